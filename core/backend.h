@@ -1,0 +1,137 @@
+/* backend.h — the one table of operations that the core runs on. core/cpu fills it, and is the reference.
+ *
+ * Rules for every operation. Activations are f32, row-major, contiguous unless a stride is given; weights are
+ * pyr_tensor of any dtype; cache rows are f32, f16, bf16 or q8_0. Pointers to numbers are backend memory (`alloc`), so
+ * that no decision of a policy makes a device wait for its host; structs and what is marked "host" are host memory. An operation never allocates: scratch is set aside by `reserve`, after which calls
+ * within the reserved sizes fail only if the device does. Outputs are overwritten unless "accumulates" is said.
+ * Results do not depend on the number of threads, and a token's results do not depend on what else is in the call
+ * (but for matrix products, whose summation order may differ between n < PYR_SMALL_N and larger n).
+ * Ties in `select` go to the lower row; NaN scores rank below everything. */
+#ifndef PYR_BACKEND_H
+#define PYR_BACKEND_H
+
+#include "runtime.h"
+#include "tensor.h"
+
+#define PYR_PAGE_ROWS 32   /* rows a page */
+#define PYR_SMALL_N 8      /* matrix products with fewer rows stream the weights once (decode) */
+
+/* A page holds PYR_PAGE_ROWS rows of K, then as many rows of V, each row head_dim values of the cache dtype.
+ * q8_0 rows need head_dim % 32 == 0. K is stored after RoPE, at its original position. */
+size_t pyr_row_bytes(pyr_dtype dtype, int head_dim);               /* one K or one V row */
+size_t pyr_page_bytes(pyr_dtype dtype, int head_dim);              /* 2 * PYR_PAGE_ROWS * pyr_row_bytes */
+
+typedef struct pyr_lane_view {   /* the rows of one lane, for reading or for in-place writing */
+  void **pages;                  /* host array; page p holds rows [p*PYR_PAGE_ROWS, …) */
+  int32_t *positions;            /* [rows] strictly ascending */
+  float *history;                /* [rows] tracked attention, or NULL */
+  int64_t rows;
+} pyr_lane_view;
+
+typedef struct pyr_layout { pyr_dtype dtype; int32_t head_dim; } pyr_layout;
+
+typedef struct pyr_work {        /* upper bounds that `reserve` prepares for */
+  int64_t tokens;                /* n of any call */
+  int64_t rows;                  /* rows of any lane */
+  int64_t sequences;             /* count of any batched call */
+  int32_t heads, kv_heads, head_dim;
+  int64_t cols;                  /* widest input of a matrix product */
+} pyr_work;
+
+/* How much a query at position q counts for the row of index j: only the last `queries` queries before the row's due
+ * date do, weighted by a ramp. The due date is the position of the newest query before the row is judged; it is known
+ * in advance because rows are judged in the order in which they leave the recent window.
+ *     due(j)  = due + (every > 0 and j >= threshold ? ((j - threshold) / every + 1) * every : 0)
+ *     i       = q - (due(j) - queries + 1)
+ *     w(q, j) = 1                                        if queries == 0 (every query counts)
+ *               0                                        if i < 0 or q > due(j)
+ *               1 + (ramp - 1) * i / (queries - 1)       otherwise (1 if queries == 1) */
+typedef struct pyr_weighting {
+  int32_t queries;
+  float ramp;
+  int64_t due, threshold, every;
+} pyr_weighting;
+
+typedef struct pyr_track {       /* history[j] = decay * history[j] + w(q, j) * mean over the lane's heads of p_h(j) */
+  pyr_weighting weighting;
+  float decay;
+} pyr_track;
+
+typedef struct pyr_attention {   /* causal attention of n queries of one sequence over its kv_heads lanes */
+  float *out;                    /* [n, heads, head_dim] */
+  float *lse;                    /* [n, heads] log of the softmax denominator: log(sum exp(scale*q.k)); or NULL */
+  const float *q;                /* [n, heads, head_dim], after RoPE */
+  const int32_t *q_pos;          /* [n] ascending. Row j is visible iff positions[j] <= q_pos[i] and
+                                    (window == 0 or q_pos[i] - positions[j] < window); a query sees itself at least */
+  const pyr_lane_view *lanes;    /* host [kv_heads]; query head h reads lane h / (heads / kv_heads) */
+  int64_t n;
+  int32_t window;
+  const pyr_track *track;        /* host; NULL: none. Only with n == 1 and lanes that have a history */
+} pyr_attention;
+
+typedef struct pyr_mass {        /* attention mass that n queries of one sequence gave to the rows [begin, end) */
+  float *out;                    /* [heads, end-begin] accumulates: += (or max=) w(q, j) * exp(scale*q.k - lse) */
+  const float *q;                /* [n, heads, head_dim] as given to attention, with its lse */
+  const float *lse;              /* [n, heads] */
+  const int32_t *q_pos;          /* [n] */
+  const pyr_lane_view *lanes;    /* host [kv_heads]; all lanes hold at least `end` rows */
+  int64_t n, begin, end;
+  int32_t window;                /* as in attention; invisible rows get nothing */
+  pyr_reduce reduce;             /* PYR_SUM or PYR_MAX over queries */
+  pyr_weighting weighting;       /* j is the row index in the lane */
+} pyr_mass;
+
+typedef struct pyr_backend pyr_backend;
+struct pyr_backend {
+  const char *name;
+  pyr_runtime *rt;
+  void *state;                                         /* the backend's own */
+  void (*close)(pyr_backend *be);                      /* frees state; the table itself belongs to the runtime */
+
+  /* memory: counted by the runtime */
+  void *(*alloc)(pyr_backend *be, size_t bytes);       /* NULL if there is none; 64-byte aligned */
+  void (*release)(pyr_backend *be, void *ptr, size_t bytes);
+  pyr_status (*copy)(pyr_backend *be, void *dst, const void *src, size_t bytes);        /* within the backend */
+  pyr_status (*upload)(pyr_backend *be, void *dst, const void *host, size_t bytes);
+  pyr_status (*download)(pyr_backend *be, void *host, const void *src, size_t bytes);   /* waits */
+  pyr_status (*reserve)(pyr_backend *be, const pyr_work *work);                         /* PYR_MEMORY; may only grow */
+
+  /* operations on each token by itself; n tokens */
+  pyr_status (*embed)(pyr_backend *be, float *out /* [n, cols] */, const pyr_tensor *table, const int32_t *ids /* [n], checked by the caller */, int64_t n);
+  pyr_status (*rms_norm)(pyr_backend *be, float *out, const float *x, const float *weight /* [d] */, int64_t n, int64_t d, float eps); /* out may be x */
+  /* out[n, w.shape[0]] = x[n, w.shape[1]] . w^T (+ bias [w.shape[0]] or NULL); accumulate: added to out */
+  pyr_status (*linear)(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, bool accumulate);
+  /* rotates the first dims of each of `heads` heads of x [n, heads, head_dim] in place; angle = pos * freq[i] in f32 */
+  pyr_status (*rope)(pyr_backend *be, float *x, const int32_t *pos /* [n] */, const float *freq /* [dims/2] */, int64_t n, int32_t heads, int32_t head_dim, int32_t dims, pyr_rope_style style, float gain);
+  pyr_status (*silu_mul)(pyr_backend *be, float *gate /* in place: silu(gate)*up */, const float *up, int64_t count);
+  pyr_status (*take_rows)(pyr_backend *be, float *x /* [n, d] in place: row i becomes row idx[i] */, const int32_t *idx /* [k] ascending */, int64_t k, int64_t d);
+  pyr_status (*take_i32)(pyr_backend *be, int32_t *x /* in place, likewise */, const int32_t *idx, int64_t k);
+
+  /* cache rows */
+  /* writes k and v [n, stride] (head_dim values each, `stride` floats apart) as rows [at, at+n) of a lane */
+  pyr_status (*store)(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, int64_t at, const float *k, const float *v, int64_t n, int64_t stride);
+  pyr_status (*attention)(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);
+  /* rows idx[0..k) of src move to rows 0..k of dst (pages, positions and history); dst may be src; the pages of dst
+   * are writable. idx [k] ascending. */
+  pyr_status (*gather)(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, pyr_layout layout, const int32_t *idx, int64_t k);
+
+  /* scores: vectors of one f32 per judged row; groups of `count` lanes or heads */
+  pyr_status (*mass)(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);
+  /* out[n] = reduce over r of in[r*stride + i], r < count (PYR_MEAN, PYR_SUM, PYR_MAX), times `scale` */
+  pyr_status (*reduce_rows)(pyr_backend *be, float *out, const float *in, int32_t count, int64_t stride, int64_t n, pyr_reduce how, float scale);
+  /* out[i] = sqrt of the sum of squares of K (what = 0) or V (1) of rows [begin, end) */
+  pyr_status (*row_norms)(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, int what);
+  pyr_status (*arith)(pyr_backend *be, float *a /* in place */, const float *b, int64_t n, pyr_score_code code /* ADD..DIV; x/0 = 0 */);
+  pyr_status (*pool)(pyr_backend *be, float *out, const float *in, int64_t n, int32_t width /* odd */, int how /* 0 average over the values inside, 1 maximum */);
+  pyr_status (*normalize)(pyr_backend *be, float *x, int64_t n);                        /* by the sum; a zero sum leaves x */
+  /* ascending indices of the k highest of score[n], each plus `offset`, ties to the lower; linear time, no sort */
+  pyr_status (*select)(pyr_backend *be, int32_t *idx /* [k] */, const float *score, int64_t n, int64_t k, int32_t offset);
+  /* out[i] = first + i */
+  pyr_status (*iota)(pyr_backend *be, int32_t *out, int32_t first, int64_t n);
+  /* out[i] = positions[i] (what 0), a hash of (seed, positions[i]) in [0, 1) (1), or value (2) */
+  pyr_status (*fill)(pyr_backend *be, float *out, const int32_t *positions, int64_t n, int what, uint64_t seed, float value);
+};
+
+pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *be);   /* fills *be */
+
+#endif

@@ -1,0 +1,324 @@
+/* pyramid.h — the only public header of Pyramid, an embedded LLM inference toolkit.
+ *
+ * Two ways in. A host that wants text uses the facade at the end of this file and never sees Lua:
+ *
+ *     pyr_host *host;
+ *     pyr_host_options options = { .threads = 2, .policy = "pyramidinfer", .policy_options = "ratio=0.8" };
+ *     if (pyr_host_open("models/tiny", &options, &host) != PYR_OK) {
+ *       fprintf(stderr, "%s\n", pyr_host_error(host)); pyr_host_close(host); return 1;
+ *     }
+ *     pyr_generate_options how = { .max_tokens = 64, .on_piece = print_piece };
+ *     if (pyr_host_generate(host, "Once upon a time", &how) != PYR_OK)
+ *       fprintf(stderr, "%s\n", pyr_host_error(host));
+ *     pyr_host_stats stats; pyr_host_get_stats(host, &stats);
+ *     pyr_host_close(host);
+ *
+ * A binding (ours is lua/) builds on the objects before it: runtime, file, model, tokenizer, cache, sampler.
+ *
+ * Conventions. Everything that can fail returns a pyr_status; the message is in the runtime (pyr_runtime_error)
+ * until the next failure. Constructors write *out only on success. `_free(NULL)` is legal. A child retains its
+ * parent, so objects may be released in any order. One runtime and its children belong to one calling thread at a
+ * time; two runtimes are independent. The library never prints, exits, reads the environment or keeps mutable
+ * globals. Layers and heads count from 0 in C; positions and token ids are 0-based everywhere. */
+#ifndef PYRAMID_H
+#define PYRAMID_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define PYR_VERSION "0.1.0"
+
+typedef enum pyr_status {
+  PYR_OK = 0,
+  PYR_ARGUMENT,     /* "argument": a value out of range, a call in the wrong state */
+  PYR_MEMORY,       /* "memory": the allocator, or the runtime's memory limit, said no */
+  PYR_BUDGET,       /* "budget": the cache's byte budget is full */
+  PYR_CONTEXT,      /* "context": more tokens than the model's context length */
+  PYR_IO,           /* "io": a file is missing, unreadable or unwritable */
+  PYR_FORMAT,       /* "format": a file is malformed; the message names file and field */
+  PYR_UNSUPPORTED,  /* "unsupported": well-formed, but not something this build can run */
+  PYR_POLICY,       /* "policy": a policy raised, or returned a plan that cannot be carried out */
+  PYR_CANCELLED,    /* "cancelled": the progress callback asked to stop */
+  PYR_DEVICE        /* "device": the device is absent or failed */
+} pyr_status;
+
+const char *pyr_status_name(pyr_status status); /* the quoted words above; "ok" for PYR_OK */
+
+/* ---- runtime: backend, allocator with a limit, threads, last error ------------------------------------------- */
+
+typedef struct pyr_runtime pyr_runtime;
+
+/* Like lua_Alloc: size 0 frees and returns NULL; otherwise (re)allocates `size` bytes aligned to at least 16, or
+ * returns NULL and leaves `ptr` alone. `old` is the size given when `ptr` was allocated, 0 for a new block. */
+typedef void *(*pyr_alloc_fn)(void *ud, void *ptr, size_t old, size_t size);
+
+/* Called between layers and chunks of long work with 0 <= done <= total; returning non-zero cancels the work. */
+typedef int (*pyr_progress_fn)(void *ud, int64_t done, int64_t total);
+
+typedef struct pyr_runtime_options {
+  const char *device;   /* "cpu" (default when NULL) or "cuda" */
+  const char *isa;      /* CPU kernels: NULL picks the best; "base", "avx2", "avx512" force one (for tests) */
+  int threads;          /* 0: number of online processors; otherwise 1..256 */
+  size_t memory_limit;  /* bytes the runtime may hold at once, mapped files excluded; 0: no limit */
+  pyr_alloc_fn alloc;   /* NULL: malloc family */
+  void *alloc_ud;
+} pyr_runtime_options;
+
+pyr_status pyr_runtime_new(const pyr_runtime_options *options, pyr_runtime **out); /* no message on failure */
+pyr_runtime *pyr_runtime_retain(pyr_runtime *rt);
+void pyr_runtime_free(pyr_runtime *rt);
+const char *pyr_runtime_error(const pyr_runtime *rt);        /* "" if nothing failed yet; owned by rt */
+size_t pyr_runtime_memory(const pyr_runtime *rt);            /* bytes held now through the allocator */
+size_t pyr_runtime_memory_peak(const pyr_runtime *rt);
+int pyr_runtime_threads(const pyr_runtime *rt);
+const char *pyr_runtime_isa(const pyr_runtime *rt);
+void pyr_runtime_on_progress(pyr_runtime *rt, pyr_progress_fn fn, void *ud); /* NULL: none */
+
+/* ---- tensors in files ---------------------------------------------------------------------------------------- */
+
+typedef enum pyr_dtype {
+  PYR_F32 = 0, PYR_F16, PYR_BF16,
+  PYR_Q8_0, PYR_Q4_0, PYR_Q4_K, PYR_Q5_K, PYR_Q6_K,   /* GGUF block formats, bit-compatible */
+  PYR_DTYPES
+} pyr_dtype;
+
+const char *pyr_dtype_name(pyr_dtype dtype);                 /* "f32", …, "q6_k"; NULL if out of range */
+int pyr_dtype_block(pyr_dtype dtype);                        /* values a block: 1, 32 or 256 */
+size_t pyr_dtype_block_bytes(pyr_dtype dtype);               /* bytes a block */
+
+typedef struct pyr_file pyr_file;   /* a read-only memory mapping */
+pyr_status pyr_file_open(pyr_runtime *rt, const char *path, pyr_file **out);
+void pyr_file_free(pyr_file *file);
+uint64_t pyr_file_size(const pyr_file *file);
+
+typedef struct pyr_tensor_spec {    /* where a tensor lies; checked against the mapping before use */
+  const char *name;                 /* for messages */
+  pyr_file *file;
+  uint64_t offset, bytes;           /* from the file's beginning */
+  pyr_dtype dtype;
+  int rank;                         /* 1 or 2 */
+  int64_t shape[2];                 /* row-major: [out, in] for a matrix, the contiguous dimension last */
+} pyr_tensor_spec;
+
+/* ---- model ----------------------------------------------------------------------------------------------------- */
+
+typedef struct pyr_model pyr_model;
+
+typedef enum pyr_rope_style { PYR_ROPE_HALF = 0 /* pairs (i, i+d/2) */, PYR_ROPE_INTERLEAVED /* pairs (2i, 2i+1) */ } pyr_rope_style;
+
+typedef struct pyr_model_config {
+  int32_t layers, heads, kv_heads, head_dim, width, ff, vocab, context;
+  float norm_eps;
+  pyr_rope_style rope_style;
+  int32_t rope_dims;        /* leading dimensions of a head that rotate; even, <= head_dim */
+  const float *rope_freq;   /* [rope_dims/2] radians per position, scaling applied by the loader; copied */
+  float rope_gain;          /* multiplies sin and cos (YaRN's attention factor); 1 otherwise */
+  const int32_t *window;    /* [layers] sliding window in positions, 0 = none; NULL = none; copied */
+} pyr_model_config;
+
+typedef enum pyr_role {     /* which weight a tensor is; shapes in brackets */
+  PYR_W_EMBED = 0,          /* [vocab, width] */
+  PYR_W_OUT_NORM,           /* [width] */
+  PYR_W_OUTPUT,             /* [vocab, width]; absent: tied to PYR_W_EMBED */
+  PYR_W_ATTN_NORM,          /* [width]; from here on per layer */
+  PYR_W_Q, PYR_W_K, PYR_W_V,            /* [heads*head_dim | kv_heads*head_dim, width] */
+  PYR_W_Q_BIAS, PYR_W_K_BIAS, PYR_W_V_BIAS,
+  PYR_W_Q_NORM, PYR_W_K_NORM,           /* [head_dim], optional */
+  PYR_W_O,                              /* [width, heads*head_dim] */
+  PYR_W_O_BIAS,
+  PYR_W_FFN_NORM,                       /* [width] */
+  PYR_W_GATE, PYR_W_UP,                 /* [ff, width] */
+  PYR_W_DOWN,                           /* [width, ff] */
+  PYR_ROLES
+} pyr_role;
+
+pyr_status pyr_model_new(pyr_runtime *rt, const pyr_model_config *config, pyr_model **out);
+/* Binds one weight. `as` < 0 keeps the file's dtype (mapped, not copied, where its alignment allows); otherwise
+ * converts matrices to `as` (f32, f16, bf16, q8_0, q4_0). Vectors are always kept as f32. `layer` is ignored for
+ * the first three roles. PYR_FORMAT: shape or bounds; PYR_ARGUMENT: bound twice, role or layer out of range. */
+pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_tensor_spec *spec, int as);
+pyr_status pyr_model_ready(pyr_model *model);   /* PYR_FORMAT naming the first weight that is missing */
+pyr_model *pyr_model_retain(pyr_model *model);
+void pyr_model_free(pyr_model *model);
+const pyr_model_config *pyr_model_get_config(const pyr_model *model);
+pyr_runtime *pyr_model_runtime(const pyr_model *model);
+uint64_t pyr_model_bytes(const pyr_model *model);            /* weights, mapped or owned */
+
+/* ---- policies: plans of what a cache keeps --------------------------------------------------------------------- */
+
+typedef struct pyr_shape {  /* what a policy is told of a layer; all it may depend on */
+  int32_t layer, layers;
+  int64_t prompt;           /* tokens of the prefill that is running, or ran last */
+  int64_t past;             /* rows the layer held before that prefill */
+  int64_t rows;             /* rows the layer holds when the plan runs (its longest lane) */
+  int64_t tokens;           /* tokens the cache has seen */
+  int32_t heads, kv_heads, head_dim;
+} pyr_shape;
+
+/* A score is a program over vectors of one value per row, run on a small stack, for one lane group at a time: the
+ * whole layer under PYR_SHARE_LAYER, one KV head under PYR_SHARE_HEAD. */
+typedef enum pyr_score_code {
+  PYR_S_ATTENTION = 0, /* push attention mass of the last n queries; a: pyr_reduce over queries, b: over heads; x: ramp */
+  PYR_S_HISTORY,       /* push attention of every query so far; b: pyr_reduce over heads; x: decay per decode step */
+  PYR_S_KEY_NORM,      /* push |K| (mean over the group's lanes) */
+  PYR_S_VALUE_NORM,    /* push |V| */
+  PYR_S_POSITION,      /* push the original position */
+  PYR_S_RANDOM,        /* push uniform [0,1) hashed from (seed n, layer, position) */
+  PYR_S_CONST,         /* push x for every row */
+  PYR_S_ADD, PYR_S_SUB, PYR_S_MUL, PYR_S_DIV,  /* pop two, push one */
+  PYR_S_POOL,          /* a: 0 average, 1 maximum, over a centred window of odd width n within the judged rows */
+  PYR_S_NORMALIZE,     /* divide by the sum over the judged rows */
+  PYR_SCORE_CODES
+} pyr_score_code;
+
+typedef enum pyr_reduce { PYR_MEAN = 0, PYR_SUM, PYR_MAX } pyr_reduce;
+
+typedef struct pyr_score_op { uint8_t code, a, b; int32_t n; float x; } pyr_score_op;
+
+#define PYR_SCORE_MAX 32
+typedef struct pyr_score { int32_t length; pyr_score_op ops[PYR_SCORE_MAX]; } pyr_score; /* length 0: by position */
+
+typedef enum pyr_share { PYR_SHARE_LAYER = 0, PYR_SHARE_HEAD } pyr_share;
+typedef enum pyr_prune { PYR_PRUNE_CACHE = 1, PYR_PRUNE_HIDDEN = 2, PYR_PRUNE_BOTH = 3 } pyr_prune;
+
+typedef struct pyr_plan {
+  int64_t keep;         /* rows of a lane that survive, guards included; >= rows: nothing is judged */
+  int64_t first, last;  /* guarded rows at either end; guards win over keep when they exceed it */
+  pyr_share share;      /* PYR_PRUNE_HIDDEN needs PYR_SHARE_LAYER */
+  pyr_prune prune;      /* in decode always PYR_PRUNE_CACHE */
+  pyr_score score;
+} pyr_plan;
+
+typedef struct pyr_trigger {  /* when decode plans run, and what is tracked until then */
+  int64_t every;        /* after this many steps; 0: never by count */
+  int64_t over;         /* when a lane holds more rows than this; 0: never by length */
+  int64_t window;       /* the last rows, never judged in decode */
+  int32_t once;         /* a row is judged once: survivors, and all rows before the prompt's window, are left alone */
+  pyr_score track;      /* one PYR_S_ATTENTION or PYR_S_HISTORY signal, or length 0 */
+} pyr_trigger;
+
+/* A policy: pure callbacks; NULL means nothing to do. An error status carries its message through
+ * pyr_runtime_set_error. `prefill` is asked once per layer before the layer runs (rows = what it will hold), and
+ * only for rows the prefill leaves alive; `trigger` once per layer after a prefill; `decode` when the trigger
+ * fires. `retain`/`release` follow the caches that use it. */
+typedef struct pyr_policy {
+  void *ud;
+  pyr_status (*prefill)(void *ud, const pyr_shape *shape, pyr_plan *plan);
+  pyr_status (*trigger)(void *ud, const pyr_shape *shape, pyr_trigger *trigger);
+  pyr_status (*decode)(void *ud, const pyr_shape *shape, pyr_plan *plan);
+  void (*retain)(void *ud);
+  void (*release)(void *ud);
+} pyr_policy;
+
+pyr_status pyr_runtime_set_error(pyr_runtime *rt, pyr_status status, const char *format, ...);
+
+/* ---- cache: one sequence ----------------------------------------------------------------------------------------- */
+
+typedef struct pyr_pool pyr_pool;   /* pages under one byte budget, shared by the caches of a batch and by forks */
+typedef struct pyr_cache pyr_cache;
+
+pyr_status pyr_pool_new(pyr_model *model, pyr_dtype dtype, size_t budget /* 0: none */, pyr_pool **out);
+void pyr_pool_free(pyr_pool *pool);
+size_t pyr_pool_bytes(const pyr_pool *pool);                 /* what all its caches hold, shared pages once */
+
+pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *policy /* may be NULL */, pyr_cache **out);
+void pyr_cache_free(pyr_cache *cache);
+pyr_model *pyr_cache_model(const pyr_cache *cache);
+pyr_pool *pyr_cache_pool(const pyr_cache *cache);
+
+#define PYR_PREFILL_ALL 1       /* logits [n, vocab] for every position; needs every token to reach the last layer */
+#define PYR_PREFILL_NO_PRUNE 2  /* append without asking the policy */
+/* Reads n >= 1 tokens; logits [vocab] of the last one (or NULL). All or nothing: on failure rows are as before. */
+pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, int flags, float *logits);
+/* One token on for each of `count` distinct caches of one model, in one forward pass; logits[i] is [vocab] or NULL.
+ * All or nothing. */
+pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits);
+pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out);          /* pages shared until written */
+pyr_status pyr_cache_clear(pyr_cache *cache);
+pyr_status pyr_cache_save(const pyr_cache *cache, const char *path);
+pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *policy, const char *path, pyr_cache **out);
+
+int64_t pyr_cache_tokens(const pyr_cache *cache);            /* tokens seen */
+int64_t pyr_cache_rows(const pyr_cache *cache, int layer, int head);         /* -1 if out of range */
+pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head, int32_t *out /* [rows] */);
+size_t pyr_cache_bytes(const pyr_cache *cache);              /* pages and per-row bookkeeping; shared pages count */
+double pyr_cache_fraction(const pyr_cache *cache);           /* rows held / (lanes * tokens); 1 for an empty cache */
+int64_t pyr_cache_computed(const pyr_cache *cache);          /* token-layers computed so far; full: tokens * layers */
+int64_t pyr_cache_evicted(const pyr_cache *cache);           /* rows dropped or never stored, over all lanes */
+
+/* ---- tokenizer --------------------------------------------------------------------------------------------------- */
+/* TOKENIZER-SECTION (to be written with core/tokenizer.c) */
+
+/* ---- sampler: logits -> id; seeded and reproducible --------------------------------------------------------------- */
+
+typedef struct pyr_sampler pyr_sampler;
+
+typedef struct pyr_logit_bias { int32_t id; float bias; } pyr_logit_bias;
+
+typedef struct pyr_sampler_options { /* zeroed: greedy */
+  float temperature;         /* 0: greedy */
+  int32_t top_k;             /* 0: off */
+  float top_p;               /* 0 or >= 1: off */
+  float min_p;               /* 0: off */
+  float repeat_penalty;      /* 0 or 1: off; divides positive logits of seen ids, multiplies negative ones (CTRL) */
+  float frequency_penalty;   /* subtracts this times the count of an id */
+  float presence_penalty;    /* subtracts this once from an id seen */
+  int32_t penalty_last;      /* how many last picks count; 0: all */
+  uint64_t seed;
+  const pyr_logit_bias *bias; /* copied */
+  int32_t bias_count;
+} pyr_sampler_options;
+
+pyr_status pyr_sampler_new(pyr_runtime *rt, const pyr_sampler_options *options, pyr_sampler **out);
+void pyr_sampler_free(pyr_sampler *sampler);
+void pyr_sampler_reset(pyr_sampler *sampler);                /* as new: seed and history */
+pyr_status pyr_sampler_accept(pyr_sampler *sampler, const int32_t *ids, int64_t n);  /* ids seen, e.g. the prompt */
+/* Picks from logits [vocab] and remembers the pick. Ties go to the lower id. PYR_ARGUMENT if no logit is finite. */
+pyr_status pyr_sampler_pick(pyr_sampler *sampler, const float *logits, int32_t vocab, int32_t *out);
+
+/* ---- facade for hosts without Lua (lua/host.c) --------------------------------------------------------------------- */
+
+typedef struct pyr_host pyr_host;
+
+typedef struct pyr_host_options {
+  int threads;                 /* as in pyr_runtime_options */
+  const char *weights;         /* NULL: as in the file; "f32", "bf16", "q8_0", … */
+  const char *policy;          /* a name, or a path to a policy file; NULL: "full" */
+  const char *policy_options;  /* "ratio=0.8 recent=0.1", or NULL */
+  const char *cache_dtype;     /* NULL: "f16" */
+  size_t cache_budget;         /* bytes; 0: none */
+  size_t memory_limit;
+} pyr_host_options;
+
+typedef struct pyr_generate_options {
+  int max_tokens;              /* 0: 256 */
+  pyr_sampler_options sampler;
+  const char *stop;            /* stop at this text, or NULL */
+  /* Called with each piece of text (valid UTF-8, NUL-terminated, `length` bytes); non-zero stops. May be NULL. */
+  int (*on_piece)(void *ud, const char *piece, size_t length);
+  pyr_progress_fn on_progress; /* while the prompt is read; may be NULL */
+  void *ud;
+} pyr_generate_options;
+
+typedef struct pyr_host_stats {
+  int64_t prompt_tokens, generated_tokens;
+  double prefill_seconds, decode_seconds;
+  size_t cache_bytes;
+  double cache_fraction;
+} pyr_host_stats;
+
+/* *out is set even on failure (NULL only when memory ran out), so that pyr_host_error can be read; always close it. */
+pyr_status pyr_host_open(const char *model_path, const pyr_host_options *options, pyr_host **out);
+pyr_status pyr_host_generate(pyr_host *host, const char *prompt, const pyr_generate_options *options);
+void pyr_host_get_stats(const pyr_host *host, pyr_host_stats *out);
+const char *pyr_host_error(const pyr_host *host);            /* legal with NULL */
+void pyr_host_close(pyr_host *host);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

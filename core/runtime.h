@@ -1,0 +1,31 @@
+/* runtime.h — the root object, as the core sees it: allocation under a limit, a thread team, progress, the message
+ * of the last failure, and the backend that runs operations. */
+#ifndef PYR_RUNTIME_H
+#define PYR_RUNTIME_H
+
+#include "pyramid.h"
+#include <stdbool.h>
+
+struct pyr_backend;
+
+/* Allocation through the host's allocator, counted against the memory limit. Sizes are exact: the caller gives back
+ * the size it asked for. All return NULL without touching the message; use pyr_nomem to report. */
+void *pyr_alloc(pyr_runtime *rt, size_t size);                     /* not zeroed; size 0 gives NULL */
+void *pyr_alloc_zero(pyr_runtime *rt, size_t size);
+void *pyr_realloc(pyr_runtime *rt, void *ptr, size_t old, size_t size);  /* NULL leaves ptr alone */
+void pyr_release(pyr_runtime *rt, void *ptr, size_t size);         /* NULL is legal */
+bool pyr_mul_size(size_t a, size_t b, size_t *out);                /* false on overflow */
+pyr_status pyr_nomem(pyr_runtime *rt, size_t wanted, const char *what);  /* PYR_MEMORY with a message */
+
+/* Runs fn(ctx, task, worker) for task = 0..tasks-1 over the team; returns when all are done. Tasks are handed out in
+ * order, one at a time; worker is 0..threads-1 and unique among tasks that run at once. Results must not depend on
+ * which worker runs a task, so that they are the same on any number of threads. Not reentrant. */
+typedef void (*pyr_task_fn)(void *ctx, int64_t task, int worker);
+void pyr_parallel(pyr_runtime *rt, pyr_task_fn fn, void *ctx, int64_t tasks);
+
+/* Reports progress; PYR_CANCELLED if the host asks to stop. */
+pyr_status pyr_progress(pyr_runtime *rt, int64_t done, int64_t total);
+
+struct pyr_backend *pyr_runtime_backend(pyr_runtime *rt);
+
+#endif
