@@ -1,0 +1,64 @@
+/* dtype.h — the number formats of weights and cache rows, and conversion of rows of them to and from f32.
+ *
+ * Owns: the arithmetic of f16, bf16 and the GGUF block formats. Does not own memory, files or tensors, and needs no
+ * runtime. Everything here is plain C, independent of the machine's instruction set, and bit-equal to the `gguf` Python
+ * package (the facts of the formats: ggml's block structs, restated in dtype.c). Source pointers may be unaligned, and
+ * so may the destinations of pyr_row_from_f32. */
+#ifndef PYR_DTYPE_H
+#define PYR_DTYPE_H
+
+#include "pyramid.h"
+#include <stdbool.h>
+#include <string.h>
+
+/* Bytes of n values, n >= 0 and a multiple of the dtype's block; 0 if it is not, or if it overflows. */
+size_t pyr_dtype_bytes(pyr_dtype dtype, int64_t n);
+
+bool pyr_dtype_valid(int dtype);           /* 0 <= dtype < PYR_DTYPES */
+bool pyr_dtype_writable(pyr_dtype dtype);  /* pyr_row_from_f32 can make it: f32, f16, bf16, q8_0, q4_0 */
+int pyr_dtype_of_name(const char *name);   /* the dtype, or -1; names as pyr_dtype_name spells them */
+size_t pyr_dtype_align(pyr_dtype dtype);   /* what a mapped tensor's address must be a multiple of: 4, 2, or 1 for blocks */
+
+/* Dequantises n values (a multiple of the block) of any dtype. */
+void pyr_row_to_f32(float *dst, const void *src, pyr_dtype dtype, int64_t n);
+
+/* Converts n values (a multiple of the block) to a writable dtype; others are left untouched. f16 and bf16 round to
+ * nearest even; NaN stays NaN. Blocks: q8_0 rounds half away from zero, q4_0 truncates x/d + 8.5, as ggml does. */
+void pyr_row_from_f32(void *dst, pyr_dtype dtype, const float *src, int64_t n);
+
+/* ---- single values, for kernels that do their own loops ------------------------------------------------------------ */
+
+static inline float pyr_f32_of_bits(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+static inline uint32_t pyr_bits_of_f32(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
+
+static inline float pyr_f32_of_bf16(uint16_t h) { return pyr_f32_of_bits((uint32_t)h << 16); }
+
+static inline uint16_t pyr_bf16_of_f32(float x) {
+  uint32_t bits = pyr_bits_of_f32(x);
+  uint32_t quiet = (bits >> 16) | 0x40u;                          /* a NaN must not round to infinity */
+  uint32_t even = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;   /* wraps only for NaN */
+  return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : even);
+}
+
+/* The exponent is moved by multiplication, so that normal, denormal and zero take one path: the 15 low bits, placed in a
+ * float, are the value divided by 2^112. Infinity and NaN get their exponent by hand. */
+static inline float pyr_f32_of_f16(uint16_t h) {
+  uint32_t sign = (uint32_t)(h & 0x8000u) << 16, rest = h & 0x7fffu;
+  float scaled = pyr_f32_of_bits(rest << 13) * 0x1p112f;
+  uint32_t bits = rest >= 0x7c00u ? (rest << 13) | 0x7f800000u : pyr_bits_of_f32(scaled);
+  return pyr_f32_of_bits(bits | sign);
+}
+
+/* Two candidates, one chosen, no branch. Normal halves: move the exponent in integers, round half to even by adding 0xfff
+ * plus the bit that will be last. Denormal halves: add 0.5, whose last mantissa bit weighs 2^-24 as a half's does, so that
+ * the adder rounds. */
+static inline uint16_t pyr_f16_of_f32(float x) {
+  uint32_t bits = pyr_bits_of_f32(x), sign = (bits >> 16) & 0x8000u, rest = bits & 0x7fffffffu;
+  uint32_t small = pyr_bits_of_f32(pyr_f32_of_bits(rest < 0x38800000u ? rest : 0u) + 0.5f) - 0x3f000000u;
+  uint32_t normal = (rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1u)) >> 13;
+  uint32_t special = rest > 0x7f800000u ? 0x7e00u | ((rest >> 13) & 0x3ffu) : 0x7c00u;
+  uint32_t h = rest < 0x38800000u ? small : rest < 0x477ff000u ? normal : special;
+  return (uint16_t)(h | sign);
+}
+
+#endif
