@@ -155,6 +155,7 @@ typedef struct pyr_shape {  /* what a policy is told of a layer; all it may depe
   int64_t prompt;           /* tokens of the prefill that is running, or ran last */
   int64_t past;             /* rows the layer held before that prefill */
   int64_t rows;             /* rows the layer holds when the plan runs (its longest lane) */
+  int64_t waiting;          /* decode: rows that may be judged now: neither judged before nor in the window */
   int64_t tokens;           /* tokens the cache has seen */
   int32_t heads, kv_heads, head_dim;
 } pyr_shape;
@@ -186,8 +187,8 @@ typedef enum pyr_share { PYR_SHARE_LAYER = 0, PYR_SHARE_HEAD } pyr_share;
 typedef enum pyr_prune { PYR_PRUNE_CACHE = 1, PYR_PRUNE_HIDDEN = 2, PYR_PRUNE_BOTH = 3 } pyr_prune;
 
 typedef struct pyr_plan {
-  int64_t keep;         /* rows of a lane that survive, guards included; >= rows: nothing is judged */
-  int64_t first, last;  /* guarded rows at either end; guards win over keep when they exceed it */
+  int64_t keep;         /* rows of a lane that survive, guards included; 1..rows; rows: nothing is judged */
+  int64_t first, last;  /* guarded rows at either end; guards win over keep where they exceed it */
   pyr_share share;      /* PYR_PRUNE_HIDDEN needs PYR_SHARE_LAYER */
   pyr_prune prune;      /* in decode always PYR_PRUNE_CACHE */
   pyr_score score;
@@ -198,15 +199,18 @@ typedef struct pyr_trigger {  /* when decode plans run, and what is tracked unti
   int64_t over;         /* when a lane holds more rows than this; 0: never by length */
   int64_t window;       /* the last rows, never judged in decode */
   int32_t once;         /* a row is judged once: survivors, and all rows before the prompt's window, are left alone */
-  pyr_score track;      /* one PYR_S_ATTENTION or PYR_S_HISTORY signal, or length 0 */
+  pyr_score_op track;   /* the PYR_S_ATTENTION or PYR_S_HISTORY signal that decode plans rank by, or any other code:
+                           none. Tracked per lane as the mean over its heads, from the prompt's queries on */
 } pyr_trigger;
 
 /* A policy: pure callbacks; NULL means nothing to do. An error status carries its message through
- * pyr_runtime_set_error. `prefill` is asked once per layer before the layer runs (rows = what it will hold), and
- * only for rows the prefill leaves alive; `trigger` once per layer after a prefill; `decode` when the trigger
- * fires. `retain`/`release` follow the caches that use it. */
+ * pyr_runtime_set_error. Plans are asked for before the work they belong to, so that a policy that fails loses
+ * nothing: `prefill` once per layer before the layer runs, `trigger` right after it (rows = what the plan leaves),
+ * `decode` before the step at whose end the trigger fires (rows = with that step's row). `retain`/`release` follow
+ * the caches that use the policy. */
 typedef struct pyr_policy {
   void *ud;
+  const char *name;     /* for messages; lives as long as ud */
   pyr_status (*prefill)(void *ud, const pyr_shape *shape, pyr_plan *plan);
   pyr_status (*trigger)(void *ud, const pyr_shape *shape, pyr_trigger *trigger);
   pyr_status (*decode)(void *ud, const pyr_shape *shape, pyr_plan *plan);

@@ -1,0 +1,43 @@
+/* pages.h — the page pool: fixed-size pages of rows, handed out and returned under one byte budget.
+ *
+ * A page is shared by counting references; whoever wants to write needs the only reference. Freed pages go back to
+ * the allocator at once, so the pool's bytes are what its caches hold. The pool also counts the per-row bookkeeping
+ * of lanes (positions, history), and keeps the workspace of decode steps between them. */
+#ifndef PYR_PAGES_H
+#define PYR_PAGES_H
+
+#include "backend.h"
+
+typedef struct pyr_page {
+  int32_t refs;
+  void *data;              /* backend memory, pyr_page_bytes(layout) */
+} pyr_page;
+
+struct pyr_pool {
+  int32_t refs;
+  pyr_model *model;        /* retained */
+  pyr_runtime *rt;
+  pyr_backend *be;
+  pyr_layout layout;
+  size_t page_bytes;
+  size_t budget;           /* 0: none */
+  size_t held;             /* pages and bookkeeping, each shared page once */
+  void *work;              /* the decode step's workspace, backend memory */
+  size_t work_bytes;
+};
+
+pyr_pool *pyr_pool_retain(pyr_pool *pool);
+
+/* A fresh page with one reference, contents undefined. PYR_BUDGET or PYR_MEMORY. */
+pyr_status pyr_page_new(pyr_pool *pool, pyr_page **out);
+void pyr_page_retain(pyr_page *page);
+void pyr_page_free(pyr_pool *pool, pyr_page *page);            /* drops one reference; NULL is legal */
+
+/* Backend memory counted against the pool's budget (positions, history). */
+pyr_status pyr_pool_alloc(pyr_pool *pool, size_t bytes, void **out);
+void pyr_pool_release(pyr_pool *pool, void *ptr, size_t bytes);
+
+/* The decode workspace, at least `bytes` long; contents are not kept when it grows. Not counted against the budget. */
+pyr_status pyr_pool_work(pyr_pool *pool, size_t bytes, void **out);
+
+#endif
