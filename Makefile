@@ -1,0 +1,101 @@
+# Pyramid. A newcomer on Debian or Ubuntu needs git and make; `make demo` fetches the rest, builds and shows.
+#
+#   make demo                  set up, build, and read a long prompt with and without PyramidInfer
+#   make test [SPEC=word …]    set up, build, run the specs (those whose file name contains a word)
+#   make                       build/pyramid (a Lua 5.4 host), libpyramid.a, libpyramid.so, pyramid.so (for `require`)
+#   make check                 luacheck, layering, file sizes, and every spec under ASan and UBSan
+#   make bench                 timings
+#   make install PREFIX=/usr/local [DESTDIR=]        make deps        make clean
+
+B      := build
+PREFIX := /usr/local
+CFLAGS ?= -O3 -g
+NEEDS  := gcc libc6-dev pkg-config lua5.4 liblua5.4-dev lua-cjson-dev lua-argparse lua-busted libdnnl-dev libpcre2-dev
+NEEDS_CHECK := $(NEEDS) lua-check
+
+VERSION  := $(shell sed -n 's/^\#define PYR_VERSION "\(.*\)"/\1/p' core/pyramid.h)
+MACHINE  := $(shell $(CC) -dumpmachine 2>/dev/null)
+PACKAGES := lua5.4 libpcre2-8
+C11      := -std=c11 -D_GNU_SOURCE -Wall -Wextra -fPIC -fvisibility=hidden -fopenmp-simd -pthread
+INCLUDES := -Icore -Ilua $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
+LIBS     := -l:liblua5.4-cjson.a -lpcre2-8 -ldnnl -lgomp -lpthread -lm -ldl
+
+# lua/main.c is the program; everything else, and the Lua text packed into bundle.c, is the library.
+SOURCES := $(filter-out lua/main.c,$(wildcard core/*.c core/*/*.c lua/*.c))
+OBJECTS := $(SOURCES:%.c=$(B)/obj/%.o) $(B)/obj/bundle.o
+MAIN    := $(B)/obj/lua/main.o
+TEXT    := lua/pyramid policies scripts
+
+.PHONY: build deps demo test bench check install clean FORCE
+build: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so
+
+# Kernels are compiled once for each instruction set and picked at run time; only x86 has more than the base.
+ifneq ($(filter x86_64%,$(MACHINE)),)
+$(B)/obj/core/cpu/kernels_avx2.o:   ISA := -mavx2 -mfma -mf16c
+$(B)/obj/core/cpu/kernels_avx512.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c
+endif
+
+$(B)/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(C11) $(CFLAGS) $(ISA) $(INCLUDES) -MMD -MP -c -o $@ $<
+
+$(B)/obj/bundle.o: $(B)/bundle.c
+	@mkdir -p $(@D)
+	$(CC) $(C11) $(CFLAGS) $(INCLUDES) -c -o $@ $<
+
+# Both rules run each time, and touch their file only if it changes: sources and texts may come and go.
+$(B)/bundle.c: FORCE
+	@mkdir -p $(B)
+	@lua5.4 lua/bundle.lua $@ $(TEXT)
+$(B)/objects: FORCE
+	@mkdir -p $(B)
+	@echo '$(OBJECTS)' | cmp -s - $@ || echo '$(OBJECTS)' >$@
+
+$(B)/libpyramid.a: $(OBJECTS) $(B)/objects
+	@rm -f $@
+	$(AR) rcs $@ $(OBJECTS)
+
+# The host brings Lua to pyramid.so; libpyramid.so uses the system's shared Lua, as its host does if it has one at all.
+$(B)/pyramid.so: $(OBJECTS) $(B)/objects
+	$(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,--exclude-libs,ALL -o $@ $(OBJECTS) $(LIBS)
+$(B)/libpyramid.so: $(OBJECTS) $(B)/objects
+	$(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,libpyramid.so -Wl,--exclude-libs,ALL -o $@ $(OBJECTS) $(LIBS) -llua5.4
+# -E: Lua modules written in C find the API in the program.
+$(B)/pyramid: $(MAIN) $(B)/libpyramid.a
+	$(CC) $(CFLAGS) $(LDFLAGS) -Wl,-E -o $@ $^ $(LIBS) -l:liblua5.4.a -lm -ldl
+
+-include $(OBJECTS:.o=.d) $(MAIN:.o=.d)
+
+deps:
+	@sh spec/support/deps.sh $(NEEDS)
+
+# `deps` may have just brought what the lines above look for, so the rest is another make.
+demo: deps
+	@$(MAKE) --no-print-directory build
+	@$(B)/pyramid demo
+test: deps
+	@$(MAKE) --no-print-directory build
+	@PYRAMID_BUILD=$(B) $(B)/pyramid spec/run.lua $(SPEC)
+bench: build
+	@$(B)/pyramid bench
+
+# The whole suite again with the sanitizers. suppressions.txt says what is forgiven, and why.
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+check:
+	@sh spec/support/deps.sh $(NEEDS_CHECK)
+	luacheck --quiet lua policies scripts spec
+	lua5.4 spec/support/layering.lua
+	@ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	LSAN_OPTIONS=suppressions=spec/support/suppressions.txt:print_suppressions=0 \
+	$(MAKE) --no-print-directory test B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" SPEC="$(SPEC)"
+
+install: build
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin include lib/pkgconfig lib/lua/5.4)
+	install $(B)/pyramid $(DESTDIR)$(PREFIX)/bin/
+	install -m 644 core/pyramid.h $(DESTDIR)$(PREFIX)/include/
+	install -m 644 $(B)/libpyramid.a $(B)/libpyramid.so $(DESTDIR)$(PREFIX)/lib/
+	install -m 644 $(B)/pyramid.so $(DESTDIR)$(PREFIX)/lib/lua/5.4/
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' lua/pyramid.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/pyramid.pc
+
+clean:
+	rm -rf $(B)

@@ -1,0 +1,17 @@
+/* bundle.h — the Lua texts packed into the library by lua/bundle.lua, sorted by kind and name. Constant data. */
+#ifndef PYR_BUNDLE_H
+#define PYR_BUNDLE_H
+
+#include <stddef.h>
+
+typedef struct pyr_bundle_entry {
+  const char *kind;   /* "module", "policy" or "script"; NULL ends the table */
+  const char *name;   /* "pyramid.score", "snapkv", "generate" */
+  const char *chunk;  /* what Lua calls it in messages: "@pyramid/score.lua" */
+  size_t length;
+  const char *text;   /* [length] */
+} pyr_bundle_entry;
+
+extern const pyr_bundle_entry pyr_bundle[];
+
+#endif
