@@ -1,0 +1,351 @@
+/* cache.c — lanes of rows: reserve, truncate, unshare, gather; and the life of a cache: new, fork, clear, restore.
+ *
+ * Invariants. A lane's pages 0..page_count-1 exist; row r lies in page r / PYR_PAGE_ROWS. Pages may be shared with
+ * forks; a page is written only while it has one reference. positions and history are never shared: they are small,
+ * and the history of two forks differs from the first step on. Every operation that can fail leaves rows as they were.
+ *
+ * Saving and loading is in cache_file.c. */
+#include "cache.h"
+#include "model.h"
+
+#include <string.h>
+
+static int64_t pages_for(int64_t rows) { return (rows + PYR_PAGE_ROWS - 1) / PYR_PAGE_ROWS; }
+
+pyr_lane_view pyr_lane_get_view(const pyr_lane *lane) {
+  return (pyr_lane_view){ lane->data, lane->positions, lane->history, lane->rows };
+}
+
+/* ---- the page table ------------------------------------------------------------------------------------------ */
+
+/* Room for `count` pages in the table (both host arrays); grows by half, so that appending is linear. */
+static pyr_status table_grow(pyr_cache *cache, pyr_lane *lane, int64_t count) {
+  if (count <= lane->page_cap) return PYR_OK;
+  pyr_runtime *rt = cache->pool->rt;
+  int64_t cap = lane->page_cap + lane->page_cap / 2 + 4;
+  if (cap < count) cap = count;
+  size_t old = (size_t)lane->page_cap * sizeof(void *), size = (size_t)cap * sizeof(void *);
+  pyr_page **pages = pyr_alloc(rt, size);
+  void **data = pyr_alloc(rt, size);
+  if (!pages || !data) {
+    pyr_release(rt, pages, size);
+    pyr_release(rt, data, size);
+    return pyr_nomem(rt, size, "a page table");
+  }
+  if (lane->page_count) {
+    memcpy(pages, lane->pages, (size_t)lane->page_count * sizeof(void *));
+    memcpy(data, lane->data, (size_t)lane->page_count * sizeof(void *));
+  }
+  pyr_release(rt, lane->pages, old);
+  pyr_release(rt, lane->data, old);
+  lane->pages = pages;
+  lane->data = data;
+  lane->page_cap = cap;
+  return PYR_OK;
+}
+
+/* positions (and history, if the lane has or should have one) for `cap` rows, cap >= rows. */
+static pyr_status rows_resize(pyr_cache *cache, pyr_lane *lane, int64_t cap, bool history) {
+  pyr_pool *pool = cache->pool;
+  pyr_backend *be = pool->be;
+  history = history || lane->history;
+  if (cap == lane->row_cap && history == (lane->history != NULL)) return PYR_OK;
+  size_t bytes = (size_t)cap * sizeof(int32_t), old = (size_t)lane->row_cap * sizeof(int32_t);
+  size_t used = (size_t)lane->rows * sizeof(int32_t);
+  void *positions = NULL, *tracked = NULL;
+  pyr_status status = PYR_OK;
+  if (cap > 0) {
+    status = pyr_pool_alloc(pool, bytes, &positions);
+    if (status == PYR_OK && history) status = pyr_pool_alloc(pool, bytes, &tracked);
+    if (status == PYR_OK && used) status = be->copy(be, positions, lane->positions, used);
+    if (status == PYR_OK && tracked && used && lane->history) status = be->copy(be, tracked, lane->history, used);
+    if (status == PYR_OK && tracked) {   /* what is new, or new to tracking, starts at zero */
+      int64_t from = lane->history ? lane->rows : 0;
+      if (cap > from) status = be->fill(be, (float *)tracked + from, NULL, cap - from, 2, 0, 0.0f);
+    }
+    if (status != PYR_OK) {
+      pyr_pool_release(pool, positions, bytes);
+      pyr_pool_release(pool, tracked, bytes);
+      return status;
+    }
+  }
+  pyr_pool_release(pool, lane->positions, old);
+  pyr_pool_release(pool, lane->history, old);
+  lane->positions = positions;
+  lane->history = tracked;
+  lane->row_cap = cap;
+  return PYR_OK;
+}
+
+/* Replaces a shared page by a copy. */
+static pyr_status page_unshare(pyr_cache *cache, pyr_lane *lane, int64_t index) {
+  pyr_pool *pool = cache->pool;
+  pyr_page *page = lane->pages[index], *fresh = NULL;
+  if (page->refs == 1) return PYR_OK;
+  pyr_status status = pyr_page_new(pool, &fresh);
+  if (status != PYR_OK) return status;
+  status = pool->be->copy(pool->be, fresh->data, page->data, pool->page_bytes);
+  if (status != PYR_OK) {
+    pyr_page_free(pool, fresh);
+    return status;
+  }
+  pyr_page_free(pool, page);
+  lane->pages[index] = fresh;
+  lane->data[index] = fresh->data;
+  return PYR_OK;
+}
+
+static void drop_pages(pyr_cache *cache, pyr_lane *lane, int64_t keep) {
+  while (lane->page_count > keep) pyr_page_free(cache->pool, lane->pages[--lane->page_count]);
+}
+
+/* ---- lanes ------------------------------------------------------------------------------------------------------ */
+
+pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history) {
+  int64_t count = pages_for(lane->rows + more), before = lane->page_count;
+  pyr_status status = table_grow(cache, lane, count);
+  while (status == PYR_OK && lane->page_count < count) {
+    pyr_page *page = NULL;
+    status = pyr_page_new(cache->pool, &page);
+    if (status != PYR_OK) break;
+    lane->pages[lane->page_count] = page;
+    lane->data[lane->page_count++] = page->data;
+  }
+  if (status == PYR_OK && more > 0 && lane->rows % PYR_PAGE_ROWS != 0)
+    status = page_unshare(cache, lane, lane->rows / PYR_PAGE_ROWS);
+  if (status == PYR_OK)
+    status = rows_resize(cache, lane, lane->page_count * PYR_PAGE_ROWS, history);
+  if (status != PYR_OK) drop_pages(cache, lane, before);
+  return status;
+}
+
+void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane) {
+  drop_pages(cache, lane, pages_for(lane->rows));
+  /* A smaller block may not be had while memory is short; the old one then serves on and stays counted. */
+  (void)rows_resize(cache, lane, lane->page_count * PYR_PAGE_ROWS, false);
+}
+
+void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows) {
+  if (rows < lane->rows) lane->rows = rows;
+  pyr_lane_trim(cache, lane);
+}
+
+pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from) {
+  pyr_status status = PYR_OK;
+  for (int64_t p = from / PYR_PAGE_ROWS; p < lane->page_count && status == PYR_OK; p++)
+    status = page_unshare(cache, lane, p);
+  return status;
+}
+
+pyr_status pyr_lane_gather(pyr_cache *cache, pyr_lane *lane, const int32_t *idx, int64_t keep, int64_t fixed) {
+  pyr_pool *pool = cache->pool;
+  pyr_runtime *rt = pool->rt;
+  if (keep >= lane->rows) return PYR_OK;
+  int64_t skip = fixed / PYR_PAGE_ROWS;                    /* leading pages whose rows stay where they are */
+  int64_t count = pages_for(keep), changed = count > skip ? count - skip : 0, copied = 0;
+  int64_t offset = skip * PYR_PAGE_ROWS;
+  size_t bytes = (size_t)changed * sizeof(void *);
+  pyr_status status = PYR_OK;
+  pyr_page **fresh = NULL;
+  void **data = NULL;
+  if (changed > 0) {
+    fresh = pyr_alloc_zero(rt, bytes);
+    data = pyr_alloc(rt, bytes);
+    if (!fresh || !data) {
+      status = pyr_nomem(rt, bytes, "a page table");
+      goto done;
+    }
+    for (int64_t p = 0; p < changed; p++) {
+      pyr_page *old = lane->pages[skip + p];
+      if (old->refs > 1) {
+        status = pyr_page_new(pool, &fresh[p]);
+        if (status != PYR_OK) goto done;
+        copied++;
+      }
+      data[p] = fresh[p] ? fresh[p]->data : old->data;
+    }
+    pyr_lane_view src = pyr_lane_get_view(lane);
+    pyr_lane_view dst = { data, lane->positions + offset, lane->history ? lane->history + offset : NULL, keep - offset };
+    status = pool->be->gather(pool->be, &dst, &src, pool->layout, idx + offset, keep - offset);
+    if (status != PYR_OK) goto done;
+    for (int64_t p = 0; p < changed; p++) {
+      if (!fresh[p]) continue;
+      pyr_page_free(pool, lane->pages[skip + p]);
+      lane->pages[skip + p] = fresh[p];
+      lane->data[skip + p] = data[p];
+      fresh[p] = NULL;
+    }
+  }
+  cache->evicted += lane->rows - keep;
+  lane->rows = keep;
+  pyr_lane_trim(cache, lane);
+done:
+  if (fresh && copied)
+    for (int64_t p = 0; p < changed; p++) pyr_page_free(pool, fresh[p]);
+  pyr_release(rt, fresh, fresh ? bytes : 0);
+  pyr_release(rt, data, data ? bytes : 0);
+  return status;
+}
+
+static void lane_free(pyr_cache *cache, pyr_lane *lane) {
+  pyr_runtime *rt = cache->pool->rt;
+  drop_pages(cache, lane, 0);
+  pyr_pool_release(cache->pool, lane->positions, (size_t)lane->row_cap * sizeof(int32_t));
+  pyr_pool_release(cache->pool, lane->history, (size_t)lane->row_cap * sizeof(float));
+  pyr_release(rt, lane->pages, (size_t)lane->page_cap * sizeof(void *));
+  pyr_release(rt, lane->data, (size_t)lane->page_cap * sizeof(void *));
+  memset(lane, 0, sizeof *lane);
+}
+
+/* Shares all pages of src. The destination is empty. */
+static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *src) {
+  pyr_status status = table_grow(cache, dst, src->page_count);
+  if (status != PYR_OK) return status;
+  dst->rows = 0;
+  status = rows_resize(cache, dst, src->row_cap, src->history != NULL);
+  if (status != PYR_OK) return status;
+  pyr_backend *be = cache->pool->be;
+  size_t used = (size_t)src->rows * sizeof(int32_t);
+  if (used) status = be->copy(be, dst->positions, src->positions, used);
+  if (status == PYR_OK && used && src->history) status = be->copy(be, dst->history, src->history, used);
+  if (status != PYR_OK) return status;
+  for (int64_t p = 0; p < src->page_count; p++) {
+    pyr_page_retain(src->pages[p]);
+    dst->pages[p] = src->pages[p];
+    dst->data[p] = src->data[p];
+  }
+  dst->page_count = src->page_count;
+  dst->rows = src->rows;
+  return PYR_OK;
+}
+
+/* ---- caches ------------------------------------------------------------------------------------------------------- */
+
+pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *policy, pyr_cache **out) {
+  pyr_runtime *rt = pool->rt;
+  if (pool->model != model)
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the pool belongs to another model");
+  pyr_cache *cache = pyr_alloc_zero(rt, sizeof *cache);
+  if (!cache) return pyr_nomem(rt, sizeof *cache, "a cache");
+  cache->refs = 1;
+  cache->layers = model->config.layers;
+  cache->heads = model->config.kv_heads;
+  cache->pool = pyr_pool_retain(pool);
+  size_t lanes = (size_t)cache->layers * (size_t)cache->heads;
+  cache->lanes = pyr_alloc_zero(rt, lanes * sizeof *cache->lanes);
+  cache->states = pyr_alloc_zero(rt, (size_t)cache->layers * sizeof *cache->states);
+  if (!cache->lanes || !cache->states) {
+    pyr_cache_free(cache);
+    return pyr_nomem(rt, lanes * sizeof *cache->lanes, "a cache's lanes");
+  }
+  if (policy) {
+    cache->policy = *policy;
+    if (policy->retain) policy->retain(policy->ud);
+  }
+  *out = cache;
+  return PYR_OK;
+}
+
+static void free_lanes(pyr_cache *cache) {
+  if (cache->lanes)
+    for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++) lane_free(cache, &cache->lanes[i]);
+}
+
+void pyr_cache_free(pyr_cache *cache) {
+  if (cache == NULL || --cache->refs > 0) return;
+  pyr_runtime *rt = cache->pool->rt;
+  pyr_pool *pool = cache->pool;
+  pyr_policy policy = cache->policy;
+  free_lanes(cache);
+  if (cache->lanes) pyr_release(rt, cache->lanes, (size_t)cache->layers * (size_t)cache->heads * sizeof *cache->lanes);
+  if (cache->states) pyr_release(rt, cache->states, (size_t)cache->layers * sizeof *cache->states);
+  pyr_release(rt, cache, sizeof *cache);
+  if (policy.release) policy.release(policy.ud);
+  pyr_pool_free(pool);
+}
+
+pyr_model *pyr_cache_model(const pyr_cache *cache) { return cache->pool->model; }
+pyr_pool *pyr_cache_pool(const pyr_cache *cache) { return cache->pool; }
+
+pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out) {
+  pyr_cache *copy = NULL;
+  pyr_status status = pyr_cache_new(cache->pool->model, cache->pool, cache->policy.ud ? &cache->policy : NULL, &copy);
+  if (status != PYR_OK) return status;
+  memcpy(copy->states, cache->states, (size_t)cache->layers * sizeof *cache->states);
+  copy->tokens = cache->tokens;
+  copy->prompt = cache->prompt;
+  copy->past = cache->past;
+  copy->computed = cache->computed;
+  copy->evicted = cache->evicted;
+  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
+    status = lane_share(copy, &copy->lanes[i], &cache->lanes[i]);
+  if (status != PYR_OK) {
+    pyr_cache_free(copy);
+    return status;
+  }
+  *out = copy;
+  return PYR_OK;
+}
+
+pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out) { return pyr_cache_snapshot(cache, out); }
+
+void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot) {
+  pyr_cache spoiled = *cache;
+  int32_t refs = cache->refs;
+  *cache = *snapshot;
+  cache->refs = refs;
+  spoiled.refs = 1;
+  *snapshot = spoiled;
+  pyr_cache_free(snapshot);
+}
+
+pyr_status pyr_cache_clear(pyr_cache *cache) {
+  free_lanes(cache);
+  memset(cache->states, 0, (size_t)cache->layers * sizeof *cache->states);
+  cache->tokens = cache->prompt = cache->past = cache->computed = cache->evicted = 0;
+  return PYR_OK;
+}
+
+/* ---- questions ------------------------------------------------------------------------------------------------------ */
+
+int64_t pyr_cache_tokens(const pyr_cache *cache) { return cache->tokens; }
+int64_t pyr_cache_computed(const pyr_cache *cache) { return cache->computed; }
+int64_t pyr_cache_evicted(const pyr_cache *cache) { return cache->evicted; }
+
+int64_t pyr_cache_rows(const pyr_cache *cache, int layer, int head) {
+  if (layer < 0 || layer >= cache->layers || head < 0 || head >= cache->heads) return -1;
+  return pyr_cache_lane(cache, layer, head)->rows;
+}
+
+int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer) {
+  int64_t rows = 0;
+  for (int head = 0; head < cache->heads; head++) {
+    int64_t held = pyr_cache_lane(cache, layer, head)->rows;
+    if (held > rows) rows = held;
+  }
+  return rows;
+}
+
+pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head, int32_t *out) {
+  pyr_backend *be = cache->pool->be;
+  if (pyr_cache_rows(cache, layer, head) < 0)
+    return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT, "no lane at layer %d, head %d", layer + 1, head + 1);
+  const pyr_lane *lane = pyr_cache_lane(cache, layer, head);
+  return lane->rows ? be->download(be, out, lane->positions, (size_t)lane->rows * sizeof(int32_t)) : PYR_OK;
+}
+
+size_t pyr_cache_bytes(const pyr_cache *cache) {
+  size_t bytes = 0;
+  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++) {
+    const pyr_lane *lane = &cache->lanes[i];
+    bytes += (size_t)lane->page_count * cache->pool->page_bytes;
+    bytes += (size_t)lane->row_cap * (sizeof(int32_t) + (lane->history ? sizeof(float) : 0));
+  }
+  return bytes;
+}
+
+double pyr_cache_fraction(const pyr_cache *cache) {
+  int64_t lanes = (int64_t)cache->layers * cache->heads, rows = 0;
+  for (int64_t i = 0; i < lanes; i++) rows += cache->lanes[i].rows;
+  return cache->tokens ? (double)rows / ((double)lanes * (double)cache->tokens) : 1.0;
+}

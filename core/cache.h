@@ -1,0 +1,65 @@
+/* cache.h — one sequence's rows: layers -> lanes -> pages.
+ *
+ * A lane is the rows of one KV head of one layer: K and V in pages, and beside them, one entry a row, the original
+ * positions and (where the policy tracks attention) a history. Lanes of a layer may differ in length. The cache
+ * knows nothing of scores and plans (plan.c) nor of transformers (forward.c); it appends, gathers, shares, rolls
+ * back and counts. Rows are written by the backend through lane views. */
+#ifndef PYR_CACHE_H
+#define PYR_CACHE_H
+
+#include "pages.h"
+
+typedef struct pyr_lane {
+  pyr_page **pages;        /* [page_cap] the first page_count are held */
+  void **data;             /* [page_cap] their memory, as the backend wants it */
+  int64_t page_count, page_cap;
+  int32_t *positions;      /* [row_cap] backend memory */
+  float *history;          /* [row_cap] or NULL */
+  int64_t row_cap;         /* page_count * PYR_PAGE_ROWS */
+  int64_t rows;
+} pyr_lane;
+
+typedef struct pyr_layer_state {  /* what decode plans need to know of a layer */
+  pyr_trigger trigger;
+  int64_t judged;          /* once: leading rows that are never judged (again) */
+  int64_t since;           /* steps since the prefill or since the trigger fired */
+} pyr_layer_state;
+
+struct pyr_cache {
+  int32_t refs;
+  pyr_pool *pool;          /* retained; retains the model */
+  pyr_policy policy;       /* retained through its own callback; all NULL: none */
+  int32_t layers, heads;   /* lanes are [layers][heads] with heads = the model's kv_heads */
+  pyr_lane *lanes;
+  pyr_layer_state *states; /* [layers] */
+  int64_t tokens;          /* seen */
+  int64_t prompt, past;    /* of the last prefill: its tokens; rows are per layer */
+  int64_t computed;        /* token-layers */
+  int64_t evicted;         /* rows dropped or never stored */
+};
+
+static inline pyr_lane *pyr_cache_lane(const pyr_cache *cache, int layer, int head) {
+  return &cache->lanes[(int64_t)layer * cache->heads + head];
+}
+
+pyr_lane_view pyr_lane_get_view(const pyr_lane *lane);
+int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer);   /* of its longest lane */
+
+/* Makes room for `more` rows in a lane and makes the pages they touch writable (a shared tail page is copied).
+ * `history`: whether rows carry one; a history that appears later starts at zero. All or nothing. */
+pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history);
+/* Drops rows from `rows` on and the pages that no longer hold any. Cannot fail. */
+void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows);
+/* Gives back pages beyond the rows held (after a reserve that was not used). */
+void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane);
+/* Copies shared pages from row `from` on, so that a later gather cannot fail. */
+pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from);
+/* Keeps rows idx[0..keep), ascending backend memory, of which the first `fixed` are known to be 0..fixed-1: pages of
+ * those stay shared. Fails only where shared pages must be copied; then the lane is as before. */
+pyr_status pyr_lane_gather(pyr_cache *cache, pyr_lane *lane, const int32_t *idx, int64_t keep, int64_t fixed);
+
+/* A copy that shares all pages; also the snapshot that a failed prefill returns to. */
+pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out);
+void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot);     /* swaps contents; frees the snapshot */
+
+#endif
