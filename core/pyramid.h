@@ -32,6 +32,10 @@ extern "C" {
 
 #define PYR_VERSION "0.1.0"
 
+#if defined(__GNUC__)
+#pragma GCC visibility push(default) /* what this header declares is all that the shared library exports */
+#endif
+
 typedef enum pyr_status {
   PYR_OK = 0,
   PYR_ARGUMENT,     /* "argument": a value out of range, a call in the wrong state */
@@ -321,6 +325,10 @@ pyr_status pyr_host_generate(pyr_host *host, const char *prompt, const pyr_gener
 void pyr_host_get_stats(const pyr_host *host, pyr_host_stats *out);
 const char *pyr_host_error(const pyr_host *host);            /* legal with NULL */
 void pyr_host_close(pyr_host *host);
+
+#if defined(__GNUC__)
+#pragma GCC visibility pop
+#endif
 
 #ifdef __cplusplus
 }

@@ -24,15 +24,40 @@ void pyr_lua_open_logits(lua_State *L);     /* llogits.c */
 void pyr_lua_open_sampler(lua_State *L);    /* lsampler.c */
 void pyr_lua_open_ops(lua_State *L);        /* lops.c: single operations, for the specs */
 
+/* Callbacks out of the core (progress, policies) run Lua in the state that made the core call, and may not throw
+ * through it. So every binding function whose core call may call back brackets it, with nothing of Lua's in between:
+ *
+ *     lua_State *outer = pyr_lua_enter(L);
+ *     pyr_status status = pyr_cache_prefill(…);
+ *     pyr_lua_leave(L, outer);                      // raises what a progress callback raised
+ *
+ * A callback finds the state in the world it got as, or keeps in, its `ud`. Calls nest: a callback may make core calls
+ * on other objects. */
+typedef struct pyr_lua_world { lua_State *running; int failed; } pyr_lua_world; /* running: NULL outside of core calls */
+pyr_lua_world *pyr_lua_get_world(lua_State *L);   /* one for each Lua universe; lives until lua_close frees it */
+lua_State *pyr_lua_enter(lua_State *L);
+void pyr_lua_leave(lua_State *L, lua_State *outer);
+/* Pops a value to be raised by the next pyr_lua_leave. Allocates nothing, raises nothing. */
+void pyr_lua_keep_error(lua_State *L, pyr_lua_world *world);
+
+/* Raises unless every key of the table at `arg` (nil or none: an empty one) is in `known`, a list that ends with NULL.
+ * `what` begins the message: "sampler". */
+void pyr_lua_check_keys(lua_State *L, int arg, const char *what, const char *const known[]);
+
 /* Handles out of arguments; raise if the object is of another class or closed. */
 pyr_runtime *pyr_lua_check_runtime(lua_State *L, int arg);
 pyr_file *pyr_lua_check_file(lua_State *L, int arg);
 pyr_model *pyr_lua_check_model(lua_State *L, int arg);
+const float *pyr_lua_check_logits(lua_State *L, int arg, int32_t *vocab);
 
 /* Fills a policy from the Lua policy value at `arg` (nil: no callbacks). Its callbacks call back into Lua through
  * the state that is running (pyr_lua_enter), with errors caught and turned into PYR_POLICY. */
 void pyr_lua_to_policy(lua_State *L, int arg, pyr_runtime *rt, pyr_policy *out);
 
-int luaopen_pyramid(lua_State *L);          /* lpyramid.c: preloads the bundled modules, returns `require "pyramid"` */
+/* lpyramid.c: preloads the bundled modules, returns `require "pyramid.init"`. The one name that hosts look up. */
+__attribute__((visibility("default"))) int luaopen_pyramid(lua_State *L);
+/* The first half of it: the modules of `pyramid`, and with `vendored` also cjson and argparse, in package.preload;
+ * what is there already stays. For hosts of our own. */
+void pyr_lua_preload(lua_State *L, int vendored);
 
 #endif
