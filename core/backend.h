@@ -71,6 +71,7 @@ typedef struct pyr_attention {   /* causal attention of n queries of one sequenc
 
 typedef struct pyr_mass {        /* attention mass that n queries of one sequence gave to the rows [begin, end) */
   float *out;                    /* [heads, end-begin] accumulates: += (or max=) w(q, j) * exp(scale*q.k - lse) */
+  int64_t stride;                /* floats from head to head in out, >= end-begin */
   const float *q;                /* [n, heads, head_dim] as given to attention, with its lse */
   const float *lse;              /* [n, heads] */
   const int32_t *q_pos;          /* [n] */
