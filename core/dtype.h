@@ -40,17 +40,17 @@ static inline uint16_t pyr_bf16_of_f32(float x) {
   return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : even);
 }
 
-/* The exponent is moved by multiplication, so that normal, denormal and zero take one path: the 15 low bits, placed in a
- * float, are the value divided by 2^112. Infinity and NaN get their exponent by hand. */
+/* Normal, special and denormal halves are all computed and one is chosen, without a branch: the exponent is moved in
+ * integers, and the mantissa of a denormal counts units of 2^-24. No arithmetic meets a denormal float. */
 static inline float pyr_f32_of_f16(uint16_t h) {
   uint32_t sign = (uint32_t)(h & 0x8000u) << 16, rest = h & 0x7fffu;
-  float scaled = pyr_f32_of_bits(rest << 13) * 0x1p112f;
-  uint32_t bits = rest >= 0x7c00u ? (rest << 13) | 0x7f800000u : pyr_bits_of_f32(scaled);
-  return pyr_f32_of_bits(bits | sign);
+  uint32_t normal = (rest << 13) + (rest >= 0x7c00u ? 0x70000000u : 0x38000000u);
+  uint32_t small = pyr_bits_of_f32((float)(int32_t)rest * 0x1p-24f);
+  return pyr_f32_of_bits((rest < 0x400u ? small : normal) | sign);
 }
 
-/* Two candidates, one chosen, no branch. Normal halves: move the exponent in integers, round half to even by adding 0xfff
- * plus the bit that will be last. Denormal halves: add 0.5, whose last mantissa bit weighs 2^-24 as a half's does, so that
+/* Likewise. Normal halves: move the exponent in integers, round half to even by adding 0xfff plus the bit that will be
+ * last. Denormal halves: add 0.5, whose last mantissa bit weighs 2^-24 as a half's does, so that
  * the adder rounds. */
 static inline uint16_t pyr_f16_of_f32(float x) {
   uint32_t bits = pyr_bits_of_f32(x), sign = (bits >> 16) & 0x8000u, rest = bits & 0x7fffffffu;

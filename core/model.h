@@ -38,6 +38,7 @@ struct pyr_model {
   /* model.c's own */
   int refs;
   uint64_t bytes;                   /* of all weights, mapped or owned */
+  int64_t done, expected;           /* values of matrices bound so far, and in all, for progress */
   struct pyr_owned *owned;          /* blocks to release */
   size_t owned_count, owned_room;
   pyr_file **files;                 /* retained because tensors point into them */

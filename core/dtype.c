@@ -1,0 +1,186 @@
+/* dtype.c — conversion of rows of weights and cache rows to and from f32.
+ *
+ * Owns the arithmetic of the formats, nothing else (see dtype.h). All of it assumes a little-endian machine, as the files
+ * do. The formats, each stored block after block:
+ *
+ *   q8_0   32 values,  34 bytes: f16 d; int8 q[32]                        x = d q
+ *   q4_0   32 values,  18 bytes: f16 d; u8 q[16], low nibbles first       x = d (q - 8)
+ *   q4_k  256 values, 144 bytes: f16 d, dmin; u8 s[12]; u8 q[128]         x = (d scale) q - (dmin min)
+ *   q5_k  256 values, 176 bytes: f16 d, dmin; u8 s[12]; u8 h[32]; u8 q[128]      likewise, q's bit 4 in h
+ *   q6_k  256 values, 210 bytes: u8 q[128]; u8 h[64]; int8 scale[16]; f16 d      x = (d scale) (q - 32)
+ *
+ * In q4_k and q5_k a scale and a min of 6 bits serve 32 values; in q6_k a scale serves 16. The order of the products is
+ * part of the format: with it results are bit-equal to the `gguf` package's, so multiply-add must not be contracted.
+ * Loops run over one block with fixed bounds and no branches, so that compilers turn them into vector code. */
+#include "dtype.h"
+
+#ifdef __clang__
+#pragma STDC FP_CONTRACT OFF   /* GCC keeps them apart under -std=c11 */
+#endif
+
+static const struct { const char *name; int block; uint16_t bytes, align; bool writable; } formats[PYR_DTYPES] = {
+  [PYR_F32]  = { "f32", 1, 4, 4, true },     [PYR_F16]  = { "f16", 1, 2, 2, true },
+  [PYR_BF16] = { "bf16", 1, 2, 2, true },    [PYR_Q8_0] = { "q8_0", 32, 34, 1, true },
+  [PYR_Q4_0] = { "q4_0", 32, 18, 1, true },  [PYR_Q4_K] = { "q4_k", 256, 144, 1, false },
+  [PYR_Q5_K] = { "q5_k", 256, 176, 1, false }, [PYR_Q6_K] = { "q6_k", 256, 210, 1, false },
+};
+
+bool pyr_dtype_valid(int dtype) { return dtype >= 0 && dtype < PYR_DTYPES; }
+const char *pyr_dtype_name(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].name : NULL; }
+int pyr_dtype_block(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].block : 0; }
+size_t pyr_dtype_block_bytes(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].bytes : 0; }
+size_t pyr_dtype_align(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].align : 1; }
+bool pyr_dtype_writable(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) && formats[dtype].writable; }
+
+int pyr_dtype_of_name(const char *name) {
+  for (int i = 0; i < PYR_DTYPES; i++)
+    if (strcmp(formats[i].name, name) == 0) return i;
+  return -1;
+}
+
+size_t pyr_dtype_bytes(pyr_dtype dtype, int64_t n) {
+  if (!pyr_dtype_valid((int)dtype) || n <= 0 || n % formats[dtype].block != 0) return 0;
+  uint64_t blocks = (uint64_t)n / (uint64_t)formats[dtype].block;
+  return blocks > SIZE_MAX / formats[dtype].bytes ? 0 : (size_t)blocks * formats[dtype].bytes;
+}
+
+static uint16_t load16(const uint8_t *p) { uint16_t h; memcpy(&h, p, 2); return h; }
+static void store16(uint8_t *p, uint16_t h) { memcpy(p, &h, 2); }
+
+/* ---- to f32 -------------------------------------------------------------------------------------------------------- */
+
+static void f16_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) dst[i] = pyr_f32_of_f16(load16(src + 2 * i));
+}
+
+static void bf16_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) dst[i] = pyr_f32_of_bf16(load16(src + 2 * i));
+}
+
+static void q8_0_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float d = pyr_f32_of_f16(load16(src));
+  for (int i = 0; i < 32; i++) dst[i] = (float)(int8_t)src[2 + i] * d;
+}
+
+static void q4_0_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float d = pyr_f32_of_f16(load16(src));
+  for (int i = 0; i < 16; i++) dst[i] = d * (float)((int)(src[2 + i] & 15) - 8);
+  for (int i = 0; i < 16; i++) dst[16 + i] = d * (float)((int)(src[2 + i] >> 4) - 8);
+}
+
+/* The eight scales and mins of a q4_k or q5_k block. The first four lie in the low 6 bits of s[0..3] and s[4..7]; of the
+ * last four, the low 4 bits share s[8..11] and the high 2 are the top bits of s[0..3] and s[4..7]. */
+static void scales_of(const uint8_t *src, float scale[8], float min[8]) {
+  float d = pyr_f32_of_f16(load16(src)), dmin = pyr_f32_of_f16(load16(src + 2));
+  const uint8_t *s = src + 4;
+  for (int i = 0; i < 4; i++) {
+    scale[i] = d * (float)(s[i] & 63);
+    min[i] = dmin * (float)(s[4 + i] & 63);
+    scale[4 + i] = d * (float)((s[8 + i] & 15) | ((s[i] >> 2) & 48));
+    min[4 + i] = dmin * (float)((s[8 + i] >> 4) | ((s[4 + i] >> 2) & 48));
+  }
+}
+
+static void q4_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float scale[8], min[8];
+  scales_of(src, scale, min);
+  const uint8_t *q = src + 16;
+  for (int g = 0; g < 8; g += 2, q += 32, dst += 64) {
+    for (int i = 0; i < 32; i++) dst[i] = scale[g] * (float)(q[i] & 15) - min[g];
+    for (int i = 0; i < 32; i++) dst[32 + i] = scale[g + 1] * (float)(q[i] >> 4) - min[g + 1];
+  }
+}
+
+static void q5_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float scale[8], min[8];
+  scales_of(src, scale, min);
+  const uint8_t *h = src + 16, *q = src + 48;
+  for (int g = 0; g < 8; g += 2, q += 32, dst += 64) {
+    for (int i = 0; i < 32; i++) dst[i] = scale[g] * (float)((q[i] & 15) | ((h[i] >> g & 1) << 4)) - min[g];
+    for (int i = 0; i < 32; i++) dst[32 + i] = scale[g + 1] * (float)((q[i] >> 4) | ((h[i] >> (g + 1) & 1) << 4)) - min[g + 1];
+  }
+}
+
+static void q6_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  const uint8_t *q = src, *h = src + 128, *s = src + 192;
+  float d = pyr_f32_of_f16(load16(src + 208)), scale[16];
+  for (int i = 0; i < 16; i++) scale[i] = d * (float)(int8_t)s[i];
+  /* each half: 64 bytes of q and 32 of h make four runs of 32 values */
+  for (int half = 0; half < 2; half++, q += 64, h += 32, dst += 128)
+    for (int run = 0; run < 4; run++) {
+      const uint8_t *low = q + 32 * (run & 1);
+      int shift = 4 * (run >> 1), shift_h = 2 * run;
+      for (int part = 0; part < 2; part++) {
+        float scaled = scale[half * 8 + run * 2 + part];
+        for (int i = 16 * part; i < 16 * part + 16; i++)
+          dst[32 * run + i] = scaled * (float)(((low[i] >> shift & 15) | ((h[i] >> shift_h & 3) << 4)) - 32);
+      }
+    }
+}
+
+void pyr_row_to_f32(float *dst, const void *src, pyr_dtype dtype, int64_t n) {
+  const uint8_t *from = src;
+  switch (dtype) {
+    case PYR_F32: if (n > 0) memcpy(dst, from, (size_t)n * 4); break;
+    case PYR_F16: f16_to_f32(dst, from, n); break;
+    case PYR_BF16: bf16_to_f32(dst, from, n); break;
+    case PYR_Q8_0: for (; n >= 32; n -= 32, dst += 32, from += 34) q8_0_to_f32(dst, from); break;
+    case PYR_Q4_0: for (; n >= 32; n -= 32, dst += 32, from += 18) q4_0_to_f32(dst, from); break;
+    case PYR_Q4_K: for (; n >= 256; n -= 256, dst += 256, from += 144) q4_k_to_f32(dst, from); break;
+    case PYR_Q5_K: for (; n >= 256; n -= 256, dst += 256, from += 176) q5_k_to_f32(dst, from); break;
+    case PYR_Q6_K: for (; n >= 256; n -= 256, dst += 256, from += 210) q6_k_to_f32(dst, from); break;
+    default: break;
+  }
+}
+
+/* ---- from f32 ------------------------------------------------------------------------------------------------------ */
+
+static void f16_from_f32(uint8_t *restrict dst, const float *restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) store16(dst + 2 * i, pyr_f16_of_f32(src[i]));
+}
+
+static void bf16_from_f32(uint8_t *restrict dst, const float *restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) store16(dst + 2 * i, pyr_bf16_of_f32(src[i]));
+}
+
+/* x, made safe to convert to int: NaN becomes low. */
+static float clamp(float x, float low, float high) { x = x > low ? x : low; return x < high ? x : high; }
+
+static void q8_0_from_f32(uint8_t *restrict dst, const float *restrict src) {
+  float most = 0;
+  for (int i = 0; i < 32; i++) { float a = src[i] < 0 ? -src[i] : src[i]; most = a > most ? a : most; }
+  float d = most / 127.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
+  store16(dst, pyr_f16_of_f32(d));
+  for (int i = 0; i < 32; i++) {
+    /* half away from zero: the integer part, and one more if twice the fraction reaches 1; both exact */
+    float x = src[i] * inverse, a = clamp(x < 0 ? -x : x, 0, 127);
+    int whole = (int)a, rounded = whole + (int)(2.0f * (a - (float)whole));
+    dst[2 + i] = (uint8_t)(x < 0 ? -rounded : rounded);
+  }
+}
+
+static void q4_0_from_f32(uint8_t *restrict dst, const float *restrict src) {
+  float most = 0, extreme = 0;   /* the first value of the largest magnitude, with its sign, becomes -8 */
+  for (int i = 0; i < 32; i++) {
+    float a = src[i] < 0 ? -src[i] : src[i];
+    if (a > most) { most = a; extreme = src[i]; }
+  }
+  float d = extreme / -8.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
+  store16(dst, pyr_f16_of_f32(d));
+  for (int i = 0; i < 16; i++) {
+    int low = (int)clamp(src[i] * inverse + 8.5f, 0, 15), high = (int)clamp(src[16 + i] * inverse + 8.5f, 0, 15);
+    dst[2 + i] = (uint8_t)(low | high << 4);
+  }
+}
+
+void pyr_row_from_f32(void *dst, pyr_dtype dtype, const float *src, int64_t n) {
+  uint8_t *to = dst;
+  switch (dtype) {
+    case PYR_F32: if (n > 0) memcpy(to, src, (size_t)n * 4); break;
+    case PYR_F16: f16_from_f32(to, src, n); break;
+    case PYR_BF16: bf16_from_f32(to, src, n); break;
+    case PYR_Q8_0: for (; n >= 32; n -= 32, to += 34, src += 32) q8_0_from_f32(to, src); break;
+    case PYR_Q4_0: for (; n >= 32; n -= 32, to += 18, src += 32) q4_0_from_f32(to, src); break;
+    default: break;
+  }
+}

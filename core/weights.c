@@ -1,0 +1,108 @@
+/* weights.c — files mapped into memory, and the check that turns a tensor's description into a view of one.
+ *
+ * A file is mapped once, whole, private and read-only; the pages come in as they are touched, and the kernel may drop
+ * them again, so mapped weights do not count against the runtime's memory limit. The mapping outlives the descriptor.
+ * A file that somebody shortens while it is mapped is beyond help here, as in every program that maps files.
+ *
+ * The check believes nothing: every quantity of a description is compared with the mapping by subtraction, never by a
+ * sum that could wrap. */
+#define _POSIX_C_SOURCE 200809L
+#include "weights.h"
+#include "dtype.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct pyr_file {
+  pyr_runtime *rt;
+  int refs;
+  void *data;
+  size_t size;
+  size_t path_size;
+  char path[];
+};
+
+pyr_status pyr_file_open(pyr_runtime *rt, const char *path, pyr_file **out) {
+  if (!path || !out) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "file: no path");
+  size_t path_size = strlen(path) + 1;
+  pyr_file *file = NULL;
+  pyr_status status = PYR_OK;
+  struct stat st;
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return pyr_runtime_set_error(rt, PYR_IO, "%s: %s", path, strerror(errno));
+  if (fstat(fd, &st) != 0) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: %s", path, strerror(errno)); goto fail; }
+  if (S_ISDIR(st.st_mode)) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: is a directory", path); goto fail; }
+  if (!S_ISREG(st.st_mode)) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: not a regular file", path); goto fail; }
+  if (st.st_size <= 0) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: the file is empty", path); goto fail; }
+  if ((uint64_t)st.st_size > SIZE_MAX / 2) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: too large to map", path); goto fail; }
+
+  file = pyr_alloc_zero(rt, sizeof *file + path_size);
+  if (!file) { status = pyr_nomem(rt, sizeof *file + path_size, "a file"); goto fail; }
+  file->path_size = path_size;
+  memcpy(file->path, path, path_size);
+  file->size = (size_t)st.st_size;
+  file->data = mmap(NULL, file->size, PROT_READ, MAP_PRIVATE, fd, 0);
+  if (file->data == MAP_FAILED) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: cannot map: %s", path, strerror(errno)); goto fail; }
+  close(fd);
+  file->rt = pyr_runtime_retain(rt);
+  file->refs = 1;
+  *out = file;
+  return PYR_OK;
+fail:
+  close(fd);
+  if (file) pyr_release(rt, file, sizeof *file + path_size);
+  return status;
+}
+
+pyr_file *pyr_file_retain(pyr_file *file) {
+  file->refs++;
+  return file;
+}
+
+void pyr_file_free(pyr_file *file) {
+  if (!file || --file->refs > 0) return;
+  pyr_runtime *rt = file->rt;
+  munmap(file->data, file->size);
+  pyr_release(rt, file, sizeof *file + file->path_size);
+  pyr_runtime_free(rt);
+}
+
+uint64_t pyr_file_size(const pyr_file *file) { return file->size; }
+const char *pyr_file_path(const pyr_file *file) { return file->path; }
+const void *pyr_file_data(const pyr_file *file) { return file->data; }
+
+pyr_status pyr_tensor_view(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_tensor *view, bool *aligned) {
+  const char *name = spec->name ? spec->name : "(unnamed)";
+  if (!spec->file) return pyr_runtime_set_error(rt, PYR_FORMAT, "tensor %s: no file", name);
+  const pyr_file *file = spec->file;
+#define BAD(...) pyr_runtime_set_error(rt, PYR_FORMAT, __VA_ARGS__)
+  if (!pyr_dtype_valid((int)spec->dtype)) return BAD("%s: tensor %s: unknown dtype %d", file->path, name, (int)spec->dtype);
+  if (spec->rank != 1 && spec->rank != 2) return BAD("%s: tensor %s: rank %d, not 1 or 2", file->path, name, spec->rank);
+  int64_t rows = spec->rank == 2 ? spec->shape[0] : 1, cols = spec->shape[spec->rank - 1];
+  if (rows < 1 || cols < 1)
+    return BAD("%s: tensor %s: a dimension of %lld", file->path, name, (long long)(rows < 1 ? rows : cols));
+  if (cols % pyr_dtype_block(spec->dtype) != 0)
+    return BAD("%s: tensor %s: rows of %lld values are no multiple of %s's block of %d", file->path, name,
+               (long long)cols, pyr_dtype_name(spec->dtype), pyr_dtype_block(spec->dtype));
+  size_t stride = pyr_dtype_bytes(spec->dtype, cols), bytes;
+  if (stride == 0 || (uint64_t)rows > SIZE_MAX || !pyr_mul_size(stride, (size_t)rows, &bytes))
+    return BAD("%s: tensor %s: shape overflows", file->path, name);
+  if (spec->bytes != bytes)
+    return BAD("%s: tensor %s: %llu bytes, where shape and dtype need %llu", file->path, name,
+               (unsigned long long)spec->bytes, (unsigned long long)bytes);
+  if (spec->offset > file->size || bytes > file->size - spec->offset)
+    return BAD("%s: tensor %s: bytes %llu..%llu lie outside the file of %llu", file->path, name,
+               (unsigned long long)spec->offset, (unsigned long long)(spec->offset + bytes), (unsigned long long)file->size);
+#undef BAD
+  const char *data = (const char *)file->data + spec->offset;
+  *aligned = (uintptr_t)data % pyr_dtype_align(spec->dtype) == 0;
+  *view = (pyr_tensor){ .data = data, .dtype = spec->dtype, .rank = spec->rank, .stride = stride };
+  view->shape[0] = spec->rank == 2 ? rows : cols;
+  view->shape[1] = spec->rank == 2 ? cols : 1;
+  if (spec->rank == 1) view->stride = pyr_dtype_block(spec->dtype) == 1 ? pyr_dtype_block_bytes(spec->dtype) : 0;
+  return PYR_OK;
+}
