@@ -24,6 +24,9 @@ void pyr_lua_open_logits(lua_State *L);     /* llogits.c */
 void pyr_lua_open_sampler(lua_State *L);    /* lsampler.c */
 void pyr_lua_open_ops(lua_State *L);        /* lops.c: single operations, for the specs */
 
+/* Registers the metatable `name`: methods, and `close` as method, __close and __gc. Names with __ are metamethods. */
+void pyr_lua_new_class(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction close);
+
 /* Callbacks out of the core (progress, policies) run Lua in the state that made the core call, and may not throw
  * through it. So every binding function whose core call may call back brackets it, with nothing of Lua's in between:
  *

@@ -1,0 +1,257 @@
+/* lpyramid.c — the door to the library for Lua: bundled modules, the table `pyramid.core`, and what the binding's
+ * files share (options, failures, callbacks).
+ *
+ * Owns: the bundle (constant data) and the way modules are found in it. Keeps no state outside the lua_State: two
+ * states of one process see nothing of each other. Sets no globals. */
+#include "lpyramid.h"
+#include "bundle.h"
+
+#include <string.h>
+#include <lualib.h>
+
+int luaopen_cjson(lua_State *L);        /* lua-cjson, linked in */
+int luaopen_cjson_safe(lua_State *L);
+
+/* Addresses that serve as keys of the registry. */
+static const char world_key = 'w', error_key = 'e', searcher_key = 's';
+
+/* ---- failures and options -------------------------------------------------------------------------------------- */
+
+int pyr_lua_fail(lua_State *L, const pyr_runtime *rt, pyr_status status) {
+  const char *message = rt ? pyr_runtime_error(rt) : "";
+  lua_pushnil(L);
+  lua_pushstring(L, *message ? message : pyr_status_name(status));
+  lua_pushstring(L, pyr_status_name(status));
+  return 3;
+}
+
+void pyr_lua_check_keys(lua_State *L, int arg, const char *what, const char *const known[]) {
+  if (lua_isnoneornil(L, arg)) return;
+  luaL_checktype(L, arg, LUA_TTABLE);
+  lua_pushnil(L);
+  while (lua_next(L, arg)) {
+    lua_pop(L, 1);
+    const char *key = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : NULL;
+    int i = 0;
+    while (known[i] && !(key && strcmp(known[i], key) == 0)) i++;
+    if (known[i]) continue;
+    luaL_Buffer list;
+    const char *shown = luaL_tolstring(L, -1, NULL);
+    luaL_buffinit(L, &list);
+    for (i = 0; known[i]; i++) {
+      if (i) luaL_addstring(&list, ", ");
+      luaL_addstring(&list, known[i]);
+    }
+    luaL_pushresult(&list);
+    luaL_error(L, "%s: unknown option '%s' (known: %s)", what, shown, lua_tostring(L, -1));
+  }
+}
+
+void pyr_lua_new_class(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction close) {
+  if (luaL_newmetatable(L, name)) {
+    int metatable = lua_gettop(L);
+    lua_newtable(L);
+    for (; methods->name; methods++) {
+      lua_pushcfunction(L, methods->func);
+      lua_setfield(L, strncmp(methods->name, "__", 2) == 0 ? metatable : metatable + 1, methods->name);
+    }
+    lua_pushcfunction(L, close);
+    lua_setfield(L, -2, "close");
+    lua_setfield(L, metatable, "__index");
+    lua_pushcfunction(L, close);
+    lua_setfield(L, metatable, "__close");
+    lua_pushcfunction(L, close);
+    lua_setfield(L, metatable, "__gc");
+  }
+  lua_pop(L, 1);
+}
+
+/* ---- callbacks ---------------------------------------------------------------------------------------------------- */
+
+pyr_lua_world *pyr_lua_get_world(lua_State *L) {
+  if (lua_rawgetp(L, LUA_REGISTRYINDEX, &world_key) != LUA_TUSERDATA) {
+    lua_pop(L, 1);
+    pyr_lua_world *world = lua_newuserdatauv(L, sizeof *world, 0);
+    *world = (pyr_lua_world){ NULL, 0 };
+    /* the error's slot first: from now on it exists, so that keep_error never allocates */
+    lua_pushboolean(L, 0);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &error_key);
+    lua_pushvalue(L, -1);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &world_key);
+  }
+  pyr_lua_world *world = lua_touserdata(L, -1);
+  lua_pop(L, 1);
+  return world;
+}
+
+lua_State *pyr_lua_enter(lua_State *L) {
+  pyr_lua_world *world = pyr_lua_get_world(L);
+  lua_State *outer = world->running;
+  world->running = L;
+  return outer;
+}
+
+void pyr_lua_leave(lua_State *L, lua_State *outer) {
+  pyr_lua_world *world = pyr_lua_get_world(L);
+  world->running = outer;
+  if (!world->failed) return;
+  world->failed = 0;
+  luaL_checkstack(L, 2, NULL);
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &error_key);
+  lua_pushboolean(L, 0);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &error_key);
+  lua_error(L);
+}
+
+void pyr_lua_keep_error(lua_State *L, pyr_lua_world *world) {
+  if (lua_isnil(L, -1)) {     /* error(nil): a nil would take the slot away */
+    lua_pop(L, 1);
+    lua_pushboolean(L, 0);
+  }
+  lua_rawsetp(L, LUA_REGISTRYINDEX, &error_key);
+  world->failed = 1;
+}
+
+/* ---- the bundle ------------------------------------------------------------------------------------------------- */
+
+static const pyr_bundle_entry *find_entry(const char *kind, const char *name) {
+  for (const pyr_bundle_entry *e = pyr_bundle; e->kind; e++)
+    if (strcmp(e->kind, kind) == 0 && strcmp(e->name, name) == 0) return e;
+  return NULL;
+}
+
+static const char *check_kind(lua_State *L, int arg) {
+  static const char *const kinds[] = { "module", "policy", "script", NULL };
+  return kinds[luaL_checkoption(L, arg, NULL, kinds)];
+}
+
+/* core.bundled(kind, name) -> text, chunk name; or nil */
+static int core_bundled(lua_State *L) {
+  const pyr_bundle_entry *e = find_entry(check_kind(L, 1), luaL_checkstring(L, 2));
+  if (e == NULL) return 0;
+  lua_pushlstring(L, e->text, e->length);
+  lua_pushstring(L, e->chunk);
+  return 2;
+}
+
+/* core.bundled_list(kind) -> names, sorted */
+static int core_bundled_list(lua_State *L) {
+  const char *kind = check_kind(L, 1);
+  lua_Integer n = 0;
+  lua_newtable(L);
+  for (const pyr_bundle_entry *e = pyr_bundle; e->kind; e++) {
+    if (strcmp(e->kind, kind) != 0) continue;
+    lua_pushstring(L, e->name);
+    lua_rawseti(L, -2, ++n);
+  }
+  return 1;
+}
+
+/* The loader of one bundled module: upvalue 1 is its entry. */
+static int load_module(lua_State *L) {
+  const pyr_bundle_entry *e = lua_touserdata(L, lua_upvalueindex(1));
+  lua_settop(L, 2);                                   /* name, what the searcher says of it */
+  if (luaL_loadbufferx(L, e->text, e->length, e->chunk, "t") != LUA_OK) return lua_error(L);
+  lua_insert(L, 1);
+  lua_call(L, 2, 1);
+  return 1;
+}
+
+static int open_core(lua_State *L) {
+  static const luaL_Reg functions[] = {
+    { "bundled", core_bundled }, { "bundled_list", core_bundled_list }, { NULL, NULL }
+  };
+  luaL_newlib(L, functions);
+  lua_pushliteral(L, PYR_VERSION);
+  lua_setfield(L, -2, "version");
+  pyr_lua_open_runtime(L);
+  pyr_lua_open_model(L);
+  pyr_lua_open_tokenizer(L);
+  pyr_lua_open_policy(L);
+  pyr_lua_open_cache(L);
+  pyr_lua_open_logits(L);
+  pyr_lua_open_sampler(L);
+  pyr_lua_open_ops(L);
+  return 1;
+}
+
+static const luaL_Reg native[] = { { "pyramid", luaopen_pyramid }, { "pyramid.core", open_core }, { NULL, NULL } };
+static const luaL_Reg vendored[] = { { "cjson", luaopen_cjson }, { "cjson.safe", luaopen_cjson_safe }, { NULL, NULL } };
+
+static int is_ours(const char *name) { return strncmp(name, "pyramid", 7) == 0; }
+
+/* Pushes the loader of other people's modules that we carry (argparse, cjson); pushes nothing if there is none. */
+static int push_vendored(lua_State *L, const char *name) {
+  for (const luaL_Reg *r = vendored; r->name; r++)
+    if (strcmp(r->name, name) == 0) return lua_pushcfunction(L, r->func), 1;
+  const pyr_bundle_entry *e = find_entry("module", name);
+  if (e == NULL || is_ours(name)) return 0;
+  lua_pushlightuserdata(L, (void *)e);
+  lua_pushcclosure(L, load_module, 1);
+  return 1;
+}
+
+/* The last of package.searchers in other people's hosts: their own cjson and argparse come first. */
+static int search_vendored(lua_State *L) {
+  const char *name = luaL_checkstring(L, 1);
+  if (push_vendored(L, name)) return 1;
+  lua_pushfstring(L, "no module '%s' in libpyramid", name);
+  return 1;
+}
+
+/* preload[name] = the value on top of the stack (popped), unless the host has put something there. */
+static void set_preload(lua_State *L, int preload, const char *name) {
+  if (lua_getfield(L, preload, name) == LUA_TNIL) {
+    lua_pushvalue(L, -2);
+    lua_setfield(L, preload, name);
+  }
+  lua_pop(L, 2);
+}
+
+void pyr_lua_preload(lua_State *L, int with_vendored) {
+  luaL_checkstack(L, 6, NULL);
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
+  int preload = lua_gettop(L);
+  for (const luaL_Reg *r = native; r->name; r++) {
+    lua_pushcfunction(L, r->func);
+    set_preload(L, preload, r->name);
+  }
+  for (const pyr_bundle_entry *e = pyr_bundle; e->kind; e++) {
+    if (strcmp(e->kind, "module") != 0 || !is_ours(e->name)) continue;
+    lua_pushlightuserdata(L, (void *)e);
+    lua_pushcclosure(L, load_module, 1);
+    set_preload(L, preload, e->name);
+  }
+  if (with_vendored) {
+    for (const luaL_Reg *r = vendored; r->name; r++) {
+      lua_pushcfunction(L, r->func);
+      set_preload(L, preload, r->name);
+    }
+    push_vendored(L, "argparse");
+    set_preload(L, preload, "argparse");
+  }
+  lua_pop(L, 1);
+}
+
+/* Appends search_vendored to package.searchers, once. */
+static void add_searcher(lua_State *L) {
+  if (lua_rawgetp(L, LUA_REGISTRYINDEX, &searcher_key) == LUA_TNIL
+      && luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE)
+      && lua_getfield(L, -1, "package") == LUA_TTABLE && lua_getfield(L, -1, "searchers") == LUA_TTABLE) {
+    lua_pushcfunction(L, search_vendored);
+    lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
+    lua_pushboolean(L, 1);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &searcher_key);
+  }
+}
+
+int luaopen_pyramid(lua_State *L) {
+  luaL_checkversion(L);
+  pyr_lua_preload(L, 0);
+  add_searcher(L);
+  lua_settop(L, 0);
+  if (lua_getglobal(L, "require") != LUA_TFUNCTION) return luaL_error(L, "pyramid needs the `package` library");
+  lua_pushliteral(L, "pyramid.init");
+  lua_call(L, 1, 1);
+  return 1;
+}

@@ -1,0 +1,205 @@
+/* lruntime.c — runtimes and mapped files for Lua.
+ *
+ *   core.runtime { threads = 0, device = "cpu", isa = nil, memory = 0 } -> runtime
+ *   runtime:threads()  :isa()  :memory()  :memory_peak()  :close()
+ *   runtime:on_progress(fn)      fn(done, total) is called now and then in long work; true cancels it; nil: none
+ *   core.file(runtime, path) -> file        file:size()  :close()
+ *
+ * Runtimes: the progress function is the box's user value, so that it lives as long as the box and no longer. The
+ * core's callback gets the box's address and looks the box up in a table with weak values. What the function raises
+ * is kept, cancels the work, and goes on from the binding function that made the core call (pyr_lua_leave). */
+#include "lpyramid.h"
+
+#include <stdbool.h>
+
+#define RUNTIME "pyramid.runtime"
+#define FILE_CLASS "pyramid.file"
+
+typedef struct runtime_box { pyr_runtime *rt; pyr_lua_world *world; } runtime_box;
+typedef struct file_box { pyr_file *file; } file_box;
+
+static const char boxes_key = 'b';
+
+/* ---- progress ------------------------------------------------------------------------------------------------------ */
+
+typedef struct progress_call { runtime_box *box; int64_t done, total; bool stop; } progress_call;
+
+/* Runs protected. */
+static int call_progress(lua_State *L) {
+  progress_call *call = lua_touserdata(L, 1);
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &boxes_key);
+  if (lua_rawgetp(L, -1, call->box) != LUA_TUSERDATA) return 0;
+  lua_getiuservalue(L, -1, 1);
+  lua_pushinteger(L, call->done);
+  lua_pushinteger(L, call->total);
+  lua_call(L, 2, 1);
+  call->stop = lua_toboolean(L, -1);
+  return 0;
+}
+
+static int on_progress(void *ud, int64_t done, int64_t total) {
+  progress_call call = { ud, done, total, false };
+  pyr_lua_world *world = call.box->world;
+  lua_State *L = world->running;
+  if (L == NULL) return 0;                 /* a core call that was not bracketed: nowhere to run Lua */
+  if (world->failed || !lua_checkstack(L, 2)) return 1;
+  lua_pushcfunction(L, call_progress);
+  lua_pushlightuserdata(L, &call);
+  if (lua_pcall(L, 1, 0, 0) == LUA_OK) return call.stop;
+  pyr_lua_keep_error(L, world);
+  return 1;
+}
+
+/* ---- runtimes ------------------------------------------------------------------------------------------------------- */
+
+static runtime_box *check_runtime_box(lua_State *L, int arg) {
+  runtime_box *box = luaL_checkudata(L, arg, RUNTIME);
+  if (box->rt == NULL) luaL_argerror(L, arg, "the runtime is closed");
+  return box;
+}
+
+pyr_runtime *pyr_lua_check_runtime(lua_State *L, int arg) { return check_runtime_box(L, arg)->rt; }
+
+static int core_runtime(lua_State *L) {
+  static const char *const known[] = { "threads", "device", "isa", "memory", NULL };
+  pyr_lua_check_keys(L, 1, "runtime", known);
+  pyr_runtime_options options = { 0 };
+  lua_settop(L, 1);
+  if (!lua_isnil(L, 1)) {
+    lua_getfield(L, 1, "threads");
+    lua_getfield(L, 1, "device");
+    lua_getfield(L, 1, "isa");
+    lua_getfield(L, 1, "memory");
+    lua_Integer threads = luaL_optinteger(L, 2, 0), memory = luaL_optinteger(L, 5, 0);
+    if (threads < 0 || threads > 256) return luaL_error(L, "runtime: threads must be 0 (all processors) to 256");
+    if (memory < 0) return luaL_error(L, "runtime: memory must be a number of bytes, or 0 for no limit");
+    options.threads = (int)threads;
+    options.device = luaL_optstring(L, 3, NULL);
+    options.isa = luaL_optstring(L, 4, NULL);
+    options.memory_limit = (size_t)memory;
+  }
+  runtime_box *box = lua_newuserdatauv(L, sizeof *box, 1);
+  *box = (runtime_box){ NULL, pyr_lua_get_world(L) };
+  luaL_setmetatable(L, RUNTIME);
+  lua_rawgetp(L, LUA_REGISTRYINDEX, &boxes_key);
+  lua_pushvalue(L, -2);
+  lua_rawsetp(L, -2, box);
+  lua_pop(L, 1);
+  pyr_status status = pyr_runtime_new(&options, &box->rt);
+  if (status == PYR_OK) return 1;
+  lua_pushnil(L);
+  switch (status) {   /* there is no runtime to hold a message */
+    case PYR_UNSUPPORTED: lua_pushfstring(L, "runtime: this build or machine has no isa '%s'", options.isa ? options.isa : ""); break;
+    case PYR_DEVICE: lua_pushfstring(L, "runtime: device '%s' is not available", options.device ? options.device : "cpu"); break;
+    case PYR_ARGUMENT:
+      lua_pushfstring(L, "runtime: unknown device or isa (device '%s', isa '%s')", options.device ? options.device : "cpu",
+                      options.isa ? options.isa : "best");
+      break;
+    default: lua_pushfstring(L, "runtime: out of %s", pyr_status_name(status)); break;
+  }
+  lua_pushstring(L, pyr_status_name(status));
+  return 3;
+}
+
+static int runtime_close(lua_State *L) {
+  runtime_box *box = luaL_checkudata(L, 1, RUNTIME);
+  if (box->rt) {
+    pyr_runtime_on_progress(box->rt, NULL, NULL);    /* children may keep the runtime; the box goes */
+    pyr_runtime_free(box->rt);
+    box->rt = NULL;
+    lua_pushnil(L);
+    lua_setiuservalue(L, 1, 1);
+  }
+  return 0;
+}
+
+static int runtime_on_progress(lua_State *L) {
+  runtime_box *box = check_runtime_box(L, 1);
+  bool set = !lua_isnoneornil(L, 2);
+  if (set) luaL_checktype(L, 2, LUA_TFUNCTION);
+  lua_settop(L, 2);
+  lua_setiuservalue(L, 1, 1);
+  pyr_runtime_on_progress(box->rt, set ? on_progress : NULL, set ? box : NULL);
+  return 0;
+}
+
+static int runtime_threads(lua_State *L) {
+  lua_pushinteger(L, pyr_runtime_threads(pyr_lua_check_runtime(L, 1)));
+  return 1;
+}
+
+static int runtime_isa(lua_State *L) {
+  lua_pushstring(L, pyr_runtime_isa(pyr_lua_check_runtime(L, 1)));
+  return 1;
+}
+
+static int runtime_memory(lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)pyr_runtime_memory(pyr_lua_check_runtime(L, 1)));
+  return 1;
+}
+
+static int runtime_memory_peak(lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)pyr_runtime_memory_peak(pyr_lua_check_runtime(L, 1)));
+  return 1;
+}
+
+static int runtime_tostring(lua_State *L) {
+  runtime_box *box = luaL_checkudata(L, 1, RUNTIME);
+  if (box->rt == NULL) lua_pushliteral(L, "pyramid.runtime (closed)");
+  else lua_pushfstring(L, "pyramid.runtime (%s, %d threads)", pyr_runtime_isa(box->rt), pyr_runtime_threads(box->rt));
+  return 1;
+}
+
+/* ---- files ------------------------------------------------------------------------------------------------------------ */
+
+pyr_file *pyr_lua_check_file(lua_State *L, int arg) {
+  file_box *box = luaL_checkudata(L, arg, FILE_CLASS);
+  if (box->file == NULL) luaL_argerror(L, arg, "the file is closed");
+  return box->file;
+}
+
+static int core_file(lua_State *L) {
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+  const char *path = luaL_checkstring(L, 2);
+  file_box *box = lua_newuserdatauv(L, sizeof *box, 0);
+  box->file = NULL;
+  luaL_setmetatable(L, FILE_CLASS);
+  pyr_status status = pyr_file_open(rt, path, &box->file);
+  return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
+}
+
+static int file_size(lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)pyr_file_size(pyr_lua_check_file(L, 1)));
+  return 1;
+}
+
+static int file_close(lua_State *L) {
+  file_box *box = luaL_checkudata(L, 1, FILE_CLASS);
+  pyr_file_free(box->file);
+  box->file = NULL;
+  return 0;
+}
+
+/* ---- entry -------------------------------------------------------------------------------------------------------------- */
+
+void pyr_lua_open_runtime(lua_State *L) {
+  static const luaL_Reg functions[] = { { "runtime", core_runtime }, { "file", core_file }, { NULL, NULL } };
+  static const luaL_Reg runtime_methods[] = {
+    { "on_progress", runtime_on_progress }, { "threads", runtime_threads },
+    { "isa", runtime_isa }, { "memory", runtime_memory }, { "memory_peak", runtime_memory_peak },
+    { "__tostring", runtime_tostring }, { NULL, NULL }
+  };
+  static const luaL_Reg file_methods[] = { { "size", file_size }, { NULL, NULL } };
+  pyr_lua_new_class(L, RUNTIME, runtime_methods, runtime_close);
+  pyr_lua_new_class(L, FILE_CLASS, file_methods, file_close);
+  if (lua_rawgetp(L, LUA_REGISTRYINDEX, &boxes_key) == LUA_TNIL) {
+    lua_newtable(L);
+    lua_createtable(L, 0, 1);
+    lua_pushliteral(L, "v");
+    lua_setfield(L, -2, "__mode");
+    lua_setmetatable(L, -2);
+    lua_rawsetp(L, LUA_REGISTRYINDEX, &boxes_key);
+  }
+  lua_pop(L, 1);
+  luaL_setfuncs(L, functions, 0);
+}
