@@ -1,0 +1,261 @@
+/* lmodel.c — files and models for Lua: pyramid.core.file_open, pyramid.core.model_new, and their methods.
+ *
+ * Owns: the two userdata classes and the spelling of roles and dtypes. Does not own: where a tensor lies in a file and
+ * which weight it is (lua/pyramid/loaders and families say so), nor any check of that (core/weights.c, core/model.c). */
+#include "lpyramid.h"
+
+#include <limits.h>
+#include <string.h>
+
+#define FILE_CLASS "pyramid.file"
+#define MODEL_CLASS "pyramid.model"
+
+typedef struct file_box { pyr_file *file; } file_box;      /* NULL: closed */
+typedef struct model_box { pyr_model *model; } model_box;  /* NULL: closed */
+
+static const char *const role_names[] = {   /* in pyr_role's order */
+  [PYR_W_EMBED] = "embed", [PYR_W_OUT_NORM] = "out_norm", [PYR_W_OUTPUT] = "output", [PYR_W_ATTN_NORM] = "attn_norm",
+  [PYR_W_Q] = "q", [PYR_W_K] = "k", [PYR_W_V] = "v", [PYR_W_Q_BIAS] = "q_bias", [PYR_W_K_BIAS] = "k_bias",
+  [PYR_W_V_BIAS] = "v_bias", [PYR_W_Q_NORM] = "q_norm", [PYR_W_K_NORM] = "k_norm", [PYR_W_O] = "o",
+  [PYR_W_O_BIAS] = "o_bias", [PYR_W_FFN_NORM] = "ffn_norm", [PYR_W_GATE] = "gate", [PYR_W_UP] = "up",
+  [PYR_W_DOWN] = "down", [PYR_ROLES] = NULL,
+};
+
+/* ---- fields of argument tables ------------------------------------------------------------------------------------------ */
+
+/* Field `key` of the table at `arg` as an integer; raises if it is not one. */
+static lua_Integer integer_field(lua_State *L, int arg, const char *key) {
+  int exact;
+  lua_getfield(L, arg, key);
+  lua_Integer value = lua_tointegerx(L, -1, &exact);
+  if (!exact) luaL_error(L, "field '%s' is not an integer (%s)", key, luaL_typename(L, -1));
+  lua_pop(L, 1);
+  return value;
+}
+
+/* Likewise as an int32: what does not fit becomes an extreme that the core's range check refuses. */
+static int32_t int32_field(lua_State *L, int arg, const char *key) {
+  lua_Integer value = integer_field(L, arg, key);
+  return value > INT32_MAX ? INT32_MAX : value < INT32_MIN ? INT32_MIN : (int32_t)value;
+}
+
+static double number_field(lua_State *L, int arg, const char *key) {
+  int exact;
+  lua_getfield(L, arg, key);
+  double value = lua_tonumberx(L, -1, &exact);
+  if (!exact) luaL_error(L, "field '%s' is not a number (%s)", key, luaL_typename(L, -1));
+  lua_pop(L, 1);
+  return value;
+}
+
+/* Pushes nothing; returns the dtype that the string at `index` names, or raises. */
+static pyr_dtype check_dtype(lua_State *L, int index) {
+  const char *name = lua_type(L, index) == LUA_TSTRING ? lua_tostring(L, index) : "(not a string)";
+  for (int i = 0; i < PYR_DTYPES; i++)
+    if (strcmp(name, pyr_dtype_name((pyr_dtype)i)) == 0) return (pyr_dtype)i;
+  luaL_error(L, "unknown dtype '%s'", name);
+  return PYR_F32;
+}
+
+/* ---- files -------------------------------------------------------------------------------------------------------------- */
+
+pyr_file *pyr_lua_check_file(lua_State *L, int arg) {
+  file_box *box = luaL_checkudata(L, arg, FILE_CLASS);
+  luaL_argcheck(L, box->file != NULL, arg, "the file is closed");
+  return box->file;
+}
+
+/* file_open(runtime, path) -> file | nil, message, code */
+static int file_open(lua_State *L) {
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+  const char *path = luaL_checkstring(L, 2);
+  file_box *box = lua_newuserdatauv(L, sizeof *box, 0);
+  box->file = NULL;
+  luaL_setmetatable(L, FILE_CLASS);
+  pyr_status status = pyr_file_open(rt, path, &box->file);
+  return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
+}
+
+static int file_size(lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)pyr_file_size(pyr_lua_check_file(L, 1)));
+  return 1;
+}
+
+static int file_close(lua_State *L) {
+  file_box *box = luaL_checkudata(L, 1, FILE_CLASS);
+  pyr_file *file = box->file;
+  box->file = NULL;
+  pyr_file_free(file);
+  return 0;
+}
+
+static int file_tostring(lua_State *L) {
+  file_box *box = luaL_checkudata(L, 1, FILE_CLASS);
+  if (box->file) lua_pushfstring(L, "pyramid.file (%I bytes)", (LUAI_UACINT)pyr_file_size(box->file));
+  else lua_pushliteral(L, "pyramid.file (closed)");
+  return 1;
+}
+
+/* ---- models ------------------------------------------------------------------------------------------------------------- */
+
+pyr_model *pyr_lua_check_model(lua_State *L, int arg) {
+  model_box *box = luaL_checkudata(L, arg, MODEL_CLASS);
+  luaL_argcheck(L, box->model != NULL, arg, "the model is closed");
+  return box->model;
+}
+
+/* Reads rope_freq (numbers) into memory that the stack keeps alive. */
+static const float *read_freq(lua_State *L, int arg, int32_t dims) {
+  lua_getfield(L, arg, "rope_freq");
+  luaL_checktype(L, -1, LUA_TTABLE);
+  lua_Unsigned count = lua_rawlen(L, -1);
+  if (dims < 2 || count != (lua_Unsigned)dims / 2) luaL_error(L, "field 'rope_freq' has %I values, not rope_dims/2", (LUAI_UACINT)count);
+  float *freq = lua_newuserdatauv(L, count * sizeof *freq, 0);
+  for (lua_Unsigned i = 0; i < count; i++) {
+    int exact;
+    lua_rawgeti(L, -2, (lua_Integer)i + 1);
+    freq[i] = (float)lua_tonumberx(L, -1, &exact);
+    if (!exact) luaL_error(L, "field 'rope_freq' has a %s at %I", luaL_typename(L, -1), (LUAI_UACINT)i + 1);
+    lua_pop(L, 1);
+  }
+  return freq;
+}
+
+/* Reads window (integers, one a layer, 0 for none), or returns NULL if there is none. */
+static const int32_t *read_window(lua_State *L, int arg, int32_t layers) {
+  if (lua_getfield(L, arg, "window") == LUA_TNIL) return NULL;
+  luaL_checktype(L, -1, LUA_TTABLE);
+  lua_Unsigned count = lua_rawlen(L, -1);
+  if (layers < 1 || count != (lua_Unsigned)layers) luaL_error(L, "field 'window' has %I values, not one a layer", (LUAI_UACINT)count);
+  int32_t *window = lua_newuserdatauv(L, count * sizeof *window, 0);
+  for (lua_Unsigned i = 0; i < count; i++) {
+    int exact;
+    lua_rawgeti(L, -2, (lua_Integer)i + 1);
+    lua_Integer value = lua_tointegerx(L, -1, &exact);
+    if (!exact) luaL_error(L, "field 'window' has a %s at %I", luaL_typename(L, -1), (LUAI_UACINT)i + 1);
+    window[i] = value > INT32_MAX ? 0 : value < 0 ? -1 : (int32_t)value;   /* wider than any context: none */
+    lua_pop(L, 1);
+  }
+  return window;
+}
+
+/* model_new(runtime, config) -> model | nil, message, code. config: the fields of pyr_model_config by their names;
+ * rope_style "half" or "interleaved"; rope_freq a sequence; window a sequence or nil. Other keys are left alone. */
+static int model_new(lua_State *L) {
+  static const char *const styles[] = { "half", "interleaved", NULL };
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  lua_settop(L, 2);
+  pyr_model_config config = {
+    .layers = int32_field(L, 2, "layers"), .heads = int32_field(L, 2, "heads"), .kv_heads = int32_field(L, 2, "kv_heads"),
+    .head_dim = int32_field(L, 2, "head_dim"), .width = int32_field(L, 2, "width"), .ff = int32_field(L, 2, "ff"),
+    .vocab = int32_field(L, 2, "vocab"), .context = int32_field(L, 2, "context"), .rope_dims = int32_field(L, 2, "rope_dims"),
+    .norm_eps = (float)number_field(L, 2, "norm_eps"), .rope_gain = (float)number_field(L, 2, "rope_gain"),
+  };
+  lua_getfield(L, 2, "rope_style");
+  config.rope_style = (pyr_rope_style)luaL_checkoption(L, -1, NULL, styles);
+  config.rope_freq = read_freq(L, 2, config.rope_dims);
+  config.window = read_window(L, 2, config.layers);
+  model_box *box = lua_newuserdatauv(L, sizeof *box, 0);
+  box->model = NULL;
+  luaL_setmetatable(L, MODEL_CLASS);
+  pyr_status status = pyr_model_new(rt, &config, &box->model);
+  return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
+}
+
+/* model:bind(role, layer | nil, spec, as | nil) -> true | nil, message, code
+ * spec: { name = string, file = file, offset = integer, bytes = integer, dtype = string, shape = { n } or { out, in } } */
+static int model_bind(lua_State *L) {
+  pyr_model *model = pyr_lua_check_model(L, 1);
+  pyr_role role = (pyr_role)luaL_checkoption(L, 2, NULL, role_names);
+  lua_Integer layer = luaL_optinteger(L, 3, 1);
+  luaL_checktype(L, 4, LUA_TTABLE);
+  lua_settop(L, 5);
+  int as = lua_isnil(L, 5) ? -1 : (int)check_dtype(L, 5);
+
+  pyr_tensor_spec spec = { .offset = 0 };
+  lua_Integer offset = integer_field(L, 4, "offset"), bytes = integer_field(L, 4, "bytes");
+  spec.offset = offset < 0 ? UINT64_MAX : (uint64_t)offset;   /* outside of any file */
+  spec.bytes = bytes < 0 ? UINT64_MAX : (uint64_t)bytes;
+  lua_getfield(L, 4, "dtype");
+  spec.dtype = check_dtype(L, -1);
+  lua_getfield(L, 4, "shape");
+  luaL_checktype(L, -1, LUA_TTABLE);
+  lua_Unsigned rank = lua_rawlen(L, -1);
+  spec.rank = rank > 2 ? 3 : (int)rank;
+  for (int i = 0; i < spec.rank && i < 2; i++) {
+    int exact;
+    lua_rawgeti(L, -1, i + 1);
+    spec.shape[i] = lua_tointegerx(L, -1, &exact);
+    if (!exact) return luaL_error(L, "field 'shape' has a %s at %d", luaL_typename(L, -1), i + 1);
+    lua_pop(L, 1);
+  }
+  lua_getfield(L, 4, "file");
+  file_box *box = luaL_testudata(L, -1, FILE_CLASS);
+  if (!box || !box->file) return luaL_error(L, "field 'file' is not an open file");
+  spec.file = box->file;
+  if (lua_getfield(L, 4, "name") == LUA_TSTRING) spec.name = lua_tostring(L, -1);
+
+  int at = layer < 1 || layer > INT_MAX ? -1 : (int)layer - 1;
+  pyr_status status = pyr_model_bind(model, role, at, &spec, as);
+  if (status != PYR_OK) return pyr_lua_fail(L, pyr_model_runtime(model), status);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+static int model_ready(lua_State *L) {
+  pyr_model *model = pyr_lua_check_model(L, 1);
+  pyr_status status = pyr_model_ready(model);
+  if (status != PYR_OK) return pyr_lua_fail(L, pyr_model_runtime(model), status);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+static int model_bytes(lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)pyr_model_bytes(pyr_lua_check_model(L, 1)));
+  return 1;
+}
+
+static int model_close(lua_State *L) {
+  model_box *box = luaL_checkudata(L, 1, MODEL_CLASS);
+  pyr_model *model = box->model;
+  box->model = NULL;
+  pyr_model_free(model);
+  return 0;
+}
+
+static int model_tostring(lua_State *L) {
+  model_box *box = luaL_checkudata(L, 1, MODEL_CLASS);
+  if (box->model) lua_pushfstring(L, "pyramid.model (%d layers, %I bytes)", (int)pyr_model_get_config(box->model)->layers,
+                                  (LUAI_UACINT)pyr_model_bytes(box->model));
+  else lua_pushliteral(L, "pyramid.model (closed)");
+  return 1;
+}
+
+/* ---- classes ------------------------------------------------------------------------------------------------------------ */
+
+static const luaL_Reg file_methods[] = {
+  { "size", file_size }, { "close", file_close }, { NULL, NULL }
+};
+
+static const luaL_Reg model_methods[] = {
+  { "bind", model_bind }, { "ready", model_ready }, { "bytes", model_bytes }, { "close", model_close }, { NULL, NULL }
+};
+
+/* One class: methods in __index; `close` is also __close and __gc. */
+static void make_class(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction close, lua_CFunction tostring) {
+  const luaL_Reg meta[] = { { "__close", close }, { "__gc", close }, { "__tostring", tostring }, { NULL, NULL } };
+  luaL_newmetatable(L, name);
+  luaL_setfuncs(L, meta, 0);
+  lua_newtable(L);
+  luaL_setfuncs(L, methods, 0);
+  lua_setfield(L, -2, "__index");
+  lua_pop(L, 1);
+}
+
+void pyr_lua_open_model(lua_State *L) {
+  static const luaL_Reg functions[] = { { "file_open", file_open }, { "model_new", model_new }, { NULL, NULL } };
+  make_class(L, FILE_CLASS, file_methods, file_close, file_tostring);
+  make_class(L, MODEL_CLASS, model_methods, model_close, model_tostring);
+  luaL_setfuncs(L, functions, 0);
+}
