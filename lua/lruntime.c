@@ -1,11 +1,10 @@
-/* lruntime.c — runtimes and mapped files for Lua.
+/* lruntime.c — runtimes for Lua.
  *
  *   core.runtime { threads = 0, device = "cpu", isa = nil, memory = 0 } -> runtime
  *   runtime:threads()  :isa()  :memory()  :memory_peak()  :close()
  *   runtime:on_progress(fn)      fn(done, total) is called now and then in long work; true cancels it; nil: none
- *   core.file(runtime, path) -> file        file:size()  :close()
  *
- * Runtimes: the progress function is the box's user value, so that it lives as long as the box and no longer. The
+ * The progress function is the box's user value, so that it lives as long as the box and no longer. The
  * core's callback gets the box's address and looks the box up in a table with weak values. What the function raises
  * is kept, cancels the work, and goes on from the binding function that made the core call (pyr_lua_leave). */
 #include "lpyramid.h"
@@ -13,10 +12,8 @@
 #include <stdbool.h>
 
 #define RUNTIME "pyramid.runtime"
-#define FILE_CLASS "pyramid.file"
 
 typedef struct runtime_box { pyr_runtime *rt; pyr_lua_world *world; } runtime_box;
-typedef struct file_box { pyr_file *file; } file_box;
 
 static const char boxes_key = 'b';
 
@@ -150,48 +147,16 @@ static int runtime_tostring(lua_State *L) {
   return 1;
 }
 
-/* ---- files ------------------------------------------------------------------------------------------------------------ */
-
-pyr_file *pyr_lua_check_file(lua_State *L, int arg) {
-  file_box *box = luaL_checkudata(L, arg, FILE_CLASS);
-  if (box->file == NULL) luaL_argerror(L, arg, "the file is closed");
-  return box->file;
-}
-
-static int core_file(lua_State *L) {
-  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
-  const char *path = luaL_checkstring(L, 2);
-  file_box *box = lua_newuserdatauv(L, sizeof *box, 0);
-  box->file = NULL;
-  luaL_setmetatable(L, FILE_CLASS);
-  pyr_status status = pyr_file_open(rt, path, &box->file);
-  return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
-}
-
-static int file_size(lua_State *L) {
-  lua_pushinteger(L, (lua_Integer)pyr_file_size(pyr_lua_check_file(L, 1)));
-  return 1;
-}
-
-static int file_close(lua_State *L) {
-  file_box *box = luaL_checkudata(L, 1, FILE_CLASS);
-  pyr_file_free(box->file);
-  box->file = NULL;
-  return 0;
-}
-
 /* ---- entry -------------------------------------------------------------------------------------------------------------- */
 
 void pyr_lua_open_runtime(lua_State *L) {
-  static const luaL_Reg functions[] = { { "runtime", core_runtime }, { "file", core_file }, { NULL, NULL } };
+  static const luaL_Reg functions[] = { { "runtime", core_runtime }, { NULL, NULL } };
   static const luaL_Reg runtime_methods[] = {
     { "on_progress", runtime_on_progress }, { "threads", runtime_threads },
     { "isa", runtime_isa }, { "memory", runtime_memory }, { "memory_peak", runtime_memory_peak },
     { "__tostring", runtime_tostring }, { NULL, NULL }
   };
-  static const luaL_Reg file_methods[] = { { "size", file_size }, { NULL, NULL } };
   pyr_lua_new_class(L, RUNTIME, runtime_methods, runtime_close);
-  pyr_lua_new_class(L, FILE_CLASS, file_methods, file_close);
   if (lua_rawgetp(L, LUA_REGISTRYINDEX, &boxes_key) == LUA_TNIL) {
     lua_newtable(L);
     lua_createtable(L, 0, 1);
