@@ -15,8 +15,8 @@
 int pyr_lua_fail(lua_State *L, const pyr_runtime *rt, pyr_status status);
 
 /* Each file's entry: registers its metatables and adds its functions to the table at the top of the stack. */
-void pyr_lua_open_runtime(lua_State *L);    /* lruntime.c: runtimes, files */
-void pyr_lua_open_model(lua_State *L);      /* lmodel.c */
+void pyr_lua_open_runtime(lua_State *L);    /* lruntime.c */
+void pyr_lua_open_model(lua_State *L);      /* lmodel.c: mapped files, models */
 void pyr_lua_open_tokenizer(lua_State *L);  /* ltokenizer.c */
 void pyr_lua_open_policy(lua_State *L);     /* lplan.c: plans and triggers from tables; policies as C callbacks */
 void pyr_lua_open_cache(lua_State *L);      /* lcache.c: pools, caches, step */

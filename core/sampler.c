@@ -1,0 +1,391 @@
+/* sampler.c — logits to a token id: seeded, reproducible, without sorting the vocabulary.
+ *
+ * Owns: the random state, the counts of ids seen, two work arrays that grow to the vocabulary once. Knows nothing of
+ * models or caches.
+ *
+ * A pick goes through these steps, in this order (that of Hugging Face transformers; llama.cpp puts the temperature
+ * last, which changes what top_p and min_p see):
+ *
+ *   1. logit bias:          l += bias                                     (-inf bans an id)
+ *   2. repetition penalty:  l > 0: l / penalty; else l * penalty          for ids seen (CTRL, arXiv 1909.05858)
+ *   3. frequency, presence: l -= frequency * count + presence             for ids seen
+ *   4. temperature 0: the highest l is the pick. Otherwise l /= temperature
+ *   5. top_k: the k highest
+ *   6. top_p: of those, renormalised, the fewest highest whose probabilities sum to p or more, at least one
+ *             (arXiv 1904.09751)
+ *   7. min_p: of those, the ones at least min_p times as probable as the most probable (arXiv 2407.01082)
+ *   8. one of those is drawn, with the probabilities renormalised.
+ *
+ * NaN and infinite logits are never picked. Equal logits count as descending by id, so that every step has one answer.
+ *
+ * Costs. Greedy is one pass. top_k keeps a heap of k: one pass, most of whose values fail the first comparison. top_p
+ * makes a heap of the candidates, in linear time, and takes from it only what it keeps. The draw walks the survivors,
+ * with sums in double.
+ *
+ * Ids seen are counted in an open-addressing table, whose size depends on how many different ids there were and not on
+ * the vocabulary. With `penalty_last`, a ring holds the ids that count, those that leave it are discounted, and both
+ * are allocated once. */
+#include "runtime.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { PYR_PENALTY_LAST_MAX = 1 << 20 };
+
+typedef struct entry { float value, weight; int32_t id; } entry;   /* weight: probability over that of the highest */
+typedef struct seen { int32_t id, count; } seen;                   /* id < 0: an empty slot */
+
+struct pyr_sampler {
+  pyr_runtime *rt;
+  pyr_sampler_options o;       /* o.bias is owned */
+  uint64_t random[4];
+  bool penalised;              /* whether history matters at all */
+
+  seen *table;                 /* [slots], a power of two; at most half full */
+  size_t slots, used;
+  int32_t *ring;               /* [o.penalty_last], or NULL: all ids count */
+  int64_t ring_at, ring_held;
+
+  float *logits;               /* [capacity] after steps 1-3 */
+  entry *entries;              /* [capacity] candidates */
+  size_t capacity;
+};
+
+/* ---- random numbers: xoshiro256**, seeded by splitmix64 (Blackman and Vigna) --------------------------------------- */
+
+static uint64_t splitmix64(uint64_t *state) {
+  uint64_t z = *state += 0x9e3779b97f4a7c15u;
+  z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+  return z ^ z >> 31;
+}
+
+static uint64_t rotate_left(uint64_t x, int k) { return x << k | x >> (64 - k); }
+
+static uint64_t random_next(uint64_t s[4]) {
+  uint64_t result = rotate_left(s[1] * 5, 7) * 9, t = s[1] << 17;
+  s[2] ^= s[0];
+  s[3] ^= s[1];
+  s[1] ^= s[2];
+  s[0] ^= s[3];
+  s[2] ^= t;
+  s[3] = rotate_left(s[3], 45);
+  return result;
+}
+
+static double random_unit(uint64_t s[4]) { return (double)(random_next(s) >> 11) * 0x1p-53; }   /* [0, 1) */
+
+/* ---- ids seen --------------------------------------------------------------------------------------------------------- */
+
+static size_t home_of(size_t slots, int32_t id) { return ((uint32_t)id * 2654435769u >> 8) & (slots - 1); }
+
+/* Where an id is, or would be put. At most half of the slots are taken, so there is an end to it. */
+static size_t slot_of(const seen *table, size_t slots, int32_t id) {
+  size_t i = home_of(slots, id);
+  while (table[i].id >= 0 && table[i].id != id) i = (i + 1) & (slots - 1);
+  return i;
+}
+
+static pyr_status resize_table(pyr_sampler *s, size_t slots) {
+  seen *table = pyr_alloc(s->rt, slots * sizeof *table);
+  if (table == NULL) return pyr_nomem(s->rt, slots * sizeof *table, "the sampler's history");
+  for (size_t i = 0; i < slots; i++) table[i] = (seen){ -1, 0 };
+  for (size_t i = 0; i < s->slots; i++)
+    if (s->table[i].id >= 0) table[slot_of(table, slots, s->table[i].id)] = s->table[i];
+  pyr_release(s->rt, s->table, s->slots * sizeof *s->table);
+  s->table = table;
+  s->slots = slots;
+  return PYR_OK;
+}
+
+/* Makes sure that one more id finds a slot. */
+static pyr_status reserve_slot(pyr_sampler *s) {
+  return 2 * (s->used + 1) > s->slots && s->ring == NULL ? resize_table(s, s->slots * 2) : PYR_OK;
+}
+
+/* The slot of an id, new with a count of 0 if it has none, which changes no pick. */
+static seen *take_slot(pyr_sampler *s, int32_t id) {
+  seen *slot = &s->table[slot_of(s->table, s->slots, id)];
+  if (slot->id < 0) {
+    *slot = (seen){ id, 0 };
+    s->used++;
+  }
+  return slot;
+}
+
+/* Counts down, and closes the gap that an id leaves when it is gone, so that linear probing needs no tombstones. */
+static void discount(pyr_sampler *s, int32_t id) {
+  size_t mask = s->slots - 1, gap = slot_of(s->table, s->slots, id);
+  if (--s->table[gap].count > 0) return;
+  s->used--;
+  for (size_t i = (gap + 1) & mask; s->table[i].id >= 0; i = (i + 1) & mask) {
+    size_t home = home_of(s->slots, s->table[i].id);
+    if (((i - home) & mask) < ((i - gap) & mask)) continue;      /* its probing starts after the gap */
+    s->table[gap] = s->table[i];
+    gap = i;
+  }
+  s->table[gap].id = -1;
+}
+
+/* Remembers one id; its slot is reserved. */
+static void remember(pyr_sampler *s, int32_t id) {
+  if (s->ring) {
+    if (s->ring_held == s->o.penalty_last) discount(s, s->ring[s->ring_at]);
+    else s->ring_held++;
+    s->ring[s->ring_at] = id;
+    s->ring_at = (s->ring_at + 1) % s->o.penalty_last;
+  }
+  seen *slot = take_slot(s, id);
+  if (slot->count < INT32_MAX) slot->count++;
+}
+
+pyr_status pyr_sampler_accept(pyr_sampler *s, const int32_t *ids, int64_t n) {
+  for (int64_t i = 0; i < n; i++)
+    if (ids[i] < 0) return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: id %d is negative", (int)ids[i]);
+  if (!s->penalised) return PYR_OK;
+  /* all or nothing: first the slots, which may fail, then the counts */
+  for (int64_t i = 0; i < n && s->ring == NULL; i++) {
+    pyr_status status = reserve_slot(s);
+    if (status != PYR_OK) return status;
+    take_slot(s, ids[i]);
+  }
+  for (int64_t i = 0; i < n; i++) remember(s, ids[i]);
+  return PYR_OK;
+}
+
+/* ---- life ---------------------------------------------------------------------------------------------------------------- */
+
+static pyr_status check_options(pyr_runtime *rt, const pyr_sampler_options *o) {
+#define REQUIRE(what, ok, rule) \
+  if (!(ok)) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "sampler: " what " must be " rule)
+  REQUIRE("temperature", o->temperature >= 0 && isfinite(o->temperature), "0 (greedy) or more");
+  REQUIRE("top_k", o->top_k >= 0, "0 (off) or more");
+  REQUIRE("top_p", o->top_p >= 0 && isfinite(o->top_p), "above 0; 0, and 1 or more, turn it off");
+  REQUIRE("min_p", o->min_p >= 0 && o->min_p <= 1, "between 0 (off) and 1");
+  REQUIRE("repeat_penalty", o->repeat_penalty >= 0 && isfinite(o->repeat_penalty), "above 0; 0 and 1 turn it off");
+  REQUIRE("frequency_penalty", isfinite(o->frequency_penalty), "finite");
+  REQUIRE("presence_penalty", isfinite(o->presence_penalty), "finite");
+  REQUIRE("penalty_last", o->penalty_last >= 0 && o->penalty_last <= PYR_PENALTY_LAST_MAX, "0 (all) to 2^20");
+  REQUIRE("bias_count", o->bias_count >= 0 && (o->bias || o->bias_count == 0), "the length of bias");
+#undef REQUIRE
+  for (int32_t i = 0; i < o->bias_count; i++) {
+    if (o->bias[i].id < 0)
+      return pyr_runtime_set_error(rt, PYR_ARGUMENT, "sampler: bias of id %d, which is negative", (int)o->bias[i].id);
+    if (isnan(o->bias[i].bias) || o->bias[i].bias == INFINITY)
+      return pyr_runtime_set_error(rt, PYR_ARGUMENT, "sampler: the bias of id %d must be finite, or -inf to ban it",
+                                   (int)o->bias[i].id);
+  }
+  return PYR_OK;
+}
+
+pyr_status pyr_sampler_new(pyr_runtime *rt, const pyr_sampler_options *options, pyr_sampler **out) {
+  static const pyr_sampler_options greedy;
+  if (options == NULL) options = &greedy;
+  pyr_status status = check_options(rt, options);
+  if (status != PYR_OK) return status;
+  pyr_sampler *s = pyr_alloc_zero(rt, sizeof *s);
+  if (s == NULL) return pyr_nomem(rt, sizeof *s, "a sampler");
+  s->rt = pyr_runtime_retain(rt);
+  s->o = *options;
+  s->o.bias = NULL;
+  if (s->o.repeat_penalty == 0) s->o.repeat_penalty = 1;
+  s->penalised = s->o.repeat_penalty != 1 || s->o.frequency_penalty != 0 || s->o.presence_penalty != 0;
+
+  size_t bytes = (size_t)options->bias_count * sizeof *options->bias;
+  if (bytes) {
+    pyr_logit_bias *bias = pyr_alloc(rt, bytes);
+    if (bias == NULL) {
+      status = pyr_nomem(rt, bytes, "the sampler's biases");
+      goto fail;
+    }
+    s->o.bias = memcpy(bias, options->bias, bytes);
+  }
+  if (s->penalised) {
+    size_t last = (size_t)s->o.penalty_last, slots = 256;
+    while (slots < 2 * (last + 1)) slots *= 2;
+    status = resize_table(s, slots);
+    if (status != PYR_OK) goto fail;
+    if (last && !(s->ring = pyr_alloc(rt, last * sizeof *s->ring))) {
+      status = pyr_nomem(rt, last * sizeof *s->ring, "the sampler's history");
+      goto fail;
+    }
+  }
+  pyr_sampler_reset(s);
+  *out = s;
+  return PYR_OK;
+fail:
+  pyr_sampler_free(s);
+  return status;
+}
+
+void pyr_sampler_free(pyr_sampler *s) {
+  if (s == NULL) return;
+  pyr_runtime *rt = s->rt;
+  pyr_release(rt, (void *)s->o.bias, s->o.bias ? (size_t)s->o.bias_count * sizeof *s->o.bias : 0);
+  pyr_release(rt, s->table, s->slots * sizeof *s->table);
+  pyr_release(rt, s->ring, (size_t)s->o.penalty_last * sizeof *s->ring);
+  pyr_release(rt, s->logits, s->capacity * sizeof *s->logits);
+  pyr_release(rt, s->entries, s->capacity * sizeof *s->entries);
+  pyr_release(rt, s, sizeof *s);
+  pyr_runtime_free(rt);
+}
+
+void pyr_sampler_reset(pyr_sampler *s) {
+  uint64_t state = s->o.seed;
+  for (int i = 0; i < 4; i++) s->random[i] = splitmix64(&state);
+  for (size_t i = 0; i < s->slots; i++) s->table[i] = (seen){ -1, 0 };
+  s->used = 0;
+  s->ring_at = s->ring_held = 0;
+}
+
+/* ---- candidates ------------------------------------------------------------------------------------------------------------ */
+
+/* Whether a comes before b: higher, or equal and of a lower id. */
+static inline bool before(entry a, entry b) { return a.value > b.value || (a.value == b.value && a.id < b.id); }
+
+/* Restores the heap h[0..n) below i. `top` true: the first entry comes before all others; false: after all. */
+static void sift_down(entry *h, size_t n, size_t i, bool top) {
+  entry moving = h[i];
+  for (;;) {
+    size_t child = 2 * i + 1;
+    if (child >= n) break;
+    if (child + 1 < n && before(h[child + 1], h[child]) == top) child++;
+    if (before(h[child], moving) != top) break;
+    h[i] = h[child];
+    i = child;
+  }
+  h[i] = moving;
+}
+
+static void make_heap(entry *h, size_t n, bool top) {
+  for (size_t i = n / 2; i-- > 0;) sift_down(h, n, i, top);
+}
+
+/* Step 5: fills h, in no order, with the k first of logits[n], or with all of them if there are no more; those of no
+ * weight, and those that cannot be picked, left out. Returns how many there are. */
+static size_t collect(entry *h, const float *logits, size_t n, size_t k, float highest, float temperature) {
+  size_t held = 0;
+  for (size_t i = 0; i < n; i++) {
+    if (!isfinite(logits[i]) || (held == k && logits[i] <= h[0].value)) continue;  /* an equal one has a higher id */
+    float weight = expf((float)(((double)logits[i] - highest) / temperature));
+    if (weight == 0) continue;
+    entry e = { logits[i], weight, (int32_t)i };
+    if (held < k) {
+      h[held++] = e;
+      if (held == k) make_heap(h, held, false);
+    } else {
+      h[0] = e;
+      sift_down(h, held, 0, false);
+    }
+  }
+  return held;
+}
+
+/* Steps 6 and 7: moves the fewest highest of h[n] that hold `enough` weight, and weigh min_p or more, to the end of h;
+ * returns how many. */
+static size_t cut_tail(entry *h, size_t n, double enough, float min_p) {
+  size_t left = n;
+  make_heap(h, n, true);
+  for (double mass = 0; left > 0 && mass < enough; left--) {
+    entry e = h[0];
+    if (left < n && e.weight < min_p) break;
+    h[0] = h[left - 1];
+    sift_down(h, left - 1, 0, true);
+    h[left - 1] = e;
+    mass += e.weight;
+  }
+  return n - left;
+}
+
+/* Step 7 alone: drops what weighs less than min_p. */
+static size_t drop_light(entry *h, size_t n, float min_p) {
+  size_t kept = 0;
+  for (size_t i = 0; i < n; i++)
+    if (h[i].weight >= min_p) h[kept++] = h[i];
+  return kept;
+}
+
+static double sum_weights(const entry *h, size_t n) {
+  double sum = 0;
+  for (size_t i = 0; i < n; i++) sum += h[i].weight;
+  return sum;
+}
+
+/* Steps 4-8 for a temperature above 0. */
+static int32_t draw(pyr_sampler *s, const float *logits, size_t n, float highest) {
+  const pyr_sampler_options *o = &s->o;
+  entry *h = s->entries;
+  size_t k = o->top_k > 0 && (size_t)o->top_k < n ? (size_t)o->top_k : n;
+  size_t kept = collect(h, logits, n, k, highest, o->temperature);
+  if (o->top_p > 0 && o->top_p < 1) {
+    size_t all = kept;
+    kept = cut_tail(h, all, o->top_p * sum_weights(h, all), o->min_p);
+    h += all - kept;
+  } else if (o->min_p > 0) {
+    kept = drop_light(h, kept, o->min_p);
+  }
+  double left = random_unit(s->random) * sum_weights(h, kept);
+  size_t i = 0;
+  while (i + 1 < kept && (left -= h[i].weight) >= 0) i++;
+  return h[i].id;
+}
+
+/* ---- picking ------------------------------------------------------------------------------------------------------------------ */
+
+static pyr_status grow_work(pyr_sampler *s, size_t n) {
+  if (n <= s->capacity) return PYR_OK;
+  float *logits = pyr_alloc(s->rt, n * sizeof *logits);
+  entry *entries = pyr_alloc(s->rt, n * sizeof *entries);
+  if (logits == NULL || entries == NULL) {
+    pyr_release(s->rt, logits, n * sizeof *logits);
+    pyr_release(s->rt, entries, n * sizeof *entries);
+    return pyr_nomem(s->rt, n * (sizeof *logits + sizeof *entries), "the sampler's work space");
+  }
+  pyr_release(s->rt, s->logits, s->capacity * sizeof *logits);
+  pyr_release(s->rt, s->entries, s->capacity * sizeof *entries);
+  s->logits = logits;
+  s->entries = entries;
+  s->capacity = n;
+  return PYR_OK;
+}
+
+/* Steps 1-3, in place. */
+static void adjust(const pyr_sampler *s, float *l, int32_t vocab) {
+  const pyr_sampler_options *o = &s->o;
+  for (int32_t i = 0; i < o->bias_count; i++) l[o->bias[i].id] += o->bias[i].bias;
+  if (!s->penalised) return;
+  for (size_t i = 0; i < s->slots; i++) {
+    seen at = s->table[i];
+    if (at.id < 0 || at.count == 0 || at.id >= vocab) continue;
+    float *x = &l[at.id];
+    *x = *x > 0 ? *x / o->repeat_penalty : *x * o->repeat_penalty;
+    *x -= o->frequency_penalty * (float)at.count + o->presence_penalty;
+  }
+}
+
+pyr_status pyr_sampler_pick(pyr_sampler *s, const float *logits, int32_t vocab, int32_t *out) {
+  pyr_status status = PYR_OK;
+  if (vocab < 1) return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: no logits");
+  for (int32_t i = 0; i < s->o.bias_count; i++)
+    if (s->o.bias[i].id >= vocab)
+      return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: bias of id %d, of a vocabulary of %d",
+                                   (int)s->o.bias[i].id, (int)vocab);
+  bool adjusted = s->o.bias_count > 0 || (s->penalised && s->used > 0), greedy = s->o.temperature == 0;
+  if (adjusted || !greedy) status = grow_work(s, (size_t)vocab);
+  if (status == PYR_OK && s->penalised) status = reserve_slot(s);     /* for the pick, before the random state moves */
+  if (status != PYR_OK) return status;
+  if (adjusted) {
+    memcpy(s->logits, logits, (size_t)vocab * sizeof *logits);
+    adjust(s, s->logits, vocab);
+    logits = s->logits;
+  }
+  int32_t best = -1;
+  for (int32_t i = 0; i < vocab; i++)
+    if (isfinite(logits[i]) && (best < 0 || logits[i] > logits[best])) best = i;
+  if (best < 0) return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: no logit is finite");
+
+  int32_t id = greedy ? best : draw(s, logits, (size_t)vocab, logits[best]);
+  if (s->penalised) remember(s, id);
+  *out = id;
+  return PYR_OK;
+}
