@@ -1,16 +1,17 @@
-/* lmodel.c — files and models for Lua: pyramid.core.file_open, pyramid.core.model_new, and their methods.
+/* lmodel.c — models for Lua.
  *
- * Owns: the two userdata classes and the spelling of roles and dtypes. Does not own: where a tensor lies in a file and
- * which weight it is (lua/pyramid/loaders and families say so), nor any check of that (core/weights.c, core/model.c). */
+ *   core.model_new(runtime, config) -> model
+ *   model:bind(role, layer, spec, as) -> true      model:ready() -> true      model:bytes()  :close()
+ *
+ * Owns: the userdata class and the spelling of roles and dtypes. Does not own: files (lruntime.c), where a tensor lies in
+ * one and which weight it is (lua/pyramid/loaders and families say so), nor any check of that (core/weights.c, model.c). */
 #include "lpyramid.h"
 
 #include <limits.h>
 #include <string.h>
 
-#define FILE_CLASS "pyramid.file"
 #define MODEL_CLASS "pyramid.model"
 
-typedef struct file_box { pyr_file *file; } file_box;      /* NULL: closed */
 typedef struct model_box { pyr_model *model; } model_box;  /* NULL: closed */
 
 static const char *const role_names[] = {   /* in pyr_role's order */
@@ -55,45 +56,6 @@ static pyr_dtype check_dtype(lua_State *L, int index) {
     if (strcmp(name, pyr_dtype_name((pyr_dtype)i)) == 0) return (pyr_dtype)i;
   luaL_error(L, "unknown dtype '%s'", name);
   return PYR_F32;
-}
-
-/* ---- files -------------------------------------------------------------------------------------------------------------- */
-
-pyr_file *pyr_lua_check_file(lua_State *L, int arg) {
-  file_box *box = luaL_checkudata(L, arg, FILE_CLASS);
-  luaL_argcheck(L, box->file != NULL, arg, "the file is closed");
-  return box->file;
-}
-
-/* file_open(runtime, path) -> file | nil, message, code */
-static int file_open(lua_State *L) {
-  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
-  const char *path = luaL_checkstring(L, 2);
-  file_box *box = lua_newuserdatauv(L, sizeof *box, 0);
-  box->file = NULL;
-  luaL_setmetatable(L, FILE_CLASS);
-  pyr_status status = pyr_file_open(rt, path, &box->file);
-  return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
-}
-
-static int file_size(lua_State *L) {
-  lua_pushinteger(L, (lua_Integer)pyr_file_size(pyr_lua_check_file(L, 1)));
-  return 1;
-}
-
-static int file_close(lua_State *L) {
-  file_box *box = luaL_checkudata(L, 1, FILE_CLASS);
-  pyr_file *file = box->file;
-  box->file = NULL;
-  pyr_file_free(file);
-  return 0;
-}
-
-static int file_tostring(lua_State *L) {
-  file_box *box = luaL_checkudata(L, 1, FILE_CLASS);
-  if (box->file) lua_pushfstring(L, "pyramid.file (%I bytes)", (LUAI_UACINT)pyr_file_size(box->file));
-  else lua_pushliteral(L, "pyramid.file (closed)");
-  return 1;
 }
 
 /* ---- models ------------------------------------------------------------------------------------------------------------- */
@@ -191,13 +153,13 @@ static int model_bind(lua_State *L) {
     lua_pop(L, 1);
   }
   lua_getfield(L, 4, "file");
-  file_box *box = luaL_testudata(L, -1, FILE_CLASS);
-  if (!box || !box->file) return luaL_error(L, "field 'file' is not an open file");
-  spec.file = box->file;
+  spec.file = pyr_lua_check_file(L, lua_gettop(L));
   if (lua_getfield(L, 4, "name") == LUA_TSTRING) spec.name = lua_tostring(L, -1);
 
   int at = layer < 1 || layer > INT_MAX ? -1 : (int)layer - 1;
+  lua_State *outer = pyr_lua_enter(L);
   pyr_status status = pyr_model_bind(model, role, at, &spec, as);
+  pyr_lua_leave(L, outer);
   if (status != PYR_OK) return pyr_lua_fail(L, pyr_model_runtime(model), status);
   lua_pushboolean(L, 1);
   return 1;
@@ -205,7 +167,9 @@ static int model_bind(lua_State *L) {
 
 static int model_ready(lua_State *L) {
   pyr_model *model = pyr_lua_check_model(L, 1);
+  lua_State *outer = pyr_lua_enter(L);
   pyr_status status = pyr_model_ready(model);
+  pyr_lua_leave(L, outer);
   if (status != PYR_OK) return pyr_lua_fail(L, pyr_model_runtime(model), status);
   lua_pushboolean(L, 1);
   return 1;
@@ -232,30 +196,13 @@ static int model_tostring(lua_State *L) {
   return 1;
 }
 
-/* ---- classes ------------------------------------------------------------------------------------------------------------ */
-
-static const luaL_Reg file_methods[] = {
-  { "size", file_size }, { "close", file_close }, { NULL, NULL }
-};
-
-static const luaL_Reg model_methods[] = {
-  { "bind", model_bind }, { "ready", model_ready }, { "bytes", model_bytes }, { "close", model_close }, { NULL, NULL }
-};
-
-/* One class: methods in __index; `close` is also __close and __gc. */
-static void make_class(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction close, lua_CFunction tostring) {
-  const luaL_Reg meta[] = { { "__close", close }, { "__gc", close }, { "__tostring", tostring }, { NULL, NULL } };
-  luaL_newmetatable(L, name);
-  luaL_setfuncs(L, meta, 0);
-  lua_newtable(L);
-  luaL_setfuncs(L, methods, 0);
-  lua_setfield(L, -2, "__index");
-  lua_pop(L, 1);
-}
+/* ---- entry -------------------------------------------------------------------------------------------------------------- */
 
 void pyr_lua_open_model(lua_State *L) {
-  static const luaL_Reg functions[] = { { "file_open", file_open }, { "model_new", model_new }, { NULL, NULL } };
-  make_class(L, FILE_CLASS, file_methods, file_close, file_tostring);
-  make_class(L, MODEL_CLASS, model_methods, model_close, model_tostring);
+  static const luaL_Reg functions[] = { { "model_new", model_new }, { NULL, NULL } };
+  static const luaL_Reg methods[] = {
+    { "bind", model_bind }, { "ready", model_ready }, { "bytes", model_bytes }, { "__tostring", model_tostring }, { NULL, NULL }
+  };
+  pyr_lua_new_class(L, MODEL_CLASS, methods, model_close);
   luaL_setfuncs(L, functions, 0);
 }
