@@ -19,6 +19,28 @@
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
+/* Splits `rows` into guards and judged rows. */
+static void split(int64_t rows, int64_t keep, int64_t guard_first, int64_t guard_last, int64_t *first, int64_t *want,
+                  int64_t *last) {
+  *first = min64(guard_first, rows);
+  *last = min64(guard_last, rows - *first);
+  *want = min64(max64(keep - *first - *last, 0), rows - *first - *last);
+}
+
+/* Hidden pruning cannot drop rows stored before, nor the last token, whose logits are what a prefill is for. */
+static void prefill_split(const pyr_plan *plan, int64_t before, int64_t rows, int64_t *first, int64_t *want, int64_t *last) {
+  bool hidden = plan->prune & PYR_PRUNE_HIDDEN;
+  split(rows, plan->keep, hidden ? max64(plan->first, before) : plan->first, hidden ? max64(plan->last, 1) : plan->last,
+        first, want, last);
+}
+
+int64_t pyr_plan_rows_after(const pyr_shape *shape, const pyr_plan *plan) {
+  int64_t first, want, last;
+  if (!(plan->prune & PYR_PRUNE_CACHE)) return shape->rows;
+  prefill_split(plan, shape->past, shape->rows, &first, &want, &last);
+  return first + want + last;
+}
+
 /* ---- asking ------------------------------------------------------------------------------------------------------ */
 
 static pyr_status refuse(pyr_cache *cache, const pyr_shape *shape, const char *when, const char *field, const char *what) {
@@ -94,14 +116,6 @@ pyr_status pyr_plan_ask_decode(pyr_cache *cache, const pyr_shape *shape, pyr_pla
 }
 
 /* ---- selection and gather ------------------------------------------------------------------------------------------ */
-
-/* Splits `rows` into guards and judged rows. */
-static void split(int64_t rows, int64_t keep, int64_t guard_first, int64_t guard_last, int64_t *first, int64_t *want,
-                  int64_t *last) {
-  *first = min64(guard_first, rows);
-  *last = min64(guard_last, rows - *first);
-  *want = min64(max64(keep - *first - *last, 0), rows - *first - *last);
-}
 
 /* Writes the survivors' indices, each less `shift` (rows before it are not listed), and their count. */
 static pyr_status list_survivors(pyr_backend *be, int32_t *idx, const float *score, int64_t rows, int64_t first, int64_t want,
@@ -200,13 +214,10 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
   run->before = before;
   run->alive = alive;
   run->last_position = last_position;
-  bool hidden = plan->prune & PYR_PRUNE_HIDDEN;
-  split(run->rows, plan->keep, hidden ? max64(plan->first, before) : plan->first, plan->last, &run->first, &run->want,
-        &run->last);
-  int64_t judged = run->rows - run->first - run->last, rows_after = run->first + run->want + run->last;
+  prefill_split(plan, before, run->rows, &run->first, &run->want, &run->last);
+  int64_t judged = run->rows - run->first - run->last;
   run->judge = run->want < judged;
-  if (!run->judge) rows_after = run->rows;
-  plan_track_setup(run, rows_after);
+  plan_track_setup(run, plan->prune & PYR_PRUNE_CACHE ? run->first + run->want + run->last : run->rows);
 
   /* One block: accumulators, tracking, scratch, indices. */
   pyr_signals *s = &run->signals;

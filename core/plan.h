@@ -15,6 +15,8 @@ pyr_status pyr_plan_ask_trigger(pyr_cache *cache, const pyr_shape *shape, pyr_tr
 pyr_status pyr_plan_ask_decode(pyr_cache *cache, const pyr_shape *shape, pyr_plan *plan);
 
 bool pyr_trigger_tracks(const pyr_trigger *trigger);
+/* Rows a lane will hold after a prefill plan, of shape->rows. */
+int64_t pyr_plan_rows_after(const pyr_shape *shape, const pyr_plan *plan);
 
 typedef struct pyr_plan_run {
   pyr_cache *cache;

@@ -1,0 +1,443 @@
+/* forward.c — the transformer, written once, over the backend's operations.
+ *
+ * Prefill is layer-major: a layer runs over all tokens still alive, in chunks of PYR_CHUNK, before the next one begins.
+ * That is what lets a plan hand only its survivors on: deeper layers then compute attention, MLP and K/V for fewer
+ * tokens. Between layers only the residual stream lives, [tokens, width]; everything else is a chunk long, whatever
+ * the prompt's length. A decode step is one pass over `count` sequences of one token each, which read every weight
+ * once.
+ *
+ * One layer (pre-norm decoder: Llama, Mistral, Qwen2, Qwen3):
+ *     h = rms_norm(x);  q, k, v = h W + b;  [q, k = rms_norm per head];  q, k = rope(q, k)
+ *     store k, v;  x += attention(q, rows) W_o
+ *     h = rms_norm(x);  x += (silu(h W_gate) * h W_up) W_down
+ *
+ * Failure. Plans are asked for before anything is touched; memory is reserved before anything is computed. A failed
+ * prefill returns to a snapshot (pages are shared, so it costs page tables only); a failed step drops its row again. */
+#include "model.h"
+#include "plan.h"
+
+#include <string.h>
+
+enum { PYR_CHUNK = 512 };
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+typedef struct pyr_forward {       /* the activations of one chunk, backend memory */
+  const pyr_model *model;
+  pyr_backend *be;
+  pyr_layout layout;
+  float *x;                        /* [tokens, width] the residual stream */
+  float *h;                        /* [chunk, width] normed */
+  float *q;                        /* [chunk, heads, head_dim] */
+  float *k, *v;                    /* [chunk, kv_heads, head_dim] */
+  float *att;                      /* [chunk, heads, head_dim] */
+  float *lse;                      /* [chunk, heads] */
+  float *gate, *up;                /* [chunk, ff] */
+  float *logits;                   /* [logit_rows, vocab] */
+  int32_t *ids, *pos;              /* [tokens] */
+} pyr_forward;
+
+/* Lays the activations out in one block; returns its size. With base NULL only counts. */
+static size_t carve(pyr_forward *f, char *base, int64_t tokens, int64_t chunk, int64_t logit_rows) {
+  const pyr_model_config *c = &f->model->config;
+  int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
+  size_t used = 0;
+  struct { void **at; int64_t count; } parts[] = {
+    { (void **)&f->x, tokens * c->width }, { (void **)&f->h, chunk * c->width },   { (void **)&f->q, chunk * q },
+    { (void **)&f->k, chunk * kv },        { (void **)&f->v, chunk * kv },         { (void **)&f->att, chunk * q },
+    { (void **)&f->lse, chunk * c->heads },{ (void **)&f->gate, chunk * c->ff },   { (void **)&f->up, chunk * c->ff },
+    { (void **)&f->logits, logit_rows * c->vocab }, { (void **)&f->ids, tokens },  { (void **)&f->pos, tokens },
+  };
+  for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+    if (base) *parts[i].at = base + used;
+    used += ((size_t)parts[i].count * 4 + 63) / 64 * 64;
+  }
+  return used;
+}
+
+static pyr_work work_of(const pyr_model *model, int64_t tokens, int64_t rows, int64_t sequences) {
+  const pyr_model_config *c = &model->config;
+  int64_t cols = max64(max64(c->width, c->ff), (int64_t)c->heads * c->head_dim);
+  return (pyr_work){ tokens, rows, sequences, c->heads, c->kv_heads, c->head_dim, cols };
+}
+
+/* ---- one layer --------------------------------------------------------------------------------------------------- */
+
+/* x [n, width] -> q, k, v, rotated to `pos`. */
+static pyr_status layer_project(pyr_forward *f, const pyr_layer *l, const float *x, const int32_t *pos, int64_t n) {
+  const pyr_model_config *c = &f->model->config;
+  const float *freq = f->model->rope_freq;
+  pyr_backend *be = f->be;
+  pyr_status s = be->rms_norm(be, f->h, x, l->attn_norm, n, c->width, c->norm_eps);
+  if (s == PYR_OK) s = be->linear(be, f->q, f->h, &l->q, l->q_bias, n, false);
+  if (s == PYR_OK) s = be->linear(be, f->k, f->h, &l->k, l->k_bias, n, false);
+  if (s == PYR_OK) s = be->linear(be, f->v, f->h, &l->v, l->v_bias, n, false);
+  if (s == PYR_OK && l->q_norm) s = be->rms_norm(be, f->q, f->q, l->q_norm, n * c->heads, c->head_dim, c->norm_eps);
+  if (s == PYR_OK && l->k_norm) s = be->rms_norm(be, f->k, f->k, l->k_norm, n * c->kv_heads, c->head_dim, c->norm_eps);
+  if (s == PYR_OK) s = be->rope(be, f->q, pos, freq, n, c->heads, c->head_dim, c->rope_dims, c->rope_style, c->rope_gain);
+  if (s == PYR_OK) s = be->rope(be, f->k, pos, freq, n, c->kv_heads, c->head_dim, c->rope_dims, c->rope_style, c->rope_gain);
+  return s;
+}
+
+/* Stores tokens [at, at + n) of the chunk's k and v as the next rows of a layer's lanes. The lanes are reserved. */
+static pyr_status layer_store(pyr_forward *f, pyr_cache *cache, int layer, int64_t at, const int32_t *pos, int64_t n) {
+  const pyr_model_config *c = &f->model->config;
+  int64_t stride = (int64_t)c->kv_heads * c->head_dim;
+  for (int head = 0; head < c->kv_heads; head++) {
+    pyr_lane *lane = pyr_cache_lane(cache, layer, head);
+    pyr_lane_view view = pyr_lane_get_view(lane);
+    int64_t offset = at * stride + (int64_t)head * c->head_dim;
+    pyr_status s = f->be->store(f->be, &view, f->layout, lane->rows, f->k + offset, f->v + offset, n, stride);
+    if (s == PYR_OK) s = f->be->copy(f->be, lane->positions + lane->rows, pos, (size_t)n * sizeof(int32_t));
+    if (s != PYR_OK) return s;
+    lane->rows += n;
+  }
+  return PYR_OK;
+}
+
+/* x += att W_o;  x += mlp(x). */
+static pyr_status layer_finish(pyr_forward *f, const pyr_layer *l, float *x, int64_t n) {
+  const pyr_model_config *c = &f->model->config;
+  pyr_backend *be = f->be;
+  pyr_status s = be->linear(be, x, f->att, &l->o, l->o_bias, n, true);
+  if (s == PYR_OK) s = be->rms_norm(be, f->h, x, l->ffn_norm, n, c->width, c->norm_eps);
+  if (s == PYR_OK) s = be->linear(be, f->gate, f->h, &l->gate, NULL, n, false);
+  if (s == PYR_OK) s = be->linear(be, f->up, f->h, &l->up, NULL, n, false);
+  if (s == PYR_OK) s = be->silu_mul(be, f->gate, f->up, n * c->ff);
+  if (s == PYR_OK) s = be->linear(be, x, f->gate, &l->down, NULL, n, true);
+  return s;
+}
+
+/* logits of x [n, width] into f->logits. */
+static pyr_status project_logits(pyr_forward *f, const float *x, int64_t n) {
+  const pyr_model_config *c = &f->model->config;
+  pyr_status s = f->be->rms_norm(f->be, f->h, x, f->model->out_norm, n, c->width, c->norm_eps);
+  return s == PYR_OK ? f->be->linear(f->be, f->logits, f->h, &f->model->output, NULL, n, false) : s;
+}
+
+static void get_views(const pyr_cache *cache, int layer, pyr_lane_view *views) {
+  for (int head = 0; head < cache->heads; head++) views[head] = pyr_lane_get_view(pyr_cache_lane(cache, layer, head));
+}
+
+static pyr_status check_tokens(const pyr_cache *cache, const int32_t *ids, int64_t n) {
+  const pyr_model_config *c = &cache->pool->model->config;
+  pyr_runtime *rt = cache->pool->rt;
+  for (int64_t i = 0; i < n; i++)
+    if (ids[i] < 0 || ids[i] >= c->vocab)
+      return pyr_runtime_set_error(rt, PYR_ARGUMENT, "token %lld has id %d, outside the vocabulary of %d", (long long)i + 1,
+                                   (int)ids[i], (int)c->vocab);
+  if (n > c->context - cache->tokens)
+    return pyr_runtime_set_error(rt, PYR_CONTEXT, "%lld tokens after %lld are more than the model's context of %d",
+                                 (long long)n, (long long)cache->tokens, (int)c->context);
+  return PYR_OK;
+}
+
+/* ---- prefill ------------------------------------------------------------------------------------------------------ */
+
+typedef struct pyr_prefill {
+  pyr_cache *cache;
+  pyr_forward f;
+  int64_t n, alive;
+  int flags;
+  pyr_lane_view *views;            /* host [kv_heads] */
+} pyr_prefill;
+
+static pyr_status prefill_chunk(pyr_prefill *p, int layer, pyr_plan_run *run, int64_t at, int64_t n) {
+  pyr_forward *f = &p->f;
+  const pyr_model_config *c = &f->model->config;
+  const pyr_layer *l = &f->model->layers[layer];
+  float *x = f->x + at * c->width;
+  pyr_status s = layer_project(f, l, x, f->pos + at, n);
+  if (s == PYR_OK) s = layer_store(f, p->cache, layer, 0, f->pos + at, n);
+  if (s != PYR_OK) return s;
+  get_views(p->cache, layer, p->views);
+  bool wanted = pyr_plan_wants(run, at, n);
+  pyr_attention a = { .out = f->att, .lse = wanted ? f->lse : NULL, .q = f->q, .q_pos = f->pos + at, .lanes = p->views,
+                      .n = n, .window = c->window ? c->window[layer] : 0 };
+  s = f->be->attention(f->be, &a, 1, f->layout, c->heads, c->kv_heads, f->model->scale);
+  if (s == PYR_OK && wanted) s = pyr_plan_observe(run, &a, at);
+  return s == PYR_OK ? layer_finish(f, l, x, n) : s;
+}
+
+static pyr_status prefill_layer(pyr_prefill *p, int layer) {
+  pyr_cache *cache = p->cache;
+  pyr_forward *f = &p->f;
+  const pyr_model_config *c = &f->model->config;
+  int64_t before = pyr_cache_layer_rows(cache, layer), kept = p->alive;
+  const int32_t *survivors = NULL;
+  pyr_plan plan = { .keep = before + p->alive, .prune = PYR_PRUNE_CACHE };
+  pyr_trigger trigger;
+  pyr_plan_run run = { 0 };
+  pyr_shape shape = { .layer = layer, .layers = c->layers, .prompt = p->n, .past = before, .rows = before + p->alive,
+                      .tokens = cache->tokens + p->n, .heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim };
+  pyr_status s = p->flags & PYR_PREFILL_NO_PRUNE ? PYR_OK : pyr_plan_ask_prefill(cache, &shape, &plan);
+  if (s != PYR_OK) return s;
+  if (layer == c->layers - 1 && (plan.prune & PYR_PRUNE_HIDDEN)) {   /* there is no next layer to hand survivors to */
+    if (plan.prune == PYR_PRUNE_HIDDEN) plan.keep = shape.rows;
+    plan.prune = PYR_PRUNE_CACHE;
+    plan.last = max64(plan.last, 1);
+    plan.first = max64(plan.first, before);
+  }
+  if ((p->flags & PYR_PREFILL_ALL) && (plan.prune & PYR_PRUNE_HIDDEN) && plan.keep < shape.rows)
+    return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT, "logits of every position need every token to reach the last layer, "
+                                 "but policy %s prunes hidden states at layer %d (append with pruning off instead)",
+                                 cache->policy.name ? cache->policy.name : "?", layer + 1);
+  shape.rows = pyr_plan_rows_after(&shape, &plan);
+  s = pyr_plan_ask_trigger(cache, &shape, &trigger);
+  for (int head = 0; head < c->kv_heads && s == PYR_OK; head++)
+    s = pyr_lane_reserve(cache, pyr_cache_lane(cache, layer, head), p->alive, pyr_trigger_tracks(&trigger));
+  if (s == PYR_OK) s = pyr_plan_begin(&run, cache, layer, &plan, &trigger, before, p->alive, cache->tokens + p->n - 1);
+  for (int64_t at = 0; at < p->alive && s == PYR_OK; at += PYR_CHUNK) {
+    s = pyr_progress(cache->pool->rt, layer * p->n + at * p->n / p->alive, c->layers * p->n);
+    if (s == PYR_OK) s = prefill_chunk(p, layer, &run, at, min64(PYR_CHUNK, p->alive - at));
+  }
+  cache->computed += p->alive;
+  if (s == PYR_OK) s = pyr_plan_end(&run, &survivors, &kept);
+  if (s == PYR_OK && survivors) {
+    s = f->be->take_rows(f->be, f->x, survivors, kept, c->width);
+    if (s == PYR_OK) s = f->be->take_i32(f->be, f->pos, survivors, kept);
+    cache->evicted += (p->alive - kept) * (c->layers - 1 - layer) * c->kv_heads;
+    p->alive = kept;
+  }
+  pyr_plan_free(&run);
+  return s;
+}
+
+static pyr_status prefill_logits(pyr_prefill *p, float *logits) {
+  pyr_forward *f = &p->f;
+  const pyr_model_config *c = &f->model->config;
+  int64_t at = p->flags & PYR_PREFILL_ALL ? 0 : p->alive - 1;
+  for (pyr_status s; at < p->alive; at += PYR_CHUNK) {
+    int64_t n = min64(PYR_CHUNK, p->alive - at);
+    s = project_logits(f, f->x + at * c->width, n);
+    if (s == PYR_OK) s = f->be->download(f->be, logits, f->logits, (size_t)(n * c->vocab) * sizeof(float));
+    if (s != PYR_OK) return s;
+    logits += n * c->vocab;
+  }
+  return PYR_OK;
+}
+
+pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, int flags, float *logits) {
+  pyr_runtime *rt = cache->pool->rt;
+  pyr_backend *be = cache->pool->be;
+  const pyr_model *model = cache->pool->model;
+  const pyr_model_config *c = &model->config;
+  pyr_cache *snapshot = NULL;
+  pyr_prefill p = { .cache = cache, .f = { .model = model, .be = be, .layout = cache->pool->layout }, .n = n, .alive = n,
+                    .flags = flags };
+  size_t views_bytes = (size_t)c->kv_heads * sizeof *p.views, block_bytes = 0, ids_bytes = (size_t)n * sizeof *ids;
+  char *block = NULL;
+  int64_t chunk = min64(n, PYR_CHUNK);
+  if (!model->ready) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the model is not ready");
+  if (n < 1) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the prompt is empty: a prefill needs at least one token");
+  pyr_status s = check_tokens(cache, ids, n);
+  if (s != PYR_OK) return s;
+  bool empty = cache->tokens == 0;
+  if (!empty && (s = pyr_cache_snapshot(cache, &snapshot)) != PYR_OK) return s;
+
+  p.views = pyr_alloc(rt, views_bytes);
+  block_bytes = carve(&p.f, NULL, n, chunk, logits ? (flags & PYR_PREFILL_ALL ? chunk : 1) : 0);
+  block = p.views ? be->alloc(be, block_bytes) : NULL;
+  if (!block) {
+    s = pyr_nomem(rt, p.views ? block_bytes : views_bytes, "the activations of a prefill");
+    goto done;
+  }
+  carve(&p.f, block, n, chunk, logits ? (flags & PYR_PREFILL_ALL ? chunk : 1) : 0);
+  int64_t rows = n;
+  for (int layer = 0; layer < c->layers; layer++) rows = max64(rows, n + pyr_cache_layer_rows(cache, layer));
+  pyr_work work = work_of(model, chunk, rows, 1);
+  s = be->reserve(be, &work);
+  if (s == PYR_OK) s = be->upload(be, p.f.ids, ids, ids_bytes);
+  if (s == PYR_OK) s = be->embed(be, p.f.x, &model->embed, p.f.ids, n);
+  if (s == PYR_OK) s = be->iota(be, p.f.pos, (int32_t)cache->tokens, n);
+  for (int layer = 0; layer < c->layers && s == PYR_OK; layer++) s = prefill_layer(&p, layer);
+  if (s == PYR_OK && logits) s = prefill_logits(&p, logits);
+  if (s == PYR_OK) s = pyr_progress(rt, c->layers * n, c->layers * n);
+  if (s == PYR_OK) {
+    cache->tokens += n;
+    cache->prompt = n;
+  }
+done:
+  be->release(be, block, block_bytes);
+  pyr_release(rt, p.views, views_bytes);
+  if (s == PYR_OK) pyr_cache_free(snapshot);
+  else if (snapshot) pyr_cache_restore(cache, snapshot);
+  else pyr_cache_clear(cache);
+  return s;
+}
+
+/* ---- step ------------------------------------------------------------------------------------------------------------ */
+
+typedef struct pyr_due { int index, layer; pyr_plan plan; } pyr_due;   /* a decode plan that runs after this step */
+
+typedef struct pyr_step_run {
+  pyr_cache *const *caches;
+  int count;
+  pyr_forward f;
+  pyr_due *due;
+  int64_t due_count;
+  pyr_attention *attention;        /* host [count] */
+  pyr_track *tracks;               /* host [count] */
+  pyr_lane_view *views;            /* host [count * kv_heads] */
+  void *plan_work;
+} pyr_step_run;
+
+/* Asks the policies of all caches for the plans that will run at the end of this step. */
+static pyr_status step_ask(pyr_step_run *r) {
+  const pyr_model_config *c = &r->f.model->config;
+  int64_t at = 0;
+  for (int i = 0; i < r->count; i++) {
+    pyr_cache *cache = r->caches[i];
+    for (int layer = 0; layer < c->layers; layer++) {
+      if (pyr_plan_steps_left(cache, layer) != 1) continue;
+      const pyr_layer_state *state = &cache->states[layer];
+      int64_t rows = pyr_cache_layer_rows(cache, layer) + 1;
+      pyr_shape shape = { .layer = layer, .layers = c->layers, .prompt = cache->prompt, .past = cache->past, .rows = rows,
+                          .waiting = max64(0, rows - state->trigger.window - state->judged), .tokens = cache->tokens + 1,
+                          .heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim };
+      pyr_due *due = &r->due[at++];
+      *due = (pyr_due){ .index = i, .layer = layer };
+      pyr_status s = pyr_plan_ask_decode(cache, &shape, &due->plan);
+      if (s != PYR_OK) return s;
+    }
+  }
+  return PYR_OK;
+}
+
+/* Makes room for one row in every lane, and makes writable what this step's plans will gather. */
+static pyr_status step_reserve(pyr_step_run *r) {
+  const pyr_model_config *c = &r->f.model->config;
+  pyr_status s = PYR_OK;
+  for (int i = 0; i < r->count; i++)
+    for (int layer = 0; layer < c->layers; layer++)
+      for (int head = 0; head < c->kv_heads; head++) {
+        pyr_cache *cache = r->caches[i];
+        s = pyr_lane_reserve(cache, pyr_cache_lane(cache, layer, head), 1, pyr_trigger_tracks(&cache->states[layer].trigger));
+        if (s != PYR_OK) return s;
+      }
+  for (int64_t d = 0; d < r->due_count; d++) {
+    pyr_due *due = &r->due[d];
+    pyr_cache *cache = r->caches[due->index];
+    for (int head = 0; head < c->kv_heads; head++) {
+      s = pyr_lane_unshare(cache, pyr_cache_lane(cache, due->layer, head), pyr_plan_decode_first(cache, due->layer, &due->plan));
+      if (s != PYR_OK) return s;
+    }
+  }
+  return PYR_OK;
+}
+
+static pyr_status step_layer(pyr_step_run *r, int layer) {
+  pyr_forward *f = &r->f;
+  const pyr_model_config *c = &f->model->config;
+  const pyr_layer *l = &f->model->layers[layer];
+  int64_t width = (int64_t)c->heads * c->head_dim;
+  pyr_status s = layer_project(f, l, f->x, f->pos, r->count);
+  for (int i = 0; i < r->count && s == PYR_OK; i++) {
+    pyr_cache *cache = r->caches[i];
+    bool tracked = pyr_plan_track(cache, layer, &r->tracks[i]);        /* before the row is stored */
+    s = layer_store(f, cache, layer, i, f->pos + i, 1);
+    get_views(cache, layer, r->views + (int64_t)i * c->kv_heads);
+    r->attention[i] = (pyr_attention){ .out = f->att + i * width, .q = f->q + i * width, .q_pos = f->pos + i,
+                                       .lanes = r->views + (int64_t)i * c->kv_heads, .n = 1,
+                                       .window = c->window ? c->window[layer] : 0, .track = tracked ? &r->tracks[i] : NULL };
+  }
+  if (s == PYR_OK) s = f->be->attention(f->be, r->attention, r->count, f->layout, c->heads, c->kv_heads, f->model->scale);
+  return s == PYR_OK ? layer_finish(f, l, f->x, r->count) : s;
+}
+
+static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int count) {
+  pyr_pool *pool = caches[0]->pool;
+  for (int i = 0; i < count; i++) {
+    if (caches[i]->pool->model != pool->model)
+      return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT, "sequence %d of the step belongs to another model", i + 1);
+    if (caches[i]->pool->layout.dtype != pool->layout.dtype)
+      return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT, "sequence %d of the step has another cache dtype", i + 1);
+    for (int j = 0; j < i; j++)
+      if (caches[i] == caches[j])
+        return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT, "sequences %d and %d of the step are the same", j + 1, i + 1);
+    if (caches[i]->tokens == 0)
+      return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT, "a step needs a cache that has read a prompt");
+    pyr_status s = check_tokens(caches[i], ids + i, 1);
+    if (s != PYR_OK) return s;
+  }
+  return PYR_OK;
+}
+
+pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits) {
+  if (count < 1) return PYR_OK;
+  pyr_pool *pool = caches[0]->pool;
+  pyr_runtime *rt = pool->rt;
+  pyr_backend *be = pool->be;
+  const pyr_model *model = pool->model;
+  const pyr_model_config *c = &model->config;
+  pyr_step_run r = { .caches = caches, .count = count, .f = { .model = model, .be = be, .layout = pool->layout } };
+  int64_t rows = 0, most = 0;
+  int32_t *pos = NULL;
+  int done = 0;
+  pyr_status s = step_check(caches, ids, count);
+  if (s != PYR_OK) return s;
+  for (int i = 0; i < count; i++)
+    for (int layer = 0; layer < c->layers; layer++) {
+      int64_t held = pyr_cache_layer_rows(caches[i], layer) + 1;
+      rows = max64(rows, held);
+      if (pyr_plan_steps_left(caches[i], layer) == 1) {
+        r.due_count++;
+        most = max64(most, (int64_t)pyr_plan_decode_bytes(caches[i], layer, held));
+      }
+    }
+
+  /* host arrays in one block: due plans, attention calls, tracks, views, positions */
+  size_t due_bytes = (size_t)r.due_count * sizeof *r.due, attention_bytes = (size_t)count * sizeof *r.attention;
+  size_t track_bytes = (size_t)count * sizeof *r.tracks, view_bytes = (size_t)count * (size_t)c->kv_heads * sizeof *r.views;
+  size_t host_bytes = due_bytes + attention_bytes + track_bytes + view_bytes + (size_t)count * sizeof *pos;
+  char *host = pyr_alloc(rt, host_bytes);
+  if (!host) return pyr_nomem(rt, host_bytes, "a step");
+  r.due = (pyr_due *)host;
+  r.attention = (pyr_attention *)(host + due_bytes);
+  r.tracks = (pyr_track *)(host + due_bytes + attention_bytes);
+  r.views = (pyr_lane_view *)(host + due_bytes + attention_bytes + track_bytes);
+  pos = (int32_t *)(host + due_bytes + attention_bytes + track_bytes + view_bytes);
+  for (int i = 0; i < count; i++) pos[i] = (int32_t)caches[i]->tokens;
+
+  void *block = NULL;
+  size_t block_bytes = carve(&r.f, NULL, count, count, count);
+  pyr_work work = work_of(model, count, rows, count);
+  s = step_ask(&r);
+  if (s == PYR_OK) s = be->reserve(be, &work);
+  if (s == PYR_OK) s = pyr_pool_work(pool, block_bytes + (size_t)most, &block);
+  if (s == PYR_OK) s = step_reserve(&r);
+  if (s != PYR_OK) goto undo;
+  carve(&r.f, block, count, count, count);
+  r.plan_work = (char *)block + block_bytes;
+  s = be->upload(be, r.f.ids, ids, (size_t)count * sizeof *ids);
+  if (s == PYR_OK) s = be->upload(be, r.f.pos, pos, (size_t)count * sizeof *pos);
+  if (s == PYR_OK) s = be->embed(be, r.f.x, &model->embed, r.f.ids, count);
+  for (; done < c->layers && s == PYR_OK; done++) s = step_layer(&r, done);
+  if (s == PYR_OK) s = project_logits(&r.f, r.f.x, count);
+  for (int i = 0; i < count && s == PYR_OK; i++)
+    if (logits[i]) s = be->download(be, logits[i], r.f.logits + (int64_t)i * c->vocab, (size_t)c->vocab * sizeof(float));
+  if (s != PYR_OK) goto undo;
+
+  for (int i = 0; i < count; i++) {
+    caches[i]->tokens++;
+    caches[i]->computed += c->layers;
+    for (int layer = 0; layer < c->layers; layer++) caches[i]->states[layer].since++;
+  }
+  for (int64_t d = 0; d < r.due_count && s == PYR_OK; d++)
+    s = pyr_plan_decode(caches[r.due[d].index], r.due[d].layer, &r.due[d].plan, r.plan_work);
+  pyr_release(rt, host, host_bytes);
+  return s;
+
+undo:   /* layers below `done` may hold the step's row */
+  for (int i = 0; i < count; i++)
+    for (int layer = 0; layer < c->layers; layer++)
+      for (int head = 0; head < c->kv_heads; head++) {
+        pyr_lane *lane = pyr_cache_lane(caches[i], layer, head);
+        int64_t mine = lane->rows;
+        if (layer < done && mine > 0) mine--;
+        pyr_lane_truncate(caches[i], lane, mine);
+      }
+  pyr_release(rt, host, host_bytes);
+  return s;
+}
