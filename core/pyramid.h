@@ -259,7 +259,98 @@ int64_t pyr_cache_computed(const pyr_cache *cache);          /* token-layers com
 int64_t pyr_cache_evicted(const pyr_cache *cache);           /* rows dropped or never stored, over all lanes */
 
 /* ---- tokenizer --------------------------------------------------------------------------------------------------- */
-/* TOKENIZER-SECTION (to be written with core/tokenizer.c) */
+/* A tokenizer is built in four moves, like a model: new, then pieces, merges, added tokens and steps, then ready; after
+ * that it only encodes and decodes. What a file says in JSON or GGUF is put into these calls by lua/pyramid/tokenizer.lua.
+ *
+ * Encoding: added tokens with PYR_TOKEN_RAW are cut out of the text; what lies between goes through the NORMALIZE steps;
+ * the other added tokens are cut out of that; what is left goes through the SPLIT steps into words, and BPE runs in each
+ * word. Bytes that are not UTF-8 skip all of this and are encoded byte by byte, so that decoding gives them back. */
+typedef struct pyr_tokenizer pyr_tokenizer;
+
+typedef struct pyr_tokenizer_options {
+  int32_t vocab;            /* ids are 0..vocab-1; 1..2^24. Ids without a piece are legal and never produced */
+  int32_t unknown;          /* id for what the vocabulary cannot say; -1: such text is dropped */
+  int byte_level;           /* pieces are spelled in GPT-2's byte alphabet (U+0120 for a space), merging runs over bytes */
+  int byte_fallback;        /* characters without a piece become the pieces <0x00>..<0xFF> */
+  int by_score;             /* no merges are listed: any two neighbours that form a piece merge, highest score first */
+  int whole_words;          /* a word that is a piece is not merged together first ("ignore_merges") */
+  int fuse_unknown;         /* neighbouring unknown characters become one id */
+} pyr_tokenizer_options;
+
+#define PYR_PIECE_CLOSED 1      /* in the vocabulary, but merging never makes it: control, byte and unknown pieces */
+
+#define PYR_TOKEN_SPECIAL 1     /* a control token: found only with PYR_ENCODE_PARSE, skipped by PYR_DECODE_PLAIN */
+#define PYR_TOKEN_LSTRIP 2      /* takes the white space before it along */
+#define PYR_TOKEN_RSTRIP 4      /* … and behind it */
+#define PYR_TOKEN_WORD 8        /* only where no word character touches it */
+#define PYR_TOKEN_RAW 16        /* looked for in the text as given, before normalisation; otherwise after it */
+
+typedef enum pyr_stage { PYR_NORMALIZE = 0, PYR_SPLIT, PYR_DECODE } pyr_stage;
+
+typedef enum pyr_step_kind {    /* with the stages that know it */
+  PYR_STEP_NFD = 0, PYR_STEP_NFC, PYR_STEP_NFKD, PYR_STEP_NFKC, PYR_STEP_LOWER,   /* normalize */
+  PYR_STEP_STRIP,       /* normalize: white space at the left (a) and right (b) end goes */
+  PYR_STEP_PREPEND,     /* normalize, split: text goes before it. a: not if it begins so already; b: only what begins the input */
+  PYR_STEP_REPLACE,     /* all stages: each pattern, taken literally, becomes text */
+  PYR_STEP_SUBSTITUTE,  /* normalize: each match of the regular expression becomes text, taken literally */
+  PYR_STEP_MATCH,       /* split: cut at matches of the regular expression; a: pyr_cut, b: matches and gaps change roles */
+  PYR_STEP_BYTES,       /* split: spell bytes in GPT-2's alphabet, where later steps need it so; decode: back to bytes */
+  PYR_STEP_FALLBACK,    /* decode: <0xNN> becomes that byte */
+  PYR_STEP_TRIM,        /* decode: up to a times pattern goes from the beginning of the whole */
+  PYR_STEP_JOIN,        /* decode: text between any two pieces */
+  PYR_STEP_KINDS
+} pyr_step_kind;
+
+typedef enum pyr_cut { PYR_CUT_REMOVED = 0, PYR_CUT_ISOLATED, PYR_CUT_PREVIOUS, PYR_CUT_NEXT, PYR_CUT_CONTIGUOUS } pyr_cut;
+
+typedef struct pyr_text_step {
+  pyr_step_kind kind;
+  const char *pattern;      /* PCRE2 syntax where a regular expression (UTF and UCP are on); copied */
+  size_t pattern_length;
+  const char *text;
+  size_t text_length;
+  int a, b;
+} pyr_text_step;
+
+pyr_status pyr_tokenizer_new(pyr_runtime *rt, const pyr_tokenizer_options *options, pyr_tokenizer **out);
+/* PYR_FORMAT: id out of range or already named, empty piece, score not a number. Two ids may share a text, as in some
+ * GGUF files: merging makes the later one. */
+pyr_status pyr_tokenizer_piece(pyr_tokenizer *t, int32_t id, const char *piece, size_t length, float score, int flags);
+/* The next merge in rank. Comes after the pieces. PYR_FORMAT if left, right or both joined are no pieces. A pair that
+ * is listed again takes the later rank. */
+pyr_status pyr_tokenizer_merge(pyr_tokenizer *t, const char *left, size_t left_length, const char *right, size_t right_length);
+/* A text that is found as a whole, the longest one first. The id may have a piece already, of the same text. Comes
+ * after the pieces. PYR_FORMAT: id out of range, named otherwise, or the text added twice. */
+pyr_status pyr_tokenizer_added(pyr_tokenizer *t, int32_t id, const char *text, size_t length, int flags);
+pyr_status pyr_tokenizer_step(pyr_tokenizer *t, pyr_stage stage, const pyr_text_step *step); /* PYR_FORMAT: bad expression */
+pyr_status pyr_tokenizer_around(pyr_tokenizer *t, const int32_t *before, int32_t before_count,
+                                const int32_t *after, int32_t after_count);  /* what PYR_ENCODE_ADD adds; copied */
+pyr_status pyr_tokenizer_ready(pyr_tokenizer *t);
+pyr_tokenizer *pyr_tokenizer_retain(pyr_tokenizer *t);
+void pyr_tokenizer_free(pyr_tokenizer *t);
+pyr_runtime *pyr_tokenizer_runtime(const pyr_tokenizer *t);
+
+#define PYR_ENCODE_PARSE 1      /* texts of special tokens become their ids */
+#define PYR_ENCODE_ADD 2        /* the ids of pyr_tokenizer_around are put around */
+/* *ids [*count] belongs to the tokenizer until its next encode. PYR_ARGUMENT: an expression gave up (its match limit). */
+pyr_status pyr_tokenizer_encode(pyr_tokenizer *t, const char *text, size_t length, int flags,
+                                const int32_t **ids, int64_t *count);
+int32_t pyr_tokenizer_id(pyr_tokenizer *t, const char *piece, size_t length);  /* by its spelling; -1: none, or no memory */
+/* The spelling of a piece, not terminated; the tokenizer's until the next call. NULL: no such id, or no memory. */
+const char *pyr_tokenizer_spelling(pyr_tokenizer *t, int32_t id, size_t *length);
+int pyr_tokenizer_flags(const pyr_tokenizer *t, int32_t id); /* PYR_TOKEN_… of an added token; 0 if a mere piece; -1: no such id */
+
+/* A decoder turns ids into text one by one and never cuts a UTF-8 character: bytes wait until the character is whole.
+ * Bytes that can be no character become U+FFFD, one for each maximal subpart. */
+typedef struct pyr_decoder pyr_decoder;
+#define PYR_DECODE_PLAIN 1      /* special tokens are left out */
+#define PYR_DECODE_BYTES 2      /* bytes as they are, UTF-8 or not, nothing waits */
+#define PYR_DECODE_CONTINUE 4   /* the text goes on from earlier ids: nothing is trimmed from its beginning */
+pyr_status pyr_decoder_new(pyr_tokenizer *t, int flags, pyr_decoder **out);
+/* *text [*length] belongs to the decoder until its next call; not terminated. PYR_ARGUMENT: no such id, nothing is taken. */
+pyr_status pyr_decoder_push(pyr_decoder *d, const int32_t *ids, int64_t count, const char **text, size_t *length);
+pyr_status pyr_decoder_finish(pyr_decoder *d, const char **text, size_t *length); /* what waits, as U+FFFD; then as new */
+void pyr_decoder_free(pyr_decoder *d);
 
 /* ---- sampler: logits -> id; seeded and reproducible --------------------------------------------------------------- */
 
