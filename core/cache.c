@@ -274,7 +274,6 @@ pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out) {
   memcpy(copy->states, cache->states, (size_t)cache->layers * sizeof *cache->states);
   copy->tokens = cache->tokens;
   copy->prompt = cache->prompt;
-  copy->past = cache->past;
   copy->computed = cache->computed;
   copy->evicted = cache->evicted;
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
@@ -302,7 +301,7 @@ void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot) {
 pyr_status pyr_cache_clear(pyr_cache *cache) {
   free_lanes(cache);
   memset(cache->states, 0, (size_t)cache->layers * sizeof *cache->states);
-  cache->tokens = cache->prompt = cache->past = cache->computed = cache->evicted = 0;
+  cache->tokens = cache->prompt = cache->computed = cache->evicted = 0;
   return PYR_OK;
 }
 

@@ -17,12 +17,14 @@ typedef struct pyr_lane {
   float *history;          /* [row_cap] or NULL */
   int64_t row_cap;         /* page_count * PYR_PAGE_ROWS */
   int64_t rows;
+  int64_t mark;            /* rows before the step that is running */
 } pyr_lane;
 
 typedef struct pyr_layer_state {  /* what decode plans need to know of a layer */
   pyr_trigger trigger;
   int64_t judged;          /* once: leading rows that are never judged (again) */
   int64_t since;           /* steps since the prefill or since the trigger fired */
+  int64_t past;            /* rows held before the last prefill */
 } pyr_layer_state;
 
 struct pyr_cache {
@@ -33,7 +35,7 @@ struct pyr_cache {
   pyr_lane *lanes;
   pyr_layer_state *states; /* [layers] */
   int64_t tokens;          /* seen */
-  int64_t prompt, past;    /* of the last prefill: its tokens; rows are per layer */
+  int64_t prompt;          /* tokens of the last prefill */
   int64_t computed;        /* token-layers */
   int64_t evicted;         /* rows dropped or never stored */
 };

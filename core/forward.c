@@ -293,7 +293,7 @@ static pyr_status step_ask(pyr_step_run *r) {
       if (pyr_plan_steps_left(cache, layer) != 1) continue;
       const pyr_layer_state *state = &cache->states[layer];
       int64_t rows = pyr_cache_layer_rows(cache, layer) + 1;
-      pyr_shape shape = { .layer = layer, .layers = c->layers, .prompt = cache->prompt, .past = cache->past, .rows = rows,
+      pyr_shape shape = { .layer = layer, .layers = c->layers, .prompt = cache->prompt, .past = state->past, .rows = rows,
                           .waiting = max64(0, rows - state->trigger.window - state->judged), .tokens = cache->tokens + 1,
                           .heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim };
       pyr_due *due = &r->due[at++];
@@ -374,7 +374,6 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   pyr_step_run r = { .caches = caches, .count = count, .f = { .model = model, .be = be, .layout = pool->layout } };
   int64_t rows = 0, most = 0;
   int32_t *pos = NULL;
-  int done = 0;
   pyr_status s = step_check(caches, ids, count);
   if (s != PYR_OK) return s;
   for (int i = 0; i < count; i++)
@@ -398,7 +397,10 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   r.tracks = (pyr_track *)(host + due_bytes + attention_bytes);
   r.views = (pyr_lane_view *)(host + due_bytes + attention_bytes + track_bytes);
   pos = (int32_t *)(host + due_bytes + attention_bytes + track_bytes + view_bytes);
-  for (int i = 0; i < count; i++) pos[i] = (int32_t)caches[i]->tokens;
+  for (int i = 0; i < count; i++) {
+    pos[i] = (int32_t)caches[i]->tokens;
+    for (int64_t lane = 0; lane < (int64_t)c->layers * c->kv_heads; lane++) caches[i]->lanes[lane].mark = caches[i]->lanes[lane].rows;
+  }
 
   void *block = NULL;
   size_t block_bytes = carve(&r.f, NULL, count, count, count);
@@ -413,7 +415,7 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   s = be->upload(be, r.f.ids, ids, (size_t)count * sizeof *ids);
   if (s == PYR_OK) s = be->upload(be, r.f.pos, pos, (size_t)count * sizeof *pos);
   if (s == PYR_OK) s = be->embed(be, r.f.x, &model->embed, r.f.ids, count);
-  for (; done < c->layers && s == PYR_OK; done++) s = step_layer(&r, done);
+  for (int layer = 0; layer < c->layers && s == PYR_OK; layer++) s = step_layer(&r, layer);
   if (s == PYR_OK) s = project_logits(&r.f, r.f.x, count);
   for (int i = 0; i < count && s == PYR_OK; i++)
     if (logits[i]) s = be->download(be, logits[i], r.f.logits + (int64_t)i * c->vocab, (size_t)c->vocab * sizeof(float));
@@ -429,15 +431,10 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   pyr_release(rt, host, host_bytes);
   return s;
 
-undo:   /* layers below `done` may hold the step's row */
+undo:
   for (int i = 0; i < count; i++)
-    for (int layer = 0; layer < c->layers; layer++)
-      for (int head = 0; head < c->kv_heads; head++) {
-        pyr_lane *lane = pyr_cache_lane(caches[i], layer, head);
-        int64_t mine = lane->rows;
-        if (layer < done && mine > 0) mine--;
-        pyr_lane_truncate(caches[i], lane, mine);
-      }
+    for (int64_t lane = 0; lane < (int64_t)c->layers * c->kv_heads; lane++)
+      pyr_lane_truncate(caches[i], &caches[i]->lanes[lane], caches[i]->lanes[lane].mark);
   pyr_release(rt, host, host_bytes);
   return s;
 }

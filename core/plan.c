@@ -341,6 +341,7 @@ pyr_status pyr_plan_end(pyr_plan_run *run, const int32_t **survivors, int64_t *k
   if (status != PYR_OK) return status;
   state->trigger = run->trigger;
   state->since = 0;
+  state->past = run->before;
   state->judged = run->trigger.once ? max64(0, pyr_cache_layer_rows(cache, run->layer) - run->trigger.window) : 0;
   return PYR_OK;
 }

@@ -1,0 +1,291 @@
+/* cache_file.c — a cache in a file: what it keeps, byte for byte, so that a prompt once read need not be read again.
+ *
+ * Little-endian, in order:
+ *   header   magic "PYRCACHE", u32 version, u32 byte order mark, then the shape it must be loaded into (layers, kv
+ *            heads, head_dim, dtype, rope hash) and the counters (tokens, prompt, computed, evicted)
+ *   layers   for each: the trigger's numbers and the decode state
+ *   lanes    for each: rows, whether a history follows, positions, history, then the K rows and V rows page by page
+ *   check    u64 FNV-1a of all bytes before it
+ * Nothing read is believed before it is checked: counts against the file's size, positions against their order, the sum
+ * against the bytes. A file is written beside its destination and renamed, so that a failed save loses nothing. */
+#include "cache.h"
+#include "model.h"
+#include "plan.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { PYR_CACHE_VERSION = 1, PYR_CACHE_ORDER = 0x01020304 };
+static const char cache_magic[8] = { 'P', 'Y', 'R', 'C', 'A', 'C', 'H', 'E' };
+
+typedef struct pyr_cache_header {
+  char magic[8];
+  uint32_t version, order;
+  int32_t layers, heads, head_dim, dtype;
+  uint64_t rope;                   /* hash of the frequencies: rows are stored rotated */
+  int64_t tokens, prompt, computed, evicted;
+} pyr_cache_header;
+
+typedef struct pyr_stream {
+  FILE *file;
+  const char *path;
+  pyr_runtime *rt;
+  uint64_t hash;
+  uint64_t left;                   /* reading: bytes before the check sum */
+} pyr_stream;
+
+static uint64_t fnv(uint64_t hash, const void *data, size_t bytes) {
+  const unsigned char *p = data;
+  for (size_t i = 0; i < bytes; i++) hash = (hash ^ p[i]) * 0x100000001b3u;
+  return hash;
+}
+
+static const uint64_t fnv_start = 0xcbf29ce484222325u;
+
+static pyr_status put(pyr_stream *s, const void *data, size_t bytes) {
+  s->hash = fnv(s->hash, data, bytes);
+  if (bytes && fwrite(data, 1, bytes, s->file) != bytes)
+    return pyr_runtime_set_error(s->rt, PYR_IO, "%s: cannot write: %s", s->path, strerror(errno));
+  return PYR_OK;
+}
+
+static pyr_status get(pyr_stream *s, void *data, size_t bytes, const char *field) {
+  if (bytes > s->left || (bytes && fread(data, 1, bytes, s->file) != bytes))
+    return pyr_runtime_set_error(s->rt, PYR_FORMAT, "%s: truncated in %s", s->path, field);
+  s->left -= bytes;
+  s->hash = fnv(s->hash, data, bytes);
+  return PYR_OK;
+}
+
+static uint64_t rope_hash(const pyr_model *model) {
+  const pyr_model_config *c = &model->config;
+  uint64_t hash = fnv(fnv_start, c->rope_freq, (size_t)(c->rope_dims / 2) * sizeof(float));
+  return fnv(hash, &c->rope_gain, sizeof c->rope_gain);
+}
+
+static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
+  memset(h, 0, sizeof *h);
+  memcpy(h->magic, cache_magic, sizeof h->magic);
+  h->version = PYR_CACHE_VERSION;
+  h->order = PYR_CACHE_ORDER;
+  h->layers = cache->layers;
+  h->heads = cache->heads;
+  h->head_dim = cache->pool->layout.head_dim;
+  h->dtype = (int32_t)cache->pool->layout.dtype;
+  h->rope = rope_hash(cache->pool->model);
+  h->tokens = cache->tokens;
+  h->prompt = cache->prompt;
+  h->computed = cache->computed;
+  h->evicted = cache->evicted;
+}
+
+/* A layer's state as ten 64-bit numbers; the ramp or decay travels as its bits. */
+static void pack_state(const pyr_layer_state *state, int64_t out[12]) {
+  const pyr_trigger *t = &state->trigger;
+  uint32_t bits;
+  memcpy(&bits, &t->track.x, sizeof bits);
+  int64_t numbers[12] = { t->every, t->over, t->window, t->once, t->track.code, t->track.a, t->track.b, t->track.n, bits,
+                          state->judged, state->since, state->past };
+  memcpy(out, numbers, sizeof numbers);
+}
+
+static void unpack_state(const int64_t in[12], pyr_layer_state *state) {
+  uint32_t bits = (uint32_t)in[8];
+  pyr_trigger *t = &state->trigger;
+  memset(state, 0, sizeof *state);
+  t->every = in[0];
+  t->over = in[1];
+  t->window = in[2];
+  t->once = (int32_t)in[3];
+  t->track = (pyr_score_op){ (uint8_t)in[4], (uint8_t)in[5], (uint8_t)in[6], (int32_t)in[7], 0.0f };
+  memcpy(&t->track.x, &bits, sizeof bits);
+  state->judged = in[9];
+  state->since = in[10];
+  state->past = in[11];
+}
+
+/* ---- save ------------------------------------------------------------------------------------------------------ */
+
+/* The rows of one plane (K or V) of a page lie together; `buffer` holds a page. */
+static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lane *lane, char *buffer, void *rows_buffer) {
+  pyr_backend *be = cache->pool->be;
+  size_t row = pyr_row_bytes(cache->pool->layout.dtype, cache->pool->layout.head_dim), used = (size_t)lane->rows * 4;
+  int64_t counts[2] = { lane->rows, lane->history != NULL };
+  pyr_status status = put(s, counts, sizeof counts);
+  if (status == PYR_OK && used) status = be->download(be, rows_buffer, lane->positions, used);
+  if (status == PYR_OK) status = put(s, rows_buffer, used);
+  if (status == PYR_OK && lane->history) {
+    if (used) status = be->download(be, rows_buffer, lane->history, used);
+    if (status == PYR_OK) status = put(s, rows_buffer, used);
+  }
+  for (int64_t at = 0; at < lane->rows && status == PYR_OK; at += PYR_PAGE_ROWS) {
+    int64_t n = lane->rows - at < PYR_PAGE_ROWS ? lane->rows - at : PYR_PAGE_ROWS;
+    status = be->download(be, buffer, lane->data[at / PYR_PAGE_ROWS], cache->pool->page_bytes);
+    if (status == PYR_OK) status = put(s, buffer, (size_t)n * row);
+    if (status == PYR_OK) status = put(s, buffer + PYR_PAGE_ROWS * row, (size_t)n * row);
+  }
+  return status;
+}
+
+pyr_status pyr_cache_save(const pyr_cache *cache, const char *path) {
+  pyr_runtime *rt = cache->pool->rt;
+  size_t path_bytes = strlen(path) + 5, rows_bytes = 4;
+  char *temporary = pyr_alloc(rt, path_bytes), *buffer = pyr_alloc(rt, cache->pool->page_bytes);
+  void *rows_buffer = NULL;
+  pyr_stream s = { NULL, path, rt, fnv_start, 0 };
+  pyr_cache_header header;
+  pyr_status status = PYR_OK;
+  for (int layer = 0; layer < cache->layers; layer++) {
+    size_t bytes = (size_t)pyr_cache_layer_rows(cache, layer) * 4;
+    if (bytes > rows_bytes) rows_bytes = bytes;
+  }
+  rows_buffer = pyr_alloc(rt, rows_bytes);
+  if (!temporary || !buffer || !rows_buffer) {
+    status = pyr_nomem(rt, rows_bytes + cache->pool->page_bytes, "saving a cache");
+    goto done;
+  }
+  snprintf(temporary, path_bytes, "%s.tmp", path);
+  s.file = fopen(temporary, "wb");
+  if (!s.file) {
+    status = pyr_runtime_set_error(rt, PYR_IO, "%s: cannot create: %s", temporary, strerror(errno));
+    goto done;
+  }
+  fill_header(cache, &header);
+  status = put(&s, &header, sizeof header);
+  for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) {
+    int64_t numbers[12];
+    pack_state(&cache->states[layer], numbers);
+    status = put(&s, numbers, sizeof numbers);
+  }
+  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
+    status = save_lane(&s, cache, &cache->lanes[i], buffer, rows_buffer);
+  uint64_t sum = s.hash;
+  if (status == PYR_OK) status = put(&s, &sum, sizeof sum);
+  if (fclose(s.file) != 0 && status == PYR_OK)
+    status = pyr_runtime_set_error(rt, PYR_IO, "%s: cannot write: %s", temporary, strerror(errno));
+  if (status == PYR_OK && rename(temporary, path) != 0)
+    status = pyr_runtime_set_error(rt, PYR_IO, "%s: cannot rename to it: %s", path, strerror(errno));
+  if (status != PYR_OK) remove(temporary);
+done:
+  pyr_release(rt, temporary, path_bytes);
+  pyr_release(rt, buffer, cache->pool->page_bytes);
+  pyr_release(rt, rows_buffer, rows_bytes);
+  return status;
+}
+
+/* ---- load ------------------------------------------------------------------------------------------------------ */
+
+static pyr_status bad(pyr_stream *s, const char *field, const char *what) {
+  return pyr_runtime_set_error(s->rt, PYR_FORMAT, "%s: %s %s", s->path, field, what);
+}
+
+static pyr_status load_header(pyr_stream *s, pyr_cache *cache) {
+  pyr_cache_header h, mine;
+  fill_header(cache, &mine);
+  pyr_status status = get(s, &h, sizeof h, "the header");
+  if (status != PYR_OK) return status;
+  if (memcmp(h.magic, mine.magic, sizeof h.magic) != 0) return bad(s, "magic", "is not that of a saved cache");
+  if (h.version != mine.version) return bad(s, "version", "is one this build does not read");
+  if (h.order != mine.order) return bad(s, "byte order", "is not this machine's");
+  if (h.layers != mine.layers || h.heads != mine.heads || h.head_dim != mine.head_dim)
+    return bad(s, "shape", "is that of another model");
+  if (h.rope != mine.rope) return bad(s, "rope", "frequencies are those of another model");
+  if (h.dtype != mine.dtype) return bad(s, "dtype", "differs from the cache to load into; ask for the saved one");
+  if (h.tokens < 0 || h.tokens > cache->pool->model->config.context || h.prompt < 0 || h.prompt > h.tokens || h.computed < 0 ||
+      h.evicted < 0)
+    return bad(s, "counters", "are out of range");
+  cache->tokens = h.tokens;
+  cache->prompt = h.prompt;
+  cache->computed = h.computed;
+  cache->evicted = h.evicted;
+  return PYR_OK;
+}
+
+static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, char *buffer) {
+  pyr_backend *be = cache->pool->be;
+  size_t row = pyr_row_bytes(cache->pool->layout.dtype, cache->pool->layout.head_dim);
+  int64_t counts[2] = { 0, 0 };
+  int32_t chunk[PYR_PAGE_ROWS], before = -1;
+  pyr_status status = get(s, counts, sizeof counts, "a lane's counts");
+  if (status != PYR_OK) return status;
+  int64_t rows = counts[0];
+  if (rows < 0 || rows > cache->tokens || (counts[1] != 0 && counts[1] != 1)) return bad(s, "rows", "are out of range");
+  if ((uint64_t)rows * (4 + 2 * row) > s->left) return bad(s, "rows", "are more than the file holds");
+  status = pyr_lane_reserve(cache, lane, rows, counts[1] != 0);
+  if (status != PYR_OK) return status;
+  for (int plane = 0; plane <= counts[1]; plane++)          /* positions, then the history */
+    for (int64_t at = 0; at < rows && status == PYR_OK; at += PYR_PAGE_ROWS) {
+      int64_t n = rows - at < PYR_PAGE_ROWS ? rows - at : PYR_PAGE_ROWS;
+      status = get(s, chunk, (size_t)n * 4, plane ? "a history" : "positions");
+      for (int64_t i = 0; plane == 0 && i < n && status == PYR_OK; i++) {
+        if (chunk[i] <= before || chunk[i] >= cache->tokens) status = bad(s, "positions", "are not ascending token positions");
+        before = chunk[i];
+      }
+      void *to = plane ? (void *)(lane->history + at) : (void *)(lane->positions + at);
+      if (status == PYR_OK) status = be->upload(be, to, chunk, (size_t)n * 4);
+    }
+  for (int64_t at = 0; at < rows && status == PYR_OK; at += PYR_PAGE_ROWS) {
+    int64_t n = rows - at < PYR_PAGE_ROWS ? rows - at : PYR_PAGE_ROWS;
+    memset(buffer, 0, cache->pool->page_bytes);
+    status = get(s, buffer, (size_t)n * row, "keys");
+    if (status == PYR_OK) status = get(s, buffer + PYR_PAGE_ROWS * row, (size_t)n * row, "values");
+    if (status == PYR_OK) status = be->upload(be, lane->data[at / PYR_PAGE_ROWS], buffer, cache->pool->page_bytes);
+  }
+  if (status == PYR_OK) lane->rows = rows;
+  return status;
+}
+
+static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer) {
+  int64_t numbers[12];
+  pyr_status status = get(s, numbers, sizeof numbers, "a layer's state");
+  if (status != PYR_OK) return status;
+  for (int i = 0; i < 12; i++)
+    if (numbers[i] < 0 || (i >= 3 && i <= 6 && numbers[i] > 255) || (i == 8 && numbers[i] > UINT32_MAX) ||
+        (i != 8 && numbers[i] > INT32_MAX))
+      return bad(s, "a layer's state", "is out of range");
+  unpack_state(numbers, &cache->states[layer]);
+  pyr_trigger *trigger = &cache->states[layer].trigger;
+  if (!pyr_trigger_tracks(trigger)) return PYR_OK;
+  int depth;
+  pyr_score alone = { 1, { trigger->track } };
+  return pyr_score_check(&alone, &depth) ? bad(s, "a layer's state", "tracks something unknown") : PYR_OK;
+}
+
+pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *policy, const char *path, pyr_cache **out) {
+  pyr_runtime *rt = pool->rt;
+  pyr_cache *cache = NULL;
+  char *buffer = NULL;
+  long size = -1;
+  uint64_t sum = 0, expected;
+  pyr_stream s = { fopen(path, "rb"), path, rt, fnv_start, 0 };
+  pyr_status status = PYR_OK;
+  if (!s.file) return pyr_runtime_set_error(rt, PYR_IO, "%s: cannot open: %s", path, strerror(errno));
+  if (fseek(s.file, 0, SEEK_END) == 0) size = ftell(s.file);
+  if (size < (long)(sizeof(pyr_cache_header) + sizeof sum) || fseek(s.file, 0, SEEK_SET) != 0) {
+    status = pyr_runtime_set_error(rt, PYR_FORMAT, "%s: too short to be a saved cache", path);
+    goto done;
+  }
+  s.left = (uint64_t)size - sizeof sum;
+  status = pyr_cache_new(model, pool, policy, &cache);
+  if (status != PYR_OK) goto done;
+  buffer = pyr_alloc(rt, pool->page_bytes);
+  if (!buffer) {
+    status = pyr_nomem(rt, pool->page_bytes, "loading a cache");
+    goto done;
+  }
+  status = load_header(&s, cache);
+  for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) status = load_state(&s, cache, layer);
+  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
+    status = load_lane(&s, cache, &cache->lanes[i], buffer);
+  if (status != PYR_OK) goto done;
+  expected = s.hash;
+  if (s.left != 0) status = bad(&s, "the end", "comes later than the rows do");
+  else if (fread(&sum, 1, sizeof sum, s.file) != sizeof sum || sum != expected) status = bad(&s, "check sum", "does not match");
+done:
+  fclose(s.file);
+  pyr_release(rt, buffer, buffer ? pool->page_bytes : 0);
+  if (status == PYR_OK) *out = cache;
+  else pyr_cache_free(cache);
+  return status;
+}
