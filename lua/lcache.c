@@ -1,0 +1,314 @@
+/* lcache.c — page pools and caches for Lua.
+ *
+ *   core.pool(model, dtype, budget) -> pool            pool:bytes()  :close()
+ *   core.cache(model, pool, policy or nil) -> cache    core.load_cache(model, pool, policy, path) -> cache
+ *   core.step({ cache, … }, { id, … }) -> { logits, … }
+ *   core.cache_methods                                 the class's methods, to which lua/pyramid/cache.lua adds
+ *   cache:read(ids, all, prune) -> logits, or { logits, … } with all
+ *   cache:step(id) -> logits   :rows(layer, head)   :positions(layer, head) -> { position, … }   :bytes()  :fraction()
+ *   cache:fork()  :clear()  :save(path)  :tokens()  :computed()  :evicted()  :close()
+ *
+ * Layers and heads count from 1. A cache's user value is whatever Lua wants to keep with it (its model). */
+#include "llogits.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+#define POOL "pyramid.pool"
+#define CACHE "pyramid.cache"
+
+typedef struct pool_box { pyr_pool *pool; pyr_runtime *rt; } pool_box;
+typedef struct cache_box { pyr_cache *cache; } cache_box;
+
+static pyr_pool *check_pool(lua_State *L, int arg) {
+  pool_box *box = luaL_checkudata(L, arg, POOL);
+  if (box->pool == NULL) luaL_argerror(L, arg, "the pool is closed");
+  return box->pool;
+}
+
+static pyr_cache *check_cache(lua_State *L, int arg) {
+  cache_box *box = luaL_checkudata(L, arg, CACHE);
+  if (box->cache == NULL) luaL_argerror(L, arg, "the cache is closed");
+  return box->cache;
+}
+
+static pyr_runtime *runtime_of(const pyr_cache *cache) { return pyr_model_runtime(pyr_cache_model(cache)); }
+
+static int fail(lua_State *L, const pyr_cache *cache, pyr_status status) { return pyr_lua_fail(L, runtime_of(cache), status); }
+
+/* ---- pools --------------------------------------------------------------------------------------------------------- */
+
+static int core_pool(lua_State *L) {
+  pyr_model *model = pyr_lua_check_model(L, 1);
+  const char *name = luaL_checkstring(L, 2);
+  lua_Integer budget = luaL_optinteger(L, 3, 0);
+  luaL_argcheck(L, budget >= 0, 3, "the budget is a number of bytes");
+  int dtype = 0;
+  while (dtype < PYR_DTYPES && strcmp(pyr_dtype_name((pyr_dtype)dtype), name) != 0) dtype++;
+  luaL_argcheck(L, dtype < PYR_DTYPES, 2, "unknown dtype (f32, f16, bf16, q8_0)");
+  pool_box *box = lua_newuserdatauv(L, sizeof *box, 0);
+  *box = (pool_box){ NULL, NULL };
+  luaL_setmetatable(L, POOL);
+  pyr_status status = pyr_pool_new(model, (pyr_dtype)dtype, (size_t)budget, &box->pool);
+  return status == PYR_OK ? 1 : pyr_lua_fail(L, pyr_model_runtime(model), status);
+}
+
+static int pool_close(lua_State *L) {
+  pool_box *box = luaL_checkudata(L, 1, POOL);
+  pyr_pool_free(box->pool);
+  box->pool = NULL;
+  return 0;
+}
+
+static int pool_bytes(lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)pyr_pool_bytes(check_pool(L, 1)));
+  return 1;
+}
+
+/* ---- making caches ---------------------------------------------------------------------------------------------------- */
+
+static cache_box *new_box(lua_State *L) {
+  cache_box *box = lua_newuserdatauv(L, sizeof *box, 1);
+  box->cache = NULL;
+  luaL_setmetatable(L, CACHE);
+  return box;
+}
+
+/* (model, pool, policy, path or nothing) */
+static int make_cache(lua_State *L, const char *path) {
+  pyr_model *model = pyr_lua_check_model(L, 1);
+  pyr_pool *pool = check_pool(L, 2);
+  pyr_policy policy;
+  cache_box *box = new_box(L);
+  pyr_lua_to_policy(L, 3, pyr_model_runtime(model), &policy);
+  const pyr_policy *given = policy.ud ? &policy : NULL;
+  pyr_status status = path ? pyr_cache_load(model, pool, given, path, &box->cache) : pyr_cache_new(model, pool, given, &box->cache);
+  if (given) policy.release(policy.ud);
+  return status == PYR_OK ? 1 : pyr_lua_fail(L, pyr_model_runtime(model), status);
+}
+
+static int core_cache(lua_State *L) { return make_cache(L, NULL); }
+static int core_load_cache(lua_State *L) { return make_cache(L, luaL_checkstring(L, 4)); }
+
+static int cache_fork(lua_State *L) {
+  pyr_cache *cache = check_cache(L, 1);
+  cache_box *box = new_box(L);
+  lua_getiuservalue(L, 1, 1);
+  lua_setiuservalue(L, -2, 1);
+  pyr_status status = pyr_cache_fork(cache, &box->cache);
+  return status == PYR_OK ? 1 : fail(L, cache, status);
+}
+
+static int cache_close(lua_State *L) {
+  cache_box *box = luaL_checkudata(L, 1, CACHE);
+  pyr_cache *cache = box->cache;
+  box->cache = NULL;
+  pyr_cache_free(cache);
+  return 0;
+}
+
+/* ---- reading and stepping ------------------------------------------------------------------------------------------------ */
+
+/* The id at the top of the stack; what no int32 can hold becomes -1, which the core refuses with its own message. */
+static int32_t to_id(lua_State *L, lua_Integer place) {
+  int exact;
+  lua_Integer id = lua_tointegerx(L, -1, &exact);
+  if (!exact || lua_type(L, -1) != LUA_TNUMBER) luaL_error(L, "token %I is not an integer (%s)", (LUAI_UACINT)place, luaL_typename(L, -1));
+  lua_pop(L, 1);
+  return id < 0 || id > INT32_MAX ? -1 : (int32_t)id;
+}
+
+/* Pushes a buffer of the ids in the sequence at `arg`. */
+static int32_t *read_ids(lua_State *L, int arg, lua_Integer *n) {
+  luaL_checktype(L, arg, LUA_TTABLE);
+  *n = luaL_len(L, arg);
+  int32_t *ids = lua_newuserdatauv(L, (size_t)(*n > 0 ? *n : 1) * sizeof *ids, 0);
+  for (lua_Integer i = 1; i <= *n; i++) {
+    lua_geti(L, arg, i);
+    ids[i - 1] = to_id(L, i);
+  }
+  return ids;
+}
+
+static int cache_read(lua_State *L) {
+  pyr_cache *cache = check_cache(L, 1);
+  lua_Integer n;
+  bool all = lua_toboolean(L, 3), prune = lua_isnoneornil(L, 4) || lua_toboolean(L, 4);
+  const int32_t *ids = read_ids(L, 2, &n);
+  int32_t vocab = pyr_model_get_config(pyr_cache_model(cache))->vocab;
+  int64_t count = all ? n : 1;
+  float *logits = pyr_lua_new_logits_buffer(L, count, vocab);
+  int buffer = lua_gettop(L);
+  lua_State *outer = pyr_lua_enter(L);
+  pyr_status status = pyr_cache_prefill(cache, ids, n, (all ? PYR_PREFILL_ALL : 0) | (prune ? 0 : PYR_PREFILL_NO_PRUNE), logits);
+  pyr_lua_leave(L, outer);
+  if (status != PYR_OK) return fail(L, cache, status);
+  if (!all) {
+    pyr_lua_push_logits(L, buffer, 0, vocab);
+    return 1;
+  }
+  lua_createtable(L, (int)n, 0);
+  for (lua_Integer i = 0; i < n; i++) {
+    pyr_lua_push_logits(L, buffer, i, vocab);
+    lua_rawseti(L, -2, i + 1);
+  }
+  return 1;
+}
+
+static int cache_step(lua_State *L) {
+  pyr_cache *cache = check_cache(L, 1);
+  lua_settop(L, 2);
+  int32_t id = to_id(L, 1), vocab = pyr_model_get_config(pyr_cache_model(cache))->vocab;
+  float *logits = pyr_lua_new_logits_buffer(L, 1, vocab);
+  lua_State *outer = pyr_lua_enter(L);
+  pyr_status status = pyr_step(&cache, &id, 1, &logits);
+  pyr_lua_leave(L, outer);
+  if (status != PYR_OK) return fail(L, cache, status);
+  pyr_lua_push_logits(L, -1, 0, vocab);
+  return 1;
+}
+
+static int core_step(lua_State *L) {
+  lua_Integer n;
+  luaL_checktype(L, 1, LUA_TTABLE);
+  const int32_t *ids = read_ids(L, 2, &n);
+  luaL_argcheck(L, n >= 1 && luaL_len(L, 1) == n, 2, "one id for each cache");
+  pyr_cache **caches = lua_newuserdatauv(L, (size_t)n * sizeof *caches, 0);
+  float **rows = lua_newuserdatauv(L, (size_t)n * sizeof *rows, 0);
+  for (lua_Integer i = 0; i < n; i++) {
+    lua_geti(L, 1, i + 1);
+    caches[i] = check_cache(L, -1);
+    lua_pop(L, 1);
+  }
+  int32_t vocab = pyr_model_get_config(pyr_cache_model(caches[0]))->vocab;
+  float *logits = pyr_lua_new_logits_buffer(L, n, vocab);
+  int buffer = lua_gettop(L);
+  for (lua_Integer i = 0; i < n; i++) rows[i] = logits + i * vocab;
+  lua_State *outer = pyr_lua_enter(L);
+  pyr_status status = pyr_step(caches, ids, (int)n, rows);
+  pyr_lua_leave(L, outer);
+  if (status != PYR_OK) return fail(L, caches[0], status);
+  lua_createtable(L, (int)n, 0);
+  for (lua_Integer i = 0; i < n; i++) {
+    pyr_lua_push_logits(L, buffer, i, vocab);
+    lua_rawseti(L, -2, i + 1);
+  }
+  return 1;
+}
+
+static int cache_clear(lua_State *L) {
+  pyr_cache *cache = check_cache(L, 1);
+  pyr_status status = pyr_cache_clear(cache);
+  if (status != PYR_OK) return fail(L, cache, status);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+static int cache_save(lua_State *L) {
+  pyr_cache *cache = check_cache(L, 1);
+  pyr_status status = pyr_cache_save(cache, luaL_checkstring(L, 2));
+  if (status != PYR_OK) return fail(L, cache, status);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+/* ---- questions -------------------------------------------------------------------------------------------------------- */
+
+/* Reads (layer, head) from arguments 2 and 3; head is 1 if not given. */
+static int64_t check_lane(lua_State *L, pyr_cache *cache, int *layer, int *head) {
+  lua_Integer l = luaL_checkinteger(L, 2), h = luaL_optinteger(L, 3, 1);
+  const pyr_model_config *config = pyr_model_get_config(pyr_cache_model(cache));
+  luaL_argcheck(L, l >= 1 && l <= config->layers, 2, "no such layer");
+  luaL_argcheck(L, h >= 1 && h <= config->kv_heads, 3, "no such head");
+  *layer = (int)l - 1;
+  *head = (int)h - 1;
+  return pyr_cache_rows(cache, *layer, *head);
+}
+
+static int cache_rows(lua_State *L) {
+  int layer, head;
+  lua_pushinteger(L, check_lane(L, check_cache(L, 1), &layer, &head));
+  return 1;
+}
+
+static int cache_positions(lua_State *L) {
+  pyr_cache *cache = check_cache(L, 1);
+  int layer, head;
+  int64_t rows = check_lane(L, cache, &layer, &head);
+  int32_t *positions = lua_newuserdatauv(L, (size_t)(rows + 1) * sizeof *positions, 0);
+  pyr_status status = pyr_cache_positions(cache, layer, head, positions);
+  if (status != PYR_OK) return fail(L, cache, status);
+  lua_createtable(L, (int)rows, 0);
+  for (int64_t i = 0; i < rows; i++) {
+    lua_pushinteger(L, positions[i]);
+    lua_rawseti(L, -2, i + 1);
+  }
+  return 1;
+}
+
+static int cache_bytes(lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)pyr_cache_bytes(check_cache(L, 1)));
+  return 1;
+}
+
+static int cache_fraction(lua_State *L) {
+  lua_pushnumber(L, pyr_cache_fraction(check_cache(L, 1)));
+  return 1;
+}
+
+static int cache_tokens(lua_State *L) {
+  lua_pushinteger(L, pyr_cache_tokens(check_cache(L, 1)));
+  return 1;
+}
+
+static int cache_computed(lua_State *L) {
+  lua_pushinteger(L, pyr_cache_computed(check_cache(L, 1)));
+  return 1;
+}
+
+static int cache_evicted(lua_State *L) {
+  lua_pushinteger(L, pyr_cache_evicted(check_cache(L, 1)));
+  return 1;
+}
+
+static int cache_owner(lua_State *L) {
+  luaL_checkudata(L, 1, CACHE);
+  lua_getiuservalue(L, 1, 1);
+  return 1;
+}
+
+static int cache_set_owner(lua_State *L) {
+  luaL_checkudata(L, 1, CACHE);
+  lua_settop(L, 2);
+  lua_setiuservalue(L, 1, 1);
+  return 0;
+}
+
+static int cache_show(lua_State *L) {
+  cache_box *box = luaL_checkudata(L, 1, CACHE);
+  if (box->cache == NULL) lua_pushliteral(L, "pyramid.cache (closed)");
+  else lua_pushfstring(L, "pyramid.cache (%I tokens, %I bytes)", (LUAI_UACINT)pyr_cache_tokens(box->cache),
+                       (LUAI_UACINT)pyr_cache_bytes(box->cache));
+  return 1;
+}
+
+/* ---- entry ---------------------------------------------------------------------------------------------------------------- */
+
+void pyr_lua_open_cache(lua_State *L) {
+  static const luaL_Reg pool_methods[] = { { "bytes", pool_bytes }, { NULL, NULL } };
+  static const luaL_Reg cache_methods[] = {
+    { "read", cache_read }, { "step", cache_step }, { "rows", cache_rows }, { "positions", cache_positions },
+    { "bytes", cache_bytes }, { "fraction", cache_fraction }, { "tokens", cache_tokens }, { "computed", cache_computed },
+    { "evicted", cache_evicted }, { "fork", cache_fork }, { "clear", cache_clear }, { "save", cache_save },
+    { "owner", cache_owner }, { "__tostring", cache_show }, { NULL, NULL }
+  };
+  static const luaL_Reg functions[] = { { "pool", core_pool }, { "cache", core_cache }, { "load_cache", core_load_cache },
+                                        { "step", core_step }, { "set_owner", cache_set_owner }, { NULL, NULL } };
+  pyr_lua_new_class(L, POOL, pool_methods, pool_close);
+  pyr_lua_new_class(L, CACHE, cache_methods, cache_close);
+  luaL_setfuncs(L, functions, 0);
+  luaL_getmetatable(L, CACHE);
+  lua_getfield(L, -1, "__index");
+  lua_setfield(L, -3, "cache_methods");
+  lua_pop(L, 1);
+}
