@@ -1,0 +1,113 @@
+-- layering.lua [BUILD]: who may include whom, how long files are, and what the library may not call.
+-- Prints each violation and exits 1 if there is one. With a build folder it reads the objects there too.
+local bad = 0
+
+local function complain(...)
+  bad = bad + 1
+  io.stderr:write(string.format(...), "\n")
+end
+
+local function lines_of(command)
+  local pipe = assert(io.popen(command))
+  local lines = {}
+  for line in pipe:lines() do lines[#lines + 1] = line end
+  pipe:close()
+  return lines
+end
+
+-- A unit of the core (core/NAME.c and core/NAME.h) may include units of lower rank only, and its own header.
+local rank = {
+  pyramid = 0,
+  tensor = 1, dtype = 1, runtime = 1,
+  backend = 2, unicode = 2,
+  weights = 3, sampler = 3, pages = 3, tokenizer = 3,
+  model = 4, cache = 5, score = 6, plan = 7, cache_file = 8, forward = 8,
+}
+-- runtime.c opens the backend that runtime.h only names.
+local exceptions = { ["core/runtime.c"] = { backend = true } }
+
+local kernels_may = { pyramid = true, tensor = true, dtype = true, runtime = true, backend = true }
+local binding_may = { pyramid = true }
+local single_operations = { ["lua/lops.c"] = { backend = true, runtime = true, tensor = true, dtype = true } }
+
+-- Who may see the libraries underneath.
+local function check_system(path, header)
+  local core = path:find "^core/"
+  if core and (header:find "^lua" or header:find "^lauxlib" or header:find "^cu[bd]") then
+    complain("%s: the core may not include <%s>", path, header)
+  elseif (header:find "dnnl" or header == "omp.h" or header:find "intrin") and not path:find "^core/cpu/" then
+    complain("%s: <%s> belongs to core/cpu", path, header)
+  elseif header:find "pcre2" and not path:find "^core/tokenizer" then
+    complain("%s: <%s> belongs to the tokenizer", path, header)
+  end
+end
+
+local function exists(path)
+  local file = io.open(path)
+  return file and file:close()
+end
+
+local function check_include(path, header)
+  local unit, name = header:match "^(.*)%.[^.]*$", path:match "([^/]*)%.[^.]*$"
+  if path:find "^core/cpu/" then
+    if not exists("core/cpu/" .. header) and not kernels_may[unit] then
+      complain("%s: a backend may not include %s", path, header)
+    end
+  elseif path:find "^core/" then
+    local mine, its = rank[name:gsub("_tables$", "")], rank[(unit:gsub("_tables$", ""))]
+    if not mine or not its then
+      complain("%s includes %s: one of them has no rank in spec/support/layering.lua", path, header)
+    elseif unit:gsub("_tables$", "") ~= name and its >= mine and not (exceptions[path] or {})[unit] then
+      complain("%s: may not include %s, which is not below it", path, header)
+    end
+  elseif not exists("lua/" .. header) and not binding_may[unit] and not (single_operations[path] or {})[unit] then
+    complain("%s: the binding may not include %s", path, header)
+  end
+end
+
+-- Lines a file may have; generated tables are free.
+local function limit_of(path)
+  if path:find "_tables%." then return math.huge end
+  if path == "core/pyramid.h" then return 500 end
+  return path:find "%.h$" and 250 or 800
+end
+
+local files = lines_of("find core lua policies scripts spec -name fixtures -prune -o "
+  .. "-type f '(' -name '*.[ch]' -o -name '*.inc' -o -name '*.lua' ')' -print | sort")
+for _, path in ipairs(files) do
+  local count = 0
+  for line in io.lines(path) do
+    count = count + 1
+    if path:find "%.lua$" or path:find "^spec/" then goto continue end
+    local header = line:match '^%s*#%s*include%s*"([^"]+)"'
+    if header then check_include(path, header) end
+    header = line:match "^%s*#%s*include%s*<([^>]+)>"
+    if header then check_system(path, header) end
+    ::continue::
+  end
+  if count > limit_of(path) then complain("%s: %d lines, at most %d are allowed", path, count, limit_of(path)) end
+end
+
+-- The library never prints, exits or reads the environment, and has no mutable globals.
+local forbidden = {}
+for name in ("printf vprintf puts putchar perror stdout stderr stdin exit _exit abort getenv secure_getenv setenv"):gmatch "%S+" do
+  forbidden[name] = true
+end
+
+local build = arg[1]
+for _, object in ipairs(build and lines_of("find " .. build .. "/obj -name '*.o' | sort") or {}) do
+  if object:find "/lua/main%.o$" then goto continue end
+  for _, line in ipairs(lines_of("objdump -t " .. object)) do
+    local section, size, symbol = line:match "^%x+ .......%s*(%S+)%s+(%x+)%s+(%S+)$"
+    if section == "*UND*" and forbidden[symbol] then
+      complain("%s: the library may not use %s", object, symbol)
+    elseif section and (section:find "^%.data" or section:find "^%.bss") and not section:find "^%.data%.rel%.ro"
+      and tonumber(size, 16) > 0 then
+      complain("%s: %s is a mutable global", object, symbol)
+    end
+  end
+  ::continue::
+end
+
+if bad > 0 then os.exit(1) end
+print(("layering: %d files in order"):format(#files))
