@@ -1,0 +1,181 @@
+-- Models in GGUF files: what metadata and tensors say of the configuration. The file's header is read by loaders/gguf.lua,
+-- its weights are bound by loaders/init.lua. What a file asks for and Pyramid lacks is refused by name.
+-- Source of keys and names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and the `gguf` package's constants.
+
+local families = require "pyramid.families"
+local fault = require "pyramid.loaders.fault"
+local gguf = require "pyramid.loaders.gguf"
+local rope = require "pyramid.loaders.rope"
+
+local gguf_model = {}
+
+---@class pyramid.GgufKeys
+---@field path string
+---@field prefix string    "llama."
+---@field metadata table
+local Keys = {}
+Keys.__index = Keys
+
+--- A value under the architecture's prefix, checked; `default` where it is absent, a fault where there is none.
+function Keys:get(key, kind, default)
+  local name = self.prefix .. key
+  local value = self.metadata[name]
+  if value == nil then
+    if default == nil then fault.raise("format", "%s: metadata %s is missing", self.path, name) end
+    return default
+  end
+  if kind == "integer" and type(value) == "table" and value[1] ~= nil then       -- one for each layer: all must be equal
+    for _, v in ipairs(value) do
+      if v ~= value[1] then fault.raise("unsupported", "%s: metadata %s differs from layer to layer", self.path, name) end
+    end
+    value = value[1]
+  end
+  local is = kind == "integer" and math.type(value) or type(value)
+  if is ~= kind then fault.raise("format", "%s: metadata %s is not a %s", self.path, name, kind) end
+  return value
+end
+
+function Keys:count(key, limit, default)
+  local n = self:get(key, "integer", default)
+  if n < 1 or n > limit then
+    fault.raise("format", "%s: metadata %s%s is %d, outside 1..%d", self.path, self.prefix, key, n, limit)
+  end
+  return n
+end
+
+--- Things that would change the arithmetic.
+local function refuse(keys)
+  if keys:get("expert_count", "integer", 0) > 0 then
+    fault.raise("unsupported", "%s: metadata %sexpert_count: a mixture of experts", keys.path, keys.prefix)
+  end
+  if not keys:get("attention.causal", "boolean", true) then
+    fault.raise("unsupported", "%s: metadata %sattention.causal is false", keys.path, keys.prefix)
+  end
+  for _, key in ipairs {
+    "attention.max_alibi_bias", "attention.clamp_kqv", "attention.scale", "logit_scale", "residual_scale", "embedding_scale",
+    "attention.temperature_length", "attention.temperature_scale",
+  } do
+    if keys:get(key, "number", 0) ~= 0 then fault.raise("unsupported", "%s: metadata %s%s is set", keys.path, keys.prefix, key) end
+  end
+  local parts = keys.metadata["split.count"]
+  if math.type(parts) == "integer" and parts > 1 then
+    fault.raise("unsupported", "%s: one of %d parts of a split file; join them first", keys.path, parts)
+  end
+end
+
+--- The divisors that rope_freqs.weight holds (Llama 3.1's scaling, worked out by the converter), or nil.
+local function read_factors(t)
+  if not t then return nil end
+  if t.dtype ~= "f32" or #t.shape ~= 1 or t.shape[1] > 256 then
+    fault.raise("unsupported", "%s: tensor %s is not a vector of f32", t.path, t.name)
+  end
+  local file <close>, message = io.open(t.path, "rb")
+  if not file then fault.raise("io", "%s", message) end
+  file:seek("set", t.offset)
+  local data = file:read(t.bytes)
+  if not data or #data ~= t.bytes then fault.raise("io", "%s: cannot be read", t.path) end
+  local values = { ("<" .. ("f"):rep(t.shape[1])):unpack(data) }
+  values[#values] = nil                                   -- unpack's position
+  return values
+end
+
+local function read_rope(keys, family, head_dim, context, tensors)
+  local kind, factor = keys:get("rope.scaling.type", "string", "none"), keys:get("rope.scaling.factor", "number", 0)
+  if factor == 0 then factor = keys:get("rope.scale_linear", "number", 0) end     -- files of 2023
+  if keys.metadata[keys.prefix .. "rope.scaling.type"] == nil and factor ~= 0 then kind = "linear" end
+  local r = {
+    type = kind, style = family.gguf_rope, dims = keys:count("rope.dimension_count", head_dim, head_dim),
+    base = keys:get("rope.freq_base", "number", 10000), factor = factor ~= 0 and factor or nil,
+    original = keys:get("rope.scaling.original_context_length", "integer", context),
+    beta_fast = keys:get("rope.scaling.yarn_beta_fast", "number", 32),
+    beta_slow = keys:get("rope.scaling.yarn_beta_slow", "number", 1), truncate = true,
+    factors = read_factors(tensors["rope_freqs.weight"]),
+  }
+  if kind ~= "yarn" then return r end
+  local mix, log = keys:get("rope.scaling.yarn_ext_factor", "number", 1), keys:get("rope.scaling.yarn_log_multiplier", "number", 0)
+  if mix ~= 1 or log ~= 0 then
+    fault.raise("unsupported", "%s: metadata %srope.scaling.yarn_*: only ggml's defaults are known", keys.path, keys.prefix)
+  end
+  local scale = keys:get("rope.scaling.yarn_attn_factor", "number", 1) * keys:get("rope.scaling.attn_factor", "number", 1)
+  if scale ~= 1 and r.factor and r.factor > 1 then r.gain = scale * (0.1 * math.log(r.factor) + 1) end
+  return r
+end
+
+local function find_family(metadata, path)
+  local name = metadata["general.architecture"]
+  if type(name) ~= "string" then fault.raise("format", "%s: metadata general.architecture is missing", path) end
+  local family = families.find(name)
+  if not family then
+    fault.raise("unsupported", "%s: architecture %s (known: %s)", path, fault.quote(name), table.concat(families.list(), ", "))
+  end
+  return family
+end
+
+--- Ids that end a text: end of sequence, and of a turn where the file names one.
+local function read_eos(metadata)
+  local out, seen = {}, {}
+  for _, key in ipairs { "eos_token_id", "eot_token_id" } do
+    local id = metadata["tokenizer.ggml." .. key]
+    if math.type(id) == "integer" and not seen[id] then
+      seen[id] = true
+      out[#out + 1] = id
+    end
+  end
+  return out
+end
+
+local function has(tensors, name) return tensors[name] ~= nil end
+
+--- What a GGUF file holds; raises faults.
+---@param path string
+---@return pyramid.Source
+function gguf_model.open(path)
+  local file = fault.check(gguf.read(path))
+  local metadata = file.metadata
+  local family = find_family(metadata, path)
+  local keys = setmetatable({ path = path, prefix = family.name .. ".", metadata = metadata }, Keys)
+  refuse(keys)
+  if #file.tensors == 0 then fault.raise("unsupported", "%s: holds a vocabulary only, no weights", path) end
+  local tensors = {}
+  for _, t in ipairs(file.tensors) do tensors[t.name] = t end
+
+  local names, optional = family.names.gguf, {}
+  for _, role in ipairs(family.weights) do optional[role] = true end
+  for _, role in ipairs { "q_bias", "k_bias", "v_bias", "o_bias" } do
+    if has(tensors, names[role]:format(0)) then optional[role] = true end          -- Llamas with attention_bias
+  end
+  local layers, heads = keys:count("block_count", 1024), keys:count("attention.head_count", 1024)
+  local width = keys:count("embedding_length", 1 << 18)
+  local head_dim = keys:count("attention.key_length", 512, width // heads)
+  if keys:get("attention.value_length", "integer", head_dim) ~= head_dim then
+    fault.raise("unsupported", "%s: metadata %sattention.value_length differs from key_length", path, keys.prefix)
+  end
+  local context = keys:count("context_length", 1 << 30)
+  local embed = tensors[names.embed]
+  local r = read_rope(keys, family, head_dim, context, tensors)
+  r.freq, r.gain = rope.compute(r, path)
+
+  local window, slide = nil, keys:get("attention.sliding_window", "integer", 0)
+  if slide ~= 0 then
+    -- q and k of these files come from Mistral; for others it is not said which layers slide
+    if slide < 0 or family.gguf_rope ~= "interleaved" then
+      fault.raise("unsupported", "%s: metadata %sattention.sliding_window of a %s", path, keys.prefix, family.name)
+    end
+    window = {}
+    for i = 1, layers do window[i] = slide end
+  end
+  local bos = metadata["tokenizer.ggml.bos_token_id"]
+  return {
+    format = "gguf", path = path, family = family, tensors = tensors, optional = optional, names = names,
+    ignored = { "^rope_freqs%.weight$" }, tokenizer = file,
+    config = {
+      family = family.name, layers = layers, heads = heads, kv_heads = keys:count("attention.head_count_kv", heads, heads),
+      head_dim = head_dim, width = width, ff = keys:count("feed_forward_length", 1 << 20),
+      vocab = embed and embed.shape[1] or keys:count("vocab_size", 1 << 22), context = context,
+      norm_eps = keys:get("attention.layer_norm_rms_epsilon", "number"), rope = r, tied = not has(tensors, names.output),
+      window = window, bos = math.type(bos) == "integer" and bos or nil, eos = read_eos(metadata),
+    },
+  }
+end
+
+return gguf_model

@@ -1,0 +1,216 @@
+-- Hugging Face model directories: config.json, and model.safetensors or shards with an index. Tells what the model is and
+-- where its tensors lie; loaders/init.lua binds them. What a configuration asks for and Pyramid lacks is refused by name.
+
+local families = require "pyramid.families"
+local fault = require "pyramid.loaders.fault"
+local json = require "pyramid.loaders.json"
+local rope = require "pyramid.loaders.rope"
+local safetensors = require "pyramid.loaders.safetensors"
+
+local hf = {}
+
+local CONFIG_MAX, INDEX_MAX = 1 << 20, 1 << 26
+
+local function exists(path)
+  local file = io.open(path, "rb")
+  if file then file:close() end
+  return file ~= nil
+end
+
+-- ---- config.json -----------------------------------------------------------------------------------------------------
+
+local function find_family(c, what)
+  local kind = json.required(c, "model_type", "string", what)
+  local family = families.find(kind)
+  local architectures = json.field(c, "architectures", "table", what)
+  local architecture = architectures and architectures[1]
+  local right = family and architecture == nil
+  for _, name in ipairs(family and family.architectures or {}) do right = right or name == architecture end
+  if not right then
+    fault.raise("unsupported", "%s: model_type %s%s (known families: %s)", what, fault.quote(kind),
+      architecture and ", architecture " .. fault.quote(architecture) or "", table.concat(families.list(), ", "))
+  end
+  return family
+end
+
+--- Switches that would change the arithmetic.
+local function refuse(c, what)
+  local quantization = c.quantization_config
+  if type(quantization) == "table" then
+    fault.raise("unsupported", "%s: quantization_config (%s); only unquantised checkpoints and GGUF files can be read", what,
+      fault.quote(quantization.quant_method or "no method named"))
+  end
+  local act = json.field(c, "hidden_act", "string", what, "silu")
+  if act ~= "silu" and act ~= "swish" then fault.raise("unsupported", "%s: hidden_act %s (known: silu)", what, fault.quote(act)) end
+  if json.field(c, "mlp_bias", "boolean", what, false) then fault.raise("unsupported", "%s: mlp_bias is true", what) end
+  if json.field(c, "partial_rotary_factor", "number", what, 1) ~= 1 then
+    fault.raise("unsupported", "%s: partial_rotary_factor is not 1", what)
+  end
+  for _, key in ipairs { "num_local_experts", "num_experts", "n_routed_experts" } do
+    if json.field(c, key, "integer", what, 0) > 1 then fault.raise("unsupported", "%s: %s: a mixture of experts", what, key) end
+  end
+end
+
+--- The rotary part, from the classic form (rope_theta, rope_scaling) and the new one (rope_parameters).
+local function read_rope(c, family, head_dim, context, what)
+  local p = json.field(c, "rope_parameters", "table", what) or json.field(c, "rope_scaling", "table", what) or {}
+  local where = what .. ": RoPE parameters"
+  for _, value in pairs(p) do
+    if type(value) == "table" then fault.raise("unsupported", "%s differ from layer to layer", where) end
+  end
+  local number = function(key, default) return json.field(p, key, "number", where, default) end
+  if number("partial_rotary_factor", 1) ~= 1 then fault.raise("unsupported", "%s: partial_rotary_factor is not 1", where) end
+  local kind = json.field(p, "rope_type", "string", where) or json.field(p, "type", "string", where, "default")
+  local r = {
+    type = kind == "default" and "none" or kind, style = "half", dims = head_dim,
+    base = number("rope_theta") or json.field(c, "rope_theta", "number", what, family.defaults.rope_theta),
+    factor = number("factor"),
+    original = json.field(c, "original_max_position_embeddings", "number", what)
+      or number("original_max_position_embeddings", context),
+    low = number("low_freq_factor"), high = number("high_freq_factor"),
+    beta_fast = number("beta_fast", 32), beta_slow = number("beta_slow", 1),
+    truncate = json.field(p, "truncate", "boolean", where, true),
+    gain = number("attention_factor"),
+  }
+  if r.type == "yarn" then
+    if not r.factor and r.original > 0 then r.factor = context / r.original end
+    local scale, all = number("mscale", 0), number("mscale_all_dim", 0)
+    if not r.gain and scale ~= 0 and all ~= 0 and r.factor and r.factor > 1 then
+      r.gain = (0.1 * scale * math.log(r.factor) + 1) / (0.1 * all * math.log(r.factor) + 1)
+    end
+  end
+  return r
+end
+
+--- The sliding window of each layer, or nil. Kinds of layers that Pyramid does not have are refused.
+local function read_window(c, family, layers, what)
+  local types = json.field(c, "layer_types", "table", what)
+  local width = json.field(c, "sliding_window", "integer", what)
+  if width and (width < 1 or width > 1 << 30) then fault.raise("format", "%s: sliding_window is %d", what, width) end
+  local window = family.window({
+    sliding_window = width, max_window_layers = json.field(c, "max_window_layers", "integer", what),
+    use_sliding_window = json.field(c, "use_sliding_window", "boolean", what, false), layer_types = types,
+  }, layers)
+  for i = 1, types and layers or 0 do
+    local slides = types[i] == "sliding_attention"
+    if not slides and types[i] ~= "full_attention" or slides and not (window and window[i] > 0) then
+      fault.raise("unsupported", "%s: layer_types: a %s with layer %d of type %s", what, family.name, i, fault.quote(types[i]))
+    end
+  end
+  return window
+end
+
+--- Token ids that end a text: of generation_config.json if it has some, else of config.json.
+local function read_eos(c, dir, what)
+  local path = dir .. "/generation_config.json"
+  local generation = exists(path) and json.decode(json.read(path, CONFIG_MAX), path) or {}
+  local eos = generation.eos_token_id
+  if eos == nil or eos == json.null then eos = c.eos_token_id end
+  if eos == nil or eos == json.null then return {} end
+  local out = {}
+  for i, id in ipairs(type(eos) == "table" and eos or { eos }) do
+    out[i] = math.type(id) and math.tointeger(id) or fault.raise("format", "%s: eos_token_id is not an id", what)
+  end
+  return out
+end
+
+--- From config.json to what pyramid.core and users are told.
+local function read_config(dir)
+  local what = dir .. "/config.json"
+  local c = json.decode(json.read(what, CONFIG_MAX), what)
+  local family = find_family(c, what)
+  refuse(c, what)
+  for key, value in pairs(family.defaults) do
+    if c[key] == nil then c[key] = value end
+  end
+  local count = function(key, limit)
+    local n = json.required(c, key, "integer", what)
+    if n < 1 or n > limit then fault.raise("format", "%s: %s is %d, outside 1..%d", what, key, n, limit) end
+    return n
+  end
+  local layers, heads, width = count("num_hidden_layers", 1024), count("num_attention_heads", 1024), count("hidden_size", 1 << 18)
+  local kv_heads = json.field(c, "num_key_value_heads", "integer", what) and count("num_key_value_heads", heads) or heads
+  local head_dim = json.field(c, "head_dim", "integer", what) and count("head_dim", 512)
+  if not head_dim then
+    if width % heads ~= 0 then fault.raise("format", "%s: hidden_size is no multiple of num_attention_heads", what) end
+    head_dim = width // heads
+  end
+  local context = count("max_position_embeddings", 1 << 30)
+  local r = read_rope(c, family, head_dim, context, what)
+  local reach = r.type == "yarn" and math.floor(r.original * (r.factor or 1)) or 0
+
+  return family, {
+    family = family.name, layers = layers, heads = heads, kv_heads = kv_heads, head_dim = head_dim, width = width,
+    ff = count("intermediate_size", 1 << 20), vocab = count("vocab_size", 1 << 22),
+    context = math.max(context, math.min(reach, 1 << 30)),
+    norm_eps = json.required(c, "rms_norm_eps", "number", what), rope = r,
+    tied = json.field(c, "tie_word_embeddings", "boolean", what, false),
+    window = read_window(c, family, layers, what), biased = json.field(c, "attention_bias", "boolean", what, false),
+    bos = json.field(c, "bos_token_id", "integer", what), eos = read_eos(c, dir, what),
+  }, what
+end
+
+-- ---- weights ---------------------------------------------------------------------------------------------------------
+
+local function index_tensors(list, into, wanted)
+  for _, t in ipairs(list) do
+    if not wanted or wanted[t.name] then into[t.name] = t end
+  end
+end
+
+--- Tensors by name, from one file or from the shards that an index names.
+local function read_weights(dir)
+  local single, index = dir .. "/model.safetensors", dir .. "/model.safetensors.index.json"
+  local tensors = {}
+  if exists(single) then
+    index_tensors(fault.check(safetensors.read(single)).tensors, tensors)
+    return tensors
+  end
+  if not exists(index) then
+    local other = exists(dir .. "/pytorch_model.bin") or exists(dir .. "/pytorch_model.bin.index.json")
+    fault.raise(other and "unsupported" or "io", "%s: no model.safetensors and no model.safetensors.index.json%s", dir,
+      other and "; pytorch_model.bin cannot be read" or "")
+  end
+  local map = json.required(json.decode(json.read(index, INDEX_MAX), index), "weight_map", "table", index)
+  local shards, order = {}, {}
+  for name, file in pairs(map) do
+    if type(name) ~= "string" or type(file) ~= "string" or not file:find("^[%w_][%w%._-]*$") then
+      fault.raise("format", "%s: weight_map: %s is mapped to something that is no file name", index, fault.quote(name))
+    end
+    if not shards[file] then
+      shards[file] = {}
+      order[#order + 1] = file
+    end
+    shards[file][name] = true
+  end
+  table.sort(order)
+  for _, file in ipairs(order) do
+    index_tensors(fault.check(safetensors.read(dir .. "/" .. file)).tensors, tensors, shards[file])
+  end
+  for name, file in pairs(map) do
+    if not tensors[name] then fault.raise("format", "%s: tensor %s is not in %s", index, fault.quote(name), file) end
+  end
+  return tensors
+end
+
+--- What a model directory holds; raises faults.
+---@param dir string
+---@return pyramid.Source
+function hf.open(dir)
+  local family, config, what = read_config(dir)
+  local optional = {}
+  for _, role in ipairs(family.weights) do optional[role] = true end
+  if config.biased then
+    for _, role in ipairs { "q_bias", "k_bias", "v_bias", "o_bias" } do optional[role] = true end
+  end
+  config.biased = nil
+  config.rope.freq, config.rope.gain = rope.compute(config.rope, what)
+  local ignored = { "%.rotary_emb%.inv_freq$" }
+  if config.tied then ignored[2] = "^lm_head%.weight$" end
+  return {
+    format = "hf", path = dir, family = family, config = config, tensors = read_weights(dir), optional = optional,
+    names = family.names.hf, ignored = ignored, tokenizer = dir,
+  }
+end
+
+return hf

@@ -1,0 +1,213 @@
+-- Opens models: finds out what a path holds, reads its headers, and binds its weights to a core model. Which tensor is
+-- which weight is said by pyramid.families; that a tensor lies where its header says is checked once more by the core.
+--
+-- A model that loads is the model that was saved: a weight that is missing is an error, and so is a tensor left over.
+
+local core = require "pyramid.core"
+local families = require "pyramid.families"
+local dtypes = require "pyramid.loaders.dtypes"
+local fault = require "pyramid.loaders.fault"
+local formats = { hf = require "pyramid.loaders.hf", gguf = require "pyramid.loaders.gguf_model" }
+
+local loaders = {}
+
+---@class pyramid.Config what users see of a model; layers and heads count from 1, ids from 0
+---@field family string
+---@field layers integer
+---@field heads integer
+---@field kv_heads integer
+---@field head_dim integer
+---@field width integer
+---@field ff integer
+---@field vocab integer
+---@field context integer    positions the model was made for
+---@field norm_eps number
+---@field tied boolean       the output matrix is the embedding
+---@field window integer[]?  sliding window of each layer, 0 for none
+---@field rope pyramid.Rope  with freq and gain computed
+---@field bos integer?
+---@field eos integer[]
+
+---@class pyramid.Source     what a path holds, before anything is bound
+---@field format string      "hf" or "gguf"
+---@field path string
+---@field family pyramid.Family
+---@field config pyramid.Config
+---@field tensors table<string, pyramid.Tensor>
+---@field optional table<string, boolean> roles beyond the base that the model has
+---@field names table<string, string>     role to name
+---@field ignored string[]                patterns of names that may be left over
+---@field tokenizer string|pyramid.Gguf   what pyramid.tokenizer needs
+
+---@class pyramid.Loaded
+---@field config pyramid.Config
+---@field handle userdata                 the core model
+---@field tokenizer string|pyramid.Gguf
+---@field family pyramid.Family
+---@field format string
+---@field path string
+---@field description string              one line
+
+--- "hf", "gguf", or raises a fault.
+local function detect(path)
+  local file, message = io.open(path, "rb")
+  if not file then fault.raise("io", "%s", message) end
+  local magic, why, number = file:read(4)
+  file:close()
+  if magic == "GGUF" then return "gguf" end
+  if not magic and number == 21 then                      -- EISDIR
+    local config = io.open(path .. "/config.json", "rb")
+    if not config then fault.raise("io", "%s: a directory without config.json", path) end
+    config:close()
+    return "hf"
+  end
+  if not magic and why then fault.raise("io", "%s: %s", path, why) end
+  fault.raise("format", "%s: neither a model directory nor a GGUF file", path)
+end
+
+local function open(path)
+  if type(path) ~= "string" or path == "" then fault.raise("argument", "model: no path") end
+  if path:find("\0", 1, true) then fault.raise("io", "model: a path with a zero byte") end
+  path = #path > 1 and path:gsub("/+$", "") or path
+  return formats[detect(path)].open(path)
+end
+
+--- Reads the headers of a model: nothing is mapped, and no runtime is needed.
+---@param path string a Hugging Face directory, or a GGUF file
+---@return pyramid.Source?
+---@return string? message
+---@return string? code
+function loaders.open(path)
+  return fault.catch(open, path)
+end
+
+--- Every weight that a source must have, in order: role, layer (from 1, or nil), tensor. Raises faults for those that are
+--- missing or of a dtype that a model cannot use, and for tensors that nothing asks for.
+local function list_weights(source)
+  local config, out, used = source.config, {}, {}
+  local function add(role, layer)
+    local name = source.names[role]:format(layer and layer - 1)
+    local t = source.tensors[name]
+    if not t then fault.raise("format", "%s: tensor %s is missing", source.path, name) end
+    if not t.native then fault.raise("unsupported", "%s: tensor %s is %s, which models cannot use", t.path, name, t.dtype) end
+    used[name] = true
+    out[#out + 1] = { role = role, layer = layer, tensor = t }
+  end
+  for _, role in ipairs(families.global_roles) do
+    if role ~= "output" or not config.tied then add(role) end
+  end
+  for layer = 1, config.layers do
+    for _, role in ipairs(families.layer_roles) do add(role, layer) end
+    for _, role in ipairs(families.optional_roles) do
+      if source.optional[role] then add(role, layer) end
+    end
+  end
+  local left = {}
+  for name in pairs(source.tensors) do
+    local ignore = used[name]
+    for _, pattern in ipairs(source.ignored) do ignore = ignore or name:find(pattern) end
+    if not ignore then left[#left + 1] = name end
+  end
+  if #left > 0 then
+    table.sort(left)
+    fault.raise("unsupported", "%s: %d tensors that a %s does not have, such as %s", source.path, #left, config.family,
+      fault.quote(left[1]))
+  end
+  return out
+end
+
+--- The weights of a source and their totals, without binding them.
+---@param source pyramid.Source
+---@return table? weights sequence of { role=, layer=, tensor= }
+---@return string? message
+---@return string? code
+function loaders.weights(source)
+  return fault.catch(list_weights, source)
+end
+
+local function describe(config, weights)
+  local values, by = 0, {}
+  for _, w in ipairs(weights) do
+    local n = 1
+    for _, d in ipairs(w.tensor.shape) do n = n * d end
+    values = values + n
+    by[w.tensor.dtype] = (by[w.tensor.dtype] or 0) + n
+  end
+  local main = next(by)
+  for dtype, n in pairs(by) do
+    if n > by[main] or (n == by[main] and dtype < main) then main = dtype end
+  end
+  local unit, size = "", values
+  for _, u in ipairs { " K", " M", " B" } do
+    if size >= 1000 then size, unit = size / 1000, u end
+  end
+  return ("%s, %d layers, %d heads over %d of %d, width %d, vocabulary %d, %.3g%s parameters in %s"):format(config.family,
+    config.layers, config.heads, config.kv_heads, config.head_dim, config.width, config.vocab, size, unit, main)
+end
+
+local known_options = { weights = true }
+
+local function check_options(options)
+  for key in pairs(options) do
+    if not known_options[key] then error(("loaders.load: unknown option '%s' (known: weights)"):format(tostring(key)), 3) end
+  end
+  local as = options.weights
+  if as == nil then return nil end
+  for _, name in ipairs(dtypes.writable) do
+    if name == as then return as end
+  end
+  error(("loaders.load: weights = '%s' (known: %s)"):format(tostring(as), table.concat(dtypes.writable, ", ")), 3)
+end
+
+--- Files that are open while weights are bound; a bound model keeps what it needs.
+local function open_files(runtime)
+  local opened = {}
+  return setmetatable({}, {
+    __index = function(_, path)
+      opened[path] = opened[path] or fault.check(core.file(runtime, path))
+      return opened[path]
+    end,
+    __close = function()
+      for _, file in pairs(opened) do file:close() end
+    end,
+  })
+end
+
+local function load(runtime, path, as)
+  local source = open(path)
+  local config = source.config
+  local weights = list_weights(source)
+  local handle = fault.check(core.model_new(runtime, {
+    layers = config.layers, heads = config.heads, kv_heads = config.kv_heads, head_dim = config.head_dim, width = config.width,
+    ff = config.ff, vocab = config.vocab, context = config.context, norm_eps = config.norm_eps, rope_style = config.rope.style,
+    rope_dims = config.rope.dims, rope_freq = config.rope.freq, rope_gain = config.rope.gain, window = config.window,
+  }))
+  local ok <close> = setmetatable({}, { __close = function(state) if not state.done then handle:close() end end })
+  local files <close> = open_files(runtime)
+  for _, w in ipairs(weights) do
+    local t = w.tensor
+    fault.check(handle:bind(w.role, w.layer, {
+      name = t.name, file = files[t.path], offset = t.offset, bytes = t.bytes, dtype = t.dtype, shape = t.shape,
+    }, as))
+  end
+  fault.check(handle:ready())
+  ok.done = true
+  return {
+    config = config, handle = handle, tokenizer = source.tokenizer, family = source.family, format = source.format,
+    path = source.path, description = describe(config, weights),
+  }
+end
+
+--- Loads a model.
+---@param runtime userdata  pyramid.core.runtime
+---@param path string       a Hugging Face directory, or a GGUF file
+---@param options { weights: string? }?  weights: dtype to convert matrices to (default: as in the file)
+---@return pyramid.Loaded?
+---@return string? message
+---@return string? code
+function loaders.load(runtime, path, options)
+  local as = check_options(options or {})
+  return fault.catch(load, runtime, path, as)
+end
+
+return loaders

@@ -1,0 +1,99 @@
+-- JSON of other people's files: decoded by cjson, checked for keys that come twice, and read through functions that name
+-- file and field when a value is missing or of the wrong type. JSON's null is kept apart from absence (json.null).
+
+local cjson = require "cjson.safe"
+local fault = require "pyramid.loaders.fault"
+
+local json = { null = cjson.null }
+
+local decoder = cjson.new()
+decoder.decode_invalid_numbers(false)
+decoder.decode_max_depth(64)
+
+--- The first key that an object at the outermost level has twice, or nil. cjson would keep the last one without a word.
+local function repeated_key(text)
+  local depth, at, seen = 0, 1, {}
+  while true do
+    local i = text:find('["{}%[%]]', at)
+    if not i then return nil end
+    local c = text:byte(i)
+    at = i + 1
+    if c == 0x22 then
+      local start = at
+      while true do                              -- to the closing quote
+        local j = text:find('["\\]', at)
+        if not j then return nil end
+        at = j + 1
+        if text:byte(j) == 0x22 then break end
+        at = at + 1                              -- an escape takes a character with it
+      end
+      if depth == 1 and text:find("^%s*:", at) then
+        local key = text:sub(start, at - 2)
+        if seen[key] then return key end
+        seen[key] = true
+      end
+    elseif c == 0x7b or c == 0x5b then depth = depth + 1
+    else depth = depth - 1 end
+  end
+end
+
+--- Decodes an object; raises faults that name `what` (a file).
+---@param text string
+---@param what string
+---@return table
+function json.decode(text, what)
+  local value, message = decoder.decode(text)
+  if value == nil then fault.raise("format", "%s: not valid JSON: %s", what, fault.quote(message)) end
+  if type(value) ~= "table" or text:find("^%s*%[") then fault.raise("format", "%s: not a JSON object", what) end
+  local key = repeated_key(text)
+  if key then fault.raise("format", "%s: key '%s' comes twice", what, fault.quote(key)) end
+  return value
+end
+
+--- Reads a whole file of at most `limit` bytes.
+---@return string
+function json.read(path, limit)
+  local file, message = io.open(path, "rb")
+  if not file then fault.raise("io", "%s", message) end
+  local size = file:seek("end")
+  if not size or size > limit then
+    file:close()
+    fault.raise("format", "%s: larger than %d bytes", path, limit)
+  end
+  file:seek("set")
+  local text = file:read("a")
+  file:close()
+  if not text then fault.raise("io", "%s: cannot be read", path) end
+  return text
+end
+
+local MISSING = {}
+
+--- The value of a field, which must be of a type: "integer", "number", "string", "boolean", "table". Absent or null
+--- fields give `default`; without one they are a fault.
+---@param object table
+---@param key string
+---@param kind string
+---@param what string file, for messages
+---@param default any
+function json.field(object, key, kind, what, default)
+  local value = object[key]
+  if value == nil or value == json.null then
+    if default == MISSING then fault.raise("format", "%s: %s is missing", what, key) end
+    return default
+  end
+  if kind == "integer" then
+    local integer = math.type(value) and math.tointeger(value)
+    if not integer then fault.raise("format", "%s: %s is not an integer", what, key) end
+    return integer
+  end
+  if type(value) ~= kind then fault.raise("format", "%s: %s is not a %s", what, key, kind) end
+  return value
+end
+
+--- As `field`, but the field must be there.
+function json.required(object, key, kind, what)
+  return json.field(object, key, kind, what, MISSING)
+end
+
+return json

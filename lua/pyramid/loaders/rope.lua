@@ -1,0 +1,120 @@
+-- Angles per position of rotary embeddings: rope.compute turns what a model's configuration says of them into one frequency
+-- for each pair of dimensions and one gain, so that the core need not know of scaling.
+--
+-- The arithmetic follows Hugging Face transformers' modeling_rope_utils (which ggml agrees with for `linear` and `yarn`),
+-- rounding to f32 where it does. With d dims, base b and i = 0 … d/2-1:
+--
+--   none     f_i = b^(-2i/d)
+--   linear   f_i / factor
+--   llama3   long waves (> original/low) are divided by factor, short ones (< original/high) kept, between them both are
+--            mixed by (original/wavelength - low) / (high - low)      (Llama 3.1)
+--   yarn     dimensions that turn more than beta_fast times in the original context are kept, fewer than beta_slow
+--            times are divided by factor, a linear ramp between; gain 0.1 ln(factor) + 1   (arXiv 2309.00071)
+--   factors  f_i / factors[i]: a table that a GGUF file brings along
+
+local fault = require "pyramid.loaders.fault"
+
+local rope = {}
+
+---@class pyramid.Rope
+---@field base number
+---@field dims integer       leading dimensions of a head that rotate
+---@field style string       "half" or "interleaved"
+---@field type string        "none", "linear", "llama3", "yarn"
+---@field factor number?     of linear, llama3, yarn
+---@field original number?   context of pre-training, of llama3 and yarn
+---@field low number?        low_freq_factor of llama3
+---@field high number?       high_freq_factor of llama3
+---@field beta_fast number?  of yarn
+---@field beta_slow number?  of yarn
+---@field gain number?       of yarn: attention_factor if the configuration gives one
+---@field truncate boolean?  of yarn: whether the ramp's ends are whole dimensions
+---@field factors number[]?  divisors, one for each pair
+
+local function f32(x) return (string.unpack("<f", string.pack("<f", x))) end
+
+local function clamp(x, low, high) return math.max(low, math.min(high, x)) end
+
+local scale = {}
+
+function scale.none(_, freq) return freq end
+
+function scale.linear(r, freq)
+  local out = {}
+  for i, f in ipairs(freq) do out[i] = f32(f / r.factor) end
+  return out
+end
+
+function scale.llama3(r, freq)
+  local out = {}
+  for i, f in ipairs(freq) do
+    local wavelength = f32(2 * math.pi / f)
+    if wavelength > r.original / r.low then out[i] = f32(f / r.factor)
+    elseif wavelength < r.original / r.high then out[i] = f
+    else
+      local smooth = f32(f32(f32(r.original / wavelength) - r.low) / (r.high - r.low))
+      out[i] = f32(f32(f32((1 - smooth) * f) / r.factor) + f32(smooth * f))
+    end
+  end
+  return out
+end
+
+--- The dimension pair that turns `turns` times in the original context.
+local function pair_of_turns(r, turns)
+  return r.dims * math.log(r.original / (turns * 2 * math.pi)) / (2 * math.log(r.base))
+end
+
+function scale.yarn(r, freq)
+  local low, high = pair_of_turns(r, r.beta_fast), pair_of_turns(r, r.beta_slow)
+  if r.truncate then low, high = math.floor(low), math.ceil(high) end
+  low, high = math.max(low, 0), math.min(high, r.dims - 1)
+  if low == high then high = high + 0.001 end
+  local out = {}
+  for i, f in ipairs(freq) do
+    local ramp = f32(clamp((i - 1 - low) / (high - low), 0, 1))
+    local slow = f32(1 / f32(r.factor * f32(1 / f)))
+    out[i] = f32(f32(slow * ramp) + f32(f * f32(1 - ramp)))
+  end
+  return out, r.gain or (r.factor > 1 and 0.1 * math.log(r.factor) + 1 or 1)
+end
+
+local needs = {
+  none = {}, linear = { "factor" }, llama3 = { "factor", "original", "low", "high" },
+  yarn = { "factor", "original", "beta_fast", "beta_slow" },
+}
+
+--- Frequencies (radians per position, one for each pair of dimensions) and gain. Raises faults that name `what`.
+---@param r pyramid.Rope
+---@param what string
+---@return number[] freq
+---@return number gain
+function rope.compute(r, what)
+  local need = needs[r.type]
+  if not need then
+    fault.raise("unsupported", "%s: RoPE scaling '%s' (known: none, linear, llama3, yarn)", what, fault.quote(r.type))
+  end
+  for _, key in ipairs(need) do
+    local x = r[key]
+    if math.type(x) == nil or not (x > 0 and x < 1e12) then
+      fault.raise("format", "%s: RoPE scaling %s: %s is %s", what, r.type, key, fault.quote(x))
+    end
+  end
+  if not (r.base > 1 and r.base < 1e12) then fault.raise("format", "%s: RoPE base is %s", what, fault.quote(r.base)) end
+  if r.dims < 2 or r.dims % 2 ~= 0 or r.dims > 512 then fault.raise("format", "%s: RoPE over %d dimensions", what, r.dims) end
+  if r.type == "llama3" and r.low >= r.high then fault.raise("format", "%s: RoPE scaling llama3: low >= high", what) end
+
+  local freq = {}
+  for i = 0, r.dims // 2 - 1 do freq[i + 1] = f32(1 / f32(r.base ^ f32(2 * i / r.dims))) end
+  local gain
+  freq, gain = scale[r.type](r, freq)
+  if r.factors then
+    if #r.factors ~= #freq then fault.raise("format", "%s: %d RoPE factors for %d pairs", what, #r.factors, #freq) end
+    for i, factor in ipairs(r.factors) do
+      if not (factor > 0 and factor < 1e6) then fault.raise("format", "%s: RoPE factor %d is %s", what, i, fault.quote(factor)) end
+      freq[i] = f32(freq[i] / factor)
+    end
+  end
+  return freq, gain or 1
+end
+
+return rope
