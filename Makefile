@@ -83,8 +83,9 @@ bench: build
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 check:
 	@sh spec/support/deps.sh $(NEEDS_CHECK)
+	@$(MAKE) --no-print-directory build
 	luacheck --quiet lua policies scripts spec
-	lua5.4 spec/support/layering.lua
+	lua5.4 spec/support/layering.lua $(B)
 	@ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	LSAN_OPTIONS=suppressions=spec/support/suppressions.txt:print_suppressions=0 \
 	$(MAKE) --no-print-directory test B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" SPEC="$(SPEC)"
