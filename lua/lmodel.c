@@ -1,17 +1,20 @@
-/* lmodel.c — models for Lua.
+/* lmodel.c — mapped files and models for Lua.
  *
+ *   core.file_open(runtime, path) -> file          file:size()  :close()
  *   core.model_new(runtime, config) -> model
  *   model:bind(role, layer, spec, as) -> true      model:ready() -> true      model:bytes()  :close()
  *
- * Owns: the userdata class and the spelling of roles and dtypes. Does not own: files (lruntime.c), where a tensor lies in
- * one and which weight it is (lua/pyramid/loaders and families say so), nor any check of that (core/weights.c, model.c). */
+ * Owns: the two userdata classes and the spelling of roles and dtypes. Does not own: where a tensor lies in a file and
+ * which weight it is (lua/pyramid/loaders and families say so), nor any check of that (core/weights.c, core/model.c). */
 #include "lpyramid.h"
 
 #include <limits.h>
 #include <string.h>
 
+#define FILE_CLASS "pyramid.file"
 #define MODEL_CLASS "pyramid.model"
 
+typedef struct file_box { pyr_file *file; } file_box;      /* NULL: closed */
 typedef struct model_box { pyr_model *model; } model_box;  /* NULL: closed */
 
 static const char *const role_names[] = {   /* in pyr_role's order */
@@ -56,6 +59,44 @@ static pyr_dtype check_dtype(lua_State *L, int index) {
     if (strcmp(name, pyr_dtype_name((pyr_dtype)i)) == 0) return (pyr_dtype)i;
   luaL_error(L, "unknown dtype '%s'", name);
   return PYR_F32;
+}
+
+/* ---- files -------------------------------------------------------------------------------------------------------------- */
+
+pyr_file *pyr_lua_check_file(lua_State *L, int arg) {
+  file_box *box = luaL_checkudata(L, arg, FILE_CLASS);
+  luaL_argcheck(L, box->file != NULL, arg, "the file is closed");
+  return box->file;
+}
+
+static int file_open(lua_State *L) {
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+  const char *path = luaL_checkstring(L, 2);
+  file_box *box = lua_newuserdatauv(L, sizeof *box, 0);
+  box->file = NULL;
+  luaL_setmetatable(L, FILE_CLASS);
+  pyr_status status = pyr_file_open(rt, path, &box->file);
+  return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
+}
+
+static int file_size(lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)pyr_file_size(pyr_lua_check_file(L, 1)));
+  return 1;
+}
+
+static int file_close(lua_State *L) {
+  file_box *box = luaL_checkudata(L, 1, FILE_CLASS);
+  pyr_file *file = box->file;
+  box->file = NULL;
+  pyr_file_free(file);
+  return 0;
+}
+
+static int file_tostring(lua_State *L) {
+  file_box *box = luaL_checkudata(L, 1, FILE_CLASS);
+  if (box->file) lua_pushfstring(L, "pyramid.file (%I bytes)", (LUAI_UACINT)pyr_file_size(box->file));
+  else lua_pushliteral(L, "pyramid.file (closed)");
+  return 1;
 }
 
 /* ---- models ------------------------------------------------------------------------------------------------------------- */
@@ -199,10 +240,12 @@ static int model_tostring(lua_State *L) {
 /* ---- entry -------------------------------------------------------------------------------------------------------------- */
 
 void pyr_lua_open_model(lua_State *L) {
-  static const luaL_Reg functions[] = { { "model_new", model_new }, { NULL, NULL } };
-  static const luaL_Reg methods[] = {
+  static const luaL_Reg functions[] = { { "file_open", file_open }, { "model_new", model_new }, { NULL, NULL } };
+  static const luaL_Reg file_methods[] = { { "size", file_size }, { "__tostring", file_tostring }, { NULL, NULL } };
+  static const luaL_Reg model_methods[] = {
     { "bind", model_bind }, { "ready", model_ready }, { "bytes", model_bytes }, { "__tostring", model_tostring }, { NULL, NULL }
   };
-  pyr_lua_new_class(L, MODEL_CLASS, methods, model_close);
+  pyr_lua_new_class(L, FILE_CLASS, file_methods, file_close);
+  pyr_lua_new_class(L, MODEL_CLASS, model_methods, model_close);
   luaL_setfuncs(L, functions, 0);
 }

@@ -164,7 +164,7 @@ local function open_files(runtime)
   local opened = {}
   return setmetatable({}, {
     __index = function(_, path)
-      opened[path] = opened[path] or fault.check(core.file(runtime, path))
+      opened[path] = opened[path] or fault.check(core.file_open(runtime, path))
       return opened[path]
     end,
     __close = function()
