@@ -106,6 +106,7 @@ pyr_status pyr_plan_ask_decode(pyr_cache *cache, const pyr_shape *shape, pyr_pla
   if (status == PYR_OK) status = check_plan(cache, shape, plan, "decode");
   if (status != PYR_OK) return status;
   plan->prune = PYR_PRUNE_CACHE;
+  if (plan->score.length == 0 && pyr_trigger_tracks(trigger)) plan->score = (pyr_score){ 1, { trigger->track } };
   for (int i = 0; i < plan->score.length; i++) {
     const pyr_score_op *op = &plan->score.ops[i];
     if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;

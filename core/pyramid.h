@@ -185,7 +185,7 @@ typedef enum pyr_reduce { PYR_MEAN = 0, PYR_SUM, PYR_MAX } pyr_reduce;
 typedef struct pyr_score_op { uint8_t code, a, b; int32_t n; float x; } pyr_score_op;
 
 #define PYR_SCORE_MAX 32
-typedef struct pyr_score { int32_t length; pyr_score_op ops[PYR_SCORE_MAX]; } pyr_score; /* length 0: by position */
+typedef struct pyr_score { int32_t length; pyr_score_op ops[PYR_SCORE_MAX]; } pyr_score; /* length 0: the signal tracked, else by position */
 
 typedef enum pyr_share { PYR_SHARE_LAYER = 0, PYR_SHARE_HEAD } pyr_share;
 typedef enum pyr_prune { PYR_PRUNE_CACHE = 1, PYR_PRUNE_HIDDEN = 2, PYR_PRUNE_BOTH = 3 } pyr_prune;

@@ -17,8 +17,11 @@
 #define POOL "pyramid.pool"
 #define CACHE "pyramid.cache"
 
-typedef struct pool_box { pyr_pool *pool; pyr_runtime *rt; } pool_box;
-typedef struct cache_box { pyr_cache *cache; } cache_box;
+typedef struct pool_box { pyr_pool *pool; } pool_box;
+typedef struct cache_box {
+  pyr_cache *cache;   /* NULL: closed */
+  bool busy;          /* inside a core call that may call back: may be looked at, but not changed or closed */
+} cache_box;
 
 static pyr_pool *check_pool(lua_State *L, int arg) {
   pool_box *box = luaL_checkudata(L, arg, POOL);
@@ -30,6 +33,14 @@ static pyr_cache *check_cache(lua_State *L, int arg) {
   cache_box *box = luaL_checkudata(L, arg, CACHE);
   if (box->cache == NULL) luaL_argerror(L, arg, "the cache is closed");
   return box->cache;
+}
+
+/* … for a call that changes it. */
+static cache_box *check_idle(lua_State *L, int arg) {
+  cache_box *box = luaL_checkudata(L, arg, CACHE);
+  check_cache(L, arg);
+  if (box->busy) luaL_argerror(L, arg, "the cache is in use: a callback of its own prefill or step may only look at it");
+  return box;
 }
 
 static pyr_runtime *runtime_of(const pyr_cache *cache) { return pyr_model_runtime(pyr_cache_model(cache)); }
@@ -47,7 +58,7 @@ static int core_pool(lua_State *L) {
   while (dtype < PYR_DTYPES && strcmp(pyr_dtype_name((pyr_dtype)dtype), name) != 0) dtype++;
   luaL_argcheck(L, dtype < PYR_DTYPES, 2, "unknown dtype (f32, f16, bf16, q8_0)");
   pool_box *box = lua_newuserdatauv(L, sizeof *box, 0);
-  *box = (pool_box){ NULL, NULL };
+  box->pool = NULL;
   luaL_setmetatable(L, POOL);
   pyr_status status = pyr_pool_new(model, (pyr_dtype)dtype, (size_t)budget, &box->pool);
   return status == PYR_OK ? 1 : pyr_lua_fail(L, pyr_model_runtime(model), status);
@@ -69,7 +80,7 @@ static int pool_bytes(lua_State *L) {
 
 static cache_box *new_box(lua_State *L) {
   cache_box *box = lua_newuserdatauv(L, sizeof *box, 1);
-  box->cache = NULL;
+  *box = (cache_box){ NULL, false };
   luaL_setmetatable(L, CACHE);
   return box;
 }
@@ -91,7 +102,7 @@ static int core_cache(lua_State *L) { return make_cache(L, NULL); }
 static int core_load_cache(lua_State *L) { return make_cache(L, luaL_checkstring(L, 4)); }
 
 static int cache_fork(lua_State *L) {
-  pyr_cache *cache = check_cache(L, 1);
+  pyr_cache *cache = check_idle(L, 1)->cache;
   cache_box *box = new_box(L);
   lua_getiuservalue(L, 1, 1);
   lua_setiuservalue(L, -2, 1);
@@ -101,6 +112,7 @@ static int cache_fork(lua_State *L) {
 
 static int cache_close(lua_State *L) {
   cache_box *box = luaL_checkudata(L, 1, CACHE);
+  if (box->busy) check_idle(L, 1);
   pyr_cache *cache = box->cache;
   box->cache = NULL;
   pyr_cache_free(cache);
@@ -131,7 +143,8 @@ static int32_t *read_ids(lua_State *L, int arg, lua_Integer *n) {
 }
 
 static int cache_read(lua_State *L) {
-  pyr_cache *cache = check_cache(L, 1);
+  cache_box *box = check_idle(L, 1);
+  pyr_cache *cache = box->cache;
   lua_Integer n;
   bool all = lua_toboolean(L, 3), prune = lua_isnoneornil(L, 4) || lua_toboolean(L, 4);
   const int32_t *ids = read_ids(L, 2, &n);
@@ -140,7 +153,9 @@ static int cache_read(lua_State *L) {
   float *logits = pyr_lua_new_logits_buffer(L, count, vocab);
   int buffer = lua_gettop(L);
   lua_State *outer = pyr_lua_enter(L);
+  box->busy = true;
   pyr_status status = pyr_cache_prefill(cache, ids, n, (all ? PYR_PREFILL_ALL : 0) | (prune ? 0 : PYR_PREFILL_NO_PRUNE), logits);
+  box->busy = false;
   pyr_lua_leave(L, outer);
   if (status != PYR_OK) return fail(L, cache, status);
   if (!all) {
@@ -156,12 +171,15 @@ static int cache_read(lua_State *L) {
 }
 
 static int cache_step(lua_State *L) {
-  pyr_cache *cache = check_cache(L, 1);
+  cache_box *box = check_idle(L, 1);
+  pyr_cache *cache = box->cache;
   lua_settop(L, 2);
   int32_t id = to_id(L, 1), vocab = pyr_model_get_config(pyr_cache_model(cache))->vocab;
   float *logits = pyr_lua_new_logits_buffer(L, 1, vocab);
   lua_State *outer = pyr_lua_enter(L);
+  box->busy = true;
   pyr_status status = pyr_step(&cache, &id, 1, &logits);
+  box->busy = false;
   pyr_lua_leave(L, outer);
   if (status != PYR_OK) return fail(L, cache, status);
   pyr_lua_push_logits(L, -1, 0, vocab);
@@ -173,11 +191,13 @@ static int core_step(lua_State *L) {
   luaL_checktype(L, 1, LUA_TTABLE);
   const int32_t *ids = read_ids(L, 2, &n);
   luaL_argcheck(L, n >= 1 && luaL_len(L, 1) == n, 2, "one id for each cache");
+  cache_box **boxes = lua_newuserdatauv(L, (size_t)n * sizeof *boxes, 0);
   pyr_cache **caches = lua_newuserdatauv(L, (size_t)n * sizeof *caches, 0);
   float **rows = lua_newuserdatauv(L, (size_t)n * sizeof *rows, 0);
   for (lua_Integer i = 0; i < n; i++) {
     lua_geti(L, 1, i + 1);
-    caches[i] = check_cache(L, -1);
+    boxes[i] = check_idle(L, -1);
+    caches[i] = boxes[i]->cache;
     lua_pop(L, 1);
   }
   int32_t vocab = pyr_model_get_config(pyr_cache_model(caches[0]))->vocab;
@@ -185,7 +205,9 @@ static int core_step(lua_State *L) {
   int buffer = lua_gettop(L);
   for (lua_Integer i = 0; i < n; i++) rows[i] = logits + i * vocab;
   lua_State *outer = pyr_lua_enter(L);
+  for (lua_Integer i = 0; i < n; i++) boxes[i]->busy = true;
   pyr_status status = pyr_step(caches, ids, (int)n, rows);
+  for (lua_Integer i = 0; i < n; i++) boxes[i]->busy = false;
   pyr_lua_leave(L, outer);
   if (status != PYR_OK) return fail(L, caches[0], status);
   lua_createtable(L, (int)n, 0);
@@ -197,7 +219,7 @@ static int core_step(lua_State *L) {
 }
 
 static int cache_clear(lua_State *L) {
-  pyr_cache *cache = check_cache(L, 1);
+  pyr_cache *cache = check_idle(L, 1)->cache;
   pyr_status status = pyr_cache_clear(cache);
   if (status != PYR_OK) return fail(L, cache, status);
   lua_pushboolean(L, 1);
@@ -205,7 +227,7 @@ static int cache_clear(lua_State *L) {
 }
 
 static int cache_save(lua_State *L) {
-  pyr_cache *cache = check_cache(L, 1);
+  pyr_cache *cache = check_idle(L, 1)->cache;
   pyr_status status = pyr_cache_save(cache, luaL_checkstring(L, 2));
   if (status != PYR_OK) return fail(L, cache, status);
   lua_pushboolean(L, 1);

@@ -1,0 +1,60 @@
+--- Checking option tables: unknown keys and wrong types are errors that say what would be right.
+local options = {}
+
+local function sorted_keys(t)
+  local keys = {}
+  for key in pairs(t) do keys[#keys + 1] = tostring(key) end
+  table.sort(keys)
+  return keys
+end
+
+options.sorted_keys = sorted_keys
+
+---Raises unless `given` is nil or a table whose keys are all in `known` (a set, or a table of types by key: "string",
+---"integer|string", "any"). Returns `given` or an empty table.
+---@param what string  how messages begin: "model:cache"
+---@param given table|nil
+---@param known table<string, string|true>
+---@param level? integer  whom errors blame; 2 is the caller's caller
+---@return table
+function options.check(what, given, known, level)
+  level = (level or 2) + 1
+  if given == nil then return {} end
+  if type(given) ~= "table" then error(("%s: options must be a table, not a %s"):format(what, type(given)), level) end
+  for key, value in pairs(given) do
+    local wanted = known[key]
+    if not wanted then
+      error(("%s: unknown option '%s' (known: %s)"):format(what, tostring(key), table.concat(sorted_keys(known), ", ")), level)
+    end
+    if wanted ~= true and wanted ~= "any" then
+      local matches = false
+      for name in wanted:gmatch("[^|]+") do
+        if type(value) == name or math.type(value) == name then matches = true end
+      end
+      if not matches then
+        error(("%s: option '%s' must be %s, not %s (%s)"):format(what, key, wanted:gsub("|", " or "),
+          math.type(value) or type(value), tostring(value)), level)
+      end
+    end
+  end
+  return given
+end
+
+local units = { [""] = 1, B = 1, KB = 1e3, MB = 1e6, GB = 1e9, KIB = 2^10, MIB = 2^20, GIB = 2^30, K = 2^10, M = 2^20, G = 2^30 }
+
+---Bytes of a size such as 1048576, "512 MiB", "1.5GB" or "64k"; nil means no limit (0). Raises on anything else.
+---@param what string
+---@param size integer|string|nil
+---@return integer
+function options.bytes(what, size)
+  if size == nil then return 0 end
+  if math.type(size) == "integer" and size >= 0 then return size end
+  if type(size) == "string" then
+    local number, unit = size:match("^%s*(%d+%.?%d*)%s*(%a*)%s*$")
+    local scale = unit and units[unit:upper()]
+    if scale then return math.floor(tonumber(number) * scale) end
+  end
+  error(("%s: '%s' is not a size (write bytes, or a text such as \"512 MiB\")"):format(what, tostring(size)), 3)
+end
+
+return options

@@ -1,0 +1,301 @@
+--- Policies: values that say what a cache keeps. A policy is a name, default options and up to three pure functions from
+--- a layer's shape to a plan; the core asks them before the work they belong to, and carries the plans out natively.
+---
+---   return policy {
+---     name = "mine", defaults = { ratio = 0.5 },
+---     prefill = function(o, l) return { keep = …, guard = { first = 4, last = 32 }, score = …, prune = "cache" } end,
+---     trigger = function(o, l) return { every = 16, window = 32, track = score.attention { … } } end,
+---     decode  = function(o, l) return { keep = … } end,
+---   }
+---
+--- l: index (from 1), layers, depth ((index-1)/layers), prompt (tokens of the prefill), past (rows held before it), rows
+--- (when the plan runs), waiting (decode: rows that may be judged), tokens (seen), heads, kv_heads, head_dim.
+--- A plan: keep (rows of a lane that survive, guards included), guard, score, share ("layer": one set for all heads;
+--- "head": one for each KV head), prune ("cache": this layer's rows; "hidden": the next layers never see the token;
+--- "both"). A trigger: every (steps) or over (rows), window (rows never judged), once, track (what decode ranks by).
+--- Returning nothing keeps everything.
+local core = require "pyramid.core"
+local options = require "pyramid.options"
+local score = require "pyramid.score"
+
+local module = {}
+
+---@class pyramid.policy
+---@field name string
+---@field options table  the options in force
+---@field definition table
+local Policy = {}
+Policy.__index = Policy
+Policy.__name = "pyramid.policy"
+
+---@class pyramid.layer
+---@field index integer
+---@field layers integer
+---@field depth number
+---@field prompt integer
+---@field past integer
+---@field rows integer
+---@field waiting integer
+---@field tokens integer
+---@field heads integer
+---@field kv_heads integer
+---@field head_dim integer
+
+local definition_keys = { name = "string", doc = "string", defaults = "table", presets = "table", prefill = "function",
+  trigger = "function", decode = "function" }
+local plan_keys = { keep = true, guard = true, score = true, share = true, prune = true }
+local trigger_keys = { every = true, over = true, window = true, once = true, track = true }
+local shares, prunes = { layer = 0, head = 1 }, { cache = 1, hidden = 2, both = 3 }
+
+-- ---- from what a policy returns to what the core reads ----------------------------------------------------------
+
+local function refuse(field, what) error(field .. " " .. what, 0) end
+
+local function check_keys(what, value, known)
+  for key in pairs(value) do
+    if not known[key] then refuse(("%s.%s"):format(what, tostring(key)), "is not a field (known: " .. table.concat(options.sorted_keys(known), ", ") .. ")") end
+  end
+end
+
+local function integer(field, value, default)
+  if value == nil then value = default end
+  local exact = type(value) == "number" and math.tointeger(value)
+  if not exact then refuse(field, ("is not an integer (%s)"):format(tostring(value))) end
+  return exact
+end
+
+local function choice(field, value, set, default)
+  if value == nil then value = default end
+  if not set[value] then refuse(field, ("is '%s', not one of %s"):format(tostring(value), table.concat(options.sorted_keys(set), ", "))) end
+  return set[value]
+end
+
+local function program(field, value)
+  if value == nil then return nil end
+  if not score.is(value) then refuse(field, ("is not a score (%s)"):format(type(value))) end
+  return score.program(value)
+end
+
+local function flat_plan(plan)
+  if plan == nil then return nil end
+  if type(plan) ~= "table" then refuse("the plan", "is not a table (" .. type(plan) .. ")") end
+  check_keys("plan", plan, plan_keys)
+  local guard = plan.guard or {}
+  if type(guard) ~= "table" then refuse("guard", "is not a table") end
+  check_keys("guard", guard, { first = true, last = true })
+  return integer("keep", plan.keep), integer("guard.first", guard.first, 0), integer("guard.last", guard.last, 0),
+    choice("share", plan.share, shares, "layer"), choice("prune", plan.prune, prunes, "cache"), program("score", plan.score)
+end
+
+local function flat_trigger(trigger)
+  if trigger == nil then return nil end
+  if type(trigger) ~= "table" then refuse("the trigger", "is not a table (" .. type(trigger) .. ")") end
+  check_keys("trigger", trigger, trigger_keys)
+  local track = program("track", trigger.track)
+  if track and #track ~= 12 then refuse("track", "must be a single attention or history signal: " .. tostring(trigger.track)) end
+  return integer("every", trigger.every, 0), integer("over", trigger.over, 0), integer("window", trigger.window, 0),
+    trigger.once and true or false, track
+end
+
+---The layer shape that policies see.
+---@return pyramid.layer
+function module.shape(index, layers, prompt, past, rows, waiting, tokens, heads, kv_heads, head_dim)
+  return { index = index, layers = layers, depth = (index - 1) / layers, prompt = prompt, past = past, rows = rows,
+    waiting = waiting, tokens = tokens, heads = heads, kv_heads = kv_heads, head_dim = head_dim }
+end
+
+-- ---- policies ------------------------------------------------------------------------------------------------------
+
+local function merge(definition, given)
+  local merged = {}
+  for key, value in pairs(definition.defaults or {}) do merged[key] = value end
+  local preset = given and given.preset
+  if preset ~= nil then
+    local chosen = (definition.presets or {})[preset]
+    if not chosen then
+      error(("policy %s: unknown preset '%s' (known: %s)"):format(definition.name, tostring(preset),
+        table.concat(options.sorted_keys(definition.presets or {}), ", ")), 0)
+    end
+    for key, value in pairs(chosen) do merged[key] = value end
+    merged.preset = preset
+  end
+  for key, value in pairs(given or {}) do
+    local default = (definition.defaults or {})[key]
+    if key ~= "preset" then
+      if default == nil then
+        error(("policy %s: unknown option '%s' (known: %s)"):format(definition.name, tostring(key),
+          table.concat(options.sorted_keys(definition.defaults or {}), ", ")), 0)
+      elseif type(value) ~= type(default) then
+        error(("policy %s: option '%s' must be a %s, not a %s"):format(definition.name, key, type(default), type(value)), 0)
+      end
+      merged[key] = value
+    end
+  end
+  return merged
+end
+
+local function new(definition, given)
+  return setmetatable({ name = definition.name, definition = definition, options = merge(definition, given) }, Policy)
+end
+
+---The same policy under other options.
+---@param given table
+---@return pyramid.policy
+function Policy:with(given)
+  local all = {}
+  for key, value in pairs(self.options) do all[key] = value end
+  for key, value in pairs(given) do all[key] = value end
+  return new(self.definition, all)
+end
+
+---The functions that the core calls (see lplan.c).
+---@return table
+function Policy:bind()
+  local o, d = self.options, self.definition
+  return {
+    name = self.name,
+    prefill = d.prefill and function(...) return flat_plan(d.prefill(o, module.shape(...))) end,
+    trigger = d.trigger and function(...) return flat_trigger(d.trigger(o, module.shape(...))) end,
+    decode = d.decode and function(...) return flat_plan(d.decode(o, module.shape(...))) end,
+  }
+end
+
+function Policy:__tostring()
+  local parts = {}
+  for _, key in ipairs(options.sorted_keys(self.options)) do parts[#parts + 1] = key .. "=" .. tostring(self.options[key]) end
+  return ("%s(%s)"):format(self.name, table.concat(parts, ", "))
+end
+
+---Whether a value is a policy.
+---@param value any
+---@return boolean
+function module.is(value) return getmetatable(value) == Policy end
+
+---Makes a policy from its definition; raises on unknown keys and wrong types.
+---@param definition table
+---@return pyramid.policy
+function module.define(definition)
+  if type(definition) ~= "table" then error("policy: a table is wanted", 2) end
+  options.check("policy", definition, definition_keys, 2)
+  if not definition.name then error("policy: a name is wanted", 2) end
+  if definition.decode and not definition.trigger then error("policy " .. definition.name .. ": decode needs a trigger that says when", 2) end
+  return new(definition)
+end
+
+-- ---- finding them by name ------------------------------------------------------------------------------------------
+
+local function read_file(path)
+  local file = io.open(path, "rb")
+  if not file then return nil end
+  local text = file:read("a")
+  file:close()
+  return text
+end
+
+local function find(name)
+  if name:find("[/\\]") or name:find("%.lua$") then
+    local text = read_file(name)
+    if not text then return nil, ("policy: cannot read '%s'"):format(name), "io" end
+    return text, "@" .. name
+  end
+  for _, folder in ipairs(require "pyramid.paths") do
+    local path = folder .. "/policies/" .. name .. ".lua"
+    local text = read_file(path)
+    if text then return text, "@" .. path end
+  end
+  local text, chunk = core.bundled("policy", name)
+  if text then return text, chunk end
+  return nil, ("policy: unknown policy '%s' (known: %s)"):format(name, table.concat(module.list(), ", ")), "policy"
+end
+
+---The names of the policies that can be asked for by name.
+---@return string[]
+function module.list() return core.bundled_list("policy") end
+
+---A policy by name, by the path of a policy file, from a definition, or as it is; with options.
+---@param which string|table|pyramid.policy
+---@param given? table
+---@return pyramid.policy|nil
+---@return string? message
+---@return string? code
+function module.load(which, given)
+  local found = which
+  if type(which) == "string" then
+    local text, chunk, code = find(which)
+    if not text then return nil, chunk, code end
+    local loader, message = load(text, chunk, "t")
+    if not loader then return nil, "policy: " .. message, "policy" end
+    local ok, value = pcall(loader, which)
+    if not ok then return nil, ("policy %s: %s"):format(which, tostring(value)), "policy" end
+    found = value
+  end
+  if type(found) == "table" and not module.is(found) then
+    local ok, value = pcall(module.define, found)
+    if not ok then return nil, tostring(value), "policy" end
+    found = value
+  end
+  if not module.is(found) then return nil, ("policy %s: the file returns no policy"):format(tostring(which)), "policy" end
+  if given == nil or next(given) == nil then return found end
+  local ok, changed = pcall(Policy.with, found, given)
+  if not ok then return nil, tostring(changed), "policy" end
+  return changed
+end
+
+---The same policy under other options.
+---@param p pyramid.policy
+---@param given table
+---@return pyramid.policy
+function module.with(p, given) return p:with(given) end
+
+---Options written as text, key=value, with the type of the policy's default: what scripts and the C facade accept.
+---@param which string|pyramid.policy
+---@param words string[]
+---@return table|nil
+---@return string? message
+---@return string? code
+function module.parse_options(which, words)
+  local found, message, code = module.load(which)
+  if not found then return nil, message, code end
+  local given = {}
+  for _, word in ipairs(words) do
+    local key, text = word:match("^([%w_]+)=(.*)$")
+    if not key then return nil, ("policy %s: '%s' is not key=value"):format(found.name, word), "policy" end
+    local value, default = text, (found.definition.defaults or {})[key]
+    if type(default) == "number" then
+      value = tonumber(text)
+      if not value then return nil, ("policy %s: option '%s' must be a number, not '%s'"):format(found.name, key, text), "policy" end
+    elseif type(default) == "boolean" then
+      if text ~= "true" and text ~= "false" then return nil, ("policy %s: option '%s' must be true or false"):format(found.name, key), "policy" end
+      value = text == "true"
+    end
+    given[key] = value
+  end
+  return given
+end
+
+---What a policy would keep at each layer of a prompt of `tokens`, without a model running: rows stored, and tokens
+---computed, as far as its plans say (they are pure functions of shapes).
+---@param which pyramid.policy
+---@param config { layers: integer, heads: integer, kv_heads: integer, head_dim: integer }
+---@param tokens integer
+---@return { rows: integer, computed: integer }[]
+function module.forecast(which, config, tokens)
+  local o, d, alive, layers = which.options, which.definition, tokens, {}
+  for index = 1, config.layers do
+    local rows, computed, plan = alive, alive, nil
+    local l = module.shape(index, config.layers, tokens, 0, alive, 0, tokens, config.heads, config.kv_heads, config.head_dim)
+    if d.prefill then plan = d.prefill(o, l) end
+    if plan then
+      local guard = plan.guard or {}
+      local first = math.min(guard.first or 0, alive)
+      local last = math.min(guard.last or 0, alive - first)
+      local kept = math.min(math.max(plan.keep, first + last), alive)
+      if plan.prune ~= "hidden" then rows = kept end
+      if plan.prune == "hidden" or plan.prune == "both" then alive = kept end
+    end
+    layers[index] = { rows = rows, computed = computed }
+  end
+  return layers
+end
+
+return setmetatable(module, { __call = function(_, definition) return module.define(definition) end })
