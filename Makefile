@@ -26,7 +26,7 @@ OBJECTS := $(SOURCES:%.c=$(B)/obj/%.o) $(B)/obj/bundle.o
 MAIN    := $(B)/obj/lua/main.o
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build deps demo test bench check install clean FORCE
+.PHONY: build deps demo test bench check install install-module clean FORCE
 build: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so
 
 # Kernels are compiled once for each instruction set and picked at run time; only x86 has more than the base.
@@ -90,13 +90,18 @@ check:
 	LSAN_OPTIONS=suppressions=spec/support/suppressions.txt:print_suppressions=0 \
 	$(MAKE) --no-print-directory test B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" SPEC="$(SPEC)"
 
-install: build
-	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin include lib/pkgconfig lib/lua/5.4)
+install: install-module
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin include lib/pkgconfig)
 	install $(B)/pyramid $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 core/pyramid.h $(DESTDIR)$(PREFIX)/include/
 	install -m 644 $(B)/libpyramid.a $(B)/libpyramid.so $(DESTDIR)$(PREFIX)/lib/
-	install -m 644 $(B)/pyramid.so $(DESTDIR)$(PREFIX)/lib/lua/5.4/
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' lua/pyramid.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/pyramid.pc
+
+# What LuaRocks asks for: only the module, where it says.
+LUA_CMOD = $(PREFIX)/lib/lua/5.4
+install-module: build
+	install -d $(DESTDIR)$(LUA_CMOD)
+	install -m 644 $(B)/pyramid.so $(DESTDIR)$(LUA_CMOD)/
 
 clean:
 	rm -rf $(B)

@@ -1,0 +1,21 @@
+rockspec_format = "3.0"
+package = "pyramid"
+version = "scm-1"
+source = { url = "." } -- for `luarocks make` in a checkout
+description = {
+  summary = "Lua-scriptable LLM inference with a pyramid-shaped KV cache",
+  detailed = "A C core exposes models, caches and samplers; policies that decide what of the KV cache stays are a few lines of Lua.",
+  license = "MIT",
+}
+dependencies = { "lua >= 5.4, < 5.5" }
+external_dependencies = {
+  DNNL = { header = "dnnl.h" },
+  PCRE2 = { header = "pcre2.h" },
+}
+build = {
+  type = "make",
+  build_target = "build",
+  install_target = "install-module",
+  build_variables = { CFLAGS = "-O3 -g" },
+  install_variables = { LUA_CMOD = "$(LIBDIR)" },
+}
