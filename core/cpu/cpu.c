@@ -1,0 +1,122 @@
+/* cpu.c — the CPU backend: opens and closes it, its memory, its scratch, and the choice of instruction set.
+ *
+ * Owns: the table's memory operations and the scratch of every worker. The operations themselves are in linear.c,
+ * attention.c, mass.c, select.c, rows.c and elementwise.c; their inner loops in kernels.inc.
+ *
+ * Memory is the host's own, so copy, upload and download are one memcpy. Blocks are aligned to 64 bytes by hand, because
+ * a host's allocator promises 16: each block is 64 bytes longer than asked for, and the distance to its true beginning
+ * stands in the byte before the aligned address. */
+#include "cpu.h"
+
+#include <string.h>
+
+enum { ALIGN = 64, SPAN_VALUES = 16384 };   /* values that make a task of its own worth while */
+
+/* ---- memory -------------------------------------------------------------------------------------------------------- */
+
+static void *cpu_alloc(pyr_backend *be, size_t bytes) {
+  if (bytes > SIZE_MAX - ALIGN) return NULL;
+  uint8_t *block = pyr_alloc(be->rt, bytes + ALIGN);
+  if (block == NULL) return NULL;
+  size_t shift = ALIGN - (uintptr_t)block % ALIGN;
+  block[shift - 1] = (uint8_t)shift;
+  return block + shift;
+}
+
+static void cpu_release(pyr_backend *be, void *ptr, size_t bytes) {
+  if (ptr == NULL) return;
+  uint8_t *block = ptr;
+  pyr_release(be->rt, block - block[-1], bytes + ALIGN);
+}
+
+static pyr_status cpu_copy(pyr_backend *be, void *dst, const void *src, size_t bytes) {
+  (void)be;
+  if (bytes) memmove(dst, src, bytes);
+  return PYR_OK;
+}
+
+/* Scratch grows and never shrinks; it is replaced, not resized, as nothing in it outlives a call. What a call needs
+ * depends on few of the bounds: the score of a decode step is kept for all rows of a lane, everything else is tiled. */
+static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
+  pyr_cpu *cpu = pyr_cpu_of(be);
+  const pyr_kernels *k = cpu->kernels;
+  int32_t group = work->kv_heads > 0 ? work->heads / work->kv_heads : 1;
+  size_t need[] = { pyr_cpu_linear_scratch(k), pyr_cpu_attention_scratch(k, group, work->head_dim, work->rows),
+                    pyr_cpu_mass_scratch(k, group, work->head_dim) };
+  size_t each = cpu->scratch_each, threads = (size_t)pyr_runtime_threads(be->rt), bytes;
+  for (int i = 0; i < 3; i++)
+    if (need[i] > each) each = need[i];
+  if (each == cpu->scratch_each) return PYR_OK;
+  if (!pyr_mul_size(each, threads, &bytes)) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
+  uint8_t *scratch = cpu_alloc(be, bytes);
+  if (scratch == NULL) return pyr_nomem(be->rt, bytes, "scratch");
+  cpu_release(be, cpu->scratch, cpu->scratch_each * threads);
+  cpu->scratch = scratch;
+  cpu->scratch_each = each;
+  return PYR_OK;
+}
+
+pyr_status pyr_cpu_check(pyr_backend *be, const char *operation, size_t needed) {
+  if (needed <= pyr_cpu_of(be)->scratch_each) return PYR_OK;
+  return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "%s needs %zu bytes of scratch, and %zu are reserved", operation, needed,
+                               pyr_cpu_of(be)->scratch_each);
+}
+
+/* ---- spans --------------------------------------------------------------------------------------------------------- */
+
+typedef struct spans { pyr_span_fn fn; const void *ctx; int64_t n, each; } spans;
+
+static void run_span(void *ctx, int64_t task, int worker) {
+  const spans *s = ctx;
+  (void)worker;
+  s->fn(s->ctx, task * s->each, pyr_least(s->n, (task + 1) * s->each));
+}
+
+void pyr_cpu_spans(pyr_backend *be, pyr_span_fn fn, const void *ctx, int64_t n, int64_t cost) {
+  spans s = { fn, ctx, n, pyr_most(1, SPAN_VALUES / pyr_most(cost, 1)) };
+  if (n <= 0) return;
+  if (n <= s.each) fn(ctx, 0, n);
+  else pyr_parallel(be->rt, run_span, &s, pyr_ceil_div(n, s.each));
+}
+
+/* ---- open and close ------------------------------------------------------------------------------------------------ */
+
+static bool supported(const pyr_kernels *k) {
+  if (k->name == NULL) return false;
+#if defined(__x86_64__) || defined(__i386__)
+  if (k == &pyr_kernels_avx2)
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (k == &pyr_kernels_avx512)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && supported(&pyr_kernels_avx2);
+#endif
+  return k == &pyr_kernels_base;
+}
+
+static void cpu_close(pyr_backend *be) {
+  pyr_cpu *cpu = pyr_cpu_of(be);
+  if (cpu == NULL) return;
+  cpu_release(be, cpu->scratch, cpu->scratch_each * (size_t)pyr_runtime_threads(be->rt));
+  pyr_release(be->rt, cpu, sizeof *cpu);
+  be->state = NULL;
+}
+
+pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *be) {
+  static const pyr_kernels *const best_first[] = { &pyr_kernels_avx512, &pyr_kernels_avx2, &pyr_kernels_base };
+  const pyr_kernels *kernels = NULL;
+  for (int i = 0; i < 3 && kernels == NULL; i++)
+    if (supported(best_first[i]) && (isa == NULL || strcmp(isa, best_first[i]->name) == 0)) kernels = best_first[i];
+  if (kernels == NULL) return pyr_runtime_set_error(rt, PYR_DEVICE, "this processor or build has no \"%s\" kernels", isa);
+  pyr_cpu *cpu = pyr_alloc_zero(rt, sizeof *cpu);
+  if (cpu == NULL) return pyr_nomem(rt, sizeof *cpu, "the CPU backend");
+  cpu->kernels = kernels;
+  *be = (pyr_backend){
+    .name = kernels->name, .rt = rt, .state = cpu, .close = cpu_close,
+    .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy, .upload = cpu_copy, .download = cpu_copy,
+    .reserve = cpu_reserve,
+    .linear = pyr_cpu_linear, .attention = pyr_cpu_attention, .mass = pyr_cpu_mass, .select = pyr_cpu_select,
+  };
+  pyr_cpu_rows_fill(be);
+  pyr_cpu_elementwise_fill(be);
+  return PYR_OK;
+}

@@ -1,0 +1,67 @@
+/* cpu.h — what the CPU backend's files share: its state, scratch, row access, and the operations that fill the table. */
+#ifndef PYR_CPU_H
+#define PYR_CPU_H
+
+#include "backend.h"
+#include "kernels.h"
+
+typedef struct pyr_cpu {
+  const pyr_kernels *kernels;
+  uint8_t *scratch;        /* [threads][scratch_each], 64-byte aligned */
+  size_t scratch_each;     /* bytes for each worker; a multiple of 64 */
+} pyr_cpu;
+
+static inline pyr_cpu *pyr_cpu_of(const pyr_backend *be) { return be->state; }
+
+static inline int64_t pyr_round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+static inline int64_t pyr_ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+static inline int64_t pyr_least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t pyr_most(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* Pieces cut from a worker's scratch, each 64-byte aligned. With base NULL it only counts, so that the code that lays
+ * scratch out also tells `reserve` how much to set aside. */
+typedef struct pyr_arena { uint8_t *base; size_t used; } pyr_arena;
+static inline void *pyr_arena_take(pyr_arena *arena, int64_t count, size_t size) {
+  void *piece = arena->base ? arena->base + arena->used : NULL;
+  arena->used += (size_t)pyr_round_up(count * (int64_t)size, 64);
+  return piece;
+}
+static inline pyr_arena pyr_cpu_arena(const pyr_cpu *cpu, int worker) {
+  return (pyr_arena){ cpu->scratch + (size_t)worker * cpu->scratch_each, 0 };
+}
+
+/* Bytes of scratch that a call needs for each worker. `group` is heads / kv_heads; rows are a lane's. */
+size_t pyr_cpu_linear_scratch(const pyr_kernels *k);
+size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim, int64_t rows);
+size_t pyr_cpu_mass_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim);
+/* PYR_ARGUMENT if a call needs more than was reserved. */
+pyr_status pyr_cpu_check(pyr_backend *be, const char *operation, size_t needed);
+
+/* Runs fn over [0, n) in spans, on the team if the work (n items of `cost` values each) is worth waking it. */
+typedef void (*pyr_span_fn)(const void *ctx, int64_t begin, int64_t end);
+void pyr_cpu_spans(pyr_backend *be, pyr_span_fn fn, const void *ctx, int64_t n, int64_t cost);
+
+/* Rows [begin, begin+count) of K (what = 0) or V (1) as f32, `ld` >= head_dim floats apart; the rest of each is zeroed. */
+void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t count, int what);
+
+/* Rows [low, high) that a query at `position` sees: positions ascend, so they are a run. */
+typedef struct pyr_span { int64_t low, high; } pyr_span;
+pyr_span pyr_cpu_visible(const pyr_lane_view *lane, int32_t position, int32_t window);
+
+/* due(j) of pyr_weighting. */
+static inline int64_t pyr_cpu_due(const pyr_weighting *w, int64_t j) {
+  return w->due + (w->every > 0 && j >= w->threshold ? ((j - w->threshold) / w->every + 1) * w->every : 0);
+}
+static inline float pyr_cpu_slope(const pyr_weighting *w) {
+  return w->queries > 1 ? (w->ramp - 1.0f) / (float)(w->queries - 1) : 0.0f;
+}
+
+/* The operations, documented in backend.h. */
+pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, bool accumulate);
+pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);
+pyr_status pyr_cpu_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);
+pyr_status pyr_cpu_select(pyr_backend *be, int32_t *idx, const float *score, int64_t n, int64_t k, int32_t offset);
+void pyr_cpu_rows_fill(pyr_backend *be);          /* rows.c: store, gather, row_norms */
+void pyr_cpu_elementwise_fill(pyr_backend *be);   /* elementwise.c: everything on single values and tokens */
+
+#endif

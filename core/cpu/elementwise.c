@@ -1,0 +1,197 @@
+/* elementwise.c — operations on single values, on tokens by themselves, and on vectors of scores.
+ *
+ * Owns nothing but arithmetic. Long ones are cut into spans for the team (pyr_cpu_spans); each value depends on its own
+ * inputs only, or is summed in an order that the cut does not touch. */
+#include "cpu.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---- tokens -------------------------------------------------------------------------------------------------------- */
+
+typedef struct embed_call { const pyr_kernels *k; float *out; const pyr_tensor *table; const int32_t *ids; } embed_call;
+
+static void embed_span(const void *ctx, int64_t begin, int64_t end) {
+  const embed_call *c = ctx;
+  int64_t d = c->table->shape[1];
+  for (int64_t i = begin; i < end; i++)
+    c->k->to_f32(c->out + i * d, (const uint8_t *)c->table->data + (size_t)c->ids[i] * c->table->stride, c->table->dtype, d);
+}
+
+static pyr_status cpu_embed(pyr_backend *be, float *out, const pyr_tensor *table, const int32_t *ids, int64_t n) {
+  embed_call c = { pyr_cpu_of(be)->kernels, out, table, ids };
+  pyr_cpu_spans(be, embed_span, &c, n, table->shape[1]);
+  return PYR_OK;
+}
+
+typedef struct norm_call { const pyr_kernels *k; float *out; const float *x, *weight; int64_t d; float eps; } norm_call;
+
+/* out = weight * x / sqrt(mean of x^2 + eps) */
+static void norm_span(const void *ctx, int64_t begin, int64_t end) {
+  const norm_call *c = ctx;
+  const float *weight = c->weight;
+  for (int64_t i = begin; i < end; i++) {
+    const float *x = c->x + i * c->d;
+    float *out = c->out + i * c->d;
+    float scale = 1.0f / sqrtf(c->k->square_sum(x, c->d) / (float)c->d + c->eps);
+    for (int64_t j = 0; j < c->d; j++) out[j] = x[j] * scale * weight[j];
+  }
+}
+
+static pyr_status cpu_rms_norm(pyr_backend *be, float *out, const float *x, const float *weight, int64_t n, int64_t d, float eps) {
+  norm_call c = { pyr_cpu_of(be)->kernels, out, x, weight, d, eps };
+  pyr_cpu_spans(be, norm_span, &c, n, d);
+  return PYR_OK;
+}
+
+typedef struct rope_call {
+  float *x;
+  const int32_t *pos;
+  const float *freq;
+  int32_t heads, head_dim, pairs;
+  pyr_rope_style style;
+  float gain;
+} rope_call;
+
+/* (a, b) becomes (a cos - b sin, a sin + b cos), with the angle pos * freq[i]. A token's sines serve all of its heads. */
+static void rope_span(const void *ctx, int64_t begin, int64_t end) {
+  const rope_call *c = ctx;
+  int32_t step = c->style == PYR_ROPE_HALF ? 1 : 2, other = c->style == PYR_ROPE_HALF ? c->pairs : 1;
+  for (int64_t t = begin; t < end; t++) {
+    float *token = c->x + t * c->heads * c->head_dim;
+    for (int32_t i = 0; i < c->pairs; i++) {
+      float angle = (float)c->pos[t] * c->freq[i], co = cosf(angle) * c->gain, si = sinf(angle) * c->gain;
+      for (int32_t h = 0; h < c->heads; h++) {
+        float *pair = token + h * c->head_dim + i * step, a = pair[0], b = pair[other];
+        pair[0] = a * co - b * si;
+        pair[other] = a * si + b * co;
+      }
+    }
+  }
+}
+
+static pyr_status cpu_rope(pyr_backend *be, float *x, const int32_t *pos, const float *freq, int64_t n, int32_t heads, int32_t head_dim, int32_t dims, pyr_rope_style style, float gain) {
+  rope_call c = { x, pos, freq, heads, head_dim, dims / 2, style, gain };
+  pyr_cpu_spans(be, rope_span, &c, n, (int64_t)heads * dims + 16 * dims);   /* a sine costs as much as some products */
+  return PYR_OK;
+}
+
+typedef struct silu_call { const pyr_kernels *k; float *gate; const float *up; } silu_call;
+
+static void silu_span(const void *ctx, int64_t begin, int64_t end) {
+  const silu_call *c = ctx;
+  c->k->silu_mul(c->gate + begin, c->up + begin, end - begin);
+}
+
+static pyr_status cpu_silu_mul(pyr_backend *be, float *gate, const float *up, int64_t count) {
+  silu_call c = { pyr_cpu_of(be)->kernels, gate, up };
+  pyr_cpu_spans(be, silu_span, &c, count, 4);
+  return PYR_OK;
+}
+
+/* Ascending indices only move things towards the front, so one pass in order is safe in place. */
+static pyr_status cpu_take_rows(pyr_backend *be, float *x, const int32_t *idx, int64_t k, int64_t d) {
+  (void)be;
+  for (int64_t i = 0; i < k; i++)
+    if (idx[i] != i) memmove(x + i * d, x + idx[i] * d, (size_t)d * sizeof(float));
+  return PYR_OK;
+}
+
+static pyr_status cpu_take_i32(pyr_backend *be, int32_t *x, const int32_t *idx, int64_t k) {
+  (void)be;
+  for (int64_t i = 0; i < k; i++) x[i] = x[idx[i]];
+  return PYR_OK;
+}
+
+/* ---- vectors of scores --------------------------------------------------------------------------------------------- */
+
+/* Row after row, so that the order of a sum is that of the rows. NaN wins a maximum, so that it is seen. */
+static pyr_status cpu_reduce_rows(pyr_backend *be, float *out, const float *in, int32_t count, int64_t stride, int64_t n, pyr_reduce how, float scale) {
+  (void)be;
+  for (int64_t i = 0; i < n; i++) out[i] = in[i];
+  for (int32_t r = 1; r < count; r++) {
+    const float *row = in + r * stride;
+    if (how == PYR_MAX)
+      for (int64_t i = 0; i < n; i++) out[i] = row[i] <= out[i] ? out[i] : row[i];
+    else
+      for (int64_t i = 0; i < n; i++) out[i] += row[i];
+  }
+  float factor = how == PYR_MEAN ? scale / (float)count : scale;
+  for (int64_t i = 0; i < n; i++) out[i] *= factor;
+  return PYR_OK;
+}
+
+static pyr_status cpu_arith(pyr_backend *be, float *a, const float *b, int64_t n, pyr_score_code code) {
+  switch (code) {
+    case PYR_S_ADD: for (int64_t i = 0; i < n; i++) a[i] += b[i]; return PYR_OK;
+    case PYR_S_SUB: for (int64_t i = 0; i < n; i++) a[i] -= b[i]; return PYR_OK;
+    case PYR_S_MUL: for (int64_t i = 0; i < n; i++) a[i] *= b[i]; return PYR_OK;
+    case PYR_S_DIV: for (int64_t i = 0; i < n; i++) a[i] = b[i] == 0 ? 0 : a[i] / b[i]; return PYR_OK;
+    default: return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "arith: code %d is no arithmetic", (int)code);
+  }
+}
+
+typedef struct pool_call { float *out; const float *in; int64_t n, half; int how; } pool_call;
+
+/* Each output sums (or compares) its own window, from left to right: no running sum, whose errors would travel. */
+static void pool_span(const void *ctx, int64_t begin, int64_t end) {
+  const pool_call *c = ctx;
+  for (int64_t i = begin; i < end; i++) {
+    int64_t low = pyr_most(0, i - c->half), high = pyr_least(c->n, i + c->half + 1);
+    float x = c->in[low];
+    for (int64_t j = low + 1; j < high; j++) x = c->how == 0 ? x + c->in[j] : c->in[j] <= x ? x : c->in[j];
+    c->out[i] = c->how == 0 ? x / (float)(high - low) : x;
+  }
+}
+
+static pyr_status cpu_pool(pyr_backend *be, float *out, const float *in, int64_t n, int32_t width, int how) {
+  if (width < 1 || width % 2 == 0) return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "pool: width %d is not odd", (int)width);
+  pool_call c = { out, in, n, width / 2, how };
+  pyr_cpu_spans(be, pool_span, &c, n, width);
+  return PYR_OK;
+}
+
+static pyr_status cpu_normalize(pyr_backend *be, float *x, int64_t n) {
+  (void)be;
+  double sum = 0;
+  for (int64_t i = 0; i < n; i++) sum += x[i];
+  if (sum != 0)
+    for (int64_t i = 0; i < n; i++) x[i] = (float)(x[i] / sum);
+  return PYR_OK;
+}
+
+static pyr_status cpu_iota(pyr_backend *be, int32_t *out, int32_t first, int64_t n) {
+  (void)be;
+  for (int64_t i = 0; i < n; i++) out[i] = first + (int32_t)i;
+  return PYR_OK;
+}
+
+/* The finaliser of splitmix64 over the position-th state of the generator that starts at `seed`; 24 bits make a float. */
+static float hash_unit(uint64_t seed, int32_t position) {
+  uint64_t z = seed + ((uint64_t)(uint32_t)position + 1) * 0x9E3779B97F4A7C15u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return (float)((z ^ (z >> 31)) >> 40) * 0x1p-24f;
+}
+
+static pyr_status cpu_fill(pyr_backend *be, float *out, const int32_t *positions, int64_t n, int what, uint64_t seed, float value) {
+  (void)be;
+  for (int64_t i = 0; i < n; i++)
+    out[i] = what == 0 ? (float)positions[i] : what == 1 ? hash_unit(seed, positions[i]) : value;
+  return PYR_OK;
+}
+
+void pyr_cpu_elementwise_fill(pyr_backend *be) {
+  be->embed = cpu_embed;
+  be->rms_norm = cpu_rms_norm;
+  be->rope = cpu_rope;
+  be->silu_mul = cpu_silu_mul;
+  be->take_rows = cpu_take_rows;
+  be->take_i32 = cpu_take_i32;
+  be->reduce_rows = cpu_reduce_rows;
+  be->arith = cpu_arith;
+  be->pool = cpu_pool;
+  be->normalize = cpu_normalize;
+  be->iota = cpu_iota;
+  be->fill = cpu_fill;
+}

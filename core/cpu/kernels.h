@@ -1,0 +1,71 @@
+/* kernels.h — the table of inner loops, compiled once for each instruction set and picked when a backend opens.
+ *
+ * Owns: the shapes that the operations (linear.c, attention.c, …) and the inner loops (kernels.inc) agree on. Everything
+ * here works on memory that the operations prepare, knows nothing of pages, threads or tensors, and allocates nothing.
+ *
+ * One primitive carries all matrix work: `gemm`, c[m][nr] += sum over k of a[k][m] * b[k][nr], with m any multiple of
+ * PYR_UNIT and nr the kernels' own panel width. Both operands have the summed index outermost, so a row of b is loaded
+ * as vectors and the values of a are broadcast. Each element of c is one chain of multiply-adds in the order of k, so
+ * its value does not depend on how the other two dimensions are cut. */
+#ifndef PYR_CPU_KERNELS_H
+#define PYR_CPU_KERNELS_H
+
+#include "dtype.h"
+
+enum {
+  PYR_UNIT = 4,          /* m of gemm, and dimensions of a head in scratch, are padded to a multiple of this */
+  PYR_PAD = 16,          /* rows of f32 scratch are padded with zeros to a multiple of this (the widest vector) */
+  PYR_PANEL_MAX = 32,    /* no kernels' nr is larger */
+};
+
+/* Columns of a softmax that runs over tiles of rows: per column the maximum so far and the sum of exp(score - max). */
+typedef struct pyr_tile {
+  float *scores;                 /* [rows, nr] scores in, probabilities (relative to `top`) out */
+  const int32_t *low, *high;     /* [nr] column c sees rows low[c] <= row < high[c] */
+  float *top, *sum;              /* [nr] updated */
+  float *out;                    /* [dims, nr] rescaled to the new maximum */
+  int32_t first, rows, dims;     /* the tile's first row, as low and high count */
+} pyr_tile;
+
+/* One query's attention to a run of rows, weighted (see pyr_weighting). */
+typedef struct pyr_strip {
+  float *mass;                   /* [nr] += or max= */
+  const float *scores;           /* [nr] */
+  const int32_t *base, *due;     /* [nr] the query counts iff base <= position <= due */
+  float lse, slope;              /* weight = 1 + slope * (position - base) */
+  int32_t position;
+  int32_t low, high;             /* strip rows low <= i < high are visible */
+  bool max;
+} pyr_strip;
+
+typedef struct pyr_kernels {
+  const char *name;              /* "base", …; NULL: not compiled in */
+  int nr;                        /* panel width of gemm */
+  int dot_rows;                  /* rows of x that `dot` takes at most */
+
+  /* n values of any dtype (n a multiple of its block; any n for f32, f16, bf16) to f32 */
+  void (*to_f32)(float *dst, const void *src, pyr_dtype dtype, int64_t n);
+  void (*from_f32)(void *dst, pyr_dtype dtype, const float *src, int64_t n);
+  /* out[r] = w . x[r] for r < n <= dot_rows, rows of x `stride` floats apart. The value for a row does not depend on n. */
+  void (*dot)(float *out, const void *w, pyr_dtype dtype, const float *x, int64_t stride, int n, int64_t k);
+  /* dst[c*ld + r] = src[r*stride + c] * scale for r < rows, c < cols; rows up to a multiple of PYR_UNIT become 0 */
+  void (*transpose)(float *dst, int64_t ld, const float *src, int64_t stride, int rows, int64_t cols, float scale);
+  /* see above; m a multiple of PYR_UNIT */
+  void (*gemm)(float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t ldb, int64_t m, int64_t k);
+
+  void (*softmax_tile)(const pyr_tile *tile);
+  void (*mass_strip)(const pyr_strip *strip);
+  /* scores[h*ld + j] = q[h] . rows[j]; q and rows have `dims` values a row, a multiple of PYR_PAD */
+  void (*scores)(float *scores, int64_t ld, const float *q, int heads, const float *rows, int64_t count, int dims);
+  /* out[h] += sum over j of p[h*ld + j] * rows[j]; likewise */
+  void (*mix)(float *out, const float *p, int64_t ld, int heads, const float *rows, int64_t count, int dims);
+  /* x[i] = exp(x[i] - max); returns the maximum, and the sum in *sum; an empty or all -inf x gives -inf and 0 */
+  float (*softmax)(float *x, int64_t n, float *sum);
+
+  float (*square_sum)(const float *x, int64_t n);
+  void (*silu_mul)(float *gate, const float *up, int64_t n);
+} pyr_kernels;
+
+extern const pyr_kernels pyr_kernels_base, pyr_kernels_avx2, pyr_kernels_avx512;
+
+#endif

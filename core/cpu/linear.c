@@ -1,0 +1,179 @@
+/* linear.c — matrix products with a weight: out[n, rows] = x[n, k] . w[rows, k]^T (+ bias), w of any dtype.
+ *
+ * Few tokens (n < PYR_SMALL_N): the weight is what must be read, so each of its rows is streamed once and multiplied with
+ * every token while it is in registers or in the first cache. Tasks are runs of weight rows.
+ *
+ * Many tokens: the arithmetic is what costs. The product is cut into blocks of tokens x panels of weight rows, each a
+ * task. A task walks k in steps of STEP; for each it turns its panel into f32, transposed into slices of nr rows (a slice
+ * of nr x STEP stays in the first cache, the panel in the second), and then runs over its tokens, a few at a time:
+ *
+ *     out[t, r] += sum over j in the step of x[t, j] * w[r, j]
+ *
+ * by the `gemm` primitive, whose result for one element does not depend on how tokens and rows are cut. So the cut may
+ * follow the number of threads, and still a token's result depends neither on it nor on the other tokens.
+ *
+ * Does not own: dequantisation (formats.inc, dtype.c). A lower-precision product (bf16, int8) would replace panel_step. */
+#include "cpu.h"
+
+#include <string.h>
+
+enum {
+  STEP = 256,             /* of k; a multiple of every dtype's block */
+  PANEL = 256,            /* weight rows a task at most */
+  TOKENS = 480,           /* tokens a task at most */
+  FEW = 12,               /* tokens at a time: a multiple of PYR_UNIT, and gemm's own tile at its widest */
+  RUN_BYTES = 128 * 1024, /* weight bytes a task when there are few tokens */
+};
+
+typedef struct product {
+  const pyr_kernels *k;
+  pyr_cpu *cpu;
+  float *out;
+  const float *x;
+  const pyr_tensor *w;
+  const float *bias;
+  int64_t n, rows, cols;
+  bool accumulate;
+  int64_t run;                          /* few tokens: weight rows a task */
+  int64_t tokens, panel, panels;        /* many tokens: a task's block, and panels in all */
+} product;
+
+static const uint8_t *weight_at(const pyr_tensor *w, int64_t row, int64_t col) {
+  return (const uint8_t *)w->data + (size_t)row * w->stride +
+         (size_t)(col / pyr_dtype_block(w->dtype)) * pyr_dtype_block_bytes(w->dtype);
+}
+
+/* ---- few tokens ---------------------------------------------------------------------------------------------------- */
+
+static void few_task(void *ctx, int64_t task, int worker) {
+  const product *p = ctx;
+  (void)worker;
+  int64_t end = pyr_least(p->rows, (task + 1) * p->run);
+  for (int64_t row = task * p->run; row < end; row++) {
+    const uint8_t *w = weight_at(p->w, row, 0);
+    float bias = p->bias ? p->bias[row] : 0;
+    for (int64_t t = 0; t < p->n; t += p->k->dot_rows) {
+      float sum[PYR_SMALL_N];
+      int some = (int)pyr_least(p->k->dot_rows, p->n - t);
+      p->k->dot(sum, w, p->w->dtype, p->x + t * p->cols, p->cols, some, p->cols);
+      for (int i = 0; i < some; i++) {
+        float *out = p->out + (t + i) * p->rows + row;
+        *out = (p->accumulate ? *out : 0) + (sum[i] + bias);
+      }
+    }
+  }
+}
+
+/* ---- many tokens --------------------------------------------------------------------------------------------------- */
+
+typedef struct panel_scratch {
+  float *panel;   /* [slices][STEP][nr] */
+  float *rows;    /* [nr][STEP] before transposition */
+  float *x;       /* [STEP][FEW] */
+  float *edge;    /* [FEW][nr] for slices and tokens that do not fill a tile */
+} panel_scratch;
+
+static panel_scratch scratch_of(pyr_arena *arena, int nr) {
+  return (panel_scratch){
+    .panel = pyr_arena_take(arena, (int64_t)PANEL * STEP, sizeof(float)),
+    .rows = pyr_arena_take(arena, (int64_t)nr * STEP, sizeof(float)),
+    .x = pyr_arena_take(arena, (int64_t)FEW * STEP, sizeof(float)),
+    .edge = pyr_arena_take(arena, (int64_t)FEW * nr, sizeof(float)),
+  };
+}
+
+size_t pyr_cpu_linear_scratch(const pyr_kernels *k) {
+  pyr_arena count = { NULL, 0 };
+  scratch_of(&count, k->nr);
+  return count.used;
+}
+
+/* Weight rows [first, first+count), columns [col, col+step) as a slice [step][nr]; rows beyond count are zero. */
+static void load_slice(const product *p, const panel_scratch *s, float *slice, int64_t first, int count, int64_t col, int64_t step) {
+  int nr = p->k->nr;
+  if (count < nr) memset(slice, 0, (size_t)(step * nr) * sizeof(float));
+  if (p->w->dtype == PYR_F32) {
+    p->k->transpose(slice, nr, (const float *)(const void *)weight_at(p->w, first, col), (int64_t)(p->w->stride / sizeof(float)), count, step, 1.0f);
+    return;
+  }
+  for (int r = 0; r < count; r++) p->k->to_f32(s->rows + r * STEP, weight_at(p->w, first + r, col), p->w->dtype, step);
+  p->k->transpose(slice, nr, s->rows, STEP, count, step, 1.0f);
+}
+
+/* out[t, r] for `m` <= FEW tokens from t and the rows of one slice, one step of k further. */
+static void slice_product(const product *p, const panel_scratch *s, const float *slice, int64_t t, int m, int64_t row, int count, int64_t step) {
+  const pyr_kernels *k = p->k;
+  float *out = p->out + t * p->rows + row;
+  if (count == k->nr && m % PYR_UNIT == 0) {
+    k->gemm(out, p->rows, s->x, FEW, slice, k->nr, m, step);
+    return;
+  }
+  memset(s->edge, 0, (size_t)(FEW * k->nr) * sizeof(float));
+  k->gemm(s->edge, k->nr, s->x, FEW, slice, k->nr, pyr_round_up(m, PYR_UNIT), step);
+  for (int i = 0; i < m; i++)
+    for (int r = 0; r < count; r++) out[i * p->rows + r] += s->edge[i * k->nr + r];
+}
+
+static void begin_block(const product *p, int64_t t0, int64_t t1, int64_t row, int64_t count) {
+  for (int64_t t = t0; t < t1; t++) {
+    float *out = p->out + t * p->rows + row;
+    if (!p->accumulate) memset(out, 0, (size_t)count * sizeof(float));
+    if (p->bias)
+      for (int64_t r = 0; r < count; r++) out[r] += p->bias[row + r];
+  }
+}
+
+static void many_task(void *ctx, int64_t task, int worker) {
+  const product *p = ctx;
+  pyr_arena arena = pyr_cpu_arena(p->cpu, worker);
+  panel_scratch s = scratch_of(&arena, p->k->nr);
+  int64_t nr = p->k->nr, row = task % p->panels * p->panel, count = pyr_least(p->panel, p->rows - row);
+  int64_t t0 = task / p->panels * p->tokens, t1 = pyr_least(p->n, t0 + p->tokens);
+  begin_block(p, t0, t1, row, count);
+  for (int64_t col = 0; col < p->cols; col += STEP) {
+    int64_t step = pyr_least(STEP, p->cols - col);
+    for (int64_t r = 0; r < count; r += nr)
+      load_slice(p, &s, s.panel + r * STEP, row + r, (int)pyr_least(nr, count - r), col, step);
+    for (int64_t t = t0; t < t1; t += FEW) {
+      int m = (int)pyr_least(FEW, t1 - t);
+      p->k->transpose(s.x, FEW, p->x + t * p->cols + col, p->cols, m, step, 1.0f);
+      for (int64_t r = 0; r < count; r += nr)
+        slice_product(p, &s, s.panel + r * STEP, t, m, row + r, (int)pyr_least(nr, count - r), step);
+    }
+  }
+}
+
+/* Large blocks use what they dequantise and transpose more often; small ones share the work out evenly. Blocks are
+ * halved, tokens first, until there are four tasks a thread or a half would cost too much. */
+static void cut(product *p, int threads) {
+  int64_t nr = p->k->nr, panel = PANEL / nr * nr, tokens = TOKENS;
+  for (;;) {
+    int64_t tasks = pyr_ceil_div(p->n, tokens) * pyr_ceil_div(p->rows, panel);
+    if (threads == 1 || tasks >= 4 * threads) break;
+    if (tokens > 10 * FEW && p->n > tokens / 2) tokens /= 2;
+    else if (panel / 2 >= 2 * nr && p->rows > panel / 2) panel = pyr_round_up(panel / 2, nr);
+    else break;
+  }
+  p->tokens = pyr_round_up(pyr_ceil_div(p->n, pyr_ceil_div(p->n, tokens)), FEW);
+  p->panel = panel;
+  p->panels = pyr_ceil_div(p->rows, panel);
+}
+
+/* ---- the operation ------------------------------------------------------------------------------------------------- */
+
+pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, bool accumulate) {
+  pyr_cpu *cpu = pyr_cpu_of(be);
+  product p = { .k = cpu->kernels, .cpu = cpu, .out = out, .x = x, .w = w, .bias = bias, .n = n,
+                .rows = w->shape[0], .cols = w->shape[1], .accumulate = accumulate };
+  if (n <= 0 || p.rows <= 0) return PYR_OK;
+  if (n < PYR_SMALL_N) {
+    p.run = pyr_most(1, RUN_BYTES / (int64_t)pyr_most((int64_t)w->stride, 1));
+    pyr_parallel(be->rt, few_task, &p, pyr_ceil_div(p.rows, p.run));
+    return PYR_OK;
+  }
+  pyr_status status = pyr_cpu_check(be, "linear", pyr_cpu_linear_scratch(p.k));
+  if (status != PYR_OK) return status;
+  cut(&p, pyr_runtime_threads(be->rt));
+  pyr_parallel(be->rt, many_task, &p, pyr_ceil_div(n, p.tokens) * p.panels);
+  return PYR_OK;
+}

@@ -1,0 +1,144 @@
+/* rows.c — the rows of a cache lane: page layout, writing, moving, reading as f32, norms.
+ *
+ * A page is PYR_PAGE_ROWS rows of K, then as many of V. Everything that knows this is here; attention.c and mass.c read
+ * rows through pyr_cpu_load_rows. Which rows to keep, and where pages come from, is others' business. */
+#include "cpu.h"
+
+#include <math.h>
+#include <string.h>
+
+size_t pyr_row_bytes(pyr_dtype dtype, int head_dim) { return pyr_dtype_bytes(dtype, head_dim); }
+size_t pyr_page_bytes(pyr_dtype dtype, int head_dim) { return 2 * PYR_PAGE_ROWS * pyr_row_bytes(dtype, head_dim); }
+
+static uint8_t *row_at(const pyr_lane_view *lane, size_t bytes, int64_t row, int what) {
+  uint8_t *page = lane->pages[row / PYR_PAGE_ROWS];
+  return page + (size_t)(row % PYR_PAGE_ROWS + what * PYR_PAGE_ROWS) * bytes;
+}
+
+/* Rows from `row` on that lie in one page, at most `count`. */
+static int64_t run_in_page(int64_t row, int64_t count) { return pyr_least(count, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS); }
+
+void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t count, int what) {
+  int64_t d = layout.head_dim;
+  size_t bytes = pyr_row_bytes(layout.dtype, layout.head_dim);
+  while (count > 0) {
+    int64_t run = run_in_page(begin, count);
+    const uint8_t *src = row_at(lane, bytes, begin, what);
+    if (ld == d) {
+      k->to_f32(dst, src, layout.dtype, run * d);
+    } else {
+      for (int64_t r = 0; r < run; r++) {
+        k->to_f32(dst + r * ld, src + (size_t)r * bytes, layout.dtype, d);
+        memset(dst + r * ld + d, 0, (size_t)(ld - d) * sizeof(float));
+      }
+    }
+    begin += run, count -= run, dst += run * ld;
+  }
+}
+
+pyr_span pyr_cpu_visible(const pyr_lane_view *lane, int32_t position, int32_t window) {
+  int64_t low = 0, high = lane->rows;                   /* first row whose position is above */
+  while (low < high) {
+    int64_t middle = low + (high - low) / 2;
+    if (lane->positions[middle] <= position) low = middle + 1; else high = middle;
+  }
+  pyr_span span = { 0, low };
+  if (window > 0) {
+    int64_t oldest = (int64_t)position - window + 1, end = span.high;
+    while (span.low < end) {
+      int64_t middle = span.low + (end - span.low) / 2;
+      if (lane->positions[middle] < oldest) span.low = middle + 1; else end = middle;
+    }
+  }
+  return span;
+}
+
+/* ---- store --------------------------------------------------------------------------------------------------------- */
+
+typedef struct store_call {
+  const pyr_kernels *kernels;
+  const pyr_lane_view *lane;
+  pyr_layout layout;
+  size_t bytes;
+  int64_t at, stride;
+  const float *k, *v;
+} store_call;
+
+static void store_span(const void *ctx, int64_t begin, int64_t end) {
+  const store_call *c = ctx;
+  for (int64_t i = begin; i < end; i++) {
+    c->kernels->from_f32(row_at(c->lane, c->bytes, c->at + i, 0), c->layout.dtype, c->k + i * c->stride, c->layout.head_dim);
+    c->kernels->from_f32(row_at(c->lane, c->bytes, c->at + i, 1), c->layout.dtype, c->v + i * c->stride, c->layout.head_dim);
+  }
+}
+
+static pyr_status cpu_store(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, int64_t at, const float *k, const float *v, int64_t n, int64_t stride) {
+  store_call c = { pyr_cpu_of(be)->kernels, lane, layout, pyr_row_bytes(layout.dtype, layout.head_dim), at, stride, k, v };
+  pyr_cpu_spans(be, store_span, &c, n, 2 * layout.head_dim);
+  return PYR_OK;
+}
+
+/* ---- gather -------------------------------------------------------------------------------------------------------- */
+
+/* Rows only move towards the front (idx ascends, so idx[i] >= i), and in order; so dst may be src, and no row is
+ * overwritten before it has moved. Neighbours that stay neighbours move together. */
+static pyr_status cpu_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, pyr_layout layout, const int32_t *idx, int64_t k) {
+  (void)be;
+  size_t bytes = pyr_row_bytes(layout.dtype, layout.head_dim);
+  for (int64_t i = 0; i < k;) {
+    int64_t from = idx[i], run = 1, most = pyr_least(run_in_page(i, k - i), run_in_page(from, k - i));
+    while (run < most && idx[i + run] == from + run) run++;
+    for (int what = 0; what < 2; what++) {
+      uint8_t *to = row_at(dst, bytes, i, what);
+      const uint8_t *at = row_at(src, bytes, from, what);
+      if (to != at) memmove(to, at, (size_t)run * bytes);
+    }
+    if (dst->positions + i != src->positions + from)
+      memmove(dst->positions + i, src->positions + from, (size_t)run * sizeof(int32_t));
+    if (dst->history && src->history && dst->history + i != src->history + from)
+      memmove(dst->history + i, src->history + from, (size_t)run * sizeof(float));
+    i += run;
+  }
+  return PYR_OK;
+}
+
+/* ---- norms --------------------------------------------------------------------------------------------------------- */
+
+typedef struct norm_call {
+  const pyr_kernels *kernels;
+  float *out;
+  const pyr_lane_view *lane;
+  pyr_layout layout;
+  size_t bytes;
+  int64_t begin;
+  int what;
+} norm_call;
+
+enum { PIECE = 256 };   /* values of a row in registers and on the stack at a time; a multiple of every cache dtype's block */
+
+static void norm_span(const void *ctx, int64_t begin, int64_t end) {
+  const norm_call *c = ctx;
+  float piece[PIECE];
+  for (int64_t i = begin; i < end; i++) {
+    const uint8_t *row = row_at(c->lane, c->bytes, c->begin + i, c->what);
+    float sum = 0;
+    for (int64_t d = 0; d < c->layout.head_dim; d += PIECE) {
+      int64_t n = pyr_least(PIECE, c->layout.head_dim - d);
+      c->kernels->to_f32(piece, row + pyr_dtype_bytes(c->layout.dtype, d), c->layout.dtype, n);
+      sum += c->kernels->square_sum(piece, n);
+    }
+    c->out[i] = sqrtf(sum);
+  }
+}
+
+static pyr_status cpu_row_norms(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, int what) {
+  norm_call c = { pyr_cpu_of(be)->kernels, out, lane, layout, pyr_row_bytes(layout.dtype, layout.head_dim), begin, what };
+  pyr_cpu_spans(be, norm_span, &c, end - begin, layout.head_dim);
+  return PYR_OK;
+}
+
+void pyr_cpu_rows_fill(pyr_backend *be) {
+  be->store = cpu_store;
+  be->gather = cpu_gather;
+  be->row_norms = cpu_row_norms;
+}
