@@ -1,0 +1,90 @@
+--- Caches: one sequence's rows. The class is native (lua/lcache.c); this file makes caches from options and adds the
+--- methods that take them.
+local core = require "pyramid.core"
+local options = require "pyramid.options"
+local policy = require "pyramid.policy"
+
+local cache = {}
+
+---@class pyramid.Cache: userdata
+---@field step fun(self: pyramid.Cache, id: integer): pyramid.Logits?, string?, string?   one token on
+---@field rows fun(self: pyramid.Cache, layer: integer, head?: integer): integer          layers and heads count from 1
+---@field positions fun(self: pyramid.Cache, layer: integer, head?: integer): integer[]   original positions, from 0
+---@field bytes fun(self: pyramid.Cache): integer       pages and bookkeeping held
+---@field fraction fun(self: pyramid.Cache): number     rows held of those a full cache would hold
+---@field tokens fun(self: pyramid.Cache): integer      tokens seen
+---@field computed fun(self: pyramid.Cache): integer    token-layers computed; a full prefill computes tokens * layers
+---@field evicted fun(self: pyramid.Cache): integer     rows dropped or never stored
+---@field fork fun(self: pyramid.Cache): pyramid.Cache?, string?, string?   shares pages until written
+---@field save fun(self: pyramid.Cache, path: string): true?, string?, string?
+---@field clear fun(self: pyramid.Cache): true?, string?, string?
+---@field close fun(self: pyramid.Cache)
+
+---@class pyramid.Logits: userdata
+---@field argmax fun(self: pyramid.Logits): integer, number
+---@field logprob fun(self: pyramid.Logits, id: integer): number
+---@field totable fun(self: pyramid.Logits): number[]
+
+local cache_keys = { policy = "any", dtype = "string", budget = "integer|string" }
+local dtypes = { f32 = true, f16 = true, bf16 = true, q8_0 = true }
+
+---@class pyramid.CacheOptions
+---@field policy? pyramid.policy|string|table
+---@field dtype? "f16"|"f32"|"bf16"|"q8_0"
+---@field budget? integer|string   bytes, or "512 MiB"
+
+---A pool and a bound policy from cache options. The caller closes the pool once its caches are made.
+---@param what string
+---@param model pyramid.Model
+---@param given? pyramid.CacheOptions
+---@return userdata|nil pool
+---@return table|string|nil bound policy, or a message
+---@return string? code
+function cache.prepare(what, model, given)
+  given = options.check(what, given, cache_keys, 3)
+  local bound
+  if given.policy ~= nil then
+    local found, message, code = policy.load(given.policy)
+    if not found then return nil, message, code end
+    bound = found:bind()
+  end
+  local dtype = given.dtype or "f16"
+  if not dtypes[dtype] then error(("%s: unknown dtype '%s' (known: bf16, f16, f32, q8_0)"):format(what, dtype), 3) end
+  local pool, message, code = core.pool(model:native(), dtype, options.bytes(what, given.budget))
+  if not pool then return nil, message, code end
+  return pool, bound
+end
+
+---@param model pyramid.Model
+---@param pool userdata
+---@param bound table?
+---@param path? string   a saved cache
+function cache.make(model, pool, bound, path)
+  local made, message, code
+  if path then made, message, code = core.load_cache(model:native(), pool, bound, path)
+  else made, message, code = core.cache(model:native(), pool, bound) end
+  if not made then return nil, message, code end
+  core.set_owner(made, model)
+  return made
+end
+
+local prefill_keys = { all = "boolean", prune = "boolean", progress = "function" }
+
+---Reads tokens. Returns the last position's logits; with `all`, a sequence of every position's. `prune = false` appends
+---without asking the policy. `progress(done, total)` is called between layers and chunks; returning true cancels.
+---On any failure the rows are as before.
+---@param ids integer[]
+---@param given? { all?: boolean, prune?: boolean, progress?: fun(done: integer, total: integer): boolean? }
+---@return pyramid.Logits|pyramid.Logits[]|nil
+---@return string? message
+---@return string? code
+function core.cache_methods:prefill(ids, given)
+  given = options.check("cache:prefill", given, prefill_keys)
+  if not given.progress then return self:read(ids, given.all, given.prune) end
+  local runtime = self:owner():runtime()
+  runtime:on_progress(given.progress)
+  local off <close> = setmetatable({}, { __close = function() runtime:on_progress(nil) end })
+  return self:read(ids, given.all, given.prune)
+end
+
+return cache

@@ -1,0 +1,163 @@
+--- Generation: a loop over sampler and cache that yields text as it becomes whole.
+---
+---   for piece, id in model:generate("Once", { max_tokens = 100 }) do io.write(piece) end
+---
+--- The value before the loop knows more: local run = model:generate(…); run.stats, run.cache, run.finish.
+local options = require "pyramid.options"
+local sampler = require "pyramid.sampler"
+
+local generate = {}
+
+local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "string|table", dtype = "string",
+  budget = "integer|string", cache = "userdata", special = "boolean", progress = "function", clock = "function", ignore_eos = "boolean" }
+
+---@class pyramid.Generation
+---@field cache pyramid.Cache
+---@field stats pyramid.GenerationStats
+---@field finish? "eos"|"stop"|"length"|"error"|"closed"
+---@field message? string   with finish "error"
+---@field code? string
+local Generation = {}
+Generation.__index = Generation
+Generation.__name = "pyramid.generation"
+
+---@class pyramid.GenerationStats
+---@field prompt_tokens integer
+---@field generated_tokens integer
+---@field prefill_seconds number
+---@field decode_seconds number
+---@field cache_bytes integer
+---@field cache_fraction number
+
+-- The longest end of `text` that could be the beginning of one of the stop texts, so that it must be held back.
+local function held_back(text, stops)
+  local most = 0
+  for _, stop in ipairs(stops) do
+    for length = math.min(#stop - 1, #text), most + 1, -1 do
+      if text:sub(-length) == stop:sub(1, length) then
+        most = length
+        break
+      end
+    end
+  end
+  return most
+end
+
+local function first_stop(text, stops)
+  local at
+  for _, stop in ipairs(stops) do
+    local found = text:find(stop, 1, true)
+    if found and (not at or found < at) then at = found end
+  end
+  return at
+end
+
+local function set(list)
+  local result = {}
+  for _, id in ipairs(list or {}) do result[id] = true end
+  return result
+end
+
+---Starts a generation: reads the prompt at once (so that `nil, message, code` comes from here), then yields pieces.
+---@param model pyramid.Model
+---@param prompt string|integer[]
+---@param given? table
+---@return pyramid.Generation|nil
+---@return string? message
+---@return string? code
+---@return pyramid.Generation? closing  the generic `for` closes it
+function generate.start(model, prompt, given)
+  given = options.check("model:generate", given, keys)
+  local tokenizer = model.tokenizer
+  if not tokenizer then return nil, "model:generate: the model has no tokenizer", "unsupported" end
+  local ids, message, code = prompt, nil, nil
+  if type(prompt) == "string" then
+    ids, message, code = model:encode(prompt, { special = given.special ~= false })
+    if not ids then return nil, message, code end
+  elseif type(prompt) ~= "table" then
+    error("model:generate: the prompt is a text or a sequence of ids", 2)
+  end
+  local cache, own = given.cache, false
+  if not cache then
+    cache, message, code = model:cache { policy = given.policy, dtype = given.dtype, budget = given.budget }
+    if not cache then return nil, message, code end
+    own = true
+  end
+  local clock = given.clock or os.clock
+  local picker = given.sampler or sampler {}
+  if type(picker) == "table" then picker = sampler(picker) end
+  local began = clock()
+  local logits
+  logits, message, code = cache:prefill(ids, { progress = given.progress })
+  if not logits then
+    if own then cache:close() end
+    return nil, message, code
+  end
+  picker:accept(ids)
+  local stops = type(given.stop) == "string" and { given.stop } or given.stop or {}
+  local self = setmetatable({
+    model = model, cache = cache, own = own, sampler = picker, logits = logits, clock = clock, stops = stops,
+    left = given.max_tokens or 256, ends = given.ignore_eos and {} or set(tokenizer.eos), decoder = tokenizer:decoder(),
+    pending = "",   -- decoded text that may be the beginning of a stop text
+    stats = { prompt_tokens = #ids, generated_tokens = 0, prefill_seconds = clock() - began, decode_seconds = 0,
+      cache_bytes = cache:bytes(), cache_fraction = cache:fraction() },
+  }, Generation)
+  return self, nil, nil, self
+end
+
+local function finish(self, reason, text)
+  self.finish = reason
+  self.decoder:close()
+  if text and text ~= "" then return text, self.last end
+end
+
+local function fail(self, message, code)
+  finish(self, "error")
+  self.message, self.code = message, code
+  return nil, message, code
+end
+
+---The next piece of text and the id that completed it; nil at the end. A piece may be empty while a character or a stop
+---text is incomplete.
+---@return string|nil piece
+---@return integer|string|nil id
+---@return string? code
+function Generation:next()
+  if self.finish then return nil end
+  local began = self.clock()
+  if self.left <= 0 then return finish(self, "length", self.pending .. self.decoder:finish()) end
+  if self.last then                                    -- feed what was picked before
+    local logits, message, code = self.cache:step(self.last)
+    if not logits then return fail(self, message, code) end
+    self.logits = logits
+  end
+  local id, message, code = self.sampler:pick(self.logits)
+  if not id then return fail(self, message, code) end
+  local stats = self.stats
+  self.last, self.left = id, self.left - 1
+  stats.decode_seconds = stats.decode_seconds + self.clock() - began
+  stats.cache_bytes, stats.cache_fraction = self.cache:bytes(), self.cache:fraction()
+  if self.ends[id] then return finish(self, "eos", self.pending .. self.decoder:finish()) end
+  stats.generated_tokens = stats.generated_tokens + 1
+  local text = self.pending .. self.decoder:push(id)
+  if #self.stops > 0 then
+    local at = first_stop(text, self.stops)
+    if at then return finish(self, "stop", text:sub(1, at - 1)) end
+    local held = held_back(text, self.stops)
+    self.pending = text:sub(#text - held + 1)
+    text = text:sub(1, #text - held)
+  end
+  return text, id
+end
+
+Generation.__call = Generation.next
+
+---Ends it early and closes the cache if it was made here.
+function Generation:close()
+  if not self.finish then finish(self, "closed") end
+  if self.own and self.cache then self.cache:close() end
+end
+
+Generation.__close = Generation.close
+
+return generate

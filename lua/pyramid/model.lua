@@ -1,0 +1,155 @@
+--- Models: weights, a tokenizer, and the things made from them. See pyramid.model in init.lua.
+local batch = require "pyramid.batch"
+local cache = require "pyramid.cache"
+local core = require "pyramid.core"
+local generate = require "pyramid.generate"
+local loaders = require "pyramid.loaders"
+local options = require "pyramid.options"
+local tokenizer = require "pyramid.tokenizer"
+
+local model = {}
+
+---@class pyramid.Model
+---@field config pyramid.Config
+---@field tokenizer? pyramid.Tokenizer
+---@field description string   one line
+---@field path string
+local Model = {}
+Model.__index = Model
+Model.__name = "pyramid.model"
+
+local model_keys = { device = "string", threads = "integer", weights = "string", memory = "integer|string", isa = "string",
+  progress = "function" }
+
+---@class pyramid.ModelOptions
+---@field device? "cpu"|"cuda"
+---@field threads? integer           0 or nil: all processors
+---@field weights? string            "f32", "f16", "bf16", "q8_0", "q4_0": converts; nil: as in the file
+---@field memory? integer|string     most bytes the runtime may hold, mapped files excluded
+---@field isa? string                CPU kernels: "base", "avx2", "avx512"; nil: the best
+---@field progress? fun(done: integer, total: integer): boolean?   while weights are converted
+
+---Opens a model: a Hugging Face directory or a .gguf file. The tokenizer is part of it; a model without one still runs
+---on ids (`model.tokenizer` is nil then).
+---@param path string
+---@param given? pyramid.ModelOptions
+---@return pyramid.Model|nil
+---@return string? message
+---@return string? code
+function model.open(path, given)
+  given = options.check("pyramid.model", given, model_keys)
+  if type(path) ~= "string" then error("pyramid.model: a path is wanted", 2) end
+  local runtime, message, code = core.runtime { device = given.device, threads = given.threads, isa = given.isa,
+    memory = options.bytes("pyramid.model", given.memory) }
+  if not runtime then return nil, message, code end
+  if given.progress then runtime:on_progress(given.progress) end
+  local loaded
+  loaded, message, code = loaders.load(runtime, path, { weights = given.weights })
+  runtime:on_progress(nil)
+  if not loaded then
+    runtime:close()
+    return nil, message, code
+  end
+  local self = setmetatable({ config = loaded.config, description = loaded.description, path = path }, Model)
+  self.handle, self.root = loaded.handle, runtime
+  if loaded.tokenizer then
+    self.tokenizer, message, code = tokenizer.load(loaded.tokenizer)
+    if not self.tokenizer then
+      self:close()
+      return nil, message, code
+    end
+  end
+  return self
+end
+
+---The core model; raises if the model is closed.
+function Model:native() return self.handle or error("the model is closed", 3) end
+
+---The runtime; raises if the model is closed.
+function Model:runtime() return self.root or error("the model is closed", 3) end
+
+---Token ids of a text. `special = false`: nothing is added, and texts of special tokens are ordinary text.
+---@param text string
+---@param given? { special?: boolean }
+---@return integer[]|nil
+---@return string? message
+---@return string? code
+function Model:encode(text, given)
+  if not self.tokenizer then return nil, "the model has no tokenizer", "unsupported" end
+  return self.tokenizer:encode(text, given)
+end
+
+---The text of token ids.
+---@param ids integer[]
+---@return string|nil
+---@return string? message
+---@return string? code
+function Model:decode(ids, given)
+  if not self.tokenizer then return nil, "the model has no tokenizer", "unsupported" end
+  return self.tokenizer:decode(ids, given)
+end
+
+---A cache for one sequence.
+---@param given? pyramid.CacheOptions
+---@return pyramid.Cache|nil
+---@return string? message
+---@return string? code
+function Model:cache(given)
+  local pool, bound, code = cache.prepare("model:cache", self, given)
+  if not pool then return nil, bound, code end
+  local made, message
+  made, message, code = cache.make(self, pool, bound)
+  pool:close()                      -- the cache keeps it
+  return made, message, code
+end
+
+---A cache that `cache:save` wrote. Options as for `cache`; dtype must be the saved one's.
+---@param path string
+---@param given? pyramid.CacheOptions
+---@return pyramid.Cache|nil
+---@return string? message
+---@return string? code
+function Model:load_cache(path, given)
+  if type(path) ~= "string" then error("model:load_cache: a path is wanted", 2) end
+  local pool, bound, code = cache.prepare("model:load_cache", self, given)
+  if not pool then return nil, bound, code end
+  local made, message
+  made, message, code = cache.make(self, pool, bound, path)
+  pool:close()
+  return made, message, code
+end
+
+---A batch of sequences.
+---@param given? pyramid.CacheOptions
+---@return pyramid.Batch|nil
+---@return string? message
+---@return string? code
+function Model:batch(given) return batch.new(self, given) end
+
+---Generates text: an iterator of pieces and ids, see pyramid.generate.
+---@param prompt string|integer[]
+---@param given? { policy?: any, sampler?: any, max_tokens?: integer, stop?: string|string[], dtype?: string, budget?: any, cache?: pyramid.Cache, special?: boolean, progress?: function, clock?: fun(): number, ignore_eos?: boolean }
+---@return pyramid.Generation|nil
+---@return string? message
+---@return string? code
+function Model:generate(prompt, given) return generate.start(self, prompt, given) end
+
+---Bytes that the runtime holds now, and the most it held: converted weights, caches, workspaces; not mapped files.
+---@return integer held
+---@return integer peak
+function Model:memory() return self:runtime():memory(), self:runtime():memory_peak() end
+
+---Closes the model. Caches made from it live on until they are closed.
+function Model:close()
+  if self.tokenizer then self.tokenizer:close() end
+  if self.handle then self.handle:close() end
+  if self.root then self.root:close() end
+  self.handle, self.root = nil, nil
+end
+
+Model.__close = Model.close
+Model.__gc = Model.close
+
+function Model:__tostring() return ("pyramid.model (%s)"):format(self.description or "closed") end
+
+return model
