@@ -18,7 +18,7 @@ MACHINE  := $(shell $(CC) -dumpmachine 2>/dev/null)
 PACKAGES := lua5.4 libpcre2-8
 C11      := -std=c11 -D_GNU_SOURCE -Wall -Wextra -fPIC -fvisibility=hidden -fopenmp-simd -pthread
 INCLUDES := -Icore -Ilua $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
-LIBS     := -l:liblua5.4-cjson.a -lpcre2-8 -ldnnl -lgomp -lpthread -lm -ldl
+LIBS     := -lpcre2-8 -ldnnl -lgomp -lpthread -lm -ldl
 
 # lua/main.c is the program; everything else, and the Lua text packed into bundle.c, is the library.
 SOURCES := $(filter-out lua/main.c,$(wildcard core/*.c core/*/*.c lua/*.c))
@@ -56,13 +56,14 @@ $(B)/libpyramid.a: $(OBJECTS) $(B)/objects
 	$(AR) rcs $@ $(OBJECTS)
 
 # The host brings Lua to pyramid.so; libpyramid.so uses the system's shared Lua, as its host does if it has one at all.
+SHARED := -shared -Wl,--exclude-libs,ALL
 $(B)/pyramid.so: $(OBJECTS) $(B)/objects
-	$(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,--exclude-libs,ALL -o $@ $(OBJECTS) $(LIBS)
+	$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -o $@ $(OBJECTS) -llua5.4-cjson $(LIBS)
 $(B)/libpyramid.so: $(OBJECTS) $(B)/objects
-	$(CC) $(CFLAGS) $(LDFLAGS) -shared -Wl,-soname,libpyramid.so -Wl,--exclude-libs,ALL -o $@ $(OBJECTS) $(LIBS) -llua5.4
-# -E: Lua modules written in C find the API in the program.
+	$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,-soname,$(@F) -o $@ $(OBJECTS) -llua5.4-cjson -llua5.4 $(LIBS)
+# The program has Lua and lua-cjson inside; -E: Lua modules written in C find the API there.
 $(B)/pyramid: $(MAIN) $(B)/libpyramid.a
-	$(CC) $(CFLAGS) $(LDFLAGS) -Wl,-E -o $@ $^ $(LIBS) -l:liblua5.4.a -lm -ldl
+	$(CC) $(CFLAGS) $(LDFLAGS) -Wl,-E -o $@ $^ -l:liblua5.4-cjson.a -l:liblua5.4.a $(LIBS)
 
 -include $(OBJECTS:.o=.d) $(MAIN:.o=.d)
 
