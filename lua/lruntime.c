@@ -85,15 +85,11 @@ static int core_runtime(lua_State *L) {
   pyr_status status = pyr_runtime_new(&options, &box->rt);
   if (status == PYR_OK) return 1;
   lua_pushnil(L);
-  switch (status) {   /* there is no runtime to hold a message */
-    case PYR_UNSUPPORTED: lua_pushfstring(L, "runtime: this build or machine has no isa '%s'", options.isa ? options.isa : ""); break;
-    case PYR_DEVICE: lua_pushfstring(L, "runtime: device '%s' is not available", options.device ? options.device : "cpu"); break;
-    case PYR_ARGUMENT:
-      lua_pushfstring(L, "runtime: unknown device or isa (device '%s', isa '%s')", options.device ? options.device : "cpu",
-                      options.isa ? options.isa : "best");
-      break;
-    default: lua_pushfstring(L, "runtime: out of %s", pyr_status_name(status)); break;
-  }
+  if (status == PYR_MEMORY)     /* there is no runtime to hold a message */
+    lua_pushfstring(L, "runtime: out of memory (limit: %I bytes, 0 is none)", (LUAI_UACINT)options.memory_limit);
+  else
+    lua_pushfstring(L, "runtime: device '%s' with isa '%s' is not available here", options.device ? options.device : "cpu",
+                    options.isa ? options.isa : "best");
   lua_pushstring(L, pyr_status_name(status));
   return 3;
 }
