@@ -1,0 +1,54 @@
+"""Every number that decides what the default model becomes."""
+
+SEED = 20240521
+
+# Special tokens; their ids are their places here.
+SPECIAL = ["<|begin|>", "<|end|>"]
+BEGIN, END = 0, 1
+
+VOCAB = 2048
+# The pre-tokenizer of Qwen 2: words with their leading space, digits one by one.
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# Llama, with heads wider than hidden / heads.
+MODEL = dict(
+    vocab_size=VOCAB,
+    hidden_size=192,
+    intermediate_size=512,
+    num_hidden_layers=8,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+    max_position_embeddings=2048,
+    rope_theta=10000.0,
+    rms_norm_eps=1e-5,
+)
+
+# The book that no token and no merge is learned from.
+HELD_OUT_BOOK = "The Secret Garden"
+
+# World seeds: the tokenizer's, then each stage's own range. Evaluation uses seeds from 1,000,000,000 on.
+TOKENIZER_SEEDS = (500_000_000, 6000)
+STAGE_SEEDS = 20_000_000
+
+# How much the loss on an answer at the end counts; every other token counts 1.
+ANSWER_WEIGHT = 3.0
+
+# Stages follow each other; the share of minutes (or tokens) is relative. words: range of a document's words, so that a
+# document fits a row. prose: share of the rows that are prose alone; the space left in the other rows is filled with prose too.
+STAGES = [
+    dict(name="short", context=256, share=0.30, batch=16, words=(40, 130), prose=0.08),
+    dict(name="middle", context=512, share=0.35, batch=16, words=(100, 290), prose=0.12),
+    dict(name="long", context=1024, share=0.25, batch=8, words=(150, 620), prose=0.15),
+    dict(name="full", context=2048, share=0.10, batch=6, words=(150, 1300), prose=0.15),
+]
+
+# Muon for the matrices of the layers, Adam for the embedding and the gains. Linear warm-up, flat, then linear to zero over
+# the last part of the whole run.
+LR_MUON = 0.02
+LR_ADAM = 0.004
+WARMUP_STEPS = 60
+COOLDOWN = 0.35

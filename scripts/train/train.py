@@ -1,0 +1,200 @@
+"""Trains the default model on the CPU, resumably.
+
+    python scripts/train/train.py --books books.txt.gz --tokenizer DIR --work DIR (--minutes M | --tokens N) [--workers 2]
+
+Each worker process has one thread; a step's micro-batches are handed out as workers come free, so that a core which others
+use slows the run down but does not stall it. Progress is a share of --minutes (of running, over all resumed runs) or of
+--tokens. It rules the stages and the learning rate: with --tokens the run is a function of its arguments up to the order of
+floating-point sums; with --minutes it fits the time there is. DIR/last.pt is the checkpoint; run the same command again to
+go on after an interruption.
+"""
+
+import argparse
+import concurrent.futures
+import itertools
+import json
+import os
+import pathlib
+import time
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+import torch.multiprocessing as mp
+from tokenizers import Tokenizer
+
+import corpus
+import model as llama
+import recipe
+from optimizer import Optimizer
+
+MICRO_TOKENS = 1024
+CHUNK_STEPS = 48  # rows are made for so many steps at a time
+
+
+def micro_batches(shared, model, grads):
+    """Takes micro-batches of the current step until none is left; adds up gradients. Returns (weighted, plain) loss sums."""
+    model.zero_grad(set_to_none=True)
+    rows, context = shared["shape"][0].item(), shared["shape"][1].item()
+    size = max(1, MICRO_TOKENS // context)
+    total = torch.zeros(2)
+    while True:
+        with shared["next"].get_lock():
+            at = shared["next"].value
+            shared["next"].value = at + size
+        if at >= rows:
+            break
+        block = slice(at, min(at + size, rows))
+        ids = shared["tokens"][block, : context + 1].long()
+        weights = shared["weights"][block, 1 : context + 1]
+        with torch.autocast("cpu", torch.bfloat16):
+            weighted, plain = model(ids[:, :-1], ids[:, 1:], weights)
+        weighted.backward()
+        total += torch.stack([weighted.detach(), plain])
+    for p, g in zip(model.parameters(), grads):
+        if p.grad is None:
+            g.zero_()
+        else:
+            g.copy_(p.grad)
+    return total
+
+
+def helper(shared, model, grads, losses):
+    torch.set_num_threads(1)
+    while True:
+        shared["start"].wait()
+        if shared["stop"].value:
+            return
+        losses.copy_(micro_batches(shared, model, grads))
+        shared["end"].wait()
+
+
+def learning_rate(progress, steps):
+    warm = min(1.0, (steps + 1) / recipe.WARMUP_STEPS)
+    return warm * min(1.0, max(0.0, (1 - progress) / recipe.COOLDOWN))
+
+
+def stage_at(progress):
+    total = sum(s["share"] for s in recipe.STAGES)
+    bound = 0
+    for i, stage in enumerate(recipe.STAGES):
+        bound += stage["share"] / total
+        if progress < bound or i == len(recipe.STAGES) - 1:
+            return i
+
+
+def chunks(tokenizer, books, at):
+    """Endless (stage, tokens, weights) per step. at: the stage and seeds to go on from, kept up to date for checkpoints."""
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+
+    def make(index, seed):
+        stage = recipe.STAGES[index]
+        return corpus.rows(tokenizer, books, stage, index, stage["batch"] * CHUNK_STEPS, seed)
+
+    while True:
+        index = at["stage"]
+        coming = pool.submit(make, index, at["seeds"][index])
+        while index == at["stage"]:
+            tokens, weights, at["seeds"][index] = coming.result()
+            coming = pool.submit(make, index, at["seeds"][index])
+            batch = recipe.STAGES[index]["batch"]
+            for i in range(0, len(tokens), batch):
+                if index != at["stage"]:
+                    break
+                yield index, torch.from_numpy(tokens[i : i + batch].astype("int32")), torch.from_numpy(weights[i : i + batch]).float()
+
+
+def save(path, **what):
+    torch.save(what, str(path) + ".new")
+    os.replace(str(path) + ".new", path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--books", type=pathlib.Path, required=True)
+    parser.add_argument("--tokenizer", type=pathlib.Path, required=True)
+    parser.add_argument("--work", type=pathlib.Path, required=True)
+    limit = parser.add_mutually_exclusive_group(required=True)
+    limit.add_argument("--minutes", type=float)
+    limit.add_argument("--tokens", type=float)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--save-every", type=float, default=120, metavar="SECONDS")
+    a = parser.parse_args()
+    a.work.mkdir(parents=True, exist_ok=True)
+
+    torch.set_num_threads(1)
+    torch.manual_seed(recipe.SEED)
+    tokenizer = Tokenizer.from_file(str(a.tokenizer / "tokenizer.json"))
+    books = corpus.books(a.books)
+    model = llama.Llama(recipe.MODEL)
+    optimizer = Optimizer(list(model.named_parameters()), recipe.LR_MUON, recipe.LR_ADAM)
+    run = {"seconds": 0.0, "tokens": 0, "steps": 0, "stage": 0,
+           "seeds": [1 + i * recipe.STAGE_SEEDS for i in range(len(recipe.STAGES))]}
+    last = a.work / "last.pt"
+    if last.exists():
+        saved = torch.load(last)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        run = saved["run"]
+    log = open(a.work / "log.jsonl", "a")
+
+    context = mp.get_context("spawn")
+    model.share_memory()
+    most_rows = max(s["batch"] for s in recipe.STAGES)
+    longest = max(s["context"] for s in recipe.STAGES) + 1
+    shared = {
+        "tokens": torch.zeros(most_rows, longest, dtype=torch.int32).share_memory_(),
+        "weights": torch.zeros(most_rows, longest).share_memory_(),
+        "shape": torch.zeros(2, dtype=torch.int64).share_memory_(),
+        "next": context.Value("q", 0), "stop": context.Value("b", 0),
+        "start": context.Barrier(a.workers), "end": context.Barrier(a.workers),
+    }
+    grads = [[torch.zeros_like(p).share_memory_() for p in model.parameters()] for _ in range(a.workers)]
+    losses = [torch.zeros(2).share_memory_() for _ in range(a.workers)]
+    helpers = [context.Process(target=helper, args=(shared, model, grads[i], losses[i]), daemon=True) for i in range(1, a.workers)]
+    for h in helpers:
+        h.start()
+
+    names = [name for name, _ in model.named_parameters()]
+    clock, saved_at, since = time.time(), time.time(), [0.0, 0, time.time()]
+    for index, tokens, weights in chunks(tokenizer, books, run):
+        progress = run["seconds"] / 60 / a.minutes if a.minutes else run["tokens"] / a.tokens
+        if progress >= 1:
+            break
+        run["stage"] = stage_at(progress)
+        rows, length = tokens.shape
+        shared["tokens"][:rows, :length], shared["weights"][:rows, :length] = tokens, weights
+        shared["shape"].copy_(torch.tensor([rows, length - 1]))
+        shared["next"].value = 0
+        shared["start"].wait()
+        losses[0].copy_(micro_batches(shared, model, grads[0]))
+        shared["end"].wait()
+        total = sum(losses)
+        weight = weights[:, 1:].sum()
+        summed = {name: sum(g) / weight for name, g in zip(names, zip(*grads))}
+        norm = torch.stack([g.norm() for g in summed.values()]).norm()
+        optimizer.step({n: g * min(1.0, 1.0 / norm.item()) for n, g in summed.items()} if norm > 1 else summed, learning_rate(progress, run["steps"]))
+
+        now = time.time()
+        run["seconds"] += now - clock
+        clock = now
+        count = rows * (length - 1)
+        run["tokens"] += count
+        run["steps"] += 1
+        since[0] += total[1].item()
+        since[1] += count
+        if run["steps"] % 20 == 0:
+            log.write(json.dumps({"step": run["steps"], "tokens": run["tokens"], "seconds": round(run["seconds"]), "stage": recipe.STAGES[index]["name"],
+                "loss": round(since[0] / since[1], 4), "norm": round(norm.item(), 3), "tokens_per_second": round(since[1] / (now - since[2]))}) + "\n")
+            log.flush()
+            since = [0.0, 0, now]
+        if now - saved_at > a.save_every:
+            saved_at = now
+            save(last, model=model.state_dict(), optimizer=optimizer.state_dict(), run=run)
+    save(last, model=model.state_dict(), optimizer=optimizer.state_dict(), run=run)
+    shared["stop"].value = 1
+    shared["start"].wait()
+
+
+if __name__ == "__main__":
+    main()
