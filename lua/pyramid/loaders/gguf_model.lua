@@ -167,7 +167,7 @@ function gguf_model.open(path)
   local bos = metadata["tokenizer.ggml.bos_token_id"]
   return {
     format = "gguf", path = path, family = family, tensors = tensors, optional = optional, names = names,
-    ignored = { "^rope_freqs%.weight$" }, tokenizer = file,
+    ignored = { "^rope_freqs%.weight$" }, tokenizer = metadata["tokenizer.ggml.model"] ~= nil and file or nil,
     config = {
       family = family.name, layers = layers, heads = heads, kv_heads = keys:count("attention.head_count_kv", heads, heads),
       head_dim = head_dim, width = width, ff = keys:count("feed_forward_length", 1 << 20),

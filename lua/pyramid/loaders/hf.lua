@@ -209,7 +209,7 @@ function hf.open(dir)
   if config.tied then ignored[2] = "^lm_head%.weight$" end
   return {
     format = "hf", path = dir, family = family, config = config, tensors = read_weights(dir), optional = optional,
-    names = family.names.hf, ignored = ignored, tokenizer = dir,
+    names = family.names.hf, ignored = ignored, tokenizer = exists(dir .. "/tokenizer.json") and dir or nil,
   }
 end
 

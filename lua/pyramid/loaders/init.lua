@@ -37,12 +37,12 @@ local loaders = {}
 ---@field optional table<string, boolean> roles beyond the base that the model has
 ---@field names table<string, string>     role to name
 ---@field ignored string[]                patterns of names that may be left over
----@field tokenizer string|pyramid.Gguf   what pyramid.tokenizer needs
+---@field tokenizer string|pyramid.Gguf|nil  what pyramid.tokenizer needs: a directory, or a file's header
 
 ---@class pyramid.Loaded
 ---@field config pyramid.Config
 ---@field handle userdata                 the core model
----@field tokenizer string|pyramid.Gguf
+---@field tokenizer string|pyramid.Gguf|nil
 ---@field family pyramid.Family
 ---@field format string
 ---@field path string
@@ -156,7 +156,7 @@ local function check_options(options)
   for _, name in ipairs(dtypes.writable) do
     if name == as then return as end
   end
-  error(("loaders.load: weights = '%s' (known: %s)"):format(tostring(as), table.concat(dtypes.writable, ", ")), 3)
+  error(("weights = '%s' (known: %s)"):format(tostring(as), table.concat(dtypes.writable, ", ")), 3)
 end
 
 --- Files that are open while weights are bound; a bound model keeps what it needs.
