@@ -52,7 +52,10 @@ for i = 2, #arg do
     local name = path:sub(#dir + 2, -5)
     if kind == "module" then
       local root = dir:match("[^/]+$")
-      add(kind, root .. "." .. name:gsub("/", "."), root .. "/" .. name .. ".lua", path)
+      local module = root .. "." .. name:gsub("/", ".")
+      -- a folder's init is the folder's module; but `pyramid` itself is luaopen_pyramid, which ends in pyramid.init
+      if module ~= root .. ".init" then module = module:gsub("%.init$", "") end
+      add(kind, module, root .. "/" .. name .. ".lua", path)
     else
       add(kind, name, path, path)
     end

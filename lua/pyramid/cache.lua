@@ -83,7 +83,7 @@ function core.cache_methods:prefill(ids, given)
   if not given.progress then return self:read(ids, given.all, given.prune) end
   local runtime = self:owner():runtime()
   runtime:on_progress(given.progress)
-  local off <close> = setmetatable({}, { __close = function() runtime:on_progress(nil) end })
+  local _ <close> = setmetatable({}, { __close = function() runtime:on_progress(nil) end })
   return self:read(ids, given.all, given.prune)
 end
 

@@ -70,7 +70,7 @@ function generate.start(model, prompt, given)
   given = options.check("model:generate", given, keys)
   local tokenizer = model.tokenizer
   if not tokenizer then return nil, "model:generate: the model has no tokenizer", "unsupported" end
-  local ids, message, code = prompt, nil, nil
+  local ids, message, code = prompt
   if type(prompt) == "string" then
     ids, message, code = model:encode(prompt, { special = given.special ~= false })
     if not ids then return nil, message, code end
