@@ -74,6 +74,7 @@ if __name__ == "__main__":
     saved = torch.load(a.work / "last.pt")
     weights = {name: p.to(torch.bfloat16).contiguous() for name, p in saved["model"].items()}
     save_file(weights, a.out / "model.safetensors", metadata={"format": "pt"})
+    (a.out / "model.safetensors").chmod(0o644)
     write(a.out / "config.json", config())
     write(a.out / "generation_config.json", {"bos_token_id": recipe.BEGIN, "eos_token_id": recipe.END})
     for name in ("tokenizer.json", "tokenizer_config.json"):
