@@ -1,0 +1,566 @@
+/* lops.c — the backend's single operations for Lua, so that specs can hold each against a reference.
+ *
+ * Not part of the API: nothing but specs uses `core.ops`, and this is the one file of the binding that sees backend.h.
+ *
+ * Numbers travel as packed strings (little-endian f32 or i32): ops.floats, ops.ints and ops.numbers convert. Each input is
+ * copied into a userdata block of exactly its size, so that a sanitizer sees any read beyond it, and blocks that an error
+ * leaves behind are collected. Outputs are poisoned first (NaN, or 0xA5 for integers), so that what an operation leaves
+ * out is seen. Scratch is reserved for exactly the call at hand.
+ *
+ *   lane    { pages = bytes, positions = ints, history = floats | nil }; pages of pyr_page_bytes one after the other
+ *   layout  { dtype = "f16", head_dim = 64, heads = 8, kv_heads = 2, scale = 0.125 } (what a call has no use for, left out)
+ *   weighting, track   { queries, ramp, due, threshold, every, decay } */
+#include "lpyramid.h"
+#include "backend.h"
+#include "dtype.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+/* ---- blocks -------------------------------------------------------------------------------------------------------- */
+
+static pyr_backend *check_backend(lua_State *L, int arg) { return pyr_runtime_backend(pyr_lua_check_runtime(L, arg)); }
+
+/* A block of exactly `size` bytes of poison, on the stack. */
+static void *new_block(lua_State *L, size_t size, int poison) {
+  luaL_checkstack(L, 8, "too many blocks");
+  void *block = lua_newuserdatauv(L, size, 0);
+  memset(block, poison, size);
+  return block;
+}
+
+static float *new_floats(lua_State *L, int64_t n) { return new_block(L, (size_t)n * sizeof(float), 0xff); }
+static int32_t *new_ints(lua_State *L, int64_t n) { return new_block(L, (size_t)n * sizeof(int32_t), 0xa5); }
+
+/* A copy of the string at `arg`, on the stack; NULL if the argument is nil. *n counts units of `unit` bytes. */
+static void *copy_block(lua_State *L, int arg, size_t unit, int64_t *n) {
+  size_t size;
+  if (lua_isnoneornil(L, arg)) {
+    if (n) *n = 0;
+    return NULL;
+  }
+  const char *bytes = luaL_checklstring(L, arg, &size);
+  if (size % unit != 0) luaL_argerror(L, arg, "length is not a whole number of values");
+  if (n) *n = (int64_t)(size / unit);
+  return memcpy(new_block(L, size, 0), bytes, size);
+}
+
+static float *copy_floats(lua_State *L, int arg, int64_t *n) { return copy_block(L, arg, sizeof(float), n); }
+static int32_t *copy_ints(lua_State *L, int arg, int64_t *n) { return copy_block(L, arg, sizeof(int32_t), n); }
+
+static int push_floats(lua_State *L, const float *x, int64_t n) {
+  lua_pushlstring(L, (const char *)x, (size_t)n * sizeof(float));
+  return 1;
+}
+
+static int push_ints(lua_State *L, const int32_t *x, int64_t n) {
+  lua_pushlstring(L, (const char *)x, (size_t)n * sizeof(int32_t));
+  return 1;
+}
+
+static int fail(lua_State *L, const pyr_backend *be, pyr_status status) { return pyr_lua_fail(L, be->rt, status); }
+
+static pyr_dtype check_dtype(lua_State *L, int arg) {
+  int dtype = pyr_dtype_of_name(luaL_checkstring(L, arg));
+  if (dtype < 0) luaL_argerror(L, arg, "no such dtype");
+  return (pyr_dtype)dtype;
+}
+
+/* ---- fields of tables ---------------------------------------------------------------------------------------------- */
+
+static int64_t int_field(lua_State *L, int arg, const char *name, int64_t otherwise) {
+  lua_getfield(L, arg, name);
+  int64_t value = luaL_optinteger(L, -1, otherwise);
+  lua_pop(L, 1);
+  return value;
+}
+
+static float number_field(lua_State *L, int arg, const char *name, float otherwise) {
+  lua_getfield(L, arg, name);
+  float value = (float)luaL_optnumber(L, -1, otherwise);
+  lua_pop(L, 1);
+  return value;
+}
+
+/* The field as a block, which replaces it on the stack. */
+static void *block_field(lua_State *L, int arg, const char *name, size_t unit, int64_t *n) {
+  lua_getfield(L, arg, name);
+  void *block = copy_block(L, lua_gettop(L), unit, n);
+  if (block) lua_remove(L, -2);
+  return block;
+}
+
+typedef struct layout_args { pyr_layout layout; int32_t heads, kv_heads; float scale; } layout_args;
+
+static layout_args check_layout(lua_State *L, int arg) {
+  luaL_checktype(L, arg, LUA_TTABLE);
+  lua_getfield(L, arg, "dtype");
+  layout_args l = { .layout.dtype = check_dtype(L, lua_gettop(L)) };
+  lua_pop(L, 1);
+  l.layout.head_dim = (int32_t)int_field(L, arg, "head_dim", 0);
+  l.heads = (int32_t)int_field(L, arg, "heads", 1);
+  l.kv_heads = (int32_t)int_field(L, arg, "kv_heads", 1);
+  l.scale = number_field(L, arg, "scale", 1);
+  return l;
+}
+
+/* The lane in the table at `arg`; its blocks stay on the stack. */
+static pyr_lane_view check_lane(lua_State *L, int arg, pyr_layout layout) {
+  luaL_checktype(L, arg, LUA_TTABLE);
+  size_t page = pyr_page_bytes(layout.dtype, layout.head_dim), size;
+  pyr_lane_view lane = { 0 };
+  lane.positions = block_field(L, arg, "positions", sizeof(int32_t), &lane.rows);
+  lane.history = block_field(L, arg, "history", sizeof(float), NULL);
+  lua_getfield(L, arg, "pages");
+  const char *bytes = luaL_checklstring(L, -1, &size);
+  if (page == 0 || size % page != 0) luaL_argerror(L, arg, "pages are not whole");
+  lane.pages = new_block(L, size / page * sizeof(void *), 0);
+  for (size_t p = 0; p < size / page; p++) lane.pages[p] = memcpy(new_block(L, page, 0), bytes + p * page, page);
+  return lane;
+}
+
+/* Pushes a table: what an operation left of a lane's first `rows` rows and its pages. */
+static void push_lane(lua_State *L, const pyr_lane_view *lane, pyr_layout layout, int64_t rows) {
+  size_t page = pyr_page_bytes(layout.dtype, layout.head_dim);
+  luaL_Buffer buffer;
+  luaL_checkstack(L, 8, NULL);
+  lua_createtable(L, 0, 3);
+  luaL_buffinit(L, &buffer);
+  for (int64_t p = 0; p * PYR_PAGE_ROWS < rows; p++) luaL_addlstring(&buffer, lane->pages[p], page);
+  luaL_pushresult(&buffer);
+  lua_setfield(L, -2, "pages");
+  if (lane->positions) {
+    push_ints(L, lane->positions, rows);
+    lua_setfield(L, -2, "positions");
+  }
+  if (lane->history) {
+    push_floats(L, lane->history, rows);
+    lua_setfield(L, -2, "history");
+  }
+}
+
+static const pyr_lane_view *check_lanes(lua_State *L, int arg, pyr_layout layout, int count) {
+  lua_getfield(L, arg, "lanes");
+  int list = lua_gettop(L);
+  luaL_checktype(L, list, LUA_TTABLE);
+  pyr_lane_view *lanes = new_block(L, (size_t)count * sizeof *lanes, 0);
+  for (int g = 0; g < count; g++) {
+    lua_rawgeti(L, list, g + 1);
+    lanes[g] = check_lane(L, lua_gettop(L), layout);
+  }
+  return lanes;
+}
+
+static pyr_weighting check_weighting(lua_State *L, int arg) {
+  return (pyr_weighting){ .queries = (int32_t)int_field(L, arg, "queries", 0), .ramp = number_field(L, arg, "ramp", 1),
+                          .due = int_field(L, arg, "due", 0), .threshold = int_field(L, arg, "threshold", 0),
+                          .every = int_field(L, arg, "every", 0) };
+}
+
+/* ---- packing ------------------------------------------------------------------------------------------------------- */
+
+static int ops_floats(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TTABLE);
+  int64_t n = (int64_t)lua_rawlen(L, 1);
+  float *x = new_floats(L, n);
+  for (int64_t i = 0; i < n; i++) {
+    lua_rawgeti(L, 1, i + 1);
+    x[i] = (float)luaL_checknumber(L, -1);
+    lua_pop(L, 1);
+  }
+  return push_floats(L, x, n);
+}
+
+static int ops_ints(lua_State *L) {
+  luaL_checktype(L, 1, LUA_TTABLE);
+  int64_t n = (int64_t)lua_rawlen(L, 1);
+  int32_t *x = new_ints(L, n);
+  for (int64_t i = 0; i < n; i++) {
+    lua_rawgeti(L, 1, i + 1);
+    x[i] = (int32_t)luaL_checkinteger(L, -1);
+    lua_pop(L, 1);
+  }
+  return push_ints(L, x, n);
+}
+
+/* numbers(bytes [, "ints"]) -> sequence */
+static int ops_numbers(lua_State *L) {
+  size_t size;
+  const char *bytes = luaL_checklstring(L, 1, &size);
+  bool ints = lua_toboolean(L, 2);
+  lua_createtable(L, (int)(size / 4), 0);
+  for (size_t i = 0; i < size / 4; i++) {
+    float x;
+    int32_t k;
+    memcpy(&x, bytes + 4 * i, 4);
+    memcpy(&k, bytes + 4 * i, 4);
+    if (ints) lua_pushinteger(L, k); else lua_pushnumber(L, x);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  return 1;
+}
+
+/* to_f32(dtype, bytes), from_f32(dtype, floats): the reference conversions of dtype.h. */
+static int ops_to_f32(lua_State *L) {
+  pyr_dtype dtype = check_dtype(L, 1);
+  int64_t blocks;
+  const void *bytes = copy_block(L, 2, pyr_dtype_block_bytes(dtype), &blocks);
+  int64_t n = blocks * pyr_dtype_block(dtype);
+  float *out = new_floats(L, n);
+  pyr_row_to_f32(out, bytes, dtype, n);
+  return push_floats(L, out, n);
+}
+
+static int ops_from_f32(lua_State *L) {
+  pyr_dtype dtype = check_dtype(L, 1);
+  int64_t n;
+  const float *x = copy_floats(L, 2, &n);
+  size_t size = pyr_dtype_bytes(dtype, n);
+  void *out = new_block(L, size, 0xa5);
+  pyr_row_from_f32(out, dtype, x, n);
+  lua_pushlstring(L, out, size);
+  return 1;
+}
+
+/* ---- memory -------------------------------------------------------------------------------------------------------- */
+
+/* alloc(runtime, bytes) -> the address modulo 64; the block is written, and given back */
+static int ops_alloc(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  size_t bytes = (size_t)luaL_checkinteger(L, 2);
+  void *block = be->alloc(be, bytes);
+  if (block == NULL) return fail(L, be, pyr_nomem(be->rt, bytes, "a block"));
+  memset(block, 0xa5, bytes);
+  lua_pushinteger(L, (lua_Integer)((uintptr_t)block % 64));
+  be->release(be, block, bytes);
+  return 1;
+}
+
+/* reserve(runtime, { tokens, rows, sequences, heads, kv_heads, head_dim, cols }) -> true */
+static int ops_reserve(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  pyr_work work = { int_field(L, 2, "tokens", 1), int_field(L, 2, "rows", 1), int_field(L, 2, "sequences", 1),
+                    (int32_t)int_field(L, 2, "heads", 1), (int32_t)int_field(L, 2, "kv_heads", 1),
+                    (int32_t)int_field(L, 2, "head_dim", 1), int_field(L, 2, "cols", 1) };
+  pyr_status status = be->reserve(be, &work);
+  if (status != PYR_OK) return fail(L, be, status);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+/* ---- tokens -------------------------------------------------------------------------------------------------------- */
+
+/* embed(runtime, dtype, cols, table, ids) -> floats */
+static int ops_embed(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  pyr_dtype dtype = check_dtype(L, 2);
+  int64_t cols = luaL_checkinteger(L, 3), rows, n;
+  size_t stride = pyr_dtype_bytes(dtype, cols);
+  const void *data = copy_block(L, 4, stride, &rows);
+  const int32_t *ids = copy_ints(L, 5, &n);
+  pyr_tensor table = { data, dtype, 2, { rows, cols }, stride };
+  float *out = new_floats(L, n * cols);
+  pyr_status status = be->embed(be, out, &table, ids, n);
+  return status == PYR_OK ? push_floats(L, out, n * cols) : fail(L, be, status);
+}
+
+/* rms_norm(runtime, x, weight, eps [, in_place]) -> floats */
+static int ops_rms_norm(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  int64_t count, d;
+  float *x = copy_floats(L, 2, &count);
+  const float *weight = copy_floats(L, 3, &d);
+  float eps = (float)luaL_checknumber(L, 4), *out = lua_toboolean(L, 5) ? x : new_floats(L, count);
+  pyr_status status = be->rms_norm(be, out, x, weight, count / d, d, eps);
+  return status == PYR_OK ? push_floats(L, out, count) : fail(L, be, status);
+}
+
+/* linear(runtime, x, dtype, w, rows, cols [, bias [, out [, stride]]]) -> floats; out: accumulates to it */
+static int ops_linear(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  pyr_dtype dtype = check_dtype(L, 3);
+  int64_t rows = luaL_checkinteger(L, 5), cols = luaL_checkinteger(L, 6), count;
+  size_t stride = (size_t)luaL_optinteger(L, 9, (lua_Integer)pyr_dtype_bytes(dtype, cols));
+  const float *x = copy_floats(L, 2, &count);
+  const void *data = copy_block(L, 4, 1, NULL);
+  const float *bias = copy_floats(L, 7, NULL);
+  float *out = copy_floats(L, 8, NULL);
+  bool accumulate = out != NULL;
+  int64_t n = count / cols;
+  pyr_tensor w = { data, dtype, 2, { rows, cols }, stride };
+  pyr_work work = { .tokens = n, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = 1, .cols = cols };
+  if (out == NULL) out = new_floats(L, n * rows);
+  pyr_status status = be->reserve(be, &work);
+  if (status == PYR_OK) status = be->linear(be, out, x, &w, bias, n, accumulate);
+  return status == PYR_OK ? push_floats(L, out, n * rows) : fail(L, be, status);
+}
+
+/* rope(runtime, x, pos, freq, heads, head_dim, "half" | "interleaved", gain) -> floats */
+static int ops_rope(lua_State *L) {
+  static const char *const styles[] = { "half", "interleaved", NULL };
+  pyr_backend *be = check_backend(L, 1);
+  int64_t count, n, pairs;
+  float *x = copy_floats(L, 2, &count);
+  const int32_t *pos = copy_ints(L, 3, &n);
+  const float *freq = copy_floats(L, 4, &pairs);
+  pyr_status status = be->rope(be, x, pos, freq, n, (int32_t)luaL_checkinteger(L, 5), (int32_t)luaL_checkinteger(L, 6),
+                               (int32_t)(2 * pairs), (pyr_rope_style)luaL_checkoption(L, 7, NULL, styles),
+                               (float)luaL_checknumber(L, 8));
+  return status == PYR_OK ? push_floats(L, x, count) : fail(L, be, status);
+}
+
+static int ops_silu_mul(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  int64_t n;
+  float *gate = copy_floats(L, 2, &n);
+  const float *up = copy_floats(L, 3, NULL);
+  pyr_status status = be->silu_mul(be, gate, up, n);
+  return status == PYR_OK ? push_floats(L, gate, n) : fail(L, be, status);
+}
+
+/* take_rows(runtime, x, idx, d), take_i32(runtime, x, idx) -> the first #idx rows or values after the call */
+static int ops_take_rows(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  int64_t k, d = luaL_checkinteger(L, 4);
+  float *x = copy_floats(L, 2, NULL);
+  const int32_t *idx = copy_ints(L, 3, &k);
+  pyr_status status = be->take_rows(be, x, idx, k, d);
+  return status == PYR_OK ? push_floats(L, x, k * d) : fail(L, be, status);
+}
+
+static int ops_take_i32(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  int64_t k;
+  int32_t *x = copy_ints(L, 2, NULL);
+  const int32_t *idx = copy_ints(L, 3, &k);
+  pyr_status status = be->take_i32(be, x, idx, k);
+  return status == PYR_OK ? push_ints(L, x, k) : fail(L, be, status);
+}
+
+/* ---- cache rows ---------------------------------------------------------------------------------------------------- */
+
+/* store(runtime, layout, pages, at, k, v [, stride]) -> pages */
+static int ops_store(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  layout_args l = check_layout(L, 2);
+  int64_t at = luaL_checkinteger(L, 4), count, stride = luaL_optinteger(L, 7, l.layout.head_dim);
+  const float *k = copy_floats(L, 5, &count), *v = copy_floats(L, 6, NULL);
+  int64_t n = (count + stride - l.layout.head_dim) / stride;
+  lua_createtable(L, 0, 1);
+  lua_pushvalue(L, 3);
+  lua_setfield(L, -2, "pages");
+  pyr_lane_view lane = check_lane(L, lua_gettop(L), l.layout);
+  pyr_status status = be->store(be, &lane, l.layout, at, k, v, n, stride);
+  if (status != PYR_OK) return fail(L, be, status);
+  push_lane(L, &lane, l.layout, at + n);
+  lua_getfield(L, -1, "pages");
+  return 1;
+}
+
+/* gather(runtime, layout, lane, idx [, pages]) -> lane; pages: gathered into these, with positions and history of their
+ * own, instead of in place */
+static int ops_gather(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  layout_args l = check_layout(L, 2);
+  int64_t k;
+  pyr_lane_view src = check_lane(L, 3, l.layout), dst = src;
+  const int32_t *idx = copy_ints(L, 4, &k);
+  if (!lua_isnoneornil(L, 5)) {
+    lua_createtable(L, 0, 1);
+    lua_pushvalue(L, 5);
+    lua_setfield(L, -2, "pages");
+    dst = check_lane(L, lua_gettop(L), l.layout);
+    dst.positions = new_ints(L, k);
+    dst.history = src.history ? new_floats(L, k) : NULL;
+  }
+  pyr_status status = be->gather(be, &dst, &src, l.layout, idx, k);
+  if (status != PYR_OK) return fail(L, be, status);
+  push_lane(L, &dst, l.layout, k);
+  return 1;
+}
+
+/* attention(runtime, layout, { { q, q_pos, lanes, window, track }, … } [, unreserved]) -> { { out, lse, history }, … };
+ * lanes without history and a track are not tracked. `no_lse` in a call leaves the lse out. */
+static int ops_attention(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  layout_args l = check_layout(L, 2);
+  luaL_checktype(L, 3, LUA_TTABLE);
+  int count = (int)lua_rawlen(L, 3);
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = count, .heads = l.heads, .kv_heads = l.kv_heads,
+                    .head_dim = l.layout.head_dim, .cols = 1 };
+  bool reserved = !lua_toboolean(L, 4);
+  pyr_attention *calls = new_block(L, (size_t)count * sizeof *calls, 0);
+  for (int i = 0; i < count; i++) {
+    lua_rawgeti(L, 3, i + 1);
+    int call = lua_gettop(L);
+    pyr_attention *a = &calls[i];
+    int64_t values;
+    a->q = block_field(L, call, "q", sizeof(float), &values);
+    a->q_pos = block_field(L, call, "q_pos", sizeof(int32_t), &a->n);
+    if (values != a->n * l.heads * l.layout.head_dim) return luaL_argerror(L, 3, "q and q_pos differ");
+    a->lanes = check_lanes(L, call, l.layout, l.kv_heads);
+    a->window = (int32_t)int_field(L, call, "window", 0);
+    a->out = new_floats(L, values);
+    a->lse = int_field(L, call, "no_lse", 0) ? NULL : new_floats(L, a->n * l.heads);
+    lua_getfield(L, call, "track");
+    if (lua_istable(L, -1)) {
+      int at = lua_gettop(L);
+      pyr_track *track = new_block(L, sizeof *track, 0);
+      *track = (pyr_track){ check_weighting(L, at), number_field(L, at, "decay", 1) };
+      a->track = track;
+    }
+    if (a->n > work.tokens) work.tokens = a->n;
+    for (int g = 0; g < l.kv_heads; g++)
+      if (a->lanes[g].rows > work.rows) work.rows = a->lanes[g].rows;
+  }
+  pyr_status status = reserved ? be->reserve(be, &work) : PYR_OK;
+  if (status == PYR_OK) status = be->attention(be, calls, count, l.layout, l.heads, l.kv_heads, l.scale);
+  if (status != PYR_OK) return fail(L, be, status);
+  luaL_checkstack(L, 8, NULL);
+  lua_createtable(L, count, 0);
+  for (int i = 0; i < count; i++) {
+    lua_createtable(L, 0, 3);
+    push_floats(L, calls[i].out, calls[i].n * l.heads * l.layout.head_dim);
+    lua_setfield(L, -2, "out");
+    if (calls[i].lse) {
+      push_floats(L, calls[i].lse, calls[i].n * l.heads);
+      lua_setfield(L, -2, "lse");
+    }
+    lua_createtable(L, l.kv_heads, 0);
+    for (int g = 0; g < l.kv_heads; g++)
+      if (calls[i].lanes[g].history) {
+        push_floats(L, calls[i].lanes[g].history, calls[i].lanes[g].rows);
+        lua_rawseti(L, -2, g + 1);
+      }
+    lua_setfield(L, -2, "history");
+    lua_rawseti(L, -2, i + 1);
+  }
+  return 1;
+}
+
+/* mass(runtime, layout, { out, q, lse, q_pos, lanes, from, to, stride, window, reduce = "sum" | "max", <weighting> }) ->
+ * floats; rows from <= j < to */
+static int ops_mass(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  layout_args l = check_layout(L, 2);
+  luaL_checktype(L, 3, LUA_TTABLE);
+  int64_t size;
+  pyr_mass m = { .begin = int_field(L, 3, "from", 0), .end = int_field(L, 3, "to", 0),
+                 .window = (int32_t)int_field(L, 3, "window", 0), .weighting = check_weighting(L, 3) };
+  m.stride = int_field(L, 3, "stride", m.end - m.begin);
+  lua_getfield(L, 3, "reduce");
+  m.reduce = strcmp(luaL_optstring(L, -1, "sum"), "max") == 0 ? PYR_MAX : PYR_SUM;
+  m.out = block_field(L, 3, "out", sizeof(float), &size);
+  m.q = block_field(L, 3, "q", sizeof(float), NULL);
+  m.lse = block_field(L, 3, "lse", sizeof(float), NULL);
+  m.q_pos = block_field(L, 3, "q_pos", sizeof(int32_t), &m.n);
+  m.lanes = check_lanes(L, 3, l.layout, l.kv_heads);
+  pyr_work work = { .tokens = m.n, .rows = m.lanes[0].rows, .sequences = 1, .heads = l.heads, .kv_heads = l.kv_heads,
+                    .head_dim = l.layout.head_dim, .cols = 1 };
+  pyr_status status = be->reserve(be, &work);
+  if (status == PYR_OK) status = be->mass(be, &m, l.layout, l.heads, l.kv_heads, l.scale);
+  return status == PYR_OK ? push_floats(L, m.out, size) : fail(L, be, status);
+}
+
+/* row_norms(runtime, layout, lane, from, to, what) -> floats */
+static int ops_row_norms(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  layout_args l = check_layout(L, 2);
+  pyr_lane_view lane = check_lane(L, 3, l.layout);
+  int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
+  float *out = new_floats(L, end - begin);
+  pyr_status status = be->row_norms(be, out, &lane, l.layout, begin, end, (int)luaL_checkinteger(L, 6));
+  return status == PYR_OK ? push_floats(L, out, end - begin) : fail(L, be, status);
+}
+
+/* ---- vectors of scores --------------------------------------------------------------------------------------------- */
+
+/* reduce_rows(runtime, x, count, stride, n, "mean" | "sum" | "max", scale) -> floats */
+static int ops_reduce_rows(lua_State *L) {
+  static const char *const names[] = { "mean", "sum", "max", NULL };
+  pyr_backend *be = check_backend(L, 1);
+  const float *in = copy_floats(L, 2, NULL);
+  int64_t n = luaL_checkinteger(L, 5);
+  float *out = new_floats(L, n);
+  pyr_status status = be->reduce_rows(be, out, in, (int32_t)luaL_checkinteger(L, 3), luaL_checkinteger(L, 4), n,
+                                      (pyr_reduce)luaL_checkoption(L, 6, NULL, names), (float)luaL_optnumber(L, 7, 1));
+  return status == PYR_OK ? push_floats(L, out, n) : fail(L, be, status);
+}
+
+/* arith(runtime, a, b, "add" | "sub" | "mul" | "div") -> floats */
+static int ops_arith(lua_State *L) {
+  static const char *const names[] = { "add", "sub", "mul", "div", NULL };
+  pyr_backend *be = check_backend(L, 1);
+  int64_t n;
+  float *a = copy_floats(L, 2, &n);
+  const float *b = copy_floats(L, 3, NULL);
+  pyr_status status = be->arith(be, a, b, n, (pyr_score_code)(PYR_S_ADD + luaL_checkoption(L, 4, NULL, names)));
+  return status == PYR_OK ? push_floats(L, a, n) : fail(L, be, status);
+}
+
+/* pool(runtime, x, width, "average" | "maximum") -> floats */
+static int ops_pool(lua_State *L) {
+  static const char *const names[] = { "average", "maximum", NULL };
+  pyr_backend *be = check_backend(L, 1);
+  int64_t n;
+  const float *in = copy_floats(L, 2, &n);
+  float *out = new_floats(L, n);
+  pyr_status status = be->pool(be, out, in, n, (int32_t)luaL_checkinteger(L, 3), luaL_checkoption(L, 4, NULL, names));
+  return status == PYR_OK ? push_floats(L, out, n) : fail(L, be, status);
+}
+
+static int ops_normalize(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  int64_t n;
+  float *x = copy_floats(L, 2, &n);
+  pyr_status status = be->normalize(be, x, n);
+  return status == PYR_OK ? push_floats(L, x, n) : fail(L, be, status);
+}
+
+/* select(runtime, scores, k, offset) -> ints */
+static int ops_select(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  int64_t n, k = luaL_checkinteger(L, 3);
+  const float *score = copy_floats(L, 2, &n);
+  int32_t *idx = new_ints(L, k < 0 ? 0 : k);
+  pyr_status status = be->select(be, idx, score, n, k, (int32_t)luaL_optinteger(L, 4, 0));
+  return status == PYR_OK ? push_ints(L, idx, k) : fail(L, be, status);
+}
+
+static int ops_iota(lua_State *L) {
+  pyr_backend *be = check_backend(L, 1);
+  int64_t n = luaL_checkinteger(L, 3);
+  int32_t *out = new_ints(L, n);
+  pyr_status status = be->iota(be, out, (int32_t)luaL_checkinteger(L, 2), n);
+  return status == PYR_OK ? push_ints(L, out, n) : fail(L, be, status);
+}
+
+/* fill(runtime, n, "positions" | "hash" | "value", positions | nil [, seed [, value]]) -> floats */
+static int ops_fill(lua_State *L) {
+  static const char *const names[] = { "positions", "hash", "value", NULL };
+  pyr_backend *be = check_backend(L, 1);
+  int64_t n = luaL_checkinteger(L, 2);
+  const int32_t *positions = copy_ints(L, 4, NULL);
+  float *out = new_floats(L, n);
+  pyr_status status = be->fill(be, out, positions, n, luaL_checkoption(L, 3, NULL, names),
+                               (uint64_t)luaL_optinteger(L, 5, 0), (float)luaL_optnumber(L, 6, 0));
+  return status == PYR_OK ? push_floats(L, out, n) : fail(L, be, status);
+}
+
+/* ---- entry --------------------------------------------------------------------------------------------------------- */
+
+void pyr_lua_open_ops(lua_State *L) {
+  static const luaL_Reg functions[] = {
+    { "floats", ops_floats }, { "ints", ops_ints }, { "numbers", ops_numbers }, { "to_f32", ops_to_f32 },
+    { "from_f32", ops_from_f32 }, { "alloc", ops_alloc }, { "reserve", ops_reserve }, { "embed", ops_embed },
+    { "rms_norm", ops_rms_norm }, { "linear", ops_linear }, { "rope", ops_rope }, { "silu_mul", ops_silu_mul },
+    { "take_rows", ops_take_rows }, { "take_i32", ops_take_i32 }, { "store", ops_store }, { "gather", ops_gather },
+    { "attention", ops_attention }, { "mass", ops_mass }, { "row_norms", ops_row_norms },
+    { "reduce_rows", ops_reduce_rows }, { "arith", ops_arith }, { "pool", ops_pool }, { "normalize", ops_normalize },
+    { "select", ops_select }, { "iota", ops_iota }, { "fill", ops_fill }, { NULL, NULL }
+  };
+  luaL_newlib(L, functions);
+  lua_pushinteger(L, PYR_PAGE_ROWS);
+  lua_setfield(L, -2, "page_rows");
+  lua_setfield(L, -2, "ops");
+}
