@@ -390,16 +390,17 @@ typedef struct pyr_host_options {
   const char *policy_options;  /* "ratio=0.8 recent=0.1", or NULL */
   const char *cache_dtype;     /* NULL: "f16" */
   size_t cache_budget;         /* bytes; 0: none */
-  size_t memory_limit;
+  size_t memory_limit;         /* as in pyr_runtime_options; the private Lua state may hold as much again */
 } pyr_host_options;
 
 typedef struct pyr_generate_options {
   int max_tokens;              /* 0: 256 */
   pyr_sampler_options sampler;
   const char *stop;            /* stop at this text, or NULL */
-  /* Called with each piece of text (valid UTF-8, NUL-terminated, `length` bytes); non-zero stops. May be NULL. */
+  /* Called with each piece of text (valid UTF-8, NUL-terminated, `length` bytes); non-zero ends the text there, which is
+   * no failure. May be NULL. A callback may not close its host. */
   int (*on_piece)(void *ud, const char *piece, size_t length);
-  pyr_progress_fn on_progress; /* while the prompt is read; may be NULL */
+  pyr_progress_fn on_progress; /* while the prompt is read; non-zero: PYR_CANCELLED. May be NULL */
   void *ud;
 } pyr_generate_options;
 
