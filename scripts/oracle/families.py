@@ -70,8 +70,9 @@ FAMILIES = {
 SHARDED = {"qwen2-untied"}
 
 
-def draw(config, seed):
-    """Random weights by their Hugging Face names, each exactly representable in bf16."""
+def draw(config, seed, peak=2.2):
+    """Random weights by their Hugging Face names, each exactly representable in bf16; attention scores of standard
+    deviation `peak` or more."""
     g = torch.Generator().manual_seed(seed)
     h, inter, vocab = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
     d = config.get("head_dim") or h // config["num_attention_heads"]
@@ -79,7 +80,7 @@ def draw(config, seed):
     normal = lambda std, *shape: (torch.randn(*shape, generator=g) * std).to(torch.bfloat16)
     norm = lambda n: (0.5 + torch.rand(n, generator=g)).to(torch.bfloat16)
     w = {"model.embed_tokens.weight": normal(0.5, vocab, h)}
-    qk = (2.2 / h) ** 0.5  # x has unit elements, so q.k/sqrt(d) has standard deviation h * qk^2
+    qk = (peak / h) ** 0.5  # x has unit elements, so q.k/sqrt(d) has standard deviation h * qk^2
     for i in range(config["num_hidden_layers"]):
         p = f"model.layers.{i}."
         w[p + "input_layernorm.weight"] = norm(h)
@@ -101,12 +102,12 @@ def draw(config, seed):
     return w
 
 
-def write_model(folder, config, seed, shards=1):
+def write_model(folder, config, seed, shards=1, **more):
     """A Hugging Face model directory; with shards > 1 the tensors are dealt in order to numbered files and an index."""
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
     write_json(os.path.join(folder, "config.json"), config)
-    weights = draw(config, seed)
+    weights = draw(config, seed, **more)
     names = list(weights)
     files = ["model.safetensors"] if shards == 1 else \
         [f"model-{s + 1:05d}-of-{shards:05d}.safetensors" for s in range(shards)]

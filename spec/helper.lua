@@ -1,0 +1,72 @@
+-- What several specs need: fixtures, golden numbers, distances, temporary paths.
+local cjson = require "cjson"
+
+local helper = {}
+
+local here = debug.getinfo(1, "S").source:match "^@(.*)helper%.lua$" or "spec/"
+
+--- The path of a file or folder under spec/fixtures.
+function helper.fixture(path)
+  return here .. "fixtures/" .. path
+end
+
+--- A file's bytes.
+function helper.read(path)
+  local file <close> = assert(io.open(path, "rb"))
+  return file:read "a"
+end
+
+function helper.write(path, bytes)
+  local file <close> = assert(io.open(path, "wb"))
+  assert(file:write(bytes))
+end
+
+--- A JSON file's value.
+function helper.json(path)
+  return cjson.decode(helper.read(path))
+end
+
+--- `count` little-endian f32 from byte `offset` (from 0) of `bytes`, as a sequence.
+function helper.floats(bytes, offset, count)
+  local out, block = {}, 128
+  for at = 0, count - 1, block do
+    local n = math.min(block, count - at)
+    local values = table.pack(string.unpack("<" .. ("f"):rep(n), bytes, offset + 4 * at + 1))
+    table.move(values, 1, n, at + 1, out)
+  end
+  return out
+end
+
+--- ‖out − ref‖ / ‖ref‖ of two sequences of numbers of one length. Never NaN: what is not a number is infinitely far.
+function helper.distance(out, ref)
+  assert(#out == #ref, ("%d values where the reference has %d"):format(#out, #ref))
+  local apart, size = 0.0, 0.0
+  for i = 1, #ref do
+    apart, size = apart + (out[i] - ref[i]) ^ 2, size + ref[i] ^ 2
+  end
+  local distance = (apart / size) ^ 0.5
+  return distance == distance and distance or math.huge
+end
+
+--- Fails unless logits are within `limit` (default 1e-4) of a reference sequence; `what` goes into the message.
+function helper.assert_near(logits, ref, what, limit)
+  local distance = helper.distance(logits:totable(), ref)
+  if distance >= (limit or 1e-4) then
+    error(("%s: relative error %.3g"):format(what, distance), 2)
+  end
+end
+
+--- Elements first .. last of a sequence.
+function helper.slice(t, first, last)
+  return table.move(t, first, last or #t, 1, {})
+end
+
+--- A path that nothing uses yet, removed at exit by whoever made something there.
+function helper.tmp(suffix)
+  local path = os.tmpname()
+  if not suffix then return path end
+  os.remove(path)
+  return path .. suffix
+end
+
+return helper
