@@ -19,7 +19,11 @@
 
 /* ---- blocks -------------------------------------------------------------------------------------------------------- */
 
-static pyr_backend *check_backend(lua_State *L, int arg) { return pyr_runtime_backend(pyr_lua_check_runtime(L, arg)); }
+/* The runtime's backend. Arguments left out become nil, so that no block pushed later is taken for one. */
+static pyr_backend *begin_call(lua_State *L) {
+  lua_settop(L, 9);
+  return pyr_runtime_backend(pyr_lua_check_runtime(L, 1));
+}
 
 /* A block of exactly `size` bytes of poison, on the stack. */
 static void *new_block(lua_State *L, size_t size, int poison) {
@@ -226,7 +230,7 @@ static int ops_from_f32(lua_State *L) {
 
 /* alloc(runtime, bytes) -> the address modulo 64; the block is written, and given back */
 static int ops_alloc(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   size_t bytes = (size_t)luaL_checkinteger(L, 2);
   void *block = be->alloc(be, bytes);
   if (block == NULL) return fail(L, be, pyr_nomem(be->rt, bytes, "a block"));
@@ -238,7 +242,7 @@ static int ops_alloc(lua_State *L) {
 
 /* reserve(runtime, { tokens, rows, sequences, heads, kv_heads, head_dim, cols }) -> true */
 static int ops_reserve(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   pyr_work work = { int_field(L, 2, "tokens", 1), int_field(L, 2, "rows", 1), int_field(L, 2, "sequences", 1),
                     (int32_t)int_field(L, 2, "heads", 1), (int32_t)int_field(L, 2, "kv_heads", 1),
                     (int32_t)int_field(L, 2, "head_dim", 1), int_field(L, 2, "cols", 1) };
@@ -252,7 +256,7 @@ static int ops_reserve(lua_State *L) {
 
 /* embed(runtime, dtype, cols, table, ids) -> floats */
 static int ops_embed(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   pyr_dtype dtype = check_dtype(L, 2);
   int64_t cols = luaL_checkinteger(L, 3), rows, n;
   size_t stride = pyr_dtype_bytes(dtype, cols);
@@ -266,7 +270,7 @@ static int ops_embed(lua_State *L) {
 
 /* rms_norm(runtime, x, weight, eps [, in_place]) -> floats */
 static int ops_rms_norm(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   int64_t count, d;
   float *x = copy_floats(L, 2, &count);
   const float *weight = copy_floats(L, 3, &d);
@@ -277,7 +281,7 @@ static int ops_rms_norm(lua_State *L) {
 
 /* linear(runtime, x, dtype, w, rows, cols [, bias [, out [, stride]]]) -> floats; out: accumulates to it */
 static int ops_linear(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   pyr_dtype dtype = check_dtype(L, 3);
   int64_t rows = luaL_checkinteger(L, 5), cols = luaL_checkinteger(L, 6), count;
   size_t stride = (size_t)luaL_optinteger(L, 9, (lua_Integer)pyr_dtype_bytes(dtype, cols));
@@ -298,7 +302,7 @@ static int ops_linear(lua_State *L) {
 /* rope(runtime, x, pos, freq, heads, head_dim, "half" | "interleaved", gain) -> floats */
 static int ops_rope(lua_State *L) {
   static const char *const styles[] = { "half", "interleaved", NULL };
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   int64_t count, n, pairs;
   float *x = copy_floats(L, 2, &count);
   const int32_t *pos = copy_ints(L, 3, &n);
@@ -310,7 +314,7 @@ static int ops_rope(lua_State *L) {
 }
 
 static int ops_silu_mul(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   int64_t n;
   float *gate = copy_floats(L, 2, &n);
   const float *up = copy_floats(L, 3, NULL);
@@ -320,7 +324,7 @@ static int ops_silu_mul(lua_State *L) {
 
 /* take_rows(runtime, x, idx, d), take_i32(runtime, x, idx) -> the first #idx rows or values after the call */
 static int ops_take_rows(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   int64_t k, d = luaL_checkinteger(L, 4);
   float *x = copy_floats(L, 2, NULL);
   const int32_t *idx = copy_ints(L, 3, &k);
@@ -329,7 +333,7 @@ static int ops_take_rows(lua_State *L) {
 }
 
 static int ops_take_i32(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   int64_t k;
   int32_t *x = copy_ints(L, 2, NULL);
   const int32_t *idx = copy_ints(L, 3, &k);
@@ -341,7 +345,7 @@ static int ops_take_i32(lua_State *L) {
 
 /* store(runtime, layout, pages, at, k, v [, stride]) -> pages */
 static int ops_store(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   int64_t at = luaL_checkinteger(L, 4), count, stride = luaL_optinteger(L, 7, l.layout.head_dim);
   const float *k = copy_floats(L, 5, &count), *v = copy_floats(L, 6, NULL);
@@ -360,7 +364,7 @@ static int ops_store(lua_State *L) {
 /* gather(runtime, layout, lane, idx [, pages]) -> lane; pages: gathered into these, with positions and history of their
  * own, instead of in place */
 static int ops_gather(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   int64_t k;
   pyr_lane_view src = check_lane(L, 3, l.layout), dst = src;
@@ -382,7 +386,7 @@ static int ops_gather(lua_State *L) {
 /* attention(runtime, layout, { { q, q_pos, lanes, window, track }, … } [, unreserved]) -> { { out, lse, history }, … };
  * lanes without history and a track are not tracked. `no_lse` in a call leaves the lse out. */
 static int ops_attention(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   luaL_checktype(L, 3, LUA_TTABLE);
   int count = (int)lua_rawlen(L, 3);
@@ -441,7 +445,7 @@ static int ops_attention(lua_State *L) {
 /* mass(runtime, layout, { out, q, lse, q_pos, lanes, from, to, stride, window, reduce = "sum" | "max", <weighting> }) ->
  * floats; rows from <= j < to */
 static int ops_mass(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   luaL_checktype(L, 3, LUA_TTABLE);
   int64_t size;
@@ -464,7 +468,7 @@ static int ops_mass(lua_State *L) {
 
 /* row_norms(runtime, layout, lane, from, to, what) -> floats */
 static int ops_row_norms(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   pyr_lane_view lane = check_lane(L, 3, l.layout);
   int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
@@ -478,7 +482,7 @@ static int ops_row_norms(lua_State *L) {
 /* reduce_rows(runtime, x, count, stride, n, "mean" | "sum" | "max", scale) -> floats */
 static int ops_reduce_rows(lua_State *L) {
   static const char *const names[] = { "mean", "sum", "max", NULL };
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   const float *in = copy_floats(L, 2, NULL);
   int64_t n = luaL_checkinteger(L, 5);
   float *out = new_floats(L, n);
@@ -490,7 +494,7 @@ static int ops_reduce_rows(lua_State *L) {
 /* arith(runtime, a, b, "add" | "sub" | "mul" | "div") -> floats */
 static int ops_arith(lua_State *L) {
   static const char *const names[] = { "add", "sub", "mul", "div", NULL };
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   int64_t n;
   float *a = copy_floats(L, 2, &n);
   const float *b = copy_floats(L, 3, NULL);
@@ -501,7 +505,7 @@ static int ops_arith(lua_State *L) {
 /* pool(runtime, x, width, "average" | "maximum") -> floats */
 static int ops_pool(lua_State *L) {
   static const char *const names[] = { "average", "maximum", NULL };
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   int64_t n;
   const float *in = copy_floats(L, 2, &n);
   float *out = new_floats(L, n);
@@ -510,7 +514,7 @@ static int ops_pool(lua_State *L) {
 }
 
 static int ops_normalize(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   int64_t n;
   float *x = copy_floats(L, 2, &n);
   pyr_status status = be->normalize(be, x, n);
@@ -519,7 +523,7 @@ static int ops_normalize(lua_State *L) {
 
 /* select(runtime, scores, k, offset) -> ints */
 static int ops_select(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   int64_t n, k = luaL_checkinteger(L, 3);
   const float *score = copy_floats(L, 2, &n);
   int32_t *idx = new_ints(L, k < 0 ? 0 : k);
@@ -528,7 +532,7 @@ static int ops_select(lua_State *L) {
 }
 
 static int ops_iota(lua_State *L) {
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   int64_t n = luaL_checkinteger(L, 3);
   int32_t *out = new_ints(L, n);
   pyr_status status = be->iota(be, out, (int32_t)luaL_checkinteger(L, 2), n);
@@ -538,7 +542,7 @@ static int ops_iota(lua_State *L) {
 /* fill(runtime, n, "positions" | "hash" | "value", positions | nil [, seed [, value]]) -> floats */
 static int ops_fill(lua_State *L) {
   static const char *const names[] = { "positions", "hash", "value", NULL };
-  pyr_backend *be = check_backend(L, 1);
+  pyr_backend *be = begin_call(L);
   int64_t n = luaL_checkinteger(L, 2);
   const int32_t *positions = copy_ints(L, 4, NULL);
   float *out = new_floats(L, n);

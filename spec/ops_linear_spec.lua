@@ -1,0 +1,79 @@
+-- Matrix products with weights of every dtype, against plain sums.
+local ops = require "pyramid.core".ops
+local reference = require "ops_reference"
+
+local blocks = { f32 = 1, f16 = 1, bf16 = 1, q8_0 = 32, q4_0 = 32, q4_k = 256, q5_k = 256, q6_k = 256 }
+local dtypes = { "f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k" }
+
+local function compare(dtype, n, rows, cols, o)
+  o = o or {}
+  local w, w_values = reference.matrix(dtype, rows, cols)
+  local x, x_bytes = reference.random(n * cols)
+  local bias, bias_bytes, out, out_bytes
+  if o.bias then bias, bias_bytes = reference.random(rows) end
+  if o.accumulate then out, out_bytes = reference.random(n * rows) end
+  local ref = reference.linear(x, w_values, rows, cols, bias, out)
+  local stride
+  if o.pad then
+    local row = #w // rows
+    stride = row + o.pad
+    local padded = {}
+    for r = 0, rows - 1 do padded[r + 1] = w:sub(r * row + 1, (r + 1) * row) .. ("\xff"):rep(r < rows - 1 and o.pad or 0) end
+    w = table.concat(padded)
+  end
+  reference.each(function(rt)
+    return ops.linear(rt, x_bytes, dtype, w, rows, cols, bias_bytes, out_bytes, stride)
+  end, function(result, fail)
+    reference.near(result, ref, 1e-5, fail, ("%s, %d x %d x %d"):format(dtype, n, rows, cols))
+  end)
+end
+
+for _, dtype in ipairs(dtypes) do
+  local block = blocks[dtype]
+
+  describe("linear, " .. dtype, function()
+    it("multiplies few tokens", function()
+      for n = 1, 7 do
+        compare(dtype, n, math.random(1, 70), block)
+        compare(dtype, n, math.random(1, 70), block * (block == 1 and math.random(2, 200) or 3))
+      end
+      compare(dtype, 1, 3, 1024)
+      compare(dtype, 3, 1, 1024)
+    end)
+
+    it("multiplies many tokens", function()
+      for _, n in ipairs { 8, 9, 12, 13, 31 } do
+        compare(dtype, n, math.random(1, 70), block)
+        compare(dtype, n, math.random(1, 70), block * (block == 1 and math.random(2, 300) or 3))
+      end
+      compare(dtype, 14, 301, 256)
+      compare(dtype, 500, 5, block == 1 and 7 or block)
+    end)
+
+    it("adds a bias, and adds to what is there", function()
+      for _, n in ipairs { 1, 4, 8, 21 } do
+        compare(dtype, n, 37, 256, { bias = true })
+        compare(dtype, n, 37, 256, { accumulate = true })
+        compare(dtype, n, 33, 256, { bias = true, accumulate = true })
+      end
+    end)
+
+    it("heeds the stride between rows", function()
+      for _, n in ipairs { 2, 11 } do compare(dtype, n, 9, 256, { pad = block == 1 and 12 or 5 }) end
+    end)
+
+    it("gives a token the same result in any company", function()
+      local rows, cols = 45, 512
+      local w = reference.matrix(dtype, rows, cols)
+      local _, x = reference.random(40 * cols)
+      local function some(rt, first, n)
+        return ops.linear(rt, x:sub(first * cols * 4 + 1, (first + n) * cols * 4), dtype, w, rows, cols)
+      end
+      reference.each(function(rt) return { some(rt, 0, 7), some(rt, 3, 1), some(rt, 0, 40), some(rt, 5, 9) } end,
+        function(r, fail)
+          if r[1]:sub(3 * rows * 4 + 1, 4 * rows * 4) ~= r[2] then fail("%s: token 3 of 7 differs from it alone", dtype) end
+          if r[3]:sub(5 * rows * 4 + 1, 14 * rows * 4) ~= r[4] then fail("%s: 9 tokens differ from them among 40", dtype) end
+        end)
+    end)
+  end)
+end

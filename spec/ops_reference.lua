@@ -1,0 +1,214 @@
+-- What the specs of single operations share: fresh random numbers, backends of every instruction set and several thread
+-- counts, comparison, and the operations themselves in plain Lua. Nothing here calls an operation under test; only the
+-- conversions of core/dtype.h, which have a spec of their own, are used to make rows of a dtype.
+local core = require "pyramid.core"
+local ops = core.ops
+
+local reference = { page_rows = ops.page_rows }
+
+-- ---- numbers ----
+
+--- Seeds each run afresh; failures print it, and PYRAMID_SEED repeats it.
+reference.seed = tonumber(os.getenv "PYRAMID_SEED") or os.time()
+math.randomseed(reference.seed)
+
+--- A sequence of numbers as f32, and as its packed bytes.
+function reference.pack(values)
+  local bytes = ops.floats(values)
+  return ops.numbers(bytes), bytes
+end
+
+--- n numbers, uniform in [-size, size).
+function reference.random(n, size)
+  local values = {}
+  for i = 1, n do values[i] = (math.random() * 2 - 1) * (size or 1) end
+  return reference.pack(values)
+end
+
+--- n ascending integers from `first` with holes, as after pruning.
+function reference.ascending(n, first, step)
+  local values, at = {}, first
+  for i = 1, n do
+    values[i] = at
+    at = at + 1 + (step and math.random(0, step) or 0)
+  end
+  return values, ops.ints(values)
+end
+
+-- ---- backends ----
+
+local runtimes = {}
+for _, isa in ipairs { "base", "avx2", "avx512" } do
+  local one = core.runtime { isa = isa, threads = 1 }
+  if one then
+    runtimes[#runtimes + 1] = { isa = isa, one, core.runtime { isa = isa, threads = 2 }, core.runtime { isa = isa, threads = 3 } }
+  end
+end
+
+--- The instruction sets that this machine has, at least "base".
+function reference.isas()
+  local names = {}
+  for i, team in ipairs(runtimes) do names[i] = team.isa end
+  return names
+end
+
+--- A runtime of the best instruction set.
+function reference.runtime()
+  return runtimes[#runtimes][1]
+end
+
+local function same(a, b)
+  if type(a) ~= "table" then return a == b end
+  for key, value in pairs(a) do
+    if not same(value, b[key]) then return false end
+  end
+  return true
+end
+
+--- Runs call(runtime) on every instruction set, with one, two and three threads, which must agree bit for bit; hands
+--- the result to check(result, fail), where fail(format, ...) raises with the seed and the instruction set.
+function reference.each(call, check)
+  for _, team in ipairs(runtimes) do
+    local function fail(format, ...)
+      error(("%s (isa %s, PYRAMID_SEED=%d)"):format(format:format(...), team.isa, reference.seed), 0)
+    end
+    local result = assert(call(team[1]))
+    for threads = 2, 3 do
+      if not same(result, assert(call(team[threads]))) then fail("%d threads give another result than one", threads) end
+    end
+    check(result, fail)
+  end
+end
+
+--- Fails unless packed floats are within `limit` of the values of `ref`, as a fraction of the largest of those.
+function reference.near(bytes, ref, limit, fail, what)
+  local out, size = ops.numbers(bytes), 0
+  if #out ~= #ref then fail("%s: %d values, not %d", what, #out, #ref) end
+  for i = 1, #ref do
+    if math.abs(ref[i]) < math.huge then size = math.max(size, math.abs(ref[i])) end
+  end
+  for i = 1, #ref do
+    if not (out[i] == ref[i] or math.abs(out[i] - ref[i]) <= limit * size) then
+      fail("%s: value %d of %d is %.9g, not %.9g", what, i, #ref, out[i], ref[i])
+    end
+  end
+end
+
+-- ---- rows and lanes ----
+
+--- A matrix of `rows` rows: its bytes and its values as f32. Blocks of k-quants are random bits with small scales.
+function reference.matrix(dtype, rows, cols)
+  local sizes = { q4_k = 144, q5_k = 176, q6_k = 210 }
+  if not sizes[dtype] then
+    local _, floats = reference.random(rows * cols)
+    local bytes = ops.from_f32(dtype, floats)
+    return bytes, ops.numbers(ops.to_f32(dtype, bytes))
+  end
+  local blocks = {}
+  for i = 1, rows * cols // 256 do
+    local bits = {}
+    for j = 1, sizes[dtype] do bits[j] = string.char(math.random(0, 255)) end
+    local scales = ops.from_f32("f16", ops.floats { math.random() * 0.01, math.random() * 0.01 })
+    local rest = table.concat(bits, "", dtype == "q6_k" and 3 or 5)
+    blocks[i] = dtype == "q6_k" and rest .. scales:sub(1, 2) or scales .. rest
+  end
+  local bytes = table.concat(blocks)
+  return bytes, ops.numbers(ops.to_f32(dtype, bytes))
+end
+
+--- A lane of random rows at `positions` (a sequence): what ops wants, and k and v as values. Rows beyond are all ones,
+--- which is NaN in every dtype but the blocks'.
+function reference.lane(layout, positions, size)
+  local d, rows = layout.head_dim, #positions
+  local lane = { positions = ops.ints(positions), at = positions, rows = rows }
+  local parts = {}
+  for name in pairs { k = 1, v = 1 } do
+    local _, floats = reference.random(rows * d, size)
+    parts[name] = ops.from_f32(layout.dtype, floats)
+    lane[name] = ops.numbers(ops.to_f32(layout.dtype, parts[name]))
+  end
+  local row_bytes = #parts.k // math.max(rows, 1)
+  local half, pages = row_bytes * reference.page_rows, {}
+  for first = 0, #parts.k - 1, half do
+    for _, name in ipairs { "k", "v" } do
+      local some = parts[name]:sub(first + 1, first + half)
+      pages[#pages + 1] = some .. ("\xff"):rep(half - #some)
+    end
+  end
+  lane.pages = table.concat(pages)
+  return lane
+end
+
+-- ---- operations ----
+
+--- out[n, rows] = x[n, cols] . w[rows, cols]^T (+ bias) (+ out)
+function reference.linear(x, w, rows, cols, bias, out)
+  local result = {}
+  for t = 0, #x // cols - 1 do
+    for r = 0, rows - 1 do
+      local sum = 0.0
+      for i = 1, cols do sum = sum + x[t * cols + i] * w[r * cols + i] end
+      local at = t * rows + r + 1
+      result[at] = sum + (bias and bias[r + 1] or 0) + (out and out[at] or 0)
+    end
+  end
+  return result
+end
+
+function reference.visible(position, q_pos, window)
+  return position <= q_pos and (window == 0 or q_pos - position < window)
+end
+
+--- w(q, j) of pyr_weighting; t holds its fields.
+function reference.weight(t, q, j)
+  if (t.queries or 0) == 0 then return 1 end
+  local due = t.due or 0
+  if (t.every or 0) > 0 and j >= (t.threshold or 0) then due = due + ((j - t.threshold) // t.every + 1) * t.every end
+  local i = q - (due - t.queries + 1)
+  if i < 0 or q > due then return 0 end
+  return t.queries == 1 and 1 or 1 + (t.ramp - 1) * i / (t.queries - 1)
+end
+
+--- Attention as it is defined. call: q (values), at (query positions), lanes, window. Gives out, lse and, per query
+--- head, p[i][j].
+function reference.attention(layout, call)
+  local d, heads, group = layout.head_dim, layout.heads, layout.heads // layout.kv_heads
+  local out, lse, p = {}, {}, {}
+  for h = 1, heads do p[h] = {} end
+  for i, q_pos in ipairs(call.at) do
+    for h = 0, heads - 1 do
+      local lane, scores, top = call.lanes[h // group + 1], {}, -math.huge
+      local q0 = ((i - 1) * heads + h) * d
+      for j = 1, lane.rows do
+        local s = -math.huge
+        if reference.visible(lane.at[j], q_pos, call.window or 0) then
+          local k0 = (j - 1) * d
+          s = 0.0
+          for c = 1, d do s = s + call.q[q0 + c] * lane.k[k0 + c] end
+          s = s * layout.scale
+        end
+        scores[j], top = s, math.max(top, s)
+      end
+      local sum, mixed = 0.0, {}
+      for c = 1, d do mixed[c] = 0.0 end
+      for j = 1, lane.rows do
+        local e = scores[j] == -math.huge and 0 or math.exp(scores[j] - top)
+        scores[j], sum = e, sum + e
+      end
+      for j = 1, lane.rows do
+        local e = sum > 0 and scores[j] / sum or 0
+        scores[j] = e
+        if e > 0 then
+          local v0 = (j - 1) * d
+          for c = 1, d do mixed[c] = mixed[c] + e * lane.v[v0 + c] end
+        end
+      end
+      p[h + 1][i] = scores
+      table.move(mixed, 1, d, q0 + 1, out)
+      lse[(i - 1) * heads + h + 1] = sum > 0 and top + math.log(sum) or -math.huge
+    end
+  end
+  return out, lse, p
+end
+
+return reference
