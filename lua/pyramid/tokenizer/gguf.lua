@@ -1,0 +1,4 @@
+local gguf = {}
+local fault = require "pyramid.loaders.fault"
+function gguf.read() fault.raise("unsupported", "tokenizers of GGUF files: soon") end
+return gguf

@@ -1,0 +1,218 @@
+-- Hugging Face tokenizers: tokenizer.json, and beside it in a directory what tokenizer_config.json, special_tokens_map.json,
+-- generation_config.json and config.json say of special tokens and the chat template.
+-- Source: https://github.com/huggingface/tokenizers (the library's serialised form).
+
+local fault = require "pyramid.loaders.fault"
+local json = require "pyramid.loaders.json"
+local steps = require "pyramid.tokenizer.steps"
+local core = require "pyramid.core"
+
+local hf = {}
+
+local TOKENIZER_MAX, CONFIG_MAX = 1 << 28, 1 << 24
+
+local function read_if_there(path)
+  local file = io.open(path, "rb")
+  if not file then return nil end
+  file:close()
+  return json.decode(json.read(path, CONFIG_MAX), path)
+end
+
+-- ---- tokenizer.json ----------------------------------------------------------------------------------------------------
+
+local function id_of(value, what, piece)
+  local id = math.type(value) and math.tointeger(value)
+  if not id or id < 0 or id >= 1 << 24 then
+    fault.raise("format", "%s: the id of %s is %s", what, fault.quote(piece), fault.quote(value))
+  end
+  return id
+end
+
+local function read_model(recipe, o)
+  local what = recipe.file .. ": model"
+  local model = json.required(o, "model", "table", recipe.file)
+  local kind = json.field(model, "type", "string", what, model.merges and "BPE")
+  if kind ~= "BPE" then fault.raise("unsupported", "%s: type %s (known: BPE)", what, fault.quote(kind)) end
+  if json.field(model, "dropout", "number", what, 0) ~= 0 then fault.raise("unsupported", "%s: dropout", what) end
+  for _, key in ipairs { "continuing_subword_prefix", "end_of_word_suffix" } do
+    if json.field(model, key, "string", what, "") ~= "" then fault.raise("unsupported", "%s: %s", what, key) end
+  end
+  local options = recipe.options
+  options.byte_fallback = json.field(model, "byte_fallback", "boolean", what, false)
+  options.fuse_unknown = json.field(model, "fuse_unk", "boolean", what, false)
+  options.whole_words = json.field(model, "ignore_merges", "boolean", what, false)
+  local vocab = json.required(model, "vocab", "table", what)
+  local top = -1
+  for piece, id in pairs(vocab) do
+    if type(piece) ~= "string" then fault.raise("format", "%s.vocab is not an object", what) end
+    top = math.max(top, id_of(id, what .. ".vocab", piece))
+  end
+  local unknown = json.field(model, "unk_token", "string", what)
+  if unknown then
+    if not vocab[unknown] then fault.raise("format", "%s: unk_token %s is not in the vocabulary", what, fault.quote(unknown)) end
+    options.unknown = math.tointeger(vocab[unknown])
+  end
+  recipe.vocab, recipe.merges = vocab, json.required(model, "merges", "table", what)
+  return top
+end
+
+local token_flags = { special = "special", lstrip = "lstrip", rstrip = "rstrip", single_word = "word" }
+
+local function read_added(recipe, o, top)
+  local added = {}
+  for i, token in ipairs(json.field(o, "added_tokens", "table", recipe.file, {})) do
+    local what = ("%s: added_tokens[%d]"):format(recipe.file, i - 1)
+    if type(token) ~= "table" then fault.raise("format", "%s is not an object", what) end
+    local content = json.required(token, "content", "string", what)
+    local id, flags = id_of(token.id, what, content), 0
+    for key, bit in pairs(token_flags) do
+      if json.field(token, key, "boolean", what, false) then flags = flags | core.token[bit] end
+    end
+    local special = flags & core.token.special ~= 0
+    if not json.field(token, "normalized", "boolean", what, not special) then flags = flags | core.token.raw end
+    if content ~= "" then                           -- the library ignores an empty one
+      added[#added + 1] = { id = id, text = content, flags = flags }
+      recipe.ids[content] = id
+      top = math.max(top, id)
+    end
+  end
+  recipe.added = added
+  return top
+end
+
+local function read_tokenizer(path)
+  local o = json.decode(json.read(path, TOKENIZER_MAX), path)
+  local recipe = { file = path, options = {}, steps = {}, before = {}, after = {}, ids = {}, eos = {} }
+  steps.read(recipe, o)
+  recipe.options.vocab = read_added(recipe, o, read_model(recipe, o)) + 1
+  recipe.bos = recipe.before[1]
+  return recipe
+end
+
+--- Gives the recipe's pieces and merges to a core tokenizer; raises faults.
+---@param recipe pyramid.Recipe
+---@param t userdata
+function hf.fill(recipe, t)
+  local piece, merge = t.piece, t.merge
+  for text, id in pairs(recipe.vocab) do
+    local ok, message, code = piece(t, math.tointeger(id), text)
+    if not ok then fault.raise(code, "%s: model.vocab: %s", recipe.file, message) end
+  end
+  for i, pair in ipairs(recipe.merges) do
+    local left, right
+    if type(pair) == "string" then left, right = pair:match("^([^ ]+) ([^ ]+)$")
+    elseif type(pair) == "table" and #pair == 2 then left, right = pair[1], pair[2] end
+    if type(left) == "string" and type(right) == "string" then
+      local ok, message, code = merge(t, left, right)
+      if not ok then fault.raise(code, "%s: model.merges[%d]: %s", recipe.file, i - 1, message) end
+    elseif i > 1 or type(pair) ~= "string" or not pair:find("^#version") then
+      fault.raise("format", "%s: model.merges[%d] is not a pair of pieces", recipe.file, i - 1)
+    end
+  end
+end
+
+-- ---- the files beside it -----------------------------------------------------------------------------------------------
+
+--- The text of a special token: a string, or an object with `content`.
+local function token_text(o, key, what)
+  local value = o[key]
+  if value == nil or value == json.null then return nil end
+  if type(value) == "table" then value = value.content end
+  if type(value) ~= "string" then fault.raise("format", "%s: %s is not a token", what, key) end
+  return value
+end
+
+local function find_id(recipe, text)
+  if text == nil then return nil end
+  return recipe.ids[text] or (recipe.vocab[text] and math.tointeger(recipe.vocab[text]))
+end
+
+local function add_eos(recipe, id)
+  if id == nil then return end
+  for _, other in ipairs(recipe.eos) do
+    if other == id then return end
+  end
+  recipe.eos[#recipe.eos + 1] = id
+end
+
+local function add_eos_ids(recipe, o, what)
+  local value = o and o.eos_token_id
+  if value == nil or value == json.null then return end
+  for _, id in ipairs(type(value) == "table" and value or { value }) do
+    id = math.type(id) and math.tointeger(id)
+    if not id then fault.raise("format", "%s: eos_token_id is not an id", what) end
+    if id >= 0 and id < recipe.options.vocab then add_eos(recipe, id) end
+  end
+end
+
+--- add_bos_token and add_eos_token, where they are said, win over the post-processor: that is how the Llama classes of
+--- transformers treat them.
+local function override(list, id, wanted, at_end, what, key)
+  if wanted == nil then return end
+  local place = at_end and #list or 1
+  local there = id ~= nil and list[place] == id
+  if wanted and not there then
+    if id == nil then fault.raise("format", "%s: %s, but no such token is known", what, key) end
+    table.insert(list, at_end and #list + 1 or 1, id)
+  elseif not wanted and there then
+    table.remove(list, place)
+  end
+end
+
+local function read_template(o, dir, what)
+  local template = o.chat_template
+  if type(template) == "table" then                 -- a list of named ones
+    local found
+    for _, named in ipairs(template) do
+      if type(named) == "table" and (named.name == "default" or not found) then found = named.template end
+    end
+    template = found
+  end
+  if template == nil or template == json.null then
+    local file = io.open(dir .. "/chat_template.jinja", "rb")
+    if not file then return nil end
+    file:close()
+    return json.read(dir .. "/chat_template.jinja", CONFIG_MAX)
+  end
+  if type(template) ~= "string" then fault.raise("format", "%s: chat_template is not a text", what) end
+  return template
+end
+
+local function read_around(recipe, dir)
+  local what = dir .. "/tokenizer_config.json"
+  local config = read_if_there(what) or {}
+  local map_path = dir .. "/special_tokens_map.json"
+  local map = read_if_there(map_path) or {}
+  local bos = find_id(recipe, token_text(config, "bos_token", what) or token_text(map, "bos_token", map_path))
+  local eos = find_id(recipe, token_text(config, "eos_token", what) or token_text(map, "eos_token", map_path))
+  recipe.bos = bos or recipe.bos
+  override(recipe.before, recipe.bos, json.field(config, "add_bos_token", "boolean", what), false, what, "add_bos_token")
+  override(recipe.after, eos, json.field(config, "add_eos_token", "boolean", what), true, what, "add_eos_token")
+  local generation = dir .. "/generation_config.json"
+  add_eos_ids(recipe, read_if_there(generation), generation)
+  add_eos(recipe, eos)
+  if #recipe.eos == 0 then add_eos_ids(recipe, read_if_there(dir .. "/config.json"), dir .. "/config.json") end
+  recipe.chat_template = read_template(config, dir, what)
+end
+
+--- Reads a tokenizer.json, or a directory that holds one; raises faults.
+---@param path string
+---@param directory boolean
+---@return pyramid.Recipe
+function hf.read(path, directory)
+  if not directory then return read_tokenizer(path) end
+  local file = path .. "/tokenizer.json"
+  local there = io.open(file, "rb")
+  if not there then
+    local other = io.open(path .. "/tokenizer.model", "rb")
+    if other then other:close() end
+    fault.raise(other and "unsupported" or "io", "%s: no tokenizer.json%s", path,
+      other and "; tokenizer.model cannot be read, save the tokenizer with transformers" or "")
+  end
+  there:close()
+  local recipe = read_tokenizer(file)
+  read_around(recipe, path)
+  return recipe
+end
+
+return hf
