@@ -13,8 +13,9 @@ return policy {
     interval = 1, p_decay = 0.98, exceed = 16, gen_ratio = 0.9, gen_decay = 0.1, rejudge = false },
   presets = {
     ["7b"] = {}, ["8b"] = {}, ["13b"] = { ratio = 0.8, interval = 2 }, ["70b"] = { interval = 3 },   -- as published
-    ["45"] = { recent = 0.1, ratio = 0.6, floor = 16 },   -- about the 45 % of the rows that the paper reports
+    ["45"] = { mode = "paper", recent = 0.1, floor = 16, target = 0.45 },   -- the share of rows that the paper reports
   },
+  fit = "ratio",
   prefill = function(o, l)
     if (l.index - 1) % o.interval ~= 0 then return end
     local recent = window(o, l)

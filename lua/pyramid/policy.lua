@@ -13,7 +13,8 @@
 --- A plan: keep (rows of a lane that survive, guards included), guard, score, share ("layer": one set for all heads;
 --- "head": one for each KV head), prune ("cache": this layer's rows; "hidden": the next layers never see the token;
 --- "both"). A trigger: every (steps) or over (rows), window (rows never judged), once, track (what decode ranks by).
---- Returning nothing keeps everything.
+--- Returning nothing keeps everything. With `fit = "ratio"`, the option `target = 0.45` finds the ratio that keeps this
+--- share of the rows, on average over layers, for the prompt at hand.
 local core = require "pyramid.core"
 local options = require "pyramid.options"
 local score = require "pyramid.score"
@@ -23,6 +24,7 @@ local module = {}
 ---@class pyramid.policy
 ---@field name string
 ---@field options table  the options in force
+---@field package given table  those that are not defaults
 ---@field definition table
 local Policy = {}
 Policy.__index = Policy
@@ -42,7 +44,7 @@ Policy.__name = "pyramid.policy"
 ---@field head_dim integer
 
 local definition_keys = { name = "string", doc = "string", defaults = "table", presets = "table", prefill = "function",
-  trigger = "function", decode = "function" }
+  trigger = "function", decode = "function", fit = "string" }
 local plan_keys = { keep = true, guard = true, score = true, share = true, prune = true }
 local trigger_keys = { every = true, over = true, window = true, once = true, track = true }
 local shares, prunes = { layer = 0, head = 1 }, { cache = 1, hidden = 2, both = 3 }
@@ -92,7 +94,7 @@ local function flat_trigger(trigger)
   if type(trigger) ~= "table" then refuse("the trigger", "is not a table (" .. type(trigger) .. ")") end
   check_keys("trigger", trigger, trigger_keys)
   local track = program("track", trigger.track)
-  if track and #track ~= 12 then refuse("track", "must be a single attention or history signal: " .. tostring(trigger.track)) end
+  if track and not score.is_signal(trigger.track) then refuse("track", "must be a single attention or history signal: " .. tostring(trigger.track)) end
   return integer("every", trigger.every, 0), integer("over", trigger.over, 0), integer("window", trigger.window, 0),
     trigger.once and true or false, track
 end
@@ -135,7 +137,8 @@ local function merge(definition, given)
 end
 
 local function new(definition, given)
-  return setmetatable({ name = definition.name, definition = definition, options = merge(definition, given) }, Policy)
+  if definition.fit and definition.defaults.target == nil then definition.defaults.target = 0 end
+  return setmetatable({ name = definition.name, definition = definition, given = given or {}, options = merge(definition, given) }, Policy)
 end
 
 ---The same policy under other options.
@@ -143,21 +146,44 @@ end
 ---@return pyramid.policy
 function Policy:with(given)
   local all = {}
-  for key, value in pairs(self.options) do all[key] = value end
+  for key, value in pairs(self.given) do all[key] = value end
   for key, value in pairs(given) do all[key] = value end
   return new(self.definition, all)
+end
+
+---The options for a prompt: as they are, or, where the option `target` is set, with the option that `fit` names chosen
+---so that the prompt's rows, on average over layers, come to that share of a full cache (bisection over the forecast).
+---@param l pyramid.layer
+---@return table
+function Policy:fitted(l)
+  local fit, target = self.definition.fit, self.options.target
+  if not fit or target <= 0 then return self.options end
+  local low, high, best = 0, 1, nil
+  for _ = 1, 40 do
+    local middle, rows = (low + high) / 2, 0
+    best = self:with { target = 0, [fit] = middle }
+    for _, layer in ipairs(module.forecast(best, l, l.prompt)) do rows = rows + layer.rows end
+    if rows > target * l.prompt * l.layers then high = middle else low = middle end
+  end
+  return best.options
 end
 
 ---The functions that the core calls (see lplan.c).
 ---@return table
 function Policy:bind()
-  local o, d = self.options, self.definition
-  return {
-    name = self.name,
-    prefill = d.prefill and function(...) return flat_plan(d.prefill(o, module.shape(...))) end,
-    trigger = d.trigger and function(...) return flat_trigger(d.trigger(o, module.shape(...))) end,
-    decode = d.decode and function(...) return flat_plan(d.decode(o, module.shape(...))) end,
-  }
+  local d, o, prompt = self.definition, nil, nil
+  local function options_for(l)
+    if l.prompt ~= prompt then o, prompt = self:fitted(l), l.prompt end
+    return o
+  end
+  local function bound(f, flat)
+    return f and function(...)
+      local l = module.shape(...)
+      return flat(f(options_for(l), l))
+    end
+  end
+  return { name = self.name, prefill = bound(d.prefill, flat_plan), trigger = bound(d.trigger, flat_trigger),
+    decode = bound(d.decode, flat_plan) }
 end
 
 function Policy:__tostring()
@@ -178,6 +204,9 @@ function module.define(definition)
   if type(definition) ~= "table" then error("policy: a table is wanted", 2) end
   options.check("policy", definition, definition_keys, 2)
   if not definition.name then error("policy: a name is wanted", 2) end
+  if definition.fit and type((definition.defaults or {})[definition.fit]) ~= "number" then
+    error("policy " .. definition.name .. ": fit must name an option whose default is a number", 2)
+  end
   if definition.decode and not definition.trigger then error("policy " .. definition.name .. ": decode needs a trigger that says when", 2) end
   return new(definition)
 end
@@ -280,7 +309,8 @@ end
 ---@param tokens integer
 ---@return { rows: integer, computed: integer }[]
 function module.forecast(which, config, tokens)
-  local o, d, alive, layers = which.options, which.definition, tokens, {}
+  local d, alive, layers = which.definition, tokens, {}
+  local o = which:fitted(module.shape(1, config.layers, tokens, 0, tokens, 0, tokens, config.heads, config.kv_heads, config.head_dim))
   for index = 1, config.layers do
     local rows, computed, plan = alive, alive, nil
     local l = module.shape(index, config.layers, tokens, 0, alive, 0, tokens, config.heads, config.kv_heads, config.head_dim)

@@ -43,6 +43,14 @@ end
 ---@return boolean
 function score.is(value) return programs[value] ~= nil end
 
+---Whether a score is one attention or history signal and nothing else: what decode can track.
+---@param value any
+---@return boolean
+function score.is_signal(value)
+  local program = programs[value]
+  return program ~= nil and #program == 12 and program:byte() <= codes.history
+end
+
 ---The packed program of a score, for the core.
 ---@param value pyramid.score
 ---@return string
