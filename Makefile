@@ -76,7 +76,7 @@ demo: deps
 	@$(B)/pyramid demo
 test: deps
 	@$(MAKE) --no-print-directory build
-	@PYRAMID_BUILD=$(B) $(B)/pyramid spec/run.lua $(SPEC)
+	@PYRAMID_BUILD=$(B) PYRAMID_CFLAGS="$(CFLAGS)" $(B)/pyramid spec/run.lua $(SPEC)
 bench: build
 	@$(B)/pyramid bench
 

@@ -160,7 +160,7 @@ describe("the bundle", function()
       local find = io.popen(("find %s -maxdepth %d -name '*.lua'"):format(dir, kind == "module" and 9 or 1))
       for path in find:lines() do
         local name = path:gsub("^%w+/", "", 1):gsub("%.lua$", "")
-        if kind == "module" then name = name:gsub("/", ".") end
+        if kind == "module" then name = name:gsub("(/.*)/init$", "%1"):gsub("/", ".") end
         assert.is_string(core.bundled(kind, name), path)
       end
       find:close()

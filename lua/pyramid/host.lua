@@ -21,8 +21,9 @@ Host.__index = Host
 local function load_policy(o)
   local chosen, message, code = policy.load(o.policy or "full")
   if not chosen then return nil, message, code end
-  local words, given = {}, nil
+  local words = {}
   for word in (o.policy_options or ""):gmatch "[^%s,]+" do words[#words + 1] = word end
+  local given
   given, message, code = policy.parse_options(chosen, words)
   if not given then return nil, message, code end
   return policy.load(chosen, given)
@@ -40,7 +41,8 @@ function host.open(path, o)
   local opened
   opened, message, code = model.open(path, { threads = o.threads, memory = o.memory, weights = o.weights })
   if not opened then return nil, message, code end
-  local cache_options, cache = { policy = chosen, dtype = o.cache_dtype, budget = o.cache_budget }, nil
+  local cache_options = { policy = chosen, dtype = o.cache_dtype, budget = o.cache_budget }
+  local cache
   cache, message, code = opened:cache(cache_options)
   if not cache then
     opened:close()

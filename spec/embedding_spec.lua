@@ -1,0 +1,182 @@
+-- Hosts written in C: the examples of scripts/examples, the facade's edges, and an installed library.
+local cjson = require "cjson"
+local shell = require "support.shell"
+local quote = shell.quote
+
+local build = io.popen("realpath " .. quote(shell.build)):read "l"
+local cflags = os.getenv "PYRAMID_CFLAGS" or "-g"
+local sanitized = cflags:find "sanitize" ~= nil
+
+--- How a host links with what was built. The shared library brings its own needs.
+local link = {
+  static = build .. "/libpyramid.a -l:liblua5.4-cjson.a -llua5.4 -lpcre2-8 -ldnnl -lgomp -lpthread -lm -ldl",
+  shared = ("-L%s -lpyramid -Wl,-rpath,%s -llua5.4 -lpthread"):format(build, build),
+}
+
+local function assert_run(line)
+  local out, err, status = shell.run(line)
+  assert.equal(0, status, line .. "\n" .. out .. err)
+  return out, err
+end
+
+--- A small model of random weights with a tokenizer for ASCII, in a folder of its own.
+local function make_model(folder)
+  for _, name in ipairs { "config.json", "model.safetensors" } do
+    assert_run(("cp spec/fixtures/families/llama-mha/%s %s/"):format(name, folder))
+  end
+  local vocab = { ["<unk>"] = 0, ["<s>"] = 1, ["</s>"] = 2, ["Ġ"] = 3, ["Ċ"] = 4 }
+  for byte = 33, 126 do vocab[string.char(byte)] = byte - 28 end
+  for id = 99, 159 do vocab["ab" .. ("b"):rep(id - 99)] = id end
+  local function special(id, text)
+    return { id = id, content = text, single_word = false, lstrip = false, rstrip = false, normalized = false, special = true }
+  end
+  local file = assert(io.open(folder .. "/tokenizer.json", "wb"))
+  file:write(cjson.encode {
+    version = "1.0",
+    added_tokens = { special(0, "<unk>"), special(1, "<s>"), special(2, "</s>") },
+    pre_tokenizer = { type = "ByteLevel", add_prefix_space = false, trim_offsets = true, use_regex = true },
+    decoder = { type = "ByteLevel", add_prefix_space = false, trim_offsets = true, use_regex = true },
+    model = { type = "BPE", vocab = vocab, merges = { "a b", "ab b" }, unk_token = cjson.null, byte_fallback = false },
+  })
+  file:close()
+end
+
+describe("embedding:", function()
+  local folder, model
+
+  setup(function()
+    folder = shell.folder()
+    model = folder .. "/model"
+    assert_run("mkdir " .. model)
+    make_model(model)
+  end)
+  teardown(function() shell.remove(folder) end)
+
+  local function compile(source, how)
+    local program = ("%s/%s_%s"):format(folder, source:match "([^/]*)%.c$", how)
+    assert_run(("cc -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror %s -Icore $(pkg-config --cflags lua5.4) -o %s %s %s")
+      :format(cflags, program, source, link[how]))
+    return program
+  end
+
+  for _, how in ipairs { "static", "shared" } do
+    describe(how .. " library", function()
+      it("serves a host that knows no Lua", function()
+        local program = compile("scripts/examples/host_facade.c", how)
+        local out, err = assert_run(("%s %s 'hello world'"):format(program, model))
+        assert.matches("\n11? %+ %d+ tokens, %d+ tokens/s, %d+ bytes of cache, 100 %% of the rows\n$", out)
+        assert.matches("reading the prompt: 100 %%$", err)
+        local again = assert_run(("%s %s 'hello world'"):format(program, model))
+        assert.equal(out:match "^(.*)\n%d", again:match "^(.*)\n%d")
+
+        local _, message, status = shell.run(program .. " /nowhere/model x")
+        assert.equal(1, status)
+        assert.matches("io: .*/nowhere/model", message)
+        _, message, status = shell.run(("%s %s x nonesuch"):format(program, model))
+        assert.equal(1, status)
+        assert.matches("policy: .*unknown policy 'nonesuch'", message)
+      end)
+
+      it("serves a host with a Lua of its own", function()
+        local program = compile("scripts/examples/host_lua.c", how)
+        local out, err = assert_run(("%s %s 'hello world'"):format(program, model))
+        assert.is_true(#out > 10)
+        assert.equal("", err)
+        local _, message, status = shell.run(program .. " /nowhere/model x")
+        assert.equal(1, status)
+        assert.matches("/nowhere/model", message)
+      end)
+    end)
+  end
+
+  it("the facade says what the Lua API says", function()
+    local program = compile("scripts/examples/host_facade.c", "static")
+    local out = assert_run(("%s %s 'hello world' pyramidinfer 'recent=0.3 floor=4'"):format(program, model))
+    local pyramid, pieces = require "pyramid", {}
+    local mine = assert(pyramid.model(model))
+    local policy = assert(pyramid.policy("pyramidinfer", { recent = 0.3, floor = 4 }))
+    local sampler = { temperature = 0.8, top_k = 40, seed = 1 }
+    for piece in assert(mine:generate("hello world", { policy = policy, sampler = sampler, max_tokens = 40 })) do
+      pieces[#pieces + 1] = piece
+    end
+    mine:close()
+    assert.equal(table.concat(pieces), out:match "^(.*)\n%d")
+  end)
+
+  it("the facade holds at its edges", function()
+    local out, err, status = shell.run(("%s %s"):format(compile("spec/support/host_checks.c", "static"), model))
+    assert.equal("", out)
+    assert.equal("", err)
+    assert.equal(0, status)
+  end)
+
+  describe("two Lua states", function()
+    it("of one process see nothing of each other, and close in any order", function()
+      local program = folder .. "/two_states"
+      local source = folder .. "/two_states.c"
+      local file = assert(io.open(source, "wb"))
+      file:write [[
+#include <lauxlib.h>
+#include <lualib.h>
+#include <stdio.h>
+int luaopen_pyramid(lua_State *L);
+static lua_State *make(const char *path) {
+  lua_State *L = luaL_newstate();
+  luaL_openlibs(L);
+  luaL_requiref(L, "pyramid", luaopen_pyramid, 0);
+  lua_pushstring(L, path);
+  lua_setfield(L, LUA_REGISTRYINDEX, "path");
+  if (luaL_loadstring(L, "local path = ...; model = assert(require 'pyramid'.model(path)); cache = model:cache {};"
+                         "assert(cache:prefill { 1, 5, 6 })")) return NULL;
+  lua_pushstring(L, path);
+  if (lua_pcall(L, 1, 0, 0)) { puts(lua_tostring(L, -1)); return NULL; }
+  return L;
+}
+int main(int argc, char **argv) {
+  (void)argc;
+  lua_State *a = make(argv[1]), *b = make(argv[1]);
+  if (!a || !b) return 1;
+  lua_close(a);
+  if (luaL_dostring(b, "assert(cache:step(7)); model:close(); cache:close()")) { puts(lua_tostring(b, -1)); return 1; }
+  lua_close(b);
+  return 0;
+}
+]]
+      file:close()
+      assert_run(("cc -Wall %s $(pkg-config --cflags lua5.4) -o %s %s %s"):format(cflags, program, source, link.static))
+      assert_run(program .. " " .. model)
+    end)
+  end)
+
+  -- the sanitizers' run time is not in the programs that would load these
+  if not sanitized then
+    it("lua5.4 requires pyramid.so", function()
+      local out = assert_run(([[LUA_CPATH='%s/?.so' lua5.4 -e 'local before = {} for k in pairs(_G) do before[k] = true end
+        local pyramid = require "pyramid"
+        for k in pairs(_G) do assert(before[k], k) end
+        local model = assert(pyramid.model("%s"))
+        print(pyramid.version, #assert(model:encode("hello")), require "pyramid.policy".list()[1])']]):format(build, model))
+      assert.matches("^%d+%.%d+%.%d+\t%d\t%l+\n$", out)
+    end)
+
+    it("an installation is complete", function()
+      local prefix = folder .. "/installed"
+      assert_run(("env -u MAKEFLAGS -u MAKELEVEL make -s install B=%s PREFIX=%s"):format(quote(shell.build), prefix))
+      for _, file in ipairs { "bin/pyramid", "include/pyramid.h", "lib/libpyramid.a", "lib/libpyramid.so", "lib/lua/5.4/pyramid.so",
+        "lib/pkgconfig/pyramid.pc" } do
+        assert_run("test -s " .. prefix .. "/" .. file)
+      end
+      assert_run(("cp scripts/examples/*.c %s/"):format(prefix))
+      local env = ("cd %s && export PKG_CONFIG_PATH=%s/lib/pkgconfig LD_LIBRARY_PATH=%s/lib; "):format(prefix, prefix, prefix)
+      assert.matches("^%d+%.%d+%.%d+\n$", (assert_run(env .. "pkg-config --modversion pyramid")))
+      assert_run(env .. "cc host_facade.c $(pkg-config --cflags --libs pyramid) -o facade")
+      assert_run(env .. "cc host_lua.c $(pkg-config --cflags --libs pyramid lua5.4) -o with_lua")
+      local static = "$(pkg-config --static --cflags --libs pyramid | sed s/-lpyramid/-l:libpyramid.a/)"
+      assert_run(env .. "cc host_facade.c " .. static .. " -o static")
+      for _, program in ipairs { "facade", "with_lua", "static" } do
+        assert_run(env .. ("./%s %s hello"):format(program, model))
+      end
+      assert.matches("Pyramid", assert_run(("cd / && %s/bin/pyramid --version"):format(prefix)))
+    end)
+  end
+end)
