@@ -1,0 +1,303 @@
+-- Attention, the tracked history and the score pass, against their definitions.
+local ops = require "pyramid.core".ops
+local reference = require "ops_reference"
+
+local dtypes = { "f32", "f16", "bf16", "q8_0" }
+local dims = { 16, 20, 32, 48, 64, 80, 128 }
+
+local function layout_of(dtype, head_dim, heads, kv_heads)
+  return { dtype = dtype, head_dim = head_dim, heads = heads, kv_heads = kv_heads, scale = head_dim ^ -0.5 }
+end
+
+local function fits(dtype, head_dim) return dtype ~= "q8_0" or head_dim % 32 == 0 end
+
+--- One call: the last n of `rows` rows are the queries' own; before them positions have holes. Lanes differ in their
+--- positions, and in their length if `ragged`.
+local function make_call(layout, n, rows, o)
+  o = o or {}
+  local call = { lanes = {}, window = o.window or 0 }
+  local last = 3 * rows
+  local own = {}
+  for i = 1, n do own[i] = last + i - 1 end
+  for g = 1, layout.kv_heads do
+    local before = {}
+    local count = rows - n - (o.ragged and math.random(0, (rows - n) // 2) or 0)
+    local at = math.random(0, 2)
+    for j = 1, count do
+      before[j] = at
+      at = at + 1 + math.random(0, 1)
+    end
+    call.lanes[g] = reference.lane(layout, table.move(own, 1, n, count + 1, before), 2)
+  end
+  call.at, call.q_pos = own, ops.ints(own)
+  call.q = reference.random(n * layout.heads * layout.head_dim, 2)
+  call.q_bytes = ops.floats(call.q)
+  return call
+end
+
+local function packed(call)
+  return { q = call.q_bytes, q_pos = call.q_pos, lanes = call.lanes, window = call.window, track = call.track }
+end
+
+local function check(layout, calls, limit)
+  local refs, packs = {}, {}
+  for i, call in ipairs(calls) do
+    local out, lse = reference.attention(layout, call)
+    refs[i], packs[i] = { out = out, lse = lse }, packed(call)
+  end
+  reference.each(function(rt) return ops.attention(rt, layout, packs) end, function(results, fail)
+    for i, result in ipairs(results) do
+      local call = calls[i]
+      local what = ("%s, %d queries on %d rows, d %d, %d/%d heads, window %d"):format(layout.dtype, #call.at, call.lanes[1].rows,
+        layout.head_dim, layout.heads, layout.kv_heads, call.window)
+      reference.near(result.out, refs[i].out, limit or 3e-6, fail, what .. ": out")
+      reference.near(result.lse, refs[i].lse, 2e-6, fail, what .. ": lse")
+    end
+  end)
+end
+
+describe("attention", function()
+  for _, dtype in ipairs(dtypes) do
+    it("of one query equals its definition, on rows in " .. dtype, function()
+      for _, d in ipairs(dims) do
+        if fits(dtype, d) then
+          local layout = layout_of(dtype, d, 6, 2)
+          check(layout, { make_call(layout, 1, 1) })
+          check(layout, { make_call(layout, 1, 75, { ragged = true }) })
+          check(layout, { make_call(layout, 1, 64, { window = 40 }) })
+        end
+      end
+    end)
+
+    it("of many queries equals its definition, on rows in " .. dtype, function()
+      for _, d in ipairs(dims) do
+        if fits(dtype, d) then
+          local layout = layout_of(dtype, d, 4, 2)
+          check(layout, { make_call(layout, 2, 2) })
+          check(layout, { make_call(layout, 19, 90, { ragged = true }) })
+          check(layout, { make_call(layout, 40, 40, { window = 11 }) })
+        end
+      end
+    end)
+  end
+
+  it("shares lanes among any number of heads", function()
+    for _, shape in ipairs { { 1, 1 }, { 3, 3 }, { 8, 1 }, { 7, 1 }, { 10, 2 }, { 16, 4 } } do
+      local layout = layout_of("f16", 32, shape[1], shape[2])
+      check(layout, { make_call(layout, 1, 50, { ragged = true }) })
+      check(layout, { make_call(layout, 30, 50, { ragged = true }) })
+    end
+    local wide = layout_of("f32", 16, 250, 1)   -- more heads on a lane than a tile has columns
+    check(wide, { make_call(wide, 3, 9) })
+  end)
+
+  it("crosses tiles of rows and of queries", function()
+    local layout = layout_of("f32", 16, 1, 1)
+    check(layout, { make_call(layout, 260, 330) })
+    check(layout, { make_call(layout, 260, 330, { window = 70 }) })
+    check(layout, { make_call(layout, 1, 700) })
+  end)
+
+  it("takes several sequences in one call", function()
+    local layout = layout_of("f32", 32, 4, 2)
+    local calls = {}
+    for i, n in ipairs { 1, 20, 1, 7, 1 } do calls[i] = make_call(layout, n, n + 13 * i, { ragged = true, window = i == 3 and 9 or 0 }) end
+    check(layout, calls)
+    local alone = ops.attention(reference.runtime(), layout, { packed(calls[4]) })[1].out
+    local together = {}
+    for i, call in ipairs(calls) do together[i] = packed(call) end
+    assert.equal(alone, ops.attention(reference.runtime(), layout, together)[4].out)
+  end)
+
+  it("gives a query the same result in any company", function()
+    local layout = layout_of("f16", 64, 4, 2)
+    for _, window in ipairs { 0, 50 } do
+      local call = make_call(layout, 150, 230, { window = window })
+      local width = layout.heads * layout.head_dim * 4
+      local function some(rt, first, n)
+        local part = packed(call)
+        part.q = call.q_bytes:sub(first * width + 1, (first + n) * width)
+        part.q_pos = call.q_pos:sub(first * 4 + 1, (first + n) * 4)
+        return ops.attention(rt, layout, { part })[1].out
+      end
+      reference.each(function(rt) return { some(rt, 0, 150), some(rt, 77, 40), some(rt, 100, 1) } end, function(r, fail)
+        if r[1]:sub(77 * width + 1, 117 * width) ~= r[2] then fail("queries 77 to 116 differ from them among 150") end
+        reference.near(r[3], ops.numbers(r[1]:sub(100 * width + 1, 101 * width)), 3e-6, fail, "query 100 alone")
+      end)
+    end
+  end)
+
+  it("gives 0 where a query sees nothing", function()
+    local layout = layout_of("f32", 16, 2, 1)
+    for _, n in ipairs { 1, 5 } do
+      local call = make_call(layout, n, n + 6)
+      call.at = reference.ascending(n, -n)
+      call.q_pos = ops.ints(call.at)
+      reference.each(function(rt) return ops.attention(rt, layout, { packed(call) }) end, function(r, fail)
+        for _, x in ipairs(ops.numbers(r[1].out)) do if x ~= 0 then fail("out is %g", x) end end
+        for _, x in ipairs(ops.numbers(r[1].lse)) do if x ~= -math.huge then fail("lse is %g", x) end end
+      end)
+    end
+  end)
+
+  it("stands scores of any size", function()
+    local layout = layout_of("f32", 32, 2, 1)
+    layout.scale = 30   -- scores in the thousands, of which f32 keeps four decimals
+    check(layout, { make_call(layout, 1, 40), make_call(layout, 33, 90) }, 1e-3)
+  end)
+
+  it("can leave the lse out", function()
+    local layout = layout_of("f32", 16, 2, 1)
+    for _, n in ipairs { 1, 6 } do
+      local call = packed(make_call(layout, n, 20))
+      local with = ops.attention(reference.runtime(), layout, { call })[1]
+      call.no_lse = 1
+      local without = ops.attention(reference.runtime(), layout, { call })[1]
+      assert.equal(with.out, without.out)
+      assert.is_nil(without.lse)
+    end
+  end)
+
+  it("refuses a call larger than what was reserved", function()
+    local fresh <close> = require "pyramid.core".runtime { threads = 1 }
+    local layout = layout_of("f32", 128, 16, 1)
+    local result, message, code = ops.attention(fresh, layout, { packed(make_call(layout, 2, 90)) }, true)
+    assert.is_nil(result)
+    assert.truthy(message:find "scratch")
+    assert.equal("argument", code)
+  end)
+end)
+
+describe("tracked attention", function()
+  local function check_track(layout, call)
+    local _, _, p = reference.attention(layout, call)
+    local group, refs = layout.heads // layout.kv_heads, {}
+    for g, lane in ipairs(call.lanes) do
+      local values
+      values, lane.history = reference.random(lane.rows, 3)
+      refs[g] = {}
+      for j = 1, lane.rows do
+        local mean = 0
+        for h = (g - 1) * group + 1, g * group do mean = mean + p[h][1][j] / group end
+        refs[g][j] = call.track.decay * values[j] + reference.weight(call.track, call.at[1], j - 1) * mean
+      end
+    end
+    reference.each(function(rt) return ops.attention(rt, layout, { packed(call) }) end, function(r, fail)
+      for g, ref in ipairs(refs) do reference.near(r[1].history[g], ref, 2e-6, fail, "history of lane " .. g) end
+    end)
+  end
+
+  it("adds the mean over the lane's heads to a decaying history", function()
+    for _, shape in ipairs { { 1, 1 }, { 6, 2 }, { 8, 1 } } do
+      for _, decay in ipairs { 1, 0.9, 0 } do
+        local layout = layout_of("f16", 32, shape[1], shape[2])
+        local call = make_call(layout, 1, 70, { ragged = true, window = decay == 0 and 60 or 0 })
+        call.track = { decay = decay }
+        check_track(layout, call)
+      end
+    end
+  end)
+
+  it("counts a query only in the rows' recent windows, ramped", function()
+    local layout = layout_of("f32", 16, 2, 1)
+    for _, queries in ipairs { 1, 2, 16 } do
+      for _, every in ipairs { 0, 5 } do
+        for late = -2, 20, 3 do
+          local call = make_call(layout, 1, 50)
+          call.track = { decay = 1, queries = queries, ramp = 1.2, due = call.at[1] + late, threshold = 20, every = every }
+          check_track(layout, call)
+        end
+      end
+    end
+  end)
+end)
+
+describe("the score pass", function()
+  --- Masses of queries on rows from <= j < to, on top of `before`, as defined.
+  local function mass_reference(layout, call, m, p, before)
+    local out = table.move(before, 1, #before, 1, {})
+    for h = 1, layout.heads do
+      for j = m.from, m.to - 1 do
+        local at = (h - 1) * m.stride + j - m.from + 1
+        local lane = call.lanes[(h - 1) // (layout.heads // layout.kv_heads) + 1]
+        for i, q_pos in ipairs(call.at) do
+          if reference.visible(lane.at[j + 1], q_pos, call.window) then
+            local x = reference.weight(m, q_pos, j) * p[h][i][j + 1]
+            if m.reduce == "max" then
+              if reference.weight(m, q_pos, j) ~= 0 then out[at] = math.max(out[at], x) end
+            else
+              out[at] = out[at] + x
+            end
+          end
+        end
+      end
+    end
+    return out
+  end
+
+  local function check_mass(layout, call, m)
+    local _, lse, p = reference.attention(layout, call)
+    m.stride = m.to - m.from + (m.pad or 0)
+    local before
+    before, m.out = reference.random(layout.heads * m.stride, 0.1)
+    for i = 1, #before do before[i] = math.abs(before[i]) end
+    before, m.out = reference.pack(before)
+    m.q, m.q_pos, m.lanes, m.window, m.lse = call.q_bytes, call.q_pos, call.lanes, call.window, ops.floats(lse)
+    local ref = mass_reference(layout, call, m, p, before)
+    reference.each(function(rt) return ops.mass(rt, layout, m) end, function(result, fail)
+      reference.near(result, ref, 1e-5, fail, ("mass, %s, %d queries, rows %d to %d"):format(layout.dtype, #call.at, m.from, m.to))
+    end)
+  end
+
+  it("sums what queries gave to rows, on every dtype and size of head", function()
+    for _, dtype in ipairs(dtypes) do
+      for _, d in ipairs(dims) do
+        if fits(dtype, d) then
+          local layout = layout_of(dtype, d, 4, 2)
+          check_mass(layout, make_call(layout, 15, 90), { from = 0, to = 75 })
+        end
+      end
+    end
+  end)
+
+  it("takes the maximum over queries", function()
+    local layout = layout_of("f16", 32, 6, 2)
+    check_mass(layout, make_call(layout, 30, 80), { from = 0, to = 60, reduce = "max" })
+    check_mass(layout, make_call(layout, 30, 80), { from = 7, to = 60, reduce = "max", queries = 9, ramp = 1.5, due = 80 * 3 + 20 })
+  end)
+
+  it("judges any run of rows, with any number of queries", function()
+    local layout = layout_of("f32", 16, 3, 1)
+    for _, n in ipairs { 1, 2, 11, 12, 13, 37 } do
+      local rows = n + 150
+      local call = make_call(layout, n, rows)
+      check_mass(layout, call, { from = 0, to = rows, pad = 3 })
+      local from = math.random(0, rows - 1)
+      check_mass(layout, call, { from = from, to = math.random(from + 1, rows) })
+    end
+    check_mass(layout, make_call(layout, 4, 300), { from = 0, to = 300 })
+  end)
+
+  it("sees what attention saw", function()
+    local layout = layout_of("f32", 16, 2, 2)
+    check_mass(layout, make_call(layout, 40, 100, { window = 30 }), { from = 0, to = 100 })
+  end)
+
+  it("weighs queries by a ramp, and counts none past a row's due date", function()
+    local layout = layout_of("f32", 16, 2, 1)
+    for _, queries in ipairs { 1, 5, 24, 100 } do
+      for _, every in ipairs { 0, 7 } do
+        local call = make_call(layout, 24, 80)
+        check_mass(layout, call, { from = 0, to = 80, queries = queries, ramp = 1.2, due = call.at[24] - every, threshold = 30, every = every })
+      end
+    end
+  end)
+
+  it("skips queries that saw nothing", function()
+    local layout = layout_of("f32", 16, 1, 1)
+    local call = make_call(layout, 5, 40)
+    call.at = reference.ascending(5, call.lanes[1].at[1] - 2)
+    call.q_pos = ops.ints(call.at)
+    check_mass(layout, call, { from = 0, to = 40 })
+  end)
+end)

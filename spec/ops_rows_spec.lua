@@ -1,0 +1,127 @@
+-- Cache rows: written, moved, measured. Pages are compared byte for byte.
+local ops = require "pyramid.core".ops
+local reference = require "ops_reference"
+
+local dtypes = { "f32", "f16", "bf16", "q8_0" }
+local page_rows = ops.page_rows
+
+--- The bytes of row j of a lane's pages: K (what = 0) or V (1).
+local function row_of(pages, row_bytes, j, what)
+  local at = (j // page_rows * 2 * page_rows + j % page_rows + what * page_rows) * row_bytes
+  return pages:sub(at + 1, at + row_bytes)
+end
+
+local function each_shape(f)
+  for _, dtype in ipairs(dtypes) do
+    for _, d in ipairs { 16, 20, 32, 48, 64, 80, 128 } do
+      if dtype ~= "q8_0" or d % 32 == 0 then
+        local layout = { dtype = dtype, head_dim = d }
+        f(layout, #ops.from_f32(dtype, ops.floats(reference.random(d))))
+      end
+    end
+  end
+end
+
+describe("store", function()
+  it("writes rows anywhere in a lane, and nothing else", function()
+    each_shape(function(layout, row_bytes)
+      local d, stride = layout.head_dim, layout.head_dim + math.random(0, 5)
+      for _, n in ipairs { 1, 3, 70 } do
+        local at = math.random(0, 40)
+        local count = (at + n + page_rows - 1) // page_rows
+        local pages = ("\xa5"):rep(count * 2 * page_rows * row_bytes)
+        local _, k = reference.random((n - 1) * stride + d, 4)
+        local _, v = reference.random((n - 1) * stride + d, 4)
+        reference.each(function(rt) return ops.store(rt, layout, pages, at, k, v, stride) end, function(result, fail)
+          for j = 0, count * page_rows - 1 do
+            for what, from in pairs { [0] = k, v } do
+              local wanted = ("\xa5"):rep(row_bytes)
+              if j >= at and j < at + n then
+                local first = (j - at) * stride * 4
+                wanted = ops.from_f32(layout.dtype, from:sub(first + 1, first + d * 4))
+              end
+              if row_of(result, row_bytes, j, what) ~= wanted then
+                fail("%s, d %d: row %d (%d) after storing %d at %d", layout.dtype, d, j, what, n, at)
+              end
+            end
+          end
+        end)
+      end
+    end)
+  end)
+end)
+
+describe("gather", function()
+  local function ascending(k, n)
+    local chosen, idx = {}, {}
+    while k > 0 do
+      local j = math.random(0, n - 1)
+      if not chosen[j] then chosen[j], k = true, k - 1 end
+    end
+    for j = 0, n - 1 do if chosen[j] then idx[#idx + 1] = j end end
+    return idx
+  end
+
+  local function check(layout, row_bytes, idx, rows, history)
+    local lane = reference.lane(layout, (reference.ascending(rows, 5, 3)))
+    if history then lane.history = select(2, reference.random(rows)) end
+    local count = (#idx + page_rows - 1) // page_rows
+    local empty = ("\xa5"):rep(count * 2 * page_rows * row_bytes)
+    reference.each(function(rt)
+      return { ops.gather(rt, layout, lane, ops.ints(idx)), ops.gather(rt, layout, lane, ops.ints(idx), empty) }
+    end, function(results, fail)
+      for how, result in ipairs(results) do
+        for i, j in ipairs(idx) do
+          local right = result.positions:sub(i * 4 - 3, i * 4) == lane.positions:sub(j * 4 + 1, j * 4 + 4)
+            and (not history or result.history:sub(i * 4 - 3, i * 4) == lane.history:sub(j * 4 + 1, j * 4 + 4))
+          for what = 0, 1 do
+            right = right and row_of(result.pages, row_bytes, i - 1, what) == row_of(lane.pages, row_bytes, j, what)
+          end
+          if not right then
+            fail("%s, d %d, %s: row %d is not what row %d was", layout.dtype, layout.head_dim, how == 1 and "in place" or "apart", i - 1, j)
+          end
+        end
+      end
+    end)
+  end
+
+  it("moves any rows of a lane to its front, in place or apart", function()
+    each_shape(function(layout, row_bytes)
+      local rows = math.random(1, 130)
+      check(layout, row_bytes, ascending(math.random(1, rows), rows), rows, math.random() < 0.5)
+    end)
+  end)
+
+  it("keeps all, none, the first, the last", function()
+    local layout = { dtype = "f16", head_dim = 16 }
+    check(layout, 32, ascending(70, 70), 70, true)
+    check(layout, 32, {}, 70, true)
+    check(layout, 32, { 0 }, 70)
+    check(layout, 32, { 69 }, 70)
+    local sinks_and_recent = { 0, 1, 2, 3 }
+    for j = 40, 99 do sinks_and_recent[#sinks_and_recent + 1] = j end
+    check(layout, 32, sinks_and_recent, 100, true)
+  end)
+end)
+
+describe("row norms", function()
+  it("are the roots of sums of squares", function()
+    each_shape(function(layout)
+      local rows = math.random(1, 90)
+      local lane = reference.lane(layout, (reference.ascending(rows, 0)))
+      local from = math.random(0, rows - 1)
+      local to = math.random(from, rows)
+      for what, values in pairs { [0] = lane.k, lane.v } do
+        local ref = {}
+        for j = from, to - 1 do
+          local sum = 0.0
+          for c = 1, layout.head_dim do sum = sum + values[j * layout.head_dim + c] ^ 2 end
+          ref[#ref + 1] = sum ^ 0.5
+        end
+        reference.each(function(rt) return ops.row_norms(rt, layout, lane, from, to, what) end, function(result, fail)
+          reference.near(result, ref, 1e-6, fail, "norms of " .. layout.dtype)
+        end)
+      end
+    end)
+  end)
+end)
