@@ -152,6 +152,7 @@ function gguf_model.open(path)
   end
   local context = keys:count("context_length", 1 << 30)
   local embed = tensors[names.embed]
+  if not embed then fault.raise("format", "%s: tensor %s is missing", path, names.embed) end
   local r = read_rope(keys, family, head_dim, context, tensors)
   r.freq, r.gain = rope.compute(r, path)
 
@@ -171,7 +172,7 @@ function gguf_model.open(path)
     config = {
       family = family.name, layers = layers, heads = heads, kv_heads = keys:count("attention.head_count_kv", heads, heads),
       head_dim = head_dim, width = width, ff = keys:count("feed_forward_length", 1 << 20),
-      vocab = embed and embed.shape[1] or keys:count("vocab_size", 1 << 22), context = context,
+      vocab = embed.shape[1], context = context,
       norm_eps = keys:get("attention.layer_norm_rms_epsilon", "number"), rope = r, tied = not has(tensors, names.output),
       window = window, bos = math.type(bos) == "integer" and bos or nil, eos = read_eos(metadata),
     },
