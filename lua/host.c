@@ -14,7 +14,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { PYR_HOST_MESSAGE = 1024 };
 
@@ -97,13 +96,6 @@ static void set_size(lua_State *L, const char *key, size_t value) {
   lua_setfield(L, -2, key);
 }
 
-static int clock_seconds(lua_State *L) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  lua_pushnumber(L, (lua_Number)now.tv_sec + (lua_Number)now.tv_nsec * 1e-9);
-  return 1;
-}
-
 static int protected_open(lua_State *L) {
   host_call *call = lua_touserdata(L, 1);
   const pyr_host_options *o = call->options;
@@ -123,8 +115,6 @@ static int protected_open(lua_State *L) {
   set_text(L, "cache_dtype", o->cache_dtype);
   set_size(L, "cache_budget", o->cache_budget);
   set_size(L, "memory", o->memory_limit);
-  lua_pushcfunction(L, clock_seconds);
-  lua_setfield(L, -2, "clock");
   lua_call(L, 2, 3);
   take_results(L, call, -3);
   if (call->status == PYR_OK) {

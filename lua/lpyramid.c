@@ -6,7 +6,11 @@
 #include "lpyramid.h"
 #include "bundle.h"
 
+#include <stdio.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
 #include <lualib.h>
 
 int luaopen_cjson(lua_State *L);        /* lua-cjson, linked in */
@@ -157,9 +161,31 @@ static int load_module(lua_State *L) {
   return 1;
 }
 
+/* ---- what standard Lua lacks and scripts need ------------------------------------------------------------------- */
+
+/* core.clock() -> seconds since some moment, as a watch counts them (os.clock adds up all threads) */
+static int core_clock(lua_State *L) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  lua_pushnumber(L, (lua_Number)now.tv_sec + (lua_Number)now.tv_nsec * 1e-9);
+  return 1;
+}
+
+/* core.terminal(file) -> columns, rows of the terminal that an open file is (0 where it doesn't say); or nil */
+static int core_terminal(lua_State *L) {
+  luaL_Stream *stream = luaL_checkudata(L, 1, LUA_FILEHANDLE);
+  struct winsize size = { 0 };
+  if (stream->closef == NULL || !isatty(fileno(stream->f))) return 0;
+  ioctl(fileno(stream->f), TIOCGWINSZ, &size);
+  lua_pushinteger(L, size.ws_col);
+  lua_pushinteger(L, size.ws_row);
+  return 2;
+}
+
 static int open_core(lua_State *L) {
   static const luaL_Reg functions[] = {
-    { "bundled", core_bundled }, { "bundled_list", core_bundled_list }, { NULL, NULL }
+    { "bundled", core_bundled }, { "bundled_list", core_bundled_list },
+    { "clock", core_clock }, { "terminal", core_terminal }, { NULL, NULL }
   };
   luaL_newlib(L, functions);
   lua_pushliteral(L, PYR_VERSION);

@@ -3,6 +3,7 @@
 ---   for piece, id in model:generate("Once", { max_tokens = 100 }) do io.write(piece) end
 ---
 --- The value before the loop knows more: local run = model:generate(…); run.stats, run.cache, run.finish.
+local core = require "pyramid.core"
 local options = require "pyramid.options"
 local sampler = require "pyramid.sampler"
 
@@ -83,7 +84,7 @@ function generate.start(model, prompt, given)
     if not cache then return nil, message, code end
     own = true
   end
-  local clock = given.clock or os.clock
+  local clock = given.clock or core.clock
   local picker = given.sampler or sampler {}
   if type(picker) == "table" then picker = sampler(picker) end
   local began = clock()

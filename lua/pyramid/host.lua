@@ -16,7 +16,6 @@ Host.__index = Host
 ---@field policy_options? string  "ratio=0.8 recent=0.1"
 ---@field cache_dtype? string
 ---@field cache_budget? integer
----@field clock? fun(): number    seconds
 
 local function load_policy(o)
   local chosen, message, code = policy.load(o.policy or "full")
@@ -49,7 +48,7 @@ function host.open(path, o)
     return nil, message, code
   end
   cache:close()
-  return setmetatable({ model = opened, cache_options = cache_options, clock = o.clock }, Host)
+  return setmetatable({ model = opened, cache_options = cache_options }, Host)
 end
 
 ---@class pyramid.HostGenerateOptions
@@ -68,7 +67,7 @@ end
 function Host:generate(prompt, how)
   local cache = self.cache_options
   local run <close>, message, code = self.model:generate(prompt, {
-    policy = cache.policy, dtype = cache.dtype, budget = cache.budget, clock = self.clock,
+    policy = cache.policy, dtype = cache.dtype, budget = cache.budget,
     sampler = how.sampler, max_tokens = how.max_tokens, stop = how.stop, progress = how.on_progress,
   })
   if not run then return nil, message, code end
