@@ -101,7 +101,9 @@ describe("attention", function()
   it("takes several sequences in one call", function()
     local layout = layout_of("f32", 32, 4, 2)
     local calls = {}
-    for i, n in ipairs { 1, 20, 1, 7, 1 } do calls[i] = make_call(layout, n, n + 13 * i, { ragged = true, window = i == 3 and 9 or 0 }) end
+    for i, n in ipairs { 1, 20, 1, 7, 1 } do
+      calls[i] = make_call(layout, n, n + 13 * i, { ragged = true, window = i == 3 and 9 or 0 })
+    end
     check(layout, calls)
     local alone = ops.attention(reference.runtime(), layout, { packed(calls[4]) })[1].out
     local together = {}
@@ -288,7 +290,8 @@ describe("the score pass", function()
     for _, queries in ipairs { 1, 5, 24, 100 } do
       for _, every in ipairs { 0, 7 } do
         local call = make_call(layout, 24, 80)
-        check_mass(layout, call, { from = 0, to = 80, queries = queries, ramp = 1.2, due = call.at[24] - every, threshold = 30, every = every })
+        local due = call.at[24] - every
+        check_mass(layout, call, { from = 0, to = 80, queries = queries, ramp = 1.2, due = due, threshold = 30, every = every })
       end
     end
   end)

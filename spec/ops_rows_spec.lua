@@ -78,7 +78,8 @@ describe("gather", function()
             right = right and row_of(result.pages, row_bytes, i - 1, what) == row_of(lane.pages, row_bytes, j, what)
           end
           if not right then
-            fail("%s, d %d, %s: row %d is not what row %d was", layout.dtype, layout.head_dim, how == 1 and "in place" or "apart", i - 1, j)
+            fail("%s, d %d, %s: row %d is not what row %d was", layout.dtype, layout.head_dim,
+              how == 1 and "in place" or "apart", i - 1, j)
           end
         end
       end

@@ -8,7 +8,8 @@ local function equal(bytes, ref, fail, what, ints)
   local out = ops.numbers(bytes, ints)
   if #out ~= #ref then fail("%s: %d values, not %d", what, #out, #ref) end
   for i = 1, #ref do
-    if out[i] ~= ref[i] and (out[i] == out[i] or ref[i] == ref[i]) then fail("%s: value %d is %s, not %s", what, i, out[i], ref[i]) end
+    local both_nan = out[i] ~= out[i] and ref[i] ~= ref[i]
+    if out[i] ~= ref[i] and not both_nan then fail("%s: value %d is %s, not %s", what, i, out[i], ref[i]) end
   end
 end
 
