@@ -26,7 +26,7 @@ OBJECTS := $(SOURCES:%.c=$(B)/obj/%.o) $(B)/obj/bundle.o
 MAIN    := $(B)/obj/lua/main.o
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build deps demo test bench check install install-module clean FORCE
+.PHONY: build deps demo test bench check check-style check-layers check-memory install install-module clean FORCE
 build: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so
 
 # Kernels are compiled once for each instruction set and picked at run time; only x86 has more than the base.
@@ -80,15 +80,17 @@ test: deps
 bench: build
 	@$(B)/pyramid bench
 
-# The whole suite again with the sanitizers. suppressions.txt says what is forgiven, and why.
-SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
-check:
+# `make -k check` goes on after the first of these that fails. suppressions.txt says which leaks are forgiven, and why.
+check: check-style check-layers check-memory
+check-style:
 	@sh spec/support/deps.sh $(NEEDS_CHECK)
-	@$(MAKE) --no-print-directory build
 	luacheck --quiet lua policies scripts spec
+check-layers: deps
+	@$(MAKE) --no-print-directory build
 	lua5.4 spec/support/layering.lua $(B)
-	@ASAN_OPTIONS=detect_leaks=1:abort_on_error=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	LSAN_OPTIONS=suppressions=spec/support/suppressions.txt:print_suppressions=0 \
+SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+check-memory:
+	@UBSAN_OPTIONS=print_stacktrace=1 LSAN_OPTIONS=suppressions=$(CURDIR)/spec/support/suppressions.txt:print_suppressions=0 \
 	$(MAKE) --no-print-directory test B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" SPEC="$(SPEC)"
 
 install: install-module
