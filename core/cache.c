@@ -123,6 +123,9 @@ void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane) {
   drop_pages(cache, lane, pages_for(lane->rows));
   /* A smaller block may not be had while memory is short; the old one then serves on and stays counted. */
   (void)rows_resize(cache, lane, lane->page_count * PYR_PAGE_ROWS, false);
+  /* Rows yet to come start with no history, whatever lay there. */
+  if (lane->history && lane->row_cap > lane->rows)
+    (void)cache->pool->be->fill(cache->pool->be, lane->history + lane->rows, NULL, lane->row_cap - lane->rows, 2, 0, 0.0f);
 }
 
 void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows) {

@@ -13,7 +13,7 @@ return policy {
     interval = 1, p_decay = 0.98, exceed = 16, gen_ratio = 0.9, gen_decay = 0.1, rejudge = false },
   presets = {
     ["7b"] = {}, ["8b"] = {}, ["13b"] = { ratio = 0.8, interval = 2 }, ["70b"] = { interval = 3 },   -- as published
-    ["45"] = { mode = "paper", recent = 0.1, floor = 16, target = 0.45 },   -- the share of rows that the paper reports
+    ["45"] = { mode = "paper", recent = 0.1, p_decay = 1, floor = 16, target = 0.45 },   -- the share of rows that the paper reports
   },
   fit = "ratio",
   prefill = function(o, l)
