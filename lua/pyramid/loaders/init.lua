@@ -116,16 +116,20 @@ local function list_weights(source)
   return out
 end
 
---- The weights of a source and their totals, without binding them.
+--- The weights of a source, in the order in which they are bound.
 ---@param source pyramid.Source
----@return table? weights sequence of { role=, layer=, tensor= }
+---@return { role: string, layer: integer?, tensor: pyramid.Tensor }[]? weights
 ---@return string? message
 ---@return string? code
 function loaders.weights(source)
   return fault.catch(list_weights, source)
 end
 
-local function describe(config, weights)
+--- One line about a model.
+---@param config pyramid.Config
+---@param weights { tensor: pyramid.Tensor }[]
+---@return string
+function loaders.describe(config, weights)
   local values, by = 0, {}
   for _, w in ipairs(weights) do
     local n = 1
@@ -194,7 +198,7 @@ local function load(runtime, path, as)
   ok.done = true
   return {
     config = config, handle = handle, tokenizer = source.tokenizer, family = source.family, format = source.format,
-    path = source.path, description = describe(config, weights),
+    path = source.path, description = loaders.describe(config, weights),
   }
 end
 

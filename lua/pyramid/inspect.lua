@@ -1,0 +1,190 @@
+--- What a model file holds, and what a policy would keep of a prompt: read from headers and plans, nothing is run.
+local fault = require "pyramid.loaders.fault"
+local gguf = require "pyramid.loaders.gguf"
+local json = require "pyramid.loaders.json"
+local loaders = require "pyramid.loaders"
+local policy = require "pyramid.policy"
+local safetensors = require "pyramid.loaders.safetensors"
+
+local inspect = {}
+
+---@class pyramid.InspectedTensor
+---@field name string
+---@field dtype string
+---@field shape integer[]
+---@field bytes integer
+---@field path string
+---@field offset integer
+---@field role string?    if the model uses it
+---@field layer integer?
+
+---@class pyramid.Inspection
+---@field path string
+---@field format string             "hf", "gguf" or "safetensors" (a file alone)
+---@field problem string?           why the model cannot be loaded, if so
+---@field description string?       one line, if it can
+---@field config pyramid.Config?    likewise
+---@field tensors pyramid.InspectedTensor[] in the order of the files
+---@field tensor_count integer
+---@field totals { dtype: string, tensors: integer, values: integer, bytes: integer }[] by falling bytes
+---@field bytes integer
+---@field values integer
+---@field tokenizer { kind: string, tokens: integer }?
+---@field metadata table<string, any>? of a GGUF file: its scalars; arrays as { count = n }
+
+local TOKENIZER_MAX = 1 << 28
+
+local function values_of(shape)
+  local n = 1
+  for _, d in ipairs(shape) do n = n * d end
+  return n
+end
+
+local function list_tensors(tensors, weights)
+  local place, out = {}, {}
+  for _, w in ipairs(weights or {}) do place[w.tensor.name] = w end
+  for _, t in pairs(tensors) do
+    local w = place[t.name] or {}
+    out[#out + 1] = {
+      name = t.name, dtype = t.dtype, shape = t.shape, bytes = t.bytes, path = t.path, offset = t.offset, role = w.role,
+      layer = w.layer,
+    }
+  end
+  table.sort(out, function(a, b)
+    if a.path ~= b.path then return a.path < b.path end
+    if a.offset ~= b.offset then return a.offset < b.offset end
+    return a.name < b.name
+  end)
+  return out
+end
+
+local function total(tensors)
+  local by, totals, bytes, values = {}, {}, 0, 0
+  for _, t in ipairs(tensors) do
+    local sum = by[t.dtype]
+    if not sum then
+      sum = { dtype = t.dtype, tensors = 0, values = 0, bytes = 0 }
+      by[t.dtype] = sum
+      totals[#totals + 1] = sum
+    end
+    local n = values_of(t.shape)
+    sum.tensors, sum.values, sum.bytes = sum.tensors + 1, sum.values + n, sum.bytes + t.bytes
+    bytes, values = bytes + t.bytes, values + n
+  end
+  table.sort(totals, function(a, b)
+    if a.bytes ~= b.bytes then return a.bytes > b.bytes end
+    return a.dtype < b.dtype
+  end)
+  return totals, bytes, values
+end
+
+local function length(value) return type(value) == "table" and #value or 0 end
+
+local function gguf_tokenizer(metadata)
+  local kind = metadata["tokenizer.ggml.model"]
+  if type(kind) ~= "string" then return nil end
+  local pre = metadata["tokenizer.ggml.pre"]
+  return { kind = kind .. (type(pre) == "string" and ", " .. pre or ""), tokens = length(metadata["tokenizer.ggml.tokens"]) }
+end
+
+local function hf_tokenizer(dir)
+  local path = dir .. "/tokenizer.json"
+  local file = io.open(path, "rb")
+  if not file then return nil end
+  file:close()
+  local t = json.decode(json.read(path, TOKENIZER_MAX), path)
+  local model = json.field(t, "model", "table", path, {})
+  local tokens = 0
+  for _ in pairs(json.field(model, "vocab", "table", path, {})) do tokens = tokens + 1 end
+  return { kind = json.field(model, "type", "string", path, "BPE") .. ", tokenizer.json", tokens = tokens }
+end
+
+local function scalars(metadata)
+  local out = {}
+  for key, value in pairs(metadata) do out[key] = type(value) == "table" and { count = #value } or value end
+  return out
+end
+
+--- A file whose header can be read although no model can be made of it.
+local function inspect_file(path, problem, code)
+  local file = gguf.read(path)
+  local format = "gguf"
+  if not file then
+    file, format = safetensors.read(path), "safetensors"
+    if not file then fault.raise(code, "%s", problem) end
+    problem = path .. ": a file of tensors alone; a model is a directory with a config.json"
+  end
+  local metadata = format == "gguf" and file.metadata or nil
+  local out = { path = path, format = format, problem = problem, tensors = list_tensors(file.tensors) }
+  out.metadata = metadata and scalars(metadata)
+  out.tokenizer = metadata and gguf_tokenizer(metadata)
+  return out
+end
+
+local function inspect_model(path)
+  local source, problem, code = loaders.open(path)
+  local out
+  if not source then out = inspect_file(path, problem, code)
+  else
+    local weights
+    weights, problem = loaders.weights(source)
+    out = {
+      path = path, format = source.format, problem = problem, config = source.config,
+      tensors = list_tensors(source.tensors, weights), description = weights and loaders.describe(source.config, weights),
+    }
+    if source.format == "gguf" then
+      local metadata = fault.check(gguf.read(path)).metadata
+      out.metadata, out.tokenizer = scalars(metadata), gguf_tokenizer(metadata)
+    else
+      out.tokenizer = hf_tokenizer(source.path)
+    end
+  end
+  out.totals, out.bytes, out.values = total(out.tensors)
+  out.tensor_count = #out.tensors
+  return out
+end
+
+--- What a model directory, a GGUF file or a safetensors file holds. A file that can be read but not loaded is described
+--- all the same; `problem` says why it cannot be.
+---@param path string
+---@return pyramid.Inspection?
+---@return string? message
+---@return string? code
+function inspect.model(path)
+  return fault.catch(inspect_model, path)
+end
+
+local cache_bytes = { f32 = 4, f16 = 2, bf16 = 2, q8_0 = 34 / 32 }
+
+---@class pyramid.Forecast
+---@field policy string
+---@field length integer
+---@field dtype string
+---@field layers { rows: integer, computed: integer }[] rows a lane holds, tokens computed
+---@field bytes integer          K and V rows of all lanes
+---@field full_bytes integer     the same without a policy
+---@field fraction number        rows / (layers * length)
+---@field computed number        token-layers computed / (layers * length)
+
+--- What a policy would keep of a prompt of `tokens`, layer by layer.
+---@param config pyramid.Config
+---@param which pyramid.policy
+---@param tokens integer
+---@param dtype string?  of the cache: "f32", "f16" (default), "bf16", "q8_0"
+---@return pyramid.Forecast
+function inspect.policy(config, which, tokens, dtype)
+  dtype = dtype or "f16"
+  local unit = cache_bytes[dtype] or error(("inspect.policy: dtype '%s' (known: bf16, f16, f32, q8_0)"):format(tostring(dtype)), 2)
+  if math.type(tokens) ~= "integer" or tokens < 1 then error("inspect.policy: length must be a positive integer", 2) end
+  local layers = policy.forecast(which, config, tokens)
+  local rows, computed = 0, 0
+  for _, layer in ipairs(layers) do rows, computed = rows + layer.rows, computed + layer.computed end
+  local row_bytes = 2 * config.kv_heads * config.head_dim * unit
+  return {
+    policy = tostring(which), length = tokens, dtype = dtype, layers = layers, bytes = math.floor(rows * row_bytes),
+    full_bytes = math.floor(config.layers * tokens * row_bytes), fraction = rows / (config.layers * tokens),
+    computed = computed / (config.layers * tokens),
+  }
+end
+
+return inspect
