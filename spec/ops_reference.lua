@@ -80,9 +80,10 @@ function reference.each(call, check)
   end
 end
 
---- Fails unless packed floats are within `limit` of the values of `ref`, as a fraction of the largest of those.
-function reference.near(bytes, ref, limit, fail, what)
-  local out, size = ops.numbers(bytes), 0
+--- Fails unless packed floats are within `limit` of the values of `ref`, as a fraction of the largest of those, or of
+--- `least` if that is larger (where terms cancel).
+function reference.near(bytes, ref, limit, fail, what, least)
+  local out, size = ops.numbers(bytes), least or 0
   if #out ~= #ref then fail("%s: %d values, not %d", what, #out, #ref) end
   for i = 1, #ref do
     if math.abs(ref[i]) < math.huge then size = math.max(size, math.abs(ref[i])) end
