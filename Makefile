@@ -18,7 +18,7 @@ MACHINE  := $(shell $(CC) -dumpmachine 2>/dev/null)
 PACKAGES := lua5.4 libpcre2-8
 C11      := -std=c11 -D_GNU_SOURCE -Wall -Wextra -fPIC -fvisibility=hidden -fopenmp-simd -pthread
 INCLUDES := -Icore -Ilua $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
-LIBS     := -lpcre2-8 -ldnnl -lgomp -lpthread -lm -ldl
+LIBS     := -Wl,--as-needed -lpcre2-8 -ldnnl -lgomp -lpthread -lm -ldl
 
 # lua/main.c is the program; everything else, and the Lua text packed into bundle.c, is the library.
 SOURCES := $(filter-out lua/main.c,$(wildcard core/*.c core/*/*.c lua/*.c))
@@ -80,7 +80,7 @@ test: deps
 bench: build
 	@$(B)/pyramid bench
 
-# `make -k check` goes on after the first of these that fails. suppressions.txt says which leaks are forgiven, and why.
+# `make -k check` goes on after the first of these that fails.
 check: check-style check-layers check-memory
 check-style:
 	@sh spec/support/deps.sh $(NEEDS_CHECK)
@@ -90,8 +90,7 @@ check-layers: deps
 	lua5.4 spec/support/layering.lua $(B)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 check-memory:
-	@UBSAN_OPTIONS=print_stacktrace=1 LSAN_OPTIONS=suppressions=$(CURDIR)/spec/support/suppressions.txt:print_suppressions=0 \
-	$(MAKE) --no-print-directory test B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" SPEC="$(SPEC)"
+	@UBSAN_OPTIONS=print_stacktrace=1 $(MAKE) --no-print-directory test B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" SPEC="$(SPEC)"
 
 install: install-module
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin include lib/pkgconfig)
