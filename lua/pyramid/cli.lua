@@ -1,0 +1,347 @@
+--- What the scripts share: arguments, models and policies from them, failures, JSON.
+---
+--- A script's failures go to standard error in one line that says what is wrong and one that says what to do, and end
+--- it with status 1.
+local argparse = require "argparse"
+local cjson = require "cjson"
+local core = require "pyramid.core"
+local model = require "pyramid.model"
+local options = require "pyramid.options"
+local picture = require "pyramid.picture"
+local policy = require "pyramid.policy"
+local sampler = require "pyramid.sampler"
+
+local cli = {}
+
+cli.default_model = "models/tiny"
+
+local program = arg and arg[0] or "pyramid"   -- "pyramid generate"
+
+-- ---- failures ------------------------------------------------------------------------------------------------------
+
+---Ends the program: what is wrong, and what to do about it.
+---@param message string
+---@param hint? string
+function cli.fail(message, hint)
+  io.stdout:flush()
+  io.stderr:write(program, ": ", message, "\n")
+  if hint then io.stderr:write(hint, "\n") end
+  os.exit(1, true)
+end
+
+local hints = {
+  budget = "Raise --budget, store rows smaller (--cache-dtype q8_0), or keep fewer of them (--policy pyramidinfer).",
+  context = "Shorten the text, or let --context N read only its last N tokens.",
+  memory = "Close other programs, or take smaller weights (--weights q8_0).",
+}
+
+---A value, or the end of the program: assert for `nil, message, code`.
+---@generic T
+---@param value T?
+---@param message? string
+---@param code? string
+---@return T
+function cli.must(value, message, code)
+  if value == nil then cli.fail(tostring(message), hints[code]) end
+  return value
+end
+
+-- What a function returns; what it raises is the user's mistake here, so its place in a source is left out.
+local function guarded(f, ...)
+  local results = table.pack(pcall(f, ...))
+  if results[1] then return table.unpack(results, 2, results.n) end
+  cli.fail((tostring(results[2]):gsub("^[^%s:]+:%d+: ", "")))
+end
+
+-- ---- arguments -----------------------------------------------------------------------------------------------------
+
+---A parser whose mistakes end the program as all others do.
+---@param usage string        what stands behind the program's name
+---@param description string
+---@param epilog? string
+---@return table  an argparse parser
+function cli.parser(usage, description, epilog)
+  local parser = argparse(program, description, epilog and epilog .. "\n")
+  parser:usage(("Usage: %s %s"):format(program, usage)):help_max_width(100):help_description_margin(28)
+  parser.error = function(_, message) cli.fail((message:gsub("\n", ". ")), ("%s --help lists the options."):format(program)) end
+  return parser
+end
+
+---Adds an option with one argument.
+---@param parser table
+---@param name string       "--model"
+---@param argname string
+---@param text string
+---@param more? { short?: string, default?: string, integer?: integer, number?: boolean, choices?: string[], many?: boolean }
+---integer: the least it may be
+---@return table
+function cli.option(parser, name, argname, text, more)
+  more = more or {}
+  local option = parser:option(name, text, more.default):argname(argname)
+  if more.short then option:hidden_name(more.short) end       -- argparse would spend a line of the help on it
+  if more.choices then option:choices(more.choices) end
+  if more.many then option:count "*" end
+  if more.integer or more.number then
+    option:convert(function(given)
+      local value = tonumber(given)
+      if more.integer then value = math.tointeger(value) end
+      if value and value >= (more.integer or -math.huge) then return value end
+      return nil, more.integer and ("option '%s' must be an integer of %d or more, not '%s'"):format(name, more.integer, given)
+        or ("option '%s' must be a number, not '%s'"):format(name, given)
+    end)
+  end
+  return option
+end
+
+local option = cli.option
+
+---@param parser table
+function cli.add_model(parser)
+  option(parser, "--model", "PATH", "A Hugging Face folder or a .gguf file.", { short = "-m", default = cli.default_model })
+  option(parser, "--weights", "DTYPE", "Convert the weights: f32, f16, bf16, q8_0, q4_0.")
+  option(parser, "--device", "NAME", "cpu or cuda.")
+  option(parser, "--threads", "N", "How many threads; 0: one for each processor.", { integer = 0 })
+end
+
+---@param parser table
+---@param many? boolean  several policies
+function cli.add_policy(parser, many)
+  local function collect(is_file)
+    return function(args, _, value)
+      args.policies = args.policies or {}
+      table.insert(args.policies, { text = value, file = is_file })
+    end
+  end
+  local text = ("What of the KV cache is kept: %s; options follow as key=value.%s"):format(table.concat(policy.list(), ", "),
+    many and " Several may be given." or "")
+  option(parser, "--policy", "NAME", text, { short = "-p", many = true }):action(collect(false))
+  option(parser, "--policy-file", "FILE", "A policy of your own; options as for --policy.", { many = true }):action(collect(true))
+  option(parser, "--cache-dtype", "DTYPE", "How rows are stored: f16, bf16, f32, q8_0.",
+    { default = "f16", choices = { "f16", "bf16", "f32", "q8_0" } })
+  option(parser, "--budget", "SIZE", "The most bytes that rows may take, such as \"64 MiB\".")
+end
+
+---@param parser table
+function cli.add_sampler(parser)
+  option(parser, "--temperature", "X", "0: always the most probable token.", { short = "-t", default = "0", number = true })
+  option(parser, "--top-k", "K", "Only the k most probable.", { integer = 0 })
+  option(parser, "--top-p", "P", "Only the fewest that hold this much probability.", { number = true })
+  option(parser, "--min-p", "P", "Only those at least this many times as probable as the most probable.", { number = true })
+  option(parser, "--repeat-penalty", "X", "Makes what was said less probable; 1: off.", { number = true })
+  option(parser, "--seed", "N", "The same seed picks the same tokens.", { default = "0", integer = 0 })
+end
+
+---@param parser table
+---@param default integer
+function cli.add_length(parser, default)
+  option(parser, "--max-tokens", "N", "How many tokens at most.", { short = "-n", default = tostring(default), integer = 0 })
+  option(parser, "--stop", "TEXT", "End before this text (\\n is a new line); may be repeated.", { many = true })
+    :convert(cli.unescape)
+end
+
+---A text with \n, \t, \r and \\ as people type them in a shell.
+---@param text string
+---@return string
+function cli.unescape(text)
+  return (text:gsub("\\([ntr\\])", { n = "\n", t = "\t", r = "\r", ["\\"] = "\\" }))
+end
+
+-- `--policy NAME key=value key=value` is one argument for the parser, its words on lines.
+local function join_policies(words)
+  local joined, at = {}, 1
+  while at <= #words do
+    local word = words[at]
+    local head, name = word:match "^(%-%-policy)=(.*)$"
+    if not head then head, name = word:match "^(%-%-policy%-file)=(.*)$" end
+    if word == "--policy" or word == "-p" or word == "--policy-file" then
+      head, name, at = word, words[at + 1], at + 1
+    end
+    if head and name then
+      while words[at + 1] and words[at + 1]:find "^[%a_][%w_]*=" do
+        at, name = at + 1, name .. "\n" .. words[at + 1]
+      end
+      joined[#joined + 1], joined[#joined + 2] = head, name
+    else
+      joined[#joined + 1] = word
+    end
+    at = at + 1
+  end
+  return joined
+end
+
+---The parsed arguments.
+---@param parser table
+---@param words string[]
+---@return table
+function cli.parse(parser, words)
+  return parser:parse(join_policies(words))
+end
+
+-- ---- from arguments to things --------------------------------------------------------------------------------------
+
+local function exists(path)
+  local file = io.open(path, "rb")
+  if file then file:close() end
+  return file ~= nil
+end
+
+---Where a model is: as it is named, or in one of the folders that scripts and policies are found in.
+---@param path string
+---@return string
+function cli.find_model(path)
+  if exists(path) or path:find "^/" then return path end
+  for _, root in ipairs(require "pyramid.paths") do
+    if exists(root .. "/" .. path) then return root .. "/" .. path end
+  end
+  return path
+end
+
+---Opens the model of --model, with a bar while its weights are converted.
+---@param args table
+---@return pyramid.Model
+function cli.open_model(args)
+  local path = cli.find_model(args.model)
+  if not exists(path) then
+    cli.fail(("there is no model '%s'"):format(args.model),
+      "Give --model PATH: a Hugging Face folder (config.json, tokenizer.json, model.safetensors) or a .gguf file.")
+  end
+  local progress <close> = picture.progress(args.weights and "converting weights" or "reading weights")
+  return cli.must(guarded(model.open, path, { weights = args.weights, device = args.device, threads = args.threads,
+    progress = progress.update }))
+end
+
+---The same, for scripts that read or write text.
+---@param args table
+---@return pyramid.Model
+function cli.open_text_model(args)
+  local opened = cli.open_model(args)
+  if not opened.tokenizer then
+    cli.fail(("the model '%s' has no tokenizer, and this script needs one"):format(args.model),
+      "Put the model's tokenizer.json beside its config.json.")
+  end
+  return opened
+end
+
+---A policy from a text: its name or path, then key=value words, on lines or separated by spaces.
+---@param text string
+---@param file? boolean  the name is a path
+---@return pyramid.policy
+---@return string label  as the user wrote it
+function cli.policy(text, file)
+  local words = {}
+  -- Joined words are on lines. A text with spaces is split there, unless it is the path of a file.
+  local pattern = (file or text:find "\n") and "[^\n]+" or "[^%s,]+"
+  for word in text:gmatch(pattern) do words[#words + 1] = word end
+  local name = table.remove(words, 1)
+  if not name then cli.fail("an empty policy name", "Known: " .. table.concat(policy.list(), ", ") .. ".") end
+  local found = cli.must(policy.load(file and not name:find "[/\\]" and "./" .. name or name))
+  local given = cli.must(policy.parse_options(found, words))
+  found = cli.must(policy.load(found, given))
+  return found, table.concat({ found.name, table.unpack(words) }, " ")
+end
+
+---All policies of the arguments; `full` if there is none.
+---@param args table
+---@return { policy: pyramid.policy, label: string }[]
+function cli.policies(args)
+  local list = {}
+  for i, given in ipairs(args.policies or { { text = "full" } }) do
+    local found, label = cli.policy(given.text, given.file)
+    list[i] = { policy = found, label = label }
+  end
+  return list
+end
+
+---The one policy of the arguments.
+---@param args table
+---@return pyramid.policy
+---@return string label
+function cli.one_policy(args)
+  local list = cli.policies(args)
+  if #list > 1 then cli.fail("more than one policy", "pyramid perplexity compares policies.") end
+  return list[1].policy, list[1].label
+end
+
+---Cache options out of the arguments.
+---@param args table
+---@param chosen pyramid.policy
+---@return pyramid.CacheOptions
+function cli.cache_options(args, chosen)
+  return { policy = chosen, dtype = args.cache_dtype, budget = args.budget and guarded(options.bytes, "--budget", args.budget) }
+end
+
+---@param args table
+---@return pyramid.Sampler
+function cli.sampler(args)
+  return guarded(sampler, { temperature = args.temperature, top_k = args.top_k, top_p = args.top_p, min_p = args.min_p,
+    repeat_penalty = args.repeat_penalty, seed = args.seed })
+end
+
+---A file's bytes; "-" is standard input.
+---@param path string
+---@return string
+function cli.read(path)
+  if path == "-" then return io.read "a" end
+  local file, message = io.open(path, "rb")
+  local text
+  if file then
+    text, message = file:read "a"
+    file:close()
+  end
+  return cli.must(text, message)
+end
+
+-- ---- what is said --------------------------------------------------------------------------------------------------
+
+---Bytes as people read them.
+---@param n integer
+---@return string
+function cli.bytes(n)
+  local units, i = { "B", "KiB", "MiB", "GiB", "TiB" }, 1
+  while n >= 1024 and i < #units do n, i = n / 1024, i + 1 end
+  return i == 1 and ("%d B"):format(n) or (n < 99.95 and "%.1f %s" or "%.0f %s"):format(n, units[i])
+end
+
+---How many a second; nothing happens in no time.
+---@param count number
+---@param seconds number
+---@return number
+function cli.rate(count, seconds) return seconds > 0 and count / seconds or 0 end
+
+---A share as a percentage.
+---@param share number
+---@return string
+function cli.percent(share) return ("%.1f %%"):format(share * 100) end
+
+local json = cjson.new()
+json.encode_invalid_numbers "null"
+
+---Prints a value as JSON on one line.
+---@param value any
+function cli.json(value) print(json.encode(value)) end
+
+---Rows of each layer, averaged over KV heads.
+---@param cache pyramid.Cache
+---@param config pyramid.Config
+---@return number[]
+function cli.layer_rows(cache, config)
+  local rows = {}
+  for layer = 1, config.layers do
+    local sum = 0
+    for head = 1, config.kv_heads do sum = sum + cache:rows(layer, head) end
+    rows[layer] = sum / config.kv_heads
+  end
+  return rows
+end
+
+---What a run was made with, for JSON.
+---@param opened pyramid.Model
+---@param chosen pyramid.policy
+---@return table
+function cli.description(opened, chosen)
+  local runtime = opened:runtime()
+  return { model = opened.description, path = opened.path, device = runtime:isa(), threads = runtime:threads(),
+    policy = { name = chosen.name, options = next(chosen.options) and chosen.options or nil }, version = core.version }
+end
+
+return cli

@@ -1,0 +1,103 @@
+-- generate.lua: continues a prompt, and says what that took.
+local cli = require "pyramid.cli"
+local picture = require "pyramid.picture"
+
+local parser = cli.parser("[options] [PROMPT]",
+  "Continues a prompt. The text goes to standard output as it is made, all else to standard error.", [[
+Examples:
+   pyramid generate "Once upon a time" --max-tokens 100
+   pyramid generate --prompt-file book.txt --policy pyramidinfer ratio=0.6 --stats
+   pyramid generate -t 0.8 --top-p 0.95 --seed 7 --stop '\n\n' <prompt.txt
+Short: -m --model, -p --policy, -n --max-tokens, -t --temperature, -f --prompt-file.]])
+parser:argument("prompt", "The prompt; without one, --prompt-file or standard input."):args "*"
+cli.option(parser, "--prompt-file", "FILE", "Read the prompt from a file (- is standard input).", { short = "-f" })
+cli.add_model(parser)
+cli.add_policy(parser)
+cli.add_length(parser, 256)
+cli.add_sampler(parser)
+cli.option(parser, "--context", "N", "Read only the last N tokens of a longer prompt.", { integer = 1 })
+parser:flag("--ignore-eos", "Go on after an end-of-text token.")
+parser:flag("-s --stats", "Say at the end what was read, kept and how fast.")
+parser:flag("--json", "Print one JSON object instead of the text.")
+local args = cli.parse(parser, arg)
+
+local function prompt_text()
+  if #args.prompt > 0 then
+    if args.prompt_file then cli.fail("both a prompt and --prompt-file", "Leave one out.") end
+    return table.concat(args.prompt, " ")
+  end
+  if not args.prompt_file and picture.new(io.stdin).terminal then
+    cli.fail("no prompt", "Write it behind the name (pyramid generate \"Once upon a time\"), or give --prompt-file FILE.")
+  end
+  return cli.read(args.prompt_file or "-")
+end
+
+local function prompt_ids(model, text)
+  local ids = cli.must(model:encode(text))
+  if #ids == 0 then cli.fail("the prompt is empty", "Give at least one character.") end
+  local limit = args.context
+  if limit and #ids > limit then
+    local begins = ids[1] == model.tokenizer.bos and limit > 1 and 1 or 0     -- keeps what begins every text
+    ids = table.move(ids, #ids - (limit - begins) + 1, #ids, begins + 1, { ids[1] })
+  end
+  return ids
+end
+
+local function show_stats(model, run, rows, label)
+  local stats, pic = run.stats, picture.new(io.stderr)
+  local function work(name, count, seconds, more)
+    return { pic:paint(name, "dim"), ("%d tokens"):format(count), picture.seconds(seconds),
+      ("%.0f tok/s"):format(cli.rate(count, seconds)), more }
+  end
+  local lines = picture.table({ work("prompt   ", stats.prompt_tokens, stats.prefill_seconds),
+    work("generated", stats.generated_tokens, stats.decode_seconds, "ended by " .. run.finish) }, "<>>><")
+  local shown = {}
+  for i, count in ipairs(rows) do shown[i] = ("%.0f"):format(count) end
+  local _, peak = model:memory()
+  for _, pair in ipairs {
+    { "policy", label },
+    { "KV cache", ("%s in %s, %s of a full cache's rows"):format(cli.bytes(stats.cache_bytes), args.cache_dtype,
+      cli.percent(stats.cache_fraction)) },
+    { "rows", pic:cut(table.concat(shown, " "), pic.width - 12) },
+    { "memory", cli.bytes(peak) .. " at most, without mapped weights" },
+  } do lines[#lines + 1] = pic:paint(picture.pad(pair[1], 9), "dim") .. "  " .. pair[2] end
+  io.stderr:write("\n", table.concat(lines, "\n"), "\n")
+end
+
+local policy, label = cli.one_policy(args)
+local text = prompt_text()
+local model <close> = cli.open_text_model(args)
+local ids = prompt_ids(model, text)
+local cache <close> = cli.must(model:cache(cli.cache_options(args, policy)))
+
+local progress <close> = picture.progress(("reading %d tokens"):format(#ids))
+local run <close> = cli.must(model:generate(ids, { cache = cache, sampler = cli.sampler(args), max_tokens = args.max_tokens,
+  stop = args.stop, ignore_eos = args.ignore_eos, progress = progress.update }))
+progress:close()
+
+local pieces = {}
+io.stdout:setvbuf "no"                         -- a piece is seen when it is made
+for piece in run do
+  if args.json then pieces[#pieces + 1] = piece else io.write(piece) end
+end
+io.stdout:setvbuf "full"
+if not args.json then print() end
+if run.finish == "error" then cli.must(nil, run.message, run.code) end
+
+local rows = cli.layer_rows(cache, model.config)
+if args.json then
+  local stats = run.stats
+  local out = cli.description(model, policy)
+  out.text, out.finish = table.concat(pieces), run.finish
+  out.prompt_tokens, out.generated_tokens = stats.prompt_tokens, stats.generated_tokens
+  out.prefill_seconds, out.decode_seconds = stats.prefill_seconds, stats.decode_seconds
+  out.prefill_tokens_per_second = cli.rate(stats.prompt_tokens, stats.prefill_seconds)
+  out.decode_tokens_per_second = cli.rate(stats.generated_tokens, stats.decode_seconds)
+  out.cache_bytes, out.cache_fraction, out.cache_dtype = stats.cache_bytes, stats.cache_fraction, args.cache_dtype
+  out.rows, out.computed, out.evicted = rows, cache:computed(), cache:evicted()
+  out.peak_bytes = select(2, model:memory())
+  out.seed = args.seed
+  cli.json(out)
+elseif args.stats then
+  show_stats(model, run, rows, label)
+end
