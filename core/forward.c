@@ -64,20 +64,26 @@ static pyr_work work_of(const pyr_model *model, int64_t tokens, int64_t rows, in
 
 /* ---- one layer --------------------------------------------------------------------------------------------------- */
 
-/* x [n, width] -> q, k, v, rotated to `pos`. */
-static pyr_status layer_project(pyr_forward *f, const pyr_layer *l, const float *x, const int32_t *pos, int64_t n) {
+/* out [n, heads, head_dim] = f->h W + b, normed and rotated to `pos`: queries or keys. */
+static pyr_status layer_rotated(pyr_forward *f, float *out, const pyr_tensor *w, const float *bias, const float *norm,
+                                int32_t heads, const int32_t *pos, int64_t n) {
   const pyr_model_config *c = &f->model->config;
-  const float *freq = f->model->rope_freq;
+  pyr_backend *be = f->be;
+  pyr_status s = be->linear(be, out, f->h, w, bias, n, false);
+  if (s == PYR_OK && norm) s = be->rms_norm(be, out, out, norm, n * heads, c->head_dim, c->norm_eps);
+  if (s == PYR_OK)
+    s = be->rope(be, out, pos, f->model->rope_freq, n, heads, c->head_dim, c->rope_dims, c->rope_style, c->rope_gain);
+  return s;
+}
+
+/* x [n, width] -> q (where wanted), k, v. */
+static pyr_status layer_project(pyr_forward *f, const pyr_layer *l, const float *x, const int32_t *pos, int64_t n, bool queries) {
+  const pyr_model_config *c = &f->model->config;
   pyr_backend *be = f->be;
   pyr_status s = be->rms_norm(be, f->h, x, l->attn_norm, n, c->width, c->norm_eps);
-  if (s == PYR_OK) s = be->linear(be, f->q, f->h, &l->q, l->q_bias, n, false);
-  if (s == PYR_OK) s = be->linear(be, f->k, f->h, &l->k, l->k_bias, n, false);
-  if (s == PYR_OK) s = be->linear(be, f->v, f->h, &l->v, l->v_bias, n, false);
-  if (s == PYR_OK && l->q_norm) s = be->rms_norm(be, f->q, f->q, l->q_norm, n * c->heads, c->head_dim, c->norm_eps);
-  if (s == PYR_OK && l->k_norm) s = be->rms_norm(be, f->k, f->k, l->k_norm, n * c->kv_heads, c->head_dim, c->norm_eps);
-  if (s == PYR_OK) s = be->rope(be, f->q, pos, freq, n, c->heads, c->head_dim, c->rope_dims, c->rope_style, c->rope_gain);
-  if (s == PYR_OK) s = be->rope(be, f->k, pos, freq, n, c->kv_heads, c->head_dim, c->rope_dims, c->rope_style, c->rope_gain);
-  return s;
+  if (s == PYR_OK && queries) s = layer_rotated(f, f->q, &l->q, l->q_bias, l->q_norm, c->heads, pos, n);
+  if (s == PYR_OK) s = layer_rotated(f, f->k, &l->k, l->k_bias, l->k_norm, c->kv_heads, pos, n);
+  return s == PYR_OK ? be->linear(be, f->v, f->h, &l->v, l->v_bias, n, false) : s;
 }
 
 /* Stores tokens [at, at + n) of the chunk's k and v as the next rows of a layer's lanes. The lanes are reserved. */
@@ -97,10 +103,10 @@ static pyr_status layer_store(pyr_forward *f, pyr_cache *cache, int layer, int64
 }
 
 /* x += att W_o;  x += mlp(x). */
-static pyr_status layer_finish(pyr_forward *f, const pyr_layer *l, float *x, int64_t n) {
+static pyr_status layer_finish(pyr_forward *f, const pyr_layer *l, float *x, const float *att, int64_t n) {
   const pyr_model_config *c = &f->model->config;
   pyr_backend *be = f->be;
-  pyr_status s = be->linear(be, x, f->att, &l->o, l->o_bias, n, true);
+  pyr_status s = be->linear(be, x, att, &l->o, l->o_bias, n, true);
   if (s == PYR_OK) s = be->rms_norm(be, f->h, x, l->ffn_norm, n, c->width, c->norm_eps);
   if (s == PYR_OK) s = be->linear(be, f->gate, f->h, &l->gate, NULL, n, false);
   if (s == PYR_OK) s = be->linear(be, f->up, f->h, &l->up, NULL, n, false);
@@ -148,16 +154,22 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, pyr_plan_run *run, in
   const pyr_model_config *c = &f->model->config;
   const pyr_layer *l = &f->model->layers[layer];
   float *x = f->x + at * c->width;
-  pyr_status s = layer_project(f, l, x, f->pos + at, n);
-  if (s == PYR_OK) s = layer_store(f, p->cache, layer, 0, f->pos + at, n);
-  if (s != PYR_OK) return s;
-  get_views(p->cache, layer, p->views);
   bool wanted = pyr_plan_wants(run, at, n);
+  /* After the last layer only the last token is looked at, unless logits of all are wanted: the others leave their K and V
+   * and, where a score wants them, their queries. */
+  bool last_only = layer == c->layers - 1 && !(p->flags & PYR_PREFILL_ALL), holds_last = at + n == p->alive;
+  bool queries = !last_only || holds_last || wanted;
+  pyr_status s = layer_project(f, l, x, f->pos + at, n, queries);
+  if (s == PYR_OK) s = layer_store(f, p->cache, layer, 0, f->pos + at, n);
+  if (s != PYR_OK || !queries) return s;
+  get_views(p->cache, layer, p->views);
   pyr_attention a = { .out = f->att, .lse = wanted ? f->lse : NULL, .q = f->q, .q_pos = f->pos + at, .lanes = p->views,
                       .n = n, .window = c->window ? c->window[layer] : 0 };
   s = f->be->attention(f->be, &a, 1, f->layout, c->heads, c->kv_heads, f->model->scale);
   if (s == PYR_OK && wanted) s = pyr_plan_observe(run, &a, at);
-  return s == PYR_OK ? layer_finish(f, l, x, n) : s;
+  if (s != PYR_OK || (last_only && !holds_last)) return s;
+  int64_t skip = last_only ? n - 1 : 0;
+  return layer_finish(f, l, x + skip * c->width, f->att + skip * c->heads * c->head_dim, n - skip);
 }
 
 static pyr_status prefill_layer(pyr_prefill *p, int layer) {
@@ -332,7 +344,7 @@ static pyr_status step_layer(pyr_step_run *r, int layer) {
   const pyr_model_config *c = &f->model->config;
   const pyr_layer *l = &f->model->layers[layer];
   int64_t width = (int64_t)c->heads * c->head_dim;
-  pyr_status s = layer_project(f, l, f->x, f->pos, r->count);
+  pyr_status s = layer_project(f, l, f->x, f->pos, r->count, true);
   for (int i = 0; i < r->count && s == PYR_OK; i++) {
     pyr_cache *cache = r->caches[i];
     bool tracked = pyr_plan_track(cache, layer, &r->tracks[i]);        /* before the row is stored */
@@ -343,7 +355,7 @@ static pyr_status step_layer(pyr_step_run *r, int layer) {
                                        .window = c->window ? c->window[layer] : 0, .track = tracked ? &r->tracks[i] : NULL };
   }
   if (s == PYR_OK) s = f->be->attention(f->be, r->attention, r->count, f->layout, c->heads, c->kv_heads, f->model->scale);
-  return s == PYR_OK ? layer_finish(f, l, f->x, r->count) : s;
+  return s == PYR_OK ? layer_finish(f, l, f->x, f->att, r->count) : s;
 }
 
 static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int count) {
