@@ -35,13 +35,17 @@ $(B)/obj/core/cpu/kernels_avx2.o:   ISA := -mavx2 -mfma -mf16c
 $(B)/obj/core/cpu/kernels_avx512.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c
 endif
 
+# V=1 shows commands in full.
+Q := $(if $(V),,@)
+
 $(B)/obj/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(C11) $(CFLAGS) $(ISA) $(INCLUDES) -MMD -MP -c -o $@ $<
+	@echo "cc $<"
+	$(Q)$(CC) $(C11) $(CFLAGS) $(ISA) $(INCLUDES) -MMD -MP -c -o $@ $<
 
 $(B)/obj/bundle.o: $(B)/bundle.c
 	@mkdir -p $(@D)
-	$(CC) $(C11) $(CFLAGS) $(INCLUDES) -c -o $@ $<
+	$(Q)$(CC) $(C11) $(CFLAGS) $(INCLUDES) -c -o $@ $<
 
 # Both rules run each time, and touch their file only if it changes: sources and texts may come and go.
 $(B)/bundle.c: FORCE
@@ -53,29 +57,33 @@ $(B)/objects: FORCE
 
 $(B)/libpyramid.a: $(OBJECTS) $(B)/objects
 	@rm -f $@
-	$(AR) rcs $@ $(OBJECTS)
+	$(Q)$(AR) rcs $@ $(OBJECTS)
 
 # The host brings Lua to pyramid.so; libpyramid.so uses the system's shared Lua, as its host does if it has one at all.
 SHARED := -shared -Wl,--exclude-libs,ALL
 $(B)/pyramid.so: $(OBJECTS) $(B)/objects
-	$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -o $@ $(OBJECTS) -llua5.4-cjson $(LIBS)
+	@echo "ld $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -o $@ $(OBJECTS) -llua5.4-cjson $(LIBS)
 $(B)/libpyramid.so: $(OBJECTS) $(B)/objects
-	$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,-soname,$(@F) -o $@ $(OBJECTS) -llua5.4-cjson -llua5.4 $(LIBS)
+	@echo "ld $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,-soname,$(@F) -o $@ $(OBJECTS) -llua5.4-cjson -llua5.4 $(LIBS)
 # The program has Lua and lua-cjson inside; -E: Lua modules written in C find the API there.
 $(B)/pyramid: $(MAIN) $(B)/libpyramid.a
-	$(CC) $(CFLAGS) $(LDFLAGS) -Wl,-E -o $@ $^ -l:liblua5.4-cjson.a -l:liblua5.4.a $(LIBS)
+	@echo "ld $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -Wl,-E -o $@ $^ -l:liblua5.4-cjson.a -l:liblua5.4.a $(LIBS)
 
 -include $(OBJECTS:.o=.d) $(MAIN:.o=.d)
 
 deps:
 	@sh spec/support/deps.sh $(NEEDS)
 
-# `deps` may have just brought what the lines above look for, so the rest is another make.
+# `deps` may have just brought what the lines above look for, so the rest is another make, on all processors.
+AGAIN = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 1))
 demo: deps
-	@$(MAKE) --no-print-directory build
+	+@$(AGAIN) build
 	@$(B)/pyramid demo
 test: deps
-	@$(MAKE) --no-print-directory build
+	+@$(AGAIN) build
 	@PYRAMID_BUILD=$(B) PYRAMID_CFLAGS="$(CFLAGS)" $(B)/pyramid spec/run.lua $(SPEC)
 bench: build
 	@$(B)/pyramid bench
@@ -84,13 +92,13 @@ bench: build
 check: check-style check-layers check-memory
 check-style:
 	@sh spec/support/deps.sh $(NEEDS_CHECK)
-	luacheck --quiet lua policies scripts spec
+	@luacheck --quiet lua policies scripts spec
 check-layers: deps
-	@$(MAKE) --no-print-directory build
-	lua5.4 spec/support/layering.lua $(B)
+	+@$(AGAIN) build
+	@lua5.4 spec/support/layering.lua $(B)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 check-memory:
-	@UBSAN_OPTIONS=print_stacktrace=1 $(MAKE) --no-print-directory test B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" SPEC="$(SPEC)"
+	+@UBSAN_OPTIONS=print_stacktrace=1 $(AGAIN) test B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" SPEC="$(SPEC)"
 
 install: install-module
 	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin include lib/pkgconfig)
