@@ -146,26 +146,36 @@ static void bf16_from_f32(uint8_t *restrict dst, const float *restrict src, int6
 /* x, made safe to convert to int: NaN becomes low. */
 static float clamp(float x, float low, float high) { x = x > low ? x : low; return x < high ? x : high; }
 
+/* The largest magnitude of a block, as bits: those of floats without sign are ordered as the floats are. */
+static uint32_t largest_bits(const float *src) {
+  int32_t most = 0;
+  for (int i = 0; i < 32; i++) {
+    int32_t a = (int32_t)(pyr_bits_of_f32(src[i]) & 0x7fffffffu);
+    most = a > most ? a : most;
+  }
+  return (uint32_t)most;
+}
+
+enum { LARGEST_Q8 = 0x42fe0000 };   /* 127 as a float's bits; what is more, or NaN, must not be converted to int */
+
 static void q8_0_from_f32(uint8_t *restrict dst, const float *restrict src) {
-  float most = 0;
-  for (int i = 0; i < 32; i++) { float a = src[i] < 0 ? -src[i] : src[i]; most = a > most ? a : most; }
-  float d = most / 127.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
+  float d = pyr_f32_of_bits(largest_bits(src)) / 127.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
   store16(dst, pyr_f16_of_f32(d));
   for (int i = 0; i < 32; i++) {
     /* half away from zero: the integer part, and one more if twice the fraction reaches 1; both exact */
-    float x = src[i] * inverse, a = clamp(x < 0 ? -x : x, 0, 127);
-    int whole = (int)a, rounded = whole + (int)(2.0f * (a - (float)whole));
-    dst[2 + i] = (uint8_t)(x < 0 ? -rounded : rounded);
+    uint32_t bits = pyr_bits_of_f32(src[i] * inverse), sign = 0u - (bits >> 31);
+    int32_t size = (int32_t)(bits & 0x7fffffffu);
+    float a = pyr_f32_of_bits((uint32_t)(size < LARGEST_Q8 ? size : LARGEST_Q8));
+    int32_t whole = (int32_t)a, rounded = whole + (int32_t)(2.0f * (a - (float)whole));
+    dst[2 + i] = (uint8_t)(((uint32_t)rounded ^ sign) - sign);
   }
 }
 
 static void q4_0_from_f32(uint8_t *restrict dst, const float *restrict src) {
-  float most = 0, extreme = 0;   /* the first value of the largest magnitude, with its sign, becomes -8 */
-  for (int i = 0; i < 32; i++) {
-    float a = src[i] < 0 ? -src[i] : src[i];
-    if (a > most) { most = a; extreme = src[i]; }
-  }
-  float d = extreme / -8.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
+  uint32_t most = largest_bits(src);
+  int first = 0;   /* the first value of the largest magnitude, with its sign, becomes -8 */
+  while (first < 31 && (pyr_bits_of_f32(src[first]) & 0x7fffffffu) != most) first++;
+  float d = src[first] / -8.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
   store16(dst, pyr_f16_of_f32(d));
   for (int i = 0; i < 16; i++) {
     int low = (int)clamp(src[i] * inverse + 8.5f, 0, 15), high = (int)clamp(src[16 + i] * inverse + 8.5f, 0, 15);

@@ -40,25 +40,27 @@ static inline uint16_t pyr_bf16_of_f32(float x) {
   return (uint16_t)((bits & 0x7fffffffu) > 0x7f800000u ? quiet : even);
 }
 
-/* Normal, special and denormal halves are all computed and one is chosen, without a branch: the exponent is moved in
- * integers, and the mantissa of a denormal counts units of 2^-24. No arithmetic meets a denormal float. */
+/* All ones if the condition holds. Choosing by mask leaves loops without branches, so that compilers vectorise them. */
+static inline uint32_t pyr_mask(bool condition) { return 0u - (uint32_t)condition; }
+
+/* Normal, special and denormal halves are all computed and one is chosen: the exponent is moved in integers, and the
+ * mantissa of a denormal counts units of 2^-24. No arithmetic meets a denormal float. */
 static inline float pyr_f32_of_f16(uint16_t h) {
   uint32_t sign = (uint32_t)(h & 0x8000u) << 16, rest = h & 0x7fffu;
-  uint32_t normal = (rest << 13) + (rest >= 0x7c00u ? 0x70000000u : 0x38000000u);
-  uint32_t small = pyr_bits_of_f32((float)(int32_t)rest * 0x1p-24f);
-  return pyr_f32_of_bits((rest < 0x400u ? small : normal) | sign);
+  uint32_t normal = (rest << 13) + 0x38000000u + (pyr_mask(rest >= 0x7c00u) & 0x38000000u);
+  uint32_t small = pyr_bits_of_f32((float)(int32_t)rest * 0x1p-24f), is_small = pyr_mask(rest < 0x400u);
+  return pyr_f32_of_bits((small & is_small) | (normal & ~is_small) | sign);
 }
 
 /* Likewise. Normal halves: move the exponent in integers, round half to even by adding 0xfff plus the bit that will be
- * last. Denormal halves: add 0.5, whose last mantissa bit weighs 2^-24 as a half's does, so that
- * the adder rounds. */
+ * last. Denormal halves: add 0.5, whose last mantissa bit weighs 2^-24 as a half's does, so that the adder rounds. */
 static inline uint16_t pyr_f16_of_f32(float x) {
   uint32_t bits = pyr_bits_of_f32(x), sign = (bits >> 16) & 0x8000u, rest = bits & 0x7fffffffu;
-  uint32_t small = pyr_bits_of_f32(pyr_f32_of_bits(rest < 0x38800000u ? rest : 0u) + 0.5f) - 0x3f000000u;
+  uint32_t is_small = pyr_mask(rest < 0x38800000u), is_large = pyr_mask(rest >= 0x477ff000u), is_nan = pyr_mask(rest > 0x7f800000u);
+  uint32_t small = pyr_bits_of_f32(pyr_f32_of_bits(rest & is_small) + 0.5f) - 0x3f000000u;
   uint32_t normal = (rest - 0x38000000u + 0xfffu + ((rest >> 13) & 1u)) >> 13;
-  uint32_t special = rest > 0x7f800000u ? 0x7e00u | ((rest >> 13) & 0x3ffu) : 0x7c00u;
-  uint32_t h = rest < 0x38800000u ? small : rest < 0x477ff000u ? normal : special;
-  return (uint16_t)(h | sign);
+  uint32_t special = 0x7c00u | (is_nan & (0x200u | ((rest >> 13) & 0x3ffu)));
+  return (uint16_t)((small & is_small) | (special & is_large) | (normal & ~(is_small | is_large)) | sign);
 }
 
 #endif

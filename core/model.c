@@ -304,7 +304,8 @@ static pyr_status bind_vector(pyr_model *model, float **place, const pyr_tensor 
   return status;
 }
 
-static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_tensor_spec *spec, const pyr_tensor *view, bool aligned, int as) {
+static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_tensor_spec *spec, const pyr_tensor *view,
+                              bool aligned, int as) {
   pyr_dtype dtype = as < 0 ? view->dtype : (pyr_dtype)as;
   pyr_tensor bound = *view;
   pyr_status status;
@@ -313,7 +314,8 @@ static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_ten
   size_t bytes = bound.stride * (size_t)view->shape[0];   /* no overflow: at most 4 bytes a value of 2^22 * 2^20 */
   if (bound.stride == 0)
     return pyr_runtime_set_error(model->rt, PYR_UNSUPPORTED, "tensor %s: rows of %lld values cannot become %s (blocks of %d)",
-                                 spec->name ? spec->name : "(unnamed)", (long long)view->shape[1], pyr_dtype_name(dtype), pyr_dtype_block(dtype));
+                                 spec->name ? spec->name : "(unnamed)", (long long)view->shape[1], pyr_dtype_name(dtype),
+                                 pyr_dtype_block(dtype));
   if (dtype == view->dtype && aligned && reads_host_memory(pyr_runtime_backend(model->rt))) {
     status = keep_file(model, spec->file);
     if (status == PYR_OK) status = pyr_progress(model->rt, model->done + view->shape[0] * view->shape[1], model->expected);
@@ -349,16 +351,17 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
 
   pyr_status status = pyr_tensor_view(rt, spec, &view, &aligned);
   if (status != PYR_OK) return status;
+  const char *path = pyr_file_path(spec->file);
   int64_t rows = dim_of(c, roles[role].rows), cols = dim_of(c, roles[role].cols);
   if (is_vector(role)) {
     if (view.rank != 1 || view.shape[0] != cols)
-      return pyr_runtime_set_error(rt, PYR_FORMAT, "%s: tensor %s: shape [%lld%s], where the model's %s is [%lld]", pyr_file_path(spec->file),
-                                   name, (long long)view.shape[0], view.rank == 1 ? "" : ", …", roles[role].name, (long long)cols);
+      return pyr_runtime_set_error(rt, PYR_FORMAT, "%s: tensor %s: shape [%lld%s], where the model's %s is [%lld]", path, name,
+                                   (long long)view.shape[0], view.rank == 1 ? "" : ", …", roles[role].name, (long long)cols);
     return bind_vector(model, place_of(model, role, layer), &view);
   }
   if (view.rank != 2 || view.shape[0] != rows || view.shape[1] != cols)
     return pyr_runtime_set_error(rt, PYR_FORMAT, "%s: tensor %s: shape [%lld, %lld], where the model's %s is [%lld, %lld]",
-                                 pyr_file_path(spec->file), name, (long long)view.shape[0], (long long)view.shape[1], roles[role].name,
+                                 path, name, (long long)view.shape[0], (long long)view.shape[1], roles[role].name,
                                  (long long)rows, (long long)cols);
   return bind_matrix(model, place_of(model, role, layer), spec, &view, aligned, as);
 }

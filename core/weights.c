@@ -46,7 +46,10 @@ pyr_status pyr_file_open(pyr_runtime *rt, const char *path, pyr_file **out) {
   memcpy(file->path, path, path_size);
   file->size = (size_t)st.st_size;
   file->data = mmap(NULL, file->size, PROT_READ, MAP_PRIVATE, fd, 0);
-  if (file->data == MAP_FAILED) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: cannot map: %s", path, strerror(errno)); goto fail; }
+  if (file->data == MAP_FAILED) {
+    status = pyr_runtime_set_error(rt, PYR_IO, "%s: cannot map: %s", path, strerror(errno));
+    goto fail;
+  }
   close(fd);
   file->rt = pyr_runtime_retain(rt);
   file->refs = 1;

@@ -112,7 +112,8 @@ static const float *read_freq(lua_State *L, int arg, int32_t dims) {
   lua_getfield(L, arg, "rope_freq");
   luaL_checktype(L, -1, LUA_TTABLE);
   lua_Unsigned count = lua_rawlen(L, -1);
-  if (dims < 2 || count != (lua_Unsigned)dims / 2) luaL_error(L, "field 'rope_freq' has %I values, not rope_dims/2", (LUAI_UACINT)count);
+  if (dims < 2 || count != (lua_Unsigned)dims / 2)
+    luaL_error(L, "field 'rope_freq' has %I values, not rope_dims/2", (LUAI_UACINT)count);
   float *freq = lua_newuserdatauv(L, count * sizeof *freq, 0);
   for (lua_Unsigned i = 0; i < count; i++) {
     int exact;
@@ -129,7 +130,8 @@ static const int32_t *read_window(lua_State *L, int arg, int32_t layers) {
   if (lua_getfield(L, arg, "window") == LUA_TNIL) return NULL;
   luaL_checktype(L, -1, LUA_TTABLE);
   lua_Unsigned count = lua_rawlen(L, -1);
-  if (layers < 1 || count != (lua_Unsigned)layers) luaL_error(L, "field 'window' has %I values, not one a layer", (LUAI_UACINT)count);
+  if (layers < 1 || count != (lua_Unsigned)layers)
+    luaL_error(L, "field 'window' has %I values, not one a layer", (LUAI_UACINT)count);
   int32_t *window = lua_newuserdatauv(L, count * sizeof *window, 0);
   for (lua_Unsigned i = 0; i < count; i++) {
     int exact;

@@ -164,6 +164,45 @@ describe("loaders.open", function()
   end)
 end)
 
+describe("a family", function()
+  local function family_of(t) return require("pyramid.families").family(t) end
+
+  it("is one short table in a file of its own", function()
+    local lfs = require "lfs"
+    package.preload["pyramid.families.toy"] = function()
+      return family_of {
+        name = "toy", architectures = { "ToyForCausalLM" }, weights = { "q_norm", "k_norm" },
+        names = { hf = { embed = "toy.words", q_norm = "toy.%d.turn_q" } },
+      }
+    end
+    local config = helper.json(family "qwen3" .. "/config.json")
+    config.model_type, config.architectures = "toy", { "ToyForCausalLM" }
+    local source = assert(safetensors.read(family "qwen3" .. "/model.safetensors"))
+    local bytes, tensors = helper.read(source.path), {}
+    for i, t in ipairs(source.tensors) do
+      local name = t.name:gsub("^model%.embed_tokens%.weight$", "toy.words")
+      name = name:gsub("^model%.layers%.(%d+)%.self_attn%.q_norm%.weight$", "toy.%1.turn_q")
+      tensors[i] = { name = name, dtype = "BF16", shape = t.shape, data = bytes:sub(t.offset + 1, t.offset + t.bytes) }
+    end
+    local dir = helper.tmp ".toy"
+    assert(lfs.mkdir(dir))
+    helper.write(dir .. "/config.json", require("cjson").encode(config))
+    helper.write(dir .. "/model.safetensors", formats.safetensors(tensors))
+    local ok, err = pcall(assert_golden, dir, "qwen3")
+    local listed = table.concat(require("pyramid.families").list(), " ")
+    package.preload["pyramid.families.toy"], package.loaded["pyramid.families.toy"] = nil, nil
+    for _, name in ipairs { "config.json", "model.safetensors" } do os.remove(dir .. "/" .. name) end
+    lfs.rmdir(dir)
+    assert(ok, err)
+    assert.equal("llama mistral qwen2 qwen3 toy", listed)
+  end)
+
+  it("refuses keys that it does not know", function()
+    assert.has_error(function() family_of { name = "x", architecture = {} } end,
+      "family: unknown key 'architecture' (known: architectures, defaults, gguf_rope, name, names, weights, window)")
+  end)
+end)
+
 describe("loaders.load", function()
   it("refuses options that it does not know", function()
     assert.has_error(function() loaders.load(nil, "x", { wieghts = "f32" }) end,

@@ -417,7 +417,7 @@ describe("a broken model", function()
         rms_norm_eps = { { 0, "norm_eps" }, { -1, "norm_eps" }, { "x", "number" } },
         hidden_act = { { "gelu", "gelu", "unsupported" }, { 1, "hidden_act" } },
         mlp_bias = { { true, "mlp_bias", "unsupported" }, { 1, "mlp_bias" } },
-        attention_bias = { { true, "o_proj.bias" } },
+        attention_bias = { { 1, "attention_bias" } },
         tie_word_embeddings = { { false, "lm_head.weight" }, { 0, "tie_word_embeddings" } },
         rope_theta = { { 0, "base" }, { "x", "rope_theta" } },
         partial_rotary_factor = { { 0.5, "partial_rotary_factor", "unsupported" } },

@@ -200,7 +200,7 @@ function hf.open(dir)
   local family, config, what = read_config(dir)
   local optional = {}
   for _, role in ipairs(family.weights) do optional[role] = true end
-  if config.biased then
+  if config.biased and not optional.q_bias then          -- Qwen2 has biases of its own, whatever this says
     for _, role in ipairs { "q_bias", "k_bias", "v_bias", "o_bias" } do optional[role] = true end
   end
   config.biased = nil
