@@ -16,6 +16,6 @@ build = {
   type = "make",
   build_target = "build",
   install_target = "install-module",
-  build_variables = { CFLAGS = "-O3 -g" },
+  build_variables = { CFLAGS = "$(CFLAGS) -O3" },
   install_variables = { LUA_CMOD = "$(LIBDIR)" },
 }
