@@ -3,9 +3,9 @@ local cli = require "pyramid.cli"
 local perplexity = require "pyramid.perplexity"
 local picture = require "pyramid.picture"
 
-local parser = cli.parser("[options] FILE", [[
-Reads contexts out of a text under a policy, then scores the tokens that follow each, and says how surprising they were:
-perplexity (of tokens; lower is better), bits per byte (which compares between tokenizers), and what the cache held.]], [[
+local parser = cli.parser("[options] FILE", "Reads contexts out of a text under a policy, then scores the tokens that "
+  .. "follow each, and says how surprising they were: perplexity (of tokens; lower is better), bits per byte (which compares "
+  .. "between tokenizers), and what the cache held.", [[
 Examples:
    pyramid perplexity book.txt --policy full --policy pyramidinfer --policy pyramidinfer ratio=0.6
    pyramid perplexity book.txt --context 1024 --predict 256 --windows 8 --append --json
@@ -97,17 +97,17 @@ local function print_table(entries, windows, tokens, bytes, model)
   local pic = picture.new(io.stdout)
   print(("%s: %d window%s of %d + %d tokens; %d tokens scored, %d bytes"):format(args.file == "-" and "standard input" or args.file,
     windows, windows == 1 and "" or "s", args.context, args.predict, tokens, bytes))
-  print(pic:paint(model.description, "dim"))
+  print(pic:paint(pic:cut(model.description, pic.width), "dim"))
   print()
   local several = #entries > 1
   local rows = { { "policy", "perplexity", several and "" or nil } }
-  for _, name in ipairs { "bits/byte", "rows", "KV", "reading", "predicting" } do table.insert(rows[1], name) end
+  for _, name in ipairs { "bits/byte", "rows", "KV", "read/s", "scored/s" } do table.insert(rows[1], name) end
   for i, cell in ipairs(rows[1]) do rows[1][i] = pic:paint(cell, "dim") end
   for i, entry in ipairs(entries) do
     local row = { pic:cut(entry.label, 40), ("%.3f"):format(entry.perplexity) }
     if several then row[3] = i > 1 and ("%+.1f %%"):format((entry.perplexity / entries[1].perplexity - 1) * 100) or "" end
     for _, cell in ipairs { ("%.4f"):format(entry.bits_per_byte), cli.percent(entry.fraction), cli.bytes(math.floor(entry.bytes)),
-      ("%.0f tok/s"):format(entry.read_rate), ("%.0f tok/s"):format(entry.predict_rate) } do row[#row + 1] = cell end
+      ("%.0f"):format(entry.read_rate), ("%.0f"):format(entry.predict_rate) } do row[#row + 1] = cell end
     rows[i + 1] = row
   end
   print(table.concat(picture.table(rows, "<>"), "\n"))
@@ -119,11 +119,14 @@ local function print_json(entries, windows, tokens, bytes, text_tokens, model)
     scored_bytes = bytes, cache_dtype = args.cache_dtype, results = {} }
   for i, entry in ipairs(entries) do
     local about = cli.description(model, entry.policy)
-    out.results[i] = { policy = about.policy, label = entry.label, perplexity = entry.perplexity,
-      bits_per_byte = entry.bits_per_byte, log_likelihood = entry.sum, cache_fraction = entry.fraction, context_fraction = entry.context_fraction,
-      cache_bytes = entry.bytes, computed_fraction = entry.computed, rows = entry.rows, prefill_seconds = entry.prefill_seconds,
-      predict_seconds = entry.predict_seconds, prefill_tokens_per_second = entry.read_rate,
-      predict_tokens_per_second = entry.predict_rate }
+    out.results[i] = {
+      policy = about.policy, label = entry.label,
+      perplexity = entry.perplexity, bits_per_byte = entry.bits_per_byte, log_likelihood = entry.sum,
+      cache_fraction = entry.fraction, context_fraction = entry.context_fraction, cache_bytes = entry.bytes,
+      computed_fraction = entry.computed, rows = entry.rows,
+      prefill_seconds = entry.prefill_seconds, predict_seconds = entry.predict_seconds,
+      prefill_tokens_per_second = entry.read_rate, predict_tokens_per_second = entry.predict_rate,
+    }
     about.policy = nil
     for key, value in pairs(about) do out[key] = value end
   end

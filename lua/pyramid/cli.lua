@@ -62,7 +62,7 @@ end
 ---@return table  an argparse parser
 function cli.parser(usage, description, epilog)
   local parser = argparse(program, description, epilog and epilog .. "\n")
-  parser:usage(("Usage: %s %s"):format(program, usage)):help_max_width(100):help_description_margin(28)
+  parser:usage(("Usage: %s %s"):format(program, usage)):help_max_width(picture.new(io.stdout).width):help_description_margin(28)
   parser.error = function(_, message) cli.fail((message:gsub("\n", ". ")), ("%s --help lists the options."):format(program)) end
   return parser
 end
