@@ -137,12 +137,13 @@ local function read_config(dir)
   end
   local context = count("max_position_embeddings", 1 << 30)
   local r = read_rope(c, family, head_dim, context, what)
-  local reach = r.type == "yarn" and math.floor(r.original * (r.factor or 1)) or 0
+  -- what scaling reaches: yarn says so, Vicuna names it
+  local reach = r.type == "yarn" and r.original * (r.factor or 1) or json.field(c, "max_sequence_length", "integer", what, 0)
 
   return family, {
     family = family.name, layers = layers, heads = heads, kv_heads = kv_heads, head_dim = head_dim, width = width,
     ff = count("intermediate_size", 1 << 20), vocab = count("vocab_size", 1 << 22),
-    context = math.max(context, math.min(reach, 1 << 30)),
+    context = math.max(context, math.floor(math.min(reach, 1 << 30))),
     norm_eps = json.required(c, "rms_norm_eps", "number", what), rope = r,
     tied = json.field(c, "tie_word_embeddings", "boolean", what, false),
     window = read_window(c, family, layers, what), biased = json.field(c, "attention_bias", "boolean", what, false),
