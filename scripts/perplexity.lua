@@ -11,7 +11,8 @@ Examples:
    pyramid perplexity book.txt --context 1024 --predict 256 --windows 8 --append --json
 The true tokens are fed one by one, so that policies act as they do in generation; --append reads them at once.]])
 parser:argument("file", "A text file; - is standard input.")
-cli.option(parser, "--context", "N", "Tokens read under the policy, what begins each text included.", { default = "512", integer = 2 })
+cli.option(parser, "--context", "N", "Tokens read under the policy, any that begins texts included.",
+  { default = "512", integer = 2 })
 cli.option(parser, "--predict", "M", "Tokens scored after them.", { default = "128", integer = 1 })
 cli.option(parser, "--stride", "N", "How far the next window is; as many as are scored, if not given.", { integer = 1 })
 cli.option(parser, "--windows", "N", "At most N windows.", { integer = 1 })
