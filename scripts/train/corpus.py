@@ -118,9 +118,10 @@ def rows(tokenizer, all_books, stage, index, wanted, start_seed):
         at = 0
         alone = rng.random() < stage["prose"]
         while not alone and at < length:
-            if len(pending) < 128:
-                texts = world_documents(seed, 512, stage["words"])
-                seed += 512
+            while len(pending) < 128:
+                dense = rng.random() < stage["dense"]
+                texts = world_documents(seed, 128, stage["words"], *(recipe.DENSE if dense else ()))
+                seed += 128
                 for encoded in tokenizer.encode_batch(texts, add_special_tokens=False):
                     ids = np.array([recipe.BEGIN] + encoded.ids + [recipe.END], np.uint16)
                     if len(ids) <= length:

@@ -48,10 +48,10 @@ class Attention(nn.Module):
 
     def forward(self, x, cos, sin, mask=None):
         b, n, _ = x.shape
-        w = torch.cat([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight])
-        qkv = F.linear(x, w).view(b, n, self.heads + 2 * self.kv_heads, self.dim).transpose(1, 2)
-        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], 1)
-        q, k = rotate(qk, cos, sin).split([self.heads, self.kv_heads], 1)
+        q = self.q_proj(x).view(b, n, self.heads, self.dim).transpose(1, 2)
+        k = self.k_proj(x).view(b, n, self.kv_heads, self.dim).transpose(1, 2)
+        v = self.v_proj(x).view(b, n, self.kv_heads, self.dim).transpose(1, 2)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         groups = self.heads // self.kv_heads
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         y = attend(q, k, v, mask)
@@ -66,8 +66,7 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(c["intermediate_size"], c["hidden_size"], bias=False)
 
     def forward(self, x):
-        gate, up = F.linear(x, torch.cat([self.gate_proj.weight, self.up_proj.weight])).chunk(2, -1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class Layer(nn.Module):
@@ -90,6 +89,58 @@ class Stack(nn.Module):
         self.norm = Norm(c["hidden_size"], c["rms_norm_eps"])
 
 
+def orthonormal(rows, columns):
+    q, _ = torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns)))
+    return q if rows >= columns else q.T
+
+
+@torch.no_grad()
+def plant_induction(model):
+    """Gives the first two layers a start at copying from the context; everything stays an ordinary, trainable weight.
+
+    Coordinate 0 of every embedding is a constant, from which two heads of layer 0 make queries and keys that depend on the
+    distance alone (RoPE turns them): one looks one token back, one two, and each writes what it saw, rotated, into the
+    residual. In layer 1 the heads of one KV head compare the current token with what stood before (one back, then two back)
+    each earlier token, in the slow frequencies of RoPE, and copy the token found: induction heads (Olsson et al. 2022), which
+    otherwise take most of a short run to form.
+    """
+    c, first, second = model.c, model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    hidden, d, half = c["hidden_size"], c["head_dim"], c["head_dim"] // 2
+    group = c["num_attention_heads"] // c["num_key_value_heads"]
+    unit = hidden**-0.5
+    model.model.embed_tokens.weight[:, 0] = 8 * unit
+    theta = c["rope_theta"] ** (-torch.arange(half, dtype=torch.float32) / half)
+    fast = torch.arange(half) < half * 9 // 32
+    slow = torch.arange(half) >= half * 14 // 32
+
+    read = orthonormal(d, hidden)  # what the looking-back heads see of a token
+    read[:, 0] = 0
+    first.k_proj.weight[:d] = 0
+    first.k_proj.weight[:half][fast, 0] = 1.0
+    first.v_proj.weight[:d] = read
+    match = torch.zeros(d, d)
+    both = torch.cat([slow, slow])
+    match[both] = orthonormal(int(both.sum()), d)
+    copy = orthonormal(d, hidden)
+    copy[:, 0] = 0
+    for back in (1, 2):
+        head = slice((back - 1) * d, back * d)
+        q = torch.zeros(d, hidden)
+        q[:half, 0] = torch.where(fast, (theta * back).cos(), 0)
+        q[half:, 0] = torch.where(fast, -(theta * back).sin(), 0)
+        first.q_proj.weight[head] = q
+        write = orthonormal(hidden, d)
+        write[0] = 0
+        first.o_proj.weight[:, head] = 0.1 * write
+        kv = slice((back - 1) * d, back * d)
+        second.k_proj.weight[kv] = 1.6 * match @ write.T
+        second.v_proj.weight[kv] = copy
+        for h in range((back - 1) * group, back * group):
+            second.q_proj.weight[h * d : (h + 1) * d] = 1.6 * match @ read
+        h = (back - 1) * group
+        second.o_proj.weight[:, h * d : (h + 1) * d] = 0.05 * copy.T
+
+
 class Llama(nn.Module):
     """Tied embeddings. forward(ids) gives logits; forward(ids, targets, weights) gives (weighted sum of losses, sum of losses)."""
 
@@ -107,6 +158,7 @@ class Llama(nn.Module):
                 nn.init.normal_(p, std=p.shape[1] ** -0.5)
             elif p.ndim == 2:
                 nn.init.normal_(p, std=c["hidden_size"] ** -0.5)
+        plant_induction(self)
 
     def hidden(self, ids, mask=None):
         x = self.model.embed_tokens(ids)

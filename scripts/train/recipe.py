@@ -34,16 +34,20 @@ HELD_OUT_BOOK = "The Secret Garden"
 TOKENIZER_SEEDS = (500_000_000, 6000)
 STAGE_SEEDS = 20_000_000
 
+DENSE = ("density=95", "recall=65")
+
 # How much the loss on an answer at the end counts; every other token counts 1.
 ANSWER_WEIGHT = 3.0
 
 # Stages follow each other; the share of minutes (or tokens) is relative. words: range of a document's words, so that a
-# document fits a row. prose: share of the rows that are prose alone; the space left in the other rows is filled with prose too.
+# document fits a row. dense: share of the documents in which nearly everything said is a fact, and most of it recalled: there
+# copying from the context is learned first. prose: share of the rows that are prose alone; the space left in the other rows is
+# filled with prose too.
 STAGES = [
-    dict(name="short", context=256, share=0.30, batch=16, words=(40, 130), prose=0.08),
-    dict(name="middle", context=512, share=0.35, batch=16, words=(100, 290), prose=0.12),
-    dict(name="long", context=1024, share=0.25, batch=8, words=(150, 620), prose=0.15),
-    dict(name="full", context=2048, share=0.10, batch=6, words=(150, 1300), prose=0.15),
+    dict(name="short", context=256, share=0.30, batch=16, words=(40, 130), dense=0.6, prose=0.06),
+    dict(name="middle", context=512, share=0.35, batch=16, words=(100, 290), dense=0.3, prose=0.12),
+    dict(name="long", context=1024, share=0.25, batch=8, words=(150, 620), dense=0.15, prose=0.15),
+    dict(name="full", context=2048, share=0.10, batch=6, words=(150, 1300), dense=0.1, prose=0.15),
 ]
 
 # Muon for the matrices of the layers, Adam for the embedding and the gains. Linear warm-up, flat, then linear to zero over

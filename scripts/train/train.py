@@ -5,8 +5,8 @@
 Each worker process has one thread; a step's micro-batches are handed out as workers come free, so that a core which others
 use slows the run down but does not stall it. Progress is a share of --minutes (of running, over all resumed runs) or of
 --tokens. It rules the stages and the learning rate: with --tokens the run is a function of its arguments up to the order of
-floating-point sums; with --minutes it fits the time there is. DIR/last.pt is the checkpoint; run the same command again to
-go on after an interruption.
+floating-point sums; with --minutes it fits the time there is. DIR/last.pt is the checkpoint, also
+written on SIGTERM; the same command goes on from it.
 """
 
 import argparse
@@ -15,6 +15,8 @@ import itertools
 import json
 import os
 import pathlib
+import signal
+import threading
 import time
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -28,7 +30,7 @@ import model as llama
 import recipe
 from optimizer import Optimizer
 
-MICRO_TOKENS = 1024
+MICRO_TOKENS = 512
 CHUNK_STEPS = 48  # rows are made for so many steps at a time
 
 
@@ -38,19 +40,18 @@ def micro_batches(shared, model, grads):
     rows, context = shared["shape"][0].item(), shared["shape"][1].item()
     size = max(1, MICRO_TOKENS // context)
     total = torch.zeros(2)
-    while True:
-        with shared["next"].get_lock():
-            at = shared["next"].value
-            shared["next"].value = at + size
-        if at >= rows:
-            break
-        block = slice(at, min(at + size, rows))
-        ids = shared["tokens"][block, : context + 1].long()
-        weights = shared["weights"][block, 1 : context + 1]
-        with torch.autocast("cpu", torch.bfloat16):
-            weighted, plain = model(ids[:, :-1], ids[:, 1:], weights)
-        weighted.backward()
-        total += torch.stack([weighted.detach(), plain])
+    with torch.autocast("cpu", torch.bfloat16):  # around all of them: the weights are converted once
+        while True:
+            with shared["next"].get_lock():
+                at = shared["next"].value
+                shared["next"].value = at + size
+            if at >= rows:
+                break
+            block = slice(at, min(at + size, rows))
+            ids = shared["tokens"][block, : context + 1].long()
+            weighted, plain = model(ids[:, :-1], ids[:, 1:], shared["weights"][block, 1 : context + 1])
+            weighted.backward()
+            total += torch.stack([weighted.detach(), plain])
     for p, g in zip(model.parameters(), grads):
         if p.grad is None:
             g.zero_()
@@ -61,6 +62,15 @@ def micro_batches(shared, model, grads):
 
 def helper(shared, model, grads, losses):
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides when to stop
+    parent = os.getppid()
+
+    def follow():
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
     while True:
         shared["start"].wait()
         if shared["stop"].value:
@@ -155,11 +165,15 @@ def main():
     for h in helpers:
         h.start()
 
+    asked_to_stop = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked_to_stop.append(True))
+
     names = [name for name, _ in model.named_parameters()]
     clock, saved_at, since = time.time(), time.time(), [0.0, 0, time.time()]
     for index, tokens, weights in chunks(tokenizer, books, run):
         progress = run["seconds"] / 60 / a.minutes if a.minutes else run["tokens"] / a.tokens
-        if progress >= 1:
+        if progress >= 1 or asked_to_stop:
             break
         run["stage"] = stage_at(progress)
         rows, length = tokens.shape
