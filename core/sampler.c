@@ -19,8 +19,7 @@
  * NaN and infinite logits are never picked. Equal logits count as descending by id, so that every step has one answer.
  *
  * Costs. Greedy is one pass. top_k keeps a heap of k: one pass, most of whose values fail the first comparison. top_p
- * makes a heap of the candidates, in linear time, and takes from it only what it keeps. The draw walks the survivors,
- * with sums in double.
+ * is a quickselect by weight, in linear time. The draw walks the survivors, with sums in double.
  *
  * Ids seen are counted in an open-addressing table, whose size depends on how many different ids there were and not on
  * the vocabulary. With `penalty_last`, a ring holds the ids that count, those that leave it are discounted, and both
@@ -30,7 +29,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { PYR_PENALTY_LAST_MAX = 1 << 20 };
+enum { PYR_PENALTY_LAST_MAX = 1 << 20, PYR_SORT_FEW = 16 };
 
 typedef struct entry { float value, weight; int32_t id; } entry;   /* weight: probability over that of the highest */
 typedef struct seen { int32_t id, count; } seen;                   /* id < 0: an empty slot */
@@ -243,22 +242,18 @@ void pyr_sampler_reset(pyr_sampler *s) {
 /* Whether a comes before b: higher, or equal and of a lower id. */
 static inline bool before(entry a, entry b) { return a.value > b.value || (a.value == b.value && a.id < b.id); }
 
-/* Restores the heap h[0..n) below i. `top` true: the first entry comes before all others; false: after all. */
-static void sift_down(entry *h, size_t n, size_t i, bool top) {
+/* Restores the heap h[0..n), whose top is its last entry in this order, below i. */
+static void sift_down(entry *h, size_t n, size_t i) {
   entry moving = h[i];
   for (;;) {
     size_t child = 2 * i + 1;
     if (child >= n) break;
-    if (child + 1 < n && before(h[child + 1], h[child]) == top) child++;
-    if (before(h[child], moving) != top) break;
+    if (child + 1 < n && before(h[child], h[child + 1])) child++;
+    if (!before(moving, h[child])) break;
     h[i] = h[child];
     i = child;
   }
   h[i] = moving;
-}
-
-static void make_heap(entry *h, size_t n, bool top) {
-  for (size_t i = n / 2; i-- > 0;) sift_down(h, n, i, top);
 }
 
 /* Step 5: fills h, in no order, with the k first of logits[n], or with all of them if there are no more; those of no
@@ -272,32 +267,62 @@ static size_t collect(entry *h, const float *logits, size_t n, size_t k, float h
     entry e = { logits[i], weight, (int32_t)i };
     if (held < k) {
       h[held++] = e;
-      if (held == k) make_heap(h, held, false);
+      for (size_t j = held == k ? k / 2 : 0; j-- > 0;) sift_down(h, k, j);
     } else {
       h[0] = e;
-      sift_down(h, held, 0, false);
+      sift_down(h, k, 0);
     }
   }
   return held;
 }
 
-/* Steps 6 and 7: moves the fewest highest of h[n] that hold `enough` weight, and weigh min_p or more, to the end of h;
- * returns how many. */
-static size_t cut_tail(entry *h, size_t n, double enough, float min_p) {
-  size_t left = n;
-  make_heap(h, n, true);
-  for (double mass = 0; left > 0 && mass < enough; left--) {
-    entry e = h[0];
-    if (left < n && e.weight < min_p) break;
-    h[0] = h[left - 1];
-    sift_down(h, left - 1, 0, true);
-    h[left - 1] = e;
-    mass += e.weight;
+static void sort_few(entry *h, size_t n) {
+  for (size_t i = 1; i < n; i++) {
+    entry moving = h[i];
+    size_t j = i;
+    for (; j > 0 && before(moving, h[j - 1]); j--) h[j] = h[j - 1];
+    h[j] = moving;
   }
-  return n - left;
 }
 
-/* Step 7 alone: drops what weighs less than min_p. */
+static entry middle_of(entry a, entry b, entry c) {
+  if (before(b, a)) {
+    entry swap = a;
+    a = b;
+    b = swap;
+  }
+  return before(c, a) ? a : before(c, b) ? c : b;
+}
+
+/* Step 6: moves the fewest first entries that weigh `enough` together to the front of h; returns how many. Quickselect
+ * by weight: what is left of the answer lies in h[low..high), and h[0..low) is kept and weighs `mass`, not yet enough. */
+static size_t cut_tail(entry *h, size_t n, double enough) {
+  size_t low = 0, high = n;
+  double mass = 0;
+  while (high - low > PYR_SORT_FEW) {
+    entry pivot = middle_of(h[low], h[low + (high - low) / 2], h[high - 1]);
+    size_t at = low;
+    double part = 0;
+    for (size_t i = low; i < high; i++) {         /* the pivot and what comes before it, to the front */
+      entry e = h[i];
+      if (before(pivot, e)) continue;
+      part += e.weight;
+      h[i] = h[at];
+      h[at++] = e;
+    }
+    if (mass + part < enough) {
+      mass += part;
+      low = at;
+    } else {
+      high = at;
+    }
+  }
+  sort_few(h + low, high - low);
+  while (low < high && mass < enough) mass += h[low++].weight;
+  return low;
+}
+
+/* Step 7: drops what weighs less than min_p. */
 static size_t drop_light(entry *h, size_t n, float min_p) {
   size_t kept = 0;
   for (size_t i = 0; i < n; i++)
@@ -317,13 +342,8 @@ static int32_t draw(pyr_sampler *s, const float *logits, size_t n, float highest
   entry *h = s->entries;
   size_t k = o->top_k > 0 && (size_t)o->top_k < n ? (size_t)o->top_k : n;
   size_t kept = collect(h, logits, n, k, highest, o->temperature);
-  if (o->top_p > 0 && o->top_p < 1) {
-    size_t all = kept;
-    kept = cut_tail(h, all, o->top_p * sum_weights(h, all), o->min_p);
-    h += all - kept;
-  } else if (o->min_p > 0) {
-    kept = drop_light(h, kept, o->min_p);
-  }
+  if (o->top_p > 0 && o->top_p < 1) kept = cut_tail(h, kept, o->top_p * sum_weights(h, kept));
+  if (o->min_p > 0) kept = drop_light(h, kept, o->min_p);
   double left = random_unit(s->random) * sum_weights(h, kept);
   size_t i = 0;
   while (i + 1 < kept && (left -= h[i].weight) >= 0) i++;
