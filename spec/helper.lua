@@ -56,6 +56,28 @@ function helper.assert_near(logits, ref, what, limit)
   end
 end
 
+--- The positions of a bit map: position p is bit p % 4 of hexadecimal digit p // 4.
+function helper.positions(bits)
+  local out = {}
+  for at = 1, #bits do
+    local digit = tonumber(bits:sub(at, at), 16)
+    for bit = 0, 3 do
+      if digit >> bit & 1 == 1 then out[#out + 1] = 4 * (at - 1) + bit end
+    end
+  end
+  return out
+end
+
+--- Fails at the first row that differs; a table of 2000 positions in a message helps nobody.
+function helper.assert_positions(want, got, what)
+  for i = 1, math.max(#want, #got) do
+    if want[i] ~= got[i] then
+      error(("%s: row %d is position %s, should be %s (%d rows, should be %d)")
+        :format(what, i, got[i], want[i], #got, #want), 2)
+    end
+  end
+end
+
 --- Elements first .. last of a sequence.
 function helper.slice(t, first, last)
   return table.move(t, first, last or #t, 1, {})

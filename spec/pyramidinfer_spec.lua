@@ -6,35 +6,13 @@ local function folder(name)
   return helper.fixture("pyramidinfer/" .. name)
 end
 
--- The positions of a bit map: position p is bit p % 4 of hexadecimal digit p // 4.
-local function positions_of(bits)
-  local out = {}
-  for at = 1, #bits do
-    local digit = tonumber(bits:sub(at, at), 16)
-    for bit = 0, 3 do
-      if digit >> bit & 1 == 1 then out[#out + 1] = 4 * (at - 1) + bit end
-    end
-  end
-  return out
-end
-
--- Fails at the first row that differs; a table of 2000 positions in a message helps nobody.
-local function assert_positions(want, got, what)
-  for i = 1, math.max(#want, #got) do
-    if want[i] ~= got[i] then
-      error(("%s: row %d is position %s, should be %s (%d rows, should be %d)")
-        :format(what, i, got[i], want[i], #got, #want), 2)
-    end
-  end
-end
-
 -- Every head of every layer holds the rows of the layer's bit map.
 local function assert_kept(maps, cache, model, what)
   for layer = 1, model.config.layers do
-    local want = positions_of(maps[layer])
+    local want = helper.positions(maps[layer])
     for head = 1, model.config.kv_heads do
       local where = ("%s, layer %d, head %d"):format(what, layer, head)
-      assert_positions(want, cache:positions(layer, head), where)
+      helper.assert_positions(want, cache:positions(layer, head), where)
       assert.equal(#want, cache:rows(layer, head), where)
     end
   end
@@ -43,7 +21,7 @@ end
 local function assert_same_rows(one, other, model, what)
   for layer = 1, model.config.layers do
     for head = 1, model.config.kv_heads do
-      assert_positions(one:positions(layer, head), other:positions(layer, head),
+      helper.assert_positions(one:positions(layer, head), other:positions(layer, head),
         ("%s, layer %d, head %d"):format(what, layer, head))
     end
   end
