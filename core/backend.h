@@ -87,6 +87,7 @@ struct pyr_backend {
   const char *name;
   pyr_runtime *rt;
   void *state;                                         /* the backend's own */
+  void *profile;                                       /* profile.c's, while it counts; else NULL */
   void (*close)(pyr_backend *be);                      /* frees state; the table itself belongs to the runtime */
 
   /* memory: counted by the runtime */

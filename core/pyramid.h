@@ -82,6 +82,15 @@ int pyr_runtime_threads(const pyr_runtime *rt);
 const char *pyr_runtime_isa(const pyr_runtime *rt);
 void pyr_runtime_on_progress(pyr_runtime *rt, pyr_progress_fn fn, void *ud); /* NULL: none */
 
+/* Where time goes. While it counts, each operation is timed by two readings of the clock; off, it costs nothing. */
+typedef struct pyr_profile_entry {
+  const char *name;             /* of the operation: "linear", "attention", …; static */
+  int64_t calls;
+  double seconds, flops, bytes; /* flops and bytes as their arguments imply: a multiply-add is 2, nothing is read twice */
+} pyr_profile_entry;
+pyr_status pyr_runtime_profile(pyr_runtime *rt, int on);     /* on: begins anew from zero; off: forgets what was counted */
+int pyr_runtime_get_profile(pyr_runtime *rt, pyr_profile_entry *out, int room); /* operations called; at most `room` are written */
+
 /* ---- tensors in files ---------------------------------------------------------------------------------------- */
 
 typedef enum pyr_dtype {

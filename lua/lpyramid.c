@@ -198,6 +198,7 @@ static int open_core(lua_State *L) {
   pyr_lua_open_logits(L);
   pyr_lua_open_sampler(L);
   pyr_lua_open_ops(L);
+  pyr_lua_open_probe(L);
   return 1;
 }
 

@@ -23,6 +23,7 @@ void pyr_lua_open_cache(lua_State *L);      /* lcache.c: pools, caches, step */
 void pyr_lua_open_logits(lua_State *L);     /* llogits.c */
 void pyr_lua_open_sampler(lua_State *L);    /* lsampler.c */
 void pyr_lua_open_ops(lua_State *L);        /* lops.c: single operations, for the specs */
+void pyr_lua_open_probe(lua_State *L);      /* lprobe.c: limits of the machine and random weights, for scripts that measure */
 
 /* Registers the metatable `name`: methods, and `close` as method, __close and __gc. Names with __ are metamethods. */
 void pyr_lua_new_class(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction close);

@@ -2,6 +2,7 @@
  *
  *   core.runtime { threads = 0, device = "cpu", isa = nil, memory = 0 } -> runtime
  *   runtime:threads()  :isa()  :memory()  :memory_peak()  :close()
+ *   runtime:profile(true | false | nil) -> { { name=, calls=, seconds=, flops=, bytes= }, … }, what was counted so far
  *   runtime:on_progress(fn)      fn(done, total) is called now and then in long work; true cancels it; nil: none
  *
  * The progress function is the box's user value, so that it lives as long as the box and no longer. The
@@ -136,6 +137,34 @@ static int runtime_memory_peak(lua_State *L) {
   return 1;
 }
 
+/* runtime:profile(on | nil) -> entries counted up to now | nil, message, code. true: counts from zero; false: no more. */
+static int runtime_profile(lua_State *L) {
+  enum { ROOM = 32 };
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+  pyr_profile_entry entries[ROOM];
+  int found = pyr_runtime_get_profile(rt, entries, ROOM);
+  if (found > ROOM) found = ROOM;
+  lua_settop(L, 2);
+  lua_createtable(L, found, 0);
+  for (int i = 0; i < found; i++) {
+    lua_createtable(L, 0, 5);
+    lua_pushstring(L, entries[i].name);
+    lua_setfield(L, -2, "name");
+    lua_pushinteger(L, (lua_Integer)entries[i].calls);
+    lua_setfield(L, -2, "calls");
+    lua_pushnumber(L, entries[i].seconds);
+    lua_setfield(L, -2, "seconds");
+    lua_pushnumber(L, entries[i].flops);
+    lua_setfield(L, -2, "flops");
+    lua_pushnumber(L, entries[i].bytes);
+    lua_setfield(L, -2, "bytes");
+    lua_rawseti(L, -2, i + 1);
+  }
+  if (lua_isnil(L, 2)) return 1;
+  pyr_status status = pyr_runtime_profile(rt, lua_toboolean(L, 2));
+  return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
+}
+
 static int runtime_tostring(lua_State *L) {
   runtime_box *box = luaL_checkudata(L, 1, RUNTIME);
   if (box->rt == NULL) lua_pushliteral(L, "pyramid.runtime (closed)");
@@ -150,6 +179,7 @@ void pyr_lua_open_runtime(lua_State *L) {
   static const luaL_Reg runtime_methods[] = {
     { "on_progress", runtime_on_progress }, { "threads", runtime_threads },
     { "isa", runtime_isa }, { "memory", runtime_memory }, { "memory_peak", runtime_memory_peak },
+    { "profile", runtime_profile },
     { "__tostring", runtime_tostring }, { NULL, NULL }
   };
   pyr_lua_new_class(L, RUNTIME, runtime_methods, runtime_close);

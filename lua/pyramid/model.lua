@@ -139,6 +139,28 @@ function Model:generate(prompt, given) return generate.start(self, prompt, given
 ---@return integer peak
 function Model:memory() return self:runtime():memory(), self:runtime():memory_peak() end
 
+---@class pyramid.ProfileEntry
+---@field name string      an operation: "linear", "attention", …
+---@field calls integer
+---@field seconds number
+---@field flops number     a multiply-add is 2; worked out from the arguments
+---@field bytes number     read and written, if nothing is read twice
+
+---Where time goes, by operation, the longest first. `true` counts from zero on, `false` stops; both return what was
+---counted until then, as the call without an argument does. Off (as at first) it costs nothing; on, two readings of the
+---clock for each operation.
+---@param on? boolean
+---@return pyramid.ProfileEntry[]|nil
+---@return string? message
+---@return string? code
+function Model:profile(on)
+  if on ~= nil and type(on) ~= "boolean" then error("model:profile: true, false or nothing is wanted", 2) end
+  local entries, message, code = self:runtime():profile(on)
+  if not entries then return nil, message, code end
+  table.sort(entries, function(a, b) return a.seconds > b.seconds end)
+  return entries
+end
+
 ---Closes the model. Caches made from it live on until they are closed.
 function Model:close()
   if self.tokenizer then self.tokenizer:close() end

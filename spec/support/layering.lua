@@ -20,7 +20,7 @@ local rank = {
   pyramid = 0,
   tensor = 1, dtype = 1, runtime = 1,
   backend = 2, unicode = 2,
-  weights = 3, sampler = 3, pages = 3, tokenizer = 3,
+  weights = 3, sampler = 3, pages = 3, tokenizer = 3, profile = 3,
   tokenizer_bpe = 4, tokenizer_split = 4, tokenizer_decode = 4,
   model = 4, cache = 5, score = 6, plan = 7, cache_file = 8, forward = 8,
 }
@@ -29,14 +29,18 @@ local exceptions = { ["core/runtime.c"] = { backend = true } }
 
 local kernels_may = { pyramid = true, tensor = true, dtype = true, runtime = true, backend = true }
 local binding_may = { pyramid = true }
-local single_operations = { ["lua/lops.c"] = { backend = true, runtime = true, tensor = true, dtype = true } }
+local single_operations = {
+  ["lua/lops.c"] = { backend = true, runtime = true, tensor = true, dtype = true },
+  ["lua/lprobe.c"] = { runtime = true, dtype = true },
+}
 
 -- Who may see the libraries underneath.
 local function check_system(path, header)
   local core = path:find "^core/"
   if core and (header:find "^lua" or header:find "^lauxlib" or header:find "^cu[bd]") then
     complain("%s: the core may not include <%s>", path, header)
-  elseif (header:find "dnnl" or header == "omp.h" or header:find "intrin") and not path:find "^core/cpu/" then
+  elseif (header:find "dnnl" or header == "omp.h" or header:find "intrin") and not path:find "^core/cpu/"
+    and path ~= "lua/lprobe.c" then
     complain("%s: <%s> belongs to core/cpu", path, header)
   elseif header:find "pcre2" and not path:find "^core/tokenizer" then
     complain("%s: <%s> belongs to the tokenizer", path, header)

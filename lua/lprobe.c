@@ -1,0 +1,227 @@
+/* lprobe.c — what measuring needs: the limits of this machine, and weights that mean nothing.
+ *
+ *   core.probe_read(runtime, bytes, times) -> seconds a pass     the runtime's threads read a buffer of so many bytes
+ *   core.probe_matmul(kind, threads, size, times) -> seconds     oneDNN multiplies two square matrices; "f32", "bf16", "int8"
+ *   core.random_rows(dtype, seed, stream, first, rows, cols, deviation) -> bytes of rows [first, first+rows) of a matrix
+ *
+ * Not part of the API: only scripts/bench.lua and scripts/random_model.lua use it. It is the one file of the binding that
+ * sees oneDNN (as a yardstick, with its own threads), the thread team and the number formats. */
+#include "lpyramid.h"
+#include "dtype.h"
+#include "runtime.h"
+
+#include <oneapi/dnnl/dnnl.h>
+#include <omp.h>
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* ---- reading ------------------------------------------------------------------------------------------------------- */
+
+/* Wide enough that loads, not additions, are what takes time; compilers cut it into what the machine has. */
+typedef uint64_t wide __attribute__((vector_size(64)));
+
+enum { SPAN = 1 << 20 };   /* bytes a task */
+
+typedef struct buffer { wide *data; uint64_t *sums; bool fill; } buffer;
+
+static void read_span(void *ctx, int64_t task, int worker) {
+  const buffer *b = ctx;
+  wide *at = b->data + task * (SPAN / (int64_t)sizeof(wide));
+  (void)worker;
+  if (b->fill) {
+    memset(at, (int)task + 1, SPAN);
+    return;
+  }
+  wide sum[4] = { { 0 } };
+  for (size_t i = 0; i < SPAN / sizeof(wide); i += 4)
+    for (int j = 0; j < 4; j++) sum[j] += at[i + (size_t)j];
+  sum[0] += sum[1] + sum[2] + sum[3];
+  b->sums[task] = sum[0][0] + sum[0][7];
+}
+
+static int probe_read(lua_State *L) {
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+  lua_Integer spans = luaL_checkinteger(L, 2) / SPAN, times = luaL_optinteger(L, 3, 1);
+  luaL_argcheck(L, spans >= 1 && spans <= 1 << 20, 2, "1 MiB to 1 TiB");
+  luaL_argcheck(L, times >= 1, 3, "at least once");
+  buffer b = { aligned_alloc(64, (size_t)spans * SPAN), malloc((size_t)spans * sizeof *b.sums), true };
+  if (b.data == NULL || b.sums == NULL) {
+    free(b.data);
+    free(b.sums);
+    return pyr_lua_fail(L, NULL, PYR_MEMORY);
+  }
+  pyr_parallel(rt, read_span, &b, spans);   /* pages that are written are pages of their own */
+  b.fill = false;
+  double began = now();
+  for (lua_Integer i = 0; i < times; i++) pyr_parallel(rt, read_span, &b, spans);
+  double seconds = (now() - began) / (double)times;
+  free(b.data);
+  free(b.sums);
+  lua_pushnumber(L, seconds);
+  return 1;
+}
+
+/* ---- multiplying --------------------------------------------------------------------------------------------------- */
+
+/* One product out = x . w of square matrices, w packed as oneDNN likes it best; what it costs is measured by run. */
+typedef struct product {
+  dnnl_engine_t engine;
+  dnnl_stream_t stream;
+  dnnl_primitive_t primitive;
+  dnnl_memory_t x, w, out;
+} product;
+
+static dnnl_status_t make_memory(dnnl_memory_t *memory, const_dnnl_primitive_desc_t pd, dnnl_query_t what, dnnl_engine_t engine) {
+  const void *md = dnnl_primitive_desc_query_md(pd, what, 0);
+  dnnl_status_t s = dnnl_memory_create(memory, md, engine, DNNL_MEMORY_ALLOCATE);
+  void *data = NULL;
+  if (s == dnnl_success) s = dnnl_memory_get_data_handle(*memory, &data);
+  if (s == dnnl_success && data) memset(data, 0x3c, dnnl_memory_desc_get_size(md));   /* ordinary numbers in all dtypes */
+  return s;
+}
+
+#if DNNL_VERSION_MAJOR >= 3
+static dnnl_status_t make_desc(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, const dnnl_dims_t dims, const dnnl_data_type_t types[3]) {
+  dnnl_memory_desc_t md[3] = { NULL, NULL, NULL };
+  dnnl_status_t s = dnnl_success;
+  for (int i = 0; i < 3 && s == dnnl_success; i++)
+    s = dnnl_memory_desc_create_with_tag(&md[i], 2, dims, types[i], i == 1 ? dnnl_format_tag_any : dnnl_ab);
+  if (s == dnnl_success) s = dnnl_matmul_primitive_desc_create(pd, engine, md[0], md[1], NULL, md[2], NULL);
+  for (int i = 0; i < 3; i++)
+    if (md[i]) dnnl_memory_desc_destroy(md[i]);
+  return s;
+}
+#else
+static dnnl_status_t make_desc(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, const dnnl_dims_t dims, const dnnl_data_type_t types[3]) {
+  dnnl_memory_desc_t md[3];
+  dnnl_matmul_desc_t desc;
+  dnnl_status_t s = dnnl_success;
+  for (int i = 0; i < 3 && s == dnnl_success; i++)
+    s = dnnl_memory_desc_init_by_tag(&md[i], 2, dims, types[i], i == 1 ? dnnl_format_tag_any : dnnl_ab);
+  if (s == dnnl_success) s = dnnl_matmul_desc_init(&desc, &md[0], &md[1], NULL, &md[2]);
+  return s == dnnl_success ? dnnl_primitive_desc_create(pd, &desc, NULL, engine, NULL) : s;
+}
+#endif
+
+static dnnl_status_t make_product(product *p, int64_t size, const dnnl_data_type_t types[3]) {
+  dnnl_primitive_desc_t pd = NULL;
+  dnnl_dims_t dims = { size, size };
+  dnnl_status_t s = dnnl_engine_create(&p->engine, dnnl_cpu, 0);
+  if (s == dnnl_success) s = dnnl_stream_create(&p->stream, p->engine, dnnl_stream_default_flags);
+  if (s == dnnl_success) s = make_desc(&pd, p->engine, dims, types);
+  if (s == dnnl_success) s = dnnl_primitive_create(&p->primitive, pd);
+  if (s == dnnl_success) s = make_memory(&p->x, pd, dnnl_query_src_md, p->engine);
+  if (s == dnnl_success) s = make_memory(&p->w, pd, dnnl_query_weights_md, p->engine);
+  if (s == dnnl_success) s = make_memory(&p->out, pd, dnnl_query_dst_md, p->engine);
+  if (pd) dnnl_primitive_desc_destroy(pd);
+  return s;
+}
+
+static dnnl_status_t run_product(const product *p, lua_Integer times) {
+  dnnl_exec_arg_t args[] = { { DNNL_ARG_SRC, p->x }, { DNNL_ARG_WEIGHTS, p->w }, { DNNL_ARG_DST, p->out } };
+  dnnl_status_t s = dnnl_success;
+  for (lua_Integer i = 0; i < times && s == dnnl_success; i++) s = dnnl_primitive_execute(p->primitive, p->stream, 3, args);
+  return s == dnnl_success ? dnnl_stream_wait(p->stream) : s;
+}
+
+static void free_product(product *p) {
+  if (p->x) dnnl_memory_destroy(p->x);
+  if (p->w) dnnl_memory_destroy(p->w);
+  if (p->out) dnnl_memory_destroy(p->out);
+  if (p->primitive) dnnl_primitive_destroy(p->primitive);
+  if (p->stream) dnnl_stream_destroy(p->stream);
+  if (p->engine) dnnl_engine_destroy(p->engine);
+}
+
+static int probe_matmul(lua_State *L) {
+  static const char *const kinds[] = { "f32", "bf16", "int8", NULL };
+  static const dnnl_data_type_t types[][3] = {
+    { dnnl_f32, dnnl_f32, dnnl_f32 }, { dnnl_bf16, dnnl_bf16, dnnl_f32 }, { dnnl_u8, dnnl_s8, dnnl_s32 },
+  };
+  int kind = luaL_checkoption(L, 1, NULL, kinds);
+  lua_Integer threads = luaL_checkinteger(L, 2), size = luaL_checkinteger(L, 3), times = luaL_optinteger(L, 4, 1);
+  luaL_argcheck(L, threads >= 1 && threads <= 256, 2, "1 to 256");
+  luaL_argcheck(L, size >= 16 && size <= 16384, 3, "16 to 16384");
+  luaL_argcheck(L, times >= 1, 4, "at least once");
+  int before = omp_get_max_threads();
+  omp_set_num_threads((int)threads);      /* of this thread's parallel regions only */
+  product p = { 0 };
+  double seconds = 0;
+  dnnl_status_t s = make_product(&p, size, types[kind]);
+  if (s == dnnl_success) s = run_product(&p, 1);
+  if (s == dnnl_success) {
+    double began = now();
+    s = run_product(&p, times);
+    seconds = (now() - began) / (double)times;
+  }
+  free_product(&p);
+  omp_set_num_threads(before);
+  if (s == dnnl_success) {
+    lua_pushnumber(L, seconds);
+    return 1;
+  }
+  lua_pushnil(L);
+  lua_pushfstring(L, "oneDNN has no %s product for this processor (status %d)", kinds[kind], (int)s);
+  lua_pushstring(L, pyr_status_name(s == dnnl_out_of_memory ? PYR_MEMORY : PYR_UNSUPPORTED));
+  return 3;
+}
+
+/* ---- random weights -------------------------------------------------------------------------------------------------- */
+
+/* splitmix64: a value's bits depend on its place only, so that a matrix is the same however it is cut. */
+static uint64_t mix(uint64_t z) {
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return z ^ (z >> 31);
+}
+
+/* n (even) normal values from the pair of that index on, by Box and Muller: of two uniform numbers one gives the length,
+ * the other the angle. */
+static void fill_normal(float *out, uint64_t key, uint64_t pair, int64_t n, float deviation) {
+  for (int64_t i = 0; i < n; i += 2, pair++) {
+    uint64_t bits = mix(key + (pair + 1) * 0x9e3779b97f4a7c15u);
+    float u = ((float)(bits >> 40) + 1.0f) * 0x1p-24f, angle = (float)(bits & 0xffffff) * (0x1p-24f * 6.2831853f);
+    float length = deviation * sqrtf(-2.0f * logf(u));
+    out[i] = length * cosf(angle);
+    out[i + 1] = length * sinf(angle);
+  }
+}
+
+static int random_rows(lua_State *L) {
+  int dtype = pyr_dtype_of_name(luaL_checkstring(L, 1));
+  uint64_t seed = (uint64_t)luaL_checkinteger(L, 2), stream = (uint64_t)luaL_checkinteger(L, 3);
+  lua_Integer first = luaL_checkinteger(L, 4), rows = luaL_checkinteger(L, 5), cols = luaL_checkinteger(L, 6);
+  float deviation = (float)luaL_checknumber(L, 7);
+  luaL_argcheck(L, pyr_dtype_valid(dtype) && pyr_dtype_writable((pyr_dtype)dtype), 1, "f32, f16, bf16, q8_0 or q4_0");
+  luaL_argcheck(L, first >= 0, 4, "rows count from 0");
+  luaL_argcheck(L, rows >= 1 && rows <= 1 << 24, 5, "no such number of rows");
+  luaL_argcheck(L, cols >= 2 && cols <= 1 << 24 && cols % 2 == 0, 6, "must be even");
+  size_t stride = pyr_dtype_bytes((pyr_dtype)dtype, cols);
+  luaL_argcheck(L, stride > 0, 6, "no whole number of blocks");
+  luaL_Buffer buffer;
+  float *values = lua_newuserdatauv(L, (size_t)cols * sizeof *values, 0);
+  char *out = luaL_buffinitsize(L, &buffer, (size_t)rows * stride);
+  uint64_t key = mix(seed * 0x9e3779b97f4a7c15u + mix(stream + 1));
+  for (lua_Integer r = 0; r < rows; r++) {
+    fill_normal(values, key, (uint64_t)(first + r) * (uint64_t)(cols / 2), cols, deviation);
+    pyr_row_from_f32(out + (size_t)r * stride, (pyr_dtype)dtype, values, cols);
+  }
+  luaL_pushresultsize(&buffer, (size_t)rows * stride);
+  return 1;
+}
+
+void pyr_lua_open_probe(lua_State *L) {
+  static const luaL_Reg functions[] = {
+    { "probe_read", probe_read }, { "probe_matmul", probe_matmul }, { "random_rows", random_rows }, { NULL, NULL }
+  };
+  luaL_setfuncs(L, functions, 0);
+}
