@@ -128,7 +128,8 @@ function Picture:step(share, width, how)
 end
 
 ---Where rows lie among `total` positions: `width` columns from the first to the last, shaded by the share of a column's
----positions that are there. `lanes` is a list of sequences of positions from 0 (one for each KV head); they are averaged.
+---positions that are there: none, some, a third, two thirds, all. `lanes` is a list of sequences of positions from 0 (one
+---for each KV head); they are averaged.
 ---@param lanes integer[][]
 ---@param total integer
 ---@param width integer
@@ -151,7 +152,7 @@ function Picture:strip(lanes, total, width, how)
     -- positions p with p * width // total == column
     local first, past = (column * total + width - 1) // width, ((column + 1) * total + width - 1) // width
     local share = past > first and counts[column] / ((past - first) * math.max(1, #lanes)) or 0
-    cells[column + 1] = share <= 0 and set_of[0] or set_of[math.min(4, 1 + math.floor(share * 4 - 1e-9))]
+    cells[column + 1] = set_of[share <= 0 and 0 or share < 1 and 1 + math.floor(share * 3) or 4]
   end
   return self:paint(table.concat(cells), how or "good") .. (" "):rep(wanted - width)
 end
@@ -160,7 +161,7 @@ end
 ---@return string
 function Picture:legend()
   local s = self.ascii and shades.ascii or shades.utf8
-  return ("%s some  %s  %s  %s all"):format(s[1], s[2], s[3], s[4])
+  return ("%s few %s %s most %s all"):format(s[1], s[2], s[3], s[4])
 end
 
 ---A horizontal rule with a title in it.
@@ -211,6 +212,60 @@ function picture.survey(cache, config)
     layers[layer] = { rows = rows / config.kv_heads, lanes = lanes }
   end
   return layers
+end
+
+-- ---- text that streams ----------------------------------------------------------------------------------------------
+
+---@class pyramid.Writer   wraps a text that comes in pieces between two margins
+local Writer = {}
+Writer.__index = Writer
+
+---@param given? { stream?: file*, indent?: integer, width?: integer, how?: string|number }
+---@return pyramid.Writer
+function Picture:writer(given)
+  given = given or {}
+  local indent = given.indent or 0
+  return setmetatable({ picture = self, stream = given.stream or io.stdout, indent = (" "):rep(indent), how = given.how,
+    room = (given.width or self.width) - indent, used = 0, word = "" }, Writer)
+end
+
+local function put_word(self)
+  local width = picture.columns(self.word)
+  if width == 0 then return end
+  local space = self.used > 0 and self.space
+  if self.used > 0 and self.used + (space and 1 or 0) + width > self.room then
+    self.stream:write "\n"
+    self.used, space = 0, false
+  end
+  if self.used == 0 then self.stream:write(self.indent) end
+  self.stream:write(space and " " or "", self.how and self.picture:paint(self.word, self.how) or self.word)
+  self.used = self.used + (space and 1 or 0) + width
+  self.word, self.space = "", false
+end
+
+---Writes what is whole of it: a word appears when its end is known.
+---@param piece string
+function Writer:push(piece)
+  for text, blank in piece:gmatch "([^%s]*)(%s?)" do
+    self.word = self.word .. text
+    if blank ~= "" then
+      put_word(self)
+      self.space = true
+      if blank == "\n" then
+        if self.used > 0 then self.stream:write "\n" end
+        self.used = 0
+      end
+    end
+  end
+  self.stream:flush()
+end
+
+---Writes the rest and ends the line.
+function Writer:finish()
+  put_word(self)
+  if self.used > 0 then self.stream:write "\n" end
+  self.used = 0
+  self.stream:flush()
 end
 
 -- ---- progress ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,229 @@
+-- demo.lua: reads a long story under several policies, goes on with it, and draws what each kept.
+local cli = require "pyramid.cli"
+local core = require "pyramid.core"
+local picture = require "pyramid.picture"
+local sampler = require "pyramid.sampler"
+local world = require "pyramid.world"
+
+local parser = cli.parser("[options]", "Reads a long story under several policies, goes on with it, asks about it, and draws "
+  .. "what each policy kept of the KV cache.", "Without --policy: full, pyramidinfer, and pyramidinfer preset=45.")
+cli.add_model(parser)
+cli.add_policy(parser, true)
+cli.option(parser, "--seed", "N", "Which story.", { default = "25", integer = 0 })
+cli.option(parser, "--words", "N", "About how many words it has.", { default = "950", integer = 50 })
+local args = cli.parse(parser, arg)
+args.policies = args.policies or { { text = "full" }, { text = "pyramidinfer" }, { text = "pyramidinfer preset=45" } }
+
+local pic = picture.new(io.stdout)
+local story_tokens, answer_tokens, timed_steps = 64, 32, 24
+
+-- ---- the story -----------------------------------------------------------------------------------------------------
+
+-- A story and up to four questions whose answers were told in its first two thirds, each about another thing.
+local function tell()
+  local document = world.document(world.held_out + args.seed, { words = args.words, title = true, density = 45, recall = 25,
+    kinds = { "attribute", "code", "gift", "moved" }, questions = 24 })
+  local questions, asked = {}, {}
+  for _, question in ipairs(document.questions) do
+    local first = question.evidence[1][1]
+    if not question.inside and not asked[first] and first < document.body_bytes * 2 // 3 and #questions < 4 then
+      asked[first] = true
+      questions[#questions + 1] = question
+    end
+  end
+  -- With the blank line after it: tokens that begin in the story end in it.
+  return document.text:sub(1, document.body_bytes) .. "\n\n", questions
+end
+
+local function show_story(text, tokens)
+  print(pic:rule(("A story of %d tokens"):format(tokens)))
+  local function show(part)
+    local writer = pic:writer { indent = 2, width = pic.width - 2, how = "dim" }
+    writer:push(part)
+    writer:finish()
+  end
+  local head, tail = text:sub(1, 300):match "^(.*[%.!?\"])%s", text:sub(-220):match "[%.!?\"]%s+(.*)\n\n$"
+  show(head or text:sub(1, 300))
+  print(pic:paint("  " .. (pic.ascii and "..." or "⋮"), "dim"))
+  show(tail or text:sub(-220))
+  print()
+end
+
+-- ---- reading, writing, answering -----------------------------------------------------------------------------------
+
+-- Goes on from a cache (a fork of it): reads `text`, then hands pieces to `on_piece` until it returns true.
+local function go_on(model, cache, text, how)
+  local fork <close> = cli.must(cache:fork())
+  local decoder <close> = model.tokenizer:decoder { continues = true }
+  local picker <close> = sampler(how.sampler)
+  local ids = cli.must(model:encode(text, { special = false }))
+  local logits = cli.must(fork:prefill(ids, { prune = false }))       -- the policy has judged the story, not the question
+  for _ = 1, how.tokens do
+    local id = cli.must(picker:pick(logits))
+    if model.tokenizer:is_special(id) or how.on_piece(decoder:push(id)) then return end
+    logits = cli.must(fork:step(id))
+  end
+  how.on_piece(decoder:finish())
+end
+
+local function write_on(model, cache)
+  local writer = pic:writer { indent = 2, width = pic.width - 2 }
+  writer:push "The next morning"
+  go_on(model, cache, "The next morning", { tokens = story_tokens, sampler = { temperature = 0.6, top_k = 20, seed = 3 },
+    on_piece = function(piece) writer:push(piece) end })
+  writer:finish()
+end
+
+local function answer(model, cache, question)
+  local text = ""
+  go_on(model, cache, ("Question: %s\nAnswer:"):format(question.question), { tokens = answer_tokens, sampler = {},
+    on_piece = function(piece)
+      text = text .. piece
+      return text:find "%S[^\n]*\n" ~= nil
+    end })
+  return text:match "^%s*(.-)%s*$":match "^[^\n]*"
+end
+
+local function read(model, entry, ids)
+  local progress <close> = picture.progress("  reading", { after = 0 })
+  entry.cache = cli.must(model:cache(cli.cache_options(args, entry.policy)))
+  cli.must(entry.cache:prefill(ids, { progress = progress.update }))
+  entry.bytes, entry.fraction = entry.cache:bytes(), entry.cache:fraction()
+  entry.computed = entry.cache:computed() / (#ids * model.config.layers)
+  entry.layers = picture.survey(entry.cache, model.config)
+end
+
+local function show_answers(model, entry, questions)
+  entry.right = 0
+  local rows = {}
+  for i, question in ipairs(questions) do
+    local text = answer(model, entry.cache, question)
+    local right = text:gsub("%.$", "") == question.answer
+    if right then entry.right = entry.right + 1 end
+    local mark = right and (pic.ascii and "+" or "✓") or (pic.ascii and "-" or "✗")
+    rows[i] = { "  " .. pic:paint(mark, right and "good" or "warn"), pic:paint(pic:cut(question.question, 40), "dim"),
+      pic:cut(text == "" and "(nothing)" or text, 16), right and "" or pic:paint(pic:cut("told: " .. question.answer, 18), "dim") }
+  end
+  if #rows > 0 then print(table.concat(picture.table(rows, "<", 1), "\n")) end
+end
+
+-- ---- measuring -----------------------------------------------------------------------------------------------------
+
+-- The best of several rounds in which the policies take turns: what else the machine does disturbs only some of them.
+local function measure(model, entries, ids)
+  local progress <close> = picture.progress("measuring", { after = 0 })
+  local least, most, enough = 3, 8, 4.0          -- rounds, rounds, seconds
+  local start, round = core.clock(), 0
+  repeat
+    round = round + 1
+    for i, entry in ipairs(entries) do
+      local cache <close> = cli.must(model:cache(cli.cache_options(args, entry.policy)))
+      local began = core.clock()
+      local logits = cli.must(cache:prefill(ids))
+      local read_at = core.clock()
+      for _ = 1, timed_steps do logits = cli.must(cache:step((logits:argmax()))) end
+      local stepped = core.clock()
+      entry.read_seconds = math.min(entry.read_seconds or math.huge, read_at - began)
+      entry.step_seconds = math.min(entry.step_seconds or math.huge, (stepped - read_at) / timed_steps)
+      progress.update((round - 1) * #entries + i, most * #entries)
+    end
+  until round == most or (round >= least and core.clock() - start > enough)
+  return round
+end
+
+-- ---- the picture ---------------------------------------------------------------------------------------------------
+
+local function depth(layer, layers) return (layer - 1) / layers end
+
+-- Each policy's layers as steps of a pyramid, the last layer on top.
+local function draw_pyramids(entries, tokens, layers)
+  print(pic:rule "Rows kept in each layer, the last layer on top")
+  local column = (pic.width - 5) // #entries
+  local wide = (column - 7) // 2 * 2
+  local line = { (" "):rep(5) }
+  for i, entry in ipairs(entries) do
+    local title = pic:paint(pic:cut(entry.label, column - 1), "bold")
+    line[i + 1] = picture.pad(picture.pad(title, wide, "^"), column)
+  end
+  print((table.concat(line):gsub("%s+$", "")))
+  for layer = layers, 1, -1 do
+    line = { ("%3d  "):format(layer) }
+    for i, entry in ipairs(entries) do
+      local rows = entry.layers[layer].rows
+      line[i + 1] = pic:step(rows / tokens, wide, depth(layer, layers)) .. picture.pad((" %.0f"):format(rows), column - wide)
+    end
+    print((table.concat(line):gsub("%s+$", "")))
+  end
+  print()
+end
+
+-- Where in the story the rows lie that are kept: two policies side by side if there is room for it.
+local function draw_strips(entries, tokens, layers)
+  print(pic:rule("Where in the story they lie: " .. pic:legend()))
+  local shown = {}
+  for _, entry in ipairs(entries) do
+    if entry.fraction < 0.9999 then shown[#shown + 1] = entry end
+  end
+  for first = 1, #shown, 2 do
+    local pair = { shown[first], shown[first + 1] }
+    local wide = (pic.width - 5) // #pair - 2
+    local line = {}
+    for i, entry in ipairs(pair) do line[i] = picture.pad(pic:paint(pic:cut(entry.label, wide), "bold"), wide, "^") end
+    print((("     " .. table.concat(line, "  ")):gsub("%s+$", "")))
+    for layer = layers, 1, -1 do
+      for i, entry in ipairs(pair) do line[i] = pic:strip(entry.layers[layer].lanes, tokens, wide, depth(layer, layers)) end
+      print(("%3d  %s"):format(layer, table.concat(line, "  ")))
+    end
+  end
+  print()
+end
+
+local function draw_numbers(entries, questions, rounds)
+  print(pic:rule(("What that saves (best of %d rounds)"):format(rounds)))
+  local base = entries[1]
+  local cross = pic.ascii and "x" or "×"
+  local rows = { { "" }, { "rows kept" }, { "computed" }, { "KV cache" }, { "reading" }, { "writing" }, { "answers" } }
+  for i, entry in ipairs(entries) do
+    local function ratio(value, cell)
+      return i == 1 and cell or ("%s  %s"):format(cell, pic:paint(("%.2f%s"):format(value, cross), value >= 1 and "good" or "warn"))
+    end
+    for r, cell in ipairs {
+      pic:paint(pic:cut(entry.label, 24), "bold"), cli.percent(entry.fraction), cli.percent(entry.computed),
+      ratio(base.bytes / entry.bytes, cli.bytes(entry.bytes)),
+      ratio(base.read_seconds / entry.read_seconds, picture.seconds(entry.read_seconds)),
+      ratio(base.step_seconds / entry.step_seconds, ("%.0f tok/s"):format(1 / entry.step_seconds)),
+      ("%d of %d"):format(entry.right, #questions),
+    } do rows[r][i + 1] = cell end
+  end
+  for r, row in ipairs(rows) do row[1] = "  " .. (r > 1 and pic:paint(row[1], "dim") or row[1]) end
+  print(table.concat(picture.table(rows, "<>", 3), "\n"))
+  print()
+end
+
+-- ---- the demo ------------------------------------------------------------------------------------------------------
+
+local entries = cli.policies(args)
+local model <close> = cli.open_text_model(args)
+local text, questions = tell()
+local ids = cli.must(model:encode(text))
+local layers = model.config.layers
+
+print()
+print(pic:paint("Pyramid", "bold") .. " " .. core.version .. ": " .. pic:cut(model.description, pic.width - 16))
+print(pic:paint("The default model is a small stand-in: judge the cache, not the prose.", "dim"))
+print()
+show_story(text, #ids)
+for _, entry in ipairs(entries) do
+  print(pic:rule(entry.label .. " goes on"))
+  read(model, entry, ids)
+  write_on(model, entry.cache)
+  show_answers(model, entry, questions)
+  entry.cache:close()
+  print()
+end
+local rounds = measure(model, entries, ids)
+draw_pyramids(entries, #ids, layers)
+draw_strips(entries, #ids, layers)
+draw_numbers(entries, questions, rounds)
+local program = arg[-1] or "pyramid"
+print(("%s  %s chat    %s generate --help    make test"):format(pic:paint("Next:", "bold"), program, program))
