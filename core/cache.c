@@ -224,6 +224,12 @@ static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *sr
 
 /* ---- caches ------------------------------------------------------------------------------------------------------- */
 
+/* No trigger, nothing tracked. */
+static void reset_states(pyr_cache *cache) {
+  memset(cache->states, 0, (size_t)cache->layers * sizeof *cache->states);
+  for (int layer = 0; layer < cache->layers; layer++) cache->states[layer].trigger.track.code = PYR_SCORE_CODES;
+}
+
 pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *policy, pyr_cache **out) {
   pyr_runtime *rt = pool->rt;
   if (pool->model != model)
@@ -241,6 +247,7 @@ pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *pol
     pyr_cache_free(cache);
     return pyr_nomem(rt, lanes * sizeof *cache->lanes, "a cache's lanes");
   }
+  reset_states(cache);
   if (policy) {
     cache->policy = *policy;
     if (policy->retain) policy->retain(policy->ud);
@@ -303,7 +310,7 @@ void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot) {
 
 pyr_status pyr_cache_clear(pyr_cache *cache) {
   free_lanes(cache);
-  memset(cache->states, 0, (size_t)cache->layers * sizeof *cache->states);
+  reset_states(cache);
   cache->tokens = cache->prompt = cache->computed = cache->evicted = 0;
   return PYR_OK;
 }

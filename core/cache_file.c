@@ -24,6 +24,7 @@ typedef struct pyr_cache_header {
   uint32_t version, order;
   int32_t layers, heads, head_dim, dtype;
   uint64_t rope;                   /* hash of the frequencies: rows are stored rotated */
+  uint64_t policy;                 /* hash of the policy's name: the triggers are its */
   int64_t tokens, prompt, computed, evicted;
 } pyr_cache_header;
 
@@ -64,6 +65,11 @@ static uint64_t rope_hash(const pyr_model *model) {
   return fnv(hash, &c->rope_gain, sizeof c->rope_gain);
 }
 
+static uint64_t policy_hash(const pyr_policy *policy) {
+  const char *name = policy->decode && policy->name ? policy->name : "";
+  return fnv(fnv_start, name, strlen(name));
+}
+
 static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
   memset(h, 0, sizeof *h);
   memcpy(h->magic, cache_magic, sizeof h->magic);
@@ -74,6 +80,7 @@ static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
   h->head_dim = cache->pool->layout.head_dim;
   h->dtype = (int32_t)cache->pool->layout.dtype;
   h->rope = rope_hash(cache->pool->model);
+  h->policy = policy_hash(&cache->policy);
   h->tokens = cache->tokens;
   h->prompt = cache->prompt;
   h->computed = cache->computed;
@@ -180,7 +187,8 @@ static pyr_status bad(pyr_stream *s, const char *field, const char *what) {
   return pyr_runtime_set_error(s->rt, PYR_FORMAT, "%s: %s %s", s->path, field, what);
 }
 
-static pyr_status load_header(pyr_stream *s, pyr_cache *cache) {
+/* *same: whether the policy it is loaded under is the one it was saved under. */
+static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   pyr_cache_header h, mine;
   fill_header(cache, &mine);
   pyr_status status = get(s, &h, sizeof h, "the header");
@@ -195,6 +203,7 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache) {
   if (h.tokens < 0 || h.tokens > cache->pool->model->config.context || h.prompt < 0 || h.prompt > h.tokens || h.computed < 0 ||
       h.evicted < 0)
     return bad(s, "counters", "are out of range");
+  *same = h.policy == mine.policy;
   cache->tokens = h.tokens;
   cache->prompt = h.prompt;
   cache->computed = h.computed;
@@ -236,7 +245,8 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, cha
   return status;
 }
 
-static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer) {
+/* Under another policy, nothing fires until the next prefill asks it for its triggers. */
+static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer, bool same) {
   int64_t numbers[12];
   pyr_status status = get(s, numbers, sizeof numbers, "a layer's state");
   if (status != PYR_OK) return status;
@@ -244,8 +254,10 @@ static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer) {
     if (numbers[i] < 0 || (i >= 3 && i <= 6 && numbers[i] > 255) || (i == 8 && numbers[i] > UINT32_MAX) ||
         (i != 8 && numbers[i] > INT32_MAX))
       return bad(s, "a layer's state", "is out of range");
+  pyr_layer_state idle = cache->states[layer];
   unpack_state(numbers, &cache->states[layer]);
   pyr_trigger *trigger = &cache->states[layer].trigger;
+  if (!same) *trigger = idle.trigger;
   if (!pyr_trigger_tracks(trigger)) return PYR_OK;
   int depth;
   pyr_score alone = { 1, { trigger->track } };
@@ -257,6 +269,7 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   pyr_cache *cache = NULL;
   char *buffer = NULL;
   long size = -1;
+  bool same = false;
   uint64_t sum = 0, expected;
   pyr_stream s = { fopen(path, "rb"), path, rt, fnv_start, 0 };
   pyr_status status = PYR_OK;
@@ -274,8 +287,8 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
     status = pyr_nomem(rt, pool->page_bytes, "loading a cache");
     goto done;
   }
-  status = load_header(&s, cache);
-  for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) status = load_state(&s, cache, layer);
+  status = load_header(&s, cache, &same);
+  for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) status = load_state(&s, cache, layer, same);
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
     status = load_lane(&s, cache, &cache->lanes[i], buffer);
   if (status != PYR_OK) goto done;

@@ -172,6 +172,17 @@ describe("cache", function()
       end
     end)
 
+    it("loads under another policy, or none", function()
+      local cache <close> = new { policy = "h2o" }
+      assert(cache:prefill(prompt(60, vocab)))
+      assert(cache:save(path))
+      for _, policy in ipairs { false, "full", "streaming", "snapkv" } do
+        local loaded <close> = assert(model:load_cache(path, { dtype = "f32", policy = policy or nil }))
+        for i = 1, 5 do assert(loaded:step(i)) end
+        assert.equal(35, loaded:rows(1))
+      end
+    end)
+
     it("is refused when it is not whole, or another model's", function()
       local cache <close> = new()
       assert(cache:prefill(prompt(40, vocab)))
