@@ -15,7 +15,7 @@
 enum {
   PYR_UNIT = 4,          /* m of gemm, and dimensions of a head in scratch, are padded to a multiple of this */
   PYR_PAD = 16,          /* rows of f32 scratch are padded with zeros to a multiple of this (the widest vector) */
-  PYR_PANEL_MAX = 32,    /* no kernels' nr is larger */
+  PYR_DOT_WEIGHTS = 4,   /* weight rows that `dot` takes at once */
 };
 
 /* Columns of a softmax that runs over tiles of rows: per column the maximum so far and the sum of exp(score - max). */
@@ -46,8 +46,9 @@ typedef struct pyr_kernels {
   /* n values of any dtype (n a multiple of its block; any n for f32, f16, bf16) to f32 */
   void (*to_f32)(float *dst, const void *src, pyr_dtype dtype, int64_t n);
   void (*from_f32)(void *dst, pyr_dtype dtype, const float *src, int64_t n);
-  /* out[r] = w . x[r] for r < n <= dot_rows, rows of x `stride` floats apart. The value for a row does not depend on n. */
-  void (*dot)(float *out, const void *w, pyr_dtype dtype, const float *x, int64_t stride, int n, int64_t k);
+  /* out[r*PYR_DOT_WEIGHTS + i] = w[i] . x[r] for i < rows <= PYR_DOT_WEIGHTS and r < n <= dot_rows; rows of w are w_stride
+   * bytes apart, those of x x_stride floats. The value for a pair does not depend on rows and n. */
+  void (*dot)(float *out, const void *w, size_t w_stride, pyr_dtype dtype, int rows, const float *x, int64_t x_stride, int n, int64_t k);
   /* dst[c*ld + r] = src[r*stride + c] * scale for r < rows, c < cols; rows up to a multiple of PYR_UNIT become 0 */
   void (*transpose)(float *dst, int64_t ld, const float *src, int64_t stride, int rows, int64_t cols, float scale);
   /* see above; m a multiple of PYR_UNIT */

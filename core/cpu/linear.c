@@ -49,16 +49,18 @@ static void few_task(void *ctx, int64_t task, int worker) {
   const product *p = ctx;
   (void)worker;
   int64_t end = pyr_least(p->rows, (task + 1) * p->run);
-  for (int64_t row = task * p->run; row < end; row++) {
-    const uint8_t *w = weight_at(p->w, row, 0);
-    float bias = p->bias ? p->bias[row] : 0;
+  for (int64_t row = task * p->run; row < end; row += PYR_DOT_WEIGHTS) {
+    int rows = (int)pyr_least(PYR_DOT_WEIGHTS, end - row);
     for (int64_t t = 0; t < p->n; t += p->k->dot_rows) {
-      float sum[PYR_SMALL_N];
+      float sum[PYR_SMALL_N * PYR_DOT_WEIGHTS];
       int some = (int)pyr_least(p->k->dot_rows, p->n - t);
-      p->k->dot(sum, w, p->w->dtype, p->x + t * p->cols, p->cols, some, p->cols);
-      for (int i = 0; i < some; i++) {
-        float *out = p->out + (t + i) * p->rows + row;
-        *out = (p->accumulate ? *out : 0) + (sum[i] + bias);
+      p->k->dot(sum, weight_at(p->w, row, 0), p->w->stride, p->w->dtype, rows, p->x + t * p->cols, p->cols, some, p->cols);
+      for (int r = 0; r < some; r++) {
+        float *out = p->out + (t + r) * p->rows + row;
+        for (int i = 0; i < rows; i++) {
+          float value = sum[r * PYR_DOT_WEIGHTS + i] + (p->bias ? p->bias[row + i] : 0);
+          out[i] = p->accumulate ? out[i] + value : value;
+        }
       }
     }
   }
@@ -167,7 +169,7 @@ pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr
                 .rows = w->shape[0], .cols = w->shape[1], .accumulate = accumulate };
   if (n <= 0 || p.rows <= 0) return PYR_OK;
   if (n < PYR_SMALL_N) {
-    p.run = pyr_most(1, RUN_BYTES / (int64_t)pyr_most((int64_t)w->stride, 1));
+    p.run = pyr_round_up(pyr_most(1, RUN_BYTES / pyr_most((int64_t)w->stride, 1)), PYR_DOT_WEIGHTS);
     pyr_parallel(be->rt, few_task, &p, pyr_ceil_div(p.rows, p.run));
     return PYR_OK;
   }
