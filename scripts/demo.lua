@@ -95,14 +95,15 @@ end
 
 local function show_answers(model, entry, questions)
   entry.right = 0
-  local rows = {}
+  local rows, wide = {}, (pic.width - 8) // 8
   for i, question in ipairs(questions) do
     local text = answer(model, entry.cache, question)
     local right = text:gsub("%.$", "") == question.answer
     if right then entry.right = entry.right + 1 end
     local mark = right and (pic.ascii and "+" or "✓") or (pic.ascii and "-" or "✗")
-    rows[i] = { "  " .. pic:paint(mark, right and "good" or "warn"), pic:paint(pic:cut(question.question, 40), "dim"),
-      pic:cut(text == "" and "(nothing)" or text, 16), right and "" or pic:paint(pic:cut("told: " .. question.answer, 18), "dim") }
+    rows[i] = { "  " .. pic:paint(mark, right and "good" or "warn"), pic:paint(pic:cut(question.question, wide * 4), "dim"),
+      pic:cut(text == "" and "(nothing)" or text, wide * 2),
+      right and "" or pic:paint(pic:cut("told: " .. question.answer, wide * 2), "dim") }
   end
   if #rows > 0 then print(table.concat(picture.table(rows, "<", 1), "\n")) end
 end
@@ -112,7 +113,7 @@ end
 -- The best of several rounds in which the policies take turns: what else the machine does disturbs only some of them.
 local function measure(model, entries, ids)
   local progress <close> = picture.progress("measuring", { after = 0 })
-  local least, most, enough = 3, 8, 4.0          -- rounds, rounds, seconds
+  local least, most, enough = 4, 8, 5.0          -- rounds, rounds, seconds
   local start, round = core.clock(), 0
   repeat
     round = round + 1

@@ -10,7 +10,8 @@ local sampler = require "pyramid.sampler"
 local generate = {}
 
 local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "string|table", dtype = "string",
-  budget = "integer|string", cache = "userdata", special = "boolean", progress = "function", clock = "function", ignore_eos = "boolean" }
+  budget = "integer|string", cache = "userdata", special = "boolean", progress = "function", clock = "function",
+  ignore_eos = "boolean", prune = "boolean" }   -- prune = false: the prompt is appended without asking the policy
 
 ---@class pyramid.Generation
 ---@field cache pyramid.Cache
@@ -89,7 +90,7 @@ function generate.start(model, prompt, given)
   if type(picker) == "table" then picker = sampler(picker) end
   local began = clock()
   local logits
-  logits, message, code = cache:prefill(ids, { progress = given.progress })
+  logits, message, code = cache:prefill(ids, { progress = given.progress, prune = given.prune })
   if not logits then
     if own then cache:close() end
     return nil, message, code
