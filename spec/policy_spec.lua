@@ -255,10 +255,10 @@ describe("policies at work", function()
       assert(cache:step(2))
       cache:close()
     end
-    for _, trigger in ipairs { { every = -1 }, { over = 0.5 }, { once = true }, { evry = 3 }, { every = 1, track = score.position() },
-      { every = 1, track = score.attention { reduce = "max" } } } do
-      local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "naughty", trigger = function() return trigger end,
-        decode = function() end } })
+    for _, trigger in ipairs { { every = -1 }, { over = 0.5 }, { once = true }, { evry = 3 },
+      { every = 1, track = score.position() }, { every = 1, track = score.attention { reduce = "max" } } } do
+      local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "naughty",
+        trigger = function() return trigger end, decode = function() end } })
       local logits, message, code = cache:prefill(prompt(10))
       assert.is_nil(logits)
       assert.equal("policy", code)

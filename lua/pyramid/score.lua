@@ -59,7 +59,8 @@ function score.program(value) return programs[value] end
 local function choice(what, name, value, set, default)
   if value == nil then return set[default] end
   if not set[value] then
-    error(("%s: %s must be one of %s, not '%s'"):format(what, name, table.concat(options.sorted_keys(set), ", "), tostring(value)), 3)
+    local known = table.concat(options.sorted_keys(set), ", ")
+    error(("%s: %s must be one of %s, not '%s'"):format(what, name, known, tostring(value)), 3)
   end
   return set[value]
 end
@@ -76,7 +77,8 @@ function score.attention(o)
   local queries, ramp = o.queries or 0, o.ramp or 1
   if queries < 0 or queries > 0x7fffffff then error("score.attention: queries must be 0 (all) or more", 2) end
   if not finite(ramp) or ramp < 0 then error("score.attention: ramp must be a number of 0 or more", 2) end
-  local reduce, heads = choice("score.attention", "reduce", o.reduce, reduces, "mean"), choice("score.attention", "heads", o.heads, reduces, "mean")
+  local reduce = choice("score.attention", "reduce", o.reduce, reduces, "mean")
+  local heads = choice("score.attention", "heads", o.heads, reduces, "mean")
   local text = ("attention{queries=%d, ramp=%g, reduce=%s, heads=%s}"):format(queries, ramp, o.reduce or "mean", o.heads or "mean")
   return new(text, op("attention", reduce, heads, queries, ramp))
 end
@@ -110,7 +112,9 @@ function score.position() return new("position()", op("position")) end
 ---@return pyramid.score
 function score.random(seed)
   seed = seed or 0
-  if math.type(seed) ~= "integer" or seed < -0x80000000 or seed > 0x7fffffff then error("score.random: the seed must be a 32-bit integer", 2) end
+  if math.type(seed) ~= "integer" or seed < -0x80000000 or seed > 0x7fffffff then
+    error("score.random: the seed must be a 32-bit integer", 2)
+  end
   return new(("random(%d)"):format(seed), op("random", 0, 0, seed))
 end
 
