@@ -51,11 +51,15 @@ local shares, prunes = { layer = 0, head = 1 }, { cache = 1, hidden = 2, both = 
 
 -- ---- from what a policy returns to what the core reads ----------------------------------------------------------
 
+local function list(set) return table.concat(options.sorted_keys(set), ", ") end
+
 local function refuse(field, what) error(field .. " " .. what, 0) end
 
 local function check_keys(what, value, known)
   for key in pairs(value) do
-    if not known[key] then refuse(("%s.%s"):format(what, tostring(key)), "is not a field (known: " .. table.concat(options.sorted_keys(known), ", ") .. ")") end
+    if not known[key] then
+      refuse(("%s.%s"):format(what, tostring(key)), ("is not a field (known: %s)"):format(list(known)))
+    end
   end
 end
 
@@ -68,7 +72,7 @@ end
 
 local function choice(field, value, set, default)
   if value == nil then value = default end
-  if not set[value] then refuse(field, ("is '%s', not one of %s"):format(tostring(value), table.concat(options.sorted_keys(set), ", "))) end
+  if not set[value] then refuse(field, ("is '%s', not one of %s"):format(tostring(value), list(set))) end
   return set[value]
 end
 
@@ -94,7 +98,9 @@ local function flat_trigger(trigger)
   if type(trigger) ~= "table" then refuse("the trigger", "is not a table (" .. type(trigger) .. ")") end
   check_keys("trigger", trigger, trigger_keys)
   local track = program("track", trigger.track)
-  if track and not score.is_signal(trigger.track) then refuse("track", "must be a single attention or history signal: " .. tostring(trigger.track)) end
+  if track and not score.is_signal(trigger.track) then
+    refuse("track", "must be a single attention or history signal: " .. tostring(trigger.track))
+  end
   return integer("every", trigger.every, 0), integer("over", trigger.over, 0), integer("window", trigger.window, 0),
     trigger.once and true or false, track
 end
@@ -116,7 +122,7 @@ local function merge(definition, given)
     local chosen = (definition.presets or {})[preset]
     if not chosen then
       error(("policy %s: unknown preset '%s' (known: %s)"):format(definition.name, tostring(preset),
-        table.concat(options.sorted_keys(definition.presets or {}), ", ")), 0)
+        list(definition.presets or {})), 0)
     end
     for key, value in pairs(chosen) do merged[key] = value end
     merged.preset = preset
@@ -126,7 +132,7 @@ local function merge(definition, given)
     if key ~= "preset" then
       if default == nil then
         error(("policy %s: unknown option '%s' (known: %s)"):format(definition.name, tostring(key),
-          table.concat(options.sorted_keys(definition.defaults or {}), ", ")), 0)
+          list(definition.defaults or {})), 0)
       elseif type(value) ~= type(default) then
         error(("policy %s: option '%s' must be a %s, not a %s"):format(definition.name, key, type(default), type(value)), 0)
       end
@@ -138,7 +144,8 @@ end
 
 local function new(definition, given)
   if definition.fit and definition.defaults.target == nil then definition.defaults.target = 0 end
-  return setmetatable({ name = definition.name, definition = definition, given = given or {}, options = merge(definition, given) }, Policy)
+  return setmetatable({ name = definition.name, definition = definition, given = given or {},
+    options = merge(definition, given) }, Policy)
 end
 
 ---The same policy under other options.
@@ -207,7 +214,9 @@ function module.define(definition)
   if definition.fit and type((definition.defaults or {})[definition.fit]) ~= "number" then
     error("policy " .. definition.name .. ": fit must name an option whose default is a number", 2)
   end
-  if definition.decode and not definition.trigger then error("policy " .. definition.name .. ": decode needs a trigger that says when", 2) end
+  if definition.decode and not definition.trigger then
+    error("policy " .. definition.name .. ": decode needs a trigger that says when", 2)
+  end
   return new(definition)
 end
 
@@ -285,16 +294,17 @@ function module.with(p, given) return p:with(given) end
 function module.parse_options(which, words)
   local found, message, code = module.load(which)
   if not found then return nil, message, code end
+  local function wrong(text, ...) return nil, ("policy %s: "):format(found.name) .. text:format(...), "policy" end
   local given = {}
   for _, word in ipairs(words) do
     local key, text = word:match("^([%w_]+)=(.*)$")
-    if not key then return nil, ("policy %s: '%s' is not key=value"):format(found.name, word), "policy" end
+    if not key then return wrong("'%s' is not key=value", word) end
     local value, default = text, (found.definition.defaults or {})[key]
     if type(default) == "number" then
       value = tonumber(text)
-      if not value then return nil, ("policy %s: option '%s' must be a number, not '%s'"):format(found.name, key, text), "policy" end
+      if not value then return wrong("option '%s' must be a number, not '%s'", key, text) end
     elseif type(default) == "boolean" then
-      if text ~= "true" and text ~= "false" then return nil, ("policy %s: option '%s' must be true or false"):format(found.name, key), "policy" end
+      if text ~= "true" and text ~= "false" then return wrong("option '%s' must be true or false", key) end
       value = text == "true"
     end
     given[key] = value
@@ -310,11 +320,13 @@ end
 ---@return { rows: integer, computed: integer }[]
 function module.forecast(which, config, tokens)
   local d, alive, layers = which.definition, tokens, {}
-  local o = which:fitted(module.shape(1, config.layers, tokens, 0, tokens, 0, tokens, config.heads, config.kv_heads, config.head_dim))
+  local function shape(index)
+    return module.shape(index, config.layers, tokens, 0, alive, 0, tokens, config.heads, config.kv_heads, config.head_dim)
+  end
+  local o = which:fitted(shape(1))
   for index = 1, config.layers do
     local rows, computed, plan = alive, alive, nil
-    local l = module.shape(index, config.layers, tokens, 0, alive, 0, tokens, config.heads, config.kv_heads, config.head_dim)
-    if d.prefill then plan = d.prefill(o, l) end
+    if d.prefill then plan = d.prefill(o, shape(index)) end
     if plan then
       local guard = plan.guard or {}
       local first = math.min(guard.first or 0, alive)
