@@ -331,6 +331,18 @@ static bool set_push(pyr_tokenizer *t, pyr_added_set *set, int32_t id) {
   return true;
 }
 
+/* Keeps the form that an added token is looked for in, where that is not what its piece holds. */
+static pyr_status store_found(pyr_tokenizer *t, int32_t id, const uint8_t *form, size_t n) {
+  size_t count = (size_t)t->options.vocab;
+  if (t->found_start == NULL) t->found_start = pyr_alloc_zero(t->rt, count * sizeof *t->found_start);
+  if (t->found_length == NULL) t->found_length = pyr_alloc_zero(t->rt, count * sizeof *t->found_length);
+  if (!t->found_start || !t->found_length) return pyr_nomem(t->rt, count * sizeof *t->found_start, "added tokens");
+  if (t->text.length + n > UINT32_MAX || !pyr_buffer_append(t->rt, &t->text, form, n)) return pyr_nomem(t->rt, n, "added tokens");
+  t->found_start[id] = (uint32_t)(t->text.length - n);
+  t->found_length[id] = (uint32_t)n;
+  return PYR_OK;
+}
+
 pyr_status pyr_tokenizer_added(pyr_tokenizer *t, int32_t id, const char *text, size_t length, int flags) {
   pyr_status status = building(t);
   if (status == PYR_OK) status = in_vocab(t, id, text, length);
@@ -346,6 +358,9 @@ pyr_status pyr_tokenizer_added(pyr_tokenizer *t, int32_t id, const char *text, s
     if (n != length || memcmp(spelled, text, n) != 0)
       return pyr_runtime_set_error(t->rt, PYR_FORMAT, "id %d is added as '%s', but the vocabulary has '%s' there", (int)id,
                                    show(text, length).text, show(spelled, n).text);
+    /* a piece that stands for bytes, such as that of 0xC5, which is spelled U+00C5: the text has the spelling */
+    if (t->options.byte_level && !(t->bits[id] & PYR_BIT_LITERAL) &&
+        (status = store_found(t, id, (const uint8_t *)text, length)) != PYR_OK) return status;
   } else if ((status = store(t, id, (const uint8_t *)text, length)) != PYR_OK) {
     return status;
   } else {
@@ -436,9 +451,9 @@ pyr_status pyr_tokenizer_around(pyr_tokenizer *t, const int32_t *before, int32_t
 
 /* ---- ready ------------------------------------------------------------------------------------------------------ */
 
-/* What an added token is found by: its text, in the normalised set its normalised text. */
-const uint8_t *pyr_found_by(const pyr_tokenizer *t, const pyr_added_set *set, int32_t id, size_t *length) {
-  if (set == &t->normalized && t->found_length && t->found_length[id]) {
+/* What an added token is found by: its text, or that text normalised. */
+const uint8_t *pyr_found_by(const pyr_tokenizer *t, int32_t id, size_t *length) {
+  if (t->found_length && t->found_length[id]) {
     *length = t->found_length[id];
     return t->text.data + t->found_start[id];
   }
@@ -446,9 +461,9 @@ const uint8_t *pyr_found_by(const pyr_tokenizer *t, const pyr_added_set *set, in
   return t->text.data + t->start[id];
 }
 
-static int compare_found(const pyr_tokenizer *t, const pyr_added_set *set, int32_t a, int32_t b) {
+static int compare_found(const pyr_tokenizer *t, int32_t a, int32_t b) {
   size_t an, bn;
-  const uint8_t *as = pyr_found_by(t, set, a, &an), *bs = pyr_found_by(t, set, b, &bn);
+  const uint8_t *as = pyr_found_by(t, a, &an), *bs = pyr_found_by(t, b, &bn);
   int c = memcmp(as, bs, an < bn ? an : bn);
   if (c) return c;
   if (an != bn) return an < bn ? -1 : 1;
@@ -462,8 +477,8 @@ static void sort_set(const pyr_tokenizer *t, pyr_added_set *set) {
     if (start > 0) start--;
     else { int32_t x = v[--end]; v[end] = v[0]; v[0] = x; }
     for (int32_t root = start, child; (child = 2 * root + 1) < end; root = child) {
-      if (child + 1 < end && compare_found(t, set, v[child], v[child + 1]) < 0) child++;
-      if (compare_found(t, set, v[root], v[child]) >= 0) break;
+      if (child + 1 < end && compare_found(t, v[child], v[child + 1]) < 0) child++;
+      if (compare_found(t, v[root], v[child]) >= 0) break;
       int32_t x = v[root];
       v[root] = v[child];
       v[child] = x;
@@ -471,14 +486,14 @@ static void sort_set(const pyr_tokenizer *t, pyr_added_set *set) {
   }
   for (int32_t i = 0; i < n; i++) {
     size_t length;
-    set->first[*pyr_found_by(t, set, v[i], &length)] = 1;
+    set->first[*pyr_found_by(t, v[i], &length)] = 1;
   }
 }
 
 static pyr_status refuse_twins(pyr_tokenizer *t, const pyr_added_set *set) {
   for (int32_t i = 1; i < set->count; i++) {
     size_t an, bn;
-    const uint8_t *a = pyr_found_by(t, set, set->ids[i - 1], &an), *b = pyr_found_by(t, set, set->ids[i], &bn);
+    const uint8_t *a = pyr_found_by(t, set->ids[i - 1], &an), *b = pyr_found_by(t, set->ids[i], &bn);
     if (an == bn && memcmp(a, b, an) == 0)
       return pyr_runtime_set_error(t->rt, PYR_FORMAT, "the added token '%s' is listed twice, as %d and %d",
                                    show((const char *)a, an).text, (int)set->ids[i - 1], (int)set->ids[i]);
@@ -487,27 +502,21 @@ static pyr_status refuse_twins(pyr_tokenizer *t, const pyr_added_set *set) {
 }
 
 static pyr_status sort_added(pyr_tokenizer *t) {
-  size_t n = (size_t)t->options.vocab;
   for (int32_t i = 0; i < t->added.count; i++) {
     int32_t id = t->added.ids[i];
     bool raw = t->bits[id] >> PYR_BIT_TOKEN_SHIFT & PYR_TOKEN_RAW;
     if (!set_push(t, raw ? &t->raw : &t->normalized, id)) return pyr_nomem(t->rt, sizeof id, "added tokens");
     if (raw || t->stages[PYR_NORMALIZE].count == 0) continue;
-    if (t->found_start == NULL) {
-      t->found_start = pyr_alloc_zero(t->rt, n * sizeof *t->found_start);
-      t->found_length = pyr_alloc_zero(t->rt, n * sizeof *t->found_length);
-      if (!t->found_start || !t->found_length) return pyr_nomem(t->rt, 2 * n * sizeof *t->found_start, "added tokens");
-    }
     const uint8_t *form;
     size_t length;
-    if (pyr_utf8_valid(t->text.data + t->start[id], t->length[id]) != t->length[id]) continue;
-    pyr_status status = pyr_normalize(t, t->text.data + t->start[id], t->length[id], true, &form, &length);
+    const uint8_t *text = pyr_found_by(t, id, &length);
+    if (pyr_utf8_valid(text, length) != length) continue;
+    pyr_status status = pyr_normalize(t, text, length, true, &form, &length);
     if (status != PYR_OK) return status;
     if (length == 0) continue;                        /* nothing is left of it: found as it was */
-    if (t->text.length + length > UINT32_MAX || !pyr_buffer_append(t->rt, &t->text, form, length))
-      return pyr_nomem(t->rt, length, "added tokens");
-    t->found_start[id] = (uint32_t)(t->text.length - length);
-    t->found_length[id] = (uint32_t)length;
+    t->spelling.length = 0;                           /* form may lie in t->text, which grows */
+    if (!pyr_buffer_append(t->rt, &t->spelling, form, length)) return pyr_nomem(t->rt, length, "added tokens");
+    if ((status = store_found(t, id, t->spelling.data, length)) != PYR_OK) return status;
   }
   sort_set(t, &t->added);
   sort_set(t, &t->raw);

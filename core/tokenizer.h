@@ -59,7 +59,7 @@ struct pyr_tokenizer {
   uint32_t *start, *length;      /* [vocab] into text */
   uint16_t *bits;                /* [vocab] pyr_piece_bits */
   uint32_t *score_rank;          /* [vocab], by score only: lower merges earlier */
-  uint32_t *found_start, *found_length; /* [vocab] or NULL: where a normalised added token's form lies in text, if it differs */
+  uint32_t *found_start, *found_length; /* [vocab] or NULL: where in text the form lies that an added token is found by; 0: its piece */
   uint32_t longest;              /* bytes of the longest piece that merging can make */
   pyr_slot *slots;               /* [slot_count], a power of two: open pieces by their bytes */
   size_t slot_count;
@@ -88,7 +88,7 @@ uint32_t pyr_bytes_hash(const uint8_t *s, size_t n);
 int32_t pyr_vocab_find(const pyr_tokenizer *t, const uint8_t *s, size_t n);   /* open piece with these bytes, or -1 */
 const pyr_merge *pyr_merge_find(const pyr_tokenizer *t, int32_t left, int32_t right);
 bool pyr_emit(pyr_tokenizer *t, int32_t id);
-const uint8_t *pyr_found_by(const pyr_tokenizer *t, const pyr_added_set *set, int32_t id, size_t *length);
+const uint8_t *pyr_found_by(const pyr_tokenizer *t, int32_t id, size_t *length); /* of an added token: the text to look for */
 
 /* GPT-2's byte alphabet: printable Latin-1 bytes stand for themselves, the other 68 for U+0100 onwards. */
 uint32_t pyr_alphabet_of_byte(uint8_t byte);

@@ -56,16 +56,18 @@ static int hex(uint8_t c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && 
 static bool spell_out(pyr_decoder *d, int32_t id) {
   pyr_tokenizer *t = d->t;
   const pyr_step_list *list = &t->stages[PYR_DECODE];
-  const uint8_t *bytes = t->text.data + t->start[id];
   bool raw = t->options.byte_level && !(t->bits[id] & PYR_BIT_LITERAL);
+  size_t length = t->length[id];
+  const uint8_t *bytes = t->text.data + t->start[id];
+  if (!raw) bytes = pyr_found_by(t, id, &length);      /* normalised if it is found so, as in the tokenizers library */
   if (raw && list->count == 1 && list->steps[0].kind == PYR_STEP_BYTES) raw = false;   /* the usual case: already bytes */
   else if (raw) {                                                                     /* the steps want the spelling */
     d->piece.length = 0;
-    if (!pyr_alphabet_spell(t->rt, bytes, t->length[id], &d->piece)) return false;
+    if (!pyr_alphabet_spell(t->rt, bytes, length, &d->piece)) return false;
   }
   if (!raw) {
     d->piece.length = 0;
-    if (!pyr_buffer_append(t->rt, &d->piece, bytes, t->length[id])) return false;
+    if (!pyr_buffer_append(t->rt, &d->piece, bytes, length)) return false;
     if (t->options.byte_level && list->count == 1 && list->steps[0].kind == PYR_STEP_BYTES) return true;
   }
   for (int i = 0; i < list->count; i++) {

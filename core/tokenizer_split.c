@@ -275,25 +275,25 @@ static int32_t longest_added(const pyr_tokenizer *t, const pyr_added_set *set, c
   int32_t low = 0, high = set->count, found = -1;
   for (size_t depth = 0; low < high; depth++) {
     size_t k;
-    const uint8_t *text = pyr_found_by(t, set, set->ids[low], &k);
+    const uint8_t *text = pyr_found_by(t, set->ids[low], &k);
     if (k == depth) {            /* the shortest of the range ends here: it is a prefix of s */
       (void)text;
       found = set->ids[low];
       *length = depth;
-      while (low < high && (pyr_found_by(t, set, set->ids[low], &k), k == depth)) low++;
+      while (low < high && (pyr_found_by(t, set->ids[low], &k), k == depth)) low++;
     }
     if (depth == n) break;
     int32_t a = low, b = high;   /* narrow to those with byte s[depth] */
     while (a < b) {
       int32_t middle = a + (b - a) / 2;
-      if (pyr_found_by(t, set, set->ids[middle], &k)[depth] < s[depth]) a = middle + 1;
+      if (pyr_found_by(t, set->ids[middle], &k)[depth] < s[depth]) a = middle + 1;
       else b = middle;
     }
     low = a;
     b = high;
     while (a < b) {
       int32_t middle = a + (b - a) / 2;
-      if (pyr_found_by(t, set, set->ids[middle], &k)[depth] <= s[depth]) a = middle + 1;
+      if (pyr_found_by(t, set->ids[middle], &k)[depth] <= s[depth]) a = middle + 1;
       else b = middle;
     }
     high = a;

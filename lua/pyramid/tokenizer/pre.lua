@@ -60,7 +60,7 @@ local kinds = {
 }
 
 -- Models whose own tokenizer brings text into Unicode's form NFC first.
-local composed = { mpt = true, olmo = true, qwen2 = true, qwen35 = true, stablelm2 = true }
+local composed = { mpt = true, olmo = true, qwen2 = true, stablelm2 = true }
 
 -- name = { kind, words that are pieces are not merged, BOS is added unless the file says otherwise }
 local names = {

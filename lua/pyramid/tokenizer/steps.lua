@@ -18,17 +18,20 @@ local GPT2 = [['s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(
 ---@field before integer[]     ids put before and after a text
 ---@field after integer[]
 
-local PUNCTUATION = [=[[!-\/:-@\[-`{-~\p{P}]]=]
-
 local cuts = { Removed = 0, Isolated = 1, MergedWithPrevious = 2, MergedWithNext = 3, Contiguous = 4 }
 
 local function add(recipe, stage, kind, text_pattern, text, a, b)
   recipe.steps[#recipe.steps + 1] = { stage, kind, text_pattern or "", text or "", a or 0, b or 0 }
 end
 
---- A step that cuts words at an expression of tokenizer.json's dialect.
+--- A step that cuts words at an expression in PCRE2's dialect.
+local function cut(recipe, expression, how, invert)
+  add(recipe, "split", "match", expression, nil, cuts[how], invert and 1 or 0)
+end
+
+--- The same in tokenizer.json's dialect.
 function steps.cut(recipe, expression, how, invert, where)
-  add(recipe, "split", "match", pattern.translate(expression, where), nil, cuts[how], invert and 1 or 0)
+  cut(recipe, pattern.translate(expression, where), how, invert)
 end
 
 --- What GPT-2's pre-tokenizer does, without its prefix space.
@@ -117,16 +120,16 @@ function pretokenizers.Digits(recipe, o, where)
   local one = flag(o, "individual_digits", where, false)
   steps.cut(recipe, [[\p{N}]], one and "Isolated" or "Contiguous", false, where)
 end
-function pretokenizers.Whitespace(recipe, _, where) steps.cut(recipe, [[\w+|[^\w\s]+]], "Removed", true, where) end
+function pretokenizers.Whitespace(recipe) cut(recipe, pattern.WORDS, "Removed", true) end
 function pretokenizers.WhitespaceSplit(recipe, _, where) steps.cut(recipe, [[\s]], "Removed", false, where) end
 function pretokenizers.BertPreTokenizer(recipe, _, where)
   steps.cut(recipe, [[\s]], "Removed", false, where)
-  steps.cut(recipe, PUNCTUATION, "Isolated", false, where)
+  cut(recipe, pattern.PUNCTUATION, "Isolated", false)
 end
 function pretokenizers.Punctuation(recipe, o, where)
   local behavior = json.field(o, "behavior", "string", where, "Isolated")
   if not cuts[behavior] then fault.raise("format", "%s: behavior is %s", where, fault.quote(behavior)) end
-  steps.cut(recipe, PUNCTUATION, behavior, false, where)
+  cut(recipe, pattern.PUNCTUATION, behavior, false)
 end
 function pretokenizers.CharDelimiterSplit(recipe, o, where)
   steps.cut(recipe, pattern.quote(text_of(o, "delimiter", where)), "Removed", false, where)
