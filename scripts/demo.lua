@@ -211,7 +211,7 @@ local layers = model.config.layers
 
 print()
 print(pic:paint("Pyramid", "bold") .. " " .. core.version .. ": " .. pic:cut(model.description, pic.width - 16))
-print(pic:paint("The default model is a small stand-in: judge the cache, not the prose.", "dim"))
+print(pic:paint(pic:cut("The default model is a small stand-in: judge the cache, not the prose.", pic.width), "dim"))
 print()
 show_story(text, #ids)
 for _, entry in ipairs(entries) do
@@ -227,4 +227,4 @@ draw_pyramids(entries, #ids, layers)
 draw_strips(entries, #ids, layers)
 draw_numbers(entries, questions, rounds)
 local program = arg[-1] or "pyramid"
-print(("%s  %s chat    %s generate --help    make test"):format(pic:paint("Next:", "bold"), program, program))
+print(("%s  %s generate --help\n       %s chat"):format(pic:paint("Next:", "bold"), program, program))

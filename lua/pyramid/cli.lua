@@ -46,11 +46,13 @@ function cli.must(value, message, code)
   return value
 end
 
+local function without_place(message) return (tostring(message):gsub("^[^%s:]+:%d+: ", "")) end
+
 -- What a function returns; what it raises is the user's mistake here, so its place in a source is left out.
 local function guarded(f, ...)
   local results = table.pack(pcall(f, ...))
   if results[1] then return table.unpack(results, 2, results.n) end
-  cli.fail((tostring(results[2]):gsub("^[^%s:]+:%d+: ", "")))
+  cli.fail(without_place(results[2]))
 end
 
 -- ---- arguments -----------------------------------------------------------------------------------------------------
@@ -118,7 +120,11 @@ function cli.add_policy(parser, many)
   option(parser, "--policy-file", "FILE", "A policy of your own; options as for --policy.", { many = true }):action(collect(true))
   option(parser, "--cache-dtype", "DTYPE", "How rows are stored: f16, bf16, f32, q8_0.",
     { default = "f16", choices = { "f16", "bf16", "f32", "q8_0" } })
-  option(parser, "--budget", "SIZE", "The most bytes that rows may take, such as \"64 MiB\".")
+  option(parser, "--budget", "SIZE", "The most bytes that rows may take, such as \"64 MiB\"."):convert(function(text)
+    local ok, value = pcall(options.bytes, "--budget", tonumber(text) or text)
+    if ok then return value end
+    return nil, without_place(value)
+  end)
 end
 
 ---@param parser table
@@ -267,7 +273,7 @@ end
 ---@param chosen pyramid.policy
 ---@return pyramid.CacheOptions
 function cli.cache_options(args, chosen)
-  return { policy = chosen, dtype = args.cache_dtype, budget = args.budget and guarded(options.bytes, "--budget", args.budget) }
+  return { policy = chosen, dtype = args.cache_dtype, budget = args.budget }
 end
 
 ---@param args table
