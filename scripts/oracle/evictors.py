@@ -127,7 +127,7 @@ SETTINGS = [
     ("snapkv", {}),
     ("snapkv", dict(ratio=0.3, window=8, kernel=5, pool="avg")),
     ("snapkv", dict(rows=20, window=3, kernel=31, pool="avg")),
-    ("snapkv", dict(ratio=0.4, window=1, kernel=1, heads="max")),
+    ("snapkv", dict(ratio=0.37, window=1, kernel=1, heads="max")),
     ("h2o", {}),
     ("h2o", dict(ratio=0.3, recent=0.25, slack=6)),
     ("h2o", dict(rows=20, recent=0, slack=3)),
