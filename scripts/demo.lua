@@ -9,6 +9,7 @@ local parser = cli.parser("[options]", "Reads a long story under several policie
   .. "what each policy kept of the KV cache.", "Without --policy: full, pyramidinfer, and pyramidinfer preset=45.")
 cli.add_model(parser)
 cli.add_policy(parser, true)
+cli.add_cache(parser)
 cli.option(parser, "--seed", "N", "Which story.", { default = "25", integer = 0 })
 cli.option(parser, "--words", "N", "About how many words it has.", { default = "950", integer = 50 })
 local args = cli.parse(parser, arg)

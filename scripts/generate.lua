@@ -13,6 +13,7 @@ parser:argument("prompt", "The prompt; without one, --prompt-file or standard in
 cli.option(parser, "--prompt-file", "FILE", "Read the prompt from a file (- is standard input).", { short = "-f" })
 cli.add_model(parser)
 cli.add_policy(parser)
+cli.add_cache(parser)
 cli.add_length(parser, 256)
 cli.add_sampler(parser)
 cli.option(parser, "--context", "N", "Read only the last N tokens of a longer prompt.", { integer = 1 })

@@ -1,51 +1,28 @@
 -- inspect: what a model file holds, and what a policy would keep of a prompt, layer by layer. Nothing is run.
-local argparse = require "argparse"
-local cjson = require "cjson"
+local cli = require "pyramid.cli"
 local inspect = require "pyramid.inspect"
-local policy = require "pyramid.policy"
+local picture = require "pyramid.picture"
 
-local parser = argparse("pyramid inspect", "What a model file holds, and what a policy would keep of a prompt, without running it.")
-parser:argument("model", "Hugging Face directory, .gguf or .safetensors file")
-parser:option("--policy", "a policy's name or file, and its options as key=value"):args "+":argname { "NAME", "key=value" }
-parser:option("--length", "tokens of the prompt (default: the model's context, at most 4096)"):convert(math.tointeger)
-parser:option("--dtype", "of the cache's rows"):choices { "f32", "f16", "bf16", "q8_0" }:default "f16"
-parser:flag("--tensors", "list every tensor")
-parser:flag("--json", "one JSON object")
-local args = parser:parse()
-
-local function fail(message)
-  io.stderr:write("inspect: ", message, "\n")
-  os.exit(1)
-end
-
-local function size(bytes)
-  for _, unit in ipairs { "B", "KiB", "MiB", "GiB" } do
-    if bytes < 1024 or unit == "GiB" then return (unit == "B" and "%d %s" or "%.1f %s"):format(bytes, unit) end
-    bytes = bytes / 1024
-  end
-end
-
-local function count(n)
-  local text = tostring(n):reverse():gsub("(%d%d%d)", "%1 "):reverse()
-  return (text:gsub("^ ", ""))
-end
+local parser = cli.parser("[options] [MODEL]",
+  "What a model file holds, and what a policy would keep of a prompt, without running it.")
+parser:argument("model", "A Hugging Face folder, a .gguf or a .safetensors file; the default model, if not given."):args "?"
+cli.add_policy(parser)
+cli.add_cache_dtype(parser)
+cli.option(parser, "--length", "N", "Tokens of the prompt; if not given, the model's context, at most 4096.", { integer = 1 })
+parser:flag("--tensors", "List every tensor.")
+parser:flag("--json", "Print one JSON object.")
+local args = cli.parse(parser, arg)
 
 local function forecast(config)
-  local name = table.remove(args.policy, 1)
-  local given, message = policy.parse_options(name, args.policy)
-  if not given then fail(message) end
-  local chosen
-  chosen, message = policy.load(name, given)
-  if not chosen then fail(message) end
-  local length = args.length or math.min(config.context, 4096)
-  if length < 1 then fail("--length must be at least 1") end
-  local ok, made = pcall(inspect.policy, config, chosen, length, args.dtype)
-  if not ok then fail(("policy %s: %s"):format(name, made)) end
+  local chosen, label = cli.one_policy(args)
+  local ok, made = pcall(inspect.policy, config, chosen, args.length or math.min(config.context, 4096), args.cache_dtype)
+  if not ok then cli.fail(("policy %s: %s"):format(label, made)) end
+  made.label = label
   return made
 end
 
 local function print_model(model)
-  print(("%s  (%s, %s)"):format(model.path, model.format, size(model.bytes)))
+  print(("%s  (%s, %s)"):format(model.path, model.format, cli.bytes(model.bytes)))
   if model.problem then print("cannot be loaded: " .. model.problem) end
   local c = model.config
   if c then
@@ -64,41 +41,39 @@ local function print_model(model)
     print(("  context    %d"):format(c.context))
     print(("  RoPE       base %g, scaling %s"):format(c.rope.base, rope))
     print(("  window     %s"):format(slides > 0 and ("%d positions in %d of %d layers"):format(width, slides, c.layers) or "none"))
-    print(("  cache      %s a token in f16"):format(size(c.layers * c.kv_heads * c.head_dim * 4)))
+    print(("  cache      %s a token in f16"):format(cli.bytes(c.layers * c.kv_heads * c.head_dim * 4)))
   end
   if model.tokenizer then print(("  tokenizer  %s, %d tokens"):format(model.tokenizer.kind, model.tokenizer.tokens)) end
-  print(("  tensors    %d, %s values"):format(model.tensor_count, count(model.values)))
+  print(("  tensors    %d, %s values"):format(model.tensor_count, cli.count(model.values)))
   for _, t in ipairs(model.totals) do
-    print(("    %-8s %5d tensors %18s values %12s"):format(t.dtype, t.tensors, count(t.values), size(t.bytes)))
+    print(("    %-8s %5d tensors %18s values %12s"):format(t.dtype, t.tensors, cli.count(t.values), cli.bytes(t.bytes)))
   end
   if not args.tensors then return end
   print()
   for _, t in ipairs(model.tensors) do
-    print(("  %-48s %-6s %-16s %s"):format(t.name, t.dtype, table.concat(t.shape, " x "), size(t.bytes)))
+    print(("  %-48s %-6s %-16s %s"):format(t.name, t.dtype, table.concat(t.shape, " x "), cli.bytes(t.bytes)))
   end
 end
 
 local function print_forecast(made)
-  print()
-  print(("%s, a prompt of %d tokens"):format(made.policy, made.length))
+  local pic, layers = picture.new(io.stdout), #made.layers
+  local wide = math.max(20, pic.width - 34)
+  print(("\n%s, a prompt of %d tokens"):format(pic:paint(made.label, "bold"), made.length))
   print(("%.1f %% of the rows: %s of %s in %s; %.1f %% of the token-layers computed"):format(100 * made.fraction,
-    size(made.bytes), size(made.full_bytes), made.dtype, 100 * made.computed))
-  local wide = 40
+    cli.bytes(made.bytes), cli.bytes(made.full_bytes), made.dtype, 100 * made.computed))
   for i, layer in ipairs(made.layers) do
-    local bar = math.floor(wide * layer.rows / made.length + 0.5)
-    print(("  layer %3d  %s%s %7d rows %6.1f %%"):format(i, ("█"):rep(bar), ("░"):rep(wide - bar), layer.rows,
+    print(("  layer %3d  %s %6d %6.1f %%"):format(i, pic:bar(layer.rows / made.length, wide, (i - 1) / layers), layer.rows,
       100 * layer.rows / made.length))
   end
 end
 
-local model, message = inspect.model(args.model)
-if not model then fail(message) end
-if args.policy and not model.config then fail(model.problem) end
-local made = args.policy and forecast(model.config)
+local model = cli.must(inspect.model(cli.find_model(args.model or cli.default_model)))
+if args.policies and not model.config then cli.fail(model.problem) end
+local made = args.policies and forecast(model.config)
 if args.json then
-  model.forecast = made
+  model.forecast = made or nil
   if not args.tensors then model.tensors = nil end
-  print(cjson.encode(model))
+  cli.json(model)
 else
   print_model(model)
   if made then print_forecast(made) end

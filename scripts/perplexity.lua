@@ -19,6 +19,7 @@ cli.option(parser, "--windows", "N", "At most N windows.", { integer = 1 })
 parser:flag("--append", "Score all tokens of a window at once: faster, and nothing is dropped meanwhile.")
 cli.add_model(parser)
 cli.add_policy(parser, true)
+cli.add_cache(parser)
 parser:flag("--json", "Print one JSON object instead of the table.")
 local args = cli.parse(parser, arg)
 

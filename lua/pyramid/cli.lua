@@ -118,10 +118,19 @@ function cli.add_policy(parser, many)
     many and " Several may be given." or "")
   option(parser, "--policy", "NAME", text, { short = "-p", many = true }):action(collect(false))
   option(parser, "--policy-file", "FILE", "A policy of your own; options as for --policy.", { many = true }):action(collect(true))
+end
+
+---@param parser table
+function cli.add_cache_dtype(parser)
   option(parser, "--cache-dtype", "DTYPE", "How rows are stored: f16, bf16, f32, q8_0.",
     { default = "f16", choices = { "f16", "bf16", "f32", "q8_0" } })
-  option(parser, "--budget", "SIZE", "The most bytes that rows may take, such as \"64 MiB\"."):convert(function(text)
-    local ok, value = pcall(options.bytes, "--budget", tonumber(text) or text)
+end
+
+---@param parser table
+function cli.add_cache(parser)
+  cli.add_cache_dtype(parser)
+  option(parser, "--budget", "SIZE", "The most bytes that rows may take, such as \"64 MiB\"."):convert(function(size)
+    local ok, value = pcall(options.bytes, "--budget", tonumber(size) or size)
     if ok then return value end
     return nil, without_place(value)
   end)
@@ -306,6 +315,14 @@ function cli.bytes(n)
   local units, i = { "B", "KiB", "MiB", "GiB", "TiB" }, 1
   while n >= 1024 and i < #units do n, i = n / 1024, i + 1 end
   return i == 1 and ("%d B"):format(n) or (n < 99.95 and "%.1f %s" or "%.0f %s"):format(n, units[i])
+end
+
+---A whole number in groups of three digits.
+---@param n integer
+---@return string
+function cli.count(n)
+  local text = ("%d"):format(n):reverse():gsub("(%d%d%d)", "%1 "):reverse()
+  return (text:gsub("^ ", ""))
 end
 
 ---How many a second; nothing happens in no time.

@@ -44,10 +44,10 @@ ANSWER_WEIGHT = 3.0
 # copying from the context is learned first. prose: share of the rows that are prose alone; the space left in the other rows is
 # filled with prose too.
 STAGES = [
-    dict(name="short", context=256, share=0.30, batch=16, words=(40, 130), dense=0.6, prose=0.06),
-    dict(name="middle", context=512, share=0.35, batch=16, words=(100, 290), dense=0.3, prose=0.12),
-    dict(name="long", context=1024, share=0.25, batch=8, words=(150, 620), dense=0.15, prose=0.15),
-    dict(name="full", context=2048, share=0.10, batch=6, words=(150, 1300), dense=0.1, prose=0.15),
+    dict(name="short", context=256, share=0.27, batch=16, words=(40, 130), dense=0.6, prose=0.06),
+    dict(name="middle", context=512, share=0.40, batch=8, words=(100, 290), dense=0.4, prose=0.08),
+    dict(name="long", context=1024, share=0.26, batch=4, words=(150, 620), dense=0.25, prose=0.10),
+    dict(name="full", context=2048, share=0.07, batch=3, words=(150, 1300), dense=0.2, prose=0.10),
 ]
 
 # Muon for the matrices of the layers, Adam for the embedding and the gains. Linear warm-up, flat, then linear to zero over
