@@ -110,15 +110,12 @@ end
 
 local function say(line)
   local ids, text, messages = new_ids(line)
-  local before = cli.must(talk.cache:fork())                      -- pages are shared until one of them is written
   local progress <close> = picture.progress(("reading %d tokens"):format(#ids))
   local run <close>, message = model:generate(ids, { cache = talk.cache, sampler = picker, max_tokens = args.max_tokens,
     stop = stops, progress = progress.update, prune = talk.cache:tokens() == 0 })
   progress:close()
-  if not run then
-    before:close()
-    return note(message .. "; /clear forgets the conversation")
-  end
+  if not run then return note(message .. "; /clear forgets the conversation") end
+  local asked = cli.must(talk.cache:fork())                       -- the question is read; pages are shared until written
   local pieces, counted, waiting = {}, 0, {}
   for piece, id in run do
     io.write(piece)
@@ -132,14 +129,13 @@ local function say(line)
   if run.finish == "error" then note(run.message) end
   local reply = table.concat(pieces)
   if run.finish == "stop" then
-    -- The cache holds the text that it ended at: go back to what was before, and read the turn again with the next one.
-    talk.cache:close()
-    talk.cache, before = before, nil
-    waiting = append(ids, cli.must(tokenizer:encode(reply, { special = false })))
+    -- The cache holds what the reply ended at, too: go back to the question, and read the reply with the next one.
+    talk.cache, asked = asked, talk.cache
+    waiting = cli.must(tokenizer:encode(reply, { special = false }))
   elseif run.finish == "eos" then
     waiting = {}                                                  -- all before the end was fed
   end
-  if before then before:close() end
+  asked:close()
   talk.turns, talk.last, talk.waiting, talk.text = talk.turns + 1, run.stats, waiting, text
   if messages then
     messages[#messages + 1] = { role = "assistant", content = reply:match "^%s*(.-)%s*$" }

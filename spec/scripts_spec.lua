@@ -366,12 +366,48 @@ describe("pyramid chat", function()
     assert.not_matches("never", out)
   end)
 
-  it("talks in the model's own format, and reads only what is new", function()
+  it("reads only what is new, and says what it would if it read all", function()
+    local out, err = talk("What was the code of the tin box?\nWhere did Toby live?\n/stats\n",
+      "--template chatml --system 'Be brief.' --cache-dtype f32")
+    assert.equal("", err)
+    local chat = require "pyramid.chat"
+    local model <close> = assert(pyramid.model(tiny))
+    local messages, ids, wanted = { { role = "system", content = "Be brief." } }, { model.tokenizer.bos }, {}
+    local held = ""
+    for _, question in ipairs { "What was the code of the tin box?", "Where did Toby live?" } do
+      messages[#messages + 1] = { role = "user", content = question }
+      local whole = assert(chat.render("chatml", messages, { add_generation_prompt = true }))
+      local added = assert(model:encode(whole:sub(#held + 1), { add = false }))
+      table.move(added, 1, #added, #ids + 1, ids)
+      local cache <close> = assert(model:cache { dtype = "f32" })
+      local pieces = {}
+      for piece, id in assert(model:generate(ids, { max_tokens = 12, cache = cache, ignore_eos = true })) do
+        pieces[#pieces + 1] = piece
+        if #pieces <= 12 then ids[#ids + 1] = id end
+      end
+      local reply = table.concat(pieces)
+      messages[#messages + 1] = { role = "assistant", content = reply:match "^%s*(.-)%s*$" }
+      -- what the cache holds, as far as the format knows it: the reply's own blanks are not in it
+      held = whole .. messages[#messages].content
+      wanted[#wanted + 1] = reply .. "\n"
+    end
+    assert.equal(table.concat(wanted), out:sub(1, #table.concat(wanted)))
+    assert.matches("2 turns, " .. #ids - 1 .. " tokens seen", out)
+  end)
+
+  it("keeps to the family of the format, and says so if it has none", function()
+    local out, err, status = talk("x\n", "--template nonesuch")
+    assert_fails("template of no family that is known %(llama%-2, .*\nName a format with %-%-template, or go without one",
+      out, err, status)
+  end)
+
+  it("talks in the model's own format, and ends replies where a question would begin", function()
     local out, err, status = talk("What was the code of the tin box?\n/stats\nWhere did Toby live?\n/stats\n", "")
     assert.equal("", err)
     assert.equal(0, status)
     assert.matches("2 turns", out)
     assert.not_matches("read anew", out)
+    assert.not_matches("Question", out)
   end)
 end)
 

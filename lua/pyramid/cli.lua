@@ -217,8 +217,9 @@ end
 function cli.open_model(args)
   local path = cli.find_model(args.model)
   if not exists(path) then
-    cli.fail(("there is no model '%s'"):format(args.model),
-      "Give --model PATH: a Hugging Face folder (config.json, tokenizer.json, model.safetensors) or a .gguf file.")
+    cli.fail(("there is no model '%s'"):format(args.model), (args.model == cli.default_model
+        and "The default model lies in Pyramid's repository: run this there, or set PYRAMID_PATH to its folder.\n" or "")
+      .. "Give --model PATH: a Hugging Face folder (config.json, tokenizer.json, model.safetensors) or a .gguf file.")
   end
   local progress <close> = picture.progress(args.weights and "converting weights" or "reading weights")
   return cli.must(guarded(model.open, path, { weights = args.weights, device = args.device, threads = args.threads,
