@@ -2,6 +2,8 @@
  *
  *   core.probe_read(runtime, bytes, times) -> seconds a pass     the runtime's threads read a buffer of so many bytes
  *   core.probe_matmul(kind, threads, size, times) -> seconds     oneDNN multiplies two square matrices; "f32", "bf16", "int8"
+ *   core.probe_version() -> oneDNN's, such as "2.6.3"
+ *   core.probe_trim()                  freed memory goes back to the system, so that what is resident is what is held
  *   core.random_rows(dtype, seed, stream, first, rows, cols, deviation) -> bytes of rows [first, first+rows) of a matrix
  *
  * Not part of the API: only scripts/bench.lua and scripts/random_model.lua use it. It is the one file of the binding that
@@ -17,6 +19,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 static double now(void) {
   struct timespec t;
@@ -175,6 +180,20 @@ static int probe_matmul(lua_State *L) {
   return 3;
 }
 
+static int probe_version(lua_State *L) {
+  const dnnl_version_t *v = dnnl_version();
+  lua_pushfstring(L, "%d.%d.%d", v->major, v->minor, v->patch);
+  return 1;
+}
+
+static int probe_trim(lua_State *L) {
+  (void)L;
+#ifdef __GLIBC__
+  malloc_trim(0);
+#endif
+  return 0;
+}
+
 /* ---- random weights -------------------------------------------------------------------------------------------------- */
 
 /* splitmix64: a value's bits depend on its place only, so that a matrix is the same however it is cut. */
@@ -221,7 +240,9 @@ static int random_rows(lua_State *L) {
 
 void pyr_lua_open_probe(lua_State *L) {
   static const luaL_Reg functions[] = {
-    { "probe_read", probe_read }, { "probe_matmul", probe_matmul }, { "random_rows", random_rows }, { NULL, NULL }
+    { "probe_read", probe_read }, { "probe_matmul", probe_matmul }, { "probe_version", probe_version },
+    { "probe_trim", probe_trim },
+    { "random_rows", random_rows }, { NULL, NULL }
   };
   luaL_setfuncs(L, functions, 0);
 }

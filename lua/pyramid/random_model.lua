@@ -30,7 +30,7 @@ random_model.shapes = {
 }
 
 local ROPE_BASE, EPS = 10000.0, 1e-5
-local BOS, EOS, BYTES = 1, 2, 3                    -- <unk> is 0; byte pieces are 3 .. 258
+local BOS, EOS, BYTES, WORDS = 1, 2, 3, 259        -- <unk> is 0; byte pieces are 3 .. 258; then a space, then words
 local BLOCK_VALUES, ALIGNMENT = 1 << 20, 32
 
 -- File formats' names of dtypes, and GGUF's numbers of types and of whole files.
@@ -180,10 +180,10 @@ end
 local function vocabulary(count)
   local tokens, scores, types = { "<unk>", "<s>", "</s>" }, { 0.0, 0.0, 0.0 }, { 2, 3, 3 }
   for byte = 0, 255 do tokens[#tokens + 1] = ("<0x%02X>"):format(byte) end
-  for i = #tokens, count - 1 do tokens[i + 1] = word_of(i - BYTES - 256) end
-  for i = 4, count do
-    local is_byte = i <= BYTES + 256
-    scores[i], types[i] = is_byte and 0.0 or -(i - BYTES - 256.0), is_byte and 6 or 1
+  tokens[WORDS + 1] = "▁"
+  for id = WORDS + 1, count - 1 do tokens[id + 1] = word_of(id - WORDS - 1) end
+  for id = BYTES, count - 1 do
+    scores[id + 1], types[id + 1] = id < WORDS and 0.0 or WORDS - id + 0.0, id < WORDS and 6 or 1
   end
   return tokens, scores, types
 end
@@ -260,7 +260,7 @@ function random_model.write(path, given)
   if shape.width % blocks[dtype][1] ~= 0 or shape.ff % blocks[dtype][1] ~= 0 then
     error(("random_model: rows of %d and %d are no whole blocks of %s"):format(shape.width, shape.ff, dtype), 2)
   end
-  if shape.vocab < BYTES + 257 then error("random_model: a vocabulary has at least 260 tokens", 2) end
+  if shape.vocab <= WORDS then error("random_model: a vocabulary has at least 260 tokens", 2) end
   if folder then return write_folder(path, shape, dtype, seed) end
   return write_gguf(path, shape, dtype, seed, ("random %.0fM"):format(random_model.parameters(shape) / 1e6))
 end

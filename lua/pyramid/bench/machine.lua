@@ -1,0 +1,129 @@
+--- The machine that a measurement runs on: what it is, what it can do at most, and how much memory was resident.
+local cjson = require "cjson"
+local core = require "pyramid.core"
+
+local machine = {}
+
+local function read(path)
+  local file = io.open(path, "r")
+  local text = file and file:read "a"
+  if file then file:close() end
+  return text
+end
+
+local function output_of(command)
+  local pipe = io.popen(command .. " 2>/dev/null")
+  local text = pipe and pipe:read "a" or ""
+  if pipe then pipe:close() end
+  return text
+end
+
+-- Instruction sets that matter here, out of the long list.
+local function useful_flags(flags)
+  local out = {}
+  for flag in flags:gmatch "%S+" do
+    if flag:find "^avx" or flag:find "^amx" or flag:find "^sse4" or flag == "fma" or flag == "f16c" or flag:find "^asimd"
+      or flag:find "^sve" or flag == "bf16" or flag == "i8mm" then out[#out + 1] = flag end
+  end
+  return out
+end
+
+local function flatten(entries, into)
+  for _, entry in ipairs(entries) do
+    if type(entry.data) == "string" then into[entry.field:gsub(":$", "")] = entry.data end
+    if type(entry.children) == "table" then flatten(entry.children, into) end
+  end
+  return into
+end
+
+-- What lscpu says, by its own names; nothing where there is no lscpu.
+local function lscpu()
+  local ok, parsed = pcall(cjson.decode, output_of "LC_ALL=C lscpu -J")
+  return ok and type(parsed) == "table" and parsed.lscpu and flatten(parsed.lscpu, {}) or {}
+end
+
+---The load of the last minute: how many threads wanted to run.
+---@return number?
+function machine.load() return tonumber((read "/proc/loadavg" or ""):match "^%S+") end
+
+---What the machine is.
+---@return table
+function machine.describe()
+  local cpu, memory = lscpu(), (read "/proc/meminfo" or ""):match "MemTotal:%s*(%d+) kB"
+  local function number(key) return tonumber(cpu[key]) end
+  local commit = output_of "git rev-parse --short HEAD":match "^%x+"
+  return {
+    cpu = cpu["Model name"] or (read "/proc/cpuinfo" or ""):match "model name%s*:%s*([^\n]+)" or "unknown",
+    architecture = cpu["Architecture"], processors = number "CPU(s)", cores_per_socket = number "Core(s) per socket",
+    sockets = number "Socket(s)", threads_per_core = number "Thread(s) per core", l2 = cpu["L2 cache"] or cpu["L2"],
+    l3 = cpu["L3 cache"] or cpu["L3"], hypervisor = cpu["Hypervisor vendor"], flags = useful_flags(cpu["Flags"] or ""),
+    memory = memory and tonumber(memory) * 1024, kernel = (read "/proc/sys/kernel/osrelease" or ""):match "%S+",
+    pyramid = core.version, commit = commit, onednn = core.probe_version(), lua = _VERSION,
+  }
+end
+
+---The last level cache in bytes; 0 where nothing says so.
+---@return integer
+function machine.last_cache()
+  local most = 0
+  for index = 0, 4 do
+    local text = read(("/sys/devices/system/cpu/cpu0/cache/index%d/size"):format(index))
+    local size, unit = (text or ""):match "^(%d+)(%a?)"
+    if size then most = math.max(most, tonumber(size) * (unit == "M" and 1 << 20 or unit == "K" and 1 << 10 or 1)) end
+  end
+  return math.tointeger(most) or 0
+end
+
+-- ---- limits ------------------------------------------------------------------------------------------------------------
+
+---@class pyramid.Limits
+---@field read number[]    bytes a second, read by all threads out of a buffer far larger than the last cache
+---@field f32 number[]     oneDNN's operations a second, a multiply-add being two; empty if it has no such product here
+---@field bf16 number[]
+---@field int8 number[]
+
+---@return pyramid.Limits
+function machine.new_limits() return { read = {}, f32 = {}, bf16 = {}, int8 = {} } end
+
+---Measures once more what the machine can do, with as many threads as the runtime has.
+---@param limits pyramid.Limits
+---@param runtime userdata
+---@param given { bytes: integer, size: integer, times: integer }   buffer; side of the matrices; passes of each
+function machine.measure(limits, runtime, given)
+  local bytes = given.bytes // (1 << 20) * (1 << 20)
+  for _ = 1, given.times do
+    table.insert(limits.read, bytes / assert(core.probe_read(runtime, bytes, 1)))
+    for _, kind in ipairs { "f32", "bf16", "int8" } do
+      local seconds = core.probe_matmul(kind, runtime:threads(), given.size, 2)
+      if seconds then table.insert(limits[kind], 2 * given.size ^ 3 / seconds) end
+    end
+  end
+end
+
+---The most that was seen.
+---@param samples number[]
+---@return number?
+function machine.most(samples)
+  return #samples > 0 and math.max(table.unpack(samples)) or nil
+end
+
+-- ---- memory ------------------------------------------------------------------------------------------------------------
+
+---Gives freed memory back to the system and lets the peak begin anew, where the kernel allows that.
+---@return boolean
+function machine.reset_peak()
+  collectgarbage()
+  core.probe_trim()
+  local file = io.open("/proc/self/clear_refs", "w")
+  local ok = file and file:write "5" and file:close()
+  return ok and true or false
+end
+
+---Most bytes of this process that were resident since, mapped files included.
+---@return integer?
+function machine.peak()
+  local kib = (read "/proc/self/status" or ""):match "VmHWM:%s*(%d+) kB"
+  return kib and math.tointeger(tonumber(kib)) * 1024
+end
+
+return machine

@@ -1,0 +1,318 @@
+-- bench.lua: how fast this machine reads and generates, next to its limits and to other engines.
+local cases = require "pyramid.bench.cases"
+local cli = require "pyramid.cli"
+local contestants = require "pyramid.bench.contestants"
+local core = require "pyramid.core"
+local machine = require "pyramid.bench.machine"
+local options = require "pyramid.options"
+local peers = require "pyramid.bench.peer"
+local picture = require "pyramid.picture"
+local pyramid = require "pyramid"
+local random_model = require "pyramid.random_model"
+local report = require "pyramid.bench.report"
+
+-- What is measured where no option says otherwise.
+local presets = {
+  normal = { prefill = { 128, 512, 2048, 8192 }, depth = { 0, 512, 2048, 8192 }, batch = { 1, 4, 8, 16, 32 }, prompt = 512,
+    generated = 256, repeats = 5, steps = 32, patience = 20, limit = 300, probe = { bytes = 1 << 30, size = 2048, times = 3 } },
+  quick = { prefill = { 128, 512 }, depth = { 0, 512 }, batch = { 1, 4 }, prompt = 64, generated = 32, repeats = 2, steps = 16,
+    patience = 3, limit = 20, probe = { bytes = 1 << 28, size = 1024, times = 2 } },
+}
+
+-- ---- arguments ---------------------------------------------------------------------------------------------------------
+
+local parser = cli.parser("[options]", [[
+Measures this machine's limits (reading memory; oneDNN's f32, bf16 and int8 products), then prefill, decode at several
+depths, and batches, for each model, policy and cache dtype. Contestants take turns, so that drift cancels.]], [[
+Examples:
+   pyramid bench --quick
+   pyramid bench --shape 134m,1.1b --weights bf16,q8_0,q4_k_m --peer llama.cpp --json bench.json --markdown bench.md
+   pyramid bench -m model.gguf --policy full --policy pyramidinfer preset=45 --batch none
+Lists are separated by commas; "none" is an empty one. What is not measured is said, with the reason.]])
+
+local function list_option(name, argname, text, check)
+  parser:option(name, text):argname(argname):convert(function(given)
+    local out = {}
+    if given == "none" then return out end
+    for word in given:gmatch "[^,%s]+" do
+      local value = check(word)
+      if value == nil then return nil, ("option '%s': '%s' is not possible"):format(name, word) end
+      out[#out + 1] = value
+    end
+    return #out > 0 and out or nil, ("option '%s' is an empty list"):format(name)
+  end)
+end
+
+local function count(least)
+  return function(word)
+    local n = math.tointeger(tonumber(word))
+    return n and n >= least and n or nil
+  end
+end
+
+local function one_of(...)
+  local known = {}
+  for _, name in ipairs { ... } do known[name] = true end
+  return function(word) return known[word:lower()] and word:lower() or nil end
+end
+
+local function collect_policy(is_file)
+  return function(args, _, value)
+    args.policies = args.policies or {}
+    table.insert(args.policies, { text = value, file = is_file })
+  end
+end
+
+local shape_names = {}
+for name in pairs(random_model.shapes) do shape_names[#shape_names + 1] = name end
+table.sort(shape_names)
+
+parser:flag("--quick", "Few and short cases: about a minute.")
+cli.option(parser, "--model", "PATH", "A model to measure with; may be repeated.", { short = "-m", many = true })
+list_option("--shape", "NAMES", ("Random models of these shapes, made where --folder says: %s. (default: 134m)")
+  :format(table.concat(shape_names, ", ")), one_of(table.unpack(shape_names)))
+list_option("--weights", "DTYPES", "Weights of shapes: bf16, f16, f32, q8_0, q4_0, q4_k_m (which the peer makes); of other "
+  .. "models \"file\" or what they are converted to. (default: bf16, or file)",
+  one_of("file", "bf16", "f16", "f32", "q8_0", "q4_0", "q4_k_m"))
+cli.option(parser, "--policy", "NAME", "A policy, options follow as key=value; may be repeated. "
+  .. "(default: full, and pyramidinfer preset=45)", { short = "-p", many = true }):action(collect_policy(false))
+cli.option(parser, "--policy-file", "FILE", "A policy of your own; options as for --policy.", { many = true })
+  :action(collect_policy(true))
+list_option("--cache-dtype", "DTYPES", "How rows are stored: f16, bf16, f32, q8_0. (default: f16)",
+  one_of("f16", "bf16", "f32", "q8_0"))
+list_option("--prefill", "LENGTHS", "Tokens read. (default: 128,512,2048,8192)", count(1))
+list_option("--depth", "LENGTHS", "Tokens before the steps of decode. (default: 0,512,2048,8192)", count(0))
+list_option("--batch", "COUNTS", "Sequences of a batch. (default: 1,4,8,16,32)", count(1))
+parser:option("--lengths", "What each sequence of a batch reads and makes. (default: 512+256)"):argname "PROMPT+MADE"
+  :convert(function(given)
+    local prompt, generated = given:match "^(%d+)%+(%d+)$"
+    if tonumber(prompt or 0) < 1 or tonumber(generated) < 2 then return nil, "option '--lengths' looks like 512+256" end
+    return { math.tointeger(prompt), math.tointeger(generated) }
+  end)
+cli.option(parser, "--steps", "N", "Steps of decode that are timed. (default: 32)", { integer = 1 })
+cli.option(parser, "--repeat", "N", "Runs that count. (default: 5)", { integer = 1 })
+cli.option(parser, "--patience", "SECONDS", "Runs longer than this are made only twice. (default: 20)", { number = true })
+cli.option(parser, "--limit", "SECONDS", "Runs that would take longer are left out. (default: 300)", { number = true })
+cli.option(parser, "--buffer", "SIZE", "What is read to learn how fast memory is: far more than the last cache. (default: 1 GiB)")
+cli.option(parser, "--threads", "N", "How many threads; 0: one for each processor.", { default = "0", integer = 0 })
+cli.option(parser, "--seed", "N", "Of weights and prompts.", { default = "1", integer = 0 })
+cli.option(parser, "--folder", "DIR", "Where random models are kept.", { default = "build/bench" })
+cli.option(parser, "--peer", "NAME", "Measures llama.cpp too, through llama-cpp-python, on the same GGUF files.",
+  { choices = { "llama.cpp" } })
+cli.option(parser, "--python", "PATH", "The Python that has it.", { default = "python3" })
+cli.option(parser, "--peer-flash", "WHICH", "on, off, or both, of which the faster counts.",
+  { default = "both", choices = { "on", "off", "both" } })
+cli.option(parser, "--json", "FILE", "Write the report as JSON.")
+cli.option(parser, "--markdown", "FILE", "Write it as a Markdown table.")
+
+local args = cli.parse(parser, arg)
+local preset = args.quick and presets.quick or presets.normal
+local settings = { quick = args.quick or false, steps = args.steps or preset.steps, repeats = args["repeat"] or preset.repeats,
+  patience = args.patience or preset.patience, limit = args.limit or preset.limit, seed = args.seed, probe = preset.probe,
+  prompt = args.lengths and args.lengths[1] or preset.prompt, generated = args.lengths and args.lengths[2] or preset.generated }
+
+if args.buffer then
+  local ok, size = pcall(options.bytes, "--buffer", args.buffer)
+  if not ok or size < 1 << 20 then cli.fail(("--buffer %s is no size of 1 MiB or more"):format(args.buffer)) end
+  settings.probe.bytes = size
+end
+
+local groups = cases.groups { prefill = args.prefill or preset.prefill, depth = args.depth or preset.depth, steps = settings.steps,
+  batch = args.batch or preset.batch, prompt = settings.prompt, generated = settings.generated }
+if #groups == 0 then cli.fail("nothing to measure", "At least one of --prefill, --depth and --batch must not be none.") end
+args.policies = args.policies or { { text = "full" }, { text = "pyramidinfer preset=45" } }
+local policies = cli.policies(args)
+local dtypes = args.cache_dtype or { "f16" }
+if #dtypes == 0 then cli.fail("no --cache-dtype", "Give at least one of f16, bf16, f32, q8_0.") end
+
+local function quote(word) return word:find "^[%w%-_./+=,:]+$" and word or "'" .. word:gsub("'", "'\\''") .. "'" end
+
+local function command_line()
+  local words = { "pyramid", "bench" }
+  for _, word in ipairs(arg) do words[#words + 1] = quote(word) end
+  return table.concat(words, " ")
+end
+
+local function write(path, text)
+  local file, message = io.open(path, "wb")
+  if not file then cli.fail(message) end
+  file:write(text)
+  file:close()
+end
+
+local progress <close> = picture.progress("measuring", { after = 0 })
+local function note(text)
+  progress.note = text
+  progress.update(0, 1)
+end
+
+-- ---- models ------------------------------------------------------------------------------------------------------------
+
+-- What is to be measured: { name, weights, path, as (conversion), shape }.
+local function list_sources()
+  local sources = {}
+  for _, path in ipairs(args.model) do
+    for _, weights in ipairs(args.weights or { "file" }) do
+      sources[#sources + 1] = { name = (path:match "([^/]+)/*$" or path) .. (weights == "file" and "" or " as " .. weights),
+        weights = weights, path = cli.find_model(path), as = weights ~= "file" and weights or nil }
+    end
+  end
+  for _, shape in ipairs(args.shape or (#args.model == 0 and { "134m" } or {})) do
+    for _, weights in ipairs(args.weights or { "bf16" }) do
+      sources[#sources + 1] = { name = shape .. " " .. weights, weights = weights, shape = shape,
+        path = ("%s/random-%s-%s-%d.gguf"):format(args.folder, shape, weights, args.seed) }
+    end
+  end
+  return sources
+end
+
+local function exists(path)
+  local file = io.open(path, "rb")
+  return file and file:close() or false
+end
+
+-- Makes a random model's file, if it is not there. true, or nil and why not.
+local function make(source, peer, threads)
+  if not source.shape or exists(source.path) then return true end
+  os.execute("mkdir -p '" .. args.folder:gsub("'", "'\\''") .. "'")
+  if source.weights == "file" then return nil, "a shape has no file of its own: --weights says how it is stored" end
+  note("writing " .. source.path)
+  if source.weights ~= "q4_k_m" then
+    return random_model.write(source.path, { shape = source.shape, dtype = source.weights, seed = args.seed })
+  end
+  if not peer then return nil, "K-quants are made by the peer's quantiser (--peer llama.cpp)" end
+  local f16 = { shape = source.shape, weights = "f16", path = source.path:gsub("q4_k_m(%-%d+%.gguf)$", "f16%1") }
+  local ok, message = make(f16, peer, threads)
+  if not ok then return nil, message end
+  return peer:ask("quantize", { source = f16.path, target = source.path, type = source.weights, threads = threads })
+end
+
+-- Opens a model; with `again`, twice, so that its file has been read before.
+local function open(source, entry, again)
+  machine.reset_peak()
+  local began = core.clock()
+  local model, message = pyramid.model(source.path, { weights = source.as, threads = args.threads })
+  if not model then return nil, message end
+  table.insert(entry.load_seconds, core.clock() - began)
+  if again and entry.load_seconds[1] < 30 then
+    model:close()
+    return open(source, entry)
+  end
+  entry.load_peak_bytes = machine.peak()
+  return model
+end
+
+local function parameters_of(config)
+  local tied = config.tied and 1 or 2
+  local heads, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+  return tied * config.vocab * config.width + config.layers * config.width * (2 * heads + 2 * kv + 3 * config.ff)
+end
+
+-- How oneDNN would multiply such weights.
+local function kind_of(entry)
+  local size = entry.bytes / entry.parameters
+  return size > 3 and "f32" or size > 1.5 and "bf16" or "int8"
+end
+
+-- ---- one model ---------------------------------------------------------------------------------------------------------
+
+local function enter_peer(list, peer, source, entry, model)
+  local function leave_out(reason) table.insert(entry.left_out, { engine = peer.name, reason = reason }) end
+  if not source.path:find "%.gguf$" then return leave_out "reads GGUF files only" end
+  if source.as then return leave_out "reads weights as they are in the file" end
+  local opened, message = peer:ask("open", { path = source.path, threads = model:runtime():threads() })
+  if not opened then return leave_out(message) end
+  entry.peer_load_seconds = opened.seconds
+  for _, dtype in ipairs(dtypes) do
+    for _, flash in ipairs { true, false } do
+      local wanted = args.peer_flash == "both" or (args.peer_flash == "on") == flash
+      if wanted and not flash and dtype == "q8_0" then
+        table.insert(entry.left_out, { engine = peer.name, label = "flash attention off", cache_dtype = dtype,
+          reason = "needs flash attention for quantised rows" })
+      elseif wanted then
+        list[#list + 1] = contestants.theirs(peer, { flash = flash, dtype = dtype, seed = args.seed,
+          context = model.config.context })
+      end
+    end
+  end
+end
+
+local function measure(source, entry, peer, threads)
+  local ok, message = make(source, peer, threads)
+  if not ok then return nil, message end
+  note("opening " .. source.path)
+  local model <close>, why = open(source, entry, true)
+  if not model then return nil, why end
+  entry.description, entry.parameters, entry.bytes = model.description, parameters_of(model.config), model:native():bytes()
+  note("measuring the limits")
+  machine.measure(entry.limits, model:runtime(), settings.probe)
+  local list, ids = {}, contestants.ids(model.config.vocab, args.seed)
+  for _, dtype in ipairs(dtypes) do
+    for _, chosen in ipairs(policies) do
+      list[#list + 1] = contestants.ours(model, { policy = chosen.policy, label = chosen.label, dtype = dtype, ids = ids })
+    end
+  end
+  if peer then enter_peer(list, peer, source, entry, model) end
+  local results, left_out = cases.run(list, groups, { repeats = settings.repeats, patience = settings.patience,
+    limit = settings.limit, context = model.config.context, report = function(text) note(source.name .. ": " .. text) end })
+  table.move(left_out, 1, #left_out, #entry.left_out + 1, entry.left_out)
+  entry.results = results
+  if peer then peer:ask "close" end
+  note("measuring the limits")
+  machine.measure(entry.limits, model:runtime(), settings.probe)
+  for _, result in ipairs(results) do cases.add_fraction(result, entry.limits, kind_of(entry)) end
+  report.compare(results)
+  return true
+end
+
+-- ---- the run -----------------------------------------------------------------------------------------------------------
+
+local function start_peer()
+  if not args.peer then return nil end
+  local roots = table.move(require "pyramid.paths", 1, #require "pyramid.paths", 1, {})
+  roots[#roots + 1] = "."
+  for _, root in ipairs(roots) do
+    local script = root .. "/scripts/peer/llama_cpp.py"
+    if exists(script) then
+      local started, message = peers.start(args.python, script)
+      if not started then
+        cli.fail(message, "--python PATH names a Python that has llama-cpp-python (pip install llama-cpp-python).")
+      end
+      return started
+    end
+  end
+  cli.fail("scripts/peer/llama_cpp.py was not found", "Run the program out of a source tree, or put the tree on PYRAMID_PATH.")
+end
+
+local function save(run)
+  if args.json then write(args.json, report.json(run)) end
+  if args.markdown then write(args.markdown, report.markdown(run)) end
+end
+
+local sources = list_sources()
+local peer <close> = start_peer()
+local began = core.clock()
+local run = { command = command_line(), date = os.date "!%Y-%m-%dT%H:%M:%SZ", machine = machine.describe(), settings = settings,
+  load = { before = machine.load() }, limits = machine.new_limits(), models = {}, threads = args.threads,
+  peer = peer and { name = peer.name, version = peer.version, system = peer.system } }
+do
+  local runtime <close> = cli.must(core.runtime { threads = args.threads })
+  run.threads = runtime:threads()
+end
+for _, source in ipairs(sources) do
+  local entry = { name = source.name, path = source.path, weights = source.weights, load_seconds = {}, results = {},
+    left_out = {}, limits = machine.new_limits() }
+  run.models[#run.models + 1] = entry
+  local ok, message = measure(source, entry, peer, run.threads)
+  if not ok then table.insert(entry.left_out, { reason = message }) end
+  for kind, samples in pairs(entry.limits) do table.move(samples, 1, #samples, #run.limits[kind] + 1, run.limits[kind]) end
+  progress:close()
+  report.print(entry)
+  run.seconds, run.load.after = core.clock() - began, machine.load()
+  save(run)                                    -- after each model, so that a long run that is ended early leaves something
+end
+print(("%s, %s, %s; %d threads"):format(run.machine.cpu, "oneDNN " .. run.machine.onednn,
+  peer and peer.version or "no peer", run.threads))
+local measured = 0
+for _, entry in ipairs(run.models) do measured = measured + #entry.results end
+if measured == 0 then cli.fail "nothing could be measured" end

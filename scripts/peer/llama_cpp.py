@@ -1,0 +1,272 @@
+"""llama.cpp for scripts/bench.lua: measures one thing at a time on request, through llama-cpp-python.
+
+One JSON object a line comes in on standard input, one goes out on the descriptor that was standard output (llama.cpp's own
+words go to standard error). Requests: {"op": NAME, ...}; replies: {...} or {"error": TEXT}.
+
+    hello                                          {"name", "version", "system", "flash"}
+    open      path threads                         {"seconds"}: the model, mapped
+    context   name tokens sequences flash cache    a context of that name; cache is f16, f32, bf16 or q8_0
+    prefill   name tokens seed                     {"seconds"}: reads tokens into an empty sequence 0, logits of the last
+    decode    name depth steps seed                {"seconds"}: after sequence 0's first `depth` tokens, which stay for the next
+    batch     name count prompt generated seed     {"first", "seconds"}: to the first token of all, and to the end
+    drop      name                                 frees the context
+    memory    reset                                {"peak"}: most bytes resident since the last reset
+    quantize  source target type threads           writes another GGUF file; type is one of its names, such as Q4_K_M
+    close                                          the model goes
+"""
+import ctypes
+import json
+import os
+import random
+import sys
+import time
+
+out = os.fdopen(os.dup(1), "w", buffering=1)
+os.dup2(2, 1)                                     # whatever prints to standard output does not disturb the replies
+
+
+def reply(value):
+    out.write(json.dumps(value) + "\n")
+    out.flush()
+
+
+try:
+    import llama_cpp as lc
+except Exception as fault:                        # the bench says what is missing
+    reply({"error": f"llama_cpp cannot be imported: {fault}"})
+    sys.exit(1)
+
+CHUNK = 2048                                      # tokens a call of llama_decode, its default
+CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
+KEPT = []                                         # callbacks must outlive their use
+
+
+def silence():
+    """Keeps errors only."""
+    @lc.llama_log_callback
+    def log(level, text, _):
+        if level == 4:                            # GGML_LOG_LEVEL_ERROR
+            sys.stderr.write(text.decode("utf-8", "replace"))
+    KEPT.append(log)
+    lc.llama_log_set(log, ctypes.c_void_p(0))
+
+
+class Batch:
+    """A llama_batch that is filled token by token."""
+
+    def __init__(self, room):
+        self.raw, self.room = lc.llama_batch_init(room, 0, 1), room
+
+    def clear(self):
+        self.raw.n_tokens = 0
+
+    def add(self, token, position, sequence, logits):
+        i = self.raw.n_tokens
+        self.raw.token[i], self.raw.pos[i] = token, position
+        self.raw.n_seq_id[i], self.raw.seq_id[i][0] = 1, sequence
+        self.raw.logits[i] = logits
+        self.raw.n_tokens = i + 1
+
+    def full(self):
+        return self.raw.n_tokens == self.room
+
+    def free(self):
+        lc.llama_batch_free(self.raw)
+
+
+class Context:
+    def __init__(self, model, request, threads):
+        flash, cache = request["flash"], request["cache"]
+        params = lc.llama_context_default_params()
+        params.n_ctx = request["tokens"] * request["sequences"]
+        params.n_seq_max = request["sequences"]
+        params.n_batch = min(CHUNK, params.n_ctx)
+        params.n_ubatch = min(512, params.n_batch)
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = CACHE_TYPES[cache]
+        if hasattr(params, "flash_attn_type"):
+            params.flash_attn_type = 1 if flash else 0
+        else:
+            params.flash_attn = flash
+        if hasattr(params, "no_perf"):
+            params.no_perf = True
+        if hasattr(params, "kv_unified"):
+            params.kv_unified = False             # each sequence has a cache of its own: faster for those that share nothing
+        self.raw = lc.llama_init_from_model(model, params)
+        if not self.raw:
+            raise RuntimeError(f"no context (flash {flash}, cache {cache})")
+        self.batch = Batch(max(params.n_batch, request["sequences"]))
+        self.vocab = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model))
+        self.depth = 0                            # tokens of sequence 0
+        self.logits = 0
+
+    def ids(self, count, seed):
+        rng = random.Random(seed)
+        return [rng.randrange(3, self.vocab) for _ in range(count)]
+
+    def run(self):
+        if lc.llama_decode(self.raw, self.batch.raw) != 0:
+            raise RuntimeError("llama_decode failed")
+        self.batch.clear()
+
+    def finish(self):
+        lc.llama_synchronize(self.raw)
+        lc.llama_get_logits_ith(self.raw, -1)
+
+    def clear(self):
+        lc.llama_memory_clear(lc.llama_get_memory(self.raw), False)
+        self.batch.clear()
+        self.depth = 0
+
+    def prefill(self, request):
+        ids = self.ids(request["tokens"], request["seed"])
+        self.clear()
+        began = time.perf_counter()
+        for i, token in enumerate(ids):
+            self.batch.add(token, i, 0, i == len(ids) - 1)
+            if self.batch.full() or i == len(ids) - 1:
+                self.run()
+        self.finish()
+        seconds = time.perf_counter() - began
+        self.depth = len(ids)
+        return {"seconds": seconds}
+
+    def decode(self, request):
+        depth, steps = max(1, request["depth"]), request["steps"]
+        if self.depth != depth:
+            self.prefill({"tokens": depth, "seed": request["seed"]})
+        ids = self.ids(steps + 2, request["seed"] + 1)
+        began = 0.0
+        for i, token in enumerate(ids):
+            if i == 2:                            # two steps to get going
+                began = time.perf_counter()
+            self.batch.add(token, depth + i, 0, True)
+            self.run()
+            self.finish()
+        seconds = time.perf_counter() - began
+        lc.llama_memory_seq_rm(lc.llama_get_memory(self.raw), 0, depth, -1)
+        return {"seconds": seconds}
+
+    def batched(self, request):
+        count, prompt, generated, seed = (request[key] for key in ("count", "prompt", "generated", "seed"))
+        ids = self.ids(count * (prompt + generated), seed)
+        self.clear()
+        began, at = time.perf_counter(), 0
+        for sequence in range(count):
+            for i in range(prompt):
+                self.batch.add(ids[at], i, sequence, i == prompt - 1)
+                at += 1
+                if self.batch.full():
+                    self.run()
+        if self.batch.raw.n_tokens > 0:
+            self.run()
+        lc.llama_synchronize(self.raw)
+        first = time.perf_counter() - began
+        for i in range(generated - 1):            # the prompt gave the first
+            for sequence in range(count):
+                self.batch.add(ids[at], prompt + i, sequence, True)
+                at += 1
+            self.run()
+            self.finish()
+        return {"first": first, "seconds": time.perf_counter() - began}
+
+    def free(self):
+        self.batch.free()
+        lc.llama_free(self.raw)
+
+
+def memory(reset):
+    if reset:
+        try:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+        except OSError:
+            pass                                  # the peak is then since the beginning
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return {"peak": int(line.split()[1]) * 1024}
+    return {}
+
+
+def quantize(request):
+    params = lc.llama_model_quantize_default_params()
+    params.nthread = request["threads"]
+    params.ftype = getattr(lc, "LLAMA_FTYPE_MOSTLY_" + request["type"].upper())
+    partial = request["target"] + ".partial"
+    if lc.llama_model_quantize(request["source"].encode(), partial.encode(), params) != 0:
+        raise RuntimeError("llama_model_quantize failed")
+    os.replace(partial, request["target"])
+    return {}
+
+
+class Peer:
+    def __init__(self):
+        self.model, self.threads, self.contexts = None, 1, {}
+
+    def hello(self, _):
+        system = lc.llama_print_system_info()
+        return {"name": "llama.cpp", "version": "llama-cpp-python " + lc.__version__,
+                "system": system.decode("utf-8", "replace").strip()}
+
+    def open(self, request):
+        self.close(request)
+        params = lc.llama_model_default_params()
+        params.n_gpu_layers = 0
+        began = time.perf_counter()
+        self.model = lc.llama_model_load_from_file(request["path"].encode(), params)
+        if not self.model:
+            raise RuntimeError(f"{request['path']} cannot be loaded")
+        self.threads = request["threads"]
+        return {"seconds": time.perf_counter() - began}
+
+    def context(self, request):
+        self.drop(request)
+        self.contexts[request["name"]] = Context(self.model, request, self.threads)
+        return {}
+
+    def drop(self, request):
+        context = self.contexts.pop(request["name"], None)
+        if context:
+            context.free()
+        return {}
+
+    def prefill(self, request):
+        return self.contexts[request["name"]].prefill(request)
+
+    def decode(self, request):
+        return self.contexts[request["name"]].decode(request)
+
+    def batch(self, request):
+        return self.contexts[request["name"]].batched(request)
+
+    def memory(self, request):
+        return memory(request["reset"])
+
+    def quantize(self, request):
+        return quantize(request)
+
+    def close(self, _):
+        for name in list(self.contexts):
+            self.drop({"name": name})
+        if self.model:
+            lc.llama_model_free(self.model)
+            self.model = None
+        return {}
+
+
+def main():
+    silence()
+    lc.llama_backend_init()
+    peer = Peer()
+    reply(peer.hello({}))
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            reply(getattr(peer, request["op"])(request))
+        except Exception as fault:
+            reply({"error": f"{type(fault).__name__}: {fault}"})
+    peer.close({})
+
+
+main()
