@@ -117,10 +117,13 @@ local function say(line)
   if not run then return note(message .. "; /clear forgets the conversation") end
   local asked = cli.must(talk.cache:fork())                       -- the question is read; pages are shared until written
   local pieces, counted, waiting = {}, 0, {}
+  local begun = not template                                       -- the blank between "Answer:" and the answer isn't shown
   for piece, id in run do
+    pieces[#pieces + 1] = piece
+    if not begun then piece = piece:match "^%s*(.*)$" end
+    begun = begun or piece ~= ""
     io.write(piece)
     io.flush()
-    pieces[#pieces + 1] = piece
     if run.stats.generated_tokens > counted then                 -- the last piece may come without a new token
       counted, waiting = run.stats.generated_tokens, { id }      -- and the last token is not in the cache
     end
@@ -170,7 +173,8 @@ local commands = {
 forget()
 if template then stops[#stops + 1] = turn_end() end
 if interactive then
-  note(("%s; %s. /help lists commands."):format(err:cut(model.description, err.width - 30), label))
+  note(err:cut(model.description, err.width))
+  note(("policy %s; /help lists commands"):format(label))
 end
 if not template then
   note "This model has no chat format (--template NAME would give it one): it goes on with each line as a plain text."

@@ -24,6 +24,7 @@ local program = arg and arg[0] or "pyramid"   -- "pyramid generate"
 ---@param hint? string
 function cli.fail(message, hint)
   io.stdout:flush()
+  picture.clear_progress()
   io.stderr:write(program, ": ", message, "\n")
   if hint then io.stderr:write(hint, "\n") end
   os.exit(1, true)

@@ -276,6 +276,8 @@ end
 local Progress = {}
 Progress.__index = Progress
 
+local shown                                  -- the bar that is on the terminal's line now, if any
+
 ---Seconds as people read them.
 ---@param seconds number
 ---@return string
@@ -312,7 +314,7 @@ function picture.progress(label, given)
     if not self.picture.terminal then return end
     local now = core.clock()
     if now - self.began < self.after or now - self.drawn < 0.05 then return end
-    self.drawn = now
+    self.drawn, shown = now, self
     self.stream:write("\r", line(self, done, total, now - self.began), "\27[K")
     self.stream:flush()
   end
@@ -326,6 +328,12 @@ function Progress:close()
     self.stream:flush()
   end
   self.drawn = 0
+  if shown == self then shown = nil end
+end
+
+---Removes the bar that is shown, whosever it is: for a program that has something more important to say.
+function picture.clear_progress()
+  if shown then shown:close() end
 end
 
 Progress.__close = Progress.close
