@@ -4,7 +4,7 @@
 #   make test [SPEC=word …]    set up, build, run the specs (those whose file name contains a word)
 #   make                       build/pyramid (a Lua 5.4 host), libpyramid.a, libpyramid.so, pyramid.so (for `require`)
 #   make check                 luacheck, layering, file sizes, and every spec under ASan and UBSan
-#   make bench                 timings
+#   make bench [BENCH=…]       timings; BENCH holds options of `pyramid bench`, such as "--quick"
 #   make install PREFIX=/usr/local [DESTDIR=]        make deps        make clean
 
 B      := build
@@ -86,7 +86,7 @@ test: deps
 	+@$(AGAIN) build
 	@PYRAMID_BUILD=$(B) PYRAMID_CFLAGS="$(CFLAGS)" $(B)/pyramid spec/run.lua $(SPEC)
 bench: build
-	@$(B)/pyramid bench
+	@$(B)/pyramid bench $(BENCH)
 
 # `make -k check` goes on after the first of these that fails.
 check: check-style check-layers check-memory

@@ -22,13 +22,17 @@ local presets = {
 -- ---- arguments ---------------------------------------------------------------------------------------------------------
 
 local parser = cli.parser("[options]", [[
-Measures this machine's limits (reading memory; oneDNN's f32, bf16 and int8 products), then prefill, decode at several
-depths, and batches, for each model, policy and cache dtype. Contestants take turns, so that drift cancels.]], [[
+Measures this machine's limits (reading memory; oneDNN's products), then
+prefill, decode at several depths, and batches, for each model, policy and
+cache dtype. Contestants take turns, so that drift cancels. Without options it
+takes some minutes.]], [[
 Examples:
    pyramid bench --quick
-   pyramid bench --shape 134m,1.1b --weights bf16,q8_0,q4_k_m --peer llama.cpp --json bench.json --markdown bench.md
-   pyramid bench -m model.gguf --policy full --policy pyramidinfer preset=45 --batch none
-Lists are separated by commas; "none" is an empty one. What is not measured is said, with the reason.]])
+   pyramid bench -m model.gguf --policy full --policy snapkv --batch none
+   pyramid bench --shape 134m,1.1b --weights bf16,q8_0,q4_k_m --peer llama.cpp \
+      --python venv/bin/python --json bench.json --markdown bench.md
+Lists are separated by commas; "none" is an empty one. What is not measured is
+said, with the reason.]])
 
 local function list_option(name, argname, text, check)
   parser:option(name, text):argname(argname):convert(function(given)
@@ -311,8 +315,7 @@ for _, source in ipairs(sources) do
   run.seconds, run.load.after = core.clock() - began, machine.load()
   save(run)                                    -- after each model, so that a long run that is ended early leaves something
 end
-print(("%s, %s, %s; %d threads"):format(run.machine.cpu, "oneDNN " .. run.machine.onednn,
-  peer and peer.version or "no peer", run.threads))
+report.print_end(run)
 local measured = 0
 for _, entry in ipairs(run.models) do measured = measured + #entry.results end
 if measured == 0 then cli.fail "nothing could be measured" end

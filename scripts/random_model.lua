@@ -8,8 +8,10 @@ for name, shape in pairs(random_model.shapes) do names[#names + 1], size[name] =
 table.sort(names, function(a, b) return size[a] < size[b] end)
 
 local parser = cli.parser("[options] OUT", [[
-Writes a Llama with random weights: a Hugging Face folder (config.json, model.safetensors), or a GGUF file, which holds a
-vocabulary of made-up words too and loads in llama.cpp. The same shape and seed give the same model in either format.]], [[
+Writes a Llama with random weights: a Hugging Face folder (config.json,
+model.safetensors), or a GGUF file, which holds a vocabulary of made-up words
+too and loads in llama.cpp. The same shape and seed give the same model in
+either format.]], [[
 Examples:
    pyramid random_model build/134m --shape 134m
    pyramid random_model build/1.1b-q8_0.gguf --shape 1.1b --dtype q8_0

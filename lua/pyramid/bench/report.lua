@@ -158,6 +158,21 @@ function report.print(entry)
   io.stdout:flush()
 end
 
+-- How busy the machine was with other things; nil where nothing says so.
+local function load_line(run)
+  local before, after = run.load.before, run.load.after
+  return before and ("load %.1f before, %.1f after"):format(before, after or before) or nil
+end
+
+---Prints what all of it was measured on.
+---@param run table
+function report.print_end(run)
+  local pic = picture.new(io.stdout)
+  print(pic:paint(("%s; %d threads; oneDNN %s%s; %s"):format(run.machine.cpu, run.threads, run.machine.onednn,
+    run.peer and ", " .. run.peer.version or "", load_line(run) or "load unknown"), "dim"))
+  if (run.load.before or 0) > 0.5 then print(pic:paint("Other programs were running: these timings are not reliable.", "warn")) end
+end
+
 -- ---- Markdown ------------------------------------------------------------------------------------------------------------
 
 local function machine_line(m)
@@ -175,9 +190,10 @@ function report.markdown(run)
   local lines = {
     ("Machine: %s; %s."):format(machine_line(run.machine), table.concat(run.machine.flags, " ")),
     ("Limits: %s."):format(report.limits(run.limits)),
-    ("Pyramid %s%s, oneDNN %s%s; %d threads; medians of up to %d runs, ± half the distance of the extremes."):format(
+    ("Pyramid %s%s, oneDNN %s%s; %d threads; medians of up to %d runs, ± half the distance of the extremes%s."):format(
       run.machine.pyramid, run.machine.commit and " (" .. run.machine.commit .. ")" or "", run.machine.onednn,
-      run.peer and ", " .. run.peer.version or "", run.threads, run.settings.repeats),
+      run.peer and ", " .. run.peer.version or "", run.threads, run.settings.repeats,
+      load_line(run) and "; " .. load_line(run) or ""),
     "", "    " .. run.command, "",
   }
   local all, names = {}, { "model" }
