@@ -16,24 +16,26 @@ local args = cli.parse(parser, arg)
 args.policies = args.policies or { { text = "full" }, { text = "pyramidinfer" }, { text = "pyramidinfer preset=45" } }
 
 local pic = picture.new(io.stdout)
-local story_tokens, answer_tokens, timed_steps = 64, 32, 24
+local story_tokens, answer_tokens, scored_tokens, timed_steps = 64, 32, 128, 24
 
 -- ---- the story -----------------------------------------------------------------------------------------------------
 
--- A story and up to four questions whose answers were told in its first two thirds, each about another thing.
+-- A story, up to three questions whose answers were told in its first two thirds, each about another thing, and how the
+-- document goes on: questions with the right answers.
 local function tell()
   local document = world.document(world.held_out + args.seed, { words = args.words, title = true, density = 45, recall = 25,
     kinds = { "attribute", "code", "gift", "moved" }, questions = 24 })
   local questions, asked = {}, {}
   for _, question in ipairs(document.questions) do
     local first = question.evidence[1][1]
-    if not question.inside and not asked[first] and first < document.body_bytes * 2 // 3 and #questions < 4 then
+    if not question.inside and not asked[first] and first < document.body_bytes * 2 // 3 and #questions < 3 then
       asked[first] = true
       questions[#questions + 1] = question
     end
   end
   -- With the blank line after it: tokens that begin in the story end in it.
-  return document.text:sub(1, document.body_bytes) .. "\n\n", questions
+  local past = document.body_bytes + 3
+  return document.text:sub(1, past - 1), questions, document.text:sub(past)
 end
 
 local function show_story(text, tokens)
@@ -85,6 +87,16 @@ local function answer(model, cache, question)
   return text:match "^%s*(.-)%s*$":match "^[^\n]*"
 end
 
+-- Perplexity of what follows the story: how much the model still knows of it, whatever it would have written itself.
+local function score(model, entry, rest)
+  local ids, sum = cli.must(model:encode(rest, { special = false })), 0
+  local count = math.min(#ids, scored_tokens)
+  local fork <close> = cli.must(entry.cache:fork())
+  local all = cli.must(fork:prefill(table.move(ids, 1, count - 1, 1, {}), { all = true, prune = false }))
+  for i, logits in ipairs(all) do sum = sum + logits:logprob(ids[i + 1]) end
+  entry.perplexity = math.exp(-sum / #all)
+end
+
 local function read(model, entry, ids)
   local progress <close> = picture.progress("  reading", { after = 0 })
   entry.cache = cli.must(model:cache(cli.cache_options(args, entry.policy)))
@@ -96,15 +108,16 @@ end
 
 local function show_answers(model, entry, questions)
   entry.right = 0
-  local rows, wide = {}, (pic.width - 8) // 8
+  local rows, wide = {}, (pic.width - 8) * 11 // 20
+  local half = (pic.width - 8 - wide) // 2
   for i, question in ipairs(questions) do
     local text = answer(model, entry.cache, question)
     local right = text:gsub("%.$", "") == question.answer
     if right then entry.right = entry.right + 1 end
     local mark = right and (pic.ascii and "+" or "✓") or (pic.ascii and "-" or "✗")
-    rows[i] = { "  " .. pic:paint(mark, right and "good" or "warn"), pic:paint(pic:cut(question.question, wide * 4), "dim"),
-      pic:cut(text == "" and "(nothing)" or text, wide * 2),
-      right and "" or pic:paint(pic:cut("told: " .. question.answer, wide * 2), "dim") }
+    rows[i] = { "  " .. pic:paint(mark, right and "good" or "warn"), pic:paint(pic:cut(question.question, wide), "dim"),
+      pic:cut(text == "" and "(nothing)" or text, half),
+      right and "" or pic:paint(pic:cut("told: " .. question.answer, half), "dim") }
   end
   if #rows > 0 then print(table.concat(picture.table(rows, "<", 1), "\n")) end
 end
@@ -184,7 +197,8 @@ local function draw_numbers(entries, questions, rounds)
   print(pic:rule(("What that saves (best of %d rounds)"):format(rounds)))
   local base = entries[1]
   local cross = pic.ascii and "x" or "×"
-  local rows = { { "" }, { "rows kept" }, { "computed" }, { "KV cache" }, { "reading" }, { "writing" }, { "answers" } }
+  local rows = { { "" }, { "rows kept" }, { "computed" }, { "KV cache" }, { "reading" }, { "writing" }, { "perplexity" },
+    { "answers" } }
   for i, entry in ipairs(entries) do
     local function ratio(value, cell)
       return i == 1 and cell or ("%s  %s"):format(cell, pic:paint(("%.2f%s"):format(value, cross), value >= 1 and "good" or "warn"))
@@ -194,11 +208,18 @@ local function draw_numbers(entries, questions, rounds)
       ratio(base.bytes / entry.bytes, cli.bytes(entry.bytes)),
       ratio(base.read_seconds / entry.read_seconds, picture.seconds(entry.read_seconds)),
       ratio(base.step_seconds / entry.step_seconds, ("%.0f tok/s"):format(1 / entry.step_seconds)),
-      ("%d of %d"):format(entry.right, #questions),
+      ("%.3f"):format(entry.perplexity), ("%d of %d"):format(entry.right, #questions),
     } do rows[r][i + 1] = cell end
   end
   for r, row in ipairs(rows) do row[1] = "  " .. (r > 1 and pic:paint(row[1], "dim") or row[1]) end
   print(table.concat(picture.table(rows, "<>", 3), "\n"))
+  for _, entry in ipairs(entries) do
+    if entry.perplexity < 0.98 * base.perplexity then
+      print(pic:paint("\n  (Perplexity of what follows the story. A model that was trained on short texts\n"
+        .. "  reads them better than long ones: a smaller cache may even help it.)", "dim"))
+      break
+    end
+  end
   print()
 end
 
@@ -206,7 +227,7 @@ end
 
 local entries = cli.policies(args)
 local model <close> = cli.open_text_model(args)
-local text, questions = tell()
+local text, questions, rest = tell()
 local ids = cli.must(model:encode(text))
 local layers = model.config.layers
 
@@ -220,6 +241,7 @@ for _, entry in ipairs(entries) do
   read(model, entry, ids)
   write_on(model, entry.cache)
   show_answers(model, entry, questions)
+  score(model, entry, rest)
   entry.cache:close()
   print()
 end

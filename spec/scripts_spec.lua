@@ -428,7 +428,7 @@ describe("pyramid demo", function()
       assert.equal(tokens, full)
       assert.is_true(tonumber(kept) <= tonumber(tokens))
     end
-    for _, word in ipairs { "rows kept", "computed", "KV cache", "reading", "writing", "answers" } do
+    for _, word in ipairs { "rows kept", "computed", "KV cache", "reading", "writing", "perplexity", "answers" } do
       assert.matches("\n  " .. word .. " +%S", out)
     end
     assert.matches("rows kept +100%.0 %%", out)
