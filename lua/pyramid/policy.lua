@@ -136,6 +136,7 @@ local function merge(definition, given)
       elseif type(value) ~= type(default) then
         error(("policy %s: option '%s' must be a %s, not a %s"):format(definition.name, key, type(default), type(value)), 0)
       end
+      if math.type(default) == "integer" then value = math.tointeger(value) or value end   -- JSON knows no integers
       merged[key] = value
     end
   end
