@@ -48,12 +48,12 @@ pyr_status pyr_pattern_compile(pyr_tokenizer *t, pyr_step_data *step) {
   }
   pcre2_compile_context *context = pcre2_compile_context_create(t->pcre);
   if (context == NULL) return pyr_nomem(t->rt, 0, "regular expressions");
+  (void)pcre2_set_newline(context, PCRE2_NEWLINE_LF);    /* what the dot and the anchors mean, whatever PCRE2's build says */
   step->code = pcre2_compile(step->pattern, step->pattern_length, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C,
                              &error, &offset, context);
   pcre2_compile_context_free(context);
   if (step->code == NULL) {
-    if (error == PCRE2_ERROR_HEAP_FAILED || error == 121 /* failed to allocate heap memory */)
-      return pyr_nomem(t->rt, 0, "regular expressions");
+    if (error == PCRE2_ERROR_HEAP_FAILED) return pyr_nomem(t->rt, 0, "regular expressions");
     char why[128];
     pcre2_get_error_message(error, (PCRE2_UCHAR *)why, sizeof why);
     return pyr_runtime_set_error(t->rt, PYR_FORMAT, "the regular expression '%.*s' is wrong at byte %zu: %s",

@@ -48,11 +48,8 @@ local function read_model(recipe, o)
     if type(piece) ~= "string" then fault.raise("format", "%s.vocab is not an object", what) end
     top = math.max(top, id_of(id, what .. ".vocab", piece))
   end
-  local unknown = json.field(model, "unk_token", "string", what)
-  if unknown then
-    if not vocab[unknown] then fault.raise("format", "%s: unk_token %s is not in the vocabulary", what, fault.quote(unknown)) end
-    options.unknown = math.tointeger(vocab[unknown])
-  end
+  local unknown = json.field(model, "unk_token", "string", what, "")
+  if unknown ~= "" then recipe.unknown = unknown end
   recipe.vocab, recipe.merges = vocab, json.required(model, "merges", "table", what)
   return top
 end
@@ -71,7 +68,8 @@ local function read_added(recipe, o, top)
     end
     local special = flags & core.token.special ~= 0
     if not json.field(token, "normalized", "boolean", what, not special) then flags = flags | core.token.raw end
-    if content ~= "" then                           -- the library ignores an empty one
+    id = recipe.vocab[content] and math.tointeger(recipe.vocab[content]) or id   -- the library prefers the vocabulary's
+    if content ~= "" then                           -- and ignores an empty one
       added[#added + 1] = { id = id, text = content, flags = flags }
       recipe.ids[content] = id
       top = math.max(top, id)
@@ -79,6 +77,16 @@ local function read_added(recipe, o, top)
   end
   recipe.added = added
   return top
+end
+
+--- What text becomes that the vocabulary cannot say. Where all bytes are pieces it is never asked, and often not there.
+local function read_unknown(recipe)
+  if not recipe.unknown then return nil end
+  local id = recipe.vocab[recipe.unknown] or recipe.ids[recipe.unknown]
+  if not id and not recipe.options.byte_level then
+    fault.raise("format", "%s: model: unk_token %s is not in the vocabulary", recipe.file, fault.quote(recipe.unknown))
+  end
+  return id and math.tointeger(id)
 end
 
 --- A file of many megabytes, nearly all of it one vocabulary: not looked through for keys that come twice, as
@@ -97,6 +105,7 @@ local function read_tokenizer(path)
   local recipe = { file = path, options = {}, steps = {}, before = {}, after = {}, ids = {}, eos = {} }
   steps.read(recipe, o)
   recipe.options.vocab = read_added(recipe, o, read_model(recipe, o)) + 1
+  recipe.options.unknown = read_unknown(recipe)
   recipe.bos = recipe.before[1]
   return recipe
 end
