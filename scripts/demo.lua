@@ -233,7 +233,9 @@ local layers = model.config.layers
 
 print()
 print(pic:paint("Pyramid", "bold") .. " " .. core.version .. ": " .. pic:cut(model.description, pic.width - 16))
-print(pic:paint(pic:cut("The default model is a small stand-in: judge the cache, not the prose.", pic.width), "dim"))
+if args.model == cli.default_model then
+  print(pic:paint(pic:cut("The default model is a small stand-in: judge the cache, not the prose.", pic.width), "dim"))
+end
 print()
 show_story(text, #ids)
 for _, entry in ipairs(entries) do
