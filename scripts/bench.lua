@@ -276,7 +276,7 @@ local function start_peer()
   local roots = table.move(require "pyramid.paths", 1, #require "pyramid.paths", 1, {})
   roots[#roots + 1] = "."
   for _, root in ipairs(roots) do
-    local script = root .. "/scripts/peer/llama_cpp.py"
+    local script = root .. "/scripts/peer/llamacpp.py"
     if exists(script) then
       local started, message = peers.start(args.python, script)
       if not started then
@@ -285,7 +285,7 @@ local function start_peer()
       return started
     end
   end
-  cli.fail("scripts/peer/llama_cpp.py was not found", "Run the program out of a source tree, or put the tree on PYRAMID_PATH.")
+  cli.fail("scripts/peer/llamacpp.py was not found", "Run the program out of a source tree, or put the tree on PYRAMID_PATH.")
 end
 
 local function save(run)

@@ -279,7 +279,7 @@ describe("pyramid bench", function()
 end)
 
 describe("a peer", function()
-  -- It speaks as scripts/peer/llama_cpp.py does; flash attention makes it twice as fast, and batches are beyond it.
+  -- It speaks as scripts/peer/llamacpp.py does; flash attention makes it twice as fast, and batches are beyond it.
   local script = [[
     local cjson = require "cjson"
     local contexts = {}
@@ -308,7 +308,7 @@ describe("a peer", function()
 
   setup(function()
     os.execute("mkdir -p " .. in_folder "scripts/peer")
-    helper.write(in_folder "scripts/peer/llama_cpp.py", script)
+    helper.write(in_folder "scripts/peer/llamacpp.py", script)
   end)
 
   local function with_peer(...)
@@ -363,12 +363,12 @@ describe("a peer", function()
 
   it("may end at any time", function()
     local ending = script:gsub("decode = function", "decode = function() os.exit(0) end, no = function")
-    helper.write(in_folder "scripts/peer/llama_cpp.py", ending)
+    helper.write(in_folder "scripts/peer/llamacpp.py", ending)
     local report = with_peer "--peer-flash=on"
     local reasons = {}
     for _, left in ipairs(report.models[1].left_out) do reasons[#reasons + 1] = left.name .. ": " .. left.reason end
     assert.equal("decode at 0: it has ended", reasons[1])
     assert.equal(5, #reasons)
-    helper.write(in_folder "scripts/peer/llama_cpp.py", script)
+    helper.write(in_folder "scripts/peer/llamacpp.py", script)
   end)
 end)
