@@ -527,8 +527,9 @@ describe("llama.cpp's golden files", function()
     pending("need PYRAMID_VOCABS=<llama.cpp>/models")
     return
   end
-  for _, name in ipairs { "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "llama-bpe", "llama-spm", "mpt", "phi-3",
-    "qwen2", "qwen35", "refact", "starcoder" } do
+  local vocabularies = { "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "llama-bpe", "llama-spm", "mpt",
+    "phi-3", "qwen2", "qwen35", "refact", "starcoder" }
+  for _, name in ipairs(vocabularies) do
     it(name, function()
       local path = ("%s/ggml-vocab-%s.gguf"):format(folder, name)
       local t <close> = assert(pyramid.tokenizer(path))

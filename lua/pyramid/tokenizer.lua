@@ -20,6 +20,7 @@ local tokenizer = {}
 ---@field chat_template string?   the model's own template, for pyramid.chat
 ---@field private handle userdata
 ---@field private own_runtime userdata?
+---@field private before integer[]   ids that encode adds before a text
 local Tokenizer = {}
 Tokenizer.__index = Tokenizer
 Tokenizer.__name = "pyramid.Tokenizer"
@@ -77,7 +78,7 @@ local function build(runtime, source)
   state.done = true
   return setmetatable({
     handle = t, vocab_size = recipe.options.vocab, bos = recipe.bos, eos = recipe.eos, chat_template = recipe.chat_template,
-    before = recipe.before, after = recipe.after,
+    before = recipe.before,
   }, Tokenizer)
 end
 
