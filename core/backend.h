@@ -14,7 +14,7 @@
 #include "tensor.h"
 
 #define PYR_PAGE_ROWS 32   /* rows a page */
-#define PYR_SMALL_N 8      /* matrix products with fewer rows stream the weights once (decode) */
+#define PYR_SMALL_N 48     /* matrix products with fewer rows stream the weights once (decode, small batches) */
 
 /* A page holds PYR_PAGE_ROWS rows of K, then as many rows of V, each row head_dim values of the cache dtype.
  * q8_0 rows need head_dim % 32 == 0. K is stored after RoPE, at its original position. */

@@ -566,5 +566,7 @@ void pyr_lua_open_ops(lua_State *L) {
   luaL_newlib(L, functions);
   lua_pushinteger(L, PYR_PAGE_ROWS);
   lua_setfield(L, -2, "page_rows");
+  lua_pushinteger(L, PYR_SMALL_N);
+  lua_setfield(L, -2, "small_n");
   lua_setfield(L, -2, "ops");
 }

@@ -41,7 +41,7 @@ static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
   pyr_cpu *cpu = pyr_cpu_of(be);
   const pyr_kernels *k = cpu->kernels;
   int32_t group = work->kv_heads > 0 ? work->heads / work->kv_heads : 1;
-  size_t need[] = { pyr_cpu_linear_scratch(k), pyr_cpu_attention_scratch(k, group, work->head_dim, work->rows),
+  size_t need[] = { pyr_cpu_linear_scratch(k, work->cols), pyr_cpu_attention_scratch(k, group, work->head_dim, work->rows),
                     pyr_cpu_mass_scratch(k, group, work->head_dim) };
   size_t each = cpu->scratch_each, threads = (size_t)pyr_runtime_threads(be->rt), bytes;
   for (int i = 0; i < 3; i++)

@@ -31,7 +31,7 @@ static inline pyr_arena pyr_cpu_arena(const pyr_cpu *cpu, int worker) {
 }
 
 /* Bytes of scratch that a call needs for each worker. `group` is heads / kv_heads; rows are a lane's. */
-size_t pyr_cpu_linear_scratch(const pyr_kernels *k);
+size_t pyr_cpu_linear_scratch(const pyr_kernels *k, int64_t cols);
 size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim, int64_t rows);
 size_t pyr_cpu_mass_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim);
 /* PYR_ARGUMENT if a call needs more than was reserved. */

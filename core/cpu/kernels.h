@@ -16,6 +16,7 @@ enum {
   PYR_UNIT = 4,          /* m of gemm, and dimensions of a head in scratch, are padded to a multiple of this */
   PYR_PAD = 16,          /* rows of f32 scratch are padded with zeros to a multiple of this (the widest vector) */
   PYR_DOT_WEIGHTS = 4,   /* weight rows that `dot` takes at once */
+  PYR_DOT_ROWS_MAX = 4,  /* no kernels' dot_rows is larger */
 };
 
 /* Columns of a softmax that runs over tiles of rows: per column the maximum so far and the sum of exp(score - max). */

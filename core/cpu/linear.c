@@ -1,7 +1,9 @@
 /* linear.c — matrix products with a weight: out[n, rows] = x[n, k] . w[rows, k]^T (+ bias), w of any dtype.
  *
- * Few tokens (n < PYR_SMALL_N): the weight is what must be read, so each of its rows is streamed once and multiplied with
- * every token while it is in registers or in the first cache. Tasks are runs of weight rows.
+ * Few tokens (n < PYR_SMALL_N; decode, small batches): the weight is what must be read, so its rows are streamed once,
+ * four at a time, and multiplied with every token while they are in registers or in the first cache (`dot`). Where there
+ * are more tokens than `dot` takes, rows in blocks are turned into f32 once, not once for each few tokens; the result is
+ * the same. Tasks are runs of weight rows.
  *
  * Many tokens: the arithmetic is what costs. The product is cut into blocks of tokens x panels of weight rows, each a
  * task. A task walks k in steps of STEP; for each it turns its panel into f32, transposed into slices of nr rows (a slice
@@ -12,7 +14,8 @@
  * by the `gemm` primitive, whose result for one element does not depend on how tokens and rows are cut. So the cut may
  * follow the number of threads, and still a token's result depends neither on it nor on the other tokens.
  *
- * Does not own: dequantisation (formats.inc, dtype.c). A lower-precision product (bf16, int8) would replace panel_step. */
+ * Does not own: dequantisation (formats.inc, dtype.c). A product in lower precision (bf16, int8) would take the place of
+ * load_slice and slice_product, and keep the cut. */
 #include "cpu.h"
 
 #include <string.h>
@@ -35,6 +38,7 @@ typedef struct product {
   int64_t n, rows, cols;
   bool accumulate;
   int64_t run;                          /* few tokens: weight rows a task */
+  bool plain;                           /* … which are turned into f32 first */
   int64_t tokens, panel, panels;        /* many tokens: a task's block, and panels in all */
 } product;
 
@@ -45,25 +49,35 @@ static const uint8_t *weight_at(const pyr_tensor *w, int64_t row, int64_t col) {
 
 /* ---- few tokens ---------------------------------------------------------------------------------------------------- */
 
-static void few_task(void *ctx, int64_t task, int worker) {
-  const product *p = ctx;
-  (void)worker;
-  int64_t end = pyr_least(p->rows, (task + 1) * p->run);
-  for (int64_t row = task * p->run; row < end; row += PYR_DOT_WEIGHTS) {
-    int rows = (int)pyr_least(PYR_DOT_WEIGHTS, end - row);
-    for (int64_t t = 0; t < p->n; t += p->k->dot_rows) {
-      float sum[PYR_SMALL_N * PYR_DOT_WEIGHTS];
-      int some = (int)pyr_least(p->k->dot_rows, p->n - t);
-      p->k->dot(sum, weight_at(p->w, row, 0), p->w->stride, p->w->dtype, rows, p->x + t * p->cols, p->cols, some, p->cols);
-      for (int r = 0; r < some; r++) {
-        float *out = p->out + (t + r) * p->rows + row;
-        for (int i = 0; i < rows; i++) {
-          float value = sum[r * PYR_DOT_WEIGHTS + i] + (p->bias ? p->bias[row + i] : 0);
-          out[i] = p->accumulate ? out[i] + value : value;
-        }
+/* `rows` weight rows from `row` on (at most PYR_DOT_WEIGHTS) times every token. */
+static void few_rows(const product *p, float *plain, int64_t row, int rows) {
+  const void *w = weight_at(p->w, row, 0);
+  size_t stride = p->w->stride;
+  pyr_dtype dtype = p->w->dtype;
+  if (plain) {
+    for (int i = 0; i < rows; i++) p->k->to_f32(plain + i * p->cols, weight_at(p->w, row + i, 0), dtype, p->cols);
+    w = plain, stride = (size_t)p->cols * sizeof(float), dtype = PYR_F32;
+  }
+  for (int64_t t = 0; t < p->n; t += p->k->dot_rows) {
+    float sum[PYR_DOT_ROWS_MAX * PYR_DOT_WEIGHTS];
+    int some = (int)pyr_least(p->k->dot_rows, p->n - t);
+    p->k->dot(sum, w, stride, dtype, rows, p->x + t * p->cols, p->cols, some, p->cols);
+    for (int r = 0; r < some; r++) {
+      float *out = p->out + (t + r) * p->rows + row;
+      for (int i = 0; i < rows; i++) {
+        float value = sum[r * PYR_DOT_WEIGHTS + i] + (p->bias ? p->bias[row + i] : 0);
+        out[i] = p->accumulate ? out[i] + value : value;
       }
     }
   }
+}
+
+static void few_task(void *ctx, int64_t task, int worker) {
+  const product *p = ctx;
+  int64_t end = pyr_least(p->rows, (task + 1) * p->run);
+  float *plain = p->plain ? (float *)(void *)(p->cpu->scratch + (size_t)worker * p->cpu->scratch_each) : NULL;
+  for (int64_t row = task * p->run; row < end; row += PYR_DOT_WEIGHTS)
+    few_rows(p, plain, row, (int)pyr_least(PYR_DOT_WEIGHTS, end - row));
 }
 
 /* ---- many tokens --------------------------------------------------------------------------------------------------- */
@@ -84,10 +98,11 @@ static panel_scratch scratch_of(pyr_arena *arena, int nr) {
   };
 }
 
-size_t pyr_cpu_linear_scratch(const pyr_kernels *k) {
-  pyr_arena count = { NULL, 0 };
-  scratch_of(&count, k->nr);
-  return count.used;
+size_t pyr_cpu_linear_scratch(const pyr_kernels *k, int64_t cols) {
+  pyr_arena many = { NULL, 0 }, few = { NULL, 0 };
+  scratch_of(&many, k->nr);
+  pyr_arena_take(&few, PYR_DOT_WEIGHTS * cols, sizeof(float));
+  return many.used > few.used ? many.used : few.used;
 }
 
 /* Weight rows [first, first+count), columns [col, col+step) as a slice [step][nr]; rows beyond count are zero. */
@@ -168,13 +183,14 @@ pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr
   product p = { .k = cpu->kernels, .cpu = cpu, .out = out, .x = x, .w = w, .bias = bias, .n = n,
                 .rows = w->shape[0], .cols = w->shape[1], .accumulate = accumulate };
   if (n <= 0 || p.rows <= 0) return PYR_OK;
+  p.plain = n > p.k->dot_rows && pyr_dtype_block(w->dtype) > 1;
+  pyr_status status = p.plain || n >= PYR_SMALL_N ? pyr_cpu_check(be, "linear", pyr_cpu_linear_scratch(p.k, p.cols)) : PYR_OK;
+  if (status != PYR_OK) return status;
   if (n < PYR_SMALL_N) {
     p.run = pyr_round_up(pyr_most(1, RUN_BYTES / pyr_most((int64_t)w->stride, 1)), PYR_DOT_WEIGHTS);
     pyr_parallel(be->rt, few_task, &p, pyr_ceil_div(p.rows, p.run));
     return PYR_OK;
   }
-  pyr_status status = pyr_cpu_check(be, "linear", pyr_cpu_linear_scratch(p.k));
-  if (status != PYR_OK) return status;
   cut(&p, pyr_runtime_threads(be->rt));
   pyr_parallel(be->rt, many_task, &p, pyr_ceil_div(n, p.tokens) * p.panels);
   return PYR_OK;
