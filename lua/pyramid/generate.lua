@@ -80,6 +80,9 @@ function generate.start(model, prompt, given)
     error("model:generate: the prompt is a text or a sequence of ids", 2)
   end
   local cache, own = given.cache, false
+  if cache and (given.policy or given.dtype or given.budget) then
+    error("model:generate: a cache that is given has its own policy, dtype and budget", 2)
+  end
   if not cache then
     cache, message, code = model:cache { policy = given.policy, dtype = given.dtype, budget = given.budget }
     if not cache then return nil, message, code end
@@ -107,10 +110,11 @@ function generate.start(model, prompt, given)
   return self, nil, nil, self
 end
 
-local function finish(self, reason, text)
+-- The last piece, if there is one, comes with the id that completed it, or with none.
+local function finish(self, reason, text, id)
   self.finish = reason
   self.decoder:close()
-  if text and text ~= "" then return text, self.last end
+  if text and text ~= "" then return text, id end
 end
 
 local function fail(self, message, code)
@@ -144,7 +148,7 @@ function Generation:next()
   local text = self.pending .. self.decoder:push(id)
   if #self.stops > 0 then
     local at = first_stop(text, self.stops)
-    if at then return finish(self, "stop", text:sub(1, at - 1)) end
+    if at then return finish(self, "stop", text:sub(1, at - 1), id) end
     local held = held_back(text, self.stops)
     self.pending = text:sub(#text - held + 1)
     text = text:sub(1, #text - held)

@@ -1,0 +1,111 @@
+-- model:generate and model:batch on the default model: what a script of one's own relies on.
+local pyramid = require "pyramid"
+
+describe("generation", function()
+  local model
+  local prompt = "Once upon a time there was a"
+
+  setup(function() model = assert(pyramid.model("models/tiny", { threads = 2 })) end)
+  teardown(function() model:close() end)
+
+  local function collect(given)
+    local run = assert(model:generate(prompt, given))
+    local pieces, ids = {}, {}
+    for piece, id in run do
+      pieces[#pieces + 1] = piece
+      ids[#ids + 1] = id
+    end
+    return table.concat(pieces), ids, run
+  end
+
+  it("yields the greedy continuation, piece by piece", function()
+    local text, ids, run = collect { max_tokens = 20, ignore_eos = true }
+    assert.equal("length", run.finish)
+    assert.equal(20, run.stats.generated_tokens)
+    local cache <close> = assert(model:cache())
+    local logits = assert(cache:prefill(assert(model:encode(prompt))))
+    for i = 1, 20 do
+      local id = logits:argmax()
+      assert.equal(id, ids[i])
+      logits = assert(cache:step(id))
+    end
+    assert.equal(model:decode { table.unpack(ids, 1, 20) }, text)
+  end)
+
+  it("takes ids, and reports what it cost", function()
+    local ids = assert(model:encode(prompt))
+    local run <close> = assert(model:generate(ids, { max_tokens = 3 }))
+    assert.equal(#ids, run.stats.prompt_tokens)
+    while run() do end
+    assert.is_true(run.stats.prefill_seconds >= 0 and run.stats.decode_seconds >= 0)
+    assert.is_true(run.stats.cache_bytes > 0)
+    assert.equal(1, run.stats.cache_fraction)
+  end)
+
+  it("stops before a stop text, however the pieces fall", function()
+    local whole = collect { max_tokens = 40, ignore_eos = true }
+    for _, at in ipairs { 5, 9, 17 } do
+      local stop = whole:sub(at, at + 3)
+      local text, _, run = collect { max_tokens = 40, ignore_eos = true, stop = stop }
+      assert.equal(whole:sub(1, whole:find(stop, 1, true) - 1), text)
+      assert.equal("stop", run.finish)
+    end
+    assert.equal(whole, (collect { max_tokens = 40, ignore_eos = true, stop = { "\1never", "\2there" } }))
+  end)
+
+  it("is the same for the same seed, and another for another", function()
+    local function sampled(seed)
+      return (collect { max_tokens = 30, sampler = { temperature = 1, seed = seed } })
+    end
+    assert.equal(sampled(1), sampled(1))
+    assert.are_not.equal(sampled(1), sampled(2))
+  end)
+
+  it("goes on in a cache of the caller's", function()
+    local cache <close> = assert(model:cache { policy = "pyramidinfer" })
+    local _, ids, run = collect { cache = cache, max_tokens = 5, ignore_eos = true }
+    assert.equal("length", run.finish)
+    assert.equal(#assert(model:encode(prompt)) + #ids - 1, cache:tokens())   -- the last pick is not fed
+    run:close()
+    assert.is_true(cache:rows(1) > 0)
+    assert.has_error(function() model:generate(prompt, { cache = cache, budget = 3 }) end)
+  end)
+
+  it("closes its own cache when the loop is left", function()
+    local run
+    do
+      local closing <close> = assert(model:generate(prompt))
+      run = closing
+      closing()
+    end
+    assert.equal("closed", run.finish)
+    assert.has_error(function() run.cache:rows(1) end)
+  end)
+
+  it("fails with nil, message, code", function()
+    local function code(...) return select(3, ...) end
+    assert.equal("argument", code(model:generate({})))
+    assert.equal("policy", code(model:generate(prompt, { policy = "nobody" })))
+    assert.equal("budget", code(model:generate(prompt, { budget = 10 })))
+    assert.equal("cancelled", code(model:generate(prompt, { progress = function() return true end })))
+    assert.has_error(function() model:generate(prompt, { max_token = 3 }) end)
+    local long = {}
+    for i = 1, model.config.context - 2 do long[i] = i % model.config.vocab end
+    local run = assert(model:generate(long, { max_tokens = 10, ignore_eos = true }))
+    for _ in run do end
+    assert.equal("error", run.finish)
+    assert.equal("context", run.code)
+    run:close()
+  end)
+
+  it("keeps working after the batch it shares the model with", function()
+    local batch <close> = assert(model:batch { policy = "snapkv" })
+    assert(batch:add(assert(model:encode(prompt))))
+    assert(batch:add(assert(model:encode "The")))
+    for _ = 1, 5 do assert(batch:step()) end
+    assert.equal(2, #batch)
+    assert.is_true(batch:bytes() > 0)
+    assert.has_error(function() batch:push(42, 1) end)
+    assert(collect { max_tokens = 3 })
+  end)
+end)
