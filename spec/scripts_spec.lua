@@ -65,7 +65,7 @@ describe("scripts", function()
         assert_fails(pattern, run(table.unpack(words)))
       end
       fails("there is no model 'no/such'\nGive %-%-model PATH", "--model", "no/such")
-      fails("has no tokenizer.*\nPut ", "--model", bare)
+      fails("has no tokenizer.*\nA Hugging Face folder has it in tokenizer%.json", "--model", bare)
       fails("unknown policy 'nonesuch' %(known: full, h2o, .*streaming%)", "--policy", "nonesuch")
       fails("unknown option 'nonesuch' %(known: .*ratio", "--policy", "pyramidinfer", "nonesuch=1")
       fails("option 'ratio' must be a number, not 'x'", "--policy", "pyramidinfer ratio=x")

@@ -234,7 +234,7 @@ function cli.open_text_model(args)
   local opened = cli.open_model(args)
   if not opened.tokenizer then
     cli.fail(("the model '%s' has no tokenizer, and this script needs one"):format(args.model),
-      "Put the model's tokenizer.json beside its config.json.")
+      "A Hugging Face folder has it in tokenizer.json, a .gguf file in its metadata.")
   end
   return opened
 end
