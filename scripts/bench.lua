@@ -97,6 +97,7 @@ cli.option(parser, "--steps", "N", "Steps of decode that are timed. (default: 32
 cli.option(parser, "--repeat", "N", "Runs that count. (default: 5)", { integer = 1 })
 cli.option(parser, "--patience", "SECONDS", "Runs longer than this are made only twice. (default: 20)", { number = true })
 cli.option(parser, "--limit", "SECONDS", "Runs that would take longer are left out. (default: 300)", { number = true })
+cli.option(parser, "--batch-limit", "SECONDS", "The same for batches. (default: as --limit)", { number = true })
 cli.option(parser, "--buffer", "SIZE", "What is read to learn how fast memory is: far more than the last cache. (default: 1 GiB)")
 cli.option(parser, "--threads", "N", "How many threads; 0: one for each processor.", { default = "0", integer = 0 })
 cli.option(parser, "--seed", "N", "Of weights and prompts.", { default = "1", integer = 0 })
@@ -112,7 +113,8 @@ cli.option(parser, "--markdown", "FILE", "Write it as a Markdown table.")
 local args = cli.parse(parser, arg)
 local preset = args.quick and presets.quick or presets.normal
 local settings = { quick = args.quick or false, steps = args.steps or preset.steps, repeats = args["repeat"] or preset.repeats,
-  patience = args.patience or preset.patience, limit = args.limit or preset.limit, seed = args.seed, probe = preset.probe,
+  patience = args.patience or preset.patience, limit = args.limit or preset.limit,
+  batch_limit = args.batch_limit or args.limit or preset.limit, seed = args.seed, probe = preset.probe,
   prompt = args.lengths and args.lengths[1] or preset.prompt, generated = args.lengths and args.lengths[2] or preset.generated }
 
 if args.buffer then
@@ -258,7 +260,8 @@ local function measure(source, entry, peer, threads)
   end
   if peer then enter_peer(list, peer, source, entry, model) end
   local results, left_out = cases.run(list, groups, { repeats = settings.repeats, patience = settings.patience,
-    limit = settings.limit, context = model.config.context, report = function(text) note(source.name .. ": " .. text) end })
+    limit = settings.limit, batch_limit = settings.batch_limit, context = model.config.context,
+    report = function(text) note(source.name .. ": " .. text) end })
   table.move(left_out, 1, #left_out, #entry.left_out + 1, entry.left_out)
   entry.results = results
   if peer then peer:ask "close" end

@@ -112,6 +112,7 @@ end
 ---@field repeats integer         runs that count
 ---@field patience number         seconds: longer runs are not repeated so often
 ---@field limit number            seconds: a run that would take longer is left out
+---@field batch_limit number      the same for batches
 ---@field context integer         the model's
 ---@field report fun(text: string)   what goes on
 
@@ -120,11 +121,11 @@ local function admit(entrants, case, rules, leave_out)
   local tokens = size_of(case)
   local out = {}
   for _, entrant in ipairs(entrants) do
-    local seconds = expected(entrant.known, case)
+    local seconds, limit = expected(entrant.known, case), case.kind == "batch" and rules.batch_limit or rules.limit
     if tokens > rules.context then
       leave_out(case, entrant, ("%d tokens are more than the model's context of %d"):format(tokens, rules.context))
-    elseif seconds and seconds > rules.limit then
-      leave_out(case, entrant, ("one run would take about %.0f s (--limit is %g s)"):format(seconds, rules.limit))
+    elseif seconds and seconds > limit then
+      leave_out(case, entrant, ("one run would take about %.0f s, and the limit is %g s"):format(seconds, limit))
     else out[#out + 1] = entrant end
   end
   return out
