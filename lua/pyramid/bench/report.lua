@@ -142,7 +142,7 @@ end
 function report.print(entry)
   local pic = picture.new(io.stdout)
   print(pic:paint(title(entry), "bold"))
-  print(pic:paint("limits: " .. report.limits(entry.limits), "dim"))
+  if #entry.limits.read > 0 then print(pic:paint("limits: " .. report.limits(entry.limits), "dim")) end
   if loading(entry) then print(pic:paint(loading(entry), "dim")) end
   if #entry.results > 0 then
     local rows, sides = rows_of(entry.results, #head - 1)
