@@ -3,7 +3,7 @@
 local policy, score = require "pyramid.policy", require "pyramid.score"
 
 local function budget(o, l)
-  return math.max(o.rows > 0 and o.rows or math.ceil(o.ratio * l.prompt), 2)
+  return math.max(o.rows > 0 and o.rows or l.past + math.ceil(o.ratio * l.prompt), 2)
 end
 
 local function recent(o, l) return math.ceil(budget(o, l) * o.recent) end

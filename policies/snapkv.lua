@@ -7,7 +7,7 @@ return policy {
   doc = "per head, what the prompt's last queries look at",
   defaults = { ratio = 0.5, rows = 0, window = 32, kernel = 7, pool = "max", heads = "mean" },
   prefill = function(o, l)
-    local budget = o.rows > 0 and o.rows or math.ceil(o.ratio * l.prompt)
+    local budget = o.rows > 0 and o.rows or l.past + math.ceil(o.ratio * l.prompt)
     local window = math.min(o.window, l.rows)
     return {
       keep = math.min(math.max(budget, window), l.rows),

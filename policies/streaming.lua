@@ -3,7 +3,7 @@
 local policy = require "pyramid.policy"
 
 local function budget(o, l)
-  return math.max(o.rows > 0 and o.rows or math.ceil(o.ratio * l.prompt), o.sinks + 1)
+  return math.max(o.rows > 0 and o.rows or l.past + math.ceil(o.ratio * l.prompt), o.sinks + 1)
 end
 
 return policy {

@@ -161,8 +161,8 @@ describe("pyramid generate", function()
   end)
 
   it("shows statistics on standard error", function()
-    local out, err = run("generate", story, "-n", "3", "--stats", "--policy", "pyramidinfer ratio=0.5")
-    assert.equal(generated(story, { max_tokens = 3, policy = pyramid.policy("pyramidinfer", { ratio = 0.5 }) }) .. "\n", out)
+    local out, err = run("generate", story, "-n", "3", "--ignore-eos", "--stats", "--policy", "pyramidinfer ratio=0.5")
+    assert.equal(generated(story, { max_tokens = 3, ignore_eos = true, policy = pyramid.policy("pyramidinfer", { ratio = 0.5 }) }) .. "\n", out)
     assert.matches("prompt +%d+ tokens .* tok/s", err)
     assert.matches("generated +3 tokens .* ended by length", err)
     assert.matches("policy +pyramidinfer ratio=0%.5\n", err)
@@ -215,7 +215,7 @@ describe("pyramid perplexity", function()
   setup(function()
     folder = shell.folder()
     path = write(folder .. "/story.txt", story:rep(8) .. "\xff\xfe \u{20ac}")
-    model = assert(pyramid.model(tiny))
+    model = assert(pyramid.model(tiny, { weights = "f32" }))
     ids = assert(model:encode(helper.read(path), { special = false }))
   end)
   teardown(function()
@@ -244,7 +244,7 @@ describe("pyramid perplexity", function()
   end
 
   local function measured(...)
-    local out, err, status = run("perplexity", path, "--json", "--cache-dtype", "f32", ...)
+    local out, err, status = run("perplexity", path, "--json", "--weights", "f32", "--cache-dtype", "f32", ...)
     assert.equal("", err)
     assert.equal(0, status)
     return cjson.decode(out)
@@ -368,10 +368,10 @@ describe("pyramid chat", function()
 
   it("reads only what is new, and says what it would if it read all", function()
     local out, err = talk("What was the code of the tin box?\nWhere did Toby live?\n/stats\n",
-      "--template chatml --system 'Be brief.' --cache-dtype f32")
+      "--template chatml --system 'Be brief.' --weights f32 --cache-dtype f32")
     assert.equal("", err)
     local chat = require "pyramid.chat"
-    local model <close> = assert(pyramid.model(tiny))
+    local model <close> = assert(pyramid.model(tiny, { weights = "f32" }))
     local messages, ids, wanted = { { role = "system", content = "Be brief." } }, { model.tokenizer.bos }, {}
     local held = ""
     for _, question in ipairs { "What was the code of the tin box?", "Where did Toby live?" } do
@@ -381,7 +381,7 @@ describe("pyramid chat", function()
       table.move(added, 1, #added, #ids + 1, ids)
       local cache <close> = assert(model:cache { dtype = "f32" })
       local pieces = {}
-      for piece, id in assert(model:generate(ids, { max_tokens = 12, cache = cache, ignore_eos = true })) do
+      for piece, id in assert(model:generate(ids, { max_tokens = 12, cache = cache })) do
         pieces[#pieces + 1] = piece
         if #pieces <= 12 then ids[#ids + 1] = id end
       end

@@ -35,6 +35,20 @@ static pyr_status cpu_copy(pyr_backend *be, void *dst, const void *src, size_t b
   return PYR_OK;
 }
 
+/* Room for the tokens of one product as bf16. */
+static pyr_status reserve_tokens(pyr_backend *be, const pyr_work *work) {
+  pyr_cpu *cpu = pyr_cpu_of(be);
+  size_t bytes;
+  if (!pyr_mul_size((size_t)work->tokens, (size_t)work->cols * 2, &bytes)) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
+  if (bytes <= cpu->x16_bytes) return PYR_OK;
+  uint16_t *fresh = cpu_alloc(be, bytes);
+  if (fresh == NULL) return pyr_nomem(be->rt, bytes, "scratch");
+  cpu_release(be, cpu->x16, cpu->x16_bytes);
+  cpu->x16 = fresh;
+  cpu->x16_bytes = bytes;
+  return PYR_OK;
+}
+
 /* Scratch grows and never shrinks; it is replaced, not resized, as nothing in it outlives a call. What a call needs
  * depends on few of the bounds: the score of a decode step is kept for all rows of a lane, everything else is tiled. */
 static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
@@ -42,10 +56,14 @@ static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
   const pyr_kernels *k = cpu->kernels;
   int32_t group = work->kv_heads > 0 ? work->heads / work->kv_heads : 1;
   size_t need[] = { pyr_cpu_linear_scratch(k, work->cols), pyr_cpu_attention_scratch(k, group, work->head_dim, work->rows),
-                    pyr_cpu_mass_scratch(k, group, work->head_dim) };
+                    pyr_cpu_mass_scratch(k, group, work->head_dim), cpu->matmul ? pyr_cpu_bf16_scratch(work->cols) : 0 };
   size_t each = cpu->scratch_each, threads = (size_t)pyr_runtime_threads(be->rt), bytes;
-  for (int i = 0; i < 3; i++)
+  for (size_t i = 0; i < sizeof need / sizeof *need; i++)
     if (need[i] > each) each = need[i];
+  if (cpu->matmul) {
+    pyr_status status = reserve_tokens(be, work);
+    if (status != PYR_OK) return status;
+  }
   if (each == cpu->scratch_each) return PYR_OK;
   if (!pyr_mul_size(each, threads, &bytes)) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
   uint8_t *scratch = cpu_alloc(be, bytes);
@@ -97,21 +115,37 @@ static void cpu_close(pyr_backend *be) {
   pyr_cpu *cpu = pyr_cpu_of(be);
   if (cpu == NULL) return;
   cpu_release(be, cpu->scratch, cpu->scratch_each * (size_t)pyr_runtime_threads(be->rt));
+  cpu_release(be, cpu->x16, cpu->x16_bytes);
+  pyr_matmul_close(cpu->matmul);
   pyr_release(be->rt, cpu, sizeof *cpu);
   be->state = NULL;
 }
 
+/* "avx512bf16" is the kernels of avx512 and bf16 products in hardware; asking for "avx512" leaves those out. */
+static const char bf16_name[] = "avx512bf16";
+
 pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *be) {
   static const pyr_kernels *const best_first[] = { &pyr_kernels_avx512, &pyr_kernels_avx2, &pyr_kernels_base };
   const pyr_kernels *kernels = NULL;
+  bool bf16 = isa == NULL || strcmp(isa, bf16_name) == 0;
+  const char *wanted = isa && bf16 ? pyr_kernels_avx512.name : isa;
   for (int i = 0; i < 3 && kernels == NULL; i++)
-    if (supported(best_first[i]) && (isa == NULL || strcmp(isa, best_first[i]->name) == 0)) kernels = best_first[i];
+    if (supported(best_first[i]) && (isa == NULL || (wanted && strcmp(wanted, best_first[i]->name) == 0))) kernels = best_first[i];
   if (kernels == NULL) return pyr_runtime_set_error(rt, PYR_DEVICE, "this processor or build has no \"%s\" kernels", isa);
   pyr_cpu *cpu = pyr_alloc_zero(rt, sizeof *cpu);
   if (cpu == NULL) return pyr_nomem(rt, sizeof *cpu, "the CPU backend");
   cpu->kernels = kernels;
+  if (bf16 && kernels == &pyr_kernels_avx512) {
+    pyr_status status = pyr_matmul_open(rt, &cpu->matmul);
+    if (status == PYR_OK && cpu->matmul == NULL && isa)
+      status = pyr_runtime_set_error(rt, PYR_DEVICE, "this processor or build has no \"%s\" kernels", isa);
+    if (status != PYR_OK) {
+      pyr_release(rt, cpu, sizeof *cpu);
+      return status;
+    }
+  }
   *be = (pyr_backend){
-    .name = kernels->name, .rt = rt, .state = cpu, .close = cpu_close,
+    .name = cpu->matmul ? bf16_name : kernels->name, .rt = rt, .state = cpu, .close = cpu_close,
     .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy, .upload = cpu_copy, .download = cpu_copy,
     .reserve = cpu_reserve,
     .linear = pyr_cpu_linear, .attention = pyr_cpu_attention, .mass = pyr_cpu_mass, .select = pyr_cpu_select,

@@ -4,9 +4,13 @@
 
 #include "backend.h"
 #include "kernels.h"
+#include "matmul.h"
 
 typedef struct pyr_cpu {
   const pyr_kernels *kernels;
+  pyr_matmul *matmul;      /* NULL: no fast bf16 product */
+  uint16_t *x16;           /* the tokens of one product as bf16 */
+  size_t x16_bytes;
   uint8_t *scratch;        /* [threads][scratch_each], 64-byte aligned */
   size_t scratch_each;     /* bytes for each worker; a multiple of 64 */
 } pyr_cpu;
@@ -32,6 +36,7 @@ static inline pyr_arena pyr_cpu_arena(const pyr_cpu *cpu, int worker) {
 
 /* Bytes of scratch that a call needs for each worker. `group` is heads / kv_heads; rows are a lane's. */
 size_t pyr_cpu_linear_scratch(const pyr_kernels *k, int64_t cols);
+size_t pyr_cpu_bf16_scratch(int64_t cols);
 size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim, int64_t rows);
 size_t pyr_cpu_mass_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim);
 /* PYR_ARGUMENT if a call needs more than was reserved. */
@@ -61,6 +66,9 @@ pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr
 pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);
 pyr_status pyr_cpu_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);
 pyr_status pyr_cpu_select(pyr_backend *be, int32_t *idx, const float *score, int64_t n, int64_t k, int32_t offset);
+/* Many tokens where bf16 is multiplied in hardware (linear_bf16.c), and whether it takes n tokens and weights of a dtype. */
+bool pyr_cpu_bf16_takes(const pyr_cpu *cpu, pyr_dtype dtype, int64_t n);
+pyr_status pyr_cpu_linear_bf16(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, bool accumulate);
 void pyr_cpu_rows_fill(pyr_backend *be);          /* rows.c: store, gather, row_norms */
 void pyr_cpu_elementwise_fill(pyr_backend *be);   /* elementwise.c: everything on single values and tokens */
 

@@ -102,7 +102,7 @@ function generate.start(model, prompt, given)
   local stops = type(given.stop) == "string" and { given.stop } or given.stop or {}
   local self = setmetatable({
     model = model, cache = cache, own = own, sampler = picker, logits = logits, clock = clock, stops = stops,
-    left = given.max_tokens or 256, ends = given.ignore_eos and {} or set(tokenizer.eos), decoder = tokenizer:decoder(),
+    left = given.max_tokens or 256, ends = given.ignore_eos and {} or set(tokenizer.eos), decoder = tokenizer:decoder { continues = true },
     pending = "",   -- decoded text that may be the beginning of a stop text
     stats = { prompt_tokens = #ids, generated_tokens = 0, prefill_seconds = clock() - began, decode_seconds = 0,
       cache_bytes = cache:bytes(), cache_fraction = cache:fraction() },

@@ -1,0 +1,91 @@
+/* linear_bf16.c — matrix products of many tokens where the processor multiplies bf16 in hardware: twice the rate of f32.
+ *
+ * x is rounded to bf16 once for the whole call. bf16 weights are used where they lie; quantised ones are turned into bf16
+ * a panel of rows at a time, by the task that needs the panel. f32 and f16 weights hold more than bf16 can and stay with
+ * linear.c, as does everything on other processors. Sums are f32 throughout.
+ *
+ * A task is a panel of weight rows for all tokens (PYR_CHUNK of the forward pass bounds them). */
+#include "cpu.h"
+
+#include <stdatomic.h>
+
+enum {
+  FEWEST = 16,              /* tokens that pay for it; fewer are bound by reading weights, and stay exact */
+  PANEL = 256,              /* weight rows a task at most, … */
+  PANEL_LEAST = 64,         /* … at least where there are many, … */
+  QUANT_PANEL = 128,        /* … and at most where they are turned into bf16 first, to stay in the second cache */
+};
+
+typedef struct call {
+  pyr_cpu *cpu;
+  const pyr_tensor *w;
+  const float *x, *bias;
+  float *out;
+  uint16_t *x16;                         /* [n, cols] */
+  int64_t n, rows, cols, panel;
+  bool accumulate;
+  const pyr_product *whole, *rest;       /* for full panels, and for the last one */
+  atomic_bool failed;
+} call;
+
+bool pyr_cpu_bf16_takes(const pyr_cpu *cpu, pyr_dtype dtype, int64_t n) {
+  return cpu->matmul != NULL && n >= FEWEST && dtype != PYR_F32 && dtype != PYR_F16;
+}
+
+size_t pyr_cpu_bf16_scratch(int64_t cols) {
+  return (size_t)pyr_round_up(QUANT_PANEL * cols * 2, 64) + (size_t)pyr_round_up(cols * 4, 64);
+}
+
+static void round_rows(const void *ctx, int64_t begin, int64_t end) {
+  const call *c = ctx;
+  c->cpu->kernels->from_f32(c->x16 + begin * c->cols, PYR_BF16, c->x + begin * c->cols, (end - begin) * c->cols);
+}
+
+/* Weight rows [row, row + count) as bf16, in the worker's scratch. */
+static const uint16_t *load_panel(const call *c, int worker, int64_t row, int64_t count) {
+  pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
+  uint16_t *panel = pyr_arena_take(&arena, QUANT_PANEL * c->cols, sizeof(uint16_t));
+  float *values = pyr_arena_take(&arena, c->cols, sizeof(float));
+  for (int64_t r = 0; r < count; r++) {
+    c->cpu->kernels->to_f32(values, (const uint8_t *)c->w->data + (size_t)(row + r) * c->w->stride, c->w->dtype, c->cols);
+    c->cpu->kernels->from_f32(panel + r * c->cols, PYR_BF16, values, c->cols);
+  }
+  return panel;
+}
+
+static void panel_task(void *ctx, int64_t task, int worker) {
+  call *c = ctx;
+  int64_t row = task * c->panel, count = pyr_least(c->panel, c->rows - row);
+  float *out = c->out + row;
+  if (c->bias)                           /* the product then adds to it */
+    for (int64_t t = 0; t < c->n; t++)
+      for (int64_t r = 0; r < count; r++) out[t * c->rows + r] = (c->accumulate ? out[t * c->rows + r] : 0) + c->bias[row + r];
+  const uint16_t *b = c->w->dtype == PYR_BF16 ? (const uint16_t *)(const void *)((const uint8_t *)c->w->data + (size_t)row * c->w->stride)
+                                              : load_panel(c, worker, row, count);
+  const pyr_product *product = count == c->panel ? c->whole : c->rest;
+  if (!pyr_matmul_run(c->cpu->matmul, product, worker, out, c->x16, b)) atomic_store(&c->failed, true);
+}
+
+pyr_status pyr_cpu_linear_bf16(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, bool accumulate) {
+  pyr_cpu *cpu = pyr_cpu_of(be);
+  call c = { .cpu = cpu, .w = w, .x = x, .bias = bias, .out = out, .x16 = cpu->x16, .n = n, .rows = w->shape[0],
+             .cols = w->shape[1], .accumulate = accumulate };
+  bool direct = w->dtype == PYR_BF16;
+  pyr_status status = pyr_cpu_check(be, "linear", direct ? 0 : pyr_cpu_bf16_scratch(c.cols));
+  if (status == PYR_OK && (size_t)(n * c.cols) * 2 > cpu->x16_bytes)
+    status = pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
+  if (status != PYR_OK) return status;
+  int64_t share = pyr_round_up(pyr_ceil_div(c.rows, 4 * pyr_runtime_threads(be->rt)), PANEL_LEAST);
+  c.panel = pyr_least(pyr_least(share, direct ? PANEL : QUANT_PANEL), c.rows);
+  pyr_matmul_shape shape = { .m = n, .n = c.panel, .k = c.cols, .ldb = direct ? (int64_t)(w->stride / 2) : c.cols, .ldout = c.rows,
+                             .accumulate = accumulate || bias };
+  status = pyr_matmul_prepare(cpu->matmul, &shape, &c.whole);
+  if (status == PYR_OK && c.rows % c.panel != 0) {
+    shape.n = c.rows % c.panel;
+    status = pyr_matmul_prepare(cpu->matmul, &shape, &c.rest);
+  }
+  if (status != PYR_OK) return status;
+  pyr_cpu_spans(be, round_rows, &c, n, c.cols);
+  pyr_parallel(be->rt, panel_task, &c, pyr_ceil_div(c.rows, c.panel));
+  return atomic_load(&c.failed) ? pyr_runtime_set_error(be->rt, PYR_DEVICE, "linear: oneDNN failed") : PYR_OK;
+}

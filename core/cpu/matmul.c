@@ -1,0 +1,208 @@
+/* matmul.c — see matmul.h. Without oneDNN (PYR_NO_DNNL) there is no bf16 product and linear.c uses its own kernels. */
+#include "matmul.h"
+
+#if defined(PYR_NO_DNNL)
+
+pyr_status pyr_matmul_open(pyr_runtime *rt, pyr_matmul **out) { return (void)rt, *out = NULL, PYR_OK; }
+void pyr_matmul_close(pyr_matmul *mm) { (void)mm; }
+pyr_status pyr_matmul_prepare(pyr_matmul *mm, const pyr_matmul_shape *shape, const pyr_product **out) {
+  return (void)mm, (void)shape, (void)out, PYR_UNSUPPORTED;
+}
+bool pyr_matmul_run(pyr_matmul *mm, const pyr_product *p, int worker, float *out, const uint16_t *a, const uint16_t *b) {
+  return (void)mm, (void)p, (void)worker, (void)out, (void)a, (void)b, false;
+}
+
+#else
+
+#include <dnnl.h>
+#include <omp.h>
+#include <string.h>
+
+enum { PRODUCTS = 128, ALIGN = 64 };         /* shapes kept; a model has a dozen, for each number of tokens */
+
+struct pyr_product {
+  pyr_matmul_shape shape;
+  dnnl_primitive_t primitive;
+  dnnl_memory_desc_t a, b, out, scratch;
+  uint64_t used;                             /* when it was last asked for */
+};
+
+typedef struct worker_state {                /* what one worker needs of its own */
+  dnnl_stream_t stream;
+  void *scratch;                             /* aligned, inside block */
+  uint8_t *block;
+  size_t bytes;
+} worker_state;
+
+struct pyr_matmul {
+  pyr_runtime *rt;
+  dnnl_engine_t engine;
+  worker_state *workers;                     /* [threads] */
+  int threads;
+  pyr_product *products[PRODUCTS];
+  int count;
+  uint64_t clock;
+};
+
+static pyr_status failed(pyr_matmul *mm, dnnl_status_t status, const char *what) {
+  if (status == dnnl_out_of_memory) return pyr_nomem(mm->rt, 0, what);
+  return pyr_runtime_set_error(mm->rt, PYR_DEVICE, "oneDNN failed (%d) in %s", (int)status, what);
+}
+
+static bool has_fast_bf16(void) {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw");
+#else
+  return false;
+#endif
+}
+
+pyr_status pyr_matmul_open(pyr_runtime *rt, pyr_matmul **out) {
+  *out = NULL;
+  if (!has_fast_bf16()) return PYR_OK;
+  pyr_matmul *mm = pyr_alloc_zero(rt, sizeof *mm);
+  if (!mm) return pyr_nomem(rt, sizeof *mm, "the matrix products");
+  mm->rt = rt;
+  mm->threads = pyr_runtime_threads(rt);
+  mm->workers = pyr_alloc_zero(rt, (size_t)mm->threads * sizeof *mm->workers);
+  pyr_status status = mm->workers ? PYR_OK : pyr_nomem(rt, (size_t)mm->threads * sizeof *mm->workers, "the matrix products");
+  if (status == PYR_OK) {
+    dnnl_status_t code = dnnl_engine_create(&mm->engine, dnnl_cpu, 0);
+    for (int i = 0; i < mm->threads && code == dnnl_success; i++)
+      code = dnnl_stream_create(&mm->workers[i].stream, mm->engine, dnnl_stream_default_flags);
+    if (code != dnnl_success) status = failed(mm, code, "the matrix products");
+  }
+  if (status != PYR_OK) {
+    pyr_matmul_close(mm);
+    return status;
+  }
+  *out = mm;
+  return PYR_OK;
+}
+
+void pyr_matmul_close(pyr_matmul *mm) {
+  if (mm == NULL) return;
+  pyr_runtime *rt = mm->rt;
+  for (int i = 0; i < mm->count; i++) {
+    dnnl_primitive_destroy(mm->products[i]->primitive);
+    pyr_release(rt, mm->products[i], sizeof *mm->products[i]);
+  }
+  for (int i = 0; mm->workers && i < mm->threads; i++) {
+    if (mm->workers[i].stream) dnnl_stream_destroy(mm->workers[i].stream);
+    pyr_release(rt, mm->workers[i].block, mm->workers[i].bytes);
+  }
+  if (mm->engine) dnnl_engine_destroy(mm->engine);
+  pyr_release(rt, mm->workers, (size_t)mm->threads * sizeof *mm->workers);
+  pyr_release(rt, mm, sizeof *mm);
+}
+
+/* ---- primitives -------------------------------------------------------------------------------------------------------- */
+
+static bool same_shape(const pyr_matmul_shape *a, const pyr_matmul_shape *b) {
+  return a->m == b->m && a->n == b->n && a->k == b->k && a->ldb == b->ldb && a->ldout == b->ldout && a->accumulate == b->accumulate;
+}
+
+/* Makes p's primitive; the caller has set one OpenMP thread, which oneDNN plans for. */
+static dnnl_status_t make_primitive(pyr_matmul *mm, pyr_product *p) {
+  const pyr_matmul_shape *s = &p->shape;
+  dnnl_dims_t a = { s->m, s->k }, b = { s->k, s->n }, out = { s->m, s->n };
+  dnnl_dims_t b_strides = { 1, s->ldb }, out_strides = { s->ldout, 1 };
+  dnnl_matmul_desc_t desc;
+  dnnl_primitive_attr_t attr = NULL;
+  dnnl_post_ops_t ops = NULL;
+  dnnl_primitive_desc_t pd = NULL;
+  dnnl_status_t code = dnnl_memory_desc_init_by_tag(&p->a, 2, a, dnnl_bf16, dnnl_ab);
+  if (code == dnnl_success) code = dnnl_memory_desc_init_by_strides(&p->b, 2, b, dnnl_bf16, b_strides);
+  if (code == dnnl_success) code = dnnl_memory_desc_init_by_strides(&p->out, 2, out, dnnl_f32, out_strides);
+  if (code == dnnl_success) code = dnnl_matmul_desc_init(&desc, &p->a, &p->b, NULL, &p->out);
+  if (code == dnnl_success) code = dnnl_primitive_attr_create(&attr);
+  if (code == dnnl_success) code = dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user);
+  if (code == dnnl_success && s->accumulate) {
+    code = dnnl_post_ops_create(&ops);
+    if (code == dnnl_success) code = dnnl_post_ops_append_sum(ops, 1.0f);
+    if (code == dnnl_success) code = dnnl_primitive_attr_set_post_ops(attr, ops);
+  }
+  if (code == dnnl_success) code = dnnl_primitive_desc_create(&pd, &desc, attr, mm->engine, NULL);
+  if (code == dnnl_success) {
+    p->scratch = *dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
+    code = dnnl_primitive_create(&p->primitive, pd);
+  }
+  if (pd) dnnl_primitive_desc_destroy(pd);
+  if (ops) dnnl_post_ops_destroy(ops);
+  if (attr) dnnl_primitive_attr_destroy(attr);
+  return code;
+}
+
+/* Every worker's scratch at least as large as the primitive asks. */
+static pyr_status grow_scratch(pyr_matmul *mm, size_t bytes) {
+  for (int i = 0; i < mm->threads; i++) {
+    worker_state *w = &mm->workers[i];
+    if (w->scratch && w->bytes >= bytes + ALIGN) continue;
+    uint8_t *block = pyr_alloc(mm->rt, bytes + ALIGN);
+    if (!block) return pyr_nomem(mm->rt, bytes + ALIGN, "a matrix product");
+    pyr_release(mm->rt, w->block, w->bytes);
+    w->block = block;
+    w->bytes = bytes + ALIGN;
+    w->scratch = block + (ALIGN - (uintptr_t)block % ALIGN);
+  }
+  return PYR_OK;
+}
+
+/* The place for one more primitive: a new one, or that of the primitive longest unused. */
+static pyr_product *take_place(pyr_matmul *mm) {
+  if (mm->count < PRODUCTS) {
+    pyr_product *place = pyr_alloc_zero(mm->rt, sizeof *place);
+    if (place) mm->products[mm->count++] = place;
+    return place;
+  }
+  pyr_product *place = mm->products[0];
+  for (int i = 1; i < PRODUCTS; i++)
+    if (mm->products[i]->used < place->used) place = mm->products[i];
+  return place;
+}
+
+pyr_status pyr_matmul_prepare(pyr_matmul *mm, const pyr_matmul_shape *shape, const pyr_product **out) {
+  for (int i = 0; i < mm->count; i++)
+    if (same_shape(&mm->products[i]->shape, shape)) {
+      mm->products[i]->used = ++mm->clock;
+      *out = mm->products[i];
+      return PYR_OK;
+    }
+  pyr_product fresh = { .shape = *shape, .used = ++mm->clock };
+  int threads = omp_get_max_threads();       /* the caller's, given back below */
+  omp_set_num_threads(1);
+  dnnl_status_t code = make_primitive(mm, &fresh);
+  omp_set_num_threads(threads);
+  if (code != dnnl_success) return failed(mm, code, "a matrix product");
+  pyr_status status = grow_scratch(mm, dnnl_memory_desc_get_size(&fresh.scratch));
+  pyr_product *place = status == PYR_OK ? take_place(mm) : NULL;
+  if (place == NULL) {
+    dnnl_primitive_destroy(fresh.primitive);
+    return status != PYR_OK ? status : pyr_nomem(mm->rt, sizeof *place, "a matrix product");
+  }
+  if (place->primitive) dnnl_primitive_destroy(place->primitive);
+  *place = fresh;
+  *out = place;
+  return PYR_OK;
+}
+
+/* ---- running ----------------------------------------------------------------------------------------------------------- */
+
+bool pyr_matmul_run(pyr_matmul *mm, const pyr_product *p, int worker, float *out, const uint16_t *a, const uint16_t *b) {
+  worker_state *w = &mm->workers[worker];
+  dnnl_exec_arg_t args[4] = { { DNNL_ARG_SRC, NULL }, { DNNL_ARG_WEIGHTS, NULL }, { DNNL_ARG_DST, NULL }, { DNNL_ARG_SCRATCHPAD, NULL } };
+  const dnnl_memory_desc_t *descs[4] = { &p->a, &p->b, &p->out, &p->scratch };
+  void *data[4] = { (void *)(uintptr_t)a, (void *)(uintptr_t)b, out, w->scratch };
+  dnnl_status_t code = dnnl_success;
+  int threads = omp_get_max_threads();
+  omp_set_num_threads(1);
+  for (int i = 0; i < 4 && code == dnnl_success; i++) code = dnnl_memory_create(&args[i].memory, descs[i], mm->engine, data[i]);
+  if (code == dnnl_success) code = dnnl_primitive_execute(p->primitive, w->stream, 4, args);
+  if (code == dnnl_success) code = dnnl_stream_wait(w->stream);
+  for (int i = 0; i < 4; i++)
+    if (args[i].memory) dnnl_memory_destroy(args[i].memory);
+  omp_set_num_threads(threads);
+  return code == dnnl_success;
+}
+
+#endif
