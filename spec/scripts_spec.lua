@@ -373,7 +373,7 @@ describe("pyramid chat", function()
     local chat = require "pyramid.chat"
     local model <close> = assert(pyramid.model(tiny, { weights = "f32" }))
     local messages, ids, wanted = { { role = "system", content = "Be brief." } }, { model.tokenizer.bos }, {}
-    local held = ""
+    local held, unread = "", 0
     for _, question in ipairs { "What was the code of the tin box?", "Where did Toby live?" } do
       messages[#messages + 1] = { role = "user", content = question }
       local whole = assert(chat.render("chatml", messages, { add_generation_prompt = true }))
@@ -381,10 +381,12 @@ describe("pyramid chat", function()
       table.move(added, 1, #added, #ids + 1, ids)
       local cache <close> = assert(model:cache { dtype = "f32" })
       local pieces = {}
-      for piece, id in assert(model:generate(ids, { max_tokens = 12, cache = cache })) do
+      local answer = assert(model:generate(ids, { max_tokens = 12, cache = cache }))
+      for piece, id in answer do
         pieces[#pieces + 1] = piece
         if #pieces <= 12 then ids[#ids + 1] = id end
       end
+      unread = answer.finish == "length" and 1 or 0        -- its last pick; an end token is not among the ids
       local reply = table.concat(pieces)
       messages[#messages + 1] = { role = "assistant", content = reply:match "^%s*(.-)%s*$" }
       -- what the cache holds, as far as the format knows it: the reply's own blanks are not in it
@@ -392,7 +394,7 @@ describe("pyramid chat", function()
       wanted[#wanted + 1] = reply:match "^%s*(.*)$" .. "\n"
     end
     assert.equal(table.concat(wanted), out:sub(1, #table.concat(wanted)))
-    assert.matches("2 turns, " .. #ids - 1 .. " tokens seen", out)
+    assert.matches("2 turns, " .. #ids - unread .. " tokens seen", out)
   end)
 
   it("keeps to the family of the format, and says so if it has none", function()

@@ -1,4 +1,4 @@
--- Tokenizers against the libraries that define them: golden ids of scripts/oracle/tokenizers.py, and files that are wrong.
+-- Tokenizers against the libraries that define them: golden ids of scripts/oracle/tokenizer_fixtures.py, and files that are wrong.
 local cjson = require "cjson"
 local core = require "pyramid.core"
 local helper = require "spec.helper"

@@ -16,7 +16,7 @@ merged, and that is the real thing: the expressions and settings are those of th
 
 A golden.json may also say { "same_as": folder }.
 
-    python scripts/oracle/tokenizers.py          makes all anew (the same bytes each time)
+    python scripts/oracle/tokenizer_fixtures.py          makes all anew (the same bytes each time)
 """
 import json
 import os
