@@ -242,12 +242,15 @@ pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count,
   attend t = { .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .all = a, .count = count, .layout = layout,
                .heads = heads, .kv_heads = kv_heads, .group = heads / kv_heads, .scale = scale };
   t.tile = (int32_t)pyr_most(1, COLUMNS / t.group);
-  int64_t tasks = 0, rows = 0;
+  int64_t tasks = 0, rows = 0, cost = 0;
   for (int i = 0; i < count; i++) {
     tasks += tasks_of(&t, &a[i]);
-    for (int g = 0; g < kv_heads && a[i].n == 1; g++) rows = pyr_most(rows, a[i].lanes[g].rows);
+    for (int g = 0; g < kv_heads; g++) {
+      if (a[i].n == 1) rows = pyr_most(rows, a[i].lanes[g].rows);
+      cost += 2 * a[i].n * a[i].lanes[g].rows * t.group * layout.head_dim;
+    }
   }
   pyr_status status = pyr_cpu_check(be, "attention", pyr_cpu_attention_scratch(t.k, t.group, layout.head_dim, rows));
-  if (status == PYR_OK) pyr_parallel(be->rt, attend_task, &t, tasks);
+  if (status == PYR_OK) pyr_cpu_tasks(be, attend_task, &t, tasks, cost);
   return status;
 }

@@ -10,7 +10,11 @@
 
 #include <string.h>
 
-enum { ALIGN = 64, SPAN_VALUES = 16384 };   /* values that make a task of its own worth while */
+enum {
+  ALIGN = 64,
+  SPAN_VALUES = 16384,   /* values that make a task of its own worth while */
+  WAKING = 1 << 17,      /* multiply-adds that one thread does in the time that waking the others takes */
+};
 
 /* ---- memory -------------------------------------------------------------------------------------------------------- */
 
@@ -95,6 +99,14 @@ void pyr_cpu_spans(pyr_backend *be, pyr_span_fn fn, const void *ctx, int64_t n, 
   if (n <= 0) return;
   if (n <= s.each) fn(ctx, 0, n);
   else pyr_parallel(be->rt, run_span, &s, pyr_ceil_div(n, s.each));
+}
+
+void pyr_cpu_tasks(pyr_backend *be, pyr_task_fn fn, void *ctx, int64_t tasks, int64_t cost) {
+  if (cost >= WAKING) {
+    pyr_parallel(be->rt, fn, ctx, tasks);
+    return;
+  }
+  for (int64_t task = 0; task < tasks; task++) fn(ctx, task, 0);
 }
 
 /* ---- open and close ------------------------------------------------------------------------------------------------ */

@@ -46,6 +46,9 @@ pyr_status pyr_cpu_check(pyr_backend *be, const char *operation, size_t needed);
 typedef void (*pyr_span_fn)(const void *ctx, int64_t begin, int64_t end);
 void pyr_cpu_spans(pyr_backend *be, pyr_span_fn fn, const void *ctx, int64_t n, int64_t cost);
 
+/* Runs tasks on the team, or all here if together they are too little work (about `cost` multiply-adds) to wake it for. */
+void pyr_cpu_tasks(pyr_backend *be, pyr_task_fn fn, void *ctx, int64_t tasks, int64_t cost);
+
 /* Rows [begin, begin+count) of K (what = 0) or V (1) as f32, `ld` >= head_dim floats apart; the rest of each is zeroed. */
 void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t count, int what);
 
