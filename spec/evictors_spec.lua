@@ -55,7 +55,9 @@ for _, name in ipairs { "mha", "gqa" } do
 
   for _, setting in ipairs(settings) do
     describe(setting.title, function()
-      setup(function() model = assert(pyramid.model(helper.fixture("pyramidinfer/" .. name), { threads = 2, isa = helper.exact_isa() })) end)
+      setup(function()
+        model = assert(pyramid.model(helper.fixture("pyramidinfer/" .. name), { threads = 2, isa = helper.exact_isa() }))
+      end)
       teardown(function() model:close() end)
 
       for _, case in ipairs(setting.cases) do

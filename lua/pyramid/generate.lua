@@ -11,7 +11,21 @@ local generate = {}
 
 local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "string|table", dtype = "string",
   budget = "integer|string", cache = "userdata", special = "boolean", progress = "function", clock = "function",
-  ignore_eos = "boolean", prune = "boolean" }   -- prune = false: the prompt is appended without asking the policy
+  ignore_eos = "boolean", prune = "boolean" }
+
+---@class pyramid.GenerateOptions
+---@field policy? pyramid.policy|string|table   with dtype and budget: of the cache that is made
+---@field dtype? string
+---@field budget? integer|string
+---@field cache? pyramid.Cache      goes on in this one instead
+---@field sampler? pyramid.Sampler|pyramid.SamplerOptions   greedy by default
+---@field max_tokens? integer       256 by default
+---@field stop? string|string[]     texts to stop before
+---@field ignore_eos? boolean
+---@field special? boolean          false: nothing is added to a text prompt, and special texts are ordinary text
+---@field prune? boolean            false: the prompt is appended without asking the policy
+---@field progress? fun(done: integer, total: integer): boolean?   while the prompt is read; true cancels
+---@field clock? fun(): number      seconds, for the statistics
 
 ---@class pyramid.Generation
 ---@field cache pyramid.Cache
@@ -63,7 +77,7 @@ end
 ---Starts a generation: reads the prompt at once (so that `nil, message, code` comes from here), then yields pieces.
 ---@param model pyramid.Model
 ---@param prompt string|integer[]
----@param given? table
+---@param given? pyramid.GenerateOptions
 ---@return pyramid.Generation|nil
 ---@return string? message
 ---@return string? code
@@ -102,7 +116,8 @@ function generate.start(model, prompt, given)
   local stops = type(given.stop) == "string" and { given.stop } or given.stop or {}
   local self = setmetatable({
     model = model, cache = cache, own = own, sampler = picker, logits = logits, clock = clock, stops = stops,
-    left = given.max_tokens or 256, ends = given.ignore_eos and {} or set(tokenizer.eos), decoder = tokenizer:decoder { continues = true },
+    left = given.max_tokens or 256, ends = given.ignore_eos and {} or set(tokenizer.eos),
+    decoder = tokenizer:decoder { continues = true },
     pending = "",   -- decoded text that may be the beginning of a stop text
     stats = { prompt_tokens = #ids, generated_tokens = 0, prefill_seconds = clock() - began, decode_seconds = 0,
       cache_bytes = cache:bytes(), cache_fraction = cache:fraction() },

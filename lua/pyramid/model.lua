@@ -128,7 +128,7 @@ function Model:batch(given) return batch.new(self, given) end
 
 ---Generates text: an iterator of pieces and ids, see pyramid.generate.
 ---@param prompt string|integer[]
----@param given? { policy?: any, sampler?: any, max_tokens?: integer, stop?: string|string[], dtype?: string, budget?: any, cache?: pyramid.Cache, special?: boolean, progress?: function, clock?: fun(): number, ignore_eos?: boolean, prune?: boolean }
+---@param given? pyramid.GenerateOptions
 ---@return pyramid.Generation|nil
 ---@return string? message
 ---@return string? code
