@@ -4,7 +4,7 @@
 local policy, score, schedule = require "pyramid.policy", require "pyramid.score", require "pyramid.schedule"
 
 local function window(o, l) return math.min(math.floor(o.recent * l.prompt) + 1, l.prompt) end
-local function attention(o, l) return score.attention { queries = window(o, l), ramp = o.ramp, heads = o.heads } end
+local function attention(o, l, heads) return score.attention { queries = window(o, l), ramp = o.ramp, heads = heads } end
 
 return policy {
   name = "pyramidinfer",
@@ -24,14 +24,14 @@ return policy {
     local ratio = paper and o.ratio * o.p_decay ^ (l.index - 1) or schedule[o.decay](1, o.ratio)(l.depth)
     local keep = math.floor(context * ratio)
     if keep <= o.floor then keep = paper and math.min(o.floor, context) or context end
-    return { keep = l.past + keep + recent, guard = { first = o.sinks, last = recent }, score = attention(o, l),
+    return { keep = l.past + keep + recent, guard = { first = o.sinks, last = recent }, score = attention(o, l, o.heads),
       prune = paper and "both" or "hidden" }
   end,
   trigger = function(o, l)
-    return { every = o.exceed, window = window(o, l), once = not o.rejudge, track = attention(o, l) }
+    return { every = o.exceed, window = window(o, l), once = not o.rejudge, track = attention(o, l, "mean") }
   end,
   decode = function(o, l)
     local survive = math.max(1, math.floor(o.exceed * o.gen_ratio * schedule[o.decay](1, o.gen_decay)(l.depth)))
-    return { keep = l.rows - (o.exceed - survive) }
+    return { keep = l.rows - (o.exceed - survive), guard = { first = o.sinks } }
   end,
 }
