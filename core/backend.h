@@ -14,6 +14,9 @@
 #include "tensor.h"
 
 #define PYR_PAGE_ROWS 32   /* rows a page */
+#define PYR_LINEAR_ADD 1    /* the product is added to out */
+#define PYR_LINEAR_EXACT 2  /* x is not rounded, whatever the backend may do with the tokens of a prompt: decode steps, so
+                               that a sequence gets the same in any company */
 #define PYR_SMALL_N 48     /* matrix products with fewer rows stream the weights once (decode, small batches) */
 
 /* A page holds PYR_PAGE_ROWS rows of K, then as many rows of V, each row head_dim values of the cache dtype.
@@ -101,8 +104,8 @@ struct pyr_backend {
   /* operations on each token by itself; n tokens */
   pyr_status (*embed)(pyr_backend *be, float *out /* [n, cols] */, const pyr_tensor *table, const int32_t *ids /* [n], checked by the caller */, int64_t n);
   pyr_status (*rms_norm)(pyr_backend *be, float *out, const float *x, const float *weight /* [d] */, int64_t n, int64_t d, float eps); /* out may be x */
-  /* out[n, w.shape[0]] = x[n, w.shape[1]] . w^T (+ bias [w.shape[0]] or NULL); accumulate: added to out */
-  pyr_status (*linear)(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, bool accumulate);
+  /* out[n, w.shape[0]] = x[n, w.shape[1]] . w^T (+ bias [w.shape[0]] or NULL); flags: PYR_LINEAR_… */
+  pyr_status (*linear)(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags);
   /* rotates the first dims of each of `heads` heads of x [n, heads, head_dim] in place; angle = pos * freq[i] in f32 */
   pyr_status (*rope)(pyr_backend *be, float *x, const int32_t *pos /* [n] */, const float *freq /* [dims/2] */, int64_t n, int32_t heads, int32_t head_dim, int32_t dims, pyr_rope_style style, float gain);
   pyr_status (*silu_mul)(pyr_backend *be, float *gate /* in place: silu(gate)*up */, const float *up, int64_t count);

@@ -17,7 +17,7 @@ typedef struct pyr_lane {
   float *history;          /* [row_cap] or NULL */
   int64_t row_cap;         /* page_count * PYR_PAGE_ROWS */
   int64_t rows;
-  int64_t mark;            /* rows before the step that is running */
+  int64_t mark;            /* rows before the step or prefill that is running */
 } pyr_lane;
 
 typedef struct pyr_layer_state {  /* what decode plans need to know of a layer */

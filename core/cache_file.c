@@ -66,8 +66,8 @@ static uint64_t rope_hash(const pyr_model *model) {
 }
 
 static uint64_t policy_hash(const pyr_policy *policy) {
-  const char *name = policy->decode && policy->name ? policy->name : "";
-  return fnv(fnv_start, name, strlen(name));
+  const char *name = policy->name ? policy->name : "";
+  return policy->decode && policy->trigger ? fnv(fnv_start, name, strlen(name)) : 0;
 }
 
 static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
@@ -203,7 +203,7 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   if (h.tokens < 0 || h.tokens > cache->pool->model->config.context || h.prompt < 0 || h.prompt > h.tokens || h.computed < 0 ||
       h.evicted < 0)
     return bad(s, "counters", "are out of range");
-  *same = h.policy == mine.policy;
+  *same = h.policy == mine.policy && cache->policy.decode != NULL;
   cache->tokens = h.tokens;
   cache->prompt = h.prompt;
   cache->computed = h.computed;
@@ -289,8 +289,11 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   }
   status = load_header(&s, cache, &same);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) status = load_state(&s, cache, layer, same);
-  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
+  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++) {
     status = load_lane(&s, cache, &cache->lanes[i], buffer);
+    if (status == PYR_OK && i % cache->heads != 0 && cache->lanes[i].rows != cache->lanes[i - 1].rows)
+      status = bad(&s, "rows", "differ between the heads of a layer");
+  }
   if (status != PYR_OK) goto done;
   expected = s.hash;
   if (s.left != 0) status = bad(&s, "the end", "comes later than the rows do");

@@ -12,7 +12,9 @@
  *     h = rms_norm(x);  x += (silu(h W_gate) * h W_up) W_down
  *
  * Failure. Plans are asked for before anything is touched; memory is reserved before anything is computed. A failed
- * prefill returns to a snapshot (pages are shared, so it costs page tables only); a failed step drops its row again. */
+ * prefill returns to a snapshot (pages are shared, so it costs page tables, and copies of what is written), or drops its
+ * rows again where no older row changes; a failed step drops its row. After its reservation a step can fail only if the
+ * device does; then rows are as before, but what was tracked of them may have counted the step's attention. */
 #include "model.h"
 #include "plan.h"
 
@@ -36,6 +38,7 @@ typedef struct pyr_forward {       /* the activations of one chunk, backend memo
   float *gate, *up;                /* [chunk, ff] */
   float *logits;                   /* [logit_rows, vocab] */
   int32_t *ids, *pos;              /* [tokens] */
+  int exact;                       /* PYR_LINEAR_EXACT in a decode step, else 0 */
 } pyr_forward;
 
 /* Lays the activations out in one block; returns its size. With base NULL only counts. */
@@ -69,7 +72,7 @@ static pyr_status layer_rotated(pyr_forward *f, float *out, const pyr_tensor *w,
                                 int32_t heads, const int32_t *pos, int64_t n) {
   const pyr_model_config *c = &f->model->config;
   pyr_backend *be = f->be;
-  pyr_status s = be->linear(be, out, f->h, w, bias, n, false);
+  pyr_status s = be->linear(be, out, f->h, w, bias, n, f->exact);
   if (s == PYR_OK && norm) s = be->rms_norm(be, out, out, norm, n * heads, c->head_dim, c->norm_eps);
   if (s == PYR_OK)
     s = be->rope(be, out, pos, f->model->rope_freq, n, heads, c->head_dim, c->rope_dims, c->rope_style, c->rope_gain);
@@ -83,7 +86,7 @@ static pyr_status layer_project(pyr_forward *f, const pyr_layer *l, const float 
   pyr_status s = be->rms_norm(be, f->h, x, l->attn_norm, n, c->width, c->norm_eps);
   if (s == PYR_OK && queries) s = layer_rotated(f, f->q, &l->q, l->q_bias, l->q_norm, c->heads, pos, n);
   if (s == PYR_OK) s = layer_rotated(f, f->k, &l->k, l->k_bias, l->k_norm, c->kv_heads, pos, n);
-  return s == PYR_OK ? be->linear(be, f->v, f->h, &l->v, l->v_bias, n, false) : s;
+  return s == PYR_OK ? be->linear(be, f->v, f->h, &l->v, l->v_bias, n, f->exact) : s;
 }
 
 /* Stores tokens [at, at + n) of the chunk's k and v as the next rows of a layer's lanes. The lanes are reserved. */
@@ -106,12 +109,12 @@ static pyr_status layer_store(pyr_forward *f, pyr_cache *cache, int layer, int64
 static pyr_status layer_finish(pyr_forward *f, const pyr_layer *l, float *x, const float *att, int64_t n) {
   const pyr_model_config *c = &f->model->config;
   pyr_backend *be = f->be;
-  pyr_status s = be->linear(be, x, att, &l->o, l->o_bias, n, true);
+  pyr_status s = be->linear(be, x, att, &l->o, l->o_bias, n, PYR_LINEAR_ADD | f->exact);
   if (s == PYR_OK) s = be->rms_norm(be, f->h, x, l->ffn_norm, n, c->width, c->norm_eps);
-  if (s == PYR_OK) s = be->linear(be, f->gate, f->h, &l->gate, NULL, n, false);
-  if (s == PYR_OK) s = be->linear(be, f->up, f->h, &l->up, NULL, n, false);
+  if (s == PYR_OK) s = be->linear(be, f->gate, f->h, &l->gate, NULL, n, f->exact);
+  if (s == PYR_OK) s = be->linear(be, f->up, f->h, &l->up, NULL, n, f->exact);
   if (s == PYR_OK) s = be->silu_mul(be, f->gate, f->up, n * c->ff);
-  if (s == PYR_OK) s = be->linear(be, x, f->gate, &l->down, NULL, n, true);
+  if (s == PYR_OK) s = be->linear(be, x, f->gate, &l->down, NULL, n, PYR_LINEAR_ADD | f->exact);
   return s;
 }
 
@@ -119,7 +122,7 @@ static pyr_status layer_finish(pyr_forward *f, const pyr_layer *l, float *x, con
 static pyr_status project_logits(pyr_forward *f, const float *x, int64_t n) {
   const pyr_model_config *c = &f->model->config;
   pyr_status s = f->be->rms_norm(f->be, f->h, x, f->model->out_norm, n, c->width, c->norm_eps);
-  return s == PYR_OK ? f->be->linear(f->be, f->logits, f->h, &f->model->output, NULL, n, false) : s;
+  return s == PYR_OK ? f->be->linear(f->be, f->logits, f->h, &f->model->output, NULL, n, f->exact) : s;
 }
 
 static void get_views(const pyr_cache *cache, int layer, pyr_lane_view *views) {
@@ -137,6 +140,15 @@ static pyr_status check_tokens(const pyr_cache *cache, const int32_t *ids, int64
     return pyr_runtime_set_error(rt, PYR_CONTEXT, "%lld tokens after %lld are more than the model's context of %d",
                                  (long long)n, (long long)cache->tokens, (int)c->context);
   return PYR_OK;
+}
+
+/* Remembers how many rows each lane holds, and drops those that came since. */
+static void mark_lanes(pyr_cache *cache) {
+  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++) cache->lanes[i].mark = cache->lanes[i].rows;
+}
+
+static void drop_marked(pyr_cache *cache) {
+  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++) pyr_lane_truncate(cache, &cache->lanes[i], cache->lanes[i].mark);
 }
 
 /* ---- prefill ------------------------------------------------------------------------------------------------------ */
@@ -183,7 +195,8 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   pyr_plan_run run = { 0 };
   pyr_shape shape = { .layer = layer, .layers = c->layers, .prompt = p->n, .past = before, .rows = before + p->alive,
                       .tokens = cache->tokens + p->n, .heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim };
-  pyr_status s = p->flags & PYR_PREFILL_NO_PRUNE ? PYR_OK : pyr_plan_ask_prefill(cache, &shape, &plan);
+  bool asked = !(p->flags & PYR_PREFILL_NO_PRUNE);          /* else: keep all, and the trigger stays as it is */
+  pyr_status s = asked ? pyr_plan_ask_prefill(cache, &shape, &plan) : PYR_OK;
   if (s != PYR_OK) return s;
   if (layer == c->layers - 1 && (plan.prune & PYR_PRUNE_HIDDEN)) {   /* there is no next layer to hand survivors to */
     if (plan.prune == PYR_PRUNE_HIDDEN) plan.keep = shape.rows;
@@ -196,10 +209,11 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
                                  "but policy %s prunes hidden states at layer %d (append with pruning off instead)",
                                  cache->policy.name ? cache->policy.name : "?", layer + 1);
   shape.rows = pyr_plan_rows_after(&shape, &plan);
-  s = pyr_plan_ask_trigger(cache, &shape, &trigger);
+  if (asked) s = pyr_plan_ask_trigger(cache, &shape, &trigger);
+  else trigger = cache->states[layer].trigger;
   for (int head = 0; head < c->kv_heads && s == PYR_OK; head++)
     s = pyr_lane_reserve(cache, pyr_cache_lane(cache, layer, head), p->alive, pyr_trigger_tracks(&trigger));
-  if (s == PYR_OK) s = pyr_plan_begin(&run, cache, layer, &plan, &trigger, before, p->alive, cache->tokens + p->n - 1);
+  if (s == PYR_OK) s = pyr_plan_begin(&run, cache, layer, &plan, asked ? &trigger : NULL, before, p->alive, cache->tokens + p->n - 1);
   for (int64_t at = 0; at < p->alive && s == PYR_OK; at += PYR_CHUNK) {
     s = pyr_progress(cache->pool->rt, layer * p->n + at * p->n / p->alive, c->layers * p->n);
     if (s == PYR_OK) s = prefill_chunk(p, layer, &run, at, min64(PYR_CHUNK, p->alive - at));
@@ -214,6 +228,14 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   }
   pyr_plan_free(&run);
   return s;
+}
+
+static bool changes_older_rows(const pyr_cache *cache, int flags) {
+  if (cache->policy.prefill && !(flags & PYR_PREFILL_NO_PRUNE)) return true;
+  if (cache->policy.trigger && !(flags & PYR_PREFILL_NO_PRUNE)) return true;
+  for (int layer = 0; layer < cache->layers; layer++)
+    if (pyr_trigger_tracks(&cache->states[layer].trigger)) return true;
+  return false;
 }
 
 static pyr_status prefill_logits(pyr_prefill *p, float *logits) {
@@ -245,8 +267,10 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
   if (n < 1) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the prompt is empty: a prefill needs at least one token");
   pyr_status s = check_tokens(cache, ids, n);
   if (s != PYR_OK) return s;
-  bool empty = cache->tokens == 0;
-  if (!empty && (s = pyr_cache_snapshot(cache, &snapshot)) != PYR_OK) return s;
+  /* A failure drops the new rows again; a snapshot is needed only where older rows, or what is tracked of them, change. */
+  int64_t computed = cache->computed, evicted = cache->evicted;
+  if (cache->tokens > 0 && changes_older_rows(cache, flags) && (s = pyr_cache_snapshot(cache, &snapshot)) != PYR_OK) return s;
+  mark_lanes(cache);
 
   p.views = pyr_alloc(rt, views_bytes);
   block_bytes = carve(&p.f, NULL, n, chunk, logits ? (flags & PYR_PREFILL_ALL ? chunk : 1) : 0);
@@ -268,14 +292,22 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
   if (s == PYR_OK) s = pyr_progress(rt, c->layers * n, c->layers * n);
   if (s == PYR_OK) {
     cache->tokens += n;
-    cache->prompt = n;
+    if (!(flags & PYR_PREFILL_NO_PRUNE)) cache->prompt = n;
   }
 done:
   be->release(be, block, block_bytes);
   pyr_release(rt, p.views, views_bytes);
-  if (s == PYR_OK) pyr_cache_free(snapshot);
-  else if (snapshot) pyr_cache_restore(cache, snapshot);
-  else pyr_cache_clear(cache);
+  if (s == PYR_OK) {
+    pyr_cache_free(snapshot);
+  } else if (snapshot) {
+    pyr_cache_restore(cache, snapshot);
+  } else if (cache->tokens == 0) {
+    pyr_cache_clear(cache);
+  } else {
+    drop_marked(cache);
+    cache->computed = computed;
+    cache->evicted = evicted;
+  }
   return s;
 }
 
@@ -383,7 +415,7 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   pyr_backend *be = pool->be;
   const pyr_model *model = pool->model;
   const pyr_model_config *c = &model->config;
-  pyr_step_run r = { .caches = caches, .count = count, .f = { .model = model, .be = be, .layout = pool->layout } };
+  pyr_step_run r = { .caches = caches, .count = count, .f = { .model = model, .be = be, .layout = pool->layout, .exact = PYR_LINEAR_EXACT } };
   int64_t rows = 0, most = 0;
   int32_t *pos = NULL;
   pyr_status s = step_check(caches, ids, count);
@@ -411,7 +443,7 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   pos = (int32_t *)(host + due_bytes + attention_bytes + track_bytes + view_bytes);
   for (int i = 0; i < count; i++) {
     pos[i] = (int32_t)caches[i]->tokens;
-    for (int64_t lane = 0; lane < (int64_t)c->layers * c->kv_heads; lane++) caches[i]->lanes[lane].mark = caches[i]->lanes[lane].rows;
+    mark_lanes(caches[i]);
   }
 
   void *block = NULL;
@@ -444,9 +476,7 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   return s;
 
 undo:
-  for (int i = 0; i < count; i++)
-    for (int64_t lane = 0; lane < (int64_t)c->layers * c->kv_heads; lane++)
-      pyr_lane_truncate(caches[i], &caches[i]->lanes[lane], caches[i]->lanes[lane].mark);
+  for (int i = 0; i < count; i++) drop_marked(caches[i]);
   pyr_release(rt, host, host_bytes);
   return s;
 }

@@ -87,13 +87,16 @@ pyr_status pyr_plan_ask_trigger(pyr_cache *cache, const pyr_shape *shape, pyr_tr
   if (trigger->every < 0) return refuse(cache, shape, "trigger", "every", "is negative");
   if (trigger->over < 0) return refuse(cache, shape, "trigger", "over", "is negative");
   if (trigger->window < 0) return refuse(cache, shape, "trigger", "window", "is negative");
-  if (trigger->once && trigger->every == 0) return refuse(cache, shape, "trigger", "once", "needs `every`");
+  if (trigger->once && (trigger->every == 0 || trigger->over > 0))
+    return refuse(cache, shape, "trigger", "once", "needs `every`, and not `over`");
   if (!pyr_trigger_tracks(trigger)) return PYR_OK;
   int depth;
   pyr_score alone = { 1, { trigger->track } };
   const char *fault = pyr_score_check(&alone, &depth);
   if (fault) return refuse(cache, shape, "trigger", "track", fault);
   if (trigger->track.a == PYR_MAX) return refuse(cache, shape, "trigger", "track", "cannot keep a maximum over queries");
+  if (trigger->track.b == PYR_MAX && shape->heads != shape->kv_heads)
+    return refuse(cache, shape, "trigger", "track", "cannot keep a maximum over the query heads of a K/V head; track their mean");
   return PYR_OK;
 }
 
@@ -106,6 +109,8 @@ pyr_status pyr_plan_ask_decode(pyr_cache *cache, const pyr_shape *shape, pyr_pla
   if (status == PYR_OK) status = check_plan(cache, shape, plan, "decode");
   if (status != PYR_OK) return status;
   plan->prune = PYR_PRUNE_CACHE;
+  if (trigger->once && plan->last > trigger->window)
+    return refuse(cache, shape, "decode", "guard.last", "exceeds the trigger's window, by which rows judged once are counted");
   if (plan->score.length == 0 && pyr_trigger_tracks(trigger)) plan->score = (pyr_score){ 1, { trigger->track } };
   for (int i = 0; i < plan->score.length; i++) {
     const pyr_score_op *op = &plan->score.ops[i];
@@ -158,6 +163,22 @@ static bool lanes_equal(const pyr_cache *cache, int layer) {
   return true;
 }
 
+static pyr_status unequal_lanes(pyr_cache *cache, int layer) {
+  return pyr_runtime_set_error(cache->pool->rt, PYR_UNSUPPORTED, "layer %d has lanes of unequal length; this plan needs equal ones",
+                               layer + 1);
+}
+
+/* Tracked attention starts anew: queries before now no longer count. */
+static pyr_status forget_tracked(pyr_cache *cache, int layer) {
+  pyr_backend *be = cache->pool->be;
+  pyr_status status = PYR_OK;
+  for (int head = 0; head < cache->heads && status == PYR_OK; head++) {
+    pyr_lane *lane = pyr_cache_lane(cache, layer, head);
+    if (lane->history && lane->rows) status = be->fill(be, lane->history, NULL, lane->rows, 2, 0, 0.0f);
+  }
+  return status;
+}
+
 /* ---- prefill --------------------------------------------------------------------------------------------------------- */
 
 static int64_t steps_until(const pyr_trigger *trigger, int64_t since, int64_t rows) {
@@ -188,7 +209,7 @@ static void plan_track_setup(pyr_plan_run *run, int64_t rows_after) {
   run->track_queries = run->alive;
   run->track_begin = 0;
   if (pyr_signal_is_attention(&trigger->track)) {
-    int64_t steps = steps_until(trigger, 0, rows_after);
+    int64_t steps = steps_until(trigger, run->fresh ? 0 : run->cache->states[run->layer].since, rows_after);
     if (steps == INT64_MAX) {
       run->track_queries = 0;
       return;
@@ -210,7 +231,9 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
   run->cache = cache;
   run->layer = layer;
   run->plan = *plan;
-  run->trigger = *trigger;
+  run->fresh = trigger != NULL;
+  run->trigger = trigger ? *trigger : cache->states[layer].trigger;
+  trigger = &run->trigger;
   run->rows = before + alive;
   run->before = before;
   run->alive = alive;
@@ -218,6 +241,7 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
   prefill_split(plan, before, run->rows, &run->first, &run->want, &run->last);
   int64_t judged = run->rows - run->first - run->last;
   run->judge = run->want < judged;
+  if ((run->judge || pyr_trigger_tracks(trigger)) && !lanes_equal(cache, layer)) return unequal_lanes(cache, layer);
   plan_track_setup(run, plan->prune & PYR_PRUNE_CACHE ? run->first + run->want + run->last : run->rows);
 
   /* One block: accumulators, tracking, scratch, indices. */
@@ -231,7 +255,7 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
     for (int i = 0; i < plan->score.length; i++) {
       const pyr_score_op *op = &plan->score.ops[i];
       if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
-      if (pyr_signal_is_history(op) && pyr_signal_is_history(&trigger->track)) continue;   /* the history holds it */
+      if (pyr_signal_is_history(op) && pyr_signal_is_history(&trigger->track) && op->b != PYR_MAX) continue;   /* the lanes' history holds it */
       sums[i] = floats;
       floats += heads * judged;
     }
@@ -329,17 +353,15 @@ pyr_status pyr_plan_end(pyr_plan_run *run, const int32_t **survivors, int64_t *k
   pyr_layer_state *state = &cache->states[run->layer];
   pyr_status status = PYR_OK;
   *survivors = NULL;
-  if (run->judge && !lanes_equal(cache, run->layer))
-    return pyr_runtime_set_error(cache->pool->rt, PYR_UNSUPPORTED, "layer %d has lanes of unequal length; this plan needs equal ones",
-                                 run->layer + 1);
-  if (run->track) status = flush_track(run);
+  if (pyr_signal_is_attention(&run->trigger.track) && run->fresh) status = forget_tracked(cache, run->layer);
+  if (status == PYR_OK && run->track) status = flush_track(run);
   if (status == PYR_OK && run->judge) {
     bool hidden = run->plan.prune & PYR_PRUNE_HIDDEN, gather = run->plan.prune & PYR_PRUNE_CACHE;
     status = judge(cache, run->layer, &run->plan, &run->signals, run->rows, run->first, run->want, run->last, run->scratch,
                    run->idx, run->before, gather, hidden ? kept : NULL);
     if (status == PYR_OK && hidden) *survivors = run->idx;
   }
-  if (status != PYR_OK) return status;
+  if (status != PYR_OK || !run->fresh) return status;
   state->trigger = run->trigger;
   state->since = 0;
   state->past = run->before;
@@ -379,15 +401,12 @@ size_t pyr_plan_decode_bytes(const pyr_cache *cache, int layer, int64_t rows) {
 }
 
 pyr_status pyr_plan_decode(pyr_cache *cache, int layer, const pyr_plan *plan, void *work) {
-  pyr_backend *be = cache->pool->be;
   pyr_layer_state *state = &cache->states[layer];
   int64_t rows = pyr_cache_layer_rows(cache, layer), first, want, last;
   pyr_status status = PYR_OK;
   decode_split(cache, layer, plan, rows, &first, &want, &last);
   if (first + want + last < rows) {
-    if (!lanes_equal(cache, layer))
-      return pyr_runtime_set_error(cache->pool->rt, PYR_UNSUPPORTED, "layer %d has lanes of unequal length; this plan needs equal ones",
-                                   layer + 1);
+    if (!lanes_equal(cache, layer)) return unequal_lanes(cache, layer);
     pyr_signals signals = { .cache = cache, .layer = layer, .begin = first, .end = rows - last };
     signals.tracked = &state->trigger.track;
     signals.tracked_queries = state->trigger.track.n;
@@ -400,10 +419,7 @@ pyr_status pyr_plan_decode(pyr_cache *cache, int layer, const pyr_plan *plan, vo
   if (state->trigger.once) {
     state->judged = first + want;
   } else if (pyr_signal_is_attention(&state->trigger.track)) {
-    for (int head = 0; head < cache->heads && status == PYR_OK; head++) {
-      pyr_lane *lane = pyr_cache_lane(cache, layer, head);
-      if (lane->history && lane->rows) status = be->fill(be, lane->history, NULL, lane->rows, 2, 0, 0.0f);
-    }
+    status = forget_tracked(cache, layer);
   }
   return status;
 }

@@ -29,6 +29,7 @@ typedef struct pyr_plan_run {
   int64_t last_position;     /* of the prefill's last token */
   int64_t first, want, last; /* survivors: guarded rows, chosen rows, guarded rows */
   bool judge;                /* false: everything stays */
+  bool fresh;                /* the layer gets a new trigger; else the old one goes on */
   int depth;
   pyr_signals signals;
   float *track;              /* [heads, rows - track_begin] attention for the lanes' history, or NULL */
@@ -40,7 +41,8 @@ typedef struct pyr_plan_run {
   size_t block_bytes;
 } pyr_plan_run;
 
-/* `alive` tokens are about to be stored on top of `before` rows a lane. PYR_MEMORY; nothing to end then. */
+/* `alive` tokens are about to be stored on top of `before` rows a lane. `trigger` NULL: the layer keeps the one it has.
+ * PYR_MEMORY; PYR_UNSUPPORTED if the lanes are not of one length and something is to be judged or tracked. */
 pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const pyr_plan *plan, const pyr_trigger *trigger,
                           int64_t before, int64_t alive, int64_t last_position);
 /* Shows the queries of alive tokens [at, at + a->n), after their attention; a->lse is set. */

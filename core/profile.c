@@ -98,9 +98,9 @@ WRAPPER(embed, (pyr_backend *be, float *out, const pyr_tensor *table, const int3
         0, (double)n * ((double)table->stride + 4.0 * (double)table->shape[1]))
 WRAPPER(rms_norm, (pyr_backend *be, float *out, const float *x, const float *weight, int64_t n, int64_t d, float eps),
         (be, out, x, weight, n, d, eps), 4.0 * (double)(n * d), 8.0 * (double)(n * d))
-WRAPPER(linear, (pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, bool accumulate),
-        (be, out, x, w, bias, n, accumulate), 2.0 * (double)n * (double)w->shape[0] * (double)w->shape[1],
-        size_of(w) + 4.0 * (double)n * ((double)w->shape[1] + (accumulate ? 2.0 : 1.0) * (double)w->shape[0]))
+WRAPPER(linear, (pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags),
+        (be, out, x, w, bias, n, flags), 2.0 * (double)n * (double)w->shape[0] * (double)w->shape[1],
+        size_of(w) + 4.0 * (double)n * ((double)w->shape[1] + (flags & PYR_LINEAR_ADD ? 2.0 : 1.0) * (double)w->shape[0]))
 WRAPPER(rope, (pyr_backend *be, float *x, const int32_t *pos, const float *freq, int64_t n, int32_t heads, int32_t head_dim, int32_t dims, pyr_rope_style style, float gain),
         (be, x, pos, freq, n, heads, head_dim, dims, style, gain), 3.0 * (double)n * heads * dims, 8.0 * (double)n * heads * dims)
 WRAPPER(silu_mul, (pyr_backend *be, float *gate, const float *up, int64_t n), (be, gate, up, n), 4.0 * (double)n,

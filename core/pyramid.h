@@ -66,7 +66,7 @@ typedef int (*pyr_progress_fn)(void *ud, int64_t done, int64_t total);
 typedef struct pyr_runtime_options {
   const char *device;   /* "cpu" (default when NULL) or "cuda" */
   const char *isa;      /* CPU kernels: NULL picks the best; "base", "avx2", "avx512" force one (for tests) */
-  int threads;          /* 0: number of online processors; otherwise 1..256 */
+  int threads;          /* 0: the processors this process may run on; otherwise 1..256 */
   size_t memory_limit;  /* bytes the runtime may hold at once, mapped files excluded; 0: no limit */
   pyr_alloc_fn alloc;   /* NULL: malloc family */
   void *alloc_ud;

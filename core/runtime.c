@@ -4,13 +4,15 @@
  * files (weights.c counts none of them here) and anything of Lua's.
  *
  * The thread team. A call of pyr_parallel publishes a job under the lock and wakes the workers; every thread, the
- * caller included, then takes task numbers from one atomic counter until they run out. The caller waits until the
- * workers that joined have left the job. Waiting is a short bounded spin (tens of microseconds: the gap between two
+ * caller included, then takes task numbers from one atomic counter until they run out. A worker joins a job only while it
+ * is open; the caller closes it when the tasks have run out and waits for those that joined, not for a worker that a busy
+ * neighbour keeps off its processor. Waiting is a short bounded spin (tens of microseconds: the gap between two
  * operations of one forward pass), then sleep on a condition, so that an idle team costs its neighbours nothing. */
 #include "runtime.h"
 #include "backend.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -18,7 +20,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PYR_MESSAGE_BYTES = 512, PYR_SPINS = 1000, PYR_THREADS_MAX = 256 };
+enum { PYR_MESSAGE_BYTES = 512, PYR_SPINS = 1000, PYR_THREADS_MAX = 256, CLOSED = 1 << 20 };
 
 typedef struct pyr_team {
   pthread_t *threads;          /* [started] */
@@ -27,7 +29,7 @@ typedef struct pyr_team {
   pthread_cond_t wake, done;
   bool quit;
   atomic_uint generation;      /* changes when a job is published or the team ends */
-  atomic_int inside;           /* workers that have not left the current job */
+  atomic_int inside;           /* workers inside the current job; with CLOSED added, none may join */
   atomic_llong next;           /* next task number */
   pyr_task_fn fn;
   void *ctx;
@@ -135,6 +137,14 @@ static void run_tasks(pyr_team *team, int worker) {
   }
 }
 
+/* A late worker may find the next job open instead of the one it was woken for; that is as good. */
+static bool join(pyr_team *team) {
+  int inside = atomic_load(&team->inside);
+  while (inside < CLOSED)
+    if (atomic_compare_exchange_weak(&team->inside, &inside, inside + 1)) return true;
+  return false;
+}
+
 static void *worker_main(void *arg) {
   pyr_worker *self = arg;
   pyr_team *team = &self->rt->team;
@@ -148,8 +158,9 @@ static void *worker_main(void *arg) {
     }
     seen = atomic_load(&team->generation);
     if (team->quit) return NULL;
+    if (!join(team)) continue;
     run_tasks(team, self->index);
-    if (atomic_fetch_sub(&team->inside, 1) == 1) {
+    if (atomic_fetch_sub(&team->inside, 1) == CLOSED + 1) {
       pthread_mutex_lock(&team->lock);
       pthread_cond_signal(&team->done);
       pthread_mutex_unlock(&team->lock);
@@ -167,16 +178,17 @@ void pyr_parallel(pyr_runtime *rt, pyr_task_fn fn, void *ctx, int64_t tasks) {
   team->ctx = ctx;
   team->tasks = tasks;
   atomic_store(&team->next, 0);
-  atomic_store(&team->inside, team->started);
+  atomic_store(&team->inside, 0);              /* open: what it needs is in place */
   pthread_mutex_lock(&team->lock);
   atomic_fetch_add(&team->generation, 1);
   pthread_cond_broadcast(&team->wake);
   pthread_mutex_unlock(&team->lock);
   run_tasks(team, 0);
-  for (int spin = 0; spin < PYR_SPINS && atomic_load(&team->inside) != 0; spin++) relax();
-  if (atomic_load(&team->inside) == 0) return;
+  if (atomic_fetch_add(&team->inside, CLOSED) == 0) return;
+  for (int spin = 0; spin < PYR_SPINS && atomic_load(&team->inside) != CLOSED; spin++) relax();
+  if (atomic_load(&team->inside) == CLOSED) return;
   pthread_mutex_lock(&team->lock);
-  while (atomic_load(&team->inside) != 0) pthread_cond_wait(&team->done, &team->lock);
+  while (atomic_load(&team->inside) != CLOSED) pthread_cond_wait(&team->done, &team->lock);
   pthread_mutex_unlock(&team->lock);
 }
 
@@ -203,6 +215,7 @@ static pyr_status team_start(pyr_runtime *rt) {
   pthread_mutex_init(&team->lock, NULL);
   pthread_cond_init(&team->wake, NULL);
   pthread_cond_init(&team->done, NULL);
+  atomic_init(&team->inside, CLOSED);
   size_t count = (size_t)(rt->threads - 1);
   if (count == 0) return PYR_OK;
   team->threads = pyr_alloc(rt, count * sizeof *team->threads);
@@ -232,6 +245,15 @@ pyr_status pyr_progress(pyr_runtime *rt, int64_t done, int64_t total) {
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
+/* Those that this process may run on. */
+static long processors(void) {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+  return sysconf(_SC_NPROCESSORS_ONLN);
+}
+
 pyr_status pyr_runtime_new(const pyr_runtime_options *options, pyr_runtime **out) {
   static const pyr_runtime_options none;
   if (options == NULL) options = &none;
@@ -250,8 +272,8 @@ pyr_status pyr_runtime_new(const pyr_runtime_options *options, pyr_runtime **out
   rt->held = rt->peak = sizeof *rt;
   rt->threads = options->threads;
   if (rt->threads == 0) {
-    long online = sysconf(_SC_NPROCESSORS_ONLN);
-    rt->threads = online < 1 ? 1 : online > PYR_THREADS_MAX ? PYR_THREADS_MAX : (int)online;
+    long usable = processors();
+    rt->threads = usable < 1 ? 1 : usable > PYR_THREADS_MAX ? PYR_THREADS_MAX : (int)usable;
   }
   rt->backend.rt = rt;
   pyr_status status = team_start(rt);

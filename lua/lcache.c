@@ -134,6 +134,7 @@ static int32_t to_id(lua_State *L, lua_Integer place) {
 static int32_t *read_ids(lua_State *L, int arg, lua_Integer *n) {
   luaL_checktype(L, arg, LUA_TTABLE);
   *n = luaL_len(L, arg);
+  if (*n < 0 || *n > INT32_MAX) luaL_argerror(L, arg, "a sequence of ids is wanted");
   int32_t *ids = lua_newuserdatauv(L, (size_t)(*n > 0 ? *n : 1) * sizeof *ids, 0);
   for (lua_Integer i = 1; i <= *n; i++) {
     lua_geti(L, arg, i);
@@ -150,6 +151,7 @@ static int cache_read(lua_State *L) {
   const int32_t *ids = read_ids(L, 2, &n);
   int32_t vocab = pyr_model_get_config(pyr_cache_model(cache))->vocab;
   int64_t count = all ? n : 1;
+  if (count > INT64_MAX / 8 / vocab) return luaL_error(L, "logits of %I positions are too many", (LUAI_UACINT)count);
   float *logits = pyr_lua_new_logits_buffer(L, count, vocab);
   int buffer = lua_gettop(L);
   lua_State *outer = pyr_lua_enter(L);
@@ -190,7 +192,7 @@ static int core_step(lua_State *L) {
   lua_Integer n;
   luaL_checktype(L, 1, LUA_TTABLE);
   const int32_t *ids = read_ids(L, 2, &n);
-  luaL_argcheck(L, n >= 1 && luaL_len(L, 1) == n, 2, "one id for each cache");
+  luaL_argcheck(L, n >= 1 && n <= 1 << 20 && luaL_len(L, 1) == n, 2, "one id for each cache");
   cache_box **boxes = lua_newuserdatauv(L, (size_t)n * sizeof *boxes, 0);
   pyr_cache **caches = lua_newuserdatauv(L, (size_t)n * sizeof *caches, 0);
   float **rows = lua_newuserdatauv(L, (size_t)n * sizeof *rows, 0);

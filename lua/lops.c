@@ -295,7 +295,7 @@ static int ops_linear(lua_State *L) {
   pyr_work work = { .tokens = n, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = 1, .cols = cols };
   if (out == NULL) out = new_floats(L, n * rows);
   pyr_status status = be->reserve(be, &work);
-  if (status == PYR_OK) status = be->linear(be, out, x, &w, bias, n, accumulate);
+  if (status == PYR_OK) status = be->linear(be, out, x, &w, bias, n, accumulate ? PYR_LINEAR_ADD : 0);
   return status == PYR_OK ? push_floats(L, out, n * rows) : fail(L, be, status);
 }
 

@@ -40,7 +40,7 @@ describe("cache", function()
   local model, vocab
 
   setup(function()
-    model = assert(pyramid.model(helper.fixture "families/llama-gqa-llama3", { threads = 2, isa = helper.exact_isa() }))
+    model = assert(pyramid.model(helper.fixture "families/llama-gqa-llama3", { threads = 2 }))
     vocab = model.config.vocab
   end)
   teardown(function() model:close() end)

@@ -56,7 +56,7 @@ for _, name in ipairs { "mha", "gqa" } do
   for _, setting in ipairs(settings) do
     describe(setting.title, function()
       setup(function()
-        model = assert(pyramid.model(helper.fixture("pyramidinfer/" .. name), { threads = 2, isa = helper.exact_isa() }))
+        model = assert(pyramid.model(helper.fixture("pyramidinfer/" .. name), { threads = 2 }))
       end)
       teardown(function() model:close() end)
 

@@ -31,7 +31,7 @@ for _, family in ipairs(families) do
     local bytes = helper.read(folder(family) .. "/golden.bin")
     local model
 
-    setup(function() model = assert(pyramid.model(folder(family), { threads = 2, isa = helper.exact_isa() })) end)
+    setup(function() model = assert(pyramid.model(folder(family), { threads = 2 })) end)
     teardown(function() model:close() end)
 
     local function new_cache()

@@ -37,14 +37,6 @@ function helper.floats(bytes, offset, count)
   return out
 end
 
---- The best instruction set whose matrix products are f32 throughout, for models that are compared with a reference to
---- 1e-4: "avx512bf16" rounds the activations of long prompts to bf16.
-function helper.exact_isa()
-  local core = require "pyramid.core"
-  local runtime <close> = assert(core.runtime { threads = 1 })
-  return (runtime:isa():gsub("bf16$", ""))
-end
-
 --- ‖out − ref‖ / ‖ref‖ of two sequences of numbers of one length. Never NaN: what is not a number is infinitely far.
 function helper.distance(out, ref)
   assert(#out == #ref, ("%d values where the reference has %d"):format(#out, #ref))

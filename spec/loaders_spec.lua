@@ -25,8 +25,6 @@ local function assert_golden(path, name, options, limit)
   local bytes = helper.read(family(name) .. "/golden.bin")
   local sequence = golden.sequences[#golden.sequences]
   local vocab = sequence.shape[2]
-  options = options or {}
-  options.isa = helper.exact_isa()
   local model = assert(pyramid.model(path, options))
   local cache = assert(model:cache { dtype = "f32" })
   local logits = assert(cache:prefill(sequence.ids, { all = true }))

@@ -1,5 +1,6 @@
 -- Matrix products of many tokens in bf16: equal to plain sums over operands rounded to bf16. Processors that do not
 -- multiply bf16 must say so.
+local helper = require "spec.helper"
 local core = require "pyramid.core"
 local ops = core.ops
 local reference = require "ops_reference"
@@ -41,11 +42,28 @@ describe("bf16 products", function()
     return
   end
 
-  it("are what the best runtime uses, and not what isa = avx512 does", function()
-    local best <close> = core.runtime {}
-    local plain <close> = core.runtime { isa = "avx512" }
-    assert.equal("avx512bf16", best:isa())
-    assert.equal("avx512", plain:isa())
+  it("are only for those who ask", function()
+    local pyramid = require "pyramid"
+    local exact <close> = assert(pyramid.model "models/tiny")
+    local rounded_model <close> = assert(pyramid.model("models/tiny", { precision = "bf16" }))
+    assert.equal("avx512", exact:runtime():isa())
+    assert.equal("avx512bf16", rounded_model:runtime():isa())
+    assert.has_error(function() pyramid.model("models/tiny", { precision = "f64" }) end)
+  end)
+
+  it("keep a prompt's logits near, and decode steps as they are", function()
+    local pyramid = require "pyramid"
+    local ids = {}
+    for i = 1, 200 do ids[i] = i * 37 % 2000 end
+    local function logits(precision, steps)
+      local model <close> = assert(pyramid.model("models/tiny", { precision = precision, threads = 1 }))
+      local cache <close> = assert(model:cache { dtype = "f32" })
+      local last = assert(cache:prefill(steps and { ids[1] } or ids))
+      for i = 2, steps and 40 or 0 do last = assert(cache:step(ids[i])) end
+      return last
+    end
+    helper.assert_near(logits "bf16", logits("f32"):totable(), "prompt", 0.02)
+    assert.equal(logits("f32", true):tostring(), logits("bf16", true):tostring())
   end)
 
   for dtype, block in pairs(dtypes) do

@@ -33,7 +33,7 @@ for _, name in ipairs { "mha", "gqa" } do
     local bytes = helper.read(folder(name) .. "/golden.bin")
     local model
 
-    setup(function() model = assert(pyramid.model(folder(name), { threads = 2, isa = helper.exact_isa() })) end)
+    setup(function() model = assert(pyramid.model(folder(name), { threads = 2 })) end)
     teardown(function() model:close() end)
 
     local function reference(offset)

@@ -133,14 +133,14 @@ static void cpu_close(pyr_backend *be) {
   be->state = NULL;
 }
 
-/* "avx512bf16" is the kernels of avx512 and bf16 products in hardware; asking for "avx512" leaves those out. */
+/* "avx512bf16" is the kernels of avx512 with the prompt's matrix products in bf16: only for those who ask for it. */
 static const char bf16_name[] = "avx512bf16";
 
 pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *be) {
   static const pyr_kernels *const best_first[] = { &pyr_kernels_avx512, &pyr_kernels_avx2, &pyr_kernels_base };
   const pyr_kernels *kernels = NULL;
-  bool bf16 = isa == NULL || strcmp(isa, bf16_name) == 0;
-  const char *wanted = isa && bf16 ? pyr_kernels_avx512.name : isa;
+  bool bf16 = isa != NULL && strcmp(isa, bf16_name) == 0;
+  const char *wanted = bf16 ? pyr_kernels_avx512.name : isa;
   for (int i = 0; i < 3 && kernels == NULL; i++)
     if (supported(best_first[i]) && (isa == NULL || (wanted && strcmp(wanted, best_first[i]->name) == 0))) kernels = best_first[i];
   if (kernels == NULL) return pyr_runtime_set_error(rt, PYR_DEVICE, "this processor or build has no \"%s\" kernels", isa);
@@ -149,7 +149,7 @@ pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *b
   cpu->kernels = kernels;
   if (bf16 && kernels == &pyr_kernels_avx512) {
     pyr_status status = pyr_matmul_open(rt, &cpu->matmul);
-    if (status == PYR_OK && cpu->matmul == NULL && isa)
+    if (status == PYR_OK && cpu->matmul == NULL)
       status = pyr_runtime_set_error(rt, PYR_DEVICE, "this processor or build has no \"%s\" kernels", isa);
     if (status != PYR_OK) {
       pyr_release(rt, cpu, sizeof *cpu);

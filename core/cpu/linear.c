@@ -178,13 +178,13 @@ static void cut(product *p, int threads) {
 
 /* ---- the operation ------------------------------------------------------------------------------------------------- */
 
-pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, bool accumulate) {
+pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags) {
   pyr_cpu *cpu = pyr_cpu_of(be);
   product p = { .k = cpu->kernels, .cpu = cpu, .out = out, .x = x, .w = w, .bias = bias, .n = n,
-                .rows = w->shape[0], .cols = w->shape[1], .accumulate = accumulate };
+                .rows = w->shape[0], .cols = w->shape[1], .accumulate = flags & PYR_LINEAR_ADD };
   if (n <= 0 || p.rows <= 0) return PYR_OK;
   p.plain = n > p.k->dot_rows && pyr_dtype_block(w->dtype) > 1;
-  if (pyr_cpu_bf16_takes(cpu, w->dtype, n)) return pyr_cpu_linear_bf16(be, out, x, w, bias, n, accumulate);
+  if (!(flags & PYR_LINEAR_EXACT) && pyr_cpu_bf16_takes(cpu, w->dtype, n)) return pyr_cpu_linear_bf16(be, out, x, w, bias, n, flags);
   pyr_status status = p.plain || n >= PYR_SMALL_N ? pyr_cpu_check(be, "linear", pyr_cpu_linear_scratch(p.k, p.cols)) : PYR_OK;
   if (status != PYR_OK) return status;
   if (n < PYR_SMALL_N) {

@@ -19,7 +19,7 @@ Model.__index = Model
 Model.__name = "pyramid.model"
 
 local model_keys = { device = "string", threads = "integer", weights = "string", memory = "integer|string", isa = "string",
-  progress = "function" }
+  precision = "string", progress = "function" }
 
 ---@class pyramid.ModelOptions
 ---@field device? "cpu"|"cuda"
@@ -27,6 +27,9 @@ local model_keys = { device = "string", threads = "integer", weights = "string",
 ---@field weights? string            "f32", "f16", "bf16", "q8_0", "q4_0": converts; nil: as in the file
 ---@field memory? integer|string     most bytes the runtime may hold, mapped files excluded
 ---@field isa? string                CPU kernels: "base", "avx2", "avx512"; nil: the best
+---@field precision? "f32"|"bf16"    of a prompt's matrix products: "f32" (the default) multiplies activations as they are;
+---                                  "bf16" rounds them where the processor multiplies bf16 and the weights are bf16 or
+---                                  quantised: about twice as fast, logits within about 1 % of their norm
 ---@field progress? fun(done: integer, total: integer): boolean?   while weights are converted
 
 ---Opens a model: a Hugging Face directory or a .gguf file. The tokenizer is part of it; a model without one still runs
@@ -39,8 +42,17 @@ local model_keys = { device = "string", threads = "integer", weights = "string",
 function model.open(path, given)
   given = options.check("pyramid.model", given, model_keys)
   if type(path) ~= "string" then error("pyramid.model: a path is wanted", 2) end
-  local runtime, message, code = core.runtime { device = given.device, threads = given.threads, isa = given.isa,
-    memory = options.bytes("pyramid.model", given.memory) }
+  local precision = given.precision or "f32"
+  if precision ~= "f32" and precision ~= "bf16" then
+    error(("pyramid.model: unknown precision '%s' (known: bf16, f32)"):format(precision), 2)
+  end
+  local function start(isa)
+    return core.runtime { device = given.device, threads = given.threads, isa = isa,
+      memory = options.bytes("pyramid.model", given.memory) }
+  end
+  local runtime, message, code
+  if precision == "bf16" and not given.isa then runtime = start "avx512bf16" end     -- nil where the processor lacks it
+  if not runtime then runtime, message, code = start(given.isa) end
   if not runtime then return nil, message, code end
   if given.progress then runtime:on_progress(given.progress) end
   local loaded
