@@ -108,6 +108,7 @@ install: install-module
 	install -m 644 core/pyramid.h $(DESTDIR)$(PREFIX)/include/
 	install -m 644 $(B)/libpyramid.a $(B)/libpyramid.so $(DESTDIR)$(PREFIX)/lib/
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' lua/pyramid.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/pyramid.pc
+	$(if $(DESTDIR),,@if [ "$$(id -u)" = 0 ] && command -v ldconfig >/dev/null; then ldconfig 2>/dev/null || true; fi)
 
 # What LuaRocks asks for: only the module, where it says.
 LUA_CMOD = $(PREFIX)/lib/lua/5.4

@@ -11,6 +11,7 @@
 #include "lpyramid.h"
 
 #include <stdbool.h>
+#include <string.h>
 
 #define RUNTIME "pyramid.runtime"
 
@@ -88,9 +89,12 @@ static int core_runtime(lua_State *L) {
   lua_pushnil(L);
   if (status == PYR_MEMORY)     /* there is no runtime to hold a message */
     lua_pushfstring(L, "runtime: out of memory (limit: %I bytes, 0 is none)", (LUAI_UACINT)options.memory_limit);
+  else if (status != PYR_DEVICE)
+    lua_pushfstring(L, "runtime: cannot start (%s)", pyr_status_name(status));
+  else if (options.device && strcmp(options.device, "cpu") != 0)
+    lua_pushfstring(L, "runtime: device '%s' is not available (this build has: cpu)", options.device);
   else
-    lua_pushfstring(L, "runtime: device '%s' with isa '%s' is not available here", options.device ? options.device : "cpu",
-                    options.isa ? options.isa : "best");
+    lua_pushfstring(L, "runtime: isa '%s' is not available on this processor", options.isa ? options.isa : "best");
   lua_pushstring(L, pyr_status_name(status));
   return 3;
 }

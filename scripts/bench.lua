@@ -80,7 +80,7 @@ list_option("--weights", "DTYPES", "Weights of shapes: bf16, f16, f32, q8_0, q4_
   one_of("file", "bf16", "f16", "f32", "q8_0", "q4_0", "q4_k_m"))
 cli.option(parser, "--policy", "NAME", "A policy, options follow as key=value; may be repeated. "
   .. "(default: full, and pyramidinfer preset=45)", { short = "-p", many = true }):action(collect_policy(false))
-cli.option(parser, "--policy-file", "FILE", "A policy of your own; options as for --policy.", { many = true })
+cli.option(parser, "--policy-file", "FILE", cli.policy_file_help, { many = true })
   :action(collect_policy(true))
 list_option("--cache-dtype", "DTYPES", "How rows are stored: f16, bf16, f32, q8_0. (default: f16)",
   one_of("f16", "bf16", "f32", "q8_0"))
@@ -100,6 +100,7 @@ cli.option(parser, "--limit", "SECONDS", "Runs that would take longer are left o
 cli.option(parser, "--batch-limit", "SECONDS", "The same for batches. (default: as --limit)", { number = true })
 cli.option(parser, "--buffer", "SIZE", "What is read to learn how fast memory is: far more than the last cache. (default: 1 GiB)")
 cli.option(parser, "--threads", "N", "How many threads; 0: one for each processor.", { default = "0", integer = 0 })
+cli.option(parser, "--precision", "P", "Of a prompt's matrix products: f32, or bf16 where the processor has it.", { default = "f32" })
 cli.option(parser, "--seed", "N", "Of weights and prompts.", { default = "1", integer = 0 })
 cli.option(parser, "--folder", "DIR", "Where random models are kept.", { default = "build/bench" })
 cli.option(parser, "--peer", "NAME", "Measures llama.cpp too, through llama-cpp-python, on the same GGUF files.",
@@ -160,7 +161,7 @@ local function list_sources()
   for _, path in ipairs(args.model) do
     for _, weights in ipairs(args.weights or { "file" }) do
       sources[#sources + 1] = { name = (path:match "([^/]+)/*$" or path) .. (weights == "file" and "" or " as " .. weights),
-        weights = weights, path = cli.find_model(path), as = weights ~= "file" and weights or nil }
+        weights = weights, path = cli.need_model(path), as = weights ~= "file" and weights or nil }
     end
   end
   for _, shape in ipairs(args.shape or (#args.model == 0 and { "134m" } or {})) do
@@ -197,7 +198,7 @@ end
 local function open(source, entry, again)
   machine.reset_peak()
   local began = core.clock()
-  local model, message = pyramid.model(source.path, { weights = source.as, threads = args.threads })
+  local model, message = pyramid.model(source.path, { weights = source.as, threads = args.threads, precision = args.precision })
   if not model then return nil, message end
   table.insert(entry.load_seconds, core.clock() - began)
   if again and entry.load_seconds[1] < 30 then

@@ -13,12 +13,13 @@ cli.option(parser, "--system", "TEXT", "What the model is told before the first 
 cli.add_policy(parser)
 cli.add_cache(parser)
 cli.add_length(parser, 256)
-cli.add_sampler(parser)
+local sampling = { temperature = 0.7, top_p = 0.95 }   -- what chat models are made for
+cli.add_sampler(parser, sampling)
 local args = cli.parse(parser, arg)
 
 local policy, label = cli.one_policy(args)
 local model <close> = cli.open_text_model(args)
-local tokenizer, picker = model.tokenizer, cli.sampler(args)
+local tokenizer, picker = model.tokenizer, cli.sampler(args, sampling)
 local template = args.template or tokenizer.chat_template
 if template == "none" then template = nil end
 
@@ -40,7 +41,7 @@ end
 local function forget()
   clear()
   picker:reset()
-  talk.messages, talk.turns, talk.rereads = {}, 0, 0
+  talk.messages, talk.turns, talk.rereads, talk.stuck = {}, 0, 0, nil
   if args.system and template then talk.messages[1] = { role = "system", content = args.system } end
 end
 
@@ -108,13 +109,19 @@ end
 
 -- ---- a turn --------------------------------------------------------------------------------------------------------
 
+-- What keeps the conversation from going on is said once, not for each line of a file that is piped in.
+local function say_stuck(code, message)
+  if talk.stuck ~= code then note(message .. "; /clear forgets the conversation and begins anew") end
+  talk.stuck = not interactive and code or nil
+end
+
 local function say(line)
   local ids, text, messages = new_ids(line)
   local progress <close> = picture.progress(("reading %d tokens"):format(#ids))
-  local run <close>, message = model:generate(ids, { cache = talk.cache, sampler = picker, max_tokens = args.max_tokens,
+  local run <close>, message, code = model:generate(ids, { cache = talk.cache, sampler = picker, max_tokens = args.max_tokens,
     stop = stops, progress = progress.update, prune = talk.cache:tokens() == 0 })
   progress:close()
-  if not run then return note(message .. "; /clear forgets the conversation") end
+  if not run then return say_stuck(code, message) end
   local asked = cli.must(talk.cache:fork())                       -- the question is read; pages are shared until written
   local pieces, counted, waiting = {}, 0, {}
   local begun = not template                                       -- the blank between "Answer:" and the answer isn't shown
@@ -129,7 +136,11 @@ local function say(line)
     end
   end
   print()
-  if run.finish == "error" then note(run.message) end
+  if run.finish == "error" then say_stuck(run.code, run.message)
+  elseif run.finish == "context" then
+    say_stuck("context", ("the model's context of %d tokens is full"):format(model.config.context))
+  else talk.stuck = nil
+  end
   local reply = table.concat(pieces)
   if run.finish == "stop" then
     -- The cache holds what the reply ended at, too: go back to the question, and read the reply with the next one.
@@ -182,10 +193,10 @@ end
 while true do
   if interactive then io.write(out:paint("> ", "accent")) io.flush() end
   local line = io.read "l"
-  if not line or line == "/quit" then break end
-  local word = line:match "^(/%S*)%s*$"
-  if commands[word] then commands[word]()
-  elseif word then note(("there is no command %s; /help lists them"):format(word))
+  local command = line and line:match "^(/.-)%s*$"
+  if not line or command == "/quit" then break end
+  if commands[command] then commands[command]()
+  elseif command then note(("there is no command %s; /help lists them (a blank before the / makes it a message)"):format(command))
   elseif line:find "%S" then say(line)
   end
 end

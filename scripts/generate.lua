@@ -21,6 +21,7 @@ parser:flag("--ignore-eos", "Go on after an end-of-text token.")
 parser:flag("-s --stats", "Say at the end what was read, kept and how fast.")
 parser:flag("--json", "Print one JSON object instead of the text.")
 local args = cli.parse(parser, arg)
+cli.hints.context = "Shorten the text, or let --context N read only its last N tokens."
 
 local function prompt_text()
   if #args.prompt > 0 then
@@ -97,7 +98,7 @@ if args.json then
   out.cache_bytes, out.cache_fraction, out.cache_dtype = stats.cache_bytes, stats.cache_fraction, args.cache_dtype
   out.rows, out.computed, out.evicted = rows, cache:computed(), cache:evicted()
   out.peak_bytes = select(2, model:memory())
-  out.seed = args.seed
+  out.seed = args.seed or 0
   cli.json(out)
 elseif args.stats then
   show_stats(model, run, rows, label)

@@ -16,7 +16,7 @@ local args = cli.parse(parser, arg)
 local function forecast(config)
   local chosen, label = cli.one_policy(args)
   local ok, made = pcall(inspect.policy, config, chosen, args.length or math.min(config.context, 4096), args.cache_dtype)
-  if not ok then cli.fail(("policy %s: %s"):format(label, made)) end
+  if not ok then cli.fail(made) end
   made.label = label
   return made
 end
@@ -67,7 +67,7 @@ local function print_forecast(made)
   end
 end
 
-local model = cli.must(inspect.model(cli.find_model(args.model or cli.default_model)))
+local model = cli.must(inspect.model(cli.need_model(args.model or cli.default_model, "MODEL")))
 if args.policies and not model.config then cli.fail(model.problem) end
 local made = args.policies and forecast(model.config)
 if args.json then

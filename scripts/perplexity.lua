@@ -30,6 +30,14 @@ local function bytes_of(tokenizer, ids)
   return count + #cli.must(decoder:finish())
 end
 
+local function check_context(model)
+  local fed = args.context + args.predict - 1                      -- the last token is only scored
+  if fed > model.config.context then
+    cli.fail(("--context %d and --predict %d are more than the model's context of %d"):format(args.context, args.predict,
+      model.config.context), ("Lower one of them: their sum may be %d."):format(model.config.context + 1))
+  end
+end
+
 local function text_windows(model)
   local tokenizer, text = model.tokenizer, cli.read(args.file)
   local ids = cli.must(tokenizer:encode(text, { special = false }))
@@ -137,6 +145,7 @@ end
 
 local entries = cli.policies(args)
 local model <close> = cli.open_text_model(args)
+check_context(model)
 local windows, text_tokens = text_windows(model)
 local bytes = 0
 for _, window in ipairs(windows) do bytes = bytes + bytes_of(model.tokenizer, window.targets) end

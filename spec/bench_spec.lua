@@ -273,7 +273,8 @@ describe("pyramid bench", function()
       [{ "--prefill", "none", "--depth", "none", "--batch", "none" }] = "nothing to measure",
       [{ "--prefill", "12,x" }] = "'x' is not possible", [{ "--lengths", "512" }] = "512%+256", [{ "--shape", "9b" }] = "'9b'",
       [{ "--peer", "llama.cpp", "--python", "/nonexistent/python" }] = "llama%-cpp%-python",
-      [{ "--shape", "none", "--model", "/nonexistent", "--prefill", "8" }] = "nothing could be measured",
+      [{ "--shape", "none", "--model", "/nonexistent", "--prefill", "8" }] = "there is no model '/nonexistent'",
+      [{ "--shape", "tiny", "--weights", "file", "--prefill", "8" }] = "nothing could be measured",
     } do
       local _, err, status = shell.pyramid("bench", "--quick", "--folder", in_folder "models", table.unpack(words))
       assert.matches(message, err)

@@ -65,7 +65,7 @@ describe("embedding:", function()
         local program = compile("scripts/examples/host_facade.c", how)
         local out, err = assert_run(("%s %s 'hello world'"):format(program, model))
         assert.matches("\n11? %+ %d+ tokens, %d+ tokens/s, %d+ bytes of cache, 100 %% of the rows\n$", out)
-        assert.matches("reading the prompt: 100 %%$", err)
+        assert.matches("reading the prompt: 100 %%\n$", err)
         local again = assert_run(("%s %s 'hello world'"):format(program, model))
         assert.equal(out:match "^(.*)\n%d", again:match "^(.*)\n%d")
 
@@ -169,6 +169,9 @@ int main(int argc, char **argv) {
       assert_run(("cp scripts/examples/*.c %s/"):format(prefix))
       local env = ("cd %s && export PKG_CONFIG_PATH=%s/lib/pkgconfig LD_LIBRARY_PATH=%s/lib; "):format(prefix, prefix, prefix)
       assert.matches("^%d+%.%d+%.%d+\n$", (assert_run(env .. "pkg-config --modversion pyramid")))
+      local alone = ("PKG_CONFIG_LIBDIR=%s/lib/pkgconfig pkg-config "):format(prefix)      -- as if no other .pc file were there
+      assert.matches("%-I", (assert_run(alone .. "--cflags pyramid")))
+      assert.matches("%-llua5%.4", (assert_run(alone .. "--static --libs pyramid")))
       assert_run(env .. "cc host_facade.c $(pkg-config --cflags --libs pyramid) -o facade")
       assert_run(env .. "cc host_lua.c $(pkg-config --cflags --libs pyramid lua5.4) -o with_lua")
       local static = "$(pkg-config --static --cflags --libs pyramid | sed s/-lpyramid/-l:libpyramid.a/)"
@@ -176,6 +179,10 @@ int main(int argc, char **argv) {
       for _, program in ipairs { "facade", "with_lua", "static" } do
         assert_run(env .. ("./%s %s hello"):format(program, model))
       end
+      -- the linker's cache is brought up to date on this machine, not where a package is made
+      local make = ("env -u MAKEFLAGS -u MAKELEVEL make -n install B=%s PREFIX=%s"):format(quote(shell.build), prefix)
+      assert.matches("ldconfig", (assert_run(make)))
+      assert.not_matches("ldconfig", (assert_run(make .. " DESTDIR=/nowhere")))
       assert.matches("Pyramid", assert_run(("cd / && %s/bin/pyramid --version"):format(prefix)))
     end)
   end

@@ -112,6 +112,22 @@ describe("pyramid inspect", function()
     assert.equal(30, #told.tensors)
   end)
 
+  it("says where a policy failed, and where the default model would be", function()
+    local path = os.tmpname()
+    helper.write(path .. ".lua", [[return require "pyramid.policy" { name = "broken",
+      prefill = function(_, l) if l.index == 2 then error("no more", 0) end end }]])
+    local _, err, status = shell.pyramid("inspect", family, "--policy-file", path .. ".lua")
+    os.remove(path .. ".lua")
+    os.remove(path)
+    assert.equal("pyramid inspect: policy broken, layer 2, prefill: no more\n", err)
+    assert.equal(1, status)
+    local program = io.popen("realpath " .. shell.quote(shell.program)):read "l"
+    _, err = shell.run(("mkdir -p %s/bin && cp %s %s/bin && cd %s && env -u PYRAMID_PATH bin/pyramid inspect")
+      :format(path, shell.quote(program), path, path))
+    shell.remove(path)
+    assert.matches("^pyramid inspect: there is no model 'models/tiny'\nThe default model lies.*\nGive MODEL: ", err)
+  end)
+
   it("fails in a line", function()
     for _, words in ipairs { { "/nowhere" }, { family, "--policy", "none" }, { family, "--policy", "snapkv", "rato=1" },
       { family, "--policy", "snapkv", "ratio=x" }, { family, "--policy", "full", "--length", "0" },

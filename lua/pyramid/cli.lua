@@ -30,9 +30,10 @@ function cli.fail(message, hint)
   os.exit(1, true)
 end
 
-local hints = {
+---What to do about a failure, by its code; a script may know better.
+cli.hints = {
   budget = "Raise --budget, store rows smaller (--cache-dtype q8_0), or keep fewer of them (--policy pyramidinfer).",
-  context = "Shorten the text, or let --context N read only its last N tokens.",
+  context = "Shorten the text.",
   memory = "Close other programs, or take smaller weights (--weights q8_0).",
 }
 
@@ -43,7 +44,7 @@ local hints = {
 ---@param code? string
 ---@return T
 function cli.must(value, message, code)
-  if value == nil then cli.fail(tostring(message), hints[code]) end
+  if value == nil then cli.fail(tostring(message), cli.hints[code]) end
   return value
 end
 
@@ -102,9 +103,12 @@ local option = cli.option
 function cli.add_model(parser)
   option(parser, "--model", "PATH", "A Hugging Face folder or a .gguf file.", { short = "-m", default = cli.default_model })
   option(parser, "--weights", "DTYPE", "Convert the weights: f32, f16, bf16, q8_0, q4_0.")
-  option(parser, "--device", "NAME", "cpu or cuda.")
+  option(parser, "--device", "NAME", "Where it runs: cpu is what this build has.")
   option(parser, "--threads", "N", "How many threads; 0: one for each processor.", { integer = 0 })
+  option(parser, "--precision", "P", "Of a prompt's matrix products: f32 (default), or bf16 where the processor has it.")
 end
+
+cli.policy_file_help = "A policy of your own: the file is run as Lua, with all rights of this program. Options as for --policy."
 
 ---@param parser table
 ---@param many? boolean  several policies
@@ -118,7 +122,7 @@ function cli.add_policy(parser, many)
   local text = ("What of the KV cache is kept: %s; options follow as key=value.%s"):format(table.concat(policy.list(), ", "),
     many and " Several may be given." or "")
   option(parser, "--policy", "NAME", text, { short = "-p", many = true }):action(collect(false))
-  option(parser, "--policy-file", "FILE", "A policy of your own; options as for --policy.", { many = true }):action(collect(true))
+  option(parser, "--policy-file", "FILE", cli.policy_file_help, { many = true }):action(collect(true))
 end
 
 ---@param parser table
@@ -138,21 +142,36 @@ function cli.add_cache(parser)
 end
 
 ---@param parser table
-function cli.add_sampler(parser)
-  option(parser, "--temperature", "X", "0: always the most probable token.", { short = "-t", default = "0", number = true })
-  option(parser, "--top-k", "K", "Only the k most probable.", { integer = 0 })
-  option(parser, "--top-p", "P", "Only the fewest that hold this much probability.", { number = true })
-  option(parser, "--min-p", "P", "Only those at least this many times as probable as the most probable.", { number = true })
+---@param defaults? { temperature: number, top_p: number }
+function cli.add_sampler(parser, defaults)
+  local temperature, top_p = "0", ""
+  if defaults then temperature, top_p = tostring(defaults.temperature), (" (default: %g)"):format(defaults.top_p) end
+  option(parser, "--temperature", "X", "0: always the most probable token, and the next four options do nothing.",
+    { short = "-t", default = temperature, number = true })
+  option(parser, "--top-k", "K", "Picks only from the k most probable; 0: off.", { integer = 0 })
+  option(parser, "--top-p", "P", "Only from the fewest that hold this much probability; 0: off." .. top_p, { number = true })
+  option(parser, "--min-p", "P", "Only from those at least this many times as probable as the most probable; 0: off.",
+    { number = true })
+  option(parser, "--seed", "N", "The same seed picks the same tokens, so runs repeat unless you change it. (default: 0)",
+    { integer = 0 })
   option(parser, "--repeat-penalty", "X", "Makes what was said less probable; 1: off.", { number = true })
-  option(parser, "--seed", "N", "The same seed picks the same tokens.", { default = "0", integer = 0 })
 end
 
 ---@param parser table
 ---@param default integer
 function cli.add_length(parser, default)
-  option(parser, "--max-tokens", "N", "How many tokens at most.", { short = "-n", default = tostring(default), integer = 0 })
+  option(parser, "--max-tokens", "N", "How many tokens at most; -1: up to the context's end.",
+    { short = "-n", default = tostring(default) }):convert(function(given)
+      local value = math.tointeger(tonumber(given))
+      if value == -1 then return math.maxinteger end
+      if value and value >= 0 then return value end
+      return nil, ("option '--max-tokens' must be an integer of 0 or more, or -1, not '%s'"):format(given)
+    end)
   option(parser, "--stop", "TEXT", "End before this text (\\n is a new line); may be repeated.", { many = true })
-    :convert(cli.unescape)
+    :convert(function(given)
+      if given ~= "" then return cli.unescape(given) end
+      return nil, "option '--stop' must not be empty"
+    end)
 end
 
 ---A text with \n, \t, \r and \\ as people type them in a shell.
@@ -162,27 +181,32 @@ function cli.unescape(text)
   return (text:gsub("\\([ntr\\])", { n = "\n", t = "\t", r = "\r", ["\\"] = "\\" }))
 end
 
--- `--policy NAME key=value key=value` is one argument for the parser, its words on lines.
-local function join_policies(words)
+-- What the parser takes as one argument: `--policy NAME key=value key=value`, its words on lines; an option and a negative
+-- number, which would look like an option of its own; `-n=5` as `-n5`. What follows `--` is left alone.
+local function join(words)
   local joined, at = {}, 1
-  while at <= #words do
+  while at <= #words and words[at] ~= "--" do
     local word = words[at]
-    local head, name = word:match "^(%-%-policy)=(.*)$"
-    if not head then head, name = word:match "^(%-%-policy%-file)=(.*)$" end
+    local head, name = word:match "^(%-%-?[%w-]+)=(.*)$"
+    if head ~= "--policy" and head ~= "--policy-file" and head ~= "-p" then head = nil end
     if word == "--policy" or word == "-p" or word == "--policy-file" then
       head, name, at = word, words[at + 1], at + 1
     end
     if head and name then
-      while words[at + 1] and words[at + 1]:find "^[%a_][%w_]*=" do
+      while words[at + 1] and words[at + 1]:find "^[%a_][%w_]*=%S*$" do
         at, name = at + 1, name .. "\n" .. words[at + 1]
       end
       joined[#joined + 1], joined[#joined + 2] = head, name
     else
-      joined[#joined + 1] = word
+      local following = words[at + 1]
+      if word:find "^%-%-?%a[%w-]*$" and following and following:find "^%-" and tonumber(following) then
+        at, word = at + 1, word .. (word:find "^%-%-" and "=" or "") .. following
+      end
+      joined[#joined + 1] = word:gsub("^(%-%a)=", "%1")
     end
     at = at + 1
   end
-  return joined
+  return table.move(words, at, #words, #joined + 1, joined)
 end
 
 ---The parsed arguments.
@@ -190,7 +214,7 @@ end
 ---@param words string[]
 ---@return table
 function cli.parse(parser, words)
-  return parser:parse(join_policies(words))
+  return parser:parse(join(words))
 end
 
 -- ---- from arguments to things --------------------------------------------------------------------------------------
@@ -212,18 +236,28 @@ function cli.find_model(path)
   return path
 end
 
+---The same, or the end of the program.
+---@param path string
+---@param how? string  how a script is told its model: "--model PATH"
+---@return string
+function cli.need_model(path, how)
+  local found = cli.find_model(path)
+  if not exists(found) then
+    cli.fail(("there is no model '%s'"):format(path), (path == cli.default_model
+        and "The default model lies in Pyramid's repository: run this there, or set PYRAMID_PATH to its folder.\n" or "")
+      .. ("Give %s: a Hugging Face folder (config.json, tokenizer.json, model.safetensors) or a .gguf file.")
+        :format(how or "--model PATH"))
+  end
+  return found
+end
+
 ---Opens the model of --model, with a bar while its weights are converted.
 ---@param args table
 ---@return pyramid.Model
 function cli.open_model(args)
-  local path = cli.find_model(args.model)
-  if not exists(path) then
-    cli.fail(("there is no model '%s'"):format(args.model), (args.model == cli.default_model
-        and "The default model lies in Pyramid's repository: run this there, or set PYRAMID_PATH to its folder.\n" or "")
-      .. "Give --model PATH: a Hugging Face folder (config.json, tokenizer.json, model.safetensors) or a .gguf file.")
-  end
+  local path = cli.need_model(args.model)
   local progress <close> = picture.progress(args.weights and "converting weights" or "reading weights")
-  return cli.must(guarded(model.open, path, { weights = args.weights, device = args.device, threads = args.threads,
+  return cli.must(guarded(model.open, path, { weights = args.weights, device = args.device, threads = args.threads, precision = args.precision,
     progress = progress.update }))
 end
 
@@ -252,8 +286,13 @@ function cli.policy(text, file)
   local name = table.remove(words, 1)
   if not name then cli.fail("an empty policy name", "Known: " .. table.concat(policy.list(), ", ") .. ".") end
   local found = cli.must(policy.load(file and not name:find "[/\\]" and "./" .. name or name))
-  local given = cli.must(policy.parse_options(found, words))
-  found = cli.must(policy.load(found, given))
+  local function must(value, message)
+    if value ~= nil then return value end
+    local stray = message:find("unknown option", 1, true) and text:find "\n"
+    cli.fail(message, stray and "A prompt that looks like key=value goes before --policy or after --." or nil)
+  end
+  local given = must(policy.parse_options(found, words))
+  found = must(policy.load(found, given))
   return found, table.concat({ found.name, table.unpack(words) }, " ")
 end
 
@@ -288,10 +327,21 @@ function cli.cache_options(args, chosen)
 end
 
 ---@param args table
+---@param defaults? { temperature: number, top_p: number }  as given to add_sampler
 ---@return pyramid.Sampler
-function cli.sampler(args)
-  return guarded(sampler, { temperature = args.temperature, top_k = args.top_k, top_p = args.top_p, min_p = args.min_p,
-    repeat_penalty = args.repeat_penalty, seed = args.seed })
+function cli.sampler(args, defaults)
+  if args.temperature == 0 then
+    local idle = {}
+    for _, key in ipairs { "top_k", "top_p", "min_p", "seed" } do
+      if args[key] then idle[#idle + 1] = "--" .. key:gsub("_", "-") end
+    end
+    if #idle > 0 then
+      io.stderr:write(("%s: at temperature 0 the most probable token is always taken; ignored: %s (-t 0.8 would draw)\n")
+        :format(program, table.concat(idle, ", ")))
+    end
+  end
+  return guarded(sampler, { temperature = args.temperature, top_k = args.top_k, top_p = args.top_p or defaults and defaults.top_p,
+    min_p = args.min_p, repeat_penalty = args.repeat_penalty, seed = args.seed })
 end
 
 ---A file's bytes; "-" is standard input.
@@ -303,6 +353,7 @@ function cli.read(path)
   local text
   if file then
     text, message = file:read "a"
+    if not text then message = ("%s: %s"):format(path, message) end
     file:close()
   end
   return cli.must(text, message)

@@ -25,6 +25,7 @@ static int print_piece(void *ud, const char *piece, size_t length) {
 static int show_progress(void *ud, int64_t done, int64_t total) {
   (void)ud;
   fprintf(stderr, "\rreading the prompt: %d %%", (int)(total ? 100 * done / total : 100));
+  if (done == total) fputc('\n', stderr);
   return interrupted;
 }
 
