@@ -73,8 +73,11 @@ if __name__ == "__main__":
     a.out.mkdir(parents=True, exist_ok=True)
     saved = torch.load(a.work / "last.pt")
     weights = {name: p.to(torch.bfloat16).contiguous() for name, p in saved["model"].items()}
-    save_file(weights, a.out / "model.safetensors", metadata={"format": "pt"})
-    (a.out / "model.safetensors").chmod(0o644)
+    # Replaced as a whole: somebody may have the old file mapped.
+    new = a.out / "model.safetensors.new"
+    save_file(weights, new, metadata={"format": "pt"})
+    new.chmod(0o644)
+    new.replace(a.out / "model.safetensors")
     write(a.out / "config.json", config())
     write(a.out / "generation_config.json", {"bos_token_id": recipe.BEGIN, "eos_token_id": recipe.END})
     for name in ("tokenizer.json", "tokenizer_config.json"):
