@@ -188,6 +188,16 @@ static void track_step(const attend *t, const pyr_attention *a, const step_scrat
   }
 }
 
+/* Pages lie anywhere, and the hardware looks no further ahead than 4 KiB: asks for the K (what = 0) or V rows of the page
+ * two pages after the one of `row`. */
+static void fetch_ahead(const pyr_lane_view *lane, pyr_layout layout, int64_t row, int what) {
+  int64_t page = row / PYR_PAGE_ROWS + 2;
+  if (page * PYR_PAGE_ROWS >= lane->rows) return;
+  size_t plane = PYR_PAGE_ROWS * pyr_row_bytes(layout.dtype, layout.head_dim);
+  const uint8_t *from = (const uint8_t *)lane->pages[page] + (size_t)what * plane;
+  for (size_t at = 0; at < plane; at += 64) __builtin_prefetch(from + at, 0, 2);
+}
+
 static void attend_step(const attend *t, const pyr_attention *a, int g, pyr_arena arena) {
   const pyr_lane_view *lane = &a->lanes[g];
   const pyr_kernels *k = t->k;
@@ -201,6 +211,7 @@ static void attend_step(const attend *t, const pyr_attention *a, int g, pyr_aren
     for (int64_t i = 0; i < d; i++) s.q[h * s.dims + i] = a->q[((int64_t)g * group + h) * d + i] * t->scale;
   for (int64_t row = seen.low, run; row < seen.high; row += run) {
     run = pyr_least(seen.high - row, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS);
+    fetch_ahead(lane, t->layout, row, 0);
     pyr_cpu_load_rows(k, s.rows, s.dims, lane, t->layout, row, run, 0);
     k->scores(s.p + (row - seen.low), s.ld, s.q, group, s.rows, run, (int)s.dims);
   }
@@ -210,6 +221,7 @@ static void attend_step(const attend *t, const pyr_attention *a, int g, pyr_aren
   }
   for (int64_t row = seen.low, run; row < seen.high; row += run) {
     run = pyr_least(seen.high - row, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS);
+    fetch_ahead(lane, t->layout, row, 1);
     pyr_cpu_load_rows(k, s.rows, s.dims, lane, t->layout, row, run, 1);
     k->mix(s.out, s.p + (row - seen.low), s.ld, group, s.rows, run, (int)s.dims);
   }

@@ -257,8 +257,8 @@ end
 function cli.open_model(args)
   local path = cli.need_model(args.model)
   local progress <close> = picture.progress(args.weights and "converting weights" or "reading weights")
-  return cli.must(guarded(model.open, path, { weights = args.weights, device = args.device, threads = args.threads, precision = args.precision,
-    progress = progress.update }))
+  return cli.must(guarded(model.open, path, { weights = args.weights, device = args.device, threads = args.threads,
+    precision = args.precision, progress = progress.update }))
 end
 
 ---The same, for scripts that read or write text.
