@@ -11,6 +11,9 @@ return policy {
   doc = "each layer hands its pivotal context to the next",
   defaults = { mode = "code", recent = 0.2, ratio = 0.9, decay = "cosine", sinks = 4, ramp = 1.2, heads = "mean", floor = 64,
     interval = 1, p_decay = 0.98, exceed = 16, gen_ratio = 0.9, gen_decay = 0.1, rejudge = false },
+  limits = { mode = { "code", "paper" }, recent = { 0, 1 }, ratio = { 0, 1 }, decay = { "cosine", "linear" }, sinks = { 0 },
+    ramp = { 0 }, heads = { "mean", "sum", "max" }, floor = { 0 }, interval = { 1 }, p_decay = { 0, 1 }, exceed = { 1 },
+    gen_ratio = { 0, 1 }, gen_decay = { 0, 1 } },
   presets = {
     ["7b"] = {}, ["8b"] = {}, ["13b"] = { ratio = 0.8, interval = 2 }, ["70b"] = { interval = 3 },   -- as published
     ["45"] = { mode = "paper", recent = 0.1, p_decay = 1, floor = 16, target = 0.45 },   -- the share of rows that the paper reports

@@ -10,6 +10,7 @@ return policy {
   name = "streaming",
   doc = "attention sinks and a sliding window",
   defaults = { sinks = 4, ratio = 0.5, rows = 0, slack = 15 },   -- rows: a fixed budget; slack: rows over it before a cut
+  limits = { sinks = { 0 }, ratio = { 0, 1 }, rows = { 0 }, slack = { 0 } },
   prefill = function(o, l)
     local keep = math.min(budget(o, l), l.rows)
     return { keep = keep, guard = { first = o.sinks, last = math.max(keep - o.sinks, 1) } }

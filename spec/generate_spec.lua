@@ -93,9 +93,20 @@ describe("generation", function()
     for i = 1, model.config.context - 2 do long[i] = i % model.config.vocab end
     local run = assert(model:generate(long, { max_tokens = 10, ignore_eos = true }))
     for _ in run do end
-    assert.equal("error", run.finish)
-    assert.equal("context", run.code)
+    assert.equal("context", run.finish)
+    assert.is_nil(run.code)
     run:close()
+  end)
+
+  it("refuses values that cannot be meant", function()
+    local pool = io.tmpfile()
+    for i, given in ipairs { { stop = "" }, { stop = { "a", 1 } }, { stop = { a = "b" } },
+      { stop = { "a", "" } }, { max_tokens = -1 }, { sampler = 5 }, { sampler = pool }, { cache = pool } } do
+      local ok, message = pcall(function() model:generate(prompt, given) end)
+      assert.is_false(ok, "case " .. i)
+      assert.truthy(message:find("generate_spec.lua:%d+: model:generate: "), message)
+    end
+    pool:close()
   end)
 
   it("keeps working after the batch it shares the model with", function()

@@ -52,6 +52,14 @@ describe("schedules", function()
   end)
 end)
 
+describe("unknown schedules", function()
+  it("are named, with those that are known", function()
+    local ok, message = pcall(function() return schedule.foo end)
+    assert.is_false(ok)
+    assert.truthy(message:find("'foo' (known: constant, cosine,", 1, true), message)
+  end)
+end)
+
 describe("policies", function()
   it("load by name, by path, from a table; with options", function()
     assert.equal("snapkv", assert(pyramid.policy "snapkv").name)
@@ -78,6 +86,52 @@ describe("policies", function()
     assert.truthy(message("pyramidinfer", { preset = "3b" }):find("13b", 1, true))
     assert.truthy(message({ name = "x", prefil = function() end }):find("prefill", 1, true))
     assert.truthy(message({ name = "x", decode = function() end }):find("trigger", 1, true))
+  end)
+
+  it("refuse values outside an option's limits, in options and in presets", function()
+    for name, wrong in pairs {
+      pyramidinfer = { { mode = "bogus" }, { ratio = -1 }, { ratio = 7 }, { ratio = 0 / 0 }, { interval = 0 }, { interval = 1.5 },
+        { floor = -5 }, { target = 3 }, { decay = "bogus" }, { gen_ratio = 5 }, { heads = "median" } },
+      h2o = { { rows = -5 }, { slack = -5 } }, streaming = { { rows = -5 }, { slack = -5 }, { sinks = -1 } },
+      snapkv = { { kernel = 4 }, { pool = "median" } },
+    } do
+      for _, given in ipairs(wrong) do
+        local p, message, code = pyramid.policy(name, given)
+        assert.is_nil(p)
+        assert.equal("policy", code)
+        assert.truthy(message:find(("policy %s: option '%s'"):format(name, next(given)), 1, true), message)
+      end
+    end
+    assert.truthy(select(2, pyramid.policy("pyramidinfer", { mode = "x" })):find("one of code, paper", 1, true))
+    assert.equal("integer", math.type(assert(pyramid.policy("snapkv", { kernel = 5.0 })).options.kernel))
+    local p = policy { name = "x", defaults = { a = 1 }, limits = { a = { 1, 3 } }, presets = { big = { a = 4 } } }
+    assert.truthy(select(2, pyramid.policy(p, { preset = "big" })):find("from 1 to 3", 1, true))
+  end)
+
+  it("are wanted as names, paths or tables; presets may be numbers", function()
+    for _, value in ipairs { 5, true, print } do assert.has_error(function() pyramid.policy(value) end) end
+    assert.has_error(function() pyramid.policy(nil) end)
+    assert.has_error(function() policy { name = "" } end)
+    assert.equal(0.45, assert(pyramid.policy("pyramidinfer", { preset = 45 })).options.target)
+    assert.truthy(select(2, pyramid.policy("pyramidinfer", { presett = 1 })):find("preset,", 1, true))
+  end)
+
+  it("are immutable, and leave their definition alone", function()
+    local defaults = { ratio = 0.5 }
+    local p = policy { name = "x", defaults = defaults, fit = "ratio" }
+    local text = tostring(p)
+    p.options.ratio = 0.1
+    defaults.ratio = 0.2
+    assert.equal(text, tostring(p))
+    assert.is_nil(defaults.target)
+    assert.equal(0.5, p:with({ target = 0 }).options.ratio)
+  end)
+
+  it("forecast refuses what the core refuses, by the same words", function()
+    local p = policy { name = "x", prefill = function(_, l) return { keep = l.rows + 1 } end }
+    local config = { layers = 2, heads = 2, kv_heads = 1, head_dim = 8 }
+    assert.has_error(function() policy.forecast(p, config, 9) end,
+      "policy x, layer 1, prefill: keep asks for more rows than there are")
   end)
 
   it("read options from text by the type of their default", function()

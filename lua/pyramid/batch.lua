@@ -27,6 +27,13 @@ function batch.new(model, given)
   return setmetatable({ model = model, pool = pool, bound = bound, entries = {}, by_handle = {} }, Batch)
 end
 
+-- The id as an integer; raises on other types. False if it is outside the vocabulary.
+local function checked_id(self, what, id)
+  local exact = type(id) == "number" and math.tointeger(id)
+  if not exact then error(("%s: an id must be an integer, not %s"):format(what, tostring(id)), 3) end
+  return exact >= 0 and exact < self.model.config.vocab and exact
+end
+
 local function open(self)
   if not self.pool then error("the batch is closed", 3) end
 end
@@ -35,7 +42,7 @@ local function entry_of(self, handle)
   return self.by_handle[handle] or error("the batch has no such sequence", 3)
 end
 
----Adds a sequence; its prompt is read by the next step.
+---Adds a sequence of at least one id; its prompt is read by the next step.
 ---@param ids integer[]
 ---@return pyramid.Cache|nil handle
 ---@return string? message
@@ -43,9 +50,17 @@ end
 function Batch:add(ids)
   open(self)
   if type(ids) ~= "table" then error("batch:add: a sequence of ids is wanted", 2) end
+  local prompt = {}
+  for i = 1, #ids do
+    prompt[i] = checked_id(self, "batch:add", ids[i])
+    if not prompt[i] then
+      return nil, ("batch:add: id %d at %d is outside the vocabulary of %d"):format(ids[i], i, self.model.config.vocab), "argument"
+    end
+  end
+  if #prompt == 0 then return nil, "batch:add: the sequence is empty", "argument" end
   local handle, message, code = cache.make(self.model, self.pool, self.bound)
   if not handle then return nil, message, code end
-  local entry = { handle = handle, prompt = table.move(ids, 1, #ids, 1, {}) }
+  local entry = { handle = handle, prompt = prompt }
   self.entries[#self.entries + 1] = entry
   self.by_handle[handle] = entry
   return handle
@@ -54,9 +69,17 @@ end
 ---The id that the next step feeds to a sequence.
 ---@param handle pyramid.Cache
 ---@param id integer
+---@return true|nil
+---@return string? message
+---@return string? code
 function Batch:push(handle, id)
   open(self)
-  entry_of(self, handle).next = id
+  local entry, exact = entry_of(self, handle), checked_id(self, "batch:push", id)
+  if not exact then
+    return nil, ("batch:push: id %d is outside the vocabulary of %d"):format(id, self.model.config.vocab), "argument"
+  end
+  entry.next = exact
+  return true
 end
 
 ---One step of every sequence. On failure of a prompt or of the step, the sequences are as before; `remove` the one that
@@ -67,9 +90,12 @@ end
 function Batch:step()
   open(self)
   local stepping, caches, ids = {}, {}, {}
-  for _, entry in ipairs(self.entries) do
+  for index, entry in ipairs(self.entries) do
+    if not pcall(entry.handle.tokens, entry.handle) then
+      error(("batch:step: sequence %d: its handle was closed; remove it"):format(index), 2)
+    end
     if entry.logits then
-      stepping[#stepping + 1] = entry
+      stepping[#stepping + 1] = { entry = entry, index = index }
       caches[#caches + 1] = entry.handle
       ids[#ids + 1] = entry.next or entry.logits:argmax()
     end
@@ -83,8 +109,14 @@ function Batch:step()
   end
   if #caches > 0 then
     local all, message, code = core.step(caches, ids)
-    if not all then return nil, message, code end
-    for i, entry in ipairs(stepping) do entry.logits, entry.next = all[i], nil end
+    if not all then      -- the core counts those that step; callers count all
+      message = message:gsub("^token (%d+)", function(n)
+        local one = stepping[tonumber(n)]
+        return one and ("sequence %d"):format(one.index)
+      end)
+      return nil, "batch:step: " .. message, code
+    end
+    for i, one in ipairs(stepping) do one.entry.logits, one.entry.next = all[i], nil end
   end
   local results = {}
   for i, entry in ipairs(self.entries) do

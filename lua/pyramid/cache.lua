@@ -8,19 +8,20 @@ local cache = {}
 
 ---@class pyramid.Cache: userdata
 ---@field step fun(self: pyramid.Cache, id: integer): pyramid.Logits?, string?, string?   one token on
----@field rows fun(self: pyramid.Cache, layer: integer, head?: integer): integer          layers and heads count from 1
+---@field rows fun(self: pyramid.Cache, layer: integer, head?: integer): integer          from 1; head 1, unless said
 ---@field positions fun(self: pyramid.Cache, layer: integer, head?: integer): integer[]   original positions, from 0
+---  (under share = "head" each KV head has its own rows, so ask head by head)
 ---@field bytes fun(self: pyramid.Cache): integer       pages and bookkeeping held
 ---@field fraction fun(self: pyramid.Cache): number     rows held of those a full cache would hold
 ---@field tokens fun(self: pyramid.Cache): integer      tokens seen
 ---@field computed fun(self: pyramid.Cache): integer    token-layers computed; a full prefill computes tokens * layers
----@field evicted fun(self: pyramid.Cache): integer     rows dropped or never stored
+---@field evicted fun(self: pyramid.Cache): integer     rows dropped or never stored, counted for each layer and KV head
 ---@field fork fun(self: pyramid.Cache): pyramid.Cache?, string?, string?   shares pages until written
 ---@field save fun(self: pyramid.Cache, path: string): true?, string?, string?
 ---@field clear fun(self: pyramid.Cache): true?, string?, string?
 ---@field close fun(self: pyramid.Cache)
 
----@class pyramid.Logits: userdata
+---@class pyramid.Logits: userdata  logits[id] is indexed by ids, from 0; totable() is a Lua sequence, from 1
 ---@field argmax fun(self: pyramid.Logits): integer, number
 ---@field logprob fun(self: pyramid.Logits, id: integer): number
 ---@field totable fun(self: pyramid.Logits): number[]
@@ -50,7 +51,7 @@ function cache.prepare(what, model, given)
   end
   local dtype = given.dtype or "f16"
   if not dtypes[dtype] then error(("%s: unknown dtype '%s' (known: bf16, f16, f32, q8_0)"):format(what, dtype), 3) end
-  local pool, message, code = core.pool(model:native(), dtype, options.bytes(what, given.budget))
+  local pool, message, code = core.pool(model:native(), dtype, options.bytes(what, given.budget, 3))
   if not pool then return nil, message, code end
   return pool, bound
 end
@@ -81,7 +82,8 @@ local prefill_keys = { all = "boolean", prune = "boolean", progress = "function"
 function core.cache_methods:prefill(ids, given)
   given = options.check("cache:prefill", given, prefill_keys)
   if not given.progress then return self:read(ids, given.all, given.prune) end
-  local runtime = self:owner():runtime()
+  local open, runtime = pcall(function(owner) return owner:runtime() end, self:owner())
+  if not open then error("cache:prefill: progress needs the model, which is closed; read without it", 2) end
   runtime:on_progress(given.progress)
   local _ <close> = setmetatable({}, { __close = function() runtime:on_progress(nil) end })
   return self:read(ids, given.all, given.prune)

@@ -27,10 +27,12 @@ local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "
 ---@field progress? fun(done: integer, total: integer): boolean?   while the prompt is read; true cancels
 ---@field clock? fun(): number      seconds, for the statistics
 
+--- The loop of a generic `for` ends the same way whatever happened: `finish` tells what did, and with "error" `message`
+--- and `code` tell why. "context": the context is full.
 ---@class pyramid.Generation
 ---@field cache pyramid.Cache
 ---@field stats pyramid.GenerationStats
----@field finish? "eos"|"stop"|"length"|"error"|"closed"
+---@field finish? "eos"|"stop"|"length"|"context"|"error"|"closed"
 ---@field message? string   with finish "error"
 ---@field code? string
 local Generation = {}
@@ -68,6 +70,26 @@ local function first_stop(text, stops)
   return at
 end
 
+-- Raises, for the caller of `start`, on values that no type tells apart; returns the stop texts.
+local function check_values(given)
+  local function wrong(text) error("model:generate: " .. text, 4) end
+  local stops = type(given.stop) == "string" and { given.stop } or given.stop or {}
+  for key in pairs(stops) do
+    if not stops[1] or math.type(key) ~= "integer" or key < 1 or key > #stops then wrong("stop must be a sequence of texts") end
+  end
+  for _, stop in ipairs(stops) do
+    if type(stop) ~= "string" or stop == "" then wrong("stop must be a non-empty text or a sequence of those") end
+  end
+  if given.max_tokens and given.max_tokens < 0 then wrong("max_tokens must not be negative") end
+  local class = getmetatable(given.sampler)
+  if given.sampler ~= nil and type(given.sampler) ~= "table" and not (class and class.__name == "pyramid.sampler") then
+    wrong("sampler must be a sampler or a table of its options")
+  end
+  class = given.cache and getmetatable(given.cache)
+  if given.cache and not (class and class.__name == "pyramid.cache") then wrong("cache must be a cache of this model") end
+  return stops
+end
+
 local function set(list)
   local result = {}
   for _, id in ipairs(list or {}) do result[id] = true end
@@ -102,6 +124,7 @@ function generate.start(model, prompt, given)
     if not cache then return nil, message, code end
     own = true
   end
+  local stops = check_values(given)
   local clock = given.clock or core.clock
   local picker = given.sampler or sampler {}
   if type(picker) == "table" then picker = sampler(picker) end
@@ -113,7 +136,6 @@ function generate.start(model, prompt, given)
     return nil, message, code
   end
   picker:accept(ids)
-  local stops = type(given.stop) == "string" and { given.stop } or given.stop or {}
   local self = setmetatable({
     model = model, cache = cache, own = own, sampler = picker, logits = logits, clock = clock, stops = stops,
     left = given.max_tokens or 256, ends = given.ignore_eos and {} or set(tokenizer.eos),
@@ -149,6 +171,7 @@ function Generation:next()
   if self.left <= 0 then return finish(self, "length", self.pending .. self.decoder:finish()) end
   if self.last then                                    -- feed what was picked before
     local logits, message, code = self.cache:step(self.last)
+    if not logits and code == "context" then return finish(self, code, self.pending .. self.decoder:finish()) end
     if not logits then return fail(self, message, code) end
     self.logits = logits
   end

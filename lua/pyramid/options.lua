@@ -45,8 +45,9 @@ local units = { [""] = 1, B = 1, KB = 1e3, MB = 1e6, GB = 1e9, KIB = 2^10, MIB =
 ---Bytes of a size such as 1048576, "512 MiB", "1.5GB" or "64k"; nil means no limit (0). Raises on anything else.
 ---@param what string
 ---@param size integer|string|nil
+---@param level? integer  whom errors blame; 2 is the caller's caller
 ---@return integer
-function options.bytes(what, size)
+function options.bytes(what, size, level)
   if size == nil then return 0 end
   if math.type(size) == "integer" and size >= 0 then return size end
   if type(size) == "string" then
@@ -54,7 +55,7 @@ function options.bytes(what, size)
     local scale = unit and units[unit:upper()]
     if scale then return math.floor(tonumber(number) * scale) end
   end
-  error(("%s: '%s' is not a size (write bytes, or a text such as \"512 MiB\")"):format(what, tostring(size)), 3)
+  error(("%s: '%s' is not a size (write bytes, or a text such as \"512 MiB\")"):format(what, tostring(size)), (level or 2) + 1)
 end
 
 return options

@@ -13,8 +13,9 @@
 --- A plan: keep (rows of a lane that survive, guards included), guard, score, share ("layer": one set for all heads;
 --- "head": one for each KV head), prune ("cache": this layer's rows; "hidden": the next layers never see the token;
 --- "both"). A trigger: every (steps) or over (rows), window (rows never judged), once, track (what decode ranks by).
---- Returning nothing keeps everything. With `fit = "ratio"`, the option `target = 0.45` finds the ratio that keeps this
---- share of the rows, on average over layers, for the prompt at hand.
+--- Returning nothing keeps everything. `limits` says what an option may be: { min, max, step } of a number, of which only
+--- min must be given, or a list of texts. With `fit = "ratio"`, the option `target = 0.45` finds the ratio that keeps this
+--- share of the rows, on average over layers, for the prompt at hand, or as near as the other options allow.
 local core = require "pyramid.core"
 local options = require "pyramid.options"
 local score = require "pyramid.score"
@@ -23,7 +24,8 @@ local module = {}
 
 ---@class pyramid.policy
 ---@field name string
----@field options table  the options in force
+---@field options table  a copy of the options in force: changing it changes nothing
+---@field package in_force table
 ---@field package given table  those that are not defaults
 ---@field definition table
 local Policy = {}
@@ -43,7 +45,8 @@ Policy.__name = "pyramid.policy"
 ---@field kv_heads integer
 ---@field head_dim integer
 
-local definition_keys = { name = "string", doc = "string", defaults = "table", presets = "table", prefill = "function",
+local definition_keys = { name = "string", doc = "string", defaults = "table", limits = "table", presets = "table",
+  prefill = "function",
   trigger = "function", decode = "function", fit = "string" }
 local plan_keys = { keep = true, guard = true, score = true, share = true, prune = true }
 local trigger_keys = { every = true, over = true, window = true, once = true, track = true }
@@ -114,66 +117,95 @@ end
 
 -- ---- policies ------------------------------------------------------------------------------------------------------
 
-local function merge(definition, given)
-  local merged = {}
-  for key, value in pairs(definition.defaults or {}) do merged[key] = value end
-  local preset = given and given.preset
-  if preset ~= nil then
-    local chosen = (definition.presets or {})[preset]
-    if not chosen then
-      error(("policy %s: unknown preset '%s' (known: %s)"):format(definition.name, tostring(preset),
-        list(definition.presets or {})), 0)
-    end
-    for key, value in pairs(chosen) do merged[key] = value end
-    merged.preset = preset
+local function copy(t)
+  local result = {}
+  for key, value in pairs(t or {}) do result[key] = value end
+  return result
+end
+
+-- What the limits of an option allow, in words; nil if the value is among it.
+local function outside(value, limit)
+  if type(value) == "string" then
+    for _, allowed in ipairs(limit) do if value == allowed then return nil end end
+    return "one of " .. table.concat(limit, ", ")
   end
-  for key, value in pairs(given or {}) do
-    local default = (definition.defaults or {})[key]
-    if key ~= "preset" then
-      if default == nil then
-        error(("policy %s: unknown option '%s' (known: %s)"):format(definition.name, tostring(key),
-          list(definition.defaults or {})), 0)
-      elseif type(value) ~= type(default) then
-        error(("policy %s: option '%s' must be a %s, not a %s"):format(definition.name, key, type(default), type(value)), 0)
-      end
-      if math.type(default) == "integer" then value = math.tointeger(value) or value end   -- JSON knows no integers
-      merged[key] = value
+  local low, high, step = limit[1], limit[2], limit[3]
+  if value >= low and value <= (high or math.huge) and (not step or (value - low) % step == 0) then return nil end
+  return (high and ("from %s to %s"):format(low, high) or ("at least %s"):format(low))
+    .. (step and (" in steps of %s"):format(step) or "")
+end
+
+local function checked(definition, key, value)
+  local default, limit = definition.defaults[key], definition.limits[key]
+  local function wrong(...) error(("policy %s: "):format(definition.name) .. (...):format(select(2, ...)), 0) end
+  if default == nil then
+    local known = copy(definition.defaults)
+    known.preset = next(definition.presets) and true or nil
+    wrong("unknown option '%s' (known: %s)", tostring(key), list(known))
+  end
+  if type(value) ~= type(default) then
+    wrong("option '%s' must be a %s, not a %s (%s)", key, type(default), type(value), tostring(value))
+  end
+  if value ~= value then wrong("option '%s' is not a number (%s)", key, tostring(value)) end
+  if math.type(default) == "integer" then                            -- JSON knows no integers: 3.0 is one
+    value = math.tointeger(value) or wrong("option '%s' must be an integer, not %s", key, tostring(value))
+  end
+  local allowed = limit and outside(value, limit)
+  if allowed then wrong("option '%s' is %s; it must be %s", key, tostring(value), allowed) end
+  return value
+end
+
+local function merge(definition, given)
+  local merged, name = copy(definition.defaults), given.preset
+  if name ~= nil then
+    if type(name) == "number" then name = tostring(math.tointeger(name) or name) end
+    local chosen = definition.presets[name]
+    if not chosen then
+      error(("policy %s: unknown preset '%s' (known: %s)"):format(definition.name, tostring(name),
+        list(definition.presets)), 0)
     end
+    for key, value in pairs(chosen) do merged[key] = checked(definition, key, value) end
+    merged.preset = name
+  end
+  for key, value in pairs(given) do
+    if key ~= "preset" then merged[key] = checked(definition, key, value) end
   end
   return merged
 end
 
 local function new(definition, given)
-  if definition.fit and definition.defaults.target == nil then definition.defaults.target = 0 end
-  return setmetatable({ name = definition.name, definition = definition, given = given or {},
-    options = merge(definition, given) }, Policy)
+  given = copy(given)
+  local in_force = merge(definition, given)
+  return setmetatable({ name = definition.name, definition = definition, given = given, in_force = in_force,
+    options = copy(in_force) }, Policy)
 end
 
 ---The same policy under other options.
 ---@param given table
 ---@return pyramid.policy
 function Policy:with(given)
-  local all = {}
-  for key, value in pairs(self.given) do all[key] = value end
+  if type(given) ~= "table" then error("policy " .. self.name .. ": options must be a table", 2) end
+  local all = copy(self.given)
   for key, value in pairs(given) do all[key] = value end
   return new(self.definition, all)
 end
 
 ---The options for a prompt: as they are, or, where the option `target` is set, with the option that `fit` names chosen
----so that the prompt's rows, on average over layers, come to that share of a full cache (bisection over the forecast).
+---so that the prompt's rows, on average over layers, come as near to that share of a full cache as they can (bisection over the forecast).
 ---@param l pyramid.layer
 ---@return table
 function Policy:fitted(l)
-  local fit, target = self.definition.fit, self.options.target
-  if not fit or target <= 0 then return self.options end
-  local low, high, best = 0, 1, nil
+  local fit, target = self.definition.fit, self.in_force.target
+  if not fit or target <= 0 then return self.in_force end
+  local range = self.definition.limits[fit] or {}
+  local low, high, best = range[1] or 0, range[2] or 1, nil
   for _ = 1, 40 do
     local middle, rows = (low + high) / 2, 0
     best = self:with { target = 0, [fit] = middle }
     for _, layer in ipairs(module.forecast(best, l, l.prompt)) do rows = rows + layer.rows end
     if rows > target * l.prompt * l.layers then high = middle else low = middle end
   end
-  return best.options
+  return best.in_force
 end
 
 ---The functions that the core calls (see lplan.c).
@@ -196,7 +228,7 @@ end
 
 function Policy:__tostring()
   local parts = {}
-  for _, key in ipairs(options.sorted_keys(self.options)) do parts[#parts + 1] = key .. "=" .. tostring(self.options[key]) end
+  for _, key in ipairs(options.sorted_keys(self.in_force)) do parts[#parts + 1] = key .. "=" .. tostring(self.in_force[key]) end
   return ("%s(%s)"):format(self.name, table.concat(parts, ", "))
 end
 
@@ -211,14 +243,25 @@ function module.is(value) return getmetatable(value) == Policy end
 function module.define(definition)
   if type(definition) ~= "table" then error("policy: a table is wanted", 2) end
   options.check("policy", definition, definition_keys, 2)
-  if not definition.name then error("policy: a name is wanted", 2) end
+  if not definition.name or definition.name == "" then error("policy: a name is wanted", 2) end
   if definition.fit and type((definition.defaults or {})[definition.fit]) ~= "number" then
     error("policy " .. definition.name .. ": fit must name an option whose default is a number", 2)
   end
   if definition.decode and not definition.trigger then
     error("policy " .. definition.name .. ": decode needs a trigger that says when", 2)
   end
-  return new(definition)
+  local own = copy(definition)
+  own.defaults, own.limits, own.presets = copy(own.defaults), copy(own.limits), copy(own.presets)
+  for key in pairs(own.limits) do
+    if own.defaults[key] == nil then
+      error(("policy %s: limits of an unknown option '%s'"):format(own.name, key), 2)
+    end
+  end
+  if own.fit then
+    own.defaults.target = own.defaults.target or 0.0
+    own.limits.target = own.limits.target or { 0, 1 }
+  end
+  return new(own)
 end
 
 -- ---- finding them by name ------------------------------------------------------------------------------------------
@@ -259,6 +302,9 @@ function module.list() return core.bundled_list("policy") end
 ---@return string? code
 function module.load(which, given)
   local found = which
+  if type(which) ~= "string" and type(which) ~= "table" then
+    error(("pyramid.policy: a name, a path or a table is wanted, not %s"):format(tostring(which)), 2)
+  end
   if type(which) == "string" then
     local text, chunk, code = find(which)
     if not text then return nil, chunk, code end
@@ -313,6 +359,22 @@ function module.parse_options(which, words)
   return given
 end
 
+-- The rows that a prefill plan keeps; refuses what the core refuses (plan.c).
+local function kept_by(prefill, o, l)
+  if not prefill then return nil end
+  local keep, first, last, share, prune = flat_plan(prefill(o, l))
+  if not keep then return nil end
+  if keep < 1 then refuse("keep", "is less than 1") end
+  if keep > l.rows then refuse("keep", "asks for more rows than there are") end
+  if first < 0 then refuse("guard.first", "is negative") end
+  if last < 0 then refuse("guard.last", "is negative") end
+  local hidden = prune & prunes.hidden ~= 0
+  if hidden and share ~= shares.layer then refuse("share", 'must be "layer" where hidden states are pruned') end
+  first = math.min(first, l.rows)
+  last = math.min(hidden and math.max(last, 1) or last, l.rows - first)
+  return math.max(keep, first + last), prune
+end
+
 ---What a policy would keep at each layer of a prompt of `tokens`, without a model running: rows stored, and tokens
 ---computed, as far as its plans say (they are pure functions of shapes).
 ---@param which pyramid.policy
@@ -326,15 +388,13 @@ function module.forecast(which, config, tokens)
   end
   local o = which:fitted(shape(1))
   for index = 1, config.layers do
-    local rows, computed, plan = alive, alive, nil
-    if d.prefill then plan = d.prefill(o, shape(index)) end
-    if plan then
-      local guard = plan.guard or {}
-      local first = math.min(guard.first or 0, alive)
-      local last = math.min(guard.last or 0, alive - first)
-      local kept = math.min(math.max(plan.keep, first + last), alive)
-      if plan.prune ~= "hidden" then rows = kept end
-      if plan.prune == "hidden" or plan.prune == "both" then alive = kept end
+    local rows, computed = alive, alive
+    local ok, kept, prune = pcall(kept_by, d.prefill, o, shape(index))
+    if not ok and not module.is(which) then error(kept, 0) end       -- whoever watches a policy says the place itself
+    if not ok then error(("policy %s, layer %d, prefill: %s"):format(which.name, index, tostring(kept)), 0) end
+    if kept then
+      if prune & prunes.cache ~= 0 then rows = kept end
+      if prune & prunes.hidden ~= 0 then alive = kept end
     end
     layers[index] = { rows = rows, computed = computed }
   end
