@@ -46,8 +46,7 @@ Policy.__name = "pyramid.policy"
 ---@field head_dim integer
 
 local definition_keys = { name = "string", doc = "string", defaults = "table", limits = "table", presets = "table",
-  prefill = "function",
-  trigger = "function", decode = "function", fit = "string" }
+  prefill = "function", trigger = "function", decode = "function", fit = "string" }
 local plan_keys = { keep = true, guard = true, score = true, share = true, prune = true }
 local trigger_keys = { every = true, over = true, window = true, once = true, track = true }
 local shares, prunes = { layer = 0, head = 1 }, { cache = 1, hidden = 2, both = 3 }
