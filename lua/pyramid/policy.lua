@@ -190,7 +190,8 @@ function Policy:with(given)
 end
 
 ---The options for a prompt: as they are, or, where the option `target` is set, with the option that `fit` names chosen
----so that the prompt's rows, on average over layers, come as near to that share of a full cache as they can (bisection over the forecast).
+---so that the prompt's rows, on average over layers, come as near to that share of a full cache as they can
+---(bisection over the forecast).
 ---@param l pyramid.layer
 ---@return table
 function Policy:fitted(l)
