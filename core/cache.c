@@ -54,6 +54,9 @@ static pyr_status rows_resize(pyr_cache *cache, pyr_lane *lane, int64_t cap, boo
   size_t used = (size_t)lane->rows * sizeof(int32_t);
   void *positions = NULL, *tracked = NULL;
   pyr_status status = PYR_OK;
+  /* The old blocks go once the new ones are filled: the budget counts only one of them. */
+  size_t replaced = (lane->positions ? old : 0) + (lane->history ? old : 0);
+  pool->held -= replaced;
   if (cap > 0) {
     status = pyr_pool_alloc(pool, bytes, &positions);
     if (status == PYR_OK && history) status = pyr_pool_alloc(pool, bytes, &tracked);
@@ -66,9 +69,11 @@ static pyr_status rows_resize(pyr_cache *cache, pyr_lane *lane, int64_t cap, boo
     if (status != PYR_OK) {
       pyr_pool_release(pool, positions, bytes);
       pyr_pool_release(pool, tracked, bytes);
+      pool->held += replaced;
       return status;
     }
   }
+  pool->held += replaced;
   pyr_pool_release(pool, lane->positions, old);
   pyr_pool_release(pool, lane->history, old);
   lane->positions = positions;

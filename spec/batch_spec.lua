@@ -21,6 +21,33 @@ describe("a batch", function()
     assert.is_true(batch:push(handle, 3))
   end)
 
+  it("gives many sequences what each gets alone, also where prompts are multiplied in bf16", function()
+    local tiny <close> = assert(pyramid.model("models/tiny", { threads = 2, precision = "bf16" }))
+    for _, count in ipairs { 16, 33, 50 } do
+      local batch <close> = assert(tiny:batch { policy = "pyramidinfer" })
+      local handles, alone, picked = {}, {}, {}
+      for i = 1, count do
+        local ids = {}
+        for j = 1, 20 + i do ids[j] = (i * 131 + j * 37) % 2000 + 2 end
+        handles[i] = assert(batch:add(ids))
+        alone[i] = assert(tiny:cache { policy = "pyramidinfer" })
+        picked[i] = { assert(alone[i]:prefill(ids)) }
+      end
+      for step = 1, 20 do
+        for i, entry in ipairs(assert(batch:step())) do
+          if step > 1 then picked[i][1] = assert(alone[i]:step((picked[i][1]:argmax()))) end
+          local what = ("sequence %d of %d, step %d"):format(i, count, step)
+          assert.equal(picked[i][1]:argmax(), (entry[2]:argmax()), what)
+          if step % 10 == 0 then helper.assert_near(entry[2], picked[i][1]:totable(), what, 1e-5) end
+        end
+      end
+      for i = 1, count do
+        assert.same(alone[i]:positions(8, 2), handles[i]:positions(8, 2))
+        alone[i]:close()
+      end
+    end
+  end)
+
   it("names the sequence whose handle was closed", function()
     local batch <close> = assert(model:batch())
     assert(batch:add { 1 })

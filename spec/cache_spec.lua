@@ -183,6 +183,16 @@ describe("cache", function()
       end
     end)
 
+    it("needs no more budget than it held, when a prompt goes on that nobody prunes", function()
+      local cache <close> = new()
+      assert(cache:prefill(prompt(60, vocab)))
+      assert(cache:prefill(prompt(36, vocab)))
+      local tight <close> = new { budget = cache:bytes() }
+      assert(tight:prefill(prompt(60, vocab)))
+      assert(tight:prefill(prompt(36, vocab)))
+      assert.equal(cache:bytes(), tight:bytes())
+    end)
+
     it("is refused when it is not whole, or another model's", function()
       local cache <close> = new()
       assert(cache:prefill(prompt(40, vocab)))
@@ -308,6 +318,10 @@ describe("cache", function()
     refused("argument", cache:step(vocab))
     assert.has_error(function() cache:prefill { "x" } end)
     assert.has_error(function() cache:prefill { 1.5 } end)
+    for _, length in ipairs { 1 << 62, -1, math.maxinteger } do
+      local liar = setmetatable({}, { __len = function() return length end, __index = function() return 1 end })
+      assert.has_error(function() cache:prefill(liar) end)
+    end
     assert.has_error(function() cache:rows(0) end)
     assert.has_error(function() cache:rows(model.config.layers + 1) end)
     assert.has_error(function() cache:rows(1, model.config.kv_heads + 1) end)

@@ -345,6 +345,43 @@ describe("policies at work", function()
     end
   end)
 
+  it("track anew with each prompt: how it was cut does not matter to queries that no longer count", function()
+    local recent = { name = "recent",
+      trigger = function() return { every = 16, window = 8, track = score.attention { queries = 24 } } end,
+      decode = function() return { keep = 60 } end }
+    local ids, kept = prompt(120), {}
+    for parts = 1, 2 do
+      local cache <close> = assert(model:cache { dtype = "f32", policy = recent })
+      for part = 1, parts do
+        assert(cache:prefill(helper.slice(ids, (part - 1) * 120 // parts + 1, part * 120 // parts)))
+      end
+      for i = 1, 16 do assert(cache:step(i)) end
+      kept[parts] = cache:positions(2, 1)
+      assert.equal(60, #kept[parts])
+    end
+    assert.same(kept[1], kept[2])
+  end)
+
+  it("keep sinks where rows are judged again and again", function()
+    local p = assert(pyramid.policy("pyramidinfer", { rejudge = true, floor = 8, recent = 0.1 }))
+    local cache <close> = assert(model:cache { policy = p, dtype = "f32" })
+    assert(cache:prefill(prompt(100)))
+    for i = 1, 160 do assert(cache:step(i % vocab)) end
+    for layer = 1, model.config.layers do
+      assert.same({ 0, 1, 2, 3 }, helper.slice(cache:positions(layer, 1), 1, 4))
+    end
+  end)
+
+  it("leave their triggers alone when a prompt is appended without them", function()
+    local asked = 0
+    local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "counted",
+      trigger = function() asked = asked + 1 return { every = 4 } end, decode = function() end } })
+    assert(cache:prefill(prompt(20)))
+    assert.equal(model.config.layers, asked)
+    assert(cache:prefill(prompt(20), { prune = false }))
+    assert.equal(model.config.layers, asked)
+  end)
+
   it("prompts that continue are pruned without losing what was kept before", function()
     local p = assert(pyramid.policy("pyramidinfer", { floor = 4, ratio = 0.5 }))
     local cache <close> = assert(model:cache { policy = p, dtype = "f32" })
