@@ -38,7 +38,7 @@ describe("a batch", function()
           if step > 1 then picked[i][1] = assert(alone[i]:step((picked[i][1]:argmax()))) end
           local what = ("sequence %d of %d, step %d"):format(i, count, step)
           assert.equal(picked[i][1]:argmax(), (entry[2]:argmax()), what)
-          if step % 10 == 0 then helper.assert_near(entry[2], picked[i][1]:totable(), what, 1e-5) end
+          if step % 10 == 0 then helper.assert_near(entry[2], picked[i][1]:totable(), what) end
         end
       end
       for i = 1, count do
