@@ -110,6 +110,7 @@ static int protected_open(lua_State *L) {
   lua_pushinteger(L, o->threads);
   lua_setfield(L, -2, "threads");
   set_text(L, "weights", o->weights);
+  set_text(L, "precision", o->precision);
   set_text(L, "policy", o->policy);
   set_text(L, "policy_options", o->policy_options);
   set_text(L, "cache_dtype", o->cache_dtype);

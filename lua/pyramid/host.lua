@@ -12,6 +12,7 @@ Host.__index = Host
 ---@field threads? integer
 ---@field memory? integer
 ---@field weights? string
+---@field precision? string
 ---@field policy? string          a name, or a path to a policy file
 ---@field policy_options? string  "ratio=0.8 recent=0.1"
 ---@field cache_dtype? string
@@ -38,7 +39,8 @@ function host.open(path, o)
   local chosen, message, code = load_policy(o)
   if not chosen then return nil, message, code end
   local opened
-  opened, message, code = model.open(path, { threads = o.threads, memory = o.memory, weights = o.weights })
+  opened, message, code = model.open(path, { threads = o.threads, memory = o.memory, weights = o.weights,
+    precision = o.precision })
   if not opened then return nil, message, code end
   local cache_options = { policy = chosen, dtype = o.cache_dtype, budget = o.cache_budget }
   local cache
