@@ -64,6 +64,20 @@ describe("memory", function()
     end)
   end
 
+  it("peaks lower by what a policy does not keep", function()
+    local function measure(policy)
+      local model <close> = assert(pyramid.model("models/tiny", { threads = 2 }))
+      local cache <close> = assert(model:cache { policy = policy })
+      assert(cache:prefill(prompt(2000, model.config.vocab)))
+      return select(2, model:memory()), cache:bytes()
+    end
+    local peak, bytes = measure "full"
+    local lower, fewer = measure(pyramid.policy("pyramidinfer", { preset = "45" }))
+    assert.is_true(fewer < 0.5 * bytes)
+    local saved, promised = peak - lower, bytes - fewer
+    assert.is_true(saved > 0.9 * promised, ("%d of %d bytes"):format(saved, promised))
+  end)
+
   it("is what the runtime says, and all given back", function()
     local runtime = assert(core.runtime { threads = 2 })
     local bare = runtime:memory()
