@@ -241,7 +241,6 @@ pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *pol
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the pool belongs to another model");
   pyr_cache *cache = pyr_alloc_zero(rt, sizeof *cache);
   if (!cache) return pyr_nomem(rt, sizeof *cache, "a cache");
-  cache->refs = 1;
   cache->layers = model->config.layers;
   cache->heads = model->config.kv_heads;
   cache->pool = pyr_pool_retain(pool);
@@ -267,7 +266,7 @@ static void free_lanes(pyr_cache *cache) {
 }
 
 void pyr_cache_free(pyr_cache *cache) {
-  if (cache == NULL || --cache->refs > 0) return;
+  if (cache == NULL) return;
   pyr_runtime *rt = cache->pool->rt;
   pyr_pool *pool = cache->pool;
   pyr_policy policy = cache->policy;
@@ -305,10 +304,7 @@ pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out) { return pyr_
 
 void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot) {
   pyr_cache spoiled = *cache;
-  int32_t refs = cache->refs;
   *cache = *snapshot;
-  cache->refs = refs;
-  spoiled.refs = 1;
   *snapshot = spoiled;
   pyr_cache_free(snapshot);
 }

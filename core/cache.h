@@ -28,7 +28,6 @@ typedef struct pyr_layer_state {  /* what decode plans need to know of a layer *
 } pyr_layer_state;
 
 struct pyr_cache {
-  int32_t refs;
   pyr_pool *pool;          /* retained; retains the model */
   pyr_policy policy;       /* retained through its own callback; all NULL: none */
   int32_t layers, heads;   /* lanes are [layers][heads] with heads = the model's kv_heads */

@@ -426,7 +426,7 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
       rows = max64(rows, held);
       if (pyr_plan_steps_left(caches[i], layer) == 1) {
         r.due_count++;
-        most = max64(most, (int64_t)pyr_plan_decode_bytes(caches[i], layer, held));
+        most = max64(most, (int64_t)pyr_plan_decode_bytes(caches[i], held));
       }
     }
 

@@ -385,18 +385,11 @@ bool pyr_plan_track(const pyr_cache *cache, int layer, pyr_track *out) {
   return true;
 }
 
-static void decode_split(const pyr_cache *cache, int layer, const pyr_plan *plan, int64_t rows, int64_t *first, int64_t *want,
-                         int64_t *last) {
-  const pyr_layer_state *state = &cache->states[layer];
-  split(rows, plan->keep, max64(plan->first, state->judged), max64(plan->last, state->trigger.window), first, want, last);
-}
-
 int64_t pyr_plan_decode_first(const pyr_cache *cache, int layer, const pyr_plan *plan) {
   return max64(plan->first, cache->states[layer].judged);
 }
 
-size_t pyr_plan_decode_bytes(const pyr_cache *cache, int layer, int64_t rows) {
-  (void)layer;
+size_t pyr_plan_decode_bytes(const pyr_cache *cache, int64_t rows) {
   return (size_t)(pyr_score_scratch(cache, PYR_SCORE_MAX, rows) + rows) * sizeof(float);
 }
 
@@ -404,7 +397,7 @@ pyr_status pyr_plan_decode(pyr_cache *cache, int layer, const pyr_plan *plan, vo
   pyr_layer_state *state = &cache->states[layer];
   int64_t rows = pyr_cache_layer_rows(cache, layer), first, want, last;
   pyr_status status = PYR_OK;
-  decode_split(cache, layer, plan, rows, &first, &want, &last);
+  split(rows, plan->keep, pyr_plan_decode_first(cache, layer, plan), max64(plan->last, state->trigger.window), &first, &want, &last);
   if (first + want + last < rows) {
     if (!lanes_equal(cache, layer)) return unequal_lanes(cache, layer);
     pyr_signals signals = { .cache = cache, .layer = layer, .begin = first, .end = rows - last };

@@ -56,7 +56,7 @@ void pyr_plan_free(pyr_plan_run *run);
 /* Decode. Steps until the layer's trigger fires (>= 1), INT64_MAX if never; 1: at the end of the coming step. */
 int64_t pyr_plan_steps_left(const pyr_cache *cache, int layer);
 bool pyr_plan_track(const pyr_cache *cache, int layer, pyr_track *out);   /* for the coming step; false: none */
-size_t pyr_plan_decode_bytes(const pyr_cache *cache, int layer, int64_t rows);
+size_t pyr_plan_decode_bytes(const pyr_cache *cache, int64_t rows);
 /* Evicts after a step; `work` is backend memory of pyr_plan_decode_bytes. Lanes are unshared from the first judged row
  * on (pyr_plan_decode_first), so it cannot run out of memory. */
 pyr_status pyr_plan_decode(pyr_cache *cache, int layer, const pyr_plan *plan, void *work);

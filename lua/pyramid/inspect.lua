@@ -166,20 +166,6 @@ local cache_bytes = { f32 = 4, f16 = 2, bf16 = 2, q8_0 = 34 / 32 }
 ---@field fraction number        rows / (layers * length)
 ---@field computed number        token-layers computed / (layers * length)
 
--- The forecast; what a policy raises begins with its place, as it does when a model runs.
-local function forecast(which, config, tokens)
-  local layer
-  local function prefill(o, l)
-    layer = l.index
-    return which.definition.prefill(o, l)
-  end
-  local definition = setmetatable({ prefill = which.definition.prefill and prefill }, { __index = which.definition })
-  local watched = setmetatable({ definition = definition }, { __index = which })
-  local ok, layers = pcall(policy.forecast, watched, config, tokens)
-  if ok then return layers end
-  error(("policy %s%s: %s"):format(which.name, layer and (", layer %d, prefill"):format(layer) or "", tostring(layers)), 0)
-end
-
 --- What a policy would keep of a prompt of `tokens`, layer by layer. Raises if the policy does.
 ---@param config pyramid.Config
 ---@param which pyramid.policy
@@ -190,7 +176,7 @@ function inspect.policy(config, which, tokens, dtype)
   dtype = dtype or "f16"
   local unit = cache_bytes[dtype] or error(("inspect.policy: dtype '%s' (known: bf16, f16, f32, q8_0)"):format(tostring(dtype)), 2)
   if math.type(tokens) ~= "integer" or tokens < 1 then error("inspect.policy: length must be a positive integer", 2) end
-  local layers = forecast(which, config, tokens)
+  local layers = policy.forecast(which, config, tokens)
   local rows, computed = 0, 0
   for _, layer in ipairs(layers) do rows, computed = rows + layer.rows, computed + layer.computed end
   local row_bytes = 2 * config.kv_heads * config.head_dim * unit

@@ -390,7 +390,6 @@ function module.forecast(which, config, tokens)
   for index = 1, config.layers do
     local rows, computed = alive, alive
     local ok, kept, prune = pcall(kept_by, d.prefill, o, shape(index))
-    if not ok and not module.is(which) then error(kept, 0) end       -- whoever watches a policy says the place itself
     if not ok then error(("policy %s, layer %d, prefill: %s"):format(which.name, index, tostring(kept)), 0) end
     if kept then
       if prune & prunes.cache ~= 0 then rows = kept end
