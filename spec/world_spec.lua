@@ -33,13 +33,14 @@ describe("the world generator", function()
       local document = world.document(seed, { words = 400 })
       assert.is_true(#document.questions > 0)
       for _, q in ipairs(document.questions) do
-        assert.are.equal(q.answer, document.text:sub(q.answer_bytes[1], q.answer_bytes[2]))
+        assert.are.equal(q.value, document.text:sub(q.value_bytes[1], q.value_bytes[2]))
+        assert.is_truthy(q.answer:find(q.value .. "%.\"?$"))
         assert.are.equal(q.kind == "chain" and 2 or 1, #q.evidence)
         local last = q.evidence[#q.evidence]
         local sentence = document.text:sub(last[1], last[2])
-        assert.is_truthy(sentence:find(q.answer:match "%S+$", 1, true), sentence .. " / " .. q.answer)
+        assert.is_truthy(sentence:find(q.value:match "%S+$", 1, true), sentence .. " / " .. q.value)
         assert.is_truthy(sentence:find("^[\"%u]") and sentence:find("[.\"]$"), sentence)
-        for _, span in ipairs(q.evidence) do assert.is_true(span[2] < q.answer_bytes[1]) end
+        for _, span in ipairs(q.evidence) do assert.is_true(span[2] < q.value_bytes[1]) end
       end
     end
   end)
@@ -64,7 +65,7 @@ describe("the world generator", function()
     local document = world.document(3, { words = 200, kinds = { "code" }, questions = 4 })
     for _, q in ipairs(document.questions) do
       assert.are.equal("code", q.kind)
-      assert.is_truthy(q.answer:find "^%d%d%d%d$")
+      assert.is_truthy(q.value:find "^%d%d%d%d$")
       assert.is_truthy(world.prompt(document, q):find "\nAnswer:$")
     end
   end)

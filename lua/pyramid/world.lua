@@ -6,7 +6,7 @@
 -- A document is a pure function of (seed, options), the same on every machine: integers of 64 bits, no floats, no order
 -- of pairs(). It is a body (paragraphs, in which people also ask and answer) and, after it, questions of the form
 --   Question: What was the code of the tin box?
---   Answer: 4821
+--   Answer: The code of the tin box was 4821.
 -- Each paragraph takes a frame and sets facts and recollections between the frame's sentences.
 
 local words = require "pyramid.world.words"
@@ -48,9 +48,10 @@ local function fill(rng, template, slots)
     for o in (inner .. "|"):gmatch("([^|]*)|") do options[#options + 1] = o end
     return rng:pick(options)
   end)
-  return (s:gsub("{(%w+_?%w*)}", function(key)
+  s = s:gsub("{(%w+_?%w*)}", function(key)
     return slots[key] or error("no slot {" .. key .. "} for: " .. template)
-  end))
+  end)
+  return (s:gsub("%f[%w]([Aa]) ([aeio])", "%1n %2"))
 end
 
 local function capital(s)
@@ -59,6 +60,16 @@ end
 
 local function article(word)
   return (word:find "^[aeiou]" and "an " or "a ") .. word
+end
+
+-- An answer is a statement that ends in the value asked for.
+local function statement(rng, fact, ask)
+  return capital(fill(rng, ask[2], setmetatable({ value = ask[3] }, { __index = fact.slots })))
+end
+
+-- A full stop stands inside a quotation that ends the sentence.
+local function stop(s)
+  return s:sub(-1) == '"' and s:sub(1, -2) .. '."' or s .. "."
 end
 
 -- The document under construction.
@@ -127,9 +138,7 @@ function Doc:tell(fact)
   local lead = say:find "^then " and "" or rng:pick(leads[fact.kind] or lead_ins)
   if (lead:find "that was the year" or leads[fact.kind]) and not say:find "^{P}" then lead = "" end
   local s = fill(rng, lead .. say, slots)
-  -- A verse ends inside its quotation marks.
-  s = s:sub(-1) == '"' and s:sub(1, -2) .. '."' or s .. "."
-  local first, last = self:sentence(capital(s))
+  local first, last = self:sentence(capital(stop(s)))
   fact.spans = { { first, last } }
   if not fact.listed then
     fact.listed = true
@@ -144,11 +153,18 @@ local function evidence(fact)
   return spans
 end
 
--- Notes a question whose answer stands at the bytes first .. last.
-function Doc:note(fact, ask, first, last, inside)
+-- Notes a question whose answer, given as it is asked for at the end, was written from byte `first` on as `written`.
+function Doc:note(fact, ask, written, first, inside)
+  local from, to = written:find(ask[3], 1, true)
+  while true do
+    local f, t = written:find(ask[3], from + 1, true)
+    if not f then break end
+    from, to = f, t
+  end
   self.questions[#self.questions + 1] = {
-    kind = fact.kind, question = capital(fill(self.rng, ask[1], fact.slots)), answer = ask[3],
-    evidence = evidence(fact), answer_bytes = { first, last }, inside = inside,
+    kind = fact.kind, question = capital(fill(self.rng, ask[1], fact.slots)),
+    answer = stop(statement(self.rng, fact, ask)), value = ask[3],
+    evidence = evidence(fact), value_bytes = { first + from - 1, first + to - 1 }, inside = inside,
   }
 end
 
@@ -173,27 +189,22 @@ function Doc:recall(fact)
   if not fact.parts and rng:chance(35) then
     local s = fill(rng, rng:pick(fact.again or fact.say), fact.slots)
     s = rng:pick(again) .. s
-    s = fill(rng, s:gsub('"$', '."'):gsub("([^\"])$", "%1."), { A = rng:pick(self.cast).name })
-    self:sentence(capital(s))
+    self:sentence(capital(stop(fill(rng, s, { A = rng:pick(self.cast).name }))))
     return
   end
   local ask = rng:pick(fact.asks)
   local a, b = self:two_people()
   local form = rng:pick(asides)
   local question = fill(rng, ask[1], fact.slots)
-  local slots = { A = a.name, B = b.name, he = b.he, question = capital(question), lower = question }
+  local answer = statement(rng, fact, ask)
+  local slots = { A = a.name, B = b.name, he = b.he, question = capital(question), lower = question, reply = answer }
   -- A quotation within a quotation takes single marks.
   if form[1]:find "\"" then
-    for _, k in ipairs { "question", "lower" } do slots[k] = slots[k]:gsub('"', "'") end
+    for _, k in ipairs { "question", "lower", "reply" } do slots[k] = slots[k]:gsub('"', "'") end
   end
   self:sentence(capital(fill(rng, form[1], slots)))
-  local before, after = form[2]:match "^(.-){reply}(.*)$"
-  local reply_before, reply_after = ask[2]:match "^(.-){answer}(.*)$"
-  local head = fill(rng, before, slots) .. capital(fill(rng, reply_before, fact.slots))
-  local first = self:sentence(capital(head)) + #head
-  local _, last = self:write(ask[3])
-  self:write(reply_after .. fill(rng, after, slots))
-  self:note(fact, ask, first, last, true)
+  local said = fill(rng, form[2], slots)
+  self:note(fact, ask, said, self:sentence(said), true)
 end
 
 -- Something already told, or a chain of two such things; nil if there is nothing.
@@ -223,8 +234,8 @@ end
 
 function Doc:ask(fact, ask)
   self:write("\n\nQuestion: " .. capital(fill(self.rng, ask[1], fact.slots)) .. "\nAnswer: ")
-  local first, last = self:write(ask[3])
-  self:note(fact, ask, first, last, false)
+  local answer = stop(statement(self.rng, fact, ask))
+  self:note(fact, ask, answer, self:write(answer), false)
 end
 
 -- One paragraph: the sentences of a frame with facts and recollections between them.
@@ -271,7 +282,8 @@ local known_options = { words = true, kinds = true, density = true, recall = tru
 ---   questions  how many questions stand at the end
 ---   title      whether there is a title line
 --- Spans are byte positions in text, from 1, both ends included. A question's evidence is the list of the sentences
---- that it needs: one, or two for a chain. Repetitions in conversation are not evidence; recall = 0 leaves them out.
+--- that it needs: one, or two for a chain. A question's answer is a statement, which ends in its value (what was asked
+--- for, at value_bytes; the rest of an answer follows from the question, and a chain's names its first fact). Repetitions in conversation are not evidence; recall = 0 leaves them out.
 ---@param seed integer
 ---@param options table?
 ---@return { seed: integer, text: string, body_bytes: integer, questions: table[] }
@@ -323,7 +335,7 @@ function world.document(seed, options)
   until doc.words >= target and #doc.told > 0
   local body_bytes = doc.bytes
 
-  local wanted = options.questions or math.max(3, target // rng:between(30, 80))
+  local wanted = options.questions or math.max(3, math.min(20, target // rng:between(14, 45)))
   local asked, times = {}, {}
   for _ = 1, wanted * 4 do
     if wanted == 0 then break end

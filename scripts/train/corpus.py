@@ -25,6 +25,11 @@ def world_documents(first, count, words=None, *options):
     return out.decode().split("\0")[:-1]
 
 
+def lexicon():
+    """Every word that the world's documents draw from."""
+    return subprocess.run([LUA, "scripts/train/world.lua", "--lexicon"], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout.decode().split()
+
+
 def books(path):
     """The books as lists of paragraphs, less the lines that credit who typed them."""
     raw = pathlib.Path(path).read_bytes()

@@ -6,7 +6,8 @@ SEED = 20240521
 SPECIAL = ["<|begin|>", "<|end|>"]
 BEGIN, END = 0, 1
 
-VOCAB = 2048
+VOCAB = 2560
+LEXICON_TIMES = 600  # how often the tokenizer's text repeats the world's lexicon
 # The pre-tokenizer of Qwen 2: words with their leading space, digits one by one.
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -23,7 +24,7 @@ MODEL = dict(
     num_key_value_heads=2,
     head_dim=64,
     max_position_embeddings=2048,
-    rope_theta=10000.0,
+    rope_theta=1000000.0,
     rms_norm_eps=1e-5,
 )
 
@@ -44,10 +45,10 @@ ANSWER_WEIGHT = 3.0
 # copying from the context is learned first. prose: share of the rows that are prose alone; the space left in the other rows is
 # filled with prose too.
 STAGES = [
-    dict(name="short", context=256, share=0.27, batch=16, words=(40, 130), dense=0.6, prose=0.06),
-    dict(name="middle", context=512, share=0.40, batch=8, words=(100, 290), dense=0.4, prose=0.08),
-    dict(name="long", context=1024, share=0.26, batch=4, words=(150, 620), dense=0.25, prose=0.10),
-    dict(name="full", context=2048, share=0.07, batch=3, words=(150, 1300), dense=0.2, prose=0.10),
+    dict(name="short", context=256, share=0.24, batch=32, words=(30, 100), dense=0.6, prose=0.12),
+    dict(name="middle", context=512, share=0.34, batch=16, words=(60, 260), dense=0.5, prose=0.12),
+    dict(name="long", context=1024, share=0.26, batch=8, words=(100, 580), dense=0.4, prose=0.12),
+    dict(name="full", context=2048, share=0.16, batch=4, words=(100, 1300), dense=0.35, prose=0.12),
 ]
 
 # Muon for the matrices of the layers, Adam for the embedding and the gains. Linear warm-up, flat, then linear to zero over

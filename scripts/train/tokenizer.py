@@ -41,7 +41,9 @@ def build(books):
     for text in corpus.prose_sample(books, size // 3):
         prose.append(text)
         taken += len(text)
-    tokenizer.train_from_iterator(world + prose, trainer)
+    # Often enough that a word of the lexicon, with the space before it, becomes one token: what is asked for is one token then.
+    words = [" " + " ".join(corpus.lexicon())] * recipe.LEXICON_TIMES
+    tokenizer.train_from_iterator(world + prose + words, trainer)
     begin = recipe.SPECIAL[recipe.BEGIN]
     tokenizer.post_processor = processors.Sequence(
         [

@@ -30,17 +30,17 @@ import model as llama
 import recipe
 from optimizer import Optimizer
 
-MICRO_TOKENS = 512
+MICRO_TOKENS = 2048
 CHUNK_STEPS = 48  # rows are made for so many steps at a time
 
 
-def micro_batches(shared, model, grads):
+def micro_batches(shared, model, compiled, grads):
     """Takes micro-batches of the current step until none is left; adds up gradients. Returns (weighted, plain) loss sums."""
     model.zero_grad(set_to_none=True)
     rows, context = shared["shape"][0].item(), shared["shape"][1].item()
     size = max(1, MICRO_TOKENS // context)
     total = torch.zeros(2)
-    with torch.autocast("cpu", torch.bfloat16):  # around all of them: the weights are converted once
+    with torch.autocast("cpu", torch.bfloat16):
         while True:
             with shared["next"].get_lock():
                 at = shared["next"].value
@@ -49,7 +49,7 @@ def micro_batches(shared, model, grads):
                 break
             block = slice(at, min(at + size, rows))
             ids = shared["tokens"][block, : context + 1].long()
-            weighted, plain = model(ids[:, :-1], ids[:, 1:], shared["weights"][block, 1 : context + 1])
+            weighted, plain = compiled(ids[:, :-1], ids[:, 1:], shared["weights"][block, 1 : context + 1])
             weighted.backward()
             total += torch.stack([weighted.detach(), plain])
     for p, g in zip(model.parameters(), grads):
@@ -71,11 +71,12 @@ def helper(shared, model, grads, losses):
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+    compiled = torch.compile(model, dynamic=False)
     while True:
         shared["start"].wait()
         if shared["stop"].value:
             return
-        losses.copy_(micro_batches(shared, model, grads))
+        losses.copy_(micro_batches(shared, model, compiled, grads))
         shared["end"].wait()
 
 
@@ -170,6 +171,7 @@ def main():
         signal.signal(number, lambda *_: asked_to_stop.append(True))
 
     names = [name for name, _ in model.named_parameters()]
+    compiled = torch.compile(model, dynamic=False)
     clock, saved_at, since = time.time(), time.time(), [0.0, 0, time.time()]
     for index, tokens, weights in chunks(tokenizer, books, run):
         progress = run["seconds"] / 60 / a.minutes if a.minutes else run["tokens"] / a.tokens
@@ -181,13 +183,15 @@ def main():
         shared["shape"].copy_(torch.tensor([rows, length - 1]))
         shared["next"].value = 0
         shared["start"].wait()
-        losses[0].copy_(micro_batches(shared, model, grads[0]))
+        losses[0].copy_(micro_batches(shared, model, compiled, grads[0]))
         shared["end"].wait()
         total = sum(losses)
+        torch.set_num_threads(a.workers)  # the others wait
         weight = weights[:, 1:].sum()
         summed = {name: sum(g) / weight for name, g in zip(names, zip(*grads))}
         norm = torch.stack([g.norm() for g in summed.values()]).norm()
         optimizer.step({n: g * min(1.0, 1.0 / norm.item()) for n, g in summed.items()} if norm > 1 else summed, learning_rate(progress, run["steps"]))
+        torch.set_num_threads(1)
 
         now = time.time()
         run["seconds"] += now - clock

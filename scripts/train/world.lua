@@ -3,10 +3,25 @@
 --     [kind=KIND] [recall=N] [density=N] [questions=N] [--json]
 -- Seeds FIRST_SEED .. FIRST_SEED + COUNT - 1. Without word counts each seed draws its own length. Documents are
 -- followed by a zero byte; with --json each is one line { seed, text, body_bytes, questions }.
+--   lua5.4 scripts/train/world.lua --lexicon
+-- writes every word of the lexicon once, one a line, sorted.
 -- Run from the repository's root.
 
 package.path = "lua/?.lua;" .. package.path
 local world = require "pyramid.world"
+
+if arg[1] == "--lexicon" then
+  local seen, all = {}, {}
+  for _, list in pairs(require "pyramid.world.words") do
+    for _, entry in ipairs(list) do
+      for word in entry:gmatch "%S+" do
+        if not seen[word] then seen[word], all[#all + 1] = true, word end
+      end
+    end
+  end
+  table.sort(all)
+  return print(table.concat(all, "\n"))
+end
 
 local json, numbers, options = false, {}, {}
 for _, a in ipairs(arg) do

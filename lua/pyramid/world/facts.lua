@@ -1,6 +1,6 @@
 -- What can be true in a world document: how a fact is made, told and asked for (pyramid.world).
--- A fact is { kind=, say={templates}, asks={ {question, reply, answer}, ... }, slots={...} }. Templates start in lower
--- case; the writer capitalises. In a reply, {answer} marks where the answer stands.
+-- A fact is { kind=, say={templates}, asks={ {question, answer, value}, ... }, slots={...} }. Templates start in lower
+-- case; the writer capitalises. An answer is a whole statement that ends in {value}, what was asked for.
 -- Makers get the document's state and return nil when nothing new of their kind can be said.
 
 local words = require "pyramid.world.words"
@@ -11,29 +11,30 @@ local facts = {}
 local attributes = {
   { key = "clothes", draw = function(rng) return rng:pick(words.colours), rng:pick(words.clothes) end,
     say = { "{P}'s {extra} was {value}", "{P} wore a {extra} that was {value}", "{P} had a {value} {extra}" },
-    ask = "what colour was {P}'s {extra}?", reply = "it was {answer}",
+    ask = "what colour was {P}'s {extra}?", answer = "{P}'s {extra} was {value}",
     chain = "what colour was the {extra} of {P}'s {kin}?" },
   { key = "trade", draw = function(rng) return rng:pick(words.trades) end,
     say = { "{P} was a {value} by trade", "{P} worked as a {value}", "{P} earned {his} bread as a {value}" },
-    ask = "what was {P}'s trade?", reply = "{P} was a {answer}", chain = "what was the trade of {P}'s {kin}?" },
+    ask = "what was {P}'s trade?", answer = "{P} worked as a {value}", chain = "what was the trade of {P}'s {kin}?" },
   { key = "town", draw = function(rng) return rng:pick(words.towns) end,
     say = { "{P} lived in {value}", "{P} had a house in {value}", "the home of {P} was in {value}" },
-    ask = "where did {P} live?", reply = "{P} lived in {answer}", chain = "where did {P}'s {kin} live?" },
+    ask = "where did {P} live?", answer = "{P} lived in {value}", chain = "where did {P}'s {kin} live?" },
   { key = "food", draw = function(rng) return rng:pick(words.foods) end,
     say = { "{P} liked {value} best of all", "the favourite food of {P} was {value}",
       "there was nothing that {P} liked better than {value}" },
-    ask = "what did {P} like best?", reply = "{he} liked {answer} best", chain = "what did {P}'s {kin} like best?" },
+    ask = "what was {P}'s favourite food?", answer = "{P}'s favourite food was {value}",
+    chain = "what was the favourite food of {P}'s {kin}?" },
   { key = "pet", draw = function(rng) return rng:pick(words.pet_names), rng:pick(words.pets) end,
     say = { "{P} had a {extra} named {value}", "{P}'s {extra} was called {value}",
       "{P} owned a {extra}, and its name was {value}" },
-    ask = "what was the name of {P}'s {extra}?", reply = "its name was {answer}",
-    chain = "what was the name of the {extra} of {P}'s {kin}?" },
+    ask = "what was {P}'s {extra} called?", answer = "{P}'s {extra} was called {value}",
+    chain = "what was the {extra} of {P}'s {kin} called?" },
   { key = "age", draw = function(rng) return rng:pick(words.ages) end,
     say = { "{P} was {value} years old", "that year {P} turned {value}", "{P} had reached the age of {value}" },
-    ask = "how old was {P}?", reply = "{P} was {answer}", chain = "how old was {P}'s {kin}?" },
+    ask = "how old was {P}?", answer = "the age of {P} was {value}", chain = "how old was {P}'s {kin}?" },
   { key = "instrument", draw = function(rng) return rng:pick(words.instruments) end,
-    say = { "{P} played the {value}", "{P} had learned to play the {value}", "nobody could play the {value} like {P}" },
-    ask = "what did {P} play?", reply = "{he} played the {answer}", chain = "what did {P}'s {kin} play?" },
+    say = { "{P} played the {value}", "{P} had learned to play the {value}", "{P} was good at playing the {value}" },
+    ask = "what did {P} play?", answer = "{P} played the {value}", chain = "what did {P}'s {kin} play?" },
 }
 
 --- Slots for a person as hero.
@@ -73,8 +74,8 @@ local function attribute(doc)
   local value, extra = a.draw(rng)
   local slots = facts.person_slots(p)
   slots.value, slots.extra = value, extra
-  local fact = { kind = "attribute", say = a.say, slots = slots, asks = { { a.ask, a.reply, value } } }
-  p.known[a.key] = { fact = fact, chain = a.chain, value = value, extra = extra }
+  local fact = { kind = "attribute", say = a.say, slots = slots, asks = { { a.ask, a.answer, value } } }
+  p.known[a.key] = { fact = fact, chain = a.chain, answer = a.answer, value = value, extra = extra }
   return fact
 end
 
@@ -88,7 +89,7 @@ local function kin(doc)
   slots.kin, slots.Q = relation, q.name
   local fact = { kind = "attribute", slots = slots, relative = q,
     say = { "{P}'s {kin} was {Q}", "the {kin} of {P} was {Q}", "{P} had {Q} as {his} {kin}" },
-    asks = { { "who was {P}'s {kin}?", "it was {answer}", q.name } } }
+    asks = { { "who was {P}'s {kin}?", "{P}'s {kin} was {value}", q.name } } }
   p.known[relation] = { fact = fact }
   doc.relations[#doc.relations + 1] = fact
   return fact
@@ -103,7 +104,7 @@ local function paint(doc)
   local colour = rng:pick(words.colours)
   return { kind = "attribute", slots = { name = name, colour = colour },
     say = { "the {name} was painted {colour}", "somebody had painted the {name} {colour}", "the {name} was {colour}" },
-    asks = { { "what colour was the {name}?", "it was {answer}", colour } } }
+    asks = { { "what colour was the {name}?", "the {name} was {value}", colour } } }
 end
 
 local function code(doc)
@@ -121,7 +122,7 @@ local function code(doc)
     say = { "the code of the {box} was {code}", "the {box} opened with the code {code}",
       "the lock of the {box} had the code {code}",
       "{P} set the code of the {box} to {code}", "on the {box} was a lock, and its code was {code}" },
-    asks = { { "what was the code of the {box}?", "it was {answer}", digits } } }
+    asks = { { "what was the code of the {box}?", "the code of the {box} was {value}", digits } } }
   doc.box_list[#doc.box_list + 1] = fact
   return fact
 end
@@ -134,7 +135,7 @@ local function hide(doc)
   doc.names[thing] = true
   local fact = { kind = "attribute", slots = { thing = thing, box = box.box, P = rng:pick(doc.cast).name }, holds = box,
     say = { "the {thing} was hidden in the {box}", "{P} hid the {thing} in the {box}", "the {box} held the {thing}" },
-    asks = { { "where was the {thing} hidden?", "it was hidden {answer}", "in the " .. box.box } } }
+    asks = { { "where was the {thing} hidden?", "the {thing} was hidden in the {value}", box.box } } }
   doc.relations[#doc.relations + 1] = fact
   return fact
 end
@@ -150,17 +151,17 @@ local function gift(doc)
   slots.Q, slots.thing = q.name, thing
   return { kind = "gift", slots = slots,
     say = { "{P} gave the {thing} to {Q}", "{Q} got the {thing} from {P}", "the {thing} was a gift from {P} to {Q}",
-      "{P} made a present of the {thing} to {Q}" },
-    asks = { { "who gave the {thing} to {Q}?", "it was {answer}", p.name },
-      { "who got the {thing} from {P}?", "it was {answer}", q.name },
-      { "what did {P} give to {Q}?", "it was {answer}", "the " .. thing } } }
+      "{P} gave {Q} the {thing}" },
+    asks = { { "who gave the {thing} to {Q}?", "{Q} got the {thing} from {value}", p.name },
+      { "who got the {thing} from {P}?", "{P} gave the {thing} to {value}", q.name },
+      { "what did {P} give to {Q}?", "{P} gave {Q} the {value}", thing } } }
 end
 
 local function moved(doc)
   local thing = thing_name(doc)
   if not thing then return nil end
   local fact = { kind = "moved", slots = { thing = thing }, moves = 0,
-    asks = { { "where is the {thing} now?", "it is {answer}" } } }
+    asks = { { "where is the {thing} now?", "the {thing} is now {value}" } } }
   doc.movables[#doc.movables + 1] = fact
   facts.move(doc, fact)
   return fact
@@ -203,10 +204,10 @@ local function verse(doc)
   local whole = table.concat(lines, ", "):gsub("^t", "T")
   local slots = facts.person_slots(p)
   slots.verse = whole
-  local asks = { { "what was {P}'s verse?", "it was this: {answer}", whole } }
+  local asks = { { "what was {P}'s verse?", '{P}\'s verse was this: "{value}"', whole } }
   for i = 2, #lines do
     local before = i == 2 and lines[1]:gsub("^t", "T") or lines[i - 1]
-    asks[i] = { 'in {P}\'s verse, what comes after "' .. before .. '"?', "it goes on: {answer}", lines[i] }
+    asks[i] = { 'in {P}\'s verse, what comes after "' .. before .. '"?', 'after "' .. before .. '" comes "{value}"', lines[i] }
   end
   local fact = { kind = "verse", slots = slots, asks = asks,
     say = { '{P} knew a verse: "{verse}"', '{P} often said this verse: "{verse}"',
@@ -226,13 +227,15 @@ function facts.chains(doc)
         if known and known.fact.spans then
           found[#found + 1] = { kind = "chain", parts = { r, known.fact },
             slots = { P = r.slots.P, kin = r.slots.kin, extra = known.extra },
-            asks = { { known.chain, "it was {answer}", known.value } } }
+            asks = { { known.chain, "{P}'s {kin} was " .. r.relative.name .. ", and "
+              .. known.answer:gsub("{P}", r.relative.name), known.value } } }
         end
       end
     elseif r.spans and r.holds and r.holds.spans then
       found[#found + 1] = { kind = "chain", parts = { r, r.holds },
-        slots = { thing = r.slots.thing, noun = r.slots.box:match("%S+$") },
-        asks = { { "what was the code of the {noun} that held the {thing}?", "it was {answer}", r.holds.slots.code } } }
+        slots = { thing = r.slots.thing, noun = r.slots.box:match("%S+$"), box = r.slots.box },
+        asks = { { "what was the code of the {noun} that held the {thing}?",
+          "the {thing} was hidden in the {box}, and the code of the {box} was {value}", r.holds.slots.code } } }
     end
   end
   return found
