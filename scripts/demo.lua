@@ -2,7 +2,7 @@
 local cli = require "pyramid.cli"
 local core = require "pyramid.core"
 local picture = require "pyramid.picture"
-local sampler = require "pyramid.sampler"
+local recall = require "pyramid.recall"
 local world = require "pyramid.world"
 
 local parser = cli.parser("[options]", "Reads a long story under several policies, goes on with it, asks about it, and draws "
@@ -16,7 +16,7 @@ local args = cli.parse(parser, arg)
 args.policies = args.policies or { { text = "full" }, { text = "pyramidinfer" }, { text = "pyramidinfer preset=45" } }
 
 local pic = picture.new(io.stdout)
-local story_tokens, answer_tokens, scored_tokens, timed_steps = 64, 32, 128, 24
+local story_tokens, scored_tokens, timed_steps = 64, 128, 24
 
 -- ---- the story -----------------------------------------------------------------------------------------------------
 
@@ -54,37 +54,20 @@ end
 
 -- ---- reading, writing, answering -----------------------------------------------------------------------------------
 
--- Goes on from a cache (a fork of it): reads `text`, then hands pieces to `on_piece` until it returns true.
-local function go_on(model, cache, text, how)
-  local fork <close> = cli.must(cache:fork())
-  local decoder <close> = model.tokenizer:decoder { continues = true }
-  local picker <close> = sampler(how.sampler)
-  local ids = cli.must(model:encode(text, { special = false }))
-  local logits = cli.must(fork:prefill(ids, { prune = false }))       -- the policy has judged the story, not the question
-  for _ = 1, how.tokens do
-    local id = cli.must(picker:pick(logits))
-    if model.tokenizer:is_special(id) or how.on_piece(decoder:push(id)) then return end
-    logits = cli.must(fork:step(id))
-  end
-  how.on_piece(decoder:finish())
-end
-
 local function write_on(model, cache)
+  local fork <close> = cli.must(cache:fork())
   local writer = pic:writer { indent = 2, width = pic.width - 2 }
   writer:push "The next morning"
-  go_on(model, cache, "The next morning", { tokens = story_tokens, sampler = { temperature = 0.6, top_k = 20, seed = 3 },
-    on_piece = function(piece) writer:push(piece) end })
+  -- The policy has judged the story, not how it goes on.
+  local run <close> = cli.must(model:generate("The next morning", { cache = fork, special = false, prune = false,
+    max_tokens = story_tokens, sampler = { temperature = 0.6, top_k = 20, seed = 3 } }))
+  for piece in run do writer:push(piece) end
   writer:finish()
 end
 
 local function answer(model, cache, question)
-  local text = ""
-  go_on(model, cache, ("Question: %s\nAnswer:"):format(question.question), { tokens = answer_tokens, sampler = {},
-    on_piece = function(piece)
-      text = text .. piece
-      return text:find "%S[^\n]*\n" ~= nil
-    end })
-  return text:match "^%s*(.-)%s*$":match "^[^\n]*"
+  local fork <close> = cli.must(cache:fork())
+  return cli.must(recall.answer(model, fork, question.question))
 end
 
 -- Perplexity of what follows the story: how much the model still knows of it, whatever it would have written itself.
@@ -112,7 +95,7 @@ local function show_answers(model, entry, questions)
   local half = (pic.width - 8 - wide) // 2
   for i, question in ipairs(questions) do
     local text = answer(model, entry.cache, question)
-    local right = text:gsub("%.$", "") == question.answer
+    local right = text == question.answer
     if right then entry.right = entry.right + 1 end
     local mark = right and (pic.ascii and "+" or "✓") or (pic.ascii and "-" or "✗")
     rows[i] = { "  " .. pic:paint(mark, right and "good" or "warn"), pic:paint(pic:cut(question.question, wide), "dim"),

@@ -45,7 +45,7 @@ describe("scripts", function()
   teardown(function() shell.remove(folder) end)
 
   it("explain themselves", function()
-    for _, name in ipairs { "generate", "perplexity", "chat", "demo" } do
+    for _, name in ipairs { "generate", "perplexity", "recall", "chat", "demo" } do
       local out, err, status = run(name, "--help")
       assert.matches("^Usage: pyramid " .. name .. " ", out)
       assert.matches("%-%-policy NAME", out)
@@ -55,7 +55,7 @@ describe("scripts", function()
   end)
 
   it("say what is wrong with their arguments, and what to do", function()
-    for _, name in ipairs { "generate", "perplexity", "chat", "demo" } do
+    for _, name in ipairs { "generate", "perplexity", "recall", "chat", "demo" } do
       local unknown = "^pyramid NAME: unknown option '%-%-nonesuch'.*\npyramid NAME %-%-help lists the options%.\n$"
       assert_fails(unknown:gsub("NAME", name), run(name, "--nonesuch"))
       local file = name == "perplexity" and text or nil

@@ -1,0 +1,196 @@
+--- Recall: whether a model still answers from its context what a policy has left of it.
+---
+--- A case is a held-out document of the world (pyramid.world) of a given length in tokens, in which each fact is told
+--- once, with questions about it. It is put in one of two modes:
+---
+---   agnostic  the document is read under the policy, which does not know what will be asked; the question is appended
+---             whole, and the answer is generated
+---   aware     document and question are read under the policy together
+---
+--- An answer is right if the line that is generated, greedily, is the expected answer, letter for letter. For models
+--- that know the facts and not the form of the world's answers there is `found`: the value asked for stands in the line.
+--- Survival is the share of the evidence's tokens (the sentences the answer stands in) whose rows a layer still holds
+--- when the answer begins.
+local options = require "pyramid.options"
+local world = require "pyramid.world"
+
+local recall = {}
+
+recall.modes = { "agnostic", "aware" }
+
+---@class pyramid.RecallQuestion
+---@field kind string
+---@field question string
+---@field answer string               the line expected
+---@field value string                what was asked for; the answer ends in it
+---@field evidence integer[][]        first and last position (from 0) of the tokens of each sentence needed
+
+---@class pyramid.RecallCase
+---@field seed integer
+---@field ids integer[]               the document, with what begins texts
+---@field questions pyramid.RecallQuestion[]
+
+local answer_room = 64                -- tokens for a question and its answer; few need more, and those are left out
+
+local longest_line = 96
+
+local function asked(question) return ("Question: %s\nAnswer:"):format(question) end
+
+-- Where each token of a text ends, in bytes; ids that are special have none.
+local function token_ends(tokenizer, ids)
+  local ends, at = {}, 0
+  local decoder <close> = assert(tokenizer:decoder { raw = true, continues = true })
+  for i, id in ipairs(ids) do
+    if not tokenizer:is_special(id) then at = at + #assert(decoder:push(id)) end
+    ends[i] = at
+  end
+  return ends
+end
+
+-- Positions (from 0) of the first and the last token that holds a byte of first .. last (from 1).
+local function token_span(ends, first, last)
+  local from, to
+  for i, past in ipairs(ends) do
+    if not from and past >= first then from = i - 1 end
+    if past >= last then
+      to = i - 1
+      break
+    end
+  end
+  return { from, to or #ends - 1 }
+end
+
+-- The document of a seed that, with a question, comes closest to `length` tokens from below.
+local function fit(model, seed, length, given)
+  local words, best = math.max(30, length * 2 // 3), nil
+  for _ = 1, 8 do
+    local document = world.document(seed, { words = words, recall = 0, density = 45, questions = 24, kinds = given.kinds })
+    local body = document.text:sub(1, document.body_bytes) .. "\n\n"
+    local ids, message, code = model:encode(body)
+    if not ids then return nil, message, code end
+    local room = length - answer_room - #ids
+    if room >= 0 and (not best or #ids > #best.ids) then best = { document = document, ids = ids } end
+    if room >= 0 and room < length // 24 then break end
+    words = math.floor(words * (length - answer_room - length / 60) / #ids)
+    if words < 10 then break end
+  end
+  return best
+end
+
+---A case: the document of a held-out seed, of about `length` tokens with a question, and up to `per_kind` questions of
+---each kind. nil if no document of that seed fits, and then a message only if something failed.
+---@param model pyramid.Model
+---@param length integer
+---@param seed integer                from 0; counted from the first held-out seed
+---@param given? { per_kind?: integer, kinds?: string[] }
+---@return pyramid.RecallCase|nil
+---@return string? message
+---@return string? code
+function recall.case(model, length, seed, given)
+  given = options.check("recall.case", given, { per_kind = "integer", kinds = "table" })
+  local found, message, code = fit(model, world.held_out + seed, length, given)
+  if not found then return nil, message, code end
+  local document, ends = found.document, token_ends(model.tokenizer, found.ids)
+  local questions, count = {}, {}
+  for _, q in ipairs(document.questions) do
+    local whole = #found.ids + #assert(model:encode(asked(q.question) .. " " .. q.answer .. "\n", { special = false }))
+    if whole <= length and (count[q.kind] or 0) < (given.per_kind or 1) then
+      count[q.kind] = (count[q.kind] or 0) + 1
+      local evidence = {}
+      for i, span in ipairs(q.evidence) do evidence[i] = token_span(ends, span[1], span[2]) end
+      questions[#questions + 1] = { kind = q.kind, question = q.question, answer = q.answer,
+        value = q.value, evidence = evidence }
+    end
+  end
+  return { seed = seed, ids = found.ids, questions = questions }
+end
+
+-- The line that a generation begins with, without the white space around it; ends the generation.
+local function line_of(run)
+  local text = ""
+  for piece in run do
+    text = text .. piece
+    if text:find "%S[^\n]*\n" then break end
+  end
+  run:close()
+  if run.finish == "error" then return nil, run.message, run.code end
+  return text:match "^%s*([^\n]*)":match "^(.-)%s*$"
+end
+
+---Reads a question (after what the cache holds, no policy asked) and returns the line that answers it, greedily.
+---@param model pyramid.Model
+---@param cache pyramid.Cache
+---@param question string             without "Question:"
+---@return string|nil line
+---@return string? message
+---@return string? code
+function recall.answer(model, cache, question)
+  local run, message, code = model:generate(asked(question), { cache = cache, special = false, prune = false, max_tokens = longest_line })
+  if not run then return nil, message, code end
+  return line_of(run)
+end
+
+-- The share of the evidence's tokens whose rows each layer holds, averaged over KV heads.
+local function survival(cache, config, evidence)
+  local wanted, total, shares = {}, 0, {}
+  for _, span in ipairs(evidence) do
+    for position = span[1], span[2] do
+      if not wanted[position] then wanted[position], total = true, total + 1 end
+    end
+  end
+  for layer = 1, config.layers do
+    local held = 0
+    for head = 1, config.kv_heads do
+      for _, position in ipairs(cache:positions(layer, head)) do
+        if wanted[position] then held = held + 1 end
+      end
+    end
+    shares[layer] = held / (config.kv_heads * total)
+  end
+  return shares
+end
+
+---@class pyramid.RecallResult
+---@field kind string
+---@field right boolean
+---@field found boolean
+---@field line string                 what was generated
+---@field fraction number             rows held when the answer began, of a full cache's
+---@field survival number[]           by layer
+
+---Puts every question of a case to a model under a policy.
+---@param model pyramid.Model
+---@param case pyramid.RecallCase
+---@param mode "agnostic"|"aware"
+---@param cache_options? pyramid.CacheOptions
+---@return pyramid.RecallResult[]|nil
+---@return string? message
+---@return string? code
+function recall.ask(model, case, mode, cache_options)
+  if mode ~= "agnostic" and mode ~= "aware" then error("recall.ask: the mode is agnostic or aware", 2) end
+  local read <close>, message, code = model:cache(cache_options)
+  if not read then return nil, message, code end
+  if mode == "agnostic" then
+    local logits
+    logits, message, code = read:prefill(case.ids)
+    if not logits then return nil, message, code end
+  end
+  local results = {}
+  for i, q in ipairs(case.questions) do
+    local fork, problem, kind = read:fork()
+    if not fork then return nil, problem, kind end
+    local cache <close> = fork
+    local prompt, run = assert(model:encode(asked(q.question), { special = false })), nil
+    if mode == "aware" then prompt = table.move(prompt, 1, #prompt, #case.ids + 1, table.move(case.ids, 1, #case.ids, 1, {})) end
+    run, message, code = model:generate(prompt, { cache = cache, prune = mode == "aware", max_tokens = longest_line })
+    if not run then return nil, message, code end
+    local result = { kind = q.kind, fraction = cache:fraction(), survival = survival(cache, model.config, q.evidence) }
+    result.line, message, code = line_of(run)
+    if not result.line then return nil, message, code end
+    result.right, result.found = result.line == q.answer, result.line:find(q.value, 1, true) ~= nil
+    results[i] = result
+  end
+  return results
+end
+
+return recall

@@ -1,0 +1,118 @@
+-- Recall: cases fit their length, evidence is where it says, and what is counted is what the cache holds.
+local cjson = require "cjson"
+local pyramid = require "pyramid"
+local recall = require "pyramid.recall"
+local shell = require "support.shell"
+
+describe("recall", function()
+  local model
+
+  setup(function() model = assert(pyramid.model "models/tiny") end)
+  teardown(function() model:close() end)
+
+  it("makes documents of the length asked for, with their questions", function()
+    for _, length in ipairs { 300, 700, 1500 } do
+      for seed = 0, 2 do
+        local case = assert(recall.case(model, length, seed, { per_kind = 2 }))
+        assert.is_true(#case.ids < length and #case.ids > length * 0.8 - 80, #case.ids)
+        assert.is_true(#case.questions > 0)
+        local count = {}
+        for _, q in ipairs(case.questions) do
+          count[q.kind] = (count[q.kind] or 0) + 1
+          assert.is_true(count[q.kind] <= 2)
+          local line = assert(model:encode(("Question: %s\nAnswer: %s\n"):format(q.question, q.answer), { special = false }))
+          assert.is_true(#case.ids + #line <= length)
+        end
+      end
+    end
+  end)
+
+  it("finds the evidence's tokens", function()
+    local case = assert(recall.case(model, 900, 3, { per_kind = 3 }))
+    for _, q in ipairs(case.questions) do
+      assert.equal(q.kind == "chain" and 2 or 1, #q.evidence)
+      local last = q.evidence[#q.evidence]
+      local sentence = assert(model:decode(table.move(case.ids, last[1] + 1, last[2] + 1, 1, {})))
+      assert.is_truthy(sentence:find(q.value, 1, true), sentence .. " / " .. q.value)
+      assert.is_truthy(sentence:find "^[%s\"]*%u" and sentence:find "[.\"]%s*$", sentence)
+    end
+  end)
+
+  it("counts the evidence that a policy left, layer by layer", function()
+    local case = assert(recall.case(model, 400, 1))
+    local options = { policy = assert(pyramid.policy("pyramidinfer", { preset = "45" })), dtype = "f32" }
+    local cache <close> = assert(model:cache(options))
+    assert(cache:prefill(case.ids))
+    for i, result in ipairs(assert(recall.ask(model, case, "agnostic", options))) do
+      local q, wanted, total = case.questions[i], {}, 0
+      for _, span in ipairs(q.evidence) do
+        for position = span[1], span[2] do wanted[position], total = true, total + 1 end
+      end
+      for layer = 1, model.config.layers do
+        local held = 0
+        for _, position in ipairs(cache:positions(layer)) do held = held + (wanted[position] and 1 or 0) end
+        assert.near(held / total, result.survival[layer], 1e-9)
+      end
+      assert.equal(q.kind, result.kind)
+    end
+  end)
+
+  it("asks the same in both modes where nothing is dropped", function()
+    local case = assert(recall.case(model, 300, 2))
+    local options = { dtype = "f32" }
+    local agnostic, aware = assert(recall.ask(model, case, "agnostic", options)), assert(recall.ask(model, case, "aware", options))
+    for i, result in ipairs(agnostic) do
+      assert.equal(result.line, aware[i].line)
+      assert.equal(1, result.fraction)
+      for _, share in ipairs(result.survival) do assert.equal(1, share) end
+    end
+  end)
+
+  it("shows a policy the question in one mode and hides it in the other", function()
+    local case = assert(recall.case(model, 300, 2))
+    local seen = {}
+    local spy = { name = "spy", prefill = function(_, l) if l.index == 1 then seen[#seen + 1] = l.prompt end end }
+    assert(recall.ask(model, case, "agnostic", { policy = spy }))
+    assert.same({ #case.ids }, seen)
+    seen = {}
+    assert(recall.ask(model, case, "aware", { policy = spy }))
+    assert.equal(#case.questions, #seen)
+    for _, tokens in ipairs(seen) do assert.is_true(tokens > #case.ids) end
+  end)
+
+  it("says what fails", function()
+    local case = assert(recall.case(model, 300, 2))
+    local result, message, code = recall.ask(model, case, "agnostic", { budget = "64 KiB" })
+    assert.is_nil(result)
+    assert.equal("budget", code)
+    assert.is_string(message)
+    assert.has_error(function() recall.ask(model, case, "blind") end, "recall.ask: the mode is agnostic or aware")
+  end)
+
+  it("runs as a script", function()
+    local out, err, status = shell.pyramid("recall", "--length", "300,400", "--questions", "2", "--policy", "full", "--policy",
+      "streaming", "ratio=0.3", "--mode", "both", "--json")
+    assert.equal("", err)
+    assert.equal(0, status)
+    local all = cjson.decode(out)
+    assert.equal(8, #all.results)
+    local streaming = all.results[2]
+    assert.equal("streaming ratio=0.3", streaming.label)
+    assert.is_true(streaming.cache_fraction > 0.28 and streaming.cache_fraction < 0.4)
+    assert.equal(model.config.layers, #streaming.evidence_survival)
+    assert.is_true(streaming.evidence_survival[1] < 1)
+    for _, kind in pairs(all.results[1].kinds) do assert.equal(2, kind.asked) end
+    out = shell.pyramid("recall", "--length", "300", "--questions", "1", "--kinds", "code,gift")
+    assert.matches("policy%s+mode%s+tokens%s+rows%s+evidence%s+code%s+gift\n", out)
+    for pattern, words in pairs {
+      ["%-%-length: 'many' is not a number of tokens"] = { "--length", "many" },
+      ["%-%-length 4096 is more than the model's context of 2048"] = { "--length", "4096" },
+      ["'riddle' is not a kind\nKnown: attribute, "] = { "--kinds", "riddle" },
+    } do
+      out, err, status = shell.pyramid("recall", table.unpack(words))
+      assert.equal("", out)
+      assert.matches(pattern, err)
+      assert.equal(1, status)
+    end
+  end)
+end)
