@@ -1,5 +1,6 @@
 -- Models are found, read and bound: Hugging Face directories, shards, GGUF of both versions. Logits of what was loaded
 -- equal the golden ones, so that a weight in the wrong place cannot pass.
+local cjson = require "cjson"
 local formats = require "spec.support.formats"
 local helper = require "spec.helper"
 local gguf = require "pyramid.loaders.gguf"
@@ -7,6 +8,7 @@ local loaders = require "pyramid.loaders"
 local pyramid = require "pyramid"
 local rope = require "pyramid.loaders.rope"
 local safetensors = require "pyramid.loaders.safetensors"
+local shell = require "support.shell"
 
 local function family(name) return helper.fixture("families/" .. name) end
 
@@ -206,7 +208,7 @@ end)
 describe("loaders.load", function()
   it("refuses options that it does not know", function()
     assert.has_error(function() loaders.load(nil, "x", { wieghts = "f32" }) end,
-      "loaders.load: unknown option 'wieghts' (known: weights)")
+      "loaders.load: unknown option 'wieghts' (known: context, scaling, weights)")
     assert.has_error(function() loaders.load(nil, "x", { weights = "q6_k" }) end)
   end)
 
@@ -314,5 +316,29 @@ describe("loaders.load", function()
       cache:close()
       model:close()
     end
+  end)
+
+  it("makes room for a longer context, scaled as the same model's configuration would", function()
+    for name, scaling in pairs { ["llama-linear"] = "linear", ["llama-yarn"] = "yarn" } do
+      local folder = shell.folder()
+      local config = helper.json(family(name) .. "/config.json")
+      local factor, long = config.rope_scaling.factor, config.max_position_embeddings
+      config.rope_scaling, config.max_position_embeddings = nil, math.tointeger(long / factor)
+      helper.write(folder .. "/config.json", cjson.encode(config))
+      helper.write(folder .. "/model.safetensors", helper.read(family(name) .. "/model.safetensors"))
+      assert_golden(folder, name, { context = math.tointeger(long), scaling = scaling })
+      local plain <close> = assert(pyramid.model(folder, { context = 7 }))
+      assert.equal(7, plain.config.context)
+      local cache <close> = assert(plain:cache())
+      assert.equal("context", select(3, cache:prefill { 1, 2, 3, 4, 5, 6, 7, 8 }))
+      shell.remove(folder)
+    end
+    local result, message, code = pyramid.model(family "llama-yarn", { context = 4096, scaling = "linear" })
+    assert.is_nil(result)
+    assert.matches("llama%-yarn: its RoPE is scaled already %(yarn%), so that linear scaling cannot be asked for", message)
+    assert.equal("unsupported", code)
+    assert.has_error(function() pyramid.model(family "llama-yarn", { context = 0 }) end, "context = 0 (a positive integer is wanted)")
+    assert.has_error(function() pyramid.model(family "llama-yarn", { scaling = "ntk" }) end,
+      "scaling = 'ntk' (known: linear, none, yarn)")
   end)
 end)

@@ -105,6 +105,9 @@ function cli.add_model(parser)
   option(parser, "--weights", "DTYPE", "Convert the weights: f32, f16, bf16, q8_0, q4_0.")
   option(parser, "--device", "NAME", "Where it runs: cpu is what this build has.")
   option(parser, "--threads", "N", "How many threads; 0: one for each processor.", { integer = 0 })
+  option(parser, "--max-context", "N", "How many positions, instead of those the model was made for.", { integer = 1 })
+  option(parser, "--scaling", "KIND", "How RoPE makes room for more of them: none (default), linear, yarn.",
+    { choices = { "none", "linear", "yarn" } })
   option(parser, "--precision", "P", "Of a prompt's matrix products: f32 (default), or bf16 where the processor has it.")
 end
 
@@ -258,7 +261,7 @@ function cli.open_model(args)
   local path = cli.need_model(args.model)
   local progress <close> = picture.progress(args.weights and "converting weights" or "reading weights")
   return cli.must(guarded(model.open, path, { weights = args.weights, device = args.device, threads = args.threads,
-    precision = args.precision, progress = progress.update }))
+    precision = args.precision, context = args.max_context, scaling = args.scaling, progress = progress.update }))
 end
 
 ---The same, for scripts that read or write text.

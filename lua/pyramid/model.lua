@@ -19,7 +19,7 @@ Model.__index = Model
 Model.__name = "pyramid.model"
 
 local model_keys = { device = "string", threads = "integer", weights = "string", memory = "integer|string", isa = "string",
-  precision = "string", progress = "function" }
+  precision = "string", context = "integer", scaling = "string", progress = "function" }
 
 ---@class pyramid.ModelOptions
 ---@field device? "cpu"|"cuda"
@@ -30,6 +30,9 @@ local model_keys = { device = "string", threads = "integer", weights = "string",
 ---@field precision? "f32"|"bf16"    of a prompt's matrix products: "f32" (the default) multiplies activations as they are;
 ---                                  "bf16" rounds them where the processor multiplies bf16 and the weights are bf16 or
 ---                                  quantised: about twice as fast, logits within about 1 % of their norm
+---@field context? integer           positions, instead of those that the model was made for
+---@field scaling? "none"|"linear"|"yarn"   what RoPE does to make room for a longer context: nothing (nil, "none"), divide
+---                                  all angles ("linear": arXiv 2306.15595), or the slow ones ("yarn": arXiv 2309.00071)
 ---@field progress? fun(done: integer, total: integer): boolean?   while weights are converted
 
 ---Opens a model: a Hugging Face directory or a .gguf file. The tokenizer is part of it; a model without one still runs
@@ -56,7 +59,7 @@ function model.open(path, given)
   if not runtime then return nil, message, code end
   if given.progress then runtime:on_progress(given.progress) end
   local loaded
-  loaded, message, code = loaders.load(runtime, path, { weights = given.weights })
+  loaded, message, code = loaders.load(runtime, path, { weights = given.weights, context = given.context, scaling = given.scaling })
   runtime:on_progress(nil)
   if not loaded then
     runtime:close()

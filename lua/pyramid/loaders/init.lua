@@ -7,6 +7,7 @@ local core = require "pyramid.core"
 local families = require "pyramid.families"
 local dtypes = require "pyramid.loaders.dtypes"
 local fault = require "pyramid.loaders.fault"
+local rope = require "pyramid.loaders.rope"
 local formats = { hf = require "pyramid.loaders.hf", gguf = require "pyramid.loaders.gguf_model" }
 
 local loaders = {}
@@ -149,18 +150,41 @@ function loaders.describe(config, weights)
     config.layers, config.heads, config.kv_heads, config.head_dim, config.width, config.vocab, size, unit, main)
 end
 
-local known_options = { weights = true }
+local known_options = { weights = true, context = true, scaling = true }
+local scalings = { none = true, linear = true, yarn = true }
 
 local function check_options(options)
   for key in pairs(options) do
-    if not known_options[key] then error(("loaders.load: unknown option '%s' (known: weights)"):format(tostring(key)), 3) end
+    if not known_options[key] then
+      error(("loaders.load: unknown option '%s' (known: context, scaling, weights)"):format(tostring(key)), 3)
+    end
+  end
+  if options.context ~= nil and (math.type(options.context) ~= "integer" or options.context < 1) then
+    error(("context = %s (a positive integer is wanted)"):format(tostring(options.context)), 3)
+  end
+  if options.scaling ~= nil and not scalings[options.scaling] then
+    error(("scaling = '%s' (known: linear, none, yarn)"):format(tostring(options.scaling)), 3)
   end
   local as = options.weights
-  if as == nil then return nil end
+  if as == nil then return end
   for _, name in ipairs(dtypes.writable) do
-    if name == as then return as end
+    if name == as then return end
   end
   error(("weights = '%s' (known: %s)"):format(tostring(as), table.concat(dtypes.writable, ", ")), 3)
+end
+
+-- Another context than the model's own; positions beyond it are squeezed into what it knows, if so asked.
+local function change_context(source, context, scaling)
+  local config, r = source.config, source.config.rope
+  local trained = config.context
+  config.context = context or trained
+  if not scaling or scaling == "none" or config.context <= trained then return end
+  if r.type ~= "none" then
+    fault.raise("unsupported", "%s: its RoPE is scaled already (%s), so that %s scaling cannot be asked for", source.path, r.type, scaling)
+  end
+  r.type, r.factor, r.original = scaling, config.context / trained, trained
+  r.beta_fast, r.beta_slow, r.truncate, r.gain = 32, 1, true, nil
+  r.freq, r.gain = rope.compute(r, source.path)
 end
 
 --- Files that are open while weights are bound; a bound model keeps what it needs.
@@ -177,8 +201,9 @@ local function open_files(runtime)
   })
 end
 
-local function load(runtime, path, as)
+local function load(runtime, path, options)
   local source = open(path)
+  change_context(source, options.context, options.scaling)
   local config = source.config
   local weights = list_weights(source)
   local handle = fault.check(core.model_new(runtime, {
@@ -192,7 +217,7 @@ local function load(runtime, path, as)
     local t = w.tensor
     fault.check(handle:bind(w.role, w.layer, {
       name = t.name, file = files[t.path], offset = t.offset, bytes = t.bytes, dtype = t.dtype, shape = t.shape,
-    }, as))
+    }, options.weights))
   end
   fault.check(handle:ready())
   ok.done = true
@@ -205,13 +230,15 @@ end
 --- Loads a model.
 ---@param runtime userdata  pyramid.core.runtime
 ---@param path string       a Hugging Face directory, or a GGUF file
----@param options { weights: string? }?  weights: dtype to convert matrices to (default: as in the file)
+---@param options { weights: string?, context: integer?, scaling: string? }?  weights: dtype to convert matrices to
+--- (default: as in the file); context: positions, instead of the model's own; scaling: of RoPE beyond those
 ---@return pyramid.Loaded?
 ---@return string? message
 ---@return string? code
 function loaders.load(runtime, path, options)
-  local as = check_options(options or {})
-  return fault.catch(load, runtime, path, as)
+  options = options or {}
+  check_options(options)
+  return fault.catch(load, runtime, path, options)
 end
 
 return loaders
