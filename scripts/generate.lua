@@ -77,9 +77,10 @@ local run <close> = cli.must(model:generate(ids, { cache = cache, sampler = cli.
   stop = args.stop, ignore_eos = args.ignore_eos, progress = progress.update }))
 progress:close()
 
-local pieces = {}
+local pieces, made = {}, {}
 io.stdout:setvbuf "no"                         -- a piece is seen when it is made
-for piece in run do
+for piece, id in run do
+  made[#made + 1] = id
   if args.json then pieces[#pieces + 1] = piece else io.write(piece) end
 end
 io.stdout:setvbuf "full"
@@ -90,7 +91,7 @@ local rows = cli.layer_rows(cache, model.config)
 if args.json then
   local stats = run.stats
   local out = cli.description(model, policy)
-  out.text, out.finish = table.concat(pieces), run.finish
+  out.text, out.ids, out.finish = table.concat(pieces), made, run.finish
   out.prompt_tokens, out.generated_tokens = stats.prompt_tokens, stats.generated_tokens
   out.prefill_seconds, out.decode_seconds = stats.prefill_seconds, stats.decode_seconds
   out.prefill_tokens_per_second = cli.rate(stats.prompt_tokens, stats.prefill_seconds)

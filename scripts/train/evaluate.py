@@ -1,16 +1,14 @@
-"""Measures an exported model on text it was not trained on.
+"""Measures an exported model on text it was not trained on, and against other people's code. (Recall: `pyramid recall`.)
 
-    python scripts/train/evaluate.py --model models/tiny recall [--tokens 512 1024] [--questions 50] [--keep 0.3]
     python scripts/train/evaluate.py --model models/tiny bits --books books.txt.gz
     python scripts/train/evaluate.py --model models/tiny samples [--count 10] [--seed 1]
+    python scripts/train/evaluate.py --model models/tiny agree --gguf FILE [--pyramid build/pyramid]
 
-recall: exact match per kind of question, at prompts of about so many tokens, greedy; documents of held-out seeds in which
-every fact is told once and nothing is asked before the end. An answer is right if every one of its tokens is the most probable
-one after those before it, and then some token that begins with a line end (one line end or two: the tokenizer has both):
-the same as greedy decoding, read up to the end of the line, giving it. --keep lets every position
-see only the first 4 tokens and the last share of the prompt, as a streaming cache does.
 bits: bits per byte of held-out world documents and of the held-out book, in windows of the model's context.
 samples: continuations with temperature 0.7, top-k 40, through transformers.
+agree: token ids and 100 greedy tokens of every sample's prompt and of questions about held-out documents, with transformers in
+float32, llama-cpp-python (FILE is llama.cpp's conversion, see scripts/peer/to_gguf.py) and Pyramid. Where two go apart, says how
+far transformers' first two logits were from each other there.
 """
 
 import argparse
@@ -19,7 +17,6 @@ import math
 import pathlib
 import subprocess
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
@@ -28,7 +25,6 @@ import corpus
 import export
 import recipe
 
-KINDS = ("attribute", "code", "gift", "moved", "verse", "chain")
 HELD_OUT = 1_000_000_000
 
 
@@ -36,38 +32,6 @@ def documents(first, count, words, *options):
     command = [corpus.LUA, "scripts/train/world.lua", str(first), str(count), str(words), str(words), "--json", *options]
     out = subprocess.run(command, cwd=corpus.ROOT, check=True, stdout=subprocess.PIPE).stdout
     return [json.loads(line) for line in out.decode().split("\n") if line]
-
-
-def streaming_mask(n, keep):
-    i, j = torch.arange(n)[:, None], torch.arange(n)[None]
-    return (j <= i) & ((i - j < max(1, int(n * keep))) | (j < 4))
-
-
-@torch.no_grad()
-def recall(model, tokenizer, tokens, wanted, keep=None):
-    """kind -> (right, asked), and the mean length of the prompts."""
-    result, lengths = {kind: [0, 0] for kind in KINDS}, []
-    seed, words = HELD_OUT + tokens * 1000, int(tokens / 1.42)
-    while any(asked < wanted for _, asked in result.values()) and seed < HELD_OUT + tokens * 1000 + 20 * wanted:
-        for d in documents(seed, 16, words, "recall=0", "density=45", "questions=12"):
-            body = d["text"].encode()[: d["body_bytes"]].decode()
-            done = set()
-            for q in d["questions"]:
-                # One question of a kind per document.
-                if q["kind"] in done or result[q["kind"]][1] >= wanted:
-                    continue
-                done.add(q["kind"])
-                prompt = tokenizer.encode(f"{body}\n\nQuestion: {q['question']}\nAnswer:").ids
-                answer = tokenizer.encode(" " + q["answer"], add_special_tokens=False).ids
-                ids = torch.tensor([prompt + answer + [0]])  # the last is not read
-                mask = streaming_mask(ids.shape[1], keep) if keep else None
-                guess = model(ids[:, :-1], mask=mask[:-1, :-1] if keep else None)[0, len(prompt) - 1 :].argmax(-1)
-                right = guess[:-1].tolist() == answer and tokenizer.id_to_token(guess[-1].item()).startswith("Ċ")
-                result[q["kind"]][0] += int(right)
-                result[q["kind"]][1] += 1
-                lengths.append(len(prompt))
-        seed += 16
-    return result, float(np.mean(lengths))
 
 
 @torch.no_grad()
@@ -104,14 +68,61 @@ def samples(directory, count, seed):
         yield tokenizer.decode(out[0], skip_special_tokens=True)
 
 
+def apart(a, b):
+    """Where two sequences first differ, or None."""
+    for i, (x, y) in enumerate(zip(a, b)):
+        if x != y:
+            return i
+    return None if len(a) == len(b) else min(len(a), len(b))
+
+
+@torch.no_grad()
+def agree(directory, gguf, pyramid, count=100):
+    """One line for each prompt; True if all agree."""
+    import llama_cpp
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    window = recipe.MODEL["max_position_embeddings"]
+    llama = llama_cpp.Llama(str(gguf), n_ctx=window, logits_all=False, verbose=False, type_k=0, type_v=0)
+    prompts, same = list(PROMPTS), True
+    for d in documents(HELD_OUT + 5_000_000, 6, 500, "recall=0", "questions=1"):
+        prompts.append(d["text"].encode()[: d["body_bytes"]].decode() + f"\n\nQuestion: {d['questions'][0]['question']}\nAnswer:")
+    for prompt in prompts:
+        ids = tokenizer(prompt)["input_ids"]
+        theirs = llama.tokenize(prompt.encode(), add_bos=True, special=False)
+        out = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=count, eos_token_id=None, output_logits=True, return_dict_in_generate=True)
+        reference = out.sequences[0, len(ids) :].tolist()
+        second, llama_ids = [], theirs
+        for id in llama.generate(theirs, temp=0.0, reset=True):
+            second.append(id)
+            if len(second) == count:
+                break
+        mine = subprocess.run([str(pyramid), "generate", "--model", str(directory), "--temperature", "0", "-n", str(count), "--ignore-eos", "--cache-dtype", "f32",
+            "--json", "--", prompt], check=True, stdout=subprocess.PIPE)
+        third = json.loads(mine.stdout)["ids"]
+        words = [f"{len(ids)} ids equal" if ids == llama_ids else "IDS DIFFER"]
+        for name, other in (("llama.cpp", second), ("Pyramid", third)):
+            at = apart(reference, other)
+            if at is not None:
+                top = out.logits[at][0].topk(2).values
+                words.append(f"{name} goes another way at token {at}, where the first two logits are {top[0] - top[1]:.4f} apart")
+            else:
+                words.append(f"{name} equal")
+            same = same and at is None
+        same = same and ids == llama_ids
+        print(f"{prompt[:30]!r}: " + "; ".join(words), flush=True)
+    return same
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("recall", "bits", "samples"))
+    parser.add_argument("what", choices=("bits", "samples", "agree"))
     parser.add_argument("--model", type=pathlib.Path, required=True)
     parser.add_argument("--books", type=pathlib.Path)
-    parser.add_argument("--tokens", type=int, nargs="*", default=[512, 1024])
-    parser.add_argument("--questions", type=int, default=50)
-    parser.add_argument("--keep", type=float)
+    parser.add_argument("--gguf", type=pathlib.Path)
+    parser.add_argument("--pyramid", type=pathlib.Path, default=corpus.ROOT / "build/pyramid")
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
@@ -121,16 +132,12 @@ def main():
         for text in samples(a.model, a.count, a.seed):
             print(text + "\n\n---\n")
         return
+    if a.what == "agree":
+        raise SystemExit(0 if agree(a.model, a.gguf, a.pyramid) else 1)
     model, tokenizer = export.load(a.model), Tokenizer.from_file(str(a.model / "tokenizer.json"))
-    if a.what == "bits":
-        print("world", json.dumps(bits_per_byte(model, tokenizer, corpus.world_documents(HELD_OUT, 100, (200, 1000)))), flush=True)
-        _, held = corpus.split_books(corpus.books(a.books))
-        print("held-out book", json.dumps(bits_per_byte(model, tokenizer, [held[:200_000]])))
-        return
-    for tokens in a.tokens:
-        result, mean = recall(model, tokenizer, tokens, a.questions, a.keep)
-        row = {kind: round(right / asked, 3) for kind, (right, asked) in result.items() if asked}
-        print(json.dumps({"tokens": round(mean), "keep": a.keep or 1.0, "asked": {k: n for k, (_, n) in result.items()}, "exact_match": row}), flush=True)
+    print("world", json.dumps(bits_per_byte(model, tokenizer, corpus.world_documents(HELD_OUT, 100, (200, 1000)))), flush=True)
+    _, held = corpus.split_books(corpus.books(a.books))
+    print("held-out book", json.dumps(bits_per_byte(model, tokenizer, [held[:200_000]])))
 
 
 if __name__ == "__main__":
