@@ -85,7 +85,7 @@ def agree(directory, gguf, pyramid, count=100):
     model = LlamaForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     window = recipe.MODEL["max_position_embeddings"]
-    llama = llama_cpp.Llama(str(gguf), n_ctx=window, logits_all=False, verbose=False, type_k=0, type_v=0)
+    llama = llama_cpp.Llama(str(gguf), n_ctx=window, logits_all=False, n_threads=1, verbose=False, type_k=0, type_v=0)
     prompts, same = list(PROMPTS), True
     for d in documents(HELD_OUT + 5_000_000, 6, 500, "recall=0", "questions=1"):
         prompts.append(d["text"].encode()[: d["body_bytes"]].decode() + f"\n\nQuestion: {d['questions'][0]['question']}\nAnswer:")
