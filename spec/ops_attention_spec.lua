@@ -181,7 +181,7 @@ describe("tracked attention", function()
       for j = 1, lane.rows do
         local mean = 0
         for h = (g - 1) * group + 1, g * group do mean = mean + p[h][1][j] / group end
-        refs[g][j] = call.track.decay * values[j] + reference.weight(call.track, call.at[1], j - 1) * mean
+        refs[g][j] = call.track.decay * values[j] + reference.weight(call.track, call.at[1], j - 1 - lane.rows) * mean
       end
     end
     reference.each(function(rt) return ops.attention(rt, layout, { packed(call) }) end, function(r, fail)
@@ -206,7 +206,7 @@ describe("tracked attention", function()
       for _, every in ipairs { 0, 5 } do
         for late = -2, 20, 3 do
           local call = make_call(layout, 1, 50)
-          call.track = { decay = 1, queries = queries, ramp = 1.2, due = call.at[1] + late, threshold = 20, every = every }
+          call.track = { decay = 1, queries = queries, ramp = 1.2, due = call.at[1] + late, threshold = -30, every = every }
           check_track(layout, call)
         end
       end
