@@ -105,10 +105,10 @@ typedef struct pyr_segment {     /* one vector of scores in a choice; host */
  * chosen hold the share `mass` of the sum of all scores, whichever comes first: the smallest such set.
  *
  * Sums are exact, so that no order of summing can change a choice: with 2^e the least power of two above the highest
- * score, a score s counts as the integer floor(s * 2^(38 - e)), those below 0 and NaN as 0, +inf as the largest float.
+ * score, a score s counts as the integer floor(s * 2^(36 - e)), those below 0 and NaN as 0, +inf as the largest float.
  * The share of a sum S that must be held is ceil(mass * S) in double precision, S itself if mass is 1. */
 typedef struct pyr_choice {
-  const float *score;            /* the segments' scores one after the other; at most 2^25 rows */
+  const float *score;            /* the segments' scores one after the other; at most 2^27 rows */
   const pyr_segment *segments;   /* host [count] */
   int32_t count;
   int64_t most;                  /* from the sum of all `least` to the sum of all `n` */

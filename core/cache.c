@@ -177,7 +177,8 @@ pyr_status pyr_lane_gather(pyr_cache *cache, pyr_lane *lane, const int32_t *idx,
       data[p] = fresh[p] ? fresh[p]->data : old->data;
     }
     pyr_lane_view src = pyr_lane_get_view(lane);
-    pyr_lane_view dst = { shared ? data : lane->data + skip, lane->positions + offset, lane->history ? lane->history + offset : NULL, keep - offset };
+    pyr_lane_view dst = { shared ? data : lane->data + skip, lane->positions + offset,
+                          lane->history ? lane->history + offset : NULL, keep - offset };
     status = pool->be->gather(pool->be, &dst, &src, pool->layout, idx + offset, keep - offset);
     if (status != PYR_OK) goto done;
     for (int64_t p = 0; p < changed && shared; p++) {

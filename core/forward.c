@@ -442,7 +442,8 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   size_t due_bytes = (size_t)r.due_count * sizeof *r.due, attention_bytes = (size_t)count * sizeof *r.attention;
   size_t track_bytes = (size_t)count * sizeof *r.tracks, view_bytes = (size_t)count * (size_t)c->kv_heads * sizeof *r.views;
   size_t plan_bytes = r.due_count ? pyr_judge_host_bytes(caches[0]) : 0, pos_bytes = (size_t)count * sizeof *pos;
-  size_t host_bytes = due_bytes + attention_bytes + track_bytes + view_bytes + plan_bytes + pos_bytes + (size_t)turned * sizeof *rot;
+  size_t host_bytes = due_bytes + attention_bytes + track_bytes + view_bytes + plan_bytes + pos_bytes;
+  host_bytes += (size_t)turned * sizeof *rot;
   char *host = pyr_alloc(rt, host_bytes);
   if (!host) return pyr_nomem(rt, host_bytes, "a step");
   r.due = (pyr_due *)host;

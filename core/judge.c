@@ -94,7 +94,10 @@ const char *pyr_judge_fault(const pyr_judge *j, const char **field) {
   const int32_t *window = j->cache->pool->model->config.window;
   bool equal = pyr_cache_lanes_equal(j->cache, j->layer), ranks = plan->prune & PYR_PRUNE_HIDDEN;
   if (!pyr_judge_needed(j)) return NULL;
-  for (int head = 0; head < j->cache->heads; head++) ranks = ranks || pyr_judge_split(j, head).most > 0;
+  for (int head = 0; head < j->cache->heads; head++) {
+    pyr_split s = pyr_judge_split(j, head);
+    ranks = ranks || (lane_judged(j, &s) && s.most > 0);
+  }
   *field = "share";
   if (plan->share == PYR_SHARE_LAYER && !equal && ranks)
     return "is \"layer\", but the heads hold unequal numbers of rows (\"head\" and \"pool\" judge each by its own)";
@@ -102,7 +105,8 @@ const char *pyr_judge_fault(const pyr_judge *j, const char **field) {
   if (!compacts(j) || !(plan->prune & PYR_PRUNE_CACHE)) return NULL;
   if (window && window[j->layer] > 0) return "cannot be \"compact\" in a layer with a sliding window";
   if (!equal) return "cannot be \"compact\" where the heads hold unequal numbers of rows";
-  return plan->share == PYR_SHARE_LAYER ? NULL : "was \"compact\" here: this layer's heads must go on sharing their rows (share = \"layer\")";
+  if (plan->share != PYR_SHARE_LAYER) return "was \"compact\": the layer's heads must go on sharing their rows (share = \"layer\")";
+  return NULL;
 }
 
 /* ---- memory --------------------------------------------------------------------------------------------------------- */

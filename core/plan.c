@@ -246,7 +246,8 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
   for (int i = 0; i < plan->score.length && run->needed && s->stride > 0; i++) {
     const pyr_score_op *op = &plan->score.ops[i];
     if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
-    if (pyr_signal_is_history(op) && pyr_signal_is_history(&trigger->track) && op->b != PYR_MAX) continue;   /* the lanes' history holds it */
+    bool held = pyr_signal_is_history(op) && pyr_signal_is_history(&trigger->track) && op->b != PYR_MAX;
+    if (held) continue;                                  /* by the lanes' history */
     sums[i] = floats;
     floats += heads * s->stride;
   }
@@ -416,7 +417,8 @@ size_t pyr_plan_decode_bytes(pyr_cache *cache, int layer, const pyr_plan *plan) 
 pyr_status pyr_plan_decode(pyr_cache *cache, int layer, const pyr_plan *plan, void *work, void *host) {
   pyr_layer_state *state = &cache->states[layer];
   pyr_judge j = decode_judge(cache, layer, plan, 0);
-  pyr_signals signals = { .cache = cache, .layer = layer, .tracked = &state->trigger.track, .tracked_queries = state->trigger.track.n };
+  pyr_signals signals = { .cache = cache, .layer = layer, .tracked = &state->trigger.track,
+                          .tracked_queries = state->trigger.track.n };
   pyr_judge_work laid;
   int depth;
   pyr_score_check(&plan->score, &depth);

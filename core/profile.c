@@ -18,7 +18,8 @@
 /* The operations that are counted: everything but alloc, release and reserve. */
 #define OPERATIONS(X) \
   X(copy) X(upload) X(download) X(embed) X(rms_norm) X(linear) X(rope) X(silu_mul) X(take_rows) X(take_i32) X(store) \
-  X(attention) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) X(row_norms) X(arith) X(pool) X(normalize) X(select) X(choose) X(iota) X(fill)
+  X(attention) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) X(row_norms) X(arith) X(pool) X(normalize) X(select) \
+  X(choose) X(iota) X(fill)
 
 enum {
 #define X(name) OP_##name,
@@ -129,7 +130,8 @@ WRAPPER(merge, (pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, c
 WRAPPER(rotate, (pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from, const float *freq, int32_t dims, pyr_rope_style style),
         (be, lane, layout, from, freq, dims, style), 3.0 * (double)lane->rows * dims, 2.0 * (double)lane->rows * row_of(layout))
 WRAPPER(mass, (pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale),
-        (be, m, layout, heads, kv_heads, scale), 2.0 * (double)m->n * ranged_rows(m, kv_heads) * (heads / kv_heads) * layout.head_dim,
+        (be, m, layout, heads, kv_heads, scale),
+        2.0 * (double)m->n * ranged_rows(m, kv_heads) * (heads / kv_heads) * layout.head_dim,
         ranged_rows(m, kv_heads) * (row_of(layout) + 8.0 * (heads / kv_heads)) + 4.0 * (double)m->n * heads * layout.head_dim)
 WRAPPER(reduce_rows, (pyr_backend *be, float *out, const float *in, int32_t rows, int64_t stride, int64_t n, pyr_reduce how, float scale),
         (be, out, in, rows, stride, n, how, scale), (double)rows * (double)n, 4.0 * (double)n * (rows + 1.0))

@@ -225,7 +225,7 @@ typedef struct pyr_plan {  /* each lane is judged by its own rows; one that hold
 
 typedef struct pyr_trigger {  /* when decode plans run, and what is tracked until then */
   int64_t every;        /* after this many steps; 0: never by count */
-  int64_t over;         /* when a lane holds more rows than this; 0: never by length */
+  int64_t over;         /* when the longest lane holds more rows than this; 0: never by length */
   int64_t window;       /* the last rows, never judged in decode */
   int32_t once;         /* a row is judged once: survivors, and all rows before the prompt's window, are left alone */
   pyr_score_op track;   /* the PYR_S_ATTENTION or PYR_S_HISTORY signal that decode plans rank by, or any other code:

@@ -471,7 +471,8 @@ static int ops_rotate(lua_State *L) {
   pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = l.layout.head_dim, .cols = 1 };
   pyr_status status = be->reserve(be, &work);
   if (status == PYR_OK)
-    status = be->rotate(be, &lane, l.layout, from, freq, (int32_t)(2 * pairs), (pyr_rope_style)luaL_checkoption(L, 6, NULL, styles));
+    status = be->rotate(be, &lane, l.layout, from, freq, (int32_t)(2 * pairs),
+                        (pyr_rope_style)luaL_checkoption(L, 6, NULL, styles));
   if (status != PYR_OK) return fail(L, be, status);
   push_lane(L, &lane, l.layout, lane.rows);
   return 1;

@@ -7,7 +7,8 @@
  *   trigger(shape…) -> every, over, window, once, program                                          or nothing: never fires
  *   decode(shape…)  -> as prefill
  *
- * keep is a number, or a string of one packed i4 for each head; threshold is nil where losers are not merged. shape… is layer, layers, prompt, past, rows, waiting, tokens, heads, kv_heads, head_dim (layer from 1). A program is
+ * keep is a number, or a string of one packed i4 for each head; threshold is nil where losers are not merged.
+ * shape… is layer, layers, prompt, past, rows, waiting, tokens, heads, kv_heads, head_dim (layer from 1). A program is
  * packed operations, "<BBBxi4f" each. */
 #include "lpyramid.h"
 

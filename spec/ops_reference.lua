@@ -212,7 +212,7 @@ function reference.attention(layout, call)
   return out, lse, p
 end
 
---- What a score counts in sums that are exact (pyr_choice): an integer, in units of 2^(e - 38), where 2^e is the least power
+--- What a score counts in sums that are exact (pyr_choice): an integer, in units of 2^(e - 36), where 2^e is the least power
 --- of two above the highest score.
 local function weights_of(order)
   local largest, top, e = (2 - 2.0 ^ -23) * 2.0 ^ 127, 0, -200
@@ -221,7 +221,7 @@ local function weights_of(order)
   end
   while 2.0 ^ e <= top do e = e + 1 end
   for _, row in ipairs(order) do
-    row.weight = row.score > 0 and math.floor(math.min(row.score, largest) * 2.0 ^ (38 - e)) or 0
+    row.weight = row.score > 0 and math.floor(math.min(row.score, largest) * 2.0 ^ (36 - e)) or 0
   end
 end
 

@@ -4,9 +4,9 @@
  *     M(s)  = { l : t(l) = s and cos(l, s) >= threshold }
  *     k_s, v_s <- (k_s + sum over M(s) of k_l) / (1 + |M(s)|), likewise v
  *
- * Two passes. First every loser's t(l): a task is nr losers, whose keys, scaled to length 1 and transposed, meet the
- * survivors' keys ROWS at a time in `gemm`; each value is one chain of multiply-adds in the order of dimensions, so that
- * neither the cut into tasks nor that into tiles changes it. Then, with the losers of each survivor in a linked list in
+ * Two passes. First every loser's t(l): a task is SLICES slices of nr losers, whose keys, scaled to length 1 and
+ * transposed, meet the survivors' keys ROWS at a time in `gemm`; each value is one chain of multiply-adds in the order of
+ * dimensions, so that neither the cut into tasks nor that into tiles changes it. Then, with the losers of each survivor in a linked list in
  * ascending order, every survivor's mean in f32, a piece of a row at a time.
  *
  * Both live in `links`: its first half holds t(l), then the lists (the first loser behind a survivor's row, the next
@@ -16,7 +16,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { ROWS = 64, MOST_NR = 64, PIECE = 256 };   /* PIECE: a multiple of every cache dtype's block */
+enum { ROWS = 64, SLICES = 4, MOST_NR = 64, PIECE = 256 };   /* PIECE: a multiple of every cache dtype's block */
 
 typedef struct merge_call {
   const pyr_kernels *k;
@@ -33,7 +33,7 @@ typedef struct merge_call {
 typedef struct merge_scratch {
   float *rows;             /* [max(ROWS, nr)][head_dim] */
   float *k;                /* [head_dim][ROWS] survivors */
-  float *l;                /* [head_dim][nr] losers */
+  float *l;                /* [SLICES][head_dim][nr] losers */
   float *scores;           /* [ROWS][nr] */
 } merge_scratch;
 
@@ -41,7 +41,7 @@ static merge_scratch merge_scratch_of(pyr_arena *arena, int nr, int32_t head_dim
   return (merge_scratch){
     .rows = pyr_arena_take(arena, pyr_most(ROWS, nr) * (int64_t)head_dim, sizeof(float)),
     .k = pyr_arena_take(arena, ROWS * (int64_t)head_dim, sizeof(float)),
-    .l = pyr_arena_take(arena, nr * (int64_t)head_dim, sizeof(float)),
+    .l = pyr_arena_take(arena, SLICES * nr * (int64_t)head_dim, sizeof(float)),
     .scores = pyr_arena_take(arena, ROWS * (int64_t)nr, sizeof(float)),
   };
 }
@@ -66,24 +66,29 @@ static void load_directions(const merge_call *c, float *rows, float *dst, int64_
 
 static void find_task(void *ctx, int64_t task, int worker) {
   const merge_call *c = ctx;
-  int64_t nr = c->k->nr, d = c->layout.head_dim, at = task * nr, n = pyr_least(nr, c->lost - at);
+  int64_t nr = c->k->nr, d = c->layout.head_dim, first = task * SLICES * nr, count = pyr_least(SLICES * nr, c->lost - first);
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
   merge_scratch s = merge_scratch_of(&arena, (int)nr, (int32_t)d);
-  float best[MOST_NR];
-  int32_t target[MOST_NR];
-  for (int64_t i = 0; i < n; i++) best[i] = -INFINITY, target[i] = -1;
-  if (n < nr) memset(s.l, 0, (size_t)(nr * d) * sizeof(float));
-  load_directions(c, s.rows, s.l, nr, c->losers + at, n);
+  float best[SLICES * MOST_NR];
+  int32_t target[SLICES * MOST_NR];
+  for (int64_t i = 0; i < count; i++) best[i] = -INFINITY, target[i] = -1;
+  for (int64_t at = 0; at < count; at += nr) {
+    int64_t n = pyr_least(nr, count - at);
+    if (n < nr) memset(s.l + at * d, 0, (size_t)(nr * d) * sizeof(float));
+    load_directions(c, s.rows, s.l + at * d, nr, c->losers + first + at, n);
+  }
   for (int64_t row = 0; row < c->kept; row += ROWS) {
     int64_t rows = pyr_least(ROWS, c->kept - row), m = pyr_round_up(rows, PYR_UNIT);
     load_directions(c, s.rows, s.k, ROWS, c->idx + row, rows);
-    memset(s.scores, 0, (size_t)(m * nr) * sizeof(float));
-    c->k->gemm(s.scores, nr, s.k, ROWS, s.l, nr, m, d);
-    for (int64_t r = 0; r < rows; r++)
-      for (int64_t i = 0; i < n; i++)
-        if (s.scores[r * nr + i] > best[i]) best[i] = s.scores[r * nr + i], target[i] = c->idx[row + r];
+    for (int64_t at = 0; at < count; at += nr) {
+      memset(s.scores, 0, (size_t)(m * nr) * sizeof(float));
+      c->k->gemm(s.scores, nr, s.k, ROWS, s.l + at * d, nr, m, d);
+      for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < pyr_least(nr, count - at); i++)
+          if (s.scores[r * nr + i] > best[at + i]) best[at + i] = s.scores[r * nr + i], target[at + i] = c->idx[row + r];
+    }
   }
-  for (int64_t i = 0; i < n; i++) c->links[c->losers[at + i]] = best[i] >= c->threshold ? target[i] : -1;
+  for (int64_t i = 0; i < count; i++) c->links[c->losers[first + i]] = best[i] >= c->threshold ? target[i] : -1;
 }
 
 static void mean_span(const void *ctx, int64_t begin, int64_t end) {
@@ -121,7 +126,7 @@ pyr_status pyr_cpu_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout 
     if (next < k && idx[next] == row) next++;
     else losers[c.lost++] = (int32_t)row;
   }
-  pyr_cpu_tasks(be, find_task, &c, pyr_ceil_div(c.lost, c.k->nr), c.lost * k * layout.head_dim);
+  pyr_cpu_tasks(be, find_task, &c, pyr_ceil_div(c.lost, SLICES * c.k->nr), c.lost * k * layout.head_dim);
   for (int64_t i = c.lost - 1; i >= 0; i--) {              /* from the last, so that lists ascend */
     int32_t loser = losers[i], target = links[loser];
     if (target < 0) continue;

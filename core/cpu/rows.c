@@ -63,8 +63,9 @@ typedef struct store_call {
 static void store_span(const void *ctx, int64_t begin, int64_t end) {
   const store_call *c = ctx;
   for (int64_t i = begin; i < end; i++) {
-    c->kernels->from_f32(pyr_cpu_row_at(c->lane, c->bytes, c->at + i, 0), c->layout.dtype, c->k + i * c->stride, c->layout.head_dim);
-    c->kernels->from_f32(pyr_cpu_row_at(c->lane, c->bytes, c->at + i, 1), c->layout.dtype, c->v + i * c->stride, c->layout.head_dim);
+    uint8_t *k = pyr_cpu_row_at(c->lane, c->bytes, c->at + i, 0), *v = pyr_cpu_row_at(c->lane, c->bytes, c->at + i, 1);
+    c->kernels->from_f32(k, c->layout.dtype, c->k + i * c->stride, c->layout.head_dim);
+    c->kernels->from_f32(v, c->layout.dtype, c->v + i * c->stride, c->layout.head_dim);
   }
 }
 
@@ -134,7 +135,8 @@ static void rotate_page(void *ctx, int64_t page, int worker) {
 }
 
 static pyr_status cpu_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from, const float *freq, int32_t dims, pyr_rope_style style) {
-  rotate_call c = { pyr_cpu_of(be)->kernels, pyr_cpu_of(be), lane, layout, pyr_row_bytes(layout.dtype, layout.head_dim), from, freq, dims / 2, style };
+  rotate_call c = { pyr_cpu_of(be)->kernels, pyr_cpu_of(be), lane, layout, pyr_row_bytes(layout.dtype, layout.head_dim), from,
+                    freq, dims / 2, style };
   pyr_status status = pyr_cpu_check(be, "rotate", pyr_cpu_merge_scratch(c.kernels, layout.head_dim));
   if (status == PYR_OK) pyr_cpu_tasks(be, rotate_page, &c, pyr_ceil_div(lane->rows, PYR_PAGE_ROWS), lane->rows * 16 * dims);
   return status;

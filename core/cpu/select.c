@@ -19,7 +19,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { DIGITS = 2048 };
+enum { DIGITS = 2048, MOST = 1 << 27 };
 static const struct { int shift, bits; } steps[] = { { 21, 11 }, { 10, 11 }, { 0, 10 } };
 
 static inline uint32_t key_of(float x) {
@@ -64,7 +64,8 @@ pyr_status pyr_cpu_select(pyr_backend *be, int32_t *idx, const float *score, int
 
 /* ---- several vectors --------------------------------------------------------------------------------------------- */
 
-/* What a score counts in a sum; `unit` is 2^(38 - e), or 0 where nothing is summed. */
+/* What a score counts in a sum; `unit` is 2^(36 - e), or 0 where nothing is summed. Less than 2^36, so that sums of 2^27
+ * rows, MOST, fit. */
 static inline uint64_t weight_of(float x, double unit) {
   return x > 0 ? (uint64_t)((double)(x < FLT_MAX ? x : FLT_MAX) * unit) : 0;
 }
@@ -80,7 +81,7 @@ static double unit_of(const pyr_choice *c, int64_t n) {
     if (c->score[i] > top) top = c->score[i] < FLT_MAX ? c->score[i] : FLT_MAX;
   if (top == 0) return 0;
   (void)frexp(top, &e);
-  return ldexp(1.0, 38 - e);
+  return ldexp(1.0, 36 - e);
 }
 
 /* The sum of all scores; *held: that of the segments' own. */
@@ -139,7 +140,7 @@ pyr_status pyr_cpu_choose(pyr_backend *be, const pyr_choice *c) {
     fits = fits && c->segments[s].least >= 0 && c->segments[s].least <= c->segments[s].n;
     n += c->segments[s].n, least += c->segments[s].least;
   }
-  if (!fits || c->most < least || c->most > n)
+  if (!fits || c->most < least || c->most > n || n > MOST)
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "choose: %lld of %lld rows, at least %lld, mass %g", (long long)c->most,
                                  (long long)n, (long long)least, c->mass);
   const float *score = c->score;
