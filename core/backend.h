@@ -156,10 +156,12 @@ struct pyr_backend {
    * K has the largest cosine with theirs, ties to the lower row, if that is at least `threshold` (NaN never is; a row of
    * zeros has cosine 0 with every other). K and V of a row that takes m others in become the means over all m + 1. Other
    * rows stay; pages of rows idx are writable. links: scratch, [2 * rows]. Within the reserved head_dim. */
-  pyr_status (*merge)(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k, float threshold, int32_t *links);
+  pyr_status (*merge)(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k,
+                      float threshold, int32_t *links);
   /* K of row j of a lane, stored as if at position from[j], is rotated on to position j; where from[j] = j nothing is
    * written, elsewhere pages are writable. No gain: K has it already. Within the reserved head_dim. */
-  pyr_status (*rotate)(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from /* [rows] */, const float *freq /* [dims/2] */, int32_t dims, pyr_rope_style style);
+  pyr_status (*rotate)(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from /* [rows] */,
+                       const float *freq /* [dims/2] */, int32_t dims, pyr_rope_style style);
 
   /* scores: vectors of one f32 per judged row; groups of `count` lanes or heads */
   pyr_status (*mass)(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);

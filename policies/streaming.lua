@@ -14,7 +14,7 @@ end
 return policy {
   name = "streaming",
   doc = "attention sinks and a sliding window",
-  defaults = { sinks = 4, ratio = 0.5, rows = 0, slack = 15, rotate = false },   -- rows: a fixed budget; slack: rows over it before a cut
+  defaults = { sinks = 4, ratio = 0.5, rows = 0, slack = 15, rotate = false },   -- rows: a budget; slack: rows over it before a cut
   limits = { sinks = { 0 }, ratio = { 0, 1 }, rows = { 0 }, slack = { 0 } },
   prefill = plan,
   trigger = function(o, l) return { over = budget(o, l) + o.slack } end,

@@ -158,7 +158,8 @@ describe("choose", function()
 
   it("refuses counts and shares that cannot be", function()
     local _, bytes = reference.random(5)
-    for _, case in ipairs { { { 6 }, 6, 0 }, { { 0 }, 6, 0 }, { { 3 }, 2, 0 }, { { -1 }, 2, 0 }, { { 0 }, 2, 1.5 }, { { 0 }, 2, 0 / 0 } } do
+    for _, case in ipairs { { { 6 }, 6, 0 }, { { 0 }, 6, 0 }, { { 3 }, 2, 0 }, { { -1 }, 2, 0 }, { { 0 }, 2, 1.5 },
+      { { 0 }, 2, 0 / 0 } } do
       local result, _, code = ops.choose(reference.runtime(), { bytes }, case[1], case[2], case[3])
       assert.is_nil(result)
       assert.equal("argument", code)

@@ -76,7 +76,8 @@ pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count,
 pyr_status pyr_cpu_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);
 pyr_status pyr_cpu_select(pyr_backend *be, int32_t *idx, const float *score, int64_t n, int64_t k, int32_t offset);
 pyr_status pyr_cpu_choose(pyr_backend *be, const pyr_choice *c);
-pyr_status pyr_cpu_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k, float threshold, int32_t *links);
+pyr_status pyr_cpu_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k,
+                         float threshold, int32_t *links);
 /* Many tokens where bf16 is multiplied in hardware (linear_bf16.c), and whether it takes n tokens and weights of a dtype. */
 bool pyr_cpu_bf16_takes(const pyr_cpu *cpu, pyr_dtype dtype, int64_t n);
 pyr_status pyr_cpu_linear_bf16(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags);

@@ -6,8 +6,8 @@
  *
  * Two passes. First every loser's t(l): a task is SLICES slices of nr losers, whose keys, scaled to length 1 and
  * transposed, meet the survivors' keys ROWS at a time in `gemm`; each value is one chain of multiply-adds in the order of
- * dimensions, so that neither the cut into tasks nor that into tiles changes it. Then, with the losers of each survivor in a linked list in
- * ascending order, every survivor's mean in f32, a piece of a row at a time.
+ * dimensions, so that neither the cut into tasks nor that into tiles changes it. Then, with the losers of each survivor in
+ * a linked list in ascending order, every survivor's mean in f32, a piece of a row at a time.
  *
  * Both live in `links`: its first half holds t(l), then the lists (the first loser behind a survivor's row, the next
  * behind a loser's, -1 ends), its second half the losers' rows. */
@@ -115,7 +115,8 @@ static void mean_span(const void *ctx, int64_t begin, int64_t end) {
   }
 }
 
-pyr_status pyr_cpu_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k, float threshold, int32_t *links) {
+pyr_status pyr_cpu_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k,
+                         float threshold, int32_t *links) {
   int32_t *losers = links + lane->rows;
   merge_call c = { .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .lane = lane, .layout = layout, .idx = idx, .links = links,
                    .losers = losers, .kept = k, .threshold = threshold };

@@ -134,7 +134,8 @@ static void rotate_page(void *ctx, int64_t page, int worker) {
   }
 }
 
-static pyr_status cpu_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from, const float *freq, int32_t dims, pyr_rope_style style) {
+static pyr_status cpu_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from,
+                             const float *freq, int32_t dims, pyr_rope_style style) {
   rotate_call c = { pyr_cpu_of(be)->kernels, pyr_cpu_of(be), lane, layout, pyr_row_bytes(layout.dtype, layout.head_dim), from,
                     freq, dims / 2, style };
   pyr_status status = pyr_cpu_check(be, "rotate", pyr_cpu_merge_scratch(c.kernels, layout.head_dim));
