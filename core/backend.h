@@ -48,7 +48,9 @@ typedef struct pyr_work {        /* upper bounds that `reserve` prepares for */
  *     i       = q - (due(j) - queries + 1)
  *     w(q, j) = 1                                        if queries == 0 (every query counts)
  *               0                                        if i < 0 or q > due(j)
- *               1 + (ramp - 1) * i / (queries - 1)       otherwise (1 if queries == 1) */
+ *               1 + (ramp - 1) * i / (queries - 1)       otherwise (1 if queries == 1)
+ * j counts from an origin that each user of a weighting states for each lane: lanes of unequal length are judged from
+ * their ends, so that one threshold, counted from there, serves them all. */
 typedef struct pyr_weighting {
   int32_t queries;
   float ramp;
@@ -56,7 +58,7 @@ typedef struct pyr_weighting {
 } pyr_weighting;
 
 typedef struct pyr_track {       /* history[j] = decay * history[j] + w(q, j) * mean over the lane's heads of p_h(j) */
-  pyr_weighting weighting;
+  pyr_weighting weighting;       /* j counts from the lane's end: row j of `rows` is j - rows */
   float decay;
 } pyr_track;
 
@@ -72,18 +74,49 @@ typedef struct pyr_attention {   /* causal attention of n queries of one sequenc
   const pyr_track *track;        /* host; NULL: none. Only with n == 1 and lanes that have a history */
 } pyr_attention;
 
-typedef struct pyr_mass {        /* attention mass that n queries of one sequence gave to the rows [begin, end) */
+typedef struct pyr_range {       /* rows [begin, end) of a lane, none if end <= begin */
+  int64_t begin, end;
+  int64_t origin;                /* a weighting counts rows from here: row j is j - origin */
+} pyr_range;
+
+typedef struct pyr_mass {        /* attention mass that n queries of one sequence gave to a range of each lane's rows */
   float *out;                    /* [heads, end-begin] accumulates: += (or max=) w(q, j) * exp(scale*q.k - lse) */
-  int64_t stride;                /* floats from head to head in out, >= end-begin */
+  int64_t stride;                /* floats from head to head in out, >= every lane's end-begin */
   const float *q;                /* [n, heads, head_dim] as given to attention, with its lse */
   const float *lse;              /* [n, heads] */
   const int32_t *q_pos;          /* [n] */
-  const pyr_lane_view *lanes;    /* host [kv_heads]; all lanes hold at least `end` rows */
-  int64_t n, begin, end;
+  const pyr_lane_view *lanes;    /* host [kv_heads] */
+  const pyr_range *ranges;       /* host [kv_heads]; a lane holds at least `end` rows */
+  int64_t n;
   int32_t window;                /* as in attention; invisible rows get nothing */
   pyr_reduce reduce;             /* PYR_SUM or PYR_MAX over queries */
-  pyr_weighting weighting;       /* j is the row index in the lane */
+  pyr_weighting weighting;
 } pyr_mass;
+
+typedef struct pyr_segment {     /* one vector of scores in a choice; host */
+  int64_t n;                     /* its rows */
+  int64_t least;                 /* so many of its highest are chosen whatever the others hold; 0..n */
+  int64_t at;                    /* its chosen rows are written to idx + at, ascending, … */
+  int32_t offset;                /* … each plus offset */
+} pyr_segment;
+
+/* Which rows of several segments survive together. First every segment's own `least`; then, of all that are left, the
+ * highest, ties to the lower segment, then to the lower row, until `most` rows are chosen or, if mass > 0, until the
+ * chosen hold the share `mass` of the sum of all scores, whichever comes first: the smallest such set.
+ *
+ * Sums are exact, so that no order of summing can change a choice: with 2^e the least power of two above the highest
+ * score, a score s counts as the integer floor(s * 2^(36 - e)), those below 0 and NaN as 0, +inf as the largest float.
+ * The share of a sum S that must be held is ceil(mass * S) in double precision, S itself if mass is 1. */
+typedef struct pyr_choice {
+  const float *score;            /* the segments' scores one after the other; at most 2^27 rows */
+  const pyr_segment *segments;   /* host [count] */
+  int32_t count;
+  int64_t most;                  /* from the sum of all `least` to the sum of all `n` */
+  double mass;                   /* 0..1; 0: exactly `most` rows */
+  int32_t *idx;
+  int32_t *chosen;               /* [count] how many rows of each segment were chosen */
+  int32_t *work;                 /* [2 * count] scratch */
+} pyr_choice;
 
 typedef struct pyr_backend pyr_backend;
 struct pyr_backend {
@@ -119,6 +152,16 @@ struct pyr_backend {
   /* rows idx[0..k) of src move to rows 0..k of dst (pages, positions and history); dst may be src; the pages of dst
    * are writable. idx [k] ascending. */
   pyr_status (*gather)(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, pyr_layout layout, const int32_t *idx, int64_t k);
+  /* Rows of the lane that are not among idx [k], ascending, are merged into their most similar row that is: the one whose
+   * K has the largest cosine with theirs, ties to the lower row, if that is at least `threshold` (NaN never is; a row of
+   * zeros has cosine 0 with every other). K and V of a row that takes m others in become the means over all m + 1. Other
+   * rows stay; pages of rows idx are writable. links: scratch, [2 * rows]. Within the reserved head_dim. */
+  pyr_status (*merge)(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k,
+                      float threshold, int32_t *links);
+  /* K of row j of a lane, stored as if at position from[j], is rotated on to position j; where from[j] = j nothing is
+   * written, elsewhere pages are writable. No gain: K has it already. Within the reserved head_dim. */
+  pyr_status (*rotate)(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from /* [rows] */,
+                       const float *freq /* [dims/2] */, int32_t dims, pyr_rope_style style);
 
   /* scores: vectors of one f32 per judged row; groups of `count` lanes or heads */
   pyr_status (*mass)(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);
@@ -131,6 +174,7 @@ struct pyr_backend {
   pyr_status (*normalize)(pyr_backend *be, float *x, int64_t n);                        /* by the sum; a zero sum leaves x */
   /* ascending indices of the k highest of score[n], each plus `offset`, ties to the lower; linear time, no sort */
   pyr_status (*select)(pyr_backend *be, int32_t *idx /* [k] */, const float *score, int64_t n, int64_t k, int32_t offset);
+  pyr_status (*choose)(pyr_backend *be, const pyr_choice *c);                           /* linear time, no sort */
   /* out[i] = first + i */
   pyr_status (*iota)(pyr_backend *be, int32_t *out, int32_t first, int64_t n);
   /* out[i] = positions[i] (what 0), a hash of (seed, positions[i]) in [0, 1) (1), or value (2) */

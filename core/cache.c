@@ -156,14 +156,18 @@ pyr_status pyr_lane_gather(pyr_cache *cache, pyr_lane *lane, const int32_t *idx,
   pyr_status status = PYR_OK;
   pyr_page **fresh = NULL;
   void **data = NULL;
+  bool shared = false;
+  for (int64_t p = 0; p < changed; p++) shared = shared || lane->pages[skip + p]->refs > 1;
   if (changed > 0) {
-    fresh = pyr_alloc_zero(rt, bytes);
-    data = pyr_alloc(rt, bytes);
-    if (!fresh || !data) {
-      status = pyr_nomem(rt, bytes, "a page table");
-      goto done;
+    if (shared) {
+      fresh = pyr_alloc_zero(rt, bytes);
+      data = pyr_alloc(rt, bytes);
+      if (!fresh || !data) {
+        status = pyr_nomem(rt, bytes, "a page table");
+        goto done;
+      }
     }
-    for (int64_t p = 0; p < changed; p++) {
+    for (int64_t p = 0; p < changed && shared; p++) {
       pyr_page *old = lane->pages[skip + p];
       if (old->refs > 1) {
         status = pyr_page_new(pool, &fresh[p]);
@@ -173,10 +177,11 @@ pyr_status pyr_lane_gather(pyr_cache *cache, pyr_lane *lane, const int32_t *idx,
       data[p] = fresh[p] ? fresh[p]->data : old->data;
     }
     pyr_lane_view src = pyr_lane_get_view(lane);
-    pyr_lane_view dst = { data, lane->positions + offset, lane->history ? lane->history + offset : NULL, keep - offset };
+    pyr_lane_view dst = { shared ? data : lane->data + skip, lane->positions + offset,
+                          lane->history ? lane->history + offset : NULL, keep - offset };
     status = pool->be->gather(pool->be, &dst, &src, pool->layout, idx + offset, keep - offset);
     if (status != PYR_OK) goto done;
-    for (int64_t p = 0; p < changed; p++) {
+    for (int64_t p = 0; p < changed && shared; p++) {
       if (!fresh[p]) continue;
       pyr_page_free(pool, lane->pages[skip + p]);
       lane->pages[skip + p] = fresh[p];
@@ -334,6 +339,12 @@ int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer) {
     if (held > rows) rows = held;
   }
   return rows;
+}
+
+bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer) {
+  for (int head = 1; head < cache->heads; head++)
+    if (pyr_cache_lane(cache, layer, head)->rows != pyr_cache_lane(cache, layer, 0)->rows) return false;
+  return true;
 }
 
 pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head, int32_t *out) {

@@ -22,9 +22,10 @@ typedef struct pyr_lane {
 
 typedef struct pyr_layer_state {  /* what decode plans need to know of a layer */
   pyr_trigger trigger;
-  int64_t judged;          /* once: leading rows that are never judged (again) */
+  int64_t unjudged;        /* once: a lane's last rows that were not judged yet, where it has as many */
   int64_t since;           /* steps since the prefill or since the trigger fired */
   int64_t past;            /* rows held before the last prefill */
+  bool compact;            /* keys lie rotated to their rows' indices, and new ones to the next: lanes are of one length */
 } pyr_layer_state;
 
 struct pyr_cache {
@@ -45,6 +46,7 @@ static inline pyr_lane *pyr_cache_lane(const pyr_cache *cache, int layer, int he
 
 pyr_lane_view pyr_lane_get_view(const pyr_lane *lane);
 int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer);   /* of its longest lane */
+bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer);      /* whether all are as long */
 
 /* Makes room for `more` rows in a lane and makes the pages they touch writable (a shared tail page is copied).
  * `history`: whether rows carry one; a history that appears later starts at zero. All or nothing. */
@@ -56,7 +58,7 @@ void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane);
 /* Copies shared pages from row `from` on, so that a later gather cannot fail. */
 pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from);
 /* Keeps rows idx[0..keep), ascending backend memory, of which the first `fixed` are known to be 0..fixed-1: pages of
- * those stay shared. Fails only where shared pages must be copied; then the lane is as before. */
+ * those stay shared. Fails, and allocates, only where shared pages must be copied; then the lane is as before. */
 pyr_status pyr_lane_gather(pyr_cache *cache, pyr_lane *lane, const int32_t *idx, int64_t keep, int64_t fixed);
 
 /* A copy that shares all pages; also the snapshot that a failed prefill returns to. */

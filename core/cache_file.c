@@ -6,6 +6,8 @@
  *   layers   for each: the trigger's numbers and the decode state
  *   lanes    for each: rows, whether a history follows, positions, history, then the K rows and V rows page by page
  *   check    u64 FNV-1a of all bytes before it
+ * Version 2 knows lanes of unequal length and compacted keys; a file of version 1 is refused: its decode state counted rows
+ * that were judged, and not from the lanes' ends.
  * Nothing read is believed before it is checked: counts against the file's size, positions against their order, the sum
  * against the bytes. A file is written beside its destination and renamed, so that a failed save loses nothing. */
 #include "cache.h"
@@ -16,7 +18,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PYR_CACHE_VERSION = 1, PYR_CACHE_ORDER = 0x01020304 };
+enum { PYR_CACHE_VERSION = 2, PYR_CACHE_ORDER = 0x01020304 };
 static const char cache_magic[8] = { 'P', 'Y', 'R', 'C', 'A', 'C', 'H', 'E' };
 
 typedef struct pyr_cache_header {
@@ -87,17 +89,18 @@ static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
   h->evicted = cache->evicted;
 }
 
-/* A layer's state as ten 64-bit numbers; the ramp or decay travels as its bits. */
-static void pack_state(const pyr_layer_state *state, int64_t out[12]) {
+enum { STATE = 13 };   /* a layer's state as so many 64-bit numbers; the ramp or decay travels as its bits */
+
+static void pack_state(const pyr_layer_state *state, int64_t out[STATE]) {
   const pyr_trigger *t = &state->trigger;
   uint32_t bits;
   memcpy(&bits, &t->track.x, sizeof bits);
-  int64_t numbers[12] = { t->every, t->over, t->window, t->once, t->track.code, t->track.a, t->track.b, t->track.n, bits,
-                          state->judged, state->since, state->past };
+  int64_t numbers[STATE] = { t->every, t->over, t->window, t->once, t->track.code, t->track.a, t->track.b, t->track.n, bits,
+                             state->unjudged, state->since, state->past, state->compact };
   memcpy(out, numbers, sizeof numbers);
 }
 
-static void unpack_state(const int64_t in[12], pyr_layer_state *state) {
+static void unpack_state(const int64_t in[STATE], pyr_layer_state *state) {
   uint32_t bits = (uint32_t)in[8];
   pyr_trigger *t = &state->trigger;
   memset(state, 0, sizeof *state);
@@ -107,9 +110,10 @@ static void unpack_state(const int64_t in[12], pyr_layer_state *state) {
   t->once = (int32_t)in[3];
   t->track = (pyr_score_op){ (uint8_t)in[4], (uint8_t)in[5], (uint8_t)in[6], (int32_t)in[7], 0.0f };
   memcpy(&t->track.x, &bits, sizeof bits);
-  state->judged = in[9];
+  state->unjudged = in[9];
   state->since = in[10];
   state->past = in[11];
+  state->compact = in[12] != 0;
 }
 
 /* ---- save ------------------------------------------------------------------------------------------------------ */
@@ -161,7 +165,7 @@ pyr_status pyr_cache_save(const pyr_cache *cache, const char *path) {
   fill_header(cache, &header);
   status = put(&s, &header, sizeof header);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) {
-    int64_t numbers[12];
+    int64_t numbers[STATE];
     pack_state(&cache->states[layer], numbers);
     status = put(&s, numbers, sizeof numbers);
   }
@@ -194,13 +198,14 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   pyr_status status = get(s, &h, sizeof h, "the header");
   if (status != PYR_OK) return status;
   if (memcmp(h.magic, mine.magic, sizeof h.magic) != 0) return bad(s, "magic", "is not that of a saved cache");
+  if (h.version == 1) return bad(s, "version", "is 1, of an older build; read the prompt again and save it anew");
   if (h.version != mine.version) return bad(s, "version", "is one this build does not read");
   if (h.order != mine.order) return bad(s, "byte order", "is not this machine's");
   if (h.layers != mine.layers || h.heads != mine.heads || h.head_dim != mine.head_dim)
     return bad(s, "shape", "is that of another model");
   if (h.rope != mine.rope) return bad(s, "rope", "frequencies are those of another model");
   if (h.dtype != mine.dtype) return bad(s, "dtype", "differs from the cache to load into; ask for the saved one");
-  if (h.tokens < 0 || h.tokens > cache->pool->model->config.context || h.prompt < 0 || h.prompt > h.tokens || h.computed < 0 ||
+  if (h.tokens < 0 || h.tokens > INT32_MAX || h.prompt < 0 || h.prompt > h.tokens || h.computed < 0 ||
       h.evicted < 0)
     return bad(s, "counters", "are out of range");
   *same = h.policy == mine.policy && cache->policy.decode != NULL;
@@ -247,10 +252,10 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, cha
 
 /* Under another policy, nothing fires until the next prefill asks it for its triggers. */
 static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer, bool same) {
-  int64_t numbers[12];
+  int64_t numbers[STATE];
   pyr_status status = get(s, numbers, sizeof numbers, "a layer's state");
   if (status != PYR_OK) return status;
-  for (int i = 0; i < 12; i++)
+  for (int i = 0; i < STATE; i++)
     if (numbers[i] < 0 || (i >= 3 && i <= 6 && numbers[i] > 255) || (i == 8 && numbers[i] > UINT32_MAX) ||
         (i != 8 && numbers[i] > INT32_MAX))
       return bad(s, "a layer's state", "is out of range");
@@ -258,6 +263,8 @@ static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer, bool sa
   unpack_state(numbers, &cache->states[layer]);
   pyr_trigger *trigger = &cache->states[layer].trigger;
   if (!same) *trigger = idle.trigger;
+  if (!cache->states[layer].compact && cache->tokens > cache->pool->model->config.context)
+    return bad(s, "counters", "are out of range");
   if (!pyr_trigger_tracks(trigger)) return PYR_OK;
   int depth;
   pyr_score alone = { 1, { trigger->track } };
@@ -289,10 +296,12 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   }
   status = load_header(&s, cache, &same);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) status = load_state(&s, cache, layer, same);
-  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++) {
+  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
     status = load_lane(&s, cache, &cache->lanes[i], buffer);
-    if (status == PYR_OK && i % cache->heads != 0 && cache->lanes[i].rows != cache->lanes[i - 1].rows)
-      status = bad(&s, "rows", "differ between the heads of a layer");
+  for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) {
+    if (!cache->states[layer].compact) continue;
+    if (!pyr_cache_lanes_equal(cache, layer)) status = bad(&s, "rows", "differ between the heads of a compacted layer");
+    else if (pyr_cache_layer_rows(cache, layer) > model->config.context) status = bad(&s, "rows", "are out of range");
   }
   if (status != PYR_OK) goto done;
   expected = s.hash;

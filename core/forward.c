@@ -11,6 +11,10 @@
  *     store k, v;  x += attention(q, rows) W_o
  *     h = rms_norm(x);  x += (silu(h W_gate) * h W_up) W_down
  *
+ * Positions. A token has the position at which it was read, by which rows are told apart, masked and tracked. Its q and k
+ * are rotated to the same position, but in layers whose keys were compacted (pyr_layer_state): there to the number of rows
+ * before it. The model's context bounds the positions that are rotated to.
+ *
  * Failure. Plans are asked for before anything is touched; memory is reserved before anything is computed. A failed
  * prefill returns to a snapshot (pages are shared, so it costs page tables, and copies of what is written), or drops its
  * rows again where no older row changes; a failed step drops its row. After its reservation a step can fail only if the
@@ -38,11 +42,12 @@ typedef struct pyr_forward {       /* the activations of one chunk, backend memo
   float *gate, *up;                /* [chunk, ff] */
   float *logits;                   /* [logit_rows, vocab] */
   int32_t *ids, *pos;              /* [tokens] */
+  int32_t *rot;                    /* [turned] positions that q and k are rotated to, where they are not `pos` */
   int exact;                       /* PYR_LINEAR_EXACT in a decode step, else 0 */
 } pyr_forward;
 
 /* Lays the activations out in one block; returns its size. With base NULL only counts. */
-static size_t carve(pyr_forward *f, char *base, int64_t tokens, int64_t chunk, int64_t logit_rows) {
+static size_t carve(pyr_forward *f, char *base, int64_t tokens, int64_t chunk, int64_t logit_rows, int64_t turned) {
   const pyr_model_config *c = &f->model->config;
   int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
   size_t used = 0;
@@ -51,6 +56,7 @@ static size_t carve(pyr_forward *f, char *base, int64_t tokens, int64_t chunk, i
     { (void **)&f->k, chunk * kv },        { (void **)&f->v, chunk * kv },         { (void **)&f->att, chunk * q },
     { (void **)&f->lse, chunk * c->heads },{ (void **)&f->gate, chunk * c->ff },   { (void **)&f->up, chunk * c->ff },
     { (void **)&f->logits, logit_rows * c->vocab }, { (void **)&f->ids, tokens },  { (void **)&f->pos, tokens },
+    { (void **)&f->rot, turned },
   };
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
     if (base) *parts[i].at = base + used;
@@ -79,13 +85,13 @@ static pyr_status layer_rotated(pyr_forward *f, float *out, const pyr_tensor *w,
   return s;
 }
 
-/* x [n, width] -> q (where wanted), k, v. */
-static pyr_status layer_project(pyr_forward *f, const pyr_layer *l, const float *x, const int32_t *pos, int64_t n, bool queries) {
+/* x [n, width] -> q (where wanted), k, v; q and k rotated to `rot`. */
+static pyr_status layer_project(pyr_forward *f, const pyr_layer *l, const float *x, const int32_t *rot, int64_t n, bool queries) {
   const pyr_model_config *c = &f->model->config;
   pyr_backend *be = f->be;
   pyr_status s = be->rms_norm(be, f->h, x, l->attn_norm, n, c->width, c->norm_eps);
-  if (s == PYR_OK && queries) s = layer_rotated(f, f->q, &l->q, l->q_bias, l->q_norm, c->heads, pos, n);
-  if (s == PYR_OK) s = layer_rotated(f, f->k, &l->k, l->k_bias, l->k_norm, c->kv_heads, pos, n);
+  if (s == PYR_OK && queries) s = layer_rotated(f, f->q, &l->q, l->q_bias, l->q_norm, c->heads, rot, n);
+  if (s == PYR_OK) s = layer_rotated(f, f->k, &l->k, l->k_bias, l->k_norm, c->kv_heads, rot, n);
   return s == PYR_OK ? be->linear(be, f->v, f->h, &l->v, l->v_bias, n, f->exact) : s;
 }
 
@@ -136,9 +142,14 @@ static pyr_status check_tokens(const pyr_cache *cache, const int32_t *ids, int64
     if (ids[i] < 0 || ids[i] >= c->vocab)
       return pyr_runtime_set_error(rt, PYR_ARGUMENT, "token %lld has id %d, outside the vocabulary of %d", (long long)i + 1,
                                    (int)ids[i], (int)c->vocab);
-  if (n > c->context - cache->tokens)
+  int64_t before = 0;                                    /* the position that the first of them is rotated to, at most */
+  for (int layer = 0; layer < cache->layers; layer++)
+    before = max64(before, cache->states[layer].compact ? pyr_cache_layer_rows(cache, layer) : cache->tokens);
+  if (n > c->context - before)
     return pyr_runtime_set_error(rt, PYR_CONTEXT, "%lld tokens after %lld are more than the model's context of %d",
-                                 (long long)n, (long long)cache->tokens, (int)c->context);
+                                 (long long)n, (long long)before, (int)c->context);
+  if (n > INT32_MAX - cache->tokens)
+    return pyr_runtime_set_error(rt, PYR_CONTEXT, "positions beyond %d cannot be told apart", (int)INT32_MAX);
   return PYR_OK;
 }
 
@@ -171,7 +182,13 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, pyr_plan_run *run, in
    * and, where a score wants them, their queries. */
   bool last_only = layer == c->layers - 1 && !(p->flags & PYR_PREFILL_ALL), holds_last = at + n == p->alive;
   bool queries = !last_only || holds_last || wanted;
-  pyr_status s = layer_project(f, l, x, f->pos + at, n, queries);
+  const int32_t *rot = f->pos + at;
+  pyr_status s = PYR_OK;
+  if (p->cache->states[layer].compact) {
+    s = f->be->iota(f->be, f->rot, (int32_t)pyr_cache_layer_rows(p->cache, layer), n);
+    rot = f->rot;
+  }
+  if (s == PYR_OK) s = layer_project(f, l, x, rot, n, queries);
   if (s == PYR_OK) s = layer_store(f, p->cache, layer, 0, f->pos + at, n);
   if (s != PYR_OK || !queries) return s;
   get_views(p->cache, layer, p->views);
@@ -198,22 +215,16 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   bool asked = !(p->flags & PYR_PREFILL_NO_PRUNE);          /* else: keep all, and the trigger stays as it is */
   pyr_status s = asked ? pyr_plan_ask_prefill(cache, &shape, &plan) : PYR_OK;
   if (s != PYR_OK) return s;
-  if (layer == c->layers - 1 && (plan.prune & PYR_PRUNE_HIDDEN)) {   /* there is no next layer to hand survivors to */
-    if (plan.prune == PYR_PRUNE_HIDDEN) plan.keep = shape.rows;
-    plan.prune = PYR_PRUNE_CACHE;
-    plan.last = max64(plan.last, 1);
-    plan.first = max64(plan.first, before);
-  }
-  if ((p->flags & PYR_PREFILL_ALL) && (plan.prune & PYR_PRUNE_HIDDEN) && plan.keep < shape.rows)
+  if ((p->flags & PYR_PREFILL_ALL) && (plan.prune & PYR_PRUNE_HIDDEN) && (plan.keep < shape.rows || plan.mass > 0))
     return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT, "logits of every position need every token to reach the last layer, "
                                  "but policy %s prunes hidden states at layer %d (append with pruning off instead)",
                                  cache->policy.name ? cache->policy.name : "?", layer + 1);
-  shape.rows = pyr_plan_rows_after(&shape, &plan);
+  shape.rows = pyr_plan_rows_after(cache, &shape, &plan);
   if (asked) s = pyr_plan_ask_trigger(cache, &shape, &trigger);
   else trigger = cache->states[layer].trigger;
   for (int head = 0; head < c->kv_heads && s == PYR_OK; head++)
     s = pyr_lane_reserve(cache, pyr_cache_lane(cache, layer, head), p->alive, pyr_trigger_tracks(&trigger));
-  if (s == PYR_OK) s = pyr_plan_begin(&run, cache, layer, &plan, asked ? &trigger : NULL, before, p->alive, cache->tokens + p->n - 1);
+  if (s == PYR_OK) s = pyr_plan_begin(&run, cache, layer, &plan, asked ? &trigger : NULL, p->alive, cache->tokens + p->n - 1);
   for (int64_t at = 0; at < p->alive && s == PYR_OK; at += PYR_CHUNK) {
     s = pyr_progress(cache->pool->rt, layer * p->n + at * p->n / p->alive, c->layers * p->n);
     if (s == PYR_OK) s = prefill_chunk(p, layer, &run, at, min64(PYR_CHUNK, p->alive - at));
@@ -273,13 +284,13 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
   mark_lanes(cache);
 
   p.views = pyr_alloc(rt, views_bytes);
-  block_bytes = carve(&p.f, NULL, n, chunk, logits ? (flags & PYR_PREFILL_ALL ? chunk : 1) : 0);
+  block_bytes = carve(&p.f, NULL, n, chunk, logits ? (flags & PYR_PREFILL_ALL ? chunk : 1) : 0, chunk);
   block = p.views ? be->alloc(be, block_bytes) : NULL;
   if (!block) {
     s = pyr_nomem(rt, p.views ? block_bytes : views_bytes, "the activations of a prefill");
     goto done;
   }
-  carve(&p.f, block, n, chunk, logits ? (flags & PYR_PREFILL_ALL ? chunk : 1) : 0);
+  carve(&p.f, block, n, chunk, logits ? (flags & PYR_PREFILL_ALL ? chunk : 1) : 0, chunk);
   int64_t rows = n;
   for (int layer = 0; layer < c->layers; layer++) rows = max64(rows, n + pyr_cache_layer_rows(cache, layer));
   pyr_work work = work_of(model, chunk, rows, 1);
@@ -293,6 +304,7 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
   if (s == PYR_OK) {
     cache->tokens += n;
     if (!(flags & PYR_PREFILL_NO_PRUNE)) cache->prompt = n;
+    for (int layer = 0; layer < c->layers && (flags & PYR_PREFILL_NO_PRUNE); layer++) cache->states[layer].unjudged += n;
   }
 done:
   be->release(be, block, block_bytes);
@@ -324,7 +336,8 @@ typedef struct pyr_step_run {
   pyr_attention *attention;        /* host [count] */
   pyr_track *tracks;               /* host [count] */
   pyr_lane_view *views;            /* host [count * kv_heads] */
-  void *plan_work;
+  void *plan_work, *plan_host;
+  bool turned;                     /* f.rot [layers, count] holds positions; else all are rotated to f.pos */
 } pyr_step_run;
 
 /* Asks the policies of all caches for the plans that will run at the end of this step. */
@@ -338,7 +351,7 @@ static pyr_status step_ask(pyr_step_run *r) {
       const pyr_layer_state *state = &cache->states[layer];
       int64_t rows = pyr_cache_layer_rows(cache, layer) + 1;
       pyr_shape shape = { .layer = layer, .layers = c->layers, .prompt = cache->prompt, .past = state->past, .rows = rows,
-                          .waiting = max64(0, rows - state->trigger.window - state->judged), .tokens = cache->tokens + 1,
+                          .waiting = pyr_plan_waiting(cache, layer, rows), .tokens = cache->tokens + 1,
                           .heads = c->heads, .kv_heads = c->kv_heads, .head_dim = c->head_dim };
       pyr_due *due = &r->due[at++];
       *due = (pyr_due){ .index = i, .layer = layer };
@@ -361,12 +374,8 @@ static pyr_status step_reserve(pyr_step_run *r) {
         if (s != PYR_OK) return s;
       }
   for (int64_t d = 0; d < r->due_count; d++) {
-    pyr_due *due = &r->due[d];
-    pyr_cache *cache = r->caches[due->index];
-    for (int head = 0; head < c->kv_heads; head++) {
-      s = pyr_lane_unshare(cache, pyr_cache_lane(cache, due->layer, head), pyr_plan_decode_first(cache, due->layer, &due->plan));
-      if (s != PYR_OK) return s;
-    }
+    s = pyr_plan_decode_prepare(r->caches[r->due[d].index], r->due[d].layer, &r->due[d].plan);
+    if (s != PYR_OK) return s;
   }
   return PYR_OK;
 }
@@ -376,7 +385,7 @@ static pyr_status step_layer(pyr_step_run *r, int layer) {
   const pyr_model_config *c = &f->model->config;
   const pyr_layer *l = &f->model->layers[layer];
   int64_t width = (int64_t)c->heads * c->head_dim;
-  pyr_status s = layer_project(f, l, f->x, f->pos, r->count, true);
+  pyr_status s = layer_project(f, l, f->x, r->turned ? f->rot + (int64_t)layer * r->count : f->pos, r->count, true);
   for (int i = 0; i < r->count && s == PYR_OK; i++) {
     pyr_cache *cache = r->caches[i];
     bool tracked = pyr_plan_track(cache, layer, &r->tracks[i]);        /* before the row is stored */
@@ -416,48 +425,61 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   const pyr_model *model = pool->model;
   const pyr_model_config *c = &model->config;
   pyr_step_run r = { .caches = caches, .count = count, .f = { .model = model, .be = be, .layout = pool->layout, .exact = PYR_LINEAR_EXACT } };
-  int64_t rows = 0, most = 0;
-  int32_t *pos = NULL;
+  int64_t rows = 0, turned = 0;
+  size_t most = 0;
+  int32_t *pos = NULL, *rot = NULL;
   pyr_status s = step_check(caches, ids, count);
   if (s != PYR_OK) return s;
   for (int i = 0; i < count; i++)
     for (int layer = 0; layer < c->layers; layer++) {
-      int64_t held = pyr_cache_layer_rows(caches[i], layer) + 1;
-      rows = max64(rows, held);
-      if (pyr_plan_steps_left(caches[i], layer) == 1) {
-        r.due_count++;
-        most = max64(most, (int64_t)pyr_plan_decode_bytes(caches[i], held));
-      }
+      rows = max64(rows, pyr_cache_layer_rows(caches[i], layer) + 1);
+      if (pyr_plan_steps_left(caches[i], layer) == 1) r.due_count++;
+      r.turned = r.turned || caches[i]->states[layer].compact;
     }
+  if (r.turned) turned = (int64_t)c->layers * count;
 
-  /* host arrays in one block: due plans, attention calls, tracks, views, positions */
+  /* host arrays in one block: due plans, attention calls, tracks, views, what plans take, positions */
   size_t due_bytes = (size_t)r.due_count * sizeof *r.due, attention_bytes = (size_t)count * sizeof *r.attention;
   size_t track_bytes = (size_t)count * sizeof *r.tracks, view_bytes = (size_t)count * (size_t)c->kv_heads * sizeof *r.views;
-  size_t host_bytes = due_bytes + attention_bytes + track_bytes + view_bytes + (size_t)count * sizeof *pos;
+  size_t plan_bytes = r.due_count ? pyr_judge_host_bytes(caches[0]) : 0, pos_bytes = (size_t)count * sizeof *pos;
+  size_t host_bytes = due_bytes + attention_bytes + track_bytes + view_bytes + plan_bytes + pos_bytes;
+  host_bytes += (size_t)turned * sizeof *rot;
   char *host = pyr_alloc(rt, host_bytes);
   if (!host) return pyr_nomem(rt, host_bytes, "a step");
   r.due = (pyr_due *)host;
   r.attention = (pyr_attention *)(host + due_bytes);
   r.tracks = (pyr_track *)(host + due_bytes + attention_bytes);
   r.views = (pyr_lane_view *)(host + due_bytes + attention_bytes + track_bytes);
-  pos = (int32_t *)(host + due_bytes + attention_bytes + track_bytes + view_bytes);
+  r.plan_host = host + due_bytes + attention_bytes + track_bytes + view_bytes;
+  pos = (int32_t *)((char *)r.plan_host + plan_bytes);
+  rot = pos + count;
   for (int i = 0; i < count; i++) {
     pos[i] = (int32_t)caches[i]->tokens;
     mark_lanes(caches[i]);
   }
+  for (int64_t i = 0; i < turned; i++) {
+    const pyr_cache *cache = caches[i % count];
+    int layer = (int)(i / count);
+    rot[i] = cache->states[layer].compact ? (int32_t)pyr_cache_layer_rows(cache, layer) : pos[i % count];
+  }
 
   void *block = NULL;
-  size_t block_bytes = carve(&r.f, NULL, count, count, count);
+  size_t block_bytes = carve(&r.f, NULL, count, count, count, turned);
   pyr_work work = work_of(model, count, rows, count);
   s = step_ask(&r);
+  for (int64_t d = 0; d < r.due_count && s == PYR_OK; d++) {
+    size_t bytes = pyr_plan_decode_bytes(caches[r.due[d].index], r.due[d].layer, &r.due[d].plan);
+    if (bytes > most) most = bytes;
+  }
   if (s == PYR_OK) s = be->reserve(be, &work);
-  if (s == PYR_OK) s = pyr_pool_work(pool, block_bytes + (size_t)most, &block);
+  if (s == PYR_OK) s = pyr_pool_work(pool, block_bytes + most, &block);
   if (s == PYR_OK) s = step_reserve(&r);
   if (s != PYR_OK) goto undo;
-  carve(&r.f, block, count, count, count);
+  carve(&r.f, block, count, count, count, turned);
   r.plan_work = (char *)block + block_bytes;
   s = be->upload(be, r.f.ids, ids, (size_t)count * sizeof *ids);
-  if (s == PYR_OK) s = be->upload(be, r.f.pos, pos, (size_t)count * sizeof *pos);
+  if (s == PYR_OK) s = be->upload(be, r.f.pos, pos, pos_bytes);
+  if (s == PYR_OK && r.turned) s = be->upload(be, r.f.rot, rot, (size_t)turned * sizeof *rot);
   if (s == PYR_OK) s = be->embed(be, r.f.x, &model->embed, r.f.ids, count);
   for (int layer = 0; layer < c->layers && s == PYR_OK; layer++) s = step_layer(&r, layer);
   if (s == PYR_OK) s = project_logits(&r.f, r.f.x, count);
@@ -468,10 +490,10 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   for (int i = 0; i < count; i++) {
     caches[i]->tokens++;
     caches[i]->computed += c->layers;
-    for (int layer = 0; layer < c->layers; layer++) caches[i]->states[layer].since++;
+    for (int layer = 0; layer < c->layers; layer++) caches[i]->states[layer].since++, caches[i]->states[layer].unjudged++;
   }
   for (int64_t d = 0; d < r.due_count && s == PYR_OK; d++)
-    s = pyr_plan_decode(caches[r.due[d].index], r.due[d].layer, &r.due[d].plan, r.plan_work);
+    s = pyr_plan_decode(caches[r.due[d].index], r.due[d].layer, &r.due[d].plan, r.plan_work, r.plan_host);
   pyr_release(rt, host, host_bytes);
   return s;
 

@@ -1,15 +1,13 @@
-/* plan.c — asking policies, checking what they answer, and carrying plans out.
- *
- * Selection. A lane's rows are [guard first][judged][guard last]; of the judged, the `want` with the highest score
- * survive, ties to the lower row. Survivors' indices are written as three ascending runs into one array, so that guards
- * are structure and never compete with scores.
+/* plan.c — asking policies, checking what they answer, and showing plans what they rank by.
  *
  * Tracking. A decode plan may rank rows by the attention that recent queries gave them. Storing those queries'
  * attention rows would cost more than the rows themselves; but rows are judged in the order in which they leave the
  * window, so the position of the last query before a row's judgement (its due date) is known when the row is born,
  * and with it the weight of every query for that row (pyr_weighting). One accumulator a row suffices, exactly, at
  * O(rows) a step. Prefill starts it with the prompt's own queries. Where rows are judged at every firing (`once` is
- * off), the accumulators start anew after each. */
+ * off), the accumulators start anew after each. Lanes of unequal length are judged from their ends, so due dates count
+ * rows from there and are the same for all. A trigger by length (`over`) fires by the longest lane; where a prefill plan
+ * does not fix how long that will be (pool, mass), due dates are first reckoned from the most that it can be. */
 #include "plan.h"
 #include "model.h"
 
@@ -19,28 +17,6 @@
 static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* Splits `rows` into guards and judged rows. */
-static void split(int64_t rows, int64_t keep, int64_t guard_first, int64_t guard_last, int64_t *first, int64_t *want,
-                  int64_t *last) {
-  *first = min64(guard_first, rows);
-  *last = min64(guard_last, rows - *first);
-  *want = min64(max64(keep - *first - *last, 0), rows - *first - *last);
-}
-
-/* Hidden pruning cannot drop rows stored before, nor the last token, whose logits are what a prefill is for. */
-static void prefill_split(const pyr_plan *plan, int64_t before, int64_t rows, int64_t *first, int64_t *want, int64_t *last) {
-  bool hidden = plan->prune & PYR_PRUNE_HIDDEN;
-  split(rows, plan->keep, hidden ? max64(plan->first, before) : plan->first, hidden ? max64(plan->last, 1) : plan->last,
-        first, want, last);
-}
-
-int64_t pyr_plan_rows_after(const pyr_shape *shape, const pyr_plan *plan) {
-  int64_t first, want, last;
-  if (!(plan->prune & PYR_PRUNE_CACHE)) return shape->rows;
-  prefill_split(plan, shape->past, shape->rows, &first, &want, &last);
-  return first + want + last;
-}
-
 /* ---- asking ------------------------------------------------------------------------------------------------------ */
 
 static pyr_status refuse(pyr_cache *cache, const pyr_shape *shape, const char *when, const char *field, const char *what) {
@@ -48,21 +24,67 @@ static pyr_status refuse(pyr_cache *cache, const pyr_shape *shape, const char *w
                                cache->policy.name ? cache->policy.name : "?", (int)shape->layer + 1, when, field, what);
 }
 
-static pyr_status check_plan(pyr_cache *cache, const pyr_shape *shape, const pyr_plan *plan, const char *when) {
+static pyr_status check_list(pyr_cache *cache, const pyr_shape *shape, pyr_plan *plan, const char *when) {
+  if (plan->share != PYR_SHARE_HEAD) return refuse(cache, shape, when, "keep", "is a list, which needs share = \"head\"");
+  if (plan->keep_count != shape->kv_heads || plan->keep_count > PYR_KEEP_HEADS)
+    return refuse(cache, shape, when, "keep", "must list one number for each K/V head, of which there may be 128");
+  plan->keep = plan->keep_of[0];
+  for (int32_t head = 0; head < plan->keep_count; head++) {
+    if (plan->keep_of[head] < 1) return refuse(cache, shape, when, "keep", "is less than 1");
+    if (plan->keep_of[head] < plan->least) return refuse(cache, shape, when, "least", "is more than keep");
+    plan->keep = max64(plan->keep, plan->keep_of[head]);
+  }
+  return PYR_OK;
+}
+
+static pyr_status check_plan(pyr_cache *cache, const pyr_shape *shape, pyr_plan *plan, const char *when) {
   int depth;
   const char *fault;
+  bool hidden = plan->prune & PYR_PRUNE_HIDDEN;
+  pyr_status status = plan->keep_count ? check_list(cache, shape, plan, when) : PYR_OK;
+  if (status != PYR_OK) return status;
   if (plan->keep < 1) return refuse(cache, shape, when, "keep", "is less than 1");
   if (plan->keep > shape->rows) return refuse(cache, shape, when, "keep", "asks for more rows than there are");
   if (plan->first < 0) return refuse(cache, shape, when, "guard.first", "is negative");
   if (plan->last < 0) return refuse(cache, shape, when, "guard.last", "is negative");
-  if (plan->share != PYR_SHARE_LAYER && plan->share != PYR_SHARE_HEAD)
+  if (plan->share < PYR_SHARE_LAYER || plan->share > PYR_SHARE_POOL)
     return refuse(cache, shape, when, "share", "is unknown");
   if (plan->prune < PYR_PRUNE_CACHE || plan->prune > PYR_PRUNE_BOTH)
     return refuse(cache, shape, when, "prune", "is unknown");
-  if ((plan->prune & PYR_PRUNE_HIDDEN) && plan->share != PYR_SHARE_LAYER)
+  if (hidden && plan->share != PYR_SHARE_LAYER)
     return refuse(cache, shape, when, "share", "must be \"layer\" where hidden states are pruned");
+  if (!(plan->mass >= 0 && plan->mass <= 1)) return refuse(cache, shape, when, "mass", "lies outside (0, 1]");
+  if (plan->least < 0) return refuse(cache, shape, when, "least", "is negative");
+  if (plan->least > plan->keep) return refuse(cache, shape, when, "least", "is more than keep");
+  if (plan->least > 0 && plan->mass == 0 && plan->share != PYR_SHARE_POOL)
+    return refuse(cache, shape, when, "least", "needs mass or share = \"pool\"");
+  if (plan->merge && !(plan->threshold >= -1 && plan->threshold <= 1))
+    return refuse(cache, shape, when, "merge.threshold", "lies outside [-1, 1]");
+  if (plan->merge && !(plan->prune & PYR_PRUNE_CACHE))
+    return refuse(cache, shape, when, "merge", "needs losers: prune = \"hidden\" leaves the layer's own rows whole");
+  if (plan->rotate != PYR_ROTATE_KEEP && plan->rotate != PYR_ROTATE_COMPACT)
+    return refuse(cache, shape, when, "rotate", "is unknown");
+  if (plan->rotate == PYR_ROTATE_COMPACT && (plan->share != PYR_SHARE_LAYER || hidden))
+    return refuse(cache, shape, when, "rotate", "\"compact\" needs share = \"layer\" and prune = \"cache\"");
   if ((fault = pyr_score_check(&plan->score, &depth)) != NULL) return refuse(cache, shape, when, "score", fault);
   return PYR_OK;
+}
+
+/* What depends on the rows that the lanes hold. */
+static pyr_status check_lanes(pyr_cache *cache, const pyr_shape *shape, const pyr_judge *j, const char *when) {
+  const char *field, *fault = pyr_judge_fault(j, &field);
+  return fault ? refuse(cache, shape, when, field, fault) : PYR_OK;
+}
+
+/* Before the layer's tokens are stored. */
+static pyr_judge prefill_judge(pyr_cache *cache, const pyr_shape *shape, const pyr_plan *plan) {
+  int64_t fresh = shape->rows - shape->past;
+  return (pyr_judge){ .cache = cache, .layer = shape->layer, .plan = plan, .fresh = fresh, .more = fresh };
+}
+
+int64_t pyr_plan_rows_after(pyr_cache *cache, const pyr_shape *shape, const pyr_plan *plan) {
+  pyr_judge j = prefill_judge(cache, shape, plan);
+  return pyr_judge_rows_after(&j);
 }
 
 pyr_status pyr_plan_ask_prefill(pyr_cache *cache, const pyr_shape *shape, pyr_plan *plan) {
@@ -71,7 +93,16 @@ pyr_status pyr_plan_ask_prefill(pyr_cache *cache, const pyr_shape *shape, pyr_pl
   plan->prune = PYR_PRUNE_CACHE;
   if (!cache->policy.prefill) return PYR_OK;
   pyr_status status = cache->policy.prefill(cache->policy.ud, shape, plan);
-  return status != PYR_OK ? status : check_plan(cache, shape, plan, "prefill");
+  if (status == PYR_OK) status = check_plan(cache, shape, plan, "prefill");
+  if (status != PYR_OK) return status;
+  if (shape->layer == shape->layers - 1 && (plan->prune & PYR_PRUNE_HIDDEN)) {   /* there is no next layer to hand survivors to */
+    if (plan->prune == PYR_PRUNE_HIDDEN) plan->keep = shape->rows, plan->mass = 0, plan->least = 0;
+    plan->prune = PYR_PRUNE_CACHE;
+    plan->last = max64(plan->last, 1);
+    plan->first = max64(plan->first, shape->past);
+  }
+  pyr_judge j = prefill_judge(cache, shape, plan);
+  return check_lanes(cache, shape, &j, "prefill");
 }
 
 bool pyr_trigger_tracks(const pyr_trigger *trigger) {
@@ -106,9 +137,9 @@ pyr_status pyr_plan_ask_decode(pyr_cache *cache, const pyr_shape *shape, pyr_pla
   plan->keep = shape->rows;
   plan->prune = PYR_PRUNE_CACHE;
   pyr_status status = cache->policy.decode(cache->policy.ud, shape, plan);
+  plan->prune = PYR_PRUNE_CACHE;
   if (status == PYR_OK) status = check_plan(cache, shape, plan, "decode");
   if (status != PYR_OK) return status;
-  plan->prune = PYR_PRUNE_CACHE;
   if (trigger->once && plan->last > trigger->window)
     return refuse(cache, shape, "decode", "guard.last", "exceeds the trigger's window, by which rows judged once are counted");
   if (plan->score.length == 0 && pyr_trigger_tracks(trigger)) plan->score = (pyr_score){ 1, { trigger->track } };
@@ -118,54 +149,8 @@ pyr_status pyr_plan_ask_decode(pyr_cache *cache, const pyr_shape *shape, pyr_pla
     if (op->code != trigger->track.code || (pyr_signal_is_attention(op) && op->n != trigger->track.n))
       return refuse(cache, shape, "decode", "score", "ranks by attention that the trigger does not track");
   }
-  return PYR_OK;
-}
-
-/* ---- selection and gather ------------------------------------------------------------------------------------------ */
-
-/* Writes the survivors' indices, each less `shift` (rows before it are not listed), and their count. */
-static pyr_status list_survivors(pyr_backend *be, int32_t *idx, const float *score, int64_t rows, int64_t first, int64_t want,
-                                 int64_t last, int64_t shift, int64_t *count) {
-  int64_t head = first - shift, judged = rows - first - last;
-  pyr_status status = head > 0 ? be->iota(be, idx, 0, head) : PYR_OK;
-  if (status == PYR_OK && want > 0) status = be->select(be, idx + head, score, judged, want, (int32_t)(first - shift));
-  if (status == PYR_OK && last > 0) status = be->iota(be, idx + head + want, (int32_t)(rows - last - shift), last);
-  *count = head + want + last;
-  return status;
-}
-
-/* Judges every group of the layer and gathers its lanes (or only ranks, for the hidden states: *hidden). */
-static pyr_status judge(pyr_cache *cache, int layer, const pyr_plan *plan, const pyr_signals *signals, int64_t rows,
-                        int64_t first, int64_t want, int64_t last, float *scratch, int32_t *idx, int64_t hidden_shift,
-                        bool gather, int64_t *hidden_count) {
-  pyr_backend *be = cache->pool->be;
-  int groups = plan->share == PYR_SHARE_HEAD ? cache->heads : 1, count = cache->heads / groups;
-  for (int g = 0; g < groups; g++) {
-    float *score = NULL;
-    int64_t kept;
-    pyr_status status = PYR_OK;
-    if (want > 0) status = pyr_score_eval(&plan->score, signals, g * count, count, scratch, &score);
-    if (status == PYR_OK && gather) {
-      status = list_survivors(be, idx, score, rows, first, want, last, 0, &kept);
-      for (int i = 0; i < count && status == PYR_OK; i++)
-        status = pyr_lane_gather(cache, pyr_cache_lane(cache, layer, g * count + i), idx, kept, first);
-    }
-    if (status == PYR_OK && hidden_count)
-      status = list_survivors(be, idx, score, rows, first, want, last, hidden_shift, hidden_count);
-    if (status != PYR_OK) return status;
-  }
-  return PYR_OK;
-}
-
-static bool lanes_equal(const pyr_cache *cache, int layer) {
-  for (int head = 1; head < cache->heads; head++)
-    if (pyr_cache_lane(cache, layer, head)->rows != pyr_cache_lane(cache, layer, 0)->rows) return false;
-  return true;
-}
-
-static pyr_status unequal_lanes(pyr_cache *cache, int layer) {
-  return pyr_runtime_set_error(cache->pool->rt, PYR_UNSUPPORTED, "layer %d has lanes of unequal length; this plan needs equal ones",
-                               layer + 1);
+  pyr_judge j = { .cache = cache, .layer = shape->layer, .plan = plan, .decode = true, .more = 1 };
+  return check_lanes(cache, shape, &j, "decode");
 }
 
 /* Tracked attention starts anew: queries before now no longer count. */
@@ -189,128 +174,147 @@ static int64_t steps_until(const pyr_trigger *trigger, int64_t since, int64_t ro
 }
 
 /* The weighting of tracked attention, seen from a cache whose next query has position `next`, `steps` before the
- * trigger fires, with `rows` rows now. */
-static pyr_weighting track_weighting(const pyr_trigger *trigger, int64_t next, int64_t steps, int64_t rows) {
+ * trigger fires; rows count from `end` rows behind those that each lane holds now. */
+static pyr_weighting track_weighting(const pyr_trigger *trigger, int64_t next, int64_t steps, int64_t end) {
   pyr_weighting w = { 0, 1.0f, 0, 0, 0 };
   if (!pyr_signal_is_attention(&trigger->track) || steps == INT64_MAX) return w;
   w.queries = trigger->track.n;
   w.ramp = trigger->track.x;
   w.due = next + steps - 1;
   if (trigger->once) {
-    w.threshold = rows + steps - trigger->window;
+    w.threshold = steps - trigger->window - end;
     w.every = trigger->every;
   }
   return w;
 }
 
+/* Which queries count for what is tracked, and from which row of each lane on: with `once` only its last rows are yet to
+ * be judged. */
 static void plan_track_setup(pyr_plan_run *run, int64_t rows_after) {
   const pyr_trigger *trigger = &run->trigger;
   if (!pyr_trigger_tracks(trigger)) return;
-  run->track_queries = run->alive;
-  run->track_begin = 0;
+  run->track_queries = run->judge.fresh;
+  run->track_last = INT64_MAX;
   if (pyr_signal_is_attention(&trigger->track)) {
-    int64_t steps = steps_until(trigger, run->fresh ? 0 : run->cache->states[run->layer].since, rows_after);
+    int64_t steps = steps_until(trigger, run->fresh ? 0 : run->judge.cache->states[run->judge.layer].since, rows_after);
     if (steps == INT64_MAX) {
       run->track_queries = 0;
       return;
     }
-    run->track_weighting = track_weighting(trigger, run->last_position + 1, steps, run->rows);
-    if (trigger->track.n > 0) run->track_queries = min64(run->alive, trigger->track.n - steps);
-    if (trigger->once) run->track_begin = max64(0, run->rows - trigger->window);
+    run->track_weighting = track_weighting(trigger, run->last_position + 1, steps, 0);
+    if (trigger->track.n > 0) run->track_queries = min64(run->judge.fresh, trigger->track.n - steps);
+    if (trigger->once) run->track_last = trigger->window;
   } else {
     run->track_weighting = (pyr_weighting){ 0, 1.0f, 0, 0, 0 };
   }
-  if (run->track_queries < 0 || run->track_begin >= run->rows) run->track_queries = 0;
+  if (run->track_queries < 0 || run->track_last == 0) run->track_queries = 0;
 }
 
+/* The tracked rows of a lane that holds `rows` once all tokens are stored. */
+static int64_t track_begin(const pyr_plan_run *run, int64_t rows) { return max64(0, rows - min64(rows, run->track_last)); }
+
 pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const pyr_plan *plan, const pyr_trigger *trigger,
-                          int64_t before, int64_t alive, int64_t last_position) {
+                          int64_t alive, int64_t last_position) {
   pyr_backend *be = cache->pool->be;
   int32_t heads = cache->pool->model->config.heads;
   memset(run, 0, sizeof *run);
-  run->cache = cache;
-  run->layer = layer;
   run->plan = *plan;
+  run->judge = (pyr_judge){ .cache = cache, .layer = layer, .plan = &run->plan, .fresh = alive, .more = alive };
   run->fresh = trigger != NULL;
   run->trigger = trigger ? *trigger : cache->states[layer].trigger;
   trigger = &run->trigger;
-  run->rows = before + alive;
-  run->before = before;
-  run->alive = alive;
   run->last_position = last_position;
-  prefill_split(plan, before, run->rows, &run->first, &run->want, &run->last);
-  int64_t judged = run->rows - run->first - run->last;
-  run->judge = run->want < judged;
-  if ((run->judge || pyr_trigger_tracks(trigger)) && !lanes_equal(cache, layer)) return unequal_lanes(cache, layer);
-  plan_track_setup(run, plan->prune & PYR_PRUNE_CACHE ? run->first + run->want + run->last : run->rows);
+  run->before = pyr_cache_layer_rows(cache, layer);
+  run->needed = pyr_judge_needed(&run->judge);
+  plan_track_setup(run, pyr_judge_rows_after(&run->judge));
 
-  /* One block: accumulators, tracking, scratch, indices. */
+  size_t ranges = (size_t)cache->heads * sizeof *run->ranges;
+  run->host_bytes = ranges + pyr_judge_host_bytes(cache);
+  run->host = pyr_alloc(cache->pool->rt, run->host_bytes);
+  if (!run->host) return pyr_nomem(cache->pool->rt, run->host_bytes, "the lanes of a layer");
+  run->ranges = (pyr_range *)run->host;
+  pyr_judge_carve_host(cache, run->host + ranges, &run->work);
+
+  /* One block: accumulators, tracking, then what judging takes. */
   pyr_signals *s = &run->signals;
-  *s = (pyr_signals){ .cache = cache, .layer = layer, .begin = run->first, .end = run->rows - run->last };
+  *s = (pyr_signals){ .cache = cache, .layer = layer, .stride = pyr_judge_longest(&run->judge) };
   s->tracked = pyr_trigger_tracks(trigger) ? &run->trigger.track : NULL;
-  int64_t floats = 0, sums[PYR_SCORE_MAX], track = -1, scratch = 0;
+  int64_t floats = 0, sums[PYR_SCORE_MAX], scratch = 0, work = 0;
+  int depth;
   for (int i = 0; i < PYR_SCORE_MAX; i++) sums[i] = -1;
-  pyr_score_check(&plan->score, &run->depth);
-  if (run->judge && run->want > 0) {
-    for (int i = 0; i < plan->score.length; i++) {
-      const pyr_score_op *op = &plan->score.ops[i];
-      if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
-      if (pyr_signal_is_history(op) && pyr_signal_is_history(&trigger->track) && op->b != PYR_MAX) continue;   /* the lanes' history holds it */
-      sums[i] = floats;
-      floats += heads * judged;
-    }
-    scratch = pyr_score_scratch(cache, run->depth, judged);
+  pyr_score_check(&plan->score, &depth);
+  for (int i = 0; i < plan->score.length && run->needed && s->stride > 0; i++) {
+    const pyr_score_op *op = &plan->score.ops[i];
+    if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
+    bool held = pyr_signal_is_history(op) && pyr_signal_is_history(&trigger->track) && op->b != PYR_MAX;
+    if (held) continue;                                  /* by the lanes' history */
+    sums[i] = floats;
+    floats += heads * s->stride;
   }
+  int64_t track = floats;
   if (run->track_queries > 0) {
-    track = floats;
-    floats += heads * (run->rows - run->track_begin);
-    scratch = max64(scratch, run->rows - run->track_begin);
+    run->track_stride = run->before + alive - track_begin(run, run->before + alive);
+    floats += heads * run->track_stride;
+    scratch = run->track_stride;
   }
   int64_t zeroed = floats;
-  floats += scratch + (run->judge ? run->rows : 0);
+  if (run->needed) work = pyr_judge_carve(&run->judge, depth, NULL, &run->work);
+  floats += max64(work, scratch);
   if (floats == 0) return PYR_OK;
   run->block_bytes = (size_t)floats * sizeof(float);
   run->block = be->alloc(be, run->block_bytes);
   if (!run->block) return pyr_nomem(cache->pool->rt, run->block_bytes, "the scores of a layer");
   for (int i = 0; i < PYR_SCORE_MAX; i++)
     if (sums[i] >= 0) s->mass[i] = run->block + sums[i];
-  if (track >= 0) run->track = run->block + track;
+  if (run->track_queries > 0) run->track = run->block + track;
   run->scratch = run->block + zeroed;
-  run->idx = (int32_t *)(run->scratch + scratch);
+  if (run->needed) pyr_judge_carve(&run->judge, depth, run->scratch, &run->work);
   return zeroed ? be->fill(be, run->block, NULL, zeroed, 2, 0, 0.0f) : PYR_OK;
 }
 
 void pyr_plan_free(pyr_plan_run *run) {
-  pyr_backend *be = run->cache ? run->cache->pool->be : NULL;
-  if (be) be->release(be, run->block, run->block_bytes);
+  pyr_pool *pool = run->judge.cache ? run->judge.cache->pool : NULL;
+  if (!pool) return;
+  pool->be->release(pool->be, run->block, run->block_bytes);
+  pyr_release(pool->rt, run->host, run->host ? run->host_bytes : 0);
   run->block = NULL;
+  run->host = NULL;
 }
 
 /* How many of the last alive queries the i-th signal looks at; 0: all. */
 static int64_t signal_queries(const pyr_plan_run *run, int i) {
   const pyr_score_op *op = &run->plan.score.ops[i];
-  return pyr_signal_is_attention(op) && op->n > 0 ? min64(op->n, run->alive) : run->alive;
+  return pyr_signal_is_attention(op) && op->n > 0 ? min64(op->n, run->judge.fresh) : run->judge.fresh;
 }
 
 bool pyr_plan_wants(const pyr_plan_run *run, int64_t at, int64_t n) {
-  int64_t back = run->alive - (at + n);       /* alive queries after these */
+  int64_t back = run->judge.fresh - (at + n);       /* alive queries after these */
   if (run->track && back < run->track_queries) return true;
   for (int i = 0; i < run->plan.score.length; i++)
     if (run->signals.mass[i] && back < signal_queries(run, i)) return true;
   return false;
 }
 
-/* Adds to `out` ([heads, end - begin]) the mass of those of a's queries that are among the last `queries` alive. */
-static pyr_status observe(pyr_plan_run *run, const pyr_attention *a, int64_t at, int64_t queries, int64_t begin, int64_t end,
-                          pyr_reduce reduce, pyr_weighting weighting, float *out) {
-  pyr_cache *cache = run->cache;
+/* Adds to `out` ([heads, stride]) the mass of those of a's queries that are among the last `queries` alive: on the
+ * judged rows of each lane, or on those that are tracked. */
+static pyr_status observe(pyr_plan_run *run, const pyr_attention *a, int64_t at, int64_t queries, bool tracked, pyr_reduce reduce,
+                          pyr_weighting weighting, float *out) {
+  pyr_cache *cache = run->judge.cache;
   const pyr_model *model = cache->pool->model;
   int32_t heads = model->config.heads;
-  int64_t skip = max64(0, run->alive - queries - at), stride = end - begin, stored = pyr_cache_lane(cache, run->layer, 0)->rows;
-  if (skip >= a->n || min64(end, stored) <= begin) return PYR_OK;
+  int64_t alive = run->judge.fresh, skip = max64(0, alive - queries - at);
+  if (skip >= a->n) return PYR_OK;
+  for (int head = 0; head < cache->heads; head++) {      /* rows that are not stored yet are seen by no query so far */
+    int64_t stored = pyr_cache_lane(cache, run->judge.layer, head)->rows;
+    pyr_judge when = run->judge;
+    when.more = alive - (at + a->n);
+    pyr_split s = pyr_judge_split(&when, head);
+    run->ranges[head] = tracked ? (pyr_range){ track_begin(run, s.rows), stored, s.rows }
+                                : (pyr_range){ s.first, min64(s.first + s.judged, stored), s.rows };
+  }
   pyr_mass m = {
-    .out = out, .stride = stride, .q = a->q + skip * heads * model->config.head_dim, .lse = a->lse + skip * heads,
-    .q_pos = a->q_pos + skip, .lanes = a->lanes, .n = a->n - skip, .begin = begin, .end = min64(end, stored),
+    .out = out, .stride = tracked ? run->track_stride : run->signals.stride, .q = a->q + skip * heads * model->config.head_dim,
+    .lse = a->lse + skip * heads, .q_pos = a->q_pos + skip, .lanes = a->lanes, .ranges = run->ranges, .n = a->n - skip,
     .window = a->window, .reduce = reduce, .weighting = weighting,
   };
   return cache->pool->be->mass(cache->pool->be, &m, cache->pool->layout, heads, cache->heads, model->scale);
@@ -325,47 +329,46 @@ pyr_status pyr_plan_observe(pyr_plan_run *run, const pyr_attention *a, int64_t a
     run->signals.queries[i] = queries;
     pyr_weighting w = { 0, 1.0f, 0, 0, 0 };
     if (pyr_signal_is_attention(op) && op->n > 0) w = (pyr_weighting){ (int32_t)queries, op->x, run->last_position, 0, 0 };
-    status = observe(run, a, at, queries, run->signals.begin, run->signals.end, op->a == PYR_MAX ? PYR_MAX : PYR_SUM, w,
-                     run->signals.mass[i]);
+    status = observe(run, a, at, queries, false, op->a == PYR_MAX ? PYR_MAX : PYR_SUM, w, run->signals.mass[i]);
   }
   if (status == PYR_OK && run->track)
-    status = observe(run, a, at, run->track_queries, run->track_begin, run->rows, PYR_SUM, run->track_weighting, run->track);
+    status = observe(run, a, at, run->track_queries, true, PYR_SUM, run->track_weighting, run->track);
   return status;
 }
 
 /* history[track_begin..rows) of each lane += the mean over its query heads. */
 static pyr_status flush_track(pyr_plan_run *run) {
-  pyr_cache *cache = run->cache;
+  pyr_cache *cache = run->judge.cache;
   pyr_backend *be = cache->pool->be;
-  int64_t n = run->rows - run->track_begin;
   int32_t group = cache->pool->model->config.heads / cache->heads;
   for (int head = 0; head < cache->heads; head++) {
-    pyr_lane *lane = pyr_cache_lane(cache, run->layer, head);
-    pyr_status status = be->reduce_rows(be, run->scratch, run->track + (int64_t)head * group * n, group, n, n, PYR_MEAN, 1.0f);
-    if (status == PYR_OK) status = be->arith(be, lane->history + run->track_begin, run->scratch, n, PYR_S_ADD);
+    pyr_lane *lane = pyr_cache_lane(cache, run->judge.layer, head);
+    int64_t begin = track_begin(run, lane->rows), n = lane->rows - begin;
+    const float *from = run->track + (int64_t)head * group * run->track_stride;
+    pyr_status status = be->reduce_rows(be, run->scratch, from, group, run->track_stride, n, PYR_MEAN, 1.0f);
+    if (status == PYR_OK) status = be->arith(be, lane->history + begin, run->scratch, n, PYR_S_ADD);
     if (status != PYR_OK) return status;
   }
   return PYR_OK;
 }
 
 pyr_status pyr_plan_end(pyr_plan_run *run, const int32_t **survivors, int64_t *kept) {
-  pyr_cache *cache = run->cache;
-  pyr_layer_state *state = &cache->states[run->layer];
+  pyr_cache *cache = run->judge.cache;
+  int32_t layer = run->judge.layer;
+  pyr_layer_state *state = &cache->states[layer];
+  bool hidden = run->needed && (run->plan.prune & PYR_PRUNE_HIDDEN);
   pyr_status status = PYR_OK;
   *survivors = NULL;
-  if (pyr_signal_is_attention(&run->trigger.track) && run->fresh) status = forget_tracked(cache, run->layer);
+  run->judge.more = 0;
+  if (pyr_signal_is_attention(&run->trigger.track) && run->fresh) status = forget_tracked(cache, layer);
   if (status == PYR_OK && run->track) status = flush_track(run);
-  if (status == PYR_OK && run->judge) {
-    bool hidden = run->plan.prune & PYR_PRUNE_HIDDEN, gather = run->plan.prune & PYR_PRUNE_CACHE;
-    status = judge(cache, run->layer, &run->plan, &run->signals, run->rows, run->first, run->want, run->last, run->scratch,
-                   run->idx, run->before, gather, hidden ? kept : NULL);
-    if (status == PYR_OK && hidden) *survivors = run->idx;
-  }
+  if (status == PYR_OK && run->needed) status = pyr_judge_run(&run->judge, &run->signals, &run->work, hidden ? kept : NULL);
+  if (status == PYR_OK && hidden) *survivors = run->work.idx;
   if (status != PYR_OK || !run->fresh) return status;
   state->trigger = run->trigger;
   state->since = 0;
   state->past = run->before;
-  state->judged = run->trigger.once ? max64(0, pyr_cache_layer_rows(cache, run->layer) - run->trigger.window) : 0;
+  state->unjudged = run->trigger.window;
   return PYR_OK;
 }
 
@@ -380,39 +383,50 @@ bool pyr_plan_track(const pyr_cache *cache, int layer, pyr_track *out) {
   const pyr_layer_state *state = &cache->states[layer];
   int64_t steps = pyr_plan_steps_left(cache, layer);
   if (!pyr_trigger_tracks(&state->trigger) || steps == INT64_MAX) return false;
-  out->weighting = track_weighting(&state->trigger, cache->tokens, steps, pyr_cache_layer_rows(cache, layer));
+  out->weighting = track_weighting(&state->trigger, cache->tokens, steps, 1);   /* the step's own row comes first */
   out->decay = pyr_signal_is_history(&state->trigger.track) ? state->trigger.track.x : 1.0f;
   return true;
 }
 
-int64_t pyr_plan_decode_first(const pyr_cache *cache, int layer, const pyr_plan *plan) {
-  return max64(plan->first, cache->states[layer].judged);
+int64_t pyr_plan_waiting(const pyr_cache *cache, int layer, int64_t rows) {
+  const pyr_layer_state *state = &cache->states[layer];
+  int64_t judged = state->trigger.once ? max64(0, pyr_cache_layer_rows(cache, layer) - state->unjudged) : 0;
+  return max64(0, rows - state->trigger.window - judged);
 }
 
-size_t pyr_plan_decode_bytes(const pyr_cache *cache, int64_t rows) {
-  return (size_t)(pyr_score_scratch(cache, PYR_SCORE_MAX, rows) + rows) * sizeof(float);
+static pyr_judge decode_judge(pyr_cache *cache, int layer, const pyr_plan *plan, int64_t more) {
+  return (pyr_judge){ .cache = cache, .layer = layer, .plan = plan, .decode = true, .more = more };
 }
 
-pyr_status pyr_plan_decode(pyr_cache *cache, int layer, const pyr_plan *plan, void *work) {
-  pyr_layer_state *state = &cache->states[layer];
-  int64_t rows = pyr_cache_layer_rows(cache, layer), first, want, last;
+pyr_status pyr_plan_decode_prepare(pyr_cache *cache, int layer, const pyr_plan *plan) {
+  pyr_judge j = decode_judge(cache, layer, plan, 1);
   pyr_status status = PYR_OK;
-  split(rows, plan->keep, pyr_plan_decode_first(cache, layer, plan), max64(plan->last, state->trigger.window), &first, &want, &last);
-  if (first + want + last < rows) {
-    if (!lanes_equal(cache, layer)) return unequal_lanes(cache, layer);
-    pyr_signals signals = { .cache = cache, .layer = layer, .begin = first, .end = rows - last };
-    signals.tracked = &state->trigger.track;
-    signals.tracked_queries = state->trigger.track.n;
-    float *scratch = work;
-    int32_t *idx = (int32_t *)(scratch + pyr_score_scratch(cache, PYR_SCORE_MAX, rows));
-    status = judge(cache, layer, plan, &signals, rows, first, want, last, scratch, idx, 0, true, NULL);
-  }
+  for (int head = 0; head < cache->heads && status == PYR_OK; head++)
+    status = pyr_lane_unshare(cache, pyr_cache_lane(cache, layer, head), pyr_judge_first_written(&j, head));
+  return status;
+}
+
+size_t pyr_plan_decode_bytes(pyr_cache *cache, int layer, const pyr_plan *plan) {
+  pyr_judge j = decode_judge(cache, layer, plan, 1);
+  pyr_judge_work work;
+  int depth;
+  pyr_score_check(&plan->score, &depth);
+  return (size_t)pyr_judge_carve(&j, depth, NULL, &work) * sizeof(float);
+}
+
+pyr_status pyr_plan_decode(pyr_cache *cache, int layer, const pyr_plan *plan, void *work, void *host) {
+  pyr_layer_state *state = &cache->states[layer];
+  pyr_judge j = decode_judge(cache, layer, plan, 0);
+  pyr_signals signals = { .cache = cache, .layer = layer, .tracked = &state->trigger.track,
+                          .tracked_queries = state->trigger.track.n };
+  pyr_judge_work laid;
+  int depth;
+  pyr_score_check(&plan->score, &depth);
+  pyr_judge_carve_host(cache, host, &laid);
+  pyr_judge_carve(&j, depth, work, &laid);
+  pyr_status status = pyr_judge_run(&j, &signals, &laid, NULL);
   if (status != PYR_OK) return status;
   state->since = 0;
-  if (state->trigger.once) {
-    state->judged = first + want;
-  } else if (pyr_signal_is_attention(&state->trigger.track)) {
-    status = forget_tracked(cache, layer);
-  }
-  return status;
+  state->unjudged = state->trigger.window;
+  return !state->trigger.once && pyr_signal_is_attention(&state->trigger.track) ? forget_tracked(cache, layer) : PYR_OK;
 }

@@ -1,4 +1,5 @@
-/* plan.h — runs plans: score -> select -> gather, in prefill and in decode. The only place that knows all three.
+/* plan.h — asks policies for plans, and carries them out in prefill and in decode: what scores look at is gathered here,
+ * who survives is judged in judge.h.
  *
  * In prefill a run lives as long as its layer: begun before the layer's tokens are computed, shown every chunk's
  * queries right after their attention (their log-sum-exp is at hand then, so scores need no n x n matrix and no second
@@ -6,45 +7,44 @@
 #ifndef PYR_PLAN_H
 #define PYR_PLAN_H
 
-#include "score.h"
+#include "judge.h"
 
-/* Asks the policy; checks its answer. Errors name policy, layer and field (PYR_POLICY). Without a policy, or without
- * the callback, the plan keeps everything and the trigger never fires. */
+/* Asks the policy; checks its answer, also against the rows that the lanes hold. Errors name policy, layer and field
+ * (PYR_POLICY). Without a policy, or without the callback, the plan keeps everything and the trigger never fires. */
 pyr_status pyr_plan_ask_prefill(pyr_cache *cache, const pyr_shape *shape, pyr_plan *plan);
 pyr_status pyr_plan_ask_trigger(pyr_cache *cache, const pyr_shape *shape, pyr_trigger *trigger);
 pyr_status pyr_plan_ask_decode(pyr_cache *cache, const pyr_shape *shape, pyr_plan *plan);
 
 bool pyr_trigger_tracks(const pyr_trigger *trigger);
-/* Rows a lane will hold after a prefill plan, of shape->rows. */
-int64_t pyr_plan_rows_after(const pyr_shape *shape, const pyr_plan *plan);
+/* Rows that the longest lane will hold at most after a prefill plan, of shape->rows. */
+int64_t pyr_plan_rows_after(pyr_cache *cache, const pyr_shape *shape, const pyr_plan *plan);
 
 typedef struct pyr_plan_run {
-  pyr_cache *cache;
-  int32_t layer;
+  pyr_judge judge;           /* of `plan`; fresh: the tokens of this prefill that reach this layer */
   pyr_plan plan;
   pyr_trigger trigger;
-  int64_t rows;              /* the lanes' rows once this prefill's tokens are stored */
-  int64_t before;            /* … and before */
-  int64_t alive;             /* tokens of this prefill that reach this layer */
+  int64_t before;            /* the longest lane's rows before this prefill */
   int64_t last_position;     /* of the prefill's last token */
-  int64_t first, want, last; /* survivors: guarded rows, chosen rows, guarded rows */
-  bool judge;                /* false: everything stays */
+  bool needed;               /* false: everything stays */
   bool fresh;                /* the layer gets a new trigger; else the old one goes on */
-  int depth;
   pyr_signals signals;
-  float *track;              /* [heads, rows - track_begin] attention for the lanes' history, or NULL */
-  int64_t track_begin, track_queries;   /* track_queries: last alive queries that count */
+  float *track;              /* [heads, track_stride] attention for the lanes' history, or NULL */
+  int64_t track_stride;
+  int64_t track_last;        /* tracked are a lane's last rows, so many */
+  int64_t track_queries;     /* last alive queries that count */
   pyr_weighting track_weighting;
+  pyr_range *ranges;         /* host [kv_heads] */
+  pyr_judge_work work;
   float *scratch;
-  int32_t *idx;              /* [rows] */
-  float *block;              /* the one allocation behind all of these */
-  size_t block_bytes;
+  float *block;              /* the one allocation behind all backend memory … */
+  char *host;                /* … and behind all host memory */
+  size_t block_bytes, host_bytes;
 } pyr_plan_run;
 
-/* `alive` tokens are about to be stored on top of `before` rows a lane. `trigger` NULL: the layer keeps the one it has.
- * PYR_MEMORY; PYR_UNSUPPORTED if the lanes are not of one length and something is to be judged or tracked. */
+/* `alive` tokens are about to be stored in each lane. `trigger` NULL: the layer keeps the one it has. The run may not
+ * move. PYR_MEMORY. */
 pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const pyr_plan *plan, const pyr_trigger *trigger,
-                          int64_t before, int64_t alive, int64_t last_position);
+                          int64_t alive, int64_t last_position);
 /* Shows the queries of alive tokens [at, at + a->n), after their attention; a->lse is set. */
 pyr_status pyr_plan_observe(pyr_plan_run *run, const pyr_attention *a, int64_t at);
 bool pyr_plan_wants(const pyr_plan_run *run, int64_t at, int64_t n);   /* whether observe would look at them */
@@ -56,10 +56,12 @@ void pyr_plan_free(pyr_plan_run *run);
 /* Decode. Steps until the layer's trigger fires (>= 1), INT64_MAX if never; 1: at the end of the coming step. */
 int64_t pyr_plan_steps_left(const pyr_cache *cache, int layer);
 bool pyr_plan_track(const pyr_cache *cache, int layer, pyr_track *out);   /* for the coming step; false: none */
-size_t pyr_plan_decode_bytes(const pyr_cache *cache, int64_t rows);
-/* Evicts after a step; `work` is backend memory of pyr_plan_decode_bytes. Lanes are unshared from the first judged row
- * on (pyr_plan_decode_first), so it cannot run out of memory. */
-pyr_status pyr_plan_decode(pyr_cache *cache, int layer, const pyr_plan *plan, void *work);
-int64_t pyr_plan_decode_first(const pyr_cache *cache, int layer, const pyr_plan *plan);
+/* Rows of the longest lane, of `rows` with the coming step's, that its plan may judge. */
+int64_t pyr_plan_waiting(const pyr_cache *cache, int layer, int64_t rows);
+/* Before the step: makes writable what its plan will write, so that the plan cannot run out of memory. */
+pyr_status pyr_plan_decode_prepare(pyr_cache *cache, int layer, const pyr_plan *plan);
+size_t pyr_plan_decode_bytes(pyr_cache *cache, int layer, const pyr_plan *plan);   /* before the step */
+/* Evicts after a step; `work` is backend memory of pyr_plan_decode_bytes, `host` host memory of pyr_judge_host_bytes. */
+pyr_status pyr_plan_decode(pyr_cache *cache, int layer, const pyr_plan *plan, void *work, void *host);
 
 #endif

@@ -18,7 +18,8 @@
 /* The operations that are counted: everything but alloc, release and reserve. */
 #define OPERATIONS(X) \
   X(copy) X(upload) X(download) X(embed) X(rms_norm) X(linear) X(rope) X(silu_mul) X(take_rows) X(take_i32) X(store) \
-  X(attention) X(gather) X(mass) X(reduce_rows) X(row_norms) X(arith) X(pool) X(normalize) X(select) X(iota) X(fill)
+  X(attention) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) X(row_norms) X(arith) X(pool) X(normalize) X(select) \
+  X(choose) X(iota) X(fill)
 
 enum {
 #define X(name) OP_##name,
@@ -116,9 +117,24 @@ WRAPPER(attention, (pyr_backend *be, const pyr_attention *a, int calls, pyr_layo
 WRAPPER(gather, (pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, pyr_layout layout, const int32_t *idx, int64_t k),
         (be, dst, src, layout, idx, k), 0, 4.0 * (double)k * row_of(layout))
 
+static double ranged_rows(const pyr_mass *m, int32_t kv_heads) {
+  double rows = 0;
+  for (int32_t g = 0; g < kv_heads; g++)
+    if (m->ranges[g].end > m->ranges[g].begin) rows += (double)(m->ranges[g].end - m->ranges[g].begin);
+  return rows;
+}
+
+WRAPPER(merge, (pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k, float threshold,
+                int32_t *links),
+        (be, lane, layout, idx, k, threshold, links), 2.0 * (double)k * (double)(lane->rows - k) * layout.head_dim,
+        (double)lane->rows * row_of(layout) + 2.0 * (double)(lane->rows - k) * row_of(layout))
+WRAPPER(rotate, (pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from, const float *freq, int32_t dims,
+                 pyr_rope_style style),
+        (be, lane, layout, from, freq, dims, style), 3.0 * (double)lane->rows * dims, 2.0 * (double)lane->rows * row_of(layout))
 WRAPPER(mass, (pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale),
-        (be, m, layout, heads, kv_heads, scale), 2.0 * (double)m->n * (double)(m->end - m->begin) * heads * layout.head_dim,
-        (double)(m->end - m->begin) * (row_of(layout) * kv_heads + 8.0 * heads) + 4.0 * (double)m->n * heads * layout.head_dim)
+        (be, m, layout, heads, kv_heads, scale),
+        2.0 * (double)m->n * ranged_rows(m, kv_heads) * (heads / kv_heads) * layout.head_dim,
+        ranged_rows(m, kv_heads) * (row_of(layout) + 8.0 * (heads / kv_heads)) + 4.0 * (double)m->n * heads * layout.head_dim)
 WRAPPER(reduce_rows, (pyr_backend *be, float *out, const float *in, int32_t rows, int64_t stride, int64_t n, pyr_reduce how, float scale),
         (be, out, in, rows, stride, n, how, scale), (double)rows * (double)n, 4.0 * (double)n * (rows + 1.0))
 WRAPPER(row_norms, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, int what),
@@ -130,6 +146,13 @@ WRAPPER(pool, (pyr_backend *be, float *out, const float *in, int64_t n, int32_t 
 WRAPPER(normalize, (pyr_backend *be, float *x, int64_t n), (be, x, n), 2.0 * (double)n, 12.0 * (double)n)
 WRAPPER(select, (pyr_backend *be, int32_t *idx, const float *score, int64_t n, int64_t k, int32_t offset),
         (be, idx, score, n, k, offset), 0, 4.0 * (double)(n + k))
+static double scored_rows(const pyr_choice *c) {
+  double rows = 0;
+  for (int32_t s = 0; s < c->count; s++) rows += (double)c->segments[s].n;
+  return rows;
+}
+
+WRAPPER(choose, (pyr_backend *be, const pyr_choice *c), (be, c), 0, 4.0 * (scored_rows(c) + (double)c->most))
 WRAPPER(iota, (pyr_backend *be, int32_t *out, int32_t first, int64_t n), (be, out, first, n), 0, 4.0 * (double)n)
 WRAPPER(fill, (pyr_backend *be, float *out, const int32_t *positions, int64_t n, int what, uint64_t seed, float value),
         (be, out, positions, n, what, seed, value), 0, 8.0 * (double)n)

@@ -197,20 +197,35 @@ typedef struct pyr_score_op { uint8_t code, a, b; int32_t n; float x; } pyr_scor
 #define PYR_SCORE_MAX 32
 typedef struct pyr_score { int32_t length; pyr_score_op ops[PYR_SCORE_MAX]; } pyr_score; /* length 0: the signal tracked, else by position */
 
-typedef enum pyr_share { PYR_SHARE_LAYER = 0, PYR_SHARE_HEAD } pyr_share;
+/* Who survives together: one set for all lanes of the layer, which then must be of one length; a set for each KV head; or
+ * a budget pooled over the layer's KV heads (AdaKV, arXiv 2407.11550): `keep` rows a lane on average, the judged of all
+ * lanes ranked together, ties to the lower head, then to the lower row. */
+typedef enum pyr_share { PYR_SHARE_LAYER = 0, PYR_SHARE_HEAD, PYR_SHARE_POOL } pyr_share;
 typedef enum pyr_prune { PYR_PRUNE_CACHE = 1, PYR_PRUNE_HIDDEN = 2, PYR_PRUNE_BOTH = 3 } pyr_prune;
+/* PYR_ROTATE_COMPACT: once rows are evicted, keys are rotated to the positions 0..rows-1, and the layer's later tokens
+ * are placed behind them (StreamingLLM's positions within the cache, arXiv 2309.17453). The layer stays so from then on. */
+typedef enum pyr_rotate { PYR_ROTATE_KEEP = 0, PYR_ROTATE_COMPACT } pyr_rotate;
+#define PYR_KEEP_HEADS 128
 
-typedef struct pyr_plan {
+typedef struct pyr_plan {  /* each lane is judged by its own rows; one that holds no more than it may keep is left whole */
   int64_t keep;         /* rows of a lane that survive, guards included; 1..rows; rows: nothing is judged */
+  int32_t keep_count;   /* 0, or kv_heads (<= PYR_KEEP_HEADS; needs PYR_SHARE_HEAD): … */
+  int32_t keep_of[PYR_KEEP_HEADS];   /* … `keep` of each head */
   int64_t first, last;  /* guarded rows at either end; guards win over keep where they exceed it */
+  int64_t least;        /* with PYR_SHARE_POOL or mass: rows of a lane that survive at least, guards included; <= keep */
+  double mass;          /* 0, or in (0, 1]: as few of the judged rows as hold this share of the sum of their scores (a
+                           score below 0 counts 0), at least `least` and at most `keep` rows with the guards */
   pyr_share share;      /* PYR_PRUNE_HIDDEN needs PYR_SHARE_LAYER */
   pyr_prune prune;      /* in decode always PYR_PRUNE_CACHE */
+  int32_t merge;        /* losers are merged into survivors of their lane (core/judge.h says how), not merely dropped, … */
+  float threshold;      /* … where their keys' cosine is at least this; -1..1 */
+  pyr_rotate rotate;    /* PYR_ROTATE_COMPACT needs PYR_SHARE_LAYER, PYR_PRUNE_CACHE and a layer without sliding window */
   pyr_score score;
 } pyr_plan;
 
 typedef struct pyr_trigger {  /* when decode plans run, and what is tracked until then */
   int64_t every;        /* after this many steps; 0: never by count */
-  int64_t over;         /* when a lane holds more rows than this; 0: never by length */
+  int64_t over;         /* when the longest lane holds more rows than this; 0: never by length */
   int64_t window;       /* the last rows, never judged in decode */
   int32_t once;         /* a row is judged once: survivors, and all rows before the prompt's window, are left alone */
   pyr_score_op track;   /* the PYR_S_ATTENTION or PYR_S_HISTORY signal that decode plans rank by, or any other code:

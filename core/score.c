@@ -75,8 +75,8 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
     int64_t queries = s->mass[index] ? s->queries[index] : s->tracked_queries;
     float scale = op->code == PYR_S_ATTENTION && op->a == PYR_MEAN && queries > 0 ? 1.0f / (float)queries : 1.0f;
     if (s->mass[index])
-      return be->reduce_rows(be, out, s->mass[index] + (int64_t)head * group * n, count * group, n, n, (pyr_reduce)op->b,
-                             scale);
+      return be->reduce_rows(be, out, s->mass[index] + (int64_t)head * group * s->stride, count * group, s->stride, n,
+                             (pyr_reduce)op->b, scale);
     for (int i = 0; i < count && status == PYR_OK; i++)
       status = be->copy(be, temp + i * n, first[i].history + s->begin, (size_t)n * sizeof(float));
     return status != PYR_OK ? status : be->reduce_rows(be, out, temp, count, n, n, (pyr_reduce)op->b, scale);

@@ -18,8 +18,9 @@ static inline bool pyr_signal_is_history(const pyr_score_op *op) { return op->co
 typedef struct pyr_signals {
   pyr_cache *cache;
   int32_t layer;
-  int64_t begin, end;              /* the judged rows */
-  float *mass[PYR_SCORE_MAX];      /* by op: [query heads, end-begin] accumulated by the backend's mass; or NULL: … */
+  int64_t begin, end;              /* the judged rows of the lanes that are evaluated next */
+  float *mass[PYR_SCORE_MAX];      /* by op: [query heads, stride] accumulated by the backend's mass; or NULL: … */
+  int64_t stride;                  /* at least end-begin, which may be another for each lane */
   int64_t queries[PYR_SCORE_MAX];  /* … how many queries each of those saw */
   const pyr_score_op *tracked;     /* … the lanes' history then holds this signal, NULL if nothing is tracked */
   int64_t tracked_queries;

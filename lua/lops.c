@@ -9,7 +9,8 @@
  *
  *   lane    { pages = bytes, positions = ints, history = floats | nil }; pages of pyr_page_bytes one after the other
  *   layout  { dtype = "f16", head_dim = 64, heads = 8, kv_heads = 2, scale = 0.125 } (what a call has no use for, left out)
- *   weighting, track   { queries, ramp, due, threshold, every, decay } */
+ *   weighting, track   { queries, ramp, due, threshold, every, decay }
+ *   ranges  { { begin, end, origin }, … }, one a lane */
 #include "lpyramid.h"
 #include "backend.h"
 #include "dtype.h"
@@ -442,16 +443,70 @@ static int ops_attention(lua_State *L) {
   return 1;
 }
 
-/* mass(runtime, layout, { out, q, lse, q_pos, lanes, from, to, stride, window, reduce = "sum" | "max", <weighting> }) ->
- * floats; rows from <= j < to */
+/* merge(runtime, layout, lane, idx, threshold) -> lane */
+static int ops_merge(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  int64_t k;
+  pyr_lane_view lane = check_lane(L, 3, l.layout);
+  const int32_t *idx = copy_ints(L, 4, &k);
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = l.layout.head_dim, .cols = 1 };
+  int32_t *links = new_ints(L, 2 * lane.rows);
+  pyr_status status = be->reserve(be, &work);
+  if (status == PYR_OK) status = be->merge(be, &lane, l.layout, idx, k, (float)luaL_checknumber(L, 5), links);
+  if (status != PYR_OK) return fail(L, be, status);
+  push_lane(L, &lane, l.layout, lane.rows);
+  return 1;
+}
+
+/* rotate(runtime, layout, lane, from, freq, "half" | "interleaved") -> lane */
+static int ops_rotate(lua_State *L) {
+  static const char *const styles[] = { "half", "interleaved", NULL };
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  int64_t pairs;
+  pyr_lane_view lane = check_lane(L, 3, l.layout);
+  const int32_t *from = copy_ints(L, 4, NULL);
+  const float *freq = copy_floats(L, 5, &pairs);
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = l.layout.head_dim, .cols = 1 };
+  pyr_status status = be->reserve(be, &work);
+  if (status == PYR_OK)
+    status = be->rotate(be, &lane, l.layout, from, freq, (int32_t)(2 * pairs),
+                        (pyr_rope_style)luaL_checkoption(L, 6, NULL, styles));
+  if (status != PYR_OK) return fail(L, be, status);
+  push_lane(L, &lane, l.layout, lane.rows);
+  return 1;
+}
+
+/* Ranges of `count` lanes from the field `ranges`; without it, rows from <= j < to of every lane, counted from 0. */
+static const pyr_range *check_ranges(lua_State *L, int arg, int count) {
+  pyr_range *ranges = new_block(L, (size_t)count * sizeof *ranges, 0);
+  lua_getfield(L, arg, "ranges");
+  int list = lua_gettop(L);
+  for (int g = 0; g < count; g++) {
+    ranges[g] = (pyr_range){ int_field(L, arg, "from", 0), int_field(L, arg, "to", 0), 0 };
+    if (!lua_istable(L, list)) continue;
+    lua_rawgeti(L, list, g + 1);
+    for (int i = 0; i < 3; i++) {
+      lua_rawgeti(L, list + 1, i + 1);
+      *(i == 0 ? &ranges[g].begin : i == 1 ? &ranges[g].end : &ranges[g].origin) = luaL_checkinteger(L, -1);
+      lua_pop(L, 1);
+    }
+    lua_pop(L, 1);
+  }
+  return ranges;
+}
+
+/* mass(runtime, layout, { out, q, lse, q_pos, lanes, ranges | from, to, stride, window, reduce = "sum" | "max",
+ * <weighting> }) -> floats */
 static int ops_mass(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   luaL_checktype(L, 3, LUA_TTABLE);
   int64_t size;
-  pyr_mass m = { .begin = int_field(L, 3, "from", 0), .end = int_field(L, 3, "to", 0),
-                 .window = (int32_t)int_field(L, 3, "window", 0), .weighting = check_weighting(L, 3) };
-  m.stride = int_field(L, 3, "stride", m.end - m.begin);
+  pyr_mass m = { .ranges = check_ranges(L, 3, l.kv_heads), .window = (int32_t)int_field(L, 3, "window", 0),
+                 .weighting = check_weighting(L, 3) };
+  m.stride = int_field(L, 3, "stride", 0);
   lua_getfield(L, 3, "reduce");
   m.reduce = strcmp(luaL_optstring(L, -1, "sum"), "max") == 0 ? PYR_MAX : PYR_SUM;
   m.out = block_field(L, 3, "out", sizeof(float), &size);
@@ -531,6 +586,46 @@ static int ops_select(lua_State *L) {
   return status == PYR_OK ? push_ints(L, idx, k) : fail(L, be, status);
 }
 
+/* choose(runtime, { scores, … }, { least, … }, most, mass [, offset]) -> { ints, … }: each segment's chosen rows + offset */
+static int ops_choose(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  luaL_checktype(L, 3, LUA_TTABLE);
+  int32_t count = (int32_t)lua_rawlen(L, 2);
+  luaL_Buffer buffer;
+  pyr_segment *segments = new_block(L, (size_t)count * sizeof *segments, 0);
+  int64_t n = 0;
+  luaL_buffinit(L, &buffer);
+  for (int32_t s = 0; s < count; s++) {
+    size_t bytes;
+    lua_rawgeti(L, 2, s + 1);
+    luaL_tolstring(L, -1, &bytes);
+    lua_remove(L, -2);
+    luaL_addvalue(&buffer);
+    segments[s] = (pyr_segment){ .n = (int64_t)(bytes / sizeof(float)), .at = n, .offset = (int32_t)luaL_optinteger(L, 6, 0) };
+    n += segments[s].n;
+  }
+  luaL_pushresult(&buffer);
+  for (int32_t s = 0; s < count; s++) {
+    lua_rawgeti(L, 3, s + 1);
+    segments[s].least = luaL_checkinteger(L, -1);
+    lua_pop(L, 1);
+  }
+  pyr_choice c = { .segments = segments, .count = count, .most = luaL_checkinteger(L, 4), .mass = luaL_checknumber(L, 5) };
+  c.score = copy_floats(L, lua_gettop(L), NULL);
+  c.idx = new_ints(L, n);
+  c.chosen = new_ints(L, count);
+  c.work = new_ints(L, 2 * (int64_t)count);
+  pyr_status status = be->choose(be, &c);
+  if (status != PYR_OK) return fail(L, be, status);
+  lua_createtable(L, count, 0);
+  for (int32_t s = 0; s < count; s++) {
+    push_ints(L, c.idx + segments[s].at, c.chosen[s]);
+    lua_rawseti(L, -2, s + 1);
+  }
+  return 1;
+}
+
 static int ops_iota(lua_State *L) {
   pyr_backend *be = begin_call(L);
   int64_t n = luaL_checkinteger(L, 3);
@@ -559,6 +654,7 @@ void pyr_lua_open_ops(lua_State *L) {
     { "from_f32", ops_from_f32 }, { "alloc", ops_alloc }, { "reserve", ops_reserve }, { "embed", ops_embed },
     { "rms_norm", ops_rms_norm }, { "linear", ops_linear }, { "rope", ops_rope }, { "silu_mul", ops_silu_mul },
     { "take_rows", ops_take_rows }, { "take_i32", ops_take_i32 }, { "store", ops_store }, { "gather", ops_gather },
+    { "merge", ops_merge }, { "rotate", ops_rotate }, { "choose", ops_choose },
     { "attention", ops_attention }, { "mass", ops_mass }, { "row_norms", ops_row_norms },
     { "reduce_rows", ops_reduce_rows }, { "arith", ops_arith }, { "pool", ops_pool }, { "normalize", ops_normalize },
     { "select", ops_select }, { "iota", ops_iota }, { "fill", ops_fill }, { NULL, NULL }

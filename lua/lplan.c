@@ -3,10 +3,11 @@
  * Lua composes and checks (lua/pyramid/policy.lua); what crosses over is flat numbers and a packed score program. The
  * value given to pyr_lua_to_policy is a table { name =, prefill =, trigger =, decode = } of functions, each optional:
  *
- *   prefill(shape…) -> keep, first, last, share, prune, program        or nothing: keep all
- *   trigger(shape…) -> every, over, window, once, program              or nothing: never fires
- *   decode(shape…)  -> keep, first, last, share, prune, program
+ *   prefill(shape…) -> keep, first, last, share, prune, program, least, mass, threshold, rotate    or nothing: keep all
+ *   trigger(shape…) -> every, over, window, once, program                                          or nothing: never fires
+ *   decode(shape…)  -> as prefill
  *
+ * keep is a number, or a string of one packed i4 for each head; threshold is nil where losers are not merged.
  * shape… is layer, layers, prompt, past, rows, waiting, tokens, heads, kv_heads, head_dim (layer from 1). A program is
  * packed operations, "<BBBxi4f" each. */
 #include "lpyramid.h"
@@ -49,13 +50,30 @@ static int read_program(lua_State *L, int arg, pyr_score_op *ops, int most) {
   return count;
 }
 
+static void read_keep(lua_State *L, int at, pyr_plan *plan) {
+  size_t bytes;
+  if (lua_type(L, at) != LUA_TSTRING) {
+    plan->keep = luaL_checkinteger(L, at);
+    return;
+  }
+  const char *packed = lua_tolstring(L, at, &bytes);
+  if (bytes > sizeof plan->keep_of) luaL_error(L, "keep lists more than %d heads", PYR_KEEP_HEADS);
+  memcpy(plan->keep_of, packed, bytes);
+  plan->keep_count = (int32_t)(bytes / sizeof *plan->keep_of);
+}
+
 static void read_plan(lua_State *L, int at, pyr_plan *plan) {
-  plan->keep = luaL_checkinteger(L, at);
+  read_keep(L, at, plan);
   plan->first = luaL_checkinteger(L, at + 1);
   plan->last = luaL_checkinteger(L, at + 2);
   plan->share = (pyr_share)luaL_checkinteger(L, at + 3);
   plan->prune = (pyr_prune)luaL_checkinteger(L, at + 4);
   plan->score.length = read_program(L, at + 5, plan->score.ops, PYR_SCORE_MAX);
+  plan->least = luaL_checkinteger(L, at + 6);
+  plan->mass = luaL_checknumber(L, at + 7);
+  plan->merge = !lua_isnil(L, at + 8);
+  plan->threshold = (float)luaL_optnumber(L, at + 8, 0);
+  plan->rotate = (pyr_rotate)luaL_checkinteger(L, at + 9);
 }
 
 static void read_trigger(lua_State *L, int at, pyr_trigger *trigger) {
@@ -80,7 +98,7 @@ static int call_policy(lua_State *L) {
   const lua_Integer numbers[] = { s->layer + 1, s->layers, s->prompt, s->past, s->rows, s->waiting, s->tokens, s->heads,
                                   s->kv_heads, s->head_dim };
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) lua_pushinteger(L, numbers[i]);
-  lua_call(L, sizeof numbers / sizeof *numbers, 6);
+  lua_call(L, sizeof numbers / sizeof *numbers, call->plan ? 10 : 5);
   if (lua_isnil(L, 2)) return 0;
   if (call->plan) read_plan(L, 2, call->plan);
   else read_trigger(L, 2, call->trigger);

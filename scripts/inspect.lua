@@ -62,7 +62,7 @@ local function print_forecast(made)
   print(("%.1f %% of the rows: %s of %s in %s; %.1f %% of the token-layers computed"):format(100 * made.fraction,
     cli.bytes(made.bytes), cli.bytes(made.full_bytes), made.dtype, 100 * made.computed))
   for i, layer in ipairs(made.layers) do
-    print(("  layer %3d  %s %6d %6.1f %%"):format(i, pic:bar(layer.rows / made.length, wide, (i - 1) / layers), layer.rows,
+    print(("  layer %3d  %s %6.0f %6.1f %%"):format(i, pic:bar(layer.rows / made.length, wide, (i - 1) / layers), layer.rows,
       100 * layer.rows / made.length))
   end
 end

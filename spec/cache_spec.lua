@@ -116,7 +116,9 @@ describe("cache", function()
   end)
 
   it("forks: what one writes the other does not see", function()
-    local policies = { false, "streaming", pyramid.policy("h2o", { ratio = 0.5 }), pyramid.policy("pyramidinfer", { floor = 8 }) }
+    local policies = { false, "streaming", pyramid.policy("h2o", { ratio = 0.5 }), pyramid.policy("pyramidinfer", { floor = 8 }),
+      "adakv", pyramid.policy("d2o", { rows = 70, slack = 3, threshold = 0 }),
+      pyramid.policy("streaming", { rows = 70, slack = 3, rotate = true }) }
     for _, policy in ipairs(policies) do
       local ids = prompt(90, vocab, 4)
       local cache <close> = new { policy = policy or nil }
@@ -154,7 +156,7 @@ describe("cache", function()
 
     it("comes back as it was, and goes on the same", function()
       for _, dtype in ipairs { "f32", "f16", "bf16" } do
-        for _, policy in ipairs { "full", "h2o", "pyramidinfer" } do
+        for _, policy in ipairs { "full", "h2o", "pyramidinfer", "adakv", "d2o" } do
           local chosen = pyramid.policy(policy, policy == "pyramidinfer" and { floor = 8 } or nil)
           local cache <close> = new { policy = chosen, dtype = dtype }
           assert(cache:prefill(prompt(120, vocab)))

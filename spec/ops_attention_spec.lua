@@ -181,7 +181,7 @@ describe("tracked attention", function()
       for j = 1, lane.rows do
         local mean = 0
         for h = (g - 1) * group + 1, g * group do mean = mean + p[h][1][j] / group end
-        refs[g][j] = call.track.decay * values[j] + reference.weight(call.track, call.at[1], j - 1) * mean
+        refs[g][j] = call.track.decay * values[j] + reference.weight(call.track, call.at[1], j - 1 - lane.rows) * mean
       end
     end
     reference.each(function(rt) return ops.attention(rt, layout, { packed(call) }) end, function(r, fail)
@@ -206,7 +206,7 @@ describe("tracked attention", function()
       for _, every in ipairs { 0, 5 } do
         for late = -2, 20, 3 do
           local call = make_call(layout, 1, 50)
-          call.track = { decay = 1, queries = queries, ramp = 1.2, due = call.at[1] + late, threshold = 20, every = every }
+          call.track = { decay = 1, queries = queries, ramp = 1.2, due = call.at[1] + late, threshold = -30, every = every }
           check_track(layout, call)
         end
       end
@@ -219,14 +219,16 @@ describe("the score pass", function()
   local function mass_reference(layout, call, m, p, before)
     local out = table.move(before, 1, #before, 1, {})
     for h = 1, layout.heads do
-      for j = m.from, m.to - 1 do
-        local at = (h - 1) * m.stride + j - m.from + 1
+      local range = m.ranges and m.ranges[(h - 1) // (layout.heads // layout.kv_heads) + 1] or { m.from, m.to, 0 }
+      for j = range[1], range[2] - 1 do
+        local at = (h - 1) * m.stride + j - range[1] + 1
         local lane = call.lanes[(h - 1) // (layout.heads // layout.kv_heads) + 1]
         for i, q_pos in ipairs(call.at) do
           if reference.visible(lane.at[j + 1], q_pos, call.window) then
-            local x = reference.weight(m, q_pos, j) * p[h][i][j + 1]
+            local weight = reference.weight(m, q_pos, j - range[3])
+            local x = weight * p[h][i][j + 1]
             if m.reduce == "max" then
-              if reference.weight(m, q_pos, j) ~= 0 then out[at] = math.max(out[at], x) end
+              if weight ~= 0 then out[at] = math.max(out[at], x) end
             else
               out[at] = out[at] + x
             end
@@ -293,6 +295,20 @@ describe("the score pass", function()
         local due = call.at[24] - every
         check_mass(layout, call, { from = 0, to = 80, queries = queries, ramp = 1.2, due = due, threshold = 30, every = every })
       end
+    end
+  end)
+
+  it("judges each lane by its own rows", function()
+    local layout = layout_of("f16", 32, 6, 3)
+    for _, every in ipairs { 0, 7 } do
+      local call, ranges = make_call(layout, 24, 80, { ragged = true }), {}
+      for g, lane in ipairs(call.lanes) do
+        local from = math.random(0, lane.rows)
+        ranges[g] = { from, g == 2 and from or math.random(from, lane.rows), lane.rows }
+      end
+      check_mass(layout, call, { from = 0, to = 200, ranges = ranges })
+      check_mass(layout, call, { from = 0, to = 200, ranges = ranges, queries = 9, ramp = 1.2, due = call.at[24] - every,
+        threshold = -30, every = every })
     end
   end)
 

@@ -212,4 +212,85 @@ function reference.attention(layout, call)
   return out, lse, p
 end
 
+--- What a score counts in sums that are exact (pyr_choice): an integer, in units of 2^(e - 36), where 2^e is the least power
+--- of two above the highest score.
+local function weights_of(order)
+  local largest, top, e = (2 - 2.0 ^ -23) * 2.0 ^ 127, 0, -200
+  for _, row in ipairs(order) do
+    if row.score > top then top = math.min(row.score, largest) end
+  end
+  while 2.0 ^ e <= top do e = e + 1 end
+  for _, row in ipairs(order) do
+    row.weight = row.score > 0 and math.floor(math.min(row.score, largest) * 2.0 ^ (36 - e)) or 0
+  end
+end
+
+--- Which rows of several segments survive together, by sorting (pyr_choice): ascending rows from 0, a sequence a segment.
+function reference.choose(segments, least, most, mass)
+  local order, chosen, own, count, held, sum = {}, {}, {}, 0, 0, 0
+  for s, scores in ipairs(segments) do
+    chosen[s], own[s] = {}, 0
+    for i, x in ipairs(scores) do order[#order + 1] = { segment = s, row = i - 1, score = x } end
+  end
+  table.sort(order, function(a, b)
+    local x, y = a.score, b.score
+    if (x == x) ~= (y == y) then return x == x end
+    if x ~= y and x == x then return x > y end
+    if a.segment ~= b.segment then return a.segment < b.segment end
+    return a.row < b.row
+  end)
+  weights_of(order)
+  local function take(row)
+    row.taken, count, held = true, count + 1, held + row.weight
+    table.insert(chosen[row.segment], row.row)
+  end
+  for _, row in ipairs(order) do
+    sum = sum + row.weight
+    if own[row.segment] < least[row.segment] then
+      own[row.segment] = own[row.segment] + 1
+      take(row)
+    end
+  end
+  local target = mass == 0 and math.huge or mass == 1 and sum or math.min(sum, math.ceil(mass * (sum + 0.0)))
+  for _, row in ipairs(order) do
+    if not row.taken and count < most and held < target then take(row) end
+  end
+  for _, rows in ipairs(chosen) do table.sort(rows) end
+  return chosen
+end
+
+--- The rows of a lane (k and v: sequences of rows) once those not among idx (ascending, from 0) are merged into their most
+--- similar row that is, where the cosine of keys is at least `threshold`; and how far any choice was from another.
+function reference.merge(k, v, idx, threshold)
+  local stays, sums, margin = {}, {}, math.huge
+  local function cosine(a, b)
+    local ab, aa, bb = 0.0, 0.0, 0.0
+    for i = 1, #a do ab, aa, bb = ab + a[i] * b[i], aa + a[i] ^ 2, bb + b[i] ^ 2 end
+    return aa > 0 and bb > 0 and ab / (aa * bb) ^ 0.5 or 0
+  end
+  for _, j in ipairs(idx) do
+    stays[j] = true
+    sums[j] = { count = 1, k = table.move(k[j + 1], 1, #k[j + 1], 1, {}), v = table.move(v[j + 1], 1, #v[j + 1], 1, {}) }
+  end
+  for l = 0, #k - 1 do
+    local best, second, target = -math.huge, -math.huge, nil
+    for _, j in ipairs(not stays[l] and idx or {}) do
+      local x = cosine(k[l + 1], k[j + 1])
+      if x > best then best, second, target = x, best, j else second = math.max(second, x) end
+    end
+    if target then margin = math.min(margin, best - second, math.abs(best - threshold)) end
+    if target and best >= threshold then
+      local s = sums[target]
+      s.count = s.count + 1
+      for i = 1, #s.k do s.k[i], s.v[i] = s.k[i] + k[l + 1][i], s.v[i] + v[l + 1][i] end
+    end
+  end
+  local new_k, new_v = {}, {}
+  for at, j in ipairs(idx) do
+    new_k[at], new_v[at] = {}, {}
+    for i = 1, #sums[j].k do new_k[at][i], new_v[at][i] = sums[j].k[i] / sums[j].count, sums[j].v[i] / sums[j].count end
+  end
+  return new_k, new_v, margin
+end
+
 return reference

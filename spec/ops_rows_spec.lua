@@ -105,6 +105,115 @@ describe("gather", function()
   end)
 end)
 
+--- A lane's K (what = 0) or V (1) as rows of numbers.
+local function rows_of(layout, row_bytes, pages, rows, what)
+  local out = {}
+  for j = 0, rows - 1 do out[j + 1] = ops.numbers(ops.to_f32(layout.dtype, row_of(pages, row_bytes, j, what))) end
+  return out
+end
+
+-- What a dtype may lose when a row of values up to 1 is written.
+local rounding = { f32 = 1e-6, f16 = 1e-3, bf16 = 8e-3, q8_0 = 8e-3 }
+
+describe("merge", function()
+  local function check(layout, row_bytes, rows, idx, threshold, zero)
+    local lane = reference.lane(layout, (reference.ascending(rows, 5, 3)))
+    if zero then      -- a row of zeros is similar to none
+      local at = (zero // page_rows * 2 * page_rows + zero % page_rows) * row_bytes
+      lane.pages = lane.pages:sub(1, at) .. ("\0"):rep(row_bytes) .. lane.pages:sub(at + row_bytes + 1)
+    end
+    local k, v = rows_of(layout, row_bytes, lane.pages, rows, 0), rows_of(layout, row_bytes, lane.pages, rows, 1)
+    local new_k, new_v, margin = reference.merge(k, v, idx, threshold)
+    if margin < 1e-5 then return end       -- f32 may see another order
+    reference.each(function(rt) return ops.merge(rt, layout, lane, ops.ints(idx), threshold) end, function(result, fail)
+      local got_k, got_v = rows_of(layout, row_bytes, result.pages, rows, 0), rows_of(layout, row_bytes, result.pages, rows, 1)
+      local stays = {}
+      for at, j in ipairs(idx) do
+        stays[j] = true
+        for i = 1, layout.head_dim do
+          local apart = math.max(math.abs(got_k[j + 1][i] - new_k[at][i]), math.abs(got_v[j + 1][i] - new_v[at][i]))
+          if apart > rounding[layout.dtype] then
+            fail("%s, d %d, %d of %d rows: row %d", layout.dtype, layout.head_dim, #idx, rows, j)
+          end
+        end
+      end
+      for j = 0, rows - 1 do
+        for what = 0, 1 do
+          if not stays[j] and row_of(result.pages, row_bytes, j, what) ~= row_of(lane.pages, row_bytes, j, what) then
+            fail("row %d, which goes, was written", j)
+          end
+        end
+      end
+      if result.positions ~= lane.positions then fail("positions changed") end
+    end)
+  end
+
+  local function some(n, share)
+    local idx = {}
+    for j = 0, n - 1 do if math.random() < share then idx[#idx + 1] = j end end
+    return idx
+  end
+
+  it("averages each row that goes into the most similar that stays", function()
+    each_shape(function(layout, row_bytes)
+      local rows = math.random(1, 150)
+      for _, threshold in ipairs { -1, 0, 0.3 } do check(layout, row_bytes, rows, some(rows, math.random()), threshold) end
+    end)
+  end)
+
+  it("does with none that stay, none that go, one of either, rows of zeros", function()
+    local layout = { dtype = "f32", head_dim = 16 }
+    check(layout, 64, 70, {}, -1)
+    check(layout, 64, 70, some(70, 1), -1)
+    check(layout, 64, 70, { 33 }, -1)
+    check(layout, 64, 2, { 1 }, -1)
+    for j = 0, 3 do check(layout, 64, 70, some(70, 0.5), 0.1, j) end
+    local long = { dtype = "f16", head_dim = 64 }
+    check(long, 128, 700, some(700, 0.5), 0.2)      -- cut among threads
+  end)
+end)
+
+describe("rotate", function()
+  it("turns keys from one position to another, and leaves the rest", function()
+    each_shape(function(layout, row_bytes)
+      local d, rows = layout.head_dim, math.random(1, 90)
+      local lane = reference.lane(layout, (reference.ascending(rows, 0, 2)), 0.7)
+      local pairs_of, freq = math.random(1, d // 2), {}
+      for i = 1, pairs_of do freq[i] = 100.0 ^ (-(i - 1) / pairs_of) end
+      for _, style in ipairs { "half", "interleaved" } do
+        local ref = {}
+        for j = 0, rows - 1 do
+          local row = table.move(lane.k, j * d + 1, (j + 1) * d, 1, {})
+          for i = 1, pairs_of do
+            local angle = (j - lane.at[j + 1]) * freq[i]
+            local a, b = style == "half" and i or 2 * i - 1, style == "half" and i + pairs_of or 2 * i
+            local co, si = math.cos(angle), math.sin(angle)
+            row[a], row[b] = row[a] * co - row[b] * si, row[a] * si + row[b] * co
+          end
+          ref[j + 1] = row
+        end
+        reference.each(function(rt)
+          return ops.rotate(rt, layout, lane, lane.positions, ops.floats(freq), style)
+        end, function(result, fail)
+          local got = rows_of(layout, row_bytes, result.pages, rows, 0)
+          for j = 1, rows do
+            for i = 1, d do
+              if math.abs(got[j][i] - ref[j][i]) > 2 * rounding[layout.dtype] + 1e-5 then
+                fail("%s, d %d, %s: value %d of row %d is %g, not %g", layout.dtype, d, style, i, j, got[j][i], ref[j][i])
+              end
+            end
+            local same = row_of(result.pages, row_bytes, j - 1, 1) == row_of(lane.pages, row_bytes, j - 1, 1)
+            if lane.at[j] == j - 1 then
+              same = same and row_of(result.pages, row_bytes, j - 1, 0) == row_of(lane.pages, row_bytes, j - 1, 0)
+            end
+            if not same then fail("row %d was written and should not be", j) end
+          end
+        end)
+      end
+    end)
+  end)
+end)
+
 describe("row norms", function()
   it("are the roots of sums of squares", function()
     each_shape(function(layout)

@@ -76,6 +76,97 @@ describe("select", function()
   end)
 end)
 
+describe("choose", function()
+  local function check(segments, least, most, mass)
+    local packed, values, offset = {}, {}, math.random(0, 9)
+    for s, scores in ipairs(segments) do values[s], packed[s] = reference.pack(scores) end
+    local ref = reference.choose(values, least, most, mass)
+    reference.each(function(rt) return ops.choose(rt, packed, least, most, mass, offset) end, function(result, fail)
+      for s, rows in ipairs(ref) do
+        local wanted = {}
+        for i, row in ipairs(rows) do wanted[i] = row + offset end
+        equal(result[s], wanted, fail, ("segment %d of %d, most %d, mass %g"):format(s, #ref, most, mass), true)
+      end
+    end)
+  end
+
+  local function sizes(segments)
+    local n, least, sum = 0, {}, 0
+    for s, scores in ipairs(segments) do
+      n, least[s] = n + #scores, math.random() < 0.4 and math.random(0, #scores) or 0
+      sum = sum + least[s]
+    end
+    return n, least, sum
+  end
+
+  local masses = { 0, 1e-9, 0.1, 0.5, 0.9, 0.999999, 1 }
+
+  it("takes the highest of all segments together, or so many as hold a share of the sum", function()
+    for _, lengths_of in ipairs { { 1 }, { 2, 0, 3 }, { 17, 31, 64, 100 }, { 1000, 7 }, { 300, 300, 300 } } do
+      for _, size in ipairs { 1, 1e-30, 1e30 } do
+        local segments = {}
+        for s, n in ipairs(lengths_of) do segments[s] = reference.random(n, size) end
+        for _, mass in ipairs(masses) do
+          local n, least, sum = sizes(segments)
+          check(segments, least, math.random(sum, n), mass)
+          check(segments, least, n, mass)
+        end
+      end
+    end
+  end)
+
+  it("breaks ties to the lower segment, then to the lower row", function()
+    for _ = 1, 40 do
+      local segments = {}
+      for s = 1, math.random(1, 4) do
+        segments[s] = {}
+        for i = 1, math.random(0, 60) do segments[s][i] = math.random(-1, 3) / 4 end
+      end
+      local n, least, sum = sizes(segments)
+      check(segments, least, math.random(sum, n), masses[math.random(#masses)])
+    end
+    local all_equal = {}
+    for i = 1, 50 do all_equal[i] = 0.25 end
+    check({ all_equal, all_equal }, { 0, 3 }, 60, 0)
+    check({ all_equal, all_equal }, { 0, 3 }, 100, 0.5)
+  end)
+
+  it("sums zeros, negatives, infinities, NaN and the smallest numbers as it says", function()
+    local odd = { 0.0, -0.0, 1 / 0, -1 / 0, 0 / 0, -(0 / 0), 1e-45, -1e-45, 1e38, -1e38, 1.5, -1.5, 3e38 }
+    for _ = 1, 100 do
+      local segments, from = {}, math.random(#odd)
+      for s = 1, math.random(1, 3) do
+        segments[s] = {}
+        for i = 1, math.random(0, 20) do segments[s][i] = odd[math.random(from)] end
+      end
+      local n, least, sum = sizes(segments)
+      check(segments, least, math.random(sum, n), masses[math.random(#masses)])
+    end
+    check({ { 0, 0, 0 }, { -1, -2 } }, { 1, 0 }, 5, 0.9)        -- nothing to hold: only what is promised
+    check({ { 0, 0, 0 }, { -1, -2 } }, { 0, 0 }, 5, 1)
+  end)
+
+  it("sums exactly: what a large score leaves, many small ones fill", function()
+    local scores = { 1.0 }
+    for i = 2, 5000 do scores[i] = 2.0 ^ -20 end
+    check({ scores }, { 0 }, 5000, 1)
+    check({ scores }, { 0 }, 5000, 0.997)
+    local falling = {}
+    for i = 1, 400 do falling[i] = 0.97 ^ i end
+    for _, mass in ipairs(masses) do check({ falling, falling }, { 5, 0 }, 800, mass) end
+  end)
+
+  it("refuses counts and shares that cannot be", function()
+    local _, bytes = reference.random(5)
+    for _, case in ipairs { { { 6 }, 6, 0 }, { { 0 }, 6, 0 }, { { 3 }, 2, 0 }, { { -1 }, 2, 0 }, { { 0 }, 2, 1.5 },
+      { { 0 }, 2, 0 / 0 } } do
+      local result, _, code = ops.choose(reference.runtime(), { bytes }, case[1], case[2], case[3])
+      assert.is_nil(result)
+      assert.equal("argument", code)
+    end
+  end)
+end)
+
 describe("reduce_rows", function()
   it("takes means, sums and maxima of rows", function()
     for _, n in ipairs(lengths) do

@@ -181,7 +181,7 @@ static void track_step(const attend *t, const pyr_attention *a, const step_scrat
   for (int64_t j = 0; j < n; j++) {
     float weight = 1;
     if (w->queries > 0) {
-      int64_t due = pyr_cpu_due(w, seen.low + j), age = position - (due - w->queries + 1);
+      int64_t due = pyr_cpu_due(w, seen.low + j - lane->rows), age = position - (due - w->queries + 1);
       weight = age < 0 || position > due ? 0 : 1.0f + slope * (float)age;
     }
     lane->history[seen.low + j] += weight * mean[j];

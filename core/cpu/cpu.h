@@ -39,6 +39,7 @@ size_t pyr_cpu_linear_scratch(const pyr_kernels *k, int64_t cols);
 size_t pyr_cpu_bf16_scratch(int64_t cols);
 size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim, int64_t rows);
 size_t pyr_cpu_mass_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim);
+size_t pyr_cpu_merge_scratch(const pyr_kernels *k, int32_t head_dim);
 /* PYR_ARGUMENT if a call needs more than was reserved. */
 pyr_status pyr_cpu_check(pyr_backend *be, const char *operation, size_t needed);
 
@@ -48,6 +49,11 @@ void pyr_cpu_spans(pyr_backend *be, pyr_span_fn fn, const void *ctx, int64_t n, 
 
 /* Runs tasks on the team, or all here if together they are too little work (about `cost` multiply-adds) to wake it for. */
 void pyr_cpu_tasks(pyr_backend *be, pyr_task_fn fn, void *ctx, int64_t tasks, int64_t cost);
+
+/* K (what = 0) or V (1) of a row; `bytes` is pyr_row_bytes. */
+static inline uint8_t *pyr_cpu_row_at(const pyr_lane_view *lane, size_t bytes, int64_t row, int what) {
+  return (uint8_t *)lane->pages[row / PYR_PAGE_ROWS] + (size_t)(row % PYR_PAGE_ROWS + what * PYR_PAGE_ROWS) * bytes;
+}
 
 /* Rows [begin, begin+count) of K (what = 0) or V (1) as f32, `ld` >= head_dim floats apart; the rest of each is zeroed. */
 void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t count, int what);
@@ -69,10 +75,13 @@ pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr
 pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);
 pyr_status pyr_cpu_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);
 pyr_status pyr_cpu_select(pyr_backend *be, int32_t *idx, const float *score, int64_t n, int64_t k, int32_t offset);
+pyr_status pyr_cpu_choose(pyr_backend *be, const pyr_choice *c);
+pyr_status pyr_cpu_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k,
+                         float threshold, int32_t *links);
 /* Many tokens where bf16 is multiplied in hardware (linear_bf16.c), and whether it takes n tokens and weights of a dtype. */
 bool pyr_cpu_bf16_takes(const pyr_cpu *cpu, pyr_dtype dtype, int64_t n);
 pyr_status pyr_cpu_linear_bf16(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags);
-void pyr_cpu_rows_fill(pyr_backend *be);          /* rows.c: store, gather, row_norms */
+void pyr_cpu_rows_fill(pyr_backend *be);          /* rows.c: store, gather, rotate, row_norms */
 void pyr_cpu_elementwise_fill(pyr_backend *be);   /* elementwise.c: everything on single values and tokens */
 
 #endif

@@ -22,7 +22,7 @@ typedef struct mass_call {
   const pyr_mass *m;
   pyr_layout layout;
   int32_t heads, kv_heads, group;
-  int64_t tile, tiles;     /* rows a task: whole strips */
+  int64_t tile, tiles;     /* rows a task: whole strips; tasks a lane: those of the longest range */
   float scale;
 } mass_call;
 
@@ -95,12 +95,14 @@ static void mass_task(void *ctx, int64_t task, int worker) {
   const pyr_mass *m = c->m;
   int g = (int)(task / c->tiles);
   const pyr_lane_view *lane = &m->lanes[g];
-  int64_t d = c->layout.head_dim, row = m->begin + task % c->tiles * c->tile, rows = pyr_least(c->tile, m->end - row);
+  pyr_range range = m->ranges[g];
+  int64_t d = c->layout.head_dim, row = range.begin + task % c->tiles * c->tile, rows = pyr_least(c->tile, range.end - row);
+  if (rows <= 0) return;
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
   mass_scratch s = mass_scratch_of(&arena, c->k->nr, c->group, (int32_t)d);
   bool max = m->reduce == PYR_MAX;
   int32_t earliest, latest;
-  weigh_rows(&m->weighting, &s, row, rows, &earliest, &latest);
+  weigh_rows(&m->weighting, &s, row - range.origin, rows, &earliest, &latest);
   for (int64_t i = 0; i < ROWS * c->group; i++) s.mass[i] = max ? -INFINITY : 0;
   pyr_cpu_load_rows(c->k, s.rows, d, lane, c->layout, row, rows, 0);
   if (rows < ROWS) memset(s.k, 0, (size_t)(ROWS * d) * sizeof(float));
@@ -120,7 +122,7 @@ static void mass_task(void *ctx, int64_t task, int worker) {
     if (any) mass_queries(c, &s, g, q0, n, seen, rows);
   }
   for (int h = 0; h < c->group; h++) {
-    float *out = m->out + ((int64_t)g * c->group + h) * m->stride + (row - m->begin);
+    float *out = m->out + ((int64_t)g * c->group + h) * m->stride + (row - range.begin);
     const float *mass = s.mass + h * ROWS;
     for (int64_t i = 0; i < rows; i++) out[i] = max ? (mass[i] > out[i] ? mass[i] : out[i]) : out[i] + mass[i];
   }
@@ -129,9 +131,11 @@ static void mass_task(void *ctx, int64_t task, int worker) {
 pyr_status pyr_cpu_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale) {
   mass_call c = { .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .m = m, .layout = layout,
                   .heads = heads, .kv_heads = kv_heads, .group = heads / kv_heads, .scale = scale };
-  if (m->end <= m->begin || m->n <= 0) return PYR_OK;
+  int64_t longest = 0;
+  for (int32_t g = 0; g < kv_heads; g++) longest = pyr_most(longest, m->ranges[g].end - m->ranges[g].begin);
+  if (longest == 0 || m->n <= 0) return PYR_OK;
   c.tile = ROWS / c.k->nr * c.k->nr;
-  c.tiles = pyr_ceil_div(m->end - m->begin, c.tile);
+  c.tiles = pyr_ceil_div(longest, c.tile);
   pyr_status status = pyr_cpu_check(be, "mass", pyr_cpu_mass_scratch(c.k, c.group, layout.head_dim));
   if (status == PYR_OK) pyr_parallel(be->rt, mass_task, &c, c.tiles * kv_heads);
   return status;

@@ -1,7 +1,8 @@
 /* rows.c — the rows of a cache lane: page layout, writing, moving, reading as f32, norms.
  *
- * A page is PYR_PAGE_ROWS rows of K, then as many of V. Everything that knows this is here; attention.c and mass.c read
- * rows through pyr_cpu_load_rows. Which rows to keep, and where pages come from, is others' business. */
+ * A page is PYR_PAGE_ROWS rows of K, then as many of V. Everything that knows this is here, but for where a row lies
+ * (pyr_cpu_row_at); attention.c, mass.c and merge.c read rows through pyr_cpu_load_rows. Which rows to keep, and where
+ * pages come from, is others' business. */
 #include "cpu.h"
 
 #include <math.h>
@@ -9,11 +10,6 @@
 
 size_t pyr_row_bytes(pyr_dtype dtype, int head_dim) { return pyr_dtype_bytes(dtype, head_dim); }
 size_t pyr_page_bytes(pyr_dtype dtype, int head_dim) { return 2 * PYR_PAGE_ROWS * pyr_row_bytes(dtype, head_dim); }
-
-static uint8_t *row_at(const pyr_lane_view *lane, size_t bytes, int64_t row, int what) {
-  uint8_t *page = lane->pages[row / PYR_PAGE_ROWS];
-  return page + (size_t)(row % PYR_PAGE_ROWS + what * PYR_PAGE_ROWS) * bytes;
-}
 
 /* Rows from `row` on that lie in one page, at most `count`. */
 static int64_t run_in_page(int64_t row, int64_t count) { return pyr_least(count, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS); }
@@ -23,7 +19,7 @@ void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_l
   size_t bytes = pyr_row_bytes(layout.dtype, layout.head_dim);
   while (count > 0) {
     int64_t run = run_in_page(begin, count);
-    const uint8_t *src = row_at(lane, bytes, begin, what);
+    const uint8_t *src = pyr_cpu_row_at(lane, bytes, begin, what);
     if (ld == d) {
       k->to_f32(dst, src, layout.dtype, run * d);
     } else {
@@ -67,8 +63,9 @@ typedef struct store_call {
 static void store_span(const void *ctx, int64_t begin, int64_t end) {
   const store_call *c = ctx;
   for (int64_t i = begin; i < end; i++) {
-    c->kernels->from_f32(row_at(c->lane, c->bytes, c->at + i, 0), c->layout.dtype, c->k + i * c->stride, c->layout.head_dim);
-    c->kernels->from_f32(row_at(c->lane, c->bytes, c->at + i, 1), c->layout.dtype, c->v + i * c->stride, c->layout.head_dim);
+    uint8_t *k = pyr_cpu_row_at(c->lane, c->bytes, c->at + i, 0), *v = pyr_cpu_row_at(c->lane, c->bytes, c->at + i, 1);
+    c->kernels->from_f32(k, c->layout.dtype, c->k + i * c->stride, c->layout.head_dim);
+    c->kernels->from_f32(v, c->layout.dtype, c->v + i * c->stride, c->layout.head_dim);
   }
 }
 
@@ -89,8 +86,8 @@ static pyr_status cpu_gather(pyr_backend *be, const pyr_lane_view *dst, const py
     int64_t from = idx[i], run = 1, most = pyr_least(run_in_page(i, k - i), run_in_page(from, k - i));
     while (run < most && idx[i + run] == from + run) run++;
     for (int what = 0; what < 2; what++) {
-      uint8_t *to = row_at(dst, bytes, i, what);
-      const uint8_t *at = row_at(src, bytes, from, what);
+      uint8_t *to = pyr_cpu_row_at(dst, bytes, i, what);
+      const uint8_t *at = pyr_cpu_row_at(src, bytes, from, what);
       if (to != at) memmove(to, at, (size_t)run * bytes);
     }
     if (dst->positions + i != src->positions + from)
@@ -100,6 +97,50 @@ static pyr_status cpu_gather(pyr_backend *be, const pyr_lane_view *dst, const py
     i += run;
   }
   return PYR_OK;
+}
+
+/* ---- rotation ------------------------------------------------------------------------------------------------------ */
+
+typedef struct rotate_call {
+  const pyr_kernels *kernels;
+  pyr_cpu *cpu;
+  const pyr_lane_view *lane;
+  pyr_layout layout;
+  size_t bytes;
+  const int32_t *from;
+  const float *freq;
+  int32_t pairs;
+  pyr_rope_style style;
+} rotate_call;
+
+/* The rows of one page. Rotations add up: from `from` to the row's index is the angle (index - from) * freq. */
+static void rotate_page(void *ctx, int64_t page, int worker) {
+  const rotate_call *c = ctx;
+  int64_t begin = page * PYR_PAGE_ROWS, end = pyr_least(begin + PYR_PAGE_ROWS, c->lane->rows);
+  int32_t step = c->style == PYR_ROPE_HALF ? 1 : 2, other = c->style == PYR_ROPE_HALF ? c->pairs : 1;
+  pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
+  float *row = pyr_arena_take(&arena, c->layout.head_dim, sizeof(float));
+  for (int64_t j = begin; j < end; j++) {
+    if (c->from[j] == j) continue;
+    uint8_t *at = pyr_cpu_row_at(c->lane, c->bytes, j, 0);
+    c->kernels->to_f32(row, at, c->layout.dtype, c->layout.head_dim);
+    for (int32_t i = 0; i < c->pairs; i++) {
+      float angle = (float)(j - c->from[j]) * c->freq[i], co = cosf(angle), si = sinf(angle);
+      float *pair = row + i * step, a = pair[0], b = pair[other];
+      pair[0] = a * co - b * si;
+      pair[other] = a * si + b * co;
+    }
+    c->kernels->from_f32(at, c->layout.dtype, row, c->layout.head_dim);
+  }
+}
+
+static pyr_status cpu_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from,
+                             const float *freq, int32_t dims, pyr_rope_style style) {
+  rotate_call c = { pyr_cpu_of(be)->kernels, pyr_cpu_of(be), lane, layout, pyr_row_bytes(layout.dtype, layout.head_dim), from,
+                    freq, dims / 2, style };
+  pyr_status status = pyr_cpu_check(be, "rotate", pyr_cpu_merge_scratch(c.kernels, layout.head_dim));
+  if (status == PYR_OK) pyr_cpu_tasks(be, rotate_page, &c, pyr_ceil_div(lane->rows, PYR_PAGE_ROWS), lane->rows * 16 * dims);
+  return status;
 }
 
 /* ---- norms --------------------------------------------------------------------------------------------------------- */
@@ -120,7 +161,7 @@ static void norm_span(const void *ctx, int64_t begin, int64_t end) {
   const norm_call *c = ctx;
   float piece[PIECE];
   for (int64_t i = begin; i < end; i++) {
-    const uint8_t *row = row_at(c->lane, c->bytes, c->begin + i, c->what);
+    const uint8_t *row = pyr_cpu_row_at(c->lane, c->bytes, c->begin + i, c->what);
     float sum = 0;
     for (int64_t d = 0; d < c->layout.head_dim; d += PIECE) {
       int64_t n = pyr_least(PIECE, c->layout.head_dim - d);
@@ -140,5 +181,6 @@ static pyr_status cpu_row_norms(pyr_backend *be, float *out, const pyr_lane_view
 void pyr_cpu_rows_fill(pyr_backend *be) {
   be->store = cpu_store;
   be->gather = cpu_gather;
+  be->rotate = cpu_rotate;
   be->row_norms = cpu_row_norms;
 }

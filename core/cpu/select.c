@@ -1,4 +1,5 @@
-/* select.c — the rows of the k highest scores, in linear time and without a sort.
+/* select.c — the rows of highest scores, in linear time and without a sort: so many of one vector (select), or so many, or
+ * so much of the sum, of several vectors together (choose).
  *
  * Floats become unsigned integers of the same order: the bits of a positive float get their top bit set, those of a
  * negative one are inverted; -0 becomes +0 first, and NaN becomes 0, below -inf. A radix select then fixes the k-th
@@ -7,10 +8,19 @@
  * above the k-th, and of those equal to it the first ones, as many as are still wanted; rows come out ascending, and ties
  * go to the lower row.
  *
- * Four passes over the scores, one histogram on the stack, no scratch. */
+ * For a share of the sum the walk also adds up what the keys of each digit hold, and stops in the digit in which enough is
+ * held: the same descent, with one more sum a digit. Scores are added as integers (see pyr_choice), so the sums do not
+ * depend on any order.
+ *
+ * Four passes over the scores, one histogram on the stack. */
 #include "cpu.h"
 
-enum { DIGITS = 2048 };
+#include <float.h>
+#include <math.h>
+#include <string.h>
+
+enum { DIGITS = 2048, MOST = 1 << 27 };
+static const struct { int shift, bits; } steps[] = { { 21, 11 }, { 10, 11 }, { 0, 10 } };
 
 static inline uint32_t key_of(float x) {
   uint32_t bits = pyr_bits_of_f32(x + 0.0f);
@@ -18,10 +28,16 @@ static inline uint32_t key_of(float x) {
   return x != x ? 0 : ordered;
 }
 
-/* The k-th highest key, 1 <= k <= n; *equal is how many keys equal to it are among the k. */
-static uint32_t kth_key(const float *score, int64_t n, int64_t k, int64_t *equal) {
-  static const struct { int shift, bits; } steps[] = { { 21, 11 }, { 10, 11 }, { 0, 10 } };
+/* Where the chosen end: every key above `key` is among them, and of those equal to it the first `equal`. */
+typedef struct cut { uint32_t key; int32_t equal; } cut;
+static const cut none = { UINT32_MAX, 0 };             /* no key is so high: it would be a NaN's, which is 0 */
+
+/* Whether the next row in order is among them; counts those that equal the last key. */
+static inline bool takes(cut *c, uint32_t key) { return key > c->key || (key == c->key && c->equal-- > 0); }
+
+static cut cut_of(const float *score, int64_t n, int64_t k) {
   uint32_t fixed = 0, mask = 0;
+  if (k == 0) return none;
   for (int s = 0; s < 3; s++) {
     int64_t count[DIGITS] = { 0 };
     int shift = steps[s].shift, digits = 1 << steps[s].bits, digit = digits - 1;
@@ -33,18 +49,123 @@ static uint32_t kth_key(const float *score, int64_t n, int64_t k, int64_t *equal
     fixed |= (uint32_t)digit << shift;
     mask |= (uint32_t)(digits - 1) << shift;
   }
-  *equal = k;
-  return fixed;
+  return (cut){ fixed, (int32_t)k };
 }
 
 pyr_status pyr_cpu_select(pyr_backend *be, int32_t *idx, const float *score, int64_t n, int64_t k, int32_t offset) {
   if (k < 0 || k > n) return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "select: %lld of %lld rows", (long long)k, (long long)n);
   if (k == 0) return PYR_OK;
-  int64_t equal, taken = 0;
-  uint32_t kth = kth_key(score, n, k, &equal);
-  for (int64_t i = 0; taken < k; i++) {
-    uint32_t key = key_of(score[i]);
-    if (key > kth || (key == kth && equal-- > 0)) idx[taken++] = (int32_t)i + offset;
+  cut last = cut_of(score, n, k);
+  int64_t taken = 0;
+  for (int64_t i = 0; taken < k; i++)
+    if (takes(&last, key_of(score[i]))) idx[taken++] = (int32_t)i + offset;
+  return PYR_OK;
+}
+
+/* ---- several vectors --------------------------------------------------------------------------------------------- */
+
+/* What a score counts in a sum; `unit` is 2^(36 - e), or 0 where nothing is summed. Less than 2^36, so that sums of 2^27
+ * rows, MOST, fit. */
+static inline uint64_t weight_of(float x, double unit) {
+  return x > 0 ? (uint64_t)((double)(x < FLT_MAX ? x : FLT_MAX) * unit) : 0;
+}
+
+static cut own_cut(const pyr_choice *c, int32_t segment) {
+  return (cut){ (uint32_t)c->work[2 * segment], c->work[2 * segment + 1] };
+}
+
+static double unit_of(const pyr_choice *c, int64_t n) {
+  float top = 0;
+  int e;
+  for (int64_t i = 0; i < n; i++)
+    if (c->score[i] > top) top = c->score[i] < FLT_MAX ? c->score[i] : FLT_MAX;
+  if (top == 0) return 0;
+  (void)frexp(top, &e);
+  return ldexp(1.0, 36 - e);
+}
+
+/* The sum of all scores; *held: that of the segments' own. */
+static uint64_t sum_of(const pyr_choice *c, double unit, uint64_t *held) {
+  const float *score = c->score;
+  uint64_t sum = 0;
+  *held = 0;
+  for (int32_t s = 0; s < c->count; s++) {
+    cut own = own_cut(c, s);
+    for (int64_t i = 0; i < c->segments[s].n; i++, score++) {
+      uint64_t weight = weight_of(*score, unit);
+      sum += weight;
+      if (takes(&own, key_of(*score))) *held += weight;
+    }
+  }
+  return sum;
+}
+
+/* Where the chosen end among rows that no segment has chosen for itself: after `wanted` of them, or with the first that
+ * fills `target`. Both are at least 1, and there are at least `wanted` such rows. */
+static cut shared_cut(const pyr_choice *c, int64_t wanted, uint64_t target, double unit) {
+  uint32_t fixed = 0, mask = 0;
+  uint64_t each = 0;                                   /* what a row with the key found counts */
+  for (int step = 0; step < 3; step++) {
+    int64_t count[DIGITS] = { 0 };
+    uint64_t sum[DIGITS] = { 0 };
+    int shift = steps[step].shift, digits = 1 << steps[step].bits, digit = digits - 1;
+    const float *score = c->score;
+    for (int32_t s = 0; s < c->count; s++) {
+      cut own = own_cut(c, s);
+      for (int64_t i = 0; i < c->segments[s].n; i++, score++) {
+        uint32_t key = key_of(*score);
+        if (takes(&own, key) || (key & mask) != fixed) continue;
+        count[key >> shift & (uint32_t)(digits - 1)]++;
+        sum[key >> shift & (uint32_t)(digits - 1)] += weight_of(*score, unit);
+      }
+    }
+    while (count[digit] < wanted && sum[digit] < target) {
+      wanted -= count[digit];
+      target -= sum[digit--];
+    }
+    fixed |= (uint32_t)digit << shift;
+    mask |= (uint32_t)(digits - 1) << shift;
+    each = sum[digit] / (uint64_t)count[digit];        /* exact in the last step, where all keys are equal */
+  }
+  uint64_t enough = each > 0 ? target / each + (target % each > 0) : UINT64_MAX;
+  return (cut){ fixed, (int32_t)(enough < (uint64_t)wanted ? (int64_t)enough : wanted) };
+}
+
+pyr_status pyr_cpu_choose(pyr_backend *be, const pyr_choice *c) {
+  int64_t n = 0, least = 0;
+  double unit = 0;
+  uint64_t target = UINT64_MAX, held;
+  bool fits = c->mass >= 0 && c->mass <= 1;
+  for (int32_t s = 0; s < c->count; s++) {
+    fits = fits && c->segments[s].least >= 0 && c->segments[s].least <= c->segments[s].n;
+    n += c->segments[s].n, least += c->segments[s].least;
+  }
+  if (!fits || c->most < least || c->most > n || n > MOST)
+    return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "choose: %lld of %lld rows, at least %lld, mass %g", (long long)c->most,
+                                 (long long)n, (long long)least, c->mass);
+  const float *score = c->score;
+  for (int32_t s = 0; s < c->count; score += c->segments[s++].n) {
+    cut own = cut_of(score, c->segments[s].n, c->segments[s].least);
+    c->work[2 * s] = (int32_t)own.key, c->work[2 * s + 1] = own.equal;
+  }
+  if (c->mass > 0) {
+    unit = unit_of(c, n);
+    uint64_t sum = sum_of(c, unit, &held);
+    target = c->mass < 1 ? (uint64_t)ceil(c->mass * (double)sum) : sum;
+    if (target > sum) target = sum;
+    target = target > held ? target - held : 0;
+  }
+  cut shared = c->most > least && target > 0 ? shared_cut(c, c->most - least, target, unit) : none;
+  score = c->score;
+  for (int32_t s = 0; s < c->count; s++) {
+    const pyr_segment *segment = &c->segments[s];
+    cut own = own_cut(c, s);
+    int32_t *idx = c->idx + segment->at;
+    c->chosen[s] = 0;
+    for (int64_t i = 0; i < segment->n; i++, score++) {
+      uint32_t key = key_of(*score);
+      if (takes(&own, key) || takes(&shared, key)) idx[c->chosen[s]++] = (int32_t)i + segment->offset;
+    }
   }
   return PYR_OK;
 }

@@ -160,7 +160,7 @@ local cache_bytes = { f32 = 4, f16 = 2, bf16 = 2, q8_0 = 34 / 32 }
 ---@field policy string
 ---@field length integer
 ---@field dtype string
----@field layers { rows: integer, computed: integer }[] rows a lane holds, tokens computed
+---@field layers { rows: number, computed: integer }[] rows a lane holds on average, tokens computed
 ---@field bytes integer          K and V rows of all lanes
 ---@field full_bytes integer     the same without a policy
 ---@field fraction number        rows / (layers * length)

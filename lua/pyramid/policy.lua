@@ -10,9 +10,22 @@
 ---
 --- l: index (from 1), layers, depth ((index-1)/layers), prompt (tokens of the prefill), past (rows held before it), rows
 --- (when the plan runs), waiting (decode: rows that may be judged), tokens (seen), heads, kv_heads, head_dim.
---- A plan: keep (rows of a lane that survive, guards included), guard, score, share ("layer": one set for all heads;
---- "head": one for each KV head), prune ("cache": this layer's rows; "hidden": the next layers never see the token;
---- "both"). A trigger: every (steps) or over (rows), window (rows never judged), once, track (what decode ranks by).
+--- A plan:
+---   keep     rows of a lane that survive, guards included; with share = "head" it may be a list, one number a KV head.
+---            Each head is judged by its own rows, and left whole where it holds no more than that
+---   guard    { first =, last = } rows at either end that always survive
+---   score    what ranks the others (score.lua); nothing: what the trigger tracks, else the position
+---   share    "layer": one set for all heads; "head": one for each KV head; "pool": `keep` is the average, and the rows of
+---            all KV heads compete for the budget (AdaKV, arXiv 2407.11550)
+---   mass     0 < p <= 1: only as many of the ranked rows as hold the share p of the sum of their scores (top-p; scores
+---            below 0 count 0), at most `keep`, which is then all rows unless said
+---   least    rows of a lane that survive at least, under "pool" or `mass`
+---   merge    { threshold = x } or true (x = -1): a loser is not just dropped, but averaged, key and value, into the row
+---            of its head that survives and whose key is most similar, if their cosine is at least x (core/judge.h)
+---   prune    "cache": this layer's rows; "hidden": the next layers never see the token; "both"
+---   rotate   "compact": keys are rotated to the positions 0 .. rows-1 after each cut, so that generation goes on for ever
+---            (StreamingLLM's positions within the cache, arXiv 2309.17453); needs share = "layer". "keep": as they are
+--- A trigger: every (steps) or over (rows), window (rows never judged), once, track (what decode ranks by).
 --- Returning nothing keeps everything. `limits` says what an option may be: { min, max, step } of a number, of which only
 --- min must be given, or a list of texts. With `fit = "ratio"`, the option `target = 0.45` finds the ratio that keeps this
 --- share of the rows, on average over layers, for the prompt at hand, or as near as the other options allow.
@@ -47,9 +60,11 @@ Policy.__name = "pyramid.policy"
 
 local definition_keys = { name = "string", doc = "string", defaults = "table", limits = "table", presets = "table",
   prefill = "function", trigger = "function", decode = "function", fit = "string" }
-local plan_keys = { keep = true, guard = true, score = true, share = true, prune = true }
+local plan_keys = { keep = true, guard = true, score = true, share = true, mass = true, least = true, merge = true, prune = true,
+  rotate = true }
 local trigger_keys = { every = true, over = true, window = true, once = true, track = true }
-local shares, prunes = { layer = 0, head = 1 }, { cache = 1, hidden = 2, both = 3 }
+local shares, prunes = { layer = 0, head = 1, pool = 2 }, { cache = 1, hidden = 2, both = 3 }
+local rotates = { keep = 0, compact = 1 }
 
 -- ---- from what a policy returns to what the core reads ----------------------------------------------------------
 
@@ -84,15 +99,52 @@ local function program(field, value)
   return score.program(value)
 end
 
-local function flat_plan(plan)
+-- One number, or one for each KV head, packed.
+local function keep_of(plan, l)
+  local keep = plan.keep
+  if keep == nil and plan.mass ~= nil then keep = l.rows end
+  if type(keep) ~= "table" then return integer("keep", keep) end
+  if #keep ~= l.kv_heads then refuse("keep", ("lists %d numbers for %d K/V heads"):format(#keep, l.kv_heads)) end
+  local packed = {}
+  for head, rows in ipairs(keep) do
+    rows = integer("keep", rows)
+    if rows < 1 then refuse("keep", "is less than 1") end
+    packed[head] = ("<i4"):pack(math.min(rows, 0x7fffffff))
+  end
+  return table.concat(packed)
+end
+
+local function mass_of(mass)
+  if mass == nil then return 0 end
+  if type(mass) ~= "number" or not (mass > 0 and mass <= 1) then
+    refuse("mass", ("is no number above 0 and up to 1 (%s)"):format(tostring(mass)))
+  end
+  return mass
+end
+
+local function threshold_of(merge)
+  if not merge then return nil end
+  if merge == true then return -1 end
+  if type(merge) ~= "table" then refuse("merge", "is neither a table nor true") end
+  check_keys("merge", merge, { threshold = true })
+  local threshold = merge.threshold
+  if type(threshold) ~= "number" or not (threshold >= -1 and threshold <= 1) then
+    refuse("merge.threshold", ("is no number from -1 to 1 (%s)"):format(tostring(threshold)))
+  end
+  return threshold
+end
+
+-- Ten values, as lplan.c reads them.
+local function flat_plan(plan, l)
   if plan == nil then return nil end
   if type(plan) ~= "table" then refuse("the plan", "is not a table (" .. type(plan) .. ")") end
   check_keys("plan", plan, plan_keys)
   local guard = plan.guard or {}
   if type(guard) ~= "table" then refuse("guard", "is not a table") end
   check_keys("guard", guard, { first = true, last = true })
-  return integer("keep", plan.keep), integer("guard.first", guard.first, 0), integer("guard.last", guard.last, 0),
-    choice("share", plan.share, shares, "layer"), choice("prune", plan.prune, prunes, "cache"), program("score", plan.score)
+  return keep_of(plan, l), integer("guard.first", guard.first, 0), integer("guard.last", guard.last, 0),
+    choice("share", plan.share, shares, "layer"), choice("prune", plan.prune, prunes, "cache"), program("score", plan.score),
+    integer("least", plan.least, 0), mass_of(plan.mass), threshold_of(plan.merge), choice("rotate", plan.rotate, rotates, "keep")
 end
 
 local function flat_trigger(trigger)
@@ -219,7 +271,7 @@ function Policy:bind()
   local function bound(f, flat)
     return f and function(...)
       local l = module.shape(...)
-      return flat(f(options_for(l), l))
+      return flat(f(options_for(l), l), l)
     end
   end
   return { name = self.name, prefill = bound(d.prefill, flat_plan), trigger = bound(d.trigger, flat_trigger),
@@ -359,28 +411,39 @@ function module.parse_options(which, words)
   return given
 end
 
--- The rows that a prefill plan keeps; refuses what the core refuses (plan.c).
+-- The rows that a prefill plan keeps, on average over heads; under `mass`, at most. Refuses what the core refuses (plan.c).
 local function kept_by(prefill, o, l)
   if not prefill then return nil end
-  local keep, first, last, share, prune = flat_plan(prefill(o, l))
+  local keep, first, last, share, prune, _, least = flat_plan(prefill(o, l), l)
   if not keep then return nil end
-  if keep < 1 then refuse("keep", "is less than 1") end
-  if keep > l.rows then refuse("keep", "asks for more rows than there are") end
+  local each = { keep }
+  if type(keep) == "string" then
+    if share ~= shares.head then refuse("keep", 'is a list, which needs share = "head"') end
+    each = { ("<" .. ("i4"):rep(#keep // 4)):unpack(keep) }
+    each[#each] = nil                                                 -- where unpacking ended
+  end
+  for _, rows in ipairs(each) do
+    if rows < 1 then refuse("keep", "is less than 1") end
+    if rows > l.rows then refuse("keep", "asks for more rows than there are") end
+    if least > rows then refuse("least", "is more than keep") end
+  end
   if first < 0 then refuse("guard.first", "is negative") end
   if last < 0 then refuse("guard.last", "is negative") end
   local hidden = prune & prunes.hidden ~= 0
   if hidden and share ~= shares.layer then refuse("share", 'must be "layer" where hidden states are pruned') end
   first = math.min(first, l.rows)
   last = math.min(hidden and math.max(last, 1) or last, l.rows - first)
-  return math.max(keep, first + last), prune
+  local sum = 0
+  for _, rows in ipairs(each) do sum = sum + math.max(rows, first + last) end
+  return sum % #each == 0 and sum // #each or sum / #each, prune
 end
 
----What a policy would keep at each layer of a prompt of `tokens`, without a model running: rows stored, and tokens
----computed, as far as its plans say (they are pure functions of shapes).
+---What a policy would keep at each layer of a prompt of `tokens`, without a model running: rows stored, on average over KV
+---heads, and tokens computed, as far as its plans say (they are pure functions of shapes; under `mass`, the most).
 ---@param which pyramid.policy
 ---@param config { layers: integer, heads: integer, kv_heads: integer, head_dim: integer }
 ---@param tokens integer
----@return { rows: integer, computed: integer }[]
+---@return { rows: number, computed: integer }[]
 function module.forecast(which, config, tokens)
   local d, alive, layers = which.definition, tokens, {}
   local function shape(index)

@@ -1,0 +1,262 @@
+/* judge.c — see judge.h. Survivors' indices are written as three ascending runs into one array, so that guards are
+ * structure and never compete with scores. */
+#include "judge.h"
+#include "model.h"
+
+#include <string.h>
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* ---- how a plan falls on a lane ------------------------------------------------------------------------------------ */
+
+/* Hidden pruning cannot drop rows stored before, nor the last token, whose logits are what a prefill is for. In decode
+ * the trigger's window is guarded, and where rows are judged once, all that were. */
+pyr_split pyr_judge_split(const pyr_judge *j, int head) {
+  const pyr_plan *plan = j->plan;
+  const pyr_layer_state *state = &j->cache->states[j->layer];
+  int64_t held = pyr_cache_lane(j->cache, j->layer, head)->rows, first = plan->first, last = plan->last;
+  pyr_split s = { .rows = held + j->more };
+  if (j->decode) {
+    if (state->trigger.once) first = max64(first, held - state->unjudged);   /* the same before and after a step: both grow */
+    last = max64(last, state->trigger.window);
+  } else if (plan->prune & PYR_PRUNE_HIDDEN) {
+    first = max64(first, s.rows - j->fresh);
+    last = max64(last, 1);
+  }
+  s.first = min64(first, s.rows);
+  s.last = min64(last, s.rows - s.first);
+  s.judged = s.rows - s.first - s.last;
+  int64_t guards = s.first + s.last, keep = plan->keep_count ? plan->keep_of[head] : plan->keep;
+  s.most = plan->share == PYR_SHARE_POOL ? s.judged : min64(max64(keep - guards, 0), s.judged);
+  if (plan->share == PYR_SHARE_POOL || plan->mass > 0)
+    s.least = min64(max64(max64(plan->least, 1) - guards, 0), s.judged);
+  else
+    s.least = s.most;
+  s.most = max64(s.most, s.least);
+  return s;
+}
+
+/* The pool's budget: keep rows a lane on average less all guards, but never less than the lanes are promised. */
+static int64_t pool_most(const pyr_judge *j) {
+  int64_t budget = j->plan->keep * j->cache->heads, judged = 0, least = 0;
+  for (int head = 0; head < j->cache->heads; head++) {
+    pyr_split s = pyr_judge_split(j, head);
+    budget -= s.first + s.last;
+    judged += s.judged;
+    least += s.least;
+  }
+  return min64(max64(budget, least), judged);
+}
+
+static bool lane_judged(const pyr_judge *j, const pyr_split *s) {
+  return s->most < s->judged || (j->plan->mass > 0 && s->least < s->judged);
+}
+
+bool pyr_judge_needed(const pyr_judge *j) {
+  int64_t judged = 0, least = 0;
+  bool any = false;
+  for (int head = 0; head < j->cache->heads; head++) {
+    pyr_split s = pyr_judge_split(j, head);
+    judged += s.judged;
+    least += s.least;
+    any = any || lane_judged(j, &s);
+  }
+  return j->plan->share == PYR_SHARE_POOL ? pool_most(j) < judged || (j->plan->mass > 0 && least < judged) : any;
+}
+
+int64_t pyr_judge_rows_after(const pyr_judge *j) {
+  int64_t rows = 0, pool = j->plan->share == PYR_SHARE_POOL ? pool_most(j) : INT64_MAX;
+  for (int head = 0; head < j->cache->heads; head++) {
+    pyr_split s = pyr_judge_split(j, head);
+    rows = max64(rows, j->plan->prune & PYR_PRUNE_CACHE ? s.first + min64(s.most, pool) + s.last : s.rows);
+  }
+  return rows;
+}
+
+int64_t pyr_judge_longest(const pyr_judge *j) {
+  int64_t longest = 0;
+  for (int head = 0; head < j->cache->heads; head++) longest = max64(longest, pyr_judge_split(j, head).judged);
+  return longest;
+}
+
+static bool compacts(const pyr_judge *j) {
+  return j->plan->rotate == PYR_ROTATE_COMPACT || j->cache->states[j->layer].compact;
+}
+
+int64_t pyr_judge_first_written(const pyr_judge *j, int head) {
+  bool anywhere = j->plan->merge || (compacts(j) && !j->cache->states[j->layer].compact);
+  return anywhere ? 0 : pyr_judge_split(j, head).first;
+}
+
+const char *pyr_judge_fault(const pyr_judge *j, const char **field) {
+  const pyr_plan *plan = j->plan;
+  const int32_t *window = j->cache->pool->model->config.window;
+  bool equal = pyr_cache_lanes_equal(j->cache, j->layer), ranks = plan->prune & PYR_PRUNE_HIDDEN;
+  if (!pyr_judge_needed(j)) return NULL;
+  for (int head = 0; head < j->cache->heads; head++) {
+    pyr_split s = pyr_judge_split(j, head);
+    ranks = ranks || (lane_judged(j, &s) && s.most > 0);
+  }
+  *field = "share";
+  if (plan->share == PYR_SHARE_LAYER && !equal && ranks)
+    return "is \"layer\", but the heads hold unequal numbers of rows (\"head\" and \"pool\" judge each by its own)";
+  *field = "rotate";
+  if (!compacts(j) || !(plan->prune & PYR_PRUNE_CACHE)) return NULL;
+  if (window && window[j->layer] > 0) return "cannot be \"compact\" in a layer with a sliding window";
+  if (!equal) return "cannot be \"compact\" where the heads hold unequal numbers of rows";
+  if (plan->share != PYR_SHARE_LAYER) return "was \"compact\": the layer's heads must go on sharing their rows (share = \"layer\")";
+  return NULL;
+}
+
+/* ---- memory --------------------------------------------------------------------------------------------------------- */
+
+int64_t pyr_judge_carve(const pyr_judge *j, int depth, float *base, pyr_judge_work *work) {
+  bool pool = j->plan->share == PYR_SHARE_POOL;
+  int64_t heads = j->cache->heads, judged = 0, rows = 0, all = 0, used = 0;
+  for (int head = 0; head < heads; head++) {
+    pyr_split s = pyr_judge_split(j, head);
+    judged += s.judged;
+    all += s.rows;
+    rows = max64(rows, s.rows);
+  }
+  struct { void **at; int64_t count; } parts[] = {
+    { (void **)&work->scratch, pyr_score_scratch(j->cache, depth, pyr_judge_longest(j)) },
+    { (void **)&work->scores, pool ? judged : 0 },
+    { (void **)&work->idx, pool ? all : rows },
+    { (void **)&work->chosen, pool ? heads : 1 },
+    { (void **)&work->cuts, pool ? 2 * heads : 2 },
+    { (void **)&work->links, j->plan->merge ? 2 * rows : 0 },
+  };
+  for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+    *parts[i].at = base ? base + used : NULL;
+    used += parts[i].count;
+  }
+  return used;
+}
+
+size_t pyr_judge_host_bytes(const pyr_cache *cache) {
+  return (size_t)cache->heads * (sizeof(pyr_segment) + sizeof(int32_t));
+}
+
+void pyr_judge_carve_host(const pyr_cache *cache, void *host, pyr_judge_work *work) {
+  work->segments = host;
+  work->counts = (int32_t *)(work->segments + cache->heads);
+}
+
+/* ---- running -------------------------------------------------------------------------------------------------------- */
+
+/* Chooses among the scores of `count` segments in work->segments; their counts come to work->counts. */
+static pyr_status choose(const pyr_judge *j, const pyr_judge_work *w, const float *score, int32_t count, int64_t most) {
+  pyr_backend *be = j->cache->pool->be;
+  pyr_choice c = { .score = score, .segments = w->segments, .count = count, .most = most, .mass = j->plan->mass, .idx = w->idx,
+                   .chosen = w->chosen, .work = w->cuts };
+  pyr_status status = be->choose(be, &c);
+  return status == PYR_OK ? be->download(be, w->counts, w->chosen, (size_t)count * sizeof *w->counts) : status;
+}
+
+/* Writes the survivors of one lane, each less `shift` (rows before it are not listed), and their count. `score` is not
+ * looked at where no judged row can survive. */
+static pyr_status list_survivors(const pyr_judge *j, const pyr_judge_work *w, const pyr_split *s, const float *score, int64_t shift,
+                                 int64_t *kept) {
+  pyr_backend *be = j->cache->pool->be;
+  int64_t head = s->first - shift, chosen = s->most;
+  pyr_status status = head > 0 ? be->iota(be, w->idx, 0, head) : PYR_OK;
+  if (status == PYR_OK && s->most > 0 && j->plan->mass > 0) {
+    w->segments[0] = (pyr_segment){ .n = s->judged, .least = s->least, .at = head, .offset = (int32_t)head };
+    status = choose(j, w, score, 1, s->most);
+    if (status == PYR_OK) chosen = w->counts[0];
+  } else if (status == PYR_OK && s->most > 0) {
+    status = be->select(be, w->idx + head, score, s->judged, s->most, (int32_t)head);
+  }
+  *kept = head + chosen + s->last;
+  if (status != PYR_OK || s->last == 0) return status;
+  return be->iota(be, w->idx + head + chosen, (int32_t)(s->rows - s->last - shift), s->last);
+}
+
+/* Keeps rows idx[0..kept) of a lane, the first `fixed` of which are 0..fixed-1. */
+static pyr_status evict(const pyr_judge *j, const pyr_judge_work *w, int head, const int32_t *idx, int64_t kept, int64_t fixed) {
+  pyr_cache *cache = j->cache;
+  pyr_backend *be = cache->pool->be;
+  const pyr_model_config *c = &cache->pool->model->config;
+  pyr_lane *lane = pyr_cache_lane(cache, j->layer, head);
+  bool compact = cache->states[j->layer].compact;
+  if (kept >= lane->rows) return PYR_OK;
+  pyr_status status = PYR_OK;
+  pyr_lane_view view;
+  if (j->plan->merge) {
+    status = pyr_lane_unshare(cache, lane, 0);
+    view = pyr_lane_get_view(lane);
+    if (status == PYR_OK) status = be->merge(be, &view, cache->pool->layout, idx, kept, j->plan->threshold, w->links);
+  }
+  if (status == PYR_OK) status = pyr_lane_gather(cache, lane, idx, kept, fixed);
+  if (status == PYR_OK && compacts(j)) status = pyr_lane_unshare(cache, lane, compact ? fixed : 0);
+  if (status != PYR_OK || !compacts(j)) return status;
+  view = pyr_lane_get_view(lane);
+  return be->rotate(be, &view, cache->pool->layout, compact ? idx : lane->positions, cache->pool->model->rope_freq, c->rope_dims,
+                    c->rope_style);
+}
+
+/* One group of lanes after the other: all of the layer, or each by itself. */
+static pyr_status run_groups(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *w, int64_t *hidden) {
+  pyr_cache *cache = j->cache;
+  bool together = j->plan->share == PYR_SHARE_LAYER && pyr_cache_lanes_equal(cache, j->layer);
+  int groups = together ? 1 : cache->heads, count = cache->heads / groups;
+  for (int g = 0; g < groups; g++) {
+    pyr_split s = pyr_judge_split(j, g * count);
+    float *score = NULL;
+    int64_t kept;
+    pyr_status status = PYR_OK;
+    if (!lane_judged(j, &s)) continue;
+    signals->begin = s.first;
+    signals->end = s.first + s.judged;
+    if (s.most > 0) status = pyr_score_eval(&j->plan->score, signals, g * count, count, w->scratch, &score);
+    if (status == PYR_OK && (j->plan->prune & PYR_PRUNE_CACHE)) {
+      status = list_survivors(j, w, &s, score, 0, &kept);
+      for (int i = 0; i < count && status == PYR_OK; i++) status = evict(j, w, g * count + i, w->idx, kept, s.first);
+    }
+    if (status == PYR_OK && hidden) status = list_survivors(j, w, &s, score, s.rows - j->fresh, hidden);
+    if (status != PYR_OK) return status;
+  }
+  return PYR_OK;
+}
+
+/* All lanes' scores go into one block, lane after lane; each lane's survivors into its own part of idx. */
+static pyr_status run_pool(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *w) {
+  pyr_cache *cache = j->cache;
+  pyr_backend *be = cache->pool->be;
+  int64_t most = pool_most(j), begin = 0;
+  float *scores = w->scores;
+  pyr_status status = PYR_OK;
+  for (int head = 0; head < cache->heads && status == PYR_OK; head++) {
+    pyr_split s = pyr_judge_split(j, head);
+    float *score;
+    w->segments[head] = (pyr_segment){ .n = s.judged, .least = s.least, .at = begin + s.first, .offset = (int32_t)s.first };
+    w->counts[head] = 0;
+    begin += s.rows;
+    if (s.judged == 0 || most == 0) continue;
+    signals->begin = s.first;
+    signals->end = s.first + s.judged;
+    status = pyr_score_eval(&j->plan->score, signals, head, 1, w->scratch, &score);
+    if (status == PYR_OK) status = be->copy(be, scores, score, (size_t)s.judged * sizeof *score);
+    scores += s.judged;
+  }
+  if (status == PYR_OK && most > 0) status = choose(j, w, w->scores, cache->heads, most);
+  for (int head = 0; head < cache->heads && status == PYR_OK; head++) {
+    pyr_split s = pyr_judge_split(j, head);
+    int64_t chosen = w->counts[head];
+    int32_t *idx = w->idx + w->segments[head].at - s.first;
+    if (s.first) status = be->iota(be, idx, 0, s.first);
+    if (status == PYR_OK && s.last) status = be->iota(be, idx + s.first + chosen, (int32_t)(s.rows - s.last), s.last);
+    if (status == PYR_OK) status = evict(j, w, head, idx, s.first + chosen + s.last, s.first);
+  }
+  return status;
+}
+
+pyr_status pyr_judge_run(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *work, int64_t *hidden) {
+  if (!pyr_judge_needed(j)) return PYR_OK;
+  bool evicts = j->plan->prune & PYR_PRUNE_CACHE, compact = compacts(j);
+  pyr_status status = j->plan->share == PYR_SHARE_POOL ? run_pool(j, signals, work) : run_groups(j, signals, work, hidden);
+  if (status == PYR_OK && evicts && compact) j->cache->states[j->layer].compact = true;
+  return status;
+}
