@@ -62,6 +62,7 @@ static pyr_status check_plan(pyr_cache *cache, const pyr_shape *shape, const pyr
   if ((plan->prune & PYR_PRUNE_HIDDEN) && plan->share != PYR_SHARE_LAYER)
     return refuse(cache, shape, when, "share", "must be \"layer\" where hidden states are pruned");
   if ((fault = pyr_score_check(&plan->score, &depth)) != NULL) return refuse(cache, shape, when, "score", fault);
+  if ((fault = pyr_score_refused(&plan->score, cache, strcmp(when, "prefill") == 0)) != NULL) return refuse(cache, shape, when, "score", fault);
   return PYR_OK;
 }
 
@@ -248,12 +249,13 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
   pyr_signals *s = &run->signals;
   *s = (pyr_signals){ .cache = cache, .layer = layer, .begin = run->first, .end = run->rows - run->last };
   s->tracked = pyr_trigger_tracks(trigger) ? &run->trigger.track : NULL;
-  int64_t floats = 0, sums[PYR_SCORE_MAX], track = -1, scratch = 0;
+  int64_t floats = 0, sums[PYR_SCORE_MAX], track = -1, scratch = 0, moments = 0;
   for (int i = 0; i < PYR_SCORE_MAX; i++) sums[i] = -1;
   pyr_score_check(&plan->score, &run->depth);
   if (run->judge && run->want > 0) {
     for (int i = 0; i < plan->score.length; i++) {
       const pyr_score_op *op = &plan->score.ops[i];
+      if (pyr_signal_is_expected(op)) moments += pyr_queries_floats(cache->pool->model, op->a, alive);
       if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
       if (pyr_signal_is_history(op) && pyr_signal_is_history(&trigger->track) && op->b != PYR_MAX) continue;   /* the lanes' history holds it */
       sums[i] = floats;
@@ -267,7 +269,7 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
     scratch = max64(scratch, run->rows - run->track_begin);
   }
   int64_t zeroed = floats;
-  floats += scratch + (run->judge ? run->rows : 0);
+  floats += scratch + moments + (run->judge ? run->rows : 0);
   if (floats == 0) return PYR_OK;
   run->block_bytes = (size_t)floats * sizeof(float);
   run->block = be->alloc(be, run->block_bytes);
@@ -276,7 +278,15 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
     if (sums[i] >= 0) s->mass[i] = run->block + sums[i];
   if (track >= 0) run->track = run->block + track;
   run->scratch = run->block + zeroed;
-  run->idx = (int32_t *)(run->scratch + scratch);
+  float *free_block = run->scratch + scratch;
+  for (int i = 0; i < plan->score.length && moments > 0; i++) {
+    const pyr_score_op *op = &plan->score.ops[i];
+    if (!pyr_signal_is_expected(op)) continue;
+    pyr_queries_begin(&s->queries_of[i], cache->pool->model, op->a, alive, (int64_t)op->x, free_block);
+    free_block += pyr_queries_floats(cache->pool->model, op->a, alive);
+  }
+  run->expects = moments > 0;
+  run->idx = (int32_t *)free_block;
   return zeroed ? be->fill(be, run->block, NULL, zeroed, 2, 0, 0.0f) : PYR_OK;
 }
 
@@ -294,7 +304,7 @@ static int64_t signal_queries(const pyr_plan_run *run, int i) {
 
 bool pyr_plan_wants(const pyr_plan_run *run, int64_t at, int64_t n) {
   int64_t back = run->alive - (at + n);       /* alive queries after these */
-  if (run->track && back < run->track_queries) return true;
+  if (run->expects || (run->track && back < run->track_queries)) return true;
   for (int i = 0; i < run->plan.score.length; i++)
     if (run->signals.mass[i] && back < signal_queries(run, i)) return true;
   return false;
@@ -320,6 +330,7 @@ pyr_status pyr_plan_observe(pyr_plan_run *run, const pyr_attention *a, int64_t a
   pyr_status status = PYR_OK;
   for (int i = 0; i < run->plan.score.length && status == PYR_OK; i++) {
     const pyr_score_op *op = &run->plan.score.ops[i];
+    if (run->expects && pyr_signal_is_expected(op)) status = pyr_queries_add(&run->signals.queries_of[i], run->cache->pool->be, a, at);
     if (!run->signals.mass[i]) continue;
     int64_t queries = signal_queries(run, i);
     run->signals.queries[i] = queries;
@@ -355,6 +366,10 @@ pyr_status pyr_plan_end(pyr_plan_run *run, const int32_t **survivors, int64_t *k
   *survivors = NULL;
   if (pyr_signal_is_attention(&run->trigger.track) && run->fresh) status = forget_tracked(cache, run->layer);
   if (status == PYR_OK && run->track) status = flush_track(run);
+  for (int i = 0; i < run->plan.score.length && run->expects && status == PYR_OK; i++)
+    if (pyr_signal_is_expected(&run->plan.score.ops[i]))
+      status = pyr_queries_end(&run->signals.queries_of[i], cache->pool->be, cache->pool->model, run->last_position + 1,
+                               run->plan.score.ops[i].n);
   if (status == PYR_OK && run->judge) {
     bool hidden = run->plan.prune & PYR_PRUNE_HIDDEN, gather = run->plan.prune & PYR_PRUNE_CACHE;
     status = judge(cache, run->layer, &run->plan, &run->signals, run->rows, run->first, run->want, run->last, run->scratch,

@@ -30,6 +30,7 @@ typedef struct pyr_plan_run {
   int64_t first, want, last; /* survivors: guarded rows, chosen rows, guarded rows */
   bool judge;                /* false: everything stays */
   bool fresh;                /* the layer gets a new trigger; else the old one goes on */
+  bool expects;              /* the score expects attention: every query is looked at */
   int depth;
   pyr_signals signals;
   float *track;              /* [heads, rows - track_begin] attention for the lanes' history, or NULL */
