@@ -303,7 +303,7 @@ double pyr_cache_fraction(const pyr_cache *cache);           /* rows held / (lan
 int64_t pyr_cache_computed(const pyr_cache *cache);          /* token-layers computed so far; full: tokens * layers */
 int64_t pyr_cache_evicted(const pyr_cache *cache);           /* rows dropped or never stored, over all lanes */
 /* What a score says of the rows held now: out[position] is the mean over the lanes of `layer` and `head` (-1: all of
- * them), [tokens]; rows not held count as 0. Attention is what the cache's policy tracks. PYR_ARGUMENT: a lane that there
+ * them), [tokens]; rows not held count as 0. Attention is what the cache's policy tracks, alone if length is 0. PYR_ARGUMENT: a lane that there
  * is not, or a score that only a running prefill can know. */
 pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const pyr_score *score, float *out);
 

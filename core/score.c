@@ -305,11 +305,13 @@ static pyr_status check_scores(const pyr_cache *cache, int layer, int head, cons
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "no lane at layer %d, head %d", layer + 1, head + 1);
   const char *fault = pyr_score_check(score, depth);
   if (!fault) fault = pyr_score_refused(score, cache, false);
-  for (int i = 0; i < score->length && !fault; i++) {
-    const pyr_score_op *op = &score->ops[i];
-    if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
-    for (int l = layer < 0 ? 0 : layer; l <= (layer < 0 ? cache->layers - 1 : layer); l++) {
-      const pyr_score_op *track = &cache->states[l].trigger.track;
+  for (int l = layer < 0 ? 0 : layer; l <= (layer < 0 ? cache->layers - 1 : layer) && !fault; l++) {
+    const pyr_score_op *track = &cache->states[l].trigger.track;
+    bool tracks = pyr_signal_is_attention(track) || pyr_signal_is_history(track);
+    if (score->length == 0 && !tracks) fault = "is left out, and the cache's policy tracks none";
+    for (int i = 0; i < score->length; i++) {
+      const pyr_score_op *op = &score->ops[i];
+      if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
       if (track->code != op->code || (pyr_signal_is_attention(op) && track->n != op->n)) fault = "asks for attention that the cache's policy does not track";
     }
   }
@@ -323,10 +325,11 @@ static pyr_status add_lane(const pyr_cache *cache, int layer, int head, const py
   const pyr_lane *lane = pyr_cache_lane(cache, layer, head);
   pyr_signals signals = { .cache = (pyr_cache *)cache, .layer = layer, .begin = 0, .end = lane->rows,
                           .tracked = &cache->states[layer].trigger.track, .tracked_queries = cache->states[layer].trigger.track.n };
+  const pyr_score tracked = { 1, { *signals.tracked } };
   int32_t *positions = (int32_t *)(host + lane->rows);
   float *values;
   if (lane->rows == 0) return PYR_OK;
-  pyr_status status = pyr_score_eval(score, &signals, head, 1, work, &values);
+  pyr_status status = pyr_score_eval(score->length ? score : &tracked, &signals, head, 1, work, &values);
   if (status == PYR_OK) status = be->download(be, host, values, (size_t)lane->rows * sizeof *host);
   if (status == PYR_OK) status = be->download(be, positions, lane->positions, (size_t)lane->rows * sizeof *positions);
   for (int64_t i = 0; i < lane->rows && status == PYR_OK; i++) out[positions[i]] += host[i] / lanes;

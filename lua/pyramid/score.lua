@@ -240,10 +240,11 @@ function score.table(t)
 end
 
 ---What another cache's rows say of the same positions: the mean over its layers and heads, or of one `layer` or `head`, of
----`expression`, as a table by position (see cache:scores, which says what the expression may hold). With a small model's
----cache that was read under `policy "guide"`, a large model keeps what the small one's last queries looked at.
+---`expression`, as a table by position (see cache:scores, which says what the expression may hold; left out, it is what the
+---cache's policy tracks). With a small model's cache that was read under the policy "guide", a large model keeps what the
+---small one's last queries looked at.
 ---@param cache pyramid.Cache
----@param expression pyramid.score
+---@param expression? pyramid.score
 ---@param o? { layer?: integer, head?: integer }
 ---@return pyramid.score
 function score.from(cache, expression, o)
