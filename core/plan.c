@@ -62,7 +62,8 @@ static pyr_status check_plan(pyr_cache *cache, const pyr_shape *shape, const pyr
   if ((plan->prune & PYR_PRUNE_HIDDEN) && plan->share != PYR_SHARE_LAYER)
     return refuse(cache, shape, when, "share", "must be \"layer\" where hidden states are pruned");
   if ((fault = pyr_score_check(&plan->score, &depth)) != NULL) return refuse(cache, shape, when, "score", fault);
-  if ((fault = pyr_score_refused(&plan->score, cache, strcmp(when, "prefill") == 0)) != NULL) return refuse(cache, shape, when, "score", fault);
+  bool prefill = strcmp(when, "prefill") == 0;
+  if ((fault = pyr_score_refused(&plan->score, cache, prefill)) != NULL) return refuse(cache, shape, when, "score", fault);
   return PYR_OK;
 }
 
@@ -278,15 +279,15 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
     if (sums[i] >= 0) s->mass[i] = run->block + sums[i];
   if (track >= 0) run->track = run->block + track;
   run->scratch = run->block + zeroed;
-  float *free_block = run->scratch + scratch;
+  float *next = run->scratch + scratch;
   for (int i = 0; i < plan->score.length && moments > 0; i++) {
     const pyr_score_op *op = &plan->score.ops[i];
     if (!pyr_signal_is_expected(op)) continue;
-    pyr_queries_begin(&s->queries_of[i], cache->pool->model, op->a, alive, (int64_t)op->x, free_block);
-    free_block += pyr_queries_floats(cache->pool->model, op->a, alive);
+    pyr_queries_begin(&s->queries_of[i], cache->pool->model, op->a, alive, (int64_t)op->x, next);
+    next += pyr_queries_floats(cache->pool->model, op->a, alive);
   }
   run->expects = moments > 0;
-  run->idx = (int32_t *)free_block;
+  run->idx = (int32_t *)next;
   return zeroed ? be->fill(be, run->block, NULL, zeroed, 2, 0, 0.0f) : PYR_OK;
 }
 
@@ -330,7 +331,8 @@ pyr_status pyr_plan_observe(pyr_plan_run *run, const pyr_attention *a, int64_t a
   pyr_status status = PYR_OK;
   for (int i = 0; i < run->plan.score.length && status == PYR_OK; i++) {
     const pyr_score_op *op = &run->plan.score.ops[i];
-    if (run->expects && pyr_signal_is_expected(op)) status = pyr_queries_add(&run->signals.queries_of[i], run->cache->pool->be, a, at);
+    if (run->expects && pyr_signal_is_expected(op))
+      status = pyr_queries_add(&run->signals.queries_of[i], run->cache->pool->be, a, at);
     if (!run->signals.mass[i]) continue;
     int64_t queries = signal_queries(run, i);
     run->signals.queries[i] = queries;

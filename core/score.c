@@ -37,7 +37,7 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
       height++;
       break;
     case PYR_S_EXPECTED:
-      if (op->n < 1) return "expects attention of no position";
+      if (op->n < 1 || op->n > 1 << 16) return "expects attention from none or more than 65536 positions";
       if (op->a > 1 || op->b > PYR_MAX) return "reduces expected attention in an unknown way";
       if (!(op->x >= 0 && op->x <= 0x1p24f) || op->x != floorf(op->x)) return "leaves out a number of queries that is not whole";
       height++;
@@ -87,7 +87,8 @@ const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bo
   pyr_table table;
   for (int i = 0; i < score->length; i++) {
     const pyr_score_op *op = &score->ops[i];
-    if (op->code == PYR_S_TABLE && find_table(cache, op->n, &table) != PYR_OK) return "refers to a table that the policy does not have";
+    if (op->code == PYR_S_TABLE && find_table(cache, op->n, &table) != PYR_OK)
+      return "refers to a table that the policy does not have";
     if (op->code == PYR_S_CUSTOM && !cache->policy.custom) return "refers to a function that the policy does not have";
     if (op->code == PYR_S_CUSTOM && !prefill) return "has a custom function, which can rank in prefill only";
     if (op->code == PYR_S_EXPECTED && !prefill)
@@ -126,7 +127,8 @@ static pyr_status eval_table(const pyr_signals *s, int32_t number, int head, int
   for (int64_t i = 0; i < n && status == PYR_OK; i += AT_ONCE) {
     int64_t some = n - i < AT_ONCE ? n - i : AT_ONCE;
     status = be->download(be, at, positions + i, (size_t)some * sizeof *at);
-    for (int64_t j = 0; j < some && status == PYR_OK; j++) value[j] = at[j] >= 0 && at[j] < table.count ? table.values[at[j]] : 0;
+    for (int64_t j = 0; j < some && status == PYR_OK; j++)
+      value[j] = at[j] >= 0 && at[j] < table.count ? table.values[at[j]] : 0;
     if (status == PYR_OK) status = be->upload(be, out + i, value, (size_t)some * sizeof *value);
   }
   return status;
@@ -312,7 +314,8 @@ static pyr_status check_scores(const pyr_cache *cache, int layer, int head, cons
     for (int i = 0; i < score->length; i++) {
       const pyr_score_op *op = &score->ops[i];
       if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
-      if (track->code != op->code || (pyr_signal_is_attention(op) && track->n != op->n)) fault = "asks for attention that the cache's policy does not track";
+      if (track->code != op->code || (pyr_signal_is_attention(op) && track->n != op->n))
+        fault = "asks for attention that the cache's policy does not track";
     }
   }
   return fault ? pyr_runtime_set_error(rt, PYR_ARGUMENT, "score: %s", fault) : PYR_OK;

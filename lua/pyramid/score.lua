@@ -190,7 +190,7 @@ local function whole(value, low, high) return math.type(value) == "integer" and 
 function score.expected(o)
   o = options.check("score.expected", o, { future = "integer", sinks = "integer", covariance = "boolean", heads = "string" })
   local future, sinks, covariance = o.future or 512, o.sinks or 4, o.covariance ~= false
-  if not whole(future, 1, 1 << 24) then error("score.expected: future must be from 1 to 2^24", 2) end
+  if not whole(future, 1, 1 << 16) then error("score.expected: future must be from 1 to 65536", 2) end
   if not whole(sinks, 0, 1 << 24) then error("score.expected: sinks must be from 0 to 2^24", 2) end
   local heads = choice("score.expected", "heads", o.heads, reduces, "mean")
   local text = ("expected{future=%d, sinks=%d, covariance=%s, heads=%s}"):format(future, sinks, covariance, o.heads or "mean")
