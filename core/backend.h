@@ -118,6 +118,18 @@ typedef struct pyr_choice {
   int32_t *work;                 /* [2 * count] scratch */
 } pyr_choice;
 
+/* Moments of the queries of each head, as they were before RoPE. Sums are of what remains after `shift` is taken off, so
+ * that a mean far from 0 costs the covariance no digits:  sum = S (q - shift),  outer = S (q - shift)(q - shift)^T. */
+typedef struct pyr_moments {
+  float *shift, *sum;            /* [heads, head_dim] */
+  float *outer;                  /* [heads, head_dim, head_dim]; NULL: not wanted */
+  float *turns;                  /* [n, dims] scratch */
+  const float *freq;             /* [dims/2], as in rope */
+  int32_t heads, head_dim, dims;
+  pyr_rope_style style;
+  float gain;
+} pyr_moments;
+
 typedef struct pyr_backend pyr_backend;
 struct pyr_backend {
   const char *name;
@@ -172,13 +184,36 @@ struct pyr_backend {
   pyr_status (*arith)(pyr_backend *be, float *a /* in place */, const float *b, int64_t n, pyr_score_code code /* ADD..DIV; x/0 = 0 */);
   pyr_status (*pool)(pyr_backend *be, float *out, const float *in, int64_t n, int32_t width /* odd */, int how /* 0 average over the values inside, 1 maximum */);
   pyr_status (*normalize)(pyr_backend *be, float *x, int64_t n);                        /* by the sum; a zero sum leaves x */
+  pyr_status (*softmax)(pyr_backend *be, float *x, int64_t n);
+  pyr_status (*chunk)(pyr_backend *be, float *x, int64_t n, int64_t width);             /* each value becomes the mean of its run of width */
+  /* out[i] = 1 where i is in idx [k], else 0 */
+  pyr_status (*mark)(pyr_backend *be, float *out, int64_t n, const int32_t *idx, int64_t k);
   /* ascending indices of the k highest of score[n], each plus `offset`, ties to the lower; linear time, no sort */
   pyr_status (*select)(pyr_backend *be, int32_t *idx /* [k] */, const float *score, int64_t n, int64_t k, int32_t offset);
   pyr_status (*choose)(pyr_backend *be, const pyr_choice *c);                           /* linear time, no sort */
   /* out[i] = first + i */
   pyr_status (*iota)(pyr_backend *be, int32_t *out, int32_t first, int64_t n);
-  /* out[i] = positions[i] (what 0), a hash of (seed, positions[i]) in [0, 1) (1), or value (2) */
+  /* out[i] = positions[i] (what 0), a hash of (seed, positions[i]) in [0, 1) (1), value (2), or i/(n-1) (3; 1 if n == 1) */
   pyr_status (*fill)(pyr_backend *be, float *out, const int32_t *positions, int64_t n, int what, uint64_t seed, float value);
+
+  /* signals of rows (scores, as above), each from its own lane */
+  pyr_status (*read_rows)(pyr_backend *be, float *out /* [end-begin, head_dim] */, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, int what);
+  /* out[i] = cos(k_i, mean over [begin, end) of k_j/|k_j|); 0 if either is zero */
+  pyr_status (*key_similarity)(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end);
+  /* Runs of `lag` rows from `begin` on, to the lane's last row. For a row x of a run that has a whole run r behind it, of K
+   * and of V:  s = std over channels of (x - min r)/(max r - min r), divided by channels - 1, a channel without a range
+   * counting as 0; softmax of s over the run. out = the mean of both; `ranked`: its rank in the run, over lag. Other rows: 1. */
+  pyr_status (*lag)(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, int64_t lag, int ranked);
+  /* out[h*(end-begin) + i] = sum over the rows of o of |o[:, columns of query head first+h] . v_i|, h < count */
+  pyr_status (*output_norm)(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, const pyr_tensor *o, int32_t first, int32_t count);
+  /* Adds the moments of n queries q [n, heads, head_dim] that rope turned to q_pos; `begin`: they are the first, and their
+   * means become `shift`. */
+  pyr_status (*moments)(pyr_backend *be, const pyr_moments *m, const float *q, const int32_t *q_pos, int64_t n, bool begin);
+  /* In place: sum becomes scale * R mean, outer becomes scale^2/2 * R covariance R^T, of the `count` queries added, R the
+   * mean of rope's rotations to positions [next, next + future). count == 0: zeros. */
+  pyr_status (*moments_end)(pyr_backend *be, const pyr_moments *m, int64_t count, int64_t next, int64_t future, float scale);
+  /* out[h*(end-begin) + i] = mean_h . k_i + k_i^T outer_h k_i, of heads first+h, h < count (m after moments_end) */
+  pyr_status (*expected)(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, const pyr_moments *m, int32_t first, int32_t count);
 };
 
 pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *be);   /* fills *be */

@@ -67,6 +67,8 @@ static pyr_status check_plan(pyr_cache *cache, const pyr_shape *shape, pyr_plan 
   if (plan->rotate == PYR_ROTATE_COMPACT && (plan->share != PYR_SHARE_LAYER || hidden))
     return refuse(cache, shape, when, "rotate", "\"compact\" needs share = \"layer\" and prune = \"cache\"");
   if ((fault = pyr_score_check(&plan->score, &depth)) != NULL) return refuse(cache, shape, when, "score", fault);
+  bool prefill = strcmp(when, "prefill") == 0;
+  if ((fault = pyr_score_refused(&plan->score, cache, prefill)) != NULL) return refuse(cache, shape, when, "score", fault);
   return PYR_OK;
 }
 
@@ -239,12 +241,13 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
   pyr_signals *s = &run->signals;
   *s = (pyr_signals){ .cache = cache, .layer = layer, .stride = pyr_judge_longest(&run->judge) };
   s->tracked = pyr_trigger_tracks(trigger) ? &run->trigger.track : NULL;
-  int64_t floats = 0, sums[PYR_SCORE_MAX], scratch = 0, work = 0;
+  int64_t floats = 0, sums[PYR_SCORE_MAX], scratch = 0, work = 0, moments = 0;
   int depth;
   for (int i = 0; i < PYR_SCORE_MAX; i++) sums[i] = -1;
   pyr_score_check(&plan->score, &depth);
   for (int i = 0; i < plan->score.length && run->needed && s->stride > 0; i++) {
     const pyr_score_op *op = &plan->score.ops[i];
+    if (pyr_signal_is_expected(op)) moments += pyr_queries_floats(cache->pool->model, op->a, alive);
     if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
     bool held = pyr_signal_is_history(op) && pyr_signal_is_history(&trigger->track) && op->b != PYR_MAX;
     if (held) continue;                                  /* by the lanes' history */
@@ -259,7 +262,7 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
   }
   int64_t zeroed = floats;
   if (run->needed) work = pyr_judge_carve(&run->judge, depth, NULL, &run->work);
-  floats += max64(work, scratch);
+  floats += moments + max64(work, scratch);
   if (floats == 0) return PYR_OK;
   run->block_bytes = (size_t)floats * sizeof(float);
   run->block = be->alloc(be, run->block_bytes);
@@ -268,6 +271,14 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
     if (sums[i] >= 0) s->mass[i] = run->block + sums[i];
   if (run->track_queries > 0) run->track = run->block + track;
   run->scratch = run->block + zeroed;
+  float *next = run->scratch + max64(work, scratch);
+  for (int i = 0; i < plan->score.length && moments > 0; i++) {
+    const pyr_score_op *op = &plan->score.ops[i];
+    if (!pyr_signal_is_expected(op)) continue;
+    pyr_queries_begin(&s->queries_of[i], cache->pool->model, op->a, alive, (int64_t)op->x, next);
+    next += pyr_queries_floats(cache->pool->model, op->a, alive);
+  }
+  run->expects = moments > 0;
   if (run->needed) pyr_judge_carve(&run->judge, depth, run->scratch, &run->work);
   return zeroed ? be->fill(be, run->block, NULL, zeroed, 2, 0, 0.0f) : PYR_OK;
 }
@@ -289,7 +300,7 @@ static int64_t signal_queries(const pyr_plan_run *run, int i) {
 
 bool pyr_plan_wants(const pyr_plan_run *run, int64_t at, int64_t n) {
   int64_t back = run->judge.fresh - (at + n);       /* alive queries after these */
-  if (run->track && back < run->track_queries) return true;
+  if (run->expects || (run->track && back < run->track_queries)) return true;
   for (int i = 0; i < run->plan.score.length; i++)
     if (run->signals.mass[i] && back < signal_queries(run, i)) return true;
   return false;
@@ -324,6 +335,8 @@ pyr_status pyr_plan_observe(pyr_plan_run *run, const pyr_attention *a, int64_t a
   pyr_status status = PYR_OK;
   for (int i = 0; i < run->plan.score.length && status == PYR_OK; i++) {
     const pyr_score_op *op = &run->plan.score.ops[i];
+    if (run->expects && pyr_signal_is_expected(op))
+      status = pyr_queries_add(&run->signals.queries_of[i], run->judge.cache->pool->be, a, at);
     if (!run->signals.mass[i]) continue;
     int64_t queries = signal_queries(run, i);
     run->signals.queries[i] = queries;
@@ -352,6 +365,20 @@ static pyr_status flush_track(pyr_plan_run *run) {
   return PYR_OK;
 }
 
+/* Expected attention is that of queries behind the rows as they are rotated. */
+static pyr_status end_queries(pyr_plan_run *run) {
+  pyr_cache *cache = run->judge.cache;
+  int32_t layer = run->judge.layer;
+  int64_t next = cache->states[layer].compact ? pyr_cache_layer_rows(cache, layer) : run->last_position + 1;
+  pyr_status status = PYR_OK;
+  for (int i = 0; i < run->plan.score.length && status == PYR_OK; i++) {
+    const pyr_score_op *op = &run->plan.score.ops[i];
+    if (!pyr_signal_is_expected(op)) continue;
+    status = pyr_queries_end(&run->signals.queries_of[i], cache->pool->be, cache->pool->model, next, op->n);
+  }
+  return status;
+}
+
 pyr_status pyr_plan_end(pyr_plan_run *run, const int32_t **survivors, int64_t *kept) {
   pyr_cache *cache = run->judge.cache;
   int32_t layer = run->judge.layer;
@@ -362,6 +389,7 @@ pyr_status pyr_plan_end(pyr_plan_run *run, const int32_t **survivors, int64_t *k
   run->judge.more = 0;
   if (pyr_signal_is_attention(&run->trigger.track) && run->fresh) status = forget_tracked(cache, layer);
   if (status == PYR_OK && run->track) status = flush_track(run);
+  if (status == PYR_OK && run->expects) status = end_queries(run);
   if (status == PYR_OK && run->needed) status = pyr_judge_run(&run->judge, &run->signals, &run->work, hidden ? kept : NULL);
   if (status == PYR_OK && hidden) *survivors = run->work.idx;
   if (status != PYR_OK || !run->fresh) return status;

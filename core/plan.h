@@ -27,6 +27,7 @@ typedef struct pyr_plan_run {
   int64_t last_position;     /* of the prefill's last token */
   bool needed;               /* false: everything stays */
   bool fresh;                /* the layer gets a new trigger; else the old one goes on */
+  bool expects;              /* the score expects attention: every query is looked at */
   pyr_signals signals;
   float *track;              /* [heads, track_stride] attention for the lanes' history, or NULL */
   int64_t track_stride;

@@ -19,7 +19,8 @@
 #define OPERATIONS(X) \
   X(copy) X(upload) X(download) X(embed) X(rms_norm) X(linear) X(rope) X(silu_mul) X(take_rows) X(take_i32) X(store) \
   X(attention) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) X(row_norms) X(arith) X(pool) X(normalize) X(select) \
-  X(choose) X(iota) X(fill)
+  X(choose) X(iota) X(fill) X(softmax) X(chunk) X(mark) X(read_rows) X(key_similarity) X(lag) X(output_norm) X(moments) \
+  X(moments_end) X(expected)
 
 enum {
 #define X(name) OP_##name,
@@ -156,6 +157,29 @@ WRAPPER(choose, (pyr_backend *be, const pyr_choice *c), (be, c), 0, 4.0 * (score
 WRAPPER(iota, (pyr_backend *be, int32_t *out, int32_t first, int64_t n), (be, out, first, n), 0, 4.0 * (double)n)
 WRAPPER(fill, (pyr_backend *be, float *out, const int32_t *positions, int64_t n, int what, uint64_t seed, float value),
         (be, out, positions, n, what, seed, value), 0, 8.0 * (double)n)
+
+WRAPPER(softmax, (pyr_backend *be, float *x, int64_t n), (be, x, n), 3.0 * (double)n, 12.0 * (double)n)
+WRAPPER(chunk, (pyr_backend *be, float *x, int64_t n, int64_t width), (be, x, n, width), (double)n, 8.0 * (double)n)
+WRAPPER(mark, (pyr_backend *be, float *out, int64_t n, const int32_t *idx, int64_t k), (be, out, n, idx, k), 0, 4.0 * (double)(n + k))
+WRAPPER(read_rows, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, int what),
+        (be, out, lane, layout, begin, end, what), 0, (double)(end - begin) * (row_of(layout) + 4.0 * layout.head_dim))
+WRAPPER(key_similarity, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end),
+        (be, out, lane, layout, begin, end), 6.0 * (double)(end - begin) * layout.head_dim, (double)(end - begin) * (row_of(layout) + 4.0))
+WRAPPER(lag, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, int64_t lag, int ranked),
+        (be, out, lane, layout, begin, end, lag, ranked), 12.0 * (double)(end - begin) * layout.head_dim,
+        (double)(end - begin) * (2 * row_of(layout) + 4.0))
+WRAPPER(output_norm, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, const pyr_tensor *o, int32_t first, int32_t heads),
+        (be, out, lane, layout, begin, end, o, first, heads),
+        2.0 * (double)(end - begin) * layout.head_dim * heads * (double)o->shape[0],
+        (double)(end - begin) * (row_of(layout) + 4.0 * heads) + size_of(o) * heads * layout.head_dim / (double)o->shape[1])
+WRAPPER(moments, (pyr_backend *be, const pyr_moments *m, const float *q, const int32_t *q_pos, int64_t n, bool begin),
+        (be, m, q, q_pos, n, begin), 2.0 * (double)n * m->heads * m->head_dim * (m->outer ? m->head_dim : 1.0),
+        4.0 * (double)n * m->heads * m->head_dim)
+WRAPPER(moments_end, (pyr_backend *be, const pyr_moments *m, int64_t queries, int64_t next, int64_t future, float scale),
+        (be, m, queries, next, future, scale), 12.0 * m->heads * m->head_dim * m->head_dim, 8.0 * m->heads * m->head_dim * m->head_dim)
+WRAPPER(expected, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, const pyr_moments *m, int32_t first, int32_t heads),
+        (be, out, lane, layout, begin, end, m, first, heads), 2.0 * (double)(end - begin) * heads * layout.head_dim * (m->outer ? layout.head_dim + 2.0 : 1.0),
+        (double)(end - begin) * (row_of(layout) + 4.0 * heads))
 
 /* ---- on and off ------------------------------------------------------------------------------------------------------ */
 

@@ -187,6 +187,18 @@ typedef enum pyr_score_code {
   PYR_S_ADD, PYR_S_SUB, PYR_S_MUL, PYR_S_DIV,  /* pop two, push one */
   PYR_S_POOL,          /* a: 0 average, 1 maximum, over a centred window of odd width n within the judged rows */
   PYR_S_NORMALIZE,     /* divide by the sum over the judged rows */
+  PYR_S_KEY_SIMILARITY,/* push the cosine of K to the mean of the judged rows' normalised K (KeyDiff, arXiv 2504.15364) */
+  PYR_S_EXPECTED,      /* push attention expected of the next n positions (arXiv 2510.00636). a: 0 by the mean of the
+                          prompt's queries only, 1 and their covariance; b: pyr_reduce over heads; x: the prompt's first
+                          queries, left out. Prefill only */
+  PYR_S_LAG,           /* push how a row differs from the next n rows' range (LagKV, arXiv 2504.04704); a: 1 as rank */
+  PYR_S_OUTPUT_NORM,   /* push the L1 norm of W_o V, mean over the query heads (CriticalKV, arXiv 2502.03805) */
+  PYR_S_TABLE,         /* push numbers of the policy's table n */
+  PYR_S_PLACE,         /* push 0 for the first judged row to 1 for the last, evenly */
+  PYR_S_SOFTMAX,       /* exp, divided by its sum over the judged rows */
+  PYR_S_CHUNK,         /* the mean over chunks of n consecutive judged rows; the last chunk may be shorter */
+  PYR_S_TOP,           /* 1 for the n highest judged rows (ties to the lower), 0 for others */
+  PYR_S_CUSTOM,        /* pop a, push what the policy's `custom` makes of them; n: which. Prefill only */
   PYR_SCORE_CODES
 } pyr_score_code;
 
@@ -232,6 +244,25 @@ typedef struct pyr_trigger {  /* when decode plans run, and what is tracked unti
                            none. Tracked per lane as the mean over its heads, from the prompt's queries on */
 } pyr_trigger;
 
+/* Numbers that a PYR_S_TABLE reads; host memory, unchanged while the policy lives. What lies beyond is 0. */
+typedef enum pyr_table_by { PYR_BY_POSITION = 0, PYR_BY_HEAD } pyr_table_by;
+typedef struct pyr_table {
+  pyr_table_by by;      /* values[position], or values[layer * width + kv_head] */
+  int64_t count, width; /* floats; floats a layer (PYR_BY_HEAD) */
+  const float *values;
+} pyr_table;
+
+/* What a PYR_S_CUSTOM is shown: one lane. Where heads share one set it is asked for each, and the results' mean ranks. */
+typedef struct pyr_custom_view {
+  int32_t layer, head, head_dim, inputs;
+  int64_t rows;         /* judged */
+  const int32_t *positions;           /* [rows] */
+  const float *const *input;          /* [inputs][rows] what was popped, the deepest first; the same for all heads of a set */
+  const void *source;   /* the core's */
+} pyr_custom_view;
+/* Copies the judged rows' K (values = 0) or V (1) to out [rows, head_dim]. */
+pyr_status pyr_custom_rows(const pyr_custom_view *view, int values, float *out);
+
 /* A policy: pure callbacks; NULL means nothing to do. An error status carries its message through
  * pyr_runtime_set_error. Plans are asked for before the work they belong to, so that a policy that fails loses
  * nothing: `prefill` once per layer before the layer runs, `trigger` right after it (rows = what the plan leaves),
@@ -245,6 +276,10 @@ typedef struct pyr_policy {
   pyr_status (*decode)(void *ud, const pyr_shape *shape, pyr_plan *plan);
   void (*retain)(void *ud);
   void (*release)(void *ud);
+  /* What scores refer to by number. `table` is asked when a plan is checked and when it runs. `custom` runs when a layer's
+   * prompt has been read and writes out [view->rows]; if it fails, the prefill does. */
+  pyr_status (*table)(void *ud, int32_t number, pyr_table *out);
+  pyr_status (*custom)(void *ud, int32_t number, const pyr_custom_view *view, float *out);
 } pyr_policy;
 
 pyr_status pyr_runtime_set_error(pyr_runtime *rt, pyr_status status, const char *format, ...);
@@ -282,6 +317,10 @@ size_t pyr_cache_bytes(const pyr_cache *cache);              /* pages and per-ro
 double pyr_cache_fraction(const pyr_cache *cache);           /* rows held / (lanes * tokens); 1 for an empty cache */
 int64_t pyr_cache_computed(const pyr_cache *cache);          /* token-layers computed so far; full: tokens * layers */
 int64_t pyr_cache_evicted(const pyr_cache *cache);           /* rows dropped or never stored, over all lanes */
+/* What a score says of the rows held now: out[position] is the mean over the lanes of `layer` and `head` (-1: all of
+ * them), [tokens]; rows not held count as 0. Attention is what the cache's policy tracks, alone if length is 0. PYR_ARGUMENT: a lane that there
+ * is not, or a score that only a running prefill can know. */
+pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const pyr_score *score, float *out);
 
 /* ---- tokenizer --------------------------------------------------------------------------------------------------- */
 /* A tokenizer is built in four moves, like a model: new, then pieces, merges, added tokens and steps, then ready; after

@@ -5,7 +5,7 @@
 #ifndef PYR_SCORE_H
 #define PYR_SCORE_H
 
-#include "cache.h"
+#include "queries.h"
 
 /* Checks codes, parameters and stack discipline. Returns NULL and the depth (>= 1, also for the empty program, which
  * ranks by position), or a description of what is wrong. */
@@ -13,6 +13,11 @@ const char *pyr_score_check(const pyr_score *score, int *depth);
 
 static inline bool pyr_signal_is_attention(const pyr_score_op *op) { return op->code == PYR_S_ATTENTION; }
 static inline bool pyr_signal_is_history(const pyr_score_op *op) { return op->code == PYR_S_HISTORY; }
+static inline bool pyr_signal_is_expected(const pyr_score_op *op) { return op->code == PYR_S_EXPECTED; }
+
+/* What about the program a plan of this cache's policy cannot carry out, or NULL: tables and functions that the policy
+ * does not have, and, unless `prefill`, what only a running prefill can know. */
+const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bool prefill);
 
 /* Where signals come from. */
 typedef struct pyr_signals {
@@ -22,6 +27,7 @@ typedef struct pyr_signals {
   float *mass[PYR_SCORE_MAX];      /* by op: [query heads, stride] accumulated by the backend's mass; or NULL: … */
   int64_t stride;                  /* at least end-begin, which may be another for each lane */
   int64_t queries[PYR_SCORE_MAX];  /* … how many queries each of those saw */
+  pyr_queries queries_of[PYR_SCORE_MAX];   /* by op: PYR_S_EXPECTED's, ended */
   const pyr_score_op *tracked;     /* … the lanes' history then holds this signal, NULL if nothing is tracked */
   int64_t tracked_queries;
 } pyr_signals;

@@ -6,12 +6,13 @@
  *   core.cache_methods                                 the class's methods, to which lua/pyramid/cache.lua adds
  *   cache:read(ids, all, prune) -> logits, or { logits, … } with all
  *   cache:step(id) -> logits   :rows(layer, head)   :positions(layer, head) -> { position, … }   :bytes()  :fraction()
+ *   cache:evaluate(program, layer, head) -> a vector of one number a token seen; layer, head 0: the mean over all
  *   cache:fork()  :clear()  :save(path)  :tokens()  :computed()  :evicted()  :close()
  *
  * Layers and heads count from 1. A cache's user value is whatever Lua wants to keep with it (its model). */
 #include "llogits.h"
+#include "lvector.h"
 
-#include <stdbool.h>
 #include <string.h>
 
 #define POOL "pyramid.pool"
@@ -270,6 +271,18 @@ static int cache_positions(lua_State *L) {
   return 1;
 }
 
+static int cache_evaluate(lua_State *L) {
+  pyr_cache *cache = check_idle(L, 1)->cache;
+  pyr_score score = { 0 };
+  score.length = pyr_lua_read_program(L, 2, score.ops, PYR_SCORE_MAX);
+  int layer = (int)luaL_checkinteger(L, 3) - 1, head = (int)luaL_checkinteger(L, 4) - 1;
+  float *out = pyr_lua_new_vector(L, pyr_cache_tokens(cache), 0);
+  lua_State *outer = pyr_lua_enter(L);
+  pyr_status status = pyr_cache_scores(cache, layer, head, &score, out);
+  pyr_lua_leave(L, outer);
+  return status == PYR_OK ? 1 : fail(L, cache, status);
+}
+
 static int cache_bytes(lua_State *L) {
   lua_pushinteger(L, (lua_Integer)pyr_cache_bytes(check_cache(L, 1)));
   return 1;
@@ -322,6 +335,7 @@ void pyr_lua_open_cache(lua_State *L) {
   static const luaL_Reg pool_methods[] = { { "bytes", pool_bytes }, { NULL, NULL } };
   static const luaL_Reg cache_methods[] = {
     { "read", cache_read }, { "step", cache_step }, { "rows", cache_rows }, { "positions", cache_positions },
+    { "evaluate", cache_evaluate },
     { "bytes", cache_bytes }, { "fraction", cache_fraction }, { "tokens", cache_tokens }, { "computed", cache_computed },
     { "evicted", cache_evicted }, { "fork", cache_fork }, { "clear", cache_clear }, { "save", cache_save },
     { "owner", cache_owner }, { "__tostring", cache_show }, { NULL, NULL }

@@ -532,6 +532,97 @@ static int ops_row_norms(lua_State *L) {
   return status == PYR_OK ? push_floats(L, out, end - begin) : fail(L, be, status);
 }
 
+/* ---- signals of rows ------------------------------------------------------------------------------------------------ */
+
+static pyr_status reserve_rows(pyr_backend *be, layout_args l, int64_t rows) {
+  pyr_work work = { .tokens = 1, .rows = rows, .sequences = 1, .heads = l.heads, .kv_heads = l.kv_heads,
+                    .head_dim = l.layout.head_dim, .cols = 1 };
+  return be->reserve(be, &work);
+}
+
+/* read_rows(runtime, layout, lane, from, to, what) -> floats */
+static int ops_read_rows(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  pyr_lane_view lane = check_lane(L, 3, l.layout);
+  int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5), n = (end - begin) * l.layout.head_dim;
+  float *out = new_floats(L, n);
+  pyr_status status = be->read_rows(be, out, &lane, l.layout, begin, end, (int)luaL_checkinteger(L, 6));
+  return status == PYR_OK ? push_floats(L, out, n) : fail(L, be, status);
+}
+
+/* key_similarity(runtime, layout, lane, from, to) -> floats */
+static int ops_key_similarity(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  pyr_lane_view lane = check_lane(L, 3, l.layout);
+  int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
+  float *out = new_floats(L, end - begin);
+  pyr_status status = reserve_rows(be, l, lane.rows);
+  if (status == PYR_OK) status = be->key_similarity(be, out, &lane, l.layout, begin, end);
+  return status == PYR_OK ? push_floats(L, out, end - begin) : fail(L, be, status);
+}
+
+/* lag(runtime, layout, lane, from, to, lag, ranked) -> floats */
+static int ops_lag(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  pyr_lane_view lane = check_lane(L, 3, l.layout);
+  int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
+  float *out = new_floats(L, end - begin);
+  pyr_status status = reserve_rows(be, l, lane.rows);
+  if (status == PYR_OK) status = be->lag(be, out, &lane, l.layout, begin, end, luaL_checkinteger(L, 6), lua_toboolean(L, 7));
+  return status == PYR_OK ? push_floats(L, out, end - begin) : fail(L, be, status);
+}
+
+/* output_norm(runtime, layout, lane, { from, to, first, count, dtype, rows, o }) -> floats [count, to-from] */
+static int ops_output_norm(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  pyr_lane_view lane = check_lane(L, 3, l.layout);
+  int64_t begin = int_field(L, 4, "from", 0), end = int_field(L, 4, "to", 0), count = int_field(L, 4, "count", 1);
+  lua_getfield(L, 4, "dtype");
+  pyr_dtype dtype = check_dtype(L, lua_gettop(L));
+  int64_t cols = (int64_t)l.heads * l.layout.head_dim;
+  pyr_tensor o = { block_field(L, 4, "o", 1, NULL), dtype, 2, { int_field(L, 4, "rows", 0), cols }, pyr_dtype_bytes(dtype, cols) };
+  float *out = new_floats(L, count * (end - begin));
+  pyr_status status = reserve_rows(be, l, lane.rows);
+  if (status == PYR_OK)
+    status = be->output_norm(be, out, &lane, l.layout, begin, end, &o, (int32_t)int_field(L, 4, "first", 0), (int32_t)count);
+  return status == PYR_OK ? push_floats(L, out, count * (end - begin)) : fail(L, be, status);
+}
+
+/* expected(runtime, layout, lane, { from, to, first, count, q, q_pos, pieces, freq, style, gain, next, future, covariance })
+ * -> floats [count, to-from]; the queries are added in `pieces` calls */
+static int ops_expected(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  pyr_lane_view lane = check_lane(L, 3, l.layout);
+  int64_t begin = int_field(L, 4, "from", 0), end = int_field(L, 4, "to", 0), count = int_field(L, 4, "count", 1), n, pairs;
+  int64_t each = (int64_t)l.heads * l.layout.head_dim, pieces = int_field(L, 4, "pieces", 1), added = 0;
+  const float *q = block_field(L, 4, "q", sizeof(float), NULL);
+  const int32_t *q_pos = block_field(L, 4, "q_pos", sizeof(int32_t), &n);
+  pyr_moments m = { .heads = l.heads, .head_dim = l.layout.head_dim, .gain = number_field(L, 4, "gain", 1) };
+  m.style = (pyr_rope_style)int_field(L, 4, "style", 0);
+  m.freq = block_field(L, 4, "freq", sizeof(float), &pairs);
+  m.dims = (int32_t)(2 * pairs);
+  m.shift = new_floats(L, each);
+  m.sum = new_floats(L, each);
+  m.turns = new_floats(L, (n > 0 ? n : 1) * m.dims);
+  if (int_field(L, 4, "covariance", 1)) m.outer = new_floats(L, each * l.layout.head_dim);
+  float *out = new_floats(L, count * (end - begin));
+  pyr_status status = reserve_rows(be, l, lane.rows);
+  for (int64_t i = 0; i < pieces && status == PYR_OK; i++) {
+    int64_t at = n * i / pieces, some = n * (i + 1) / pieces - at;
+    status = be->moments(be, &m, q + at * each, q_pos + at, some, added == 0);
+    added += some;
+  }
+  if (status == PYR_OK) status = be->moments_end(be, &m, n, int_field(L, 4, "next", 0), int_field(L, 4, "future", 1), l.scale);
+  int32_t first = (int32_t)int_field(L, 4, "first", 0);
+  if (status == PYR_OK) status = be->expected(be, out, &lane, l.layout, begin, end, &m, first, (int32_t)count);
+  return status == PYR_OK ? push_floats(L, out, count * (end - begin)) : fail(L, be, status);
+}
+
 /* ---- vectors of scores --------------------------------------------------------------------------------------------- */
 
 /* reduce_rows(runtime, x, count, stride, n, "mean" | "sum" | "max", scale) -> floats */
@@ -574,6 +665,33 @@ static int ops_normalize(lua_State *L) {
   float *x = copy_floats(L, 2, &n);
   pyr_status status = be->normalize(be, x, n);
   return status == PYR_OK ? push_floats(L, x, n) : fail(L, be, status);
+}
+
+static int ops_softmax(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n;
+  float *x = copy_floats(L, 2, &n);
+  pyr_status status = be->softmax(be, x, n);
+  return status == PYR_OK ? push_floats(L, x, n) : fail(L, be, status);
+}
+
+/* chunk(runtime, x, width) -> floats */
+static int ops_chunk(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n;
+  float *x = copy_floats(L, 2, &n);
+  pyr_status status = be->chunk(be, x, n, luaL_checkinteger(L, 3));
+  return status == PYR_OK ? push_floats(L, x, n) : fail(L, be, status);
+}
+
+/* mark(runtime, n, idx) -> floats */
+static int ops_mark(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n = luaL_checkinteger(L, 2), k;
+  const int32_t *idx = copy_ints(L, 3, &k);
+  float *out = new_floats(L, n);
+  pyr_status status = be->mark(be, out, n, idx, k);
+  return status == PYR_OK ? push_floats(L, out, n) : fail(L, be, status);
 }
 
 /* select(runtime, scores, k, offset) -> ints */
@@ -634,9 +752,9 @@ static int ops_iota(lua_State *L) {
   return status == PYR_OK ? push_ints(L, out, n) : fail(L, be, status);
 }
 
-/* fill(runtime, n, "positions" | "hash" | "value", positions | nil [, seed [, value]]) -> floats */
+/* fill(runtime, n, "positions" | "hash" | "value" | "place", positions | nil [, seed [, value]]) -> floats */
 static int ops_fill(lua_State *L) {
-  static const char *const names[] = { "positions", "hash", "value", NULL };
+  static const char *const names[] = { "positions", "hash", "value", "place", NULL };
   pyr_backend *be = begin_call(L);
   int64_t n = luaL_checkinteger(L, 2);
   const int32_t *positions = copy_ints(L, 4, NULL);
@@ -656,6 +774,9 @@ void pyr_lua_open_ops(lua_State *L) {
     { "take_rows", ops_take_rows }, { "take_i32", ops_take_i32 }, { "store", ops_store }, { "gather", ops_gather },
     { "merge", ops_merge }, { "rotate", ops_rotate }, { "choose", ops_choose },
     { "attention", ops_attention }, { "mass", ops_mass }, { "row_norms", ops_row_norms },
+    { "read_rows", ops_read_rows }, { "key_similarity", ops_key_similarity }, { "lag", ops_lag },
+    { "output_norm", ops_output_norm }, { "expected", ops_expected },
+    { "softmax", ops_softmax }, { "chunk", ops_chunk }, { "mark", ops_mark },
     { "reduce_rows", ops_reduce_rows }, { "arith", ops_arith }, { "pool", ops_pool }, { "normalize", ops_normalize },
     { "select", ops_select }, { "iota", ops_iota }, { "fill", ops_fill }, { NULL, NULL }
   };

@@ -1,7 +1,7 @@
 /* lplan.c — policies: from Lua functions to the core's callbacks.
  *
  * Lua composes and checks (lua/pyramid/policy.lua); what crosses over is flat numbers and a packed score program. The
- * value given to pyr_lua_to_policy is a table { name =, prefill =, trigger =, decode = } of functions, each optional:
+ * value given to pyr_lua_to_policy is a table { name =, prefill =, trigger =, decode =, [1] = } of functions, each optional:
  *
  *   prefill(shape…) -> keep, first, last, share, prune, program, least, mass, threshold, rotate    or nothing: keep all
  *   trigger(shape…) -> every, over, window, once, program                                          or nothing: never fires
@@ -9,8 +9,14 @@
  *
  * keep is a number, or a string of one packed i4 for each head; threshold is nil where losers are not merged.
  * shape… is layer, layers, prompt, past, rows, waiting, tokens, heads, kv_heads, head_dim (layer from 1). A program is
- * packed operations, "<BBBxi4f" each. */
-#include "lpyramid.h"
+ * packed operations, "<BBBxi4f" each.
+ *
+ * [1] of the table holds what programs refer to by number: vectors (tables of numbers) and { function, names of its
+ * inputs } (custom scores). policy.lua puts them there and keeps them while they may be asked for.
+ *
+ * A custom score's function gets a lane: { layer, head, rows, positions, and an input by each name }, and keys and values
+ * when first asked for. All of these are vectors that end with the call (lvector.c). */
+#include "lvector.h"
 
 #include <string.h>
 
@@ -35,7 +41,7 @@ typedef struct policy_call {
 
 /* ---- results ---------------------------------------------------------------------------------------------------------- */
 
-static int read_program(lua_State *L, int arg, pyr_score_op *ops, int most) {
+int pyr_lua_read_program(lua_State *L, int arg, pyr_score_op *ops, int most) {
   size_t bytes = 0;
   const char *packed = lua_isnoneornil(L, arg) ? "" : luaL_checklstring(L, arg, &bytes);
   if (bytes % OP_BYTES != 0 || bytes / OP_BYTES > (size_t)most) return luaL_error(L, "a score of more than %d operations", most);
@@ -68,7 +74,7 @@ static void read_plan(lua_State *L, int at, pyr_plan *plan) {
   plan->last = luaL_checkinteger(L, at + 2);
   plan->share = (pyr_share)luaL_checkinteger(L, at + 3);
   plan->prune = (pyr_prune)luaL_checkinteger(L, at + 4);
-  plan->score.length = read_program(L, at + 5, plan->score.ops, PYR_SCORE_MAX);
+  plan->score.length = pyr_lua_read_program(L, at + 5, plan->score.ops, PYR_SCORE_MAX);
   plan->least = luaL_checkinteger(L, at + 6);
   plan->mass = luaL_checknumber(L, at + 7);
   plan->merge = !lua_isnil(L, at + 8);
@@ -82,7 +88,7 @@ static void read_trigger(lua_State *L, int at, pyr_trigger *trigger) {
   trigger->over = luaL_checkinteger(L, at + 1);
   trigger->window = luaL_checkinteger(L, at + 2);
   trigger->once = lua_toboolean(L, at + 3);
-  if (read_program(L, at + 4, &track, 1) == 1) trigger->track = track;
+  if (pyr_lua_read_program(L, at + 4, &track, 1) == 1) trigger->track = track;
 }
 
 /* ---- calls -------------------------------------------------------------------------------------------------------------- */
@@ -105,20 +111,24 @@ static int call_policy(lua_State *L) {
   return 0;
 }
 
-static pyr_status run(policy_call *call) {
-  lua_policy *policy = call->policy;
+/* Calls fn(argument) in the state that is running; what it raises becomes the runtime's message. */
+static pyr_status run_protected(lua_policy *policy, lua_CFunction fn, void *argument, int32_t layer, const char *when) {
   lua_State *L = policy->world->running;
   if (L == NULL) return pyr_runtime_set_error(policy->rt, PYR_POLICY, "policy %s: no Lua state is running", policy->name);
   if (!lua_checkstack(L, 4)) return pyr_runtime_set_error(policy->rt, PYR_MEMORY, "policy %s: the Lua stack is full", policy->name);
-  lua_pushcfunction(L, call_policy);
-  lua_pushlightuserdata(L, call);
+  lua_pushcfunction(L, fn);
+  lua_pushlightuserdata(L, argument);
   int code = lua_pcall(L, 1, 0, 0);
   if (code == LUA_OK) return PYR_OK;
   const char *message = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "an error that is not a string";
   pyr_status status = pyr_runtime_set_error(policy->rt, code == LUA_ERRMEM ? PYR_MEMORY : PYR_POLICY, "policy %s, layer %d, %s: %s",
-                                            policy->name, (int)call->shape->layer + 1, call->function, message);
+                                            policy->name, (int)layer + 1, when, message);
   lua_pop(L, 1);
   return status;
+}
+
+static pyr_status run(policy_call *call) {
+  return run_protected(call->policy, call_policy, call, call->shape->layer, call->function);
 }
 
 static pyr_status on_prefill(void *ud, const pyr_shape *shape, pyr_plan *plan) {
@@ -134,6 +144,109 @@ static pyr_status on_trigger(void *ud, const pyr_shape *shape, pyr_trigger *trig
 static pyr_status on_decode(void *ud, const pyr_shape *shape, pyr_plan *plan) {
   policy_call call = { ud, "decode", shape, plan, NULL };
   return run(&call);
+}
+
+/* ---- what programs refer to --------------------------------------------------------------------------------------- */
+
+/* Pushes slot `number` of the policy. Raises nothing: three places of stack are there. */
+static int push_slot(lua_State *L, const lua_policy *policy, int32_t number) {
+  lua_rawgeti(L, LUA_REGISTRYINDEX, policy->functions);
+  int type = lua_rawgeti(L, -1, 1) == LUA_TTABLE ? lua_rawgeti(L, -1, number) : (lua_pushnil(L), LUA_TNIL);
+  lua_replace(L, -3);
+  lua_pop(L, 1);
+  return type;
+}
+
+static pyr_status on_table(void *ud, int32_t number, pyr_table *out) {
+  lua_policy *policy = ud;
+  lua_State *L = policy->world->running;
+  int64_t rows, cols;
+  if (L == NULL || !lua_checkstack(L, 4)) return PYR_POLICY;
+  if (push_slot(L, policy, number) == LUA_TUSERDATA) {
+    const float *values = pyr_lua_raw_vector(lua_touserdata(L, -1), &rows, &cols);
+    *out = (pyr_table){ cols ? PYR_BY_HEAD : PYR_BY_POSITION, cols ? rows * cols : rows, cols, values };
+    lua_pop(L, 1);
+    return PYR_OK;
+  }
+  lua_pop(L, 1);
+  return PYR_POLICY;
+}
+
+typedef struct custom_call {
+  lua_policy *policy;
+  int32_t number;
+  const pyr_custom_view *view;
+  float *out;
+} custom_call;
+
+/* __index of a lane, upvalue: its scope. */
+static int lane_index(lua_State *L) {
+  const pyr_lua_scope *scope = lua_touserdata(L, lua_upvalueindex(1));
+  const char *key = lua_tostring(L, 2);
+  bool values = key && strcmp(key, "values") == 0;
+  if (!values && !(key && strcmp(key, "keys") == 0)) return luaL_error(L, "a lane has no '%s'", luaL_tolstring(L, 2, NULL));
+  if (!scope->view) return luaL_error(L, "a lane is valid only while its custom score runs");
+  float *rows = pyr_lua_new_vector(L, scope->view->rows, scope->view->head_dim);
+  lua_pushvalue(L, lua_upvalueindex(1));
+  lua_insert(L, -2);
+  pyr_lua_bind_vector(L, lua_gettop(L) - 1);
+  if (pyr_custom_rows(scope->view, values, rows) != PYR_OK) return luaL_error(L, "no memory for the lane's %s", key);
+  lua_pushvalue(L, 2);
+  lua_pushvalue(L, -2);
+  lua_rawset(L, 1);                       /* asked for again, it is there */
+  return 1;
+}
+
+/* (call, scope): shows the lane to the function and reads what it returns. */
+static int call_custom(lua_State *L) {
+  custom_call *call = lua_touserdata(L, 1);
+  const pyr_custom_view *view = call->view;
+  luaL_checkstack(L, 12, NULL);
+  if (push_slot(L, call->policy, call->number) != LUA_TTABLE)
+    return luaL_error(L, "a custom score is gone: its plan was asked for anew");
+  lua_rawgeti(L, 3, 1);                   /* 4: the function */
+  lua_createtable(L, 0, 6 + view->inputs);
+  lua_pushinteger(L, view->layer + 1);
+  lua_setfield(L, 5, "layer");
+  lua_pushinteger(L, view->head + 1);
+  lua_setfield(L, 5, "head");
+  lua_pushinteger(L, view->rows);
+  lua_setfield(L, 5, "rows");
+  float *positions = pyr_lua_new_vector(L, view->rows, 0);
+  for (int64_t i = 0; i < view->rows; i++) positions[i] = (float)view->positions[i];
+  pyr_lua_bind_vector(L, 2);
+  lua_setfield(L, 5, "positions");
+  for (int i = 0; i < view->inputs; i++) {
+    lua_rawgeti(L, 3, i + 2);
+    pyr_lua_push_view(L, 2, view->input[i], view->rows);
+    lua_rawset(L, 5);
+  }
+  lua_createtable(L, 0, 1);
+  lua_pushvalue(L, 2);
+  lua_pushcclosure(L, lane_index, 1);
+  lua_setfield(L, -2, "__index");
+  lua_setmetatable(L, 5);
+  lua_call(L, 1, 1);
+  pyr_lua_read_vector(L, 4, call->out, view->rows);
+  return 0;
+}
+
+/* (call): the scope ends with the call, whether it returned or failed. */
+static int scoped_custom(lua_State *L) {
+  custom_call *call = lua_touserdata(L, 1);
+  pyr_lua_scope *scope = lua_newuserdatauv(L, sizeof *scope, 0);
+  scope->view = call->view;
+  lua_pushcfunction(L, call_custom);
+  lua_pushvalue(L, 1);
+  lua_pushvalue(L, 2);
+  int code = lua_pcall(L, 2, 0, 0);
+  scope->view = NULL;
+  return code == LUA_OK ? 0 : lua_error(L);
+}
+
+static pyr_status on_custom(void *ud, int32_t number, const pyr_custom_view *view, float *out) {
+  custom_call call = { ud, number, view, out };
+  return run_protected(ud, scoped_custom, &call, view->layer, "prefill");
 }
 
 /* ---- life ---------------------------------------------------------------------------------------------------------------- */
@@ -185,7 +298,7 @@ void pyr_lua_to_policy(lua_State *L, int arg, pyr_runtime *rt, pyr_policy *out) 
   policy->rt = pyr_runtime_retain(rt);
   *out = (pyr_policy){ .ud = policy, .name = policy->name, .prefill = has[0] ? on_prefill : NULL,
                        .trigger = has[1] ? on_trigger : NULL, .decode = has[2] ? on_decode : NULL, .retain = on_retain,
-                       .release = on_release };
+                       .release = on_release, .table = on_table, .custom = on_custom };
 }
 
 void pyr_lua_open_policy(lua_State *L) { (void)L; }

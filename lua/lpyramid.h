@@ -19,6 +19,7 @@ void pyr_lua_open_runtime(lua_State *L);    /* lruntime.c */
 void pyr_lua_open_model(lua_State *L);      /* lmodel.c: mapped files, models */
 void pyr_lua_open_tokenizer(lua_State *L);  /* ltokenizer.c */
 void pyr_lua_open_policy(lua_State *L);     /* lplan.c: plans and triggers from tables; policies as C callbacks */
+void pyr_lua_open_vector(lua_State *L);     /* lvector.c */
 void pyr_lua_open_cache(lua_State *L);      /* lcache.c: pools, caches, step */
 void pyr_lua_open_logits(lua_State *L);     /* llogits.c */
 void pyr_lua_open_sampler(lua_State *L);    /* lsampler.c */
@@ -57,6 +58,9 @@ const float *pyr_lua_check_logits(lua_State *L, int arg, int32_t *vocab);
 /* Fills a policy from the Lua policy value at `arg` (nil: no callbacks). Its callbacks call back into Lua through
  * the state that is running (pyr_lua_enter), with errors caught and turned into PYR_POLICY. */
 void pyr_lua_to_policy(lua_State *L, int arg, pyr_runtime *rt, pyr_policy *out);
+
+/* Reads the packed score program at `arg` (lplan.c; nil: an empty one) into ops; its length. Raises on more than `most`. */
+int pyr_lua_read_program(lua_State *L, int arg, pyr_score_op *ops, int most);
 
 /* lpyramid.c: preloads the bundled modules, returns `require "pyramid.init"`. The one name that hosts look up. */
 __attribute__((visibility("default"))) int luaopen_pyramid(lua_State *L);

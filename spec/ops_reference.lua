@@ -293,4 +293,128 @@ function reference.merge(k, v, idx, threshold)
   return new_k, new_v, margin
 end
 
+-- ---- signals of rows; `values` is a lane's k or v, rows from <= j < to ----
+
+local function norm(x)
+  local sum = 0.0
+  for _, y in ipairs(x) do sum = sum + y * y end
+  return sum ^ 0.5
+end
+
+local function row_of(values, d, j) return table.move(values, j * d + 1, j * d + d, 1, {}) end
+
+--- KeyDiff's cosine, before it is negated.
+function reference.key_similarity(k, d, from, to)
+  local anchor, out = {}, {}
+  for c = 1, d do anchor[c] = 0.0 end
+  for j = from, to - 1 do
+    local row = row_of(k, d, j)
+    local size = norm(row)
+    for c = 1, d do anchor[c] = anchor[c] + (size > 0 and row[c] / size or 0) end
+  end
+  for j = from, to - 1 do
+    local row, dot = row_of(k, d, j), 0.0
+    for c = 1, d do dot = dot + row[c] * anchor[c] end
+    local size = norm(row) * norm(anchor)
+    out[#out + 1] = size > 0 and dot / size or 0
+  end
+  return out
+end
+
+function reference.softmax(x)
+  local top, sum, out = -math.huge, 0.0, {}
+  for _, y in ipairs(x) do top = math.max(top, y) end
+  for i, y in ipairs(x) do
+    out[i] = math.exp(y - top)
+    sum = sum + out[i]
+  end
+  for i, y in ipairs(out) do out[i] = y / sum end
+  return out
+end
+
+-- Of one run of K or V: the softmax of the spreads.
+local function lag_run(values, d, at, lag)
+  local spreads = {}
+  for j = at, at + lag - 1 do
+    local x, mean, squares = {}, 0.0, 0.0
+    for c = 1, d do
+      local low, high = math.huge, -math.huge
+      for r = at + lag, at + 2 * lag - 1 do
+        low, high = math.min(low, values[r * d + c]), math.max(high, values[r * d + c])
+      end
+      x[c] = high > low and (values[j * d + c] - low) / (high - low) or 0
+      mean = mean + x[c] / d
+    end
+    for c = 1, d do squares = squares + (x[c] - mean) ^ 2 end
+    spreads[#spreads + 1] = (squares / (d - 1)) ^ 0.5
+  end
+  return reference.softmax(spreads)
+end
+
+--- LagKV before it is ranked.
+function reference.lag(lane, d, from, to, lag)
+  local out = {}
+  for at = from, to - 1, lag do
+    local whole = at + 2 * lag <= lane.rows
+    local k, v = whole and lag_run(lane.k, d, at, lag), whole and lag_run(lane.v, d, at, lag)
+    for j = at, math.min(at + lag, to) - 1 do out[#out + 1] = whole and (k[j - at + 1] + v[j - at + 1]) / 2 or 1 end
+  end
+  return out
+end
+
+--- CriticalKV's |W_o v| of one query head; o [width, heads * d].
+function reference.output_norm(v, d, from, to, o, width, heads, head)
+  local out = {}
+  for j = from, to - 1 do
+    local sum = 0.0
+    for w = 0, width - 1 do
+      local dot = 0.0
+      for c = 1, d do dot = dot + o[w * heads * d + head * d + c] * v[j * d + c] end
+      sum = sum + math.abs(dot)
+    end
+    out[#out + 1] = sum
+  end
+  return out
+end
+
+--- x [d] turned by RoPE to a position, or by the mean of its rotations to several.
+local function turned(x, at, count, freq, style, gain)
+  local out, pairs_count = table.move(x, 1, #x, 1, {}), #freq
+  for p = 1, pairs_count do
+    local co, si = 0.0, 0.0
+    for t = 0, count - 1 do co, si = co + math.cos((at + t) * freq[p]) / count, si + math.sin((at + t) * freq[p]) / count end
+    local i = style == 0 and p or 2 * p - 1
+    local j = style == 0 and p + pairs_count or 2 * p
+    out[i], out[j] = gain * (co * x[i] - si * x[j]), gain * (si * x[i] + co * x[j])
+  end
+  return out
+end
+reference.turned = turned
+
+--- Expected Attention's exponent of one head, from its queries before RoPE (sequences).
+function reference.expected(queries, k, d, from, to, how)
+  local mean, outer, out = {}, {}, {}
+  for c = 1, d do
+    mean[c] = 0.0
+    for _, q in ipairs(queries) do mean[c] = mean[c] + q[c] / #queries end
+  end
+  local mean_then = turned(mean, how.next, how.future, how.freq, how.style, how.gain)
+  for i, q in ipairs(queries) do
+    local centred = {}
+    for c = 1, d do centred[c] = q[c] - mean[c] end
+    outer[i] = turned(centred, how.next, how.future, how.freq, how.style, how.gain)
+  end
+  for j = from, to - 1 do
+    local sum, squares = 0.0, 0.0
+    for c = 1, d do sum = sum + mean_then[c] * k[j * d + c] end
+    for _, x in ipairs(how.covariance and outer or {}) do
+      local dot = 0.0
+      for c = 1, d do dot = dot + x[c] * k[j * d + c] end
+      squares = squares + dot * dot / #queries
+    end
+    out[#out + 1] = sum * how.scale + squares * how.scale ^ 2 / 2
+  end
+  return out
+end
+
 return reference

@@ -1,7 +1,7 @@
 /* cpu.c — the CPU backend: opens and closes it, its memory, its scratch, and the choice of instruction set.
  *
  * Owns: the table's memory operations and the scratch of every worker. The operations themselves are in linear.c,
- * attention.c, mass.c, select.c, merge.c, rows.c and elementwise.c; their inner loops in kernels.inc.
+ * attention.c, mass.c, signals.c, select.c, merge.c, rows.c and elementwise.c; their inner loops in kernels.inc.
  *
  * Memory is the host's own, so copy, upload and download are one memcpy. Blocks are aligned to 64 bytes by hand, because
  * a host's allocator promises 16: each block is 64 bytes longer than asked for, and the distance to its true beginning
@@ -61,6 +61,7 @@ static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
   int32_t group = work->kv_heads > 0 ? work->heads / work->kv_heads : 1;
   size_t need[] = { pyr_cpu_linear_scratch(k, work->cols), pyr_cpu_attention_scratch(k, group, work->head_dim, work->rows),
                     pyr_cpu_mass_scratch(k, group, work->head_dim), pyr_cpu_merge_scratch(k, work->head_dim),
+                    pyr_cpu_signals_scratch(k, work->head_dim, work->rows),
                     cpu->matmul ? pyr_cpu_bf16_scratch(work->cols) : 0 };
   size_t each = cpu->scratch_each, threads = (size_t)pyr_runtime_threads(be->rt), bytes;
   for (size_t i = 0; i < sizeof need / sizeof *need; i++)
@@ -166,5 +167,6 @@ pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *b
   };
   pyr_cpu_rows_fill(be);
   pyr_cpu_elementwise_fill(be);
+  pyr_cpu_signals_fill(be);
   return PYR_OK;
 }

@@ -40,6 +40,7 @@ size_t pyr_cpu_bf16_scratch(int64_t cols);
 size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim, int64_t rows);
 size_t pyr_cpu_mass_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim);
 size_t pyr_cpu_merge_scratch(const pyr_kernels *k, int32_t head_dim);
+size_t pyr_cpu_signals_scratch(const pyr_kernels *k, int32_t head_dim, int64_t lag);
 /* PYR_ARGUMENT if a call needs more than was reserved. */
 pyr_status pyr_cpu_check(pyr_backend *be, const char *operation, size_t needed);
 
@@ -83,5 +84,6 @@ bool pyr_cpu_bf16_takes(const pyr_cpu *cpu, pyr_dtype dtype, int64_t n);
 pyr_status pyr_cpu_linear_bf16(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags);
 void pyr_cpu_rows_fill(pyr_backend *be);          /* rows.c: store, gather, rotate, row_norms */
 void pyr_cpu_elementwise_fill(pyr_backend *be);   /* elementwise.c: everything on single values and tokens */
+void pyr_cpu_signals_fill(pyr_backend *be);       /* signals.c: what rows, queries and weights say of rows */
 
 #endif

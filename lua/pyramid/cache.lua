@@ -3,6 +3,7 @@
 local core = require "pyramid.core"
 local options = require "pyramid.options"
 local policy = require "pyramid.policy"
+local score = require "pyramid.score"
 
 local cache = {}
 
@@ -11,6 +12,7 @@ local cache = {}
 ---@field rows fun(self: pyramid.Cache, layer: integer, head?: integer): integer          from 1; head 1, unless said
 ---@field positions fun(self: pyramid.Cache, layer: integer, head?: integer): integer[]   original positions, from 0
 ---  (under share = "head" each KV head has its own rows, so ask head by head)
+---@field evaluate fun(self: pyramid.Cache, program?: string, layer: integer, head: integer): pyramid.vector?  see scores
 ---@field bytes fun(self: pyramid.Cache): integer       pages and bookkeeping held
 ---@field fraction fun(self: pyramid.Cache): number     rows held of those a full cache would hold
 ---@field tokens fun(self: pyramid.Cache): integer      tokens seen
@@ -87,6 +89,26 @@ function core.cache_methods:prefill(ids, given)
   runtime:on_progress(given.progress)
   local _ <close> = setmetatable({}, { __close = function() runtime:on_progress(nil) end })
   return self:read(ids, given.all, given.prune)
+end
+
+---What a score says of the rows held now: a vector with a number for each token seen (vector[i] is of position i - 1), the
+---mean over all layers and heads, or over one `layer` or `head`; rows not held count as 0. The expression may hold signals
+---of rows; attention and history as the cache's policy tracks them (`trigger.track`); nothing that only a running prefill
+---knows, and no tables. Left out, it is the signal that is tracked.
+---@param expression? pyramid.score
+---@param given? { layer?: integer, head?: integer }
+---@return pyramid.vector|nil
+---@return string? message
+---@return string? code
+function core.cache_methods:scores(expression, given)
+  given = options.check("cache:scores", given, { layer = "integer", head = "integer" })
+  if expression ~= nil and not score.is(expression) then
+    error(("cache:scores: a score is wanted, not a %s"):format(type(expression)), 2)
+  end
+  for key, value in pairs(given) do
+    if value < 1 or value > 0x7fffffff then error(("cache:scores: no such %s (%d)"):format(key, value), 2) end
+  end
+  return self:evaluate(expression and score.program(expression), given.layer or 0, given.head or 0)
 end
 
 return cache

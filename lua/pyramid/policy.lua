@@ -144,7 +144,8 @@ local function flat_plan(plan, l)
   check_keys("guard", guard, { first = true, last = true })
   return keep_of(plan, l), integer("guard.first", guard.first, 0), integer("guard.last", guard.last, 0),
     choice("share", plan.share, shares, "layer"), choice("prune", plan.prune, prunes, "cache"), program("score", plan.score),
-    integer("least", plan.least, 0), mass_of(plan.mass), threshold_of(plan.merge), choice("rotate", plan.rotate, rotates, "keep")
+    integer("least", plan.least, 0), mass_of(plan.mass), threshold_of(plan.merge), choice("rotate", plan.rotate, rotates, "keep"),
+    plan.score
 end
 
 local function flat_trigger(trigger)
@@ -260,21 +261,26 @@ function Policy:fitted(l)
   return best.in_force
 end
 
----The functions that the core calls (see lplan.c).
+---The functions that the core calls, and what their scores refer to by number (see lplan.c).
 ---@return table
 function Policy:bind()
-  local d, o, prompt = self.definition, nil, nil
+  local d, o, prompt, slots = self.definition, nil, nil, {}
   local function options_for(l)
     if l.prompt ~= prompt then o, prompt = self:fitted(l), l.prompt end
     return o
   end
+  local function keep(l, ...)
+    score.anchor(slots, (select(11, ...)), l.index)
+    return ...
+  end
   local function bound(f, flat)
     return f and function(...)
       local l = module.shape(...)
-      return flat(f(options_for(l), l), l)
+      if flat == flat_plan then return keep(l, flat(f(options_for(l), l), l)) end
+      return flat(f(options_for(l), l))
     end
   end
-  return { name = self.name, prefill = bound(d.prefill, flat_plan), trigger = bound(d.trigger, flat_trigger),
+  return { slots, name = self.name, prefill = bound(d.prefill, flat_plan), trigger = bound(d.trigger, flat_trigger),
     decode = bound(d.decode, flat_plan) }
 end
 

@@ -3,8 +3,9 @@
 ---
 ---   score.attention { queries = 32, heads = "max" }:pool("max", 7) * score.value_norm()
 ---
---- A score prints as the expression that made it, and equals another of the same program. Mistakes raise where the
---- expression is built.
+--- A score prints as the expression that made it, and equals another of the same program; tables and custom scores equal
+--- only themselves, so make them once, outside of a policy's functions. Mistakes raise where the expression is built.
+local core = require "pyramid.core"
 local options = require "pyramid.options"
 
 local score = {}
@@ -23,18 +24,38 @@ Score.__metatable = "pyramid.score"
 
 -- The core's pyr_score_code and pyr_reduce, in order.
 local codes = { attention = 0, history = 1, key_norm = 2, value_norm = 3, position = 4, random = 5, const = 6,
-  add = 7, sub = 8, mul = 9, div = 10, pool = 11, normalize = 12 }
+  add = 7, sub = 8, mul = 9, div = 10, pool = 11, normalize = 12, key_similarity = 13, expected = 14, lag = 15,
+  output_norm = 16, table = 17, place = 18, softmax = 19, chunk = 20, top = 21, custom = 22 }
 local reduces = { mean = 0, sum = 1, max = 2 }
 local pools = { avg = 0, average = 0, max = 1 }
 local longest = 32
 local texts, programs = setmetatable({}, { __mode = "k" }), setmetatable({}, { __mode = "k" })
+local objects = setmetatable({}, { __mode = "k" })   -- what a score's program refers to: [number] = vector or { function, … }
+local numbered = 0
 
 local function op(code, a, b, n, x) return string.pack("<BBBxi4f", codes[code], a or 0, b or 0, n or 0, x or 0) end
 
-local function new(text, program)
+-- A score of this text and program; `parts` are the scores that it is made of.
+local function new(text, program, parts)
   if #program > longest * 12 then error(("score: more than %d operations: %s"):format(longest, text), 3) end
   local self = setmetatable({}, Score)
-  texts[self], programs[self] = text, program
+  local mine
+  for _, part in ipairs(parts or {}) do
+    for number, object in pairs(objects[part] or {}) do
+      mine = mine or {}
+      mine[number] = object
+    end
+  end
+  texts[self], programs[self], objects[self] = text, program, mine
+  return self
+end
+
+-- A signal that refers to `object` by a number of its own.
+local function refer(text, program, code, a, object, parts)
+  numbered = numbered + 1
+  local self = new(text:format(numbered), program .. op(code, a, 0, numbered), parts)
+  objects[self] = objects[self] or {}
+  objects[self][numbered] = object
   return self
 end
 
@@ -55,6 +76,24 @@ end
 ---@param value pyramid.score
 ---@return string
 function score.program(value) return programs[value] end
+
+---Keeps in `slots` what a plan's score refers to, for as long as it may be asked for: tables for good, custom scores until
+---the same layer's plan is made anew.
+---@param slots table
+---@param value pyramid.score
+---@param layer integer
+function score.anchor(slots, value, layer)
+  slots.custom = slots.custom or {}
+  for _, number in ipairs(slots.custom[layer] or {}) do slots[number] = nil end
+  slots.custom[layer] = nil
+  for number, object in pairs(objects[value] or {}) do
+    slots[number] = object
+    if type(object) == "table" then
+      slots.custom[layer] = slots.custom[layer] or {}
+      table.insert(slots.custom[layer], number)
+    end
+  end
+end
 
 local function choice(what, name, value, set, default)
   if value == nil then return set[default] end
@@ -126,6 +165,122 @@ function score.const(value)
   return new(("%.9g"):format(value), op("const", 0, 0, 0, value))
 end
 
+---How alike a row's key is to the others: the cosine of the key to the mean of the judged rows' keys, each first made of
+---length 1 (rows that are guarded have no part in the mean). KeyDiff (arXiv 2504.15364) keeps the least alike.
+---@return pyramid.score
+function score.key_similarity() return new("key_similarity()", op("key_similarity")) end
+
+---The length (L1) of what a row's value adds to the residual stream, W_o v, mean over the query heads that read it.
+---Source: CriticalKV, arXiv 2502.03805.
+---@return pyramid.score
+function score.output_norm() return new("output_norm()", op("output_norm")) end
+
+---0 for the first judged row, 1 for the last, evenly between.
+---@return pyramid.score
+function score.place() return new("place()", op("place")) end
+
+local function whole(value, low, high) return math.type(value) == "integer" and value >= low and value <= high end
+
+---Attention that queries at the next `future` positions are expected to give a row: the prompt's queries without the first
+---`sinks` are taken for Gaussian, with their mean and, unless `covariance` is false, their covariance, and turned by the
+---mean of RoPE's rotations to those positions; softmax over the judged rows, for each query head. Prefill plans only.
+---Source: Expected Attention, arXiv 2510.00636, which ranks by `(score.expected() + epsilon) * score.value_norm()`.
+---@param o? { future?: integer, sinks?: integer, covariance?: boolean, heads?: "mean"|"sum"|"max" }
+---@return pyramid.score
+function score.expected(o)
+  o = options.check("score.expected", o, { future = "integer", sinks = "integer", covariance = "boolean", heads = "string" })
+  local future, sinks, covariance = o.future or 512, o.sinks or 4, o.covariance ~= false
+  if not whole(future, 1, 1 << 16) then error("score.expected: future must be from 1 to 65536", 2) end
+  if not whole(sinks, 0, 1 << 24) then error("score.expected: sinks must be from 0 to 2^24", 2) end
+  local heads = choice("score.expected", "heads", o.heads, reduces, "mean")
+  local text = ("expected{future=%d, sinks=%d, covariance=%s, heads=%s}"):format(future, sinks, covariance, o.heads or "mean")
+  return new(text, op("expected", covariance and 1 or 0, heads, future, sinks))
+end
+
+---How a row stands out against the next `lag` rows. Rows are cut into runs of `lag` from the first judged one on; each
+---channel of K and V is brought to the range that it has in the run behind; the spread over channels goes through a softmax
+---in the run, K and V are averaged, and (`ranked`, the default) a row's rank in its run, from 0 to below 1, is its
+---score. Rows without a whole run behind theirs have 1. Source: LagKV, arXiv 2504.04704.
+---@param o? { lag?: integer, ranked?: boolean }
+---@return pyramid.score
+function score.lag(o)
+  o = options.check("score.lag", o, { lag = "integer", ranked = "boolean" })
+  local lag, ranked = o.lag or 128, o.ranked ~= false
+  if not whole(lag, 1, 1 << 24) then error("score.lag: lag must be from 1 to 2^24", 2) end
+  return new(("lag{lag=%d, ranked=%s}"):format(lag, ranked), op("lag", ranked and 1 or 0, 0, lag))
+end
+
+---Numbers from Lua: `{ by = "position", … }` has one for each original position, from 0; `{ by = "head", { … }, … }` has
+---[layer][KV head]. A vector (pyramid.vector) does as well, or a matrix with [layer][head]. Rows beyond it get 0. The
+---numbers are copied here, once; later changes of the table are not seen.
+---@param t table|pyramid.vector
+---@return pyramid.score
+function score.table(t)
+  local by, values = "position", t
+  if type(t) == "table" then
+    by, values = t.by or by, {}
+    for i, value in ipairs(t) do values[i] = value end
+    for key in pairs(t) do
+      if key ~= "by" and not whole(key, 1, #values) then
+        error(("score.table: '%s' is no place of a sequence"):format(tostring(key)), 2)
+      end
+    end
+    if by ~= "position" and by ~= "head" then error('score.table: by must be "position" or "head"', 2) end
+    if (by == "head") ~= (type(values[1]) == "table") then
+      error('score.table: by = "head" wants a table for each layer, by = "position" numbers', 2)
+    end
+    local ok, made = pcall(core.vector, values)
+    if not ok then error("score.table: " .. tostring(made), 2) end
+    values = made
+  elseif getmetatable(t) == "pyramid.vector" then
+    by = t:columns() > 0 and "head" or by
+    values = t:slice(1)
+  else
+    error(("score.table: a table or a vector is wanted, not a %s"):format(type(t)), 2)
+  end
+  return refer(("table#%%d{by=%s}"):format(by), "", "table", 0, values)
+end
+
+---What another cache's rows say of the same positions: the mean over its layers and heads, or of one `layer` or `head`, of
+---`expression`, as a table by position (see cache:scores, which says what the expression may hold; left out, it is what the
+---cache's policy tracks). With a small model's cache that was read under the policy "guide", a large model keeps what the
+---small one's last queries looked at.
+---@param cache pyramid.Cache
+---@param expression? pyramid.score
+---@param o? { layer?: integer, head?: integer }
+---@return pyramid.score
+function score.from(cache, expression, o)
+  local values, message = cache:scores(expression, o)
+  if not values then error("score.from: " .. message, 2) end
+  return score.table(values)
+end
+
+---A score by a function, for what the algebra lacks: fn(lane) returns one number for each judged row, as a vector or a
+---sequence. lane holds layer, head, rows (how many), positions, keys and values (matrices of rows x head_dim), and the
+---vector of each score in `inputs` by its name: `score.custom(f, { seen = score.attention { queries = 32 } })` gives
+---lane.seen. All of them end with the call. Where heads share one set, fn is asked for each KV head, inputs are the
+---set's, and the mean of what it returns ranks. Runs once a layer and head, in prefill plans only; what it raises ends
+---the prefill. Vectors are in pyramid.vector.
+---@param fn fun(lane: pyramid.Lane): pyramid.vector|number[]
+---@param inputs? table<string, pyramid.score>
+---@return pyramid.score
+function score.custom(fn, inputs)
+  if type(fn) ~= "function" then error(("score.custom: a function is wanted, not a %s"):format(type(fn)), 2) end
+  inputs = inputs or {}
+  if type(inputs) ~= "table" then error("score.custom: inputs are a table of scores by name", 2) end
+  local reserved = { layer = true, head = true, rows = true, positions = true, keys = true, values = true }
+  local object, parts, said, program = { fn }, {}, {}, ""
+  for name, value in pairs(inputs) do
+    if type(name) ~= "string" or not score.is(value) then error("score.custom: inputs are scores by name", 2) end
+    if reserved[name] then error(("score.custom: '%s' is a field of every lane"):format(name), 2) end
+  end
+  for i, name in ipairs(options.sorted_keys(inputs)) do
+    object[i + 1], parts[i], said[i] = name, inputs[name], name .. "=" .. texts[inputs[name]]
+    program = program .. programs[inputs[name]]
+  end
+  return refer("custom#%d" .. ("{" .. table.concat(said, ", ") .. "}"):gsub("%%", "%%%%"), program, "custom", #parts, object, parts)
+end
+
 local function operand(value)
   if score.is(value) then return value end
   if finite(value) then return score.const(value) end
@@ -135,7 +290,7 @@ end
 local function binary(code, sign)
   return function(a, b)
     a, b = operand(a), operand(b)
-    return new(("(%s %s %s)"):format(texts[a], sign, texts[b]), programs[a] .. programs[b] .. op(code))
+    return new(("(%s %s %s)"):format(texts[a], sign, texts[b]), programs[a] .. programs[b] .. op(code), { a, b })
   end
 end
 
@@ -155,11 +310,46 @@ function Score:pool(kind, width)
   if math.type(width) ~= "integer" or width < 1 or width % 2 == 0 or width > 0x7fffffff then
     error(("score:pool: width must be an odd positive integer, not %s"):format(tostring(width)), 2)
   end
-  return new(("%s:pool(%s, %d)"):format(texts[self], kind, width), programs[self] .. op("pool", how, 0, width))
+  return new(("%s:pool(%s, %d)"):format(texts[self], kind, width), programs[self] .. op("pool", how, 0, width), { self })
 end
+
+local function transformed(self, said, ...) return new(texts[self] .. said, programs[self] .. op(...), { self }) end
 
 ---Divided by the sum over the judged rows.
 ---@return pyramid.score
-function Score:normalize() return new(texts[self] .. ":normalize()", programs[self] .. op("normalize")) end
+function Score:normalize() return transformed(self, ":normalize()", "normalize") end
+
+---exp of it, divided by the sum of that over the judged rows.
+---@return pyramid.score
+function Score:softmax() return transformed(self, ":softmax()", "softmax") end
+
+---The mean over each run of `rows` consecutive judged rows, so that runs live or die whole but for the one at the limit
+---(ties go to the lower row). Runs are counted from the first judged row; the last one may be shorter, and has its own mean.
+---Source: ChunkKV, arXiv 2502.00299.
+---@param rows integer
+---@return pyramid.score
+function Score:chunk(rows)
+  if not whole(rows, 1, 1 << 24) then error(("score:chunk: a positive integer is wanted, not %s"):format(tostring(rows)), 2) end
+  return transformed(self, (":chunk(%d)"):format(rows), "chunk", 0, 0, rows)
+end
+
+---1 for the `rows` judged rows that are highest by it, 0 for the others: `a:top(n) * 1e9 + b` takes n by a, the rest by b.
+---@param rows integer
+---@return pyramid.score
+function Score:top(rows)
+  if not whole(rows, 0, 0x7fffffff) then
+    error(("score:top: an integer of 0 or more is wanted, not %s"):format(tostring(rows)), 2)
+  end
+  return transformed(self, (":top(%d)"):format(rows), "top", 0, 0, rows)
+end
+
+---Weighted by a ramp along the judged rows: `from` at the first, `to` at the last.
+---@param from number
+---@param to number
+---@return pyramid.score
+function Score:ramp(from, to)
+  if not finite(from) or not finite(to) then error("score:ramp: two finite numbers are wanted", 2) end
+  return self * (score.place() * (to - from) + from)
+end
 
 return score

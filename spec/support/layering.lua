@@ -22,7 +22,7 @@ local rank = {
   backend = 2, unicode = 2,
   weights = 3, sampler = 3, pages = 3, tokenizer = 3, profile = 3,
   tokenizer_bpe = 4, tokenizer_split = 4, tokenizer_decode = 4,
-  model = 4, cache = 5, score = 6, judge = 7, plan = 8, cache_file = 9, forward = 9,
+  model = 4, cache = 5, queries = 6, score = 7, judge = 8, plan = 9, cache_file = 10, forward = 10,
 }
 -- runtime.c opens the backend that runtime.h only names.
 local exceptions = { ["core/runtime.c"] = { backend = true } }

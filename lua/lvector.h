@@ -1,0 +1,20 @@
+/* lvector.h — vectors for the binding's other files: lplan.c shows lanes in them, lcache.c returns scores in them. */
+#ifndef PYR_LVECTOR_H
+#define PYR_LVECTOR_H
+
+#include "lpyramid.h"
+
+#include <stdbool.h>
+
+/* How long what a lane shows may be used: while `view` is not NULL. A userdata, so that vectors can outlive it. */
+typedef struct pyr_lua_scope { const pyr_custom_view *view; } pyr_lua_scope;
+
+float *pyr_lua_new_vector(lua_State *L, int64_t rows, int64_t cols);    /* pushes one of its own, to be filled; cols 0: a vector */
+/* Pushes a vector over `data`, usable while the scope at stack index `scope` is open. */
+void pyr_lua_push_view(lua_State *L, int scope, const float *data, int64_t rows);
+void pyr_lua_bind_vector(lua_State *L, int scope);                      /* … makes the one on top such a one; scope is absolute */
+const float *pyr_lua_raw_vector(void *box, int64_t *rows, int64_t *cols);   /* of a userdata known to be one; raises nothing */
+/* Copies the vector or sequence at `arg` to out [n]; raises if it is something else. */
+void pyr_lua_read_vector(lua_State *L, int arg, float *out, int64_t n);
+
+#endif
