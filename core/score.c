@@ -165,9 +165,10 @@ static pyr_status eval_custom(const pyr_score_op *op, const pyr_signals *s, int 
   for (int i = 0; i < op->a; i++) inputs[i] = host + i * n;
   for (int i = 0; i < count && status == PYR_OK; i++) {
     pyr_custom_source source = { s, head + i };
-    pyr_custom_view view = { .layer = s->layer, .head = head + i, .head_dim = cache->pool->layout.head_dim, .inputs = op->a, .rows = n,
-                             .positions = positions, .input = inputs, .source = &source };
-    status = be->download(be, positions, pyr_cache_lane(cache, s->layer, head + i)->positions + s->begin, (size_t)n * sizeof *positions);
+    pyr_custom_view view = { .layer = s->layer, .head = head + i, .head_dim = cache->pool->layout.head_dim, .inputs = op->a,
+                             .rows = n, .positions = positions, .input = inputs, .source = &source };
+    const int32_t *held = pyr_cache_lane(cache, s->layer, head + i)->positions + s->begin;
+    status = be->download(be, positions, held, (size_t)n * sizeof *held);
     if (status == PYR_OK) status = cache->policy.custom(cache->policy.ud, op->n, &view, result);
     if (status == PYR_OK) status = be->upload(be, temp + i * n, result, vector);
   }

@@ -563,7 +563,8 @@ static int ops_expected(lua_State *L) {
     added += some;
   }
   if (status == PYR_OK) status = be->moments_end(be, &m, n, int_field(L, 4, "next", 0), int_field(L, 4, "future", 1), l.scale);
-  if (status == PYR_OK) status = be->expected(be, out, &lane, l.layout, begin, end, &m, (int32_t)int_field(L, 4, "first", 0), (int32_t)count);
+  int32_t first = (int32_t)int_field(L, 4, "first", 0);
+  if (status == PYR_OK) status = be->expected(be, out, &lane, l.layout, begin, end, &m, first, (int32_t)count);
   return status == PYR_OK ? push_floats(L, out, count * (end - begin)) : fail(L, be, status);
 }
 

@@ -184,7 +184,8 @@ static int call_custom(lua_State *L) {
   custom_call *call = lua_touserdata(L, 1);
   const pyr_custom_view *view = call->view;
   luaL_checkstack(L, 12, NULL);
-  if (push_slot(L, call->policy, call->number) != LUA_TTABLE) return luaL_error(L, "a custom score is gone: its plan was asked for anew");
+  if (push_slot(L, call->policy, call->number) != LUA_TTABLE)
+    return luaL_error(L, "a custom score is gone: its plan was asked for anew");
   lua_rawgeti(L, 3, 1);                   /* 4: the function */
   lua_createtable(L, 0, 6 + view->inputs);
   lua_pushinteger(L, view->layer + 1);

@@ -70,7 +70,9 @@ void pyr_lua_read_vector(lua_State *L, int arg, float *out, int64_t n) {
     return;
   }
   if (!lua_istable(L, arg)) luaL_error(L, "a %s is not a vector", luaL_typename(L, arg));
-  if (luaL_len(L, arg) != n) luaL_error(L, "a sequence of %I is not one number for each of %I rows", (LUAI_UACINT)luaL_len(L, arg), (LUAI_UACINT)n);
+  lua_Integer length = luaL_len(L, arg);
+  if (length != n)
+    luaL_error(L, "a sequence of %I is not one number for each of %I rows", (LUAI_UACINT)length, (LUAI_UACINT)n);
   for (int64_t i = 0; i < n; i++) {
     lua_geti(L, arg, i + 1);
     if (!lua_isnumber(L, -1)) luaL_error(L, "value %I is a %s", (LUAI_UACINT)(i + 1), luaL_typename(L, -1));

@@ -49,7 +49,8 @@ for _, name in ipairs { "mha", "gqa" } do
           assert(cache:prefill(ids))
           for layer, heads in ipairs(case.kept or {}) do
             for head, bits in ipairs(heads) do
-              helper.assert_positions(helper.positions(bits), cache:positions(layer, head), ("layer %d, head %d"):format(layer, head))
+              helper.assert_positions(helper.positions(bits), cache:positions(layer, head),
+                ("layer %d, head %d"):format(layer, head))
             end
           end
         end

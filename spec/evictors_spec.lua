@@ -1,4 +1,5 @@
--- StreamingLLM, SnapKV and H2O keep the rows that plain oracles keep (scripts/oracle/evictors.py), head by head.
+-- StreamingLLM, SnapKV and H2O keep the rows that plain oracles keep (scripts/oracle/evictors.py), head by head; so do those
+-- of the catalogue that judge while text is generated (scripts/oracle/catalogue.py).
 local helper = require "spec.helper"
 local pyramid = require "pyramid"
 
@@ -26,9 +27,10 @@ local function assert_kept(maps, sequence, what)
   end
 end
 
-for _, name in ipairs { "mha", "gqa" } do
-  local golden = helper.json(helper.fixture("evictors/" .. name .. "/golden.json"))
-  local bytes = helper.read(helper.fixture("evictors/" .. name .. "/golden.bin"))
+for _, folder in ipairs { "evictors/mha", "evictors/gqa", "catalogue/mha", "catalogue/gqa" } do
+  local name = folder:match "[^/]*$"
+  local golden = helper.json(helper.fixture(folder .. "/golden.json"))
+  local bytes = helper.read(helper.fixture(folder .. "/golden.bin"))
   local model
 
   local function reference(offset)

@@ -63,7 +63,8 @@ describe("lag", function()
     reference.each(function(rt)
       return { ops.lag(rt, layout, lane, from, to, lag, false), ops.lag(rt, layout, lane, from, to, lag, true) }
     end, function(result, fail)
-      local what = ("%s, d %d, rows %d of %d from %d, lag %d"):format(layout.dtype, layout.head_dim, to - from, lane.rows, from, lag)
+      local what = ("%s, d %d, rows %d of %d from %d, lag %d"):format(layout.dtype, layout.head_dim, to - from, lane.rows,
+        from, lag)
       reference.near(result[1], ref, 2e-6, fail, what)
       local ranks, raw = ops.numbers(result[2]), ops.numbers(result[1])
       for i = 1, #raw do

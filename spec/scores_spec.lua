@@ -33,7 +33,8 @@ describe("scores", function()
       assert.are_not.equal(one, other)
       assert.are_not.equal(tostring(one), tostring(other))
     end
-    assert.truthy(tostring(score.custom(f, { b = score.position(), a = score.key_norm() })):find("^custom#%d+{a=key_norm%(%), b=position"))
+    local two = score.custom(f, { b = score.position(), a = score.key_norm() })
+    assert.truthy(tostring(two):find("^custom#%d+{a=key_norm%(%), b=position"))
     assert.truthy(tostring(score.table { by = "head", { 1 } }):find("^table#%d+{by=head}$"))
   end)
 
@@ -130,7 +131,8 @@ describe("scores at work", function()
     local cache <close> = assert(model:cache { dtype = given.dtype or "f32", policy = { name = "probe", prefill = function(_, l)
       return { keep = 20, guard = { first = 2, last = 3 }, share = given.share or "head", score = score.custom(function(lane)
         seen[l.index] = seen[l.index] or {}
-        local mine = { positions = lane.positions:totable(), keys = lane.keys:totable(), values = lane.values:totable(), rows = lane.rows }
+        local mine = { positions = lane.positions:totable(), rows = lane.rows }
+        mine.keys, mine.values = lane.keys:totable(), lane.values:totable()
         for name in pairs(inputs) do mine[name] = lane[name]:totable() end
         seen[l.index][lane.head] = mine
         return lane.positions
@@ -166,7 +168,8 @@ describe("scores at work", function()
 
   it("say the same as a function that spells them out, for every cache dtype", function()
     for _, dtype in ipairs { "f32", "f16", "bf16" } do
-      for layer, heads in ipairs(seen_by({ like = score.key_similarity(), norm = score.key_norm() }, { dtype = dtype })) do
+      for layer, heads in ipairs(seen_by({ like = score.key_similarity(), norm = score.key_norm(), holds = score.value_norm() },
+        { dtype = dtype })) do
         for head, lane in ipairs(heads) do
           local keys = vector(lane.keys)
           local anchor = (keys / keys:norm()):mean "columns"
@@ -174,6 +177,7 @@ describe("scores at work", function()
           for i = 1, lane.rows do
             assert.near(like[i], lane.like[i], 1e-5, ("layer %d, head %d"):format(layer, head))
             assert.near(keys:norm()[i], lane.norm[i], 1e-5)
+            assert.near(vector(lane.values[i]):norm(), lane.holds[i], 1e-5)
           end
         end
       end
@@ -243,7 +247,8 @@ describe("scores at work", function()
     local function make()
       local s = score.table(numbers)
       return policy { name = "thirds", prefill = function() return { keep = 20, score = s } end,
-        trigger = function() return { over = 24 } end, decode = function() return { keep = 20, guard = { last = 1 }, score = s } end }
+        trigger = function() return { over = 24 } end,
+        decode = function() return { keep = 20, guard = { last = 1 }, score = s } end }
     end
     local path = helper.tmp ".cache"
     local cache = assert(model:cache { dtype = "f32", policy = make() })
@@ -312,7 +317,8 @@ describe("scores at work", function()
     end } })
     assert(cache:prefill(prompt(60)))
     for _, f in ipairs { function() return keys[1] end, function() return #input end, function() return input + 1 end,
-      function() return lane_kept.values end, function() return lane_kept.positions:sum() end, function() return own + input end } do
+      function() return lane_kept.values end, function() return lane_kept.positions:sum() end,
+      function() return own + input end } do
       local ok, message = pcall(f)
       assert.is_false(ok)
       assert.truthy(message:find("valid only while", 1, true), message)
@@ -341,7 +347,8 @@ describe("scores at work", function()
 
   it("that only a prompt knows are refused in decode", function()
     for said_so, s in pairs { ["expects attention"] = score.expected(), ["custom function"] = score.custom(function() end) } do
-      local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "late", trigger = function() return { every = 1 } end,
+      local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "late",
+        trigger = function() return { every = 1 } end,
         decode = function() return { keep = 5, score = s } end } })
       assert(cache:prefill(prompt(20)))
       local logits, message, code = cache:step(1)
@@ -354,7 +361,8 @@ describe("scores at work", function()
   end)
 
   it("of a cache at rest are those of its rows", function()
-    local cache <close> = assert(model:cache { dtype = "f32", policy = assert(pyramid.policy("snapkv", { rows = 40, window = 8 })) })
+    local p = assert(pyramid.policy("snapkv", { rows = 40, window = 8 }))
+    local cache <close> = assert(model:cache { dtype = "f32", policy = p })
     assert(cache:prefill(prompt(60)))
     local norms = assert(cache:scores(score.key_norm(), { layer = 2, head = 1 }))
     local held = {}
@@ -433,7 +441,8 @@ describe("scores at work", function()
       local bound = { { function(lane) return lane.positions end }, name = "fuzz", prefill = function()
         return 10, 1, 2, math.random(0, 1), 1, program
       end }
-      bound[1] = { [3] = vector { 1, 2, 3 }, [5] = { function(lane) return lane.positions end, "a", "b", "c" }, [7] = vector { { 1, 2 } } }
+      bound[1] = { [3] = vector { 1, 2, 3 }, [7] = vector { { 1, 2 } },
+        [5] = { function(lane) return lane.positions end, "a", "b", "c" } }
       local cache <close> = assert(core.cache(model:native(), pool, bound))
       local logits, message, code = cache:read(prompt(40), false, true)
       if logits then ran = ran + 1

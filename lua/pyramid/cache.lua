@@ -102,7 +102,9 @@ end
 ---@return string? code
 function core.cache_methods:scores(expression, given)
   given = options.check("cache:scores", given, { layer = "integer", head = "integer" })
-  if expression ~= nil and not score.is(expression) then error(("cache:scores: a score is wanted, not a %s"):format(type(expression)), 2) end
+  if expression ~= nil and not score.is(expression) then
+    error(("cache:scores: a score is wanted, not a %s"):format(type(expression)), 2)
+  end
   for key, value in pairs(given) do
     if value < 1 or value > 0x7fffffff then error(("cache:scores: no such %s (%d)"):format(key, value), 2) end
   end

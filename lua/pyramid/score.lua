@@ -221,7 +221,9 @@ function score.table(t)
     by, values = t.by or by, {}
     for i, value in ipairs(t) do values[i] = value end
     for key in pairs(t) do
-      if key ~= "by" and not whole(key, 1, #values) then error(("score.table: '%s' is no place of a sequence"):format(tostring(key)), 2) end
+      if key ~= "by" and not whole(key, 1, #values) then
+        error(("score.table: '%s' is no place of a sequence"):format(tostring(key)), 2)
+      end
     end
     if by ~= "position" and by ~= "head" then error('score.table: by must be "position" or "head"', 2) end
     if (by == "head") ~= (type(values[1]) == "table") then
@@ -335,7 +337,9 @@ end
 ---@param rows integer
 ---@return pyramid.score
 function Score:top(rows)
-  if not whole(rows, 0, 0x7fffffff) then error(("score:top: an integer of 0 or more is wanted, not %s"):format(tostring(rows)), 2) end
+  if not whole(rows, 0, 0x7fffffff) then
+    error(("score:top: an integer of 0 or more is wanted, not %s"):format(tostring(rows)), 2)
+  end
   return transformed(self, (":top(%d)"):format(rows), "top", 0, 0, rows)
 end
 
