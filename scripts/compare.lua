@@ -26,7 +26,8 @@ cli.option(parser, "--budgets", "LIST", "Shares of the rows to keep.", { default
 cli.option(parser, "--lengths", "LIST", "Tokens of a document with what follows it.", { default = "1024" })
 cli.option(parser, "--mode", "MODE", "agnostic: a document is read before its question is known; aware: with it; or both.",
   { default = "agnostic", choices = { "agnostic", "aware", "both" } })
-cli.option(parser, "--questions", "N", "Questions of each kind, for each length and mode; 0: none.", { default = "20", integer = 0 })
+cli.option(parser, "--questions", "N", "Questions of each kind, for each length and mode; 0: none.",
+  { default = "20", integer = 0 })
 cli.option(parser, "--kinds", "LIST", ("Which kinds: %s."):format(table.concat(world.kinds, ", ")))
 cli.option(parser, "--documents", "N", "Documents whose continuation is scored.", { default = "8", integer = 0 })
 cli.option(parser, "--text", "FILE", "A text whose continuations are scored too.")
@@ -140,7 +141,8 @@ local function print_group(pic, entries, last)
   for i, cell in ipairs(rows[1]) do rows[1][i] = pic:paint(cell, "dim") end
   for i, entry in ipairs(entries) do
     local text, asked = entry.document or entry.file or {}, entry.recall or {}
-    rows[i + 1] = { pic:cut(entry.label, 34), percent(entry.fraction), text.cache_bytes and cli.bytes(math.floor(text.cache_bytes)) or "-",
+    rows[i + 1] = { pic:cut(entry.label, 34), percent(entry.fraction),
+      text.cache_bytes and cli.bytes(math.floor(text.cache_bytes)) or "-",
       percent(asked.accuracy), percent(asked.evidence), number(text.perplexity, "%.2f"), number(text.bits_per_byte, "%.3f"),
       number(text.kl, "%.3f"), percent(text.top1), text.prefill_seconds and picture.seconds(text.prefill_seconds) or "-",
       number(text.decode_rate, "%.0f"), pic:paint(notes(entry), entry.silent and "warn" or "good") }

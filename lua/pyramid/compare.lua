@@ -544,14 +544,12 @@ end
 ---@field front boolean       on the Pareto front of recall and rows held, of its length and mode
 
 local function mark_front(entries)
-  local points, owners = {}, {}
+  local points = {}
   for _, entry in ipairs(entries) do
-    if entry.recall then
-      points[#points + 1] = { x = entry.fraction, y = entry.recall.accuracy }
-      owners[#owners + 1] = entry
-    end
+    if entry.recall then points[#points + 1] = { x = entry.fraction, y = entry.recall.accuracy, entry = entry } end
   end
-  for i, on in ipairs(compare.pareto(points)) do owners[i].front = on end
+  local front = compare.pareto(points)
+  for i, point in ipairs(points) do point.entry.front = front[i] end
 end
 
 ---One entry for each length, mode and variant, in this order, out of what the store holds for a plan.

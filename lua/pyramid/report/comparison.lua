@@ -1,1 +1,572 @@
-return { render = function() return "" end }
+--- The report of pyramid.compare as one HTML page: what was found, curves of quality against memory, every number, and
+--- pictures of what each policy kept. Tells what is in the entries; measures and decides nothing but how to show it.
+local chart = require "pyramid.report.chart"
+local html = require "pyramid.report.html"
+local png = require "pyramid.report.png"
+local style = require "pyramid.report.style"
+
+local comparison = {}
+
+local element, text = html.element, html.text
+
+local function percent(share) return share and ("%.0f %%"):format(100 * share) or "–" end
+local function figure(value, format) return value and format:format(value) or "–" end
+
+local function size(bytes)
+  if not bytes then return "–" end
+  if bytes < 1 << 20 then return ("%.0f KiB"):format(bytes / 1024) end
+  return ("%.1f MiB"):format(bytes / (1 << 20))
+end
+
+local function seconds(value)
+  if not value then return "–" end
+  return value < 1 and ("%.0f ms"):format(value * 1000) or ("%.2f s"):format(value)
+end
+
+local function plural(n, one, many) return ("%d %s"):format(n, n == 1 and one or many) end
+
+-- ---- what belongs together -----------------------------------------------------------------------------------------
+
+-- Entries by length and mode, in their order: { name, length, mode, entries, full }.
+local function groups_of(entries)
+  local groups = {}
+  for _, entry in ipairs(entries) do
+    local group = groups[#groups]
+    if not group or group.length ~= entry.length or group.mode ~= entry.mode then
+      group = { length = entry.length, mode = entry.mode, entries = {}, full = entry,
+        name = ("%d tokens, %s"):format(entry.length, entry.mode) }
+      groups[#groups + 1] = group
+    end
+    table.insert(group.entries, entry)
+  end
+  return groups
+end
+
+-- Series in their order; the full cache is number 0.
+local function series_of(entries)
+  local list, index = {}, {}
+  for i, entry in ipairs(entries) do
+    if i == 1 then index[entry.series] = 0
+    elseif not index[entry.series] then
+      list[#list + 1] = entry.series
+      index[entry.series] = #list
+    end
+  end
+  return list, index
+end
+
+local function text_of(entry) return entry.document or entry.file end
+
+-- ---- what was found ------------------------------------------------------------------------------------------------
+
+-- Points of accuracy that count as none lost, in what is said in words.
+local slack = 0.02
+
+local function item(entry)
+  return ("%s: %s of the questions with %s of the rows"):format(element("b", nil, text(entry.label)),
+    percent(entry.recall.accuracy), percent(entry.fraction))
+end
+
+local function finding(group)
+  local full, cheapest, best = group.full, nil, nil
+  local lines = { element("h3", nil, text(group.name)) }
+  if not full.recall then return nil end
+  lines[2] = element("p", nil, ("The full cache answers <b>%s</b> of %s (± %.0f points)."):format(
+    percent(full.recall.accuracy), plural(full.recall.asked, "question", "questions"), 100 * full.recall.uncertainty))
+  for i, entry in ipairs(group.entries) do
+    local accuracy = i > 1 and entry.recall and entry.recall.accuracy
+    if accuracy and accuracy >= full.recall.accuracy - slack - 1e-9 and entry.fraction < 0.999
+      and (not cheapest or entry.fraction < cheapest.fraction) then cheapest = entry end
+    if accuracy and entry.fraction <= 0.5 and (not best or accuracy > best.recall.accuracy) then best = entry end
+  end
+  local items = {
+    cheapest and "Fewest rows within 2 points of it – " .. item(cheapest)
+      or "No policy comes within 2 points of it with fewer rows.",
+  }
+  if best then items[2] = "Most answers with at most half of the rows – " .. item(best) end
+  local closest
+  for i, entry in ipairs(group.entries) do
+    local t = i > 1 and text_of(entry)
+    if t and t.fraction <= 0.5 and (not closest or t.kl < text_of(closest).kl) then closest = entry end
+  end
+  if closest then
+    items[#items + 1] = ("Closest to its predictions with at most half of the rows – <b>%s</b>: KL %s, same first choice %s")
+      :format(text(closest.label), chart.number(text_of(closest).kl), percent(text_of(closest).top1))
+  end
+  for i, each in ipairs(items) do items[i] = element("li", nil, each) end
+  lines[3] = element("ul", nil, items)
+  return element("div", { class = "card" }, lines)
+end
+
+local function findings(groups)
+  local cards = {}
+  for _, group in ipairs(groups) do cards[#cards + 1] = finding(group) end
+  return #cards > 0 and { element("div", { class = "cards" }, cards) } or {}
+end
+
+-- ---- curves --------------------------------------------------------------------------------------------------------
+
+-- A name short enough to stand beside a curve.
+local function short(name)
+  if utf8.len(name) and utf8.len(name) > 24 then return name:sub(1, utf8.offset(name, 23) - 1) .. "…" end
+  return name
+end
+
+-- Curves of what `value` says of entries, against the rows that `rows` says they hold.
+local function curves_of(group, series, index, rows, value, title)
+  local curves, xs, ys = {}, {}, {}
+  for i, name in ipairs(series) do curves[i] = { name = name, short = short(name), index = i, points = {} } end
+  for _, entry in ipairs(group.entries) do
+    local y, x, number = value(entry), rows(entry), index[entry.series]
+    if y and x then
+      xs[#xs + 1], ys[#ys + 1] = x, y
+      if number > 0 then
+        table.insert(curves[number].points, { x = x, y = y, title = title(entry), front = entry.front, budget = entry.budget or x })
+      end
+    end
+  end
+  for i = #curves, 1, -1 do
+    if #curves[i].points == 0 then table.remove(curves, i)
+    else table.sort(curves[i].points, function(a, b) return a.budget < b.budget end) end
+  end
+  return curves, xs, ys
+end
+
+local function spoken(group, what)
+  local full = group.full
+  return ("%s against rows held, %s: %s"):format(what, group.name, full.recall
+    and ("the full cache answers %s. "):format(percent(full.recall.accuracy)) or "")
+    .. "The same numbers are in the table below."
+end
+
+local function rows_scale(xs)
+  local low = math.huge
+  for _, x in ipairs(xs) do low = math.min(low, x) end
+  return chart.scale(xs, { low = math.max(0, math.floor(low * 10 - 0.5) / 10), high = 1, ticks = 6 })
+end
+
+local function rows_of(entry) return entry.fraction end
+local function text_rows(source) return function(entry) return entry[source] and entry[source].fraction end end
+
+local function card(caption, small, svg)
+  return element("figure", nil, { element("figcaption", nil, text(caption) .. element("small", nil, text(small))), svg })
+end
+
+local function title_of(entry, ...)
+  local lines = { ("%s\n%.1f %% of the rows"):format(entry.label, 100 * entry.fraction) }
+  for _, line in ipairs { ... } do lines[#lines + 1] = line end
+  if entry.front then lines[#lines + 1] = "on the front" end
+  if entry.silent then lines[#lines + 1] = "pruned nothing" end
+  return table.concat(lines, "\n")
+end
+
+local function recall_chart(group, series, index)
+  if not group.full.recall then return nil end
+  local curves, xs, ys = curves_of(group, series, index, rows_of, function(entry) return entry.recall and entry.recall.accuracy end,
+    function(entry)
+      return title_of(entry, ("answers %s (± %.0f points) of %d questions"):format(percent(entry.recall.accuracy),
+        100 * entry.recall.uncertainty, entry.recall.asked), ("evidence held: %s"):format(percent(entry.recall.evidence)))
+    end)
+  local front = {}
+  for _, entry in ipairs(group.entries) do
+    if entry.front then front[#front + 1] = { x = entry.fraction, y = entry.recall.accuracy } end
+  end
+  table.sort(front, function(a, b) return a.x < b.x end)
+  ys[#ys + 1] = 0
+  return card("Recall", ("exact answers to %d questions"):format(group.full.recall.asked), chart.render {
+    describe = spoken(group, "Recall"), x = rows_scale(xs), y = chart.scale(ys, { low = 0 }), x_label = "rows held",
+    y_label = "right answers", x_format = percent, y_format = percent, curves = curves, front = front,
+    reference = { y = group.full.recall.accuracy, label = ("full cache %s"):format(percent(group.full.recall.accuracy)) } })
+end
+
+local function kl_chart(group, series, index, source, where)
+  local full = group.full[source]
+  if not full then return nil end
+  local curves, xs, ys = curves_of(group, series, index, text_rows(source),
+    function(entry) local t = entry[source] return t and t.kl > 0 and t.kl or nil end,
+    function(entry)
+      return title_of(entry, ("KL %s nats"):format(chart.number(entry[source].kl)),
+        ("same first choice: %.1f %%"):format(100 * entry[source].top1))
+    end)
+  if #curves == 0 then return nil end
+  local scale = chart.scale(ys, { low = 0, log = 20 })
+  return card("Distance from the full cache", ("KL(full ‖ policy) of %s%s; lower is better"):format(where,
+    scale.log and "; logarithmic" or ""), chart.render { describe = spoken(group, "KL divergence from the full cache"),
+    x = rows_scale(xs), y = scale, x_label = "rows held", y_label = "KL in nats", x_format = percent, y_format = chart.number,
+    curves = curves })
+end
+
+local function perplexity_chart(group, series, index, source, where)
+  local full = group.full[source]
+  if not full then return nil end
+  local curves, xs, ys = curves_of(group, series, index, text_rows(source),
+    function(entry) return entry[source] and entry[source].perplexity end,
+    function(entry)
+      return title_of(entry, ("perplexity %.3f (%+.1f %%)"):format(entry[source].perplexity,
+        100 * (entry[source].perplexity / full.perplexity - 1)), ("%.4f bits per byte"):format(entry[source].bits_per_byte))
+    end)
+  local scale = chart.scale(ys, { log = 6 })
+  return card("Perplexity", ("of %s%s; lower is better"):format(where, scale.log and "; logarithmic" or ""), chart.render {
+    describe = spoken(group, "Perplexity"), x = rows_scale(xs), y = scale, x_label = "rows held", y_label = "perplexity",
+    x_format = percent, y_format = chart.number, curves = curves,
+    reference = { y = full.perplexity, label = ("full cache %.2f"):format(full.perplexity) } })
+end
+
+local function legend(series, has_recall)
+  local items = {}
+  for i, name in ipairs(series) do
+    items[i] = element("li", { class = chart.colour(i) }, {
+      element("svg", { viewBox = "0 0 26 14", ["aria-hidden"] = "true", class = "mark" }, {
+        element("path", { class = "curve", d = "M1 7h24", ["stroke-dasharray"] = i > 7 and "5 3" }),
+        element("path", { class = "on", d = chart.marker(i, 13, 7, 4.2) }) }), text(name) })
+  end
+  if has_recall then
+    items[#items + 1] = element("li", nil, { element("svg", { viewBox = "0 0 26 14", ["aria-hidden"] = "true" },
+      element("path", { class = "front", d = "M5 7h16" })), "the front" })
+  end
+  return element("ul", { class = "legend", ["aria-label"] = "Policies and how they are drawn" }, items)
+end
+
+local function curves_section(groups, series, index, about)
+  local has_recall = groups[1].full.recall
+  local out = { element("h2", nil, "Quality against memory"),
+    element("p", { class = "soft" }, "Each point is a policy at one budget: further left holds fewer rows. "
+      .. (has_recall and "Filled points lie on the front: no other policy holds as few rows and answers as many questions. " or "")
+      .. "Point at one, or tap it, for its numbers."),
+    legend(series, has_recall) }
+  local seen = {}
+  for _, group in ipairs(groups) do
+    local cards = {}
+    local function add(svg) cards[#cards + 1] = svg end
+    add(recall_chart(group, series, index))
+    if not seen[group.length] then                            -- texts have no mode: they are the same in both
+      add(kl_chart(group, series, index, "document", "how documents go on"))
+      add(perplexity_chart(group, series, index, "document", "how documents go on"))
+      add(kl_chart(group, series, index, "file", about.settings.text or "the text"))
+      add(perplexity_chart(group, series, index, "file", about.settings.text or "the text"))
+    end
+    if #cards > 0 then
+      out[#out + 1] = element("h3", nil, text(seen[group.length] and group.name .. " (texts as above)" or group.name))
+      out[#out + 1] = element("div", { class = "charts" }, cards)
+    end
+    seen[group.length] = true
+  end
+  return out
+end
+
+-- ---- tables --------------------------------------------------------------------------------------------------------
+
+-- How much more a policy holds than it was asked to, after the context; nil if it is as asked, or about so.
+local function excess(entry)
+  local t = text_of(entry)
+  local held = t and t.context_fraction or entry.fraction
+  return entry.budget and held and held > entry.budget + 0.05 and held or nil
+end
+
+local function notes(entry)
+  local out = {}
+  if entry.front then out[1] = element("span", { class = "badge front-badge" }, "front") end
+  if entry.silent then out[#out + 1] = element("span", { class = "badge silent" }, "pruned nothing")
+  elseif excess(entry) then
+    out[#out + 1] = element("span", { class = "badge silent" }, ("asked %s, holds %s"):format(percent(entry.budget),
+      percent(excess(entry))))
+  end
+  return table.concat(out)
+end
+
+-- A table whose columns are { name, cell = fn(entry) -> text, sorted value, attributes; word, down }.
+local function table_of(label, columns, entries, index)
+  local head, body = {}, {}
+  for i, column in ipairs(columns) do
+    head[i] = element("th", { scope = "col", class = column.word and "word", ["data-down"] = column.down and "1",
+      title = column.title }, element("button", { type = "button" }, text(column.name)))
+  end
+  for _, entry in ipairs(entries) do
+    local cells = {}
+    for i, column in ipairs(columns) do
+      local shown, value, attributes = column.cell(entry)
+      attributes = attributes or {}
+      attributes.class = attributes.class or column.word and "word"
+      attributes["data-v"] = value and ("%.6g"):format(value) or shown == "–" and ""
+      cells[i] = element("td", attributes, shown)
+    end
+    body[#body + 1] = element("tr", { ["data-g"] = ("%d %s"):format(entry.length, entry.mode),
+      ["data-front"] = entry.front and "1", class = index[entry.series] == 0 and "full" }, cells)
+  end
+  return element("div", { class = "scroll", tabindex = "0", role = "region", ["aria-label"] = label },
+    element("table", nil, { element("thead", nil, element("tr", nil, head)), element("tbody", nil, body) }))
+end
+
+local function policy_column(index)
+  return { name = "Policy", word = true, cell = function(entry)
+    return element("span", { class = "dot " .. chart.colour(index[entry.series]) }, "") .. text(entry.label)
+  end }
+end
+
+local length_column = { name = "Tokens", cell = function(entry) return ("%d"):format(entry.length), entry.length end }
+local mode_column = { name = "Mode", word = true, cell = function(entry) return text(entry.mode) end }
+local rows_column = { name = "Rows", title = "Rows held, of a full cache's: when answers begin",
+  cell = function(entry) return figure(entry.fraction and 100 * entry.fraction, "%.1f %%"), entry.fraction end }
+
+local function recall_columns(columns)
+  local function add(column) columns[#columns + 1] = column end
+  add { name = "Recall", down = true, title = "Exact answers, and half of the 95 % interval", cell = function(entry)
+    local r = entry.recall
+    if not r then return "–" end
+    return ("%s <span class=soft>± %.0f</span>"):format(percent(r.accuracy), 100 * r.uncertainty), r.accuracy
+  end }
+  add { name = "Evidence", down = true, cell = function(entry)
+    return percent(entry.recall and entry.recall.evidence), entry.recall and entry.recall.evidence
+  end, title = "Of the sentences that hold the answers: tokens whose rows are held, mean over layers" }
+end
+
+local function text_columns(columns, source, suffix)
+  local function add(name, title, format, pick, down)
+    columns[#columns + 1] = { name = name .. suffix, title = title, down = down, cell = function(entry)
+      local value = entry[source] and pick(entry[source])
+      return figure(value, format), value
+    end }
+  end
+  add("Perplexity", "Of the tokens scored", "%.3f", function(t) return t.perplexity end)
+  add("Bits/byte", "Compares between tokenizers", "%.4f", function(t) return t.bits_per_byte end)
+  add("KL", "KL(full ‖ policy), nats, mean over the tokens scored", "%.4f", function(t) return t.kl end)
+  add("Top-1", "Tokens where the most probable one is the full cache's", "%.1f %%", function(t) return 100 * t.top1 end, true)
+end
+
+local function work_columns(columns)
+  local function add(name, title, show, pick, down)
+    columns[#columns + 1] = { name = name, title = title, down = down, cell = function(entry)
+      local t = text_of(entry)
+      local value = t and pick(t)
+      return show(value), value
+    end }
+  end
+  add("KV", "Bytes held after the context", size, function(t) return t.cache_bytes end)
+  add("Computed", "Token-layers computed, of all", percent, function(t) return t.computed end)
+  add("Read", "The context, median", seconds, function(t) return t.prefill_seconds end)
+  add("Write/s", "Tokens a second, one by one, median", function(value) return figure(value, "%.0f") end,
+    function(t) return t.decode_rate end, true)
+end
+
+local function tables_section(groups, entries, index, about)
+  local full = groups[1].full
+  local columns = { policy_column(index), length_column, mode_column, rows_column }
+  if full.recall then recall_columns(columns) end
+  if full.document then text_columns(columns, "document", "") end
+  if full.file then text_columns(columns, "file", full.document and " (text)" or "") end
+  if full.document or full.file then work_columns(columns) end
+  columns[#columns + 1] = { name = "Notes", word = true, cell = function(entry) return notes(entry), entry.front and 0 or 1 end }
+  local choices = { element("option", { value = "" }, "all") }
+  for _, group in ipairs(groups) do
+    choices[#choices + 1] = element("option", { value = ("%d %s"):format(group.length, group.mode) }, text(group.name))
+  end
+  local out = { element("h2", nil, "Every measurement"), element("div", { class = "controls" }, {
+    element("label", nil, { "Show ", element("select", { id = "group" }, choices) }),
+    element("label", nil, { element("input", { type = "checkbox", id = "only" }), " only the front" }) }),
+    table_of("Every measurement", columns, entries, index) }
+  if full.recall then
+    columns = { policy_column(index), length_column, mode_column, rows_column }
+    for _, kind in ipairs(about.kinds) do
+      columns[#columns + 1] = { name = kind, down = true, cell = function(entry)
+        local n = entry.recall and entry.recall.kinds[kind]
+        if not n then return "–" end
+        local value = n.right / n.asked
+        return percent(value), value, { class = "share", style = ("--v:%.2f"):format(value),
+          title = ("%d of %d"):format(n.right, n.asked) }
+      end }
+    end
+    out[#out + 1] = element("h2", nil, "Right answers by kind of question")
+    out[#out + 1] = table_of("Right answers by kind of question", columns, entries, index)
+  end
+  return out
+end
+
+-- ---- what was kept -------------------------------------------------------------------------------------------------
+
+local strip_left, strip_width, strip_right = 24, 296, 360
+local row_height, row_gap, head_height = 12, 2, 24
+local colour = { 74, 134, 204 }                -- readable on the page's light ground and on its dark one
+
+local function kept_picture(entry)
+  local kept, layers, out = entry.kept, #entry.kept.layers, {}
+  local function x(position) return strip_left + strip_width * position / kept.tokens end
+  local height = head_height + layers * (row_height + row_gap) + 18
+  local function add(...) out[#out + 1] = element(...) end
+  add("text", { x = strip_right, y = 10, ["text-anchor"] = "end" }, entry.recall and "evid." or "rows")
+  for layer = layers, 1, -1 do
+    local y = head_height + (layers - layer) * (row_height + row_gap)
+    local said = entry.recall and ("%.0f %%"):format(100 * entry.recall.survival[layer]) or ("%.0f"):format(kept.rows[layer])
+    add("rect", { class = "field", x = strip_left, y = y, width = strip_width, height = row_height })
+    add("image", { class = "strip", x = strip_left, y = y, width = strip_width, height = row_height, preserveAspectRatio = "none",
+      href = png.uri(png.strip(kept.layers[layer], table.unpack(colour))) })
+    add("text", { x = strip_left - 5, y = y + 10, ["text-anchor"] = "end" }, ("%d"):format(layer))
+    add("text", { x = strip_right, y = y + 10, ["text-anchor"] = "end" }, said)
+  end
+  for i, mark in ipairs(kept.marks) do
+    local from, to = x(mark.first), math.max(x(mark.last + 1), x(mark.first) + 2)
+    add("g", { class = "span" }, { element("title", nil, text(("%d. %s (%s)"):format(i, mark.text, mark.kind))),
+      element("rect", { class = "evidence", x = from, y = 15, width = to - from, height = 6 }),
+      element("rect", { class = "band", x = from, y = head_height - 3, width = to - from,
+        height = layers * (row_height + row_gap) + 1 }) })
+  end
+  add("text", { x = strip_left, y = height - 5 }, "0")
+  add("text", { x = strip_left + strip_width / 2, y = height - 5, ["text-anchor"] = "middle" }, "positions in the document")
+  add("text", { x = strip_left + strip_width, y = height - 5, ["text-anchor"] = "end" }, ("%d"):format(kept.tokens))
+  return element("svg", { viewBox = ("0 0 360 %d"):format(height), role = "img", ["aria-label"] =
+    ("What %s kept of a document of %d tokens, layer by layer, the last layer on top: %s of the rows."):format(entry.label,
+      kept.tokens, percent(entry.kept_fraction)) }, out)
+end
+
+local function kept_figure(entry, index)
+  local kept, sum = entry.kept, 0
+  for _, rows in ipairs(kept.rows) do sum = sum + rows end
+  entry.kept_fraction = sum / (#kept.rows * kept.tokens)
+  local first, last = kept.rows[1], kept.rows[#kept.rows]
+  return element("figure", { ["data-budget"] = entry.budget and ("%g"):format(entry.budget) or false }, {
+    element("figcaption", nil, { element("span", { class = "dot " .. chart.colour(index[entry.series]) }, ""), text(entry.label),
+      element("small", nil, text(("%s of the rows of this document: %.0f in layer 1, %.0f in layer %d"):format(
+        percent(entry.kept_fraction), first, last, #kept.rows))) }), kept_picture(entry) })
+end
+
+local function marks_list(kept)
+  local items = {}
+  for i, mark in ipairs(kept.marks) do
+    items[i] = element("li", nil, { element("q", nil, text(mark.text)), (" – %s: %s <b>%s</b>"):format(text(mark.kind),
+      text(mark.question), text(mark.answer)) })
+  end
+  return element("details", nil, { element("summary", nil, plural(#items, "sentence is marked", "sentences are marked")),
+    element("ol", { class = "marks" }, items) })
+end
+
+-- The budgets that pictures can be chosen by, and the one shown first.
+local function budget_choice(entries)
+  local budgets, seen = {}, {}
+  for _, entry in ipairs(entries) do
+    if entry.kept and entry.budget and not seen[entry.budget] then
+      seen[entry.budget] = true
+      budgets[#budgets + 1] = entry.budget
+    end
+  end
+  table.sort(budgets)
+  if #budgets < 2 then return "" end
+  local first = budgets[1]
+  for _, budget in ipairs(budgets) do
+    if math.abs(budget - 0.4) < math.abs(first - 0.4) then first = budget end
+  end
+  local buttons = {}
+  for i, budget in ipairs(budgets) do
+    buttons[i] = element("button", { type = "button", value = ("%g"):format(budget), ["aria-pressed"] = tostring(budget == first) },
+      percent(budget))
+  end
+  return element("div", { class = "controls choices", role = "group", ["aria-label"] = "Rows asked for",
+    ["data-picks"] = ("%g"):format(first) }, { "<span>Rows asked for:</span>", table.unpack(buttons) })
+end
+
+local function kept_section(groups, index)
+  local out, any = {}, false
+  for _, group in ipairs(groups) do
+    local figures, shown = {}, nil
+    for i, entry in ipairs(group.entries) do
+      if i > 1 and entry.kept then
+        figures[#figures + 1] = kept_figure(entry, index)
+        shown = entry.kept
+      end
+    end
+    if shown then
+      any = true
+      local aware = group.mode == "aware"
+      local about = aware
+        and ("Read together with the question “%s”; marked is what answers it."):format(shown.marks[1].question)
+        or "Read before any question is known; marked is what the questions about it need."
+      out[#out + 1] = element("div", nil, { element("h3", nil, text(group.name)), element("p", { class = "soft" }, text(about)),
+        marks_list(shown), budget_choice(group.entries), element("div", { class = "kept" }, figures) })
+    end
+  end
+  if not any then return {} end
+  return { element("h2", nil, "What each policy kept of one document"),
+    element("p", { class = "soft" }, "Layers from the last, on top, to the first; the document from left to right. The darker, "
+      .. "the more of the KV heads still hold the position. Orange marks sentences that hold answers: point at one, or tap it, "
+      .. "to read it. On the right: of all questions’ evidence, how much each layer still holds."),
+    element("p", { class = "note" }, { element("span", { class = "scale" }, "no head <i></i> all heads") }), table.concat(out) }
+end
+
+-- ---- how it was measured -------------------------------------------------------------------------------------------
+
+local function method(groups, about)
+  local s, full = about.settings, groups[1].full
+  local items = {}
+  local function add(said) items[#items + 1] = element("li", nil, text(said)) end
+  add("Rows: K and V of one token in one layer and KV head; the share is of what a full cache holds. KV: bytes, in "
+    .. s.cache_dtype .. ".")
+  if full.recall then
+    add("Recall: questions about facts that held-out documents tell once. An answer is right if the line generated greedily is "
+      .. "the expected one, letter for letter. Agnostic: the document is read under the policy, then the question is appended; "
+      .. "aware: both are read together. ± is half of a 95 % interval (Wilson).")
+    add("Evidence: tokens of the sentences that hold the answer whose rows are still held when the answer begins, mean over KV "
+      .. "heads and layers.")
+  end
+  if text_of(full) then
+    add("Perplexity, bits per byte, KL, top-1: a context is read under the policy, and the " .. s.predict .. " true tokens after "
+      .. "it are fed one by one. KL(full ‖ policy) is over the whole vocabulary, in nats; top-1 is how often both find the same "
+      .. "token most probable. Texts have no mode.")
+    add("Read and write: medians over contexts; policies take turns context by context. Scoring is not in the times.")
+  end
+  add("Pruned nothing: the policy dropped no row at all, so it is the full cache under another name.")
+  return { element("details", nil, { element("summary", nil, "How it was measured"), element("ul", { class = "note" }, items) }) }
+end
+
+local function join(list) return table.concat(list, ", ") end
+
+local function footer(about)
+  local s, m, rows = about.settings, about.machine, {}
+  local function add(name, value)
+    if value then rows[#rows + 1] = element("dt", nil, text(name)) .. element("dd", nil, value) end
+  end
+  local budgets = {}
+  for i, budget in ipairs(s.budgets) do budgets[i] = ("%g"):format(budget) end
+  local documents = {}
+  if s.questions > 0 then documents[1] = ("%d questions of each kind (%s)"):format(s.questions, join(about.kinds)) end
+  if s.documents > 0 then documents[#documents + 1] = plural(s.documents, "continued document", "continued documents") end
+  if s.text then documents[#documents + 1] = ("up to %s of %s"):format(plural(s.windows, "stretch", "stretches"), s.text) end
+  add("Command", element("code", nil, text(about.command)))
+  add("Model", text(("%s (%s)"):format(about.model, about.path)))
+  add("Weights", text(("%s, prompt precision %s, cache in %s"):format(s.weights or "as in the file", s.precision, s.cache_dtype)))
+  add("Texts", text(("%s; %d tokens scored after each context; seeds from %d"):format(table.concat(documents, "; "), s.predict,
+    s.first_seed)))
+  add("Budgets", text(join(budgets)))
+  add("Machine", text(("%s, %s, %d threads%s"):format(m.cpu, about.isa, about.threads,
+    about.load and (", load %.1f at the end"):format(about.load) or "")))
+  add("Version", text(("Pyramid %s%s, oneDNN %s"):format(about.version, m.commit and (" (%s)"):format(m.commit) or "", m.onednn)))
+  add("Made", text(("%s; %s new, %s"):format(about.date, plural(about.measured, "result", "results"),
+    ("%.0f s"):format(about.seconds))))
+  return element("dl", nil, rows)
+end
+
+-- ---- the page ------------------------------------------------------------------------------------------------------
+
+---The page.
+---@param entries pyramid.CompareEntry[]   of compare.summary
+---@param about table    command, date, model, path, version, machine, threads, isa, load?, measured, seconds, kinds, settings
+---@return string
+function comparison.render(entries, about)
+  local groups = groups_of(entries)
+  local series, index = series_of(entries)
+  local name = about.path:match "([^/]+)/*$" or about.path
+  local main = {}
+  for _, part in ipairs { findings(groups), curves_section(groups, series, index, about),
+    tables_section(groups, entries, index, about), kept_section(groups, index), method(groups, about) } do
+    main[#main + 1] = table.concat(part, "\n")
+  end
+  local title, names = "Cache policies compared: " .. name, {}
+  for i, group in ipairs(groups) do names[i] = group.name end
+  return table.concat({ "<!DOCTYPE html>", '<html lang="en" class="no-script">', "<head>", '<meta charset="utf-8">',
+    '<meta name="viewport" content="width=device-width, initial-scale=1">', element("title", nil, text(title)),
+    element("style", nil, style.css), "</head>", "<body>",
+    element("header", nil, { element("h1", nil, text(title)),
+      element("p", { class = "soft" }, text(("%s. %s against the full cache: %s."):format(about.model,
+        plural(#series, "policy", "policies"), table.concat(names, "; ")))) }),
+    element("main", nil, main), element("footer", nil, { element("h2", nil, "About this run"), footer(about) }),
+    element("script", nil, style.script), "</body>", "</html>", "" }, "\n")
+end
+
+return comparison
