@@ -105,7 +105,8 @@ describe("compare", function()
     assert.same({ "full", "snapkv rows=64", "pyramidinfer ratio=0.8", "pyramidinfer target=0.4" },
       labels(assert(compare.variants({ given("snapkv", { rows = 64 }), given("pyramidinfer", { ratio = 0.8 }), given "full",
         given("pyramidinfer", { target = 0.4 }) }, { 0.2, 0.5 }))))
-    local all = assert(compare.variants({ given("pyramidinfer", { preset = "45" }), given("pyramidinfer", { preset = "45" }) }, { 0.2 }))
+    local preset = given("pyramidinfer", { preset = "45" })
+    local all = assert(compare.variants({ preset, preset }, { 0.2 }))
     assert.same({ "full", "pyramidinfer preset=45 target=0.2" }, labels(all))
     assert.equal("pyramidinfer preset=45", all[2].series)
     assert.equal(0.2, all[2].policy.options.target)
@@ -171,7 +172,8 @@ describe("compare", function()
     for _, at in ipairs { 2, 5 } do
       local entry, fraction, asked, right, survival = entries[at], 0, 0, 0, 0
       for _, case in ipairs(cases) do
-        for _, result in ipairs(assert(recall.ask(model, case, entry.mode, { policy = plan.given.variants[2].policy, dtype = "f32" }))) do
+        local options = { policy = plan.given.variants[2].policy, dtype = "f32" }
+        for _, result in ipairs(assert(recall.ask(model, case, entry.mode, options))) do
           asked, right, fraction = asked + 1, right + (result.right and 1 or 0), fraction + result.fraction
           survival = survival + result.survival[3]
         end
@@ -225,7 +227,7 @@ describe("compare", function()
 
   it("goes on where it was", function()
     local path = folder .. "/resumed.jsonl"
-    local plan, count = plan_of(), nil
+    local plan, count = plan_of()
     do
       local store <close> = assert(results.open(path, compare.format))
       count = assert(compare.run(plan, model, store))
@@ -322,7 +324,8 @@ end)
 describe("reports", function()
   it("escape what they are given", function()
     assert.equal("&lt;b&gt; &amp; &quot;c&quot; &#39;d&#39;", html.text "<b> & \"c\" 'd'")
-    assert.equal('<p class="a&quot;" hidden x="1.5">t</p>', html.element("p", { class = 'a"', x = 1.5, hidden = true, id = false }, "t"))
+    assert.equal('<p class="a&quot;" hidden x="1.5">t</p>',
+      html.element("p", { class = 'a"', x = 1.5, hidden = true, id = false }, "t"))
   end)
 
   it("choose round ticks that hold all values", function()
@@ -360,8 +363,8 @@ describe("pyramid compare", function()
   teardown(function() shell.remove(folder) end)
 
   local function run(out, ...)
-    return shell.pyramid("compare", "--lengths", "300", "--questions", "1", "--kinds", "code", "--documents", "1", "--predict", "8",
-      "--threads", "1", "--out", folder .. "/" .. out, ...)
+    return shell.pyramid("compare", "--lengths", "300", "--questions", "1", "--kinds", "code", "--documents", "1",
+      "--predict", "8", "--threads", "1", "--out", folder .. "/" .. out, ...)
   end
 
   it("explains itself", function()
@@ -391,7 +394,9 @@ describe("pyramid compare", function()
     local page = helper.read(folder .. "/a/report.html")
     assert.is_truthy(page:find("a&lt;b&gt;&amp;&quot;c&quot; ratio=0.3", 1, true))
     assert.is_nil(page:find("<b>&", 1, true))
-    for _, foreign in ipairs { "http:", "https:", "@import", "url%(", "<link", "src=" } do assert.is_nil(page:find(foreign), foreign) end
+    for _, foreign in ipairs { "http:", "https:", "@import", "url%(", "<link", "src=" } do
+      assert.is_nil(page:find(foreign), foreign)
+    end
     assert.matches("<svg ", page)
     assert.matches("aria%-label=", page)
     assert.matches("data:image/png;base64,", page)
@@ -410,8 +415,8 @@ describe("pyramid compare", function()
   it("scores a text of the user's", function()
     local text = folder .. "/text.txt"
     helper.write(text, ("The code of the tin box was 4821. Toby lived in Tilbury. It rained all day.\n"):rep(80))
-    local out, err, status = run("b", "--questions", "0", "--documents", "0", "--text", text, "--windows", "2", "--json", "--policy",
-      "streaming", "--budgets", "0.4")
+    local out, err, status = run("b", "--questions", "0", "--documents", "0", "--text", text, "--windows", "2", "--json",
+      "--policy", "streaming", "--budgets", "0.4")
     assert.equal("", err)
     assert.equal(0, status)
     local entry = cjson.decode(out).results[2]

@@ -73,6 +73,7 @@ end
 ---@return string
 function chart.number(value)
   if value ~= 0 and math.abs(value) < 0.001 then return ("%.0e"):format(value) end
+  if math.abs(value) >= 10000 then return ("%.4gk"):format(value / 1000) end
   return ("%.4g"):format(value)
 end
 
@@ -164,7 +165,7 @@ local function place(curves, frame, taken)
   for _ = 1, 2 do
     for i, curve in ipairs(curves) do
       local best, least
-      for _, box in ipairs(#curve.points > 0 and candidates(curve.points, #curve.short * letter) or {}) do
+      for _, box in ipairs(#curve.points > 0 and candidates(curve.points, #curve.short * letter + 4) or {}) do
         if box.x >= frame.x + 2 and box.y >= frame.y and box.x + box.w <= frame.x + frame.w
           and box.y + box.h <= frame.y + frame.h then
           local cost = box.bias
@@ -270,7 +271,7 @@ function chart.render(given)
   local boxes = place(curves, { x = left, y = top, w = w, h = h }, taken)
   for i, curve in ipairs(given.curves) do
     if boxes[i] then
-      add("text", { class = "label " .. chart.colour(curve.index), x = boxes[i].x, y = boxes[i].y + 10 }, text(curve.short))
+      add("text", { class = "label " .. chart.colour(curve.index), x = boxes[i].x + 2, y = boxes[i].y + 10 }, text(curve.short))
     end
   end
   return element("svg", { class = "chart", viewBox = ("0 0 %d %d"):format(chart.width, chart.height), role = "group",

@@ -1,6 +1,7 @@
 --- The report of pyramid.compare as one HTML page: what was found, curves of quality against memory, every number, and
 --- pictures of what each policy kept. Tells what is in the entries; measures and decides nothing but how to show it.
 local chart = require "pyramid.report.chart"
+local compare = require "pyramid.compare"
 local html = require "pyramid.report.html"
 local png = require "pyramid.report.png"
 local style = require "pyramid.report.style"
@@ -71,6 +72,7 @@ local function finding(group)
   local full, cheapest, best = group.full, nil, nil
   local lines = { element("h3", nil, text(group.name)) }
   if not full.recall then return nil end
+  local useless = full.recall.accuracy < 0.05
   lines[2] = element("p", nil, ("The full cache answers <b>%s</b> of %s (± %.0f points)."):format(
     percent(full.recall.accuracy), plural(full.recall.asked, "question", "questions"), 100 * full.recall.uncertainty))
   for i, entry in ipairs(group.entries) do
@@ -80,10 +82,11 @@ local function finding(group)
     if accuracy and entry.fraction <= 0.5 and (not best or accuracy > best.recall.accuracy) then best = entry end
   end
   local items = {
-    cheapest and "Fewest rows within 2 points of it – " .. item(cheapest)
+    useless and "The model itself hardly answers at this length: recall says little about policies here."
+      or cheapest and "Fewest rows within 2 points of it – " .. item(cheapest)
       or "No policy comes within 2 points of it with fewer rows.",
   }
-  if best then items[2] = "Most answers with at most half of the rows – " .. item(best) end
+  if best and not useless then items[2] = "Most answers with at most half of the rows – " .. item(best) end
   local closest
   for i, entry in ipairs(group.entries) do
     local t = i > 1 and text_of(entry)
@@ -112,31 +115,36 @@ local function short(name)
   return name
 end
 
--- Curves of what `value` says of entries, against the rows that `rows` says they hold.
-local function curves_of(group, series, index, rows, value, title)
-  local curves, xs, ys = {}, {}, {}
+-- Curves of what `value` says of entries, against the rows that `rows` says they hold; `sign` is 1 where more is better, else
+-- -1. Also all x and y, and the points of the front: those that no other beats with as few rows, the full cache among them.
+local function curves_of(group, series, index, rows, value, sign, title)
+  local curves, points, xs, ys, front = {}, {}, {}, {}, {}
   for i, name in ipairs(series) do curves[i] = { name = name, short = short(name), index = i, points = {} } end
   for _, entry in ipairs(group.entries) do
     local y, x, number = value(entry), rows(entry), index[entry.series]
     if y and x then
       xs[#xs + 1], ys[#ys + 1] = x, y
-      if number > 0 then
-        table.insert(curves[number].points, { x = x, y = y, title = title(entry), front = entry.front, budget = entry.budget or x })
-      end
+      points[#points + 1] = { x = x, y = sign * y, shown = { x = x, y = y, title = title(entry), budget = entry.budget or x } }
+      if number > 0 then table.insert(curves[number].points, points[#points].shown) end
     end
   end
+  for i, on in ipairs(compare.pareto(points)) do
+    local shown = points[i].shown
+    if on then
+      shown.front, front[#front + 1] = true, shown
+      shown.title = shown.title .. "\non the front"
+    end
+  end
+  table.sort(front, function(one, other) return one.x < other.x end)
   for i = #curves, 1, -1 do
     if #curves[i].points == 0 then table.remove(curves, i)
-    else table.sort(curves[i].points, function(a, b) return a.budget < b.budget end) end
+    else table.sort(curves[i].points, function(one, other) return one.budget < other.budget end) end
   end
-  return curves, xs, ys
+  return curves, xs, ys, front
 end
 
-local function spoken(group, what)
-  local full = group.full
-  return ("%s against rows held, %s: %s"):format(what, group.name, full.recall
-    and ("the full cache answers %s. "):format(percent(full.recall.accuracy)) or "")
-    .. "The same numbers are in the table below."
+local function spoken(what, group)
+  return ("%s against rows held, %s. The same numbers are in the table below."):format(what, group.name)
 end
 
 local function rows_scale(xs)
@@ -152,67 +160,57 @@ local function card(caption, small, svg)
   return element("figure", nil, { element("figcaption", nil, text(caption) .. element("small", nil, text(small))), svg })
 end
 
-local function title_of(entry, ...)
-  local lines = { ("%s\n%.1f %% of the rows"):format(entry.label, 100 * entry.fraction) }
-  for _, line in ipairs { ... } do lines[#lines + 1] = line end
-  if entry.front then lines[#lines + 1] = "on the front" end
+local function title_of(entry, rows, ...)
+  local lines = { entry.label, ("%.1f %% of the rows"):format(100 * rows), ... }
   if entry.silent then lines[#lines + 1] = "pruned nothing" end
   return table.concat(lines, "\n")
 end
 
 local function recall_chart(group, series, index)
   if not group.full.recall then return nil end
-  local curves, xs, ys = curves_of(group, series, index, rows_of, function(entry) return entry.recall and entry.recall.accuracy end,
-    function(entry)
-      return title_of(entry, ("answers %s (± %.0f points) of %d questions"):format(percent(entry.recall.accuracy),
-        100 * entry.recall.uncertainty, entry.recall.asked), ("evidence held: %s"):format(percent(entry.recall.evidence)))
+  local curves, xs, ys, front = curves_of(group, series, index, rows_of,
+    function(entry) return entry.recall and entry.recall.accuracy end, 1, function(entry)
+      return title_of(entry, entry.fraction, ("answers %s (± %.0f points) of %d questions"):format(
+        percent(entry.recall.accuracy), 100 * entry.recall.uncertainty, entry.recall.asked),
+        ("evidence held: %s"):format(percent(entry.recall.evidence)))
     end)
-  local front = {}
-  for _, entry in ipairs(group.entries) do
-    if entry.front then front[#front + 1] = { x = entry.fraction, y = entry.recall.accuracy } end
-  end
-  table.sort(front, function(a, b) return a.x < b.x end)
-  ys[#ys + 1] = 0
-  return card("Recall", ("exact answers to %d questions"):format(group.full.recall.asked), chart.render {
-    describe = spoken(group, "Recall"), x = rows_scale(xs), y = chart.scale(ys, { low = 0 }), x_label = "rows held",
-    y_label = "right answers", x_format = percent, y_format = percent, curves = curves, front = front,
-    reference = { y = group.full.recall.accuracy, label = ("full cache %s"):format(percent(group.full.recall.accuracy)) } })
+  return card("Recall, " .. group.mode, ("exact answers to %d questions; higher is better"):format(group.full.recall.asked),
+    chart.render { describe = spoken("Recall", group), x = rows_scale(xs), y = chart.scale(ys, { low = 0 }),
+      x_label = "rows held", y_label = "right answers", x_format = percent, y_format = percent, curves = curves, front = front,
+      reference = { y = group.full.recall.accuracy, label = ("full cache %s"):format(percent(group.full.recall.accuracy)) } })
 end
 
 local function kl_chart(group, series, index, source, where)
-  local full = group.full[source]
-  if not full then return nil end
-  local curves, xs, ys = curves_of(group, series, index, text_rows(source),
-    function(entry) local t = entry[source] return t and t.kl > 0 and t.kl or nil end,
-    function(entry)
-      return title_of(entry, ("KL %s nats"):format(chart.number(entry[source].kl)),
+  if not group.full[source] then return nil end
+  local curves, xs, ys, front = curves_of(group, series, index, text_rows(source),
+    function(entry) local t = entry[source] return t and t.kl > 0 and t.kl or nil end, -1, function(entry)
+      return title_of(entry, entry[source].fraction, ("KL %s nats"):format(chart.number(entry[source].kl)),
         ("same first choice: %.1f %%"):format(100 * entry[source].top1))
     end)
   if #curves == 0 then return nil end
   local scale = chart.scale(ys, { low = 0, log = 20 })
   return card("Distance from the full cache", ("KL(full ‖ policy) of %s%s; lower is better"):format(where,
-    scale.log and "; logarithmic" or ""), chart.render { describe = spoken(group, "KL divergence from the full cache"),
+    scale.log and "; logarithmic" or ""), chart.render { describe = spoken("KL divergence from the full cache", group),
     x = rows_scale(xs), y = scale, x_label = "rows held", y_label = "KL in nats", x_format = percent, y_format = chart.number,
-    curves = curves })
+    curves = curves, front = front })
 end
 
 local function perplexity_chart(group, series, index, source, where)
   local full = group.full[source]
   if not full then return nil end
-  local curves, xs, ys = curves_of(group, series, index, text_rows(source),
-    function(entry) return entry[source] and entry[source].perplexity end,
-    function(entry)
-      return title_of(entry, ("perplexity %.3f (%+.1f %%)"):format(entry[source].perplexity,
+  local curves, xs, ys, front = curves_of(group, series, index, text_rows(source),
+    function(entry) return entry[source] and entry[source].perplexity end, -1, function(entry)
+      return title_of(entry, entry[source].fraction, ("perplexity %.3f (%+.1f %%)"):format(entry[source].perplexity,
         100 * (entry[source].perplexity / full.perplexity - 1)), ("%.4f bits per byte"):format(entry[source].bits_per_byte))
     end)
   local scale = chart.scale(ys, { log = 6 })
   return card("Perplexity", ("of %s%s; lower is better"):format(where, scale.log and "; logarithmic" or ""), chart.render {
-    describe = spoken(group, "Perplexity"), x = rows_scale(xs), y = scale, x_label = "rows held", y_label = "perplexity",
-    x_format = percent, y_format = chart.number, curves = curves,
-    reference = { y = full.perplexity, label = ("full cache %.2f"):format(full.perplexity) } })
+    describe = spoken("Perplexity", group), x = rows_scale(xs), y = scale, x_label = "rows held", y_label = "perplexity",
+    x_format = percent, y_format = chart.number, curves = curves, front = front,
+    reference = { y = full.perplexity, label = ("full cache %s"):format(chart.number(full.perplexity)) } })
 end
 
-local function legend(series, has_recall)
+local function legend(series)
   local items = {}
   for i, name in ipairs(series) do
     items[i] = element("li", { class = chart.colour(i) }, {
@@ -220,34 +218,35 @@ local function legend(series, has_recall)
         element("path", { class = "curve", d = "M1 7h24", ["stroke-dasharray"] = i > 7 and "5 3" }),
         element("path", { class = "on", d = chart.marker(i, 13, 7, 4.2) }) }), text(name) })
   end
-  if has_recall then
-    items[#items + 1] = element("li", nil, { element("svg", { viewBox = "0 0 26 14", ["aria-hidden"] = "true" },
-      element("path", { class = "front", d = "M5 7h16" })), "the front" })
-  end
+  items[#items + 1] = element("li", nil, { element("svg", { viewBox = "0 0 26 14", ["aria-hidden"] = "true" },
+    element("path", { class = "front", d = "M5 7h16" })), "the front" })
   return element("ul", { class = "legend", ["aria-label"] = "Policies and how they are drawn" }, items)
 end
 
+-- The charts of one length: recall in each mode, then texts, which have no mode.
+local function charts_of(group, groups, series, index, about)
+  local cards = {}
+  local function add(svg) cards[#cards + 1] = svg end
+  for _, other in ipairs(groups) do
+    if other.length == group.length then add(recall_chart(other, series, index)) end
+  end
+  local plain = { name = ("%d tokens"):format(group.length), full = group.full, entries = group.entries }
+  for _, text_kind in ipairs { { "document", "how documents go on" }, { "file", (about.settings.text or ""):match "[^/]*$" } } do
+    add(kl_chart(plain, series, index, table.unpack(text_kind)))
+    add(perplexity_chart(plain, series, index, table.unpack(text_kind)))
+  end
+  return cards
+end
+
 local function curves_section(groups, series, index, about)
-  local has_recall = groups[1].full.recall
   local out = { element("h2", nil, "Quality against memory"),
-    element("p", { class = "soft" }, "Each point is a policy at one budget: further left holds fewer rows. "
-      .. (has_recall and "Filled points lie on the front: no other policy holds as few rows and answers as many questions. " or "")
-      .. "Point at one, or tap it, for its numbers."),
-    legend(series, has_recall) }
+    element("p", { class = "soft" }, "Each point is a policy at one budget: further left holds fewer rows. Filled points lie on the "
+      .. "front: nothing with as few rows is better. Point at one, or tap it, for its numbers."), legend(series) }
   local seen = {}
   for _, group in ipairs(groups) do
-    local cards = {}
-    local function add(svg) cards[#cards + 1] = svg end
-    add(recall_chart(group, series, index))
-    if not seen[group.length] then                            -- texts have no mode: they are the same in both
-      add(kl_chart(group, series, index, "document", "how documents go on"))
-      add(perplexity_chart(group, series, index, "document", "how documents go on"))
-      add(kl_chart(group, series, index, "file", about.settings.text or "the text"))
-      add(perplexity_chart(group, series, index, "file", about.settings.text or "the text"))
-    end
-    if #cards > 0 then
-      out[#out + 1] = element("h3", nil, text(seen[group.length] and group.name .. " (texts as above)" or group.name))
-      out[#out + 1] = element("div", { class = "charts" }, cards)
+    if not seen[group.length] then
+      out[#out + 1] = element("h3", nil, ("%d tokens"):format(group.length))
+      out[#out + 1] = element("div", { class = "charts" }, charts_of(group, groups, series, index, about))
     end
     seen[group.length] = true
   end
@@ -299,7 +298,7 @@ end
 
 local function policy_column(index)
   return { name = "Policy", word = true, cell = function(entry)
-    return element("span", { class = "dot " .. chart.colour(index[entry.series]) }, "") .. text(entry.label)
+    return text(entry.label), nil, { class = "policy " .. chart.colour(index[entry.series]) }
   end }
 end
 
@@ -383,7 +382,7 @@ end
 
 -- ---- what was kept -------------------------------------------------------------------------------------------------
 
-local strip_left, strip_width, strip_right = 24, 296, 360
+local strip_left, strip_width, strip_right = 22, 292, 358
 local row_height, row_gap, head_height = 12, 2, 24
 local colour = { 74, 134, 204 }                -- readable on the page's light ground and on its dark one
 

@@ -51,7 +51,9 @@ svg .axis-name { font-size: 11.5px; fill: var(--ink); }
 table { border-collapse: separate; border-spacing: 0; font-size: .875rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: 5px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--grid); }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: var(--card); z-index: 1;
-  border-right: 1px solid var(--line); padding-left: 26px; text-indent: -16px; }
+  border-right: 1px solid var(--line); padding-left: 24px; }
+td.policy::before { content: ""; position: absolute; left: 8px; top: .8em; width: .7em; height: .7em; border-radius: 50%;
+  background: var(--c); }
 td.word, th.word { text-align: left; }
 thead th { position: sticky; top: 0; background: var(--card); z-index: 2; border-bottom: 1px solid var(--line);
   vertical-align: bottom; }
@@ -74,7 +76,7 @@ select, .controls button { font: inherit; color: var(--ink); background: var(--c
 .controls button[aria-pressed=true] { background: var(--accent); color: var(--card); border-color: var(--accent); }
 .choices { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; }
 .strip { image-rendering: auto; }
-.field { fill: var(--grid); } .evidence { fill: var(--mark); } .band { fill: var(--mark); opacity: .2; }
+.field { fill: var(--grid); } .evidence { fill: var(--mark); } .band { fill: var(--mark); opacity: .16; }
   .span:hover .band { opacity: .5; }
 .marks { font-size: .875rem; padding-left: 1.6em; max-width: 62em; } .marks li { margin: .3em 0; }
 .marks q { quotes: none; color: var(--soft); }
@@ -94,7 +96,7 @@ footer dt { font-weight: 600; } footer dd { margin: 0; } code { font-family: ui-
   footer dd { margin-bottom: 6px; }
   .card, figure { padding-left: 6px; padding-right: 6px; } main, header, footer { padding-left: 10px; padding-right: 10px; }
   th, td { padding: 5px 7px; }
-  td:first-child, th:first-child { white-space: normal; min-width: 8.5em; padding-left: 22px; } }
+  td:first-child, th:first-child { white-space: normal; min-width: 9em; padding-left: 22px; } }
 @media print { .controls { display: none; } .scroll { max-height: none; } }
 ]]
 
