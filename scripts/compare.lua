@@ -14,12 +14,17 @@ local parser = cli.parser("[options]", "Measures policies against the full cache
   .. "bytes held, time. Prints a table and writes a report that a browser opens.", [[
 Examples:
    pyramid compare
-   pyramid compare --policy snapkv --policy pyramidinfer preset=45 --budgets 0.2,0.4 --lengths 1024,2048 --mode both
-   pyramid compare --policy-file mine.lua --policy h2o rows=256 --questions 50 --text book.txt --out build/mine
-A policy with an option that says which share of the rows it keeps (target, or else ratio) is measured at each of
---budgets; one without, or with ratio=, target= or rows= after its name, as it is. The full cache is always measured.
-DIR/results.jsonl has one line for each document and policy, DIR/report.html is the report. The same command goes on
-where it was ended, and others may add to the same DIR: what is there already is not measured again.]])
+   pyramid compare --policy snapkv --policy pyramidinfer preset=45 \
+     --budgets 0.2,0.4 --lengths 1024,2048 --mode both
+   pyramid compare --policy-file mine.lua --text book.txt --out build/mine
+Without --policy: streaming, h2o, snapkv, pyramidinfer, pyramidinfer preset=45.
+The full cache is always measured.
+A policy with an option that says what share of the rows it keeps (target, or
+else ratio) is measured at each of --budgets; one without, or with ratio=,
+target= or rows= after its name, is measured once, as it is.
+DIR/report.html is the report, DIR/results.jsonl has one line for each document
+and policy. The same command goes on where it was ended; other commands may use
+the same DIR. What is there already is not measured again.]])
 cli.add_model(parser)
 cli.add_policy(parser, true)
 cli.option(parser, "--budgets", "LIST", "Shares of the rows to keep.", { default = "0.2,0.35,0.45,0.6,0.8" })
@@ -53,7 +58,7 @@ local function list_of(option, text, convert, wanted)
   return list
 end
 
-local function share(word)
+local function budget(word)
   local value = tonumber(word)
   return value and value > 0 and value <= 1 and value or nil
 end
@@ -67,7 +72,7 @@ local function kind(word)
   for _, known in ipairs(world.kinds) do if word == known then return word end end
 end
 
-local budgets = list_of("--budgets", args.budgets, share, "a share of the rows, more than 0 and at most 1")
+local budgets = list_of("--budgets", args.budgets, budget, "a share of the rows, more than 0 and at most 1")
 local lengths = list_of("--lengths", args.lengths, length, "a number of tokens of 200 or more")
 local kinds = args.kinds and list_of("--kinds", args.kinds, kind, "a kind (known: " .. table.concat(world.kinds, ", ") .. ")")
 table.sort(budgets)
@@ -180,9 +185,9 @@ local function print_tables(entries, model)
   print(pic:paint("front: no other policy holds as few rows and answers as many questions", "dim"))
 end
 
-local function print_json(entries, about)
+local function print_json(entries, run)
   for _, entry in ipairs(entries) do entry.kept = nil end               -- long, and in the results
-  cli.json { model = about.model, version = about.version, command = about.command, settings = about.settings, results = entries }
+  cli.json { model = run.model, version = run.version, command = run.command, settings = run.settings, results = entries }
 end
 
 local function write(path, text)
@@ -216,30 +221,43 @@ do
   end
 end
 
-local began = core.clock()
-local measured
-do
+local began, described = core.clock(), machine.describe()
+
+-- What the page says of the run; `share`: how much of it is done, if not all.
+local function about(measured, share)
+  return {
+    command = command_line(), date = os.date "!%Y-%m-%d %H:%M UTC", model = model.description, path = model.path,
+    version = core.version, machine = described, threads = model:runtime():threads(), isa = model:runtime():isa(),
+    load = machine.load(), measured = measured, seconds = core.clock() - began, kinds = kinds or world.kinds, share = share,
+    settings = { lengths = lengths, modes = modes, budgets = budgets, questions = args.questions, documents = args.documents,
+      predict = args.predict, windows = text and args.windows or nil, text = text and text.name or nil,
+      first_seed = world.held_out + args.seed, cache_dtype = args.cache_dtype, weights = args.weights,
+      precision = args.precision or "f32", layers = model.config.layers, kv_heads = model.config.kv_heads },
+  }
+end
+
+local report_path = args.out .. "/report.html"
+
+local function measure()
   local progress <close> = picture.progress "measuring"
-  measured = cli.must(compare.run(plan, model, store, function(done, total, what)
+  local written, there = core.clock(), store.count
+  return cli.must(compare.run(plan, model, store, function(done, total, what)
     progress.note = what
     progress.update(done, total)
+    -- A long run can be looked at, and leaves a page if it is ended.
+    if core.clock() - written > 60 then
+      write(report_path, page.render(compare.summary(plan, store), about(store.count - there, done / total)))
+      written = core.clock()
+    end
   end))
 end
 
-local entries = compare.summary(plan, store)
-local about = {
-  command = command_line(), date = os.date "!%Y-%m-%d %H:%M UTC", model = model.description, path = model.path,
-  version = core.version, machine = machine.describe(), threads = model:runtime():threads(), isa = model:runtime():isa(),
-  load = machine.load(), measured = measured, seconds = core.clock() - began, kinds = kinds or world.kinds,
-  settings = { lengths = lengths, modes = modes, budgets = budgets, questions = args.questions, documents = args.documents,
-    predict = args.predict, windows = text and args.windows or nil, text = text and text.name or nil,
-    first_seed = world.held_out + args.seed, cache_dtype = args.cache_dtype, weights = args.weights,
-    precision = args.precision or "f32", layers = model.config.layers, kv_heads = model.config.kv_heads },
-}
-write(args.out .. "/report.html", page.render(entries, about))
+local measured = measure()
+local entries, run = compare.summary(plan, store), about(measured)
+write(report_path, page.render(entries, run))
 if args.json then
-  print_json(entries, about)
+  print_json(entries, run)
 else
   print_tables(entries, model)
-  print(("%d results, %d of them new: %s\nreport: %s"):format(store.count, measured, store.path, args.out .. "/report.html"))
+  print(("%d results, %d of them new: %s\nreport: %s"):format(store.count, measured, store.path, report_path))
 end

@@ -227,12 +227,12 @@ describe("compare", function()
 
   it("goes on where it was", function()
     local path = folder .. "/resumed.jsonl"
-    local plan, count = plan_of()
+    local plan = plan_of()
+    local count = #plan.steps * 3
     do
       local store <close> = assert(results.open(path, compare.format))
-      count = assert(compare.run(plan, model, store))
+      assert.equal(count, assert(compare.run(plan, model, store)))
       assert.equal(count, store.count)
-      assert.equal(#plan.steps * 3, count)
     end
     local function again(wanted, other)
       local store <close> = assert(results.open(path, compare.format))
@@ -382,7 +382,9 @@ describe("pyramid compare", function()
     helper.write(own, [[
       local policy = require "pyramid.policy"
       return policy { name = "a<b>&\"c\"", defaults = { ratio = 0.5 },
-        prefill = function(o, l) return { keep = math.ceil(o.ratio * l.rows), guard = { last = math.ceil(o.ratio * l.rows) } } end }]])
+        prefill = function(o, l)
+          return { keep = math.ceil(o.ratio * l.rows), guard = { last = math.ceil(o.ratio * l.rows) } }
+        end }]])
     local out, err, status = run("a", "--policy-file", own, "--policy", "snapkv", "--budgets", "0.3,1", "--mode", "both")
     assert.equal("", err)
     assert.equal(0, status)

@@ -240,8 +240,8 @@ end
 
 local function curves_section(groups, series, index, about)
   local out = { element("h2", nil, "Quality against memory"),
-    element("p", { class = "soft" }, "Each point is a policy at one budget: further left holds fewer rows. Filled points lie on the "
-      .. "front: nothing with as few rows is better. Point at one, or tap it, for its numbers."), legend(series) }
+    element("p", { class = "soft" }, "Each point is a policy at one budget: further left holds fewer rows. Filled points lie on "
+      .. "the front: nothing with as few rows is better. Point at one, or tap it, for its numbers."), legend(series) }
   local seen = {}
   for _, group in ipairs(groups) do
     if not seen[group.length] then
@@ -545,7 +545,8 @@ end
 
 ---The page.
 ---@param entries pyramid.CompareEntry[]   of compare.summary
----@param about table    command, date, model, path, version, machine, threads, isa, load?, measured, seconds, kinds, settings
+---@param about table    command, date, model, path, version, machine, threads, isa, load?, measured, seconds, kinds, settings;
+---                      share: how much of it is done, if not all
 ---@return string
 function comparison.render(entries, about)
   local groups = groups_of(entries)
@@ -563,7 +564,9 @@ function comparison.render(entries, about)
     element("style", nil, style.css), "</head>", "<body>",
     element("header", nil, { element("h1", nil, text(title)),
       element("p", { class = "soft" }, text(("%s. %s against the full cache: %s."):format(about.model,
-        plural(#series, "policy", "policies"), table.concat(names, "; ")))) }),
+        plural(#series, "policy", "policies"), table.concat(names, "; ")))),
+      about.share and element("p", { class = "unfinished" }, ("Not finished: %s is measured. The same command goes on.")
+        :format(percent(about.share))) or "" }),
     element("main", nil, main), element("footer", nil, { element("h2", nil, "About this run"), footer(about) }),
     element("script", nil, style.script), "</body>", "</html>", "" }, "\n")
 end

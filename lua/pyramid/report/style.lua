@@ -22,6 +22,7 @@ h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .3em; }
 h2 { font-size: 1.25rem; margin: 2.2em 0 .4em; }
 h3 { font-size: 1rem; margin: 1.4em 0 .5em; }
 p { max-width: 46em; margin: .4em 0 .8em; }
+.unfinished { color: var(--warn); font-weight: 600; }
 .soft, .note { color: var(--soft); } .note { font-size: .875rem; }
 .cards, .charts, .kept { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }
 .card, figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px;
