@@ -112,7 +112,7 @@ local function command_line()
 end
 
 local function open_results()
-  os.execute("mkdir -p " .. quote(args.out))
+  os.execute("mkdir -p " .. quote(args.out) .. " 2>/dev/null")         -- opening the file says what is wrong
   local path = args.out .. "/results.jsonl"
   local store, message, code = results.open(path, compare.format)
   if store then return store end

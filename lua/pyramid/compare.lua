@@ -64,11 +64,14 @@ end
 ---@return string? message
 ---@return string? code
 function compare.variants(given, budgets)
-  local list, seen = {}, {}
+  local list, seen, owners = {}, {}, {}
   local function add(p, label, series, budget, source)
     local id = tostring(p) .. (source and " " .. results.hash(source) or "")
     if seen[id] then return end
     seen[id] = true
+    local owner = source or ""                                           -- two files may name their policies alike
+    if (owners[series] or owner) ~= owner then label, series = label .. " (another)", series .. " (another)" end
+    owners[series] = owner
     list[#list + 1] = { label = label, series = series, budget = budget, policy = p, id = id }
   end
   local full
@@ -335,6 +338,9 @@ function measures.text(plan, model, step, variant)
     if not all then return nil, record, code end
   end
   local scores = compare.score(step.targets, all, step.reference)
+  if not (math.abs(scores.sum) < math.huge and scores.kl < math.huge) then
+    return nil, ("%s: the model's logits are not finite numbers"):format(variant.label), "numbers"
+  end
   for key, value in pairs(scores) do record[key] = value end
   record.source, record.tokens, record.bytes = step.source, #step.targets, bytes_of(model.tokenizer, step.targets)
   return record

@@ -33,6 +33,17 @@ local function read(path)
   return text
 end
 
+-- Beside the file first: whatever happens meanwhile, the results stay.
+local function rewrite(path, text)
+  local file, message = io.open(path .. ".new", "wb")
+  if not file then return nil, message end
+  local ok
+  ok, message = file:write(text)
+  file:close()
+  if ok then ok, message = os.rename(path .. ".new", path) end
+  return ok, message
+end
+
 ---Opens a file of results, which need not be there yet.
 ---@param path string
 ---@param format string
@@ -58,11 +69,13 @@ function results.open(path, format)
   if whole < #text and whole == 0 and not text:find(('"format":"%s"'):format(format), 1, true) then
     return nil, ("%s, line 1: not a result of %s"):format(path, format), "format"
   end
-  local file
-  file, message = io.open(path, whole < #text and "wb" or "ab")
-  if not file then return nil, message, "io" end
-  if whole < #text then file:write(text:sub(1, whole)) end
-  self.file = file
+  if whole < #text then
+    local ok
+    ok, message = rewrite(path, text:sub(1, whole))
+    if not ok then return nil, message, "io" end
+  end
+  self.file, message = io.open(path, "ab")
+  if not self.file then return nil, message, "io" end
   return self
 end
 

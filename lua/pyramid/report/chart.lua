@@ -136,11 +136,13 @@ end
 
 local function candidates(points, width)
   local list = {}
-  local function add(x, y, bias) list[#list + 1] = { x = x, y = y, w = width, h = line_height, bias = bias } end
+  local function add(x, y, bias, anchor)
+    list[#list + 1] = { x = x, y = y, w = width, h = line_height, bias = bias, anchor = anchor }
+  end
   for i, p in ipairs(points) do
     local ends = (i == 1 or i == #points) and 0 or 1.5
     add(p.x + 8, p.y - line_height / 2, ends)
-    add(p.x - 8 - width, p.y - line_height / 2, ends)
+    add(p.x - 8 - width, p.y - line_height / 2, ends, "end")
     for _, shift in ipairs { 0.5, 0.15, 0.85 } do
       add(p.x - width * shift, p.y - 8 - line_height, ends + 0.5)
       add(p.x - width * shift, p.y + 8, ends + 0.7)
@@ -271,7 +273,9 @@ function chart.render(given)
   local boxes = place(curves, { x = left, y = top, w = w, h = h }, taken)
   for i, curve in ipairs(given.curves) do
     if boxes[i] then
-      add("text", { class = "label " .. chart.colour(curve.index), x = boxes[i].x + 2, y = boxes[i].y + 10 }, text(curve.short))
+      local box = boxes[i]
+      add("text", { class = "label " .. chart.colour(curve.index), x = box.anchor and box.x + box.w or box.x + 2, y = box.y + 10,
+        ["text-anchor"] = box.anchor }, text(curve.short))
     end
   end
   return element("svg", { class = "chart", viewBox = ("0 0 %d %d"):format(chart.width, chart.height), role = "group",

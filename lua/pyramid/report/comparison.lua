@@ -68,7 +68,7 @@ local function item(entry)
     percent(entry.recall.accuracy), percent(entry.fraction))
 end
 
-local function finding(group)
+local function finding(group, first)
   local full, cheapest, best = group.full, nil, nil
   local lines = { element("h3", nil, text(group.name)) }
   if not full.recall then return nil end
@@ -87,9 +87,9 @@ local function finding(group)
       or "No policy comes within 2 points of it with fewer rows.",
   }
   if best and not useless then items[2] = "Most answers with at most half of the rows – " .. item(best) end
-  local closest
+  local closest                                             -- texts have no mode: said once for a length
   for i, entry in ipairs(group.entries) do
-    local t = i > 1 and text_of(entry)
+    local t = first and i > 1 and text_of(entry)
     if t and t.fraction <= 0.5 and (not closest or t.kl < text_of(closest).kl) then closest = entry end
   end
   if closest then
@@ -102,8 +102,11 @@ local function finding(group)
 end
 
 local function findings(groups)
-  local cards = {}
-  for _, group in ipairs(groups) do cards[#cards + 1] = finding(group) end
+  local cards, seen = {}, {}
+  for _, group in ipairs(groups) do
+    cards[#cards + 1] = finding(group, not seen[group.length])
+    seen[group.length] = true
+  end
   return #cards > 0 and { element("div", { class = "cards" }, cards) } or {}
 end
 
@@ -176,7 +179,8 @@ local function recall_chart(group, series, index)
     end)
   return card("Recall, " .. group.mode, ("exact answers to %d questions; higher is better"):format(group.full.recall.asked),
     chart.render { describe = spoken("Recall", group), x = rows_scale(xs), y = chart.scale(ys, { low = 0 }),
-      x_label = "rows held", y_label = "right answers", x_format = percent, y_format = percent, curves = curves, front = front,
+      x_label = "rows held when the answer begins", y_label = "right answers", x_format = percent, y_format = percent,
+      curves = curves, front = front,
       reference = { y = group.full.recall.accuracy, label = ("full cache %s"):format(percent(group.full.recall.accuracy)) } })
 end
 
@@ -191,8 +195,8 @@ local function kl_chart(group, series, index, source, where)
   local scale = chart.scale(ys, { low = 0, log = 20 })
   return card("Distance from the full cache", ("KL(full ‖ policy) of %s%s; lower is better"):format(where,
     scale.log and "; logarithmic" or ""), chart.render { describe = spoken("KL divergence from the full cache", group),
-    x = rows_scale(xs), y = scale, x_label = "rows held", y_label = "KL in nats", x_format = percent, y_format = chart.number,
-    curves = curves, front = front })
+    x = rows_scale(xs), y = scale, x_label = "rows held in the end", y_label = "KL in nats", x_format = percent,
+    y_format = chart.number, curves = curves, front = front })
 end
 
 local function perplexity_chart(group, series, index, source, where)
@@ -205,7 +209,7 @@ local function perplexity_chart(group, series, index, source, where)
     end)
   local scale = chart.scale(ys, { log = 6 })
   return card("Perplexity", ("of %s%s; lower is better"):format(where, scale.log and "; logarithmic" or ""), chart.render {
-    describe = spoken("Perplexity", group), x = rows_scale(xs), y = scale, x_label = "rows held", y_label = "perplexity",
+    describe = spoken("Perplexity", group), x = rows_scale(xs), y = scale, x_label = "rows held in the end", y_label = "perplexity",
     x_format = percent, y_format = chart.number, curves = curves, front = front,
     reference = { y = full.perplexity, label = ("full cache %s"):format(chart.number(full.perplexity)) } })
 end
@@ -307,6 +311,18 @@ local mode_column = { name = "Mode", word = true, cell = function(entry) return 
 local rows_column = { name = "Rows", title = "Rows held, of a full cache's: when answers begin",
   cell = function(entry) return figure(entry.fraction and 100 * entry.fraction, "%.1f %%"), entry.fraction end }
 
+-- Lengths and modes are named only if there are several.
+local function first_columns(groups, index)
+  local columns, lengths, modes = { policy_column(index) }, false, false
+  for _, group in ipairs(groups) do
+    lengths, modes = lengths or group.length ~= groups[1].length, modes or group.mode ~= groups[1].mode
+  end
+  if lengths then columns[2] = length_column end
+  if modes then columns[#columns + 1] = mode_column end
+  columns[#columns + 1] = rows_column
+  return columns
+end
+
 local function recall_columns(columns)
   local function add(column) columns[#columns + 1] = column end
   add { name = "Recall", down = true, title = "Exact answers, and half of the 95 % interval", cell = function(entry)
@@ -349,7 +365,7 @@ end
 
 local function tables_section(groups, entries, index, about)
   local full = groups[1].full
-  local columns = { policy_column(index), length_column, mode_column, rows_column }
+  local columns = first_columns(groups, index)
   if full.recall then recall_columns(columns) end
   if full.document then text_columns(columns, "document", "") end
   if full.file then text_columns(columns, "file", full.document and " (text)" or "") end
@@ -364,7 +380,7 @@ local function tables_section(groups, entries, index, about)
     element("label", nil, { element("input", { type = "checkbox", id = "only" }), " only the front" }) }),
     table_of("Every measurement", columns, entries, index) }
   if full.recall then
-    columns = { policy_column(index), length_column, mode_column, rows_column }
+    columns = first_columns(groups, index)
     for _, kind in ipairs(about.kinds) do
       columns[#columns + 1] = { name = kind, down = true, cell = function(entry)
         local n = entry.recall and entry.recall.kinds[kind]

@@ -25,6 +25,7 @@ p { max-width: 46em; margin: .4em 0 .8em; }
 .unfinished { color: var(--warn); font-weight: 600; }
 .soft, .note { color: var(--soft); } .note { font-size: .875rem; }
 .cards, .charts, .kept { display: grid; gap: 14px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }
+.cards { grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); }
 .card, figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 14px;
   margin: 0; min-width: 0; }
 .card h3 { margin: 0 0 .3em; } .card p { margin: .25em 0; }
