@@ -263,7 +263,7 @@ end
 local function excess(entry)
   local t = text_of(entry)
   local held = t and t.context_fraction or entry.fraction
-  return entry.budget and held and held > entry.budget + 0.05 and held or nil
+  return entry.budget and held and held > entry.budget + 0.05 and entry.fraction or nil
 end
 
 local function notes(entry)
@@ -367,10 +367,10 @@ local function tables_section(groups, entries, index, about)
   local full = groups[1].full
   local columns = first_columns(groups, index)
   if full.recall then recall_columns(columns) end
+  columns[#columns + 1] = { name = "Notes", word = true, cell = function(entry) return notes(entry), entry.front and 0 or 1 end }
   if full.document then text_columns(columns, "document", "") end
   if full.file then text_columns(columns, "file", full.document and " (text)" or "") end
   if full.document or full.file then work_columns(columns) end
-  columns[#columns + 1] = { name = "Notes", word = true, cell = function(entry) return notes(entry), entry.front and 0 or 1 end }
   local choices = { element("option", { value = "" }, "all") }
   for _, group in ipairs(groups) do
     choices[#choices + 1] = element("option", { value = ("%d %s"):format(group.length, group.mode) }, text(group.name))
@@ -402,6 +402,21 @@ local strip_left, strip_width, strip_right = 22, 292, 358
 local row_height, row_gap, head_height = 12, 2, 24
 local colour = { 74, 134, 204 }                -- readable on the page's light ground and on its dark one
 
+-- Sentences that are marked, in the document's order, each once, with all that is asked of it.
+local function marked(kept)
+  local list, at = {}, {}
+  for _, mark in ipairs(kept.marks) do
+    local key = ("%d %d"):format(mark.first, mark.last)
+    if not at[key] then
+      at[key] = { first = mark.first, last = mark.last, text = mark.text, asked = {} }
+      list[#list + 1] = at[key]
+    end
+    table.insert(at[key].asked, mark)
+  end
+  table.sort(list, function(one, other) return one.first < other.first end)
+  return list
+end
+
 local function kept_picture(entry)
   local kept, layers, out = entry.kept, #entry.kept.layers, {}
   local function x(position) return strip_left + strip_width * position / kept.tokens end
@@ -417,9 +432,10 @@ local function kept_picture(entry)
     add("text", { x = strip_left - 5, y = y + 10, ["text-anchor"] = "end" }, ("%d"):format(layer))
     add("text", { x = strip_right, y = y + 10, ["text-anchor"] = "end" }, said)
   end
-  for i, mark in ipairs(kept.marks) do
-    local from, to = x(mark.first), math.max(x(mark.last + 1), x(mark.first) + 2)
-    add("g", { class = "span" }, { element("title", nil, text(("%d. %s (%s)"):format(i, mark.text, mark.kind))),
+  for i, mark in ipairs(marked(kept)) do
+    local from, to, kinds = x(mark.first), math.max(x(mark.last + 1), x(mark.first) + 2), {}
+    for k, asked in ipairs(mark.asked) do kinds[k] = asked.kind end
+    add("g", { class = "span" }, { element("title", nil, text(("%d. %s (%s)"):format(i, mark.text, table.concat(kinds, ", ")))),
       element("rect", { class = "evidence", x = from, y = 15, width = to - from, height = 6 }),
       element("rect", { class = "band", x = from, y = head_height - 3, width = to - from,
         height = layers * (row_height + row_gap) + 1 }) })
@@ -445,9 +461,12 @@ end
 
 local function marks_list(kept)
   local items = {}
-  for i, mark in ipairs(kept.marks) do
-    items[i] = element("li", nil, { element("q", nil, text(mark.text)), (" – %s: %s <b>%s</b>"):format(text(mark.kind),
-      text(mark.question), text(mark.answer)) })
+  for i, mark in ipairs(marked(kept)) do
+    local parts = { element("q", nil, text(mark.text)) }
+    for k, asked in ipairs(mark.asked) do
+      parts[k + 1] = element("div", nil, ("%s: %s <b>%s</b>"):format(text(asked.kind), text(asked.question), text(asked.answer)))
+    end
+    items[i] = element("li", nil, parts)
   end
   return element("details", nil, { element("summary", nil, plural(#items, "sentence is marked", "sentences are marked")),
     element("ol", { class = "marks" }, items) })
@@ -499,8 +518,8 @@ local function kept_section(groups, index)
   end
   if not any then return {} end
   return { element("h2", nil, "What each policy kept of one document"),
-    element("p", { class = "soft" }, "Layers from the last, on top, to the first; the document from left to right. The darker, "
-      .. "the more of the KV heads still hold the position. Orange marks sentences that hold answers: point at one, or tap it, "
+    element("p", { class = "soft" }, "Layers from the last, on top, to the first; the document from left to right. The deeper "
+      .. "the blue, the more of the KV heads still hold the position. Orange marks sentences that hold answers: point at one, or tap it, "
       .. "to read it. On the right: of all questions’ evidence, how much each layer still holds."),
     element("p", { class = "note" }, { element("span", { class = "scale" }, "no head <i></i> all heads") }), table.concat(out) }
 end
@@ -549,11 +568,11 @@ local function footer(about)
   add("Texts", text(("%s; %d tokens scored after each context; seeds from %d"):format(table.concat(documents, "; "), s.predict,
     s.first_seed)))
   add("Budgets", text(join(budgets)))
-  add("Machine", text(("%s, %s, %d threads%s"):format(m.cpu, about.isa, about.threads,
+  add("Machine", text(("%s, %s, %s%s"):format(m.cpu, about.isa, plural(about.threads, "thread", "threads"),
     about.load and (", load %.1f at the end"):format(about.load) or "")))
   add("Version", text(("Pyramid %s%s, oneDNN %s"):format(about.version, m.commit and (" (%s)"):format(m.commit) or "", m.onednn)))
-  add("Made", text(("%s; %s new, %s"):format(about.date, plural(about.measured, "result", "results"),
-    ("%.0f s"):format(about.seconds))))
+  add("Made", text(("%s; %s measured now, in %.0f s"):format(about.date, plural(about.measured, "result", "results"),
+    about.seconds)))
   return element("dl", nil, rows)
 end
 

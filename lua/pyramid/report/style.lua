@@ -78,8 +78,9 @@ select, .controls button { font: inherit; color: var(--ink); background: var(--c
 .controls button[aria-pressed=true] { background: var(--accent); color: var(--card); border-color: var(--accent); }
 .choices { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; }
 .strip { image-rendering: auto; }
-.field { fill: var(--grid); } .evidence { fill: var(--mark); } .band { fill: var(--mark); opacity: .16; }
-  .span:hover .band { opacity: .5; }
+.field { fill: var(--grid); } .evidence { fill: var(--mark); } .band { fill: var(--mark); fill-opacity: 0;
+  stroke: var(--mark); stroke-width: .9; stroke-opacity: .75; }
+.span:hover .band { fill-opacity: .3; }
 .marks { font-size: .875rem; padding-left: 1.6em; max-width: 62em; } .marks li { margin: .3em 0; }
 .marks q { quotes: none; color: var(--soft); }
 .scale { display: inline-flex; align-items: center; gap: 6px; } .scale i { width: 90px; height: 10px;
