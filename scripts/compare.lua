@@ -152,7 +152,10 @@ local function print_group(pic, entries, last)
       number(text.kl, "%.3f"), percent(text.top1), text.prefill_seconds and picture.seconds(text.prefill_seconds) or "-",
       number(text.decode_rate, "%.0f"), pic:paint(notes(entry), entry.silent and "warn" or "good") }
   end
-  print(table.concat(picture.table(rows, "<>>>>>>>>>><"), "\n"))
+  for _, row in ipairs(rows) do
+    if not first.recall then table.move(row, 6, #row + 2, 4) end         -- nothing was asked
+  end
+  print(table.concat(picture.table(rows, first.recall and "<>>>>>>>>>><" or "<>>>>>>>><"), "\n"))
   if first.recall then
     print()
     rows = { { pic:paint("right answers by kind", "dim") } }
@@ -182,7 +185,7 @@ local function print_tables(entries, model)
       group = {}
     end
   end
-  print(pic:paint("front: no other policy holds as few rows and answers as many questions", "dim"))
+  if entries[1].recall then print(pic:paint("front: no other policy holds as few rows and answers as many questions", "dim")) end
 end
 
 local function print_json(entries, run)

@@ -159,7 +159,7 @@ end
 
 -- Windows spread over a text of the user's.
 local function file_steps(model, length, given, steps)
-  local text, predict = given.text, given.predict
+  local text, predict, name = given.text, given.predict, results.hash(given.text.text)
   local ids, message, code = model:encode(text.text, { special = false })
   if not ids then return nil, message, code end
   local bos = assert(model:encode "")[1]                                 -- what the model wants before a text, if anything
@@ -170,8 +170,8 @@ local function file_steps(model, length, given, steps)
   local stride = math.max(predict, text.windows > 1 and room // (text.windows - 1) or 1)
   for i, window in ipairs(perplexity.windows(ids, { context = length - predict, predict = predict, stride = stride,
     limit = text.windows, bos = bos })) do
-    steps[#steps + 1] = { kind = "text", source = "file", length = length, name = ("%s %d"):format(results.hash(text.text),
-      window.first), turn = i, context = window.context, targets = window.targets }
+    steps[#steps + 1] = { kind = "text", source = "file", length = length, name = ("%s %d"):format(name, window.first), turn = i,
+      context = window.context, targets = window.targets }
   end
   return true
 end

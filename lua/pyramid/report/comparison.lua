@@ -112,10 +112,16 @@ end
 
 -- ---- curves --------------------------------------------------------------------------------------------------------
 
--- A name short enough to stand beside a curve.
+local function cut(name, width)
+  local length = utf8.len(name)
+  return length and length > width and name:sub(1, utf8.offset(name, width) - 1) .. "…" or name
+end
+
+-- A name short enough to stand beside a curve: what policies of one name differ in stands last.
 local function short(name)
-  if utf8.len(name) and utf8.len(name) > 24 then return name:sub(1, utf8.offset(name, 23) - 1) .. "…" end
-  return name
+  local first, last = name:match "^(%S+) .*%f[^ ](%S+)$"
+  if #name <= 24 or not first then return cut(name, 24) end
+  return cut(first, 13) .. " … " .. cut(last, 14)
 end
 
 -- Curves of what `value` says of entries, against the rows that `rows` says they hold; `sign` is 1 where more is better, else
@@ -377,7 +383,7 @@ local function tables_section(groups, entries, index, about)
   end
   local out = { element("h2", nil, "Every measurement"), element("div", { class = "controls" }, {
     element("label", nil, { "Show ", element("select", { id = "group" }, choices) }),
-    element("label", nil, { element("input", { type = "checkbox", id = "only" }), " only the front" }) }),
+    element("label", { hidden = not full.recall }, { element("input", { type = "checkbox", id = "only" }), " only the front" }) }),
     table_of("Every measurement", columns, entries, index) }
   if full.recall then
     columns = first_columns(groups, index)
@@ -519,8 +525,8 @@ local function kept_section(groups, index)
   if not any then return {} end
   return { element("h2", nil, "What each policy kept of one document"),
     element("p", { class = "soft" }, "Layers from the last, on top, to the first; the document from left to right. The deeper "
-      .. "the blue, the more of the KV heads still hold the position. Orange marks sentences that hold answers: point at one, or tap it, "
-      .. "to read it. On the right: of all questions’ evidence, how much each layer still holds."),
+      .. "the blue, the more of the KV heads still hold the position. Orange marks sentences that hold answers: point at one, "
+      .. "or tap it, to read it. On the right: of all questions’ evidence, how much each layer still holds."),
     element("p", { class = "note" }, { element("span", { class = "scale" }, "no head <i></i> all heads") }), table.concat(out) }
 end
 
