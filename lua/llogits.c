@@ -1,6 +1,7 @@
 /* llogits.c — one position's logits for Lua: a read-only view of vocab floats. Ids are 0-based data.
  *
  *   logits[id]  #logits  logits:argmax() -> id, value   logits:logprob(id) -> number (natural log)
+ *   logits:kl(other) -> number                          KL(softmax(logits) || softmax(other)) in nats
  *   logits:totable() -> { [1] = logits[0], … }          logits:tostring() -> packed native f32
  *
  * Several positions of one prefill view one buffer, which is the user value of each. */
@@ -70,10 +71,7 @@ static int logits_argmax(lua_State *L) {
   return 2;
 }
 
-static int logits_logprob(lua_State *L) {
-  logits_view *view = check_view(L, 1);
-  lua_Integer id = luaL_checkinteger(L, 2);
-  luaL_argcheck(L, id >= 0 && id < view->vocab, 2, "no such id");
+static double lse_of(logits_view *view) {
   if (!view->has_lse) {
     float highest = -INFINITY;
     double sum = 0;
@@ -82,7 +80,27 @@ static int logits_logprob(lua_State *L) {
     view->lse = (double)highest + log(sum);
     view->has_lse = 1;
   }
-  lua_pushnumber(L, (double)view->data[id] - view->lse);
+  return view->lse;
+}
+
+static int logits_logprob(lua_State *L) {
+  logits_view *view = check_view(L, 1);
+  lua_Integer id = luaL_checkinteger(L, 2);
+  luaL_argcheck(L, id >= 0 && id < view->vocab, 2, "no such id");
+  lua_pushnumber(L, (double)view->data[id] - lse_of(view));
+  return 1;
+}
+
+/* Sum of p (log p - log q). What p gives no weight (a logit of -inf) adds nothing, whatever q says of it. */
+static int logits_kl(lua_State *L) {
+  logits_view *p = check_view(L, 1), *q = check_view(L, 2);
+  luaL_argcheck(L, p->vocab == q->vocab, 2, "logits over another vocabulary");
+  double p_lse = lse_of(p), q_lse = lse_of(q), sum = 0;
+  for (int32_t i = 0; i < p->vocab; i++) {
+    double log_p = (double)p->data[i] - p_lse, weight = exp(log_p);
+    if (weight != 0) sum += weight * (log_p - ((double)q->data[i] - q_lse));
+  }
+  lua_pushnumber(L, sum);
   return 1;
 }
 
@@ -109,7 +127,7 @@ static int logits_show(lua_State *L) {
 
 void pyr_lua_open_logits(lua_State *L) {
   static const luaL_Reg methods[] = { { "argmax", logits_argmax }, { "logprob", logits_logprob }, { "totable", logits_totable },
-                                      { "tostring", logits_bytes }, { NULL, NULL } };
+                                      { "kl", logits_kl }, { "tostring", logits_bytes }, { NULL, NULL } };
   if (luaL_newmetatable(L, LOGITS)) {
     luaL_newlib(L, methods);
     lua_pushcclosure(L, logits_index, 1);

@@ -50,28 +50,9 @@ end
 
 -- ---- asking --------------------------------------------------------------------------------------------------------
 
--- Cases of one length with `args.questions` questions of each kind in all, at most two of a kind in a document.
 local function cases_of(model, length, kinds, progress)
-  local cases, have, missing, seed = {}, {}, #kinds * args.questions, args.seed
-  local wanted = {}
-  for _, kind in ipairs(kinds) do wanted[kind], have[kind] = true, 0 end
-  local last = seed + 40 * args.questions
-  while missing > 0 and seed < last do
-    local case = recall.case(model, length, seed, { per_kind = 2 })
-    local chosen = {}
-    for _, q in ipairs(case and case.questions or {}) do
-      if wanted[q.kind] and have[q.kind] < args.questions then
-        have[q.kind], missing = have[q.kind] + 1, missing - 1
-        chosen[#chosen + 1] = q
-      end
-    end
-    if #chosen > 0 then
-      case.questions = chosen
-      cases[#cases + 1] = case
-    end
-    seed = seed + 1
-    progress.update(#kinds * args.questions - missing, #kinds * args.questions)
-  end
+  local cases = recall.cases(model, length, { questions = args.questions, kinds = kinds, seed = args.seed,
+    progress = progress.update })
   if #cases == 0 then cli.fail(("no document of %d tokens has such questions"):format(length), "Give a greater --length.") end
   return cases
 end

@@ -26,6 +26,7 @@ local cache = {}
 ---@class pyramid.Logits: userdata  logits[id] is indexed by ids, from 0; totable() is a Lua sequence, from 1
 ---@field argmax fun(self: pyramid.Logits): integer, number
 ---@field logprob fun(self: pyramid.Logits, id: integer): number
+---@field kl fun(self: pyramid.Logits, other: pyramid.Logits): number   KL(self || other) of the two distributions, in nats
 ---@field totable fun(self: pyramid.Logits): number[]
 
 local cache_keys = { policy = "any", dtype = "string", budget = "integer|string" }

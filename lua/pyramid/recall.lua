@@ -105,6 +105,37 @@ function recall.case(model, length, seed, given)
   return { seed = seed, ids = found.ids, questions = questions }
 end
 
+---Cases of one length with `questions` questions of each kind in all, at most two of a kind in a document. Fewer, if 40
+---documents for each question do not hold them; an empty list if no document of this length has such questions.
+---@param model pyramid.Model
+---@param length integer
+---@param given { questions: integer, kinds?: string[], seed?: integer, progress?: fun(done: integer, total: integer) }
+---@return pyramid.RecallCase[]
+function recall.cases(model, length, given)
+  given = options.check("recall.cases", given, { questions = "integer", kinds = "table", seed = "integer", progress = "function" })
+  local kinds, seed = given.kinds or world.kinds, given.seed or 0
+  local cases, have, total = {}, {}, #kinds * given.questions
+  local missing, last = total, seed + 40 * given.questions
+  for _, kind in ipairs(kinds) do have[kind] = 0 end
+  while missing > 0 and seed < last do
+    local case = recall.case(model, length, seed, { per_kind = 2 })
+    local chosen = {}
+    for _, q in ipairs(case and case.questions or {}) do
+      if have[q.kind] and have[q.kind] < given.questions then
+        have[q.kind], missing = have[q.kind] + 1, missing - 1
+        chosen[#chosen + 1] = q
+      end
+    end
+    if #chosen > 0 then
+      case.questions = chosen
+      cases[#cases + 1] = case
+    end
+    seed = seed + 1
+    if given.progress then given.progress(total - missing, total) end
+  end
+  return cases
+end
+
 -- The line that a generation begins with, without the white space around it; ends the generation.
 local function line_of(run)
   local text = ""

@@ -1,0 +1,73 @@
+--- The smallest part of PNG that a strip of positions needs: 16 levels of one colour, from clear to opaque, so that a
+--- picture holds on a light page and on a dark one. What is asked for is a data URI, which loads nothing.
+local png = {}
+
+local crc_table = {}
+for n = 0, 255 do
+  local c = n
+  for _ = 1, 8 do c = c & 1 == 1 and 0xedb88320 ~ (c >> 1) or c >> 1 end
+  crc_table[n] = c
+end
+
+local function crc32(bytes)
+  local c = 0xffffffff
+  for i = 1, #bytes do c = crc_table[(c ~ bytes:byte(i)) & 0xff] ~ (c >> 8) end
+  return c ~ 0xffffffff
+end
+
+local function adler32(bytes)
+  local a, b = 1, 0
+  for i = 1, #bytes do
+    a = (a + bytes:byte(i)) % 65521
+    b = (b + a) % 65521
+  end
+  return b << 16 | a
+end
+
+local function chunk(kind, data) return (">I4"):pack(#data) .. kind .. data .. (">I4"):pack(crc32(kind .. data)) end
+
+-- Stored, not compressed: a strip is half a kilobyte, and a stored block holds 64.
+local function zlib(bytes)
+  assert(#bytes <= 0xffff)
+  return "\x78\x01\x01" .. ("<I2I2"):pack(#bytes, #bytes ~ 0xffff) .. bytes .. (">I4"):pack(adler32(bytes))
+end
+
+---A PNG of one row of pixels.
+---@param digits string     a hexadecimal digit for each pixel: 0 is clear, f opaque
+---@param red integer       0 to 255
+---@param green integer
+---@param blue integer
+---@return string
+function png.strip(digits, red, green, blue)
+  local even = #digits % 2 == 0 and digits or digits .. "0"
+  local pixels = even:gsub("%x%x", function(pair) return string.char(tonumber(pair, 16)) end)
+  local levels = {}
+  for level = 0, 15 do levels[level + 1] = string.char(level * 17) end
+  return "\x89PNG\r\n\x1a\n" .. chunk("IHDR", (">I4I4BBBBB"):pack(#digits, 1, 4, 3, 0, 0, 0))
+    .. chunk("PLTE", string.char(red, green, blue):rep(16)) .. chunk("tRNS", table.concat(levels))
+    .. chunk("IDAT", zlib("\0" .. pixels)) .. chunk("IEND", "")
+end
+
+local alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+---@param bytes string
+---@return string
+function png.base64(bytes)
+  local out = {}
+  for i = 1, #bytes, 3 do
+    local a, b, c = bytes:byte(i, i + 2)
+    local word, text = a << 16 | (b or 0) << 8 | (c or 0), ""
+    for shift = 18, 0, -6 do
+      local at = (word >> shift & 63) + 1
+      text = text .. alphabet:sub(at, at)
+    end
+    out[#out + 1] = c and text or b and text:sub(1, 3) .. "=" or text:sub(1, 2) .. "=="
+  end
+  return table.concat(out)
+end
+
+---@param bytes string   a PNG
+---@return string
+function png.uri(bytes) return "data:image/png;base64," .. png.base64(bytes) end
+
+return png

@@ -1,0 +1,266 @@
+-- compare.lua: what policies cost and what they save, at several budgets and lengths, as a table and a report.
+local cli = require "pyramid.cli"
+local compare = require "pyramid.compare"
+local core = require "pyramid.core"
+local machine = require "pyramid.bench.machine"
+local page = require "pyramid.report.comparison"
+local picture = require "pyramid.picture"
+local recall = require "pyramid.recall"
+local results = require "pyramid.results"
+local world = require "pyramid.world"
+
+local parser = cli.parser("[options]", "Measures policies against the full cache, at several budgets and lengths: facts "
+  .. "recalled, evidence that survived, perplexity, how far the model's predictions are from the full cache's, rows and "
+  .. "bytes held, time. Prints a table and writes a report that a browser opens.", [[
+Examples:
+   pyramid compare
+   pyramid compare --policy snapkv --policy pyramidinfer preset=45 \
+     --budgets 0.2,0.4 --lengths 1024,2048 --mode both
+   pyramid compare --policy-file mine.lua --text book.txt --out build/mine
+Without --policy: streaming, h2o, snapkv, pyramidinfer, pyramidinfer preset=45.
+The full cache is always measured.
+A policy with an option that says what share of the rows it keeps (target, or
+else ratio) is measured at each of --budgets; one without, or with ratio=,
+target= or rows= after its name, is measured once, as it is.
+DIR/report.html is the report, DIR/results.jsonl has one line for each document
+and policy. The same command goes on where it was ended; other commands may use
+the same DIR. What is there already is not measured again.]])
+cli.add_model(parser)
+cli.add_policy(parser, true)
+cli.option(parser, "--budgets", "LIST", "Shares of the rows to keep.", { default = "0.2,0.35,0.45,0.6,0.8" })
+cli.option(parser, "--lengths", "LIST", "Tokens of a document with what follows it.", { default = "1024" })
+cli.option(parser, "--mode", "MODE", "agnostic: a document is read before its question is known; aware: with it; or both.",
+  { default = "agnostic", choices = { "agnostic", "aware", "both" } })
+cli.option(parser, "--questions", "N", "Questions of each kind, for each length and mode; 0: none.",
+  { default = "20", integer = 0 })
+cli.option(parser, "--kinds", "LIST", ("Which kinds: %s."):format(table.concat(world.kinds, ", ")))
+cli.option(parser, "--documents", "N", "Documents whose continuation is scored.", { default = "8", integer = 0 })
+cli.option(parser, "--text", "FILE", "A text whose continuations are scored too.")
+cli.option(parser, "--windows", "N", "At most N stretches of that text.", { default = "4", integer = 1 })
+cli.option(parser, "--predict", "M", "Tokens scored after each context.", { default = "128", integer = 1 })
+cli.option(parser, "--seed", "N", "The first document, counted from the first held-out one.", { default = "0", integer = 0 })
+cli.add_cache_dtype(parser)
+cli.option(parser, "--out", "DIR", "Where results and report go.", { default = "build/compare" })
+parser:flag("--json", "Print one JSON object instead of the table.")
+local args = cli.parse(parser, arg)
+
+-- ---- arguments -----------------------------------------------------------------------------------------------------
+
+-- A list of what `convert` makes of its words; `wanted` says what a word should be.
+local function list_of(option, text, convert, wanted)
+  local list, seen = {}, {}
+  for word in (text .. ","):gmatch "([^,]*)," do
+    local value = convert(word)
+    if value == nil then cli.fail(("%s: '%s' is not %s"):format(option, word, wanted)) end
+    if not seen[value] then list[#list + 1] = value end
+    seen[value] = true
+  end
+  return list
+end
+
+local function budget(word)
+  local value = tonumber(word)
+  return value and value > 0 and value <= 1 and value or nil
+end
+
+local function length(word)
+  local value = math.tointeger(tonumber(word))
+  return value and value >= 200 and value or nil
+end
+
+local function kind(word)
+  for _, known in ipairs(world.kinds) do if word == known then return word end end
+end
+
+local budgets = list_of("--budgets", args.budgets, budget, "a share of the rows, more than 0 and at most 1")
+local lengths = list_of("--lengths", args.lengths, length, "a number of tokens of 200 or more")
+local kinds = args.kinds and list_of("--kinds", args.kinds, kind, "a kind (known: " .. table.concat(world.kinds, ", ") .. ")")
+table.sort(budgets)
+table.sort(lengths)
+if args.predict >= lengths[1] then
+  cli.fail(("--predict %d leaves nothing of a length of %d to read"):format(args.predict, lengths[1]))
+end
+if args.questions == 0 and args.documents == 0 and not args.text then
+  cli.fail("nothing to measure", "At least one of --questions and --documents must be more than 0, or --text given.")
+end
+
+local function policies()
+  if not args.policies then
+    args.policies = {}
+    for i, name in ipairs { "streaming", "h2o", "snapkv", "pyramidinfer", "pyramidinfer preset=45" } do
+      args.policies[i] = { text = name }
+    end
+  end
+  local list = cli.policies(args)
+  for i, given in ipairs(args.policies) do
+    if given.file then
+      local path = given.text:match "^[^\n]+"
+      list[i].source = cli.read(path)
+    end
+  end
+  return list
+end
+
+local variants = cli.must(compare.variants(policies(), budgets))
+
+local function quote(word) return word:find "^[%w%-_./+=,:]+$" and word or "'" .. word:gsub("'", "'\\''") .. "'" end
+
+local function command_line()
+  local words = { "pyramid", "compare" }
+  for _, word in ipairs(arg) do words[#words + 1] = quote(word) end
+  return table.concat(words, " ")
+end
+
+local function open_results()
+  os.execute("mkdir -p " .. quote(args.out) .. " 2>/dev/null")         -- opening the file says what is wrong
+  local path = args.out .. "/results.jsonl"
+  local store, message, code = results.open(path, compare.format)
+  if store then return store end
+  cli.fail(message, code == "format" and "It is left as it is; give another --out DIR." or nil)
+end
+
+-- What results depend on besides policies and texts. Threads are among it for the sake of times.
+local function circumstances(model)
+  local runtime = model:runtime()
+  return table.concat({ cli.must(compare.fingerprint(model.path)), "weights " .. (args.weights or "as they are"),
+    "precision " .. (args.precision or "f32"), "rows " .. args.cache_dtype, runtime:isa(), runtime:threads() .. " threads",
+    "pyramid " .. core.version }, ", ")
+end
+
+-- ---- telling -------------------------------------------------------------------------------------------------------
+
+local function percent(value) return value and ("%.0f %%"):format(100 * value) or "-" end
+local function number(value, format) return value and format:format(value) or "-" end
+
+local function notes(entry)
+  local list = {}
+  if entry.front then list[1] = "front" end
+  if entry.silent then list[#list + 1] = "pruned nothing" end
+  return table.concat(list, ", ")
+end
+
+local function print_group(pic, entries, last)
+  local first = entries[1]
+  print(pic:rule(("%d tokens, %s"):format(first.length, first.mode)))
+  local rows = { { "policy", "rows", "KV", "recall", "evid.", "perpl.", "bit/B", "KL", "top-1", "read", "write/s", "" } }
+  for i, cell in ipairs(rows[1]) do rows[1][i] = pic:paint(cell, "dim") end
+  for i, entry in ipairs(entries) do
+    local text, asked = entry.document or entry.file or {}, entry.recall or {}
+    rows[i + 1] = { pic:cut(entry.label, 34), percent(entry.fraction),
+      text.cache_bytes and cli.bytes(math.floor(text.cache_bytes)) or "-",
+      percent(asked.accuracy), percent(asked.evidence), number(text.perplexity, "%.2f"), number(text.bits_per_byte, "%.3f"),
+      number(text.kl, "%.3f"), percent(text.top1), text.prefill_seconds and picture.seconds(text.prefill_seconds) or "-",
+      number(text.decode_rate, "%.0f"), pic:paint(notes(entry), entry.silent and "warn" or "good") }
+  end
+  for _, row in ipairs(rows) do
+    if not first.recall then table.move(row, 6, #row + 2, 4) end         -- nothing was asked
+  end
+  print(table.concat(picture.table(rows, first.recall and "<>>>>>>>>>><" or "<>>>>>>>><"), "\n"))
+  if first.recall then
+    print()
+    rows = { { pic:paint("right answers by kind", "dim") } }
+    local names = kinds or world.kinds
+    for _, name in ipairs(names) do table.insert(rows[1], pic:paint(name, "dim")) end
+    for i, entry in ipairs(entries) do
+      rows[i + 1] = { pic:cut(entry.label, 34) }
+      for _, name in ipairs(names) do
+        local n = entry.recall and entry.recall.kinds[name]
+        table.insert(rows[i + 1], n and percent(n.right / n.asked) or "-")
+      end
+    end
+    print(table.concat(picture.table(rows, "<>"), "\n"))
+  end
+  if not last then print() end
+end
+
+local function print_tables(entries, model)
+  local pic = picture.new(io.stdout)
+  print(pic:paint(pic:cut(model.description, pic.width), "dim"))
+  local group = {}
+  for i, entry in ipairs(entries) do
+    group[#group + 1] = entry
+    local following = entries[i + 1]
+    if not following or following.length ~= entry.length or following.mode ~= entry.mode then
+      print_group(pic, group, not following)
+      group = {}
+    end
+  end
+  if entries[1].recall then print(pic:paint("front: no other policy holds as few rows and answers as many questions", "dim")) end
+end
+
+local function print_json(entries, run)
+  for _, entry in ipairs(entries) do entry.kept = nil end               -- long, and in the results
+  cli.json { model = run.model, version = run.version, command = run.command, settings = run.settings, results = entries }
+end
+
+local function write(path, text)
+  local file, message = io.open(path, "wb")
+  if not file then cli.fail(message) end
+  file:write(text)
+  file:close()
+end
+
+-- ---- the run -------------------------------------------------------------------------------------------------------
+
+local text = args.text and { name = args.text == "-" and "standard input" or args.text, text = cli.read(args.text),
+  windows = args.windows }
+local store <close> = open_results()
+local model <close> = cli.open_text_model(args)
+if lengths[#lengths] > model.config.context then
+  cli.fail(("--lengths: %d is more than the model's context of %d"):format(lengths[#lengths], model.config.context))
+end
+local modes = args.mode == "both" and recall.modes or { args.mode }
+
+local plan
+do
+  local progress <close> = picture.progress "writing documents"
+  local message, code
+  plan, message, code = compare.plan(model, { variants = variants, circumstances = circumstances(model), lengths = lengths,
+    modes = modes, questions = args.questions, kinds = kinds, documents = args.documents, predict = args.predict,
+    seed = args.seed, text = text, cache = { dtype = args.cache_dtype }, progress = progress.update })
+  if not plan then
+    cli.fail(message, code == "questions" and "Give a greater length, or --questions 0."
+      or code == "length" and "Give a longer text, or smaller --lengths." or cli.hints[code])
+  end
+end
+
+local began, described = core.clock(), machine.describe()
+
+-- What the page says of the run; `share`: how much of it is done, if not all.
+local function about(measured, share)
+  return {
+    command = command_line(), date = os.date "!%Y-%m-%d %H:%M UTC", model = model.description, path = model.path,
+    version = core.version, machine = described, threads = model:runtime():threads(), isa = model:runtime():isa(),
+    load = machine.load(), measured = measured, seconds = core.clock() - began, kinds = kinds or world.kinds, share = share,
+    settings = { lengths = lengths, modes = modes, budgets = budgets, questions = args.questions, documents = args.documents,
+      predict = args.predict, windows = text and args.windows or nil, text = text and text.name or nil,
+      first_seed = world.held_out + args.seed, cache_dtype = args.cache_dtype, weights = args.weights,
+      precision = args.precision or "f32", layers = model.config.layers, kv_heads = model.config.kv_heads },
+  }
+end
+
+local report_path = args.out .. "/report.html"
+
+local function measure()
+  local progress <close> = picture.progress "measuring"
+  local written, there = core.clock(), store.count
+  return cli.must(compare.run(plan, model, store, function(done, total, what)
+    progress.note = what
+    progress.update(done, total)
+    -- A long run can be looked at, and leaves a page if it is ended.
+    if core.clock() - written > 60 then
+      write(report_path, page.render(compare.summary(plan, store), about(store.count - there, done / total)))
+      written = core.clock()
+    end
+  end))
+end
+
+local measured = measure()
+local entries, run = compare.summary(plan, store), about(measured)
+write(report_path, page.render(entries, run))
+if args.json then
+  print_json(entries, run)
+else
+  print_tables(entries, model)
+  print(("%d results, %d of them new: %s\nreport: %s"):format(store.count, measured, store.path, report_path))
+end
