@@ -16,6 +16,7 @@
 --- Returning nothing keeps everything. `limits` says what an option may be: { min, max, step } of a number, of which only
 --- min must be given, or a list of texts. With `fit = "ratio"`, the option `target = 0.45` finds the ratio that keeps this
 --- share of the rows, on average over layers, for the prompt at hand, or as near as the other options allow.
+--- Policies are made from policies by policy.compose, .layers, .from and .named: see compose.lua.
 local core = require "pyramid.core"
 local options = require "pyramid.options"
 local score = require "pyramid.score"
@@ -400,4 +401,8 @@ function module.forecast(which, config, tokens)
   return layers
 end
 
-return setmetatable(module, { __call = function(_, definition) return module.define(definition) end })
+-- compose, layers, from, named: policies made from policies, in a file of their own, which needs this one whole.
+return setmetatable(module, {
+  __call = function(_, definition) return module.define(definition) end,
+  __index = function(_, name) return require "pyramid.compose"[name] end,
+})
