@@ -7,10 +7,10 @@ local simulation = require "pyramid.testing.simulation"
 
 local checks = {}
 
--- Prompts from one token on, shorter and longer than usual guards, and a huge one; rows held before.
-local prompts, pasts, depths = { 1, 2, 3, 5, 16, 33, 64, 65, 300, 4096, 131072 }, { 0, 1, 40, 3000 }, { 1, 2, 7, 32 }
-local few_prompts, few_pasts, few_depths = { 1, 40, 3000 }, { 0, 50 }, { 1, 5 }
-local simulated = { 1, 3, 33, 65, 130 }
+-- Prompts from one token on, shorter and longer than usual guards, and a huge one; rows held before; layers and KV heads.
+local prompts, pasts, depths = { 1, 2, 3, 5, 16, 33, 64, 65, 300, 4096, 131072 }, { 0, 1, 40, 3000 }, { { 1, 4 }, { 2, 1 }, { 7, 2 }, { 32, 4 } }
+local few_prompts, few_pasts, few_depths = { 1, 40, 3000 }, { 0, 50 }, { { 1, 4 }, { 5, 2 } }
+local simulated = { 1, 3, 33, 90 }
 
 ---@class pyramid.testing.Report
 ---@field policy pyramid.policy
@@ -81,13 +81,10 @@ local function walk(config, prompt, past, ask)
 end
 
 local function each_shape(p, all, visit)
-  for _, layers in ipairs(all and depths or few_depths) do
-    for _, heads in ipairs { 1, 4 } do
-      local config = { layers = layers, heads = 4, kv_heads = heads, head_dim = 64 }
-      local asker = plans.asker(p)
-      for _, prompt in ipairs(all and prompts or few_prompts) do
-        for _, past in ipairs(all and pasts or few_pasts) do visit(config, asker, prompt, past) end
-      end
+  for _, depth in ipairs(all and depths or few_depths) do
+    local config, asker = { layers = depth[1], heads = 4, kv_heads = depth[2], head_dim = 64 }, plans.asker(p)
+    for _, prompt in ipairs(all and prompts or few_prompts) do
+      for _, past in ipairs(all and pasts or few_pasts) do visit(config, asker, prompt, past) end
     end
   end
 end
@@ -198,7 +195,7 @@ local function check_simulation(report, p)
     local ok, message = pcall(function()
       local forecast = policy.forecast(p, config, prompt)
       local watch = watcher(say)
-      local steps = prompt == simulated[#simulated] and 40 or 3
+      local steps = prompt == simulated[#simulated] and 30 or 3
       simulation.run(p, { prompts = { prompt }, layers = 4, heads = 4, kv_heads = 2, head_dim = 16, steps = steps,
         attention = noise, keys = noise, values = noise, watch = function(run, step)
           if step == 0 then

@@ -118,100 +118,99 @@ end
 
 -- ---- signals -------------------------------------------------------------------------------------------------------
 
--- For each judged row: f(head, row's position) for all query heads of the group's lanes, reduced.
-local function over_heads(self, lanes, rows, how, f)
+-- What the queries from the `first` on gave to each of `rows` under a query head. weigh(record): how much one counts;
+-- join(a, b): a with b added.
+local function gather(self, layer, head, rows, first, weigh, join)
   local out = {}
-  for i = 1, #rows do
-    local values = {}
-    for _, lane in ipairs(lanes) do
-      local from, to = heads_of(self.run.config, lane.head)
-      for head = from, to do values[#values + 1] = f(head, lane.rows[i]) end
+  for i = 1, #rows do out[i] = 0.0 end
+  for at = first, #layer.queries do
+    local record = layer.queries[at]
+    local w = weigh(record)
+    if w > 0 then
+      local given = shares(self, layer, record, head)
+      for i, position in ipairs(rows) do out[i] = join(out[i], w * (given[position] or 0)) end
     end
+  end
+  return out
+end
+
+local function plus(a, b) return a + b end
+
+-- One list for each query head of the group's lanes; reduced to one by `how`.
+local function over_heads(self, lanes, how, list_of)
+  local lists, out = {}, {}
+  for _, lane in ipairs(lanes) do
+    local from, to = heads_of(self.run.config, lane.head)
+    for head = from, to do lists[#lists + 1] = list_of(head, lane.rows) end
+  end
+  for i = 1, #lists[1] do
+    local values = {}
+    for j, list in ipairs(lists) do values[j] = list[i] end
     out[i] = reduce(values, how)
   end
   return out
 end
 
--- For each judged row: what its lane has tracked, the mean over the lane's query heads; reduced over the lanes.
-local function over_lanes(self, lanes, rows, how, f)
+-- What lanes have tracked is the mean over their query heads; reduced over the lanes.
+local function over_lanes(self, lanes, how, list_of)
+  local means = {}
+  for j, lane in ipairs(lanes) do means[j] = over_heads(self, { lane }, 0, list_of) end
   local out = {}
-  for i = 1, #rows do
+  for i = 1, #means[1] do
     local values = {}
-    for j, lane in ipairs(lanes) do
-      local from, to = heads_of(self.run.config, lane.head)
-      local sum = 0.0
-      for head = from, to do sum = sum + f(head, lane.rows[i]) end
-      values[j] = sum / (to - from + 1)
-    end
+    for j, mean in ipairs(means) do values[j] = mean[i] end
     out[i] = reduce(values, how)
   end
   return out
+end
+
+local function divide(list, by)
+  for i, x in ipairs(list) do list[i] = x / by end
+  return list
 end
 
 -- Attention of the prompt's last queries that are alive here: those among its last n positions, n at most as many as live.
-local function prompt_attention(self, layer, lanes, rows, op, history)
+-- History, where the trigger does not track it: the sum over all that are alive.
+local function prompt_attention(self, layer, lanes, op, history)
   local alive = #layer.queries - layer.first_query + 1
   local n = history and 0 or math.min(op.n, alive)
   local newest = layer.queries[#layer.queries].query
-  local function mass(head, position)
-    local x
-    for at = layer.first_query, #layer.queries do
-      local record = layer.queries[at]
-      local w = weight_of(record.query, n, newest, op.x)
-      if w > 0 then
-        local given = w * (shares(self, layer, record, head)[position] or 0)
-        x = x == nil and given or (op.a == 2 and not history) and math.max(x, given) or x + given
-      end
-    end
-    return x or 0.0
-  end
-  local found = over_heads(self, lanes, rows, op.b, mass)
-  if op.a == 0 and not history then
-    for i, x in ipairs(found) do found[i] = x / (n > 0 and n or alive) end
-  end
-  return found
+  local function weigh(record) return weight_of(record.query, n, newest, op.x) end
+  local found = over_heads(self, lanes, op.b, function(head, rows)
+    return gather(self, layer, head, rows, layer.first_query, weigh, op.a == 2 and not history and math.max or plus)
+  end)
+  if op.a ~= 0 or history then return found end
+  return divide(found, n > 0 and n or alive)
 end
 
 -- History: every query so far, each decode step dimming what came before it.
-local function tracked_history(self, layer, lanes, rows, op)
+local function tracked_history(self, layer, lanes, op)
   local decay = layer.trigger.track.x
-  return over_lanes(self, lanes, rows, op.b, function(head, position)
-    local sum = 0.0
-    for _, record in ipairs(layer.queries) do
-      sum = sum + decay ^ (self.step - record.step) * (shares(self, layer, record, head)[position] or 0)
-    end
-    return sum
-  end)
+  local function weigh(record) return decay ^ (self.step - record.step) end
+  return over_lanes(self, lanes, op.b, function(head, rows) return gather(self, layer, head, rows, 1, weigh, plus) end)
 end
 
 -- Attention of the last n queries in decode; where rows are judged at each firing, only of those since the last.
-local function tracked_attention(self, layer, lanes, rows, op)
+local function tracked_attention(self, layer, lanes, op)
   local track, newest = layer.trigger.track, layer.queries[#layer.queries].query
-  local found = over_lanes(self, lanes, rows, op.b, function(head, position)
-    local sum = 0.0
-    for at = layer.first_query, #layer.queries do
-      local record = layer.queries[at]
-      local w = weight_of(record.query, track.queries, newest, track.x)
-      if w > 0 then sum = sum + w * (shares(self, layer, record, head)[position] or 0) end
-    end
-    return sum
+  local function weigh(record) return weight_of(record.query, track.queries, newest, track.x) end
+  local found = over_lanes(self, lanes, op.b, function(head, rows)
+    return gather(self, layer, head, rows, layer.first_query, weigh, plus)
   end)
-  if op.a == 0 and track.queries > 0 then
-    for i, x in ipairs(found) do found[i] = x / track.queries end
-  end
-  return found
+  if op.a ~= 0 or track.queries == 0 then return found end
+  return divide(found, track.queries)
 end
 
 local function group_of(self, layer, lanes, reading)
   local rows = lanes[1].rows
   local function attention(op)
-    if reading then return prompt_attention(self, layer, lanes, rows, op) end
-    return tracked_attention(self, layer, lanes, rows, op)
+    if reading then return prompt_attention(self, layer, lanes, op) end
+    return tracked_attention(self, layer, lanes, op)
   end
   local function history(op)
     local tracks = layer.trigger and layer.trigger.track and layer.trigger.track.history
-    if reading and not (tracks and op.b ~= 2) then return prompt_attention(self, layer, lanes, rows, op, true) end
-    return tracked_history(self, layer, lanes, rows, op)
+    if reading and not (tracks and op.b ~= 2) then return prompt_attention(self, layer, lanes, op, true) end
+    return tracked_history(self, layer, lanes, op)
   end
   local function vector(source)
     return function(head, position) return source(layer.index, head, position) end
