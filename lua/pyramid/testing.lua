@@ -71,7 +71,7 @@ end
 
 local run_keys = { prompt = "integer|table", layers = "integer", heads = "integer", kv_heads = "integer", head_dim = "integer",
   steps = "integer", attention = "function|table", attend = "function", keys = "function|table", values = "function|table",
-  seed = "integer", watch = "function" }
+  seed = "integer", scores = "boolean", watch = "function" }
 
 ---@class pyramid.testing.Given
 ---@field prompt? integer|integer[]   tokens (64); several: prompts read one after another
@@ -88,6 +88,7 @@ local run_keys = { prompt = "integer|table", layers = "integer", heads = "intege
 ---  a row's key, or its length; or by position, 1 elsewhere
 ---@field values? fun(layer: integer, kv_head: integer, position: integer): number|number[]|table<integer, number>
 ---@field seed? integer               of what is not given: attention, keys and values are then noise
+---@field scores? boolean            false: scores are not worked out, the oldest survive; how many do is all that is right
 ---@field watch? fun(run: pyramid.testing.Run, step: integer)   after the prompt (0) and after each step
 
 ---What a policy keeps of a prompt and of `steps` tokens more. Raises as a cache would return `nil, message` where the
@@ -110,7 +111,7 @@ function testing.run(which, given)
     error(("testing.run: %d heads cannot share %d KV heads evenly"):format(heads, kv_heads), 2)
   end
   return simulation.run(p, { prompts = prompts, layers = given.layers or 4, heads = heads, kv_heads = kv_heads,
-    head_dim = given.head_dim or 16, steps = given.steps or 0, attend = given.attend, watch = given.watch,
+    head_dim = given.head_dim or 16, steps = given.steps or 0, attend = given.attend, watch = given.watch, scores = given.scores ~= false,
     attention = source("attention", given.attention, 1.0, noise),
     keys = source("keys", given.keys, 1.0, function(...) return noise(1, ...) end),
     values = source("values", given.values, 1.0, function(...) return noise(2, ...) end) })

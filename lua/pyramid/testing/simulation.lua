@@ -235,7 +235,11 @@ local function select(self, layer, plan, reading)
     end
     if want == #judged[1].rows then places = nil
     elseif want == 0 then places = {}
-    else places = scores.top(scores.evaluate(plan.program, group_of(self, layer, judged, reading)), want) end
+    elseif self.given.scores then places = scores.top(scores.evaluate(plan.program, group_of(self, layer, judged, reading)), want)
+    else
+      places = {}
+      for place = 1, want do places[place] = place end
+    end
     for _, lane in ipairs(judged) do
       local all, out = lanes[lane.head], nil
       if not places then out = all
