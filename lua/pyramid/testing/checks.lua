@@ -106,7 +106,7 @@ end
 local function check_plans(report, p, all, what)
   local drops, before = false, text_of(p.definition.defaults)
   local function try(config, asker, prompt, past)
-    local again = plans.asker(p)
+    local again = plans.asker(p, true)
     walk(config, prompt, past, function(kind, l, trigger)
       local shown = copy(l)
       local given, twice = asker[kind](asker, l, trigger), again[kind](again, l, trigger)
