@@ -8,6 +8,7 @@ local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
 local random_model = require "pyramid.random_model"
 local random_policy = require "spec.support.random_policy"
+local shell = require "spec.support.shell"
 local testing = require "pyramid.testing"
 local transformer = require "spec.support.transformer"
 
@@ -38,12 +39,10 @@ local function squeezed(name)
   return p
 end
 
-local folder = helper.tmp ""
+local folder = shell.folder()
 local small, models = {}, {}       -- by kind: small ones to be worked out in Lua, others to be run
 
 setup(function()
-  os.remove(folder)
-  assert(lfs.mkdir(folder))
   for kind, kv_heads in pairs { MHA = 4, GQA = 2 } do
     local path = folder .. "/" .. kind
     assert(random_model.write(path, { dtype = "f32", seed = 3, shape = { layers = 3, width = 32, heads = 4, kv_heads = kv_heads, ff = 48,
@@ -60,7 +59,7 @@ teardown(function()
     small[kind].model:close()
     models[kind]:close()
   end
-  os.execute(("rm -rf '%s'"):format(folder))
+  shell.remove(folder)
 end)
 
 -- ---- what must hold of any cache -----------------------------------------------------------------------------------

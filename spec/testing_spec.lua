@@ -1,9 +1,9 @@
 -- pyramid.testing itself: runs that can be followed by hand, checks that find faults, assertions that say what is wrong.
 -- That its runs are what the core does is what matrix_spec.lua shows.
 local helper = require "spec.helper"
-local lfs = require "lfs"
 local policy = require "pyramid.policy"
 local score = require "pyramid.score"
+local shell = require "spec.support.shell"
 local testing = require "pyramid.testing"
 
 -- A policy that keeps `keep` rows of a prompt under a plan with more fields.
@@ -175,7 +175,7 @@ describe("testing.check", function()
 
   it("finds shapes and options at which plans are not valid", function()
     local _, message = testing.check(with { prefill = function(o, l) return { keep = math.floor(o.ratio * l.rows) } end })
-    assert.matches("keep is less than 1 %(1 layers, 4 KV heads, a prompt of 1 on 0 rows%)", message)
+    assert.matches("keep is less than 1 %(1 layers, 4 KV heads, a prompt of 1 on 0 rows, and %d+ shapes more%)", message)
     _, message = testing.check(with { prefill = function() return { keep = 64 } end })
     assert.matches("keep asks for more rows than there are", message)
     _, message = testing.check(with { prefill = function(o, l) return { keep = math.ceil(o.ratio * l.rows) } end })
@@ -213,14 +213,12 @@ describe("testing.check", function()
 
   it("checks a folder, and names the file", function()
     assert.truthy(#assert(testing.check_folder "policies") >= 5)
-    local folder = helper.tmp ""
-    os.remove(folder)
-    assert(lfs.mkdir(folder))
+    local folder = shell.folder()
     assert.matches("holds no policy files", select(2, testing.check_folder(folder)))
     helper.write(folder .. "/one.lua", "return { name = 'two', doc = 'misnamed' }")
     helper.write(folder .. "/three.lua", "return 3")
     local _, message = testing.check_folder(folder)
-    os.execute(("rm -r '%s'"):format(folder))
+    shell.remove(folder)
     assert.matches("one.lua: policy two: 1 problem, .*its name should be 'one'", message)
     assert.matches("three.lua: policy .*the file returns no policy", message)
   end)

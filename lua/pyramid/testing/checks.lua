@@ -122,16 +122,26 @@ local function check_plans(report, p, all, what)
       return given
     end)
   end
+  local places, order = {}, {}                   -- by what is wrong: where first, and how often
   each_shape(p, all, function(config, asker, prompt, past)
     local ok, message = pcall(try, config, asker, prompt, past)
     if not ok and plans.is_not_simulated(message) then
       drops = true                                               -- who knows; do not say that it keeps everything
       add(report.notes, "%s", message)
     elseif not ok then
-      add(report.problems, "%s%s (%d layers, %d KV heads, a prompt of %d on %d rows)", what, message, config.layers,
-        config.kv_heads, prompt, past)
+      if not places[message] then
+        order[#order + 1] = message
+        places[message] = { text = ("%d layers, %d KV heads, a prompt of %d on %d rows"):format(config.layers, config.kv_heads, prompt,
+          past), times = 0 }
+      end
+      places[message].times = places[message].times + 1
     end
   end)
+  for _, message in ipairs(order) do
+    local place = places[message]
+    add(report.problems, "%s%s (%s%s)", what, message, place.text,
+      place.times > 1 and (", and %d shapes more"):format(place.times - 1) or "")
+  end
   if text_of(p.definition.defaults) ~= before then add(report.problems, "%schanges its own defaults", what) end
   return drops
 end
@@ -200,6 +210,13 @@ local function watcher(say)
   end
 end
 
+local function said(report, message)
+  for _, text in ipairs(report.problems) do
+    if text:find(message, 1, true) then return true end
+  end
+  return false
+end
+
 local function check_simulation(report, p)
   local noise = require "pyramid.testing".noise(7)
   for _, prompt in ipairs(simulated) do
@@ -221,7 +238,9 @@ local function check_simulation(report, p)
           watch(run, step)
         end })
     end)
-    if not ok then add(plans.is_not_simulated(message) and report.notes or report.problems, "%s", message) end
+    if not ok and not said(report, message) then
+      add(plans.is_not_simulated(message) and report.notes or report.problems, "%s", message)
+    end
   end
 end
 
