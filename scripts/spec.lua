@@ -6,7 +6,8 @@ if #arg == 0 or arg[1] == "--help" or arg[1] == "-h" then
   os.exit(#arg == 0 and 1 or 0)
 end
 if not pcall(require, "busted.runner") then
-  io.stderr:write("pyramid spec: Busted for Lua 5.4 is not installed\nDebian: apt install lua-busted; elsewhere: luarocks install busted.\n")
+  io.stderr:write("pyramid spec: Busted for Lua 5.4 is not installed\n",
+    "Debian: apt install lua-busted; elsewhere: luarocks install busted.\n")
   os.exit(1)
 end
 require "busted.runner" { standalone = false }

@@ -89,7 +89,9 @@ describe("the guide", function()
       local _, message = pcall(testing.run, policy(definition), { prompt = 4 })
       local known, named = assert(message:match "known: ([^)]*)", message), {}
       for _, row in ipairs(table_after(heading)) do named[row[1]] = true end
-      for field in known:gmatch "[%w_]+" do assert.is_true(named[field], ("%s: the field '%s' is not told of"):format(kind, field)) end
+      for field in known:gmatch "[%w_]+" do
+        assert.is_true(named[field], ("%s: the field '%s' is not told of"):format(kind, field))
+      end
     end
     fields("prefill", "**A plan**")
     fields("trigger", "**A trigger**")

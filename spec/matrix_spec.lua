@@ -45,11 +45,13 @@ local small, models = {}, {}       -- by kind: small ones to be worked out in Lu
 setup(function()
   for kind, kv_heads in pairs { MHA = 4, GQA = 2 } do
     local path = folder .. "/" .. kind
-    assert(random_model.write(path, { dtype = "f32", seed = 3, shape = { layers = 3, width = 32, heads = 4, kv_heads = kv_heads, ff = 48,
-      vocab = 272, context = 512 } }))
+    local function write(to, dtype, width, ff)
+      assert(random_model.write(to, { dtype = dtype, seed = 3, shape = { layers = 3, width = width, heads = 4, kv_heads = kv_heads,
+        ff = ff, vocab = 272, context = 512 } }))
+    end
+    write(path, "f32", 32, 48)
     small[kind] = { model = assert(pyramid.model(path, { threads = 2 })), weights = transformer.load(path) }
-    assert(random_model.write(path .. ".gguf", { dtype = "f16", shape = { layers = 3, width = 128, heads = 4, kv_heads = kv_heads, ff = 128,
-      vocab = 272, context = 512 } }))
+    write(path .. ".gguf", "f16", 128, 128)
     models[kind] = assert(pyramid.model(path .. ".gguf", { threads = 2 }))
   end
 end)
@@ -145,8 +147,10 @@ local function assert_guards(p, cache, config, n)
         assert.equal(n - i, positions[#positions + 1 - i], ("layer %d, head %d: a last row is gone"):format(layer, head))
       end
     end
-    if plan.prune ~= "cache" then alive, lead, trail = plans.left(plan, alive), math.min(lead, plan.first), math.min(trail, plan.last) end
-    assert.is_true(forecast.computed >= alive)
+    assert.equal(alive, forecast.computed)
+    if plan.prune ~= "cache" then
+      alive, lead, trail = plans.left(plan, alive), math.min(lead, plan.first), math.min(trail, plan.last)
+    end
   end
 end
 
@@ -176,8 +180,8 @@ local function assert_simulated(p, kind, prompts, steps)
   local model, source = small[kind].model, transformer.source(small[kind].weights, ids)
   local config, what = model.config, ("%s, %s"):format(p.name, kind)
   local run = simulated(function()
-    return testing.run(p, { prompt = prompts, steps = steps, layers = config.layers, heads = config.heads, kv_heads = config.kv_heads,
-      head_dim = config.head_dim, attend = source.attend, keys = source.keys, values = source.values })
+    return testing.run(p, { prompt = prompts, steps = steps, layers = config.layers, heads = config.heads,
+      kv_heads = config.kv_heads, head_dim = config.head_dim, attend = source.attend, keys = source.keys, values = source.values })
   end)
   local cache <close> = assert(model:cache { policy = p, dtype = "f32" })
   local at = 0

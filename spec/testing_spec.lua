@@ -62,7 +62,8 @@ describe("testing.run", function()
       return { every = 4, window = 2, track = score.attention { queries = 3 } }
     end, decode = function() return { keep = 5 } end }
     local seen = {}
-    local run = testing.run(p, { prompt = 6, steps = 8, layers = 1, heads = 1, watch = function(run, step) seen[step] = run:rows(1) end,
+    local run = testing.run(p, { prompt = 6, steps = 8, layers = 1, heads = 1,
+      watch = function(now, step) seen[step] = now:rows(1) end,
       attention = function(_, _, query, position) return position == (query < 10 and 5 or 8) and 20 or 1 end })
     assert.same({ [0] = 6, 7, 8, 9, 5, 6, 7, 8, 5 }, seen)
     assert.equal(2, #run.fired)
@@ -167,7 +168,10 @@ describe("testing.check", function()
 
   it("finds plans that are not pure", function()
     local calls = 0
-    local _, message = testing.check(with { prefill = function() calls = calls + 1 return { keep = 1, guard = { last = calls % 2 } } end })
+    local _, message = testing.check(with { prefill = function()
+      calls = calls + 1
+      return { keep = 1, guard = { last = calls % 2 } }
+    end })
     assert.matches("two plans for one shape", message)
     _, message = testing.check(with { prefill = function(_, l) l.rows = 1 return { keep = 1 } end })
     assert.matches("changes the shape it is given", message)

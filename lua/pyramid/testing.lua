@@ -28,7 +28,7 @@ local layer_keys = { index = "integer", layers = "integer", prompt = "integer", 
 
 ---A layer's shape as policies see it: the first of 8 layers (4 heads, 2 KV heads of 16) reading 256 tokens, but for what
 ---is given.
----@param given? { index?: integer, layers?: integer, prompt?: integer, past?: integer, rows?: integer, waiting?: integer, tokens?: integer, heads?: integer, kv_heads?: integer, head_dim?: integer } -- luacheck: no max line length
+---@param given? table<string, integer>  index, layers, prompt, past, rows, waiting, tokens, heads, kv_heads, head_dim
 ---@return pyramid.layer
 function testing.layer(given)
   given = options.check("testing.layer", given, layer_keys)
@@ -88,7 +88,7 @@ local run_keys = { prompt = "integer|table", layers = "integer", heads = "intege
 ---  a row's key, or its length; or by position, 1 elsewhere
 ---@field values? fun(layer: integer, kv_head: integer, position: integer): number|number[]|table<integer, number>
 ---@field seed? integer               of what is not given: attention, keys and values are then noise
----@field scores? boolean            false: scores are not worked out, the oldest survive; how many do is all that is right
+---@field scores? boolean            false: scores are not worked out, and the oldest survive: for counting rows
 ---@field watch? fun(run: pyramid.testing.Run, step: integer)   after the prompt (0) and after each step
 
 ---What a policy keeps of a prompt and of `steps` tokens more. Raises as a cache would return `nil, message` where the
@@ -111,7 +111,8 @@ function testing.run(which, given)
     error(("testing.run: %d heads cannot share %d KV heads evenly"):format(heads, kv_heads), 2)
   end
   return simulation.run(p, { prompts = prompts, layers = given.layers or 4, heads = heads, kv_heads = kv_heads,
-    head_dim = given.head_dim or 16, steps = given.steps or 0, attend = given.attend, watch = given.watch, scores = given.scores ~= false,
+    head_dim = given.head_dim or 16, steps = given.steps or 0, attend = given.attend, watch = given.watch,
+    scores = given.scores ~= false,
     attention = source("attention", given.attention, 1.0, noise),
     keys = source("keys", given.keys, 1.0, function(...) return noise(1, ...) end),
     values = source("values", given.values, 1.0, function(...) return noise(2, ...) end) })

@@ -38,8 +38,8 @@ return function(seed, grouped)
   local draw, pick = picker(seed)
   local function prompt_attention()
     if draw(4) == 0 then return score.history { heads = pick { "mean", "sum", "max" } } end
-    return score.attention { queries = pick { 0, 1, 4, 9, 30, 100 }, ramp = pick { 1, 0.5, 2 }, reduce = pick { "mean", "sum", "max" },
-      heads = pick { "mean", "sum", "max" } }
+    return score.attention { queries = pick { 0, 1, 4, 9, 30, 100 }, ramp = pick { 1, 0.5, 2 },
+      reduce = pick { "mean", "sum", "max" }, heads = pick { "mean", "sum", "max" } }
   end
   local heads = grouped and { "mean", "sum" } or { "mean", "sum", "max" }
   local track = pick {
@@ -56,10 +56,12 @@ return function(seed, grouped)
       score = draw(8) > 0 and random_score(draw, pick, prompt_attention) or nil }
   end
   local once = draw(3) == 0
-  local trigger = { every = (once or draw(2) == 0) and pick { 1, 3, 8 } or nil, window = pick { 0, 1, 6 }, once = once, track = track }
+  local trigger = { every = (once or draw(2) == 0) and pick { 1, 3, 8 } or nil, window = pick { 0, 1, 6 }, once = once,
+    track = track }
   trigger.over = not once and (not trigger.every or draw(2) == 0) and pick { 10, 30, 70 } or nil
-  local decode = { ratio = pick { 0.3, 0.7, 0.95 }, first = pick { 0, 1, 5 }, last = pick { 0, 1, 4 }, share = pick { "layer", "head" },
-    score = draw(2) == 0 and random_score(draw, pick, function() return track or score.position() end) or nil }
+  local decode = { ratio = pick { 0.3, 0.7, 0.95 }, first = pick { 0, 1, 5 }, last = pick { 0, 1, 4 },
+    share = pick { "layer", "head" } }
+  if draw(2) == 0 then decode.score = random_score(draw, pick, function() return track or score.position() end) end
   if once then decode.last = math.min(decode.last, trigger.window) end
   local function keep(rows, ratio) return math.max(1, math.ceil(rows * ratio)) end
   return policy {

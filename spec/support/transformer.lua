@@ -88,9 +88,8 @@ function transformer.source(model, ids)
   local function state_of(layer, position)
     local state = layers[layer][position]
     if state then return state end
-    local w, x = model.layers[layer], nil
-    if layer == 1 then x = model.embed[ids[position + 1] + 1]
-    else
+    local w, x = model.layers[layer], model.embed[ids[position + 1] + 1]
+    if layer > 1 then
       local below, v = layers[layer - 1][position], model.layers[layer - 1]
       local joined = {}
       for h = 1, model.heads do table.move(below.mixed[h], 1, #below.mixed[h], #joined + 1, joined) end

@@ -99,7 +99,8 @@ local function rows_of(value, given)
   given = options.check("assert.budget", given, budget_keys)
   local p, message = policy.load(value)
   if not p then error("assert.budget: " .. message, 0) end
-  local config = { layers = given.layers or 8, heads = given.heads or 4, kv_heads = given.kv_heads or 4, head_dim = given.head_dim or 64 }
+  local config = { layers = given.layers or 8, heads = given.heads or 4, kv_heads = given.kv_heads or 4,
+    head_dim = given.head_dim or 64 }
   local rows, prompt = {}, given.prompt or 1000
   for index, layer in ipairs(policy.forecast(p, config, prompt)) do rows[index] = layer.rows end
   return rows, prompt
@@ -129,7 +130,9 @@ return function(luassert, testing)
     luassert:register("assertion", name, check, ("assertion.%s.positive"):format(name), ("assertion.%s.negative"):format(name))
   end
   local function check_keeps(state, arguments) return keeps(testing, state, arguments) end
-  register("keeps", check_keeps, "Other rows are kept than expected.", "Exactly these rows are kept, which was not expected.")
-  register("keep", check_keeps, "Other rows are kept than expected.", "Exactly these rows are kept, which was not expected.")
-  register("budget", budget, "The share of rows kept is not the one expected.", "This share of rows is kept, which was not expected.")
+  for _, name in ipairs { "keeps", "keep" } do                       -- assert.keeps, assert.does_not.keep
+    register(name, check_keeps, "Other rows are kept than expected.", "Exactly these rows are kept, which was not expected.")
+  end
+  register("budget", budget, "The share of rows kept is not the one expected.",
+    "This share of rows is kept, which was not expected.")
 end

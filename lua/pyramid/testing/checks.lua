@@ -8,7 +8,8 @@ local simulation = require "pyramid.testing.simulation"
 local checks = {}
 
 -- Prompts from one token on, shorter and longer than usual guards, and a huge one; rows held before; layers and KV heads.
-local prompts, pasts, depths = { 1, 2, 3, 5, 16, 33, 64, 65, 300, 4096, 131072 }, { 0, 40, 3000 }, { { 1, 4 }, { 2, 1 }, { 5, 2 }, { 12, 4 } }
+local prompts, pasts = { 1, 2, 3, 5, 16, 33, 64, 65, 300, 4096, 131072 }, { 0, 40, 3000 }
+local depths = { { 1, 4 }, { 2, 1 }, { 5, 2 }, { 12, 4 } }
 local few_prompts, few_pasts, few_depths = { 1, 40, 3000 }, { 0, 50 }, { { 3, 2 } }
 local simulated = { 1, 3, 33, 90 }
 
@@ -58,7 +59,7 @@ local function copy(t)
   return result
 end
 
-local function changed(t, before)
+local function differs(t, before)
   for key, value in pairs(t) do
     if before[key] ~= value then return true end
   end
@@ -115,7 +116,7 @@ local function check_plans(report, p, all, what)
         error(("policy %s, layer %d, %s: two plans for one shape: %s and %s"):format(p.name, l.index, kind, text_of(given),
           text_of(twice)), 0)
       end
-      if changed(l, shown) then
+      if differs(l, shown) then
         error(("policy %s, layer %d, %s: changes the shape it is given"):format(p.name, l.index, kind), 0)
       end
       if kind ~= "trigger" and plans.left(given, l.rows) < l.rows then drops = true end
@@ -131,8 +132,8 @@ local function check_plans(report, p, all, what)
     elseif not ok then
       if not places[message] then
         order[#order + 1] = message
-        places[message] = { text = ("%d layers, %d KV heads, a prompt of %d on %d rows"):format(config.layers, config.kv_heads, prompt,
-          past), times = 0 }
+        places[message] = { times = 0, text = ("%d layers, %d KV heads, a prompt of %d on %d rows"):format(config.layers,
+          config.kv_heads, prompt, past) }
       end
       places[message].times = places[message].times + 1
     end

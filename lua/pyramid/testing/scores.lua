@@ -62,11 +62,14 @@ local function binary(f)
 end
 
 -- By name: how many lists it takes off the stack, and what it puts there. op: a, b, n, x of the program.
+local function key_length(group) return over_lanes(group, function(head, p) return length(group.key(head, p)) end) end
+local function value_length(group) return over_lanes(group, function(head, p) return length(group.value(head, p)) end) end
+
 local operations = {
   attention = { pops = 0, run = function(group, op) return group.attention(op) end },
   history = { pops = 0, run = function(group, op) return group.history(op) end },
-  key_norm = { pops = 0, run = function(group) return over_lanes(group, function(h, p) return length(group.key(h, p)) end) end },
-  value_norm = { pops = 0, run = function(group) return over_lanes(group, function(h, p) return length(group.value(h, p)) end) end },
+  key_norm = { pops = 0, run = key_length },
+  value_norm = { pops = 0, run = value_length },
   position = { pops = 0, run = function(group) return each(group.rows, function(p) return p + 0.0 end) end },
   random = { pops = 0, run = function(group, op) return each(group.rows, function(p) return random(op.n, group.layer, p) end) end },
   const = { pops = 0, run = function(group, op) return each(group.rows, function() return op.x end) end },

@@ -15,6 +15,7 @@ local simulation = {}
 ---@field policy pyramid.policy
 ---@field fired { step: integer, layer: integer }[]  when decode plans ran
 local Run = {}
+Run.__index = Run
 Run.__name = "pyramid.testing.run"
 
 ---@param layer integer
@@ -50,8 +51,6 @@ end
 function Run:fraction()
   return 1 - self:evicted() / (self.config.layers * self.config.kv_heads * self.seen)
 end
-
-function Run:__index(key) return Run[key] end
 
 ---@param value any
 ---@return boolean
@@ -228,27 +227,22 @@ local function select(self, layer, plan, reading)
   for from = 1, #lanes, size do
     local rows = #lanes[from]
     local first, want, last = plans.split(plan, rows)
-    local judged, places = {}, nil
+    local judged, places = {}, {}
     for head = from, from + size - 1 do
       if #lanes[head] ~= rows then plans.not_simulated "lanes of unequal length that share a set" end
       judged[#judged + 1] = { head = head, rows = table.move(lanes[head], first + 1, rows - last, 1, {}) }
     end
-    if want == #judged[1].rows then places = nil
-    elseif want == 0 then places = {}
-    elseif self.given.scores then places = scores.top(scores.evaluate(plan.program, group_of(self, layer, judged, reading)), want)
+    local all_stay = want == #judged[1].rows
+    if self.given.scores and want > 0 and not all_stay then
+      places = scores.top(scores.evaluate(plan.program, group_of(self, layer, judged, reading)), want)
     else
-      places = {}
       for place = 1, want do places[place] = place end
     end
     for _, lane in ipairs(judged) do
-      local all, out = lanes[lane.head], nil
-      if not places then out = all
-      else
-        out = table.move(all, 1, first, 1, {})
-        for _, place in ipairs(places) do out[#out + 1] = lane.rows[place] end
-        table.move(all, rows - last + 1, rows, #out + 1, out)
-      end
-      kept[lane.head] = out
+      local all = lanes[lane.head]
+      local out = table.move(all, 1, first, 1, {})
+      for _, place in ipairs(places) do out[#out + 1] = lane.rows[place] end
+      kept[lane.head] = all_stay and all or table.move(all, rows - last + 1, rows, #out + 1, out)
     end
   end
   return kept
