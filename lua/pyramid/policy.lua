@@ -212,10 +212,10 @@ end
 ---The functions that the core calls (see lplan.c).
 ---@return table
 function Policy:bind()
-  local d, o, prompt = self.definition, nil, nil
+  local d, known = self.definition, {}               -- known: by prompt; sequences of a batch take turns
   local function options_for(l)
-    if l.prompt ~= prompt then o, prompt = self:fitted(l), l.prompt end
-    return o
+    known[l.prompt] = known[l.prompt] or self:fitted(l)
+    return known[l.prompt]
   end
   local function bound(f, flat)
     return f and function(...)
