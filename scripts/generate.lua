@@ -97,10 +97,15 @@ if args.json then
   out.prefill_tokens_per_second = cli.rate(stats.prompt_tokens, stats.prefill_seconds)
   out.decode_tokens_per_second = cli.rate(stats.generated_tokens, stats.decode_seconds)
   out.cache_bytes, out.cache_fraction, out.cache_dtype = stats.cache_bytes, stats.cache_fraction, args.cache_dtype
+  out.pruned = stats.pruned
   out.rows, out.computed, out.evicted = rows, cache:computed(), cache:evicted()
   out.peak_bytes = select(2, model:memory())
   out.seed = args.seed or 0
   cli.json(out)
-elseif args.stats then
-  show_stats(model, run, rows, label)
+else
+  if args.stats then show_stats(model, run, rows, label) end
+  local could = policy.definition.prefill or policy.definition.decode
+  if could and not run.stats.pruned then               -- else the text would pass for what the policy makes of it
+    io.stderr:write(("\n%s: %s dropped nothing of these tokens: the text is a full cache's\n"):format(arg[0], label))
+  end
 end

@@ -175,6 +175,30 @@ describe("pyramid generate", function()
     assert.not_matches("\27", err)
   end)
 
+  it("says so where a policy has dropped nothing", function()
+    local _, err = run("generate", "Once", "-n", "2", "--policy", "snapkv")
+    assert.matches("^\npyramid generate: snapkv dropped nothing of these tokens: the text is a full cache's\n$", err)
+    assert.is_false(cjson.decode((run("generate", "Once", "-n", "2", "--json", "--policy", "snapkv"))).pruned)
+    for _, of in ipairs { "full", "streaming rows=8" } do
+      _, err = run("generate", story, "-n", "2", "--policy", of)
+      assert.equal("", err)
+    end
+    assert.is_true(cjson.decode((run("generate", story, "-n", "2", "--json", "--policy", "streaming rows=8"))).pruned)
+  end)
+
+  it("checks policies without a model", function()
+    local out, err, status = run("check", "snapkv", "policies/h2o.lua")
+    assert.matches("^policy snapkv: sound, %d+ plans\npolicy h2o: sound, %d+ plans\n$", out)
+    assert.equal("", err)
+    assert.equal(0, status)
+    local path = write(folder .. "/flawed.lua", "return { name = 'flawed', prefill = function() return { keep = 9 } end }")
+    out, err, status = run("check", path)
+    assert.matches("policy flawed: 3 problems.*it has no doc.*keep asks for more rows than there are %(", out)
+    assert.equal("", err)
+    assert.equal(1, status)
+    assert_fails("unknown policy 'snapvk'", run("check", "snapvk"))
+  end)
+
   it("takes a policy's options after its name, in one word, and from a file", function()
     local function rows(...)
       return cjson.decode((run("generate", story, "-n", "1", "--json", ...))).rows[1]

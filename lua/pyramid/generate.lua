@@ -46,6 +46,7 @@ Generation.__name = "pyramid.generation"
 ---@field decode_seconds number
 ---@field cache_bytes integer
 ---@field cache_fraction number
+---@field pruned boolean         false: the policy has dropped nothing, and this is what a full cache would have written
 
 -- The longest end of `text` that could be the beginning of one of the stop texts, so that it must be held back.
 local function held_back(text, stops)
@@ -142,7 +143,7 @@ function generate.start(model, prompt, given)
     decoder = tokenizer:decoder { continues = true },
     pending = "",   -- decoded text that may be the beginning of a stop text
     stats = { prompt_tokens = #ids, generated_tokens = 0, prefill_seconds = clock() - began, decode_seconds = 0,
-      cache_bytes = cache:bytes(), cache_fraction = cache:fraction() },
+      cache_bytes = cache:bytes(), cache_fraction = cache:fraction(), pruned = cache:evicted() > 0 },
   }, Generation)
   return self, nil, nil, self
 end
@@ -180,7 +181,7 @@ function Generation:next()
   local stats = self.stats
   self.last, self.left = id, self.left - 1
   stats.decode_seconds = stats.decode_seconds + self.clock() - began
-  stats.cache_bytes, stats.cache_fraction = self.cache:bytes(), self.cache:fraction()
+  stats.cache_bytes, stats.cache_fraction, stats.pruned = self.cache:bytes(), self.cache:fraction(), self.cache:evicted() > 0
   if self.ends[id] then return finish(self, "eos", self.pending .. self.decoder:finish()) end
   stats.generated_tokens = stats.generated_tokens + 1
   local text = self.pending .. self.decoder:push(id)

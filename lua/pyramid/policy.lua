@@ -29,6 +29,7 @@
 --- Returning nothing keeps everything. `limits` says what an option may be: { min, max, step } of a number, of which only
 --- min must be given, or a list of texts. With `fit = "ratio"`, the option `target = 0.45` finds the ratio that keeps this
 --- share of the rows, on average over layers, for the prompt at hand, or as near as the other options allow.
+--- Policies are made from policies by policy.compose, .layers, .from and .named: see compose.lua.
 local core = require "pyramid.core"
 local options = require "pyramid.options"
 local score = require "pyramid.score"
@@ -264,10 +265,10 @@ end
 ---The functions that the core calls, and what their scores refer to by number (see lplan.c).
 ---@return table
 function Policy:bind()
-  local d, o, prompt, slots = self.definition, nil, nil, {}
+  local d, known, slots = self.definition, {}, {}    -- known: by prompt; sequences of a batch take turns
   local function options_for(l)
-    if l.prompt ~= prompt then o, prompt = self:fitted(l), l.prompt end
-    return o
+    known[l.prompt] = known[l.prompt] or self:fitted(l)
+    return known[l.prompt]
   end
   local function keep(l, ...)
     score.anchor(slots, (select(11, ...)), l.index)
@@ -469,4 +470,8 @@ function module.forecast(which, config, tokens)
   return layers
 end
 
-return setmetatable(module, { __call = function(_, definition) return module.define(definition) end })
+-- compose, layers, from, named: policies made from policies, in a file of their own, which needs this one whole.
+return setmetatable(module, {
+  __call = function(_, definition) return module.define(definition) end,
+  __index = function(_, name) return require "pyramid.compose"[name] end,
+})

@@ -1,0 +1,232 @@
+--- Policies made from policies. Each function here takes policies (or names, paths, definitions) and returns a new one
+--- whose options are those of its parts, so that `with`, printing, forecasts, `target` and policy files work as for any
+--- other. They are reached as fields of pyramid.policy:
+---
+---   policy.compose { prefill = "snapkv", decode = "h2o" }             one's prompt, another's generation
+---   policy.layers("snapkv", { [1] = { ratio = 1 }, ["2-4"] = { ratio = 0.6 } })
+---   policy.from("pyramidinfer", 3)                                    layers 1 and 2 keep everything
+---   policy.named("mine", policy.from(policy.compose { … }, 3))
+local options = require "pyramid.options"
+local policy = require "pyramid.policy"
+
+local compose = {}
+
+-- ---- what all of them share ----------------------------------------------------------------------------------------
+
+local function copy(t)
+  local result = {}
+  for key, value in pairs(t or {}) do result[key] = value end
+  return result
+end
+
+-- A policy from whatever names one; raises, for the caller of the function that was called.
+local function part(what, value)
+  if type(value) ~= "string" and type(value) ~= "table" then
+    error(("%s: a policy, its name or its path is wanted, not %s"):format(what, tostring(value)), 3)
+  end
+  local found, message = policy.load(value)
+  return found or error(("%s: %s"):format(what, message), 3)
+end
+
+-- The options in force as defaults of a new policy. A number keeps the kind that its own default has: an option that is
+-- 1 at the moment may become 0.5 later. A chosen preset is already merged into the others.
+local function defaults_of(p)
+  local defaults = {}
+  for key, default in pairs(p.definition.defaults) do
+    local value = p.in_force[key]
+    if math.type(default) == "float" then value = value + 0.0 end
+    defaults[key] = value
+  end
+  return defaults
+end
+
+-- A definition that says what `p` says, to be changed.
+local function like(p)
+  local d = copy(p.definition)
+  d.defaults, d.limits, d.presets = defaults_of(p), copy(d.limits), copy(d.presets)
+  return d
+end
+
+-- f(o, l) -> options of a part under the options `o` of the whole, made once for each table `o` and key: a policy's
+-- functions are called layer by layer with the same table.
+local function remembering(make, key_of)
+  local known = setmetatable({}, { __mode = "k" })
+  return function(o, l)
+    local of_o = known[o] or {}
+    known[o] = of_o
+    local key = key_of(l)
+    if of_o[key] == nil then of_o[key] = make(o, l) end
+    return of_o[key]
+  end
+end
+
+-- The three functions of a definition, each through around(f, o, l).
+local function wrap(d, around)
+  for _, name in ipairs { "prefill", "trigger", "decode" } do
+    local f = d[name]
+    d[name] = f and function(o, l) return around(f, o, l) end
+  end
+end
+
+-- ---- one's prompt, another's generation ----------------------------------------------------------------------------
+
+local function prefixed(t, prefix, skip)
+  local result = {}
+  for key, value in pairs(t or {}) do
+    if key ~= skip then result[prefix .. key] = value end
+  end
+  return result
+end
+
+local function add(to, from)
+  for key, value in pairs(from) do to[key] = value end
+end
+
+-- The options of one part: those of the whole that begin with `prefix`.
+local function options_of(p, prefix, skip)
+  return remembering(function(o, l)
+    local given = {}
+    for key in pairs(p.definition.defaults) do
+      if key ~= skip then given[key] = o[prefix .. key] end
+    end
+    if skip and p.definition.defaults[skip] then given[skip] = 0.0 end     -- the whole is fitted, not the part
+    return p:with(given):fitted(l)
+  end, function(l) return ("%d of %d"):format(l.prompt, l.layers) end)
+end
+
+---One policy's prefill with another's trigger and decode. Either may be left out: then the prompt is kept whole, or
+---generation evicts nothing. Options get the prefix `prefill_` or `decode_`; `target` fits the prefill's, if it can be
+---fitted, and the prefill's presets keep their names.
+---@param parts { prefill?: pyramid.policy|string|table, decode?: pyramid.policy|string|table }
+---@return pyramid.policy
+function compose.compose(parts)
+  parts = options.check("policy.compose", parts, { prefill = "string|table", decode = "string|table" })
+  local reads = parts.prefill and part("policy.compose: prefill", parts.prefill)
+  local writes = parts.decode and part("policy.compose: decode", parts.decode)
+  if not reads and not writes then error("policy.compose: prefill, decode or both are wanted", 2) end
+  local names, docs = {}, {}
+  local d = { defaults = {}, limits = {}, presets = {} }
+  if reads then
+    local its = reads.definition
+    names[#names + 1], docs[#docs + 1] = reads.name, its.doc
+    add(d.defaults, prefixed(defaults_of(reads), "prefill_", "target"))
+    add(d.limits, prefixed(its.limits, "prefill_", "target"))
+    for name, chosen in pairs(its.presets) do
+      d.presets[name] = prefixed(chosen, "prefill_", "target")
+      d.presets[name].target = chosen.target
+    end
+    if its.fit then d.fit, d.defaults.target = "prefill_" .. its.fit, reads.in_force.target + 0.0 end
+    local own = options_of(reads, "prefill_", "target")
+    d.prefill = its.prefill and function(o, l) return its.prefill(own(o, l), l) end
+  end
+  if writes then
+    local its = writes.definition
+    names[#names + 1], docs[#docs + 1] = writes.name, its.doc
+    add(d.defaults, prefixed(defaults_of(writes), "decode_"))
+    add(d.limits, prefixed(its.limits, "decode_"))
+    local own = options_of(writes, "decode_")
+    d.trigger = its.trigger and function(o, l) return its.trigger(own(o, l), l) end
+    d.decode = its.decode and function(o, l) return its.decode(own(o, l), l) end
+  end
+  d.name, d.doc = table.concat(names, "+"), table.concat(docs, "; then ")
+  return policy.define(d)
+end
+
+-- ---- by layer ------------------------------------------------------------------------------------------------------
+
+-- First and last layer of 3, "3", "2-4" or "5-".
+local function range_of(key)
+  if math.type(key) == "integer" then return key, key end
+  local first, dash, last = tostring(key):match "^%s*(%d+)%s*(%-?)%s*(%d*)%s*$"
+  first = math.tointeger(tonumber(first))
+  if dash == "" then last = first else last = last == "" and math.maxinteger or math.tointeger(tonumber(last)) end
+  return first, last
+end
+
+-- Overrides as { first, last, given, text }, by layer; raises on ranges that are none or overlap.
+local function ranges_of(p, overrides)
+  local ranges = {}
+  for key, given in pairs(overrides) do
+    local first, last = range_of(key)
+    if not first or not last or first < 1 or last < first then
+      error(("policy.layers: '%s' is no layer and no range of layers (write 1, \"2-4\" or \"5-\")"):format(tostring(key)), 3)
+    end
+    if type(given) ~= "table" then
+      error(("policy.layers: layer %s: a table of options is wanted, not %s"):format(tostring(key), type(given)), 3)
+    end
+    if given.target then error("policy.layers: target is of all layers: set it on the whole", 3) end
+    local ok, message = pcall(p.with, p, given)
+    if not ok then error(("policy.layers: layer %s: %s"):format(tostring(key), tostring(message)), 3) end
+    local words = {}
+    for _, name in ipairs(options.sorted_keys(given)) do words[#words + 1] = name .. "=" .. tostring(given[name]) end
+    ranges[#ranges + 1] = { first = first, last = last, given = copy(given),
+      text = ("%s: %s"):format(tostring(key), table.concat(words, " ")) }
+  end
+  table.sort(ranges, function(a, b) return a.first < b.first end)
+  for i = 2, #ranges do
+    if ranges[i].first <= ranges[i - 1].last then
+      error(("policy.layers: layer %d is in two ranges"):format(ranges[i].first), 3)
+    end
+  end
+  return ranges
+end
+
+---A policy whose options differ in some layers. What is given for a layer stands, whatever the whole's options become;
+---a `target` of the whole is reached by the other layers.
+---@param p pyramid.policy|string|table
+---@param overrides table<integer|string, table>  options by layer: 1, "2-4" (inclusive) or "5-" (to the last)
+---@return pyramid.policy
+function compose.layers(p, overrides)
+  p = part("policy.layers", p)
+  if type(overrides) ~= "table" then error("policy.layers: a table of options by layer is wanted", 2) end
+  local ranges, texts, d = ranges_of(p, overrides), {}, like(p)
+  for i, range in ipairs(ranges) do texts[i] = range.text end
+  local function range_at(l)
+    for i, range in ipairs(ranges) do
+      if l.index >= range.first and l.index <= range.last then return i end
+    end
+  end
+  local whole = policy.define(like(p))
+  local own = remembering(function(o, l)
+    local all = copy(o)
+    all.preset = nil
+    if all.target then all.target = 0.0 end                -- o is fitted already
+    return whole:with(all):with(ranges[range_at(l)].given).in_force
+  end, range_at)
+  wrap(d, function(f, o, l) return f(range_at(l) and own(o, l) or o, l) end)
+  d.name = ("%s[%s]"):format(p.name, table.concat(texts, "; "))
+  return policy.define(d)
+end
+
+---A policy that begins at layer `k`: the layers before keep everything, in prefill and in decode. `k` becomes the option
+---`from`.
+---@param p pyramid.policy|string|table
+---@param k integer  from 1
+---@return pyramid.policy
+function compose.from(p, k)
+  p = part("policy.from", p)
+  if math.type(k) ~= "integer" or k < 1 then error(("policy.from: a layer from 1 is wanted, not %s"):format(tostring(k)), 2) end
+  if p.definition.defaults.from ~= nil then
+    error(("policy.from: %s has an option 'from' already: use with { from = %d }"):format(p.name, k), 2)
+  end
+  local d = like(p)
+  d.defaults.from, d.limits.from = k, { 1 }
+  wrap(d, function(f, o, l)
+    if l.index >= o.from then return f(o, l) end
+  end)
+  return policy.define(d)
+end
+
+---The same policy under another name; what a policy file returns is named after the file.
+---@param name string
+---@param p pyramid.policy|string|table
+---@param doc? string
+---@return pyramid.policy
+function compose.named(name, p, doc)
+  if type(name) ~= "string" or name == "" then error("policy.named: a name is wanted", 2) end
+  local d = like(part("policy.named", p))
+  d.name, d.doc = name, doc or d.doc
+  return policy.define(d)
+end
+
+return compose

@@ -1,0 +1,351 @@
+--- What a cache does under a policy, in plain Lua and with made-up numbers: the plan semantics once more, apart from the
+--- core, slow and readable. Part of pyramid.testing, whose `run` describes what goes in and what comes out.
+---
+--- Where the core tracks attention by due dates, in one number a row, this remembers every query: what it gave to each row
+--- it saw (a lane's list grows in place and is replaced when rows leave, so that a query refers to a list and a count). A
+--- score then is a sum over the queries that count when the row is judged.
+local plans = require "pyramid.testing.plans"
+local scores = require "pyramid.testing.scores"
+
+local simulation = {}
+
+---@class pyramid.testing.Run  answers like a cache; run[layer][head] lists positions, from 0
+---@field prefill table        the same, as it was when the prompt had been read
+---@field config table
+---@field policy pyramid.policy
+---@field fired { step: integer, layer: integer }[]  when decode plans ran
+local Run = {}
+Run.__index = Run
+Run.__name = "pyramid.testing.run"
+
+---@param layer integer
+---@param head? integer
+---@return integer
+function Run:rows(layer, head) return #self[layer][head or 1] end
+
+---@param layer integer
+---@param head? integer
+---@return integer[]
+function Run:positions(layer, head) return self[layer][head or 1] end
+
+---Tokens seen.
+---@return integer
+function Run:tokens() return self.seen end
+
+---Token-layers computed.
+---@return integer
+function Run:computed() return self.work end
+
+---Rows dropped or never stored, over all lanes.
+---@return integer
+function Run:evicted()
+  local held = 0
+  for _, layer in ipairs(self) do
+    for _, lane in ipairs(layer) do held = held + #lane end
+  end
+  return self.config.layers * self.config.kv_heads * self.seen - held
+end
+
+---Rows held of those a full cache would hold.
+---@return number
+function Run:fraction()
+  return 1 - self:evicted() / (self.config.layers * self.config.kv_heads * self.seen)
+end
+
+---@param value any
+---@return boolean
+function simulation.is_run(value) return getmetatable(value) == Run end
+
+-- ---- what queries gave to rows -------------------------------------------------------------------------------------
+
+-- The query heads of a KV head: from, to.
+local function heads_of(config, kv_head)
+  local group = config.heads // config.kv_heads
+  return (kv_head - 1) * group + 1, kv_head * group
+end
+
+-- What a query head gave to each row it saw, by position; the shares add up to 1.
+local function shares(self, layer, record, head)
+  if record.shares[head] then return record.shares[head] end
+  local kv_head = (head - 1) * self.run.config.kv_heads // self.run.config.heads + 1
+  local seen = table.move(record.lanes[kv_head], 1, record.counts[kv_head], 1, {})
+  local weights = self.given.attend and self.given.attend(layer.index, head, record.query, seen)
+  local sum, found = 0.0, {}
+  for i, position in ipairs(seen) do
+    local weight = weights and weights[i] or not weights and self.given.attention(layer.index, head, record.query, position)
+    if type(weight) ~= "number" or weight < 0 then
+      error(("testing.run: attention at layer %d, head %d, query %d, position %d is %s, not a number of 0 or more")
+        :format(layer.index, head, record.query, position, tostring(weight)), 0)
+    end
+    found[position], sum = weight, sum + weight
+  end
+  for position, weight in pairs(found) do found[position] = sum > 0 and weight / sum or 0.0 end
+  record.shares[head] = found
+  return found
+end
+
+-- Remembers that the query at `position` saw the first `count` rows of each lane. What it gave them is worked out when a
+-- score asks; a source that must be asked in order (attend) is asked now.
+local function remember(self, layer, position)
+  local config = self.run.config
+  local record = { query = position, step = self.step, lanes = {}, counts = {}, shares = {} }
+  for head, lane in ipairs(self.run[layer.index]) do
+    local count = #lane
+    while count > 0 and lane[count] > position do count = count - 1 end
+    record.lanes[head], record.counts[head] = lane, count
+  end
+  if self.given.attend then
+    for head = 1, config.heads do shares(self, layer, record, head) end
+  end
+  layer.queries[#layer.queries + 1] = record
+end
+
+local function reduce(list, how)
+  local x = list[1]
+  for i = 2, #list do x = how == 2 and math.max(x, list[i]) or how ~= 2 and x + list[i] or x end
+  return how == 0 and x / #list or x
+end
+
+-- The weight of a query at position q among the last n up to `newest`: a ramp from 1 to x; 0 if it is older. n = 0: all are
+-- alike.
+local function weight_of(q, n, newest, x)
+  if n == 0 then return 1.0 end
+  local i = q - (newest - n + 1)
+  if i < 0 then return 0.0 end
+  return n == 1 and 1.0 or 1 + (x - 1) * i / (n - 1)
+end
+
+-- ---- signals -------------------------------------------------------------------------------------------------------
+
+-- What the queries from the `first` on gave to each of `rows` under a query head. weigh(record): how much one counts;
+-- join(a, b): a with b added.
+local function gather(self, layer, head, rows, first, weigh, join)
+  local out = {}
+  for i = 1, #rows do out[i] = 0.0 end
+  for at = first, #layer.queries do
+    local record = layer.queries[at]
+    local w = weigh(record)
+    if w > 0 then
+      local given = shares(self, layer, record, head)
+      for i, position in ipairs(rows) do out[i] = join(out[i], w * (given[position] or 0)) end
+    end
+  end
+  return out
+end
+
+local function plus(a, b) return a + b end
+
+-- One list for each query head of the group's lanes; reduced to one by `how`.
+local function over_heads(self, lanes, how, list_of)
+  local lists, out = {}, {}
+  for _, lane in ipairs(lanes) do
+    local from, to = heads_of(self.run.config, lane.head)
+    for head = from, to do lists[#lists + 1] = list_of(head, lane.rows) end
+  end
+  for i = 1, #lists[1] do
+    local values = {}
+    for j, list in ipairs(lists) do values[j] = list[i] end
+    out[i] = reduce(values, how)
+  end
+  return out
+end
+
+-- What lanes have tracked is the mean over their query heads; reduced over the lanes.
+local function over_lanes(self, lanes, how, list_of)
+  local means = {}
+  for j, lane in ipairs(lanes) do means[j] = over_heads(self, { lane }, 0, list_of) end
+  local out = {}
+  for i = 1, #means[1] do
+    local values = {}
+    for j, mean in ipairs(means) do values[j] = mean[i] end
+    out[i] = reduce(values, how)
+  end
+  return out
+end
+
+local function divide(list, by)
+  for i, x in ipairs(list) do list[i] = x / by end
+  return list
+end
+
+-- Attention of the prompt's last queries that are alive here: those among its last n positions, n at most as many as live.
+-- History, where the trigger does not track it: the sum over all that are alive.
+local function prompt_attention(self, layer, lanes, op, history)
+  local alive = #layer.queries - layer.first_query + 1
+  local n = history and 0 or math.min(op.n, alive)
+  local newest = layer.queries[#layer.queries].query
+  local function weigh(record) return weight_of(record.query, n, newest, op.x) end
+  local found = over_heads(self, lanes, op.b, function(head, rows)
+    return gather(self, layer, head, rows, layer.first_query, weigh, op.a == 2 and not history and math.max or plus)
+  end)
+  if op.a ~= 0 or history then return found end
+  return divide(found, n > 0 and n or alive)
+end
+
+-- History: every query so far, each decode step dimming what came before it.
+local function tracked_history(self, layer, lanes, op)
+  local decay = layer.trigger.track.x
+  local function weigh(record) return decay ^ (self.step - record.step) end
+  return over_lanes(self, lanes, op.b, function(head, rows) return gather(self, layer, head, rows, 1, weigh, plus) end)
+end
+
+-- Attention of the last n queries in decode; where rows are judged at each firing, only of those since the last.
+local function tracked_attention(self, layer, lanes, op)
+  local track, newest = layer.trigger.track, layer.queries[#layer.queries].query
+  local function weigh(record) return weight_of(record.query, track.queries, newest, track.x) end
+  local found = over_lanes(self, lanes, op.b, function(head, rows)
+    return gather(self, layer, head, rows, layer.first_query, weigh, plus)
+  end)
+  if op.a ~= 0 or track.queries == 0 then return found end
+  return divide(found, track.queries)
+end
+
+local function group_of(self, layer, lanes, reading)
+  local rows = lanes[1].rows
+  local function attention(op)
+    if reading then return prompt_attention(self, layer, lanes, op) end
+    return tracked_attention(self, layer, lanes, op)
+  end
+  local function history(op)
+    local tracks = layer.trigger and layer.trigger.track and layer.trigger.track.history
+    if reading and not (tracks and op.b ~= 2) then return prompt_attention(self, layer, lanes, op, true) end
+    return tracked_history(self, layer, lanes, op)
+  end
+  local function vector(source)
+    return function(head, position) return source(layer.index, head, position) end
+  end
+  return { layer = layer.index, lanes = lanes, rows = rows, attention = attention, history = history,
+    key = vector(self.given.keys), value = vector(self.given.values) }
+end
+
+-- ---- selection -----------------------------------------------------------------------------------------------------
+
+-- The survivors of each lane, ascending: guarded rows, the best of the judged, guarded rows.
+local function select(self, layer, plan, reading)
+  local lanes, kept = self.run[layer.index], {}
+  local size = plan.share == "head" and 1 or #lanes
+  for from = 1, #lanes, size do
+    local rows = #lanes[from]
+    local first, want, last = plans.split(plan, rows)
+    local judged, places = {}, {}
+    for head = from, from + size - 1 do
+      if #lanes[head] ~= rows then plans.not_simulated "lanes of unequal length that share a set" end
+      judged[#judged + 1] = { head = head, rows = table.move(lanes[head], first + 1, rows - last, 1, {}) }
+    end
+    local all_stay = want == #judged[1].rows
+    if self.given.scores and want > 0 and not all_stay then
+      places = scores.top(scores.evaluate(plan.program, group_of(self, layer, judged, reading)), want)
+    else
+      for place = 1, want do places[place] = place end
+    end
+    for _, lane in ipairs(judged) do
+      local all = lanes[lane.head]
+      local out = table.move(all, 1, first, 1, {})
+      for _, place in ipairs(places) do out[#out + 1] = lane.rows[place] end
+      kept[lane.head] = all_stay and all or table.move(all, rows - last + 1, rows, #out + 1, out)
+    end
+  end
+  return kept
+end
+
+-- ---- reading and stepping ------------------------------------------------------------------------------------------
+
+local function read_layer(self, layer, alive, prompt)
+  local run, config = self.run, self.run.config
+  local before = #run[layer.index][1]
+  local l = { prompt = prompt, past = before, rows = before + #alive, tokens = run.seen + prompt }
+  local plan = self.asker:prefill(plans.shape(layer.index, config, l))
+  l.rows = plan.prune == "hidden" and l.rows or plans.left(plan, l.rows)
+  layer.trigger = self.asker:trigger(plans.shape(layer.index, config, l))
+  layer.since, layer.past = 0, before
+  layer.first_query = #layer.queries + 1
+  for head, lane in ipairs(run[layer.index]) do
+    run[layer.index][head] = table.move(alive, 1, #alive, #lane + 1, table.move(lane, 1, #lane, 1, {}))
+  end
+  for _, position in ipairs(alive) do remember(self, layer, position) end
+  run.work = run.work + #alive
+  local kept = select(self, layer, plan, true)
+  if plan.prune ~= "hidden" then
+    for head, lane in ipairs(kept) do run[layer.index][head] = lane end
+  end
+  layer.judged = layer.trigger and layer.trigger.once and math.max(0, #run[layer.index][1] - layer.trigger.window) or 0
+  if plan.prune == "cache" then return alive end
+  return table.move(kept[1], before + 1, #kept[1], 1, {})          -- rows held before are guarded: they lead
+end
+
+local function snapshot(run)
+  local out = {}
+  for index, layer in ipairs(run) do
+    out[index] = {}
+    for head, lane in ipairs(layer) do out[index][head] = table.move(lane, 1, #lane, 1, {}) end
+  end
+  return out
+end
+
+local function read(self, prompt)
+  local alive = {}
+  for i = 1, prompt do alive[i] = self.run.seen + i - 1 end
+  for _, layer in ipairs(self.layers) do alive = read_layer(self, layer, alive, prompt) end
+  self.run.seen, self.prompt = self.run.seen + prompt, prompt
+  self.run.prefill = snapshot(self.run)
+end
+
+-- What decode ranks by where its plan has no score: the tracked signal.
+local function track_program(t)
+  return string.pack("<BBBxi4f", t.history and 1 or 0, t.reduce, t.heads, t.queries, t.x)
+end
+
+local function fire(self, layer)
+  local run, trigger = self.run, layer.trigger
+  local rows = #run[layer.index][1]
+  local plan = self.asker:decode(plans.shape(layer.index, run.config, { prompt = self.prompt, past = layer.past, rows = rows,
+    waiting = math.max(0, rows - trigger.window - layer.judged), tokens = run.seen }), trigger)
+  plan.first = math.max(plan.first, layer.judged)
+  if not plan.program and trigger.track then plan.program = track_program(layer.trigger.track) end
+  local kept = select(self, layer, plan, false)
+  for head, lane in ipairs(kept) do run[layer.index][head] = lane end
+  local first, want = plans.split(plan, rows)
+  layer.since = 0
+  if trigger.once then layer.judged = first + want
+  elseif trigger.track and not trigger.track.history then layer.first_query = #layer.queries + 1 end
+  run.fired[#run.fired + 1] = { step = self.step, layer = layer.index }
+end
+
+local function step(self)
+  local run, due = self.run, {}
+  local position = run.seen
+  self.step = self.step + 1
+  for _, layer in ipairs(self.layers) do
+    local rows = #run[layer.index][1]
+    if plans.steps_until(layer.trigger, layer.since, rows) == 1 then due[#due + 1] = layer end
+    for _, lane in ipairs(run[layer.index]) do lane[#lane + 1] = position end
+    remember(self, layer, position)
+    layer.since = layer.since + 1
+  end
+  run.seen, run.work = run.seen + 1, run.work + run.config.layers
+  for _, layer in ipairs(due) do fire(self, layer) end
+end
+
+---Runs a policy. All fields of `given` are set (testing.run sets them).
+---@param p pyramid.policy
+---@param given table
+---@return pyramid.testing.Run
+function simulation.run(p, given)
+  local config = { layers = given.layers, heads = given.heads, kv_heads = given.kv_heads, head_dim = given.head_dim }
+  local run = setmetatable({ policy = p, config = config, seen = 0, work = 0, fired = {} }, Run)
+  local self = { run = run, given = given, asker = plans.asker(p), layers = {}, step = 0 }
+  for index = 1, config.layers do
+    run[index] = {}
+    for head = 1, config.kv_heads do run[index][head] = {} end
+    self.layers[index] = { index = index, queries = {}, first_query = 1, since = 0, judged = 0, past = 0 }
+  end
+  for _, prompt in ipairs(given.prompts) do read(self, prompt) end
+  if given.watch then given.watch(run, 0) end
+  for i = 1, given.steps do
+    step(self)
+    if given.watch then given.watch(run, i) end
+  end
+  return run
+end
+
+return simulation

@@ -1,0 +1,229 @@
+-- pyramid.testing itself: runs that can be followed by hand, checks that find faults, assertions that say what is wrong.
+-- That its runs are what the core does is what matrix_spec.lua shows.
+local helper = require "spec.helper"
+local policy = require "pyramid.policy"
+local score = require "pyramid.score"
+local shell = require "spec.support.shell"
+local testing = require "pyramid.testing"
+
+-- A policy that keeps `keep` rows of a prompt under a plan with more fields.
+local function keeping(keep, more)
+  return policy { name = "keeping", doc = "for specs", defaults = { keep = keep }, prefill = function(o, l)
+    local plan = { keep = math.min(o.keep, l.rows) }
+    for key, value in pairs(more or {}) do plan[key] = value end
+    return plan
+  end }
+end
+
+describe("testing.layer", function()
+  it("is a shape with what is not given filled in", function()
+    local l = testing.layer { index = 3, past = 10 }
+    assert.same({ 3, 8, 0.25, 256, 10, 266, 0, 266, 4, 2, 16 }, { l.index, l.layers, l.depth, l.prompt, l.past, l.rows, l.waiting,
+      l.tokens, l.heads, l.kv_heads, l.head_dim })
+    assert.error_matches(function() testing.layer { layer = 3 } end, "unknown option 'layer'")
+  end)
+end)
+
+describe("testing.run", function()
+  it("keeps what is looked at, within guards that take no part in it", function()
+    local p = keeping(6, { guard = { first = 1, last = 2 }, score = score.attention { queries = 1 } })
+    local run = testing.run(p, { prompt = 12, layers = 2, heads = 1, attention = { [0] = 0, [4] = 9, [7] = 5, [11] = 100 } })
+    assert.keeps(run, { 0, 1, 4, 7, 10, 11 })                       -- of equal rows the lower
+    assert.keeps(run[2], { 0, 1, 4, 7, 10, 11 })
+    assert.keeps(run[2][1], { 0, 1, 4, 7, 10, 11 })
+    assert.keeps(p, { 0, 1, 2, 3, 10, 11 }, { prompt = 12, attention = {} })
+  end)
+
+  it("lets heads differ where they share nothing", function()
+    local p = keeping(2, { share = "head", score = score.attention {} })
+    local run = testing.run(p, { prompt = 8, layers = 1, heads = 2, attention = function(_, head, _, position)
+      return position == head and 50 or 1
+    end })
+    assert.keeps(run[1][1], { 0, 1 })
+    assert.keeps(run[1][2], { 0, 2 })
+    run = testing.run(keeping(3, { score = score.attention { heads = "max" } }), { prompt = 8, layers = 1, heads = 2,
+      attention = function(_, head, _, position) return position == head and 50 or 1 end })
+    assert.keeps(run, { 0, 1, 2 })
+  end)
+
+  it("passes survivors on where hidden states are pruned", function()
+    local p = keeping(4, { prune = "hidden", score = score.attention {} })
+    local run = testing.run(p, { prompt = 10, layers = 3, heads = 1, attention = { [3] = 9, [5] = 9 } })
+    assert.keeps(run[1], { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 })
+    assert.keeps(run[2], { 0, 3, 5, 9 })
+    assert.keeps(run[3], { 0, 3, 5, 9 })
+    assert.equal(18, run:computed())
+    assert.equal(12, run:evicted())
+    assert.near(18 / 30, run:fraction(), 1e-12)
+  end)
+
+  it("tracks what queries give in generation", function()
+    local p = policy { name = "tracking", trigger = function()
+      return { every = 4, window = 2, track = score.attention { queries = 3 } }
+    end, decode = function() return { keep = 5 } end }
+    local seen = {}
+    local run = testing.run(p, { prompt = 6, steps = 8, layers = 1, heads = 1,
+      watch = function(now, step) seen[step] = now:rows(1) end,
+      attention = function(_, _, query, position) return position == (query < 10 and 5 or 8) and 20 or 1 end })
+    assert.same({ [0] = 6, 7, 8, 9, 5, 6, 7, 8, 5 }, seen)
+    assert.equal(2, #run.fired)
+    assert.keeps(run, { 0, 1, 8, 12, 13 })                          -- what was given to 5 no longer counts
+  end)
+
+  it("ranks by keys and values, as lengths or as vectors", function()
+    local by_value, by_key = keeping(1, { score = score.value_norm() }), keeping(1, { score = -score.key_norm() })
+    assert.keeps(by_value, { 4 }, { prompt = 9, values = { [4] = -2 } })
+    assert.keeps(by_key, { 6 }, { prompt = 9, keys = function(_, _, position)
+      return position == 6 and { 0.1, 0.2 } or { 3, 4 }
+    end })
+  end)
+
+  it("reads prompts one after another", function()
+    local run = testing.run("streaming", { prompt = { 20, 10 }, layers = 2 })
+    assert.equal(30, run:tokens())
+    assert.keeps(run, { 0, 1, 2, 3, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29 })
+  end)
+
+  it("is the same for the same seed", function()
+    local how = { prompt = 50, heads = 4, kv_heads = 2 }
+    local p = policy.load("snapkv", { window = 4 })
+    assert.same(testing.run(p, how), testing.run(p, how))
+    assert.not_same(testing.run(p, how), testing.run(p, { prompt = 50, heads = 4, kv_heads = 2, seed = 5 }))
+  end)
+
+  it("raises what a cache would say of a policy that misbehaves, and of what is not simulated", function()
+    for pattern, p in pairs {
+      ["policy keeping, layer 1, prefill: keep is less than 1"] = keeping(0),
+      ["policy keeping, layer 1, prefill: share must be \"layer\" where"] = keeping(5, { share = "head", prune = "hidden" }),
+      ["policy keeping, layer 1, prefill: plan.kep is not a field"] = keeping(5, { kep = 5 }),
+    } do
+      assert.error_matches(function() testing.run(p) end, pattern)
+    end
+    local untracked = policy { name = "untracked", trigger = function() return { every = 1 } end,
+      decode = function() return { keep = 3, score = score.history() } end }
+    assert.error_matches(function() testing.run(untracked, { steps = 1 }) end,
+      "policy untracked, layer 1, decode: score ranks by attention that the trigger does not track")
+    local scores = require "pyramid.testing.scores"
+    assert.error_matches(function() scores.evaluate(string.pack("<BBBxi4f", 200, 0, 0, 0, 0), {}) end,
+      "not simulated: the score operation 'code 200'")
+    assert.error_matches(function() testing.run("snapkv", { prompt = 40, attention = { a = 1 } }) end, "'a' is no position")
+    assert.error_matches(function()
+      testing.run(keeping(5, { score = score.attention {} }), { attention = function() return -1 end })
+    end, "attention at layer 1, head 1, query 0, position 0 is %-1, not a number")
+    assert.error_matches(function() testing.run("snapkv", { heads = 3, kv_heads = 2 }) end, "3 heads cannot share 2 KV heads")
+    assert.error_matches(function() testing.run("snapvk") end, "unknown policy 'snapvk'")
+  end)
+end)
+
+describe("assertions", function()
+  local run = testing.run(keeping(3), { prompt = 6, layers = 2, heads = 1 })
+
+  it("draw what was kept and what was wanted", function()
+    local ok, message = pcall(assert.keeps, run, { 0, 4, 5 })
+    assert.is_false(ok)
+    assert.truthy(tostring(message):find("-··+## layer 1, head 1 keeps 3-5", 1, true), tostring(message))
+    assert.truthy(tostring(message):find("should keep 0 4-5", 1, true))
+  end)
+
+  it("may be negated", function()
+    assert.does_not.keep(run, { 0, 4, 5 })
+    assert.is_not.budget(keeping(500), 0.7)
+    local ok, message = pcall(assert.does_not.keep, run, { 3, 4, 5 })
+    assert.is_false(ok)
+    assert.truthy(tostring(message):find("which was not expected", 1, true), tostring(message))
+  end)
+
+  it("measure budgets by forecast or run, layer by layer", function()
+    assert.budget(keeping(500), 0.5)
+    assert.budget("snapkv", 0.5, 0.001, { prompt = 2000, layers = 3 })
+    assert.budget(run, 0.5)
+    local ok, message = pcall(assert.budget, policy.from(keeping(100), 2), 0.5)
+    assert.is_false(ok)
+    assert.truthy(tostring(message):find("keeps 21.2 % of the rows", 1, true), tostring(message))
+    assert.truthy(tostring(message):find("layer  1 " .. ("#"):rep(40) .. "  1000 of 1000", 1, true), tostring(message))
+  end)
+
+  it("say what they want where they get something else", function()
+    assert.error_matches(function() assert.keeps(run, 3) end, "a list of positions")
+    assert.error_matches(function() assert.keeps(5, {}) end, "a run, a layer of it, a lane or a policy is wanted")
+    assert.error_matches(function() assert.budget("snapvk", 0.5) end, "unknown policy 'snapvk'")
+  end)
+end)
+
+describe("testing.check", function()
+  -- A sound policy but for what `more` replaces.
+  local function with(more)
+    local d = { name = "fine", doc = "keeps half", defaults = { ratio = 0.5 }, limits = { ratio = { 0, 1 } },
+      prefill = function(o, l) return { keep = math.max(1, math.floor(o.ratio * l.rows)) } end }
+    for key, value in pairs(more) do d[key] = value end
+    return policy(d)
+  end
+
+  it("finds nothing wrong with a sound policy", function()
+    local report = assert(testing.check(with {}))
+    assert.is_false(report.keeps_everything)
+    assert.same({}, report.notes)
+    assert.matches("policy fine: sound, %d+ plans", tostring(report))
+  end)
+
+  it("finds plans that are not pure", function()
+    local calls = 0
+    local _, message = testing.check(with { prefill = function()
+      calls = calls + 1
+      return { keep = 1, guard = { last = calls % 2 } }
+    end })
+    assert.matches("two plans for one shape", message)
+    _, message = testing.check(with { prefill = function(_, l) l.rows = 1 return { keep = 1 } end })
+    assert.matches("changes the shape it is given", message)
+  end)
+
+  it("finds shapes and options at which plans are not valid", function()
+    local _, message = testing.check(with { prefill = function(o, l) return { keep = math.floor(o.ratio * l.rows) } end })
+    assert.matches("keep is less than 1 %(1 layers, 4 KV heads, a prompt of 1 on 0 rows, and %d+ shapes more%)", message)
+    _, message = testing.check(with { prefill = function() return { keep = 64 } end })
+    assert.matches("keep asks for more rows than there are", message)
+    _, message = testing.check(with { prefill = function(o, l) return { keep = math.ceil(o.ratio * l.rows) } end })
+    assert.matches("ratio=0: policy fine, layer 1, prefill: keep is less than 1", message)
+    _, message = testing.check(with { presets = { big = { ratio = 2 } } })
+    assert.matches("option 'ratio' is 2", message)
+    _, message = testing.check(with { trigger = function() return { every = 8 } end,
+      decode = function(_, l) return { keep = l.rows - 20 } end })
+    assert.matches("layer 1, decode: keep is less than 1", message)
+  end)
+
+  it("wants a doc, defaults and a file's name", function()
+    local _, message = testing.check(policy { name = "bare", prefill = function() end }, { name = "other" })
+    assert.matches("no doc", message)
+    assert.matches("no defaults", message)
+    assert.matches("its name should be 'other'", message)
+    local report = assert(testing.check(with { limits = {} }))
+    assert.matches("note: option 'ratio' has no limits", tostring(report))
+  end)
+
+  it("says so of a policy that keeps everything", function()
+    local lazy = with { prefill = function(_, l) return { keep = l.rows } end }
+    local report = assert(testing.check(lazy))
+    assert.is_true(report.keeps_everything)
+    assert.matches("note: keeps everything", tostring(report))
+    assert.matches("problem: keeps everything", select(2, testing.check(lazy, { prunes = true })))
+  end)
+
+  it("holds a policy to budgets that fall with depth, where that is claimed", function()
+    assert(testing.check(with {}, { falls = true }))
+    local rising = with { prefill = function(_, l) return { keep = math.ceil((0.5 + l.depth / 2) * l.rows) } end }
+    assert.matches("should fall or hold with depth, but layer 2 of 2 keeps 150 rows, and the one before 100",
+      select(2, testing.check(rising, { falls = true })))
+  end)
+
+  it("checks a folder, and names the file", function()
+    assert.truthy(#assert(testing.check_folder "policies") >= 5)
+    local folder = shell.folder()
+    assert.matches("holds no policy files", select(2, testing.check_folder(folder)))
+    helper.write(folder .. "/one.lua", "return { name = 'two', doc = 'misnamed' }")
+    helper.write(folder .. "/three.lua", "return 3")
+    local _, message = testing.check_folder(folder)
+    shell.remove(folder)
+    assert.matches("one.lua: policy two: 1 problem, .*its name should be 'one'", message)
+    assert.matches("three.lua: policy .*the file returns no policy", message)
+  end)
+end)
