@@ -275,10 +275,12 @@ static int cache_evaluate(lua_State *L) {
   pyr_cache *cache = check_idle(L, 1)->cache;
   pyr_score score = { 0 };
   score.length = pyr_lua_read_program(L, 2, score.ops, PYR_SCORE_MAX);
-  int layer = (int)luaL_checkinteger(L, 3) - 1, head = (int)luaL_checkinteger(L, 4) - 1;
+  lua_Integer layer = luaL_checkinteger(L, 3) - 1, head = luaL_checkinteger(L, 4) - 1;
+  luaL_argcheck(L, layer >= -1 && layer < INT32_MAX, 3, "no such layer");
+  luaL_argcheck(L, head >= -1 && head < INT32_MAX, 4, "no such head");
   float *out = pyr_lua_new_vector(L, pyr_cache_tokens(cache), 0);
   lua_State *outer = pyr_lua_enter(L);
-  pyr_status status = pyr_cache_scores(cache, layer, head, &score, out);
+  pyr_status status = pyr_cache_scores(cache, (int)layer, (int)head, &score, out);
   pyr_lua_leave(L, outer);
   return status == PYR_OK ? 1 : fail(L, cache, status);
 }

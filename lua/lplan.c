@@ -177,11 +177,12 @@ typedef struct custom_call {
   int32_t number;
   const pyr_custom_view *view;
   float *out;
+  pyr_status status;               /* of the core calls that the function made through its lane */
 } custom_call;
 
 /* __index of a lane, upvalue: its scope. */
 static int lane_index(lua_State *L) {
-  const pyr_lua_scope *scope = lua_touserdata(L, lua_upvalueindex(1));
+  pyr_lua_scope *scope = lua_touserdata(L, lua_upvalueindex(1));
   const char *key = lua_tostring(L, 2);
   bool values = key && strcmp(key, "values") == 0;
   if (!values && !(key && strcmp(key, "keys") == 0)) return luaL_error(L, "a lane has no '%s'", luaL_tolstring(L, 2, NULL));
@@ -190,7 +191,8 @@ static int lane_index(lua_State *L) {
   lua_pushvalue(L, lua_upvalueindex(1));
   lua_insert(L, -2);
   pyr_lua_bind_vector(L, lua_gettop(L) - 1);
-  if (pyr_custom_rows(scope->view, values, rows) != PYR_OK) return luaL_error(L, "no memory for the lane's %s", key);
+  scope->status = pyr_custom_rows(scope->view, values, rows);
+  if (scope->status != PYR_OK) return luaL_error(L, "no memory for the lane's %s", key);
   lua_pushvalue(L, 2);
   lua_pushvalue(L, -2);
   lua_rawset(L, 1);                       /* asked for again, it is there */
@@ -235,18 +237,22 @@ static int call_custom(lua_State *L) {
 static int scoped_custom(lua_State *L) {
   custom_call *call = lua_touserdata(L, 1);
   pyr_lua_scope *scope = lua_newuserdatauv(L, sizeof *scope, 0);
-  scope->view = call->view;
+  *scope = (pyr_lua_scope){ call->view, PYR_OK };
   lua_pushcfunction(L, call_custom);
   lua_pushvalue(L, 1);
   lua_pushvalue(L, 2);
   int code = lua_pcall(L, 2, 0, 0);
   scope->view = NULL;
+  call->status = scope->status;
   return code == LUA_OK ? 0 : lua_error(L);
 }
 
 static pyr_status on_custom(void *ud, int32_t number, const pyr_custom_view *view, float *out) {
-  custom_call call = { ud, number, view, out };
-  return run_protected(ud, scoped_custom, &call, view->layer, "prefill");
+  custom_call call = { ud, number, view, out, PYR_OK };
+  pyr_status status = run_protected(ud, scoped_custom, &call, view->layer, "prefill");
+  if (status != PYR_POLICY || call.status == PYR_OK) return status;
+  return pyr_runtime_set_error(call.policy->rt, call.status, "policy %s, layer %d, prefill: no memory for the rows of a lane",
+                               call.policy->name, (int)view->layer + 1);
 }
 
 /* ---- life ---------------------------------------------------------------------------------------------------------------- */

@@ -7,7 +7,10 @@
 #include <stdbool.h>
 
 /* How long what a lane shows may be used: while `view` is not NULL. A userdata, so that vectors can outlive it. */
-typedef struct pyr_lua_scope { const pyr_custom_view *view; } pyr_lua_scope;
+typedef struct pyr_lua_scope {
+  const pyr_custom_view *view;
+  pyr_status status;       /* of what the core was asked for through it */
+} pyr_lua_scope;
 
 float *pyr_lua_new_vector(lua_State *L, int64_t rows, int64_t cols);    /* pushes one of its own, to be filled; cols 0: a vector */
 /* Pushes a vector over `data`, usable while the scope at stack index `scope` is open. */

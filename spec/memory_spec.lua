@@ -3,6 +3,7 @@
 local helper = require "spec.helper"
 local core = require "pyramid.core"
 local pyramid = require "pyramid"
+local score = require "pyramid.score"
 
 local folder = helper.fixture "families/llama-gqa-llama3"
 
@@ -41,6 +42,12 @@ local function task(limit, weights)
       keep(batch:step())
       keep(batch:step())
     end
+    local cache = keep(model:cache { policy = { name = "both", prefill = function()
+      return { keep = 20, share = "head", score = score.expected() * score.output_norm()
+        + score.custom(function(lane) return lane.keys:norm() + lane.seen end, { seen = score.attention { queries = 9 } }) }
+    end } })
+    keep(cache:prefill(prompt(80, model.config.vocab)))
+    keep(cache:scores(score.key_norm()))
   end)
   os.remove(path)
   if ok then return true end

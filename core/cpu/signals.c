@@ -137,8 +137,7 @@ static void similarity_task(void *ctx, int64_t tile, int worker) {
   for (int64_t i = 0; i < rows; i++) out[i] *= s.weights[i];
 }
 
-/* The anchor's length matters as much as its direction is looked at: it is divided out, so cosines are cosines. It lies in
- * worker 0's scratch, before what that worker's tasks use. */
+/* The anchor, made of length 1, lies in worker 0's scratch, before what that worker's tasks use. */
 static pyr_status cpu_key_similarity(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end) {
   signal_call c = call_of(be, out, lane, layout, begin, end);
   pyr_status status = pyr_cpu_check(be, "key_similarity", pyr_cpu_signals_scratch(c.k, layout.head_dim, 0));
