@@ -51,8 +51,8 @@ FOCUS = ("kind=gift", "kind=moved", "kind=verse")
 STAGES = [
     dict(name="short", context=256, share=8.16, batch=32, words=(30, 100), dense=0.6, focus=0.0, prose=0.12),
     dict(name="middle", context=512, share=8.08, batch=16, words=(60, 260), dense=0.5, focus=0.0, prose=0.12),
-    dict(name="long", context=1024, share=7.06, batch=8, words=(100, 580), dense=0.4, focus=0.0, prose=0.12),
-    dict(name="full", context=2048, share=7.20, batch=4, words=(100, 1300), dense=0.4, focus=0.4, prose=0.10),
+    dict(name="long", context=1024, share=7.28, batch=8, words=(100, 580), dense=0.4, focus=0.0, prose=0.12),
+    dict(name="full", context=2048, share=6.98, batch=4, words=(100, 1300), dense=0.4, focus=0.4, prose=0.10),
 ]
 
 # Muon for the matrices of the layers, Adam for the embedding and the gains. Linear warm-up, flat, then linear to zero over
