@@ -125,7 +125,9 @@ def rows(tokenizer, all_books, stage, index, wanted, start_seed):
         while not alone and at < length:
             while len(pending) < 128:
                 dense = rng.random() < stage["dense"]
-                texts = world_documents(seed, 128, stage["words"], *(recipe.DENSE if dense else ()))
+                focus = rng.random() < stage["focus"]
+                options = (recipe.DENSE if dense else ()) + (recipe.FOCUS if focus else ())
+                texts = world_documents(seed, 128, stage["words"], *options)
                 seed += 128
                 for encoded in tokenizer.encode_batch(texts, add_special_tokens=False):
                     ids = np.array([recipe.BEGIN] + encoded.ids + [recipe.END], np.uint16)
