@@ -181,7 +181,8 @@ local function assert_simulated(p, kind, prompts, steps)
   local config, what = model.config, ("%s, %s"):format(p.name, kind)
   local run = simulated(function()
     return testing.run(p, { prompt = prompts, steps = steps, layers = config.layers, heads = config.heads,
-      kv_heads = config.kv_heads, head_dim = config.head_dim, attend = source.attend, keys = source.keys, values = source.values })
+      kv_heads = config.kv_heads, head_dim = config.head_dim, attend = source.attend, keys = source.keys, values = source.values,
+      outputs = source.outputs, expected = source.expected })
   end)
   local cache <close> = assert(model:cache { policy = p, dtype = "f32" })
   local at = 0
