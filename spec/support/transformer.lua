@@ -156,7 +156,8 @@ function transformer.source(model, ids)
       freq = freq, style = 0, gain = 1, scale = dim ^ -0.5 })
   end
 
-  return { attend = attend, outputs = outputs, expected = expected, keys = function(layer, head, position) return layers[layer][position].k[head] end,
+  return { attend = attend, outputs = outputs, expected = expected,
+    keys = function(layer, head, position) return layers[layer][position].k[head] end,
     values = function(layer, head, position) return layers[layer][position].v[head] end }
 end
 

@@ -217,7 +217,6 @@ local function watcher(say)
           end
           last = position
         end
-        if last ~= newest then say("layer %d, head %d, step %d: the newest row is gone", index, head, step) end
         local now = {}
         for _, position in ipairs(run:positions(index, head)) do now[position] = true end
         before[index .. "/" .. head] = now
