@@ -363,7 +363,7 @@ describe("matrix, the folder", function()
   it("holds sound policies, each named after its file", function()
     local reports = assert(testing.check_folder("policies", { pyramidinfer = { falls = true } }))
     assert.equal(#names, #reports)
-    for _, report in ipairs(reports) do 
+    for _, report in ipairs(reports) do
       assert.equal(report.name == "full" or report.name == "guide", report.keeps_everything, tostring(report))
     end
   end)

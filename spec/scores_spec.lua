@@ -339,9 +339,11 @@ describe("scores at work", function()
     assert(cache:prefill(prompt(60)))
     assert.equal(30, other:rows(1))
     assert.equal(20, cache:rows(1))
+    local itself
     local own <close> = assert(model:cache { dtype = "f32", policy = { name = "self", prefill = function()
-      return { keep = 20, score = score.custom(function(lane) cache:close() own_cache:close() return lane.positions end) }
+      return { keep = 20, score = score.custom(function(lane) itself:close() return lane.positions end) }
     end } })
+    itself = own
     assert.equal("policy", select(3, own:prefill(prompt(60))))
   end)
 

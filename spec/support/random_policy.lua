@@ -71,7 +71,8 @@ return function(seed, grouped)
     local prune = pick { "cache", "cache", "hidden", "both" }
     local share = prune == "cache" and not compact and pick { "layer", "head", "pool", "list" } or "layer"
     plans[layer] = { skip = draw(6) == 0, share = share, prune = prune, ratio = pick { 0.1, 0.4, 0.6, 0.9 },
-      first = pick { 0, 1, 4 }, last = pick { 0, 1, 5, 20 }, score = draw(8) > 0 and random_score(draw, pick, prompt_attention, compact) or nil,
+      first = pick { 0, 1, 4 }, last = pick { 0, 1, 5, 20 },
+      score = draw(8) > 0 and random_score(draw, pick, prompt_attention, compact) or nil,
       mass = draw(4) == 0 and pick { 0.3, 0.8 } or nil, least = draw(2) == 0 and 3 or nil,
       merge = prune ~= "hidden" and not compact and draw(4) == 0 and pick { true, { threshold = 0.3 } } or nil }
     ragged = ragged or share == "pool" or share == "list" or plans[layer].mass ~= nil

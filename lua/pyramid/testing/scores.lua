@@ -198,8 +198,8 @@ end
 -- What a custom score is shown of a lane, and what it makes of it.
 local function custom(group, lane, object, inputs)
   local function rows(source) return new_vector(each(lane.rows, function(p) return list_of(source(lane.head, p)) end)) end
-  local shown = { layer = group.layer, head = lane.head, rows = #lane.rows, positions = new_vector(lane.rows), keys = rows(group.key),
-    values = rows(group.value) }
+  local shown = { layer = group.layer, head = lane.head, rows = #lane.rows, positions = new_vector(lane.rows),
+    keys = rows(group.key), values = rows(group.value) }
   for i, input in ipairs(inputs) do shown[object[i + 1]] = new_vector(input) end
   local ok, result = pcall(object[1], shown)
   local function wrong(message)
