@@ -177,7 +177,8 @@ typedef struct pyr_shape {  /* what a policy is told of a layer; all it may depe
 /* A score is a program over vectors of one value per row, run on a small stack, for one lane group at a time: the
  * whole layer under PYR_SHARE_LAYER, one KV head under PYR_SHARE_HEAD. */
 typedef enum pyr_score_code {
-  PYR_S_ATTENTION = 0, /* push attention mass of the last n queries that reach the layer; a: pyr_reduce over queries, b: over heads; x: ramp */
+  PYR_S_ATTENTION = 0, /* push attention mass of the last n queries that reach the layer; a: pyr_reduce over queries, b: over
+                          heads; x: ramp */
   PYR_S_HISTORY,       /* push attention of every query so far; b: pyr_reduce over heads; x: decay per decode step */
   PYR_S_KEY_NORM,      /* push |K| (mean over the group's lanes) */
   PYR_S_VALUE_NORM,    /* push |V| */
