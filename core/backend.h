@@ -91,6 +91,8 @@ typedef struct pyr_mass {        /* attention mass that n queries of one sequenc
   int32_t window;                /* as in attention; invisible rows get nothing */
   pyr_reduce reduce;             /* PYR_SUM or PYR_MAX over queries */
   pyr_weighting weighting;
+  bool by_place;                 /* the weighting counts the i-th query as place + i, not by its position: queries whose … */
+  int32_t place;                 /* … tokens left earlier layers have no place */
 } pyr_mass;
 
 typedef struct pyr_segment {     /* one vector of scores in a choice; host */

@@ -195,7 +195,7 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, pyr_plan_run *run, in
   pyr_attention a = { .out = f->att, .lse = wanted ? f->lse : NULL, .q = f->q, .q_pos = f->pos + at, .lanes = p->views,
                       .n = n, .window = c->window ? c->window[layer] : 0 };
   s = f->be->attention(f->be, &a, 1, f->layout, c->heads, c->kv_heads, f->model->scale);
-  if (s == PYR_OK && wanted) s = pyr_plan_observe(run, &a, at);
+  if (s == PYR_OK && wanted) s = pyr_plan_observe(run, &a, rot, at);
   if (s != PYR_OK || (last_only && !holds_last)) return s;
   int64_t skip = last_only ? n - 1 : 0;
   return layer_finish(f, l, x + skip * c->width, f->att + skip * c->heads * c->head_dim, n - skip);
@@ -222,6 +222,7 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   shape.rows = pyr_plan_rows_after(cache, &shape, &plan);
   if (asked) s = pyr_plan_ask_trigger(cache, &shape, &trigger);
   else trigger = cache->states[layer].trigger;
+  if (s == PYR_OK && asked) s = pyr_plan_check_history(cache, &shape, &plan, &trigger);
   for (int head = 0; head < c->kv_heads && s == PYR_OK; head++)
     s = pyr_lane_reserve(cache, pyr_cache_lane(cache, layer, head), p->alive, pyr_trigger_tracks(&trigger));
   if (s == PYR_OK) s = pyr_plan_begin(&run, cache, layer, &plan, asked ? &trigger : NULL, p->alive, cache->tokens + p->n - 1);

@@ -255,8 +255,9 @@ static pyr_status run_pool(const pyr_judge *j, pyr_signals *signals, const pyr_j
 
 pyr_status pyr_judge_run(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *work, int64_t *hidden) {
   if (!pyr_judge_needed(j)) return PYR_OK;
-  bool evicts = j->plan->prune & PYR_PRUNE_CACHE, compact = compacts(j);
+  bool compact = compacts(j);
+  int64_t rows = pyr_cache_layer_rows(j->cache, j->layer);
   pyr_status status = j->plan->share == PYR_SHARE_POOL ? run_pool(j, signals, work) : run_groups(j, signals, work, hidden);
-  if (status == PYR_OK && evicts && compact) j->cache->states[j->layer].compact = true;
+  if (status == PYR_OK && compact && pyr_cache_layer_rows(j->cache, j->layer) < rows) j->cache->states[j->layer].compact = true;
   return status;
 }

@@ -133,6 +133,20 @@ pyr_status pyr_plan_ask_trigger(pyr_cache *cache, const pyr_shape *shape, pyr_tr
   return PYR_OK;
 }
 
+pyr_status pyr_plan_check_history(pyr_cache *cache, const pyr_shape *shape, const pyr_plan *plan, const pyr_trigger *trigger) {
+  if (!pyr_signal_is_history(&trigger->track) || shape->past == 0) return PYR_OK;
+  for (int i = 0; i < plan->score.length; i++) {
+    const pyr_score_op *op = &plan->score.ops[i];
+    if (!pyr_signal_is_history(op)) continue;
+    if (op->b == PYR_MAX && shape->heads != shape->kv_heads)
+      return refuse(cache, shape, "prefill", "score",
+                    "wants history{heads=max}, of which earlier prompts left the mean over a K/V head");
+    const char *fault = pyr_score_untracked(op, &trigger->track);
+    if (fault) return refuse(cache, shape, "prefill", "score", fault);
+  }
+  return PYR_OK;
+}
+
 pyr_status pyr_plan_ask_decode(pyr_cache *cache, const pyr_shape *shape, pyr_plan *plan) {
   const pyr_trigger *trigger = &cache->states[shape->layer].trigger;
   memset(plan, 0, sizeof *plan);
@@ -146,10 +160,8 @@ pyr_status pyr_plan_ask_decode(pyr_cache *cache, const pyr_shape *shape, pyr_pla
     return refuse(cache, shape, "decode", "guard.last", "exceeds the trigger's window, by which rows judged once are counted");
   if (plan->score.length == 0 && pyr_trigger_tracks(trigger)) plan->score = (pyr_score){ 1, { trigger->track } };
   for (int i = 0; i < plan->score.length; i++) {
-    const pyr_score_op *op = &plan->score.ops[i];
-    if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
-    if (op->code != trigger->track.code || (pyr_signal_is_attention(op) && op->n != trigger->track.n))
-      return refuse(cache, shape, "decode", "score", "ranks by attention that the trigger does not track");
+    const char *fault = pyr_score_untracked(&plan->score.ops[i], &trigger->track);
+    if (fault) return refuse(cache, shape, "decode", "score", fault);
   }
   pyr_judge j = { .cache = cache, .layer = shape->layer, .plan = plan, .decode = true, .more = 1 };
   return check_lanes(cache, shape, &j, "decode");
@@ -249,8 +261,8 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
     const pyr_score_op *op = &plan->score.ops[i];
     if (pyr_signal_is_expected(op)) moments += pyr_queries_floats(cache->pool->model, op->a, alive);
     if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
-    bool held = pyr_signal_is_history(op) && pyr_signal_is_history(&trigger->track) && op->b != PYR_MAX;
-    if (held) continue;                                  /* by the lanes' history */
+    bool means = op->b == PYR_MAX && heads != cache->heads;   /* a lane holds the mean over its query heads */
+    if (pyr_signal_is_history(op) && pyr_signal_is_history(&trigger->track) && !means) continue;   /* by the lanes' history */
     sums[i] = floats;
     floats += heads * s->stride;
   }
@@ -326,22 +338,22 @@ static pyr_status observe(pyr_plan_run *run, const pyr_attention *a, int64_t at,
   pyr_mass m = {
     .out = out, .stride = tracked ? run->track_stride : run->signals.stride, .q = a->q + skip * heads * model->config.head_dim,
     .lse = a->lse + skip * heads, .q_pos = a->q_pos + skip, .lanes = a->lanes, .ranges = run->ranges, .n = a->n - skip,
-    .window = a->window, .reduce = reduce, .weighting = weighting,
+    .window = a->window, .reduce = reduce, .weighting = weighting, .by_place = !tracked, .place = (int32_t)(at + skip),
   };
   return cache->pool->be->mass(cache->pool->be, &m, cache->pool->layout, heads, cache->heads, model->scale);
 }
 
-pyr_status pyr_plan_observe(pyr_plan_run *run, const pyr_attention *a, int64_t at) {
+pyr_status pyr_plan_observe(pyr_plan_run *run, const pyr_attention *a, const int32_t *turned_to, int64_t at) {
   pyr_status status = PYR_OK;
   for (int i = 0; i < run->plan.score.length && status == PYR_OK; i++) {
     const pyr_score_op *op = &run->plan.score.ops[i];
     if (run->expects && pyr_signal_is_expected(op))
-      status = pyr_queries_add(&run->signals.queries_of[i], run->judge.cache->pool->be, a, at);
+      status = pyr_queries_add(&run->signals.queries_of[i], run->judge.cache->pool->be, a, turned_to, at);
     if (!run->signals.mass[i]) continue;
     int64_t queries = signal_queries(run, i);
     run->signals.queries[i] = queries;
     pyr_weighting w = { 0, 1.0f, 0, 0, 0 };
-    if (pyr_signal_is_attention(op) && op->n > 0) w = (pyr_weighting){ (int32_t)queries, op->x, run->last_position, 0, 0 };
+    if (pyr_signal_is_attention(op) && op->n > 0) w = (pyr_weighting){ (int32_t)queries, op->x, run->judge.fresh - 1, 0, 0 };
     status = observe(run, a, at, queries, false, op->a == PYR_MAX ? PYR_MAX : PYR_SUM, w, run->signals.mass[i]);
   }
   if (status == PYR_OK && run->track)

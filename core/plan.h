@@ -13,6 +13,8 @@
  * (PYR_POLICY). Without a policy, or without the callback, the plan keeps everything and the trigger never fires. */
 pyr_status pyr_plan_ask_prefill(pyr_cache *cache, const pyr_shape *shape, pyr_plan *plan);
 pyr_status pyr_plan_ask_trigger(pyr_cache *cache, const pyr_shape *shape, pyr_trigger *trigger);
+/* Refuses a prompt's plan that ranks by another history than what earlier prompts left under this trigger. */
+pyr_status pyr_plan_check_history(pyr_cache *cache, const pyr_shape *shape, const pyr_plan *plan, const pyr_trigger *trigger);
 pyr_status pyr_plan_ask_decode(pyr_cache *cache, const pyr_shape *shape, pyr_plan *plan);
 
 bool pyr_trigger_tracks(const pyr_trigger *trigger);
@@ -46,8 +48,9 @@ typedef struct pyr_plan_run {
  * move. PYR_MEMORY. */
 pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const pyr_plan *plan, const pyr_trigger *trigger,
                           int64_t alive, int64_t last_position);
-/* Shows the queries of alive tokens [at, at + a->n), after their attention; a->lse is set. */
-pyr_status pyr_plan_observe(pyr_plan_run *run, const pyr_attention *a, int64_t at);
+/* Shows the queries of alive tokens [at, at + a->n), after their attention; a->lse is set. turned_to [a->n]: the
+ * positions that rope turned them to, which in a compacted layer are not theirs. */
+pyr_status pyr_plan_observe(pyr_plan_run *run, const pyr_attention *a, const int32_t *turned_to, int64_t at);
 bool pyr_plan_wants(const pyr_plan_run *run, int64_t at, int64_t n);   /* whether observe would look at them */
 /* Updates histories, evicts, sets the layer's decode state. *survivors (if hidden is to be pruned: backend memory
  * [*kept] of alive-token indices, valid until pyr_plan_free) or NULL. */

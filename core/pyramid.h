@@ -177,7 +177,8 @@ typedef struct pyr_shape {  /* what a policy is told of a layer; all it may depe
 /* A score is a program over vectors of one value per row, run on a small stack, for one lane group at a time: the
  * whole layer under PYR_SHARE_LAYER, one KV head under PYR_SHARE_HEAD. */
 typedef enum pyr_score_code {
-  PYR_S_ATTENTION = 0, /* push attention mass of the last n queries; a: pyr_reduce over queries, b: over heads; x: ramp */
+  PYR_S_ATTENTION = 0, /* push attention mass of the last n queries that reach the layer; a: pyr_reduce over queries, b: over
+                          heads; x: ramp */
   PYR_S_HISTORY,       /* push attention of every query so far; b: pyr_reduce over heads; x: decay per decode step */
   PYR_S_KEY_NORM,      /* push |K| (mean over the group's lanes) */
   PYR_S_VALUE_NORM,    /* push |V| */
@@ -240,8 +241,8 @@ typedef struct pyr_trigger {  /* when decode plans run, and what is tracked unti
   int64_t over;         /* when the longest lane holds more rows than this; 0: never by length */
   int64_t window;       /* the last rows, never judged in decode */
   int32_t once;         /* a row is judged once: survivors, and all rows before the prompt's window, are left alone */
-  pyr_score_op track;   /* the PYR_S_ATTENTION or PYR_S_HISTORY signal that decode plans rank by, or any other code:
-                           none. Tracked per lane as the mean over its heads, from the prompt's queries on */
+  pyr_score_op track;   /* the PYR_S_ATTENTION or PYR_S_HISTORY signal that decode plans rank by (with its n and x, or they
+                           are refused), or any other code: none. Tracked per lane as the mean over its heads, from the prompt's queries on */
 } pyr_trigger;
 
 /* Numbers that a PYR_S_TABLE reads; host memory, unchanged while the policy lives. What lies beyond is 0. */

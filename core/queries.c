@@ -23,12 +23,12 @@ void pyr_queries_begin(pyr_queries *q, const pyr_model *model, bool covariance, 
     .gain = c->rope_gain } };
 }
 
-pyr_status pyr_queries_add(pyr_queries *q, pyr_backend *be, const pyr_attention *a, int64_t at) {
+pyr_status pyr_queries_add(pyr_queries *q, pyr_backend *be, const pyr_attention *a, const int32_t *turned_to, int64_t at) {
   const pyr_moments *m = &q->moments;
   pyr_status status = PYR_OK;
   for (int64_t i = max64(0, q->skip - at); i < a->n && status == PYR_OK; i += PIECE) {
     int64_t some = min64(PIECE, a->n - i);
-    status = be->moments(be, m, a->q + i * m->heads * m->head_dim, a->q_pos + i, some, q->count == 0);
+    status = be->moments(be, m, a->q + i * m->heads * m->head_dim, turned_to + i, some, q->count == 0);
     q->count += some;
   }
   return status;

@@ -15,8 +15,8 @@ typedef struct pyr_queries {
 
 int64_t pyr_queries_floats(const pyr_model *model, bool covariance, int64_t alive);
 void pyr_queries_begin(pyr_queries *q, const pyr_model *model, bool covariance, int64_t alive, int64_t skip, float *block);
-/* Adds alive queries [at, at + a->n) but for the first `skip`. */
-pyr_status pyr_queries_add(pyr_queries *q, pyr_backend *be, const pyr_attention *a, int64_t at);
+/* Adds alive queries [at, at + a->n) but for the first `skip`; rope turned them to turned_to [a->n]. */
+pyr_status pyr_queries_add(pyr_queries *q, pyr_backend *be, const pyr_attention *a, const int32_t *turned_to, int64_t at);
 /* Makes of the sums what the backend's `expected` reads, for queries at positions [next, next + future). */
 pyr_status pyr_queries_end(pyr_queries *q, pyr_backend *be, const pyr_model *model, int64_t next, int64_t future);
 

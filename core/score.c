@@ -97,6 +97,16 @@ const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bo
   return NULL;
 }
 
+const char *pyr_score_untracked(const pyr_score_op *op, const pyr_score_op *track) {
+  bool attention = pyr_signal_is_attention(op);
+  if (!attention && !pyr_signal_is_history(op)) return NULL;
+  if (op->code != track->code || (attention && op->n != track->n)) return "ranks by attention that the trigger does not track";
+  if (attention && op->a == PYR_MAX) return "takes a maximum over queries, which cannot be tracked";
+  if (op->x == track->x) return NULL;
+  return attention ? "ranks by attention of another ramp than the trigger tracks"
+                   : "ranks by history of another decay than the trigger tracks";
+}
+
 int64_t pyr_score_scratch(const pyr_cache *cache, int depth, int64_t judged) {
   return ((int64_t)depth + cache->pool->model->config.heads) * judged;
 }
@@ -313,9 +323,7 @@ static pyr_status check_scores(const pyr_cache *cache, int layer, int head, cons
     bool tracks = pyr_signal_is_attention(track) || pyr_signal_is_history(track);
     if (score->length == 0 && !tracks) fault = "is left out, and the cache's policy tracks none";
     for (int i = 0; i < score->length; i++) {
-      const pyr_score_op *op = &score->ops[i];
-      if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
-      if (track->code != op->code || (pyr_signal_is_attention(op) && track->n != op->n))
+      if (pyr_score_untracked(&score->ops[i], track))
         fault = "asks for attention that the cache's policy does not track";
     }
   }

@@ -443,7 +443,7 @@ describe("scores at work", function()
     for _ = 1, 1500 do
       local program = draw()
       local bound = { { function(lane) return lane.positions end }, name = "fuzz", prefill = function()
-        return 10, 1, 2, math.random(0, 1), 1, program
+        return 10, 1, 2, math.random(0, 2), 1, program, 0, math.random(0, 1) * 0.5, nil, 0
       end }
       bound[1] = { [3] = vector { 1, 2, 3 }, [7] = vector { { 1, 2 } },
         [5] = { function(lane) return lane.positions end, "a", "b", "c" } }

@@ -78,6 +78,77 @@ describe("testing.run", function()
     end })
   end)
 
+  it("lets heads compete for one budget, and counts rows by the share of scores that they hold", function()
+    local values = function(_, head, position) return head == 1 and position < 5 and 10 or 1 + position / 100 end
+    local run = testing.run(keeping(4, { share = "pool", least = 2, guard = { last = 1 }, score = score.value_norm() }),
+      { prompt = 9, layers = 1, heads = 2, values = values })
+    assert.keeps(run[1][1], { 0, 1, 2, 3, 4, 8 })
+    assert.keeps(run[1][2], { 7, 8 })
+    run = testing.run(keeping(9, { share = "head", mass = 0.5, score = score.value_norm() }),
+      { prompt = 9, layers = 1, heads = 2, values = values })
+    assert.keeps(run[1][1], { 0, 1, 2 })                            -- 30 of 54.26
+    assert.keeps(run[1][2], { 4, 5, 6, 7, 8 })
+    run = testing.run(keeping(9, { keep = { 2, 3 }, share = "head" }), { prompt = 9, layers = 1, heads = 2 })
+    assert.keeps(run[1][1], { 7, 8 })
+    assert.keeps(run[1][2], { 6, 7, 8 })
+  end)
+
+  it("merges losers into the most similar survivor, and ranks by what they became", function()
+    local p = policy { name = "merging", prefill = function() return { keep = 3, merge = { threshold = 0.5 } } end,
+      trigger = function() return { every = 1, window = 1 } end,
+      decode = function() return { keep = 2, score = score.value_norm() } end }
+    local run = testing.run(p, { prompt = 6, steps = 1, layers = 1, heads = 1,
+      keys = function(_, _, position) return position % 3 == 1 and { 0, 1 } or position == 5 and { -1, -1 } or { 1, 0 } end,
+      values = { [1] = 9, [0] = 2, [2] = 1, [3] = 3, [4] = 1, [5] = 4 } })
+    assert.keeps(run.prefill[1][1], { 3, 4, 5 })
+    assert.keeps(run[1][1], { 4, 6 })                               -- 4 and 1 hold (1 + 9) / 2; 3, 0 and 2 hold 2
+  end)
+
+  it("tells original positions where keys are rotated to their places", function()
+    local places = {}
+    local run = testing.run("streaming", { prompt = 20, steps = 14, layers = 1, heads = 1,
+      attend = function(_, _, query, positions, held)
+        if query > 19 then places[query] = held.compact end
+        local out = {}
+        for i in ipairs(positions) do out[i] = 1 end
+        return out
+      end })
+    assert.keeps(run.prefill, { 0, 1, 2, 3, 14, 15, 16, 17, 18, 19 })
+    assert.is_false(places[20])
+    run = testing.run(assert(policy.load("streaming", { rotate = true })), { prompt = 20, steps = 2, layers = 1, heads = 1,
+      attend = function(_, _, query, positions, held)
+        if query > 19 then places[query] = held.compact end
+        return table.move(positions, 1, #positions, 1, {})
+      end })
+    assert.is_true(places[20])
+    assert.keeps(run, { 0, 1, 2, 3, 14, 15, 16, 17, 18, 19, 20, 21 })
+  end)
+
+  it("ranks by tables, functions and what queries to come should look at", function()
+    local how = { prompt = 8, layers = 2, heads = 2, kv_heads = 1 }
+    assert.keeps(keeping(2, { score = score.table { 0, 0, 7, 0, 0, 8 } }), { 2, 5 }, how)
+    local by_key = score.custom(function(lane) return lane.keys:norm() * lane.twice end, { twice = score.const(2) })
+    how.keys = function(_, _, position) return position == 4 and { 3, 0 } or position == 6 and { 0, 4 } or { 1, 0 } end
+    assert.keeps(keeping(2, { score = by_key }), { 4, 6 }, how)
+    local expected = keeping(2, { score = score.expected { sinks = 3, future = 5, covariance = false } })
+    assert.error_matches(function() testing.run(expected, how) end, "not simulated: expected attention, unless `expected` is given")
+    assert.error_matches(function() testing.run(keeping(2, { score = score.output_norm() }), how) end, "unless `outputs` is given")
+    local asked
+    how.expected = function(_, _, keys, given)
+      asked = given
+      local out = {}
+      for i, key in ipairs(keys) do out[i] = key[2] + i / 100 end
+      return out
+    end
+    how.outputs = function(_, head, value) return head * value end
+    assert.keeps(expected, { 6, 7 }, how)
+    assert.same({ queries = { 3, 4, 5, 6, 7 }, next = 8, future = 5, covariance = false }, asked)
+    how.values = { [1] = 5, [2] = 4 }
+    assert.keeps(keeping(2, { score = score.output_norm() }), { 1, 2 }, how)
+    assert.error_matches(function() testing.run(keeping(2, { score = score.custom(function() error("boom", 0) end) }), how) end,
+      "policy keeping, layer 1, prefill: boom")
+  end)
+
   it("reads prompts one after another", function()
     local run = testing.run("streaming", { prompt = { 20, 10 }, layers = 2 })
     assert.equal(30, run:tokens())
@@ -95,6 +166,10 @@ describe("testing.run", function()
     for pattern, p in pairs {
       ["policy keeping, layer 1, prefill: keep is less than 1"] = keeping(0),
       ["policy keeping, layer 1, prefill: share must be \"layer\" where"] = keeping(5, { share = "head", prune = "hidden" }),
+      ["policy keeping, layer 1, prefill: keep is a list, which needs share"] = keeping(9, { keep = { 2, 2 } }),
+      ["policy keeping, layer 1, prefill: least needs mass or share"] = keeping(5, { least = 2 }),
+      ["policy keeping, layer 1, prefill: least is more than keep"] = keeping(5, { least = 6, mass = 0.5 }),
+      ["policy keeping, layer 1, prefill: rotate \"compact\" needs share"] = keeping(5, { share = "head", rotate = "compact" }),
       ["policy keeping, layer 1, prefill: plan.kep is not a field"] = keeping(5, { kep = 5 }),
     } do
       assert.error_matches(function() testing.run(p) end, pattern)

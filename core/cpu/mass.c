@@ -68,6 +68,8 @@ static void weigh_rows(const pyr_weighting *w, const mass_scratch *s, int64_t j,
   }
 }
 
+static int32_t counted_at(const pyr_mass *m, int64_t i) { return m->by_place ? m->place + (int32_t)i : m->q_pos[i]; }
+
 /* Queries [q0, q0+n), n <= FEW, against all strips of the tile. `seen` is per query, in the tile's rows. */
 static void mass_queries(const mass_call *c, const mass_scratch *s, int g, int64_t q0, int n, const pyr_span *seen, int64_t rows) {
   const pyr_mass *m = c->m;
@@ -82,7 +84,7 @@ static void mass_queries(const mass_call *c, const mass_scratch *s, int g, int64
         float lse = m->lse[(q0 + i) * c->heads + head];
         if (seen[i].low >= at + nr || seen[i].high <= at || lse == -INFINITY) continue;
         pyr_strip strip = { .mass = s->mass + h * ROWS + at, .scores = s->scores + i * nr, .base = s->base + at, .due = s->due + at,
-                            .lse = lse, .slope = pyr_cpu_slope(&m->weighting), .position = m->q_pos[q0 + i],
+                            .lse = lse, .slope = pyr_cpu_slope(&m->weighting), .position = counted_at(m, q0 + i),
                             .low = (int32_t)(seen[i].low - at), .high = (int32_t)(seen[i].high - at), .max = m->reduce == PYR_MAX };
         c->k->mass_strip(&strip);
       }
@@ -112,10 +114,10 @@ static void mass_task(void *ctx, int64_t task, int worker) {
     int n = (int)pyr_least(FEW, m->n - q0);
     bool any = false;
     for (int i = 0; i < n; i++) {
-      int32_t position = m->q_pos[q0 + i];
+      int32_t place = counted_at(m, q0 + i);
       seen[i] = (pyr_span){ 0, 0 };
-      if (position < earliest || position > latest) continue;
-      pyr_span all = pyr_cpu_visible(lane, position, m->window);
+      if (place < earliest || place > latest) continue;
+      pyr_span all = pyr_cpu_visible(lane, m->q_pos[q0 + i], m->window);
       seen[i].low = pyr_most(all.low - row, 0), seen[i].high = pyr_least(all.high - row, rows);
       any = any || seen[i].low < seen[i].high;
     }

@@ -106,9 +106,10 @@ end
 
 local function finite(value) return type(value) == "number" and value == value and math.abs(value) < math.huge end
 
----Attention mass that the last `queries` queries gave a row (0 or nil: every query), weighted by a ramp that rises from 1
----at the oldest to `ramp` at the newest. `reduce` is over queries, `heads` over the query heads that share a set: all of
----the layer's, or a KV head's group (see a plan's `share`). Source: PyramidInfer, arXiv 2405.12532; SnapKV, arXiv 2404.14469.
+---Attention mass that the last `queries` queries gave a row (0 or nil: every query), of those that reach the layer, weighted
+---by a ramp that rises from 1 at the oldest to `ramp` at the newest. `reduce` is over queries, `heads` over the query heads
+---that share a set: all of the layer's, or a KV head's group (see a plan's `share`). In decode, `queries` and `ramp` must be
+---the trigger's. Source: PyramidInfer, arXiv 2405.12532; SnapKV, arXiv 2404.14469.
 ---@param o? { queries?: integer, ramp?: number, reduce?: "mean"|"sum"|"max", heads?: "mean"|"sum"|"max" }
 ---@return pyramid.score
 function score.attention(o)
@@ -123,7 +124,9 @@ function score.attention(o)
 end
 
 ---Attention that every query so far gave a row, in prefill and in decode; each decode step first multiplies what has
----been gathered by `decay`. Source: H2O, arXiv 2306.14048; Scissorhands, arXiv 2305.17118.
+---been gathered by `decay`, which in decode, and where earlier prompts left history, must be the trigger's. Over earlier
+---prompts `heads = "max"` needs as many KV heads as heads: what is tracked is the mean over a KV head's query heads. Source:
+---H2O, arXiv 2306.14048; Scissorhands, arXiv 2305.17118.
 ---@param o? { decay?: number, heads?: "mean"|"sum"|"max" }
 ---@return pyramid.score
 function score.history(o)

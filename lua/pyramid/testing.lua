@@ -14,8 +14,9 @@
 ---   end)
 ---
 --- `run` answers the questions of a cache (rows, positions, tokens, computed, evicted, fraction) and follows the core's
---- rules in plain Lua: guards are structure, ties go to the lower row, survivors ascend. Sliding windows of models are not
---- simulated, nor are score operations that testing/scores.lua does not hold: they raise "not simulated".
+--- rules in plain Lua: guards are structure, ties go to the lower row, survivors ascend. Not simulated are sliding windows of
+--- models, and, unless they are given, what values add to the output and expected attention; nor what looks at the directions
+--- of keys once they were rotated to their places: that raises "not simulated".
 local checks = require "pyramid.testing.checks"
 local options = require "pyramid.options"
 local policy = require "pyramid.policy"
@@ -71,7 +72,7 @@ end
 
 local run_keys = { prompt = "integer|table", layers = "integer", heads = "integer", kv_heads = "integer", head_dim = "integer",
   steps = "integer", attention = "function|table", attend = "function", keys = "function|table", values = "function|table",
-  seed = "integer", scores = "boolean", watch = "function" }
+  outputs = "function", expected = "function", seed = "integer", scores = "boolean", watch = "function" }
 
 ---@class pyramid.testing.Given
 ---@field prompt? integer|integer[]   tokens (64); several: prompts read one after another
@@ -82,11 +83,17 @@ local run_keys = { prompt = "integer|table", layers = "integer", heads = "intege
 ---@field head_dim? integer           (16); only shown to the policy
 ---@field attention? fun(layer: integer, head: integer, query: integer, position: integer): number|table<integer, number>
 ---  how much a query head looks at a position, in proportion to what else it sees; or a number by position, 1 elsewhere
----@field attend? fun(layer: integer, head: integer, query: integer, positions: integer[]): number[]
----  the same for all rows that the query sees at once; called for each layer, query and head, in a model's order
+---@field attend? fun(layer: integer, head: integer, query: integer, positions: integer[], held: table): number[]
+---  the same for all rows that the query sees at once; called for each layer, query and head, in a model's order.
+---  held.merged: { key =, value = } by position of rows that took others in, or nil; held.compact: keys are rotated to the
+---  places from 0 that rows have among `positions`
 ---@field keys? fun(layer: integer, kv_head: integer, position: integer): number|number[]|table<integer, number>
 ---  a row's key, or its length; or by position, 1 elsewhere
 ---@field values? fun(layer: integer, kv_head: integer, position: integer): number|number[]|table<integer, number>
+---@field outputs? fun(layer: integer, head: integer, value: number|number[]): number   for score.output_norm: the length of
+---  what a value adds to the residual stream by way of a query head
+---@field expected? fun(layer: integer, head: integer, keys: table, how: table): number[]   for score.expected: the exponent of
+---  each key of a query head; how holds queries (their positions), next, future and covariance
 ---@field seed? integer               of what is not given: attention, keys and values are then noise
 ---@field scores? boolean            false: scores are not worked out, and the oldest survive: for counting rows
 ---@field watch? fun(run: pyramid.testing.Run, step: integer)   after the prompt (0) and after each step
@@ -111,7 +118,8 @@ function testing.run(which, given)
     error(("testing.run: %d heads cannot share %d KV heads evenly"):format(heads, kv_heads), 2)
   end
   return simulation.run(p, { prompts = prompts, layers = given.layers or 4, heads = heads, kv_heads = kv_heads,
-    head_dim = given.head_dim or 16, steps = given.steps or 0, attend = given.attend, watch = given.watch,
+    head_dim = given.head_dim or 16, steps = given.steps or 0, attend = given.attend, outputs = given.outputs,
+    expected = given.expected, watch = given.watch,
     scores = given.scores ~= false,
     attention = source("attention", given.attention, 1.0, noise),
     keys = source("keys", given.keys, 1.0, function(...) return noise(1, ...) end),

@@ -14,20 +14,33 @@ local function picker(seed)
   return draw, pick
 end
 
-local function random_score(draw, pick, attention)
+local by_position, by_head = { by = "position" }, { by = "head" }
+for i = 1, 60 do by_position[i] = i * 29 % 61 / 61 end
+for layer = 1, 3 do by_head[layer] = { layer, 0.5, 2, 1 / layer } end
+local tables = { score.table(by_position), score.table(by_head) }
+
+-- turned: keys may have been rotated to their places, which the simulation does not follow.
+local function random_score(draw, pick, attention, turned)
   local function signal()
-    local kind = pick { "attention", "attention", "key_norm", "value_norm", "position", "random" }
+    local kind = pick { "attention", "attention", "key_norm", "value_norm", "position", "random", "place", "output_norm",
+      "table", "lag", "key_similarity" }
     if kind == "attention" then return attention() end
+    if kind == "table" then return tables[draw(2) + 1] end
+    if turned and (kind == "lag" or kind == "key_similarity") then return score.place() end
+    if kind == "lag" then return score.lag { lag = pick { 3, 8 }, ranked = draw(2) == 0 } end
     return kind == "random" and score.random(draw(100)) or score[kind]()
   end
   local s = signal()
   for _ = 1, draw(4) do
-    local how = draw(6)
+    local how = draw(9)
     if how == 0 then s = s:pool(pick { "avg", "max" }, 2 * draw(4) + 1)
     elseif how == 1 then s = s:normalize()
     elseif how == 2 then s = s + 0.5 * signal()
     elseif how == 3 then s = s * signal()
     elseif how == 4 then s = s - 0.3 * signal()
+    elseif how == 5 then s = s:softmax()
+    elseif how == 6 then s = s:chunk(pick { 2, 5 }) + 0.01 * signal()
+    elseif how == 7 then s = s:top(draw(20)) + 0.5 * signal()
     else s = s / (signal() + 1) end
   end
   return s
@@ -36,8 +49,13 @@ end
 ---A policy of a seed; grouped: query heads share KV heads.
 return function(seed, grouped)
   local draw, pick = picker(seed)
+  local decay, compact = draw(2) == 0 and 0.9 or 1, draw(5) == 0
+  -- As the trigger's, where it tracks history: what earlier prompts left is of that decay, and of means over KV heads.
+  local function history(choose)
+    return score.history { decay = decay, heads = choose(grouped and { "mean", "sum" } or { "mean", "sum", "max" }) }
+  end
   local function prompt_attention()
-    if draw(4) == 0 then return score.history { heads = pick { "mean", "sum", "max" } } end
+    if draw(4) == 0 then return history(pick) end
     return score.attention { queries = pick { 0, 1, 4, 9, 30, 100 }, ramp = pick { 1, 0.5, 2 },
       reduce = pick { "mean", "sum", "max" }, heads = pick { "mean", "sum", "max" } }
   end
@@ -45,23 +63,27 @@ return function(seed, grouped)
   local track = pick {
     function() return score.attention { queries = pick { 0, 1, 6, 20, 60 }, ramp = pick { 1, 1.5 }, reduce = pick { "mean", "sum" },
       heads = pick(heads) } end,
-    function() return score.history { decay = pick { 1, 0.9 }, heads = pick(heads) } end,
+    function() return score.history { decay = decay, heads = pick(heads) } end,
     function() return nil end,
   }()
-  local plans = {}
+  local plans, ragged = {}, false
   for layer = 1, 8 do
     local prune = pick { "cache", "cache", "hidden", "both" }
-    plans[layer] = { skip = draw(6) == 0, share = prune == "cache" and pick { "layer", "head" } or "layer", prune = prune,
-      ratio = pick { 0.1, 0.4, 0.6, 0.9 }, first = pick { 0, 1, 4 }, last = pick { 0, 1, 5, 20 },
-      score = draw(8) > 0 and random_score(draw, pick, prompt_attention) or nil }
+    local share = prune == "cache" and not compact and pick { "layer", "head", "pool", "list" } or "layer"
+    plans[layer] = { skip = draw(6) == 0, share = share, prune = prune, ratio = pick { 0.1, 0.4, 0.6, 0.9 },
+      first = pick { 0, 1, 4 }, last = pick { 0, 1, 5, 20 },
+      score = draw(8) > 0 and random_score(draw, pick, prompt_attention, compact) or nil,
+      mass = draw(4) == 0 and pick { 0.3, 0.8 } or nil, least = draw(2) == 0 and 3 or nil,
+      merge = prune ~= "hidden" and not compact and draw(4) == 0 and pick { true, { threshold = 0.3 } } or nil }
+    ragged = ragged or share == "pool" or share == "list" or plans[layer].mass ~= nil
   end
   local once = draw(3) == 0
   local trigger = { every = (once or draw(2) == 0) and pick { 1, 3, 8 } or nil, window = pick { 0, 1, 6 }, once = once,
     track = track }
   trigger.over = not once and (not trigger.every or draw(2) == 0) and pick { 10, 30, 70 } or nil
   local decode = { ratio = pick { 0.3, 0.7, 0.95 }, first = pick { 0, 1, 5 }, last = pick { 0, 1, 4 },
-    share = pick { "layer", "head" } }
-  if draw(2) == 0 then decode.score = random_score(draw, pick, function() return track or score.position() end) end
+    share = compact and "layer" or ragged and pick { "head", "pool" } or pick { "layer", "head", "pool" } }
+  if draw(2) == 0 then decode.score = random_score(draw, pick, function() return track or score.position() end, compact) end
   if once then decode.last = math.min(decode.last, trigger.window) end
   local function keep(rows, ratio) return math.max(1, math.ceil(rows * ratio)) end
   return policy {
@@ -69,8 +91,17 @@ return function(seed, grouped)
     prefill = function(_, l)
       local p = plans[l.index]
       if p.skip then return nil end
-      return { keep = keep(l.rows, p.ratio), guard = { first = p.first, last = p.last }, share = p.share, prune = p.prune,
-        score = p.score }
+      local many, shares = keep(l.rows, p.ratio), p.share == "list" and "head" or p.share
+      -- Lanes that earlier plans left unequal cannot share one set, nor be handed on as one.
+      if l.past > 0 and ragged and shares == "layer" then return nil end
+      local plan = { keep = many, guard = { first = p.first, last = p.last }, share = shares, prune = p.prune, score = p.score,
+        mass = p.mass, merge = p.merge, rotate = compact and p.prune == "cache" and "compact" or nil }
+      if p.share == "list" then
+        plan.keep = {}
+        for head = 1, l.kv_heads do plan.keep[head] = math.max(1, many - 2 * head) end
+      end
+      if p.least and many >= 10 and (p.share == "pool" or p.mass) then plan.least = p.least end
+      return plan
     end,
     trigger = function(_, l) return l.index % 3 > 0 and trigger or nil end,
     decode = function(_, l)

@@ -1,6 +1,7 @@
 -- A Llama in plain Lua, in float64 and token by token: where specs get true attention, keys and values from, apart from the
 -- core. It reads a Hugging Face folder of f32 weights, and hands testing.run what a model would see under a policy.
 local cjson = require "cjson"
+local reference = require "spec.ops_reference"
 local safetensors = require "pyramid.loaders.safetensors"
 
 local transformer = {}
@@ -79,7 +80,7 @@ function transformer.load(folder)
     kv_heads = config.num_key_value_heads, eps = config.rms_norm_eps, base = config.rope_theta }
 end
 
---- What testing.run wants (attend, keys, values) of a model that reads `ids`, one after another.
+--- What testing.run wants (attend, keys, values, outputs, expected) of a model that reads `ids`, one after another.
 function transformer.source(model, ids)
   local layers = {}                     -- [layer][position]: { x, q, k, v, mixed }
   for i = 1, #model.layers do layers[i] = {} end
@@ -106,18 +107,25 @@ function transformer.source(model, ids)
     return state
   end
 
-  local function attend(layer, head, query, positions)
+  -- A vector turned on by so many positions.
+  local function turned(x, by) return heads_of(x, 1, by, model.base)[1] end
+
+  -- Queries turned as their rows are see keys as they were read: what counts is how far apart they are.
+  local function attend(layer, head, query, positions, held)
     local state, kv_head = state_of(layer, query), (head - 1) // group + 1
     local q, weights, top, sum, mixed = state.q[head], {}, -math.huge, 0.0, {}
     for i, position in ipairs(positions) do
-      local k, dot = state_of(layer, position).k[kv_head], 0.0
+      local merged, dot = held.merged and held.merged[position], 0.0
+      local k = merged and merged.key or state_of(layer, position).k[kv_head]
+      if held.compact then k = turned(k, (query - #positions + 1) - (position - i + 1)) end
       for d = 1, #q do dot = dot + q[d] * k[d] end
       weights[i] = dot / math.sqrt(#q)
       top = math.max(top, weights[i])
     end
     for d = 1, #q do mixed[d] = 0.0 end
     for i, position in ipairs(positions) do
-      local e, v = math.exp(weights[i] - top), layers[layer][position].v[kv_head]
+      local merged = held.merged and held.merged[position]
+      local e, v = math.exp(weights[i] - top), merged and merged.value or layers[layer][position].v[kv_head]
       weights[i], sum = e, sum + e
       for d = 1, #q do mixed[d] = mixed[d] + e * v[d] end
     end
@@ -126,7 +134,30 @@ function transformer.source(model, ids)
     return weights
   end
 
-  return { attend = attend, keys = function(layer, head, position) return layers[layer][position].k[head] end,
+  -- The L1 norm of what a value adds to the residual stream by way of a query head.
+  local function outputs(layer, head, value)
+    local sum, at = 0.0, (head - 1) * #value
+    for _, row in ipairs(model.layers[layer].o) do
+      local dot = 0.0
+      for d, x in ipairs(value) do dot = dot + row[at + d] * x end
+      sum = sum + math.abs(dot)
+    end
+    return sum
+  end
+
+  local function expected(layer, head, keys, how)
+    local dim, freq, queries, flat, zeros = #keys[1], {}, {}, {}, {}
+    for d = 1, dim do zeros[d] = 0.0 end
+    for p = 1, dim // 2 do freq[p] = model.base ^ (-2 * (p - 1) / dim) end
+    for i, position in ipairs(how.queries) do queries[i] = turned(state_of(layer, position).q[head], -position) end
+    for _, key in ipairs(keys) do table.move(key, 1, dim, #flat + 1, flat) end
+    if #queries == 0 then return times(keys, zeros) end
+    return reference.expected(queries, flat, dim, 0, #keys, { next = how.next, future = how.future, covariance = how.covariance,
+      freq = freq, style = 0, gain = 1, scale = dim ^ -0.5 })
+  end
+
+  return { attend = attend, outputs = outputs, expected = expected,
+    keys = function(layer, head, position) return layers[layer][position].k[head] end,
     values = function(layer, head, position) return layers[layer][position].v[head] end }
 end
 

@@ -7,10 +7,11 @@ local score = require "pyramid.score"
 local plans = {}
 
 local OP = "<BBBxi4f"
-local ATTENTION, HISTORY = 0, 1
+local ATTENTION, HISTORY, EXPECTED, CUSTOM, MAX = 0, 1, 14, 22, 2
 
 -- Fields this reference knows; a plan with others is refused rather than misread.
-local plan_fields = { keep = true, guard = true, score = true, share = true, prune = true }
+local plan_fields = { keep = true, guard = true, score = true, share = true, prune = true, mass = true, least = true, merge = true,
+  rotate = true }
 local trigger_fields = { every = true, over = true, window = true, once = true, track = true }
 
 ---Raises that something cannot be simulated yet. The message begins so that checks can tell it from a fault.
@@ -71,30 +72,69 @@ local function refuse(self, name, l, what)
 end
 
 ---@class pyramid.testing.Plan
----@field keep integer
+---@field keep integer             of a list its highest, …
+---@field keeps integer[]?         … and this is the list
 ---@field first integer
 ---@field last integer
----@field share "layer"|"head"
+---@field share "layer"|"head"|"pool"
 ---@field prune "cache"|"hidden"|"both"
+---@field mass number              0: rows are counted
+---@field least integer
+---@field threshold number?        of merge
+---@field compact boolean
 ---@field program string?
+---@field unjudged integer?        decode, where rows are judged once: how many at the end of a lane were not yet
+---@field objects table            what the program refers to by number
+
+local function nothing_to_do(l)
+  return { keep = l.rows, first = 0, last = 0, share = "layer", prune = "cache", mass = 0, least = 0, compact = false,
+    objects = {} }
+end
+
+-- What is wrong with a plan, whatever rows there are; the first thing that a cache would name.
+local function fault(out, l)
+  for _, keep in ipairs(out.keeps or {}) do
+    if out.share ~= "head" then return 'keep is a list, which needs share = "head"' end
+    if keep < out.least then return "least is more than keep" end
+  end
+  local hidden = out.prune ~= "cache"
+  return out.keep < 1 and "keep is less than 1"
+    or out.keep > l.rows and "keep asks for more rows than there are"
+    or out.first < 0 and "guard.first is negative"
+    or out.last < 0 and "guard.last is negative"
+    or hidden and out.share ~= "layer" and 'share must be "layer" where hidden states are pruned'
+    or out.least < 0 and "least is negative"
+    or out.least > out.keep and "least is more than keep"
+    or out.least > 0 and out.mass == 0 and out.share ~= "pool" and 'least needs mass or share = "pool"'
+    or out.threshold and out.prune == "hidden"
+      and 'merge needs losers: prune = "hidden" leaves the layer\'s own rows whole'
+    or out.compact and (out.share ~= "layer" or hidden) and 'rotate "compact" needs share = "layer" and prune = "cache"'
+    or nil
+end
 
 ---@return pyramid.testing.Plan
 local function read_plan(self, name, l, plan)
-  if plan == nil then return { keep = l.rows, first = 0, last = 0, share = "layer", prune = "cache" } end
+  if plan == nil then return nothing_to_do(l) end
   known("plan", plan, plan_fields)
-  if type(plan.keep) ~= "number" then plans.not_simulated("a keep that is no number") end
-  local guard = plan.guard or {}
+  local guard, keep = plan.guard or {}, plan.keep
   known("guard", guard, { first = true, last = true })
-  local out = { keep = math.tointeger(plan.keep), first = math.tointeger(guard.first or 0), last = math.tointeger(guard.last or 0),
-    share = plan.share or "layer", prune = plan.prune or "cache", program = plan.score and score.program(plan.score) }
-  if out.share ~= "layer" and out.share ~= "head" then plans.not_simulated(("share = %q"):format(out.share)) end
-  if out.keep < 1 then refuse(self, name, l, "keep is less than 1") end
-  if out.keep > l.rows then refuse(self, name, l, "keep asks for more rows than there are") end
-  if out.first < 0 then refuse(self, name, l, "guard.first is negative") end
-  if out.last < 0 then refuse(self, name, l, "guard.last is negative") end
-  if out.share ~= "layer" and out.prune ~= "cache" then
-    refuse(self, name, l, 'share must be "layer" where hidden states are pruned')
+  if keep == nil then keep = l.rows end                     -- under mass
+  local out = nothing_to_do(l)
+  if type(keep) == "table" then
+    out.keeps = table.move(keep, 1, #keep, 1, {})
+    keep = math.max(table.unpack(keep))
   end
+  out.keep, out.first, out.last = math.tointeger(keep), math.tointeger(guard.first or 0), math.tointeger(guard.last or 0)
+  out.share, out.mass = plan.share or "layer", plan.mass or 0
+  out.prune = name == "prefill" and plan.prune or "cache"
+  out.least, out.compact = math.tointeger(plan.least or 0), plan.rotate == "compact"
+  if plan.merge then out.threshold = plan.merge == true and -1 or plan.merge.threshold end
+  if plan.score then
+    out.program = score.program(plan.score)
+    score.anchor(out.objects, plan.score, l.index)
+  end
+  local wrong = fault(out, l)
+  if wrong then refuse(self, name, l, wrong) end
   return out
 end
 
@@ -106,7 +146,7 @@ function Asker:prefill(l)
   if plan.prune ~= "cache" then
     plan.first, plan.last = math.max(plan.first, l.past), math.max(plan.last, 1)
     if l.index == l.layers then
-      if plan.prune == "hidden" then plan.keep = l.rows end
+      if plan.prune == "hidden" then plan.keep, plan.mass, plan.least = l.rows, 0, 0 end
       plan.prune = "cache"
     end
   end
@@ -127,11 +167,26 @@ function Asker:trigger(l)
     if t[field] < 0 then refuse(self, "trigger", l, field .. " is negative") end
   end
   if t.once and (t.every == 0 or t.over > 0) then refuse(self, "trigger", l, "once needs `every`, and not `over`") end
-  if t.track and t.track.reduce == 2 then refuse(self, "trigger", l, "track cannot keep a maximum over queries") end
-  if t.track and t.track.heads == 2 and l.heads ~= l.kv_heads then
+  if t.track and t.track.reduce == MAX then refuse(self, "trigger", l, "track cannot keep a maximum over queries") end
+  if t.track and t.track.heads == MAX and l.heads ~= l.kv_heads then
     refuse(self, "trigger", l, "track cannot keep a maximum over the query heads of a K/V head; track their mean")
   end
   return t
+end
+
+-- What about a program that ranks in generation is not what the trigger tracks.
+local function untracked(program, track)
+  for at = 1, #(program or ""), 12 do
+    local code, reduce, _, queries, x = string.unpack(OP, program, at)
+    local other = code == ATTENTION and not (track and not track.history and track.queries == queries)
+      or code == HISTORY and not (track and track.history)
+    if other then return "ranks by attention that the trigger does not track" end
+    if code == CUSTOM then return "has a custom function, which can rank in prefill only" end
+    if code == EXPECTED then return "expects attention from the queries of a prompt, which are known in prefill only" end
+    if code == ATTENTION and reduce == MAX then return "takes a maximum over queries, which cannot be tracked" end
+    if code == ATTENTION and x ~= track.x then return "ranks by attention of another ramp than the trigger tracks" end
+    if code == HISTORY and x ~= track.x then return "ranks by history of another decay than the trigger tracks" end
+  end
 end
 
 ---The plan of a trigger that fires.
@@ -140,41 +195,135 @@ end
 ---@return pyramid.testing.Plan
 function Asker:decode(l, trigger)
   local plan = read_plan(self, "decode", l, ask(self, "decode", l))
-  plan.prune = "cache"
   if trigger.once and plan.last > trigger.window then
     refuse(self, "decode", l, "guard.last exceeds the trigger's window, by which rows judged once are counted")
   end
   plan.last = math.max(plan.last, trigger.window)
+  local wrong = untracked(plan.program, trigger.track)
+  if wrong then refuse(self, "decode", l, "score " .. wrong) end
+  return plan
+end
+
+---Raises where a prompt's plan asks for a history that is not what the trigger tracks, and there is history before.
+---@param l pyramid.layer
+---@param plan pyramid.testing.Plan
+---@param trigger table?
+function Asker:remembers(l, plan, trigger)
+  local track = trigger and trigger.track
+  if not (track and track.history) or l.past == 0 then return end
   for at = 1, #(plan.program or ""), 12 do
-    local code, _, _, queries = string.unpack(OP, plan.program, at)
-    local track = trigger.track
-    if code == ATTENTION and not (track and not track.history and track.queries == queries)
-      or code == HISTORY and not (track and track.history) then
-      refuse(self, "decode", l, "score ranks by attention that the trigger does not track")
+    local code, _, heads, _, x = string.unpack(OP, plan.program, at)
+    if code == HISTORY and heads == MAX and l.heads ~= l.kv_heads then
+      refuse(self, "prefill", l, 'score wants history{heads=max}, of which earlier prompts left the mean over a K/V head')
+    elseif code == HISTORY and x ~= track.x then
+      refuse(self, "prefill", l, "score ranks by history of another decay than the trigger tracks")
     end
   end
-  return plan
 end
 
 -- ---- what a plan means ---------------------------------------------------------------------------------------------
 
----Rows guarded at the front, chosen among the judged, and guarded at the end.
+local function within(x, low, high) return math.max(low, math.min(x, high)) end
+
+---@class pyramid.testing.Split  rows = first + judged + last; of the judged, least to most survive (in a pool: together)
+---@field first integer
+---@field judged integer
+---@field last integer
+---@field least integer
+---@field most integer
+
+---How a plan falls on a lane of so many rows.
 ---@param plan pyramid.testing.Plan
 ---@param rows integer
----@return integer first, integer want, integer last
-function plans.split(plan, rows)
-  local first = math.min(plan.first, rows)
+---@param head? integer
+---@return pyramid.testing.Split
+function plans.split(plan, rows, head)
+  local first = math.min(math.max(plan.first, plan.unjudged and rows - plan.unjudged or 0), rows)
   local last = math.min(plan.last, rows - first)
-  return first, math.min(math.max(plan.keep - first - last, 0), rows - first - last), last
+  local guards, judged = first + last, rows - first - last
+  local most = within((plan.keeps and plan.keeps[head or 1] or plan.keep) - guards, 0, judged)
+  local least = most
+  if plan.share == "pool" then most = judged end
+  if plan.share == "pool" or plan.mass > 0 then least = within(math.max(plan.least, 1) - guards, 0, judged) end
+  return { first = first, judged = judged, last = last, least = least, most = math.max(most, least) }
 end
 
----Rows that a plan leaves of `rows`.
+---Whether a plan may take rows from a lane that is split so, all by itself.
 ---@param plan pyramid.testing.Plan
----@param rows integer
+---@param split pyramid.testing.Split
+---@return boolean
+function plans.cuts(plan, split) return split.most < split.judged or plan.mass > 0 and split.least < split.judged end
+
+-- The splits of lanes of so many rows, and what is judged, promised and, at most, kept of all of them.
+local function splits_of(plan, lanes)
+  local splits, judged, least, guards = {}, 0, 0, 0
+  for head, rows in ipairs(lanes) do
+    local split = plans.split(plan, rows, head)
+    splits[head], judged, least, guards = split, judged + split.judged, least + split.least, guards + split.first + split.last
+  end
+  return splits, judged, least, math.min(math.max(plan.keep * #lanes - guards, least), judged)
+end
+
+---Judged rows that a pool of lanes keeps at most.
+---@param plan pyramid.testing.Plan
+---@param lanes integer[]  each lane's rows
 ---@return integer
-function plans.left(plan, rows)
-  local first, want, last = plans.split(plan, rows)
-  return first + want + last
+function plans.pooled(plan, lanes) return (select(4, splits_of(plan, lanes))) end
+
+---Whether a plan may take any row.
+---@param plan pyramid.testing.Plan
+---@param lanes integer[]
+---@return boolean
+function plans.needed(plan, lanes)
+  local splits, judged, least, most = splits_of(plan, lanes)
+  if plan.share == "pool" then return most < judged or plan.mass > 0 and least < judged end
+  for _, split in ipairs(splits) do
+    if plans.cuts(plan, split) then return true end
+  end
+  return false
+end
+
+---Rows that a plan leaves in each lane, at most.
+---@param plan pyramid.testing.Plan
+---@param lanes integer[]
+---@return integer[]
+function plans.left(plan, lanes)
+  local splits, _, _, pooled = splits_of(plan, lanes)
+  local left = {}
+  for head, split in ipairs(splits) do
+    left[head] = split.first + split.last + (plan.share == "pool" and math.min(split.most, pooled) or split.most)
+  end
+  return left
+end
+
+---@param numbers integer[]
+---@return boolean
+function plans.equal(numbers)
+  for _, rows in ipairs(numbers) do
+    if rows ~= numbers[1] then return false end
+  end
+  return true
+end
+
+---Raises where a plan cannot be carried out on lanes of so many rows.
+---@param self pyramid.testing.Asker
+---@param name "prefill"|"decode"
+---@param l pyramid.layer
+---@param plan pyramid.testing.Plan
+---@param lanes integer[]
+---@param compact boolean?  the layer's keys are rotated to its places
+function Asker:fits(name, l, plan, lanes, compact)
+  if not plans.needed(plan, lanes) then return end
+  local ranks, equal = plan.prune ~= "cache", plans.equal(lanes)
+  for _, split in ipairs((splits_of(plan, lanes))) do ranks = ranks or plans.cuts(plan, split) and split.most > 0 end
+  if plan.share == "layer" and not equal and ranks then
+    refuse(self, name, l, 'share is "layer", but the heads hold unequal numbers of rows ("head" and "pool" judge each by its own)')
+  end
+  if not (compact or plan.compact) or plan.prune == "hidden" then return end
+  if not equal then refuse(self, name, l, 'rotate cannot be "compact" where the heads hold unequal numbers of rows') end
+  if plan.share ~= "layer" then
+    refuse(self, name, l, 'rotate was "compact": the layer\'s heads must go on sharing their rows (share = "layer")')
+  end
 end
 
 ---Steps until a trigger fires, seen `since` steps after it fired last, with `rows` rows; math.huge if never.

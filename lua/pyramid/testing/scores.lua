@@ -1,21 +1,32 @@
 --- What a score program says of rows, in plain Lua: a stack of lists with one number for each judged row. Part of
 --- pyramid.testing. An operation that the core learns is taught here by one entry of `operations`.
 local plans = require "pyramid.testing.plans"
+local new_vector = require "pyramid.vector"
 
 local scores = {}
 
 ---@class pyramid.testing.Group
+---@field policy string                the name, for messages
 ---@field layer integer                from 1
----@field lanes table[]                the lanes that share a set: { head =, rows = judged positions }
----@field rows integer[]               the judged positions of the first of them
+---@field lanes table[]                the lanes that share a set: { head =, rows = judged positions, first = rows before them }
+---@field held integer[][]             each KV head's positions, guarded ones among them
+---@field rows integer[]               the judged positions of the first of the lanes
+---@field each integer                 query heads a lane
+---@field compact boolean              keys are rotated to places
+---@field objects table                what the program refers to by number
 ---@field attention fun(op: table): number[]   what the simulation remembers
 ---@field history fun(op: table): number[]
 ---@field key fun(head: integer, position: integer): number|number[]
 ---@field value fun(head: integer, position: integer): number|number[]
+---@field queries fun(): integer[]     the prompt's positions that reached the layer
+---@field next integer                 the position behind them
+---@field outputs? fun(layer: integer, head: integer, value: number|number[]): number
+---@field expected? fun(layer: integer, head: integer, keys: table, how: table): number[]
+---@field reduce fun(list: number[], how: integer): number
 
 -- The core's codes, in order (pyr_score_code).
 local names = { [0] = "attention", "history", "key_norm", "value_norm", "position", "random", "const", "add", "sub", "mul", "div",
-  "pool", "normalize" }
+  "pool", "normalize", "key_similarity", "expected", "lag", "output_norm", "table", "place", "softmax", "chunk", "top", "custom" }
 
 local function each(list, f)
   local out = {}
@@ -28,6 +39,62 @@ local function length(vector)
   local sum = 0.0
   for _, x in ipairs(vector) do sum = sum + x * x end
   return sum ^ 0.5
+end
+
+local function list_of(x) return type(x) == "number" and { x } or x end
+
+---A row's key or value with another's added.
+---@param a number|number[]
+---@param b number|number[]
+---@return number|number[]
+function scores.plus(a, b)
+  if type(a) == "number" then return a + b end
+  return each(a, function(x, i) return x + b[i] end)
+end
+
+---@param a number|number[]
+---@param factor number
+---@return number|number[]
+function scores.times(a, factor)
+  if type(a) == "number" then return a * factor end
+  return each(a, function(x) return x * factor end)
+end
+
+local function cosine(a, b)
+  local dot, size = 0.0, length(a) * length(b)
+  a, b = list_of(a), list_of(b)
+  for i, x in ipairs(a) do dot = dot + x * b[i] end
+  return size > 0 and dot / size or 0.0
+end
+
+---Of the rows `kept` of a head, the one whose key is most similar to that of a row; nil if none is similar enough.
+---@param group pyramid.testing.Group
+---@param head integer
+---@param position integer
+---@param kept integer[]
+---@param threshold number
+---@return integer?
+function scores.most_similar(group, head, position, kept, threshold)
+  local best, target = -math.huge, nil
+  for _, other in ipairs(kept) do
+    local x = cosine(group.key(head, position), group.key(head, other))
+    if x > best then best, target = x, other end
+  end
+  return best >= threshold and target or nil
+end
+
+-- Which way keys point is not known once they were rotated by more than what they were read with.
+local function directions(group, what)
+  if group.compact then plans.not_simulated(what .. " where keys are rotated to their places") end
+end
+
+-- Lists, one a lane, as their mean.
+local function mean_of(lists)
+  return each(lists[1], function(_, i)
+    local sum = 0.0
+    for _, list in ipairs(lists) do sum = sum + list[i] end
+    return sum / #lists
+  end)
 end
 
 -- The mean over lanes of f(head, position).
@@ -57,14 +124,139 @@ local function pool(list, width, maximum)
   end)
 end
 
+local function softmax(list)
+  local top, sum = -math.huge, 0.0
+  for _, x in ipairs(list) do top = math.max(top, x) end
+  local out = each(list, function(x) return math.exp(x - top) end)
+  for _, x in ipairs(out) do sum = sum + x end
+  return each(out, function(x) return x / sum end)
+end
+
+local function chunk(list, width)
+  return each(list, function(_, i)
+    local from = (i - 1) // width * width + 1
+    local to, sum = math.min(from + width - 1, #list), 0.0
+    for j = from, to do sum = sum + list[j] end
+    return sum / (to - from + 1)
+  end)
+end
+
+-- The cosine of each key of a lane to the mean of all of them, each made of length 1.
+local function similarities(group, lane)
+  local sum
+  for _, position in ipairs(lane.rows) do
+    local key = group.key(lane.head, position)
+    local size = length(key)
+    local unit = scores.times(key, size > 0 and 1 / size or 0.0)
+    sum = sum and scores.plus(sum, unit) or unit
+  end
+  return each(lane.rows, function(position) return cosine(group.key(lane.head, position), sum) end)
+end
+
+-- Softmax over a run of rows of how far their channels spread, in the range that each has in the run behind.
+local function spreads(run, behind)
+  local out = {}
+  for i, row in ipairs(run) do
+    local scaled, mean = {}, 0.0
+    for c, x in ipairs(row) do
+      local low, high = math.huge, -math.huge
+      for _, other in ipairs(behind) do low, high = math.min(low, other[c]), math.max(high, other[c]) end
+      scaled[c] = high > low and (x - low) / (high - low) or 0.0
+      mean = mean + scaled[c] / #row
+    end
+    local squares = 0.0
+    for _, x in ipairs(scaled) do squares = squares + (x - mean) ^ 2 end
+    out[i] = #row > 1 and (squares / (#row - 1)) ^ 0.5 or 0.0
+  end
+  return softmax(out)
+end
+
+local function lag(group, lane, size, ranked)
+  local all, out = group.held[lane.head], {}
+  local function run(from, source)
+    local rows = {}
+    for at = from, from + size - 1 do rows[#rows + 1] = list_of(source(lane.head, all[at])) end
+    return rows
+  end
+  for from = lane.first + 1, lane.first + #lane.rows, size do
+    local score = {}
+    if from + 2 * size - 1 <= #all then
+      local k = spreads(run(from, group.key), run(from + size, group.key))
+      local v = spreads(run(from, group.value), run(from + size, group.value))
+      score = each(k, function(x, i) return (x + v[i]) / 2 end)
+      if ranked then
+        local order = each(score, function(_, i) return i end)
+        table.sort(order, function(i, j) return score[i] < score[j] or score[i] == score[j] and i < j end)
+        for rank, i in ipairs(order) do score[i] = (rank - 1) / size end
+      end
+    end
+    for i = 1, math.min(size, lane.first + #lane.rows - from + 1) do out[#out + 1] = score[i] or 1.0 end
+  end
+  return out
+end
+
+-- What a custom score is shown of a lane, and what it makes of it.
+local function custom(group, lane, object, inputs)
+  local function rows(source) return new_vector(each(lane.rows, function(p) return list_of(source(lane.head, p)) end)) end
+  local shown = { layer = group.layer, head = lane.head, rows = #lane.rows, positions = new_vector(lane.rows),
+    keys = rows(group.key), values = rows(group.value) }
+  for i, input in ipairs(inputs) do shown[object[i + 1]] = new_vector(input) end
+  local ok, result = pcall(object[1], shown)
+  local function wrong(message)
+    error(("policy %s, layer %d, prefill: %s"):format(group.policy, group.layer, tostring(message)), 0)
+  end
+  if not ok then wrong(result) end
+  if type(result) == "userdata" then result = result:totable() end
+  if type(result) ~= "table" or #result ~= #lane.rows then
+    wrong(("a custom score is not one number for each of %d rows"):format(#lane.rows))
+  end
+  return result
+end
+
+local function from_table(group, op)
+  local values = group.objects[op.n]
+  if values:columns() == 0 then return each(group.rows, function(p) return values[p + 1] or 0.0 end) end
+  local mine = values[group.layer]
+  return over_lanes(group, function(head) return mine and mine[head] or 0.0 end)
+end
+
+-- What queries to come are expected to give, head by head.
+local function expected(group, op)
+  if not group.expected then plans.not_simulated "expected attention, unless `expected` is given" end
+  directions(group, "expected attention")
+  local lists, all = {}, group.queries()
+  local how = { queries = table.move(all, math.tointeger(op.x) + 1, #all, 1, {}), next = group.next, future = op.n,
+    covariance = op.a == 1 }
+  for _, lane in ipairs(group.lanes) do
+    local keys = each(lane.rows, function(p) return group.key(lane.head, p) end)
+    for i = 1, group.each do
+      lists[#lists + 1] = softmax(group.expected(group.layer, (lane.head - 1) * group.each + i, keys, how))
+    end
+  end
+  return each(group.rows, function(_, i)
+    return group.reduce(each(lists, function(list) return list[i] end), op.b)
+  end)
+end
+
+local function output_norm(group)
+  if not group.outputs then plans.not_simulated "what values add to the output, unless `outputs` is given" end
+  return over_lanes(group, function(head, p)
+    local sum = 0.0
+    for i = 1, group.each do
+      sum = sum + group.outputs(group.layer, (head - 1) * group.each + i, group.value(head, p)) / group.each
+    end
+    return sum
+  end)
+end
+
 local function binary(f)
   return { pops = 2, run = function(_, _, a, b) return each(a, function(x, i) return f(x, b[i]) end) end }
 end
 
--- By name: how many lists it takes off the stack, and what it puts there. op: a, b, n, x of the program.
 local function key_length(group) return over_lanes(group, function(head, p) return length(group.key(head, p)) end) end
 local function value_length(group) return over_lanes(group, function(head, p) return length(group.value(head, p)) end) end
 
+-- By name: how many lists it takes off the stack, and what it puts there. op: a, b, n, x of the program.
 local operations = {
   attention = { pops = 0, run = function(group, op) return group.attention(op) end },
   history = { pops = 0, run = function(group, op) return group.history(op) end },
@@ -78,6 +270,31 @@ local operations = {
   mul = binary(function(a, b) return a * b end),
   div = binary(function(a, b) return b == 0 and 0.0 or a / b end),
   pool = { pops = 1, run = function(_, op, a) return pool(a, op.n, op.a == 1) end },
+  key_similarity = { pops = 0, run = function(group)
+    directions(group, "the similarity of keys")
+    return mean_of(each(group.lanes, function(lane) return similarities(group, lane) end))
+  end },
+  lag = { pops = 0, run = function(group, op)
+    directions(group, "lag")
+    return mean_of(each(group.lanes, function(lane) return lag(group, lane, op.n, op.a == 1) end))
+  end },
+  expected = { pops = 0, run = expected },
+  output_norm = { pops = 0, run = output_norm },
+  table = { pops = 0, run = from_table },
+  place = { pops = 0, run = function(group)
+    return each(group.rows, function(_, i) return #group.rows > 1 and (i - 1) / (#group.rows - 1) or 1.0 end)
+  end },
+  softmax = { pops = 1, run = function(_, _, a) return softmax(a) end },
+  chunk = { pops = 1, run = function(_, op, a) return chunk(a, op.n) end },
+  top = { pops = 1, run = function(_, op, a)
+    local out = each(a, function() return 0.0 end)
+    for _, place in ipairs(scores.top(a, math.min(op.n, #a))) do out[place] = 1.0 end
+    return out
+  end },
+  custom = { run = function(group, op, inputs)
+    directions(group, "a custom score")
+    return mean_of(each(group.lanes, function(lane) return custom(group, lane, group.objects[op.n], inputs) end))
+  end },
   normalize = { pops = 1, run = function(_, _, a)
     local sum = 0.0
     for _, x in ipairs(a) do sum = sum + x end
@@ -96,9 +313,16 @@ function scores.evaluate(program, group)
     local code, a, b, n, x = string.unpack("<BBBxi4f", program, at)
     local operation = operations[names[code]]
     if not operation then plans.not_simulated(("the score operation '%s'"):format(names[code] or "code " .. code)) end
+    if names[code] == "custom" then
+      local inputs = table.move(stack, #stack - a + 1, #stack, 1, {})
+      for _ = 1, a do table.remove(stack) end
+      stack[#stack + 1] = operation.run(group, { n = n }, inputs)
+      goto next
+    end
     local second = operation.pops == 2 and table.remove(stack) or nil
     local first = operation.pops >= 1 and table.remove(stack) or nil
     stack[#stack + 1] = operation.run(group, { a = a, b = b, n = n, x = x }, first, second)
+    ::next::
   end
   return stack[1]
 end
@@ -119,6 +343,54 @@ function scores.top(scored, want)
   local places = table.move(order, 1, want, 1, {})
   table.sort(places)
   return places
+end
+
+-- What a score counts in a sum: a whole number of steps, of which the least power of two above the highest has 2^36, so that
+-- sums are exact and a share of them is the same in any order.
+local function weights_of(order)
+  local largest, top, above = (2 - 2.0 ^ -23) * 2.0 ^ 127, 0.0, -200
+  for _, row in ipairs(order) do
+    if row.score > top then top = math.min(row.score, largest) end
+  end
+  while 2.0 ^ above <= top do above = above + 1 end
+  for _, row in ipairs(order) do
+    row.weight = row.score > 0 and math.floor(math.min(row.score, largest) * 2.0 ^ (36 - above)) or 0
+  end
+end
+
+---Of several lists of scores, the places of those that survive together, ascending, a list each: the `least` highest of each
+---list, then the highest of all until there are `most` or, if mass > 0, until they hold that share of the sum of all.
+---@param lists number[][]
+---@param least integer[]
+---@param most integer
+---@param mass number
+---@return integer[][]
+function scores.choose(lists, least, most, mass)
+  local order, chosen, count, held, sum = {}, {}, 0, 0, 0
+  for at, list in ipairs(lists) do
+    chosen[at] = {}
+    for place, x in ipairs(list) do order[#order + 1] = { at = at, place = place, score = x == x and x or -math.huge } end
+  end
+  table.sort(order, function(a, b)
+    if a.score ~= b.score then return a.score > b.score end
+    if a.at ~= b.at then return a.at < b.at end
+    return a.place < b.place
+  end)
+  weights_of(order)
+  local function take(row)
+    row.taken, count, held = true, count + 1, held + row.weight
+    table.insert(chosen[row.at], row.place)
+  end
+  for _, row in ipairs(order) do
+    sum = sum + row.weight
+    if #chosen[row.at] < least[row.at] then take(row) end
+  end
+  local target = mass == 0 and math.huge or mass == 1 and sum or math.min(sum, math.ceil(mass * (sum + 0.0)))
+  for _, row in ipairs(order) do
+    if not row.taken and count < most and held < target then take(row) end
+  end
+  for _, places in ipairs(chosen) do table.sort(places) end
+  return chosen
 end
 
 return scores

@@ -64,12 +64,17 @@ local function heads_of(config, kv_head)
   return (kv_head - 1) * group + 1, kv_head * group
 end
 
+-- What a cache's rows are at a query, where they are no longer as they were read.
+local function held_of(layer, kv_head, record)
+  return { merged = layer.merged[kv_head], compact = record.compact }
+end
+
 -- What a query head gave to each row it saw, by position; the shares add up to 1.
 local function shares(self, layer, record, head)
   if record.shares[head] then return record.shares[head] end
   local kv_head = (head - 1) * self.run.config.kv_heads // self.run.config.heads + 1
   local seen = table.move(record.lanes[kv_head], 1, record.counts[kv_head], 1, {})
-  local weights = self.given.attend and self.given.attend(layer.index, head, record.query, seen)
+  local weights = self.given.attend and self.given.attend(layer.index, head, record.query, seen, held_of(layer, kv_head, record))
   local sum, found = 0.0, {}
   for i, position in ipairs(seen) do
     local weight = weights and weights[i] or not weights and self.given.attention(layer.index, head, record.query, position)
@@ -88,7 +93,7 @@ end
 -- score asks; a source that must be asked in order (attend) is asked now.
 local function remember(self, layer, position)
   local config = self.run.config
-  local record = { query = position, step = self.step, lanes = {}, counts = {}, shares = {} }
+  local record = { query = position, step = self.step, lanes = {}, counts = {}, shares = {}, compact = layer.compact }
   for head, lane in ipairs(self.run[layer.index]) do
     local count = #lane
     while count > 0 and lane[count] > position do count = count - 1 end
@@ -168,15 +173,17 @@ local function divide(list, by)
   return list
 end
 
--- Attention of the prompt's last queries that are alive here: those among its last n positions, n at most as many as live.
--- History, where the trigger does not track it: the sum over all that are alive.
+-- Attention of the last n of the prompt's queries that reached the layer, or of all. History, where the trigger does not
+-- track it: the sum over all of them.
 local function prompt_attention(self, layer, lanes, op, history)
   local alive = #layer.queries - layer.first_query + 1
   local n = history and 0 or math.min(op.n, alive)
-  local newest = layer.queries[#layer.queries].query
-  local function weigh(record) return weight_of(record.query, n, newest, op.x) end
+  local first = n > 0 and #layer.queries - n + 1 or layer.first_query
+  local places = {}
+  for at = first, #layer.queries do places[layer.queries[at]] = at end
+  local function weigh(record) return weight_of(places[record], n, #layer.queries, op.x) end
   local found = over_heads(self, lanes, op.b, function(head, rows)
-    return gather(self, layer, head, rows, layer.first_query, weigh, op.a == 2 and not history and math.max or plus)
+    return gather(self, layer, head, rows, first, weigh, op.a == 2 and not history and math.max or plus)
   end)
   if op.a ~= 0 or history then return found end
   return divide(found, n > 0 and n or alive)
@@ -189,10 +196,13 @@ local function tracked_history(self, layer, lanes, op)
   return over_lanes(self, lanes, op.b, function(head, rows) return gather(self, layer, head, rows, 1, weigh, plus) end)
 end
 
--- Attention of the last n queries in decode; where rows are judged at each firing, only of those since the last.
+-- Attention of the last n queries in decode; where rows are judged at each firing, only of those since the last. Which of
+-- the prompt's queries will count is settled when the prompt has been read, by when the trigger is then due.
 local function tracked_attention(self, layer, lanes, op)
   local track, newest = layer.trigger.track, layer.queries[#layer.queries].query
-  local function weigh(record) return weight_of(record.query, track.queries, newest, track.x) end
+  local function weigh(record)
+    return weight_of(record.query, track.queries, record.query < layer.read and layer.due or newest, track.x)
+  end
   local found = over_lanes(self, lanes, op.b, function(head, rows)
     return gather(self, layer, head, rows, layer.first_query, weigh, plus)
   end)
@@ -200,7 +210,7 @@ local function tracked_attention(self, layer, lanes, op)
   return divide(found, track.queries)
 end
 
-local function group_of(self, layer, lanes, reading)
+local function group_of(self, layer, lanes, reading, objects)
   local rows = lanes[1].rows
   local function attention(op)
     if reading then return prompt_attention(self, layer, lanes, op) end
@@ -208,67 +218,155 @@ local function group_of(self, layer, lanes, reading)
   end
   local function history(op)
     local tracks = layer.trigger and layer.trigger.track and layer.trigger.track.history
-    if reading and not (tracks and op.b ~= 2) then return prompt_attention(self, layer, lanes, op, true) end
+    local means = op.b == 2 and self.run.config.heads ~= self.run.config.kv_heads
+    if reading and not (tracks and not means) then return prompt_attention(self, layer, lanes, op, true) end
     return tracked_history(self, layer, lanes, op)
   end
-  local function vector(source)
-    return function(head, position) return source(layer.index, head, position) end
+  local config = self.run.config
+  local function merged(head, position) return layer.merged[head] and layer.merged[head][position] end
+  local function key(head, position)
+    return (merged(head, position) or {}).key or self.given.keys(layer.index, head, position)
   end
-  return { layer = layer.index, lanes = lanes, rows = rows, attention = attention, history = history,
-    key = vector(self.given.keys), value = vector(self.given.values) }
+  local function value(head, position)
+    return (merged(head, position) or {}).value or self.given.values(layer.index, head, position)
+  end
+  local function queries()
+    local out = {}
+    for at = layer.first_query, #layer.queries do out[#out + 1] = layer.queries[at].query end
+    return out
+  end
+  return { policy = self.run.policy.name, layer = layer.index, lanes = lanes, rows = rows, attention = attention, history = history,
+    key = key, value = value, compact = layer.compact, held = self.run[layer.index], objects = objects or {},
+    each = config.heads // config.kv_heads, queries = queries, next = layer.read, outputs = self.given.outputs,
+    expected = self.given.expected, reduce = reduce }
 end
 
 -- ---- selection -----------------------------------------------------------------------------------------------------
 
--- The survivors of each lane, ascending: guarded rows, the best of the judged, guarded rows.
+-- Averages losers of a lane into those of `kept` whose keys are most similar to theirs.
+local function merge(self, layer, head, kept, threshold)
+  if layer.compact then plans.not_simulated "merging where keys are rotated to their places" end
+  local all, stays, sums = self.run[layer.index][head], {}, {}
+  local group = group_of(self, layer, { { head = head, rows = all } }, false)
+  for _, position in ipairs(kept) do stays[position] = true end
+  for _, position in ipairs(all) do
+    local target = not stays[position] and scores.most_similar(group, head, position, kept, threshold)
+    if target then
+      sums[target] = sums[target] or { group.key(head, target), group.value(head, target), 1 }
+      local sum = sums[target]
+      sum[1], sum[2] = scores.plus(sum[1], group.key(head, position)), scores.plus(sum[2], group.value(head, position))
+      sum[3] = sum[3] + 1
+    end
+  end
+  local now = {}
+  for _, position in ipairs(kept) do
+    local sum = sums[position]
+    now[position] = sum and { key = scores.times(sum[1], 1 / sum[3]), value = scores.times(sum[2], 1 / sum[3]) }
+      or layer.merged[head] and layer.merged[head][position]
+  end
+  layer.merged[head] = now
+end
+
+-- The scores of the judged rows of lanes that are ranked together.
+local function ranked(self, layer, plan, lanes, splits, reading)
+  local group = {}
+  for at, head in ipairs(lanes) do
+    local all, split = self.run[layer.index][head], splits[head]
+    group[at] = { head = head, first = split.first, rows = table.move(all, split.first + 1, split.first + split.judged, 1, {}) }
+  end
+  local split = splits[lanes[1]]
+  if self.given.scores and split.judged > 0 then
+    return scores.evaluate(plan.program, group_of(self, layer, group, reading, plan.objects))
+  end
+  if plan.mass > 0 then plans.not_simulated "how many rows hold a share of scores that are not worked out" end
+  local alike = {}
+  for i = 1, split.judged do alike[i] = 0.0 end
+  return alike
+end
+
+-- The survivors of each lane, ascending: guarded rows, the chosen of the judged, guarded rows. A lane that loses nothing is
+-- the same list as before.
 local function select(self, layer, plan, reading)
-  local lanes, kept = self.run[layer.index], {}
-  local size = plan.share == "head" and 1 or #lanes
-  for from = 1, #lanes, size do
-    local rows = #lanes[from]
-    local first, want, last = plans.split(plan, rows)
-    local judged, places = {}, {}
-    for head = from, from + size - 1 do
-      if #lanes[head] ~= rows then plans.not_simulated "lanes of unequal length that share a set" end
-      judged[#judged + 1] = { head = head, rows = table.move(lanes[head], first + 1, rows - last, 1, {}) }
+  local lanes, counts, kept = self.run[layer.index], {}, {}
+  for head, lane in ipairs(lanes) do counts[head], kept[head] = #lane, lane end
+  if not plans.needed(plan, counts) then return kept end
+  local groups, splits = {}, {}
+  local together = plan.share == "layer" and plans.equal(counts)
+  for head, rows in ipairs(counts) do
+    splits[head] = plans.split(plan, rows, head)
+    if together and head > 1 then table.insert(groups[1], head) else groups[#groups + 1] = { head } end
+  end
+  local function keep(head, places)
+    local all, split = lanes[head], splits[head]
+    local out = table.move(all, 1, split.first, 1, {})
+    for _, place in ipairs(places) do out[#out + 1] = all[split.first + place] end
+    table.move(all, #all - split.last + 1, #all, #out + 1, out)
+    if #out < #all then kept[head] = out end
+  end
+  local segments, least, most = {}, {}, plan.share == "pool" and plans.pooled(plan, counts) or 0
+  for at, group in ipairs(groups) do
+    local split = splits[group[1]]
+    local worth = (plan.share == "pool" and most or split.most) > 0
+    if plan.share == "pool" then
+      segments[at], least[at] = worth and ranked(self, layer, plan, group, splits, reading) or {}, split.least
+    elseif plans.cuts(plan, split) then
+      local chosen = worth and scores.choose({ ranked(self, layer, plan, group, splits, reading) }, { split.least }, split.most,
+        plan.mass)[1] or {}
+      for _, head in ipairs(group) do keep(head, chosen) end
     end
-    local all_stay = want == #judged[1].rows
-    if self.given.scores and want > 0 and not all_stay then
-      places = scores.top(scores.evaluate(plan.program, group_of(self, layer, judged, reading)), want)
-    else
-      for place = 1, want do places[place] = place end
-    end
-    for _, lane in ipairs(judged) do
-      local all = lanes[lane.head]
-      local out = table.move(all, 1, first, 1, {})
-      for _, place in ipairs(places) do out[#out + 1] = lane.rows[place] end
-      kept[lane.head] = all_stay and all or table.move(all, rows - last + 1, rows, #out + 1, out)
-    end
+  end
+  for head, chosen in ipairs(plan.share == "pool" and scores.choose(segments, least, most, plan.mass) or {}) do
+    keep(head, chosen)
   end
   return kept
 end
 
+-- Puts survivors in the place of a layer's lanes.
+local function replace(self, layer, plan, kept)
+  local lanes, cut = self.run[layer.index], false
+  for head, lane in ipairs(kept) do
+    if lane ~= lanes[head] then
+      cut = true
+      if plan.threshold then merge(self, layer, head, lane, plan.threshold) end
+    end
+    lanes[head] = lane
+  end
+  layer.compact = layer.compact or cut and plan.compact
+end
+
 -- ---- reading and stepping ------------------------------------------------------------------------------------------
+
+-- Each lane's rows, with `more` added.
+local function rows_of(lanes, more)
+  local counts, longest = {}, 0
+  for head, lane in ipairs(lanes) do
+    counts[head] = #lane + more
+    longest = math.max(longest, counts[head])
+  end
+  return counts, longest
+end
 
 local function read_layer(self, layer, alive, prompt)
   local run, config = self.run, self.run.config
-  local before = #run[layer.index][1]
-  local l = { prompt = prompt, past = before, rows = before + #alive, tokens = run.seen + prompt }
-  local plan = self.asker:prefill(plans.shape(layer.index, config, l))
-  l.rows = plan.prune == "hidden" and l.rows or plans.left(plan, l.rows)
+  local lanes = run[layer.index]
+  local _, before = rows_of(lanes, 0)
+  local counts, rows = rows_of(lanes, #alive)
+  local l = { prompt = prompt, past = before, rows = rows, tokens = run.seen + prompt }
+  local shape = plans.shape(layer.index, config, l)
+  local plan = self.asker:prefill(shape)
+  self.asker:fits("prefill", shape, plan, counts, layer.compact)
+  if plan.prune ~= "hidden" then l.rows = math.max(table.unpack(plans.left(plan, counts))) end
   layer.trigger = self.asker:trigger(plans.shape(layer.index, config, l))
-  layer.since, layer.past = 0, before
+  self.asker:remembers(shape, plan, layer.trigger)
+  layer.since, layer.past, layer.read = 0, before, run.seen + prompt
+  layer.due = layer.read - 1 + plans.steps_until(layer.trigger, 0, l.rows)
   layer.first_query = #layer.queries + 1
-  for head, lane in ipairs(run[layer.index]) do
-    run[layer.index][head] = table.move(alive, 1, #alive, #lane + 1, table.move(lane, 1, #lane, 1, {}))
-  end
+  for head, lane in ipairs(lanes) do lanes[head] = table.move(alive, 1, #alive, #lane + 1, table.move(lane, 1, #lane, 1, {})) end
   for _, position in ipairs(alive) do remember(self, layer, position) end
   run.work = run.work + #alive
   local kept = select(self, layer, plan, true)
-  if plan.prune ~= "hidden" then
-    for head, lane in ipairs(kept) do run[layer.index][head] = lane end
-  end
-  layer.judged = layer.trigger and layer.trigger.once and math.max(0, #run[layer.index][1] - layer.trigger.window) or 0
+  if plan.prune ~= "hidden" then replace(self, layer, plan, kept) end
+  layer.unjudged = layer.trigger and layer.trigger.window or 0
   if plan.prune == "cache" then return alive end
   return table.move(kept[1], before + 1, #kept[1], 1, {})          -- rows held before are guarded: they lead
 end
@@ -284,9 +382,10 @@ end
 
 local function read(self, prompt)
   local alive = {}
+  self.prompt = prompt
   for i = 1, prompt do alive[i] = self.run.seen + i - 1 end
   for _, layer in ipairs(self.layers) do alive = read_layer(self, layer, alive, prompt) end
-  self.run.seen, self.prompt = self.run.seen + prompt, prompt
+  self.run.seen = self.run.seen + prompt
   self.run.prefill = snapshot(self.run)
 end
 
@@ -297,17 +396,17 @@ end
 
 local function fire(self, layer)
   local run, trigger = self.run, layer.trigger
-  local rows = #run[layer.index][1]
-  local plan = self.asker:decode(plans.shape(layer.index, run.config, { prompt = self.prompt, past = layer.past, rows = rows,
-    waiting = math.max(0, rows - trigger.window - layer.judged), tokens = run.seen }), trigger)
-  plan.first = math.max(plan.first, layer.judged)
+  local counts, rows = rows_of(run[layer.index], 0)
+  local judged = trigger.once and math.max(0, rows - layer.unjudged) or 0
+  local shape = plans.shape(layer.index, run.config, { prompt = self.prompt, past = layer.past, rows = rows,
+    waiting = math.max(0, rows - trigger.window - judged), tokens = run.seen })
+  local plan = self.asker:decode(shape, trigger)
+  if trigger.once then plan.unjudged = layer.unjudged end
+  self.asker:fits("decode", shape, plan, counts, layer.compact)
   if not plan.program and trigger.track then plan.program = track_program(layer.trigger.track) end
-  local kept = select(self, layer, plan, false)
-  for head, lane in ipairs(kept) do run[layer.index][head] = lane end
-  local first, want = plans.split(plan, rows)
-  layer.since = 0
-  if trigger.once then layer.judged = first + want
-  elseif trigger.track and not trigger.track.history then layer.first_query = #layer.queries + 1 end
+  replace(self, layer, plan, select(self, layer, plan, false))
+  layer.since, layer.unjudged = 0, trigger.window
+  if not trigger.once and trigger.track and not trigger.track.history then layer.first_query = #layer.queries + 1 end
   run.fired[#run.fired + 1] = { step = self.step, layer = layer.index }
 end
 
@@ -316,11 +415,11 @@ local function step(self)
   local position = run.seen
   self.step = self.step + 1
   for _, layer in ipairs(self.layers) do
-    local rows = #run[layer.index][1]
+    local _, rows = rows_of(run[layer.index], 0)
     if plans.steps_until(layer.trigger, layer.since, rows) == 1 then due[#due + 1] = layer end
     for _, lane in ipairs(run[layer.index]) do lane[#lane + 1] = position end
     remember(self, layer, position)
-    layer.since = layer.since + 1
+    layer.since, layer.unjudged = layer.since + 1, layer.unjudged + 1
   end
   run.seen, run.work = run.seen + 1, run.work + run.config.layers
   for _, layer in ipairs(due) do fire(self, layer) end
@@ -337,7 +436,8 @@ function simulation.run(p, given)
   for index = 1, config.layers do
     run[index] = {}
     for head = 1, config.kv_heads do run[index][head] = {} end
-    self.layers[index] = { index = index, queries = {}, first_query = 1, since = 0, judged = 0, past = 0 }
+    self.layers[index] = { index = index, queries = {}, first_query = 1, since = 0, unjudged = 0, past = 0, merged = {},
+      compact = false }
   end
   for _, prompt in ipairs(given.prompts) do read(self, prompt) end
   if given.watch then given.watch(run, 0) end
