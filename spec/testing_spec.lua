@@ -113,7 +113,7 @@ describe("testing.run", function()
         for i in ipairs(positions) do out[i] = 1 end
         return out
       end })
-    assert.keeps(run.prefill, { 0, 1, 2, 3, 14, 15, 16, 17, 18, 19 })
+    assert.keeps(run.prefill[1], { 0, 1, 2, 3, 14, 15, 16, 17, 18, 19 })
     assert.is_false(places[20])
     run = testing.run(assert(policy.load("streaming", { rotate = true })), { prompt = 20, steps = 2, layers = 1, heads = 1,
       attend = function(_, _, query, positions, held)
