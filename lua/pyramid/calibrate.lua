@@ -78,8 +78,9 @@ function calibrate.measure(model, texts, given)
   local recent, c = given.recent or queries, model.config
   if queries < 1 or steps < 2 then error("calibrate.measure: at least one query and two steps are wanted", 2) end
   if #texts == 0 then error("calibrate.measure: a text is wanted", 2) end
+  -- A window of attention holds a place for the step that would come next.
   local watch = policy { name = "calibrate", decode = function() end,
-    trigger = function() return { every = 1, track = score.attention { queries = queries } } end }
+    trigger = function() return { every = 1, track = score.attention { queries = queries + 1 } } end }
   local made = { layers = c.layers, kv_heads = c.kv_heads, steps = steps, texts = #texts, tokens = 0, layer = {}, head = {},
     outside = {} }
   for layer = 1, c.layers do made.layer[layer], made.head[layer], made.outside[layer] = {}, {}, {} end
