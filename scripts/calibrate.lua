@@ -25,6 +25,8 @@ cli.option(parser, "--share", "WHO", "layer: one ratio for a layer, one set for 
   { default = "layer", choices = { "layer", "head" } })
 cli.option(parser, "--prune", "WHAT", "cache: rows; both: nor do later layers see the token, so ratios never rise.",
   { default = "cache", choices = { "cache", "both" } })
+cli.option(parser, "--by", "WHAT", "mass: attention that is lost; kl: how far predictions are off if one layer alone is cut.",
+  { default = "mass", choices = { "mass", "kl" } })
 parser:flag("--heads", "Rank KV heads by attention outside of sinks and recent rows, and write a duo policy.")
 cli.option(parser, "--text", "FILE", "A text to measure on.")
 cli.option(parser, "--length", "N", "Tokens of each stretch that is read; if not given, the model's context, at most 1024.",
@@ -62,6 +64,9 @@ end
 if args.share == "head" and args.prune == "both" then
   cli.fail("--share head cannot go with --prune both", "A token whose hidden state is gone is gone for all heads.")
 end
+if args.by == "kl" and (args.share == "head" or args.heads) then
+  cli.fail("--by kl cuts whole layers", "Heads are measured with --by mass.")
+end
 if args.kernel % 2 == 0 or args.kernel > 63 then cli.fail(("--kernel: %d is not an odd number up to 63"):format(args.kernel)) end
 local target = not args.loss and (args.target or 0.45) or nil
 local name = args.out:match "([^/\\]+)%.lua$"
@@ -87,6 +92,11 @@ do
   made = cli.must(calibrate.measure(model, texts, { queries = args.queries, sinks = args.sinks,
     recent = args.heads and args.recent or args.queries, steps = args.steps or (model.config.layers > 40 and 25 or 50),
     progress = progress.update }))
+end
+if args.by == "kl" then
+  local progress <close> = picture.progress "cutting layers"
+  made.layer = cli.must(calibrate.sensitivity(model, texts, { queries = args.queries, sinks = args.sinks, kernel = args.kernel,
+    prune = args.prune, steps = made.steps, predict = math.min(64, length // 4), progress = progress.update }))
 end
 
 local function about()
@@ -159,19 +169,22 @@ local function mean_lost(ratios)
   return sum / #ratios
 end
 
+local function loss_text(x) return args.by == "kl" and ("%.4f"):format(x) or percent(x) end
+
 local function print_ratios(ratios, cosine)
-  print(("mass lost of the last %d queries' attention if a layer keeps so many of its rows"):format(args.queries))
+  print(args.by == "kl" and "KL to the full cache's predictions, nats a token, if that layer alone keeps so many of its rows"
+    or ("mass lost of the last %d queries' attention if a layer keeps so many of its rows"):format(args.queries))
   local shares = { 0.1, 0.2, 0.4, 0.6 }
   local rows, wide = { dim { "layer", "10 %", "20 %", "40 %", "60 %", "keeps", "loses", "" } }, math.max(10, pic.width - 60)
   for layer, ratio in ipairs(ratios) do
     local row = { tostring(layer) }
-    for i, share in ipairs(shares) do row[i + 1] = percent(lost(made.layer[layer], share)) end
-    row[6], row[7] = percent(flat(ratio)), percent(layer_lost(layer, ratio))
+    for i, share in ipairs(shares) do row[i + 1] = loss_text(lost(made.layer[layer], share)) end
+    row[6], row[7] = percent(flat(ratio)), loss_text(layer_lost(layer, ratio))
     row[8] = pic:bar(flat(ratio), wide, (layer - 1) / #ratios)
     rows[layer + 1] = row
   end
   print(table.concat(picture.table(rows, ">>>>>>><"), "\n"))
-  print(("cosine at the same share of the rows would lose %s"):format(percent(mean_lost(cosine))))
+  print(("cosine at the same share of the rows would lose %s"):format(loss_text(mean_lost(cosine))))
 end
 
 -- ---- checking ------------------------------------------------------------------------------------------------------
@@ -242,7 +255,8 @@ else
   result.ratios, result.loss, result.fraction, result.cosine_loss = ratios, solved.loss, solved.fraction, mean_lost(cosine)
   if not args.json then
     print_ratios(ratios, cosine)
-    print(("%s of the rows, %s of the mass lost\npolicy: %s"):format(percent(solved.fraction), percent(solved.loss), args.out))
+    print(("%s of the rows, %s lost on average over layers\npolicy: %s"):format(percent(solved.fraction), loss_text(solved.loss),
+      args.out))
   end
   if args.check then
     local beside = {}

@@ -60,6 +60,9 @@ describe("calibrate.solve", function()
           local least = brute(curves, falling, function(loss, parts) return parts <= most and loss or nil end)
           assert.near(least / lanes, solved.loss, 1e-12)
           assert.is_true(solved.fraction * lanes * steps <= most + 1e-9)
+          if not falling then                                          -- convex, so this is as good
+            assert.near(solved.loss, calibrate.solve(curves, { target = target, hull = true }).loss, 1e-12)
+          end
           for i = 2, lanes do assert.is_true(not falling or solved.levels[i] <= solved.levels[i - 1]) end
         end
       end
@@ -79,6 +82,7 @@ describe("calibrate.solve", function()
         parts = brute(curves, false, function(sum, used) return sum <= 3 * loss + 1e-12 and used or nil end)
         assert.near(parts / 15, free.fraction, 1e-12)
         assert.is_true(free.loss <= loss + 1e-12)
+        assert.near(free.fraction, calibrate.solve(curves, { loss = loss, hull = true }).fraction, 1e-12)
       end
     end
   end)
@@ -187,6 +191,30 @@ describe("calibrate", function()
       local sum = 0
       for _, layer in ipairs(policy.forecast(p:with { target = 0.3 }, model.config, 1000)) do sum = sum + layer.rows end
       assert.near(0.3, sum / (1000 * model.config.layers), 0.005)
+    end
+  end)
+
+  it("measures how far predictions are off", function()
+    local curves = assert(calibrate.sensitivity(model, { texts[1] }, { queries = 8, predict = 20, steps = 20 }))
+    local ids = texts[1]
+    local context, targets = helper.slice(ids, 1, 130), helper.slice(ids, 131, 149)
+    local function feed(p)
+      local cache <close> = assert(model:cache { policy = p })
+      local first = assert(cache:prefill(context))
+      return { first, table.unpack(assert(cache:prefill(targets, { all = true, prune = false }))) }
+    end
+    local full, kl = feed(nil), 0
+    local cut = feed(policy { name = "cut", prefill = function(_, l)
+      if l.index ~= 2 then return end
+      return { keep = 13, guard = { first = 4, last = 8 }, score = score.attention { queries = 8 } }
+    end })
+    for i, logits in ipairs(full) do kl = kl + logits:kl(cut[i]) / 20 end
+    assert.equal(20, #full)
+    assert.near(kl, curves[2][2], 0.1 * kl)                            -- at least; more if a greater share was worse
+    assert.is_true(curves[2][2] >= kl - 1e-9)
+    for _, curve in ipairs(curves) do
+      for v = 2, 20 do assert.is_true(curve[v] <= curve[v - 1] and curve[v] >= 0) end
+      assert.equal(0, curve[20])
     end
   end)
 

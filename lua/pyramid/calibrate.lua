@@ -3,6 +3,7 @@
 ---   measure   reads texts under a policy that keeps every row and tracks the attention of the last queries; for each
 ---             layer and KV head, the share of that attention's mass that is lost if only v of `steps` equal parts of the
 ---             rows stay: first and last rows, and the others of most mass
+---   sensitivity  the same with what is wanted in the mass's place: how far predictions are off if one layer alone is cut
 ---   solve     the parts for each layer (or head) that lose the least mass for so many rows, or hold the fewest rows for
 ---             so much loss
 ---   write     a policy file that keeps just that
@@ -110,6 +111,78 @@ function calibrate.measure(model, texts, given)
   return made
 end
 
+local function feed(model, p, context, targets)
+  local cache <close>, problem, kind = model:cache { policy = p }
+  if not cache then return nil, problem, kind end
+  local first, message, code = cache:prefill(context)
+  if not first then return nil, message, code end
+  local all
+  all, message, code = cache:prefill(targets, { all = true, prune = false })
+  if not all then return nil, message, code end
+  table.insert(all, 1, first)
+  return all
+end
+
+local points = { 0.1, 0.2, 0.35, 0.5, 0.75, 1 }                        -- shares of the rows that are tried
+
+-- What was measured at `points`, at each of `steps` levels: along lines, also below the first; never rising.
+local function through(values, steps)
+  local loss, at = {}, 1
+  for i = #values - 1, 1, -1 do values[i] = math.max(values[i], values[i + 1]) end
+  for v = 1, steps do
+    local share = v / steps
+    while at < #points - 1 and share > points[at + 1] do at = at + 1 end
+    local slope = (values[at + 1] - values[at]) / (points[at + 1] - points[at])
+    loss[v] = math.max(0, values[at] + slope * (share - points[at]))
+  end
+  loss[steps] = 0
+  return loss
+end
+
+local sensitivity_keys = { queries = "integer", sinks = "integer", kernel = "integer", prune = "string", steps = "integer",
+  predict = "integer", progress = "function" }
+
+---How far the model's predictions of each text's last `predict` tokens are from the full cache's (KL, nats a token) if one
+---layer alone keeps v / steps of its rows, by attention of the last queries: curves as `layer` of a measurement, of what is
+---wanted itself. That layers' losses add up is an approximation.
+---@param model pyramid.Model
+---@param texts integer[][]
+---@param given? table                queries, sinks, kernel, prune (as of `write`), steps, predict, progress(done, total)
+---@return number[][]|nil             [layer][v]
+---@return string? message
+---@return string? code
+function calibrate.sensitivity(model, texts, given)
+  given = options.check("calibrate.sensitivity", given, sensitivity_keys)
+  local predict, layers, done = given.predict or 64, model.config.layers, 0
+  local curves, sums = {}, {}
+  local how = { name = "calibrate", about = "", window = given.queries, sinks = given.sinks, kernel = given.kernel,
+    prune = given.prune }
+  local function only(layer, share)
+    local ratios = {}
+    for i = 1, layers do ratios[i] = i == layer and share or 1 end
+    return assert(load(calibrate.write(ratios, how), "=calibrate", "t"))()
+  end
+  for _, ids in ipairs(texts) do
+    local context = table.move(ids, 1, #ids - predict, 1, {})
+    local targets = table.move(ids, #ids - predict + 1, #ids - 1, 1, {})
+    local full, message, code = feed(model, nil, context, targets)
+    if not full then return nil, message, code end
+    for layer = 1, layers do
+      sums[layer] = sums[layer] or { 0, 0, 0, 0, 0, 0 }
+      for i = 1, #points - 1 do
+        local all
+        all, message, code = feed(model, only(layer, points[i]), context, targets)
+        if not all then return nil, message, code end
+        for k, logits in ipairs(all) do sums[layer][i] = sums[layer][i] + full[k]:kl(logits) / (#all * #texts) end
+      end
+      done = done + 1
+      if given.progress then given.progress(done, #texts * layers) end
+    end
+  end
+  for layer = 1, layers do curves[layer] = through(sums[layer], given.steps or 50) end
+  return curves
+end
+
 ---Texts of `length` tokens: stretches of a text, evenly spread, or held-out documents of the world.
 ---@param model pyramid.Model
 ---@param given { length: integer, count: integer, seed?: integer, text?: string }
@@ -185,18 +258,22 @@ local function greedy(curves, most, bound)
   return solution(curves, levels)
 end
 
--- Where ratios must not rise with depth, a dynamic program over (layer, its level, parts used so far) is exact:
--- best[i][v][b] = loss[i][v] + min over u >= v of best[i-1][u][b-v].
-local function falling(curves, most, bound)
+-- A dynamic program over (lane, its level, parts used so far) is exact whatever the curves are, also where levels must not
+-- rise with depth: best[i][v][b] = loss[i][v] + min over u of best[i-1][u][b-v], u >= v if they must not.
+local function dynamic(curves, most, bound, falling)
   local steps, from, best = #curves[1], {}, {}
   for v = 1, steps do best[v] = { [v] = curves[1][v] } end
   for i = 2, #curves do
     local now, origin = {}, {}
-    local low, which = {}, {}                                          -- the least over u >= v, by parts used
-    for v = steps, 1, -1 do
-      for b, loss in pairs(best[v]) do
-        if not low[b] or loss < low[b] then low[b], which[b] = loss, v end
+    local low, which = {}, {}                                          -- the least over u, by parts used
+    local function admit(u)
+      for b, loss in pairs(best[u]) do
+        if not low[b] or loss < low[b] then low[b], which[b] = loss, u end
       end
+    end
+    for v = steps, falling and steps + 1 or 1, -1 do admit(v) end
+    for v = steps, 1, -1 do
+      if falling then admit(v) end
       now[v], origin[v] = {}, {}
       for b, loss in pairs(low) do
         if b + v <= most then now[v][b + v], origin[v][b + v] = loss + curves[i][v], which[b] end
@@ -223,19 +300,21 @@ local function falling(curves, most, bound)
 end
 
 ---The levels that lose the least for at most the share `target` of the rows, or hold the fewest rows for a mean loss of at
----most `loss`. With `falling`, no level is higher than the one before. One part a lane is the least there is.
+---most `loss`. With `falling`, no level is higher than the one before. One part a lane is the least there is. Exact, by a
+---dynamic program; with `hull`, for many lanes, exact for convex curves, and there only where no order is wanted.
 ---@param curves number[][]           of each lane, loss[1 .. steps], never rising
----@param given { target?: number, loss?: number, falling?: boolean }
+---@param given { target?: number, loss?: number, falling?: boolean, hull?: boolean }
 ---@return pyramid.Solution
 function calibrate.solve(curves, given)
-  given = options.check("calibrate.solve", given, { target = "number", loss = "number", falling = "boolean" })
+  given = options.check("calibrate.solve", given, { target = "number", loss = "number", falling = "boolean", hull = "boolean" })
+  if given.hull and given.falling then error("calibrate.solve: hull knows no order of lanes", 2) end
   if (given.target == nil) == (given.loss == nil) then error("calibrate.solve: either target or loss is wanted", 2) end
   local value = given.target or given.loss
   if not (value >= 0 and value <= 1) then error(("calibrate.solve: %g is no share from 0 to 1"):format(value), 2) end
   local parts = #curves * #curves[1]
   local most = given.target and math.max(#curves, math.floor(given.target * parts + 1e-9)) or parts
   local bound = given.loss and given.loss * #curves + 1e-12 or 0
-  return (given.falling and falling or greedy)(curves, most, bound)
+  return (given.hull and greedy or dynamic)(curves, most, bound, given.falling)
 end
 
 ---Ratios out of a measurement: one a layer, or, with share = "head", a list for each layer.
@@ -250,7 +329,7 @@ function calibrate.ratios(made, given)
     curves = {}
     for _, heads in ipairs(made.head) do table.move(heads, 1, #heads, #curves + 1, curves) end
   end
-  local solved = calibrate.solve(curves, { target = given.target, loss = given.loss, falling = given.falling })
+  local solved = calibrate.solve(curves, { target = given.target, loss = given.loss, falling = given.falling, hull = by_head })
   local ratios = {}
   for i, v in ipairs(solved.levels) do
     if by_head then
