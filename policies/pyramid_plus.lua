@@ -1,29 +1,30 @@
 -- PyramidInfer's pyramid (arXiv 2405.12532) with what it loses by mended. Rows fall with depth, along a line; each KV head
--- chooses for itself; and two kinds of rows are kept: what the prompt's last queries look at, over neighbours, and rows
--- whose keys are unlike all others (KeyDiff, arXiv 2504.15364), because what will be asked later may be in rows that no query has
--- looked at yet. Hidden states are pruned only from layer `hidden` on, where all heads must share one set; 0: nowhere.
+-- chooses for itself; and two kinds of rows are kept: what the prompt's last queries look at, with their
+-- neighbours, and rows whose keys are unlike all others (KeyDiff, arXiv 2504.15364): what will be asked for may be where no
+-- query has looked yet. Hidden states are pruned only from depth `hidden` on, where heads must share one set; 1: nowhere.
 local policy, score, schedule = require "pyramid.policy", require "pyramid.score", require "pyramid.schedule"
 
--- `ratio` of the prompt's rows on average over layers: a layer has as much more as the one at the other end has less.
+-- `ratio` of the prompt's rows on average: the first layer has as much more as the last has less, at most all rows.
 local function budget(o, l)
-  local middle = l.depth + 0.5 / l.layers
-  return l.past + math.floor(math.min(o.ratio * schedule.linear(1 + o.slope, 1 - o.slope)(middle), 1) * l.prompt)
+  local slope = math.min(o.slope, 1 / o.ratio - 1)
+  return l.past + math.floor(o.ratio * schedule.linear(1 + slope, 1 - slope)(l.depth + 0.5 / l.layers) * l.prompt)
 end
 
 return policy {
   name = "pyramid_plus",
   doc = "a pyramid of rows that are looked at and rows unlike all others",
-  defaults = { ratio = 0.45, slope = 0.8, seen = 0.4, queries = 16, recent = 16, sinks = 4, kernel = 5, heads = "max", hidden = 0 },
+  defaults = { ratio = 0.45, slope = 0.8, seen = 0.4, queries = 16, recent = 16, sinks = 4, kernel = 5, heads = "max",
+    hidden = 1.0 },
   limits = { ratio = { 0, 1 }, slope = { 0, 1 }, seen = { 0, 1 }, queries = { 1 }, recent = { 1 }, sinks = { 0 },
-    kernel = { 1, 63, 2 }, heads = { "mean", "sum", "max" }, hidden = { 0 } },
+    kernel = { 1, 63, 2 }, heads = { "mean", "sum", "max" }, hidden = { 0, 1 } },
   presets = { ["45"] = { target = 0.45 }, ["35"] = { target = 0.35 }, ["20"] = { target = 0.2 } },
-  fit = "ratio",                                                       -- where the first layers would have more than all
+  fit = "ratio",
   prefill = function(o, l)
     local guarded = math.min(o.sinks + o.recent, l.rows)
     local keep = math.min(math.max(budget(o, l), guarded, 1), l.rows)
     local looked_at = math.floor(o.seen * (keep - guarded))            -- the rest goes to rare keys
     local attention = score.attention { queries = o.queries, reduce = "max", heads = o.heads }
-    local hides = o.hidden > 0 and l.index >= o.hidden
+    local hides = l.depth >= o.hidden
     return {
       keep = keep,
       guard = { first = o.sinks, last = o.recent },
