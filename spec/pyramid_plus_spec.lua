@@ -17,6 +17,10 @@ describe("pyramid_plus", function()
     for _, target in ipairs { 0.2, 0.35, 0.45, 0.6, 0.9 } do
       local rows, fraction = rows_of(plus:with { target = target }, 1000)
       assert.near(target, fraction, 0.002)
+      assert.equal(1000, rows[2])
+      for i = 4, 8 do assert.is_true(rows[i] <= rows[i - 1]) end
+      rows, fraction = rows_of(plus:with { ratio = target, whole = 0 }, 1000)
+      assert.near(target, fraction, 0.002)
       for i = 2, 8 do assert.is_true(rows[i] <= rows[i - 1]) end
     end
     for preset, target in pairs { ["45"] = 0.45, ["35"] = 0.35, ["20"] = 0.2 } do
@@ -40,8 +44,8 @@ describe("pyramid_plus", function()
     local keydiff = assert(pyramid.policy("keydiff", { ratio = 0.4, sinks = 4, recent = 16 }))
     local cache <close> = assert(model:cache { policy = keydiff, dtype = "f32" })
     assert(cache:prefill(ids))
-    local rare = kept { ratio = 0.4, slope = 0, seen = 0 }
-    local both, computed = kept { ratio = 0.4, slope = 0, seen = 0.5 }
+    local rare = kept { ratio = 0.4, slope = 0, whole = 0, seen = 0, recent = 16 }
+    local both, computed = kept { ratio = 0.4, slope = 0, whole = 0, seen = 0.5, recent = 16 }
     assert.equal(200 * model.config.layers, computed)
     local common, different = 0, 0
     for layer, heads in ipairs(rare) do
