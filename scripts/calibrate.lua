@@ -5,8 +5,8 @@ local core = require "pyramid.core"
 local picture = require "pyramid.picture"
 local policy = require "pyramid.policy"
 
-local parser = cli.parser("[options]", "Finds a schedule for a model instead of guessing one: measures how much of the last "
-  .. "queries' attention is lost if layers keep fewer rows, solves for the ratios that lose "
+local parser = cli.parser("[options]", "Finds a schedule for a model instead of guessing one: measures what is lost "
+  .. "if layers keep fewer rows, solves for the ratios that lose "
   .. "the least, and writes a policy file.", [[
 Examples:
    pyramid calibrate --target 0.45 --out mine.lua
@@ -15,9 +15,9 @@ Examples:
    pyramid calibrate --heads --target 0.5 --out duo_mine.lua
    pyramid generate --policy-file mine.lua target=0.3 "Once there was"
 Without --text: held-out documents of the world that the default model knows.
-The mass that is lost is a stand-in for what a model forgets: --check measures
-the policy on other documents, beside PyramidInfer's cosine at the same share of
-the rows, and says which did better.]])
+Neither the mass nor a layer alone is what a model forgets in the end: --check
+measures the policy on other documents, beside PyramidInfer's cosine at the same
+share of the rows, and says which did better.]])
 cli.add_model(parser)
 cli.option(parser, "--target", "SHARE", "Rows to keep, of all. (default: 0.45, if no --loss)", { number = true })
 cli.option(parser, "--loss", "SHARE", "The most attention to lose, on average, for as few rows as that takes.", { number = true })
@@ -25,8 +25,9 @@ cli.option(parser, "--share", "WHO", "layer: one ratio for a layer, one set for 
   { default = "layer", choices = { "layer", "head" } })
 cli.option(parser, "--prune", "WHAT", "cache: rows; both: nor do later layers see the token, so ratios never rise.",
   { default = "cache", choices = { "cache", "both" } })
-cli.option(parser, "--by", "WHAT", "mass: attention that is lost; kl: how far predictions are off if one layer alone is cut.",
-  { default = "mass", choices = { "mass", "kl" } })
+cli.option(parser, "--by", "WHAT", "mass: attention lost; kl: how far predictions are off if one layer alone is cut."
+  .. " (default: kl; mass for heads)",
+  { choices = { "mass", "kl" } })
 parser:flag("--heads", "Rank KV heads by attention outside of sinks and recent rows, and write a duo policy.")
 cli.option(parser, "--text", "FILE", "A text to measure on.")
 cli.option(parser, "--length", "N", "Tokens of each stretch that is read; if not given, the model's context, at most 1024.",
@@ -64,6 +65,7 @@ end
 if args.share == "head" and args.prune == "both" then
   cli.fail("--share head cannot go with --prune both", "A token whose hidden state is gone is gone for all heads.")
 end
+args.by = args.by or ((args.share == "head" or args.heads) and "mass" or "kl")
 if args.by == "kl" and (args.share == "head" or args.heads) then
   cli.fail("--by kl cuts whole layers", "Heads are measured with --by mass.")
 end
@@ -224,7 +226,7 @@ local function rivals_of(chosen, fraction, ratios_text)
   local list = { { label = name, policy = chosen } }
   if ratios_text then
     local cosine = cli.must(policy.load(assert(load(ratios_text, "=cosine", "t"))()))
-    list[2] = { label = name .. ", cosine ratios", policy = cosine }
+    list[2] = { label = name .. ", cosine ratios", policy = cosine:with { target = fraction } }
   end
   list[#list + 1] = { label = ("pyramidinfer preset=45 target=%.3g"):format(fraction),
     policy = assert(policy.load("pyramidinfer", { preset = "45", target = fraction })) }
@@ -247,7 +249,7 @@ if args.heads then
   if args.check then result.check = check(rivals_of(chosen, fraction)) end
 else
   local ratios, solved = calibrate.ratios(made, { target = target, loss = args.loss, falling = args.prune == "both",
-    share = args.share })
+    share = args.share, least = math.ceil(guarded / length * made.steps) })   -- guards stay whatever a ratio says
   local how = { name = name, about = about(), share = args.share, prune = args.prune, window = args.queries, sinks = args.sinks,
     kernel = args.kernel }
   local chosen = write_policy(args.out, calibrate.write(ratios, how))

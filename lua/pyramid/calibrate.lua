@@ -226,11 +226,11 @@ end
 
 -- Curves of lost mass are convex but for rounding, so taking, one after the other, the parts that save most is the best
 -- there is at each size: a Lagrangian whose multiplier is what the next part saves. The lower hull takes rounding away.
-local function greedy(curves, most, bound)
+local function greedy(curves, most, bound, least)
   local steps, levels, todo, loss, parts = #curves[1], {}, {}, 0, 0
   for i, curve in ipairs(curves) do
     local hull = {}
-    for v = 1, steps do
+    for v = least, steps do
       while #hull >= 2 do
         local a, b = hull[#hull - 1], hull[#hull]
         if (curve[b] - curve[a]) * (v - a) <= (curve[v] - curve[a]) * (b - a) then break end
@@ -242,7 +242,7 @@ local function greedy(curves, most, bound)
       local from, to = hull[at - 1], hull[at]
       todo[#todo + 1] = { lane = i, from = from, to = to, saved = (curve[from] - curve[to]) / (to - from) }
     end
-    levels[i], loss, parts = 1, loss + curve[1], parts + 1
+    levels[i], loss, parts = least, loss + curve[least], parts + least
   end
   table.sort(todo, function(a, b)
     if a.saved ~= b.saved then return a.saved > b.saved end
@@ -260,9 +260,9 @@ end
 
 -- A dynamic program over (lane, its level, parts used so far) is exact whatever the curves are, also where levels must not
 -- rise with depth: best[i][v][b] = loss[i][v] + min over u of best[i-1][u][b-v], u >= v if they must not.
-local function dynamic(curves, most, bound, falling)
+local function dynamic(curves, most, bound, lowest, falling)
   local steps, from, best = #curves[1], {}, {}
-  for v = 1, steps do best[v] = { [v] = curves[1][v] } end
+  for v = lowest, steps do best[v] = { [v] = curves[1][v] } end
   for i = 2, #curves do
     local now, origin = {}, {}
     local low, which = {}, {}                                          -- the least over u, by parts used
@@ -271,8 +271,8 @@ local function dynamic(curves, most, bound, falling)
         if not low[b] or loss < low[b] then low[b], which[b] = loss, u end
       end
     end
-    for v = steps, falling and steps + 1 or 1, -1 do admit(v) end
-    for v = steps, 1, -1 do
+    for v = steps, falling and steps + 1 or lowest, -1 do admit(v) end
+    for v = steps, lowest, -1 do
       if falling then admit(v) end
       now[v], origin[v] = {}, {}
       for b, loss in pairs(low) do
@@ -283,7 +283,7 @@ local function dynamic(curves, most, bound, falling)
   end
   -- The least loss; of those within the bound, the fewest parts.
   local at, used, least
-  for v = 1, steps do
+  for v = lowest, steps do
     for b, loss in pairs(best[v]) do
       local clipped = math.max(loss, bound)
       if b <= most and (not least or clipped < least or (clipped == least and (b < used or (b == used and v < at)))) then
@@ -300,26 +300,29 @@ local function dynamic(curves, most, bound, falling)
 end
 
 ---The levels that lose the least for at most the share `target` of the rows, or hold the fewest rows for a mean loss of at
----most `loss`. With `falling`, no level is higher than the one before. One part a lane is the least there is. Exact, by a
+---most `loss`. With `falling`, no level is higher than the one before; none is below `least`, 1 unless said. Exact, by a
 ---dynamic program; with `hull`, for many lanes, exact for convex curves, and there only where no order is wanted.
 ---@param curves number[][]           of each lane, loss[1 .. steps], never rising
----@param given { target?: number, loss?: number, falling?: boolean, hull?: boolean }
+---@param given { target?: number, loss?: number, falling?: boolean, hull?: boolean, least?: integer }
 ---@return pyramid.Solution
 function calibrate.solve(curves, given)
-  given = options.check("calibrate.solve", given, { target = "number", loss = "number", falling = "boolean", hull = "boolean" })
+  given = options.check("calibrate.solve", given, { target = "number", loss = "number", falling = "boolean", hull = "boolean",
+    least = "integer" })
+  local least = given.least or 1
+  if least < 1 or least > #curves[1] then error("calibrate.solve: least is no level", 2) end
   if given.hull and given.falling then error("calibrate.solve: hull knows no order of lanes", 2) end
   if (given.target == nil) == (given.loss == nil) then error("calibrate.solve: either target or loss is wanted", 2) end
   local value = given.target or given.loss
   if not (value >= 0 and value <= 1) then error(("calibrate.solve: %g is no share from 0 to 1"):format(value), 2) end
   local parts = #curves * #curves[1]
-  local most = given.target and math.max(#curves, math.floor(given.target * parts + 1e-9)) or parts
+  local most = given.target and math.max(#curves * least, math.floor(given.target * parts + 1e-9)) or parts
   local bound = given.loss and given.loss * #curves + 1e-12 or 0
-  return (given.hull and greedy or dynamic)(curves, most, bound, given.falling)
+  return (given.hull and greedy or dynamic)(curves, most, bound, least, given.falling)
 end
 
 ---Ratios out of a measurement: one a layer, or, with share = "head", a list for each layer.
 ---@param made pyramid.Calibration
----@param given { target?: number, loss?: number, falling?: boolean, share?: "layer"|"head" }
+---@param given { target?: number, loss?: number, falling?: boolean, share?: "layer"|"head", least?: integer }
 ---@return number[]|number[][] ratios
 ---@return pyramid.Solution
 function calibrate.ratios(made, given)
@@ -329,7 +332,8 @@ function calibrate.ratios(made, given)
     curves = {}
     for _, heads in ipairs(made.head) do table.move(heads, 1, #heads, #curves + 1, curves) end
   end
-  local solved = calibrate.solve(curves, { target = given.target, loss = given.loss, falling = given.falling, hull = by_head })
+  local solved = calibrate.solve(curves, { target = given.target, loss = given.loss, falling = given.falling, hull = by_head,
+    least = given.least })
   local ratios = {}
   for i, v in ipairs(solved.levels) do
     if by_head then
