@@ -20,7 +20,8 @@ measures the policy on other documents, beside PyramidInfer's cosine at the same
 share of the rows, and says which did better.]])
 cli.add_model(parser)
 cli.option(parser, "--target", "SHARE", "Rows to keep, of all. (default: 0.45, if no --loss)", { number = true })
-cli.option(parser, "--loss", "SHARE", "The most to lose, on average over layers (see --by), for as few rows as it takes.", { number = true })
+cli.option(parser, "--loss", "SHARE", "The most to lose, on average over layers (see --by), for as few rows as it takes.",
+  { number = true })
 cli.option(parser, "--share", "WHO", "layer: one ratio for a layer, one set for its heads; head: each KV head its own.",
   { default = "layer", choices = { "layer", "head" } })
 cli.option(parser, "--prune", "WHAT", "cache: rows; both: nor do later layers see the token, so ratios never rise.",
