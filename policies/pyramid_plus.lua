@@ -1,5 +1,5 @@
--- PyramidInfer's pyramid (arXiv 2405.12532) with what it loses by mended. One early layer, which copies what came before
--- and costs most when cut, stays whole (`pyramid calibrate --by kl` shows which of a model; 0: none). In the others rows
+-- PyramidInfer's pyramid (arXiv 2405.12532) with what it loses by mended. One early layer, which costs most by far when
+-- cut, stays whole, which is most of the gain (`pyramid calibrate` shows which of a model; 0: none). In the others rows
 -- fall with depth, each KV head chooses for itself, and two kinds of rows are kept: what the prompt's last queries look at,
 -- with neighbours, and rows whose keys are unlike all others (KeyDiff, arXiv 2504.15364): what will be asked for may be
 -- where no query has looked yet. Hidden states are pruned only from depth `hidden` on, by one set for all heads; 1: nowhere.
