@@ -133,7 +133,7 @@ local function through(values, steps)
     local share = v / steps
     while at < #points - 1 and share > points[at + 1] do at = at + 1 end
     local slope = (values[at + 1] - values[at]) / (points[at + 1] - points[at])
-    loss[v] = math.max(0, values[at] + slope * (share - points[at]))
+    loss[v] = math.min(math.max(0, values[at] + slope * (share - points[at])), loss[v - 1] or math.huge)
   end
   loss[steps] = 0
   return loss
