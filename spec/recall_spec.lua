@@ -89,6 +89,24 @@ describe("recall", function()
     assert.has_error(function() recall.ask(model, case, "blind") end, "recall.ask: the mode is agnostic or aware")
   end)
 
+  -- Far below what the model's card says: this is to notice a model or an engine that has stopped answering.
+  it("finds most of what the default model was told, and little of it once most rows are gone", function()
+    local options = { full = {}, cut = { policy = assert(pyramid.policy("streaming", { ratio = 0.2 })) } }
+    local right, asked = { full = 0, cut = 0 }, 0
+    for seed = 100, 109 do
+      local case = assert(recall.case(model, 500, seed))
+      asked = asked + #case.questions
+      for how, given in pairs(options) do
+        for _, result in ipairs(assert(recall.ask(model, case, "agnostic", given))) do
+          assert.is_true(result.found or not result.right)
+          if result.right then right[how] = right[how] + 1 end
+        end
+      end
+    end
+    assert.is_true(right.full >= 0.6 * asked, ("%d of %d"):format(right.full, asked))
+    assert.is_true(right.cut <= 0.6 * right.full, ("%d and %d of %d"):format(right.full, right.cut, asked))
+  end)
+
   it("runs as a script", function()
     local out, err, status = shell.pyramid("recall", "--length", "300,400", "--questions", "2", "--policy", "full", "--policy",
       "streaming", "ratio=0.3", "--mode", "both", "--json")
