@@ -89,6 +89,12 @@ local function read(model, entry, ids)
   entry.layers = picture.survey(entry.cache, model.config)
 end
 
+-- What an answer says beyond what its question says; the whole of it, if it is worded otherwise.
+local function asked_for(text, question)
+  local head = question.answer:sub(1, question.answer:find(question.value, 1, true) - 1)
+  return text:sub(1, #head) == head and text:sub(#head + 1):gsub("%.$", "") or text
+end
+
 local function show_answers(model, entry, questions)
   entry.right = 0
   local rows, wide = {}, (pic.width - 8) * 11 // 20
@@ -99,8 +105,8 @@ local function show_answers(model, entry, questions)
     if right then entry.right = entry.right + 1 end
     local mark = right and (pic.ascii and "+" or "✓") or (pic.ascii and "-" or "✗")
     rows[i] = { "  " .. pic:paint(mark, right and "good" or "warn"), pic:paint(pic:cut(question.question, wide), "dim"),
-      pic:cut(text == "" and "(nothing)" or text, half),
-      right and "" or pic:paint(pic:cut("told: " .. question.answer, half), "dim") }
+      pic:cut(text == "" and "(nothing)" or asked_for(text, question), half),
+      right and "" or pic:paint(pic:cut("told: " .. question.value, half), "dim") }
   end
   if #rows > 0 then print(table.concat(picture.table(rows, "<", 1), "\n")) end
 end
