@@ -16,7 +16,8 @@ Documents and questions are the same for every policy. An answer is right if the
 cli.add_model(parser)
 cli.add_policy(parser, true)
 cli.option(parser, "--length", "N", "Tokens of a document with its question; several with commas.", { default = "1024" })
-cli.option(parser, "--mode", "MODE", "agnostic, aware, or both.", { default = "agnostic", choices = { "agnostic", "aware", "both" } })
+cli.option(parser, "--mode", "MODE", "agnostic, aware, or both.",
+  { default = "agnostic", choices = { "agnostic", "aware", "both" } })
 cli.option(parser, "--questions", "N", "Questions of each kind.", { default = "40", integer = 1 })
 cli.option(parser, "--kinds", "LIST", ("Which kinds: %s."):format(table.concat(world.kinds, ", ")))
 cli.option(parser, "--seed", "N", "The first document, counted from the first held-out one.", { default = "0", integer = 0 })

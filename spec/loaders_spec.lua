@@ -337,7 +337,8 @@ describe("loaders.load", function()
     assert.is_nil(result)
     assert.matches("llama%-yarn: its RoPE is scaled already %(yarn%), so that linear scaling cannot be asked for", message)
     assert.equal("unsupported", code)
-    assert.has_error(function() pyramid.model(family "llama-yarn", { context = 0 }) end, "context = 0 (a positive integer is wanted)")
+    assert.has_error(function() pyramid.model(family "llama-yarn", { context = 0 }) end,
+      "context = 0 (a positive integer is wanted)")
     assert.has_error(function() pyramid.model(family "llama-yarn", { scaling = "ntk" }) end,
       "scaling = 'ntk' (known: linear, none, yarn)")
   end)

@@ -156,7 +156,8 @@ end
 ---@return string? message
 ---@return string? code
 function recall.answer(model, cache, question)
-  local run, message, code = model:generate(asked(question), { cache = cache, special = false, prune = false, max_tokens = longest_line })
+  local run, message, code = model:generate(asked(question), { cache = cache, special = false, prune = false,
+    max_tokens = longest_line })
   if not run then return nil, message, code end
   return line_of(run)
 end
@@ -211,7 +212,8 @@ function recall.ask(model, case, mode, cache_options)
     local fork, problem, kind = read:fork()
     if not fork then return nil, problem, kind end
     local cache <close> = fork
-    local prompt, run = assert(model:encode(asked(q.question), { special = false })), nil
+    local prompt = assert(model:encode(asked(q.question), { special = false }))
+    local run
     if mode == "aware" then prompt = table.move(prompt, 1, #prompt, #case.ids + 1, table.move(case.ids, 1, #case.ids, 1, {})) end
     run, message, code = model:generate(prompt, { cache = cache, prune = mode == "aware", max_tokens = longest_line })
     if not run then return nil, message, code end

@@ -283,7 +283,8 @@ local known_options = { words = true, kinds = true, density = true, recall = tru
 ---   title      whether there is a title line
 --- Spans are byte positions in text, from 1, both ends included. A question's evidence is the list of the sentences
 --- that it needs: one, or two for a chain. A question's answer is a statement, which ends in its value (what was asked
---- for, at value_bytes; the rest of an answer follows from the question, and a chain's names its first fact). Repetitions in conversation are not evidence; recall = 0 leaves them out.
+--- for, at value_bytes; the rest of an answer follows from the question, and a chain's names its first fact).
+--- Repetitions in conversation are not evidence; recall = 0 leaves them out.
 ---@param seed integer
 ---@param options table?
 ---@return { seed: integer, text: string, body_bytes: integer, questions: table[] }

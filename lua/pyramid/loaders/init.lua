@@ -180,7 +180,8 @@ local function change_context(source, context, scaling)
   config.context = context or trained
   if not scaling or scaling == "none" or config.context <= trained then return end
   if r.type ~= "none" then
-    fault.raise("unsupported", "%s: its RoPE is scaled already (%s), so that %s scaling cannot be asked for", source.path, r.type, scaling)
+    fault.raise("unsupported", "%s: its RoPE is scaled already (%s), so that %s scaling cannot be asked for",
+      source.path, r.type, scaling)
   end
   r.type, r.factor, r.original = scaling, config.context / trained, trained
   r.beta_fast, r.beta_slow, r.truncate, r.gain = 32, 1, true, nil
