@@ -140,13 +140,9 @@ end
 
 local function plus(a, b) return a + b end
 
--- One list for each query head of the group's lanes; reduced to one by `how`.
-local function over_heads(self, lanes, how, list_of)
-  local lists, out = {}, {}
-  for _, lane in ipairs(lanes) do
-    local from, to = heads_of(self.run.config, lane.head)
-    for head = from, to do lists[#lists + 1] = list_of(head, lane.rows) end
-  end
+-- Lists of one length, reduced to one by `how`.
+local function across(lists, how)
+  local out = {}
   for i = 1, #lists[1] do
     local values = {}
     for j, list in ipairs(lists) do values[j] = list[i] end
@@ -155,17 +151,21 @@ local function over_heads(self, lanes, how, list_of)
   return out
 end
 
+-- One list for each query head of the group's lanes; reduced to one by `how`.
+local function over_heads(self, lanes, how, list_of)
+  local lists = {}
+  for _, lane in ipairs(lanes) do
+    local from, to = heads_of(self.run.config, lane.head)
+    for head = from, to do lists[#lists + 1] = list_of(head, lane.rows) end
+  end
+  return across(lists, how)
+end
+
 -- What lanes have tracked is the mean over their query heads; reduced over the lanes.
 local function over_lanes(self, lanes, how, list_of)
   local means = {}
   for j, lane in ipairs(lanes) do means[j] = over_heads(self, { lane }, 0, list_of) end
-  local out = {}
-  for i = 1, #means[1] do
-    local values = {}
-    for j, mean in ipairs(means) do values[j] = mean[i] end
-    out[i] = reduce(values, how)
-  end
-  return out
+  return across(means, how)
 end
 
 local function divide(list, by)
