@@ -273,7 +273,7 @@ function Pair:follow()
     end
     if self.compact then
       lane.compact = true
-      for j, row in ipairs(lane) do row.turned = llama:rotated(row.k, 0, j - 1) end
+      for j, row in ipairs(lane) do row.turned = llama:rotated(row.k, j - 1) end
     end
   end)
 end
@@ -542,7 +542,7 @@ describe("compact keys", function()
     local lanes = lanes_of(both.cache)
     each_lane(function(layer, head, what)
       for j, row in ipairs(both.lanes[layer][head]) do
-        assert.is_true(helper.distance(lanes[layer][head].k[j], llama:rotated(row.k, 0, j - 1)) < 1e-4, what)
+        assert.is_true(helper.distance(lanes[layer][head].k[j], llama:rotated(row.k, j - 1)) < 1e-4, what)
       end
     end)
     both:prefill(prompt(70, 5), "beyond the context")

@@ -23,7 +23,8 @@ local function rows_of(bytes, tensor)
   return matrix
 end
 
-local function times(matrix, x)
+--- matrix . x
+function transformer.times(matrix, x)
   local out, n = {}, #x
   for r, row in ipairs(matrix) do
     local sum = 0.0
@@ -33,7 +34,7 @@ local function times(matrix, x)
   return out
 end
 
-local function normed(x, weight, eps)
+function transformer.normed(x, weight, eps)
   local sum, out = 0.0, {}
   for _, v in ipairs(x) do sum = sum + v * v end
   local scale = 1 / math.sqrt(sum / #x + eps)
@@ -41,14 +42,14 @@ local function normed(x, weight, eps)
   return out
 end
 
-local function add(x, y)
+function transformer.add(x, y)
   local out = {}
   for i, v in ipairs(x) do out[i] = v + y[i] end
   return out
 end
 
--- Heads of a vector, each turned by its position: the first half of a head against the second.
-local function heads_of(x, count, position, base)
+--- Heads of a vector, each turned by its position (if given): the first half of a head against the second.
+function transformer.heads_of(x, count, position, base)
   local dim, heads = #x // count, {}
   for h = 1, count do
     local head = table.move(x, (h - 1) * dim + 1, h * dim, 1, {})
@@ -61,6 +62,16 @@ local function heads_of(x, count, position, base)
   end
   return heads
 end
+
+--- What the feed-forward part of a layer adds.
+function transformer.feed_forward(w, x, eps)
+  local normal = transformer.normed(x, w.ffn_norm, eps)
+  local gate, up = transformer.times(w.gate, normal), transformer.times(w.up, normal)
+  for i, g in ipairs(gate) do gate[i] = g / (1 + math.exp(-g)) * up[i] end
+  return transformer.times(w.down, gate)
+end
+
+local times, normed, add, heads_of = transformer.times, transformer.normed, transformer.add, transformer.heads_of
 
 --- The weights of a folder.
 function transformer.load(folder)
@@ -76,8 +87,9 @@ function transformer.load(folder)
       k = of "self_attn.k_proj", v = of "self_attn.v_proj", o = of "self_attn.o_proj", gate = of "mlp.gate_proj",
       up = of "mlp.up_proj", down = of "mlp.down_proj" }
   end
-  return { embed = found["model.embed_tokens.weight"], layers = layers, heads = config.num_attention_heads,
-    kv_heads = config.num_key_value_heads, eps = config.rms_norm_eps, base = config.rope_theta }
+  return { embed = found["model.embed_tokens.weight"], norm = found["model.norm.weight"][1], output = found["lm_head.weight"],
+    layers = layers, heads = config.num_attention_heads, kv_heads = config.num_key_value_heads, eps = config.rms_norm_eps,
+    base = config.rope_theta }
 end
 
 --- What testing.run wants (attend, keys, values, outputs, expected) of a model that reads `ids`, one after another.
@@ -95,10 +107,7 @@ function transformer.source(model, ids)
       local joined = {}
       for h = 1, model.heads do table.move(below.mixed[h], 1, #below.mixed[h], #joined + 1, joined) end
       local y = add(below.x, times(v.o, joined))
-      local normal = normed(y, v.ffn_norm, model.eps)
-      local gate, up = times(v.gate, normal), times(v.up, normal)
-      for i, g in ipairs(gate) do gate[i] = g / (1 + math.exp(-g)) * up[i] end
-      x = add(y, times(v.down, gate))
+      x = add(y, transformer.feed_forward(v, y, model.eps))
     end
     local normal = normed(x, w.attn_norm, model.eps)
     state = { x = x, mixed = {}, q = heads_of(times(w.q, normal), model.heads, position, model.base),
