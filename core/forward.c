@@ -26,9 +26,6 @@
 
 enum { PYR_CHUNK = 512 };
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 typedef struct pyr_forward {       /* the activations of one chunk, backend memory */
   const pyr_model *model;
   pyr_backend *be;
@@ -67,7 +64,7 @@ static size_t carve(pyr_forward *f, char *base, int64_t tokens, int64_t chunk, i
 
 static pyr_work work_of(const pyr_model *model, int64_t tokens, int64_t rows, int64_t sequences) {
   const pyr_model_config *c = &model->config;
-  int64_t cols = max64(max64(c->width, c->ff), (int64_t)c->heads * c->head_dim);
+  int64_t cols = pyr_most(pyr_most(c->width, c->ff), (int64_t)c->heads * c->head_dim);
   return (pyr_work){ tokens, rows, sequences, c->heads, c->kv_heads, c->head_dim, cols };
 }
 
@@ -144,7 +141,7 @@ static pyr_status check_tokens(const pyr_cache *cache, const int32_t *ids, int64
                                    (int)ids[i], (int)c->vocab);
   int64_t before = 0;                                    /* the position that the first of them is rotated to, at most */
   for (int layer = 0; layer < cache->layers; layer++)
-    before = max64(before, cache->states[layer].compact ? pyr_cache_layer_rows(cache, layer) : cache->tokens);
+    before = pyr_most(before, cache->states[layer].compact ? pyr_cache_layer_rows(cache, layer) : cache->tokens);
   if (n > c->context - before)
     return pyr_runtime_set_error(rt, PYR_CONTEXT, "%lld tokens after %lld are more than the model's context of %d",
                                  (long long)n, (long long)before, (int)c->context);
@@ -228,7 +225,7 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   if (s == PYR_OK) s = pyr_plan_begin(&run, cache, layer, &plan, asked ? &trigger : NULL, p->alive, cache->tokens + p->n - 1);
   for (int64_t at = 0; at < p->alive && s == PYR_OK; at += PYR_CHUNK) {
     s = pyr_progress(cache->pool->rt, layer * p->n + at * p->n / p->alive, c->layers * p->n);
-    if (s == PYR_OK) s = prefill_chunk(p, layer, &run, at, min64(PYR_CHUNK, p->alive - at));
+    if (s == PYR_OK) s = prefill_chunk(p, layer, &run, at, pyr_least(PYR_CHUNK, p->alive - at));
   }
   cache->computed += p->alive;
   if (s == PYR_OK) s = pyr_plan_end(&run, &survivors, &kept);
@@ -255,7 +252,7 @@ static pyr_status prefill_logits(pyr_prefill *p, float *logits) {
   const pyr_model_config *c = &f->model->config;
   int64_t at = p->flags & PYR_PREFILL_ALL ? 0 : p->alive - 1;
   for (pyr_status s; at < p->alive; at += PYR_CHUNK) {
-    int64_t n = min64(PYR_CHUNK, p->alive - at);
+    int64_t n = pyr_least(PYR_CHUNK, p->alive - at);
     s = project_logits(f, f->x + at * c->width, n);
     if (s == PYR_OK) s = f->be->download(f->be, logits, f->logits, (size_t)(n * c->vocab) * sizeof(float));
     if (s != PYR_OK) return s;
@@ -274,7 +271,7 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
                     .flags = flags };
   size_t views_bytes = (size_t)c->kv_heads * sizeof *p.views, block_bytes = 0, ids_bytes = (size_t)n * sizeof *ids;
   char *block = NULL;
-  int64_t chunk = min64(n, PYR_CHUNK);
+  int64_t chunk = pyr_least(n, PYR_CHUNK);
   if (!model->ready) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the model is not ready");
   if (n < 1) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the prompt is empty: a prefill needs at least one token");
   pyr_status s = check_tokens(cache, ids, n);
@@ -293,7 +290,7 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
   }
   carve(&p.f, block, n, chunk, logits ? (flags & PYR_PREFILL_ALL ? chunk : 1) : 0, chunk);
   int64_t rows = n;
-  for (int layer = 0; layer < c->layers; layer++) rows = max64(rows, n + pyr_cache_layer_rows(cache, layer));
+  for (int layer = 0; layer < c->layers; layer++) rows = pyr_most(rows, n + pyr_cache_layer_rows(cache, layer));
   pyr_work work = work_of(model, chunk, rows, 1);
   s = be->reserve(be, &work);
   if (s == PYR_OK) s = be->upload(be, p.f.ids, ids, ids_bytes);
@@ -433,7 +430,7 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   if (s != PYR_OK) return s;
   for (int i = 0; i < count; i++)
     for (int layer = 0; layer < c->layers; layer++) {
-      rows = max64(rows, pyr_cache_layer_rows(caches[i], layer) + 1);
+      rows = pyr_most(rows, pyr_cache_layer_rows(caches[i], layer) + 1);
       if (pyr_plan_steps_left(caches[i], layer) == 1) r.due_count++;
       r.turned = r.turned || caches[i]->states[layer].compact;
     }

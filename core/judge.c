@@ -5,9 +5,6 @@
 
 #include <string.h>
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 /* ---- how a plan falls on a lane ------------------------------------------------------------------------------------ */
 
 /* Hidden pruning cannot drop rows stored before, nor the last token, whose logits are what a prefill is for. In decode
@@ -18,22 +15,22 @@ pyr_split pyr_judge_split(const pyr_judge *j, int head) {
   int64_t held = pyr_cache_lane(j->cache, j->layer, head)->rows, first = plan->first, last = plan->last;
   pyr_split s = { .rows = held + j->more };
   if (j->decode) {
-    if (state->trigger.once) first = max64(first, held - state->unjudged);   /* the same before and after a step: both grow */
-    last = max64(last, state->trigger.window);
+    if (state->trigger.once) first = pyr_most(first, held - state->unjudged);   /* the same before and after a step: both grow */
+    last = pyr_most(last, state->trigger.window);
   } else if (plan->prune & PYR_PRUNE_HIDDEN) {
-    first = max64(first, s.rows - j->fresh);
-    last = max64(last, 1);
+    first = pyr_most(first, s.rows - j->fresh);
+    last = pyr_most(last, 1);
   }
-  s.first = min64(first, s.rows);
-  s.last = min64(last, s.rows - s.first);
+  s.first = pyr_least(first, s.rows);
+  s.last = pyr_least(last, s.rows - s.first);
   s.judged = s.rows - s.first - s.last;
   int64_t guards = s.first + s.last, keep = plan->keep_count ? plan->keep_of[head] : plan->keep;
-  s.most = plan->share == PYR_SHARE_POOL ? s.judged : min64(max64(keep - guards, 0), s.judged);
+  s.most = plan->share == PYR_SHARE_POOL ? s.judged : pyr_least(pyr_most(keep - guards, 0), s.judged);
   if (plan->share == PYR_SHARE_POOL || plan->mass > 0)
-    s.least = min64(max64(max64(plan->least, 1) - guards, 0), s.judged);
+    s.least = pyr_least(pyr_most(pyr_most(plan->least, 1) - guards, 0), s.judged);
   else
     s.least = s.most;
-  s.most = max64(s.most, s.least);
+  s.most = pyr_most(s.most, s.least);
   return s;
 }
 
@@ -46,7 +43,7 @@ static int64_t pool_most(const pyr_judge *j) {
     judged += s.judged;
     least += s.least;
   }
-  return min64(max64(budget, least), judged);
+  return pyr_least(pyr_most(budget, least), judged);
 }
 
 static bool lane_judged(const pyr_judge *j, const pyr_split *s) {
@@ -69,14 +66,14 @@ int64_t pyr_judge_rows_after(const pyr_judge *j) {
   int64_t rows = 0, pool = j->plan->share == PYR_SHARE_POOL ? pool_most(j) : INT64_MAX;
   for (int head = 0; head < j->cache->heads; head++) {
     pyr_split s = pyr_judge_split(j, head);
-    rows = max64(rows, j->plan->prune & PYR_PRUNE_CACHE ? s.first + min64(s.most, pool) + s.last : s.rows);
+    rows = pyr_most(rows, j->plan->prune & PYR_PRUNE_CACHE ? s.first + pyr_least(s.most, pool) + s.last : s.rows);
   }
   return rows;
 }
 
 int64_t pyr_judge_longest(const pyr_judge *j) {
   int64_t longest = 0;
-  for (int head = 0; head < j->cache->heads; head++) longest = max64(longest, pyr_judge_split(j, head).judged);
+  for (int head = 0; head < j->cache->heads; head++) longest = pyr_most(longest, pyr_judge_split(j, head).judged);
   return longest;
 }
 
@@ -118,7 +115,7 @@ int64_t pyr_judge_carve(const pyr_judge *j, int depth, float *base, pyr_judge_wo
     pyr_split s = pyr_judge_split(j, head);
     judged += s.judged;
     all += s.rows;
-    rows = max64(rows, s.rows);
+    rows = pyr_most(rows, s.rows);
   }
   struct { void **at; int64_t count; } parts[] = {
     { (void **)&work->scratch, pyr_score_scratch(j->cache, depth, pyr_judge_longest(j)) },

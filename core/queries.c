@@ -4,13 +4,10 @@
 
 enum { PIECE = 256 };      /* queries whose angles are held at a time */
 
-static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
-
 int64_t pyr_queries_floats(const pyr_model *model, bool covariance, int64_t alive) {
   const pyr_model_config *c = &model->config;
   int64_t each = (int64_t)c->heads * c->head_dim;
-  return 2 * each + (covariance ? each * c->head_dim : 0) + min64(PIECE, max64(alive, 1)) * c->rope_dims;
+  return 2 * each + (covariance ? each * c->head_dim : 0) + pyr_least(PIECE, pyr_most(alive, 1)) * c->rope_dims;
 }
 
 void pyr_queries_begin(pyr_queries *q, const pyr_model *model, bool covariance, int64_t alive, int64_t skip, float *block) {
@@ -18,7 +15,7 @@ void pyr_queries_begin(pyr_queries *q, const pyr_model *model, bool covariance, 
   int64_t each = (int64_t)c->heads * c->head_dim;
   *q = (pyr_queries){ .skip = skip, .moments = {
     .shift = block, .sum = block + each, .outer = covariance ? block + 2 * each : NULL,
-    .turns = block + pyr_queries_floats(model, covariance, alive) - min64(PIECE, max64(alive, 1)) * c->rope_dims,
+    .turns = block + pyr_queries_floats(model, covariance, alive) - pyr_least(PIECE, pyr_most(alive, 1)) * c->rope_dims,
     .freq = model->rope_freq, .heads = c->heads, .head_dim = c->head_dim, .dims = c->rope_dims, .style = c->rope_style,
     .gain = c->rope_gain } };
 }
@@ -26,8 +23,8 @@ void pyr_queries_begin(pyr_queries *q, const pyr_model *model, bool covariance, 
 pyr_status pyr_queries_add(pyr_queries *q, pyr_backend *be, const pyr_attention *a, const int32_t *turned_to, int64_t at) {
   const pyr_moments *m = &q->moments;
   pyr_status status = PYR_OK;
-  for (int64_t i = max64(0, q->skip - at); i < a->n && status == PYR_OK; i += PIECE) {
-    int64_t some = min64(PIECE, a->n - i);
+  for (int64_t i = pyr_most(0, q->skip - at); i < a->n && status == PYR_OK; i += PIECE) {
+    int64_t some = pyr_least(PIECE, a->n - i);
     status = be->moments(be, m, a->q + i * m->heads * m->head_dim, turned_to + i, some, q->count == 0);
     q->count += some;
   }

@@ -8,6 +8,9 @@
 
 struct pyr_backend;
 
+static inline int64_t pyr_least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t pyr_most(int64_t a, int64_t b) { return a > b ? a : b; }
+
 /* Allocation through the host's allocator, counted against the memory limit. Sizes are exact: the caller gives back
  * the size it asked for. All return NULL without touching the message; use pyr_nomem to report. */
 void *pyr_alloc(pyr_runtime *rt, size_t size);                     /* not zeroed; size 0 gives NULL */

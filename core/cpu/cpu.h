@@ -19,8 +19,6 @@ static inline pyr_cpu *pyr_cpu_of(const pyr_backend *be) { return be->state; }
 
 static inline int64_t pyr_round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 static inline int64_t pyr_ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
-static inline int64_t pyr_least(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t pyr_most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* Pieces cut from a worker's scratch, each 64-byte aligned. With base NULL it only counts, so that the code that lays
  * scratch out also tells `reserve` how much to set aside. */
