@@ -133,21 +133,6 @@ local policies = cli.policies(args)
 local dtypes = args.cache_dtype or { "f16" }
 if #dtypes == 0 then cli.fail("no --cache-dtype", "Give at least one of f16, bf16, f32, q8_0.") end
 
-local function quote(word) return word:find "^[%w%-_./+=,:]+$" and word or "'" .. word:gsub("'", "'\\''") .. "'" end
-
-local function command_line()
-  local words = { "pyramid", "bench" }
-  for _, word in ipairs(arg) do words[#words + 1] = quote(word) end
-  return table.concat(words, " ")
-end
-
-local function write(path, text)
-  local file, message = io.open(path, "wb")
-  if not file then cli.fail(message) end
-  file:write(text)
-  file:close()
-end
-
 local progress <close> = picture.progress("measuring", { after = 0 })
 local function note(text)
   progress.note = text
@@ -294,14 +279,15 @@ local function start_peer()
 end
 
 local function save(run)
-  if args.json then write(args.json, report.json(run)) end
-  if args.markdown then write(args.markdown, report.markdown(run)) end
+  if args.json then cli.write(args.json, report.json(run)) end
+  if args.markdown then cli.write(args.markdown, report.markdown(run)) end
 end
 
 local sources = list_sources()
 local peer <close> = start_peer()
 local began = core.clock()
-local run = { command = command_line(), date = os.date "!%Y-%m-%dT%H:%M:%SZ", machine = machine.describe(), settings = settings,
+local run = { command = cli.command_line("bench"), date = os.date "!%Y-%m-%dT%H:%M:%SZ", machine = machine.describe(),
+  settings = settings,
   load = { before = machine.load() }, limits = machine.new_limits(), models = {}, threads = args.threads,
   peer = peer and { name = peer.name, version = peer.version, system = peer.system } }
 do

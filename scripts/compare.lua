@@ -103,16 +103,8 @@ end
 
 local variants = cli.must(compare.variants(policies(), budgets))
 
-local function quote(word) return word:find "^[%w%-_./+=,:]+$" and word or "'" .. word:gsub("'", "'\\''") .. "'" end
-
-local function command_line()
-  local words = { "pyramid", "compare" }
-  for _, word in ipairs(arg) do words[#words + 1] = quote(word) end
-  return table.concat(words, " ")
-end
-
 local function open_results()
-  os.execute("mkdir -p " .. quote(args.out) .. " 2>/dev/null")         -- opening the file says what is wrong
+  os.execute("mkdir -p " .. cli.quote(args.out) .. " 2>/dev/null")         -- opening the file says what is wrong
   local path = args.out .. "/results.jsonl"
   local store, message, code = results.open(path, compare.format)
   if store then return store end
@@ -193,13 +185,6 @@ local function print_json(entries, run)
   cli.json { model = run.model, version = run.version, command = run.command, settings = run.settings, results = entries }
 end
 
-local function write(path, text)
-  local file, message = io.open(path, "wb")
-  if not file then cli.fail(message) end
-  file:write(text)
-  file:close()
-end
-
 -- ---- the run -------------------------------------------------------------------------------------------------------
 
 local text = args.text and { name = args.text == "-" and "standard input" or args.text, text = cli.read(args.text),
@@ -229,7 +214,7 @@ local began, described = core.clock(), machine.describe()
 -- What the page says of the run; `share`: how much of it is done, if not all.
 local function about(measured, share)
   return {
-    command = command_line(), date = os.date "!%Y-%m-%d %H:%M UTC", model = model.description, path = model.path,
+    command = cli.command_line("compare"), date = os.date "!%Y-%m-%d %H:%M UTC", model = model.description, path = model.path,
     version = core.version, machine = described, threads = model:runtime():threads(), isa = model:runtime():isa(),
     load = machine.load(), measured = measured, seconds = core.clock() - began, kinds = kinds or world.kinds, share = share,
     settings = { lengths = lengths, modes = modes, budgets = budgets, questions = args.questions, documents = args.documents,
@@ -249,7 +234,7 @@ local function measure()
     progress.update(done, total)
     -- A long run can be looked at, and leaves a page if it is ended.
     if core.clock() - written > 60 then
-      write(report_path, page.render(compare.summary(plan, store), about(store.count - there, done / total)))
+      cli.write(report_path, page.render(compare.summary(plan, store), about(store.count - there, done / total)))
       written = core.clock()
     end
   end))
@@ -257,7 +242,7 @@ end
 
 local measured = measure()
 local entries, run = compare.summary(plan, store), about(measured)
-write(report_path, page.render(entries, run))
+cli.write(report_path, page.render(entries, run))
 if args.json then
   print_json(entries, run)
 else

@@ -50,7 +50,7 @@ describe("the guide", function()
         it("runs: " .. line, function()
           local script = line:match "^build/pyramid ([%w_]+)"
           assert.truthy(script, "a command that this spec does not know how to run")
-          if not lfs.attributes(("scripts/%s.lua"):format(script)) then pending("there is no script " .. script) end
+          assert.truthy(lfs.attributes(("scripts/%s.lua"):format(script)), "there is no script " .. script)
           local out, err, status = shell.run(("cd %s && PYRAMID_PATH=%s %s%s"):format(shell.quote(folder),
             shell.quote(lfs.currentdir()), shell.quote(program), line:sub(#"build/pyramid" + 1)))
           assert.equal(0, status, out .. err)

@@ -1,5 +1,6 @@
 -- Every policy in policies/ against everything a cache does: heads, dtypes, batches, prompts shorter than a guard, budgets of
 -- a page, forks, files, threads. A policy that joins the folder joins this file.
+local cli = require "pyramid.cli"
 local helper = require "spec.helper"
 local lfs = require "lfs"
 local ops = require("pyramid.core").ops
@@ -124,22 +125,11 @@ local function observer(cache, model, p, dtype, n)
   end
 end
 
--- Rows of all lanes of each layer, on average over heads.
-local function layer_rows(cache, config)
-  local rows = {}
-  for layer = 1, config.layers do
-    local sum = 0
-    for head = 1, config.kv_heads do sum = sum + cache:rows(layer, head) end
-    rows[layer] = sum / config.kv_heads
-  end
-  return rows
-end
-
 -- Rows of each layer after the prompt [0] and after each step, by the plans alone: whatever the scores, as many survive.
 local function counts(p, config, n, steps)
   local found = {}
   testing.run(p, { prompt = n, steps = steps, layers = config.layers, heads = config.heads, kv_heads = config.kv_heads,
-    head_dim = config.head_dim, scores = false, watch = function(run, i) found[i] = layer_rows(run, config) end })
+    head_dim = config.head_dim, scores = false, watch = function(run, i) found[i] = cli.layer_rows(run, config) end })
   return found
 end
 
@@ -230,12 +220,12 @@ for _, name in ipairs(names) do
           local look = observer(cache, model, p, dtype, n)
           look(n, "prompt")
           for layer, forecast in ipairs(policy.forecast(p, model.config, n)) do assert.equal(forecast.rows, want[0][layer]) end
-          assert.same(want[0], layer_rows(cache, model.config))
+          assert.same(want[0], cli.layer_rows(cache, model.config))
           simulated(function() assert_guards(p, cache, model.config, n) end)
           for i = 1, steps do
             assert(cache:step(ids[n + i]))
             look(n + i, "step " .. i)
-            assert.same(want[i], layer_rows(cache, model.config), "step " .. i)
+            assert.same(want[i], cli.layer_rows(cache, model.config), "step " .. i)
           end
         end)
       end

@@ -362,6 +362,30 @@ function cli.read(path)
   return cli.must(text, message)
 end
 
+---A word as a shell takes it.
+---@param word string
+---@return string
+function cli.quote(word) return word:find "^[%w%-_./+=,:]+$" and word or "'" .. word:gsub("'", "'\\''") .. "'" end
+
+---How this run was called, to be called so again.
+---@param script string              "bench"
+---@return string
+function cli.command_line(script)
+  local words = { "pyramid", script }
+  for _, word in ipairs(arg) do words[#words + 1] = cli.quote(word) end
+  return table.concat(words, " ")
+end
+
+---Writes a file whole, or ends the program.
+---@param path string
+---@param text string
+function cli.write(path, text)
+  local file, message = io.open(path, "wb")
+  if not file then cli.fail(message) end
+  file:write(text)
+  file:close()
+end
+
 -- ---- what is said --------------------------------------------------------------------------------------------------
 
 ---Bytes as people read them.

@@ -93,8 +93,10 @@ function recall.case(model, length, seed, given)
   local document, ends = found.document, token_ends(model.tokenizer, found.ids)
   local questions, count = {}, {}
   for _, q in ipairs(document.questions) do
-    local whole = #found.ids + #assert(model:encode(asked(q.question) .. " " .. q.answer .. "\n", { special = false }))
-    if whole <= length and (count[q.kind] or 0) < (given.per_kind or 1) then
+    local function room()
+      return length - #found.ids - #assert(model:encode(asked(q.question) .. " " .. q.answer .. "\n", { special = false }))
+    end
+    if (count[q.kind] or 0) < (given.per_kind or 1) and room() >= 0 then
       count[q.kind] = (count[q.kind] or 0) + 1
       local evidence = {}
       for i, span in ipairs(q.evidence) do evidence[i] = token_span(ends, span[1], span[2]) end
