@@ -127,7 +127,13 @@ def rows(tokenizer, all_books, stage, index, wanted, start_seed):
                 dense = rng.random() < stage["dense"]
                 focus = rng.random() < stage["focus"]
                 options = (recipe.DENSE if dense else ()) + (recipe.FOCUS if focus else ())
-                texts = world_documents(seed, 128, stage["words"], *options)
+                words = stage["words"]
+                if stage.get("asked") and rng.random() < stage["asked"]:
+                    questions = rng.integers(*stage["questions"], endpoint=True)
+                    room = length - questions * recipe.QUESTION_TOKENS
+                    words = (words[0], max(words[0], min(words[1], int(room / recipe.WORD_TOKENS))))
+                    options = tuple(o for o in options if not o.startswith("recall=")) + recipe.TELLING_ONCE + (f"questions={questions}",)
+                texts = world_documents(seed, 128, words, *options)
                 seed += 128
                 for encoded in tokenizer.encode_batch(texts, add_special_tokens=False):
                     ids = np.array([recipe.BEGIN] + encoded.ids + [recipe.END], np.uint16)

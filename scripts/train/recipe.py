@@ -46,18 +46,25 @@ FOCUS = ("kind=gift", "kind=moved", "kind=verse")
 # Stages follow each other; share is of the tokens (or minutes), relative: here, millions of tokens of the run that made the
 # default model. words: range of a document's words, so that a document fits a row. dense: share of the documents in which
 # nearly everything said is a fact, and most of it recalled: there copying from the context is learned first. focus: share of
-# the documents with only the kinds of FOCUS. prose: share of the rows that are prose alone; the space left in the other rows
-# is filled with prose too.
+# the documents with only the kinds of FOCUS. asked: share of the documents that tell nearly every fact once and end with many
+# questions, between so many as `questions` says. prose: share of the rows that are prose alone; the space left in the other
+# rows is filled with prose too.
 STAGES = [
     dict(name="short", context=256, share=8.16, batch=32, words=(30, 100), dense=0.6, focus=0.0, prose=0.12),
     dict(name="middle", context=512, share=8.08, batch=16, words=(60, 260), dense=0.5, focus=0.0, prose=0.12),
     dict(name="long", context=1024, share=7.28, batch=8, words=(100, 580), dense=0.4, focus=0.0, prose=0.12),
     dict(name="full", context=2048, share=6.98, batch=4, words=(100, 1300), dense=0.4, focus=0.4, prose=0.10),
+    dict(name="asked", context=1024, share=8, batch=8, words=(120, 480), dense=0.4, focus=0.3, prose=0.08, asked=0.8, questions=(8, 22)),
+    dict(name="far", context=2048, share=16, batch=4, words=(300, 1200), dense=0.4, focus=0.3, prose=0.08, asked=0.8, questions=(12, 45)),
 ]
+TELLING_ONCE = ("recall=10",)
+# Tokens of a word of a document's body and of a question with its answer, to tell how many words leave room for questions.
+WORD_TOKENS, QUESTION_TOKENS = 1.3, 28
 
-# Muon for the matrices of the layers, Adam for the embedding and the gains. Linear warm-up, flat, then linear to zero over
-# the last part of the whole run.
+# Muon for the matrices of the layers, Adam for the embedding and the gains.
 LR_MUON = 0.02
 LR_ADAM = 0.004
 WARMUP_STEPS = 60
-COOLDOWN = 0.35
+# What both are multiplied with, at so much of the stages' shares, linear between: cooled down for the first model at 30.5, then
+# warmed again for the last two stages.
+LR_KNOTS = [(0, 1), (19.8, 1), (30.5, 0), (31, 0.7), (54.5, 0)]

@@ -21,6 +21,7 @@ import time
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import numpy as np
 import torch
 import torch.multiprocessing as mp
 from tokenizers import Tokenizer
@@ -82,7 +83,8 @@ def helper(shared, model, grads, losses):
 
 def learning_rate(progress, steps):
     warm = min(1.0, (steps + 1) / recipe.WARMUP_STEPS)
-    return warm * min(1.0, max(0.0, (1 - progress) / recipe.COOLDOWN))
+    at, factors = zip(*recipe.LR_KNOTS)
+    return warm * float(np.interp(progress * sum(s["share"] for s in recipe.STAGES), at, factors))
 
 
 def stage_at(progress):
@@ -139,14 +141,15 @@ def main():
     books = corpus.books(a.books)
     model = llama.Llama(recipe.MODEL)
     optimizer = Optimizer(list(model.named_parameters()), recipe.LR_MUON, recipe.LR_ADAM)
-    run = {"seconds": 0.0, "tokens": 0, "steps": 0, "stage": 0,
-           "seeds": [1 + i * recipe.STAGE_SEEDS for i in range(len(recipe.STAGES))]}
+    seeds = [1 + i * recipe.STAGE_SEEDS for i in range(len(recipe.STAGES))]
+    run = {"seconds": 0.0, "tokens": 0, "steps": 0, "stage": 0, "seeds": seeds}
     last = a.work / "last.pt"
     if last.exists():
         saved = torch.load(last)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         run = saved["run"]
+        run["seeds"] += seeds[len(run["seeds"]) :]  # stages added since
     log = open(a.work / "log.jsonl", "a")
 
     context = mp.get_context("spawn")
