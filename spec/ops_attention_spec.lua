@@ -98,6 +98,22 @@ describe("attention", function()
     check(layout, { make_call(layout, 1, 700) })
   end)
 
+  it("walks long lanes in segments", function()
+    for _, layout in ipairs { layout_of("f16", 64, 4, 1), layout_of("q8_0", 32, 3, 3), layout_of("bf16", 20, 2, 1) } do
+      check(layout, { make_call(layout, 1, 1500, { ragged = true }), make_call(layout, 1, 513), make_call(layout, 1, 40),
+        make_call(layout, 1, 1300, { window = 900 }) })
+    end
+  end)
+
+  it("of one query is the same whether its lane is tracked or not", function()
+    local layout = layout_of("f16", 64, 6, 2)
+    local call = packed(make_call(layout, 1, 1400, { ragged = true }))
+    local plain = ops.attention(reference.runtime(), layout, { call })[1]
+    call.track = { decay = 1 }
+    for _, lane in ipairs(call.lanes) do lane.history = ops.floats(reference.random(lane.rows, 1)) end
+    assert.equal(plain.out, ops.attention(reference.runtime(), layout, { call })[1].out)
+  end)
+
   it("takes several sequences in one call", function()
     local layout = layout_of("f32", 32, 4, 2)
     local calls = {}
@@ -198,6 +214,10 @@ describe("tracked attention", function()
         check_track(layout, call)
       end
     end
+    local layout = layout_of("f32", 32, 2, 1)   -- more than one segment
+    local call = make_call(layout, 1, 1200)
+    call.track = { decay = 0.9 }
+    check_track(layout, call)
   end)
 
   it("counts a query only in the rows' recent windows, ramped", function()

@@ -12,27 +12,13 @@
  * TILE and invisible rows weigh exactly 0, so a query's result does not depend on its neighbours in the tile. No matrix
  * larger than TILE x nr exists. The last tiles of queries see most rows and are handed out first.
  *
- * One query a sequence (decode). A task is one lane: scores of all its rows for all heads of the group, softmax, and the
- * mix of V, page by page, so that each row is read once and turned into f32 once. The probabilities stay in scratch,
- * where the lane's history is updated from them (see pyr_track).
- *
- * Either way a query that sees nothing gets 0, with lse = -inf. */
-#include "cpu.h"
+ * One query a sequence (decode): attention_step.c. Either way a query that sees nothing gets 0, with lse = -inf. */
+#include "attention.h"
 
 #include <math.h>
 #include <string.h>
 
 enum { TILE = 64, COLUMNS = 192 };
-
-typedef struct attend {
-  const pyr_kernels *k;
-  pyr_cpu *cpu;
-  const pyr_attention *all;
-  int count;
-  pyr_layout layout;
-  int32_t heads, kv_heads, group, tile;
-  float scale;
-} attend;
 
 /* ---- many queries -------------------------------------------------------------------------------------------------- */
 
@@ -63,7 +49,7 @@ static tile_scratch tile_scratch_of(pyr_arena *arena, int nr, int32_t group, int
 }
 
 /* The columns of a tile, query-major: column qi * group + h is query q0 + qi of the group's head h. */
-static void begin_tile(const attend *t, const pyr_attention *a, tile_scratch *s, int g, int64_t q0, int64_t columns) {
+static void begin_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch *s, int g, int64_t q0, int64_t columns) {
   int64_t nr = t->k->nr, d = t->layout.head_dim, padded = pyr_round_up(columns, nr);
   for (int64_t c = 0; c < padded; c++) {
     bool real = c < columns;
@@ -87,7 +73,7 @@ static void begin_tile(const attend *t, const pyr_attention *a, tile_scratch *s,
   memset(s->out, 0, (size_t)(padded * s->dims) * sizeof(float));
 }
 
-static void end_tile(const attend *t, const pyr_attention *a, tile_scratch *s, int g, int64_t q0, int64_t columns) {
+static void end_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch *s, int g, int64_t q0, int64_t columns) {
   int64_t nr = t->k->nr, d = t->layout.head_dim;
   for (int64_t c = 0; c < columns; c += nr) {
     t->k->transpose(s->rows, s->dims, s->out + c * s->dims, nr, (int)d, nr, 1.0f);
@@ -101,7 +87,7 @@ static void end_tile(const attend *t, const pyr_attention *a, tile_scratch *s, i
 }
 
 /* Rows [row, row+rows) against every slice of columns that sees any of them. */
-static void attend_rows(const attend *t, tile_scratch *s, int64_t row, int64_t rows, int64_t columns) {
+static void attend_rows(const pyr_attend *t, tile_scratch *s, int64_t row, int64_t rows, int64_t columns) {
   int64_t nr = t->k->nr, d = t->layout.head_dim;
   for (int64_t c = 0; c < columns; c += nr) {
     /* spans of later queries begin and end no earlier, so the slice's first and last real column bound it */
@@ -119,7 +105,7 @@ static void attend_rows(const attend *t, tile_scratch *s, int64_t row, int64_t r
   }
 }
 
-static void attend_tile(const attend *t, const pyr_attention *a, int g, int64_t q0, pyr_arena arena) {
+static void attend_tile(const pyr_attend *t, const pyr_attention *a, int g, int64_t q0, pyr_arena arena) {
   const pyr_lane_view *lane = &a->lanes[g];
   int64_t d = t->layout.head_dim, columns = pyr_least(t->tile, a->n - q0) * t->group;
   tile_scratch s = tile_scratch_of(&arena, t->k->nr, t->group, (int32_t)d);
@@ -135,134 +121,63 @@ static void attend_tile(const attend *t, const pyr_attention *a, int g, int64_t 
   end_tile(t, a, &s, g, q0, columns);
 }
 
-/* ---- one query ----------------------------------------------------------------------------------------------------- */
-
-typedef struct step_scratch {
-  float *q, *out;          /* [group][dims] */
-  float *sum;              /* [group] */
-  float *rows;             /* [PYR_PAGE_ROWS][dims] */
-  float *p;                /* [group][ld] scores, then probabilities times sum */
-  int64_t dims, ld;
-} step_scratch;
-
-static step_scratch step_scratch_of(pyr_arena *arena, int32_t group, int32_t head_dim, int64_t rows) {
-  step_scratch s = { .dims = pyr_round_up(head_dim, PYR_PAD), .ld = pyr_round_up(rows, PYR_PAD) };
-  s.q = pyr_arena_take(arena, group * s.dims, sizeof(float));
-  s.out = pyr_arena_take(arena, group * s.dims, sizeof(float));
-  s.sum = pyr_arena_take(arena, group, sizeof(float));
-  s.rows = pyr_arena_take(arena, PYR_PAGE_ROWS * s.dims, sizeof(float));
-  s.p = pyr_arena_take(arena, group * s.ld, sizeof(float));
-  return s;
-}
-
-size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim, int64_t rows) {
-  pyr_arena many = { NULL, 0 }, one = { NULL, 0 };
-  tile_scratch_of(&many, k->nr, group, head_dim);
-  step_scratch_of(&one, group, head_dim, rows);
-  return many.used > one.used ? many.used : one.used;
-}
-
-/* history = decay * history + w * mean over the group's heads of p; rows that are not seen have p = 0. */
-static void track_step(const attend *t, const pyr_attention *a, const step_scratch *s, int g, pyr_span seen) {
-  const pyr_track *track = a->track;
-  const pyr_weighting *w = &track->weighting;
-  const pyr_lane_view *lane = &a->lanes[g];
-  float *mean = s->p, slope = pyr_cpu_slope(w);
-  int64_t n = seen.high - seen.low, position = a->q_pos[0];
-  for (int h = 0; h < t->group; h++) {
-    const float *p = s->p + h * s->ld;
-    float share = s->sum[h] > 0 ? 1.0f / (s->sum[h] * (float)t->group) : 0;
-    if (h == 0)
-      for (int64_t j = 0; j < n; j++) mean[j] = p[j] * share;
-    else
-      for (int64_t j = 0; j < n; j++) mean[j] += p[j] * share;
-  }
-  for (int64_t j = 0; j < lane->rows; j++) lane->history[j] *= track->decay;
-  for (int64_t j = 0; j < n; j++) {
-    float weight = 1;
-    if (w->queries > 0) {
-      int64_t due = pyr_cpu_due(w, seen.low + j - lane->rows), age = position - (due - w->queries + 1);
-      weight = age < 0 || position > due ? 0 : 1.0f + slope * (float)age;
-    }
-    lane->history[seen.low + j] += weight * mean[j];
-  }
-}
-
-/* Pages lie anywhere, and the hardware looks no further ahead than 4 KiB: asks for the K (what = 0) or V rows of the page
- * two pages after the one of `row`. */
-static void fetch_ahead(const pyr_lane_view *lane, pyr_layout layout, int64_t row, int what) {
-  int64_t page = row / PYR_PAGE_ROWS + 2;
-  if (page * PYR_PAGE_ROWS >= lane->rows) return;
-  size_t plane = PYR_PAGE_ROWS * pyr_row_bytes(layout.dtype, layout.head_dim);
-  const uint8_t *from = (const uint8_t *)lane->pages[page] + (size_t)what * plane;
-  for (size_t at = 0; at < plane; at += 64) __builtin_prefetch(from + at, 0, 2);
-}
-
-static void attend_step(const attend *t, const pyr_attention *a, int g, pyr_arena arena) {
-  const pyr_lane_view *lane = &a->lanes[g];
-  const pyr_kernels *k = t->k;
-  int64_t d = t->layout.head_dim;
-  int group = t->group;
-  pyr_span seen = pyr_cpu_visible(lane, a->q_pos[0], a->window);
-  step_scratch s = step_scratch_of(&arena, group, (int32_t)d, seen.high - seen.low);
-  memset(s.q, 0, (size_t)(group * s.dims) * sizeof(float));
-  memset(s.out, 0, (size_t)(group * s.dims) * sizeof(float));
-  for (int h = 0; h < group; h++)
-    for (int64_t i = 0; i < d; i++) s.q[h * s.dims + i] = a->q[((int64_t)g * group + h) * d + i] * t->scale;
-  for (int64_t row = seen.low, run; row < seen.high; row += run) {
-    run = pyr_least(seen.high - row, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS);
-    fetch_ahead(lane, t->layout, row, 0);
-    pyr_cpu_load_rows(k, s.rows, s.dims, lane, t->layout, row, run, 0);
-    k->scores(s.p + (row - seen.low), s.ld, s.q, group, s.rows, run, (int)s.dims);
-  }
-  for (int h = 0; h < group; h++) {
-    float top = k->softmax(s.p + h * s.ld, seen.high - seen.low, &s.sum[h]);
-    if (a->lse) a->lse[(int64_t)g * group + h] = s.sum[h] == 0 ? -INFINITY : top + logf(s.sum[h]);
-  }
-  for (int64_t row = seen.low, run; row < seen.high; row += run) {
-    run = pyr_least(seen.high - row, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS);
-    fetch_ahead(lane, t->layout, row, 1);
-    pyr_cpu_load_rows(k, s.rows, s.dims, lane, t->layout, row, run, 1);
-    k->mix(s.out, s.p + (row - seen.low), s.ld, group, s.rows, run, (int)s.dims);
-  }
-  for (int h = 0; h < group; h++) {
-    float sum = s.sum[h], inverse = sum > 0 || sum != sum ? 1.0f / sum : 0;
-    float *out = a->out + ((int64_t)g * group + h) * d;
-    for (int64_t i = 0; i < d; i++) out[i] = s.out[h * s.dims + i] * inverse;
-  }
-  if (a->track && lane->history) track_step(t, a, &s, g, seen);
-}
-
 /* ---- the operation ------------------------------------------------------------------------------------------------- */
 
-static int64_t tasks_of(const attend *t, const pyr_attention *a) {
-  return a->n == 1 ? t->kv_heads : pyr_ceil_div(a->n, t->tile) * t->kv_heads;
+size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim, int64_t rows) {
+  pyr_arena many = { NULL, 0 };
+  tile_scratch_of(&many, k->nr, group, head_dim);
+  size_t one = pyr_cpu_step_scratch(group, head_dim, rows);
+  return many.used > one ? many.used : one;
 }
 
 static void attend_task(void *ctx, int64_t task, int worker) {
-  const attend *t = ctx;
-  const pyr_attention *a = t->all;
-  int64_t here;
-  for (; task >= (here = tasks_of(t, a)); a++) task -= here;
+  const pyr_attend *t = ctx;
+  int64_t low = 0, high = t->count - 1;      /* the last unit that begins at or before the task */
+  while (low < high) {
+    int64_t middle = (low + high + 1) / 2;
+    if (t->units[middle].first <= task) low = middle;
+    else high = middle - 1;
+  }
+  pyr_attend_unit *u = &t->units[low];
   pyr_arena arena = pyr_cpu_arena(t->cpu, worker);
-  int g = (int)(task % t->kv_heads);
-  if (a->n == 1) attend_step(t, a, g, arena);
-  else attend_tile(t, a, g, (here / t->kv_heads - 1 - task / t->kv_heads) * t->tile, arena);
+  task -= u->first;
+  if (u->a->n == 1) pyr_cpu_attend_step(t, u, task, arena);
+  else attend_tile(t, u->a, (int)(task % t->kv_heads), (u->tasks / t->kv_heads - 1 - task / t->kv_heads) * t->tile, arena);
+}
+
+/* Cuts the calls into units, in the memory that `reserve` set aside for them. Returns the tasks of all. */
+static int64_t cut(pyr_attend *t, const pyr_attention *a, int count) {
+  int64_t tasks = 0;
+  for (int i = 0; i < count; i++)
+    for (int g = 0; g < (a[i].n == 1 ? t->kv_heads : 1); g++) {
+      pyr_attend_unit *u = &t->units[t->count++];
+      *u = (pyr_attend_unit){ .a = &a[i], .g = g, .first = tasks, .tasks = pyr_ceil_div(a[i].n, t->tile) * t->kv_heads };
+      if (a[i].n == 1) pyr_cpu_cut_step(t, u);
+      tasks += u->tasks;
+    }
+  return tasks;
 }
 
 pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale) {
-  attend t = { .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .all = a, .count = count, .layout = layout,
-               .heads = heads, .kv_heads = kv_heads, .group = heads / kv_heads, .scale = scale };
+  pyr_cpu *cpu = pyr_cpu_of(be);
+  pyr_attend t = { .k = cpu->kernels, .cpu = cpu, .layout = layout, .heads = heads, .kv_heads = kv_heads,
+                   .group = heads / kv_heads, .scale = scale };
   t.tile = (int32_t)pyr_most(1, COLUMNS / t.group);
-  int64_t tasks = 0, rows = 0, cost = 0;
+  int64_t rows = 0, steps = 0, cost = 0;
   for (int i = 0; i < count; i++) {
-    tasks += tasks_of(&t, &a[i]);
+    steps += a[i].n == 1;
     for (int g = 0; g < kv_heads; g++) {
       if (a[i].n == 1) rows = pyr_most(rows, a[i].lanes[g].rows);
       cost += 2 * a[i].n * a[i].lanes[g].rows * t.group * layout.head_dim;
     }
   }
   pyr_status status = pyr_cpu_check(be, "attention", pyr_cpu_attention_scratch(t.k, t.group, layout.head_dim, rows));
-  if (status == PYR_OK) pyr_cpu_tasks(be, attend_task, &t, tasks, cost);
-  return status;
+  if (status != PYR_OK) return status;
+  pyr_arena shared = { cpu->shared, 0 };
+  pyr_cpu_step_shared(&t, &shared, count, steps, rows);
+  if (shared.used > cpu->shared_bytes)
+    return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "attention: more sequences or rows than are reserved");
+  int64_t tasks = cut(&t, a, count);
+  pyr_cpu_tasks(be, attend_task, &t, tasks, cost);
+  return PYR_OK;
 }

@@ -1,12 +1,12 @@
 /* cpu.c — the CPU backend: opens and closes it, its memory, its scratch, and the choice of instruction set.
  *
  * Owns: the table's memory operations and the scratch of every worker. The operations themselves are in linear.c,
- * attention.c, mass.c, signals.c, select.c, merge.c, rows.c and elementwise.c; their inner loops in kernels.inc.
+ * attention.c, attention_step.c, mass.c, signals.c, select.c, merge.c, rows.c and elementwise.c; their inner loops in kernels.inc.
  *
  * Memory is the host's own, so copy, upload and download are one memcpy. Blocks are aligned to 64 bytes by hand, because
  * a host's allocator promises 16: each block is 64 bytes longer than asked for, and the distance to its true beginning
  * stands in the byte before the aligned address. */
-#include "cpu.h"
+#include "attention.h"
 
 #include <string.h>
 
@@ -53,6 +53,21 @@ static pyr_status reserve_tokens(pyr_backend *be, const pyr_work *work) {
   return PYR_OK;
 }
 
+/* Room for units and parts of attention. */
+static pyr_status reserve_shared(pyr_backend *be, const pyr_work *work, int32_t group) {
+  pyr_cpu *cpu = pyr_cpu_of(be);
+  pyr_attend t = { .kv_heads = work->kv_heads, .group = group, .layout = { .head_dim = work->head_dim } };
+  pyr_arena arena = { NULL, 0 };
+  pyr_cpu_step_shared(&t, &arena, work->sequences, work->sequences, work->rows);
+  if (arena.used <= cpu->shared_bytes) return PYR_OK;
+  uint8_t *fresh = cpu_alloc(be, arena.used);
+  if (fresh == NULL) return pyr_nomem(be->rt, arena.used, "scratch");
+  cpu_release(be, cpu->shared, cpu->shared_bytes);
+  cpu->shared = fresh;
+  cpu->shared_bytes = arena.used;
+  return PYR_OK;
+}
+
 /* Scratch grows and never shrinks; it is replaced, not resized, as nothing in it outlives a call. What a call needs
  * depends on few of the bounds: the score of a decode step is kept for all rows of a lane, everything else is tiled. */
 static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
@@ -70,7 +85,8 @@ static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
     pyr_status status = reserve_tokens(be, work);
     if (status != PYR_OK) return status;
   }
-  if (each == cpu->scratch_each) return PYR_OK;
+  pyr_status status = reserve_shared(be, work, group);
+  if (status != PYR_OK || each == cpu->scratch_each) return status;
   if (!pyr_mul_size(each, threads, &bytes)) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
   uint8_t *scratch = cpu_alloc(be, bytes);
   if (scratch == NULL) return pyr_nomem(be->rt, bytes, "scratch");
@@ -129,6 +145,7 @@ static void cpu_close(pyr_backend *be) {
   pyr_cpu *cpu = pyr_cpu_of(be);
   if (cpu == NULL) return;
   cpu_release(be, cpu->scratch, cpu->scratch_each * (size_t)pyr_runtime_threads(be->rt));
+  cpu_release(be, cpu->shared, cpu->shared_bytes);
   cpu_release(be, cpu->x16, cpu->x16_bytes);
   pyr_matmul_close(cpu->matmul);
   pyr_release(be->rt, cpu, sizeof *cpu);

@@ -13,6 +13,8 @@ typedef struct pyr_cpu {
   size_t x16_bytes;
   uint8_t *scratch;        /* [threads][scratch_each], 64-byte aligned */
   size_t scratch_each;     /* bytes for each worker; a multiple of 64 */
+  uint8_t *shared;         /* what all tasks of one attention share, likewise aligned */
+  size_t shared_bytes;
 } pyr_cpu;
 
 static inline pyr_cpu *pyr_cpu_of(const pyr_backend *be) { return be->state; }

@@ -43,6 +43,7 @@ typedef struct pyr_kernels {
   const char *name;              /* "base", …; NULL: not compiled in */
   int nr;                        /* panel width of gemm */
   int dot_rows;                  /* rows of x that `dot` takes at most */
+  int row_heads;                 /* see `scores` */
 
   /* n values of any dtype (n a multiple of its block; any n for f32, f16, bf16) to f32 */
   void (*to_f32)(float *dst, const void *src, pyr_dtype dtype, int64_t n);
@@ -57,10 +58,11 @@ typedef struct pyr_kernels {
 
   void (*softmax_tile)(const pyr_tile *tile);
   void (*mass_strip)(const pyr_strip *strip);
-  /* scores[h*ld + j] = q[h] . rows[j]; q and rows have `dims` values a row, a multiple of PYR_PAD */
-  void (*scores)(float *scores, int64_t ld, const float *q, int heads, const float *rows, int64_t count, int dims);
-  /* out[h] += sum over j of p[h*ld + j] * rows[j]; likewise */
-  void (*mix)(float *out, const float *p, int64_t ld, int heads, const float *rows, int64_t count, int dims);
+  /* scores[h*ld + j] = q[h] . row j, of rows `stride` bytes apart, f32, f16, bf16 or q8_0; q and rows have `dims` values, a
+   * multiple of PYR_PAD. Up to row_heads heads at once take rows as they are; more are better served from f32. */
+  void (*scores)(float *scores, int64_t ld, const float *q, int heads, const void *rows, size_t stride, pyr_dtype dtype, int64_t count, int dims);
+  /* out[h] += sum over j of p[h*ld + j] * row j; likewise */
+  void (*mix)(float *out, const float *p, int64_t ld, int heads, const void *rows, size_t stride, pyr_dtype dtype, int64_t count, int dims);
   /* x[i] = exp(x[i] - max); returns the maximum, and the sum in *sum; an empty or all -inf x gives -inf and 0 */
   float (*softmax)(float *x, int64_t n, float *sum);
 
