@@ -15,8 +15,8 @@
 
 #define PYR_PAGE_ROWS 32   /* rows a page */
 #define PYR_LINEAR_ADD 1    /* the product is added to out */
-#define PYR_LINEAR_EXACT 2  /* x is not rounded, whatever the backend may do with the tokens of a prompt: decode steps, so
-                               that a sequence gets the same in any company */
+#define PYR_LINEAR_EXACT 2  /* decode steps: x is not rounded, whatever the backend may do with the tokens of a prompt, so that
+                               a sequence gets the same in any company; unless the runtime was asked to round these too */
 #define PYR_SMALL_N 48     /* matrix products with fewer rows stream the weights once (decode, small batches) */
 
 /* A page holds PYR_PAGE_ROWS rows of K, then as many rows of V, each row head_dim values of the cache dtype.

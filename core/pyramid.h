@@ -66,7 +66,8 @@ typedef int (*pyr_progress_fn)(void *ud, int64_t done, int64_t total);
 typedef struct pyr_runtime_options {
   const char *device;   /* "cpu" (default when NULL) or "cuda" */
   const char *isa;      /* CPU kernels: NULL picks the best that multiply in f32; "base", "avx2", "avx512" force one;
-                           "avx512bf16": a prompt's products with bf16 or quantised weights round activations to bf16 */
+                           "avx512bf16": a prompt's products with bf16 or quantised weights round activations to bf16;
+                           "avx512int8": as that, and steps with quantised weights round theirs to 8 bits */
   int threads;          /* 0: the processors this process may run on; otherwise 1..256 */
   size_t memory_limit;  /* bytes the runtime may hold at once, mapped files excluded; 0: no limit */
   pyr_alloc_fn alloc;   /* NULL: malloc family */
@@ -451,7 +452,7 @@ typedef struct pyr_host pyr_host;
 typedef struct pyr_host_options {
   int threads;                 /* as in pyr_runtime_options */
   const char *weights;         /* NULL: as in the file; "f32", "bf16", "q8_0", … */
-  const char *precision;       /* of a prompt's products: NULL or "f32"; "bf16": faster, where the processor has it */
+  const char *precision;       /* NULL or "f32"; "bf16", "int8": faster products, where the processor has them */
   const char *policy;          /* a name, or a path to a policy file; NULL: "full" */
   const char *policy_options;  /* "ratio=0.8 recent=0.1", or NULL */
   const char *cache_dtype;     /* NULL: "f16" */

@@ -39,33 +39,33 @@ static pyr_status cpu_copy(pyr_backend *be, void *dst, const void *src, size_t b
   return PYR_OK;
 }
 
-/* Room for the tokens of one product as bf16. */
-static pyr_status reserve_tokens(pyr_backend *be, const pyr_work *work) {
-  pyr_cpu *cpu = pyr_cpu_of(be);
-  size_t bytes;
-  if (!pyr_mul_size((size_t)work->tokens, (size_t)work->cols * 2, &bytes)) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
-  if (bytes <= cpu->x16_bytes) return PYR_OK;
-  uint16_t *fresh = cpu_alloc(be, bytes);
+/* Makes a buffer of the backend's as large as asked. */
+static pyr_status grow(pyr_backend *be, uint8_t **buffer, size_t *have, size_t bytes) {
+  if (bytes <= *have) return PYR_OK;
+  uint8_t *fresh = cpu_alloc(be, bytes);
   if (fresh == NULL) return pyr_nomem(be->rt, bytes, "scratch");
-  cpu_release(be, cpu->x16, cpu->x16_bytes);
-  cpu->x16 = fresh;
-  cpu->x16_bytes = bytes;
+  cpu_release(be, *buffer, *have);
+  *buffer = fresh;
+  *have = bytes;
   return PYR_OK;
 }
 
-/* Room for units and parts of attention. */
+/* Room for the tokens of one product, rounded. */
+static pyr_status reserve_tokens(pyr_backend *be, const pyr_work *work) {
+  pyr_cpu *cpu = pyr_cpu_of(be);
+  size_t bytes = 0;
+  if (cpu->matmul && !pyr_mul_size((size_t)work->tokens, (size_t)work->cols * 2, &bytes)) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
+  pyr_status status = grow(be, &cpu->x16, &cpu->x16_bytes, bytes);
+  return status == PYR_OK ? grow(be, &cpu->x8, &cpu->x8_bytes, pyr_cpu_int8_tokens(cpu, work->tokens, work->cols)) : status;
+}
+
+/* Room for what the tasks of one attention share. */
 static pyr_status reserve_shared(pyr_backend *be, const pyr_work *work, int32_t group) {
   pyr_cpu *cpu = pyr_cpu_of(be);
   pyr_attend t = { .kv_heads = work->kv_heads, .group = group, .layout = { .head_dim = work->head_dim } };
   pyr_arena arena = { NULL, 0 };
   pyr_cpu_step_shared(&t, &arena, work->sequences, work->sequences, work->rows);
-  if (arena.used <= cpu->shared_bytes) return PYR_OK;
-  uint8_t *fresh = cpu_alloc(be, arena.used);
-  if (fresh == NULL) return pyr_nomem(be->rt, arena.used, "scratch");
-  cpu_release(be, cpu->shared, cpu->shared_bytes);
-  cpu->shared = fresh;
-  cpu->shared_bytes = arena.used;
-  return PYR_OK;
+  return grow(be, &cpu->shared, &cpu->shared_bytes, arena.used);
 }
 
 /* Scratch grows and never shrinks; it is replaced, not resized, as nothing in it outlives a call. What a call needs
@@ -81,11 +81,8 @@ static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
   size_t each = cpu->scratch_each, threads = (size_t)pyr_runtime_threads(be->rt), bytes;
   for (size_t i = 0; i < sizeof need / sizeof *need; i++)
     if (need[i] > each) each = need[i];
-  if (cpu->matmul) {
-    pyr_status status = reserve_tokens(be, work);
-    if (status != PYR_OK) return status;
-  }
-  pyr_status status = reserve_shared(be, work, group);
+  pyr_status status = reserve_tokens(be, work);
+  if (status == PYR_OK) status = reserve_shared(be, work, group);
   if (status != PYR_OK || each == cpu->scratch_each) return status;
   if (!pyr_mul_size(each, threads, &bytes)) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
   uint8_t *scratch = cpu_alloc(be, bytes);
@@ -147,36 +144,40 @@ static void cpu_close(pyr_backend *be) {
   cpu_release(be, cpu->scratch, cpu->scratch_each * (size_t)pyr_runtime_threads(be->rt));
   cpu_release(be, cpu->shared, cpu->shared_bytes);
   cpu_release(be, cpu->x16, cpu->x16_bytes);
+  cpu_release(be, cpu->x8, cpu->x8_bytes);
   pyr_matmul_close(cpu->matmul);
   pyr_release(be->rt, cpu, sizeof *cpu);
   be->state = NULL;
 }
 
-/* "avx512bf16" is the kernels of avx512 with the prompt's matrix products in bf16: only for those who ask for it. */
-static const char bf16_name[] = "avx512bf16";
+/* The kernels of avx512 with rounded products, only for those who ask for them: "avx512bf16" multiplies a prompt's tokens as
+ * bf16; "avx512int8" those and, with quantised weights, the few tokens of steps as bytes. */
+static const char bf16_name[] = "avx512bf16", int8_name[] = "avx512int8";
+
+static pyr_status missing(pyr_runtime *rt, const char *isa) {
+  return pyr_runtime_set_error(rt, PYR_DEVICE, "this processor or build has no \"%s\" kernels", isa);
+}
 
 pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *be) {
   static const pyr_kernels *const best_first[] = { &pyr_kernels_avx512, &pyr_kernels_avx2, &pyr_kernels_base };
   const pyr_kernels *kernels = NULL;
-  bool bf16 = isa != NULL && strcmp(isa, bf16_name) == 0;
-  const char *wanted = bf16 ? pyr_kernels_avx512.name : isa;
+  bool bf16 = isa != NULL && strcmp(isa, bf16_name) == 0, int8 = isa != NULL && strcmp(isa, int8_name) == 0;
+  const char *wanted = bf16 || int8 ? pyr_kernels_avx512.name : isa;
   for (int i = 0; i < 3 && kernels == NULL; i++)
     if (supported(best_first[i]) && (isa == NULL || (wanted && strcmp(wanted, best_first[i]->name) == 0))) kernels = best_first[i];
-  if (kernels == NULL) return pyr_runtime_set_error(rt, PYR_DEVICE, "this processor or build has no \"%s\" kernels", isa);
+  if (kernels == NULL) return missing(rt, isa);
   pyr_cpu *cpu = pyr_alloc_zero(rt, sizeof *cpu);
   if (cpu == NULL) return pyr_nomem(rt, sizeof *cpu, "the CPU backend");
   cpu->kernels = kernels;
-  if (bf16 && kernels == &pyr_kernels_avx512) {
-    pyr_status status = pyr_matmul_open(rt, &cpu->matmul);
-    if (status == PYR_OK && cpu->matmul == NULL)
-      status = pyr_runtime_set_error(rt, PYR_DEVICE, "this processor or build has no \"%s\" kernels", isa);
-    if (status != PYR_OK) {
-      pyr_release(rt, cpu, sizeof *cpu);
-      return status;
-    }
+  cpu->int8 = int8;
+  pyr_status status = bf16 || int8 ? pyr_matmul_open(rt, &cpu->matmul) : PYR_OK;
+  if (status == PYR_OK && bf16 && cpu->matmul == NULL) status = missing(rt, isa);
+  if (status != PYR_OK) {
+    pyr_release(rt, cpu, sizeof *cpu);
+    return status;
   }
   *be = (pyr_backend){
-    .name = cpu->matmul ? bf16_name : kernels->name, .rt = rt, .state = cpu, .close = cpu_close,
+    .name = int8 ? int8_name : bf16 ? bf16_name : kernels->name, .rt = rt, .state = cpu, .close = cpu_close,
     .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy, .upload = cpu_copy, .download = cpu_copy,
     .reserve = cpu_reserve,
     .linear = pyr_cpu_linear, .attention = pyr_cpu_attention, .mass = pyr_cpu_mass, .select = pyr_cpu_select,

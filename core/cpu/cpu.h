@@ -9,8 +9,11 @@
 typedef struct pyr_cpu {
   const pyr_kernels *kernels;
   pyr_matmul *matmul;      /* NULL: no fast bf16 product */
-  uint16_t *x16;           /* the tokens of one product as bf16 */
+  uint8_t *x16;            /* the tokens of one product as bf16 */
   size_t x16_bytes;
+  bool int8;               /* few tokens are multiplied with quantised weights as bytes */
+  uint8_t *x8;             /* the tokens of one product as int8 */
+  size_t x8_bytes;
   uint8_t *scratch;        /* [threads][scratch_each], 64-byte aligned */
   size_t scratch_each;     /* bytes for each worker; a multiple of 64 */
   uint8_t *shared;         /* what all tasks of one attention share, likewise aligned */
@@ -82,6 +85,10 @@ pyr_status pyr_cpu_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout 
 /* Many tokens where bf16 is multiplied in hardware (linear_bf16.c), and whether it takes n tokens and weights of a dtype. */
 bool pyr_cpu_bf16_takes(const pyr_cpu *cpu, pyr_dtype dtype, int64_t n);
 pyr_status pyr_cpu_linear_bf16(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags);
+/* Few tokens and quantised weights where bytes are multiplied in hardware (linear_int8.c); bytes that its tokens need. */
+bool pyr_cpu_int8_takes(const pyr_cpu *cpu, pyr_dtype dtype, int64_t n);
+size_t pyr_cpu_int8_tokens(const pyr_cpu *cpu, int64_t tokens, int64_t cols);
+pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags);
 void pyr_cpu_rows_fill(pyr_backend *be);          /* rows.c: store, gather, rotate, row_norms */
 void pyr_cpu_elementwise_fill(pyr_backend *be);   /* elementwise.c: everything on single values and tokens */
 void pyr_cpu_signals_fill(pyr_backend *be);       /* signals.c: what rows, queries and weights say of rows */

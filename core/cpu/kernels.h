@@ -51,6 +51,11 @@ typedef struct pyr_kernels {
   /* out[r*PYR_DOT_WEIGHTS + i] = w[i] . x[r] for i < rows <= PYR_DOT_WEIGHTS and r < n <= dot_rows; rows of w are w_stride
    * bytes apart, those of x x_stride floats. The value for a pair does not depend on rows and n. */
   void (*dot)(float *out, const void *w, size_t w_stride, pyr_dtype dtype, int rows, const float *x, int64_t x_stride, int n, int64_t k);
+  /* NULL where the processor has no products of bytes. quantize: k values of x as 8 bits, for weights of `dtype`, in
+   * int8_bytes(k) bytes; dot_int8: as `dot`, on such rows of x one after the other, for quantised weights. */
+  size_t (*int8_bytes)(int64_t k);
+  void (*quantize)(void *row, const float *x, int64_t k, pyr_dtype dtype);
+  void (*dot_int8)(float *out, const void *w, size_t w_stride, pyr_dtype dtype, int rows, const void *x, int n, int64_t k);
   /* dst[c*ld + r] = src[r*stride + c] * scale for r < rows, c < cols; rows up to a multiple of PYR_UNIT become 0 */
   void (*transpose)(float *dst, int64_t ld, const float *src, int64_t stride, int rows, int64_t cols, float scale);
   /* see above; m a multiple of PYR_UNIT */

@@ -1,8 +1,8 @@
 /* linear_bf16.c — matrix products of many tokens where the processor multiplies bf16 in hardware: twice the rate of f32.
  *
- * Only where the runtime was asked for it (isa "avx512bf16"; precision = "bf16" in Lua): it costs about 1e-2 of a logit
- * vector's norm. Decode steps never come here (PYR_LINEAR_EXACT). x is rounded to bf16 once for the whole call. bf16 weights are used where they lie; quantised ones are turned into bf16
- * a panel of rows at a time, by the task that needs the panel. f32 and f16 weights hold more than bf16 can and stay with
+ * Only where the runtime was asked for it (isa "avx512bf16" or "avx512int8"; precision = "bf16" or "int8" in Lua): it costs
+ * about 1e-2 of a logit vector's norm. Under "avx512bf16" decode steps never come here (PYR_LINEAR_EXACT). x is rounded to bf16
+ * once for the whole call. bf16 weights are used where they lie; quantised ones are turned into bf16 a panel of rows at a time, by the task that needs the panel. f32 and f16 weights hold more than bf16 can and stay with
  * linear.c. Sums are f32 throughout.
  *
  * A task is a panel of weight rows for all tokens (PYR_CHUNK of the forward pass bounds them). */
@@ -70,7 +70,7 @@ static void panel_task(void *ctx, int64_t task, int worker) {
 pyr_status pyr_cpu_linear_bf16(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags) {
   bool accumulate = flags & PYR_LINEAR_ADD;
   pyr_cpu *cpu = pyr_cpu_of(be);
-  call c = { .cpu = cpu, .w = w, .x = x, .bias = bias, .out = out, .x16 = cpu->x16, .n = n, .rows = w->shape[0],
+  call c = { .cpu = cpu, .w = w, .x = x, .bias = bias, .out = out, .x16 = (uint16_t *)(void *)cpu->x16, .n = n, .rows = w->shape[0],
              .cols = w->shape[1], .accumulate = accumulate };
   bool direct = w->dtype == PYR_BF16;
   pyr_status status = pyr_cpu_check(be, "linear", direct ? 0 : pyr_cpu_bf16_scratch(c.cols));

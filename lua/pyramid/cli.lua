@@ -108,7 +108,8 @@ function cli.add_model(parser)
   option(parser, "--max-context", "N", "How many positions, instead of those the model was made for.", { integer = 1 })
   option(parser, "--scaling", "KIND", "How RoPE makes room for more of them: none (default), linear, yarn.",
     { choices = { "none", "linear", "yarn" } })
-  option(parser, "--precision", "P", "Of a prompt's matrix products: f32 (default), or bf16 where the processor has it.")
+  option(parser, "--precision", "P", "Of matrix products, where the processor has it: f32 (default); bf16 for prompts; int8 for "
+    .. "steps with quantised weights too.")
 end
 
 cli.policy_file_help = "A policy of your own: the file is run as Lua, with all rights of this program. Options as for --policy."

@@ -21,15 +21,19 @@ Model.__name = "pyramid.model"
 local model_keys = { device = "string", threads = "integer", weights = "string", memory = "integer|string", isa = "string",
   precision = "string", context = "integer", scaling = "string", progress = "function" }
 
+local rounded = { bf16 = "avx512bf16", int8 = "avx512int8" }   -- precision -> the kernels that have it
+
 ---@class pyramid.ModelOptions
 ---@field device? "cpu"|"cuda"
 ---@field threads? integer           0 or nil: all processors
 ---@field weights? string            "f32", "f16", "bf16", "q8_0", "q4_0": converts; nil: as in the file
 ---@field memory? integer|string     most bytes the runtime may hold, mapped files excluded
 ---@field isa? string                CPU kernels: "base", "avx2", "avx512"; nil: the best
----@field precision? "f32"|"bf16"    of a prompt's matrix products: "f32" (the default) multiplies activations as they are;
----                                  "bf16" rounds them where the processor multiplies bf16 and the weights are bf16 or
----                                  quantised: about twice as fast, logits within about 1 % of their norm
+---@field precision? "f32"|"bf16"|"int8"   of matrix products. "f32" (the default) multiplies activations as they are;
+---                                  "bf16" rounds a prompt's where the processor multiplies bf16 and the weights are bf16 or
+---                                  quantised: about twice as fast, logits within about 1 % of their norm; "int8" also rounds
+---                                  those of steps with quantised weights to 8 bits, in groups of 32, where it multiplies
+---                                  bytes, and lets large batches of steps take bf16
 ---@field context? integer           positions, instead of those that the model was made for
 ---@field scaling? "none"|"linear"|"yarn"   what RoPE does to make room for a longer context: nothing (nil, "none"), divide
 ---                                  all angles ("linear": arXiv 2306.15595), or the slow ones ("yarn": arXiv 2309.00071)
@@ -46,15 +50,15 @@ function model.open(path, given)
   given = options.check("pyramid.model", given, model_keys)
   if type(path) ~= "string" then error("pyramid.model: a path is wanted", 2) end
   local precision = given.precision or "f32"
-  if precision ~= "f32" and precision ~= "bf16" then
-    error(("pyramid.model: unknown precision '%s' (known: bf16, f32)"):format(precision), 2)
+  if precision ~= "f32" and not rounded[precision] then
+    error(("pyramid.model: unknown precision '%s' (known: bf16, f32, int8)"):format(precision), 2)
   end
   local function start(isa)
     return core.runtime { device = given.device, threads = given.threads, isa = isa,
       memory = options.bytes("pyramid.model", given.memory) }
   end
   local runtime, message, code
-  if precision == "bf16" and not given.isa then runtime = start "avx512bf16" end     -- nil where the processor lacks it
+  if rounded[precision] and not given.isa then runtime = start(rounded[precision]) end   -- nil where the processor lacks it
   if not runtime then runtime, message, code = start(given.isa) end
   if not runtime then return nil, message, code end
   if given.progress then runtime:on_progress(given.progress) end

@@ -1,0 +1,73 @@
+/* linear_int8.c — matrix products of few tokens with quantised weights, by products of bytes: decode steps and small batches
+ * then run at the speed of reading the weights.
+ *
+ * Only where the runtime was asked for it (isa "avx512int8"; precision = "int8" in Lua). Activations are rounded to 8 bits in
+ * groups of 32, each with its scale, once for the whole call; products and the sums of four are exact, what follows is f32
+ * (int8.inc). A token's result does not depend on the others of the call. */
+#include "cpu.h"
+
+enum {
+  BEFORE_BF16 = 16,       /* tokens from which bf16 (linear_bf16.c) is faster, where the processor has it */
+  RUN_BYTES = 64 * 1024,  /* weight bytes a task */
+};
+
+typedef struct call {
+  pyr_cpu *cpu;
+  const pyr_tensor *w;
+  const float *x, *bias;
+  float *out;
+  int64_t n, rows, cols, run;
+  size_t each;                /* bytes of a token as int8 */
+  bool accumulate;
+} call;
+
+static int64_t most_tokens(const pyr_cpu *cpu) { return cpu->matmul ? BEFORE_BF16 - 1 : PYR_SMALL_N - 1; }
+
+bool pyr_cpu_int8_takes(const pyr_cpu *cpu, pyr_dtype dtype, int64_t n) {
+  return cpu->int8 && n <= most_tokens(cpu) && pyr_dtype_block(dtype) > 1;
+}
+
+size_t pyr_cpu_int8_tokens(const pyr_cpu *cpu, int64_t tokens, int64_t cols) {
+  return cpu->int8 ? (size_t)pyr_least(tokens, most_tokens(cpu)) * cpu->kernels->int8_bytes(cols) : 0;
+}
+
+static void quantize_rows(const void *ctx, int64_t begin, int64_t end) {
+  const call *c = ctx;
+  for (int64_t t = begin; t < end; t++)
+    c->cpu->kernels->quantize(c->cpu->x8 + (size_t)t * c->each, c->x + t * c->cols, c->cols, c->w->dtype);
+}
+
+static void run_task(void *ctx, int64_t task, int worker) {
+  const call *c = ctx;
+  const pyr_kernels *k = c->cpu->kernels;
+  (void)worker;
+  int64_t end = pyr_least(c->rows, (task + 1) * c->run);
+  for (int64_t row = task * c->run; row < end; row += PYR_DOT_WEIGHTS) {
+    int rows = (int)pyr_least(PYR_DOT_WEIGHTS, end - row);
+    const uint8_t *w = (const uint8_t *)c->w->data + (size_t)row * c->w->stride;
+    for (int64_t t = 0; t < c->n; t += k->dot_rows) {
+      float sum[PYR_DOT_ROWS_MAX * PYR_DOT_WEIGHTS];
+      int some = (int)pyr_least(k->dot_rows, c->n - t);
+      k->dot_int8(sum, w, c->w->stride, c->w->dtype, rows, c->cpu->x8 + (size_t)t * c->each, some, c->cols);
+      for (int r = 0; r < some; r++) {
+        float *out = c->out + (t + r) * c->rows + row;
+        for (int i = 0; i < rows; i++) {
+          float value = sum[r * PYR_DOT_WEIGHTS + i] + (c->bias ? c->bias[row + i] : 0);
+          out[i] = c->accumulate ? out[i] + value : value;
+        }
+      }
+    }
+  }
+}
+
+pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags) {
+  pyr_cpu *cpu = pyr_cpu_of(be);
+  call c = { .cpu = cpu, .w = w, .x = x, .bias = bias, .out = out, .n = n, .rows = w->shape[0], .cols = w->shape[1],
+             .each = cpu->kernels->int8_bytes(w->shape[1]), .accumulate = flags & PYR_LINEAR_ADD };
+  if ((size_t)n * c.each > cpu->x8_bytes)
+    return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
+  c.run = pyr_round_up(pyr_most(1, RUN_BYTES / pyr_most((int64_t)w->stride, 1)), PYR_DOT_WEIGHTS);
+  pyr_cpu_spans(be, quantize_rows, &c, n, c.cols);
+  pyr_parallel(be->rt, run_task, &c, pyr_ceil_div(c.rows, c.run));
+  return PYR_OK;
+}

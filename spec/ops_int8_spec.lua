@@ -1,0 +1,120 @@
+-- Matrix products of few tokens with quantised weights by products of bytes: equal to sums over activations rounded in groups
+-- of 32. Processors that do not multiply bytes must say so.
+local helper = require "spec.helper"
+local core = require "pyramid.core"
+local ops = core.ops
+local reference = require "ops_reference"
+
+local dtypes = { q8_0 = 32, q4_0 = 32, q4_k = 256, q5_k = 256, q6_k = 256 }
+local isa = "avx512int8"
+
+local teams = {}
+for threads = 1, 3 do teams[threads] = core.runtime { threads = threads, isa = isa } or nil end
+
+--- x as the product sees it: in each group of 32, whole numbers of steps of max|x| / 127, halves to the even one.
+local function rounded(x)
+  local out = {}
+  for first = 1, #x, 32 do
+    local top = 0
+    for i = first, first + 31 do top = math.max(top, math.abs(x[i])) end
+    for i = first, first + 31 do
+      local steps = top > 0 and x[i] * 127 / top or 0
+      local whole = math.floor(steps + 0.5)
+      if whole - steps == 0.5 and whole % 2 == 1 then whole = whole - 1 end
+      out[i] = whole * top / 127
+    end
+  end
+  return out
+end
+
+local function fail(format, ...) error(("%s (PYRAMID_SEED=%d)"):format(format:format(...), reference.seed), 0) end
+
+local function compare(dtype, n, rows, cols, o)
+  o = o or {}
+  local w, w_values = reference.matrix(dtype, rows, cols)
+  local x, x_bytes = reference.random(n * cols)
+  if o.change then
+    o.change(x)
+    x_bytes = ops.floats(x)
+  end
+  local bias, bias_bytes, out, out_bytes
+  if o.bias then bias, bias_bytes = reference.random(rows) end
+  if o.accumulate then out, out_bytes = reference.random(n * rows) end
+  local ref = reference.linear(rounded(x), w_values, rows, cols, bias, out)
+  local first
+  for _, rt in ipairs(teams) do
+    local result = assert(ops.linear(rt, x_bytes, dtype, w, rows, cols, bias_bytes, out_bytes))
+    first = first or result
+    if first ~= result then fail("%s: the number of threads matters", dtype) end
+    reference.near(result, ref, 2e-5, fail, ("%s, %d x %d x %d"):format(dtype, n, rows, cols))
+  end
+  return first, x_bytes, w
+end
+
+describe("int8 products", function()
+  if #teams == 0 then
+    it("are refused by name where the processor has none", function()
+      assert.is_nil((core.runtime { isa = isa }))
+    end)
+    return
+  end
+
+  for dtype, block in pairs(dtypes) do
+    it("equal sums over rounded activations: " .. dtype, function()
+      for n = 1, 15 do compare(dtype, n, math.random(1, 30), block * math.random(1, 256 // block * 3)) end
+      for _, groups in ipairs { 1, 7, 8, 9, 23 } do compare(dtype, 2, 9, block == 32 and 32 * groups or 256) end
+      compare(dtype, 1, 301, 512)
+      compare(dtype, 5, 3, 2048)
+    end)
+
+    it("add a bias, and to what is there: " .. dtype, function()
+      compare(dtype, 1, 37, 256, { bias = true })
+      compare(dtype, 6, 13, 256, { accumulate = true })
+      compare(dtype, 3, 70, 256, { bias = true, accumulate = true })
+    end)
+
+    it("give a token the same in any company: " .. dtype, function()
+      local result, x, w = compare(dtype, 7, 10, 512)
+      local alone = assert(ops.linear(teams[1], x:sub(4 * 512 * 4 + 1, 5 * 512 * 4), dtype, w, 10, 512))
+      assert.equal(result:sub(4 * 10 * 4 + 1, 5 * 10 * 4), alone)
+    end)
+
+    it("stand activations of any size: " .. dtype, function()
+      compare(dtype, 2, 8, 512, { change = function(x)
+        for i = 1, 32 do x[i] = 0 end
+        for i = 33, 64 do x[i] = x[i] * 1e-38 end
+        x[70] = 1e6
+      end })
+      local w = reference.matrix(dtype, 4, 256)
+      for _, bad in ipairs { 0 / 0, math.huge } do
+        local _, x = reference.random(256)
+        local values = ops.numbers(x)
+        values[40] = bad
+        for _, y in ipairs(ops.numbers(assert(ops.linear(teams[1], ops.floats(values), dtype, w, 4, 256)))) do
+          assert.is_false(y == y and math.abs(y) < math.huge)
+        end
+      end
+    end)
+  end
+
+  it("leave other weights, and those who did not ask, alone", function()
+    local _, x = reference.random(3 * 64)
+    for _, dtype in ipairs { "f32", "f16", "bf16" } do
+      local w = reference.matrix(dtype, 5, 64)
+      assert.equal(ops.linear(reference.runtime(), x, dtype, w, 5, 64), ops.linear(teams[1], x, dtype, w, 5, 64))
+    end
+    local pyramid = require "pyramid"
+    local model <close> = assert(pyramid.model("models/tiny", { precision = "int8", weights = "q8_0" }))
+    local exact <close> = assert(pyramid.model("models/tiny", { weights = "q8_0" }))
+    assert.equal(isa, model:runtime():isa())
+    assert.equal("avx512", exact:runtime():isa())
+    local function logits(of)
+      local cache <close> = assert(of:cache { dtype = "f32" })
+      assert(cache:prefill { 7, 8, 9 })
+      local last
+      for id = 20, 60 do last = assert(cache:step(id)) end
+      return last
+    end
+    helper.assert_near(logits(model), logits(exact):totable(), "steps", 0.03)
+  end)
+end)
