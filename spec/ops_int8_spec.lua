@@ -11,14 +11,17 @@ local isa = "avx512int8"
 local teams = {}
 for threads = 1, 3 do teams[threads] = core.runtime { threads = threads, isa = isa } or nil end
 
---- x as the product sees it: in each group of 32, whole numbers of steps of max|x| / 127, halves to the even one.
+local function f32(value) return (string.unpack("<f", string.pack("<f", value))) end
+
+--- x as the product sees it: in each group of 32, whole numbers of steps of max|x| / 127, halves to the even one. Which of two
+--- steps a value near the middle becomes depends on how it is divided: in f32, by one reciprocal.
 local function rounded(x)
   local out = {}
   for first = 1, #x, 32 do
     local top = 0
     for i = first, first + 31 do top = math.max(top, math.abs(x[i])) end
     for i = first, first + 31 do
-      local steps = top > 0 and x[i] * 127 / top or 0
+      local steps = top > 1e-30 and f32(x[i] * f32(127 / top)) or 0
       local whole = math.floor(steps + 0.5)
       if whole - steps == 0.5 and whole % 2 == 1 then whole = whole - 1 end
       out[i] = whole * top / 127
