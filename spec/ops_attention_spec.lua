@@ -12,7 +12,7 @@ end
 local function fits(dtype, head_dim) return dtype ~= "q8_0" or head_dim % 32 == 0 end
 
 --- One call: the last n of `rows` rows are the queries' own; before them positions have holes. Lanes differ in their
---- positions, and in their length if `ragged`.
+--- positions, and in their length if `ragged`. `rounded`: queries that bf16 holds.
 local function make_call(layout, n, rows, o)
   o = o or {}
   local call = { lanes = {}, window = o.window or 0 }
@@ -31,6 +31,7 @@ local function make_call(layout, n, rows, o)
   end
   call.at, call.q_pos = own, ops.ints(own)
   call.q = reference.random(n * layout.heads * layout.head_dim, 2)
+  if o.rounded then call.q = ops.numbers(ops.to_f32("bf16", ops.from_f32("bf16", ops.floats(call.q)))) end
   call.q_bytes = ops.floats(call.q)
   return call
 end
@@ -39,7 +40,9 @@ local function packed(call)
   return { q = call.q_bytes, q_pos = call.q_pos, lanes = call.lanes, window = call.window, track = call.track }
 end
 
-local function check(layout, calls, limit)
+local rounding = reference.teams "avx512bf16"     -- none, where the processor does not multiply bf16
+
+local function check(layout, calls, limit, teams)
   local refs, packs = {}, {}
   for i, call in ipairs(calls) do
     local out, lse = reference.attention(layout, call)
@@ -53,7 +56,7 @@ local function check(layout, calls, limit)
       reference.near(result.out, refs[i].out, limit or 3e-6, fail, what .. ": out")
       reference.near(result.lse, refs[i].lse, 2e-6, fail, what .. ": lse")
     end
-  end)
+  end, teams)
 end
 
 describe("attention", function()
@@ -125,6 +128,16 @@ describe("attention", function()
     local together = {}
     for i, call in ipairs(calls) do together[i] = packed(call) end
     assert.equal(alone, ops.attention(reference.runtime(), layout, together)[4].out)
+  end)
+
+  it("rounds operands to bf16 where that is asked for, and nothing else", function()
+    for _, d in ipairs(dims) do   -- queries and keys that bf16 holds: only probabilities and sums of values are rounded then
+      local layout = layout_of("bf16", d, 4, 2)
+      layout.scale = 0.125
+      check(layout, { make_call(layout, 19, 90, { ragged = true, rounded = true }) }, 6e-3, rounding)
+      check(layout, { make_call(layout, 150, 233, { window = 71, rounded = true }), make_call(layout, 2, 2, { rounded = true }) }, 6e-3, rounding)
+      check(layout, { make_call(layout, 1, 700) }, 3e-6, rounding)
+    end
   end)
 
   it("gives a query the same result in any company", function()
@@ -259,7 +272,7 @@ describe("the score pass", function()
     return out
   end
 
-  local function check_mass(layout, call, m)
+  local function check_mass(layout, call, m, teams)
     local _, lse, p = reference.attention(layout, call)
     m.stride = m.to - m.from + (m.pad or 0)
     local before
@@ -270,7 +283,7 @@ describe("the score pass", function()
     local ref = mass_reference(layout, call, m, p, before)
     reference.each(function(rt) return ops.mass(rt, layout, m) end, function(result, fail)
       reference.near(result, ref, 1e-5, fail, ("mass, %s, %d queries, rows %d to %d"):format(layout.dtype, #call.at, m.from, m.to))
-    end)
+    end, teams)
   end
 
   it("sums what queries gave to rows, on every dtype and size of head", function()
@@ -281,6 +294,14 @@ describe("the score pass", function()
           check_mass(layout, make_call(layout, 15, 90), { from = 0, to = 75 })
         end
       end
+    end
+  end)
+
+  it("rounds operands to bf16 where that is asked for, and nothing else", function()
+    for _, d in ipairs(dims) do
+      local layout = layout_of("bf16", d, 4, 2)
+      layout.scale = 0.25
+      check_mass(layout, make_call(layout, 29, 190, { rounded = true }), { from = 3, to = 175, queries = 12, ramp = 1.2, due = 600 }, rounding)
     end
   end)
 

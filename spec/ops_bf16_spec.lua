@@ -8,8 +8,7 @@ local reference = require "ops_reference"
 local dtypes = { bf16 = 1, q8_0 = 32, q4_0 = 32, q4_k = 256, q5_k = 256, q6_k = 256 }
 local fewest = 16     -- tokens from which products are made this way
 
-local teams = {}
-for threads = 1, 3 do teams[threads] = core.runtime { threads = threads, isa = "avx512bf16" } or nil end
+local teams = reference.teams "avx512bf16"
 
 local function rounded(values)
   return ops.numbers(ops.to_f32("bf16", ops.from_f32("bf16", ops.floats(values))))
@@ -23,15 +22,11 @@ local function compare(dtype, n, rows, cols, o)
   if o.bias then bias, bias_bytes = reference.random(rows) end
   if o.accumulate then out, out_bytes = reference.random(n * rows) end
   local ref = reference.linear(rounded(x), rounded(w_values), rows, cols, bias, out)
-  local first
-  for _, rt in ipairs(teams) do
-    local result = assert(ops.linear(rt, x_bytes, dtype, w, rows, cols, bias_bytes, out_bytes, o.stride))
-    first = first or result
-    assert.is_true(first == result, ("%s: the number of threads matters (PYRAMID_SEED=%d)"):format(dtype, reference.seed))
-    reference.near(result, ref, 1e-5, function(format, ...)
-      error(("%s (PYRAMID_SEED=%d)"):format(format:format(...), reference.seed), 0)
-    end, ("%s, %d x %d x %d"):format(dtype, n, rows, cols))
-  end
+  reference.each(function(rt)
+    return ops.linear(rt, x_bytes, dtype, w, rows, cols, bias_bytes, out_bytes, o.stride)
+  end, function(result, fail)
+    reference.near(result, ref, 1e-5, fail, ("%s, %d x %d x %d"):format(dtype, n, rows, cols))
+  end, teams)
 end
 
 describe("bf16 products", function()

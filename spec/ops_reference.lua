@@ -37,13 +37,19 @@ end
 
 -- ---- backends ----
 
-local runtimes = {}
-for _, isa in ipairs { "base", "avx2", "avx512" } do
-  local one = core.runtime { isa = isa, threads = 1 }
-  if one then
-    runtimes[#runtimes + 1] = { isa = isa, one, core.runtime { isa = isa, threads = 2 }, core.runtime { isa = isa, threads = 3 } }
+--- Runtimes of these instruction sets with one, two and three threads; of those that this machine has.
+function reference.teams(...)
+  local teams = {}
+  for _, isa in ipairs { ... } do
+    local one = core.runtime { isa = isa, threads = 1 }
+    if one then
+      teams[#teams + 1] = { isa = isa, one, core.runtime { isa = isa, threads = 2 }, core.runtime { isa = isa, threads = 3 } }
+    end
   end
+  return teams
 end
+
+local runtimes = reference.teams("base", "avx2", "avx512")
 
 --- The instruction sets that this machine has, at least "base".
 function reference.isas()
@@ -65,10 +71,10 @@ local function same(a, b)
   return true
 end
 
---- Runs call(runtime) on every instruction set, with one, two and three threads, which must agree bit for bit; hands
---- the result to check(result, fail), where fail(format, ...) raises with the seed and the instruction set.
-function reference.each(call, check)
-  for _, team in ipairs(runtimes) do
+--- Runs call(runtime) on every instruction set (or on `teams`), with one, two and three threads, which must agree bit for
+--- bit; hands the result to check(result, fail), where fail(format, ...) raises with the seed and the instruction set.
+function reference.each(call, check, teams)
+  for _, team in ipairs(teams or runtimes) do
     local function fail(format, ...)
       error(("%s (isa %s, PYRAMID_SEED=%d)"):format(format:format(...), team.isa, reference.seed), 0)
     end

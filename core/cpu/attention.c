@@ -8,6 +8,8 @@
  *     online softmax down each column (softmax_tile)                    m, l, and out rescaled
  *     out[d][c] += sum over j of v[j][d] * s[j][c]                      gemm, on V as it lies
  *
+ * Where products are rounded to bf16 their operands are pairs along d, and then along j; sums and the softmax stay f32.
+ *
  * Rows down and queries across make every step a loop over whole vectors of queries. Tiles of rows begin at multiples of
  * TILE and invisible rows weigh exactly 0, so a query's result does not depend on its neighbours in the tile. No matrix
  * larger than TILE x nr exists. The last tiles of queries see most rows and are handed out first.
@@ -28,8 +30,9 @@ typedef struct tile_scratch {
   float *top, *sum;        /* [columns] */
   int32_t *low, *high;     /* [columns] rows each sees */
   float *rows;             /* [TILE][head_dim] K, or [nr][dims]: queries, results */
-  float *k, *v;            /* [head_dim][TILE], [TILE][dims] */
+  float *k, *v;            /* [head_dim][TILE], [TILE][dims] of elements (see pyr_products) */
   float *scores;           /* [TILE][nr] */
+  float *p;                /* [TILE / per][nr] of elements, where the products want pairs of rows */
   int64_t columns, dims;   /* padded to whole slices; head_dim padded to whole units */
 } tile_scratch;
 
@@ -45,6 +48,7 @@ static tile_scratch tile_scratch_of(pyr_arena *arena, int nr, int32_t group, int
   s.k = pyr_arena_take(arena, TILE * (int64_t)head_dim, sizeof(float));
   s.v = pyr_arena_take(arena, TILE * s.dims, sizeof(float));
   s.scores = pyr_arena_take(arena, (int64_t)TILE * nr, sizeof(float));
+  s.p = pyr_arena_take(arena, (int64_t)TILE / 2 * nr, sizeof(float));
   return s;
 }
 
@@ -68,7 +72,7 @@ static void begin_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch
       int64_t query = q0 + (c + i) / t->group, head = (int64_t)g * t->group + (c + i) % t->group;
       memcpy(s->rows + i * d, a->q + (query * t->heads + head) * d, (size_t)d * sizeof(float));
     }
-    t->k->transpose(s->q + c * d, nr, s->rows, d, (int)some, d, t->scale);
+    t->products->transpose(s->q + c * d, nr, s->rows, d, (int)some, d, t->scale);
   }
   memset(s->out, 0, (size_t)(padded * s->dims) * sizeof(float));
 }
@@ -76,7 +80,7 @@ static void begin_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch
 static void end_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch *s, int g, int64_t q0, int64_t columns) {
   int64_t nr = t->k->nr, d = t->layout.head_dim;
   for (int64_t c = 0; c < columns; c += nr) {
-    t->k->transpose(s->rows, s->dims, s->out + c * s->dims, nr, (int)d, nr, 1.0f);
+    t->k->f32.transpose(s->rows, s->dims, s->out + c * s->dims, nr, (int)d, nr, 1.0f);
     for (int64_t i = 0; i < pyr_least(nr, columns - c); i++) {
       int64_t at = (q0 + (c + i) / t->group) * t->heads + (int64_t)g * t->group + (c + i) % t->group;
       float sum = s->sum[c + i], inverse = sum > 0 || sum != sum ? 1.0f / sum : 0, *out = a->out + at * d;
@@ -88,7 +92,7 @@ static void end_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch *
 
 /* Rows [row, row+rows) against every slice of columns that sees any of them. */
 static void attend_rows(const pyr_attend *t, tile_scratch *s, int64_t row, int64_t rows, int64_t columns) {
-  int64_t nr = t->k->nr, d = t->layout.head_dim;
+  int64_t nr = t->k->nr, d = t->layout.head_dim, per = t->products->per;
   for (int64_t c = 0; c < columns; c += nr) {
     /* spans of later queries begin and end no earlier, so the slice's first and last real column bound it */
     int64_t last = pyr_least(c + nr, columns) - 1;
@@ -96,12 +100,14 @@ static void attend_rows(const pyr_attend *t, tile_scratch *s, int64_t row, int64
     if (from >= to) continue;
     int64_t m = pyr_round_up(to - from, PYR_UNIT);
     memset(s->scores, 0, (size_t)(m * nr) * sizeof(float));
-    t->k->gemm(s->scores, nr, s->k + from, TILE, s->q + c * d, nr, m, d);
+    t->products->gemm(s->scores, nr, s->k + from, TILE, s->q + c * d, nr, m, pyr_ceil_div(d, per));
     pyr_tile tile = { .scores = s->scores, .low = s->low + c, .high = s->high + c, .top = s->top + c, .sum = s->sum + c,
                       .out = s->out + c * s->dims, .first = (int32_t)(row + from), .rows = (int32_t)(to - from),
                       .dims = (int32_t)s->dims };
     t->k->softmax_tile(&tile);
-    t->k->gemm(s->out + c * s->dims, nr, s->v + from * s->dims, s->dims, s->scores, nr, s->dims, to - from);
+    float *p = s->scores;
+    if (t->products->pair) t->products->pair(p = s->p, s->scores, nr, to - from, nr);
+    t->products->gemm(s->out + c * s->dims, nr, s->v + from / per * s->dims, s->dims, p, nr, s->dims, pyr_ceil_div(to - from, per));
   }
 }
 
@@ -114,8 +120,10 @@ static void attend_tile(const pyr_attend *t, const pyr_attention *a, int g, int6
   for (int64_t row = s.low[0] / TILE * TILE; row < end; row += TILE) {
     int64_t rows = pyr_least(TILE, end - row);
     pyr_cpu_load_rows(t->k, s.rows, d, lane, t->layout, row, rows, 0);
-    t->k->transpose(s.k, TILE, s.rows, d, (int)rows, d, 1.0f);
-    pyr_cpu_load_rows(t->k, s.v, s.dims, lane, t->layout, row, rows, 1);
+    t->products->transpose(s.k, TILE, s.rows, d, (int)rows, d, 1.0f);
+    float *v = t->products->pair ? s.rows : s.v;
+    pyr_cpu_load_rows(t->k, v, s.dims, lane, t->layout, row, rows, 1);
+    if (t->products->pair) t->products->pair(s.v, v, s.dims, rows, s.dims);
     attend_rows(t, &s, row, rows, columns);
   }
   end_tile(t, a, &s, g, q0, columns);
@@ -160,7 +168,7 @@ static int64_t cut(pyr_attend *t, const pyr_attention *a, int count) {
 
 pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale) {
   pyr_cpu *cpu = pyr_cpu_of(be);
-  pyr_attend t = { .k = cpu->kernels, .cpu = cpu, .layout = layout, .heads = heads, .kv_heads = kv_heads,
+  pyr_attend t = { .k = cpu->kernels, .products = pyr_cpu_products(cpu), .cpu = cpu, .layout = layout, .heads = heads, .kv_heads = kv_heads,
                    .group = heads / kv_heads, .scale = scale };
   t.tile = (int32_t)pyr_most(1, COLUMNS / t.group);
   int64_t rows = 0, steps = 0, cost = 0;

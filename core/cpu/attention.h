@@ -20,6 +20,7 @@ typedef struct pyr_attend_unit {
 
 typedef struct pyr_attend {
   const pyr_kernels *k;
+  const pyr_products *products;  /* of many queries */
   pyr_cpu *cpu;
   pyr_attend_unit *units;
   int64_t count;

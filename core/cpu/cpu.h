@@ -8,7 +8,7 @@
 
 typedef struct pyr_cpu {
   const pyr_kernels *kernels;
-  pyr_matmul *matmul;      /* NULL: no fast bf16 product */
+  pyr_matmul *matmul;      /* NULL: products are not rounded to bf16 */
   uint8_t *x16;            /* the tokens of one product as bf16 */
   size_t x16_bytes;
   bool int8;               /* few tokens are multiplied with quantised weights as bytes */
@@ -53,6 +53,9 @@ void pyr_cpu_spans(pyr_backend *be, pyr_span_fn fn, const void *ctx, int64_t n, 
 
 /* Runs tasks on the team, or all here if together they are too little work (about `cost` multiply-adds) to wake it for. */
 void pyr_cpu_tasks(pyr_backend *be, pyr_task_fn fn, void *ctx, int64_t tasks, int64_t cost);
+
+/* What attention and the score pass of many queries multiply with. */
+static inline const pyr_products *pyr_cpu_products(const pyr_cpu *cpu) { return cpu->matmul ? &cpu->kernels->bf16 : &cpu->kernels->f32; }
 
 /* K (what = 0) or V (1) of a row; `bytes` is pyr_row_bytes. */
 static inline uint8_t *pyr_cpu_row_at(const pyr_lane_view *lane, size_t bytes, int64_t row, int what) {

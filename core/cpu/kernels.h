@@ -39,6 +39,20 @@ typedef struct pyr_strip {
   bool max;
 } pyr_strip;
 
+/* `gemm` and what prepares its operands, whose elements are single values of the summed index, or pairs of them rounded to
+ * bf16: in 32 bits either way, so that both are laid out alike. */
+typedef struct pyr_products {
+  int per;                       /* values an element */
+  /* dst[c*ld + r] = the element of src[r*stride + c], times scale, for r < rows and c < cols, which columns (or each two of
+   * them) become; rows up to a multiple of PYR_UNIT become 0 */
+  void (*transpose)(float *dst, int64_t ld, const float *src, int64_t stride, int rows, int64_t cols, float scale);
+  /* see above; m a multiple of PYR_UNIT, k elements */
+  void (*gemm)(float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t ldb, int64_t m, int64_t k);
+  /* where the summed index runs down src: dst[r/per][cols] = each `per` rows of src; NULL where src will do as it is. cols is
+   * a multiple of PYR_UNIT */
+  void (*pair)(float *dst, const float *src, int64_t stride, int64_t rows, int64_t cols);
+} pyr_products;
+
 typedef struct pyr_kernels {
   const char *name;              /* "base", …; NULL: not compiled in */
   int nr;                        /* panel width of gemm */
@@ -56,10 +70,7 @@ typedef struct pyr_kernels {
   size_t (*int8_bytes)(int64_t k);
   void (*quantize)(void *row, const float *x, int64_t k, pyr_dtype dtype);
   void (*dot_int8)(float *out, const void *w, size_t w_stride, pyr_dtype dtype, int rows, const void *x, int n, int64_t k);
-  /* dst[c*ld + r] = src[r*stride + c] * scale for r < rows, c < cols; rows up to a multiple of PYR_UNIT become 0 */
-  void (*transpose)(float *dst, int64_t ld, const float *src, int64_t stride, int rows, int64_t cols, float scale);
-  /* see above; m a multiple of PYR_UNIT */
-  void (*gemm)(float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t ldb, int64_t m, int64_t k);
+  pyr_products f32, bf16;        /* bf16.gemm is NULL where no such code is compiled in */
 
   void (*softmax_tile)(const pyr_tile *tile);
   void (*mass_strip)(const pyr_strip *strip);

@@ -109,11 +109,11 @@ static void load_slice(const product *p, const panel_scratch *s, float *slice, i
   int nr = p->k->nr;
   if (count < nr) memset(slice, 0, (size_t)(step * nr) * sizeof(float));
   if (p->w->dtype == PYR_F32) {
-    p->k->transpose(slice, nr, (const float *)(const void *)weight_at(p->w, first, col), (int64_t)(p->w->stride / sizeof(float)), count, step, 1.0f);
+    p->k->f32.transpose(slice, nr, (const float *)(const void *)weight_at(p->w, first, col), (int64_t)(p->w->stride / sizeof(float)), count, step, 1.0f);
     return;
   }
   for (int r = 0; r < count; r++) p->k->to_f32(s->rows + r * STEP, weight_at(p->w, first + r, col), p->w->dtype, step);
-  p->k->transpose(slice, nr, s->rows, STEP, count, step, 1.0f);
+  p->k->f32.transpose(slice, nr, s->rows, STEP, count, step, 1.0f);
 }
 
 /* out[t, r] for `m` <= FEW tokens from t and the rows of one slice, one step of k further. */
@@ -121,11 +121,11 @@ static void slice_product(const product *p, const panel_scratch *s, const float 
   const pyr_kernels *k = p->k;
   float *out = p->out + t * p->rows + row;
   if (count == k->nr && m % PYR_UNIT == 0) {
-    k->gemm(out, p->rows, s->x, FEW, slice, k->nr, m, step);
+    k->f32.gemm(out, p->rows, s->x, FEW, slice, k->nr, m, step);
     return;
   }
   memset(s->edge, 0, (size_t)(FEW * k->nr) * sizeof(float));
-  k->gemm(s->edge, k->nr, s->x, FEW, slice, k->nr, pyr_round_up(m, PYR_UNIT), step);
+  k->f32.gemm(s->edge, k->nr, s->x, FEW, slice, k->nr, pyr_round_up(m, PYR_UNIT), step);
   for (int i = 0; i < m; i++)
     for (int r = 0; r < count; r++) out[i * p->rows + r] += s->edge[i * k->nr + r];
 }
@@ -152,7 +152,7 @@ static void many_task(void *ctx, int64_t task, int worker) {
       load_slice(p, &s, s.panel + r * STEP, row + r, (int)pyr_least(nr, count - r), col, step);
     for (int64_t t = t0; t < t1; t += FEW) {
       int m = (int)pyr_least(FEW, t1 - t);
-      p->k->transpose(s.x, FEW, p->x + t * p->cols + col, p->cols, m, step, 1.0f);
+      p->k->f32.transpose(s.x, FEW, p->x + t * p->cols + col, p->cols, m, step, 1.0f);
       for (int64_t r = 0; r < count; r += nr)
         slice_product(p, &s, s.panel + r * STEP, t, m, row + r, (int)pyr_least(nr, count - r), step);
     }

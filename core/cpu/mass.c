@@ -18,6 +18,7 @@ enum { ROWS = 128, FEW = 12 };
 
 typedef struct mass_call {
   const pyr_kernels *k;
+  const pyr_products *products;
   pyr_cpu *cpu;
   const pyr_mass *m;
   pyr_layout layout;
@@ -28,8 +29,7 @@ typedef struct mass_call {
 
 typedef struct mass_scratch {
   float *rows;             /* [ROWS][head_dim] */
-  float *k;                /* [head_dim][ROWS] */
-  float *q;                /* [head_dim][FEW] */
+  float *k, *q;            /* [head_dim][ROWS], [head_dim][FEW] of elements (see pyr_products) */
   float *scores;           /* [FEW][nr] */
   float *mass;             /* [group][ROWS] */
   int32_t *base, *due;     /* [ROWS] a query counts for row j iff base[j] <= its position <= due[j] */
@@ -76,10 +76,10 @@ static void mass_queries(const mass_call *c, const mass_scratch *s, int g, int64
   int64_t nr = c->k->nr, d = c->layout.head_dim, padded = pyr_round_up(n, PYR_UNIT);
   for (int h = 0; h < c->group; h++) {
     int64_t head = (int64_t)g * c->group + h;
-    c->k->transpose(s->q, FEW, m->q + (q0 * c->heads + head) * d, c->heads * d, n, d, c->scale);
+    c->products->transpose(s->q, FEW, m->q + (q0 * c->heads + head) * d, c->heads * d, n, d, c->scale);
     for (int64_t at = 0; at < rows; at += nr) {
       memset(s->scores, 0, (size_t)(padded * nr) * sizeof(float));
-      c->k->gemm(s->scores, nr, s->q, FEW, s->k + at, ROWS, padded, d);
+      c->products->gemm(s->scores, nr, s->q, FEW, s->k + at, ROWS, padded, pyr_ceil_div(d, c->products->per));
       for (int i = 0; i < n; i++) {
         float lse = m->lse[(q0 + i) * c->heads + head];
         if (seen[i].low >= at + nr || seen[i].high <= at || lse == -INFINITY) continue;
@@ -108,7 +108,7 @@ static void mass_task(void *ctx, int64_t task, int worker) {
   for (int64_t i = 0; i < ROWS * c->group; i++) s.mass[i] = max ? -INFINITY : 0;
   pyr_cpu_load_rows(c->k, s.rows, d, lane, c->layout, row, rows, 0);
   if (rows < ROWS) memset(s.k, 0, (size_t)(ROWS * d) * sizeof(float));
-  c->k->transpose(s.k, ROWS, s.rows, d, (int)rows, d, 1.0f);
+  c->products->transpose(s.k, ROWS, s.rows, d, (int)rows, d, 1.0f);
   for (int64_t q0 = 0; q0 < m->n; q0 += FEW) {
     pyr_span seen[FEW];
     int n = (int)pyr_least(FEW, m->n - q0);
@@ -131,7 +131,8 @@ static void mass_task(void *ctx, int64_t task, int worker) {
 }
 
 pyr_status pyr_cpu_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale) {
-  mass_call c = { .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .m = m, .layout = layout,
+  pyr_cpu *cpu = pyr_cpu_of(be);
+  mass_call c = { .k = cpu->kernels, .products = pyr_cpu_products(cpu), .cpu = cpu, .m = m, .layout = layout,
                   .heads = heads, .kv_heads = kv_heads, .group = heads / kv_heads, .scale = scale };
   int64_t longest = 0;
   for (int32_t g = 0; g < kv_heads; g++) longest = pyr_most(longest, m->ranges[g].end - m->ranges[g].begin);

@@ -61,7 +61,7 @@ static void load_directions(const merge_call *c, float *rows, float *dst, int64_
     float size = sqrtf(c->k->square_sum(row, d)), inverse = size > 0 ? 1.0f / size : 0;
     for (int64_t j = 0; j < d; j++) row[j] *= inverse;
   }
-  c->k->transpose(dst, ld, rows, d, (int)n, d, 1.0f);
+  c->k->f32.transpose(dst, ld, rows, d, (int)n, d, 1.0f);
 }
 
 static void find_task(void *ctx, int64_t task, int worker) {
@@ -82,7 +82,7 @@ static void find_task(void *ctx, int64_t task, int worker) {
     load_directions(c, s.rows, s.k, ROWS, c->idx + row, rows);
     for (int64_t at = 0; at < count; at += nr) {
       memset(s.scores, 0, (size_t)(m * nr) * sizeof(float));
-      c->k->gemm(s.scores, nr, s.k, ROWS, s.l + at * d, nr, m, d);
+      c->k->f32.gemm(s.scores, nr, s.k, ROWS, s.l + at * d, nr, m, d);
       for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < pyr_least(nr, count - at); i++)
           if (s.scores[r * nr + i] > best[at + i]) best[at + i] = s.scores[r * nr + i], target[at + i] = c->idx[row + r];

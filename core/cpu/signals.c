@@ -215,7 +215,7 @@ static int64_t load_tile(const signal_call *c, const product_scratch *s, int64_t
   int64_t row = c->begin + tile * TILE, rows = pyr_least(TILE, c->end - row);
   pyr_cpu_load_rows(c->k, s->rows, c->d, c->lane, c->layout, row, rows, what);
   if (rows < TILE) memset(s->rows_t, 0, (size_t)(TILE * c->d) * sizeof(float));
-  c->k->transpose(s->rows_t, TILE, s->rows, c->d, (int)rows, c->d, 1.0f);
+  c->k->f32.transpose(s->rows_t, TILE, s->rows, c->d, (int)rows, c->d, 1.0f);
   return rows;
 }
 
@@ -236,11 +236,11 @@ static void output_task(void *ctx, int64_t task, int worker) {
     int64_t some = pyr_least(STRIP, c->o->shape[0] - w), padded = pyr_round_up(some, PYR_UNIT);
     for (int64_t i = 0; i < some; i++)
       c->k->to_f32(s.wide + i * wide, (const uint8_t *)c->o->data + (size_t)(w + i) * c->o->stride + offset, c->o->dtype, wide);
-    c->k->transpose(s.a, STRIP, s.wide + (column - from), wide, (int)some, d, 1.0f);
+    c->k->f32.transpose(s.a, STRIP, s.wide + (column - from), wide, (int)some, d, 1.0f);
     for (int64_t at = 0, done = 0; done < rows; at += nr) {
       int64_t strip = strip_at(at, nr);
       memset(s.c, 0, (size_t)(padded * nr) * sizeof(float));
-      c->k->gemm(s.c, nr, s.a, STRIP, s.rows_t + strip, TILE, padded, d);
+      c->k->f32.gemm(s.c, nr, s.a, STRIP, s.rows_t + strip, TILE, padded, d);
       for (int64_t i = 0; i < some; i++)
         for (int64_t j = done - strip; j < nr; j++) s.sums[strip + j] += fabsf(s.c[i * nr + j]);
       done = strip + nr;
@@ -265,11 +265,11 @@ static void expected_task(void *ctx, int64_t tile, int worker) {
   for (int32_t h = 0; h < c->heads; h++) {
     const float *mean = c->m->sum + (c->first + h) * d, *outer = c->m->outer ? c->m->outer + (c->first + h) * d * d : NULL;
     memset(s.sums, 0, TILE * sizeof(float));
-    if (outer) c->k->transpose(s.a, padded, outer, d, (int)d, d, 1.0f);      /* symmetric: only the padding is wanted */
+    if (outer) c->k->f32.transpose(s.a, padded, outer, d, (int)d, d, 1.0f);      /* symmetric: only the padding is wanted */
     for (int64_t at = 0, done = 0; done < rows; at += nr) {
       int64_t strip = strip_at(at, nr);
       memset(s.c, 0, (size_t)(padded * nr) * sizeof(float));
-      if (outer) c->k->gemm(s.c, nr, s.a, padded, s.rows_t + strip, TILE, padded, d);
+      if (outer) c->k->f32.gemm(s.c, nr, s.a, padded, s.rows_t + strip, TILE, padded, d);
       for (int64_t i = 0; i < d; i++)
         for (int64_t j = done - strip; j < nr; j++)
           s.sums[strip + j] += (mean[i] + s.c[i * nr + j]) * s.rows_t[i * TILE + strip + j];
@@ -340,7 +340,7 @@ static void moments_task(void *ctx, int64_t head, int worker) {
       for (int64_t j = 0; j < d; j++) sum[j] += q[j] -= shift[j];
     }
     if (outer)
-      for (int64_t j = 0; j < s.ld; j += c->k->nr) c->k->gemm(s.c + j, s.ld, s.tile, s.ld, s.tile + j, s.ld, s.padded, some);
+      for (int64_t j = 0; j < s.ld; j += c->k->nr) c->k->f32.gemm(s.c + j, s.ld, s.tile, s.ld, s.tile + j, s.ld, s.padded, some);
   }
   for (int64_t i = 0; outer && i < d; i++)
     for (int64_t j = 0; j < d; j++) outer[i * d + j] += s.c[i * s.ld + j];
