@@ -28,15 +28,18 @@ typedef struct pyr_tile {
   int32_t first, rows, dims;     /* the tile's first row, as low and high count */
 } pyr_tile;
 
-/* One query's attention to a run of rows, weighted (see pyr_weighting). */
+/* The attention of a few queries to a run of rows, weighted (see pyr_weighting). */
 typedef struct pyr_strip {
-  float *mass;                   /* [nr] += or max= */
-  const float *scores;           /* [nr] */
-  const int32_t *base, *due;     /* [nr] the query counts iff base <= position <= due */
-  float lse, slope;              /* weight = 1 + slope * (position - base) */
-  int32_t position;
-  int32_t low, high;             /* strip rows low <= i < high are visible */
+  float *mass;                   /* [nr] += or max=, queries in order */
+  const float *scores;           /* [n][nr] */
+  const int32_t *base, *due;     /* [nr] a query counts iff base <= position <= due */
+  float slope;                   /* weight = 1 + slope * (position - base) */
   bool max;
+  bool whole;                    /* every query counts, and sees every row */
+  int n;
+  const float *lse;              /* [n] */
+  const int32_t *position;       /* [n] */
+  const int32_t *low, *high;     /* [n] strip rows low <= i < high are visible */
 } pyr_strip;
 
 /* `gemm` and what prepares its operands, whose elements are single values of the summed index, or pairs of them rounded to

@@ -6,9 +6,9 @@
  * No probability is kept; the softmax is not run again, as its denominator is known.
  *
  * A task is a tile of rows of one lane. K is turned into f32 and transposed once for all heads of the group and all
- * queries; queries are taken FEW at a time, their scores by `gemm`, and each query's strip of nr scores is turned into
- * mass by `mass_strip`, whose sums run over queries in order, whatever the tile. Queries that do not count for a tile, or
- * do not see it, are skipped before anything is computed. */
+ * queries; queries are taken FEW at a time, their scores by `gemm`, and their strips of nr scores are turned into mass by
+ * `mass_strip`, whose sums run over queries in order, whatever the tile. Queries that do not count for a tile, or do not
+ * see it, are skipped before anything is computed. */
 #include "cpu.h"
 
 #include <math.h>
@@ -55,39 +55,59 @@ size_t pyr_cpu_mass_scratch(const pyr_kernels *k, int32_t group, int32_t head_di
 
 static int32_t clamp_i32(int64_t x) { return (int32_t)pyr_most(INT32_MIN, pyr_least(INT32_MAX, x)); }
 
-/* Fills base and due for `rows` rows from j; rows beyond count for nobody. The widest of them goes to *earliest, *latest. */
-static void weigh_rows(const pyr_weighting *w, const mass_scratch *s, int64_t j, int64_t rows, int32_t *earliest, int32_t *latest) {
-  *earliest = INT32_MAX, *latest = INT32_MIN;
+/* The positions of queries that count for any row of a tile, and of those that count for all. */
+typedef struct counting { int32_t any_from, any_to, all_from, all_to; } counting;
+
+/* Fills base and due for `rows` rows from j; rows beyond count for nobody. */
+static counting weigh_rows(const pyr_weighting *w, const mass_scratch *s, int64_t j, int64_t rows) {
+  counting c = { INT32_MAX, INT32_MIN, INT32_MIN, INT32_MAX };
   for (int64_t i = 0; i < ROWS; i++) {
     bool real = i < rows;
     int64_t due = w->queries == 0 ? INT32_MAX : pyr_cpu_due(w, j + i);
     s->base[i] = !real ? INT32_MAX : w->queries == 0 ? INT32_MIN : clamp_i32(due - w->queries + 1);
     s->due[i] = real ? clamp_i32(due) : INT32_MIN;
-    if (real && s->base[i] < *earliest) *earliest = s->base[i];
-    if (real && s->due[i] > *latest) *latest = s->due[i];
+    if (!real) continue;
+    if (s->base[i] < c.any_from) c.any_from = s->base[i];
+    if (s->base[i] > c.all_from) c.all_from = s->base[i];
+    if (s->due[i] > c.any_to) c.any_to = s->due[i];
+    if (s->due[i] < c.all_to) c.all_to = s->due[i];
   }
+  return c;
 }
 
 static int32_t counted_at(const pyr_mass *m, int64_t i) { return m->by_place ? m->place + (int32_t)i : m->q_pos[i]; }
 
-/* Queries [q0, q0+n), n <= FEW, against all strips of the tile. `seen` is per query, in the tile's rows. */
-static void mass_queries(const mass_call *c, const mass_scratch *s, int g, int64_t q0, int n, const pyr_span *seen, int64_t rows) {
-  const pyr_mass *m = c->m;
-  int64_t nr = c->k->nr, d = c->layout.head_dim, padded = pyr_round_up(n, PYR_UNIT);
+/* A few queries of a tile: where they stand, and which of the tile's rows they see. */
+typedef struct few { int64_t first; int n; bool all; int32_t position[FEW]; pyr_span seen[FEW]; } few;
+
+/* Their mass on one strip for one head, from their scores. */
+static void strip_mass(const mass_call *c, const mass_scratch *s, const few *q, int64_t head, int h, int64_t at, int64_t rows) {
+  int32_t low[FEW], high[FEW];
+  float lse[FEW];
+  bool whole = q->all && at + c->k->nr <= rows, any = false;
+  for (int i = 0; i < q->n; i++) {
+    lse[i] = c->m->lse[(q->first + i) * c->heads + head];
+    bool sees = lse[i] != -INFINITY && q->seen[i].low < at + c->k->nr && q->seen[i].high > at;
+    low[i] = sees ? (int32_t)(q->seen[i].low - at) : 0, high[i] = sees ? (int32_t)(q->seen[i].high - at) : 0;
+    any = any || sees;
+    whole = whole && low[i] <= 0 && high[i] >= c->k->nr;
+  }
+  if (!any) return;
+  pyr_strip strip = { .mass = s->mass + h * ROWS + at, .scores = s->scores, .base = s->base + at, .due = s->due + at,
+                      .slope = pyr_cpu_slope(&c->m->weighting), .max = c->m->reduce == PYR_MAX, .whole = whole, .n = q->n,
+                      .lse = lse, .position = q->position, .low = low, .high = high };
+  c->k->mass_strip(&strip);
+}
+
+static void mass_queries(const mass_call *c, const mass_scratch *s, int g, const few *q, int64_t rows) {
+  int64_t nr = c->k->nr, d = c->layout.head_dim, padded = pyr_round_up(q->n, PYR_UNIT);
   for (int h = 0; h < c->group; h++) {
     int64_t head = (int64_t)g * c->group + h;
-    c->products->transpose(s->q, FEW, m->q + (q0 * c->heads + head) * d, c->heads * d, n, d, c->scale);
+    c->products->transpose(s->q, FEW, c->m->q + (q->first * c->heads + head) * d, c->heads * d, q->n, d, c->scale);
     for (int64_t at = 0; at < rows; at += nr) {
       memset(s->scores, 0, (size_t)(padded * nr) * sizeof(float));
       c->products->gemm(s->scores, nr, s->q, FEW, s->k + at, ROWS, padded, pyr_ceil_div(d, c->products->per));
-      for (int i = 0; i < n; i++) {
-        float lse = m->lse[(q0 + i) * c->heads + head];
-        if (seen[i].low >= at + nr || seen[i].high <= at || lse == -INFINITY) continue;
-        pyr_strip strip = { .mass = s->mass + h * ROWS + at, .scores = s->scores + i * nr, .base = s->base + at, .due = s->due + at,
-                            .lse = lse, .slope = pyr_cpu_slope(&m->weighting), .position = counted_at(m, q0 + i),
-                            .low = (int32_t)(seen[i].low - at), .high = (int32_t)(seen[i].high - at), .max = m->reduce == PYR_MAX };
-        c->k->mass_strip(&strip);
-      }
+      strip_mass(c, s, q, head, h, at, rows);
     }
   }
 }
@@ -103,25 +123,23 @@ static void mass_task(void *ctx, int64_t task, int worker) {
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
   mass_scratch s = mass_scratch_of(&arena, c->k->nr, c->group, (int32_t)d);
   bool max = m->reduce == PYR_MAX;
-  int32_t earliest, latest;
-  weigh_rows(&m->weighting, &s, row - range.origin, rows, &earliest, &latest);
+  counting counts = weigh_rows(&m->weighting, &s, row - range.origin, rows);
   for (int64_t i = 0; i < ROWS * c->group; i++) s.mass[i] = max ? -INFINITY : 0;
   pyr_cpu_load_rows(c->k, s.rows, d, lane, c->layout, row, rows, 0);
   if (rows < ROWS) memset(s.k, 0, (size_t)(ROWS * d) * sizeof(float));
   c->products->transpose(s.k, ROWS, s.rows, d, (int)rows, d, 1.0f);
   for (int64_t q0 = 0; q0 < m->n; q0 += FEW) {
-    pyr_span seen[FEW];
-    int n = (int)pyr_least(FEW, m->n - q0);
+    few q = { .first = q0, .n = (int)pyr_least(FEW, m->n - q0), .all = true };
     bool any = false;
-    for (int i = 0; i < n; i++) {
-      int32_t place = counted_at(m, q0 + i);
-      seen[i] = (pyr_span){ 0, 0 };
-      if (place < earliest || place > latest) continue;
+    for (int i = 0; i < q.n; i++) {
+      int32_t place = q.position[i] = counted_at(m, q0 + i);
+      q.all = q.all && place >= counts.all_from && place <= counts.all_to;
+      if (place < counts.any_from || place > counts.any_to) continue;
       pyr_span all = pyr_cpu_visible(lane, m->q_pos[q0 + i], m->window);
-      seen[i].low = pyr_most(all.low - row, 0), seen[i].high = pyr_least(all.high - row, rows);
-      any = any || seen[i].low < seen[i].high;
+      q.seen[i] = (pyr_span){ pyr_most(all.low - row, 0), pyr_least(all.high - row, rows) };
+      any = any || q.seen[i].low < q.seen[i].high;
     }
-    if (any) mass_queries(c, &s, g, q0, n, seen, rows);
+    if (any) mass_queries(c, &s, g, &q, rows);
   }
   for (int h = 0; h < c->group; h++) {
     float *out = m->out + ((int64_t)g * c->group + h) * m->stride + (row - range.begin);
