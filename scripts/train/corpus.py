@@ -61,8 +61,8 @@ def prose_sample(all_books, size):
             yield text[start : start + 4000]
 
 
-def answer_weights(ids, marks):
-    """1 for every token, ANSWER_WEIGHT for those between `Answer:` and the end of the line. marks: (answer ids, newline ids)."""
+def answer_weights(ids, marks, weight):
+    """1 for every token, `weight` for those between `Answer:` and the end of the line. marks: (answer ids, newline ids)."""
     answer, newlines = marks
     weights = np.ones(len(ids), np.float32)
     n = len(answer)
@@ -70,10 +70,10 @@ def answer_weights(ids, marks):
     for i in starts:
         j = i + 1
         while j < len(ids) and ids[j] not in newlines:
-            weights[j] = recipe.ANSWER_WEIGHT
+            weights[j] = weight
             j += 1
         if j < len(ids):
-            weights[j] = recipe.ANSWER_WEIGHT  # the end of the line ends the answer
+            weights[j] = weight  # the end of the line ends the answer
     return weights
 
 
@@ -138,7 +138,7 @@ def rows(tokenizer, all_books, stage, index, wanted, start_seed):
                 for encoded in tokenizer.encode_batch(texts, add_special_tokens=False):
                     ids = np.array([recipe.BEGIN] + encoded.ids + [recipe.END], np.uint16)
                     if len(ids) <= length:
-                        pending.append((ids, answer_weights(ids, marks)))
+                        pending.append((ids, answer_weights(ids, marks, stage.get("answers", recipe.ANSWER_WEIGHT))))
             # The first document of a row is whichever comes; the rest of the row takes the largest that fits.
             fitting = [i for i, d in enumerate(pending[:128]) if len(d[0]) <= length - at]
             if not fitting:

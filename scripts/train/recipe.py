@@ -47,7 +47,7 @@ FOCUS = ("kind=gift", "kind=moved", "kind=verse")
 # default model. words: range of a document's words, so that a document fits a row. dense: share of the documents in which
 # nearly everything said is a fact, and most of it recalled: there copying from the context is learned first. focus: share of
 # the documents with only the kinds of FOCUS. asked: share of the documents that tell nearly every fact once and end with many
-# questions, between so many as `questions` says. prose: share of the rows that are prose alone; the space left in the other
+# questions, between so many as `questions` says. answers: instead of ANSWER_WEIGHT. prose: share of the rows that are prose alone; the space left in the other
 # rows is filled with prose too.
 STAGES = [
     dict(name="short", context=256, share=8.16, batch=32, words=(30, 100), dense=0.6, focus=0.0, prose=0.12),
@@ -55,7 +55,8 @@ STAGES = [
     dict(name="long", context=1024, share=7.28, batch=8, words=(100, 580), dense=0.4, focus=0.0, prose=0.12),
     dict(name="full", context=2048, share=6.98, batch=4, words=(100, 1300), dense=0.4, focus=0.4, prose=0.10),
     dict(name="asked", context=1024, share=8, batch=8, words=(120, 480), dense=0.4, focus=0.3, prose=0.08, asked=0.8, questions=(8, 22)),
-    dict(name="far", context=2048, share=16, batch=4, words=(300, 1200), dense=0.4, focus=0.3, prose=0.08, asked=0.8, questions=(12, 45)),
+    dict(name="far", context=2048, share=3.39, batch=4, words=(300, 1200), dense=0.4, focus=0.3, prose=0.08, asked=0.8, questions=(12, 45)),
+    dict(name="sure", context=2048, share=12.61, batch=4, words=(300, 1200), dense=0.4, focus=0.3, prose=0.08, asked=0.8, questions=(12, 45), answers=8.0),
 ]
 TELLING_ONCE = ("recall=10",)
 # Tokens of a word of a document's body and of a question with its answer, to tell how many words leave room for questions.
