@@ -47,8 +47,8 @@ FOCUS = ("kind=gift", "kind=moved", "kind=verse")
 # default model. words: range of a document's words, so that a document fits a row. dense: share of the documents in which
 # nearly everything said is a fact, and most of it recalled: there copying from the context is learned first. focus: share of
 # the documents with only the kinds of FOCUS. asked: share of the documents that tell nearly every fact once and end with many
-# questions, between so many as `questions` says. answers: instead of ANSWER_WEIGHT. prose: share of the rows that are prose alone; the space left in the other
-# rows is filled with prose too.
+# questions, between so many as `questions` says. answers: instead of ANSWER_WEIGHT. prose: share of the rows that are prose
+# alone; the space left in the other rows is filled with prose too.
 STAGES = [
     dict(name="short", context=256, share=8.16, batch=32, words=(30, 100), dense=0.6, focus=0.0, prose=0.12),
     dict(name="middle", context=512, share=8.08, batch=16, words=(60, 260), dense=0.5, focus=0.0, prose=0.12),
