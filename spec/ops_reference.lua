@@ -51,6 +51,9 @@ end
 
 local runtimes = reference.teams("base", "avx2", "avx512")
 
+--- Those that round operands to bf16: none, where the processor does not multiply it.
+reference.rounding = reference.teams "avx512bf16"
+
 --- The instruction sets that this machine has, at least "base".
 function reference.isas()
   local names = {}
