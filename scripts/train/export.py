@@ -28,7 +28,6 @@ def config():
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "rope_scaling": None,
         "tie_word_embeddings": True,
         "bos_token_id": recipe.BEGIN,
         "eos_token_id": recipe.END,
