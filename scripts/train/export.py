@@ -25,6 +25,8 @@ def config():
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         **recipe.MODEL,
+        # Where llama.cpp's converter looks for it.
+        "original_max_position_embeddings": recipe.MODEL["rope_scaling"]["original_max_position_embeddings"],
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,

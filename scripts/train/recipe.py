@@ -26,7 +26,7 @@ MODEL = dict(
     max_position_embeddings=2048,
     rope_theta=1000000.0,
     # What turns slowly compares tokens by what they are: slowed so much that it does so at any distance.
-    rope_scaling=dict(rope_type="llama3", factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=2048),
+    rope_scaling=dict(rope_type="llama3", factor=32.0, low_freq_factor=0.5, high_freq_factor=2.0, original_max_position_embeddings=1024),
     rms_norm_eps=1e-5,
 )
 
