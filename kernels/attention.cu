@@ -33,7 +33,7 @@ struct attend_args {
   row_format f;
   int heads, group;
   float scale;
-  int64_t column_blocks;           /* blocks beside each other in grid.x; then the next segment */
+  unsigned column_blocks;          /* blocks beside each other in grid.x; then the next segment */
   int64_t segments;                /* of the longest lane; 0: many queries, whole lanes */
   float *parts;                    /* [calls][heads][segments][2 + d] top, sum, out */
   float *finals;                   /* [calls][heads][2] top and sum of the whole lane */
@@ -130,8 +130,9 @@ template <int DIMS> static __global__ void __launch_bounds__(WARPS * WARP) atten
   PYR_SHARED(float, shared);               /* [ROWS][CHUNK + 1] a tile; [WARPS][d] the columns' queries */
   const attend_call &call = a.calls[blockIdx.z];
   const pyr_lane_view lane = call.lanes[blockIdx.y];
-  int64_t segment = blockIdx.x / a.column_blocks, at = blockIdx.x % a.column_blocks * WARPS + warp_of_block(), query = at / a.group;
-  int64_t head = static_cast<int64_t>(blockIdx.y) * a.group + at % a.group;
+  unsigned group = static_cast<unsigned>(a.group), column_of_lane = blockIdx.x % a.column_blocks * WARPS + static_cast<unsigned>(warp_of_block());
+  int64_t segment = blockIdx.x / a.column_blocks, query = column_of_lane / group;
+  int64_t head = static_cast<int64_t>(blockIdx.y) * a.group + column_of_lane % group;
   bool real = query < call.n;
   float *tile = shared, *q = shared + ROWS * (CHUNK + 1) + warp_of_block() * a.f.d, out[DIMS] = {};
   for (int i = lane_of_warp(); i < a.f.d; i += WARP) q[i] = real ? call.q[(query * a.heads + head) * a.f.d + i] * a.scale : 0.0f;
@@ -185,8 +186,7 @@ static __global__ void join_kernel(attend_args a) {
 /* w(q, j) of pyr_weighting. */
 static __device__ __forceinline__ float weight_of(const pyr_weighting &w, int64_t position, int64_t j) {
   if (w.queries == 0) return 1;
-  int64_t due = w.due + (w.every > 0 && j >= w.threshold ? ((j - w.threshold) / w.every + 1) * w.every : 0);
-  int64_t age = position - (due - w.queries + 1);
+  int64_t due = due_of(w, j), age = position - (due - w.queries + 1);
   float slope = w.queries > 1 ? (w.ramp - 1.0f) / static_cast<float>(w.queries - 1) : 0.0f;
   return age < 0 || position > due ? 0.0f : 1.0f + slope * static_cast<float>(age);
 }
@@ -283,7 +283,7 @@ static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count,
   a.group = heads / kv_heads;
   a.scale = scale;
   a.rows = b.rows;
-  a.column_blocks = ceil_div(b.queries * a.group, WARPS);
+  a.column_blocks = static_cast<unsigned>(ceil_div(b.queries * a.group, WARPS));
   if (steps) {
     step_scratch s = step_scratch_of(&arena, b.count, heads, layout.head_dim, b.rows, b.tracked);
     pyr_status status = cuda_check(be, "attention", arena.used);

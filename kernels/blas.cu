@@ -32,12 +32,15 @@ cudaError_t blas_multiply(void *, const blas_product &p) {
 #include <dlfcn.h>
 #include <new>
 
-/* The functions of libcublas that are used, found when it is loaded. */
+/* The functions of libcublas that are used, found when it is loaded. The header overloads cublasGemmEx: its type is spelt out. */
+typedef cublasStatus_t (*gemm_function)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void *, const void *,
+                                        cudaDataType, int, const void *, cudaDataType, int, const void *, void *, cudaDataType, int,
+                                        cublasComputeType_t, cublasGemmAlgo_t);
 struct blas {
   void *library;
   cublasHandle_t handle;
   decltype(&cublasDestroy_v2) destroy;
-  decltype(&cublasGemmEx) gemm;
+  gemm_function gemm;
 };
 
 template <typename T> static bool find(void *library, const char *name, T *function) {

@@ -30,7 +30,7 @@ struct counting { int64_t base, due; };
 
 static __device__ __forceinline__ counting counting_of(const pyr_weighting &w, int64_t j) {
   if (w.queries == 0) return counting{ INT64_MIN, INT64_MAX };
-  int64_t due = w.due + (w.every > 0 && j >= w.threshold ? ((j - w.threshold) / w.every + 1) * w.every : 0);
+  int64_t due = due_of(w, j);
   return counting{ due - w.queries + 1, due };
 }
 

@@ -150,6 +150,13 @@ static __device__ __forceinline__ row_span visible_rows(const int32_t *positions
   return span;
 }
 
+/* due(j) of pyr_weighting. Rows are counted in 32 bits, and so the division is: one of 64 bits is a call. */
+static __device__ __forceinline__ int64_t due_of(const pyr_weighting &w, int64_t j) {
+  if (w.every <= 0 || j < w.threshold) return w.due;
+  if (w.every > INT32_MAX) return w.due + w.every;
+  return w.due + (static_cast<int64_t>(static_cast<uint32_t>(j - w.threshold) / static_cast<uint32_t>(w.every)) + 1) * w.every;
+}
+
 /* Value i of a cache row. */
 static __device__ __forceinline__ float cache_value_at(const uint8_t *row, int dtype, int i) {
   if (dtype == PYR_F32) return reinterpret_cast<const float *>(row)[i];
