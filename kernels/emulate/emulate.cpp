@@ -1,6 +1,7 @@
 /* emulate.cpp — runs kernels on the processor: launches, fibres, barriers, warp operations, and memory with guards.
  *
- * A block's threads are fibres with stacks of their own, run in order of their index. A fibre runs until it waits: at a
+ * A block's threads are fibres with stacks of their own, run in order of their index, every other block's in falling order, so
+ * that what is read before a barrier makes it sure is seen to be wrong. A fibre runs until it waits: at a
  * barrier, for the rest of its block; in a warp operation, for the rest of its warp. The last lane to reach a warp operation
  * completes it and runs on; what the lanes handed in stays readable until every lane has come to the next one but one, which
  * none can before all have left this one. When nobody can run on, either all threads of the block stand at one barrier, which
@@ -109,6 +110,7 @@ void (*call)(const void *);
 const void *body;
 uint8_t *dynamic_shared;
 bool broken;               /* the launch has failed */
+bool backwards;            /* this block's threads run in falling order */
 std::recursive_mutex lock;
 
 void enter_fiber(fiber *f) {
@@ -203,7 +205,8 @@ bool runnable(unsigned t) {
 void run_warp(unsigned first) {
   for (bool any = true; any && !broken;) {
     any = false;
-    for (unsigned t = first; t < first + 32 && !broken; t++) {
+    for (unsigned i = 0; i < 32 && !broken; i++) {
+      unsigned t = first + (backwards ? 31 - i : i);
       if (!runnable(t)) continue;
       any = true;
       current = t;
@@ -252,7 +255,7 @@ void run_block(size_t shared) {
   memset(warps, 0, threads / 32 * sizeof *warps);
   for (unsigned t = 0; t < threads; t++) start_fiber(&fibers[t]);
   do
-    for (unsigned t = 0; t < threads && !broken; t += 32) run_warp(t);
+    for (unsigned t = 0; t < threads && !broken; t += 32) run_warp(backwards ? threads - 32 - t : t);
   while (!broken && open_barrier());
 }
 
@@ -291,6 +294,7 @@ void pyr_emulate_launch(const char *name, dim3 grid, dim3 block, size_t shared, 
     for (unsigned y = 0; y < grid.y && !broken; y++)
       for (unsigned x = 0; x < grid.x && !broken; x++) {
         blockIdx = dim3(x, y, z);
+        backwards = !backwards;
         run_block(shared);
       }
   free(dynamic_shared);
