@@ -31,16 +31,18 @@ static void *open_object(const char *device) {
 }
 
 pyr_status pyr_device_backend_open(pyr_runtime *rt, const char *device, const char *isa, pyr_backend *be) {
-  static const pyr_device_host host = { PYR_DEVICE_VERSION, pyr_alloc, pyr_release, pyr_charge, pyr_discharge, pyr_runtime_set_error };
+  static const pyr_device_host host = { PYR_DEVICE_VERSION, pyr_alloc, pyr_release, pyr_charge, pyr_discharge,
+                                        pyr_runtime_set_error };
   void *object = open_object(device);
   if (!object) {
-    const char *why = dlerror();
-    return pyr_runtime_set_error(rt, PYR_DEVICE, "device \"%s\": libpyramid_%s.so cannot be loaded; %s (%s)", device, device,
-                                 strcmp(device, "cuda") == 0 ? "build it where nvcc is with `make cuda`, and put it beside the program"
-                                                             : "`make` builds it", why ? why : "no reason given");
+    const char *why = dlerror(), *how = "`make` builds it";
+    if (strcmp(device, "cuda") == 0) how = "build it where nvcc is with `make cuda`, and put it beside the program";
+    return pyr_runtime_set_error(rt, PYR_DEVICE, "device \"%s\": libpyramid_%s.so cannot be loaded; %s (%s)", device, device, how,
+                                 why ? why : "no reason given");
   }
   pyr_device_open_fn open;
   *(void **)&open = dlsym(object, PYR_DEVICE_OPEN);
-  if (!open) return pyr_runtime_set_error(rt, PYR_DEVICE, "device \"%s\": libpyramid_%s.so is no backend: build it again", device, device);
+  if (!open)
+    return pyr_runtime_set_error(rt, PYR_DEVICE, "device \"%s\": libpyramid_%s.so is no backend: build it again", device, device);
   return open(&host, rt, isa, be);
 }

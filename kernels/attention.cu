@@ -72,8 +72,8 @@ static __device__ __forceinline__ row_span block_span(row_span mine) {
 struct column { float top, sum; };
 
 /* A tile's scores for the warp's column: the lane's row, which lies at `row`. */
-static __device__ __forceinline__ float tile_score(const attend_args &a, const pyr_lane_view &lane, const float *q, float *tile, int64_t row,
-                                                   int64_t count) {
+static __device__ __forceinline__ float tile_score(const attend_args &a, const pyr_lane_view &lane, const float *q, float *tile,
+                                                   int64_t row, int64_t count) {
   float sum = 0;
   for (int from = 0; from < a.f.d; from += CHUNK) {
     int width = a.f.d - from < CHUNK ? a.f.d - from : CHUNK;
@@ -88,8 +88,8 @@ static __device__ __forceinline__ float tile_score(const attend_args &a, const p
 
 /* out' = shrink out + sum p v over the tile; DIMS: the dimensions that a lane has. */
 template <int DIMS>
-static __device__ __forceinline__ void tile_mix(const attend_args &a, const pyr_lane_view &lane, float (&out)[DIMS], float p, float shrink,
-                                                float *tile, int64_t row, int64_t count) {
+static __device__ __forceinline__ void tile_mix(const attend_args &a, const pyr_lane_view &lane, float (&out)[DIMS], float p,
+                                                float shrink, float *tile, int64_t row, int64_t count) {
 #pragma unroll
   for (int chunk = 0; chunk < DIMS; chunk += CHUNK / WARP) {
     int from = chunk * WARP, width = a.f.d - from < CHUNK ? a.f.d - from : CHUNK;
@@ -109,8 +109,8 @@ static __device__ __forceinline__ void tile_mix(const attend_args &a, const pyr_
 }
 
 template <int DIMS>
-static __device__ __forceinline__ void put_column(const attend_args &a, const attend_call &call, int64_t query, int64_t head, int64_t segment,
-                                                  const column &c, const float (&out)[DIMS]) {
+static __device__ __forceinline__ void put_column(const attend_args &a, const attend_call &call, int64_t query, int64_t head,
+                                                  int64_t segment, const column &c, const float (&out)[DIMS]) {
   bool part = a.segments > 0;
   int64_t at = query * a.heads + head;
   float inverse = part ? 1.0f : c.sum > 0 || c.sum != c.sum ? 1.0f / c.sum : 0.0f;
@@ -126,11 +126,12 @@ static __device__ __forceinline__ void put_column(const attend_args &a, const at
 }
 
 /* Grid: blocks of columns, segment after segment; lanes; calls. */
-template <int DIMS> static __global__ void __launch_bounds__(WARPS * WARP) attend_kernel(attend_args a) {
+template <int DIMS> static __global__ void attend_kernel(attend_args a) {
   PYR_SHARED(float, shared);               /* [ROWS][CHUNK + 1] a tile; [WARPS][d] the columns' queries */
   const attend_call &call = a.calls[blockIdx.z];
   const pyr_lane_view lane = call.lanes[blockIdx.y];
-  unsigned group = static_cast<unsigned>(a.group), column_of_lane = blockIdx.x % a.column_blocks * WARPS + static_cast<unsigned>(warp_of_block());
+  unsigned group = static_cast<unsigned>(a.group);
+  unsigned column_of_lane = blockIdx.x % a.column_blocks * WARPS + static_cast<unsigned>(warp_of_block());
   int64_t segment = blockIdx.x / a.column_blocks, query = column_of_lane / group;
   int64_t head = static_cast<int64_t>(blockIdx.y) * a.group + column_of_lane % group;
   bool real = query < call.n;
@@ -174,7 +175,10 @@ static __global__ void join_kernel(attend_args a) {
   float inverse = sum > 0 || sum != sum ? 1.0f / sum : 0.0f;
   for (int64_t d = threadIdx.x; d < a.f.d; d += blockDim.x) {
     float out = 0;
-    for (int64_t i = 0; i < count; i++) out += parts[i * size + 2 + d] * (parts[i * size] == top ? 1.0f : expf(parts[i * size] - top));
+    for (int64_t i = 0; i < count; i++) {
+      float share = parts[i * size] == top ? 1.0f : expf(parts[i * size] - top);
+      out += parts[i * size + 2 + d] * share;
+    }
     call.out[head * a.f.d + d] = out * inverse;
   }
   if (threadIdx.x != 0) return;
@@ -245,7 +249,8 @@ static batch batch_of(const pyr_attention *a, int count, int32_t kv_heads, bool 
 }
 
 /* Their descriptions, in the table. NULL if there is no room. */
-static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int count, int32_t kv_heads, bool steps, const batch &b) {
+static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int count, int32_t kv_heads, bool steps,
+                                    const batch &b) {
   attend_call *device_calls;
   pyr_lane_view *device_lanes;
   cuda_table_begin(be);
@@ -271,8 +276,8 @@ static void launch(const attend_args &a, dim3 grid, cudaStream_t stream) {
   else PYR_LAUNCH(attend_kernel<16>, grid, WARPS * WARP, shared, stream, a);
 }
 
-static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale,
-                         bool steps) {
+static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count, pyr_layout layout, int32_t heads,
+                         int32_t kv_heads, float scale, bool steps) {
   batch b = batch_of(calls, count, kv_heads, steps);
   cudaStream_t stream = cuda_of(be)->stream;
   cuda_arena arena = cuda_scratch(be);
@@ -306,7 +311,8 @@ static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count,
   return cuda_launched(be, "attention");
 }
 
-static pyr_status cuda_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale) {
+static pyr_status cuda_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout, int32_t heads,
+                                 int32_t kv_heads, float scale) {
   if (layout.head_dim > MOST_DIMS) return cuda_refuse(be, "attention", "heads of more than 512 dimensions");
   pyr_status status = attend(be, a, count, layout, heads, kv_heads, scale, false);
   return status == PYR_OK ? attend(be, a, count, layout, heads, kv_heads, scale, true) : status;

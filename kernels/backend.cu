@@ -106,7 +106,8 @@ static pyr_status grow_table(pyr_backend *be, size_t bytes) {
 }
 
 static pyr_status cuda_reserve(pyr_backend *be, const pyr_work *work) {
-  size_t need[] = { LEAST_SCRATCH, cuda_attention_scratch(work), cuda_signals_scratch(work), cuda_of(be)->rounded ? cuda_linear_scratch(work) : 0 };
+  size_t need[] = { LEAST_SCRATCH, cuda_attention_scratch(work), cuda_signals_scratch(work),
+                    cuda_of(be)->rounded ? cuda_linear_scratch(work) : 0 };
   size_t scratch = 0, table = cuda_attention_table(work);
   for (size_t bytes : need) scratch = bytes > scratch ? bytes : scratch;
   pyr_status status = grow_scratch(be, scratch);
@@ -144,7 +145,8 @@ pyr_status cuda_table_send(pyr_backend *be, const char *operation, bool fits) {
   return cuda_status(be, operation, error);
 }
 
-pyr_status cuda_send_lane(pyr_backend *be, const char *operation, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin, int64_t end) {
+pyr_status cuda_send_lane(pyr_backend *be, const char *operation, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin,
+                          int64_t end) {
   cuda_table_begin(be);
   return cuda_table_send(be, operation, cuda_put_lane(be, view, lane, begin, end));
 }
@@ -199,8 +201,8 @@ static void fill(pyr_backend *be) {
   cuda_moments_fill(be);
 }
 
-extern "C" __attribute__((visibility("default"))) pyr_status pyr_device_open(const pyr_device_host *host, pyr_runtime *rt, const char *isa,
-                                                                             pyr_backend *be) {
+extern "C" __attribute__((visibility("default"))) pyr_status pyr_device_open(const pyr_device_host *host, pyr_runtime *rt,
+                                                                             const char *isa, pyr_backend *be) {
   int devices = 0;
   if (host->version != PYR_DEVICE_VERSION)
     return host->set_error(rt, PYR_DEVICE, "device \"%s\": its object is of another version; build both together", backend_name);
@@ -208,7 +210,8 @@ extern "C" __attribute__((visibility("default"))) pyr_status pyr_device_open(con
     return host->set_error(rt, PYR_DEVICE, "device \"%s\": no \"%s\" kernels (known: bf16)", backend_name, isa);
   cudaError_t error = cudaGetDeviceCount(&devices);
   if (error != cudaSuccess || devices == 0)
-    return host->set_error(rt, PYR_DEVICE, "device \"%s\": no NVIDIA driver or no GPU here (%s); use device \"cpu\", or install the driver",
+    return host->set_error(rt, PYR_DEVICE,
+                           "device \"%s\": no NVIDIA driver or no GPU here (%s); use device \"cpu\", or install the driver",
                            backend_name, error == cudaSuccess ? "no device" : cudaGetErrorString(error));
   pyr_cuda *cuda = static_cast<pyr_cuda *>(host->alloc(rt, sizeof *cuda));
   if (cuda == nullptr) return host->set_error(rt, PYR_MEMORY, "out of memory: the backend needs %zu bytes", sizeof *cuda);

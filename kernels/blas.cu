@@ -33,9 +33,9 @@ cudaError_t blas_multiply(void *, const blas_product &p) {
 #include <new>
 
 /* The functions of libcublas that are used, found when it is loaded. The header overloads cublasGemmEx: its type is spelt out. */
-typedef cublasStatus_t (*gemm_function)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void *, const void *,
-                                        cudaDataType, int, const void *, cudaDataType, int, const void *, void *, cudaDataType, int,
-                                        cublasComputeType_t, cublasGemmAlgo_t);
+typedef cublasStatus_t (*gemm_function)(cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void *,
+                                        const void *, cudaDataType, int, const void *, cudaDataType, int, const void *, void *,
+                                        cudaDataType, int, cublasComputeType_t, cublasGemmAlgo_t);
 struct blas {
   void *library;
   cublasHandle_t handle;
@@ -81,9 +81,10 @@ cudaError_t blas_multiply(void *handle, const blas_product &p) {
   blas *b = static_cast<blas *>(handle);
   const float one = 1, zero = 0;
   cudaDataType type = p.type == BLAS_F32 ? CUDA_R_32F : p.type == BLAS_F16 ? CUDA_R_16F : CUDA_R_16BF;
-  cublasStatus_t status = b->gemm(b->handle, CUBLAS_OP_T, CUBLAS_OP_N, static_cast<int>(p.rows), static_cast<int>(p.n), static_cast<int>(p.cols),
-                                  &one, p.w, type, static_cast<int>(p.ld_w), p.x, type, static_cast<int>(p.ld_x), p.add ? &one : &zero, p.out,
-                                  CUDA_R_32F, static_cast<int>(p.ld_out), CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+  int rows = static_cast<int>(p.rows), n = static_cast<int>(p.n), cols = static_cast<int>(p.cols);
+  int ld_w = static_cast<int>(p.ld_w), ld_x = static_cast<int>(p.ld_x), ld_out = static_cast<int>(p.ld_out);
+  cublasStatus_t status = b->gemm(b->handle, CUBLAS_OP_T, CUBLAS_OP_N, rows, n, cols, &one, p.w, type, ld_w, p.x, type, ld_x,
+                                  p.add ? &one : &zero, p.out, CUDA_R_32F, ld_out, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
   return status == CUBLAS_STATUS_SUCCESS ? cudaSuccess : cudaErrorUnknown;
 }
 

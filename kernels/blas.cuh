@@ -1,4 +1,5 @@
-/* blas.cuh — matrix products by cuBLAS, and the emulated twin: plain sums. Row-major: out[n, rows] (+)= x[n, cols] . w[rows, cols]^T
+/* blas.cuh — matrix products by cuBLAS, and the emulated twin: plain sums. Row-major,
+ *     out[n, rows] (+)= x[n, cols] . w[rows, cols]^T
  * with f32 sums; x and w are both f32, both f16 or both bf16. cuBLAS is loaded when it is first wanted, so that the backend runs
  * without it where products are not rounded. */
 #ifndef PYR_CUDA_BLAS_CUH

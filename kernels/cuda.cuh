@@ -34,7 +34,9 @@ static inline int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, uni
 /* PYR_OK, or PYR_DEVICE with the operation's name and the device's reason. */
 pyr_status cuda_status(pyr_backend *be, const char *operation, cudaError_t error);
 /* What became of the launches since the last call. */
-static inline pyr_status cuda_launched(pyr_backend *be, const char *operation) { return cuda_status(be, operation, cudaGetLastError()); }
+static inline pyr_status cuda_launched(pyr_backend *be, const char *operation) {
+  return cuda_status(be, operation, cudaGetLastError());
+}
 
 pyr_status cuda_refuse(pyr_backend *be, const char *operation, const char *what);     /* PYR_ARGUMENT */
 
@@ -74,7 +76,8 @@ template <typename T> static inline T *cuda_room(pyr_backend *be, int64_t count,
 bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin, int64_t end);
 pyr_status cuda_table_send(pyr_backend *be, const char *operation, bool fits);
 /* All of that for one lane. */
-pyr_status cuda_send_lane(pyr_backend *be, const char *operation, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin, int64_t end);
+pyr_status cuda_send_lane(pyr_backend *be, const char *operation, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin,
+                          int64_t end);
 
 /* ---- operations -------------------------------------------------------------------------------------------------------- */
 

@@ -18,8 +18,8 @@ static __global__ void embed_kernel(float *out, const uint8_t *table, size_t str
 
 static pyr_status cuda_embed(pyr_backend *be, float *out, const pyr_tensor *table, const int32_t *ids, int64_t n) {
   if (n <= 0) return PYR_OK;
-  PYR_LAUNCH(embed_kernel, static_cast<unsigned>(n), THREADS, 0, cuda_of(be)->stream, out, static_cast<const uint8_t *>(table->data),
-             table->stride, table->dtype, table->shape[1], ids);
+  PYR_LAUNCH(embed_kernel, static_cast<unsigned>(n), THREADS, 0, cuda_of(be)->stream, out,
+             static_cast<const uint8_t *>(table->data), table->stride, table->dtype, table->shape[1], ids);
   return cuda_launched(be, "embed");
 }
 
@@ -67,10 +67,11 @@ static __global__ void rope_kernel(rope_call c) {
   }
 }
 
-static pyr_status cuda_rope(pyr_backend *be, float *x, const int32_t *pos, const float *freq, int64_t n, int32_t heads, int32_t head_dim,
-                            int32_t dims, pyr_rope_style style, float gain) {
+static pyr_status cuda_rope(pyr_backend *be, float *x, const int32_t *pos, const float *freq, int64_t n, int32_t heads,
+                            int32_t head_dim, int32_t dims, pyr_rope_style style, float gain) {
   int32_t pairs = dims / 2;
-  rope_call c = { x, pos, freq, heads, head_dim, pairs, style == PYR_ROPE_HALF ? 1 : 2, style == PYR_ROPE_HALF ? pairs : 1, gain, n * pairs };
+  rope_call c = { x, pos, freq, heads, head_dim, pairs, style == PYR_ROPE_HALF ? 1 : 2, style == PYR_ROPE_HALF ? pairs : 1, gain,
+                  n * pairs };
   if (c.count <= 0) return PYR_OK;
   PYR_LAUNCH(rope_kernel, blocks_of(c.count), THREADS, 0, cuda_of(be)->stream, c);
   return cuda_launched(be, "rope");
@@ -117,7 +118,8 @@ static __global__ void take_i32_kernel(int32_t *x, const int32_t *idx, int64_t k
 
 static pyr_status cuda_take_rows(pyr_backend *be, float *x, const int32_t *idx, int64_t k, int64_t d) {
   if (k <= 0) return PYR_OK;
-  PYR_LAUNCH(take_kernel, static_cast<unsigned>(ceil_div(d, WARP)), THREADS, 0, cuda_of(be)->stream, reinterpret_cast<uint32_t *>(x), idx, k, d);
+  PYR_LAUNCH(take_kernel, static_cast<unsigned>(ceil_div(d, WARP)), THREADS, 0, cuda_of(be)->stream,
+             reinterpret_cast<uint32_t *>(x), idx, k, d);
   return cuda_launched(be, "take_rows");
 }
 
@@ -157,7 +159,8 @@ static __global__ void fill_kernel(float *out, const int32_t *positions, int64_t
   else out[i] = n == 1 ? 1.0f : static_cast<float>(i) / static_cast<float>(n - 1);
 }
 
-static pyr_status cuda_fill(pyr_backend *be, float *out, const int32_t *positions, int64_t n, int what, uint64_t seed, float value) {
+static pyr_status cuda_fill(pyr_backend *be, float *out, const int32_t *positions, int64_t n, int what, uint64_t seed,
+                            float value) {
   if (n <= 0) return PYR_OK;
   PYR_LAUNCH(fill_kernel, blocks_of(n), THREADS, 0, cuda_of(be)->stream, out, positions, n, what, seed, value);
   return cuda_launched(be, "fill");
@@ -186,7 +189,8 @@ static __global__ void arith_kernel(float *a, const float *b, int64_t n, int cod
 }
 
 static pyr_status cuda_arith(pyr_backend *be, float *a, const float *b, int64_t n, pyr_score_code code) {
-  if (code != PYR_S_ADD && code != PYR_S_SUB && code != PYR_S_MUL && code != PYR_S_DIV) return cuda_refuse(be, "arith", "the code is no arithmetic");
+  if (code != PYR_S_ADD && code != PYR_S_SUB && code != PYR_S_MUL && code != PYR_S_DIV)
+    return cuda_refuse(be, "arith", "the code is no arithmetic");
   if (n <= 0) return PYR_OK;
   PYR_LAUNCH(arith_kernel, blocks_of(n), THREADS, 0, cuda_of(be)->stream, a, b, n, static_cast<int>(code));
   return cuda_launched(be, "arith");

@@ -149,18 +149,24 @@ static pyr_status rounded(pyr_backend *be, const linear_call &c, pyr_dtype dtype
     int64_t some = c.rows - row < strip ? c.rows - row : strip;
     const uint8_t *w = c.w + static_cast<size_t>(row) * c.stride;
     int64_t ld = direct ? static_cast<int64_t>(c.stride) / size : c.cols;
-    if (!direct) PYR_LAUNCH(round_kernel, static_cast<unsigned>(some), 256, 0, cuda->stream, s.w, w, c.stride, static_cast<int>(dtype), c.cols, half);
-    blas_product product = { c.out + row, c.rows, x, c.cols, direct ? static_cast<const void *>(w) : s.w, ld, c.n, some, c.cols, type, c.add };
+    if (!direct)
+      PYR_LAUNCH(round_kernel, static_cast<unsigned>(some), 256, 0, cuda->stream, s.w, w, c.stride, static_cast<int>(dtype), c.cols,
+                 half);
+    blas_product product = { c.out + row, c.rows, x, c.cols, direct ? static_cast<const void *>(w) : s.w, ld, c.n, some, c.cols,
+                             type, c.add };
     status = cuda_status(be, "linear", blas_multiply(cuda->blas, product));
   }
-  if (c.bias && status == PYR_OK) PYR_LAUNCH(bias_kernel, static_cast<unsigned>(ceil_div(c.n * c.rows, 256)), 256, 0, cuda->stream, c);
+  if (c.bias && status == PYR_OK)
+    PYR_LAUNCH(bias_kernel, static_cast<unsigned>(ceil_div(c.n * c.rows, 256)), 256, 0, cuda->stream, c);
   return status == PYR_OK ? cuda_launched(be, "linear") : status;
 }
 
 /* ---- the operation ----------------------------------------------------------------------------------------------------------- */
 
-static pyr_status cuda_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags) {
-  linear_call c = { out, x, static_cast<const uint8_t *>(w->data), w->stride, bias, n, w->shape[0], w->shape[1], (flags & PYR_LINEAR_ADD) != 0 };
+static pyr_status cuda_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n,
+                              int flags) {
+  linear_call c = { out, x, static_cast<const uint8_t *>(w->data), w->stride, bias, n, w->shape[0], w->shape[1],
+                    (flags & PYR_LINEAR_ADD) != 0 };
   bool few = n < PYR_SMALL_N || (flags & PYR_LINEAR_EXACT);
   cudaStream_t stream = cuda_of(be)->stream;
   if (n <= 0 || c.rows <= 0) return PYR_OK;

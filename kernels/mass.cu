@@ -44,7 +44,7 @@ static __device__ __forceinline__ float join_warps(const float *parts, int row, 
 }
 
 /* Grid: tiles of rows, heads. */
-static __global__ void __launch_bounds__(WARPS * WARP) mass_kernel(mass_args a) {
+static __global__ void mass_kernel(mass_args a) {
   __shared__ float parts[WARPS * WARP];
   PYR_SHARED(float, tile);
   int head = static_cast<int>(blockIdx.y), g = head / a.group, rows = tile_rows(a.f.d), ld = tile_ld(a.f.d), lane = lane_of_warp();
@@ -80,10 +80,13 @@ static __global__ void __launch_bounds__(WARPS * WARP) mass_kernel(mass_args a) 
 }
 
 static pyr_status cuda_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale) {
-  mass_args a = { m->out, m->stride, m->q, m->lse, m->q_pos, nullptr, nullptr, m->n, format_of(layout), m->weighting, scale, 0, heads,
-                  heads / kv_heads, m->window, m->place, m->reduce == PYR_MAX, m->by_place };
+  mass_args a = { m->out, m->stride, m->q, m->lse, m->q_pos, nullptr, nullptr, m->n, format_of(layout), m->weighting, scale, 0,
+                  heads, heads / kv_heads, m->window, m->place, m->reduce == PYR_MAX, m->by_place };
   int64_t longest = 0;
-  for (int32_t g = 0; g < kv_heads; g++) longest = m->ranges[g].end - m->ranges[g].begin > longest ? m->ranges[g].end - m->ranges[g].begin : longest;
+  for (int32_t g = 0; g < kv_heads; g++) {
+    int64_t rows = m->ranges[g].end - m->ranges[g].begin;
+    longest = rows > longest ? rows : longest;
+  }
   if (longest == 0 || m->n <= 0) return PYR_OK;
   if (m->weighting.queries > 1) a.slope = (m->weighting.ramp - 1.0f) / static_cast<float>(m->weighting.queries - 1);
   pyr_lane_view *lanes, *device_lanes;
@@ -101,7 +104,8 @@ static pyr_status cuda_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layou
   a.lanes = device_lanes;
   a.ranges = device_ranges;
   dim3 grid(static_cast<unsigned>(ceil_div(longest, tile_rows(a.f.d))), static_cast<unsigned>(heads));
-  PYR_LAUNCH(mass_kernel, grid, WARPS * WARP, static_cast<size_t>(tile_rows(a.f.d) * tile_ld(a.f.d)) * sizeof(float), cuda_of(be)->stream, a);
+  PYR_LAUNCH(mass_kernel, grid, WARPS * WARP, static_cast<size_t>(tile_rows(a.f.d) * tile_ld(a.f.d)) * sizeof(float),
+             cuda_of(be)->stream, a);
   return cuda_launched(be, "mass");
 }
 

@@ -46,7 +46,7 @@ static __device__ __forceinline__ void load_loser(const merge_args &a, float *to
   for (int i = lane_of_warp(); i < a.f.d; i += WARP) to[i] *= inverse;
 }
 
-static __global__ void __launch_bounds__(WARPS * WARP) find_kernel(merge_args a) {
+static __global__ void find_kernel(merge_args a) {
   PYR_SHARED(float, shared);               /* [tile_rows][ld] survivors; [WARPS][d] losers */
   int rows = tile_rows(a.f.d), ld = tile_ld(a.f.d), lane = lane_of_warp();
   int64_t l = static_cast<int64_t>(blockIdx.x) * WARPS + warp_of_block(), mine = l < a.lost ? loser_at(a, l) : -1;
@@ -76,7 +76,7 @@ static __global__ void __launch_bounds__(WARPS * WARP) find_kernel(merge_args a)
 }
 
 /* A warp for a survivor; its sum lies in shared memory. */
-static __global__ void __launch_bounds__(WARPS * WARP) mean_kernel(merge_args a) {
+static __global__ void mean_kernel(merge_args a) {
   PYR_SHARED(float, shared);
   int64_t i = static_cast<int64_t>(blockIdx.x) * WARPS + warp_of_block();
   float *sum = shared + warp_of_block() * a.f.d;
@@ -91,7 +91,8 @@ static __global__ void __launch_bounds__(WARPS * WARP) mean_kernel(merge_args a)
       unsigned found = __ballot_sync(ALL_LANES, l < a.lost && a.links[loser] == row);
       for (; found; found &= found - 1) {
         int64_t from = __shfl_sync(ALL_LANES, loser, __ffs(static_cast<int>(found)) - 1);
-        for (int c = lane_of_warp(); c < a.f.d; c += WARP) sum[c] += cache_value_at(row_at(a.lane, a.f.bytes, from, what), a.f.dtype, c);
+        const uint8_t *more = row_at(a.lane, a.f.bytes, from, what);
+        for (int c = lane_of_warp(); c < a.f.d; c += WARP) sum[c] += cache_value_at(more, a.f.dtype, c);
         count++;
       }
     }
@@ -103,11 +104,12 @@ static __global__ void __launch_bounds__(WARPS * WARP) mean_kernel(merge_args a)
   }
 }
 
-static pyr_status cuda_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k, float threshold,
-                             int32_t *links) {
+static pyr_status cuda_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k,
+                             float threshold, int32_t *links) {
   merge_args a = { {}, format_of(layout), idx, links, k, lane->rows - k, threshold };
   cudaStream_t stream = cuda_of(be)->stream;
-  size_t tile = static_cast<size_t>(tile_rows(a.f.d) * tile_ld(a.f.d)) * sizeof(float), each = static_cast<size_t>(WARPS * a.f.d) * sizeof(float);
+  size_t tile = static_cast<size_t>(tile_rows(a.f.d) * tile_ld(a.f.d)) * sizeof(float);
+  size_t each = static_cast<size_t>(WARPS * a.f.d) * sizeof(float);
   if (k <= 0 || a.lost <= 0) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "merge", &a.lane, lane, 0, lane->rows);
   if (status != PYR_OK) return status;

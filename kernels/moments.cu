@@ -121,7 +121,8 @@ static __global__ void mean_turns_kernel(moment_args a, int64_t next, int64_t fu
 
 /* Turns a pair of a vector whose values are `each` floats apart. */
 static __device__ __forceinline__ void turn_pair(const moment_args &a, float *x, int64_t each, int p) {
-  float *first = x + p * a.step * each, *second = first + a.other * each, was = *first, co = a.m.turns[p], si = a.m.turns[a.pairs + p];
+  float *first = x + p * a.step * each, *second = first + a.other * each, was = *first;
+  float co = a.m.turns[p], si = a.m.turns[a.pairs + p];
   *first = co * was - si * *second;
   *second = si * was + co * *second;
 }
@@ -140,12 +141,15 @@ static __global__ void end_kernel(moment_args a, int64_t queries, float scale) {
   for (int64_t i = threadIdx.x; i < d; i += THREADS) sum[i] = (sum[i] + shift[i]) * scale;
   __syncthreads();
   for (int p = static_cast<int>(threadIdx.x); p < a.pairs; p += THREADS) turn_pair(a, sum, 1, p);
-  for (int64_t i = threadIdx.x; outer && i < d * a.pairs; i += THREADS) turn_pair(a, outer + i / a.pairs * d, 1, static_cast<int>(i % a.pairs));
+  for (int64_t i = threadIdx.x; outer && i < d * a.pairs; i += THREADS)
+    turn_pair(a, outer + i / a.pairs * d, 1, static_cast<int>(i % a.pairs));
   __syncthreads();
-  for (int64_t i = threadIdx.x; outer && i < d * a.pairs; i += THREADS) turn_pair(a, outer + i % d, d, static_cast<int>(i / d));
+  for (int64_t i = threadIdx.x; outer && i < d * a.pairs; i += THREADS)
+    turn_pair(a, outer + i % d, d, static_cast<int>(i / d));
 }
 
-static pyr_status cuda_moments_end(pyr_backend *be, const pyr_moments *m, int64_t count, int64_t next, int64_t future, float scale) {
+static pyr_status cuda_moments_end(pyr_backend *be, const pyr_moments *m, int64_t count, int64_t next, int64_t future,
+                                   float scale) {
   moment_args a = args_of(m, nullptr, nullptr, 0);
   cudaStream_t stream = cuda_of(be)->stream;
   PYR_LAUNCH(mean_turns_kernel, static_cast<unsigned>(ceil_div(a.pairs, THREADS)), THREADS, 0, stream, a, next, future);

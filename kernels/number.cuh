@@ -168,7 +168,8 @@ static __device__ __forceinline__ float cache_value_at(const uint8_t *row, int d
 /* How rows of a lane are read: what all kernels on lanes are told. */
 struct row_format { int dtype, d, bytes; };
 static inline row_format format_of(pyr_layout layout) {
-  return row_format{ static_cast<int>(layout.dtype), layout.head_dim, static_cast<int>(pyr_dtype_bytes(layout.dtype, layout.head_dim)) };
+  return row_format{ static_cast<int>(layout.dtype), layout.head_dim,
+                     static_cast<int>(pyr_dtype_bytes(layout.dtype, layout.head_dim)) };
 }
 
 /* Rows that a tile in shared memory holds: one for each lane of a warp, or of half a warp where heads are wide; and floats from
@@ -178,8 +179,8 @@ static __host__ __device__ __forceinline__ int tile_ld(int d) { return d | 1; }
 
 /* Dimensions [from, from + width) of rows [row, row + count) of K (what = 0) or V (1) into tile [rows][ld], by a whole block; rows
  * beyond `count` become zeros. */
-static __device__ __forceinline__ void load_tile(float *tile, int rows, int ld, const pyr_lane_view &lane, row_format f, int from, int width,
-                                                 int64_t row, int64_t count, int what) {
+static __device__ __forceinline__ void load_tile(float *tile, int rows, int ld, const pyr_lane_view &lane, row_format f, int from,
+                                                 int width, int64_t row, int64_t count, int what) {
   for (int i = static_cast<int>(threadIdx.x); i < rows * width; i += static_cast<int>(blockDim.x)) {
     int r = i / width, c = i % width;
     tile[r * ld + c] = r < count ? cache_value_at(row_at(lane, f.bytes, row + r, what), f.dtype, from + c) : 0.0f;

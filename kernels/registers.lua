@@ -1,8 +1,6 @@
 -- registers.lua FILE…: what `nvcc -Xptxas -v` said of each kernel, as a table: the most registers, static shared memory and
 -- stack over the targets, and spills. Exits 1 if a kernel spills more bytes, or uses more local memory, than is stated here.
 
--- Bytes of stack (local memory) and of spills that are known and harmless: what calls to the slow paths of division, square
--- root and the reduction of large angles save, which hardly ever run.
 local stated = dofile((arg[0]:match "^(.*/)" or "") .. "stated.lua")
 
 -- _Z10few_kernelILi0EEv11linear_call -> few_kernel<0>
@@ -11,7 +9,8 @@ local function plain(symbol)
   if not length then return symbol end
   local name, after = rest:sub(1, length), rest:sub(length + 1)
   local number, kind = after:match "^ILi(%d+)E", after:match "^I(%d+%a%w*)E"
-  return name .. (number and ("<%s>"):format(number) or kind and "<" .. kind:gsub("^%d+", "") .. ">" or after:find "^I" and "<…>" or "")
+  local what = number or kind and kind:gsub("^%d+", "") or after:find "^I" and "…"
+  return what and ("%s<%s>"):format(name, what) or name
 end
 
 local kernels, names = {}, {}

@@ -18,8 +18,8 @@ static __global__ void store_kernel(pyr_lane_view lane, row_format f, int64_t at
   write_row(row_at(lane, f.bytes, at + i, 1), f.dtype, v + i * stride, f.d);
 }
 
-static pyr_status cuda_store(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, int64_t at, const float *k, const float *v, int64_t n,
-                             int64_t stride) {
+static pyr_status cuda_store(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, int64_t at, const float *k,
+                             const float *v, int64_t n, int64_t stride) {
   pyr_lane_view view;
   if (n <= 0) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "store", &view, lane, at, at + n);
@@ -51,7 +51,8 @@ static __global__ void gather_kernel(pyr_lane_view dst, pyr_lane_view src, int b
     }
     return;
   }
-  int what = static_cast<int>(blockIdx.x) / columns, piece = static_cast<int>(blockIdx.x) % columns * PIECES + static_cast<int>(threadIdx.x) % PIECES;
+  int what = static_cast<int>(blockIdx.x) / columns;
+  int piece = static_cast<int>(blockIdx.x) % columns * PIECES + static_cast<int>(threadIdx.x) % PIECES;
   int64_t rows = blockDim.x / PIECES;
   for (int64_t tile = 0; tile < k; tile += rows) {
     int64_t to = tile + threadIdx.x / PIECES;
@@ -66,7 +67,8 @@ static __global__ void gather_kernel(pyr_lane_view dst, pyr_lane_view src, int b
 
 struct piece16 { uint64_t half[2]; };
 
-static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, pyr_layout layout, const int32_t *idx, int64_t k) {
+static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, pyr_layout layout,
+                              const int32_t *idx, int64_t k) {
   pyr_lane_view to, from;
   cudaStream_t stream = cuda_of(be)->stream;
   int bytes = format_of(layout).bytes;
@@ -76,9 +78,11 @@ static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const p
   pyr_status status = cuda_table_send(be, "gather", fits);
   if (status != PYR_OK) return status;
   if (bytes % 16 == 0)
-    PYR_LAUNCH(gather_kernel<piece16>, 2 * static_cast<unsigned>(ceil_div(bytes / 16, PIECES)) + 1, 256, 0, stream, to, from, bytes, idx, k);
+    PYR_LAUNCH(gather_kernel<piece16>, 2 * static_cast<unsigned>(ceil_div(bytes / 16, PIECES)) + 1, 256, 0, stream, to, from,
+               bytes, idx, k);
   else
-    PYR_LAUNCH(gather_kernel<uint16_t>, 2 * static_cast<unsigned>(ceil_div(bytes / 2, PIECES)) + 1, 256, 0, stream, to, from, bytes, idx, k);
+    PYR_LAUNCH(gather_kernel<uint16_t>, 2 * static_cast<unsigned>(ceil_div(bytes / 2, PIECES)) + 1, 256, 0, stream, to, from,
+               bytes, idx, k);
   return cuda_launched(be, "gather");
 }
 
@@ -111,14 +115,15 @@ static __global__ void rotate_kernel(rotate_call c) {
   write_row(at, c.f.dtype, row, c.f.d);
 }
 
-static pyr_status cuda_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from, const float *freq, int32_t dims,
-                              pyr_rope_style style) {
+static pyr_status cuda_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from,
+                              const float *freq, int32_t dims, pyr_rope_style style) {
   rotate_call c = { {}, from, freq, format_of(layout), dims / 2,
                     style == PYR_ROPE_HALF ? 1 : 2, style == PYR_ROPE_HALF ? dims / 2 : 1 };
   if (lane->rows <= 0) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "rotate", &c.lane, lane, 0, lane->rows);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(rotate_kernel, blocks_of(lane->rows), WARPS * WARP, static_cast<size_t>(WARPS * c.f.d) * sizeof(float), cuda_of(be)->stream, c);
+  PYR_LAUNCH(rotate_kernel, blocks_of(lane->rows), WARPS * WARP, static_cast<size_t>(WARPS * c.f.d) * sizeof(float),
+             cuda_of(be)->stream, c);
   return cuda_launched(be, "rotate");
 }
 
@@ -137,7 +142,8 @@ static __global__ void row_norms_kernel(float *out, pyr_lane_view lane, row_form
   if (lane_of_warp() == 0) out[i] = sqrtf(sum);
 }
 
-static pyr_status cuda_row_norms(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, int what) {
+static pyr_status cuda_row_norms(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin,
+                                 int64_t end, int what) {
   pyr_lane_view view;
   if (end <= begin) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "row_norms", &view, lane, begin, end);
@@ -154,7 +160,8 @@ static __global__ void read_rows_kernel(float *out, pyr_lane_view lane, row_form
   for (int c = lane_of_warp(); c < f.d; c += WARP) out[i * f.d + c] = cache_value_at(row, f.dtype, c);
 }
 
-static pyr_status cuda_read_rows(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, int what) {
+static pyr_status cuda_read_rows(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin,
+                                 int64_t end, int what) {
   pyr_lane_view view;
   if (end <= begin) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "read_rows", &view, lane, begin, end);

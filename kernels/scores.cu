@@ -9,7 +9,8 @@ static unsigned blocks_of(int64_t n) { return static_cast<unsigned>(ceil_div(n, 
 /* ---- reduce_rows ----------------------------------------------------------------------------------------------------------- */
 
 /* A thread for a column, row after row. NaN wins a maximum, so that it is seen. */
-static __global__ void reduce_rows_kernel(float *out, const float *in, int32_t count, int64_t stride, int64_t n, int how, float factor) {
+static __global__ void reduce_rows_kernel(float *out, const float *in, int32_t count, int64_t stride, int64_t n, int how,
+                                          float factor) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= n) return;
   float x = in[i];
@@ -20,11 +21,12 @@ static __global__ void reduce_rows_kernel(float *out, const float *in, int32_t c
   out[i] = x * factor;
 }
 
-static pyr_status cuda_reduce_rows(pyr_backend *be, float *out, const float *in, int32_t count, int64_t stride, int64_t n, pyr_reduce how,
-                                   float scale) {
+static pyr_status cuda_reduce_rows(pyr_backend *be, float *out, const float *in, int32_t count, int64_t stride, int64_t n,
+                                   pyr_reduce how, float scale) {
   if (n <= 0) return PYR_OK;
   float factor = how == PYR_MEAN ? scale / static_cast<float>(count) : scale;
-  PYR_LAUNCH(reduce_rows_kernel, blocks_of(n), THREADS, 0, cuda_of(be)->stream, out, in, count, stride, n, static_cast<int>(how), factor);
+  PYR_LAUNCH(reduce_rows_kernel, blocks_of(n), THREADS, 0, cuda_of(be)->stream, out, in, count, stride, n, static_cast<int>(how),
+             factor);
   return cuda_launched(be, "reduce_rows");
 }
 
@@ -98,7 +100,8 @@ static pyr_status cuda_chunk(pyr_backend *be, float *x, int64_t n, int64_t width
   if (width < 1) return cuda_refuse(be, "chunk", "runs of less than one value");
   if (n <= 0) return PYR_OK;
   int64_t runs = ceil_div(n, width < n ? width : n);
-  PYR_LAUNCH(chunk_kernel, static_cast<unsigned>(ceil_div(runs, THREADS / WARP)), THREADS, 0, cuda_of(be)->stream, x, n, width < n ? width : n);
+  PYR_LAUNCH(chunk_kernel, static_cast<unsigned>(ceil_div(runs, THREADS / WARP)), THREADS, 0, cuda_of(be)->stream, x, n,
+             width < n ? width : n);
   return cuda_launched(be, "chunk");
 }
 

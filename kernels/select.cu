@@ -32,7 +32,9 @@ static __device__ __forceinline__ uint32_t key_of(float x) {
   return x != x ? 0u : bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
 }
 
-static __device__ __forceinline__ float score_of(uint32_t key) { return __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu)); }
+static __device__ __forceinline__ float score_of(uint32_t key) {
+  return __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu));
+}
 
 /* What a score counts in a sum; `unit` is 2^(36 - e), or 0 where nothing is summed. */
 static __device__ __forceinline__ uint64_t weight_of(float x, double unit) {
@@ -146,7 +148,8 @@ static __device__ __forceinline__ int rank_of(shared_state *s, bool flag, int *a
 
 /* Writes the rows of one segment: its own, and of the others those above the shared cut, whose `equal` goes on to the next
  * segment. Returns how many. */
-static __device__ int32_t write_rows(shared_state *s, const float *score, int64_t n, cut own, cut *common, int32_t *idx, int32_t offset) {
+static __device__ int32_t write_rows(shared_state *s, const float *score, int64_t n, cut own, cut *common, int32_t *idx,
+                                     int32_t offset) {
   int32_t written = 0;
   for (int64_t tile = 0; tile < n; tile += THREADS) {
     int64_t i = tile + threadIdx.x;
@@ -169,7 +172,8 @@ static __device__ int32_t write_rows(shared_state *s, const float *score, int64_
 
 /* ---- select ------------------------------------------------------------------------------------------------------------------ */
 
-static __global__ void __launch_bounds__(THREADS) select_kernel(int32_t *idx, const float *score, int64_t n, int64_t k, int32_t offset) {
+static __global__ void __launch_bounds__(THREADS) select_kernel(int32_t *idx, const float *score, int64_t n, int64_t k,
+                                                                int32_t offset) {
   __shared__ shared_state state;
   pyr_segment whole = { n, 0, 0, 0 };
   segments a = { score, &whole, 1, nullptr, 0 };
@@ -179,7 +183,8 @@ static __global__ void __launch_bounds__(THREADS) select_kernel(int32_t *idx, co
 
 static pyr_status cuda_select(pyr_backend *be, int32_t *idx, const float *score, int64_t n, int64_t k, int32_t offset) {
   if (k < 0 || k > n)
-    return cuda_of(be)->host->set_error(be->rt, PYR_ARGUMENT, "select: %lld of %lld rows", static_cast<long long>(k), static_cast<long long>(n));
+    return cuda_of(be)->host->set_error(be->rt, PYR_ARGUMENT, "select: %lld of %lld rows", static_cast<long long>(k),
+                                        static_cast<long long>(n));
   if (k == 0) return PYR_OK;
   PYR_LAUNCH(select_kernel, 1, THREADS, 0, cuda_of(be)->stream, idx, score, n, k, offset);
   return cuda_launched(be, "select");
@@ -219,7 +224,8 @@ static __device__ uint64_t target_of(shared_state *s, const segments &a, double 
       sum += weight;
       if (key_of(score[i]) > own.key) held += weight;
     }
-    if (threadIdx.x == 0 && own.equal > 0 && own.key) held += weight_of(score_of(own.key), a.unit) * static_cast<uint64_t>(own.equal);
+    if (threadIdx.x == 0 && own.equal > 0 && own.key)
+      held += weight_of(score_of(own.key), a.unit) * static_cast<uint64_t>(own.equal);
   }
   sum = block_sum(sum, s->parts);
   held = block_sum(held, s->parts);
@@ -260,7 +266,8 @@ static pyr_status cuda_choose(pyr_backend *be, const pyr_choice *c) {
   }
   if (!fits || c->most < least || c->most > n || n > MOST)
     return cuda_of(be)->host->set_error(be->rt, PYR_ARGUMENT, "choose: %lld of %lld rows, at least %lld, mass %g",
-                                        static_cast<long long>(c->most), static_cast<long long>(n), static_cast<long long>(least), c->mass);
+                                        static_cast<long long>(c->most), static_cast<long long>(n), static_cast<long long>(least),
+                                        c->mass);
   if (c->count <= 0) return PYR_OK;
   pyr_segment *device;
   cuda_table_begin(be);

@@ -85,7 +85,8 @@ static __global__ void __launch_bounds__(THREADS) similarity_kernel(const float 
   if (lane_of_warp() == 0) a.out[i] = length > 0 ? dot / length : 0.0f;
 }
 
-static pyr_status cuda_key_similarity(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end) {
+static pyr_status cuda_key_similarity(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin,
+                                      int64_t end) {
   tile_args a = { out, {}, format_of(layout), begin, end, 0 };
   cudaStream_t stream = cuda_of(be)->stream;
   cuda_arena arena = cuda_scratch(be);
@@ -102,7 +103,8 @@ static pyr_status cuda_key_similarity(pyr_backend *be, float *out, const pyr_lan
 /* ---- lag --------------------------------------------------------------------------------------------------------------------- */
 
 /* The spread of each row of a run of K or V over the range of the run behind it, then its softmax over the run, by a block. */
-static __device__ void lag_softmax(const tile_args &a, float *spread, float *low, float *parts, int64_t row, int64_t lag, int what) {
+static __device__ void lag_softmax(const tile_args &a, float *spread, float *low, float *parts, int64_t row, int64_t lag,
+                                   int what) {
   float *inverse = low + a.f.d, top = -INFINITY, sum = 0;
   for (int c = static_cast<int>(threadIdx.x); c < a.f.d; c += THREADS) {
     float least = INFINITY, most = -INFINITY;
@@ -157,8 +159,8 @@ static __global__ void ones_kernel(float *out, int64_t n) {
   if (i < n) out[i] = 1.0f;
 }
 
-static pyr_status cuda_lag(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, int64_t lag,
-                           int ranked) {
+static pyr_status cuda_lag(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end,
+                           int64_t lag, int ranked) {
   tile_args a = { out, {}, format_of(layout), begin, end, 0 };
   cudaStream_t stream = cuda_of(be)->stream;
   cuda_arena arena = cuda_scratch(be);
@@ -173,19 +175,21 @@ static pyr_status cuda_lag(pyr_backend *be, float *out, const pyr_lane_view *lan
   int64_t rest = end - begin - runs * lag;
   if (rest > 0) PYR_LAUNCH(ones_kernel, static_cast<unsigned>(ceil_div(rest, THREADS)), THREADS, 0, stream, out + runs * lag, rest);
   if (runs > 0)
-    PYR_LAUNCH(lag_kernel, static_cast<unsigned>(runs), THREADS, static_cast<size_t>(2 * a.f.d) * sizeof(float), stream, a, s.spreads, runs * lag,
-               lag, ranked);
+    PYR_LAUNCH(lag_kernel, static_cast<unsigned>(runs), THREADS, static_cast<size_t>(2 * a.f.d) * sizeof(float), stream, a,
+               s.spreads, runs * lag, lag, ranked);
   return cuda_launched(be, "lag");
 }
 
-/* ---- output_norm --------------------------------------------------------------------------------------------------------------- */
+/* ---- output_norm ------------------------------------------------------------------------------------------------------------ */
 
 /* Grid: tiles of rows, query heads. A warp has every WARPS-th row of the projection; its columns of the head, in shared memory. */
-static __global__ void __launch_bounds__(THREADS) output_kernel(tile_args a, const uint8_t *o, size_t stride, int dtype, int64_t width) {
+static __global__ void __launch_bounds__(THREADS) output_kernel(tile_args a, const uint8_t *o, size_t stride, int dtype,
+                                                                int64_t width) {
   __shared__ float parts[THREADS];
   PYR_SHARED(float, tile);                           /* [rows][ld] values; [WARPS][d] */
   int rows = tile_rows(a.f.d), ld = tile_ld(a.f.d), d = a.f.d;
-  int64_t row = a.begin + static_cast<int64_t>(blockIdx.x) * rows, left = a.end - row, column = (a.first + static_cast<int64_t>(blockIdx.y)) * d;
+  int64_t row = a.begin + static_cast<int64_t>(blockIdx.x) * rows, left = a.end - row;
+  int64_t column = (a.first + static_cast<int64_t>(blockIdx.y)) * d;
   float *weights = tile + rows * ld + warp_of_block() * d, sum = 0;
   const float *v = tile + lane_of_warp() % rows * ld;
   load_tile(tile, rows, ld, a.lane, a.f, 0, d, row, left, 1);
@@ -203,25 +207,28 @@ static __global__ void __launch_bounds__(THREADS) output_kernel(tile_args a, con
     a.out[blockIdx.y * (a.end - a.begin) + (row - a.begin) + lane_of_warp()] = sum;
 }
 
-static pyr_status cuda_output_norm(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end,
-                                   const pyr_tensor *o, int32_t first, int32_t count) {
+static pyr_status cuda_output_norm(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin,
+                                   int64_t end, const pyr_tensor *o, int32_t first, int32_t count) {
   tile_args a = { out, {}, format_of(layout), begin, end, first };
   if (end <= begin || count <= 0) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "output_norm", &a.lane, lane, begin, end);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(output_kernel, dim3(tiles_of(a), static_cast<unsigned>(count)), THREADS, tile_bytes(a.f) + static_cast<size_t>(WARPS * a.f.d) * sizeof(float),
+  PYR_LAUNCH(output_kernel, dim3(tiles_of(a), static_cast<unsigned>(count)), THREADS,
+             tile_bytes(a.f) + static_cast<size_t>(WARPS * a.f.d) * sizeof(float),
              cuda_of(be)->stream, a, static_cast<const uint8_t *>(o->data), o->stride, static_cast<int>(o->dtype), o->shape[0]);
   return cuda_launched(be, "output_norm");
 }
 
-/* ---- expected -------------------------------------------------------------------------------------------------------------------- */
+/* ---- expected --------------------------------------------------------------------------------------------------------------- */
 
-/* Grid: tiles of rows, query heads. mean . k + k^T outer k: a warp has every WARPS-th dimension i, and adds (mean_i + outer_i . k) k_i. */
+/* Grid: tiles of rows, query heads. mean . k + k^T outer k: a warp has every WARPS-th dimension i, and adds
+ * (mean_i + outer_i . k) k_i. */
 static __global__ void __launch_bounds__(THREADS) expected_kernel(tile_args a, const float *means, const float *outers) {
   __shared__ float parts[THREADS];
   PYR_SHARED(float, tile);
   int rows = tile_rows(a.f.d), ld = tile_ld(a.f.d), d = a.f.d;
-  int64_t row = a.begin + static_cast<int64_t>(blockIdx.x) * rows, left = a.end - row, head = a.first + static_cast<int64_t>(blockIdx.y);
+  int64_t row = a.begin + static_cast<int64_t>(blockIdx.x) * rows, left = a.end - row;
+  int64_t head = a.first + static_cast<int64_t>(blockIdx.y);
   const float *mean = means + head * d, *k = tile + lane_of_warp() % rows * ld;
   float sum = 0;
   load_tile(tile, rows, ld, a.lane, a.f, 0, d, row, left, 0);
@@ -239,13 +246,14 @@ static __global__ void __launch_bounds__(THREADS) expected_kernel(tile_args a, c
     a.out[blockIdx.y * (a.end - a.begin) + (row - a.begin) + lane_of_warp()] = sum;
 }
 
-static pyr_status cuda_expected(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end,
-                                const pyr_moments *m, int32_t first, int32_t count) {
+static pyr_status cuda_expected(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin,
+                                int64_t end, const pyr_moments *m, int32_t first, int32_t count) {
   tile_args a = { out, {}, format_of(layout), begin, end, first };
   if (end <= begin || count <= 0) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "expected", &a.lane, lane, begin, end);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(expected_kernel, dim3(tiles_of(a), static_cast<unsigned>(count)), THREADS, tile_bytes(a.f), cuda_of(be)->stream, a, m->sum, m->outer);
+  PYR_LAUNCH(expected_kernel, dim3(tiles_of(a), static_cast<unsigned>(count)), THREADS, tile_bytes(a.f), cuda_of(be)->stream, a,
+             m->sum, m->outer);
   return cuda_launched(be, "expected");
 }
 

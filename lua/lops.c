@@ -537,7 +537,8 @@ static int ops_output_norm(lua_State *L) {
   lua_getfield(L, 4, "dtype");
   pyr_dtype dtype = check_dtype(L, lua_gettop(L));
   int64_t cols = (int64_t)l.heads * l.layout.head_dim;
-  pyr_tensor o = { block_field(L, be, 4, "o", 1, NULL), dtype, 2, { int_field(L, 4, "rows", 0), cols }, pyr_dtype_bytes(dtype, cols) };
+  pyr_tensor o = { block_field(L, be, 4, "o", 1, NULL), dtype, 2, { int_field(L, 4, "rows", 0), cols },
+                   pyr_dtype_bytes(dtype, cols) };
   float *out = new_floats(L, be, count * (end - begin));
   pyr_status status = reserve_rows(be, l, lane.rows);
   if (status == PYR_OK)

@@ -17,7 +17,8 @@ local function prompt(n, from) return helper.slice(ids, from or 1, (from or 1) +
 local function assert_same_rows(one, other, model, what)
   for layer = 1, model.config.layers do
     for head = 1, model.config.kv_heads do
-      helper.assert_positions(one:positions(layer, head), other:positions(layer, head), ("%s, layer %d, head %d"):format(what, layer, head))
+      helper.assert_positions(one:positions(layer, head), other:positions(layer, head),
+        ("%s, layer %d, head %d"):format(what, layer, head))
     end
   end
 end
@@ -50,8 +51,8 @@ describe("the emulated device", function()
     local folder, cpu, emulated = shell.folder(), nil, nil
 
     setup(function()
-      assert(random_model.write(folder .. "/small", { dtype = "f32", seed = 3, shape = { layers = 3, width = 128, heads = 4, kv_heads = 2,
-        ff = 64, vocab = 272, context = 512 } }))
+      assert(random_model.write(folder .. "/small", { dtype = "f32", seed = 3, shape = { layers = 3, width = 128, heads = 4,
+        kv_heads = 2, ff = 64, vocab = 272, context = 512 } }))
       cpu = assert(pyramid.model(folder .. "/small", { threads = 2 }))
       emulated = assert(pyramid.model(folder .. "/small", { device = "emulated" }))
     end)
@@ -106,8 +107,11 @@ describe("the emulated device", function()
     end)
 
     it("rounds a prompt's products where that is asked for, and no steps", function()
-      local rounded <close> = assert(pyramid.model(folder .. "/small", { device = "emulated", precision = "bf16", weights = "q8_0" }))
-      local exact <close> = assert(pyramid.model(folder .. "/small", { device = "emulated", weights = "q8_0" }))
+      local function open(precision)
+        return assert(pyramid.model(folder .. "/small", { device = "emulated", precision = precision, weights = "q8_0" }))
+      end
+      local rounded <close> = open "bf16"
+      local exact <close> = open "f32"
       local one <close> = assert(exact:cache())
       local other <close> = assert(rounded:cache())
       local exactly = assert(one:prefill(prompt(60))):totable()
@@ -139,7 +143,8 @@ describe("a device", function()
     if runtime then return runtime:close() end
     assert.equal("device", code)
     assert.truthy(message:find "make cuda" or message:find "driver", message)
-    assert.same({ nil, "runtime: device 'tpu' is not available (there are: cpu, cuda)", "device" }, { core.runtime { device = "tpu" } })
+    assert.same({ nil, "runtime: device 'tpu' is not available (there are: cpu, cuda)", "device" },
+      { core.runtime { device = "tpu" } })
     assert.truthy(select(2, core.runtime { device = "emulated", isa = "avx2" }):find "no \"avx2\" kernels")
   end)
 end)
@@ -148,8 +153,8 @@ describe("the emulator", function()
   it("names the kernel and what is wrong with it", function()
     local program = os.tmpname()
     local flags = "-x c++ -std=c++17 -DPYR_EMULATED -Icore -Ikernels " .. (os.getenv "PYRAMID_CFLAGS" or "") .. " -O1"
-    local out, err, status = shell.run(("${CXX:-c++} %s -o %s spec/support/emulator_checks.cu kernels/emulate/emulate.cpp -lpthread && %s")
-      :format(flags, program, program))
+    local line = "${CXX:-c++} %s -o %s spec/support/emulator_checks.cu kernels/emulate/emulate.cpp -lpthread && %s"
+    local out, err, status = shell.run(line:format(flags, program, program))
     os.remove(program)
     assert.equal("", err)
     assert.equal(0, status)

@@ -85,8 +85,9 @@ local function check_team(team, call, check)
   check(result, fail)
 end
 
---- Runs call(runtime) on every instruction set and on the emulated device (or on `teams`), with one, two and three threads,
---- which must agree bit for bit; hands the result to check(result, fail), where fail(format, ...) raises with the seed and the instruction set.
+--- Runs call(runtime) on every instruction set and on the emulated device (or on `teams`), with one, two and three
+--- threads, which must agree bit for bit; hands the result to check(result, fail), where fail(format, ...) raises with the
+--- seed and the instruction set.
 function reference.each(call, check, teams)
   for _, team in ipairs(teams or runtimes) do check_team(team, call, check) end
   if not teams then check_team(emulated, call, check) end

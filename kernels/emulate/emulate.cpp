@@ -223,8 +223,8 @@ bool open_barrier() {
   for (unsigned t = 0; t < threads; t++) {
     const fiber *f = &fibers[t];
     if (f->state == IN_WARP) {
-      fail(cudaErrorLaunchFailure, "%s: thread %u of block (%u, %u, %u) waits in a warp operation that not all lanes reach", kernel, t,
-           blockIdx.x, blockIdx.y, blockIdx.z);
+      fail(cudaErrorLaunchFailure, "%s: thread %u of block (%u, %u, %u) waits in a warp operation that not all lanes reach",
+           kernel, t, blockIdx.x, blockIdx.y, blockIdx.z);
       broken = true;
       return false;
     }
@@ -233,8 +233,8 @@ bool open_barrier() {
   }
   if (done == threads) return false;
   if (done > 0) {
-    fail(cudaErrorLaunchFailure, "%s: %u threads of block (%u, %u, %u) returned while thread %u waits at the barrier in line %d", kernel,
-         done, blockIdx.x, blockIdx.y, blockIdx.z, first, fibers[first].line);
+    fail(cudaErrorLaunchFailure, "%s: %u threads of block (%u, %u, %u) returned while thread %u waits at the barrier in line %d",
+         kernel, done, blockIdx.x, blockIdx.y, blockIdx.z, first, fibers[first].line);
     broken = true;
     return false;
   }
@@ -275,7 +275,8 @@ bool check_launch(dim3 grid, dim3 block, size_t shared) {
 
 }   // namespace
 
-void pyr_emulate_launch(const char *name, dim3 grid, dim3 block, size_t shared, void (*function)(const void *), const void *closure) {
+void pyr_emulate_launch(const char *name, dim3 grid, dim3 block, size_t shared, void (*function)(const void *),
+                        const void *closure) {
   std::lock_guard<std::recursive_mutex> guard(lock);
   kernel = name;
   if (last != cudaSuccess || !check_launch(grid, block, shared)) return;     /* a failure stays until it is asked for */
