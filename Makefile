@@ -5,12 +5,13 @@
 #   make                       build/pyramid (a Lua 5.4 host), libpyramid.a, libpyramid.so, pyramid.so (for `require`)
 #   make check                 luacheck, layering, file sizes, and every spec under ASan and UBSan
 #   make bench [BENCH=…]       timings; BENCH holds options of `pyramid bench`, such as "--quick"
+#   make cuda                  libpyramid_cuda.so for device "cuda", where nvcc is; make cuda-check: registers and spills
 #   make install PREFIX=/usr/local [DESTDIR=]        make deps        make clean
 
 B      := build
 PREFIX := /usr/local
 CFLAGS ?= -O3 -g
-NEEDS  := gcc libc6-dev pkg-config lua5.4 liblua5.4-dev lua-cjson-dev lua-argparse lua-busted libdnnl-dev libpcre2-dev
+NEEDS  := gcc g++ libc6-dev pkg-config lua5.4 liblua5.4-dev lua-cjson-dev lua-argparse lua-busted libdnnl-dev libpcre2-dev
 NEEDS_CHECK := $(NEEDS) lua-check
 
 VERSION  := $(shell sed -n 's/^\#define PYR_VERSION "\(.*\)"/\1/p' core/pyramid.h)
@@ -26,8 +27,8 @@ OBJECTS := $(SOURCES:%.c=$(B)/obj/%.o) $(B)/obj/bundle.o
 MAIN    := $(B)/obj/lua/main.o
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build deps demo test bench check check-style check-layers check-memory install install-module clean FORCE
-build: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so
+.PHONY: build cuda cuda-check deps demo test bench check check-style check-layers check-memory install install-module clean FORCE
+build: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so $(B)/libpyramid_emulated.so
 
 # Kernels are compiled once for each instruction set and picked at run time; only x86 has more than the base. They are
 # unrolled by hand: -O3 makes them no faster and takes three times as long over them.
@@ -74,7 +75,46 @@ $(B)/pyramid: $(MAIN) $(B)/libpyramid.a
 	@echo "ld $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -Wl,-E -o $@ $^ -l:liblua5.4-cjson.a -l:liblua5.4.a $(LIBS)
 
--include $(OBJECTS:.o=.d) $(MAIN:.o=.d)
+# The CUDA backend: objects of their own, opened at run time. The emulated one is the same kernels as C++, for specs.
+KERNELS  := $(wildcard kernels/*.cu)
+EMULATED := $(KERNELS:%.cu=$(B)/emulated/%.o) $(B)/emulated/kernels/emulate/emulate.o
+CXX17    := -std=c++17 -D_GNU_SOURCE -DPYR_EMULATED -Wall -Wextra -Werror -Wno-unknown-pragmas -ffp-contract=off -fPIC -fvisibility=hidden
+$(B)/emulated/%.o: %.cu
+	@mkdir -p $(@D)
+	@echo "c++ $<"
+	$(Q)$(CXX) -x c++ $(CXX17) $(CFLAGS) -O2 -Icore -Ikernels -MMD -MP -c -o $@ $<
+$(B)/emulated/%.o: %.cpp
+	@mkdir -p $(@D)
+	@echo "c++ $<"
+	$(Q)$(CXX) $(CXX17) $(CFLAGS) -O2 -Icore -Ikernels -MMD -MP -c -o $@ $<
+$(B)/libpyramid_emulated.so: $(EMULATED) $(B)/obj/core/dtype.o
+	@echo "ld $@"
+	$(Q)$(CXX) $(CFLAGS) $(LDFLAGS) $(SHARED) -o $@ $^ -lpthread -lm
+
+NVCC    := $(or $(shell command -v nvcc 2>/dev/null),$(wildcard /usr/local/cuda/bin/nvcc))
+TARGETS := 80 90a 100 120
+GENCODE := $(foreach t,$(TARGETS),-gencode arch=compute_$(t),code=sm_$(t)) -gencode arch=compute_120,code=compute_120
+NVFLAGS := -std=c++17 -O3 -Werror all-warnings -Xcompiler -fPIC,-fvisibility=hidden,-Wall -Icore -Ikernels
+CUDA    := $(KERNELS:%.cu=$(B)/cuda/%.o)
+cuda: $(B)/libpyramid_cuda.so
+$(B)/cuda/%.o: %.cu
+	$(if $(NVCC),,$(error nvcc is not found: install the CUDA toolkit, version 13 or later))
+	@mkdir -p $(@D)
+	@echo "nvcc $<"
+	$(Q)$(NVCC) $(NVFLAGS) $(GENCODE) -MMD -MP -c -o $@ $<
+$(B)/libpyramid_cuda.so: $(CUDA) $(B)/obj/core/dtype.o
+	@echo "ld $@"
+	$(Q)$(NVCC) -shared -Xlinker --exclude-libs,ALL -o $@ $^ -ldl
+# What each kernel takes of registers and of local memory, on every target; spills that no list states are errors.
+cuda-check:
+	$(if $(NVCC),,$(error nvcc is not found: install the CUDA toolkit, version 13 or later))
+	@mkdir -p $(B)/cuda/check
+	@for f in $(KERNELS); do echo "nvcc $$f"; \
+	  $(NVCC) $(NVFLAGS) $(GENCODE) -Xptxas -v -c -o $(B)/cuda/check/out.o $$f >$(B)/cuda/check/$$(basename $$f).txt 2>&1 || \
+	    { cat $(B)/cuda/check/$$(basename $$f).txt >&2; exit 1; }; done
+	@lua5.4 kernels/registers.lua $(B)/cuda/check/*.txt
+
+-include $(OBJECTS:.o=.d) $(MAIN:.o=.d) $(EMULATED:.o=.d) $(CUDA:.o=.d)
 
 deps:
 	@sh spec/support/deps.sh $(NEEDS)
@@ -107,6 +147,7 @@ install: install-module
 	install $(B)/pyramid $(DESTDIR)$(PREFIX)/bin/
 	install -m 644 core/pyramid.h $(DESTDIR)$(PREFIX)/include/
 	install -m 644 $(B)/libpyramid.a $(B)/libpyramid.so $(DESTDIR)$(PREFIX)/lib/
+	$(if $(wildcard $(B)/libpyramid_cuda.so),install -m 644 $(B)/libpyramid_cuda.so $(DESTDIR)$(PREFIX)/lib/)
 	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' lua/pyramid.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/pyramid.pc
 	$(if $(DESTDIR),,@if [ "$$(id -u)" = 0 ] && command -v ldconfig >/dev/null; then ldconfig 2>/dev/null || true; fi)
 

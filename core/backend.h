@@ -135,6 +135,7 @@ typedef struct pyr_moments {
 typedef struct pyr_backend pyr_backend;
 struct pyr_backend {
   const char *name;
+  bool own_memory;                                     /* it reads no memory but its own: weights are uploaded */
   pyr_runtime *rt;
   void *state;                                         /* the backend's own */
   void *profile;                                       /* profile.c's, while it counts; else NULL */

@@ -225,8 +225,8 @@ static pyr_status keep_file(pyr_model *model, pyr_file *file) {
   return PYR_OK;
 }
 
-/* CPU backends (named after their instruction set) compute where the host's memory is, so mappings serve as they are. */
-static bool reads_host_memory(const pyr_backend *be) { return strcmp(be->name, "cuda") != 0; }
+/* Where a backend computes in the host's memory, mappings serve as they are. */
+static bool reads_host_memory(const pyr_backend *be) { return !be->own_memory; }
 
 /* ---- binding ---------------------------------------------------------------------------------------------------------- */
 

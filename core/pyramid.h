@@ -64,7 +64,7 @@ typedef void *(*pyr_alloc_fn)(void *ud, void *ptr, size_t old, size_t size);
 typedef int (*pyr_progress_fn)(void *ud, int64_t done, int64_t total);
 
 typedef struct pyr_runtime_options {
-  const char *device;   /* "cpu" (default when NULL) or "cuda" */
+  const char *device;   /* "cpu" (default when NULL), "cuda", or "emulated": CUDA's kernels run by the processor, for specs */
   const char *isa;      /* CPU kernels: NULL picks the best that multiply in f32; "base", "avx2", "avx512" force one;
                            "avx512bf16": a prompt's products with bf16 or quantised weights round activations to bf16;
                            "avx512int8": as that, and steps with quantised weights round theirs to 8 bits */
@@ -72,9 +72,11 @@ typedef struct pyr_runtime_options {
   size_t memory_limit;  /* bytes the runtime may hold at once, mapped files excluded; 0: no limit */
   pyr_alloc_fn alloc;   /* NULL: malloc family */
   void *alloc_ud;
+  char *why;            /* NULL, or where the message of a failure goes, cut to why_bytes; untouched where there is none */
+  size_t why_bytes;
 } pyr_runtime_options;
 
-pyr_status pyr_runtime_new(const pyr_runtime_options *options, pyr_runtime **out); /* no message on failure */
+pyr_status pyr_runtime_new(const pyr_runtime_options *options, pyr_runtime **out); /* the message of a failure: see `why` */
 pyr_runtime *pyr_runtime_retain(pyr_runtime *rt);
 void pyr_runtime_free(pyr_runtime *rt);
 const char *pyr_runtime_error(const pyr_runtime *rt);        /* "" if nothing failed yet; owned by rt */

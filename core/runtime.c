@@ -10,6 +10,7 @@
  * operations of one forward pass), then sleep on a condition, so that an idle team costs its neighbours nothing. */
 #include "runtime.h"
 #include "backend.h"
+#include "device.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -115,6 +116,15 @@ void pyr_release(pyr_runtime *rt, void *ptr, size_t size) {
   rt->alloc(rt->alloc_ud, ptr, size, 0);
   rt->held -= size;
 }
+
+bool pyr_charge(pyr_runtime *rt, size_t size) {
+  if (rt->limit && (rt->held > rt->limit || size > rt->limit - rt->held)) return false;
+  rt->held += size;
+  if (rt->held > rt->peak) rt->peak = rt->held;
+  return true;
+}
+
+void pyr_discharge(pyr_runtime *rt, size_t size) { rt->held -= size; }
 
 bool pyr_mul_size(size_t a, size_t b, size_t *out) { return !__builtin_mul_overflow(a, b, out); }
 
@@ -260,7 +270,8 @@ pyr_status pyr_runtime_new(const pyr_runtime_options *options, pyr_runtime **out
   const char *device = options->device ? options->device : "cpu";
   pyr_alloc_fn alloc = options->alloc ? options->alloc : default_alloc;
   if (options->threads < 0 || options->threads > PYR_THREADS_MAX) return PYR_ARGUMENT;
-  if (strcmp(device, "cpu") != 0) return PYR_DEVICE;
+  bool cpu = strcmp(device, "cpu") == 0;
+  if (!cpu && !pyr_device_known(device)) return PYR_DEVICE;
   if (options->memory_limit && sizeof(pyr_runtime) > options->memory_limit) return PYR_MEMORY;
   pyr_runtime *rt = alloc(options->alloc_ud, NULL, 0, sizeof *rt);
   if (rt == NULL) return PYR_MEMORY;
@@ -277,8 +288,10 @@ pyr_status pyr_runtime_new(const pyr_runtime_options *options, pyr_runtime **out
   }
   rt->backend.rt = rt;
   pyr_status status = team_start(rt);
-  if (status == PYR_OK) status = pyr_cpu_backend_open(rt, options->isa, &rt->backend);
+  if (status == PYR_OK && cpu) status = pyr_cpu_backend_open(rt, options->isa, &rt->backend);
+  else if (status == PYR_OK) status = pyr_device_backend_open(rt, device, options->isa, &rt->backend);
   if (status != PYR_OK) {
+    if (options->why && options->why_bytes) snprintf(options->why, options->why_bytes, "%s", rt->message);
     pyr_runtime_free(rt);
     return status;
   }

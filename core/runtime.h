@@ -18,6 +18,8 @@ void *pyr_alloc_zero(pyr_runtime *rt, size_t size);
 void *pyr_realloc(pyr_runtime *rt, void *ptr, size_t old, size_t size);  /* NULL leaves ptr alone */
 void pyr_release(pyr_runtime *rt, void *ptr, size_t size);         /* NULL is legal */
 bool pyr_mul_size(size_t a, size_t b, size_t *out);                /* false on overflow */
+bool pyr_charge(pyr_runtime *rt, size_t size);                     /* counts memory that is not the host's; false: over the limit */
+void pyr_discharge(pyr_runtime *rt, size_t size);
 pyr_status pyr_nomem(pyr_runtime *rt, size_t wanted, const char *what);  /* PYR_MEMORY with a message */
 
 /* Runs fn(ctx, task, worker) for task = 0..tasks-1 over the team; returns when all are done. Tasks are handed out in

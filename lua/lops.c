@@ -5,7 +5,7 @@
  * Numbers travel as packed strings (little-endian f32 or i32): ops.floats, ops.ints and ops.numbers convert. Each input is
  * copied into a userdata block of exactly its size, so that a sanitizer sees any read beyond it, and blocks that an error
  * leaves behind are collected. Outputs are poisoned first (NaN, or 0xA5 for integers), so that what an operation leaves
- * out is seen. Scratch is reserved for exactly the call at hand.
+ * out is seen. Scratch is reserved for exactly the call at hand. Where the backend has memory of its own, so have the blocks.
  *
  *   lane    { pages = bytes, positions = ints, history = floats | nil }; pages of pyr_page_bytes one after the other
  *   layout  { dtype = "f16", head_dim = 64, heads = 8, kv_heads = 2, scale = 0.125 } (what a call has no use for, left out)
@@ -18,58 +18,7 @@
 #include <stdbool.h>
 #include <string.h>
 
-/* ---- blocks -------------------------------------------------------------------------------------------------------- */
-
-/* The runtime's backend. Arguments left out become nil, so that no block pushed later is taken for one. */
-static pyr_backend *begin_call(lua_State *L) {
-  lua_settop(L, 9);
-  return pyr_runtime_backend(pyr_lua_check_runtime(L, 1));
-}
-
-/* A block of exactly `size` bytes of poison, on the stack. */
-static void *new_block(lua_State *L, size_t size, int poison) {
-  luaL_checkstack(L, 8, "too many blocks");
-  void *block = lua_newuserdatauv(L, size, 0);
-  memset(block, poison, size);
-  return block;
-}
-
-static float *new_floats(lua_State *L, int64_t n) { return new_block(L, (size_t)n * sizeof(float), 0xff); }
-static int32_t *new_ints(lua_State *L, int64_t n) { return new_block(L, (size_t)n * sizeof(int32_t), 0xa5); }
-
-/* A copy of the string at `arg`, on the stack; NULL if the argument is nil. *n counts units of `unit` bytes. */
-static void *copy_block(lua_State *L, int arg, size_t unit, int64_t *n) {
-  size_t size;
-  if (lua_isnoneornil(L, arg)) {
-    if (n) *n = 0;
-    return NULL;
-  }
-  const char *bytes = luaL_checklstring(L, arg, &size);
-  if (size % unit != 0) luaL_argerror(L, arg, "length is not a whole number of values");
-  if (n) *n = (int64_t)(size / unit);
-  return memcpy(new_block(L, size, 0), bytes, size);
-}
-
-static float *copy_floats(lua_State *L, int arg, int64_t *n) { return copy_block(L, arg, sizeof(float), n); }
-static int32_t *copy_ints(lua_State *L, int arg, int64_t *n) { return copy_block(L, arg, sizeof(int32_t), n); }
-
-static int push_floats(lua_State *L, const float *x, int64_t n) {
-  lua_pushlstring(L, (const char *)x, (size_t)n * sizeof(float));
-  return 1;
-}
-
-static int push_ints(lua_State *L, const int32_t *x, int64_t n) {
-  lua_pushlstring(L, (const char *)x, (size_t)n * sizeof(int32_t));
-  return 1;
-}
-
-static int fail(lua_State *L, const pyr_backend *be, pyr_status status) { return pyr_lua_fail(L, be->rt, status); }
-
-static pyr_dtype check_dtype(lua_State *L, int arg) {
-  int dtype = pyr_dtype_of_name(luaL_checkstring(L, arg));
-  if (dtype < 0) luaL_argerror(L, arg, "no such dtype");
-  return (pyr_dtype)dtype;
-}
+#include "lops_blocks.inc"
 
 /* ---- fields of tables ---------------------------------------------------------------------------------------------- */
 
@@ -88,9 +37,9 @@ static float number_field(lua_State *L, int arg, const char *name, float otherwi
 }
 
 /* The field as a block, which replaces it on the stack. */
-static void *block_field(lua_State *L, int arg, const char *name, size_t unit, int64_t *n) {
+static void *block_field(lua_State *L, pyr_backend *be, int arg, const char *name, size_t unit, int64_t *n) {
   lua_getfield(L, arg, name);
-  void *block = copy_block(L, lua_gettop(L), unit, n);
+  void *block = copy_block(L, be, lua_gettop(L), unit, n);
   if (block) lua_remove(L, -2);
   return block;
 }
@@ -110,48 +59,48 @@ static layout_args check_layout(lua_State *L, int arg) {
 }
 
 /* The lane in the table at `arg`; its blocks stay on the stack. */
-static pyr_lane_view check_lane(lua_State *L, int arg, pyr_layout layout) {
+static pyr_lane_view check_lane(lua_State *L, pyr_backend *be, int arg, pyr_layout layout) {
   luaL_checktype(L, arg, LUA_TTABLE);
   size_t page = pyr_page_bytes(layout.dtype, layout.head_dim), size;
   pyr_lane_view lane = { 0 };
-  lane.positions = block_field(L, arg, "positions", sizeof(int32_t), &lane.rows);
-  lane.history = block_field(L, arg, "history", sizeof(float), NULL);
+  lane.positions = block_field(L, be, arg, "positions", sizeof(int32_t), &lane.rows);
+  lane.history = block_field(L, be, arg, "history", sizeof(float), NULL);
   lua_getfield(L, arg, "pages");
   const char *bytes = luaL_checklstring(L, -1, &size);
   if (page == 0 || size % page != 0) luaL_argerror(L, arg, "pages are not whole");
   lane.pages = new_block(L, size / page * sizeof(void *), 0);
-  for (size_t p = 0; p < size / page; p++) lane.pages[p] = memcpy(new_block(L, page, 0), bytes + p * page, page);
+  for (size_t p = 0; p < size / page; p++) lane.pages[p] = data_block(L, be, page, bytes + p * page, 0);
   return lane;
 }
 
 /* Pushes a table: what an operation left of a lane's first `rows` rows and its pages. */
-static void push_lane(lua_State *L, const pyr_lane_view *lane, pyr_layout layout, int64_t rows) {
+static void push_lane(lua_State *L, pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, int64_t rows) {
   size_t page = pyr_page_bytes(layout.dtype, layout.head_dim);
   luaL_Buffer buffer;
   luaL_checkstack(L, 8, NULL);
   lua_createtable(L, 0, 3);
   luaL_buffinit(L, &buffer);
-  for (int64_t p = 0; p * PYR_PAGE_ROWS < rows; p++) luaL_addlstring(&buffer, lane->pages[p], page);
+  for (int64_t p = 0; p * PYR_PAGE_ROWS < rows; p++) add_bytes(L, be, &buffer, lane->pages[p], page);
   luaL_pushresult(&buffer);
   lua_setfield(L, -2, "pages");
   if (lane->positions) {
-    push_ints(L, lane->positions, rows);
+    push_ints(L, be, lane->positions, rows);
     lua_setfield(L, -2, "positions");
   }
   if (lane->history) {
-    push_floats(L, lane->history, rows);
+    push_floats(L, be, lane->history, rows);
     lua_setfield(L, -2, "history");
   }
 }
 
-static const pyr_lane_view *check_lanes(lua_State *L, int arg, pyr_layout layout, int count) {
+static const pyr_lane_view *check_lanes(lua_State *L, pyr_backend *be, int arg, pyr_layout layout, int count) {
   lua_getfield(L, arg, "lanes");
   int list = lua_gettop(L);
   luaL_checktype(L, list, LUA_TTABLE);
   pyr_lane_view *lanes = new_block(L, (size_t)count * sizeof *lanes, 0);
   for (int g = 0; g < count; g++) {
     lua_rawgeti(L, list, g + 1);
-    lanes[g] = check_lane(L, lua_gettop(L), layout);
+    lanes[g] = check_lane(L, be, lua_gettop(L), layout);
   }
   return lanes;
 }
@@ -165,27 +114,29 @@ static pyr_weighting check_weighting(lua_State *L, int arg) {
 /* ---- packing ------------------------------------------------------------------------------------------------------- */
 
 static int ops_floats(lua_State *L) {
+  pyr_backend *const be = NULL;
   luaL_checktype(L, 1, LUA_TTABLE);
   int64_t n = (int64_t)lua_rawlen(L, 1);
-  float *x = new_floats(L, n);
+  float *x = new_floats(L, be, n);
   for (int64_t i = 0; i < n; i++) {
     lua_rawgeti(L, 1, i + 1);
     x[i] = (float)luaL_checknumber(L, -1);
     lua_pop(L, 1);
   }
-  return push_floats(L, x, n);
+  return push_floats(L, be, x, n);
 }
 
 static int ops_ints(lua_State *L) {
+  pyr_backend *const be = NULL;
   luaL_checktype(L, 1, LUA_TTABLE);
   int64_t n = (int64_t)lua_rawlen(L, 1);
-  int32_t *x = new_ints(L, n);
+  int32_t *x = new_ints(L, be, n);
   for (int64_t i = 0; i < n; i++) {
     lua_rawgeti(L, 1, i + 1);
     x[i] = (int32_t)luaL_checkinteger(L, -1);
     lua_pop(L, 1);
   }
-  return push_ints(L, x, n);
+  return push_ints(L, be, x, n);
 }
 
 /* numbers(bytes [, "ints"]) -> sequence */
@@ -207,21 +158,23 @@ static int ops_numbers(lua_State *L) {
 
 /* to_f32(dtype, bytes), from_f32(dtype, floats): the reference conversions of dtype.h. */
 static int ops_to_f32(lua_State *L) {
+  pyr_backend *const be = NULL;
   pyr_dtype dtype = check_dtype(L, 1);
   int64_t blocks;
-  const void *bytes = copy_block(L, 2, pyr_dtype_block_bytes(dtype), &blocks);
+  const void *bytes = copy_block(L, be, 2, pyr_dtype_block_bytes(dtype), &blocks);
   int64_t n = blocks * pyr_dtype_block(dtype);
-  float *out = new_floats(L, n);
+  float *out = new_floats(L, be, n);
   pyr_row_to_f32(out, bytes, dtype, n);
-  return push_floats(L, out, n);
+  return push_floats(L, be, out, n);
 }
 
 static int ops_from_f32(lua_State *L) {
+  pyr_backend *const be = NULL;
   pyr_dtype dtype = check_dtype(L, 1);
   int64_t n;
-  const float *x = copy_floats(L, 2, &n);
+  const float *x = copy_floats(L, be, 2, &n);
   size_t size = pyr_dtype_bytes(dtype, n);
-  void *out = new_block(L, size, 0xa5);
+  void *out = data_block(L, be, size, NULL, 0xa5);
   pyr_row_from_f32(out, dtype, x, n);
   lua_pushlstring(L, out, size);
   return 1;
@@ -235,7 +188,7 @@ static int ops_alloc(lua_State *L) {
   size_t bytes = (size_t)luaL_checkinteger(L, 2);
   void *block = be->alloc(be, bytes);
   if (block == NULL) return fail(L, be, pyr_nomem(be->rt, bytes, "a block"));
-  memset(block, 0xa5, bytes);
+  if (!be->own_memory) memset(block, 0xa5, bytes);
   lua_pushinteger(L, (lua_Integer)((uintptr_t)block % 64));
   be->release(be, block, bytes);
   return 1;
@@ -261,23 +214,23 @@ static int ops_embed(lua_State *L) {
   pyr_dtype dtype = check_dtype(L, 2);
   int64_t cols = luaL_checkinteger(L, 3), rows, n;
   size_t stride = pyr_dtype_bytes(dtype, cols);
-  const void *data = copy_block(L, 4, stride, &rows);
-  const int32_t *ids = copy_ints(L, 5, &n);
+  const void *data = copy_block(L, be, 4, stride, &rows);
+  const int32_t *ids = copy_ints(L, be, 5, &n);
   pyr_tensor table = { data, dtype, 2, { rows, cols }, stride };
-  float *out = new_floats(L, n * cols);
+  float *out = new_floats(L, be, n * cols);
   pyr_status status = be->embed(be, out, &table, ids, n);
-  return status == PYR_OK ? push_floats(L, out, n * cols) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, out, n * cols) : fail(L, be, status);
 }
 
 /* rms_norm(runtime, x, weight, eps [, in_place]) -> floats */
 static int ops_rms_norm(lua_State *L) {
   pyr_backend *be = begin_call(L);
   int64_t count, d;
-  float *x = copy_floats(L, 2, &count);
-  const float *weight = copy_floats(L, 3, &d);
-  float eps = (float)luaL_checknumber(L, 4), *out = lua_toboolean(L, 5) ? x : new_floats(L, count);
+  float *x = copy_floats(L, be, 2, &count);
+  const float *weight = copy_floats(L, be, 3, &d);
+  float eps = (float)luaL_checknumber(L, 4), *out = lua_toboolean(L, 5) ? x : new_floats(L, be, count);
   pyr_status status = be->rms_norm(be, out, x, weight, count / d, d, eps);
-  return status == PYR_OK ? push_floats(L, out, count) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, out, count) : fail(L, be, status);
 }
 
 /* linear(runtime, x, dtype, w, rows, cols [, bias [, out [, stride]]]) -> floats; out: accumulates to it */
@@ -286,18 +239,18 @@ static int ops_linear(lua_State *L) {
   pyr_dtype dtype = check_dtype(L, 3);
   int64_t rows = luaL_checkinteger(L, 5), cols = luaL_checkinteger(L, 6), count;
   size_t stride = (size_t)luaL_optinteger(L, 9, (lua_Integer)pyr_dtype_bytes(dtype, cols));
-  const float *x = copy_floats(L, 2, &count);
-  const void *data = copy_block(L, 4, 1, NULL);
-  const float *bias = copy_floats(L, 7, NULL);
-  float *out = copy_floats(L, 8, NULL);
+  const float *x = copy_floats(L, be, 2, &count);
+  const void *data = copy_block(L, be, 4, 1, NULL);
+  const float *bias = copy_floats(L, be, 7, NULL);
+  float *out = copy_floats(L, be, 8, NULL);
   bool accumulate = out != NULL;
   int64_t n = count / cols;
   pyr_tensor w = { data, dtype, 2, { rows, cols }, stride };
   pyr_work work = { .tokens = n, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = 1, .cols = cols };
-  if (out == NULL) out = new_floats(L, n * rows);
+  if (out == NULL) out = new_floats(L, be, n * rows);
   pyr_status status = be->reserve(be, &work);
   if (status == PYR_OK) status = be->linear(be, out, x, &w, bias, n, accumulate ? PYR_LINEAR_ADD : 0);
-  return status == PYR_OK ? push_floats(L, out, n * rows) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, out, n * rows) : fail(L, be, status);
 }
 
 /* rope(runtime, x, pos, freq, heads, head_dim, "half" | "interleaved", gain) -> floats */
@@ -305,41 +258,41 @@ static int ops_rope(lua_State *L) {
   static const char *const styles[] = { "half", "interleaved", NULL };
   pyr_backend *be = begin_call(L);
   int64_t count, n, pairs;
-  float *x = copy_floats(L, 2, &count);
-  const int32_t *pos = copy_ints(L, 3, &n);
-  const float *freq = copy_floats(L, 4, &pairs);
+  float *x = copy_floats(L, be, 2, &count);
+  const int32_t *pos = copy_ints(L, be, 3, &n);
+  const float *freq = copy_floats(L, be, 4, &pairs);
   pyr_status status = be->rope(be, x, pos, freq, n, (int32_t)luaL_checkinteger(L, 5), (int32_t)luaL_checkinteger(L, 6),
                                (int32_t)(2 * pairs), (pyr_rope_style)luaL_checkoption(L, 7, NULL, styles),
                                (float)luaL_checknumber(L, 8));
-  return status == PYR_OK ? push_floats(L, x, count) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, x, count) : fail(L, be, status);
 }
 
 static int ops_silu_mul(lua_State *L) {
   pyr_backend *be = begin_call(L);
   int64_t n;
-  float *gate = copy_floats(L, 2, &n);
-  const float *up = copy_floats(L, 3, NULL);
+  float *gate = copy_floats(L, be, 2, &n);
+  const float *up = copy_floats(L, be, 3, NULL);
   pyr_status status = be->silu_mul(be, gate, up, n);
-  return status == PYR_OK ? push_floats(L, gate, n) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, gate, n) : fail(L, be, status);
 }
 
 /* take_rows(runtime, x, idx, d), take_i32(runtime, x, idx) -> the first #idx rows or values after the call */
 static int ops_take_rows(lua_State *L) {
   pyr_backend *be = begin_call(L);
   int64_t k, d = luaL_checkinteger(L, 4);
-  float *x = copy_floats(L, 2, NULL);
-  const int32_t *idx = copy_ints(L, 3, &k);
+  float *x = copy_floats(L, be, 2, NULL);
+  const int32_t *idx = copy_ints(L, be, 3, &k);
   pyr_status status = be->take_rows(be, x, idx, k, d);
-  return status == PYR_OK ? push_floats(L, x, k * d) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, x, k * d) : fail(L, be, status);
 }
 
 static int ops_take_i32(lua_State *L) {
   pyr_backend *be = begin_call(L);
   int64_t k;
-  int32_t *x = copy_ints(L, 2, NULL);
-  const int32_t *idx = copy_ints(L, 3, &k);
+  int32_t *x = copy_ints(L, be, 2, NULL);
+  const int32_t *idx = copy_ints(L, be, 3, &k);
   pyr_status status = be->take_i32(be, x, idx, k);
-  return status == PYR_OK ? push_ints(L, x, k) : fail(L, be, status);
+  return status == PYR_OK ? push_ints(L, be, x, k) : fail(L, be, status);
 }
 
 /* ---- cache rows ---------------------------------------------------------------------------------------------------- */
@@ -349,15 +302,15 @@ static int ops_store(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   int64_t at = luaL_checkinteger(L, 4), count, stride = luaL_optinteger(L, 7, l.layout.head_dim);
-  const float *k = copy_floats(L, 5, &count), *v = copy_floats(L, 6, NULL);
+  const float *k = copy_floats(L, be, 5, &count), *v = copy_floats(L, be, 6, NULL);
   int64_t n = (count + stride - l.layout.head_dim) / stride;
   lua_createtable(L, 0, 1);
   lua_pushvalue(L, 3);
   lua_setfield(L, -2, "pages");
-  pyr_lane_view lane = check_lane(L, lua_gettop(L), l.layout);
+  pyr_lane_view lane = check_lane(L, be, lua_gettop(L), l.layout);
   pyr_status status = be->store(be, &lane, l.layout, at, k, v, n, stride);
   if (status != PYR_OK) return fail(L, be, status);
-  push_lane(L, &lane, l.layout, at + n);
+  push_lane(L, be, &lane, l.layout, at + n);
   lua_getfield(L, -1, "pages");
   return 1;
 }
@@ -368,19 +321,19 @@ static int ops_gather(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   int64_t k;
-  pyr_lane_view src = check_lane(L, 3, l.layout), dst = src;
-  const int32_t *idx = copy_ints(L, 4, &k);
+  pyr_lane_view src = check_lane(L, be, 3, l.layout), dst = src;
+  const int32_t *idx = copy_ints(L, be, 4, &k);
   if (!lua_isnoneornil(L, 5)) {
     lua_createtable(L, 0, 1);
     lua_pushvalue(L, 5);
     lua_setfield(L, -2, "pages");
-    dst = check_lane(L, lua_gettop(L), l.layout);
-    dst.positions = new_ints(L, k);
-    dst.history = src.history ? new_floats(L, k) : NULL;
+    dst = check_lane(L, be, lua_gettop(L), l.layout);
+    dst.positions = new_ints(L, be, k);
+    dst.history = src.history ? new_floats(L, be, k) : NULL;
   }
   pyr_status status = be->gather(be, &dst, &src, l.layout, idx, k);
   if (status != PYR_OK) return fail(L, be, status);
-  push_lane(L, &dst, l.layout, k);
+  push_lane(L, be, &dst, l.layout, k);
   return 1;
 }
 
@@ -400,13 +353,13 @@ static int ops_attention(lua_State *L) {
     int call = lua_gettop(L);
     pyr_attention *a = &calls[i];
     int64_t values;
-    a->q = block_field(L, call, "q", sizeof(float), &values);
-    a->q_pos = block_field(L, call, "q_pos", sizeof(int32_t), &a->n);
+    a->q = block_field(L, be, call, "q", sizeof(float), &values);
+    a->q_pos = block_field(L, be, call, "q_pos", sizeof(int32_t), &a->n);
     if (values != a->n * l.heads * l.layout.head_dim) return luaL_argerror(L, 3, "q and q_pos differ");
-    a->lanes = check_lanes(L, call, l.layout, l.kv_heads);
+    a->lanes = check_lanes(L, be, call, l.layout, l.kv_heads);
     a->window = (int32_t)int_field(L, call, "window", 0);
-    a->out = new_floats(L, values);
-    a->lse = int_field(L, call, "no_lse", 0) ? NULL : new_floats(L, a->n * l.heads);
+    a->out = new_floats(L, be, values);
+    a->lse = int_field(L, call, "no_lse", 0) ? NULL : new_floats(L, be, a->n * l.heads);
     lua_getfield(L, call, "track");
     if (lua_istable(L, -1)) {
       int at = lua_gettop(L);
@@ -425,16 +378,16 @@ static int ops_attention(lua_State *L) {
   lua_createtable(L, count, 0);
   for (int i = 0; i < count; i++) {
     lua_createtable(L, 0, 3);
-    push_floats(L, calls[i].out, calls[i].n * l.heads * l.layout.head_dim);
+    push_floats(L, be, calls[i].out, calls[i].n * l.heads * l.layout.head_dim);
     lua_setfield(L, -2, "out");
     if (calls[i].lse) {
-      push_floats(L, calls[i].lse, calls[i].n * l.heads);
+      push_floats(L, be, calls[i].lse, calls[i].n * l.heads);
       lua_setfield(L, -2, "lse");
     }
     lua_createtable(L, l.kv_heads, 0);
     for (int g = 0; g < l.kv_heads; g++)
       if (calls[i].lanes[g].history) {
-        push_floats(L, calls[i].lanes[g].history, calls[i].lanes[g].rows);
+        push_floats(L, be, calls[i].lanes[g].history, calls[i].lanes[g].rows);
         lua_rawseti(L, -2, g + 1);
       }
     lua_setfield(L, -2, "history");
@@ -448,14 +401,14 @@ static int ops_merge(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   int64_t k;
-  pyr_lane_view lane = check_lane(L, 3, l.layout);
-  const int32_t *idx = copy_ints(L, 4, &k);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
+  const int32_t *idx = copy_ints(L, be, 4, &k);
   pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = l.layout.head_dim, .cols = 1 };
-  int32_t *links = new_ints(L, 2 * lane.rows);
+  int32_t *links = new_ints(L, be, 2 * lane.rows);
   pyr_status status = be->reserve(be, &work);
   if (status == PYR_OK) status = be->merge(be, &lane, l.layout, idx, k, (float)luaL_checknumber(L, 5), links);
   if (status != PYR_OK) return fail(L, be, status);
-  push_lane(L, &lane, l.layout, lane.rows);
+  push_lane(L, be, &lane, l.layout, lane.rows);
   return 1;
 }
 
@@ -465,16 +418,16 @@ static int ops_rotate(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   int64_t pairs;
-  pyr_lane_view lane = check_lane(L, 3, l.layout);
-  const int32_t *from = copy_ints(L, 4, NULL);
-  const float *freq = copy_floats(L, 5, &pairs);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
+  const int32_t *from = copy_ints(L, be, 4, NULL);
+  const float *freq = copy_floats(L, be, 5, &pairs);
   pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = l.layout.head_dim, .cols = 1 };
   pyr_status status = be->reserve(be, &work);
   if (status == PYR_OK)
     status = be->rotate(be, &lane, l.layout, from, freq, (int32_t)(2 * pairs),
                         (pyr_rope_style)luaL_checkoption(L, 6, NULL, styles));
   if (status != PYR_OK) return fail(L, be, status);
-  push_lane(L, &lane, l.layout, lane.rows);
+  push_lane(L, be, &lane, l.layout, lane.rows);
   return 1;
 }
 
@@ -509,27 +462,27 @@ static int ops_mass(lua_State *L) {
   m.stride = int_field(L, 3, "stride", 0);
   lua_getfield(L, 3, "reduce");
   m.reduce = strcmp(luaL_optstring(L, -1, "sum"), "max") == 0 ? PYR_MAX : PYR_SUM;
-  m.out = block_field(L, 3, "out", sizeof(float), &size);
-  m.q = block_field(L, 3, "q", sizeof(float), NULL);
-  m.lse = block_field(L, 3, "lse", sizeof(float), NULL);
-  m.q_pos = block_field(L, 3, "q_pos", sizeof(int32_t), &m.n);
-  m.lanes = check_lanes(L, 3, l.layout, l.kv_heads);
+  m.out = block_field(L, be, 3, "out", sizeof(float), &size);
+  m.q = block_field(L, be, 3, "q", sizeof(float), NULL);
+  m.lse = block_field(L, be, 3, "lse", sizeof(float), NULL);
+  m.q_pos = block_field(L, be, 3, "q_pos", sizeof(int32_t), &m.n);
+  m.lanes = check_lanes(L, be, 3, l.layout, l.kv_heads);
   pyr_work work = { .tokens = m.n, .rows = m.lanes[0].rows, .sequences = 1, .heads = l.heads, .kv_heads = l.kv_heads,
                     .head_dim = l.layout.head_dim, .cols = 1 };
   pyr_status status = be->reserve(be, &work);
   if (status == PYR_OK) status = be->mass(be, &m, l.layout, l.heads, l.kv_heads, l.scale);
-  return status == PYR_OK ? push_floats(L, m.out, size) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, m.out, size) : fail(L, be, status);
 }
 
 /* row_norms(runtime, layout, lane, from, to, what) -> floats */
 static int ops_row_norms(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
-  pyr_lane_view lane = check_lane(L, 3, l.layout);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
   int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
-  float *out = new_floats(L, end - begin);
+  float *out = new_floats(L, be, end - begin);
   pyr_status status = be->row_norms(be, out, &lane, l.layout, begin, end, (int)luaL_checkinteger(L, 6));
-  return status == PYR_OK ? push_floats(L, out, end - begin) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, out, end - begin) : fail(L, be, status);
 }
 
 /* ---- signals of rows ------------------------------------------------------------------------------------------------ */
@@ -544,52 +497,53 @@ static pyr_status reserve_rows(pyr_backend *be, layout_args l, int64_t rows) {
 static int ops_read_rows(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
-  pyr_lane_view lane = check_lane(L, 3, l.layout);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
   int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5), n = (end - begin) * l.layout.head_dim;
-  float *out = new_floats(L, n);
+  float *out = new_floats(L, be, n);
   pyr_status status = be->read_rows(be, out, &lane, l.layout, begin, end, (int)luaL_checkinteger(L, 6));
-  return status == PYR_OK ? push_floats(L, out, n) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
 /* key_similarity(runtime, layout, lane, from, to) -> floats */
 static int ops_key_similarity(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
-  pyr_lane_view lane = check_lane(L, 3, l.layout);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
   int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
-  float *out = new_floats(L, end - begin);
+  float *out = new_floats(L, be, end - begin);
   pyr_status status = reserve_rows(be, l, lane.rows);
   if (status == PYR_OK) status = be->key_similarity(be, out, &lane, l.layout, begin, end);
-  return status == PYR_OK ? push_floats(L, out, end - begin) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, out, end - begin) : fail(L, be, status);
 }
 
 /* lag(runtime, layout, lane, from, to, lag, ranked) -> floats */
 static int ops_lag(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
-  pyr_lane_view lane = check_lane(L, 3, l.layout);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
   int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
-  float *out = new_floats(L, end - begin);
+  float *out = new_floats(L, be, end - begin);
   pyr_status status = reserve_rows(be, l, lane.rows);
   if (status == PYR_OK) status = be->lag(be, out, &lane, l.layout, begin, end, luaL_checkinteger(L, 6), lua_toboolean(L, 7));
-  return status == PYR_OK ? push_floats(L, out, end - begin) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, out, end - begin) : fail(L, be, status);
 }
 
 /* output_norm(runtime, layout, lane, { from, to, first, count, dtype, rows, o }) -> floats [count, to-from] */
 static int ops_output_norm(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
-  pyr_lane_view lane = check_lane(L, 3, l.layout);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
   int64_t begin = int_field(L, 4, "from", 0), end = int_field(L, 4, "to", 0), count = int_field(L, 4, "count", 1);
   lua_getfield(L, 4, "dtype");
   pyr_dtype dtype = check_dtype(L, lua_gettop(L));
   int64_t cols = (int64_t)l.heads * l.layout.head_dim;
-  pyr_tensor o = { block_field(L, 4, "o", 1, NULL), dtype, 2, { int_field(L, 4, "rows", 0), cols }, pyr_dtype_bytes(dtype, cols) };
-  float *out = new_floats(L, count * (end - begin));
+  pyr_tensor o = { block_field(L, be, 4, "o", 1, NULL), dtype, 2, { int_field(L, 4, "rows", 0), cols },
+                   pyr_dtype_bytes(dtype, cols) };
+  float *out = new_floats(L, be, count * (end - begin));
   pyr_status status = reserve_rows(be, l, lane.rows);
   if (status == PYR_OK)
     status = be->output_norm(be, out, &lane, l.layout, begin, end, &o, (int32_t)int_field(L, 4, "first", 0), (int32_t)count);
-  return status == PYR_OK ? push_floats(L, out, count * (end - begin)) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, out, count * (end - begin)) : fail(L, be, status);
 }
 
 /* expected(runtime, layout, lane, { from, to, first, count, q, q_pos, pieces, freq, style, gain, next, future, covariance })
@@ -597,20 +551,20 @@ static int ops_output_norm(lua_State *L) {
 static int ops_expected(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
-  pyr_lane_view lane = check_lane(L, 3, l.layout);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
   int64_t begin = int_field(L, 4, "from", 0), end = int_field(L, 4, "to", 0), count = int_field(L, 4, "count", 1), n, pairs;
   int64_t each = (int64_t)l.heads * l.layout.head_dim, pieces = int_field(L, 4, "pieces", 1), added = 0;
-  const float *q = block_field(L, 4, "q", sizeof(float), NULL);
-  const int32_t *q_pos = block_field(L, 4, "q_pos", sizeof(int32_t), &n);
+  const float *q = block_field(L, be, 4, "q", sizeof(float), NULL);
+  const int32_t *q_pos = block_field(L, be, 4, "q_pos", sizeof(int32_t), &n);
   pyr_moments m = { .heads = l.heads, .head_dim = l.layout.head_dim, .gain = number_field(L, 4, "gain", 1) };
   m.style = (pyr_rope_style)int_field(L, 4, "style", 0);
-  m.freq = block_field(L, 4, "freq", sizeof(float), &pairs);
+  m.freq = block_field(L, be, 4, "freq", sizeof(float), &pairs);
   m.dims = (int32_t)(2 * pairs);
-  m.shift = new_floats(L, each);
-  m.sum = new_floats(L, each);
-  m.turns = new_floats(L, (n > 0 ? n : 1) * m.dims);
-  if (int_field(L, 4, "covariance", 1)) m.outer = new_floats(L, each * l.layout.head_dim);
-  float *out = new_floats(L, count * (end - begin));
+  m.shift = new_floats(L, be, each);
+  m.sum = new_floats(L, be, each);
+  m.turns = new_floats(L, be, (n > 0 ? n : 1) * m.dims);
+  if (int_field(L, 4, "covariance", 1)) m.outer = new_floats(L, be, each * l.layout.head_dim);
+  float *out = new_floats(L, be, count * (end - begin));
   pyr_status status = reserve_rows(be, l, lane.rows);
   for (int64_t i = 0; i < pieces && status == PYR_OK; i++) {
     int64_t at = n * i / pieces, some = n * (i + 1) / pieces - at;
@@ -620,7 +574,7 @@ static int ops_expected(lua_State *L) {
   if (status == PYR_OK) status = be->moments_end(be, &m, n, int_field(L, 4, "next", 0), int_field(L, 4, "future", 1), l.scale);
   int32_t first = (int32_t)int_field(L, 4, "first", 0);
   if (status == PYR_OK) status = be->expected(be, out, &lane, l.layout, begin, end, &m, first, (int32_t)count);
-  return status == PYR_OK ? push_floats(L, out, count * (end - begin)) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, out, count * (end - begin)) : fail(L, be, status);
 }
 
 /* ---- vectors of scores --------------------------------------------------------------------------------------------- */
@@ -629,12 +583,12 @@ static int ops_expected(lua_State *L) {
 static int ops_reduce_rows(lua_State *L) {
   static const char *const names[] = { "mean", "sum", "max", NULL };
   pyr_backend *be = begin_call(L);
-  const float *in = copy_floats(L, 2, NULL);
+  const float *in = copy_floats(L, be, 2, NULL);
   int64_t n = luaL_checkinteger(L, 5);
-  float *out = new_floats(L, n);
+  float *out = new_floats(L, be, n);
   pyr_status status = be->reduce_rows(be, out, in, (int32_t)luaL_checkinteger(L, 3), luaL_checkinteger(L, 4), n,
                                       (pyr_reduce)luaL_checkoption(L, 6, NULL, names), (float)luaL_optnumber(L, 7, 1));
-  return status == PYR_OK ? push_floats(L, out, n) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
 /* arith(runtime, a, b, "add" | "sub" | "mul" | "div") -> floats */
@@ -642,10 +596,10 @@ static int ops_arith(lua_State *L) {
   static const char *const names[] = { "add", "sub", "mul", "div", NULL };
   pyr_backend *be = begin_call(L);
   int64_t n;
-  float *a = copy_floats(L, 2, &n);
-  const float *b = copy_floats(L, 3, NULL);
+  float *a = copy_floats(L, be, 2, &n);
+  const float *b = copy_floats(L, be, 3, NULL);
   pyr_status status = be->arith(be, a, b, n, (pyr_score_code)(PYR_S_ADD + luaL_checkoption(L, 4, NULL, names)));
-  return status == PYR_OK ? push_floats(L, a, n) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, a, n) : fail(L, be, status);
 }
 
 /* pool(runtime, x, width, "average" | "maximum") -> floats */
@@ -653,55 +607,55 @@ static int ops_pool(lua_State *L) {
   static const char *const names[] = { "average", "maximum", NULL };
   pyr_backend *be = begin_call(L);
   int64_t n;
-  const float *in = copy_floats(L, 2, &n);
-  float *out = new_floats(L, n);
+  const float *in = copy_floats(L, be, 2, &n);
+  float *out = new_floats(L, be, n);
   pyr_status status = be->pool(be, out, in, n, (int32_t)luaL_checkinteger(L, 3), luaL_checkoption(L, 4, NULL, names));
-  return status == PYR_OK ? push_floats(L, out, n) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
 static int ops_normalize(lua_State *L) {
   pyr_backend *be = begin_call(L);
   int64_t n;
-  float *x = copy_floats(L, 2, &n);
+  float *x = copy_floats(L, be, 2, &n);
   pyr_status status = be->normalize(be, x, n);
-  return status == PYR_OK ? push_floats(L, x, n) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
 }
 
 static int ops_softmax(lua_State *L) {
   pyr_backend *be = begin_call(L);
   int64_t n;
-  float *x = copy_floats(L, 2, &n);
+  float *x = copy_floats(L, be, 2, &n);
   pyr_status status = be->softmax(be, x, n);
-  return status == PYR_OK ? push_floats(L, x, n) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
 }
 
 /* chunk(runtime, x, width) -> floats */
 static int ops_chunk(lua_State *L) {
   pyr_backend *be = begin_call(L);
   int64_t n;
-  float *x = copy_floats(L, 2, &n);
+  float *x = copy_floats(L, be, 2, &n);
   pyr_status status = be->chunk(be, x, n, luaL_checkinteger(L, 3));
-  return status == PYR_OK ? push_floats(L, x, n) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
 }
 
 /* mark(runtime, n, idx) -> floats */
 static int ops_mark(lua_State *L) {
   pyr_backend *be = begin_call(L);
   int64_t n = luaL_checkinteger(L, 2), k;
-  const int32_t *idx = copy_ints(L, 3, &k);
-  float *out = new_floats(L, n);
+  const int32_t *idx = copy_ints(L, be, 3, &k);
+  float *out = new_floats(L, be, n);
   pyr_status status = be->mark(be, out, n, idx, k);
-  return status == PYR_OK ? push_floats(L, out, n) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
 /* select(runtime, scores, k, offset) -> ints */
 static int ops_select(lua_State *L) {
   pyr_backend *be = begin_call(L);
   int64_t n, k = luaL_checkinteger(L, 3);
-  const float *score = copy_floats(L, 2, &n);
-  int32_t *idx = new_ints(L, k < 0 ? 0 : k);
+  const float *score = copy_floats(L, be, 2, &n);
+  int32_t *idx = new_ints(L, be, k < 0 ? 0 : k);
   pyr_status status = be->select(be, idx, score, n, k, (int32_t)luaL_optinteger(L, 4, 0));
-  return status == PYR_OK ? push_ints(L, idx, k) : fail(L, be, status);
+  return status == PYR_OK ? push_ints(L, be, idx, k) : fail(L, be, status);
 }
 
 /* choose(runtime, { scores, … }, { least, … }, most, mass [, offset]) -> { ints, … }: each segment's chosen rows + offset */
@@ -730,15 +684,15 @@ static int ops_choose(lua_State *L) {
     lua_pop(L, 1);
   }
   pyr_choice c = { .segments = segments, .count = count, .most = luaL_checkinteger(L, 4), .mass = luaL_checknumber(L, 5) };
-  c.score = copy_floats(L, lua_gettop(L), NULL);
-  c.idx = new_ints(L, n);
-  c.chosen = new_ints(L, count);
-  c.work = new_ints(L, 2 * (int64_t)count);
+  c.score = copy_floats(L, be, lua_gettop(L), NULL);
+  c.idx = new_ints(L, be, n);
+  c.chosen = new_ints(L, be, count);
+  c.work = new_ints(L, be, 2 * (int64_t)count);
   pyr_status status = be->choose(be, &c);
   if (status != PYR_OK) return fail(L, be, status);
   lua_createtable(L, count, 0);
   for (int32_t s = 0; s < count; s++) {
-    push_ints(L, c.idx + segments[s].at, c.chosen[s]);
+    push_ints(L, be, c.idx + segments[s].at, c.chosen[s]);
     lua_rawseti(L, -2, s + 1);
   }
   return 1;
@@ -747,9 +701,9 @@ static int ops_choose(lua_State *L) {
 static int ops_iota(lua_State *L) {
   pyr_backend *be = begin_call(L);
   int64_t n = luaL_checkinteger(L, 3);
-  int32_t *out = new_ints(L, n);
+  int32_t *out = new_ints(L, be, n);
   pyr_status status = be->iota(be, out, (int32_t)luaL_checkinteger(L, 2), n);
-  return status == PYR_OK ? push_ints(L, out, n) : fail(L, be, status);
+  return status == PYR_OK ? push_ints(L, be, out, n) : fail(L, be, status);
 }
 
 /* fill(runtime, n, "positions" | "hash" | "value" | "place", positions | nil [, seed [, value]]) -> floats */
@@ -757,11 +711,11 @@ static int ops_fill(lua_State *L) {
   static const char *const names[] = { "positions", "hash", "value", "place", NULL };
   pyr_backend *be = begin_call(L);
   int64_t n = luaL_checkinteger(L, 2);
-  const int32_t *positions = copy_ints(L, 4, NULL);
-  float *out = new_floats(L, n);
+  const int32_t *positions = copy_ints(L, be, 4, NULL);
+  float *out = new_floats(L, be, n);
   pyr_status status = be->fill(be, out, positions, n, luaL_checkoption(L, 3, NULL, names),
                                (uint64_t)luaL_optinteger(L, 5, 0), (float)luaL_optnumber(L, 6, 0));
-  return status == PYR_OK ? push_floats(L, out, n) : fail(L, be, status);
+  return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
 /* ---- entry --------------------------------------------------------------------------------------------------------- */
@@ -780,6 +734,11 @@ void pyr_lua_open_ops(lua_State *L) {
     { "reduce_rows", ops_reduce_rows }, { "arith", ops_arith }, { "pool", ops_pool }, { "normalize", ops_normalize },
     { "select", ops_select }, { "iota", ops_iota }, { "fill", ops_fill }, { NULL, NULL }
   };
+  if (luaL_newmetatable(L, DEVICE_BLOCK)) {
+    lua_pushcfunction(L, free_device_block);
+    lua_setfield(L, -2, "__gc");
+  }
+  lua_pop(L, 1);
   luaL_newlib(L, functions);
   lua_pushinteger(L, PYR_PAGE_ROWS);
   lua_setfield(L, -2, "page_rows");

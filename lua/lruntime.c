@@ -84,6 +84,9 @@ static int core_runtime(lua_State *L) {
   lua_pushvalue(L, -2);
   lua_rawsetp(L, -2, box);
   lua_pop(L, 1);
+  char why[512] = "";
+  options.why = why;
+  options.why_bytes = sizeof why;
   pyr_status status = pyr_runtime_new(&options, &box->rt);
   if (status == PYR_OK) return 1;
   lua_pushnil(L);
@@ -91,8 +94,10 @@ static int core_runtime(lua_State *L) {
     lua_pushfstring(L, "runtime: out of memory (limit: %I bytes, 0 is none)", (LUAI_UACINT)options.memory_limit);
   else if (status != PYR_DEVICE)
     lua_pushfstring(L, "runtime: cannot start (%s)", pyr_status_name(status));
+  else if (options.device && strcmp(options.device, "cpu") != 0 && *why)
+    lua_pushfstring(L, "runtime: %s", why);
   else if (options.device && strcmp(options.device, "cpu") != 0)
-    lua_pushfstring(L, "runtime: device '%s' is not available (this build has: cpu)", options.device);
+    lua_pushfstring(L, "runtime: device '%s' is not available (there are: cpu, cuda)", options.device);
   else
     lua_pushfstring(L, "runtime: isa '%s' is not available on this processor", options.isa ? options.isa : "best");
   lua_pushstring(L, pyr_status_name(status));

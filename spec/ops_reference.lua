@@ -54,6 +54,9 @@ local runtimes = reference.teams("base", "avx2", "avx512")
 --- Those that round operands to bf16: none, where the processor does not multiply it.
 reference.rounding = reference.teams "avx512bf16"
 
+--- The CUDA backend's kernels, run by the processor. There is one of them: it has no threads that could differ.
+local emulated = { isa = "emulated", (assert(core.runtime { device = "emulated", threads = 1 })) }
+
 --- The instruction sets that this machine has, at least "base".
 function reference.isas()
   local names = {}
@@ -74,19 +77,23 @@ local function same(a, b)
   return true
 end
 
---- Runs call(runtime) on every instruction set (or on `teams`), with one, two and three threads, which must agree bit for
---- bit; hands the result to check(result, fail), where fail(format, ...) raises with the seed and the instruction set.
-function reference.each(call, check, teams)
-  for _, team in ipairs(teams or runtimes) do
-    local function fail(format, ...)
-      error(("%s (isa %s, PYRAMID_SEED=%d)"):format(format:format(...), team.isa, reference.seed), 0)
-    end
-    local result = assert(call(team[1]))
-    for threads = 2, 3 do
-      if not same(result, assert(call(team[threads]))) then fail("%d threads give another result than one", threads) end
-    end
-    check(result, fail)
+local function check_team(team, call, check)
+  local function fail(format, ...)
+    error(("%s (isa %s, PYRAMID_SEED=%d)"):format(format:format(...), team.isa, reference.seed), 0)
   end
+  local result = assert(call(team[1]))
+  for threads = 2, #team do
+    if not same(result, assert(call(team[threads]))) then fail("%d threads give another result than one", threads) end
+  end
+  check(result, fail)
+end
+
+--- Runs call(runtime) on every instruction set and on the emulated device (or on `teams`), with one, two and three
+--- threads, which must agree bit for bit; hands the result to check(result, fail), where fail(format, ...) raises with the
+--- seed and the instruction set.
+function reference.each(call, check, teams)
+  for _, team in ipairs(teams or runtimes) do check_team(team, call, check) end
+  if not teams then check_team(emulated, call, check) end
 end
 
 --- Fails unless packed floats are within `limit` of the values of `ref`, as a fraction of the largest of those, or of

@@ -21,10 +21,11 @@ Model.__name = "pyramid.model"
 local model_keys = { device = "string", threads = "integer", weights = "string", memory = "integer|string", isa = "string",
   precision = "string", context = "integer", scaling = "string", progress = "function" }
 
-local rounded = { bf16 = "avx512bf16", int8 = "avx512int8" }   -- precision -> the kernels that have it
+-- device, precision -> the kernels that have it
+local rounded = { cpu = { bf16 = "avx512bf16", int8 = "avx512int8" }, other = { bf16 = "bf16" } }
 
 ---@class pyramid.ModelOptions
----@field device? "cpu"|"cuda"
+---@field device? "cpu"|"cuda"|"emulated"   "emulated": CUDA's kernels run by the processor, for specs
 ---@field threads? integer           0 or nil: all processors
 ---@field weights? string            "f32", "f16", "bf16", "q8_0", "q4_0": converts; nil: as in the file
 ---@field memory? integer|string     most bytes the runtime may hold, mapped files excluded
@@ -50,7 +51,7 @@ function model.open(path, given)
   given = options.check("pyramid.model", given, model_keys)
   if type(path) ~= "string" then error("pyramid.model: a path is wanted", 2) end
   local precision = given.precision or "f32"
-  if precision ~= "f32" and not rounded[precision] then
+  if precision ~= "f32" and not rounded.cpu[precision] then
     error(("pyramid.model: unknown precision '%s' (known: bf16, f32, int8)"):format(precision), 2)
   end
   local function start(isa)
@@ -58,7 +59,8 @@ function model.open(path, given)
       memory = options.bytes("pyramid.model", given.memory) }
   end
   local runtime, message, code
-  if rounded[precision] and not given.isa then runtime = start(rounded[precision]) end   -- nil where the processor lacks it
+  local kernels = (rounded[given.device or "cpu"] or rounded.other)[precision]
+  if kernels and not given.isa then runtime = start(kernels) end   -- nil where the processor or the device lacks it
   if not runtime then runtime, message, code = start(given.isa) end
   if not runtime then return nil, message, code end
   if given.progress then runtime:on_progress(given.progress) end

@@ -19,13 +19,13 @@ end
 local rank = {
   pyramid = 0,
   tensor = 1, dtype = 1, runtime = 1,
-  backend = 2, unicode = 2,
+  backend = 2, unicode = 2, device = 3,
   weights = 3, sampler = 3, pages = 3, tokenizer = 3, profile = 3,
   tokenizer_bpe = 4, tokenizer_split = 4, tokenizer_decode = 4,
   model = 4, cache = 5, queries = 6, score = 7, judge = 8, plan = 9, cache_file = 10, forward = 10,
 }
 -- runtime.c opens the backend that runtime.h only names.
-local exceptions = { ["core/runtime.c"] = { backend = true } }
+local exceptions = { ["core/runtime.c"] = { backend = true, device = true } }
 
 local kernels_may = { pyramid = true, tensor = true, dtype = true, runtime = true, backend = true }
 local binding_may = { pyramid = true }

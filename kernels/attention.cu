@@ -1,0 +1,321 @@
+/* attention.cu — causal attention over cache rows: out = softmax(scale * q k^T, over the visible rows) v, its lse, and the
+ * history that one query leaves.
+ *
+ * A column is a query and a head. A warp has one; the WARPS columns of a block share a lane, whose rows they walk ROWS at a time
+ * from multiples of ROWS, each tile in shared memory as f32, CHUNK dimensions at once. A lane of the warp has a row of the tile:
+ *
+ *     s = scale * q . k                                               each lane its row; q in shared memory
+ *     m' = max(m, max s);  p = exp(s - m');  l' = exp(m - m') l + sum p      the recurrence of online softmax, over the warp
+ *     out' = exp(m - m') out + sum p v                                each lane its dimensions, every 32nd
+ *
+ * Invisible rows weigh exactly 0 and tiles lie alike for all, so that a query's result does not depend on its neighbours.
+ *
+ * One query a sequence (decode): lanes are walked in segments of SEGMENT rows, a block for each, which leave (top, sum, out) in
+ * scratch; a second kernel joins a head's segments in their order. Where history is tracked the scores stay in scratch too, and
+ * a third kernel makes probabilities of them: rows are not read again. A query that sees nothing gets 0, with lse = -inf. */
+#include "number.cuh"
+
+static constexpr int WARPS = 4, ROWS = WARP, CHUNK = 128, SEGMENT = 512, MOST_DIMS = 512;
+
+struct attend_call {
+  float *out, *lse;
+  const float *q;
+  const int32_t *q_pos;
+  const pyr_lane_view *lanes;      /* [kv_heads] */
+  int64_t n;
+  int32_t window;
+  bool tracked;
+  pyr_track track;
+};
+
+struct attend_args {
+  const attend_call *calls;
+  row_format f;
+  int heads, group;
+  float scale;
+  unsigned column_blocks;          /* blocks beside each other in grid.x; then the next segment */
+  int64_t segments;                /* of the longest lane; 0: many queries, whole lanes */
+  float *parts;                    /* [calls][heads][segments][2 + d] top, sum, out */
+  float *finals;                   /* [calls][heads][2] top and sum of the whole lane */
+  float *scores;                   /* [calls][heads][rows]; NULL: nothing is tracked */
+  int64_t rows;
+};
+
+/* Segments that hold rows of a span: at least one, if it is empty. */
+static __device__ __forceinline__ int64_t segments_of(row_span seen) {
+  return seen.high > seen.low ? (seen.high - 1) / SEGMENT - seen.low / SEGMENT + 1 : 1;
+}
+
+static __device__ __forceinline__ row_span segment_of(row_span seen, int64_t segment) {
+  int64_t begin = (seen.low / SEGMENT + segment) * SEGMENT, end = begin + SEGMENT;
+  return row_span{ begin > seen.low ? begin : seen.low, end < seen.high ? end : seen.high };
+}
+
+/* The rows that any column of the block sees. */
+static __device__ __forceinline__ row_span block_span(row_span mine) {
+  __shared__ int64_t lows[WARPS], highs[WARPS];
+  if (lane_of_warp() == 0) {
+    lows[warp_of_block()] = mine.low;
+    highs[warp_of_block()] = mine.high;
+  }
+  __syncthreads();
+  row_span all = { INT64_MAX, 0 };
+  for (int w = 0; w < WARPS; w++) {
+    if (lows[w] >= highs[w]) continue;
+    all.low = lows[w] < all.low ? lows[w] : all.low;
+    all.high = highs[w] > all.high ? highs[w] : all.high;
+  }
+  __syncthreads();
+  return all;
+}
+
+struct column { float top, sum; };
+
+/* A tile's scores for the warp's column: the lane's row, which lies at `row`. */
+static __device__ __forceinline__ float tile_score(const attend_args &a, const pyr_lane_view &lane, const float *q, float *tile,
+                                                   int64_t row, int64_t count) {
+  float sum = 0;
+  for (int from = 0; from < a.f.d; from += CHUNK) {
+    int width = a.f.d - from < CHUNK ? a.f.d - from : CHUNK;
+    __syncthreads();
+    load_tile(tile, ROWS, CHUNK + 1, lane, a.f, from, width, row, count, 0);
+    __syncthreads();
+    const float *k = tile + lane_of_warp() * (CHUNK + 1);
+    for (int i = 0; i < width; i++) sum += q[from + i] * k[i];
+  }
+  return sum;
+}
+
+/* out' = shrink out + sum p v over the tile; DIMS: the dimensions that a lane has. */
+template <int DIMS>
+static __device__ __forceinline__ void tile_mix(const attend_args &a, const pyr_lane_view &lane, float (&out)[DIMS], float p,
+                                                float shrink, float *tile, int64_t row, int64_t count) {
+#pragma unroll
+  for (int chunk = 0; chunk < DIMS; chunk += CHUNK / WARP) {
+    int from = chunk * WARP, width = a.f.d - from < CHUNK ? a.f.d - from : CHUNK;
+    if (width <= 0) break;
+    __syncthreads();
+    load_tile(tile, ROWS, CHUNK + 1, lane, a.f, from, width, row, count, 1);
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < CHUNK / WARP; i++) out[chunk + i] *= shrink;
+    for (int j = 0; j < ROWS; j++) {
+      float share = __shfl_sync(ALL_LANES, p, j);
+#pragma unroll
+      for (int i = 0; i < CHUNK / WARP; i++)
+        if (lane_of_warp() + i * WARP < width) out[chunk + i] += share * tile[j * (CHUNK + 1) + lane_of_warp() + i * WARP];
+    }
+  }
+}
+
+template <int DIMS>
+static __device__ __forceinline__ void put_column(const attend_args &a, const attend_call &call, int64_t query, int64_t head,
+                                                  int64_t segment, const column &c, const float (&out)[DIMS]) {
+  bool part = a.segments > 0;
+  int64_t at = query * a.heads + head;
+  float inverse = part ? 1.0f : c.sum > 0 || c.sum != c.sum ? 1.0f / c.sum : 0.0f;
+  float *to = part ? a.parts + ((blockIdx.z * a.heads + head) * a.segments + segment) * (2 + a.f.d) : call.out + at * a.f.d;
+  if (lane_of_warp() == 0) {
+    if (part) to[0] = c.top, to[1] = c.sum;
+    else if (call.lse) call.lse[at] = c.sum == 0 ? -INFINITY : c.top + logf(c.sum);
+  }
+  if (part) to += 2;
+#pragma unroll
+  for (int i = 0; i < DIMS; i++)
+    if (lane_of_warp() + i * WARP < a.f.d) to[lane_of_warp() + i * WARP] = out[i] * inverse;
+}
+
+/* Grid: blocks of columns, segment after segment; lanes; calls. */
+template <int DIMS> static __global__ void attend_kernel(attend_args a) {
+  PYR_SHARED(float, shared);               /* [ROWS][CHUNK + 1] a tile; [WARPS][d] the columns' queries */
+  const attend_call &call = a.calls[blockIdx.z];
+  const pyr_lane_view lane = call.lanes[blockIdx.y];
+  unsigned group = static_cast<unsigned>(a.group);
+  unsigned column_of_lane = blockIdx.x % a.column_blocks * WARPS + static_cast<unsigned>(warp_of_block());
+  int64_t segment = blockIdx.x / a.column_blocks, query = column_of_lane / group;
+  int64_t head = static_cast<int64_t>(blockIdx.y) * a.group + column_of_lane % group;
+  bool real = query < call.n;
+  float *tile = shared, *q = shared + ROWS * (CHUNK + 1) + warp_of_block() * a.f.d, out[DIMS] = {};
+  for (int i = lane_of_warp(); i < a.f.d; i += WARP) q[i] = real ? call.q[(query * a.heads + head) * a.f.d + i] * a.scale : 0.0f;
+  row_span seen = { 0, 0 };
+  if (real) seen = visible_rows(lane.positions, lane.rows, call.q_pos[query], call.window);
+  if (a.segments > 0) {
+    real = real && segment < segments_of(seen);
+    seen = segment_of(seen, segment);
+  }
+  float *scores = a.scores && call.tracked && real ? a.scores + (blockIdx.z * a.heads + head) * a.rows : nullptr;
+  row_span all = block_span(seen);
+  column c = { -INFINITY, 0 };
+  for (int64_t row = all.low / ROWS * ROWS; row < all.high; row += ROWS) {
+    int64_t count = all.high - row < ROWS ? all.high - row : ROWS, mine = row + lane_of_warp();
+    float s = tile_score(a, lane, q, tile, row, count);
+    bool visible = mine >= seen.low && mine < seen.high;
+    if (!visible) s = -INFINITY;
+    else if (scores) scores[mine] = s;
+    float top = fmaxf(c.top, warp_max(s)), base = top == -INFINITY ? 0 : top, shrink = expf(c.top - base), p = expf(s - base);
+    c.sum = c.sum * shrink + warp_sum(p);
+    c.top = top;
+    tile_mix<DIMS>(a, lane, out, p, shrink, tile, row, count);
+  }
+  if (real) put_column<DIMS>(a, call, query, head, segment, c, out);
+}
+
+/* ---- one query a sequence ---------------------------------------------------------------------------------------------------- */
+
+/* Grid: heads, calls. Joins the segments of a head, in their order. */
+static __global__ void join_kernel(attend_args a) {
+  const attend_call &call = a.calls[blockIdx.y];
+  int64_t head = blockIdx.x, at = blockIdx.y * a.heads + head, size = 2 + a.f.d;
+  const pyr_lane_view lane = call.lanes[head / a.group];
+  int64_t count = segments_of(visible_rows(lane.positions, lane.rows, call.q_pos[0], call.window));
+  const float *parts = a.parts + at * a.segments * size;
+  float top = parts[0], sum = 0;
+  for (int64_t i = 1; i < count; i++) top = fmaxf(top, parts[i * size]);
+  for (int64_t i = 0; i < count; i++) sum += parts[i * size + 1] * (parts[i * size] == top ? 1.0f : expf(parts[i * size] - top));
+  float inverse = sum > 0 || sum != sum ? 1.0f / sum : 0.0f;
+  for (int64_t d = threadIdx.x; d < a.f.d; d += blockDim.x) {
+    float out = 0;
+    for (int64_t i = 0; i < count; i++) {
+      float share = parts[i * size] == top ? 1.0f : expf(parts[i * size] - top);
+      out += parts[i * size + 2 + d] * share;
+    }
+    call.out[head * a.f.d + d] = out * inverse;
+  }
+  if (threadIdx.x != 0) return;
+  if (call.lse) call.lse[head] = sum == 0 ? -INFINITY : top + logf(sum);
+  a.finals[at * 2] = top;
+  a.finals[at * 2 + 1] = sum;
+}
+
+/* w(q, j) of pyr_weighting. */
+static __device__ __forceinline__ float weight_of(const pyr_weighting &w, int64_t position, int64_t j) {
+  if (w.queries == 0) return 1;
+  int64_t due = due_of(w, j), age = position - (due - w.queries + 1);
+  float slope = w.queries > 1 ? (w.ramp - 1.0f) / static_cast<float>(w.queries - 1) : 0.0f;
+  return age < 0 || position > due ? 0.0f : 1.0f + slope * static_cast<float>(age);
+}
+
+/* Grid: rows, lanes, calls. history = decay * history + w * mean over the lane's heads of p. */
+static __global__ void track_kernel(attend_args a) {
+  const attend_call &call = a.calls[blockIdx.z];
+  const pyr_lane_view lane = call.lanes[blockIdx.y];
+  int64_t j = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (!call.tracked || !lane.history || j >= lane.rows) return;
+  row_span seen = visible_rows(lane.positions, lane.rows, call.q_pos[0], call.window);
+  float mean = 0;
+  for (int h = 0; h < a.group && j >= seen.low && j < seen.high; h++) {
+    int64_t at = static_cast<int64_t>(blockIdx.z) * a.heads + blockIdx.y * a.group + h;
+    float top = a.finals[at * 2], sum = a.finals[at * 2 + 1];
+    if (sum > 0) mean += expf(a.scores[at * a.rows + j] - top) / (sum * static_cast<float>(a.group));
+  }
+  lane.history[j] = call.track.decay * lane.history[j] + weight_of(call.track.weighting, call.q_pos[0], j - lane.rows) * mean;
+}
+
+/* ---- the operation ----------------------------------------------------------------------------------------------------------- */
+
+struct step_scratch { float *parts, *finals, *scores; };
+static int64_t segments_for(int64_t rows) { return rows / SEGMENT + 2; }
+static step_scratch step_scratch_of(cuda_arena *arena, int64_t count, int64_t heads, int64_t d, int64_t rows, bool tracked) {
+  return step_scratch{ arena->take<float>(count * heads * segments_for(rows) * (2 + d)), arena->take<float>(count * heads * 2),
+                       tracked ? arena->take<float>(count * heads * rows) : nullptr };
+}
+
+size_t cuda_attention_scratch(const pyr_work *work) {
+  cuda_arena arena = { nullptr, 0 };
+  step_scratch_of(&arena, work->sequences, work->heads, work->head_dim, work->rows, true);
+  return arena.used;
+}
+
+size_t cuda_attention_table(const pyr_work *work) {
+  size_t lane = sizeof(pyr_lane_view) + static_cast<size_t>(ceil_div(work->rows, PYR_PAGE_ROWS)) * sizeof(void *) + 32;
+  return static_cast<size_t>(work->sequences) * (sizeof(attend_call) + 32 + static_cast<size_t>(work->kv_heads) * lane);
+}
+
+/* What one launch takes: the calls with one query, or those with more. */
+struct batch { int count; int64_t rows, queries; bool tracked; };
+
+static bool takes(const pyr_attention &a, bool steps) { return a.n > 0 && (a.n == 1) == steps; }
+
+static batch batch_of(const pyr_attention *a, int count, int32_t kv_heads, bool steps) {
+  batch b = { 0, 1, 0, false };
+  for (int i = 0; i < count; i++) {
+    if (!takes(a[i], steps)) continue;
+    b.count++;
+    b.queries = a[i].n > b.queries ? a[i].n : b.queries;
+    b.tracked = b.tracked || (steps && a[i].track);
+    for (int32_t g = 0; g < kv_heads; g++) b.rows = a[i].lanes[g].rows > b.rows ? a[i].lanes[g].rows : b.rows;
+  }
+  return b;
+}
+
+/* Their descriptions, in the table. NULL if there is no room. */
+static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int count, int32_t kv_heads, bool steps,
+                                    const batch &b) {
+  attend_call *device_calls;
+  pyr_lane_view *device_lanes;
+  cuda_table_begin(be);
+  attend_call *calls = cuda_room(be, b.count, &device_calls);
+  pyr_lane_view *lanes = cuda_room(be, static_cast<int64_t>(b.count) * kv_heads, &device_lanes);
+  if (calls == nullptr || lanes == nullptr) return nullptr;
+  for (int i = 0; i < count; i++) {
+    if (!takes(a[i], steps)) continue;
+    *calls = attend_call{ a[i].out, a[i].lse, a[i].q, a[i].q_pos, device_lanes, a[i].n, a[i].window, steps && a[i].track, {} };
+    if (calls->tracked) calls->track = *a[i].track;
+    for (int32_t g = 0; g < kv_heads; g++)
+      if (!cuda_put_lane(be, lanes++, &a[i].lanes[g], 0, a[i].lanes[g].rows)) return nullptr;
+    device_lanes += kv_heads;
+    calls++;
+  }
+  return device_calls;
+}
+
+static void launch(const attend_args &a, dim3 grid, cudaStream_t stream) {
+  size_t shared = static_cast<size_t>(ROWS * (CHUNK + 1) + WARPS * a.f.d) * sizeof(float);
+  if (a.f.d <= CHUNK) PYR_LAUNCH(attend_kernel<4>, grid, WARPS * WARP, shared, stream, a);
+  else if (a.f.d <= 2 * CHUNK) PYR_LAUNCH(attend_kernel<8>, grid, WARPS * WARP, shared, stream, a);
+  else PYR_LAUNCH(attend_kernel<16>, grid, WARPS * WARP, shared, stream, a);
+}
+
+static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count, pyr_layout layout, int32_t heads,
+                         int32_t kv_heads, float scale, bool steps) {
+  batch b = batch_of(calls, count, kv_heads, steps);
+  cudaStream_t stream = cuda_of(be)->stream;
+  cuda_arena arena = cuda_scratch(be);
+  attend_args a = {};
+  if (b.count == 0) return PYR_OK;
+  a.f = format_of(layout);
+  a.heads = heads;
+  a.group = heads / kv_heads;
+  a.scale = scale;
+  a.rows = b.rows;
+  a.column_blocks = static_cast<unsigned>(ceil_div(b.queries * a.group, WARPS));
+  if (steps) {
+    step_scratch s = step_scratch_of(&arena, b.count, heads, layout.head_dim, b.rows, b.tracked);
+    pyr_status status = cuda_check(be, "attention", arena.used);
+    if (status != PYR_OK) return status;
+    a.segments = segments_for(b.rows);
+    a.parts = s.parts;
+    a.finals = s.finals;
+    a.scores = s.scores;
+  }
+  a.calls = put_batch(be, calls, count, kv_heads, steps, b);
+  pyr_status status = cuda_table_send(be, "attention", a.calls != nullptr);
+  if (status != PYR_OK) return status;
+  unsigned x = static_cast<unsigned>(a.column_blocks * (steps ? a.segments : 1)), g = static_cast<unsigned>(kv_heads);
+  launch(a, dim3(x, g, static_cast<unsigned>(b.count)), stream);
+  if (steps) PYR_LAUNCH(join_kernel, dim3(static_cast<unsigned>(heads), static_cast<unsigned>(b.count)), 128, 0, stream, a);
+  if (b.tracked) {
+    dim3 grid(static_cast<unsigned>(ceil_div(b.rows, 256)), g, static_cast<unsigned>(b.count));
+    PYR_LAUNCH(track_kernel, grid, 256, 0, stream, a);
+  }
+  return cuda_launched(be, "attention");
+}
+
+static pyr_status cuda_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout, int32_t heads,
+                                 int32_t kv_heads, float scale) {
+  if (layout.head_dim > MOST_DIMS) return cuda_refuse(be, "attention", "heads of more than 512 dimensions");
+  pyr_status status = attend(be, a, count, layout, heads, kv_heads, scale, false);
+  return status == PYR_OK ? attend(be, a, count, layout, heads, kv_heads, scale, true) : status;
+}
+
+void cuda_attention_fill(pyr_backend *be) { be->attention = cuda_attention; }

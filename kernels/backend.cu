@@ -1,0 +1,233 @@
+/* backend.cu — opens and closes the CUDA backend: its device, its memory, its scratch and its tables.
+ *
+ * Owns: the table's memory operations, and everything in pyr_cuda but the kernels' contents. Device memory comes from the
+ * device's own pool in the order of the stream, and counts against the runtime's limit. A failed launch or copy is reported by
+ * the operation that issued it where the device knows by then, else by the next that waits. */
+#include "cuda.cuh"
+
+#include <cstring>
+
+#ifdef PYR_EMULATED
+static const char backend_name[] = "emulated";
+#else
+static const char backend_name[] = "cuda";
+#endif
+
+enum : size_t { LEAST_TABLE = 1 << 20, LEAST_SCRATCH = 1 << 16 };   /* bytes: one lane of 4 million rows; small vectors */
+
+/* ---- errors ------------------------------------------------------------------------------------------------------------ */
+
+pyr_status cuda_status(pyr_backend *be, const char *operation, cudaError_t error) {
+  if (error == cudaSuccess) return PYR_OK;
+  pyr_status status = error == cudaErrorMemoryAllocation ? PYR_MEMORY : PYR_DEVICE;
+  return cuda_of(be)->host->set_error(be->rt, status, "%s: %s: %s", backend_name, operation, cudaGetErrorString(error));
+}
+
+pyr_status cuda_refuse(pyr_backend *be, const char *operation, const char *what) {
+  return cuda_of(be)->host->set_error(be->rt, PYR_ARGUMENT, "%s: %s", operation, what);
+}
+
+pyr_status cuda_check(pyr_backend *be, const char *operation, size_t needed) {
+  pyr_cuda *cuda = cuda_of(be);
+  if (needed <= cuda->scratch_bytes) return PYR_OK;
+  return cuda->host->set_error(be->rt, PYR_ARGUMENT, "%s needs %zu bytes of scratch, and %zu are reserved", operation, needed,
+                               cuda->scratch_bytes);
+}
+
+/* ---- memory ------------------------------------------------------------------------------------------------------------ */
+
+static void *cuda_alloc(pyr_backend *be, size_t bytes) {
+  pyr_cuda *cuda = cuda_of(be);
+  void *ptr = nullptr;
+  if (!cuda->host->charge(be->rt, bytes)) return nullptr;
+  if (cudaMallocAsync(&ptr, bytes ? bytes : 1, cuda->stream) == cudaSuccess) return ptr;
+  (void)cudaGetLastError();
+  cuda->host->discharge(be->rt, bytes);
+  return nullptr;
+}
+
+static void cuda_release(pyr_backend *be, void *ptr, size_t bytes) {
+  if (ptr == nullptr) return;
+  (void)cudaFreeAsync(ptr, cuda_of(be)->stream);
+  cuda_of(be)->host->discharge(be->rt, bytes);
+}
+
+/* Source and destination may overlap only if they are the same. */
+static pyr_status cuda_copy(pyr_backend *be, void *dst, const void *src, size_t bytes) {
+  if (bytes == 0 || dst == src) return PYR_OK;
+  return cuda_status(be, "copy", cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_of(be)->stream));
+}
+
+static pyr_status cuda_upload(pyr_backend *be, void *dst, const void *host, size_t bytes) {
+  if (bytes == 0) return PYR_OK;
+  return cuda_status(be, "upload", cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, cuda_of(be)->stream));
+}
+
+static pyr_status cuda_download(pyr_backend *be, void *host, const void *src, size_t bytes) {
+  cudaStream_t stream = cuda_of(be)->stream;
+  if (bytes == 0) return PYR_OK;
+  cudaError_t error = cudaMemcpyAsync(host, src, bytes, cudaMemcpyDeviceToHost, stream);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
+  return cuda_status(be, "download", error);
+}
+
+/* ---- scratch and tables ------------------------------------------------------------------------------------------------ */
+
+static pyr_status no_memory(pyr_backend *be, size_t bytes) {
+  return cuda_of(be)->host->set_error(be->rt, PYR_MEMORY, "out of memory: scratch needs %zu bytes", bytes);
+}
+
+static pyr_status grow_scratch(pyr_backend *be, size_t bytes) {
+  pyr_cuda *cuda = cuda_of(be);
+  if (bytes <= cuda->scratch_bytes) return PYR_OK;
+  uint8_t *fresh = static_cast<uint8_t *>(cuda_alloc(be, bytes));
+  if (fresh == nullptr) return no_memory(be, bytes);
+  cuda_release(be, cuda->scratch, cuda->scratch_bytes);
+  cuda->scratch = fresh;
+  cuda->scratch_bytes = bytes;
+  return PYR_OK;
+}
+
+static pyr_status grow_table(pyr_backend *be, size_t bytes) {
+  pyr_cuda *cuda = cuda_of(be);
+  if (bytes <= cuda->table_bytes) return PYR_OK;
+  uint8_t *fresh = static_cast<uint8_t *>(cuda_alloc(be, bytes)), *mine = static_cast<uint8_t *>(cuda->host->alloc(be->rt, bytes));
+  if (fresh == nullptr || mine == nullptr) {
+    cuda_release(be, fresh, bytes);
+    cuda->host->release(be->rt, mine, bytes);
+    return no_memory(be, bytes);
+  }
+  cuda_release(be, cuda->table, cuda->table_bytes);
+  cuda->host->release(be->rt, cuda->table_host, cuda->table_bytes);
+  cuda->table = fresh;
+  cuda->table_host = mine;
+  cuda->table_bytes = bytes;
+  return PYR_OK;
+}
+
+static pyr_status cuda_reserve(pyr_backend *be, const pyr_work *work) {
+  size_t need[] = { LEAST_SCRATCH, cuda_attention_scratch(work), cuda_signals_scratch(work),
+                    cuda_of(be)->rounded ? cuda_linear_scratch(work) : 0 };
+  size_t scratch = 0, table = cuda_attention_table(work);
+  for (size_t bytes : need) scratch = bytes > scratch ? bytes : scratch;
+  pyr_status status = grow_scratch(be, scratch);
+  return status == PYR_OK ? grow_table(be, table > LEAST_TABLE ? table : LEAST_TABLE) : status;
+}
+
+void cuda_table_begin(pyr_backend *be) { cuda_of(be)->table_used = 0; }
+
+void *cuda_table_room(pyr_backend *be, size_t bytes, void **device) {
+  pyr_cuda *cuda = cuda_of(be);
+  size_t at = cuda->table_used, room = cuda->table_bytes - at;
+  if (bytes > room || (bytes + 15) / 16 * 16 > room) return nullptr;
+  cuda->table_used += (bytes + 15) / 16 * 16;
+  *device = cuda->table + at;
+  return cuda->table_host + at;
+}
+
+bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin, int64_t end) {
+  int64_t first = begin / PYR_PAGE_ROWS, last = ceil_div(end, PYR_PAGE_ROWS);
+  *view = *lane;
+  view->pages = nullptr;
+  if (last <= first) return true;
+  void **device, **pages = cuda_room(be, last - first, &device);
+  if (pages == nullptr) return false;
+  memcpy(pages, lane->pages + first, static_cast<size_t>(last - first) * sizeof *pages);
+  view->pages = device - first;
+  return true;
+}
+
+pyr_status cuda_table_send(pyr_backend *be, const char *operation, bool fits) {
+  pyr_cuda *cuda = cuda_of(be);
+  if (!fits) return cuda_refuse(be, operation, "more rows, lanes or sequences than the scratch that is reserved can describe");
+  if (cuda->table_used == 0) return PYR_OK;
+  cudaError_t error = cudaMemcpyAsync(cuda->table, cuda->table_host, cuda->table_used, cudaMemcpyHostToDevice, cuda->stream);
+  return cuda_status(be, operation, error);
+}
+
+pyr_status cuda_send_lane(pyr_backend *be, const char *operation, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin,
+                          int64_t end) {
+  cuda_table_begin(be);
+  return cuda_table_send(be, operation, cuda_put_lane(be, view, lane, begin, end));
+}
+
+/* ---- open and close ---------------------------------------------------------------------------------------------------- */
+
+void cuda_blas_close(pyr_cuda *cuda);   /* linear.cu */
+
+static void cuda_close(pyr_backend *be) {
+  pyr_cuda *cuda = cuda_of(be);
+  if (cuda == nullptr) return;
+  const pyr_device_host *host = cuda->host;
+  if (cuda->stream) (void)cudaStreamSynchronize(cuda->stream);
+  cuda_blas_close(cuda);
+  cuda_release(be, cuda->scratch, cuda->scratch_bytes);
+  cuda_release(be, cuda->table, cuda->table_bytes);
+  host->release(be->rt, cuda->table_host, cuda->table_bytes);
+  if (cuda->stream) (void)cudaStreamDestroy(cuda->stream);
+  host->release(be->rt, cuda, sizeof *cuda);
+  be->state = nullptr;
+}
+
+/* The pool keeps what is given back to it: without this each wait returns it to the driver. */
+static cudaError_t open_device(pyr_cuda *cuda) {
+  cudaError_t error = cudaSetDevice(0);
+#ifndef PYR_EMULATED
+  cudaMemPool_t pool;
+  uint64_t all = UINT64_MAX;
+  if (error == cudaSuccess) error = cudaDeviceGetDefaultMemPool(&pool, 0);
+  if (error == cudaSuccess) error = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all);
+#endif
+  return error == cudaSuccess ? cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking) : error;
+}
+
+static void fill(pyr_backend *be) {
+  be->close = cuda_close;
+  be->alloc = cuda_alloc;
+  be->release = cuda_release;
+  be->copy = cuda_copy;
+  be->upload = cuda_upload;
+  be->download = cuda_download;
+  be->reserve = cuda_reserve;
+  cuda_elementwise_fill(be);
+  cuda_scores_fill(be);
+  cuda_linear_fill(be);
+  cuda_rows_fill(be);
+  cuda_merge_fill(be);
+  cuda_attention_fill(be);
+  cuda_mass_fill(be);
+  cuda_select_fill(be);
+  cuda_signals_fill(be);
+  cuda_moments_fill(be);
+}
+
+extern "C" __attribute__((visibility("default"))) pyr_status pyr_device_open(const pyr_device_host *host, pyr_runtime *rt,
+                                                                             const char *isa, pyr_backend *be) {
+  int devices = 0;
+  if (host->version != PYR_DEVICE_VERSION)
+    return host->set_error(rt, PYR_DEVICE, "device \"%s\": its object is of another version; build both together", backend_name);
+  if (isa && strcmp(isa, "bf16") != 0)
+    return host->set_error(rt, PYR_DEVICE, "device \"%s\": no \"%s\" kernels (known: bf16)", backend_name, isa);
+  cudaError_t error = cudaGetDeviceCount(&devices);
+  if (error != cudaSuccess || devices == 0)
+    return host->set_error(rt, PYR_DEVICE,
+                           "device \"%s\": no NVIDIA driver or no GPU here (%s); use device \"cpu\", or install the driver",
+                           backend_name, error == cudaSuccess ? "no device" : cudaGetErrorString(error));
+  pyr_cuda *cuda = static_cast<pyr_cuda *>(host->alloc(rt, sizeof *cuda));
+  if (cuda == nullptr) return host->set_error(rt, PYR_MEMORY, "out of memory: the backend needs %zu bytes", sizeof *cuda);
+  memset(cuda, 0, sizeof *cuda);
+  cuda->host = host;
+  cuda->rounded = isa != nullptr;
+  pyr_backend fresh = {};
+  fresh.name = backend_name;
+  fresh.own_memory = true;
+  fresh.rt = rt;
+  fresh.state = cuda;
+  fill(&fresh);
+  pyr_status status = cuda_status(&fresh, "opening the device", open_device(cuda));
+  if (status == PYR_OK) status = grow_scratch(&fresh, LEAST_SCRATCH);
+  if (status == PYR_OK) status = grow_table(&fresh, LEAST_TABLE);
+  if (status != PYR_OK) cuda_close(&fresh);
+  else *be = fresh;
+  return status;
+}

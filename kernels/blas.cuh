@@ -1,0 +1,28 @@
+/* blas.cuh — matrix products by cuBLAS, and the emulated twin: plain sums. Row-major,
+ *     out[n, rows] (+)= x[n, cols] . w[rows, cols]^T
+ * with f32 sums; x and w are both f32, both f16 or both bf16. cuBLAS is loaded when it is first wanted, so that the backend runs
+ * without it where products are not rounded. */
+#ifndef PYR_CUDA_BLAS_CUH
+#define PYR_CUDA_BLAS_CUH
+
+#include "number.cuh"
+
+enum blas_type { BLAS_F32, BLAS_F16, BLAS_BF16 };
+
+struct blas_product {
+  float *out;
+  int64_t ld_out;          /* values from row to row */
+  const void *x;
+  int64_t ld_x;
+  const void *w;
+  int64_t ld_w;
+  int64_t n, rows, cols;
+  blas_type type;
+  bool add;
+};
+
+cudaError_t blas_open(void **handle, cudaStream_t stream);
+void blas_close(void *handle);                       /* NULL is legal */
+cudaError_t blas_multiply(void *handle, const blas_product &p);
+
+#endif

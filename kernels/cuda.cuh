@@ -1,0 +1,96 @@
+/* cuda.cuh — what the files of the CUDA backend share: its state, how calls reach the device, and how errors come back.
+ *
+ * Everything runs on one stream, in the order of the calls, so that device scratch is free for the next operation as soon as
+ * it is issued. What a kernel needs beside numbers (page tables, descriptions of lanes and calls) is laid out in a host
+ * buffer, `table`, and copied to its device twin before the launch. The host's memory is pageable, so that the copy has left
+ * it when the call returns; both are as large as `reserve` made them. */
+#ifndef PYR_CUDA_CUH
+#define PYR_CUDA_CUH
+
+#include "device.cuh"
+
+extern "C" {
+#include "backend.h"
+#include "device.h"
+#include "dtype.h"
+}
+
+struct pyr_cuda {
+  const pyr_device_host *host;
+  cudaStream_t stream;
+  bool rounded;                /* products of many tokens take operands of 16 bits */
+  void *blas;                  /* blas.cuh's handle; NULL: not open yet */
+  uint8_t *table, *table_host; /* [table_bytes] descriptions, on the device and here */
+  size_t table_bytes, table_used;
+  uint8_t *scratch;            /* [scratch_bytes] numbers, on the device */
+  size_t scratch_bytes;
+};
+
+static inline pyr_cuda *cuda_of(const pyr_backend *be) { return static_cast<pyr_cuda *>(be->state); }
+
+static inline int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+static inline int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
+
+/* PYR_OK, or PYR_DEVICE with the operation's name and the device's reason. */
+pyr_status cuda_status(pyr_backend *be, const char *operation, cudaError_t error);
+/* What became of the launches since the last call. */
+static inline pyr_status cuda_launched(pyr_backend *be, const char *operation) {
+  return cuda_status(be, operation, cudaGetLastError());
+}
+
+pyr_status cuda_refuse(pyr_backend *be, const char *operation, const char *what);     /* PYR_ARGUMENT */
+
+/* ---- scratch and tables ------------------------------------------------------------------------------------------------ */
+
+/* Pieces of the scratch, each 64-byte aligned. With base NULL it only counts, so that the code that lays scratch out also
+ * tells `reserve` how much to set aside. */
+struct cuda_arena {
+  uint8_t *base;
+  size_t used;
+  template <typename T> T *take(int64_t count) {
+    T *piece = base ? reinterpret_cast<T *>(base + used) : nullptr;
+    used += static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(T)), 64));
+    return piece;
+  }
+};
+static inline cuda_arena cuda_scratch(const pyr_backend *be) { return cuda_arena{ cuda_of(be)->scratch, 0 }; }
+/* PYR_ARGUMENT if a call needs more scratch than is reserved. */
+pyr_status cuda_check(pyr_backend *be, const char *operation, size_t needed);
+
+/* What operations need, for `reserve`. */
+size_t cuda_attention_scratch(const pyr_work *work);
+size_t cuda_signals_scratch(const pyr_work *work);
+size_t cuda_linear_scratch(const pyr_work *work);
+size_t cuda_attention_table(const pyr_work *work);
+
+/* Descriptions of one call: begin; make room for what the kernels read and fill it in; send. Room is in the host's buffer, and
+ * *device is the address that it will have there; NULL if the buffer is full. */
+void cuda_table_begin(pyr_backend *be);
+void *cuda_table_room(pyr_backend *be, size_t bytes, void **device);
+template <typename T> static inline T *cuda_room(pyr_backend *be, int64_t count, T **device) {
+  void *there = nullptr, *here = cuda_table_room(be, static_cast<size_t>(count) * sizeof(T), &there);
+  *device = static_cast<T *>(there);
+  return static_cast<T *>(here);
+}
+/* The page table of rows [begin, end) of a lane: view->pages becomes the device's, indexed as the host's is. */
+bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin, int64_t end);
+pyr_status cuda_table_send(pyr_backend *be, const char *operation, bool fits);
+/* All of that for one lane. */
+pyr_status cuda_send_lane(pyr_backend *be, const char *operation, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin,
+                          int64_t end);
+
+/* ---- operations -------------------------------------------------------------------------------------------------------- */
+
+/* Each fills its part of the table. */
+void cuda_elementwise_fill(pyr_backend *be);   /* elementwise.cu: single values and tokens */
+void cuda_scores_fill(pyr_backend *be);        /* scores.cu: vectors of scores */
+void cuda_linear_fill(pyr_backend *be);        /* linear.cu */
+void cuda_rows_fill(pyr_backend *be);          /* rows.cu: store, gather, rotate, row_norms, read_rows */
+void cuda_merge_fill(pyr_backend *be);         /* merge.cu */
+void cuda_attention_fill(pyr_backend *be);     /* attention.cu */
+void cuda_mass_fill(pyr_backend *be);          /* mass.cu */
+void cuda_select_fill(pyr_backend *be);        /* select.cu: select, choose */
+void cuda_signals_fill(pyr_backend *be);       /* signals.cu: key_similarity, lag, output_norm, expected */
+void cuda_moments_fill(pyr_backend *be);       /* moments.cu: moments, moments_end */
+
+#endif

@@ -1,0 +1,24 @@
+/* device.cuh — CUDA itself, or its emulated twin: what kernels are written against, and how they are launched.
+ *
+ *   PYR_LAUNCH(kernel, grid, block, shared, stream, arguments…)      kernel in parentheses if it is a template's
+ *   PYR_SHARED(type, name)                                           the block's dynamic shared memory, as `type *name`
+ *
+ * Rules that the emulator checks: blocks are of one dimension and whole warps; every lane of a warp takes part in a warp
+ * operation; every thread of a block reaches a barrier, and the same one; 48 KiB of shared memory at most. */
+#ifndef PYR_CUDA_DEVICE_CUH
+#define PYR_CUDA_DEVICE_CUH
+
+#ifdef PYR_EMULATED
+#include "emulate/cuda.h"
+#else
+#include <cuda_runtime.h>
+#define PYR_LAUNCH(kernel, grid, block, shared, stream, ...) kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
+#define PYR_SHARED(type, name) \
+  extern __shared__ __align__(16) unsigned char pyr_dynamic_shared[]; \
+  type *name = reinterpret_cast<type *>(pyr_dynamic_shared)
+#endif
+
+static constexpr int WARP = 32;
+#define ALL_LANES 0xffffffffu
+
+#endif

@@ -1,0 +1,210 @@
+/* elementwise.cu — operations on single values and on tokens by themselves. The semantics are those of core/cpu/elementwise.c.
+ *
+ * Tokens: a block for each. Values: a thread for each. Rows that move to the front in place: a block walks a column of them,
+ * reading a tile of rows before it writes any of that tile's; as indices ascend, no row is written before it was read. */
+#include "number.cuh"
+
+static constexpr int THREADS = 256;
+
+static unsigned blocks_of(int64_t n) { return static_cast<unsigned>(ceil_div(n, THREADS)); }
+static __device__ __forceinline__ int64_t thread_of_grid() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
+
+/* ---- embed --------------------------------------------------------------------------------------------------------------- */
+
+static __global__ void embed_kernel(float *out, const uint8_t *table, size_t stride, int dtype, int64_t cols, const int32_t *ids) {
+  const uint8_t *row = table + static_cast<size_t>(ids[blockIdx.x]) * stride;
+  for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) out[blockIdx.x * cols + i] = value_at(row, dtype, i);
+}
+
+static pyr_status cuda_embed(pyr_backend *be, float *out, const pyr_tensor *table, const int32_t *ids, int64_t n) {
+  if (n <= 0) return PYR_OK;
+  PYR_LAUNCH(embed_kernel, static_cast<unsigned>(n), THREADS, 0, cuda_of(be)->stream, out,
+             static_cast<const uint8_t *>(table->data), table->stride, table->dtype, table->shape[1], ids);
+  return cuda_launched(be, "embed");
+}
+
+/* ---- rms_norm ------------------------------------------------------------------------------------------------------------ */
+
+/* out = weight * x / sqrt(mean of x^2 + eps); out may be x */
+static __global__ void rms_norm_kernel(float *out, const float *x, const float *weight, int64_t d, float eps) {
+  __shared__ float parts[WARP];
+  const float *row = x + blockIdx.x * d;
+  float sum = 0;
+  for (int64_t i = threadIdx.x; i < d; i += blockDim.x) sum += row[i] * row[i];
+  float scale = 1.0f / sqrtf(block_sum(sum, parts) / static_cast<float>(d) + eps);
+  for (int64_t i = threadIdx.x; i < d; i += blockDim.x) out[blockIdx.x * d + i] = row[i] * scale * weight[i];
+}
+
+static pyr_status cuda_rms_norm(pyr_backend *be, float *out, const float *x, const float *weight, int64_t n, int64_t d, float eps) {
+  if (n <= 0) return PYR_OK;
+  unsigned threads = d > 512 ? THREADS : WARP;
+  PYR_LAUNCH(rms_norm_kernel, static_cast<unsigned>(n), threads, 0, cuda_of(be)->stream, out, x, weight, d, eps);
+  return cuda_launched(be, "rms_norm");
+}
+
+/* ---- rope ---------------------------------------------------------------------------------------------------------------- */
+
+struct rope_call {
+  float *x;
+  const int32_t *pos;
+  const float *freq;
+  int32_t heads, head_dim, pairs, step, other;
+  float gain;
+  int64_t count;           /* tokens * pairs */
+};
+
+/* A thread for a pair of a token, of all heads: (a, b) becomes (a cos - b sin, a sin + b cos), with the angle pos * freq. */
+static __global__ void rope_kernel(rope_call c) {
+  int64_t at = thread_of_grid();
+  if (at >= c.count) return;
+  int64_t t = at / c.pairs;
+  int i = static_cast<int>(at % c.pairs);
+  float angle = __fmul_rn(static_cast<float>(c.pos[t]), c.freq[i]), co = cosf(angle) * c.gain, si = sinf(angle) * c.gain;
+  for (int h = 0; h < c.heads; h++) {
+    float *pair = c.x + (t * c.heads + h) * c.head_dim + i * c.step, a = pair[0], b = pair[c.other];
+    pair[0] = a * co - b * si;
+    pair[c.other] = a * si + b * co;
+  }
+}
+
+static pyr_status cuda_rope(pyr_backend *be, float *x, const int32_t *pos, const float *freq, int64_t n, int32_t heads,
+                            int32_t head_dim, int32_t dims, pyr_rope_style style, float gain) {
+  int32_t pairs = dims / 2;
+  rope_call c = { x, pos, freq, heads, head_dim, pairs, style == PYR_ROPE_HALF ? 1 : 2, style == PYR_ROPE_HALF ? pairs : 1, gain,
+                  n * pairs };
+  if (c.count <= 0) return PYR_OK;
+  PYR_LAUNCH(rope_kernel, blocks_of(c.count), THREADS, 0, cuda_of(be)->stream, c);
+  return cuda_launched(be, "rope");
+}
+
+/* ---- silu_mul ------------------------------------------------------------------------------------------------------------ */
+
+static __global__ void silu_mul_kernel(float *gate, const float *up, int64_t count) {
+  int64_t i = thread_of_grid();
+  if (i < count) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+static pyr_status cuda_silu_mul(pyr_backend *be, float *gate, const float *up, int64_t count) {
+  if (count <= 0) return PYR_OK;
+  PYR_LAUNCH(silu_mul_kernel, blocks_of(count), THREADS, 0, cuda_of(be)->stream, gate, up, count);
+  return cuda_launched(be, "silu_mul");
+}
+
+/* ---- take ---------------------------------------------------------------------------------------------------------------- */
+
+/* A block for each 32 columns of x [.., d]; a tile is a row for each of its warps. */
+static __global__ void take_kernel(uint32_t *x, const int32_t *idx, int64_t k, int64_t d) {
+  int64_t column = static_cast<int64_t>(blockIdx.x) * WARP + lane_of_warp(), warps = blockDim.x / WARP;
+  for (int64_t tile = 0; tile < k; tile += warps) {
+    int64_t row = tile + warp_of_block();
+    bool mine = row < k && column < d;
+    uint32_t value = mine ? x[idx[row] * d + column] : 0;
+    __syncthreads();
+    if (mine) x[row * d + column] = value;
+    __syncthreads();
+  }
+}
+
+/* The same of single values: a tile is a value for each thread. */
+static __global__ void take_i32_kernel(int32_t *x, const int32_t *idx, int64_t k) {
+  for (int64_t tile = 0; tile < k; tile += blockDim.x) {
+    int64_t at = tile + threadIdx.x;
+    int32_t value = at < k ? x[idx[at]] : 0;
+    __syncthreads();
+    if (at < k) x[at] = value;
+    __syncthreads();
+  }
+}
+
+static pyr_status cuda_take_rows(pyr_backend *be, float *x, const int32_t *idx, int64_t k, int64_t d) {
+  if (k <= 0) return PYR_OK;
+  PYR_LAUNCH(take_kernel, static_cast<unsigned>(ceil_div(d, WARP)), THREADS, 0, cuda_of(be)->stream,
+             reinterpret_cast<uint32_t *>(x), idx, k, d);
+  return cuda_launched(be, "take_rows");
+}
+
+static pyr_status cuda_take_i32(pyr_backend *be, int32_t *x, const int32_t *idx, int64_t k) {
+  if (k <= 0) return PYR_OK;
+  PYR_LAUNCH(take_i32_kernel, 1, THREADS, 0, cuda_of(be)->stream, x, idx, k);
+  return cuda_launched(be, "take_i32");
+}
+
+/* ---- iota, fill, mark, arith --------------------------------------------------------------------------------------------- */
+
+static __global__ void iota_kernel(int32_t *out, int32_t first, int64_t n) {
+  int64_t i = thread_of_grid();
+  if (i < n) out[i] = first + static_cast<int32_t>(i);
+}
+
+static pyr_status cuda_iota(pyr_backend *be, int32_t *out, int32_t first, int64_t n) {
+  if (n <= 0) return PYR_OK;
+  PYR_LAUNCH(iota_kernel, blocks_of(n), THREADS, 0, cuda_of(be)->stream, out, first, n);
+  return cuda_launched(be, "iota");
+}
+
+/* The finaliser of splitmix64, as in core/cpu/elementwise.c; 24 bits make a float. */
+static __device__ __forceinline__ float hash_unit(uint64_t seed, int32_t position) {
+  uint64_t z = seed + (static_cast<uint64_t>(static_cast<uint32_t>(position)) + 1) * 0x9E3779B97F4A7C15u;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return static_cast<float>((z ^ (z >> 31)) >> 40) * 0x1p-24f;
+}
+
+static __global__ void fill_kernel(float *out, const int32_t *positions, int64_t n, int what, uint64_t seed, float value) {
+  int64_t i = thread_of_grid();
+  if (i >= n) return;
+  if (what == 0) out[i] = static_cast<float>(positions[i]);
+  else if (what == 1) out[i] = hash_unit(seed, positions[i]);
+  else if (what == 2) out[i] = value;
+  else out[i] = n == 1 ? 1.0f : static_cast<float>(i) / static_cast<float>(n - 1);
+}
+
+static pyr_status cuda_fill(pyr_backend *be, float *out, const int32_t *positions, int64_t n, int what, uint64_t seed,
+                            float value) {
+  if (n <= 0) return PYR_OK;
+  PYR_LAUNCH(fill_kernel, blocks_of(n), THREADS, 0, cuda_of(be)->stream, out, positions, n, what, seed, value);
+  return cuda_launched(be, "fill");
+}
+
+static __global__ void mark_kernel(float *out, const int32_t *idx, int64_t k) {
+  int64_t i = thread_of_grid();
+  if (i < k) out[idx[i]] = 1.0f;
+}
+
+static pyr_status cuda_mark(pyr_backend *be, float *out, int64_t n, const int32_t *idx, int64_t k) {
+  if (n <= 0) return PYR_OK;
+  pyr_status status = cuda_status(be, "mark", cudaMemsetAsync(out, 0, static_cast<size_t>(n) * sizeof *out, cuda_of(be)->stream));
+  if (status != PYR_OK || k <= 0) return status;
+  PYR_LAUNCH(mark_kernel, blocks_of(k), THREADS, 0, cuda_of(be)->stream, out, idx, k);
+  return cuda_launched(be, "mark");
+}
+
+static __global__ void arith_kernel(float *a, const float *b, int64_t n, int code) {
+  int64_t i = thread_of_grid();
+  if (i >= n) return;
+  if (code == PYR_S_ADD) a[i] += b[i];
+  else if (code == PYR_S_SUB) a[i] -= b[i];
+  else if (code == PYR_S_MUL) a[i] *= b[i];
+  else a[i] = b[i] == 0 ? 0 : a[i] / b[i];
+}
+
+static pyr_status cuda_arith(pyr_backend *be, float *a, const float *b, int64_t n, pyr_score_code code) {
+  if (code != PYR_S_ADD && code != PYR_S_SUB && code != PYR_S_MUL && code != PYR_S_DIV)
+    return cuda_refuse(be, "arith", "the code is no arithmetic");
+  if (n <= 0) return PYR_OK;
+  PYR_LAUNCH(arith_kernel, blocks_of(n), THREADS, 0, cuda_of(be)->stream, a, b, n, static_cast<int>(code));
+  return cuda_launched(be, "arith");
+}
+
+void cuda_elementwise_fill(pyr_backend *be) {
+  be->embed = cuda_embed;
+  be->rms_norm = cuda_rms_norm;
+  be->rope = cuda_rope;
+  be->silu_mul = cuda_silu_mul;
+  be->take_rows = cuda_take_rows;
+  be->take_i32 = cuda_take_i32;
+  be->iota = cuda_iota;
+  be->fill = cuda_fill;
+  be->mark = cuda_mark;
+  be->arith = cuda_arith;
+}

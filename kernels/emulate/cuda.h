@@ -1,0 +1,116 @@
+/* cuda.h — what the kernels use of CUDA, for a C++ compiler: the emulated twin of cuda_runtime.h (see emulate.cpp).
+ *
+ * Blocks run one after another, the threads of a block as fibres that give way only at barriers and warp operations. Launches
+ * are serialised among the threads of the process, so that thread and block indices and shared memory are plain globals.
+ * "Device" memory is the host's, exactly as large as asked, so that a sanitizer sees every access beyond it.
+ *
+ * Errors, each naming the kernel: a barrier that some threads of the block do not reach, or reach elsewhere; a warp operation
+ * that some lanes of the warp do not reach, or meet with another one; a mask that is not the whole warp; blocks that are not
+ * whole warps; grids, blocks and shared memory beyond what every device has; memory written outside of its block. */
+#ifndef PYR_EMULATE_CUDA_H
+#define PYR_EMULATE_CUDA_H
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static
+
+/* ---- the runtime API ------------------------------------------------------------------------------------------------- */
+
+enum cudaError_t {
+  cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorInvalidConfiguration = 9,
+  cudaErrorNoDevice = 100, cudaErrorLaunchFailure = 719
+};
+enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
+enum { cudaStreamNonBlocking = 1 };
+typedef struct pyr_emulate_stream *cudaStream_t;
+
+cudaError_t cudaGetDeviceCount(int *count);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaMallocAsync(void **ptr, size_t bytes, cudaStream_t stream);     /* poisoned with 0xff: NaN */
+cudaError_t cudaFreeAsync(void *ptr, cudaStream_t stream);
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void *ptr, int value, size_t bytes, cudaStream_t stream);
+cudaError_t cudaGetLastError(void);                                              /* and forgets it */
+const char *cudaGetErrorString(cudaError_t error);                               /* of a launch: what went wrong where */
+
+/* ---- inside a kernel --------------------------------------------------------------------------------------------------- */
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+enum { warpSize = 32 };
+
+void pyr_emulate_barrier(int line);
+void *pyr_emulate_shared(void);                                                  /* the block's dynamic shared memory */
+/* Hands `value` to the warp and gives that of lane `from`; all lanes meet in an operation of the same kind. */
+uint64_t pyr_emulate_exchange(int kind, unsigned mask, uint64_t value, int from);
+unsigned pyr_emulate_ballot(unsigned mask, bool predicate);
+
+enum { PYR_SHUFFLE = 1, PYR_SHUFFLE_XOR, PYR_SHUFFLE_UP, PYR_SHUFFLE_DOWN, PYR_SYNC, PYR_BALLOT };
+
+#define __syncthreads() pyr_emulate_barrier(__LINE__)
+inline void __syncwarp(unsigned mask = 0xffffffffu) { pyr_emulate_exchange(PYR_SYNC, mask, 0, 0); }
+
+template <typename T> inline T pyr_emulate_shuffle(int kind, unsigned mask, T value, int from) {
+  static_assert(sizeof(T) <= 8, "a shuffle moves 8 bytes at most");
+  uint64_t bits = 0;
+  memcpy(&bits, &value, sizeof value);
+  bits = pyr_emulate_exchange(kind, mask, bits, from);
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+template <typename T> inline T __shfl_sync(unsigned mask, T value, int from) {
+  return pyr_emulate_shuffle(PYR_SHUFFLE, mask, value, from & 31);
+}
+template <typename T> inline T __shfl_xor_sync(unsigned mask, T value, int other) {
+  return pyr_emulate_shuffle(PYR_SHUFFLE_XOR, mask, value, (int)(threadIdx.x & 31) ^ (other & 31));
+}
+template <typename T> inline T __shfl_up_sync(unsigned mask, T value, int by) {
+  int lane = (int)(threadIdx.x & 31);
+  return pyr_emulate_shuffle(PYR_SHUFFLE_UP, mask, value, lane < by ? lane : lane - by);
+}
+template <typename T> inline T __shfl_down_sync(unsigned mask, T value, int by) {
+  int lane = (int)(threadIdx.x & 31);
+  return pyr_emulate_shuffle(PYR_SHUFFLE_DOWN, mask, value, lane + by > 31 ? lane : lane + by);
+}
+inline unsigned __ballot_sync(unsigned mask, int predicate) { return pyr_emulate_ballot(mask, predicate != 0); }
+
+/* Fibres give way nowhere else, so plain reads and writes are atomic. */
+template <typename T> inline T atomicAdd(T *at, T value) { T was = *at; *at = was + value; return was; }
+template <typename T> inline T atomicMax(T *at, T value) { T was = *at; if (value > was) *at = value; return was; }
+
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline float __uint_as_float(unsigned bits) { float x; memcpy(&x, &bits, 4); return x; }
+inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); return bits; }
+inline float __fmul_rn(float a, float b) { return a * b; }        /* compiled without contraction */
+inline float __fsub_rn(float a, float b) { return a - b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+
+/* ---- launching --------------------------------------------------------------------------------------------------------- */
+
+void pyr_emulate_launch(const char *kernel, dim3 grid, dim3 block, size_t shared, void (*call)(const void *), const void *body);
+
+template <typename F> inline void pyr_emulate_run(const char *kernel, dim3 grid, dim3 block, size_t shared, const F &body) {
+  pyr_emulate_launch(kernel, grid, block, shared, [](const void *f) { (*static_cast<const F *>(f))(); }, &body);
+}
+
+#define PYR_LAUNCH(kernel, grid, block, shared, stream, ...) \
+  ((void)(stream), pyr_emulate_run(#kernel, grid, block, shared, [=] { (kernel)(__VA_ARGS__); }))
+#define PYR_SHARED(type, name) type *name = static_cast<type *>(pyr_emulate_shared())
+
+#endif

@@ -1,0 +1,188 @@
+/* linear.cu — matrix products with weights of any dtype: out[n, rows] = x[n, cols] . w^T (+ bias) (+ out).
+ *
+ * Few tokens, and decode steps of any number (PYR_LINEAR_EXACT): a warp for a row of weights, which it reads once for TOKENS
+ * tokens; lanes take every 32nd value, and their sums are added by a butterfly. Many tokens: a block for TILE x TILE outputs,
+ * whose operands pass through shared memory as f32, STEP columns at a time; each output is one chain of multiply-adds in the
+ * order of columns. Either way a token's result does not depend on the others. x is f32 and is not rounded.
+ *
+ * Where the runtime was opened for rounded products, many tokens go to cuBLAS with x rounded to the 16 bits of the weights
+ * (f16, or bf16; quantised weights become bf16, a strip of rows at a time), and sums in f32. How cuBLAS sums may depend on the
+ * number of tokens; that is what was asked for. */
+#include "blas.cuh"
+#include "number.cuh"
+
+static constexpr int WARPS = 8, TOKENS = 8, TILE = 64, STEP = 16, EACH = 4;
+enum : int64_t { STRIP_VALUES = 1 << 24 };           /* dequantised weights at a time, for cuBLAS */
+
+struct linear_call {
+  float *out;
+  const float *x;
+  const uint8_t *w;
+  size_t stride;
+  const float *bias;
+  int64_t n, rows, cols;
+  bool add;
+};
+
+static __device__ __forceinline__ void put_out(const linear_call &c, int64_t token, int64_t row, float sum) {
+  float *out = c.out + token * c.rows + row;
+  if (c.bias) sum += c.bias[row];
+  *out = c.add ? *out + sum : sum;
+}
+
+/* ---- few tokens ------------------------------------------------------------------------------------------------------------ */
+
+template <int DTYPE> static __global__ void few_kernel(linear_call c) {
+  int64_t row = static_cast<int64_t>(blockIdx.x) * WARPS + warp_of_block(), first = static_cast<int64_t>(blockIdx.y) * TOKENS;
+  int lane = lane_of_warp(), some = c.n - first < TOKENS ? static_cast<int>(c.n - first) : TOKENS;
+  if (row >= c.rows) return;
+  const uint8_t *w = c.w + static_cast<size_t>(row) * c.stride;
+  const float *x = c.x + first * c.cols;
+  float sum[TOKENS] = {};
+  for (int64_t i = lane; i < c.cols; i += WARP) {
+    float value = value_at(w, DTYPE, i);
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++)
+      if (t < some) sum[t] += value * x[t * c.cols + i];
+  }
+#pragma unroll
+  for (int t = 0; t < TOKENS; t++) {
+    if (t >= some) break;
+    float total = warp_sum(sum[t]);
+    if (lane == 0) put_out(c, first + t, row, total);
+  }
+}
+
+/* ---- many tokens ----------------------------------------------------------------------------------------------------------- */
+
+/* Thread (i, j) of 16 x 16 makes outputs of tokens 4i.. and rows 4j.. of the tile. */
+template <int DTYPE> static __global__ void tile_kernel(linear_call c) {
+  __shared__ float x[STEP][TILE + 1], w[STEP][TILE + 1];
+  int thread = static_cast<int>(threadIdx.x), ty = thread / 16 * EACH, tx = thread % 16 * EACH;
+  int64_t token = static_cast<int64_t>(blockIdx.y) * TILE, row = static_cast<int64_t>(blockIdx.x) * TILE;
+  float sum[EACH][EACH] = {};
+  for (int64_t col = 0; col < c.cols; col += STEP) {
+    for (int e = thread; e < TILE * STEP; e += static_cast<int>(blockDim.x)) {
+      int r = e / STEP, k = e % STEP;
+      bool inside = col + k < c.cols;
+      x[k][r] = inside && token + r < c.n ? c.x[(token + r) * c.cols + col + k] : 0.0f;
+      w[k][r] = inside && row + r < c.rows ? value_at(c.w + static_cast<size_t>(row + r) * c.stride, DTYPE, col + k) : 0.0f;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < STEP; k++)
+#pragma unroll
+      for (int a = 0; a < EACH; a++)
+#pragma unroll
+        for (int b = 0; b < EACH; b++) sum[a][b] += x[k][ty + a] * w[k][tx + b];
+    __syncthreads();
+  }
+#pragma unroll
+  for (int a = 0; a < EACH; a++)
+#pragma unroll
+    for (int b = 0; b < EACH; b++)
+      if (token + ty + a < c.n && row + tx + b < c.rows) put_out(c, token + ty + a, row + tx + b, sum[a][b]);
+}
+
+template <int DTYPE> static void launch(const linear_call &c, bool few, cudaStream_t stream) {
+  if (few) {
+    dim3 grid(static_cast<unsigned>(ceil_div(c.rows, WARPS)), static_cast<unsigned>(ceil_div(c.n, TOKENS)));
+    PYR_LAUNCH(few_kernel<DTYPE>, grid, WARPS * WARP, 0, stream, c);
+  } else {
+    dim3 grid(static_cast<unsigned>(ceil_div(c.rows, TILE)), static_cast<unsigned>(ceil_div(c.n, TILE)));
+    PYR_LAUNCH(tile_kernel<DTYPE>, grid, 256, 0, stream, c);
+  }
+}
+
+/* ---- rounded operands ------------------------------------------------------------------------------------------------------ */
+
+/* A block for a row: values of any dtype as f16 or bf16. */
+static __global__ void round_kernel(uint16_t *out, const uint8_t *rows, size_t stride, int dtype, int64_t cols, bool half) {
+  const uint8_t *row = rows + static_cast<size_t>(blockIdx.x) * stride;
+  for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) {
+    float x = value_at(row, dtype, i);
+    out[blockIdx.x * cols + i] = half ? f16_of_f32(x) : bf16_of_f32(x);
+  }
+}
+
+static __global__ void bias_kernel(linear_call c) {
+  int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < c.n * c.rows) c.out[i] += c.bias[i % c.rows];
+}
+
+static int64_t strip_of(int64_t cols) { return STRIP_VALUES / cols > 0 ? STRIP_VALUES / cols : 1; }
+
+struct rounded_scratch { uint16_t *x, *w; };
+static rounded_scratch rounded_scratch_of(cuda_arena *arena, int64_t tokens, int64_t cols) {
+  return rounded_scratch{ arena->take<uint16_t>(tokens * cols), arena->take<uint16_t>(strip_of(cols) * cols) };
+}
+
+size_t cuda_linear_scratch(const pyr_work *work) {
+  cuda_arena arena = { nullptr, 0 };
+  rounded_scratch_of(&arena, work->tokens, work->cols > 0 ? work->cols : 1);
+  return arena.used;
+}
+
+void cuda_blas_close(pyr_cuda *cuda);
+void cuda_blas_close(pyr_cuda *cuda) {
+  blas_close(cuda->blas);
+  cuda->blas = nullptr;
+}
+
+static pyr_status rounded(pyr_backend *be, const linear_call &c, pyr_dtype dtype) {
+  pyr_cuda *cuda = cuda_of(be);
+  cuda_arena arena = cuda_scratch(be);
+  rounded_scratch s = rounded_scratch_of(&arena, c.n, c.cols);
+  pyr_status status = cuda_check(be, "linear", arena.used);
+  bool half = dtype == PYR_F16, direct = dtype == PYR_F32 || ((half || dtype == PYR_BF16) && c.stride % 2 == 0);
+  blas_type type = dtype == PYR_F32 ? BLAS_F32 : half ? BLAS_F16 : BLAS_BF16;
+  if (status == PYR_OK && cuda->blas == nullptr) status = cuda_status(be, "opening cuBLAS", blas_open(&cuda->blas, cuda->stream));
+  if (status != PYR_OK) return status;
+  const void *x = c.x;
+  if (type != BLAS_F32) {
+    PYR_LAUNCH(round_kernel, static_cast<unsigned>(c.n), 256, 0, cuda->stream, s.x, reinterpret_cast<const uint8_t *>(c.x),
+               static_cast<size_t>(c.cols) * sizeof(float), static_cast<int>(PYR_F32), c.cols, half);
+    x = s.x;
+  }
+  int64_t strip = direct ? c.rows : strip_of(c.cols), size = type == BLAS_F32 ? 4 : 2;
+  for (int64_t row = 0; row < c.rows && status == PYR_OK; row += strip) {
+    int64_t some = c.rows - row < strip ? c.rows - row : strip;
+    const uint8_t *w = c.w + static_cast<size_t>(row) * c.stride;
+    int64_t ld = direct ? static_cast<int64_t>(c.stride) / size : c.cols;
+    if (!direct)
+      PYR_LAUNCH(round_kernel, static_cast<unsigned>(some), 256, 0, cuda->stream, s.w, w, c.stride, static_cast<int>(dtype), c.cols,
+                 half);
+    blas_product product = { c.out + row, c.rows, x, c.cols, direct ? static_cast<const void *>(w) : s.w, ld, c.n, some, c.cols,
+                             type, c.add };
+    status = cuda_status(be, "linear", blas_multiply(cuda->blas, product));
+  }
+  if (c.bias && status == PYR_OK)
+    PYR_LAUNCH(bias_kernel, static_cast<unsigned>(ceil_div(c.n * c.rows, 256)), 256, 0, cuda->stream, c);
+  return status == PYR_OK ? cuda_launched(be, "linear") : status;
+}
+
+/* ---- the operation ----------------------------------------------------------------------------------------------------------- */
+
+static pyr_status cuda_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n,
+                              int flags) {
+  linear_call c = { out, x, static_cast<const uint8_t *>(w->data), w->stride, bias, n, w->shape[0], w->shape[1],
+                    (flags & PYR_LINEAR_ADD) != 0 };
+  bool few = n < PYR_SMALL_N || (flags & PYR_LINEAR_EXACT);
+  cudaStream_t stream = cuda_of(be)->stream;
+  if (n <= 0 || c.rows <= 0) return PYR_OK;
+  if (!few && cuda_of(be)->rounded) return rounded(be, c, w->dtype);
+  switch (w->dtype) {
+    case PYR_F32: launch<PYR_F32>(c, few, stream); break;
+    case PYR_F16: launch<PYR_F16>(c, few, stream); break;
+    case PYR_BF16: launch<PYR_BF16>(c, few, stream); break;
+    case PYR_Q8_0: launch<PYR_Q8_0>(c, few, stream); break;
+    case PYR_Q4_0: launch<PYR_Q4_0>(c, few, stream); break;
+    case PYR_Q4_K: launch<PYR_Q4_K>(c, few, stream); break;
+    case PYR_Q5_K: launch<PYR_Q5_K>(c, few, stream); break;
+    case PYR_Q6_K: launch<PYR_Q6_K>(c, few, stream); break;
+    default: return cuda_refuse(be, "linear", "weights of an unknown dtype");
+  }
+  return cuda_launched(be, "linear");
+}
+
+void cuda_linear_fill(pyr_backend *be) { be->linear = cuda_linear; }

@@ -1,0 +1,65 @@
+-- registers.lua FILE…: what `nvcc -Xptxas -v` said of each kernel, as a table: the most registers, static shared memory and
+-- stack over the targets, and spills. Exits 1 if a kernel spills more bytes, or uses more local memory, than is stated here.
+
+local stated = dofile((arg[0]:match "^(.*/)" or "") .. "stated.lua")
+
+-- _Z10few_kernelILi0EEv11linear_call -> few_kernel<0>
+local function plain(symbol)
+  local length, rest = symbol:match "^_ZN?L?(%d+)(.*)$"
+  if not length then return symbol end
+  local name, after = rest:sub(1, length), rest:sub(length + 1)
+  local number, kind = after:match "^ILi(%d+)E", after:match "^I(%d+%a%w*)E"
+  local what = number or kind and kind:gsub("^%d+", "") or after:find "^I" and "…"
+  return what and ("%s<%s>"):format(name, what) or name
+end
+
+local kernels, names = {}, {}
+
+local function kernel_of(symbol)
+  local name = plain(symbol)
+  if not kernels[name] then
+    kernels[name] = { registers = 0, shared = 0, stack = 0, spills = 0, targets = 0 }
+    names[#names + 1] = name
+  end
+  return kernels[name]
+end
+
+for _, path in ipairs(arg) do
+  local kernel
+  for line in io.lines(path) do
+    local symbol = line:match "Compiling entry function '([^']+)'"
+    if symbol then
+      kernel = kernel_of(symbol)
+      kernel.targets = kernel.targets + 1
+    end
+    local stack, stores, loads = line:match "(%d+) bytes stack frame, (%d+) bytes spill stores, (%d+) bytes spill loads"
+    if stack and kernel then
+      kernel.stack = math.max(kernel.stack, tonumber(stack))
+      kernel.spills = math.max(kernel.spills, tonumber(stores), tonumber(loads))
+    end
+    local registers = line:match "Used (%d+) registers"
+    if registers and kernel then
+      kernel.registers = math.max(kernel.registers, tonumber(registers))
+      kernel.shared = math.max(kernel.shared, tonumber(line:match "(%d+) bytes smem" or 0))
+    end
+  end
+end
+
+table.sort(names)
+local bad = 0
+print(("%-32s %9s %8s %6s %6s %7s"):format("kernel", "registers", "shared", "stack", "spills", "targets"))
+for _, name in ipairs(names) do
+  local k, known = kernels[name], stated[name] or stated[name:gsub("<.*", "")] or { stack = 0, spills = 0 }
+  local over = k.stack > known.stack or k.spills > known.spills
+  if over then bad = bad + 1 end
+  print(("%-32s %9d %8d %6d %6d %7d%s"):format(name, k.registers, k.shared, k.stack, k.spills, k.targets,
+    over and ("   more than the %d and %d stated"):format(known.stack, known.spills) or ""))
+end
+if #names == 0 then
+  io.stderr:write "no kernels found\n"
+  os.exit(1)
+end
+if bad > 0 then
+  io.stderr:write(bad, " kernels use more local memory than kernels/stated.lua states\n")
+  os.exit(1)
+end

@@ -1,0 +1,180 @@
+/* rows.cu — the rows of a cache lane: written, moved, rotated, read as f32, measured. A page is PYR_PAGE_ROWS rows of K, then as
+ * many of V (backend.h); where a row lies, row_at says. Semantics: core/cpu/rows.c. */
+#include "number.cuh"
+
+static constexpr int WARPS = 8;
+
+static unsigned blocks_of(int64_t rows) { return static_cast<unsigned>(ceil_div(rows, WARPS)); }
+static __device__ __forceinline__ int64_t row_of_grid() { return static_cast<int64_t>(blockIdx.x) * WARPS + warp_of_block(); }
+
+/* ---- store --------------------------------------------------------------------------------------------------------------- */
+
+/* A warp for a row of K and of V. */
+static __global__ void store_kernel(pyr_lane_view lane, row_format f, int64_t at, const float *k, const float *v, int64_t n,
+                                    int64_t stride) {
+  int64_t i = row_of_grid();
+  if (i >= n) return;
+  write_row(row_at(lane, f.bytes, at + i, 0), f.dtype, k + i * stride, f.d);
+  write_row(row_at(lane, f.bytes, at + i, 1), f.dtype, v + i * stride, f.d);
+}
+
+static pyr_status cuda_store(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, int64_t at, const float *k,
+                             const float *v, int64_t n, int64_t stride) {
+  pyr_lane_view view;
+  if (n <= 0) return PYR_OK;
+  pyr_status status = cuda_send_lane(be, "store", &view, lane, at, at + n);
+  if (status != PYR_OK) return status;
+  PYR_LAUNCH(store_kernel, blocks_of(n), WARPS * WARP, 0, cuda_of(be)->stream, view, format_of(layout), at, k, v, n, stride);
+  return cuda_launched(be, "store");
+}
+
+/* ---- gather -------------------------------------------------------------------------------------------------------------- */
+
+/* Rows move only towards the front, and a block moves a column of all of them, a tile at a time: all of a tile is read before
+ * any of it is written, and later tiles read only rows behind it. Columns are COLUMN bytes of K or of V, a piece of PIECE bytes
+ * for a thread; the last block moves positions and history. */
+static constexpr int PIECES = 8;                     /* pieces of a row that a block moves */
+
+template <typename PIECE>
+static __global__ void gather_kernel(pyr_lane_view dst, pyr_lane_view src, int bytes, const int32_t *idx, int64_t k) {
+  int pieces = bytes / static_cast<int>(sizeof(PIECE)), columns = (pieces + PIECES - 1) / PIECES;
+  if (static_cast<int>(blockIdx.x) == 2 * columns) {
+    for (int64_t tile = 0; tile < k; tile += blockDim.x) {
+      int64_t to = tile + threadIdx.x;
+      bool mine = to < k, history = dst.history && src.history;
+      int32_t position = mine ? src.positions[idx[to]] : 0;
+      float tracked = mine && history ? src.history[idx[to]] : 0;
+      __syncthreads();
+      if (mine) dst.positions[to] = position;
+      if (mine && history) dst.history[to] = tracked;
+      __syncthreads();
+    }
+    return;
+  }
+  int what = static_cast<int>(blockIdx.x) / columns;
+  int piece = static_cast<int>(blockIdx.x) % columns * PIECES + static_cast<int>(threadIdx.x) % PIECES;
+  int64_t rows = blockDim.x / PIECES;
+  for (int64_t tile = 0; tile < k; tile += rows) {
+    int64_t to = tile + threadIdx.x / PIECES;
+    bool mine = to < k && piece < pieces;
+    PIECE value = {};
+    if (mine) value = reinterpret_cast<const PIECE *>(row_at(src, bytes, idx[to], what))[piece];
+    __syncthreads();
+    if (mine) reinterpret_cast<PIECE *>(row_at(dst, bytes, to, what))[piece] = value;
+    __syncthreads();
+  }
+}
+
+struct piece16 { uint64_t half[2]; };
+
+static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, pyr_layout layout,
+                              const int32_t *idx, int64_t k) {
+  pyr_lane_view to, from;
+  cudaStream_t stream = cuda_of(be)->stream;
+  int bytes = format_of(layout).bytes;
+  if (k <= 0) return PYR_OK;
+  cuda_table_begin(be);
+  bool fits = cuda_put_lane(be, &to, dst, 0, k) && cuda_put_lane(be, &from, src, 0, src->rows);
+  pyr_status status = cuda_table_send(be, "gather", fits);
+  if (status != PYR_OK) return status;
+  if (bytes % 16 == 0)
+    PYR_LAUNCH(gather_kernel<piece16>, 2 * static_cast<unsigned>(ceil_div(bytes / 16, PIECES)) + 1, 256, 0, stream, to, from,
+               bytes, idx, k);
+  else
+    PYR_LAUNCH(gather_kernel<uint16_t>, 2 * static_cast<unsigned>(ceil_div(bytes / 2, PIECES)) + 1, 256, 0, stream, to, from,
+               bytes, idx, k);
+  return cuda_launched(be, "gather");
+}
+
+/* ---- rotate -------------------------------------------------------------------------------------------------------------- */
+
+struct rotate_call {
+  pyr_lane_view lane;
+  const int32_t *from;
+  const float *freq;
+  row_format f;
+  int pairs, step, other;
+};
+
+/* A warp for a row, which lies in shared memory as f32 meanwhile. Rotations add up: the angle is (index - from) * freq. */
+static __global__ void rotate_kernel(rotate_call c) {
+  PYR_SHARED(float, rows);
+  int64_t j = row_of_grid();
+  float *row = rows + warp_of_block() * c.f.d;
+  if (j >= c.lane.rows || c.from[j] == j) return;
+  uint8_t *at = row_at(c.lane, c.f.bytes, j, 0);
+  for (int i = lane_of_warp(); i < c.f.d; i += WARP) row[i] = cache_value_at(at, c.f.dtype, i);
+  __syncwarp();
+  for (int i = lane_of_warp(); i < c.pairs; i += WARP) {
+    float angle = __fmul_rn(static_cast<float>(j - c.from[j]), c.freq[i]), co = cosf(angle), si = sinf(angle);
+    float *pair = row + i * c.step, a = pair[0], b = pair[c.other];
+    pair[0] = a * co - b * si;
+    pair[c.other] = a * si + b * co;
+  }
+  __syncwarp();
+  write_row(at, c.f.dtype, row, c.f.d);
+}
+
+static pyr_status cuda_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from,
+                              const float *freq, int32_t dims, pyr_rope_style style) {
+  rotate_call c = { {}, from, freq, format_of(layout), dims / 2,
+                    style == PYR_ROPE_HALF ? 1 : 2, style == PYR_ROPE_HALF ? dims / 2 : 1 };
+  if (lane->rows <= 0) return PYR_OK;
+  pyr_status status = cuda_send_lane(be, "rotate", &c.lane, lane, 0, lane->rows);
+  if (status != PYR_OK) return status;
+  PYR_LAUNCH(rotate_kernel, blocks_of(lane->rows), WARPS * WARP, static_cast<size_t>(WARPS * c.f.d) * sizeof(float),
+             cuda_of(be)->stream, c);
+  return cuda_launched(be, "rotate");
+}
+
+/* ---- norms, rows as f32 ---------------------------------------------------------------------------------------------------- */
+
+static __global__ void row_norms_kernel(float *out, pyr_lane_view lane, row_format f, int64_t begin, int64_t end, int what) {
+  int64_t i = row_of_grid();
+  if (i >= end - begin) return;
+  const uint8_t *row = row_at(lane, f.bytes, begin + i, what);
+  float sum = 0;
+  for (int c = lane_of_warp(); c < f.d; c += WARP) {
+    float x = cache_value_at(row, f.dtype, c);
+    sum += x * x;
+  }
+  sum = warp_sum(sum);
+  if (lane_of_warp() == 0) out[i] = sqrtf(sum);
+}
+
+static pyr_status cuda_row_norms(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin,
+                                 int64_t end, int what) {
+  pyr_lane_view view;
+  if (end <= begin) return PYR_OK;
+  pyr_status status = cuda_send_lane(be, "row_norms", &view, lane, begin, end);
+  if (status != PYR_OK) return status;
+  PYR_LAUNCH(row_norms_kernel, blocks_of(end - begin), WARPS * WARP, 0, cuda_of(be)->stream, out, view, format_of(layout), begin,
+             end, what);
+  return cuda_launched(be, "row_norms");
+}
+
+static __global__ void read_rows_kernel(float *out, pyr_lane_view lane, row_format f, int64_t begin, int64_t end, int what) {
+  int64_t i = row_of_grid();
+  if (i >= end - begin) return;
+  const uint8_t *row = row_at(lane, f.bytes, begin + i, what);
+  for (int c = lane_of_warp(); c < f.d; c += WARP) out[i * f.d + c] = cache_value_at(row, f.dtype, c);
+}
+
+static pyr_status cuda_read_rows(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin,
+                                 int64_t end, int what) {
+  pyr_lane_view view;
+  if (end <= begin) return PYR_OK;
+  pyr_status status = cuda_send_lane(be, "read_rows", &view, lane, begin, end);
+  if (status != PYR_OK) return status;
+  PYR_LAUNCH(read_rows_kernel, blocks_of(end - begin), WARPS * WARP, 0, cuda_of(be)->stream, out, view, format_of(layout), begin,
+             end, what);
+  return cuda_launched(be, "read_rows");
+}
+
+void cuda_rows_fill(pyr_backend *be) {
+  be->store = cuda_store;
+  be->gather = cuda_gather;
+  be->rotate = cuda_rotate;
+  be->row_norms = cuda_row_norms;
+  be->read_rows = cuda_read_rows;
+}

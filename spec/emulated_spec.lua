@@ -1,0 +1,163 @@
+-- The CUDA backend from end to end, its kernels run by the processor: the same rows kept and the same logits as the CPU's, for
+-- every policy; what it says where a device is missing; and that the emulator sees what a kernel does wrong. Single operations
+-- are compared in ops_*_spec.lua.
+local core = require "pyramid.core"
+local helper = require "spec.helper"
+local lfs = require "lfs"
+local policy = require "pyramid.policy"
+local pyramid = require "pyramid"
+local random_model = require "pyramid.random_model"
+local shell = require "spec.support.shell"
+
+local ids = {}
+for i = 1, 270 do ids[i] = i * 37 % 271 end       -- a prime: no two alike, so that no score is decided by rounding
+
+local function prompt(n, from) return helper.slice(ids, from or 1, (from or 1) + n - 1) end
+
+local function assert_same_rows(one, other, model, what)
+  for layer = 1, model.config.layers do
+    for head = 1, model.config.kv_heads do
+      helper.assert_positions(one:positions(layer, head), other:positions(layer, head),
+        ("%s, layer %d, head %d"):format(what, layer, head))
+    end
+  end
+end
+
+--- A prompt of n and some steps on both, with caches of the same options, of which `policy` is made afresh.
+local function compare(cpu, emulated, o, n, steps, what)
+  local function cache_of(model) return assert(model:cache { policy = o.policy, dtype = o.dtype or "f32" }) end
+  local one <close> = cache_of(cpu)
+  local other <close> = cache_of(emulated)
+  helper.assert_near(assert(other:prefill(prompt(n))), assert(one:prefill(prompt(n))):totable(), what .. ": prompt", o.limit)
+  assert_same_rows(one, other, cpu, what .. ": prompt")
+  for i = 1, steps do
+    local logits = assert(one:step(ids[n + i]))
+    helper.assert_near(assert(other:step(ids[n + i])), logits:totable(), ("%s: step %d"):format(what, i), o.limit)
+  end
+  assert_same_rows(one, other, cpu, what .. ": steps")
+  assert.equal(one:bytes(), other:bytes(), what)
+end
+
+describe("the emulated device", function()
+  it("runs the default model as the processor does", function()
+    local cpu <close> = assert(pyramid.model("models/tiny", { threads = 2 }))
+    local emulated <close> = assert(pyramid.model("models/tiny", { device = "emulated" }))
+    assert.equal("emulated", emulated:runtime():isa())
+    compare(cpu, emulated, { policy = "full" }, 75, 3, "full")
+    compare(cpu, emulated, { policy = assert(pyramid.policy("pyramidinfer", { floor = 8, exceed = 2 })) }, 75, 4, "pyramidinfer")
+  end)
+
+  describe("with a small model", function()
+    local folder, cpu, emulated = shell.folder(), nil, nil
+
+    setup(function()
+      assert(random_model.write(folder .. "/small", { dtype = "f32", seed = 3, shape = { layers = 3, width = 128, heads = 4,
+        kv_heads = 2, ff = 64, vocab = 272, context = 512 } }))
+      cpu = assert(pyramid.model(folder .. "/small", { threads = 2 }))
+      emulated = assert(pyramid.model(folder .. "/small", { device = "emulated" }))
+    end)
+    teardown(function()
+      cpu:close()
+      emulated:close()
+      shell.remove(folder)
+    end)
+
+    -- A policy under options that make it drop much of little, as far as it has such options.
+    local function squeezed(name)
+      local p = assert(policy.load("policies/" .. name .. ".lua"))
+      for key, value in pairs { ratio = 0.4, floor = 8, window = 6, recent = 0.2 } do
+        if type(p.options[key]) == "number" then
+          local ok, changed = pcall(p.with, p, { [key] = value })
+          if ok then p = changed end
+        end
+      end
+      return p
+    end
+
+    for name in lfs.dir "policies" do
+      if name:find "%.lua$" then
+        name = name:sub(1, -5)
+        it("keeps the rows that the processor keeps: " .. name, function()
+          compare(cpu, emulated, { policy = squeezed(name) }, 81, 5, name)
+        end)
+      end
+    end
+
+    it("holds rows of every dtype", function()
+      for dtype, limit in pairs { f16 = 1e-3, bf16 = 5e-3, q8_0 = 5e-3 } do
+        compare(cpu, emulated, { policy = "full", dtype = dtype, limit = limit }, 40, 2, dtype)
+      end
+    end)
+
+    it("steps sequences of unequal length together", function()
+      local function run(model)
+        local batch <close> = assert(model:batch { policy = squeezed "pyramidinfer" })
+        local out = {}
+        for i, n in ipairs { 1, 40, 70 } do assert(batch:add(prompt(n, i))) end
+        for step = 1, 4 do
+          for i, entry in ipairs(assert(batch:step())) do out[#out + 1] = { step, i, entry[2]:totable() } end
+        end
+        return out
+      end
+      local ours, theirs = run(emulated), run(cpu)
+      assert.equal(#theirs, #ours)
+      for i, entry in ipairs(ours) do
+        assert(helper.distance(entry[3], theirs[i][3]) < 1e-4, ("sequence %d, step %d"):format(entry[2], entry[1]))
+      end
+    end)
+
+    it("rounds a prompt's products where that is asked for, and no steps", function()
+      local function open(precision)
+        return assert(pyramid.model(folder .. "/small", { device = "emulated", precision = precision, weights = "q8_0" }))
+      end
+      local rounded <close> = open "bf16"
+      local exact <close> = open "f32"
+      local one <close> = assert(exact:cache())
+      local other <close> = assert(rounded:cache())
+      local exactly = assert(one:prefill(prompt(60))):totable()
+      local distance = helper.distance(assert(other:prefill(prompt(60))):totable(), exactly)
+      assert.truthy(distance > 0 and distance < 0.02, distance)
+      local three <close> = assert(exact:cache())
+      local four <close> = assert(rounded:cache())
+      assert.equal(assert(three:prefill(prompt(9))):tostring(), assert(four:prefill(prompt(9))):tostring())
+    end)
+
+    it("counts its memory, and reports when there is no more", function()
+      local result, _, code = pyramid.model(folder .. "/small", { device = "emulated", memory = 3000000 })
+      if result then
+        local cache <close> = assert(result:cache())
+        local bytes = result:runtime():memory()
+        assert.truthy(bytes > 2 ^ 20)
+        repeat
+          result, _, code = cache:prefill(prompt(200))
+        until not result
+      end
+      assert.truthy(code == "memory" or code == "context", code)
+    end)
+  end)
+end)
+
+describe("a device", function()
+  it("that is missing is named, with what to do", function()
+    local runtime, message, code = core.runtime { device = "cuda" }
+    if runtime then return runtime:close() end
+    assert.equal("device", code)
+    assert.truthy(message:find "make cuda" or message:find "driver", message)
+    assert.same({ nil, "runtime: device 'tpu' is not available (there are: cpu, cuda)", "device" },
+      { core.runtime { device = "tpu" } })
+    assert.truthy(select(2, core.runtime { device = "emulated", isa = "avx2" }):find "no \"avx2\" kernels")
+  end)
+end)
+
+describe("the emulator", function()
+  it("names the kernel and what is wrong with it", function()
+    local program = os.tmpname()
+    local flags = "-x c++ -std=c++17 -DPYR_EMULATED -Icore -Ikernels " .. (os.getenv "PYRAMID_CFLAGS" or "") .. " -O1"
+    local line = "${CXX:-c++} %s -o %s spec/support/emulator_checks.cu kernels/emulate/emulate.cpp -lpthread && %s"
+    local out, err, status = shell.run(line:format(flags, program, program))
+    os.remove(program)
+    assert.equal("", err)
+    assert.equal(0, status)
+    assert.equal("all checks pass\n", out)
+  end)
+end)
