@@ -190,7 +190,8 @@ describe("pyramid bench", function()
     local names = {}
     for _, result in ipairs(model.results) do
       assert.equal("against_first against_peer cache_dtype case computed engine first_token_seconds flash_attention judging kept "
-        .. "kv_bytes label limit median_seconds name of_limit peak_bytes policy profile seconds spread tokens_per_second", keys(result))
+        .. "kv_bytes label limit median_seconds name of_limit peak_bytes policy profile seconds spread tokens_per_second",
+        keys(result))
       assert.equal("pyramid", result.engine)
       assert.equal(cjson.null, result.against_peer)
       assert.is_true(result.tokens_per_second > 0 and result.median_seconds > 0 and result.spread >= 0)

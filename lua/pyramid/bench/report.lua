@@ -266,7 +266,8 @@ local function result_json(result)
     seconds = list(result.seconds), median_seconds = result.median, spread = result.spread, tokens_per_second = result.rate,
     first_token_seconds = or_null(result.first), limit = or_null(result.limit), of_limit = or_null(result.of_limit),
     against_first = or_null(result.against_first), against_peer = or_null(result.against_peer), kv_bytes = or_null(result.kv_bytes),
-    kept = or_null(result.kept), computed = or_null(result.computed), judging = or_null(result.judging), peak_bytes = or_null(result.peak_bytes),
+    kept = or_null(result.kept), computed = or_null(result.computed), judging = or_null(result.judging),
+    peak_bytes = or_null(result.peak_bytes),
     profile = result.profile and list(result.profile) or null,
   }
 end
