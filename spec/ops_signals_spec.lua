@@ -219,4 +219,11 @@ describe("softmax, chunk, mark and place", function()
       end)
     end
   end)
+
+  it("stands scores of any size", function()
+    local x, bytes = reference.random(300, 4000)
+    reference.each(function(rt) return ops.softmax(rt, bytes) end, function(result, fail)
+      reference.near(result, reference.softmax(x), 1e-6, fail, "softmax")
+    end)
+  end)
 end)

@@ -75,7 +75,7 @@ describe("scripts", function()
       fails("'much' is not a size", "--budget", "much")
       fails("'%-1' is not a size", "--budget", "-1")
       fails("'%-%-threads' must be an integer of 0 or more, not '%-2'", "--threads", "-2")
-      fails("device 'cuda' is not available %(this build has: cpu%)", "--device", "cuda")
+      fails("device 'tpu' is not available %(there are: cpu, cuda%)", "--device", "tpu")
     end
   end)
 end)
