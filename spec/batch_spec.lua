@@ -24,6 +24,8 @@ describe("a batch", function()
   it("gives many sequences what each gets alone, also where prompts are multiplied in bf16", function()
     local tiny <close> = assert(pyramid.model("models/tiny", { threads = 2, precision = "bf16" }))
     for _, count in ipairs { 16, 33, 50 } do
+      -- The same, bit for bit, up to where products are summed in another order; rows in f16 and sharp heads magnify that.
+      local limit = count < require "pyramid.core".ops.small_n and 1e-12 or 1e-3
       local batch <close> = assert(tiny:batch { policy = "pyramidinfer" })
       local handles, alone, picked = {}, {}, {}
       for i = 1, count do
@@ -38,7 +40,7 @@ describe("a batch", function()
           if step > 1 then picked[i][1] = assert(alone[i]:step((picked[i][1]:argmax()))) end
           local what = ("sequence %d of %d, step %d"):format(i, count, step)
           assert.equal(picked[i][1]:argmax(), (entry[2]:argmax()), what)
-          if step % 10 == 0 then helper.assert_near(entry[2], picked[i][1]:totable(), what) end
+          if step % 10 == 0 then helper.assert_near(entry[2], picked[i][1]:totable(), what, limit) end
         end
       end
       for i = 1, count do

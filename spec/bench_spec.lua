@@ -189,14 +189,20 @@ describe("pyramid bench", function()
 
     local names = {}
     for _, result in ipairs(model.results) do
-      assert.equal("against_first against_peer cache_dtype case computed engine first_token_seconds flash_attention kept kv_bytes "
-        .. "label limit median_seconds name of_limit peak_bytes policy profile seconds spread tokens_per_second", keys(result))
+      assert.equal("against_first against_peer cache_dtype case computed engine first_token_seconds flash_attention judging kept "
+        .. "kv_bytes label limit median_seconds name of_limit peak_bytes policy profile seconds spread tokens_per_second", keys(result))
       assert.equal("pyramid", result.engine)
       assert.equal(cjson.null, result.against_peer)
       assert.is_true(result.tokens_per_second > 0 and result.median_seconds > 0 and result.spread >= 0)
       assert.is_true(#result.seconds == 2 and result.kv_bytes > 0 and result.peak_bytes > 0)
       assert.is_true(result.kept > 0 and result.kept <= 1)
       assert.is_true(#result.profile > 3)
+      local spent, total = 0, 0
+      for _, entry in ipairs(result.profile) do
+        total = total + entry.seconds
+        if entry.name == "mass" or entry.name == "select" then spent = spent + entry.seconds end
+      end
+      assert.is_true(result.judging >= spent / total and result.judging < 1)
       assert.equal("bytes calls flops name seconds", keys(result.profile[1]))
       assert.equal(result.case.kind == "batch", type(result.first_token_seconds) == "number")
       assert.equal(result.case.kind ~= "batch", type(result.of_limit) == "number")

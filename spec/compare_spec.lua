@@ -350,9 +350,12 @@ describe("reports", function()
     assert.equal("Zm9vYmE=", png.base64 "fooba")
     assert.equal("Zm9vYmFy", png.base64 "foobar")
     local picture = png.strip("0f8", 1, 2, 3)
-    assert.equal("\x89PNG\r\n\x1a\n\0\0\0\13IHDR\0\0\0\3\0\0\0\1\4\3\0\0\0", picture:sub(1, 29))
+    assert.equal("\x89PNG\r\n\x1a\n\0\0\0\13IHDR\0\0\0\3\0\0\0\1\2\3\0\0\0", picture:sub(1, 29))
     assert.equal("\0\0\0\0IEND\xae\x42\x60\x82", picture:sub(-12))          -- as in every PNG: the CRC is right
-    assert.equal("\0\x0f\x80", picture:match "IDAT\x78\x01\x01\3\0\xfc\xff(...)")
+    assert.equal("\0\x18", picture:match "IDAT\x78\x01\x01\2\0\xfd\xff(..)")            -- 00 01 10, the rest empty
+    assert.equal("\0\xff\x88", picture:match "tRNS(...)")
+    assert.equal("\0\x14", png.strip("fff0f0", 1, 2, 3):match "IDAT\x78\x01\x01\2\0\xfd\xff(..)")        -- 000101, likewise
+    assert.equal("\0\x01\x23\x40", png.strip("a1b2c", 1, 2, 3):match "IDAT\x78\x01\x01\4\0\xfb\xff(....)")
   end)
 end)
 

@@ -40,8 +40,6 @@ local function packed(call)
   return { q = call.q_bytes, q_pos = call.q_pos, lanes = call.lanes, window = call.window, track = call.track }
 end
 
-local rounding = reference.teams "avx512bf16"     -- none, where the processor does not multiply bf16
-
 local function check(layout, calls, limit, teams)
   local refs, packs = {}, {}
   for i, call in ipairs(calls) do
@@ -134,9 +132,9 @@ describe("attention", function()
     for _, d in ipairs(dims) do   -- queries and keys that bf16 holds: only probabilities and sums of values are rounded then
       local layout = layout_of("bf16", d, 4, 2)
       layout.scale = 0.125
-      check(layout, { make_call(layout, 19, 90, { ragged = true, rounded = true }) }, 6e-3, rounding)
-      check(layout, { make_call(layout, 150, 233, { window = 71, rounded = true }), make_call(layout, 2, 2, { rounded = true }) }, 6e-3, rounding)
-      check(layout, { make_call(layout, 1, 700) }, 3e-6, rounding)
+      check(layout, { make_call(layout, 19, 90, { ragged = true, rounded = true }) }, 6e-3, reference.rounding)
+      check(layout, { make_call(layout, 150, 233, { window = 71, rounded = true }), make_call(layout, 2, 2, { rounded = true }) }, 6e-3, reference.rounding)
+      check(layout, { make_call(layout, 1, 700) }, 3e-6, reference.rounding)
     end
   end)
 
@@ -301,7 +299,7 @@ describe("the score pass", function()
     for _, d in ipairs(dims) do
       local layout = layout_of("bf16", d, 4, 2)
       layout.scale = 0.25
-      check_mass(layout, make_call(layout, 29, 190, { rounded = true }), { from = 3, to = 175, queries = 12, ramp = 1.2, due = 600 }, rounding)
+      check_mass(layout, make_call(layout, 29, 190, { rounded = true }), { from = 3, to = 175, queries = 12, ramp = 1.2, due = 600 }, reference.rounding)
     end
   end)
 

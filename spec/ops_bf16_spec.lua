@@ -8,7 +8,7 @@ local reference = require "ops_reference"
 local dtypes = { bf16 = 1, q8_0 = 32, q4_0 = 32, q4_k = 256, q5_k = 256, q6_k = 256 }
 local fewest = 16     -- tokens from which products are made this way
 
-local teams = reference.teams "avx512bf16"
+local teams = reference.rounding
 
 local function rounded(values)
   return ops.numbers(ops.to_f32("bf16", ops.from_f32("bf16", ops.floats(values))))

@@ -54,6 +54,9 @@ local runtimes = reference.teams("base", "avx2", "avx512")
 --- The CUDA backend's kernels, run by the processor. There is one of them: it has no threads that could differ.
 local emulated = { isa = "emulated", (assert(core.runtime { device = "emulated", threads = 1 })) }
 
+--- Those that round operands to bf16: none, where the processor does not multiply it.
+reference.rounding = reference.teams "avx512bf16"
+
 --- The instruction sets that this machine has, at least "base".
 function reference.isas()
   local names = {}

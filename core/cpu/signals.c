@@ -211,11 +211,11 @@ static pyr_status cpu_lag(pyr_backend *be, float *out, const pyr_lane_view *lane
 
 /* ---- products with a tile of rows ---------------------------------------------------------------------------------- */
 
-static int64_t load_tile(const signal_call *c, const product_scratch *s, int64_t tile, int what) {
+static int64_t load_tile(const signal_call *c, const product_scratch *s, int64_t tile, int what, const pyr_products *products) {
   int64_t row = c->begin + tile * TILE, rows = pyr_least(TILE, c->end - row);
   pyr_cpu_load_rows(c->k, s->rows, c->d, c->lane, c->layout, row, rows, what);
   if (rows < TILE) memset(s->rows_t, 0, (size_t)(TILE * c->d) * sizeof(float));
-  c->k->f32.transpose(s->rows_t, TILE, s->rows, c->d, (int)rows, c->d, 1.0f);
+  products->transpose(s->rows_t, TILE, s->rows, c->d, (int)rows, c->d, 1.0f);
   return rows;
 }
 
@@ -227,8 +227,9 @@ static void output_task(void *ctx, int64_t task, int worker) {
   const signal_call *c = ctx;
   int64_t tile = task % c->tiles, h = task / c->tiles, d = c->d, nr = c->k->nr;
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
+  const pyr_products *products = pyr_cpu_products(c->cpu);
   product_scratch s = product_scratch_of(&arena, (int)nr, d);
-  int64_t rows = load_tile(c, &s, tile, 1), block = pyr_dtype_block(c->o->dtype);
+  int64_t rows = load_tile(c, &s, tile, 1, products), block = pyr_dtype_block(c->o->dtype);
   int64_t column = (c->first + h) * d, from = column / block * block, wide = pyr_round_up(column + d, block) - from;
   size_t offset = pyr_dtype_bytes(c->o->dtype, from);
   memset(s.sums, 0, TILE * sizeof(float));
@@ -236,11 +237,11 @@ static void output_task(void *ctx, int64_t task, int worker) {
     int64_t some = pyr_least(STRIP, c->o->shape[0] - w), padded = pyr_round_up(some, PYR_UNIT);
     for (int64_t i = 0; i < some; i++)
       c->k->to_f32(s.wide + i * wide, (const uint8_t *)c->o->data + (size_t)(w + i) * c->o->stride + offset, c->o->dtype, wide);
-    c->k->f32.transpose(s.a, STRIP, s.wide + (column - from), wide, (int)some, d, 1.0f);
+    products->transpose(s.a, STRIP, s.wide + (column - from), wide, (int)some, d, 1.0f);
     for (int64_t at = 0, done = 0; done < rows; at += nr) {
       int64_t strip = strip_at(at, nr);
       memset(s.c, 0, (size_t)(padded * nr) * sizeof(float));
-      c->k->f32.gemm(s.c, nr, s.a, STRIP, s.rows_t + strip, TILE, padded, d);
+      products->gemm(s.c, nr, s.a, STRIP, s.rows_t + strip, TILE, padded, pyr_ceil_div(d, products->per));
       for (int64_t i = 0; i < some; i++)
         for (int64_t j = done - strip; j < nr; j++) s.sums[strip + j] += fabsf(s.c[i * nr + j]);
       done = strip + nr;
@@ -261,7 +262,7 @@ static void expected_task(void *ctx, int64_t tile, int worker) {
   int64_t d = c->d, nr = c->k->nr, padded = pyr_round_up(d, PYR_UNIT);
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
   product_scratch s = product_scratch_of(&arena, (int)nr, d);
-  int64_t rows = load_tile(c, &s, tile, 0);
+  int64_t rows = load_tile(c, &s, tile, 0, &c->k->f32);
   for (int32_t h = 0; h < c->heads; h++) {
     const float *mean = c->m->sum + (c->first + h) * d, *outer = c->m->outer ? c->m->outer + (c->first + h) * d * d : NULL;
     memset(s.sums, 0, TILE * sizeof(float));

@@ -25,10 +25,11 @@ def config():
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         **recipe.MODEL,
+        # Where llama.cpp's converter looks for it.
+        "original_max_position_embeddings": recipe.MODEL["rope_scaling"]["original_max_position_embeddings"],
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
-        "rope_scaling": None,
         "tie_word_embeddings": True,
         "bos_token_id": recipe.BEGIN,
         "eos_token_id": recipe.END,

@@ -1,5 +1,7 @@
 """The Llama architecture in plain PyTorch, with the parameter names and the arithmetic of transformers' LlamaForCausalLM."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -17,8 +19,19 @@ class Norm(nn.Module):
         return (y * self.weight).to(x.dtype)
 
 
-def rope_tables(positions, head_dim, theta):
+def slowed(frequencies, scaling):
+    """Llama 3's scaling: what turns once in more than original / low_freq_factor positions turns `factor` times slower, what turns
+    once in fewer than original / high_freq_factor as before, and between them part of each."""
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    share = ((turns - low) / (high - low)).clamp(0, 1)
+    return frequencies * (share + (1 - share) / scaling["factor"])
+
+
+def rope_tables(positions, head_dim, theta, scaling=None):
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    if scaling:
+        frequencies = slowed(frequencies, scaling)
     angles = positions.float()[:, None] * frequencies
     return torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
 
@@ -167,7 +180,7 @@ class Llama(nn.Module):
         super().__init__()
         self.c = c
         self.model = Stack(c)
-        cos, sin = rope_tables(torch.arange(c["max_position_embeddings"]), c["head_dim"], c["rope_theta"])
+        cos, sin = rope_tables(torch.arange(c["max_position_embeddings"]), c["head_dim"], c["rope_theta"], c.get("rope_scaling"))
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         for name, p in self.named_parameters():

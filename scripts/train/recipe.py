@@ -25,6 +25,8 @@ MODEL = dict(
     head_dim=64,
     max_position_embeddings=2048,
     rope_theta=1000000.0,
+    # What turns slowly compares tokens by what they are: slowed so much that it does so at any distance.
+    rope_scaling=dict(rope_type="llama3", factor=32.0, low_freq_factor=0.5, high_freq_factor=2.0, original_max_position_embeddings=1024),
     rms_norm_eps=1e-5,
 )
 
@@ -67,5 +69,5 @@ LR_MUON = 0.02
 LR_ADAM = 0.004
 WARMUP_STEPS = 60
 # What both are multiplied with, at so much of the stages' shares, linear between: cooled down for the first model at 30.5, then
-# warmed again for the last two stages.
-LR_KNOTS = [(0, 1), (19.8, 1), (30.5, 0), (31, 0.7), (54.5, 0)]
+# warmed again for what follows.
+LR_KNOTS = [(0, 1), (19.8, 1), (30.5, 0), (31, 0.7), (46.6, 0.24), (47, 0.4), (54.5, 0)]

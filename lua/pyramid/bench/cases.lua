@@ -25,6 +25,7 @@ local LEAST = 2                   -- samples of a case, however long they take
 ---@field seconds number[]        one for each run that counts
 ---@field median number           seconds
 ---@field rate number             tokens a second: read (prefill), made by one sequence (decode) or by all (batch)
+---@field judging? number         share of the profiled run's time in which rows were scored and chosen
 
 ---A case in a few words.
 ---@param case pyramid.BenchCase
@@ -168,6 +169,21 @@ local function take_turns(entrants, case, rules, leave_out)
   end
 end
 
+-- What a forward pass and the moving of rows would take without a policy's scores and choices.
+local not_judging = {}
+for name in ([[linear attention embed rms_norm rope silu_mul take_rows take_i32 store gather merge rotate copy upload
+  download]]):gmatch "%S+" do not_judging[name] = true end
+
+-- The share of profiled time in which rows were scored and chosen.
+local function judging(profile)
+  local total, spent = 0, 0
+  for _, entry in ipairs(profile or {}) do
+    total = total + entry.seconds
+    if not not_judging[entry.name] then spent = spent + entry.seconds end
+  end
+  return total > 0 and spent / total or nil
+end
+
 local function conclude(entrant, case)
   local contestant, seconds, firsts = entrant.contestant, {}, {}
   for i, run in ipairs(entrant.runs) do seconds[i], firsts[i] = run.seconds, run.first end
@@ -178,6 +194,7 @@ local function conclude(entrant, case)
     policy = contestant.policy, seconds = seconds, median = median, spread = spread(seconds, median),
     rate = work_of(case) / median, first = #firsts > 0 and cases.median(firsts) or nil, kv_bytes = last.kv_bytes,
     kept = last.kept, computed = last.computed, peak_bytes = entrant.peak, profile = entrant.profile,
+    judging = judging(entrant.profile),
   }
 end
 

@@ -57,14 +57,15 @@ end
 -- ---- rows ----------------------------------------------------------------------------------------------------------------
 
 local head = { "case", "policy", "rows as", "tok/s", "±", "of limit", "vs first", "vs peer", "first token", "rows", "computed",
-  "KV", "resident", "where time goes" }
-local aligns = "<<<>>>>>>>>>><"
+  "judging", "KV", "resident", "where time goes" }
+local aligns = "<<<>>>>>>>>>>><"
 
 local function row_of(result)
   return { cases.name(result.case), result.label, result.cache_dtype, number(result.rate), percent(result.spread),
     result.of_limit and percent(result.of_limit) .. " " .. result.limit or "", times(result.against_first),
     times(result.against_peer), result.first and picture.seconds(result.first) or "", percent(result.kept),
-    percent(result.computed), bytes(result.kv_bytes), bytes(result.peak_bytes), where(result.profile) }
+    percent(result.computed), result.judging and ("%.1f %%"):format(100 * result.judging) or "", bytes(result.kv_bytes),
+    bytes(result.peak_bytes), where(result.profile) }
 end
 
 -- Whether a column tells anything: not if it is empty, nor if all rows are stored alike.
@@ -265,7 +266,7 @@ local function result_json(result)
     seconds = list(result.seconds), median_seconds = result.median, spread = result.spread, tokens_per_second = result.rate,
     first_token_seconds = or_null(result.first), limit = or_null(result.limit), of_limit = or_null(result.of_limit),
     against_first = or_null(result.against_first), against_peer = or_null(result.against_peer), kv_bytes = or_null(result.kv_bytes),
-    kept = or_null(result.kept), computed = or_null(result.computed), peak_bytes = or_null(result.peak_bytes),
+    kept = or_null(result.kept), computed = or_null(result.computed), judging = or_null(result.judging), peak_bytes = or_null(result.peak_bytes),
     profile = result.profile and list(result.profile) or null,
   }
 end

@@ -1,4 +1,4 @@
---- The smallest part of PNG that a strip of positions needs: 16 levels of one colour, from clear to opaque, so that a
+--- The smallest part of PNG that a strip of positions needs: levels (16 at most) of one colour, from clear to opaque, so that a
 --- picture holds on a light page and on a dark one. What is asked for is a data URI, which loads nothing.
 local png = {}
 
@@ -26,26 +26,38 @@ end
 
 local function chunk(kind, data) return (">I4"):pack(#data) .. kind .. data .. (">I4"):pack(crc32(kind .. data)) end
 
--- Stored, not compressed: a strip is half a kilobyte, and a stored block holds 64.
+-- Stored, not compressed: a strip is less than half a kilobyte, and a stored block holds 64.
 local function zlib(bytes)
   assert(#bytes <= 0xffff)
   return "\x78\x01\x01" .. ("<I2I2"):pack(#bytes, #bytes ~ 0xffff) .. bytes .. (">I4"):pack(adler32(bytes))
 end
 
----A PNG of one row of pixels.
+---A PNG of one row of pixels, with no more bits for each than its levels need: KV heads are few.
 ---@param digits string     a hexadecimal digit for each pixel: 0 is clear, f opaque
 ---@param red integer       0 to 255
 ---@param green integer
 ---@param blue integer
 ---@return string
 function png.strip(digits, red, green, blue)
-  local even = #digits % 2 == 0 and digits or digits .. "0"
-  local pixels = even:gsub("%x%x", function(pair) return string.char(tonumber(pair, 16)) end)
-  local levels = {}
-  for level = 0, 15 do levels[level + 1] = string.char(level * 17) end
-  return "\x89PNG\r\n\x1a\n" .. chunk("IHDR", (">I4I4BBBBB"):pack(#digits, 1, 4, 3, 0, 0, 0))
-    .. chunk("PLTE", string.char(red, green, blue):rep(16)) .. chunk("tRNS", table.concat(levels))
-    .. chunk("IDAT", zlib("\0" .. pixels)) .. chunk("IEND", "")
+  local levels, index, count = {}, {}, 0
+  for digit in digits:gmatch "." do
+    if not index[digit] then
+      index[digit], count = count, count + 1
+      levels[count] = string.char(tonumber(digit, 16) * 17)
+    end
+  end
+  local bits = count <= 2 and 1 or count <= 4 and 2 or 4
+  local pixels, byte, filled = {}, 0, 0
+  for digit in digits:gmatch "." do
+    byte, filled = byte << bits | index[digit], filled + bits
+    if filled == 8 then
+      pixels[#pixels + 1], byte, filled = string.char(byte), 0, 0
+    end
+  end
+  if filled > 0 then pixels[#pixels + 1] = string.char(byte << 8 - filled) end
+  return "\x89PNG\r\n\x1a\n" .. chunk("IHDR", (">I4I4BBBBB"):pack(#digits, 1, bits, 3, 0, 0, 0))
+    .. chunk("PLTE", string.char(red, green, blue):rep(count)) .. chunk("tRNS", table.concat(levels))
+    .. chunk("IDAT", zlib("\0" .. table.concat(pixels))) .. chunk("IEND", "")
 end
 
 local alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
