@@ -54,6 +54,14 @@ void pyr_cpu_spans(pyr_backend *be, pyr_span_fn fn, const void *ctx, int64_t n, 
 /* Runs tasks on the team, or all here if together they are too little work (about `cost` multiply-adds) to wake it for. */
 void pyr_cpu_tasks(pyr_backend *be, pyr_task_fn fn, void *ctx, int64_t tasks, int64_t cost);
 
+/* Weight rows a task where they are what must be read: an even share for each thread, twice over, but long runs, which the
+ * hardware reads ahead, and whole groups of PYR_DOT_WEIGHTS. */
+static inline int64_t pyr_cpu_weight_run(int64_t rows, size_t stride, int threads) {
+  int64_t least = 64 * 1024, most = 512 * 1024, row = (int64_t)(stride ? stride : 1);
+  int64_t bytes = pyr_most(least, pyr_least(most, rows * row / (2 * threads)));
+  return pyr_round_up(pyr_ceil_div(bytes, row), PYR_DOT_WEIGHTS);
+}
+
 /* What attention and the score pass of many queries multiply with. */
 static inline const pyr_products *pyr_cpu_products(const pyr_cpu *cpu) { return cpu->matmul ? &cpu->kernels->bf16 : &cpu->kernels->f32; }
 

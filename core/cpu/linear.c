@@ -24,7 +24,6 @@ enum {
   PANEL = 256,            /* weight rows a task at most */
   TOKENS = 480,           /* tokens a task at most */
   FEW = 12,               /* tokens at a time: a multiple of PYR_UNIT, and gemm's own tile at its widest */
-  RUN_BYTES = 128 * 1024, /* weight bytes a task when there are few tokens */
 };
 
 typedef struct product {
@@ -189,7 +188,7 @@ pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr
   pyr_status status = p.plain || n >= PYR_SMALL_N ? pyr_cpu_check(be, "linear", pyr_cpu_linear_scratch(p.k, p.cols)) : PYR_OK;
   if (status != PYR_OK) return status;
   if (n < PYR_SMALL_N) {
-    p.run = pyr_round_up(pyr_most(1, RUN_BYTES / pyr_most((int64_t)w->stride, 1)), PYR_DOT_WEIGHTS);
+    p.run = pyr_cpu_weight_run(p.rows, w->stride, pyr_runtime_threads(be->rt));
     pyr_parallel(be->rt, few_task, &p, pyr_ceil_div(p.rows, p.run));
     return PYR_OK;
   }

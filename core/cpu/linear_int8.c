@@ -6,10 +6,7 @@
  * (int8.inc). A token's result does not depend on the others of the call. */
 #include "cpu.h"
 
-enum {
-  BEFORE_BF16 = 16,       /* tokens from which bf16 (linear_bf16.c) is faster, where the processor has it */
-  RUN_BYTES = 64 * 1024,  /* weight bytes a task */
-};
+enum { BEFORE_BF16 = 16 };   /* tokens from which bf16 (linear_bf16.c) is faster, where the processor has it */
 
 typedef struct call {
   pyr_cpu *cpu;
@@ -66,7 +63,7 @@ pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, cons
              .each = cpu->kernels->int8_bytes(w->shape[1]), .accumulate = flags & PYR_LINEAR_ADD };
   if ((size_t)n * c.each > cpu->x8_bytes)
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
-  c.run = pyr_round_up(pyr_most(1, RUN_BYTES / pyr_most((int64_t)w->stride, 1)), PYR_DOT_WEIGHTS);
+  c.run = pyr_cpu_weight_run(c.rows, w->stride, pyr_runtime_threads(be->rt));
   pyr_cpu_spans(be, quantize_rows, &c, n, c.cols);
   pyr_parallel(be->rt, run_task, &c, pyr_ceil_div(c.rows, c.run));
   return PYR_OK;
