@@ -4,7 +4,6 @@
 local core = require "pyramid.core"
 local helper = require "spec.helper"
 local lfs = require "lfs"
-local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
 local random_model = require "pyramid.random_model"
 local shell = require "spec.support.shell"
@@ -14,27 +13,18 @@ for i = 1, 270 do ids[i] = i * 37 % 271 end       -- a prime: no two alike, so t
 
 local function prompt(n, from) return helper.slice(ids, from or 1, (from or 1) + n - 1) end
 
-local function assert_same_rows(one, other, model, what)
-  for layer = 1, model.config.layers do
-    for head = 1, model.config.kv_heads do
-      helper.assert_positions(one:positions(layer, head), other:positions(layer, head),
-        ("%s, layer %d, head %d"):format(what, layer, head))
-    end
-  end
-end
-
 --- A prompt of n and some steps on both, with caches of the same options, of which `policy` is made afresh.
 local function compare(cpu, emulated, o, n, steps, what)
   local function cache_of(model) return assert(model:cache { policy = o.policy, dtype = o.dtype or "f32" }) end
   local one <close> = cache_of(cpu)
   local other <close> = cache_of(emulated)
   helper.assert_near(assert(other:prefill(prompt(n))), assert(one:prefill(prompt(n))):totable(), what .. ": prompt", o.limit)
-  assert_same_rows(one, other, cpu, what .. ": prompt")
+  helper.assert_same_rows(one, other, cpu, what .. ": prompt")
   for i = 1, steps do
     local logits = assert(one:step(ids[n + i]))
     helper.assert_near(assert(other:step(ids[n + i])), logits:totable(), ("%s: step %d"):format(what, i), o.limit)
   end
-  assert_same_rows(one, other, cpu, what .. ": steps")
+  helper.assert_same_rows(one, other, cpu, what .. ": steps")
   assert.equal(one:bytes(), other:bytes(), what)
 end
 
@@ -62,23 +52,11 @@ describe("the emulated device", function()
       shell.remove(folder)
     end)
 
-    -- A policy under options that make it drop much of little, as far as it has such options.
-    local function squeezed(name)
-      local p = assert(policy.load("policies/" .. name .. ".lua"))
-      for key, value in pairs { ratio = 0.4, floor = 8, window = 6, recent = 0.2 } do
-        if type(p.options[key]) == "number" then
-          local ok, changed = pcall(p.with, p, { [key] = value })
-          if ok then p = changed end
-        end
-      end
-      return p
-    end
-
     for name in lfs.dir "policies" do
       if name:find "%.lua$" then
         name = name:sub(1, -5)
         it("keeps the rows that the processor keeps: " .. name, function()
-          compare(cpu, emulated, { policy = squeezed(name) }, 81, 5, name)
+          compare(cpu, emulated, { policy = helper.squeezed(name) }, 81, 5, name)
         end)
       end
     end
@@ -91,7 +69,7 @@ describe("the emulated device", function()
 
     it("steps sequences of unequal length together", function()
       local function run(model)
-        local batch <close> = assert(model:batch { policy = squeezed "pyramidinfer" })
+        local batch <close> = assert(model:batch { policy = helper.squeezed "pyramidinfer" })
         local out = {}
         for i, n in ipairs { 1, 40, 70 } do assert(batch:add(prompt(n, i))) end
         for step = 1, 4 do

@@ -91,4 +91,26 @@ function helper.tmp(suffix)
   return path .. suffix
 end
 
+--- Fails unless two caches of a model hold the same rows in every lane.
+function helper.assert_same_rows(one, other, model, what)
+  for layer = 1, model.config.layers do
+    for head = 1, model.config.kv_heads do
+      helper.assert_positions(one:positions(layer, head), other:positions(layer, head),
+        ("%s, layer %d, head %d"):format(what, layer, head))
+    end
+  end
+end
+
+--- A bundled policy under options that make it drop much of little, as far as it has such options.
+function helper.squeezed(name)
+  local p = assert(require "pyramid.policy".load("policies/" .. name .. ".lua"))
+  for key, value in pairs { ratio = 0.4, floor = 8, window = 6, recent = 0.2 } do
+    if type(p.options[key]) == "number" then
+      local ok, changed = pcall(p.with, p, { [key] = value })
+      if ok then p = changed end
+    end
+  end
+  return p
+end
+
 return helper

@@ -28,18 +28,6 @@ for name in lfs.dir "policies" do
 end
 table.sort(names)
 
--- A policy under options that make it drop much of little, as far as it has such options.
-local function squeezed(name)
-  local p = assert(policy.load("policies/" .. name .. ".lua"))
-  for key, value in pairs { ratio = 0.4, floor = 8, window = 6, recent = 0.2 } do
-    if type(p.options[key]) == "number" then
-      local ok, changed = pcall(p.with, p, { [key] = value })
-      if ok then p = changed end
-    end
-  end
-  return p
-end
-
 local folder = shell.folder()
 local small, models = {}, {}       -- by kind: small ones to be worked out in Lua, others to be run
 
@@ -205,7 +193,7 @@ end
 
 for _, name in ipairs(names) do
   describe("matrix, " .. name, function()
-    local p = squeezed(name)
+    local p = helper.squeezed(name)
 
     for _, kind in ipairs { "MHA", "GQA" } do
       it("keeps the top of true scores, head by head: " .. kind, function()

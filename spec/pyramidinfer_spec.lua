@@ -18,15 +18,6 @@ local function assert_kept(maps, cache, model, what)
   end
 end
 
-local function assert_same_rows(one, other, model, what)
-  for layer = 1, model.config.layers do
-    for head = 1, model.config.kv_heads do
-      helper.assert_positions(one:positions(layer, head), other:positions(layer, head),
-        ("%s, layer %d, head %d"):format(what, layer, head))
-    end
-  end
-end
-
 for _, name in ipairs { "mha", "gqa" } do
   describe("PyramidInfer, " .. name, function()
     local golden = helper.json(folder(name) .. "/golden.json")
@@ -111,7 +102,7 @@ for _, name in ipairs { "mha", "gqa" } do
         end
         for handle, i in pairs(number) do
           assert.equal(steps + (i <= 4 and 5 or 0), taken[i])
-          assert_same_rows(alone[i].cache, handle, model, "sequence " .. i)
+          helper.assert_same_rows(alone[i].cache, handle, model, "sequence " .. i)
           alone[i].cache:close()
         end
         batch:close()
@@ -138,7 +129,7 @@ for _, name in ipairs { "mha", "gqa" } do
       local logits = assert(cache:prefill(ids))
       for t = 1, 32 do logits = assert(cache:step(ids[t])) end
       helper.assert_near(kept, logits:totable(), "pushed ids")
-      assert_same_rows(cache, handle, model, "pushed ids")
+      helper.assert_same_rows(cache, handle, model, "pushed ids")
       batch:close()
     end)
   end)

@@ -62,6 +62,15 @@ static inline int64_t pyr_cpu_weight_run(int64_t rows, size_t stride, int thread
   return pyr_round_up(pyr_ceil_div(bytes, row), PYR_DOT_WEIGHTS);
 }
 
+/* Writes what `dot` left for `count` weight rows and `some` tokens, `rows` floats apart. */
+static inline void pyr_cpu_put_dots(float *out, int64_t rows, const float *sum, int some, int count, const float *bias, bool accumulate) {
+  for (int r = 0; r < some; r++, out += rows)
+    for (int i = 0; i < count; i++) {
+      float value = sum[r * PYR_DOT_WEIGHTS + i] + (bias ? bias[i] : 0);
+      out[i] = accumulate ? out[i] + value : value;
+    }
+}
+
 /* What attention and the score pass of many queries multiply with. */
 static inline const pyr_products *pyr_cpu_products(const pyr_cpu *cpu) { return cpu->matmul ? &cpu->kernels->bf16 : &cpu->kernels->f32; }
 

@@ -60,13 +60,7 @@ static void few_rows(const product *p, float *plain, int64_t row, int rows) {
     float sum[PYR_DOT_ROWS_MAX * PYR_DOT_WEIGHTS];
     int some = (int)pyr_least(p->k->dot_rows, p->n - t);
     p->k->dot(sum, w, stride, dtype, rows, p->x + t * p->cols, p->cols, some, p->cols);
-    for (int r = 0; r < some; r++) {
-      float *out = p->out + (t + r) * p->rows + row;
-      for (int i = 0; i < rows; i++) {
-        float value = sum[r * PYR_DOT_WEIGHTS + i] + (p->bias ? p->bias[row + i] : 0);
-        out[i] = p->accumulate ? out[i] + value : value;
-      }
-    }
+    pyr_cpu_put_dots(p->out + t * p->rows + row, p->rows, sum, some, rows, p->bias ? p->bias + row : NULL, p->accumulate);
   }
 }
 

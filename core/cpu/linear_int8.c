@@ -46,13 +46,7 @@ static void run_task(void *ctx, int64_t task, int worker) {
       float sum[PYR_DOT_ROWS_MAX * PYR_DOT_WEIGHTS];
       int some = (int)pyr_least(k->dot_rows, c->n - t);
       k->dot_int8(sum, w, c->w->stride, c->w->dtype, rows, c->cpu->x8 + (size_t)t * c->each, some, c->cols);
-      for (int r = 0; r < some; r++) {
-        float *out = c->out + (t + r) * c->rows + row;
-        for (int i = 0; i < rows; i++) {
-          float value = sum[r * PYR_DOT_WEIGHTS + i] + (c->bias ? c->bias[row + i] : 0);
-          out[i] = c->accumulate ? out[i] + value : value;
-        }
-      }
+      pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, some, rows, c->bias ? c->bias + row : NULL, c->accumulate);
     }
   }
 }
