@@ -38,6 +38,23 @@ describe("recall", function()
     end
   end)
 
+  it("spreads the evidence of each kind evenly over the documents", function()
+    local kinds = { "code", "moved", "chain" }
+    local cases = recall.cases(model, 500, { questions = 7, kinds = kinds })
+    local parts = {}
+    for _, kind in ipairs(kinds) do parts[kind] = { 0, 0, 0, 0, 0 } end
+    for _, case in ipairs(cases) do
+      local count = {}
+      for _, q in ipairs(case.questions) do
+        local part = 1 + q.evidence[1][1] * 5 // #case.ids
+        parts[q.kind][part] = parts[q.kind][part] + 1
+        count[q.kind] = (count[q.kind] or 0) + 1
+        assert.is_true(count[q.kind] <= 2)
+      end
+    end
+    for _, kind in ipairs(kinds) do assert.same({ 2, 2, 1, 1, 1 }, parts[kind], kind) end
+  end)
+
   it("counts the evidence that a policy left, layer by layer", function()
     local case = assert(recall.case(model, 400, 1))
     local options = { policy = assert(pyramid.policy("pyramidinfer", { preset = "45" })), dtype = "f32" }

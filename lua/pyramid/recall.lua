@@ -107,8 +107,23 @@ function recall.case(model, length, seed, given)
   return { seed = seed, ids = found.ids, questions = questions }
 end
 
----Cases of one length with `questions` questions of each kind in all, at most two of a kind in a document. Fewer, if 40
----documents for each question do not hold them; an empty list if no document of this length has such questions.
+local most_of_a_kind = 2              -- questions of a kind in one document, so that many documents speak
+
+-- How many of `questions` fall to each of the parts that documents are cut into: alike, the first ones one more.
+local function quotas(questions)
+  local parts, left = {}, questions
+  for part = math.min(5, questions), 1, -1 do
+    parts[part] = left // part
+    left = left - parts[part]
+  end
+  return parts
+end
+
+---Cases of one length with `questions` questions of each kind in all, at most two of a kind in a document. Where the
+---evidence stands is spread evenly: each fifth of the documents' length has as many questions of each kind (a chain's
+---place is its first fact's), as far as `questions` can be divided so; what a policy that keeps the newest rows can
+---answer is then told by how much it keeps. Fewer questions, if 40 documents for each do not hold them; an empty list if
+---no document of this length has such questions.
 ---@param model pyramid.Model
 ---@param length integer
 ---@param given { questions: integer, kinds?: string[], seed?: integer, progress?: fun(done: integer, total: integer) }
@@ -116,15 +131,17 @@ end
 function recall.cases(model, length, given)
   given = options.check("recall.cases", given, { questions = "integer", kinds = "table", seed = "integer", progress = "function" })
   local kinds, seed = given.kinds or world.kinds, given.seed or 0
-  local cases, have, total = {}, {}, #kinds * given.questions
+  local cases, room, total = {}, {}, #kinds * given.questions
   local missing, last = total, seed + 40 * given.questions
-  for _, kind in ipairs(kinds) do have[kind] = 0 end
+  for _, kind in ipairs(kinds) do room[kind] = quotas(given.questions) end
   while missing > 0 and seed < last do
-    local case = recall.case(model, length, seed, { per_kind = 2 })
-    local chosen = {}
+    local case = recall.case(model, length, seed, { per_kind = math.maxinteger })
+    local chosen, count = {}, {}
     for _, q in ipairs(case and case.questions or {}) do
-      if have[q.kind] and have[q.kind] < given.questions then
-        have[q.kind], missing = have[q.kind] + 1, missing - 1
+      local parts = room[q.kind]
+      local part = parts and 1 + q.evidence[1][1] * #parts // #case.ids
+      if parts and parts[part] > 0 and (count[q.kind] or 0) < most_of_a_kind then
+        parts[part], count[q.kind], missing = parts[part] - 1, (count[q.kind] or 0) + 1, missing - 1
         chosen[#chosen + 1] = q
       end
     end

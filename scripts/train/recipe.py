@@ -42,15 +42,15 @@ DENSE = ("density=95", "recall=65")
 # How much the loss on an answer at the end counts; every other token counts 1.
 ANSWER_WEIGHT = 3.0
 
-# Documents of the kinds that are learned last.
+# Documents of the kinds that are learned last; a stage may name its own.
 FOCUS = ("kind=gift", "kind=moved", "kind=verse")
 
 # Stages follow each other; share is of the tokens (or minutes), relative: here, millions of tokens of the run that made the
 # default model. words: range of a document's words, so that a document fits a row. dense: share of the documents in which
 # nearly everything said is a fact, and most of it recalled: there copying from the context is learned first. focus: share of
-# the documents with only the kinds of FOCUS. asked: share of the documents that tell nearly every fact once and end with many
-# questions, between so many as `questions` says. answers: instead of ANSWER_WEIGHT. prose: share of the rows that are prose
-# alone; the space left in the other rows is filled with prose too.
+# the documents with only the kinds of FOCUS (or of `kinds`, where one named twice is drawn twice as often). asked: share of
+# the documents that tell nearly every fact once and end with many questions, between so many as `questions` says. answers:
+# instead of ANSWER_WEIGHT. prose: share of the rows that are prose alone; the space left in the others is filled with prose.
 STAGES = [
     dict(name="short", context=256, share=8.16, batch=32, words=(30, 100), dense=0.6, focus=0.0, prose=0.12),
     dict(name="middle", context=512, share=8.08, batch=16, words=(60, 260), dense=0.5, focus=0.0, prose=0.12),
@@ -59,6 +59,8 @@ STAGES = [
     dict(name="asked", context=1024, share=8, batch=8, words=(120, 480), dense=0.4, focus=0.3, prose=0.08, asked=0.8, questions=(8, 22)),
     dict(name="far", context=2048, share=3.39, batch=4, words=(300, 1200), dense=0.4, focus=0.3, prose=0.08, asked=0.8, questions=(12, 45)),
     dict(name="sure", context=2048, share=12.61, batch=4, words=(300, 1200), dense=0.4, focus=0.3, prose=0.08, asked=0.8, questions=(12, 45), answers=8.0),
+    dict(name="firm", context=2048, share=16, batch=4, words=(300, 1300), dense=0.4, focus=0.6, prose=0.06, asked=0.9,
+        questions=(16, 48), answers=8.0, kinds=("kind=gift", "kind=gift", "kind=attribute", "kind=verse", "kind=moved")),
 ]
 TELLING_ONCE = ("recall=10",)
 # Tokens of a word of a document's body and of a question with its answer, to tell how many words leave room for questions.
@@ -70,4 +72,4 @@ LR_ADAM = 0.004
 WARMUP_STEPS = 60
 # What both are multiplied with, at so much of the stages' shares, linear between: cooled down for the first model at 30.5, then
 # warmed again for what follows.
-LR_KNOTS = [(0, 1), (19.8, 1), (30.5, 0), (31, 0.7), (46.6, 0.24), (47, 0.4), (54.5, 0)]
+LR_KNOTS = [(0, 1), (19.8, 1), (30.5, 0), (31, 0.7), (46.6, 0.24), (47, 0.4), (54.5, 0), (55, 0.45), (70.5, 0)]
