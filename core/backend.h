@@ -154,6 +154,10 @@ struct pyr_backend {
   pyr_status (*rms_norm)(pyr_backend *be, float *out, const float *x, const float *weight /* [d] */, int64_t n, int64_t d, float eps); /* out may be x */
   /* out[n, w.shape[0]] = x[n, w.shape[1]] . w^T (+ bias [w.shape[0]] or NULL); flags: PYR_LINEAR_… */
   pyr_status (*linear)(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags);
+  /* How many rows of w that follow each other should lie interleaved for `linear` to read them fastest, a divisor of its
+   * rows; 0: none. And w, none of whose rows are yet, written in that order, in as many bytes. NULL: never. */
+  int32_t (*interleaved)(const pyr_backend *be, const pyr_tensor *w);
+  pyr_status (*interleave)(pyr_backend *be, void *to, const pyr_tensor *w);
   /* rotates the first dims of each of `heads` heads of x [n, heads, head_dim] in place; angle = pos * freq[i] in f32 */
   pyr_status (*rope)(pyr_backend *be, float *x, const int32_t *pos /* [n] */, const float *freq /* [dims/2] */, int64_t n, int32_t heads, int32_t head_dim, int32_t dims, pyr_rope_style style, float gain);
   pyr_status (*silu_mul)(pyr_backend *be, float *gate /* in place: silu(gate)*up */, const float *up, int64_t count);

@@ -304,8 +304,25 @@ static pyr_status bind_vector(pyr_model *model, float **place, const pyr_tensor 
   return status;
 }
 
+/* As fill_matrix, in the backend's own order. */
+static pyr_status interleave_matrix(pyr_model *model, char *to, const pyr_tensor *from, int32_t stack) {
+  pyr_backend *be = pyr_runtime_backend(model->rt);
+  int64_t rows = from->shape[0], cols = from->shape[1], piece = (PIECE_VALUES / cols + stack) / stack * stack;
+  pyr_status status = PYR_OK;
+  for (int64_t first = 0; status == PYR_OK && first < rows; first += piece) {
+    pyr_tensor some = *from;
+    some.shape[0] = rows - first < piece ? rows - first : piece;
+    some.data = (const char *)from->data + (size_t)first * from->stride;
+    status = be->interleave(be, to + (size_t)first * from->stride, &some);
+    if (status == PYR_OK) status = pyr_progress(model->rt, model->done + (first + some.shape[0]) * cols, model->expected);
+  }
+  return status;
+}
+
+/* `looked_up`: single rows are read, as they lie in the file. */
 static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_tensor_spec *spec, const pyr_tensor *view,
-                              bool aligned, int as) {
+                              bool aligned, bool looked_up, int as) {
+  pyr_backend *be = pyr_runtime_backend(model->rt);
   pyr_dtype dtype = as < 0 ? view->dtype : (pyr_dtype)as;
   pyr_tensor bound = *view;
   pyr_status status;
@@ -316,16 +333,18 @@ static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_ten
     return pyr_runtime_set_error(model->rt, PYR_UNSUPPORTED, "tensor %s: rows of %lld values cannot become %s (blocks of %d)",
                                  spec->name ? spec->name : "(unnamed)", (long long)view->shape[1], pyr_dtype_name(dtype),
                                  pyr_dtype_block(dtype));
-  if (dtype == view->dtype && aligned && reads_host_memory(pyr_runtime_backend(model->rt))) {
+  if (dtype == view->dtype && !looked_up && be->interleaved) bound.interleaved = be->interleaved(be, &bound);
+  if (dtype == view->dtype && !bound.interleaved && aligned && reads_host_memory(be)) {
     status = keep_file(model, spec->file);
     if (status == PYR_OK) status = pyr_progress(model->rt, model->done + view->shape[0] * view->shape[1], model->expected);
   } else {
     void *ptr = NULL;
     status = own(model, bytes, &ptr);
     if (status != PYR_OK) return status;
-    status = fill_matrix(model, ptr, dtype, view);
+    status = bound.interleaved ? interleave_matrix(model, ptr, view, bound.interleaved) : fill_matrix(model, ptr, dtype, view);
     bound.data = ptr;
     if (status != PYR_OK) disown(model);
+    else pyr_file_forget(spec->file, view->data, bytes);
   }
   if (status != PYR_OK) return status;
   *place = bound;
@@ -363,7 +382,7 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
     return pyr_runtime_set_error(rt, PYR_FORMAT, "%s: tensor %s: shape [%lld, %lld], where the model's %s is [%lld, %lld]",
                                  path, name, (long long)view.shape[0], (long long)view.shape[1], roles[role].name,
                                  (long long)rows, (long long)cols);
-  return bind_matrix(model, place_of(model, role, layer), spec, &view, aligned, as);
+  return bind_matrix(model, place_of(model, role, layer), spec, &view, aligned, role == PYR_W_EMBED, as);
 }
 
 pyr_status pyr_model_ready(pyr_model *model) {

@@ -6,7 +6,6 @@
  *
  * The check believes nothing: every quantity of a description is compared with the mapping by subtraction, never by a
  * sum that could wrap. */
-#define _POSIX_C_SOURCE 200809L
 #include "weights.h"
 #include "dtype.h"
 
@@ -77,6 +76,12 @@ void pyr_file_free(pyr_file *file) {
 uint64_t pyr_file_size(const pyr_file *file) { return file->size; }
 const char *pyr_file_path(const pyr_file *file) { return file->path; }
 const void *pyr_file_data(const pyr_file *file) { return file->data; }
+
+void pyr_file_forget(pyr_file *file, const void *at, size_t bytes) {
+  size_t page = (size_t)sysconf(_SC_PAGESIZE), offset = (size_t)((const char *)at - (const char *)file->data);
+  size_t begin = (offset + page - 1) / page * page, end = (offset + bytes) / page * page;   /* neighbours keep their pages */
+  if (begin < end) madvise((char *)file->data + begin, end - begin, MADV_DONTNEED);
+}
 
 pyr_status pyr_tensor_view(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_tensor *view, bool *aligned) {
   const char *name = spec->name ? spec->name : "(unnamed)";

@@ -216,7 +216,7 @@ static int ops_embed(lua_State *L) {
   size_t stride = pyr_dtype_bytes(dtype, cols);
   const void *data = copy_block(L, be, 4, stride, &rows);
   const int32_t *ids = copy_ints(L, be, 5, &n);
-  pyr_tensor table = { data, dtype, 2, { rows, cols }, stride };
+  pyr_tensor table = { data, dtype, 2, { rows, cols }, stride, 0 };
   float *out = new_floats(L, be, n * cols);
   pyr_status status = be->embed(be, out, &table, ids, n);
   return status == PYR_OK ? push_floats(L, be, out, n * cols) : fail(L, be, status);
@@ -233,7 +233,18 @@ static int ops_rms_norm(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, out, count) : fail(L, be, status);
 }
 
-/* linear(runtime, x, dtype, w, rows, cols [, bias [, out [, stride]]]) -> floats; out: accumulates to it */
+/* Brings w into the order in which the backend wants a model's weights; the block stays on the stack. */
+static pyr_status order_weights(lua_State *L, pyr_backend *be, pyr_tensor *w) {
+  int32_t interleaved = be->interleaved ? be->interleaved(be, w) : 0;
+  if (!interleaved) return PYR_OK;
+  void *to = data_block(L, be, (size_t)w->shape[0] * w->stride, w->data, 0);
+  pyr_status status = be->interleave(be, to, w);
+  w->data = to, w->interleaved = interleaved;
+  return status;
+}
+
+/* linear(runtime, x, dtype, w, rows, cols [, bias [, out [, stride]]]) -> floats; out: accumulates to it. Without a stride w
+ * is brought into the order in which the backend wants a model's weights. */
 static int ops_linear(lua_State *L) {
   pyr_backend *be = begin_call(L);
   pyr_dtype dtype = check_dtype(L, 3);
@@ -245,10 +256,11 @@ static int ops_linear(lua_State *L) {
   float *out = copy_floats(L, be, 8, NULL);
   bool accumulate = out != NULL;
   int64_t n = count / cols;
-  pyr_tensor w = { data, dtype, 2, { rows, cols }, stride };
+  pyr_tensor w = { data, dtype, 2, { rows, cols }, stride, 0 };
+  pyr_status status = lua_isnoneornil(L, 9) ? order_weights(L, be, &w) : PYR_OK;
   pyr_work work = { .tokens = n, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = 1, .cols = cols };
   if (out == NULL) out = new_floats(L, be, n * rows);
-  pyr_status status = be->reserve(be, &work);
+  if (status == PYR_OK) status = be->reserve(be, &work);
   if (status == PYR_OK) status = be->linear(be, out, x, &w, bias, n, accumulate ? PYR_LINEAR_ADD : 0);
   return status == PYR_OK ? push_floats(L, be, out, n * rows) : fail(L, be, status);
 }
@@ -538,9 +550,10 @@ static int ops_output_norm(lua_State *L) {
   pyr_dtype dtype = check_dtype(L, lua_gettop(L));
   int64_t cols = (int64_t)l.heads * l.layout.head_dim;
   pyr_tensor o = { block_field(L, be, 4, "o", 1, NULL), dtype, 2, { int_field(L, 4, "rows", 0), cols },
-                   pyr_dtype_bytes(dtype, cols) };
+                   pyr_dtype_bytes(dtype, cols), 0 };
   float *out = new_floats(L, be, count * (end - begin));
-  pyr_status status = reserve_rows(be, l, lane.rows);
+  pyr_status status = order_weights(L, be, &o);
+  if (status == PYR_OK) status = reserve_rows(be, l, lane.rows);
   if (status == PYR_OK)
     status = be->output_norm(be, out, &lane, l.layout, begin, end, &o, (int32_t)int_field(L, 4, "first", 0), (int32_t)count);
   return status == PYR_OK ? push_floats(L, be, out, count * (end - begin)) : fail(L, be, status);

@@ -74,6 +74,25 @@ describe("int8 products", function()
       compare(dtype, 3, 70, 256, { bias = true, accumulate = true })
     end)
 
+    it("equal them in the order of a model's weights, and as they lie: " .. dtype, function()
+      for n = 1, 15 do compare(dtype, n, 16 * math.random(1, 4), block * math.random(1, 256 // block * 3)) end
+      compare(dtype, 5, 160, 512, { bias = true })
+      compare(dtype, 9, 32, 768, { accumulate = true, bias = true })
+      local result, x, w = compare(dtype, 3, 48, 512)
+      local plain = assert(ops.linear(one, x, dtype, w, 48, 512, nil, nil, #w // 48))
+      reference.near(result, ops.numbers(plain), 1e-5, error, dtype .. ", two orders")
+      local alone = assert(ops.linear(one, x:sub(1, 512 * 4), dtype, w, 48, 512))
+      assert.equal(result:sub(1, 48 * 4), alone)
+    end)
+
+    it("leave the weights readable for prompts and for scores: " .. dtype, function()
+      local bf16 = assert(core.runtime { isa = "avx512bf16" })
+      local rows, cols, n = 64, 256, 40
+      local w = reference.matrix(dtype, rows, cols)
+      local _, x = reference.random(n * cols)
+      assert.equal(ops.linear(bf16, x, dtype, w, rows, cols), ops.linear(one, x, dtype, w, rows, cols))
+    end)
+
     it("give a token the same in any company: " .. dtype, function()
       local result, x, w = compare(dtype, 7, 10, 512)
       local alone = assert(ops.linear(one, x:sub(4 * 512 * 4 + 1, 5 * 512 * 4), dtype, w, 10, 512))

@@ -1,7 +1,7 @@
 /* cpu.c — the CPU backend: opens and closes it, its memory, its scratch, and the choice of instruction set.
  *
  * Owns: the table's memory operations and the scratch of every worker. The operations themselves are in linear.c,
- * attention.c, attention_step.c, mass.c, signals.c, select.c, merge.c, rows.c and elementwise.c; their inner loops in kernels.inc.
+ * interleave.c, attention.c, attention_step.c, mass.c, signals.c, select.c, merge.c, rows.c and elementwise.c; their inner loops in kernels.inc.
  *
  * Memory is the host's own, so copy, upload and download are one memcpy. Blocks are aligned to 64 bytes by hand, because
  * a host's allocator promises 16: each block is 64 bytes longer than asked for, and the distance to its true beginning
@@ -179,7 +179,7 @@ pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *b
   *be = (pyr_backend){
     .name = int8 ? int8_name : bf16 ? bf16_name : kernels->name, .rt = rt, .state = cpu, .close = cpu_close,
     .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy, .upload = cpu_copy, .download = cpu_copy,
-    .reserve = cpu_reserve,
+    .reserve = cpu_reserve, .interleaved = pyr_cpu_interleaved, .interleave = pyr_cpu_interleave,
     .linear = pyr_cpu_linear, .attention = pyr_cpu_attention, .mass = pyr_cpu_mass, .select = pyr_cpu_select,
     .choose = pyr_cpu_choose, .merge = pyr_cpu_merge,
   };

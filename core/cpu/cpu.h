@@ -62,14 +62,19 @@ static inline int64_t pyr_cpu_weight_run(int64_t rows, size_t stride, int thread
   return pyr_round_up(pyr_ceil_div(bytes, row), PYR_DOT_WEIGHTS);
 }
 
-/* Writes what `dot` left for `count` weight rows and `some` tokens, `rows` floats apart. */
-static inline void pyr_cpu_put_dots(float *out, int64_t rows, const float *sum, int some, int count, const float *bias, bool accumulate) {
+/* Writes what `dot` left, `width` sums a token, for `count` weight rows and `some` tokens, `rows` floats apart. */
+static inline void pyr_cpu_put_dots(float *out, int64_t rows, const float *sum, int width, int some, int count, const float *bias, bool accumulate) {
   for (int r = 0; r < some; r++, out += rows)
     for (int i = 0; i < count; i++) {
-      float value = sum[r * PYR_DOT_WEIGHTS + i] + (bias ? bias[i] : 0);
+      float value = sum[r * width + i] + (bias ? bias[i] : 0);
       out[i] = accumulate ? out[i] + value : value;
     }
 }
+
+/* interleave.c: the two entries of the table, and n values of a row from column col on, whole blocks, in whatever order w lies. */
+int32_t pyr_cpu_interleaved(const pyr_backend *be, const pyr_tensor *w);
+pyr_status pyr_cpu_interleave(pyr_backend *be, void *to, const pyr_tensor *w);
+void pyr_cpu_weights(const pyr_kernels *k, float *dst, const pyr_tensor *w, int64_t row, int64_t col, int64_t n);
 
 /* What attention and the score pass of many queries multiply with. */
 static inline const pyr_products *pyr_cpu_products(const pyr_cpu *cpu) { return cpu->matmul ? &cpu->kernels->bf16 : &cpu->kernels->f32; }

@@ -53,14 +53,14 @@ static void few_rows(const product *p, float *plain, int64_t row, int rows) {
   size_t stride = p->w->stride;
   pyr_dtype dtype = p->w->dtype;
   if (plain) {
-    for (int i = 0; i < rows; i++) p->k->to_f32(plain + i * p->cols, weight_at(p->w, row + i, 0), dtype, p->cols);
+    for (int i = 0; i < rows; i++) pyr_cpu_weights(p->k, plain + i * p->cols, p->w, row + i, 0, p->cols);
     w = plain, stride = (size_t)p->cols * sizeof(float), dtype = PYR_F32;
   }
   for (int64_t t = 0; t < p->n; t += p->k->dot_rows) {
     float sum[PYR_DOT_ROWS_MAX * PYR_DOT_WEIGHTS];
     int some = (int)pyr_least(p->k->dot_rows, p->n - t);
     p->k->dot(sum, w, stride, dtype, rows, p->x + t * p->cols, p->cols, some, p->cols);
-    pyr_cpu_put_dots(p->out + t * p->rows + row, p->rows, sum, some, rows, p->bias ? p->bias + row : NULL, p->accumulate);
+    pyr_cpu_put_dots(p->out + t * p->rows + row, p->rows, sum, PYR_DOT_WEIGHTS, some, rows, p->bias ? p->bias + row : NULL, p->accumulate);
   }
 }
 
@@ -105,7 +105,7 @@ static void load_slice(const product *p, const panel_scratch *s, float *slice, i
     p->k->f32.transpose(slice, nr, (const float *)(const void *)weight_at(p->w, first, col), (int64_t)(p->w->stride / sizeof(float)), count, step, 1.0f);
     return;
   }
-  for (int r = 0; r < count; r++) p->k->to_f32(s->rows + r * STEP, weight_at(p->w, first + r, col), p->w->dtype, step);
+  for (int r = 0; r < count; r++) pyr_cpu_weights(p->k, s->rows + r * STEP, p->w, first + r, col, step);
   p->k->f32.transpose(slice, nr, s->rows, STEP, count, step, 1.0f);
 }
 

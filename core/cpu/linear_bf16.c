@@ -48,7 +48,7 @@ static const uint16_t *load_panel(const call *c, int worker, int64_t row, int64_
   uint16_t *panel = pyr_arena_take(&arena, QUANT_PANEL * c->cols, sizeof(uint16_t));
   float *values = pyr_arena_take(&arena, c->cols, sizeof(float));
   for (int64_t r = 0; r < count; r++) {
-    c->cpu->kernels->to_f32(values, (const uint8_t *)c->w->data + (size_t)(row + r) * c->w->stride, c->w->dtype, c->cols);
+    pyr_cpu_weights(c->cpu->kernels, values, c->w, row + r, 0, c->cols);
     c->cpu->kernels->from_f32(panel + r * c->cols, PYR_BF16, values, c->cols);
   }
   return panel;

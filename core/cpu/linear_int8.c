@@ -3,7 +3,7 @@
  *
  * Only where the runtime was asked for it (isa "avx512int8"; precision = "int8" in Lua). Activations are rounded to 8 bits in
  * groups of 32, each with its scale, once for the whole call; products and the sums of four are exact, what follows is f32
- * (int8.inc). A token's result does not depend on the others of the call. */
+ * (int8.inc). Weights of four bits lie interleaved (interleave.c) where rows come in stacks; a token's result does not depend on the others of the call. */
 #include "cpu.h"
 
 enum { BEFORE_BF16 = 16 };   /* tokens from which bf16 (linear_bf16.c) is faster, where the processor has it */
@@ -34,11 +34,26 @@ static void quantize_rows(const void *ctx, int64_t begin, int64_t end) {
     c->cpu->kernels->quantize(c->cpu->x8 + (size_t)t * c->each, c->x + t * c->cols, c->cols, c->w->dtype);
 }
 
+/* A stack of interleaved weight rows times every token. */
+static void run_stack(const call *c, int64_t row) {
+  const uint8_t *w = (const uint8_t *)c->w->data + (size_t)row * c->w->stride;
+  for (int64_t t = 0; t < c->n; t += PYR_STACK_TOKENS) {
+    float sum[PYR_STACK_TOKENS * PYR_STACK];
+    int some = (int)pyr_least(PYR_STACK_TOKENS, c->n - t);
+    c->cpu->kernels->dot_stack(sum, w, c->w->dtype, c->cpu->x8 + (size_t)t * c->each, some, c->cols);
+    pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_STACK, some, PYR_STACK, c->bias ? c->bias + row : NULL, c->accumulate);
+  }
+}
+
 static void run_task(void *ctx, int64_t task, int worker) {
   const call *c = ctx;
   const pyr_kernels *k = c->cpu->kernels;
   (void)worker;
   int64_t end = pyr_least(c->rows, (task + 1) * c->run);
+  if (c->w->interleaved) {
+    for (int64_t row = task * c->run; row < end; row += PYR_STACK) run_stack(c, row);
+    return;
+  }
   for (int64_t row = task * c->run; row < end; row += PYR_DOT_WEIGHTS) {
     int rows = (int)pyr_least(PYR_DOT_WEIGHTS, end - row);
     const uint8_t *w = (const uint8_t *)c->w->data + (size_t)row * c->w->stride;
@@ -46,7 +61,7 @@ static void run_task(void *ctx, int64_t task, int worker) {
       float sum[PYR_DOT_ROWS_MAX * PYR_DOT_WEIGHTS];
       int some = (int)pyr_least(k->dot_rows, c->n - t);
       k->dot_int8(sum, w, c->w->stride, c->w->dtype, rows, c->cpu->x8 + (size_t)t * c->each, some, c->cols);
-      pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, some, rows, c->bias ? c->bias + row : NULL, c->accumulate);
+      pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_DOT_WEIGHTS, some, rows, c->bias ? c->bias + row : NULL, c->accumulate);
     }
   }
 }
@@ -57,7 +72,7 @@ pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, cons
              .each = cpu->kernels->int8_bytes(w->shape[1]), .accumulate = flags & PYR_LINEAR_ADD };
   if ((size_t)n * c.each > cpu->x8_bytes)
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
-  c.run = pyr_cpu_weight_run(c.rows, w->stride, pyr_runtime_threads(be->rt));
+  c.run = pyr_round_up(pyr_cpu_weight_run(c.rows, w->stride, pyr_runtime_threads(be->rt)), w->interleaved ? PYR_STACK : 1);
   pyr_cpu_spans(be, quantize_rows, &c, n, c.cols);
   pyr_parallel(be->rt, run_task, &c, pyr_ceil_div(c.rows, c.run));
   return PYR_OK;

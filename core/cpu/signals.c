@@ -231,12 +231,11 @@ static void output_task(void *ctx, int64_t task, int worker) {
   product_scratch s = product_scratch_of(&arena, (int)nr, d);
   int64_t rows = load_tile(c, &s, tile, 1, products), block = pyr_dtype_block(c->o->dtype);
   int64_t column = (c->first + h) * d, from = column / block * block, wide = pyr_round_up(column + d, block) - from;
-  size_t offset = pyr_dtype_bytes(c->o->dtype, from);
   memset(s.sums, 0, TILE * sizeof(float));
   for (int64_t w = 0; w < c->o->shape[0]; w += STRIP) {
     int64_t some = pyr_least(STRIP, c->o->shape[0] - w), padded = pyr_round_up(some, PYR_UNIT);
     for (int64_t i = 0; i < some; i++)
-      c->k->to_f32(s.wide + i * wide, (const uint8_t *)c->o->data + (size_t)(w + i) * c->o->stride + offset, c->o->dtype, wide);
+      pyr_cpu_weights(c->k, s.wide + i * wide, c->o, w + i, from, wide);
     products->transpose(s.a, STRIP, s.wide + (column - from), wide, (int)some, d, 1.0f);
     for (int64_t at = 0, done = 0; done < rows; at += nr) {
       int64_t strip = strip_at(at, nr);

@@ -1,0 +1,81 @@
+/* interleave.c — the order of quantised weights in which few tokens are multiplied fastest.
+ *
+ * PYR_STACK rows that follow each other are a stack, as many bytes as before. Block by block of their values, first the two
+ * bytes that no word of four holds (the scale of q4_0 and q6_k), row beside row, then the block's words, each row beside row:
+ * a vector of words has one of each row. A product then needs no scale spread over a vector, no sum across one, and unpacks each byte
+ * once for all tokens (dot_stack of int8.inc). All other readers get rows back through pyr_cpu_weights.
+ *
+ * Does not own: who asks for it and where it lies (bind_matrix of model.c). */
+#include "cpu.h"
+
+#include <string.h>
+
+enum { WORD = 4, MOST_BLOCK = 210 };     /* bytes of q6_k, the largest block */
+
+int32_t pyr_cpu_interleaved(const pyr_backend *be, const pyr_tensor *w) {
+  const pyr_cpu *cpu = pyr_cpu_of(be);
+  bool fits = w->rank == 2 && w->shape[0] % PYR_STACK == 0 && (w->dtype == PYR_Q4_0 || w->dtype == PYR_Q4_K || w->dtype == PYR_Q6_K);
+  return cpu->int8 && fits ? PYR_STACK : 0;
+}
+
+/* A block of a row: `odd` bytes at odd_at, and words from words_at on. */
+typedef struct block_form { size_t bytes, odd, odd_at, words_at; } block_form;
+static block_form form_of(pyr_dtype dtype) {
+  size_t bytes = pyr_dtype_block_bytes(dtype), odd = bytes % WORD;
+  return dtype == PYR_Q6_K ? (block_form){ bytes, odd, bytes - odd, 0 } : (block_form){ bytes, odd, 0, odd };
+}
+
+/* Where they lie in the block of its stack. */
+static size_t odd_in(const block_form *f, int64_t row) { return (size_t)row * f->odd; }
+static size_t words_in(const block_form *f, int64_t row) { return PYR_STACK * f->odd + (size_t)row * WORD; }
+
+typedef struct call { uint8_t *to; const pyr_tensor *w; } call;
+
+static void interleave_stack(void *ctx, int64_t task, int worker) {
+  const call *c = ctx;
+  (void)worker;
+  block_form f = form_of(c->w->dtype);
+  int64_t blocks = c->w->shape[1] / pyr_dtype_block(c->w->dtype);
+  const uint8_t *rows = (const uint8_t *)c->w->data + (size_t)(task * PYR_STACK) * c->w->stride;
+  uint8_t *stack = c->to + (size_t)(task * PYR_STACK * blocks) * f.bytes;
+  for (int64_t b = 0; b < blocks; b++, stack += PYR_STACK * f.bytes)
+    for (int64_t r = 0; r < PYR_STACK; r++) {
+      const uint8_t *from = rows + (size_t)r * c->w->stride + (size_t)b * f.bytes;
+      uint8_t *to = stack + words_in(&f, r);
+      memcpy(stack + odd_in(&f, r), from + f.odd_at, f.odd);
+      for (size_t done = f.odd; done < f.bytes; done += WORD, to += PYR_STACK * WORD)
+        memcpy(to, from + f.words_at + done - f.odd, WORD);
+    }
+}
+
+pyr_status pyr_cpu_interleave(pyr_backend *be, void *to, const pyr_tensor *w) {
+  call c = { to, w };
+  pyr_parallel(be->rt, interleave_stack, &c, w->shape[0] / PYR_STACK);
+  return PYR_OK;
+}
+
+void pyr_cpu_weights(const pyr_kernels *k, float *dst, const pyr_tensor *w, int64_t row, int64_t col, int64_t n) {
+  enum { SOME = 4 };                     /* blocks at a time */
+  const uint8_t *data = w->data;
+  block_form f = form_of(w->dtype);
+  int64_t block = pyr_dtype_block(w->dtype), first = col / block;
+  if (!w->interleaved) {
+    k->to_f32(dst, data + (size_t)row * w->stride + (size_t)first * f.bytes, w->dtype, n);
+    return;
+  }
+  uint8_t plain[SOME * MOST_BLOCK];
+  const uint8_t *stack = data + (size_t)(row / PYR_STACK * PYR_STACK) * w->stride + PYR_STACK * (size_t)first * f.bytes;
+  for (int64_t left = n / block; left > 0;) {
+    int64_t some = pyr_least(left, SOME);
+    uint8_t *to = plain;
+    for (int64_t b = 0; b < some; b++, stack += PYR_STACK * f.bytes, to += f.bytes) {
+      const uint8_t *from = stack + words_in(&f, row % PYR_STACK);
+      memcpy(to + f.odd_at, stack + odd_in(&f, row % PYR_STACK), f.odd);
+      for (size_t done = f.odd; done < f.bytes; done += WORD, from += PYR_STACK * WORD)
+        memcpy(to + f.words_at + done - f.odd, from, WORD);
+    }
+    k->to_f32(dst, plain, w->dtype, some * block);
+    dst += some * block;
+    left -= some;
+  }
+}
