@@ -248,15 +248,15 @@ static void convert_row(void *ctx, int64_t task, int worker) {
   pyr_row_from_f32(c->out + (size_t)task * c->stride, c->as, values, cols);
 }
 
-/* Fills `to` (backend memory, rows as wide as `from`'s) with the rows of `from` in dtype `as`; equal dtypes are copied. */
-static pyr_status fill_matrix(pyr_model *model, char *to, pyr_dtype as, const pyr_tensor *from) {
+/* Fills `to` (backend memory) with the rows of `from` in the dtype and the order of `bound`. */
+static pyr_status fill_matrix(pyr_model *model, char *to, const pyr_tensor *bound, const pyr_tensor *from) {
   pyr_runtime *rt = model->rt;
   pyr_backend *be = pyr_runtime_backend(rt);
-  int64_t rows = from->shape[0], cols = from->shape[1], piece = PIECE_VALUES / cols;
-  if (piece < 1) piece = 1;
+  int64_t rows = from->shape[0], cols = from->shape[1], unit = bound->interleaved ? bound->interleaved : 1;
+  int64_t piece = (PIECE_VALUES / cols / unit + 1) * unit;
   if (piece > rows) piece = rows;
-  bool convert = as != from->dtype, direct = reads_host_memory(be);
-  size_t stride = pyr_dtype_bytes(as, cols), scratch_bytes = 0, staging_bytes = convert && !direct ? (size_t)piece * stride : 0;
+  bool convert = bound->dtype != from->dtype, in_place = convert && !bound->interleaved && reads_host_memory(be);
+  size_t stride = bound->stride, scratch_bytes = 0, staging_bytes = convert && !in_place ? (size_t)piece * stride : 0;
   float *scratch = NULL;
   char *staging = NULL;
   pyr_status status = PYR_OK;
@@ -270,12 +270,17 @@ static pyr_status fill_matrix(pyr_model *model, char *to, pyr_dtype as, const py
   for (int64_t first = 0; first < rows; first += piece) {
     int64_t n = rows - first < piece ? rows - first : piece;
     char *at = to + (size_t)first * stride;
+    const char *ready = (const char *)from->data + (size_t)first * from->stride;
     if (convert) {
-      struct conversion c = { from, as, first, direct ? at : staging, stride, scratch };
+      struct conversion c = { from, bound->dtype, first, in_place ? at : staging, stride, scratch };
       pyr_parallel(rt, convert_row, &c, n);
-      if (!direct) status = be->upload(be, at, staging, (size_t)n * stride);
-    } else {
-      status = be->upload(be, at, (const char *)from->data + (size_t)first * from->stride, (size_t)n * stride);
+      ready = c.out;
+    }
+    if (bound->interleaved) {
+      pyr_tensor some = { ready, bound->dtype, 2, { n, cols }, stride, 0 };
+      status = be->interleave(be, at, &some);
+    } else if (!in_place) {
+      status = be->upload(be, at, ready, (size_t)n * stride);
     }
     if (status == PYR_OK) status = pyr_progress(rt, model->done + (first + n) * cols, model->expected);
     if (status != PYR_OK) goto done;
@@ -304,21 +309,6 @@ static pyr_status bind_vector(pyr_model *model, float **place, const pyr_tensor 
   return status;
 }
 
-/* As fill_matrix, in the backend's own order. */
-static pyr_status interleave_matrix(pyr_model *model, char *to, const pyr_tensor *from, int32_t stack) {
-  pyr_backend *be = pyr_runtime_backend(model->rt);
-  int64_t rows = from->shape[0], cols = from->shape[1], piece = (PIECE_VALUES / cols + stack) / stack * stack;
-  pyr_status status = PYR_OK;
-  for (int64_t first = 0; status == PYR_OK && first < rows; first += piece) {
-    pyr_tensor some = *from;
-    some.shape[0] = rows - first < piece ? rows - first : piece;
-    some.data = (const char *)from->data + (size_t)first * from->stride;
-    status = be->interleave(be, to + (size_t)first * from->stride, &some);
-    if (status == PYR_OK) status = pyr_progress(model->rt, model->done + (first + some.shape[0]) * cols, model->expected);
-  }
-  return status;
-}
-
 /* `looked_up`: single rows are read, as they lie in the file. */
 static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_tensor_spec *spec, const pyr_tensor *view,
                               bool aligned, bool looked_up, int as) {
@@ -333,7 +323,7 @@ static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_ten
     return pyr_runtime_set_error(model->rt, PYR_UNSUPPORTED, "tensor %s: rows of %lld values cannot become %s (blocks of %d)",
                                  spec->name ? spec->name : "(unnamed)", (long long)view->shape[1], pyr_dtype_name(dtype),
                                  pyr_dtype_block(dtype));
-  if (dtype == view->dtype && !looked_up && be->interleaved) bound.interleaved = be->interleaved(be, &bound);
+  if (!looked_up && be->interleaved) bound.interleaved = be->interleaved(be, &bound);
   if (dtype == view->dtype && !bound.interleaved && aligned && reads_host_memory(be)) {
     status = keep_file(model, spec->file);
     if (status == PYR_OK) status = pyr_progress(model->rt, model->done + view->shape[0] * view->shape[1], model->expected);
@@ -341,7 +331,7 @@ static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_ten
     void *ptr = NULL;
     status = own(model, bytes, &ptr);
     if (status != PYR_OK) return status;
-    status = bound.interleaved ? interleave_matrix(model, ptr, view, bound.interleaved) : fill_matrix(model, ptr, dtype, view);
+    status = fill_matrix(model, ptr, &bound, view);
     bound.data = ptr;
     if (status != PYR_OK) disown(model);
     else pyr_file_forget(spec->file, view->data, bytes);

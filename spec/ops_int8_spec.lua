@@ -82,16 +82,19 @@ describe("int8 products", function()
       local plain = assert(ops.linear(one, x, dtype, w, 48, 512, nil, nil, #w // 48))
       reference.near(result, ops.numbers(plain), 1e-5, error, dtype .. ", two orders")
       local alone = assert(ops.linear(one, x:sub(1, 512 * 4), dtype, w, 48, 512))
-      assert.equal(result:sub(1, 48 * 4), alone)
+      assert.is_true(result:sub(1, 48 * 4) == alone)
     end)
 
-    it("leave the weights readable for prompts and for scores: " .. dtype, function()
-      local bf16 = assert(core.runtime { isa = "avx512bf16" })
-      local rows, cols, n = 64, 256, 40
-      local w = reference.matrix(dtype, rows, cols)
-      local _, x = reference.random(n * cols)
-      assert.equal(ops.linear(bf16, x, dtype, w, rows, cols), ops.linear(one, x, dtype, w, rows, cols))
-    end)
+    if dtype ~= "q5_k" then                -- which lies as in its file, and whose prompts are multiplied in bf16
+      it("give a token of a prompt what it gets alone: " .. dtype, function()
+        local rows, cols, n = 16 * math.random(1, 4), 256 * math.random(1, 2), math.random(97, 130)
+        local result, x, w = compare(dtype, n, rows, cols)
+        for _, t in ipairs { 0, math.random(1, n - 2), n - 1 } do
+          local alone = assert(ops.linear(one, x:sub(t * cols * 4 + 1, (t + 1) * cols * 4), dtype, w, rows, cols))
+          assert.is_true(result:sub(t * rows * 4 + 1, (t + 1) * rows * 4) == alone, "token " .. t)
+        end
+      end)
+    end
 
     it("give a token the same in any company: " .. dtype, function()
       local result, x, w = compare(dtype, 7, 10, 512)

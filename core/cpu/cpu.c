@@ -56,7 +56,9 @@ static pyr_status reserve_tokens(pyr_backend *be, const pyr_work *work) {
   size_t bytes = 0;
   if (cpu->matmul && !pyr_mul_size((size_t)work->tokens, (size_t)work->cols * 2, &bytes)) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
   pyr_status status = grow(be, &cpu->x16, &cpu->x16_bytes, bytes);
-  return status == PYR_OK ? grow(be, &cpu->x8, &cpu->x8_bytes, pyr_cpu_int8_tokens(cpu, work->tokens, work->cols)) : status;
+  if (status != PYR_OK || !cpu->int8) return status;
+  if (!pyr_mul_size((size_t)work->tokens, cpu->kernels->int8_bytes(work->cols), &bytes)) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
+  return grow(be, &cpu->x8, &cpu->x8_bytes, bytes);
 }
 
 /* Room for what the tasks of one attention share. */

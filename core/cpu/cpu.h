@@ -110,9 +110,8 @@ pyr_status pyr_cpu_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout 
 /* Many tokens where bf16 is multiplied in hardware (linear_bf16.c), and whether it takes n tokens and weights of a dtype. */
 bool pyr_cpu_bf16_takes(const pyr_cpu *cpu, pyr_dtype dtype, int64_t n);
 pyr_status pyr_cpu_linear_bf16(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags);
-/* Few tokens and quantised weights where bytes are multiplied in hardware (linear_int8.c); bytes that its tokens need. */
-bool pyr_cpu_int8_takes(const pyr_cpu *cpu, pyr_dtype dtype, int64_t n);
-size_t pyr_cpu_int8_tokens(const pyr_cpu *cpu, int64_t tokens, int64_t cols);
+/* Quantised weights where bytes are multiplied in hardware (linear_int8.c), and whether it takes them and n tokens. */
+bool pyr_cpu_int8_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n);
 pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags);
 void pyr_cpu_rows_fill(pyr_backend *be);          /* rows.c: store, gather, rotate, row_norms */
 void pyr_cpu_elementwise_fill(pyr_backend *be);   /* elementwise.c: everything on single values and tokens */

@@ -1,7 +1,7 @@
 /* interleave.c — the order of quantised weights in which few tokens are multiplied fastest.
  *
  * PYR_STACK rows that follow each other are a stack, as many bytes as before. Block by block of their values, first the two
- * bytes that no word of four holds (the scale of q4_0 and q6_k), row beside row, then the block's words, each row beside row:
+ * bytes that no word of four holds (the scale of q8_0, q4_0 and q6_k), row beside row, then the block's words, each row beside row:
  * a vector of words has one of each row. A product then needs no scale spread over a vector, no sum across one, and unpacks each byte
  * once for all tokens (dot_stack of int8.inc). All other readers get rows back through pyr_cpu_weights.
  *
@@ -14,7 +14,8 @@ enum { WORD = 4, MOST_BLOCK = 210 };     /* bytes of q6_k, the largest block */
 
 int32_t pyr_cpu_interleaved(const pyr_backend *be, const pyr_tensor *w) {
   const pyr_cpu *cpu = pyr_cpu_of(be);
-  bool fits = w->rank == 2 && w->shape[0] % PYR_STACK == 0 && (w->dtype == PYR_Q4_0 || w->dtype == PYR_Q4_K || w->dtype == PYR_Q6_K);
+  bool fits = w->rank == 2 && w->shape[0] % PYR_STACK == 0 &&
+              (w->dtype == PYR_Q8_0 || w->dtype == PYR_Q4_0 || w->dtype == PYR_Q4_K || w->dtype == PYR_Q6_K);
   return cpu->int8 && fits ? PYR_STACK : 0;
 }
 

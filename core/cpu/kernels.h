@@ -75,7 +75,7 @@ typedef struct pyr_kernels {
   size_t (*int8_bytes)(int64_t k);
   void (*quantize)(void *row, const float *x, int64_t k, pyr_dtype dtype);
   void (*dot_int8)(float *out, const void *w, size_t w_stride, pyr_dtype dtype, int rows, const void *x, int n, int64_t k);
-  /* out[r*PYR_STACK + i]: likewise, for a stack of interleaved weight rows, q4_0, q4_k or q6_k, and n <= PYR_STACK_TOKENS */
+  /* out[r*PYR_STACK + i]: likewise, for a stack of interleaved weight rows, of q8_0, q4_0, q4_k or q6_k, and n <= PYR_STACK_TOKENS */
   void (*dot_stack)(float *out, const void *w, pyr_dtype dtype, const void *x, int n, int64_t k);
   pyr_products f32, bf16;        /* bf16.gemm is NULL where no such code is compiled in */
 

@@ -176,7 +176,7 @@ pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr
                 .rows = w->shape[0], .cols = w->shape[1], .accumulate = flags & PYR_LINEAR_ADD };
   if (n <= 0 || p.rows <= 0) return PYR_OK;
   p.plain = n > p.k->dot_rows && pyr_dtype_block(w->dtype) > 1;
-  if (pyr_cpu_int8_takes(cpu, w->dtype, n)) return pyr_cpu_linear_int8(be, out, x, w, bias, n, flags);
+  if (pyr_cpu_int8_takes(cpu, w, n)) return pyr_cpu_linear_int8(be, out, x, w, bias, n, flags);
   if ((cpu->int8 || !(flags & PYR_LINEAR_EXACT)) && pyr_cpu_bf16_takes(cpu, w->dtype, n))
     return pyr_cpu_linear_bf16(be, out, x, w, bias, n, flags);
   pyr_status status = p.plain || n >= PYR_SMALL_N ? pyr_cpu_check(be, "linear", pyr_cpu_linear_scratch(p.k, p.cols)) : PYR_OK;

@@ -1,12 +1,16 @@
-/* linear_int8.c — matrix products of few tokens with quantised weights, by products of bytes: decode steps and small batches
- * then run at the speed of reading the weights.
+/* linear_int8.c — matrix products with quantised weights by products of bytes: decode steps and small batches run at the speed
+ * of reading the weights, prompts faster than bf16 would be.
  *
  * Only where the runtime was asked for it (isa "avx512int8"; precision = "int8" in Lua). Activations are rounded to 8 bits in
  * groups of 32, each with its scale, once for the whole call; products and the sums of four are exact, what follows is f32
- * (int8.inc). Weights of four bits lie interleaved (interleave.c) where rows come in stacks; a token's result does not depend on the others of the call. */
+ * (int8.inc). Where weights lie interleaved (interleave.c) any number of tokens is taken; otherwise few. A token's result
+ * does not depend on the others of the call. */
 #include "cpu.h"
 
-enum { BEFORE_BF16 = 16 };   /* tokens from which bf16 (linear_bf16.c) is faster, where the processor has it */
+enum {
+  BEFORE_BF16 = 16,          /* tokens from which bf16 (linear_bf16.c) is faster with rows as they lie, where the processor has it */
+  TOKENS = 96,               /* of many, so many at a time stay in the second cache while a task's stacks go by */
+};
 
 typedef struct call {
   pyr_cpu *cpu;
@@ -18,14 +22,8 @@ typedef struct call {
   bool accumulate;
 } call;
 
-static int64_t most_tokens(const pyr_cpu *cpu) { return cpu->matmul ? BEFORE_BF16 - 1 : PYR_SMALL_N - 1; }
-
-bool pyr_cpu_int8_takes(const pyr_cpu *cpu, pyr_dtype dtype, int64_t n) {
-  return cpu->int8 && n <= most_tokens(cpu) && pyr_dtype_block(dtype) > 1;
-}
-
-size_t pyr_cpu_int8_tokens(const pyr_cpu *cpu, int64_t tokens, int64_t cols) {
-  return cpu->int8 ? (size_t)pyr_least(tokens, most_tokens(cpu)) * cpu->kernels->int8_bytes(cols) : 0;
+bool pyr_cpu_int8_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n) {
+  return cpu->int8 && (w->interleaved || (pyr_dtype_block(w->dtype) > 1 && n < (cpu->matmul ? BEFORE_BF16 : PYR_SMALL_N)));
 }
 
 static void quantize_rows(const void *ctx, int64_t begin, int64_t end) {
@@ -34,12 +32,12 @@ static void quantize_rows(const void *ctx, int64_t begin, int64_t end) {
     c->cpu->kernels->quantize(c->cpu->x8 + (size_t)t * c->each, c->x + t * c->cols, c->cols, c->w->dtype);
 }
 
-/* A stack of interleaved weight rows times every token. */
-static void run_stack(const call *c, int64_t row) {
+/* A stack of interleaved weight rows times tokens [begin, end). */
+static void run_stack(const call *c, int64_t row, int64_t begin, int64_t end) {
   const uint8_t *w = (const uint8_t *)c->w->data + (size_t)row * c->w->stride;
-  for (int64_t t = 0; t < c->n; t += PYR_STACK_TOKENS) {
+  for (int64_t t = begin; t < end; t += PYR_STACK_TOKENS) {
     float sum[PYR_STACK_TOKENS * PYR_STACK];
-    int some = (int)pyr_least(PYR_STACK_TOKENS, c->n - t);
+    int some = (int)pyr_least(PYR_STACK_TOKENS, end - t);
     c->cpu->kernels->dot_stack(sum, w, c->w->dtype, c->cpu->x8 + (size_t)t * c->each, some, c->cols);
     pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_STACK, some, PYR_STACK, c->bias ? c->bias + row : NULL, c->accumulate);
   }
@@ -51,7 +49,8 @@ static void run_task(void *ctx, int64_t task, int worker) {
   (void)worker;
   int64_t end = pyr_least(c->rows, (task + 1) * c->run);
   if (c->w->interleaved) {
-    for (int64_t row = task * c->run; row < end; row += PYR_STACK) run_stack(c, row);
+    for (int64_t t = 0; t < c->n; t += TOKENS)
+      for (int64_t row = task * c->run; row < end; row += PYR_STACK) run_stack(c, row, t, pyr_least(c->n, t + TOKENS));
     return;
   }
   for (int64_t row = task * c->run; row < end; row += PYR_DOT_WEIGHTS) {
@@ -72,7 +71,9 @@ pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, cons
              .each = cpu->kernels->int8_bytes(w->shape[1]), .accumulate = flags & PYR_LINEAR_ADD };
   if ((size_t)n * c.each > cpu->x8_bytes)
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
-  c.run = pyr_round_up(pyr_cpu_weight_run(c.rows, w->stride, pyr_runtime_threads(be->rt)), w->interleaved ? PYR_STACK : 1);
+  int threads = pyr_runtime_threads(be->rt);
+  c.run = n <= PYR_STACK_TOKENS ? pyr_cpu_weight_run(c.rows, w->stride, threads) : pyr_ceil_div(c.rows, 4 * threads);
+  c.run = pyr_round_up(c.run, w->interleaved ? PYR_STACK : PYR_DOT_WEIGHTS);
   pyr_cpu_spans(be, quantize_rows, &c, n, c.cols);
   pyr_parallel(be->rt, run_task, &c, pyr_ceil_div(c.rows, c.run));
   return PYR_OK;
