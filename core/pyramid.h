@@ -67,7 +67,8 @@ typedef struct pyr_runtime_options {
   const char *device;   /* "cpu" (default when NULL), "cuda", or "emulated": CUDA's kernels run by the processor, for specs */
   const char *isa;      /* CPU kernels: NULL picks the best that multiply in f32; "base", "avx2", "avx512" force one;
                            "avx512bf16": a prompt's products with bf16 or quantised weights round activations to bf16;
-                           "avx512int8": as that, and steps with quantised weights round theirs to 8 bits */
+                           "avx512int8": as that, and quantised weights take activations of 8 bits; they are held,
+                           in an order of their own, within memory_limit */
   int threads;          /* 0: the processors this process may run on; otherwise 1..256 */
   size_t memory_limit;  /* bytes the runtime may hold at once, mapped files excluded; 0: no limit */
   pyr_alloc_fn alloc;   /* NULL: malloc family */

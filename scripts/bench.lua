@@ -100,7 +100,7 @@ cli.option(parser, "--limit", "SECONDS", "Runs that would take longer are left o
 cli.option(parser, "--batch-limit", "SECONDS", "The same for batches. (default: as --limit)", { number = true })
 cli.option(parser, "--buffer", "SIZE", "What is read to learn how fast memory is: far more than the last cache. (default: 1 GiB)")
 cli.option(parser, "--threads", "N", "How many threads; 0: one for each processor.", { default = "0", integer = 0 })
-cli.option(parser, "--precision", "P", "Of matrix products, where the processor has it: f32; bf16 for prompts; int8 for steps with "
+cli.option(parser, "--precision", "P", "Of matrix products, where the processor has it: f32; bf16 for prompts; int8 for "
   .. "quantised weights too.",
   { default = "f32" })
 cli.option(parser, "--seed", "N", "Of weights and prompts.", { default = "1", integer = 0 })

@@ -153,7 +153,7 @@ static void cpu_close(pyr_backend *be) {
 }
 
 /* The kernels of avx512 with rounded products, only for those who ask for them: "avx512bf16" multiplies a prompt's tokens as
- * bf16; "avx512int8" those and, with quantised weights, the few tokens of steps as bytes. */
+ * bf16; "avx512int8" those with bf16 weights, and all that meet quantised weights as bytes. */
 static const char bf16_name[] = "avx512bf16", int8_name[] = "avx512int8";
 
 static pyr_status missing(pyr_runtime *rt, const char *isa) {

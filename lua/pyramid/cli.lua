@@ -109,7 +109,7 @@ function cli.add_model(parser)
   option(parser, "--scaling", "KIND", "How RoPE makes room for more of them: none (default), linear, yarn.",
     { choices = { "none", "linear", "yarn" } })
   option(parser, "--precision", "P", "Of matrix products, where the processor has it: f32 (default); bf16 for prompts; int8 for "
-    .. "steps with quantised weights too.")
+    .. "quantised weights too.")
 end
 
 cli.policy_file_help = "A policy of your own: the file is run as Lua, with all rights of this program. Options as for --policy."

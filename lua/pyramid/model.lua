@@ -32,9 +32,10 @@ local rounded = { cpu = { bf16 = "avx512bf16", int8 = "avx512int8" }, other = { 
 ---@field isa? string                CPU kernels: "base", "avx2", "avx512"; nil: the best
 ---@field precision? "f32"|"bf16"|"int8"   of matrix products. "f32" (the default) multiplies activations as they are;
 ---                                  "bf16" rounds a prompt's where the processor multiplies bf16 and the weights are bf16 or
----                                  quantised: about twice as fast, logits within about 1 % of their norm; "int8" also rounds
----                                  those of steps with quantised weights to 8 bits, in groups of 32, where it multiplies
----                                  bytes, and lets large batches of steps take bf16
+---                                  quantised: about twice as fast, logits within about 1 % of their norm; "int8" rounds those of
+---                                  quantised weights to 8 bits, in groups of 32, where it multiplies bytes: prompts and steps;
+---                                  all else as "bf16", large batches of steps too. Quantised weights are then held in an
+---                                  order of their own, not in the mapped file, and count against `memory`
 ---@field context? integer           positions, instead of those that the model was made for
 ---@field scaling? "none"|"linear"|"yarn"   what RoPE does to make room for a longer context: nothing (nil, "none"), divide
 ---                                  all angles ("linear": arXiv 2306.15595), or the slow ones ("yarn": arXiv 2309.00071)
