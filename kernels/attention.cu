@@ -13,43 +13,9 @@
  * One query a sequence (decode): lanes are walked in segments of SEGMENT rows, a block for each, which leave (top, sum, out) in
  * scratch; a second kernel joins a head's segments in their order. Where history is tracked the scores stay in scratch too, and
  * a third kernel makes probabilities of them: rows are not read again. A query that sees nothing gets 0, with lse = -inf. */
-#include "number.cuh"
+#include "attention.cuh"
 
-static constexpr int WARPS = 4, ROWS = WARP, CHUNK = 128, SEGMENT = 512, MOST_DIMS = 512;
-
-struct attend_call {
-  float *out, *lse;
-  const float *q;
-  const int32_t *q_pos;
-  const pyr_lane_view *lanes;      /* [kv_heads] */
-  int64_t n;
-  int32_t window;
-  bool tracked;
-  pyr_track track;
-};
-
-struct attend_args {
-  const attend_call *calls;
-  row_format f;
-  int heads, group;
-  float scale;
-  unsigned column_blocks;          /* blocks beside each other in grid.x; then the next segment */
-  int64_t segments;                /* of the longest lane; 0: many queries, whole lanes */
-  float *parts;                    /* [calls][heads][segments][2 + d] top, sum, out */
-  float *finals;                   /* [calls][heads][2] top and sum of the whole lane */
-  float *scores;                   /* [calls][heads][rows]; NULL: nothing is tracked */
-  int64_t rows;
-};
-
-/* Segments that hold rows of a span: at least one, if it is empty. */
-static __device__ __forceinline__ int64_t segments_of(row_span seen) {
-  return seen.high > seen.low ? (seen.high - 1) / SEGMENT - seen.low / SEGMENT + 1 : 1;
-}
-
-static __device__ __forceinline__ row_span segment_of(row_span seen, int64_t segment) {
-  int64_t begin = (seen.low / SEGMENT + segment) * SEGMENT, end = begin + SEGMENT;
-  return row_span{ begin > seen.low ? begin : seen.low, end < seen.high ? end : seen.high };
-}
+static constexpr int WARPS = 4, ROWS = WARP, CHUNK = 128, MOST_DIMS = 512;
 
 /* The rows that any column of the block sees. */
 static __device__ __forceinline__ row_span block_span(row_span mine) {
@@ -302,7 +268,10 @@ static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count,
   pyr_status status = cuda_table_send(be, "attention", a.calls != nullptr);
   if (status != PYR_OK) return status;
   unsigned x = static_cast<unsigned>(a.column_blocks * (steps ? a.segments : 1)), g = static_cast<unsigned>(kv_heads);
-  launch(a, dim3(x, g, static_cast<unsigned>(b.count)), stream);
+  unsigned calls_of_batch = static_cast<unsigned>(b.count);
+  if (!(steps ? cuda_attention_decode(be, a, g, calls_of_batch)
+              : cuda_attention_prefill(be, a, b.queries * a.group, g, calls_of_batch)))
+    launch(a, dim3(x, g, calls_of_batch), stream);
   if (steps) PYR_LAUNCH(join_kernel, dim3(static_cast<unsigned>(heads), static_cast<unsigned>(b.count)), 128, 0, stream, a);
   if (b.tracked) {
     dim3 grid(static_cast<unsigned>(ceil_div(b.rows, 256)), g, static_cast<unsigned>(b.count));

@@ -88,15 +88,18 @@ describe("attention", function()
       check(layout, { make_call(layout, 1, 50, { ragged = true }) })
       check(layout, { make_call(layout, 30, 50, { ragged = true }) })
     end
-    local wide = layout_of("f32", 16, 250, 1)   -- more heads on a lane than a tile has columns
-    check(wide, { make_call(wide, 3, 9) })
+    for _, dtype in ipairs { "f32", "f16" } do
+      local wide = layout_of(dtype, 16, 250, 1)   -- more heads on a lane than a tile has columns
+      check(wide, { make_call(wide, 3, 9), make_call(wide, 1, 300) })
+    end
   end)
 
   it("crosses tiles of rows and of queries", function()
-    local layout = layout_of("f32", 16, 1, 1)
-    check(layout, { make_call(layout, 260, 330) })
-    check(layout, { make_call(layout, 260, 330, { window = 70 }) })
-    check(layout, { make_call(layout, 1, 700) })
+    for _, layout in ipairs { layout_of("f32", 16, 1, 1), layout_of("f16", 16, 1, 1), layout_of("bf16", 72, 1, 1) } do
+      check(layout, { make_call(layout, 260, 330) })
+      check(layout, { make_call(layout, 260, 330, { window = 70 }) })
+      check(layout, { make_call(layout, 1, 700) })
+    end
   end)
 
   it("walks long lanes in segments", function()
@@ -132,10 +135,57 @@ describe("attention", function()
     for _, d in ipairs(dims) do   -- queries and keys that bf16 holds: only probabilities and sums of values are rounded then
       local layout = layout_of("bf16", d, 4, 2)
       layout.scale = 0.125
-      check(layout, { make_call(layout, 19, 90, { ragged = true, rounded = true }) }, 6e-3, reference.rounding)
+      check(layout, { make_call(layout, 19, 90, { ragged = true, rounded = true }) }, 6e-3, reference.rounding_attention)
       local windowed = make_call(layout, 150, 233, { window = 71, rounded = true })
-      check(layout, { windowed, make_call(layout, 2, 2, { rounded = true }) }, 6e-3, reference.rounding)
-      check(layout, { make_call(layout, 1, 700) }, 3e-6, reference.rounding)
+      check(layout, { windowed, make_call(layout, 2, 2, { rounded = true }) }, 6e-3, reference.rounding_attention)
+      check(layout, { make_call(layout, 1, 700) }, 3e-6, reference.rounding_attention)
+    end
+  end)
+
+  it("rounds rows of any dtype on a device, where that is asked for", function()
+    for dtype, limit in pairs { f32 = 1.5e-2, f16 = 2e-3, q8_0 = 1.5e-2 } do
+      for _, d in ipairs { 32, 64, 72, 128, 256 } do
+        if fits(dtype, d) then
+          local layout = layout_of(dtype, d, 6, 2)
+          layout.scale = 0.3 * d ^ -0.5
+          local calls = { make_call(layout, 37, 101, { ragged = true }), make_call(layout, 1, 90),
+            make_call(layout, 70, 70, { window = 31 }) }
+          local refs, packs = {}, {}
+          for i, call in ipairs(calls) do
+            local out, lse = reference.attention(layout, call)
+            refs[i], packs[i] = { out = out, lse = lse }, packed(call)
+          end
+          reference.each(function(rt) return ops.attention(rt, layout, packs) end, function(results, fail)
+            for i, result in ipairs(results) do
+              local what = ("%s, d %d, call %d"):format(dtype, d, i)
+              reference.near(result.out, refs[i].out, i == 2 and 3e-6 or limit, fail, what .. ": out")
+              reference.near(result.lse, refs[i].lse, i == 2 and 3e-6 or limit, fail, what .. ": lse")
+            end
+          end, { reference.rounding_device })
+        end
+      end
+    end
+  end)
+
+  it("is exact with queries of any size", function()   -- beyond what 16 bits of either format hold
+    for _, dtype in ipairs { "f16", "bf16" } do
+      for _, size in ipairs { 1e-9, 1e-4, 3e5, 1e12 } do
+        local layout = layout_of(dtype, 64, 4, 2)
+        layout.scale = 0.5 / size
+        local call, q = make_call(layout, 17, 60), {}
+        for i, x in ipairs(call.q) do q[i] = x * size * (i % 5 == 0 and 1e-3 or 1) end
+        call.q, call.q_bytes = reference.pack(q)
+        check(layout, { call }, 4e-6)
+      end
+    end
+  end)
+
+  it("takes heads of up to 256 dimensions by tiles, and larger ones", function()
+    for _, dtype in ipairs { "f16", "bf16" } do
+      for _, d in ipairs { 136, 256, 264 } do
+        local layout = layout_of(dtype, d, 5, 1)
+        check(layout, { make_call(layout, 1, 290, { ragged = true }), make_call(layout, 9, 40), make_call(layout, 1, 3) })
+      end
     end
   end)
 

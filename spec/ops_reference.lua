@@ -57,6 +57,10 @@ reference.rounding = reference.teams "avx512bf16"
 --- The CUDA backend's kernels, run by the processor. There is one of them: it has no threads that could differ.
 local emulated = { isa = "emulated", (assert(core.runtime { device = "emulated", threads = 1 })) }
 
+--- The same, opened to round operands to 16 bits; and all that round the operands of attention.
+reference.rounding_device = { isa = "emulated, bf16", (assert(core.runtime { device = "emulated", isa = "bf16", threads = 1 })) }
+reference.rounding_attention = { reference.rounding_device, table.unpack(reference.rounding) }
+
 --- The instruction sets that this machine has, at least "base".
 function reference.isas()
   local names = {}
