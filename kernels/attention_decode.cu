@@ -29,7 +29,7 @@ static __device__ __forceinline__ int64_t first_above(const int32_t *positions, 
 
 /* Grid: blocks of columns, segment after segment; lanes; calls. */
 template <typename T, int D, int WARPS>
-static __global__ void __launch_bounds__(WARPS * WARP, D > 128 ? 1 : 3) decode_kernel(attend_args a) {
+static __global__ void __launch_bounds__(WARPS * WARP, D <= 64 ? 3 : 2) decode_kernel(attend_args a) {
   constexpr int TERMS = T::exact, PLANE = COLUMNS * D, STAGE = 2 * ROWS * D, JOIN = D + 8;
   __shared__ float backs[COLUMNS], tops[WARPS][COLUMNS], sums[WARPS][COLUMNS];
   PYR_SHARED(uint16_t, q);
@@ -78,7 +78,7 @@ static __global__ void __launch_bounds__(WARPS * WARP, D > 128 ? 1 : 3) decode_k
     copy_wait<1>();
     __syncwarp();
     uint16_t *k = stages + stage * STAGE;
-    float s[1][ROWS / 8][4];
+    float s[1][ROWS / 8][4], shrink[1][2];
     tile_scores<T, D, TERMS, 1, ROWS>(s, q, 0, PLANE, k);
     int64_t at = row + thread % 4 * 2;
 #pragma unroll
@@ -90,8 +90,8 @@ static __global__ void __launch_bounds__(WARPS * WARP, D > 128 ? 1 : 3) decode_k
         if (j < seen.low || j >= seen.high) s[0][n][i] = -INFINITY;
         else if (scores && r < real) scores[r * a.rows + j] = s[0][n][i] * (a.scale * backs[r]);
       }
-    tile_shares<T, D, 1, ROWS>(c, s, scale);
-    tile_mix<T, D, TERMS, 1, ROWS>(c, s, k + ROWS * D);
+    tile_shares<T, D, 1, ROWS>(c, s, scale, shrink);
+    tile_mix<T, D, TERMS, 1, ROWS>(c, s, shrink, k + ROWS * D);
     __syncwarp();                                      /* the stage is free */
   }
   copy_wait<0>();

@@ -92,13 +92,13 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
             if (j < lows[r] || j >= highs[r]) s[m][n][i] = -INFINITY;
           }
     }
-    float scale[MT][2];
+    float scale[MT][2], shrink[MT][2];
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
       for (int half = 0; half < 2; half++) scale[m][half] = a.scale * LOG2_E * backs[first + row_of_tile(m, half)];
-    tile_shares<T, D, MT, ROWS>(c, s, scale);
-    tile_mix<T, D, TERMS, MT, ROWS>(c, s, k + ROWS * D);
+    tile_shares<T, D, MT, ROWS>(c, s, scale, shrink);
+    tile_mix<T, D, TERMS, MT, ROWS>(c, s, shrink, k + ROWS * D);
   }
 
 #pragma unroll

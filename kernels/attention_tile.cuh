@@ -32,7 +32,7 @@ template <int D, int ROWS>
 static __device__ __forceinline__ void copy_rows(uint16_t *tile, const pyr_lane_view &lane, const row_format &f, int64_t row,
                                                  int64_t rows, int what, int thread, int threads) {
   const uint8_t *first = row_at(lane, f.bytes, row, what);
-#pragma unroll 4
+#pragma unroll 2
   for (int i = thread; i < ROWS * D / 8; i += threads) {
     int r = i / (D / 8), chunk = i % (D / 8);
     bool real = row + r < rows && chunk * 8 < f.d;
@@ -67,27 +67,34 @@ template <int D, int MT> struct columns {
   float top[MT][2], sum[MT][2], out[MT][D / 8][4];
 };
 
+template <int MT, int N> static __device__ __forceinline__ void zero(float (&s)[MT][N][4]) {
+#pragma unroll
+  for (int m = 0; m < MT; m++)
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) s[m][n][i] = 0;
+}
+
 template <int D, int MT> static __device__ __forceinline__ void clear(columns<D, MT> &c) {
 #pragma unroll
   for (int m = 0; m < MT; m++) {
     c.top[m][0] = c.top[m][1] = -INFINITY;
     c.sum[m][0] = c.sum[m][1] = 0;
-#pragma unroll
-    for (int n = 0; n < D / 8; n++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) c.out[m][n][i] = 0;
   }
+  zero(c.out);
 }
+
+/* Sums on tensor cores lose what is shifted out of them rather than round it: a bias, of half a unit of the last place a step.
+ * Exact calls keep such sums short. What the lesser terms give, which is small, has sums of its own, added at the end; and so have
+ * the products of each tile with V, which are added to those of the tiles before in f32. */
 
 /* s = q k^T of the 16 MT columns from row `first` of the tile of queries on, whose terms lie `plane` values apart. */
 template <typename T, int D, int TERMS, int MT, int ROWS>
 static __device__ __forceinline__ void tile_scores(float (&s)[MT][ROWS / 8][4], uint16_t *q, int first, int plane, uint16_t *k) {
-#pragma unroll
-  for (int m = 0; m < MT; m++)
-#pragma unroll
-    for (int n = 0; n < ROWS / 8; n++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) s[m][n][i] = 0;
+  float less[MT][ROWS / 8][4];
+  zero(s);
+  zero(less);
 #pragma unroll
   for (int col = 0; col < D; col += 16) {
     uint32_t b[ROWS / 16][4];
@@ -101,17 +108,26 @@ static __device__ __forceinline__ void tile_scores(float (&s)[MT][ROWS / 8][4], 
         load_a<D>(a, q + t * plane, first + m * 16, col);
 #pragma unroll
         for (int n = 0; n < ROWS / 16; n++) {
-          mma<T>(s[m][2 * n], a, b[n][0], b[n][1]);
-          mma<T>(s[m][2 * n + 1], a, b[n][2], b[n][3]);
+          mma<T>((t == 0 ? s : less)[m][2 * n], a, b[n][0], b[n][1]);
+          mma<T>((t == 0 ? s : less)[m][2 * n + 1], a, b[n][2], b[n][3]);
         }
       }
   }
+  if constexpr (TERMS > 1) {
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int n = 0; n < ROWS / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[m][n][i] += less[m][n][i];
+  }
 }
 
-/* Scores become shares 2^((s - top) scale + shift) of the new top; what was seen before is brought down to it. `scale` is that
- * of each column, times log2 e. */
+/* Scores become shares 2^((s - top) scale + shift) of the new top; `shrink` brings what was seen before down to it. `scale` is
+ * that of each column, times log2 e. */
 template <typename T, int D, int MT, int ROWS>
-static __device__ __forceinline__ void tile_shares(columns<D, MT> &c, float (&s)[MT][ROWS / 8][4], const float (&scale)[MT][2]) {
+static __device__ __forceinline__ void tile_shares(columns<D, MT> &c, float (&s)[MT][ROWS / 8][4], const float (&scale)[MT][2],
+                                                   float (&shrink)[MT][2]) {
 #pragma unroll
   for (int m = 0; m < MT; m++)
 #pragma unroll
@@ -120,7 +136,8 @@ static __device__ __forceinline__ void tile_shares(columns<D, MT> &c, float (&s)
 #pragma unroll
       for (int n = 0; n < ROWS / 8; n++) top = fmaxf(top, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
       top = fmaxf(c.top[m][half], quad_max(top));
-      float base = top == -INFINITY ? 0.0f : top, shrink = power_of_two((c.top[m][half] - base) * scale[m][half]);
+      float base = top == -INFINITY ? 0.0f : top;
+      shrink[m][half] = power_of_two((c.top[m][half] - base) * scale[m][half]);
       c.top[m][half] = top;
 #pragma unroll
       for (int n = 0; n < ROWS / 8; n++)
@@ -129,38 +146,50 @@ static __device__ __forceinline__ void tile_shares(columns<D, MT> &c, float (&s)
           s[m][n][i] = power_of_two((s[m][n][i] - base) * scale[m][half] + static_cast<float>(T::shift));
           sum += s[m][n][i];
         }
-      c.sum[m][half] = c.sum[m][half] * shrink + sum;
-#pragma unroll
-      for (int n = 0; n < D / 8; n++) {
-        c.out[m][n][2 * half] *= shrink;
-        c.out[m][n][2 * half + 1] *= shrink;
-      }
+      c.sum[m][half] = c.sum[m][half] * shrink[m][half] + sum;
     }
 }
 
-/* out += shares v; where the scores lay as c of a product the shares are a of the next one. They are used up. */
+/* out = shrink out + shares v; where the scores lay as c of a product the shares are a of the next one. They are used up. */
 template <typename T, int D, int TERMS, int MT, int ROWS>
-static __device__ __forceinline__ void tile_mix(columns<D, MT> &c, float (&s)[MT][ROWS / 8][4], uint16_t *v) {
+static __device__ __forceinline__ void tile_mix(columns<D, MT> &c, float (&s)[MT][ROWS / 8][4], const float (&shrink)[MT][2],
+                                                uint16_t *v) {
+  uint32_t a[ROWS / 16][TERMS][MT][4];
 #pragma unroll
-  for (int k = 0; k < ROWS / 16; k++) {
-    uint32_t a[TERMS][MT][4];
+  for (int k = 0; k < ROWS / 16; k++)
 #pragma unroll
     for (int t = 0; t < TERMS; t++)
 #pragma unroll
       for (int m = 0; m < MT; m++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) a[t][m][i] = take_pair<T>(s[m][2 * k + i / 2][i % 2 * 2], s[m][2 * k + i / 2][i % 2 * 2 + 1]);
+        for (int i = 0; i < 4; i++) a[k][t][m][i] = take_pair<T>(s[m][2 * k + i / 2][i % 2 * 2], s[m][2 * k + i / 2][i % 2 * 2 + 1]);
 #pragma unroll
-    for (int n = 0; n < D / 16; n++) {
+  for (int n = 0; n < D / 16; n++) {
+    float sum[MT][2][4];
+    zero(sum);
+#pragma unroll
+    for (int k = 0; k < ROWS / 16; k++) {
       uint32_t b[4];
       load_b_down<D>(b, v, k * 16, n * 16);
 #pragma unroll
-      for (int t = 0; t < TERMS; t++)
+      for (int m = 0; m < MT; m++)
 #pragma unroll
-        for (int m = 0; m < MT; m++) {
-          mma<T>(c.out[m][2 * n], a[t][m], b[0], b[1]);
-          mma<T>(c.out[m][2 * n + 1], a[t][m], b[2], b[3]);
+        for (int half = 0; half < 2; half++) {
+          float (&out)[4] = TERMS > 1 ? sum[m][half] : c.out[m][2 * n + half];
+          if (TERMS == 1 && k == 0)
+#pragma unroll
+            for (int i = 0; i < 4; i++) out[i] *= shrink[m][i / 2];
+#pragma unroll
+          for (int t = TERMS - 1; t >= 0; t--) mma<T>(out, a[k][t][m], b[2 * half], b[2 * half + 1]);
         }
+    }
+    if constexpr (TERMS > 1) {
+#pragma unroll
+      for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+#pragma unroll
+          for (int i = 0; i < 4; i++) c.out[m][2 * n + half][i] = c.out[m][2 * n + half][i] * shrink[m][i / 2] + sum[m][half][i];
     }
   }
 }

@@ -130,9 +130,9 @@ static __device__ __forceinline__ float put_split(uint16_t *tile, int row, int p
 #pragma unroll
   for (int i = 0; i < D / WARP; i += 2) {
     int at = i * WARP + lane_of_warp() * 2;
-    bool inside = from != nullptr && at < d;
-    x[i] = inside ? from[at] : 0.0f;
-    x[i + 1] = inside ? from[at + 1] : 0.0f;
+    float2 two = from != nullptr && at < d ? *reinterpret_cast<const float2 *>(from + at) : make_float2(0.0f, 0.0f);
+    x[i] = two.x;
+    x[i + 1] = two.y;
   }
   if (T::narrow) {
     float top = 0;

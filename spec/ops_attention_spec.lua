@@ -180,6 +180,32 @@ describe("attention", function()
     end
   end)
 
+  it("adds up many rows of little weight", function()
+    -- Each has a share below what f16 holds, while the row of all others' share has no value. (Two terms of f16 are steps of
+    -- 2^-40 of the highest share: 1e-4 of these.)
+    for dtype, limit in pairs { f32 = 1e-5, f16 = 2e-4, bf16 = 1e-5 } do
+      local layout, rows, values, at = layout_of(dtype, 32, 2, 1), 700, { k = {}, v = {} }, {}
+      layout.scale = 1
+      for j = 1, rows do
+        for _ = 1, 32 do
+          table.insert(values.k, j == 5 and 1 or 0)
+          table.insert(values.v, j == 5 and 0 or 1 + math.random())
+        end
+        at[j] = j
+      end
+      for _, n in ipairs { 1, 3 } do
+        local call, q = { lanes = { reference.lane(layout, at, 1, values) }, window = 0, at = {} }, {}
+        for i = 1, n do
+          call.at[i] = rows + i - n
+          for _ = 1, 64 do q[#q + 1] = (18 + math.random()) / 32 end
+        end
+        call.q_pos = ops.ints(call.at)
+        call.q, call.q_bytes = reference.pack(q)
+        check(layout, { call }, limit)
+      end
+    end
+  end)
+
   it("takes heads of up to 256 dimensions by tiles, and larger ones", function()
     for _, dtype in ipairs { "f16", "bf16" } do
       for _, d in ipairs { 136, 256, 264 } do
@@ -321,7 +347,7 @@ describe("the score pass", function()
     return out
   end
 
-  local function check_mass(layout, call, m, teams)
+  local function check_mass(layout, call, m, teams, limit)
     local _, lse, p = reference.attention(layout, call)
     m.stride = m.to - m.from + (m.pad or 0)
     local before
@@ -331,7 +357,7 @@ describe("the score pass", function()
     m.q, m.q_pos, m.lanes, m.window, m.lse = call.q_bytes, call.q_pos, call.lanes, call.window, ops.floats(lse)
     local ref = mass_reference(layout, call, m, p, before)
     reference.each(function(rt) return ops.mass(rt, layout, m) end, function(result, fail)
-      reference.near(result, ref, 1e-5, fail, ("mass, %s, %d queries, rows %d to %d"):format(layout.dtype, #call.at, m.from, m.to))
+      reference.near(result, ref, limit or 1e-5, fail, ("mass, %s, %d queries, rows %d to %d"):format(layout.dtype, #call.at, m.from, m.to))
     end, teams)
   end
 
@@ -351,7 +377,19 @@ describe("the score pass", function()
       local layout = layout_of("bf16", d, 4, 2)
       layout.scale = 0.25
       local m = { from = 3, to = 175, queries = 12, ramp = 1.2, due = 600 }
-      check_mass(layout, make_call(layout, 29, 190, { rounded = true }), m, reference.rounding)
+      check_mass(layout, make_call(layout, 29, 190, { rounded = true }), m, reference.rounding_attention)
+    end
+  end)
+
+  it("rounds rows of any dtype on a device, where that is asked for", function()
+    for dtype, limit in pairs { f32 = 1.5e-2, f16 = 2e-3, q8_0 = 1.5e-2 } do
+      for _, d in ipairs { 32, 100, 256 } do
+        if fits(dtype, d) then
+          local layout = layout_of(dtype, d, 6, 2)
+          layout.scale = 0.3 * d ^ -0.5
+          check_mass(layout, make_call(layout, 45, 190), { from = 3, to = 175 }, { reference.rounding_device }, limit)
+        end
+      end
     end
   end)
 
@@ -371,6 +409,30 @@ describe("the score pass", function()
       check_mass(layout, call, { from = from, to = math.random(from + 1, rows) })
     end
     check_mass(layout, make_call(layout, 4, 300), { from = 0, to = 300 })
+  end)
+
+  it("crosses tiles of rows and of queries", function()
+    for _, layout in ipairs { layout_of("f16", 20, 4, 2), layout_of("bf16", 80, 2, 1), layout_of("f16", 264, 1, 1) } do
+      local n = math.random(65, 130)
+      local call = make_call(layout, n, n + 200, { ragged = true })
+      local rows = math.min(call.lanes[1].rows, call.lanes[#call.lanes].rows)
+      check_mass(layout, call, { from = 0, to = rows, pad = 1 })
+      local due = call.at[n] - math.random(0, 40)   -- whole tiles of queries count for no row, others only some
+      local m = { from = math.random(0, 40), to = rows, queries = 50, ramp = 1.4, due = due, threshold = 120, every = 9 }
+      check_mass(layout, call, m)
+      m.reduce = "max"
+      check_mass(layout, call, m)
+      check_mass(layout, make_call(layout, n, n + 200, { window = math.random(40, 90) }), { from = 0, to = n + 200, reduce = "max" })
+    end
+  end)
+
+  it("skips queries that saw nothing, on rows of 16 bits", function()
+    local layout = layout_of("f16", 16, 2, 1)
+    local call = make_call(layout, 40, 70)
+    call.at = reference.ascending(40, call.lanes[1].at[1] - 7)
+    call.q_pos = ops.ints(call.at)
+    check_mass(layout, call, { from = 0, to = 60 })
+    check_mass(layout, call, { from = 0, to = 60, reduce = "max" })
   end)
 
   it("sees what attention saw", function()
