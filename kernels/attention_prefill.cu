@@ -8,7 +8,7 @@
  * Shared memory, bytes: queries 2 * 64 MT * D * TERMS, rows 2 stages * 2 * 32 * D * 2. For D = 128 that is 64 KiB rounded (MT = 2)
  * and, exact, 64 KiB (f16) or 80 KiB (bf16) with MT = 1; for D = 64, MT = 2 always, 32, 48 and 64 KiB; for D = 256, rounded, MT = 1,
  * 96 KiB. Registers hold the sums, D / 2 MT of a lane's at most 255. Rows of f32 and q8_0 are rounded to bf16 on their way, where
- * the runtime was opened for that; else they, and heads that no D fits, are attention.cu's. */
+ * calls are rounded; else they, and heads that no D fits, are attention.cu's. */
 #include "attention_tile.cuh"
 
 static constexpr int WARPS = 4, ROWS = PYR_PAGE_ROWS;
@@ -146,7 +146,7 @@ static void launch_exact(pyr_backend *be, const attend_args &a, int64_t columns,
 }
 
 bool cuda_attention_prefill(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls) {
-  bool rounded = cuda_of(be)->rounded, half = a.f.dtype == PYR_F16, brain = a.f.dtype == PYR_BF16;
+  bool rounded = a.rounded, half = a.f.dtype == PYR_F16, brain = a.f.dtype == PYR_BF16;
   if (!(a.scale > 0) || a.f.d % 8 != 0 || a.f.d > (rounded ? 256 : 128) || !(rounded || half || brain)) return false;
   if (rounded && half) launch_rounded<f16, false>(be, a, columns, lanes, calls);
   else if (rounded && brain) launch_rounded<bf16, false>(be, a, columns, lanes, calls);

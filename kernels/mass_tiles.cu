@@ -190,7 +190,7 @@ template <typename T, bool ROUND, int TERMS> static void launch_any(pyr_backend 
 }
 
 bool cuda_mass_tiles(pyr_backend *be, const mass_args &a, int64_t longest) {
-  bool rounded = cuda_of(be)->rounded, half = a.f.dtype == PYR_F16, brain = a.f.dtype == PYR_BF16;
+  bool rounded = cuda_of(be)->rounded && a.n >= PYR_SMALL_N, half = a.f.dtype == PYR_F16, brain = a.f.dtype == PYR_BF16;
   if (a.f.d % 2 != 0 || a.f.d > 256 || !(rounded || half || brain)) return false;
   if (rounded && half) launch_any<f16, false, 1>(be, a, longest);
   else if (rounded && brain) launch_any<bf16, false, 1>(be, a, longest);

@@ -148,8 +148,8 @@ describe("attention", function()
         if fits(dtype, d) then
           local layout = layout_of(dtype, d, 6, 2)
           layout.scale = 0.3 * d ^ -0.5
-          local calls = { make_call(layout, 37, 101, { ragged = true }), make_call(layout, 1, 90),
-            make_call(layout, 70, 70, { window = 31 }) }
+          local calls = { make_call(layout, 57, 101, { ragged = true }), make_call(layout, 1, 90),
+            make_call(layout, 70, 70, { window = 31 }), make_call(layout, 9, 50) }
           local refs, packs = {}, {}
           for i, call in ipairs(calls) do
             local out, lse = reference.attention(layout, call)
@@ -157,9 +157,9 @@ describe("attention", function()
           end
           reference.each(function(rt) return ops.attention(rt, layout, packs) end, function(results, fail)
             for i, result in ipairs(results) do
-              local what = ("%s, d %d, call %d"):format(dtype, d, i)
-              reference.near(result.out, refs[i].out, i == 2 and 3e-6 or limit, fail, what .. ": out")
-              reference.near(result.lse, refs[i].lse, i == 2 and 3e-6 or limit, fail, what .. ": lse")
+              local what, exact = ("%s, d %d, call %d"):format(dtype, d, i), #calls[i].at < 48   -- few queries are not rounded
+              reference.near(result.out, refs[i].out, exact and 3e-6 or limit, fail, what .. ": out")
+              reference.near(result.lse, refs[i].lse, exact and 3e-6 or limit, fail, what .. ": lse")
             end
           end, { reference.rounding_device })
         end
@@ -387,7 +387,8 @@ describe("the score pass", function()
         if fits(dtype, d) then
           local layout = layout_of(dtype, d, 6, 2)
           layout.scale = 0.3 * d ^ -0.5
-          check_mass(layout, make_call(layout, 45, 190), { from = 3, to = 175 }, { reference.rounding_device }, limit)
+          check_mass(layout, make_call(layout, 61, 190), { from = 3, to = 175 }, { reference.rounding_device }, limit)
+          check_mass(layout, make_call(layout, 9, 90), { from = 3, to = 85 }, { reference.rounding_device })
         end
       end
     end

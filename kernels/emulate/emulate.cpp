@@ -415,11 +415,6 @@ void pyr_emulate_wait(int left) {
   c->count = kept;
 }
 
-float pyr_emulate_toward_zero(double x) {
-  float y = static_cast<float>(x);
-  return std::fabs(static_cast<double>(y)) > std::fabs(x) && std::isfinite(x) ? std::nextafterf(y, 0.0f) : y;
-}
-
 cudaError_t pyr_emulate_allow(const void *address, int bytes) {
   std::lock_guard<std::recursive_mutex> guard(lock);
   if (bytes < 0 || static_cast<size_t>(bytes) > MOST_SHARED) return cudaErrorInvalidValue;

@@ -11,12 +11,20 @@ void pyr_emulate_together(int kind, void *mine, void (*all)(void *const *each));
 void pyr_emulate_copy(void *to, const void *from, bool real);                    /* 16 bytes */
 void pyr_emulate_commit(void);
 void pyr_emulate_wait(int left);
-float pyr_emulate_toward_zero(double x);
+
+static inline float pyr_emulate_toward_zero(double x) {
+  float y = static_cast<float>(x);
+  return std::fabs(static_cast<double>(y)) > std::fabs(x) && std::isfinite(x) ? std::nextafterf(y, 0.0f) : y;
+}
 
 struct pyr_emulate_operands { float *c; const uint32_t *a; uint32_t b[2]; };
 struct pyr_emulate_matrices { uint32_t *r; const uint16_t *row; };
 
 static inline uint16_t half_of(uint32_t pair, int i) { return static_cast<uint16_t>(pair >> 16 * i); }
+
+static inline float &c_of(void *const *each, int row, int col) {
+  return static_cast<const pyr_emulate_operands *>(each[row % 8 * 4 + col / 2])->c[row / 8 * 2 + col % 2];
+}
 
 template <typename T> static void pyr_emulate_multiply(void *const *each) {
   float a[16][16], b[16][8];
@@ -28,14 +36,12 @@ template <typename T> static void pyr_emulate_multiply(void *const *each) {
       for (int r = 0; r < 2; r++) b[t * 2 + r * 8 + i][g] = T::widen(half_of(o->b[r], i));
     }
   }
-  for (int lane = 0; lane < 32; lane++) {
-    const auto *o = static_cast<const pyr_emulate_operands *>(each[lane]);
-    for (int i = 0; i < 4; i++) {
-      int row = lane / 4 + i / 2 * 8, col = lane % 4 * 2 + i % 2;
-      double sum = o->c[i];
-      for (int k = 0; k < 16; k++) sum += static_cast<double>(a[row][k]) * static_cast<double>(b[k][col]);
-      o->c[i] = pyr_emulate_toward_zero(sum);
-    }
+  for (int row = 0; row < 16; row++) {
+    double sum[8];
+    for (int col = 0; col < 8; col++) sum[col] = c_of(each, row, col);
+    for (int k = 0; k < 16; k++)
+      for (int col = 0; col < 8; col++) sum[col] += static_cast<double>(a[row][k]) * static_cast<double>(b[k][col]);
+    for (int col = 0; col < 8; col++) c_of(each, row, col) = pyr_emulate_toward_zero(sum[col]);
   }
 }
 
