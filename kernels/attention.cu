@@ -226,7 +226,8 @@ static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int
   if (calls == nullptr || lanes == nullptr) return nullptr;
   for (int i = 0; i < count; i++) {
     if (!takes(a[i], n)) continue;
-    *calls = attend_call{ a[i].out, a[i].lse, a[i].q, a[i].q_pos, device_lanes, a[i].n, a[i].window, n.most == 1 && a[i].track, {} };
+    *calls = attend_call{ a[i].out, a[i].lse, a[i].q, a[i].q_pos, device_lanes, a[i].n, a[i].window, n.most == 1 && a[i].track,
+                          {} };
     if (calls->tracked) calls->track = *a[i].track;
     for (int32_t g = 0; g < kv_heads; g++)
       if (!cuda_put_lane(be, lanes++, &a[i].lanes[g], 0, a[i].lanes[g].rows)) return nullptr;
@@ -287,7 +288,8 @@ static pyr_status cuda_attention(pyr_backend *be, const pyr_attention *a, int co
                                  int32_t kv_heads, float scale) {
   if (layout.head_dim > MOST_DIMS) return cuda_refuse(be, "attention", "heads of more than 512 dimensions");
   bool rounded = cuda_of(be)->rounded;
-  pyr_status status = attend(be, a, count, layout, heads, kv_heads, scale, numbers{ 2, rounded ? PYR_SMALL_N - 1 : INT64_MAX }, false);
+  numbers some = { 2, rounded ? PYR_SMALL_N - 1 : INT64_MAX };
+  pyr_status status = attend(be, a, count, layout, heads, kv_heads, scale, some, false);
   if (status == PYR_OK && rounded)                     /* only many tokens are, as in linear.cu */
     status = attend(be, a, count, layout, heads, kv_heads, scale, numbers{ PYR_SMALL_N, INT64_MAX }, true);
   return status == PYR_OK ? attend(be, a, count, layout, heads, kv_heads, scale, numbers{ 1, 1 }, false) : status;

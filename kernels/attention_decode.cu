@@ -5,11 +5,11 @@
  * another before the end, when their sums are joined in shared memory and left in scratch, for the kernel that joins segments
  * (attention.cu). The products are exact (attention_tile.cuh), and would be too few to matter if sixteen times as many: what
  * counts is the bytes under way. A warp has 64 D bytes of rows in flight while it works on as many; with D = 128 a block of
- * four warps has 32 KiB, and the two or three blocks that a multiprocessor holds have 64 to 96 KiB, three times what 3.4 TB/s
+ * four warps has 32 KiB, and the two blocks that the registers of a multiprocessor hold have 64 KiB, three times what 3.4 TB/s
  * and 0.8 us of latency ask of each of 132.
  *
- * Shared memory, bytes: queries 32 D TERMS, rows WARPS * 128 D. For D = 128 72 KiB (f16) or 76 KiB (bf16). Rows of f32 and q8_0, and
- * heads that no D fits, are attention.cu's. */
+ * Shared memory, bytes: queries 32 D TERMS, rows WARPS * 128 D: for D = 128 72 KiB (f16) or 76 KiB (bf16). Rows of f32 and
+ * q8_0, and heads that no D fits, are attention.cu's. */
 #include "attention_tile.cuh"
 
 static constexpr int ROWS = 16, COLUMNS = 16;

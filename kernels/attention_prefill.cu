@@ -5,10 +5,10 @@
  * two stages: while one is worked on, the next is copied. Rows beyond the causal bound of the last query, or before the window of
  * the first one, are not read; a warp none of whose columns sees a page leaves it out; only pages at a bound are masked.
  *
- * Shared memory, bytes: queries 2 * 64 MT * D * TERMS, rows 2 stages * 2 * 32 * D * 2. For D = 128 that is 64 KiB rounded (MT = 2)
- * and, exact, 64 KiB (f16) or 80 KiB (bf16) with MT = 1; for D = 64, MT = 2 always, 32, 48 and 64 KiB; for D = 256, rounded, MT = 1,
- * 96 KiB. Registers hold the sums, D / 2 MT of a lane's at most 255. Rows of f32 and q8_0 are rounded to bf16 on their way, where
- * calls are rounded; else they, and heads that no D fits, are attention.cu's. */
+ * Shared memory, bytes: queries 2 * 64 MT * D * TERMS, rows 2 stages * 2 * 32 * D * 2. For D = 128 that is 64 KiB rounded
+ * (MT = 2) and, exact, 64 KiB (f16) or 80 KiB (bf16) with MT = 1; for D = 64, where MT is 2, 32, 48 and 64 KiB; for D = 256,
+ * rounded, MT = 1, 96 KiB. Registers hold the sums, D / 2 MT of a lane's at most 255. Rows of f32 and q8_0 are rounded to bf16 on
+ * their way, where calls are rounded; else they, and heads that no D fits, are attention.cu's. */
 #include "attention_tile.cuh"
 
 static constexpr int WARPS = 4, ROWS = PYR_PAGE_ROWS;

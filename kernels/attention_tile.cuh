@@ -59,7 +59,7 @@ static __device__ __forceinline__ void round_rows(uint16_t *tile, const pyr_lane
   }
 }
 
-/* ---- a tile of rows ------------------------------------------------------------------------------------------------------------ */
+/* ---- a tile of rows ---------------------------------------------------------------------------------------------------------- */
 
 /* A warp's columns: what they have seen so far. Of each column, `top` is the highest score, unscaled, and `sum` this lane's share
  * of the sum of 2^((s - top) scale + shift). */
@@ -162,7 +162,10 @@ static __device__ __forceinline__ void tile_mix(columns<D, MT> &c, float (&s)[MT
 #pragma unroll
       for (int m = 0; m < MT; m++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) a[k][t][m][i] = take_pair<T>(s[m][2 * k + i / 2][i % 2 * 2], s[m][2 * k + i / 2][i % 2 * 2 + 1]);
+        for (int i = 0; i < 4; i++) {
+          float (&of)[4] = s[m][2 * k + i / 2];
+          a[k][t][m][i] = take_pair<T>(of[i % 2 * 2], of[i % 2 * 2 + 1]);
+        }
 #pragma unroll
   for (int n = 0; n < D / 16; n++) {
     float sum[MT][2][4];

@@ -1,10 +1,11 @@
 /* mass_tiles.cu — the score pass (mass.cu) on tensor cores.
  *
  * A block has 128 rows of a lane and one head; each of its four warps 32 of them (of 256 dimensions: a block 64, a warp 16) as
- * the rows of products, in registers for as long as the block lives. The queries pass by, 32 at a time, as the columns: two stages in shared memory, where they are
- * split into terms of 16 bits as attention's are (attention_tile.cuh), so that rows of 16 bits lose nothing; rounded calls have
- * one term. A lane adds up what its queries give to its rows, in their order; the four lanes of a row are added at the end.
- * Queries none of which counts for, or sees, any of the rows are not read, and only where some do not are they asked one by one.
+ * the rows of products, in registers for as long as the block lives. The queries pass by, 32 at a time, as the columns: two
+ * stages in shared memory, where they are split into terms of 16 bits as attention's are (attention_tile.cuh), so that rows of
+ * 16 bits lose nothing; rounded calls have one term. A lane adds up what its queries give to its rows, in their order; the four
+ * lanes of a row are added at the end. Queries none of which counts for, or sees, any of the rows are not read, and only where
+ * some do not are they asked one by one.
  *
  * Shared memory, bytes: 128 D TERMS and 1 KiB: for D = 128 17 KiB rounded, 33 KiB (f16) and 49 KiB (bf16) exact. */
 #include "mass.cuh"
@@ -24,7 +25,8 @@ static __device__ __forceinline__ int32_t clamp_i32(int64_t x) {
   return static_cast<int32_t>(x < INT32_MIN ? INT32_MIN : x > INT32_MAX ? INT32_MAX : x);
 }
 
-static __device__ __forceinline__ judged judged_at(const mass_args &a, const pyr_lane_view &lane, const pyr_range &range, int64_t row) {
+static __device__ __forceinline__ judged judged_at(const mass_args &a, const pyr_lane_view &lane, const pyr_range &range,
+                                                    int64_t row) {
   if (row >= range.end) return judged{ INT32_MAX, INT32_MAX, INT32_MIN };
   counting c = counting_of(a.weighting, row - range.origin);
   return judged{ lane.positions[row], clamp_i32(c.base), clamp_i32(c.due) };

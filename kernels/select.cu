@@ -4,9 +4,9 @@
  * and the first of what equals it.
  *
  * One block of as many threads as there are does it all: at 4096 scores four of them a thread, so that a pass is short next to
- * a launch, and passes need no launches between them. Counting is by atomic additions of integers, so no order shows. Of the rows that a segment chooses for
- * itself, those that equal its last key are counted out of a histogram together, as they are all alike; only the last pass asks
- * which rows they are, by their rank. */
+ * a launch, and passes need no launches between them. Counting is by atomic additions of integers, so no order shows. Of the rows
+ * that a segment chooses for itself, those that equal its last key are counted out of a histogram together, as they are all
+ * alike; only the last pass asks which rows they are, by their rank. */
 #include "number.cuh"
 
 #include <cfloat>

@@ -357,7 +357,8 @@ describe("the score pass", function()
     m.q, m.q_pos, m.lanes, m.window, m.lse = call.q_bytes, call.q_pos, call.lanes, call.window, ops.floats(lse)
     local ref = mass_reference(layout, call, m, p, before)
     reference.each(function(rt) return ops.mass(rt, layout, m) end, function(result, fail)
-      reference.near(result, ref, limit or 1e-5, fail, ("mass, %s, %d queries, rows %d to %d"):format(layout.dtype, #call.at, m.from, m.to))
+      local what = ("mass, %s, %d queries, rows %d to %d"):format(layout.dtype, #call.at, m.from, m.to)
+      reference.near(result, ref, limit or 1e-5, fail, what)
     end, teams)
   end
 
@@ -423,7 +424,8 @@ describe("the score pass", function()
       check_mass(layout, call, m)
       m.reduce = "max"
       check_mass(layout, call, m)
-      check_mass(layout, make_call(layout, n, n + 200, { window = math.random(40, 90) }), { from = 0, to = n + 200, reduce = "max" })
+      local windowed = make_call(layout, n, n + 200, { window = math.random(40, 90) })
+      check_mass(layout, windowed, { from = 0, to = n + 200, reduce = "max" })
     end
   end)
 

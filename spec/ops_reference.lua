@@ -137,8 +137,8 @@ function reference.matrix(dtype, rows, cols)
   return bytes, ops.numbers(ops.to_f32(dtype, bytes))
 end
 
---- A lane of rows at `positions` (a sequence), random or of `values` (k and v): what ops wants, and k and v as values. Rows beyond are all ones,
---- which is NaN in every dtype but the blocks'.
+--- A lane of rows at `positions` (a sequence), random or of `values` (k and v): what ops wants, and k and v as values. Rows
+--- beyond are all ones, which is NaN in every dtype but the blocks'.
 function reference.lane(layout, positions, size, values)
   local d, rows = layout.head_dim, #positions
   local lane = { positions = ops.ints(positions), at = positions, rows = rows }

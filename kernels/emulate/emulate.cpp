@@ -304,7 +304,7 @@ void pyr_emulate_launch(pyr_emulate_kernel which, dim3 grid, dim3 block, size_t 
                         const void *closure) {
   std::lock_guard<std::recursive_mutex> guard(lock);
   kernel = which.name;
-  if (last != cudaSuccess || !check_launch(which.address, grid, block, shared)) return;     /* a failure stays until it is asked for */
+  if (last != cudaSuccess || !check_launch(which.address, grid, block, shared)) return;   /* a failure stays until asked for */
   dynamic_shared = shared ? static_cast<uint8_t *>(malloc(shared)) : nullptr;
   if (shared && !dynamic_shared) {
     fail(cudaErrorMemoryAllocation, "%s: no memory for a block's shared memory", kernel);
