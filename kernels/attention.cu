@@ -13,43 +13,9 @@
  * One query a sequence (decode): lanes are walked in segments of SEGMENT rows, a block for each, which leave (top, sum, out) in
  * scratch; a second kernel joins a head's segments in their order. Where history is tracked the scores stay in scratch too, and
  * a third kernel makes probabilities of them: rows are not read again. A query that sees nothing gets 0, with lse = -inf. */
-#include "number.cuh"
+#include "attention.cuh"
 
-static constexpr int WARPS = 4, ROWS = WARP, CHUNK = 128, SEGMENT = 512, MOST_DIMS = 512;
-
-struct attend_call {
-  float *out, *lse;
-  const float *q;
-  const int32_t *q_pos;
-  const pyr_lane_view *lanes;      /* [kv_heads] */
-  int64_t n;
-  int32_t window;
-  bool tracked;
-  pyr_track track;
-};
-
-struct attend_args {
-  const attend_call *calls;
-  row_format f;
-  int heads, group;
-  float scale;
-  unsigned column_blocks;          /* blocks beside each other in grid.x; then the next segment */
-  int64_t segments;                /* of the longest lane; 0: many queries, whole lanes */
-  float *parts;                    /* [calls][heads][segments][2 + d] top, sum, out */
-  float *finals;                   /* [calls][heads][2] top and sum of the whole lane */
-  float *scores;                   /* [calls][heads][rows]; NULL: nothing is tracked */
-  int64_t rows;
-};
-
-/* Segments that hold rows of a span: at least one, if it is empty. */
-static __device__ __forceinline__ int64_t segments_of(row_span seen) {
-  return seen.high > seen.low ? (seen.high - 1) / SEGMENT - seen.low / SEGMENT + 1 : 1;
-}
-
-static __device__ __forceinline__ row_span segment_of(row_span seen, int64_t segment) {
-  int64_t begin = (seen.low / SEGMENT + segment) * SEGMENT, end = begin + SEGMENT;
-  return row_span{ begin > seen.low ? begin : seen.low, end < seen.high ? end : seen.high };
-}
+static constexpr int WARPS = 4, ROWS = WARP, CHUNK = 128, MOST_DIMS = 512;
 
 /* The rows that any column of the block sees. */
 static __device__ __forceinline__ row_span block_span(row_span mine) {
@@ -231,25 +197,26 @@ size_t cuda_attention_table(const pyr_work *work) {
   return static_cast<size_t>(work->sequences) * (sizeof(attend_call) + 32 + static_cast<size_t>(work->kv_heads) * lane);
 }
 
-/* What one launch takes: the calls with one query, or those with more. */
 struct batch { int count; int64_t rows, queries; bool tracked; };
 
-static bool takes(const pyr_attention &a, bool steps) { return a.n > 0 && (a.n == 1) == steps; }
+/* The calls of a launch, by their number of queries, for each has its own way: one (steps), or many. */
+struct numbers { int64_t least, most; };
+static bool takes(const pyr_attention &a, numbers n) { return a.n >= n.least && a.n <= n.most; }
 
-static batch batch_of(const pyr_attention *a, int count, int32_t kv_heads, bool steps) {
+static batch batch_of(const pyr_attention *a, int count, int32_t kv_heads, numbers n) {
   batch b = { 0, 1, 0, false };
   for (int i = 0; i < count; i++) {
-    if (!takes(a[i], steps)) continue;
+    if (!takes(a[i], n)) continue;
     b.count++;
     b.queries = a[i].n > b.queries ? a[i].n : b.queries;
-    b.tracked = b.tracked || (steps && a[i].track);
+    b.tracked = b.tracked || (n.most == 1 && a[i].track);
     for (int32_t g = 0; g < kv_heads; g++) b.rows = a[i].lanes[g].rows > b.rows ? a[i].lanes[g].rows : b.rows;
   }
   return b;
 }
 
 /* Their descriptions, in the table. NULL if there is no room. */
-static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int count, int32_t kv_heads, bool steps,
+static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int count, int32_t kv_heads, numbers n,
                                     const batch &b) {
   attend_call *device_calls;
   pyr_lane_view *device_lanes;
@@ -258,8 +225,9 @@ static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int
   pyr_lane_view *lanes = cuda_room(be, static_cast<int64_t>(b.count) * kv_heads, &device_lanes);
   if (calls == nullptr || lanes == nullptr) return nullptr;
   for (int i = 0; i < count; i++) {
-    if (!takes(a[i], steps)) continue;
-    *calls = attend_call{ a[i].out, a[i].lse, a[i].q, a[i].q_pos, device_lanes, a[i].n, a[i].window, steps && a[i].track, {} };
+    if (!takes(a[i], n)) continue;
+    *calls = attend_call{ a[i].out, a[i].lse, a[i].q, a[i].q_pos, device_lanes, a[i].n, a[i].window, n.most == 1 && a[i].track,
+                          {} };
     if (calls->tracked) calls->track = *a[i].track;
     for (int32_t g = 0; g < kv_heads; g++)
       if (!cuda_put_lane(be, lanes++, &a[i].lanes[g], 0, a[i].lanes[g].rows)) return nullptr;
@@ -277,8 +245,9 @@ static void launch(const attend_args &a, dim3 grid, cudaStream_t stream) {
 }
 
 static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count, pyr_layout layout, int32_t heads,
-                         int32_t kv_heads, float scale, bool steps) {
-  batch b = batch_of(calls, count, kv_heads, steps);
+                         int32_t kv_heads, float scale, numbers n, bool rounded) {
+  bool steps = n.most == 1;
+  batch b = batch_of(calls, count, kv_heads, n);
   cudaStream_t stream = cuda_of(be)->stream;
   cuda_arena arena = cuda_scratch(be);
   attend_args a = {};
@@ -287,6 +256,7 @@ static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count,
   a.heads = heads;
   a.group = heads / kv_heads;
   a.scale = scale;
+  a.rounded = rounded;
   a.rows = b.rows;
   a.column_blocks = static_cast<unsigned>(ceil_div(b.queries * a.group, WARPS));
   if (steps) {
@@ -298,11 +268,14 @@ static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count,
     a.finals = s.finals;
     a.scores = s.scores;
   }
-  a.calls = put_batch(be, calls, count, kv_heads, steps, b);
+  a.calls = put_batch(be, calls, count, kv_heads, n, b);
   pyr_status status = cuda_table_send(be, "attention", a.calls != nullptr);
   if (status != PYR_OK) return status;
   unsigned x = static_cast<unsigned>(a.column_blocks * (steps ? a.segments : 1)), g = static_cast<unsigned>(kv_heads);
-  launch(a, dim3(x, g, static_cast<unsigned>(b.count)), stream);
+  unsigned calls_of_batch = static_cast<unsigned>(b.count);
+  if (!(steps ? cuda_attention_decode(be, a, g, calls_of_batch)
+              : cuda_attention_prefill(be, a, b.queries * a.group, g, calls_of_batch)))
+    launch(a, dim3(x, g, calls_of_batch), stream);
   if (steps) PYR_LAUNCH(join_kernel, dim3(static_cast<unsigned>(heads), static_cast<unsigned>(b.count)), 128, 0, stream, a);
   if (b.tracked) {
     dim3 grid(static_cast<unsigned>(ceil_div(b.rows, 256)), g, static_cast<unsigned>(b.count));
@@ -314,8 +287,12 @@ static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count,
 static pyr_status cuda_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout, int32_t heads,
                                  int32_t kv_heads, float scale) {
   if (layout.head_dim > MOST_DIMS) return cuda_refuse(be, "attention", "heads of more than 512 dimensions");
-  pyr_status status = attend(be, a, count, layout, heads, kv_heads, scale, false);
-  return status == PYR_OK ? attend(be, a, count, layout, heads, kv_heads, scale, true) : status;
+  bool rounded = cuda_of(be)->rounded;
+  numbers some = { 2, rounded ? PYR_SMALL_N - 1 : INT64_MAX };
+  pyr_status status = attend(be, a, count, layout, heads, kv_heads, scale, some, false);
+  if (status == PYR_OK && rounded)                     /* only many tokens are, as in linear.cu */
+    status = attend(be, a, count, layout, heads, kv_heads, scale, numbers{ PYR_SMALL_N, INT64_MAX }, true);
+  return status == PYR_OK ? attend(be, a, count, layout, heads, kv_heads, scale, numbers{ 1, 1 }, false) : status;
 }
 
 void cuda_attention_fill(pyr_backend *be) { be->attention = cuda_attention; }

@@ -4,7 +4,8 @@
  *   PYR_SHARED(type, name)                                           the block's dynamic shared memory, as `type *name`
  *
  * Rules that the emulator checks: blocks are of one dimension and whole warps; every lane of a warp takes part in a warp
- * operation; every thread of a block reaches a barrier, and the same one; 48 KiB of shared memory at most. */
+ * operation; every thread of a block reaches a barrier, and the same one; 48 KiB of shared memory, or 99 if the kernel was allowed
+ * that. */
 #ifndef PYR_CUDA_DEVICE_CUH
 #define PYR_CUDA_DEVICE_CUH
 
@@ -14,7 +15,7 @@
 #include <cuda_runtime.h>
 #define PYR_LAUNCH(kernel, grid, block, shared, stream, ...) kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
 #define PYR_SHARED(type, name) \
-  extern __shared__ __align__(16) unsigned char pyr_dynamic_shared[]; \
+  extern __shared__ __align__(128) unsigned char pyr_dynamic_shared[]; \
   type *name = reinterpret_cast<type *>(pyr_dynamic_shared)
 #endif
 

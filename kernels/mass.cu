@@ -4,35 +4,12 @@
  *
  * A block has a tile of rows of one lane, in shared memory as f32, and one head; a lane of each warp has a row of it. The block's
  * warps take the queries in turn, each its own sum (or maximum); those are joined in the order of warps, so that results do not
- * depend on timing. Queries that count for no row of a tile, or see none, are skipped. Semantics: core/cpu/mass.c. */
-#include "number.cuh"
+ * depend on timing. Queries that count for no row of a tile, or see none, are skipped. Semantics: core/cpu/mass.c.
+ *
+ * This is for rows and heads that mass_tiles.cu, on tensor cores, does not take. */
+#include "mass.cuh"
 
 static constexpr int WARPS = 8;
-
-struct mass_args {
-  float *out;
-  int64_t stride;
-  const float *q, *lse;
-  const int32_t *q_pos;
-  const pyr_lane_view *lanes;      /* [kv_heads] */
-  const pyr_range *ranges;         /* [kv_heads] */
-  int64_t n;
-  row_format f;
-  pyr_weighting weighting;
-  float scale, slope;
-  int heads, group;
-  int32_t window, place;
-  bool max, by_place;
-};
-
-/* The positions of the queries that count for a row: base <= position <= due. */
-struct counting { int64_t base, due; };
-
-static __device__ __forceinline__ counting counting_of(const pyr_weighting &w, int64_t j) {
-  if (w.queries == 0) return counting{ INT64_MIN, INT64_MAX };
-  int64_t due = due_of(w, j);
-  return counting{ due - w.queries + 1, due };
-}
 
 static __device__ __forceinline__ float join_warps(const float *parts, int row, bool max) {
   float x = parts[row];
@@ -103,6 +80,7 @@ static pyr_status cuda_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layou
   if (status != PYR_OK) return status;
   a.lanes = device_lanes;
   a.ranges = device_ranges;
+  if (cuda_mass_tiles(be, a, longest)) return cuda_launched(be, "mass");
   dim3 grid(static_cast<unsigned>(ceil_div(longest, tile_rows(a.f.d))), static_cast<unsigned>(heads));
   PYR_LAUNCH(mass_kernel, grid, WARPS * WARP, static_cast<size_t>(tile_rows(a.f.d) * tile_ld(a.f.d)) * sizeof(float),
              cuda_of(be)->stream, a);

@@ -134,7 +134,8 @@ static __device__ __forceinline__ uint8_t *row_at(const pyr_lane_view &lane, int
 struct row_span { int64_t low, high; };
 
 static __device__ __forceinline__ row_span visible_rows(const int32_t *positions, int64_t rows, int32_t position, int32_t window) {
-  int64_t low = 0, high = rows;                        /* first row whose position is above */
+  int64_t low = 0, high = rows;                        /* first row whose position is above: most often there is none */
+  if (rows > 0 && positions[rows - 1] <= position) low = rows;
   while (low < high) {
     int64_t middle = low + (high - low) / 2;
     if (positions[middle] <= position) low = middle + 1; else high = middle;

@@ -51,6 +51,9 @@ static pyr_status cuda_pool(pyr_backend *be, float *out, const float *in, int64_
 
 /* ---- normalize, softmax ---------------------------------------------------------------------------------------------------- */
 
+/* Whole vectors are one block's, of as many threads as there are: a few thousand values are a few each. */
+static constexpr int WHOLE = 1024;
+
 /* One block: x over its sum, in double precision; a zero sum leaves x. */
 static __global__ void normalize_kernel(float *x, int64_t n) {
   __shared__ double parts[WARP];
@@ -63,7 +66,7 @@ static __global__ void normalize_kernel(float *x, int64_t n) {
 
 static pyr_status cuda_normalize(pyr_backend *be, float *x, int64_t n) {
   if (n <= 0) return PYR_OK;
-  PYR_LAUNCH(normalize_kernel, 1, THREADS, 0, cuda_of(be)->stream, x, n);
+  PYR_LAUNCH(normalize_kernel, 1, WHOLE, 0, cuda_of(be)->stream, x, n);
   return cuda_launched(be, "normalize");
 }
 
@@ -80,7 +83,7 @@ static __global__ void softmax_kernel(float *x, int64_t n) {
 
 static pyr_status cuda_softmax(pyr_backend *be, float *x, int64_t n) {
   if (n <= 0) return PYR_OK;
-  PYR_LAUNCH(softmax_kernel, 1, THREADS, 0, cuda_of(be)->stream, x, n);
+  PYR_LAUNCH(softmax_kernel, 1, WHOLE, 0, cuda_of(be)->stream, x, n);
   return cuda_launched(be, "softmax");
 }
 

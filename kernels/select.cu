@@ -3,15 +3,16 @@
  * are, a radix descent over 11, 11 and 10 bits that fixes the last key that is chosen, and a pass that writes what lies above it
  * and the first of what equals it.
  *
- * One block does it all. Counting is by atomic additions of integers, so no order shows. Of the rows that a segment chooses for
- * itself, those that equal its last key are counted out of a histogram together, as they are all alike; only the last pass asks
- * which rows they are, by their rank. */
+ * One block of as many threads as there are does it all: at 4096 scores four of them a thread, so that a pass is short next to
+ * a launch, and passes need no launches between them. Counting is by atomic additions of integers, so no order shows. Of the rows
+ * that a segment chooses for itself, those that equal its last key are counted out of a histogram together, as they are all
+ * alike; only the last pass asks which rows they are, by their rank. */
 #include "number.cuh"
 
 #include <cfloat>
 #include <cmath>
 
-static constexpr int THREADS = 256, DIGITS = 2048;
+static constexpr int THREADS = 1024, DIGITS = 2048;
 static constexpr int64_t MOST = 1 << 27;
 static constexpr uint64_t ALL = UINT64_MAX;
 
@@ -21,6 +22,8 @@ struct shared_state {
   int count[DIGITS];
   unsigned long long sum[DIGITS], parts[WARP];
   int ranks[WARP];
+  int64_t counts[WARP];
+  unsigned long long sums[WARP];
   float tops[WARP];
   int64_t wanted;
   uint64_t target, each;
@@ -45,25 +48,43 @@ static __device__ __forceinline__ cut no_cut() { return cut{ 0xffffffffu, 0 }; }
 
 /* ---- the descent ----------------------------------------------------------------------------------------------------------- */
 
-/* By warp 0: the highest digit at which `wanted` rows or `target` of the sum are reached; what is left of both, and what a row of
- * that digit counts. A lane has a run of digits, the highest first. */
+/* Sums over this lane and those before it. */
+static __device__ __forceinline__ void scan_warp(int64_t *count, unsigned long long *sum) {
+  for (int by = 1; by < WARP; by *= 2) {
+    int64_t c = __shfl_up_sync(ALL_LANES, *count, by);
+    unsigned long long t = __shfl_up_sync(ALL_LANES, *sum, by);
+    if (lane_of_warp() >= by) *count += c, *sum += t;
+  }
+}
+
+/* By the block: the highest digit at which `wanted` rows or `target` of the sum are reached; what is left of both, and what a row
+ * of that digit counts. A warp has a run of digits, the highest first, and a lane one or two of them; the warp where the sums
+ * over warps get there looks among its lanes. */
 static __device__ void find_digit(shared_state *s, int digits) {
-  int lane = lane_of_warp(), run = digits / WARP, high = digits - 1 - lane * run;
+  int lane = lane_of_warp(), warp = warp_of_block(), each = digits / THREADS > 0 ? digits / THREADS : 1;
+  int high = digits - 1 - static_cast<int>(threadIdx.x) * each;
   int64_t count = 0;
   unsigned long long sum = 0;
-  for (int i = 0; i < run; i++) count += s->count[high - i], sum += s->sum[high - i];
-  int64_t counts = count;
-  unsigned long long sums = sum;
-  for (int by = 1; by < WARP; by *= 2) {
-    int64_t c = __shfl_up_sync(ALL_LANES, counts, by);
-    unsigned long long t = __shfl_up_sync(ALL_LANES, sums, by);
-    if (lane >= by) counts += c, sums += t;
-  }
-  unsigned reached = __ballot_sync(ALL_LANES, counts >= s->wanted || sums >= s->target);
-  int64_t wanted = s->wanted - (counts - count);
-  uint64_t target = s->target == ALL ? ALL : s->target - (sums - sum);
-  __syncwarp();
-  if (lane != __ffs(static_cast<int>(reached)) - 1) return;
+  for (int i = 0; i < each; i++) count += s->count[high - i], sum += s->sum[high - i];
+  int64_t counts = count, before = 0;
+  unsigned long long sums = sum, held = 0;
+  scan_warp(&counts, &sums);
+  if (lane == WARP - 1) s->counts[warp] = counts, s->sums[warp] = sums;
+  __syncthreads();
+  int64_t all = s->counts[lane];
+  unsigned long long whole = s->sums[lane];
+  scan_warp(&all, &whole);
+  int64_t wanted = s->wanted;
+  uint64_t target = s->target;
+  int first = __ffs(static_cast<int>(__ballot_sync(ALL_LANES, all >= wanted || whole >= target))) - 1;
+  if (first > 0) before = __shfl_sync(ALL_LANES, all, first - 1), held = __shfl_sync(ALL_LANES, whole, first - 1);
+  counts += before;
+  sums += held;
+  unsigned reached = __ballot_sync(ALL_LANES, counts >= wanted || sums >= target);
+  __syncthreads();                                     /* all have read what is sought */
+  if (warp != first || lane != __ffs(static_cast<int>(reached)) - 1) return;
+  wanted -= counts - count;
+  if (target != ALL) target -= sums - sum;
   int digit = high;
   while (s->count[digit] < wanted && s->sum[digit] < target) {
     wanted -= s->count[digit];
@@ -118,7 +139,7 @@ static __device__ cut find_cut(shared_state *s, const segments &a, int64_t wante
   for (int step = 0; step < 3; step++) {
     int shift = step == 0 ? 21 : step == 1 ? 10 : 0, digits = step == 2 ? 1024 : 2048;
     count_digits(s, a, fixed, mask, shift, digits);
-    if (warp_of_block() == 0) find_digit(s, digits);
+    find_digit(s, digits);
     __syncthreads();
     fixed |= static_cast<uint32_t>(s->digit) << shift;
     mask |= static_cast<uint32_t>(digits - 1) << shift;
@@ -155,11 +176,11 @@ static __device__ int32_t write_rows(shared_state *s, const float *score, int64_
     int64_t i = tile + threadIdx.x;
     bool inside = i < n;
     uint32_t key = inside ? key_of(score[i]) : 0;
-    int equals, seconds, all;
-    int rank = rank_of(s, inside && key == own.key, &equals);
+    int equals = 0, seconds = 0, all, rank = 0;        /* nothing is ranked of which none is left to take */
+    if (own.equal > 0) rank = rank_of(s, inside && key == own.key, &equals);
     bool mine = inside && (key > own.key || (key == own.key && rank < own.equal));
     bool second = inside && !mine && key == common->key;
-    rank = rank_of(s, second, &seconds);
+    if (common->equal > 0) rank = rank_of(s, second, &seconds);
     mine = mine || (inside && key > common->key) || (second && rank < common->equal);
     rank = rank_of(s, mine, &all);
     if (mine) idx[written + rank] = static_cast<int32_t>(i) + offset;

@@ -88,15 +88,18 @@ describe("attention", function()
       check(layout, { make_call(layout, 1, 50, { ragged = true }) })
       check(layout, { make_call(layout, 30, 50, { ragged = true }) })
     end
-    local wide = layout_of("f32", 16, 250, 1)   -- more heads on a lane than a tile has columns
-    check(wide, { make_call(wide, 3, 9) })
+    for _, dtype in ipairs { "f32", "f16" } do
+      local wide = layout_of(dtype, 16, 250, 1)   -- more heads on a lane than a tile has columns
+      check(wide, { make_call(wide, 3, 9), make_call(wide, 1, 300) })
+    end
   end)
 
   it("crosses tiles of rows and of queries", function()
-    local layout = layout_of("f32", 16, 1, 1)
-    check(layout, { make_call(layout, 260, 330) })
-    check(layout, { make_call(layout, 260, 330, { window = 70 }) })
-    check(layout, { make_call(layout, 1, 700) })
+    for _, layout in ipairs { layout_of("f32", 16, 1, 1), layout_of("f16", 16, 1, 1), layout_of("bf16", 72, 1, 1) } do
+      check(layout, { make_call(layout, 260, 330) })
+      check(layout, { make_call(layout, 260, 330, { window = 70 }) })
+      check(layout, { make_call(layout, 1, 700) })
+    end
   end)
 
   it("walks long lanes in segments", function()
@@ -132,10 +135,83 @@ describe("attention", function()
     for _, d in ipairs(dims) do   -- queries and keys that bf16 holds: only probabilities and sums of values are rounded then
       local layout = layout_of("bf16", d, 4, 2)
       layout.scale = 0.125
-      check(layout, { make_call(layout, 19, 90, { ragged = true, rounded = true }) }, 6e-3, reference.rounding)
+      check(layout, { make_call(layout, 19, 90, { ragged = true, rounded = true }) }, 6e-3, reference.rounding_attention)
       local windowed = make_call(layout, 150, 233, { window = 71, rounded = true })
-      check(layout, { windowed, make_call(layout, 2, 2, { rounded = true }) }, 6e-3, reference.rounding)
-      check(layout, { make_call(layout, 1, 700) }, 3e-6, reference.rounding)
+      check(layout, { windowed, make_call(layout, 2, 2, { rounded = true }) }, 6e-3, reference.rounding_attention)
+      check(layout, { make_call(layout, 1, 700) }, 3e-6, reference.rounding_attention)
+    end
+  end)
+
+  it("rounds rows of any dtype on a device, where that is asked for", function()
+    for dtype, limit in pairs { f32 = 1.5e-2, f16 = 2e-3, q8_0 = 1.5e-2 } do
+      for _, d in ipairs { 32, 64, 72, 128, 256 } do
+        if fits(dtype, d) then
+          local layout = layout_of(dtype, d, 6, 2)
+          layout.scale = 0.3 * d ^ -0.5
+          local calls = { make_call(layout, 57, 101, { ragged = true }), make_call(layout, 1, 90),
+            make_call(layout, 70, 70, { window = 31 }), make_call(layout, 9, 50) }
+          local refs, packs = {}, {}
+          for i, call in ipairs(calls) do
+            local out, lse = reference.attention(layout, call)
+            refs[i], packs[i] = { out = out, lse = lse }, packed(call)
+          end
+          reference.each(function(rt) return ops.attention(rt, layout, packs) end, function(results, fail)
+            for i, result in ipairs(results) do
+              local what, exact = ("%s, d %d, call %d"):format(dtype, d, i), #calls[i].at < 48   -- few queries are not rounded
+              reference.near(result.out, refs[i].out, exact and 3e-6 or limit, fail, what .. ": out")
+              reference.near(result.lse, refs[i].lse, exact and 3e-6 or limit, fail, what .. ": lse")
+            end
+          end, { reference.rounding_device })
+        end
+      end
+    end
+  end)
+
+  it("is exact with queries of any size", function()   -- beyond what 16 bits of either format hold
+    for _, dtype in ipairs { "f16", "bf16" } do
+      for _, size in ipairs { 1e-9, 1e-4, 3e5, 1e12 } do
+        local layout = layout_of(dtype, 64, 4, 2)
+        layout.scale = 0.5 / size
+        local call, q = make_call(layout, 17, 60), {}
+        for i, x in ipairs(call.q) do q[i] = x * size * (i % 5 == 0 and 1e-3 or 1) end
+        call.q, call.q_bytes = reference.pack(q)
+        check(layout, { call }, 4e-6)
+      end
+    end
+  end)
+
+  it("adds up many rows of little weight", function()
+    -- Each has a share below what f16 holds, while the row of all others' share has no value. (Two terms of f16 are steps of
+    -- 2^-40 of the highest share: 1e-4 of these.)
+    for dtype, limit in pairs { f32 = 1e-5, f16 = 2e-4, bf16 = 1e-5 } do
+      local layout, rows, values, at = layout_of(dtype, 32, 2, 1), 700, { k = {}, v = {} }, {}
+      layout.scale = 1
+      for j = 1, rows do
+        for _ = 1, 32 do
+          table.insert(values.k, j == 5 and 1 or 0)
+          table.insert(values.v, j == 5 and 0 or 1 + math.random())
+        end
+        at[j] = j
+      end
+      for _, n in ipairs { 1, 3 } do
+        local call, q = { lanes = { reference.lane(layout, at, 1, values) }, window = 0, at = {} }, {}
+        for i = 1, n do
+          call.at[i] = rows + i - n
+          for _ = 1, 64 do q[#q + 1] = (18 + math.random()) / 32 end
+        end
+        call.q_pos = ops.ints(call.at)
+        call.q, call.q_bytes = reference.pack(q)
+        check(layout, { call }, limit)
+      end
+    end
+  end)
+
+  it("takes heads of up to 256 dimensions by tiles, and larger ones", function()
+    for _, dtype in ipairs { "f16", "bf16" } do
+      for _, d in ipairs { 136, 256, 264 } do
+        local layout = layout_of(dtype, d, 5, 1)
+        check(layout, { make_call(layout, 1, 290, { ragged = true }), make_call(layout, 9, 40), make_call(layout, 1, 3) })
+      end
     end
   end)
 
@@ -271,7 +347,7 @@ describe("the score pass", function()
     return out
   end
 
-  local function check_mass(layout, call, m, teams)
+  local function check_mass(layout, call, m, teams, limit)
     local _, lse, p = reference.attention(layout, call)
     m.stride = m.to - m.from + (m.pad or 0)
     local before
@@ -281,7 +357,8 @@ describe("the score pass", function()
     m.q, m.q_pos, m.lanes, m.window, m.lse = call.q_bytes, call.q_pos, call.lanes, call.window, ops.floats(lse)
     local ref = mass_reference(layout, call, m, p, before)
     reference.each(function(rt) return ops.mass(rt, layout, m) end, function(result, fail)
-      reference.near(result, ref, 1e-5, fail, ("mass, %s, %d queries, rows %d to %d"):format(layout.dtype, #call.at, m.from, m.to))
+      local what = ("mass, %s, %d queries, rows %d to %d"):format(layout.dtype, #call.at, m.from, m.to)
+      reference.near(result, ref, limit or 1e-5, fail, what)
     end, teams)
   end
 
@@ -301,7 +378,20 @@ describe("the score pass", function()
       local layout = layout_of("bf16", d, 4, 2)
       layout.scale = 0.25
       local m = { from = 3, to = 175, queries = 12, ramp = 1.2, due = 600 }
-      check_mass(layout, make_call(layout, 29, 190, { rounded = true }), m, reference.rounding)
+      check_mass(layout, make_call(layout, 29, 190, { rounded = true }), m, reference.rounding_attention)
+    end
+  end)
+
+  it("rounds rows of any dtype on a device, where that is asked for", function()
+    for dtype, limit in pairs { f32 = 1.5e-2, f16 = 2e-3, q8_0 = 1.5e-2 } do
+      for _, d in ipairs { 32, 100, 256 } do
+        if fits(dtype, d) then
+          local layout = layout_of(dtype, d, 6, 2)
+          layout.scale = 0.3 * d ^ -0.5
+          check_mass(layout, make_call(layout, 61, 190), { from = 3, to = 175 }, { reference.rounding_device }, limit)
+          check_mass(layout, make_call(layout, 9, 90), { from = 3, to = 85 }, { reference.rounding_device })
+        end
+      end
     end
   end)
 
@@ -321,6 +411,31 @@ describe("the score pass", function()
       check_mass(layout, call, { from = from, to = math.random(from + 1, rows) })
     end
     check_mass(layout, make_call(layout, 4, 300), { from = 0, to = 300 })
+  end)
+
+  it("crosses tiles of rows and of queries", function()
+    for _, layout in ipairs { layout_of("f16", 20, 4, 2), layout_of("bf16", 80, 2, 1), layout_of("f16", 264, 1, 1) } do
+      local n = math.random(65, 130)
+      local call = make_call(layout, n, n + 200, { ragged = true })
+      local rows = math.min(call.lanes[1].rows, call.lanes[#call.lanes].rows)
+      check_mass(layout, call, { from = 0, to = rows, pad = 1 })
+      local due = call.at[n] - math.random(0, 40)   -- whole tiles of queries count for no row, others only some
+      local m = { from = math.random(0, 40), to = rows, queries = 50, ramp = 1.4, due = due, threshold = 120, every = 9 }
+      check_mass(layout, call, m)
+      m.reduce = "max"
+      check_mass(layout, call, m)
+      local windowed = make_call(layout, n, n + 200, { window = math.random(40, 90) })
+      check_mass(layout, windowed, { from = 0, to = n + 200, reduce = "max" })
+    end
+  end)
+
+  it("skips queries that saw nothing, on rows of 16 bits", function()
+    local layout = layout_of("f16", 16, 2, 1)
+    local call = make_call(layout, 40, 70)
+    call.at = reference.ascending(40, call.lanes[1].at[1] - 7)
+    call.q_pos = ops.ints(call.at)
+    check_mass(layout, call, { from = 0, to = 60 })
+    check_mass(layout, call, { from = 0, to = 60, reduce = "max" })
   end)
 
   it("sees what attention saw", function()

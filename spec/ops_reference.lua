@@ -57,6 +57,10 @@ reference.rounding = reference.teams "avx512bf16"
 --- The CUDA backend's kernels, run by the processor. There is one of them: it has no threads that could differ.
 local emulated = { isa = "emulated", (assert(core.runtime { device = "emulated", threads = 1 })) }
 
+--- The same, opened to round operands to 16 bits; and all that round the operands of attention.
+reference.rounding_device = { isa = "emulated, bf16", (assert(core.runtime { device = "emulated", isa = "bf16", threads = 1 })) }
+reference.rounding_attention = { reference.rounding_device, table.unpack(reference.rounding) }
+
 --- The instruction sets that this machine has, at least "base".
 function reference.isas()
   local names = {}
@@ -133,14 +137,14 @@ function reference.matrix(dtype, rows, cols)
   return bytes, ops.numbers(ops.to_f32(dtype, bytes))
 end
 
---- A lane of random rows at `positions` (a sequence): what ops wants, and k and v as values. Rows beyond are all ones,
---- which is NaN in every dtype but the blocks'.
-function reference.lane(layout, positions, size)
+--- A lane of rows at `positions` (a sequence), random or of `values` (k and v): what ops wants, and k and v as values. Rows
+--- beyond are all ones, which is NaN in every dtype but the blocks'.
+function reference.lane(layout, positions, size, values)
   local d, rows = layout.head_dim, #positions
   local lane = { positions = ops.ints(positions), at = positions, rows = rows }
   local parts = {}
   for name in pairs { k = 1, v = 1 } do
-    local _, floats = reference.random(rows * d, size)
+    local floats = values and ops.floats(values[name]) or select(2, reference.random(rows * d, size))
     parts[name] = ops.from_f32(layout.dtype, floats)
     lane[name] = ops.numbers(ops.to_f32(layout.dtype, parts[name]))
   end

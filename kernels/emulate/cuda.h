@@ -6,7 +6,8 @@
  *
  * Errors, each naming the kernel: a barrier that some threads of the block do not reach, or reach elsewhere; a warp operation
  * that some lanes of the warp do not reach, or meet with another one; a mask that is not the whole warp; blocks that are not
- * whole warps; grids, blocks and shared memory beyond what every device has; memory written outside of its block. */
+ * whole warps; grids, blocks and shared memory beyond what every device has, or what the kernel was allowed; memory written
+ * outside of its block; asynchronous copies (emulate/mma.h) that nobody waited for, or not aligned. */
 #ifndef PYR_EMULATE_CUDA_H
 #define PYR_EMULATE_CUDA_H
 
@@ -44,12 +45,20 @@ cudaError_t cudaMemsetAsync(void *ptr, int value, size_t bytes, cudaStream_t str
 cudaError_t cudaGetLastError(void);                                              /* and forgets it */
 const char *cudaGetErrorString(cudaError_t error);                               /* of a launch: what went wrong where */
 
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+cudaError_t pyr_emulate_allow(const void *kernel, int bytes);                    /* 99 KiB at most: no device has less */
+template <typename F> inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute, int bytes) {
+  return pyr_emulate_allow(reinterpret_cast<const void *>(kernel), bytes);
+}
+
 /* ---- inside a kernel --------------------------------------------------------------------------------------------------- */
 
 struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
+struct float2 { float x, y; };
+inline float2 make_float2(float x, float y) { return float2{ x, y }; }
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 enum { warpSize = 32 };
@@ -60,7 +69,7 @@ void *pyr_emulate_shared(void);                                                 
 uint64_t pyr_emulate_exchange(int kind, unsigned mask, uint64_t value, int from);
 unsigned pyr_emulate_ballot(unsigned mask, bool predicate);
 
-enum { PYR_SHUFFLE = 1, PYR_SHUFFLE_XOR, PYR_SHUFFLE_UP, PYR_SHUFFLE_DOWN, PYR_SYNC, PYR_BALLOT };
+enum { PYR_SHUFFLE = 1, PYR_SHUFFLE_XOR, PYR_SHUFFLE_UP, PYR_SHUFFLE_DOWN, PYR_SYNC, PYR_BALLOT, PYR_MMA, PYR_LDMATRIX };
 
 #define __syncthreads() pyr_emulate_barrier(__LINE__)
 inline void __syncwarp(unsigned mask = 0xffffffffu) { pyr_emulate_exchange(PYR_SYNC, mask, 0, 0); }
@@ -103,14 +112,17 @@ inline float __fadd_rn(float a, float b) { return a + b; }
 
 /* ---- launching --------------------------------------------------------------------------------------------------------- */
 
-void pyr_emulate_launch(const char *kernel, dim3 grid, dim3 block, size_t shared, void (*call)(const void *), const void *body);
+struct pyr_emulate_kernel { const char *name; const void *address; };
+void pyr_emulate_launch(pyr_emulate_kernel kernel, dim3 grid, dim3 block, size_t shared, void (*call)(const void *),
+                        const void *body);
 
-template <typename F> inline void pyr_emulate_run(const char *kernel, dim3 grid, dim3 block, size_t shared, const F &body) {
+template <typename F> inline void pyr_emulate_run(pyr_emulate_kernel kernel, dim3 grid, dim3 block, size_t shared, const F &body) {
   pyr_emulate_launch(kernel, grid, block, shared, [](const void *f) { (*static_cast<const F *>(f))(); }, &body);
 }
 
 #define PYR_LAUNCH(kernel, grid, block, shared, stream, ...) \
-  ((void)(stream), pyr_emulate_run(#kernel, grid, block, shared, [=] { (kernel)(__VA_ARGS__); }))
+  ((void)(stream), pyr_emulate_run({ #kernel, reinterpret_cast<const void *>(kernel) }, grid, block, shared, \
+                                   [=] { (kernel)(__VA_ARGS__); }))
 #define PYR_SHARED(type, name) type *name = static_cast<type *>(pyr_emulate_shared())
 
 #endif

@@ -32,7 +32,7 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace {
 
-enum : size_t { THREADS = 1024, STACK = SANITIZED ? 256 << 10 : 64 << 10, GUARD = 64, SHARED = 48 << 10 };
+enum : size_t { THREADS = 1024, STACK = SANITIZED ? 256 << 10 : 64 << 10, GUARD = 64, SHARED = 48 << 10, MOST_SHARED = 99 << 10 };
 
 /* ---- errors ------------------------------------------------------------------------------------------------------------ */
 
@@ -97,6 +97,13 @@ struct warp {
   uint64_t value[2][32];   /* of the operations of even and odd turns */
 };
 
+/* Asynchronous copies of a thread, in the order of issue; those of groups below `closed` are committed. */
+enum { COPIES = 256 };
+struct copy { void *to; const void *from; int group; bool real; };
+struct copies { int count, closed; copy list[COPIES]; };
+
+struct allowance { const void *kernel; size_t bytes; };    /* of dynamic shared memory, beyond SHARED */
+
 fiber *fibers;             /* [THREADS], with their stacks, from the first launch on */
 warp warps[THREADS / 32];
 context home;
@@ -105,6 +112,9 @@ const void *home_stack;
 size_t home_size;
 #endif
 unsigned current, threads;
+copies *in_flight;         /* [THREADS] */
+allowance allowances[64];
+int allowance_count;
 const char *kernel;
 void (*call)(const void *);
 const void *body;
@@ -147,6 +157,11 @@ void fiber_main() {
   __sanitizer_finish_switch_fiber(nullptr, &home_stack, &home_size);
 #endif
   call(body);
+  if (in_flight[current].count > 0 && !broken) {
+    fail(cudaErrorLaunchFailure, "%s: thread %u of block (%u, %u, %u) returns with asynchronous copies under way", kernel, current,
+         blockIdx.x, blockIdx.y, blockIdx.z);
+    broken = true;
+  }
   fibers[current].state = DONE;
   leave_fiber(&fibers[current]);
   abort();                 /* a fibre that is done is never entered again */
@@ -154,6 +169,7 @@ void fiber_main() {
 
 void start_fiber(fiber *f) {
   f->state = READY;
+  in_flight[f - fibers].count = in_flight[f - fibers].closed = 0;
 #if SANITIZED
   ASAN_UNPOISON_MEMORY_REGION(f->stack, STACK);
 #endif
@@ -176,13 +192,16 @@ bool make_fibers() {
   if (fibers) return true;
   fiber *fresh = static_cast<fiber *>(calloc(THREADS, sizeof *fresh));
   uint8_t *stacks = static_cast<uint8_t *>(malloc(THREADS * STACK));
-  if (!fresh || !stacks) {
+  copies *room = static_cast<copies *>(malloc(THREADS * sizeof *room));
+  if (!fresh || !stacks || !room) {
     free(fresh);
     free(stacks);
+    free(room);
     return false;
   }
   for (size_t i = 0; i < THREADS; i++) fresh[i].stack = stacks + i * STACK;
   fibers = fresh;
+  in_flight = room;
   return true;
 }
 
@@ -259,12 +278,18 @@ void run_block(size_t shared) {
   while (!broken && open_barrier());
 }
 
-bool check_launch(dim3 grid, dim3 block, size_t shared) {
+size_t allowed(const void *address) {
+  for (int i = 0; i < allowance_count; i++)
+    if (allowances[i].kernel == address && allowances[i].bytes > SHARED) return allowances[i].bytes;
+  return SHARED;
+}
+
+bool check_launch(const void *address, dim3 grid, dim3 block, size_t shared) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
     fail(cudaErrorInvalidConfiguration, "%s: a grid of %u x %u x %u blocks", kernel, grid.x, grid.y, grid.z);
   else if (block.x == 0 || block.x % 32 != 0 || block.x > THREADS || block.y != 1 || block.z != 1)
     fail(cudaErrorInvalidConfiguration, "%s: blocks of %u x %u x %u threads", kernel, block.x, block.y, block.z);
-  else if (shared > SHARED)
+  else if (shared > allowed(address))
     fail(cudaErrorInvalidConfiguration, "%s: %zu bytes of shared memory", kernel, shared);
   else if (!make_fibers())
     fail(cudaErrorMemoryAllocation, "%s: no memory for its threads", kernel);
@@ -275,11 +300,11 @@ bool check_launch(dim3 grid, dim3 block, size_t shared) {
 
 }   // namespace
 
-void pyr_emulate_launch(const char *name, dim3 grid, dim3 block, size_t shared, void (*function)(const void *),
+void pyr_emulate_launch(pyr_emulate_kernel which, dim3 grid, dim3 block, size_t shared, void (*function)(const void *),
                         const void *closure) {
   std::lock_guard<std::recursive_mutex> guard(lock);
-  kernel = name;
-  if (last != cudaSuccess || !check_launch(grid, block, shared)) return;     /* a failure stays until it is asked for */
+  kernel = which.name;
+  if (last != cudaSuccess || !check_launch(which.address, grid, block, shared)) return;   /* a failure stays until asked for */
   dynamic_shared = shared ? static_cast<uint8_t *>(malloc(shared)) : nullptr;
   if (shared && !dynamic_shared) {
     fail(cudaErrorMemoryAllocation, "%s: no memory for a block's shared memory", kernel);
@@ -313,14 +338,11 @@ void pyr_emulate_barrier(int line) {
   leave_fiber(f);
 }
 
-uint64_t pyr_emulate_exchange(int kind, unsigned mask, uint64_t value, int from) {
+/* Joins the warp's current operation with `value`; `all`, if any, is called with the values by the last lane to come. */
+static const uint64_t *meet(int kind, uint64_t value, void (*all)(void *const *each)) {
   unsigned t = current, lane = t % 32;
   warp *w = &warps[t / 32];
   fiber *f = &fibers[t];
-  if (mask != 0xffffffffu) {
-    fail(cudaErrorLaunchFailure, "%s: thread %u names only some lanes of its warp (mask %08x)", kernel, t, mask);
-    break_off(f);
-  }
   if (w->arrived && w->kind != kind) {
     fail(cudaErrorLaunchFailure, "%s: thread %u meets its warp in another warp operation", kernel, t);
     break_off(f);
@@ -331,6 +353,11 @@ uint64_t pyr_emulate_exchange(int kind, unsigned mask, uint64_t value, int from)
   w->arrived |= 1u << lane;
   values[lane] = value;
   if (w->arrived == 0xffffffffu) {
+    if (all) {
+      void *each[32];
+      for (int i = 0; i < 32; i++) each[i] = reinterpret_cast<void *>(values[i]);
+      all(each);
+    }
     w->arrived = 0;
     w->turn++;
   } else {
@@ -338,7 +365,19 @@ uint64_t pyr_emulate_exchange(int kind, unsigned mask, uint64_t value, int from)
     f->turn = turn;
     leave_fiber(f);
   }
-  return values[from];
+  return values;
+}
+
+uint64_t pyr_emulate_exchange(int kind, unsigned mask, uint64_t value, int from) {
+  if (mask != 0xffffffffu) {
+    fail(cudaErrorLaunchFailure, "%s: thread %u names only some lanes of its warp (mask %08x)", kernel, current, mask);
+    break_off(&fibers[current]);
+  }
+  return meet(kind, value, nullptr)[from];
+}
+
+void pyr_emulate_together(int kind, void *mine, void (*all)(void *const *each)) {
+  meet(kind, reinterpret_cast<uint64_t>(mine), all);
 }
 
 unsigned pyr_emulate_ballot(unsigned mask, bool predicate) {
@@ -347,6 +386,44 @@ unsigned pyr_emulate_ballot(unsigned mask, bool predicate) {
   pyr_emulate_exchange(PYR_BALLOT, mask, predicate, 0);
   for (int lane = 0; lane < 32; lane++) votes |= (unsigned)w->value[turn & 1][lane] << lane;
   return votes;
+}
+
+/* ---- asynchronous copies ------------------------------------------------------------------------------------------------- */
+
+void pyr_emulate_copy(void *to, const void *from, bool real) {
+  copies *c = &in_flight[current];
+  if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16 || c->count == COPIES) {
+    fail(cudaErrorLaunchFailure, c->count == COPIES ? "%s: thread %u has too many asynchronous copies under way"
+                                                    : "%s: thread %u copies 16 bytes that are not aligned", kernel, current);
+    break_off(&fibers[current]);
+  }
+  memset(to, 0xff, 16);
+  c->list[c->count++] = copy{ to, from, c->closed, real };
+}
+
+void pyr_emulate_commit(void) { in_flight[current].closed++; }
+
+void pyr_emulate_wait(int left) {
+  copies *c = &in_flight[current];
+  int kept = 0;
+  for (int i = 0; i < c->count; i++) {
+    const copy one = c->list[i];
+    if (one.group >= c->closed - left) c->list[kept++] = one;
+    else if (one.real) memcpy(one.to, one.from, 16);
+    else memset(one.to, 0, 16);
+  }
+  c->count = kept;
+}
+
+cudaError_t pyr_emulate_allow(const void *address, int bytes) {
+  std::lock_guard<std::recursive_mutex> guard(lock);
+  if (bytes < 0 || static_cast<size_t>(bytes) > MOST_SHARED) return cudaErrorInvalidValue;
+  int i = 0;
+  while (i < allowance_count && allowances[i].kernel != address) i++;
+  if (i == static_cast<int>(sizeof allowances / sizeof *allowances)) return cudaErrorInvalidValue;
+  if (i == allowance_count) allowance_count++;
+  allowances[i] = allowance{ address, static_cast<size_t>(bytes) };
+  return cudaSuccess;
 }
 
 /* ---- the runtime API ------------------------------------------------------------------------------------------------------- */

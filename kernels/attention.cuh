@@ -1,0 +1,53 @@
+/* attention.cuh — what the kernels of attention share: the descriptions of calls, and how lanes are cut into segments.
+ *
+ * Who does what: attention.cu is the operation, and holds the kernels for any row (f32 arithmetic without tensor cores);
+ * attention_prefill.cu has many queries a sequence on tensor cores, attention_decode.cu one query. */
+#ifndef PYR_CUDA_ATTENTION_CUH
+#define PYR_CUDA_ATTENTION_CUH
+
+#include "number.cuh"
+
+/* Rows of a lane that one block of a decode step walks. It is the same for all calls, so that how a sequence's sums are joined
+ * does not depend on its company: 8192 rows of 8 lanes make 256 blocks, two for each multiprocessor of the largest devices. */
+static constexpr int SEGMENT = 256;
+
+struct attend_call {
+  float *out, *lse;
+  const float *q;
+  const int32_t *q_pos;
+  const pyr_lane_view *lanes;      /* [kv_heads] */
+  int64_t n;
+  int32_t window;
+  bool tracked;
+  pyr_track track;
+};
+
+struct attend_args {
+  const attend_call *calls;
+  row_format f;
+  int heads, group;
+  float scale;
+  bool rounded;                    /* operands are rounded to 16 bits */
+  unsigned column_blocks;          /* blocks beside each other in grid.x; then the next segment */
+  int64_t segments;                /* of the longest lane; 0: many queries, whole lanes */
+  float *parts;                    /* [calls][heads][segments][2 + d] top, sum, out */
+  float *finals;                   /* [calls][heads][2] top and sum of the whole lane */
+  float *scores;                   /* [calls][heads][rows]; NULL: nothing is tracked */
+  int64_t rows;
+};
+
+/* Segments that hold rows of a span: at least one, if it is empty. */
+static __device__ __forceinline__ int64_t segments_of(row_span seen) {
+  return seen.high > seen.low ? (seen.high - 1) / SEGMENT - seen.low / SEGMENT + 1 : 1;
+}
+
+static __device__ __forceinline__ row_span segment_of(row_span seen, int64_t segment) {
+  int64_t begin = (seen.low / SEGMENT + segment) * SEGMENT, end = begin + SEGMENT;
+  return row_span{ begin > seen.low ? begin : seen.low, end < seen.high ? end : seen.high };
+}
+
+/* Launches on the stream. False: these rows or heads are not for tensor cores; nothing is done. */
+bool cuda_attention_prefill(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls);
+bool cuda_attention_decode(pyr_backend *be, const attend_args &a, unsigned lanes, unsigned calls);
+
+#endif

@@ -1,0 +1,157 @@
+/* attention_prefill.cu — causal attention of many queries a sequence on tensor cores.
+ *
+ * A block has 16 MT columns for each of its four warps: the heads of a lane's group side by side, query after query, so that a tile
+ * of rows serves all heads that read it. It walks the rows that any of its columns sees a page (32 rows, K and V) at a time, in
+ * two stages: while one is worked on, the next is copied. Rows beyond the causal bound of the last query, or before the window of
+ * the first one, are not read; a warp none of whose columns sees a page leaves it out; only pages at a bound are masked.
+ *
+ * Shared memory, bytes: queries 2 * 64 MT * D * TERMS, rows 2 stages * 2 * 32 * D * 2. For D = 128 that is 64 KiB rounded
+ * (MT = 2) and, exact, 64 KiB (f16) or 80 KiB (bf16) with MT = 1; for D = 64, where MT is 2, 32, 48 and 64 KiB; for D = 256,
+ * rounded, MT = 1, 96 KiB. Registers hold the sums, D / 2 MT of a lane's at most 255. Rows of f32 and q8_0 are rounded to bf16 on
+ * their way, where calls are rounded; else they, and heads that no D fits, are attention.cu's. */
+#include "attention_tile.cuh"
+
+static constexpr int WARPS = 4, ROWS = PYR_PAGE_ROWS;
+
+/* The lowest and the highest row that one, or that every column of `columns` sees. */
+struct bounds { int any_low, any_high, all_low, all_high; };
+
+static __device__ __forceinline__ bounds bounds_of(const int *lows, const int *highs, int columns) {
+  int any_low = INT32_MAX, any_high = 0, all_low = 0, all_high = INT32_MAX;
+  for (int i = lane_of_warp(); i < columns; i += WARP) {
+    any_low = lows[i] < any_low ? lows[i] : any_low;
+    all_low = lows[i] > all_low ? lows[i] : all_low;
+    any_high = highs[i] > any_high ? highs[i] : any_high;
+    all_high = highs[i] < all_high ? highs[i] : all_high;
+  }
+  return bounds{ -warp_max(-any_low), warp_max(any_high), warp_max(all_low), -warp_max(-all_high) };
+}
+
+/* Grid: tiles of columns, those that see most first; lanes; calls. */
+template <typename T, bool ROUND, int D, int TERMS, int MT>
+static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_args a) {
+  constexpr int TILE = 16 * MT * WARPS, PLANE = TILE * D, STAGE = 2 * ROWS * D;
+  __shared__ int lows[TILE], highs[TILE];
+  __shared__ float backs[TILE];
+  PYR_SHARED(uint16_t, q);
+  uint16_t *stages = q + TERMS * PLANE;
+  const attend_call &call = a.calls[blockIdx.z];
+  const pyr_lane_view lane = call.lanes[blockIdx.y];
+  int thread = static_cast<int>(threadIdx.x), warp = warp_of_block(), first = warp * MT * 16;
+  int64_t columns_of_call = call.n * a.group, base = static_cast<int64_t>(gridDim.x - 1 - blockIdx.x) * TILE;
+  if (base >= columns_of_call) return;
+
+  if (thread < TILE) {                                 /* columns beyond the last are like it, and written nowhere */
+    int64_t column_of_call = base + thread < columns_of_call ? base + thread : columns_of_call - 1;
+    row_span seen = visible_rows(lane.positions, lane.rows, call.q_pos[column_of_call / a.group], call.window);
+    lows[thread] = seen.low < seen.high ? static_cast<int>(seen.low) : INT32_MAX;
+    highs[thread] = seen.low < seen.high ? static_cast<int>(seen.high) : 0;
+  }
+  for (int r = warp; r < TILE; r += WARPS) {
+    int64_t at = base + r, query = at / a.group, head = static_cast<int64_t>(blockIdx.y) * a.group + at % a.group;
+    const float *from = at < columns_of_call ? call.q + (query * a.heads + head) * a.f.d : nullptr;
+    float back = put_split<T, D, TERMS>(q, r, PLANE, from, a.f.d);
+    if (lane_of_warp() == 0) backs[r] = back;
+  }
+  __syncthreads();
+  bounds block = bounds_of(lows, highs, TILE), mine = bounds_of(lows + first, highs + first, 16 * MT);
+
+  auto fetch = [&](int row, int stage) {
+    uint16_t *k = stages + stage * STAGE, *v = k + ROWS * D;
+    if (ROUND) {
+      round_rows<T, D, ROWS>(k, lane, a.f, row, lane.rows, 0, thread, WARPS * WARP);
+      round_rows<T, D, ROWS>(v, lane, a.f, row, lane.rows, 1, thread, WARPS * WARP);
+    } else {
+      copy_rows<D, ROWS>(k, lane, a.f, row, lane.rows, 0, thread, WARPS * WARP);
+      copy_rows<D, ROWS>(v, lane, a.f, row, lane.rows, 1, thread, WARPS * WARP);
+    }
+    copy_commit();
+  };
+
+  columns<D, MT> c;
+  clear(c);
+  int stage = 0, begin = block.any_low / ROWS * ROWS;
+  if (begin < block.any_high) fetch(begin, 0);
+  for (int row = begin; row < block.any_high; row += ROWS, stage ^= 1) {
+    copy_wait<0>();
+    __syncthreads();                                   /* this stage is there, and nobody works on the other any more */
+    if (row + ROWS < block.any_high) fetch(row + ROWS, stage ^ 1);
+    if (row >= mine.any_high || row + ROWS <= mine.any_low) continue;
+    uint16_t *k = stages + stage * STAGE;
+    float s[MT][ROWS / 8][4];
+    tile_scores<T, D, TERMS, MT, ROWS>(s, q, first, PLANE, k);
+    if (row < mine.all_low || row + ROWS > mine.all_high) {
+      int at = row + lane_of_warp() % 4 * 2;
+#pragma unroll
+      for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int n = 0; n < ROWS / 8; n++)
+#pragma unroll
+          for (int i = 0; i < 4; i++) {
+            int j = at + n * 8 + i % 2, r = first + row_of_tile(m, i / 2);
+            if (j < lows[r] || j >= highs[r]) s[m][n][i] = -INFINITY;
+          }
+    }
+    float scale[MT][2], shrink[MT][2];
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) scale[m][half] = a.scale * LOG2_E * backs[first + row_of_tile(m, half)];
+    tile_shares<T, D, MT, ROWS>(c, s, scale, shrink);
+    tile_mix<T, D, TERMS, MT, ROWS>(c, s, shrink, k + ROWS * D);
+  }
+
+#pragma unroll
+  for (int m = 0; m < MT; m++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float sum = quad_sum(c.sum[m][half]), inverse = sum > 0 || sum != sum ? 1.0f / sum : 0.0f;
+      int64_t at = base + first + row_of_tile(m, half);
+      if (at >= columns_of_call) continue;
+      int64_t to = at / a.group * a.heads + static_cast<int64_t>(blockIdx.y) * a.group + at % a.group;
+      float *out = call.out + to * a.f.d;
+#pragma unroll
+      for (int n = 0; n < D / 8; n++) {
+        int d = n * 8 + lane_of_warp() % 4 * 2;
+        if (d < a.f.d)
+          *reinterpret_cast<float2 *>(out + d) = make_float2(c.out[m][n][2 * half] * inverse, c.out[m][n][2 * half + 1] * inverse);
+      }
+      if (call.lse && lane_of_warp() % 4 == 0)
+        call.lse[to] = sum == 0 ? -INFINITY
+                                : c.top[m][half] * (a.scale * backs[at - base]) + (logf(sum) - static_cast<float>(T::shift) * LN_2);
+    }
+}
+
+template <typename T, bool ROUND, int D, int TERMS, int MT>
+static void launch(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls) {
+  constexpr int TILE = 16 * MT * WARPS, BYTES = 2 * (TERMS * TILE * D + 4 * ROWS * D);
+  /* A refusal of the device shows in the launch that follows. */
+  if (BYTES > 48 << 10)
+    (void)cudaFuncSetAttribute(prefill_kernel<T, ROUND, D, TERMS, MT>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
+  dim3 grid(static_cast<unsigned>(ceil_div(columns, TILE)), lanes, calls);
+  PYR_LAUNCH((prefill_kernel<T, ROUND, D, TERMS, MT>), grid, WARPS * WARP, BYTES, cuda_of(be)->stream, a);
+}
+
+template <typename T, bool ROUND>
+static void launch_rounded(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls) {
+  if (a.f.d <= 64) launch<T, ROUND, 64, 1, 2>(be, a, columns, lanes, calls);
+  else if (a.f.d <= 128) launch<T, ROUND, 128, 1, 2>(be, a, columns, lanes, calls);
+  else launch<T, ROUND, 256, 1, 1>(be, a, columns, lanes, calls);
+}
+
+template <typename T>
+static void launch_exact(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls) {
+  if (a.f.d <= 64) launch<T, false, 64, T::exact, 2>(be, a, columns, lanes, calls);
+  else launch<T, false, 128, T::exact, 1>(be, a, columns, lanes, calls);
+}
+
+bool cuda_attention_prefill(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls) {
+  bool rounded = a.rounded, half = a.f.dtype == PYR_F16, brain = a.f.dtype == PYR_BF16;
+  if (!(a.scale > 0) || a.f.d % 8 != 0 || a.f.d > (rounded ? 256 : 128) || !(rounded || half || brain)) return false;
+  if (rounded && half) launch_rounded<f16, false>(be, a, columns, lanes, calls);
+  else if (rounded && brain) launch_rounded<bf16, false>(be, a, columns, lanes, calls);
+  else if (rounded) launch_rounded<bf16, true>(be, a, columns, lanes, calls);
+  else if (half) launch_exact<f16>(be, a, columns, lanes, calls);
+  else launch_exact<bf16>(be, a, columns, lanes, calls);
+  return true;
+}

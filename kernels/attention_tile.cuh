@@ -1,0 +1,200 @@
+/* attention_tile.cuh — one warp's work on one tile of rows: scores of its columns by tensor cores, the step of online softmax,
+ * and the mix of values. Columns (a query and a head each) are the 16 MT rows of the products, rows of the lane their columns.
+ *
+ * With q split into TERMS rows of 16 bits, and probabilities likewise, products of rows of 16 bits lose no more than sums in f32
+ * do: that is how a call is computed exactly. With one term both are rounded. */
+#ifndef PYR_CUDA_ATTENTION_TILE_CUH
+#define PYR_CUDA_ATTENTION_TILE_CUH
+
+#include "attention.cuh"
+#include "mma.cuh"
+
+static constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
+
+/* Sums and maxima over the four lanes that share rows of the products (see mma.cuh). */
+static __device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(ALL_LANES, x, 1);
+  return x + __shfl_xor_sync(ALL_LANES, x, 2);
+}
+static __device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 1));
+  return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
+}
+
+/* The row of the products that a lane's values [half] of the m-th 16 belong to. */
+static __device__ __forceinline__ int row_of_tile(int m, int half) { return m * 16 + half * 8 + lane_of_warp() / 4; }
+
+/* ---- rows into shared memory ------------------------------------------------------------------------------------------------- */
+
+/* K (what = 0) or V (1) of rows [row, row + ROWS), which lie in one page, into a tile, by threads thread, thread + threads, …;
+ * zeros beyond `rows` and beyond the head's dimensions. Asynchronous, for rows of the 16 bits that tiles have. */
+template <int D, int ROWS>
+static __device__ __forceinline__ void copy_rows(uint16_t *tile, const pyr_lane_view &lane, const row_format &f, int64_t row,
+                                                 int64_t rows, int what, int thread, int threads) {
+  const uint8_t *first = row_at(lane, f.bytes, row, what);
+#pragma unroll 2
+  for (int i = thread; i < ROWS * D / 8; i += threads) {
+    int r = i / (D / 8), chunk = i % (D / 8);
+    bool real = row + r < rows && chunk * 8 < f.d;
+    copy_async(chunk_at<D>(tile, r, chunk), real ? first + r * f.bytes + chunk * 16 : first, real);
+  }
+}
+
+/* The same for rows of other formats, which are rounded to T: done when it returns. */
+template <typename T, int D, int ROWS>
+static __device__ __forceinline__ void round_rows(uint16_t *tile, const pyr_lane_view &lane, const row_format &f, int64_t row,
+                                                  int64_t rows, int what, int thread, int threads) {
+  const uint8_t *first = row_at(lane, f.bytes, row, what);
+  for (int i = thread; i < ROWS * D / 8; i += threads) {
+    int r = i / (D / 8), chunk = i % (D / 8);
+    uint32_t *to = reinterpret_cast<uint32_t *>(chunk_at<D>(tile, r, chunk));
+#pragma unroll
+    for (int pair = 0; pair < 4; pair++) {
+      int at = chunk * 8 + pair * 2;
+      bool real = row + r < rows && at < f.d;
+      float low = real ? cache_value_at(first + r * f.bytes, f.dtype, at) : 0.0f;
+      float high = real ? cache_value_at(first + r * f.bytes, f.dtype, at + 1) : 0.0f;
+      to[pair] = take_pair<T>(low, high);
+    }
+  }
+}
+
+/* ---- a tile of rows ---------------------------------------------------------------------------------------------------------- */
+
+/* A warp's columns: what they have seen so far. Of each column, `top` is the highest score, unscaled, and `sum` this lane's share
+ * of the sum of 2^((s - top) scale + shift). */
+template <int D, int MT> struct columns {
+  float top[MT][2], sum[MT][2], out[MT][D / 8][4];
+};
+
+template <int MT, int N> static __device__ __forceinline__ void zero(float (&s)[MT][N][4]) {
+#pragma unroll
+  for (int m = 0; m < MT; m++)
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) s[m][n][i] = 0;
+}
+
+template <int D, int MT> static __device__ __forceinline__ void clear(columns<D, MT> &c) {
+#pragma unroll
+  for (int m = 0; m < MT; m++) {
+    c.top[m][0] = c.top[m][1] = -INFINITY;
+    c.sum[m][0] = c.sum[m][1] = 0;
+  }
+  zero(c.out);
+}
+
+/* Sums on tensor cores lose what is shifted out of them rather than round it: a bias, of half a unit of the last place a step.
+ * Exact calls keep such sums short. What the lesser terms give, which is small, has sums of its own, added at the end; and so have
+ * the products of each tile with V, which are added to those of the tiles before in f32. */
+
+/* s = q k^T of the 16 MT columns from row `first` of the tile of queries on, whose terms lie `plane` values apart. */
+template <typename T, int D, int TERMS, int MT, int ROWS>
+static __device__ __forceinline__ void tile_scores(float (&s)[MT][ROWS / 8][4], uint16_t *q, int first, int plane, uint16_t *k) {
+  float less[MT][ROWS / 8][4];
+  zero(s);
+  zero(less);
+#pragma unroll
+  for (int col = 0; col < D; col += 16) {
+    uint32_t b[ROWS / 16][4];
+#pragma unroll
+    for (int n = 0; n < ROWS / 16; n++) load_b<D>(b[n], k, n * 16, col);
+#pragma unroll
+    for (int t = 0; t < TERMS; t++)
+#pragma unroll
+      for (int m = 0; m < MT; m++) {
+        uint32_t a[4];
+        load_a<D>(a, q + t * plane, first + m * 16, col);
+#pragma unroll
+        for (int n = 0; n < ROWS / 16; n++) {
+          mma<T>((t == 0 ? s : less)[m][2 * n], a, b[n][0], b[n][1]);
+          mma<T>((t == 0 ? s : less)[m][2 * n + 1], a, b[n][2], b[n][3]);
+        }
+      }
+  }
+  if constexpr (TERMS > 1) {
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int n = 0; n < ROWS / 8; n++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) s[m][n][i] += less[m][n][i];
+  }
+}
+
+/* Scores become shares 2^((s - top) scale + shift) of the new top; `shrink` brings what was seen before down to it. `scale` is
+ * that of each column, times log2 e. */
+template <typename T, int D, int MT, int ROWS>
+static __device__ __forceinline__ void tile_shares(columns<D, MT> &c, float (&s)[MT][ROWS / 8][4], const float (&scale)[MT][2],
+                                                   float (&shrink)[MT][2]) {
+#pragma unroll
+  for (int m = 0; m < MT; m++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float top = -INFINITY, sum = 0;
+#pragma unroll
+      for (int n = 0; n < ROWS / 8; n++) top = fmaxf(top, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+      top = fmaxf(c.top[m][half], quad_max(top));
+      float base = top == -INFINITY ? 0.0f : top;
+      shrink[m][half] = power_of_two((c.top[m][half] - base) * scale[m][half]);
+      c.top[m][half] = top;
+#pragma unroll
+      for (int n = 0; n < ROWS / 8; n++)
+#pragma unroll
+        for (int i = 2 * half; i < 2 * half + 2; i++) {
+          s[m][n][i] = power_of_two((s[m][n][i] - base) * scale[m][half] + static_cast<float>(T::shift));
+          sum += s[m][n][i];
+        }
+      c.sum[m][half] = c.sum[m][half] * shrink[m][half] + sum;
+    }
+}
+
+/* out = shrink out + shares v; where the scores lay as c of a product the shares are a of the next one. They are used up. */
+template <typename T, int D, int TERMS, int MT, int ROWS>
+static __device__ __forceinline__ void tile_mix(columns<D, MT> &c, float (&s)[MT][ROWS / 8][4], const float (&shrink)[MT][2],
+                                                uint16_t *v) {
+  uint32_t a[ROWS / 16][TERMS][MT][4];
+#pragma unroll
+  for (int k = 0; k < ROWS / 16; k++)
+#pragma unroll
+    for (int t = 0; t < TERMS; t++)
+#pragma unroll
+      for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+          float (&of)[4] = s[m][2 * k + i / 2];
+          a[k][t][m][i] = take_pair<T>(of[i % 2 * 2], of[i % 2 * 2 + 1]);
+        }
+#pragma unroll
+  for (int n = 0; n < D / 16; n++) {
+    float sum[MT][2][4];
+    zero(sum);
+#pragma unroll
+    for (int k = 0; k < ROWS / 16; k++) {
+      uint32_t b[4];
+      load_b_down<D>(b, v, k * 16, n * 16);
+#pragma unroll
+      for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          float (&out)[4] = TERMS > 1 ? sum[m][half] : c.out[m][2 * n + half];
+          if (TERMS == 1 && k == 0)
+#pragma unroll
+            for (int i = 0; i < 4; i++) out[i] *= shrink[m][i / 2];
+#pragma unroll
+          for (int t = TERMS - 1; t >= 0; t--) mma<T>(out, a[k][t][m], b[2 * half], b[2 * half + 1]);
+        }
+    }
+    if constexpr (TERMS > 1) {
+#pragma unroll
+      for (int m = 0; m < MT; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+#pragma unroll
+          for (int i = 0; i < 4; i++) c.out[m][2 * n + half][i] = c.out[m][2 * n + half][i] * shrink[m][i / 2] + sum[m][half][i];
+    }
+  }
+}
+
+#endif

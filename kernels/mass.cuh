@@ -1,0 +1,35 @@
+/* mass.cuh — what the two kernels of the score pass share: mass.cu, for any row, and mass_tiles.cu, on tensor cores. */
+#ifndef PYR_CUDA_MASS_CUH
+#define PYR_CUDA_MASS_CUH
+
+#include "number.cuh"
+
+struct mass_args {
+  float *out;
+  int64_t stride;
+  const float *q, *lse;
+  const int32_t *q_pos;
+  const pyr_lane_view *lanes;      /* [kv_heads] */
+  const pyr_range *ranges;         /* [kv_heads] */
+  int64_t n;
+  row_format f;
+  pyr_weighting weighting;
+  float scale, slope;
+  int heads, group;
+  int32_t window, place;
+  bool max, by_place;
+};
+
+/* The positions of the queries that count for a row: base <= position <= due. */
+struct counting { int64_t base, due; };
+
+static __device__ __forceinline__ counting counting_of(const pyr_weighting &w, int64_t j) {
+  if (w.queries == 0) return counting{ INT64_MIN, INT64_MAX };
+  int64_t due = due_of(w, j);
+  return counting{ due - w.queries + 1, due };
+}
+
+/* Launches on the stream, for ranges of at most `longest` rows. False: these rows or heads are not for tensor cores. */
+bool cuda_mass_tiles(pyr_backend *be, const mass_args &a, int64_t longest);
+
+#endif
