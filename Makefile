@@ -6,6 +6,7 @@
 #   make check                 luacheck, layering, file sizes, and every spec under ASan and UBSan
 #   make bench [BENCH=…]       timings; BENCH holds options of `pyramid bench`, such as "--quick"
 #   make cuda                  libpyramid_cuda.so for device "cuda", where nvcc is; make cuda-check: registers and spills
+#   make test-cuda [SPEC=…]    the specs on the GPU, and its ceilings: build/device/test.json and test.md (DEVICE=emulated: no GPU)
 #   make install PREFIX=/usr/local [DESTDIR=]        make deps        make clean
 
 B      := build
@@ -27,7 +28,7 @@ OBJECTS := $(SOURCES:%.c=$(B)/obj/%.o) $(B)/obj/bundle.o
 MAIN    := $(B)/obj/lua/main.o
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build cuda cuda-check deps demo test bench check check-style check-layers check-memory install install-module clean FORCE
+.PHONY: build cuda cuda-check deps demo test test-cuda bench check check-style check-layers check-memory install install-module clean FORCE
 build: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so $(B)/libpyramid_emulated.so
 
 # Kernels are compiled once for each instruction set and picked at run time; only x86 has more than the base. They are
@@ -127,6 +128,12 @@ demo: deps
 test: deps
 	+@$(AGAIN) build
 	@PYRAMID_BUILD=$(B) PYRAMID_CFLAGS="$(CFLAGS)" $(B)/pyramid spec/run.lua $(SPEC)
+# The specs with another device as default (PYRAMID_DEVICE); what is about the processor says so and stays pending.
+DEVICE  ?= cuda
+RECORDS ?= $(B)/device
+test-cuda: deps
+	+@$(AGAIN) build $(if $(filter cuda,$(DEVICE)),cuda)
+	@PYRAMID_DEVICE=$(DEVICE) PYRAMID_BUILD=$(B) PYRAMID_CFLAGS="$(CFLAGS)" $(B)/pyramid spec/device.lua --out=$(RECORDS) $(SPEC)
 bench: build
 	@$(B)/pyramid bench $(BENCH)
 

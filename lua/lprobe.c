@@ -2,13 +2,17 @@
  *
  *   core.probe_read(runtime, bytes, times) -> seconds a pass     the runtime's threads read a buffer of so many bytes
  *   core.probe_matmul(kind, threads, size, times) -> seconds     oneDNN multiplies two square matrices; "f32", "bf16", "int8"
+ *   core.probe_device(runtime) -> { name=, arch=, driver=, runtime=, memory=, free=, processors= }
+ *   core.probe_device_time(runtime, what, size, times) -> seconds   "copy" of size bytes within its memory; "f32", "f16", "bf16":
+ *                                  a product of square matrices. Both: nil, message, "unsupported" where it is the processor
  *   core.probe_version() -> oneDNN's, such as "2.6.3"
  *   core.probe_trim()                  freed memory goes back to the system, so that what is resident is what is held
  *   core.random_rows(dtype, seed, stream, first, rows, cols, deviation) -> bytes of rows [first, first+rows) of a matrix
  *
- * Not part of the API: only scripts/bench.lua and scripts/random_model.lua use it. It is the one file of the binding that
- * sees oneDNN (as a yardstick, with its own threads), the thread team and the number formats. */
+ * Not part of the API: only scripts that measure use it. It is the one file of the binding that sees oneDNN (as a yardstick, with
+ * its own threads), the thread team and the number formats. */
 #include "lpyramid.h"
+#include "backend.h"
 #include "dtype.h"
 #include "runtime.h"
 
@@ -180,6 +184,54 @@ static int probe_matmul(lua_State *L) {
   return 3;
 }
 
+static int no_device(lua_State *L) {
+  lua_pushnil(L);
+  lua_pushliteral(L, "the runtime's device is the processor");
+  lua_pushstring(L, pyr_status_name(PYR_UNSUPPORTED));
+  return 3;
+}
+
+static int probe_device(lua_State *L) {
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+  pyr_backend *be = pyr_runtime_backend(rt);
+  if (be->facts == NULL) return no_device(L);
+  pyr_facts facts;
+  pyr_status status = be->facts(be, &facts);
+  if (status != PYR_OK) return pyr_lua_fail(L, rt, status);
+  const char *const texts[][2] = { { "name", facts.name }, { "arch", facts.arch }, { "driver", facts.driver },
+                                   { "runtime", facts.runtime } };
+  lua_createtable(L, 0, 7);
+  for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+    lua_pushstring(L, texts[i][1]);
+    lua_setfield(L, -2, texts[i][0]);
+  }
+  lua_pushinteger(L, (lua_Integer)facts.memory);
+  lua_setfield(L, -2, "memory");
+  lua_pushinteger(L, (lua_Integer)facts.free);
+  lua_setfield(L, -2, "free");
+  lua_pushinteger(L, facts.processors);
+  lua_setfield(L, -2, "processors");
+  return 1;
+}
+
+static int probe_device_time(lua_State *L) {
+  static const char *const kinds[] = { "copy", "f32", "f16", "bf16", NULL };
+  static const pyr_ceiling ceilings[] = { PYR_CEILING_COPY, PYR_CEILING_F32, PYR_CEILING_F16, PYR_CEILING_BF16 };
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+  pyr_backend *be = pyr_runtime_backend(rt);
+  pyr_ceiling what = ceilings[luaL_checkoption(L, 2, NULL, kinds)];
+  lua_Integer size = luaL_checkinteger(L, 3), times = luaL_optinteger(L, 4, 1);
+  bool copies = what == PYR_CEILING_COPY;
+  luaL_argcheck(L, size >= 16 && size <= (copies ? (lua_Integer)1 << 40 : 1 << 16) && size % 16 == 0, 3, "no such size");
+  luaL_argcheck(L, times >= 1 && times <= 10000, 4, "1 to 10000");
+  if (be->measure == NULL) return no_device(L);
+  double seconds = 0;
+  pyr_status status = be->measure(be, what, size, (int)times, &seconds);
+  if (status != PYR_OK) return pyr_lua_fail(L, rt, status);
+  lua_pushnumber(L, seconds);
+  return 1;
+}
+
 static int probe_version(lua_State *L) {
   const dnnl_version_t *v = dnnl_version();
   lua_pushfstring(L, "%d.%d.%d", v->major, v->minor, v->patch);
@@ -241,7 +293,7 @@ static int random_rows(lua_State *L) {
 void pyr_lua_open_probe(lua_State *L) {
   static const luaL_Reg functions[] = {
     { "probe_read", probe_read }, { "probe_matmul", probe_matmul }, { "probe_version", probe_version },
-    { "probe_trim", probe_trim },
+    { "probe_trim", probe_trim }, { "probe_device", probe_device }, { "probe_device_time", probe_device_time },
     { "random_rows", random_rows }, { NULL, NULL }
   };
   luaL_setfuncs(L, functions, 0);

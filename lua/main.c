@@ -7,8 +7,8 @@
  *
  * Scripts see their arguments in `arg` and `...`. A name is looked up as scripts/NAME.lua in each folder of PYRAMID_PATH
  * (separated by colons), beside the program, above it, then among the bundled ones; `pyramid.paths` gives these folders to
- * the policies' own search. Only this file reads the environment, prints, and decides the exit status: 0, what os.exit
- * says, or 1 with a traceback. */
+ * the policies' own search. PYRAMID_DEVICE is the device of models and runtimes that are opened without one (else "cpu").
+ * Only this file reads the environment, prints, and decides the exit status: 0, what os.exit says, or 1 with a traceback. */
 #include "lpyramid.h"
 #include "bundle.h"
 
@@ -246,6 +246,11 @@ static int run(lua_State *L) {
   lua_pushcclosure(L, return_upvalue, 1);
   lua_setfield(L, -2, "pyramid.paths");
   pyr_lua_preload(L, 1);
+  const char *device = getenv("PYRAMID_DEVICE");
+  if (device && *device) {
+    lua_pushstring(L, device);
+    lua_setfield(L, LUA_REGISTRYINDEX, PYR_LUA_DEVICE);
+  }
 
   if (c->argc < 2 || strcmp(c->argv[1], "--help") == 0 || strcmp(c->argv[1], "-h") == 0) {
     c->status = print_help(L, roots, c->argc < 2 ? stderr : stdout);

@@ -292,6 +292,12 @@ local function model_json(entry)
   }
 end
 
+---A value as JSON: keys sorted, an empty table an object, unless it is a list.
+function report.encode(value) return encode(value, "") .. "\n" end
+
+---Marks a sequence as one, so that it is an array even if it is empty.
+report.list = list
+
 ---The report as JSON. What does not apply is null, and nothing is missing.
 ---@param run table
 ---@return string
