@@ -7,6 +7,8 @@
 #   make bench [BENCH=…]       timings; BENCH holds options of `pyramid bench`, such as "--quick"
 #   make cuda                  libpyramid_cuda.so for device "cuda", where nvcc is; make cuda-check: registers and spills
 #   make test-cuda [SPEC=…]    the specs on the GPU, and its ceilings: build/device/test.json and test.md (DEVICE=emulated: no GPU)
+#   make bench-cuda [MODELS=…] random Llamas of 7, 13 and 8 billion weights on the GPU, beside transformers where PYTHON has it:
+#                              build/device/bench-*.json and .md (QUICK=1 DEVICE=emulated: the default model, no GPU)
 #   make install PREFIX=/usr/local [DESTDIR=]        make deps        make clean
 
 B      := build
@@ -28,7 +30,7 @@ OBJECTS := $(SOURCES:%.c=$(B)/obj/%.o) $(B)/obj/bundle.o
 MAIN    := $(B)/obj/lua/main.o
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build cuda cuda-check deps demo test test-cuda bench check check-style check-layers check-memory install install-module clean FORCE
+.PHONY: build cuda cuda-check deps demo test test-cuda bench-cuda bench check check-style check-layers check-memory install install-module clean FORCE
 build: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so $(B)/libpyramid_emulated.so
 
 # Kernels are compiled once for each instruction set and picked at run time; only x86 has more than the base. They are
@@ -134,6 +136,13 @@ RECORDS ?= $(B)/device
 test-cuda: deps
 	+@$(AGAIN) build $(if $(filter cuda,$(DEVICE)),cuda)
 	@PYRAMID_DEVICE=$(DEVICE) PYRAMID_BUILD=$(B) PYRAMID_CFLAGS="$(CFLAGS)" $(B)/pyramid spec/device.lua --out=$(RECORDS) $(SPEC)
+# kernels/prove.sh says what is measured; the record of each model is whole or, if it ran out of time, what was known by then.
+PYTHON ?= python3
+MODELS ?= 7b 13b 8b
+bench-cuda: deps
+	+@$(AGAIN) build $(if $(filter cuda,$(DEVICE)),cuda)
+	@for model in $(if $(QUICK),quick,$(MODELS)); do \
+	  PYRAMID_DEVICE=$(DEVICE) PYRAMID_BUILD=$(B) PYTHON=$(PYTHON) sh kernels/prove.sh $(RECORDS) bench-$$model || exit 1; done
 bench: build
 	@$(B)/pyramid bench $(BENCH)
 

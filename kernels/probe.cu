@@ -88,6 +88,8 @@ static pyr_status cuda_measure(pyr_backend *be, pyr_ceiling what, int64_t size, 
 
 #ifdef PYR_EMULATED
 
+static pyr_status cuda_trim(pyr_backend *) { return PYR_OK; }
+
 static pyr_status cuda_facts(pyr_backend *, pyr_facts *out) {
   *out = {};
   snprintf(out->name, sizeof out->name, "the emulated device");
@@ -98,6 +100,13 @@ static pyr_status cuda_facts(pyr_backend *, pyr_facts *out) {
 }
 
 #else
+
+static pyr_status cuda_trim(pyr_backend *be) {
+  cudaMemPool_t pool;
+  cudaError_t error = cudaStreamSynchronize(cuda_of(be)->stream);
+  if (error == cudaSuccess) error = cudaDeviceGetDefaultMemPool(&pool, 0);
+  return cuda_status(be, "trim", error == cudaSuccess ? cudaMemPoolTrimTo(pool, 0) : error);
+}
 
 static void put_version(char *out, size_t size, int version) {
   snprintf(out, size, "%d.%d", version / 1000, version % 1000 / 10);
@@ -126,7 +135,9 @@ static pyr_status cuda_facts(pyr_backend *be, pyr_facts *out) {
 
 #endif
 
+/* Operations that only scripts which measure ask for. */
 void cuda_probe_fill(pyr_backend *be) {
   be->facts = cuda_facts;
+  be->trim = cuda_trim;
   be->measure = cuda_measure;
 }

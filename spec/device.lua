@@ -33,8 +33,7 @@ local runtime, message = core.runtime { device = device }
 if not runtime then fail("PYRAMID_DEVICE=", device, ": ", message) end
 
 -- The device, and its ceilings before anything else runs on it.
-local size = device == "emulated" and { copy = 1 << 20, product = 64, times = 1 } or { copy = 1 << 30, product = 8192, times = 20 }
-local record = machine.record(runtime, size)
+local record = machine.record(runtime)
 runtime:close()
 
 local files = {}

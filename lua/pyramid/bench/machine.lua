@@ -84,11 +84,29 @@ end
 ---@return pyramid.Limits
 function machine.new_limits() return { read = {}, f32 = {}, bf16 = {}, int8 = {} } end
 
----Measures once more what the machine can do, with as many threads as the runtime has.
+---How much is measured to learn a device's ceilings: little where the processor plays the device.
+---@param runtime userdata
+---@return { copy: integer, product: integer, times: integer }   bytes; side of the matrices; runs of each
+function machine.device_sizes(runtime)
+  if runtime:isa() == "emulated" then return { copy = 1 << 20, product = 64, times = 1 } end
+  return { copy = 1 << 30, product = 8192, times = 20 }
+end
+
+-- A device's: copying within its memory counts as reading (bytes read and written), its library's products as oneDNN's.
+local function measure_device(limits, runtime)
+  local size = machine.device_sizes(runtime)
+  for kind, name in pairs { copy = "read", f32 = "f32", bf16 = "bf16" } do
+    local seconds = core.probe_device_time(runtime, kind, kind == "copy" and size.copy or size.product, size.times)
+    if seconds then table.insert(limits[name], (kind == "copy" and 2 * size.copy or 2 * size.product ^ 3) / seconds) end
+  end
+end
+
+---Measures once more what the machine can do, with as many threads as the runtime has; or its device.
 ---@param limits pyramid.Limits
 ---@param runtime userdata
 ---@param given { bytes: integer, size: integer, times: integer }   buffer; side of the matrices; passes of each
 function machine.measure(limits, runtime, given)
+  if core.probe_device(runtime) then return measure_device(limits, runtime) end
   local bytes = given.bytes // (1 << 20) * (1 << 20)
   for _ = 1, given.times do
     table.insert(limits.read, bytes / assert(core.probe_read(runtime, bytes, 1)))
@@ -126,18 +144,17 @@ end
 ---A new record of what a device does: what it is, its ceilings (bytes read and written, operations a second; kinds that fail are
 ---left out and named in `missing`), commit and date.
 ---@param runtime userdata
----@param given { copy: integer, product: integer, times: integer }   bytes; side of the matrices; runs of each
 ---@return table
-function machine.record(runtime, given)
-  local ceilings, missing = {}, {}
+function machine.record(runtime)
+  local given, ceilings, missing = machine.device_sizes(runtime), {}, {}
   for _, kind in ipairs { "copy", "f32", "f16", "bf16" } do
     local size = kind == "copy" and given.copy or given.product
     local seconds, message = core.probe_device_time(runtime, kind, size, given.times)
     if seconds then ceilings[kind] = (kind == "copy" and 2 * size or 2 * size ^ 3) / seconds
     else missing[#missing + 1] = kind .. ": " .. message end
   end
-  return { device = machine.device(runtime), ceilings = ceilings, missing = #missing > 0 and missing or nil, commit = machine.commit(),
-    date = os.date "!%Y-%m-%dT%H:%M:%SZ", version = core.version }
+  return { device = machine.device(runtime), ceilings = ceilings, missing = #missing > 0 and missing or nil,
+    commit = machine.commit(), date = os.date "!%Y-%m-%dT%H:%M:%SZ", version = core.version }
 end
 
 ---The most that was seen.
