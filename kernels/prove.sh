@@ -87,9 +87,9 @@ bench_model() {
 
 run_bench_quick() {
   # shellcheck disable=SC2046
-  bench bench-quick "$limit" --quick --model models/tiny --weights bf16 --policy full --policy pyramidinfer \
-    --policy "pyramidinfer mode=paper" --policy "pyramidinfer preset=45" --policy h2o --prefill 24 --depth 8 --steps 2 --batch 2 \
-    --lengths 12+3 --memory "64 MiB" --tries 2 --repeat 1 $(peer_of)
+  bench bench-quick "$limit" --quick --model models/tiny --weights bf16 --policy full --policy "pyramidinfer preset=45" \
+    --policy h2o --prefill 8 --depth 1 --steps 1 --batch 2 --lengths 4+2 --memory "64 MiB" --tries 1 --repeat 1 --patience 1 \
+    $(peer_of)
 }
 
 phase() {

@@ -161,7 +161,7 @@ describe("a device", function()
 end)
 
 describe("the emulator", function()
-  it("names the kernel and what is wrong with it", function()
+  helper.cpu_only("the emulator, which it plays", it)("names the kernel and what is wrong with it", function()
     local program = os.tmpname()
     local flags = "-x c++ -std=c++17 -DPYR_EMULATED -Icore -Ikernels " .. (os.getenv "PYRAMID_CFLAGS" or "") .. " -O1"
     local line = "${CXX:-c++} %s -o %s spec/support/emulator_checks.cu kernels/emulate/emulate.cpp -lpthread && %s"
