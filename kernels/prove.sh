@@ -27,6 +27,13 @@ pyramid=$build/pyramid
 mkdir -p "$out" || exit 1
 models=${MODEL_FOLDER:-$out/models}
 
+# cuBLAS may have come with PyTorch alone, in a folder that no loader looks into.
+blas=$("$python" -c 'import glob, site
+for root in site.getsitepackages():
+    for path in sorted(glob.glob(root + "/nvidia/*/lib/libcublas.so.13")): print(path.rsplit("/", 1)[0])' 2>/dev/null | head -n 1)
+LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}${blas:+$blas:}/usr/local/cuda/lib64
+export LD_LIBRARY_PATH
+
 # within SECONDS command…: at most so long, and never beyond the phase's end.
 within() {
   some=$1

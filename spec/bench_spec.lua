@@ -236,7 +236,7 @@ describe("pyramid bench", function()
     assert.equal(10, lines)
   end)
 
-  it("measures several weights, kinds of rows and policies", function()
+  helper.cpu_only("oneDNN, its yardstick", it)("measures several weights, kinds of rows and policies", function()
     local report = bench("--weights", "q8_0,f32", "--cache-dtype", "f32,q8_0", "--policy", "streaming", "--depth", "none",
       "--batch", "none", "--prefill", "16")
     assert.equal(2, #report.models)
