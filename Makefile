@@ -8,7 +8,7 @@
 #   make cuda                  libpyramid_cuda.so for device "cuda", where nvcc is; make cuda-check: registers and spills
 #   make test-cuda [SPEC=…]    the specs on the GPU, and its ceilings: build/device/test.json and test.md (DEVICE=emulated: no GPU)
 #   make bench-cuda [MODELS=…] random Llamas of 7, 13 and 8 billion weights on the GPU, beside transformers where PYTHON has it:
-#                              build/device/bench-*.json and .md (QUICK=1 DEVICE=emulated: the default model, no GPU)
+#                              build/device/bench-*.json and .md (QUICK=1 DEVICE=emulated: a tiny model, no GPU)
 #   make bundle                build/bundle and build/bundle.tar.gz: all that a machine with nothing but a C library needs to run
 #                              specs, benches and kernels/prove.sh; with libpyramid_cuda.so if `make cuda` has made it
 #   make install PREFIX=/usr/local [DESTDIR=]        make deps        make clean

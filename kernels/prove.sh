@@ -7,7 +7,7 @@
 #   soak          10,000 steps of one sequence under a policy that drops rows all the time, memory and rows watched
 #   bench-7b      random LLaMA 2 7B; bench-13b: 13B; bench-8b: Llama 3 8B: prefill, decode, batches of 32, the largest batch,
 #                 beside transformers where PYTHON has it
-#   bench-quick   the same cases, small, with the default model
+#   bench-quick   the same cases, small, with a model of 0.8 million weights
 #   all           test sanitize soak bench-7b bench-13b bench-8b, one after the other
 #
 # PYRAMID_DEVICE (default cuda), PYRAMID_BUILD (default build), PYTHON (default python3), JOBS (spec files at once; default: half of
@@ -94,7 +94,7 @@ bench_model() {
 
 run_bench_quick() {
   # shellcheck disable=SC2046
-  bench bench-quick "$limit" --quick --model models/tiny --weights bf16 --policy full --policy "pyramidinfer preset=45" \
+  bench bench-quick "$limit" --quick --shape tiny --weights bf16 --policy full --policy "pyramidinfer preset=45" \
     --policy h2o --prefill 8 --depth 1 --steps 1 --batch 2 --lengths 4+2 --memory "64 MiB" --tries 1 --repeat 1 --patience 1 \
     $(peer_of)
 }
