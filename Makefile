@@ -6,6 +6,11 @@
 #   make check                 luacheck, layering, file sizes, and every spec under ASan and UBSan
 #   make bench [BENCH=…]       timings; BENCH holds options of `pyramid bench`, such as "--quick"
 #   make cuda                  libpyramid_cuda.so for device "cuda", where nvcc is; make cuda-check: registers and spills
+#   make test-cuda [SPEC=…]    the specs on the GPU, and its ceilings: build/device/test.json and test.md (DEVICE=emulated: no GPU)
+#   make bench-cuda [MODELS=…] random Llamas of 7, 13 and 8 billion weights on the GPU, beside transformers where PYTHON has it:
+#                              build/device/bench-*.json and .md (QUICK=1 DEVICE=emulated: a tiny model, no GPU)
+#   make bundle                build/bundle and build/bundle.tar.gz: all that a machine with nothing but a C library needs to run
+#                              specs, benches and kernels/prove.sh; with libpyramid_cuda.so if `make cuda` has made it
 #   make install PREFIX=/usr/local [DESTDIR=]        make deps        make clean
 
 B      := build
@@ -27,7 +32,7 @@ OBJECTS := $(SOURCES:%.c=$(B)/obj/%.o) $(B)/obj/bundle.o
 MAIN    := $(B)/obj/lua/main.o
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build cuda cuda-check deps demo test bench check check-style check-layers check-memory install install-module clean FORCE
+.PHONY: build cuda cuda-check deps demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory install install-module clean FORCE
 build: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so $(B)/libpyramid_emulated.so
 
 # Kernels are compiled once for each instruction set and picked at run time; only x86 has more than the base. They are
@@ -74,6 +79,14 @@ $(B)/libpyramid.so: $(OBJECTS) $(B)/objects
 $(B)/pyramid: $(MAIN) $(B)/libpyramid.a
 	@echo "ld $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -Wl,-E -o $@ $^ -l:liblua5.4-cjson.a -l:liblua5.4.a $(LIBS)
+
+# The program for a bundle: PCRE2 inside, the rest in lib/ beside it, where also what those libraries need is looked for.
+$(B)/pyramid-bundle: $(MAIN) $(B)/libpyramid.a
+	@echo "ld $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -Wl,-E -Wl,--disable-new-dtags '-Wl,-rpath,$$ORIGIN/lib' -o $@ $^ -l:liblua5.4-cjson.a \
+	  -l:liblua5.4.a -Wl,--as-needed -l:libpcre2-8.a -ldnnl -lgomp -lpthread -lm -ldl
+bundle: build $(B)/pyramid-bundle
+	@sh scripts/bundle.sh $(B) $(B)/bundle
 
 # The CUDA backend: objects of their own, opened at run time. The emulated one is the same kernels as C++, for specs.
 KERNELS  := $(wildcard kernels/*.cu)
@@ -127,6 +140,19 @@ demo: deps
 test: deps
 	+@$(AGAIN) build
 	@PYRAMID_BUILD=$(B) PYRAMID_CFLAGS="$(CFLAGS)" $(B)/pyramid spec/run.lua $(SPEC)
+# The specs with another device as default (PYRAMID_DEVICE); what is about the processor says so and stays pending.
+DEVICE  ?= cuda
+RECORDS ?= $(B)/device
+test-cuda: deps
+	+@$(AGAIN) build $(if $(filter cuda,$(DEVICE)),cuda)
+	@PYRAMID_DEVICE=$(DEVICE) PYRAMID_BUILD=$(B) PYRAMID_CFLAGS="$(CFLAGS)" $(B)/pyramid spec/device.lua --out=$(RECORDS) $(SPEC)
+# kernels/prove.sh says what is measured; the record of each model is whole or, if it ran out of time, what was known by then.
+PYTHON ?= python3
+MODELS ?= 7b 13b 8b
+bench-cuda: deps
+	+@$(AGAIN) build $(if $(filter cuda,$(DEVICE)),cuda)
+	@for model in $(if $(QUICK),quick,$(MODELS)); do \
+	  PYRAMID_DEVICE=$(DEVICE) PYRAMID_BUILD=$(B) PYTHON=$(PYTHON) sh kernels/prove.sh $(RECORDS) bench-$$model || exit 1; done
 bench: build
 	@$(B)/pyramid bench $(BENCH)
 

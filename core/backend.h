@@ -132,6 +132,14 @@ typedef struct pyr_moments {
   float gain;
 } pyr_moments;
 
+typedef struct pyr_facts {       /* what a device is; texts of the driver and of CUDA's runtime are versions of CUDA */
+  char name[128], arch[16], driver[16], runtime[16];
+  int64_t memory, free;          /* bytes; 0: not known */
+  int32_t processors;            /* multiprocessors */
+} pyr_facts;
+
+typedef enum pyr_ceiling { PYR_CEILING_COPY, PYR_CEILING_F32, PYR_CEILING_F16, PYR_CEILING_BF16 } pyr_ceiling;
+
 typedef struct pyr_backend pyr_backend;
 struct pyr_backend {
   const char *name;
@@ -221,6 +229,12 @@ struct pyr_backend {
   pyr_status (*moments_end)(pyr_backend *be, const pyr_moments *m, int64_t count, int64_t next, int64_t future, float scale);
   /* out[h*(end-begin) + i] = mean_h . k_i + k_i^T outer_h k_i, of heads first+h, h < count (m after moments_end) */
   pyr_status (*expected)(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, const pyr_moments *m, int32_t first, int32_t count);
+
+  /* for scripts that measure; NULL where the processor is the device */
+  pyr_status (*facts)(pyr_backend *be, pyr_facts *out);
+  /* seconds of: copying `size` bytes within the device's memory; the library's product of two square matrices, `size` a side */
+  pyr_status (*trim)(pyr_backend *be);                 /* what was released goes back to the driver */
+  pyr_status (*measure)(pyr_backend *be, pyr_ceiling what, int64_t size, int times, double *seconds);
 };
 
 pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *be);   /* fills *be */

@@ -130,6 +130,7 @@ bool pyr_mul_size(size_t a, size_t b, size_t *out) { return !__builtin_mul_overf
 
 size_t pyr_runtime_memory(const pyr_runtime *rt) { return rt->held; }
 size_t pyr_runtime_memory_peak(const pyr_runtime *rt) { return rt->peak; }
+void pyr_runtime_reset_peak(pyr_runtime *rt) { rt->peak = rt->held; }
 
 /* ---- the thread team ------------------------------------------------------------------------------------------ */
 

@@ -28,6 +28,9 @@ pyr_status pyr_nomem(pyr_runtime *rt, size_t wanted, const char *what);  /* PYR_
 typedef void (*pyr_task_fn)(void *ctx, int64_t task, int worker);
 void pyr_parallel(pyr_runtime *rt, pyr_task_fn fn, void *ctx, int64_t tasks);
 
+/* The most bytes held are counted anew from now on. */
+void pyr_runtime_reset_peak(pyr_runtime *rt);
+
 /* Reports progress; PYR_CANCELLED if the host asks to stop. */
 pyr_status pyr_progress(pyr_runtime *rt, int64_t done, int64_t total);
 

@@ -199,6 +199,7 @@ static void fill(pyr_backend *be) {
   cuda_select_fill(be);
   cuda_signals_fill(be);
   cuda_moments_fill(be);
+  cuda_probe_fill(be);
 }
 
 extern "C" __attribute__((visibility("default"))) pyr_status pyr_device_open(const pyr_device_host *host, pyr_runtime *rt,

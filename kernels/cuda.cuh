@@ -92,5 +92,6 @@ void cuda_mass_fill(pyr_backend *be);          /* mass.cu */
 void cuda_select_fill(pyr_backend *be);        /* select.cu: select, choose */
 void cuda_signals_fill(pyr_backend *be);       /* signals.cu: key_similarity, lag, output_norm, expected */
 void cuda_moments_fill(pyr_backend *be);       /* moments.cu: moments, moments_end */
+void cuda_probe_fill(pyr_backend *be);         /* probe.cu: facts, trim, measure */
 
 #endif

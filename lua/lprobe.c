@@ -2,13 +2,20 @@
  *
  *   core.probe_read(runtime, bytes, times) -> seconds a pass     the runtime's threads read a buffer of so many bytes
  *   core.probe_matmul(kind, threads, size, times) -> seconds     oneDNN multiplies two square matrices; "f32", "bf16", "int8"
+ *   core.probe_device(runtime) -> { name=, arch=, driver=, runtime=, memory=, free=, processors= }
+ *   core.probe_device_time(runtime, what, size, times) -> seconds   "copy" of size bytes within its memory; "f32", "f16", "bf16":
+ *                                  a product of square matrices. Both: nil, message, "unsupported" where it is the processor
  *   core.probe_version() -> oneDNN's, such as "2.6.3"
- *   core.probe_trim()                  freed memory goes back to the system, so that what is resident is what is held
- *   core.random_rows(dtype, seed, stream, first, rows, cols, deviation) -> bytes of rows [first, first+rows) of a matrix
+ *   core.probe_trim(runtime | nil)     freed memory goes back to the system, so that what is resident is what is held; the
+ *                                      runtime's device's, too
+ *   core.probe_reset_peak(runtime)     runtime:memory_peak() begins anew
+ *   core.random_rows(runtime, dtype, seed, stream, first, rows, cols, deviation) -> bytes of rows [first, first+rows) of a
+ *                                      matrix, made by the runtime's threads
  *
- * Not part of the API: only scripts/bench.lua and scripts/random_model.lua use it. It is the one file of the binding that
- * sees oneDNN (as a yardstick, with its own threads), the thread team and the number formats. */
+ * Not part of the API: only scripts that measure use it. It is the one file of the binding that sees oneDNN (as a yardstick, with
+ * its own threads), the thread team and the number formats. */
 #include "lpyramid.h"
+#include "backend.h"
 #include "dtype.h"
 #include "runtime.h"
 
@@ -180,6 +187,54 @@ static int probe_matmul(lua_State *L) {
   return 3;
 }
 
+static int no_device(lua_State *L) {
+  lua_pushnil(L);
+  lua_pushliteral(L, "the runtime's device is the processor");
+  lua_pushstring(L, pyr_status_name(PYR_UNSUPPORTED));
+  return 3;
+}
+
+static int probe_device(lua_State *L) {
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+  pyr_backend *be = pyr_runtime_backend(rt);
+  if (be->facts == NULL) return no_device(L);
+  pyr_facts facts;
+  pyr_status status = be->facts(be, &facts);
+  if (status != PYR_OK) return pyr_lua_fail(L, rt, status);
+  const char *const texts[][2] = { { "name", facts.name }, { "arch", facts.arch }, { "driver", facts.driver },
+                                   { "runtime", facts.runtime } };
+  lua_createtable(L, 0, 7);
+  for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+    lua_pushstring(L, texts[i][1]);
+    lua_setfield(L, -2, texts[i][0]);
+  }
+  lua_pushinteger(L, (lua_Integer)facts.memory);
+  lua_setfield(L, -2, "memory");
+  lua_pushinteger(L, (lua_Integer)facts.free);
+  lua_setfield(L, -2, "free");
+  lua_pushinteger(L, facts.processors);
+  lua_setfield(L, -2, "processors");
+  return 1;
+}
+
+static int probe_device_time(lua_State *L) {
+  static const char *const kinds[] = { "copy", "f32", "f16", "bf16", NULL };
+  static const pyr_ceiling ceilings[] = { PYR_CEILING_COPY, PYR_CEILING_F32, PYR_CEILING_F16, PYR_CEILING_BF16 };
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+  pyr_backend *be = pyr_runtime_backend(rt);
+  pyr_ceiling what = ceilings[luaL_checkoption(L, 2, NULL, kinds)];
+  lua_Integer size = luaL_checkinteger(L, 3), times = luaL_optinteger(L, 4, 1);
+  bool copies = what == PYR_CEILING_COPY;
+  luaL_argcheck(L, size >= 16 && size <= (copies ? (lua_Integer)1 << 40 : 1 << 16) && size % 16 == 0, 3, "no such size");
+  luaL_argcheck(L, times >= 1 && times <= 10000, 4, "1 to 10000");
+  if (be->measure == NULL) return no_device(L);
+  double seconds = 0;
+  pyr_status status = be->measure(be, what, size, (int)times, &seconds);
+  if (status != PYR_OK) return pyr_lua_fail(L, rt, status);
+  lua_pushnumber(L, seconds);
+  return 1;
+}
+
 static int probe_version(lua_State *L) {
   const dnnl_version_t *v = dnnl_version();
   lua_pushfstring(L, "%d.%d.%d", v->major, v->minor, v->patch);
@@ -187,10 +242,21 @@ static int probe_version(lua_State *L) {
 }
 
 static int probe_trim(lua_State *L) {
-  (void)L;
+  if (!lua_isnoneornil(L, 1)) {
+    pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+    pyr_backend *be = pyr_runtime_backend(rt);
+    pyr_status status = be->trim ? be->trim(be) : PYR_OK;
+    if (status != PYR_OK) return pyr_lua_fail(L, rt, status);
+  }
 #ifdef __GLIBC__
   malloc_trim(0);
 #endif
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+static int probe_reset_peak(lua_State *L) {
+  pyr_runtime_reset_peak(pyr_lua_check_runtime(L, 1));
   return 0;
 }
 
@@ -215,25 +281,41 @@ static void fill_normal(float *out, uint64_t key, uint64_t pair, int64_t n, floa
   }
 }
 
+typedef struct random_matrix {
+  char *out;
+  float *values;               /* [threads, cols] */
+  pyr_dtype dtype;
+  uint64_t key;
+  int64_t first, cols;
+  size_t stride;
+  float deviation;
+} random_matrix;
+
+static void random_row(void *ctx, int64_t row, int worker) {
+  const random_matrix *m = ctx;
+  float *values = m->values + worker * m->cols;
+  fill_normal(values, m->key, (uint64_t)(m->first + row) * (uint64_t)(m->cols / 2), m->cols, m->deviation);
+  pyr_row_from_f32(m->out + (size_t)row * m->stride, m->dtype, values, m->cols);
+}
+
 static int random_rows(lua_State *L) {
-  int dtype = pyr_dtype_of_name(luaL_checkstring(L, 1));
-  uint64_t seed = (uint64_t)luaL_checkinteger(L, 2), stream = (uint64_t)luaL_checkinteger(L, 3);
-  lua_Integer first = luaL_checkinteger(L, 4), rows = luaL_checkinteger(L, 5), cols = luaL_checkinteger(L, 6);
-  float deviation = (float)luaL_checknumber(L, 7);
-  luaL_argcheck(L, pyr_dtype_valid(dtype) && pyr_dtype_writable((pyr_dtype)dtype), 1, "f32, f16, bf16, q8_0 or q4_0");
-  luaL_argcheck(L, first >= 0, 4, "rows count from 0");
-  luaL_argcheck(L, rows >= 1 && rows <= 1 << 24, 5, "no such number of rows");
-  luaL_argcheck(L, cols >= 2 && cols <= 1 << 24 && cols % 2 == 0, 6, "must be even");
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+  int dtype = pyr_dtype_of_name(luaL_checkstring(L, 2));
+  uint64_t seed = (uint64_t)luaL_checkinteger(L, 3), stream = (uint64_t)luaL_checkinteger(L, 4);
+  lua_Integer first = luaL_checkinteger(L, 5), rows = luaL_checkinteger(L, 6), cols = luaL_checkinteger(L, 7);
+  float deviation = (float)luaL_checknumber(L, 8);
+  luaL_argcheck(L, pyr_dtype_valid(dtype) && pyr_dtype_writable((pyr_dtype)dtype), 2, "f32, f16, bf16, q8_0 or q4_0");
+  luaL_argcheck(L, first >= 0, 5, "rows count from 0");
+  luaL_argcheck(L, rows >= 1 && rows <= 1 << 24, 6, "no such number of rows");
+  luaL_argcheck(L, cols >= 2 && cols <= 1 << 24 && cols % 2 == 0, 7, "must be even");
   size_t stride = pyr_dtype_bytes((pyr_dtype)dtype, cols);
-  luaL_argcheck(L, stride > 0, 6, "no whole number of blocks");
+  luaL_argcheck(L, stride > 0, 7, "no whole number of blocks");
   luaL_Buffer buffer;
-  float *values = lua_newuserdatauv(L, (size_t)cols * sizeof *values, 0);
+  float *values = lua_newuserdatauv(L, (size_t)pyr_runtime_threads(rt) * (size_t)cols * sizeof *values, 0);
   char *out = luaL_buffinitsize(L, &buffer, (size_t)rows * stride);
   uint64_t key = mix(seed * 0x9e3779b97f4a7c15u + mix(stream + 1));
-  for (lua_Integer r = 0; r < rows; r++) {
-    fill_normal(values, key, (uint64_t)(first + r) * (uint64_t)(cols / 2), cols, deviation);
-    pyr_row_from_f32(out + (size_t)r * stride, (pyr_dtype)dtype, values, cols);
-  }
+  random_matrix m = { out, values, (pyr_dtype)dtype, key, first, cols, stride, deviation };
+  pyr_parallel(rt, random_row, &m, rows);
   luaL_pushresultsize(&buffer, (size_t)rows * stride);
   return 1;
 }
@@ -241,8 +323,8 @@ static int random_rows(lua_State *L) {
 void pyr_lua_open_probe(lua_State *L) {
   static const luaL_Reg functions[] = {
     { "probe_read", probe_read }, { "probe_matmul", probe_matmul }, { "probe_version", probe_version },
-    { "probe_trim", probe_trim },
-    { "random_rows", random_rows }, { NULL, NULL }
+    { "probe_trim", probe_trim }, { "probe_reset_peak", probe_reset_peak },
+    { "probe_device", probe_device }, { "probe_device_time", probe_device_time }, { "random_rows", random_rows }, { NULL, NULL }
   };
   luaL_setfuncs(L, functions, 0);
 }

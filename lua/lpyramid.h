@@ -14,6 +14,9 @@
 /* Pushes nil, the runtime's message, the status name; returns 3. rt may be NULL. */
 int pyr_lua_fail(lua_State *L, const pyr_runtime *rt, pyr_status status);
 
+/* A host may set this string in the registry: the device of runtimes that are opened without a device and an isa. */
+#define PYR_LUA_DEVICE "pyramid.device"
+
 /* Each file's entry: registers its metatables and adds its functions to the table at the top of the stack. */
 void pyr_lua_open_runtime(lua_State *L);    /* lruntime.c */
 void pyr_lua_open_model(lua_State *L);      /* lmodel.c: mapped files, models */

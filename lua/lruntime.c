@@ -1,6 +1,8 @@
 /* lruntime.c — runtimes for Lua.
  *
- *   core.runtime { threads = 0, device = "cpu", isa = nil, memory = 0 } -> runtime
+ *   core.runtime { threads = 0, device = nil, isa = nil, memory = 0 } -> runtime; the device is the host's default if neither
+ *                                it nor an isa is given, "cpu" if only an isa is
+ *   core.default_device() -> what the host chose (PYR_LUA_DEVICE), else "cpu"
  *   runtime:threads()  :isa()  :memory()  :memory_peak()  :close()
  *   runtime:profile(true | false | nil) -> { { name=, calls=, seconds=, flops=, bytes= }, … }, what was counted so far
  *   runtime:on_progress(fn)      fn(done, total) is called now and then in long work; true cancels it; nil: none
@@ -59,6 +61,18 @@ static runtime_box *check_runtime_box(lua_State *L, int arg) {
 
 pyr_runtime *pyr_lua_check_runtime(lua_State *L, int arg) { return check_runtime_box(L, arg)->rt; }
 
+/* Pushes the host's default device, and returns it. */
+static const char *push_default_device(lua_State *L) {
+  if (lua_getfield(L, LUA_REGISTRYINDEX, PYR_LUA_DEVICE) == LUA_TSTRING) return lua_tostring(L, -1);
+  lua_pop(L, 1);
+  return lua_pushliteral(L, "cpu");
+}
+
+static int core_default_device(lua_State *L) {
+  push_default_device(L);
+  return 1;
+}
+
 static int core_runtime(lua_State *L) {
   static const char *const known[] = { "threads", "device", "isa", "memory", NULL };
   pyr_lua_check_keys(L, 1, "runtime", known);
@@ -77,6 +91,7 @@ static int core_runtime(lua_State *L) {
     options.isa = luaL_optstring(L, 4, NULL);
     options.memory_limit = (size_t)memory;
   }
+  if (!options.device && !options.isa) options.device = push_default_device(L);   /* stays on the stack while it is used */
   runtime_box *box = lua_newuserdatauv(L, sizeof *box, 1);
   *box = (runtime_box){ NULL, pyr_lua_get_world(L) };
   luaL_setmetatable(L, RUNTIME);
@@ -184,7 +199,9 @@ static int runtime_tostring(lua_State *L) {
 /* ---- entry -------------------------------------------------------------------------------------------------------------- */
 
 void pyr_lua_open_runtime(lua_State *L) {
-  static const luaL_Reg functions[] = { { "runtime", core_runtime }, { NULL, NULL } };
+  static const luaL_Reg functions[] = {
+    { "runtime", core_runtime }, { "default_device", core_default_device }, { NULL, NULL }
+  };
   static const luaL_Reg runtime_methods[] = {
     { "on_progress", runtime_on_progress }, { "threads", runtime_threads },
     { "isa", runtime_isa }, { "memory", runtime_memory }, { "memory_peak", runtime_memory_peak },

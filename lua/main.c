@@ -7,8 +7,8 @@
  *
  * Scripts see their arguments in `arg` and `...`. A name is looked up as scripts/NAME.lua in each folder of PYRAMID_PATH
  * (separated by colons), beside the program, above it, then among the bundled ones; `pyramid.paths` gives these folders to
- * the policies' own search. Only this file reads the environment, prints, and decides the exit status: 0, what os.exit
- * says, or 1 with a traceback. */
+ * the policies' own search, and Lua modules are looked for in share/lua/5.4 and lib/lua/5.4 of each, too. PYRAMID_DEVICE is the device of models and runtimes that are opened without one (else "cpu").
+ * Only this file reads the environment, prints, and decides the exit status: 0, what os.exit says, or 1 with a traceback. */
 #include "lpyramid.h"
 #include "bundle.h"
 
@@ -53,6 +53,18 @@ static void push_roots(lua_State *L) {
 static int return_upvalue(lua_State *L) {
   lua_pushvalue(L, lua_upvalueindex(1));
   return 1;
+}
+
+/* Lua's own search goes on in the folders: a bundle carries Busted so. */
+static void extend_module_paths(lua_State *L, int roots) {
+  static const char code[] =
+    "for _, root in ipairs(...) do\n"
+    "  package.path = ('%s;%s/share/lua/5.4/?.lua;%s/share/lua/5.4/?/init.lua'):format(package.path, root, root)\n"
+    "  package.cpath = ('%s;%s/lib/lua/5.4/?.so'):format(package.cpath, root)\n"
+    "end";
+  if (luaL_loadbufferx(L, code, sizeof code - 1, "=paths", "t") != LUA_OK) lua_error(L);
+  lua_pushvalue(L, roots);
+  lua_call(L, 1, 0);
 }
 
 /* ---- scripts ------------------------------------------------------------------------------------------------------ */
@@ -241,11 +253,17 @@ static int run(lua_State *L) {
   luaL_openlibs(L);
   push_roots(L);
   int roots = lua_gettop(L);
+  extend_module_paths(L, roots);
   luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
   lua_pushvalue(L, roots);
   lua_pushcclosure(L, return_upvalue, 1);
   lua_setfield(L, -2, "pyramid.paths");
   pyr_lua_preload(L, 1);
+  const char *device = getenv("PYRAMID_DEVICE");
+  if (device && *device) {
+    lua_pushstring(L, device);
+    lua_setfield(L, LUA_REGISTRYINDEX, PYR_LUA_DEVICE);
+  }
 
   if (c->argc < 2 || strcmp(c->argv[1], "--help") == 0 || strcmp(c->argv[1], "-h") == 0) {
     c->status = print_help(L, roots, c->argc < 2 ? stderr : stdout);

@@ -3,6 +3,7 @@ local cases = require "pyramid.bench.cases"
 local cli = require "pyramid.cli"
 local contestants = require "pyramid.bench.contestants"
 local core = require "pyramid.core"
+local largest = require "pyramid.bench.largest"
 local machine = require "pyramid.bench.machine"
 local options = require "pyramid.options"
 local peers = require "pyramid.bench.peer"
@@ -99,14 +100,19 @@ cli.option(parser, "--patience", "SECONDS", "Runs longer than this are made only
 cli.option(parser, "--limit", "SECONDS", "Runs that would take longer are left out. (default: 300)", { number = true })
 cli.option(parser, "--batch-limit", "SECONDS", "The same for batches. (default: as --limit)", { number = true })
 cli.option(parser, "--buffer", "SIZE", "What is read to learn how fast memory is: far more than the last cache. (default: 1 GiB)")
+cli.option(parser, "--device", "NAME", cli.device_help)
+cli.option(parser, "--memory", "SIZE", "Also finds the largest batch of --lengths, for each policy, that runs in this memory: "
+  .. "weights, rows, scratch, as the runtime counts them.")
+cli.option(parser, "--tries", "N", "How many batches may be run to find it.", { default = "5", integer = 1 })
+parser:flag("--discard", "Remove the files of random models that this run made.")
 cli.option(parser, "--threads", "N", "How many threads; 0: one for each processor.", { default = "0", integer = 0 })
 cli.option(parser, "--precision", "P", "Of matrix products, where the processor has it: f32; bf16 for prompts; int8 for "
   .. "quantised weights too.",
   { default = "f32" })
 cli.option(parser, "--seed", "N", "Of weights and prompts.", { default = "1", integer = 0 })
 cli.option(parser, "--folder", "DIR", "Where random models are kept.", { default = "build/bench" })
-cli.option(parser, "--peer", "NAME", "Measures llama.cpp too, through llama-cpp-python, on the same GGUF files.",
-  { choices = { "llama.cpp" } })
+cli.option(parser, "--peer", "NAME", "Measures llama.cpp too, through llama-cpp-python, on the same GGUF files; or transformers, "
+  .. "with PyTorch's own attention, on the same folders and device.", { choices = { "llama.cpp", "transformers" } })
 cli.option(parser, "--python", "PATH", "The Python that has it.", { default = "python3" })
 cli.option(parser, "--peer-flash", "WHICH", "on, off, or both, of which the faster counts.",
   { default = "both", choices = { "on", "off", "both" } })
@@ -125,6 +131,14 @@ if args.buffer then
   if not ok or size < 1 << 20 then cli.fail(("--buffer %s is no size of 1 MiB or more"):format(args.buffer)) end
   settings.probe.bytes = size
 end
+
+local memory
+if args.memory then
+  local ok, size = pcall(options.bytes, "--memory", args.memory)
+  if not ok or size == 0 then cli.fail(("--memory %s is no size, such as \"24 GiB\""):format(args.memory)) end
+  memory = size
+end
+local by_transformers = args.peer == "transformers"
 
 local groups = cases.groups { prefill = args.prefill or preset.prefill, depth = args.depth or preset.depth, steps = settings.steps,
   batch = args.batch or preset.batch, prompt = settings.prompt, generated = settings.generated }
@@ -154,7 +168,7 @@ local function list_sources()
   for _, shape in ipairs(args.shape or (#args.model == 0 and { "134m" } or {})) do
     for _, weights in ipairs(args.weights or { "bf16" }) do
       sources[#sources + 1] = { name = shape .. " " .. weights, weights = weights, shape = shape,
-        path = ("%s/random-%s-%s-%d.gguf"):format(args.folder, shape, weights, args.seed) }
+        path = ("%s/random-%s-%s-%d%s"):format(args.folder, shape, weights, args.seed, by_transformers and "" or ".gguf") }
     end
   end
   return sources
@@ -167,11 +181,14 @@ end
 
 -- Makes a random model's file, if it is not there. true, or nil and why not.
 local function make(source, peer, threads)
-  if not source.shape or exists(source.path) then return true end
+  local file = source.path:find "%.gguf$" and source.path or source.path .. "/model.safetensors"
+  if not source.shape or exists(file) then return true end
+  source.made = true
   os.execute("mkdir -p '" .. args.folder:gsub("'", "'\\''") .. "'")
   if source.weights == "file" then return nil, "a shape has no file of its own: --weights says how it is stored" end
   note("writing " .. source.path)
   if source.weights ~= "q4_k_m" then
+    if by_transformers and source.weights:find "^q" then return nil, "the peer's safetensors hold no quantised weights" end
     return random_model.write(source.path, { shape = source.shape, dtype = source.weights, seed = args.seed })
   end
   if not peer then return nil, "K-quants are made by the peer's quantiser (--peer llama.cpp)" end
@@ -181,14 +198,15 @@ local function make(source, peer, threads)
   return peer:ask("quantize", { source = f16.path, target = source.path, type = source.weights, threads = threads })
 end
 
--- Opens a model; with `again`, twice, so that its file has been read before.
+-- Opens a model; with `again`, twice, so that its file has been read before (a device's copy would only be made twice).
 local function open(source, entry, again)
   machine.reset_peak()
   local began = core.clock()
-  local model, message = pyramid.model(source.path, { weights = source.as, threads = args.threads, precision = args.precision })
+  local model, message = pyramid.model(source.path, { weights = source.as, device = args.device, threads = args.threads,
+    precision = args.precision })
   if not model then return nil, message end
   table.insert(entry.load_seconds, core.clock() - began)
-  if again and entry.load_seconds[1] < 30 then
+  if again and entry.load_seconds[1] < 30 and not core.probe_device(model:runtime()) then
     model:close()
     return open(source, entry)
   end
@@ -202,21 +220,35 @@ local function parameters_of(config)
   return tied * config.vocab * config.width + config.layers * config.width * (2 * heads + 2 * kv + 3 * config.ff)
 end
 
--- How oneDNN would multiply such weights.
-local function kind_of(entry)
+-- How oneDNN, or the device's library, would multiply such weights.
+local function kind_of(entry, device)
+  if device then return args.precision == "f32" and "f32" or "bf16" end
   local size = entry.bytes / entry.parameters
   return size > 3 and "f32" or size > 1.5 and "bf16" or "int8"
+end
+
+-- Called whenever something is known, so that a long run that is ended early leaves that.
+local function save(run)
+  if args.json then cli.write(args.json, report.json(run)) end
+  if args.markdown then cli.write(args.markdown, report.markdown(run)) end
 end
 
 -- ---- one model ---------------------------------------------------------------------------------------------------------
 
 local function enter_peer(list, peer, source, entry, model)
   local function leave_out(reason) table.insert(entry.left_out, { engine = peer.name, reason = reason }) end
-  if not source.path:find "%.gguf$" then return leave_out "reads GGUF files only" end
+  if not by_transformers and not source.path:find "%.gguf$" then return leave_out "reads GGUF files only" end
   if source.as then return leave_out "reads weights as they are in the file" end
-  local opened, message = peer:ask("open", { path = source.path, threads = model:runtime():threads() })
+  local runtime = model:runtime()
+  local opened, message = peer:ask("open", { path = source.path, threads = runtime:threads(),
+    device = runtime:isa() == "cuda" and "cuda" or "cpu" })
   if not opened then return leave_out(message) end
   entry.peer_load_seconds = opened.seconds
+  if by_transformers then
+    list[#list + 1] = contestants.theirs(peer, { label = "transformers, sdpa", dtype = opened.dtype, seed = args.seed,
+      context = model.config.context })
+    return
+  end
   for _, dtype in ipairs(dtypes) do
     for _, flash in ipairs { true, false } do
       local wanted = args.peer_flash == "both" or (args.peer_flash == "on") == flash
@@ -231,7 +263,7 @@ local function enter_peer(list, peer, source, entry, model)
   end
 end
 
-local function measure(source, entry, peer, threads)
+local function measure(source, entry, peer, threads, run)
   local ok, message = make(source, peer, threads)
   if not ok then return nil, message end
   note("opening " .. source.path)
@@ -247,17 +279,56 @@ local function measure(source, entry, peer, threads)
     end
   end
   if peer then enter_peer(list, peer, source, entry, model) end
-  local results, left_out = cases.run(list, groups, { repeats = settings.repeats, patience = settings.patience,
-    limit = settings.limit, batch_limit = settings.batch_limit, context = model.config.context,
+  local device, before = core.probe_device(model:runtime()), entry.left_out
+  local function conclude(results, left_out)
+    entry.results, entry.left_out = results, table.move(left_out, 1, #left_out, #before + 1, table.move(before, 1, #before, 1, {}))
+    for _, result in ipairs(results) do cases.add_fraction(result, entry.limits, kind_of(entry, device)) end
+    report.compare(results)
+    save(run)
+  end
+  local all, missing = cases.run(list, groups, { repeats = settings.repeats, patience = settings.patience, limit = settings.limit,
+    batch_limit = settings.batch_limit, context = model.config.context, done = conclude,
     report = function(text) note(source.name .. ": " .. text) end })
-  table.move(left_out, 1, #left_out, #entry.left_out + 1, entry.left_out)
-  entry.results = results
   if peer then peer:ask "close" end
   note("measuring the limits")
   machine.measure(entry.limits, model:runtime(), settings.probe)
-  for _, result in ipairs(results) do cases.add_fraction(result, entry.limits, kind_of(entry)) end
-  report.compare(results)
+  conclude(all, missing)
   return true
+end
+
+-- Sequences whose rows should fit beside what the runtime held else, by the largest batch that was run; 1 if none was.
+local function guess_of(entry, label, dtype)
+  local guess, most = 1, 0
+  for _, result in ipairs(entry.results) do
+    if result.case.kind == "batch" and result.label == label and result.cache_dtype == dtype and result.case.count > most then
+      most = result.case.count
+      local others = (result.peak_bytes or 0) - result.kv_bytes
+      guess = math.floor((memory - others) / (result.kv_bytes / most))
+    end
+  end
+  return math.max(1, guess)
+end
+
+-- The largest batches: in a runtime of their own, which has the limit, when the other one's memory is free again.
+local function measure_largest(source, entry)
+  local function leave_out(reason) table.insert(entry.left_out, { label = "largest batch", reason = reason }) end
+  local model <close>, message = pyramid.model(source.path, { weights = source.as, device = args.device, threads = args.threads,
+    precision = args.precision, memory = memory })
+  if not model then return leave_out(message) end
+  local ids = contestants.ids(model.config.vocab, args.seed)
+  for _, dtype in ipairs(dtypes) do
+    for _, chosen in ipairs(policies) do
+      note(("%s: the largest batch in %s, %s"):format(source.name, args.memory, chosen.label))
+      local one = contestants.ours(model, { policy = chosen.policy, label = chosen.label, dtype = dtype, ids = ids })
+      local found
+      found, message = largest.find(one, { memory = memory, guess = guess_of(entry, chosen.label, dtype), tries = args.tries,
+        prompt = settings.prompt, generated = settings.generated })
+      if found then
+        found.cache_dtype = dtype
+        table.insert(entry.largest, found)
+      else leave_out(chosen.label .. ": " .. message) end
+    end
+  end
 end
 
 -- ---- the run -----------------------------------------------------------------------------------------------------------
@@ -267,21 +338,17 @@ local function start_peer()
   local roots = table.move(require "pyramid.paths", 1, #require "pyramid.paths", 1, {})
   roots[#roots + 1] = "."
   for _, root in ipairs(roots) do
-    local script = root .. "/scripts/peer/llamacpp.py"
+    local script = root .. (by_transformers and "/scripts/peer/transformers_sdpa.py" or "/scripts/peer/llamacpp.py")
     if exists(script) then
       local started, message = peers.start(args.python, script)
       if not started then
-        cli.fail(message, "--python PATH names a Python that has llama-cpp-python (pip install llama-cpp-python).")
+        cli.fail(message, by_transformers and "--python PATH names a Python that has torch and transformers."
+          or "--python PATH names a Python that has llama-cpp-python (pip install llama-cpp-python).")
       end
       return started
     end
   end
-  cli.fail("scripts/peer/llamacpp.py was not found", "Run the program out of a source tree, or put the tree on PYRAMID_PATH.")
-end
-
-local function save(run)
-  if args.json then cli.write(args.json, report.json(run)) end
-  if args.markdown then cli.write(args.markdown, report.markdown(run)) end
+  cli.fail("scripts/peer was not found", "Run the program out of a source tree, or put the tree on PYRAMID_PATH.")
 end
 
 local sources = list_sources()
@@ -292,20 +359,22 @@ local run = { command = cli.command_line("bench"), date = os.date "!%Y-%m-%dT%H:
   load = { before = machine.load() }, limits = machine.new_limits(), models = {}, threads = args.threads,
   peer = peer and { name = peer.name, version = peer.version, system = peer.system } }
 do
-  local runtime <close> = cli.must(core.runtime { threads = args.threads })
-  run.threads = runtime:threads()
+  local runtime <close> = cli.must(core.runtime { device = args.device, threads = args.threads })
+  run.threads, run.device = runtime:threads(), machine.device(runtime)
 end
 for _, source in ipairs(sources) do
-  local entry = { name = source.name, path = source.path, weights = source.weights, load_seconds = {}, results = {},
+  local entry = { name = source.name, path = source.path, weights = source.weights, load_seconds = {}, results = {}, largest = {},
     left_out = {}, limits = machine.new_limits() }
   run.models[#run.models + 1] = entry
-  local ok, message = measure(source, entry, peer, run.threads)
-  if not ok then table.insert(entry.left_out, { reason = message }) end
+  local ok, message = measure(source, entry, peer, run.threads, run)
+  if not ok then table.insert(entry.left_out, { reason = message })
+  elseif memory then measure_largest(source, entry) end
+  if args.discard and source.made then os.execute("rm -rf '" .. source.path:gsub("'", "'\\''") .. "'") end
   for kind, samples in pairs(entry.limits) do table.move(samples, 1, #samples, #run.limits[kind] + 1, run.limits[kind]) end
   progress:close()
   report.print(entry)
   run.seconds, run.load.after = core.clock() - began, machine.load()
-  save(run)                                    -- after each model, so that a long run that is ended early leaves something
+  save(run)
 end
 report.print_end(run)
 local measured = 0

@@ -23,8 +23,10 @@ local function logits_of(path)
 end
 
 describe("core.random_rows", function()
+  local rt = assert(core.runtime { device = "cpu", threads = 3 })
+
   it("gives normal numbers of the deviation asked for", function()
-    local values = helper.floats(core.random_rows("f32", 7, 3, 0, 16, 512, 0.5), 0, 16 * 512)
+    local values = helper.floats(core.random_rows(rt, "f32", 7, 3, 0, 16, 512, 0.5), 0, 16 * 512)
     local sum, squares, beyond = 0, 0, 0
     for _, x in ipairs(values) do
       sum, squares = sum + x, squares + x * x
@@ -36,17 +38,19 @@ describe("core.random_rows", function()
   end)
 
   it("depends on seed, stream and place, not on the cut", function()
-    local whole = core.random_rows("bf16", 1, 2, 0, 8, 64, 1)
-    assert.equal(whole, core.random_rows("bf16", 1, 2, 0, 3, 64, 1) .. core.random_rows("bf16", 1, 2, 3, 5, 64, 1))
-    assert.not_equal(whole, core.random_rows("bf16", 2, 2, 0, 8, 64, 1))
-    assert.not_equal(whole, core.random_rows("bf16", 1, 3, 0, 8, 64, 1))
+    local whole = core.random_rows(rt, "bf16", 1, 2, 0, 8, 64, 1)
+    assert.equal(whole, core.random_rows(rt, "bf16", 1, 2, 0, 3, 64, 1) .. core.random_rows(rt, "bf16", 1, 2, 3, 5, 64, 1))
+    local alone <close> = assert(core.runtime { device = "cpu", threads = 1 })
+    assert.equal(whole, core.random_rows(alone, "bf16", 1, 2, 0, 8, 64, 1))
+    assert.not_equal(whole, core.random_rows(rt, "bf16", 2, 2, 0, 8, 64, 1))
+    assert.not_equal(whole, core.random_rows(rt, "bf16", 1, 3, 0, 8, 64, 1))
   end)
 
   it("refuses what it cannot make", function()
-    assert.error_matches(function() core.random_rows("q4_k", 1, 1, 0, 1, 256, 1) end, "q8_0 or q4_0")
-    assert.error_matches(function() core.random_rows("q8_0", 1, 1, 0, 1, 48, 1) end, "blocks")
-    assert.error_matches(function() core.random_rows("f32", 1, 1, 0, 1, 3, 1) end, "even")
-    assert.error(function() core.random_rows("f32", 1, 1, -1, 1, 2, 1) end)
+    assert.error_matches(function() core.random_rows(rt, "q4_k", 1, 1, 0, 1, 256, 1) end, "q8_0 or q4_0")
+    assert.error_matches(function() core.random_rows(rt, "q8_0", 1, 1, 0, 1, 48, 1) end, "blocks")
+    assert.error_matches(function() core.random_rows(rt, "f32", 1, 1, 0, 1, 3, 1) end, "even")
+    assert.error(function() core.random_rows(rt, "f32", 1, 1, -1, 1, 2, 1) end)
   end)
 end)
 
@@ -172,7 +176,7 @@ end
 describe("pyramid bench", function()
   it("reports every field of every case", function()
     local report, out, markdown, text = bench()
-    assert.equal("command date limits load machine models peer seconds settings threads", keys(report))
+    assert.equal("command date device limits load machine models peer seconds settings threads", keys(report))
     assert.equal("architecture commit cores_per_socket cpu flags hypervisor kernel l2 l3 lua memory onednn processors pyramid "
       .. "sockets threads_per_core", keys(report.machine))
     assert.equal("bf16 f32 int8 read", keys(report.limits))
@@ -181,8 +185,8 @@ describe("pyramid bench", function()
     assert.matches("^pyramid bench %-%-quick ", report.command)
     assert.equal(1, #report.models)
     local model = report.models[1]
-    assert.equal("bytes description left_out limits load_peak_bytes load_seconds name parameters path peer_load_seconds results "
-      .. "weights", keys(model))
+    assert.equal("bytes description largest left_out limits load_peak_bytes load_seconds name parameters path peer_load_seconds "
+      .. "results weights", keys(model))
     assert.same({}, model.left_out)
     assert.matches('"left_out": %[%]', text)
     assert.equal(random_model.parameters(random_model.shapes.tiny), model.parameters + 7 * 128)   -- norms aside
@@ -232,7 +236,7 @@ describe("pyramid bench", function()
     assert.equal(10, lines)
   end)
 
-  it("measures several weights, kinds of rows and policies", function()
+  helper.cpu_only("oneDNN, its yardstick", it)("measures several weights, kinds of rows and policies", function()
     local report = bench("--weights", "q8_0,f32", "--cache-dtype", "f32,q8_0", "--policy", "streaming", "--depth", "none",
       "--batch", "none", "--prefill", "16")
     assert.equal(2, #report.models)
@@ -287,6 +291,46 @@ describe("pyramid bench", function()
       assert.matches(message, err)
       assert.equal(1, status)
     end
+  end)
+end)
+
+describe("the largest batch", function()
+  local largest = require "pyramid.bench.largest"
+
+  -- Holds up to `room` sequences.
+  local function contestant(room, code)
+    return { label = "made up", batch = function(_, count, prompt, generated)
+      assert.same({ 5, 3 }, { prompt, generated })
+      if count > room then return nil, "no more", code or "memory" end
+      return { seconds = count / 2, kv_bytes = 7 * count }
+    end }
+  end
+
+  local function find(room, guess, tries, code)
+    return largest.find(contestant(room, code), { memory = 100, guess = guess, tries = tries, prompt = 5, generated = 3 })
+  end
+
+  it("is found wherever the search begins", function()
+    for room = 1, 40 do
+      for _, guess in ipairs { 1, 7, 40, 90 } do
+        local found = find(room, guess, 30)
+        assert.same({ room, room + 1, 6, 7 * room }, { found.fits, found.fails, found.rate, found.kv_bytes })
+      end
+    end
+  end)
+
+  it("is bounded by what was tried", function()
+    local found = find(40, 16, 3)
+    assert.same({ 22, nil, 3 }, { found.fits, found.fails, #found.runs })
+    found = find(40, 16, 6)                              -- 16, 18, 22, 30, 46, 38
+    assert.same({ 38, 46, 6 }, { found.fits, found.fails, #found.runs })
+    found = find(0, 8, 9)
+    assert.same({ 0, 1 }, { found.fits, found.fails })
+    assert.is_nil(found.rate)
+  end)
+
+  it("does not take another failure for want of memory", function()
+    assert.same({ nil, "no more" }, { find(3, 9, 5, "device") })
   end)
 end)
 

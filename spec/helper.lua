@@ -1,7 +1,23 @@
 -- What several specs need: fixtures, golden numbers, distances, temporary paths.
 local cjson = require "cjson"
+local core = require "pyramid.core"
 
 local helper = {}
+
+--- The device that models and runtimes get which ask for none: "cpu", or what PYRAMID_DEVICE says.
+helper.device = core.default_device()
+
+--- Busted's `it`, for what only holds on the processor (its instruction sets, its threads, its bits). On another device each is
+--- reported as pending, with the reason: helper.cpu_only("threads", it)("gives the same on any number of them", function …)
+---@param why string
+---@param it function
+---@return function
+function helper.cpu_only(why, it)
+  if helper.device == "cpu" then return it end
+  return function(name)
+    require "busted".pending(("%s (about the processor: %s)"):format(name, why))
+  end
+end
 
 local here = debug.getinfo(1, "S").source:match "^@(.*)helper%.lua$" or "spec/"
 

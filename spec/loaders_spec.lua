@@ -226,7 +226,7 @@ describe("loaders.load", function()
     assert.truthy(message:find "blocks of 32")
   end)
 
-  it("maps what it does not convert", function()
+  helper.cpu_only("what it maps; a device has copies", it)("maps what it does not convert", function()
     local core = require "pyramid.core"
     local runtime = assert(core.runtime { threads = 1 })
     local before = runtime:memory()

@@ -267,7 +267,7 @@ describe("attention", function()
   it("refuses a call larger than what was reserved", function()
     local fresh <close> = require "pyramid.core".runtime { threads = 1 }
     local layout = layout_of("f32", 128, 16, 1)
-    local result, message, code = ops.attention(fresh, layout, { packed(make_call(layout, 2, 90)) }, true)
+    local result, message, code = ops.attention(fresh, layout, { packed(make_call(layout, 1, 4000)) }, true)
     assert.is_nil(result)
     assert.truthy(message:find "scratch")
     assert.equal("argument", code)

@@ -30,6 +30,7 @@ local function compare(dtype, n, rows, cols, o)
 end
 
 describe("bf16 products", function()
+  local it = helper.cpu_only("its instruction sets", it)     -- the device's are in device_spec.lua
   if #teams == 0 then
     it("are refused by name where the processor has none", function()
       assert.is_nil((core.runtime { isa = "avx512bf16" }))

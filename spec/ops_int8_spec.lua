@@ -53,6 +53,7 @@ local function compare(dtype, n, rows, cols, o)
 end
 
 describe("int8 products", function()
+  local it = helper.cpu_only("its instruction sets", it)
   if #teams == 0 then
     it("are refused by name where the processor has none", function()
       assert.is_nil((core.runtime { isa = isa }))

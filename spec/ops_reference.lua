@@ -54,8 +54,11 @@ local runtimes = reference.teams("base", "avx2", "avx512")
 --- Those that round operands to bf16: none, where the processor does not multiply it.
 reference.rounding = reference.teams "avx512bf16"
 
---- The CUDA backend's kernels, run by the processor. There is one of them: it has no threads that could differ.
-local emulated = { isa = "emulated", (assert(core.runtime { device = "emulated", threads = 1 })) }
+--- The CUDA backend: on the device that is asked for (PYRAMID_DEVICE), else its kernels run by the processor. There is one of
+--- them: it has no threads that could differ.
+local asked = core.default_device()
+local device = asked == "cpu" and "emulated" or asked
+local kernels = { isa = device, (assert(core.runtime { device = device, threads = 1 })) }
 
 --- The same, opened to round operands to 16 bits; and all that round the operands of attention.
 reference.rounding_device = { isa = "emulated, bf16", (assert(core.runtime { device = "emulated", isa = "bf16", threads = 1 })) }
@@ -68,9 +71,9 @@ function reference.isas()
   return names
 end
 
---- A runtime of the best instruction set.
+--- A runtime of the device that is asked for; of the processor, with the best instruction set.
 function reference.runtime()
-  return runtimes[#runtimes][1]
+  return asked == "cpu" and runtimes[#runtimes][1] or kernels[1]
 end
 
 local function same(a, b)
@@ -94,10 +97,10 @@ end
 
 --- Runs call(runtime) on every instruction set and on the emulated device (or on `teams`), with one, two and three
 --- threads, which must agree bit for bit; hands the result to check(result, fail), where fail(format, ...) raises with the
---- seed and the instruction set.
+--- seed and the instruction set. Where a device is asked for, on that alone.
 function reference.each(call, check, teams)
-  for _, team in ipairs(teams or runtimes) do check_team(team, call, check) end
-  if not teams then check_team(emulated, call, check) end
+  for _, team in ipairs(teams or asked == "cpu" and runtimes or {}) do check_team(team, call, check) end
+  if not teams then check_team(kernels, call, check) end
 end
 
 --- Fails unless packed floats are within `limit` of the values of `ref`, as a fraction of the largest of those, or of

@@ -1,15 +1,30 @@
 -- run.lua [WORD…] [-OPTION…]: runs the specs inside our own host: `build/pyramid spec/run.lua`.
--- A word picks the spec files whose names contain it; options go to Busted (`--filter=…`, `--verbose`).
+-- A word picks the spec files whose names contain it, a path one file; options go to Busted (`--filter=…`, `--verbose`), but
+-- `--record=FILE`: what passed and what failed is written there as JSON. PYRAMID_DEVICE is the device of all that asks for none.
+local core = require "pyramid.core"
 local lfs = require "lfs"
+
+local device = core.default_device()
+if device ~= "cpu" then
+  local runtime, message = core.runtime { device = device }
+  if not runtime then
+    io.stderr:write(("PYRAMID_DEVICE=%s: %s\n"):format(device, message))
+    os.exit(1)
+  end
+  runtime:close()
+end
 
 local files, words, options = {}, {}, {}
 for _, word in ipairs(arg) do
-  table.insert(word:sub(1, 1) == "-" and options or words, word)
+  local record = word:match "^%-%-record=(.+)$"
+  if record then table.move({ "-Xoutput", record }, 1, 2, #options + 1, options)
+  elseif word:sub(1, 1) == "-" then options[#options + 1] = word
+  else words[#words + 1] = word end
 end
 
 local function wanted(name)
   for _, word in ipairs(words) do
-    if name:find(word, 1, true) then return true end
+    if name:find(word, 1, true) or "spec/" .. name == word then return true end
   end
   return #words == 0
 end

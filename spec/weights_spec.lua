@@ -220,7 +220,7 @@ describe("binding", function()
     assert.truthy(message:find("q6_k", 1, true))
   end)
 
-  it("copies what lies askew, and maps what does not", function()
+  helper.cpu_only("what it maps; a device has copies", it)("copies what lies askew, and maps what does not", function()
     local held = runtime:memory()
     assert.is_true(model:bind("embed", nil, spec()))
     local mapped = runtime:memory() - held                 -- lists of blocks and files only

@@ -99,11 +99,13 @@ end
 
 local option = cli.option
 
+cli.device_help = "Where it runs: cpu, or cuda, where libpyramid_cuda.so and a GPU are. (default: PYRAMID_DEVICE, or cpu)"
+
 ---@param parser table
 function cli.add_model(parser)
   option(parser, "--model", "PATH", "A Hugging Face folder or a .gguf file.", { short = "-m", default = cli.default_model })
   option(parser, "--weights", "DTYPE", "Convert the weights: f32, f16, bf16, q8_0, q4_0.")
-  option(parser, "--device", "NAME", "Where it runs: cpu (default), or cuda, where libpyramid_cuda.so and a GPU are.")
+  option(parser, "--device", "NAME", cli.device_help)
   option(parser, "--threads", "N", "How many threads; 0: one for each processor.", { integer = 0 })
   option(parser, "--max-context", "N", "How many positions, instead of those the model was made for.", { integer = 1 })
   option(parser, "--scaling", "KIND", "How RoPE makes room for more of them: none (default), linear, yarn.",

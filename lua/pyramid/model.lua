@@ -25,7 +25,8 @@ local model_keys = { device = "string", threads = "integer", weights = "string",
 local rounded = { cpu = { bf16 = "avx512bf16", int8 = "avx512int8" }, other = { bf16 = "bf16" } }
 
 ---@class pyramid.ModelOptions
----@field device? "cpu"|"cuda"|"emulated"   "emulated": CUDA's kernels run by the processor, for specs
+---@field device? "cpu"|"cuda"|"emulated"   "emulated": CUDA's kernels run by the processor, for specs; nil: the host's default,
+---                                  which is PYRAMID_DEVICE in the program `pyramid`, else "cpu"; always "cpu" if isa is given
 ---@field threads? integer           0 or nil: all processors
 ---@field weights? string            "f32", "f16", "bf16", "q8_0", "q4_0": converts; nil: as in the file
 ---@field memory? integer|string     most bytes the runtime may hold, mapped files excluded
@@ -55,12 +56,13 @@ function model.open(path, given)
   if precision ~= "f32" and not rounded.cpu[precision] then
     error(("pyramid.model: unknown precision '%s' (known: bf16, f32, int8)"):format(precision), 2)
   end
+  local device = given.device or (given.isa and "cpu") or core.default_device()
   local function start(isa)
-    return core.runtime { device = given.device, threads = given.threads, isa = isa,
+    return core.runtime { device = device, threads = given.threads, isa = isa,
       memory = options.bytes("pyramid.model", given.memory) }
   end
   local runtime, message, code
-  local kernels = (rounded[given.device or "cpu"] or rounded.other)[precision]
+  local kernels = (rounded[device] or rounded.other)[precision]
   if kernels and not given.isa then runtime = start(kernels) end   -- nil where the processor or the device lacks it
   if not runtime then runtime, message, code = start(given.isa) end
   if not runtime then return nil, message, code end

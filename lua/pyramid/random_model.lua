@@ -18,20 +18,22 @@ local random_model = {}
 ---@field ff integer
 ---@field vocab integer
 ---@field context integer
+---@field rope_base? number    default 10000
 
---- Shapes by name.
+--- Shapes by name: 7b and 13b are LLaMA 2's, 8b is Llama 3's.
 ---@type table<string, pyramid.Shape>
 random_model.shapes = {
   tiny    = { layers = 3, width = 128, heads = 4, kv_heads = 2, ff = 352, vocab = 512, context = 16384 },
   ["134m"] = { layers = 12, width = 768, heads = 12, kv_heads = 12, ff = 2048, vocab = 32000, context = 16384 },
   ["1.1b"] = { layers = 22, width = 2048, heads = 32, kv_heads = 4, ff = 5632, vocab = 32000, context = 16384 },
+  ["8b"]  = { layers = 32, width = 4096, heads = 32, kv_heads = 8, ff = 14336, vocab = 128256, context = 16384, rope_base = 5e5 },
   ["7b"]  = { layers = 32, width = 4096, heads = 32, kv_heads = 32, ff = 11008, vocab = 32000, context = 16384 },
   ["13b"] = { layers = 40, width = 5120, heads = 40, kv_heads = 40, ff = 13824, vocab = 32000, context = 16384 },
 }
 
 local ROPE_BASE, EPS = 10000.0, 1e-5
 local BOS, EOS, BYTES, WORDS = 1, 2, 3, 259        -- <unk> is 0; byte pieces are 3 .. 258; then a space, then words
-local BLOCK_VALUES, ALIGNMENT = 1 << 20, 32
+local BLOCK_VALUES, ALIGNMENT = 1 << 22, 32
 
 -- File formats' names of dtypes, and GGUF's numbers of types and of whole files.
 local gguf_types = { f32 = 0, f16 = 1, q4_0 = 2, q8_0 = 8, bf16 = 30 }
@@ -71,8 +73,8 @@ local function bytes_of(dtype, shape)
 end
 
 -- Calls write(bytes) with a tensor's rows in order, in blocks that fit memory. `heads`: rows are dealt as GGUF wants q and k
--- of Llamas, the first half of a head's rows between those of the second.
-local function write_tensor(write, tensor, dtype, seed, heads)
+-- of Llamas, the first half of a head's rows between those of the second. The runtime's threads make the rows.
+local function write_tensor(write, runtime, tensor, dtype, seed, heads)
   local rows, cols = tensor.shape[1], tensor.shape[2]
   if not cols then
     local one = dtype == "bf16" and "\x80\x3f" or dtype == "f16" and "\x00\x3c" or ("<f"):pack(1)
@@ -83,13 +85,13 @@ local function write_tensor(write, tensor, dtype, seed, heads)
     local dim = rows // heads
     for row = 0, rows - 1 do
       local head, i, half = row // dim, row % dim // 2, row % 2
-      write(core.random_rows(dtype, seed, tensor.stream, head * dim + half * (dim // 2) + i, 1, cols, deviation))
+      write(core.random_rows(runtime, dtype, seed, tensor.stream, head * dim + half * (dim // 2) + i, 1, cols, deviation))
     end
     return
   end
   local step = math.max(1, BLOCK_VALUES // cols)
   for row = 0, rows - 1, step do
-    write(core.random_rows(dtype, seed, tensor.stream, row, math.min(step, rows - row), cols, deviation))
+    write(core.random_rows(runtime, dtype, seed, tensor.stream, row, math.min(step, rows - row), cols, deviation))
   end
 end
 
@@ -136,12 +138,12 @@ local function config_of(shape, dtype)
     architectures = { "LlamaForCausalLM" }, model_type = "llama", hidden_act = "silu", vocab_size = shape.vocab,
     hidden_size = shape.width, intermediate_size = shape.ff, num_hidden_layers = shape.layers,
     num_attention_heads = shape.heads, num_key_value_heads = shape.kv_heads, max_position_embeddings = shape.context,
-    rms_norm_eps = EPS, rope_theta = ROPE_BASE, tie_word_embeddings = false, attention_bias = false, bos_token_id = BOS,
-    eos_token_id = EOS, torch_dtype = ({ f32 = "float32", f16 = "float16", bf16 = "bfloat16" })[dtype],
+    rms_norm_eps = EPS, rope_theta = shape.rope_base or ROPE_BASE, tie_word_embeddings = false, attention_bias = false,
+    bos_token_id = BOS, eos_token_id = EOS, torch_dtype = ({ f32 = "float32", f16 = "float16", bf16 = "bfloat16" })[dtype],
   }
 end
 
-local function write_folder(path, shape, dtype, seed)
+local function write_folder(path, runtime, shape, dtype, seed)
   os.execute(("mkdir -p '%s'"):format(path:gsub("'", "'\\''")))
   local list, names = tensors_of(shape), families.find "llama".names.hf
   local config = cjson.encode(config_of(shape, dtype)) .. "\n"
@@ -149,7 +151,7 @@ local function write_folder(path, shape, dtype, seed)
   if not ok then return nil, message, code end
   ok, message, code = write_file(path .. "/model.safetensors", function(write)
     write(safetensors_head(list, names, dtype))
-    for _, tensor in ipairs(list) do write_tensor(write, tensor, dtype, seed) end
+    for _, tensor in ipairs(list) do write_tensor(write, runtime, tensor, dtype, seed) end
   end)
   if not ok then return nil, message, code end
   return path
@@ -198,7 +200,8 @@ local function metadata_of(shape, dtype, name)
     entry("llama.embedding_length", "u32", shape.width), entry("llama.block_count", "u32", shape.layers),
     entry("llama.feed_forward_length", "u32", shape.ff), entry("llama.attention.head_count", "u32", shape.heads),
     entry("llama.attention.head_count_kv", "u32", shape.kv_heads), entry("llama.attention.layer_norm_rms_epsilon", "f32", EPS),
-    entry("llama.rope.dimension_count", "u32", shape.width // shape.heads), entry("llama.rope.freq_base", "f32", ROPE_BASE),
+    entry("llama.rope.dimension_count", "u32", shape.width // shape.heads),
+    entry("llama.rope.freq_base", "f32", shape.rope_base or ROPE_BASE),
     entry("tokenizer.ggml.model", "string", "llama"), entry("tokenizer.ggml.pre", "string", "default"),
     array("tokenizer.ggml.tokens", "string", tokens), array("tokenizer.ggml.scores", "f32", scores),
     array("tokenizer.ggml.token_type", "i32", types), entry("tokenizer.ggml.bos_token_id", "u32", BOS),
@@ -207,7 +210,7 @@ local function metadata_of(shape, dtype, name)
   }
 end
 
-local function write_gguf(path, shape, dtype, seed, name)
+local function write_gguf(path, runtime, shape, dtype, seed, name)
   local list, names, metadata = tensors_of(shape), families.find "llama".names.gguf, metadata_of(shape, dtype, name)
   local head = { "GGUF" .. ("<I4I8I8"):pack(3, #list, #metadata), table.concat(metadata) }
   local at = 0
@@ -223,7 +226,7 @@ local function write_gguf(path, shape, dtype, seed, name)
     write(text .. ("\0"):rep(-#text % ALIGNMENT))
     for _, t in ipairs(list) do
       local as = #t.shape == 1 and "f32" or dtype
-      write_tensor(write, t, as, seed, (t.role == "q" and shape.heads) or (t.role == "k" and shape.kv_heads) or nil)
+      write_tensor(write, runtime, t, as, seed, (t.role == "q" and shape.heads) or (t.role == "k" and shape.kv_heads) or nil)
       write(("\0"):rep(-bytes_of(as, t.shape) % ALIGNMENT))
     end
   end)
@@ -261,8 +264,10 @@ function random_model.write(path, given)
     error(("random_model: rows of %d and %d are no whole blocks of %s"):format(shape.width, shape.ff, dtype), 2)
   end
   if shape.vocab <= WORDS then error("random_model: a vocabulary has at least 260 tokens", 2) end
-  if folder then return write_folder(path, shape, dtype, seed) end
-  return write_gguf(path, shape, dtype, seed, ("random %.0fM"):format(random_model.parameters(shape) / 1e6))
+  local runtime <close>, message, code = core.runtime { device = "cpu" }
+  if not runtime then return nil, message, code end
+  if folder then return write_folder(path, runtime, shape, dtype, seed) end
+  return write_gguf(path, runtime, shape, dtype, seed, ("random %.0fM"):format(random_model.parameters(shape) / 1e6))
 end
 
 return random_model

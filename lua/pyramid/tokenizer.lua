@@ -96,7 +96,7 @@ function tokenizer.load(path, given)
   given = options.check("pyramid.tokenizer", given, load_keys)
   if type(path) ~= "string" and type(path) ~= "table" then error("pyramid.tokenizer: a path is wanted", 2) end
   if given.runtime then return fault.catch(build, given.runtime, path) end
-  local runtime, why, kind = core.runtime { threads = 1, memory = options.bytes("pyramid.tokenizer", given.memory) }
+  local runtime, why, kind = core.runtime { device = "cpu", threads = 1, memory = options.bytes("pyramid.tokenizer", given.memory) }
   if not runtime then return nil, why, kind end
   local self, message, code = fault.catch(build, runtime, path)
   if self then self.own_runtime = runtime else runtime:close() end

@@ -31,7 +31,7 @@ local kernels_may = { pyramid = true, tensor = true, dtype = true, runtime = tru
 local binding_may = { pyramid = true }
 local single_operations = {
   ["lua/lops.c"] = { backend = true, runtime = true, tensor = true, dtype = true },
-  ["lua/lprobe.c"] = { runtime = true, dtype = true },
+  ["lua/lprobe.c"] = { backend = true, runtime = true, dtype = true },
 }
 
 -- Who may see the libraries underneath.

@@ -116,6 +116,7 @@ end
 ---@field batch_limit number      the same for batches
 ---@field context integer         the model's
 ---@field report fun(text: string)   what goes on
+---@field done? fun(results: pyramid.BenchResult[], left_out: table[])   called after each group with all so far
 
 -- The contestants that take part; the others are left out, with the reason.
 local function admit(entrants, case, rules, leave_out)
@@ -235,6 +236,7 @@ function cases.run(list, groups, rules)
     for _, entrant in ipairs(entrants) do
       if ready[entrant] then entrant.contestant:finish() end
     end
+    if rules.done then rules.done(results, left_out) end
   end
   return results, left_out
 end

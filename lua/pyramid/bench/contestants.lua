@@ -55,10 +55,10 @@ end
 local function timed(self, profiled, f)
   if profiled then assert(self.model:profile(true)) end
   local began = core.clock()
-  local ok, message = f(began)
+  local ok, message, code = f(began)
   local seconds = core.clock() - began
   local profile = profiled and self.model:profile(false) or nil
-  if not ok then return nil, message end
+  if not ok then return nil, message, code end
   return { seconds = seconds, profile = profile }
 end
 
@@ -113,29 +113,30 @@ end
 
 ---@return pyramid.Sample|nil
 ---@return string? message
+---@return string? code
 function Ours:batch(count, prompt, generated, profiled)
   drop_state(self)
-  local batch <close>, message = self.model:batch(options_of(self))
-  if not batch then return nil, message end
+  local batch <close>, message, code = self.model:batch(options_of(self))
+  if not batch then return nil, message, code end
   local handles, first = {}, nil
   for i = 1, count do
-    handles[i], message = batch:add(self.ids(i * prompt, prompt))
-    if not handles[i] then return nil, message end
+    handles[i], message, code = batch:add(self.ids(i * prompt, prompt))
+    if not handles[i] then return nil, message, code end
   end
   local sample
-  sample, message = timed(self, profiled, function(began)
-    local ok, why = batch:step()
-    if not ok then return nil, why end
+  sample, message, code = timed(self, profiled, function(began)
+    local ok, why, kind = batch:step()
+    if not ok then return nil, why, kind end
     first = core.clock() - began
     for step = 1, generated - 1 do                       -- the prompts gave the first
       local ids = self.ids(step * count, count)
       for i, handle in ipairs(handles) do batch:push(handle, ids[i]) end
-      ok, why = batch:step()
-      if not ok then return nil, why end
+      ok, why, kind = batch:step()
+      if not ok then return nil, why, kind end
     end
     return true
   end)
-  if not sample then return nil, message end
+  if not sample then return nil, message, code end
   sample.first, sample.kv_bytes = first, batch:bytes()
   local kept, computed = 0, 0
   for _, handle in ipairs(handles) do
@@ -143,14 +144,21 @@ function Ours:batch(count, prompt, generated, profiled)
     computed = computed + handle:computed() / (handle:tokens() * self.model.config.layers * count)
   end
   sample.kept, sample.computed = kept, computed
+  batch:close()
+  assert(core.probe_trim(self.model:runtime()))        -- others need the device's memory, too
   return sample
 end
 
-function Ours.reset_peak() machine.reset_peak() end
+-- On a device, what the runtime counts: weights, rows, scratch.
+function Ours:reset_peak()
+  local runtime = self.model:runtime()
+  if core.probe_device(runtime) then core.probe_reset_peak(runtime) else machine.reset_peak() end
+end
 
 -- The process holds what other contestants wait with: that is not this one's.
 function Ours:peak(others)
-  local peak = machine.peak()
+  local runtime = self.model:runtime()
+  local peak = core.probe_device(runtime) and runtime:memory_peak() or machine.peak()
   for _, other in ipairs(others) do
     if other ~= self and other.state then peak = peak and peak - other.state.cache:bytes() end
   end
@@ -173,10 +181,10 @@ local Theirs = {}
 Theirs.__index = Theirs
 
 ---@param peer pyramid.Peer   its model is open
----@param given { flash: boolean, dtype: string, seed: integer, context: integer }
+---@param given { label?: string, flash?: boolean, dtype: string, seed: integer, context: integer }
 ---@return pyramid.Theirs
 function contestants.theirs(peer, given)
-  local label = ("%s, flash %s"):format(peer.name, given.flash and "on" or "off")
+  local label = given.label or ("%s, flash %s"):format(peer.name, given.flash and "on" or "off")
   return setmetatable({ engine = peer.name, label = label, peer = peer, flash = given.flash, dtype = given.dtype, seed = given.seed,
     name = label .. given.dtype, context = given.context }, Theirs)
 end

@@ -51,14 +51,13 @@ function machine.load() return tonumber((read "/proc/loadavg" or ""):match "^%S+
 function machine.describe()
   local cpu, memory = lscpu(), (read "/proc/meminfo" or ""):match "MemTotal:%s*(%d+) kB"
   local function number(key) return tonumber(cpu[key]) end
-  local commit = output_of "git rev-parse --short HEAD":match "^%x+"
   return {
     cpu = cpu["Model name"] or (read "/proc/cpuinfo" or ""):match "model name%s*:%s*([^\n]+)" or "unknown",
     architecture = cpu["Architecture"], processors = number "CPU(s)", cores_per_socket = number "Core(s) per socket",
     sockets = number "Socket(s)", threads_per_core = number "Thread(s) per core", l2 = cpu["L2 cache"] or cpu["L2"],
     l3 = cpu["L3 cache"] or cpu["L3"], hypervisor = cpu["Hypervisor vendor"], flags = useful_flags(cpu["Flags"] or ""),
     memory = memory and tonumber(memory) * 1024, kernel = (read "/proc/sys/kernel/osrelease" or ""):match "%S+",
-    pyramid = core.version, commit = commit, onednn = core.probe_version(), lua = _VERSION,
+    pyramid = core.version, commit = machine.commit(), onednn = core.probe_version(), lua = _VERSION,
   }
 end
 
@@ -85,11 +84,32 @@ end
 ---@return pyramid.Limits
 function machine.new_limits() return { read = {}, f32 = {}, bf16 = {}, int8 = {} } end
 
----Measures once more what the machine can do, with as many threads as the runtime has.
+---How much is measured to learn a device's ceilings: little where the processor plays the device.
+---@param runtime userdata
+---@return { copy: integer, product: integer, times: integer }   bytes; side of the matrices; runs of each
+function machine.device_sizes(runtime)
+  if runtime:isa() == "emulated" then return { copy = 1 << 20, product = 64, times = 1 } end
+  return { copy = 1 << 30, product = 8192, times = 20 }
+end
+
+-- A device's: copying within its memory counts as reading (bytes read and written), its library's products as oneDNN's.
+local function measure_device(limits, runtime)
+  local size = machine.device_sizes(runtime)
+  for kind, name in pairs { copy = "read", f32 = "f32", bf16 = "bf16" } do
+    local seconds = core.probe_device_time(runtime, kind, kind == "copy" and size.copy or size.product, size.times)
+    if seconds then table.insert(limits[name], (kind == "copy" and 2 * size.copy or 2 * size.product ^ 3) / seconds) end
+  end
+end
+
+---Measures once more what the machine can do, with as many threads as the runtime has; or its device.
 ---@param limits pyramid.Limits
 ---@param runtime userdata
 ---@param given { bytes: integer, size: integer, times: integer }   buffer; side of the matrices; passes of each
 function machine.measure(limits, runtime, given)
+  if core.probe_device(runtime) then
+    for _ = 1, given.times do measure_device(limits, runtime) end
+    return
+  end
   local bytes = given.bytes // (1 << 20) * (1 << 20)
   for _ = 1, given.times do
     table.insert(limits.read, bytes / assert(core.probe_read(runtime, bytes, 1)))
@@ -98,6 +118,46 @@ function machine.measure(limits, runtime, given)
       if seconds then table.insert(limits[kind], 2 * given.size ^ 3 / seconds) end
     end
   end
+end
+
+---What a runtime's device is; nil where that is the processor. `module` is the driver's own version, `state` its clocks, power
+---and temperature, where its tool says so.
+---@param runtime userdata
+---@return table?
+function machine.device(runtime)
+  local facts = core.probe_device(runtime)
+  if not facts or facts.arch == "none" then return facts or nil end
+  local asked = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
+  local line = output_of("nvidia-smi -i 0 --format=csv,noheader --query-gpu=" .. asked)
+  facts.state = line:match "^[^\n]+"
+  facts.module = line:match "^[^,]*,%s*([^,]+)"
+  return facts
+end
+
+---The commit that the program was built from: of the work tree, or what a bundle says.
+---@return string?
+function machine.commit()
+  local found = output_of "git rev-parse --short HEAD":match "^%x+"
+  for _, root in ipairs(found and {} or require "pyramid.paths") do
+    found = found or (read(root .. "/COMMIT") or ""):match "^%x+[^%s]*"
+  end
+  return found
+end
+
+---A new record of what a device does: what it is, its ceilings (bytes read and written, operations a second; kinds that fail are
+---left out and named in `missing`), commit and date.
+---@param runtime userdata
+---@return table
+function machine.record(runtime)
+  local given, ceilings, missing = machine.device_sizes(runtime), {}, {}
+  for _, kind in ipairs { "copy", "f32", "f16", "bf16" } do
+    local size = kind == "copy" and given.copy or given.product
+    local seconds, message = core.probe_device_time(runtime, kind, size, given.times)
+    if seconds then ceilings[kind] = (kind == "copy" and 2 * size or 2 * size ^ 3) / seconds
+    else missing[#missing + 1] = kind .. ": " .. message end
+  end
+  return { device = machine.device(runtime), ceilings = ceilings, missing = #missing > 0 and missing or nil,
+    commit = machine.commit(), date = os.date "!%Y-%m-%dT%H:%M:%SZ", version = core.version }
 end
 
 ---The most that was seen.

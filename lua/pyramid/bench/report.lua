@@ -138,6 +138,12 @@ local function print_where(pic, results)
   if #rows > 1 then print(table.concat(picture.table(rows, "<"), "\n")) end
 end
 
+local function largest_line(found)
+  local edge = found.fails and (", %d do not"):format(found.fails) or ", and more were not tried"
+  return ("largest batch in %s: %s, %s rows: %d sequences%s%s"):format(cli.bytes(found.memory), found.label, found.cache_dtype,
+    found.fits, found.rate and (" at %s tok/s, KV %s"):format(number(found.rate), cli.bytes(found.kv_bytes)) or "", edge)
+end
+
 ---Prints what came out for one model.
 ---@param entry table
 function report.print(entry)
@@ -154,6 +160,7 @@ function report.print(entry)
     print(table.concat(picture.table(rows, sides), "\n"))
     print_where(pic, entry.results)
   end
+  for _, found in ipairs(entry.largest) do print(largest_line(found)) end
   for _, left in ipairs(entry.left_out) do print(pic:paint(left_out_line(left), "warn")) end
   print()
   io.stdout:flush()
@@ -197,6 +204,10 @@ function report.markdown(run)
       load_line(run) and "; " .. load_line(run) or ""),
     "", "    " .. run.command, "",
   }
+  if run.device then
+    table.insert(lines, 2, ("Device: %s, %s; driver %s, CUDA %s; %s."):format(run.device.name, run.device.arch,
+      run.device.module or "not known", run.device.runtime, run.device.state or "its state is not known"))
+  end
   local all, names = {}, { "model" }
   for _, entry in ipairs(run.models) do
     for _, result in ipairs(entry.results) do all[#all + 1], names[#names + 1] = result, entry.name end
@@ -206,6 +217,7 @@ function report.markdown(run)
     if i == 1 then lines[#lines + 1] = "|" .. (" --- |"):rep(#row + 1) end
   end
   for _, entry in ipairs(run.models) do
+    for _, found in ipairs(entry.largest) do lines[#lines + 1] = ("\n%s, %s"):format(entry.name, largest_line(found)) end
     for _, left in ipairs(entry.left_out) do lines[#lines + 1] = ("\n%s, %s"):format(entry.name, left_out_line(left)) end
   end
   return table.concat(lines, "\n") .. "\n"
@@ -283,14 +295,27 @@ local function map(values, f)
   return list(out)
 end
 
+local function largest_json(found)
+  return { label = found.label, cache_dtype = found.cache_dtype, memory = found.memory, fits = found.fits,
+    fails = or_null(found.fails), tokens_per_second = or_null(found.rate), kv_bytes = or_null(found.kv_bytes),
+    runs = list(found.runs) }
+end
+
 local function model_json(entry)
   return {
     name = entry.name, path = entry.path, weights = entry.weights, description = or_null(entry.description),
     parameters = or_null(entry.parameters), bytes = or_null(entry.bytes), load_seconds = list(entry.load_seconds),
     load_peak_bytes = or_null(entry.load_peak_bytes), peer_load_seconds = or_null(entry.peer_load_seconds),
     limits = limits_json(entry.limits), results = map(entry.results, result_json), left_out = map(entry.left_out, left_out_json),
+    largest = map(entry.largest, largest_json),
   }
 end
+
+---A value as JSON: keys sorted, an empty table an object, unless it is a list.
+function report.encode(value) return encode(value, "") .. "\n" end
+
+---Marks a sequence as one, so that it is an array even if it is empty.
+report.list = list
 
 ---The report as JSON. What does not apply is null, and nothing is missing.
 ---@param run table
@@ -299,7 +324,7 @@ function report.json(run)
   return encode({
     command = run.command, date = run.date, seconds = run.seconds, machine = machine_json(run.machine), threads = run.threads,
     load = run.load, settings = run.settings, limits = limits_json(run.limits), peer = or_null(run.peer),
-    models = map(run.models, model_json),
+    models = map(run.models, model_json), device = or_null(run.device),
   }, "") .. "\n"
 end
 

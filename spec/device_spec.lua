@@ -1,6 +1,6 @@
--- The CUDA backend from end to end, its kernels run by the processor: the same rows kept and the same logits as the CPU's, for
--- every policy; what it says where a device is missing; and that the emulator sees what a kernel does wrong. Single operations
--- are compared in ops_*_spec.lua.
+-- The CUDA backend from end to end, on the device that is asked for (PYRAMID_DEVICE), else its kernels run by the processor: the
+-- same rows kept and the same logits as the CPU's, for every policy; what it says where a device is missing; and that the emulator
+-- sees what a kernel does wrong. Single operations are compared in ops_*_spec.lua.
 local core = require "pyramid.core"
 local helper = require "spec.helper"
 local lfs = require "lfs"
@@ -8,16 +8,18 @@ local pyramid = require "pyramid"
 local random_model = require "pyramid.random_model"
 local shell = require "spec.support.shell"
 
+local name_of_device = helper.device == "cpu" and "emulated" or helper.device
+
 local ids = {}
 for i = 1, 270 do ids[i] = i * 37 % 271 end       -- a prime: no two alike, so that no score is decided by rounding
 
 local function prompt(n, from) return helper.slice(ids, from or 1, (from or 1) + n - 1) end
 
 --- A prompt of n and some steps on both, with caches of the same options, of which `policy` is made afresh.
-local function compare(cpu, emulated, o, n, steps, what)
+local function compare(cpu, device, o, n, steps, what)
   local function cache_of(model) return assert(model:cache { policy = o.policy, dtype = o.dtype or "f32" }) end
   local one <close> = cache_of(cpu)
-  local other <close> = cache_of(emulated)
+  local other <close> = cache_of(device)
   helper.assert_near(assert(other:prefill(prompt(n))), assert(one:prefill(prompt(n))):totable(), what .. ": prompt", o.limit)
   helper.assert_same_rows(one, other, cpu, what .. ": prompt")
   for i = 1, steps do
@@ -28,27 +30,27 @@ local function compare(cpu, emulated, o, n, steps, what)
   assert.equal(one:bytes(), other:bytes(), what)
 end
 
-describe("the emulated device", function()
+describe("the device", function()
   it("runs the default model as the processor does", function()
-    local cpu <close> = assert(pyramid.model("models/tiny", { threads = 2 }))
-    local emulated <close> = assert(pyramid.model("models/tiny", { device = "emulated" }))
-    assert.equal("emulated", emulated:runtime():isa())
-    compare(cpu, emulated, { policy = "full" }, 75, 3, "full")
-    compare(cpu, emulated, { policy = assert(pyramid.policy("pyramidinfer", { floor = 8, exceed = 2 })) }, 75, 4, "pyramidinfer")
+    local cpu <close> = assert(pyramid.model("models/tiny", { device = "cpu", threads = 2 }))
+    local device <close> = assert(pyramid.model("models/tiny", { device = name_of_device }))
+    assert.equal(name_of_device, device:runtime():isa())
+    compare(cpu, device, { policy = "full" }, 75, 3, "full")
+    compare(cpu, device, { policy = assert(pyramid.policy("pyramidinfer", { floor = 8, exceed = 2 })) }, 75, 4, "pyramidinfer")
   end)
 
   describe("with a small model", function()
-    local folder, cpu, emulated = shell.folder(), nil, nil
+    local folder, cpu, device = shell.folder(), nil, nil
 
     setup(function()
       assert(random_model.write(folder .. "/small", { dtype = "f32", seed = 3, shape = { layers = 3, width = 128, heads = 4,
         kv_heads = 2, ff = 64, vocab = 272, context = 512 } }))
-      cpu = assert(pyramid.model(folder .. "/small", { threads = 2 }))
-      emulated = assert(pyramid.model(folder .. "/small", { device = "emulated" }))
+      cpu = assert(pyramid.model(folder .. "/small", { device = "cpu", threads = 2 }))
+      device = assert(pyramid.model(folder .. "/small", { device = name_of_device }))
     end)
     teardown(function()
       cpu:close()
-      emulated:close()
+      device:close()
       shell.remove(folder)
     end)
 
@@ -56,14 +58,14 @@ describe("the emulated device", function()
       if name:find "%.lua$" then
         name = name:sub(1, -5)
         it("keeps the rows that the processor keeps: " .. name, function()
-          compare(cpu, emulated, { policy = helper.squeezed(name) }, 81, 5, name)
+          compare(cpu, device, { policy = helper.squeezed(name) }, 81, 5, name)
         end)
       end
     end
 
     it("holds rows of every dtype", function()
       for dtype, limit in pairs { f16 = 1e-3, bf16 = 5e-3, q8_0 = 5e-3 } do
-        compare(cpu, emulated, { policy = "full", dtype = dtype, limit = limit }, 40, 2, dtype)
+        compare(cpu, device, { policy = "full", dtype = dtype, limit = limit }, 40, 2, dtype)
       end
     end)
 
@@ -77,7 +79,7 @@ describe("the emulated device", function()
         end
         return out
       end
-      local ours, theirs = run(emulated), run(cpu)
+      local ours, theirs = run(device), run(cpu)
       assert.equal(#theirs, #ours)
       for i, entry in ipairs(ours) do
         assert(helper.distance(entry[3], theirs[i][3]) < 1e-4, ("sequence %d, step %d"):format(entry[2], entry[1]))
@@ -86,7 +88,7 @@ describe("the emulated device", function()
 
     it("rounds a prompt's products where that is asked for, and no steps", function()
       local function open(precision)
-        return assert(pyramid.model(folder .. "/small", { device = "emulated", precision = precision, weights = "q8_0" }))
+        return assert(pyramid.model(folder .. "/small", { device = name_of_device, precision = precision, weights = "q8_0" }))
       end
       local rounded <close> = open "bf16"
       local exact <close> = open "f32"
@@ -101,7 +103,7 @@ describe("the emulated device", function()
     end)
 
     it("counts its memory, and reports when there is no more", function()
-      local result, _, code = pyramid.model(folder .. "/small", { device = "emulated", memory = 3000000 })
+      local result, _, code = pyramid.model(folder .. "/small", { device = name_of_device, memory = 3000000 })
       if result then
         local cache <close> = assert(result:cache())
         local bytes = result:runtime():memory()
@@ -125,10 +127,41 @@ describe("a device", function()
       { core.runtime { device = "tpu" } })
     assert.truthy(select(2, core.runtime { device = "emulated", isa = "avx2" }):find "no \"avx2\" kernels")
   end)
+
+  it("is the host's default where none is named, unless instruction sets of the processor are", function()
+    local runtime <close> = assert(core.runtime())
+    local cpu <close> = assert(core.runtime { isa = "base" })
+    assert.equal(helper.device ~= "cpu", runtime:isa() == helper.device)
+    assert.equal("base", cpu:isa())
+    for device, wanted in pairs { cpu = false, emulated = true } do
+      local line = "PYRAMID_DEVICE=%s %s -e 'local rt = require [[pyramid.core]].runtime() print(rt:isa())'"
+      local out = shell.run(line:format(device, shell.quote(shell.program)))
+      assert.equal(wanted, out == "emulated\n", out)
+    end
+    local _, err, status = shell.run(("PYRAMID_DEVICE=tpu %s spec/run.lua sampler"):format(shell.quote(shell.program)))
+    assert.equal(1, status)
+    assert.equal("PYRAMID_DEVICE=tpu: runtime: device 'tpu' is not available (there are: cpu, cuda)\n", err)
+  end)
+
+  it("says what it is, and what it can do at most", function()
+    local runtime <close> = assert(core.runtime { device = name_of_device })
+    local cpu <close> = assert(core.runtime { device = "cpu" })
+    local facts, before = assert(core.probe_device(runtime)), runtime:memory()
+    for _, key in ipairs { "name", "arch", "driver", "runtime" } do assert.truthy(#facts[key] > 0, key) end
+    for kind, size in pairs { copy = 1 << 16, f32 = 32, f16 = 32, bf16 = 32 } do
+      assert.truthy(assert(core.probe_device_time(runtime, kind, size, 2)) > 0, kind)
+      assert.same({ nil, "the runtime's device is the processor", "unsupported" }, { core.probe_device_time(cpu, kind, size, 2) })
+    end
+    assert.equal(before, runtime:memory())
+    assert.has_error(function() core.probe_device_time(runtime, "f32", 17) end)
+    local limited <close> = assert(core.runtime { device = name_of_device, memory = before + 1000 })
+    assert.equal("memory", (select(3, core.probe_device_time(limited, "copy", 1 << 20))))
+    assert.equal("unsupported", (select(3, core.probe_device(cpu))))
+  end)
 end)
 
 describe("the emulator", function()
-  it("names the kernel and what is wrong with it", function()
+  helper.cpu_only("the emulator, which it plays", it)("names the kernel and what is wrong with it", function()
     local program = os.tmpname()
     local flags = "-x c++ -std=c++17 -DPYR_EMULATED -Icore -Ikernels " .. (os.getenv "PYRAMID_CFLAGS" or "") .. " -O1"
     local line = "${CXX:-c++} %s -o %s spec/support/emulator_checks.cu kernels/emulate/emulate.cpp -lpthread && %s"

@@ -1,0 +1,114 @@
+-- device.lua [WORD…]: the specs with another device than the processor as default, a process for each file, several at once,
+-- so that a file which a fault of the device ends costs no other. Writes OUT/test.json, OUT/test.md and each file's own text.
+--
+--   PYRAMID_DEVICE=cuda build/pyramid spec/device.lua [--out=DIR] [--jobs=N] [--limit=SECONDS of a file] [WORD…]
+--
+-- A word picks the spec files whose names contain it. A file that leaves no record (it ran out of time, or it crashed) counts as
+-- one failure, with the end of what it printed. Exits 1 if anything failed, or if the device cannot be had.
+package.path = "spec/?.lua;./?.lua;" .. package.path
+local cjson = require "cjson"
+local core = require "pyramid.core"
+local lfs = require "lfs"
+local machine = require "pyramid.bench.machine"
+local report = require "pyramid.bench.report"
+local shell = require "spec.support.shell"
+
+local given, words = { out = shell.build .. "/device", jobs = "1", limit = "540" }, {}
+for _, word in ipairs(arg) do
+  local key, value = word:match "^%-%-(%l+)=(.+)$"
+  if key and given[key] then given[key] = value else words[#words + 1] = word end
+end
+
+local function fail(...)
+  io.stderr:write(...)
+  io.stderr:write "\n"
+  os.exit(1)
+end
+
+local jobs, limit = math.tointeger(tonumber(given.jobs)), math.tointeger(tonumber(given.limit))
+if not jobs or jobs < 1 or not limit or limit < 1 then fail "--jobs and --limit are whole numbers, at least 1" end
+local device = core.default_device()
+if device == "cpu" then fail "set PYRAMID_DEVICE to the device, such as cuda" end
+local runtime, message = core.runtime { device = device }
+if not runtime then fail("PYRAMID_DEVICE=", device, ": ", message) end
+
+-- The device, and its ceilings before anything else runs on it.
+local record = machine.record(runtime)
+runtime:close()
+
+local files = {}
+for name in lfs.dir "spec" do
+  local wanted = #words == 0
+  for _, word in ipairs(words) do wanted = wanted or name:find(word, 1, true) ~= nil end
+  if wanted and name:find "_spec%.lua$" then files[#files + 1] = name:match "^(.*)%.lua$" end
+end
+table.sort(files)
+if #files == 0 then fail("no spec file's name contains: ", table.concat(words, ", ")) end
+
+local folder = given.out .. "/specs"
+assert(os.execute(("mkdir -p %s && rm -f %s/*"):format(shell.quote(folder), shell.quote(folder))))
+local function path(name, suffix) return ("%s/%s.%s"):format(folder, name, suffix) end
+
+local list <close> = assert(io.open(folder .. "/list", "w"))
+list:write(table.concat(files, "\n"), "\n")
+list:close()
+local began = core.clock()
+local command = 'timeout "$3" "$2" spec/run.lua --record="$1/$4.json" "spec/$4.lua" >"$1/$4.txt" 2>&1; '
+  .. 'echo $? >"$1/$4.status"; echo "$4"'
+local each = ("xargs -P %d -I{} sh -c %s sh %s %s %d {} <%s/list"):format(jobs, shell.quote(command), shell.quote(folder),
+  shell.quote(shell.program), limit, shell.quote(folder))
+for name in assert(io.popen(each)):lines() do
+  io.write(name, "\n")
+  io.flush()
+end
+
+local function read(name, suffix)
+  local file = io.open(path(name, suffix), "rb")
+  local text = file and file:read "a"
+  if file then file:close() end
+  return text
+end
+
+record.passed, record.failed, record.pending, record.seconds = 0, 0, 0, core.clock() - began
+record.files, record.failures, record.pendings = report.list {}, report.list {}, report.list {}
+for _, name in ipairs(files) do
+  local ok, part = pcall(cjson.decode, read(name, "json") or "")
+  local status = (read(name, "status") or ""):match "%d+" or "none"
+  if not ok or (status ~= "0" and part.failed == 0) then
+    local tail = (read(name, "txt") or ""):sub(-600)
+    local why = status == "124" and ("more than %d s"):format(limit) or "exit status " .. status
+    part = { passed = 0, failed = 1, pending = 0, failures = { ("%s: %s: %s"):format(name, why, tail) }, pendings = {} }
+    part.files = { { name = name, passed = 0, failed = 1, pending = 0 } }
+  end
+  for _, key in ipairs { "passed", "failed", "pending" } do record[key] = record[key] + part[key] end
+  for _, key in ipairs { "files", "failures", "pendings" } do
+    table.move(part[key], 1, #part[key], #record[key] + 1, record[key])
+  end
+end
+
+local function number(value, scale, unit) return value and ("%.0f %s"):format(value / scale, unit) or "not known" end
+
+local lines = {
+  "| | |", "| --- | --- |",
+  ("| device | %s, %s |"):format(record.device.name, record.device.arch),
+  ("| driver, runtime | %s (CUDA %s), CUDA %s |"):format(record.device.module or "not known", record.device.driver,
+    record.device.runtime),
+  ("| copy within its memory | %s, read and written |"):format(number(record.ceilings.copy, 1e9, "GB/s")),
+  ("| products f32, f16, bf16 | %s, %s, %s |"):format(number(record.ceilings.f32, 1e12, "TFLOP/s"),
+    number(record.ceilings.f16, 1e12, "TFLOP/s"), number(record.ceilings.bf16, 1e12, "TFLOP/s")),
+  ("| specs | %d passed, %d failed, %d pending in %.0f s |"):format(record.passed, record.failed, record.pending, record.seconds),
+  ("| commit, date | %s, %s |"):format(record.commit or "not known", record.date),
+}
+for _, file in ipairs(record.files) do
+  if file.failed > 0 then
+    lines[#lines + 1] = ("| failed | %s: %d of %d |"):format(file.name, file.failed, file.failed + file.passed)
+  end
+end
+local text = table.concat(lines, "\n") .. "\n"
+for name, content in pairs { ["test.json"] = report.encode(record), ["test.md"] = text } do
+  local file <close> = assert(io.open(given.out .. "/" .. name, "w"))
+  assert(file:write(content))
+end
+io.write(text)
+for _, failure in ipairs(record.failures) do io.write("\nFAILED  ", failure, "\n") end
+os.exit(record.failed == 0 and 0 or 1)
