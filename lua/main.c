@@ -7,8 +7,9 @@
  *
  * Scripts see their arguments in `arg` and `...`. A name is looked up as scripts/NAME.lua in each folder of PYRAMID_PATH
  * (separated by colons), beside the program, above it, then among the bundled ones; `pyramid.paths` gives these folders to
- * the policies' own search, and Lua modules are looked for in share/lua/5.4 and lib/lua/5.4 of each, too. PYRAMID_DEVICE is the device of models and runtimes that are opened without one (else "cpu").
- * Only this file reads the environment, prints, and decides the exit status: 0, what os.exit says, or 1 with a traceback. */
+ * the policies' own search, and Lua modules are looked for in share/lua/5.4 and lib/lua/5.4 of each, too. PYRAMID_DEVICE is the
+ * device of models and runtimes that are opened without one (else "cpu"). Only this file reads the environment, prints, and
+ * decides the exit status: 0, what os.exit says, or 1 with a traceback. */
 #include "lpyramid.h"
 #include "bundle.h"
 
