@@ -334,7 +334,7 @@ static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_ten
     status = fill_matrix(model, ptr, &bound, view);
     bound.data = ptr;
     if (status != PYR_OK) disown(model);
-    else pyr_file_forget(spec->file, view->data, bytes);
+    else pyr_file_forget(spec->file, view->data, view->stride * (size_t)view->shape[0]);
   }
   if (status != PYR_OK) return status;
   *place = bound;

@@ -79,6 +79,7 @@ const void *pyr_file_data(const pyr_file *file) { return file->data; }
 
 void pyr_file_forget(pyr_file *file, const void *at, size_t bytes) {
   size_t page = (size_t)sysconf(_SC_PAGESIZE), offset = (size_t)((const char *)at - (const char *)file->data);
+  if (offset > file->size || bytes > file->size - offset) return;
   size_t begin = (offset + page - 1) / page * page, end = (offset + bytes) / page * page;   /* neighbours keep their pages */
   if (begin < end) madvise((char *)file->data + begin, end - begin, MADV_DONTNEED);
 }
