@@ -184,7 +184,7 @@ local function make(source, peer, threads)
   local file = source.path:find "%.gguf$" and source.path or source.path .. "/model.safetensors"
   if not source.shape or exists(file) then return true end
   source.made = true
-  os.execute("mkdir -p '" .. args.folder:gsub("'", "'\\''") .. "'")
+  os.execute("mkdir -p " .. cli.quote(args.folder))
   if source.weights == "file" then return nil, "a shape has no file of its own: --weights says how it is stored" end
   note("writing " .. source.path)
   if source.weights ~= "q4_k_m" then
@@ -369,7 +369,7 @@ for _, source in ipairs(sources) do
   local ok, message = measure(source, entry, peer, run.threads, run)
   if not ok then table.insert(entry.left_out, { reason = message })
   elseif memory then measure_largest(source, entry) end
-  if args.discard and source.made then os.execute("rm -rf '" .. source.path:gsub("'", "'\\''") .. "'") end
+  if args.discard and source.made then os.execute("rm -rf " .. cli.quote(source.path)) end
   for kind, samples in pairs(entry.limits) do table.move(samples, 1, #samples, #run.limits[kind] + 1, run.limits[kind]) end
   progress:close()
   report.print(entry)

@@ -75,8 +75,6 @@ local target = not args.loss and (args.target or 0.45) or nil
 local name = args.out:match "([^/\\]+)%.lua$"
 if not name then cli.fail(("--out: '%s' does not end in .lua"):format(args.out)) end
 
-local function quote(word) return word:find "^[%w%-_./+=,:]+$" and word or "'" .. word:gsub("'", "'\\''") .. "'" end
-
 -- ---- measuring -----------------------------------------------------------------------------------------------------
 
 local text = args.text and cli.read(args.text)
@@ -103,17 +101,12 @@ if args.by == "kl" then
 end
 
 local function about()
-  local words = { "pyramid", "calibrate" }
-  for _, word in ipairs(arg) do words[#words + 1] = quote(word) end
   return ("made for %s by `%s` from %d texts of %d tokens (%s), with pyramid %s."):format(model.description or args.model,
-    table.concat(words, " "), #texts, length, args.text and "the user's" or "held-out documents", core.version)
+    cli.command_line "calibrate", #texts, length, args.text and "the user's" or "held-out documents", core.version)
 end
 
 local function write_policy(path, body)
-  local file, message = io.open(path, "wb")
-  if not file then cli.fail(message) end
-  file:write(body)
-  file:close()
+  cli.write(path, body)
   return cli.must(policy.load(path:find "[/\\]" and path or "./" .. path))
 end
 

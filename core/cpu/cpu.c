@@ -1,7 +1,8 @@
 /* cpu.c — the CPU backend: opens and closes it, its memory, its scratch, and the choice of instruction set.
  *
  * Owns: the table's memory operations and the scratch of every worker. The operations themselves are in linear.c,
- * interleave.c, attention.c, attention_step.c, mass.c, signals.c, select.c, merge.c, rows.c and elementwise.c; their inner loops in kernels.inc.
+ * interleave.c, attention.c, attention_step.c, mass.c, signals.c, select.c, merge.c, rows.c and elementwise.c; their inner loops
+ * in kernels.inc.
  *
  * Memory is the host's own, so copy, upload and download are one memcpy. Blocks are aligned to 64 bytes by hand, because
  * a host's allocator promises 16: each block is 64 bytes longer than asked for, and the distance to its true beginning

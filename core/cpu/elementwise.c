@@ -15,7 +15,7 @@ static void embed_span(const void *ctx, int64_t begin, int64_t end) {
   const embed_call *c = ctx;
   int64_t d = c->table->shape[1];
   for (int64_t i = begin; i < end; i++)
-    c->k->to_f32(c->out + i * d, (const uint8_t *)c->table->data + (size_t)c->ids[i] * c->table->stride, c->table->dtype, d);
+    pyr_cpu_weights(c->k, c->out + i * d, c->table, c->ids[i], 0, d);
 }
 
 static pyr_status cpu_embed(pyr_backend *be, float *out, const pyr_tensor *table, const int32_t *ids, int64_t n) {

@@ -1,7 +1,6 @@
 """llama.cpp for scripts/bench.lua: measures one thing at a time on request, through llama-cpp-python.
 
-One JSON object a line comes in on standard input, one goes out on the descriptor that was standard output (llama.cpp's own
-words go to standard error). Requests: {"op": NAME, ...}; replies: {...} or {"error": TEXT}.
+Requests and replies, in the form that channel.py says:
 
     hello                                          {"name", "version", "system", "flash"}
     open      path threads                         {"seconds"}: the model, mapped
@@ -15,26 +14,17 @@ words go to standard error). Requests: {"op": NAME, ...}; replies: {...} or {"er
     close                                          the model goes
 """
 import ctypes
-import json
 import os
 import random
 import sys
 import time
 
-out = os.fdopen(os.dup(1), "w", buffering=1)
-os.dup2(2, 1)                                     # whatever prints to standard output does not disturb the replies
-
-
-def reply(value):
-    out.write(json.dumps(value) + "\n")
-    out.flush()
-
+import channel
 
 try:
     import llama_cpp as lc
-except Exception as fault:                        # the bench says what is missing
-    reply({"error": f"llama_cpp cannot be imported: {fault}"})
-    sys.exit(1)
+except Exception as fault:
+    channel.give_up(f"llama_cpp cannot be imported: {fault}")
 
 CHUNK = 2048                                      # tokens a call of llama_decode, its default
 CACHE_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
@@ -175,20 +165,6 @@ class Context:
         lc.llama_free(self.raw)
 
 
-def memory(reset):
-    if reset:
-        try:
-            with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")
-        except OSError:
-            pass                                  # the peak is then since the beginning
-    with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith("VmHWM:"):
-                return {"peak": int(line.split()[1]) * 1024}
-    return {}
-
-
 def quantize(request):
     params = lc.llama_model_quantize_default_params()
     params.nthread = request["threads"]
@@ -241,7 +217,7 @@ class Peer:
         return self.contexts[request["name"]].batched(request)
 
     def memory(self, request):
-        return memory(request["reset"])
+        return channel.resident(request["reset"])
 
     def quantize(self, request):
         return quantize(request)
@@ -259,13 +235,7 @@ def main():
     silence()
     lc.llama_backend_init()
     peer = Peer()
-    reply(peer.hello({}))
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            reply(getattr(peer, request["op"])(request))
-        except Exception as fault:
-            reply({"error": f"{type(fault).__name__}: {fault}"})
+    channel.serve(peer)
     peer.close({})
 
 

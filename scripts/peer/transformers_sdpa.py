@@ -1,8 +1,7 @@
 """Hugging Face transformers for scripts/bench.lua: measures one thing at a time on request, with PyTorch's own attention (sdpa)
 and a dynamic cache in the weights' dtype.
 
-One JSON object a line comes in on standard input, one goes out on the descriptor that was standard output (other words go to
-standard error). Requests: {"op": NAME, ...}; replies: {...} or {"error": TEXT}.
+Requests and replies, in the form that channel.py says:
 
     hello                                          {"name", "version", "system"}
     open      path threads device                  {"seconds", "dtype"}: the model of a folder, on "cuda" or "cpu"
@@ -18,42 +17,21 @@ import gc
 import json
 import os
 import random
-import sys
 import time
 
-out = os.fdopen(os.dup(1), "w", buffering=1)
-os.dup2(2, 1)                                     # whatever prints to standard output does not disturb the replies
+import channel
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")      # everything is in the folder
-
-
-def reply(value):
-    out.write(json.dumps(value) + "\n")
-    out.flush()
 
 
 try:
     import torch
     import transformers
-except Exception as fault:                        # the bench says what is missing
-    reply({"error": f"torch or transformers cannot be imported: {fault}"})
-    sys.exit(1)
+except Exception as fault:
+    channel.give_up(f"torch or transformers cannot be imported: {fault}")
 
 WARM = 2                                          # steps of decode that are not timed
 DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}
-
-
-def resident(reset):
-    if reset:
-        try:
-            with open("/proc/self/clear_refs", "w") as file:
-                file.write("5")
-        except OSError:
-            pass                                  # the peak is then since the beginning
-    with open("/proc/self/status") as file:
-        for line in file:
-            if line.startswith("VmHWM:"):
-                return {"peak": int(line.split()[1]) * 1024}
-    return {}
 
 
 def load(path):
@@ -171,7 +149,7 @@ class Peer:
 
     def memory(self, request):
         if self.device != "cuda":
-            return resident(request["reset"])
+            return channel.resident(request["reset"])
         if request["reset"]:
             torch.cuda.reset_peak_memory_stats()
         return {"peak": torch.cuda.max_memory_allocated()}
@@ -182,15 +160,4 @@ class Peer:
         return {}
 
 
-def main():
-    peer = Peer()
-    reply(peer.hello({}))
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            reply(getattr(peer, request["op"])(request))
-        except Exception as fault:
-            reply({"error": f"{type(fault).__name__}: {fault}"})
-
-
-main()
+channel.serve(Peer())

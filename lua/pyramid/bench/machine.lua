@@ -92,12 +92,19 @@ function machine.device_sizes(runtime)
   return { copy = 1 << 30, product = 8192, times = 20 }
 end
 
--- A device's: copying within its memory counts as reading (bytes read and written), its library's products as oneDNN's.
+-- A ceiling of a device: bytes that are read and written a second where it copies within its memory, operations a second of
+-- its library's products; nil and why not, if it fails.
+local function device_ceiling(runtime, kind)
+  local sizes, copies = machine.device_sizes(runtime), kind == "copy"
+  local seconds, message = core.probe_device_time(runtime, kind, copies and sizes.copy or sizes.product, sizes.times)
+  if not seconds then return nil, message end
+  return (copies and 2 * sizes.copy or 2 * sizes.product ^ 3) / seconds
+end
+
+-- A device's copying counts as reading, its library's products as oneDNN's.
 local function measure_device(limits, runtime)
-  local size = machine.device_sizes(runtime)
   for kind, name in pairs { copy = "read", f32 = "f32", bf16 = "bf16" } do
-    local seconds = core.probe_device_time(runtime, kind, kind == "copy" and size.copy or size.product, size.times)
-    if seconds then table.insert(limits[name], (kind == "copy" and 2 * size.copy or 2 * size.product ^ 3) / seconds) end
+    table.insert(limits[name], (device_ceiling(runtime, kind)))
   end
 end
 
@@ -149,12 +156,10 @@ end
 ---@param runtime userdata
 ---@return table
 function machine.record(runtime)
-  local given, ceilings, missing = machine.device_sizes(runtime), {}, {}
+  local ceilings, missing = {}, {}
   for _, kind in ipairs { "copy", "f32", "f16", "bf16" } do
-    local size = kind == "copy" and given.copy or given.product
-    local seconds, message = core.probe_device_time(runtime, kind, size, given.times)
-    if seconds then ceilings[kind] = (kind == "copy" and 2 * size or 2 * size ^ 3) / seconds
-    else missing[#missing + 1] = kind .. ": " .. message end
+    local ceiling, message = device_ceiling(runtime, kind)
+    if ceiling then ceilings[kind] = ceiling else missing[#missing + 1] = kind .. ": " .. message end
   end
   return { device = machine.device(runtime), ceilings = ceilings, missing = #missing > 0 and missing or nil,
     commit = machine.commit(), date = os.date "!%Y-%m-%dT%H:%M:%SZ", version = core.version }

@@ -1,5 +1,5 @@
 --- Another engine in a process of its own, which measures one thing at a time on request: JSON lines over its standard
---- input and a named pipe (scripts/peer/llamacpp.py says which).
+--- input and a named pipe (scripts/peer/channel.py says how, each peer there what it is asked).
 local cjson = require "cjson"
 
 local peer = {}
