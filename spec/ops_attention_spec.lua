@@ -85,7 +85,7 @@ describe("attention", function()
   it("shares lanes among any number of heads", function()
     for _, shape in ipairs { { 1, 1 }, { 3, 3 }, { 8, 1 }, { 7, 1 }, { 10, 2 }, { 16, 4 } } do
       local layout = layout_of("f16", 32, shape[1], shape[2])
-      check(layout, { make_call(layout, 1, 50, { ragged = true }) })
+      check(layout, { make_call(layout, 1, 50, { ragged = true }), make_call(layout, 1, 16), make_call(layout, 1, 39) })
       check(layout, { make_call(layout, 30, 50, { ragged = true }) })
     end
     for _, dtype in ipairs { "f32", "f16" } do

@@ -23,12 +23,16 @@ typedef struct pyr_attend {
   const pyr_products *products;  /* of many queries */
   pyr_cpu *cpu;
   pyr_attend_unit *units;
-  int64_t count;
+  int64_t count, tasks;          /* units, and tasks of all */
   float *parts;                  /* where the next unit's begin */
   pyr_layout layout;
   int32_t heads, kv_heads, group, tile;
+  int threads;
   float scale;
 } pyr_attend;
+
+/* The unit that a task (counted over all units) belongs to. */
+pyr_attend_unit *pyr_cpu_unit_of(const pyr_attend *t, int64_t task);
 
 /* Sets a unit of one query up: what it sees, and its tasks. */
 void pyr_cpu_cut_step(pyr_attend *t, pyr_attend_unit *u);

@@ -78,16 +78,24 @@ void pyr_cpu_cut_step(pyr_attend *t, pyr_attend_unit *u) {
 /* ---- one segment --------------------------------------------------------------------------------------------------- */
 
 /* A segment's rows are read K first, then V, in runs of RUN rows at most. Pages lie anywhere, and the hardware looks no further
- * ahead than 4 KiB: each run asks for the rows AHEAD rows further on in that order. */
-enum { RUN = 8, AHEAD = 64 };
+ * ahead than 4 KiB: each run asks for the rows AHEAD rows further on in that order, and the last ones for the first K of what
+ * this thread is likely to read next. */
+enum { RUN = 16, AHEAD = 64 };
 
-static void fetch_ahead(const pyr_lane_view *lane, pyr_layout layout, pyr_span segment, int64_t row, int what) {
+typedef struct stretch { const pyr_lane_view *lane; pyr_span rows; } stretch;
+
+static void fetch_ahead(const stretch *now, const stretch *next, pyr_layout layout, int64_t row, int what) {
   size_t bytes = pyr_row_bytes(layout.dtype, layout.head_dim);
-  row += AHEAD;
-  if (row >= segment.high && what == 0) row = segment.low + (row - segment.high), what = 1;
-  if (row >= segment.high) return;
-  const uint8_t *from = pyr_cpu_row_at(lane, bytes, row, what);
-  for (size_t at = 0; at < RUN * bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
+  int64_t rows = now->rows.high - now->rows.low, at = row - now->rows.low + what * rows + AHEAD;
+  const stretch *s = at < 2 * rows ? now : next;
+  what = s == now && at >= rows;
+  row = s->rows.low + at - (s == now ? what : 2) * rows;
+  for (int64_t left = RUN; left > 0 && row < s->rows.high;) {
+    int64_t some = pyr_least(left, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS);
+    const uint8_t *from = pyr_cpu_row_at(s->lane, bytes, row, what);
+    for (size_t line = 0; line < (size_t)some * bytes; line += 64) __builtin_prefetch(from + line, 0, 2);
+    row += some, left -= some;
+  }
 }
 
 /* How many rows from `row` on are read together. */
@@ -105,14 +113,17 @@ static row_run run_at(const pyr_attend *t, const step_scratch *s, const pyr_lane
   return (row_run){ s->rows, (size_t)s->dims * sizeof(float), PYR_F32 };
 }
 
-/* Rows [low, high) of a lane, in one segment; p [group][ld] begins at `low`. */
-static void attend_segment(const pyr_attend *t, const pyr_lane_view *lane, int64_t low, int64_t high, const step_scratch *s, float *p, float *part) {
+/* One segment; p [group][ld] begins at its first row. */
+static void attend_segment(const pyr_attend *t, const stretch *now, const stretch *next, const step_scratch *s, float *p,
+                           float *part) {
   const pyr_kernels *k = t->k;
+  const pyr_lane_view *lane = now->lane;
+  int64_t low = now->rows.low, high = now->rows.high;
   int group = t->group;
   float *top = part, *sum = part + group, *out = part + outs_at(group);
   for (int64_t row = low, run; row < high; row += run) {
     run = run_of(row, high);
-    fetch_ahead(lane, t->layout, (pyr_span){ low, high }, row, 0);
+    fetch_ahead(now, next, t->layout, row, 0);
     row_run r = run_at(t, s, lane, row, run, 0);
     k->scores(p + (row - low), s->ld, s->q, group, r.rows, r.stride, r.dtype, run, (int)s->dims);
   }
@@ -120,7 +131,7 @@ static void attend_segment(const pyr_attend *t, const pyr_lane_view *lane, int64
   memset(out, 0, (size_t)(group * s->dims) * sizeof(float));
   for (int64_t row = low, run; row < high; row += run) {
     run = run_of(row, high);
-    fetch_ahead(lane, t->layout, (pyr_span){ low, high }, row, 1);
+    fetch_ahead(now, next, t->layout, row, 1);
     row_run r = run_at(t, s, lane, row, run, 1);
     k->mix(out, p + (row - low), s->ld, group, r.rows, r.stride, r.dtype, run, (int)s->dims);
   }
@@ -185,24 +196,30 @@ static void level(const pyr_attend *t, const step_scratch *s, float *p, int64_t 
 
 /* ---- tasks --------------------------------------------------------------------------------------------------------- */
 
-/* The rows of a unit's segment. */
-static pyr_span segment_at(const pyr_attend_unit *u, int64_t segment) {
+static stretch segment_at(const pyr_attend_unit *u, int64_t segment) {
   int64_t begin = (u->seen.low / SEGMENT + segment) * SEGMENT;
-  return (pyr_span){ pyr_most(u->seen.low, begin), pyr_least(u->seen.high, begin + SEGMENT) };
+  return (stretch){ &u->a->lanes[u->g], { pyr_most(u->seen.low, begin), pyr_least(u->seen.high, begin + SEGMENT) } };
+}
+
+/* What a task of the call reads first, if it is one of a single query. */
+static stretch stretch_of(const pyr_attend *t, int64_t task) {
+  if (task >= t->tasks) return (stretch){ NULL };
+  const pyr_attend_unit *u = pyr_cpu_unit_of(t, task);
+  return u->a->n == 1 ? segment_at(u, task - u->first) : (stretch){ NULL };
 }
 
 /* All of a lane in one task. */
-static void attend_lane(const pyr_attend *t, const pyr_attend_unit *u, const step_scratch *s) {
+static void attend_lane(const pyr_attend *t, const pyr_attend_unit *u, const stretch *next, const step_scratch *s) {
   int64_t size = part_size(t->group, s->dims), count = segments_of(u);
   for (int64_t i = 0; i < count; i++) {
-    pyr_span span = segment_at(u, i);
-    attend_segment(t, &u->a->lanes[u->g], span.low, span.high, s, s->p + (span.low - u->seen.low), s->parts + i * size);
+    stretch now = segment_at(u, i), after = i + 1 < count ? segment_at(u, i + 1) : *next;
+    attend_segment(t, &now, &after, s, s->p + (now.rows.low - u->seen.low), s->parts + i * size);
   }
   join(t, u, s, s->parts, count);
   if (!tracked(u)) return;
   for (int64_t i = 0; i < count; i++) {
-    pyr_span span = segment_at(u, i);
-    level(t, s, s->p + (span.low - u->seen.low), span.high - span.low, s->parts + i * size);
+    pyr_span rows = segment_at(u, i).rows;
+    level(t, s, s->p + (rows.low - u->seen.low), rows.high - rows.low, s->parts + i * size);
   }
   track_step(t, u, s);
 }
@@ -214,11 +231,13 @@ void pyr_cpu_attend_step(const pyr_attend *t, pyr_attend_unit *u, int64_t task, 
     const float *q = u->a->q + ((int64_t)u->g * t->group + h) * d;
     for (int64_t i = 0; i < s.dims; i++) s.q[h * s.dims + i] = i < d ? q[i] * t->scale : 0;
   }
+  /* the threads take tasks in turn, about */
+  stretch next = stretch_of(t, u->first + task + t->threads);
   if (u->tasks == 1) {
-    attend_lane(t, u, &s);
+    attend_lane(t, u, &next, &s);
     return;
   }
-  pyr_span span = segment_at(u, task);
-  attend_segment(t, &u->a->lanes[u->g], span.low, span.high, &s, s.p, u->parts + task * part_size(t->group, s.dims));
+  stretch now = segment_at(u, task);
+  attend_segment(t, &now, &next, &s, s.p, u->parts + task * part_size(t->group, s.dims));
   if (atomic_fetch_sub(&u->left, 1) == 1) join(t, u, &s, u->parts, u->tasks);
 }

@@ -61,6 +61,9 @@ STAGES = [
     dict(name="sure", context=2048, share=12.61, batch=4, words=(300, 1200), dense=0.4, focus=0.3, prose=0.08, asked=0.8, questions=(12, 45), answers=8.0),
     dict(name="firm", context=2048, share=16, batch=4, words=(300, 1300), dense=0.4, focus=0.6, prose=0.06, asked=0.9,
         questions=(16, 48), answers=8.0, kinds=("kind=gift", "kind=gift", "kind=attribute", "kind=verse", "kind=moved")),
+    # Few questions after long documents: what is asked for lies far back, as where the model is tried.
+    dict(name="back", context=2048, share=14, batch=4, words=(600, 1400), dense=0.3, focus=0.6, prose=0.06, asked=0.9,
+        questions=(10, 28), answers=8.0, kinds=("kind=gift", "kind=gift", "kind=moved", "kind=moved", "kind=attribute", "kind=verse")),
 ]
 TELLING_ONCE = ("recall=10",)
 # Tokens of a word of a document's body and of a question with its answer, to tell how many words leave room for questions.
@@ -72,4 +75,4 @@ LR_ADAM = 0.004
 WARMUP_STEPS = 60
 # What both are multiplied with, at so much of the stages' shares, linear between: cooled down for the first model at 30.5, then
 # warmed again for what follows.
-LR_KNOTS = [(0, 1), (19.8, 1), (30.5, 0), (31, 0.7), (46.6, 0.24), (47, 0.4), (54.5, 0), (55, 0.45), (70.5, 0)]
+LR_KNOTS = [(0, 1), (19.8, 1), (30.5, 0), (31, 0.7), (46.6, 0.24), (47, 0.4), (54.5, 0), (55, 0.45), (70.5, 0), (71, 0.5), (84.5, 0)]
