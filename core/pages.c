@@ -38,10 +38,16 @@ void pyr_pool_free(pyr_pool *pool) {
 
 size_t pyr_pool_bytes(const pyr_pool *pool) { return pool->held; }
 
-pyr_status pyr_pool_alloc(pyr_pool *pool, size_t bytes, void **out) {
+static pyr_status check_budget(const pyr_pool *pool, size_t bytes) {
   if (pool->budget && (pool->held > pool->budget || bytes > pool->budget - pool->held))
     return pyr_runtime_set_error(pool->rt, PYR_BUDGET, "the cache's budget of %zu bytes is full: %zu held, %zu more wanted",
                                  pool->budget, pool->held, bytes);
+  return PYR_OK;
+}
+
+pyr_status pyr_pool_alloc(pyr_pool *pool, size_t bytes, void **out) {
+  pyr_status status = check_budget(pool, bytes);
+  if (status != PYR_OK) return status;
   void *ptr = pool->be->alloc(pool->be, bytes);
   if (!ptr) return pyr_nomem(pool->rt, bytes, "the cache");
   pool->held += bytes;
@@ -55,16 +61,82 @@ void pyr_pool_release(pyr_pool *pool, void *ptr, size_t bytes) {
   pool->held -= bytes;
 }
 
-pyr_status pyr_page_new(pyr_pool *pool, pyr_page **out) {
-  void *data = NULL;
-  pyr_page *page = pyr_alloc(pool->rt, sizeof *page);
-  if (!page) return pyr_nomem(pool->rt, sizeof *page, "a page");
-  pyr_status status = pyr_pool_alloc(pool, pool->page_bytes, &data);
-  if (status != PYR_OK) {
-    pyr_release(pool->rt, page, sizeof *page);
-    return status;
+/* ---- pages ----------------------------------------------------------------------------------------------------------- */
+
+struct pyr_slab {
+  pyr_slab *before, *after;      /* in the pool's list, while it has free pages */
+  void *block;                   /* backend memory */
+  size_t bytes;
+  pyr_page *free;
+  int64_t used, count;
+  pyr_page pages[];
+};
+
+enum {
+  ALIGN = 4096,                  /* of the first page of a slab */
+  SLAB_PAGES = 16,               /* at least, */
+  SLAB_PART = 8,                 /* … else this part of the pages in use, */
+  SLAB_BYTES = 1 << 20,          /* … and so many bytes at most */
+};
+
+/* Sanitizers see the end of an allocation: there each page is one. */
+#if defined(__SANITIZE_ADDRESS__)
+static int64_t slab_pages(const pyr_pool *pool) { return (void)pool, 1; }
+#else
+static int64_t slab_pages(const pyr_pool *pool) {
+  int64_t most = (int64_t)(SLAB_BYTES / pool->page_bytes), wanted = pool->pages / SLAB_PART;
+  if (wanted < SLAB_PAGES) wanted = SLAB_PAGES;
+  return wanted < most ? wanted : most > 1 ? most : 1;
+}
+#endif
+
+static size_t slab_bytes(int64_t count) { return sizeof(pyr_slab) + (size_t)count * sizeof(pyr_page); }
+
+static void list_slab(pyr_pool *pool, pyr_slab *slab) {
+  slab->before = NULL;
+  slab->after = pool->open;
+  if (slab->after) slab->after->before = slab;
+  pool->open = slab;
+}
+
+static void unlist_slab(pyr_pool *pool, pyr_slab *slab) {
+  if (slab->before) slab->before->after = slab->after;
+  else pool->open = slab->after;
+  if (slab->after) slab->after->before = slab->before;
+}
+
+/* A slab of `count` pages, if there is memory for it. */
+static pyr_slab *slab_new(pyr_pool *pool, int64_t count) {
+  size_t bytes = (size_t)count * pool->page_bytes + (count > 1 ? ALIGN : 0);
+  pyr_slab *slab = pyr_alloc(pool->rt, slab_bytes(count));
+  void *block = slab ? pool->be->alloc(pool->be, bytes) : NULL;
+  if (!block) {
+    pyr_release(pool->rt, slab, slab_bytes(count));
+    return NULL;
   }
-  *page = (pyr_page){ 1, data };
+  *slab = (pyr_slab){ .block = block, .bytes = bytes, .count = count };
+  char *data = (char *)block + (count > 1 ? (ALIGN - (uintptr_t)block % ALIGN) % ALIGN : 0);
+  for (int64_t i = count - 1; i >= 0; i--) {
+    slab->pages[i] = (pyr_page){ .data = data + (size_t)i * pool->page_bytes, .slab = slab, .next = slab->free };
+    slab->free = &slab->pages[i];
+  }
+  list_slab(pool, slab);
+  return slab;
+}
+
+pyr_status pyr_page_new(pyr_pool *pool, pyr_page **out) {
+  pyr_status status = check_budget(pool, pool->page_bytes);
+  if (status != PYR_OK) return status;
+  pyr_slab *slab = pool->open;
+  for (int64_t count = slab_pages(pool); !slab && count > 0; count /= 4) slab = slab_new(pool, count);
+  if (!slab) return pyr_nomem(pool->rt, pool->page_bytes, "the cache");
+  pyr_page *page = slab->free;
+  slab->free = page->next;
+  if (!slab->free) unlist_slab(pool, slab);
+  slab->used++;
+  pool->pages++;
+  pool->held += pool->page_bytes;
+  page->refs = 1;
   *out = page;
   return PYR_OK;
 }
@@ -73,8 +145,18 @@ void pyr_page_retain(pyr_page *page) { page->refs++; }
 
 void pyr_page_free(pyr_pool *pool, pyr_page *page) {
   if (page == NULL || --page->refs > 0) return;
-  pyr_pool_release(pool, page->data, pool->page_bytes);
-  pyr_release(pool->rt, page, sizeof *page);
+  pyr_slab *slab = page->slab;
+  pool->pages--;
+  pool->held -= pool->page_bytes;
+  if (--slab->used == 0) {
+    if (slab->free) unlist_slab(pool, slab);
+    pool->be->release(pool->be, slab->block, slab->bytes);
+    pyr_release(pool->rt, slab, slab_bytes(slab->count));
+    return;
+  }
+  if (!slab->free) list_slab(pool, slab);
+  page->next = slab->free;
+  slab->free = page;
 }
 
 pyr_status pyr_pool_work(pyr_pool *pool, size_t bytes, void **out) {

@@ -1,16 +1,22 @@
 /* pages.h — the page pool: fixed-size pages of rows, handed out and returned under one byte budget.
  *
- * A page is shared by counting references; whoever wants to write needs the only reference. Freed pages go back to
- * the allocator at once, so the pool's bytes are what its caches hold. The pool also counts the per-row bookkeeping
- * of lanes (positions, history), and keeps the workspace of decode steps between them. */
+ * A page is shared by counting references; whoever wants to write needs the only reference. Pages are cut from slabs, one
+ * allocation each: there they begin where pages of memory do, and a step reads them faster than if each lay for itself. A slab goes
+ * back to the allocator with its last page, and slabs are a small part of what is held; the pool's bytes are those of pages in use,
+ * what its caches hold. The pool also counts the per-row bookkeeping of lanes (positions, history), and keeps the workspace of
+ * decode steps between them. */
 #ifndef PYR_PAGES_H
 #define PYR_PAGES_H
 
 #include "backend.h"
 
+typedef struct pyr_slab pyr_slab;
+
 typedef struct pyr_page {
   int32_t refs;
   void *data;              /* backend memory, pyr_page_bytes(layout) */
+  pyr_slab *slab;
+  struct pyr_page *next;   /* while it is free: the slab's next free page */
 } pyr_page;
 
 struct pyr_pool {
@@ -21,7 +27,9 @@ struct pyr_pool {
   pyr_layout layout;
   size_t page_bytes;
   size_t budget;           /* 0: none */
-  size_t held;             /* pages and bookkeeping, each shared page once */
+  size_t held;             /* pages in use and bookkeeping, each shared page once */
+  pyr_slab *open;          /* slabs that have free pages: the first is used up first */
+  int64_t pages;           /* in use */
   void *work;              /* the decode step's workspace, backend memory */
   size_t work_bytes;
 };
