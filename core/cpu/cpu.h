@@ -54,12 +54,35 @@ void pyr_cpu_spans(pyr_backend *be, pyr_span_fn fn, const void *ctx, int64_t n, 
 /* Runs tasks on the team, or all here if together they are too little work (about `cost` multiply-adds) to wake it for. */
 void pyr_cpu_tasks(pyr_backend *be, pyr_task_fn fn, void *ctx, int64_t tasks, int64_t cost);
 
-/* Weight rows a task where they are what must be read: an even share for each thread, twice over, but long runs, which the
- * hardware reads ahead, and whole groups of PYR_DOT_WEIGHTS. */
-static inline int64_t pyr_cpu_weight_run(int64_t rows, size_t stride, int threads) {
-  int64_t least = 64 * 1024, most = 512 * 1024, row = (int64_t)(stride ? stride : 1);
-  int64_t bytes = pyr_most(least, pyr_least(most, rows * row / (2 * threads)));
-  return pyr_round_up(pyr_ceil_div(bytes, row), PYR_DOT_WEIGHTS);
+typedef struct pyr_span { int64_t low, high; } pyr_span;
+
+/* Rows of a weight, cut into runs, a task each. A thread's first run is half its share, its next one half of what is then left, and
+ * so on, down to `least` bytes: long runs, which are read ahead, and yet an end for all threads at about the same time. Runs begin
+ * at multiples of `unit`. */
+typedef struct pyr_runs { int64_t rows, unit, least; int threads; } pyr_runs;
+
+static inline pyr_runs pyr_cpu_runs(int64_t rows, size_t stride, int64_t unit, int threads) {
+  int64_t bytes = 64 * 1024, least = pyr_round_up(pyr_ceil_div(bytes, stride ? (int64_t)stride : 1), unit);
+  return (pyr_runs){ rows, unit, threads > 1 ? least : pyr_round_up(rows, unit), threads };
+}
+
+/* The rows of a run; empty after the last one. */
+static inline pyr_span pyr_cpu_run(const pyr_runs *r, int64_t task) {
+  for (int64_t begin = 0;; task -= r->threads) {
+    int64_t left = r->rows - begin, run = pyr_most(r->least, pyr_round_up(pyr_ceil_div(left, 2 * r->threads), r->unit));
+    if (task < r->threads || left <= run * r->threads)
+      return (pyr_span){ pyr_least(r->rows, begin + task * run), pyr_least(r->rows, begin + (task + 1) * run) };
+    begin += run * r->threads;
+  }
+}
+
+static inline int64_t pyr_cpu_run_count(const pyr_runs *r) {
+  int64_t count = 0;
+  for (int64_t begin = 0;; count += r->threads) {
+    int64_t left = r->rows - begin, run = pyr_most(r->least, pyr_round_up(pyr_ceil_div(left, 2 * r->threads), r->unit));
+    if (left <= run * r->threads) return count + pyr_ceil_div(left, run);
+    begin += run * r->threads;
+  }
 }
 
 /* Writes what `dot` left, `width` sums a token, for `count` weight rows and `some` tokens, `rows` floats apart. */
@@ -88,7 +111,6 @@ static inline uint8_t *pyr_cpu_row_at(const pyr_lane_view *lane, size_t bytes, i
 void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t count, int what);
 
 /* Rows [low, high) that a query at `position` sees: positions ascend, so they are a run. */
-typedef struct pyr_span { int64_t low, high; } pyr_span;
 pyr_span pyr_cpu_visible(const pyr_lane_view *lane, int32_t position, int32_t window);
 
 /* due(j) of pyr_weighting. */

@@ -35,8 +35,8 @@ typedef struct product {
   const float *bias;
   int64_t n, rows, cols;
   bool accumulate;
-  int64_t run;                          /* few tokens: weight rows a task */
-  bool plain;                           /* … which are turned into f32 first */
+  pyr_runs runs;                        /* few tokens: the weight rows of tasks, */
+  bool plain;                           /* … turned into f32 first */
   int64_t tokens, panel, panels;        /* many tokens: a task's block, and panels in all */
 } product;
 
@@ -66,10 +66,10 @@ static void few_rows(const product *p, float *plain, int64_t row, int rows) {
 
 static void few_task(void *ctx, int64_t task, int worker) {
   const product *p = ctx;
-  int64_t end = pyr_least(p->rows, (task + 1) * p->run);
+  pyr_span run = pyr_cpu_run(&p->runs, task);
   float *plain = p->plain ? (float *)(void *)(p->cpu->scratch + (size_t)worker * p->cpu->scratch_each) : NULL;
-  for (int64_t row = task * p->run; row < end; row += PYR_DOT_WEIGHTS)
-    few_rows(p, plain, row, (int)pyr_least(PYR_DOT_WEIGHTS, end - row));
+  for (int64_t row = run.low; row < run.high; row += PYR_DOT_WEIGHTS)
+    few_rows(p, plain, row, (int)pyr_least(PYR_DOT_WEIGHTS, run.high - row));
 }
 
 /* ---- many tokens --------------------------------------------------------------------------------------------------- */
@@ -182,8 +182,8 @@ pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr
   pyr_status status = p.plain || n >= PYR_SMALL_N ? pyr_cpu_check(be, "linear", pyr_cpu_linear_scratch(p.k, p.cols)) : PYR_OK;
   if (status != PYR_OK) return status;
   if (n < PYR_SMALL_N) {
-    p.run = pyr_cpu_weight_run(p.rows, w->stride, pyr_runtime_threads(be->rt));
-    pyr_parallel(be->rt, few_task, &p, pyr_ceil_div(p.rows, p.run));
+    p.runs = pyr_cpu_runs(p.rows, w->stride, PYR_DOT_WEIGHTS, pyr_runtime_threads(be->rt));
+    pyr_parallel(be->rt, few_task, &p, pyr_cpu_run_count(&p.runs));
     return PYR_OK;
   }
   cut(&p, pyr_runtime_threads(be->rt));

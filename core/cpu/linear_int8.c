@@ -17,7 +17,8 @@ typedef struct call {
   const pyr_tensor *w;
   const float *x, *bias;
   float *out;
-  int64_t n, rows, cols, run;
+  int64_t n, rows, cols;
+  pyr_runs runs;
   size_t each;                /* bytes of a token as int8 */
   bool accumulate;
 } call;
@@ -47,14 +48,14 @@ static void run_task(void *ctx, int64_t task, int worker) {
   const call *c = ctx;
   const pyr_kernels *k = c->cpu->kernels;
   (void)worker;
-  int64_t end = pyr_least(c->rows, (task + 1) * c->run);
+  pyr_span run = pyr_cpu_run(&c->runs, task);
   if (c->w->interleaved) {
     for (int64_t t = 0; t < c->n; t += TOKENS)
-      for (int64_t row = task * c->run; row < end; row += PYR_STACK) run_stack(c, row, t, pyr_least(c->n, t + TOKENS));
+      for (int64_t row = run.low; row < run.high; row += PYR_STACK) run_stack(c, row, t, pyr_least(c->n, t + TOKENS));
     return;
   }
-  for (int64_t row = task * c->run; row < end; row += PYR_DOT_WEIGHTS) {
-    int rows = (int)pyr_least(PYR_DOT_WEIGHTS, end - row);
+  for (int64_t row = run.low; row < run.high; row += PYR_DOT_WEIGHTS) {
+    int rows = (int)pyr_least(PYR_DOT_WEIGHTS, run.high - row);
     const uint8_t *w = (const uint8_t *)c->w->data + (size_t)row * c->w->stride;
     for (int64_t t = 0; t < c->n; t += k->dot_rows) {
       float sum[PYR_DOT_ROWS_MAX * PYR_DOT_WEIGHTS];
@@ -71,10 +72,8 @@ pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, cons
              .each = cpu->kernels->int8_bytes(w->shape[1]), .accumulate = flags & PYR_LINEAR_ADD };
   if ((size_t)n * c.each > cpu->x8_bytes)
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
-  int threads = pyr_runtime_threads(be->rt);
-  c.run = n <= PYR_STACK_TOKENS ? pyr_cpu_weight_run(c.rows, w->stride, threads) : pyr_ceil_div(c.rows, 4 * threads);
-  c.run = pyr_round_up(c.run, w->interleaved ? PYR_STACK : PYR_DOT_WEIGHTS);
+  c.runs = pyr_cpu_runs(c.rows, w->stride, w->interleaved ? PYR_STACK : PYR_DOT_WEIGHTS, pyr_runtime_threads(be->rt));
   pyr_cpu_spans(be, quantize_rows, &c, n, c.cols);
-  pyr_parallel(be->rt, run_task, &c, pyr_ceil_div(c.rows, c.run));
+  pyr_parallel(be->rt, run_task, &c, pyr_cpu_run_count(&c.runs));
   return PYR_OK;
 }
