@@ -80,7 +80,7 @@ static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
   size_t need[] = { pyr_cpu_linear_scratch(k, work->cols), pyr_cpu_attention_scratch(k, group, work->head_dim, work->rows),
                     pyr_cpu_mass_scratch(k, group, work->head_dim), pyr_cpu_merge_scratch(k, work->head_dim),
                     pyr_cpu_signals_scratch(k, work->head_dim, work->rows),
-                    cpu->matmul ? pyr_cpu_bf16_scratch(work->cols) : 0 };
+                    cpu->matmul ? pyr_cpu_bf16_scratch(work->tokens, work->cols) : 0 };
   size_t each = cpu->scratch_each, threads = (size_t)pyr_runtime_threads(be->rt), bytes;
   for (size_t i = 0; i < sizeof need / sizeof *need; i++)
     if (need[i] > each) each = need[i];

@@ -39,7 +39,7 @@ static inline pyr_arena pyr_cpu_arena(const pyr_cpu *cpu, int worker) {
 
 /* Bytes of scratch that a call needs for each worker. `group` is heads / kv_heads; rows are a lane's. */
 size_t pyr_cpu_linear_scratch(const pyr_kernels *k, int64_t cols);
-size_t pyr_cpu_bf16_scratch(int64_t cols);
+size_t pyr_cpu_bf16_scratch(int64_t tokens, int64_t cols);
 size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim, int64_t rows);
 size_t pyr_cpu_mass_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim);
 size_t pyr_cpu_merge_scratch(const pyr_kernels *k, int32_t head_dim);

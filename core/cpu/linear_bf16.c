@@ -2,10 +2,11 @@
  *
  * Only where the runtime was asked for it (isa "avx512bf16" or "avx512int8"; precision = "bf16" or "int8" in Lua): it costs
  * about 1e-2 of a logit vector's norm. Under "avx512bf16" decode steps never come here (PYR_LINEAR_EXACT). x is rounded to bf16
- * once for the whole call. bf16 weights are used where they lie; quantised ones are turned into bf16 a panel of rows at a time, by the task that needs the panel. f32 and f16 weights hold more than bf16 can and stay with
- * linear.c. Sums are f32 throughout.
+ * once for the whole call. bf16 weights are used where they lie; quantised ones are turned into bf16 a panel of rows at a time, by
+ * the task that needs the panel. f32 and f16 weights hold more than bf16 can and stay with linear.c. Sums are f32 throughout.
  *
- * A task is a panel of weight rows for all tokens (PYR_CHUNK of the forward pass bounds them). */
+ * A task is a panel of weight rows for all tokens (PYR_CHUNK of the forward pass bounds them). Its product is made in the worker's
+ * scratch and then put where it belongs. */
 #include "cpu.h"
 
 #include <stdatomic.h>
@@ -33,8 +34,22 @@ bool pyr_cpu_bf16_takes(const pyr_cpu *cpu, pyr_dtype dtype, int64_t n) {
   return cpu->matmul != NULL && n >= FEWEST && dtype != PYR_F32 && dtype != PYR_F16;
 }
 
-size_t pyr_cpu_bf16_scratch(int64_t cols) {
-  return (size_t)pyr_round_up(QUANT_PANEL * cols * 2, 64) + (size_t)pyr_round_up(cols * 4, 64);
+typedef struct panel_scratch {
+  float *out;                            /* [tokens, panel] */
+  uint16_t *panel;                       /* [panel, cols], and */
+  float *values;                         /* [cols], of quantised weights */
+} panel_scratch;
+
+static panel_scratch scratch_of(pyr_arena *arena, int64_t tokens, int64_t cols) {
+  return (panel_scratch){ .out = pyr_arena_take(arena, tokens * PANEL, sizeof(float)),
+                          .panel = pyr_arena_take(arena, QUANT_PANEL * cols, sizeof(uint16_t)),
+                          .values = pyr_arena_take(arena, cols, sizeof(float)) };
+}
+
+size_t pyr_cpu_bf16_scratch(int64_t tokens, int64_t cols) {
+  pyr_arena arena = { NULL, 0 };
+  scratch_of(&arena, tokens, cols);
+  return arena.used;
 }
 
 static void round_rows(const void *ctx, int64_t begin, int64_t end) {
@@ -43,44 +58,43 @@ static void round_rows(const void *ctx, int64_t begin, int64_t end) {
 }
 
 /* Weight rows [row, row + count) as bf16, in the worker's scratch. */
-static const uint16_t *load_panel(const call *c, int worker, int64_t row, int64_t count) {
-  pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
-  uint16_t *panel = pyr_arena_take(&arena, QUANT_PANEL * c->cols, sizeof(uint16_t));
-  float *values = pyr_arena_take(&arena, c->cols, sizeof(float));
+static const uint16_t *load_panel(const call *c, const panel_scratch *s, int64_t row, int64_t count) {
   for (int64_t r = 0; r < count; r++) {
-    pyr_cpu_weights(c->cpu->kernels, values, c->w, row + r, 0, c->cols);
-    c->cpu->kernels->from_f32(panel + r * c->cols, PYR_BF16, values, c->cols);
+    pyr_cpu_weights(c->cpu->kernels, s->values, c->w, row + r, 0, c->cols);
+    c->cpu->kernels->from_f32(s->panel + r * c->cols, PYR_BF16, s->values, c->cols);
   }
-  return panel;
+  return s->panel;
 }
 
 static void panel_task(void *ctx, int64_t task, int worker) {
   call *c = ctx;
+  pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
+  panel_scratch s = scratch_of(&arena, c->n, c->cols);
   int64_t row = task * c->panel, count = pyr_least(c->panel, c->rows - row);
-  float *out = c->out + row;
-  if (c->bias)                           /* the product then adds to it */
-    for (int64_t t = 0; t < c->n; t++)
-      for (int64_t r = 0; r < count; r++) out[t * c->rows + r] = (c->accumulate ? out[t * c->rows + r] : 0) + c->bias[row + r];
   const uint16_t *b = c->w->dtype == PYR_BF16 ? (const uint16_t *)(const void *)((const uint8_t *)c->w->data + (size_t)row * c->w->stride)
-                                              : load_panel(c, worker, row, count);
+                                              : load_panel(c, &s, row, count);
   const pyr_product *product = count == c->panel ? c->whole : c->rest;
-  if (!pyr_matmul_run(c->cpu->matmul, product, worker, out, c->x16, b)) atomic_store(&c->failed, true);
+  if (!pyr_matmul_run(c->cpu->matmul, product, worker, s.out, c->x16, b)) {
+    atomic_store(&c->failed, true);
+    return;
+  }
+  for (int64_t t = 0; t < c->n; t++)
+    pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, s.out + t * count, (int)count, 1, (int)count, c->bias ? c->bias + row : NULL,
+                     c->accumulate);
 }
 
 pyr_status pyr_cpu_linear_bf16(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags) {
-  bool accumulate = flags & PYR_LINEAR_ADD;
   pyr_cpu *cpu = pyr_cpu_of(be);
   call c = { .cpu = cpu, .w = w, .x = x, .bias = bias, .out = out, .x16 = (uint16_t *)(void *)cpu->x16, .n = n, .rows = w->shape[0],
-             .cols = w->shape[1], .accumulate = accumulate };
+             .cols = w->shape[1], .accumulate = flags & PYR_LINEAR_ADD };
   bool direct = w->dtype == PYR_BF16;
-  pyr_status status = pyr_cpu_check(be, "linear", direct ? 0 : pyr_cpu_bf16_scratch(c.cols));
+  pyr_status status = pyr_cpu_check(be, "linear", pyr_cpu_bf16_scratch(n, c.cols));
   if (status == PYR_OK && (size_t)(n * c.cols) * 2 > cpu->x16_bytes)
     status = pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
   if (status != PYR_OK) return status;
   int64_t share = pyr_round_up(pyr_ceil_div(c.rows, 4 * pyr_runtime_threads(be->rt)), PANEL_LEAST);
   c.panel = pyr_least(pyr_least(share, direct ? PANEL : QUANT_PANEL), c.rows);
-  pyr_matmul_shape shape = { .m = n, .n = c.panel, .k = c.cols, .ldb = direct ? (int64_t)(w->stride / 2) : c.cols, .ldout = c.rows,
-                             .accumulate = accumulate || bias };
+  pyr_matmul_shape shape = { .m = n, .n = c.panel, .k = c.cols, .ldb = direct ? (int64_t)(w->stride / 2) : c.cols };
   status = pyr_matmul_prepare(cpu->matmul, &shape, &c.whole);
   if (status == PYR_OK && c.rows % c.panel != 0) {
     shape.n = c.rows % c.panel;

@@ -99,36 +99,29 @@ void pyr_matmul_close(pyr_matmul *mm) {
 /* ---- primitives -------------------------------------------------------------------------------------------------------- */
 
 static bool same_shape(const pyr_matmul_shape *a, const pyr_matmul_shape *b) {
-  return a->m == b->m && a->n == b->n && a->k == b->k && a->ldb == b->ldb && a->ldout == b->ldout && a->accumulate == b->accumulate;
+  return a->m == b->m && a->n == b->n && a->k == b->k && a->ldb == b->ldb;
 }
 
 /* Makes p's primitive; the caller has set one OpenMP thread, which oneDNN plans for. */
 static dnnl_status_t make_primitive(pyr_matmul *mm, pyr_product *p) {
   const pyr_matmul_shape *s = &p->shape;
   dnnl_dims_t a = { s->m, s->k }, b = { s->k, s->n }, out = { s->m, s->n };
-  dnnl_dims_t b_strides = { 1, s->ldb }, out_strides = { s->ldout, 1 };
+  dnnl_dims_t b_strides = { 1, s->ldb };
   dnnl_matmul_desc_t desc;
   dnnl_primitive_attr_t attr = NULL;
-  dnnl_post_ops_t ops = NULL;
   dnnl_primitive_desc_t pd = NULL;
   dnnl_status_t code = dnnl_memory_desc_init_by_tag(&p->a, 2, a, dnnl_bf16, dnnl_ab);
   if (code == dnnl_success) code = dnnl_memory_desc_init_by_strides(&p->b, 2, b, dnnl_bf16, b_strides);
-  if (code == dnnl_success) code = dnnl_memory_desc_init_by_strides(&p->out, 2, out, dnnl_f32, out_strides);
+  if (code == dnnl_success) code = dnnl_memory_desc_init_by_tag(&p->out, 2, out, dnnl_f32, dnnl_ab);
   if (code == dnnl_success) code = dnnl_matmul_desc_init(&desc, &p->a, &p->b, NULL, &p->out);
   if (code == dnnl_success) code = dnnl_primitive_attr_create(&attr);
   if (code == dnnl_success) code = dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user);
-  if (code == dnnl_success && s->accumulate) {
-    code = dnnl_post_ops_create(&ops);
-    if (code == dnnl_success) code = dnnl_post_ops_append_sum(ops, 1.0f);
-    if (code == dnnl_success) code = dnnl_primitive_attr_set_post_ops(attr, ops);
-  }
   if (code == dnnl_success) code = dnnl_primitive_desc_create(&pd, &desc, attr, mm->engine, NULL);
   if (code == dnnl_success) {
     p->scratch = *dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
     code = dnnl_primitive_create(&p->primitive, pd);
   }
   if (pd) dnnl_primitive_desc_destroy(pd);
-  if (ops) dnnl_post_ops_destroy(ops);
   if (attr) dnnl_primitive_attr_destroy(attr);
   return code;
 }
