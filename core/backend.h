@@ -74,6 +74,13 @@ typedef struct pyr_attention {   /* causal attention of n queries of one sequenc
   const pyr_track *track;        /* host; NULL: none. Only with n == 1 and lanes that have a history */
 } pyr_attention;
 
+typedef struct pyr_append {      /* the next n rows of a sequence's kv_heads lanes */
+  const pyr_lane_view *lanes;    /* host [kv_heads]; rows [rows, rows + n) are there and writable */
+  const float *k, *v;            /* [n, kv_heads, head_dim] */
+  const int32_t *positions;      /* [n] */
+  int64_t n;
+} pyr_append;
+
 typedef struct pyr_range {       /* rows [begin, end) of a lane, none if end <= begin */
   int64_t begin, end;
   int64_t origin;                /* a weighting counts rows from here: row j is j - origin */
@@ -173,12 +180,12 @@ struct pyr_backend {
   pyr_status (*take_i32)(pyr_backend *be, int32_t *x /* in place, likewise */, const int32_t *idx, int64_t k);
 
   /* cache rows */
-  /* writes k and v [n, stride] (head_dim values each, `stride` floats apart) as rows [at, at+n) of a lane */
-  pyr_status (*store)(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, int64_t at, const float *k, const float *v, int64_t n, int64_t stride);
+  /* writes K, V and positions of new rows, of `count` sequences */
+  pyr_status (*store)(pyr_backend *be, const pyr_append *a, int count, pyr_layout layout, int32_t kv_heads);
   pyr_status (*attention)(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);
-  /* rows idx[0..k) of src move to rows 0..k of dst (pages, positions and history); dst may be src; the pages of dst
-   * are writable. idx [k] ascending. */
-  pyr_status (*gather)(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, pyr_layout layout, const int32_t *idx, int64_t k);
+  /* for each of `count` lanes, rows idx[0..k) of src move to rows 0..k of dst (pages, positions and history); dst may be src; the
+   * pages of dst are writable. dst, src: host [count]; idx [k] ascending. */
+  pyr_status (*gather)(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, int count, pyr_layout layout, const int32_t *idx, int64_t k);
   /* Rows of the lane that are not among idx [k], ascending, are merged into their most similar row that is: the one whose
    * K has the largest cosine with theirs, ties to the lower row, if that is at least `threshold` (NaN never is; a row of
    * zeros has cosine 0 with every other). K and V of a row that takes m others in become the means over all m + 1. Other

@@ -145,56 +145,62 @@ pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from) {
   return status;
 }
 
-pyr_status pyr_lane_gather(pyr_cache *cache, pyr_lane *lane, const int32_t *idx, int64_t keep, int64_t fixed) {
+/* Pages to take the place of shared ones among `changed` pages from `skip` on of each lane, in fresh [count, changed] (NULL where
+ * a page stays), and in data what the tables will then hold. */
+static pyr_status fresh_pages(pyr_cache *cache, const pyr_lane *lanes, int count, int64_t skip, int64_t changed, pyr_page **fresh,
+                              void **data) {
+  for (int64_t i = 0; i < count * changed; i++) {
+    pyr_page *old = lanes[i / changed].pages[skip + i % changed];
+    pyr_status status = old->refs > 1 ? pyr_page_new(cache->pool, &fresh[i]) : PYR_OK;
+    if (status != PYR_OK) return status;
+    data[i] = fresh[i] ? fresh[i]->data : old->data;
+  }
+  return PYR_OK;
+}
+
+pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_lane_view *views, const int32_t *idx, int64_t keep,
+                            int64_t fixed) {
   pyr_pool *pool = cache->pool;
   pyr_runtime *rt = pool->rt;
-  if (keep >= lane->rows) return PYR_OK;
   int64_t skip = fixed / PYR_PAGE_ROWS;                    /* leading pages whose rows stay where they are */
-  int64_t count = pages_for(keep), changed = count > skip ? count - skip : 0, copied = 0;
-  int64_t offset = skip * PYR_PAGE_ROWS;
-  size_t bytes = (size_t)changed * sizeof(void *);
+  int64_t pages = pages_for(keep), changed = pages > skip ? pages - skip : 0, offset = skip * PYR_PAGE_ROWS;
+  size_t bytes = (size_t)(count * changed) * sizeof(void *);
   pyr_status status = PYR_OK;
   pyr_page **fresh = NULL;
   void **data = NULL;
   bool shared = false;
-  for (int64_t p = 0; p < changed; p++) shared = shared || lane->pages[skip + p]->refs > 1;
-  if (changed > 0) {
-    if (shared) {
-      fresh = pyr_alloc_zero(rt, bytes);
-      data = pyr_alloc(rt, bytes);
-      if (!fresh || !data) {
-        status = pyr_nomem(rt, bytes, "a page table");
-        goto done;
-      }
-    }
-    for (int64_t p = 0; p < changed && shared; p++) {
-      pyr_page *old = lane->pages[skip + p];
-      if (old->refs > 1) {
-        status = pyr_page_new(pool, &fresh[p]);
-        if (status != PYR_OK) goto done;
-        copied++;
-      }
-      data[p] = fresh[p] ? fresh[p]->data : old->data;
-    }
-    pyr_lane_view src = pyr_lane_get_view(lane);
-    pyr_lane_view dst = { shared ? data : lane->data + skip, lane->positions + offset,
-                          lane->history ? lane->history + offset : NULL, keep - offset };
-    status = pool->be->gather(pool->be, &dst, &src, pool->layout, idx + offset, keep - offset);
-    if (status != PYR_OK) goto done;
-    for (int64_t p = 0; p < changed && shared; p++) {
-      if (!fresh[p]) continue;
-      pyr_page_free(pool, lane->pages[skip + p]);
-      lane->pages[skip + p] = fresh[p];
-      lane->data[skip + p] = data[p];
-      fresh[p] = NULL;
-    }
+  if (keep >= lanes[0].rows) return PYR_OK;
+  for (int64_t i = 0; i < count * changed; i++) shared = shared || lanes[i / changed].pages[skip + i % changed]->refs > 1;
+  if (shared) {
+    fresh = pyr_alloc_zero(rt, bytes);
+    data = pyr_alloc(rt, bytes);
+    status = fresh && data ? fresh_pages(cache, lanes, count, skip, changed, fresh, data) : pyr_nomem(rt, bytes, "a page table");
   }
-  cache->evicted += lane->rows - keep;
-  lane->rows = keep;
-  pyr_lane_trim(cache, lane);
-done:
-  if (fresh && copied)
-    for (int64_t p = 0; p < changed; p++) pyr_page_free(pool, fresh[p]);
+  for (int i = 0; i < count; i++) {
+    pyr_lane *lane = &lanes[i];
+    views[i] = (pyr_lane_view){ shared ? data + i * changed : lane->data + skip, lane->positions + offset,
+                                lane->history ? lane->history + offset : NULL, keep - offset };
+    views[count + i] = pyr_lane_get_view(lane);
+  }
+  if (status == PYR_OK && changed > 0)
+    status = pool->be->gather(pool->be, views, views + count, count, pool->layout, idx + offset, keep - offset);
+  for (int64_t i = 0; i < count * changed && shared && fresh; i++) {
+    pyr_lane *lane = &lanes[i / changed];
+    int64_t page = skip + i % changed;
+    if (!fresh[i]) continue;
+    if (status != PYR_OK) {
+      pyr_page_free(pool, fresh[i]);
+      continue;
+    }
+    pyr_page_free(pool, lane->pages[page]);
+    lane->pages[page] = fresh[i];
+    lane->data[page] = data[i];
+  }
+  for (int i = 0; i < count && status == PYR_OK; i++) {
+    cache->evicted += lanes[i].rows - keep;
+    lanes[i].rows = keep;
+    pyr_lane_trim(cache, &lanes[i]);
+  }
   pyr_release(rt, fresh, fresh ? bytes : 0);
   pyr_release(rt, data, data ? bytes : 0);
   return status;

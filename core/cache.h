@@ -57,9 +57,11 @@ void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows);
 void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane);
 /* Copies shared pages from row `from` on, so that a later gather cannot fail. */
 pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from);
-/* Keeps rows idx[0..keep), ascending backend memory, of which the first `fixed` are known to be 0..fixed-1: pages of
- * those stay shared. Fails, and allocates, only where shared pages must be copied; then the lane is as before. */
-pyr_status pyr_lane_gather(pyr_cache *cache, pyr_lane *lane, const int32_t *idx, int64_t keep, int64_t fixed);
+/* Keeps rows idx[0..keep), ascending backend memory, of which the first `fixed` are known to be 0..fixed-1, in each of `count`
+ * lanes that follow each other and hold equally many: pages of those stay shared. Fails, and allocates, only where shared pages
+ * must be copied; then the lanes are as before. views: scratch, host [2 * count]. */
+pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_lane_view *views, const int32_t *idx, int64_t keep,
+                            int64_t fixed);
 
 /* A copy that shares all pages; also the snapshot that a failed prefill returns to. */
 pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out);

@@ -92,20 +92,13 @@ static pyr_status layer_project(pyr_forward *f, const pyr_layer *l, const float 
   return s == PYR_OK ? be->linear(be, f->v, f->h, &l->v, l->v_bias, n, f->exact) : s;
 }
 
-/* Stores tokens [at, at + n) of the chunk's k and v as the next rows of a layer's lanes. The lanes are reserved. */
-static pyr_status layer_store(pyr_forward *f, pyr_cache *cache, int layer, int64_t at, const int32_t *pos, int64_t n) {
-  const pyr_model_config *c = &f->model->config;
-  int64_t stride = (int64_t)c->kv_heads * c->head_dim;
-  for (int head = 0; head < c->kv_heads; head++) {
-    pyr_lane *lane = pyr_cache_lane(cache, layer, head);
-    pyr_lane_view view = pyr_lane_get_view(lane);
-    int64_t offset = at * stride + (int64_t)head * c->head_dim;
-    pyr_status s = f->be->store(f->be, &view, f->layout, lane->rows, f->k + offset, f->v + offset, n, stride);
-    if (s == PYR_OK) s = f->be->copy(f->be, lane->positions + lane->rows, pos, (size_t)n * sizeof(int32_t));
-    if (s != PYR_OK) return s;
-    lane->rows += n;
-  }
-  return PYR_OK;
+static void get_views(const pyr_cache *cache, int layer, pyr_lane_view *views) {
+  for (int head = 0; head < cache->heads; head++) views[head] = pyr_lane_get_view(pyr_cache_lane(cache, layer, head));
+}
+
+/* Counts n rows that were stored in a layer's lanes, of which `views` are. */
+static void add_rows(pyr_cache *cache, int layer, pyr_lane_view *views, int64_t n) {
+  for (int head = 0; head < cache->heads; head++) views[head].rows = pyr_cache_lane(cache, layer, head)->rows += n;
 }
 
 /* x += att W_o;  x += mlp(x). */
@@ -126,10 +119,6 @@ static pyr_status project_logits(pyr_forward *f, const float *x, int64_t n) {
   const pyr_model_config *c = &f->model->config;
   pyr_status s = f->be->rms_norm(f->be, f->h, x, f->model->out_norm, n, c->width, c->norm_eps);
   return s == PYR_OK ? f->be->linear(f->be, f->logits, f->h, &f->model->output, NULL, n, f->exact) : s;
-}
-
-static void get_views(const pyr_cache *cache, int layer, pyr_lane_view *views) {
-  for (int head = 0; head < cache->heads; head++) views[head] = pyr_lane_get_view(pyr_cache_lane(cache, layer, head));
 }
 
 static pyr_status check_tokens(const pyr_cache *cache, const int32_t *ids, int64_t n) {
@@ -186,9 +175,11 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, pyr_plan_run *run, in
     rot = f->rot;
   }
   if (s == PYR_OK) s = layer_project(f, l, x, rot, n, queries);
-  if (s == PYR_OK) s = layer_store(f, p->cache, layer, 0, f->pos + at, n);
+  get_views(p->cache, layer, p->views);                  /* the lanes are reserved */
+  pyr_append rows = { .lanes = p->views, .k = f->k, .v = f->v, .positions = f->pos + at, .n = n };
+  if (s == PYR_OK) s = f->be->store(f->be, &rows, 1, f->layout, c->kv_heads);
+  if (s == PYR_OK) add_rows(p->cache, layer, p->views, n);
   if (s != PYR_OK || !queries) return s;
-  get_views(p->cache, layer, p->views);
   pyr_attention a = { .out = f->att, .lse = wanted ? f->lse : NULL, .q = f->q, .q_pos = f->pos + at, .lanes = p->views,
                       .n = n, .window = c->window ? c->window[layer] : 0 };
   s = f->be->attention(f->be, &a, 1, f->layout, c->heads, c->kv_heads, f->model->scale);
@@ -331,6 +322,7 @@ typedef struct pyr_step_run {
   pyr_forward f;
   pyr_due *due;
   int64_t due_count;
+  pyr_append *rows;                /* host [count] */
   pyr_attention *attention;        /* host [count] */
   pyr_track *tracks;               /* host [count] */
   pyr_lane_view *views;            /* host [count * kv_heads] */
@@ -382,17 +374,19 @@ static pyr_status step_layer(pyr_step_run *r, int layer) {
   pyr_forward *f = &r->f;
   const pyr_model_config *c = &f->model->config;
   const pyr_layer *l = &f->model->layers[layer];
-  int64_t width = (int64_t)c->heads * c->head_dim;
+  int64_t width = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
   pyr_status s = layer_project(f, l, f->x, r->turned ? f->rot + (int64_t)layer * r->count : f->pos, r->count, true);
-  for (int i = 0; i < r->count && s == PYR_OK; i++) {
-    pyr_cache *cache = r->caches[i];
-    bool tracked = pyr_plan_track(cache, layer, &r->tracks[i]);        /* before the row is stored */
-    s = layer_store(f, cache, layer, i, f->pos + i, 1);
-    get_views(cache, layer, r->views + (int64_t)i * c->kv_heads);
-    r->attention[i] = (pyr_attention){ .out = f->att + i * width, .q = f->q + i * width, .q_pos = f->pos + i,
-                                       .lanes = r->views + (int64_t)i * c->kv_heads, .n = 1,
-                                       .window = c->window ? c->window[layer] : 0, .track = tracked ? &r->tracks[i] : NULL };
+  for (int i = 0; i < r->count; i++) {
+    pyr_lane_view *views = r->views + (int64_t)i * c->kv_heads;
+    bool tracked = pyr_plan_track(r->caches[i], layer, &r->tracks[i]);        /* before the row is there */
+    get_views(r->caches[i], layer, views);
+    r->rows[i] = (pyr_append){ .lanes = views, .k = f->k + i * kv, .v = f->v + i * kv, .positions = f->pos + i, .n = 1 };
+    r->attention[i] = (pyr_attention){ .out = f->att + i * width, .q = f->q + i * width, .q_pos = f->pos + i, .lanes = views,
+                                       .n = 1, .window = c->window ? c->window[layer] : 0,
+                                       .track = tracked ? &r->tracks[i] : NULL };
   }
+  if (s == PYR_OK) s = f->be->store(f->be, r->rows, r->count, f->layout, c->kv_heads);
+  for (int i = 0; i < r->count && s == PYR_OK; i++) add_rows(r->caches[i], layer, r->views + (int64_t)i * c->kv_heads, 1);
   if (s == PYR_OK) s = f->be->attention(f->be, r->attention, r->count, f->layout, c->heads, c->kv_heads, f->model->scale);
   return s == PYR_OK ? layer_finish(f, l, f->x, f->att, r->count) : s;
 }
@@ -436,19 +430,20 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
     }
   if (r.turned) turned = (int64_t)c->layers * count;
 
-  /* host arrays in one block: due plans, attention calls, tracks, views, what plans take, positions */
+  /* host arrays in one block: due plans, new rows, attention calls, tracks, views, what plans take, positions */
   size_t due_bytes = (size_t)r.due_count * sizeof *r.due, attention_bytes = (size_t)count * sizeof *r.attention;
-  size_t track_bytes = (size_t)count * sizeof *r.tracks, view_bytes = (size_t)count * (size_t)c->kv_heads * sizeof *r.views;
+  size_t row_bytes = (size_t)count * sizeof *r.rows, track_bytes = (size_t)count * sizeof *r.tracks, view_bytes = (size_t)count * (size_t)c->kv_heads * sizeof *r.views;
   size_t plan_bytes = r.due_count ? pyr_judge_host_bytes(caches[0]) : 0, pos_bytes = (size_t)count * sizeof *pos;
-  size_t host_bytes = due_bytes + attention_bytes + track_bytes + view_bytes + plan_bytes + pos_bytes;
+  size_t host_bytes = due_bytes + row_bytes + attention_bytes + track_bytes + view_bytes + plan_bytes + pos_bytes;
   host_bytes += (size_t)turned * sizeof *rot;
   char *host = pyr_alloc(rt, host_bytes);
   if (!host) return pyr_nomem(rt, host_bytes, "a step");
   r.due = (pyr_due *)host;
-  r.attention = (pyr_attention *)(host + due_bytes);
-  r.tracks = (pyr_track *)(host + due_bytes + attention_bytes);
-  r.views = (pyr_lane_view *)(host + due_bytes + attention_bytes + track_bytes);
-  r.plan_host = host + due_bytes + attention_bytes + track_bytes + view_bytes;
+  r.rows = (pyr_append *)(host + due_bytes);
+  r.attention = (pyr_attention *)((char *)r.rows + row_bytes);
+  r.tracks = (pyr_track *)((char *)r.attention + attention_bytes);
+  r.views = (pyr_lane_view *)((char *)r.tracks + track_bytes);
+  r.plan_host = (char *)r.views + view_bytes;
   pos = (int32_t *)((char *)r.plan_host + plan_bytes);
   rot = pos + count;
   for (int i = 0; i < count; i++) {

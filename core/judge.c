@@ -133,11 +133,12 @@ int64_t pyr_judge_carve(const pyr_judge *j, int depth, float *base, pyr_judge_wo
 }
 
 size_t pyr_judge_host_bytes(const pyr_cache *cache) {
-  return (size_t)cache->heads * (sizeof(pyr_segment) + sizeof(int32_t));
+  return (size_t)cache->heads * (2 * sizeof(pyr_lane_view) + sizeof(pyr_segment) + sizeof(int32_t));
 }
 
 void pyr_judge_carve_host(const pyr_cache *cache, void *host, pyr_judge_work *work) {
-  work->segments = host;
+  work->views = host;
+  work->segments = (pyr_segment *)(work->views + 2 * cache->heads);
   work->counts = (int32_t *)(work->segments + cache->heads);
 }
 
@@ -171,27 +172,30 @@ static pyr_status list_survivors(const pyr_judge *j, const pyr_judge_work *w, co
   return be->iota(be, w->idx + head + chosen, (int32_t)(s->rows - s->last - shift), s->last);
 }
 
-/* Keeps rows idx[0..kept) of a lane, the first `fixed` of which are 0..fixed-1. */
-static pyr_status evict(const pyr_judge *j, const pyr_judge_work *w, int head, const int32_t *idx, int64_t kept, int64_t fixed) {
+/* Keeps rows idx[0..kept), the first `fixed` of which are 0..fixed-1, in each of `count` equally long lanes from `head` on. */
+static pyr_status evict(const pyr_judge *j, const pyr_judge_work *w, int head, int count, const int32_t *idx, int64_t kept,
+                        int64_t fixed) {
   pyr_cache *cache = j->cache;
   pyr_backend *be = cache->pool->be;
+  pyr_layout layout = cache->pool->layout;
   const pyr_model_config *c = &cache->pool->model->config;
-  pyr_lane *lane = pyr_cache_lane(cache, j->layer, head);
+  pyr_lane *lanes = pyr_cache_lane(cache, j->layer, head);
   bool compact = cache->states[j->layer].compact;
-  if (kept >= lane->rows) return PYR_OK;
+  if (kept >= lanes->rows) return PYR_OK;
   pyr_status status = PYR_OK;
-  pyr_lane_view view;
-  if (j->plan->merge) {
-    status = pyr_lane_unshare(cache, lane, 0);
-    view = pyr_lane_get_view(lane);
-    if (status == PYR_OK) status = be->merge(be, &view, cache->pool->layout, idx, kept, j->plan->threshold, w->links);
+  for (int i = 0; i < count && status == PYR_OK && j->plan->merge; i++) {
+    status = pyr_lane_unshare(cache, &lanes[i], 0);
+    pyr_lane_view view = pyr_lane_get_view(&lanes[i]);
+    if (status == PYR_OK) status = be->merge(be, &view, layout, idx, kept, j->plan->threshold, w->links);
   }
-  if (status == PYR_OK) status = pyr_lane_gather(cache, lane, idx, kept, fixed);
-  if (status == PYR_OK && compacts(j)) status = pyr_lane_unshare(cache, lane, compact ? fixed : 0);
-  if (status != PYR_OK || !compacts(j)) return status;
-  view = pyr_lane_get_view(lane);
-  return be->rotate(be, &view, cache->pool->layout, compact ? idx : lane->positions, cache->pool->model->rope_freq, c->rope_dims,
-                    c->rope_style);
+  if (status == PYR_OK) status = pyr_lanes_gather(cache, lanes, count, w->views, idx, kept, fixed);
+  for (int i = 0; i < count && status == PYR_OK && compacts(j); i++) {
+    status = pyr_lane_unshare(cache, &lanes[i], compact ? fixed : 0);
+    pyr_lane_view view = pyr_lane_get_view(&lanes[i]);
+    if (status == PYR_OK)
+      status = be->rotate(be, &view, layout, compact ? idx : view.positions, cache->pool->model->rope_freq, c->rope_dims, c->rope_style);
+  }
+  return status;
 }
 
 /* One group of lanes after the other: all of the layer, or each by itself. */
@@ -210,7 +214,7 @@ static pyr_status run_groups(const pyr_judge *j, pyr_signals *signals, const pyr
     if (s.most > 0) status = pyr_score_eval(&j->plan->score, signals, g * count, count, w->scratch, &score);
     if (status == PYR_OK && (j->plan->prune & PYR_PRUNE_CACHE)) {
       status = list_survivors(j, w, &s, score, 0, &kept);
-      for (int i = 0; i < count && status == PYR_OK; i++) status = evict(j, w, g * count + i, w->idx, kept, s.first);
+      if (status == PYR_OK) status = evict(j, w, g * count, count, w->idx, kept, s.first);
     }
     if (status == PYR_OK && hidden) status = list_survivors(j, w, &s, score, s.rows - j->fresh, hidden);
     if (status != PYR_OK) return status;
@@ -245,7 +249,7 @@ static pyr_status run_pool(const pyr_judge *j, pyr_signals *signals, const pyr_j
     int32_t *idx = w->idx + w->segments[head].at - s.first;
     if (s.first) status = be->iota(be, idx, 0, s.first);
     if (status == PYR_OK && s.last) status = be->iota(be, idx + s.first + chosen, (int32_t)(s.rows - s.last), s.last);
-    if (status == PYR_OK) status = evict(j, w, head, idx, s.first + chosen + s.last, s.first);
+    if (status == PYR_OK) status = evict(j, w, head, 1, idx, s.first + chosen + s.last, s.first);
   }
   return status;
 }

@@ -45,6 +45,7 @@ const char *pyr_judge_fault(const pyr_judge *j, const char **field);
 typedef struct pyr_judge_work {   /* what running takes, laid out by pyr_judge_carve */
   float *scratch, *scores;
   int32_t *idx, *chosen, *cuts, *links;   /* backend memory, as are the floats */
+  pyr_lane_view *views;            /* host [2 * heads] */
   pyr_segment *segments;           /* host [heads] */
   int32_t *counts;                 /* host [heads] */
 } pyr_judge_work;

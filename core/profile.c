@@ -110,13 +110,18 @@ WRAPPER(silu_mul, (pyr_backend *be, float *gate, const float *up, int64_t n), (b
 WRAPPER(take_rows, (pyr_backend *be, float *x, const int32_t *idx, int64_t k, int64_t d), (be, x, idx, k, d), 0, 8.0 * (double)(k * d))
 WRAPPER(take_i32, (pyr_backend *be, int32_t *x, const int32_t *idx, int64_t k), (be, x, idx, k), 0, 8.0 * (double)k)
 
-WRAPPER(store, (pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, int64_t at, const float *k, const float *v, int64_t n, int64_t stride),
-        (be, lane, layout, at, k, v, n, stride), 0, 2.0 * (double)n * (4.0 * layout.head_dim + row_of(layout)))
+static double appended(const pyr_append *a, int calls, pyr_layout layout, int32_t kv_heads) {
+  double tokens = 0;
+  for (int i = 0; i < calls; i++) tokens += (double)a[i].n;
+  return 2 * tokens * kv_heads * (4.0 * layout.head_dim + row_of(layout));
+}
+WRAPPER(store, (pyr_backend *be, const pyr_append *a, int calls, pyr_layout layout, int32_t kv_heads),
+        (be, a, calls, layout, kv_heads), 0, appended(a, calls, layout, kv_heads))
 WRAPPER(attention, (pyr_backend *be, const pyr_attention *a, int calls, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale),
         (be, a, calls, layout, heads, kv_heads, scale), attention_flops(a, calls, layout, heads, kv_heads),
         attention_bytes(a, calls, layout, heads, kv_heads))
-WRAPPER(gather, (pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, pyr_layout layout, const int32_t *idx, int64_t k),
-        (be, dst, src, layout, idx, k), 0, 4.0 * (double)k * row_of(layout))
+WRAPPER(gather, (pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, int lanes, pyr_layout layout, const int32_t *idx, int64_t k),
+        (be, dst, src, lanes, layout, idx, k), 0, 4.0 * lanes * (double)k * row_of(layout))
 
 static double ranged_rows(const pyr_mass *m, int32_t kv_heads) {
   double rows = 0;

@@ -193,7 +193,8 @@ size_t cuda_attention_scratch(const pyr_work *work) {
 }
 
 size_t cuda_attention_table(const pyr_work *work) {
-  size_t lane = sizeof(pyr_lane_view) + static_cast<size_t>(ceil_div(work->rows, PYR_PAGE_ROWS)) * sizeof(void *) + 32;
+  /* `gather` describes what lanes are to be beside what they are */
+  size_t lane = 2 * (sizeof(pyr_lane_view) + static_cast<size_t>(ceil_div(work->rows, PYR_PAGE_ROWS)) * sizeof(void *) + 32);
   return static_cast<size_t>(work->sequences) * (sizeof(attend_call) + 32 + static_cast<size_t>(work->kv_heads) * lane);
 }
 

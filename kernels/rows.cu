@@ -9,34 +9,51 @@ static __device__ __forceinline__ int64_t row_of_grid() { return static_cast<int
 
 /* ---- store --------------------------------------------------------------------------------------------------------------- */
 
-/* A warp for a row of K and of V. */
-static __global__ void store_kernel(pyr_lane_view lane, row_format f, int64_t at, const float *k, const float *v, int64_t n,
-                                    int64_t stride) {
-  int64_t i = row_of_grid();
-  if (i >= n) return;
-  write_row(row_at(lane, f.bytes, at + i, 0), f.dtype, k + i * stride, f.d);
-  write_row(row_at(lane, f.bytes, at + i, 1), f.dtype, v + i * stride, f.d);
+/* A warp for a row of K and of V: a token's in one of its sequence's lanes. One launch for all sequences, calls [count]. */
+static __global__ void store_kernel(const pyr_append *calls, row_format f, int32_t kv_heads) {
+  const pyr_append a = calls[blockIdx.y];
+  int64_t from = row_of_grid(), i = from / kv_heads;
+  if (i >= a.n) return;
+  const pyr_lane_view lane = a.lanes[from % kv_heads];
+  write_row(row_at(lane, f.bytes, lane.rows + i, 0), f.dtype, a.k + from * f.d, f.d);
+  write_row(row_at(lane, f.bytes, lane.rows + i, 1), f.dtype, a.v + from * f.d, f.d);
+  if (lane_of_warp() == 0) lane.positions[lane.rows + i] = a.positions[i];
 }
 
-static pyr_status cuda_store(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, int64_t at, const float *k,
-                             const float *v, int64_t n, int64_t stride) {
-  pyr_lane_view view;
-  if (n <= 0) return PYR_OK;
-  pyr_status status = cuda_send_lane(be, "store", &view, lane, at, at + n);
+static pyr_status cuda_store(pyr_backend *be, const pyr_append *a, int count, pyr_layout layout, int32_t kv_heads) {
+  pyr_append *calls, *device_calls;
+  pyr_lane_view *lanes, *device_lanes;
+  int64_t most = 0;
+  cuda_table_begin(be);
+  calls = cuda_room(be, count, &device_calls);
+  lanes = cuda_room(be, static_cast<int64_t>(count) * kv_heads, &device_lanes);
+  bool fits = calls != nullptr && lanes != nullptr;
+  for (int i = 0; i < count && fits; i++) {
+    calls[i] = a[i];
+    calls[i].lanes = device_lanes + static_cast<int64_t>(i) * kv_heads;
+    most = a[i].n > most ? a[i].n : most;
+    for (int32_t g = 0; g < kv_heads && fits; g++, lanes++)
+      fits = cuda_put_lane(be, lanes, &a[i].lanes[g], a[i].lanes[g].rows, a[i].lanes[g].rows + a[i].n);
+  }
+  if (fits && most == 0) return PYR_OK;
+  pyr_status status = cuda_table_send(be, "store", fits);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(store_kernel, blocks_of(n), WARPS * WARP, 0, cuda_of(be)->stream, view, format_of(layout), at, k, v, n, stride);
+  PYR_LAUNCH(store_kernel, dim3(blocks_of(most * kv_heads), static_cast<unsigned>(count)), WARPS * WARP, 0, cuda_of(be)->stream,
+             device_calls, format_of(layout), kv_heads);
   return cuda_launched(be, "store");
 }
 
 /* ---- gather -------------------------------------------------------------------------------------------------------------- */
 
-/* Rows move only towards the front, and a block moves a column of all of them, a tile at a time: all of a tile is read before
+/* Rows move only towards the front, and a block moves a column of all of a lane's, a tile at a time: all of a tile is read before
  * any of it is written, and later tiles read only rows behind it. Columns are COLUMN bytes of K or of V, a piece of PIECE bytes
  * for a thread; the last block moves positions and history. */
 static constexpr int PIECES = 8;                     /* pieces of a row that a block moves */
 
 template <typename PIECE>
-static __global__ void gather_kernel(pyr_lane_view dst, pyr_lane_view src, int bytes, const int32_t *idx, int64_t k) {
+static __global__ void gather_kernel(const pyr_lane_view *to_lanes, const pyr_lane_view *from_lanes, int bytes, const int32_t *idx,
+                                     int64_t k) {
+  const pyr_lane_view dst = to_lanes[blockIdx.y], src = from_lanes[blockIdx.y];
   int pieces = bytes / static_cast<int>(sizeof(PIECE)), columns = (pieces + PIECES - 1) / PIECES;
   if (static_cast<int>(blockIdx.x) == 2 * columns) {
     for (int64_t tile = 0; tile < k; tile += blockDim.x) {
@@ -67,22 +84,26 @@ static __global__ void gather_kernel(pyr_lane_view dst, pyr_lane_view src, int b
 
 struct piece16 { uint64_t half[2]; };
 
-static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, pyr_layout layout,
+static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, int count, pyr_layout layout,
                               const int32_t *idx, int64_t k) {
-  pyr_lane_view to, from;
+  pyr_lane_view *to, *from, *device_to, *device_from;
   cudaStream_t stream = cuda_of(be)->stream;
   int bytes = format_of(layout).bytes;
-  if (k <= 0) return PYR_OK;
+  if (k <= 0 || count <= 0) return PYR_OK;
   cuda_table_begin(be);
-  bool fits = cuda_put_lane(be, &to, dst, 0, k) && cuda_put_lane(be, &from, src, 0, src->rows);
+  to = cuda_room(be, count, &device_to);
+  from = cuda_room(be, count, &device_from);
+  bool fits = to != nullptr && from != nullptr;
+  for (int i = 0; i < count && fits; i++)
+    fits = cuda_put_lane(be, to + i, dst + i, 0, k) && cuda_put_lane(be, from + i, src + i, 0, src[i].rows);
   pyr_status status = cuda_table_send(be, "gather", fits);
   if (status != PYR_OK) return status;
   if (bytes % 16 == 0)
-    PYR_LAUNCH(gather_kernel<piece16>, 2 * static_cast<unsigned>(ceil_div(bytes / 16, PIECES)) + 1, 256, 0, stream, to, from,
-               bytes, idx, k);
+    PYR_LAUNCH(gather_kernel<piece16>, dim3(2 * static_cast<unsigned>(ceil_div(bytes / 16, PIECES)) + 1, static_cast<unsigned>(count)),
+               256, 0, stream, device_to, device_from, bytes, idx, k);
   else
-    PYR_LAUNCH(gather_kernel<uint16_t>, 2 * static_cast<unsigned>(ceil_div(bytes / 2, PIECES)) + 1, 256, 0, stream, to, from,
-               bytes, idx, k);
+    PYR_LAUNCH(gather_kernel<uint16_t>, dim3(2 * static_cast<unsigned>(ceil_div(bytes / 2, PIECES)) + 1, static_cast<unsigned>(count)),
+               256, 0, stream, device_to, device_from, bytes, idx, k);
   return cuda_launched(be, "gather");
 }
 

@@ -93,7 +93,7 @@ static void push_lane(lua_State *L, pyr_backend *be, const pyr_lane_view *lane, 
   }
 }
 
-static const pyr_lane_view *check_lanes(lua_State *L, pyr_backend *be, int arg, pyr_layout layout, int count) {
+static pyr_lane_view *check_lanes(lua_State *L, pyr_backend *be, int arg, pyr_layout layout, int count) {
   lua_getfield(L, arg, "lanes");
   int list = lua_gettop(L);
   luaL_checktype(L, list, LUA_TTABLE);
@@ -309,43 +309,88 @@ static int ops_take_i32(lua_State *L) {
 
 /* ---- cache rows ---------------------------------------------------------------------------------------------------- */
 
-/* store(runtime, layout, pages, at, k, v [, stride]) -> pages */
+/* store(runtime, layout, calls) -> for each call its lanes; call: { lanes, k = floats, v = floats, positions = ints }, whose lanes
+ * have pages and positions for all rows they will hold, and `rows`: how many they hold */
 static int ops_store(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
-  int64_t at = luaL_checkinteger(L, 4), count, stride = luaL_optinteger(L, 7, l.layout.head_dim);
-  const float *k = copy_floats(L, be, 5, &count), *v = copy_floats(L, be, 6, NULL);
-  int64_t n = (count + stride - l.layout.head_dim) / stride;
-  lua_createtable(L, 0, 1);
-  lua_pushvalue(L, 3);
-  lua_setfield(L, -2, "pages");
-  pyr_lane_view lane = check_lane(L, be, lua_gettop(L), l.layout);
-  pyr_status status = be->store(be, &lane, l.layout, at, k, v, n, stride);
+  luaL_checktype(L, 3, LUA_TTABLE);
+  int count = (int)lua_rawlen(L, 3);
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = count, .heads = l.kv_heads, .kv_heads = l.kv_heads,
+                    .head_dim = l.layout.head_dim, .cols = 1 };
+  pyr_append *calls = new_block(L, (size_t)count * sizeof *calls, 0);
+  int64_t *room = new_block(L, (size_t)count * sizeof *room, 0);
+  for (int i = 0; i < count; i++) {
+    lua_rawgeti(L, 3, i + 1);
+    int call = lua_gettop(L);
+    int64_t keys, values;
+    calls[i].k = block_field(L, be, call, "k", sizeof(float), &keys);
+    calls[i].v = block_field(L, be, call, "v", sizeof(float), &values);
+    calls[i].positions = block_field(L, be, call, "positions", sizeof(int32_t), &calls[i].n);
+    pyr_lane_view *lanes = check_lanes(L, be, call, l.layout, l.kv_heads);
+    calls[i].lanes = lanes;
+    if (keys != values || keys != calls[i].n * l.kv_heads * l.layout.head_dim)
+      return luaL_argerror(L, 3, "k, v and positions differ");
+    room[i] = lanes[0].rows;
+    for (int g = 0; g < l.kv_heads; g++) {
+      lua_getfield(L, call, "lanes");
+      lua_rawgeti(L, -1, g + 1);
+      lanes[g].rows = int_field(L, lua_gettop(L), "rows", 0);
+      lua_pop(L, 2);
+      if (lanes[g].rows + calls[i].n > room[i]) return luaL_argerror(L, 3, "a lane has no room");
+    }
+    if (calls[i].n > work.tokens) work.tokens = calls[i].n;
+    if (room[i] > work.rows) work.rows = room[i];
+  }
+  pyr_status status = be->reserve(be, &work);
+  if (status == PYR_OK) status = be->store(be, calls, count, l.layout, l.kv_heads);
   if (status != PYR_OK) return fail(L, be, status);
-  push_lane(L, be, &lane, l.layout, at + n);
-  lua_getfield(L, -1, "pages");
+  luaL_checkstack(L, 8, NULL);
+  lua_createtable(L, count, 0);
+  for (int i = 0; i < count; i++) {
+    lua_createtable(L, l.kv_heads, 0);
+    for (int g = 0; g < l.kv_heads; g++) {
+      push_lane(L, be, &calls[i].lanes[g], l.layout, room[i]);
+      lua_rawseti(L, -2, g + 1);
+    }
+    lua_rawseti(L, -2, i + 1);
+  }
   return 1;
 }
 
-/* gather(runtime, layout, lane, idx [, pages]) -> lane; pages: gathered into these, with positions and history of their
- * own, instead of in place */
+/* gather(runtime, layout, lanes, idx [, pages]) -> lanes; pages: of each lane, gathered into these, with positions and history of
+ * their own, instead of in place */
 static int ops_gather(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
+  luaL_checktype(L, 3, LUA_TTABLE);
+  int count = (int)lua_rawlen(L, 3);
   int64_t k;
-  pyr_lane_view src = check_lane(L, be, 3, l.layout), dst = src;
   const int32_t *idx = copy_ints(L, be, 4, &k);
-  if (!lua_isnoneornil(L, 5)) {
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = count, .kv_heads = count, .head_dim = l.layout.head_dim,
+                    .cols = 1 };
+  pyr_lane_view *src = new_block(L, (size_t)count * sizeof *src, 0), *dst = new_block(L, (size_t)count * sizeof *dst, 0);
+  for (int i = 0; i < count; i++) {
+    lua_rawgeti(L, 3, i + 1);
+    src[i] = dst[i] = check_lane(L, be, lua_gettop(L), l.layout);
+    if (src[i].rows > work.rows) work.rows = src[i].rows;
+    if (lua_isnoneornil(L, 5)) continue;
     lua_createtable(L, 0, 1);
     lua_pushvalue(L, 5);
     lua_setfield(L, -2, "pages");
-    dst = check_lane(L, be, lua_gettop(L), l.layout);
-    dst.positions = new_ints(L, be, k);
-    dst.history = src.history ? new_floats(L, be, k) : NULL;
+    dst[i] = check_lane(L, be, lua_gettop(L), l.layout);
+    dst[i].positions = new_ints(L, be, k);
+    dst[i].history = src[i].history ? new_floats(L, be, k) : NULL;
   }
-  pyr_status status = be->gather(be, &dst, &src, l.layout, idx, k);
+  pyr_status status = be->reserve(be, &work);
+  if (status == PYR_OK) status = be->gather(be, dst, src, count, l.layout, idx, k);
   if (status != PYR_OK) return fail(L, be, status);
-  push_lane(L, be, &dst, l.layout, k);
+  luaL_checkstack(L, 8, NULL);
+  lua_createtable(L, count, 0);
+  for (int i = 0; i < count; i++) {
+    push_lane(L, be, &dst[i], l.layout, k);
+    lua_rawseti(L, -2, i + 1);
+  }
   return 1;
 }
 

@@ -23,31 +23,68 @@ local function each_shape(f)
 end
 
 describe("store", function()
-  it("writes rows anywhere in a lane, and nothing else", function()
-    each_shape(function(layout, row_bytes)
-      local d, stride = layout.head_dim, layout.head_dim + math.random(0, 5)
-      for _, n in ipairs { 1, 3, 70 } do
-        local at = math.random(0, 40)
-        local count = (at + n + page_rows - 1) // page_rows
-        local pages = ("\xa5"):rep(count * 2 * page_rows * row_bytes)
-        local _, k = reference.random((n - 1) * stride + d, 4)
-        local _, v = reference.random((n - 1) * stride + d, 4)
-        reference.each(function(rt) return ops.store(rt, layout, pages, at, k, v, stride) end, function(result, fail)
-          for j = 0, count * page_rows - 1 do
-            for what, from in pairs { [0] = k, v } do
-              local wanted = ("\xa5"):rep(row_bytes)
-              if j >= at and j < at + n then
-                local first = (j - at) * stride * 4
-                wanted = ops.from_f32(layout.dtype, from:sub(first + 1, first + d * 4))
-              end
-              if row_of(result, row_bytes, j, what) ~= wanted then
-                fail("%s, d %d: row %d (%d) after storing %d at %d", layout.dtype, d, j, what, n, at)
-              end
-            end
+  --- A call that appends n tokens to `heads` lanes of unequal length, all of whose bytes are poisoned.
+  local function append(layout, row_bytes, heads, n)
+    local call, most = { lanes = {}, n = n }, 0
+    for g = 1, heads do
+      call.lanes[g] = { rows = math.random(0, 70) }
+      most = math.max(most, call.lanes[g].rows + n)
+    end
+    call.room = (most + page_rows - 1) // page_rows * page_rows
+    for _, lane in ipairs(call.lanes) do
+      lane.pages = ("\xa5"):rep(2 * call.room * row_bytes)
+      lane.positions = ("\xa5"):rep(4 * call.room)
+    end
+    for _, name in ipairs { "k", "v" } do call[name] = select(2, reference.random(n * heads * layout.head_dim, 4)) end
+    call.positions = ops.ints(reference.ascending(n, math.random(0, 9), 5))
+    return call
+  end
+
+  local function check(layout, row_bytes, call, lanes, fail)
+    local d, heads = layout.head_dim, layout.kv_heads
+    for g, lane in ipairs(call.lanes) do
+      for j = 0, call.room - 1 do
+        local i = j - lane.rows                          -- the token that belongs there, if it is one
+        local new = i >= 0 and i < call.n
+        local position = new and call.positions:sub(4 * i + 1, 4 * i + 4) or ("\xa5"):rep(4)
+        if lanes[g].positions:sub(4 * j + 1, 4 * j + 4) ~= position then
+          fail("%s, d %d: the position of row %d of lane %d", layout.dtype, d, j, g)
+        end
+        for what, from in pairs { [0] = call.k, call.v } do
+          local wanted = ("\xa5"):rep(row_bytes)
+          if new then
+            local first = (i * heads + g - 1) * d * 4
+            wanted = ops.from_f32(layout.dtype, from:sub(first + 1, first + d * 4))
           end
+          if row_of(lanes[g].pages, row_bytes, j, what) ~= wanted then
+            fail("%s, d %d: row %d (%d) of lane %d, which has %d", layout.dtype, d, j, what, g, lane.rows)
+          end
+        end
+      end
+    end
+  end
+
+  it("appends rows to lanes, and writes nothing else", function()
+    each_shape(function(layout, row_bytes)
+      for _, n in ipairs { 1, 3, 70 } do
+        layout.kv_heads = math.random(1, 3)
+        local call = append(layout, row_bytes, layout.kv_heads, n)
+        reference.each(function(rt) return ops.store(rt, layout, { call }) end, function(result, fail)
+          check(layout, row_bytes, call, result[1], fail)
         end)
       end
     end)
+  end)
+
+  it("takes several sequences in one call", function()
+    for _, dtype in ipairs(dtypes) do
+      local layout, calls = { dtype = dtype, head_dim = 64, kv_heads = 3 }, {}
+      local row_bytes = #ops.from_f32(dtype, ops.floats(reference.random(64)))
+      for i, n in ipairs { 1, 1, 40, 0, 1 } do calls[i] = append(layout, row_bytes, 3, n) end
+      reference.each(function(rt) return ops.store(rt, layout, calls) end, function(result, fail)
+        for i, call in ipairs(calls) do check(layout, row_bytes, call, result[i], fail) end
+      end)
+    end
   end)
 end)
 
@@ -62,26 +99,33 @@ describe("gather", function()
     return idx
   end
 
+  local function check_lane(layout, row_bytes, idx, lane, result, fail, what)
+    for i, j in ipairs(idx) do
+      local right = result.positions:sub(i * 4 - 3, i * 4) == lane.positions:sub(j * 4 + 1, j * 4 + 4)
+        and (not lane.history or result.history:sub(i * 4 - 3, i * 4) == lane.history:sub(j * 4 + 1, j * 4 + 4))
+      for part = 0, 1 do
+        right = right and row_of(result.pages, row_bytes, i - 1, part) == row_of(lane.pages, row_bytes, j, part)
+      end
+      if not right then
+        fail("%s, d %d, %s: row %d is not what row %d was", layout.dtype, layout.head_dim, what, i - 1, j)
+      end
+    end
+  end
+
   local function check(layout, row_bytes, idx, rows, history)
-    local lane = reference.lane(layout, (reference.ascending(rows, 5, 3)))
-    if history then lane.history = select(2, reference.random(rows)) end
+    local lanes = {}
+    for g = 1, math.random(1, 3) do
+      lanes[g] = reference.lane(layout, (reference.ascending(rows, 5, 3)))
+      if history then lanes[g].history = select(2, reference.random(rows)) end
+    end
     local count = (#idx + page_rows - 1) // page_rows
     local empty = ("\xa5"):rep(count * 2 * page_rows * row_bytes)
     reference.each(function(rt)
-      return { ops.gather(rt, layout, lane, ops.ints(idx)), ops.gather(rt, layout, lane, ops.ints(idx), empty) }
+      return { ops.gather(rt, layout, lanes, ops.ints(idx)), ops.gather(rt, layout, lanes, ops.ints(idx), empty) }
     end, function(results, fail)
-      for how, result in ipairs(results) do
-        for i, j in ipairs(idx) do
-          local right = result.positions:sub(i * 4 - 3, i * 4) == lane.positions:sub(j * 4 + 1, j * 4 + 4)
-            and (not history or result.history:sub(i * 4 - 3, i * 4) == lane.history:sub(j * 4 + 1, j * 4 + 4))
-          for what = 0, 1 do
-            right = right and row_of(result.pages, row_bytes, i - 1, what) == row_of(lane.pages, row_bytes, j, what)
-          end
-          if not right then
-            fail("%s, d %d, %s: row %d is not what row %d was", layout.dtype, layout.head_dim,
-              how == 1 and "in place" or "apart", i - 1, j)
-          end
-        end
+      for g, lane in ipairs(lanes) do
+        check_lane(layout, row_bytes, idx, lane, results[1][g], fail, "in place")
+        check_lane(layout, row_bytes, idx, lane, results[2][g], fail, "apart")
       end
     end)
   end

@@ -53,42 +53,65 @@ pyr_span pyr_cpu_visible(const pyr_lane_view *lane, int32_t position, int32_t wi
 
 typedef struct store_call {
   const pyr_kernels *kernels;
-  const pyr_lane_view *lane;
+  const pyr_append *a;
   pyr_layout layout;
   size_t bytes;
-  int64_t at, stride;
-  const float *k, *v;
+  int32_t kv_heads;
 } store_call;
+
+/* Tokens [begin, end) of one sequence, in all its lanes. */
+static void store_tokens(const store_call *c, const pyr_append *a, int64_t begin, int64_t end) {
+  int64_t d = c->layout.head_dim;
+  for (int64_t i = begin; i < end; i++)
+    for (int32_t g = 0; g < c->kv_heads; g++) {
+      const pyr_lane_view *lane = &a->lanes[g];
+      int64_t row = lane->rows + i, from = (i * c->kv_heads + g) * d;
+      c->kernels->from_f32(pyr_cpu_row_at(lane, c->bytes, row, 0), c->layout.dtype, a->k + from, d);
+      c->kernels->from_f32(pyr_cpu_row_at(lane, c->bytes, row, 1), c->layout.dtype, a->v + from, d);
+      lane->positions[row] = a->positions[i];
+    }
+}
 
 static void store_span(const void *ctx, int64_t begin, int64_t end) {
   const store_call *c = ctx;
-  for (int64_t i = begin; i < end; i++) {
-    uint8_t *k = pyr_cpu_row_at(c->lane, c->bytes, c->at + i, 0), *v = pyr_cpu_row_at(c->lane, c->bytes, c->at + i, 1);
-    c->kernels->from_f32(k, c->layout.dtype, c->k + i * c->stride, c->layout.head_dim);
-    c->kernels->from_f32(v, c->layout.dtype, c->v + i * c->stride, c->layout.head_dim);
-  }
+  store_tokens(c, c->a, begin, end);
 }
 
-static pyr_status cpu_store(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, int64_t at, const float *k, const float *v, int64_t n, int64_t stride) {
-  store_call c = { pyr_cpu_of(be)->kernels, lane, layout, pyr_row_bytes(layout.dtype, layout.head_dim), at, stride, k, v };
-  pyr_cpu_spans(be, store_span, &c, n, 2 * layout.head_dim);
+static void store_sequences(const void *ctx, int64_t begin, int64_t end) {
+  const store_call *c = ctx;
+  for (int64_t i = begin; i < end; i++) store_tokens(c, &c->a[i], 0, c->a[i].n);
+}
+
+static pyr_status cpu_store(pyr_backend *be, const pyr_append *a, int count, pyr_layout layout, int32_t kv_heads) {
+  store_call c = { pyr_cpu_of(be)->kernels, a, layout, pyr_row_bytes(layout.dtype, layout.head_dim), kv_heads };
+  int64_t cost = 2 * (int64_t)layout.head_dim * kv_heads;
+  if (count == 1) pyr_cpu_spans(be, store_span, &c, a->n, cost);
+  else pyr_cpu_spans(be, store_sequences, &c, count, cost);
   return PYR_OK;
 }
 
 /* ---- gather -------------------------------------------------------------------------------------------------------- */
 
+typedef struct gather_call {
+  const pyr_lane_view *dst, *src;
+  size_t bytes;
+  const int32_t *idx;
+  int64_t k;
+} gather_call;
+
 /* Rows only move towards the front (idx ascends, so idx[i] >= i), and in order; so dst may be src, and no row is
  * overwritten before it has moved. Neighbours that stay neighbours move together. */
-static pyr_status cpu_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, pyr_layout layout, const int32_t *idx, int64_t k) {
-  (void)be;
-  size_t bytes = pyr_row_bytes(layout.dtype, layout.head_dim);
-  for (int64_t i = 0; i < k;) {
-    int64_t from = idx[i], run = 1, most = pyr_least(run_in_page(i, k - i), run_in_page(from, k - i));
-    while (run < most && idx[i + run] == from + run) run++;
+static void gather_lane(void *ctx, int64_t task, int worker) {
+  const gather_call *c = ctx;
+  const pyr_lane_view *dst = &c->dst[task], *src = &c->src[task];
+  (void)worker;
+  for (int64_t i = 0; i < c->k;) {
+    int64_t from = c->idx[i], run = 1, most = pyr_least(run_in_page(i, c->k - i), run_in_page(from, c->k - i));
+    while (run < most && c->idx[i + run] == from + run) run++;
     for (int what = 0; what < 2; what++) {
-      uint8_t *to = pyr_cpu_row_at(dst, bytes, i, what);
-      const uint8_t *at = pyr_cpu_row_at(src, bytes, from, what);
-      if (to != at) memmove(to, at, (size_t)run * bytes);
+      uint8_t *to = pyr_cpu_row_at(dst, c->bytes, i, what);
+      const uint8_t *at = pyr_cpu_row_at(src, c->bytes, from, what);
+      if (to != at) memmove(to, at, (size_t)run * c->bytes);
     }
     if (dst->positions + i != src->positions + from)
       memmove(dst->positions + i, src->positions + from, (size_t)run * sizeof(int32_t));
@@ -96,6 +119,12 @@ static pyr_status cpu_gather(pyr_backend *be, const pyr_lane_view *dst, const py
       memmove(dst->history + i, src->history + from, (size_t)run * sizeof(float));
     i += run;
   }
+}
+
+static pyr_status cpu_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, int count, pyr_layout layout,
+                             const int32_t *idx, int64_t k) {
+  gather_call c = { dst, src, pyr_row_bytes(layout.dtype, layout.head_dim), idx, k };
+  pyr_cpu_tasks(be, gather_lane, &c, count, 2 * count * k * layout.head_dim);
   return PYR_OK;
 }
 
