@@ -98,12 +98,10 @@ static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const p
     fits = cuda_put_lane(be, to + i, dst + i, 0, k) && cuda_put_lane(be, from + i, src + i, 0, src[i].rows);
   pyr_status status = cuda_table_send(be, "gather", fits);
   if (status != PYR_OK) return status;
-  if (bytes % 16 == 0)
-    PYR_LAUNCH(gather_kernel<piece16>, dim3(2 * static_cast<unsigned>(ceil_div(bytes / 16, PIECES)) + 1, static_cast<unsigned>(count)),
-               256, 0, stream, device_to, device_from, bytes, idx, k);
-  else
-    PYR_LAUNCH(gather_kernel<uint16_t>, dim3(2 * static_cast<unsigned>(ceil_div(bytes / 2, PIECES)) + 1, static_cast<unsigned>(count)),
-               256, 0, stream, device_to, device_from, bytes, idx, k);
+  bool wide = bytes % 16 == 0;
+  dim3 grid(2 * static_cast<unsigned>(ceil_div(bytes / (wide ? 16 : 2), PIECES)) + 1, static_cast<unsigned>(count));
+  if (wide) PYR_LAUNCH(gather_kernel<piece16>, grid, 256, 0, stream, device_to, device_from, bytes, idx, k);
+  else PYR_LAUNCH(gather_kernel<uint16_t>, grid, 256, 0, stream, device_to, device_from, bytes, idx, k);
   return cuda_launched(be, "gather");
 }
 
