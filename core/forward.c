@@ -432,7 +432,8 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
 
   /* host arrays in one block: due plans, new rows, attention calls, tracks, views, what plans take, positions */
   size_t due_bytes = (size_t)r.due_count * sizeof *r.due, attention_bytes = (size_t)count * sizeof *r.attention;
-  size_t row_bytes = (size_t)count * sizeof *r.rows, track_bytes = (size_t)count * sizeof *r.tracks, view_bytes = (size_t)count * (size_t)c->kv_heads * sizeof *r.views;
+  size_t row_bytes = (size_t)count * sizeof *r.rows, track_bytes = (size_t)count * sizeof *r.tracks;
+  size_t view_bytes = (size_t)count * (size_t)c->kv_heads * sizeof *r.views;
   size_t plan_bytes = r.due_count ? pyr_judge_host_bytes(caches[0]) : 0, pos_bytes = (size_t)count * sizeof *pos;
   size_t host_bytes = due_bytes + row_bytes + attention_bytes + track_bytes + view_bytes + plan_bytes + pos_bytes;
   host_bytes += (size_t)turned * sizeof *rot;

@@ -59,6 +59,22 @@ describe("model:profile", function()
     assert.is_true(three < 1.5 * one)
   end)
 
+  it("counts one call a layer for all heads of all sequences of a step", function()   -- each is a launch on a GPU
+    local batch <close> = assert(model:batch())
+    for _ = 1, 3 do assert(batch:add(ids)) end
+    assert(batch:step())
+    assert(model:profile(true))
+    assert(batch:step())
+    local found = by_name(model:profile(false))
+    for _, name in ipairs { "store", "attention" } do assert.equal(model.config.layers, found[name].calls, name) end
+  end)
+
+  it("counts one call a layer where all heads keep the same rows", function()
+    assert(model:profile(true))
+    read { policy = pyramid.policy("streaming", { ratio = 0.5 }) }
+    assert.equal(model.config.layers, by_name(model:profile(false)).gather.calls)
+  end)
+
   it("begins anew, stops, and may be stopped twice", function()
     model:profile(true)
     read()
