@@ -126,8 +126,7 @@ def rows(tokenizer, all_books, stage, index, wanted, start_seed):
             while len(pending) < 128:
                 dense = rng.random() < stage["dense"]
                 focus = rng.random() < stage["focus"]
-                last = (f"last={stage['last']}",) if "last" in stage else ()
-                options = last + (recipe.DENSE if dense else ()) + (stage.get("kinds", recipe.FOCUS) if focus else ())
+                options = (recipe.DENSE if dense else ()) + (stage.get("kinds", recipe.FOCUS) if focus else ())
                 words = stage["words"]
                 if stage.get("asked") and rng.random() < stage["asked"]:
                     questions = rng.integers(*stage["questions"], endpoint=True)

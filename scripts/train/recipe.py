@@ -49,9 +49,8 @@ FOCUS = ("kind=gift", "kind=moved", "kind=verse")
 # default model. words: range of a document's words, so that a document fits a row. dense: share of the documents in which
 # nearly everything said is a fact, and most of it recalled: there copying from the context is learned first. focus: share of
 # the documents with only the kinds of FOCUS (or of `kinds`, where one named twice is drawn twice as often). asked: share of
-# the documents that tell nearly every fact once and end with many questions, between so many as `questions` says. last: the
-# world's option. answers: instead of ANSWER_WEIGHT. prose: share of the rows that are prose alone; the space left in the others
-# is filled with prose.
+# the documents that tell nearly every fact once and end with many questions, between so many as `questions` says. answers:
+# instead of ANSWER_WEIGHT. prose: share of the rows that are prose alone; the space left in the others is filled with prose.
 STAGES = [
     dict(name="short", context=256, share=8.16, batch=32, words=(30, 100), dense=0.6, focus=0.0, prose=0.12),
     dict(name="middle", context=512, share=8.08, batch=16, words=(60, 260), dense=0.5, focus=0.0, prose=0.12),
@@ -65,9 +64,6 @@ STAGES = [
     # Few questions after long documents: what is asked for lies far back, as where the model is tried.
     dict(name="back", context=2048, share=14, batch=4, words=(600, 1400), dense=0.3, focus=0.6, prose=0.06, asked=0.9,
         questions=(10, 28), answers=8.0, kinds=("kind=gift", "kind=gift", "kind=moved", "kind=moved", "kind=attribute", "kind=verse")),
-    # What two names belong to, the one form of question that was still missed: at the end mostly that.
-    dict(name="pairs", context=2048, share=4.5, batch=4, words=(500, 1400), dense=0.3, focus=0.8, prose=0.05, asked=0.95,
-        questions=(12, 32), answers=8.0, last=70, kinds=("kind=gift", "kind=gift", "kind=gift", "kind=gift", "kind=moved", "kind=attribute")),
 ]
 TELLING_ONCE = ("recall=10",)
 # Tokens of a word of a document's body and of a question with its answer, to tell how many words leave room for questions.
@@ -79,4 +75,4 @@ LR_ADAM = 0.004
 WARMUP_STEPS = 60
 # What both are multiplied with, at so much of the stages' shares, linear between: cooled down for the first model at 30.5, then
 # warmed again for what follows.
-LR_KNOTS = [(0, 1), (19.8, 1), (30.5, 0), (31, 0.7), (46.6, 0.24), (47, 0.4), (54.5, 0), (55, 0.45), (70.5, 0), (71, 0.5), (84.5, 0), (84.7, 0.4), (89, 0)]
+LR_KNOTS = [(0, 1), (19.8, 1), (30.5, 0), (31, 0.7), (46.6, 0.24), (47, 0.4), (54.5, 0), (55, 0.45), (70.5, 0), (71, 0.5), (84.5, 0)]
