@@ -176,7 +176,7 @@ pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_la
     data = pyr_alloc(rt, bytes);
     status = fresh && data ? fresh_pages(cache, lanes, count, skip, changed, fresh, data) : pyr_nomem(rt, bytes, "a page table");
   }
-  for (int i = 0; i < count; i++) {
+  for (int i = 0; i < count && status == PYR_OK; i++) {
     pyr_lane *lane = &lanes[i];
     views[i] = (pyr_lane_view){ shared ? data + i * changed : lane->data + skip, lane->positions + offset,
                                 lane->history ? lane->history + offset : NULL, keep - offset };

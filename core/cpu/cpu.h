@@ -66,10 +66,15 @@ static inline pyr_runs pyr_cpu_runs(int64_t rows, size_t stride, int64_t unit, i
   return (pyr_runs){ rows, unit, threads > 1 ? least : pyr_round_up(rows, unit), threads };
 }
 
+/* How long a round's runs are, one for each thread, where `left` rows are left. */
+static inline int64_t pyr_cpu_run_length(const pyr_runs *r, int64_t left) {
+  return pyr_most(r->least, pyr_round_up(pyr_ceil_div(left, 2 * r->threads), r->unit));
+}
+
 /* The rows of a run; empty after the last one. */
 static inline pyr_span pyr_cpu_run(const pyr_runs *r, int64_t task) {
   for (int64_t begin = 0;; task -= r->threads) {
-    int64_t left = r->rows - begin, run = pyr_most(r->least, pyr_round_up(pyr_ceil_div(left, 2 * r->threads), r->unit));
+    int64_t left = r->rows - begin, run = pyr_cpu_run_length(r, left);
     if (task < r->threads || left <= run * r->threads)
       return (pyr_span){ pyr_least(r->rows, begin + task * run), pyr_least(r->rows, begin + (task + 1) * run) };
     begin += run * r->threads;
@@ -77,12 +82,9 @@ static inline pyr_span pyr_cpu_run(const pyr_runs *r, int64_t task) {
 }
 
 static inline int64_t pyr_cpu_run_count(const pyr_runs *r) {
-  int64_t count = 0;
-  for (int64_t begin = 0;; count += r->threads) {
-    int64_t left = r->rows - begin, run = pyr_most(r->least, pyr_round_up(pyr_ceil_div(left, 2 * r->threads), r->unit));
-    if (left <= run * r->threads) return count + pyr_ceil_div(left, run);
-    begin += run * r->threads;
-  }
+  int64_t left = r->rows, run, count = 0;
+  for (; left > (run = pyr_cpu_run_length(r, left)) * r->threads; left -= run * r->threads) count += r->threads;
+  return count + pyr_ceil_div(left, run);
 }
 
 /* Writes what `dot` left, `width` sums a token, for `count` weight rows and `some` tokens, `rows` floats apart. */
