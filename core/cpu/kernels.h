@@ -18,7 +18,8 @@ enum {
   PYR_DOT_WEIGHTS = 4,   /* weight rows that `dot` takes at once */
   PYR_DOT_ROWS_MAX = 4,  /* no kernels' dot_rows is larger */
   PYR_STACK = 16,        /* weight rows that lie interleaved (interleave.c), … */
-  PYR_STACK_TOKENS = 8,  /* … and rows of x that `dot_stack` takes at most */
+  PYR_STACKS = 2,        /* … such stacks that `dot_stacks` takes at most, … */
+  PYR_STACK_TOKENS = 8,  /* … and rows of x */
 };
 
 /* Columns of a softmax that runs over tiles of rows: per column the maximum so far and the sum of exp(score - max). */
@@ -75,8 +76,11 @@ typedef struct pyr_kernels {
   size_t (*int8_bytes)(int64_t k);
   void (*quantize)(void *row, const float *x, int64_t k, pyr_dtype dtype);
   void (*dot_int8)(float *out, const void *w, size_t w_stride, pyr_dtype dtype, int rows, const void *x, int n, int64_t k);
-  /* out[r*PYR_STACK + i]: likewise, for a stack of interleaved weight rows, of q8_0, q4_0, q4_k or q6_k, and n <= PYR_STACK_TOKENS */
-  void (*dot_stack)(float *out, const void *w, pyr_dtype dtype, const void *x, int n, int64_t k);
+  /* out[r*PYR_STACKS*PYR_STACK + i]: likewise, for stacks of interleaved weight rows, of q8_0, q4_0, q4_k or q6_k, that follow each
+   * other, and n <= PYR_STACK_TOKENS rows of x, which quantize_tokens has made together of such that follow each other: in n *
+   * int8_bytes(k) bytes */
+  void (*quantize_tokens)(void *tokens, const float *x, int n, int64_t k, pyr_dtype dtype);
+  void (*dot_stacks)(float *out, const void *w, pyr_dtype dtype, int stacks, const void *tokens, int n, int64_t k);
   pyr_products f32, bf16;        /* bf16.gemm is NULL where no such code is compiled in */
 
   void (*softmax_tile)(const pyr_tile *tile);

@@ -19,6 +19,7 @@ typedef struct call {
   float *out;
   int64_t n, rows, cols;
   pyr_runs runs;
+  int64_t together;           /* tokens that are rounded together */
   size_t each;                /* bytes of a token as int8 */
   bool accumulate;
 } call;
@@ -27,20 +28,27 @@ bool pyr_cpu_int8_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n) {
   return cpu->int8 && (w->interleaved || (pyr_dtype_block(w->dtype) > 1 && n < (cpu->matmul ? BEFORE_BF16 : PYR_SMALL_N)));
 }
 
-static void quantize_rows(const void *ctx, int64_t begin, int64_t end) {
+/* Tokens of groups [begin, end), each of those that are multiplied together. */
+static void quantize_groups(const void *ctx, int64_t begin, int64_t end) {
   const call *c = ctx;
-  for (int64_t t = begin; t < end; t++)
-    c->cpu->kernels->quantize(c->cpu->x8 + (size_t)t * c->each, c->x + t * c->cols, c->cols, c->w->dtype);
+  const pyr_kernels *k = c->cpu->kernels;
+  for (int64_t t = begin * c->together; t < pyr_least(end * c->together, c->n); t += c->together) {
+    uint8_t *to = c->cpu->x8 + (size_t)t * c->each;
+    if (c->w->interleaved)
+      k->quantize_tokens(to, c->x + t * c->cols, (int)pyr_least(c->together, c->n - t), c->cols, c->w->dtype);
+    else k->quantize(to, c->x + t * c->cols, c->cols, c->w->dtype);
+  }
 }
 
-/* A stack of interleaved weight rows times tokens [begin, end). */
-static void run_stack(const call *c, int64_t row, int64_t begin, int64_t end) {
+/* Stacks of interleaved weight rows times tokens [begin, end). */
+static void run_stacks(const call *c, int64_t row, int stacks, int64_t begin, int64_t end) {
   const uint8_t *w = (const uint8_t *)c->w->data + (size_t)row * c->w->stride;
   for (int64_t t = begin; t < end; t += PYR_STACK_TOKENS) {
-    float sum[PYR_STACK_TOKENS * PYR_STACK];
+    float sum[PYR_STACK_TOKENS * PYR_STACKS * PYR_STACK];
     int some = (int)pyr_least(PYR_STACK_TOKENS, end - t);
-    c->cpu->kernels->dot_stack(sum, w, c->w->dtype, c->cpu->x8 + (size_t)t * c->each, some, c->cols);
-    pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_STACK, some, PYR_STACK, c->bias ? c->bias + row : NULL, c->accumulate);
+    c->cpu->kernels->dot_stacks(sum, w, c->w->dtype, stacks, c->cpu->x8 + (size_t)t * c->each, some, c->cols);
+    pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_STACKS * PYR_STACK, some, stacks * PYR_STACK,
+                     c->bias ? c->bias + row : NULL, c->accumulate);
   }
 }
 
@@ -51,7 +59,8 @@ static void run_task(void *ctx, int64_t task, int worker) {
   pyr_span run = pyr_cpu_run(&c->runs, task);
   if (c->w->interleaved) {
     for (int64_t t = 0; t < c->n; t += TOKENS)
-      for (int64_t row = run.low; row < run.high; row += PYR_STACK) run_stack(c, row, t, pyr_least(c->n, t + TOKENS));
+      for (int64_t row = run.low; row < run.high; row += PYR_STACKS * PYR_STACK)
+        run_stacks(c, row, (int)pyr_least(PYR_STACKS, (run.high - row) / PYR_STACK), t, pyr_least(c->n, t + TOKENS));
     return;
   }
   for (int64_t row = run.low; row < run.high; row += PYR_DOT_WEIGHTS) {
@@ -69,11 +78,12 @@ static void run_task(void *ctx, int64_t task, int worker) {
 pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags) {
   pyr_cpu *cpu = pyr_cpu_of(be);
   call c = { .cpu = cpu, .w = w, .x = x, .bias = bias, .out = out, .n = n, .rows = w->shape[0], .cols = w->shape[1],
-             .each = cpu->kernels->int8_bytes(w->shape[1]), .accumulate = flags & PYR_LINEAR_ADD };
+             .together = w->interleaved ? PYR_STACK_TOKENS : 1, .each = cpu->kernels->int8_bytes(w->shape[1]),
+             .accumulate = flags & PYR_LINEAR_ADD };
   if ((size_t)n * c.each > cpu->x8_bytes)
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
   c.runs = pyr_cpu_runs(c.rows, w->stride, w->interleaved ? PYR_STACK : PYR_DOT_WEIGHTS, pyr_runtime_threads(be->rt));
-  pyr_cpu_spans(be, quantize_rows, &c, n, c.cols);
+  pyr_cpu_spans(be, quantize_groups, &c, pyr_ceil_div(n, c.together), c.together * c.cols);
   pyr_parallel(be->rt, run_task, &c, pyr_cpu_run_count(&c.runs));
   return PYR_OK;
 }
