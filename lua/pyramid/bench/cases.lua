@@ -25,6 +25,7 @@ local LEAST = 2                   -- samples of a case, however long they take
 ---@field seconds number[]        one for each run that counts
 ---@field median number           seconds
 ---@field rate number             tokens a second: read (prefill), made by one sequence (decode) or by all (batch)
+---@field ceilings (number|false)[]   what the machine could do around each run, in what bounds the case; false: not measured
 ---@field judging? number         share of the profiled run's time in which rows were scored and chosen
 
 ---A case in a few words.
@@ -116,6 +117,7 @@ end
 ---@field batch_limit number      the same for batches
 ---@field context integer         the model's
 ---@field report fun(text: string)   what goes on
+---@field ceiling? fun(case: pyramid.BenchCase): number?   what the machine can do at this moment, in what bounds such a case
 ---@field done? fun(results: pyramid.BenchResult[], left_out: table[])   called after each group with all so far
 
 -- The contestants that take part; the others are left out, with the reason.
@@ -162,7 +164,10 @@ local function take_turns(entrants, case, rules, leave_out)
   for _ = 1, rules.repeats do
     for _, entrant in ipairs(entrants) do
       if #entrant.runs < entrant.wanted then
+        local asks = rules.ceiling and entrant.contestant.engine == "pyramid"
+        local before = asks and rules.ceiling(case)
         local sample = play(entrant)
+        if sample and before then sample.ceiling = (before + rules.ceiling(case)) / 2 end
         if sample then table.insert(entrant.runs, sample)
         else entrant.runs, entrant.wanted = {}, 0 end
       end
@@ -186,15 +191,15 @@ local function judging(profile)
 end
 
 local function conclude(entrant, case)
-  local contestant, seconds, firsts = entrant.contestant, {}, {}
-  for i, run in ipairs(entrant.runs) do seconds[i], firsts[i] = run.seconds, run.first end
+  local contestant, seconds, firsts, ceilings = entrant.contestant, {}, {}, {}
+  for i, run in ipairs(entrant.runs) do seconds[i], firsts[i], ceilings[i] = run.seconds, run.first, run.ceiling or false end
   local median, last = cases.median(seconds), entrant.runs[#entrant.runs]
   learn(entrant.known, case, median)
   return {
     case = case, engine = contestant.engine, label = contestant.label, cache_dtype = contestant.dtype, flash = contestant.flash,
     policy = contestant.policy, seconds = seconds, median = median, spread = spread(seconds, median),
     rate = work_of(case) / median, first = #firsts > 0 and cases.median(firsts) or nil, kv_bytes = last.kv_bytes,
-    kept = last.kept, computed = last.computed, peak_bytes = entrant.peak, profile = entrant.profile,
+    ceilings = ceilings, kept = last.kept, computed = last.computed, peak_bytes = entrant.peak, profile = entrant.profile,
     judging = judging(entrant.profile),
   }
 end
@@ -243,22 +248,38 @@ end
 
 -- ---- against the limits --------------------------------------------------------------------------------------------------
 
----Adds to a result what share of the machine's limit it reached: for prefill, operations of matrix products and attention
----against oneDNN's rate for the weights' kind; for decode, bytes of weights and rows against the rate of reading.
----@param result pyramid.BenchResult
+---The limit that a case is held against, by name: of prefill oneDNN's rate for weights of a kind, of decode that of reading; nil for
+---a batch, which is both.
+---@param case pyramid.BenchCase
 ---@param limits pyramid.Limits
 ---@param kind "f32"|"bf16"|"int8"    how oneDNN would multiply such weights
+---@return string?
+function cases.limit_of(case, limits, kind)
+  if case.kind == "batch" then return nil end
+  if case.kind == "decode" then return "read" end
+  return kind == "bf16" and #limits.bf16 == 0 and "f32" or kind          -- processors without bf16 compute it so
+end
+
+---Adds to a result what share of the machine's limit it reached: for prefill, operations of matrix products and attention
+---a second; for decode, bytes of weights and rows. Machines that others use too are faster at one moment than at the next: each
+---run is held against what was measured right before and after it, and the median counts; against the most that was measured
+---at all where that was not done.
+---@param result pyramid.BenchResult
+---@param limits pyramid.Limits
+---@param kind "f32"|"bf16"|"int8"    see limit_of
 function cases.add_fraction(result, limits, kind)
   local flops, bytes = 0, 0
   for _, entry in ipairs(result.profile or {}) do
     if entry.name == "linear" or entry.name == "attention" then flops, bytes = flops + entry.flops, bytes + entry.bytes end
   end
-  if kind == "bf16" and #limits.bf16 == 0 then kind = "f32" end        -- processors without bf16 compute it so
-  local done, name = flops, kind
-  if result.case.kind == "decode" then done, name = bytes, "read" end
-  local most = machine.most(limits[name])
-  if result.case.kind == "batch" or not most or done == 0 then return end
-  result.limit, result.of_limit = name, done / result.median / most
+  local name = cases.limit_of(result.case, limits, kind)
+  local done, most = name == "read" and bytes or flops, name and machine.most(limits[name])
+  if not most or done == 0 then return end
+  local shares = {}
+  for i, seconds in ipairs(result.seconds) do
+    if result.ceilings[i] then shares[#shares + 1] = done / seconds / result.ceilings[i] end
+  end
+  result.limit, result.of_limit = name, #shares > 0 and cases.median(shares) or done / result.median / most
 end
 
 return cases

@@ -108,7 +108,24 @@ local function measure_device(limits, runtime)
   end
 end
 
----Measures once more what the machine can do, with as many threads as the runtime has; or its device.
+---Measures one of the limits once more, with as many threads as the runtime has: the processor's, not a device's.
+---@param limits pyramid.Limits
+---@param runtime userdata
+---@param name "read"|"f32"|"bf16"|"int8"
+---@param given { bytes: integer, size: integer }   buffer; side of the matrices
+---@return number?   bytes or operations a second; nil where oneDNN has no such product
+function machine.measure_one(limits, runtime, name, given)
+  local bytes, seconds, rate = given.bytes // (1 << 20) * (1 << 20), nil, nil
+  if name == "read" then rate = bytes / assert(core.probe_read(runtime, bytes, 1))
+  else
+    seconds = core.probe_matmul(name, runtime:threads(), given.size, 2)
+    rate = seconds and 2 * given.size ^ 3 / seconds
+  end
+  table.insert(limits[name], rate)
+  return rate
+end
+
+---Measures all of them; or a device's.
 ---@param limits pyramid.Limits
 ---@param runtime userdata
 ---@param given { bytes: integer, size: integer, times: integer }   buffer; side of the matrices; passes of each
@@ -117,13 +134,8 @@ function machine.measure(limits, runtime, given)
     for _ = 1, given.times do measure_device(limits, runtime) end
     return
   end
-  local bytes = given.bytes // (1 << 20) * (1 << 20)
   for _ = 1, given.times do
-    table.insert(limits.read, bytes / assert(core.probe_read(runtime, bytes, 1)))
-    for _, kind in ipairs { "f32", "bf16", "int8" } do
-      local seconds = core.probe_matmul(kind, runtime:threads(), given.size, 2)
-      if seconds then table.insert(limits[kind], 2 * given.size ^ 3 / seconds) end
-    end
+    for _, name in ipairs { "read", "f32", "bf16", "int8" } do machine.measure_one(limits, runtime, name, given) end
   end
 end
 
