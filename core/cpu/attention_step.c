@@ -1,28 +1,29 @@
 /* attention_step.c — attention of one query a sequence (decode), and the history that it leaves.
  *
- * A lane is walked in segments of SEGMENT rows, counted from row 0: scores of the segment's rows for all heads of the group,
- * their softmax, and the mix of V. Each row is read once, from where it lies, for all heads. A segment leaves, for each head,
+ * A lane is walked page by page, and each row is read once, from where it lies, for all heads of the group (strand.inc), in
+ * segments of SEGMENT rows, counted from row 0. A segment leaves, for each head,
  *
  *     top = max s,   sum = sum exp(s - top),   out = sum exp(s - top) v
  *
  * and segments are joined in their order by top' = max top; sum' = sum of sum * exp(top - top'); out' likewise. Each segment is
  * a task, and the last to end joins them: long lanes share threads, and the result does not depend on how many there are.
  *
- * Where the lane's history is tracked (see pyr_track) the probabilities of all its rows are needed at its end, so that one task
- * walks all segments, with the same result. */
+ * Where the lane's history is tracked (see pyr_track) the scores of all its rows are kept to its end, so that one task walks all
+ * segments, with the same result. */
 #include "attention.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { SEGMENT = 512 };   /* rows: their scores stay in the first cache; a multiple of PYR_PAGE_ROWS */
+enum { SEGMENT = 512 };   /* rows; a multiple of PYR_PAGE_ROWS */
+_Static_assert(PYR_STRAND == PYR_PAGE_ROWS, "a page is what the kernels take at once");
 
 typedef struct step_scratch {
   float *q;                /* [group][dims] */
-  float *rows;             /* [PYR_PAGE_ROWS][dims] rows as f32, where the kernels do not read them as they are */
-  float *p;                /* [group][ld] scores, then exp(score - top) */
+  float *rows[2];          /* [PYR_PAGE_ROWS][dims] keys, values as f32, where the kernels do not read them as they are */
+  float *p, *share;        /* [group][PYR_STRAND], [group]: see pyr_strand */
+  float *scores;           /* [group][ld] of a lane that is tracked */
   float *parts;            /* what segments leave, if one task walks them all */
-  float *tops, *sums;      /* [group] of the whole lane */
   int64_t dims, ld;
 } step_scratch;
 
@@ -36,13 +37,13 @@ static int64_t part_size(int32_t group, int64_t dims) { return outs_at(group) + 
 static int64_t most_segments(int64_t n) { return n / SEGMENT + 2; }
 
 static step_scratch step_scratch_of(pyr_arena *arena, int32_t group, int32_t head_dim, int64_t rows) {
-  step_scratch s = { .dims = dims_of(head_dim), .ld = pyr_round_up(pyr_most(rows, SEGMENT), PYR_PAD) };
+  step_scratch s = { .dims = dims_of(head_dim), .ld = pyr_round_up(rows, PYR_PAD) };
   s.q = pyr_arena_take(arena, group * s.dims, sizeof(float));
-  s.rows = pyr_arena_take(arena, PYR_PAGE_ROWS * s.dims, sizeof(float));
-  s.p = pyr_arena_take(arena, group * s.ld, sizeof(float));
+  for (int what = 0; what < 2; what++) s.rows[what] = pyr_arena_take(arena, PYR_PAGE_ROWS * s.dims, sizeof(float));
+  s.p = pyr_arena_take(arena, group * PYR_STRAND, sizeof(float));
+  s.share = pyr_arena_take(arena, group, sizeof(float));
+  s.scores = pyr_arena_take(arena, group * s.ld, sizeof(float));
   s.parts = pyr_arena_take(arena, most_segments(rows) * part_size(group, s.dims), sizeof(float));
-  s.tops = pyr_arena_take(arena, group, sizeof(float));
-  s.sums = pyr_arena_take(arena, group, sizeof(float));
   return s;
 }
 
@@ -77,64 +78,46 @@ void pyr_cpu_cut_step(pyr_attend *t, pyr_attend_unit *u) {
 
 /* ---- one segment --------------------------------------------------------------------------------------------------- */
 
-/* A segment's rows are read K first, then V, in runs of RUN rows at most. Pages lie anywhere, and the hardware looks no further
- * ahead than 4 KiB: each run asks for the rows AHEAD rows further on in that order, and the last ones for the first K of what
- * this thread is likely to read next. */
-enum { RUN = 16, AHEAD = 64 };
-
 typedef struct stretch { const pyr_lane_view *lane; pyr_span rows; } stretch;
 
-static void fetch_ahead(const stretch *now, const stretch *next, pyr_layout layout, int64_t row, int what) {
-  size_t bytes = pyr_row_bytes(layout.dtype, layout.head_dim);
-  int64_t rows = now->rows.high - now->rows.low, at = row - now->rows.low + what * rows + AHEAD;
-  const stretch *s = at < 2 * rows ? now : next;
-  what = s == now && at >= rows;
-  row = s->rows.low + at - (s == now ? what : 2) * rows;
-  for (int64_t left = RUN; left > 0 && row < s->rows.high;) {
-    int64_t some = pyr_least(left, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS);
-    const uint8_t *from = pyr_cpu_row_at(s->lane, bytes, row, what);
-    for (size_t line = 0; line < (size_t)some * bytes; line += 64) __builtin_prefetch(from + line, 0, 2);
-    row += some, left -= some;
-  }
-}
+/* Rows from `row` on that lie in one page. */
+static int64_t run_of(int64_t row, int64_t high) { return pyr_least(high - row, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS); }
 
-/* How many rows from `row` on are read together. */
-static int64_t run_of(int64_t row, int64_t high) { return pyr_least(high - row, RUN - row % RUN); }
+/* What is read after the run that ends before `row`: the stretch's next page, or the first that this thread is likely to read then. */
+static const void *after(const stretch *now, const stretch *next, size_t bytes, int64_t row, int what) {
+  const stretch *s = row < now->rows.high ? now : next;
+  if (s == next) row = next->rows.low;
+  return row < s->rows.high ? pyr_cpu_row_at(s->lane, bytes, row, what) : NULL;
+}
 
 /* Rows that lie in one page, as the kernels are to read them: in place, or where that costs more (many heads would widen each
  * row again; dimensions that do not fill vectors) as f32 in scratch. */
-typedef struct row_run { const void *rows; size_t stride; pyr_dtype dtype; } row_run;
-
-static row_run run_at(const pyr_attend *t, const step_scratch *s, const pyr_lane_view *lane, int64_t row, int64_t count, int what) {
+static pyr_piece piece_at(const pyr_attend *t, const step_scratch *s, const stretch *now, const stretch *next, int64_t row, int64_t count, int what) {
   size_t bytes = pyr_row_bytes(t->layout.dtype, t->layout.head_dim);
   if (s->dims == t->layout.head_dim && t->group <= t->k->row_heads)
-    return (row_run){ pyr_cpu_row_at(lane, bytes, row, what), bytes, t->layout.dtype };
-  pyr_cpu_load_rows(t->k, s->rows, s->dims, lane, t->layout, row, count, what);
-  return (row_run){ s->rows, (size_t)s->dims * sizeof(float), PYR_F32 };
+    return (pyr_piece){ pyr_cpu_row_at(now->lane, bytes, row, what), after(now, next, bytes, row + count, what), bytes, (int)count };
+  pyr_cpu_load_rows(t->k, s->rows[what], s->dims, now->lane, t->layout, row, count, what);
+  return (pyr_piece){ s->rows[what], s->rows[what], (size_t)s->dims * sizeof(float), (int)count };
 }
 
-/* One segment; p [group][ld] begins at its first row. */
-static void attend_segment(const pyr_attend *t, const stretch *now, const stretch *next, const step_scratch *s, float *p,
-                           float *part) {
-  const pyr_kernels *k = t->k;
-  const pyr_lane_view *lane = now->lane;
-  int64_t low = now->rows.low, high = now->rows.high;
+/* One segment; `scores` [group][ld], from its first row on, if they are to be kept. */
+static void attend_segment(const pyr_attend *t, const stretch *now, const stretch *next, const step_scratch *s, float *scores, float *part) {
   int group = t->group;
-  float *top = part, *sum = part + group, *out = part + outs_at(group);
-  for (int64_t row = low, run; row < high; row += run) {
-    run = run_of(row, high);
-    fetch_ahead(now, next, t->layout, row, 0);
-    row_run r = run_at(t, s, lane, row, run, 0);
-    k->scores(p + (row - low), s->ld, s->q, group, r.rows, r.stride, r.dtype, run, (int)s->dims);
+  pyr_strand strand = { .q = s->q, .top = part, .sum = part + group, .out = part + outs_at(group), .p = s->p, .share = s->share,
+                        .scores = scores, .ld = s->ld, .heads = group, .dims = (int)s->dims };
+  pyr_piece scored = { 0 }, mixed = { 0 };
+  for (int h = 0; h < group; h++) strand.top[h] = -INFINITY, strand.sum[h] = strand.share[h] = 0;
+  memset(strand.out, 0, (size_t)(group * s->dims) * sizeof(float));
+  pyr_dtype dtype = s->dims == t->layout.head_dim && group <= t->k->row_heads ? t->layout.dtype : PYR_F32;
+  for (int64_t row = now->rows.low, run; row < now->rows.high; row += run) {
+    run = run_of(row, now->rows.high);
+    scored = piece_at(t, s, now, next, row, run, 0);
+    t->k->strand(&strand, &scored, &mixed, dtype);
+    mixed = piece_at(t, s, now, next, row, run, 1);
+    if (scores) strand.scores += run;
   }
-  for (int h = 0; h < group; h++) top[h] = k->softmax(p + h * s->ld, high - low, &sum[h]);
-  memset(out, 0, (size_t)(group * s->dims) * sizeof(float));
-  for (int64_t row = low, run; row < high; row += run) {
-    run = run_of(row, high);
-    fetch_ahead(now, next, t->layout, row, 1);
-    row_run r = run_at(t, s, lane, row, run, 1);
-    k->mix(out, p + (row - low), s->ld, group, r.rows, r.stride, r.dtype, run, (int)s->dims);
-  }
+  scored.count = 0;
+  t->k->strand(&strand, &scored, &mixed, dtype);
 }
 
 /* ---- joining them -------------------------------------------------------------------------------------------------- */
@@ -154,8 +137,6 @@ static void join(const pyr_attend *t, const pyr_attend_unit *u, const step_scrat
     float inverse = sum > 0 || sum != sum ? 1.0f / sum : 0;
     for (int64_t j = 0; j < d; j++) out[j] *= inverse;
     if (u->a->lse) u->a->lse[at] = sum == 0 ? -INFINITY : top + logf(sum);
-    s->tops[h] = top;
-    s->sums[h] = sum;
   }
 }
 
@@ -164,11 +145,12 @@ static void track_step(const pyr_attend *t, const pyr_attend_unit *u, const step
   const pyr_track *track = u->a->track;
   const pyr_weighting *w = &track->weighting;
   const pyr_lane_view *lane = &u->a->lanes[u->g];
-  float *mean = s->p, slope = pyr_cpu_slope(w);
+  float *mean = s->scores, slope = pyr_cpu_slope(w);
   int64_t n = u->seen.high - u->seen.low, position = u->a->q_pos[0];
   for (int h = 0; h < t->group; h++) {
-    const float *p = s->p + h * s->ld;
-    float share = s->sums[h] > 0 ? 1.0f / (s->sums[h] * (float)t->group) : 0;
+    float *p = s->scores + h * s->ld, sum;
+    t->k->softmax(p, n, &sum);
+    float share = sum > 0 ? 1.0f / (sum * (float)t->group) : 0;
     if (h == 0)
       for (int64_t j = 0; j < n; j++) mean[j] = p[j] * share;
     else
@@ -182,15 +164,6 @@ static void track_step(const pyr_attend *t, const pyr_attend_unit *u, const step
       weight = age < 0 || position > due ? 0 : 1.0f + slope * (float)age;
     }
     lane->history[u->seen.low + j] += weight * mean[j];
-  }
-}
-
-/* p of a segment is relative to its own top: makes it relative to the lane's. */
-static void level(const pyr_attend *t, const step_scratch *s, float *p, int64_t n, const float *part) {
-  for (int h = 0; h < t->group; h++) {
-    if (part[h] == s->tops[h]) continue;
-    float share = expf(part[h] - s->tops[h]);
-    for (int64_t j = 0; j < n; j++) p[h * s->ld + j] *= share;
   }
 }
 
@@ -213,15 +186,10 @@ static void attend_lane(const pyr_attend *t, const pyr_attend_unit *u, const str
   int64_t size = part_size(t->group, s->dims), count = segments_of(u);
   for (int64_t i = 0; i < count; i++) {
     stretch now = segment_at(u, i), after = i + 1 < count ? segment_at(u, i + 1) : *next;
-    attend_segment(t, &now, &after, s, s->p + (now.rows.low - u->seen.low), s->parts + i * size);
+    attend_segment(t, &now, &after, s, tracked(u) ? s->scores + (now.rows.low - u->seen.low) : NULL, s->parts + i * size);
   }
   join(t, u, s, s->parts, count);
-  if (!tracked(u)) return;
-  for (int64_t i = 0; i < count; i++) {
-    pyr_span rows = segment_at(u, i).rows;
-    level(t, s, s->p + (rows.low - u->seen.low), rows.high - rows.low, s->parts + i * size);
-  }
-  track_step(t, u, s);
+  if (tracked(u)) track_step(t, u, s);
 }
 
 void pyr_cpu_attend_step(const pyr_attend *t, pyr_attend_unit *u, int64_t task, pyr_arena arena) {
@@ -238,6 +206,6 @@ void pyr_cpu_attend_step(const pyr_attend *t, pyr_attend_unit *u, int64_t task, 
     return;
   }
   stretch now = segment_at(u, task);
-  attend_segment(t, &now, &next, &s, s.p, u->parts + task * part_size(t->group, s.dims));
+  attend_segment(t, &now, &next, &s, NULL, u->parts + task * part_size(t->group, s.dims));
   if (atomic_fetch_sub(&u->left, 1) == 1) join(t, u, &s, u->parts, u->tasks);
 }

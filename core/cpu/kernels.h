@@ -20,6 +20,7 @@ enum {
   PYR_STACK = 16,        /* weight rows that lie interleaved (interleave.c), … */
   PYR_STACKS = 2,        /* … such stacks that `dot_stacks` takes at most, … */
   PYR_STACK_TOKENS = 8,  /* … and rows of x */
+  PYR_STRAND = 32,       /* rows that `strand` takes at once: a page's */
 };
 
 /* Columns of a softmax that runs over tiles of rows: per column the maximum so far and the sum of exp(score - max). */
@@ -59,11 +60,27 @@ typedef struct pyr_products {
   void (*pair)(float *dst, const float *src, int64_t stride, int64_t rows, int64_t cols);
 } pyr_products;
 
+/* Decode: one query for each of `heads` heads along the rows of a lane (see strand.inc). */
+typedef struct pyr_strand {
+  const float *q;                /* [heads][dims], scaled; dims a multiple of PYR_PAD */
+  float *top, *sum, *out;        /* [heads], [heads], [heads][dims] so far; at first -inf, 0, 0 */
+  float *p, *share;              /* [heads][PYR_STRAND], [heads] between calls; share is 0 at first */
+  float *scores;                 /* NULL, or [heads][ld] where the scores are to be kept, too */
+  int64_t ld;
+  int heads, dims;
+} pyr_strand;
+
+typedef struct pyr_piece {       /* at most PYR_STRAND keys or values */
+  const void *rows, *ahead;      /* `ahead`: as many that will be read next, to be asked for; any address does no harm */
+  size_t stride;                 /* bytes from row to row */
+  int count;
+} pyr_piece;
+
 typedef struct pyr_kernels {
   const char *name;              /* "base", …; NULL: not compiled in */
   int nr;                        /* panel width of gemm */
   int dot_rows;                  /* rows of x that `dot` takes at most */
-  int row_heads;                 /* see `scores` */
+  int row_heads;                 /* see `strand` */
 
   /* n values of any dtype (n a multiple of its block; any n for f32, f16, bf16) to f32 */
   void (*to_f32)(float *dst, const void *src, pyr_dtype dtype, int64_t n);
@@ -85,11 +102,12 @@ typedef struct pyr_kernels {
 
   void (*softmax_tile)(const pyr_tile *tile);
   void (*mass_strip)(const pyr_strip *strip);
-  /* scores[h*ld + j] = q[h] . row j, of rows `stride` bytes apart, f32, f16, bf16 or q8_0; q and rows have `dims` values, a
-   * multiple of PYR_PAD. Up to row_heads heads at once take rows as they are; more are better served from f32. */
-  void (*scores)(float *scores, int64_t ld, const float *q, int heads, const void *rows, size_t stride, pyr_dtype dtype, int64_t count, int dims);
-  /* out[h] += sum over j of p[h*ld + j] * row j; likewise */
-  void (*mix)(float *out, const float *p, int64_t ld, int heads, const void *rows, size_t stride, pyr_dtype dtype, int64_t count, int dims);
+  /* scores the rows of `scored`, and mixes in those of `mixed`: the values of the rows that the call before scored. Rows are f32,
+   * f16, bf16 or q8_0; up to row_heads heads take them as they are, more are better served from f32. */
+  void (*strand)(const pyr_strand *s, const pyr_piece *scored, const pyr_piece *mixed, pyr_dtype dtype);
+  /* out[j] = q . row j; out += sum over j of p[j] * row j: rows of `dims` f32, a multiple of PYR_PAD, that follow each other */
+  void (*dots)(float *out, const float *q, const float *rows, int64_t count, int dims);
+  void (*mix)(float *out, const float *p, const float *rows, int64_t count, int dims);
   /* x[i] = exp(x[i] - max); returns the maximum, and the sum in *sum; an empty or all -inf x gives -inf and 0 */
   float (*softmax)(float *x, int64_t n, float *sum);
 

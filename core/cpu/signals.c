@@ -133,7 +133,7 @@ static void similarity_task(void *ctx, int64_t tile, int worker) {
   anchor_scratch s = anchor_scratch_of(&arena, c->dims);
   int64_t rows = weigh_keys(c, &s, tile);
   float *out = c->out + tile * TILE;
-  c->k->scores(out, rows, c->anchor, 1, s.rows, (size_t)c->dims * sizeof(float), PYR_F32, rows, (int)c->dims);
+  c->k->dots(out, c->anchor, s.rows, rows, (int)c->dims);
   for (int64_t i = 0; i < rows; i++) out[i] *= s.weights[i];
 }
 
@@ -147,7 +147,7 @@ static pyr_status cpu_key_similarity(pyr_backend *be, float *out, const pyr_lane
   memset(s.anchor, 0, (size_t)c.dims * sizeof(float));
   for (int64_t tile = 0; tile < c.tiles; tile++) {
     int64_t rows = weigh_keys(&c, &s, tile);
-    c.k->mix(s.anchor, s.weights, TILE, 1, s.rows, (size_t)c.dims * sizeof(float), PYR_F32, rows, (int)c.dims);
+    c.k->mix(s.anchor, s.weights, s.rows, rows, (int)c.dims);
   }
   float length = sqrtf(c.k->square_sum(s.anchor, c.dims));
   for (int64_t i = 0; i < c.dims; i++) s.anchor[i] = length > 0 ? s.anchor[i] / length : 0;
