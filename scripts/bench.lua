@@ -290,7 +290,8 @@ local function measure(source, entry, peer, threads, run)
     local name = cases.limit_of(case, entry.limits, kind_of(entry, device))
     return name and machine.measure_one(entry.limits, model:runtime(), name, settings.probe)
   end
-  local all, missing = cases.run(list, groups, { ceiling = not device and ceiling or nil, repeats = settings.repeats, patience = settings.patience, limit = settings.limit,
+  local all, missing = cases.run(list, groups, { ceiling = not device and ceiling or nil,
+    repeats = settings.repeats, patience = settings.patience, limit = settings.limit,
     batch_limit = settings.batch_limit, context = model.config.context, done = conclude,
     report = function(text) note(source.name .. ": " .. text) end })
   if peer then peer:ask "close" end

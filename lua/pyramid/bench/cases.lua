@@ -248,8 +248,8 @@ end
 
 -- ---- against the limits --------------------------------------------------------------------------------------------------
 
----The limit that a case is held against, by name: of prefill oneDNN's rate for weights of a kind, of decode that of reading; nil for
----a batch, which is both.
+---The limit that a case is held against, by name: of prefill oneDNN's rate for weights of a kind, of decode that of reading;
+---nil for a batch, which is both.
 ---@param case pyramid.BenchCase
 ---@param limits pyramid.Limits
 ---@param kind "f32"|"bf16"|"int8"    how oneDNN would multiply such weights

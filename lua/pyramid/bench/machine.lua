@@ -115,14 +115,14 @@ end
 ---@param given { bytes: integer, size: integer }   buffer; side of the matrices
 ---@return number?   bytes or operations a second; nil where oneDNN has no such product
 function machine.measure_one(limits, runtime, name, given)
-  local bytes, seconds, rate = given.bytes // (1 << 20) * (1 << 20), nil, nil
-  if name == "read" then rate = bytes / assert(core.probe_read(runtime, bytes, 1))
-  else
-    seconds = core.probe_matmul(name, runtime:threads(), given.size, 2)
-    rate = seconds and 2 * given.size ^ 3 / seconds
-  end
-  table.insert(limits[name], rate)
-  return rate
+  local work, seconds
+  if name == "read" then
+    work = given.bytes // (1 << 20) * (1 << 20)
+    seconds = assert(core.probe_read(runtime, work, 1))
+  else work, seconds = 2 * given.size ^ 3, core.probe_matmul(name, runtime:threads(), given.size, 2) end
+  if not seconds then return nil end
+  table.insert(limits[name], work / seconds)
+  return work / seconds
 end
 
 ---Measures all of them; or a device's.
