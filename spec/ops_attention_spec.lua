@@ -109,6 +109,19 @@ describe("attention", function()
     end
   end)
 
+  it("takes a lane page by page, wherever it begins and ends", function()
+    for _, dtype in ipairs(dtypes) do
+      for _, d in ipairs { 48, 64, 80, 96, 160 } do
+        local layout, calls = fits(dtype, d) and layout_of(dtype, d, 7, 1), {}
+        for _, rows in ipairs(layout and { 31, 32, 33, 64, 65 } or {}) do
+          calls[#calls + 1] = make_call(layout, 1, rows)
+          calls[#calls + 1] = make_call(layout, 1, rows + 32, { window = math.random(1, 90) })
+        end
+        if layout then check(layout, calls) end
+      end
+    end
+  end)
+
   it("of one query is the same whether its lane is tracked or not", function()
     local layout = layout_of("f16", 64, 6, 2)
     local call = packed(make_call(layout, 1, 1400, { ragged = true }))
