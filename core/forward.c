@@ -409,6 +409,19 @@ static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int c
   return PYR_OK;
 }
 
+/* To the host; at once where the caller's vectors follow each other, as a device is waited for each time. */
+static pyr_status step_logits(const pyr_step_run *r, float *const *logits) {
+  int64_t vocab = r->f.model->config.vocab;
+  pyr_status s = PYR_OK;
+  for (int i = 0, run; i < r->count && s == PYR_OK; i += run) {
+    run = 1;
+    if (!logits[i]) continue;
+    while (i + run < r->count && logits[i + run] == logits[i] + run * vocab) run++;
+    s = r->f.be->download(r->f.be, logits[i], r->f.logits + i * vocab, (size_t)(run * vocab) * sizeof(float));
+  }
+  return s;
+}
+
 pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits) {
   if (count < 1) return PYR_OK;
   pyr_pool *pool = caches[0]->pool;
@@ -477,8 +490,7 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   if (s == PYR_OK) s = be->embed(be, r.f.x, &model->embed, r.f.ids, count);
   for (int layer = 0; layer < c->layers && s == PYR_OK; layer++) s = step_layer(&r, layer);
   if (s == PYR_OK) s = project_logits(&r.f, r.f.x, count);
-  for (int i = 0; i < count && s == PYR_OK; i++)
-    if (logits[i]) s = be->download(be, logits[i], r.f.logits + (int64_t)i * c->vocab, (size_t)c->vocab * sizeof(float));
+  if (s == PYR_OK) s = step_logits(&r, logits);
   if (s != PYR_OK) goto undo;
 
   for (int i = 0; i < count; i++) {

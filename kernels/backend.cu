@@ -13,7 +13,13 @@ static const char backend_name[] = "emulated";
 static const char backend_name[] = "cuda";
 #endif
 
-enum : size_t { LEAST_TABLE = 1 << 20, LEAST_SCRATCH = 1 << 16 };   /* bytes: one lane of 4 million rows; small vectors */
+/* Bytes: one lane of half a million rows; small vectors. The emulator's ring is small, so that specs go round it. */
+#ifdef PYR_EMULATED
+enum : size_t { LEAST_TABLE = 1 << 9 };
+#else
+enum : size_t { LEAST_TABLE = 1 << 17 };
+#endif
+enum : size_t { LEAST_SCRATCH = 1 << 16 };
 
 /* ---- errors ------------------------------------------------------------------------------------------------------------ */
 
@@ -49,6 +55,24 @@ static void *cuda_alloc(pyr_backend *be, size_t bytes) {
 static void cuda_release(pyr_backend *be, void *ptr, size_t bytes) {
   if (ptr == nullptr) return;
   (void)cudaFreeAsync(ptr, cuda_of(be)->stream);
+  cuda_of(be)->host->discharge(be->rt, bytes);
+}
+
+/* Page-locked memory of the host's; given back when the copies out of it are done. */
+static void *lock_alloc(pyr_backend *be, size_t bytes) {
+  pyr_cuda *cuda = cuda_of(be);
+  void *ptr = nullptr;
+  if (!cuda->host->charge(be->rt, bytes)) return nullptr;
+  if (cudaHostAlloc(&ptr, bytes, cudaHostAllocDefault) == cudaSuccess) return ptr;
+  (void)cudaGetLastError();
+  cuda->host->discharge(be->rt, bytes);
+  return nullptr;
+}
+
+static void lock_release(pyr_backend *be, void *ptr, size_t bytes) {
+  if (ptr == nullptr) return;
+  (void)cudaStreamSynchronize(cuda_of(be)->stream);
+  (void)cudaFreeHost(ptr);
   cuda_of(be)->host->discharge(be->rt, bytes);
 }
 
@@ -91,17 +115,18 @@ static pyr_status grow_scratch(pyr_backend *be, size_t bytes) {
 static pyr_status grow_table(pyr_backend *be, size_t bytes) {
   pyr_cuda *cuda = cuda_of(be);
   if (bytes <= cuda->table_bytes) return PYR_OK;
-  uint8_t *fresh = static_cast<uint8_t *>(cuda_alloc(be, bytes)), *mine = static_cast<uint8_t *>(cuda->host->alloc(be->rt, bytes));
-  if (fresh == nullptr || mine == nullptr) {
+  uint8_t *fresh = static_cast<uint8_t *>(cuda_alloc(be, bytes)), *ring = static_cast<uint8_t *>(lock_alloc(be, RING_TABLES * bytes));
+  if (fresh == nullptr || ring == nullptr) {
     cuda_release(be, fresh, bytes);
-    cuda->host->release(be->rt, mine, bytes);
-    return no_memory(be, bytes);
+    lock_release(be, ring, RING_TABLES * bytes);
+    return no_memory(be, (1 + RING_TABLES) * bytes);
   }
   cuda_release(be, cuda->table, cuda->table_bytes);
-  cuda->host->release(be->rt, cuda->table_host, cuda->table_bytes);
+  lock_release(be, cuda->ring, RING_TABLES * cuda->table_bytes);
   cuda->table = fresh;
-  cuda->table_host = mine;
+  cuda->ring = ring;
   cuda->table_bytes = bytes;
+  cuda->ring_at = cuda->table_used = 0;
   return PYR_OK;
 }
 
@@ -114,7 +139,17 @@ static pyr_status cuda_reserve(pyr_backend *be, const pyr_work *work) {
   return status == PYR_OK ? grow_table(be, table > LEAST_TABLE ? table : LEAST_TABLE) : status;
 }
 
-void cuda_table_begin(pyr_backend *be) { cuda_of(be)->table_used = 0; }
+void cuda_table_begin(pyr_backend *be) {
+  pyr_cuda *cuda = cuda_of(be);
+  size_t half = RING_TABLES / 2 * cuda->table_bytes;
+  int which = cuda->ring_at >= half;
+  cuda->ring_at += cuda->table_used;
+  cuda->table_used = 0;
+  if (cuda->ring_at + cuda->table_bytes <= (which ? 2 * half : half)) return;
+  (void)cudaEventRecord(cuda->left[which], cuda->stream);
+  (void)cudaEventSynchronize(cuda->left[!which]);
+  cuda->ring_at = which ? 0 : half;
+}
 
 void *cuda_table_room(pyr_backend *be, size_t bytes, void **device) {
   pyr_cuda *cuda = cuda_of(be);
@@ -122,7 +157,7 @@ void *cuda_table_room(pyr_backend *be, size_t bytes, void **device) {
   if (bytes > room || (bytes + 15) / 16 * 16 > room) return nullptr;
   cuda->table_used += (bytes + 15) / 16 * 16;
   *device = cuda->table + at;
-  return cuda->table_host + at;
+  return cuda->ring + cuda->ring_at + at;
 }
 
 bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin, int64_t end) {
@@ -141,7 +176,8 @@ pyr_status cuda_table_send(pyr_backend *be, const char *operation, bool fits) {
   pyr_cuda *cuda = cuda_of(be);
   if (!fits) return cuda_refuse(be, operation, "more rows, lanes or sequences than the scratch that is reserved can describe");
   if (cuda->table_used == 0) return PYR_OK;
-  cudaError_t error = cudaMemcpyAsync(cuda->table, cuda->table_host, cuda->table_used, cudaMemcpyHostToDevice, cuda->stream);
+  cudaError_t error = cudaMemcpyAsync(cuda->table, cuda->ring + cuda->ring_at, cuda->table_used, cudaMemcpyHostToDevice,
+                                      cuda->stream);
   return cuda_status(be, operation, error);
 }
 
@@ -163,7 +199,9 @@ static void cuda_close(pyr_backend *be) {
   cuda_blas_close(cuda);
   cuda_release(be, cuda->scratch, cuda->scratch_bytes);
   cuda_release(be, cuda->table, cuda->table_bytes);
-  host->release(be->rt, cuda->table_host, cuda->table_bytes);
+  lock_release(be, cuda->ring, RING_TABLES * cuda->table_bytes);
+  for (cudaEvent_t left : cuda->left)
+    if (left) (void)cudaEventDestroy(left);
   if (cuda->stream) (void)cudaStreamDestroy(cuda->stream);
   host->release(be->rt, cuda, sizeof *cuda);
   be->state = nullptr;
@@ -178,7 +216,10 @@ static cudaError_t open_device(pyr_cuda *cuda) {
   if (error == cudaSuccess) error = cudaDeviceGetDefaultMemPool(&pool, 0);
   if (error == cudaSuccess) error = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all);
 #endif
-  return error == cudaSuccess ? cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking) : error;
+  if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking);
+  for (cudaEvent_t &left : cuda->left)
+    if (error == cudaSuccess) error = cudaEventCreateWithFlags(&left, cudaEventDisableTiming);
+  return error;
 }
 
 static void fill(pyr_backend *be) {

@@ -2,8 +2,9 @@
  *
  * Everything runs on one stream, in the order of the calls, so that device scratch is free for the next operation as soon as
  * it is issued. What a kernel needs beside numbers (page tables, descriptions of lanes and calls) is laid out in a host
- * buffer, `table`, and copied to its device twin before the launch. The host's memory is pageable, so that the copy has left
- * it when the call returns; both are as large as `reserve` made them. */
+ * buffer and copied to `table` on the device before the launch. That buffer is page-locked, so that no call waits for its
+ * copy, and a ring of two halves of two tables each: before the first byte of a half is written again, the copies out of it
+ * are waited for, which were issued at least two tables ago. */
 #ifndef PYR_CUDA_CUH
 #define PYR_CUDA_CUH
 
@@ -15,13 +16,16 @@ extern "C" {
 #include "dtype.h"
 }
 
+enum : size_t { RING_TABLES = 4 };
+
 struct pyr_cuda {
   const pyr_device_host *host;
   cudaStream_t stream;
   bool rounded;                /* products of many tokens take operands of 16 bits */
   void *blas;                  /* blas.cuh's handle; NULL: not open yet */
-  uint8_t *table, *table_host; /* [table_bytes] descriptions, on the device and here */
-  size_t table_bytes, table_used;
+  uint8_t *table, *ring;       /* [table_bytes] descriptions on the device; [RING_TABLES][table_bytes] where they are laid out */
+  size_t table_bytes, table_used, ring_at;   /* ring_at: where the present one begins */
+  cudaEvent_t left[2];         /* the copies out of each half when it was left last */
   uint8_t *scratch;            /* [scratch_bytes] numbers, on the device */
   size_t scratch_bytes;
 };

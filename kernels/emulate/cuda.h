@@ -7,7 +7,8 @@
  * Errors, each naming the kernel: a barrier that some threads of the block do not reach, or reach elsewhere; a warp operation
  * that some lanes of the warp do not reach, or meet with another one; a mask that is not the whole warp; blocks that are not
  * whole warps; grids, blocks and shared memory beyond what every device has, or what the kernel was allowed; memory written
- * outside of its block; asynchronous copies (emulate/mma.h) that nobody waited for, or not aligned. */
+ * outside of its block; asynchronous copies (emulate/mma.h) that nobody waited for, or not aligned; page-locked memory that is
+ * sent again before the copy that was under way out of it has been waited for. */
 #ifndef PYR_EMULATE_CUDA_H
 #define PYR_EMULATE_CUDA_H
 
@@ -40,6 +41,14 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaMallocAsync(void **ptr, size_t bytes, cudaStream_t stream);     /* poisoned with 0xff: NaN */
 cudaError_t cudaFreeAsync(void *ptr, cudaStream_t stream);
+enum { cudaHostAllocDefault = 0, cudaEventDisableTiming = 2 };
+cudaError_t cudaHostAlloc(void **ptr, size_t bytes, unsigned flags);
+cudaError_t cudaFreeHost(void *ptr);
+typedef struct pyr_emulate_event *cudaEvent_t;
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void *ptr, int value, size_t bytes, cudaStream_t stream);
 cudaError_t cudaGetLastError(void);                                              /* and forgets it */

@@ -16,6 +16,7 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/asan_interface.h>
@@ -439,7 +440,73 @@ cudaError_t cudaGetDeviceCount(int *count) { *count = 1; return cudaSuccess; }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) { *stream = nullptr; return cudaSuccess; }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return last; }
+
+/* Page-locked memory: copies out of it are under way until an event behind them, or the stream, has been waited for. The
+ * runtimes of a process share no memory, so that one list serves all. */
+struct pyr_emulate_event { uint64_t behind; };
+namespace {
+struct flight { const uint8_t *from, *to; uint64_t number; };
+std::mutex flights_lock;
+std::vector<flight> locked, flights;      /* blocks; copies */
+uint64_t copies;
+
+void landed(uint64_t number) {
+  size_t kept = 0;
+  for (const flight &f : flights)
+    if (f.number > number) flights[kept++] = f;
+  flights.resize(kept);
+}
+
+bool overlap(const std::vector<flight> &list, const uint8_t *from, const uint8_t *to) {
+  for (const flight &f : list)
+    if (from < f.to && f.from < to) return true;
+  return false;
+}
+}   // namespace
+
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  std::lock_guard<std::mutex> hold(flights_lock);
+  landed(copies);
+  return last;
+}
+
+cudaError_t cudaHostAlloc(void **ptr, size_t bytes, unsigned) {
+  std::lock_guard<std::mutex> hold(flights_lock);
+  *ptr = malloc(bytes);
+  if (*ptr == nullptr) return cudaErrorMemoryAllocation;
+  const uint8_t *at = static_cast<uint8_t *>(*ptr);
+  locked.push_back(flight{ at, at + bytes, 0 });
+  return cudaSuccess;
+}
+
+cudaError_t cudaFreeHost(void *ptr) {
+  std::lock_guard<std::mutex> hold(flights_lock);
+  for (size_t i = 0; i < locked.size(); i++) {
+    if (locked[i].from != ptr) continue;
+    if (overlap(flights, locked[i].from, locked[i].to))
+      return fail(cudaErrorLaunchFailure, "page-locked memory was given back while a copy out of it was under way");
+    locked.erase(locked.begin() + static_cast<std::ptrdiff_t>(i));
+    free(ptr);
+    return last;
+  }
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
+  *event = static_cast<cudaEvent_t>(calloc(1, sizeof **event));
+  return *event ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) { free(event); return cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  std::lock_guard<std::mutex> hold(flights_lock);
+  event->behind = copies;
+  return last;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  std::lock_guard<std::mutex> hold(flights_lock);
+  landed(event->behind);
+  return last;
+}
 
 cudaError_t cudaMallocAsync(void **ptr, size_t bytes, cudaStream_t) {
   void *block;
@@ -466,7 +533,14 @@ cudaError_t cudaFreeAsync(void *ptr, cudaStream_t) {
   return last;
 }
 
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
+  const uint8_t *from = static_cast<const uint8_t *>(src), *to = from + bytes;
+  std::lock_guard<std::mutex> hold(flights_lock);
+  if (kind == cudaMemcpyHostToDevice && overlap(locked, from, to)) {
+    if (overlap(flights, from, to))
+      fail(cudaErrorLaunchFailure, "page-locked memory was sent again while a copy out of it was under way");
+    flights.push_back(flight{ from, to, ++copies });
+  }
   if (bytes) memmove(dst, src, bytes);
   return last;
 }

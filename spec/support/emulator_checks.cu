@@ -66,6 +66,31 @@ static void expect(const char *kernel, const char *what) {
   failures++;
 }
 
+/* Copies out of page-locked memory, which may not be touched before they are waited for. */
+static void lock_checks(int *out) {
+  void *locked;
+  cudaEvent_t behind;
+  if (cudaHostAlloc(&locked, 64, cudaHostAllocDefault) != cudaSuccess ||
+      cudaEventCreateWithFlags(&behind, cudaEventDisableTiming) != cudaSuccess) {
+    failures++;
+    return;
+  }
+  uint8_t *from = static_cast<uint8_t *>(locked);
+  (void)cudaMemcpyAsync(out, from, 32, cudaMemcpyHostToDevice, nullptr);
+  (void)cudaEventRecord(behind, nullptr);
+  (void)cudaMemcpyAsync(out, from + 32, 32, cudaMemcpyHostToDevice, nullptr);
+  (void)cudaEventSynchronize(behind);
+  (void)cudaMemcpyAsync(out, from, 32, cudaMemcpyHostToDevice, nullptr);
+  if (cudaGetLastError() != cudaSuccess) fputs("copies that were waited for are refused\n", stderr), failures++;
+  (void)cudaMemcpyAsync(out, from + 16, 32, cudaMemcpyHostToDevice, nullptr);
+  expect("page-locked memory", "sent again");
+  (void)cudaFreeHost(locked);
+  expect("page-locked memory", "given back");
+  (void)cudaStreamSynchronize(nullptr);
+  if (cudaFreeHost(locked) != cudaSuccess) fputs("page-locked memory cannot be given back\n", stderr), failures++;
+  (void)cudaEventDestroy(behind);
+}
+
 int main(void) {
   int *out;
   void *block;
@@ -90,6 +115,7 @@ int main(void) {
   PYR_LAUNCH(adds, 1, 64, 49153, nullptr, out);
   expect("adds", "shared memory");
 
+  lock_checks(out);
   memset(out, 0, 64 * sizeof *out);
   PYR_LAUNCH(adds, 3, 64, 64 * sizeof *out, nullptr, out);
   if (cudaGetLastError() != cudaSuccess || out[0] != 3 * 64 * 63) fprintf(stderr, "adds: %d\n", out[0]), failures++;
