@@ -95,9 +95,9 @@ typedef struct pyr_kernels {
   void (*dot_int8)(float *out, const void *w, size_t w_stride, pyr_dtype dtype, int rows, const void *x, int n, int64_t k);
   /* out[r*PYR_STACKS*PYR_STACK + i]: likewise, for stacks of interleaved weight rows, of q8_0, q4_0, q4_k or q6_k, that follow each
    * other, and n <= PYR_STACK_TOKENS rows of x, which quantize_tokens has made together of such that follow each other: in n *
-   * int8_bytes(k) bytes */
+   * int8_bytes(k) bytes. `first`: these weights have not been read lately, and those behind them will not have been */
   void (*quantize_tokens)(void *tokens, const float *x, int n, int64_t k, pyr_dtype dtype);
-  void (*dot_stacks)(float *out, const void *w, pyr_dtype dtype, int stacks, const void *tokens, int n, int64_t k);
+  void (*dot_stacks)(float *out, const void *w, pyr_dtype dtype, int stacks, const void *tokens, int n, int64_t k, bool first);
   pyr_products f32, bf16;        /* bf16.gemm is NULL where no such code is compiled in */
 
   void (*softmax_tile)(const pyr_tile *tile);

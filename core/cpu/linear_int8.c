@@ -46,7 +46,7 @@ static void run_stacks(const call *c, int64_t row, int stacks, int64_t begin, in
   for (int64_t t = begin; t < end; t += PYR_STACK_TOKENS) {
     float sum[PYR_STACK_TOKENS * PYR_STACKS * PYR_STACK];
     int some = (int)pyr_least(PYR_STACK_TOKENS, end - t);
-    c->cpu->kernels->dot_stacks(sum, w, c->w->dtype, stacks, c->cpu->x8 + (size_t)t * c->each, some, c->cols);
+    c->cpu->kernels->dot_stacks(sum, w, c->w->dtype, stacks, c->cpu->x8 + (size_t)t * c->each, some, c->cols, t == begin);
     pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_STACKS * PYR_STACK, some, stacks * PYR_STACK,
                      c->bias ? c->bias + row : NULL, c->accumulate);
   }
