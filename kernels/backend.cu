@@ -115,7 +115,8 @@ static pyr_status grow_scratch(pyr_backend *be, size_t bytes) {
 static pyr_status grow_table(pyr_backend *be, size_t bytes) {
   pyr_cuda *cuda = cuda_of(be);
   if (bytes <= cuda->table_bytes) return PYR_OK;
-  uint8_t *fresh = static_cast<uint8_t *>(cuda_alloc(be, bytes)), *ring = static_cast<uint8_t *>(lock_alloc(be, RING_TABLES * bytes));
+  uint8_t *fresh = static_cast<uint8_t *>(cuda_alloc(be, bytes));
+  uint8_t *ring = static_cast<uint8_t *>(lock_alloc(be, RING_TABLES * bytes));
   if (fresh == nullptr || ring == nullptr) {
     cuda_release(be, fresh, bytes);
     lock_release(be, ring, RING_TABLES * bytes);

@@ -83,32 +83,41 @@ typedef struct stretch { const pyr_lane_view *lane; pyr_span rows; } stretch;
 /* Rows from `row` on that lie in one page. */
 static int64_t run_of(int64_t row, int64_t high) { return pyr_least(high - row, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS); }
 
-/* What is read after the run that ends before `row`: the stretch's next page, or the first that this thread is likely to read then. */
+/* What is read after the run that ends before `row`: the stretch's next page, or the first one that this thread is likely to read
+ * then. */
 static const void *after(const stretch *now, const stretch *next, size_t bytes, int64_t row, int what) {
   const stretch *s = row < now->rows.high ? now : next;
   if (s == next) row = next->rows.low;
   return row < s->rows.high ? pyr_cpu_row_at(s->lane, bytes, row, what) : NULL;
 }
 
-/* Rows that lie in one page, as the kernels are to read them: in place, or where that costs more (many heads would widen each
- * row again; dimensions that do not fill vectors) as f32 in scratch. */
-static pyr_piece piece_at(const pyr_attend *t, const step_scratch *s, const stretch *now, const stretch *next, int64_t row, int64_t count, int what) {
+/* Whether the kernels read rows where they lie, or, where that costs more (many heads would widen each row again; dimensions that
+ * do not fill vectors), as f32 in scratch. */
+static bool in_place(const pyr_attend *t, const step_scratch *s) {
+  return s->dims == t->layout.head_dim && t->group <= t->k->row_heads;
+}
+
+/* Rows that lie in one page, as the kernels are to read them. */
+static pyr_piece piece_at(const pyr_attend *t, const step_scratch *s, const stretch *now, const stretch *next, int64_t row,
+                          int64_t count, int what) {
   size_t bytes = pyr_row_bytes(t->layout.dtype, t->layout.head_dim);
-  if (s->dims == t->layout.head_dim && t->group <= t->k->row_heads)
-    return (pyr_piece){ pyr_cpu_row_at(now->lane, bytes, row, what), after(now, next, bytes, row + count, what), bytes, (int)count };
+  if (in_place(t, s))
+    return (pyr_piece){ pyr_cpu_row_at(now->lane, bytes, row, what), after(now, next, bytes, row + count, what), bytes,
+                        (int)count };
   pyr_cpu_load_rows(t->k, s->rows[what], s->dims, now->lane, t->layout, row, count, what);
   return (pyr_piece){ s->rows[what], s->rows[what], (size_t)s->dims * sizeof(float), (int)count };
 }
 
 /* One segment; `scores` [group][ld], from its first row on, if they are to be kept. */
-static void attend_segment(const pyr_attend *t, const stretch *now, const stretch *next, const step_scratch *s, float *scores, float *part) {
+static void attend_segment(const pyr_attend *t, const stretch *now, const stretch *next, const step_scratch *s, float *scores,
+                           float *part) {
   int group = t->group;
   pyr_strand strand = { .q = s->q, .top = part, .sum = part + group, .out = part + outs_at(group), .p = s->p, .share = s->share,
                         .scores = scores, .ld = s->ld, .heads = group, .dims = (int)s->dims };
   pyr_piece scored = { 0 }, mixed = { 0 };
   for (int h = 0; h < group; h++) strand.top[h] = -INFINITY, strand.sum[h] = strand.share[h] = 0;
   memset(strand.out, 0, (size_t)(group * s->dims) * sizeof(float));
-  pyr_dtype dtype = s->dims == t->layout.head_dim && group <= t->k->row_heads ? t->layout.dtype : PYR_F32;
+  pyr_dtype dtype = in_place(t, s) ? t->layout.dtype : PYR_F32;
   for (int64_t row = now->rows.low, run; row < now->rows.high; row += run) {
     run = run_of(row, now->rows.high);
     scored = piece_at(t, s, now, next, row, run, 0);

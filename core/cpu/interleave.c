@@ -2,8 +2,8 @@
  *
  * PYR_STACK rows that follow each other are a stack, as many bytes as before. Block by block of their values, first the two
  * bytes that no word of four holds (the scale of q8_0, q4_0 and q6_k), row beside row, then the block's words, each row beside row:
- * a vector of words has one of each row. A product then needs no scale spread over a vector, no sum across one, and unpacks each byte
- * once for all tokens (dot_stacks of int8.inc), which reads them in the order in which they lie: that of q6_k is its own. All other
+ * a vector of words has one of each row. A product then needs no scale spread over a vector, no sum across one, and unpacks each
+ * byte once for all tokens (dot_stacks of int8.inc), which reads them in the order in which they lie: that of q6_k is its own. All other
  * readers get rows back through pyr_cpu_weights.
  *
  * Does not own: who asks for it and where it lies (bind_matrix of model.c). */

@@ -1,9 +1,9 @@
 /* linear.c — matrix products with a weight: out[n, rows] = x[n, k] . w[rows, k]^T (+ bias), w of any dtype.
  *
  * Few tokens (n < PYR_SMALL_N; decode, small batches): the weight is what must be read, so its rows are streamed once,
- * four at a time, and multiplied with every token while they are in registers or in the first cache (`dot`). Where there
- * are more tokens than `dot` takes, rows in blocks are turned into f32 once, not once for each few tokens; the result is
- * the same. Tasks are runs of weight rows.
+ * four at a time (or one, for one token), and multiplied with every token while they are in registers or in the first cache
+ * (`dot`). Where there are more tokens than `dot` takes, rows in blocks are turned into f32 once, not once for each few
+ * tokens; the result is the same. Tasks are runs of weight rows.
  *
  * Many tokens: the arithmetic is what costs. The product is cut into blocks of tokens x panels of weight rows, each a
  * task. A task walks k in steps of STEP; for each it turns its panel into f32, transposed into slices of nr rows (a slice
