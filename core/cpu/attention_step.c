@@ -80,9 +80,6 @@ void pyr_cpu_cut_step(pyr_attend *t, pyr_attend_unit *u) {
 
 typedef struct stretch { const pyr_lane_view *lane; pyr_span rows; } stretch;
 
-/* Rows from `row` on that lie in one page. */
-static int64_t run_of(int64_t row, int64_t high) { return pyr_least(high - row, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS); }
-
 /* What is read after the run that ends before `row`: the stretch's next page, or the first one that this thread is likely to read
  * then. */
 static const void *after(const stretch *now, const stretch *next, size_t bytes, int64_t row, int what) {
@@ -119,7 +116,7 @@ static void attend_segment(const pyr_attend *t, const stretch *now, const stretc
   memset(strand.out, 0, (size_t)(group * s->dims) * sizeof(float));
   pyr_dtype dtype = in_place(t, s) ? t->layout.dtype : PYR_F32;
   for (int64_t row = now->rows.low, run; row < now->rows.high; row += run) {
-    run = run_of(row, now->rows.high);
+    run = pyr_cpu_run_in_page(row, now->rows.high - row);
     scored = piece_at(t, s, now, next, row, run, 0);
     t->k->strand(&strand, &scored, &mixed, dtype);
     mixed = piece_at(t, s, now, next, row, run, 1);

@@ -104,6 +104,11 @@ void pyr_cpu_weights(const pyr_kernels *k, float *dst, const pyr_tensor *w, int6
 /* What attention and the score pass of many queries multiply with. */
 static inline const pyr_products *pyr_cpu_products(const pyr_cpu *cpu) { return cpu->matmul ? &cpu->kernels->bf16 : &cpu->kernels->f32; }
 
+/* Rows from `row` on that lie in one page, at most `count`. */
+static inline int64_t pyr_cpu_run_in_page(int64_t row, int64_t count) {
+  return pyr_least(count, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS);
+}
+
 /* K (what = 0) or V (1) of a row; `bytes` is pyr_row_bytes. */
 static inline uint8_t *pyr_cpu_row_at(const pyr_lane_view *lane, size_t bytes, int64_t row, int what) {
   return (uint8_t *)lane->pages[row / PYR_PAGE_ROWS] + (size_t)(row % PYR_PAGE_ROWS + what * PYR_PAGE_ROWS) * bytes;

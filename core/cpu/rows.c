@@ -11,14 +11,11 @@
 size_t pyr_row_bytes(pyr_dtype dtype, int head_dim) { return pyr_dtype_bytes(dtype, head_dim); }
 size_t pyr_page_bytes(pyr_dtype dtype, int head_dim) { return 2 * PYR_PAGE_ROWS * pyr_row_bytes(dtype, head_dim); }
 
-/* Rows from `row` on that lie in one page, at most `count`. */
-static int64_t run_in_page(int64_t row, int64_t count) { return pyr_least(count, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS); }
-
 void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t count, int what) {
   int64_t d = layout.head_dim;
   size_t bytes = pyr_row_bytes(layout.dtype, layout.head_dim);
   while (count > 0) {
-    int64_t run = run_in_page(begin, count);
+    int64_t run = pyr_cpu_run_in_page(begin, count);
     const uint8_t *src = pyr_cpu_row_at(lane, bytes, begin, what);
     if (ld == d) {
       k->to_f32(dst, src, layout.dtype, run * d);
@@ -106,7 +103,7 @@ static void gather_lane(void *ctx, int64_t task, int worker) {
   const pyr_lane_view *dst = &c->dst[task], *src = &c->src[task];
   (void)worker;
   for (int64_t i = 0; i < c->k;) {
-    int64_t from = c->idx[i], run = 1, most = pyr_least(run_in_page(i, c->k - i), run_in_page(from, c->k - i));
+    int64_t from = c->idx[i], run = 1, most = pyr_least(pyr_cpu_run_in_page(i, c->k - i), pyr_cpu_run_in_page(from, c->k - i));
     while (run < most && c->idx[i + run] == from + run) run++;
     for (int what = 0; what < 2; what++) {
       uint8_t *to = pyr_cpu_row_at(dst, c->bytes, i, what);
