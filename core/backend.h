@@ -38,7 +38,7 @@ typedef struct pyr_work {        /* upper bounds that `reserve` prepares for */
   int64_t rows;                  /* rows of any lane */
   int64_t sequences;             /* count of any batched call */
   int32_t heads, kv_heads, head_dim;
-  int64_t cols;                  /* widest input of a matrix product */
+  int64_t cols, outputs;         /* widest input and output of a matrix product */
 } pyr_work;
 
 /* How much a query at position q counts for the row of index j: only the last `queries` queries before the row's due

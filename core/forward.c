@@ -65,7 +65,7 @@ static size_t carve(pyr_forward *f, char *base, int64_t tokens, int64_t chunk, i
 static pyr_work work_of(const pyr_model *model, int64_t tokens, int64_t rows, int64_t sequences) {
   const pyr_model_config *c = &model->config;
   int64_t cols = pyr_most(pyr_most(c->width, c->ff), (int64_t)c->heads * c->head_dim);
-  return (pyr_work){ tokens, rows, sequences, c->heads, c->kv_heads, c->head_dim, cols };
+  return (pyr_work){ tokens, rows, sequences, c->heads, c->kv_heads, c->head_dim, cols, pyr_most(cols, c->vocab) };
 }
 
 /* ---- one layer --------------------------------------------------------------------------------------------------- */

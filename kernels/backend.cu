@@ -133,7 +133,7 @@ static pyr_status grow_table(pyr_backend *be, size_t bytes) {
 
 static pyr_status cuda_reserve(pyr_backend *be, const pyr_work *work) {
   size_t need[] = { LEAST_SCRATCH, cuda_attention_scratch(work), cuda_signals_scratch(work),
-                    cuda_of(be)->rounded ? cuda_linear_scratch(work) : 0 };
+                    cuda_linear_few_scratch(work), cuda_of(be)->rounded ? cuda_linear_scratch(work) : 0 };
   size_t scratch = 0, table = cuda_attention_table(work);
   for (size_t bytes : need) scratch = bytes > scratch ? bytes : scratch;
   pyr_status status = grow_scratch(be, scratch);
@@ -199,6 +199,7 @@ static void cuda_close(pyr_backend *be) {
   if (cuda->stream) (void)cudaStreamSynchronize(cuda->stream);
   cuda_blas_close(cuda);
   cuda_release(be, cuda->scratch, cuda->scratch_bytes);
+  cuda_release(be, cuda->arrived, ARRIVALS * sizeof *cuda->arrived);
   cuda_release(be, cuda->table, cuda->table_bytes);
   lock_release(be, cuda->ring, RING_TABLES * cuda->table_bytes);
   for (cudaEvent_t left : cuda->left)
@@ -206,6 +207,13 @@ static void cuda_close(pyr_backend *be) {
   if (cuda->stream) (void)cudaStreamDestroy(cuda->stream);
   host->release(be->rt, cuda, sizeof *cuda);
   be->state = nullptr;
+}
+
+static pyr_status make_arrivals(pyr_backend *be) {
+  size_t bytes = ARRIVALS * sizeof *cuda_of(be)->arrived;
+  int *fresh = cuda_of(be)->arrived = static_cast<int *>(cuda_alloc(be, bytes));
+  if (fresh == nullptr) return no_memory(be, bytes);
+  return cuda_status(be, "opening the device", cudaMemsetAsync(fresh, 0, bytes, cuda_of(be)->stream));
 }
 
 /* The pool keeps what is given back to it: without this each wait returns it to the driver. */
@@ -270,6 +278,7 @@ extern "C" __attribute__((visibility("default"))) pyr_status pyr_device_open(con
   pyr_status status = cuda_status(&fresh, "opening the device", open_device(cuda));
   if (status == PYR_OK) status = grow_scratch(&fresh, LEAST_SCRATCH);
   if (status == PYR_OK) status = grow_table(&fresh, LEAST_TABLE);
+  if (status == PYR_OK) status = make_arrivals(&fresh);
   if (status != PYR_OK) cuda_close(&fresh);
   else *be = fresh;
   return status;

@@ -16,7 +16,7 @@ extern "C" {
 #include "dtype.h"
 }
 
-enum : size_t { RING_TABLES = 4 };
+enum : size_t { RING_TABLES = 4, ARRIVALS = 4096 };
 
 struct pyr_cuda {
   const pyr_device_host *host;
@@ -28,6 +28,7 @@ struct pyr_cuda {
   cudaEvent_t left[2];         /* the copies out of each half when it was left last */
   uint8_t *scratch;            /* [scratch_bytes] numbers, on the device */
   size_t scratch_bytes;
+  int *arrived;                /* [ARRIVALS] blocks that are done, of kernels whose last block goes on; zeros between kernels */
 };
 
 static inline pyr_cuda *cuda_of(const pyr_backend *be) { return static_cast<pyr_cuda *>(be->state); }
@@ -65,6 +66,7 @@ pyr_status cuda_check(pyr_backend *be, const char *operation, size_t needed);
 size_t cuda_attention_scratch(const pyr_work *work);
 size_t cuda_signals_scratch(const pyr_work *work);
 size_t cuda_linear_scratch(const pyr_work *work);
+size_t cuda_linear_few_scratch(const pyr_work *work);
 size_t cuda_attention_table(const pyr_work *work);
 
 /* Descriptions of one call: begin; make room for what the kernels read and fill it in; send. Room is in the host's buffer, and

@@ -1,57 +1,17 @@
 /* linear.cu — matrix products with weights of any dtype: out[n, rows] = x[n, cols] . w^T (+ bias) (+ out).
  *
- * Few tokens, and decode steps of any number (PYR_LINEAR_EXACT): a warp for a row of weights, which it reads once for TOKENS
- * tokens; lanes take every 32nd value, and their sums are added by a butterfly. Many tokens: a block for TILE x TILE outputs,
- * whose operands pass through shared memory as f32, STEP columns at a time; each output is one chain of multiply-adds in the
- * order of columns. Either way a token's result does not depend on the others. x is f32 and is not rounded.
+ * Few tokens, decode steps of any number (PYR_LINEAR_EXACT), and weights of 16 bits: linear_few.cu. Many tokens: a block for
+ * TILE x TILE outputs, whose operands pass through shared memory as f32, STEP columns at a time; each output is one chain of
+ * multiply-adds in the order of columns. Either way a token's result does not depend on the others. x is f32 and is not rounded.
  *
  * Where the runtime was opened for rounded products, many tokens go to cuBLAS with x rounded to the 16 bits of the weights
  * (f16, or bf16; quantised weights become bf16, a strip of rows at a time), and sums in f32. How cuBLAS sums may depend on the
  * number of tokens; that is what was asked for. */
 #include "blas.cuh"
-#include "number.cuh"
+#include "linear.cuh"
 
-static constexpr int WARPS = 8, TOKENS = 8, TILE = 64, STEP = 16, EACH = 4;
+static constexpr int TILE = 64, STEP = 16, EACH = 4;
 enum : int64_t { STRIP_VALUES = 1 << 24 };           /* dequantised weights at a time, for cuBLAS */
-
-struct linear_call {
-  float *out;
-  const float *x;
-  const uint8_t *w;
-  size_t stride;
-  const float *bias;
-  int64_t n, rows, cols;
-  bool add;
-};
-
-static __device__ __forceinline__ void put_out(const linear_call &c, int64_t token, int64_t row, float sum) {
-  float *out = c.out + token * c.rows + row;
-  if (c.bias) sum += c.bias[row];
-  *out = c.add ? *out + sum : sum;
-}
-
-/* ---- few tokens ------------------------------------------------------------------------------------------------------------ */
-
-template <int DTYPE> static __global__ void few_kernel(linear_call c) {
-  int64_t row = static_cast<int64_t>(blockIdx.x) * WARPS + warp_of_block(), first = static_cast<int64_t>(blockIdx.y) * TOKENS;
-  int lane = lane_of_warp(), some = c.n - first < TOKENS ? static_cast<int>(c.n - first) : TOKENS;
-  if (row >= c.rows) return;
-  const uint8_t *w = c.w + static_cast<size_t>(row) * c.stride;
-  const float *x = c.x + first * c.cols;
-  float sum[TOKENS] = {};
-  for (int64_t i = lane; i < c.cols; i += WARP) {
-    float value = value_at(w, DTYPE, i);
-#pragma unroll
-    for (int t = 0; t < TOKENS; t++)
-      if (t < some) sum[t] += value * x[t * c.cols + i];
-  }
-#pragma unroll
-  for (int t = 0; t < TOKENS; t++) {
-    if (t >= some) break;
-    float total = warp_sum(sum[t]);
-    if (lane == 0) put_out(c, first + t, row, total);
-  }
-}
 
 /* ---- many tokens ----------------------------------------------------------------------------------------------------------- */
 
@@ -84,14 +44,10 @@ template <int DTYPE> static __global__ void tile_kernel(linear_call c) {
       if (token + ty + a < c.n && row + tx + b < c.rows) put_out(c, token + ty + a, row + tx + b, sum[a][b]);
 }
 
-template <int DTYPE> static void launch(const linear_call &c, bool few, cudaStream_t stream) {
-  if (few) {
-    dim3 grid(static_cast<unsigned>(ceil_div(c.rows, WARPS)), static_cast<unsigned>(ceil_div(c.n, TOKENS)));
-    PYR_LAUNCH(few_kernel<DTYPE>, grid, WARPS * WARP, 0, stream, c);
-  } else {
-    dim3 grid(static_cast<unsigned>(ceil_div(c.rows, TILE)), static_cast<unsigned>(ceil_div(c.n, TILE)));
-    PYR_LAUNCH(tile_kernel<DTYPE>, grid, 256, 0, stream, c);
-  }
+template <int DTYPE> static pyr_status multiply_many(pyr_backend *be, const linear_call &c) {
+  dim3 grid(static_cast<unsigned>(ceil_div(c.rows, TILE)), static_cast<unsigned>(ceil_div(c.n, TILE)));
+  PYR_LAUNCH(tile_kernel<DTYPE>, grid, 256, 0, cuda_of(be)->stream, c);
+  return cuda_launched(be, "linear");
 }
 
 /* ---- rounded operands ------------------------------------------------------------------------------------------------------ */
@@ -167,22 +123,21 @@ static pyr_status cuda_linear(pyr_backend *be, float *out, const float *x, const
                               int flags) {
   linear_call c = { out, x, static_cast<const uint8_t *>(w->data), w->stride, bias, n, w->shape[0], w->shape[1],
                     (flags & PYR_LINEAR_ADD) != 0 };
-  bool few = n < PYR_SMALL_N || (flags & PYR_LINEAR_EXACT);
-  cudaStream_t stream = cuda_of(be)->stream;
   if (n <= 0 || c.rows <= 0) return PYR_OK;
+  bool few = n < PYR_SMALL_N || (flags & PYR_LINEAR_EXACT);
   if (!few && cuda_of(be)->rounded) return rounded(be, c, w->dtype);
+  if (few || cuda_streams(c, w->dtype)) return cuda_linear_few(be, c, w->dtype);
   switch (w->dtype) {
-    case PYR_F32: launch<PYR_F32>(c, few, stream); break;
-    case PYR_F16: launch<PYR_F16>(c, few, stream); break;
-    case PYR_BF16: launch<PYR_BF16>(c, few, stream); break;
-    case PYR_Q8_0: launch<PYR_Q8_0>(c, few, stream); break;
-    case PYR_Q4_0: launch<PYR_Q4_0>(c, few, stream); break;
-    case PYR_Q4_K: launch<PYR_Q4_K>(c, few, stream); break;
-    case PYR_Q5_K: launch<PYR_Q5_K>(c, few, stream); break;
-    case PYR_Q6_K: launch<PYR_Q6_K>(c, few, stream); break;
+    case PYR_F32: return multiply_many<PYR_F32>(be, c);
+    case PYR_F16: return multiply_many<PYR_F16>(be, c);
+    case PYR_BF16: return multiply_many<PYR_BF16>(be, c);
+    case PYR_Q8_0: return multiply_many<PYR_Q8_0>(be, c);
+    case PYR_Q4_0: return multiply_many<PYR_Q4_0>(be, c);
+    case PYR_Q4_K: return multiply_many<PYR_Q4_K>(be, c);
+    case PYR_Q5_K: return multiply_many<PYR_Q5_K>(be, c);
+    case PYR_Q6_K: return multiply_many<PYR_Q6_K>(be, c);
     default: return cuda_refuse(be, "linear", "weights of an unknown dtype");
   }
-  return cuda_launched(be, "linear");
 }
 
 void cuda_linear_fill(pyr_backend *be) { be->linear = cuda_linear; }

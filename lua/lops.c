@@ -104,12 +104,13 @@ static int ops_alloc(lua_State *L) {
   return 1;
 }
 
-/* reserve(runtime, { tokens, rows, sequences, heads, kv_heads, head_dim, cols }) -> true */
+/* reserve(runtime, { tokens, rows, sequences, heads, kv_heads, head_dim, cols, outputs }) -> true */
 static int ops_reserve(lua_State *L) {
   pyr_backend *be = begin_call(L);
   pyr_work work = { int_field(L, 2, "tokens", 1), int_field(L, 2, "rows", 1), int_field(L, 2, "sequences", 1),
                     (int32_t)int_field(L, 2, "heads", 1), (int32_t)int_field(L, 2, "kv_heads", 1),
-                    (int32_t)int_field(L, 2, "head_dim", 1), int_field(L, 2, "cols", 1) };
+                    (int32_t)int_field(L, 2, "head_dim", 1), int_field(L, 2, "cols", 1),
+                    int_field(L, 2, "outputs", 0) };
   pyr_status status = be->reserve(be, &work);
   if (status != PYR_OK) return fail(L, be, status);
   lua_pushboolean(L, 1);
@@ -168,7 +169,8 @@ static int ops_linear(lua_State *L) {
   int64_t n = count / cols;
   pyr_tensor w = { data, dtype, 2, { rows, cols }, stride, 0 };
   pyr_status status = lua_isnoneornil(L, 9) ? order_weights(L, be, &w) : PYR_OK;
-  pyr_work work = { .tokens = n, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = 1, .cols = cols };
+  pyr_work work = { .tokens = n, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = 1, .cols = cols,
+                    .outputs = rows };
   if (out == NULL) out = new_floats(L, be, n * rows);
   if (status == PYR_OK) status = be->reserve(be, &work);
   if (status == PYR_OK) status = be->linear(be, out, x, &w, bias, n, accumulate ? PYR_LINEAR_ADD : 0);

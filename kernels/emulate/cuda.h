@@ -67,7 +67,11 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 struct float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
 inline float2 make_float2(float x, float y) { return float2{ x, y }; }
+inline float4 make_float4(float x, float y, float z, float w) { return float4{ x, y, z, w }; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return uint4{ x, y, z, w }; }
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 enum { warpSize = 32 };
@@ -110,6 +114,9 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) { return pyr_emulate
 /* Fibres give way nowhere else, so plain reads and writes are atomic. */
 template <typename T> inline T atomicAdd(T *at, T value) { T was = *at; *at = was + value; return was; }
 template <typename T> inline T atomicMax(T *at, T value) { T was = *at; if (value > was) *at = value; return was; }
+
+template <typename T> inline T __ldcg(const T *at) { return *at; }
+inline void __threadfence() {}
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }

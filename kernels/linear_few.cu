@@ -1,0 +1,262 @@
+/* linear_few.cu — matrix products of few tokens, and of decode steps: what counts is that weights are read once, and fast.
+ *
+ * Weights of 16 bits go through tensor cores. A warp has 32 rows of w and walks its columns STEP at a time; a lane loads 16 bytes
+ * of a row at once, straight into registers, and takes them as operand `a` as they come: which columns of w a product calls its
+ * 2t, 2t+1, 2t+8 and 2t+9 does not matter, as long as x is taken in the same order. So a warp has 8 KiB of weights under way; the
+ * dozen warps that a multiprocessor's registers hold have 96, where 3.4 TB/s and 0.8 us ask for 20. x is f32 and is not
+ * rounded: it is split into terms (mma.cuh) as it is read, out of L1, where the warps of a block find it; f16 has a power of
+ * two for each step and token that brings x into its range. Sums on tensor cores lose what is shifted out of them, so that
+ * each step begins new ones, which are added up in f32.
+ *
+ * One matrix must fill the device: blocks of 128 rows are cut along the columns, too, into as many parts as make WANTED warps of
+ * the matrix. Each leaves its sums in scratch, and the last block of a row's to come adds them all, in the order of columns.
+ * The cut depends on the matrix alone, and each of up to 32 tokens is a column of the products by itself: a token's result does
+ * not depend on its company. For 32 tokens a block reads 128 bytes of x for each 256 of weights, out of L2.
+ *
+ * Other weights (quantised, f32, or not aligned to 16 bytes): a warp for a row, which it reads once for TOKENS tokens; lanes take
+ * every 32nd value, and their sums are added by a butterfly. */
+#include "linear.cuh"
+#include "mma.cuh"
+
+/* ---- tensor cores ------------------------------------------------------------------------------------------------------------ */
+
+static constexpr int WARPS = 4, MT = 2, ROWS = WARPS * MT * 16, CHUNK = 32, CHUNKS = 4, STEP = CHUNK * CHUNKS, MOST_TOKENS = 32;
+enum : int64_t { WANTED = 132 * 16 };          /* warps */
+
+struct cut { int64_t cols, parts; };           /* columns of a part, a multiple of STEP */
+
+static cut cut_of(int64_t rows, int64_t cols) {
+  int64_t steps = ceil_div(cols, STEP), parts = ceil_div(WANTED, ceil_div(rows, ROWS) * WARPS);
+  int64_t each = ceil_div(steps, parts < steps ? parts : steps);
+  return cut{ each * STEP, ceil_div(steps, each) };
+}
+
+/* The most sums that parts of a matrix leave for a token, whatever its rows: there are parts only while they fill no device. */
+static int64_t most_sums(int64_t rows, int64_t cols) {
+  int64_t cut_rows = (WANTED / WARPS + 1) * ROWS, parts = ceil_div(cols, STEP);
+  int64_t few = (rows < cut_rows ? rows : cut_rows) * parts;
+  return few < 2 * cut_rows ? few : 2 * cut_rows;
+}
+
+struct stream_call {
+  linear_call c;
+  int64_t part_cols;
+  float *sums;                                 /* [parts][tokens][rows], if there are several */
+  int *arrived;                                /* [blocks of rows] parts that are done; 0 again at the end */
+};
+
+/* Eight values of a row of w, and of x: zeros beyond the matrix. */
+static __device__ __forceinline__ uint4 weights_at(const linear_call &c, int64_t row, int64_t col) {
+  if (row >= c.rows || col >= c.cols) return make_uint4(0, 0, 0, 0);
+  return *reinterpret_cast<const uint4 *>(c.w + static_cast<size_t>(row) * c.stride + col * 2);
+}
+static __device__ __forceinline__ void values_at(const linear_call &c, int64_t token, int64_t col, float (&x)[8]) {
+  float4 low = make_float4(0, 0, 0, 0), high = low;
+  if (token < c.n && col < c.cols) {
+    const float4 *from = reinterpret_cast<const float4 *>(c.x + token * c.cols + col);
+    low = from[0];
+    high = from[1];
+  }
+  x[0] = low.x, x[1] = low.y, x[2] = low.z, x[3] = low.w;
+  x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
+}
+
+/* The power of two that brings a token's values of a step to between 2^9 and 2^10, and what takes it back. */
+struct range { float up, back; };
+template <typename T> static __device__ __forceinline__ range range_of(const linear_call &c, int64_t token, int64_t col) {
+  if (!T::narrow) return range{ 1, 1 };
+  float top = 0, x[8];
+#pragma unroll
+  for (int chunk = 0; chunk < CHUNKS; chunk++) {
+    values_at(c, token, col + chunk * CHUNK, x);
+#pragma unroll
+    for (int i = 0; i < 8; i++) top = fmaxf(top, fabsf(x[i]));
+  }
+  top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
+  top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
+  int exponent = static_cast<int>(__float_as_uint(top) >> 23);                        /* biased by 127 */
+  exponent = exponent < 20 ? 20 : exponent > 240 ? 240 : exponent;
+  return range{ __uint_as_float(static_cast<uint32_t>(254 - exponent + 9) << 23),
+                __uint_as_float(static_cast<uint32_t>(exponent - 9) << 23) };
+}
+
+/* Adds the products of a step, of 8 tokens from `token` on. w: what the lane has of the warp's rows, [16 rows][upper half][chunk]. */
+template <typename T>
+static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const linear_call &c, const uint4 (&w)[MT][2][CHUNKS],
+                                                     int64_t token, int64_t col) {
+  int lane = lane_of_warp();
+  int64_t mine = token + lane / 4;
+  float step[MT][4] = {}, less[MT][4] = {};
+  col += lane % 4 * 8;
+  range r = range_of<T>(c, mine, col);
+#pragma unroll
+  for (int chunk = 0; chunk < CHUNKS; chunk++) {
+    float x[8];
+    values_at(c, mine, col + chunk * CHUNK, x);
+    if (T::narrow) {
+#pragma unroll
+      for (int i = 0; i < 8; i++) x[i] *= r.up;
+    }
+#pragma unroll
+    for (int term = 0; term < T::exact; term++) {
+      uint32_t b[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) b[i] = take_pair<T>(x[2 * i], x[2 * i + 1]);
+#pragma unroll
+      for (int m = 0; m < MT; m++) {
+        const uint4 &low = w[m][0][chunk], &high = w[m][1][chunk];
+        uint32_t first[4] = { low.x, high.x, low.y, high.y }, second[4] = { low.z, high.z, low.w, high.w };
+        mma<T>(term == 0 ? step[m] : less[m], first, b[0], b[1]);
+        mma<T>(term == 0 ? step[m] : less[m], second, b[2], b[3]);
+      }
+    }
+  }
+  float back[2] = { 1, 1 };                    /* of the tokens of c[0] and c[1] */
+  if (T::narrow) {
+    back[0] = __shfl_sync(ALL_LANES, r.back, lane % 4 * 8);
+    back[1] = __shfl_sync(ALL_LANES, r.back, lane % 4 * 8 + 4);
+  }
+#pragma unroll
+  for (int m = 0; m < MT; m++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) sum[m][i] += (step[m][i] + less[m][i]) * back[i % 2];
+}
+
+/* Grid: blocks of rows, parts of columns. 8 N tokens. */
+template <typename T, int N> static __global__ void __launch_bounds__(WARPS * WARP, N == 4 ? 2 : 3) stream_kernel(stream_call s) {
+  __shared__ bool last;
+  const linear_call &c = s.c;
+  int lane = lane_of_warp();
+  int64_t block_row = static_cast<int64_t>(blockIdx.x) * ROWS, row = block_row + warp_of_block() * MT * 16 + lane / 4;
+  int64_t begin = blockIdx.y * s.part_cols, end = begin + s.part_cols < c.cols ? begin + s.part_cols : c.cols;
+  float sum[N][MT][4] = {};
+  for (int64_t col = begin; col < end; col += STEP) {
+    uint4 w[MT][2][CHUNKS];
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int chunk = 0; chunk < CHUNKS; chunk++)
+          w[m][half][chunk] = weights_at(c, row + m * 16 + half * 8, col + chunk * CHUNK + lane % 4 * 8);
+#pragma unroll
+    for (int n = 0; n < N; n++) multiply_step<T>(sum[n], c, w, n * 8, col);
+  }
+  bool whole = gridDim.y == 1;
+#pragma unroll
+  for (int n = 0; n < N; n++)
+#pragma unroll
+    for (int m = 0; m < MT; m++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        int64_t token = n * 8 + lane % 4 * 2 + i % 2, to = row + m * 16 + i / 2 * 8;
+        if (token >= c.n || to >= c.rows) continue;
+        if (whole) put_out(c, token, to, sum[n][m][i]);
+        else s.sums[(blockIdx.y * c.n + token) * c.rows + to] = sum[n][m][i];
+      }
+  if (whole) return;
+
+  __threadfence();                             /* the sums are seen by whoever sees that this block has arrived */
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(s.arrived + blockIdx.x, 1) == static_cast<int>(gridDim.y) - 1;
+    if (last) s.arrived[blockIdx.x] = 0;
+  }
+  __syncthreads();
+  if (!last) return;
+  __threadfence();
+  int64_t to = block_row + threadIdx.x;
+  for (int64_t token = 0; token < c.n && to < c.rows; token++) {
+    float total = 0;
+    for (unsigned part = 0; part < gridDim.y; part++) total += __ldcg(s.sums + (part * c.n + token) * c.rows + to);
+    put_out(c, token, to, total);
+  }
+}
+static_assert(ROWS == WARPS * WARP, "a thread for each row of a block adds its parts up");
+
+template <typename T> static void launch_stream(const stream_call &s, dim3 grid, cudaStream_t stream) {
+  if (s.c.n <= 8) PYR_LAUNCH((stream_kernel<T, 1>), grid, WARPS * WARP, 0, stream, s);
+  else if (s.c.n <= 16) PYR_LAUNCH((stream_kernel<T, 2>), grid, WARPS * WARP, 0, stream, s);
+  else PYR_LAUNCH((stream_kernel<T, 4>), grid, WARPS * WARP, 0, stream, s);
+}
+
+size_t cuda_linear_few_scratch(const pyr_work *work) {
+  cuda_arena arena = { nullptr, 0 };
+  int64_t tokens = work->tokens < MOST_TOKENS ? work->tokens : MOST_TOKENS;
+  arena.take<float>(tokens * most_sums(work->outputs, work->cols));
+  return arena.used;
+}
+
+static pyr_status stream(pyr_backend *be, const linear_call &c, pyr_dtype dtype) {
+  cuda_arena arena = cuda_scratch(be);
+  cut parts = cut_of(c.rows, c.cols);
+  int64_t tokens = c.n < MOST_TOKENS ? c.n : MOST_TOKENS;
+  dim3 grid(static_cast<unsigned>(ceil_div(c.rows, ROWS)), static_cast<unsigned>(parts.parts));
+  stream_call s = { c, parts.cols, nullptr, cuda_of(be)->arrived };
+  if (parts.parts > 1) s.sums = arena.take<float>(parts.parts * tokens * c.rows);
+  pyr_status status = cuda_check(be, "linear", arena.used);
+  for (int64_t first = 0; first < c.n && status == PYR_OK; first += MOST_TOKENS) {
+    s.c.n = c.n - first < MOST_TOKENS ? c.n - first : MOST_TOKENS;
+    s.c.x = c.x + first * c.cols;
+    s.c.out = c.out + first * c.rows;
+    if (dtype == PYR_F16) launch_stream<f16>(s, grid, cuda_of(be)->stream);
+    else launch_stream<bf16>(s, grid, cuda_of(be)->stream);
+    status = cuda_launched(be, "linear");
+  }
+  return status;
+}
+
+/* ---- any weights ------------------------------------------------------------------------------------------------------------- */
+
+static constexpr int ROWS_OF_BLOCK = 8, TOKENS = 8;
+
+template <int DTYPE> static __global__ void few_kernel(linear_call c) {
+  int64_t row = static_cast<int64_t>(blockIdx.x) * ROWS_OF_BLOCK + warp_of_block(), first = static_cast<int64_t>(blockIdx.y) * TOKENS;
+  int lane = lane_of_warp(), some = c.n - first < TOKENS ? static_cast<int>(c.n - first) : TOKENS;
+  if (row >= c.rows) return;
+  const uint8_t *w = c.w + static_cast<size_t>(row) * c.stride;
+  const float *x = c.x + first * c.cols;
+  float sum[TOKENS] = {};
+  for (int64_t i = lane; i < c.cols; i += WARP) {
+    float value = value_at(w, DTYPE, i);
+#pragma unroll
+    for (int t = 0; t < TOKENS; t++)
+      if (t < some) sum[t] += value * x[t * c.cols + i];
+  }
+#pragma unroll
+  for (int t = 0; t < TOKENS; t++) {
+    if (t >= some) break;
+    float total = warp_sum(sum[t]);
+    if (lane == 0) put_out(c, first + t, row, total);
+  }
+}
+
+template <int DTYPE> static pyr_status multiply_any(pyr_backend *be, const linear_call &c) {
+  dim3 grid(static_cast<unsigned>(ceil_div(c.rows, ROWS_OF_BLOCK)), static_cast<unsigned>(ceil_div(c.n, TOKENS)));
+  PYR_LAUNCH(few_kernel<DTYPE>, grid, ROWS_OF_BLOCK * WARP, 0, cuda_of(be)->stream, c);
+  return cuda_launched(be, "linear");
+}
+
+/* ---- which -------------------------------------------------------------------------------------------------------------------- */
+
+static bool aligned(const void *at, size_t stride) { return reinterpret_cast<uintptr_t>(at) % 16 == 0 && stride % 16 == 0; }
+
+bool cuda_streams(const linear_call &c, pyr_dtype dtype) {
+  return (dtype == PYR_F16 || dtype == PYR_BF16) && c.cols % 8 == 0 && aligned(c.w, c.stride) && aligned(c.x, 0) &&
+         c.rows <= static_cast<int64_t>(ROWS * ARRIVALS);
+}
+
+pyr_status cuda_linear_few(pyr_backend *be, const linear_call &c, pyr_dtype dtype) {
+  if (cuda_streams(c, dtype)) return stream(be, c, dtype);
+  switch (dtype) {
+    case PYR_F32: return multiply_any<PYR_F32>(be, c);
+    case PYR_F16: return multiply_any<PYR_F16>(be, c);
+    case PYR_BF16: return multiply_any<PYR_BF16>(be, c);
+    case PYR_Q8_0: return multiply_any<PYR_Q8_0>(be, c);
+    case PYR_Q4_0: return multiply_any<PYR_Q4_0>(be, c);
+    case PYR_Q4_K: return multiply_any<PYR_Q4_K>(be, c);
+    case PYR_Q5_K: return multiply_any<PYR_Q5_K>(be, c);
+    case PYR_Q6_K: return multiply_any<PYR_Q6_K>(be, c);
+    default: return cuda_refuse(be, "linear", "weights of an unknown dtype");
+  }
+}
