@@ -39,6 +39,7 @@ typedef struct pyr_work {        /* upper bounds that `reserve` prepares for */
   int64_t sequences;             /* count of any batched call */
   int32_t heads, kv_heads, head_dim;
   int64_t cols, outputs;         /* widest input and output of a matrix product */
+  int64_t picks, changes;        /* of one call of `pick`: those that draw or change logits; all their changes */
 } pyr_work;
 
 /* How much a query at position q counts for the row of index j: only the last `queries` queries before the row's due
@@ -139,11 +140,32 @@ typedef struct pyr_moments {
   float gain;
 } pyr_moments;
 
+typedef struct pyr_change {      /* what is known of an id beside its logit */
+  int32_t id;
+  float bias;
+  int32_t count;                 /* how often it was seen; 0: no penalty */
+} pyr_change;
+
+typedef struct pyr_pick {        /* one token id out of logits, by the steps of sampler.c with the arithmetic of pick.h */
+  const float *logits;           /* [vocab]; not changed */
+  const pyr_change *changes;     /* host [changed]; ids are distinct and of the vocabulary */
+  int32_t changed;
+  int32_t top_k;                 /* 0: off */
+  float repeat, frequency, presence;
+  float temperature;             /* 0: the highest */
+  float top_p, min_p;            /* 0, and top_p from 1 on: off */
+  uint64_t random;               /* 53 random bits */
+} pyr_pick;
+
 typedef struct pyr_facts {       /* what a device is; texts of the driver and of CUDA's runtime are versions of CUDA */
   char name[128], arch[16], driver[16], runtime[16];
   int64_t memory, free;          /* bytes; 0: not known */
   int32_t processors;            /* multiprocessors */
 } pyr_facts;
+
+typedef struct pyr_step_counts { /* how kernels were launched so far: alone; as graphs of a step, which were built, and how many … */
+  int64_t single, launched, built, told;               /* … of their kernels were told that something has changed */
+} pyr_step_counts;
 
 typedef enum pyr_ceiling { PYR_CEILING_COPY, PYR_CEILING_F32, PYR_CEILING_F16, PYR_CEILING_BF16 } pyr_ceiling;
 
@@ -237,8 +259,18 @@ struct pyr_backend {
   /* out[h*(end-begin) + i] = mean_h . k_i + k_i^T outer_h k_i, of heads first+h, h < count (m after moments_end) */
   pyr_status (*expected)(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, const pyr_moments *m, int32_t first, int32_t count);
 
+  /* ids[i]: what picks[i] comes to, -1 if no logit is finite. Waits. NULL where logits are the host's memory, who picks himself. */
+  pyr_status (*pick)(pyr_backend *be, const pyr_pick *picks /* host [count] */, int count, int64_t vocab, int32_t *ids /* host [count] */);
+
+  /* Between these two, the operations of a decode step may be noted instead of done: step_end does them all, or none if not `run`.
+   * Only embed, rms_norm, linear, rope, silu_mul, store and attention are called in between, within `work`, which is reserved. NULL:
+   * operations are done as they come. */
+  pyr_status (*step_begin)(pyr_backend *be, const void *model, const pyr_work *work, int layers);
+  pyr_status (*step_end)(pyr_backend *be, bool run);
+
   /* for scripts that measure; NULL where the processor is the device */
   pyr_status (*facts)(pyr_backend *be, pyr_facts *out);
+  void (*step_counts)(pyr_backend *be, pyr_step_counts *out);
   pyr_status (*trim)(pyr_backend *be);                 /* what was released goes back to the driver */
   /* seconds of: copying `size` bytes within the device's memory; the library's product of two square matrices, `size` a side */
   pyr_status (*measure)(pyr_backend *be, pyr_ceiling what, int64_t size, int times, double *seconds);

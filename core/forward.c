@@ -21,6 +21,7 @@
  * device does; then rows are as before, but what was tracked of them may have counted the step's attention. */
 #include "model.h"
 #include "plan.h"
+#include "sampler.h"
 
 #include <string.h>
 
@@ -65,7 +66,8 @@ static size_t carve(pyr_forward *f, char *base, int64_t tokens, int64_t chunk, i
 static pyr_work work_of(const pyr_model *model, int64_t tokens, int64_t rows, int64_t sequences) {
   const pyr_model_config *c = &model->config;
   int64_t cols = pyr_most(pyr_most(c->width, c->ff), (int64_t)c->heads * c->head_dim);
-  return (pyr_work){ tokens, rows, sequences, c->heads, c->kv_heads, c->head_dim, cols, pyr_most(cols, c->vocab) };
+  return (pyr_work){ .tokens = tokens, .rows = rows, .sequences = sequences, .heads = c->heads, .kv_heads = c->kv_heads,
+                     .head_dim = c->head_dim, .cols = cols, .outputs = pyr_most(cols, c->vocab) };
 }
 
 /* ---- one layer --------------------------------------------------------------------------------------------------- */
@@ -391,6 +393,20 @@ static pyr_status step_layer(pyr_step_run *r, int layer) {
   return s == PYR_OK ? layer_finish(f, l, f->x, f->att, r->count) : s;
 }
 
+/* From ids to logits. While operations are timed, each is done as it comes. */
+static pyr_status step_layers(pyr_step_run *r, const pyr_work *work) {
+  pyr_backend *be = r->f.be;
+  const pyr_model *model = r->f.model;
+  bool whole = be->step_begin && !be->profile;
+  pyr_status s = whole ? be->step_begin(be, model, work, model->config.layers) : PYR_OK;
+  if (s != PYR_OK) return s;
+  s = be->embed(be, r->f.x, &model->embed, r->f.ids, r->count);
+  for (int layer = 0; layer < model->config.layers && s == PYR_OK; layer++) s = step_layer(r, layer);
+  if (s == PYR_OK) s = project_logits(&r->f, r->f.x, r->count);
+  pyr_status ended = whole ? be->step_end(be, s == PYR_OK) : PYR_OK;
+  return s == PYR_OK ? ended : s;
+}
+
 static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int count) {
   pyr_pool *pool = caches[0]->pool;
   for (int i = 0; i < count; i++) {
@@ -413,7 +429,7 @@ static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int c
 static pyr_status step_logits(const pyr_step_run *r, float *const *logits) {
   int64_t vocab = r->f.model->config.vocab;
   pyr_status s = PYR_OK;
-  for (int i = 0, run; i < r->count && s == PYR_OK; i += run) {
+  for (int i = 0, run; logits && i < r->count && s == PYR_OK; i += run) {
     run = 1;
     if (!logits[i]) continue;
     while (i + run < r->count && logits[i + run] == logits[i] + run * vocab) run++;
@@ -423,6 +439,11 @@ static pyr_status step_logits(const pyr_step_run *r, float *const *logits) {
 }
 
 pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits) {
+  return pyr_step_pick(caches, ids, count, logits, NULL, NULL);
+}
+
+pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits,
+                         pyr_sampler *const *samplers, int32_t *picks) {
   if (count < 1) return PYR_OK;
   pyr_pool *pool = caches[0]->pool;
   pyr_runtime *rt = pool->rt;
@@ -434,6 +455,7 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   size_t most = 0;
   int32_t *pos = NULL, *rot = NULL;
   pyr_status s = step_check(caches, ids, count);
+  if (s == PYR_OK && samplers) s = pyr_pick_check(rt, samplers, count, c->vocab);
   if (s != PYR_OK) return s;
   for (int i = 0; i < count; i++)
     for (int layer = 0; layer < c->layers; layer++) {
@@ -487,9 +509,7 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   s = be->upload(be, r.f.ids, ids, (size_t)count * sizeof *ids);
   if (s == PYR_OK) s = be->upload(be, r.f.pos, pos, pos_bytes);
   if (s == PYR_OK && r.turned) s = be->upload(be, r.f.rot, rot, (size_t)turned * sizeof *rot);
-  if (s == PYR_OK) s = be->embed(be, r.f.x, &model->embed, r.f.ids, count);
-  for (int layer = 0; layer < c->layers && s == PYR_OK; layer++) s = step_layer(&r, layer);
-  if (s == PYR_OK) s = project_logits(&r.f, r.f.x, count);
+  if (s == PYR_OK) s = step_layers(&r, &work);
   if (s == PYR_OK) s = step_logits(&r, logits);
   if (s != PYR_OK) goto undo;
 
@@ -501,7 +521,7 @@ pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, flo
   for (int64_t d = 0; d < r.due_count && s == PYR_OK; d++)
     s = pyr_plan_decode(caches[r.due[d].index], r.due[d].layer, &r.due[d].plan, r.plan_work, r.plan_host);
   pyr_release(rt, host, host_bytes);
-  return s;
+  return s == PYR_OK && samplers ? pyr_pick_all(be, samplers, r.f.logits, c->vocab, count, picks) : s;
 
 undo:
   for (int i = 0; i < count; i++) drop_marked(caches[i]);

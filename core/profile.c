@@ -20,7 +20,7 @@
   X(copy) X(upload) X(download) X(embed) X(rms_norm) X(linear) X(rope) X(silu_mul) X(take_rows) X(take_i32) X(store) \
   X(attention) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) X(row_norms) X(arith) X(pool) X(normalize) X(select) \
   X(choose) X(iota) X(fill) X(softmax) X(chunk) X(mark) X(read_rows) X(key_similarity) X(lag) X(output_norm) X(moments) \
-  X(moments_end) X(expected)
+  X(moments_end) X(expected) X(pick)
 
 enum {
 #define X(name) OP_##name,
@@ -185,6 +185,8 @@ WRAPPER(moments_end, (pyr_backend *be, const pyr_moments *m, int64_t queries, in
 WRAPPER(expected, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, const pyr_moments *m, int32_t first, int32_t heads),
         (be, out, lane, layout, begin, end, m, first, heads), 2.0 * (double)(end - begin) * heads * layout.head_dim * (m->outer ? layout.head_dim + 2.0 : 1.0),
         (double)(end - begin) * (row_of(layout) + 4.0 * heads))
+WRAPPER(pick, (pyr_backend *be, const pyr_pick *picks, int picked, int64_t vocab, int32_t *ids), (be, picks, picked, vocab, ids), 0,
+        4.0 * (double)picked * (double)vocab)
 
 /* ---- on and off ------------------------------------------------------------------------------------------------------ */
 
@@ -219,7 +221,7 @@ pyr_status pyr_runtime_profile(pyr_runtime *rt, int on) {
     pyr_release(rt, p, sizeof *p);
     return status;
   }
-#define X(name) be->name = profiled_##name;
+#define X(name) if (be->name) be->name = profiled_##name;
   OPERATIONS(X)
 #undef X
   be->close = profiled_close;

@@ -310,6 +310,12 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
 /* One token on for each of `count` distinct caches of one model, in one forward pass; logits[i] is [vocab] or NULL.
  * All or nothing. */
 pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits);
+/* The same, and what samplers[i], if there is one, picks of the logits: picks[i], -1 where there is none or no logit is finite.
+ * Logits that nobody asked for (logits NULL, or logits[i]) stay where they were computed. If a device fails at the picks alone, the
+ * step was made all the same. */
+typedef struct pyr_sampler pyr_sampler;
+pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits,
+                         pyr_sampler *const *samplers, int32_t *picks);
 pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out);          /* pages shared until written */
 pyr_status pyr_cache_clear(pyr_cache *cache);
 pyr_status pyr_cache_save(const pyr_cache *cache, const char *path);
@@ -422,8 +428,6 @@ pyr_status pyr_decoder_finish(pyr_decoder *d, const char **text, size_t *length)
 void pyr_decoder_free(pyr_decoder *d);
 
 /* ---- sampler: logits -> id; seeded and reproducible --------------------------------------------------------------- */
-
-typedef struct pyr_sampler pyr_sampler;
 
 typedef struct pyr_logit_bias { int32_t id; float bias; } pyr_logit_bias;
 

@@ -14,30 +14,34 @@
  *   6. top_p: of those, renormalised, the fewest highest whose probabilities sum to p or more, at least one
  *             (arXiv 1904.09751)
  *   7. min_p: of those, the ones at least min_p times as probable as the most probable (arXiv 2407.01082)
- *   8. one of those is drawn, with the probabilities renormalised.
+ *   8. one of those is drawn, with the probabilities renormalised, in the order of their ids.
  *
- * NaN and infinite logits are never picked. Equal logits count as descending by id, so that every step has one answer.
+ * NaN and infinite logits are never picked. Equal logits count as descending by id, and probabilities are whole numbers (pick.h),
+ * so that every step has one answer, on every device.
  *
  * Costs. Greedy is one pass. top_k keeps a heap of k: one pass, most of whose values fail the first comparison. top_p
- * is a quickselect by weight, in linear time. The draw walks the survivors, with sums in double.
+ * is a quickselect by weight, in linear time, and so is the draw.
  *
  * Ids seen are counted in an open-addressing table, whose size depends on how many different ids there were and not on
  * the vocabulary. With `penalty_last`, a ring holds the ids that count, those that leave it are discounted, and both
  * are allocated once. */
-#include "runtime.h"
+#include "sampler.h"
+#include "pick.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { PYR_PENALTY_LAST_MAX = 1 << 20, PYR_SORT_FEW = 16 };
 
-typedef struct entry { float value, weight; int32_t id; } entry;   /* weight: probability over that of the highest */
+typedef struct entry { float value; int32_t id; uint64_t weight; } entry;
 typedef struct seen { int32_t id, count; } seen;                   /* id < 0: an empty slot */
 
 struct pyr_sampler {
   pyr_runtime *rt;
   pyr_sampler_options o;       /* o.bias is owned */
   uint64_t random[4];
+  int32_t bias_room;           /* of o.bias, which may hold fewer */
   bool penalised;              /* whether history matters at all */
 
   seen *table;                 /* [slots], a power of two; at most half full */
@@ -48,6 +52,8 @@ struct pyr_sampler {
   float *logits;               /* [capacity] after steps 1-3 */
   entry *entries;              /* [capacity] candidates */
   size_t capacity;
+  pyr_change *changes;         /* [change_room] what a device is told of ids */
+  size_t change_room;
 };
 
 /* ---- random numbers: xoshiro256**, seeded by splitmix64 (Blackman and Vigna) --------------------------------------- */
@@ -71,8 +77,6 @@ static uint64_t random_next(uint64_t s[4]) {
   s[3] = rotate_left(s[3], 45);
   return result;
 }
-
-static double random_unit(uint64_t s[4]) { return (double)(random_next(s) >> 11) * 0x1p-53; }   /* [0, 1) */
 
 /* ---- ids seen --------------------------------------------------------------------------------------------------------- */
 
@@ -152,6 +156,29 @@ pyr_status pyr_sampler_accept(pyr_sampler *s, const int32_t *ids, int64_t n) {
   return PYR_OK;
 }
 
+/* ---- biases ----------------------------------------------------------------------------------------------------------- */
+
+static int by_id(const void *a, const void *b) {
+  int32_t x = ((const pyr_logit_bias *)a)->id, y = ((const pyr_logit_bias *)b)->id;
+  return (x > y) - (x < y);
+}
+
+/* Ascending by id, those of one id added up; returns how many are left. */
+static int32_t merge_biases(pyr_logit_bias *bias, int32_t count) {
+  int32_t kept = 0;
+  qsort(bias, (size_t)count, sizeof *bias, by_id);
+  for (int32_t i = 0; i < count; i++) {
+    if (kept > 0 && bias[kept - 1].id == bias[i].id) bias[kept - 1].bias += bias[i].bias;
+    else bias[kept++] = bias[i];
+  }
+  return kept;
+}
+
+static const pyr_logit_bias *bias_of(const pyr_sampler *s, int32_t id) {
+  pyr_logit_bias key = { .id = id };
+  return s->o.bias_count ? bsearch(&key, s->o.bias, (size_t)s->o.bias_count, sizeof key, by_id) : NULL;
+}
+
 /* ---- life ---------------------------------------------------------------------------------------------------------------- */
 
 static pyr_status check_options(pyr_runtime *rt, const pyr_sampler_options *o) {
@@ -198,6 +225,8 @@ pyr_status pyr_sampler_new(pyr_runtime *rt, const pyr_sampler_options *options, 
       goto fail;
     }
     s->o.bias = memcpy(bias, options->bias, bytes);
+    s->bias_room = options->bias_count;
+    s->o.bias_count = merge_biases(bias, options->bias_count);
   }
   if (s->penalised) {
     size_t last = (size_t)s->o.penalty_last, slots = 256;
@@ -220,11 +249,12 @@ fail:
 void pyr_sampler_free(pyr_sampler *s) {
   if (s == NULL) return;
   pyr_runtime *rt = s->rt;
-  pyr_release(rt, (void *)s->o.bias, s->o.bias ? (size_t)s->o.bias_count * sizeof *s->o.bias : 0);
+  pyr_release(rt, (void *)s->o.bias, (size_t)s->bias_room * sizeof *s->o.bias);
   pyr_release(rt, s->table, s->slots * sizeof *s->table);
   pyr_release(rt, s->ring, (size_t)s->o.penalty_last * sizeof *s->ring);
   pyr_release(rt, s->logits, s->capacity * sizeof *s->logits);
   pyr_release(rt, s->entries, s->capacity * sizeof *s->entries);
+  pyr_release(rt, s->changes, s->change_room * sizeof *s->changes);
   pyr_release(rt, s, sizeof *s);
   pyr_runtime_free(rt);
 }
@@ -262,9 +292,9 @@ static size_t collect(entry *h, const float *logits, size_t n, size_t k, float h
   size_t held = 0;
   for (size_t i = 0; i < n; i++) {
     if (!isfinite(logits[i]) || (held == k && logits[i] <= h[0].value)) continue;  /* an equal one has a higher id */
-    float weight = expf((float)(((double)logits[i] - highest) / temperature));
+    uint64_t weight = pyr_pick_weight(logits[i], highest, temperature);
     if (weight == 0) continue;
-    entry e = { logits[i], weight, (int32_t)i };
+    entry e = { logits[i], (int32_t)i, weight };
     if (held < k) {
       h[held++] = e;
       for (size_t j = held == k ? k / 2 : 0; j-- > 0;) sift_down(h, k, j);
@@ -276,36 +306,40 @@ static size_t collect(entry *h, const float *logits, size_t n, size_t k, float h
   return held;
 }
 
-static void sort_few(entry *h, size_t n) {
+/* The order that entries are cut in: of their values, or of their ids. */
+static inline bool ahead(entry a, entry b, bool ids) { return ids ? a.id < b.id : before(a, b); }
+
+static void sort_few(entry *h, size_t n, bool ids) {
   for (size_t i = 1; i < n; i++) {
     entry moving = h[i];
     size_t j = i;
-    for (; j > 0 && before(moving, h[j - 1]); j--) h[j] = h[j - 1];
+    for (; j > 0 && ahead(moving, h[j - 1], ids); j--) h[j] = h[j - 1];
     h[j] = moving;
   }
 }
 
-static entry middle_of(entry a, entry b, entry c) {
-  if (before(b, a)) {
+static entry middle_of(entry a, entry b, entry c, bool ids) {
+  if (ahead(b, a, ids)) {
     entry swap = a;
     a = b;
     b = swap;
   }
-  return before(c, a) ? a : before(c, b) ? c : b;
+  return ahead(c, a, ids) ? a : ahead(c, b, ids) ? c : b;
 }
 
-/* Step 6: moves the fewest first entries that weigh `enough` together to the front of h; returns how many. Quickselect
- * by weight: what is left of the answer lies in h[low..high), and h[0..low) is kept and weighs `mass`, not yet enough. */
-static size_t cut_tail(entry *h, size_t n, double enough) {
+/* Moves the fewest first entries that weigh `enough` together to the front of h, the last of them last; returns how many.
+ * Quickselect by weight: what is left of the answer lies in h[low..high), and h[0..low) is kept and weighs `mass`, not yet
+ * enough. */
+static size_t cut_tail(entry *h, size_t n, uint64_t enough, bool ids) {
   size_t low = 0, high = n;
-  double mass = 0;
+  uint64_t mass = 0;
   while (high - low > PYR_SORT_FEW) {
-    entry pivot = middle_of(h[low], h[low + (high - low) / 2], h[high - 1]);
+    entry pivot = middle_of(h[low], h[low + (high - low) / 2], h[high - 1], ids);
     size_t at = low;
-    double part = 0;
+    uint64_t part = 0;
     for (size_t i = low; i < high; i++) {         /* the pivot and what comes before it, to the front */
       entry e = h[i];
-      if (before(pivot, e)) continue;
+      if (ahead(pivot, e, ids)) continue;
       part += e.weight;
       h[i] = h[at];
       h[at++] = e;
@@ -317,21 +351,22 @@ static size_t cut_tail(entry *h, size_t n, double enough) {
       high = at;
     }
   }
-  sort_few(h + low, high - low);
+  sort_few(h + low, high - low, ids);
   while (low < high && mass < enough) mass += h[low++].weight;
   return low;
 }
 
 /* Step 7: drops what weighs less than min_p. */
 static size_t drop_light(entry *h, size_t n, float min_p) {
+  uint64_t least = pyr_pick_share(min_p, PYR_WEIGHT_ONE);
   size_t kept = 0;
   for (size_t i = 0; i < n; i++)
-    if (h[i].weight >= min_p) h[kept++] = h[i];
+    if (h[i].weight >= least) h[kept++] = h[i];
   return kept;
 }
 
-static double sum_weights(const entry *h, size_t n) {
-  double sum = 0;
+static uint64_t sum_weights(const entry *h, size_t n) {
+  uint64_t sum = 0;
   for (size_t i = 0; i < n; i++) sum += h[i].weight;
   return sum;
 }
@@ -342,12 +377,10 @@ static int32_t draw(pyr_sampler *s, const float *logits, size_t n, float highest
   entry *h = s->entries;
   size_t k = o->top_k > 0 && (size_t)o->top_k < n ? (size_t)o->top_k : n;
   size_t kept = collect(h, logits, n, k, highest, o->temperature);
-  if (o->top_p > 0 && o->top_p < 1) kept = cut_tail(h, kept, o->top_p * sum_weights(h, kept));
+  if (o->top_p > 0 && o->top_p < 1) kept = cut_tail(h, kept, pyr_pick_share(o->top_p, sum_weights(h, kept)), false);
   if (o->min_p > 0) kept = drop_light(h, kept, o->min_p);
-  double left = random_unit(s->random) * sum_weights(h, kept);
-  size_t i = 0;
-  while (i + 1 < kept && (left -= h[i].weight) >= 0) i++;
-  return h[i].id;
+  uint64_t at = pyr_pick_place(random_next(s->random) >> 11, sum_weights(h, kept));
+  return h[cut_tail(h, kept, at + 1, true) - 1].id;
 }
 
 /* ---- picking ------------------------------------------------------------------------------------------------------------------ */
@@ -372,26 +405,29 @@ static pyr_status grow_work(pyr_sampler *s, size_t n) {
 /* Steps 1-3, in place. */
 static void adjust(const pyr_sampler *s, float *l, int32_t vocab) {
   const pyr_sampler_options *o = &s->o;
-  for (int32_t i = 0; i < o->bias_count; i++) l[o->bias[i].id] += o->bias[i].bias;
-  if (!s->penalised) return;
-  for (size_t i = 0; i < s->slots; i++) {
+  for (int32_t i = 0; i < o->bias_count; i++) l[o->bias[i].id] = pyr_pick_adjust(l[o->bias[i].id], o->bias[i].bias, 0, 1, 0, 0);
+  for (size_t i = 0; s->penalised && i < s->slots; i++) {
     seen at = s->table[i];
-    if (at.id < 0 || at.count == 0 || at.id >= vocab) continue;
-    float *x = &l[at.id];
-    *x = *x > 0 ? *x / o->repeat_penalty : *x * o->repeat_penalty;
-    *x -= o->frequency_penalty * (float)at.count + o->presence_penalty;
+    if (at.id >= 0 && at.id < vocab)
+      l[at.id] = pyr_pick_adjust(l[at.id], 0, at.count, o->repeat_penalty, o->frequency_penalty, o->presence_penalty);
   }
 }
 
-pyr_status pyr_sampler_pick(pyr_sampler *s, const float *logits, int32_t vocab, int32_t *out) {
-  pyr_status status = PYR_OK;
+pyr_status pyr_sampler_check(const pyr_sampler *s, int32_t vocab) {
+  if (vocab > PYR_PICK_VOCAB)
+    return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: %d logits, and %d are the most", (int)vocab, PYR_PICK_VOCAB);
   if (vocab < 1) return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: no logits");
   for (int32_t i = 0; i < s->o.bias_count; i++)
     if (s->o.bias[i].id >= vocab)
       return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: bias of id %d, of a vocabulary of %d",
                                    (int)s->o.bias[i].id, (int)vocab);
+  return PYR_OK;
+}
+
+pyr_status pyr_sampler_pick(pyr_sampler *s, const float *logits, int32_t vocab, int32_t *out) {
+  pyr_status status = pyr_sampler_check(s, vocab);
   bool adjusted = s->o.bias_count > 0 || (s->penalised && s->used > 0), greedy = s->o.temperature == 0;
-  if (adjusted || !greedy) status = grow_work(s, (size_t)vocab);
+  if (status == PYR_OK && (adjusted || !greedy)) status = grow_work(s, (size_t)vocab);
   if (status == PYR_OK && s->penalised) status = reserve_slot(s);     /* for the pick, before the random state moves */
   if (status != PYR_OK) return status;
   if (adjusted) {
@@ -408,4 +444,56 @@ pyr_status pyr_sampler_pick(pyr_sampler *s, const float *logits, int32_t vocab, 
   if (s->penalised) remember(s, id);
   *out = id;
   return PYR_OK;
+}
+
+/* ---- picking on a device ------------------------------------------------------------------------------------------------------ */
+
+pyr_runtime *pyr_sampler_runtime(const pyr_sampler *s) { return s->rt; }
+
+static pyr_status grow_changes(pyr_sampler *s, size_t n) {
+  if (n <= s->change_room) return PYR_OK;
+  n *= 2;
+  pyr_change *changes = pyr_alloc(s->rt, n * sizeof *changes);
+  if (changes == NULL) return pyr_nomem(s->rt, n * sizeof *changes, "the sampler's work space");
+  pyr_release(s->rt, s->changes, s->change_room * sizeof *changes);
+  s->changes = changes;
+  s->change_room = n;
+  return PYR_OK;
+}
+
+/* All ids that steps 1-3 change, once each. */
+static int32_t list_changes(pyr_sampler *s, int32_t vocab) {
+  pyr_change *to = s->changes;
+  for (int32_t i = 0; i < s->o.bias_count; i++, to++) {
+    const seen *at = s->penalised ? &s->table[slot_of(s->table, s->slots, s->o.bias[i].id)] : NULL;
+    *to = (pyr_change){ s->o.bias[i].id, s->o.bias[i].bias, at && at->id >= 0 ? at->count : 0 };
+  }
+  for (size_t i = 0; s->penalised && i < s->slots; i++) {
+    seen at = s->table[i];
+    if (at.id >= 0 && at.count > 0 && at.id < vocab && !bias_of(s, at.id)) *to++ = (pyr_change){ at.id, 0, at.count };
+  }
+  return (int32_t)(to - s->changes);
+}
+
+bool pyr_sampler_remembers(const pyr_sampler *s) { return s->penalised; }
+
+pyr_status pyr_sampler_ask(pyr_sampler *s, int32_t vocab, int before, pyr_pick *out) {
+  const pyr_sampler_options *o = &s->o;
+  uint64_t random[4];
+  pyr_status status = pyr_sampler_check(s, vocab);
+  if (status == PYR_OK) status = grow_changes(s, (size_t)o->bias_count + s->used);
+  if (status == PYR_OK && s->penalised) status = reserve_slot(s);
+  if (status != PYR_OK) return status;
+  memcpy(random, s->random, sizeof random);
+  for (int i = 0; i < before; i++) (void)random_next(random);
+  *out = (pyr_pick){ .changed = list_changes(s, vocab), .top_k = o->top_k, .repeat = o->repeat_penalty,
+                     .frequency = o->frequency_penalty, .presence = o->presence_penalty, .temperature = o->temperature,
+                     .top_p = o->top_p, .min_p = o->min_p, .random = random_next(random) >> 11 };
+  out->changes = s->changes;
+  return PYR_OK;
+}
+
+void pyr_sampler_took(pyr_sampler *s, int32_t id) {
+  if (s->o.temperature > 0) (void)random_next(s->random);
+  if (s->penalised) remember(s, id);
 }

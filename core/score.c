@@ -358,7 +358,8 @@ pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const p
   pyr_status status = check_scores(cache, layer, head, score, &depth);
   if (status != PYR_OK) return status;
   for (int l = first; l <= last; l++) rows = pyr_cache_layer_rows(cache, l) > rows ? pyr_cache_layer_rows(cache, l) : rows;
-  pyr_work reserve = { 1, rows, 1, c->heads, c->kv_heads, c->head_dim, c->width, 0 };
+  pyr_work reserve = { .tokens = 1, .rows = rows, .sequences = 1, .heads = c->heads, .kv_heads = c->kv_heads,
+                       .head_dim = c->head_dim, .cols = c->width };
   status = be->reserve(be, &reserve);
   if (status != PYR_OK) return status;
   size_t work_bytes = (size_t)pyr_score_scratch(cache, depth, rows) * sizeof(float), host_bytes = (size_t)rows * 2 * sizeof(float);

@@ -182,6 +182,7 @@ static __global__ void track_kernel(attend_args a) {
 struct step_scratch { float *parts, *finals, *scores; };
 static int64_t segments_for(int64_t rows) { return rows / SEGMENT + 2; }
 static step_scratch step_scratch_of(cuda_arena *arena, int64_t count, int64_t heads, int64_t d, int64_t rows, bool tracked) {
+  rows = round_up(rows, SEGMENT);
   return step_scratch{ arena->take<float>(count * heads * segments_for(rows) * (2 + d)), arena->take<float>(count * heads * 2),
                        tracked ? arena->take<float>(count * heads * rows) : nullptr };
 }
@@ -238,18 +239,18 @@ static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int
   return device_calls;
 }
 
-static void launch(const attend_args &a, dim3 grid, cudaStream_t stream) {
+static void launch(const attend_args &a, dim3 grid, pyr_cuda *cuda) {
   size_t shared = static_cast<size_t>(ROWS * (CHUNK + 1) + WARPS * a.f.d) * sizeof(float);
-  if (a.f.d <= CHUNK) PYR_LAUNCH(attend_kernel<4>, grid, WARPS * WARP, shared, stream, a);
-  else if (a.f.d <= 2 * CHUNK) PYR_LAUNCH(attend_kernel<8>, grid, WARPS * WARP, shared, stream, a);
-  else PYR_LAUNCH(attend_kernel<16>, grid, WARPS * WARP, shared, stream, a);
+  if (a.f.d <= CHUNK) PYR_LAUNCH(attend_kernel<4>, grid, WARPS * WARP, shared, cuda, a);
+  else if (a.f.d <= 2 * CHUNK) PYR_LAUNCH(attend_kernel<8>, grid, WARPS * WARP, shared, cuda, a);
+  else PYR_LAUNCH(attend_kernel<16>, grid, WARPS * WARP, shared, cuda, a);
 }
 
 static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count, pyr_layout layout, int32_t heads,
                          int32_t kv_heads, float scale, numbers n, bool rounded) {
   bool steps = n.most == 1;
   batch b = batch_of(calls, count, kv_heads, n);
-  cudaStream_t stream = cuda_of(be)->stream;
+  pyr_cuda *cuda = cuda_of(be);
   cuda_arena arena = cuda_scratch(be);
   attend_args a = {};
   if (b.count == 0) return PYR_OK;
@@ -258,6 +259,7 @@ static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count,
   a.group = heads / kv_heads;
   a.scale = scale;
   a.rounded = rounded;
+  if (steps) b.rows = round_up(b.rows, SEGMENT);       /* the same launches for a while as lanes grow */
   a.rows = b.rows;
   a.column_blocks = static_cast<unsigned>(ceil_div(b.queries * a.group, WARPS));
   if (steps) {
@@ -276,11 +278,11 @@ static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count,
   unsigned calls_of_batch = static_cast<unsigned>(b.count);
   if (!(steps ? cuda_attention_decode(be, a, g, calls_of_batch)
               : cuda_attention_prefill(be, a, b.queries * a.group, g, calls_of_batch)))
-    launch(a, dim3(x, g, calls_of_batch), stream);
-  if (steps) PYR_LAUNCH(join_kernel, dim3(static_cast<unsigned>(heads), static_cast<unsigned>(b.count)), 128, 0, stream, a);
+    launch(a, dim3(x, g, calls_of_batch), cuda);
+  if (steps) PYR_LAUNCH(join_kernel, dim3(static_cast<unsigned>(heads), static_cast<unsigned>(b.count)), 128, 0, cuda, a);
   if (b.tracked) {
     dim3 grid(static_cast<unsigned>(ceil_div(b.rows, 256)), g, static_cast<unsigned>(b.count));
-    PYR_LAUNCH(track_kernel, grid, 256, 0, stream, a);
+    PYR_LAUNCH(track_kernel, grid, 256, 0, cuda, a);
   }
   return cuda_launched(be, "attention");
 }

@@ -140,7 +140,7 @@ template <typename T, int D, int WARPS> static void launch(pyr_backend *be, cons
   /* A refusal of the device shows in the launch that follows. */
   if (BYTES > 48 << 10) (void)cudaFuncSetAttribute(decode_kernel<T, D, WARPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
   dim3 grid(static_cast<unsigned>(wide.column_blocks * a.segments), lanes, calls);
-  PYR_LAUNCH((decode_kernel<T, D, WARPS>), grid, WARPS * WARP, BYTES, cuda_of(be)->stream, wide);
+  PYR_LAUNCH((decode_kernel<T, D, WARPS>), grid, WARPS * WARP, BYTES, cuda_of(be), wide);
 }
 
 template <typename T> static void launch_any(pyr_backend *be, const attend_args &a, unsigned lanes, unsigned calls) {

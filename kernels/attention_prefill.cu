@@ -129,7 +129,7 @@ static void launch(pyr_backend *be, const attend_args &a, int64_t columns, unsig
   if (BYTES > 48 << 10)
     (void)cudaFuncSetAttribute(prefill_kernel<T, ROUND, D, TERMS, MT>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
   dim3 grid(static_cast<unsigned>(ceil_div(columns, TILE)), lanes, calls);
-  PYR_LAUNCH((prefill_kernel<T, ROUND, D, TERMS, MT>), grid, WARPS * WARP, BYTES, cuda_of(be)->stream, a);
+  PYR_LAUNCH((prefill_kernel<T, ROUND, D, TERMS, MT>), grid, WARPS * WARP, BYTES, cuda_of(be), a);
 }
 
 template <typename T, bool ROUND>

@@ -112,53 +112,60 @@ static pyr_status grow_scratch(pyr_backend *be, size_t bytes) {
   return PYR_OK;
 }
 
-static pyr_status grow_table(pyr_backend *be, size_t bytes) {
-  pyr_cuda *cuda = cuda_of(be);
-  if (bytes <= cuda->table_bytes) return PYR_OK;
+pyr_status cuda_grow_table(pyr_backend *be, cuda_table *table, size_t bytes) {
+  if (bytes <= table->bytes) return PYR_OK;
+  bytes = (bytes + 63) / 64 * 64;
   uint8_t *fresh = static_cast<uint8_t *>(cuda_alloc(be, bytes));
-  uint8_t *ring = static_cast<uint8_t *>(lock_alloc(be, RING_TABLES * bytes));
+  uint8_t *ring = static_cast<uint8_t *>(lock_alloc(be, table->slots * bytes));
   if (fresh == nullptr || ring == nullptr) {
     cuda_release(be, fresh, bytes);
-    lock_release(be, ring, RING_TABLES * bytes);
-    return no_memory(be, (1 + RING_TABLES) * bytes);
+    lock_release(be, ring, table->slots * bytes);
+    return no_memory(be, (1 + table->slots) * bytes);
   }
-  cuda_release(be, cuda->table, cuda->table_bytes);
-  lock_release(be, cuda->ring, RING_TABLES * cuda->table_bytes);
-  cuda->table = fresh;
-  cuda->ring = ring;
-  cuda->table_bytes = bytes;
-  cuda->ring_at = cuda->table_used = 0;
+  cuda_release(be, table->device, table->bytes);
+  lock_release(be, table->ring, table->slots * table->bytes);
+  table->device = fresh;
+  table->ring = ring;
+  table->bytes = bytes;
+  table->at = table->used = 0;
   return PYR_OK;
 }
 
 static pyr_status cuda_reserve(pyr_backend *be, const pyr_work *work) {
   size_t need[] = { LEAST_SCRATCH, cuda_attention_scratch(work), cuda_signals_scratch(work),
-                    cuda_linear_few_scratch(work), cuda_of(be)->rounded ? cuda_linear_scratch(work) : 0 };
-  size_t scratch = 0, table = cuda_attention_table(work);
+                    cuda_linear_few_scratch(work), cuda_pick_scratch(work), cuda_of(be)->rounded ? cuda_linear_scratch(work) : 0 };
+  size_t tables[] = { LEAST_TABLE, cuda_attention_table(work), cuda_pick_table(work) };
+  size_t scratch = 0, table = 0;
   for (size_t bytes : need) scratch = bytes > scratch ? bytes : scratch;
+  for (size_t bytes : tables) table = bytes > table ? bytes : table;
   pyr_status status = grow_scratch(be, scratch);
-  return status == PYR_OK ? grow_table(be, table > LEAST_TABLE ? table : LEAST_TABLE) : status;
+  return status == PYR_OK ? cuda_grow_table(be, &cuda_of(be)->tables[CALL_TABLE], table) : status;
+}
+
+void cuda_table_turn(pyr_backend *be) {
+  pyr_cuda *cuda = cuda_of(be);
+  cuda_table *t = cuda->table;
+  size_t half = t->slots / 2 * t->bytes;
+  int which = t->at >= half;
+  t->at += t->used;
+  t->used = 0;
+  if (t->at + t->bytes <= (which ? 2 * half : half)) return;
+  (void)cudaEventRecord(t->left[which], cuda->stream);
+  (void)cudaEventSynchronize(t->left[!which]);
+  t->at = which ? 0 : half;
 }
 
 void cuda_table_begin(pyr_backend *be) {
-  pyr_cuda *cuda = cuda_of(be);
-  size_t half = RING_TABLES / 2 * cuda->table_bytes;
-  int which = cuda->ring_at >= half;
-  cuda->ring_at += cuda->table_used;
-  cuda->table_used = 0;
-  if (cuda->ring_at + cuda->table_bytes <= (which ? 2 * half : half)) return;
-  (void)cudaEventRecord(cuda->left[which], cuda->stream);
-  (void)cudaEventSynchronize(cuda->left[!which]);
-  cuda->ring_at = which ? 0 : half;
+  if (cuda_of(be)->table == &cuda_of(be)->tables[CALL_TABLE]) cuda_table_turn(be);
 }
 
 void *cuda_table_room(pyr_backend *be, size_t bytes, void **device) {
-  pyr_cuda *cuda = cuda_of(be);
-  size_t at = cuda->table_used, room = cuda->table_bytes - at;
+  cuda_table *t = cuda_of(be)->table;
+  size_t at = t->used, room = t->bytes - at;
   if (bytes > room || (bytes + 15) / 16 * 16 > room) return nullptr;
-  cuda->table_used += (bytes + 15) / 16 * 16;
-  *device = cuda->table + at;
-  return cuda->ring + cuda->ring_at + at;
+  t->used += (bytes + 15) / 16 * 16;
+  *device = t->device + at;
+  return t->ring + t->at + at;
 }
 
 bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin, int64_t end) {
@@ -166,7 +173,8 @@ bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *la
   *view = *lane;
   view->pages = nullptr;
   if (last <= first) return true;
-  void **device, **pages = cuda_room(be, last - first, &device);
+  bool step = cuda_of(be)->table == &cuda_of(be)->tables[STEP_TABLE];   /* where what follows stays in place while a lane grows */
+  void **device, **pages = cuda_room(be, step ? round_up(last - first, STEP_PAGES) : last - first, &device);
   if (pages == nullptr) return false;
   memcpy(pages, lane->pages + first, static_cast<size_t>(last - first) * sizeof *pages);
   view->pages = device - first;
@@ -175,11 +183,10 @@ bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *la
 
 pyr_status cuda_table_send(pyr_backend *be, const char *operation, bool fits) {
   pyr_cuda *cuda = cuda_of(be);
+  const cuda_table *t = cuda->table;
   if (!fits) return cuda_refuse(be, operation, "more rows, lanes or sequences than the scratch that is reserved can describe");
-  if (cuda->table_used == 0) return PYR_OK;
-  cudaError_t error = cudaMemcpyAsync(cuda->table, cuda->ring + cuda->ring_at, cuda->table_used, cudaMemcpyHostToDevice,
-                                      cuda->stream);
-  return cuda_status(be, operation, error);
+  if (t->used == 0 || t == &cuda->tables[STEP_TABLE]) return PYR_OK;
+  return cuda_status(be, operation, cudaMemcpyAsync(t->device, t->ring + t->at, t->used, cudaMemcpyHostToDevice, cuda->stream));
 }
 
 pyr_status cuda_send_lane(pyr_backend *be, const char *operation, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin,
@@ -200,10 +207,13 @@ static void cuda_close(pyr_backend *be) {
   cuda_blas_close(cuda);
   cuda_release(be, cuda->scratch, cuda->scratch_bytes);
   cuda_release(be, cuda->arrived, ARRIVALS * sizeof *cuda->arrived);
-  cuda_release(be, cuda->table, cuda->table_bytes);
-  lock_release(be, cuda->ring, RING_TABLES * cuda->table_bytes);
-  for (cudaEvent_t left : cuda->left)
-    if (left) (void)cudaEventDestroy(left);
+  for (cuda_table &t : cuda->tables) {
+    cuda_release(be, t.device, t.bytes);
+    lock_release(be, t.ring, t.slots * t.bytes);
+    for (cudaEvent_t left : t.left)
+      if (left) (void)cudaEventDestroy(left);
+  }
+  cuda_steps_close(be);
   if (cuda->stream) (void)cudaStreamDestroy(cuda->stream);
   host->release(be->rt, cuda, sizeof *cuda);
   be->state = nullptr;
@@ -226,8 +236,9 @@ static cudaError_t open_device(pyr_cuda *cuda) {
   if (error == cudaSuccess) error = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all);
 #endif
   if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking);
-  for (cudaEvent_t &left : cuda->left)
-    if (error == cudaSuccess) error = cudaEventCreateWithFlags(&left, cudaEventDisableTiming);
+  for (cuda_table &t : cuda->tables)
+    for (cudaEvent_t &left : t.left)
+      if (error == cudaSuccess) error = cudaEventCreateWithFlags(&left, cudaEventDisableTiming);
   return error;
 }
 
@@ -247,8 +258,10 @@ static void fill(pyr_backend *be) {
   cuda_attention_fill(be);
   cuda_mass_fill(be);
   cuda_select_fill(be);
+  cuda_pick_fill(be);
   cuda_signals_fill(be);
   cuda_moments_fill(be);
+  cuda_steps_fill(be);
   cuda_probe_fill(be);
 }
 
@@ -268,7 +281,11 @@ extern "C" __attribute__((visibility("default"))) pyr_status pyr_device_open(con
   if (cuda == nullptr) return host->set_error(rt, PYR_MEMORY, "out of memory: the backend needs %zu bytes", sizeof *cuda);
   memset(cuda, 0, sizeof *cuda);
   cuda->host = host;
+  cuda->rt = rt;
   cuda->rounded = isa != nullptr;
+  cuda->table = &cuda->tables[CALL_TABLE];
+  cuda->tables[CALL_TABLE].slots = 4;
+  cuda->tables[STEP_TABLE].slots = 2;
   pyr_backend fresh = {};
   fresh.name = backend_name;
   fresh.own_memory = true;
@@ -277,7 +294,8 @@ extern "C" __attribute__((visibility("default"))) pyr_status pyr_device_open(con
   fill(&fresh);
   pyr_status status = cuda_status(&fresh, "opening the device", open_device(cuda));
   if (status == PYR_OK) status = grow_scratch(&fresh, LEAST_SCRATCH);
-  if (status == PYR_OK) status = grow_table(&fresh, LEAST_TABLE);
+  if (status == PYR_OK) status = cuda_grow_table(&fresh, cuda->table, LEAST_TABLE);
+  if (status == PYR_OK) status = cuda_steps_open(&fresh);
   if (status == PYR_OK) status = make_arrivals(&fresh);
   if (status != PYR_OK) cuda_close(&fresh);
   else *be = fresh;

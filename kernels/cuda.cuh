@@ -2,13 +2,14 @@
  *
  * Everything runs on one stream, in the order of the calls, so that device scratch is free for the next operation as soon as
  * it is issued. What a kernel needs beside numbers (page tables, descriptions of lanes and calls) is laid out in a host
- * buffer and copied to `table` on the device before the launch. That buffer is page-locked, so that no call waits for its
- * copy, and a ring of two halves of two tables each: before the first byte of a half is written again, the copies out of it
- * are waited for, which were issued at least two tables ago. */
+ * buffer and copied to a table on the device before the launch. That buffer is page-locked, so that no call waits for its
+ * copy, and a ring of two halves: before the first byte of a half is written again, the copies out of it are waited for, which
+ * were issued at least as many tables ago as a half holds. Calls share one such table, one after the other; those of a decode step
+ * that goes to the device as a whole (step.cu) lie behind each other in another. */
 #ifndef PYR_CUDA_CUH
 #define PYR_CUDA_CUH
 
-#include "device.cuh"
+#include "launch.cuh"
 
 extern "C" {
 #include "backend.h"
@@ -16,19 +17,27 @@ extern "C" {
 #include "dtype.h"
 }
 
-enum : size_t { RING_TABLES = 4, ARRIVALS = 4096 };
+enum : size_t { ARRIVALS = 4096, STEP_PAGES = 16 };
+enum { CALL_TABLE, STEP_TABLE, TABLES };
+
+struct cuda_table {
+  uint8_t *device, *ring;      /* [bytes] descriptions on the device; [slots][bytes] where they are laid out, page-locked */
+  size_t bytes, slots;         /* slots: even */
+  size_t used, at;             /* of the present one; where in the ring it begins */
+  cudaEvent_t left[2];         /* the copies out of each half when it was left last */
+};
 
 struct pyr_cuda {
   const pyr_device_host *host;
+  pyr_runtime *rt;
   cudaStream_t stream;
   bool rounded;                /* products of many tokens take operands of 16 bits */
   void *blas;                  /* blas.cuh's handle; NULL: not open yet */
-  uint8_t *table, *ring;       /* [table_bytes] descriptions on the device; [RING_TABLES][table_bytes] where they are laid out */
-  size_t table_bytes, table_used, ring_at;   /* ring_at: where the present one begins */
-  cudaEvent_t left[2];         /* the copies out of each half when it was left last */
+  cuda_table tables[TABLES], *table;   /* table: where descriptions go now */
   uint8_t *scratch;            /* [scratch_bytes] numbers, on the device */
   size_t scratch_bytes;
   int *arrived;                /* [ARRIVALS] blocks that are done, of kernels whose last block goes on; zeros between kernels */
+  struct pyr_cuda_steps *steps;        /* step.cu's */
 };
 
 static inline pyr_cuda *cuda_of(const pyr_backend *be) { return static_cast<pyr_cuda *>(be->state); }
@@ -68,6 +77,8 @@ size_t cuda_signals_scratch(const pyr_work *work);
 size_t cuda_linear_scratch(const pyr_work *work);
 size_t cuda_linear_few_scratch(const pyr_work *work);
 size_t cuda_attention_table(const pyr_work *work);
+size_t cuda_pick_scratch(const pyr_work *work);
+size_t cuda_pick_table(const pyr_work *work);
 
 /* Descriptions of one call: begin; make room for what the kernels read and fill it in; send. Room is in the host's buffer, and
  * *device is the address that it will have there; NULL if the buffer is full. */
@@ -78,12 +89,20 @@ template <typename T> static inline T *cuda_room(pyr_backend *be, int64_t count,
   *device = static_cast<T *>(there);
   return static_cast<T *>(here);
 }
+/* For step.cu: a table of at least so many bytes, and the next place in its ring. */
+pyr_status cuda_grow_table(pyr_backend *be, cuda_table *table, size_t bytes);
+void cuda_table_turn(pyr_backend *be);
 /* The page table of rows [begin, end) of a lane: view->pages becomes the device's, indexed as the host's is. */
 bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin, int64_t end);
 pyr_status cuda_table_send(pyr_backend *be, const char *operation, bool fits);
 /* All of that for one lane. */
 pyr_status cuda_send_lane(pyr_backend *be, const char *operation, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin,
                           int64_t end);
+
+/* ---- steps (step.cu) ---------------------------------------------------------------------------------------------------- */
+
+pyr_status cuda_steps_open(pyr_backend *be);
+void cuda_steps_close(pyr_backend *be);
 
 /* ---- operations -------------------------------------------------------------------------------------------------------- */
 
@@ -96,8 +115,10 @@ void cuda_merge_fill(pyr_backend *be);         /* merge.cu */
 void cuda_attention_fill(pyr_backend *be);     /* attention.cu */
 void cuda_mass_fill(pyr_backend *be);          /* mass.cu */
 void cuda_select_fill(pyr_backend *be);        /* select.cu: select, choose */
+void cuda_pick_fill(pyr_backend *be);          /* pick.cu */
 void cuda_signals_fill(pyr_backend *be);       /* signals.cu: key_similarity, lag, output_norm, expected */
 void cuda_moments_fill(pyr_backend *be);       /* moments.cu: moments, moments_end */
+void cuda_steps_fill(pyr_backend *be);         /* step.cu: step_begin, step_end, step_counts */
 void cuda_probe_fill(pyr_backend *be);         /* probe.cu: facts, trim, measure */
 
 #endif

@@ -1,7 +1,6 @@
-/* device.cuh — CUDA itself, or its emulated twin: what kernels are written against, and how they are launched.
+/* device.cuh — CUDA itself, or its emulated twin: what kernels are written against.
  *
- *   PYR_LAUNCH(kernel, grid, block, shared, stream, arguments…)      kernel in parentheses if it is a template's
- *   PYR_SHARED(type, name)                                           the block's dynamic shared memory, as `type *name`
+ *   PYR_SHARED(type, name)       the block's dynamic shared memory, as `type *name`
  *
  * Rules that the emulator checks: blocks are of one dimension and whole warps; every lane of a warp takes part in a warp
  * operation; every thread of a block reaches a barrier, and the same one; 48 KiB of shared memory, or 99 if the kernel was allowed
@@ -13,7 +12,6 @@
 #include "emulate/cuda.h"
 #else
 #include <cuda_runtime.h>
-#define PYR_LAUNCH(kernel, grid, block, shared, stream, ...) kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
 #define PYR_SHARED(type, name) \
   extern __shared__ __align__(128) unsigned char pyr_dynamic_shared[]; \
   type *name = reinterpret_cast<type *>(pyr_dynamic_shared)

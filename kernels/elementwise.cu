@@ -18,7 +18,7 @@ static __global__ void embed_kernel(float *out, const uint8_t *table, size_t str
 
 static pyr_status cuda_embed(pyr_backend *be, float *out, const pyr_tensor *table, const int32_t *ids, int64_t n) {
   if (n <= 0) return PYR_OK;
-  PYR_LAUNCH(embed_kernel, static_cast<unsigned>(n), THREADS, 0, cuda_of(be)->stream, out,
+  PYR_LAUNCH(embed_kernel, static_cast<unsigned>(n), THREADS, 0, cuda_of(be), out,
              static_cast<const uint8_t *>(table->data), table->stride, table->dtype, table->shape[1], ids);
   return cuda_launched(be, "embed");
 }
@@ -38,7 +38,7 @@ static __global__ void rms_norm_kernel(float *out, const float *x, const float *
 static pyr_status cuda_rms_norm(pyr_backend *be, float *out, const float *x, const float *weight, int64_t n, int64_t d, float eps) {
   if (n <= 0) return PYR_OK;
   unsigned threads = d > 512 ? THREADS : WARP;
-  PYR_LAUNCH(rms_norm_kernel, static_cast<unsigned>(n), threads, 0, cuda_of(be)->stream, out, x, weight, d, eps);
+  PYR_LAUNCH(rms_norm_kernel, static_cast<unsigned>(n), threads, 0, cuda_of(be), out, x, weight, d, eps);
   return cuda_launched(be, "rms_norm");
 }
 
@@ -73,7 +73,7 @@ static pyr_status cuda_rope(pyr_backend *be, float *x, const int32_t *pos, const
   rope_call c = { x, pos, freq, heads, head_dim, pairs, style == PYR_ROPE_HALF ? 1 : 2, style == PYR_ROPE_HALF ? pairs : 1, gain,
                   n * pairs };
   if (c.count <= 0) return PYR_OK;
-  PYR_LAUNCH(rope_kernel, blocks_of(c.count), THREADS, 0, cuda_of(be)->stream, c);
+  PYR_LAUNCH(rope_kernel, blocks_of(c.count), THREADS, 0, cuda_of(be), c);
   return cuda_launched(be, "rope");
 }
 
@@ -86,7 +86,7 @@ static __global__ void silu_mul_kernel(float *gate, const float *up, int64_t cou
 
 static pyr_status cuda_silu_mul(pyr_backend *be, float *gate, const float *up, int64_t count) {
   if (count <= 0) return PYR_OK;
-  PYR_LAUNCH(silu_mul_kernel, blocks_of(count), THREADS, 0, cuda_of(be)->stream, gate, up, count);
+  PYR_LAUNCH(silu_mul_kernel, blocks_of(count), THREADS, 0, cuda_of(be), gate, up, count);
   return cuda_launched(be, "silu_mul");
 }
 
@@ -118,14 +118,14 @@ static __global__ void take_i32_kernel(int32_t *x, const int32_t *idx, int64_t k
 
 static pyr_status cuda_take_rows(pyr_backend *be, float *x, const int32_t *idx, int64_t k, int64_t d) {
   if (k <= 0) return PYR_OK;
-  PYR_LAUNCH(take_kernel, static_cast<unsigned>(ceil_div(d, WARP)), THREADS, 0, cuda_of(be)->stream,
+  PYR_LAUNCH(take_kernel, static_cast<unsigned>(ceil_div(d, WARP)), THREADS, 0, cuda_of(be),
              reinterpret_cast<uint32_t *>(x), idx, k, d);
   return cuda_launched(be, "take_rows");
 }
 
 static pyr_status cuda_take_i32(pyr_backend *be, int32_t *x, const int32_t *idx, int64_t k) {
   if (k <= 0) return PYR_OK;
-  PYR_LAUNCH(take_i32_kernel, 1, THREADS, 0, cuda_of(be)->stream, x, idx, k);
+  PYR_LAUNCH(take_i32_kernel, 1, THREADS, 0, cuda_of(be), x, idx, k);
   return cuda_launched(be, "take_i32");
 }
 
@@ -138,7 +138,7 @@ static __global__ void iota_kernel(int32_t *out, int32_t first, int64_t n) {
 
 static pyr_status cuda_iota(pyr_backend *be, int32_t *out, int32_t first, int64_t n) {
   if (n <= 0) return PYR_OK;
-  PYR_LAUNCH(iota_kernel, blocks_of(n), THREADS, 0, cuda_of(be)->stream, out, first, n);
+  PYR_LAUNCH(iota_kernel, blocks_of(n), THREADS, 0, cuda_of(be), out, first, n);
   return cuda_launched(be, "iota");
 }
 
@@ -162,7 +162,7 @@ static __global__ void fill_kernel(float *out, const int32_t *positions, int64_t
 static pyr_status cuda_fill(pyr_backend *be, float *out, const int32_t *positions, int64_t n, int what, uint64_t seed,
                             float value) {
   if (n <= 0) return PYR_OK;
-  PYR_LAUNCH(fill_kernel, blocks_of(n), THREADS, 0, cuda_of(be)->stream, out, positions, n, what, seed, value);
+  PYR_LAUNCH(fill_kernel, blocks_of(n), THREADS, 0, cuda_of(be), out, positions, n, what, seed, value);
   return cuda_launched(be, "fill");
 }
 
@@ -175,7 +175,7 @@ static pyr_status cuda_mark(pyr_backend *be, float *out, int64_t n, const int32_
   if (n <= 0) return PYR_OK;
   pyr_status status = cuda_status(be, "mark", cudaMemsetAsync(out, 0, static_cast<size_t>(n) * sizeof *out, cuda_of(be)->stream));
   if (status != PYR_OK || k <= 0) return status;
-  PYR_LAUNCH(mark_kernel, blocks_of(k), THREADS, 0, cuda_of(be)->stream, out, idx, k);
+  PYR_LAUNCH(mark_kernel, blocks_of(k), THREADS, 0, cuda_of(be), out, idx, k);
   return cuda_launched(be, "mark");
 }
 
@@ -192,7 +192,7 @@ static pyr_status cuda_arith(pyr_backend *be, float *a, const float *b, int64_t 
   if (code != PYR_S_ADD && code != PYR_S_SUB && code != PYR_S_MUL && code != PYR_S_DIV)
     return cuda_refuse(be, "arith", "the code is no arithmetic");
   if (n <= 0) return PYR_OK;
-  PYR_LAUNCH(arith_kernel, blocks_of(n), THREADS, 0, cuda_of(be)->stream, a, b, n, static_cast<int>(code));
+  PYR_LAUNCH(arith_kernel, blocks_of(n), THREADS, 0, cuda_of(be), a, b, n, static_cast<int>(code));
   return cuda_launched(be, "arith");
 }
 

@@ -46,7 +46,7 @@ template <int DTYPE> static __global__ void tile_kernel(linear_call c) {
 
 template <int DTYPE> static pyr_status multiply_many(pyr_backend *be, const linear_call &c) {
   dim3 grid(static_cast<unsigned>(ceil_div(c.rows, TILE)), static_cast<unsigned>(ceil_div(c.n, TILE)));
-  PYR_LAUNCH(tile_kernel<DTYPE>, grid, 256, 0, cuda_of(be)->stream, c);
+  PYR_LAUNCH(tile_kernel<DTYPE>, grid, 256, 0, cuda_of(be), c);
   return cuda_launched(be, "linear");
 }
 
@@ -96,7 +96,7 @@ static pyr_status rounded(pyr_backend *be, const linear_call &c, pyr_dtype dtype
   if (status != PYR_OK) return status;
   const void *x = c.x;
   if (type != BLAS_F32) {
-    PYR_LAUNCH(round_kernel, static_cast<unsigned>(c.n), 256, 0, cuda->stream, s.x, reinterpret_cast<const uint8_t *>(c.x),
+    PYR_LAUNCH(round_kernel, static_cast<unsigned>(c.n), 256, 0, cuda, s.x, reinterpret_cast<const uint8_t *>(c.x),
                static_cast<size_t>(c.cols) * sizeof(float), static_cast<int>(PYR_F32), c.cols, half);
     x = s.x;
   }
@@ -106,14 +106,14 @@ static pyr_status rounded(pyr_backend *be, const linear_call &c, pyr_dtype dtype
     const uint8_t *w = c.w + static_cast<size_t>(row) * c.stride;
     int64_t ld = direct ? static_cast<int64_t>(c.stride) / size : c.cols;
     if (!direct)
-      PYR_LAUNCH(round_kernel, static_cast<unsigned>(some), 256, 0, cuda->stream, s.w, w, c.stride, static_cast<int>(dtype), c.cols,
+      PYR_LAUNCH(round_kernel, static_cast<unsigned>(some), 256, 0, cuda, s.w, w, c.stride, static_cast<int>(dtype), c.cols,
                  half);
     blas_product product = { c.out + row, c.rows, x, c.cols, direct ? static_cast<const void *>(w) : s.w, ld, c.n, some, c.cols,
-                             type, c.add };
+                             type, c.add != 0 };
     status = cuda_status(be, "linear", blas_multiply(cuda->blas, product));
   }
   if (c.bias && status == PYR_OK)
-    PYR_LAUNCH(bias_kernel, static_cast<unsigned>(ceil_div(c.n * c.rows, 256)), 256, 0, cuda->stream, c);
+    PYR_LAUNCH(bias_kernel, static_cast<unsigned>(ceil_div(c.n * c.rows, 256)), 256, 0, cuda, c);
   return status == PYR_OK ? cuda_launched(be, "linear") : status;
 }
 

@@ -13,7 +13,7 @@ struct linear_call {
   size_t stride;
   const float *bias;
   int64_t n, rows, cols;
-  bool add;
+  int64_t add;                       /* to what is there, if not 0. So wide because calls are compared byte by byte (step.cu) */
 };
 
 static __device__ __forceinline__ void put_out(const linear_call &c, int64_t token, int64_t row, float sum) {

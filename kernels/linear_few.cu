@@ -174,10 +174,10 @@ template <typename T, int N> static __global__ void __launch_bounds__(WARPS * WA
 }
 static_assert(ROWS == WARPS * WARP, "a thread for each row of a block adds its parts up");
 
-template <typename T> static void launch_stream(const stream_call &s, dim3 grid, cudaStream_t stream) {
-  if (s.c.n <= 8) PYR_LAUNCH((stream_kernel<T, 1>), grid, WARPS * WARP, 0, stream, s);
-  else if (s.c.n <= 16) PYR_LAUNCH((stream_kernel<T, 2>), grid, WARPS * WARP, 0, stream, s);
-  else PYR_LAUNCH((stream_kernel<T, 4>), grid, WARPS * WARP, 0, stream, s);
+template <typename T> static void launch_stream(const stream_call &s, dim3 grid, pyr_cuda *cuda) {
+  if (s.c.n <= 8) PYR_LAUNCH((stream_kernel<T, 1>), grid, WARPS * WARP, 0, cuda, s);
+  else if (s.c.n <= 16) PYR_LAUNCH((stream_kernel<T, 2>), grid, WARPS * WARP, 0, cuda, s);
+  else PYR_LAUNCH((stream_kernel<T, 4>), grid, WARPS * WARP, 0, cuda, s);
 }
 
 size_t cuda_linear_few_scratch(const pyr_work *work) {
@@ -199,8 +199,8 @@ static pyr_status stream(pyr_backend *be, const linear_call &c, pyr_dtype dtype)
     s.c.n = c.n - first < MOST_TOKENS ? c.n - first : MOST_TOKENS;
     s.c.x = c.x + first * c.cols;
     s.c.out = c.out + first * c.rows;
-    if (dtype == PYR_F16) launch_stream<f16>(s, grid, cuda_of(be)->stream);
-    else launch_stream<bf16>(s, grid, cuda_of(be)->stream);
+    if (dtype == PYR_F16) launch_stream<f16>(s, grid, cuda_of(be));
+    else launch_stream<bf16>(s, grid, cuda_of(be));
     status = cuda_launched(be, "linear");
   }
   return status;
@@ -233,7 +233,7 @@ template <int DTYPE> static __global__ void few_kernel(linear_call c) {
 
 template <int DTYPE> static pyr_status multiply_any(pyr_backend *be, const linear_call &c) {
   dim3 grid(static_cast<unsigned>(ceil_div(c.rows, ROWS_OF_BLOCK)), static_cast<unsigned>(ceil_div(c.n, TOKENS)));
-  PYR_LAUNCH(few_kernel<DTYPE>, grid, ROWS_OF_BLOCK * WARP, 0, cuda_of(be)->stream, c);
+  PYR_LAUNCH(few_kernel<DTYPE>, grid, ROWS_OF_BLOCK * WARP, 0, cuda_of(be), c);
   return cuda_launched(be, "linear");
 }
 

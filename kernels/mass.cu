@@ -83,7 +83,7 @@ static pyr_status cuda_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layou
   if (cuda_mass_tiles(be, a, longest)) return cuda_launched(be, "mass");
   dim3 grid(static_cast<unsigned>(ceil_div(longest, tile_rows(a.f.d))), static_cast<unsigned>(heads));
   PYR_LAUNCH(mass_kernel, grid, WARPS * WARP, static_cast<size_t>(tile_rows(a.f.d) * tile_ld(a.f.d)) * sizeof(float),
-             cuda_of(be)->stream, a);
+             cuda_of(be), a);
   return cuda_launched(be, "mass");
 }
 

@@ -182,7 +182,7 @@ static void launch(pyr_backend *be, const mass_args &a, int64_t longest) {
   if (BYTES > 48 << 10)
     (void)cudaFuncSetAttribute(mass_tiles_kernel<T, ROUND, D, TERMS, MT>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
   dim3 grid(static_cast<unsigned>(ceil_div(longest, WARPS * 16 * MT)), static_cast<unsigned>(a.heads));
-  PYR_LAUNCH((mass_tiles_kernel<T, ROUND, D, TERMS, MT>), grid, WARPS * WARP, BYTES, cuda_of(be)->stream, a);
+  PYR_LAUNCH((mass_tiles_kernel<T, ROUND, D, TERMS, MT>), grid, WARPS * WARP, BYTES, cuda_of(be), a);
 }
 
 template <typename T, bool ROUND, int TERMS> static void launch_any(pyr_backend *be, const mass_args &a, int64_t longest) {

@@ -107,14 +107,14 @@ static __global__ void mean_kernel(merge_args a) {
 static pyr_status cuda_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k,
                              float threshold, int32_t *links) {
   merge_args a = { {}, format_of(layout), idx, links, k, lane->rows - k, threshold };
-  cudaStream_t stream = cuda_of(be)->stream;
+  pyr_cuda *cuda = cuda_of(be);
   size_t tile = static_cast<size_t>(tile_rows(a.f.d) * tile_ld(a.f.d)) * sizeof(float);
   size_t each = static_cast<size_t>(WARPS * a.f.d) * sizeof(float);
   if (k <= 0 || a.lost <= 0) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "merge", &a.lane, lane, 0, lane->rows);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(find_kernel, static_cast<unsigned>(ceil_div(a.lost, WARPS)), WARPS * WARP, tile + each, stream, a);
-  PYR_LAUNCH(mean_kernel, static_cast<unsigned>(ceil_div(k, WARPS)), WARPS * WARP, each, stream, a);
+  PYR_LAUNCH(find_kernel, static_cast<unsigned>(ceil_div(a.lost, WARPS)), WARPS * WARP, tile + each, cuda, a);
+  PYR_LAUNCH(mean_kernel, static_cast<unsigned>(ceil_div(k, WARPS)), WARPS * WARP, each, cuda, a);
   return cuda_launched(be, "merge");
 }
 

@@ -94,13 +94,13 @@ static __global__ void __launch_bounds__(THREADS) moments_kernel(moment_args a) 
 
 static pyr_status cuda_moments(pyr_backend *be, const pyr_moments *m, const float *q, const int32_t *q_pos, int64_t n, bool begin) {
   moment_args a = args_of(m, q, q_pos, n);
-  cudaStream_t stream = cuda_of(be)->stream;
+  pyr_cuda *cuda = cuda_of(be);
   unsigned heads = static_cast<unsigned>(m->heads), strips = m->outer ? static_cast<unsigned>(ceil_div(m->head_dim, STRIP)) : 1;
   if (n <= 0) return PYR_OK;
   if (m->head_dim > MOST_DIMS) return cuda_refuse(be, "moments", "heads of more than 512 dimensions");
-  PYR_LAUNCH(turns_kernel, static_cast<unsigned>(ceil_div(n * a.pairs, THREADS)), THREADS, 0, stream, a);
-  if (begin) PYR_LAUNCH(shift_kernel, heads, THREADS, 0, stream, a);
-  PYR_LAUNCH(moments_kernel, dim3(strips, heads), THREADS, static_cast<size_t>(QUERIES * m->head_dim) * sizeof(float), stream, a);
+  PYR_LAUNCH(turns_kernel, static_cast<unsigned>(ceil_div(n * a.pairs, THREADS)), THREADS, 0, cuda, a);
+  if (begin) PYR_LAUNCH(shift_kernel, heads, THREADS, 0, cuda, a);
+  PYR_LAUNCH(moments_kernel, dim3(strips, heads), THREADS, static_cast<size_t>(QUERIES * m->head_dim) * sizeof(float), cuda, a);
   return cuda_launched(be, "moments");
 }
 
@@ -151,9 +151,9 @@ static __global__ void end_kernel(moment_args a, int64_t queries, float scale) {
 static pyr_status cuda_moments_end(pyr_backend *be, const pyr_moments *m, int64_t count, int64_t next, int64_t future,
                                    float scale) {
   moment_args a = args_of(m, nullptr, nullptr, 0);
-  cudaStream_t stream = cuda_of(be)->stream;
-  PYR_LAUNCH(mean_turns_kernel, static_cast<unsigned>(ceil_div(a.pairs, THREADS)), THREADS, 0, stream, a, next, future);
-  PYR_LAUNCH(end_kernel, static_cast<unsigned>(m->heads), THREADS, 0, stream, a, count, scale);
+  pyr_cuda *cuda = cuda_of(be);
+  PYR_LAUNCH(mean_turns_kernel, static_cast<unsigned>(ceil_div(a.pairs, THREADS)), THREADS, 0, cuda, a, next, future);
+  PYR_LAUNCH(end_kernel, static_cast<unsigned>(m->heads), THREADS, 0, cuda, a, count, scale);
   return cuda_launched(be, "moments_end");
 }
 

@@ -30,7 +30,7 @@ static __global__ void random_kernel(uint8_t *out, int dtype, int64_t n) {
 
 static void fill_random(pyr_cuda *cuda, void *out, pyr_dtype dtype, int64_t n) {
   int64_t blocks = ceil_div(n, 256);
-  PYR_LAUNCH(random_kernel, static_cast<unsigned>(blocks < 4096 ? blocks : 4096), 256, 0, cuda->stream,
+  PYR_LAUNCH(random_kernel, static_cast<unsigned>(blocks < 4096 ? blocks : 4096), 256, 0, cuda,
              static_cast<uint8_t *>(out), static_cast<int>(dtype), n);
 }
 

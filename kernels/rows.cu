@@ -38,7 +38,7 @@ static pyr_status cuda_store(pyr_backend *be, const pyr_append *a, int count, py
   if (fits && most == 0) return PYR_OK;
   pyr_status status = cuda_table_send(be, "store", fits);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(store_kernel, dim3(blocks_of(most * kv_heads), static_cast<unsigned>(count)), WARPS * WARP, 0, cuda_of(be)->stream,
+  PYR_LAUNCH(store_kernel, dim3(blocks_of(most * kv_heads), static_cast<unsigned>(count)), WARPS * WARP, 0, cuda_of(be),
              device_calls, format_of(layout), kv_heads);
   return cuda_launched(be, "store");
 }
@@ -87,7 +87,7 @@ struct piece16 { uint64_t half[2]; };
 static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, int count, pyr_layout layout,
                               const int32_t *idx, int64_t k) {
   pyr_lane_view *to, *from, *device_to, *device_from;
-  cudaStream_t stream = cuda_of(be)->stream;
+  pyr_cuda *cuda = cuda_of(be);
   int bytes = format_of(layout).bytes;
   if (k <= 0 || count <= 0) return PYR_OK;
   cuda_table_begin(be);
@@ -100,8 +100,8 @@ static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const p
   if (status != PYR_OK) return status;
   bool wide = bytes % 16 == 0;
   dim3 grid(2 * static_cast<unsigned>(ceil_div(bytes / (wide ? 16 : 2), PIECES)) + 1, static_cast<unsigned>(count));
-  if (wide) PYR_LAUNCH(gather_kernel<piece16>, grid, 256, 0, stream, device_to, device_from, bytes, idx, k);
-  else PYR_LAUNCH(gather_kernel<uint16_t>, grid, 256, 0, stream, device_to, device_from, bytes, idx, k);
+  if (wide) PYR_LAUNCH(gather_kernel<piece16>, grid, 256, 0, cuda, device_to, device_from, bytes, idx, k);
+  else PYR_LAUNCH(gather_kernel<uint16_t>, grid, 256, 0, cuda, device_to, device_from, bytes, idx, k);
   return cuda_launched(be, "gather");
 }
 
@@ -142,7 +142,7 @@ static pyr_status cuda_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_la
   pyr_status status = cuda_send_lane(be, "rotate", &c.lane, lane, 0, lane->rows);
   if (status != PYR_OK) return status;
   PYR_LAUNCH(rotate_kernel, blocks_of(lane->rows), WARPS * WARP, static_cast<size_t>(WARPS * c.f.d) * sizeof(float),
-             cuda_of(be)->stream, c);
+             cuda_of(be), c);
   return cuda_launched(be, "rotate");
 }
 
@@ -167,7 +167,7 @@ static pyr_status cuda_row_norms(pyr_backend *be, float *out, const pyr_lane_vie
   if (end <= begin) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "row_norms", &view, lane, begin, end);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(row_norms_kernel, blocks_of(end - begin), WARPS * WARP, 0, cuda_of(be)->stream, out, view, format_of(layout), begin,
+  PYR_LAUNCH(row_norms_kernel, blocks_of(end - begin), WARPS * WARP, 0, cuda_of(be), out, view, format_of(layout), begin,
              end, what);
   return cuda_launched(be, "row_norms");
 }
@@ -185,7 +185,7 @@ static pyr_status cuda_read_rows(pyr_backend *be, float *out, const pyr_lane_vie
   if (end <= begin) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "read_rows", &view, lane, begin, end);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(read_rows_kernel, blocks_of(end - begin), WARPS * WARP, 0, cuda_of(be)->stream, out, view, format_of(layout), begin,
+  PYR_LAUNCH(read_rows_kernel, blocks_of(end - begin), WARPS * WARP, 0, cuda_of(be), out, view, format_of(layout), begin,
              end, what);
   return cuda_launched(be, "read_rows");
 }

@@ -25,7 +25,7 @@ static pyr_status cuda_reduce_rows(pyr_backend *be, float *out, const float *in,
                                    pyr_reduce how, float scale) {
   if (n <= 0) return PYR_OK;
   float factor = how == PYR_MEAN ? scale / static_cast<float>(count) : scale;
-  PYR_LAUNCH(reduce_rows_kernel, blocks_of(n), THREADS, 0, cuda_of(be)->stream, out, in, count, stride, n, static_cast<int>(how),
+  PYR_LAUNCH(reduce_rows_kernel, blocks_of(n), THREADS, 0, cuda_of(be), out, in, count, stride, n, static_cast<int>(how),
              factor);
   return cuda_launched(be, "reduce_rows");
 }
@@ -45,7 +45,7 @@ static __global__ void pool_kernel(float *out, const float *in, int64_t n, int64
 static pyr_status cuda_pool(pyr_backend *be, float *out, const float *in, int64_t n, int32_t width, int how) {
   if (width < 1 || width % 2 == 0) return cuda_refuse(be, "pool", "the width is not odd");
   if (n <= 0) return PYR_OK;
-  PYR_LAUNCH(pool_kernel, blocks_of(n), THREADS, 0, cuda_of(be)->stream, out, in, n, static_cast<int64_t>(width / 2), how);
+  PYR_LAUNCH(pool_kernel, blocks_of(n), THREADS, 0, cuda_of(be), out, in, n, static_cast<int64_t>(width / 2), how);
   return cuda_launched(be, "pool");
 }
 
@@ -66,7 +66,7 @@ static __global__ void normalize_kernel(float *x, int64_t n) {
 
 static pyr_status cuda_normalize(pyr_backend *be, float *x, int64_t n) {
   if (n <= 0) return PYR_OK;
-  PYR_LAUNCH(normalize_kernel, 1, WHOLE, 0, cuda_of(be)->stream, x, n);
+  PYR_LAUNCH(normalize_kernel, 1, WHOLE, 0, cuda_of(be), x, n);
   return cuda_launched(be, "normalize");
 }
 
@@ -83,7 +83,7 @@ static __global__ void softmax_kernel(float *x, int64_t n) {
 
 static pyr_status cuda_softmax(pyr_backend *be, float *x, int64_t n) {
   if (n <= 0) return PYR_OK;
-  PYR_LAUNCH(softmax_kernel, 1, WHOLE, 0, cuda_of(be)->stream, x, n);
+  PYR_LAUNCH(softmax_kernel, 1, WHOLE, 0, cuda_of(be), x, n);
   return cuda_launched(be, "softmax");
 }
 
@@ -103,7 +103,7 @@ static pyr_status cuda_chunk(pyr_backend *be, float *x, int64_t n, int64_t width
   if (width < 1) return cuda_refuse(be, "chunk", "runs of less than one value");
   if (n <= 0) return PYR_OK;
   int64_t runs = ceil_div(n, width < n ? width : n);
-  PYR_LAUNCH(chunk_kernel, static_cast<unsigned>(ceil_div(runs, THREADS / WARP)), THREADS, 0, cuda_of(be)->stream, x, n,
+  PYR_LAUNCH(chunk_kernel, static_cast<unsigned>(ceil_div(runs, THREADS / WARP)), THREADS, 0, cuda_of(be), x, n,
              width < n ? width : n);
   return cuda_launched(be, "chunk");
 }

@@ -88,15 +88,15 @@ static __global__ void __launch_bounds__(THREADS) similarity_kernel(const float 
 static pyr_status cuda_key_similarity(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin,
                                       int64_t end) {
   tile_args a = { out, {}, format_of(layout), begin, end, 0 };
-  cudaStream_t stream = cuda_of(be)->stream;
+  pyr_cuda *cuda = cuda_of(be);
   cuda_arena arena = cuda_scratch(be);
   signal_scratch s = signal_scratch_of(&arena, a.f.d, 0);
   if (end <= begin) return PYR_OK;
   pyr_status status = cuda_check(be, "key_similarity", arena.used);
   if (status == PYR_OK) status = cuda_send_lane(be, "key_similarity", &a.lane, lane, begin, end);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(anchor_kernel, 1, THREADS, static_cast<size_t>(WARPS * a.f.d) * sizeof(float), stream, s.anchor, a);
-  PYR_LAUNCH(similarity_kernel, static_cast<unsigned>(ceil_div(end - begin, WARPS)), THREADS, 0, stream, s.anchor, a);
+  PYR_LAUNCH(anchor_kernel, 1, THREADS, static_cast<size_t>(WARPS * a.f.d) * sizeof(float), cuda, s.anchor, a);
+  PYR_LAUNCH(similarity_kernel, static_cast<unsigned>(ceil_div(end - begin, WARPS)), THREADS, 0, cuda, s.anchor, a);
   return cuda_launched(be, "key_similarity");
 }
 
@@ -162,7 +162,7 @@ static __global__ void ones_kernel(float *out, int64_t n) {
 static pyr_status cuda_lag(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end,
                            int64_t lag, int ranked) {
   tile_args a = { out, {}, format_of(layout), begin, end, 0 };
-  cudaStream_t stream = cuda_of(be)->stream;
+  pyr_cuda *cuda = cuda_of(be);
   cuda_arena arena = cuda_scratch(be);
   if (lag < 1) return cuda_refuse(be, "lag", "runs of less than one row");
   if (end <= begin) return PYR_OK;
@@ -173,9 +173,9 @@ static pyr_status cuda_lag(pyr_backend *be, float *out, const pyr_lane_view *lan
   if (status == PYR_OK) status = cuda_send_lane(be, "lag", &a.lane, lane, begin, lane->rows);
   if (status != PYR_OK) return status;
   int64_t rest = end - begin - runs * lag;
-  if (rest > 0) PYR_LAUNCH(ones_kernel, static_cast<unsigned>(ceil_div(rest, THREADS)), THREADS, 0, stream, out + runs * lag, rest);
+  if (rest > 0) PYR_LAUNCH(ones_kernel, static_cast<unsigned>(ceil_div(rest, THREADS)), THREADS, 0, cuda, out + runs * lag, rest);
   if (runs > 0)
-    PYR_LAUNCH(lag_kernel, static_cast<unsigned>(runs), THREADS, static_cast<size_t>(2 * a.f.d) * sizeof(float), stream, a,
+    PYR_LAUNCH(lag_kernel, static_cast<unsigned>(runs), THREADS, static_cast<size_t>(2 * a.f.d) * sizeof(float), cuda, a,
                s.spreads, runs * lag, lag, ranked);
   return cuda_launched(be, "lag");
 }
@@ -215,7 +215,7 @@ static pyr_status cuda_output_norm(pyr_backend *be, float *out, const pyr_lane_v
   if (status != PYR_OK) return status;
   PYR_LAUNCH(output_kernel, dim3(tiles_of(a), static_cast<unsigned>(count)), THREADS,
              tile_bytes(a.f) + static_cast<size_t>(WARPS * a.f.d) * sizeof(float),
-             cuda_of(be)->stream, a, static_cast<const uint8_t *>(o->data), o->stride, static_cast<int>(o->dtype), o->shape[0]);
+             cuda_of(be), a, static_cast<const uint8_t *>(o->data), o->stride, static_cast<int>(o->dtype), o->shape[0]);
   return cuda_launched(be, "output_norm");
 }
 
@@ -252,7 +252,7 @@ static pyr_status cuda_expected(pyr_backend *be, float *out, const pyr_lane_view
   if (end <= begin || count <= 0) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "expected", &a.lane, lane, begin, end);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(expected_kernel, dim3(tiles_of(a), static_cast<unsigned>(count)), THREADS, tile_bytes(a.f), cuda_of(be)->stream, a,
+  PYR_LAUNCH(expected_kernel, dim3(tiles_of(a), static_cast<unsigned>(count)), THREADS, tile_bytes(a.f), cuda_of(be), a,
              m->sum, m->outer);
   return cuda_launched(be, "expected");
 }

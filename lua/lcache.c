@@ -2,7 +2,8 @@
  *
  *   core.pool(model, dtype, budget) -> pool            pool:bytes()  :close()
  *   core.cache(model, pool, policy or nil) -> cache    core.load_cache(model, pool, policy, path) -> cache
- *   core.step({ cache, … }, { id, … }) -> { logits, … }
+ *   core.step({ cache, … }, { id, … } [, { sampler or false, … }]) -> { logits, … }; where there is a sampler, what it picked: an id,
+ *                                or false if no logit was finite
  *   core.cache_methods                                 the class's methods, to which lua/pyramid/cache.lua adds
  *   cache:read(ids, all, prune) -> logits, or { logits, … } with all
  *   cache:step(id) -> logits   :rows(layer, head)   :positions(layer, head) -> { position, … }   :bytes()  :fraction()
@@ -189,33 +190,78 @@ static int cache_step(lua_State *L) {
   return 1;
 }
 
-static int core_step(lua_State *L) {
-  lua_Integer n;
-  luaL_checktype(L, 1, LUA_TTABLE);
-  const int32_t *ids = read_ids(L, 2, &n);
-  luaL_argcheck(L, n >= 1 && n <= 1 << 20 && luaL_len(L, 1) == n, 2, "one id for each cache");
-  cache_box **boxes = lua_newuserdatauv(L, (size_t)n * sizeof *boxes, 0);
-  pyr_cache **caches = lua_newuserdatauv(L, (size_t)n * sizeof *caches, 0);
-  float **rows = lua_newuserdatauv(L, (size_t)n * sizeof *rows, 0);
-  for (lua_Integer i = 0; i < n; i++) {
+/* What one step of several caches takes: arrays of n, in userdata. */
+typedef struct step_call {
+  lua_Integer n, picking;
+  cache_box **boxes;
+  pyr_cache **caches;
+  pyr_sampler **samplers;          /* NULL where logits are wanted */
+  float **logits;
+  int32_t *picks;
+  int held;                        /* stack index of a table that keeps the samplers, whatever callbacks do with the argument */
+} step_call;
+
+static void read_step(lua_State *L, step_call *c) {
+  size_t n = (size_t)c->n;
+  c->boxes = lua_newuserdatauv(L, n * sizeof *c->boxes, 0);
+  c->caches = lua_newuserdatauv(L, n * sizeof *c->caches, 0);
+  c->samplers = lua_newuserdatauv(L, n * sizeof *c->samplers, 0);
+  c->logits = lua_newuserdatauv(L, n * sizeof *c->logits, 0);
+  c->picks = lua_newuserdatauv(L, n * sizeof *c->picks, 0);
+  lua_createtable(L, (int)c->n, 0);
+  c->held = lua_gettop(L);
+  for (lua_Integer i = 0; i < c->n; i++) {
     lua_geti(L, 1, i + 1);
-    boxes[i] = check_idle(L, -1);
-    caches[i] = boxes[i]->cache;
+    c->boxes[i] = check_idle(L, -1);
+    c->caches[i] = c->boxes[i]->cache;
+    lua_pop(L, 1);
+    c->samplers[i] = NULL;
+    if (lua_isnoneornil(L, 3)) continue;
+    lua_geti(L, 3, i + 1);
+    if (lua_toboolean(L, -1)) {
+      c->samplers[i] = pyr_lua_check_sampler(L, -1);
+      c->picking++;
+    }
+    lua_rawseti(L, c->held, i + 1);
+  }
+}
+
+static void hold_step(lua_State *L, const step_call *c, bool busy) {
+  for (lua_Integer i = 0; i < c->n; i++) {
+    c->boxes[i]->busy = busy;
+    if (!c->samplers[i]) continue;
+    lua_rawgeti(L, c->held, i + 1);
+    pyr_lua_hold_sampler(L, -1, busy);
     lua_pop(L, 1);
   }
-  int32_t vocab = pyr_model_get_config(pyr_cache_model(caches[0]))->vocab;
-  float *logits = pyr_lua_new_logits_buffer(L, n, vocab);
+}
+
+static int core_step(lua_State *L) {
+  step_call c = { 0 };
+  luaL_checktype(L, 1, LUA_TTABLE);
+  if (!lua_isnoneornil(L, 3)) luaL_checktype(L, 3, LUA_TTABLE);
+  lua_settop(L, 3);
+  const int32_t *ids = read_ids(L, 2, &c.n);
+  luaL_argcheck(L, c.n >= 1 && c.n <= 1 << 20 && luaL_len(L, 1) == c.n, 2, "one id for each cache");
+  read_step(L, &c);
+  int32_t vocab = pyr_model_get_config(pyr_cache_model(c.caches[0]))->vocab;
+  int64_t wanted = c.n - c.picking, at = 0;
+  float *logits = pyr_lua_new_logits_buffer(L, wanted > 0 ? wanted : 1, wanted > 0 ? vocab : 1);
   int buffer = lua_gettop(L);
-  for (lua_Integer i = 0; i < n; i++) rows[i] = logits + i * vocab;
+  for (lua_Integer i = 0; i < c.n; i++) c.logits[i] = c.samplers[i] ? NULL : logits + at++ * vocab;
+  luaL_checkstack(L, 8, "a step");
   lua_State *outer = pyr_lua_enter(L);
-  for (lua_Integer i = 0; i < n; i++) boxes[i]->busy = true;
-  pyr_status status = pyr_step(caches, ids, (int)n, rows);
-  for (lua_Integer i = 0; i < n; i++) boxes[i]->busy = false;
+  hold_step(L, &c, true);
+  pyr_status status = pyr_step_pick(c.caches, ids, (int)c.n, c.logits, c.picking ? c.samplers : NULL, c.picks);
+  hold_step(L, &c, false);
   pyr_lua_leave(L, outer);
-  if (status != PYR_OK) return fail(L, caches[0], status);
-  lua_createtable(L, (int)n, 0);
-  for (lua_Integer i = 0; i < n; i++) {
-    pyr_lua_push_logits(L, buffer, i, vocab);
+  if (status != PYR_OK) return fail(L, c.caches[0], status);
+  lua_createtable(L, (int)c.n, 0);
+  at = 0;
+  for (lua_Integer i = 0; i < c.n; i++) {
+    if (!c.samplers[i]) pyr_lua_push_logits(L, buffer, at++, vocab);
+    else if (c.picks[i] >= 0) lua_pushinteger(L, c.picks[i]);
+    else lua_pushboolean(L, 0);
     lua_rawseti(L, -2, i + 1);
   }
   return 1;

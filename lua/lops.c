@@ -14,6 +14,7 @@
 #include "lpyramid.h"
 #include "backend.h"
 #include "dtype.h"
+#include "sampler.h"
 
 #include <stdbool.h>
 #include <string.h>
@@ -107,10 +108,10 @@ static int ops_alloc(lua_State *L) {
 /* reserve(runtime, { tokens, rows, sequences, heads, kv_heads, head_dim, cols, outputs }) -> true */
 static int ops_reserve(lua_State *L) {
   pyr_backend *be = begin_call(L);
-  pyr_work work = { int_field(L, 2, "tokens", 1), int_field(L, 2, "rows", 1), int_field(L, 2, "sequences", 1),
-                    (int32_t)int_field(L, 2, "heads", 1), (int32_t)int_field(L, 2, "kv_heads", 1),
-                    (int32_t)int_field(L, 2, "head_dim", 1), int_field(L, 2, "cols", 1),
-                    int_field(L, 2, "outputs", 0) };
+  pyr_work work = { .tokens = int_field(L, 2, "tokens", 1), .rows = int_field(L, 2, "rows", 1),
+                    .sequences = int_field(L, 2, "sequences", 1), .heads = (int32_t)int_field(L, 2, "heads", 1),
+                    .kv_heads = (int32_t)int_field(L, 2, "kv_heads", 1), .head_dim = (int32_t)int_field(L, 2, "head_dim", 1),
+                    .cols = int_field(L, 2, "cols", 1), .outputs = int_field(L, 2, "outputs", 0) };
   pyr_status status = be->reserve(be, &work);
   if (status != PYR_OK) return fail(L, be, status);
   lua_pushboolean(L, 1);
@@ -628,6 +629,34 @@ static int ops_select(lua_State *L) {
   return status == PYR_OK ? push_ints(L, be, idx, k) : fail(L, be, status);
 }
 
+/* pick(runtime, { logits, … }, { sampler, … }) -> ints, -1 where no logit is finite; all logits of one length */
+static int ops_pick(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int count = (int)luaL_len(L, 2);
+  int64_t vocab = 0;
+  luaL_Buffer buffer;
+  pyr_sampler **samplers = new_block(L, (size_t)count * sizeof *samplers, 0);
+  luaL_buffinit(L, &buffer);
+  for (int i = 0; i < count; i++) {
+    lua_geti(L, 2, i + 1);
+    vocab = (int64_t)lua_rawlen(L, -1) / 4;
+    luaL_addvalue(&buffer);
+  }
+  luaL_pushresult(&buffer);
+  for (int i = 0; i < count; i++) {
+    lua_geti(L, 3, i + 1);
+    samplers[i] = pyr_lua_check_sampler(L, -1);
+    lua_pop(L, 1);
+  }
+  const float *logits = copy_floats(L, be, lua_gettop(L), NULL);
+  int32_t *ids = new_block(L, (size_t)count * sizeof *ids, 0xa5);
+  pyr_status status = pyr_pick_check(be->rt, samplers, count, (int32_t)vocab);
+  if (status == PYR_OK) status = pyr_pick_all(be, samplers, logits, (int32_t)vocab, count, ids);
+  if (status != PYR_OK) return fail(L, be, status);
+  lua_pushlstring(L, (const char *)ids, (size_t)count * sizeof *ids);
+  return 1;
+}
+
 /* choose(runtime, { scores, … }, { least, … }, most, mass [, offset]) -> { ints, … }: each segment's chosen rows + offset */
 static int ops_choose(lua_State *L) {
   pyr_backend *be = begin_call(L);
@@ -702,7 +731,7 @@ void pyr_lua_open_ops(lua_State *L) {
     { "output_norm", ops_output_norm }, { "expected", ops_expected },
     { "softmax", ops_softmax }, { "chunk", ops_chunk }, { "mark", ops_mark },
     { "reduce_rows", ops_reduce_rows }, { "arith", ops_arith }, { "pool", ops_pool }, { "normalize", ops_normalize },
-    { "select", ops_select }, { "iota", ops_iota }, { "fill", ops_fill }, { NULL, NULL }
+    { "select", ops_select }, { "pick", ops_pick }, { "iota", ops_iota }, { "fill", ops_fill }, { NULL, NULL }
   };
   if (luaL_newmetatable(L, DEVICE_BLOCK)) {
     lua_pushcfunction(L, free_device_block);

@@ -4,6 +4,7 @@
  *                                      turn as the hardware looks ahead by itself and asking ahead; the faster way's
  *   core.probe_matmul(kind, threads, size, times) -> seconds     oneDNN multiplies two square matrices; "f32", "bf16", "int8"
  *   core.probe_device(runtime) -> { name=, arch=, driver=, runtime=, memory=, free=, processors= }
+ *   core.probe_device_steps(runtime) -> { single, launched, built, told }: how kernels were launched (backend.h)
  *   core.probe_device_time(runtime, what, size, times) -> seconds   "copy" of size bytes within its memory; "f32", "f16", "bf16":
  *                                  a product of square matrices. Both: nil, message, "unsupported" where it is the processor
  *   core.probe_version() -> oneDNN's, such as "2.6.3"
@@ -225,6 +226,22 @@ static int probe_device(lua_State *L) {
   return 1;
 }
 
+static int probe_device_steps(lua_State *L) {
+  pyr_backend *be = pyr_runtime_backend(pyr_lua_check_runtime(L, 1));
+  if (be->step_counts == NULL) return no_device(L);
+  pyr_step_counts counts;
+  be->step_counts(be, &counts);
+  const struct { const char *name; int64_t count; } fields[] = {
+    { "single", counts.single }, { "launched", counts.launched }, { "built", counts.built }, { "told", counts.told }
+  };
+  lua_createtable(L, 0, 4);
+  for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+    lua_pushinteger(L, (lua_Integer)fields[i].count);
+    lua_setfield(L, -2, fields[i].name);
+  }
+  return 1;
+}
+
 static int probe_device_time(lua_State *L) {
   static const char *const kinds[] = { "copy", "f32", "f16", "bf16", NULL };
   static const pyr_ceiling ceilings[] = { PYR_CEILING_COPY, PYR_CEILING_F32, PYR_CEILING_F16, PYR_CEILING_BF16 };
@@ -332,7 +349,8 @@ void pyr_lua_open_probe(lua_State *L) {
   static const luaL_Reg functions[] = {
     { "probe_read", probe_read }, { "probe_matmul", probe_matmul }, { "probe_version", probe_version },
     { "probe_trim", probe_trim }, { "probe_reset_peak", probe_reset_peak },
-    { "probe_device", probe_device }, { "probe_device_time", probe_device_time }, { "random_rows", random_rows }, { NULL, NULL }
+    { "probe_device", probe_device }, { "probe_device_time", probe_device_time },
+    { "probe_device_steps", probe_device_steps }, { "random_rows", random_rows }, { NULL, NULL }
   };
   luaL_setfuncs(L, functions, 0);
 }

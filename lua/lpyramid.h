@@ -57,6 +57,9 @@ pyr_runtime *pyr_lua_check_runtime(lua_State *L, int arg);
 pyr_file *pyr_lua_check_file(lua_State *L, int arg);
 pyr_model *pyr_lua_check_model(lua_State *L, int arg);
 const float *pyr_lua_check_logits(lua_State *L, int arg, int32_t *vocab);
+pyr_sampler *pyr_lua_check_sampler(lua_State *L, int arg);
+/* While it is busy all its methods raise, and it is not closed: for core calls that use it and call back. */
+void pyr_lua_hold_sampler(lua_State *L, int arg, int busy);
 
 /* Fills a policy from the Lua policy value at `arg` (nil: no callbacks). Its callbacks call back into Lua through
  * the state that is running (pyr_lua_enter), with errors caught and turned into PYR_POLICY. */

@@ -12,12 +12,19 @@
 
 #define SAMPLER "pyramid.sampler"
 
-typedef struct sampler_box { pyr_sampler *sampler; pyr_runtime *rt; } sampler_box;
+typedef struct sampler_box { pyr_sampler *sampler; pyr_runtime *rt; int busy; } sampler_box;
 
 static sampler_box *check_sampler(lua_State *L, int arg) {
   sampler_box *box = luaL_checkudata(L, arg, SAMPLER);
   if (box->sampler == NULL) luaL_argerror(L, arg, "the sampler is closed");
+  if (box->busy) luaL_argerror(L, arg, "the sampler is busy: a callback may not use the sampler whose step is running");
   return box;
+}
+
+pyr_sampler *pyr_lua_check_sampler(lua_State *L, int arg) { return check_sampler(L, arg)->sampler; }
+
+void pyr_lua_hold_sampler(lua_State *L, int arg, int busy) {
+  ((sampler_box *)luaL_checkudata(L, arg, SAMPLER))->busy = busy;
 }
 
 static int32_t check_id(lua_State *L, int index, const char *what) {
@@ -82,7 +89,7 @@ static int core_sampler(lua_State *L) {
   pyr_lua_check_keys(L, 2, "sampler", known);
   lua_settop(L, 2);
   sampler_box *box = lua_newuserdatauv(L, sizeof *box, 0);
-  *box = (sampler_box){ NULL, NULL };
+  *box = (sampler_box){ NULL, NULL, 0 };
   luaL_setmetatable(L, SAMPLER);
   pyr_sampler_options o = { 0 };
   if (!lua_isnil(L, 2)) {
@@ -163,9 +170,10 @@ static int sampler_reset(lua_State *L) {
 
 static int sampler_close(lua_State *L) {
   sampler_box *box = luaL_checkudata(L, 1, SAMPLER);
+  if (box->busy) return luaL_error(L, "the sampler is busy: a callback may not close the sampler whose step is running");
   pyr_sampler_free(box->sampler);
   pyr_runtime_free(box->rt);
-  *box = (sampler_box){ NULL, NULL };
+  *box = (sampler_box){ NULL, NULL, 0 };
   return 0;
 }
 

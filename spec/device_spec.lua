@@ -86,6 +86,56 @@ describe("the device", function()
       end
     end)
 
+    it("launches a step as a whole, made once for each number of sequences", function()
+      local function counts() return assert(core.probe_device_steps(device:runtime())) end
+      local function steps(caches, count)
+        local before = counts()
+        local last = {}
+        for i, cache in ipairs(caches) do last[i] = cache:tokens() % 200 end
+        for _ = 1, count do assert(core.step(caches, last)) end
+        local after = counts()
+        for key, value in pairs(before) do after[key] = after[key] - value end
+        return after
+      end
+      local one <close> = assert(device:cache { policy = "full" })
+      local two <close> = assert(device:cache { policy = helper.squeezed "pyramidinfer" })
+      assert(one:prefill(prompt(90)))
+      assert(two:prefill(prompt(60)))
+      local first = steps({ one }, 1)
+      assert.same({ 0, 1 }, { first.single, first.launched })
+      assert.same({ built = 0, launched = 20, single = 0, told = 0 }, steps({ one }, 20))
+      local both = steps({ one, two }, 1)
+      assert.same({ 1, 1 }, { both.launched, both.built })
+      assert.equal(0, steps({ one }, 1).built)
+      assert.equal(0, steps({ one, two }, 3).built)
+      local far = steps({ one }, 150)            -- over the end of a segment, and of what the tables have room for
+      assert.same({ 0, 150, 0 }, { far.built, far.launched, far.single })
+      assert.truthy(far.told > 0 and far.told < 150, far.told)
+      device:profile(true)                       -- each operation by itself
+      local alone = steps({ one }, 1)
+      device:profile(false)
+      assert.truthy(alone.launched == 0 and alone.single > 20)
+    end)
+
+    it("picks where the logits are, what the processor picks", function()
+      local function run(model)
+        local batch <close> = assert(model:batch { policy = "full" })
+        local shared, out = pyramid.sampler { temperature = 0.9, top_p = 0.95, seed = 5 }, {}
+        assert(batch:add(prompt(20), shared))
+        assert(batch:add(prompt(9, 4), pyramid.sampler { temperature = 0.7, repeat_penalty = 1.2, seed = 6 }))
+        local plain = assert(batch:add(prompt(31, 7)))
+        assert(batch:add(prompt(12, 30), shared))
+        for _ = 1, 12 do
+          for _, entry in ipairs(assert(batch:step())) do
+            assert.equal(entry[1] == plain, entry[2] ~= nil)
+            out[#out + 1] = entry.id or (entry[2]:argmax())
+          end
+        end
+        return out
+      end
+      assert.same(run(cpu), run(device))
+    end)
+
     it("rounds a prompt's products where that is asked for, and no steps", function()
       local function open(precision)
         return assert(pyramid.model(folder .. "/small", { device = name_of_device, precision = precision, weights = "q8_0" }))

@@ -125,20 +125,37 @@ inline unsigned __float_as_uint(float x) { unsigned bits; memcpy(&bits, &x, 4); 
 inline float __fmul_rn(float a, float b) { return a * b; }        /* compiled without contraction */
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline uint64_t __umul64hi(uint64_t a, uint64_t b) { return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64); }
 
 /* ---- launching --------------------------------------------------------------------------------------------------------- */
 
-struct pyr_emulate_kernel { const char *name; const void *address; };
-void pyr_emulate_launch(pyr_emulate_kernel kernel, dim3 grid, dim3 block, size_t shared, void (*call)(const void *),
-                        const void *body);
+/* A kernel, as launch.cuh hands it over; `run` calls it with one thread's arguments. */
+struct pyr_emulate_kernel {
+  const void *function;
+  const char *name;
+  int count;
+  const uint16_t *sizes;
+  void (*run)(const void *function, void *const *arguments);
+};
+void pyr_emulate_launch(const pyr_emulate_kernel &kernel, dim3 grid, dim3 block, size_t shared, void *const *arguments);
 
-template <typename F> inline void pyr_emulate_run(pyr_emulate_kernel kernel, dim3 grid, dim3 block, size_t shared, const F &body) {
-  pyr_emulate_launch(kernel, grid, block, shared, [](const void *f) { (*static_cast<const F *>(f))(); }, &body);
-}
+/* Graphs of kernels, each but the first with the one before as its only dependency. The layout of a kernel's arguments, which the
+ * driver knows, is known here of kernels that were named before. */
+void pyr_emulate_name(const pyr_emulate_kernel &kernel);
+struct cudaKernelNodeParams { void *func; dim3 gridDim, blockDim; unsigned sharedMemBytes; void **kernelParams, **extra; };
+typedef struct pyr_emulate_node *cudaGraphNode_t;
+typedef struct pyr_emulate_graph *cudaGraph_t;
+typedef struct pyr_emulate_exec *cudaGraphExec_t;
+cudaError_t cudaGraphCreate(cudaGraph_t *graph, unsigned flags);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *node, cudaGraph_t graph, const cudaGraphNode_t *after, size_t count,
+                                   const cudaKernelNodeParams *params);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
+cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t exec, cudaGraphNode_t node, const cudaKernelNodeParams *params);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
 
-#define PYR_LAUNCH(kernel, grid, block, shared, stream, ...) \
-  ((void)(stream), pyr_emulate_run({ #kernel, reinterpret_cast<const void *>(kernel) }, grid, block, shared, \
-                                   [=] { (kernel)(__VA_ARGS__); }))
 #define PYR_SHARED(type, name) type *name = static_cast<type *>(pyr_emulate_shared())
 
 #endif

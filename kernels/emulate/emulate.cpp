@@ -117,8 +117,8 @@ copies *in_flight;         /* [THREADS] */
 allowance allowances[64];
 int allowance_count;
 const char *kernel;
-void (*call)(const void *);
-const void *body;
+const pyr_emulate_kernel *running;
+void *const *arguments_of_it;
 uint8_t *dynamic_shared;
 bool broken;               /* the launch has failed */
 bool backwards;            /* this block's threads run in falling order */
@@ -157,7 +157,7 @@ void fiber_main() {
 #if SANITIZED
   __sanitizer_finish_switch_fiber(nullptr, &home_stack, &home_size);
 #endif
-  call(body);
+  running->run(running->function, arguments_of_it);
   if (in_flight[current].count > 0 && !broken) {
     fail(cudaErrorLaunchFailure, "%s: thread %u of block (%u, %u, %u) returns with asynchronous copies under way", kernel, current,
          blockIdx.x, blockIdx.y, blockIdx.z);
@@ -301,18 +301,17 @@ bool check_launch(const void *address, dim3 grid, dim3 block, size_t shared) {
 
 }   // namespace
 
-void pyr_emulate_launch(pyr_emulate_kernel which, dim3 grid, dim3 block, size_t shared, void (*function)(const void *),
-                        const void *closure) {
+void pyr_emulate_launch(const pyr_emulate_kernel &which, dim3 grid, dim3 block, size_t shared, void *const *arguments) {
   std::lock_guard<std::recursive_mutex> guard(lock);
   kernel = which.name;
-  if (last != cudaSuccess || !check_launch(which.address, grid, block, shared)) return;   /* a failure stays until asked for */
+  if (last != cudaSuccess || !check_launch(which.function, grid, block, shared)) return;   /* a failure stays until asked for */
   dynamic_shared = shared ? static_cast<uint8_t *>(malloc(shared)) : nullptr;
   if (shared && !dynamic_shared) {
     fail(cudaErrorMemoryAllocation, "%s: no memory for a block's shared memory", kernel);
     return;
   }
-  call = function;
-  body = closure;
+  running = &which;
+  arguments_of_it = arguments;
   gridDim = grid;
   blockDim = block;
   threads = block.x;
@@ -505,6 +504,87 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   std::lock_guard<std::mutex> hold(flights_lock);
   landed(event->behind);
+  return last;
+}
+
+/* ---- graphs ---- */
+
+struct pyr_emulate_node { pyr_emulate_kernel kernel; dim3 grid, block; size_t shared; std::vector<std::vector<uint8_t>> arguments; };
+struct pyr_emulate_graph { std::vector<pyr_emulate_node *> nodes; };
+struct pyr_emulate_exec { std::vector<pyr_emulate_node> nodes; std::vector<pyr_emulate_node *> of; };
+
+namespace {
+std::vector<pyr_emulate_kernel> named;
+
+const pyr_emulate_kernel *kernel_of(const void *function) {
+  for (const pyr_emulate_kernel &k : named)
+    if (k.function == function) return &k;
+  return nullptr;
+}
+
+bool fill_node(pyr_emulate_node *node, const cudaKernelNodeParams *p) {
+  std::lock_guard<std::recursive_mutex> guard(lock);
+  const pyr_emulate_kernel *k = kernel_of(p->func);
+  if (k == nullptr || p->extra != nullptr) return false;
+  *node = pyr_emulate_node{ *k, p->gridDim, p->blockDim, p->sharedMemBytes, {} };
+  for (int i = 0; i < k->count; i++) {
+    const uint8_t *at = static_cast<const uint8_t *>(p->kernelParams[i]);
+    node->arguments.emplace_back(at, at + k->sizes[i]);
+  }
+  return true;
+}
+}   // namespace
+
+void pyr_emulate_name(const pyr_emulate_kernel &kernel) {
+  std::lock_guard<std::recursive_mutex> guard(lock);
+  if (kernel_of(kernel.function) == nullptr) named.push_back(kernel);
+}
+
+cudaError_t cudaGraphCreate(cudaGraph_t *graph, unsigned) {
+  *graph = new (std::nothrow) pyr_emulate_graph;
+  return *graph ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  for (pyr_emulate_node *node : graph->nodes) delete node;
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *node, cudaGraph_t graph, const cudaGraphNode_t *after, size_t count,
+                                   const cudaKernelNodeParams *params) {
+  bool chain = graph->nodes.empty() ? count == 0 : count == 1 && after[0] == graph->nodes.back();
+  *node = chain ? new (std::nothrow) pyr_emulate_node : nullptr;
+  if (!chain) return cudaErrorInvalidValue;
+  if (*node == nullptr) return cudaErrorMemoryAllocation;
+  if (!fill_node(*node, params)) {
+    delete *node;
+    return cudaErrorInvalidValue;
+  }
+  graph->nodes.push_back(*node);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
+  *exec = new (std::nothrow) pyr_emulate_exec;
+  if (*exec == nullptr) return cudaErrorMemoryAllocation;
+  (*exec)->of = graph->nodes;
+  for (const pyr_emulate_node *node : graph->nodes) (*exec)->nodes.push_back(*node);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete exec;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t exec, cudaGraphNode_t node, const cudaKernelNodeParams *params) {
+  for (size_t i = 0; i < exec->nodes.size(); i++)
+    if (exec->of[i] == node && params->func == exec->nodes[i].kernel.function)
+      return fill_node(&exec->nodes[i], params) ? cudaSuccess : cudaErrorInvalidValue;
+  return cudaErrorInvalidValue;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+  for (pyr_emulate_node &node : exec->nodes) {
+    std::vector<void *> at;
+    for (std::vector<uint8_t> &argument : node.arguments) at.push_back(argument.data());
+    pyr_emulate_launch(node.kernel, node.grid, node.block, node.shared, at.data());
+  }
   return last;
 }
 

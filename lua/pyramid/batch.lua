@@ -6,6 +6,9 @@
 ---
 --- The first step after `add` reads that sequence's prompt and returns its last logits. Every later step feeds, for
 --- each sequence, the id that was pushed or, without one, the most probable of its last logits.
+---
+--- A sequence may pick for itself: `batch:add(ids, sampler)`. Its entries are { handle, id = … } then, without logits, which stay on the
+--- device where they were computed, and the next step feeds that id unless another is pushed.
 local cache = require "pyramid.cache"
 local core = require "pyramid.core"
 
@@ -42,14 +45,18 @@ local function entry_of(self, handle)
   return self.by_handle[handle] or error("the batch has no such sequence", 3)
 end
 
----Adds a sequence of at least one id; its prompt is read by the next step.
+---Adds a sequence of at least one id; its prompt is read by the next step. With a sampler, which may be that of other
+---sequences too, entries hold what it picked instead of logits.
 ---@param ids integer[]
+---@param sampler? pyramid.Sampler
 ---@return pyramid.Cache|nil handle
 ---@return string? message
 ---@return string? code
-function Batch:add(ids)
+function Batch:add(ids, sampler)
   open(self)
   if type(ids) ~= "table" then error("batch:add: a sequence of ids is wanted", 2) end
+  local class = getmetatable(sampler)
+  if sampler ~= nil and not (class and class.__name == "pyramid.sampler") then error("batch:add: a sampler is wanted", 2) end
   local prompt = {}
   for i = 1, #ids do
     prompt[i] = checked_id(self, "batch:add", ids[i])
@@ -60,7 +67,7 @@ function Batch:add(ids)
   if #prompt == 0 then return nil, "batch:add: the sequence is empty", "argument" end
   local handle, message, code = cache.make(self.model, self.pool, self.bound)
   if not handle then return nil, message, code end
-  local entry = { handle = handle, prompt = prompt }
+  local entry = { handle = handle, prompt = prompt, sampler = sampler }
   self.entries[#self.entries + 1] = entry
   self.by_handle[handle] = entry
   return handle
@@ -82,33 +89,46 @@ function Batch:push(handle, id)
   return true
 end
 
+-- What a sequence's sampler makes of its prompt, which it sees once.
+local function first_pick(entry)
+  if entry.prompt then entry.sampler:accept(entry.prompt) end
+  entry.prompt = nil
+  return entry.sampler:pick(entry.fresh)
+end
+
 ---One step of every sequence. On failure of a prompt or of the step, the sequences are as before; `remove` the one that
----the message names, or make room, and step again.
----@return { [1]: pyramid.Cache, [2]: pyramid.Logits }[]|nil
+---the message names, or make room, and step again. An id is false where no logit was finite.
+---@return { [1]: pyramid.Cache, [2]: pyramid.Logits?, id: integer|false|nil }[]|nil
 ---@return string? message
 ---@return string? code
 function Batch:step()
   open(self)
-  local stepping, caches, ids = {}, {}, {}
+  local stepping, caches, ids, samplers = {}, {}, {}, {}
   for index, entry in ipairs(self.entries) do
     if not pcall(entry.handle.tokens, entry.handle) then
       error(("batch:step: sequence %d: its handle was closed; remove it"):format(index), 2)
     end
-    if entry.logits then
+    if entry.read then
+      local id = entry.next or entry.id or entry.logits and entry.logits:argmax()
+      if not id then return nil, ("batch:step: sequence %d: no logit was finite; push an id"):format(index), "argument" end
       stepping[#stepping + 1] = { entry = entry, index = index }
-      caches[#caches + 1] = entry.handle
-      ids[#ids + 1] = entry.next or entry.logits:argmax()
+      caches[#caches + 1], ids[#ids + 1], samplers[#samplers + 1] = entry.handle, id, entry.sampler or false
     end
   end
   for index, entry in ipairs(self.entries) do
-    if not entry.logits and not entry.fresh then
+    if not entry.read and not entry.fresh then
       local logits, message, code = entry.handle:prefill(entry.prompt)
       if not logits then return nil, ("sequence %d: %s"):format(index, message), code end
       entry.fresh = logits       -- stays for the next call if something later fails
     end
+    if entry.sampler and entry.fresh and entry.id == nil then
+      local id, message, code = first_pick(entry)
+      if not id then return nil, ("sequence %d: %s"):format(index, message), code end
+      entry.id = id
+    end
   end
   if #caches > 0 then
-    local all, message, code = core.step(caches, ids)
+    local all, message, code = core.step(caches, ids, samplers)
     if not all then      -- the core counts those that step; callers count all
       message = message:gsub("^token (%d+)", function(n)
         local one = stepping[tonumber(n)]
@@ -116,12 +136,18 @@ function Batch:step()
       end)
       return nil, "batch:step: " .. message, code
     end
-    for i, one in ipairs(stepping) do one.entry.logits, one.entry.next = all[i], nil end
+    for i, one in ipairs(stepping) do
+      one.entry.next = nil
+      one.entry[one.entry.sampler and "id" or "logits"] = all[i]
+    end
   end
   local results = {}
   for i, entry in ipairs(self.entries) do
-    if entry.fresh then entry.logits, entry.fresh, entry.prompt = entry.fresh, nil, nil end
-    results[i] = { entry.handle, entry.logits }
+    if entry.fresh then
+      if not entry.sampler then entry.logits = entry.fresh end
+      entry.read, entry.fresh, entry.prompt = true, nil, nil
+    end
+    results[i] = { entry.handle, entry.logits, id = entry.id }
   end
   return results
 end

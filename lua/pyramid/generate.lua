@@ -170,14 +170,19 @@ function Generation:next()
   if self.finish then return nil end
   local began = self.clock()
   if self.left <= 0 then return finish(self, "length", self.pending .. self.decoder:finish()) end
-  if self.last then                                    -- feed what was picked before
-    local logits, message, code = self.cache:step(self.last)
-    if not logits and code == "context" then return finish(self, code, self.pending .. self.decoder:finish()) end
-    if not logits then return fail(self, message, code) end
-    self.logits = logits
+  local id, message, code
+  if self.last then                                    -- feed what was picked before; logits stay where they are
+    local picks
+    picks, message, code = core.step({ self.cache }, { self.last }, { self.sampler })
+    if not picks and code == "context" then return finish(self, code, self.pending .. self.decoder:finish()) end
+    if not picks then return fail(self, message, code) end
+    id = picks[1]
+    if not id then return fail(self, "sampler: no logit is finite", "argument") end
+  else
+    id, message, code = self.sampler:pick(self.logits)
+    if not id then return fail(self, message, code) end
+    self.logits = nil
   end
-  local id, message, code = self.sampler:pick(self.logits)
-  if not id then return fail(self, message, code) end
   local stats = self.stats
   self.last, self.left = id, self.left - 1
   stats.decode_seconds = stats.decode_seconds + self.clock() - began

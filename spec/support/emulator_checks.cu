@@ -1,8 +1,12 @@
 /* emulator_checks.cu — kernels that are wrong, each in one way, and what the emulator says of them; and one that is right. */
-#include "device.cuh"
+#include "launch.cuh"
 
 #include <cstdio>
 #include <cstring>
+
+void cuda_launch(pyr_cuda *, const cuda_kernel &k, dim3 grid, unsigned block, size_t shared, void **arguments) {
+  pyr_emulate_launch({ k.function, k.name, k.count, k.sizes, k.run }, grid, dim3(block), shared, arguments);
+}
 
 static __global__ void returns_early(int *out) {
   if (threadIdx.x == 5) return;
@@ -91,6 +95,32 @@ static void lock_checks(int *out) {
   (void)cudaEventDestroy(behind);
 }
 
+/* A graph keeps what its nodes were told; nodes stand in line, and keep their kernel. */
+static void graph_checks(int *out) {
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  cudaGraphNode_t first, second, none;
+  int *to = out;
+  void *arguments[] = { &to };
+  cudaKernelNodeParams params = { reinterpret_cast<void *>(adds), dim3(1), dim3(64), 64 * sizeof *out, arguments, nullptr };
+  bool made = cudaGraphCreate(&graph, 0) == cudaSuccess && cudaGraphAddKernelNode(&first, graph, nullptr, 0, &params) == cudaSuccess &&
+              cudaGraphAddKernelNode(&second, graph, &first, 1, &params) == cudaSuccess;
+  if (!made || cudaGraphAddKernelNode(&none, graph, &first, 1, &params) == cudaSuccess)
+    fputs("nodes of a graph do not stand in line\n", stderr), failures++;
+  to = nullptr;
+  memset(out, 0, 64 * sizeof *out);
+  if (!made || cudaGraphInstantiate(&exec, graph, 0) != cudaSuccess || cudaGraphLaunch(exec, nullptr) != cudaSuccess || out[0] != 2 * 64 * 63)
+    fprintf(stderr, "a graph of two adds: %d\n", out[0]), failures++;
+  to = out + 1;
+  if (cudaGraphExecKernelNodeSetParams(exec, second, &params) != cudaSuccess || cudaGraphLaunch(exec, nullptr) != cudaSuccess ||
+      out[0] != 3 * 64 * 63 || out[1] != 64 * 63)
+    fprintf(stderr, "a graph whose second add goes elsewhere: %d, %d\n", out[0], out[1]), failures++;
+  params.func = reinterpret_cast<void *>(returns_early);
+  if (cudaGraphExecKernelNodeSetParams(exec, second, &params) == cudaSuccess) fputs("a node takes another kernel\n", stderr), failures++;
+  (void)cudaGraphExecDestroy(exec);
+  (void)cudaGraphDestroy(graph);
+}
+
 int main(void) {
   int *out;
   void *block;
@@ -119,6 +149,9 @@ int main(void) {
   memset(out, 0, 64 * sizeof *out);
   PYR_LAUNCH(adds, 3, 64, 64 * sizeof *out, nullptr, out);
   if (cudaGetLastError() != cudaSuccess || out[0] != 3 * 64 * 63) fprintf(stderr, "adds: %d\n", out[0]), failures++;
+
+  pyr_emulate_name({ reinterpret_cast<const void *>(adds), "adds", 1, cuda_signature<int *>::sizes, cuda_signature<int *>::run });
+  graph_checks(out);
 
 #if !defined(__SANITIZE_ADDRESS__)                  /* there the sanitizer ends the program at the first such write */
   PYR_LAUNCH(writes_behind, 1, 32, 0, nullptr, out);
