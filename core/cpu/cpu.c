@@ -51,12 +51,15 @@ static pyr_status grow(pyr_backend *be, uint8_t **buffer, size_t *have, size_t b
   return PYR_OK;
 }
 
-/* Room for the tokens of one product, rounded. */
+/* Room for the tokens of one product, rounded or in groups. */
 static pyr_status reserve_tokens(pyr_backend *be, const pyr_work *work) {
   pyr_cpu *cpu = pyr_cpu_of(be);
   size_t bytes = 0;
-  if (cpu->matmul && !pyr_mul_size((size_t)work->tokens, (size_t)work->cols * 2, &bytes)) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
-  pyr_status status = grow(be, &cpu->x16, &cpu->x16_bytes, bytes);
+  bool fits = pyr_mul_size((size_t)work->tokens + PYR_TOKEN_GROUP, (size_t)work->cols * sizeof(float), &bytes);
+  if (!fits) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
+  bytes = work->tokens >= PYR_SMALL_N ? pyr_cpu_grouped_bytes(work->tokens, work->cols) : 0;
+  if (cpu->matmul && bytes == 0) bytes = (size_t)(work->tokens * work->cols) * sizeof(uint16_t);
+  pyr_status status = grow(be, &cpu->tokens, &cpu->tokens_bytes, bytes);
   if (status != PYR_OK || !cpu->int8) return status;
   if (!pyr_mul_size((size_t)work->tokens, cpu->kernels->int8_bytes(work->cols), &bytes)) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
   return grow(be, &cpu->x8, &cpu->x8_bytes, bytes);
@@ -146,7 +149,7 @@ static void cpu_close(pyr_backend *be) {
   if (cpu == NULL) return;
   cpu_release(be, cpu->scratch, cpu->scratch_each * (size_t)pyr_runtime_threads(be->rt));
   cpu_release(be, cpu->shared, cpu->shared_bytes);
-  cpu_release(be, cpu->x16, cpu->x16_bytes);
+  cpu_release(be, cpu->tokens, cpu->tokens_bytes);
   cpu_release(be, cpu->x8, cpu->x8_bytes);
   pyr_matmul_close(cpu->matmul);
   pyr_release(be->rt, cpu, sizeof *cpu);

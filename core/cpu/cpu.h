@@ -9,8 +9,8 @@
 typedef struct pyr_cpu {
   const pyr_kernels *kernels;
   pyr_matmul *matmul;      /* NULL: products are not rounded to bf16 */
-  uint8_t *x16;            /* the tokens of one product as bf16 */
-  size_t x16_bytes;
+  uint8_t *tokens;         /* those of one product as bf16, or as f32 in groups of PYR_TOKEN_GROUP, value beside value */
+  size_t tokens_bytes;
   bool int8;               /* few tokens are multiplied with quantised weights as bytes */
   uint8_t *x8;             /* the tokens of one product as int8 */
   size_t x8_bytes;
@@ -20,10 +20,21 @@ typedef struct pyr_cpu {
   size_t shared_bytes;
 } pyr_cpu;
 
+enum { PYR_TOKEN_GROUP = 12 };
+
 static inline pyr_cpu *pyr_cpu_of(const pyr_backend *be) { return be->state; }
 
 static inline int64_t pyr_round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 static inline int64_t pyr_ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+
+static inline size_t pyr_cpu_grouped_bytes(int64_t n, int64_t cols) {
+  return (size_t)(pyr_round_up(n, PYR_TOKEN_GROUP) * cols) * sizeof(float);
+}
+/* Room for n tokens in groups; NULL if less is reserved. */
+static inline float *pyr_cpu_grouped(const pyr_backend *be, int64_t n, int64_t cols) {
+  const pyr_cpu *cpu = pyr_cpu_of(be);
+  return pyr_cpu_grouped_bytes(n, cols) <= cpu->tokens_bytes ? (float *)(void *)cpu->tokens : NULL;
+}
 
 /* Pieces cut from a worker's scratch, each 64-byte aligned. With base NULL it only counts, so that the code that lays
  * scratch out also tells `reserve` how much to set aside. */

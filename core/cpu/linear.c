@@ -5,9 +5,10 @@
  * (`dot`). Where there are more tokens than `dot` takes, rows in blocks are turned into f32 once, not once for each few
  * tokens; the result is the same. Tasks are runs of weight rows.
  *
- * Many tokens: the arithmetic is what costs. The product is cut into blocks of tokens x panels of weight rows, each a
- * task. A task walks k in steps of STEP; for each it turns its panel into f32, transposed into slices of nr rows (a slice
- * of nr x STEP stays in the first cache, the panel in the second), and then runs over its tokens, a few at a time:
+ * Many tokens: the arithmetic is what costs. Tokens are transposed once, in groups of FEW. The product is cut into blocks of
+ * tokens x panels of weight rows, each a task. A task walks k in steps of STEP; for each it turns its panel into f32, transposed
+ * into slices of nr rows (a slice of nr x STEP stays in the first cache, the panel in the second), and then runs over its
+ * groups of tokens:
  *
  *     out[t, r] += sum over j in the step of x[t, j] * w[r, j]
  *
@@ -22,8 +23,9 @@
 enum {
   STEP = 256,             /* of k; a multiple of every dtype's block */
   PANEL = 256,            /* weight rows a task at most */
-  TOKENS = 480,           /* tokens a task at most */
-  FEW = 12,               /* tokens at a time: a multiple of PYR_UNIT, and gemm's own tile at its widest */
+  TOKENS = 516,           /* tokens a task at most: a chunk of a prompt and what fills its last group */
+  LEAST_PANEL = 64,       /* weight rows, if there are tasks for all threads then */
+  FEW = PYR_TOKEN_GROUP,  /* tokens at a time: a multiple of PYR_UNIT, and gemm's own tile at its widest */
 };
 
 typedef struct product {
@@ -37,7 +39,8 @@ typedef struct product {
   bool accumulate;
   pyr_runs runs;                        /* few tokens: the weight rows of tasks, */
   bool plain;                           /* … turned into f32 first */
-  int64_t tokens, panel, panels;        /* many tokens: a task's block, and panels in all */
+  float *groups;                        /* many tokens: [groups][cols][FEW] of x */
+  int64_t tokens, panel, panels;        /* … a task's block, and panels in all */
 } product;
 
 static const uint8_t *weight_at(const pyr_tensor *w, int64_t row, int64_t col) {
@@ -77,7 +80,6 @@ static void few_task(void *ctx, int64_t task, int worker) {
 typedef struct panel_scratch {
   float *panel;   /* [slices][STEP][nr] */
   float *rows;    /* [nr][STEP] before transposition */
-  float *x;       /* [STEP][FEW] */
   float *edge;    /* [FEW][nr] for slices and tokens that do not fill a tile */
 } panel_scratch;
 
@@ -85,7 +87,6 @@ static panel_scratch scratch_of(pyr_arena *arena, int nr) {
   return (panel_scratch){
     .panel = pyr_arena_take(arena, (int64_t)PANEL * STEP, sizeof(float)),
     .rows = pyr_arena_take(arena, (int64_t)nr * STEP, sizeof(float)),
-    .x = pyr_arena_take(arena, (int64_t)FEW * STEP, sizeof(float)),
     .edge = pyr_arena_take(arena, (int64_t)FEW * nr, sizeof(float)),
   };
 }
@@ -109,16 +110,24 @@ static void load_slice(const product *p, const panel_scratch *s, float *slice, i
   p->k->f32.transpose(slice, nr, s->rows, STEP, count, step, 1.0f);
 }
 
-/* out[t, r] for `m` <= FEW tokens from t and the rows of one slice, one step of k further. */
-static void slice_product(const product *p, const panel_scratch *s, const float *slice, int64_t t, int m, int64_t row, int count, int64_t step) {
+/* Tokens of groups [begin, end), transposed. */
+static void group_tokens(const void *ctx, int64_t begin, int64_t end) {
+  const product *p = ctx;
+  for (int64_t t = begin * FEW; t < pyr_least(end * FEW, p->n); t += FEW)
+    p->k->f32.transpose(p->groups + t * p->cols, FEW, p->x + t * p->cols, p->cols, (int)pyr_least(FEW, p->n - t), p->cols, 1.0f);
+}
+
+/* out[t, r] for `m` <= FEW tokens from t, which are x, and the rows of one slice, one step of k further. */
+static void slice_product(const product *p, const panel_scratch *s, const float *slice, const float *x, int64_t t, int m,
+                          int64_t row, int count, int64_t step) {
   const pyr_kernels *k = p->k;
   float *out = p->out + t * p->rows + row;
   if (count == k->nr && m % PYR_UNIT == 0) {
-    k->f32.gemm(out, p->rows, s->x, FEW, slice, k->nr, m, step);
+    k->f32.gemm(out, p->rows, x, FEW, slice, k->nr, m, step);
     return;
   }
   memset(s->edge, 0, (size_t)(FEW * k->nr) * sizeof(float));
-  k->f32.gemm(s->edge, k->nr, s->x, FEW, slice, k->nr, pyr_round_up(m, PYR_UNIT), step);
+  k->f32.gemm(s->edge, k->nr, x, FEW, slice, k->nr, pyr_round_up(m, PYR_UNIT), step);
   for (int i = 0; i < m; i++)
     for (int r = 0; r < count; r++) out[i * p->rows + r] += s->edge[i * k->nr + r];
 }
@@ -144,23 +153,22 @@ static void many_task(void *ctx, int64_t task, int worker) {
     for (int64_t r = 0; r < count; r += nr)
       load_slice(p, &s, s.panel + r * STEP, row + r, (int)pyr_least(nr, count - r), col, step);
     for (int64_t t = t0; t < t1; t += FEW) {
-      int m = (int)pyr_least(FEW, t1 - t);
-      p->k->f32.transpose(s.x, FEW, p->x + t * p->cols + col, p->cols, m, step, 1.0f);
+      const float *x = p->groups + t * p->cols + col * FEW;
       for (int64_t r = 0; r < count; r += nr)
-        slice_product(p, &s, s.panel + r * STEP, t, m, row + r, (int)pyr_least(nr, count - r), step);
+        slice_product(p, &s, s.panel + r * STEP, x, t, (int)pyr_least(FEW, t1 - t), row + r, (int)pyr_least(nr, count - r), step);
     }
   }
 }
 
-/* Large blocks use what they dequantise and transpose more often; small ones share the work out evenly. Blocks are
- * halved, tokens first, until there are four tasks a thread or a half would cost too much. */
+/* Large blocks use what they dequantise more often; small ones share the work out evenly. Blocks are halved, panels first, as
+ * each block of tokens dequantises all panels anew, until there are four tasks a thread or a half would cost too much. */
 static void cut(product *p, int threads) {
   int64_t nr = p->k->nr, panel = PANEL / nr * nr, tokens = TOKENS;
   for (;;) {
     int64_t tasks = pyr_ceil_div(p->n, tokens) * pyr_ceil_div(p->rows, panel);
     if (threads == 1 || tasks >= 4 * threads) break;
-    if (tokens > 10 * FEW && p->n > tokens / 2) tokens /= 2;
-    else if (panel / 2 >= 2 * nr && p->rows > panel / 2) panel = pyr_round_up(panel / 2, nr);
+    if (panel / 2 >= LEAST_PANEL && panel / 2 >= nr && p->rows > panel / 2) panel = pyr_round_up(panel / 2, nr);
+    else if (tokens > 10 * FEW && p->n > tokens / 2) tokens /= 2;
     else break;
   }
   p->tokens = pyr_round_up(pyr_ceil_div(p->n, pyr_ceil_div(p->n, tokens)), FEW);
@@ -186,6 +194,9 @@ pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr
     pyr_parallel(be->rt, few_task, &p, pyr_cpu_run_count(&p.runs));
     return PYR_OK;
   }
+  p.groups = pyr_cpu_grouped(be, n, p.cols);
+  if (!p.groups) return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
+  pyr_cpu_spans(be, group_tokens, &p, pyr_ceil_div(n, FEW), FEW * p.cols);
   cut(&p, pyr_runtime_threads(be->rt));
   pyr_parallel(be->rt, many_task, &p, pyr_ceil_div(n, p.tokens) * p.panels);
   return PYR_OK;

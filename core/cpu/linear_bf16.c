@@ -85,11 +85,11 @@ static void panel_task(void *ctx, int64_t task, int worker) {
 
 pyr_status pyr_cpu_linear_bf16(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags) {
   pyr_cpu *cpu = pyr_cpu_of(be);
-  call c = { .cpu = cpu, .w = w, .x = x, .bias = bias, .out = out, .x16 = (uint16_t *)(void *)cpu->x16, .n = n, .rows = w->shape[0],
+  call c = { .cpu = cpu, .w = w, .x = x, .bias = bias, .out = out, .x16 = (uint16_t *)(void *)cpu->tokens, .n = n, .rows = w->shape[0],
              .cols = w->shape[1], .accumulate = flags & PYR_LINEAR_ADD };
   bool direct = w->dtype == PYR_BF16;
   pyr_status status = pyr_cpu_check(be, "linear", pyr_cpu_bf16_scratch(n, c.cols));
-  if (status == PYR_OK && (size_t)(n * c.cols) * 2 > cpu->x16_bytes)
+  if (status == PYR_OK && (size_t)(n * c.cols) * 2 > cpu->tokens_bytes)
     status = pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
   if (status != PYR_OK) return status;
   int64_t share = pyr_round_up(pyr_ceil_div(c.rows, 4 * pyr_runtime_threads(be->rt)), PANEL_LEAST);
