@@ -29,7 +29,10 @@ typedef struct pyr_lane_view {   /* the rows of one lane, for reading or for in-
   int32_t *positions;            /* [rows] strictly ascending */
   float *history;                /* [rows] tracked attention, or NULL */
   int64_t rows;
+  void **table;                  /* `pages` in backend memory, where `list_pages` put them; or NULL */
 } pyr_lane_view;
+
+typedef struct pyr_page_list { void **table; void *const *pages; int64_t begin, end; } pyr_page_list;   /* pages: host */
 
 typedef struct pyr_layout { pyr_dtype dtype; int32_t head_dim; } pyr_layout;
 
@@ -205,6 +208,8 @@ struct pyr_backend {
   /* writes K, V and positions of new rows, of `count` sequences */
   pyr_status (*store)(pyr_backend *be, const pyr_append *a, int count, pyr_layout layout, int32_t kv_heads);
   pyr_status (*attention)(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);
+  /* table[begin, end) = pages[begin, end) for each list. NULL: the backend reads the host's tables. */
+  pyr_status (*list_pages)(pyr_backend *be, const pyr_page_list *lists /* host */, int count);
   /* for each of `count` lanes, rows idx[0..k) of src move to rows 0..k of dst (pages, positions and history); dst may be src; the
    * pages of dst are writable. dst, src: host [count]; idx [k] ascending. */
   pyr_status (*gather)(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, int count, pyr_layout layout, const int32_t *idx, int64_t k);
@@ -263,8 +268,8 @@ struct pyr_backend {
   pyr_status (*pick)(pyr_backend *be, const pyr_pick *picks /* host [count] */, int count, int64_t vocab, int32_t *ids /* host [count] */);
 
   /* Between these two, the operations of a decode step may be noted instead of done: step_end does them all, or none if not `run`.
-   * Only embed, rms_norm, linear, rope, silu_mul, store and attention are called in between, within `work`, which is reserved. NULL:
-   * operations are done as they come. */
+   * Only embed, rms_norm, linear, rope, silu_mul, store and attention are called in between, within `work`, which is reserved, on
+   * lanes that have a `table`. NULL: operations are done as they come. */
   pyr_status (*step_begin)(pyr_backend *be, const void *model, const pyr_work *work, int layers);
   pyr_status (*step_end)(pyr_backend *be, bool run);
 

@@ -10,24 +10,29 @@
 
 #include <string.h>
 
+enum { LISTS = 256 };            /* lanes whose page tables go to the backend in one call */
+
 static int64_t pages_for(int64_t rows) { return (rows + PYR_PAGE_ROWS - 1) / PYR_PAGE_ROWS; }
 
 pyr_lane_view pyr_lane_get_view(const pyr_lane *lane) {
-  return (pyr_lane_view){ lane->data, lane->positions, lane->history, lane->rows };
+  void **table = lane->listed == lane->page_count ? lane->table : NULL;
+  return (pyr_lane_view){ lane->data, lane->positions, lane->history, lane->rows, table };
 }
 
 /* ---- the page table ------------------------------------------------------------------------------------------ */
 
-/* Room for `count` pages in the table (both host arrays); grows by half, so that appending is linear. */
+/* Room for `count` pages in the table (host arrays, and the backend's); grows by half, so that appending is linear. */
 static pyr_status table_grow(pyr_cache *cache, pyr_lane *lane, int64_t count) {
   if (count <= lane->page_cap) return PYR_OK;
   pyr_runtime *rt = cache->pool->rt;
+  pyr_backend *be = cache->pool->be;
   int64_t cap = lane->page_cap + lane->page_cap / 2 + 4;
   if (cap < count) cap = count;
   size_t old = (size_t)lane->page_cap * sizeof(void *), size = (size_t)cap * sizeof(void *);
   pyr_page **pages = pyr_alloc(rt, size);
   void **data = pyr_alloc(rt, size);
-  if (!pages || !data) {
+  void **table = pages && data && be->list_pages ? be->alloc(be, size) : NULL;
+  if (!pages || !data || (be->list_pages && !table)) {
     pyr_release(rt, pages, size);
     pyr_release(rt, data, size);
     return pyr_nomem(rt, size, "a page table");
@@ -38,46 +43,99 @@ static pyr_status table_grow(pyr_cache *cache, pyr_lane *lane, int64_t count) {
   }
   pyr_release(rt, lane->pages, old);
   pyr_release(rt, lane->data, old);
+  be->release(be, lane->table, old);
   lane->pages = pages;
   lane->data = data;
+  lane->table = table;
+  lane->listed = 0;
   lane->page_cap = cap;
+  return PYR_OK;
+}
+
+static void forget_listed(pyr_lane *lane, int64_t from) {
+  if (lane->listed > from) lane->listed = from;
+}
+
+pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count) {
+  pyr_backend *be = cache->pool->be;
+  pyr_page_list lists[LISTS];
+  int found = 0;
+  for (int64_t i = 0, first = 0; be->list_pages && i < count; i++) {
+    pyr_lane *lane = &lanes[i];
+    if (lane->listed < lane->page_count)
+      lists[found++] = (pyr_page_list){ lane->table, lane->data, lane->listed, lane->page_count };
+    if (found < LISTS && i + 1 < count) continue;
+    pyr_status status = found > 0 ? be->list_pages(be, lists, found) : PYR_OK;
+    if (status != PYR_OK) return status;
+    for (found = 0; first <= i; first++) lanes[first].listed = lanes[first].page_count;
+  }
+  return PYR_OK;
+}
+
+/* ---- what lies beside the rows --------------------------------------------------------------------------------- */
+
+/* How many rows to make room for where `cap` are wanted. Sanitizers see the end of an allocation: there it is the last row's. */
+static int64_t room_for(const pyr_lane *lane, int64_t cap) {
+#if defined(__SANITIZE_ADDRESS__)
+  return (void)lane, cap;
+#else
+  int64_t more = lane->row_room + lane->row_room / 2;
+  if (cap <= lane->row_room) return cap < lane->row_room / 2 ? cap : lane->row_room;
+  return cap > more ? cap : more;
+#endif
+}
+
+static size_t bytes_beside(int64_t rows, bool history) { return (size_t)rows * (sizeof(int32_t) + (history ? sizeof(float) : 0)); }
+
+/* Moves them to blocks for `room` rows. */
+static pyr_status rows_move(pyr_cache *cache, pyr_lane *lane, int64_t room, bool history) {
+  pyr_backend *be = cache->pool->be;
+  size_t bytes = (size_t)room * sizeof(int32_t), old = (size_t)lane->row_room * sizeof(int32_t);
+  size_t used = (size_t)lane->rows * sizeof(int32_t);
+  void *positions = NULL, *tracked = NULL;
+  pyr_status status = PYR_OK;
+  if (room > 0) {
+    positions = be->alloc(be, bytes);
+    tracked = positions && history ? be->alloc(be, bytes) : NULL;
+    if (!positions || (history && !tracked)) status = pyr_nomem(cache->pool->rt, bytes, "the cache");
+    if (status == PYR_OK && used) status = be->copy(be, positions, lane->positions, used);
+    if (status == PYR_OK && tracked && used && lane->history) status = be->copy(be, tracked, lane->history, used);
+    if (status == PYR_OK && tracked) {   /* what is new, or new to tracking, starts at zero */
+      int64_t from = lane->history ? lane->rows : 0;
+      if (room > from) status = be->fill(be, (float *)tracked + from, NULL, room - from, 2, 0, 0.0f);
+    }
+    if (status != PYR_OK) {
+      be->release(be, positions, bytes);
+      be->release(be, tracked, bytes);
+      return status;
+    }
+  }
+  be->release(be, lane->positions, old);
+  be->release(be, lane->history, old);
+  lane->positions = positions;
+  lane->history = tracked;
+  lane->row_room = room;
   return PYR_OK;
 }
 
 /* positions (and history, if the lane has or should have one) for `cap` rows, cap >= rows. */
 static pyr_status rows_resize(pyr_cache *cache, pyr_lane *lane, int64_t cap, bool history) {
-  pyr_pool *pool = cache->pool;
-  pyr_backend *be = pool->be;
-  history = history || lane->history;
-  if (cap == lane->row_cap && history == (lane->history != NULL)) return PYR_OK;
-  size_t bytes = (size_t)cap * sizeof(int32_t), old = (size_t)lane->row_cap * sizeof(int32_t);
-  size_t used = (size_t)lane->rows * sizeof(int32_t);
-  void *positions = NULL, *tracked = NULL;
-  pyr_status status = PYR_OK;
-  /* The old blocks go once the new ones are filled: the budget counts only one of them. */
-  size_t replaced = (lane->positions ? old : 0) + (lane->history ? old : 0);
-  pool->held -= replaced;
-  if (cap > 0) {
-    status = pyr_pool_alloc(pool, bytes, &positions);
-    if (status == PYR_OK && history) status = pyr_pool_alloc(pool, bytes, &tracked);
-    if (status == PYR_OK && used) status = be->copy(be, positions, lane->positions, used);
-    if (status == PYR_OK && tracked && used && lane->history) status = be->copy(be, tracked, lane->history, used);
-    if (status == PYR_OK && tracked) {   /* what is new, or new to tracking, starts at zero */
-      int64_t from = lane->history ? lane->rows : 0;
-      if (cap > from) status = be->fill(be, (float *)tracked + from, NULL, cap - from, 2, 0, 0.0f);
-    }
-    if (status != PYR_OK) {
-      pyr_pool_release(pool, positions, bytes);
-      pyr_pool_release(pool, tracked, bytes);
-      pool->held += replaced;
-      return status;
-    }
+  bool had = lane->history != NULL;
+  history = history || had;
+  if (cap == lane->row_cap && history == had) return PYR_OK;
+  size_t before = bytes_beside(lane->row_cap, had), bytes = bytes_beside(cap, history);
+  pyr_status status = pyr_pool_charge(cache->pool, before, bytes);
+  if (status != PYR_OK) return status;
+  int64_t room = room_for(lane, cap);
+  if (room != lane->row_room || history != had) {
+    status = rows_move(cache, lane, room, history);
+    if (status != PYR_OK && room > cap) status = rows_move(cache, lane, cap, history);     /* memory is short: just what is wanted */
+    if (status != PYR_OK && cap <= lane->row_room && history == had) status = PYR_OK;      /* … or what there is, if it is more */
   }
-  pool->held += replaced;
-  pyr_pool_release(pool, lane->positions, old);
-  pyr_pool_release(pool, lane->history, old);
-  lane->positions = positions;
-  lane->history = tracked;
+  if (status != PYR_OK) {
+    (void)pyr_pool_charge(cache->pool, bytes, before);
+    return status;
+  }
   lane->row_cap = cap;
   return PYR_OK;
 }
@@ -97,11 +155,13 @@ static pyr_status page_unshare(pyr_cache *cache, pyr_lane *lane, int64_t index) 
   pyr_page_free(pool, page);
   lane->pages[index] = fresh;
   lane->data[index] = fresh->data;
+  forget_listed(lane, index);
   return PYR_OK;
 }
 
 static void drop_pages(pyr_cache *cache, pyr_lane *lane, int64_t keep) {
   while (lane->page_count > keep) pyr_page_free(cache->pool, lane->pages[--lane->page_count]);
+  forget_listed(lane, lane->page_count);
 }
 
 /* ---- lanes ------------------------------------------------------------------------------------------------------ */
@@ -125,12 +185,13 @@ pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool
 }
 
 void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane) {
+  int64_t held = lane->row_cap;
   drop_pages(cache, lane, pages_for(lane->rows));
-  /* A smaller block may not be had while memory is short; the old one then serves on and stays counted. */
   (void)rows_resize(cache, lane, lane->page_count * PYR_PAGE_ROWS, false);
   /* Rows yet to come start with no history, whatever lay there. */
-  if (lane->history && lane->row_cap > lane->rows)
-    (void)cache->pool->be->fill(cache->pool->be, lane->history + lane->rows, NULL, lane->row_cap - lane->rows, 2, 0, 0.0f);
+  if (held > lane->row_room) held = lane->row_room;
+  if (lane->history && held > lane->rows)
+    (void)cache->pool->be->fill(cache->pool->be, lane->history + lane->rows, NULL, held - lane->rows, 2, 0, 0.0f);
 }
 
 void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows) {
@@ -179,7 +240,7 @@ pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_la
   for (int i = 0; i < count && status == PYR_OK; i++) {
     pyr_lane *lane = &lanes[i];
     views[i] = (pyr_lane_view){ shared ? data + i * changed : lane->data + skip, lane->positions + offset,
-                                lane->history ? lane->history + offset : NULL, keep - offset };
+                                lane->history ? lane->history + offset : NULL, keep - offset, NULL };
     views[count + i] = pyr_lane_get_view(lane);
   }
   if (status == PYR_OK && changed > 0)
@@ -195,6 +256,7 @@ pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_la
     pyr_page_free(pool, lane->pages[page]);
     lane->pages[page] = fresh[i];
     lane->data[page] = data[i];
+    forget_listed(lane, page);
   }
   for (int i = 0; i < count && status == PYR_OK; i++) {
     cache->evicted += lanes[i].rows - keep;
@@ -208,9 +270,12 @@ pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_la
 
 static void lane_free(pyr_cache *cache, pyr_lane *lane) {
   pyr_runtime *rt = cache->pool->rt;
+  pyr_backend *be = cache->pool->be;
   drop_pages(cache, lane, 0);
-  pyr_pool_release(cache->pool, lane->positions, (size_t)lane->row_cap * sizeof(int32_t));
-  pyr_pool_release(cache->pool, lane->history, (size_t)lane->row_cap * sizeof(float));
+  be->release(be, lane->positions, (size_t)lane->row_room * sizeof(int32_t));
+  be->release(be, lane->history, (size_t)lane->row_room * sizeof(float));
+  be->release(be, lane->table, (size_t)lane->page_cap * sizeof(void *));
+  (void)pyr_pool_charge(cache->pool, bytes_beside(lane->row_cap, lane->history != NULL), 0);
   pyr_release(rt, lane->pages, (size_t)lane->page_cap * sizeof(void *));
   pyr_release(rt, lane->data, (size_t)lane->page_cap * sizeof(void *));
   memset(lane, 0, sizeof *lane);
@@ -366,7 +431,7 @@ size_t pyr_cache_bytes(const pyr_cache *cache) {
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++) {
     const pyr_lane *lane = &cache->lanes[i];
     bytes += (size_t)lane->page_count * cache->pool->page_bytes;
-    bytes += (size_t)lane->row_cap * (sizeof(int32_t) + (lane->history ? sizeof(float) : 0));
+    bytes += bytes_beside(lane->row_cap, lane->history != NULL);
   }
   return bytes;
 }

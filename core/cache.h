@@ -13,9 +13,12 @@ typedef struct pyr_lane {
   pyr_page **pages;        /* [page_cap] the first page_count are held */
   void **data;             /* [page_cap] their memory, as the backend wants it */
   int64_t page_count, page_cap;
-  int32_t *positions;      /* [row_cap] backend memory */
-  float *history;          /* [row_cap] or NULL */
-  int64_t row_cap;         /* page_count * PYR_PAGE_ROWS */
+  void **table;            /* [page_cap] backend memory: `data`, as far as it is `listed`; NULL where the backend reads the host's */
+  int64_t listed;
+  int32_t *positions;      /* [row_room] backend memory */
+  float *history;          /* [row_room] or NULL; zeros from `rows` on */
+  int64_t row_cap;         /* page_count * PYR_PAGE_ROWS: what counts as held */
+  int64_t row_room;        /* grows by half, so that appending is linear */
   int64_t rows;
   int64_t mark;            /* rows before the step or prefill that is running */
 } pyr_lane;
@@ -51,6 +54,8 @@ bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer);      /* whether a
 /* Makes room for `more` rows in a lane and makes the pages they touch writable (a shared tail page is copied).
  * `history`: whether rows carry one; a history that appears later starts at zero. All or nothing. */
 pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history);
+/* Brings the page tables of `count` lanes that follow each other up to date on the backend, if it has any. */
+pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count);
 /* Drops rows from `rows` on and the pages that no longer hold any. Cannot fail. */
 void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows);
 /* Gives back pages beyond the rows held (after a reserve that was not used). */

@@ -215,6 +215,7 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   if (s == PYR_OK && asked) s = pyr_plan_check_history(cache, &shape, &plan, &trigger);
   for (int head = 0; head < c->kv_heads && s == PYR_OK; head++)
     s = pyr_lane_reserve(cache, pyr_cache_lane(cache, layer, head), p->alive, pyr_trigger_tracks(&trigger));
+  if (s == PYR_OK) s = pyr_lanes_list(cache, pyr_cache_lane(cache, layer, 0), c->kv_heads);
   if (s == PYR_OK) s = pyr_plan_begin(&run, cache, layer, &plan, asked ? &trigger : NULL, p->alive, cache->tokens + p->n - 1);
   for (int64_t at = 0; at < p->alive && s == PYR_OK; at += PYR_CHUNK) {
     s = pyr_progress(cache->pool->rt, layer * p->n + at * p->n / p->alive, c->layers * p->n);
@@ -369,7 +370,9 @@ static pyr_status step_reserve(pyr_step_run *r) {
     s = pyr_plan_decode_prepare(r->caches[r->due[d].index], r->due[d].layer, &r->due[d].plan);
     if (s != PYR_OK) return s;
   }
-  return PYR_OK;
+  for (int i = 0; i < r->count && s == PYR_OK; i++)
+    s = pyr_lanes_list(r->caches[i], r->caches[i]->lanes, (int64_t)c->layers * c->kv_heads);
+  return s;
 }
 
 static pyr_status step_layer(pyr_step_run *r, int layer) {

@@ -45,20 +45,10 @@ static pyr_status check_budget(const pyr_pool *pool, size_t bytes) {
   return PYR_OK;
 }
 
-pyr_status pyr_pool_alloc(pyr_pool *pool, size_t bytes, void **out) {
-  pyr_status status = check_budget(pool, bytes);
-  if (status != PYR_OK) return status;
-  void *ptr = pool->be->alloc(pool->be, bytes);
-  if (!ptr) return pyr_nomem(pool->rt, bytes, "the cache");
-  pool->held += bytes;
-  *out = ptr;
-  return PYR_OK;
-}
-
-void pyr_pool_release(pyr_pool *pool, void *ptr, size_t bytes) {
-  if (ptr == NULL) return;
-  pool->be->release(pool->be, ptr, bytes);
-  pool->held -= bytes;
+pyr_status pyr_pool_charge(pyr_pool *pool, size_t before, size_t bytes) {
+  pyr_status status = bytes > before ? check_budget(pool, bytes - before) : PYR_OK;
+  if (status == PYR_OK) pool->held = pool->held - before + bytes;
+  return status;
 }
 
 /* ---- pages ----------------------------------------------------------------------------------------------------------- */

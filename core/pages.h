@@ -41,9 +41,8 @@ pyr_status pyr_page_new(pyr_pool *pool, pyr_page **out);
 void pyr_page_retain(pyr_page *page);
 void pyr_page_free(pyr_pool *pool, pyr_page *page);            /* drops one reference; NULL is legal */
 
-/* Backend memory counted against the pool's budget (positions, history). */
-pyr_status pyr_pool_alloc(pyr_pool *pool, size_t bytes, void **out);
-void pyr_pool_release(pyr_pool *pool, void *ptr, size_t bytes);
+/* Bookkeeping of a lane grows or shrinks to so many bytes. PYR_BUDGET: nothing has changed; never for less than there was. */
+pyr_status pyr_pool_charge(pyr_pool *pool, size_t before, size_t bytes);
 
 /* The decode workspace, at least `bytes` long; contents are not kept when it grows. Not counted against the budget. */
 pyr_status pyr_pool_work(pyr_pool *pool, size_t bytes, void **out);

@@ -20,7 +20,7 @@
   X(copy) X(upload) X(download) X(embed) X(rms_norm) X(linear) X(rope) X(silu_mul) X(take_rows) X(take_i32) X(store) \
   X(attention) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) X(row_norms) X(arith) X(pool) X(normalize) X(select) \
   X(choose) X(iota) X(fill) X(softmax) X(chunk) X(mark) X(read_rows) X(key_similarity) X(lag) X(output_norm) X(moments) \
-  X(moments_end) X(expected) X(pick)
+  X(moments_end) X(expected) X(pick) X(list_pages)
 
 enum {
 #define X(name) OP_##name,
@@ -187,6 +187,13 @@ WRAPPER(expected, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_l
         (double)(end - begin) * (row_of(layout) + 4.0 * heads))
 WRAPPER(pick, (pyr_backend *be, const pyr_pick *picks, int picked, int64_t vocab, int32_t *ids), (be, picks, picked, vocab, ids), 0,
         4.0 * (double)picked * (double)vocab)
+
+static double listed(const pyr_page_list *lists, int lanes) {
+  double pages = 0;
+  for (int i = 0; i < lanes; i++) pages += (double)(lists[i].end - lists[i].begin);
+  return pages * 2 * sizeof(void *);
+}
+WRAPPER(list_pages, (pyr_backend *be, const pyr_page_list *lists, int lanes), (be, lists, lanes), 0, listed(lists, lanes))
 
 /* ---- on and off ------------------------------------------------------------------------------------------------------ */
 

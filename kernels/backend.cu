@@ -171,10 +171,9 @@ void *cuda_table_room(pyr_backend *be, size_t bytes, void **device) {
 bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin, int64_t end) {
   int64_t first = begin / PYR_PAGE_ROWS, last = ceil_div(end, PYR_PAGE_ROWS);
   *view = *lane;
-  view->pages = nullptr;
-  if (last <= first) return true;
-  bool step = cuda_of(be)->table == &cuda_of(be)->tables[STEP_TABLE];   /* where what follows stays in place while a lane grows */
-  void **device, **pages = cuda_room(be, step ? round_up(last - first, STEP_PAGES) : last - first, &device);
+  view->pages = lane->table;
+  if (lane->table || last <= first) return true;
+  void **device, **pages = cuda_room(be, last - first, &device);
   if (pages == nullptr) return false;
   memcpy(pages, lane->pages + first, static_cast<size_t>(last - first) * sizeof *pages);
   view->pages = device - first;

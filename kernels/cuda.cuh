@@ -17,7 +17,7 @@ extern "C" {
 #include "dtype.h"
 }
 
-enum : size_t { ARRIVALS = 4096, STEP_PAGES = 16 };
+enum : size_t { ARRIVALS = 4096 };
 enum { CALL_TABLE, STEP_TABLE, TABLES };
 
 struct cuda_table {
@@ -92,7 +92,8 @@ template <typename T> static inline T *cuda_room(pyr_backend *be, int64_t count,
 /* For step.cu: a table of at least so many bytes, and the next place in its ring. */
 pyr_status cuda_grow_table(pyr_backend *be, cuda_table *table, size_t bytes);
 void cuda_table_turn(pyr_backend *be);
-/* The page table of rows [begin, end) of a lane: view->pages becomes the device's, indexed as the host's is. */
+/* The page table of rows [begin, end) of a lane: view->pages becomes the device's, indexed as the host's is. It is the lane's own
+ * there, if that is up to date; else it is described with the call. */
 bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin, int64_t end);
 pyr_status cuda_table_send(pyr_backend *be, const char *operation, bool fits);
 /* All of that for one lane. */

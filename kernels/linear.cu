@@ -52,25 +52,24 @@ template <int DTYPE> static pyr_status multiply_many(pyr_backend *be, const line
 
 /* ---- rounded operands ------------------------------------------------------------------------------------------------------ */
 
-/* A block for a row: values of any dtype as f16 or bf16. */
-static __global__ void round_kernel(uint16_t *out, const uint8_t *rows, size_t stride, int dtype, int64_t cols, bool half) {
+/* A block for a row: values of any dtype as f16 or bf16, `ld` from row to row. */
+static __global__ void round_kernel(uint16_t *out, int64_t ld, const uint8_t *rows, size_t stride, int dtype, int64_t cols, bool half) {
   const uint8_t *row = rows + static_cast<size_t>(blockIdx.x) * stride;
   for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) {
     float x = value_at(row, dtype, i);
-    out[blockIdx.x * cols + i] = half ? f16_of_f32(x) : bf16_of_f32(x);
+    out[blockIdx.x * ld + i] = half ? f16_of_f32(x) : bf16_of_f32(x);
   }
 }
 
-static __global__ void bias_kernel(linear_call c) {
-  int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i < c.n * c.rows) c.out[i] += c.bias[i % c.rows];
-}
+/* Rounded rows begin at multiples of 16 bytes. */
+static int64_t ld_of(int64_t cols) { return round_up(cols, 8); }
 
 static int64_t strip_of(int64_t cols) { return STRIP_VALUES / cols > 0 ? STRIP_VALUES / cols : 1; }
 
-struct rounded_scratch { uint16_t *x, *w; };
+struct rounded_scratch { uint16_t *x, *w; uint8_t *workspace; };
 static rounded_scratch rounded_scratch_of(cuda_arena *arena, int64_t tokens, int64_t cols) {
-  return rounded_scratch{ arena->take<uint16_t>(tokens * cols), arena->take<uint16_t>(strip_of(cols) * cols) };
+  return rounded_scratch{ arena->take<uint16_t>(tokens * ld_of(cols)), arena->take<uint16_t>(strip_of(cols) * ld_of(cols)),
+                          arena->take<uint8_t>(BLAS_WORKSPACE) };
 }
 
 size_t cuda_linear_scratch(const pyr_work *work) {
@@ -95,25 +94,24 @@ static pyr_status rounded(pyr_backend *be, const linear_call &c, pyr_dtype dtype
   if (status == PYR_OK && cuda->blas == nullptr) status = cuda_status(be, "opening cuBLAS", blas_open(&cuda->blas, cuda->stream));
   if (status != PYR_OK) return status;
   const void *x = c.x;
+  int64_t ld = ld_of(c.cols), ld_x = c.cols;
   if (type != BLAS_F32) {
-    PYR_LAUNCH(round_kernel, static_cast<unsigned>(c.n), 256, 0, cuda, s.x, reinterpret_cast<const uint8_t *>(c.x),
+    PYR_LAUNCH(round_kernel, static_cast<unsigned>(c.n), 256, 0, cuda, s.x, ld, reinterpret_cast<const uint8_t *>(c.x),
                static_cast<size_t>(c.cols) * sizeof(float), static_cast<int>(PYR_F32), c.cols, half);
     x = s.x;
+    ld_x = ld;
   }
   int64_t strip = direct ? c.rows : strip_of(c.cols), size = type == BLAS_F32 ? 4 : 2;
   for (int64_t row = 0; row < c.rows && status == PYR_OK; row += strip) {
     int64_t some = c.rows - row < strip ? c.rows - row : strip;
     const uint8_t *w = c.w + static_cast<size_t>(row) * c.stride;
-    int64_t ld = direct ? static_cast<int64_t>(c.stride) / size : c.cols;
     if (!direct)
-      PYR_LAUNCH(round_kernel, static_cast<unsigned>(some), 256, 0, cuda, s.w, w, c.stride, static_cast<int>(dtype), c.cols,
-                 half);
-    blas_product product = { c.out + row, c.rows, x, c.cols, direct ? static_cast<const void *>(w) : s.w, ld, c.n, some, c.cols,
-                             type, c.add != 0 };
+      PYR_LAUNCH(round_kernel, static_cast<unsigned>(some), 256, 0, cuda, s.w, ld, w, c.stride, static_cast<int>(dtype), c.cols, half);
+    blas_product product = { c.out + row, c.rows, x, ld_x, direct ? static_cast<const void *>(w) : s.w,
+                             direct ? static_cast<int64_t>(c.stride) / size : ld, c.n, some, c.cols, type, c.add != 0,
+                             c.bias ? c.bias + row : nullptr, s.workspace };
     status = cuda_status(be, "linear", blas_multiply(cuda->blas, product));
   }
-  if (c.bias && status == PYR_OK)
-    PYR_LAUNCH(bias_kernel, static_cast<unsigned>(ceil_div(c.n * c.rows, 256)), 256, 0, cuda, c);
   return status == PYR_OK ? cuda_launched(be, "linear") : status;
 }
 

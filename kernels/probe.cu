@@ -64,13 +64,13 @@ static pyr_status time_product(pyr_backend *be, uint8_t *memory, pyr_dtype dtype
     if (status != PYR_OK) return status;
   }
   fill_random(cuda, x, dtype, 2 * count);
-  blas_product product = { reinterpret_cast<float *>(memory), side, x, side, w, side, side, side, side, type, false };
+  blas_product product = { reinterpret_cast<float *>(memory), side, x, side, w, side, side, side, side, type, false, nullptr, w + count * size };
   return timed(be, times, seconds, [=] { return blas_multiply(cuda->blas, product); });
 }
 
 static pyr_status cuda_measure(pyr_backend *be, pyr_ceiling what, int64_t size, int times, double *seconds) {
   pyr_dtype dtype = what == PYR_CEILING_F32 ? PYR_F32 : what == PYR_CEILING_F16 ? PYR_F16 : PYR_BF16;
-  int64_t need = what == PYR_CEILING_COPY ? 2 * size : size * size * (4 + 2 * (dtype == PYR_F32 ? 4 : 2));
+  int64_t need = what == PYR_CEILING_COPY ? 2 * size : size * size * (4 + 2 * (dtype == PYR_F32 ? 4 : 2)) + static_cast<int64_t>(BLAS_WORKSPACE);
   uint8_t *memory = static_cast<uint8_t *>(be->alloc(be, static_cast<size_t>(need)));
   if (memory == nullptr)
     return cuda_of(be)->host->set_error(be->rt, PYR_MEMORY, "out of memory: the probe needs %lld bytes",

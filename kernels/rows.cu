@@ -43,6 +43,39 @@ static pyr_status cuda_store(pyr_backend *be, const pyr_append *a, int count, py
   return cuda_launched(be, "store");
 }
 
+/* ---- page tables --------------------------------------------------------------------------------------------------------- */
+
+struct listed { void **at; void *page; };
+
+static __global__ void list_kernel(const listed *list, int64_t count) {
+  int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < count) *list[i].at = list[i].page;
+}
+
+/* As many at a time as the descriptions of one call have room for. */
+static pyr_status cuda_list_pages(pyr_backend *be, const pyr_page_list *lists, int count) {
+  const int64_t most = static_cast<int64_t>(cuda_of(be)->tables[CALL_TABLE].bytes / sizeof(listed));
+  int64_t left = 0;
+  for (int i = 0; i < count; i++) left += lists[i].end - lists[i].begin;
+  for (int64_t at = count > 0 ? lists->begin : 0; left > 0;) {
+    int64_t some = left < most ? left : most;
+    listed *device, *list;
+    cuda_table_begin(be);
+    list = cuda_room(be, some, &device);
+    for (int64_t i = 0; list && i < some; i++, at++) {
+      while (at == lists->end) at = (++lists)->begin;
+      list[i] = listed{ lists->table + at, lists->pages[at] };
+    }
+    pyr_status status = cuda_table_send(be, "list_pages", list != nullptr);
+    if (status != PYR_OK) return status;
+    PYR_LAUNCH(list_kernel, static_cast<unsigned>(ceil_div(some, 256)), 256, 0, cuda_of(be), device, some);
+    status = cuda_launched(be, "list_pages");
+    if (status != PYR_OK) return status;
+    left -= some;
+  }
+  return PYR_OK;
+}
+
 /* ---- gather -------------------------------------------------------------------------------------------------------------- */
 
 /* Rows move only towards the front, and a block moves a column of all of a lane's, a tile at a time: all of a tile is read before
@@ -192,6 +225,7 @@ static pyr_status cuda_read_rows(pyr_backend *be, float *out, const pyr_lane_vie
 
 void cuda_rows_fill(pyr_backend *be) {
   be->store = cuda_store;
+  be->list_pages = cuda_list_pages;
   be->gather = cuda_gather;
   be->rotate = cuda_rotate;
   be->row_norms = cuda_row_norms;

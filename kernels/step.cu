@@ -3,16 +3,16 @@
  * A step is hundreds of kernels, each shorter than it takes to launch it. So where a step is small its kernels are noted instead
  * of launched, and go to the device as one graph, which is kept: in the next step, each kernel is compared with what the graph has in
  * its place, and only if an argument or the grid differs (a lane has come to another segment; the scratch has moved) that node is
- * told. Everything that changes from step to step (rows, page tables) is in the descriptions that kernels read out of the step's
- * table, which is written while they are noted and copied at once; its addresses stay as long as no lane grows by many pages.
+ * told. What changes from step to step (how many rows lanes have) is in the descriptions that kernels read out of the step's table,
+ * which is written while they are noted and copied at once; page tables lie on the device already.
  *
- * Where a step is large (its descriptions more than MOST_TABLE), launches take no time worth saving, and writing all descriptions
- * before the first kernel runs would: then kernels are launched as they come, as in a prefill. */
+ * Where a step is large (more than MOST_LANES), launches take no time worth saving, and writing all descriptions before the first
+ * kernel runs would: then kernels are launched as they come, as in a prefill. */
 #include "cuda.cuh"
 
 #include <cstring>
 
-enum : size_t { MOST_TABLE = 8 << 20 };
+enum : int64_t { MOST_LANES = 8192 };
 
 struct step_node {
   cuda_kernel kernel;
@@ -187,12 +187,10 @@ static step_graph *graph_for(pyr_backend *be, const void *model, int64_t sequenc
 static pyr_status cuda_step_begin(pyr_backend *be, const void *model, const pyr_work *work, int layers) {
   pyr_cuda *cuda = cuda_of(be);
   pyr_cuda_steps *steps = cuda->steps;
-  pyr_work most = *work;
-  most.rows += STEP_PAGES * PYR_PAGE_ROWS;
-  size_t table = static_cast<size_t>(layers + 1) * cuda_attention_table(&most);
-  if (table > MOST_TABLE) return PYR_OK;
-  size_t has = cuda->tables[STEP_TABLE].bytes;       /* when it moves all kernels are told, so that it moves seldom */
-  pyr_status status = cuda_grow_table(be, &cuda->tables[STEP_TABLE], table > has && has > 0 ? table + table / 2 : table);
+  pyr_work without = *work;
+  without.rows = 0;                                  /* page tables are the lanes' own */
+  if (layers * work->sequences * work->kv_heads > MOST_LANES) return PYR_OK;
+  pyr_status status = cuda_grow_table(be, &cuda->tables[STEP_TABLE], static_cast<size_t>(layers) * cuda_attention_table(&without));
   if (status != PYR_OK) return status;
   steps->now = graph_for(be, model, work->sequences);
   steps->now->used = ++steps->clock;

@@ -7,10 +7,12 @@
 ---   reset_peak(), peak(others)      most bytes resident in between, without what other contestants hold
 ---   finish()                        lets go of what `begin` and the measurements made
 ---
---- A measurement returns { seconds=, … } or nil and what went wrong. Prompts and continuations are random ids: nobody
---- samples, and nobody can guess. Logits are asked for wherever a generator would need them.
+--- A measurement returns { seconds=, … } or nil and what went wrong. Prompts and continuations are random ids, so that nobody
+--- can guess. Logits are asked for wherever a generator would need them; in steps, Pyramid picks the highest of them, as a
+--- greedy generator does, though what is fed next is another.
 local core = require "pyramid.core"
 local machine = require "pyramid.bench.machine"
+local sampler = require "pyramid.sampler"
 
 local contestants = {}
 
@@ -39,7 +41,7 @@ Ours.__index = Ours
 ---@return pyramid.Ours
 function contestants.ours(model, given)
   return setmetatable({ engine = "pyramid", model = model, policy = given.policy, label = given.label, dtype = given.dtype,
-    ids = given.ids }, Ours)
+    ids = given.ids, greedy = sampler() }, Ours)
 end
 
 function Ours.begin() return true end
@@ -94,13 +96,13 @@ function Ours:decode(depth, steps, profiled)
   if not cache then return nil, message end
   for i = 1, WARM_STEPS do
     local ok
-    ok, message = cache:step(ids[i])
+    ok, message = core.step({ cache }, { ids[i] }, { self.greedy })
     if not ok then return nil, message end
   end
   local sample
   sample, message = timed(self, profiled, function()
     for i = WARM_STEPS + 1, #ids do
-      local ok, why = cache:step(ids[i])
+      local ok, why = core.step({ cache }, { ids[i] }, { self.greedy })
       if not ok then return nil, why end
     end
     return true
@@ -120,7 +122,7 @@ function Ours:batch(count, prompt, generated, profiled)
   if not batch then return nil, message, code end
   local handles, first = {}, nil
   for i = 1, count do
-    handles[i], message, code = batch:add(self.ids(i * prompt, prompt))
+    handles[i], message, code = batch:add(self.ids(i * prompt, prompt), self.greedy)
     if not handles[i] then return nil, message, code end
   end
   local sample
