@@ -101,7 +101,7 @@ static pyr_status no_memory(pyr_backend *be, size_t bytes) {
   return cuda_of(be)->host->set_error(be->rt, PYR_MEMORY, "out of memory: scratch needs %zu bytes", bytes);
 }
 
-static pyr_status grow_scratch(pyr_backend *be, size_t bytes) {
+pyr_status cuda_grow_scratch(pyr_backend *be, size_t bytes) {
   pyr_cuda *cuda = cuda_of(be);
   if (bytes <= cuda->scratch_bytes) return PYR_OK;
   uint8_t *fresh = static_cast<uint8_t *>(cuda_alloc(be, bytes));
@@ -138,7 +138,7 @@ static pyr_status cuda_reserve(pyr_backend *be, const pyr_work *work) {
   size_t scratch = 0, table = 0;
   for (size_t bytes : need) scratch = bytes > scratch ? bytes : scratch;
   for (size_t bytes : tables) table = bytes > table ? bytes : table;
-  pyr_status status = grow_scratch(be, scratch);
+  pyr_status status = cuda_grow_scratch(be, scratch);
   return status == PYR_OK ? cuda_grow_table(be, &cuda_of(be)->tables[CALL_TABLE], table) : status;
 }
 
@@ -252,6 +252,7 @@ static void fill(pyr_backend *be) {
   cuda_elementwise_fill(be);
   cuda_scores_fill(be);
   cuda_linear_fill(be);
+  cuda_stack_fill(be);
   cuda_rows_fill(be);
   cuda_merge_fill(be);
   cuda_attention_fill(be);
@@ -292,7 +293,7 @@ extern "C" __attribute__((visibility("default"))) pyr_status pyr_device_open(con
   fresh.state = cuda;
   fill(&fresh);
   pyr_status status = cuda_status(&fresh, "opening the device", open_device(cuda));
-  if (status == PYR_OK) status = grow_scratch(&fresh, LEAST_SCRATCH);
+  if (status == PYR_OK) status = cuda_grow_scratch(&fresh, LEAST_SCRATCH);
   if (status == PYR_OK) status = cuda_grow_table(&fresh, cuda->table, LEAST_TABLE);
   if (status == PYR_OK) status = cuda_steps_open(&fresh);
   if (status == PYR_OK) status = make_arrivals(&fresh);

@@ -68,6 +68,7 @@ struct cuda_arena {
   }
 };
 static inline cuda_arena cuda_scratch(const pyr_backend *be) { return cuda_arena{ cuda_of(be)->scratch, 0 }; }
+pyr_status cuda_grow_scratch(pyr_backend *be, size_t bytes);
 /* PYR_ARGUMENT if a call needs more scratch than is reserved. */
 pyr_status cuda_check(pyr_backend *be, const char *operation, size_t needed);
 
@@ -111,6 +112,7 @@ void cuda_steps_close(pyr_backend *be);
 void cuda_elementwise_fill(pyr_backend *be);   /* elementwise.cu: single values and tokens */
 void cuda_scores_fill(pyr_backend *be);        /* scores.cu: vectors of scores */
 void cuda_linear_fill(pyr_backend *be);        /* linear.cu */
+void cuda_stack_fill(pyr_backend *be);         /* stack.cu: interleaved, interleave */
 void cuda_rows_fill(pyr_backend *be);          /* rows.cu: store, gather, rotate, row_norms, read_rows */
 void cuda_merge_fill(pyr_backend *be);         /* merge.cu */
 void cuda_attention_fill(pyr_backend *be);     /* attention.cu */

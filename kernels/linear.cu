@@ -52,11 +52,11 @@ template <int DTYPE> static pyr_status multiply_many(pyr_backend *be, const line
 
 /* ---- rounded operands ------------------------------------------------------------------------------------------------------ */
 
-/* A block for a row: values of any dtype as f16 or bf16, `ld` from row to row. */
-static __global__ void round_kernel(uint16_t *out, int64_t ld, const uint8_t *rows, size_t stride, int dtype, int64_t cols, bool half) {
-  const uint8_t *row = rows + static_cast<size_t>(blockIdx.x) * stride;
+/* A block for a row, from the first-th on: values of any dtype as f16 or bf16, `ld` from row to row. */
+static __global__ void round_kernel(uint16_t *out, int64_t ld, const uint8_t *rows, size_t stride, int dtype, int64_t first,
+                                    int64_t cols, bool half) {
   for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) {
-    float x = value_at(row, dtype, i);
+    float x = weight_at(rows, stride, dtype, first + blockIdx.x, i);
     out[blockIdx.x * ld + i] = half ? f16_of_f32(x) : bf16_of_f32(x);
   }
 }
@@ -84,20 +84,20 @@ void cuda_blas_close(pyr_cuda *cuda) {
   cuda->blas = nullptr;
 }
 
-static pyr_status rounded(pyr_backend *be, const linear_call &c, pyr_dtype dtype) {
+static pyr_status rounded(pyr_backend *be, const linear_call &c) {
   pyr_cuda *cuda = cuda_of(be);
   cuda_arena arena = cuda_scratch(be);
   rounded_scratch s = rounded_scratch_of(&arena, c.n, c.cols);
   pyr_status status = cuda_check(be, "linear", arena.used);
-  bool half = dtype == PYR_F16, direct = dtype == PYR_F32 || ((half || dtype == PYR_BF16) && c.stride % 2 == 0);
-  blas_type type = dtype == PYR_F32 ? BLAS_F32 : half ? BLAS_F16 : BLAS_BF16;
+  bool half = c.dtype == PYR_F16, direct = c.dtype == PYR_F32 || ((half || c.dtype == PYR_BF16) && c.stride % 2 == 0);
+  blas_type type = c.dtype == PYR_F32 ? BLAS_F32 : half ? BLAS_F16 : BLAS_BF16;
   if (status == PYR_OK && cuda->blas == nullptr) status = cuda_status(be, "opening cuBLAS", blas_open(&cuda->blas, cuda->stream));
   if (status != PYR_OK) return status;
   const void *x = c.x;
   int64_t ld = ld_of(c.cols), ld_x = c.cols;
   if (type != BLAS_F32) {
     PYR_LAUNCH(round_kernel, static_cast<unsigned>(c.n), 256, 0, cuda, s.x, ld, reinterpret_cast<const uint8_t *>(c.x),
-               static_cast<size_t>(c.cols) * sizeof(float), static_cast<int>(PYR_F32), c.cols, half);
+               static_cast<size_t>(c.cols) * sizeof(float), static_cast<int>(PYR_F32), 0, c.cols, half);
     x = s.x;
     ld_x = ld;
   }
@@ -106,7 +106,7 @@ static pyr_status rounded(pyr_backend *be, const linear_call &c, pyr_dtype dtype
     int64_t some = c.rows - row < strip ? c.rows - row : strip;
     const uint8_t *w = c.w + static_cast<size_t>(row) * c.stride;
     if (!direct)
-      PYR_LAUNCH(round_kernel, static_cast<unsigned>(some), 256, 0, cuda, s.w, ld, w, c.stride, static_cast<int>(dtype), c.cols, half);
+      PYR_LAUNCH(round_kernel, static_cast<unsigned>(some), 256, 0, cuda, s.w, ld, c.w, c.stride, static_cast<int>(c.dtype), row, c.cols, half);
     blas_product product = { c.out + row, c.rows, x, ld_x, direct ? static_cast<const void *>(w) : s.w,
                              direct ? static_cast<int64_t>(c.stride) / size : ld, c.n, some, c.cols, type, c.add != 0,
                              c.bias ? c.bias + row : nullptr, s.workspace };
@@ -119,13 +119,13 @@ static pyr_status rounded(pyr_backend *be, const linear_call &c, pyr_dtype dtype
 
 static pyr_status cuda_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n,
                               int flags) {
-  linear_call c = { out, x, static_cast<const uint8_t *>(w->data), w->stride, bias, n, w->shape[0], w->shape[1],
+  linear_call c = { out, x, static_cast<const uint8_t *>(w->data), w->stride, weight_dtype(w), bias, n, w->shape[0], w->shape[1],
                     (flags & PYR_LINEAR_ADD) != 0 };
   if (n <= 0 || c.rows <= 0) return PYR_OK;
   bool few = n < PYR_SMALL_N || (flags & PYR_LINEAR_EXACT);
-  if (!few && cuda_of(be)->rounded) return rounded(be, c, w->dtype);
-  if (few || cuda_streams(c, w->dtype)) return cuda_linear_few(be, c, w->dtype);
-  switch (w->dtype) {
+  if (!few && cuda_of(be)->rounded) return rounded(be, c);
+  if (few || cuda_streams(c)) return cuda_linear_few(be, c);
+  switch (c.dtype) {
     case PYR_F32: return multiply_many<PYR_F32>(be, c);
     case PYR_F16: return multiply_many<PYR_F16>(be, c);
     case PYR_BF16: return multiply_many<PYR_BF16>(be, c);

@@ -4,16 +4,17 @@
 #ifndef PYR_CUDA_LINEAR_CUH
 #define PYR_CUDA_LINEAR_CUH
 
-#include "number.cuh"
+#include "stack.cuh"
 
 struct linear_call {
   float *out;
   const float *x;
   const uint8_t *w;
   size_t stride;
+  int64_t dtype;                     /* or STACKED; as wide as the rest because calls are compared byte by byte (step.cu) */
   const float *bias;
   int64_t n, rows, cols;
-  int64_t add;                       /* to what is there, if not 0. So wide because calls are compared byte by byte (step.cu) */
+  int64_t add;                       /* to what is there, if not 0 */
 };
 
 static __device__ __forceinline__ void put_out(const linear_call &c, int64_t token, int64_t row, float sum) {
@@ -24,7 +25,7 @@ static __device__ __forceinline__ void put_out(const linear_call &c, int64_t tok
 
 /* Any number of tokens; a token's result is the same whatever others there are. Fast for few, and where weights can be streamed
  * through tensor cores. */
-pyr_status cuda_linear_few(pyr_backend *be, const linear_call &c, pyr_dtype dtype);
-bool cuda_streams(const linear_call &c, pyr_dtype dtype);
+pyr_status cuda_linear_few(pyr_backend *be, const linear_call &c);
+bool cuda_streams(const linear_call &c);
 
 #endif

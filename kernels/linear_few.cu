@@ -1,19 +1,20 @@
 /* linear_few.cu — matrix products of few tokens, and of decode steps: what counts is that weights are read once, and fast.
  *
- * Weights of 16 bits go through tensor cores. A warp has 32 rows of w and walks its columns STEP at a time; a lane loads 16 bytes
+ * Weights of 16 bits, and q8_0 in stacks (stack.cuh), go through tensor cores. A warp has 32 rows of w and walks its columns STEP at a time; a lane loads 16 bytes
  * of a row at once, straight into registers, and takes them as operand `a` as they come: which columns of w a product calls its
  * 2t, 2t+1, 2t+8 and 2t+9 does not matter, as long as x is taken in the same order. So a warp has 8 KiB of weights under way; the
  * dozen warps that a multiprocessor's registers hold have 96, where 3.4 TB/s and 0.8 us ask for 20. x is f32 and is not
  * rounded: it is split into terms (mma.cuh) as it is read, out of L1, where the warps of a block find it; f16 has a power of
  * two for each step and token that brings x into its range. Sums on tensor cores lose what is shifted out of them, so that
- * each step begins new ones, which are added up in f32.
+ * each step begins new ones, which are added up in f32. The whole numbers of q8_0 are exact in f16; each block of 32 columns has
+ * its own sums, which are multiplied with the rows' scales.
  *
  * One matrix must fill the device: blocks of 128 rows are cut along the columns, too, into as many parts as make WANTED warps of
  * the matrix. Each leaves its sums in scratch, and the last block of a row's to come adds them all, in the order of columns.
  * The cut depends on the matrix alone, and each of up to 32 tokens is a column of the products by itself: a token's result does
  * not depend on its company. For 32 tokens a block reads 128 bytes of x for each 256 of weights, out of L2.
  *
- * Other weights (quantised, f32, or not aligned to 16 bytes): a warp for a row, which it reads once for TOKENS tokens; lanes take
+ * Other weights (otherwise quantised, f32, or not aligned to 16 bytes): a warp for a row, which it reads once for TOKENS tokens; lanes take
  * every 32nd value, and their sums are added by a butterfly. */
 #include "linear.cuh"
 #include "mma.cuh"
@@ -45,11 +46,50 @@ struct stream_call {
   int *arrived;                                /* [blocks of rows] parts that are done; 0 again at the end */
 };
 
-/* Eight values of a row of w, and of x: zeros beyond the matrix. */
-static __device__ __forceinline__ uint4 weights_at(const linear_call &c, int64_t row, int64_t col) {
-  if (row >= c.rows || col >= c.cols) return make_uint4(0, 0, 0, 0);
-  return *reinterpret_cast<const uint4 *>(c.w + static_cast<size_t>(row) * c.stride + col * 2);
-}
+/* What a lane has of 16 rows and CHUNK columns of w, and how it becomes operand `a` of two products. */
+template <typename TYPE> struct plain_weights {
+  typedef TYPE T;
+  static constexpr bool scaled = false;
+  struct piece { uint4 low, high; };                 /* of row g, and of row g + 8 */
+  static __device__ __forceinline__ uint4 row_at(const linear_call &c, int64_t row, int64_t col) {
+    if (row >= c.rows || col >= c.cols) return make_uint4(0, 0, 0, 0);
+    return *reinterpret_cast<const uint4 *>(c.w + static_cast<size_t>(row) * c.stride + col * 2);
+  }
+  static __device__ __forceinline__ piece load(const linear_call &c, int64_t row, int64_t col) {
+    row += lane_of_warp() / 4;
+    col += lane_of_warp() % 4 * 8;
+    return piece{ row_at(c, row, col), row_at(c, row + 8, col) };
+  }
+  static __device__ __forceinline__ void operands(const piece &p, uint32_t (&first)[4], uint32_t (&second)[4]) {
+    first[0] = p.low.x, first[1] = p.high.x, first[2] = p.low.y, first[3] = p.high.y;
+    second[0] = p.low.z, second[1] = p.high.z, second[2] = p.low.w, second[3] = p.high.w;
+  }
+  static __device__ __forceinline__ float scale(const piece &, int) { return 1; }
+};
+
+struct stacked_weights {
+  typedef f16 T;
+  static constexpr bool scaled = true;
+  struct piece { uint4 bytes; uint16_t scales[2]; };
+  static __device__ __forceinline__ piece load(const linear_call &c, int64_t row, int64_t col) {
+    piece p = { make_uint4(0, 0, 0, 0), { 0, 0 } };
+    if (row >= c.rows || col >= c.cols) return p;
+    const uint8_t *block = stack_block(c.w, c.stride, row, col);
+    p.bytes = *reinterpret_cast<const uint4 *>(block + 2 * STACK + lane_of_warp() * 16);
+    p.scales[0] = reinterpret_cast<const uint16_t *>(block)[lane_of_warp() / 4];
+    p.scales[1] = reinterpret_cast<const uint16_t *>(block)[lane_of_warp() / 4 + 8];
+    return p;
+  }
+  static __device__ __forceinline__ void operands(const piece &p, uint32_t (&first)[4], uint32_t (&second)[4]) {
+    halves_of_bytes(p.bytes.x, first[0], first[2]);
+    halves_of_bytes(p.bytes.y, second[0], second[2]);
+    halves_of_bytes(p.bytes.z, first[1], first[3]);
+    halves_of_bytes(p.bytes.w, second[1], second[3]);
+  }
+  static __device__ __forceinline__ float scale(const piece &p, int half) { return f32_of_f16(p.scales[half]); }
+};
+
+/* Eight values of x: zeros beyond the matrix. */
 static __device__ __forceinline__ void values_at(const linear_call &c, int64_t token, int64_t col, float (&x)[8]) {
   float4 low = make_float4(0, 0, 0, 0), high = low;
   if (token < c.n && col < c.cols) {
@@ -80,13 +120,14 @@ template <typename T> static __device__ __forceinline__ range range_of(const lin
                 __uint_as_float(static_cast<uint32_t>(exponent - 9) << 23) };
 }
 
-/* Adds the products of a step, of 8 tokens from `token` on. w: what the lane has of the warp's rows, [16 rows][upper half][chunk]. */
-template <typename T>
-static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const linear_call &c, const uint4 (&w)[MT][2][CHUNKS],
-                                                     int64_t token, int64_t col) {
+/* Adds the products of a step, of 8 tokens from `token` on; w: what the lane has of the warp's rows. */
+template <typename W>
+static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const linear_call &c,
+                                                     const typename W::piece (&w)[MT][CHUNKS], int64_t token, int64_t col) {
+  typedef typename W::T T;
   int lane = lane_of_warp();
   int64_t mine = token + lane / 4;
-  float step[MT][4] = {}, less[MT][4] = {};
+  float step[MT][4] = {}, most[MT][4] = {}, less[MT][4] = {};   /* the step's; of what is under way, the first terms, the others */
   col += lane % 4 * 8;
   range r = range_of<T>(c, mine, col);
 #pragma unroll
@@ -97,17 +138,25 @@ static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const 
 #pragma unroll
       for (int i = 0; i < 8; i++) x[i] *= r.up;
     }
+    uint32_t b[T::exact][4];
 #pragma unroll
-    for (int term = 0; term < T::exact; term++) {
-      uint32_t b[4];
+    for (int term = 0; term < T::exact; term++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) b[i] = take_pair<T>(x[2 * i], x[2 * i + 1]);
+      for (int i = 0; i < 4; i++) b[term][i] = take_pair<T>(x[2 * i], x[2 * i + 1]);
 #pragma unroll
-      for (int m = 0; m < MT; m++) {
-        const uint4 &low = w[m][0][chunk], &high = w[m][1][chunk];
-        uint32_t first[4] = { low.x, high.x, low.y, high.y }, second[4] = { low.z, high.z, low.w, high.w };
-        mma<T>(term == 0 ? step[m] : less[m], first, b[0], b[1]);
-        mma<T>(term == 0 ? step[m] : less[m], second, b[2], b[3]);
+    for (int m = 0; m < MT; m++) {
+      uint32_t first[4], second[4];
+      W::operands(w[m][chunk], first, second);
+#pragma unroll
+      for (int term = 0; term < T::exact; term++) {
+        mma<T>(term == 0 ? most[m] : less[m], first, b[term][0], b[term][1]);
+        mma<T>(term == 0 ? most[m] : less[m], second, b[term][2], b[term][3]);
+      }
+      if (!W::scaled && chunk < CHUNKS - 1) continue;
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        step[m][i] += (most[m][i] + less[m][i]) * W::scale(w[m][chunk], i / 2);
+        most[m][i] = less[m][i] = 0;
       }
     }
   }
@@ -119,29 +168,27 @@ static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const 
 #pragma unroll
   for (int m = 0; m < MT; m++)
 #pragma unroll
-    for (int i = 0; i < 4; i++) sum[m][i] += (step[m][i] + less[m][i]) * back[i % 2];
+    for (int i = 0; i < 4; i++) sum[m][i] += step[m][i] * back[i % 2];
 }
 
 /* Grid: blocks of rows, parts of columns. 8 N tokens. */
-template <typename T, int N> static __global__ void __launch_bounds__(WARPS * WARP, N == 4 ? 2 : 3) stream_kernel(stream_call s) {
+template <typename W, int N> static __global__ void __launch_bounds__(WARPS * WARP, N == 4 ? 2 : 3) stream_kernel(stream_call s) {
   __shared__ bool last;
   const linear_call &c = s.c;
   int lane = lane_of_warp();
-  int64_t block_row = static_cast<int64_t>(blockIdx.x) * ROWS, row = block_row + warp_of_block() * MT * 16 + lane / 4;
+  int64_t block_row = static_cast<int64_t>(blockIdx.x) * ROWS, row = block_row + warp_of_block() * MT * 16;
   int64_t begin = blockIdx.y * s.part_cols, end = begin + s.part_cols < c.cols ? begin + s.part_cols : c.cols;
   float sum[N][MT][4] = {};
   for (int64_t col = begin; col < end; col += STEP) {
-    uint4 w[MT][2][CHUNKS];
+    typename W::piece w[MT][CHUNKS];
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
-      for (int half = 0; half < 2; half++)
+      for (int chunk = 0; chunk < CHUNKS; chunk++) w[m][chunk] = W::load(c, row + m * 16, col + chunk * CHUNK);
 #pragma unroll
-        for (int chunk = 0; chunk < CHUNKS; chunk++)
-          w[m][half][chunk] = weights_at(c, row + m * 16 + half * 8, col + chunk * CHUNK + lane % 4 * 8);
-#pragma unroll
-    for (int n = 0; n < N; n++) multiply_step<T>(sum[n], c, w, n * 8, col);
+    for (int n = 0; n < N; n++) multiply_step<W>(sum[n], c, w, n * 8, col);
   }
+  row += lane / 4;
   bool whole = gridDim.y == 1;
 #pragma unroll
   for (int n = 0; n < N; n++)
@@ -174,10 +221,10 @@ template <typename T, int N> static __global__ void __launch_bounds__(WARPS * WA
 }
 static_assert(ROWS == WARPS * WARP, "a thread for each row of a block adds its parts up");
 
-template <typename T> static void launch_stream(const stream_call &s, dim3 grid, pyr_cuda *cuda) {
-  if (s.c.n <= 8) PYR_LAUNCH((stream_kernel<T, 1>), grid, WARPS * WARP, 0, cuda, s);
-  else if (s.c.n <= 16) PYR_LAUNCH((stream_kernel<T, 2>), grid, WARPS * WARP, 0, cuda, s);
-  else PYR_LAUNCH((stream_kernel<T, 4>), grid, WARPS * WARP, 0, cuda, s);
+template <typename W> static void launch_stream(const stream_call &s, dim3 grid, pyr_cuda *cuda) {
+  if (s.c.n <= 8) PYR_LAUNCH((stream_kernel<W, 1>), grid, WARPS * WARP, 0, cuda, s);
+  else if (s.c.n <= 16) PYR_LAUNCH((stream_kernel<W, 2>), grid, WARPS * WARP, 0, cuda, s);
+  else PYR_LAUNCH((stream_kernel<W, 4>), grid, WARPS * WARP, 0, cuda, s);
 }
 
 size_t cuda_linear_few_scratch(const pyr_work *work) {
@@ -187,7 +234,7 @@ size_t cuda_linear_few_scratch(const pyr_work *work) {
   return arena.used;
 }
 
-static pyr_status stream(pyr_backend *be, const linear_call &c, pyr_dtype dtype) {
+static pyr_status stream(pyr_backend *be, const linear_call &c) {
   cuda_arena arena = cuda_scratch(be);
   cut parts = cut_of(c.rows, c.cols);
   int64_t tokens = c.n < MOST_TOKENS ? c.n : MOST_TOKENS;
@@ -199,8 +246,9 @@ static pyr_status stream(pyr_backend *be, const linear_call &c, pyr_dtype dtype)
     s.c.n = c.n - first < MOST_TOKENS ? c.n - first : MOST_TOKENS;
     s.c.x = c.x + first * c.cols;
     s.c.out = c.out + first * c.rows;
-    if (dtype == PYR_F16) launch_stream<f16>(s, grid, cuda_of(be));
-    else launch_stream<bf16>(s, grid, cuda_of(be));
+    if (c.dtype == STACKED) launch_stream<stacked_weights>(s, grid, cuda_of(be));
+    else if (c.dtype == PYR_F16) launch_stream<plain_weights<f16>>(s, grid, cuda_of(be));
+    else launch_stream<plain_weights<bf16>>(s, grid, cuda_of(be));
     status = cuda_launched(be, "linear");
   }
   return status;
@@ -239,16 +287,16 @@ template <int DTYPE> static pyr_status multiply_any(pyr_backend *be, const linea
 
 /* ---- which -------------------------------------------------------------------------------------------------------------------- */
 
-static bool aligned(const void *at, size_t stride) { return reinterpret_cast<uintptr_t>(at) % 16 == 0 && stride % 16 == 0; }
+static bool aligned(const void *at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; }
 
-bool cuda_streams(const linear_call &c, pyr_dtype dtype) {
-  return (dtype == PYR_F16 || dtype == PYR_BF16) && c.cols % 8 == 0 && aligned(c.w, c.stride) && aligned(c.x, 0) &&
-         c.rows <= static_cast<int64_t>(ROWS * ARRIVALS);
+bool cuda_streams(const linear_call &c) {
+  bool fits = c.dtype == STACKED || ((c.dtype == PYR_F16 || c.dtype == PYR_BF16) && c.cols % 8 == 0 && c.stride % 16 == 0);
+  return fits && aligned(c.w) && aligned(c.x) && c.rows <= static_cast<int64_t>(ROWS * ARRIVALS);
 }
 
-pyr_status cuda_linear_few(pyr_backend *be, const linear_call &c, pyr_dtype dtype) {
-  if (cuda_streams(c, dtype)) return stream(be, c, dtype);
-  switch (dtype) {
+pyr_status cuda_linear_few(pyr_backend *be, const linear_call &c) {
+  if (cuda_streams(c)) return stream(be, c);
+  switch (c.dtype) {
     case PYR_F32: return multiply_any<PYR_F32>(be, c);
     case PYR_F16: return multiply_any<PYR_F16>(be, c);
     case PYR_BF16: return multiply_any<PYR_BF16>(be, c);
@@ -257,6 +305,6 @@ pyr_status cuda_linear_few(pyr_backend *be, const linear_call &c, pyr_dtype dtyp
     case PYR_Q4_K: return multiply_any<PYR_Q4_K>(be, c);
     case PYR_Q5_K: return multiply_any<PYR_Q5_K>(be, c);
     case PYR_Q6_K: return multiply_any<PYR_Q6_K>(be, c);
-    default: return cuda_refuse(be, "linear", "weights of an unknown dtype");
+    default: return cuda_refuse(be, "linear", "weights that cannot be read where they lie");
   }
 }

@@ -96,6 +96,22 @@ template <typename T> static __device__ __forceinline__ uint32_t take_pair(float
   return pair;
 }
 
+/* Four whole numbers of 8 bits as two registers of f16, the first pair and the second. */
+static __device__ __forceinline__ void halves_of_bytes(uint32_t bytes, uint32_t &first, uint32_t &second) {
+#ifdef PYR_EMULATED
+  uint16_t h[4];
+  for (int i = 0; i < 4; i++) h[i] = f16_of_f32(static_cast<float>(static_cast<int8_t>(bytes >> 8 * i)));
+  first = h[0] | static_cast<uint32_t>(h[1]) << 16;
+  second = h[2] | static_cast<uint32_t>(h[3]) << 16;
+#else
+  /* As unsigned, a byte under 0x64 is 1024 + it, exactly; 1024 + 128 are taken off. */
+  const uint32_t raised = bytes ^ 0x80808080u, offset = 0x64806480u;
+  uint32_t low = __byte_perm(raised, 0x64646464u, 0x4140), high = __byte_perm(raised, 0x64646464u, 0x4342);
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(first) : "r"(low), "r"(offset));
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(second) : "r"(high), "r"(offset));
+#endif
+}
+
 /* ---- tiles ------------------------------------------------------------------------------------------------------------------- */
 
 /* Tiles of 16-bit values lie in shared memory by rows of D, in chunks of 8 values (16 bytes), of which row r has chunk c at c

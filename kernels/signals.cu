@@ -4,7 +4,7 @@
  *
  * Where rows meet a matrix, a block has a tile of rows in shared memory as f32, a row for each lane of its warps, and the warps
  * share the matrix' rows; their sums are joined in the order of warps. */
-#include "number.cuh"
+#include "stack.cuh"
 
 static constexpr int WARPS = 4, THREADS = WARPS * WARP;
 
@@ -195,7 +195,7 @@ static __global__ void __launch_bounds__(THREADS) output_kernel(tile_args a, con
   load_tile(tile, rows, ld, a.lane, a.f, 0, d, row, left, 1);
   __syncthreads();
   for (int64_t w = warp_of_block(); w < width; w += WARPS) {
-    for (int c = lane_of_warp(); c < d; c += WARP) weights[c] = value_at(o + static_cast<size_t>(w) * stride, dtype, column + c);
+    for (int c = lane_of_warp(); c < d; c += WARP) weights[c] = weight_at(o, stride, dtype, w, column + c);
     __syncwarp();
     float dot = 0;
     for (int c = 0; c < d; c++) dot += weights[c] * v[c];
@@ -215,7 +215,7 @@ static pyr_status cuda_output_norm(pyr_backend *be, float *out, const pyr_lane_v
   if (status != PYR_OK) return status;
   PYR_LAUNCH(output_kernel, dim3(tiles_of(a), static_cast<unsigned>(count)), THREADS,
              tile_bytes(a.f) + static_cast<size_t>(WARPS * a.f.d) * sizeof(float),
-             cuda_of(be), a, static_cast<const uint8_t *>(o->data), o->stride, static_cast<int>(o->dtype), o->shape[0]);
+             cuda_of(be), a, static_cast<const uint8_t *>(o->data), o->stride, weight_dtype(o), o->shape[0]);
   return cuda_launched(be, "output_norm");
 }
 

@@ -149,7 +149,7 @@ static int ops_rms_norm(lua_State *L) {
 static pyr_status order_weights(lua_State *L, pyr_backend *be, pyr_tensor *w) {
   int32_t interleaved = be->interleaved ? be->interleaved(be, w) : 0;
   if (!interleaved) return PYR_OK;
-  void *to = data_block(L, be, (size_t)w->shape[0] * w->stride, w->data, 0);
+  void *to = data_block(L, be, (size_t)w->shape[0] * w->stride, NULL, 0xa5);
   pyr_status status = be->interleave(be, to, w);
   w->data = to, w->interleaved = interleaved;
   return status;

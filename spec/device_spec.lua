@@ -69,6 +69,14 @@ describe("the device", function()
       end
     end)
 
+    it("multiplies with quantised weights, in the order in which it holds them", function()
+      local function open(where) return assert(pyramid.model(folder .. "/small", { device = where, weights = "q8_0" })) end
+      local one <close> = open "cpu"
+      local other <close> = open(name_of_device)
+      compare(one, other, { policy = helper.squeezed "criticalkv" }, 61, 3, "q8_0")
+      compare(one, other, { policy = "full" }, 20, 2, "q8_0")
+    end)
+
     it("steps sequences of unequal length together", function()
       local function run(model)
         local batch <close> = assert(model:batch { policy = helper.squeezed "pyramidinfer" })
