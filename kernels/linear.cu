@@ -4,8 +4,8 @@
  * TILE x TILE outputs, whose operands pass through shared memory as f32, STEP columns at a time; each output is one chain of
  * multiply-adds in the order of columns. Either way a token's result does not depend on the others. x is f32 and is not rounded.
  *
- * Where the runtime was opened for rounded products, many tokens go to cuBLAS with x rounded to the 16 bits of the weights
- * (f16, or bf16; quantised weights become bf16, a strip of rows at a time), and sums in f32. How cuBLAS sums may depend on the
+ * Where the runtime was opened for rounded products, many tokens go to cuBLASLt (blas.cuh) with x rounded to the 16 bits of the
+ * weights (f16, or bf16; quantised weights become bf16, a strip of rows at a time), and sums in f32. How it sums may depend on the
  * number of tokens; that is what was asked for. */
 #include "blas.cuh"
 #include "linear.cuh"

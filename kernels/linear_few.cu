@@ -1,21 +1,21 @@
 /* linear_few.cu — matrix products of few tokens, and of decode steps: what counts is that weights are read once, and fast.
  *
- * Weights of 16 bits, and q8_0 in stacks (stack.cuh), go through tensor cores. A warp has 32 rows of w and walks its columns STEP at a time; a lane loads 16 bytes
- * of a row at once, straight into registers, and takes them as operand `a` as they come: which columns of w a product calls its
- * 2t, 2t+1, 2t+8 and 2t+9 does not matter, as long as x is taken in the same order. So a warp has 8 KiB of weights under way; the
- * dozen warps that a multiprocessor's registers hold have 96, where 3.4 TB/s and 0.8 us ask for 20. x is f32 and is not
- * rounded: it is split into terms (mma.cuh) as it is read, out of L1, where the warps of a block find it; f16 has a power of
- * two for each step and token that brings x into its range. Sums on tensor cores lose what is shifted out of them, so that
- * each step begins new ones, which are added up in f32. The whole numbers of q8_0 are exact in f16; each block of 32 columns has
- * its own sums, which are multiplied with the rows' scales.
+ * Weights of 16 bits, and q8_0 in stacks (stack.cuh), go through tensor cores. A warp has 32 rows of w and walks its columns STEP
+ * at a time; a lane loads 16 bytes of a row at once, straight into registers, and takes them as operand `a` as they come: which
+ * columns of w a product calls its 2t, 2t+1, 2t+8 and 2t+9 does not matter, as long as x is taken in the same order. So a warp has
+ * 8 KiB of weights under way (4 of q8_0); the dozen warps that a multiprocessor's registers hold have 96, where 3.4 TB/s and 0.8 us
+ * ask for 20. x is f32 and is not rounded: it is split into terms (mma.cuh) as it is read, out of L1, where the warps of a block find
+ * it; f16 has a power of two for each step and token that brings x into its range. Sums on tensor cores lose what is shifted out of
+ * them, so that each step begins new ones, which are added up in f32. The whole numbers of q8_0 are exact in f16; each block of 32
+ * columns has its own sums, which are multiplied with the rows' scales.
  *
  * One matrix must fill the device: blocks of 128 rows are cut along the columns, too, into as many parts as make WANTED warps of
  * the matrix. Each leaves its sums in scratch, and the last block of a row's to come adds them all, in the order of columns.
  * The cut depends on the matrix alone, and each of up to 32 tokens is a column of the products by itself: a token's result does
  * not depend on its company. For 32 tokens a block reads 128 bytes of x for each 256 of weights, out of L2.
  *
- * Other weights (otherwise quantised, f32, or not aligned to 16 bytes): a warp for a row, which it reads once for TOKENS tokens; lanes take
- * every 32nd value, and their sums are added by a butterfly. */
+ * Other weights (otherwise quantised, f32, or not aligned to 16 bytes): a warp for a row, which it reads once for TOKENS tokens;
+ * lanes take every 32nd value, and their sums are added by a butterfly. */
 #include "linear.cuh"
 #include "mma.cuh"
 
@@ -149,8 +149,9 @@ static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const 
       W::operands(w[m][chunk], first, second);
 #pragma unroll
       for (int term = 0; term < T::exact; term++) {
-        mma<T>(term == 0 ? most[m] : less[m], first, b[term][0], b[term][1]);
-        mma<T>(term == 0 ? most[m] : less[m], second, b[term][2], b[term][3]);
+        bool short_sum = term == 0 || W::scaled;     /* of one block: four products */
+        mma<T>(short_sum ? most[m] : less[m], first, b[term][0], b[term][1]);
+        mma<T>(short_sum ? most[m] : less[m], second, b[term][2], b[term][3]);
       }
       if (!W::scaled && chunk < CHUNKS - 1) continue;
 #pragma unroll
@@ -172,7 +173,8 @@ static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const 
 }
 
 /* Grid: blocks of rows, parts of columns. 8 N tokens. */
-template <typename W, int N> static __global__ void __launch_bounds__(WARPS * WARP, N == 4 ? 2 : 3) stream_kernel(stream_call s) {
+template <typename W, int N>
+static __global__ void __launch_bounds__(WARPS * WARP, N == 4 || (N == 2 && W::T::narrow) ? 2 : 3) stream_kernel(stream_call s) {
   __shared__ bool last;
   const linear_call &c = s.c;
   int lane = lane_of_warp();

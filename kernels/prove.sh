@@ -62,7 +62,7 @@ run_sanitize() {
   done
   return $failed
 }
-CHECKED=${CHECKED:-"ops_rows ops_scores ops_linear ops_attention ops_signals ops_tokens runtime profile"}
+CHECKED=${CHECKED:-"ops_rows ops_scores ops_pick ops_linear ops_attention ops_signals ops_tokens runtime profile"}
 
 run_soak() { within "$limit" "$pyramid" kernels/soak.lua --steps="${STEPS:-10000}" --json="$out/soak.json"; }
 
