@@ -458,7 +458,8 @@ pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count
   size_t most = 0;
   int32_t *pos = NULL, *rot = NULL;
   pyr_status s = step_check(caches, ids, count);
-  if (s == PYR_OK && samplers) s = pyr_pick_check(rt, samplers, count, c->vocab);
+  for (int i = 0; samplers && i < count; i++) picks[i] = -1;
+  if (s == PYR_OK && samplers) s = pyr_pick_prepare(be, samplers, count, c->vocab);
   if (s != PYR_OK) return s;
   for (int i = 0; i < count; i++)
     for (int layer = 0; layer < c->layers; layer++) {
@@ -473,12 +474,13 @@ pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count
   size_t row_bytes = (size_t)count * sizeof *r.rows, track_bytes = (size_t)count * sizeof *r.tracks;
   size_t view_bytes = (size_t)count * (size_t)c->kv_heads * sizeof *r.views;
   size_t plan_bytes = r.due_count ? pyr_judge_host_bytes(caches[0]) : 0, pos_bytes = (size_t)count * sizeof *pos;
-  size_t host_bytes = due_bytes + row_bytes + attention_bytes + track_bytes + view_bytes + plan_bytes + pos_bytes;
+  size_t pick_bytes = samplers ? pyr_pick_bytes(count) : 0;
+  size_t host_bytes = pick_bytes + due_bytes + row_bytes + attention_bytes + track_bytes + view_bytes + plan_bytes + pos_bytes;
   host_bytes += (size_t)turned * sizeof *rot;
   char *host = pyr_alloc(rt, host_bytes);
   if (!host) return pyr_nomem(rt, host_bytes, "a step");
-  r.due = (pyr_due *)host;
-  r.rows = (pyr_append *)(host + due_bytes);
+  r.due = (pyr_due *)(host + pick_bytes);
+  r.rows = (pyr_append *)(host + pick_bytes + due_bytes);
   r.attention = (pyr_attention *)((char *)r.rows + row_bytes);
   r.tracks = (pyr_track *)((char *)r.attention + attention_bytes);
   r.views = (pyr_lane_view *)((char *)r.tracks + track_bytes);
@@ -523,8 +525,9 @@ pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count
   }
   for (int64_t d = 0; d < r.due_count && s == PYR_OK; d++)
     s = pyr_plan_decode(caches[r.due[d].index], r.due[d].layer, &r.due[d].plan, r.plan_work, r.plan_host);
+  if (s == PYR_OK && samplers) s = pyr_pick_all(be, samplers, r.f.logits, c->vocab, count, picks, host);
   pyr_release(rt, host, host_bytes);
-  return s == PYR_OK && samplers ? pyr_pick_all(be, samplers, r.f.logits, c->vocab, count, picks) : s;
+  return s;
 
 undo:
   for (int i = 0; i < count; i++) drop_marked(caches[i]);

@@ -17,7 +17,14 @@
 #define PYR_SUB(a, b) ((a) - (b))
 #define PYR_MUL(a, b) ((a) * (b))
 #define PYR_DIV(a, b) ((a) / (b))
-#define PYR_HIGH(a, b) ((uint64_t)((unsigned __int128)(a) * (b) >> 64))
+#define PYR_HIGH(a, b) pyr_pick_high(a, b)
+
+/* The upper half of a product. */
+static inline uint64_t pyr_pick_high(uint64_t a, uint64_t b) {
+  uint64_t low = (a & UINT32_MAX) * (b & UINT32_MAX), left = (a >> 32) * (b & UINT32_MAX), right = (a & UINT32_MAX) * (b >> 32);
+  uint64_t middle = (low >> 32) + (left & UINT32_MAX) + right;
+  return (a >> 32) * (b >> 32) + (left >> 32) + (middle >> 32);
+}
 #endif
 
 #define PYR_WEIGHT_ONE ((uint64_t)1 << 44)

@@ -311,8 +311,8 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
  * All or nothing. */
 pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits);
 /* The same, and what samplers[i], if there is one, picks of the logits: picks[i], -1 where there is none or no logit is finite.
- * Logits that nobody asked for (logits NULL, or logits[i]) stay where they were computed. If a device fails at the picks alone, the
- * step was made all the same. */
+ * Logits that nobody asked for (logits NULL, or logits[i]) stay where they were computed. All or nothing, but that a device which
+ * fails at the picks alone has made the step all the same; picks are -1 then where samplers have not picked. */
 typedef struct pyr_sampler pyr_sampler;
 pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits,
                          pyr_sampler *const *samplers, int32_t *picks);
@@ -441,7 +441,7 @@ typedef struct pyr_sampler_options { /* zeroed: greedy */
   float presence_penalty;    /* subtracts this once from an id seen */
   int32_t penalty_last;      /* how many last picks count; 0: all */
   uint64_t seed;
-  const pyr_logit_bias *bias; /* copied */
+  const pyr_logit_bias *bias; /* copied; those of one id are added up */
   int32_t bias_count;
 } pyr_sampler_options;
 
@@ -449,7 +449,8 @@ pyr_status pyr_sampler_new(pyr_runtime *rt, const pyr_sampler_options *options, 
 void pyr_sampler_free(pyr_sampler *sampler);
 void pyr_sampler_reset(pyr_sampler *sampler);                /* as new: seed and history */
 pyr_status pyr_sampler_accept(pyr_sampler *sampler, const int32_t *ids, int64_t n);  /* ids seen, e.g. the prompt */
-/* Picks from logits [vocab] and remembers the pick. Ties go to the lower id. PYR_ARGUMENT if no logit is finite. */
+/* Picks from logits [vocab] and remembers the pick. Ties go to the lower id. PYR_ARGUMENT if no logit is finite, or,
+ * above temperature 0, there are more than 2^19. */
 pyr_status pyr_sampler_pick(pyr_sampler *sampler, const float *logits, int32_t vocab, int32_t *out);
 
 /* ---- facade for hosts without Lua (lua/host.c) --------------------------------------------------------------------- */

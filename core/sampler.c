@@ -414,7 +414,7 @@ static void adjust(const pyr_sampler *s, float *l, int32_t vocab) {
 }
 
 pyr_status pyr_sampler_check(const pyr_sampler *s, int32_t vocab) {
-  if (vocab > PYR_PICK_VOCAB)
+  if (vocab > PYR_PICK_VOCAB && s->o.temperature > 0)
     return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: %d logits, and %d are the most", (int)vocab, PYR_PICK_VOCAB);
   if (vocab < 1) return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: no logits");
   for (int32_t i = 0; i < s->o.bias_count; i++)
@@ -475,7 +475,18 @@ static int32_t list_changes(pyr_sampler *s, int32_t vocab) {
   return (int32_t)(to - s->changes);
 }
 
+bool pyr_sampler_draws(const pyr_sampler *s) { return s->o.temperature > 0; }
 bool pyr_sampler_remembers(const pyr_sampler *s) { return s->penalised; }
+
+pyr_status pyr_sampler_reserve(pyr_sampler *s, int32_t vocab, int picks, bool device, int64_t *changes) {
+  size_t seen_then = s->penalised ? s->used + (size_t)picks : 0, slots = s->slots;
+  pyr_status status = PYR_OK;
+  while (s->penalised && !s->ring && 2 * (seen_then + 1) > slots) slots *= 2;
+  if (slots != s->slots) status = resize_table(s, slots);
+  *changes = (int64_t)((size_t)s->o.bias_count + seen_then);
+  if (status == PYR_OK) status = device ? grow_changes(s, (size_t)*changes) : *changes > 0 || s->o.temperature > 0 ? grow_work(s, (size_t)vocab) : PYR_OK;
+  return status;
+}
 
 pyr_status pyr_sampler_ask(pyr_sampler *s, int32_t vocab, int before, pyr_pick *out) {
   const pyr_sampler_options *o = &s->o;

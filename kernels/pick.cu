@@ -166,7 +166,7 @@ static bool put_pick(pyr_backend *be, pick_call *to, const pyr_pick &pick, cuda_
 static pyr_status cuda_pick(pyr_backend *be, const pyr_pick *picks, int count, int64_t vocab, int32_t *ids) {
   cuda_arena arena = cuda_scratch(be);
   if (count <= 0) return PYR_OK;
-  if (vocab < 1 || vocab > PYR_PICK_VOCAB) return cuda_refuse(be, "pick", "a vocabulary of more than 2^19 ids");
+  if (vocab < 1 || vocab > INT32_MAX) return cuda_refuse(be, "pick", "no such vocabulary");
   int32_t *picked = arena.take<int32_t>(count);
   pick_call *device;
   cuda_table_begin(be);

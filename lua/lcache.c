@@ -156,6 +156,7 @@ static int cache_read(lua_State *L) {
   if (count > INT64_MAX / 8 / vocab) return luaL_error(L, "logits of %I positions are too many", (LUAI_UACINT)count);
   float *logits = pyr_lua_new_logits_buffer(L, count, vocab);
   int buffer = lua_gettop(L);
+  cache = check_idle(L, 1)->cache;                     /* a finalizer may have closed it meanwhile */
   lua_State *outer = pyr_lua_enter(L);
   box->busy = true;
   pyr_status status = pyr_cache_prefill(cache, ids, n, (all ? PYR_PREFILL_ALL : 0) | (prune ? 0 : PYR_PREFILL_NO_PRUNE), logits);
@@ -180,6 +181,7 @@ static int cache_step(lua_State *L) {
   lua_settop(L, 2);
   int32_t id = to_id(L, 1), vocab = pyr_model_get_config(pyr_cache_model(cache))->vocab;
   float *logits = pyr_lua_new_logits_buffer(L, 1, vocab);
+  cache = check_idle(L, 1)->cache;                     /* a finalizer may have closed it meanwhile */
   lua_State *outer = pyr_lua_enter(L);
   box->busy = true;
   pyr_status status = pyr_step(&cache, &id, 1, &logits);
@@ -198,31 +200,32 @@ typedef struct step_call {
   pyr_sampler **samplers;          /* NULL where logits are wanted */
   float **logits;
   int32_t *picks;
-  int held;                        /* stack index of a table that keeps the samplers, whatever callbacks do with the argument */
+  int held;                        /* stack index of a table that keeps caches and samplers, whatever callbacks do with the arguments */
 } step_call;
 
-static void read_step(lua_State *L, step_call *c) {
-  size_t n = (size_t)c->n;
-  c->boxes = lua_newuserdatauv(L, n * sizeof *c->boxes, 0);
-  c->caches = lua_newuserdatauv(L, n * sizeof *c->caches, 0);
-  c->samplers = lua_newuserdatauv(L, n * sizeof *c->samplers, 0);
-  c->logits = lua_newuserdatauv(L, n * sizeof *c->logits, 0);
-  c->picks = lua_newuserdatauv(L, n * sizeof *c->picks, 0);
-  lua_createtable(L, (int)c->n, 0);
+/* Copies the arguments' caches (at 1 to n) and samplers (n + 1 to 2 n, false where there is none) into the table. */
+static void keep_step(lua_State *L, step_call *c) {
+  lua_createtable(L, (int)(2 * c->n), 0);
   c->held = lua_gettop(L);
+  for (lua_Integer i = 1; i <= c->n; i++) {
+    lua_geti(L, 1, i);
+    lua_rawseti(L, c->held, i);
+    if (lua_isnoneornil(L, 3)) lua_pushboolean(L, 0);
+    else lua_geti(L, 3, i);
+    if (lua_toboolean(L, -1)) c->picking++;
+    lua_rawseti(L, c->held, c->n + i);
+  }
+}
+
+/* Takes pointers out of it. Nothing is allocated here, so that no finalizer can close one before it is busy. */
+static void read_step(lua_State *L, step_call *c) {
   for (lua_Integer i = 0; i < c->n; i++) {
-    lua_geti(L, 1, i + 1);
+    lua_rawgeti(L, c->held, i + 1);
     c->boxes[i] = check_idle(L, -1);
     c->caches[i] = c->boxes[i]->cache;
-    lua_pop(L, 1);
-    c->samplers[i] = NULL;
-    if (lua_isnoneornil(L, 3)) continue;
-    lua_geti(L, 3, i + 1);
-    if (lua_toboolean(L, -1)) {
-      c->samplers[i] = pyr_lua_check_sampler(L, -1);
-      c->picking++;
-    }
-    lua_rawseti(L, c->held, i + 1);
+    lua_rawgeti(L, c->held, c->n + i + 1);
+    c->samplers[i] = lua_toboolean(L, -1) ? pyr_lua_check_sampler(L, -1) : NULL;
+    lua_pop(L, 2);
   }
 }
 
@@ -230,7 +233,7 @@ static void hold_step(lua_State *L, const step_call *c, bool busy) {
   for (lua_Integer i = 0; i < c->n; i++) {
     c->boxes[i]->busy = busy;
     if (!c->samplers[i]) continue;
-    lua_rawgeti(L, c->held, i + 1);
+    lua_rawgeti(L, c->held, c->n + i + 1);
     pyr_lua_hold_sampler(L, -1, busy);
     lua_pop(L, 1);
   }
@@ -243,13 +246,21 @@ static int core_step(lua_State *L) {
   lua_settop(L, 3);
   const int32_t *ids = read_ids(L, 2, &c.n);
   luaL_argcheck(L, c.n >= 1 && c.n <= 1 << 20 && luaL_len(L, 1) == c.n, 2, "one id for each cache");
-  read_step(L, &c);
-  int32_t vocab = pyr_model_get_config(pyr_cache_model(c.caches[0]))->vocab;
+  luaL_checkstack(L, 16, "a step");
+  keep_step(L, &c);
+  size_t n = (size_t)c.n;
+  c.boxes = lua_newuserdatauv(L, n * sizeof *c.boxes, 0);
+  c.caches = lua_newuserdatauv(L, n * sizeof *c.caches, 0);
+  c.samplers = lua_newuserdatauv(L, n * sizeof *c.samplers, 0);
+  c.logits = lua_newuserdatauv(L, n * sizeof *c.logits, 0);
+  c.picks = lua_newuserdatauv(L, n * sizeof *c.picks, 0);
+  lua_rawgeti(L, c.held, 1);
+  int32_t vocab = pyr_model_get_config(pyr_cache_model(check_idle(L, -1)->cache))->vocab;
   int64_t wanted = c.n - c.picking, at = 0;
   float *logits = pyr_lua_new_logits_buffer(L, wanted > 0 ? wanted : 1, wanted > 0 ? vocab : 1);
   int buffer = lua_gettop(L);
+  read_step(L, &c);
   for (lua_Integer i = 0; i < c.n; i++) c.logits[i] = c.samplers[i] ? NULL : logits + at++ * vocab;
-  luaL_checkstack(L, 8, "a step");
   lua_State *outer = pyr_lua_enter(L);
   hold_step(L, &c, true);
   pyr_status status = pyr_step_pick(c.caches, ids, (int)c.n, c.logits, c.picking ? c.samplers : NULL, c.picks);

@@ -650,8 +650,9 @@ static int ops_pick(lua_State *L) {
   }
   const float *logits = copy_floats(L, be, lua_gettop(L), NULL);
   int32_t *ids = new_block(L, (size_t)count * sizeof *ids, 0xa5);
-  pyr_status status = pyr_pick_check(be->rt, samplers, count, (int32_t)vocab);
-  if (status == PYR_OK) status = pyr_pick_all(be, samplers, logits, (int32_t)vocab, count, ids);
+  void *room = new_block(L, pyr_pick_bytes(count), 0xa5);
+  pyr_status status = pyr_pick_prepare(be, samplers, count, (int32_t)vocab);
+  if (status == PYR_OK) status = pyr_pick_all(be, samplers, logits, (int32_t)vocab, count, ids, room);
   if (status != PYR_OK) return fail(L, be, status);
   lua_pushlstring(L, (const char *)ids, (size_t)count * sizeof *ids);
   return 1;

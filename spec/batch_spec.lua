@@ -62,4 +62,61 @@ describe("a batch", function()
     batch:remove(second)
     assert(batch:step())
   end)
+
+  it("lets sequences pick for themselves, as their samplers pick of the logits", function()
+    local pyramid_sampler, core = pyramid.sampler, require "pyramid.core"
+    local function sampler(seed) return pyramid_sampler { temperature = 1, repeat_penalty = 1.2, seed = seed } end
+    local batch <close> = assert(model:batch())
+    local shared, same = sampler(1), sampler(1)
+    local prompts, caches, last = { { 1, 2, 3 }, { 4, 5 }, { 6 } }, {}, {}
+    local plain
+    for i, ids in ipairs(prompts) do
+      local handle = assert(batch:add(ids, i ~= 2 and shared or nil))
+      if i == 2 then plain = handle end
+      caches[i] = assert(model:cache())
+      last[i] = assert(caches[i]:prefill(ids))
+    end
+    for _ = 1, 8 do
+      local entries = assert(batch:step())
+      for i, entry in ipairs(entries) do
+        if entry[1] == plain then
+          assert.is_nil(entry.id)
+          assert.equal(last[i]:tostring(), entry[2]:tostring())
+        else
+          if last[i] and _ == 1 then same:accept(prompts[i]) end
+          assert.is_nil(entry[2])
+          local id = same:pick(last[i])
+          assert.equal(id, entry.id)
+          last[i] = id
+        end
+      end
+      for i in ipairs(prompts) do
+        local id = i == 2 and last[i]:argmax() or last[i]
+        last[i] = assert(caches[i]:step(id))
+      end
+    end
+    for _, cache in ipairs(caches) do cache:close() end
+    shared:close()
+    local ok, message = pcall(batch.step, batch)
+    assert.is_false(ok)
+    assert.truthy(message:find("sequence 1: its sampler was closed", 1, true), message)
+    assert.has_error(function() batch:add({ 1 }, "greedy") end)
+
+    -- What cannot be picked is refused before anything moves; a policy may not touch what a step holds.
+    local cache <close> = assert(model:cache())
+    assert(cache:prefill { 1, 2 })
+    local picks, why, code = core.step({ cache }, { 3 }, { pyramid_sampler { logit_bias = { [model.config.vocab] = 1 } } })
+    assert.is_nil(picks)
+    assert.equal("argument", code)
+    assert.truthy(why:find("bias of id", 1, true), why)
+    assert.equal(2, cache:tokens())
+    local busy, said = sampler(3), nil
+    local policy = pyramid.policy { name = "nosy", trigger = function() return { every = 1 } end,
+      decode = function() said = select(2, pcall(busy.close, busy)) end }
+    local watched <close> = assert(model:cache { policy = policy })
+    assert(watched:prefill { 1, 2, 3 })
+    for _ = 1, 3 do assert(core.step({ watched }, { 4 }, { busy })) end
+    assert.truthy(said and said:find("busy", 1, true), tostring(said))
+    busy:close()
+  end)
 end)

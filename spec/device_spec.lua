@@ -127,23 +127,24 @@ describe("the device", function()
       assert.truthy(alone.launched == 0 and alone.single > 20)
     end)
 
-    it("picks where the logits are, what the processor picks", function()
-      local function run(model)
-        local batch <close> = assert(model:batch { policy = "full" })
-        local shared, out = pyramid.sampler { temperature = 0.9, top_p = 0.95, seed = 5 }, {}
-        assert(batch:add(prompt(20), shared))
-        assert(batch:add(prompt(9, 4), pyramid.sampler { temperature = 0.7, repeat_penalty = 1.2, seed = 6 }))
-        local plain = assert(batch:add(prompt(31, 7)))
-        assert(batch:add(prompt(12, 30), shared))
-        for _ = 1, 12 do
-          for _, entry in ipairs(assert(batch:step())) do
-            assert.equal(entry[1] == plain, entry[2] ~= nil)
-            out[#out + 1] = entry.id or (entry[2]:argmax())
-          end
-        end
-        return out
+    it("picks where the logits are, what a sampler picks of them", function()
+      local shared, same = pyramid.sampler { temperature = 0.9, top_p = 0.95, seed = 5 }, pyramid.sampler { temperature = 0.9, top_p = 0.95, seed = 5 }
+      local caches, last = {}, {}
+      for i, n in ipairs { 20, 9, 31 } do
+        caches[i], last[i] = assert(device:cache { policy = "full" }), i
+        assert(caches[i]:prefill(prompt(n, i)))
       end
-      assert.same(run(cpu), run(device))
+      for _ = 1, 8 do
+        local forks, expected = {}, {}
+        for i, cache in ipairs(caches) do forks[i] = assert(cache:fork()) end
+        for i, logits in ipairs(assert(core.step(forks, last))) do expected[i] = i ~= 2 and same:pick(logits) or logits:tostring() end
+        local got = assert(core.step(caches, last, { shared, false, shared }))
+        assert.same({ expected[1], expected[3] }, { got[1], got[3] })
+        assert.equal(expected[2], got[2]:tostring())
+        last = { got[1], 5, got[3] }
+        for _, fork in ipairs(forks) do fork:close() end
+      end
+      for _, cache in ipairs(caches) do cache:close() end
     end)
 
     it("rounds a prompt's products where that is asked for, and no steps", function()

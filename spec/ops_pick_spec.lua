@@ -93,22 +93,53 @@ describe("pick", function()
 
   it("passes over what is not finite; where nothing is, no sampler moves", function()
     local nan, inf = 0 / 0, math.huge
+    local none, some, wide = { nan, inf, -inf, nan }, { nan, inf, -3, -inf }, { 1, 1, 1, 1 }
     reference.each(function(rt)
       local result = {}
-      for _, options in ipairs { {}, { temperature = 1, seed = 1 }, { temperature = 1, top_k = 2, top_p = 0.5 } } do
-        local sampler, same = new_sampler(options), new_sampler(options)
-        local none, some = ops.floats { nan, inf, -inf, nan }, ops.floats { nan, inf, -3, -inf }
-        local ids = ops.numbers(assert(ops.pick(rt, { none, some }, { sampler, sampler })), "ints")
-        local both = ops.floats { 1, 1, 1, 1 }
-        result[#result + 1] = { ids[1], ids[2] }
-        same:pick { -3 }
-        result[#result + 1] = { ops.numbers(ops.pick(rt, { both }, { sampler }), "ints")[1] + 0, same:pick { 1, 1, 1, 1 } }
+      for seed = 1, 12 do
+        for _, options in ipairs { {}, { temperature = 1 }, { temperature = 1, top_k = 3, top_p = 0.9 },
+          { temperature = 1, repeat_penalty = 1.5 } } do
+          options.seed = seed
+          local there, here = new_sampler(options), new_sampler(options)
+          local logits, who, expected = {}, {}, {}
+          for i, values in ipairs { wide, none, wide, some, none, wide } do
+            logits[i], who[i], expected[i] = ops.floats(values), there, here:pick(values) or -1
+          end
+          result[#result + 1] = { ops.numbers(assert(ops.pick(rt, logits, who)), "ints"), expected }
+        end
       end
       return result
     end, function(result, fail)
-      for i = 1, #result, 2 do
-        if result[i][1] ~= -1 or result[i][2] ~= 2 then fail("picked %d and %d", result[i][1], result[i][2]) end
-        if result[i + 1][1] ~= result[i + 1][2] then fail("then %d instead of %d", result[i + 1][1], result[i + 1][2]) end
+      for _, r in ipairs(result) do
+        for i, id in ipairs(r[2]) do
+          if r[1][i] ~= id then fail("sequence %d: id %d instead of %d", i, r[1][i], id) end
+        end
+      end
+    end)
+  end)
+
+  it("comes to the sampler's ids at the limits: one logit, the largest vocabulary of equals, zeros of both signs", function()
+    local most = 1 << 19
+    local logits = { { -5 }, { 0.0, -0.0, 0.0, -0.0 }, false }
+    reference.each(function(rt)
+      local result = {}
+      for _, options in ipairs { {}, { temperature = 1e-45 }, { temperature = 3e38, seed = 4 }, { temperature = 1, top_p = 0.5, seed = 9 } } do
+        for _, values in ipairs(logits) do
+          local there, here = new_sampler(options), new_sampler(options)
+          if not values then
+            values = {}
+            for i = 1, rt:isa() == "emulated" and most // 16 or most do values[i] = 1 end
+          end
+          result[#result + 1] = { ops.numbers(assert(ops.pick(rt, { ops.floats(values) }, { there })), "ints")[1], (here:pick(values)) }
+        end
+      end
+      local over = ops.floats { 1, 2 }:rep(most // 2 + 1)
+      result[#result + 1] = { ops.numbers(assert(ops.pick(rt, { over }, { new_sampler() })), "ints")[1], 1 }
+      result[#result + 1] = { select("#", ops.pick(rt, { over }, { new_sampler { temperature = 1 } })), 3 }
+      return result
+    end, function(result, fail)
+      for i, r in ipairs(result) do
+        if r[1] ~= r[2] then fail("case %d: %s instead of %s", i, tostring(r[1]), tostring(r[2])) end
       end
     end)
   end)

@@ -7,8 +7,9 @@
 --- The first step after `add` reads that sequence's prompt and returns its last logits. Every later step feeds, for
 --- each sequence, the id that was pushed or, without one, the most probable of its last logits.
 ---
---- A sequence may pick for itself: `batch:add(ids, sampler)`. Its entries are { handle, id = … } then, without logits, which stay on the
---- device where they were computed, and the next step feeds that id unless another is pushed.
+--- A sequence may pick for itself: `batch:add(ids, sampler)`. Its entries are { handle, id = … } then, without logits, which after the
+--- prompt's stay on the device where they were computed, and the next step feeds that id unless another is pushed. The sampler
+--- remembers what it picked, whatever is pushed.
 local cache = require "pyramid.cache"
 local core = require "pyramid.core"
 
@@ -91,9 +92,14 @@ end
 
 -- What a sequence's sampler makes of its prompt, which it sees once.
 local function first_pick(entry)
-  if entry.prompt then entry.sampler:accept(entry.prompt) end
-  entry.prompt = nil
-  return entry.sampler:pick(entry.fresh)
+  if entry.prompt then
+    local ok, message, code = entry.sampler:accept(entry.prompt)
+    if not ok then return nil, message, code end
+    entry.prompt = nil
+  end
+  local id, message, code = entry.sampler:pick(entry.fresh)
+  if not id and message:find("no logit is finite", 1, true) then return false end
+  return id, message, code
 end
 
 ---One step of every sequence. On failure of a prompt or of the step, the sequences are as before; `remove` the one that
@@ -107,6 +113,9 @@ function Batch:step()
   for index, entry in ipairs(self.entries) do
     if not pcall(entry.handle.tokens, entry.handle) then
       error(("batch:step: sequence %d: its handle was closed; remove it"):format(index), 2)
+    end
+    if entry.sampler and not pcall(entry.sampler.accept, entry.sampler, {}) then
+      error(("batch:step: sequence %d: its sampler was closed; remove it"):format(index), 2)
     end
     if entry.read then
       local id = entry.next or entry.id or entry.logits and entry.logits:argmax()
@@ -123,7 +132,7 @@ function Batch:step()
     end
     if entry.sampler and entry.fresh and entry.id == nil then
       local id, message, code = first_pick(entry)
-      if not id then return nil, ("sequence %d: %s"):format(index, message), code end
+      if id == nil then return nil, ("sequence %d: %s"):format(index, message), code end
       entry.id = id
     end
   end

@@ -136,7 +136,12 @@ function generate.start(model, prompt, given)
     if own then cache:close() end
     return nil, message, code
   end
-  picker:accept(ids)
+  local accepted
+  accepted, message, code = picker:accept(ids)
+  if not accepted then
+    if own then cache:close() end
+    return nil, message, code
+  end
   local self = setmetatable({
     model = model, cache = cache, own = own, sampler = picker, logits = logits, clock = clock, stops = stops,
     left = given.max_tokens or 256, ends = given.ignore_eos and {} or set(tokenizer.eos),
