@@ -20,8 +20,8 @@
  * rows again where no older row changes; a failed step drops its row. After its reservation a step can fail only if the
  * device does; then rows are as before, but what was tracked of them may have counted the step's attention. */
 #include "model.h"
+#include "picks.h"
 #include "plan.h"
-#include "sampler.h"
 
 #include <string.h>
 

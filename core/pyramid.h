@@ -310,12 +310,10 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
 /* One token on for each of `count` distinct caches of one model, in one forward pass; logits[i] is [vocab] or NULL.
  * All or nothing. */
 pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits);
-/* The same, and what samplers[i], if there is one, picks of the logits: picks[i], -1 where there is none or no logit is finite.
- * Logits that nobody asked for (logits NULL, or logits[i]) stay where they were computed. All or nothing, but that a device which
- * fails at the picks alone has made the step all the same; picks are -1 then where samplers have not picked. */
 typedef struct pyr_sampler pyr_sampler;
-pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits,
-                         pyr_sampler *const *samplers, int32_t *picks);
+/* The same, and what samplers[i], if there is one, picks of the logits: picks[i], -1 where there is none or no logit is finite. Logits
+ * that are NULL stay where they were computed. A device that fails at the picks alone has made the step; picks not made are -1. */
+pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits, pyr_sampler *const *samplers, int32_t *picks);
 pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out);          /* pages shared until written */
 pyr_status pyr_cache_clear(pyr_cache *cache);
 pyr_status pyr_cache_save(const pyr_cache *cache, const char *path);
@@ -449,8 +447,7 @@ pyr_status pyr_sampler_new(pyr_runtime *rt, const pyr_sampler_options *options, 
 void pyr_sampler_free(pyr_sampler *sampler);
 void pyr_sampler_reset(pyr_sampler *sampler);                /* as new: seed and history */
 pyr_status pyr_sampler_accept(pyr_sampler *sampler, const int32_t *ids, int64_t n);  /* ids seen, e.g. the prompt */
-/* Picks from logits [vocab] and remembers the pick. Ties go to the lower id. PYR_ARGUMENT if no logit is finite, or,
- * above temperature 0, there are more than 2^19. */
+/* Picks from logits [vocab] and remembers it. Ties go to the lower id. PYR_ARGUMENT: none is finite; more than 2^19, and not greedy. */
 pyr_status pyr_sampler_pick(pyr_sampler *sampler, const float *logits, int32_t vocab, int32_t *out);
 
 /* ---- facade for hosts without Lua (lua/host.c) --------------------------------------------------------------------- */

@@ -15,14 +15,4 @@ pyr_status pyr_sampler_check(const pyr_sampler *s, int32_t vocab);   /* PYR_ARGU
 pyr_status pyr_sampler_reserve(pyr_sampler *s, int32_t vocab, int picks, bool device, int64_t *changes);
 pyr_runtime *pyr_sampler_runtime(const pyr_sampler *s);        /* who holds its messages */
 
-/* ---- pick.c: many at once -------------------------------------------------------------------------------------------------- */
-
-/* ids[i]: what samplers[i] picks of logits [count, vocab], backend memory; -1 where no logit is finite, or there is no sampler. `room`
- * is host memory, pyr_pick_bytes(count). Once they are prepared, only the device can fail; samplers of ids that came out have then
- * picked, others not. */
-size_t pyr_pick_bytes(int count);
-pyr_status pyr_pick_prepare(pyr_backend *be, pyr_sampler *const *samplers, int count, int32_t vocab);
-pyr_status pyr_pick_all(pyr_backend *be, pyr_sampler *const *samplers, const float *logits, int32_t vocab, int count, int32_t *ids,
-                        void *room);
-
 #endif

@@ -14,7 +14,7 @@
 #include "lpyramid.h"
 #include "backend.h"
 #include "dtype.h"
-#include "sampler.h"
+#include "picks.h"
 
 #include <stdbool.h>
 #include <string.h>

@@ -128,7 +128,8 @@ describe("the device", function()
     end)
 
     it("picks where the logits are, what a sampler picks of them", function()
-      local shared, same = pyramid.sampler { temperature = 0.9, top_p = 0.95, seed = 5 }, pyramid.sampler { temperature = 0.9, top_p = 0.95, seed = 5 }
+      local function sampler() return pyramid.sampler { temperature = 0.9, top_p = 0.95, seed = 5 } end
+      local shared, same = sampler(), sampler()
       local caches, last = {}, {}
       for i, n in ipairs { 20, 9, 31 } do
         caches[i], last[i] = assert(device:cache { policy = "full" }), i
@@ -137,7 +138,9 @@ describe("the device", function()
       for _ = 1, 8 do
         local forks, expected = {}, {}
         for i, cache in ipairs(caches) do forks[i] = assert(cache:fork()) end
-        for i, logits in ipairs(assert(core.step(forks, last))) do expected[i] = i ~= 2 and same:pick(logits) or logits:tostring() end
+        for i, logits in ipairs(assert(core.step(forks, last))) do
+          expected[i] = i ~= 2 and same:pick(logits) or logits:tostring()
+        end
         local got = assert(core.step(caches, last, { shared, false, shared }))
         assert.same({ expected[1], expected[3] }, { got[1], got[3] })
         assert.equal(expected[2], got[2]:tostring())

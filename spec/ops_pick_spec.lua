@@ -123,14 +123,16 @@ describe("pick", function()
     local logits = { { -5 }, { 0.0, -0.0, 0.0, -0.0 }, false }
     reference.each(function(rt)
       local result = {}
-      for _, options in ipairs { {}, { temperature = 1e-45 }, { temperature = 3e38, seed = 4 }, { temperature = 1, top_p = 0.5, seed = 9 } } do
+      for _, options in ipairs { {}, { temperature = 1e-45 }, { temperature = 3e38, seed = 4 },
+        { temperature = 1, top_p = 0.5, seed = 9 } } do
         for _, values in ipairs(logits) do
           local there, here = new_sampler(options), new_sampler(options)
           if not values then
             values = {}
             for i = 1, rt:isa() == "emulated" and most // 16 or most do values[i] = 1 end
           end
-          result[#result + 1] = { ops.numbers(assert(ops.pick(rt, { ops.floats(values) }, { there })), "ints")[1], (here:pick(values)) }
+          local picked = ops.numbers(assert(ops.pick(rt, { ops.floats(values) }, { there })), "ints")
+          result[#result + 1] = { picked[1], (here:pick(values)) }
         end
       end
       local over = ops.floats { 1, 2 }:rep(most // 2 + 1)

@@ -7,9 +7,9 @@
 --- The first step after `add` reads that sequence's prompt and returns its last logits. Every later step feeds, for
 --- each sequence, the id that was pushed or, without one, the most probable of its last logits.
 ---
---- A sequence may pick for itself: `batch:add(ids, sampler)`. Its entries are { handle, id = … } then, without logits, which after the
---- prompt's stay on the device where they were computed, and the next step feeds that id unless another is pushed. The sampler
---- remembers what it picked, whatever is pushed.
+--- A sequence may pick for itself: `batch:add(ids, sampler)`. Its entries are { handle, id = … } then, without logits, which
+--- after the prompt's stay on the device where they were computed, and the next step feeds that id unless another is pushed.
+--- The sampler remembers what it picked, whatever is pushed.
 local cache = require "pyramid.cache"
 local core = require "pyramid.core"
 

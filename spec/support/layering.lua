@@ -18,19 +18,19 @@ end
 -- A unit of the core (core/NAME.c and core/NAME.h) may include units of lower rank only, and its own header.
 local rank = {
   pyramid = 0,
-  tensor = 1, dtype = 1, runtime = 1,
-  backend = 2, unicode = 2, device = 3,
-  weights = 3, sampler = 3, pages = 3, tokenizer = 3, profile = 3,
-  tokenizer_bpe = 4, tokenizer_split = 4, tokenizer_decode = 4,
-  model = 4, cache = 5, queries = 6, score = 7, judge = 8, plan = 9, cache_file = 10, forward = 10,
+  tensor = 1, dtype = 1, runtime = 1, pick = 1,
+  calls = 2, backend = 3, unicode = 3, device = 4,
+  weights = 4, sampler = 4, pages = 4, tokenizer = 4, profile = 4,
+  tokenizer_bpe = 5, tokenizer_split = 5, tokenizer_decode = 5,
+  model = 5, picks = 5, cache = 6, queries = 7, score = 8, judge = 9, plan = 10, cache_file = 11, forward = 11,
 }
 -- runtime.c opens the backend that runtime.h only names.
 local exceptions = { ["core/runtime.c"] = { backend = true, device = true } }
 
-local kernels_may = { pyramid = true, tensor = true, dtype = true, runtime = true, backend = true }
+local kernels_may = { pyramid = true, tensor = true, dtype = true, runtime = true, backend = true, pick = true }
 local binding_may = { pyramid = true }
 local single_operations = {
-  ["lua/lops.c"] = { backend = true, runtime = true, tensor = true, dtype = true },
+  ["lua/lops.c"] = { backend = true, runtime = true, tensor = true, dtype = true, picks = true },
   ["lua/lprobe.c"] = { backend = true, runtime = true, dtype = true },
 }
 

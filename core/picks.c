@@ -1,9 +1,5 @@
-/* pick.c — what samplers pick, each of its own sequence's logits, where those are: by the host where they are in its memory, else on
- * the device, many at once, of which only ids come back. */
-#include "sampler.h"
-#include "pick.h"
-
-#include <string.h>
+/* picks.c — see picks.h. The host picks where logits are in its memory; else a device does, and only ids come back. */
+#include "picks.h"
 
 /* The message of a sampler's runtime, for a caller who looks into another. */
 static pyr_status pass_on(pyr_runtime *rt, const pyr_sampler *s, pyr_status status) {
