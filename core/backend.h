@@ -1,7 +1,7 @@
 /* backend.h — the one table of operations that the core runs on. core/cpu fills it, and is the reference.
  *
  * Rules for every operation. Activations are f32, row-major, contiguous unless a stride is given; weights are
- * pyr_tensor of any dtype; cache rows are f32, f16, bf16 or q8_0. Pointers to numbers are backend memory (`alloc`), so
+ * pyr_tensor of any dtype; cache rows are f32, f16, bf16, q8_0 or fp8_e4m3. Pointers to numbers are backend memory (`alloc`), so
  * that no decision of a policy makes a device wait for its host; structs and what is marked "host" are host memory. An operation never allocates: scratch is set aside by `reserve`, after which calls
  * within the reserved sizes fail only if the device does. Outputs are overwritten unless "accumulates" is said.
  * Results do not depend on the number of threads, and a token's results do not depend on what else is in the call

@@ -9,7 +9,7 @@
 #define PYR_PAGE_ROWS 32   /* rows a page */
 
 /* A page holds PYR_PAGE_ROWS rows of K, then as many rows of V, each row head_dim values of the cache dtype.
- * q8_0 rows need head_dim % 32 == 0. K is stored after RoPE, at its original position. */
+ * q8_0 rows need head_dim % 32 == 0, fp8_e4m3 an even one. K is stored after RoPE, at its original position. */
 size_t pyr_row_bytes(pyr_dtype dtype, int head_dim);               /* one K or one V row */
 size_t pyr_page_bytes(pyr_dtype dtype, int head_dim);              /* 2 * PYR_PAGE_ROWS * pyr_row_bytes */
 

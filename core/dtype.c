@@ -23,6 +23,7 @@ static const struct { const char *name; int block; uint16_t bytes, align; bool w
   [PYR_BF16] = { "bf16", 1, 2, 2, true },    [PYR_Q8_0] = { "q8_0", 32, 34, 1, true },
   [PYR_Q4_0] = { "q4_0", 32, 18, 1, true },  [PYR_Q4_K] = { "q4_k", 256, 144, 1, false },
   [PYR_Q5_K] = { "q5_k", 256, 176, 1, false }, [PYR_Q6_K] = { "q6_k", 256, 210, 1, false },
+  [PYR_FP8_E4M3] = { "fp8_e4m3", 1, 1, 1, true },
 };
 
 bool pyr_dtype_valid(int dtype) { return dtype >= 0 && dtype < PYR_DTYPES; }
@@ -31,6 +32,7 @@ int pyr_dtype_block(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? form
 size_t pyr_dtype_block_bytes(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].bytes : 0; }
 size_t pyr_dtype_align(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].align : 1; }
 bool pyr_dtype_writable(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) && formats[dtype].writable; }
+bool pyr_dtype_weights(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) && dtype != PYR_FP8_E4M3; }
 
 int pyr_dtype_of_name(const char *name) {
   for (int i = 0; i < PYR_DTYPES; i++)
@@ -55,6 +57,10 @@ static void f16_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t
 
 static void bf16_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t n) {
   for (int64_t i = 0; i < n; i++) dst[i] = pyr_f32_of_bf16(load16(src + 2 * i));
+}
+
+static void fp8_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) dst[i] = pyr_f32_of_fp8(src[i]);
 }
 
 static void q8_0_to_f32(float *restrict dst, const uint8_t *restrict src) {
@@ -124,6 +130,7 @@ void pyr_row_to_f32(float *dst, const void *src, pyr_dtype dtype, int64_t n) {
     case PYR_F32: if (n > 0) memcpy(dst, from, (size_t)n * 4); break;
     case PYR_F16: f16_to_f32(dst, from, n); break;
     case PYR_BF16: bf16_to_f32(dst, from, n); break;
+    case PYR_FP8_E4M3: fp8_to_f32(dst, from, n); break;
     case PYR_Q8_0: for (; n >= 32; n -= 32, dst += 32, from += 34) q8_0_to_f32(dst, from); break;
     case PYR_Q4_0: for (; n >= 32; n -= 32, dst += 32, from += 18) q4_0_to_f32(dst, from); break;
     case PYR_Q4_K: for (; n >= 256; n -= 256, dst += 256, from += 144) q4_k_to_f32(dst, from); break;
@@ -141,6 +148,10 @@ static void f16_from_f32(uint8_t *restrict dst, const float *restrict src, int64
 
 static void bf16_from_f32(uint8_t *restrict dst, const float *restrict src, int64_t n) {
   for (int64_t i = 0; i < n; i++) store16(dst + 2 * i, pyr_bf16_of_f32(src[i]));
+}
+
+static void fp8_from_f32(uint8_t *restrict dst, const float *restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) dst[i] = pyr_fp8_of_f32(src[i]);
 }
 
 /* x, made safe to convert to int: NaN becomes low. */
@@ -189,6 +200,7 @@ void pyr_row_from_f32(void *dst, pyr_dtype dtype, const float *src, int64_t n) {
     case PYR_F32: if (n > 0) memcpy(to, src, (size_t)n * 4); break;
     case PYR_F16: f16_from_f32(to, src, n); break;
     case PYR_BF16: bf16_from_f32(to, src, n); break;
+    case PYR_FP8_E4M3: fp8_from_f32(to, src, n); break;
     case PYR_Q8_0: for (; n >= 32; n -= 32, to += 34, src += 32) q8_0_from_f32(to, src); break;
     case PYR_Q4_0: for (; n >= 32; n -= 32, to += 18, src += 32) q4_0_from_f32(to, src); break;
     default: break;

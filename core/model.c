@@ -352,7 +352,7 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
   const char *name = spec->name ? spec->name : roles[role].name;
   if (roles[role].layered && (layer < 0 || layer >= c->layers))
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: layer %d of %s, outside 0..%d", layer, roles[role].name, c->layers - 1);
-  if (as >= 0 && !(pyr_dtype_valid(as) && pyr_dtype_writable((pyr_dtype)as)))
+  if (as >= 0 && !(pyr_dtype_weights((pyr_dtype)as) && pyr_dtype_writable((pyr_dtype)as)))
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: weights cannot be converted to dtype %s",
                                  pyr_dtype_valid(as) ? pyr_dtype_name((pyr_dtype)as) : "(unknown)");
   if (model->ready) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: %s bound after the model was ready", name);
@@ -368,6 +368,9 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
                                    (long long)view.shape[0], view.rank == 1 ? "" : ", …", roles[role].name, (long long)cols);
     return bind_vector(model, place_of(model, role, layer), &view);
   }
+  if (!pyr_dtype_weights(view.dtype))
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "%s: tensor %s: weights of dtype %s are not supported (known: f32, f16, bf16, "
+                                 "q8_0, q4_0, q4_k, q5_k, q6_k)", path, name, pyr_dtype_name(view.dtype));
   if (view.rank != 2 || view.shape[0] != rows || view.shape[1] != cols)
     return pyr_runtime_set_error(rt, PYR_FORMAT, "%s: tensor %s: shape [%lld, %lld], where the model's %s is [%lld, %lld]",
                                  path, name, (long long)view.shape[0], (long long)view.shape[1], roles[role].name,

@@ -4,11 +4,14 @@
 pyr_status pyr_pool_new(pyr_model *model, pyr_dtype dtype, size_t budget, pyr_pool **out) {
   pyr_runtime *rt = pyr_model_runtime(model);
   const pyr_model_config *config = pyr_model_get_config(model);
-  if (dtype != PYR_F32 && dtype != PYR_F16 && dtype != PYR_BF16 && dtype != PYR_Q8_0)
-    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "cache dtype %s: use f32, f16, bf16 or q8_0",
+  if (dtype != PYR_F32 && dtype != PYR_F16 && dtype != PYR_BF16 && dtype != PYR_Q8_0 && dtype != PYR_FP8_E4M3)
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "cache dtype %s: use f32, f16, bf16, q8_0 or fp8_e4m3",
                                  pyr_dtype_name(dtype) ? pyr_dtype_name(dtype) : "?");
   if (dtype == PYR_Q8_0 && config->head_dim % 32 != 0)
     return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "cache dtype q8_0 needs head_dim %% 32 == 0, and it is %d",
+                                 (int)config->head_dim);
+  if (dtype == PYR_FP8_E4M3 && config->head_dim % 2 != 0)
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "cache dtype fp8_e4m3 needs an even head_dim, and it is %d",
                                  (int)config->head_dim);
   pyr_pool *pool = pyr_alloc_zero(rt, sizeof *pool);
   if (!pool) return pyr_nomem(rt, sizeof *pool, "the page pool");

@@ -8,8 +8,9 @@
  * four warps has 32 KiB, and the two blocks that the registers of a multiprocessor hold have 64 KiB, three times what 3.4 TB/s
  * and 0.8 us of latency ask of each of 132.
  *
- * Shared memory, bytes: queries 32 D TERMS, rows WARPS * 128 D: for D = 128 72 KiB (f16) or 76 KiB (bf16). Rows of f32 and
- * q8_0, and heads that no D fits, are attention.cu's. */
+ * Shared memory, bytes: queries 32 D TERMS, rows WARPS * 128 D: for D = 128 72 KiB (f16) or 76 KiB (bf16). Rows of fp8_e4m3
+ * are copied as bytes, and a warp makes halves of them before it works on them. Rows of f32 and q8_0, and heads that no D fits,
+ * are attention.cu's. */
 #include "attention_tile.cuh"
 
 static constexpr int ROWS = 16, COLUMNS = 16;
@@ -28,7 +29,7 @@ static __device__ __forceinline__ int64_t first_above(const int32_t *positions, 
 }
 
 /* Grid: blocks of columns, segment after segment; lanes; calls. */
-template <typename T, int D, int WARPS>
+template <typename T, rows_come COME, int D, int WARPS>
 static __global__ void __launch_bounds__(WARPS * WARP, D <= 64 ? 3 : 2) decode_kernel(attend_args a) {
   constexpr int TERMS = T::exact, PLANE = COLUMNS * D, STAGE = 2 * ROWS * D, JOIN = D + 8;
   __shared__ float backs[COLUMNS], tops[WARPS][COLUMNS], sums[WARPS][COLUMNS];
@@ -44,7 +45,11 @@ static __global__ void __launch_bounds__(WARPS * WARP, D <= 64 ? 3 : 2) decode_k
   int32_t position = call.q_pos[0];
 
   auto fetch = [&](int64_t row, int stage) {
-    if (row < lane.rows) {
+    uint8_t *raw = reinterpret_cast<uint8_t *>(stages) + stage * STAGE;
+    if (COME == WIDENED && row < lane.rows) {
+      copy_bytes<D, ROWS>(raw, lane, a.f, row, lane.rows, 0, thread, WARP);
+      copy_bytes<D, ROWS>(raw + ROWS * D, lane, a.f, row, lane.rows, 1, thread, WARP);
+    } else if (row < lane.rows) {
       copy_rows<D, ROWS>(stages + stage * STAGE, lane, a.f, row, lane.rows, 0, thread, WARP);
       copy_rows<D, ROWS>(stages + stage * STAGE + ROWS * D, lane, a.f, row, lane.rows, 1, thread, WARP);
     }
@@ -77,7 +82,11 @@ static __global__ void __launch_bounds__(WARPS * WARP, D <= 64 ? 3 : 2) decode_k
     fetch(row + WARPS * ROWS < seen.high ? row + WARPS * ROWS : lane.rows, stage ^ 1);
     copy_wait<1>();
     __syncwarp();
-    uint16_t *k = stages + stage * STAGE;
+    uint16_t *k = stages + (COME == WIDENED ? 1 : stage) * STAGE;
+    if (COME == WIDENED) {                             /* bytes of both stages lie in the first one's place, halves in the second's */
+      widen_rows<D, 2 * ROWS>(k, reinterpret_cast<uint8_t *>(stages) + stage * STAGE, thread, WARP);
+      __syncwarp();
+    }
     float s[1][ROWS / 8][4], shrink[1][2];
     tile_scores<T, D, TERMS, 1, ROWS>(s, q, 0, PLANE, k);
     int64_t at = row + thread % 4 * 2;
@@ -132,27 +141,30 @@ static __global__ void __launch_bounds__(WARPS * WARP, D <= 64 ? 3 : 2) decode_k
   }
 }
 
-template <typename T, int D, int WARPS> static void launch(pyr_backend *be, const attend_args &a, unsigned lanes, unsigned calls) {
+template <typename T, rows_come COME, int D, int WARPS>
+static void launch(pyr_backend *be, const attend_args &a, unsigned lanes, unsigned calls) {
   constexpr int BYTES = 2 * (T::exact * COLUMNS * D + WARPS * 4 * ROWS * D);
   static_assert(COLUMNS * (D + 8) * 4 <= 2 * 4 * ROWS * D, "a warp's sums fit its stages");
   attend_args wide = a;
   wide.column_blocks = static_cast<unsigned>(ceil_div(a.group, COLUMNS));
   /* A refusal of the device shows in the launch that follows. */
-  if (BYTES > 48 << 10) (void)cudaFuncSetAttribute(decode_kernel<T, D, WARPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
+  if (BYTES > 48 << 10) (void)cudaFuncSetAttribute(decode_kernel<T, COME, D, WARPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
   dim3 grid(static_cast<unsigned>(wide.column_blocks * a.segments), lanes, calls);
-  PYR_LAUNCH((decode_kernel<T, D, WARPS>), grid, WARPS * WARP, BYTES, cuda_of(be), wide);
+  PYR_LAUNCH((decode_kernel<T, COME, D, WARPS>), grid, WARPS * WARP, BYTES, cuda_of(be), wide);
 }
 
-template <typename T> static void launch_any(pyr_backend *be, const attend_args &a, unsigned lanes, unsigned calls) {
-  if (a.f.d <= 64) launch<T, 64, 4>(be, a, lanes, calls);
-  else if (a.f.d <= 128) launch<T, 128, 4>(be, a, lanes, calls);
-  else launch<T, 256, 2>(be, a, lanes, calls);
+template <typename T, rows_come COME>
+static void launch_any(pyr_backend *be, const attend_args &a, unsigned lanes, unsigned calls) {
+  if (a.f.d <= 64) launch<T, COME, 64, 4>(be, a, lanes, calls);
+  else if (a.f.d <= 128) launch<T, COME, 128, 4>(be, a, lanes, calls);
+  else launch<T, COME, 256, 2>(be, a, lanes, calls);
 }
 
 bool cuda_attention_decode(pyr_backend *be, const attend_args &a, unsigned lanes, unsigned calls) {
   if (!(a.scale > 0) || a.f.d % 8 != 0 || a.f.d > 256) return false;
-  if (a.f.dtype == PYR_F16) launch_any<f16>(be, a, lanes, calls);
-  else if (a.f.dtype == PYR_BF16) launch_any<bf16>(be, a, lanes, calls);
+  if (a.f.dtype == PYR_F16) launch_any<f16, AS_THEY_LIE>(be, a, lanes, calls);
+  else if (a.f.dtype == PYR_BF16) launch_any<bf16, AS_THEY_LIE>(be, a, lanes, calls);
+  else if (a.f.dtype == PYR_FP8_E4M3 && a.f.d % 16 == 0) launch_any<f16, WIDENED>(be, a, lanes, calls);
   else return false;
   return true;
 }

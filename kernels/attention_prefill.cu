@@ -7,8 +7,9 @@
  *
  * Shared memory, bytes: queries 2 * 64 MT * D * TERMS, rows 2 stages * 2 * 32 * D * 2. For D = 128 that is 64 KiB rounded
  * (MT = 2) and, exact, 64 KiB (f16) or 80 KiB (bf16) with MT = 1; for D = 64, where MT is 2, 32, 48 and 64 KiB; for D = 256,
- * rounded, MT = 1, 96 KiB. Registers hold the sums, D / 2 MT of a lane's at most 255. Rows of f32 and q8_0 are rounded to bf16 on
- * their way, where calls are rounded; else they, and heads that no D fits, are attention.cu's. */
+ * rounded, MT = 1, 96 KiB. Registers hold the sums, D / 2 MT of a lane's at most 255. Rows of fp8_e4m3
+ * become halves where they lie: the bytes of both stages have the place of one, the halves that of the other. Rows of f32 and
+ * q8_0 are rounded to bf16 on their way, where calls are rounded; else they, and heads that no D fits, are attention.cu's. */
 #include "attention_tile.cuh"
 
 static constexpr int WARPS = 4, ROWS = PYR_PAGE_ROWS;
@@ -28,7 +29,7 @@ static __device__ __forceinline__ bounds bounds_of(const int *lows, const int *h
 }
 
 /* Grid: tiles of columns, those that see most first; lanes; calls. */
-template <typename T, bool ROUND, int D, int TERMS, int MT>
+template <typename T, rows_come COME, int D, int TERMS, int MT>
 static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_args a) {
   constexpr int TILE = 16 * MT * WARPS, PLANE = TILE * D, STAGE = 2 * ROWS * D;
   __shared__ int lows[TILE], highs[TILE];
@@ -58,7 +59,11 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
 
   auto fetch = [&](int row, int stage) {
     uint16_t *k = stages + stage * STAGE, *v = k + ROWS * D;
-    if (ROUND) {
+    uint8_t *raw = reinterpret_cast<uint8_t *>(stages) + stage * STAGE;
+    if (COME == WIDENED) {
+      copy_bytes<D, ROWS>(raw, lane, a.f, row, lane.rows, 0, thread, WARPS * WARP);
+      copy_bytes<D, ROWS>(raw + ROWS * D, lane, a.f, row, lane.rows, 1, thread, WARPS * WARP);
+    } else if (COME == ROUNDED) {
       round_rows<T, D, ROWS>(k, lane, a.f, row, lane.rows, 0, thread, WARPS * WARP);
       round_rows<T, D, ROWS>(v, lane, a.f, row, lane.rows, 1, thread, WARPS * WARP);
     } else {
@@ -76,8 +81,12 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
     copy_wait<0>();
     __syncthreads();                                   /* this stage is there, and nobody works on the other any more */
     if (row + ROWS < block.any_high) fetch(row + ROWS, stage ^ 1);
+    if (COME == WIDENED) {                             /* bytes of both stages lie in the first one's place, halves in the second's */
+      widen_rows<D, 2 * ROWS>(stages + STAGE, reinterpret_cast<uint8_t *>(stages) + stage * STAGE, thread, WARPS * WARP);
+      __syncthreads();
+    }
     if (row >= mine.any_high || row + ROWS <= mine.any_low) continue;
-    uint16_t *k = stages + stage * STAGE;
+    uint16_t *k = stages + (COME == WIDENED ? 1 : stage) * STAGE;
     float s[MT][ROWS / 8][4];
     tile_scores<T, D, TERMS, MT, ROWS>(s, q, first, PLANE, k);
     if (row < mine.all_low || row + ROWS > mine.all_high) {
@@ -122,36 +131,39 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
     }
 }
 
-template <typename T, bool ROUND, int D, int TERMS, int MT>
+template <typename T, rows_come COME, int D, int TERMS, int MT>
 static void launch(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls) {
   constexpr int TILE = 16 * MT * WARPS, BYTES = 2 * (TERMS * TILE * D + 4 * ROWS * D);
   /* A refusal of the device shows in the launch that follows. */
   if (BYTES > 48 << 10)
-    (void)cudaFuncSetAttribute(prefill_kernel<T, ROUND, D, TERMS, MT>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
+    (void)cudaFuncSetAttribute(prefill_kernel<T, COME, D, TERMS, MT>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
   dim3 grid(static_cast<unsigned>(ceil_div(columns, TILE)), lanes, calls);
-  PYR_LAUNCH((prefill_kernel<T, ROUND, D, TERMS, MT>), grid, WARPS * WARP, BYTES, cuda_of(be), a);
+  PYR_LAUNCH((prefill_kernel<T, COME, D, TERMS, MT>), grid, WARPS * WARP, BYTES, cuda_of(be), a);
 }
 
-template <typename T, bool ROUND>
+template <typename T, rows_come COME>
 static void launch_rounded(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls) {
-  if (a.f.d <= 64) launch<T, ROUND, 64, 1, 2>(be, a, columns, lanes, calls);
-  else if (a.f.d <= 128) launch<T, ROUND, 128, 1, 2>(be, a, columns, lanes, calls);
-  else launch<T, ROUND, 256, 1, 1>(be, a, columns, lanes, calls);
+  if (a.f.d <= 64) launch<T, COME, 64, 1, 2>(be, a, columns, lanes, calls);
+  else if (a.f.d <= 128) launch<T, COME, 128, 1, 2>(be, a, columns, lanes, calls);
+  else launch<T, COME, 256, 1, 1>(be, a, columns, lanes, calls);
 }
 
-template <typename T>
+template <typename T, rows_come COME>
 static void launch_exact(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls) {
-  if (a.f.d <= 64) launch<T, false, 64, T::exact, 2>(be, a, columns, lanes, calls);
-  else launch<T, false, 128, T::exact, 1>(be, a, columns, lanes, calls);
+  if (a.f.d <= 64) launch<T, COME, 64, T::exact, 2>(be, a, columns, lanes, calls);
+  else launch<T, COME, 128, T::exact, 1>(be, a, columns, lanes, calls);
 }
 
 bool cuda_attention_prefill(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls) {
   bool rounded = a.rounded, half = a.f.dtype == PYR_F16, brain = a.f.dtype == PYR_BF16;
-  if (!(a.scale > 0) || a.f.d % 8 != 0 || a.f.d > (rounded ? 256 : 128) || !(rounded || half || brain)) return false;
-  if (rounded && half) launch_rounded<f16, false>(be, a, columns, lanes, calls);
-  else if (rounded && brain) launch_rounded<bf16, false>(be, a, columns, lanes, calls);
-  else if (rounded) launch_rounded<bf16, true>(be, a, columns, lanes, calls);
-  else if (half) launch_exact<f16>(be, a, columns, lanes, calls);
-  else launch_exact<bf16>(be, a, columns, lanes, calls);
+  bool bytes = a.f.dtype == PYR_FP8_E4M3 && a.f.d % 16 == 0;
+  if (!(a.scale > 0) || a.f.d % 8 != 0 || a.f.d > (rounded ? 256 : 128) || !(rounded || half || brain || bytes)) return false;
+  if (rounded && half) launch_rounded<f16, AS_THEY_LIE>(be, a, columns, lanes, calls);
+  else if (rounded && brain) launch_rounded<bf16, AS_THEY_LIE>(be, a, columns, lanes, calls);
+  else if (rounded && bytes) launch_rounded<f16, WIDENED>(be, a, columns, lanes, calls);
+  else if (rounded) launch_rounded<bf16, ROUNDED>(be, a, columns, lanes, calls);
+  else if (half) launch_exact<f16, AS_THEY_LIE>(be, a, columns, lanes, calls);
+  else if (brain) launch_exact<bf16, AS_THEY_LIE>(be, a, columns, lanes, calls);
+  else launch_exact<f16, WIDENED>(be, a, columns, lanes, calls);
   return true;
 }

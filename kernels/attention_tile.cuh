@@ -24,6 +24,9 @@ static __device__ __forceinline__ float quad_max(float x) {
 /* The row of the products that a lane's values [half] of the m-th 16 belong to. */
 static __device__ __forceinline__ int row_of_tile(int m, int half) { return m * 16 + half * 8 + lane_of_warp() / 4; }
 
+/* How rows become tiles: as they lie, widened to halves (fp8_e4m3), or rounded. */
+enum rows_come { AS_THEY_LIE, WIDENED, ROUNDED };
+
 /* ---- rows into shared memory ------------------------------------------------------------------------------------------------- */
 
 /* K (what = 0) or V (1) of rows [row, row + ROWS), which lie in one page, into a tile, by threads thread, thread + threads, …;
@@ -56,6 +59,32 @@ static __device__ __forceinline__ void round_rows(uint16_t *tile, const pyr_lane
       float high = real ? cache_value_at(first + r * f.bytes, f.dtype, at + 1) : 0.0f;
       to[pair] = take_pair<T>(low, high);
     }
+  }
+}
+
+/* Rows of fp8_e4m3 come as they are, `raw`, [ROWS][D], and become halves, exactly, where they are used. Their heads have whole
+ * chunks of 16 dimensions. */
+template <int D, int ROWS>
+static __device__ __forceinline__ void copy_bytes(uint8_t *raw, const pyr_lane_view &lane, const row_format &f, int64_t row,
+                                                  int64_t rows, int what, int thread, int threads) {
+  const uint8_t *first = row_at(lane, f.bytes, row, what);
+#pragma unroll 2
+  for (int i = thread; i < ROWS * D / 16; i += threads) {
+    int r = i / (D / 16), chunk = i % (D / 16);
+    bool real = row + r < rows && chunk * 16 < f.d;
+    copy_async(raw + i * 16, real ? first + r * f.bytes + chunk * 16 : first, real);
+  }
+}
+
+template <int D, int ROWS>
+static __device__ __forceinline__ void widen_rows(uint16_t *tile, const uint8_t *raw, int thread, int threads) {
+#pragma unroll 2
+  for (int i = thread; i < ROWS * D / 8; i += threads) {
+    uint2 eight = reinterpret_cast<const uint2 *>(raw)[i];
+    uint32_t h[4];
+    halves_of_fp8(eight.x, h[0], h[1]);
+    halves_of_fp8(eight.y, h[2], h[3]);
+    *reinterpret_cast<uint4 *>(chunk_at<D>(tile, i / (D / 8), i % (D / 8))) = make_uint4(h[0], h[1], h[2], h[3]);
   }
 }
 

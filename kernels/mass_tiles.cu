@@ -193,11 +193,13 @@ template <typename T, bool ROUND, int TERMS> static void launch_any(pyr_backend 
 
 bool cuda_mass_tiles(pyr_backend *be, const mass_args &a, int64_t longest) {
   bool rounded = cuda_of(be)->rounded && a.n >= PYR_SMALL_N, half = a.f.dtype == PYR_F16, brain = a.f.dtype == PYR_BF16;
-  if (a.f.d % 2 != 0 || a.f.d > 256 || !(rounded || half || brain)) return false;
+  bool bytes = a.f.dtype == PYR_FP8_E4M3;
+  if (a.f.d % 2 != 0 || a.f.d > 256 || !(rounded || half || brain || bytes)) return false;
   if (rounded && half) launch_any<f16, false, 1>(be, a, longest);
   else if (rounded && brain) launch_any<bf16, false, 1>(be, a, longest);
   else if (rounded) launch_any<bf16, true, 1>(be, a, longest);
   else if (half) launch_any<f16, false, f16::exact>(be, a, longest);
-  else launch_any<bf16, false, bf16::exact>(be, a, longest);
+  else if (brain) launch_any<bf16, false, bf16::exact>(be, a, longest);
+  else launch_any<f16, true, f16::exact>(be, a, longest);        /* fp8_e4m3 as halves is not rounded */
   return true;
 }

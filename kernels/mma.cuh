@@ -14,7 +14,8 @@
  *   load_transposed(r, row)       the same of each one's transpose
  *   copy_async(to, from, real)    16 bytes from global to shared memory, zeros if not `real`; both aligned to 16
  *   copy_commit(), copy_wait<n>() closes a group of this thread's copies; waits until at most n groups are under way. What others
- *                                 copied is seen after a barrier that follows their wait. */
+ *                                 copied is seen after a barrier that follows their wait
+ *   times_256(halves)             two halves, each times 256 */
 #ifndef PYR_CUDA_MMA_CUH
 #define PYR_CUDA_MMA_CUH
 
@@ -74,6 +75,12 @@ template <int LEFT> static __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" :: "n"(LEFT) : "memory");
 }
 
+static __device__ __forceinline__ uint32_t times_256(uint32_t halves) {
+  uint32_t out;
+  asm("mul.f16x2 %0, %1, %2;" : "=r"(out) : "r"(halves), "r"(0x5c005c00u));
+  return out;
+}
+
 /* 2^x, to 2 units of the last place; results below 2^-126 are 0. */
 static __device__ __forceinline__ float power_of_two(float x) {
   float y;
@@ -109,6 +116,24 @@ static __device__ __forceinline__ void halves_of_bytes(uint32_t bytes, uint32_t 
   uint32_t low = __byte_perm(raised, 0x64646464u, 0x4140), high = __byte_perm(raised, 0x64646464u, 0x4342);
   asm("sub.f16x2 %0, %1, %2;" : "=r"(first) : "r"(low), "r"(offset));
   asm("sub.f16x2 %0, %1, %2;" : "=r"(second) : "r"(high), "r"(offset));
+#endif
+}
+
+/* Four values of fp8_e4m3 likewise, exactly. */
+static __device__ __forceinline__ void halves_of_fp8(uint32_t bytes, uint32_t &first, uint32_t &second) {
+#if !defined(PYR_EMULATED) && __CUDA_ARCH__ >= 890
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(first) : "h"(static_cast<uint16_t>(bytes)));
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(second) : "h"(static_cast<uint16_t>(bytes >> 16)));
+#else
+  /* Exponent and mantissa go where a half has its own, 2^8 too small; NaN, all ones, is made a half's. */
+  uint32_t pairs[2] = { (bytes & 0xffu) | (bytes & 0xff00u) << 8, (bytes >> 16 & 0xffu) | (bytes >> 24) << 16 };
+#pragma unroll
+  for (uint32_t &pair : pairs) {
+    uint32_t nan = ((pair & 0x007f007fu) + 0x00010001u) & 0x00800080u;
+    pair = (pair & 0x00800080u) << 8 | (pair & 0x007f007fu) << 7 | nan * 0xf8u;
+  }
+  first = times_256(pairs[0]);
+  second = times_256(pairs[1]);
 #endif
 }
 

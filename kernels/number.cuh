@@ -34,6 +34,19 @@ static __device__ __forceinline__ uint16_t bf16_of_f32(float x) {
   return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : even);
 }
 
+static __device__ __forceinline__ float f32_of_fp8(uint8_t b) {
+  uint32_t sign = static_cast<uint32_t>(b & 0x80u) << 24, rest = b & 0x7fu;
+  uint32_t normal = (rest << 20) + 0x3c000000u, small = __float_as_uint(static_cast<float>(rest) * 0x1p-9f);
+  return __uint_as_float((rest == 0x7fu ? 0x7fc00000u : rest < 8u ? small : normal) | sign);
+}
+
+static __device__ __forceinline__ uint8_t fp8_of_f32(float x) {
+  uint32_t bits = __float_as_uint(x), sign = (bits >> 24) & 0x80u, rest = bits & 0x7fffffffu;
+  uint32_t large = rest > 0x7f800000u ? 0x7fu : 0x7eu, normal = (rest - 0x3c000000u + 0x7ffffu + ((rest >> 20) & 1u)) >> 20;
+  uint32_t small = __float_as_uint(fabsf(x) + 0x1p14f) - 0x46800000u;
+  return static_cast<uint8_t>((rest >= 0x43e00000u ? large : rest < 0x3c800000u ? small : normal) | sign);
+}
+
 /* Blocks of quantised weights lie anywhere. */
 static __device__ __forceinline__ uint16_t load16(const uint8_t *p) { return static_cast<uint16_t>(p[0] | p[1] << 8); }
 
@@ -110,6 +123,7 @@ static __device__ __forceinline__ void write_row(uint8_t *row, int dtype, const 
   if (dtype != PYR_Q8_0) {
     for (int i = lane; i < d; i += WARP) {
       if (dtype == PYR_F32) reinterpret_cast<float *>(row)[i] = from[i];
+      else if (dtype == PYR_FP8_E4M3) row[i] = fp8_of_f32(from[i]);
       else reinterpret_cast<uint16_t *>(row)[i] = dtype == PYR_F16 ? f16_of_f32(from[i]) : bf16_of_f32(from[i]);
     }
     return;
@@ -162,6 +176,7 @@ static __device__ __forceinline__ int64_t due_of(const pyr_weighting &w, int64_t
 static __device__ __forceinline__ float cache_value_at(const uint8_t *row, int dtype, int i) {
   if (dtype == PYR_F32) return reinterpret_cast<const float *>(row)[i];
   if (dtype == PYR_Q8_0) return value_of_q8_0(row, i);
+  if (dtype == PYR_FP8_E4M3) return f32_of_fp8(row[i]);
   uint16_t h = reinterpret_cast<const uint16_t *>(row)[i];
   return dtype == PYR_F16 ? f32_of_f16(h) : f32_of_bf16(h);
 }

@@ -83,8 +83,8 @@ cli.option(parser, "--policy", "NAME", "A policy, options follow as key=value; m
   .. "(default: full, and pyramidinfer preset=45)", { short = "-p", many = true }):action(collect_policy(false))
 cli.option(parser, "--policy-file", "FILE", cli.policy_file_help, { many = true })
   :action(collect_policy(true))
-list_option("--cache-dtype", "DTYPES", "How rows are stored: f16, bf16, f32, q8_0. (default: f16)",
-  one_of("f16", "bf16", "f32", "q8_0"))
+list_option("--cache-dtype", "DTYPES", "How rows are stored: f16, bf16, f32, q8_0, fp8_e4m3. (default: f16)",
+  one_of("f16", "bf16", "f32", "q8_0", "fp8_e4m3"))
 list_option("--prefill", "LENGTHS", "Tokens read. (default: 128,512,2048,8192)", count(1))
 list_option("--depth", "LENGTHS", "Tokens before the steps of decode. (default: 0,512,2048,8192)", count(0))
 list_option("--batch", "COUNTS", "Sequences of a batch. (default: 1,4,8,16,32)", count(1))
@@ -146,7 +146,7 @@ if #groups == 0 then cli.fail("nothing to measure", "At least one of --prefill, 
 args.policies = args.policies or { { text = "full" }, { text = "pyramidinfer preset=45" } }
 local policies = cli.policies(args)
 local dtypes = args.cache_dtype or { "f16" }
-if #dtypes == 0 then cli.fail("no --cache-dtype", "Give at least one of f16, bf16, f32, q8_0.") end
+if #dtypes == 0 then cli.fail("no --cache-dtype", "Give at least one of f16, bf16, f32, q8_0, fp8_e4m3.") end
 
 local progress <close> = picture.progress("measuring", { after = 0 })
 local function note(text)
@@ -252,7 +252,10 @@ local function enter_peer(list, peer, source, entry, model)
   for _, dtype in ipairs(dtypes) do
     for _, flash in ipairs { true, false } do
       local wanted = args.peer_flash == "both" or (args.peer_flash == "on") == flash
-      if wanted and not flash and dtype == "q8_0" then
+      if wanted and dtype == "fp8_e4m3" then
+        table.insert(entry.left_out, { engine = peer.name, label = flash and "flash attention" or "flash attention off",
+          cache_dtype = dtype, reason = "has no rows of this dtype" })
+      elseif wanted and not flash and dtype == "q8_0" then
         table.insert(entry.left_out, { engine = peer.name, label = "flash attention off", cache_dtype = dtype,
           reason = "needs flash attention for quantised rows" })
       elseif wanted then

@@ -412,6 +412,14 @@ describe("a peer", function()
     assert.equal("tiny q4_k_m", report.models[1].name)
   end)
 
+  it("has no rows of fp8_e4m3", function()
+    local report = with_peer("--peer-flash", "on", "--batch", "none", "--depth", "none", "--prefill", "8",
+      "--cache-dtype", "fp8_e4m3")
+    assert.equal("has no rows of this dtype", report.models[1].left_out[1].reason)
+    assert.equal("fp8_e4m3", report.models[1].results[1].cache_dtype)
+    assert.equal(1, #report.models[1].results)
+  end)
+
   it("reads nothing but GGUF files as they are", function()
     assert(random_model.write(in_folder "hf", { shape = "tiny" }))
     local report = with_peer("--shape", "none", "--model", in_folder "hf", "--batch", "none", "--depth", "none", "--prefill", "8")

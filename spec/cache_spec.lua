@@ -4,7 +4,7 @@ local pyramid = require "pyramid"
 
 local PAGE_ROWS = 32
 local row_bytes = { f32 = function(d) return 4 * d end, f16 = function(d) return 2 * d end, bf16 = function(d) return 2 * d end,
-  q8_0 = function(d) return d // 32 * 34 end }
+  q8_0 = function(d) return d // 32 * 34 end, fp8_e4m3 = function(d) return d end }
 
 local function prompt(n, vocab, seed)
   local ids, state = {}, seed or 1

@@ -64,7 +64,7 @@ describe("the device", function()
     end
 
     it("holds rows of every dtype", function()
-      for dtype, limit in pairs { f16 = 1e-3, bf16 = 5e-3, q8_0 = 5e-3 } do
+      for dtype, limit in pairs { f16 = 1e-3, bf16 = 5e-3, q8_0 = 5e-3, fp8_e4m3 = 5e-2 } do
         compare(cpu, device, { policy = "full", dtype = dtype, limit = limit }, 40, 2, dtype)
       end
     end)

@@ -14,7 +14,7 @@ local testing = require "pyramid.testing"
 local transformer = require "spec.support.transformer"
 
 local page_rows = ops.page_rows
-local value_bytes = { f32 = 4, f16 = 2, q8_0 = 34 / 32 }
+local value_bytes = { f32 = 4, f16 = 2, q8_0 = 34 / 32, fp8_e4m3 = 1 }
 
 -- 271 is a prime: no id comes twice, so no two rows of a layer are alike and no score is decided by rounding.
 local ids = {}
@@ -200,7 +200,7 @@ for _, name in ipairs(names) do
         assert_simulated(p, kind, kind == "MHA" and { 60 } or { 30, 15 }, 24)
       end)
 
-      for _, dtype in ipairs { "f32", "f16", "q8_0" } do
+      for _, dtype in ipairs { "f32", "f16", "q8_0", "fp8_e4m3" } do
         it(("holds guards, order, budgets and bytes: %s, %s"):format(kind, dtype), function()
           local model, n, steps = models[kind], 150, 40
           local want = simulated(function() return counts(p, model.config, n, steps) end)
@@ -286,7 +286,7 @@ for _, name in ipairs(names) do
       assert.equal(cache:evicted(), same:evicted())
     end)
 
-    for _, dtype in ipairs { "f16", "q8_0" } do
+    for _, dtype in ipairs { "f16", "q8_0", "fp8_e4m3" } do
       it("goes on from a file as if nothing had been: " .. dtype, function()
         local model, path = models.GQA, helper.tmp()
         local cache <close> = start(model, p, dtype, 100)

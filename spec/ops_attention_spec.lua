@@ -2,7 +2,7 @@
 local ops = require "pyramid.core".ops
 local reference = require "ops_reference"
 
-local dtypes = { "f32", "f16", "bf16", "q8_0" }
+local dtypes = { "f32", "f16", "bf16", "q8_0", "fp8_e4m3" }
 local dims = { 16, 20, 32, 48, 64, 80, 128 }
 
 local function layout_of(dtype, head_dim, heads, kv_heads)
@@ -156,7 +156,7 @@ describe("attention", function()
   end)
 
   it("rounds rows of any dtype on a device, where that is asked for", function()
-    for dtype, limit in pairs { f32 = 1.5e-2, f16 = 2e-3, q8_0 = 1.5e-2 } do
+    for dtype, limit in pairs { f32 = 1.5e-2, f16 = 2e-3, q8_0 = 1.5e-2, fp8_e4m3 = 2e-3 } do
       for _, d in ipairs { 32, 64, 72, 128, 256 } do
         if fits(dtype, d) then
           local layout = layout_of(dtype, d, 6, 2)
@@ -181,7 +181,7 @@ describe("attention", function()
   end)
 
   it("is exact with queries of any size", function()   -- beyond what 16 bits of either format hold
-    for _, dtype in ipairs { "f16", "bf16" } do
+    for _, dtype in ipairs { "f16", "bf16", "fp8_e4m3" } do
       for _, size in ipairs { 1e-9, 1e-4, 3e5, 1e12 } do
         local layout = layout_of(dtype, 64, 4, 2)
         layout.scale = 0.5 / size
@@ -397,7 +397,7 @@ describe("the score pass", function()
   end)
 
   it("rounds rows of any dtype on a device, where that is asked for", function()
-    for dtype, limit in pairs { f32 = 1.5e-2, f16 = 2e-3, q8_0 = 1.5e-2 } do
+    for dtype, limit in pairs { f32 = 1.5e-2, f16 = 2e-3, q8_0 = 1.5e-2, fp8_e4m3 = 1.5e-2 } do
       for _, d in ipairs { 32, 100, 256 } do
         if fits(dtype, d) then
           local layout = layout_of(dtype, d, 6, 2)

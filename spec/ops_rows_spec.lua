@@ -2,7 +2,7 @@
 local ops = require "pyramid.core".ops
 local reference = require "ops_reference"
 
-local dtypes = { "f32", "f16", "bf16", "q8_0" }
+local dtypes = { "f32", "f16", "bf16", "q8_0", "fp8_e4m3" }
 local page_rows = ops.page_rows
 
 --- The bytes of row j of a lane's pages: K (what = 0) or V (1).
@@ -157,7 +157,7 @@ local function rows_of(layout, row_bytes, pages, rows, what)
 end
 
 -- What a dtype may lose when a row of values up to 1 is written.
-local rounding = { f32 = 1e-6, f16 = 1e-3, bf16 = 8e-3, q8_0 = 8e-3 }
+local rounding = { f32 = 1e-6, f16 = 1e-3, bf16 = 8e-3, q8_0 = 8e-3, fp8_e4m3 = 0.13 }
 
 describe("merge", function()
   local function check(layout, row_bytes, rows, idx, threshold, zero)

@@ -3,7 +3,7 @@
 local ops = require "pyramid.core".ops
 local reference = require "ops_reference"
 
-local dtypes = { "f32", "f16", "bf16", "q8_0" }
+local dtypes = { "f32", "f16", "bf16", "q8_0", "fp8_e4m3" }
 
 local function each_shape(f)
   for _, dtype in ipairs(dtypes) do

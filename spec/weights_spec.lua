@@ -35,6 +35,26 @@ describe("dtypes", function()
     end)
   end
 
+  -- PyTorch's (scripts/oracle/fp8_fixtures.py).
+  it("reads and makes fp8_e4m3", function()
+    local golden, all = helper.read(helper.fixture "fp8/e4m3.bin"), {}
+    for byte = 0, 255 do all[byte + 1] = string.char(byte) end
+    local values, from, to = golden:sub(1, 1024), golden:sub(1025, 13024), golden:sub(13025)
+    assert.equal(3000, #to)
+    local got = core.ops.numbers(core.ops.to_f32("fp8_e4m3", table.concat(all)))
+    for i, want in ipairs(core.ops.numbers(values)) do
+      assert(want ~= want and got[i] ~= got[i] or want == got[i] and 1 / want == 1 / got[i], i - 1)
+    end
+    assert_same_bytes(to, core.ops.from_f32("fp8_e4m3", from), 1)
+  end)
+
+  it("keeps what fp8_e4m3 cannot hold at its ends, and NaN", function()
+    local made = core.ops.from_f32("fp8_e4m3", core.ops.floats { 449, 465, -1e9, 1e38 * 10, -1e38 * 10, 0 / 0 })
+    local got = core.ops.numbers(core.ops.to_f32("fp8_e4m3", made))
+    assert.same({ 448, 448, -448, 448, -448 }, { table.unpack(got, 1, 5) })
+    assert.is_true(got[6] ~= got[6])
+  end)
+
   it("copies f32", function()
     assert.equal(data_of "f32", core.ops.to_f32("f32", data_of "f32"))
     assert.equal(data_of "f32", core.ops.from_f32("f32", data_of "f32"))

@@ -77,6 +77,12 @@ static inline void copy_async(void *to, const void *from, bool real) { pyr_emula
 static inline void copy_commit() { pyr_emulate_commit(); }
 template <int LEFT> static inline void copy_wait() { pyr_emulate_wait(LEFT); }
 
+static inline uint32_t times_256(uint32_t halves) {
+  uint32_t out = 0;
+  for (int i = 0; i < 2; i++) out |= static_cast<uint32_t>(f16_of_f32(f32_of_f16(half_of(halves, i)) * 256)) << 16 * i;
+  return out;
+}
+
 static inline float power_of_two(float x) { return exp2f(x); }
 
 #endif

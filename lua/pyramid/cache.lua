@@ -30,11 +30,11 @@ local cache = {}
 ---@field totable fun(self: pyramid.Logits): number[]
 
 local cache_keys = { policy = "any", dtype = "string", budget = "integer|string" }
-local dtypes = { f32 = true, f16 = true, bf16 = true, q8_0 = true }
+local dtypes = { f32 = true, f16 = true, bf16 = true, q8_0 = true, fp8_e4m3 = true }
 
 ---@class pyramid.CacheOptions
 ---@field policy? pyramid.policy|string|table
----@field dtype? "f16"|"f32"|"bf16"|"q8_0"
+---@field dtype? "f16"|"f32"|"bf16"|"q8_0"|"fp8_e4m3"
 ---@field budget? integer|string   bytes, or "512 MiB"
 
 ---A pool and a bound policy from cache options. The caller closes the pool once its caches are made.
@@ -53,7 +53,7 @@ function cache.prepare(what, model, given)
     bound = found:bind()
   end
   local dtype = given.dtype or "f16"
-  if not dtypes[dtype] then error(("%s: unknown dtype '%s' (known: bf16, f16, f32, q8_0)"):format(what, dtype), 3) end
+  if not dtypes[dtype] then error(("%s: unknown dtype '%s' (known: bf16, f16, f32, fp8_e4m3, q8_0)"):format(what, dtype), 3) end
   local pool, message, code = core.pool(model:native(), dtype, options.bytes(what, given.budget, 3))
   if not pool then return nil, message, code end
   return pool, bound

@@ -133,8 +133,8 @@ end
 
 ---@param parser table
 function cli.add_cache_dtype(parser)
-  option(parser, "--cache-dtype", "DTYPE", "How rows are stored: f16, bf16, f32, q8_0.",
-    { default = "f16", choices = { "f16", "bf16", "f32", "q8_0" } })
+  option(parser, "--cache-dtype", "DTYPE", "How rows are stored: f16, bf16, f32, q8_0, fp8_e4m3.",
+    { default = "f16", choices = { "f16", "bf16", "f32", "q8_0", "fp8_e4m3" } })
 end
 
 ---@param parser table

@@ -154,7 +154,7 @@ function inspect.model(path)
   return fault.catch(inspect_model, path)
 end
 
-local cache_bytes = { f32 = 4, f16 = 2, bf16 = 2, q8_0 = 34 / 32 }
+local cache_bytes = { f32 = 4, f16 = 2, bf16 = 2, q8_0 = 34 / 32, fp8_e4m3 = 1 }
 
 ---@class pyramid.Forecast
 ---@field policy string
@@ -170,11 +170,11 @@ local cache_bytes = { f32 = 4, f16 = 2, bf16 = 2, q8_0 = 34 / 32 }
 ---@param config pyramid.Config
 ---@param which pyramid.policy
 ---@param tokens integer
----@param dtype string?  of the cache: "f32", "f16" (default), "bf16", "q8_0"
+---@param dtype string?  of the cache: "f32", "f16" (default), "bf16", "q8_0", "fp8_e4m3"
 ---@return pyramid.Forecast
 function inspect.policy(config, which, tokens, dtype)
   dtype = dtype or "f16"
-  local unit = cache_bytes[dtype] or error(("inspect.policy: dtype '%s' (known: bf16, f16, f32, q8_0)"):format(tostring(dtype)), 2)
+  local unit = cache_bytes[dtype] or error(("inspect.policy: dtype '%s' (known: bf16, f16, f32, fp8_e4m3, q8_0)"):format(tostring(dtype)), 2)
   if math.type(tokens) ~= "integer" or tokens < 1 then error("inspect.policy: length must be a positive integer", 2) end
   local layers = policy.forecast(which, config, tokens)
   local rows, computed = 0, 0
