@@ -3,11 +3,14 @@
 
 local stated = dofile((arg[0]:match "^(.*/)" or "") .. "stated.lua")
 
--- What stands between I and E in a symbol: "4bf16Lb0ELi64EE…" -> "bf16,0,64", what follows; nil: something else.
+-- What stands between I and E in a symbol: "4bf16Lb0ELi64EE…" -> "bf16,0,64", what follows; nil: something else. A value of an
+-- enum is its number: "L9rows_come1E" -> "1".
 local function arguments(after)
   local args = {}
   while after:sub(1, 1) ~= "E" do
     local value, beyond = after:match "^L%a(%d+)E(.*)$"
+    local letters, typed = after:match "^L(%d+)(.*)$"
+    if letters then value, beyond = typed:sub(letters + 1):match "^(%d+)E(.*)$" end
     local size, kind = after:match "^(%d+)(.*)$"
     if not value and not size then return nil end
     args[#args + 1] = value or kind:sub(1, size)

@@ -1,7 +1,8 @@
--- soak.lua [--steps=N] [--json=FILE]: many steps of one sequence on the device that PYRAMID_DEVICE names, with a random model and
--- policies that drop rows all the time. After every hundredth step every logit is a number; after each, no more rows are held than
--- the first tenth of the steps showed, and the runtime holds no more memory than then. A second run of each policy gives the same
--- last logits, bit for bit. Exits 1 if anything of that fails.
+-- soak.lua [--steps=N] [--json=FILE]: many steps of a ragged batch on the device that PYRAMID_DEVICE names, with a random model and
+-- policies that drop rows all the time. Half of the sequences give logits, half pick on the device; at every hundredth of the steps
+-- (every 25, if that is more) the oldest leaves and another comes, of another length, and every logit is a number. After each step no more rows are held than
+-- the first twenty of these turns showed, and the runtime holds no more memory than then. A second run of each policy gives the same
+-- ids and last logits, bit for bit. Exits 1 if anything of that fails.
 local core = require "pyramid.core"
 local machine = require "pyramid.bench.machine"
 local pyramid = require "pyramid"
@@ -17,17 +18,19 @@ for _, word in ipairs(arg) do
   end
   given[key] = value
 end
-local steps, prompt = math.tointeger(tonumber(given.steps)), 256
-if not steps or steps < 10 then
-  io.stderr:write "--steps is a whole number, at least 10\n"
+local steps = math.tointeger(tonumber(given.steps))
+if not steps or steps < 100 then
+  io.stderr:write "--steps is a whole number, at least 100\n"
   os.exit(1)
 end
-local settled = steps // 10                 -- by then a policy holds what it will ever hold
+local lengths = { 40, 256, 7, 131, 300, 90 }
+local turn = math.max(25, steps // 100)
+local settled = 20 * turn                   -- by then all that will ever be held was held: each 6 turns are like those before
 
 local path = os.tmpname()
 os.remove(path)
 assert(random_model.write(path, { shape = { layers = 2, width = 256, heads = 4, kv_heads = 2, ff = 256, vocab = 512,
-  context = steps + 1024 }, dtype = "bf16", seed = 5 }))
+  context = 512 + 7 * math.max(25, steps // 100) }, dtype = "bf16", seed = 5 }))
 local model = assert(pyramid.model(path))
 os.execute("rm -rf " .. path)
 local runtime = model:runtime()
@@ -47,44 +50,61 @@ local function finite(logits)
   return true
 end
 
--- The last logits as bytes, and what was seen on the way.
-local function soak(name, options)
+local function prompt(n)
   local ids = {}
-  for i = 1, prompt do ids[i] = 3 + i * 37 % 500 end
-  local cache <close> = assert(model:cache { policy = assert(pyramid.policy(name, options)), dtype = "f16" })
-  local logits, began = assert(cache:prefill(ids)), core.clock()
-  local most, held = 0, 0
-  for step = 1, steps do
-    local message
-    logits, message = cache:step(3 + step * 101 % 500)
-    if not logits then
-      fail(name, "step", tostring(step) .. ":", message)
-      return nil
-    end
-    local bytes, memory = cache:bytes(), runtime:memory()
-    if step <= settled then most, held = math.max(most, bytes), math.max(held, memory)
-    elseif bytes > most or memory > held then
-      fail(("%s: step %d holds %d bytes of rows and %d in all; %d and %d were the most by step %d"):format(name, step, bytes,
-        memory, most, held, settled))
-      return nil
-    end
-    if step % 100 == 0 and not finite(logits) then
-      fail(("%s: step %d: a logit is no number"):format(name, step))
-      return nil
-    end
-  end
-  return logits:tostring(), { policy = name, seconds = core.clock() - began, rows_bytes = most, held_bytes = held,
-    tokens = cache:tokens(), kept = cache:fraction() }
+  for i = 1, n do ids[i] = 3 + (n + i * 37) % 500 end
+  return ids
 end
 
-for _, name in ipairs { "streaming", "h2o", "tova" } do            -- those that hold a budget of rows, half of the prompt
-  local first, run = soak(name, { ratio = 0.5 })
-  local second = first and soak(name, { ratio = 0.5 })
-  if first and second and first ~= second then fail(name .. ": a second run gives other logits") end
+-- What was picked, and the last logits as bytes; and what was seen on the way.
+local function soak(name, options)
+  local batch <close> = assert(model:batch { policy = assert(pyramid.policy(name, options)), dtype = "f16" })
+  local began, count, queue, seen = core.clock(), 0, {}, {}
+  local most, held = 0, 0
+  local function more()
+    count = count + 1
+    local sampler = count % 2 == 0 and assert(pyramid.sampler { temperature = count % 4 == 0 and 0.8 or 0, top_k = 40,
+      repeat_penalty = 1.1, seed = count }) or nil
+    queue[#queue + 1] = assert(batch:add(prompt(lengths[1 + count % #lengths]), sampler))
+  end
+  for _ = 1, #lengths do more() end
+  for step = 1, steps do
+    local entries, message = batch:step()
+    if not entries then return fail(name, "step", tostring(step) .. ":", message) end
+    local bytes, memory = batch:bytes(), runtime:memory()
+    if step <= settled then most, held = math.max(most, bytes), math.max(held, memory)
+    elseif bytes > most or memory > held then
+      return fail(("%s: step %d holds %d bytes of rows and %d in all; %d and %d were the most by step %d"):format(name, step, bytes,
+        memory, most, held, settled))
+    end
+    if step % turn == 0 then
+      for i, entry in ipairs(entries) do
+        if entry.id == false or entry[2] and not finite(entry[2]) then
+          return fail(("%s: step %d: a logit of sequence %d is no number"):format(name, step, i))
+        end
+        seen[#seen + 1] = entry.id or entry[2]:argmax()
+      end
+      if step == steps then
+        for _, entry in ipairs(entries) do seen[#seen + 1] = entry[2] and entry[2]:tostring() end
+      else
+        batch:remove(table.remove(queue, 1))
+        more()
+      end
+    end
+  end
+  return table.concat(seen, " "), { policy = name, seconds = core.clock() - began, sequences = count, rows_bytes = most,
+    held_bytes = held }
+end
+
+for _, name in ipairs { "streaming", "h2o", "tova", "pyramidinfer" } do
+  local options = name ~= "pyramidinfer" and { ratio = 0.5 } or { preset = "45" }
+  local first, run = soak(name, options)
+  local second = first and soak(name, options)
+  if first and second and first ~= second then fail(name .. ": a second run gives other ids or logits") end
   if run then
     record.runs[#record.runs + 1] = run
-    io.write(("%s: %d steps in %.1f s, %d bytes of rows at most, %d held\n"):format(name, steps, run.seconds, run.rows_bytes,
-      run.held_bytes))
+    io.write(("%s: %d steps, %d sequences in %.1f s, %d bytes of rows at most, %d held\n"):format(name, steps, run.sequences,
+      run.seconds, run.rows_bytes, run.held_bytes))
   end
 end
 model:close()
