@@ -23,8 +23,9 @@ size_t pyr_dtype_align(pyr_dtype dtype);   /* what a mapped tensor's address mus
 /* Dequantises n values (a multiple of the block) of any dtype. */
 void pyr_row_to_f32(float *dst, const void *src, pyr_dtype dtype, int64_t n);
 
-/* Converts n values (a multiple of the block) to a writable dtype; others are left untouched. f16 and bf16 round to
- * nearest even, and so does fp8_e4m3, in which what is beyond 448 becomes 448; NaN stays NaN. Blocks: q8_0 rounds half away from zero, q4_0 truncates x/d + 8.5, as ggml does. */
+/* Converts n values (a multiple of the block) to a writable dtype; others are left untouched. f16, bf16 and fp8_e4m3 round to
+ * nearest even, and what is beyond 448 becomes 448 in fp8_e4m3; NaN stays NaN. Blocks: q8_0 rounds half away from zero, q4_0
+ * truncates x/d + 8.5, as ggml does. */
 void pyr_row_from_f32(void *dst, pyr_dtype dtype, const float *src, int64_t n);
 
 /* ---- single values, for kernels that do their own loops ------------------------------------------------------------ */

@@ -153,7 +153,8 @@ static bool choose(blas *b, plan *p) {
   return chosen;
 }
 
-static plan *plan_for(blas *b, const shape &wanted) {
+/* The bias is told before an algorithm is asked for: some versions give none for an epilogue that has nothing to add. */
+static plan *plan_for(blas *b, const shape &wanted, const float *bias) {
   plan *oldest = b->plans;
   for (int i = 0; i < b->count; i++) {
     if (memcmp(&b->plans[i].of, &wanted, sizeof wanted) == 0) return &b->plans[i];
@@ -162,7 +163,8 @@ static plan *plan_for(blas *b, const shape &wanted) {
   if (b->count < PLANS) oldest = &b->plans[b->count++];
   drop(b, oldest);
   oldest->of = wanted;
-  if (describe(b, oldest) && choose(b, oldest)) return oldest;
+  bool told = describe(b, oldest) && (!bias || set(b, oldest->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias));
+  if (told && choose(b, oldest)) return oldest;
   drop(b, oldest);
   return nullptr;
 }
@@ -170,7 +172,7 @@ static plan *plan_for(blas *b, const shape &wanted) {
 cudaError_t blas_multiply(void *handle, const blas_product &p) {
   blas *b = static_cast<blas *>(handle);
   const float one = 1, zero = 0;
-  plan *how = plan_for(b, shape_of(p));
+  plan *how = plan_for(b, shape_of(p), p.bias);
   if (how == nullptr) return cudaErrorNotSupported;
   how->used = ++b->clock;
   if (p.bias && !set(b, how->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias)) return cudaErrorInvalidValue;
