@@ -1,6 +1,7 @@
 """Trains the default model on the CPU, resumably.
 
     python scripts/train/train.py --books books.txt.gz --tokenizer DIR --work DIR (--minutes M | --tokens N) [--workers 2]
+        [--from models/tiny --at 84.5e6] [--precision f32]
 
 Each worker process has one thread; a step's micro-batches are handed out as workers come free, so that a core which others
 use slows the run down but does not stall it. Progress is a share of --minutes (of running, over all resumed runs) or of
@@ -24,6 +25,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 import corpus
@@ -35,13 +37,13 @@ MICRO_TOKENS = 2048
 CHUNK_STEPS = 48  # rows are made for so many steps at a time
 
 
-def micro_batches(shared, model, compiled, grads):
+def micro_batches(shared, model, compiled, grads, bf16):
     """Takes micro-batches of the current step until none is left; adds up gradients. Returns (weighted, plain) loss sums."""
     model.zero_grad(set_to_none=True)
     rows, context = shared["shape"][0].item(), shared["shape"][1].item()
     size = max(1, MICRO_TOKENS // context)
     total = torch.zeros(2)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         while True:
             with shared["next"].get_lock():
                 at = shared["next"].value
@@ -61,9 +63,10 @@ def micro_batches(shared, model, compiled, grads):
     return total
 
 
-def helper(shared, model, grads, losses):
+def helper(shared, model, grads, losses, bf16):
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process decides when to stop
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the first process decides when to stop
     parent = os.getppid()
 
     def follow():
@@ -77,7 +80,7 @@ def helper(shared, model, grads, losses):
         shared["start"].wait()
         if shared["stop"].value:
             return
-        losses.copy_(micro_batches(shared, model, compiled, grads))
+        losses.copy_(micro_batches(shared, model, compiled, grads, bf16))
         shared["end"].wait()
 
 
@@ -131,6 +134,9 @@ def main():
     limit.add_argument("--minutes", type=float)
     limit.add_argument("--tokens", type=float)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--from", dest="origin", type=pathlib.Path, help="without a checkpoint: exported weights to go on from")
+    parser.add_argument("--at", type=float, default=0, help="with --from: how many tokens those have seen")
+    parser.add_argument("--precision", choices=("bf16", "f32"), default="bf16", help="of products; f32 is faster where bfloat16 is slow")
     parser.add_argument("--save-every", type=float, default=120, metavar="SECONDS")
     a = parser.parse_args()
     a.work.mkdir(parents=True, exist_ok=True)
@@ -143,7 +149,10 @@ def main():
     optimizer = Optimizer(list(model.named_parameters()), recipe.LR_MUON, recipe.LR_ADAM)
     seeds = [1 + i * recipe.STAGE_SEEDS for i in range(len(recipe.STAGES))]
     run = {"seconds": 0.0, "tokens": 0, "steps": 0, "stage": 0, "seeds": seeds}
-    last = a.work / "last.pt"
+    last, bf16 = a.work / "last.pt", a.precision == "bf16"
+    if a.origin and not last.exists():
+        model.load_state_dict(load_file(a.origin / "model.safetensors"))  # copied into float32
+        run["tokens"], run["steps"] = int(a.at), recipe.WARMUP_STEPS
     if last.exists():
         saved = torch.load(last)
         model.load_state_dict(saved["model"])
@@ -165,7 +174,7 @@ def main():
     }
     grads = [[torch.zeros_like(p).share_memory_() for p in model.parameters()] for _ in range(a.workers)]
     losses = [torch.zeros(2).share_memory_() for _ in range(a.workers)]
-    helpers = [context.Process(target=helper, args=(shared, model, grads[i], losses[i]), daemon=True) for i in range(1, a.workers)]
+    helpers = [context.Process(target=helper, args=(shared, model, grads[i], losses[i], bf16), daemon=True) for i in range(1, a.workers)]
     for h in helpers:
         h.start()
 
@@ -186,13 +195,17 @@ def main():
         shared["shape"].copy_(torch.tensor([rows, length - 1]))
         shared["next"].value = 0
         shared["start"].wait()
-        losses[0].copy_(micro_batches(shared, model, compiled, grads[0]))
+        losses[0].copy_(micro_batches(shared, model, compiled, grads[0], bf16))
         shared["end"].wait()
         total = sum(losses)
         torch.set_num_threads(a.workers)  # the others wait
         weight = weights[:, 1:].sum()
         summed = {name: sum(g) / weight for name, g in zip(names, zip(*grads))}
         norm = torch.stack([g.norm() for g in summed.values()]).norm()
+        if not norm.isfinite():  # compiled bfloat16 has made such gradients of contexts below 1024
+            for h in helpers:
+                h.kill()
+            raise SystemExit(f"step {run['steps']}: gradients are no numbers; go on from {last} with --precision f32")
         optimizer.step({n: g * min(1.0, 1.0 / norm.item()) for n, g in summed.items()} if norm > 1 else summed, learning_rate(progress, run["steps"]))
         torch.set_num_threads(1)
 
