@@ -1,8 +1,8 @@
 -- soak.lua [--steps=N] [--json=FILE]: many steps of a ragged batch on the device that PYRAMID_DEVICE names, with a random model and
--- policies that drop rows all the time. Half of the sequences give logits, half pick on the device; at every hundredth of the steps
--- (every 25, if that is more) the oldest leaves and another comes, of another length, and every logit is a number. After each step no more rows are held than
--- the first twenty of these turns showed, and the runtime holds no more memory than then. A second run of each policy gives the same
--- ids and last logits, bit for bit. Exits 1 if anything of that fails.
+-- policies that drop rows all the time. Half of the sequences give logits, half pick on the device. At every hundredth of the steps
+-- (every 25, if that is more) the oldest leaves and another comes, of another length, and every logit is a number. After each step
+-- no more rows are held than the first twenty of these turns showed, and the runtime holds no more memory than then. A second run
+-- of each policy gives the same ids and last logits, bit for bit. Exits 1 if anything of that fails.
 local core = require "pyramid.core"
 local machine = require "pyramid.bench.machine"
 local pyramid = require "pyramid"

@@ -174,7 +174,8 @@ local cache_bytes = { f32 = 4, f16 = 2, bf16 = 2, q8_0 = 34 / 32, fp8_e4m3 = 1 }
 ---@return pyramid.Forecast
 function inspect.policy(config, which, tokens, dtype)
   dtype = dtype or "f16"
-  local unit = cache_bytes[dtype] or error(("inspect.policy: dtype '%s' (known: bf16, f16, f32, fp8_e4m3, q8_0)"):format(tostring(dtype)), 2)
+  local unit = cache_bytes[dtype]
+    or error(("inspect.policy: dtype '%s' (known: bf16, f16, f32, fp8_e4m3, q8_0)"):format(tostring(dtype)), 2)
   if math.type(tokens) ~= "integer" or tokens < 1 then error("inspect.policy: length must be a positive integer", 2) end
   local layers = policy.forecast(which, config, tokens)
   local rows, computed = 0, 0
