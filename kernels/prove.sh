@@ -57,7 +57,8 @@ run_sanitize() {
         "spec/${spec}_spec.lua" >"$out/sanitize-$check-$spec.txt" 2>&1
       status=$?
       echo "$check $spec: exit status $status, $(grep -a 'ERROR SUMMARY\|RACECHECK SUMMARY' "$out/sanitize-$check-$spec.txt" | tail -1)"
-      [ $status = 0 ] || failed=1    done
+      [ $status = 0 ] || failed=1
+    done
   done
   return $failed
 }
