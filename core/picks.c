@@ -13,9 +13,11 @@ pyr_status pyr_pick_prepare(pyr_backend *be, pyr_sampler *const *samplers, int c
   pyr_work work = { .tokens = 1, .rows = 1, .sequences = count, .heads = 1, .kv_heads = 1, .head_dim = 1, .cols = 1, .outputs = vocab };
   for (int i = 0; i < count; i++) {
     int64_t changes = 0;
+    int times = 0;                                     /* that this sampler picks */
     if (samplers[i] == NULL) continue;
+    for (int j = 0; j < count; j++) times += samplers[j] == samplers[i];
     pyr_status status = pyr_sampler_check(samplers[i], vocab);
-    if (status == PYR_OK) status = pyr_sampler_reserve(samplers[i], vocab, count, be->pick != NULL, &changes);
+    if (status == PYR_OK) status = pyr_sampler_reserve(samplers[i], vocab, times, be->pick != NULL, &changes);
     if (status != PYR_OK) return pass_on(be->rt, samplers[i], status);
     work.picks += changes > 0 || pyr_sampler_draws(samplers[i]);
     work.changes += changes;

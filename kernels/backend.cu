@@ -25,6 +25,7 @@ enum : size_t { LEAST_SCRATCH = 1 << 16 };
 
 pyr_status cuda_status(pyr_backend *be, const char *operation, cudaError_t error) {
   if (error == cudaSuccess) return PYR_OK;
+  (void)cudaGetLastError();                          /* or a later call would be told of it again */
   pyr_status status = error == cudaErrorMemoryAllocation ? PYR_MEMORY : PYR_DEVICE;
   return cuda_of(be)->host->set_error(be->rt, status, "%s: %s: %s", backend_name, operation, cudaGetErrorString(error));
 }
@@ -112,9 +113,7 @@ pyr_status cuda_grow_scratch(pyr_backend *be, size_t bytes) {
   return PYR_OK;
 }
 
-pyr_status cuda_grow_table(pyr_backend *be, cuda_table *table, size_t bytes) {
-  if (bytes <= table->bytes) return PYR_OK;
-  bytes = (bytes + 63) / 64 * 64;
+static pyr_status table_of(pyr_backend *be, cuda_table *table, size_t bytes) {
   uint8_t *fresh = static_cast<uint8_t *>(cuda_alloc(be, bytes));
   uint8_t *ring = static_cast<uint8_t *>(lock_alloc(be, table->slots * bytes));
   if (fresh == nullptr || ring == nullptr) {
@@ -129,6 +128,14 @@ pyr_status cuda_grow_table(pyr_backend *be, cuda_table *table, size_t bytes) {
   table->bytes = bytes;
   table->at = table->used = 0;
   return PYR_OK;
+}
+
+/* By half at least, where there is memory for it: page-locked memory is slow to come by. */
+pyr_status cuda_grow_table(pyr_backend *be, cuda_table *table, size_t bytes) {
+  if (bytes <= table->bytes) return PYR_OK;
+  size_t least = round_up(static_cast<int64_t>(bytes), 64), more = round_up(static_cast<int64_t>(table->bytes / 2 * 3), 64);
+  if (more > least && table_of(be, table, more) == PYR_OK) return PYR_OK;
+  return table_of(be, table, least);
 }
 
 static pyr_status cuda_reserve(pyr_backend *be, const pyr_work *work) {

@@ -16,7 +16,9 @@ static float operand(const void *x, blas_type type, int64_t i) {
   return value_at(row, type == BLAS_F32 ? PYR_F32 : type == BLAS_F16 ? PYR_F16 : PYR_BF16, i);
 }
 
+/* As the library may, it has nothing for some shapes. */
 cudaError_t blas_multiply(void *, const blas_product &p) {
+  if (p.ld_out % 2 != 0) return cudaErrorNotSupported;
   for (int64_t i = 0; i < p.n; i++)
     for (int64_t r = 0; r < p.rows; r++) {
       float sum = 0, *out = p.out + i * p.ld_out + r;

@@ -45,7 +45,7 @@ static inline pyr_cuda *cuda_of(const pyr_backend *be) { return static_cast<pyr_
 static inline int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 static inline int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
-/* PYR_OK, or PYR_DEVICE with the operation's name and the device's reason. */
+/* PYR_OK, or PYR_DEVICE (PYR_MEMORY) with the operation's name and the device's reason, which CUDA then has forgotten. */
 pyr_status cuda_status(pyr_backend *be, const char *operation, cudaError_t error);
 /* What became of the launches since the last call. */
 static inline pyr_status cuda_launched(pyr_backend *be, const char *operation) {
@@ -56,14 +56,14 @@ pyr_status cuda_refuse(pyr_backend *be, const char *operation, const char *what)
 
 /* ---- scratch and tables ------------------------------------------------------------------------------------------------ */
 
-/* Pieces of the scratch, each 64-byte aligned. With base NULL it only counts, so that the code that lays scratch out also
+/* Pieces of the scratch, each 256-byte aligned, as cuBLAS wants its workspace. With base NULL it only counts, so that the code that lays scratch out also
  * tells `reserve` how much to set aside. */
 struct cuda_arena {
   uint8_t *base;
   size_t used;
   template <typename T> T *take(int64_t count) {
     T *piece = base ? reinterpret_cast<T *>(base + used) : nullptr;
-    used += static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(T)), 64));
+    used += static_cast<size_t>(round_up(count * static_cast<int64_t>(sizeof(T)), 256));
     return piece;
   }
 };

@@ -64,7 +64,11 @@ static __global__ void round_kernel(uint16_t *out, int64_t ld, const uint8_t *ro
 /* Rounded rows begin at multiples of 16 bytes. */
 static int64_t ld_of(int64_t cols) { return round_up(cols, 8); }
 
-static int64_t strip_of(int64_t cols) { return STRIP_VALUES / cols > 0 ? STRIP_VALUES / cols : 1; }
+/* A multiple of 64 rows, so that outputs and biases of a strip are as aligned as the matrix's. */
+static int64_t strip_of(int64_t cols) {
+  int64_t rows = STRIP_VALUES / ld_of(cols) / 64 * 64;
+  return rows > 64 ? rows : 64;
+}
 
 struct rounded_scratch { uint16_t *x, *w; uint8_t *workspace; };
 static rounded_scratch rounded_scratch_of(cuda_arena *arena, int64_t tokens, int64_t cols) {
@@ -84,14 +88,16 @@ void cuda_blas_close(pyr_cuda *cuda) {
   cuda->blas = nullptr;
 }
 
-static pyr_status rounded(pyr_backend *be, const linear_call &c) {
+/* *taken: false if the library has no way to multiply such matrices; nothing is done then. */
+static pyr_status rounded(pyr_backend *be, const linear_call &c, bool *taken) {
   pyr_cuda *cuda = cuda_of(be);
   cuda_arena arena = cuda_scratch(be);
   rounded_scratch s = rounded_scratch_of(&arena, c.n, c.cols);
   pyr_status status = cuda_check(be, "linear", arena.used);
+  *taken = true;
   bool half = c.dtype == PYR_F16, direct = c.dtype == PYR_F32 || ((half || c.dtype == PYR_BF16) && c.stride % 2 == 0);
   blas_type type = c.dtype == PYR_F32 ? BLAS_F32 : half ? BLAS_F16 : BLAS_BF16;
-  if (status == PYR_OK && cuda->blas == nullptr) status = cuda_status(be, "opening cuBLAS", blas_open(&cuda->blas, cuda->stream));
+  if (status == PYR_OK && cuda->blas == nullptr) status = cuda_status(be, "opening libcublasLt.so", blas_open(&cuda->blas, cuda->stream));
   if (status != PYR_OK) return status;
   const void *x = c.x;
   int64_t ld = ld_of(c.cols), ld_x = c.cols;
@@ -110,7 +116,10 @@ static pyr_status rounded(pyr_backend *be, const linear_call &c) {
     blas_product product = { c.out + row, c.rows, x, ld_x, direct ? static_cast<const void *>(w) : s.w,
                              direct ? static_cast<int64_t>(c.stride) / size : ld, c.n, some, c.cols, type, c.add != 0,
                              c.bias ? c.bias + row : nullptr, s.workspace };
-    status = cuda_status(be, "linear", blas_multiply(cuda->blas, product));
+    cudaError_t error = blas_multiply(cuda->blas, product);
+    *taken = row > 0 || error != cudaErrorNotSupported;
+    if (!*taken) return cuda_launched(be, "linear");
+    status = cuda_status(be, "linear, by cuBLASLt", error);
   }
   return status == PYR_OK ? cuda_launched(be, "linear") : status;
 }
@@ -122,8 +131,11 @@ static pyr_status cuda_linear(pyr_backend *be, float *out, const float *x, const
   linear_call c = { out, x, static_cast<const uint8_t *>(w->data), w->stride, weight_dtype(w), bias, n, w->shape[0], w->shape[1],
                     (flags & PYR_LINEAR_ADD) != 0 };
   if (n <= 0 || c.rows <= 0) return PYR_OK;
-  bool few = n < PYR_SMALL_N || (flags & PYR_LINEAR_EXACT);
-  if (!few && cuda_of(be)->rounded) return rounded(be, c);
+  bool few = n < PYR_SMALL_N || (flags & PYR_LINEAR_EXACT), taken = !few && cuda_of(be)->rounded;
+  if (taken) {
+    pyr_status status = rounded(be, c, &taken);
+    if (taken || status != PYR_OK) return status;
+  }
   if (few || cuda_streams(c)) return cuda_linear_few(be, c);
   switch (c.dtype) {
     case PYR_F32: return multiply_many<PYR_F32>(be, c);

@@ -6,6 +6,8 @@
 
 #include "stack.cuh"
 
+enum { STREAM_ROWS = 128 };          /* of a block that streams weights (linear_few.cu) */
+
 struct linear_call {
   float *out;
   const float *x;

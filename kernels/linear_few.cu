@@ -21,7 +21,7 @@
 
 /* ---- tensor cores ------------------------------------------------------------------------------------------------------------ */
 
-static constexpr int WARPS = 4, MT = 2, ROWS = WARPS * MT * 16, CHUNK = 32, CHUNKS = 4, STEP = CHUNK * CHUNKS, MOST_TOKENS = 32;
+static constexpr int WARPS = 4, MT = 2, ROWS = STREAM_ROWS, CHUNK = 32, CHUNKS = 4, STEP = CHUNK * CHUNKS, MOST_TOKENS = 32;
 enum : int64_t { WANTED = 132 * 16 };          /* warps */
 
 struct cut { int64_t cols, parts; };           /* columns of a part, a multiple of STEP */
@@ -221,6 +221,7 @@ static __global__ void __launch_bounds__(WARPS * WARP, N == 4 || (N == 2 && W::T
     put_out(c, token, to, total);
   }
 }
+static_assert(ROWS == WARPS * MT * 16, "a warp has MT times 16 of them");
 static_assert(ROWS == WARPS * WARP, "a thread for each row of a block adds its parts up");
 
 template <typename W> static void launch_stream(const stream_call &s, dim3 grid, pyr_cuda *cuda) {

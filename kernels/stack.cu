@@ -1,8 +1,9 @@
 /* stack.cu — brings q8_0 weights into the order of stack.cuh when a model is loaded. */
-#include "stack.cuh"
+#include "linear.cuh"
 
 static int32_t cuda_interleaved(const pyr_backend *, const pyr_tensor *w) {
-  return w->rank == 2 && w->dtype == PYR_Q8_0 && w->shape[0] % STACK == 0 ? STACK : 0;
+  bool streamed = w->shape[0] <= static_cast<int64_t>(STREAM_ROWS * ARRIVALS);
+  return w->rank == 2 && w->dtype == PYR_Q8_0 && w->shape[0] % STACK == 0 && streamed ? STACK : 0;
 }
 
 /* A block for each stack and 32 columns; a thread for each value. */

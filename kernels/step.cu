@@ -118,7 +118,9 @@ static void tell(pyr_cuda_steps *steps, step_graph *g, const step_node *node) {
   cudaError_t error = params_of(g, node, at, &params) ? cudaGraphExecKernelNodeSetParams(g->exec, node->node, &params)
                                                       : cudaErrorInvalidValue;
   steps->counts.told++;
-  if (error != cudaSuccess) drop_exec(g);            /* it is made again, with what it could not be told */
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();
+  drop_exec(g);                                      /* it is made again, with what it could not be told */
 }
 
 static void note(pyr_cuda *cuda, const cuda_kernel &kernel, dim3 grid, unsigned block, size_t shared, void **arguments) {
