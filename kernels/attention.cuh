@@ -27,7 +27,7 @@ struct attend_args {
   row_format f;
   int heads, group;
   float scale;
-  bool rounded;                    /* operands are rounded to 16 bits */
+  int rounded;                     /* operands are rounded to 16 bits; no bool, as arguments are compared byte by byte (step.cu) */
   unsigned column_blocks;          /* blocks beside each other in grid.x; then the next segment */
   int64_t segments;                /* of the longest lane; 0: many queries, whole lanes */
   float *parts;                    /* [calls][heads][segments][2 + d] top, sum, out */
