@@ -45,14 +45,7 @@ static __global__ void __launch_bounds__(WARPS * WARP, D <= 64 ? 3 : 2) decode_k
   int32_t position = call.q_pos[0];
 
   auto fetch = [&](int64_t row, int stage) {
-    uint8_t *raw = reinterpret_cast<uint8_t *>(stages) + stage * STAGE;
-    if (COME == WIDENED && row < lane.rows) {
-      copy_bytes<D, ROWS>(raw, lane, a.f, row, lane.rows, 0, thread, WARP);
-      copy_bytes<D, ROWS>(raw + ROWS * D, lane, a.f, row, lane.rows, 1, thread, WARP);
-    } else if (row < lane.rows) {
-      copy_rows<D, ROWS>(stages + stage * STAGE, lane, a.f, row, lane.rows, 0, thread, WARP);
-      copy_rows<D, ROWS>(stages + stage * STAGE + ROWS * D, lane, a.f, row, lane.rows, 1, thread, WARP);
-    }
+    if (row < lane.rows) fetch_stage<T, COME, D, ROWS>(stages, stage, lane, a.f, row, lane.rows, thread, WARP);
     copy_commit();
   };
 
@@ -82,11 +75,8 @@ static __global__ void __launch_bounds__(WARPS * WARP, D <= 64 ? 3 : 2) decode_k
     fetch(row + WARPS * ROWS < seen.high ? row + WARPS * ROWS : lane.rows, stage ^ 1);
     copy_wait<1>();
     __syncwarp();
-    uint16_t *k = stages + (COME == WIDENED ? 1 : stage) * STAGE;
-    if (COME == WIDENED) {                             /* bytes of both stages lie in the first one's place, halves in the second's */
-      widen_rows<D, 2 * ROWS>(k, reinterpret_cast<uint8_t *>(stages) + stage * STAGE, thread, WARP);
-      __syncwarp();
-    }
+    uint16_t *k = tile_of_stage<COME, D, ROWS>(stages, stage, thread, WARP);
+    if (COME == WIDENED) __syncwarp();
     float s[1][ROWS / 8][4], shrink[1][2];
     tile_scores<T, D, TERMS, 1, ROWS>(s, q, 0, PLANE, k);
     int64_t at = row + thread % 4 * 2;

@@ -31,7 +31,7 @@ static __device__ __forceinline__ bounds bounds_of(const int *lows, const int *h
 /* Grid: tiles of columns, those that see most first; lanes; calls. */
 template <typename T, rows_come COME, int D, int TERMS, int MT>
 static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_args a) {
-  constexpr int TILE = 16 * MT * WARPS, PLANE = TILE * D, STAGE = 2 * ROWS * D;
+  constexpr int TILE = 16 * MT * WARPS, PLANE = TILE * D;
   __shared__ int lows[TILE], highs[TILE];
   __shared__ float backs[TILE];
   PYR_SHARED(uint16_t, q);
@@ -58,18 +58,7 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
   bounds block = bounds_of(lows, highs, TILE), mine = bounds_of(lows + first, highs + first, 16 * MT);
 
   auto fetch = [&](int row, int stage) {
-    uint16_t *k = stages + stage * STAGE, *v = k + ROWS * D;
-    uint8_t *raw = reinterpret_cast<uint8_t *>(stages) + stage * STAGE;
-    if (COME == WIDENED) {
-      copy_bytes<D, ROWS>(raw, lane, a.f, row, lane.rows, 0, thread, WARPS * WARP);
-      copy_bytes<D, ROWS>(raw + ROWS * D, lane, a.f, row, lane.rows, 1, thread, WARPS * WARP);
-    } else if (COME == ROUNDED) {
-      round_rows<T, D, ROWS>(k, lane, a.f, row, lane.rows, 0, thread, WARPS * WARP);
-      round_rows<T, D, ROWS>(v, lane, a.f, row, lane.rows, 1, thread, WARPS * WARP);
-    } else {
-      copy_rows<D, ROWS>(k, lane, a.f, row, lane.rows, 0, thread, WARPS * WARP);
-      copy_rows<D, ROWS>(v, lane, a.f, row, lane.rows, 1, thread, WARPS * WARP);
-    }
+    fetch_stage<T, COME, D, ROWS>(stages, stage, lane, a.f, row, lane.rows, thread, WARPS * WARP);
     copy_commit();
   };
 
@@ -81,12 +70,9 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
     copy_wait<0>();
     __syncthreads();                                   /* this stage is there, and nobody works on the other any more */
     if (row + ROWS < block.any_high) fetch(row + ROWS, stage ^ 1);
-    if (COME == WIDENED) {                             /* bytes of both stages lie in the first one's place, halves in the second's */
-      widen_rows<D, 2 * ROWS>(stages + STAGE, reinterpret_cast<uint8_t *>(stages) + stage * STAGE, thread, WARPS * WARP);
-      __syncthreads();
-    }
+    uint16_t *k = tile_of_stage<COME, D, ROWS>(stages, stage, thread, WARPS * WARP);
+    if (COME == WIDENED) __syncthreads();
     if (row >= mine.any_high || row + ROWS <= mine.any_low) continue;
-    uint16_t *k = stages + (COME == WIDENED ? 1 : stage) * STAGE;
     float s[MT][ROWS / 8][4];
     tile_scores<T, D, TERMS, MT, ROWS>(s, q, first, PLANE, k);
     if (row < mine.all_low || row + ROWS > mine.all_high) {
@@ -156,11 +142,12 @@ static void launch_exact(pyr_backend *be, const attend_args &a, int64_t columns,
 
 bool cuda_attention_prefill(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls) {
   bool rounded = a.rounded, half = a.f.dtype == PYR_F16, brain = a.f.dtype == PYR_BF16;
-  bool bytes = a.f.dtype == PYR_FP8_E4M3 && a.f.d % 16 == 0;
+  bool eight = a.f.dtype == PYR_FP8_E4M3, bytes = eight && a.f.d % 16 == 0;
   if (!(a.scale > 0) || a.f.d % 8 != 0 || a.f.d > (rounded ? 256 : 128) || !(rounded || half || brain || bytes)) return false;
   if (rounded && half) launch_rounded<f16, AS_THEY_LIE>(be, a, columns, lanes, calls);
   else if (rounded && brain) launch_rounded<bf16, AS_THEY_LIE>(be, a, columns, lanes, calls);
   else if (rounded && bytes) launch_rounded<f16, WIDENED>(be, a, columns, lanes, calls);
+  else if (rounded && eight) launch_rounded<f16, ROUNDED>(be, a, columns, lanes, calls);        /* which halves are not */
   else if (rounded) launch_rounded<bf16, ROUNDED>(be, a, columns, lanes, calls);
   else if (half) launch_exact<f16, AS_THEY_LIE>(be, a, columns, lanes, calls);
   else if (brain) launch_exact<bf16, AS_THEY_LIE>(be, a, columns, lanes, calls);

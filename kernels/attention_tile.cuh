@@ -29,21 +29,22 @@ enum rows_come { AS_THEY_LIE, WIDENED, ROUNDED };
 
 /* ---- rows into shared memory ------------------------------------------------------------------------------------------------- */
 
-/* K (what = 0) or V (1) of rows [row, row + ROWS), which lie in one page, into a tile, by threads thread, thread + threads, …;
- * zeros beyond `rows` and beyond the head's dimensions. Asynchronous, for rows of the 16 bits that tiles have. */
-template <int D, int ROWS>
-static __device__ __forceinline__ void copy_rows(uint16_t *tile, const pyr_lane_view &lane, const row_format &f, int64_t row,
-                                                 int64_t rows, int what, int thread, int threads) {
+/* K (what = 0) or V (1) of rows [row, row + ROWS), which lie in one page, by threads thread, thread + threads, …: the 16 bytes of
+ * EACH values that are the chunk-th of row r go to place(r, chunk); zeros beyond `rows` and beyond the head's dimensions.
+ * Asynchronous. */
+template <int D, int ROWS, int EACH, typename Place>
+static __device__ __forceinline__ void copy_chunks(const Place &place, const pyr_lane_view &lane, const row_format &f, int64_t row,
+                                                   int64_t rows, int what, int thread, int threads) {
   const uint8_t *first = row_at(lane, f.bytes, row, what);
 #pragma unroll 2
-  for (int i = thread; i < ROWS * D / 8; i += threads) {
-    int r = i / (D / 8), chunk = i % (D / 8);
-    bool real = row + r < rows && chunk * 8 < f.d;
-    copy_async(chunk_at<D>(tile, r, chunk), real ? first + r * f.bytes + chunk * 16 : first, real);
+  for (int i = thread; i < ROWS * D / EACH; i += threads) {
+    int r = i / (D / EACH), chunk = i % (D / EACH);
+    bool real = row + r < rows && chunk * EACH < f.d;
+    copy_async(place(r, chunk), real ? first + r * f.bytes + chunk * 16 : first, real);
   }
 }
 
-/* The same for rows of other formats, which are rounded to T: done when it returns. */
+/* The same rows, rounded to T, into a tile: done when it returns. */
 template <typename T, int D, int ROWS>
 static __device__ __forceinline__ void round_rows(uint16_t *tile, const pyr_lane_view &lane, const row_format &f, int64_t row,
                                                   int64_t rows, int what, int thread, int threads) {
@@ -62,30 +63,43 @@ static __device__ __forceinline__ void round_rows(uint16_t *tile, const pyr_lane
   }
 }
 
-/* Rows of fp8_e4m3 come as they are, `raw`, [ROWS][D], and become halves, exactly, where they are used. Their heads have whole
- * chunks of 16 dimensions. */
-template <int D, int ROWS>
-static __device__ __forceinline__ void copy_bytes(uint8_t *raw, const pyr_lane_view &lane, const row_format &f, int64_t row,
-                                                  int64_t rows, int what, int thread, int threads) {
-  const uint8_t *first = row_at(lane, f.bytes, row, what);
-#pragma unroll 2
-  for (int i = thread; i < ROWS * D / 16; i += threads) {
-    int r = i / (D / 16), chunk = i % (D / 16);
-    bool real = row + r < rows && chunk * 16 < f.d;
-    copy_async(raw + i * 16, real ? first + r * f.bytes + chunk * 16 : first, real);
+/* K and V of rows [row, row + ROWS) into one of two stages, each [2][ROWS][D]. What is to be WIDENED, whose heads have whole chunks
+ * of 16 dimensions, comes as it is: the bytes of both stages lie in the place of the first, and become halves in the second's. */
+template <typename T, rows_come COME, int D, int ROWS>
+static __device__ __forceinline__ void fetch_stage(uint16_t *stages, int stage, const pyr_lane_view &lane, const row_format &f,
+                                                   int64_t row, int64_t rows, int thread, int threads) {
+#pragma unroll(COME == ROUNDED ? 1 : 2)                /* what is rounded takes registers enough as it is */
+  for (int what = 0; what < 2; what++) {
+    int at = (stage * 2 + what) * ROWS * D;
+    uint16_t *tile = stages + at;
+    uint8_t *raw = reinterpret_cast<uint8_t *>(stages) + at;
+    if (COME == WIDENED)
+      copy_chunks<D, ROWS, 16>([=](int r, int chunk) { return raw + r * D + chunk * 16; }, lane, f, row, rows, what, thread,
+                               threads);
+    else if (COME == ROUNDED)
+      round_rows<T, D, ROWS>(tile, lane, f, row, rows, what, thread, threads);
+    else
+      copy_chunks<D, ROWS, 8>([=](int r, int chunk) { return chunk_at<D>(tile, r, chunk); }, lane, f, row, rows, what, thread,
+                              threads);
   }
 }
 
-template <int D, int ROWS>
-static __device__ __forceinline__ void widen_rows(uint16_t *tile, const uint8_t *raw, int thread, int threads) {
+/* The tile of K of a stage that has come; V's follows. What is WIDENED is so now, exactly, and its threads must meet before they
+ * read it. */
+template <rows_come COME, int D, int ROWS>
+static __device__ __forceinline__ uint16_t *tile_of_stage(uint16_t *stages, int stage, int thread, int threads) {
+  constexpr int STAGE = 2 * ROWS * D;
+  if (COME != WIDENED) return stages + stage * STAGE;
+  const uint8_t *raw = reinterpret_cast<const uint8_t *>(stages) + stage * STAGE;
 #pragma unroll 2
-  for (int i = thread; i < ROWS * D / 8; i += threads) {
+  for (int i = thread; i < STAGE / 8; i += threads) {
     uint2 eight = reinterpret_cast<const uint2 *>(raw)[i];
     uint32_t h[4];
     halves_of_fp8(eight.x, h[0], h[1]);
     halves_of_fp8(eight.y, h[2], h[3]);
-    *reinterpret_cast<uint4 *>(chunk_at<D>(tile, i / (D / 8), i % (D / 8))) = make_uint4(h[0], h[1], h[2], h[3]);
+    *reinterpret_cast<uint4 *>(chunk_at<D>(stages + STAGE, i / (D / 8), i % (D / 8))) = make_uint4(h[0], h[1], h[2], h[3]);
   }
+  return stages + STAGE;
 }
 
 /* ---- a tile of rows ---------------------------------------------------------------------------------------------------------- */
