@@ -1,4 +1,5 @@
 -- bench.lua: how fast this machine reads and generates, next to its limits and to other engines.
+local caches = require "pyramid.cache"
 local cases = require "pyramid.bench.cases"
 local cli = require "pyramid.cli"
 local contestants = require "pyramid.bench.contestants"
@@ -83,8 +84,8 @@ cli.option(parser, "--policy", "NAME", "A policy, options follow as key=value; m
   .. "(default: full, and pyramidinfer preset=45)", { short = "-p", many = true }):action(collect_policy(false))
 cli.option(parser, "--policy-file", "FILE", cli.policy_file_help, { many = true })
   :action(collect_policy(true))
-list_option("--cache-dtype", "DTYPES", "How rows are stored: f16, bf16, f32, q8_0, fp8_e4m3. (default: f16)",
-  one_of("f16", "bf16", "f32", "q8_0", "fp8_e4m3"))
+list_option("--cache-dtype", "DTYPES", ("How rows are stored: %s. (default: f16)"):format(table.concat(caches.dtypes, ", ")),
+  one_of(table.unpack(caches.dtypes)))
 list_option("--prefill", "LENGTHS", "Tokens read. (default: 128,512,2048,8192)", count(1))
 list_option("--depth", "LENGTHS", "Tokens before the steps of decode. (default: 0,512,2048,8192)", count(0))
 list_option("--batch", "COUNTS", "Sequences of a batch. (default: 1,4,8,16,32)", count(1))
@@ -146,7 +147,7 @@ if #groups == 0 then cli.fail("nothing to measure", "At least one of --prefill, 
 args.policies = args.policies or { { text = "full" }, { text = "pyramidinfer preset=45" } }
 local policies = cli.policies(args)
 local dtypes = args.cache_dtype or { "f16" }
-if #dtypes == 0 then cli.fail("no --cache-dtype", "Give at least one of f16, bf16, f32, q8_0, fp8_e4m3.") end
+if #dtypes == 0 then cli.fail("no --cache-dtype", ("Give at least one of %s."):format(table.concat(caches.dtypes, ", "))) end
 
 local progress <close> = picture.progress("measuring", { after = 0 })
 local function note(text)

@@ -30,7 +30,17 @@ local cache = {}
 ---@field totable fun(self: pyramid.Logits): number[]
 
 local cache_keys = { policy = "any", dtype = "string", budget = "integer|string" }
-local dtypes = { f32 = true, f16 = true, bf16 = true, q8_0 = true, fp8_e4m3 = true }
+
+--- How rows can be stored, and the bytes of a value then.
+cache.dtypes = { "f16", "bf16", "f32", "q8_0", "fp8_e4m3" }
+cache.value_bytes = { f16 = 2, bf16 = 2, f32 = 4, q8_0 = 34 / 32, fp8_e4m3 = 1 }
+
+--- The same as messages say it.
+function cache.known_dtypes()
+  local names = table.move(cache.dtypes, 1, #cache.dtypes, 1, {})
+  table.sort(names)
+  return table.concat(names, ", ")
+end
 
 ---@class pyramid.CacheOptions
 ---@field policy? pyramid.policy|string|table
@@ -53,7 +63,9 @@ function cache.prepare(what, model, given)
     bound = found:bind()
   end
   local dtype = given.dtype or "f16"
-  if not dtypes[dtype] then error(("%s: unknown dtype '%s' (known: bf16, f16, f32, fp8_e4m3, q8_0)"):format(what, dtype), 3) end
+  if not cache.value_bytes[dtype] then
+    error(("%s: unknown dtype '%s' (known: %s)"):format(what, dtype, cache.known_dtypes()), 3)
+  end
   local pool, message, code = core.pool(model:native(), dtype, options.bytes(what, given.budget, 3))
   if not pool then return nil, message, code end
   return pool, bound

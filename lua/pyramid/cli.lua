@@ -4,6 +4,7 @@
 --- it with status 1.
 local argparse = require "argparse"
 local cjson = require "cjson"
+local caches = require "pyramid.cache"
 local core = require "pyramid.core"
 local model = require "pyramid.model"
 local options = require "pyramid.options"
@@ -133,8 +134,8 @@ end
 
 ---@param parser table
 function cli.add_cache_dtype(parser)
-  option(parser, "--cache-dtype", "DTYPE", "How rows are stored: f16, bf16, f32, q8_0, fp8_e4m3.",
-    { default = "f16", choices = { "f16", "bf16", "f32", "q8_0", "fp8_e4m3" } })
+  option(parser, "--cache-dtype", "DTYPE", ("How rows are stored: %s."):format(table.concat(caches.dtypes, ", ")),
+    { default = "f16", choices = caches.dtypes })
 end
 
 ---@param parser table

@@ -1,4 +1,5 @@
 --- What a model file holds, and what a policy would keep of a prompt: read from headers and plans, nothing is run.
+local caches = require "pyramid.cache"
 local fault = require "pyramid.loaders.fault"
 local gguf = require "pyramid.loaders.gguf"
 local json = require "pyramid.loaders.json"
@@ -154,8 +155,6 @@ function inspect.model(path)
   return fault.catch(inspect_model, path)
 end
 
-local cache_bytes = { f32 = 4, f16 = 2, bf16 = 2, q8_0 = 34 / 32, fp8_e4m3 = 1 }
-
 ---@class pyramid.Forecast
 ---@field policy string
 ---@field length integer
@@ -174,8 +173,8 @@ local cache_bytes = { f32 = 4, f16 = 2, bf16 = 2, q8_0 = 34 / 32, fp8_e4m3 = 1 }
 ---@return pyramid.Forecast
 function inspect.policy(config, which, tokens, dtype)
   dtype = dtype or "f16"
-  local unit = cache_bytes[dtype]
-    or error(("inspect.policy: dtype '%s' (known: bf16, f16, f32, fp8_e4m3, q8_0)"):format(tostring(dtype)), 2)
+  local unit = caches.value_bytes[dtype]
+    or error(("inspect.policy: dtype '%s' (known: %s)"):format(tostring(dtype), caches.known_dtypes()), 2)
   if math.type(tokens) ~= "integer" or tokens < 1 then error("inspect.policy: length must be a positive integer", 2) end
   local layers = policy.forecast(which, config, tokens)
   local rows, computed = 0, 0

@@ -25,10 +25,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import numpy as np
 import torch
 import torch.multiprocessing as mp
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 import corpus
+import export
 import model as llama
 import recipe
 from optimizer import Optimizer
@@ -151,7 +151,7 @@ def main():
     run = {"seconds": 0.0, "tokens": 0, "steps": 0, "stage": 0, "seeds": seeds}
     last, bf16 = a.work / "last.pt", a.precision == "bf16"
     if a.origin and not last.exists():
-        model.load_state_dict(load_file(a.origin / "model.safetensors"))  # copied into float32
+        model.load_state_dict(export.load(a.origin).state_dict())
         run["tokens"], run["steps"] = int(a.at), recipe.WARMUP_STEPS
     if last.exists():
         saved = torch.load(last)
