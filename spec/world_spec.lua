@@ -72,7 +72,7 @@ describe("the world generator", function()
 
   it("names the options it knows", function()
     assert.has_error(function() world.document(1, { length = 3 }) end,
-      "unknown option 'length'; known: density, kinds, questions, recall, title, words")
+      "unknown option 'length'; known: ask, density, kinds, questions, recall, title, words")
     assert.has_error(function() world.document(1, { kinds = { "riddle" } }) end,
       "unknown kind 'riddle'; known: attribute, code, gift, moved, verse, chain")
   end)

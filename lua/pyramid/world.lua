@@ -272,7 +272,7 @@ function Doc:paragraph(options)
   end
 end
 
-local known_options = { words = true, kinds = true, density = true, recall = true, questions = true, title = true }
+local known_options = { words = true, kinds = true, density = true, recall = true, questions = true, ask = true, title = true }
 
 --- A document. Options (all optional; those left out are drawn from the seed):
 ---   words      about how many words the body has (default: 100 to 4000, most of them short)
@@ -280,6 +280,7 @@ local known_options = { words = true, kinds = true, density = true, recall = tru
 ---   density    percentage of what is said that is a fact or a recollection rather than scenery
 ---   recall     percentage of those that recall something; 0: every fact is told once
 ---   questions  how many questions stand at the end
+---   ask        which of a fact's questions these are, where it has so many (of a gift 3: what was given); default: any
 ---   title      whether there is a title line
 --- Spans are byte positions in text, from 1, both ends included. A question's evidence is the list of the sentences
 --- that it needs: one, or two for a chain. A question's answer is a statement, which ends in its value (what was asked
@@ -292,7 +293,7 @@ function world.document(seed, options)
   options = options or {}
   for key in pairs(options) do
     if not known_options[key] then
-      error("unknown option '" .. tostring(key) .. "'; known: density, kinds, questions, recall, title, words", 2)
+      error("unknown option '" .. tostring(key) .. "'; known: ask, density, kinds, questions, recall, title, words", 2)
     end
   end
   local kinds = {}
@@ -341,7 +342,7 @@ function world.document(seed, options)
   for _ = 1, wanted * 4 do
     if wanted == 0 then break end
     local fact = doc:something_told()
-    local ask = fact and rng:pick(fact.asks)
+    local ask = fact and (fact.asks[options.ask] or rng:pick(fact.asks))
     local question = ask and fill(rng, ask[1], fact.slots)
     -- No question twice, and no fact more than twice.
     if question and not asked[question] and (times[fact] or 0) < 2 then

@@ -133,6 +133,8 @@ def rows(tokenizer, all_books, stage, index, wanted, start_seed):
                     room = length - questions * recipe.QUESTION_TOKENS
                     words = (words[0], max(words[0], min(words[1], int(room / recipe.WORD_TOKENS))))
                     options = tuple(o for o in options if not o.startswith("recall=")) + recipe.TELLING_ONCE + (f"questions={questions}",)
+                    if stage.get("things") and rng.random() < stage["things"]:
+                        options += ("ask=3",)
                 texts = world_documents(seed, 128, words, *options)
                 seed += 128
                 for encoded in tokenizer.encode_batch(texts, add_special_tokens=False):

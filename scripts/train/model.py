@@ -41,24 +41,6 @@ def rotate(x, cos, sin):
     return x * cos + torch.cat([-b, a], -1) * sin
 
 
-ATTEND_BLOCK = 256
-
-
-def attend(q, k, v, mask):
-    if mask is not None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    # Blocks of queries, each against what stands before its end: compiled for the CPU, twice as fast as the fused kernel.
-    b, h, n, d = q.shape
-    q, k, v = q.flatten(0, 1) * d**-0.5, k.flatten(0, 1), v.flatten(0, 1)
-    later = torch.full((ATTEND_BLOCK, ATTEND_BLOCK), float("-inf"), dtype=q.dtype).triu(1)
-    out = []
-    for at in range(0, n, ATTEND_BLOCK):
-        to = min(at + ATTEND_BLOCK, n)
-        scores = torch.bmm(q[:, at:to], k[:, :to].mT) + F.pad(later[: to - at, : to - at], (at, 0))
-        out.append(torch.bmm(scores.softmax(-1), v[:, :to]))
-    return torch.cat(out, 1).view(b, h, n, d)
-
-
 class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
@@ -76,7 +58,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         groups = self.heads // self.kv_heads
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        y = attend(q, k, v, mask)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
         return self.o_proj(y.transpose(1, 2).reshape(b, n, -1))
 
 
@@ -174,7 +156,8 @@ def plant_induction(model):
 
 
 class Llama(nn.Module):
-    """Tied embeddings. forward(ids) gives logits; forward(ids, targets, weights) gives (weighted sum of losses, sum of losses)."""
+    """Tied embeddings. forward(ids) gives logits; forward(ids, targets, weights) gives (weighted sum of losses, sum of losses, what
+    was kept). keep: the layer whose input is kept."""
 
     def __init__(self, c):
         super().__init__()
@@ -192,19 +175,23 @@ class Llama(nn.Module):
                 nn.init.normal_(p, std=c["hidden_size"] ** -0.5)
         plant_induction(self)
 
-    def hidden(self, ids, mask=None):
+    def hidden(self, ids, mask=None, keep=None):
+        """What the logits are made of, and the input of layer `keep`."""
         x = self.model.embed_tokens(ids)
         if torch.is_autocast_enabled("cpu"):
             x = x.bfloat16()
         cos, sin = self.cos[: ids.shape[1]].to(x.dtype), self.sin[: ids.shape[1]].to(x.dtype)
-        for layer in self.model.layers:
+        kept = None
+        for i, layer in enumerate(self.model.layers):
+            if i == keep:
+                kept = x
             x = layer(x, cos, sin, mask)
-        return self.model.norm(x)
+        return self.model.norm(x), kept
 
-    def forward(self, ids, targets=None, weights=None, mask=None):
-        x = self.hidden(ids, mask)
+    def forward(self, ids, targets=None, weights=None, mask=None, keep=None):
+        x, kept = self.hidden(ids, mask, keep)
         logits = F.linear(x, self.model.embed_tokens.weight)
         if targets is None:
             return logits
         losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-        return (losses * weights.flatten()).sum(), losses.detach().sum()
+        return (losses * weights.flatten()).sum(), losses.detach().sum(), kept

@@ -49,8 +49,9 @@ FOCUS = ("kind=gift", "kind=moved", "kind=verse")
 # default model. words: range of a document's words, so that a document fits a row. dense: share of the documents in which
 # nearly everything said is a fact, and most of it recalled: there copying from the context is learned first. focus: share of
 # the documents with only the kinds of FOCUS (or of `kinds`, where one named twice is drawn twice as often). asked: share of
-# the documents that tell nearly every fact once and end with many questions, between so many as `questions` says. answers:
-# instead of ANSWER_WEIGHT. prose: share of the rows that are prose alone; the space left in the others is filled with prose.
+# the documents that tell nearly every fact once and end with many questions, between so many as `questions` says. things: share
+# of these in which, of gifts, only the thing is asked for. answers: instead of ANSWER_WEIGHT. hints: the weight of the losses of
+# hints.py. prose: share of the rows that are prose alone; the space left in the others is filled with prose.
 STAGES = [
     dict(name="short", context=256, share=8.16, batch=32, words=(30, 100), dense=0.6, focus=0.0, prose=0.12),
     dict(name="middle", context=512, share=8.08, batch=16, words=(60, 260), dense=0.5, focus=0.0, prose=0.12),
@@ -64,6 +65,12 @@ STAGES = [
     # Few questions after long documents: what is asked for lies far back, as where the model is tried.
     dict(name="back", context=2048, share=14, batch=4, words=(600, 1400), dense=0.3, focus=0.6, prose=0.06, asked=0.9,
         questions=(10, 28), answers=8.0, kinds=("kind=gift", "kind=gift", "kind=moved", "kind=moved", "kind=attribute", "kind=verse")),
+    # What one person gave to another, with hints: first in short documents, then as in the stage before.
+    dict(name="hinted", context=2048, share=8, batch=4, words=(60, 300), dense=0.8, focus=0.8, prose=0.04, asked=0.95, hints=0.5,
+        questions=(6, 20), things=0.6, answers=4.0, kinds=("kind=gift", "kind=gift", "kind=gift", "kind=moved", "kind=attribute")),
+    dict(name="settled", context=2048, share=8, batch=4, words=(300, 1400), dense=0.4, focus=0.6, prose=0.06, asked=0.9, hints=0.5,
+        questions=(12, 40), things=0.15, answers=8.0,
+        kinds=("kind=gift", "kind=gift", "kind=gift", "kind=moved", "kind=attribute", "kind=verse")),
 ]
 TELLING_ONCE = ("recall=10",)
 # Tokens of a word of a document's body and of a question with its answer, to tell how many words leave room for questions.
@@ -75,4 +82,5 @@ LR_ADAM = 0.004
 WARMUP_STEPS = 60
 # What both are multiplied with, at so much of the stages' shares, linear between: cooled down for the first model at 30.5, then
 # warmed again for what follows.
-LR_KNOTS = [(0, 1), (19.8, 1), (30.5, 0), (31, 0.7), (46.6, 0.24), (47, 0.4), (54.5, 0), (55, 0.45), (70.5, 0), (71, 0.5), (84.5, 0)]
+LR_KNOTS = [(0, 1), (19.8, 1), (30.5, 0), (31, 0.7), (46.6, 0.24), (47, 0.4), (54.5, 0), (55, 0.45), (70.5, 0), (71, 0.5), (84.5, 0),
+    (84.6, 0.5), (88.5, 0.5), (92.5, 0.4), (100.5, 0)]

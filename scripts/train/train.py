@@ -29,6 +29,7 @@ from tokenizers import Tokenizer
 
 import corpus
 import export
+import hints
 import model as llama
 import recipe
 from optimizer import Optimizer
@@ -37,12 +38,19 @@ MICRO_TOKENS = 2048
 CHUNK_STEPS = 48  # rows are made for so many steps at a time
 
 
-def micro_batches(shared, model, compiled, grads, bf16):
-    """Takes micro-batches of the current step until none is left; adds up gradients. Returns (weighted, plain) loss sums."""
+def parameters(model, teacher):
+    return [*model.named_parameters(), *(("hints." + name, p) for name, p in teacher.named_parameters())]
+
+
+def micro_batches(shared, model, teacher, compiled, grads, bf16):
+    """Takes micro-batches of the current step until none is left; adds up gradients. Returns the sums of the loss and of what
+    hints.Hints gives for the log."""
     model.zero_grad(set_to_none=True)
+    teacher.zero_grad(set_to_none=True)
     rows, context = shared["shape"][0].item(), shared["shape"][1].item()
     size = max(1, MICRO_TOKENS // context)
-    total = torch.zeros(2)
+    weight = shared["hints"].value
+    total = torch.zeros(5)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         while True:
             with shared["next"].get_lock():
@@ -52,10 +60,16 @@ def micro_batches(shared, model, compiled, grads, bf16):
                 break
             block = slice(at, min(at + size, rows))
             ids = shared["tokens"][block, : context + 1].long()
-            weighted, plain = compiled(ids[:, :-1], ids[:, 1:], shared["weights"][block, 1 : context + 1])
-            weighted.backward()
-            total += torch.stack([weighted.detach(), plain])
-    for p, g in zip(model.parameters(), grads):
+            keep = hints.LAYER if weight else None
+            loss, plain, kept = compiled(ids[:, :-1], ids[:, 1:], shared["weights"][block, 1 : context + 1], keep=keep)
+            total[0] += plain
+            if weight:
+                with torch.autocast("cpu", enabled=False):
+                    hinted, sums = teacher(model, ids[:, :-1], kept)
+                loss = loss + weight * hinted
+                total[1:] += sums
+            loss.backward()
+    for (_, p), g in zip(parameters(model, teacher), grads):
         if p.grad is None:
             g.zero_()
         else:
@@ -63,7 +77,7 @@ def micro_batches(shared, model, compiled, grads, bf16):
     return total
 
 
-def helper(shared, model, grads, losses, bf16):
+def helper(shared, model, teacher, grads, losses, bf16):
     torch.set_num_threads(1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the first process decides when to stop
@@ -80,7 +94,7 @@ def helper(shared, model, grads, losses, bf16):
         shared["start"].wait()
         if shared["stop"].value:
             return
-        losses.copy_(micro_batches(shared, model, compiled, grads, bf16))
+        losses.copy_(micro_batches(shared, model, teacher, compiled, grads, bf16))
         shared["end"].wait()
 
 
@@ -146,7 +160,9 @@ def main():
     tokenizer = Tokenizer.from_file(str(a.tokenizer / "tokenizer.json"))
     books = corpus.books(a.books)
     model = llama.Llama(recipe.MODEL)
-    optimizer = Optimizer(list(model.named_parameters()), recipe.LR_MUON, recipe.LR_ADAM)
+    teacher = hints.Hints(recipe.MODEL, tokenizer)
+    named = parameters(model, teacher)
+    optimizer = Optimizer(named, recipe.LR_MUON, recipe.LR_ADAM)
     seeds = [1 + i * recipe.STAGE_SEEDS for i in range(len(recipe.STAGES))]
     run = {"seconds": 0.0, "tokens": 0, "steps": 0, "stage": 0, "seeds": seeds}
     last, bf16 = a.work / "last.pt", a.precision == "bf16"
@@ -156,6 +172,7 @@ def main():
     if last.exists():
         saved = torch.load(last)
         model.load_state_dict(saved["model"])
+        teacher.load_state_dict(saved["hints"])
         optimizer.load_state_dict(saved["optimizer"])
         run = saved["run"]
         run["seeds"] += seeds[len(run["seeds"]) :]  # stages added since
@@ -163,18 +180,19 @@ def main():
 
     context = mp.get_context("spawn")
     model.share_memory()
+    teacher.share_memory()
     most_rows = max(s["batch"] for s in recipe.STAGES)
     longest = max(s["context"] for s in recipe.STAGES) + 1
     shared = {
         "tokens": torch.zeros(most_rows, longest, dtype=torch.int32).share_memory_(),
         "weights": torch.zeros(most_rows, longest).share_memory_(),
         "shape": torch.zeros(2, dtype=torch.int64).share_memory_(),
-        "next": context.Value("q", 0), "stop": context.Value("b", 0),
+        "next": context.Value("q", 0), "stop": context.Value("b", 0), "hints": context.Value("d", 0.0),
         "start": context.Barrier(a.workers), "end": context.Barrier(a.workers),
     }
-    grads = [[torch.zeros_like(p).share_memory_() for p in model.parameters()] for _ in range(a.workers)]
-    losses = [torch.zeros(2).share_memory_() for _ in range(a.workers)]
-    helpers = [context.Process(target=helper, args=(shared, model, grads[i], losses[i], bf16), daemon=True) for i in range(1, a.workers)]
+    grads = [[torch.zeros_like(p).share_memory_() for _, p in named] for _ in range(a.workers)]
+    losses = [torch.zeros(5).share_memory_() for _ in range(a.workers)]
+    helpers = [context.Process(target=helper, args=(shared, model, teacher, grads[i], losses[i], bf16), daemon=True) for i in range(1, a.workers)]
     for h in helpers:
         h.start()
 
@@ -182,9 +200,9 @@ def main():
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: asked_to_stop.append(True))
 
-    names = [name for name, _ in model.named_parameters()]
+    names = [name for name, _ in named]
     compiled = torch.compile(model, dynamic=False)
-    clock, saved_at, since = time.time(), time.time(), [0.0, 0, time.time()]
+    clock, saved_at, since = time.time(), time.time(), [torch.zeros(5), 0, time.time()]
     for index, tokens, weights in chunks(tokenizer, books, run):
         progress = run["seconds"] / 60 / a.minutes if a.minutes else run["tokens"] / a.tokens
         if progress >= 1 or asked_to_stop:
@@ -194,15 +212,18 @@ def main():
         shared["tokens"][:rows, :length], shared["weights"][:rows, :length] = tokens, weights
         shared["shape"].copy_(torch.tensor([rows, length - 1]))
         shared["next"].value = 0
+        shared["hints"].value = recipe.STAGES[index].get("hints", 0.0)
+        if shared["hints"].value and not teacher.planted:
+            teacher.plant(model, tokens[:, :-1].long())
         shared["start"].wait()
-        losses[0].copy_(micro_batches(shared, model, compiled, grads[0], bf16))
+        losses[0].copy_(micro_batches(shared, model, teacher, compiled, grads[0], bf16))
         shared["end"].wait()
         total = sum(losses)
         torch.set_num_threads(a.workers)  # the others wait
         weight = weights[:, 1:].sum()
         summed = {name: sum(g) / weight for name, g in zip(names, zip(*grads))}
         norm = torch.stack([g.norm() for g in summed.values()]).norm()
-        if not norm.isfinite():  # compiled bfloat16 has made such gradients of contexts below 1024
+        if not norm.isfinite():
             for h in helpers:
                 h.kill()
             raise SystemExit(f"step {run['steps']}: gradients are no numbers; go on from {last} with --precision f32")
@@ -215,17 +236,21 @@ def main():
         count = rows * (length - 1)
         run["tokens"] += count
         run["steps"] += 1
-        since[0] += total[1].item()
+        since[0] += total
         since[1] += count
         if run["steps"] % 20 == 0:
-            log.write(json.dumps({"step": run["steps"], "tokens": run["tokens"], "seconds": round(run["seconds"]), "stage": recipe.STAGES[index]["name"],
-                "loss": round(since[0] / since[1], 4), "norm": round(norm.item(), 3), "tokens_per_second": round(since[1] / (now - since[2]))}) + "\n")
+            loss, people, places, looking, looks = since[0].tolist()
+            line = {"step": run["steps"], "tokens": run["tokens"], "seconds": round(run["seconds"]), "stage": recipe.STAGES[index]["name"],
+                "loss": round(loss / since[1], 4), "norm": round(norm.item(), 3), "tokens_per_second": round(since[1] / (now - since[2]))}
+            if places and looks:
+                line["people"], line["looking"] = round(people / places, 3), round(looking / looks, 3)
+            log.write(json.dumps(line) + "\n")
             log.flush()
-            since = [0.0, 0, now]
+            since = [torch.zeros(5), 0, now]
         if now - saved_at > a.save_every:
             saved_at = now
-            save(last, model=model.state_dict(), optimizer=optimizer.state_dict(), run=run)
-    save(last, model=model.state_dict(), optimizer=optimizer.state_dict(), run=run)
+            save(last, model=model.state_dict(), hints=teacher.state_dict(), optimizer=optimizer.state_dict(), run=run)
+    save(last, model=model.state_dict(), hints=teacher.state_dict(), optimizer=optimizer.state_dict(), run=run)
     shared["stop"].value = 1
     shared["start"].wait()
 
