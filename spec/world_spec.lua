@@ -70,6 +70,12 @@ describe("the world generator", function()
     end
   end)
 
+  it("asks what was given, where only that is to be asked", function()
+    local document = world.document(9, { words = 200, kinds = { "gift" }, recall = 0, questions = 6, ask = 3 })
+    assert.are.equal(6, #document.questions)
+    for _, q in ipairs(document.questions) do assert.is_truthy(q.question:find "^What did %u%l+ give to %u%l+%?$") end
+  end)
+
   it("names the options it knows", function()
     assert.has_error(function() world.document(1, { length = 3 }) end,
       "unknown option 'length'; known: ask, density, kinds, questions, recall, title, words")
