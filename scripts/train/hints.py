@@ -86,8 +86,10 @@ class Hints(nn.Module):
         told = first | second | third
         other = torch.where(first, b2, b6)
         giver, taker = torch.where(third, ids, other), torch.where(third, other, ids)
-        # The places of: P gave Q the, and the word after it.
+        # The places where the thing's two words are to be said: of "the" in P gave Q the, and of the word after it.
         asks, more = (ids == the) & (b2 == gave) & (b3 >= 0), (b1 == the) & (b3 == gave) & (b4 >= 0)
+        asked = asks | more
+        asked_giver, asked_taker = torch.where(asks, b3, b4), torch.where(asks, b1, b2)
         places = normed(x)
 
         things = places.new_zeros(())
@@ -95,9 +97,9 @@ class Hints(nn.Module):
             tells = F.linear(probe(places[told]), model.model.embed_tokens.weight.detach())
             things = things + F.cross_entropy(tells, label[told], reduction="sum")
 
-        labels = [torch.cat(p) for p in ((giver[told], b3[asks], b4[more]), (taker[told], b1[asks], b2[more]))]
+        labels = [torch.cat(p) for p in ((giver[told], asked_giver[asked]), (taker[told], asked_taker[asked]))]
         names = torch.cat(labels).unique()
-        held = torch.cat([places[told], places[asks], places[more]]) @ self.quiet / CODE_SIZE
+        held = torch.cat([places[told], places[asked]]) @ self.quiet / CODE_SIZE
         people = places.new_zeros(())
         for part, label, codes in zip(held.chunk(2, -1), labels, self.codes):
             tells = SHARPNESS * part @ F.normalize(codes[names], dim=-1).T
@@ -106,8 +108,8 @@ class Hints(nn.Module):
         looking, looks = places.new_zeros(()), 0
         queries, keys = self.queries_and_keys(model, places)
         for row in range(len(ids)):
-            at, ends = asks[row].nonzero().flatten(), told[row].nonzero().flatten()
-            right = (giver[row][ends] == b3[row][at, None]) & (taker[row][ends] == b1[row][at, None]) & (ends < at[:, None])
+            at, ends = asked[row].nonzero().flatten(), told[row].nonzero().flatten()
+            right = (giver[row][ends] == asked_giver[row][at, None]) & (taker[row][ends] == asked_taker[row][at, None]) & (ends < at[:, None])
             at, right = at[right.any(1)], right[right.any(1)]
             scores = queries[row][at] @ keys[row].T
             scores = scores.masked_fill(torch.arange(ids.shape[1]) > at[:, None], float("-inf"))
