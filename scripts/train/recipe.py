@@ -75,6 +75,9 @@ STAGES = [
     dict(name="again", context=2048, share=5, batch=4, words=(600, 1400), dense=0.3, focus=0.5, prose=0.06, asked=0.9, hints=0.5,
         questions=(10, 28), things=0.1, answers=8.0,
         kinds=("kind=gift", "kind=gift", "kind=moved", "kind=moved", "kind=moved", "kind=attribute", "kind=code")),
+    # The thing's second word, which other things of its stuff contest.
+    dict(name="things", context=2048, share=2.2, batch=4, words=(200, 1300), dense=0.5, focus=0.6, prose=0.04, asked=0.95, hints=0.5,
+        questions=(12, 40), things=0.5, answers=8.0, kinds=("kind=gift", "kind=gift", "kind=gift", "kind=moved", "kind=attribute")),
 ]
 TELLING_ONCE = ("recall=10",)
 # Tokens of a word of a document's body and of a question with its answer, to tell how many words leave room for questions.
@@ -87,4 +90,4 @@ WARMUP_STEPS = 60
 # What both are multiplied with, at so much of the stages' shares, linear between: cooled down for the first model at 30.5, then
 # warmed again for what follows.
 LR_KNOTS = [(0, 1), (19.8, 1), (30.5, 0), (31, 0.7), (46.6, 0.24), (47, 0.4), (54.5, 0), (55, 0.45), (70.5, 0), (71, 0.5), (84.5, 0),
-    (84.6, 0.5), (88.5, 0.5), (92.5, 0.4), (100.5, 0), (100.6, 0.4), (105.5, 0)]
+    (84.6, 0.5), (88.5, 0.5), (92.5, 0.4), (100.5, 0), (100.6, 0.4), (105.5, 0), (105.6, 0.25), (107.7, 0)]
