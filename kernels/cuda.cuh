@@ -56,8 +56,8 @@ pyr_status cuda_refuse(pyr_backend *be, const char *operation, const char *what)
 
 /* ---- scratch and tables ------------------------------------------------------------------------------------------------ */
 
-/* Pieces of the scratch, each 256-byte aligned, as cuBLAS wants its workspace. With base NULL it only counts, so that the code that lays scratch out also
- * tells `reserve` how much to set aside. */
+/* Pieces of the scratch, each 256-byte aligned, as cuBLAS wants its workspace. With base NULL it only counts, so that the code that
+ * lays scratch out also tells `reserve` how much to set aside. */
 struct cuda_arena {
   uint8_t *base;
   size_t used;

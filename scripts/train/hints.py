@@ -35,19 +35,14 @@ def before(ids, n):
     return F.pad(ids, (n, 0), value=-1)[:, : ids.shape[1]]
 
 
-def normed(x):
-    x = x.float()
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
-
-
 class Hints(nn.Module):
     def __init__(self, c, tokenizer):
         super().__init__()
         self.words = [tokenizer.token_to_id("Ġ" + w) for w in WORDS]
         if None in self.words:
             raise SystemExit(f"hints: not one token each: {', '.join(WORDS)}")
-        hidden, half = c["hidden_size"], c["head_dim"] // 2
-        frequencies = llama.slowed(c["rope_theta"] ** (-torch.arange(half, dtype=torch.float32) / half), c["rope_scaling"])
+        hidden, self.eps = c["hidden_size"], c["rms_norm_eps"]
+        frequencies = llama.rope_frequencies(c["head_dim"], c["rope_theta"], c["rope_scaling"])
         still = frequencies * c["max_position_embeddings"] < 0.6  # what RoPE hardly turns compares alike at any distance
         self.still = torch.cat([still, still]).nonzero().flatten()
         code = len(self.still) // 2
@@ -62,7 +57,7 @@ class Hints(nn.Module):
         table = model.model.embed_tokens.weight
         for codes in self.codes:
             codes.copy_(F.normalize(table @ torch.randn(table.shape[1], codes.shape[1]), dim=-1))
-        x = normed(model.hidden(ids, keep=LAYER)[1]).flatten(0, 1)
+        x = llama.normed(model.hidden(ids, keep=LAYER)[1], self.eps).flatten(0, 1)
         self.quiet.copy_(torch.linalg.eigh(x.T @ x)[1][:, : self.quiet.shape[1]])
         layer = model.model.layers[LAYER]
         a = layer.self_attn
@@ -90,7 +85,7 @@ class Hints(nn.Module):
         asks, more = (ids == the) & (b2 == gave) & (b3 >= 0), (b1 == the) & (b3 == gave) & (b4 >= 0)
         asked = asks | more
         asked_giver, asked_taker = torch.where(asks, b3, b4), torch.where(asks, b1, b2)
-        places = normed(x)
+        places = llama.normed(x, self.eps)
 
         things = places.new_zeros(())
         for probe, label in zip(self.things, (torch.where(first, b8, b3), torch.where(first, b7, b2))):

@@ -7,16 +7,20 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def normed(x, eps):
+    """x at a root mean square of 1, in float32."""
+    x = x.float()
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+
+
 class Norm(nn.Module):
     def __init__(self, size, eps):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x):  # in float32, whatever x is
-        y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
-        return (y * self.weight).to(x.dtype)
+    def forward(self, x):
+        return (normed(x, self.eps) * self.weight).to(x.dtype)
 
 
 def slowed(frequencies, scaling):
@@ -28,11 +32,14 @@ def slowed(frequencies, scaling):
     return frequencies * (share + (1 - share) / scaling["factor"])
 
 
-def rope_tables(positions, head_dim, theta, scaling=None):
+def rope_frequencies(head_dim, theta, scaling=None):
+    """Radians a position, of each pair of a head's dimensions."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
-    if scaling:
-        frequencies = slowed(frequencies, scaling)
-    angles = positions.float()[:, None] * frequencies
+    return slowed(frequencies, scaling) if scaling else frequencies
+
+
+def rope_tables(positions, head_dim, theta, scaling=None):
+    angles = positions.float()[:, None] * rope_frequencies(head_dim, theta, scaling)
     return torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
 
 
@@ -120,7 +127,7 @@ def plant_induction(model):
     table[:, token.stop :] = 0
     table[:, 0] = 8 * hidden**-0.5
 
-    theta = c["rope_theta"] ** (-torch.arange(half, dtype=torch.float32) / half)
+    theta = rope_frequencies(d, c["rope_theta"])
     fast = theta > 0.07
     slow = torch.cat([theta < 0.0011] * 2)
     read = torch.zeros(size, hidden)

@@ -50,6 +50,7 @@ def micro_batches(shared, model, teacher, compiled, grads, bf16):
     rows, context = shared["shape"][0].item(), shared["shape"][1].item()
     size = max(1, MICRO_TOKENS // context)
     weight = shared["hints"].value
+    keep = hints.LAYER if weight else None
     total = torch.zeros(5)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         while True:
@@ -60,7 +61,6 @@ def micro_batches(shared, model, teacher, compiled, grads, bf16):
                 break
             block = slice(at, min(at + size, rows))
             ids = shared["tokens"][block, : context + 1].long()
-            keep = hints.LAYER if weight else None
             loss, plain, kept = compiled(ids[:, :-1], ids[:, 1:], shared["weights"][block, 1 : context + 1], keep=keep)
             total[0] += plain
             if weight:
