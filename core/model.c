@@ -368,9 +368,11 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
                                    (long long)view.shape[0], view.rank == 1 ? "" : ", …", roles[role].name, (long long)cols);
     return bind_vector(model, place_of(model, role, layer), &view);
   }
-  if (!pyr_dtype_weights(view.dtype))
-    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "%s: tensor %s: weights of dtype %s are not supported (known: f32, f16, bf16, "
-                                 "q8_0, q4_0, q4_k, q5_k, q6_k)", path, name, pyr_dtype_name(view.dtype));
+  if (view.dtype == PYR_FP8_E4M3 || (as < 0 && !pyr_dtype_weights(view.dtype)))
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "%s: tensor %s: weights of dtype %s are not supported %s", path, name,
+                                 pyr_dtype_name(view.dtype), view.dtype == PYR_FP8_E4M3 ?
+                                 "(known: f32, f16, bf16, q8_0, q4_0, q4_k, q5_k, q6_k; converted: q4_1, q5_0, q5_1)" :
+                                 "as they are: bind them converted, to q8_0 for instance");
   if (view.rank != 2 || view.shape[0] != rows || view.shape[1] != cols)
     return pyr_runtime_set_error(rt, PYR_FORMAT, "%s: tensor %s: shape [%lld, %lld], where the model's %s is [%lld, %lld]",
                                  path, name, (long long)view.shape[0], (long long)view.shape[1], roles[role].name,

@@ -101,10 +101,12 @@ int pyr_runtime_get_profile(pyr_runtime *rt, pyr_profile_entry *out, int room); 
 typedef enum pyr_dtype {
   PYR_F32 = 0, PYR_F16, PYR_BF16,
   PYR_Q8_0, PYR_Q4_0, PYR_Q4_K, PYR_Q5_K, PYR_Q6_K,   /* GGUF block formats, bit-compatible */
-  PYR_FP8_E4M3, PYR_DTYPES                            /* fp8_e4m3: of cache rows only, -448..448 */
+  PYR_FP8_E4M3,                                       /* of cache rows only, -448..448 */
+  PYR_Q4_1, PYR_Q5_0, PYR_Q5_1,                       /* GGUF, of files only: weights are bound converted to another */
+  PYR_DTYPES
 } pyr_dtype;
 
-const char *pyr_dtype_name(pyr_dtype dtype);                 /* "f32", …, "fp8_e4m3"; NULL if out of range */
+const char *pyr_dtype_name(pyr_dtype dtype);                 /* "f32", …, "q5_1"; NULL if out of range */
 int pyr_dtype_block(pyr_dtype dtype);                        /* values a block: 1, 32 or 256 */
 size_t pyr_dtype_block_bytes(pyr_dtype dtype);               /* bytes a block */
 

@@ -212,6 +212,7 @@ local function open(source, entry, again)
     return open(source, entry)
   end
   entry.load_peak_bytes = machine.peak()
+  if #entry.load_seconds < 3 then cli.warn_of(model) end
   return model
 end
 

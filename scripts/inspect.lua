@@ -70,6 +70,7 @@ end
 local model = cli.must(inspect.model(cli.need_model(args.model or cli.default_model, "MODEL")))
 if args.policies and not model.config then cli.fail(model.problem) end
 local made = args.policies and forecast(model.config)
+cli.warn_of(model)
 if args.json then
   model.forecast = made or nil
   if not args.tensors then model.tensors = nil end

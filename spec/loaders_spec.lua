@@ -2,6 +2,7 @@
 -- equal the golden ones, so that a weight in the wrong place cannot pass.
 local cjson = require "cjson"
 local formats = require "spec.support.formats"
+local legacy = require "spec.support.legacy_blocks"
 local helper = require "spec.helper"
 local gguf = require "pyramid.loaders.gguf"
 local loaders = require "pyramid.loaders"
@@ -315,6 +316,46 @@ describe("loaders.load", function()
       end
       cache:close()
       model:close()
+    end
+  end)
+
+  it("loads what it has no kernels for converted, and says so", function()
+    local parts, plain = formats.gguf_of("codellama", "f32"), formats.gguf_of("codellama", "f32")
+    local counts, kinds = {}, { "q4_1", "q5_0", "q5_1" }
+    for i, t in ipairs(parts.tensors) do
+      if #t.shape == 2 then
+        local kind = kinds[i % 3 + 1]
+        local values
+        t.data, values = legacy.random(kind, t.shape[1] * t.shape[2] // 32, i, -8, -6)
+        t.type, plain.tensors[i].data = legacy.types[kind], values
+        counts[kind] = (counts[kind] or 0) + 1
+      end
+    end
+    local function read(parts_of, options)
+      local logits, warnings
+      with_file(formats.gguf(parts_of), function(path)
+        local model <close> = assert(pyramid.model(path, options))
+        local cache <close> = assert(model:cache { dtype = "f32" })
+        logits, warnings = assert(cache:prefill { 5, 6, 7, 8 }):tostring(), model.warnings
+        for i, warning in ipairs(warnings) do warnings[i] = warning:gsub("^.-: ", "FILE: ") end
+      end)
+      return logits, warnings
+    end
+    local words = {}
+    for i, kind in ipairs(kinds) do words[i] = ("%d tensors of %s"):format(counts[kind], kind) end
+    local line = "FILE: " .. table.concat(words, ", ") .. " converted to %s (the option 'weights' chooses another dtype)"
+    for _, as in ipairs { "f32", "bf16", "q8_0", "q4_0" } do
+      local expected, none = read(plain, { weights = as })
+      local got, warnings = read(parts, { weights = as })
+      assert.is_true(expected == got, as)
+      assert.same({}, none)
+      assert.same({ line:format(as) }, warnings)
+    end
+    local got, warnings = read(parts)
+    assert.is_true(got == read(plain, { weights = "q8_0" }))
+    assert.same({ line:format "q8_0" }, warnings)
+    for _, model in ipairs { { weights = "q4_1" }, { weights = "q5_1" } } do
+      assert.error_matches(function() pyramid.model("models/tiny", model) end, "known: f32, f16, bf16, q8_0, q4_0")
     end
   end)
 

@@ -3,14 +3,17 @@
 local helper = require "spec.helper"
 local core = require "pyramid.core"
 local gguf = require "pyramid.loaders.gguf"
+local legacy = require "spec.support.legacy_blocks"
 
 local path = helper.fixture "gguf/dtypes.gguf"
 local tensors, bytes = {}, helper.read(path)
+local more = helper.read(helper.fixture "gguf/converted.gguf")
+for _, t in ipairs(assert(gguf.read(helper.fixture "gguf/converted.gguf")).tensors) do tensors[t.name] = t end
 for _, t in ipairs(assert(gguf.read(path)).tensors) do tensors[t.name] = t end
 
 local function data_of(name)
   local t = tensors[name]
-  return bytes:sub(t.offset + 1, t.offset + t.bytes)
+  return (t.path == path and bytes or more):sub(t.offset + 1, t.offset + t.bytes)
 end
 
 --- Fails at the first unit that differs, so that a report is a line and not a page.
@@ -26,6 +29,22 @@ describe("dtypes", function()
   for _, dtype in ipairs { "f16", "bf16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k" } do
     it(("gives the values of %s"):format(dtype), function()
       assert_same_bytes(data_of(dtype .. ".f32"), core.ops.to_f32(dtype, data_of(dtype)), 4)
+    end)
+  end
+
+  for _, dtype in ipairs { "q4_1", "q5_0", "q5_1" } do
+    it(("gives the values of %s, also at the ends of its scales, and makes none"):format(dtype), function()
+      assert_same_bytes(data_of(dtype .. ".f32"), core.ops.to_f32(dtype, data_of(dtype)), 4)
+      assert_same_bytes(data_of(dtype .. ".edges.f32"), core.ops.to_f32(dtype, data_of(dtype .. ".edges")), 4)
+      local untouched = core.ops.from_f32(dtype, data_of(dtype .. ".f32"))    -- as the operation filled it beforehand
+      assert_same_bytes(("\xa5"):rep(#data_of(dtype)), untouched, 1)
+    end)
+
+    it(("gives what %s's definition does for blocks of this minute"):format(dtype), function()
+      for _ = 1, 20 do
+        local blocks, values = legacy.random(dtype, 64, os.time() + math.random(1 << 30))
+        assert_same_bytes(values, core.ops.to_f32(dtype, blocks), 4)
+      end
     end)
   end
 
@@ -238,6 +257,21 @@ describe("binding", function()
     assert.is_nil(ok)
     assert.equal("argument", code)
     assert.truthy(message:find("q6_k", 1, true))
+  end)
+
+  it("refuses as they are the dtypes that no kernel reads, and any conversion to them", function()
+    for dtype, size in pairs { q4_1 = 20, q5_0 = 22, q5_1 = 24 } do
+      local matrix = spec { dtype = dtype, bytes = 3 * 16 * size }
+      local ok, message, code = model:bind("embed", nil, matrix)
+      assert.is_nil(ok)
+      assert.equal("unsupported", code)
+      assert.truthy(message:find("weights of dtype " .. dtype .. " are not supported as they are", 1, true), message)
+      ok, message, code = model:bind("embed", nil, spec(), dtype)
+      assert.is_nil(ok)
+      assert.equal("argument", code)
+      assert.truthy(message:find("cannot be converted to dtype " .. dtype, 1, true), message)
+    end
+    assert.is_true(model:bind("embed", nil, spec { dtype = "q5_1", bytes = 3 * 16 * 24 }, "f16"))
   end)
 
   helper.cpu_only("what it maps; a device has copies", it)("copies what lies askew, and maps what does not", function()

@@ -258,14 +258,30 @@ function cli.need_model(path, how)
   return found
 end
 
+---A warning: a line on standard error.
+---@param message string
+function cli.warn(message)
+  io.stdout:flush()
+  picture.clear_progress()
+  io.stderr:write(program, ": warning: ", message, "\n")
+end
+
+---What a model's user should know, a line each.
+---@param opened pyramid.Model|pyramid.Inspection
+function cli.warn_of(opened)
+  for _, message in ipairs(opened.warnings) do cli.warn(message) end
+end
+
 ---Opens the model of --model, with a bar while its weights are converted.
 ---@param args table
 ---@return pyramid.Model
 function cli.open_model(args)
   local path = cli.need_model(args.model)
   local progress <close> = picture.progress(args.weights and "converting weights" or "reading weights")
-  return cli.must(guarded(model.open, path, { weights = args.weights, device = args.device, threads = args.threads,
+  local opened = cli.must(guarded(model.open, path, { weights = args.weights, device = args.device, threads = args.threads,
     precision = args.precision, context = args.max_context, scaling = args.scaling, progress = progress.update }))
+  cli.warn_of(opened)
+  return opened
 end
 
 ---The same, for scripts that read or write text.

@@ -32,6 +32,7 @@ local inspect = {}
 ---@field values integer
 ---@field tokenizer { kind: string, tokens: integer }?
 ---@field metadata table<string, any>? of a GGUF file: its scalars; arrays as { count = n }
+---@field warnings string[]         what its user should know, a line each
 
 local TOKENIZER_MAX = 1 << 28
 
@@ -132,6 +133,7 @@ local function inspect_model(path)
     out = {
       path = path, format = source.format, problem = problem, config = source.config,
       tensors = list_tensors(source.tensors, weights), description = weights and loaders.describe(source.config, weights),
+      warnings = weights and loaders.warnings(source, weights),
     }
     if source.format == "gguf" then
       local metadata = fault.check(gguf.read(path)).metadata
@@ -141,7 +143,7 @@ local function inspect_model(path)
     end
   end
   out.totals, out.bytes, out.values = total(out.tensors)
-  out.tensor_count = #out.tensors
+  out.tensor_count, out.warnings = #out.tensors, out.warnings or {}
   return out
 end
 

@@ -13,21 +13,23 @@ Pyramid.
     codellama-q8_0.gguf families/codellama in q8_0, with golden logits of the dequantised weights beside it
     kquants.gguf        one wide layer whose matrices are q4_k, q5_k, q6_k, q4_0 and q8_0, with golden logits likewise
 
-    python scripts/oracle/gguf_fixtures.py
+    converted.gguf      tensor T and T.f32 as in dtypes.gguf, of the dtypes that models hold only converted, and a second
+                        tensor T.edges of scales and bits at their ends
+
+    python scripts/oracle/gguf_fixtures.py              all of it
+    python scripts/oracle/gguf_fixtures.py converted    only converted.gguf, which needs no torch
 """
-import json, os
+import json, os, sys
 
 import numpy as np
-import torch
-import transformers
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as T, GGUFWriter, quants
-from safetensors import safe_open
 
-transformers.utils.logging.disable_progress_bar()
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "spec", "fixtures")
 OUT = os.path.join(ROOT, "gguf")
+CONVERTED = dict(q4_1=T.Q4_1, q5_0=T.Q5_0, q5_1=T.Q5_1)
 DTYPES = dict(f32=T.F32, f16=T.F16, bf16=T.BF16, q8_0=T.Q8_0, q4_0=T.Q4_0, q4_k=T.Q4_K, q5_k=T.Q5_K, q6_k=T.Q6_K)
-SCALES = {T.Q8_0: [0], T.Q4_0: [0], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208]}  # where the f16 scales of a block lie
+SCALES = {T.Q8_0: [0], T.Q4_0: [0], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208],
+          T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2]}  # where the f16 scales of a block lie
 
 NAMES = {"model.embed_tokens.": "token_embd.", "model.norm.": "output_norm.", "lm_head.": "output.",
          "input_layernorm.": "attn_norm.", "post_attention_layernorm.": "ffn_norm.", "self_attn.q_proj.": "attn_q.",
@@ -96,7 +98,24 @@ def write_dtypes():
     close(writer)
 
 
+def write_converted():
+    rng = np.random.default_rng(13)
+    writer = GGUFWriter(os.path.join(OUT, "converted.gguf"), "none")
+    for name, dtype in CONVERTED.items():
+        raw = random_blocks(rng, dtype, 5, 8)
+        edges = random_blocks(rng, dtype, 1, 8).reshape(8, -1)
+        for block, scale in zip(edges, (0, -0.0, 2.0 ** -24, -2.0 ** -14, 65504, -65504, 1, 1 / 3)):
+            block[0:2] = np.array([scale], np.float16).view(np.uint8)
+        edges[6, 4:] = 0  # every bit, and none
+        edges[7, 4:] = 255
+        for suffix, blocks in (("", raw), (".edges", edges.reshape(1, -1))):
+            add(writer, name + suffix, blocks, dtype)
+            add(writer, name + suffix + ".f32", quants.dequantize(blocks, dtype), T.F32)
+    close(writer)
+
+
 def read_family(name):
+    from safetensors import safe_open
     folder = os.path.join(ROOT, "families", name)
     config = json.load(open(os.path.join(folder, "config.json")))
     with safe_open(os.path.join(folder, "model.safetensors"), "pt") as file:
@@ -161,9 +180,12 @@ def write_model(path, arch, config, weights, dtype_of):
     return held
 
 
-@torch.no_grad()
 def write_golden(path, config, weights, seed, count=24):
+    import torch
+    import transformers
+    transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(config)).float().eval()
     model.load_state_dict({k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in weights.items()})
     ids = [int(i) for i in np.random.default_rng(seed).integers(3, config["vocab_size"], count)]
@@ -205,6 +227,9 @@ def write_kquants():
 
 def main():
     os.makedirs(OUT, exist_ok=True)
+    write_converted()
+    if sys.argv[1:] == ["converted"]:
+        return
     write_dtypes()
     for name, family, arch, dtype in (("llama3-bf16", "llama-gqa-llama3", "llama", T.BF16), ("qwen3-f16", "qwen3", "qwen3", T.F16),
                                       ("codellama-q8_0", "codellama", "llama", T.Q8_0)):

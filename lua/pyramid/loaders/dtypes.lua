@@ -1,5 +1,5 @@
--- Number formats of files: what a format calls them, their block and its bytes. `native` ones can be bound to a model;
--- the others are known well enough to be listed and to be refused by name.
+-- Number formats of files: what a format calls them, their block and its bytes. `native` ones can be bound to a model,
+-- those of `dtypes.converted` as something else; the others are known well enough to be listed and to be refused by name.
 -- Sources: ggml's type table as the `gguf` package states it; the safetensors format's list.
 
 local dtypes = {}
@@ -43,6 +43,10 @@ dtypes.safetensors = make {
   F8_E4M3 = { "f8_e4m3", 1, 1 }, F8_E5M2 = { "f8_e5m2", 1, 1 }, F8_E8M0 = { "f8_e8m0", 1, 1 },
   C64 = { "c64", 1, 8 },
 }
+
+--- What no kernel reads, but models can have: what it is converted to while it is loaded, unless the option `weights` says.
+---@type table<string, string>
+dtypes.converted = { q4_1 = "q8_0", q5_0 = "q8_0", q5_1 = "q8_0" }
 
 --- Names that a load option may ask for.
 dtypes.writable = { "f32", "f16", "bf16", "q8_0", "q4_0" }

@@ -39,6 +39,7 @@ local loaders = {}
 ---@field names table<string, string>     role to name
 ---@field ignored string[]                patterns of names that may be left over
 ---@field tokenizer string|pyramid.Gguf|nil  what pyramid.tokenizer needs: a directory, or a file's header
+---@field warnings string[]?              what its user should know, a line each
 
 ---@class pyramid.Loaded
 ---@field config pyramid.Config
@@ -48,6 +49,7 @@ local loaders = {}
 ---@field format string
 ---@field path string
 ---@field description string              one line
+---@field warnings string[]               what its user should know, a line each
 
 --- "hf", "gguf", or raises a fault.
 local function detect(path)
@@ -90,7 +92,9 @@ local function list_weights(source)
     local name = source.names[role]:format(layer and layer - 1)
     local t = source.tensors[name]
     if not t then fault.raise("format", "%s: tensor %s is missing", source.path, name) end
-    if not t.native then fault.raise("unsupported", "%s: tensor %s is %s, which models cannot use", t.path, name, t.dtype) end
+    if not (t.native or dtypes.converted[t.dtype]) then
+      fault.raise("unsupported", "%s: tensor %s is %s, which models cannot use", t.path, name, t.dtype)
+    end
     used[name] = true
     out[#out + 1] = { role = role, layer = layer, tensor = t }
   end
@@ -202,6 +206,37 @@ local function open_files(runtime)
   })
 end
 
+-- One line about matrices of dtypes that no kernel reads.
+local function conversion_warning(source, weights, as)
+  local counts, kinds = {}, {}
+  for _, w in ipairs(weights) do
+    local dtype = w.tensor.dtype
+    if dtypes.converted[dtype] and #w.tensor.shape > 1 then
+      if not counts[dtype] then kinds[#kinds + 1] = dtype end
+      counts[dtype] = (counts[dtype] or 0) + 1
+    end
+  end
+  if #kinds == 0 then return nil end
+  table.sort(kinds)
+  for i, dtype in ipairs(kinds) do
+    kinds[i] = ("%d %s of %s"):format(counts[dtype], counts[dtype] == 1 and "tensor" or "tensors", dtype)
+  end
+  return ("%s: %s converted to %s (the option 'weights' chooses another dtype)"):format(source.path,
+    table.concat(kinds, ", "), as or dtypes.converted.q4_1)
+end
+
+--- What a model's user should know of its file, a line each.
+---@param source pyramid.Source
+---@param weights { tensor: pyramid.Tensor }[]
+---@param as string?  the option `weights`
+---@return string[]
+function loaders.warnings(source, weights, as)
+  local out = {}
+  for _, message in ipairs(source.warnings or {}) do out[#out + 1] = message end
+  out[#out + 1] = conversion_warning(source, weights, as)
+  return out
+end
+
 local function load(runtime, path, options)
   local source = open(path)
   change_context(source, options.context, options.scaling)
@@ -218,13 +253,14 @@ local function load(runtime, path, options)
     local t = w.tensor
     fault.check(handle:bind(w.role, w.layer, {
       name = t.name, file = files[t.path], offset = t.offset, bytes = t.bytes, dtype = t.dtype, shape = t.shape,
-    }, options.weights))
+    }, options.weights or dtypes.converted[t.dtype]))
   end
   fault.check(handle:ready())
   ok.done = true
   return {
     config = config, handle = handle, tokenizer = source.tokenizer, family = source.family, format = source.format,
     path = source.path, description = loaders.describe(config, weights),
+    warnings = loaders.warnings(source, weights, options.weights),
   }
 end
 
