@@ -28,14 +28,18 @@ C11      := -std=c11 -D_GNU_SOURCE -Wall -Wextra -fPIC -fvisibility=hidden -ffp-
 INCLUDES := -Icore -Ilua $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
 LIBS     := -Wl,--as-needed -lpcre2-8 -ldnnl -lgomp -lpthread -lm -ldl
 
-# lua/main.c is the program; everything else, and the Lua text packed into bundle.c, is the library.
-SOURCES := $(filter-out lua/main.c,$(wildcard core/*.c core/*/*.c lua/*.c))
+# lua/main.c and lua/lprobe.c are the program's own, lua/lops.c is the specs'; everything else, and the Lua text packed into
+# bundle.c, is the library.
+PROGRAM := lua/main.c lua/lprobe.c
+SPEC_C  := lua/lops.c
+SOURCES := $(filter-out $(PROGRAM) $(SPEC_C),$(wildcard core/*.c core/*/*.c lua/*.c))
 OBJECTS := $(SOURCES:%.c=$(B)/obj/%.o) $(B)/obj/bundle.o
-MAIN    := $(B)/obj/lua/main.o
+MAIN    := $(PROGRAM:%.c=$(B)/obj/%.o)
+SPECS   := $(SPEC_C:%.c=$(B)/obj/%.o)
 TEXT    := lua/pyramid policies scripts
 
 .PHONY: build cuda cuda-check deps models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory install install-module clean FORCE
-build: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so $(B)/libpyramid_emulated.so
+build: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so $(B)/libpyramid_emulated.so $(B)/pyramid_specs.so
 
 # Kernels are compiled once for each instruction set and picked at run time; only x86 has more than the base. They are
 # unrolled by hand: -O3 makes them no faster and takes three times as long over them.
@@ -81,6 +85,11 @@ $(B)/libpyramid.so: $(OBJECTS) $(B)/objects
 $(B)/pyramid: $(MAIN) $(B)/libpyramid.a
 	@echo "ld $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -Wl,-E -o $@ $^ -l:liblua5.4-cjson.a -l:liblua5.4.a $(LIBS)
+
+# What specs call beside the API; spec/run.lua finds it. The program has Lua's API.
+$(B)/pyramid_specs.so: $(SPECS) $(B)/libpyramid.a
+	@echo "ld $@"
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -o $@ $^ $(LIBS)
 
 # The program for a bundle: PCRE2 inside, the rest in lib/ beside it, where also what those libraries need is looked for.
 $(B)/pyramid-bundle: $(MAIN) $(B)/libpyramid.a
@@ -129,7 +138,7 @@ cuda-check:
 	    { cat $(B)/cuda/check/$$(basename $$f).txt >&2; exit 1; }; done
 	@lua5.4 kernels/registers.lua $(B)/cuda/check/*.txt
 
--include $(OBJECTS:.o=.d) $(MAIN:.o=.d) $(EMULATED:.o=.d) $(CUDA:.o=.d)
+-include $(OBJECTS:.o=.d) $(MAIN:.o=.d) $(SPECS:.o=.d) $(EMULATED:.o=.d) $(CUDA:.o=.d)
 
 deps:
 	@sh spec/support/deps.sh $(NEEDS)

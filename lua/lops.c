@@ -1,6 +1,7 @@
-/* lops.c — the backend's single operations for Lua, so that specs can hold each against a reference.
+/* lops.c — the backend's single operations for Lua, so that specs can hold each against a reference: `require "pyramid_specs"`.
  *
- * Not part of the API: nothing but specs uses `core.ops`, and this is the one file of the binding that sees backend.h.
+ * Not part of the library: they believe their arguments. pyramid_specs.so holds them, which spec/run.lua finds, with a copy of what
+ * of the core they call by name; the operations themselves are reached through the backend's table of the program's own runtimes.
  *
  * Numbers travel as packed strings (little-endian f32 or i32): ops.floats, ops.ints and ops.numbers convert. Each input is
  * copied into a userdata block of exactly its size, so that a sanitizer sees any read beyond it, and blocks that an error
@@ -645,7 +646,7 @@ static int ops_pick(lua_State *L) {
   luaL_pushresult(&buffer);
   for (int i = 0; i < count; i++) {
     lua_geti(L, 3, i + 1);
-    samplers[i] = pyr_lua_check_sampler(L, -1);
+    samplers[i] = check_sampler(L, -1);
     lua_pop(L, 1);
   }
   const float *logits = copy_floats(L, be, lua_gettop(L), NULL);
@@ -720,7 +721,8 @@ static int ops_fill(lua_State *L) {
 
 /* ---- entry --------------------------------------------------------------------------------------------------------- */
 
-void pyr_lua_open_ops(lua_State *L) {
+__attribute__((visibility("default"))) int luaopen_pyramid_specs(lua_State *L);
+int luaopen_pyramid_specs(lua_State *L) {
   static const luaL_Reg functions[] = {
     { "floats", ops_floats }, { "ints", ops_ints }, { "numbers", ops_numbers }, { "to_f32", ops_to_f32 },
     { "from_f32", ops_from_f32 }, { "alloc", ops_alloc }, { "reserve", ops_reserve }, { "embed", ops_embed },
@@ -744,5 +746,5 @@ void pyr_lua_open_ops(lua_State *L) {
   lua_setfield(L, -2, "page_rows");
   lua_pushinteger(L, PYR_SMALL_N);
   lua_setfield(L, -2, "small_n");
-  lua_setfield(L, -2, "ops");
+  return 1;
 }

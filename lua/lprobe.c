@@ -1,21 +1,22 @@
-/* lprobe.c — what measuring needs: the limits of this machine, and weights that mean nothing.
+/* lprobe.c — what measuring needs: the limits of this machine, and weights that mean nothing. `require "pyramid.probe"`.
  *
- *   core.probe_read(runtime, bytes, times) -> seconds a pass     the runtime's threads read a buffer of so many bytes, in
+ *   probe.read(runtime, bytes, times) -> seconds a pass     the runtime's threads read a buffer of so many bytes, in
  *                                      turn as the hardware looks ahead by itself and asking ahead; the faster way's
- *   core.probe_matmul(kind, threads, size, times) -> seconds     oneDNN multiplies two square matrices; "f32", "bf16", "int8"
- *   core.probe_device(runtime) -> { name=, arch=, driver=, runtime=, memory=, free=, processors= }
- *   core.probe_device_steps(runtime) -> { single, launched, built, told }: how kernels were launched (backend.h)
- *   core.probe_device_time(runtime, what, size, times) -> seconds   "copy" of size bytes within its memory; "f32", "f16", "bf16":
+ *   probe.matmul(kind, threads, size, times) -> seconds     oneDNN multiplies two square matrices; "f32", "bf16", "int8"
+ *   probe.device(runtime) -> { name=, arch=, driver=, runtime=, memory=, free=, processors= }
+ *   probe.device_steps(runtime) -> { single, launched, built, told }: how kernels were launched (backend.h)
+ *   probe.device_time(runtime, what, size, times) -> seconds   "copy" of size bytes within its memory; "f32", "f16", "bf16":
  *                                  a product of square matrices. Both: nil, message, "unsupported" where it is the processor
- *   core.probe_version() -> oneDNN's, such as "2.6.3"
- *   core.probe_trim(runtime | nil)     freed memory goes back to the system, so that what is resident is what is held; the
+ *   probe.version() -> oneDNN's, such as "2.6.3"
+ *   probe.trim(runtime | nil)     freed memory goes back to the system, so that what is resident is what is held; the
  *                                      runtime's device's, too
- *   core.probe_reset_peak(runtime)     runtime:memory_peak() begins anew
- *   core.random_rows(runtime, dtype, seed, stream, first, rows, cols, deviation) -> bytes of rows [first, first+rows) of a
+ *   probe.reset_peak(runtime)     runtime:memory_peak() begins anew
+ *   probe.random_rows(runtime, dtype, seed, stream, first, rows, cols, deviation) -> bytes of rows [first, first+rows) of a
  *                                      matrix, made by the runtime's threads
  *
- * Not part of the API: only scripts that measure use it. It is the one file of the binding that sees oneDNN (as a yardstick, with
- * its own threads), the thread team and the number formats. */
+ * Not part of the library: a module of the program `pyramid` alone, for the scripts that measure. It is the one file beside the
+ * binding that sees oneDNN (as a yardstick, with its own threads), the thread team and the number formats. Like the binding it
+ * allocates first and takes the runtime out of its box last. */
 #include "lpyramid.h"
 #include "backend.h"
 #include "dtype.h"
@@ -28,6 +29,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
@@ -69,7 +71,8 @@ static void read_span(void *ctx, int64_t task, int worker) {
 static int probe_read(lua_State *L) {
   pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
   lua_Integer spans = luaL_checkinteger(L, 2) / SPAN, times = luaL_optinteger(L, 3, 1);
-  luaL_argcheck(L, spans >= 1 && spans <= 1 << 20, 2, "1 MiB to 1 TiB");
+  lua_Integer most = (lua_Integer)sysconf(_SC_PHYS_PAGES) / 2 * (lua_Integer)sysconf(_SC_PAGESIZE) / SPAN;
+  luaL_argcheck(L, spans >= 1 && spans <= most, 2, "1 MiB to half of this machine's memory");   /* all of it is written */
   luaL_argcheck(L, times >= 1, 3, "at least once");
   buffer b = { aligned_alloc(64, (size_t)spans * SPAN), malloc((size_t)spans * sizeof *b.sums), FILL };
   if (b.data == NULL || b.sums == NULL) {
@@ -324,7 +327,7 @@ static void random_row(void *ctx, int64_t row, int worker) {
 }
 
 static int random_rows(lua_State *L) {
-  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+  int threads = pyr_runtime_threads(pyr_lua_check_runtime(L, 1));
   int dtype = pyr_dtype_of_name(luaL_checkstring(L, 2));
   uint64_t seed = (uint64_t)luaL_checkinteger(L, 3), stream = (uint64_t)luaL_checkinteger(L, 4);
   lua_Integer first = luaL_checkinteger(L, 5), rows = luaL_checkinteger(L, 6), cols = luaL_checkinteger(L, 7);
@@ -336,8 +339,9 @@ static int random_rows(lua_State *L) {
   size_t stride = pyr_dtype_bytes((pyr_dtype)dtype, cols);
   luaL_argcheck(L, stride > 0, 7, "no whole number of blocks");
   luaL_Buffer buffer;
-  float *values = lua_newuserdatauv(L, (size_t)pyr_runtime_threads(rt) * (size_t)cols * sizeof *values, 0);
+  float *values = lua_newuserdatauv(L, (size_t)threads * (size_t)cols * sizeof *values, 0);
   char *out = luaL_buffinitsize(L, &buffer, (size_t)rows * stride);
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);       /* a finalizer may have closed it meanwhile */
   uint64_t key = mix(seed * 0x9e3779b97f4a7c15u + mix(stream + 1));
   random_matrix m = { out, values, (pyr_dtype)dtype, key, first, cols, stride, deviation };
   pyr_parallel(rt, random_row, &m, rows);
@@ -345,12 +349,13 @@ static int random_rows(lua_State *L) {
   return 1;
 }
 
-void pyr_lua_open_probe(lua_State *L) {
+int pyr_luaopen_probe(lua_State *L) {
   static const luaL_Reg functions[] = {
-    { "probe_read", probe_read }, { "probe_matmul", probe_matmul }, { "probe_version", probe_version },
-    { "probe_trim", probe_trim }, { "probe_reset_peak", probe_reset_peak },
-    { "probe_device", probe_device }, { "probe_device_time", probe_device_time },
-    { "probe_device_steps", probe_device_steps }, { "random_rows", random_rows }, { NULL, NULL }
+    { "read", probe_read }, { "matmul", probe_matmul }, { "version", probe_version },
+    { "trim", probe_trim }, { "reset_peak", probe_reset_peak },
+    { "device", probe_device }, { "device_time", probe_device_time },
+    { "device_steps", probe_device_steps }, { "random_rows", random_rows }, { NULL, NULL }
   };
-  luaL_setfuncs(L, functions, 0);
+  luaL_newlib(L, functions);
+  return 1;
 }

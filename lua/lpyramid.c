@@ -198,8 +198,6 @@ static int open_core(lua_State *L) {
   pyr_lua_open_logits(L);
   pyr_lua_open_sampler(L);
   pyr_lua_open_vector(L);
-  pyr_lua_open_ops(L);
-  pyr_lua_open_probe(L);
   return 1;
 }
 

@@ -1,7 +1,7 @@
 /* lpyramid.h — what the binding's files share. One C file per class; each adds its functions to the table
  * `pyramid.core`, on which the Lua side (lua/pyramid) builds the API that users see.
  *
- * Userdata are boxes holding one core handle, made closed first (as liolib.c makes files), then opened, so that an
+ * Userdata are boxes whose first field is a core handle, NULL if closed (the specs' library, lops.c, relies on it), made closed first (as liolib.c makes files), then opened, so that an
  * error between the two leaks nothing; `close`, `__close` and `__gc` are one idempotent function. Failures of the
  * world return nil, message, code; misuse raises. */
 #ifndef PYR_LPYRAMID_H
@@ -26,8 +26,9 @@ void pyr_lua_open_vector(lua_State *L);     /* lvector.c */
 void pyr_lua_open_cache(lua_State *L);      /* lcache.c: pools, caches, step */
 void pyr_lua_open_logits(lua_State *L);     /* llogits.c */
 void pyr_lua_open_sampler(lua_State *L);    /* lsampler.c */
-void pyr_lua_open_ops(lua_State *L);        /* lops.c: single operations, for the specs */
-void pyr_lua_open_probe(lua_State *L);      /* lprobe.c: limits of the machine and random weights, for scripts that measure */
+
+/* lprobe.c, in the program alone: the module "pyramid.probe", limits of the machine and random weights for scripts that measure. */
+int pyr_luaopen_probe(lua_State *L);
 
 /* Registers the metatable `name`: methods, and `close` as method, __close and __gc. Names with __ are metamethods. */
 void pyr_lua_new_class(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction close);

@@ -260,6 +260,8 @@ static int run(lua_State *L) {
   lua_pushcclosure(L, return_upvalue, 1);
   lua_setfield(L, -2, "pyramid.paths");
   pyr_lua_preload(L, 1);
+  lua_pushcfunction(L, pyr_luaopen_probe);
+  lua_setfield(L, roots + 1, "pyramid.probe");
   const char *device = getenv("PYRAMID_DEVICE");
   if (device && *device) {
     lua_pushstring(L, device);

@@ -4,6 +4,7 @@ local cases = require "pyramid.bench.cases"
 local cli = require "pyramid.cli"
 local contestants = require "pyramid.bench.contestants"
 local core = require "pyramid.core"
+local probe = require "pyramid.probe"
 local largest = require "pyramid.bench.largest"
 local machine = require "pyramid.bench.machine"
 local options = require "pyramid.options"
@@ -207,7 +208,7 @@ local function open(source, entry, again)
     precision = args.precision })
   if not model then return nil, message end
   table.insert(entry.load_seconds, core.clock() - began)
-  if again and entry.load_seconds[1] < 30 and not core.probe_device(model:runtime()) then
+  if again and entry.load_seconds[1] < 30 and not probe.device(model:runtime()) then
     model:close()
     return open(source, entry)
   end
@@ -284,7 +285,7 @@ local function measure(source, entry, peer, threads, run)
     end
   end
   if peer then enter_peer(list, peer, source, entry, model) end
-  local device, before = core.probe_device(model:runtime()), entry.left_out
+  local device, before = probe.device(model:runtime()), entry.left_out
   local function conclude(results, left_out)
     entry.results, entry.left_out = results, table.move(left_out, 1, #left_out, #before + 1, table.move(before, 1, #before, 1, {}))
     for _, result in ipairs(results) do cases.add_fraction(result, entry.limits, kind_of(entry, device)) end

@@ -8,7 +8,7 @@ build=$1 out=$2
 rm -rf "$out"
 mkdir -p "$out/build/lib" "$out/lib/lua/5.4" "$out/share/lua/5.4"
 cp "$build/pyramid-bundle" "$out/build/pyramid"
-for object in libpyramid_cuda.so libpyramid_emulated.so; do
+for object in libpyramid_cuda.so libpyramid_emulated.so pyramid_specs.so; do
   if [ -f "$build/$object" ]; then cp "$build/$object" "$out/build/"; else echo "bundle: without $object" >&2; fi
 done
 

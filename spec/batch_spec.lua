@@ -25,7 +25,7 @@ describe("a batch", function()
     local tiny <close> = assert(pyramid.model("models/tiny", { threads = 2, precision = "bf16" }))
     for _, count in ipairs { 16, 33, 50 } do
       -- The same, bit for bit, up to where products are summed in another order; rows in f16 and sharp heads magnify that.
-      local limit = count < require "pyramid.core".ops.small_n and 1e-12 or 1e-3
+      local limit = count < require "pyramid_specs".small_n and 1e-12 or 1e-3
       local batch <close> = assert(tiny:batch { policy = "pyramidinfer" })
       local handles, alone, picked = {}, {}, {}
       for i = 1, count do

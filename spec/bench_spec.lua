@@ -1,6 +1,7 @@
 -- Measuring: random models, the limits' probes, and `pyramid bench` with its report, also against a made-up peer.
 local cjson = require "cjson"
 local core = require "pyramid.core"
+local probe = require "pyramid.probe"
 local helper = require "spec.helper"
 local pyramid = require "pyramid"
 local random_model = require "pyramid.random_model"
@@ -22,11 +23,11 @@ local function logits_of(path)
   return assert(cache:prefill(ids)):totable()
 end
 
-describe("core.random_rows", function()
+describe("probe.random_rows", function()
   local rt = assert(core.runtime { device = "cpu", threads = 3 })
 
   it("gives normal numbers of the deviation asked for", function()
-    local values = helper.floats(core.random_rows(rt, "f32", 7, 3, 0, 16, 512, 0.5), 0, 16 * 512)
+    local values = helper.floats(probe.random_rows(rt, "f32", 7, 3, 0, 16, 512, 0.5), 0, 16 * 512)
     local sum, squares, beyond = 0, 0, 0
     for _, x in ipairs(values) do
       sum, squares = sum + x, squares + x * x
@@ -38,35 +39,35 @@ describe("core.random_rows", function()
   end)
 
   it("depends on seed, stream and place, not on the cut", function()
-    local whole = core.random_rows(rt, "bf16", 1, 2, 0, 8, 64, 1)
-    assert.equal(whole, core.random_rows(rt, "bf16", 1, 2, 0, 3, 64, 1) .. core.random_rows(rt, "bf16", 1, 2, 3, 5, 64, 1))
+    local whole = probe.random_rows(rt, "bf16", 1, 2, 0, 8, 64, 1)
+    assert.equal(whole, probe.random_rows(rt, "bf16", 1, 2, 0, 3, 64, 1) .. probe.random_rows(rt, "bf16", 1, 2, 3, 5, 64, 1))
     local alone <close> = assert(core.runtime { device = "cpu", threads = 1 })
-    assert.equal(whole, core.random_rows(alone, "bf16", 1, 2, 0, 8, 64, 1))
-    assert.not_equal(whole, core.random_rows(rt, "bf16", 2, 2, 0, 8, 64, 1))
-    assert.not_equal(whole, core.random_rows(rt, "bf16", 1, 3, 0, 8, 64, 1))
+    assert.equal(whole, probe.random_rows(alone, "bf16", 1, 2, 0, 8, 64, 1))
+    assert.not_equal(whole, probe.random_rows(rt, "bf16", 2, 2, 0, 8, 64, 1))
+    assert.not_equal(whole, probe.random_rows(rt, "bf16", 1, 3, 0, 8, 64, 1))
   end)
 
   it("refuses what it cannot make", function()
-    assert.error_matches(function() core.random_rows(rt, "q4_k", 1, 1, 0, 1, 256, 1) end, "q8_0 or q4_0")
-    assert.error_matches(function() core.random_rows(rt, "q8_0", 1, 1, 0, 1, 48, 1) end, "blocks")
-    assert.error_matches(function() core.random_rows(rt, "f32", 1, 1, 0, 1, 3, 1) end, "even")
-    assert.error(function() core.random_rows(rt, "f32", 1, 1, -1, 1, 2, 1) end)
+    assert.error_matches(function() probe.random_rows(rt, "q4_k", 1, 1, 0, 1, 256, 1) end, "q8_0 or q4_0")
+    assert.error_matches(function() probe.random_rows(rt, "q8_0", 1, 1, 0, 1, 48, 1) end, "blocks")
+    assert.error_matches(function() probe.random_rows(rt, "f32", 1, 1, 0, 1, 3, 1) end, "even")
+    assert.error(function() probe.random_rows(rt, "f32", 1, 1, -1, 1, 2, 1) end)
   end)
 end)
 
 describe("probes", function()
   it("time reading and multiplying", function()
     local runtime <close> = assert(core.runtime { threads = 2 })
-    assert.is_true(core.probe_read(runtime, 1 << 20, 2) > 0)
-    assert.is_true(core.probe_matmul("f32", 2, 64, 2) > 0)
+    assert.is_true(probe.read(runtime, 1 << 20, 2) > 0)
+    assert.is_true(probe.matmul("f32", 2, 64, 2) > 0)
     for _, kind in ipairs { "bf16", "int8" } do                -- not on every processor
-      local seconds, message, code = core.probe_matmul(kind, 1, 64)
+      local seconds, message, code = probe.matmul(kind, 1, 64)
       assert.is_true(seconds and seconds > 0 or message:find(kind) ~= nil and code == "unsupported")
     end
-    assert.matches("^%d+%.%d+%.%d+$", core.probe_version())
-    assert.error(function() core.probe_read(runtime, 100) end)
-    assert.error(function() core.probe_matmul("f32", 0, 64) end)
-    assert.error(function() core.probe_matmul("q8_0", 1, 64) end)
+    assert.matches("^%d+%.%d+%.%d+$", probe.version())
+    assert.error(function() probe.read(runtime, 100) end)
+    assert.error(function() probe.matmul("f32", 0, 64) end)
+    assert.error(function() probe.matmul("q8_0", 1, 64) end)
   end)
 end)
 

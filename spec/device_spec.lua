@@ -2,6 +2,7 @@
 -- same rows kept and the same logits as the CPU's, for every policy; what it says where a device is missing; and that the emulator
 -- sees what a kernel does wrong. Single operations are compared in ops_*_spec.lua.
 local core = require "pyramid.core"
+local probe = require "pyramid.probe"
 local helper = require "spec.helper"
 local lfs = require "lfs"
 local pyramid = require "pyramid"
@@ -95,7 +96,7 @@ describe("the device", function()
     end)
 
     it("launches a step as a whole, made once for each number of sequences", function()
-      local function counts() return assert(core.probe_device_steps(device:runtime())) end
+      local function counts() return assert(probe.device_steps(device:runtime())) end
       local function steps(caches, count)
         local before = counts()
         local last = {}
@@ -210,17 +211,17 @@ describe("a device", function()
   it("says what it is, and what it can do at most", function()
     local runtime <close> = assert(core.runtime { device = name_of_device })
     local cpu <close> = assert(core.runtime { device = "cpu" })
-    local facts, before = assert(core.probe_device(runtime)), runtime:memory()
+    local facts, before = assert(probe.device(runtime)), runtime:memory()
     for _, key in ipairs { "name", "arch", "driver", "runtime" } do assert.truthy(#facts[key] > 0, key) end
     for kind, size in pairs { copy = 1 << 16, f32 = 32, f16 = 32, bf16 = 32 } do
-      assert.truthy(assert(core.probe_device_time(runtime, kind, size, 2)) > 0, kind)
-      assert.same({ nil, "the runtime's device is the processor", "unsupported" }, { core.probe_device_time(cpu, kind, size, 2) })
+      assert.truthy(assert(probe.device_time(runtime, kind, size, 2)) > 0, kind)
+      assert.same({ nil, "the runtime's device is the processor", "unsupported" }, { probe.device_time(cpu, kind, size, 2) })
     end
     assert.equal(before, runtime:memory())
-    assert.has_error(function() core.probe_device_time(runtime, "f32", 17) end)
+    assert.has_error(function() probe.device_time(runtime, "f32", 17) end)
     local limited <close> = assert(core.runtime { device = name_of_device, memory = before + 1000 })
-    assert.equal("memory", (select(3, core.probe_device_time(limited, "copy", 1 << 20))))
-    assert.equal("unsupported", (select(3, core.probe_device(cpu))))
+    assert.equal("memory", (select(3, probe.device_time(limited, "copy", 1 << 20))))
+    assert.equal("unsupported", (select(3, probe.device(cpu))))
   end)
 end)
 

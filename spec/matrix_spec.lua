@@ -3,7 +3,7 @@
 local cli = require "pyramid.cli"
 local helper = require "spec.helper"
 local lfs = require "lfs"
-local ops = require("pyramid.core").ops
+local ops = require "pyramid_specs"
 local plans = require "pyramid.testing.plans"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"

@@ -1,5 +1,5 @@
 -- Attention, the tracked history and the score pass, against their definitions.
-local ops = require "pyramid.core".ops
+local ops = require "pyramid_specs"
 local reference = require "ops_reference"
 
 local dtypes = { "f32", "f16", "bf16", "q8_0", "fp8_e4m3" }

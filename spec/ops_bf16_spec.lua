@@ -2,7 +2,7 @@
 -- multiply bf16 must say so.
 local helper = require "spec.helper"
 local core = require "pyramid.core"
-local ops = core.ops
+local ops = require "pyramid_specs"
 local reference = require "ops_reference"
 
 local dtypes = { bf16 = 1, q8_0 = 32, q4_0 = 32, q4_k = 256, q5_k = 256, q6_k = 256 }

@@ -1,5 +1,5 @@
 -- Matrix products with weights of every dtype, against plain sums.
-local ops = require "pyramid.core".ops
+local ops = require "pyramid_specs"
 local reference = require "ops_reference"
 
 local small = ops.small_n   -- from so many tokens on a product may be summed in another order

@@ -1,6 +1,5 @@
 -- Picking on a device, where only ids come back: the same ids as the sampler picks on the host, whose own spec is sampler_spec.lua.
-local core = require "pyramid.core"
-local ops = core.ops
+local ops = require "pyramid_specs"
 local reference = require "ops_reference"
 local new_sampler = require "pyramid.sampler"
 

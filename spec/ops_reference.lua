@@ -2,7 +2,7 @@
 -- counts, comparison, and the operations themselves in plain Lua. Nothing here calls an operation under test; only the
 -- conversions of core/dtype.h, which have a spec of their own, are used to make rows of a dtype.
 local core = require "pyramid.core"
-local ops = core.ops
+local ops = require "pyramid_specs"
 
 local reference = { page_rows = ops.page_rows }
 

@@ -1,5 +1,5 @@
 -- Vectors of scores: selection, reduction over heads, pooling, arithmetic. Where f32 is exact, so is the comparison.
-local ops = require "pyramid.core".ops
+local ops = require "pyramid_specs"
 local reference = require "ops_reference"
 
 local lengths = { 1, 2, 3, 7, 16, 17, 31, 64, 100, 1000 }

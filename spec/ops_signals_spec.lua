@@ -1,6 +1,6 @@
 -- What rows, queries and weights say of rows: similarity of keys, lag, output norms, expected attention; and vectors of
 -- scores made of those. References are in ops_reference.lua.
-local ops = require "pyramid.core".ops
+local ops = require "pyramid_specs"
 local reference = require "ops_reference"
 
 local dtypes = { "f32", "f16", "bf16", "q8_0", "fp8_e4m3" }

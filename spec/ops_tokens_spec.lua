@@ -1,6 +1,6 @@
 -- Operations on each token by itself, and the backend's memory.
 local helper = require "spec.helper"
-local ops = require "pyramid.core".ops
+local ops = require "pyramid_specs"
 local reference = require "ops_reference"
 
 local lengths = { 1, 3, 8, 15, 16, 17, 33, 64, 100, 257 }

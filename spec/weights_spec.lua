@@ -2,6 +2,7 @@
 -- Python package (scripts/oracle/gguf_fixtures.py), and so are the blocks that values become.
 local helper = require "spec.helper"
 local core = require "pyramid.core"
+local ops = require "pyramid_specs"
 local gguf = require "pyramid.loaders.gguf"
 local legacy = require "spec.support.legacy_blocks"
 
@@ -28,29 +29,29 @@ end
 describe("dtypes", function()
   for _, dtype in ipairs { "f16", "bf16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k" } do
     it(("gives the values of %s"):format(dtype), function()
-      assert_same_bytes(data_of(dtype .. ".f32"), core.ops.to_f32(dtype, data_of(dtype)), 4)
+      assert_same_bytes(data_of(dtype .. ".f32"), ops.to_f32(dtype, data_of(dtype)), 4)
     end)
   end
 
   for _, dtype in ipairs { "q4_1", "q5_0", "q5_1" } do
     it(("gives the values of %s, also at the ends of its scales, and makes none"):format(dtype), function()
-      assert_same_bytes(data_of(dtype .. ".f32"), core.ops.to_f32(dtype, data_of(dtype)), 4)
-      assert_same_bytes(data_of(dtype .. ".edges.f32"), core.ops.to_f32(dtype, data_of(dtype .. ".edges")), 4)
-      local untouched = core.ops.from_f32(dtype, data_of(dtype .. ".f32"))    -- as the operation filled it beforehand
+      assert_same_bytes(data_of(dtype .. ".f32"), ops.to_f32(dtype, data_of(dtype)), 4)
+      assert_same_bytes(data_of(dtype .. ".edges.f32"), ops.to_f32(dtype, data_of(dtype .. ".edges")), 4)
+      local untouched = ops.from_f32(dtype, data_of(dtype .. ".f32"))    -- as the operation filled it beforehand
       assert_same_bytes(("\xa5"):rep(#data_of(dtype)), untouched, 1)
     end)
 
     it(("gives what %s's definition does for blocks of this minute"):format(dtype), function()
       for _ = 1, 20 do
         local blocks, values = legacy.random(dtype, 64, os.time() + math.random(1 << 30))
-        assert_same_bytes(values, core.ops.to_f32(dtype, blocks), 4)
+        assert_same_bytes(values, ops.to_f32(dtype, blocks), 4)
       end
     end)
   end
 
   for _, dtype in ipairs { "f16", "bf16", "q8_0", "q4_0" } do
     it(("makes %s"):format(dtype), function()
-      assert_same_bytes(data_of("from." .. dtype), core.ops.from_f32(dtype, data_of "from.f32"), 1)
+      assert_same_bytes(data_of("from." .. dtype), ops.from_f32(dtype, data_of "from.f32"), 1)
     end)
   end
 
@@ -60,23 +61,23 @@ describe("dtypes", function()
     for byte = 0, 255 do all[byte + 1] = string.char(byte) end
     local values, from, to = golden:sub(1, 1024), golden:sub(1025, 13024), golden:sub(13025)
     assert.equal(3000, #to)
-    local got = core.ops.numbers(core.ops.to_f32("fp8_e4m3", table.concat(all)))
-    for i, want in ipairs(core.ops.numbers(values)) do
+    local got = ops.numbers(ops.to_f32("fp8_e4m3", table.concat(all)))
+    for i, want in ipairs(ops.numbers(values)) do
       assert(want ~= want and got[i] ~= got[i] or want == got[i] and 1 / want == 1 / got[i], i - 1)
     end
-    assert_same_bytes(to, core.ops.from_f32("fp8_e4m3", from), 1)
+    assert_same_bytes(to, ops.from_f32("fp8_e4m3", from), 1)
   end)
 
   it("keeps what fp8_e4m3 cannot hold at its ends, and NaN", function()
-    local made = core.ops.from_f32("fp8_e4m3", core.ops.floats { 449, 465, -1e9, 1e38 * 10, -1e38 * 10, 0 / 0 })
-    local got = core.ops.numbers(core.ops.to_f32("fp8_e4m3", made))
+    local made = ops.from_f32("fp8_e4m3", ops.floats { 449, 465, -1e9, 1e38 * 10, -1e38 * 10, 0 / 0 })
+    local got = ops.numbers(ops.to_f32("fp8_e4m3", made))
     assert.same({ 448, 448, -448, 448, -448 }, { table.unpack(got, 1, 5) })
     assert.is_true(got[6] ~= got[6])
   end)
 
   it("copies f32", function()
-    assert.equal(data_of "f32", core.ops.to_f32("f32", data_of "f32"))
-    assert.equal(data_of "f32", core.ops.from_f32("f32", data_of "f32"))
+    assert.equal(data_of "f32", ops.to_f32("f32", data_of "f32"))
+    assert.equal(data_of "f32", ops.from_f32("f32", data_of "f32"))
   end)
 
   it("knows every f16 and bf16, there and back", function()
@@ -84,8 +85,8 @@ describe("dtypes", function()
     for h = 0, 65535 do halves[h + 1] = ("<I2"):pack(h) end
     local all = table.concat(halves)
     for dtype, infinity in pairs { f16 = 0x7c00, bf16 = 0x7f80 } do
-      local values = core.ops.to_f32(dtype, all)
-      local back = core.ops.from_f32(dtype, values)
+      local values = ops.to_f32(dtype, all)
+      local back = ops.from_f32(dtype, values)
       for h = 0, 65535 do
         local value, again = ("<f"):unpack(values, 4 * h + 1), ("<I2"):unpack(back, 2 * h + 1)
         if h & 0x7fff > infinity then                      -- not a number, then still none
@@ -98,7 +99,7 @@ describe("dtypes", function()
   end)
 
   it("rounds to the nearest f16 and bf16, ties to even", function()
-    local function round(dtype, x) return (("<I2"):unpack(core.ops.from_f32(dtype, ("<f"):pack(x)))) end
+    local function round(dtype, x) return (("<I2"):unpack(ops.from_f32(dtype, ("<f"):pack(x)))) end
     for _, case in ipairs {
       { "f16", 1 + 2 ^ -11, 0x3c00 }, { "f16", 1 + 3 * 2 ^ -11, 0x3c02 }, { "f16", 1 + 2 ^ -11 + 2 ^ -20, 0x3c01 },
       { "f16", 65519, 0x7bff }, { "f16", 65520, 0x7c00 }, { "f16", -1e9, 0xfc00 }, { "f16", 2 ^ -25, 0 },
@@ -114,7 +115,7 @@ describe("dtypes", function()
     local values = {}
     for i = 1, 64 do values[i] = ("<f"):pack(odd[i % #odd + 1] * (i % 3 - 1)) end
     for _, dtype in ipairs { "q8_0", "q4_0" } do
-      assert.equal(#core.ops.to_f32(dtype, core.ops.from_f32(dtype, table.concat(values))), 256)
+      assert.equal(#ops.to_f32(dtype, ops.from_f32(dtype, table.concat(values))), 256)
     end
   end)
 end)

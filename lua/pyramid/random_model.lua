@@ -6,6 +6,7 @@
 --- of q and k in another order.
 local cjson = require "cjson"
 local core = require "pyramid.core"
+local probe = require "pyramid.probe"
 local families = require "pyramid.families"
 
 local random_model = {}
@@ -85,13 +86,13 @@ local function write_tensor(write, runtime, tensor, dtype, seed, heads)
     local dim = rows // heads
     for row = 0, rows - 1 do
       local head, i, half = row // dim, row % dim // 2, row % 2
-      write(core.random_rows(runtime, dtype, seed, tensor.stream, head * dim + half * (dim // 2) + i, 1, cols, deviation))
+      write(probe.random_rows(runtime, dtype, seed, tensor.stream, head * dim + half * (dim // 2) + i, 1, cols, deviation))
     end
     return
   end
   local step = math.max(1, BLOCK_VALUES // cols)
   for row = 0, rows - 1, step do
-    write(core.random_rows(runtime, dtype, seed, tensor.stream, row, math.min(step, rows - row), cols, deviation))
+    write(probe.random_rows(runtime, dtype, seed, tensor.stream, row, math.min(step, rows - row), cols, deviation))
   end
 end
 

@@ -11,6 +11,7 @@
 --- can guess. Logits are asked for wherever a generator would need them; in steps, Pyramid picks the highest of them, as a
 --- greedy generator does, though what is fed next is another.
 local core = require "pyramid.core"
+local probe = require "pyramid.probe"
 local machine = require "pyramid.bench.machine"
 local sampler = require "pyramid.sampler"
 
@@ -147,20 +148,20 @@ function Ours:batch(count, prompt, generated, profiled)
   end
   sample.kept, sample.computed = kept, computed
   batch:close()
-  assert(core.probe_trim(self.model:runtime()))        -- others need the device's memory, too
+  assert(probe.trim(self.model:runtime()))        -- others need the device's memory, too
   return sample
 end
 
 -- On a device, what the runtime counts: weights, rows, scratch.
 function Ours:reset_peak()
   local runtime = self.model:runtime()
-  if core.probe_device(runtime) then core.probe_reset_peak(runtime) else machine.reset_peak() end
+  if probe.device(runtime) then probe.reset_peak(runtime) else machine.reset_peak() end
 end
 
 -- The process holds what other contestants wait with: that is not this one's.
 function Ours:peak(others)
   local runtime = self.model:runtime()
-  local peak = core.probe_device(runtime) and runtime:memory_peak() or machine.peak()
+  local peak = probe.device(runtime) and runtime:memory_peak() or machine.peak()
   for _, other in ipairs(others) do
     if other ~= self and other.state then peak = peak and peak - other.state.cache:bytes() end
   end

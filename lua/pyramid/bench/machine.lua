@@ -1,6 +1,7 @@
 --- The machine that a measurement runs on: what it is, what it can do at most, and how much memory was resident.
 local cjson = require "cjson"
 local core = require "pyramid.core"
+local probe = require "pyramid.probe"
 
 local machine = {}
 
@@ -57,7 +58,7 @@ function machine.describe()
     sockets = number "Socket(s)", threads_per_core = number "Thread(s) per core", l2 = cpu["L2 cache"] or cpu["L2"],
     l3 = cpu["L3 cache"] or cpu["L3"], hypervisor = cpu["Hypervisor vendor"], flags = useful_flags(cpu["Flags"] or ""),
     memory = memory and tonumber(memory) * 1024, kernel = (read "/proc/sys/kernel/osrelease" or ""):match "%S+",
-    pyramid = core.version, commit = machine.commit(), onednn = core.probe_version(), lua = _VERSION,
+    pyramid = core.version, commit = machine.commit(), onednn = probe.version(), lua = _VERSION,
   }
 end
 
@@ -96,7 +97,7 @@ end
 -- its library's products; nil and why not, if it fails.
 local function device_ceiling(runtime, kind)
   local sizes, copies = machine.device_sizes(runtime), kind == "copy"
-  local seconds, message = core.probe_device_time(runtime, kind, copies and sizes.copy or sizes.product, sizes.times)
+  local seconds, message = probe.device_time(runtime, kind, copies and sizes.copy or sizes.product, sizes.times)
   if not seconds then return nil, message end
   return (copies and 2 * sizes.copy or 2 * sizes.product ^ 3) / seconds
 end
@@ -118,8 +119,8 @@ function machine.measure_one(limits, runtime, name, given)
   local work, seconds
   if name == "read" then
     work = given.bytes // (1 << 20) * (1 << 20)
-    seconds = assert(core.probe_read(runtime, work, 1))
-  else work, seconds = 2 * given.size ^ 3, core.probe_matmul(name, runtime:threads(), given.size, 2) end
+    seconds = assert(probe.read(runtime, work, 1))
+  else work, seconds = 2 * given.size ^ 3, probe.matmul(name, runtime:threads(), given.size, 2) end
   if not seconds then return nil end
   table.insert(limits[name], work / seconds)
   return work / seconds
@@ -130,7 +131,7 @@ end
 ---@param runtime userdata
 ---@param given { bytes: integer, size: integer, times: integer }   buffer; side of the matrices; passes of each
 function machine.measure(limits, runtime, given)
-  if core.probe_device(runtime) then
+  if probe.device(runtime) then
     for _ = 1, given.times do measure_device(limits, runtime) end
     return
   end
@@ -144,7 +145,7 @@ end
 ---@param runtime userdata
 ---@return table?
 function machine.device(runtime)
-  local facts = core.probe_device(runtime)
+  local facts = probe.device(runtime)
   if not facts or facts.arch == "none" then return facts or nil end
   local asked = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
   local line = output_of("nvidia-smi -i 0 --format=csv,noheader --query-gpu=" .. asked)
@@ -190,7 +191,7 @@ end
 ---@return boolean
 function machine.reset_peak()
   collectgarbage()
-  core.probe_trim()
+  probe.trim()
   local file = io.open("/proc/self/clear_refs", "w")
   local ok = file and file:write "5" and file:close()
   return ok and true or false
