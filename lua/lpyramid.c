@@ -5,7 +5,9 @@
  * states of one process see nothing of each other. Sets no globals. */
 #include "lpyramid.h"
 #include "bundle.h"
+#include "plain.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -182,12 +184,42 @@ static int core_terminal(lua_State *L) {
   return 2;
 }
 
+/* ---- locale ------------------------------------------------------------------------------------------------------- */
+
+#define PLAIN "pyramid.plain"
+
+static int plain_close(lua_State *L) {
+  locale_t *outer = luaL_checkudata(L, 1, PLAIN);
+  pyr_plain_leave(*outer);
+  *outer = (locale_t)0;
+  return 0;
+}
+
+/* core.plain_locale() -> a value to be closed: `local _ <close> = core.plain_locale()`. Until the block ends this thread
+ * writes and reads numbers, compares and classifies text as in the C locale, whatever the process's locale is or becomes. nil
+ * where that is so already. No block that holds one may yield. */
+static int core_plain_locale(lua_State *L) {
+  locale_t outer = pyr_plain_enter();
+  bool already = outer == uselocale((locale_t)0);
+  pyr_plain_leave(outer);
+  if (already) return 0;
+  locale_t *box = lua_newuserdatauv(L, sizeof *box, 0);
+  *box = (locale_t)0;
+  luaL_setmetatable(L, PLAIN);
+  *box = pyr_plain_enter();
+  return 1;
+}
+
 static int open_core(lua_State *L) {
   static const luaL_Reg functions[] = {
     { "bundled", core_bundled }, { "bundled_list", core_bundled_list },
-    { "clock", core_clock }, { "terminal", core_terminal }, { NULL, NULL }
+    { "clock", core_clock }, { "terminal", core_terminal }, { "plain_locale", core_plain_locale }, { NULL, NULL }
   };
   luaL_newlib(L, functions);
+  luaL_newmetatable(L, PLAIN);
+  lua_pushcfunction(L, plain_close);
+  lua_setfield(L, -2, "__close");
+  lua_pop(L, 1);
   lua_pushliteral(L, PYR_VERSION);
   lua_setfield(L, -2, "version");
   pyr_lua_open_runtime(L);
@@ -198,6 +230,7 @@ static int open_core(lua_State *L) {
   pyr_lua_open_logits(L);
   pyr_lua_open_sampler(L);
   pyr_lua_open_vector(L);
+  pyr_lua_open_json(L);
   return 1;
 }
 

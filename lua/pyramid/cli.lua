@@ -3,9 +3,9 @@
 --- A script's failures go to standard error in one line that says what is wrong and one that says what to do, and end
 --- it with status 1.
 local argparse = require "argparse"
-local cjson = require "cjson"
 local caches = require "pyramid.cache"
 local core = require "pyramid.core"
+local json = require "pyramid.json"
 local model = require "pyramid.model"
 local options = require "pyramid.options"
 local picture = require "pyramid.picture"
@@ -435,9 +435,6 @@ function cli.rate(count, seconds) return seconds > 0 and count / seconds or 0 en
 ---@param share number
 ---@return string
 function cli.percent(share) return ("%.1f %%"):format(share * 100) end
-
-local json = cjson.new()
-json.encode_invalid_numbers "null"
 
 ---Prints a value as JSON on one line.
 ---@param value any

@@ -4,10 +4,10 @@
 --- A weight is a normal number of deviation 1/sqrt(columns), so that activations keep their size at any width; norms are 1.
 --- It depends on the seed and its place only: both formats hold the same model, but that GGUF files of Llamas have the rows
 --- of q and k in another order.
-local cjson = require "cjson"
 local core = require "pyramid.core"
 local probe = require "pyramid.probe"
 local families = require "pyramid.families"
+local json = require "pyramid.json"
 
 local random_model = {}
 
@@ -147,7 +147,7 @@ end
 local function write_folder(path, runtime, shape, dtype, seed)
   os.execute(("mkdir -p '%s'"):format(path:gsub("'", "'\\''")))
   local list, names = tensors_of(shape), families.find "llama".names.hf
-  local config = cjson.encode(config_of(shape, dtype)) .. "\n"
+  local config = json.encode(config_of(shape, dtype)) .. "\n"
   local ok, message, code = write_file(path .. "/config.json", function(write) write(config) end)
   if not ok then return nil, message, code end
   ok, message, code = write_file(path .. "/model.safetensors", function(write)

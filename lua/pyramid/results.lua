@@ -3,7 +3,7 @@
 --- Each line is one object with `format`, which says whose results these are, and a `key`, which says what was measured
 --- under which circumstances. A line that was cut off by the end of a run is measured again; anything else that does not
 --- belong there is refused, so that no other file is ever written into.
-local cjson = require "cjson"
+local json = require "pyramid.json"
 
 local results = {}
 
@@ -16,12 +16,9 @@ local Results = {}
 Results.__index = Results
 Results.__name = "pyramid.results"
 
-local json = cjson.new()
-json.encode_invalid_numbers "null"
-
 local function decode(line)
-  local ok, value = pcall(json.decode, line)
-  return ok and type(value) == "table" and value or nil
+  local value = json.decode(line)
+  return type(value) == "table" and value or nil
 end
 
 local function read(path)
@@ -92,7 +89,7 @@ function Results:get(key) return self.records[key] end
 ---@return string? code
 function Results:add(key, record)
   record.format, record.key = self.format, key
-  local line = json.encode(record):gsub("\\/", "/")
+  local line = json.encode(record)
   local ok, message = self.file:write(line, "\n")
   if ok then ok, message = self.file:flush() end
   if not ok then return nil, ("%s: %s"):format(self.path, message), "io" end

@@ -1,6 +1,6 @@
 --- The machine that a measurement runs on: what it is, what it can do at most, and how much memory was resident.
-local cjson = require "cjson"
 local core = require "pyramid.core"
+local json = require "pyramid.json"
 local probe = require "pyramid.probe"
 
 local machine = {}
@@ -39,8 +39,8 @@ end
 
 -- What lscpu says, by its own names; nothing where there is no lscpu.
 local function lscpu()
-  local ok, parsed = pcall(cjson.decode, output_of "LC_ALL=C lscpu -J")
-  return ok and type(parsed) == "table" and parsed.lscpu and flatten(parsed.lscpu, {}) or {}
+  local parsed = json.decode(output_of "LC_ALL=C lscpu -J")
+  return type(parsed) == "table" and parsed.lscpu and flatten(parsed.lscpu, {}) or {}
 end
 
 ---The load of the last minute: how many threads wanted to run.

@@ -1,6 +1,6 @@
 --- Another engine in a process of its own, which measures one thing at a time on request: JSON lines over its standard
 --- input and a named pipe (scripts/peer/channel.py says how, each peer there what it is asked).
-local cjson = require "cjson"
+local json = require "pyramid.json"
 
 local peer = {}
 
@@ -45,8 +45,8 @@ function Peer:read()
     self.gone = true
     return nil, "it has ended"
   end
-  local ok, reply = pcall(cjson.decode, line)
-  if not ok then return nil, "it said: " .. line end
+  local reply = json.decode(line)
+  if type(reply) ~= "table" then return nil, "it said: " .. line end
   if reply.error then return nil, reply.error end
   return reply
 end
@@ -60,7 +60,7 @@ function Peer:ask(op, fields)
   if self.gone then return nil, "it has ended" end
   local request = { op = op }
   for key, value in pairs(fields or {}) do request[key] = value end
-  self.requests:write(cjson.encode(request), "\n")
+  self.requests:write(json.encode(request), "\n")
   self.requests:flush()
   return self:read()
 end

@@ -1,14 +1,14 @@
 --- What a bench says: a table for the terminal, one in Markdown, and JSON.
-local cjson = require "cjson"
 local cases = require "pyramid.bench.cases"
 local cli = require "pyramid.cli"
+local json = require "pyramid.json"
 local machine = require "pyramid.bench.machine"
 local options = require "pyramid.options"
 local picture = require "pyramid.picture"
 
 local report = {}
 
-local null = cjson.null
+local null = json.null
 
 local function number(x)
   if x >= 9.95 then return ("%.0f"):format(x) end
@@ -240,13 +240,13 @@ local function encode(value, indent)
     if math.type(value) == "integer" then return ("%d"):format(value) end
     return value == value and math.abs(value) < math.huge and ("%.9g"):format(value) or "null"
   end
-  if type(value) ~= "table" then return (cjson.encode(value):gsub("\\/", "/")) end
+  if type(value) ~= "table" then return json.encode(value) end
   local is_list, inner, parts, plain = getmetatable(value) == List, indent .. "  ", {}, true
   for _, v in pairs(value) do plain = plain and type(v) ~= "table" end
   if is_list then
     for i, v in ipairs(value) do parts[i] = encode(v, inner) end
   else
-    for i, key in ipairs(options.sorted_keys(value)) do parts[i] = cjson.encode(key) .. ": " .. encode(value[key], inner) end
+    for i, key in ipairs(options.sorted_keys(value)) do parts[i] = json.quote(key) .. ": " .. encode(value[key], inner) end
   end
   local first, last = is_list and "[" or "{", is_list and "]" or "}"
   if plain then return first .. table.concat(parts, ", ") .. last end

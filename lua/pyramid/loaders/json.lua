@@ -1,52 +1,19 @@
--- JSON of other people's files: decoded by cjson, checked for keys that come twice, and read through functions that name
--- file and field when a value is missing or of the wrong type. JSON's null is kept apart from absence (json.null).
+-- JSON of other people's files: decoded by pyramid.json, and read through functions that name file and field when a value
+-- is missing or of the wrong type. JSON's null is kept apart from absence (json.null).
 
-local cjson = require "cjson.safe"
 local fault = require "pyramid.loaders.fault"
+local reader = require "pyramid.json"
 
-local json = { null = cjson.null }
-
-local decoder = cjson.new()
-decoder.decode_invalid_numbers(false)
-decoder.decode_max_depth(64)
-
---- The first key that an object at the outermost level has twice, or nil. cjson would keep the last one without a word.
-local function repeated_key(text)
-  local depth, at, seen = 0, 1, {}
-  while true do
-    local i = text:find('["{}%[%]]', at)
-    if not i then return nil end
-    local c = text:byte(i)
-    at = i + 1
-    if c == 0x22 then
-      local start = at
-      while true do                              -- to the closing quote
-        local j = text:find('["\\]', at)
-        if not j then return nil end
-        at = j + 1
-        if text:byte(j) == 0x22 then break end
-        at = at + 1                              -- an escape takes a character with it
-      end
-      if depth == 1 and text:find("^%s*:", at) then
-        local key = text:sub(start, at - 2)
-        if seen[key] then return key end
-        seen[key] = true
-      end
-    elseif c == 0x7b or c == 0x5b then depth = depth + 1
-    else depth = depth - 1 end
-  end
-end
+local json = { null = reader.null }
 
 --- Decodes an object; raises faults that name `what` (a file).
 ---@param text string
 ---@param what string
 ---@return table
 function json.decode(text, what)
-  local value, message = decoder.decode(text)
+  local value, message = reader.decode(text)
   if value == nil then fault.raise("format", "%s: not valid JSON: %s", what, fault.quote(message)) end
-  if type(value) ~= "table" or text:find("^%s*%[") then fault.raise("format", "%s: not a JSON object", what) end
-  local key = repeated_key(text)
-  if key then fault.raise("format", "%s: key '%s' comes twice", what, fault.quote(key)) end
+  if type(value) ~= "table" or text:find("^[ \t\r\n]*%[") then fault.raise("format", "%s: not a JSON object", what) end
   return value
 end
 

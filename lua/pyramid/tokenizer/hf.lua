@@ -2,7 +2,6 @@
 -- generation_config.json and config.json say of special tokens and the chat template.
 -- Source: https://github.com/huggingface/tokenizers (the library's serialised form).
 
-local cjson = require "cjson.safe"
 local fault = require "pyramid.loaders.fault"
 local json = require "pyramid.loaders.json"
 local steps = require "pyramid.tokenizer.steps"
@@ -89,19 +88,8 @@ local function read_unknown(recipe)
   return id and math.tointeger(id)
 end
 
---- A file of many megabytes, nearly all of it one vocabulary: not looked through for keys that come twice, as
---- json.decode would. Ids that come twice are found anyway.
-local function decode(text, what)
-  local decoder = cjson.new()
-  decoder.decode_max_depth(64)
-  local o, message = decoder.decode(text)
-  if o == nil then fault.raise("format", "%s: not valid JSON: %s", what, fault.quote(message)) end
-  if type(o) ~= "table" or text:find("^%s*%[") then fault.raise("format", "%s: not a JSON object", what) end
-  return o
-end
-
 local function read_tokenizer(path)
-  local o = decode(json.read(path, TOKENIZER_MAX), path)
+  local o = json.decode(json.read(path, TOKENIZER_MAX), path)
   local recipe = { file = path, options = {}, steps = {}, before = {}, after = {}, ids = {}, eos = {} }
   steps.read(recipe, o)
   recipe.options.vocab = read_added(recipe, o, read_model(recipe, o)) + 1
