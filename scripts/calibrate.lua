@@ -2,6 +2,7 @@
 local calibrate = require "pyramid.calibrate"
 local cli = require "pyramid.cli"
 local core = require "pyramid.core"
+local noise = require "pyramid.noise"
 local picture = require "pyramid.picture"
 local policy = require "pyramid.policy"
 
@@ -96,8 +97,11 @@ do
 end
 if args.by == "kl" then
   local progress <close> = picture.progress "cutting layers"
-  made.layer = cli.must(calibrate.sensitivity(model, texts, { queries = args.queries, sinks = args.sinks, kernel = args.kernel,
-    prune = args.prune, steps = made.steps, predict = math.min(64, length // 4), progress = progress.update }))
+  local curves, details, code = calibrate.sensitivity(model, texts, { queries = args.queries, sinks = args.sinks,
+    kernel = args.kernel, prune = args.prune, steps = made.steps, predict = math.min(64, length // 4),
+    progress = progress.update })
+  made.layer, made.floor = cli.must(curves, details, code), details.floor
+  for t, one in ipairs(made.each) do one.layer = details.each[t] end
 end
 
 local function about()
@@ -144,13 +148,7 @@ local function flat(ratio)
   return sum / #ratio
 end
 
--- Mass lost by a layer at a share of its rows; between two steps, along a line.
-local function lost(curve, share)
-  local at = share * #curve
-  local low = math.floor(at)
-  if low < 1 then return curve[1] end
-  return low >= #curve and 0 or curve[low] + (at - low) * (curve[low + 1] - curve[low])
-end
+local lost = calibrate.lost
 
 local function layer_lost(layer, ratio)
   if type(ratio) == "number" then return lost(made.layer[layer], ratio) end
@@ -166,6 +164,21 @@ local function mean_lost(ratios)
 end
 
 local function loss_text(x) return args.by == "kl" and ("%.4f"):format(x) or percent(x) end
+
+-- What was gained, as far as it is more than noise; else that nothing is claimed.
+local function gain_text(gain)
+  local rival = gain.rival == "even" and "rows shared out evenly" or "the cosine"
+  if gain.half == math.huge then
+    return ("against %s: from one text alone noise is not known, and no gain is claimed (--texts 4)"):format(rival)
+  end
+  local figures = ("%s ± %s"):format(loss_text(gain.gain), loss_text(gain.half))
+  if gain.claimed then return ("against %s: loses %s less, on texts that were left out"):format(rival, figures) end
+  if gain.gain < -gain.half then
+    return ("against %s: LOSES MORE, by %s ± %s, on texts that were left out"):format(rival, loss_text(-gain.gain),
+      loss_text(gain.half))
+  end
+  return ("against %s: no gain beyond noise (%s on texts that were left out; more --texts tell more)"):format(rival, figures)
+end
 
 local function print_ratios(ratios, cosine)
   print(args.by == "kl" and "KL to the full cache's predictions, nats a token, if that layer alone keeps so many of its rows"
@@ -203,12 +216,20 @@ local function print_check(entries)
   print(table.concat(picture.table(rows, "<>"), "\n"))
   for i = 3, #entries do
     local ours, theirs, words = entries[2], entries[i], {}
-    local function verdict(what, a, b, higher)
-      if a and b then words[#words + 1] = what .. (a == b and " as good" or (a > b) == higher and " better" or " WORSE") end
+    local function verdict(what, better, worse)
+      words[#words + 1] = what .. (better and " better" or worse and " WORSE" or " no different beyond noise")
     end
-    verdict("recall", ours.recall and ours.recall.accuracy, theirs.recall and theirs.recall.accuracy, true)
-    verdict("KL", ours.document and ours.document.kl, theirs.document and theirs.document.kl, false)
-    verdict("perplexity", ours.document and ours.document.perplexity, theirs.document and theirs.document.perplexity, false)
+    local function paired(what, key)
+      if not ours.document then return end
+      local difference, half = noise.paired(ours.document[key], theirs.document[key])
+      verdict(what, difference < -half, difference > half)
+    end
+    local a, b = ours.recall, theirs.recall
+    if a and b then
+      verdict("recall", noise.greater(a.right, a.asked, b.right, b.asked), noise.greater(b.right, b.asked, a.right, a.asked))
+    end
+    paired("KL", "kl_each")
+    paired("perplexity", "loss_each")
     print(("%s against %s: %s"):format(ours.label, theirs.label, table.concat(words, ", ")))
   end
   local recall = entries[2].recall
@@ -242,17 +263,23 @@ if args.heads then
   end
   if args.check then result.check = check(rivals_of(chosen, fraction)) end
 else
-  local ratios, solved = calibrate.ratios(made, { target = target, loss = args.loss, falling = args.prune == "both",
-    share = args.share, least = math.ceil(guarded / length * made.steps) })   -- guards stay whatever a ratio says
+  local wanted = { target = target, loss = args.loss, falling = args.prune == "both", share = args.share,
+    least = math.ceil(guarded / length * made.steps) }                   -- guards stay whatever a ratio says
+  local ratios, solved, loss_error = calibrate.ratios(made, wanted)
+  local gains = calibrate.gains(made, wanted)
   local how = { name = name, about = about(), share = args.share, prune = args.prune, window = args.queries, sinks = args.sinks,
     kernel = args.kernel }
   local chosen = write_policy(args.out, calibrate.write(ratios, how))
   local cosine = calibrate.cosine(made.layers, solved.fraction)
   result.ratios, result.loss, result.fraction, result.cosine_loss = ratios, solved.loss, solved.fraction, mean_lost(cosine)
+  result.error, result.gains = loss_error, gains
   if not args.json then
     print_ratios(ratios, cosine)
-    print(("%s of the rows, %s lost on average over layers\npolicy: %s"):format(percent(solved.fraction), loss_text(solved.loss),
-      args.out))
+    print(("%s of the rows, %s lost on average over layers; a loss is uncertain by %s, from one text to another"):format(
+      percent(solved.fraction), loss_text(solved.loss), loss_text(loss_error)))
+    if made.floor then print(("rounding alone: %.2g nats, taken off"):format(made.floor)) end
+    for _, gain in ipairs(gains) do print(gain_text(gain)) end
+    print("policy: " .. args.out)
   end
   if args.check then
     local beside = {}
@@ -268,6 +295,7 @@ else
 end
 if args.json then
   for _, entry in ipairs(result.check or {}) do entry.kept = nil end
+  made.each = nil                                                        -- long, and the means are there
   cli.json(result)
 elseif result.check then
   print_check(result.check)

@@ -9,7 +9,9 @@ local parser = cli.parser("[options] FILE", "Reads contexts out of a text under 
 Examples:
    pyramid perplexity book.txt --policy full --policy pyramidinfer --policy pyramidinfer ratio=0.6
    pyramid perplexity book.txt --context 1024 --predict 256 --windows 8 --append --json
-The true tokens are fed one by one, so that policies act as they do in generation; --append reads them at once.]])
+The true tokens are fed one by one, so that policies act as they do in generation; --append reads them at once.
+A context's last token is read after the policy's cut, so that the first target, too, is foretold from what was kept.
+rows: the share of the context's rows that the policy kept; KV: bytes held then.]])
 parser:argument("file", "A text file; - is standard input.")
 cli.option(parser, "--context", "N", "Tokens read under the policy, any that begins texts included.",
   { default = "512", integer = 2 })
@@ -56,7 +58,7 @@ end
 -- A step of one token costs about as much as reading this many: only the progress bar's estimate depends on it.
 local step_cost = args.append and 1 or 6
 
-local sums = { "sum", "prefill_seconds", "predict_seconds", "context_fraction", "fraction", "bytes", "computed" }
+local sums = { "sum", "prefill_seconds", "predict_seconds", "context_fraction", "context_bytes", "fraction", "bytes", "computed" }
 
 local function measure(model, entry, window, report)
   local cache <close> = cli.must(model:cache(cli.cache_options(args, entry.policy)))
@@ -93,11 +95,13 @@ local function measure_all(model, entries, windows)
 end
 
 local function conclude(entry, tokens, bytes)
-  for _, key in ipairs { "context_fraction", "fraction", "bytes", "computed" } do entry[key] = entry[key] / entry.windows end
+  for _, key in ipairs { "context_fraction", "context_bytes", "fraction", "bytes", "computed" } do
+    entry[key] = entry[key] / entry.windows
+  end
   for layer, rows in ipairs(entry.rows) do entry.rows[layer] = rows / entry.windows end
   entry.perplexity = math.exp(-entry.sum / tokens)
   entry.bits_per_byte = -entry.sum / math.log(2) / bytes
-  entry.read_rate = cli.rate(args.context * entry.windows, entry.prefill_seconds)
+  entry.read_rate = cli.rate((args.context - 1) * entry.windows, entry.prefill_seconds)
   entry.predict_rate = cli.rate(tokens, entry.predict_seconds)
 end
 
@@ -116,8 +120,10 @@ local function print_table(entries, windows, tokens, bytes, model)
   for i, entry in ipairs(entries) do
     local row = { pic:cut(entry.label, 40), ("%.3f"):format(entry.perplexity) }
     if several then row[3] = i > 1 and ("%+.1f %%"):format((entry.perplexity / entries[1].perplexity - 1) * 100) or "" end
-    for _, cell in ipairs { ("%.4f"):format(entry.bits_per_byte), cli.percent(entry.fraction), cli.bytes(math.floor(entry.bytes)),
-      ("%.0f"):format(entry.read_rate), ("%.0f"):format(entry.predict_rate) } do row[#row + 1] = cell end
+    for _, cell in ipairs { ("%.4f"):format(entry.bits_per_byte), cli.percent(entry.context_fraction),
+      cli.bytes(math.floor(entry.context_bytes)), ("%.0f"):format(entry.read_rate), ("%.0f"):format(entry.predict_rate) } do
+      row[#row + 1] = cell
+    end
     rows[i + 1] = row
   end
   print(table.concat(picture.table(rows, "<>"), "\n"))
@@ -132,7 +138,8 @@ local function print_json(entries, windows, tokens, bytes, text_tokens, model)
     out.results[i] = {
       policy = about.policy, label = entry.label,
       perplexity = entry.perplexity, bits_per_byte = entry.bits_per_byte, log_likelihood = entry.sum,
-      cache_fraction = entry.fraction, context_fraction = entry.context_fraction, cache_bytes = entry.bytes,
+      context_fraction = entry.context_fraction, context_bytes = entry.context_bytes, cache_fraction = entry.fraction,
+      cache_bytes = entry.bytes,
       computed_fraction = entry.computed, rows = entry.rows,
       prefill_seconds = entry.prefill_seconds, predict_seconds = entry.predict_seconds,
       prefill_tokens_per_second = entry.read_rate, predict_tokens_per_second = entry.predict_rate,

@@ -12,6 +12,8 @@
 --- What is measured is a stand-in for what is wanted: a head that loses little mass need not lose little of the answer, and
 --- where hidden states are pruned, a layer chooses among what the layers before it left. So calibrate.check measures.
 local compare = require "pyramid.compare"
+local cut = require "pyramid.cut"
+local noise = require "pyramid.noise"
 local options = require "pyramid.options"
 local policy = require "pyramid.policy"
 local schedule = require "pyramid.schedule"
@@ -57,6 +59,8 @@ end
 ---@field layer number[][]            [layer][v]: mass lost where all heads share one set, ranked by their mean
 ---@field head number[][][]           [layer][head][v]: where each KV head has its own
 ---@field outside number[][]          [layer][head]: mass on rows that are neither among the first nor among the last
+---@field each { layer: number[][], head: number[][][] }[]  the same curves of each text alone
+---@field floor number?                of losses by KL: what rounding alone makes of a cut of nothing, already taken off
 
 local measure_keys = { queries = "integer", sinks = "integer", recent = "integer", steps = "integer", progress = "function" }
 
@@ -83,7 +87,7 @@ function calibrate.measure(model, texts, given)
   local watch = policy { name = "calibrate", decode = function() end,
     trigger = function() return { every = 1, track = score.attention { queries = queries + 1 } } end }
   local made = { layers = c.layers, kv_heads = c.kv_heads, steps = steps, texts = #texts, tokens = 0, layer = {}, head = {},
-    outside = {} }
+    outside = {}, each = {} }
   for layer = 1, c.layers do made.layer[layer], made.head[layer], made.outside[layer] = {}, {}, {} end
   for done, ids in ipairs(texts) do
     local cache <close>, problem, kind = model:cache { policy = watch }
@@ -91,8 +95,11 @@ function calibrate.measure(model, texts, given)
     local logits, message, code = cache:prefill(ids)
     if not logits then return nil, message, code end
     made.tokens = made.tokens + #ids
+    local one = { layer = {}, head = {} }
+    made.each[done] = one
     for layer = 1, c.layers do
       local mean = {}
+      one.head[layer] = {}
       for head = 1, c.kv_heads do
         local mass = assert(cache:scores(nil, { layer = layer, head = head })):totable()
         local inner, total = 0, 0
@@ -102,32 +109,34 @@ function calibrate.measure(model, texts, given)
         end
         add(mean, mass, 1 / c.kv_heads)
         made.outside[layer][head] = (made.outside[layer][head] or 0) + (total > 0 and inner / total or 0) / #texts
-        made.head[layer][head] = add(made.head[layer][head] or {}, calibrate.curve(mass, steps, sinks, recent), 1 / #texts)
+        one.head[layer][head] = calibrate.curve(mass, steps, sinks, recent)
+        made.head[layer][head] = add(made.head[layer][head] or {}, one.head[layer][head], 1 / #texts)
       end
-      add(made.layer[layer], calibrate.curve(mean, steps, sinks, recent), 1 / #texts)
+      one.layer[layer] = calibrate.curve(mean, steps, sinks, recent)
+      add(made.layer[layer], one.layer[layer], 1 / #texts)
     end
     if given.progress then given.progress(done, #texts) end
   end
   return made
 end
 
+-- Logits that foretell each target after a context that was read under a policy.
 local function feed(model, p, context, targets)
   local cache <close>, problem, kind = model:cache { policy = p }
   if not cache then return nil, problem, kind end
-  local first, message, code = cache:prefill(context)
-  if not first then return nil, message, code end
-  local all
-  all, message, code = cache:prefill(targets, { all = true, prune = false })
-  if not all then return nil, message, code end
-  table.insert(all, 1, first)
+  local all, made, code = cut.append(cache, context, targets)
+  if not all then return nil, made, code end
   return all
 end
 
 local points = { 0.1, 0.2, 0.35, 0.5, 0.75, 1 }                        -- shares of the rows that are tried
 
--- What was measured at `points`, at each of `steps` levels: along lines, also below the first; never rising.
-local function through(values, steps)
-  local loss, at = {}, 1
+-- What was measured at `points`, at each of `steps` levels: along lines, also below the first; never rising. `floor` is
+-- what a cut of next to nothing measures: it is rounding and no loss.
+local function through(measured, steps, floor)
+  local loss, at, values = {}, 1, {}
+  for i, value in ipairs(measured) do values[i] = math.max(0, value - floor) end
+  values[#points] = 0
   for i = #values - 1, 1, -1 do values[i] = math.max(values[i], values[i + 1]) end
   for v = 1, steps do
     local share = v / steps
@@ -145,16 +154,21 @@ local sensitivity_keys = { queries = "integer", sinks = "integer", kernel = "int
 ---How far the model's predictions of each text's last `predict` tokens are from the full cache's (KL, nats a token) if one
 ---layer alone keeps v / steps of its rows, by attention of the last queries: curves as `layer` of a measurement, of what is
 ---wanted itself. That layers' losses add up is an approximation.
+---
+---Under a precision that rounds (bf16, int8) any change of a layer, however small, shifts what later layers round, and the
+---predictions by as much. A layer in which only the row of least attention was dropped shows how much that is; it is taken
+---off every measurement, so that it does not pass for a loss, which only keeping all rows of a layer would spare.
 ---@param model pyramid.Model
 ---@param texts integer[][]
 ---@param given? table                queries, sinks, kernel, prune (as of `write`), steps, predict, progress(done, total)
 ---@return number[][]|nil             [layer][v]
----@return string? message
+---@return { each: number[][][], floor: number }|string|nil  of each text: [text][layer][v]; what rounding alone amounts to,
+---                                   on average over layers; or a message
 ---@return string? code
 function calibrate.sensitivity(model, texts, given)
   given = options.check("calibrate.sensitivity", given, sensitivity_keys)
-  local predict, layers, done = given.predict or 64, model.config.layers, 0
-  local curves, sums = {}, {}
+  local predict, layers, done, steps = given.predict or 64, model.config.layers, 0, given.steps or 50
+  local each, floors = {}, {}
   local how = { name = "calibrate", about = "", window = given.queries, sinks = given.sinks, kernel = given.kernel,
     prune = given.prune }
   local function only(layer, share)
@@ -162,25 +176,48 @@ function calibrate.sensitivity(model, texts, given)
     for i = 1, layers do ratios[i] = i == layer and share or 1 end
     return assert(load(calibrate.write(ratios, how), "=calibrate", "t"))()
   end
-  for _, ids in ipairs(texts) do
+  local message, code
+  local function off(full, layer, share, context, targets)
+    local sum = 0
+    local all
+    all, message, code = feed(model, only(layer, share), context, targets)
+    for i, logits in ipairs(all or {}) do sum = sum + full[i]:kl(logits) / #all end
+    return all and sum
+  end
+  for t, ids in ipairs(texts) do
     local context = table.move(ids, 1, #ids - predict, 1, {})
-    local targets = table.move(ids, #ids - predict + 1, #ids - 1, 1, {})
-    local full, message, code = feed(model, nil, context, targets)
+    local targets = table.move(ids, #ids - predict + 1, #ids, 1, {})
+    local full
+    full, message, code = feed(model, nil, context, targets)
     if not full then return nil, message, code end
+    each[t], floors[t] = {}, {}
     for layer = 1, layers do
-      sums[layer] = sums[layer] or { 0, 0, 0, 0, 0, 0 }
-      for i = 1, #points - 1 do
-        local all
-        all, message, code = feed(model, only(layer, points[i]), context, targets)
-        if not all then return nil, message, code end
-        for k, logits in ipairs(all) do sums[layer][i] = sums[layer][i] + full[k]:kl(logits) / (#all * #texts) end
+      each[t][layer] = {}
+      for i = 1, #points do
+        -- The last point is the cut of next to nothing: one row, or a thousandth of them.
+        local share = i < #points and points[i] or math.min(1 - 1 / (#context - 1), 0.999)
+        local kl = off(full, layer, share, context, targets)
+        if not kl then return nil, message, code end
+        if i < #points then each[t][layer][i] = kl else floors[t][layer] = kl end
       end
       done = done + 1
       if given.progress then given.progress(done, #texts * layers) end
     end
   end
-  for layer = 1, layers do curves[layer] = through(sums[layer], given.steps or 50) end
-  return curves
+  local curves, mean, of_text = {}, 0, {}
+  for layer = 1, layers do
+    local sums, floor = {}, 0
+    for t in ipairs(texts) do
+      floor = floor + floors[t][layer] / #texts
+      for i, kl in ipairs(each[t][layer]) do sums[i] = (sums[i] or 0) + kl / #texts end
+    end
+    curves[layer], mean = through(sums, steps, floor), mean + floor / layers
+    for t in ipairs(texts) do
+      of_text[t] = of_text[t] or {}
+      of_text[t][layer] = through(each[t][layer], steps, floor)
+    end
+  end
+  return curves, { each = of_text, floor = mean }
 end
 
 ---Texts of `length` tokens: stretches of a text, evenly spread, or held-out documents of the world.
@@ -192,19 +229,19 @@ end
 function calibrate.texts(model, given)
   given = options.check("calibrate.texts", given, { length = "integer", count = "integer", seed = "integer", text = "string" })
   local texts, length = {}, given.length
-  local function cut(ids, from) texts[#texts + 1] = table.move(ids, from, from + length - 1, 1, {}) end
+  local function take(ids, from) texts[#texts + 1] = table.move(ids, from, from + length - 1, 1, {}) end
   if given.text then
     local ids, message, code = model:encode(given.text)
     if not ids then return nil, message, code end
     local room = #ids - length
-    for i = 0, math.min(given.count, room + 1) - 1 do cut(ids, 1 + (given.count > 1 and i * room // (given.count - 1) or 0)) end
+    for i = 0, math.min(given.count, room + 1) - 1 do take(ids, 1 + (given.count > 1 and i * room // (given.count - 1) or 0)) end
   else
     for seed = given.seed or 0, (given.seed or 0) + 4 * given.count do
       -- A word is a token at least. With its questions, a document's end looks back, as the end of a prompt does.
       local document = world.document(world.held_out + seed, { words = length, title = true })
       local ids, message, code = model:encode(document.text)
       if not ids then return nil, message, code end
-      if #texts < given.count and #ids >= length then cut(ids, #ids - length + 1) end
+      if #texts < given.count and #ids >= length then take(ids, #ids - length + 1) end
     end
   end
   if #texts == 0 then return nil, ("there is no text of %d tokens"):format(length), "length" end
@@ -320,20 +357,73 @@ function calibrate.solve(curves, given)
   return (given.hull and greedy or dynamic)(curves, most, bound, least, given.falling)
 end
 
----Ratios out of a measurement: one a layer, or, with share = "head", a list for each layer.
+-- Curves in one list, of layers or, one layer after the other, of heads.
+local function lanes_of(of, by_head)
+  if not by_head then return of.layer end
+  local list = {}
+  for _, heads in ipairs(of.head) do table.move(heads, 1, #heads, #list + 1, list) end
+  return list
+end
+
+-- The mean curves of some texts' own; what of them is certain with 95 %: the mean less its half interval (pyramid.noise);
+-- and the mean's standard error, on average over all.
+local function mean_of(each, by_head, without)
+  local curves, squares, n = {}, {}, 0
+  for t, one in ipairs(each) do
+    if t ~= without then
+      n = n + 1
+      for i, curve in ipairs(lanes_of(one, by_head)) do
+        curves[i], squares[i] = curves[i] or {}, squares[i] or {}
+        for v, x in ipairs(curve) do
+          curves[i][v], squares[i][v] = (curves[i][v] or 0) + x, (squares[i][v] or 0) + x * x
+        end
+      end
+    end
+  end
+  local certain, sum, count = {}, 0, 0
+  for i, curve in ipairs(curves) do
+    certain[i] = {}
+    for v = #curve, 1, -1 do
+      curve[v] = curve[v] / n
+      local variance = n > 1 and math.max(0, squares[i][v] / n - curve[v] ^ 2) / (n - 1) or 0
+      if v < #curve then sum, count = sum + variance, count + 1 end
+      certain[i][v] = math.max(0, n > 1 and curve[v] - noise.errors(n) * math.sqrt(variance) or 0, certain[i][v + 1] or 0)
+    end
+  end
+  return curves, certain, count > 0 and math.sqrt(sum / count) or 0
+end
+
+-- Certain losses, and beside them one that all lanes have and that is least where rows are shared out evenly, as large as
+-- the noise is: where nothing is certain, no lane is better than another.
+local function even(curves, size)
+  local out, steps = {}, #curves[1]
+  for i, curve in ipairs(curves) do
+    out[i] = {}
+    for v, loss in ipairs(curve) do out[i][v] = loss + size * (1 - v / steps) ^ 2 end
+  end
+  return out
+end
+
+-- For a target only: a loss is a promise, and is kept by what was measured.
+local function solve_above(curves, certain, size, given, by_head)
+  local solved = calibrate.solve(given.target and size > 0 and even(certain, size) or curves, { target = given.target,
+    loss = given.loss, falling = given.falling, hull = by_head, least = given.least })
+  return solution(curves, solved.levels)
+end
+
+---Ratios out of a measurement: one a layer, or, with share = "head", a list for each layer. For a target, what differs
+---between layers by no more than between texts is shared out evenly.
 ---@param made pyramid.Calibration
 ---@param given { target?: number, loss?: number, falling?: boolean, share?: "layer"|"head", least?: integer }
 ---@return number[]|number[][] ratios
 ---@return pyramid.Solution
+---@return number error    of the mean of a loss over texts, on average
 function calibrate.ratios(made, given)
-  local by_head, curves = given.share == "head", made.layer
-  if by_head then
-    if given.falling then error("calibrate.ratios: heads of their own cannot prune hidden states", 2) end
-    curves = {}
-    for _, heads in ipairs(made.head) do table.move(heads, 1, #heads, #curves + 1, curves) end
-  end
-  local solved = calibrate.solve(curves, { target = given.target, loss = given.loss, falling = given.falling, hull = by_head,
-    least = given.least })
+  local by_head = given.share == "head"
+  if by_head and given.falling then error("calibrate.ratios: heads of their own cannot prune hidden states", 2) end
+  local curves, certain, size = lanes_of(made, by_head), nil, 0
+  if made.each and #made.each > 1 then certain, size = select(2, mean_of(made.each, by_head)) end
+  local solved = solve_above(curves, certain, size, given, by_head)
   local ratios = {}
   for i, v in ipairs(solved.levels) do
     if by_head then
@@ -342,7 +432,51 @@ function calibrate.ratios(made, given)
       table.insert(ratios[layer], v / made.steps)
     else ratios[i] = v / made.steps end
   end
-  return ratios, solved
+  return ratios, solved, size
+end
+
+---What a lane loses at a share of its rows; between two steps, along a line.
+---@param curve number[]
+---@param share number
+---@return number
+function calibrate.lost(curve, share)
+  local at = share * #curve
+  local low = math.floor(at)
+  if low < 1 then return curve[1] end
+  return low >= #curve and 0 or curve[low] + (at - low) * (curve[low + 1] - curve[low])
+end
+
+---@class pyramid.Gain
+---@field rival "even"|"cosine"
+---@field gain number                 loss of the rival's ratios, less that of those solved for, at the same share of the rows
+---@field half number                 half of the 95 % interval over texts; math.huge where there is one text alone
+---@field claimed boolean             the gain is more than that
+
+---What solving gains over rows shared out evenly, and over the cosine, on texts that were not solved for: each text in
+---turn is left out, the others' curves are solved, and the ratios tried on its own.
+---@param made pyramid.Calibration
+---@param given { target?: number, loss?: number, falling?: boolean, share?: "layer"|"head", least?: integer }
+---@return pyramid.Gain[]
+function calibrate.gains(made, given)
+  local by_head, differences = given.share == "head", { even = {}, cosine = {} }
+  for t, one in ipairs(#made.each > 1 and made.each or {}) do
+    local curves, certain, size = mean_of(made.each, by_head, t)
+    local solved, own = solve_above(curves, certain, size, given, by_head), lanes_of(one, by_head)
+    local loss = { even = 0, cosine = 0 }
+    local cosine, ours = calibrate.cosine(made.layers, solved.fraction), 0
+    for i, curve in ipairs(own) do
+      ours = ours + curve[solved.levels[i]] / #own
+      loss.even = loss.even + calibrate.lost(curve, solved.fraction) / #own
+      loss.cosine = loss.cosine + calibrate.lost(curve, cosine[by_head and (i - 1) // made.kv_heads + 1 or i]) / #own
+    end
+    for rival, sum in pairs(loss) do differences[rival][t] = sum - ours end
+  end
+  local list = {}
+  for i, rival in ipairs { "even", "cosine" } do
+    local gain, half = noise.mean(differences[rival])
+    list[i] = { rival = rival, gain = gain, half = half, claimed = gain > half }
+  end
+  return list
 end
 
 ---What PyramidInfer's falling proportions leave of each layer if they are to hold `fraction` of the rows on average:

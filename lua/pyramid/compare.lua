@@ -9,11 +9,13 @@
 --- A step is one of three kinds:
 ---   recall  the questions of a document are put (pyramid.recall), in one mode
 ---   text    a context is read under the policy and the true tokens after it are fed one by one, as in generation. Each
----           is scored by its own probability and by how far the distribution is from the full cache's at the same place
----           (KL(full || policy), and whether the most probable token is the same)
+---           is scored after the policy's cut (pyramid.cut) by its own probability and by how far the distribution is from
+---           the full cache's at the same place (KL(full || policy), and whether the most probable token is the same)
 ---   kept    what a policy leaves of one document, for a picture
 local core = require "pyramid.core"
+local cut = require "pyramid.cut"
 local inspect = require "pyramid.inspect"
+local noise = require "pyramid.noise"
 local options = require "pyramid.options"
 local perplexity = require "pyramid.perplexity"
 local policy = require "pyramid.policy"
@@ -24,7 +26,7 @@ local world = require "pyramid.world"
 local compare = {}
 
 --- How lines of a results file are marked.
-compare.format = "pyramid compare 1"
+compare.format = "pyramid compare 2"
 
 --- Shares of the rows that policies are asked to keep, if nothing else is said.
 compare.budgets = { 0.2, 0.35, 0.45, 0.6, 0.8 }
@@ -285,22 +287,20 @@ local function feed(plan, model, step, variant)
   local cache <close>, why, what = cache_of(plan, model, variant)
   if not cache then return nil, why, what end
   local all, targets = {}, step.targets
-  local began = core.clock()
-  local logits, message, code = cache:prefill(step.context)
-  if not logits then return nil, message, code end
-  local read = core.clock()
-  local context_fraction, context_bytes = cache:fraction(), cache:bytes()
+  local logits, made, code = cut.read(cache, step.context)
+  if not logits then return nil, made, code end
   all[1] = logits
   local stepping = core.clock()
   for i = 1, #targets - 1 do
+    local message
     logits, message, code = cache:step(targets[i])
     if not logits then return nil, message, code end
     all[i + 1] = logits
   end
   local done = core.clock()
   return all, {
-    prefill_seconds = read - began, prefill_tokens = #step.context, step_seconds = done - stepping, steps = #targets - 1,
-    context_fraction = context_fraction, cache_bytes = context_bytes, fraction = cache:fraction(), evicted = cache:evicted(),
+    prefill_seconds = made.seconds, prefill_tokens = made.tokens, step_seconds = done - stepping, steps = #targets - 1,
+    context_fraction = made.share, cache_bytes = made.bytes, fraction = cache:fraction(), evicted = cache:evicted(),
     computed = cache:computed() / (cache:tokens() * model.config.layers),
   }
 end
@@ -370,17 +370,15 @@ end
 local most_columns = 1024
 
 function measures.kept(plan, model, step, variant)
-  local case, ids, asked = step.case, step.case.ids, step.case.questions
-  if step.mode == "aware" then
-    asked = { asked[1] }
-    local prompt = assert(model:encode(("Question: %s\nAnswer:"):format(asked[1].question), { special = false }))
-    ids = table.move(prompt, 1, #prompt, #ids + 1, table.move(ids, 1, #ids, 1, {}))
-  end
-  local cache <close>, message, code = cache_of(plan, model, variant)
-  if not cache then return nil, message, code end
-  local logits
-  logits, message, code = cache:prefill(ids)
-  if not logits then return nil, message, code end
+  local case, asked = step.case, step.case.questions
+  if step.mode == "aware" then asked = { asked[1] } end
+  local ids, rest, code = recall.prompt(model, case, asked[1], step.mode)
+  if not ids then return nil, rest, code end
+  local cache <close>, message, kind = cache_of(plan, model, variant)
+  if not cache then return nil, message, kind end
+  local made
+  made, message, code = cut.judge(cache, ids)
+  if not made then return nil, message, code end
   local columns = math.min(#ids, most_columns)
   local record = { tokens = #ids, columns = columns, layers = {}, rows = {}, marks = {} }
   for layer = 1, model.config.layers do
@@ -453,15 +451,8 @@ local function median(list)
   return #sorted % 2 == 1 and sorted[middle + 1] or (sorted[middle] + sorted[middle + 1]) / 2
 end
 
----Half the width of the interval that holds the true share with 95 % (Wilson's, seen from its own middle).
----@param right integer
----@param asked integer
----@return number
-function compare.uncertainty(right, asked)
-  if asked == 0 then return 0 end
-  local z, p = 1.96, right / asked
-  return z * math.sqrt(p * (1 - p) / asked + z * z / (4 * asked * asked)) / (1 + z * z / asked)
-end
+---Half the width of the interval that holds the true share with 95 %.
+compare.uncertainty = noise.share
 
 ---Which of several points no other beats: none has as little x and as much y, and less or more of one of them.
 ---@param points { x: number, y: number }[]
@@ -508,7 +499,7 @@ local function recall_of(plan, store, variant, length, mode)
     sum.survival[layer] = share / sum.asked
     sum.evidence = sum.evidence + sum.survival[layer] / #sum.survival
   end
-  sum.accuracy, sum.uncertainty = sum.right / sum.asked, compare.uncertainty(sum.right, sum.asked)
+  sum.accuracy, sum.uncertainty = sum.right / sum.asked, noise.share(sum.right, sum.asked)
   return sum
 end
 
@@ -516,14 +507,15 @@ local text_sums = { "sum", "kl", "top1", "tokens", "bytes" }
 local text_means = { "fraction", "context_fraction", "cache_bytes", "computed" }
 
 local function text_of(plan, store, variant, length, source)
-  local out, count, evicted, prefills, rates = {}, 0, 0, {}, {}
+  local out, count, evicted, prefills, rates, losses, kls = {}, 0, 0, {}, {}, {}, {}
   for _, key in ipairs(text_sums) do out[key] = 0 end
   for _, key in ipairs(text_means) do out[key] = 0 end
   each(plan, store, variant, "text", { length = length, source = source }, function(record)
     count, evicted = count + 1, evicted + record.evicted
     for _, key in ipairs(text_sums) do out[key] = out[key] + record[key] end
     for _, key in ipairs(text_means) do out[key] = out[key] + record[key] end
-    prefills[#prefills + 1] = record.prefill_seconds
+    prefills[#prefills + 1], losses[count], kls[count] = record.prefill_seconds, -record.sum / record.tokens,
+      record.kl / record.tokens
     if record.steps > 0 then rates[#rates + 1] = record.steps / record.step_seconds end
   end)
   if count == 0 then return nil end
@@ -533,6 +525,7 @@ local function text_of(plan, store, variant, length, source)
     perplexity = math.exp(-out.sum / out.tokens), bits_per_byte = -out.sum / math.log(2) / out.bytes,
     kl = out.kl / out.tokens, top1 = out.top1 / out.tokens, fraction = out.fraction, context_fraction = out.context_fraction,
     cache_bytes = out.cache_bytes, computed = out.computed, prefill_seconds = median(prefills), decode_rate = median(rates),
+    loss_each = losses, kl_each = kls,
   }
 end
 
@@ -543,7 +536,8 @@ end
 ---@field length integer
 ---@field mode string
 ---@field recall table?       asked, right, found, accuracy, uncertainty, kinds, survival (by layer), evidence (its mean)
----@field document table?     perplexity, bits_per_byte, kl, top1 of how documents go on, and times
+---@field document table?     perplexity, bits_per_byte, kl, top1 of how documents go on, and times; loss_each, kl_each: of each
+---                           document, nats a token
 ---@field file table?         the same of the user's text
 ---@field fraction number?    rows held: when answers begin, or, where nothing is asked, when all tokens were fed
 ---@field silent boolean      a policy that should prune pruned nothing at all

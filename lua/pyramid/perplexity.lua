@@ -1,10 +1,11 @@
 --- How well a model foretells a text from what its cache has kept.
 ---
 --- A window is a context, read under the cache's policy, and the tokens after it, each scored by the logarithm of the
---- probability that the model gave it: perplexity is exp(-mean). The true token is fed, whatever the model would have
---- picked, one at a time, so that the policy also acts as it does in generation; or all at once (`append`), which is
---- faster and leaves what the context left.
+--- probability that the model gave it after the policy's cut (pyramid.cut): perplexity is exp(-mean). The true token is
+--- fed, whatever the model would have picked, one at a time, so that the policy also acts as it does in generation; or
+--- all at once (`append`), which is faster and leaves what the context left.
 local core = require "pyramid.core"
+local cut = require "pyramid.cut"
 local options = require "pyramid.options"
 
 local perplexity = {}
@@ -12,13 +13,14 @@ local perplexity = {}
 ---@class pyramid.Score
 ---@field logprobs number[]         natural, of each target
 ---@field sum number                of them
----@field prefill_seconds number
+---@field prefill_seconds number  of reading the context
 ---@field predict_seconds number
----@field context_fraction number   rows held after the context, of a full cache's
+---@field context_fraction number   the share of the context's rows that the policy kept
+---@field context_bytes integer     held then
 
 local keys = { append = "boolean", progress = "function" }
 
----Scores `targets` after `context`. The cache should be new; what it holds afterwards is the window's.
+---Scores `targets` after `context` of two tokens or more. The cache should be new; what it holds afterwards is the window's.
 ---`progress(done, total)` counts tokens; returning true cancels.
 ---@param cache pyramid.Cache
 ---@param context integer[]
@@ -32,29 +34,33 @@ function perplexity.window(cache, context, targets, given)
   local total, progress = #context + #targets, given.progress
   local function reading(done, of) return progress(math.floor(#context * done / math.max(of, 1)), total) end
   local began = core.clock()
-  local logits, message, code = cache:prefill(context, { progress = progress and reading })
-  if not logits then return nil, message, code end
-  local read = core.clock()
-  local result = { logprobs = {}, sum = 0, prefill_seconds = read - began, context_fraction = cache:fraction() }
+  local result = { logprobs = {}, sum = 0 }
   local function score(i, from)
     local logprob = from:logprob(targets[i])
     result.logprobs[i], result.sum = logprob, result.sum + logprob
   end
-  if #targets > 0 then score(1, logits) end
-  if given.append and #targets > 1 then
-    local all
-    all, message, code = cache:prefill(table.move(targets, 1, #targets - 1, 1, {}), { all = true, prune = false })
-    if not all then return nil, message, code end
-    for i, row in ipairs(all) do score(i + 1, row) end
+  local function held(made)
+    result.context_fraction, result.context_bytes, result.prefill_seconds = made.share, made.bytes, made.seconds
+  end
+  if given.append and #targets > 0 then
+    local all, made, code = cut.append(cache, context, targets, progress and reading)
+    if not all then return nil, made, code end
+    held(made)
+    for i, logits in ipairs(all) do score(i, logits) end
   else
+    local logits, made, code = cut.read(cache, context, progress and reading)
+    if not logits then return nil, made, code end
+    held(made)
+    if #targets > 0 then score(1, logits) end
     for i = 2, #targets do
+      local message
       logits, message, code = cache:step(targets[i - 1])
       if not logits then return nil, message, code end
       score(i, logits)
       if progress and progress(#context + i, total) then return nil, "cancelled", "cancelled" end
     end
   end
-  result.predict_seconds = core.clock() - read
+  result.predict_seconds = core.clock() - began - result.prefill_seconds
   return result
 end
 

@@ -5,12 +5,14 @@
 ---
 ---   agnostic  the document is read under the policy, which does not know what will be asked; the question is appended
 ---             whole, and the answer is generated
----   aware     document and question are read under the policy together
+---   aware     document and question are read under the policy together, all but the words that call for the answer
+---             ("Answer:"), which are read after its cut; see pyramid.cut for why
 ---
 --- An answer is right if the line that is generated, greedily, is the expected answer, letter for letter. For models
 --- that know the facts and not the form of the world's answers there is `found`: the value asked for stands in the line.
 --- Survival is the share of the evidence's tokens (the sentences the answer stands in) whose rows a layer still holds
---- when the answer begins.
+--- when the policy has cut.
+local cut = require "pyramid.cut"
 local options = require "pyramid.options"
 local world = require "pyramid.world"
 
@@ -34,7 +36,9 @@ local answer_room = 64                -- tokens for a question and its answer; f
 
 local longest_line = 96
 
-local function asked(question) return ("Question: %s\nAnswer:"):format(question) end
+local cue = "Answer:"
+
+local function asked(question) return ("Question: %s\n"):format(question) .. cue end
 
 -- Where each token of a text ends, in bytes; ids that are special have none.
 local function token_ends(tokenizer, ids)
@@ -206,8 +210,28 @@ end
 ---@field right boolean
 ---@field found boolean
 ---@field line string                 what was generated
----@field fraction number             rows held when the answer began, of a full cache's
+---@field fraction number             of the rows of what was read under the policy, those it left
 ---@field survival number[]           by layer
+
+---What is read under a policy to answer a question, and what after its cut.
+---@param model pyramid.Model
+---@param case pyramid.RecallCase
+---@param question pyramid.RecallQuestion
+---@param mode "agnostic"|"aware"
+---@return integer[]|nil judged
+---@return integer[]|string rest      or a message
+---@return string? code
+function recall.prompt(model, case, question, mode)
+  local ids, message, code = model:encode(asked(question.question), { special = false })
+  if not ids then return nil, message, code end
+  if mode == "agnostic" then return case.ids, ids end
+  local ends, words, held = token_ends(model.tokenizer, ids), #asked(question.question) - #cue, 0
+  for i = #ids, 2, -1 do
+    if ends[i - 1] >= words then held = held + 1 else break end      -- begins within the cue
+  end
+  local all = table.move(ids, 1, #ids, #case.ids + 1, table.move(case.ids, 1, #case.ids, 1, {}))
+  return cut.split(all, math.max(1, held))
+end
 
 ---Puts every question of a case to a model under a policy.
 ---@param model pyramid.Model
@@ -219,24 +243,28 @@ end
 ---@return string? code
 function recall.ask(model, case, mode, cache_options)
   if mode ~= "agnostic" and mode ~= "aware" then error("recall.ask: the mode is agnostic or aware", 2) end
-  local read <close>, message, code = model:cache(cache_options)
-  if not read then return nil, message, code end
+  local blank <close>, message, code = model:cache(cache_options)
+  if not blank then return nil, message, code end
+  local made
   if mode == "agnostic" then
-    local logits
-    logits, message, code = read:prefill(case.ids)
-    if not logits then return nil, message, code end
+    made, message, code = cut.judge(blank, case.ids)
+    if not made then return nil, message, code end
   end
   local results = {}
   for i, q in ipairs(case.questions) do
-    local fork, problem, kind = read:fork()
+    local fork, problem, kind = blank:fork()
     if not fork then return nil, problem, kind end
     local cache <close> = fork
-    local prompt = assert(model:encode(asked(q.question), { special = false }))
+    local judged, rest, failure = recall.prompt(model, case, q, mode)
+    if not judged then return nil, rest, failure end
+    if mode == "aware" then
+      made, message, code = cut.judge(cache, judged)
+      if not made then return nil, message, code end
+    end
+    local result = { kind = q.kind, fraction = made.share, survival = survival(cache, model.config, q.evidence) }
     local run
-    if mode == "aware" then prompt = table.move(prompt, 1, #prompt, #case.ids + 1, table.move(case.ids, 1, #case.ids, 1, {})) end
-    run, message, code = model:generate(prompt, { cache = cache, prune = mode == "aware", max_tokens = longest_line })
+    run, message, code = model:generate(rest, { cache = cache, prune = false, max_tokens = longest_line })
     if not run then return nil, message, code end
-    local result = { kind = q.kind, fraction = cache:fraction(), survival = survival(cache, model.config, q.evidence) }
     result.line, message, code = line_of(run)
     if not result.line then return nil, message, code end
     result.right, result.found = result.line == q.answer, result.line:find(q.value, 1, true) ~= nil

@@ -1,0 +1,61 @@
+--- How far figures can be trusted: means with their errors, shares with theirs, and whether two differ by more than that.
+--- All intervals are those that hold the true value with 95 %.
+local noise = {}
+
+-- Student's t for 95 %, both sides, by degrees of freedom; beyond, by what it falls to.
+local student = { 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228 }
+
+---By how many standard errors the mean of n measurements may be off; math.huge for one.
+---@param n integer
+---@return number
+function noise.errors(n) return n < 2 and math.huge or student[n - 1] or 1.96 + 2.4 / (n - 1) end
+
+---The mean of a few measurements, and half the width of its interval; math.huge where one measurement alone tells none.
+---@param list number[]
+---@return number mean
+---@return number half
+function noise.mean(list)
+  local sum, squares, n = 0, 0, #list
+  for _, x in ipairs(list) do sum = sum + x end
+  local mean = n > 0 and sum / n or 0
+  if n < 2 then return mean, math.huge end
+  for _, x in ipairs(list) do squares = squares + (x - mean) ^ 2 end
+  return mean, noise.errors(n) * math.sqrt(squares / (n - 1) / n)
+end
+
+---The mean difference of two lists measured on the same things, in the same order, and half the width of its interval:
+---what differs between the things is in neither.
+---@param a number[]
+---@param b number[]
+---@return number mean    of a - b
+---@return number half
+function noise.paired(a, b)
+  if #a ~= #b then error("noise.paired: the lists are not of the same things", 2) end
+  local differences = {}
+  for i, x in ipairs(a) do differences[i] = x - b[i] end
+  return noise.mean(differences)
+end
+
+---Half the width of the interval of a share that was counted (Wilson's, seen from its own middle).
+---@param right integer
+---@param asked integer
+---@return number
+function noise.share(right, asked)
+  if asked == 0 then return 0 end
+  local z, p = 1.96, right / asked
+  return z * math.sqrt(p * (1 - p) / asked + z * z / (4 * asked * asked)) / (1 + z * z / asked)
+end
+
+---Whether one counted share is greater than another by more than both are uncertain.
+---@param right integer
+---@param asked integer
+---@param other_right integer
+---@param other_asked integer
+---@return boolean
+function noise.greater(right, asked, other_right, other_asked)
+  if asked == 0 or other_asked == 0 then return false end
+  local half = math.sqrt(noise.share(right, asked) ^ 2 + noise.share(other_right, other_asked) ^ 2)
+  return right / asked - other_right / other_asked > half
+end
+
+return noise
