@@ -99,7 +99,13 @@ static void set_size(lua_State *L, const char *key, size_t value) {
 static int protected_open(lua_State *L) {
   host_call *call = lua_touserdata(L, 1);
   const pyr_host_options *o = call->options;
+  lua_pushboolean(L, 1);                  /* LUA_PATH and LUA_CPATH are for the user's own Lua */
+  lua_setfield(L, LUA_REGISTRYINDEX, "LUA_NOENV");
   luaL_openlibs(L);
+  pyr_lua_absolute_paths(L);
+  lua_getglobal(L, "package");            /* modules in C would bring another Lua with them */
+  lua_pushliteral(L, "");
+  lua_setfield(L, -2, "cpath");
   pyr_lua_preload(L, 1);
   lua_getglobal(L, "require");
   lua_pushliteral(L, "pyramid.host");

@@ -292,6 +292,19 @@ void pyr_lua_preload(lua_State *L, int with_vendored) {
   lua_pop(L, 1);
 }
 
+void pyr_lua_absolute_paths(lua_State *L) {
+  static const char code[] =
+    "for _, key in ipairs { 'path', 'cpath' } do\n"
+    "  local kept = {}\n"
+    "  for entry in package[key]:gmatch '[^;]+' do\n"
+    "    if entry:byte() == 47 then kept[#kept + 1] = entry end\n"
+    "  end\n"
+    "  package[key] = table.concat(kept, ';')\n"
+    "end";
+  if (luaL_loadbufferx(L, code, sizeof code - 1, "=paths", "t") != LUA_OK) lua_error(L);
+  lua_call(L, 0, 0);
+}
+
 /* Appends search_vendored to package.searchers, once. */
 static void add_searcher(lua_State *L) {
   if (lua_rawgetp(L, LUA_REGISTRYINDEX, &searcher_key) == LUA_TNIL

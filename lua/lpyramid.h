@@ -76,4 +76,7 @@ __attribute__((visibility("default"))) int luaopen_pyramid(lua_State *L);
  * what is there already stays. For hosts of our own. */
 void pyr_lua_preload(lua_State *L, int vendored);
 
+/* Takes the relative entries out of package.path and package.cpath: no file of the current directory is ever run. */
+void pyr_lua_absolute_paths(lua_State *L);
+
 #endif

@@ -6,12 +6,14 @@
  *   pyramid --help | --version
  *
  * Scripts see their arguments in `arg` and `...`. A name is looked up as scripts/NAME.lua in each folder of PYRAMID_PATH
- * (separated by colons), beside the program, above it, then among the bundled ones; `pyramid.paths` gives these folders to
- * the policies' own search, and Lua modules are looked for in share/lua/5.4 and lib/lua/5.4 of each, too. PYRAMID_DEVICE is the
+ * (separated by colons), beside the program, above it if that is a source tree, then among the bundled ones; `pyramid.paths`
+ * gives these folders to the policies' own search, and Lua modules are looked for in share/lua/5.4 and lib/lua/5.4 of each, too.
+ * The current directory is none of them: nothing that lies beside a model is run, unless its path is given. PYRAMID_DEVICE is the
  * device of models and runtimes that are opened without one (else "cpu"). Only this file reads the environment, prints, and
  * decides the exit status: 0, what os.exit says, or 1 with a traceback. */
 #include "lpyramid.h"
 #include "bundle.h"
+#include "plain.h"
 
 #include <lualib.h>
 
@@ -24,11 +26,27 @@
 
 /* ---- the search path ---------------------------------------------------------------------------------------------- */
 
-/* Appends a folder to the table on top of the stack. */
+/* Appends a folder to the table on top of the stack: an absolute path, whatever folder is the current one later. */
 static void add_root(lua_State *L, const char *path, size_t length) {
+  char here[4096];
   if (length == 0) return;
-  lua_pushlstring(L, path, length);
+  if (path[0] == '/') lua_pushlstring(L, path, length);
+  else {
+    if (!getcwd(here, sizeof here)) luaL_error(L, "PYRAMID_PATH has a relative entry, and the current directory has no name");
+    lua_pushfstring(L, "%s/", here);
+    lua_pushlstring(L, path, length);
+    lua_concat(L, 2);
+  }
   lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
+}
+
+/* Whether a folder is Pyramid's source tree: it holds the public header and this file. Only there does what lies above the
+ * program count: a program in /home/me/Downloads/bin runs no script of /home/me/Downloads. */
+static int is_source_tree(lua_State *L, const char *folder) {
+  const char *header = lua_pushfstring(L, "%s/core/pyramid.h", folder), *program = lua_pushfstring(L, "%s/lua/main.c", folder);
+  int found = access(header, R_OK) == 0 && access(program, R_OK) == 0;
+  lua_pop(L, 2);
+  return found;
 }
 
 /* Pushes the folders whose scripts/ and policies/ come before the bundled ones. */
@@ -47,7 +65,8 @@ static void push_roots(lua_State *L) {
     char *slash = strrchr(program, '/');
     if (slash == NULL || slash == program) break;
     length = slash - program;
-    add_root(L, program, (size_t)length);
+    program[length] = 0;
+    if (up == 0 || is_source_tree(L, program)) add_root(L, program, (size_t)length);
   }
 }
 
@@ -252,6 +271,7 @@ typedef struct command { int argc; char **argv; int status; } command;
 static int run(lua_State *L) {
   command *c = lua_touserdata(L, 1);
   luaL_openlibs(L);
+  pyr_lua_absolute_paths(L);
   push_roots(L);
   int roots = lua_gettop(L);
   extend_module_paths(L, roots);
@@ -292,6 +312,7 @@ static int run(lua_State *L) {
 
 int main(int argc, char **argv) {
   command c = { argc, argv, 0 };
+  pyr_plain_enter();                              /* for good: what a script reads and writes is the same in every locale */
   lua_State *L = luaL_newstate();
   if (L == NULL) {
     fprintf(stderr, "pyramid: not enough memory\n");

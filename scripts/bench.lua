@@ -346,9 +346,7 @@ end
 
 local function start_peer()
   if not args.peer then return nil end
-  local roots = table.move(require "pyramid.paths", 1, #require "pyramid.paths", 1, {})
-  roots[#roots + 1] = "."
-  for _, root in ipairs(roots) do
+  for _, root in ipairs(require "pyramid.paths") do
     local script = root .. (by_transformers and "/scripts/peer/transformers_sdpa.py" or "/scripts/peer/llamacpp.py")
     if exists(script) then
       local started, message = peers.start(args.python, script)

@@ -39,7 +39,7 @@ if #files == 0 then
 end
 
 arg = table.move(files, 1, #files, 1 + #options, table.move(options, 1, #options, 1, { [0] = arg[0] })) -- luacheck: ignore
-package.path = "spec/?.lua;" .. package.path
+package.path = "spec/?.lua;./?.lua;" .. package.path
 package.cpath = (os.getenv "PYRAMID_BUILD" or "build") .. "/?.so;" .. package.cpath      -- pyramid_specs.so
 io.stdout:setvbuf("line")
 require "busted.runner" { standalone = false, output = "spec/support/report.lua" }

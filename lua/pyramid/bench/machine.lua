@@ -154,14 +154,20 @@ function machine.device(runtime)
   return facts
 end
 
----The commit that the program was built from: of the work tree, or what a bundle says.
+local function quote(word) return "'" .. word:gsub("'", "'\\''") .. "'" end
+
+---The commit that the program was built from: of its work tree, or what a bundle says. (Not of the current directory's, which
+---may be anybody's.)
 ---@return string?
 function machine.commit()
-  local found = output_of "git rev-parse --short HEAD":match "^%x+"
-  for _, root in ipairs(found and {} or require "pyramid.paths") do
-    found = found or (read(root .. "/COMMIT") or ""):match "^%x+[^%s]*"
+  for _, root in ipairs(require "pyramid.paths") do
+    local git = io.open(root .. "/.git")
+    if git then git:close() end
+    local found = git and output_of("git -C " .. quote(root) .. " rev-parse --short HEAD"):match "^%x+"
+      or (read(root .. "/COMMIT") or ""):match "^%x+[^%s]*"
+    if found then return found end
   end
-  return found
+  return nil
 end
 
 ---A new record of what a device does: what it is, its ceilings (bytes read and written, operations a second; kinds that fail are

@@ -2,7 +2,15 @@
 --
 -- All of them are the same machine (pre-norm, rotary, grouped-query attention, gated SiLU), so a family is a short table:
 -- its name, which must be the `model_type` of Hugging Face configurations and the `general.architecture` of GGUF files,
--- and what it has beyond the base below. A new family is one new file pyramid/families/<name>.lua; nothing else changes.
+-- and what it has beyond the base below. A new family of Pyramid's own is one new file lua/pyramid/families/<name>.lua, which the
+-- build packs; nothing else changes. One of a host's or script's own is registered by a call, before its models are opened:
+--
+--   local families = require "pyramid.families"
+--   families.register(families.family { name = "mine", architectures = { "MineForCausalLM" } })
+--
+-- Files of a model only ever name a family. Nothing is looked for on package.path, so that no name can bring code.
+
+local core = require "pyramid.core"
 
 local families = {}
 
@@ -83,6 +91,13 @@ function families.family(t)
       error(("family: unknown key '%s' (known: %s)"):format(tostring(key), table.concat(list, ", ")), 2)
     end
   end
+  if type(t.name) ~= "string" or not t.name:find "^[%w_%-%.]+$" then
+    error("family: a name of letters, digits, '_', '-' and '.' is wanted", 2)
+  end
+  if type(t.architectures) ~= "table" then error(("family %s: architectures must be a list"):format(t.name), 2) end
+  if t.window ~= nil and not windows[t.window] then
+    error(("family %s: window = '%s' (known: all, none, upper)"):format(t.name, tostring(t.window)), 2)
+  end
   local names = {}
   for format, base in pairs(base_names) do
     names[format] = setmetatable(t.names and t.names[format] or {}, { __index = base })
@@ -93,31 +108,47 @@ function families.family(t)
   }, Family)
 end
 
---- The family of a name, or nil if there is none.
+local registered = {}
+
+local function bundled_names()
+  local out = {}
+  for _, module in ipairs(core.bundled_list "module") do
+    local name = module:match "^pyramid%.families%.([%w_]+)$"
+    if name and name ~= "init" then out[#out + 1] = name end
+  end
+  return out
+end
+
+local function is_bundled(name) return core.bundled("module", "pyramid.families." .. name) ~= nil and name ~= "init" end
+
+--- Makes a family known by its name. Raises if that is taken.
+---@param family pyramid.Family  what families.family made
+---@return pyramid.Family
+function families.register(family)
+  if getmetatable(family) ~= Family then error("families.register: a value of families.family is wanted", 2) end
+  if registered[family.name] ~= family and (registered[family.name] or is_bundled(family.name)) then
+    error(("families.register: there is a family '%s' already"):format(family.name), 2)
+  end
+  registered[family.name] = family
+  return family
+end
+
+--- The family of a name, registered or bundled, or nil if there is none.
 ---@param name string
 ---@return pyramid.Family?
 function families.find(name)
-  if type(name) ~= "string" or not name:find("^[%w_]+$") or name == "init" then return nil end
-  local module = "pyramid.families." .. name
-  local found = package.loaded[module] or package.preload[module] or package.searchpath(module, package.path)
-  if not found then return nil end
-  local family = require(module)
+  if type(name) ~= "string" then return nil end
+  if registered[name] then return registered[name] end
+  if not name:find("^[%w_]+$") or not is_bundled(name) then return nil end
+  local family = require("pyramid.families." .. name)
   return getmetatable(family) == Family and family or nil
 end
 
---- Names of the families that are built in, sorted.
+--- Names of the families that are bundled or registered, sorted.
 ---@return string[]
 function families.list()
-  local seen, out = {}, {}
-  for _, set in ipairs { package.preload, package.loaded } do
-    for module in pairs(set) do
-      local name = type(module) == "string" and module:match("^pyramid%.families%.([%w_]+)$")
-      if name and not seen[name] and families.find(name) then
-        seen[name] = true
-        out[#out + 1] = name
-      end
-    end
-  end
+  local out = bundled_names()
+  for name in pairs(registered) do out[#out + 1] = name end
   table.sort(out)
   return out
 end
