@@ -22,20 +22,26 @@ NEEDS_CHECK := $(NEEDS) lua-check
 NEEDS_MODELS := python3 python3-pip
 
 VERSION  := $(shell sed -n 's/^\#define PYR_VERSION "\(.*\)"/\1/p' core/pyramid.h)
+ABI      := $(shell sed -n 's/^\#define PYR_ABI \([0-9]*\).*/\1/p' core/pyramid.h)
 MACHINE  := $(shell $(CC) -dumpmachine 2>/dev/null)
 PACKAGES := lua5.4 libpcre2-8
 C11      := -std=c11 -D_GNU_SOURCE -Wall -Wextra -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp-simd -pthread
 INCLUDES := -Icore -Ilua $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
 LIBS     := -Wl,--as-needed -lpcre2-8 -ldnnl -lgomp -lpthread -lm -ldl
 
-# lua/main.c and lua/lprobe.c are the program's own, lua/lops.c is the specs'; everything else, and the Lua text packed into
-# bundle.c, is the library.
+OBJCOPY  ?= objcopy
+ARCHIVE   = $(wildcard $(shell $(CC) -print-file-name=lib$1.a 2>/dev/null))
+
+# lua/main.c and lua/lprobe.c are the program's own, lua/own_streams.c the shared libraries', lua/lops.c the specs'; everything
+# else, and the Lua text packed into bundle.c, is the library.
 PROGRAM := lua/main.c lua/lprobe.c
 SPEC_C  := lua/lops.c
-SOURCES := $(filter-out $(PROGRAM) $(SPEC_C),$(wildcard core/*.c core/*/*.c lua/*.c))
+STREAM_C := lua/own_streams.c
+SOURCES := $(filter-out $(PROGRAM) $(SPEC_C) $(STREAM_C),$(wildcard core/*.c core/*/*.c lua/*.c))
 OBJECTS := $(SOURCES:%.c=$(B)/obj/%.o) $(B)/obj/bundle.o
 MAIN    := $(PROGRAM:%.c=$(B)/obj/%.o)
 SPECS   := $(SPEC_C:%.c=$(B)/obj/%.o)
+OWN     := $(STREAM_C:%.c=$(B)/obj/%.o)
 TEXT    := lua/pyramid policies scripts
 
 .PHONY: build cuda cuda-check deps models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory install install-module clean FORCE
@@ -73,14 +79,33 @@ $(B)/libpyramid.a: $(OBJECTS) $(B)/objects
 	@rm -f $@
 	$(Q)$(AR) rcs $@ $(OBJECTS)
 
-# The host brings Lua to pyramid.so; libpyramid.so uses the system's shared Lua, as its host does if it has one at all.
-SHARED := -shared -Wl,--exclude-libs,ALL
-$(B)/pyramid.so: $(OBJECTS) $(B)/objects
+SHARED := -shared -Wl,--exclude-libs,ALL -Wl,-z,text
+
+# The system's archives need not be position-independent: all that they take of the C library's data are the three streams,
+# which lua/own_streams.c holds for them.
+WHOLE    = -Wl,--whole-archive $(or $(call ARCHIVE,$1),-l:lib$1.a) -Wl,--no-whole-archive
+STREAMS := $(foreach s,stdin stdout stderr,--redefine-sym $s=pyr_own_$s)
+
+# The host brings Lua to pyramid.so. What it takes of Lua is weak, so that another Lua than 5.4, which lacks some of it, loads
+# the module and gets an answer in words (luaopen_pyramid).
+$(B)/pyramid.so: $(OBJECTS) $(OWN) $(B)/objects lua/pyramid.map Makefile
 	@echo "ld $@"
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -o $@ $(OBJECTS) -llua5.4-cjson $(LIBS)
-$(B)/libpyramid.so: $(OBJECTS) $(B)/objects
+	$(Q)$(CC) -nostdlib -r -o $(B)/obj/module.o $(OBJECTS) $(call WHOLE,lua5.4-cjson)
+	$(Q)$(OBJCOPY) --wildcard --weaken-symbol='lua_*' --weaken-symbol='luaL_*' $(STREAMS) $(B)/obj/module.o
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,--version-script=lua/pyramid.map -o $@ $(B)/obj/module.o $(OWN) $(LIBS)
+
+# libpyramid.so has a Lua 5.4 of its own inside, which nothing outside sees, whatever Lua its process has. PYR_ABI is the number
+# of the SONAME.
+$(B)/obj/own_lua.o: $(call ARCHIVE,lua5.4) $(call ARCHIVE,lua5.4-cjson) Makefile
+	@mkdir -p $(@D)
+	$(Q)$(CC) -nostdlib -r -o $@ $(call WHOLE,lua5.4) $(call WHOLE,lua5.4-cjson)
+	$(Q)$(OBJCOPY) $(STREAMS) $@
+$(B)/libpyramid.so.$(ABI): $(OBJECTS) $(OWN) $(B)/obj/own_lua.o $(B)/objects lua/libpyramid.map Makefile
 	@echo "ld $@"
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,-soname,$(@F) -o $@ $(OBJECTS) -llua5.4-cjson -llua5.4 $(LIBS)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,-soname,$(@F) -Wl,--version-script=lua/libpyramid.map -o $@ $(OBJECTS) $(OWN) \
+	  $(B)/obj/own_lua.o $(LIBS)
+$(B)/libpyramid.so: $(B)/libpyramid.so.$(ABI)
+	@ln -sf $(<F) $@
 # The program has Lua and lua-cjson inside; -E: Lua modules written in C find the API there.
 $(B)/pyramid: $(MAIN) $(B)/libpyramid.a
 	@echo "ld $@"
@@ -138,7 +163,7 @@ cuda-check:
 	    { cat $(B)/cuda/check/$$(basename $$f).txt >&2; exit 1; }; done
 	@lua5.4 kernels/registers.lua $(B)/cuda/check/*.txt
 
--include $(OBJECTS:.o=.d) $(MAIN:.o=.d) $(SPECS:.o=.d) $(EMULATED:.o=.d) $(CUDA:.o=.d)
+-include $(OBJECTS:.o=.d) $(MAIN:.o=.d) $(OWN:.o=.d) $(SPECS:.o=.d) $(EMULATED:.o=.d) $(CUDA:.o=.d)
 
 deps:
 	@sh spec/support/deps.sh $(NEEDS)

@@ -19,7 +19,16 @@
  * until the next failure. Constructors write *out only on success. `_free(NULL)` is legal. A child retains its
  * parent, so objects may be released in any order. One runtime and its children belong to one calling thread at a
  * time; two runtimes are independent. The library never prints, exits, reads the environment or keeps mutable
- * globals. Layers and heads count from 0 in C; positions and token ids are 0-based everywhere. */
+ * globals. Layers and heads count from 0 in C; positions and token ids are 0-based everywhere.
+ *
+ * Lua. libpyramid.so has a Lua 5.4 inside that nothing else sees: its process may have any other Lua, or none, or run
+ * under one. libpyramid.a takes liblua5.4.a from the program that links it, which then has that one Lua and no other. A
+ * host with a lua_State of Lua 5.4 adds Pyramid to it by luaopen_pyramid, which libpyramid.a and the Lua module
+ * pyramid.so have, and libpyramid.so has not.
+ *
+ * Versions. PYR_VERSION is this header's, pyr_version() the library's that runs. A program made with this header runs
+ * with every later library of the same PYR_ABI, whose file the SONAME names: libpyramid.so.0. What would break that raises
+ * PYR_ABI. */
 #ifndef PYRAMID_H
 #define PYRAMID_H
 
@@ -31,10 +40,13 @@ extern "C" {
 #endif
 
 #define PYR_VERSION "0.1.0"
+#define PYR_ABI 0       /* the number of the shared library's SONAME: see "Versions" above */
 
 #if defined(__GNUC__)
 #pragma GCC visibility push(default) /* what this header declares is all that the shared library exports */
 #endif
+
+const char *pyr_version(void);   /* of the library that runs, "0.1.0"; static */
 
 typedef enum pyr_status {
   PYR_OK = 0,

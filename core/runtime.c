@@ -55,6 +55,8 @@ struct pyr_runtime {
 
 /* ---- statuses and messages ---------------------------------------------------------------------------------- */
 
+const char *pyr_version(void) { return PYR_VERSION; }
+
 const char *pyr_status_name(pyr_status status) {
   static const char *const names[] = { "ok", "argument", "memory", "budget", "context", "io", "format",
                                        "unsupported", "policy", "cancelled", "device" };

@@ -7,7 +7,9 @@
 #include "bundle.h"
 #include "plain.h"
 
+#include <dlfcn.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -317,7 +319,33 @@ static void add_searcher(lua_State *L) {
   }
 }
 
+/* Another Lua than 5.4 may have loaded this module (its Lua functions are weak in pyramid.so): it is told so with what every
+ * Lua since 5.1 has, and nothing else is called. Two Luas in one process may each give a part of the functions. */
+#pragma weak lua_newuserdatauv           /* since 5.4 */
+#pragma weak lua_version                 /* since 5.2, and in LuaJIT; until 5.3 it returned an address */
+
+static void refuse_other_lua(lua_State *L) {
+  Dl_info every, since;
+  const char *found = NULL;
+  if (!lua_newuserdatauv) {
+    found = "Lua 5.1";
+    if (lua_version) {
+      const lua_Number *(*version)(lua_State *) = (const lua_Number *(*)(lua_State *))(void (*)(void))lua_version;
+      found = *version(L) == 501 ? "LuaJIT" : *version(L) == 502 ? "Lua 5.2" : "Lua 5.3";
+    }
+  } else if (dladdr((void *)(uintptr_t)lua_pushstring, &every) && dladdr((void *)(uintptr_t)lua_newuserdatauv, &since)
+             && every.dli_fbase != since.dli_fbase) {
+    found = "one of two in this process";
+  } else if (lua_version(L) != LUA_VERSION_NUM) {
+    found = "a later one";
+  }
+  if (found == NULL) return;
+  lua_pushfstring(L, "pyramid: this module is for Lua 5.4, and the Lua that loads it is %s", found);
+  lua_error(L);
+}
+
 int luaopen_pyramid(lua_State *L) {
+  refuse_other_lua(L);
   luaL_checkversion(L);
   pyr_lua_preload(L, 0);
   add_searcher(L);
