@@ -12,7 +12,7 @@
 #                              build/device/bench-*.json and .md (QUICK=1 DEVICE=emulated: a tiny model, no GPU)
 #   make bundle                build/bundle and build/bundle.tar.gz: all that a machine with nothing but a C library needs to run
 #                              specs, benches and kernels/prove.sh; with libpyramid_cuda.so if `make cuda` has made it
-#   make install PREFIX=/usr/local [DESTDIR=]        make deps        make clean
+#   make install PREFIX=/usr/local [DESTDIR=] [STRIP=1]        make uninstall        make deps        make clean
 
 B      := build
 PREFIX := /usr/local
@@ -28,6 +28,7 @@ PACKAGES := lua5.4 libpcre2-8
 C11      := -std=c11 -D_GNU_SOURCE -Wall -Wextra -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp-simd -pthread
 INCLUDES := -Icore -Ilua $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
 LIBS     := -Wl,--as-needed -lpcre2-8 -ldnnl -lgomp -lpthread -lm -ldl
+STATIC   := -llua5.4-cjson -llua5.4 $(filter -l%,$(LIBS))
 
 OBJCOPY  ?= objcopy
 ARCHIVE   = $(wildcard $(shell $(CC) -print-file-name=lib$1.a 2>/dev/null))
@@ -44,7 +45,7 @@ SPECS   := $(SPEC_C:%.c=$(B)/obj/%.o)
 OWN     := $(STREAM_C:%.c=$(B)/obj/%.o)
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build cuda cuda-check deps models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory install install-module clean FORCE
+.PHONY: build cuda cuda-check deps models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory install uninstall install-module clean FORCE
 build: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so $(B)/libpyramid_emulated.so $(B)/pyramid_specs.so
 
 # Kernels are compiled once for each instruction set and picked at run time; only x86 has more than the base. They are
@@ -88,11 +89,11 @@ STREAMS := $(foreach s,stdin stdout stderr,--redefine-sym $s=pyr_own_$s)
 
 # The host brings Lua to pyramid.so. What it takes of Lua is weak, so that another Lua than 5.4, which lacks some of it, loads
 # the module and gets an answer in words (luaopen_pyramid).
-$(B)/pyramid.so: $(OBJECTS) $(OWN) $(B)/objects lua/pyramid.map Makefile
+$(B)/pyramid.so: $(OBJECTS) $(OWN) $(B)/objects lua/install/pyramid.map Makefile
 	@echo "ld $@"
 	$(Q)$(CC) -nostdlib -r -o $(B)/obj/module.o $(OBJECTS) $(call WHOLE,lua5.4-cjson)
 	$(Q)$(OBJCOPY) --wildcard --weaken-symbol='lua_*' --weaken-symbol='luaL_*' $(STREAMS) $(B)/obj/module.o
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,--version-script=lua/pyramid.map -o $@ $(B)/obj/module.o $(OWN) $(LIBS)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,--version-script=lua/install/pyramid.map -o $@ $(B)/obj/module.o $(OWN) $(LIBS)
 
 # libpyramid.so has a Lua 5.4 of its own inside, which nothing outside sees, whatever Lua its process has. PYR_ABI is the number
 # of the SONAME.
@@ -100,9 +101,9 @@ $(B)/obj/own_lua.o: $(call ARCHIVE,lua5.4) $(call ARCHIVE,lua5.4-cjson) Makefile
 	@mkdir -p $(@D)
 	$(Q)$(CC) -nostdlib -r -o $@ $(call WHOLE,lua5.4) $(call WHOLE,lua5.4-cjson)
 	$(Q)$(OBJCOPY) $(STREAMS) $@
-$(B)/libpyramid.so.$(ABI): $(OBJECTS) $(OWN) $(B)/obj/own_lua.o $(B)/objects lua/libpyramid.map Makefile
+$(B)/libpyramid.so.$(ABI): $(OBJECTS) $(OWN) $(B)/obj/own_lua.o $(B)/objects lua/install/libpyramid.map Makefile
 	@echo "ld $@"
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,-soname,$(@F) -Wl,--version-script=lua/libpyramid.map -o $@ $(OBJECTS) $(OWN) \
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,-soname,$(@F) -Wl,--version-script=lua/install/libpyramid.map -o $@ $(OBJECTS) $(OWN) \
 	  $(B)/obj/own_lua.o $(LIBS)
 $(B)/libpyramid.so: $(B)/libpyramid.so.$(ABI)
 	@ln -sf $(<F) $@
@@ -210,14 +211,11 @@ SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-fra
 check-memory:
 	+@UBSAN_OPTIONS=print_stacktrace=1 $(AGAIN) test B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" SPEC="$(SPEC)"
 
-install: install-module
-	install -d $(addprefix $(DESTDIR)$(PREFIX)/,bin include lib/pkgconfig)
-	install $(B)/pyramid $(DESTDIR)$(PREFIX)/bin/
-	install -m 644 core/pyramid.h $(DESTDIR)$(PREFIX)/include/
-	install -m 644 $(B)/libpyramid.a $(B)/libpyramid.so $(DESTDIR)$(PREFIX)/lib/
-	$(if $(wildcard $(B)/libpyramid_cuda.so),install -m 644 $(B)/libpyramid_cuda.so $(DESTDIR)$(PREFIX)/lib/)
-	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' lua/pyramid.pc.in >$(DESTDIR)$(PREFIX)/lib/pkgconfig/pyramid.pc
-	$(if $(DESTDIR),,@if [ "$$(id -u)" = 0 ] && command -v ldconfig >/dev/null; then ldconfig 2>/dev/null || true; fi)
+# STRIP=1 leaves out what debuggers want. `uninstall` removes what `install` has listed in share/pyramid/installed.
+install: build
+	@DESTDIR='$(DESTDIR)' STRIP='$(STRIP)' LIBS='$(STATIC)' sh scripts/install.sh put $(B) '$(PREFIX)' $(VERSION) $(ABI)
+uninstall:
+	@DESTDIR='$(DESTDIR)' sh scripts/install.sh remove '$(PREFIX)'
 
 # What LuaRocks asks for: only the module, where it says.
 LUA_CMOD = $(PREFIX)/lib/lua/5.4

@@ -1,6 +1,6 @@
 -- Hosts written in C: the examples of scripts/examples, the facade's edges, and an installed library.
-local cjson = require "cjson"
 local helper = require "spec.helper"
+local make_model = require "support.small_model"
 local shell = require "support.shell"
 local quote = shell.quote
 
@@ -11,7 +11,8 @@ local sanitized = cflags:find "sanitize" ~= nil
 --- How a host links with what was built. The shared library brings its own needs.
 local link = {
   static = build .. "/libpyramid.a -l:liblua5.4-cjson.a -llua5.4 -lpcre2-8 -ldnnl -lgomp -lpthread -lm -ldl",
-  shared = ("-L%s -lpyramid -Wl,-rpath,%s -llua5.4 -lpthread"):format(build, build),
+  shared = ("-L%s -lpyramid -Wl,-rpath,%s -lpthread"):format(build, build),
+  module = build .. "/pyramid.so -llua5.4",     -- for hosts with a lua_State of theirs
 }
 
 local function assert_run(line)
@@ -20,27 +21,12 @@ local function assert_run(line)
   return out, err
 end
 
---- A small model of random weights with a tokenizer for ASCII, in a folder of its own.
-local function make_model(folder)
-  for _, name in ipairs { "config.json", "model.safetensors" } do
-    assert_run(("cp spec/fixtures/families/llama-mha/%s %s/"):format(name, folder))
-  end
-  local vocab = { ["<unk>"] = 0, ["<s>"] = 1, ["</s>"] = 2, ["Ġ"] = 3, ["Ċ"] = 4 }
-  for byte = 33, 126 do vocab[string.char(byte)] = byte - 28 end
-  for id = 99, 159 do vocab["ab" .. ("b"):rep(id - 99)] = id end
-  local function special(id, text)
-    return { id = id, content = text, single_word = false, lstrip = false, rstrip = false, normalized = false, special = true }
-  end
-  local file = assert(io.open(folder .. "/tokenizer.json", "wb"))
-  file:write(cjson.encode {
-    version = "1.0",
-    added_tokens = { special(0, "<unk>"), special(1, "<s>"), special(2, "</s>") },
-    pre_tokenizer = { type = "ByteLevel", add_prefix_space = false, trim_offsets = true, use_regex = true },
-    decoder = { type = "ByteLevel", add_prefix_space = false, trim_offsets = true, use_regex = true },
-    model = { type = "BPE", vocab = vocab, merges = { "a b", "ab b" }, unk_token = cjson.null, byte_fallback = false },
-  })
-  file:close()
+local function write(path, text)
+  local file <close> = assert(io.open(path, "wb"))
+  file:write(text)
 end
+
+local function has(command) return (select(3, shell.run("command -v " .. command))) == 0 end
 
 describe("embedding:", function()
   if helper.device ~= "cpu" then                      -- nothing is made for what stays pending
@@ -82,8 +68,8 @@ describe("embedding:", function()
         assert.matches("policy: .*unknown policy 'nonesuch'", message)
       end)
 
-      it("serves a host with a Lua of its own", function()
-        local program = compile("scripts/examples/host_lua.c", how)
+      it("serves a host with a Lua of its own" .. (how == "shared" and ", by the Lua module" or ""), function()
+        local program = compile("scripts/examples/host_lua.c", how == "shared" and "module" or how)
         local out, err = assert_run(("%s %s 'hello world'"):format(program, model))
         assert.is_true(#out > 10)
         assert.equal("", err)
@@ -167,8 +153,10 @@ int main(int argc, char **argv) {
     it("an installation is complete", function()
       local prefix = folder .. "/installed"
       assert_run(("env -u MAKEFLAGS -u MAKELEVEL make -s install B=%s PREFIX=%s"):format(quote(shell.build), prefix))
-      for _, file in ipairs { "bin/pyramid", "include/pyramid.h", "lib/libpyramid.a", "lib/libpyramid.so", "lib/lua/5.4/pyramid.so",
-        "lib/pkgconfig/pyramid.pc" } do
+      for _, file in ipairs { "bin/pyramid", "include/pyramid.h", "lib/libpyramid.a", "lib/libpyramid.so", "lib/libpyramid.so.0",
+        "lib/lua/5.4/pyramid.so", "lib/pkgconfig/pyramid.pc", "lib/pkgconfig/pyramid-lua.pc",
+        "lib/cmake/Pyramid/PyramidConfig.cmake", "share/pyramid/README.md", "share/pyramid/policies/pyramidinfer.lua",
+        "share/pyramid/lua/pyramid/model.lua", "share/pyramid/scripts/examples/host_facade.c" } do
         assert_run("test -s " .. prefix .. "/" .. file)
       end
       assert_run(("cp scripts/examples/*.c %s/"):format(prefix))
@@ -178,17 +166,59 @@ int main(int argc, char **argv) {
       assert.matches("%-I", (assert_run(alone .. "--cflags pyramid")))
       assert.matches("%-llua5%.4", (assert_run(alone .. "--static --libs pyramid")))
       assert_run(env .. "cc host_facade.c $(pkg-config --cflags --libs pyramid) -o facade")
-      assert_run(env .. "cc host_lua.c $(pkg-config --cflags --libs pyramid lua5.4) -o with_lua")
+      assert_run(env .. "cc host_lua.c $(pkg-config --cflags --libs pyramid-lua) -o with_lua")
       local static = "$(pkg-config --static --cflags --libs pyramid | sed s/-lpyramid/-l:libpyramid.a/)"
       assert_run(env .. "cc host_facade.c " .. static .. " -o static")
       for _, program in ipairs { "facade", "with_lua", "static" } do
         assert_run(env .. ("./%s %s hello"):format(program, model))
       end
-      -- the linker's cache is brought up to date on this machine, not where a package is made
-      local make = ("env -u MAKEFLAGS -u MAKELEVEL make -n install B=%s PREFIX=%s"):format(quote(shell.build), prefix)
-      assert.matches("ldconfig", (assert_run(make)))
-      assert.not_matches("ldconfig", (assert_run(make .. " DESTDIR=/nowhere")))
       assert.matches("Pyramid", assert_run(("cd / && %s/bin/pyramid --version"):format(prefix)))
+      -- what a program asks the loader for is the numbered name
+      assert.matches("NEEDED.*%[libpyramid%.so%.0%]", (assert_run(("readelf -d %s/facade"):format(prefix))))
+
+      if not has "cmake" then return pending "CMake's package file (needs the package cmake)" end
+      write(prefix .. "/CMakeLists.txt", [[
+cmake_minimum_required(VERSION 3.16)
+project(hosts C)
+find_package(Pyramid 0.1 REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(LUA REQUIRED lua5.4)
+add_executable(made_facade host_facade.c)
+target_link_libraries(made_facade Pyramid::pyramid)
+add_executable(made_static host_facade.c)
+target_link_libraries(made_static Pyramid::static)
+add_executable(made_lua host_lua.c)
+target_include_directories(made_lua PRIVATE ${LUA_INCLUDE_DIRS})
+target_link_libraries(made_lua Pyramid::lua ${LUA_LIBRARIES})
+find_package(Pyramid 0.2 QUIET)
+if(Pyramid_FOUND)
+  message(FATAL_ERROR "an older version than asked for")
+endif()
+]])
+      assert_run(("cd %s && cmake -S . -B made -DCMAKE_PREFIX_PATH=%s && cmake --build made"):format(prefix, prefix))
+      for _, program in ipairs { "made_facade", "made_static", "made_lua" } do
+        assert_run(("cd %s && made/%s %s hello"):format(prefix, program, model))
+      end
+    end)
+
+    it("what is installed is removed, and nothing else", function()
+      local root = folder .. "/staged"
+      local make = ("env -u MAKEFLAGS -u MAKELEVEL make -s %%s B=%s DESTDIR=%s PREFIX=/usr/local"):format(quote(shell.build), root)
+      assert_run(("mkdir -p %s/usr/local/lib && echo mine >%s/usr/local/lib/mine"):format(root, root))
+      local function all() return (assert_run(("cd %s && find . | sort"):format(root))) end
+      local before = all()
+      local _, message, status = shell.run(make:format "uninstall")
+      assert.not_equal(0, status)
+      assert.matches("nothing is installed", message)
+      assert_run(make:format "install")
+      local whole = assert_run(("wc -c <%s/usr/local/bin/pyramid"):format(root))
+      assert.matches("prefix=/usr/local\n", (assert_run(("cat %s/usr/local/lib/pkgconfig/pyramid.pc"):format(root))))
+      assert_run(make:format "install" .. " STRIP=1")
+      local stripped = assert_run(("wc -c <%s/usr/local/bin/pyramid"):format(root))
+      assert.is_true(tonumber(stripped) < tonumber(whole))
+      assert.matches("Pyramid", (assert_run(("%s/usr/local/bin/pyramid --version"):format(root))))
+      assert_run(make:format "uninstall")
+      assert.equal(before, all())
     end)
   end
 end)

@@ -1,6 +1,6 @@
 /* host_lua.c — a host with a Lua of its own, to which it adds Pyramid; no files are needed beside the model.
  *
- *     cc host_lua.c $(pkg-config --cflags --libs pyramid lua5.4) -o host_lua
+ *     cc host_lua.c $(pkg-config --cflags --libs pyramid-lua) -o host_lua
  *     ./host_lua models/tiny "Once upon a time"
  *
  * What to keep of the cache is decided in Lua, here by a policy of the host's own. */
