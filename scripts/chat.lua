@@ -1,4 +1,5 @@
 -- chat.lua: talks with a model in its own chat format; one cache lasts the whole conversation.
+local chat = require "pyramid.chat"
 local cli = require "pyramid.cli"
 local picture = require "pyramid.picture"
 
@@ -50,7 +51,7 @@ end
 local function render(messages, ask)
   local bos = tokenizer.bos and tokenizer:piece(tokenizer.bos)
   local eos = tokenizer.eos[1] and tokenizer:piece(tokenizer.eos[1])
-  return require "pyramid.chat".render(template, messages, { add_generation_prompt = ask, bos = bos, eos = eos })
+  return chat.render(template, messages, { add_generation_prompt = ask, bos = bos, eos = eos })
 end
 
 -- Ids of a text that begins the cache: the template may have written what begins each text, or left it to the tokenizer.
@@ -85,7 +86,7 @@ local function turn_end()
   for _, id in ipairs(between and cli.must(tokenizer:encode(between, { add = false })) or {}) do
     if tokenizer:is_special(id) then return nil end
   end
-  return between and between:match "^(.-)%s*$"
+  return between and chat.trim("|" .. between):sub(2)            -- the blanks before it stay
 end
 
 -- The ids to read for a message, and what the cache's text is before the reply to it.
@@ -152,7 +153,7 @@ local function say(line)
   asked:close()
   talk.turns, talk.last, talk.waiting, talk.text = talk.turns + 1, run.stats, waiting, text
   if messages then
-    messages[#messages + 1] = { role = "assistant", content = reply:match "^%s*(.-)%s*$" }
+    messages[#messages + 1] = { role = "assistant", content = chat.trim(reply) }
     talk.messages = messages
   end
 end
@@ -193,7 +194,7 @@ end
 while true do
   if interactive then io.write(out:paint("> ", "accent")) io.flush() end
   local line = io.read "l"
-  local command = line and line:match "^(/.-)%s*$"
+  local command = line and line:find "^/" and chat.trim(line)
   if not line or command == "/quit" then break end
   if commands[command] then commands[command]()
   elseif command then note(("there is no command %s; /help lists them (a blank before the / makes it a message)"):format(command))

@@ -11,7 +11,7 @@ local function options(prompt)
 end
 
 local families = {
-  ["chatml"] = "chatml", ["qwen2"] = "chatml", ["qwen2.5"] = "chatml", ["qwen3"] = "chatml", ["smollm2"] = "chatml",
+  ["chatml"] = "chatml", ["qwen2"] = "chatml", ["qwen2.5"] = "chatml", ["qwen3"] = "chatml", ["smollm2"] = "chatml", ["smollm2-gguf"] = "chatml",
   ["llama-2"] = "llama-2", ["llama-2-vigogne"] = "llama-2", ["llama-3"] = "llama-3", ["llama-3.1"] = "llama-3",
   ["llama-3.2"] = "llama-3", ["mistral-v0"] = "mistral", ["mistral-v1"] = "mistral", ["mistral-v3"] = "mistral",
   ["mistral-v7"] = "mistral", ["mistral-nemo"] = "mistral", ["phi-3-mini"] = "phi-3", ["phi-3-small"] = "phi-3",
@@ -38,6 +38,151 @@ describe("a chat prompt equals the model's template:", function()
       end
     end)
   end
+end)
+
+describe("a template with newlines in its strings is the same as one with escapes:", function()
+  for name, rows in pairs(golden.templates) do
+    it(name, function()
+      local template, count = helper.read(root .. name .. ".jinja"):gsub("\\n", "\n")
+      assert.is_true(count > 0 or name == "smollm2-gguf" or not template:find("\\", 1, true))
+      for _, newline in ipairs { "\n", "\r\n" } do
+        local text = template:gsub("\n", newline)
+        assert.equal(families[name], chat.find(text))
+        for i, messages in ipairs(golden.conversations) do
+          local got = chat.render(text, messages, options(true))
+          assert.equal(rows[i][2] ~= cjson.null and rows[i][2] or nil, got, "conversation " .. i)
+        end
+      end
+    end)
+  end
+end)
+
+describe("a default system message", function()
+  local turns = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+  local user = { { role = "user", content = "u" } }
+  local after = "<|im_start|>user\nu<|im_end|>\n"
+  local function renders(expected, head)
+    assert.equal(expected .. after, chat.render(head .. turns, user))
+  end
+
+  it("may hold quotes and escapes, in either kind of quotes", function()
+    renders("<|im_start|>system\nYou're \"it\".<|im_end|>\n",
+      [[{{ '<|im_start|>system\nYou\'re "it".<|im_end|>\n' }}]])
+    renders("<|im_start|>system\nYou're \"it\".<|im_end|>\n",
+      [[{{ "<|im_start|>system\nYou're \"it\".<|im_end|>\n" }}]])
+  end)
+  it("may be plain text of the template", function()
+    renders("<|im_start|>system\nBe brief.<|im_end|>\n",
+      "{% if not messages[0]['role'] == 'system' %}<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}")
+  end)
+  it("may be set beforehand", function()
+    renders("<|im_start|>system\nBe brief.<|im_end|>\n", "{% set system_message = messages[0]['content'] %}{% else %}"
+      .. "{% set system_message = 'Be brief.' %}{{ '<|im_start|>system\\n' + system_message + '<|im_end|>\\n' }}")
+  end)
+  it("is not made of a turn that holds none", function()
+    renders("", "{{ '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}")
+  end)
+  it("is left out of an empty conversation where the loop over messages says it", function()
+    local template = helper.read(root .. "smollm2-gguf.jinja")
+    assert.equal("", chat.render(template, {}))
+    assert.equal("<|im_start|>assistant\n", chat.render(template, {}, { add_generation_prompt = true }))
+  end)
+end)
+
+describe("whatever a template or a message holds,", function()
+  -- Templates that go a family's way half through, and what each lacks.
+  local torn = {
+    ["names no date"] = "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>' }}<|eot_id|>Today Date: ",
+    ["closes no system message"] = "{{ '[INST]' + message['content'] + '[/INST]' }}{{ '[SYSTEM_PROMPT]' }}",
+  }
+  for what, template in pairs(torn) do
+    it("is refused in words: it " .. what, function()
+      local messages = { { role = "system", content = "s" }, { role = "user", content = "u" } }
+      local text, message, code = chat.render(template, messages)
+      assert.is_nil(text)
+      assert.matches(what:match "date" or "SYSTEM_PROMPT", message, 1, true)
+      assert.equal("argument", code)
+    end)
+  end
+
+  it("rendering never raises", function()
+    local seed, rendered, refused = 7, 0, 0
+    local function random(n)
+      seed = (seed * 1103515245 + 12345) % (1 << 31)
+      return seed // 65536 % n + 1
+    end
+    local roles = { "system", "user", "assistant", "tool", "", "USER" }
+    local contents = { "", " ", "\n\n", "<think>", "</think>", "a</think>b<think>", "<tool_response>", "<<SYS>>", "\u{a0}\u{2003}",
+      "\xff\xe2\x80", "text", "\0", "%1 %b()" }
+    local names, texts = {}, {}
+    for name in pairs(golden.templates) do names[#names + 1] = name end
+    table.sort(names)
+    for i, name in ipairs(names) do texts[i] = helper.read(root .. name .. ".jinja") end
+    for _ = 1, 1500 do
+      local template = texts[random(#texts)]
+      for _ = 1, random(4) do                              -- cut something out, or put a piece of another template there
+        local from = random(#template + 1)
+        local to = math.min(#template, from + random(random(2) == 1 and 12 or 400))
+        local other = texts[random(#texts)]
+        local at = random(#other)
+        template = template:sub(1, from - 1) .. (random(3) == 1 and other:sub(at, at + random(200)) or "")
+          .. template:sub(to + 1)
+      end
+      local messages = {}
+      for i = 1, random(6) - 1 do
+        messages[i] = { role = roles[random(#roles)], content = contents[random(#contents)] }
+      end
+      local given = { add_generation_prompt = random(2) == 1 }
+      if random(2) == 1 then given.date = "1 Jan 2025" end
+      if random(3) == 1 then given.thinking = false end
+      local ok, text, message, code = pcall(chat.render, template, messages, given)
+      assert.is_true(ok, text)
+      if text then rendered = rendered + 1
+      else
+        refused = refused + 1
+        assert.is_string(message)
+        assert.is_truthy(code == "argument" or code == "unsupported")
+      end
+    end
+    assert.is_true(rendered > 300 and refused > 300)
+  end)
+
+  it("its time is linear", function()
+    local n = 1 << 16
+    local long = {
+      spaces = "a" .. (" "):rep(n) .. "b", newlines = "a" .. ("\n"):rep(n) .. "b", ends = (" \n"):rep(n // 2),
+      unicode = "b" .. ("\u{a0} \u{2003}\n"):rep(n // 8) .. "c",
+      thoughts = "<think>" .. ("\n"):rep(n) .. "x</think>" .. ("\n"):rep(n), answers = ("</think>"):rep(n // 8),
+      responses = "<tool_response>" .. (" "):rep(n),
+    }
+    local templates = { "llama-3", "llama-2", "chatml" }
+    for name in pairs(golden.templates) do templates[#templates + 1] = helper.read(root .. name .. ".jinja") end
+    local started = os.clock()
+    for _, template in ipairs(templates) do
+      for _, content in pairs(long) do
+        assert.is_string(chat.render(template, { { role = "user", content = content },
+          { role = "assistant", content = content } }, { date = "now" }))
+      end
+    end
+    -- 26 templates of 7 pairs of messages, some 20 MB; quadratic time would be minutes
+    assert.is_true(os.clock() - started < 10)
+  end)
+
+  it("a template beyond all published ones is refused, and what is looked at takes linear time", function()
+    local text, message, code = chat.render("<|im_start|><|im_end|>" .. (" "):rep(1 << 17), { { role = "user", content = "u" } })
+    assert.is_nil(text)
+    assert.matches("at most 131072", message, 1, true)
+    assert.equal("unsupported", code)
+    local started = os.clock()
+    for _, piece in ipairs { "<|im_start|>system\n", "'<|im_start|>system\\n' + system_message ", "set system_message = 'x' ", "{{ '\n",
+      "{#", "true == true", "'[INST] ", "content'] " .. (" "):rep(40), "'", "\\", "{{ ' }}", "date_string = \"" } do
+      local body = "<|im_start|><|im_end|>" .. piece:rep(130000 // #piece)
+      for _, head in ipairs { "", "<<SYS>>'[INST] ' + content.strip() + ' [/INST]'", "<|start_header_id|>" } do
+        assert.is_true(pcall(chat.render, (head .. body):sub(1, 1 << 17), { { role = "user", content = "u" } }))
+      end
+    end
+    assert.is_true(os.clock() - started < 10)
+  end)
 end)
 
 describe("chat", function()
@@ -77,6 +222,7 @@ describe("chat", function()
     assert.has_error(function() chat.render("chatml", "hello") end)
     assert.has_error(function() chat.render("chatml", { { role = "user" } }) end)
     assert.has_error(function() chat.render("chatml", { "hello" }) end)
+    assert.has_error(function() chat.render("chatml", { { role = "user", content = 5 } }) end)
     assert.has_error(function() chat.render("chatml", {}, { generation = true }) end)
   end)
 end)

@@ -8,9 +8,15 @@
 --- Models carry their templates as Jinja programs. There is no Jinja here: each family of templates is a Lua function, picked
 --- by what the template's text holds, and what differs between its members (a space, a default system message) is read
 --- from that text. A template that no family knows is an error, never a guess.
+---
+--- Templates come with strangers' files and messages from anywhere, so nothing here may raise on either or take more than
+--- linear time in them: white space is taken off by `chat.trim`, not by patterns that try every beginning.
 local options = require "pyramid.options"
 
 local chat = {}
+
+-- Bytes of a template that is looked at. The longest published ones have some 20 KB; each family looks through it a few times.
+local TEMPLATE_MAX = 1 << 17
 
 ---@class pyramid.Message
 ---@field role string      "system", "user" or "assistant"
@@ -22,22 +28,108 @@ local function has(text, plain) return text:find(plain, 1, true) ~= nil end
 local Refusal = {}
 local function refuse(format, ...) error(setmetatable({ message = format:format(...) }, Refusal), 0) end
 
--- What Python's strip() takes away.
-local spaces = {}
+-- What Python's strip() takes away: ASCII white space as bytes, the others as UTF-8 by their length.
+local blank, blanks = {}, { [2] = {}, [3] = {} }
+for byte = 0x09, 0x0D do blank[byte] = true end
+for byte = 0x1C, 0x20 do blank[byte] = true end
 for _, cp in ipairs { 0x85, 0xA0, 0x1680, 0x2000, 0x2001, 0x2002, 0x2003, 0x2004, 0x2005, 0x2006, 0x2007, 0x2008, 0x2009, 0x200A,
-  0x2028, 0x2029, 0x202F, 0x205F, 0x3000 } do spaces[#spaces + 1] = utf8.char(cp) end
+  0x2028, 0x2029, 0x202F, 0x205F, 0x3000 } do
+  local space = utf8.char(cp)
+  blanks[#space][space] = true
+end
 
-local function trim(text)
-  repeat
-    local shorter = text:match("^[%s\x1c-\x1f]*(.-)[%s\x1c-\x1f]*$")
-    for _, space in ipairs(spaces) do
-      if shorter:sub(1, #space) == space then shorter = shorter:sub(#space + 1) end
-      if #shorter >= #space and shorter:sub(-#space) == space then shorter = shorter:sub(1, -#space - 1) end
+---A text without the white space at its two ends, as Python's strip() leaves it. Each byte is looked at once.
+---@param text string
+---@return string
+function chat.trim(text)
+  local first, last = 1, #text
+  while first <= last do
+    if blank[text:byte(first)] then first = first + 1
+    elseif blanks[2][text:sub(first, first + 1)] then first = first + 2
+    elseif blanks[3][text:sub(first, first + 2)] then first = first + 3
+    else break end
+  end
+  while last >= first do
+    if blank[text:byte(last)] then last = last - 1
+    elseif last - first >= 1 and blanks[2][text:sub(last - 1, last)] then last = last - 2
+    elseif last - first >= 2 and blanks[3][text:sub(last - 2, last)] then last = last - 3
+    else break end
+  end
+  return text:sub(first, last)
+end
+
+local trim = chat.trim
+
+--- A text without the newlines at its end.
+local function without_newlines(text)
+  local last = #text
+  while text:byte(last) == 0x0A do last = last - 1 end
+  return text:sub(1, last)
+end
+
+--- The template with every newline inside its strings written as Jinja's escape \n: the same program in one spelling. Files
+--- hold either, by how often their JSON was escaped; SmolLM2's and Zephyr's hold newlines.
+local function canonical(text)
+  if not text:find("[\r\n]") then return text end
+  text = text:gsub("\r\n?", "\n")
+  local out, at, from = {}, 1, 1
+  while true do
+    local open = text:find("{[{%%#]", at)
+    if not open then break end
+    local kind = text:sub(open + 1, open + 1)
+    at = open + 2
+    if kind == "#" then                                  -- a comment
+      local _, close = text:find("#}", at, true)
+      if not close then break end
+      at = close + 1
+    else
+      while true do                                      -- up to the block's end, string by string
+        local i = text:find("['\"}%%]", at)
+        if not i then at = #text + 1 break end
+        local c = text:sub(i, i)
+        at = i + 1
+        if c == "'" or c == '"' then
+          local last = at
+          while true do                                  -- to the closing quote; an escape takes a character along
+            local k = text:find("[\\\n" .. c .. "]", last)
+            local found = k and text:sub(k, k)
+            if not k or found == c then last = k break end
+            if found == "\n" then
+              out[#out + 1], from = text:sub(from, k - 1) .. "\\n", k + 1
+              last = k + 1
+            else
+              last = k + 2
+            end
+          end
+          at = (last or #text) + 1
+        elseif text:sub(at, at) == "}" then
+          at = at + 1
+          break
+        end
+      end
     end
-    local changed = shorter ~= text
-    text = shorter
-  until not changed
-  return text
+  end
+  out[#out + 1] = text:sub(from)
+  return table.concat(out)
+end
+
+local escapes = { n = "\n", t = "\t", r = "\r" }
+
+--- What a Jinja string stands for.
+local function unescape(literal)
+  return (literal:gsub("\\(.)", function(c) return escapes[c] or c end))
+end
+
+--- The string that stands between quotes at `at` (its opening quote) and where it ends; nil if there is none.
+local function string_at(text, at)
+  local quote = text:match("^['\"]", at)
+  local i = at + 1
+  while quote do
+    local k = text:find("[\\" .. quote .. "]", i)
+    if not k then return nil end
+    if text:sub(k, k) == quote then return unescape(text:sub(at + 1, k - 1)), k end
+    i = k + 2
+  end
 end
 
 --- The system message if there is one, and the others; refuses those that do not alternate, beginning with the user.
@@ -73,10 +165,10 @@ function llama2.find(text) return has(text, "<<SYS>>") and has(text, "'[INST] ' 
 
 function llama2.render(messages, o, text)
   local system, rest = split_system(messages)
-  local default = text:match("true == true.-set system_message = '(.-)'%s*%%}")
-  if not system and default and not (rest[1] and has(rest[1].content, "<<SYS>>")) then
-    system = default:gsub("\\n", "\n"):gsub("\\'", "'")
-  end
+  local switch = text:find("true == true", 1, true)
+  local _, set = text:find("set system_message = '", switch or #text, true)
+  local default = set and string_at(text, set)
+  if not system and default and not (rest[1] and has(rest[1].content, "<<SYS>>")) then system = default end
   local once, out = begins_with_bos(text), {}
   for i, message in ipairs(rest) do
     local content = message.content
@@ -115,6 +207,7 @@ function mistral.render(messages, o, text)
   local open_system = literal(text, "SYSTEM_PROMPT")
   if open_system then                                    -- from v7 on: a turn of its own, anywhere
     local close_system = literal(text, "/SYSTEM_PROMPT")
+    if not close_system then refuse("this template opens a system message with [SYSTEM_PROMPT] and never closes it") end
     for i, message in ipairs(messages) do
       if message.role == "user" then out[i + 1] = open .. message.content .. close
       elseif message.role == "system" then out[i + 1] = open_system .. message.content .. close_system
@@ -146,6 +239,14 @@ function llama3.find(text)
     and has(text, "<|eot_id|>") and not has(text, "Functionary") and not has(text, "functools")
 end
 
+local months = { "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec" }
+
+--- What strftime says of today with "%d %b %Y", in English whatever the locale.
+local function today()
+  local now = os.date "*t"
+  return ("%02d %s %d"):format(now.day, months[now.month], now.year)
+end
+
 function llama3.render(messages, o, text)
   local out, first = { o.bos }, 1
   local function turn(role, content)
@@ -154,7 +255,8 @@ function llama3.render(messages, o, text)
   if has(text, "Today Date: ") then                      -- from 3.1 on the system message tells the date
     local system = ""
     if messages[1] and messages[1].role == "system" then system, first = trim(messages[1].content), 2 end
-    local date = o.date or (has(text, "strftime_now") and os.date("%d %b %Y")) or text:match('date_string = "(.-)"')
+    local date = o.date or (has(text, "strftime_now") and today()) or text:match('date_string = "([^"]*)"')
+    if not date then refuse("this template tells today's date and names none; give one (date = \"26 Jul 2024\")") end
     turn("system", "Cutting Knowledge Date: December 2023\nToday Date: " .. date .. "\n\n" .. system)
   end
   for i = first, #messages do turn(messages[i].role, trim(messages[i].content)) end
@@ -179,7 +281,7 @@ local function without_thoughts(messages)
   local last = #messages
   for i = #messages, 1, -1 do
     local content = messages[i].content
-    if messages[i].role == "user" and not (content:find("^<tool_response>") and content:find("</tool_response>$")) then
+    if messages[i].role == "user" and not (content:find("^<tool_response>") and content:sub(-16) == "</tool_response>") then
       last = i
       break
     end
@@ -190,13 +292,13 @@ local function without_thoughts(messages)
     if message.role == "assistant" then
       local thoughts = ""
       if has(content, "</think>") then
-        thoughts = content:match("^(.-)</think>"):gsub("\n+$", "")
+        thoughts = without_newlines(content:sub(1, content:find("</think>", 1, true) - 1))
         thoughts = thoughts:match(".*<think>(.*)$") or thoughts
         thoughts = thoughts:gsub("^\n+", "")
         content = content:match(".*</think>(.*)$"):gsub("^\n+", "")
       end
       if i > last and (i == #messages or thoughts ~= "") then
-        content = "<think>\n" .. thoughts:gsub("^\n+", ""):gsub("\n+$", "") .. "\n</think>\n\n" .. content:gsub("^\n+", "")
+        content = "<think>\n" .. without_newlines((thoughts:gsub("^\n+", ""))) .. "\n</think>\n\n" .. content:gsub("^\n+", "")
       end
     end
     out[i] = { role = message.role, content = content }
@@ -204,11 +306,40 @@ local function without_thoughts(messages)
   return out
 end
 
+--- The system message that the template gives a conversation without one: the first string (or plain text outside of blocks)
+--- that holds a whole system turn, or what `system_message` is set to where that is put into one. nil: none.
+local function default_system(text)
+  local at = 1
+  while true do
+    local first, last = text:find("<|im_start|>system", at, true)
+    if not first then return nil end
+    local quoted, close = string_at(text, first - 1)     -- a string that begins with it
+    local turn = quoted and quoted:sub(#"<|im_start|>system" + 1)
+    if not turn then                                     -- plain text, up to the next block
+      close = (text:find("{[{%%#]", last) or #text + 1) - 1
+      turn = text:sub(last + 1, close)
+    end
+    local stop = turn:sub(1, 1) == "\n" and turn:find("<|im_end|>", 1, true)
+    if stop then return turn:sub(2, stop - 1) end
+    if quoted and turn == "\n" and text:find("^%s*[+~]%s*system_message", close + 1) then
+      local from = 1
+      while true do                                      -- set to a string somewhere
+        local _, set = text:find("set system_message = ", from, true)
+        local default = set and string_at(text, set + 1)
+        if default or not set then return default end
+        from = set + 1
+      end
+    end
+    at = math.max(close, last) + 1
+  end
+end
+
 function chatml.render(messages, o, text)
   local out = { begins_with_bos(text) and o.bos or "" }
-  local default = text:match("<|im_start|>system\\n([^'\"{]-)<|im_end|>")
-  if default and not (messages[1] and messages[1].role == "system") then
-    out[2] = "<|im_start|>system\n" .. default:gsub("\\n", "\n") .. "<|im_end|>\n"
+  local default = default_system(text)
+  local asked = #messages > 0 or not has(text, "loop.first and")       -- said within the loop over messages
+  if default and asked and not (messages[1] and messages[1].role == "system") then
+    out[2] = "<|im_start|>system\n" .. default .. "<|im_end|>\n"
   end
   if has(text, "last_query_index") then messages = without_thoughts(messages) end
   local trims = text:find("content['\"%]]* *| *trim") ~= nil
@@ -282,7 +413,7 @@ zephyr.default = ""
 local question = { name = "question" }
 families[#families + 1] = question
 
-function question.find(text) return has(text, "Question: ' + m['content'] + '\nAnswer:'") end
+function question.find(text) return has(text, "Question: ' + m['content'] + '\\nAnswer:'") end
 
 function question.render(messages, o)
   local out = { o.bos }
@@ -305,16 +436,18 @@ function chat.list()
   return out
 end
 
+--- The family and the text that it reads; or nil, message, code.
 local function find(template)
   for _, family in ipairs(families) do
     if family.name == template then return family, family.default end
   end
-  for _, family in ipairs(families) do
-    if family.find(template) then return family, template end
+  if #template > TEMPLATE_MAX then
+    return nil, ("chat: a template of %d bytes (at most %d are looked at)"):format(#template, TEMPLATE_MAX), "unsupported"
   end
-end
-
-local function unknown()
+  local text = canonical(template)
+  for _, family in ipairs(families) do
+    if family.find(text) then return family, text end
+  end
   return nil, ("chat: a template of no family that is known (%s)"):format(table.concat(chat.list(), ", ")), "unsupported"
 end
 
@@ -325,8 +458,8 @@ end
 ---@return string? code
 function chat.find(template)
   if type(template) ~= "string" then error("chat.find: a template's text or a family's name is wanted", 2) end
-  local family = find(template)
-  if not family then return unknown() end
+  local family, message, code = find(template)
+  if not family then return nil, message, code end
   return family.name
 end
 
@@ -344,13 +477,14 @@ function chat.render(template, messages, given)
   local o = options.check("chat.render", given, render_keys)
   if type(template) ~= "string" then error("chat.render: a template's text or a family's name is wanted", 2) end
   if type(messages) ~= "table" then error("chat.render: a sequence of messages is wanted", 2) end
-  for i, message in ipairs(messages) do
+  for i = 1, #messages do
+    local message = messages[i]
     if type(message) ~= "table" or type(message.role) ~= "string" or type(message.content) ~= "string" then
       error(("chat.render: message %d is not { role = text, content = text }"):format(i), 2)
     end
   end
-  local family, text = find(template)
-  if not family then return unknown() end
+  local family, text, code = find(template)
+  if not family then return nil, text, code end
   o = { add_generation_prompt = o.add_generation_prompt or false, bos = o.bos or "", eos = o.eos or "", date = o.date,
     thinking = o.thinking }
   local ok, result = pcall(family.render, messages, o, text)

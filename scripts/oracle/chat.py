@@ -35,6 +35,7 @@ CONVERSATIONS = [
     turns(("user", "a"), ("user", "b")),
     turns(("assistant", "first")),
     turns(("user", "a"), ("assistant", "b"), ("system", "late"), ("user", "c")),
+    turns(("user", " \n\t ")),
     turns(("user", "<<SYS>>\nmine\n<</SYS>>\n\nhello")),
 ]
 
