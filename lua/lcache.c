@@ -52,7 +52,6 @@ static int fail(lua_State *L, const pyr_cache *cache, pyr_status status) { retur
 /* ---- pools --------------------------------------------------------------------------------------------------------- */
 
 static int core_pool(lua_State *L) {
-  pyr_model *model = pyr_lua_check_model(L, 1);
   const char *name = luaL_checkstring(L, 2);
   lua_Integer budget = luaL_optinteger(L, 3, 0);
   luaL_argcheck(L, budget >= 0, 3, "the budget is a number of bytes");
@@ -62,6 +61,7 @@ static int core_pool(lua_State *L) {
   pool_box *box = lua_newuserdatauv(L, sizeof *box, 0);
   box->pool = NULL;
   luaL_setmetatable(L, POOL);
+  pyr_model *model = pyr_lua_check_model(L, 1);
   pyr_status status = pyr_pool_new(model, (pyr_dtype)dtype, (size_t)budget, &box->pool);
   return status == PYR_OK ? 1 : pyr_lua_fail(L, pyr_model_runtime(model), status);
 }
@@ -89,25 +89,31 @@ static cache_box *new_box(lua_State *L) {
 
 /* (model, pool, policy, path or nothing) */
 static int make_cache(lua_State *L, const char *path) {
-  pyr_model *model = pyr_lua_check_model(L, 1);
-  pyr_pool *pool = check_pool(L, 2);
   pyr_policy policy;
+  lua_settop(L, 4);
   cache_box *box = new_box(L);
-  pyr_lua_to_policy(L, 3, pyr_model_runtime(model), &policy);
+  pyr_lua_to_policy(L, 3, &policy);
+  int at = lua_gettop(L);
+  pyr_pool *pool = check_pool(L, 2);
+  pyr_model *model = pyr_lua_check_model(L, 1);
+  pyr_lua_start_policy(L, at, &policy, pyr_model_runtime(model));
   const pyr_policy *given = policy.ud ? &policy : NULL;
   pyr_status status = path ? pyr_cache_load(model, pool, given, path, &box->cache) : pyr_cache_new(model, pool, given, &box->cache);
   if (given) policy.release(policy.ud);
-  return status == PYR_OK ? 1 : pyr_lua_fail(L, pyr_model_runtime(model), status);
+  if (status != PYR_OK) return pyr_lua_fail(L, pyr_model_runtime(model), status);
+  lua_settop(L, 5);
+  return 1;
 }
 
 static int core_cache(lua_State *L) { return make_cache(L, NULL); }
 static int core_load_cache(lua_State *L) { return make_cache(L, luaL_checkstring(L, 4)); }
 
 static int cache_fork(lua_State *L) {
-  pyr_cache *cache = check_idle(L, 1)->cache;
+  check_idle(L, 1);
   cache_box *box = new_box(L);
   lua_getiuservalue(L, 1, 1);
   lua_setiuservalue(L, -2, 1);
+  pyr_cache *cache = check_idle(L, 1)->cache;
   pyr_status status = pyr_cache_fork(cache, &box->cache);
   return status == PYR_OK ? 1 : fail(L, cache, status);
 }
@@ -146,17 +152,16 @@ static int32_t *read_ids(lua_State *L, int arg, lua_Integer *n) {
 }
 
 static int cache_read(lua_State *L) {
-  cache_box *box = check_idle(L, 1);
-  pyr_cache *cache = box->cache;
   lua_Integer n;
   bool all = lua_toboolean(L, 3), prune = lua_isnoneornil(L, 4) || lua_toboolean(L, 4);
   const int32_t *ids = read_ids(L, 2, &n);
-  int32_t vocab = pyr_model_get_config(pyr_cache_model(cache))->vocab;
+  int32_t vocab = pyr_model_get_config(pyr_cache_model(check_idle(L, 1)->cache))->vocab;
   int64_t count = all ? n : 1;
   if (count > INT64_MAX / 8 / vocab) return luaL_error(L, "logits of %I positions are too many", (LUAI_UACINT)count);
   float *logits = pyr_lua_new_logits_buffer(L, count, vocab);
   int buffer = lua_gettop(L);
-  cache = check_idle(L, 1)->cache;                     /* a finalizer may have closed it meanwhile */
+  cache_box *box = check_idle(L, 1);
+  pyr_cache *cache = box->cache;
   lua_State *outer = pyr_lua_enter(L);
   box->busy = true;
   pyr_status status = pyr_cache_prefill(cache, ids, n, (all ? PYR_PREFILL_ALL : 0) | (prune ? 0 : PYR_PREFILL_NO_PRUNE), logits);
@@ -176,12 +181,11 @@ static int cache_read(lua_State *L) {
 }
 
 static int cache_step(lua_State *L) {
+  lua_settop(L, 2);
+  int32_t id = to_id(L, 1), vocab = pyr_model_get_config(pyr_cache_model(check_idle(L, 1)->cache))->vocab;
+  float *logits = pyr_lua_new_logits_buffer(L, 1, vocab);
   cache_box *box = check_idle(L, 1);
   pyr_cache *cache = box->cache;
-  lua_settop(L, 2);
-  int32_t id = to_id(L, 1), vocab = pyr_model_get_config(pyr_cache_model(cache))->vocab;
-  float *logits = pyr_lua_new_logits_buffer(L, 1, vocab);
-  cache = check_idle(L, 1)->cache;                     /* a finalizer may have closed it meanwhile */
   lua_State *outer = pyr_lua_enter(L);
   box->busy = true;
   pyr_status status = pyr_step(&cache, &id, 1, &logits);
@@ -287,8 +291,9 @@ static int cache_clear(lua_State *L) {
 }
 
 static int cache_save(lua_State *L) {
+  const char *path = luaL_checkstring(L, 2);
   pyr_cache *cache = check_idle(L, 1)->cache;
-  pyr_status status = pyr_cache_save(cache, luaL_checkstring(L, 2));
+  pyr_status status = pyr_cache_save(cache, path);
   if (status != PYR_OK) return fail(L, cache, status);
   lua_pushboolean(L, 1);
   return 1;
@@ -314,10 +319,18 @@ static int cache_rows(lua_State *L) {
 }
 
 static int cache_positions(lua_State *L) {
+  lua_settop(L, 4);
   pyr_cache *cache = check_cache(L, 1);
   int layer, head;
-  int64_t rows = check_lane(L, cache, &layer, &head);
-  int32_t *positions = lua_newuserdatauv(L, (size_t)(rows + 1) * sizeof *positions, 0);
+  int64_t rows = check_lane(L, cache, &layer, &head), room = -1;
+  int32_t *positions = NULL;
+  while (rows > room) {                  /* again where a finalizer has read more into it */
+    room = rows;
+    positions = lua_newuserdatauv(L, (size_t)(room + 1) * sizeof *positions, 0);
+    lua_replace(L, 4);
+    cache = check_cache(L, 1);
+    rows = pyr_cache_rows(cache, layer, head);
+  }
   pyr_status status = pyr_cache_positions(cache, layer, head, positions);
   if (status != PYR_OK) return fail(L, cache, status);
   lua_createtable(L, (int)rows, 0);
@@ -329,15 +342,25 @@ static int cache_positions(lua_State *L) {
 }
 
 static int cache_evaluate(lua_State *L) {
-  pyr_cache *cache = check_idle(L, 1)->cache;
   pyr_score score = { 0 };
   score.length = pyr_lua_read_program(L, 2, score.ops, PYR_SCORE_MAX);
   lua_Integer layer = luaL_checkinteger(L, 3) - 1, head = luaL_checkinteger(L, 4) - 1;
   luaL_argcheck(L, layer >= -1 && layer < INT32_MAX, 3, "no such layer");
   luaL_argcheck(L, head >= -1 && head < INT32_MAX, 4, "no such head");
-  float *out = pyr_lua_new_vector(L, pyr_cache_tokens(cache), 0);
+  int64_t tokens = -1;
+  cache_box *box = check_idle(L, 1);
+  float *out = NULL;
+  while (tokens != pyr_cache_tokens(box->cache)) {    /* again where a finalizer has changed that */
+    tokens = pyr_cache_tokens(box->cache);
+    lua_settop(L, 4);
+    out = pyr_lua_new_vector(L, tokens, 0);
+    box = check_idle(L, 1);
+  }
+  pyr_cache *cache = box->cache;
   lua_State *outer = pyr_lua_enter(L);
+  box->busy = true;
   pyr_status status = pyr_cache_scores(cache, (int)layer, (int)head, &score, out);
+  box->busy = false;
   pyr_lua_leave(L, outer);
   return status == PYR_OK ? 1 : fail(L, cache, status);
 }

@@ -9,13 +9,15 @@
 #include "lpyramid.h"
 
 #include <limits.h>
+#include <stdbool.h>
 #include <string.h>
 
 #define FILE_CLASS "pyramid.file"
 #define MODEL_CLASS "pyramid.model"
 
-typedef struct file_box { pyr_file *file; } file_box;      /* NULL: closed */
-typedef struct model_box { pyr_model *model; } model_box;  /* NULL: closed */
+/* NULL: closed. Busy: a core call that may call back uses it. */
+typedef struct file_box { pyr_file *file; bool busy; } file_box;
+typedef struct model_box { pyr_model *model; bool busy; } model_box;
 
 static const char *const role_names[] = {   /* in pyr_role's order */
   [PYR_W_EMBED] = "embed", [PYR_W_OUT_NORM] = "out_norm", [PYR_W_OUTPUT] = "output", [PYR_W_ATTN_NORM] = "attn_norm",
@@ -70,11 +72,11 @@ pyr_file *pyr_lua_check_file(lua_State *L, int arg) {
 }
 
 static int file_open(lua_State *L) {
-  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
   const char *path = luaL_checkstring(L, 2);
   file_box *box = lua_newuserdatauv(L, sizeof *box, 0);
-  box->file = NULL;
+  *box = (file_box){ NULL, false };
   luaL_setmetatable(L, FILE_CLASS);
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
   pyr_status status = pyr_file_open(rt, path, &box->file);
   return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
 }
@@ -86,6 +88,7 @@ static int file_size(lua_State *L) {
 
 static int file_close(lua_State *L) {
   file_box *box = luaL_checkudata(L, 1, FILE_CLASS);
+  if (box->busy) return luaL_error(L, "the file is in use: a callback may not close it");
   pyr_file *file = box->file;
   box->file = NULL;
   pyr_file_free(file);
@@ -107,11 +110,19 @@ pyr_model *pyr_lua_check_model(lua_State *L, int arg) {
   return box->model;
 }
 
+/* … for a call that changes it. */
+static model_box *check_idle(lua_State *L, int arg) {
+  model_box *box = luaL_checkudata(L, arg, MODEL_CLASS);
+  pyr_lua_check_model(L, arg);
+  if (box->busy) luaL_argerror(L, arg, "the model is in use: a callback of its own loading may only look at it");
+  return box;
+}
+
 /* Reads rope_freq (numbers) into memory that the stack keeps alive. */
 static const float *read_freq(lua_State *L, int arg, int32_t dims) {
   lua_getfield(L, arg, "rope_freq");
   luaL_checktype(L, -1, LUA_TTABLE);
-  lua_Unsigned count = lua_rawlen(L, -1);
+  lua_Unsigned count = lua_rawlen(L, -1);      /* read one by one below: a shorter one is then refused */
   if (dims < 2 || count != (lua_Unsigned)dims / 2)
     luaL_error(L, "field 'rope_freq' has %I values, not rope_dims/2", (LUAI_UACINT)count);
   float *freq = lua_newuserdatauv(L, count * sizeof *freq, 0);
@@ -148,7 +159,6 @@ static const int32_t *read_window(lua_State *L, int arg, int32_t layers) {
  * rope_style "half" or "interleaved"; rope_freq a sequence; window a sequence or nil. Other keys are left alone. */
 static int model_new(lua_State *L) {
   static const char *const styles[] = { "half", "interleaved", NULL };
-  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
   luaL_checktype(L, 2, LUA_TTABLE);
   lua_settop(L, 2);
   pyr_model_config config = {
@@ -162,8 +172,9 @@ static int model_new(lua_State *L) {
   config.rope_freq = read_freq(L, 2, config.rope_dims);
   config.window = read_window(L, 2, config.layers);
   model_box *box = lua_newuserdatauv(L, sizeof *box, 0);
-  box->model = NULL;
+  *box = (model_box){ NULL, false };
   luaL_setmetatable(L, MODEL_CLASS);
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
   pyr_status status = pyr_model_new(rt, &config, &box->model);
   return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
 }
@@ -171,7 +182,6 @@ static int model_new(lua_State *L) {
 /* model:bind(role, layer | nil, spec, as | nil) -> true | nil, message, code
  * spec: { name = string, file = file, offset = integer, bytes = integer, dtype = string, shape = { n } or { out, in } } */
 static int model_bind(lua_State *L) {
-  pyr_model *model = pyr_lua_check_model(L, 1);
   pyr_role role = (pyr_role)luaL_checkoption(L, 2, NULL, role_names);
   lua_Integer layer = luaL_optinteger(L, 3, 1);
   luaL_checktype(L, 4, LUA_TTABLE);
@@ -196,12 +206,19 @@ static int model_bind(lua_State *L) {
     lua_pop(L, 1);
   }
   lua_getfield(L, 4, "file");
-  spec.file = pyr_lua_check_file(L, lua_gettop(L));
   if (lua_getfield(L, 4, "name") == LUA_TSTRING) spec.name = lua_tostring(L, -1);
+  spec.file = pyr_lua_check_file(L, lua_gettop(L) - 1);
+  file_box *file = lua_touserdata(L, -2);
+  model_box *box = check_idle(L, 1);
+  pyr_model *model = box->model;
+  bool shared = file->busy;                   /* an outer call binds from it, too */
 
   int at = layer < 1 || layer > INT_MAX ? -1 : (int)layer - 1;
   lua_State *outer = pyr_lua_enter(L);
+  box->busy = file->busy = true;
   pyr_status status = pyr_model_bind(model, role, at, &spec, as);
+  box->busy = false;
+  file->busy = shared;
   pyr_lua_leave(L, outer);
   if (status != PYR_OK) return pyr_lua_fail(L, pyr_model_runtime(model), status);
   lua_pushboolean(L, 1);
@@ -209,9 +226,12 @@ static int model_bind(lua_State *L) {
 }
 
 static int model_ready(lua_State *L) {
-  pyr_model *model = pyr_lua_check_model(L, 1);
+  model_box *box = check_idle(L, 1);
+  pyr_model *model = box->model;
   lua_State *outer = pyr_lua_enter(L);
+  box->busy = true;
   pyr_status status = pyr_model_ready(model);
+  box->busy = false;
   pyr_lua_leave(L, outer);
   if (status != PYR_OK) return pyr_lua_fail(L, pyr_model_runtime(model), status);
   lua_pushboolean(L, 1);
@@ -225,6 +245,7 @@ static int model_bytes(lua_State *L) {
 
 static int model_close(lua_State *L) {
   model_box *box = luaL_checkudata(L, 1, MODEL_CLASS);
+  if (box->busy) check_idle(L, 1);
   pyr_model *model = box->model;
   box->model = NULL;
   pyr_model_free(model);

@@ -22,9 +22,8 @@
 
 enum { OP_BYTES = 12 };
 
-typedef struct lua_policy {        /* the callbacks' ud; as many references as caches use it */
+typedef struct lua_policy {        /* the callbacks' ud; as many references as caches use it. Its user value: the table */
   int refs;
-  int functions;                   /* registry reference of the table */
   lua_State *main;                 /* for giving the reference back */
   pyr_lua_world *world;
   pyr_runtime *rt;                 /* retained, for messages */
@@ -93,13 +92,20 @@ static void read_trigger(lua_State *L, int at, pyr_trigger *trigger) {
 
 /* ---- calls -------------------------------------------------------------------------------------------------------------- */
 
+/* Pushes the table that the policy was made from; needs two places of stack. */
+static void push_functions(lua_State *L, const lua_policy *policy) {
+  lua_rawgetp(L, LUA_REGISTRYINDEX, policy);
+  lua_getiuservalue(L, -1, 1);
+  lua_replace(L, -2);
+}
+
 /* Runs protected: pushes the shape, calls, reads the results. */
 static int call_policy(lua_State *L) {
   policy_call *call = lua_touserdata(L, 1);
   const pyr_shape *s = call->shape;
   lua_settop(L, 0);
   luaL_checkstack(L, 24, NULL);
-  lua_rawgeti(L, LUA_REGISTRYINDEX, call->policy->functions);
+  push_functions(L, call->policy);
   lua_getfield(L, 1, call->function);
   const lua_Integer numbers[] = { s->layer + 1, s->layers, s->prompt, s->past, s->rows, s->waiting, s->tokens, s->heads,
                                   s->kv_heads, s->head_dim };
@@ -150,7 +156,7 @@ static pyr_status on_decode(void *ud, const pyr_shape *shape, pyr_plan *plan) {
 
 /* Pushes slot `number` of the policy. Raises nothing: three places of stack are there. */
 static int push_slot(lua_State *L, const lua_policy *policy, int32_t number) {
-  lua_rawgeti(L, LUA_REGISTRYINDEX, policy->functions);
+  push_functions(L, policy);
   int type = lua_rawgeti(L, -1, 1) == LUA_TTABLE ? lua_rawgeti(L, -1, number) : (lua_pushnil(L), LUA_TNIL);
   lua_replace(L, -3);
   lua_pop(L, 1);
@@ -161,9 +167,9 @@ static pyr_status on_table(void *ud, int32_t number, pyr_table *out) {
   lua_policy *policy = ud;
   lua_State *L = policy->world->running;
   int64_t rows, cols;
-  if (L == NULL || !lua_checkstack(L, 4)) return PYR_POLICY;
-  if (push_slot(L, policy, number) == LUA_TUSERDATA) {
-    const float *values = pyr_lua_raw_vector(lua_touserdata(L, -1), &rows, &cols);
+  if (L == NULL || !lua_checkstack(L, 6)) return PYR_POLICY;
+  const float *values = push_slot(L, policy, number) == LUA_TUSERDATA ? pyr_lua_to_vector(L, -1, &rows, &cols) : NULL;
+  if (values) {
     *out = (pyr_table){ cols ? PYR_BY_HEAD : PYR_BY_POSITION, cols ? rows * cols : rows, cols, values };
     lua_pop(L, 1);
     return PYR_OK;
@@ -259,30 +265,30 @@ static pyr_status on_custom(void *ud, int32_t number, const pyr_custom_view *vie
 
 static void on_retain(void *ud) { ((lua_policy *)ud)->refs++; }
 
-/* The last cache to go frees the box, a userdata anchored in the registry beside the functions. */
+/* The last cache to go frees the box, a userdata anchored in the registry, and with it the table of functions. */
 static void on_release(void *ud) {
   lua_policy *policy = ud;
   if (--policy->refs > 0) return;
   lua_State *L = policy->main;
   pyr_runtime_free(policy->rt);
   policy->rt = NULL;
-  luaL_unref(L, LUA_REGISTRYINDEX, policy->functions);
   lua_pushnil(L);
   lua_rawsetp(L, LUA_REGISTRYINDEX, policy);
 }
 
-/* Fills *out and returns true; the caller makes a cache from it and then calls out->release once (the box starts with one
- * reference, so that an error between the two is the only thing that could leak: there is none). */
-void pyr_lua_to_policy(lua_State *L, int arg, pyr_runtime *rt, pyr_policy *out) {
+void pyr_lua_to_policy(lua_State *L, int arg, pyr_policy *out) {
   memset(out, 0, sizeof *out);
   if (lua_isnoneornil(L, arg)) return;
   luaL_checktype(L, arg, LUA_TTABLE);
   arg = lua_absindex(L, arg);
-  lua_policy *policy = lua_newuserdatauv(L, sizeof *policy, 0);
+  lua_policy *policy = lua_newuserdatauv(L, sizeof *policy, 1);
   memset(policy, 0, sizeof *policy);
+  lua_pushvalue(L, arg);
+  lua_setiuservalue(L, -2, 1);
   lua_getfield(L, arg, "name");
   const char *name = lua_tostring(L, -1);
   strncpy(policy->name, name ? name : "?", sizeof policy->name - 1);
+  lua_pop(L, 1);
   static const char *const functions[3] = { "prefill", "trigger", "decode" };
   int has[3];
   for (int i = 0; i < 3; i++) {
@@ -294,17 +300,19 @@ void pyr_lua_to_policy(lua_State *L, int arg, pyr_runtime *rt, pyr_policy *out) 
   policy->world = pyr_lua_get_world(L);
   lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
   policy->main = lua_tothread(L, -1);
-  lua_pop(L, 2);                                   /* main thread, name */
-  lua_pushvalue(L, -1);
-  lua_rawsetp(L, LUA_REGISTRYINDEX, policy);       /* anchors the box */
   lua_pop(L, 1);
-  lua_pushvalue(L, arg);
-  policy->functions = luaL_ref(L, LUA_REGISTRYINDEX);
-  policy->refs = 1;
-  policy->rt = pyr_runtime_retain(rt);
   *out = (pyr_policy){ .ud = policy, .name = policy->name, .prefill = has[0] ? on_prefill : NULL,
                        .trigger = has[1] ? on_trigger : NULL, .decode = has[2] ? on_decode : NULL, .retain = on_retain,
                        .release = on_release, .table = on_table, .custom = on_custom };
+}
+
+void pyr_lua_start_policy(lua_State *L, int at, pyr_policy *out, pyr_runtime *rt) {
+  lua_policy *policy = out->ud;
+  if (policy == NULL) return;
+  lua_pushvalue(L, at);
+  lua_rawsetp(L, LUA_REGISTRYINDEX, policy);
+  policy->refs = 1;
+  policy->rt = pyr_runtime_retain(rt);
 }
 
 void pyr_lua_open_policy(lua_State *L) { (void)L; }

@@ -50,6 +50,11 @@ void pyr_lua_leave(lua_State *L, lua_State *outer);
 /* Pops a value to be raised by the next pyr_lua_leave. Allocates nothing, raises nothing. */
 void pyr_lua_keep_error(lua_State *L, pyr_lua_world *world);
 
+/* What every function that takes handles must know: any allocation of Lua's (a userdata, a string, a table, a number that becomes
+ * a string, a luaL_Buffer) may run a finalizer, and any read of a table that is not raw a metamethod, which may close or change
+ * any object. So: push first, check handles last, use them before the next push, and measure again what was measured before.
+ * What a core call that calls back uses is marked busy meanwhile: it can be looked at, not changed or closed. */
+
 /* Raises unless every key of the table at `arg` (nil or none: an empty one) is in `known`, a list that ends with NULL.
  * `what` begins the message: "sampler". */
 void pyr_lua_check_keys(lua_State *L, int arg, const char *what, const char *const known[]);
@@ -63,9 +68,11 @@ pyr_sampler *pyr_lua_check_sampler(lua_State *L, int arg);
 /* While it is busy all its methods raise, and it is not closed: for core calls that use it and call back. */
 void pyr_lua_hold_sampler(lua_State *L, int arg, int busy);
 
-/* Fills a policy from the Lua policy value at `arg` (nil: no callbacks). Its callbacks call back into Lua through
- * the state that is running (pyr_lua_enter), with errors caught and turned into PYR_POLICY. */
-void pyr_lua_to_policy(lua_State *L, int arg, pyr_runtime *rt, pyr_policy *out);
+/* Fills a policy from the Lua policy value at `arg` (nil: no callbacks, ud NULL), and pushes what holds it. Its callbacks call
+ * back into Lua through the state that is running (pyr_lua_enter), with errors caught and turned into PYR_POLICY. It is nobody's
+ * yet: `start`, which runs no finalizer and is followed by out->release, makes it last as long as the core has references. */
+void pyr_lua_to_policy(lua_State *L, int arg, pyr_policy *out);
+void pyr_lua_start_policy(lua_State *L, int at, pyr_policy *out, pyr_runtime *rt);   /* at: what `to` pushed */
 
 /* Reads the packed score program at `arg` (lplan.c; nil: an empty one) into ops; its length. Raises on more than `most`. */
 int pyr_lua_read_program(lua_State *L, int arg, pyr_score_op *ops, int most);

@@ -164,9 +164,8 @@ static int runtime_memory_peak(lua_State *L) {
 /* runtime:profile(on | nil) -> entries counted up to now | nil, message, code. true: counts from zero; false: no more. */
 static int runtime_profile(lua_State *L) {
   enum { ROOM = 32 };
-  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
   pyr_profile_entry entries[ROOM];
-  int found = pyr_runtime_get_profile(rt, entries, ROOM);
+  int found = pyr_runtime_get_profile(pyr_lua_check_runtime(L, 1), entries, ROOM);
   if (found > ROOM) found = ROOM;
   lua_settop(L, 2);
   lua_createtable(L, found, 0);
@@ -185,6 +184,7 @@ static int runtime_profile(lua_State *L) {
     lua_rawseti(L, -2, i + 1);
   }
   if (lua_isnil(L, 2)) return 1;
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
   pyr_status status = pyr_runtime_profile(rt, lua_toboolean(L, 2));
   return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
 }

@@ -73,11 +73,12 @@ static void read_bias(lua_State *L, pyr_sampler_options *o) {
   o->bias = bias;
   for (lua_pushnil(L); lua_next(L, table); lua_pop(L, 1), bias++) {
     int ok;
+    if (bias == o->bias + count) luaL_error(L, "sampler: logit_bias was changed while it was read");
     bias->id = check_id(L, -2, "the keys of logit_bias");
     bias->bias = (float)lua_tonumberx(L, -1, &ok);
     if (!ok) luaL_error(L, "sampler: the values of logit_bias must be numbers");
   }
-  o->bias_count = (int32_t)count;
+  o->bias_count = (int32_t)(bias - o->bias);
 }
 
 static int core_sampler(lua_State *L) {
@@ -85,7 +86,6 @@ static int core_sampler(lua_State *L) {
     "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "penalty_last",
     "seed", "logit_bias", NULL
   };
-  pyr_runtime *rt = lua_isnoneornil(L, 1) ? NULL : pyr_lua_check_runtime(L, 1);
   pyr_lua_check_keys(L, 2, "sampler", known);
   lua_settop(L, 2);
   sampler_box *box = lua_newuserdatauv(L, sizeof *box, 0);
@@ -105,8 +105,8 @@ static int core_sampler(lua_State *L) {
     read_bias(L, &o);
   }
   pyr_status status = PYR_OK;
-  if (rt) {
-    box->rt = pyr_runtime_retain(rt);
+  if (!lua_isnil(L, 1)) {
+    box->rt = pyr_runtime_retain(pyr_lua_check_runtime(L, 1));
   } else {
     pyr_runtime_options small = { .threads = 1 };
     status = pyr_runtime_new(&small, &box->rt);
@@ -137,9 +137,10 @@ static const float *logits_of_table(lua_State *L, int arg, int32_t *vocab) {
 }
 
 static int sampler_pick(lua_State *L) {
-  sampler_box *box = check_sampler(L, 1);
   int32_t vocab, id;
+  check_sampler(L, 1);
   const float *logits = lua_istable(L, 2) ? logits_of_table(L, 2, &vocab) : pyr_lua_check_logits(L, 2, &vocab);
+  sampler_box *box = check_sampler(L, 1);
   pyr_status status = pyr_sampler_pick(box->sampler, logits, vocab, &id);
   if (status != PYR_OK) return pyr_lua_fail(L, box->rt, status);
   lua_pushinteger(L, id);
@@ -147,7 +148,7 @@ static int sampler_pick(lua_State *L) {
 }
 
 static int sampler_accept(lua_State *L) {
-  sampler_box *box = check_sampler(L, 1);
+  check_sampler(L, 1);
   luaL_checktype(L, 2, LUA_TTABLE);
   lua_Unsigned n = lua_rawlen(L, 2);
   int32_t *ids = lua_newuserdatauv(L, (size_t)(n + 1) * sizeof *ids, 0);
@@ -156,6 +157,7 @@ static int sampler_accept(lua_State *L) {
     ids[i] = check_id(L, -1, "what it accepts");
     lua_pop(L, 1);
   }
+  sampler_box *box = check_sampler(L, 1);
   pyr_status status = pyr_sampler_accept(box->sampler, ids, (int64_t)n);
   if (status != PYR_OK) return pyr_lua_fail(L, box->rt, status);
   lua_pushvalue(L, 1);

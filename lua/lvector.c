@@ -55,8 +55,9 @@ void pyr_lua_bind_vector(lua_State *L, int scope) {
   lua_setiuservalue(L, -2, 1);
 }
 
-const float *pyr_lua_raw_vector(void *box, int64_t *rows, int64_t *cols) {
-  const vector *v = box;
+const float *pyr_lua_to_vector(lua_State *L, int arg, int64_t *rows, int64_t *cols) {
+  const vector *v = luaL_testudata(L, arg, VECTOR);
+  if (v == NULL || v->scope) return NULL;
   *rows = v->rows, *cols = v->cols;
   return v->data;
 }

@@ -16,7 +16,8 @@ float *pyr_lua_new_vector(lua_State *L, int64_t rows, int64_t cols);    /* pushe
 /* Pushes a vector over `data`, usable while the scope at stack index `scope` is open. */
 void pyr_lua_push_view(lua_State *L, int scope, const float *data, int64_t rows);
 void pyr_lua_bind_vector(lua_State *L, int scope);                      /* … makes the one on top such a one; scope is absolute */
-const float *pyr_lua_raw_vector(void *box, int64_t *rows, int64_t *cols);   /* of a userdata known to be one; raises nothing */
+/* The numbers of the vector at `arg`; NULL if it is none, or shows a lane. Raises nothing; takes two places of stack. */
+const float *pyr_lua_to_vector(lua_State *L, int arg, int64_t *rows, int64_t *cols);
 /* Copies the vector or sequence at `arg` to out [n]; raises if it is something else. */
 void pyr_lua_read_vector(lua_State *L, int arg, float *out, int64_t n);
 

@@ -190,7 +190,7 @@ function Batch:close()
   self.pool = nil
 end
 
+-- No __gc: handles close themselves when nobody has them any more, and one that somebody has outlives its batch.
 Batch.__close = Batch.close
-Batch.__gc = Batch.close
 
 return batch

@@ -196,8 +196,8 @@ function Model:close()
   self.handle, self.root = nil, nil
 end
 
+-- No __gc: what the model is made of closes itself when nobody has it any more; its tokenizer may outlive it.
 Model.__close = Model.close
-Model.__gc = Model.close
 
 function Model:__tostring() return ("pyramid.model (%s)"):format(self.description or "closed") end
 
