@@ -61,13 +61,16 @@ struct pyr_backend {
   /* Rows of the lane that are not among idx [k], ascending, are merged into their most similar row that is: the one whose
    * K has the largest cosine with theirs, ties to the lower row, if that is at least `threshold` (NaN never is; a row of
    * zeros has cosine 0 with every other). K and V of a row that takes m others in become the means over all m + 1. Other
-   * rows stay; pages of rows idx are writable. links: scratch, [2 * rows]. Within the reserved head_dim. */
+   * rows stay; pages of rows idx are writable. Where the lane has `born`, a row that took
+   * others in comes anew: its `born` becomes its index. links: scratch, [2 * rows]. Within the reserved head_dim. */
   pyr_status (*merge)(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k,
                       float threshold, int32_t *links);
-  /* K of row j of a lane, stored as if at position from[j], is rotated on to position j; where from[j] = j nothing is
-   * written, elsewhere pages are writable. No gain: K has it already. Within the reserved head_dim. */
+  /* K of row j of a lane, which came as if at position from[j], is rotated to position j. `stood` NULL: it lies as it came; where
+   * from[j] = j nothing is written. Else it lies as at position stood[j], where it was turned to from how it came, unless that
+   * is from[j]; where stood[j] = j nothing is written. In wide pages how it came is kept beside it at the first turn, and each
+   * turn begins there; other pages allow only `stood` NULL. No gain: K has it already. Within the reserved head_dim. */
   pyr_status (*rotate)(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from /* [rows] */,
-                       const float *freq /* [dims/2] */, int32_t dims, pyr_rope_style style);
+                       const int32_t *stood /* [rows] */, const float *freq /* [dims/2] */, int32_t dims, pyr_rope_style style);
 
   /* scores: vectors of one f32 per judged row; groups of `count` lanes or heads */
   pyr_status (*mass)(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);

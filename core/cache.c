@@ -16,7 +16,7 @@ static int64_t pages_for(int64_t rows) { return (rows + PYR_PAGE_ROWS - 1) / PYR
 
 pyr_lane_view pyr_lane_get_view(const pyr_lane *lane) {
   void **table = lane->listed == lane->page_count ? lane->table : NULL;
-  return (pyr_lane_view){ lane->data, lane->positions, lane->history, lane->rows, table };
+  return (pyr_lane_view){ lane->data, lane->positions, lane->history, lane->rows, table, lane->born };
 }
 
 /* ---- the page table ------------------------------------------------------------------------------------------ */
@@ -85,20 +85,27 @@ static int64_t room_for(const pyr_lane *lane, int64_t cap) {
 #endif
 }
 
-static size_t bytes_beside(int64_t rows, bool history) { return (size_t)rows * (sizeof(int32_t) + (history ? sizeof(float) : 0)); }
+static size_t bytes_beside(int64_t rows, bool history, bool born) {
+  return (size_t)rows * (sizeof(int32_t) + (history ? sizeof(float) : 0) + (born ? sizeof(int32_t) : 0));
+}
+
+static size_t bytes_of_lane(const pyr_lane *lane) { return bytes_beside(lane->row_cap, lane->history != NULL, lane->wide); }
+static int kind_of(const pyr_lane *lane) { return lane->wide ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN; }
 
 /* Moves them to blocks for `room` rows. */
-static pyr_status rows_move(pyr_cache *cache, pyr_lane *lane, int64_t room, bool history) {
+static pyr_status rows_move(pyr_cache *cache, pyr_lane *lane, int64_t room, bool history, bool wide) {
   pyr_backend *be = cache->pool->be;
   size_t bytes = (size_t)room * sizeof(int32_t), old = (size_t)lane->row_room * sizeof(int32_t);
   size_t used = (size_t)lane->rows * sizeof(int32_t);
-  void *positions = NULL, *tracked = NULL;
+  void *positions = NULL, *tracked = NULL, *born = NULL;
   pyr_status status = PYR_OK;
   if (room > 0) {
     positions = be->alloc(be, bytes);
     tracked = positions && history ? be->alloc(be, bytes) : NULL;
-    if (!positions || (history && !tracked)) status = pyr_nomem(cache->pool->rt, bytes, "the cache");
+    born = positions && wide ? be->alloc(be, bytes) : NULL;
+    if (!positions || (history && !tracked) || (wide && !born)) status = pyr_nomem(cache->pool->rt, bytes, "the cache");
     if (status == PYR_OK && used) status = be->copy(be, positions, lane->positions, used);
+    if (status == PYR_OK && used && born && lane->born) status = be->copy(be, born, lane->born, used);
     if (status == PYR_OK && tracked && used && lane->history) status = be->copy(be, tracked, lane->history, used);
     if (status == PYR_OK && tracked) {   /* what is new, or new to tracking, starts at zero */
       int64_t from = lane->history ? lane->rows : 0;
@@ -107,30 +114,35 @@ static pyr_status rows_move(pyr_cache *cache, pyr_lane *lane, int64_t room, bool
     if (status != PYR_OK) {
       be->release(be, positions, bytes);
       be->release(be, tracked, bytes);
+      be->release(be, born, bytes);
       return status;
     }
   }
   be->release(be, lane->positions, old);
   be->release(be, lane->history, old);
+  be->release(be, lane->born, old);
   lane->positions = positions;
   lane->history = tracked;
+  lane->born = born;
+  lane->wide = wide;
   lane->row_room = room;
   return PYR_OK;
 }
 
-/* positions (and history, if the lane has or should have one) for `cap` rows, cap >= rows. */
-static pyr_status rows_resize(pyr_cache *cache, pyr_lane *lane, int64_t cap, bool history) {
-  bool had = lane->history != NULL;
+/* positions (and history and born, if the lane has or should have them) for `cap` rows, cap >= rows. */
+static pyr_status rows_resize(pyr_cache *cache, pyr_lane *lane, int64_t cap, bool history, bool wide) {
+  bool had = lane->history != NULL, was = lane->wide;
   history = history || had;
-  if (cap == lane->row_cap && history == had) return PYR_OK;
-  size_t before = bytes_beside(lane->row_cap, had), bytes = bytes_beside(cap, history);
+  wide = wide || was;
+  if (cap == lane->row_cap && history == had && wide == was) return PYR_OK;
+  size_t before = bytes_of_lane(lane), bytes = bytes_beside(cap, history, wide);
   pyr_status status = pyr_pool_charge(cache->pool, before, bytes);
   if (status != PYR_OK) return status;
   int64_t room = room_for(lane, cap);
-  if (room != lane->row_room || history != had) {
-    status = rows_move(cache, lane, room, history);
-    if (status != PYR_OK && room > cap) status = rows_move(cache, lane, cap, history);     /* memory is short: just what is wanted */
-    if (status != PYR_OK && cap <= lane->row_room && history == had) status = PYR_OK;      /* … or what there is, if it is more */
+  if (room != lane->row_room || history != had || wide != was) {
+    status = rows_move(cache, lane, room, history, wide);
+    if (status != PYR_OK && room > cap) status = rows_move(cache, lane, cap, history, wide);     /* memory is short: just what is wanted */
+    if (status != PYR_OK && cap <= lane->row_room && history == had && wide == was) status = PYR_OK;      /* … or what there is, if it is more */
   }
   if (status != PYR_OK) {
     (void)pyr_pool_charge(cache->pool, bytes, before);
@@ -145,9 +157,9 @@ static pyr_status page_unshare(pyr_cache *cache, pyr_lane *lane, int64_t index) 
   pyr_pool *pool = cache->pool;
   pyr_page *page = lane->pages[index], *fresh = NULL;
   if (page->refs == 1) return PYR_OK;
-  pyr_status status = pyr_page_new(pool, &fresh);
+  pyr_status status = pyr_page_new(pool, kind_of(lane), &fresh);
   if (status != PYR_OK) return status;
-  status = pool->be->copy(pool->be, fresh->data, page->data, pool->page_bytes);
+  status = pool->be->copy(pool->be, fresh->data, page->data, pool->page_bytes[kind_of(lane)]);
   if (status != PYR_OK) {
     pyr_page_free(pool, fresh);
     return status;
@@ -157,6 +169,32 @@ static pyr_status page_unshare(pyr_cache *cache, pyr_lane *lane, int64_t index) 
   lane->data[index] = fresh->data;
   forget_listed(lane, index);
   return PYR_OK;
+}
+
+/* Pages for all rows of `lane`, of which each is the wide one of its own: K and V copied, the third plane left as it is. */
+pyr_status pyr_lane_widen(pyr_cache *cache, pyr_lane *lane) {
+  pyr_pool *pool = cache->pool;
+  pyr_backend *be = pool->be;
+  size_t bytes = (size_t)lane->page_count * sizeof(pyr_page *);
+  if (lane->wide) return PYR_OK;
+  pyr_page **fresh = lane->page_count ? pyr_alloc_zero(pool->rt, bytes) : NULL;
+  pyr_status status = lane->page_count && !fresh ? pyr_nomem(pool->rt, bytes, "a page table") : PYR_OK;
+  for (int64_t p = 0; p < lane->page_count && status == PYR_OK; p++) {
+    status = pyr_page_new(pool, PYR_PAGE_WIDE, &fresh[p]);
+    if (status == PYR_OK) status = be->copy(be, fresh[p]->data, lane->pages[p]->data, pool->page_bytes[PYR_PAGE_PLAIN]);
+  }
+  if (status == PYR_OK) status = rows_resize(cache, lane, lane->row_cap, false, true);
+  if (status == PYR_OK && lane->rows)
+    status = be->copy(be, lane->born, lane->positions, (size_t)lane->rows * sizeof *lane->born);
+  for (int64_t p = 0; p < lane->page_count && fresh; p++) {
+    pyr_page_free(pool, status == PYR_OK ? lane->pages[p] : fresh[p]);
+    if (status != PYR_OK) continue;
+    lane->pages[p] = fresh[p];
+    lane->data[p] = fresh[p]->data;
+  }
+  if (status == PYR_OK) forget_listed(lane, 0);
+  pyr_release(pool->rt, fresh, fresh ? bytes : 0);
+  return status;
 }
 
 static void drop_pages(pyr_cache *cache, pyr_lane *lane, int64_t keep) {
@@ -171,7 +209,7 @@ pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool
   pyr_status status = table_grow(cache, lane, count);
   while (status == PYR_OK && lane->page_count < count) {
     pyr_page *page = NULL;
-    status = pyr_page_new(cache->pool, &page);
+    status = pyr_page_new(cache->pool, kind_of(lane), &page);
     if (status != PYR_OK) break;
     lane->pages[lane->page_count] = page;
     lane->data[lane->page_count++] = page->data;
@@ -179,7 +217,7 @@ pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool
   if (status == PYR_OK && more > 0 && lane->rows % PYR_PAGE_ROWS != 0)
     status = page_unshare(cache, lane, lane->rows / PYR_PAGE_ROWS);
   if (status == PYR_OK)
-    status = rows_resize(cache, lane, lane->page_count * PYR_PAGE_ROWS, history);
+    status = rows_resize(cache, lane, lane->page_count * PYR_PAGE_ROWS, history, false);
   if (status != PYR_OK) drop_pages(cache, lane, before);
   return status;
 }
@@ -187,7 +225,7 @@ pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool
 void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane) {
   int64_t held = lane->row_cap;
   drop_pages(cache, lane, pages_for(lane->rows));
-  (void)rows_resize(cache, lane, lane->page_count * PYR_PAGE_ROWS, false);
+  (void)rows_resize(cache, lane, lane->page_count * PYR_PAGE_ROWS, false, false);
   /* Rows yet to come start with no history, whatever lay there. */
   if (held > lane->row_room) held = lane->row_room;
   if (lane->history && held > lane->rows)
@@ -212,7 +250,7 @@ static pyr_status fresh_pages(pyr_cache *cache, const pyr_lane *lanes, int count
                               void **data) {
   for (int64_t i = 0; i < count * changed; i++) {
     pyr_page *old = lanes[i / changed].pages[skip + i % changed];
-    pyr_status status = old->refs > 1 ? pyr_page_new(cache->pool, &fresh[i]) : PYR_OK;
+    pyr_status status = old->refs > 1 ? pyr_page_new(cache->pool, kind_of(&lanes[i / changed]), &fresh[i]) : PYR_OK;
     if (status != PYR_OK) return status;
     data[i] = fresh[i] ? fresh[i]->data : old->data;
   }
@@ -240,7 +278,8 @@ pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_la
   for (int i = 0; i < count && status == PYR_OK; i++) {
     pyr_lane *lane = &lanes[i];
     views[i] = (pyr_lane_view){ shared ? data + i * changed : lane->data + skip, lane->positions + offset,
-                                lane->history ? lane->history + offset : NULL, keep - offset, NULL };
+                                lane->history ? lane->history + offset : NULL, keep - offset, NULL,
+                                lane->born ? lane->born + offset : NULL };
     views[count + i] = pyr_lane_get_view(lane);
   }
   if (status == PYR_OK && changed > 0)
@@ -274,8 +313,9 @@ static void lane_free(pyr_cache *cache, pyr_lane *lane) {
   drop_pages(cache, lane, 0);
   be->release(be, lane->positions, (size_t)lane->row_room * sizeof(int32_t));
   be->release(be, lane->history, (size_t)lane->row_room * sizeof(float));
+  be->release(be, lane->born, (size_t)lane->row_room * sizeof(int32_t));
   be->release(be, lane->table, (size_t)lane->page_cap * sizeof(void *));
-  (void)pyr_pool_charge(cache->pool, bytes_beside(lane->row_cap, lane->history != NULL), 0);
+  (void)pyr_pool_charge(cache->pool, bytes_of_lane(lane), 0);
   pyr_release(rt, lane->pages, (size_t)lane->page_cap * sizeof(void *));
   pyr_release(rt, lane->data, (size_t)lane->page_cap * sizeof(void *));
   memset(lane, 0, sizeof *lane);
@@ -286,12 +326,13 @@ static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *sr
   pyr_status status = table_grow(cache, dst, src->page_count);
   if (status != PYR_OK) return status;
   dst->rows = 0;
-  status = rows_resize(cache, dst, src->row_cap, src->history != NULL);
+  status = rows_resize(cache, dst, src->row_cap, src->history != NULL, src->wide);
   if (status != PYR_OK) return status;
   pyr_backend *be = cache->pool->be;
   size_t used = (size_t)src->rows * sizeof(int32_t);
   if (used) status = be->copy(be, dst->positions, src->positions, used);
   if (status == PYR_OK && used && src->history) status = be->copy(be, dst->history, src->history, used);
+  if (status == PYR_OK && used && src->born) status = be->copy(be, dst->born, src->born, used);
   if (status != PYR_OK) return status;
   for (int64_t p = 0; p < src->page_count; p++) {
     pyr_page_retain(src->pages[p]);
@@ -430,8 +471,8 @@ size_t pyr_cache_bytes(const pyr_cache *cache) {
   size_t bytes = 0;
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++) {
     const pyr_lane *lane = &cache->lanes[i];
-    bytes += (size_t)lane->page_count * cache->pool->page_bytes;
-    bytes += bytes_beside(lane->row_cap, lane->history != NULL);
+    bytes += (size_t)lane->page_count * cache->pool->page_bytes[kind_of(lane)];
+    bytes += bytes_of_lane(lane);
   }
   return bytes;
 }

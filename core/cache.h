@@ -17,6 +17,9 @@ typedef struct pyr_lane {
   int64_t listed;
   int32_t *positions;      /* [row_room] backend memory */
   float *history;          /* [row_room] or NULL; zeros from `rows` on */
+  bool wide;               /* its pages are */
+  int32_t *born;           /* [row_room] where pages are wide, else NULL: the position K was rotated to when it came (of rows
+                              beyond the layer's `turned`: not known yet, as it is their index) */
   int64_t row_cap;         /* page_count * PYR_PAGE_ROWS: what counts as held */
   int64_t row_room;        /* grows by half, so that appending is linear */
   int64_t rows;
@@ -29,6 +32,7 @@ typedef struct pyr_layer_state {  /* what decode plans need to know of a layer *
   int64_t since;           /* steps since the prefill or since the trigger fired */
   int64_t past;            /* rows held before the last prefill */
   bool compact;            /* keys lie rotated to their rows' indices, and new ones to the next: lanes are of one length */
+  int64_t turned;          /* compact: the rows that were there at the last cut; what came since lies as it came */
 } pyr_layer_state;
 
 struct pyr_cache {
@@ -56,6 +60,8 @@ bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer);      /* whether a
 pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history);
 /* Brings the page tables of `count` lanes that follow each other up to date on the backend, if it has any. */
 pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count);
+/* Gives a lane wide pages; its rows lie as they came, rotated to their positions. All or nothing; nothing where it has them. */
+pyr_status pyr_lane_widen(pyr_cache *cache, pyr_lane *lane);
 /* Drops rows from `rows` on and the pages that no longer hold any. Cannot fail. */
 void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows);
 /* Gives back pages beyond the rows held (after a reserve that was not used). */

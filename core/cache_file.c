@@ -4,10 +4,11 @@
  *   header   magic "PYRCACHE", u32 version, u32 byte order mark, then the shape it must be loaded into (layers, kv
  *            heads, head_dim, dtype, rope hash) and the counters (tokens, prompt, computed, evicted)
  *   layers   for each: the trigger's numbers and the decode state
- *   lanes    for each: rows, whether a history follows, positions, history, then the K rows and V rows page by page
+ *   lanes    for each: rows, whether a history follows, positions, history, in a compacted layer the positions that keys came
+ *            to, then page by page the K rows, the V rows and, in a compacted layer, the K rows as they came
  *   check    u64 FNV-1a of all bytes before it
- * Version 2 knows lanes of unequal length and compacted keys; a file of version 1 is refused: its decode state counted rows
- * that were judged, and not from the lanes' ends.
+ * Version 3 keeps keys as they came in compacted layers, which version 2 did not: its keys would go on wearing out. Older files
+ * are refused.
  * Nothing read is believed before it is checked: counts against the file's size, positions against their order, the sum
  * against the bytes. A file is written beside its destination and renamed, so that a failed save loses nothing. */
 #include "cache.h"
@@ -18,7 +19,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PYR_CACHE_VERSION = 2, PYR_CACHE_ORDER = 0x01020304 };
+enum { PYR_CACHE_VERSION = 3, PYR_CACHE_ORDER = 0x01020304 };
 static const char cache_magic[8] = { 'P', 'Y', 'R', 'C', 'A', 'C', 'H', 'E' };
 
 typedef struct pyr_cache_header {
@@ -89,14 +90,14 @@ static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
   h->evicted = cache->evicted;
 }
 
-enum { STATE = 13 };   /* a layer's state as so many 64-bit numbers; the ramp or decay travels as its bits */
+enum { STATE = 14 };   /* a layer's state as so many 64-bit numbers; the ramp or decay travels as its bits */
 
 static void pack_state(const pyr_layer_state *state, int64_t out[STATE]) {
   const pyr_trigger *t = &state->trigger;
   uint32_t bits;
   memcpy(&bits, &t->track.x, sizeof bits);
   int64_t numbers[STATE] = { t->every, t->over, t->window, t->once, t->track.code, t->track.a, t->track.b, t->track.n, bits,
-                             state->unjudged, state->since, state->past, state->compact };
+                             state->unjudged, state->since, state->past, state->compact, state->turned };
   memcpy(out, numbers, sizeof numbers);
 }
 
@@ -114,12 +115,13 @@ static void unpack_state(const int64_t in[STATE], pyr_layer_state *state) {
   state->since = in[10];
   state->past = in[11];
   state->compact = in[12] != 0;
+  state->turned = in[13];
 }
 
 /* ---- save ------------------------------------------------------------------------------------------------------ */
 
 /* The rows of one plane (K or V) of a page lie together; `buffer` holds a page. */
-static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lane *lane, char *buffer, void *rows_buffer) {
+static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lane *lane, char *buffer, void *rows_buffer, bool compact) {
   pyr_backend *be = cache->pool->be;
   size_t row = pyr_row_bytes(cache->pool->layout.dtype, cache->pool->layout.head_dim), used = (size_t)lane->rows * 4;
   int64_t counts[2] = { lane->rows, lane->history != NULL };
@@ -130,11 +132,16 @@ static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lan
     if (used) status = be->download(be, rows_buffer, lane->history, used);
     if (status == PYR_OK) status = put(s, rows_buffer, used);
   }
+  if (status == PYR_OK && compact) {
+    if (used) status = be->download(be, rows_buffer, lane->born, used);
+    if (status == PYR_OK) status = put(s, rows_buffer, used);
+  }
   for (int64_t at = 0; at < lane->rows && status == PYR_OK; at += PYR_PAGE_ROWS) {
     int64_t n = lane->rows - at < PYR_PAGE_ROWS ? lane->rows - at : PYR_PAGE_ROWS;
-    status = be->download(be, buffer, lane->data[at / PYR_PAGE_ROWS], cache->pool->page_bytes);
+    status = be->download(be, buffer, lane->data[at / PYR_PAGE_ROWS], cache->pool->page_bytes[compact ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN]);
     if (status == PYR_OK) status = put(s, buffer, (size_t)n * row);
     if (status == PYR_OK) status = put(s, buffer + PYR_PAGE_ROWS * row, (size_t)n * row);
+    if (status == PYR_OK && compact) status = put(s, buffer + 2 * PYR_PAGE_ROWS * row, (size_t)n * row);
   }
   return status;
 }
@@ -142,7 +149,7 @@ static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lan
 pyr_status pyr_cache_save(const pyr_cache *cache, const char *path) {
   pyr_runtime *rt = cache->pool->rt;
   size_t path_bytes = strlen(path) + 5, rows_bytes = 4;
-  char *temporary = pyr_alloc(rt, path_bytes), *buffer = pyr_alloc(rt, cache->pool->page_bytes);
+  char *temporary = pyr_alloc(rt, path_bytes), *buffer = pyr_alloc(rt, cache->pool->page_bytes[PYR_PAGE_WIDE]);
   void *rows_buffer = NULL;
   pyr_stream s = { NULL, path, rt, fnv_start, 0 };
   pyr_cache_header header;
@@ -153,7 +160,7 @@ pyr_status pyr_cache_save(const pyr_cache *cache, const char *path) {
   }
   rows_buffer = pyr_alloc(rt, rows_bytes);
   if (!temporary || !buffer || !rows_buffer) {
-    status = pyr_nomem(rt, rows_bytes + cache->pool->page_bytes, "saving a cache");
+    status = pyr_nomem(rt, rows_bytes + cache->pool->page_bytes[PYR_PAGE_WIDE], "saving a cache");
     goto done;
   }
   snprintf(temporary, path_bytes, "%s.tmp", path);
@@ -170,7 +177,7 @@ pyr_status pyr_cache_save(const pyr_cache *cache, const char *path) {
     status = put(&s, numbers, sizeof numbers);
   }
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
-    status = save_lane(&s, cache, &cache->lanes[i], buffer, rows_buffer);
+    status = save_lane(&s, cache, &cache->lanes[i], buffer, rows_buffer, cache->states[i / cache->heads].compact);
   uint64_t sum = s.hash;
   if (status == PYR_OK) status = put(&s, &sum, sizeof sum);
   if (fclose(s.file) != 0 && status == PYR_OK)
@@ -180,7 +187,7 @@ pyr_status pyr_cache_save(const pyr_cache *cache, const char *path) {
   if (status != PYR_OK) remove(temporary);
 done:
   pyr_release(rt, temporary, path_bytes);
-  pyr_release(rt, buffer, cache->pool->page_bytes);
+  pyr_release(rt, buffer, cache->pool->page_bytes[PYR_PAGE_WIDE]);
   pyr_release(rt, rows_buffer, rows_bytes);
   return status;
 }
@@ -198,7 +205,7 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   pyr_status status = get(s, &h, sizeof h, "the header");
   if (status != PYR_OK) return status;
   if (memcmp(h.magic, mine.magic, sizeof h.magic) != 0) return bad(s, "magic", "is not that of a saved cache");
-  if (h.version == 1) return bad(s, "version", "is 1, of an older build; read the prompt again and save it anew");
+  if (h.version < mine.version) return bad(s, "version", "is of an older build; read the prompt again and save it anew");
   if (h.version != mine.version) return bad(s, "version", "is one this build does not read");
   if (h.order != mine.order) return bad(s, "byte order", "is not this machine's");
   if (h.layers != mine.layers || h.heads != mine.heads || h.head_dim != mine.head_dim)
@@ -216,17 +223,20 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   return PYR_OK;
 }
 
-static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, char *buffer) {
+static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, char *buffer, const pyr_layer_state *state) {
   pyr_backend *be = cache->pool->be;
   size_t row = pyr_row_bytes(cache->pool->layout.dtype, cache->pool->layout.head_dim);
   int64_t counts[2] = { 0, 0 };
+  size_t bytes = cache->pool->page_bytes[state->compact ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN];
   int32_t chunk[PYR_PAGE_ROWS], before = -1;
   pyr_status status = get(s, counts, sizeof counts, "a lane's counts");
   if (status != PYR_OK) return status;
   int64_t rows = counts[0];
   if (rows < 0 || rows > cache->tokens || (counts[1] != 0 && counts[1] != 1)) return bad(s, "rows", "are out of range");
-  if ((uint64_t)rows * (4 + 2 * row) > s->left) return bad(s, "rows", "are more than the file holds");
-  status = pyr_lane_reserve(cache, lane, rows, counts[1] != 0);
+  if ((uint64_t)rows * (4 + (state->compact ? 3 : 2) * row) > s->left) return bad(s, "rows", "are more than the file holds");
+  if (state->turned > rows) return bad(s, "rows", "are fewer than were turned");
+  if (state->compact) status = pyr_lane_widen(cache, lane);
+  if (status == PYR_OK) status = pyr_lane_reserve(cache, lane, rows, counts[1] != 0);
   if (status != PYR_OK) return status;
   for (int plane = 0; plane <= counts[1]; plane++)          /* positions, then the history */
     for (int64_t at = 0; at < rows && status == PYR_OK; at += PYR_PAGE_ROWS) {
@@ -239,12 +249,20 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, cha
       void *to = plane ? (void *)(lane->history + at) : (void *)(lane->positions + at);
       if (status == PYR_OK) status = be->upload(be, to, chunk, (size_t)n * 4);
     }
+  for (int64_t at = 0; at < rows && status == PYR_OK && state->compact; at += PYR_PAGE_ROWS) {
+    int64_t n = rows - at < PYR_PAGE_ROWS ? rows - at : PYR_PAGE_ROWS;
+    status = get(s, chunk, (size_t)n * 4, "the keys' first positions");
+    for (int64_t i = 0; i < n && status == PYR_OK && at + i < state->turned; i++)
+      if (chunk[i] < at + i) status = bad(s, "the keys' first positions", "are out of range");
+    if (status == PYR_OK) status = be->upload(be, lane->born + at, chunk, (size_t)n * 4);
+  }
   for (int64_t at = 0; at < rows && status == PYR_OK; at += PYR_PAGE_ROWS) {
     int64_t n = rows - at < PYR_PAGE_ROWS ? rows - at : PYR_PAGE_ROWS;
-    memset(buffer, 0, cache->pool->page_bytes);
+    memset(buffer, 0, bytes);
     status = get(s, buffer, (size_t)n * row, "keys");
     if (status == PYR_OK) status = get(s, buffer + PYR_PAGE_ROWS * row, (size_t)n * row, "values");
-    if (status == PYR_OK) status = be->upload(be, lane->data[at / PYR_PAGE_ROWS], buffer, cache->pool->page_bytes);
+    if (status == PYR_OK && state->compact) status = get(s, buffer + 2 * PYR_PAGE_ROWS * row, (size_t)n * row, "keys as they came");
+    if (status == PYR_OK) status = be->upload(be, lane->data[at / PYR_PAGE_ROWS], buffer, bytes);
   }
   if (status == PYR_OK) lane->rows = rows;
   return status;
@@ -289,15 +307,15 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   s.left = (uint64_t)size - sizeof sum;
   status = pyr_cache_new(model, pool, policy, &cache);
   if (status != PYR_OK) goto done;
-  buffer = pyr_alloc(rt, pool->page_bytes);
+  buffer = pyr_alloc(rt, pool->page_bytes[PYR_PAGE_WIDE]);
   if (!buffer) {
-    status = pyr_nomem(rt, pool->page_bytes, "loading a cache");
+    status = pyr_nomem(rt, pool->page_bytes[PYR_PAGE_WIDE], "loading a cache");
     goto done;
   }
   status = load_header(&s, cache, &same);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) status = load_state(&s, cache, layer, same);
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
-    status = load_lane(&s, cache, &cache->lanes[i], buffer);
+    status = load_lane(&s, cache, &cache->lanes[i], buffer, &cache->states[i / cache->heads]);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) {
     if (!cache->states[layer].compact) continue;
     if (!pyr_cache_lanes_equal(cache, layer)) status = bad(&s, "rows", "differ between the heads of a compacted layer");
@@ -309,7 +327,7 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   else if (fread(&sum, 1, sizeof sum, s.file) != sizeof sum || sum != expected) status = bad(&s, "check sum", "does not match");
 done:
   fclose(s.file);
-  pyr_release(rt, buffer, buffer ? pool->page_bytes : 0);
+  pyr_release(rt, buffer, buffer ? pool->page_bytes[PYR_PAGE_WIDE] : 0);
   if (status == PYR_OK) *out = cache;
   else pyr_cache_free(cache);
   return status;

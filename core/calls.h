@@ -9,9 +9,12 @@
 #define PYR_PAGE_ROWS 32   /* rows a page */
 
 /* A page holds PYR_PAGE_ROWS rows of K, then as many rows of V, each row head_dim values of the cache dtype.
- * q8_0 rows need head_dim % 32 == 0, fp8_e4m3 an even one. K is stored after RoPE, at its original position. */
+ * q8_0 rows need head_dim % 32 == 0, fp8_e4m3 an even one. K is stored after RoPE, at its original position.
+ * A wide page, of lanes whose keys are turned as rows leave, has a third plane behind these: K as it came, from which
+ * every turn begins, so that keys are rounded once on the way however often they are turned. */
 size_t pyr_row_bytes(pyr_dtype dtype, int head_dim);               /* one K or one V row */
-size_t pyr_page_bytes(pyr_dtype dtype, int head_dim);              /* 2 * PYR_PAGE_ROWS * pyr_row_bytes */
+size_t pyr_page_bytes(pyr_dtype dtype, int head_dim, bool wide);   /* (wide ? 3 : 2) * PYR_PAGE_ROWS * pyr_row_bytes */
+enum { PYR_PLANE_K, PYR_PLANE_V, PYR_PLANE_CAME };
 
 typedef struct pyr_lane_view {   /* the rows of one lane, for reading or for in-place writing */
   void **pages;                  /* host array; page p holds rows [p*PYR_PAGE_ROWS, …) */
@@ -19,6 +22,7 @@ typedef struct pyr_lane_view {   /* the rows of one lane, for reading or for in-
   float *history;                /* [rows] tracked attention, or NULL */
   int64_t rows;
   void **table;                  /* `pages` in backend memory, where `list_pages` put them; or NULL */
+  int32_t *born;                 /* [rows] wide pages: the position K was rotated to when it came; else NULL */
 } pyr_lane_view;
 
 typedef struct pyr_page_list { void **table; void *const *pages; int64_t begin, end; } pyr_page_list;   /* pages: host */

@@ -81,8 +81,10 @@ static bool compacts(const pyr_judge *j) {
   return j->plan->rotate == PYR_ROTATE_COMPACT || j->cache->states[j->layer].compact;
 }
 
+bool pyr_judge_turns(const pyr_judge *j) { return compacts(j) && pyr_judge_needed(j); }
+
 int64_t pyr_judge_first_written(const pyr_judge *j, int head) {
-  bool anywhere = j->plan->merge || (compacts(j) && !j->cache->states[j->layer].compact);
+  bool anywhere = j->plan->merge || (compacts(j) && !j->cache->states[j->layer].compact);   /* all keys are turned at first */
   return anywhere ? 0 : pyr_judge_split(j, head).first;
 }
 
@@ -180,9 +182,12 @@ static pyr_status evict(const pyr_judge *j, const pyr_judge_work *w, int head, i
   pyr_layout layout = cache->pool->layout;
   const pyr_model_config *c = &cache->pool->model->config;
   pyr_lane *lanes = pyr_cache_lane(cache, j->layer, head);
-  bool compact = cache->states[j->layer].compact;
+  const pyr_layer_state *state = &cache->states[j->layer];
+  bool compact = state->compact;
   if (kept >= lanes->rows) return PYR_OK;
   pyr_status status = PYR_OK;
+  for (int i = 0; i < count && status == PYR_OK && compact; i++)      /* what came since the last cut came to its index */
+    status = be->iota(be, lanes[i].born + state->turned, (int32_t)state->turned, lanes[i].rows - state->turned);
   for (int i = 0; i < count && status == PYR_OK && j->plan->merge; i++) {
     status = pyr_lane_unshare(cache, &lanes[i], 0);
     pyr_lane_view view = pyr_lane_get_view(&lanes[i]);
@@ -190,10 +195,12 @@ static pyr_status evict(const pyr_judge *j, const pyr_judge_work *w, int head, i
   }
   if (status == PYR_OK) status = pyr_lanes_gather(cache, lanes, count, w->views, idx, kept, fixed);
   for (int i = 0; i < count && status == PYR_OK && compacts(j); i++) {
-    status = pyr_lane_unshare(cache, &lanes[i], compact ? fixed : 0);
+    if (!compact) status = pyr_lane_widen(cache, &lanes[i]);
+    if (status == PYR_OK) status = pyr_lane_unshare(cache, &lanes[i], compact ? fixed : 0);
     pyr_lane_view view = pyr_lane_get_view(&lanes[i]);
+    if (status == PYR_OK && !compact) status = be->copy(be, view.born, view.positions, (size_t)view.rows * sizeof *view.born);
     if (status == PYR_OK)
-      status = be->rotate(be, &view, layout, compact ? idx : view.positions, cache->pool->model->rope_freq, c->rope_dims, c->rope_style);
+      status = be->rotate(be, &view, layout, view.born, compact ? idx : NULL, cache->pool->model->rope_freq, c->rope_dims, c->rope_style);
   }
   return status;
 }
@@ -259,6 +266,9 @@ pyr_status pyr_judge_run(const pyr_judge *j, pyr_signals *signals, const pyr_jud
   bool compact = compacts(j);
   int64_t rows = pyr_cache_layer_rows(j->cache, j->layer);
   pyr_status status = j->plan->share == PYR_SHARE_POOL ? run_pool(j, signals, work) : run_groups(j, signals, work, hidden);
-  if (status == PYR_OK && compact && pyr_cache_layer_rows(j->cache, j->layer) < rows) j->cache->states[j->layer].compact = true;
+  if (status == PYR_OK && compact && pyr_cache_layer_rows(j->cache, j->layer) < rows) {
+    j->cache->states[j->layer].compact = true;
+    j->cache->states[j->layer].turned = pyr_cache_layer_rows(j->cache, j->layer);
+  }
   return status;
 }

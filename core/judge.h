@@ -39,6 +39,8 @@ int64_t pyr_judge_rows_after(const pyr_judge *j);           /* at most so many r
 int64_t pyr_judge_longest(const pyr_judge *j);              /* judged rows, of the lane that has most */
 /* The first row of a lane that running the plan writes; pages before it may stay shared. */
 int64_t pyr_judge_first_written(const pyr_judge *j, int head);
+/* Whether running it will turn keys: lanes need wide pages then. */
+bool pyr_judge_turns(const pyr_judge *j);
 /* Why the plan cannot be run on these lanes: NULL, or what is wrong with *field. */
 const char *pyr_judge_fault(const pyr_judge *j, const char **field);
 
@@ -58,7 +60,7 @@ void pyr_judge_carve_host(const pyr_cache *cache, void *host, pyr_judge_work *wo
 
 /* Judges and evicts; all rows are there (`more` is 0). Without PYR_PRUNE_CACHE nothing is evicted. Where hidden states are
  * pruned, work->idx holds the surviving alive tokens' indices afterwards, *hidden of them; elsewhere `hidden` is NULL.
- * Cannot run out of memory where pages are unshared from pyr_judge_first_written on. */
+ * Cannot run out of memory where pages are unshared from pyr_judge_first_written on, and wide where keys are turned. */
 pyr_status pyr_judge_run(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *work, int64_t *hidden);
 
 #endif

@@ -20,7 +20,8 @@ pyr_status pyr_pool_new(pyr_model *model, pyr_dtype dtype, size_t budget, pyr_po
   pool->rt = rt;
   pool->be = pyr_runtime_backend(rt);
   pool->layout = (pyr_layout){ dtype, config->head_dim };
-  pool->page_bytes = pyr_page_bytes(dtype, config->head_dim);
+  for (int kind = 0; kind < PYR_PAGE_KINDS; kind++)
+    pool->page_bytes[kind] = pyr_page_bytes(dtype, config->head_dim, kind == PYR_PAGE_WIDE);
   pool->budget = budget;
   *out = pool;
   return PYR_OK;
@@ -61,6 +62,7 @@ struct pyr_slab {
   void *block;                   /* backend memory */
   size_t bytes;
   pyr_page *free;
+  int kind;
   int64_t used, count;
   pyr_page pages[];
 };
@@ -74,10 +76,10 @@ enum {
 
 /* Sanitizers see the end of an allocation: there each page is one. */
 #if defined(__SANITIZE_ADDRESS__)
-static int64_t slab_pages(const pyr_pool *pool) { return (void)pool, 1; }
+static int64_t slab_pages(const pyr_pool *pool, int kind) { return (void)pool, (void)kind, 1; }
 #else
-static int64_t slab_pages(const pyr_pool *pool) {
-  int64_t most = (int64_t)(SLAB_BYTES / pool->page_bytes), wanted = pool->pages / SLAB_PART;
+static int64_t slab_pages(const pyr_pool *pool, int kind) {
+  int64_t most = (int64_t)(SLAB_BYTES / pool->page_bytes[kind]), wanted = pool->pages[kind] / SLAB_PART;
   if (wanted < SLAB_PAGES) wanted = SLAB_PAGES;
   return wanted < most ? wanted : most > 1 ? most : 1;
 }
@@ -87,48 +89,48 @@ static size_t slab_bytes(int64_t count) { return sizeof(pyr_slab) + (size_t)coun
 
 static void list_slab(pyr_pool *pool, pyr_slab *slab) {
   slab->before = NULL;
-  slab->after = pool->open;
+  slab->after = pool->open[slab->kind];
   if (slab->after) slab->after->before = slab;
-  pool->open = slab;
+  pool->open[slab->kind] = slab;
 }
 
 static void unlist_slab(pyr_pool *pool, pyr_slab *slab) {
   if (slab->before) slab->before->after = slab->after;
-  else pool->open = slab->after;
+  else pool->open[slab->kind] = slab->after;
   if (slab->after) slab->after->before = slab->before;
 }
 
 /* A slab of `count` pages, if there is memory for it. */
-static pyr_slab *slab_new(pyr_pool *pool, int64_t count) {
-  size_t bytes = (size_t)count * pool->page_bytes + (count > 1 ? ALIGN : 0);
+static pyr_slab *slab_new(pyr_pool *pool, int kind, int64_t count) {
+  size_t bytes = (size_t)count * pool->page_bytes[kind] + (count > 1 ? ALIGN : 0);
   pyr_slab *slab = pyr_alloc(pool->rt, slab_bytes(count));
   void *block = slab ? pool->be->alloc(pool->be, bytes) : NULL;
   if (!block) {
     pyr_release(pool->rt, slab, slab_bytes(count));
     return NULL;
   }
-  *slab = (pyr_slab){ .block = block, .bytes = bytes, .count = count };
+  *slab = (pyr_slab){ .block = block, .bytes = bytes, .kind = kind, .count = count };
   char *data = (char *)block + (count > 1 ? (ALIGN - (uintptr_t)block % ALIGN) % ALIGN : 0);
   for (int64_t i = count - 1; i >= 0; i--) {
-    slab->pages[i] = (pyr_page){ .data = data + (size_t)i * pool->page_bytes, .slab = slab, .next = slab->free };
+    slab->pages[i] = (pyr_page){ .data = data + (size_t)i * pool->page_bytes[kind], .slab = slab, .next = slab->free };
     slab->free = &slab->pages[i];
   }
   list_slab(pool, slab);
   return slab;
 }
 
-pyr_status pyr_page_new(pyr_pool *pool, pyr_page **out) {
-  pyr_status status = check_budget(pool, pool->page_bytes);
+pyr_status pyr_page_new(pyr_pool *pool, int kind, pyr_page **out) {
+  pyr_status status = check_budget(pool, pool->page_bytes[kind]);
   if (status != PYR_OK) return status;
-  pyr_slab *slab = pool->open;
-  for (int64_t count = slab_pages(pool); !slab && count > 0; count /= 4) slab = slab_new(pool, count);
-  if (!slab) return pyr_nomem(pool->rt, pool->page_bytes, "the cache");
+  pyr_slab *slab = pool->open[kind];
+  for (int64_t count = slab_pages(pool, kind); !slab && count > 0; count /= 4) slab = slab_new(pool, kind, count);
+  if (!slab) return pyr_nomem(pool->rt, pool->page_bytes[kind], "the cache");
   pyr_page *page = slab->free;
   slab->free = page->next;
   if (!slab->free) unlist_slab(pool, slab);
   slab->used++;
-  pool->pages++;
-  pool->held += pool->page_bytes;
+  pool->pages[kind]++;
+  pool->held += pool->page_bytes[kind];
   page->refs = 1;
   *out = page;
   return PYR_OK;
@@ -139,8 +141,8 @@ void pyr_page_retain(pyr_page *page) { page->refs++; }
 void pyr_page_free(pyr_pool *pool, pyr_page *page) {
   if (page == NULL || --page->refs > 0) return;
   pyr_slab *slab = page->slab;
-  pool->pages--;
-  pool->held -= pool->page_bytes;
+  pool->pages[slab->kind]--;
+  pool->held -= pool->page_bytes[slab->kind];
   if (--slab->used == 0) {
     if (slab->free) unlist_slab(pool, slab);
     pool->be->release(pool->be, slab->block, slab->bytes);

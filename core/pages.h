@@ -14,10 +14,12 @@ typedef struct pyr_slab pyr_slab;
 
 typedef struct pyr_page {
   int32_t refs;
-  void *data;              /* backend memory, pyr_page_bytes(layout) */
+  void *data;              /* backend memory, its kind's page_bytes */
   pyr_slab *slab;
   struct pyr_page *next;   /* while it is free: the slab's next free page */
 } pyr_page;
+
+enum { PYR_PAGE_PLAIN, PYR_PAGE_WIDE, PYR_PAGE_KINDS };   /* wide: with K as it came (calls.h) */
 
 struct pyr_pool {
   int32_t refs;
@@ -25,11 +27,11 @@ struct pyr_pool {
   pyr_runtime *rt;
   pyr_backend *be;
   pyr_layout layout;
-  size_t page_bytes;
+  size_t page_bytes[PYR_PAGE_KINDS];
   size_t budget;           /* 0: none */
   size_t held;             /* pages in use and bookkeeping, each shared page once */
-  pyr_slab *open;          /* slabs that have free pages: the first is used up first */
-  int64_t pages;           /* in use */
+  pyr_slab *open[PYR_PAGE_KINDS];   /* slabs that have free pages: the first is used up first */
+  int64_t pages[PYR_PAGE_KINDS];    /* in use */
   void *work;              /* the decode step's workspace, backend memory */
   size_t work_bytes;
 };
@@ -37,7 +39,7 @@ struct pyr_pool {
 pyr_pool *pyr_pool_retain(pyr_pool *pool);
 
 /* A fresh page with one reference, contents undefined. PYR_BUDGET or PYR_MEMORY. */
-pyr_status pyr_page_new(pyr_pool *pool, pyr_page **out);
+pyr_status pyr_page_new(pyr_pool *pool, int kind, pyr_page **out);
 void pyr_page_retain(pyr_page *page);
 void pyr_page_free(pyr_pool *pool, pyr_page *page);            /* drops one reference; NULL is legal */
 

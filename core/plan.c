@@ -438,8 +438,11 @@ static pyr_judge decode_judge(pyr_cache *cache, int layer, const pyr_plan *plan,
 pyr_status pyr_plan_decode_prepare(pyr_cache *cache, int layer, const pyr_plan *plan) {
   pyr_judge j = decode_judge(cache, layer, plan, 1);
   pyr_status status = PYR_OK;
-  for (int head = 0; head < cache->heads && status == PYR_OK; head++)
-    status = pyr_lane_unshare(cache, pyr_cache_lane(cache, layer, head), pyr_judge_first_written(&j, head));
+  for (int head = 0; head < cache->heads && status == PYR_OK; head++) {
+    pyr_lane *lane = pyr_cache_lane(cache, layer, head);
+    if (pyr_judge_turns(&j)) status = pyr_lane_widen(cache, lane);
+    if (status == PYR_OK) status = pyr_lane_unshare(cache, lane, pyr_judge_first_written(&j, head));
+  }
   return status;
 }
 

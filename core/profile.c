@@ -134,9 +134,9 @@ WRAPPER(merge, (pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, c
                 int32_t *links),
         (be, lane, layout, idx, k, threshold, links), 2.0 * (double)k * (double)(lane->rows - k) * layout.head_dim,
         (double)lane->rows * row_of(layout) + 2.0 * (double)(lane->rows - k) * row_of(layout))
-WRAPPER(rotate, (pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from, const float *freq, int32_t dims,
-                 pyr_rope_style style),
-        (be, lane, layout, from, freq, dims, style), 3.0 * (double)lane->rows * dims, 2.0 * (double)lane->rows * row_of(layout))
+WRAPPER(rotate, (pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from, const int32_t *stood,
+                 const float *freq, int32_t dims, pyr_rope_style style),
+        (be, lane, layout, from, stood, freq, dims, style), 3.0 * (double)lane->rows * dims, 2.0 * (double)lane->rows * row_of(layout))
 WRAPPER(mass, (pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale),
         (be, m, layout, heads, kv_heads, scale),
         2.0 * (double)m->n * ranged_rows(m, kv_heads) * (heads / kv_heads) * layout.head_dim,

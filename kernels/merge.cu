@@ -97,6 +97,7 @@ static __global__ void mean_kernel(merge_args a) {
       }
     }
     if (count == 1) return;                            /* nothing is merged into it: neither K nor V changes */
+    if (a.lane.born && lane_of_warp() == 0) a.lane.born[row] = row;
     for (int c = lane_of_warp(); c < a.f.d; c += WARP) sum[c] /= count;
     __syncwarp();
     write_row(to, a.f.dtype, sum, a.f.d);

@@ -79,8 +79,8 @@ static pyr_status cuda_list_pages(pyr_backend *be, const pyr_page_list *lists, i
 /* ---- gather -------------------------------------------------------------------------------------------------------------- */
 
 /* Rows move only towards the front, and a block moves a column of all of a lane's, a tile at a time: all of a tile is read before
- * any of it is written, and later tiles read only rows behind it. Columns are COLUMN bytes of K or of V, a piece of PIECE bytes
- * for a thread; the last block moves positions and history. */
+ * any of it is written, and later tiles read only rows behind it. Columns are COLUMN bytes of a plane, a piece of PIECE bytes
+ * for a thread; the last block moves what lies beside the pages. All lanes of a launch have wide pages, or none. */
 static constexpr int PIECES = 8;                     /* pieces of a row that a block moves */
 
 template <typename PIECE>
@@ -88,15 +88,18 @@ static __global__ void gather_kernel(const pyr_lane_view *to_lanes, const pyr_la
                                      int64_t k) {
   const pyr_lane_view dst = to_lanes[blockIdx.y], src = from_lanes[blockIdx.y];
   int pieces = bytes / static_cast<int>(sizeof(PIECE)), columns = (pieces + PIECES - 1) / PIECES;
-  if (static_cast<int>(blockIdx.x) == 2 * columns) {
+  bool wide = dst.born && src.born;
+  if (static_cast<int>(blockIdx.x) == (wide ? 3 : 2) * columns) {
     for (int64_t tile = 0; tile < k; tile += blockDim.x) {
       int64_t to = tile + threadIdx.x;
       bool mine = to < k, history = dst.history && src.history;
       int32_t position = mine ? src.positions[idx[to]] : 0;
       float tracked = mine && history ? src.history[idx[to]] : 0;
+      int32_t born = mine && wide ? src.born[idx[to]] : 0;
       __syncthreads();
       if (mine) dst.positions[to] = position;
       if (mine && history) dst.history[to] = tracked;
+      if (mine && wide) dst.born[to] = born;
       __syncthreads();
     }
     return;
@@ -131,9 +134,10 @@ static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const p
     fits = cuda_put_lane(be, to + i, dst + i, 0, k) && cuda_put_lane(be, from + i, src + i, 0, src[i].rows);
   pyr_status status = cuda_table_send(be, "gather", fits);
   if (status != PYR_OK) return status;
-  bool wide = bytes % 16 == 0;
-  dim3 grid(2 * static_cast<unsigned>(ceil_div(bytes / (wide ? 16 : 2), PIECES)) + 1, static_cast<unsigned>(count));
-  if (wide) PYR_LAUNCH(gather_kernel<piece16>, grid, 256, 0, cuda, device_to, device_from, bytes, idx, k);
+  bool whole = bytes % 16 == 0;
+  unsigned planes = dst->born && src->born ? 3 : 2;
+  dim3 grid(planes * static_cast<unsigned>(ceil_div(bytes / (whole ? 16 : 2), PIECES)) + 1, static_cast<unsigned>(count));
+  if (whole) PYR_LAUNCH(gather_kernel<piece16>, grid, 256, 0, cuda, device_to, device_from, bytes, idx, k);
   else PYR_LAUNCH(gather_kernel<uint16_t>, grid, 256, 0, cuda, device_to, device_from, bytes, idx, k);
   return cuda_launched(be, "gather");
 }
@@ -142,20 +146,25 @@ static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const p
 
 struct rotate_call {
   pyr_lane_view lane;
-  const int32_t *from;
+  const int32_t *from, *stood;
   const float *freq;
   row_format f;
   int pairs, step, other;
 };
 
-/* A warp for a row, which lies in shared memory as f32 meanwhile. Rotations add up: the angle is (index - from) * freq. */
+/* A warp for a row, which lies in shared memory as f32 meanwhile. The angle is (index - from) * freq, whatever turns lay between. */
 static __global__ void rotate_kernel(rotate_call c) {
   PYR_SHARED(float, rows);
   int64_t j = row_of_grid();
   float *row = rows + warp_of_block() * c.f.d;
-  if (j >= c.lane.rows || c.from[j] == j) return;
-  uint8_t *at = row_at(c.lane, c.f.bytes, j, 0);
-  for (int i = lane_of_warp(); i < c.f.d; i += WARP) row[i] = cache_value_at(at, c.f.dtype, i);
+  if (j >= c.lane.rows || (c.stood ? c.stood[j] : c.from[j]) == j) return;
+  uint8_t *at = row_at(c.lane, c.f.bytes, j, PYR_PLANE_K);
+  uint8_t *came = c.lane.born ? row_at(c.lane, c.f.bytes, j, PYR_PLANE_CAME) : at;
+  if (came != at && (!c.stood || c.stood[j] == c.from[j])) {           /* never turned so far */
+    for (int i = lane_of_warp(); i < c.f.bytes; i += WARP) came[i] = at[i];
+    __syncwarp();
+  }
+  for (int i = lane_of_warp(); i < c.f.d; i += WARP) row[i] = cache_value_at(came, c.f.dtype, i);
   __syncwarp();
   for (int i = lane_of_warp(); i < c.pairs; i += WARP) {
     float angle = __fmul_rn(static_cast<float>(j - c.from[j]), c.freq[i]), co = cosf(angle), si = sinf(angle);
@@ -168,8 +177,8 @@ static __global__ void rotate_kernel(rotate_call c) {
 }
 
 static pyr_status cuda_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from,
-                              const float *freq, int32_t dims, pyr_rope_style style) {
-  rotate_call c = { {}, from, freq, format_of(layout), dims / 2,
+                              const int32_t *stood, const float *freq, int32_t dims, pyr_rope_style style) {
+  rotate_call c = { {}, from, stood, freq, format_of(layout), dims / 2,
                     style == PYR_ROPE_HALF ? 1 : 2, style == PYR_ROPE_HALF ? dims / 2 : 1 };
   if (lane->rows <= 0) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "rotate", &c.lane, lane, 0, lane->rows);

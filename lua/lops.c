@@ -8,7 +8,8 @@
  * leaves behind are collected. Outputs are poisoned first (NaN, or 0xA5 for integers), so that what an operation leaves
  * out is seen. Scratch is reserved for exactly the call at hand. Where the backend has memory of its own, so have the blocks.
  *
- *   lane    { pages = bytes, positions = ints, history = floats | nil }; pages of pyr_page_bytes one after the other
+ *   lane    { pages = bytes, positions = ints, history = floats | nil, born = ints | nil }; pages of pyr_page_bytes one after
+ *           the other, wide ones where there is `born`
  *   layout  { dtype = "f16", head_dim = 64, heads = 8, kv_heads = 2, scale = 0.125 } (what a call has no use for, left out)
  *   weighting, track   { queries, ramp, due, threshold, every, decay }
  *   ranges  { { begin, end, origin }, … }, one a lane */
@@ -383,7 +384,7 @@ static int ops_merge(lua_State *L) {
   return 1;
 }
 
-/* rotate(runtime, layout, lane, from, freq, "half" | "interleaved") -> lane */
+/* rotate(runtime, layout, lane, from, freq, "half" | "interleaved" [, stood]) -> lane */
 static int ops_rotate(lua_State *L) {
   static const char *const styles[] = { "half", "interleaved", NULL };
   pyr_backend *be = begin_call(L);
@@ -392,10 +393,11 @@ static int ops_rotate(lua_State *L) {
   pyr_lane_view lane = check_lane(L, be, 3, l.layout);
   const int32_t *from = copy_ints(L, be, 4, NULL);
   const float *freq = copy_floats(L, be, 5, &pairs);
+  const int32_t *stood = lua_isnoneornil(L, 7) ? NULL : copy_ints(L, be, 7, NULL);
   pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = l.layout.head_dim, .cols = 1 };
   pyr_status status = be->reserve(be, &work);
   if (status == PYR_OK)
-    status = be->rotate(be, &lane, l.layout, from, freq, (int32_t)(2 * pairs),
+    status = be->rotate(be, &lane, l.layout, from, stood, freq, (int32_t)(2 * pairs),
                         (pyr_rope_style)luaL_checkoption(L, 6, NULL, styles));
   if (status != PYR_OK) return fail(L, be, status);
   push_lane(L, be, &lane, l.layout, lane.rows);

@@ -256,6 +256,84 @@ describe("rotate", function()
       end
     end)
   end)
+
+  --- A lane of wide pages: its keys as they lie, its values, and its keys as they came, which are other numbers.
+  local function wide_lane(layout, row_bytes, rows)
+    local lies = reference.lane(layout, (reference.ascending(rows, 0, 2)), 0.7)
+    local came = reference.lane(layout, lies.at, 0.7)
+    local plane, pages = page_rows * row_bytes, {}
+    for at = 1, #lies.pages, 2 * plane do
+      pages[#pages + 1] = lies.pages:sub(at, at + 2 * plane - 1) .. came.pages:sub(at, at + plane - 1)
+    end
+    lies.pages = table.concat(pages)
+    lies.came = came.k
+    return lies
+  end
+
+  local function wide_row(pages, row_bytes, j, what)
+    local at = (j // page_rows * 3 * page_rows + j % page_rows + what * page_rows) * row_bytes
+    return pages:sub(at + 1, at + row_bytes)
+  end
+
+  it("turns keys from how they came, which it keeps, however often they were turned", function()
+    each_shape(function(layout, row_bytes)
+      local d, rows = layout.head_dim, math.random(1, 90)
+      local lane = wide_lane(layout, row_bytes, rows)
+      local from, stood = {}, {}
+      for j = 1, rows do
+        stood[j] = j - 1 + (math.random() < 0.3 and 0 or math.random(1, 5))
+        from[j] = stood[j] + (math.random() < 0.4 and 0 or math.random(1, 900))
+      end
+      lane.born = ops.ints(from)
+      local freq, pairs_of = {}, d // 2
+      for i = 1, pairs_of do freq[i] = 100.0 ^ (-(i - 1) / pairs_of) end
+      reference.each(function(rt)
+        return ops.rotate(rt, layout, lane, lane.born, ops.floats(freq), "half", ops.ints(stood))
+      end, function(result, fail)
+        for j = 1, rows do
+          local first = stood[j] == from[j]
+          local still = stood[j] == j - 1
+          local k, came = wide_row(result.pages, row_bytes, j - 1, 0), wide_row(result.pages, row_bytes, j - 1, 2)
+          local had = wide_row(lane.pages, row_bytes, j - 1, first and not still and 0 or 2)
+          if came ~= had then fail("%s, d %d: row %d as it came is not kept", layout.dtype, d, j) end
+          local same = wide_row(result.pages, row_bytes, j - 1, 1) == wide_row(lane.pages, row_bytes, j - 1, 1)
+          same = same and (not still or k == wide_row(lane.pages, row_bytes, j - 1, 0))
+          if not same then fail("row %d was written and should not be", j) end
+          local numbers = table.move(first and lane.k or lane.came, (j - 1) * d + 1, j * d, 1, {})
+          local got = ops.numbers(ops.to_f32(layout.dtype, k))
+          for i = 1, still and 0 or pairs_of do
+            local angle = (j - 1 - from[j]) * freq[i]
+            local co, si, a, b = math.cos(angle), math.sin(angle), numbers[i], numbers[i + pairs_of]
+            local apart = math.max(math.abs(got[i] - (a * co - b * si)), math.abs(got[i + pairs_of] - (a * si + b * co)))
+            if apart > 2 * rounding[layout.dtype] + 1e-4 then fail("%s, d %d: row %d is off by %g", layout.dtype, d, j, apart) end
+          end
+        end
+      end)
+    end)
+  end)
+
+  it("is of rows that were gathered with how they came, and where to", function()
+    each_shape(function(layout, row_bytes)
+      local rows = math.random(1, 90)
+      local lane, idx, born = wide_lane(layout, row_bytes, rows), {}, {}
+      for j = 0, rows - 1 do
+        born[j + 1] = math.random(0, 999)
+        if math.random() < 0.6 then idx[#idx + 1] = j end
+      end
+      lane.born = ops.ints(born)
+      reference.each(function(rt) return ops.gather(rt, layout, { lane }, ops.ints(idx))[1] end, function(result, fail)
+        local got = ops.numbers(result.born, "ints")
+        for at, j in ipairs(idx) do
+          if got[at] ~= born[j + 1] then fail("row %d came to %s, not %d", at, got[at], born[j + 1]) end
+          for what = 0, 2 do
+            if wide_row(result.pages, row_bytes, at - 1, what) ~= wide_row(lane.pages, row_bytes, j, what) then
+              fail("%s: plane %d of row %d is not that of row %d", layout.dtype, what, at, j)
+            end
+          end
+        end
+      end)
+    end)
+  end)
 end)
 
 describe("row norms", function()

@@ -98,6 +98,7 @@ static void mean_span(const void *ctx, int64_t begin, int64_t end) {
   float sum[PIECE], more[PIECE];
   for (int64_t i = begin; i < end; i++) {
     int32_t row = c->idx[i], first = c->links[row];
+    if (first >= 0 && c->lane->born) c->lane->born[row] = row;
     for (int what = 0; what < 2 && first >= 0; what++)
       for (int64_t d = 0; d < c->layout.head_dim; d += PIECE) {
         int64_t n = pyr_least(PIECE, c->layout.head_dim - d);

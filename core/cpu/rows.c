@@ -9,7 +9,10 @@
 #include <string.h>
 
 size_t pyr_row_bytes(pyr_dtype dtype, int head_dim) { return pyr_dtype_bytes(dtype, head_dim); }
-size_t pyr_page_bytes(pyr_dtype dtype, int head_dim) { return 2 * PYR_PAGE_ROWS * pyr_row_bytes(dtype, head_dim); }
+
+size_t pyr_page_bytes(pyr_dtype dtype, int head_dim, bool wide) {
+  return (wide ? 3 : 2) * PYR_PAGE_ROWS * pyr_row_bytes(dtype, head_dim);
+}
 
 void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t count, int what) {
   int64_t d = layout.head_dim;
@@ -105,7 +108,8 @@ static void gather_lane(void *ctx, int64_t task, int worker) {
   for (int64_t i = 0; i < c->k;) {
     int64_t from = c->idx[i], run = 1, most = pyr_least(pyr_cpu_run_in_page(i, c->k - i), pyr_cpu_run_in_page(from, c->k - i));
     while (run < most && c->idx[i + run] == from + run) run++;
-    for (int what = 0; what < 2; what++) {
+    bool born = dst->born && src->born;
+    for (int what = PYR_PLANE_K; what <= (born ? PYR_PLANE_CAME : PYR_PLANE_V); what++) {
       uint8_t *to = pyr_cpu_row_at(dst, c->bytes, i, what);
       const uint8_t *at = pyr_cpu_row_at(src, c->bytes, from, what);
       if (to != at) memmove(to, at, (size_t)run * c->bytes);
@@ -114,6 +118,7 @@ static void gather_lane(void *ctx, int64_t task, int worker) {
       memmove(dst->positions + i, src->positions + from, (size_t)run * sizeof(int32_t));
     if (dst->history && src->history && dst->history + i != src->history + from)
       memmove(dst->history + i, src->history + from, (size_t)run * sizeof(float));
+    if (born && dst->born + i != src->born + from) memmove(dst->born + i, src->born + from, (size_t)run * sizeof(int32_t));
     i += run;
   }
 }
@@ -133,13 +138,13 @@ typedef struct rotate_call {
   const pyr_lane_view *lane;
   pyr_layout layout;
   size_t bytes;
-  const int32_t *from;
+  const int32_t *from, *stood;
   const float *freq;
   int32_t pairs;
   pyr_rope_style style;
 } rotate_call;
 
-/* The rows of one page. Rotations add up: from `from` to the row's index is the angle (index - from) * freq. */
+/* The rows of one page. From `from` to the row's index is the angle (index - from) * freq, whatever turns lay between. */
 static void rotate_page(void *ctx, int64_t page, int worker) {
   const rotate_call *c = ctx;
   int64_t begin = page * PYR_PAGE_ROWS, end = pyr_least(begin + PYR_PAGE_ROWS, c->lane->rows);
@@ -147,9 +152,11 @@ static void rotate_page(void *ctx, int64_t page, int worker) {
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
   float *row = pyr_arena_take(&arena, c->layout.head_dim, sizeof(float));
   for (int64_t j = begin; j < end; j++) {
-    if (c->from[j] == j) continue;
-    uint8_t *at = pyr_cpu_row_at(c->lane, c->bytes, j, 0);
-    c->kernels->to_f32(row, at, c->layout.dtype, c->layout.head_dim);
+    if ((c->stood ? c->stood[j] : c->from[j]) == j) continue;
+    uint8_t *at = pyr_cpu_row_at(c->lane, c->bytes, j, PYR_PLANE_K);
+    uint8_t *came = c->lane->born ? pyr_cpu_row_at(c->lane, c->bytes, j, PYR_PLANE_CAME) : at;
+    if (came != at && (!c->stood || c->stood[j] == c->from[j])) memcpy(came, at, c->bytes);      /* never turned so far */
+    c->kernels->to_f32(row, came, c->layout.dtype, c->layout.head_dim);
     for (int32_t i = 0; i < c->pairs; i++) {
       float angle = (float)(j - c->from[j]) * c->freq[i], co = cosf(angle), si = sinf(angle);
       float *pair = row + i * step, a = pair[0], b = pair[other];
@@ -161,9 +168,9 @@ static void rotate_page(void *ctx, int64_t page, int worker) {
 }
 
 static pyr_status cpu_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from,
-                             const float *freq, int32_t dims, pyr_rope_style style) {
+                             const int32_t *stood, const float *freq, int32_t dims, pyr_rope_style style) {
   rotate_call c = { pyr_cpu_of(be)->kernels, pyr_cpu_of(be), lane, layout, pyr_row_bytes(layout.dtype, layout.head_dim), from,
-                    freq, dims / 2, style };
+                    stood, freq, dims / 2, style };
   pyr_status status = pyr_cpu_check(be, "rotate", pyr_cpu_merge_scratch(c.kernels, layout.head_dim));
   if (status == PYR_OK) pyr_cpu_tasks(be, rotate_page, &c, pyr_ceil_div(lane->rows, PYR_PAGE_ROWS), lane->rows * 16 * dims);
   return status;

@@ -24,7 +24,8 @@
 ---            of its head that survives and whose key is most similar, if their cosine is at least x (core/judge.h)
 ---   prune    "cache": this layer's rows; "hidden": the next layers never see the token; "both"
 ---   rotate   "compact": keys are rotated to the positions 0 .. rows-1 after each cut, so that generation goes on for ever
----            (StreamingLLM's positions within the cache, arXiv 2309.17453); needs share = "layer". "keep": as they are
+---            (StreamingLLM's positions within the cache, arXiv 2309.17453); needs share = "layer". Each turn begins at the
+---            key as it came, which such a layer keeps beside it: half as many bytes more. "keep": as they are
 --- A trigger: every (steps) or over (rows), window (rows never judged), once, track (what decode ranks by).
 --- Returning nothing keeps everything. `limits` says what an option may be: { min, max, step } of a number, of which only
 --- min must be given, or a list of texts. With `fit = "ratio"`, the option `target = 0.45` finds the ratio that keeps this
