@@ -1,7 +1,8 @@
 --- The evaluator: walks a template's tree and writes its text, within bounds of work and memory.
 ---
---- Each kind of node has one function: expressions in `expressions` return a value, statements in `statements` write and
---- return nil, or "break" or "continue" on their way to the loop that they belong to.
+--- Each kind of node has one function: expressions in `expressions` return a value, statements in
+--- `statements` write and return nil, or "break" or "continue" on their way to the loop that they
+--- belong to.
 local fault = require "pyramid.jinja.fault"
 local known = require "pyramid.jinja.filters"
 local methods = require "pyramid.jinja.methods"
@@ -10,9 +11,11 @@ local values = require "pyramid.jinja.values"
 
 local evaluate = {}
 
---- Bounds of one rendering; a conversation of a megabyte stays far below them, a hostile template ends within seconds.
+--- Bounds of one rendering; a conversation of a megabyte stays far below them, a hostile template
+--- ends within seconds.
 local STEPS <const> = 2000000          -- nodes evaluated and items touched
-local MADE <const> = 512 << 20         -- bytes of all texts that were made on the way, rubbish included
+-- bytes of all texts that were made on the way, rubbish included
+local MADE <const> = 512 << 20
 local OUTPUT <const> = 64 << 20        -- bytes of one text
 local DEPTH <const> = 100              -- calls of macros within macros
 local RANGE <const> = 100000           -- numbers of a range, as in Jinja's sandbox
@@ -23,18 +26,22 @@ Evaluator.__index = Evaluator
 
 local expressions, statements = {}, {}
 
--- ---- bounds -------------------------------------------------------------------------------------------------------------
+-- ---- bounds -------------------------------------------------------------------------------------
 
 function Evaluator:step(n)
   self.steps = self.steps + n
-  if self.steps > STEPS then fault.raise("unsupported", self.line, "more than %d steps (the limit of a template's work)", STEPS) end
+  if self.steps > STEPS then
+    fault.raise("unsupported", self.line, "more than %d steps (the limit of a template's work)",
+      STEPS)
+  end
 end
 
 --- Says that about `bytes` bytes, or items, are being made or looked at.
 function Evaluator:spend(bytes)
   self.made = self.made + bytes
   if self.made > MADE then
-    fault.raise("unsupported", self.line, "more than %d bytes made or searched on the way (the limit of a template)", MADE)
+    fault.raise("unsupported", self.line,
+      "more than %d bytes made or searched on the way (the limit of a template)", MADE)
   end
   self:step(1 + (bytes >> 8))
 end
@@ -42,14 +49,17 @@ end
 function Evaluator:concat(parts, separator)
   local bytes = #parts * (#(separator or "") + 1)
   for _, part in ipairs(parts) do bytes = bytes + #part end
-  if bytes > OUTPUT then fault.raise("unsupported", self.line, "a text of more than %d bytes (the limit of a template)", OUTPUT) end
+  if bytes > OUTPUT then
+    fault.raise("unsupported", self.line, "a text of more than %d bytes (the limit of a template)",
+      OUTPUT)
+  end
   self:spend(bytes)
   return table.concat(parts, separator)
 end
 
 function Evaluator:text(v) return values.text(v, self.spender) end
 
--- ---- scopes and output --------------------------------------------------------------------------------------------------
+-- ---- scopes and output --------------------------------------------------------------------------
 
 local function new_scope(parent) return { names = {}, parent = parent } end
 
@@ -79,7 +89,10 @@ end
 function Evaluator:write(s)
   local out = self.out
   out.bytes = out.bytes + #s
-  if out.bytes > OUTPUT then fault.raise("unsupported", self.line, "more than %d bytes of output (the limit of a template)", OUTPUT) end
+  if out.bytes > OUTPUT then
+    fault.raise("unsupported", self.line, "more than %d bytes of output (the limit of a template)",
+      OUTPUT)
+  end
   out[#out + 1] = s
 end
 
@@ -99,7 +112,8 @@ function Evaluator:assign(target, value, scope)
   elseif target.kind == "field" then
     local object = lookup(scope, target.name)
     if not values.is_namespace(object) then
-      fault.raise("argument", target.line, "fields can be set of a namespace only, and '%s' is none", target.name)
+      fault.raise("argument", target.line,
+        "fields can be set of a namespace only, and '%s' is none", target.name)
     end
     object.map[target.field] = value
   else
@@ -111,7 +125,7 @@ function Evaluator:assign(target, value, scope)
   end
 end
 
--- ---- operators ----------------------------------------------------------------------------------------------------------
+-- ---- operators ----------------------------------------------------------------------------------
 
 local function no_operator(op, a, b)
   for _, v in ipairs { a, b } do
@@ -138,7 +152,9 @@ local function power(x, y)
     local estimate = (x + 0.0) ^ y
     if math.abs(estimate) >= 2.0 ^ 63 then whole("**", 0, estimate) end
     local result = 1
-    for _ = 1, (x == 0 or x == 1) and math.min(y, 1) or x == -1 and y % 2 or y do result = result * x end
+    for _ = 1, (x == 0 or x == 1) and math.min(y, 1) or x == -1 and y % 2 or y do
+      result = result * x
+    end
     return result
   end
   local result = (x + 0.0) ^ y
@@ -193,8 +209,12 @@ function Evaluator:binary(op, a, b)
       return values.list(table.move(b.items, 1, #b.items, #out + 1, out), a.form)
     end
   elseif op == "*" then
-    if math.type(y) == "integer" and (type(a) == "string" or plain_a) then return repeated(self, a, y) end
-    if math.type(x) == "integer" and (type(b) == "string" or plain_b) then return repeated(self, b, x) end
+    if math.type(y) == "integer" and (type(a) == "string" or plain_a) then
+      return repeated(self, a, y)
+    end
+    if math.type(x) == "integer" and (type(b) == "string" or plain_b) then
+      return repeated(self, b, x)
+    end
   elseif op == "%" and type(a) == "string" then
     return self:percent(a, b)
   end
@@ -210,7 +230,9 @@ function Evaluator:percent(s, given)
     out[#out + 1] = s:sub(at, (from or 0) - 1)
     if not from then break end
     local flags, width, precision, kind, last = s:match("^%%([-0+ ]*)(%d*)%.?(%d*)([%a%%])()", from)
-    if not kind or #width > 4 or #precision > 2 then fault.raise("unsupported", nil, "a '%%' format that is not known here") end
+    if not kind or #width > 4 or #precision > 2 then
+      fault.raise("unsupported", nil, "a '%%' format that is not known here")
+    end
     if kind == "%" then
       out[#out + 1] = "%"
     else
@@ -220,10 +242,12 @@ function Evaluator:percent(s, given)
       local n, piece = values.number_of(v), nil
       if kind == "s" then piece = self:text(v)
       elseif kind == "r" then piece = values.repr(v, self.spender)
-      elseif (kind == "d" or kind == "i") and n then piece = ("%d"):format(n < 0 and math.ceil(n) or math.floor(n))
+      elseif (kind == "d" or kind == "i") and n then piece = ("%d"):format(n < 0 and math.ceil(n)
+        or math.floor(n))
       elseif kind == "x" and math.type(n) == "integer" then piece = ("%x"):format(n)
       elseif kind == "f" and n then
-        piece = ("%." .. (precision == "" and "6" or precision) .. "f"):format(n):gsub("[^%d%-]", ".")
+        piece = ("%." .. (precision == "" and "6" or precision) .. "f"):format(n):gsub("[^%d%-]",
+          ".")
       else fault.raise("argument", nil, "'%%%s' of a value of type %s", kind, values.type(v)) end
       local missing = (tonumber(width) or 0) - text.length(piece)
       if missing > 0 then
@@ -237,7 +261,9 @@ function Evaluator:percent(s, given)
     end
     at = last
   end
-  if used < #items and not values.is_dict(given) then fault.raise("argument", nil, "too many values for a '%%' format") end
+  if used < #items and not values.is_dict(given) then
+    fault.raise("argument", nil, "too many values for a '%%' format")
+  end
   return self:concat(out)
 end
 
@@ -255,12 +281,13 @@ function Evaluator:compare(op, a, b)
   if values.is_undefined(a) or values.is_undefined(b) then no_operator(op, a, b) end
   local x, y = values.number_of(a), values.number_of(b)
   if x and y then                                   -- NaN has no order and no error
-    return (op == "<" and x < y) or (op == ">" and x > y) or (op == "<=" and x <= y) or (op == ">=" and x >= y)
+    return (op == "<" and x < y) or (op == ">" and x > y) or (op == "<=" and x <= y) or (op == ">="
+      and x >= y)
   end
   return orders[op](values.compare(a, b, self.spender))
 end
 
--- ---- attributes, items, slices, calls -----------------------------------------------------------------------------------
+-- ---- attributes, items, slices, calls -----------------------------------------------------------
 
 local function named(what) return ("'%s'"):format(tostring(what):sub(1, 60)) end
 
@@ -289,7 +316,9 @@ end
 
 --- value.name: a method, or an item.
 function Evaluator:attribute(v, name)
-  if values.is_undefined(v) then fault.raise("argument", nil, "%s is undefined, it has no '%s'", v.what, name) end
+  if values.is_undefined(v) then
+    fault.raise("argument", nil, "%s is undefined, it has no '%s'", v.what, name)
+  end
   return methods.find(v, name) or (v.fields and v.fields(name)) or self:item(v, name)
 end
 
@@ -300,7 +329,9 @@ local function bounds(self, n, node, scope)
     local v = self:value(part, scope)
     if values.is_none(v) then return nil end
     local i = values.number_of(v)
-    if math.type(i) ~= "integer" then fault.raise("argument", node.line, "a slice by a value of type %s", values.type(v)) end
+    if math.type(i) ~= "integer" then
+      fault.raise("argument", node.line, "a slice by a value of type %s", values.type(v))
+    end
     return i
   end
   local first, last, step = integer(node.first), integer(node.last), integer(node.step) or 1
@@ -317,8 +348,11 @@ end
 function expressions.slice(self, node, scope)
   local v = self:value(node.object, scope)
   if values.is_undefined(v) then fault.raise("argument", node.line, "%s is undefined", v.what) end
-  local sliceable = type(v) == "string" or (values.is_list(v) and v.form ~= "generator" and v.form ~= "view")
-  if not sliceable then fault.raise("argument", node.line, "a slice of a value of type %s", values.type(v)) end
+  local sliceable = type(v) == "string" or (values.is_list(v) and v.form ~= "generator"
+    and v.form ~= "view")
+  if not sliceable then
+    fault.raise("argument", node.line, "a slice of a value of type %s", values.type(v))
+  end
   if type(v) == "string" then
     local first, last, step = bounds(self, text.length(v), node, scope)
     self:spend(#v)
@@ -339,7 +373,9 @@ function expressions.item(self, node, scope)
   return self:item(object, self:value(node.key, scope))
 end
 
-function expressions.attribute(self, node, scope) return self:attribute(self:value(node.object, scope), node.name) end
+function expressions.attribute(self, node, scope)
+  return self:attribute(self:value(node.object, scope), node.name)
+end
 
 -- Arguments of a call, filter or test: an array and a table by name.
 local function arguments(self, node, scope)
@@ -347,21 +383,31 @@ local function arguments(self, node, scope)
   for i, arg in ipairs(node.args) do args[i] = self:value(arg, scope) end
   for _, arg in ipairs(node.named) do by_name[arg.name] = self:value(arg.value, scope) end
   if node.more then
-    for _, item in ipairs(values.iterate(self:value(node.more, scope))) do args[#args + 1] = item end
+    for _, item in ipairs(values.iterate(self:value(node.more, scope))) do
+      args[#args + 1] = item
+    end
   end
   if node.more_named then
     local more = self:value(node.more_named, scope)
-    if not values.is_dict(more) then fault.raise("argument", node.line, "** of a value of type %s", values.type(more)) end
+    if not values.is_dict(more) then
+      fault.raise("argument", node.line, "** of a value of type %s", values.type(more))
+    end
     for _, key in ipairs(more.keys) do by_name[key] = values.get(more, key) end
   end
   return args, by_name
 end
 
 function Evaluator:call(callee, args, by_name, line)
-  if values.is_undefined(callee) then fault.raise("argument", line, "%s is undefined, it cannot be called", callee.what) end
-  if not values.is_function(callee) then fault.raise("argument", line, "a value of type %s cannot be called", values.type(callee)) end
+  if values.is_undefined(callee) then
+    fault.raise("argument", line, "%s is undefined, it cannot be called", callee.what)
+  end
+  if not values.is_function(callee) then
+    fault.raise("argument", line, "a value of type %s cannot be called", values.type(callee))
+  end
   self.depth = self.depth + 1
-  if self.depth > DEPTH then fault.raise("unsupported", line, "calls nested deeper than %d (the limit of a template)", DEPTH) end
+  if self.depth > DEPTH then
+    fault.raise("unsupported", line, "calls nested deeper than %d (the limit of a template)", DEPTH)
+  end
   self.line = line
   local result = callee.call(self, args, by_name)
   self.depth = self.depth - 1
@@ -375,17 +421,22 @@ function expressions.call(self, node, scope)
 end
 
 --- Whether there is a filter of a name.
-function Evaluator:has_filter(name) return known.filters[name] ~= nil end     -- luacheck: ignore 212
+-- luacheck: ignore 212
+function Evaluator:has_filter(name) return known.filters[name] ~= nil end
 
 function Evaluator:filter(name, v, args, by_name)
   local filter = known.filters[name]
-  if not filter then fault.raise("unsupported", self.line, "the filter '%s' is not known here", name:sub(1, 40)) end
+  if not filter then
+    fault.raise("unsupported", self.line, "the filter '%s' is not known here", name:sub(1, 40))
+  end
   return filter(self, v, args, by_name)
 end
 
 function Evaluator:test(name, v, args, by_name)
   local test = known.tests[name]
-  if not test then fault.raise("unsupported", self.line, "the test '%s' is not known here", name:sub(1, 40)) end
+  if not test then
+    fault.raise("unsupported", self.line, "the test '%s' is not known here", name:sub(1, 40))
+  end
   return test(self, v, args, by_name)
 end
 
@@ -403,7 +454,7 @@ function expressions.test(self, node, scope)
   return self:test(node.name, v, args, by_name)
 end
 
--- ---- other expressions --------------------------------------------------------------------------------------------------
+-- ---- other expressions --------------------------------------------------------------------------
 
 function expressions.constant(_, node) return node.value end
 function expressions.none() return values.none end
@@ -448,7 +499,8 @@ expressions["and"] = function(self, node, scope)
   return self:value(node.right, scope)
 end
 
-expressions["not"] = function(self, node, scope) return not values.truth(self:value(node.value, scope)) end
+expressions["not"] = function(self, node, scope) return not values.truth(self:value(node.value,
+  scope)) end
 
 function expressions.compare(self, node, scope)
   local left = self:value(node.first, scope)
@@ -477,16 +529,19 @@ end
 function expressions.sign(self, node, scope)
   local v = self:value(node.value, scope)
   local n = values.number_of(v)
-  if not n then fault.raise("argument", node.line, "'%s' of a value of type %s", node.op, values.type(v)) end
+  if not n then
+    fault.raise("argument", node.line, "'%s' of a value of type %s", node.op, values.type(v))
+  end
   if node.op == "+" then return n end
   return whole("-", -n, -(n + 0.0))
 end
 
--- ---- statements ---------------------------------------------------------------------------------------------------------
+-- ---- statements ---------------------------------------------------------------------------------
 
 function statements.text(self, node) self:write(node.text) end
 
-function statements.output(self, node, scope) self:write(self:text(self:value(node.value, scope))) end
+function statements.output(self, node, scope) self:write(self:text(self:value(node.value,
+  scope))) end
 
 statements["if"] = function(self, node, scope)
   for _, branch in ipairs(node.branches) do
@@ -495,7 +550,8 @@ statements["if"] = function(self, node, scope)
   if node.otherwise then return self:run(node.otherwise, scope) end
 end
 
-function statements.set(self, node, scope) self:assign(node.target, self:value(node.value, scope), scope) end
+function statements.set(self, node, scope) self:assign(node.target, self:value(node.value, scope),
+  scope) end
 
 function statements.set_block(self, node, scope)
   node.hole.held = self:captured(node.body, new_scope(scope))
@@ -521,16 +577,21 @@ statements["continue"] = function() return "continue" end
 -- The variable `loop`: its fields are worked out when asked for.
 local function loop_variable(self, state)
   local loop = values.func("loop", function(_, args)
-    if not state.recursive then fault.raise("argument", nil, "'loop' is called in a loop that is not recursive") end
+    if not state.recursive then
+      fault.raise("argument", nil, "'loop' is called in a loop that is not recursive")
+    end
     return state.recursive(args[1] or values.none)
   end)
   local fields = {
     index = function() return state.at end, index0 = function() return state.at - 1 end,
-    revindex = function() return #state.items - state.at + 1 end, revindex0 = function() return #state.items - state.at end,
-    first = function() return state.at == 1 end, last = function() return state.at == #state.items end,
+    revindex = function() return #state.items - state.at + 1 end,
+      revindex0 = function() return #state.items - state.at end,
+    first = function() return state.at == 1 end,
+      last = function() return state.at == #state.items end,
     length = function() return #state.items end,
     depth = function() return state.depth end, depth0 = function() return state.depth - 1 end,
-    previtem = function() return state.items[state.at - 1] end, nextitem = function() return state.items[state.at + 1] end,
+    previtem = function() return state.items[state.at - 1] end,
+      nextitem = function() return state.items[state.at + 1] end,
     cycle = function()
       return values.func("cycle", function(_, args)
         if #args == 0 then fault.raise("argument", nil, "cycle() takes at least one value") end
@@ -608,7 +669,8 @@ end
 local function make_macro(node, scope)
   local parameters = node.parameters
   if node.takes_more == nil then
-    node.takes_more, node.takes_named = names_variable(node.body, "varargs"), names_variable(node.body, "kwargs")
+    node.takes_more, node.takes_named = names_variable(node.body, "varargs"),
+      names_variable(node.body, "kwargs")
   end
   local macro = values.func(node.name, function(self, args, by_name)
     local inner = new_scope(scope)
@@ -616,24 +678,32 @@ local function make_macro(node, scope)
     for i, parameter in ipairs(parameters) do
       local v = args[i]
       if by_name[parameter.name] ~= nil then
-        if v ~= nil then fault.raise("argument", node.line, "macro %s takes '%s' once", node.name, parameter.name) end
+        if v ~= nil then
+          fault.raise("argument", node.line, "macro %s takes '%s' once", node.name, parameter.name)
+        end
         v = by_name[parameter.name]
       end
       taken[parameter.name] = true
       if v == nil and parameter.default then v = self:value(parameter.default, inner) end
-      inner.names[parameter.name] = v == nil and values.undefined("parameter " .. named(parameter.name)) or v
+      inner.names[parameter.name] = v == nil and values.undefined("parameter "
+        .. named(parameter.name)) or v
     end
     if #args > #parameters then
       if not node.takes_more then
-        fault.raise("argument", node.line, "macro %s takes %d values, not %d", node.name, #parameters, #args)
+        fault.raise("argument", node.line, "macro %s takes %d values, not %d", node.name,
+          #parameters, #args)
       end
     end
-    if node.takes_more then inner.names.varargs = values.list(table.move(args, #parameters + 1, #args, 1, {}), "tuple") end
+    if node.takes_more then
+      inner.names.varargs = values.list(table.move(args, #parameters + 1, #args, 1, {}), "tuple")
+    end
     local rest = values.dict()
     for name, v in pairs(by_name) do
       if name == "caller" and not taken.caller then inner.names.caller = v
       elseif not taken[name] then
-        if not node.takes_named then fault.raise("argument", node.line, "macro %s knows no '%s'", node.name, name) end
+        if not node.takes_named then
+          fault.raise("argument", node.line, "macro %s knows no '%s'", node.name, name)
+        end
         values.set(rest, name, v)
       end
     end
@@ -654,12 +724,14 @@ function statements.call_block(self, node, scope)
   self:write(self:text(self:call(callee, args, by_name, call.line)))
 end
 
--- ---- globals ------------------------------------------------------------------------------------------------------------
+-- ---- globals ------------------------------------------------------------------------------------
 
 local function dict_of(self, args, by_name)
   local dict = values.dict()
   if args[1] ~= nil then
-    if not values.is_dict(args[1]) then fault.raise("unsupported", nil, "dict() of a value of type %s", values.type(args[1])) end
+    if not values.is_dict(args[1]) then
+      fault.raise("unsupported", nil, "dict() of a value of type %s", values.type(args[1]))
+    end
     for _, key in ipairs(args[1].keys) do values.set(dict, key, values.get(args[1], key)) end
   end
   local names = {}
@@ -670,7 +742,8 @@ local function dict_of(self, args, by_name)
   return dict
 end
 
-local months = { "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+local months = { "January", "February", "March", "April", "May", "June", "July", "August",
+  "September", "October", "November",
   "December" }
 local days = { "Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday" }
 
@@ -678,9 +751,12 @@ local days = { "Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday",
 local function format_time(format, now)
   local hour12 = (now.hour + 11) % 12 + 1
   local fields = {
-    Y = ("%d"):format(now.year), y = ("%02d"):format(now.year % 100), m = ("%02d"):format(now.month), d = ("%02d"):format(now.day),
-    e = ("%2d"):format(now.day), H = ("%02d"):format(now.hour), I = ("%02d"):format(hour12), M = ("%02d"):format(now.min),
-    S = ("%02d"):format(now.sec), p = now.hour < 12 and "AM" or "PM", j = ("%03d"):format(now.yday), w = ("%d"):format(now.wday - 1),
+    Y = ("%d"):format(now.year), y = ("%02d"):format(now.year % 100),
+      m = ("%02d"):format(now.month), d = ("%02d"):format(now.day),
+    e = ("%2d"):format(now.day), H = ("%02d"):format(now.hour), I = ("%02d"):format(hour12),
+      M = ("%02d"):format(now.min),
+    S = ("%02d"):format(now.sec), p = now.hour < 12 and "AM" or "PM", j = ("%03d"):format(now.yday),
+      w = ("%d"):format(now.wday - 1),
     B = months[now.month], b = months[now.month]:sub(1, 3), h = months[now.month]:sub(1, 3),
     A = days[now.wday], a = days[now.wday]:sub(1, 3), ["%"] = "%", n = "\n", t = "\t",
   }
@@ -688,7 +764,8 @@ local function format_time(format, now)
   fields.T = ("%s:%s:%s"):format(fields.H, fields.M, fields.S)
   fields.R = ("%s:%s"):format(fields.H, fields.M)
   fields.D = ("%s/%s/%s"):format(fields.m, fields.d, fields.y)
-  local plain = { d = now.day, m = now.month, H = now.hour, I = hour12, M = now.min, S = now.sec, j = now.yday, e = now.day }
+  local plain = { d = now.day, m = now.month, H = now.hour, I = hour12, M = now.min, S = now.sec,
+    j = now.yday, e = now.day }
   return (format:gsub("%%(-?)(.?)", function(bare, c)
     local value = bare == "-" and plain[c] and ("%d"):format(plain[c]) or (bare == "" and fields[c])
     if not value then fault.raise("unsupported", nil, "strftime_now: '%%%s%s'", bare, c) end
@@ -702,11 +779,16 @@ globals.range = function(self, args)
   local first, last, step = 0, args[1], 1
   if args[2] ~= nil then first, last, step = args[1], args[2], args[3] or 1 end
   for _, v in ipairs { first, last == nil and values.none or last, step } do
-    if math.type(v) ~= "integer" then fault.raise("argument", nil, "range() takes whole numbers") end
+    if math.type(v) ~= "integer" then
+      fault.raise("argument", nil, "range() takes whole numbers")
+    end
   end
   if step == 0 then fault.raise("argument", nil, "range() by steps of zero") end
   local span = (last + 0.0 - first) / step
-  if span > RANGE then fault.raise("unsupported", nil, "range() of more than %d numbers (the limit of a template)", RANGE) end
+  if span > RANGE then
+    fault.raise("unsupported", nil, "range() of more than %d numbers (the limit of a template)",
+      RANGE)
+  end
   local items = {}
   for i = first, last + (step > 0 and -1 or 1), step do items[#items + 1] = i end
   self:spend(16 * #items)
@@ -734,7 +816,8 @@ end
 globals.cycler = function(_, args)
   local at = 0
   if #args == 0 then fault.raise("argument", nil, "cycler() takes at least one value") end
-  local cycler = values.func("cycler", function() fault.raise("argument", nil, "a cycler cannot be called") end)
+  local cycler = values.func("cycler", function() fault.raise("argument", nil,
+    "a cycler cannot be called") end)
   cycler.fields = function(name)
     if name == "next" then
       return values.func("next", function()
@@ -763,7 +846,8 @@ end
 ---@param now table
 ---@return string
 function evaluate.render(body, variables, now)
-  local self = setmetatable({ steps = 0, made = 0, depth = 0, line = 1, out = { bytes = 0 } }, Evaluator)
+  local self = setmetatable({ steps = 0, made = 0, depth = 0, line = 1, out = { bytes = 0 } },
+    Evaluator)
   self.spender = function(bytes) self:spend(bytes) end
   local builtin = new_scope(nil)
   for name, call in pairs(globals) do builtin.names[name] = values.func(name, call) end

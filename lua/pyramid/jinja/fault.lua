@@ -1,4 +1,5 @@
---- Faults of templates: what is raised inside the engine and caught at its border (init.lua), never beyond.
+--- Faults of templates: what is raised inside the engine and caught at its border (init.lua), never
+--- beyond.
 ---
 ---   "format"       the template's text is malformed
 ---   "unsupported"  it uses what this engine does not know, or passes a limit; the message names it

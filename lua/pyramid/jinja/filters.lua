@@ -1,13 +1,16 @@
---- Filters and tests: Jinja's own, as far as templates of conversations use them, and transformers' tojson.
+--- Filters and tests: Jinja's own, as far as templates of conversations use them, and transformers'
+--- tojson.
 ---
---- A filter is a function of (evaluator, value, args, named); a test as well, and returns a boolean.
+--- A filter is a function of (evaluator, value, args, named); a test as well, and returns a
+--- boolean.
 local fault = require "pyramid.jinja.fault"
 local methods = require "pyramid.jinja.methods"
 local text = require "pyramid.jinja.text"
 local values = require "pyramid.jinja.values"
 
 local filters, tests = {}, {}
-local argument, integer_argument, text_argument = methods.argument, methods.integer_argument, methods.text_argument
+local argument, integer_argument, text_argument = methods.argument, methods.integer_argument,
+  methods.text_argument
 
 local function items_of(e, v)
   local items = values.iterate(v)
@@ -23,7 +26,9 @@ local function getter(e, attribute, default)
   local path = {}
   if math.type(attribute) == "integer" then path[1] = attribute
   else
-    for part in text_argument("attribute", attribute):gmatch "[^.]+" do path[#path + 1] = math.tointeger(tonumber(part)) or part end
+    for part in text_argument("attribute", attribute):gmatch "[^.]+" do
+      path[#path + 1] = math.tointeger(tonumber(part)) or part
+    end
   end
   return function(item)
     for _, part in ipairs(path) do
@@ -34,18 +39,20 @@ local function getter(e, attribute, default)
   end
 end
 
--- ---- texts --------------------------------------------------------------------------------------------------------------
+-- ---- texts --------------------------------------------------------------------------------------
 
 local function as_text(e, v) return e:text(v) end
 
 local function from_method(name)
-  filters[name] = function(e, v, args, named) return methods.find(as_text(e, v), name).call(e, args, named) end
+  filters[name] = function(e, v, args, named) return methods.find(as_text(e, v), name).call(e, args,
+    named) end
 end
 for _, name in ipairs { "upper", "lower", "capitalize" } do from_method(name) end
 
 function filters.title(e, v)
   local low = methods.cased("title", as_text(e, v), text.lower(as_text(e, v)))
-  local out = low:gsub("([^%-%s%({%[<]+)", function(word) return text.upper(word:sub(1, 1)) .. word:sub(2) end)
+  local out = low:gsub("([^%-%s%({%[<]+)", function(word) return text.upper(word:sub(1, 1))
+    .. word:sub(2) end)
   return out
 end
 
@@ -96,7 +103,8 @@ function filters.forceescape(e, v) return filters.escape(e, as_text(e, v)) end
 filters.e = filters.escape
 
 function filters.center(e, v, args, named)
-  return methods.find(as_text(e, v), "center").call(e, { argument("center", args, named, 1, "width", 80) }, {})
+  return methods.find(as_text(e, v), "center").call(e, { argument("center", args, named, 1, "width",
+    80) }, {})
 end
 
 function filters.truncate(e, v, args, named)
@@ -134,7 +142,8 @@ function filters.tojson(e, v, args, named)
   local ascii = values.truth(argument("tojson", args, named, 1, "ensure_ascii", false))
   local indent = argument("tojson", args, named, 2, "indent", values.none)
   local separators = argument("tojson", args, named, 3, "separators", values.none)
-  local o = { ascii = ascii, item = ", ", key = ": ", sort = values.truth(argument("tojson", args, named, 4, "sort_keys", false)) }
+  local o = { ascii = ascii, item = ", ", key = ": ", sort = values.truth(argument("tojson", args,
+    named, 4, "sort_keys", false)) }
   if not values.is_none(indent) then
     if type(indent) == "string" then o.indent = indent
     else
@@ -145,31 +154,38 @@ function filters.tojson(e, v, args, named)
     o.item = ","
   end
   if values.is_list(separators) and #separators.items == 2 then
-    o.item, o.key = text_argument("tojson", separators.items[1]), text_argument("tojson", separators.items[2])
+    o.item, o.key = text_argument("tojson", separators.items[1]), text_argument("tojson",
+      separators.items[2])
   elseif not values.is_none(separators) then
     fault.raise("argument", nil, "tojson: separators are two texts")
   end
   return values.json(v, o, e.spender)
 end
 
--- ---- numbers ------------------------------------------------------------------------------------------------------------
+-- ---- numbers ------------------------------------------------------------------------------------
 
 filters["int"] = function(_, v, args, named)
   local default = argument("int", args, named, 1, "default", 0)
   local base = integer_argument("int", argument("int", args, named, 2, "base", 10))
   local n = values.number_of(v)
-  if n then return math.type(n) == "integer" and n or math.tointeger(n < 0 and math.ceil(n) or math.floor(n)) or default end
+  if n then
+    return math.type(n) == "integer" and n or math.tointeger(n < 0 and math.ceil(n)
+      or math.floor(n)) or default
+  end
   if type(v) ~= "string" then return default end
   local s = text.strip(v, true, true)
   if base ~= 10 then return tonumber((s:gsub("^0[xXoObB]", "")), base) or default end
-  if s:find "^[-+]?%d[%d_]*$" then return math.tointeger(tonumber((s:gsub("[+_]", "")))) or default end
+  if s:find "^[-+]?%d[%d_]*$" then
+    return math.tointeger(tonumber((s:gsub("[+_]", "")))) or default
+  end
   n = s:find "^[-+]?[%d.]+[eE]?[-+]?%d*$" and tonumber((s:gsub("^%+", ""))) or nil
   return n and math.tointeger(n < 0 and math.ceil(n) or math.floor(n)) or default
 end
 
 filters["float"] = function(_, v, args, named)
   local default = argument("float", args, named, 1, "default", 0.0)
-  local n = values.number_of(v) or (type(v) == "string" and not v:find "[xX]" and tonumber(text.strip(v, true, true))) or nil
+  local n = values.number_of(v) or (type(v) == "string" and not v:find "[xX]"
+    and tonumber(text.strip(v, true, true))) or nil
   return n and n + 0.0 or default
 end
 
@@ -190,11 +206,12 @@ function filters.round(_, v, args, named)
   local scaled = n * scale
   local floor = math.floor(scaled)
   local rest = scaled - floor
-  local up = rest > 0.5 or (rest == 0.5 and floor % 2 == 1)         -- halves to even, as Python rounds
+  -- halves to even, as Python rounds
+  local up = rest > 0.5 or (rest == 0.5 and floor % 2 == 1)
   return (floor + (up and 1 or 0)) / scale
 end
 
--- ---- sequences ----------------------------------------------------------------------------------------------------------
+-- ---- sequences ----------------------------------------------------------------------------------
 
 function filters.length(_, v)
   if type(v) == "string" then return text.length(v) end
@@ -252,7 +269,9 @@ filters.d = filters["default"]
 
 function filters.items(e, v)
   if values.is_undefined(v) then return values.list({}, "generator") end
-  if not values.is_dict(v) then fault.raise("argument", nil, "items of a value of type %s", values.type(v)) end
+  if not values.is_dict(v) then
+    fault.raise("argument", nil, "items of a value of type %s", values.type(v))
+  end
   return values.list(methods.find(v, "items").call(e, {}, {}).items, "generator")
 end
 
@@ -300,22 +319,28 @@ function filters.sort(e, v, args, named)
 end
 
 function filters.dictsort(e, v, args, named)
-  if not values.is_dict(v) then fault.raise("argument", nil, "dictsort of a value of type %s", values.type(v)) end
+  if not values.is_dict(v) then
+    fault.raise("argument", nil, "dictsort of a value of type %s", values.type(v))
+  end
   local sensitive = values.truth(argument("dictsort", args, named, 1, "case_sensitive", false))
   local by = argument("dictsort", args, named, 2, "by", "key") == "value" and 2 or 1
   local reverse = values.truth(argument("dictsort", args, named, 3, "reverse", false))
   local items = methods.find(v, "items").call(e, {}, {}).items
   spend_sorting(e, items)
-  return values.list(sorted(e, items, folding(sensitive, function(pair) return pair.items[by] end), reverse))
+  return values.list(sorted(e, items, folding(sensitive, function(pair) return pair.items[by] end),
+    reverse))
 end
 
 local function extreme(name, sign)
   filters[name] = function(e, v, args, named)
     local sensitive = values.truth(argument(name, args, named, 1, "case_sensitive", false))
-    local key = folding(sensitive, getter(e, argument(name, args, named, 2, "attribute", values.none)))
+    local key = folding(sensitive, getter(e, argument(name, args, named, 2, "attribute",
+      values.none)))
     local best
     for _, item in ipairs(items_of(e, v)) do
-      if best == nil or sign * values.compare(key(item), key(best), e.spender) > 0 then best = item end
+      if best == nil or sign * values.compare(key(item), key(best), e.spender) > 0 then
+        best = item
+      end
     end
     if best == nil then return values.undefined "no item of an empty sequence" end
     return best
@@ -333,7 +358,8 @@ end
 
 function filters.unique(e, v, args, named)
   local sensitive = values.truth(argument("unique", args, named, 1, "case_sensitive", false))
-  local key = folding(sensitive, getter(e, argument("unique", args, named, 2, "attribute", values.none)))
+  local key = folding(sensitive, getter(e, argument("unique", args, named, 2, "attribute",
+    values.none)))
   local seen, out = values.dict(), {}
   for _, item in ipairs(items_of(e, v)) do
     local k = key(item)
@@ -406,13 +432,15 @@ function filters.map(e, v, args, named)
     local rest = table.move(args, 2, #args, 1, {})
     apply = function(item) return e:filter(name, item, rest, named) end
   end
-  if not values.truth(v) then return values.list({}, "generator") end      -- whatever it is, as in Jinja
+  -- whatever it is, as in Jinja
+  if not values.truth(v) then return values.list({}, "generator") end
   local out = {}
   for i, item in ipairs(items_of(e, v)) do out[i] = apply(item) end
   return values.list(out, "generator")
 end
 
--- select, reject, selectattr, rejectattr: `by_attribute` takes the first argument as a path, `keep` says which stay.
+-- select, reject, selectattr, rejectattr: `by_attribute` takes the first argument as a path, `keep`
+-- says which stay.
 local function choosing(filter, by_attribute, keep)
   filters[filter] = function(e, v, args, named)
     local at, get = 1, nil
@@ -422,7 +450,8 @@ local function choosing(filter, by_attribute, keep)
     end
     local test = args[at]
     local rest = table.move(args, at + 1, #args, 1, {})
-    if not values.truth(v) then return values.list({}, "generator") end    -- whatever it is, as in Jinja
+    -- whatever it is, as in Jinja
+    if not values.truth(v) then return values.list({}, "generator") end
     local out = {}
     for _, item in ipairs(items_of(e, v)) do
       local value = item
@@ -440,7 +469,7 @@ choosing("reject", false, false)
 choosing("selectattr", true, true)
 choosing("rejectattr", true, false)
 
--- ---- tests --------------------------------------------------------------------------------------------------------------
+-- ---- tests --------------------------------------------------------------------------------------
 
 function tests.defined(_, v) return not values.is_undefined(v) end
 function tests.undefined(_, v) return values.is_undefined(v) end
@@ -457,12 +486,15 @@ function tests.callable(_, v) return values.is_function(v) end
 function tests.iterable(_, v)
   return type(v) == "string" or values.is_list(v) or values.is_dict(v) or values.is_undefined(v)
 end
--- Jinja asks for len() and []: texts, lists and dicts have both; views and generators do not, undefined values have len().
+-- Jinja asks for len() and []: texts, lists and dicts have both; views and generators do not,
+-- undefined values have len().
 function tests.sequence(_, v)
   return type(v) == "string" or values.is_dict(v) or values.is_undefined(v)
     or (values.is_list(v) and v.form ~= "generator" and v.form ~= "view")
 end
-function tests.sameas(_, v, args) return rawequal(v, args[1]) and math.type(v) == math.type(args[1]) end
+function tests.sameas(_, v, args)
+  return rawequal(v, args[1]) and math.type(v) == math.type(args[1])
+end
 function tests.escaped(_, v) return values.is_markup(v) end
 function tests.lower(e, v)
   local s = e:text(v)
@@ -472,21 +504,25 @@ function tests.upper(e, v)
   local s = e:text(v)
   return methods.find(s, "isupper").call(e, {}, {})
 end
-tests["in"] = function(e, v, args) return values.contains(argument("in", args, {}, 1), v, e.spender) end
+tests["in"] = function(e, v, args) return values.contains(argument("in", args, {}, 1), v,
+  e.spender) end
 function tests.filter(e, v) return e:has_filter(v) end
 function tests.test(_, v) return tests[v] ~= nil end
 
 local function modulo(name, wanted)
   tests[name] = function(e, v, args)
-    return e:compare("==", e:binary("%", v, wanted and 2 or argument(name, args, {}, 1)), wanted or 0)
+    return e:compare("==", e:binary("%", v, wanted and 2 or argument(name, args, {}, 1)), wanted
+      or 0)
   end
 end
 modulo("odd", 1)
 modulo("divisibleby")
 function tests.even(e, v) return e:compare("==", e:binary("%", v, 2), 0) end
 
-for name, op in pairs { eq = "==", equalto = "==", ["=="] = "==", ne = "!=", ["!="] = "!=", lt = "<", lessthan = "<",
-  ["<"] = "<", le = "<=", ["<="] = "<=", gt = ">", greaterthan = ">", [">"] = ">", ge = ">=", [">="] = ">=" } do
+for name, op in pairs { eq = "==", equalto = "==", ["=="] = "==", ne = "!=", ["!="] = "!=",
+  lt = "<", lessthan = "<",
+  ["<"] = "<", le = "<=", ["<="] = "<=", gt = ">", greaterthan = ">", [">"] = ">", ge = ">=",
+    [">="] = ">=" } do
   tests[name] = function(e, v, args) return e:compare(op, v, argument(name, args, {}, 1)) end
 end
 

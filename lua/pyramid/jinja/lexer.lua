@@ -1,22 +1,28 @@
 --- The lexer: a template's text as a sequence of tokens, with Jinja's control of white space.
 ---
---- As transformers sets Jinja up for chat templates: trim_blocks (the newline behind a block tag goes), lstrip_blocks (the
---- blanks before a block tag that begins its line go), and the one newline at the template's end goes. `-` at a tag takes all
---- white space on that side, `+` keeps what the two settings would take.
+--- As transformers sets Jinja up for chat templates: trim_blocks (the newline behind a block tag
+--- goes), lstrip_blocks (the blanks before a block tag that begins its line go), and the one
+--- newline at the template's end goes. `-` at a tag takes all white space on that side, `+` keeps
+--- what the two settings would take.
 ---
---- Tokens are { kind, value, line }: "text", "name", "string", "integer", "float", "op", and the four marks "{{", "}}", "{%", "%}".
+--- Tokens are { kind, value, line }: "text", "name", "string", "integer", "float", "op", and the
+--- four marks "{{", "}}", "{%", "%}".
 local fault = require "pyramid.jinja.fault"
 local text = require "pyramid.jinja.text"
 
 local lexer = {}
 
-local operators = { ["//"] = true, ["**"] = true, ["=="] = true, ["!="] = true, [">="] = true, ["<="] = true }
-local escapes = { n = "\n", t = "\t", r = "\r", a = "\a", b = "\b", f = "\f", v = "\v", ["\\"] = "\\", ["'"] = "'", ['"'] = '"',
+local operators = { ["//"] = true, ["**"] = true, ["=="] = true, ["!="] = true, [">="] = true,
+  ["<="] = true }
+local escapes = { n = "\n", t = "\t", r = "\r", a = "\a", b = "\b", f = "\f", v = "\v",
+  ["\\"] = "\\", ["'"] = "'", ['"'] = '"',
   ["\n"] = "" }
 
 -- A code point as UTF-8, or a fault: half a surrogate pair is no character.
 local function character(cp, line)
-  if cp > 0x10FFFF or (cp >= 0xD800 and cp <= 0xDFFF) then fault.raise("format", line, "a string names no character (%X)", cp) end
+  if cp > 0x10FFFF or (cp >= 0xD800 and cp <= 0xDFFF) then
+    fault.raise("format", line, "a string names no character (%X)", cp)
+  end
   return utf8.char(cp)
 end
 
@@ -80,11 +86,14 @@ function Lexer:number()
     end
   end
   local whole = s:match("^%d[%d_]*", at)
-  local rest = s:match("^%.%d[%d_]*[eE][+-]?%d[%d_]*", at + #whole) or s:match("^%.%d[%d_]*", at + #whole)
+  local rest = s:match("^%.%d[%d_]*[eE][+-]?%d[%d_]*", at + #whole) or s:match("^%.%d[%d_]*",
+    at + #whole)
     or s:match("^[eE][+-]?%d[%d_]*", at + #whole)
   local digits = (whole .. (rest or "")):gsub("_", "")
   local value = rest and tonumber(digits) or math.tointeger(tonumber(digits))
-  if not value then fault.raise("unsupported", self.line, "the number %s is too large", digits:sub(1, 40)) end
+  if not value then
+    fault.raise("unsupported", self.line, "the number %s is too large", digits:sub(1, 40))
+  end
   self:add(rest and "float" or "integer", rest and value + 0.0 or value)
   self:advance(at + #whole + #(rest or ""))
 end
@@ -102,12 +111,15 @@ function Lexer:string(quote)
   end
 end
 
--- Tokens of a tag up to its end; `close` is "}}" or "%}". Returns whether the end strips ("-") or keeps ("+").
+-- Tokens of a tag up to its end; `close` is "}}" or "%}". Returns whether the end strips ("-") or
+-- keeps ("+").
 function Lexer:inside(close)
   local s, nesting = self.source, {}
   while true do
     local from = s:find("%S", self.at)
-    if not from then fault.raise("format", self.line, "a tag does not end ('%s' is missing)", close) end
+    if not from then
+      fault.raise("format", self.line, "a tag does not end ('%s' is missing)", close)
+    end
     self:advance(from)
     local c = s:sub(from, from)
     if #nesting == 0 then
@@ -130,9 +142,12 @@ function Lexer:inside(close)
       if not op:find "^[-+*/%%~<>=!.:|,;()%[%]{}]" or op == "!" then
         fault.raise("format", self.line, "an unexpected character '%s'", c)
       end
-      if op:find "[%(%[{]" then nesting[#nesting + 1] = ({ ["("] = ")", ["["] = "]", ["{"] = "}" })[op]
+      if op:find "[%(%[{]" then nesting[#nesting + 1] = ({ ["("] = ")", ["["] = "]",
+        ["{"] = "}" })[op]
       elseif op:find "^[%)%]}]$" then
-        if table.remove(nesting) ~= op then fault.raise("format", self.line, "an unexpected '%s'", op) end
+        if table.remove(nesting) ~= op then
+          fault.raise("format", self.line, "an unexpected '%s'", op)
+        end
       end
       self:add("op", op)
       self:advance(from + #op)
@@ -152,7 +167,8 @@ local function before_tag(piece, sign, block, fresh_line)
   return text.strip(blanks, true, false) == "" and head or piece
 end
 
--- Behind a tag: `-` takes white space, otherwise trim_blocks takes one newline (blocks and comments).
+-- Behind a tag: `-` takes white space, otherwise trim_blocks takes one newline (blocks and
+-- comments).
 function Lexer:after_tag(sign, block)
   if sign == "-" then
     local n = text.space_at(self.source, self.at)
@@ -210,7 +226,9 @@ function lexer.tokens(source)
       -- done
     else
       piece = before_tag(piece, sign, block, fresh_line)
-      if piece ~= "" then self.tokens[#self.tokens + 1] = { kind = "text", value = piece, line = line_of_piece } end
+      if piece ~= "" then
+        self.tokens[#self.tokens + 1] = { kind = "text", value = piece, line = line_of_piece }
+      end
       self:advance(open + 2 + #sign)
       if mark == "{#" then
         local last = source:find("#}", self.at, true)

@@ -1,14 +1,16 @@
---- Methods of texts, dicts and lists, as Python has them. Those that would change a value are refused, as the sandbox that
---- transformers renders in refuses them.
+--- Methods of texts, dicts and lists, as Python has them. Those that would change a value are
+--- refused, as the sandbox that transformers renders in refuses them.
 ---
---- A method is a function of (evaluator, self, args, named); the evaluator is told of what it makes (evaluator:spend).
+--- A method is a function of (evaluator, self, args, named); the evaluator is told of what it makes
+--- (evaluator:spend).
 local fault = require "pyramid.jinja.fault"
 local text = require "pyramid.jinja.text"
 local values = require "pyramid.jinja.values"
 
 local methods = {}
 
-local function wrong(method, wanted) fault.raise("argument", nil, "%s() takes %s", method, wanted) end
+local function wrong(method, wanted) fault.raise("argument", nil, "%s() takes %s", method,
+  wanted) end
 
 -- An argument by place or name, with a default (nil: it must be there).
 local function argument(method, args, named, i, name, default)
@@ -26,10 +28,13 @@ end
 
 local function integer_argument(method, v)
   local n = values.number_of(v)
-  if math.type(n) ~= "integer" then wrong(method, "a whole number, not a value of type " .. values.type(v)) end
+  if math.type(n) ~= "integer" then
+    wrong(method, "a whole number, not a value of type " .. values.type(v))
+  end
   return n
 end
-methods.argument, methods.text_argument, methods.integer_argument = argument, text_argument, integer_argument
+methods.argument, methods.text_argument, methods.integer_argument = argument, text_argument,
+  integer_argument
 
 --- Case in texts beyond ASCII needs Unicode's tables, which are not here.
 function methods.cased(name, s, mapped)
@@ -57,7 +62,9 @@ local function splitting(name, by_separator)
     local most = integer_argument(name, argument(name, args, named, 2, "maxsplit", -1))
     local parts
     if values.is_none(separator) then
-      if name == "rsplit" and most >= 0 then fault.raise("unsupported", nil, "rsplit() by white space with a limit") end
+      if name == "rsplit" and most >= 0 then
+        fault.raise("unsupported", nil, "rsplit() by white space with a limit")
+      end
       parts = text.words(s, most)
     else
       if text_argument(name, separator) == "" then wrong(name, "a separator that is not empty") end
@@ -72,7 +79,8 @@ splitting("split", text.split)
 splitting("rsplit", text.split_right)
 
 function strings.splitlines(e, s, args, named)
-  local parts = text.lines(s, values.truth(argument("splitlines", args, named, 1, "keepends", false)))
+  local parts = text.lines(s, values.truth(argument("splitlines", args, named, 1, "keepends",
+    false)))
   e:spend(16 * #parts)
   return values.list(parts)
 end
@@ -107,7 +115,8 @@ local function within(name, s, args)
   if args[2] == nil then return s, 0 end
   local n = text.length(s)
   local first = integer_argument(name, args[2])
-  local last = args[3] ~= nil and not values.is_none(args[3]) and integer_argument(name, args[3]) or n
+  local last = args[3] ~= nil and not values.is_none(args[3]) and integer_argument(name, args[3])
+    or n
   if first < 0 then first = math.max(0, n + first) end
   if last < 0 then last = n + last end
   return text.sub(s, first + 1, math.min(last, n)), math.min(first, n)
@@ -212,7 +221,8 @@ function strings.swapcase(_, s)
 end
 
 -- Questions about all characters of a text: patterns of ASCII.
-for name, pattern in pairs { isdigit = "^[0-9]+$", isdecimal = "^[0-9]+$", isnumeric = "^[0-9]+$", isalpha = "^[A-Za-z]+$",
+for name, pattern in pairs { isdigit = "^[0-9]+$", isdecimal = "^[0-9]+$", isnumeric = "^[0-9]+$",
+  isalpha = "^[A-Za-z]+$",
   isalnum = "^[A-Za-z0-9]+$", isspace = "^[\t-\r\x1c- ]+$" } do
   strings[name] = function(_, s)
     methods.cased(name .. "()", s, text.is_ascii(s) or nil)
@@ -263,7 +273,9 @@ function strings.format(e, s, args, named)
       out[#out + 1], at = s:sub(brace, brace), brace + 2
     else
       local field, last = s:match("^{([%w_]*)}()", brace)
-      if not field then fault.raise("unsupported", nil, "format() with more than {}, {0} and {name}") end
+      if not field then
+        fault.raise("unsupported", nil, "format() with more than {}, {0} and {name}")
+      end
       local value
       if field == "" then
         place = place + 1
@@ -336,7 +348,8 @@ end
 
 local function refusing(into, kind, names)
   for name in names:gmatch "%a+" do
-    into[name] = function() fault.raise("argument", nil, "%s.%s() would change a value, which a template may not", kind, name) end
+    into[name] = function() fault.raise("argument", nil,
+      "%s.%s() would change a value, which a template may not", kind, name) end
   end
 end
 refusing(dicts, "dict", "clear pop popitem setdefault update")

@@ -1,7 +1,9 @@
---- The parser: tokens to a tree, by Jinja's grammar (recursive descent, one function a level of precedence).
+--- The parser: tokens to a tree, by Jinja's grammar (recursive descent, one function a level of
+--- precedence).
 ---
---- A node is { kind, line, … }; evaluate.lua has a function for each kind. Bodies are arrays of statements.
---- Tags that reach for other templates (extends, include, import, block) are refused by name.
+--- A node is { kind, line, … }; evaluate.lua has a function for each kind. Bodies are arrays of
+--- statements. Tags that reach for other templates (extends, include, import, block) are refused by
+--- name.
 local fault = require "pyramid.jinja.fault"
 local lexer = require "pyramid.jinja.lexer"
 
@@ -19,9 +21,11 @@ local function node(kind, line, fields)
   return fields
 end
 
--- ---- tokens -------------------------------------------------------------------------------------------------------------
+-- ---- tokens -------------------------------------------------------------------------------------
 
-function Parser:peek(ahead) return self.tokens[self.at + (ahead or 0)] or self.tokens[#self.tokens] end
+function Parser:peek(ahead)
+  return self.tokens[self.at + (ahead or 0)] or self.tokens[#self.tokens]
+end
 
 function Parser:take()
   local token = self:peek()
@@ -48,7 +52,9 @@ function Parser:accept(kind, value)
 end
 
 function Parser:expect(kind, value)
-  if not self:is(kind, value) then self:fail(self:peek(), value and ("'%s'"):format(value) or "a " .. kind) end
+  if not self:is(kind, value) then
+    self:fail(self:peek(), value and ("'%s'"):format(value) or "a " .. kind)
+  end
   return self:take()
 end
 
@@ -63,7 +69,7 @@ function Parser:deeper(level, ...)
   return result
 end
 
--- ---- expressions --------------------------------------------------------------------------------------------------------
+-- ---- expressions --------------------------------------------------------------------------------
 
 -- a if test else b
 function Parser:expression()
@@ -106,7 +112,8 @@ function Parser:negation()
   return self:comparison()
 end
 
-local comparisons = { ["=="] = true, ["!="] = true, ["<"] = true, [">"] = true, ["<="] = true, [">="] = true }
+local comparisons = { ["=="] = true, ["!="] = true, ["<"] = true, [">"] = true, ["<="] = true,
+  [">="] = true }
 
 function Parser:comparison()
   local line = self:peek().line
@@ -135,7 +142,8 @@ local function level(operators, below)
     local left = self[below](self)
     while self:peek().kind == "op" and operators[self:peek().value] do
       local token = self:take()
-      left = node("binary", token.line, { op = token.value, left = left, right = self[below](self) })
+      left = node("binary", token.line, { op = token.value, left = left,
+        right = self[below](self) })
     end
     return left
   end
@@ -155,7 +163,8 @@ end
 
 function Parser:unary(without_filters)
   return self:deeper(function()
-    local token, value = self:peek(), nil
+    local token = self:peek()
+    local value
     if token.kind == "op" and (token.value == "-" or token.value == "+") then
       self:take()
       value = node("sign", token.line, { op = token.value, value = self:unary(true) })
@@ -223,13 +232,15 @@ function Parser:dict(line)
   return node("dict", line, { pairs = pairs_ })
 end
 
--- Expressions with commas between them make a tuple; one alone is itself. `close`: the op that may end it.
+-- Expressions with commas between them make a tuple; one alone is itself. `close`: the op that may
+-- end it.
 function Parser:tuple(close, empty)
   local line = self:peek().line
   local items, comma = {}, false
   local function ends()
     local token = self:peek()
-    return token.kind == "%}" or token.kind == "}}" or (close and token.kind == "op" and token.value == close)
+    return token.kind == "%}" or token.kind == "}}" or (close and token.kind == "op"
+      and token.value == close)
       or (not close and token.kind == "name" and token.value == "in")
   end
   while not ends() do
@@ -250,7 +261,8 @@ function Parser:postfix(value)
       if token.kind == "name" then
         value = node("attribute", line, { object = value, name = token.value })
       elseif token.kind == "integer" then
-        value = node("item", line, { object = value, key = node("constant", line, { value = token.value }) })
+        value = node("item", line, { object = value, key = node("constant", line,
+          { value = token.value }) })
       else
         self:fail(token, "a name")
       end
@@ -278,7 +290,10 @@ function Parser:subscript(object, line)
       parts[at] = self:expression()
     end
   end
-  if colons > 0 then return node("slice", line, { object = object, first = parts[1], last = parts[2], step = parts[3] }) end
+  if colons > 0 then
+    return node("slice", line, { object = object, first = parts[1], last = parts[2],
+      step = parts[3] })
+  end
   if not parts[1] then self:fail(self:peek(), "an expression") end
   return node("item", line, { object = object, key = parts[1] })
 end
@@ -319,22 +334,27 @@ function Parser:dotted_name()
 end
 
 function Parser:filter(value)
-  local filter = node("filter", self:peek().line, { value = value, name = self:dotted_name(), args = {}, named = {} })
+  local filter = node("filter", self:peek().line, { value = value, name = self:dotted_name(),
+    args = {}, named = {} })
   if self:is("op", "(") then self:arguments(filter) end
   return filter
 end
 
-local not_an_argument = { ["else"] = true, ["or"] = true, ["and"] = true, ["if"] = true, ["in"] = true, ["not"] = true }
+local not_an_argument = { ["else"] = true, ["or"] = true, ["and"] = true, ["if"] = true,
+  ["in"] = true, ["not"] = true }
 
 -- value is [not] test [argument]
 function Parser:test(value)
   local line = self:peek().line
   local negated = self:accept("name", "not") ~= nil
-  local test = node("test", line, { value = value, name = self:dotted_name(), args = {}, named = {} })
+  local test = node("test", line, { value = value, name = self:dotted_name(), args = {},
+    named = {} })
   local token = self:peek()
   if self:is("op", "(") then self:arguments(test)
-  elseif (token.kind == "name" and not not_an_argument[token.value]) or token.kind == "string" or token.kind == "integer"
-    or token.kind == "float" or (token.kind == "op" and (token.value == "[" or token.value == "{")) then
+  elseif (token.kind == "name" and not not_an_argument[token.value]) or token.kind == "string"
+    or token.kind == "integer"
+    or token.kind == "float" or (token.kind == "op" and (token.value == "["
+      or token.value == "{")) then
     if token.value == "is" then fault.raise("format", line, "tests cannot be chained with 'is'") end
     test.args = { self:postfix(self:primary()) }
   end
@@ -350,16 +370,19 @@ function Parser:filters(value)
   end
 end
 
--- ---- statements ---------------------------------------------------------------------------------------------------------
+-- ---- statements ---------------------------------------------------------------------------------
 
--- Statements up to one of the tags named, which is left to the caller (its "{%" and name are taken). Returns the name, too.
+-- Statements up to one of the tags named, which is left to the caller (its "{%" and name are
+-- taken). Returns the name, too.
 function Parser:body(ends, opened)
   return self:deeper(function()
     local body = {}
     while true do
       local token = self:peek()
       if token.kind == "end" then
-        if ends then fault.raise("format", opened, "this tag is not closed ('%s' is missing)", ends[#ends]) end
+        if ends then
+          fault.raise("format", opened, "this tag is not closed ('%s' is missing)", ends[#ends])
+        end
         return body
       end
       self:take()
@@ -377,7 +400,9 @@ function Parser:body(ends, opened)
           end
         end
         local parse = self.tags[name]
-        if not parse then fault.raise("unsupported", token.line, "the tag '%s' is not known here", name:sub(1, 40)) end
+        if not parse then
+          fault.raise("unsupported", token.line, "the tag '%s' is not known here", name:sub(1, 40))
+        end
         body[#body + 1] = parse(self, token.line)
       end
     end
@@ -467,7 +492,8 @@ tags["set"] = function(self, line)
   self:expect("%}")
   local body = self:body({ "endset" }, line)
   self:expect("%}")
-  return node("set_block", line, { target = target, body = body, hole = filters, filtered = filtered })
+  return node("set_block", line, { target = target, body = body, hole = filters,
+    filtered = filtered })
 end
 
 -- Parameters with defaults: (a, b=1)
@@ -503,7 +529,8 @@ tags["call"] = function(self, line)
   self:expect("%}")
   local body = self:body({ "endcall" }, line)
   self:expect("%}")
-  return node("call_block", line, { call = call, macro = node("macro", line, { name = "caller", parameters = parameters, body = body }) })
+  return node("call_block", line, { call = call, macro = node("macro", line, { name = "caller",
+    parameters = parameters, body = body }) })
 end
 
 tags["filter"] = function(self, line)

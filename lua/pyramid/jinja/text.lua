@@ -1,11 +1,14 @@
---- Python's ideas of text that templates rely on: characters are code points, white space is Unicode's, lines end in more
---- ways than one. Texts that are not UTF-8 count a byte as a character.
+--- Python's ideas of text that templates rely on: characters are code points, white space is
+--- Unicode's, lines end in more ways than one. Texts that are not UTF-8 count a byte as a
+--- character.
 local text = {}
 
--- What str.strip(), str.split() and \s of Python's re take for white space (str.isspace): ASCII apart from the rest.
+-- What str.strip(), str.split() and \s of Python's re take for white space (str.isspace): ASCII
+-- apart from the rest.
 local ascii_space = "[\t-\r\x1c- ]"
 local wide_space = {}
-for _, cp in ipairs { 0x85, 0xA0, 0x1680, 0x2000, 0x2001, 0x2002, 0x2003, 0x2004, 0x2005, 0x2006, 0x2007, 0x2008,
+for _, cp in ipairs { 0x85, 0xA0, 0x1680, 0x2000, 0x2001, 0x2002, 0x2003, 0x2004, 0x2005, 0x2006,
+  0x2007, 0x2008,
   0x2009, 0x200A, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000 } do wide_space[utf8.char(cp)] = true end
 
 local function is_ascii(s) return not s:find("[\128-\255]") end
@@ -88,9 +91,14 @@ function text.strip_set(s, set, left, right)
   return table.concat(cs, "", first, last)
 end
 
--- Case is ASCII's; a text with other letters has no answer here (nil), for Unicode's tables are the core's.
-function text.upper(s) return is_ascii(s) and (s:gsub("[a-z]", function(c) return string.char(c:byte() - 32) end)) or nil end
-function text.lower(s) return is_ascii(s) and (s:gsub("[A-Z]", function(c) return string.char(c:byte() + 32) end)) or nil end
+-- Case is ASCII's; a text with other letters has no answer here (nil), for Unicode's tables are the
+-- core's.
+function text.upper(s)
+  return is_ascii(s) and (s:gsub("[a-z]", function(c) return string.char(c:byte() - 32) end)) or nil
+end
+function text.lower(s)
+  return is_ascii(s) and (s:gsub("[A-Z]", function(c) return string.char(c:byte() + 32) end)) or nil
+end
 
 --- str.splitlines().
 ---@return string[]
@@ -174,10 +182,13 @@ function text.replace(s, old, new, most)
   return table.concat(text.split(s, old, most), new)
 end
 
--- Unicode's control and separator characters and the like that repr() escapes, as far as texts have them.
+-- Unicode's control and separator characters and the like that repr() escapes, as far as texts have
+-- them.
 local function printable(cp)
-  return not (cp < 0x20 or (cp >= 0x7F and cp <= 0xA0) or cp == 0xAD or (cp >= 0x2000 and cp <= 0x200F) or cp == 0x1680
-    or (cp >= 0x2028 and cp <= 0x202F) or (cp >= 0x205F and cp <= 0x206F) or cp == 0x3000 or cp == 0xFEFF
+  return not (cp < 0x20 or (cp >= 0x7F and cp <= 0xA0) or cp == 0xAD or (cp >= 0x2000
+    and cp <= 0x200F) or cp == 0x1680
+    or (cp >= 0x2028 and cp <= 0x202F) or (cp >= 0x205F and cp <= 0x206F) or cp == 0x3000
+      or cp == 0xFEFF
     or (cp >= 0xD800 and cp <= 0xF8FF) or cp >= 0xE0000)
 end
 
@@ -189,7 +200,8 @@ function text.repr(s)
     local cp = #c > 1 and utf8.codepoint(c) or c:byte()
     if c == quote or c == "\\" then c = "\\" .. c
     elseif c == "\n" then c = "\\n" elseif c == "\r" then c = "\\r" elseif c == "\t" then c = "\\t"
-    elseif not printable(cp) then c = (cp < 0x100 and "\\x%02x" or cp < 0x10000 and "\\u%04x" or "\\U%08x"):format(cp) end
+    elseif not printable(cp) then c = (cp < 0x100 and "\\x%02x" or cp < 0x10000 and "\\u%04x"
+      or "\\U%08x"):format(cp) end
     out[#out + 1] = c
   end
   return quote .. table.concat(out) .. quote

@@ -1,7 +1,8 @@
 --- Values as templates see them: Python's, as far as Jinja shows them.
 ---
---- Texts, numbers and booleans are Lua's. None, undefined values, lists, dicts (which keep their order), functions and
---- namespaces are tables of the classes below. Lua's nil is never a value here.
+--- Texts, numbers and booleans are Lua's. None, undefined values, lists, dicts (which keep their
+--- order), functions and namespaces are tables of the classes below. Lua's nil is never a value
+--- here.
 local fault = require "pyramid.jinja.fault"
 local text = require "pyramid.jinja.text"
 
@@ -11,7 +12,8 @@ local values = {}
 local DEPTH = 64
 
 local function class(name) return { __name = name } end
-local None, Undefined, List, Dict, Function, Namespace, Markup = class "None", class "undefined", class "list",
+local None, Undefined, List, Dict, Function, Namespace, Markup = class "None", class "undefined",
+  class "list",
   class "dict", class "function", class "namespace", class "Markup"
 
 values.none = setmetatable({}, None)
@@ -19,23 +21,31 @@ values.none = setmetatable({}, None)
 --- What a name or key that there is not stands for; `what` names it in messages.
 function values.undefined(what) return setmetatable({ what = what }, Undefined) end
 
---- A list of items 1..n. `form`: "list", "tuple", "view" (of a dict), "range", or "generator", which can be read once.
-function values.list(items, form) return setmetatable({ items = items, form = form or "list" }, List) end
+--- A list of items 1..n. `form`: "list", "tuple", "view" (of a dict), "range", or "generator",
+--- which can be read once.
+function values.list(items, form)
+  return setmetatable({ items = items, form = form or "list" }, List)
+end
 
 function values.dict() return setmetatable({ keys = {}, map = {} }, Dict) end
 
---- A function of (evaluator, args, named): args an array, named a table by name. `name` for messages.
+--- A function of (evaluator, args, named): args an array, named a table by name. `name` for
+--- messages.
 function values.func(name, call) return setmetatable({ name = name, call = call }, Function) end
 
---- A text that the filters `safe` and `escape` made: what is joined to it is escaped for HTML, as Jinja's own Markup is.
+--- A text that the filters `safe` and `escape` made: what is joined to it is escaped for HTML, as
+--- Jinja's own Markup is.
 function values.markup(s) return setmetatable({ text = s }, Markup) end
 
-local entities = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ["'"] = "&#39;", ['"'] = "&#34;" }
+local entities = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ["'"] = "&#39;",
+  ['"'] = "&#34;" }
 function values.escape(s) return (s:gsub("[&<>'\"]", entities)) end
 
 function values.namespace() return setmetatable({ map = {} }, Namespace) end
 
-local function is_class(value, metatable) return type(value) == "table" and getmetatable(value) == metatable end
+local function is_class(value, metatable)
+  return type(value) == "table" and getmetatable(value) == metatable
+end
 function values.is_none(v) return v == values.none end
 function values.is_undefined(v) return is_class(v, Undefined) end
 function values.is_list(v) return is_class(v, List) end
@@ -54,9 +64,10 @@ function values.type(v)
   return getmetatable(v).__name
 end
 
--- ---- dicts --------------------------------------------------------------------------------------------------------------
+-- ---- dicts --------------------------------------------------------------------------------------
 
--- Keys that are equal in Python are one key: 1, 1.0 and True. Texts are kept apart from numbers by their Lua type.
+-- Keys that are equal in Python are one key: 1, 1.0 and True. Texts are kept apart from numbers by
+-- their Lua type.
 local function key_of(key)
   if key == true then return 1 elseif key == false then return 0 end
   if math.type(key) == "float" then return math.tointeger(key) or key end
@@ -78,10 +89,12 @@ function values.get(dict, key)
   return dict.map[key_of(key)]
 end
 
--- ---- from Lua -----------------------------------------------------------------------------------------------------------
+-- ---- from Lua -----------------------------------------------------------------------------------
 
--- Lua's tables have no order; templates that print a dict see the keys in the order that people write them in.
-local usual = { "type", "id", "function", "role", "name", "description", "parameters", "properties", "required", "content",
+-- Lua's tables have no order; templates that print a dict see the keys in the order that people
+-- write them in.
+local usual = { "type", "id", "function", "role", "name", "description", "parameters", "properties",
+  "required", "content",
   "reasoning_content", "tool_calls", "arguments" }
 local rank = {}
 for i, key in ipairs(usual) do rank[key] = i end
@@ -95,7 +108,8 @@ end
 -- An empty table says not what it is; under these keys it is a dict.
 local dict_keys = { properties = true, arguments = true, parameters = true, ["function"] = true }
 
---- A value of a template from one of Lua. Sequences become lists, other tables dicts; a light userdata is JSON's null.
+--- A value of a template from one of Lua. Sequences become lists, other tables dicts; a light
+--- userdata is JSON's null.
 ---@param v any
 ---@param key string? the key it stands under
 ---@param depth integer?
@@ -109,7 +123,9 @@ function values.from_lua(v, key, depth, made)
   local metatable = getmetatable(v)
   if metatable == List or metatable == Dict or metatable == None then return v end
   if made[v] then return made[v] end
-  if depth > DEPTH then fault.raise("argument", nil, "a message is nested deeper than %d levels", DEPTH) end
+  if depth > DEPTH then
+    fault.raise("argument", nil, "a message is nested deeper than %d levels", DEPTH)
+  end
   if v[1] ~= nil or (next(v) == nil and not dict_keys[key]) then
     local items = {}
     for i = 1, #v do items[i] = values.from_lua(v[i], nil, depth + 1, made) end
@@ -118,17 +134,21 @@ function values.from_lua(v, key, depth, made)
   end
   local keys = {}
   for name in pairs(v) do
-    if type(name) ~= "string" then fault.raise("argument", nil, "a message has a key that is no text") end
+    if type(name) ~= "string" then
+      fault.raise("argument", nil, "a message has a key that is no text")
+    end
     keys[#keys + 1] = name
   end
   table.sort(keys, before)
   local dict = values.dict()
-  for _, name in ipairs(keys) do values.set(dict, name, values.from_lua(v[name], name, depth + 1, made)) end
+  for _, name in ipairs(keys) do
+    values.set(dict, name, values.from_lua(v[name], name, depth + 1, made))
+  end
   made[v] = dict
   return dict
 end
 
--- ---- questions ----------------------------------------------------------------------------------------------------------
+-- ---- questions ----------------------------------------------------------------------------------
 
 function values.truth(v)
   if type(v) == "boolean" then return v end
@@ -161,7 +181,8 @@ local function number_of(v)
 end
 values.number_of = number_of
 
---- Whether two values are equal. `spend(n)` is told of the work, which shared lists within lists can make large.
+--- Whether two values are equal. `spend(n)` is told of the work, which shared lists within lists
+--- can make large.
 function values.equal(a, b, spend)
   local x, y = number_of(a), number_of(b)
   if x and y then return x == y end
@@ -205,7 +226,9 @@ function values.compare(a, b, spend)
   if values.is_list(a) and values.is_list(b) and a.form == b.form then
     spend(math.min(#a.items, #b.items))
     for i = 1, math.min(#a.items, #b.items) do
-      if not values.equal(a.items[i], b.items[i], spend) then return values.compare(a.items[i], b.items[i], spend) end
+      if not values.equal(a.items[i], b.items[i], spend) then
+        return values.compare(a.items[i], b.items[i], spend)
+      end
     end
     return values.compare(#a.items, #b.items, spend)
   end
@@ -219,7 +242,8 @@ function values.spend_search(s, part, spend) spend((#s * #part) >> 6) end
 function values.contains(container, item, spend)
   if type(container) == "string" then
     if type(item) ~= "string" then
-      fault.raise("argument", nil, "only a text can be looked for in a text, not a value of type %s", values.type(item))
+      fault.raise("argument", nil,
+        "only a text can be looked for in a text, not a value of type %s", values.type(item))
     end
     values.spend_search(container, item, spend)
     return container:find(item, 1, true) ~= nil
@@ -235,11 +259,14 @@ function values.contains(container, item, spend)
   return false
 end
 
--- ---- as text ------------------------------------------------------------------------------------------------------------
+-- ---- as text ------------------------------------------------------------------------------------
 
---- repr() of a float: the shortest digits that read back the same, with a dot or an exponent; in any locale.
+--- repr() of a float: the shortest digits that read back the same, with a dot or an exponent; in
+--- any locale.
 function values.float(x)
-  if x ~= x then return "nan" elseif x == math.huge then return "inf" elseif x == -math.huge then return "-inf" end
+  if x ~= x then return "nan" elseif x == math.huge then return "inf" elseif x == -math.huge then
+    return "-inf"
+  end
   local digits
   for precision = 1, 17 do
     digits = ("%." .. precision - 1 .. "e"):format(x):gsub("[^%d%-+e]", ".")
@@ -253,7 +280,8 @@ function values.float(x)
       if whole == "" then whole = "0" end
       local out
       if e < -4 or e >= 16 then
-        out = whole:sub(1, 1) .. (#whole > 1 and "." .. whole:sub(2) or "") .. ("e%s%02d"):format(e < 0 and "-" or "+", math.abs(e))
+        out = whole:sub(1, 1) .. (#whole > 1 and "." .. whole:sub(2) or "")
+          .. ("e%s%02d"):format(e < 0 and "-" or "+", math.abs(e))
       elseif e < 0 then
         out = "0." .. ("0"):rep(-e - 1) .. whole
       else
@@ -265,12 +293,16 @@ function values.float(x)
   end
 end
 
-local function number_text(v) return math.type(v) == "integer" and ("%d"):format(v) or values.float(v) end
+local function number_text(v)
+  return math.type(v) == "integer" and ("%d"):format(v) or values.float(v)
+end
 
 --- repr() of a value. `spend(bytes)` is told of what it makes.
 function values.repr(v, spend, depth)
   depth = depth or 0
-  if depth > DEPTH then fault.raise("argument", nil, "a value is nested deeper than %d levels", DEPTH) end
+  if depth > DEPTH then
+    fault.raise("argument", nil, "a value is nested deeper than %d levels", DEPTH)
+  end
   if type(v) ~= "table" then
     if type(v) == "string" then
       spend(#v)
@@ -294,7 +326,8 @@ function values.repr(v, spend, depth)
   if values.is_dict(v) then
     local parts = {}
     for i, key in ipairs(v.keys) do
-      parts[i] = values.repr(key, spend, depth + 1) .. ": " .. values.repr(values.get(v, key), spend, depth + 1)
+      parts[i] = values.repr(key, spend, depth + 1) .. ": " .. values.repr(values.get(v, key),
+        spend, depth + 1)
     end
     spend(2 * #parts)
     return "{" .. table.concat(parts, ", ") .. "}"
@@ -310,12 +343,14 @@ function values.text(v, spend)
   return values.repr(v, spend)
 end
 
--- ---- as JSON ------------------------------------------------------------------------------------------------------------
+-- ---- as JSON ------------------------------------------------------------------------------------
 
-local json_escapes = { ['"'] = '\\"', ["\\"] = "\\\\", ["\n"] = "\\n", ["\r"] = "\\r", ["\t"] = "\\t", ["\b"] = "\\b", ["\f"] = "\\f" }
+local json_escapes = { ['"'] = '\\"', ["\\"] = "\\\\", ["\n"] = "\\n", ["\r"] = "\\r",
+  ["\t"] = "\\t", ["\b"] = "\\b", ["\f"] = "\\f" }
 
 local function json_string(s, ascii)
-  s = s:gsub('[%c"\\]', function(c) return json_escapes[c] or c:byte() < 0x20 and ("\\u%04x"):format(c:byte()) or c end)
+  s = s:gsub('[%c"\\]', function(c) return json_escapes[c] or c:byte() < 0x20
+    and ("\\u%04x"):format(c:byte()) or c end)
   if not ascii or text.is_ascii(s) then return '"' .. s .. '"' end
   local out = {}
   for _, c in ipairs(text.characters(s)) do
@@ -333,18 +368,21 @@ local function json_string(s, ascii)
   return '"' .. table.concat(out) .. '"'
 end
 
---- json.dumps(v, …) as the filter tojson of chat templates calls it. o: { indent (text or nil), item, key (separators),
---- ascii, sort }.
+--- json.dumps(v, …) as the filter tojson of chat templates calls it. o: { indent (text or nil),
+--- item, key (separators), ascii, sort }.
 function values.json(v, o, spend, indent, depth)
   depth = depth or 0
-  if depth > DEPTH then fault.raise("argument", nil, "a value is nested deeper than %d levels", DEPTH) end
+  if depth > DEPTH then
+    fault.raise("argument", nil, "a value is nested deeper than %d levels", DEPTH)
+  end
   if type(v) == "string" then
     spend(#v)
     return json_string(v, o.ascii)
   end
   if type(v) == "boolean" then return v and "true" or "false" end
   if type(v) == "number" then
-    if v ~= v then return "NaN" elseif v == math.huge then return "Infinity" elseif v == -math.huge then return "-Infinity" end
+    if v ~= v then return "NaN" end
+    if v == math.huge then return "Infinity" elseif v == -math.huge then return "-Infinity" end
     return number_text(v)
   end
   if values.is_none(v) then return "null" end
@@ -361,7 +399,8 @@ function values.json(v, o, spend, indent, depth)
     end
     for i, key in ipairs(keys) do
       local name = type(key) == "string" and key or values.json(key, o, spend)
-      parts[i] = json_string(name, o.ascii) .. o.key .. values.json(values.get(v, key), o, spend, inner, depth + 1)
+      parts[i] = json_string(name, o.ascii) .. o.key .. values.json(values.get(v, key), o, spend,
+        inner, depth + 1)
     end
   else
     fault.raise("argument", nil, "a value of type %s cannot be written as JSON", values.type(v))
