@@ -10,47 +10,45 @@ local function options(prompt)
   return { add_generation_prompt = prompt, bos = golden.bos, eos = golden.eos, date = golden.date }
 end
 
-local families = {
-  ["chatml"] = "chatml", ["qwen2"] = "chatml", ["qwen2.5"] = "chatml", ["qwen3"] = "chatml", ["smollm2"] = "chatml", ["smollm2-gguf"] = "chatml",
-  ["llama-2"] = "llama-2", ["llama-2-vigogne"] = "llama-2", ["llama-3"] = "llama-3", ["llama-3.1"] = "llama-3",
-  ["llama-3.2"] = "llama-3", ["mistral-v0"] = "mistral", ["mistral-v1"] = "mistral", ["mistral-v3"] = "mistral",
-  ["mistral-v7"] = "mistral", ["mistral-nemo"] = "mistral", ["phi-3-mini"] = "phi-3", ["phi-3-small"] = "phi-3",
-  ["phi-3-medium"] = "phi-3", ["phi-3-vision"] = "phi-3", ["phi-3.5"] = "phi-3", ["zephyr"] = "zephyr",
-}
-
 describe("a chat prompt equals the model's template:", function()
   for name, rows in pairs(golden.templates) do
+    local template = helper.read(root .. name .. ".jinja")
+
+    -- The text is as expected, or refused with a reason where the reference refuses.
+    local function same(expected, messages, given, where)
+      local got, message, code = chat.render(template, messages, given)
+      if expected == cjson.null then
+        assert.is_nil(got, where)
+        assert.is_string(message)
+        assert.equal("argument", code)
+      else
+        assert.equal(expected, got, where)
+      end
+    end
+
     it(name, function()
-      local template = helper.read(root .. name .. ".jinja")
-      assert.equal(families[name], chat.find(template))
       for i, messages in ipairs(golden.conversations) do
         for k, prompt in ipairs { false, true } do
-          local expected = rows[i][k]
-          local got, message, code = chat.render(template, messages, options(prompt))
-          if expected == cjson.null then
-            assert.is_nil(got, "conversation " .. i)
-            assert.is_string(message)
-            assert.equal("argument", code)
-          else
-            assert.equal(expected, got, "conversation " .. i)
-          end
+          same(rows.conversations[i][k], messages, options(prompt), "conversation " .. i)
         end
       end
     end)
-  end
-end)
 
-describe("a template with newlines in its strings is the same as one with escapes:", function()
-  for name, rows in pairs(golden.templates) do
-    it(name, function()
-      local template, count = helper.read(root .. name .. ".jinja"):gsub("\\n", "\n")
-      assert.is_true(count > 0 or name == "smollm2-gguf" or not template:find("\\", 1, true))
+    it(name .. ", with tools, parts and thinking turned off", function()
+      for i, call in ipairs(golden.calls) do
+        local given = options(true)
+        given.tools, given.thinking = call.tools, call.enable_thinking
+        same(rows.calls[i], call.messages, given, "call " .. i)
+      end
+    end)
+
+    it(name .. ", with newlines in its strings for escapes", function()
       for _, newline in ipairs { "\n", "\r\n" } do
-        local text = template:gsub("\n", newline)
-        assert.equal(families[name], chat.find(text))
+        local text = template:gsub("\\n", "\n"):gsub("\n", newline)
         for i, messages in ipairs(golden.conversations) do
           local got = chat.render(text, messages, options(true))
-          assert.equal(rows[i][2] ~= cjson.null and rows[i][2] or nil, got, "conversation " .. i)
+          local expected = rows.conversations[i][2]
+          assert.equal(expected ~= cjson.null and expected or nil, got, "conversation " .. i)
         end
       end
     end)
@@ -75,13 +73,6 @@ describe("a default system message", function()
     renders("<|im_start|>system\nBe brief.<|im_end|>\n",
       "{% if not messages[0]['role'] == 'system' %}<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}")
   end)
-  it("may be set beforehand", function()
-    renders("<|im_start|>system\nBe brief.<|im_end|>\n", "{% set system_message = messages[0]['content'] %}{% else %}"
-      .. "{% set system_message = 'Be brief.' %}{{ '<|im_start|>system\\n' + system_message + '<|im_end|>\\n' }}")
-  end)
-  it("is not made of a turn that holds none", function()
-    renders("", "{{ '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}")
-  end)
   it("is left out of an empty conversation where the loop over messages says it", function()
     local template = helper.read(root .. "smollm2-gguf.jinja")
     assert.equal("", chat.render(template, {}))
@@ -90,21 +81,6 @@ describe("a default system message", function()
 end)
 
 describe("whatever a template or a message holds,", function()
-  -- Templates that go a family's way half through, and what each lacks.
-  local torn = {
-    ["names no date"] = "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>' }}<|eot_id|>Today Date: ",
-    ["closes no system message"] = "{{ '[INST]' + message['content'] + '[/INST]' }}{{ '[SYSTEM_PROMPT]' }}",
-  }
-  for what, template in pairs(torn) do
-    it("is refused in words: it " .. what, function()
-      local messages = { { role = "system", content = "s" }, { role = "user", content = "u" } }
-      local text, message, code = chat.render(template, messages)
-      assert.is_nil(text)
-      assert.matches(what:match "date" or "SYSTEM_PROMPT", message, 1, true)
-      assert.equal("argument", code)
-    end)
-  end
-
   it("rendering never raises", function()
     local seed, rendered, refused = 7, 0, 0
     local function random(n)
@@ -120,7 +96,7 @@ describe("whatever a template or a message holds,", function()
     for i, name in ipairs(names) do texts[i] = helper.read(root .. name .. ".jinja") end
     for _ = 1, 1500 do
       local template = texts[random(#texts)]
-      for _ = 1, random(4) do                              -- cut something out, or put a piece of another template there
+      for _ = 1, random(3) == 1 and 0 or random(2) do      -- cut something out, or put a piece of another template there
         local from = random(#template + 1)
         local to = math.min(#template, from + random(random(2) == 1 and 12 or 400))
         local other = texts[random(#texts)]
@@ -141,10 +117,10 @@ describe("whatever a template or a message holds,", function()
       else
         refused = refused + 1
         assert.is_string(message)
-        assert.is_truthy(code == "argument" or code == "unsupported")
+        assert.is_truthy(code == "argument" or code == "unsupported" or code == "format")
       end
     end
-    assert.is_true(rendered > 300 and refused > 300)
+    assert.is_true(rendered > 200 and refused > 300, ("%d rendered, %d refused"):format(rendered, refused))
   end)
 
   it("its time is linear", function()
@@ -168,41 +144,33 @@ describe("whatever a template or a message holds,", function()
     assert.is_true(os.clock() - started < 10)
   end)
 
-  it("a template beyond all published ones is refused, and what is looked at takes linear time", function()
-    local text, message, code = chat.render("<|im_start|><|im_end|>" .. (" "):rep(1 << 17), { { role = "user", content = "u" } })
+  it("a template beyond all published ones is refused", function()
+    local text, message, code = chat.render("{{ 1 }}" .. (" "):rep(1 << 18), { { role = "user", content = "u" } })
     assert.is_nil(text)
-    assert.matches("at most 131072", message, 1, true)
+    assert.matches("262144 bytes", message, 1, true)
     assert.equal("unsupported", code)
-    local started = os.clock()
-    for _, piece in ipairs { "<|im_start|>system\n", "'<|im_start|>system\\n' + system_message ", "set system_message = 'x' ", "{{ '\n",
-      "{#", "true == true", "'[INST] ", "content'] " .. (" "):rep(40), "'", "\\", "{{ ' }}", "date_string = \"" } do
-      local body = "<|im_start|><|im_end|>" .. piece:rep(130000 // #piece)
-      for _, head in ipairs { "", "<<SYS>>'[INST] ' + content.strip() + ' [/INST]'", "<|start_header_id|>" } do
-        assert.is_true(pcall(chat.render, (head .. body):sub(1, 1 << 17), { { role = "user", content = "u" } }))
-      end
-    end
-    assert.is_true(os.clock() - started < 10)
   end)
 end)
 
 describe("chat", function()
-  it("refuses templates of no family", function()
-    for _, name in ipairs { "foreign-fusionnet", "foreign-gemma-2", "foreign-qwq", "foreign-deepseek-r1-llama" } do
-      local template = helper.read(root .. name .. ".jinja")
-      local found, message, code = chat.find(template)
-      assert.is_nil(found, name)
+  it("refuses what is neither a template nor a format's name", function()
+    for _, template in ipairs { "", "chatlm" } do
+      local compiled, message, code = chat.compile(template)
+      assert.is_nil(compiled)
       assert.matches("chatml", message, 1, true)
       assert.equal("unsupported", code)
       assert.equal("unsupported", select(3, chat.render(template, golden.conversations[1])))
     end
-    assert.equal("unsupported", select(3, chat.render("", golden.conversations[1])))
+    local _, message, code = chat.render("{% if %}", golden.conversations[1])
+    assert.matches("chat template: line 1", message, 1, true)
+    assert.equal("format", code)
   end)
 
-  it("takes a family's name", function()
+  it("takes a format's name", function()
     local messages = golden.conversations[4]
     for name, template in pairs { chatml = "chatml", ["llama-2"] = "llama-2", ["llama-3"] = "llama-3", zephyr = "zephyr",
       ["phi-3"] = "phi-3-vision", mistral = "mistral-v1" } do
-      local expected = golden.templates[template][2][2]
+      local expected = golden.templates[template].conversations[2][2]
       local got = assert(chat.render(name, golden.conversations[2], options(true)))
       if name == "mistral" then got = got:gsub("%[INST%]", " [INST]", 1) end
       assert.equal(expected, got, name)

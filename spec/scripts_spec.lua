@@ -487,7 +487,7 @@ describe("pyramid chat", function()
 
   it("keeps to the family of the format, and says so if it has none", function()
     local out, err, status = talk("x\n", "--template nonesuch")
-    assert_fails("template of no family that is known %(llama%-2, .*\nName a format with %-%-template, or go without one",
+    assert_fails("'nonesuch' is no template, and no format's name %(known: chatml, .*\nName a format with %-%-template, or go without one",
       out, err, status)
   end)
 

@@ -19,8 +19,12 @@
 local evaluate = require "pyramid.jinja.evaluate"
 local fault = require "pyramid.jinja.fault"
 local parser = require "pyramid.jinja.parser"
+local values = require "pyramid.jinja.values"
 
 local jinja = {}
+
+--- Python's None, for variables; JSON's null is it as well.
+jinja.none = values.none
 
 --- A template's text; the longest published ones have some 50 KB.
 local TEXT <const> = 256 << 10
