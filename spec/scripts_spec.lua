@@ -487,7 +487,8 @@ describe("pyramid chat", function()
 
   it("keeps to the family of the format, and says so if it has none", function()
     local out, err, status = talk("x\n", "--template nonesuch")
-    assert_fails("'nonesuch' is no template, and no format's name %(known: chatml, .*\nName a format with %-%-template, or go without one",
+    assert_fails("'nonesuch' is no template, and no format's name %(known: chatml, .*\n"
+      .. "Name a format with %-%-template, or go without one",
       out, err, status)
   end)
 

@@ -173,8 +173,9 @@ end
 function chat.render(template, messages, given)
   local o = options.check("chat.render", given, render_keys)
   check_messages(messages)
-  local compiled, message, code = template, nil, nil
+  local compiled = template
   if type(template) ~= "table" then
+    local message, code
     compiled, message, code = chat.compile(template)
     if not compiled then return nil, message, code end
   end

@@ -106,7 +106,7 @@ function Evaluator:captured(body, scope)
   return result
 end
 
-function Evaluator:assign(target, value, scope)
+local function assign(target, value, scope)
   if target.kind == "name" then
     scope.names[target.name] = value
   elseif target.kind == "field" then
@@ -292,7 +292,7 @@ end
 local function named(what) return ("'%s'"):format(tostring(what):sub(1, 60)) end
 
 --- value[key], and value.key where there is no such item.
-function Evaluator:item(v, key)
+function Evaluator.item(_, v, key)
   if values.is_undefined(v) then fault.raise("argument", nil, "%s is undefined", v.what) end
   local found
   if values.is_dict(v) then found = values.get(v, key)
@@ -550,12 +550,12 @@ statements["if"] = function(self, node, scope)
   if node.otherwise then return self:run(node.otherwise, scope) end
 end
 
-function statements.set(self, node, scope) self:assign(node.target, self:value(node.value, scope),
+function statements.set(self, node, scope) assign(node.target, self:value(node.value, scope),
   scope) end
 
 function statements.set_block(self, node, scope)
   node.hole.held = self:captured(node.body, new_scope(scope))
-  self:assign(node.target, self:value(node.filtered, scope), scope)
+  assign(node.target, self:value(node.filtered, scope), scope)
 end
 
 function statements.filter_block(self, node, scope)
@@ -566,7 +566,7 @@ end
 statements["with"] = function(self, node, scope)
   local inner = new_scope(scope)
   for _, assignment in ipairs(node.assignments) do
-    self:assign(assignment.target, self:value(assignment.value, scope), inner)
+    assign(assignment.target, self:value(assignment.value, scope), inner)
   end
   return self:run(node.body, inner)
 end
@@ -622,7 +622,7 @@ local function run_loop(self, node, scope, iterable, depth)
     local kept = {}
     for _, item in ipairs(items) do
       local inner = new_scope(scope)
-      self:assign(node.target, item, inner)
+      assign(node.target, item, inner)
       if values.truth(self:value(node.test, inner)) then kept[#kept + 1] = item end
     end
     items = kept
@@ -647,7 +647,7 @@ local function run_loop(self, node, scope, iterable, depth)
     state.at = i
     local inner = new_scope(scope)
     inner.names.loop = loop
-    self:assign(node.target, item, inner)
+    assign(node.target, item, inner)
     if self:run(node.body, inner) == "break" then break end
   end
 end

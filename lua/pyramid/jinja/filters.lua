@@ -275,7 +275,7 @@ function filters.items(e, v)
   return values.list(methods.find(v, "items").call(e, {}, {}).items, "generator")
 end
 
-function filters.attr(e, v, args)
+function filters.attr(_, v, args)
   local name = text_argument("attr", argument("attr", args, {}, 1))
   return methods.find(v, name) or values.undefined(name)
 end

@@ -38,7 +38,7 @@ local function shown(token)
   return ("'%s'"):format(tostring(token.value or token.kind):sub(1, 40))
 end
 
-function Parser:fail(token, wanted)
+function Parser.fail(_, token, wanted)
   fault.raise("format", token.line, "%s is wanted, not %s", wanted, shown(token))
 end
 
