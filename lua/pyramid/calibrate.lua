@@ -156,8 +156,8 @@ local sensitivity_keys = { queries = "integer", sinks = "integer", kernel = "int
 ---wanted itself. That layers' losses add up is an approximation.
 ---
 ---Under a precision that rounds (bf16, int8) any change of a layer, however small, shifts what later layers round, and the
----predictions by as much. A layer in which only the row of least attention was dropped shows how much that is; it is taken
----off every measurement, so that it does not pass for a loss, which only keeping all rows of a layer would spare.
+---predictions by as much. A layer in which only the row of least attention was dropped shows how much that is; so much, and
+---what it is uncertain by, is taken off every measurement, so that it does not pass for a loss, which only keeping all rows of a layer would spare.
 ---@param model pyramid.Model
 ---@param texts integer[][]
 ---@param given? table                queries, sinks, kernel, prune (as of `write`), steps, predict, progress(done, total)
@@ -206,11 +206,13 @@ function calibrate.sensitivity(model, texts, given)
   end
   local curves, mean, of_text = {}, 0, {}
   for layer = 1, layers do
-    local sums, floor = {}, 0
+    local sums, of_layer = {}, {}
     for t in ipairs(texts) do
-      floor = floor + floors[t][layer] / #texts
+      of_layer[t] = floors[t][layer]
       for i, kl in ipairs(each[t][layer]) do sums[i] = (sums[i] or 0) + kl / #texts end
     end
+    local floor, half = noise.mean(of_layer)
+    if half < math.huge then floor = floor + half end
     curves[layer], mean = through(sums, steps, floor), mean + floor / layers
     for t in ipairs(texts) do
       of_text[t] = of_text[t] or {}
@@ -365,8 +367,8 @@ local function lanes_of(of, by_head)
   return list
 end
 
--- The mean curves of some texts' own; what of them is certain with 95 %: the mean less its half interval (pyramid.noise);
--- and the mean's standard error, on average over all.
+-- The mean curves of some texts' own; what of them is likely: the mean less as much of its standard error as two thirds of
+-- all means are off by at most; and that error, on average over all.
 local function mean_of(each, by_head, without)
   local curves, squares, n = {}, {}, 0
   for t, one in ipairs(each) do
@@ -380,21 +382,21 @@ local function mean_of(each, by_head, without)
       end
     end
   end
-  local certain, sum, count = {}, 0, 0
+  local likely, sum, count = {}, 0, 0
   for i, curve in ipairs(curves) do
-    certain[i] = {}
+    likely[i] = {}
     for v = #curve, 1, -1 do
       curve[v] = curve[v] / n
       local variance = n > 1 and math.max(0, squares[i][v] / n - curve[v] ^ 2) / (n - 1) or 0
       if v < #curve then sum, count = sum + variance, count + 1 end
-      certain[i][v] = math.max(0, n > 1 and curve[v] - noise.errors(n) * math.sqrt(variance) or 0, certain[i][v + 1] or 0)
+      likely[i][v] = math.max(0, n > 1 and curve[v] - noise.errors(n) / 2 * math.sqrt(variance) or 0, likely[i][v + 1] or 0)
     end
   end
-  return curves, certain, count > 0 and math.sqrt(sum / count) or 0
+  return curves, likely, count > 0 and math.sqrt(sum / count) or 0
 end
 
--- Certain losses, and beside them one that all lanes have and that is least where rows are shared out evenly, as large as
--- the noise is: where nothing is certain, no lane is better than another.
+-- Likely losses, and beside them one that all lanes have and that is least where rows are shared out evenly, as large as
+-- the noise is: where nothing is likely, no lane is better than another.
 local function even(curves, size)
   local out, steps = {}, #curves[1]
   for i, curve in ipairs(curves) do
@@ -405,8 +407,8 @@ local function even(curves, size)
 end
 
 -- For a target only: a loss is a promise, and is kept by what was measured.
-local function solve_above(curves, certain, size, given, by_head)
-  local solved = calibrate.solve(given.target and size > 0 and even(certain, size) or curves, { target = given.target,
+local function solve_above(curves, likely, size, given, by_head)
+  local solved = calibrate.solve(given.target and size > 0 and even(likely, size) or curves, { target = given.target,
     loss = given.loss, falling = given.falling, hull = by_head, least = given.least })
   return solution(curves, solved.levels)
 end
@@ -421,9 +423,9 @@ end
 function calibrate.ratios(made, given)
   local by_head = given.share == "head"
   if by_head and given.falling then error("calibrate.ratios: heads of their own cannot prune hidden states", 2) end
-  local curves, certain, size = lanes_of(made, by_head), nil, 0
-  if made.each and #made.each > 1 then certain, size = select(2, mean_of(made.each, by_head)) end
-  local solved = solve_above(curves, certain, size, given, by_head)
+  local curves, likely, size = lanes_of(made, by_head), nil, 0
+  if made.each and #made.each > 1 then likely, size = select(2, mean_of(made.each, by_head)) end
+  local solved = solve_above(curves, likely, size, given, by_head)
   local ratios = {}
   for i, v in ipairs(solved.levels) do
     if by_head then
@@ -460,8 +462,8 @@ end
 function calibrate.gains(made, given)
   local by_head, differences = given.share == "head", { even = {}, cosine = {} }
   for t, one in ipairs(#made.each > 1 and made.each or {}) do
-    local curves, certain, size = mean_of(made.each, by_head, t)
-    local solved, own = solve_above(curves, certain, size, given, by_head), lanes_of(one, by_head)
+    local curves, likely, size = mean_of(made.each, by_head, t)
+    local solved, own = solve_above(curves, likely, size, given, by_head), lanes_of(one, by_head)
     local loss = { even = 0, cosine = 0 }
     local cosine, ours = calibrate.cosine(made.layers, solved.fraction), 0
     for i, curve in ipairs(own) do
