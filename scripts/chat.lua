@@ -2,6 +2,7 @@
 local chat = require "pyramid.chat"
 local cli = require "pyramid.cli"
 local picture = require "pyramid.picture"
+local target = require "pyramid.target"
 
 local parser = cli.parser("[options]", "Talks with a model in the chat format that its tokenizer describes. One cache lasts the "
   .. "whole conversation: each turn reads only what is new. Lines of standard input are what you say.", [[
@@ -119,10 +120,14 @@ end
 local function say(line)
   local ids, text, messages = new_ids(line)
   local progress <close> = picture.progress(("reading %d tokens"):format(#ids))
+  local first = talk.cache:tokens() == 0
   local run <close>, message, code = model:generate(ids, { cache = talk.cache, sampler = picker, max_tokens = args.max_tokens,
-    stop = stops, progress = progress.update, prune = talk.cache:tokens() == 0 })
+    stop = stops, progress = progress.update, prune = first })
   progress:close()
   if not run then return say_stuck(code, message) end
+  local warning = first and target.warning(policy, label, talk.cache:fraction(), #ids)
+  if warning and not talk.warned then note(warning) end            -- once is enough
+  talk.warned = talk.warned or warning
   local asked = cli.must(talk.cache:fork())                       -- the question is read; pages are shared until written
   local pieces, counted, waiting = {}, 0, {}
   local begun = not template                                       -- the blank between "Answer:" and the answer isn't shown

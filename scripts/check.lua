@@ -1,5 +1,6 @@
 -- check.lua: checks policies without a model: valid plans at every shape, options at their limits, forecast and order.
 local cli = require "pyramid.cli"
+local inspect = require "pyramid.inspect"
 local lfs_ok, lfs = pcall(require, "lfs")
 local policy = require "pyramid.policy"
 local testing = require "pyramid.testing"
@@ -10,8 +11,14 @@ Examples:
    pyramid check mine.lua
    pyramid check policies
    pyramid check snapkv h2o --quiet
+   pyramid check --model model.gguf build/calibrated.lua
+With --model, plans are asked for in the shape of that model alone (its weights
+are not read): for policies that name layers or heads of one, as those that
+calibrate writes with --share head and --heads.
 A policy file's name is its policy's. Files are run as Lua, with all rights of this program.]])
 parser:argument("policy", "Policy files, folders of them, or names of those that come along."):args "+"
+cli.option(parser, "--model", "PATH", "The model that the policies are made for: a Hugging Face folder or a .gguf file.",
+  { short = "-m" })
 parser:flag("--quiet", "Print problems only.")
 local args = cli.parse(parser, arg)
 
@@ -29,13 +36,25 @@ local function named(word)
   return { { word, word:match "([^/\\]*)%.lua$" } }
 end
 
-local failed = false
+local config
+if args.model then
+  local about = cli.must(inspect.model(cli.need_model(args.model)))
+  local c = about.config or cli.fail(about.problem)
+  config = { layers = c.layers, heads = c.heads, kv_heads = c.kv_heads, head_dim = c.head_dim }
+end
+
+local failed, own = false, false
 for _, word in ipairs(args.policy) do
   for _, entry in ipairs(named(word)) do
     local found = cli.must(policy.load(entry[1]))
-    local report, message = testing.check(found, { name = entry[2] })
+    local report, message = testing.check(found, { name = entry[2], config = config })
     failed = failed or not report
+    own = own or not report and (message:find("made for %d+ layers") or message:find("there is no %d+:%d+ among")) ~= nil
     if not report or not args.quiet then print(report or message) end
   end
+end
+if own and not config then
+  io.stdout:flush()
+  io.stderr:write("A policy that names layers or heads is one model's own: check it with --model PATH.\n")
 end
 os.exit(failed and 1 or 0, true)

@@ -21,14 +21,16 @@ Without --policy: streaming, h2o, snapkv, pyramidinfer, pyramidinfer preset=45.
 The full cache is always measured.
 A policy with an option that says what share of the rows it keeps (target, or
 else ratio) is measured at each of --budgets; one without, or with ratio=,
-target= or rows= after its name, is measured once, as it is.
+target= or rows= after its name, is measured once, as it is. One that kept
+another share than it was asked for is named by the share it kept.
 DIR/report.html is the report, DIR/results.jsonl has one line for each document
 and policy. The same command goes on where it was ended; other commands may use
 the same DIR. What is there already is not measured again.]])
 cli.add_model(parser)
 cli.add_policy(parser, true)
 cli.option(parser, "--budgets", "LIST", "Shares of the rows to keep.", { default = "0.2,0.35,0.45,0.6,0.8" })
-cli.option(parser, "--lengths", "LIST", "Tokens of a document with what follows it.", { default = "1024" })
+cli.option(parser, "--lengths", "LIST", ("Tokens of a document with what follows it: %d for question and answer, or --predict.")
+  :format(recall.room), { default = "1024" })
 cli.option(parser, "--mode", "MODE", "agnostic: a document is read before its question is known; aware: with it; or both.",
   { default = "agnostic", choices = { "agnostic", "aware", "both" } })
 cli.option(parser, "--questions", "N", "Questions of each kind, for each length and mode; 0: none.",
@@ -124,10 +126,13 @@ end
 local function percent(value) return value and ("%.0f %%"):format(100 * value) or "-" end
 local function number(value, format) return value and format:format(value) or "-" end
 
+local function accuracy(r) return r and ("%s ±%2.0f"):format(percent(r.accuracy), 100 * r.uncertainty) or "-" end
+
 local function notes(entry)
   local list = {}
   if entry.front then list[1] = "front" end
   if entry.silent then list[#list + 1] = "pruned nothing" end
+  if entry.missed then list[#list + 1] = ("asked %s"):format(percent(entry.asked)) end
   return table.concat(list, ", ")
 end
 
@@ -140,9 +145,9 @@ local function print_group(pic, entries, last)
     local text, asked = entry.document or entry.file or {}, entry.recall or {}
     rows[i + 1] = { pic:cut(entry.label, 34), percent(entry.fraction),
       text.cache_bytes and cli.bytes(math.floor(text.cache_bytes)) or "-",
-      percent(asked.accuracy), percent(asked.evidence), number(text.perplexity, "%.2f"), number(text.bits_per_byte, "%.3f"),
+      accuracy(entry.recall), percent(asked.evidence), number(text.perplexity, "%.2f"), number(text.bits_per_byte, "%.3f"),
       number(text.kl, "%.3f"), percent(text.top1), text.prefill_seconds and picture.seconds(text.prefill_seconds) or "-",
-      number(text.decode_rate, "%.0f"), pic:paint(notes(entry), entry.silent and "warn" or "good") }
+      number(text.decode_rate, "%.0f"), pic:paint(notes(entry), (entry.silent or entry.missed) and "warn" or "good") }
   end
   for _, row in ipairs(rows) do
     if not first.recall then table.move(row, 6, #row + 2, 4) end         -- nothing was asked
@@ -177,7 +182,14 @@ local function print_tables(entries, model)
       group = {}
     end
   end
-  if entries[1].recall then print(pic:paint("front: no other policy holds as few rows and answers as many questions", "dim")) end
+  if entries[1].recall then
+    print(pic:paint("front: none with as few rows is better, none with fewer as good, as far as the errors tell", "dim"))
+  end
+  for _, entry in ipairs(entries) do
+    if entry.missed then
+      cli.warn(("%s, %d tokens, %s: asked for %s of the rows"):format(entry.label, entry.length, entry.mode, percent(entry.asked)))
+    end
+  end
 end
 
 local function print_json(entries, run)

@@ -3,6 +3,7 @@ local cli = require "pyramid.cli"
 local core = require "pyramid.core"
 local picture = require "pyramid.picture"
 local recall = require "pyramid.recall"
+local target = require "pyramid.target"
 local world = require "pyramid.world"
 
 local parser = cli.parser("[options]", "Reads a long story under several policies, goes on with it, asks about it, and draws "
@@ -182,7 +183,7 @@ local function draw_strips(entries, tokens, layers)
   print()
 end
 
-local function draw_numbers(entries, questions, rounds)
+local function draw_numbers(entries, questions, rounds, tokens)
   print(pic:rule(("What that saves (best of %d rounds)"):format(rounds)))
   local base = entries[1]
   local cross = pic.ascii and "x" or "×"
@@ -202,6 +203,10 @@ local function draw_numbers(entries, questions, rounds)
   end
   for r, row in ipairs(rows) do row[1] = "  " .. (r > 1 and pic:paint(row[1], "dim") or row[1]) end
   print(table.concat(picture.table(rows, "<>", 3), "\n"))
+  for _, entry in ipairs(entries) do
+    local warning = target.warning(entry.policy, entry.label, entry.fraction, tokens)
+    if warning then print("\n  " .. pic:paint(warning, "warn")) end
+  end
   for _, entry in ipairs(entries) do
     if entry.perplexity < 0.98 * base.perplexity then
       print(pic:paint("\n  (Perplexity of what follows the story. A model that was trained on short texts\n"
@@ -239,6 +244,6 @@ end
 local rounds = measure(model, entries, ids)
 draw_pyramids(entries, #ids, layers)
 draw_strips(entries, #ids, layers)
-draw_numbers(entries, questions, rounds)
+draw_numbers(entries, questions, rounds, #ids)
 local program = arg[-1] or "pyramid"
 print(("%s  %s generate --help\n       %s chat"):format(pic:paint("Next:", "bold"), program, program))

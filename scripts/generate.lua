@@ -1,6 +1,7 @@
 -- generate.lua: continues a prompt, and says what that took.
 local cli = require "pyramid.cli"
 local picture = require "pyramid.picture"
+local target = require "pyramid.target"
 
 local parser = cli.parser("[options] [PROMPT]",
   "Continues a prompt. The text goes to standard output as it is made, all else to standard error.", [[
@@ -76,6 +77,8 @@ local progress <close> = picture.progress(("reading %d tokens"):format(#ids))
 local run <close> = cli.must(model:generate(ids, { cache = cache, sampler = cli.sampler(args), max_tokens = args.max_tokens,
   stop = args.stop, ignore_eos = args.ignore_eos, progress = progress.update }))
 progress:close()
+local kept = cache:fraction()                  -- of the prompt
+local warning = target.warning(policy, label, kept, #ids)
 
 local pieces, made = {}, {}
 io.stdout:setvbuf "no"                         -- a piece is seen when it is made
@@ -98,12 +101,14 @@ if args.json then
   out.decode_tokens_per_second = cli.rate(stats.generated_tokens, stats.decode_seconds)
   out.cache_bytes, out.cache_fraction, out.cache_dtype = stats.cache_bytes, stats.cache_fraction, args.cache_dtype
   out.pruned = stats.pruned
+  out.prompt_fraction, out.target, out.target_missed = kept, target.of(policy), warning and true or nil
   out.rows, out.computed, out.evicted = rows, cache:computed(), cache:evicted()
   out.peak_bytes = select(2, model:memory())
   out.seed = args.seed or 0
   cli.json(out)
 else
   if args.stats then show_stats(model, run, rows, label) end
+  if warning then cli.warn(warning) end
   local could = policy.definition.prefill or policy.definition.decode
   if could and not run.stats.pruned then               -- else the text would pass for what the policy makes of it
     io.stderr:write(("\n%s: %s dropped nothing of these tokens: the text is a full cache's\n"):format(arg[0], label))

@@ -1,14 +1,25 @@
--- inspect: what a model file holds, and what a policy would keep of a prompt, layer by layer. Nothing is run.
+-- inspect: what a model file holds, and what a policy would keep of a prompt, layer by layer. Nothing is run, unless a
+-- prompt is given.
 local cli = require "pyramid.cli"
 local inspect = require "pyramid.inspect"
 local picture = require "pyramid.picture"
+local target = require "pyramid.target"
 
 local parser = cli.parser("[options] [MODEL]",
-  "What a model file holds, and what a policy would keep of a prompt, without running it.")
+  "What a model file holds, and what a policy would keep of a prompt, without running it.", [[
+Examples:
+   pyramid inspect model.gguf --tensors
+   pyramid inspect --policy pyramidinfer target=0.45 --length 2000
+   pyramid inspect --policy-file mine.lua --prompt-file book.txt
+What a policy keeps by the mass of scores depends on the text: then its share is
+the most it can be, and --prompt-file measures it.]])
 parser:argument("model", "A Hugging Face folder, a .gguf or a .safetensors file; the default model, if not given."):args "?"
 cli.add_policy(parser)
 cli.add_cache_dtype(parser)
 cli.option(parser, "--length", "N", "Tokens of the prompt; if not given, the model's context, at most 4096.", { integer = 1 })
+cli.option(parser, "--prompt-file", "FILE", "Read this text (- is standard input) and say what was kept of it; --length: of its "
+  .. "first N tokens.")
+cli.option(parser, "--threads", "N", "With --prompt-file: how many threads; 0: one for each processor.", { integer = 0 })
 parser:flag("--tensors", "List every tensor.")
 parser:flag("--json", "Print one JSON object.")
 local args = cli.parse(parser, arg)
@@ -18,7 +29,20 @@ local function forecast(config)
   local ok, made = pcall(inspect.policy, config, chosen, args.length or math.min(config.context, 4096), args.cache_dtype)
   if not ok then cli.fail(made) end
   made.label = label
-  return made
+  return made, target.warning(chosen, label, made.fraction, made.length, made.at_most and " at most" or nil)
+end
+
+local function measured(path, config)
+  local chosen, label = cli.one_policy(args)
+  args.model = path
+  local model <close> = cli.open_text_model(args)
+  local ids = cli.must(model:encode(cli.read(args.prompt_file)))
+  local most = math.min(args.length or config.context, config.context)
+  if #ids > most then ids = table.move(ids, 1, most, 1, {}) end
+  if #ids == 0 then cli.fail("the prompt is empty", "Give at least one character.") end
+  local made = cli.must(inspect.measured(model, chosen, ids, args.cache_dtype))
+  made.label, made.prompt = label, args.prompt_file
+  return made, target.warning(chosen, label, made.fraction, made.length)
 end
 
 local function print_model(model)
@@ -55,21 +79,30 @@ local function print_model(model)
   end
 end
 
-local function print_forecast(made)
+local function print_forecast(made, warning)
   local pic, layers = picture.new(io.stdout), #made.layers
   local wide = math.max(20, pic.width - 34)
-  print(("\n%s, a prompt of %d tokens"):format(pic:paint(made.label, "bold"), made.length))
-  print(("%.1f %% of the rows: %s of %s in %s; %.1f %% of the token-layers computed"):format(100 * made.fraction,
-    cli.bytes(made.bytes), cli.bytes(made.full_bytes), made.dtype, 100 * made.computed))
+  print(("\n%s, %s"):format(pic:paint(made.label, "bold"), (made.prompt and "the first %d tokens of %s" or "a prompt of %d tokens")
+    :format(made.length, made.prompt)))
+  local most = made.at_most and "at most " or ""
+  print(("%s%.1f %% of the rows: %s of %s in %s; %s%.1f %% of the token-layers computed"):format(most, 100 * made.fraction,
+    cli.bytes(made.bytes), cli.bytes(made.full_bytes), made.dtype, made.computed < 1 and most or "", 100 * made.computed))
+  if made.at_most then print("How many depends on the text, by what its scores say; --prompt-file FILE measures it.") end
+  if warning then print(pic:paint(warning, "warn")) end
   for i, layer in ipairs(made.layers) do
-    print(("  layer %3d  %s %6.0f %6.1f %%"):format(i, pic:bar(layer.rows / made.length, wide, (i - 1) / layers), layer.rows,
-      100 * layer.rows / made.length))
+    local word = layer.most and " at most" or made.at_most and (" "):rep(8) or ""
+    print(("  layer %3d  %s%s %6.0f %6.1f %%"):format(i, pic:bar(layer.rows / made.length, wide - #word, (i - 1) / layers), word,
+      layer.rows, 100 * layer.rows / made.length))
   end
 end
 
 local model = cli.must(inspect.model(cli.need_model(args.model or cli.default_model, "MODEL")))
 if args.policies and not model.config then cli.fail(model.problem) end
-local made = args.policies and forecast(model.config)
+if args.prompt_file and not args.policies then cli.fail("--prompt-file goes with a policy", "Give --policy or --policy-file.") end
+local made, warning
+if args.policies then
+  if args.prompt_file then made, warning = measured(model.path, model.config) else made, warning = forecast(model.config) end
+end
 cli.warn_of(model)
 if args.json then
   model.forecast = made or nil
@@ -77,5 +110,5 @@ if args.json then
   cli.json(model)
 else
   print_model(model)
-  if made then print_forecast(made) end
+  if made then print_forecast(made, warning) end
 end

@@ -2,6 +2,7 @@
 local cli = require "pyramid.cli"
 local perplexity = require "pyramid.perplexity"
 local picture = require "pyramid.picture"
+local target = require "pyramid.target"
 
 local parser = cli.parser("[options] FILE", "Reads contexts out of a text under a policy, then scores the tokens that "
   .. "follow each, and says how surprising they were: perplexity (of tokens; lower is better), bits per byte (which compares "
@@ -99,6 +100,7 @@ local function conclude(entry, tokens, bytes)
     entry[key] = entry[key] / entry.windows
   end
   for layer, rows in ipairs(entry.rows) do entry.rows[layer] = rows / entry.windows end
+  entry.warning = target.warning(entry.policy, entry.label, entry.context_fraction, args.context - 1)
   entry.perplexity = math.exp(-entry.sum / tokens)
   entry.bits_per_byte = -entry.sum / math.log(2) / bytes
   entry.read_rate = cli.rate((args.context - 1) * entry.windows, entry.prefill_seconds)
@@ -127,6 +129,10 @@ local function print_table(entries, windows, tokens, bytes, model)
     rows[i + 1] = row
   end
   print(table.concat(picture.table(rows, "<>"), "\n"))
+  io.stdout:flush()
+  for _, entry in ipairs(entries) do
+    if entry.warning then cli.warn(entry.warning) end
+  end
 end
 
 local function print_json(entries, windows, tokens, bytes, text_tokens, model)
@@ -136,7 +142,7 @@ local function print_json(entries, windows, tokens, bytes, text_tokens, model)
   for i, entry in ipairs(entries) do
     local about = cli.description(model, entry.policy)
     out.results[i] = {
-      policy = about.policy, label = entry.label,
+      policy = about.policy, label = entry.label, target = target.of(entry.policy), target_missed = entry.warning and true or nil,
       perplexity = entry.perplexity, bits_per_byte = entry.bits_per_byte, log_likelihood = entry.sum,
       context_fraction = entry.context_fraction, context_bytes = entry.context_bytes, cache_fraction = entry.fraction,
       cache_bytes = entry.bytes,

@@ -2,6 +2,7 @@
 local cli = require "pyramid.cli"
 local picture = require "pyramid.picture"
 local recall = require "pyramid.recall"
+local target = require "pyramid.target"
 local world = require "pyramid.world"
 
 local parser = cli.parser("[options]", "Lets a model read held-out documents under a policy and asks for facts that were told "
@@ -12,10 +13,13 @@ Examples:
    pyramid recall --length 512,1024,2048 --policy full --policy streaming ratio=0.3 --policy snapkv ratio=0.3
    pyramid recall --mode aware --questions 100 --json
 agnostic: a document is read before the question is known, and policies judge it so. aware: they judge both together.
-Documents and questions are the same for every policy. An answer is right if the line is, letter for letter.]])
+An answer is picked from logits after the cut: the question, or its "Answer:", is read when the policy has judged.
+Documents and questions are the same for every policy. An answer is right if the line is, letter for letter.
+rows: of what was read under the policy, the share of rows that it left.]])
 cli.add_model(parser)
 cli.add_policy(parser, true)
-cli.option(parser, "--length", "N", "Tokens of a document with its question; several with commas.", { default = "1024" })
+cli.option(parser, "--length", "N", ("Tokens of a document and %d more for its question and answer; several with commas.")
+  :format(recall.room), { default = "1024" })
 cli.option(parser, "--mode", "MODE", "agnostic, aware, or both.",
   { default = "agnostic", choices = { "agnostic", "aware", "both" } })
 cli.option(parser, "--questions", "N", "Questions of each kind.", { default = "40", integer = 1 })
@@ -60,14 +64,14 @@ end
 
 local function new_entry(given, mode, length, layers)
   local entry = { label = given.label, policy = given.policy, mode = mode, length = length, asked = 0, fraction = 0,
-    tokens = 0, survival = {}, kinds = {} }
+    tokens = 0, survival = {}, kinds = {}, document_tokens = length - recall.room }
   for layer = 1, layers do entry.survival[layer] = 0 end
   return entry
 end
 
-local function count(entry, results, case)
-  entry.tokens = entry.tokens + #case.ids * #results
+local function count(entry, results)
   for _, r in ipairs(results) do
+    entry.tokens = entry.tokens + r.tokens
     local kind = entry.kinds[r.kind] or { asked = 0, right = 0, found = 0 }
     entry.kinds[r.kind] = kind
     kind.asked, entry.asked = kind.asked + 1, entry.asked + 1
@@ -98,13 +102,14 @@ local function measure(model, policies, modes, lengths, kinds)
     local progress <close> = picture.progress(("asking at %d tokens"):format(length))
     for i, case in ipairs(cases) do
       for j, entry in ipairs(of_length) do
-        count(entry, cli.must(recall.ask(model, case, entry.mode, cli.cache_options(args, entry.policy))), case)
+        count(entry, cli.must(recall.ask(model, case, entry.mode, cli.cache_options(args, entry.policy))))
         progress.update((i - 1) * #of_length + j, #cases * #of_length)
       end
     end
     for _, entry in ipairs(of_length) do
       conclude(entry)
       entries[#entries + 1] = entry
+      entry.warning = target.warning(entry.policy, entry.label, entry.fraction, entry.tokens)
     end
   end
   return entries
@@ -120,17 +125,20 @@ local function mean(list)
   return #list > 0 and sum / #list or 0
 end
 
-local function print_table(entries, kinds, model)
+local function print_table(entries, lengths, kinds, model)
   local pic = picture.new(io.stdout)
   print(pic:paint(pic:cut(model.description, pic.width), "dim"))
   print(("%s answers, %d questions of a kind; evidence: what survived of the sentences that hold the answers, on average"
     .. " over layers"):format(args.found and "Found" or "Exact", args.questions))
+  for _, length in ipairs(lengths) do
+    print(("%d tokens: a document of %d, and room for %d of question and answer"):format(length, length - recall.room, recall.room))
+  end
   print()
   local rows = { { "policy", "mode", "tokens", "rows", "evidence" } }
   for _, kind in ipairs(kinds) do table.insert(rows[1], kind) end
   for i, cell in ipairs(rows[1]) do rows[1][i] = pic:paint(cell, "dim") end
   for _, entry in ipairs(entries) do
-    local row = { pic:cut(entry.label, 32), entry.mode, ("%.0f"):format(entry.tokens), cli.percent(entry.fraction),
+    local row = { pic:cut(entry.label, 32), entry.mode, ("%d"):format(entry.length), cli.percent(entry.fraction),
       cli.percent(mean(entry.survival)) }
     for _, kind in ipairs(kinds) do
       local share = score(entry.kinds[kind])
@@ -146,6 +154,10 @@ local function print_table(entries, kinds, model)
     for layer, share in ipairs(entry.survival) do cells[layer] = ("%3.0f"):format(share * 100) end
     print(("  %s  %s"):format(table.concat(cells, " "), pic:cut(("%s, %s, %d"):format(entry.label, entry.mode, entry.length), 40)))
   end
+  io.stdout:flush()
+  for _, entry in ipairs(entries) do
+    if entry.warning then cli.warn(entry.warning) end
+  end
 end
 
 local function print_json(entries, model)
@@ -158,7 +170,9 @@ local function print_json(entries, model)
       kinds[kind] = { asked = n.asked, right = n.right, found = n.found, exact_match = n.right / n.asked }
     end
     out.results[i] = { policy = about.policy, label = entry.label, mode = entry.mode, length = entry.length,
-      prompt_tokens = entry.tokens, cache_fraction = entry.fraction, evidence_survival = entry.survival, kinds = kinds }
+      document_tokens = entry.document_tokens, prompt_tokens = entry.tokens, cache_fraction = entry.fraction,
+      target = target.of(entry.policy), target_missed = entry.warning and true or nil,
+      evidence_survival = entry.survival, kinds = kinds }
     about.policy = nil
     for key, value in pairs(about) do out[key] = value end
   end
@@ -175,4 +189,4 @@ for _, length in ipairs(lengths) do
   end
 end
 local entries = measure(model, policies, modes, lengths, kinds)
-if args.json then print_json(entries, model) else print_table(entries, kinds, model) end
+if args.json then print_json(entries, model) else print_table(entries, lengths, kinds, model) end

@@ -286,8 +286,7 @@ describe("calibrate", function()
     end
     -- One layer that stands out of the noise: it is whole, and the gain is claimed.
     made = noisy(4, 0.05, true)
-    ratios = calibrate.ratios(made, { target = 0.5 })
-    assert.equal(1, ratios[3])
+    assert.equal(1, calibrate.ratios(made, { target = 0.5 })[3])
     local gains = calibrate.gains(made, { target = 0.5 })
     assert.equal("even", gains[1].rival)
     assert.is_true(gains[1].claimed and gains[1].gain > 0.05)

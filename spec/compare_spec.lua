@@ -2,6 +2,7 @@
 local chart = require "pyramid.report.chart"
 local cjson = require "cjson"
 local compare = require "pyramid.compare"
+local comparison = require "pyramid.report.comparison"
 local helper = require "helper"
 local html = require "pyramid.report.html"
 local png = require "pyramid.report.png"
@@ -343,6 +344,58 @@ describe("reports", function()
       assert.is_true(scale.high > scale.low and #scale.ticks >= 2)
       for _, value in ipairs(values) do assert.is_true(scale.low <= value and value <= scale.high) end
     end
+  end)
+
+  it("keep an end of an axis that is given", function()
+    for _, values in ipairs { { 0 }, { 0, 0 }, { 0.4 }, {}, { 1 } } do
+      local scale = chart.scale(values, { low = 0 })
+      assert.equal(0, scale.low)                                         -- shares are never negative
+      assert.is_true(scale.high > 0)
+      for _, tick in ipairs(scale.ticks) do assert.is_true(tick >= 0) end
+    end
+  end)
+
+  -- Entries made by hand: what a page says of them is known.
+  local function entry_of(label, series, fraction, right, kl)
+    return { label = label, series = series, length = 300, mode = "agnostic", fraction = fraction, silent = false, front = false,
+      missed = false, recall = { asked = 20, right = right, found = right, kinds = { gift = { asked = 20, right = right } },
+        survival = { 1, 1 }, evidence = 1, accuracy = right / 20, uncertainty = compare.uncertainty(right, 20) },
+      document = { perplexity = 2 + kl, bits_per_byte = 0.5, kl = kl, top1 = 0.9, fraction = fraction, context_fraction = fraction,
+        cache_bytes = 1000, computed = 1, prefill_seconds = 0.1, decode_rate = 10, tokens = 8, kl_each = { kl, kl },
+        loss_each = { 1 + kl, 1 + kl } } }
+  end
+
+  local about = { command = "pyramid compare", date = "", model = "m", path = "m", version = "0",
+    machine = { cpu = "", onednn = "" }, threads = 1, isa = "", measured = 0, seconds = 0, kinds = { "gift" },
+    settings = { lengths = { 300 }, modes = { "agnostic" },
+      budgets = { 0.2 }, questions = 20, documents = 2, predict = 8, first_seed = 0, cache_dtype = "f16", precision = "f32" } }
+
+  it("show no negative recall, draw errors, and have one axis of rows for the charts of a row", function()
+    local page = comparison.render({ entry_of("full", "full", 1, 0, 0), entry_of("a ratio=0.2", "a", 0.2, 0, 0.5),
+      entry_of("b ratio=0.6", "b", 0.62, 0, 0.1) }, about)
+    local axes, charts = {}, 0
+    for svg in page:gmatch '<svg[^>]-class="chart".-</svg>' do
+      charts = charts + 1
+      local ticks = {}
+      for tick in svg:gmatch 'text%-anchor="middle"[^>]*>([^<]*)<' do ticks[#ticks + 1] = tick end
+      axes[charts] = table.concat(ticks, " ")
+      assert.not_matches(">%-%d", svg)
+      assert.matches("rows kept of what was read", svg)
+    end
+    assert.equal(3, charts)                                              -- recall, KL, perplexity
+    assert.matches("20 %%.*100 %%", axes[1])
+    assert.equal(axes[1], axes[2])
+    assert.equal(axes[1], axes[3])
+    assert.matches('class="error s1"', page)
+  end)
+
+  it("call no difference better that is within its error", function()
+    local page = comparison.render({ entry_of("full", "full", 1, 16, 0), entry_of("a ratio=0.2", "a", 0.2, 14, 0.5),
+      entry_of("b ratio=0.4", "b", 0.4, 15, 0.1) }, about)
+    assert.matches("Fewest rows with no loss that 20 questions would show – <b>a ratio=0%.2</b>", page)
+    assert.matches("Most answers with at most half of the rows – <b>b ratio=0%.4</b>[^;]*; 1 other is no worse", page)
+    page = comparison.render({ entry_of("full", "full", 1, 20, 0), entry_of("a ratio=0.2", "a", 0.2, 4, 0.5) }, about)
+    assert.matches("Every policy answers fewer than the full cache, by more than the error", page)
   end)
 
   it("write pictures that others read", function()

@@ -30,5 +30,10 @@ describe("noise", function()
     assert.is_false(noise.greater(8, 20, 18, 20))
     assert.is_true(noise.greater(750, 1000, 600, 1000))
     assert.is_false(noise.greater(1, 1, 0, 0))
+    assert.is_false(noise.greater(1, 1, 0, 1))                           -- one question tells nothing
+    assert.is_false(noise.greater(3, 3, 0, 2))
+    assert.is_true(noise.greater(6, 6, 0, 6))
+    -- Newcombe's own example, 56 of 70 against 48 of 80: 0.0524 to 0.3339
+    assert.is_true(noise.greater(56, 70, 48, 80))
   end)
 end)

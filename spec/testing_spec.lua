@@ -266,13 +266,39 @@ describe("testing.check", function()
     assert.matches("layer 1, decode: keep is less than 1", message)
   end)
 
-  it("wants a doc, defaults and a file's name", function()
+  it("wants a doc and a file's name", function()
     local _, message = testing.check(policy { name = "bare", prefill = function() end }, { name = "other" })
-    assert.matches("no doc", message)
-    assert.matches("no defaults", message)
+    assert.matches("problem: it has no doc", message)
+    assert.matches("note: it has no defaults", message)                  -- legal, and better known
     assert.matches("its name should be 'other'", message)
     local report = assert(testing.check(with { limits = {} }))
     assert.matches("note: option 'ratio' has no limits", tostring(report))
+  end)
+
+  it("takes a policy without defaults", function()
+    local report = assert(testing.check { name = "half", doc = "every half", prefill = function(_, l)
+      return { keep = (l.rows + 1) // 2 }
+    end })
+    assert.is_false(report.keeps_everything)
+  end)
+
+  it("says nothing of what is kept where no plan was valid", function()
+    local _, message, report = testing.check(with { prefill = function() return { keep = 0 } end })
+    assert.matches("keep is less than 1", message)
+    assert.not_matches("keeps everything", message)
+    assert.is_false(report.keeps_everything)
+  end)
+
+  it("checks a model's own policy in that model's shape", function()
+    local own = with { prefill = function(_, l)
+      if l.layers ~= 6 or l.kv_heads ~= 3 then error(("made for 6 layers of 3 K/V heads"), 0) end
+      return { keep = { l.rows, (l.rows + 1) // 2, 1 }, share = "head" }
+    end }
+    assert.matches("made for 6 layers of 3", select(2, testing.check(own)))
+    local report = assert(testing.check(own, { config = { layers = 6, heads = 9, kv_heads = 3, head_dim = 64 } }))
+    assert.is_true(report.plans > 100)
+    assert.matches("made for 6 layers", select(2, testing.check(own, { config = { layers = 5, heads = 9, kv_heads = 3,
+      head_dim = 64 } })))
   end)
 
   it("says so of a policy that keeps everything", function()

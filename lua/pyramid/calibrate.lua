@@ -157,7 +157,8 @@ local sensitivity_keys = { queries = "integer", sinks = "integer", kernel = "int
 ---
 ---Under a precision that rounds (bf16, int8) any change of a layer, however small, shifts what later layers round, and the
 ---predictions by as much. A layer in which only the row of least attention was dropped shows how much that is; so much, and
----what it is uncertain by, is taken off every measurement, so that it does not pass for a loss, which only keeping all rows of a layer would spare.
+---what it is uncertain by, is taken off every measurement, so that it does not pass for a loss, which only keeping all rows of
+---a layer would spare.
 ---@param model pyramid.Model
 ---@param texts integer[][]
 ---@param given? table                queries, sinks, kernel, prune (as of `write`), steps, predict, progress(done, total)
@@ -389,7 +390,8 @@ local function mean_of(each, by_head, without)
       curve[v] = curve[v] / n
       local variance = n > 1 and math.max(0, squares[i][v] / n - curve[v] ^ 2) / (n - 1) or 0
       if v < #curve then sum, count = sum + variance, count + 1 end
-      likely[i][v] = math.max(0, n > 1 and curve[v] - noise.errors(n) / 2 * math.sqrt(variance) or 0, likely[i][v + 1] or 0)
+      local least = n > 1 and curve[v] - noise.errors(n) / 2 * math.sqrt(variance) or 0
+      likely[i][v] = math.max(0, least, likely[i][v + 1] or 0)
     end
   end
   return curves, likely, count > 0 and math.sqrt(sum / count) or 0

@@ -21,6 +21,7 @@ local perplexity = require "pyramid.perplexity"
 local policy = require "pyramid.policy"
 local recall = require "pyramid.recall"
 local results = require "pyramid.results"
+local target = require "pyramid.target"
 local world = require "pyramid.world"
 
 local compare = {}
@@ -313,8 +314,8 @@ end
 ---and equal first choices, each summed up
 function compare.score(targets, all, reference)
   local sum, kl, top1 = 0, 0, 0
-  for i, target in ipairs(targets) do
-    sum = sum + all[i]:logprob(target)
+  for i, id in ipairs(targets) do
+    sum = sum + all[i]:logprob(id)
     if all[i] == reference[i] then top1 = top1 + 1
     else
       kl = kl + reference[i]:kl(all[i])
@@ -454,15 +455,34 @@ end
 ---Half the width of the interval that holds the true share with 95 %.
 compare.uncertainty = noise.share
 
----Which of several points no other beats: none has as little x and as much y, and less or more of one of them.
----@param points { x: number, y: number }[]
+-- Shares of the rows that differ by no more than this are as many rows: policies round, and so do documents' lengths.
+local same_rows = 0.005
+
+-- Whether one point is better than another by more than both are uncertain: by its right answers of so many asked; by its
+-- losses on the same documents, `each`; by y alone where nothing is known of errors.
+local function better(p, q)
+  if p.asked and q.asked then return noise.greater(p.right, p.asked, q.right, q.asked) end
+  if p.each and q.each and #p.each == #q.each then
+    local difference, half = noise.paired(p.each, q.each)
+    return difference < -half
+  end
+  return p.y > q.y
+end
+
+---Which of several points are the front: those of which none has as few rows and is better, and that are better than all
+---with fewer rows. Better is more than chance: within the errors of what was measured, fewer rows win.
+---@param points { x: number, y: number, right?: integer, asked?: integer, each?: number[] }[]  y: more is better; each: of
+---         each document, less is better
 ---@return boolean[]
 function compare.pareto(points)
   local front = {}
   for i, p in ipairs(points) do
     front[i] = true
+    local apart = (p.asked or p.each) and same_rows or 0
     for _, q in ipairs(points) do
-      if q.x <= p.x and q.y >= p.y and (q.x < p.x or q.y > p.y) then front[i] = false end
+      local beaten
+      if q.x < p.x - apart then beaten = not better(p, q) else beaten = q.x <= p.x + apart and better(q, p) end
+      if beaten then front[i] = false end
     end
   end
   return front
@@ -539,17 +559,32 @@ end
 ---@field document table?     perplexity, bits_per_byte, kl, top1 of how documents go on, and times; loss_each, kl_each: of each
 ---                           document, nats a token
 ---@field file table?         the same of the user's text
----@field fraction number?    rows held: when answers begin, or, where nothing is asked, when all tokens were fed
+---@field fraction number?    of the rows of what was read under the policy, the share it kept
+---@field asked number?       the share it was asked for, by --budgets or by its option `target`
+---@field missed boolean      it was asked for a share and kept another
 ---@field silent boolean      a policy that should prune pruned nothing at all
----@field front boolean       on the Pareto front of recall and rows held, of its length and mode
+---@field front boolean       on the front of recall and rows kept, of its length and mode: see compare.pareto
 
 local function mark_front(entries)
   local points = {}
   for _, entry in ipairs(entries) do
-    if entry.recall then points[#points + 1] = { x = entry.fraction, y = entry.recall.accuracy, entry = entry } end
+    local asked = entry.recall
+    if asked then
+      points[#points + 1] = { x = entry.fraction, y = asked.accuracy, right = asked.right, asked = asked.asked, entry = entry }
+    end
   end
   local front = compare.pareto(points)
   for i, point in ipairs(points) do point.entry.front = front[i] end
+end
+
+-- A label names a share that was asked for only where it was kept; else it says what was measured.
+local function name(entry, variant)
+  entry.asked = variant.budget or target.of(variant.policy)
+  entry.missed = entry.fraction ~= nil and target.missed(entry.asked, entry.fraction, entry.length)
+  if not entry.missed then return end
+  local share = ("%.0f %% kept"):format(100 * entry.fraction)
+  entry.label = variant.budget and ("%s, %s"):format(variant.series, share) or ("%s, %s"):format(
+    (variant.label:gsub("%s*%f[%w_]target=%S+", "")), share)
 end
 
 ---One entry for each length, mode and variant, in this order, out of what the store holds for a plan.
@@ -566,7 +601,8 @@ function compare.summary(plan, store)
           front = false, recall = recall_of(plan, store, variant, length, mode),
           document = text_of(plan, store, variant, length, "document"), file = text_of(plan, store, variant, length, "file") }
         local text = entry.document or entry.file
-        entry.fraction = entry.recall and entry.recall.fraction or text and text.fraction
+        entry.fraction = entry.recall and entry.recall.fraction or text and text.context_fraction
+        name(entry, variant)
         local evicted = (entry.document and entry.document.evicted or 0) + (entry.file and entry.file.evicted or 0)
         entry.silent = not keeps_all(variant.policy) and evicted == 0 and (entry.fraction or 0) > 1 - 1e-9
         each(plan, store, variant, "kept", { length = length, mode = mode }, function(record) entry.kept = record end)

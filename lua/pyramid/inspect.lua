@@ -6,6 +6,7 @@ local json = require "pyramid.loaders.json"
 local loaders = require "pyramid.loaders"
 local policy = require "pyramid.policy"
 local safetensors = require "pyramid.loaders.safetensors"
+local target = require "pyramid.target"
 
 local inspect = {}
 
@@ -161,7 +162,11 @@ end
 ---@field policy string
 ---@field length integer
 ---@field dtype string
----@field layers { rows: number, computed: integer }[] rows a lane holds on average, tokens computed
+---@field layers { rows: number, computed: integer, most: boolean }[] rows a lane holds on average, tokens computed; most:
+---                              what the text says decides, and these are the most it can be
+---@field at_most boolean        some layer is such: bytes, fraction and computed are the most they can be
+---@field target number?         the share of the rows that was asked for
+---@field target_missed boolean? there is a target, and it cannot be met
 ---@field bytes integer          K and V rows of all lanes
 ---@field full_bytes integer     the same without a policy
 ---@field fraction number        rows / (layers * length)
@@ -179,14 +184,46 @@ function inspect.policy(config, which, tokens, dtype)
     or error(("inspect.policy: dtype '%s' (known: %s)"):format(tostring(dtype), caches.known_dtypes()), 2)
   if math.type(tokens) ~= "integer" or tokens < 1 then error("inspect.policy: length must be a positive integer", 2) end
   local layers = policy.forecast(which, config, tokens)
-  local rows, computed = 0, 0
-  for _, layer in ipairs(layers) do rows, computed = rows + layer.rows, computed + layer.computed end
+  local rows, computed, at_most = 0, 0, false
+  for _, layer in ipairs(layers) do
+    rows, computed, at_most = rows + layer.rows, computed + layer.computed, at_most or layer.most
+  end
+  local wanted, fraction = target.of(which), rows / (config.layers * tokens)
   local row_bytes = 2 * config.kv_heads * config.head_dim * unit
   return {
     policy = tostring(which), length = tokens, dtype = dtype, layers = layers, bytes = math.floor(rows * row_bytes),
-    full_bytes = math.floor(config.layers * tokens * row_bytes), fraction = rows / (config.layers * tokens),
-    computed = computed / (config.layers * tokens),
+    full_bytes = math.floor(config.layers * tokens * row_bytes), fraction = fraction,
+    computed = computed / (config.layers * tokens), at_most = at_most, target = wanted,
+    target_missed = wanted and target.missed(wanted, fraction, tokens) or nil,
   }
+end
+
+---The same, measured: what the policy kept of a text that the model has read.
+---@param model pyramid.Model
+---@param which pyramid.policy
+---@param ids integer[]
+---@param dtype string?
+---@return pyramid.Forecast|nil
+---@return string? message
+---@return string? code
+function inspect.measured(model, which, ids, dtype)
+  local cache <close>, why, what = model:cache { policy = which, dtype = dtype }
+  if not cache then return nil, why, what end
+  local logits, message, code = cache:prefill(ids)
+  if not logits then return nil, message, code end
+  local made = inspect.policy(model.config, which, #ids, dtype)
+  local config, rows = model.config, 0
+  for index, layer in ipairs(made.layers) do
+    local sum = 0
+    for head = 1, config.kv_heads do sum = sum + cache:rows(index, head) end
+    made.layers[index] = { rows = sum / config.kv_heads, computed = not layer.most and layer.computed or nil, most = false }
+    rows = rows + sum / config.kv_heads
+  end
+  made.at_most, made.fraction = false, rows / (config.layers * #ids)
+  made.bytes = math.floor(made.full_bytes * made.fraction)
+  made.computed = cache:computed() / (#ids * config.layers)
+  made.target_missed = made.target and target.missed(made.target, made.fraction, #ids) or nil
+  return made
 end
 
 return inspect

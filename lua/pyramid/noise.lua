@@ -46,7 +46,14 @@ function noise.share(right, asked)
   return z * math.sqrt(p * (1 - p) / asked + z * z / (4 * asked * asked)) / (1 + z * z / asked)
 end
 
----Whether one counted share is greater than another by more than both are uncertain.
+-- Wilson's interval of a counted share.
+local function interval(right, asked)
+  local middle, half = (right / asked + 1.96 ^ 2 / (2 * asked)) / (1 + 1.96 ^ 2 / asked), noise.share(right, asked)
+  return middle - half, middle + half
+end
+
+---Whether one counted share is greater than another by more than chance would make of equal ones (Newcombe's interval of a
+---difference, which two Wilson intervals make; half a count on either side, without which few counts would tell too much).
 ---@param right integer
 ---@param asked integer
 ---@param other_right integer
@@ -54,8 +61,9 @@ end
 ---@return boolean
 function noise.greater(right, asked, other_right, other_asked)
   if asked == 0 or other_asked == 0 then return false end
-  local half = math.sqrt(noise.share(right, asked) ^ 2 + noise.share(other_right, other_asked) ^ 2)
-  return right / asked - other_right / other_asked > half
+  local p, q = right / asked, other_right / other_asked
+  local low, high = interval(right, asked), select(2, interval(other_right, other_asked))
+  return p - q - 0.5 / asked - 0.5 / other_asked > math.sqrt((p - low) ^ 2 + (high - q) ^ 2)
 end
 
 return noise

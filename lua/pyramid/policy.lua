@@ -419,10 +419,11 @@ function module.parse_options(which, words)
   return given
 end
 
--- The rows that a prefill plan keeps, on average over heads; under `mass`, at most. Refuses what the core refuses (plan.c).
+-- The rows that a prefill plan keeps, on average over heads; what it prunes; whether the rows are the most that it may keep
+-- (under `mass`, where scores decide). Refuses what the core refuses (plan.c).
 local function kept_by(prefill, o, l)
   if not prefill then return nil end
-  local keep, first, last, share, prune, _, least = flat_plan(prefill(o, l), l)
+  local keep, first, last, share, prune, _, least, mass = flat_plan(prefill(o, l), l)
   if not keep then return nil end
   local each = { keep }
   if type(keep) == "string" then
@@ -443,7 +444,7 @@ local function kept_by(prefill, o, l)
   last = math.min(hidden and math.max(last, 1) or last, l.rows - first)
   local sum = 0
   for _, rows in ipairs(each) do sum = sum + math.max(rows, first + last) end
-  return sum % #each == 0 and sum // #each or sum / #each, prune
+  return sum % #each == 0 and sum // #each or sum / #each, prune, mass > 0
 end
 
 ---What a policy would keep at each layer of a prompt of `tokens`, without a model running: rows stored, on average over KV
@@ -451,22 +452,23 @@ end
 ---@param which pyramid.policy
 ---@param config { layers: integer, heads: integer, kv_heads: integer, head_dim: integer }
 ---@param tokens integer
----@return { rows: number, computed: integer }[]
+---@return { rows: number, computed: integer, most: boolean }[]  most: what the text says decides, and it is no more than that
 function module.forecast(which, config, tokens)
-  local d, alive, layers = which.definition, tokens, {}
+  local d, alive, layers, most = which.definition, tokens, {}, false
   local function shape(index)
     return module.shape(index, config.layers, tokens, 0, alive, 0, tokens, config.heads, config.kv_heads, config.head_dim)
   end
   local o = which:fitted(shape(1))
   for index = 1, config.layers do
     local rows, computed = alive, alive
-    local ok, kept, prune = pcall(kept_by, d.prefill, o, shape(index))
+    local ok, kept, prune, by_mass = pcall(kept_by, d.prefill, o, shape(index))
     if not ok then error(("policy %s, layer %d, prefill: %s"):format(which.name, index, tostring(kept)), 0) end
+    local at_most = most
     if kept then
-      if prune & prunes.cache ~= 0 then rows = kept end
-      if prune & prunes.hidden ~= 0 then alive = kept end
+      if prune & prunes.cache ~= 0 then rows, at_most = kept, most or by_mass end
+      if prune & prunes.hidden ~= 0 then alive, most = kept, most or by_mass end
     end
-    layers[index] = { rows = rows, computed = computed }
+    layers[index] = { rows = rows, computed = computed, most = at_most }
   end
   return layers
 end

@@ -1,7 +1,8 @@
 --- Recall: whether a model still answers from its context what a policy has left of it.
 ---
 --- A case is a held-out document of the world (pyramid.world) of a given length in tokens, in which each fact is told
---- once, with questions about it. It is put in one of two modes:
+--- once, with questions about it. A length counts the document, which is cut to just `length - recall.room` tokens, and the
+--- room that its question and answer are given. It is put in one of two modes:
 ---
 ---   agnostic  the document is read under the policy, which does not know what will be asked; the question is appended
 ---             whole, and the answer is generated
@@ -32,7 +33,8 @@ recall.modes = { "agnostic", "aware" }
 ---@field ids integer[]               the document, with what begins texts
 ---@field questions pyramid.RecallQuestion[]
 
-local answer_room = 64                -- tokens for a question and its answer; few need more, and those are left out
+--- Tokens for a question and its answer, beside a document; few need more, and those are left out.
+recall.room = 64
 
 local longest_line = 96
 
@@ -64,25 +66,32 @@ local function token_span(ends, first, last)
   return { from, to or #ends - 1 }
 end
 
--- The document of a seed that, with a question, comes closest to `length` tokens from below.
-local function fit(model, seed, length, given)
-  local words, best = math.max(30, length * 2 // 3), nil
+-- The document of a seed, `want` tokens of its end: it is made a little longer, and as few of its first tokens as that
+-- takes are left out, but not what begins texts. `from`: bytes of its text that are left out; `ends`: where each token ends.
+local function fit(model, seed, want, given)
+  local words, best = math.max(30, want * 2 // 3), nil
   for _ = 1, 8 do
     local document = world.document(seed, { words = words, recall = 0, density = 45, questions = 24, kinds = given.kinds })
     local body = document.text:sub(1, document.body_bytes) .. "\n\n"
     local ids, message, code = model:encode(body)
     if not ids then return nil, message, code end
-    local room = length - answer_room - #ids
-    if room >= 0 and (not best or #ids > #best.ids) then best = { document = document, ids = ids } end
-    if room >= 0 and room < length // 24 then break end
-    words = math.floor(words * (length - answer_room - length / 60) / #ids)
-    if words < 10 then break end
+    local over = #ids - want
+    if over >= 0 and (not best or #ids < #best.ids) then best = { document = document, ids = ids } end
+    if over >= 0 and over < want // 24 then break end
+    words = math.max(math.ceil(words * (want + want / 60) / #ids), over < 0 and words + 5 or 1)
   end
+  if not best then return nil end
+  local lead = model.tokenizer:is_special(best.ids[1]) and 1 or 0
+  local over, ends = #best.ids - want, token_ends(model.tokenizer, best.ids)
+  if lead + over >= #best.ids then return nil end
+  best.ends = table.move(ends, 1 + lead + over, #ends, 1 + lead, lead > 0 and { ends[lead + over] } or {})
+  best.ids = table.move(best.ids, 1 + lead + over, #best.ids, 1 + lead, table.move(best.ids, 1, lead, 1, {}))
+  best.from = over > 0 and ends[lead + over] or 0                 -- bytes of the text that are left out
   return best
 end
 
----A case: the document of a held-out seed, of about `length` tokens with a question, and up to `per_kind` questions of
----each kind. nil if no document of that seed fits, and then a message only if something failed.
+---A case: the document of a held-out seed, of `length - recall.room` tokens, and up to `per_kind` questions of each kind.
+---nil if no document of that seed fits, and then a message only if something failed.
 ---@param model pyramid.Model
 ---@param length integer
 ---@param seed integer                from 0; counted from the first held-out seed
@@ -92,15 +101,17 @@ end
 ---@return string? code
 function recall.case(model, length, seed, given)
   given = options.check("recall.case", given, { per_kind = "integer", kinds = "table" })
-  local found, message, code = fit(model, world.held_out + seed, length, given)
+  local found, message, code = fit(model, world.held_out + seed, length - recall.room, given)
   if not found then return nil, message, code end
-  local document, ends = found.document, token_ends(model.tokenizer, found.ids)
+  local document, ends = found.document, found.ends
   local questions, count = {}, {}
   for _, q in ipairs(document.questions) do
     local function room()
-      return length - #found.ids - #assert(model:encode(asked(q.question) .. " " .. q.answer .. "\n", { special = false }))
+      return recall.room - #assert(model:encode(asked(q.question) .. " " .. q.answer .. "\n", { special = false }))
     end
-    if (count[q.kind] or 0) < (given.per_kind or 1) and room() >= 0 then
+    local told = true                                                  -- what it asks for stands in what is left
+    for _, span in ipairs(q.evidence) do told = told and span[1] > found.from end
+    if told and (count[q.kind] or 0) < (given.per_kind or 1) and room() >= 0 then
       count[q.kind] = (count[q.kind] or 0) + 1
       local evidence = {}
       for i, span in ipairs(q.evidence) do evidence[i] = token_span(ends, span[1], span[2]) end
@@ -210,7 +221,8 @@ end
 ---@field right boolean
 ---@field found boolean
 ---@field line string                 what was generated
----@field fraction number             of the rows of what was read under the policy, those it left
+---@field tokens integer              read under the policy
+---@field fraction number             of the rows of that, those it left
 ---@field survival number[]           by layer
 
 ---What is read under a policy to answer a question, and what after its cut.
@@ -261,7 +273,8 @@ function recall.ask(model, case, mode, cache_options)
       made, message, code = cut.judge(cache, judged)
       if not made then return nil, message, code end
     end
-    local result = { kind = q.kind, fraction = made.share, survival = survival(cache, model.config, q.evidence) }
+    local result = { kind = q.kind, tokens = made.tokens, fraction = made.share,
+      survival = survival(cache, model.config, q.evidence) }
     local run
     run, message, code = model:generate(rest, { cache = cache, prune = false, max_tokens = longest_line })
     if not run then return nil, message, code end

@@ -59,7 +59,11 @@ function chart.scale(values, given)
     return scale
   end
   low, high = given.low or low, given.high or high
-  if high <= low then low, high = low - 0.5 * math.abs(low) - (low == 0 and 0.5 or 0), high + 0.5 * math.abs(high) + 0.5 end
+  if high <= low then                                                    -- a single value; an end that is given stays
+    local value = low
+    if not given.low then low = value - 0.5 * math.abs(value) - (value == 0 and 0.5 or 0) end
+    if not given.high or given.low then high = value + 0.5 * math.abs(value) + 0.5 end
+  end
   local step = chart.step(high - low, given.ticks or 5)
   local first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
   for n = first, last do table.insert(scale.ticks, n * step) end
@@ -197,7 +201,8 @@ end
 ---@field name string
 ---@field short string        what stands beside it
 ---@field index integer       chooses marker and colour
----@field points { x: number, y: number, title: string, front?: boolean }[]  in the order they are connected
+---@field points { x: number, y: number, half?: number, title: string, front?: boolean }[]  in the order they are connected;
+---                           half: of the interval that y is uncertain by
 
 ---@class pyramid.Chart
 ---@field title string
@@ -255,6 +260,13 @@ function chart.render(given)
   local marks = {}
   for i, curve in ipairs(given.curves) do
     local d = {}
+    for _, source in ipairs(curve.points) do
+      if source.half then                                                -- as far as the axis goes
+        local function end_of(y) return py(math.max(given.y.low, math.min(given.y.high, y))) end
+        add("line", { class = "error " .. chart.colour(curve.index), x1 = px(source.x), x2 = px(source.x),
+          y1 = end_of(source.y - source.half), y2 = end_of(source.y + source.half) })
+      end
+    end
     for k, p in ipairs(curves[i].points) do
       d[k] = ("%s%.1f %.1f"):format(k == 1 and "M" or "L", p.x, p.y)
       local source = curve.points[k]

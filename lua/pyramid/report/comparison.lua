@@ -3,6 +3,7 @@
 local chart = require "pyramid.report.chart"
 local compare = require "pyramid.compare"
 local html = require "pyramid.report.html"
+local noise = require "pyramid.noise"
 local png = require "pyramid.report.png"
 local style = require "pyramid.report.style"
 
@@ -60,9 +61,6 @@ local function text_of(entry) return entry.document or entry.file end
 
 -- ---- what was found ------------------------------------------------------------------------------------------------
 
--- Points of accuracy that count as none lost, in what is said in words.
-local slack = 0.02
-
 local function item(entry)
   return ("%s: %s of the questions with %s of the rows"):format(element("b", nil, text(entry.label)),
     percent(entry.recall.accuracy), percent(entry.fraction))
@@ -76,21 +74,30 @@ local function finding(group, first)
   lines[2] = element("p", nil, ("The full cache answers <b>%s</b> of %s (± %.0f points)."):format(
     percent(full.recall.accuracy), plural(full.recall.asked, "question", "questions"), 100 * full.recall.uncertainty))
   for i, entry in ipairs(group.entries) do
-    local accuracy = i > 1 and entry.recall and entry.recall.accuracy
-    if accuracy and accuracy >= full.recall.accuracy - slack - 1e-9 and entry.fraction < 0.999
+    local r = i > 1 and entry.recall
+    if r and not noise.greater(full.recall.right, full.recall.asked, r.right, r.asked) and entry.fraction < 0.999
       and (not cheapest or entry.fraction < cheapest.fraction) then cheapest = entry end
-    if accuracy and entry.fraction <= 0.5 and (not best or accuracy > best.recall.accuracy) then best = entry end
+    if r and entry.fraction <= 0.5 and (not best or r.accuracy > best.recall.accuracy) then best = entry end
+  end
+  local alike = 0                                            -- as good as the best, as far as so many questions tell
+  for i, entry in ipairs(best and group.entries or {}) do
+    if i > 1 and entry ~= best and entry.recall and entry.fraction <= 0.5
+      and not noise.greater(best.recall.right, best.recall.asked, entry.recall.right, entry.recall.asked) then alike = alike + 1 end
   end
   local items = {
     useless and "The model itself hardly answers at this length: recall says little about policies here."
-      or cheapest and "Fewest rows within 2 points of it – " .. item(cheapest)
-      or "No policy comes within 2 points of it with fewer rows.",
+      or cheapest and ("Fewest rows with no loss that %s would show – "):format(plural(full.recall.asked, "question", "questions"))
+        .. item(cheapest)
+      or "Every policy answers fewer than the full cache, by more than the error.",
   }
-  if best and not useless then items[2] = "Most answers with at most half of the rows – " .. item(best) end
+  if best and not useless then
+    items[2] = "Most answers with at most half of the rows – " .. item(best) .. (alike > 0
+      and ("; %s no worse beyond the error"):format(plural(alike, "other is", "others are")) or "")
+  end
   local closest                                             -- texts have no mode: said once for a length
   for i, entry in ipairs(group.entries) do
     local t = first and i > 1 and text_of(entry)
-    if t and t.fraction <= 0.5 and (not closest or t.kl < text_of(closest).kl) then closest = entry end
+    if t and t.context_fraction <= 0.5 and (not closest or t.kl < text_of(closest).kl) then closest = entry end
   end
   if closest then
     items[#items + 1] = ("Closest to its predictions with at most half of the rows – <b>%s</b>: KL %s, same first choice %s")
@@ -124,16 +131,19 @@ local function short(name)
   return cut(first, 13) .. " … " .. cut(last, 14)
 end
 
--- Curves of what `value` says of entries, against the rows that `rows` says they hold; `sign` is 1 where more is better, else
--- -1. Also all x and y, and the points of the front: those that no other beats with as few rows, the full cache among them.
-local function curves_of(group, series, index, rows, value, sign, title)
-  local curves, points, xs, ys, front = {}, {}, {}, {}, {}
+-- Curves of what `value` says of entries, against the rows that `rows` says they kept; `sign` is 1 where more is better, else
+-- -1; `errors` tells what compare.pareto wants to know of an entry's errors, and half of an interval to be drawn. Also all y,
+-- and the points of the front, the full cache among them.
+local function curves_of(group, series, index, rows, value, sign, title, errors)
+  local curves, points, ys, front = {}, {}, {}, {}
   for i, name in ipairs(series) do curves[i] = { name = name, short = short(name), index = i, points = {} } end
   for _, entry in ipairs(group.entries) do
     local y, x, number = value(entry), rows(entry), index[entry.series]
     if y and x then
-      xs[#xs + 1], ys[#ys + 1] = x, y
-      points[#points + 1] = { x = x, y = sign * y, shown = { x = x, y = y, title = title(entry), budget = entry.budget or x } }
+      local known = errors(entry)
+      ys[#ys + 1] = math.min(y + (known.half or 0), known.most or math.huge)
+      points[#points + 1] = { x = x, y = sign * y, right = known.right, asked = known.asked, each = known.each,
+        shown = { x = x, y = y, half = known.half, title = title(entry), budget = entry.budget or x } }
       if number > 0 then table.insert(curves[number].points, points[#points].shown) end
     end
   end
@@ -149,11 +159,11 @@ local function curves_of(group, series, index, rows, value, sign, title)
     if #curves[i].points == 0 then table.remove(curves, i)
     else table.sort(curves[i].points, function(one, other) return one.budget < other.budget end) end
   end
-  return curves, xs, ys, front
+  return curves, ys, front
 end
 
 local function spoken(what, group)
-  return ("%s against rows held, %s. The same numbers are in the table below."):format(what, group.name)
+  return ("%s against rows kept, %s. The same numbers are in the table below."):format(what, group.name)
 end
 
 local function rows_scale(xs)
@@ -163,7 +173,21 @@ local function rows_scale(xs)
 end
 
 local function rows_of(entry) return entry.fraction end
-local function text_rows(source) return function(entry) return entry[source] and entry[source].fraction end end
+local function text_rows(source) return function(entry) return entry[source] and entry[source].context_fraction end end
+
+-- One axis for all charts of a length, so that they can be read across: the share kept of what was read under the policy.
+local x_label = "rows kept of what was read"
+
+local function x_of(groups, length)
+  local xs = {}
+  for _, group in ipairs(groups) do
+    for _, entry in ipairs(group.length == length and group.entries or {}) do
+      local list = { entry, entry.document, entry.file }
+      for _, of in pairs(list) do xs[#xs + 1] = of == entry and entry.fraction or of.context_fraction end
+    end
+  end
+  return rows_scale(xs)
+end
 
 local function card(caption, small, svg)
   return element("figure", nil, { element("figcaption", nil, text(caption) .. element("small", nil, text(small))), svg })
@@ -175,47 +199,51 @@ local function title_of(entry, rows, ...)
   return table.concat(lines, "\n")
 end
 
-local function recall_chart(group, series, index)
+local function recall_chart(group, series, index, x)
   if not group.full.recall then return nil end
-  local curves, xs, ys, front = curves_of(group, series, index, rows_of,
+  local curves, ys, front = curves_of(group, series, index, rows_of,
     function(entry) return entry.recall and entry.recall.accuracy end, 1, function(entry)
       return title_of(entry, entry.fraction, ("answers %s (± %.0f points) of %d questions"):format(
         percent(entry.recall.accuracy), 100 * entry.recall.uncertainty, entry.recall.asked),
         ("evidence held: %s"):format(percent(entry.recall.evidence)))
+    end, function(entry)
+      local r = entry.recall
+      return { right = r.right, asked = r.asked, half = r.uncertainty, most = 1 }
     end)
-  return card("Recall, " .. group.mode, ("exact answers to %d questions; higher is better"):format(group.full.recall.asked),
-    chart.render { describe = spoken("Recall", group), x = rows_scale(xs), y = chart.scale(ys, { low = 0 }),
-      x_label = "rows held when the answer begins", y_label = "right answers", x_format = percent, y_format = percent,
+  return card("Recall, " .. group.mode, ("exact answers to %d questions; higher is better; lines: 95 %% of what chance could do")
+      :format(group.full.recall.asked),
+    chart.render { describe = spoken("Recall", group), x = x, y = chart.scale(ys, { low = 0 }),
+      x_label = x_label, y_label = "right answers", x_format = percent, y_format = percent,
       curves = curves, front = front,
       reference = { y = group.full.recall.accuracy, label = ("full cache %s"):format(percent(group.full.recall.accuracy)) } })
 end
 
-local function kl_chart(group, series, index, source, where)
+local function kl_chart(group, series, index, x, source, where)
   if not group.full[source] then return nil end
-  local curves, xs, ys, front = curves_of(group, series, index, text_rows(source),
+  local curves, ys, front = curves_of(group, series, index, text_rows(source),
     function(entry) local t = entry[source] return t and t.kl > 0 and t.kl or nil end, -1, function(entry)
-      return title_of(entry, entry[source].fraction, ("KL %s nats"):format(chart.number(entry[source].kl)),
+      return title_of(entry, entry[source].context_fraction, ("KL %s nats"):format(chart.number(entry[source].kl)),
         ("same first choice: %.1f %%"):format(100 * entry[source].top1))
-    end)
+    end, function(entry) return { each = entry[source].kl_each } end)
   if #curves == 0 then return nil end
   local scale = chart.scale(ys, { low = 0, log = 20 })
   return card("Distance from the full cache", ("KL(full ‖ policy) of %s%s; lower is better"):format(where,
     scale.log and "; logarithmic" or ""), chart.render { describe = spoken("KL divergence from the full cache", group),
-    x = rows_scale(xs), y = scale, x_label = "rows held in the end", y_label = "KL in nats", x_format = percent,
+    x = x, y = scale, x_label = x_label, y_label = "KL in nats", x_format = percent,
     y_format = chart.number, curves = curves, front = front })
 end
 
-local function perplexity_chart(group, series, index, source, where)
+local function perplexity_chart(group, series, index, x, source, where)
   local full = group.full[source]
   if not full then return nil end
-  local curves, xs, ys, front = curves_of(group, series, index, text_rows(source),
+  local curves, ys, front = curves_of(group, series, index, text_rows(source),
     function(entry) return entry[source] and entry[source].perplexity end, -1, function(entry)
-      return title_of(entry, entry[source].fraction, ("perplexity %.3f (%+.1f %%)"):format(entry[source].perplexity,
+      return title_of(entry, entry[source].context_fraction, ("perplexity %.3f (%+.1f %%)"):format(entry[source].perplexity,
         100 * (entry[source].perplexity / full.perplexity - 1)), ("%.4f bits per byte"):format(entry[source].bits_per_byte))
-    end)
+    end, function(entry) return { each = entry[source].loss_each } end)
   local scale = chart.scale(ys, { log = 6 })
   return card("Perplexity", ("of %s%s; lower is better"):format(where, scale.log and "; logarithmic" or ""), chart.render {
-    describe = spoken("Perplexity", group), x = rows_scale(xs), y = scale, x_label = "rows held in the end", y_label = "perplexity",
+    describe = spoken("Perplexity", group), x = x, y = scale, x_label = x_label, y_label = "perplexity",
     x_format = percent, y_format = chart.number, curves = curves, front = front,
     reference = { y = full.perplexity, label = ("full cache %s"):format(chart.number(full.perplexity)) } })
 end
@@ -235,23 +263,24 @@ end
 
 -- The charts of one length: recall in each mode, then texts, which have no mode.
 local function charts_of(group, groups, series, index, about)
-  local cards = {}
+  local cards, x = {}, x_of(groups, group.length)
   local function add(svg) cards[#cards + 1] = svg end
   for _, other in ipairs(groups) do
-    if other.length == group.length then add(recall_chart(other, series, index)) end
+    if other.length == group.length then add(recall_chart(other, series, index, x)) end
   end
   local plain = { name = ("%d tokens"):format(group.length), full = group.full, entries = group.entries }
   for _, text_kind in ipairs { { "document", "how documents go on" }, { "file", (about.settings.text or ""):match "[^/]*$" } } do
-    add(kl_chart(plain, series, index, table.unpack(text_kind)))
-    add(perplexity_chart(plain, series, index, table.unpack(text_kind)))
+    add(kl_chart(plain, series, index, x, table.unpack(text_kind)))
+    add(perplexity_chart(plain, series, index, x, table.unpack(text_kind)))
   end
   return cards
 end
 
 local function curves_section(groups, series, index, about)
   local out = { element("h2", nil, "Quality against memory"),
-    element("p", { class = "soft" }, "Each point is a policy at one budget: further left holds fewer rows. Filled points lie on "
-      .. "the front: nothing with as few rows is better. Point at one, or tap it, for its numbers."), legend(series) }
+    element("p", { class = "soft" }, "Each point is a policy at one budget: further left keeps fewer rows. Filled points lie on "
+      .. "the front: nothing with as few rows is better, and nothing with fewer rows is as good, as far as the errors of what was "
+      .. "measured tell. Point at one, or tap it, for its numbers."), legend(series) }
   local seen = {}
   for _, group in ipairs(groups) do
     if not seen[group.length] then
@@ -265,20 +294,13 @@ end
 
 -- ---- tables --------------------------------------------------------------------------------------------------------
 
--- How much more a policy holds than it was asked to, after the context; nil if it is as asked, or about so.
-local function excess(entry)
-  local t = text_of(entry)
-  local held = t and t.context_fraction or entry.fraction
-  return entry.budget and held and held > entry.budget + 0.05 and entry.fraction or nil
-end
-
 local function notes(entry)
   local out = {}
   if entry.front then out[1] = element("span", { class = "badge front-badge" }, "front") end
   if entry.silent then out[#out + 1] = element("span", { class = "badge silent" }, "pruned nothing")
-  elseif excess(entry) then
-    out[#out + 1] = element("span", { class = "badge silent" }, ("asked %s, holds %s"):format(percent(entry.budget),
-      percent(excess(entry))))
+  elseif entry.missed then
+    out[#out + 1] = element("span", { class = "badge silent" }, ("asked %s, kept %s"):format(percent(entry.asked),
+      percent(entry.fraction)))
   end
   return table.concat(out)
 end
@@ -314,7 +336,7 @@ end
 
 local length_column = { name = "Tokens", cell = function(entry) return ("%d"):format(entry.length), entry.length end }
 local mode_column = { name = "Mode", word = true, cell = function(entry) return text(entry.mode) end }
-local rows_column = { name = "Rows", title = "Rows held, of a full cache's: when answers begin",
+local rows_column = { name = "Rows", title = "Rows kept, of what was read under the policy",
   cell = function(entry) return figure(entry.fraction and 100 * entry.fraction, "%.1f %%"), entry.fraction end }
 
 -- Lengths and modes are named only if there are several.
@@ -363,6 +385,7 @@ local function work_columns(columns)
     end }
   end
   add("KV", "Bytes held after the context", size, function(t) return t.cache_bytes end)
+  add("In the end", "Rows held when all tokens were fed, of a full cache's", percent, function(t) return t.fraction end)
   add("Computed", "Token-layers computed, of all", percent, function(t) return t.computed end)
   add("Read", "The context, median", seconds, function(t) return t.prefill_seconds end)
   add("Write/s", "Tokens a second, one by one, median", function(value) return figure(value, "%.0f") end,
@@ -536,13 +559,16 @@ local function method(groups, about)
   local s, full = about.settings, groups[1].full
   local items = {}
   local function add(said) items[#items + 1] = element("li", nil, text(said)) end
-  add("Rows: K and V of one token in one layer and KV head; the share is of what a full cache holds. KV: bytes, in "
-    .. s.cache_dtype .. ".")
+  add("Rows: K and V of one token in one layer and KV head; the share is of what was read under the policy, once it has cut. "
+    .. "KV: bytes, in " .. s.cache_dtype .. ". A policy that kept another share than it was asked for is named by what it kept.")
+  add("Whatever is scored or answered comes from logits after the cut: a context's last token, and a question or its “Answer:”, "
+    .. "are read when the policy has judged, so that no policy is judged by what the full cache foretold.")
   if full.recall then
     add("Recall: questions about facts that held-out documents tell once. An answer is right if the line generated greedily is "
       .. "the expected one, letter for letter. Agnostic: the document is read under the policy, then the question is appended; "
-      .. "aware: both are read together. ± is half of a 95 % interval (Wilson).")
-    add("Evidence: tokens of the sentences that hold the answer whose rows are still held when the answer begins, mean over KV "
+      .. "aware: both are read together. ± is half of a 95 % interval (Wilson); of two policies one is called better only if the "
+      .. "difference is more than both intervals allow.")
+    add("Evidence: tokens of the sentences that hold the answer whose rows are still held after the cut, mean over KV "
       .. "heads and layers.")
   end
   if text_of(full) then

@@ -40,6 +40,7 @@ svg .axis-name { font-size: 11.5px; fill: var(--ink); }
 .grid { stroke: var(--grid); stroke-width: 1; }
 .reference { stroke: var(--ink); stroke-width: 1.2; stroke-dasharray: 2 3; }
 .front { fill: none; stroke: var(--front); stroke-width: 9; stroke-linejoin: round; stroke-linecap: round; }
+.error { stroke: var(--c); stroke-width: 1; stroke-opacity: .45; }
 .curve { fill: none; stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; }
 .mark path { stroke: var(--c); stroke-width: 1.6; } .mark .on { fill: var(--c); } .mark .off { fill: var(--card); }
 .mark .hit { fill: transparent; } .mark:hover path, .mark:focus path { stroke-width: 4; } .mark:focus { outline: none; }

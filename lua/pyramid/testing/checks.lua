@@ -18,7 +18,8 @@ local simulated = { 1, 3, 33, 90 }
 ---@field name string
 ---@field problems string[]
 ---@field notes string[]            what is allowed, but better known
----@field keeps_everything boolean  no plan drops a row, at any shape
+---@field keeps_everything boolean  no plan drops a row, at any shape; false where a plan was not valid
+---@field config table?             of the one model that it was checked for
 ---@field by_mass boolean           a plan keeps a share of scores: its forecast is the most that it keeps
 ---@field plans integer             how many were asked for
 local Report = {}
@@ -100,16 +101,21 @@ local function walk(config, prompt, past, ask)
   end
 end
 
-local function each_shape(p, all, visit)
-  for _, depth in ipairs(all and depths or few_depths) do
-    local config, asker = { layers = depth[1], heads = 4, kv_heads = depth[2], head_dim = 64 }, plans.asker(p)
+local function each_shape(p, own, all, visit)
+  local configs = { own }
+  for i, depth in ipairs(own and {} or all and depths or few_depths) do
+    configs[i] = { layers = depth[1], heads = 4, kv_heads = depth[2], head_dim = 64 }
+  end
+  for _, config in ipairs(configs) do
+    local asker = plans.asker(p)
     for _, prompt in ipairs(all and prompts or few_prompts) do
       for _, past in ipairs(all and pasts or few_pasts) do visit(config, asker, prompt, past) end
     end
   end
 end
 
--- Every plan is valid, and asked twice the same. Returns whether any drops a row.
+-- Every plan is valid, and asked twice the same. Returns whether any drops a row; nil, if a plan was not valid, so that
+-- nothing can be said of all.
 local function check_plans(report, p, all, what)
   local drops, before = false, text_of(p.definition.defaults)
   local function try(config, asker, prompt, past)
@@ -134,7 +140,7 @@ local function check_plans(report, p, all, what)
     end)
   end
   local places, order = {}, {}                   -- by what is wrong: where first, and how often
-  each_shape(p, all, function(config, asker, prompt, past)
+  each_shape(p, report.config, all, function(config, asker, prompt, past)
     local ok, message = pcall(try, config, asker, prompt, past)
     if not ok and plans.is_not_simulated(message) then
       drops = true                                               -- who knows; do not say that it keeps everything
@@ -154,6 +160,7 @@ local function check_plans(report, p, all, what)
       place.times > 1 and (", and %d shapes more"):format(place.times - 1) or "")
   end
   if text_of(p.definition.defaults) ~= before then add(report.problems, "%schanges its own defaults", what) end
+  if #order > 0 and not drops then return nil end
   return drops
 end
 
@@ -235,13 +242,15 @@ end
 local function check_simulation(report, p)
   local noise = require "pyramid.testing".noise(7)
   for _, prompt in ipairs(simulated) do
-    local config = { layers = 4, heads = 4, kv_heads = 2, head_dim = 16 }
+    local own = report.config or { layers = 4, heads = 4, kv_heads = 2 }
+    local config = { layers = own.layers, heads = own.heads, kv_heads = own.kv_heads, head_dim = 16 }
     local function say(format, ...) add(report.problems, "a prompt of %d: " .. format, prompt, ...) end
     local ok, message = pcall(function()
       local forecast = policy.forecast(p, config, prompt)
       local watch = watcher(say)
       local steps = prompt == simulated[#simulated] and 30 or 3
-      simulation.run(p, { prompts = { prompt }, layers = 4, heads = 4, kv_heads = 2, head_dim = 16, steps = steps,
+      simulation.run(p, { prompts = { prompt }, layers = config.layers, heads = config.heads, kv_heads = config.kv_heads,
+        head_dim = 16, steps = steps,
         attention = noise, keys = noise, values = noise, scores = true, watch = function(run, step)
           if step == 0 then
             for index, rows in ipairs(rows_by_layer(run)) do
@@ -267,15 +276,16 @@ local function check_definition(report, p)
   if not d.doc or d.doc == "" then add(report.problems, "it has no doc: one line that says what it keeps") end
   if not d.name:find "^[%a_][%w_]*$" then add(report.notes, "its name is no word: '%s'", d.name) end
   if (d.prefill or d.decode) and not next(d.defaults) then
-    add(report.problems, "it has no defaults: what can be chosen, such as a ratio")
+    add(report.notes, "it has no defaults: nothing can be chosen, such as a ratio")
   end
   if d.trigger and not d.decode then add(report.problems, "it has a trigger, but no decode to run") end
 end
 
 local function check_falls(report, p)
-  for _, layers in ipairs { 2, 12, 32 } do
+  for _, layers in ipairs(report.config and { report.config.layers } or { 2, 12, 32 }) do
     for _, prompt in ipairs { 200, 3000 } do
-      local ok, forecast = pcall(policy.forecast, p, { layers = layers, heads = 4, kv_heads = 2, head_dim = 64 }, prompt)
+      local ok, forecast = pcall(policy.forecast, p,
+        report.config or { layers = layers, heads = 4, kv_heads = 2, head_dim = 64 }, prompt)
       for index = 2, ok and layers or 0 do
         if forecast[index].rows > forecast[index - 1].rows then
           add(report.problems, "its budget should fall or hold with depth, but layer %d of %d keeps %d rows, and the one before %d",
@@ -286,14 +296,15 @@ local function check_falls(report, p)
   end
 end
 
-local check_keys = { name = "string", falls = "boolean", prunes = "boolean" }
+local check_keys = { name = "string", falls = "boolean", prunes = "boolean", config = "table" }
 
 ---Checks a policy, without a model: its definition; that plans are pure and valid at every shape and with every option at
 ---its limits; that a simulation keeps what the forecast says, in order, and brings nothing back. Returns a report, or nil
 ---and a text that names every problem.
 ---@param which pyramid.policy|string|table
----@param given? { name?: string, falls?: boolean, prunes?: boolean }  what else is wanted: a name; budgets that fall or hold
----  with depth; that some rows are dropped
+---@param given? { name?: string, falls?: boolean, prunes?: boolean, config?: table }  what else is wanted: a name; budgets that
+---  fall or hold with depth; that some rows are dropped. config: of the one model that it is made for (layers, heads, kv_heads,
+---  head_dim); its plans are asked for in that shape alone
 ---@return pyramid.testing.Report|nil
 ---@return string? message
 ---@return pyramid.testing.Report? failed
@@ -301,10 +312,11 @@ function checks.policy(which, given)
   given = options.check("testing.check", given, check_keys)
   local p, message = policy.load(which)
   if not p then return nil, message end
-  local report = setmetatable({ policy = p, name = p.name, problems = {}, notes = {}, by_mass = false, plans = 0 }, Report)
+  local report = setmetatable({ policy = p, name = p.name, problems = {}, notes = {}, by_mass = false, plans = 0,
+    config = given.config }, Report)
   if given.name and given.name ~= p.name then add(report.problems, "its name should be '%s'", given.name) end
   check_definition(report, p)
-  report.keeps_everything = not check_plans(report, p, true, "")
+  report.keeps_everything = check_plans(report, p, true, "") == false
   if report.keeps_everything then
     add(given.prunes and report.problems or report.notes, "keeps everything: it drops no row at any shape")
   end
