@@ -6,7 +6,8 @@
  * Pieces are kept as the bytes they stand for: in a byte-level vocabulary the spelling ("Ġthe") is turned into bytes
  * (" the") once, here, so that merging and decoding never see GPT-2's alphabet. Two open-addressing tables with linear
  * probing and a load of at most 3/4 answer the two questions of merging: which piece has these bytes, and what does this
- * pair of pieces become, at which rank. Added tokens stand in sorted arrays; finding the longest one at a place narrows
+ * pair of pieces become, at which rank. A third one finds the piece of a file's id. All grow with what the file lists: one
+ * piece with the id 16,777,215 takes as much room as one with the id 0. Added tokens stand in sorted arrays; finding the longest one at a place narrows
  * a range byte by byte. */
 #include "tokenizer.h"
 
@@ -14,7 +15,10 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { VOCAB_MAX = 1 << 24, PIECE_MAX = 1 << 16, AROUND_MAX = 64, STEPS_MAX = 32, KEEP_BYTES = 1 << 20 };
+/* What a file may ask for. Published tokenizers have up to 262,144 ids, pieces of some hundred bytes, two ids around a text and
+ * seven steps in a stage; beyond these limits a file is wrong, or made to hurt. */
+enum { VOCAB_MAX = 1 << 24, PIECE_MAX = 1 << 16, AROUND_MAX = 64, STEPS_MAX = 32,
+       KEEP_BYTES = 1 << 20 };   /* of scratch between texts */
 
 /* A piece as messages show it: cut short, with nothing unprintable. */
 typedef struct shown { char text[52]; } shown;
@@ -93,19 +97,39 @@ int32_t pyr_vocab_find(const pyr_tokenizer *t, const uint8_t *s, size_t n) {
   uint32_t hash = pyr_bytes_hash(s, n);
   for (size_t i = hash & (t->slot_count - 1); t->slots[i].id >= 0; i = (i + 1) & (t->slot_count - 1)) {
     int32_t id = t->slots[i].id;
-    if (t->slots[i].hash == hash && t->length[id] == n && memcmp(t->text.data + t->start[id], s, n) == 0) return id;
+    if (t->slots[i].hash == hash && t->pieces[id].length == n && memcmp(t->text.data + t->pieces[id].start, s, n) == 0) return id;
   }
   return -1;
 }
 
-static void vocab_insert(pyr_tokenizer *t, int32_t id) { /* the later of two equal ones replaces the earlier */
-  const uint8_t *s = t->text.data + t->start[id];
-  size_t n = t->length[id], i;
+static pyr_status slots_grow(pyr_tokenizer *t) {
+  pyr_slot *old = t->slots;
+  size_t count = t->slot_count, grown = count ? count * 2 : 64, bytes = grown * sizeof *old;
+  pyr_slot *fresh = pyr_alloc(t->rt, bytes);
+  if (fresh == NULL) return pyr_nomem(t->rt, bytes, "tokenizer vocabulary");
+  for (size_t i = 0; i < grown; i++) fresh[i].id = -1;
+  for (size_t k = 0; k < count; k++) {
+    if (old[k].id < 0) continue;
+    size_t i = old[k].hash & (grown - 1);
+    while (fresh[i].id >= 0) i = (i + 1) & (grown - 1);
+    fresh[i] = old[k];
+  }
+  t->slots = fresh;
+  t->slot_count = grown;
+  pyr_release(t->rt, old, count * sizeof *old);
+  return PYR_OK;
+}
+
+/* The later of two equal ones replaces the earlier. There is room. */
+static void vocab_insert(pyr_tokenizer *t, int32_t id) {
+  const uint8_t *s = t->text.data + t->pieces[id].start;
+  size_t n = t->pieces[id].length, i;
   uint32_t hash = pyr_bytes_hash(s, n);
   for (i = hash & (t->slot_count - 1); t->slots[i].id >= 0; i = (i + 1) & (t->slot_count - 1)) {
     int32_t other = t->slots[i].id;
-    if (t->slots[i].hash == hash && t->length[other] == n && memcmp(t->text.data + t->start[other], s, n) == 0) break;
+    if (t->slots[i].hash == hash && t->pieces[other].length == n && memcmp(t->text.data + t->pieces[other].start, s, n) == 0) break;
   }
+  if (t->slots[i].id < 0) t->slot_used++;
   t->slots[i] = (pyr_slot){ hash, id };
   if (n > t->longest) t->longest = (uint32_t)n;
 }
@@ -146,7 +170,57 @@ static pyr_status merge_grow(pyr_tokenizer *t) {
   return PYR_OK;
 }
 
-bool pyr_emit(pyr_tokenizer *t, int32_t id) { return pyr_buffer_append(t->rt, &t->ids, &id, sizeof id); }
+static size_t place_home(const pyr_tokenizer *t, int32_t file_id) {
+  return (size_t)(mix((uint64_t)(uint32_t)file_id + 1) >> 7) & (t->place_count - 1);
+}
+
+int32_t pyr_vocab_place(const pyr_tokenizer *t, int32_t file_id) {
+  if (file_id < 0) return -1;
+  if (file_id < t->count && t->pieces[file_id].id == file_id) return file_id;    /* pieces that came in order */
+  if (t->place_count == 0) return -1;
+  for (size_t i = place_home(t, file_id); t->places[i] >= 0; i = (i + 1) & (t->place_count - 1))
+    if (t->pieces[t->places[i]].id == file_id) return t->places[i];
+  return -1;
+}
+
+/* Room for one more piece in `pieces` and in the two tables. */
+static pyr_status make_room(pyr_tokenizer *t) {
+  if (t->count == t->size) {
+    int32_t size = t->size ? t->size * 2 : 64;         /* ids are below VOCAB_MAX, and so are counts */
+    size_t before = (size_t)t->size * sizeof *t->pieces, bytes = (size_t)size * sizeof *t->pieces;
+    pyr_vocab_piece *pieces = t->pieces ? pyr_realloc(t->rt, t->pieces, before, bytes) : pyr_alloc(t->rt, bytes);
+    if (pieces == NULL) return pyr_nomem(t->rt, bytes, "tokenizer vocabulary");
+    t->pieces = pieces;
+    t->size = size;
+  }
+  if ((size_t)t->count + 1 > t->place_count / 4 * 3) {
+    size_t count = t->place_count, grown = count ? count * 2 : 64;
+    int32_t *old = t->places, *fresh = pyr_alloc(t->rt, grown * sizeof *fresh);
+    if (fresh == NULL) return pyr_nomem(t->rt, grown * sizeof *fresh, "tokenizer vocabulary");
+    memset(fresh, 0xFF, grown * sizeof *fresh);
+    t->places = fresh;
+    t->place_count = grown;
+    for (int32_t k = 0; k < t->count; k++) {
+      size_t i = place_home(t, t->pieces[k].id);
+      while (fresh[i] >= 0) i = (i + 1) & (grown - 1);
+      fresh[i] = k;
+    }
+    pyr_release(t->rt, old, count * sizeof *old);
+  }
+  return t->slot_used + 1 > t->slot_count / 4 * 3 ? slots_grow(t) : PYR_OK;
+}
+
+/* Appends a piece; there is room. */
+static void append_piece(pyr_tokenizer *t, pyr_vocab_piece piece) {
+  size_t i = place_home(t, piece.id);
+  while (t->places[i] >= 0) i = (i + 1) & (t->place_count - 1);
+  t->places[i] = t->count;
+  t->pieces[t->count++] = piece;
+}
+
+bool pyr_emit(pyr_tokenizer *t, int32_t id) {
+  return pyr_buffer_append(t->rt, &t->ids, &t->pieces[id].id, sizeof t->pieces[id].id);
+}
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
@@ -162,19 +236,7 @@ pyr_status pyr_tokenizer_new(pyr_runtime *rt, const pyr_tokenizer_options *optio
   t->rt = pyr_runtime_retain(rt);
   t->refs = 1;
   t->options = *options;
-  size_t n = (size_t)options->vocab;
-  t->slot_count = 16;
-  while (t->slot_count < n + n / 3) t->slot_count *= 2;
-  t->start = pyr_alloc_zero(rt, n * sizeof *t->start);
-  t->length = pyr_alloc_zero(rt, n * sizeof *t->length);
-  t->bits = pyr_alloc_zero(rt, n * sizeof *t->bits);
-  t->slots = pyr_alloc(rt, t->slot_count * sizeof *t->slots);
-  if (options->by_score) t->score_rank = pyr_alloc_zero(rt, n * sizeof *t->score_rank);
-  if (!t->start || !t->length || !t->bits || !t->slots || (options->by_score && !t->score_rank)) {
-    pyr_tokenizer_free(t);
-    return pyr_nomem(rt, n * 14, "tokenizer vocabulary");
-  }
-  for (size_t i = 0; i < t->slot_count; i++) t->slots[i].id = -1;
+  t->unknown = -1;
   memset(t->byte_piece, 0xFF, sizeof t->byte_piece);
   memset(t->ascii_piece, 0xFF, sizeof t->ascii_piece);
   *out = t;
@@ -200,7 +262,6 @@ static void free_step(pyr_tokenizer *t, pyr_step_data *s) {
 void pyr_tokenizer_free(pyr_tokenizer *t) {
   if (t == NULL || --t->refs > 0) return;
   pyr_runtime *rt = t->rt;
-  size_t n = (size_t)t->options.vocab;
   pyr_buffer *buffers[] = { &t->text, &t->ids, &t->symbols, &t->heap, &t->unspelled, &t->normal[0], &t->normal[1],
                             &t->work, &t->spelling };
   for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) pyr_buffer_free(rt, buffers[i]);
@@ -216,12 +277,8 @@ void pyr_tokenizer_free(pyr_tokenizer *t) {
   pyr_release(rt, t->around, (size_t)(t->before_count + t->after_count) * sizeof *t->around);
   pyr_release(rt, t->merges, t->merge_count * sizeof *t->merges);
   pyr_release(rt, t->slots, t->slots ? t->slot_count * sizeof *t->slots : 0);
-  pyr_release(rt, t->start, n * sizeof *t->start);
-  pyr_release(rt, t->length, n * sizeof *t->length);
-  pyr_release(rt, t->bits, n * sizeof *t->bits);
-  pyr_release(rt, t->score_rank, n * sizeof *t->score_rank);
-  pyr_release(rt, t->found_start, n * sizeof *t->found_start);
-  pyr_release(rt, t->found_length, n * sizeof *t->found_length);
+  pyr_release(rt, t->places, t->place_count * sizeof *t->places);
+  pyr_release(rt, t->pieces, (size_t)t->size * sizeof *t->pieces);
   pyr_release(rt, t, sizeof *t);
   pyr_runtime_free(rt);
 }
@@ -240,11 +297,15 @@ static pyr_status in_vocab(pyr_tokenizer *t, int32_t id, const char *piece, size
                                show(piece, n).text, (int)t->options.vocab);
 }
 
-static pyr_status store(pyr_tokenizer *t, int32_t id, const uint8_t *s, size_t n) {
+/* Appends a piece of these bytes; *place gets where. Nothing is changed on failure but the room there is. */
+static pyr_status store(pyr_tokenizer *t, int32_t file_id, const uint8_t *s, size_t n, uint16_t bits, int32_t *place) {
   if (t->text.length + n > UINT32_MAX) return pyr_runtime_set_error(t->rt, PYR_FORMAT, "more than 4 GiB of pieces");
-  t->start[id] = (uint32_t)t->text.length;
-  t->length[id] = (uint32_t)n;
-  return pyr_buffer_append(t->rt, &t->text, s, n) ? PYR_OK : pyr_nomem(t->rt, n, "tokenizer pieces");
+  pyr_status status = make_room(t);
+  if (status != PYR_OK) return status;
+  if (!pyr_buffer_append(t->rt, &t->text, s, n)) return pyr_nomem(t->rt, n, "tokenizer pieces");
+  *place = t->count;
+  append_piece(t, (pyr_vocab_piece){ .id = file_id, .start = (uint32_t)(t->text.length - n), .length = (uint32_t)n, .bits = bits });
+  return PYR_OK;
 }
 
 /* Lower rank for higher score; equal scores give equal ranks. */
@@ -262,7 +323,7 @@ pyr_status pyr_tokenizer_piece(pyr_tokenizer *t, int32_t id, const char *piece, 
   if (status != PYR_OK) return status;
   if (length == 0 || length > PIECE_MAX)
     return pyr_runtime_set_error(t->rt, PYR_FORMAT, "piece %d has %zu bytes (1 to %d are possible)", (int)id, length, PIECE_MAX);
-  if (t->bits[id])
+  if (pyr_vocab_place(t, id) >= 0)
     return pyr_runtime_set_error(t->rt, PYR_FORMAT, "id %d is given twice, the second time to '%s'", (int)id, show(piece, length).text);
   if (t->options.by_score && isnan(score))
     return pyr_runtime_set_error(t->rt, PYR_FORMAT, "the score of piece %d, '%s', is not a number", (int)id, show(piece, length).text);
@@ -280,10 +341,10 @@ pyr_status pyr_tokenizer_piece(pyr_tokenizer *t, int32_t id, const char *piece, 
     else bits |= PYR_BIT_LITERAL | PYR_BIT_CLOSED;
   }
   if (flags & PYR_PIECE_CLOSED) bits |= PYR_BIT_CLOSED;
-  if ((status = store(t, id, bytes, n)) != PYR_OK) return status;
-  t->bits[id] = bits;
-  if (t->options.by_score) t->score_rank[id] = rank_of_score(score);
-  if (!(bits & PYR_BIT_CLOSED)) vocab_insert(t, id);
+  int32_t place;
+  if ((status = store(t, id, bytes, n, bits, &place)) != PYR_OK) return status;
+  if (t->options.by_score) t->pieces[place].score_rank = rank_of_score(score);
+  if (!(bits & PYR_BIT_CLOSED)) vocab_insert(t, place);
   return PYR_OK;
 }
 
@@ -333,13 +394,9 @@ static bool set_push(pyr_tokenizer *t, pyr_added_set *set, int32_t id) {
 
 /* Keeps the form that an added token is looked for in, where that is not what its piece holds. */
 static pyr_status store_found(pyr_tokenizer *t, int32_t id, const uint8_t *form, size_t n) {
-  size_t count = (size_t)t->options.vocab;
-  if (t->found_start == NULL) t->found_start = pyr_alloc_zero(t->rt, count * sizeof *t->found_start);
-  if (t->found_length == NULL) t->found_length = pyr_alloc_zero(t->rt, count * sizeof *t->found_length);
-  if (!t->found_start || !t->found_length) return pyr_nomem(t->rt, count * sizeof *t->found_start, "added tokens");
   if (t->text.length + n > UINT32_MAX || !pyr_buffer_append(t->rt, &t->text, form, n)) return pyr_nomem(t->rt, n, "added tokens");
-  t->found_start[id] = (uint32_t)(t->text.length - n);
-  t->found_length[id] = (uint32_t)n;
+  t->pieces[id].found_start = (uint32_t)(t->text.length - n);
+  t->pieces[id].found_length = (uint32_t)n;
   return PYR_OK;
 }
 
@@ -349,9 +406,10 @@ pyr_status pyr_tokenizer_added(pyr_tokenizer *t, int32_t id, const char *text, s
   if (status != PYR_OK) return status;
   if (length == 0 || length > PIECE_MAX)
     return pyr_runtime_set_error(t->rt, PYR_FORMAT, "added token %d has %zu bytes (1 to %d are possible)", (int)id, length, PIECE_MAX);
-  if (t->bits[id] & PYR_BIT_ADDED)
+  int32_t place = pyr_vocab_place(t, id);
+  if (place >= 0 && (t->pieces[place].bits & PYR_BIT_ADDED))
     return pyr_runtime_set_error(t->rt, PYR_FORMAT, "id %d is added twice, the second time as '%s'", (int)id, show(text, length).text);
-  if (t->bits[id]) {
+  if (place >= 0) {
     size_t n;
     const char *spelled = pyr_tokenizer_spelling(t, id, &n);
     if (spelled == NULL) return pyr_nomem(t->rt, n, "tokenizer pieces");
@@ -359,15 +417,14 @@ pyr_status pyr_tokenizer_added(pyr_tokenizer *t, int32_t id, const char *text, s
       return pyr_runtime_set_error(t->rt, PYR_FORMAT, "id %d is added as '%s', but the vocabulary has '%s' there", (int)id,
                                    show(text, length).text, show(spelled, n).text);
     /* a piece that stands for bytes, such as that of 0xC5, which is spelled U+00C5: the text has the spelling */
-    if (t->options.byte_level && !(t->bits[id] & PYR_BIT_LITERAL) &&
-        (status = store_found(t, id, (const uint8_t *)text, length)) != PYR_OK) return status;
-  } else if ((status = store(t, id, (const uint8_t *)text, length)) != PYR_OK) {
-    return status;
+    if (t->options.byte_level && !(t->pieces[place].bits & PYR_BIT_LITERAL) &&
+        (status = store_found(t, place, (const uint8_t *)text, length)) != PYR_OK) return status;
   } else {
-    t->bits[id] = PYR_BIT_PRESENT | PYR_BIT_LITERAL | PYR_BIT_CLOSED;
+    const uint16_t bits = PYR_BIT_PRESENT | PYR_BIT_LITERAL | PYR_BIT_CLOSED;
+    if ((status = store(t, id, (const uint8_t *)text, length, bits, &place)) != PYR_OK) return status;
   }
-  if (!set_push(t, &t->added, id)) return pyr_nomem(t->rt, sizeof id, "added tokens");
-  t->bits[id] |= (uint16_t)(PYR_BIT_ADDED | flags << PYR_BIT_TOKEN_SHIFT);
+  if (!set_push(t, &t->added, place)) return pyr_nomem(t->rt, sizeof id, "added tokens");
+  t->pieces[place].bits |= (uint16_t)(PYR_BIT_ADDED | flags << PYR_BIT_TOKEN_SHIFT);
   return PYR_OK;
 }
 
@@ -399,9 +456,11 @@ pyr_status pyr_tokenizer_step(pyr_tokenizer *t, pyr_stage stage, const pyr_text_
   pyr_status status = building(t);
   if (status != PYR_OK) return status;
   pyr_step_list *list = (unsigned)stage < 3 ? &t->stages[stage] : NULL;
-  if (list == NULL || !knows(stage, step) || list->count == STEPS_MAX)
-    return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "tokenizer: step %d does not belong to stage %d, lacks its text, or is one too many",
+  if (list == NULL || !knows(stage, step))
+    return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "tokenizer: step %d does not belong to stage %d, or lacks its text",
                                  (int)step->kind, (int)stage);
+  if (list->count == STEPS_MAX)
+    return pyr_runtime_set_error(t->rt, PYR_FORMAT, "more than %d steps in one stage", STEPS_MAX);
   if (pyr_utf8_valid((const uint8_t *)step->pattern, step->pattern_length) != step->pattern_length ||
       pyr_utf8_valid((const uint8_t *)step->text, step->text_length) != step->text_length)
     return pyr_runtime_set_error(t->rt, PYR_FORMAT, "a step's text or pattern is not UTF-8");
@@ -453,12 +512,12 @@ pyr_status pyr_tokenizer_around(pyr_tokenizer *t, const int32_t *before, int32_t
 
 /* What an added token is found by: its text, or that text normalised. */
 const uint8_t *pyr_found_by(const pyr_tokenizer *t, int32_t id, size_t *length) {
-  if (t->found_length && t->found_length[id]) {
-    *length = t->found_length[id];
-    return t->text.data + t->found_start[id];
+  if (t->pieces[id].found_length) {
+    *length = t->pieces[id].found_length;
+    return t->text.data + t->pieces[id].found_start;
   }
-  *length = t->length[id];
-  return t->text.data + t->start[id];
+  *length = t->pieces[id].length;
+  return t->text.data + t->pieces[id].start;
 }
 
 static int compare_found(const pyr_tokenizer *t, int32_t a, int32_t b) {
@@ -496,7 +555,7 @@ static pyr_status refuse_twins(pyr_tokenizer *t, const pyr_added_set *set) {
     const uint8_t *a = pyr_found_by(t, set->ids[i - 1], &an), *b = pyr_found_by(t, set->ids[i], &bn);
     if (an == bn && memcmp(a, b, an) == 0)
       return pyr_runtime_set_error(t->rt, PYR_FORMAT, "the added token '%s' is listed twice, as %d and %d",
-                                   show((const char *)a, an).text, (int)set->ids[i - 1], (int)set->ids[i]);
+                                   show((const char *)a, an).text, (int)t->pieces[set->ids[i - 1]].id, (int)t->pieces[set->ids[i]].id);
   }
   return PYR_OK;
 }
@@ -504,13 +563,14 @@ static pyr_status refuse_twins(pyr_tokenizer *t, const pyr_added_set *set) {
 static pyr_status sort_added(pyr_tokenizer *t) {
   for (int32_t i = 0; i < t->added.count; i++) {
     int32_t id = t->added.ids[i];
-    bool raw = t->bits[id] >> PYR_BIT_TOKEN_SHIFT & PYR_TOKEN_RAW;
+    bool raw = t->pieces[id].bits >> PYR_BIT_TOKEN_SHIFT & PYR_TOKEN_RAW;
     if (!set_push(t, raw ? &t->raw : &t->normalized, id)) return pyr_nomem(t->rt, sizeof id, "added tokens");
     if (raw || t->stages[PYR_NORMALIZE].count == 0) continue;
     const uint8_t *form;
     size_t length;
     const uint8_t *text = pyr_found_by(t, id, &length);
     if (pyr_utf8_valid(text, length) != length) continue;
+    pyr_limits_begin(t, length);
     pyr_status status = pyr_normalize(t, text, length, true, &form, &length);
     if (status != PYR_OK) return status;
     if (length == 0) continue;                        /* nothing is left of it: found as it was */
@@ -533,12 +593,13 @@ pyr_status pyr_tokenizer_ready(pyr_tokenizer *t) {
     if (b < 128) t->ascii_piece[b] = pyr_vocab_find(t, &byte, 1);
     if (t->options.byte_level) t->byte_piece[b] = pyr_vocab_find(t, &byte, 1);
   }
+  t->unknown = pyr_vocab_place(t, t->options.unknown);
   static const char mark[] = "\xE2\x96\x81";
   t->cut_at_marks = !t->options.byte_level && pyr_vocab_find(t, (const uint8_t *)mark, 3) >= 0;
-  for (int32_t id = 0; id < t->options.vocab; id++) {
-    if (!(t->bits[id] & PYR_BIT_MODEL)) continue;
-    const uint8_t *s = t->text.data + t->start[id];
-    size_t n = t->length[id];
+  for (int32_t id = 0; id < t->count; id++) {
+    if (!(t->pieces[id].bits & PYR_BIT_MODEL)) continue;
+    const uint8_t *s = t->text.data + t->pieces[id].start;
+    size_t n = t->pieces[id].length;
     if (t->options.byte_fallback && !t->options.byte_level && n == 6 && memcmp(s, "<0x", 3) == 0 && s[5] == '>') {
       unsigned value;
       char hex[3] = { (char)s[3], (char)s[4], 0 }, again[3];
@@ -546,7 +607,7 @@ pyr_status pyr_tokenizer_ready(pyr_tokenizer *t) {
         t->byte_piece[value] = id;
     }
     for (size_t i = 1; t->cut_at_marks && i + 3 <= n; i++)
-      if (memcmp(s + i, mark, 3) == 0 && (i < 3 || memcmp(s + i - 3, mark, 3) != 0) && !(t->bits[id] & PYR_BIT_CLOSED))
+      if (memcmp(s + i, mark, 3) == 0 && (i < 3 || memcmp(s + i - 3, mark, 3) != 0) && !(t->pieces[id].bits & PYR_BIT_CLOSED))
         t->cut_at_marks = false;
   }
   const pyr_step_list *split = &t->stages[PYR_SPLIT];
@@ -554,7 +615,8 @@ pyr_status pyr_tokenizer_ready(pyr_tokenizer *t) {
   t->bytes_spelled = t->bytes_spelled && t->options.byte_level;
   pyr_buffer_free(t->rt, &t->work);
   t->ready = true;
-  return PYR_OK;
+  if ((status = pyr_decode_check(t)) != PYR_OK) t->ready = false;
+  return status;
 }
 
 /* ---- using ------------------------------------------------------------------------------------------------------ */
@@ -574,6 +636,7 @@ pyr_status pyr_tokenizer_encode(pyr_tokenizer *t, const char *text, size_t lengt
   if (!t->ready) return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "tokenizer: it is not ready");
   if (length > INT32_MAX) return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "a text of %zu bytes is too long to encode at once", length);
   slim(t);
+  pyr_limits_begin(t, length);
   size_t before = (size_t)t->before_count * sizeof(int32_t), after = (size_t)t->after_count * sizeof(int32_t);
   bool add = flags & PYR_ENCODE_ADD;
   if (add && !pyr_buffer_append(t->rt, &t->ids, t->around, before)) return pyr_nomem(t->rt, before, "ids");
@@ -585,19 +648,20 @@ pyr_status pyr_tokenizer_encode(pyr_tokenizer *t, const char *text, size_t lengt
   return PYR_OK;
 }
 
-int pyr_tokenizer_flags(const pyr_tokenizer *t, int32_t id) {
-  if (id < 0 || id >= t->options.vocab || t->bits[id] == 0) return -1;
-  return t->bits[id] >> PYR_BIT_TOKEN_SHIFT;
+int pyr_tokenizer_flags(const pyr_tokenizer *t, int32_t file_id) {
+  int32_t id = pyr_vocab_place(t, file_id);
+  return id < 0 ? -1 : t->pieces[id].bits >> PYR_BIT_TOKEN_SHIFT;
 }
 
-const char *pyr_tokenizer_spelling(pyr_tokenizer *t, int32_t id, size_t *length) {
+const char *pyr_tokenizer_spelling(pyr_tokenizer *t, int32_t file_id, size_t *length) {
+  int32_t id = pyr_vocab_place(t, file_id);
   *length = 0;
-  if (id < 0 || id >= t->options.vocab || t->bits[id] == 0) return NULL;
-  const uint8_t *s = t->text.data + t->start[id];
-  *length = t->length[id];
-  if (!t->options.byte_level || (t->bits[id] & PYR_BIT_LITERAL)) return (const char *)s;
+  if (id < 0) return NULL;
+  const uint8_t *s = t->text.data + t->pieces[id].start;
+  *length = t->pieces[id].length;
+  if (!t->options.byte_level || (t->pieces[id].bits & PYR_BIT_LITERAL)) return (const char *)s;
   t->spelling.length = 0;
-  if (!pyr_alphabet_spell(t->rt, s, t->length[id], &t->spelling)) return NULL;
+  if (!pyr_alphabet_spell(t->rt, s, t->pieces[id].length, &t->spelling)) return NULL;
   *length = t->spelling.length;
   return (const char *)t->spelling.data;
 }
@@ -606,8 +670,9 @@ int32_t pyr_tokenizer_id(pyr_tokenizer *t, const char *piece, size_t length) {
   const uint8_t *s = (const uint8_t *)piece;
   for (int32_t i = 0; i < t->added.count; i++) {
     size_t n;
-    const char *text = pyr_tokenizer_spelling(t, t->added.ids[i], &n);
-    if (text && n == length && memcmp(text, piece, n) == 0) return t->added.ids[i];
+    int32_t id = t->pieces[t->added.ids[i]].id;
+    const char *text = pyr_tokenizer_spelling(t, id, &n);
+    if (text && n == length && memcmp(text, piece, n) == 0) return id;
   }
   bool spelled = true, memory = false;
   t->spelling.length = 0;
@@ -615,9 +680,9 @@ int32_t pyr_tokenizer_id(pyr_tokenizer *t, const char *piece, size_t length) {
   if (memory) return -1;
   int32_t id = !spelled ? -1 : t->options.byte_level ? pyr_vocab_find(t, t->spelling.data, t->spelling.length)
                                                      : pyr_vocab_find(t, s, length);
-  if (id >= 0) return id;
-  for (id = 0; id < t->options.vocab; id++)           /* a closed one: rare, and nobody asks often */
-    if (t->length[id] == length && (t->bits[id] & PYR_BIT_CLOSED) && (t->bits[id] & PYR_BIT_LITERAL || !t->options.byte_level) &&
-        memcmp(t->text.data + t->start[id], s, length) == 0) return id;
+  if (id >= 0) return t->pieces[id].id;
+  for (id = 0; id < t->count; id++)                   /* a closed one: rare, and nobody asks often */
+    if (t->pieces[id].length == length && (t->pieces[id].bits & PYR_BIT_CLOSED) && (t->pieces[id].bits & PYR_BIT_LITERAL || !t->options.byte_level) &&
+        memcmp(t->text.data + t->pieces[id].start, s, length) == 0) return t->pieces[id].id;
   return -1;
 }

@@ -29,7 +29,7 @@ static uint32_t pair_rank(const pyr_tokenizer *t, const uint8_t *word, const pyr
     int32_t id = pyr_vocab_find(t, word + a->start, (size_t)a->length + b->length);
     if (id < 0) return NO_RANK;
     *merged = id;
-    return t->score_rank[id];
+    return t->pieces[id].score_rank;
   }
   const pyr_merge *m = pyr_merge_find(t, a->id, b->id);
   if (m == NULL) return NO_RANK;
@@ -159,11 +159,11 @@ static pyr_status start_symbols(pyr_tokenizer *t, const uint8_t *word, size_t n,
       for (size_t k = 0; k < length; k++) unknown |= t->byte_piece[word[i + k]] < 0;
       for (size_t k = 0; k < length && !unknown; k++) add_symbol(&end, t->byte_piece[word[i + k]], i + k, 1);
     }
-    if (unknown && o->unknown >= 0) {
+    if (unknown && t->unknown >= 0) {
       if (unknown_before && o->fuse_unknown) end[-1].length += (uint32_t)length;
-      else add_symbol(&end, o->unknown, i, length);
+      else add_symbol(&end, t->unknown, i, length);
     }
-    unknown_before = unknown && o->unknown >= 0;
+    unknown_before = unknown && t->unknown >= 0;
   }
   *count = (size_t)(end - s);
   return PYR_OK;
@@ -181,8 +181,8 @@ static pyr_status emit_symbols(pyr_tokenizer *t, const uint8_t *word, const pyr_
     for (uint32_t k = 0; k < s[i].length && !unknown; k++) unknown = t->byte_piece[word[s[i].start + k]] < 0;
     for (uint32_t k = 0; k < s[i].length && !unknown; k++)
       if (!pyr_emit(t, t->byte_piece[word[s[i].start + k]])) return no_room(t, n);
-    if (unknown && t->options.unknown >= 0 && !(unknown_before && t->options.fuse_unknown))
-      if (!pyr_emit(t, t->options.unknown)) return no_room(t, n);
+    if (unknown && t->unknown >= 0 && !(unknown_before && t->options.fuse_unknown))
+      if (!pyr_emit(t, t->unknown)) return no_room(t, n);
     unknown_before = unknown;
   }
   return PYR_OK;
@@ -199,13 +199,13 @@ static pyr_status merge_word(pyr_tokenizer *t, const uint8_t *word, size_t n, bo
 
 static pyr_status chunk(pyr_tokenizer *t, const uint8_t *word, size_t n, bool broken) {
   int32_t id = broken ? -1 : pyr_vocab_find(t, word, n);
-  if (id >= 0 && (t->options.whole_words || (t->bits[id] & PYR_BIT_WHOLE)))
+  if (id >= 0 && (t->options.whole_words || (t->pieces[id].bits & PYR_BIT_WHOLE)))
     return pyr_emit(t, id) ? PYR_OK : no_room(t, 1);
   size_t count = 0;
   pyr_status status = merge_word(t, word, n, broken, &count);
   if (status != PYR_OK) return status;
   const pyr_symbol *s = (const pyr_symbol *)(const void *)t->symbols.data;
-  if (id >= 0 && !(t->bits[id] & PYR_BIT_TORN)) t->bits[id] |= count == 1 && s[0].id == id ? PYR_BIT_WHOLE : PYR_BIT_TORN;
+  if (id >= 0 && !(t->pieces[id].bits & PYR_BIT_TORN)) t->pieces[id].bits |= count == 1 && s[0].id == id ? PYR_BIT_WHOLE : PYR_BIT_TORN;
   return emit_symbols(t, word, s, count);
 }
 

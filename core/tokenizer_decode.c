@@ -39,15 +39,24 @@ void pyr_decoder_free(pyr_decoder *d) {
   pyr_tokenizer_free(t);
 }
 
-static bool replace(pyr_runtime *rt, const pyr_step_data *step, const pyr_buffer *in, pyr_buffer *out) {
-  size_t i = 0;
+/* One id's text may be this many times its piece, and that many bytes more: beyond it REPLACE steps were made to hurt, as all
+ * that is generated would grow so. What every piece becomes is found out when the tokenizer is made, so decoding cannot fail. */
+enum { DECODE_GROWTH = 16, DECODE_FREE = 256 };
+
+static bool replace(pyr_runtime *rt, const pyr_step_data *step, const pyr_buffer *in, size_t limit, pyr_buffer *out) {
+  const uint8_t *s = in->data;
+  size_t n = in->length, from = 0, length = step->pattern_length;
   out->length = 0;
-  while (i < in->length) {
-    bool hit = in->length - i >= step->pattern_length && memcmp(in->data + i, step->pattern, step->pattern_length) == 0;
-    if (!pyr_buffer_append(rt, out, hit ? step->text : in->data + i, hit ? step->text_length : 1)) return false;
-    i += hit ? step->pattern_length : 1;
+  for (size_t i = 0; n >= length && i <= n - length;) {
+    const uint8_t *hit = memchr(s + i, step->pattern[0], n - length + 1 - i);
+    if (hit == NULL) break;
+    i = (size_t)(hit - s);
+    if (memcmp(hit, step->pattern, length) != 0) { i++; continue; }
+    if (!pyr_buffer_append(rt, out, s + from, i - from) || !pyr_buffer_append(rt, out, step->text, step->text_length)) return false;
+    from = i += length;
+    if (out->length > limit) return true;
   }
-  return true;
+  return n == 0 || pyr_buffer_append(rt, out, s + from, n - from);
 }
 
 static int hex(uint8_t c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; }
@@ -56,9 +65,9 @@ static int hex(uint8_t c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && 
 static bool spell_out(pyr_decoder *d, int32_t id) {
   pyr_tokenizer *t = d->t;
   const pyr_step_list *list = &t->stages[PYR_DECODE];
-  bool raw = t->options.byte_level && !(t->bits[id] & PYR_BIT_LITERAL);
-  size_t length = t->length[id];
-  const uint8_t *bytes = t->text.data + t->start[id];
+  bool raw = t->options.byte_level && !(t->pieces[id].bits & PYR_BIT_LITERAL);
+  size_t length = t->pieces[id].length, limit = length * DECODE_GROWTH + DECODE_FREE;
+  const uint8_t *bytes = t->text.data + t->pieces[id].start;
   if (!raw) bytes = pyr_found_by(t, id, &length);      /* normalised if it is found so, as in the tokenizers library */
   if (raw && list->count == 1 && list->steps[0].kind == PYR_STEP_BYTES) raw = false;   /* the usual case: already bytes */
   else if (raw) {                                                                     /* the steps want the spelling */
@@ -75,11 +84,12 @@ static bool spell_out(pyr_decoder *d, int32_t id) {
     bool memory;
     switch (step->kind) {
       case PYR_STEP_REPLACE:
-        if (!replace(t->rt, step, &d->piece, &d->other)) return false;
+        if (d->piece.length > limit) return true;      /* never in a tokenizer that pyr_decode_check let through */
+        if (!replace(t->rt, step, &d->piece, limit, &d->other)) return false;
         break;
       case PYR_STEP_BYTES:
         d->other.length = 0;
-        if (t->options.byte_level && (t->bits[id] & PYR_BIT_LITERAL)) continue;
+        if (t->options.byte_level && (t->pieces[id].bits & PYR_BIT_LITERAL)) continue;
         if (!pyr_alphabet_unspell(t->rt, d->piece.data, d->piece.length, &d->other, &memory)) {
           if (memory) return false;
           continue;
@@ -100,6 +110,25 @@ static bool spell_out(pyr_decoder *d, int32_t id) {
     d->other = swap;
   }
   return true;
+}
+
+pyr_status pyr_decode_check(pyr_tokenizer *t) {
+  const pyr_step_list *list = &t->stages[PYR_DECODE];
+  bool grows = false;
+  for (int i = 0; i < list->count; i++)
+    grows |= list->steps[i].kind == PYR_STEP_REPLACE && list->steps[i].text_length > list->steps[i].pattern_length;
+  if (!grows) return PYR_OK;
+  pyr_decoder *d;
+  pyr_status status = pyr_decoder_new(t, 0, &d);
+  for (int32_t id = 0; status == PYR_OK && id < t->count; id++) {
+    size_t n = t->pieces[id].length;
+    if (!spell_out(d, id)) status = pyr_nomem(t->rt, n, "decoder");
+    else if (d->piece.length > n * DECODE_GROWTH + DECODE_FREE)
+      status = pyr_runtime_set_error(t->rt, PYR_FORMAT, "decoder: its steps make more than %d times and %d bytes of the %zu bytes of piece %d",
+                                     DECODE_GROWTH, DECODE_FREE, n, (int)t->pieces[id].id);
+  }
+  pyr_decoder_free(d);
+  return status;
 }
 
 /* Bytes through the gate to d->out. */
@@ -148,7 +177,7 @@ static bool let_through(pyr_decoder *d, const uint8_t *s, size_t n) {
 
 static bool push_one(pyr_decoder *d, int32_t id) {
   pyr_tokenizer *t = d->t;
-  if ((d->flags & PYR_DECODE_PLAIN) && (t->bits[id] >> PYR_BIT_TOKEN_SHIFT & PYR_TOKEN_SPECIAL)) return true;
+  if ((d->flags & PYR_DECODE_PLAIN) && (t->pieces[id].bits >> PYR_BIT_TOKEN_SHIFT & PYR_TOKEN_SPECIAL)) return true;
   if (!spell_out(d, id)) return false;
   const pyr_step_list *list = &t->stages[PYR_DECODE];
   const uint8_t *s = d->piece.data;
@@ -171,11 +200,11 @@ static bool push_one(pyr_decoder *d, int32_t id) {
 pyr_status pyr_decoder_push(pyr_decoder *d, const int32_t *ids, int64_t count, const char **text, size_t *length) {
   pyr_tokenizer *t = d->t;
   for (int64_t i = 0; i < count; i++)
-    if (ids[i] < 0 || ids[i] >= t->options.vocab || t->bits[ids[i]] == 0)
+    if (pyr_vocab_place(t, ids[i]) < 0)
       return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "id %d is not in the vocabulary", (int)ids[i]);
   d->out.length = 0;
   for (int64_t i = 0; i < count; i++)
-    if (!push_one(d, ids[i])) return pyr_nomem(t->rt, d->out.length, "decoding");
+    if (!push_one(d, pyr_vocab_place(t, ids[i]))) return pyr_nomem(t->rt, d->out.length, "decoding");
   *text = (const char *)d->out.data;
   *length = d->out.length;
   return PYR_OK;

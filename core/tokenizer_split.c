@@ -7,14 +7,79 @@
  * come from: whether they begin the input, which is what Metaspace's "first" asks.
  *
  * Regular expressions run in PCRE2 with UTF and UCP, compiled by its JIT where there is one. If the JIT's stack does not
- * suffice, the interpreter is tried, whose memory and steps are bounded; an expression that exceeds them is an error. */
+ * suffice, the interpreter is tried, whose memory is bounded; an expression that exceeds it is an error.
+ *
+ * Limits. A text pays for all its matches together, since a small file can make each of many matches cost as much as the text is
+ * long. PCRE2 does not tell what a match cost, so matches are tried cheaply first and dearer only if that does not suffice:
+ *
+ *   - In a window. The expression sees WINDOW bytes beyond where the search begins. If it reaches for more (a partial match in
+ *     PCRE2's words), the window grows fourfold and the text pays for its bytes. So whoever looks far ahead for every short match
+ *     ("a*c|a" in a run of a's) pays the whole run each time, and whoever consumes what he looked at pays about once.
+ *   - With few steps back. A search may go back FREE_STEPS times from each place; if that is not enough, eightfold is paid.
+ *
+ * A text can pay REGEX_FREE and REGEX_PER_BYTE for each of its bytes. What an expression does without counting (hundreds of
+ * alternatives that each look at all of the window) is bounded by the clock, far beyond what any known expression takes. Steps that make text (normalisation, prefixes, spellings)
+ * pay by the bytes that they write, each step for itself, and so does what is merged; looking for added tokens pays by the bytes
+ * compared. */
+#define _POSIX_C_SOURCE 200809L
 #include "tokenizer.h"
 
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
+#include <stdio.h>
 #include <string.h>
+#include <time.h>
 
-enum { MATCH_LIMIT = 10 * 1000 * 1000, HEAP_LIMIT_KIB = 64 * 1024, HEADER = 16 };
+enum {
+  HEAP_LIMIT_KIB = 64 * 1024, HEADER = 16,
+  PATTERN_MAX = 1 << 20,         /* bytes of an expression; the longest published one has 3 KB, 20 KB with its classes written out */
+  WINDOW = 256, FREE_STEPS = 256,
+  REGEX_FREE = 10 * 1000 * 1000, /* a tenth of a second */
+  REGEX_PER_BYTE = 32,           /* GPT-4's expressions, the dearest known, pay 10 for each byte of one run of capitals */
+  LOOKBEHIND_MAX = 255,          /* characters; known expressions look back by one */
+  RECURSION_MAX = 1000,
+  CLOCK_EVERY = 64,              /* searches between looks at the clock */
+  GROWTH = 32,                   /* U+FDFA has 3 bytes; by NFKC, U+2581 and the byte alphabet it gets 78: 26 times */
+  MERGE_GROWTH = 16,             /* the same in bytes again: 13 times */
+  GROWTH_FREE = 1 << 16,         /* prefixes of short texts */
+  ADDED_FREE = 1 << 20, ADDED_PER_BYTE = 64   /* runs of blanks, the deepest known, have tokens of up to 64 */
+};
+
+/* Of this thread's own work: a busy machine makes no difference. */
+static double seconds(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Known expressions take some 0.1 microseconds for a byte. */
+#define REGEX_SECONDS 2.0
+#define REGEX_SECONDS_PER_BYTE 20e-6
+
+void pyr_limits_begin(pyr_tokenizer *t, size_t n) {
+  t->growth = n * GROWTH + GROWTH_FREE;          /* n is at most INT32_MAX */
+  t->merge_left = n * MERGE_GROWTH + GROWTH_FREE;
+  t->regex_left = (uint64_t)n * REGEX_PER_BYTE + REGEX_FREE;
+  t->added_left = (uint64_t)n * ADDED_PER_BYTE + ADDED_FREE;
+  t->regex_until = seconds() + REGEX_SECONDS + (double)n * REGEX_SECONDS_PER_BYTE;
+  for (int stage = 0; stage < 3; stage++)
+    for (int i = 0; i < t->stages[stage].count; i++) t->stages[stage].steps[i].wrote = 0;
+}
+
+/* Counts n bytes that a step is about to write. */
+static pyr_status writes(pyr_tokenizer *t, pyr_step_data *step, size_t n) {
+  if (n > t->growth - step->wrote)
+    return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "a step of the tokenizer makes this text longer than %d times and %d bytes",
+                                 GROWTH, GROWTH_FREE);
+  step->wrote += n;
+  return PYR_OK;
+}
+
+static pyr_status put(pyr_tokenizer *t, pyr_step_data *step, pyr_buffer *out, const uint8_t *s, size_t n) {
+  pyr_status status = writes(t, step, n);
+  if (status != PYR_OK) return status;
+  return pyr_buffer_append(t->rt, out, s, n) ? PYR_OK : pyr_nomem(t->rt, n, "the steps of the tokenizer");
+}
 
 /* ---- regular expressions -------------------------------------------------------------------------------------------- */
 
@@ -43,11 +108,11 @@ pyr_status pyr_pattern_compile(pyr_tokenizer *t, pyr_step_data *step) {
     return pyr_nomem(t->rt, 0, "regular expressions");
   if (t->pcre_match == NULL) {
     if ((t->pcre_match = pcre2_match_context_create(t->pcre)) == NULL) return pyr_nomem(t->rt, 0, "regular expressions");
-    pcre2_set_match_limit(t->pcre_match, MATCH_LIMIT);
     pcre2_set_heap_limit(t->pcre_match, HEAP_LIMIT_KIB);
   }
   pcre2_compile_context *context = pcre2_compile_context_create(t->pcre);
   if (context == NULL) return pyr_nomem(t->rt, 0, "regular expressions");
+  (void)pcre2_set_max_pattern_length(context, PATTERN_MAX);
   (void)pcre2_set_newline(context, PCRE2_NEWLINE_LF);    /* what the dot and the anchors mean, whatever PCRE2's build says */
   step->code = pcre2_compile(step->pattern, step->pattern_length, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C,
                              &error, &offset, context);
@@ -60,7 +125,19 @@ pyr_status pyr_pattern_compile(pyr_tokenizer *t, pyr_step_data *step) {
                                  (int)(step->pattern_length < 160 ? step->pattern_length : 160), (const char *)step->pattern,
                                  (size_t)offset, why);
   }
-  (void)pcre2_jit_compile(step->code, PCRE2_JIT_COMPLETE);   /* without a JIT the interpreter runs */
+  (void)pcre2_jit_compile(step->code, PCRE2_JIT_COMPLETE | PCRE2_JIT_PARTIAL_HARD);   /* without a JIT the interpreter runs */
+  uint32_t back = 0, behind = 0;
+  (void)pcre2_pattern_info(step->code, PCRE2_INFO_BACKREFMAX, &back);
+  (void)pcre2_pattern_info(step->code, PCRE2_INFO_MAXLOOKBEHIND, &behind);
+  step->refers = back > 0;
+  for (size_t i = 0; i + 2 < step->pattern_length; i++) {
+    const uint8_t *p = step->pattern + i;
+    step->whole |= p[0] == '\\' && p[1] == 'G';
+    step->recurses |= (p[0] == '\\' && p[1] == 'g') || (p[0] == '(' && p[1] == '?' && p[2] != 0 && strchr("0123456789+-R&P", p[2]));
+  }
+  if (behind > LOOKBEHIND_MAX)
+    return pyr_runtime_set_error(t->rt, PYR_FORMAT, "a regular expression looks back %u characters; at most %d are possible",
+                                 (unsigned)behind, LOOKBEHIND_MAX);
   step->match = pcre2_match_data_create(1, t->pcre);
   if (step->match == NULL) return pyr_nomem(t->rt, 0, "regular expressions");
   return PYR_OK;
@@ -76,41 +153,99 @@ void pyr_patterns_free(pyr_tokenizer *t) {
   pcre2_general_context_free(t->pcre);
 }
 
-/* The next match in s[0..n) from `at` on. PYR_OK with *found false: none. s is well-formed UTF-8. */
-static pyr_status next_match(pyr_tokenizer *t, pyr_step_data *step, const uint8_t *s, size_t n, size_t at,
-                             bool *found, size_t *start, size_t *end) {
-  int rc = pcre2_match(step->code, s, n, at, PCRE2_NO_UTF_CHECK, step->match, t->pcre_match);
-  if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
-    rc = pcre2_match(step->code, s, n, at, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, step->match, t->pcre_match);
-  *found = rc >= 0;
-  if (rc >= 0) {
-    const PCRE2_SIZE *range = pcre2_get_ovector_pointer(step->match);
-    *start = range[0];
-    *end = range[1] < range[0] ? range[0] : range[1];   /* \K can turn them round */
-    return PYR_OK;
-  }
-  if (rc == PCRE2_ERROR_NOMATCH) return PYR_OK;
-  if (rc == PCRE2_ERROR_NOMEMORY) return pyr_nomem(t->rt, 0, "matching a regular expression");
-  char why[128];
-  pcre2_get_error_message(rc, (PCRE2_UCHAR *)why, sizeof why);
+static pyr_status gave_up(pyr_tokenizer *t, const pyr_step_data *step, const char *why) {
   return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "the regular expression '%.*s' gave up on this text: %s",
                                (int)(step->pattern_length < 160 ? step->pattern_length : 160), (const char *)step->pattern, why);
 }
 
+static const char slow[] = "it takes longer than 2 seconds and 20 microseconds for each byte";
+
+/* Takes what a search is going to cost from what the text may pay. */
+static pyr_status pay(pyr_tokenizer *t, const pyr_step_data *step, uint64_t window, uint64_t steps) {
+  const uint64_t cost = step->refers ? window * steps : (window > WINDOW ? window : 0) + (steps > FREE_STEPS ? steps : 0);
+  if (cost > t->regex_left) {
+    char why[96];
+    snprintf(why, sizeof why, "it looks at more than %d bytes for each of the text's, and %d", REGEX_PER_BYTE, REGEX_FREE);
+    return gave_up(t, step, why);
+  }
+  t->regex_left -= cost;
+  return PYR_OK;
+}
+
+/* The next match in s[0..n) from `at` on. PYR_OK with *found false: none. s is well-formed UTF-8.
+ *
+ *   s ........ at ............ stop ............. n      the window is [at, stop); what lies before `at` is seen by lookbehinds
+ *
+ * No match within the window means that none begins there: the search goes on from `stop`. A match that ends at `stop` might
+ * end elsewhere if more were seen, so it counts as partial. */
+static pyr_status next_match(pyr_tokenizer *t, pyr_step_data *step, const uint8_t *s, size_t n, size_t at,
+                             bool *found, size_t *start, size_t *end) {
+  uint64_t window = WINDOW, steps = FREE_STEPS;
+  const size_t begin = at;
+  *found = false;
+  if (++t->searches % CLOCK_EVERY == 0 && seconds() > t->regex_until) return gave_up(t, step, slow);
+  pcre2_set_depth_limit(t->pcre_match, step->recurses ? RECURSION_MAX : UINT32_MAX);
+  for (;;) {
+    size_t stop = n;
+    if (n - at > window && !step->whole) {
+      stop = at + (size_t)window;
+      while ((s[stop] & 0xC0) == 0x80) stop--;
+    }
+    if (window > WINDOW || steps > FREE_STEPS) {
+      pyr_status status = pay(t, step, stop - at, steps);
+      if (status != PYR_OK) return status;
+      if (seconds() > t->regex_until) return gave_up(t, step, slow);
+    }
+    const uint32_t options = PCRE2_NO_UTF_CHECK | (stop < n ? PCRE2_PARTIAL_HARD : 0);
+    pcre2_set_match_limit(t->pcre_match, (uint32_t)steps);
+    int rc = pcre2_match(step->code, s, stop, at, options, step->match, t->pcre_match);
+    if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
+      rc = pcre2_match(step->code, s, stop, at, options | PCRE2_NO_JIT, step->match, t->pcre_match);
+    const PCRE2_SIZE *range = pcre2_get_ovector_pointer(step->match);
+    if (rc >= 0 && (stop == n || range[1] < stop)) {
+      if (range[0] < begin)      /* by \K in a lookbehind: cutting there would never come to an end */
+        return pyr_runtime_set_error(t->rt, PYR_FORMAT, "the regular expression '%.*s' matches what lies before the place where it "
+                                     "was asked to look", (int)(step->pattern_length < 160 ? step->pattern_length : 160),
+                                     (const char *)step->pattern);
+      *found = true;
+      *start = range[0];
+      *end = range[1] < range[0] ? range[0] : range[1];   /* \K can turn them round */
+      return PYR_OK;
+    }
+    if (rc == PCRE2_ERROR_NOMATCH) {
+      if (stop == n) return PYR_OK;
+      at = stop;
+      window = WINDOW;
+    } else if (rc == PCRE2_ERROR_PARTIAL || rc >= 0) {
+      window *= 4;
+    } else if (rc == PCRE2_ERROR_MATCHLIMIT) {
+      steps = steps * 8 < UINT32_MAX ? steps * 8 : UINT32_MAX;
+    } else if (rc == PCRE2_ERROR_NOMEMORY) {
+      return pyr_nomem(t->rt, 0, "matching a regular expression");
+    } else {
+      char why[128];
+      pcre2_get_error_message(rc, (PCRE2_UCHAR *)why, sizeof why);
+      return gave_up(t, step, why);
+    }
+  }
+}
+
 /* ---- normalisation --------------------------------------------------------------------------------------------------- */
 
-static bool replace(pyr_tokenizer *t, const pyr_step_data *step, const uint8_t *s, size_t n, pyr_buffer *out) {
+static pyr_status replace(pyr_tokenizer *t, pyr_step_data *step, const uint8_t *s, size_t n, pyr_buffer *out) {
   size_t from = 0, length = step->pattern_length;
+  pyr_status status;
   for (size_t i = 0; i + length <= n;) {
     const uint8_t *hit = memchr(s + i, step->pattern[0], n - length + 1 - i);
     if (hit == NULL) break;
     i = (size_t)(hit - s);
     if (memcmp(hit, step->pattern, length) != 0) { i++; continue; }
-    if (!pyr_buffer_append(t->rt, out, s + from, i - from) || !pyr_buffer_append(t->rt, out, step->text, step->text_length)) return false;
+    if ((status = put(t, step, out, s + from, i - from)) != PYR_OK) return status;
+    if ((status = put(t, step, out, step->text, step->text_length)) != PYR_OK) return status;
     i += length;
     from = i;
   }
-  return pyr_buffer_append(t->rt, out, s + from, n - from);
+  return put(t, step, out, s + from, n - from);
 }
 
 static pyr_status substitute(pyr_tokenizer *t, pyr_step_data *step, const uint8_t *s, size_t n, pyr_buffer *out) {
@@ -120,12 +255,12 @@ static pyr_status substitute(pyr_tokenizer *t, pyr_step_data *step, const uint8_
     pyr_status status = next_match(t, step, s, n, at, &found, &start, &end);
     if (status != PYR_OK) return status;
     if (!found) break;
-    if (!pyr_buffer_append(t->rt, out, s + from, start - from) || !pyr_buffer_append(t->rt, out, step->text, step->text_length))
-      return pyr_nomem(t->rt, n, "normalising");
+    if ((status = put(t, step, out, s + from, start - from)) != PYR_OK) return status;
+    if ((status = put(t, step, out, step->text, step->text_length)) != PYR_OK) return status;
     from = end;
     at = end > start || end >= n ? end + (end == start) : end + pyr_utf8_length(s[end]);
   }
-  return pyr_buffer_append(t->rt, out, s + from, n - from) ? PYR_OK : pyr_nomem(t->rt, n, "normalising");
+  return put(t, step, out, s + from, n - from);
 }
 
 static void strip(const pyr_step_data *step, const uint8_t **s, size_t *n) {
@@ -153,6 +288,7 @@ pyr_status pyr_normalize(pyr_tokenizer *t, const uint8_t *s, size_t n, bool at_s
     pyr_buffer *b = &t->normal[flip];
     b->length = 0;
     bool good = true;
+    const size_t wrote = step->wrote;
     pyr_status status = PYR_OK;
     switch (step->kind) {
       case PYR_STEP_NFD: good = pyr_unicode_normalize(t->rt, PYR_FORM_NFD, s, n, b, &t->work); break;
@@ -163,12 +299,14 @@ pyr_status pyr_normalize(pyr_tokenizer *t, const uint8_t *s, size_t n, bool at_s
       case PYR_STEP_STRIP: strip(step, &s, &n); continue;
       case PYR_STEP_PREPEND:
         if ((step->a && begins(s, n, step)) || (step->b && !at_start)) continue;
-        good = pyr_buffer_append(t->rt, b, step->text, step->text_length) && pyr_buffer_append(t->rt, b, s, n);
+        status = put(t, step, b, step->text, step->text_length);
+        if (status == PYR_OK) status = put(t, step, b, s, n);
         break;
-      case PYR_STEP_REPLACE: good = replace(t, step, s, n, b); break;
+      case PYR_STEP_REPLACE: status = replace(t, step, s, n, b); break;
       default: status = substitute(t, step, s, n, b); break;
     }
     if (!good) return pyr_nomem(t->rt, n, "normalising");
+    if (status == PYR_OK && step->wrote == wrote) status = writes(t, step, b->length);   /* Unicode's forms: bounded by themselves */
     if (status != PYR_OK) return status;
     s = b->data;
     n = b->length;
@@ -246,6 +384,10 @@ static pyr_status word(pyr_tokenizer *t, const uint8_t *s, size_t n) {
     s = t->unspelled.data;
     n = t->unspelled.length;
   }
+  if (n > t->merge_left)
+    return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "the steps of the tokenizer leave more to merge than %d times this text and %d bytes",
+                                 MERGE_GROWTH, GROWTH_FREE);
+  t->merge_left -= n;
   return pyr_bpe_word(t, s, n, false);
 }
 
@@ -254,26 +396,32 @@ static pyr_status split(pyr_tokenizer *t, int index, const uint8_t *s, size_t n,
   if (index == t->stages[PYR_SPLIT].count) return word(t, s, n);
   pyr_step_data *step = &t->stages[PYR_SPLIT].steps[index];
   pyr_buffer *b = &step->scratch;
-  bool good;
+  pyr_status status;
   b->length = 0;
   switch (step->kind) {
     case PYR_STEP_MATCH: return split_matches(t, index, s, n, at_start);
     case PYR_STEP_PREPEND:
       if ((step->a && begins(s, n, step)) || (step->b && !at_start)) return split(t, index + 1, s, n, at_start);
-      good = pyr_buffer_append(t->rt, b, step->text, step->text_length) && pyr_buffer_append(t->rt, b, s, n);
+      status = put(t, step, b, step->text, step->text_length);
+      if (status == PYR_OK) status = put(t, step, b, s, n);
       break;
-    case PYR_STEP_REPLACE: good = replace(t, step, s, n, b); break;
-    default: good = pyr_alphabet_spell(t->rt, s, n, b); break;   /* PYR_STEP_BYTES */
+    case PYR_STEP_REPLACE: status = replace(t, step, s, n, b); break;
+    default:                     /* PYR_STEP_BYTES: at most twice as long */
+      status = writes(t, step, 2 * n);
+      if (status == PYR_OK && !pyr_alphabet_spell(t->rt, s, n, b)) status = pyr_nomem(t->rt, n, "splitting text");
+      break;
   }
-  return good ? split(t, index + 1, b->data, b->length, at_start) : pyr_nomem(t->rt, n, "splitting text");
+  return status == PYR_OK ? split(t, index + 1, b->data, b->length, at_start) : status;
 }
 
 /* ---- added tokens ---------------------------------------------------------------------------------------------------- */
 
-/* The longest of the set that s[0..n) begins with; -1 if none. */
-static int32_t longest_added(const pyr_tokenizer *t, const pyr_added_set *set, const uint8_t *s, size_t n, size_t *length) {
+/* The longest of the set that s[0..n) begins with; -1 if none. *compared gets how many bytes were looked at. */
+static int32_t longest_added(const pyr_tokenizer *t, const pyr_added_set *set, const uint8_t *s, size_t n, size_t *length,
+                             size_t *compared) {
   int32_t low = 0, high = set->count, found = -1;
-  for (size_t depth = 0; low < high; depth++) {
+  size_t depth;
+  for (depth = 0; low < high; depth++) {
     size_t k;
     const uint8_t *text = pyr_found_by(t, set->ids[low], &k);
     if (k == depth) {            /* the shortest of the range ends here: it is a prefix of s */
@@ -298,6 +446,7 @@ static int32_t longest_added(const pyr_tokenizer *t, const pyr_added_set *set, c
     }
     high = a;
   }
+  *compared = depth;
   return found;
 }
 
@@ -318,10 +467,15 @@ static pyr_status cut_added(pyr_tokenizer *t, const pyr_added_set *set, const ui
   while (set->count > 0) {
     while (i < n && !set->first[s[i]]) i++;
     if (i >= n) break;
-    int32_t id = longest_added(t, set, s + i, n - i, &length);
+    size_t compared;
+    int32_t id = longest_added(t, set, s + i, n - i, &length, &compared);
+    if (compared > t->added_left)
+      return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "added tokens begin alike, and this text goes through them again and again: more "
+                                   "than %d bytes compared for each of its own, and %d", ADDED_PER_BYTE, ADDED_FREE);
+    t->added_left -= compared;
     if (id < 0) { i++; continue; }
     size_t start = i, end = i + length;
-    int flags = t->bits[id] >> PYR_BIT_TOKEN_SHIFT;
+    int flags = t->pieces[id].bits >> PYR_BIT_TOKEN_SHIFT;
     i = end;
     if ((flags & PYR_TOKEN_SPECIAL) && !parse) continue;
     if (flags & PYR_TOKEN_WORD) {

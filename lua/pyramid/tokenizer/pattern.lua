@@ -10,6 +10,10 @@ local fault = require "pyramid.loaders.fault"
 
 local pattern = {}
 
+-- The longest published expression has 3 KB (before its classes are written out, which makes each up to sixty times as long);
+-- classes within classes are at most two deep.
+local EXPRESSION_MAX, CLASS_DEPTH_MAX = 1 << 14, 8
+
 local SPACE = "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
 local NOT_SPACE = "\\x{0}-\\x{8}\\x{e}-\\x{1f}\\x{21}-\\x{84}\\x{86}-\\x{9f}\\x{a1}-\\x{167f}\\x{1681}-\\x{1fff}\\x{200b}-\\x{2027}"
   .. "\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}\\x{3001}-\\x{10ffff}"
@@ -72,7 +76,7 @@ end
 local class
 
 --- The members of a class from `at` on, up to its closing bracket or &&. Returns their text, and what follows.
-local function members(s, at, what)
+local function members(s, at, what, depth)
   local out = {}
   local first = true
   while true do
@@ -84,7 +88,7 @@ local function members(s, at, what)
       out[#out + 1], at = posix, at + #posix
     elseif c == "[" then
       local nested, negated
-      nested, at, negated = class(s, at, what)
+      nested, at, negated = class(s, at, what, depth + 1)
       if negated or not nested then fault.raise("unsupported", "%s: a negated or intersected class within a class", what) end
       out[#out + 1] = nested
     elseif c == "\\" then
@@ -103,14 +107,17 @@ end
 
 --- A class at `at` (its bracket). Returns its members, what follows, whether it is negated; for A && [^B] nil, what
 --- follows, and the whole expression.
-function class(s, at, what)
+function class(s, at, what, depth)
+  if depth > CLASS_DEPTH_MAX then
+    fault.raise("unsupported", "%s: classes within each other, more than %d deep", what, CLASS_DEPTH_MAX)
+  end
   local negated = s:sub(at + 1, at + 1) == "^"
   local text
-  text, at = members(s, at + (negated and 2 or 1), what)
+  text, at = members(s, at + (negated and 2 or 1), what, depth)
   if s:sub(at, at) == "]" then return text, at + 1, negated end
   if negated or s:sub(at, at + 2) ~= "&&[" then fault.raise("unsupported", "%s: an intersection of classes of this form", what) end
   local other, out
-  other, at, out = class(s, at + 2, what)
+  other, at, out = class(s, at + 2, what, depth + 1)
   if not other or s:sub(at, at) ~= "]" then fault.raise("unsupported", "%s: an intersection of more than two classes", what) end
   return nil, at + 1, ("(?:(?%s[%s])[%s])"):format(out and "!" or "=", other, text)
 end
@@ -120,6 +127,9 @@ end
 ---@param what string
 ---@return string
 function pattern.translate(s, what)
+  if #s > EXPRESSION_MAX then
+    fault.raise("unsupported", "%s: an expression of %d bytes (at most %d are possible)", what, #s, EXPRESSION_MAX)
+  end
   if not utf8.len(s) then fault.raise("format", "%s: not UTF-8", what) end
   local out, at, groups = {}, 1, {}
   local atom = 1                     -- where in `out` begins what a quantifier would repeat
@@ -133,7 +143,7 @@ function pattern.translate(s, what)
       if not text then fault.raise("format", "%s: ends in a backslash", what) end
       put(outside[text:sub(2)] or text, after)
     elseif c == "[" then
-      local text, after, extra = class(s, at, what)
+      local text, after, extra = class(s, at, what, 1)
       put(text and (extra and "[^" or "[") .. text .. "]" or extra, after)
     elseif c == "(" then
       local letters = s:match("^%(%?([%a%-]+)[:)]", at)

@@ -18,9 +18,13 @@ local GPT2 = [['s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(
 ---@field before integer[]     ids put before and after a text
 ---@field after integer[]
 
+-- The core's own limits (core/tokenizer.c: AROUND_MAX, and STEPS_MAX in each of three stages), looked at before lists grow.
+local AROUND_MAX, STEPS_MAX = 64, 96
+
 local cuts = { Removed = 0, Isolated = 1, MergedWithPrevious = 2, MergedWithNext = 3, Contiguous = 4 }
 
 local function add(recipe, stage, kind, text_pattern, text, a, b)
+  if #recipe.steps >= STEPS_MAX then fault.raise("format", "%s: more than %d steps", recipe.file, STEPS_MAX) end
   recipe.steps[#recipe.steps + 1] = { stage, kind, text_pattern or "", text or "", a or 0, b or 0 }
 end
 
@@ -171,6 +175,9 @@ end
 
 --- Puts ids around what earlier processors made.
 local function surround(recipe, before, after)
+  if #recipe.before + #before > AROUND_MAX or #recipe.after + #after > AROUND_MAX then
+    fault.raise("format", "%s: post_processor: more than %d ids before or behind a text", recipe.file, AROUND_MAX)
+  end
   recipe.before = table.move(recipe.before, 1, #recipe.before, #before + 1, before)
   table.move(after, 1, #after, #recipe.after + 1, recipe.after)
 end
