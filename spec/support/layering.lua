@@ -31,7 +31,7 @@ local kernels_may = { pyramid = true, tensor = true, dtype = true, runtime = tru
 local binding_may = { pyramid = true }
 local outside = {            -- the specs' library, and the program's own
   ["lua/lops.c"] = { backend = true, runtime = true, tensor = true, dtype = true, picks = true },
-  ["lua/lprobe.c"] = { backend = true, runtime = true, dtype = true },
+  ["lua/lprobe.c"] = { backend = true, runtime = true, dtype = true, ["cpu/onednn"] = true },
 }
 
 -- Who may see the libraries underneath.
