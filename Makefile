@@ -181,14 +181,21 @@ $(B)/cuda/%.o: %.cu
 $(B)/libpyramid_cuda.so: $(CUDA) $(B)/obj/core/dtype.o
 	@echo "ld $@"
 	$(Q)$(NVCC) -shared -Xlinker --exclude-libs,ALL -o $@ $^ -ldl
-# What each kernel takes of registers and of local memory, on every target; spills that no list states are errors.
-cuda-check:
+# What each kernel takes of registers, of local and of shared memory, on every target; spills that no list states are errors, and so is
+# more shared memory than a kernel may have. How much it is launched with, the emulator notes while specs and the smoke test run on it.
+LAUNCHED := ops_attention ops_rows ops_scores ops_signals
+cuda-check: build
 	$(if $(NVCC),,$(error nvcc is not found: install the CUDA toolkit, version 13 or later))
 	@mkdir -p $(B)/cuda/check
 	@for f in $(KERNELS); do echo "nvcc $$f"; \
 	  $(NVCC) $(NVFLAGS) $(GENCODE) -Xptxas -v -c -o $(B)/cuda/check/out.o $$f >$(B)/cuda/check/$$(basename $$f).txt 2>&1 || \
 	    { cat $(B)/cuda/check/$$(basename $$f).txt >&2; exit 1; }; done
-	@$(LUA) kernels/registers.lua $(B)/cuda/check/*.txt
+	@rm -f $(B)/cuda/check/launches
+	@echo "launches, emulated"
+	@PYR_EMULATE_LAUNCHES=$(B)/cuda/check/launches PYRAMID_DEVICE=emulated PYRAMID_BUILD=$(B) $(B)/pyramid spec/run.lua \
+	  $(LAUNCHED:%=spec/%_spec.lua) >$(B)/cuda/check/launches.log || { tail $(B)/cuda/check/launches.log >&2; exit 1; }
+	@PYR_EMULATE_LAUNCHES=$(B)/cuda/check/launches PYRAMID_DEVICE=emulated $(B)/pyramid kernels/smoke.lua >>$(B)/cuda/check/launches.log
+	@$(LUA) kernels/registers.lua --launches=$(B)/cuda/check/launches $(B)/cuda/check/*.txt
 
 -include $(OBJECTS:.o=.d) $(MAIN:.o=.d) $(OWN:.o=.d) $(SPECS:.o=.d) $(EMULATED:.o=.d) $(CUDA:.o=.d)
 

@@ -124,6 +124,7 @@ struct pyr_backend {
   /* for scripts that measure; NULL where the processor is the device */
   pyr_status (*facts)(pyr_backend *be, pyr_facts *out);
   void (*step_counts)(pyr_backend *be, pyr_step_counts *out);
+  void (*way_counts)(pyr_backend *be, pyr_way_counts *out);
   pyr_status (*trim)(pyr_backend *be);                 /* what was released goes back to the driver */
   /* seconds of: copying `size` bytes within the device's memory; the library's product of two square matrices, `size` a side */
   pyr_status (*measure)(pyr_backend *be, pyr_ceiling what, int64_t size, int times, double *seconds);

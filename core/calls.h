@@ -163,6 +163,13 @@ typedef struct pyr_step_counts { /* how kernels were launched so far: alone; as 
   int64_t single, launched, built, told;               /* … of their kernels were told that something has changed */
 } pyr_step_counts;
 
+/* By which way products went so far. Slow ways are right, and several times slower: `plain`, `refused` and the other two `…_plain`. */
+typedef struct pyr_way_counts {
+  int64_t library, refused;      /* rounded: by the device's library; by our own kernels, as it has no way for such matrices */
+  int64_t stream, plain;         /* not rounded: by tensor cores, weights read once; one by one. `refused` counts here, too */
+  int64_t attention, attention_plain, mass, mass_plain;            /* by tensor cores; one by one */
+} pyr_way_counts;
+
 typedef enum pyr_ceiling { PYR_CEILING_COPY, PYR_CEILING_F32, PYR_CEILING_F16, PYR_CEILING_BF16 } pyr_ceiling;
 
 #endif

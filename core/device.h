@@ -9,7 +9,7 @@
 
 struct pyr_backend;
 
-enum { PYR_DEVICE_VERSION = 5 };   /* of this table and of backend.h's; objects of another one are refused */
+enum { PYR_DEVICE_VERSION = 6 };   /* of this table and of backend.h's; objects of another one are refused */
 #define PYR_DEVICE_OPEN "pyr_device_open"
 
 typedef struct pyr_device_host {

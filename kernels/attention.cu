@@ -17,9 +17,8 @@
 
 static constexpr int WARPS = 4, ROWS = WARP, CHUNK = 128, MOST_DIMS = 512;
 
-/* The rows that any column of the block sees. */
-static __device__ __forceinline__ row_span block_span(row_span mine) {
-  __shared__ int64_t lows[WARPS], highs[WARPS];
+/* The rows that any column of the block sees; lows, highs: shared, [WARPS]. */
+static __device__ __forceinline__ row_span block_span(row_span mine, int64_t *lows, int64_t *highs) {
   if (lane_of_warp() == 0) {
     lows[warp_of_block()] = mine.low;
     highs[warp_of_block()] = mine.high;
@@ -93,6 +92,7 @@ static __device__ __forceinline__ void put_column(const attend_args &a, const at
 
 /* Grid: blocks of columns, segment after segment; lanes; calls. */
 template <int DIMS> static __global__ void attend_kernel(attend_args a) {
+  __shared__ int64_t lows[WARPS], highs[WARPS];
   PYR_SHARED(float, shared);               /* [ROWS][CHUNK + 1] a tile; [WARPS][d] the columns' queries */
   const attend_call &call = a.calls[blockIdx.z];
   const pyr_lane_view lane = call.lanes[blockIdx.y];
@@ -110,7 +110,7 @@ template <int DIMS> static __global__ void attend_kernel(attend_args a) {
     seen = segment_of(seen, segment);
   }
   float *scores = a.scores && call.tracked && real ? a.scores + (blockIdx.z * a.heads + head) * a.rows : nullptr;
-  row_span all = block_span(seen);
+  row_span all = block_span(seen, lows, highs);
   column c = { -INFINITY, 0 };
   for (int64_t row = all.low / ROWS * ROWS; row < all.high; row += ROWS) {
     int64_t count = all.high - row < ROWS ? all.high - row : ROWS, mine = row + lane_of_warp();
@@ -276,9 +276,11 @@ static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count,
   if (status != PYR_OK) return status;
   unsigned x = static_cast<unsigned>(a.column_blocks * (steps ? a.segments : 1)), g = static_cast<unsigned>(kv_heads);
   unsigned calls_of_batch = static_cast<unsigned>(b.count);
-  if (!(steps ? cuda_attention_decode(be, a, g, calls_of_batch)
-              : cuda_attention_prefill(be, a, b.queries * a.group, g, calls_of_batch)))
-    launch(a, dim3(x, g, calls_of_batch), cuda);
+  bool tiles = steps ? cuda_attention_decode(be, a, g, calls_of_batch)
+                     : cuda_attention_prefill(be, a, b.queries * a.group, g, calls_of_batch);
+  if (!tiles) launch(a, dim3(x, g, calls_of_batch), cuda);
+  cuda->ways.attention += tiles;
+  cuda->ways.attention_plain += !tiles;
   if (steps) PYR_LAUNCH(join_kernel, dim3(static_cast<unsigned>(heads), static_cast<unsigned>(b.count)), 128, 0, cuda, a);
   if (b.tracked) {
     dim3 grid(static_cast<unsigned>(ceil_div(b.rows, 256)), g, static_cast<unsigned>(b.count));

@@ -137,8 +137,6 @@ static void launch(pyr_backend *be, const attend_args &a, unsigned lanes, unsign
   static_assert(COLUMNS * (D + 8) * 4 <= 2 * 4 * ROWS * D, "a warp's sums fit its stages");
   attend_args wide = a;
   wide.column_blocks = static_cast<unsigned>(ceil_div(a.group, COLUMNS));
-  /* A refusal of the device shows in the launch that follows. */
-  if (BYTES > 48 << 10) (void)cudaFuncSetAttribute(decode_kernel<T, COME, D, WARPS>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
   dim3 grid(static_cast<unsigned>(wide.column_blocks * a.segments), lanes, calls);
   PYR_LAUNCH((decode_kernel<T, COME, D, WARPS>), grid, WARPS * WARP, BYTES, cuda_of(be), wide);
 }

@@ -120,9 +120,6 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
 template <typename T, rows_come COME, int D, int TERMS, int MT>
 static void launch(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls) {
   constexpr int TILE = 16 * MT * WARPS, BYTES = 2 * (TERMS * TILE * D + 4 * ROWS * D);
-  /* A refusal of the device shows in the launch that follows. */
-  if (BYTES > 48 << 10)
-    (void)cudaFuncSetAttribute(prefill_kernel<T, COME, D, TERMS, MT>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
   dim3 grid(static_cast<unsigned>(ceil_div(columns, TILE)), lanes, calls);
   PYR_LAUNCH((prefill_kernel<T, COME, D, TERMS, MT>), grid, WARPS * WARP, BYTES, cuda_of(be), a);
 }

@@ -38,6 +38,7 @@ struct pyr_cuda {
   size_t scratch_bytes;
   int *arrived;                /* [ARRIVALS] blocks that are done, of kernels whose last block goes on; zeros between kernels */
   struct pyr_cuda_steps *steps;        /* step.cu's */
+  pyr_way_counts ways;
 };
 
 static inline pyr_cuda *cuda_of(const pyr_backend *be) { return static_cast<pyr_cuda *>(be->state); }
@@ -121,7 +122,7 @@ void cuda_select_fill(pyr_backend *be);        /* select.cu: select, choose */
 void cuda_pick_fill(pyr_backend *be);          /* pick.cu */
 void cuda_signals_fill(pyr_backend *be);       /* signals.cu: key_similarity, lag, output_norm, expected */
 void cuda_moments_fill(pyr_backend *be);       /* moments.cu: moments, moments_end */
-void cuda_steps_fill(pyr_backend *be);         /* step.cu: step_begin, step_end, step_counts */
+void cuda_steps_fill(pyr_backend *be);         /* step.cu: step_begin, step_end, step_counts, way_counts */
 void cuda_probe_fill(pyr_backend *be);         /* probe.cu: facts, trim, measure */
 
 #endif

@@ -2,7 +2,8 @@
  *
  *   PYR_LAUNCH(kernel, grid, block, shared, cuda, arguments…)      kernel in parentheses if it is a template's; cuda: pyr_cuda *
  *
- * What became of it is told by cuda_launched. */
+ * What became of it is told by cuda_launched. Kernels with dynamic shared memory are allowed all that the device has, as 48 KiB hold
+ * the static part, too: whether both fit is nothing that a launcher should know. */
 #ifndef PYR_CUDA_LAUNCH_CUH
 #define PYR_CUDA_LAUNCH_CUH
 

@@ -118,9 +118,13 @@ static pyr_status rounded(pyr_backend *be, const linear_call &c, bool *taken) {
                              c.bias ? c.bias + row : nullptr, s.workspace };
     cudaError_t error = blas_multiply(cuda->blas, product);
     *taken = row > 0 || error != cudaErrorNotSupported;
-    if (!*taken) return cuda_launched(be, "linear");
+    if (!*taken) {
+      cuda->ways.refused++;
+      return cuda_launched(be, "linear");
+    }
     status = cuda_status(be, "linear, by cuBLASLt", error);
   }
+  cuda->ways.library++;
   return status == PYR_OK ? cuda_launched(be, "linear") : status;
 }
 
@@ -136,6 +140,8 @@ static pyr_status cuda_linear(pyr_backend *be, float *out, const float *x, const
     pyr_status status = rounded(be, c, &taken);
     if (taken || status != PYR_OK) return status;
   }
+  cuda_of(be)->ways.stream += cuda_streams(c);
+  cuda_of(be)->ways.plain += !cuda_streams(c);
   if (few || cuda_streams(c)) return cuda_linear_few(be, c);
   switch (c.dtype) {
     case PYR_F32: return multiply_many<PYR_F32>(be, c);

@@ -80,7 +80,10 @@ static pyr_status cuda_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layou
   if (status != PYR_OK) return status;
   a.lanes = device_lanes;
   a.ranges = device_ranges;
-  if (cuda_mass_tiles(be, a, longest)) return cuda_launched(be, "mass");
+  bool tiles = cuda_mass_tiles(be, a, longest);
+  cuda_of(be)->ways.mass += tiles;
+  cuda_of(be)->ways.mass_plain += !tiles;
+  if (tiles) return cuda_launched(be, "mass");
   dim3 grid(static_cast<unsigned>(ceil_div(longest, tile_rows(a.f.d))), static_cast<unsigned>(heads));
   PYR_LAUNCH(mass_kernel, grid, WARPS * WARP, static_cast<size_t>(tile_rows(a.f.d) * tile_ld(a.f.d)) * sizeof(float),
              cuda_of(be), a);

@@ -178,9 +178,6 @@ static __global__ void __launch_bounds__(WARPS * WARP) mass_tiles_kernel(mass_ar
 template <typename T, bool ROUND, int D, int TERMS, int MT>
 static void launch(pyr_backend *be, const mass_args &a, int64_t longest) {
   constexpr int BYTES = 2 * 2 * TERMS * QUERIES * D;
-  /* A refusal of the device shows in the launch that follows. */
-  if (BYTES > 48 << 10)
-    (void)cudaFuncSetAttribute(mass_tiles_kernel<T, ROUND, D, TERMS, MT>, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
   dim3 grid(static_cast<unsigned>(ceil_div(longest, WARPS * 16 * MT)), static_cast<unsigned>(a.heads));
   PYR_LAUNCH((mass_tiles_kernel<T, ROUND, D, TERMS, MT>), grid, WARPS * WARP, BYTES, cuda_of(be), a);
 }

@@ -5,6 +5,7 @@
 -- of each policy gives the same ids and last logits, bit for bit. Exits 1 if anything of that fails.
 local core = require "pyramid.core"
 local machine = require "pyramid.bench.machine"
+local probe = require "pyramid.probe"
 local pyramid = require "pyramid"
 local random_model = require "pyramid.random_model"
 local report = require "pyramid.bench.report"
@@ -107,6 +108,8 @@ for _, name in ipairs { "streaming", "h2o", "tova", "pyramidinfer" } do
       run.seconds, run.rows_bytes, run.held_bytes))
   end
 end
+record.ways = assert(probe.device_ways(runtime))       -- how many products went by ways that are slow
+io.write(("products by slow ways: %d\n"):format(record.ways.slow))
 model:close()
 if given.json ~= "" then
   local file <close> = assert(io.open(given.json, "w"))

@@ -7,7 +7,9 @@
  * which is written while they are noted and copied at once; page tables lie on the device already.
  *
  * Where a step is large (more than MOST_LANES), launches take no time worth saving, and writing all descriptions before the first
- * kernel runs would: then kernels are launched as they come, as in a prefill. */
+ * kernel runs would: then kernels are launched as they come, as in a prefill.
+ *
+ * Here kernels are also allowed their shared memory, before their first launch. */
 #include "cuda.cuh"
 
 #include <cstring>
@@ -43,6 +45,8 @@ struct pyr_cuda_steps {
   cudaError_t why;
   uint64_t clock;
   pyr_step_counts counts;
+  const void **allowed;              /* kernels that may have all shared memory of a block */
+  size_t allowed_count, allowed_room;
 };
 
 /* ---- launching --------------------------------------------------------------------------------------------------------------- */
@@ -110,6 +114,22 @@ template <typename T> static bool grow(pyr_cuda *cuda, T **list, size_t used, si
   return true;
 }
 
+/* Once for each kernel that has dynamic shared memory: it may have as much as the device gives a block, beside its static part. The
+ * amount is the device's and never a launch's, as runtimes of a process share it. A refusal shows in the launch. */
+static void allow(pyr_cuda *cuda, const void *function) {
+  pyr_cuda_steps *steps = cuda->steps;
+  cudaFuncAttributes facts;
+  int most = 0;
+  for (size_t i = 0; i < steps->allowed_count; i++)
+    if (steps->allowed[i] == function) return;
+  if (cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0) != cudaSuccess ||
+      cudaFuncGetAttributes(&facts, function) != cudaSuccess ||
+      cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most - static_cast<int>(facts.sharedSizeBytes)) != cudaSuccess)
+    return;
+  if (grow(cuda, &steps->allowed, steps->allowed_count, &steps->allowed_room, steps->allowed_count + 1))
+    steps->allowed[steps->allowed_count++] = function;             /* without memory for it, it is allowed again */
+}
+
 static bool same(dim3 a, dim3 b) { return a.x == b.x && a.y == b.y && a.z == b.z; }
 
 static void tell(pyr_cuda_steps *steps, step_graph *g, const step_node *node) {
@@ -155,6 +175,7 @@ static void note(pyr_cuda *cuda, const cuda_kernel &kernel, dim3 grid, unsigned 
 }
 
 void cuda_launch(pyr_cuda *cuda, const cuda_kernel &kernel, dim3 grid, unsigned block, size_t shared, void **arguments) {
+  if (shared > 0) allow(cuda, kernel.function);
   if (cuda->steps->now == nullptr) {
     cuda->steps->counts.single++;
     launch_now(cuda, kernel, grid, block, shared, arguments);
@@ -252,6 +273,8 @@ static pyr_status cuda_step_end(pyr_backend *be, bool run) {
 
 static void cuda_step_counts(pyr_backend *be, pyr_step_counts *out) { *out = cuda_of(be)->steps->counts; }
 
+static void cuda_way_counts(pyr_backend *be, pyr_way_counts *out) { *out = cuda_of(be)->ways; }
+
 pyr_status cuda_steps_open(pyr_backend *be) {
   pyr_cuda *cuda = cuda_of(be);
   void *room = cuda->host->alloc(be->rt, sizeof *cuda->steps);
@@ -264,6 +287,7 @@ void cuda_steps_close(pyr_backend *be) {
   pyr_cuda *cuda = cuda_of(be);
   if (cuda->steps == nullptr) return;
   for (step_graph &g : cuda->steps->graphs) forget(be, &g);
+  cuda->host->release(be->rt, cuda->steps->allowed, cuda->steps->allowed_room * sizeof *cuda->steps->allowed);
   cuda->host->release(be->rt, cuda->steps, sizeof *cuda->steps);
   cuda->steps = nullptr;
 }
@@ -272,4 +296,5 @@ void cuda_steps_fill(pyr_backend *be) {
   be->step_begin = cuda_step_begin;
   be->step_end = cuda_step_end;
   be->step_counts = cuda_step_counts;
+  be->way_counts = cuda_way_counts;
 }

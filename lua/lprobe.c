@@ -5,6 +5,8 @@
  *   probe.matmul(kind, threads, size, times) -> seconds     oneDNN multiplies two square matrices; "f32", "bf16", "int8"
  *   probe.device(runtime) -> { name=, arch=, driver=, runtime=, memory=, free=, processors= }
  *   probe.device_steps(runtime) -> { single, launched, built, told }: how kernels were launched (backend.h)
+ *   probe.device_ways(runtime) -> { library, refused, stream, plain, …, slow }: by which ways products went (calls.h); slow: how
+ *                                 many of them by ways that are slow
  *   probe.device_time(runtime, what, size, times) -> seconds   "copy" of size bytes within its memory; "f32", "f16", "bf16":
  *                                  a product of square matrices. Both: nil, message, "unsupported" where it is the processor
  *   probe.version() -> oneDNN's, such as "2.6.3"; "none" in a build without it, where probe.matmul knows no product
@@ -237,20 +239,38 @@ static int probe_device(lua_State *L) {
   return 1;
 }
 
+struct counted { const char *name; int64_t count; };
+static int push_counts(lua_State *L, const struct counted *fields, size_t count) {
+  lua_createtable(L, 0, (int)count);
+  for (size_t i = 0; i < count; i++) {
+    lua_pushinteger(L, (lua_Integer)fields[i].count);
+    lua_setfield(L, -2, fields[i].name);
+  }
+  return 1;
+}
+
 static int probe_device_steps(lua_State *L) {
   pyr_backend *be = pyr_runtime_backend(pyr_lua_check_runtime(L, 1));
   if (be->step_counts == NULL) return no_device(L);
   pyr_step_counts counts;
   be->step_counts(be, &counts);
-  const struct { const char *name; int64_t count; } fields[] = {
+  const struct counted fields[] = {
     { "single", counts.single }, { "launched", counts.launched }, { "built", counts.built }, { "told", counts.told }
   };
-  lua_createtable(L, 0, 4);
-  for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
-    lua_pushinteger(L, (lua_Integer)fields[i].count);
-    lua_setfield(L, -2, fields[i].name);
-  }
-  return 1;
+  return push_counts(L, fields, sizeof fields / sizeof *fields);
+}
+
+static int probe_device_ways(lua_State *L) {
+  pyr_backend *be = pyr_runtime_backend(pyr_lua_check_runtime(L, 1));
+  if (be->way_counts == NULL) return no_device(L);
+  pyr_way_counts c;
+  be->way_counts(be, &c);
+  const struct counted fields[] = {
+    { "library", c.library }, { "refused", c.refused }, { "stream", c.stream }, { "plain", c.plain },
+    { "attention", c.attention }, { "attention_plain", c.attention_plain }, { "mass", c.mass }, { "mass_plain", c.mass_plain },
+    { "slow", c.plain + c.attention_plain + c.mass_plain }
+  };
+  return push_counts(L, fields, sizeof fields / sizeof *fields);
 }
 
 static int probe_device_time(lua_State *L) {
@@ -366,7 +386,8 @@ int pyr_luaopen_probe(lua_State *L) {
     { "read", probe_read }, { "matmul", probe_matmul }, { "version", probe_version },
     { "trim", probe_trim }, { "reset_peak", probe_reset_peak },
     { "device", probe_device }, { "device_time", probe_device_time },
-    { "device_steps", probe_device_steps }, { "random_rows", random_rows }, { NULL, NULL }
+    { "device_steps", probe_device_steps }, { "device_ways", probe_device_ways },
+    { "random_rows", random_rows }, { NULL, NULL }
   };
   luaL_newlib(L, functions);
   return 1;

@@ -289,6 +289,7 @@ local function measure(source, entry, peer, threads, run)
   local function conclude(results, left_out)
     entry.results, entry.left_out = results, table.move(left_out, 1, #left_out, #before + 1, table.move(before, 1, #before, 1, {}))
     for _, result in ipairs(results) do cases.add_fraction(result, entry.limits, kind_of(entry, device)) end
+    if device then entry.ways = assert(probe.device_ways(model:runtime())) end
     report.compare(results)
     save(run)
   end

@@ -226,6 +226,24 @@ describe("a device", function()
 end)
 
 describe("the emulator", function()
+  -- It finds shared memory of a kernel by the kernel's name.
+  it("is told of all shared memory, as only kernels declare any", function()
+    local found = 0
+    for name in lfs.dir "kernels" do
+      if name:find "%.cuh?$" then
+        local head = ""
+        for line in io.lines("kernels/" .. name) do
+          if line:find "^%l.*%(" or line:find "^template" then head = line end
+          if line:find "^%s+__shared__" then
+            found = found + 1
+            assert.truthy(head:find "__global__", ("%s: %s in %s"):format(name, line, head))
+          end
+        end
+      end
+    end
+    assert.truthy(found > 10, found)
+  end)
+
   helper.cpu_only("the emulator, which it plays", it)("names the kernel and what is wrong with it", function()
     local program = os.tmpname()
     local flags = "-x c++ -std=c++17 -DPYR_EMULATED -Icore -Ikernels " .. (os.getenv "PYRAMID_CFLAGS" or "") .. " -O1"

@@ -1,5 +1,6 @@
 -- Matrix products with weights of every dtype, against plain sums.
 local ops = require "pyramid_specs"
+local probe = require "pyramid.probe"
 local reference = require "ops_reference"
 
 local small = ops.small_n   -- from so many tokens on a product may be summed in another order
@@ -42,9 +43,17 @@ describe("linear, on a device that rounds", function()
         local w, w_values = reference.matrix(dtype, rows, cols)
         local x, x_bytes = reference.random(n * cols)
         local bias, bias_bytes = reference.random(rows)
-        local as = rows % 2 == 1 and "f32" or (dtype == "f16" or dtype == "f32") and dtype or "bf16"
-        local ref = reference.linear(rounded(as, x), rounded(as, w_values), rows, cols, bias)
-        reference.each(function(rt) return ops.linear(rt, x_bytes, dtype, w, rows, cols, bias_bytes) end, function(result, fail)
+        local as = (dtype == "f16" or dtype == "f32") and dtype or "bf16"
+        reference.each(function(rt)
+          local before = assert(probe.device_ways(rt))
+          local result = ops.linear(rt, x_bytes, dtype, w, rows, cols, bias_bytes)
+          local after = assert(probe.device_ways(rt))
+          assert.equal(1, after.library - before.library + after.refused - before.refused)
+          if reference.rounding_device.isa:find "^emulated" then assert.equal(rows % 2, after.refused - before.refused) end
+          return { result, after.refused > before.refused and "f32" or as }
+        end, function(results, fail)
+          local result, precision = results[1], results[2]
+          local ref = reference.linear(rounded(precision, x), rounded(precision, w_values), rows, cols, bias)
           reference.near(result, ref, 1e-5, fail, ("%s, %d x %d x %d"):format(dtype, n, rows, cols))
         end, { reference.rounding_device })
       end

@@ -61,7 +61,7 @@ local device = asked == "cpu" and "emulated" or asked
 local kernels = { isa = device, (assert(core.runtime { device = device, threads = 1 })) }
 
 --- The same, opened to round operands to 16 bits; and all that round the operands of attention.
-reference.rounding_device = { isa = "emulated, bf16", (assert(core.runtime { device = "emulated", isa = "bf16", threads = 1 })) }
+reference.rounding_device = { isa = device .. ", bf16", (assert(core.runtime { device = device, isa = "bf16", threads = 1 })) }
 reference.rounding_attention = { reference.rounding_device, table.unpack(reference.rounding) }
 
 --- The instruction sets that this machine has, at least "base".

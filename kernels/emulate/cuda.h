@@ -1,13 +1,13 @@
 /* cuda.h — what the kernels use of CUDA, for a C++ compiler: the emulated twin of cuda_runtime.h (see emulate.cpp).
  *
- * Blocks run one after another, the threads of a block as fibres that give way only at barriers and warp operations. Launches
- * are serialised among the threads of the process, so that thread and block indices and shared memory are plain globals.
+ * Blocks run one after another but for one, in two orders (see emulate.cpp); the threads of a block are fibres that give way only
+ * at barriers and warp operations. Launches are serialised among the threads of the process, so that thread and block indices and shared memory are plain globals.
  * "Device" memory is the host's, exactly as large as asked, so that a sanitizer sees every access beyond it.
  *
  * Errors, each naming the kernel: a barrier that some threads of the block do not reach, or reach elsewhere; a warp operation
  * that some lanes of the warp do not reach, or meet with another one; a mask that is not the whole warp; blocks that are not
- * whole warps; grids, blocks and shared memory beyond what every device has, or what the kernel was allowed; memory written
- * outside of its block; asynchronous copies (emulate/mma.h) that nobody waited for, or not aligned; page-locked memory that is
+ * whole warps; grids, blocks and shared memory (static and dynamic) beyond what every device has, or what the kernel was allowed;
+ * results that depend on the order of blocks and threads; memory written outside of its block; asynchronous copies (emulate/mma.h) that nobody waited for, or not aligned; page-locked memory that is
  * sent again before the copy that was under way out of it has been waited for. */
 #ifndef PYR_EMULATE_CUDA_H
 #define PYR_EMULATE_CUDA_H
@@ -55,10 +55,11 @@ cudaError_t cudaGetLastError(void);                                             
 const char *cudaGetErrorString(cudaError_t error);                               /* of a launch: what went wrong where */
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-cudaError_t pyr_emulate_allow(const void *kernel, int bytes);                    /* 99 KiB at most: no device has less */
-template <typename F> inline cudaError_t cudaFuncSetAttribute(F *kernel, cudaFuncAttribute, int bytes) {
-  return pyr_emulate_allow(reinterpret_cast<const void *>(kernel), bytes);
-}
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+struct cudaFuncAttributes { size_t sharedSizeBytes; };                           /* static shared memory */
+cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int bytes);
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *facts, const void *kernel);
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device);
 
 /* ---- inside a kernel --------------------------------------------------------------------------------------------------- */
 

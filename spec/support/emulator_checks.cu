@@ -60,6 +60,41 @@ static __global__ void adds(int *out) {
     for (unsigned w = 0; w < blockDim.x / WARP; w++) atomicAdd(out, parts[w]);
 }
 
+/* The last block to count adds up what all have written; it is not told that the others' threads have all written. */
+template <bool WAITS> static __global__ void adds_last(int *out, int *arrived) {
+  __shared__ bool last;
+  out[8 + blockIdx.x * blockDim.x + threadIdx.x] = 1;
+  if (WAITS) __syncthreads();
+  if (threadIdx.x == 0) last = atomicAdd(arrived, 1) == static_cast<int>(gridDim.x) - 1;
+  __syncthreads();
+  if (!last) return;
+  int sum = 0;
+  for (unsigned i = 0; i < gridDim.x * blockDim.x; i++) sum += out[8 + i];
+  if (threadIdx.x == 0) *out = sum, *arrived = 0;
+}
+
+/* Whoever comes last leaves its number. */
+static __global__ void writes_who(int *out) { out[0] = static_cast<int>(blockIdx.x); }
+
+/* Adds what was never written to shared memory. */
+static __global__ void reads_unwritten(int *out) {
+  __shared__ int held[64];
+  PYR_SHARED(int, room);
+  if (threadIdx.x < 32) held[threadIdx.x] = room[threadIdx.x] = 1;
+  __syncthreads();
+  if (threadIdx.x == 0) out[blockIdx.x] = held[1] + room[1] + held[63] * 2 + room[63] * 4;
+}
+
+/* Of 40 KiB that it declares; each block sees its own. */
+static __global__ void holds_much(int *out) {
+  __shared__ int held[10 << 10];
+  for (unsigned i = threadIdx.x; i < 10 << 10; i += blockDim.x) held[i] = static_cast<int>(blockIdx.x);
+  __syncthreads();
+  int sum = 0;
+  for (unsigned i = 0; i < 10 << 10; i++) sum += held[i];
+  if (threadIdx.x == 0) out[blockIdx.x] = sum;
+}
+
 static int failures;
 
 static void expect(const char *kernel, const char *what) {
@@ -98,8 +133,8 @@ static void lock_checks(int *out) {
 /* A graph keeps what its nodes were told; nodes stand in line, and keep their kernel. */
 static void graph_checks(int *out) {
   cudaGraph_t graph;
-  cudaGraphExec_t exec;
-  cudaGraphNode_t first, second, none;
+  cudaGraphExec_t exec = nullptr;
+  cudaGraphNode_t first, second = nullptr, none;
   int *to = out;
   void *arguments[] = { &to };
   cudaKernelNodeParams params = { reinterpret_cast<void *>(adds), dim3(1), dim3(64), 64 * sizeof *out, arguments, nullptr };
@@ -119,6 +154,53 @@ static void graph_checks(int *out) {
   if (cudaGraphExecKernelNodeSetParams(exec, second, &params) == cudaSuccess) fputs("a node takes another kernel\n", stderr), failures++;
   (void)cudaGraphExecDestroy(exec);
   (void)cudaGraphDestroy(graph);
+}
+
+/* Static shared memory counts beside dynamic; only what was allowed passes 48 KiB, and nothing 99. */
+static void shared_checks(int *out) {
+  const void *much = reinterpret_cast<const void *>(holds_much), *little = reinterpret_cast<const void *>(adds);
+  cudaFuncAttributes facts;
+  if (cudaFuncGetAttributes(&facts, much) != cudaSuccess || facts.sharedSizeBytes < 40 << 10 || facts.sharedSizeBytes > (40 << 10) + 64)
+    fprintf(stderr, "40 KiB of static shared memory are %zu bytes\n", facts.sharedSizeBytes), failures++;
+  PYR_LAUNCH(adds, 1, 64, 48 << 10, nullptr, out);
+  expect("adds", "49152 bytes of dynamic and");
+  PYR_LAUNCH(holds_much, 1, 64, (8 << 10) + 4, nullptr, out);
+  expect("holds_much", "8196 bytes of dynamic and");
+  (void)cudaFuncSetAttribute(little, cudaFuncAttributeMaxDynamicSharedMemorySize, 48 << 10);
+  memset(out, 0, 64 * sizeof *out);
+  PYR_LAUNCH(adds, 1, 64, 48 << 10, nullptr, out);
+  if (cudaGetLastError() != cudaSuccess || out[0] != 64 * 63) fputs("48 KiB that were allowed are refused\n", stderr), failures++;
+  PYR_LAUNCH(adds, 1, 64, (48 << 10) + 4, nullptr, out);
+  expect("adds", "and 49152 were allowed");
+  if (cudaFuncSetAttribute(much, cudaFuncAttributeMaxDynamicSharedMemorySize, 60 << 10) == cudaSuccess)
+    fputs("40 and 60 KiB are allowed\n", stderr), failures++;
+  (void)cudaGetLastError();
+  PYR_LAUNCH(holds_much, 4, 64, 0, nullptr, out);
+  for (int i = 0; i < 4; i++)
+    if (out[i] != i * (10 << 10)) fprintf(stderr, "block %d: %d\n", i, out[i]), failures++;
+  if (cudaGetLastError() != cudaSuccess) fputs("blocks that hold much are refused\n", stderr), failures++;
+}
+
+/* Blocks in two orders, one of them held back. */
+static void order_checks(void) {
+  void *block;
+  if (cudaMallocAsync(&block, (8 + 4 * 64) * sizeof(int) + 64, nullptr) != cudaSuccess) { failures++; return; }
+  int *out = static_cast<int *>(block), *arrived = out + 8 + 4 * 64;
+  memset(out, 0, (8 + 4 * 64) * sizeof(int) + 64);
+  PYR_LAUNCH(adds_last<true>, 4, 64, 0, nullptr, out, arrived);
+  if (cudaGetLastError() != cudaSuccess || out[0] != 4 * 64) fprintf(stderr, "adds_last: %d\n", out[0]), failures++;
+  memset(out, 0, (8 + 4 * 64) * sizeof(int) + 64);
+  PYR_LAUNCH(adds_last<false>, 4, 64, 0, nullptr, out, arrived);
+  expect("adds_last", "depends on the order");
+  PYR_LAUNCH(writes_who, 2, 32, 0, nullptr, out);
+  expect("writes_who", "depends on the order");
+  PYR_LAUNCH(reads_unwritten, 3, 64, 64 * sizeof *out, nullptr, out);
+#if !defined(__SANITIZE_ADDRESS__)                  /* there static memory is not poisoned */
+  for (int i = 0; i < 3; i++)
+    if (out[i] != 2 - 2 - 4) fprintf(stderr, "reads_unwritten, block %d: %d\n", i, out[i]), failures++;
+#endif
+  if (cudaGetLastError() != cudaSuccess) fputs("reads_unwritten is refused\n", stderr), failures++;
+  (void)cudaFreeAsync(out, nullptr);
 }
 
 int main(void) {
@@ -145,6 +227,8 @@ int main(void) {
   PYR_LAUNCH(adds, 1, 64, 49153, nullptr, out);
   expect("adds", "shared memory");
 
+  shared_checks(out);
+  order_checks();
   lock_checks(out);
   memset(out, 0, 64 * sizeof *out);
   PYR_LAUNCH(adds, 3, 64, 64 * sizeof *out, nullptr, out);
