@@ -50,17 +50,14 @@ end
 -- ---- what is new ---------------------------------------------------------------------------------------------------
 
 local function render(messages, ask)
-  local bos = tokenizer.bos and tokenizer:piece(tokenizer.bos)
-  local eos = tokenizer.eos[1] and tokenizer:piece(tokenizer.eos[1])
-  return chat.render(template, messages, { add_generation_prompt = ask, bos = bos, eos = eos })
+  return chat.render(template, messages, { add_generation_prompt = ask, bos = tokenizer.bos_text,
+    eos = tokenizer.eos_text })
 end
 
--- Ids of a text that begins the cache: the template may have written what begins each text, or left it to the tokenizer.
+-- Ids of a text that begins the cache: the template may have written what begins each text, or left it to the tokenizer, which
+-- adds none if it is there.
 local function first_ids(text)
-  local ids = cli.must(tokenizer:encode(text, { add = false }))
-  local begins = cli.must(tokenizer:encode "")[1]
-  if begins and ids[1] ~= begins then table.insert(ids, 1, begins) end
-  return ids
+  return cli.must(tokenizer:encode(text, { add = false, bos = tokenizer.adds_bos or nil }))
 end
 
 local function begins_with(text, start) return text:sub(1, #start) == start end

@@ -1,5 +1,6 @@
 -- model:generate and model:batch on the default model: what a script of one's own relies on.
 local pyramid = require "pyramid"
+local score = require "pyramid.score"
 
 describe("generation", function()
   local model
@@ -80,6 +81,45 @@ describe("generation", function()
     end
     assert.equal("closed", run.finish)
     assert.has_error(function() run.cache:rows(1) end)
+  end)
+
+  it("adds nothing before a text that goes on in a used cache", function()
+    local bos = assert(model.tokenizer.bos)
+    assert.same({ bos }, { assert(model:encode "")[1] })
+    local first, second = "Once upon a time", " there was a"
+    local cache <close> = assert(model:cache())
+    assert(model:generate(first, { cache = cache, max_tokens = 0 }))
+    local seen = cache:tokens()
+    assert.equal(#assert(model:encode(first)), seen)
+    local run = assert(model:generate(second, { cache = cache, max_tokens = 5, ignore_eos = true }))
+    local plain = assert(model:encode(second, { add = false }))
+    assert.equal(#plain, run.stats.prompt_tokens)
+    local other <close> = assert(model:cache())
+    assert(other:prefill(assert(model:encode(first))))
+    local logits = assert(other:prefill(plain))
+    assert.equal(logits:argmax(), select(2, run()))
+    -- in an empty cache it is a beginning
+    local fresh <close> = assert(model:cache())
+    run = assert(model:generate(first, { cache = fresh, max_tokens = 0 }))
+    assert.equal(seen, run.stats.prompt_tokens)
+  end)
+
+  it("takes whole numbers for integers, as JSON writes them", function()
+    local options = { max_tokens = 5.0, ignore_eos = true }
+    local text, ids = collect(options)
+    assert.equal(5.0, options.max_tokens)
+    assert.equal("float", math.type(options.max_tokens))
+    assert.equal((collect { max_tokens = 5, ignore_eos = true }), text)
+    assert.equal(5, #ids)
+    assert.has_error(function() model:generate(prompt, { max_tokens = 5.5 }) end)
+    assert.has_error(function() model:generate(prompt, { max_tokens = "5" }) end)
+    local cache <close> = assert(model:cache { budget = 2.0 ^ 28, policy = { name = "t", prefill = function()
+      return { keep = 4.0, score = score.random(1.0):pool("avg", 3.0) }
+    end } })
+    assert(cache:prefill(assert(model:encode(prompt))))
+    local same <close> = assert(pyramid.model("models/tiny", { threads = 2.0, context = 512.0, memory = 2.0 ^ 30 }))
+    assert.equal(512, same.config.context)
+    assert.equal("integer", math.type(same.config.context))
   end)
 
   it("fails with nil, message, code", function()

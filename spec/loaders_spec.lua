@@ -213,6 +213,92 @@ describe("loaders.load", function()
 
   it("loads shards", function() assert_golden(family "qwen2-untied", "qwen2-untied") end)
 
+  -- As transformers 5 does (tie_weights): twins that differ are not tied, and one that is missing is the other.
+  describe("a checkpoint that calls its output matrix and embedding one", function()
+    local folder
+    before_each(function() folder = shell.folder() end)
+    after_each(function() shell.remove(folder) end)
+    local function copy(name, tied)
+      for _, file in ipairs { "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors",
+        "model.safetensors.index.json" } do
+        local from = io.open(family(name) .. "/" .. file, "rb")
+        if from then
+          helper.write(folder .. "/" .. file, from:read "a")
+          from:close()
+        end
+      end
+      local config = helper.json(family(name) .. "/config.json")
+      config.tie_word_embeddings = tied
+      helper.write(folder .. "/config.json", cjson.encode(config))
+    end
+    -- The weights of a folder, changed: change(tensors) gets and returns { name =, dtype =, shape =, data = }.
+    local function rewrite(change)
+      local path = folder .. "/model.safetensors"
+      local tensors, bytes = {}, helper.read(path)
+      for i, t in ipairs(assert(safetensors.read(path)).tensors) do
+        tensors[i] = { name = t.name, dtype = t.dtype:upper(), shape = t.shape, data = bytes:sub(t.offset + 1, t.offset + t.bytes) }
+      end
+      helper.write(path, formats.safetensors(change(tensors)))
+    end
+
+    it("and holds two that differ uses each for itself, and says so", function()
+      copy("qwen2-untied", true)
+      local model <close> = assert(pyramid.model(folder))
+      assert.is_false(model.config.tied)
+      assert.matches("lm_head.weight differs from model.embed_tokens.weight", model.warnings[1], 1, true)
+      assert_golden(folder, "qwen2-untied")
+    end)
+
+    it("and holds two that are equal uses one", function()
+      copy("qwen2", true)
+      rewrite(function(tensors)
+        for _, t in ipairs(tensors) do
+          if t.name == "model.embed_tokens.weight" then
+            tensors[#tensors + 1] = { name = "lm_head.weight", dtype = t.dtype, shape = t.shape, data = t.data }
+            break
+          end
+        end
+        return tensors
+      end)
+      local model <close> = assert(pyramid.model(folder))
+      assert.is_true(model.config.tied)
+      assert.same({}, model.warnings)
+      assert_golden(folder, "qwen2")
+    end)
+
+    it("and holds the output matrix alone uses that for both", function()
+      copy("qwen2", true)
+      rewrite(function(tensors)
+        for _, t in ipairs(tensors) do
+          if t.name == "model.embed_tokens.weight" then t.name = "lm_head.weight" end
+        end
+        return tensors
+      end)
+      assert_golden(folder, "qwen2")
+    end)
+  end)
+
+  it("ends texts by what any of its files names", function()
+    local folder = shell.folder()
+    for _, file in ipairs { "config.json", "model.safetensors" } do
+      helper.write(folder .. "/" .. file, helper.read(family "qwen2" .. "/" .. file))
+    end
+    local config = helper.json(folder .. "/config.json")
+    config.eos_token_id = { 7, 5 }
+    helper.write(folder .. "/config.json", cjson.encode(config))
+    helper.write(folder .. "/generation_config.json", '{"eos_token_id":3}')
+    local bare = assert(pyramid.model(folder))
+    assert.same({ 3, 7, 5 }, bare.config.eos)
+    bare:close()
+    helper.write(folder .. "/tokenizer.json", '{"model":{"type":"BPE","vocab":{"a":0,"<end>":9,"<|far|>":4000},"merges":[]},'
+      .. '"added_tokens":[{"id":9,"content":"<end>","special":true}]}')
+    helper.write(folder .. "/tokenizer_config.json", '{"eos_token":"<end>"}')
+    local model <close> = assert(pyramid.model(folder))
+    assert.same({ 3, 9, 7, 5 }, model.tokenizer.eos)
+    assert.same(model.tokenizer.eos, model.config.eos)
+    shell.remove(folder)
+  end)
+
   it("converts weights", function()
     for as, limit in pairs { f32 = 1e-4, bf16 = 1e-4, f16 = 1e-3 } do
       assert_golden(family "codellama", "codellama", { weights = as, threads = 2 }, limit)

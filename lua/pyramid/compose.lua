@@ -136,6 +136,7 @@ end
 
 -- First and last layer of 3, "3", "2-4" or "5-".
 local function range_of(key)
+  key = options.whole(key)
   if math.type(key) == "integer" then return key, key end
   local first, dash, last = tostring(key):match "^%s*(%d+)%s*(%-?)%s*(%d*)%s*$"
   first = math.tointeger(tonumber(first))
@@ -205,6 +206,7 @@ end
 ---@return pyramid.policy
 function compose.from(p, k)
   p = part("policy.from", p)
+  k = options.whole(k)
   if math.type(k) ~= "integer" or k < 1 then error(("policy.from: a layer from 1 is wanted, not %s"):format(tostring(k)), 2) end
   if p.definition.defaults.from ~= nil then
     error(("policy.from: %s has an option 'from' already: use with { from = %d }"):format(p.name, k), 2)

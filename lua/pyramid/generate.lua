@@ -111,7 +111,10 @@ function generate.start(model, prompt, given)
   if not tokenizer then return nil, "model:generate: the model has no tokenizer", "unsupported" end
   local ids, message, code = prompt
   if type(prompt) == "string" then
-    ids, message, code = model:encode(prompt, { special = given.special ~= false })
+    -- a text that goes on in a cache is no beginning: nothing is put around it
+    local class, add = given.cache and getmetatable(given.cache), nil
+    if class and class.__name == "pyramid.cache" and given.cache:tokens() > 0 then add = false end
+    ids, message, code = model:encode(prompt, { special = given.special ~= false, add = add })
     if not ids then return nil, message, code end
   elseif type(prompt) ~= "table" then
     error("model:generate: the prompt is a text or a sequence of ids", 2)

@@ -4,6 +4,7 @@ local fault = require "pyramid.loaders.fault"
 local gguf = require "pyramid.loaders.gguf"
 local json = require "pyramid.loaders.json"
 local loaders = require "pyramid.loaders"
+local options = require "pyramid.options"
 local policy = require "pyramid.policy"
 local safetensors = require "pyramid.loaders.safetensors"
 local target = require "pyramid.target"
@@ -182,6 +183,7 @@ function inspect.policy(config, which, tokens, dtype)
   dtype = dtype or "f16"
   local unit = caches.value_bytes[dtype]
     or error(("inspect.policy: dtype '%s' (known: %s)"):format(tostring(dtype), caches.known_dtypes()), 2)
+  tokens = options.whole(tokens)
   if math.type(tokens) ~= "integer" or tokens < 1 then error("inspect.policy: length must be a positive integer", 2) end
   local layers = policy.forecast(which, config, tokens)
   local rows, computed, at_most = 0, 0, false

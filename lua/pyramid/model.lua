@@ -44,6 +44,18 @@ local rounded = { cpu = { bf16 = "avx512bf16", int8 = "avx512int8" }, other = { 
 ---                                  all angles ("linear": arXiv 2306.15595), or the slow ones ("yarn": arXiv 2309.00071)
 ---@field progress? fun(done: integer, total: integer): boolean?   while weights are converted
 
+-- The ids of two lists, each once, as far as the model has them.
+local function union(one, other, vocab)
+  local out, seen = {}, {}
+  for _, list in ipairs { one, other } do
+    for _, id in ipairs(list) do
+      if not seen[id] and id >= 0 and id < vocab then out[#out + 1] = id end
+      seen[id] = true
+    end
+  end
+  return out
+end
+
 ---Opens a model: a Hugging Face directory or a .gguf file. The tokenizer is part of it; a model without one still runs
 ---on ids (`model.tokenizer` is nil then).
 ---@param path string
@@ -85,6 +97,9 @@ function model.open(path, given)
       self:close()
       return nil, message, code
     end
+    for _, warning in ipairs(self.tokenizer.warnings) do self.warnings[#self.warnings + 1] = warning end
+    self.tokenizer.eos = union(self.tokenizer.eos, self.config.eos, self.config.vocab)
+    self.config.eos = self.tokenizer.eos
   end
   return self
 end

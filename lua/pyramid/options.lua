@@ -10,8 +10,16 @@ end
 
 options.sorted_keys = sorted_keys
 
+---The integer that a number is, as JSON's 2.0 is 2; anything else as it came.
+---@param value any
+---@return any
+function options.whole(value)
+  return math.type(value) == "float" and math.tointeger(value) or value
+end
+
 ---Raises unless `given` is nil or a table whose keys are all in `known` (a set, or a table of types by key: "string",
----"integer|string", "any"). Returns `given` or an empty table.
+---"integer|string", "any"). Returns `given` or an empty table; where integers are wanted, whole numbers are integers in what is
+---returned (a copy then: what was given stays as it is).
 ---@param what string  how messages begin: "model:cache"
 ---@param given table|nil
 ---@param known table<string, string|true>
@@ -21,15 +29,24 @@ function options.check(what, given, known, level)
   level = (level or 2) + 1
   if given == nil then return {} end
   if type(given) ~= "table" then error(("%s: options must be a table, not a %s"):format(what, type(given)), level) end
+  local checked = given
   for key, value in pairs(given) do
     local wanted = known[key]
     if not wanted then
       error(("%s: unknown option '%s' (known: %s)"):format(what, tostring(key), table.concat(sorted_keys(known), ", ")), level)
     end
     if wanted ~= true and wanted ~= "any" then
-      local matches = false
+      local matches, integers = false, false
       for name in wanted:gmatch("[^|]+") do
+        integers = integers or name == "integer"
         if type(value) == name or math.type(value) == name then matches = true end
+      end
+      if integers and not matches and math.type(options.whole(value)) == "integer" then
+        if checked == given then
+          checked = {}
+          for k, v in pairs(given) do checked[k] = v end
+        end
+        checked[key], matches = options.whole(value), true
       end
       if not matches then
         error(("%s: option '%s' must be %s, not %s (%s)"):format(what, key, wanted:gsub("|", " or "),
@@ -37,7 +54,7 @@ function options.check(what, given, known, level)
       end
     end
   end
-  return given
+  return checked
 end
 
 local units = { [""] = 1, B = 1, KB = 1e3, MB = 1e6, GB = 1e9, KIB = 2^10, MIB = 2^20, GIB = 2^30, K = 2^10, M = 2^20, G = 2^30 }
@@ -49,6 +66,7 @@ local units = { [""] = 1, B = 1, KB = 1e3, MB = 1e6, GB = 1e9, KIB = 2^10, MIB =
 ---@return integer
 function options.bytes(what, size, level)
   if size == nil then return 0 end
+  size = options.whole(size)
   if math.type(size) == "integer" and size >= 0 then return size end
   if type(size) == "string" then
     local number, unit = size:match("^%s*(%d+%.?%d*)%s*(%a*)%s*$")

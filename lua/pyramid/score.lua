@@ -153,7 +153,7 @@ function score.position() return new("position()", op("position")) end
 ---@param seed? integer
 ---@return pyramid.score
 function score.random(seed)
-  seed = seed or 0
+  seed = options.whole(seed or 0)
   if math.type(seed) ~= "integer" or seed < -0x80000000 or seed > 0x7fffffff then
     error("score.random: the seed must be a 32-bit integer", 2)
   end
@@ -310,6 +310,7 @@ Score.__tostring = function(a) return texts[a] end
 function Score:pool(kind, width)
   local how = choice("score:pool", "kind", kind, pools)
   if not how then error("score:pool: kind must be \"avg\" or \"max\"", 2) end
+  width = options.whole(width)
   if math.type(width) ~= "integer" or width < 1 or width % 2 == 0 or width > 0x7fffffff then
     error(("score:pool: width must be an odd positive integer, not %s"):format(tostring(width)), 2)
   end

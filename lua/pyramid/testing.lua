@@ -111,6 +111,7 @@ function testing.run(which, given)
   if type(prompts) ~= "table" then prompts = { prompts } end
   if #prompts == 0 then error("testing.run: no prompt", 2) end
   for _, prompt in ipairs(prompts) do
+    prompt = options.whole(prompt)
     if math.type(prompt) ~= "integer" or prompt < 1 then error("testing.run: a prompt is a number of tokens from 1", 2) end
   end
   local kv_heads, noise = given.kv_heads or heads, testing.noise(given.seed or 0)

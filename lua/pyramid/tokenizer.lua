@@ -16,7 +16,12 @@ local tokenizer = {}
 ---@class pyramid.Tokenizer
 ---@field vocab_size integer      ids are 0 .. vocab_size - 1
 ---@field bos integer?            the id that begins a text
----@field eos integer[]           ids that end a text or a turn
+---@field eos integer[]           ids that end a text or a turn: all that the tokenizer's files name; of a model's tokenizer,
+---                                all that any file of the model names
+---@field adds_bos boolean        whether encode puts bos before a text
+---@field bos_text string?        what templates write for those two
+---@field eos_text string?
+---@field warnings string[]       what is odd about the files, a line each
 ---@field chat_template string?   the model's own template, for pyramid.chat
 ---@field private handle userdata
 ---@field private own_runtime userdata?
@@ -76,9 +81,13 @@ local function build(runtime, source)
   must(file, "", t:around(recipe.before, recipe.after))
   must(file, "", t:ready())
   state.done = true
+  local adds_bos = false
+  for _, id in ipairs(recipe.before) do adds_bos = adds_bos or id == recipe.bos end
   return setmetatable({
     handle = t, vocab_size = recipe.options.vocab, bos = recipe.bos, eos = recipe.eos, chat_template = recipe.chat_template,
-    before = recipe.before,
+    before = recipe.before, adds_bos = adds_bos, warnings = recipe.warnings or {},
+    bos_text = recipe.bos_text or recipe.bos and t:spelling(recipe.bos) or nil,
+    eos_text = recipe.eos_text or recipe.eos_id and t:spelling(recipe.eos_id) or nil,
   }, Tokenizer)
 end
 
@@ -110,7 +119,8 @@ local function handle(self) return self.handle or error("the tokenizer is closed
 local encode_keys = { special = "boolean", add = "boolean", bos = "boolean" }
 
 ---Token ids of a text. By default texts of special tokens become their ids, and what the model wants around a text (BOS)
----is added. `special = false`: neither. `add`: only whether ids are added. `bos`: whether the first id is BOS.
+---is added. `special = false`: neither. `add`: only whether ids are added. `bos`: whether the first id is BOS. A text that begins
+---with BOS itself, as a rendered chat does, gets no second one.
 ---Bytes that are not UTF-8 are encoded one by one, so that decoding with { raw = true } gives them back.
 ---@param text string
 ---@param given? { special?: boolean, add?: boolean, bos?: boolean }
@@ -123,8 +133,17 @@ function Tokenizer:encode(text, given)
   local add = special
   if given.add ~= nil then add = given.add end
   local ids, message, code = handle(self):encode(text, special, add)
-  if not ids or given.bos == nil then return ids, message, code end
-  local there = add and self.before[1] ~= nil and self.before[1] == self.bos
+  if not ids then return nil, message, code end
+  if add and special and self.bos and ids[#self.before + 1] == self.bos then
+    for i, id in ipairs(self.before) do
+      if id == self.bos then
+        table.remove(ids, i)
+        break
+      end
+    end
+  end
+  if given.bos == nil then return ids end
+  local there = self.bos ~= nil and ids[1] == self.bos
   if given.bos and not there then
     if not self.bos then return nil, "tokenizer: it has no token that begins a text", "unsupported" end
     table.insert(ids, 1, self.bos)

@@ -114,7 +114,7 @@ end
 --- Ids that end a text: end of sequence, and of a turn where the file names one.
 local function read_eos(metadata)
   local out, seen = {}, {}
-  for _, key in ipairs { "eos_token_id", "eot_token_id" } do
+  for _, key in ipairs { "eos_token_id", "eot_token_id", "eom_token_id" } do
     local id = metadata["tokenizer.ggml." .. key]
     if math.type(id) == "integer" and not seen[id] then
       seen[id] = true

@@ -100,16 +100,19 @@ local function read_window(c, family, layers, what)
   return window
 end
 
---- Token ids that end a text: of generation_config.json if it has some, else of config.json.
+--- Token ids that end a text: all that generation_config.json and config.json name, each once.
 local function read_eos(c, dir, what)
   local path = dir .. "/generation_config.json"
   local generation = exists(path) and json.decode(json.read(path, CONFIG_MAX), path) or {}
-  local eos = generation.eos_token_id
-  if eos == nil or eos == json.null then eos = c.eos_token_id end
-  if eos == nil or eos == json.null then return {} end
-  local out = {}
-  for i, id in ipairs(type(eos) == "table" and eos or { eos }) do
-    out[i] = math.type(id) and math.tointeger(id) or fault.raise("format", "%s: eos_token_id is not an id", what)
+  local out, seen = {}, {}
+  for _, file in ipairs { { path, generation }, { what, c } } do
+    local eos = file[2].eos_token_id
+    if eos == json.null then eos = nil end
+    for _, id in ipairs(type(eos) == "table" and eos or { eos }) do
+      id = math.type(id) and math.tointeger(id) or fault.raise("format", "%s: eos_token_id is not an id", file[1])
+      if not seen[id] then out[#out + 1] = id end
+      seen[id] = true
+    end
   end
   return out
 end
@@ -194,6 +197,40 @@ local function read_weights(dir)
   return tensors
 end
 
+local COMPARE_AT_ONCE = 1 << 20
+
+--- Whether two tensors are the same bytes. Files hold both where they were saved without the knowledge that they are one.
+local function same(one, other)
+  if one.dtype ~= other.dtype or one.bytes ~= other.bytes then return false end
+  local a <close>, why = io.open(one.path, "rb")
+  if not a then fault.raise("io", "%s", why) end
+  local b <close>, reason = io.open(other.path, "rb")
+  if not b then fault.raise("io", "%s", reason) end
+  a:seek("set", one.offset)
+  b:seek("set", other.offset)
+  for at = 0, one.bytes - 1, COMPARE_AT_ONCE do
+    local count = math.min(COMPARE_AT_ONCE, one.bytes - at)
+    local x, y = a:read(count), b:read(count)
+    if not x or not y or #x ~= count or #y ~= count then fault.raise("io", "%s: cannot be read", one.path) end
+    if x ~= y then return false end
+  end
+  return true
+end
+
+--- A checkpoint that calls its output matrix the embedding's twin, and holds both: as transformers does, they are one only if they
+--- are equal. If it holds only the output matrix, that is both.
+local function settle_tied(config, tensors, names, what)
+  local embed, output = tensors[names.embed], tensors[names.output]
+  if not config.tied or not output then return nil end
+  if not embed then
+    tensors[names.embed] = output
+    return nil
+  end
+  if same(embed, output) then return nil end
+  config.tied = false
+  return ("%s: says tie_word_embeddings, but %s differs from %s; each is used for itself"):format(what, names.output, names.embed)
+end
+
 --- What a model directory holds; raises faults.
 ---@param dir string
 ---@return pyramid.Source
@@ -206,11 +243,12 @@ function hf.open(dir)
   end
   config.biased = nil
   config.rope.freq, config.rope.gain = rope.compute(config.rope, what)
-  local ignored = { "%.rotary_emb%.inv_freq$" }
+  local ignored, tensors, names = { "%.rotary_emb%.inv_freq$" }, read_weights(dir), family.names.hf
+  local untied = settle_tied(config, tensors, names, what)
   if config.tied then ignored[2] = "^lm_head%.weight$" end
   return {
-    format = "hf", path = dir, family = family, config = config, tensors = read_weights(dir), optional = optional,
-    names = family.names.hf, ignored = ignored, tokenizer = exists(dir .. "/tokenizer.json") and dir or nil,
+    format = "hf", path = dir, family = family, config = config, tensors = tensors, optional = optional,
+    names = names, warnings = { untied }, ignored = ignored, tokenizer = exists(dir .. "/tokenizer.json") and dir or nil,
   }
 end
 

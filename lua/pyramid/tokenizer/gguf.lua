@@ -11,10 +11,20 @@ local gguf = {}
 
 local NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6     -- tokenizer.ggml.token_type
 
--- Texts that end a turn, for files whose metadata names one id only.
-local turn_ends = {
-  "<|eot_id|>", "<|im_end|>", "<|end|>", "<|eom_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<EOT>",
-  "<｜end▁of▁sentence｜>",
+-- Texts that end a turn or a text wherever they are a token, by llama.cpp's list (src/llama-vocab.cpp): files name one id or two,
+-- and some mark these tokens as normal text.
+local ends = {
+  "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>", "<|endoftext|>",
+  "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>",
+  "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~[",
+}
+local is_end = {}
+for _, text in ipairs(ends) do is_end[text] = true end
+
+-- Where all of `with` are tokens, `text` ends nothing: gpt-oss closes parts of an answer with <|end|>, Gemma 4 has </s> as markup.
+local exceptions = {
+  { text = "<|end|>", with = { "<|return|>", "<|call|>" } },
+  { text = "</s>", with = { "<|tool_response>" } },
 }
 
 ---@class pyramid.GgufKeys
@@ -102,6 +112,11 @@ local function find_added(keys, recipe)
   recipe.added = {}
   for i, text in ipairs(recipe.tokens) do
     local kind = recipe.types and recipe.types[i] or NORMAL
+    if is_end[text] and kind ~= CONTROL then
+      recipe.warnings[#recipe.warnings + 1] = ("%s: token %d, '%s', is not marked as a control token, and is taken for one")
+        :format(keys.path, i - 1, fault.quote(text))
+      recipe.overridden[text], kind = true, CONTROL
+    end
     if (kind == CONTROL or kind == USER or kind == UNKNOWN) and text ~= "" then
       local flags = bits.raw
       if kind ~= USER then flags = flags | bits.special end
@@ -123,7 +138,15 @@ local function find_eos(keys, recipe, count, by_text)
     end
   end
   for _, key in ipairs { "eos", "eot", "eom" } do add(keys:id(key, count)) end
-  for _, text in ipairs(turn_ends) do add(by_text[text] and by_text[text].id) end
+  local none = {}
+  for _, exception in ipairs(exceptions) do
+    local all = true
+    for _, text in ipairs(exception.with) do all = all and by_text[text] ~= nil end
+    if all then none[exception.text] = true end
+  end
+  for _, text in ipairs(ends) do
+    if not none[text] then add(by_text[text] and by_text[text].id) end
+  end
 end
 
 --- Reads a GGUF header's tokenizer; raises faults.
@@ -138,6 +161,7 @@ function gguf.read(header)
   local count = #tokens
   local recipe = {
     file = keys.path, options = { vocab = count }, steps = {}, before = {}, after = {}, eos = {}, tokens = tokens,
+    warnings = {}, overridden = {},
     types = keys:list("token_type", "integer", count),
   }
   local wants_bos = kind(keys, recipe, count)
@@ -147,6 +171,7 @@ function gguf.read(header)
   if keys:get("add_bos_token", "boolean", wants_bos) and recipe.bos then recipe.before[1] = recipe.bos end
   if keys:get("add_eos_token", "boolean", false) and eos then recipe.after[1] = eos end
   find_eos(keys, recipe, count, by_text)
+  recipe.eos_id = eos
   recipe.chat_template = header.metadata["tokenizer.chat_template"]
   if type(recipe.chat_template) ~= "string" then recipe.chat_template = nil end
   return recipe
@@ -168,10 +193,17 @@ function gguf.fill(recipe, t)
       if not ok then fault.raise(code, "%s: tokenizer.ggml.tokens: %s", recipe.file, message) end
     end
   end
+  local overridden = next(recipe.overridden) and recipe.overridden
   for i, pair in ipairs(recipe.merges or {}) do
     local left, right = pair:match("^(.[^ ]*) (.+)$")
-    if not left then fault.raise("format", "%s: tokenizer.ggml.merges[%d] is not a pair of pieces", recipe.file, i - 1) end
-    local ok, message, code = merge(t, left, right)
+    -- a version line, as files of merges begin with; and what would make or use a token that is no piece any more
+    local skipped = i == 1 and pair:find("^#version") or left and overridden and (overridden[left .. right] or overridden[left]
+      or overridden[right])
+    if not left and not skipped then
+      fault.raise("format", "%s: tokenizer.ggml.merges[%d] is not a pair of pieces", recipe.file, i - 1)
+    end
+    local ok, message, code = true, nil, nil
+    if not skipped then ok, message, code = merge(t, left, right) end
     if not ok then fault.raise(code, "%s: tokenizer.ggml.merges[%d]: %s", recipe.file, i - 1, message) end
   end
 end

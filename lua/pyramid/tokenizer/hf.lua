@@ -1,5 +1,10 @@
 -- Hugging Face tokenizers: tokenizer.json, and beside it in a directory what tokenizer_config.json, special_tokens_map.json,
--- generation_config.json and config.json say of special tokens and the chat template.
+-- added_tokens.json, generation_config.json and config.json say of special tokens and the chat template.
+--
+-- What counts is what transformers 5 makes of these files. Ids around a text come from tokenizer.json's post-processor alone
+-- (add_bos_token and add_eos_token are not looked at). Tokens that are named beside tokenizer.json are tokens: those of
+-- added_tokens_decoder; where tokenizer_config.json has no such field, those of added_tokens.json and special_tokens_map.json;
+-- and every special token that has a name (bos_token, image_token, additional_special_tokens, …).
 -- Source: https://github.com/huggingface/tokenizers (the library's serialised form).
 
 local fault = require "pyramid.loaders.fault"
@@ -109,12 +114,13 @@ function hf.fill(recipe, t)
   end
   for i, pair in ipairs(recipe.merges) do
     local left, right
+    local version = type(pair) == "string" and pair:find("^#version")     -- a line that files of merges begin with
     if type(pair) == "string" then left, right = pair:match("^([^ ]+) ([^ ]+)$")
     elseif type(pair) == "table" and #pair == 2 then left, right = pair[1], pair[2] end
-    if type(left) == "string" and type(right) == "string" then
+    if not version and type(left) == "string" and type(right) == "string" then
       local ok, message, code = merge(t, left, right)
       if not ok then fault.raise(code, "%s: model.merges[%d]: %s", recipe.file, i - 1, message) end
-    elseif i > 1 or type(pair) ~= "string" or not pair:find("^#version") then
+    elseif not version then
       fault.raise("format", "%s: model.merges[%d] is not a pair of pieces", recipe.file, i - 1)
     end
   end
@@ -154,21 +160,88 @@ local function add_eos_ids(recipe, o, what)
   end
 end
 
---- add_bos_token and add_eos_token, where they are said, win over the post-processor: that is how the Llama classes of
---- transformers treat them.
-local function override(list, id, wanted, at_end, what, key)
-  if wanted == nil then return end
-  local place = at_end and #list or 1
-  local there = id ~= nil and list[place] == id
-  if wanted and not there then
-    if id == nil then fault.raise("format", "%s: %s, but no such token is known", what, key) end
-    table.insert(list, at_end and #list + 1 or 1, id)
-  elseif not wanted and there then
-    table.remove(list, place)
+--- A token's bits from the object that describes it.
+local function flags_of(token, what, special)
+  local flags = special and core.token.special or 0
+  for key, bit in pairs(token_flags) do
+    if json.field(token, key, "boolean", what, false) then flags = flags | core.token[bit] end
+  end
+  special = flags & core.token.special ~= 0
+  if not json.field(token, "normalized", "boolean", what, not special) then flags = flags | core.token.raw end
+  return flags
+end
+
+--- Adds a token that tokenizer.json does not list. Its id is the vocabulary's if that has the text, else the given one, else the
+--- next one.
+local function add_token(recipe, text, flags, id)
+  if text == "" or recipe.ids[text] then return end
+  local own = recipe.vocab[text] and math.tointeger(recipe.vocab[text])
+  if not own and id == nil then id = recipe.options.vocab end
+  id = own or id
+  recipe.added[#recipe.added + 1] = { id = id, text = text, flags = flags }
+  recipe.ids[text] = id
+  recipe.options.vocab = math.max(recipe.options.vocab, id + 1)
+end
+
+local function sorted_keys(o)
+  local keys = {}
+  for key in pairs(o) do keys[#keys + 1] = key end
+  table.sort(keys, function(a, b) return tostring(a) < tostring(b) end)
+  return keys
+end
+
+--- added_tokens_decoder: objects by id.
+local function read_decoder(recipe, decoder, what)
+  local list = {}
+  for key, token in pairs(decoder) do
+    local where = ("%s: added_tokens_decoder: %s"):format(what, fault.quote(key))
+    if type(token) ~= "table" then fault.raise("format", "%s is not an object", where) end
+    local content = json.required(token, "content", "string", where)
+    list[#list + 1] = { id = id_of(tonumber(key), what, content), text = content, flags = flags_of(token, where) }
+  end
+  table.sort(list, function(a, b) return a.id < b.id end)
+  for _, token in ipairs(list) do add_token(recipe, token.text, token.flags, token.id) end
+end
+
+--- added_tokens.json: ids by text.
+local function read_added_file(recipe, added, what, special)
+  local list = {}
+  for text, id in pairs(added) do
+    if type(text) ~= "string" then fault.raise("format", "%s: not ids by text", what) end
+    list[#list + 1] = { id = id_of(id, what, text), text = text }
+  end
+  table.sort(list, function(a, b) return a.id < b.id end)
+  for _, token in ipairs(list) do
+    add_token(recipe, token.text, special[token.text] and core.token.special | core.token.raw or 0, token.id)
   end
 end
 
+--- The special tokens that an object names: under keys that end in _token, and in lists or objects of more.
+local function each_special(o, what, fn)
+  local function one(value, where)
+    if type(value) == "string" then fn(value, core.token.special | core.token.raw)
+    elseif type(value) == "table" and value.content ~= nil then
+      fn(json.required(value, "content", "string", where), flags_of(value, where, true))
+    end
+  end
+  for _, key in ipairs(sorted_keys(o)) do
+    if type(key) == "string" and key:find("_token$") then one(o[key], what .. ": " .. key) end
+  end
+  for _, key in ipairs { "additional_special_tokens", "extra_special_tokens" } do
+    local more = json.field(o, key, "table", what, {})
+    for _, name in ipairs(#more > 0 and {} or sorted_keys(more)) do one(more[name], what .. ": " .. key) end
+    for _, value in ipairs(more) do one(value, what .. ": " .. key) end
+  end
+end
+
+--- The file chat_template.jinja if it is there; else what tokenizer_config.json holds.
 local function read_template(o, dir, what)
+  local path = dir .. "/chat_template.jinja"
+  local file = io.open(path, "rb")
+  if file then
+    file:close()
+    return json.read(path, CONFIG_MAX)
+  end
   local template = o.chat_template
   if type(template) == "table" then                 -- a list of named ones
     local found
@@ -177,12 +250,7 @@ local function read_template(o, dir, what)
     end
     template = found
   end
-  if template == nil or template == json.null then
-    local file = io.open(dir .. "/chat_template.jinja", "rb")
-    if not file then return nil end
-    file:close()
-    return json.read(dir .. "/chat_template.jinja", CONFIG_MAX)
-  end
+  if template == nil or template == json.null then return nil end
   if type(template) ~= "string" then fault.raise("format", "%s: chat_template is not a text", what) end
   return template
 end
@@ -190,17 +258,28 @@ end
 local function read_around(recipe, dir)
   local what = dir .. "/tokenizer_config.json"
   local config = read_if_there(what) or {}
-  local map_path = dir .. "/special_tokens_map.json"
+  local decoder = json.field(config, "added_tokens_decoder", "table", what)
+  local map_path, added_path = dir .. "/special_tokens_map.json", dir .. "/added_tokens.json"
   local map = read_if_there(map_path) or {}
-  local bos = find_id(recipe, token_text(config, "bos_token", what) or token_text(map, "bos_token", map_path))
-  local eos = find_id(recipe, token_text(config, "eos_token", what) or token_text(map, "eos_token", map_path))
-  recipe.bos = bos or recipe.bos
-  override(recipe.before, recipe.bos, json.field(config, "add_bos_token", "boolean", what), false, what, "add_bos_token")
-  override(recipe.after, eos, json.field(config, "add_eos_token", "boolean", what), true, what, "add_eos_token")
+  if decoder then
+    read_decoder(recipe, decoder, what)
+  else
+    local special = {}
+    local function note(text) special[text] = true end
+    each_special(config, what, note)
+    each_special(map, map_path, note)
+    read_added_file(recipe, read_if_there(added_path) or {}, added_path, special)
+  end
+  each_special(config, what, function(text, flags) add_token(recipe, text, flags) end)
+  if not decoder then each_special(map, map_path, function(text, flags) add_token(recipe, text, flags) end) end
+  recipe.bos_text = token_text(config, "bos_token", what) or token_text(map, "bos_token", map_path)
+  recipe.eos_text = token_text(config, "eos_token", what) or token_text(map, "eos_token", map_path)
+  recipe.bos = find_id(recipe, recipe.bos_text) or recipe.bos
+  -- what ends a text: the union of all that say so
   local generation = dir .. "/generation_config.json"
   add_eos_ids(recipe, read_if_there(generation), generation)
-  add_eos(recipe, eos)
-  if #recipe.eos == 0 then add_eos_ids(recipe, read_if_there(dir .. "/config.json"), dir .. "/config.json") end
+  add_eos(recipe, find_id(recipe, recipe.eos_text))
+  add_eos_ids(recipe, read_if_there(dir .. "/config.json"), dir .. "/config.json")
   recipe.chat_template = read_template(config, dir, what)
 end
 
