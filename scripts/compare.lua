@@ -35,7 +35,8 @@ cli.option(parser, "--mode", "MODE", "agnostic: a document is read before its qu
   { default = "agnostic", choices = { "agnostic", "aware", "both" } })
 cli.option(parser, "--questions", "N", "Questions of each kind, for each length and mode; 0: none.",
   { default = "20", integer = 0 })
-cli.option(parser, "--kinds", "LIST", ("Which kinds: %s."):format(table.concat(world.kinds, ", ")))
+cli.option(parser, "--kinds", "LIST", ("Which kinds: %s; all but the last, if not given. word: facts of one word, hidden in --text "
+  .. "or in documents, for any model."):format(table.concat(recall.kinds, ", ")))
 cli.option(parser, "--documents", "N", "Documents whose continuation is scored.", { default = "8", integer = 0 })
 cli.option(parser, "--text", "FILE", "A text whose continuations are scored too.")
 cli.option(parser, "--windows", "N", "At most N stretches of that text.", { default = "4", integer = 1 })
@@ -71,12 +72,12 @@ local function length(word)
 end
 
 local function kind(word)
-  for _, known in ipairs(world.kinds) do if word == known then return word end end
+  for _, known in ipairs(recall.kinds) do if word == known then return word end end
 end
 
 local budgets = list_of("--budgets", args.budgets, budget, "a share of the rows, more than 0 and at most 1")
 local lengths = list_of("--lengths", args.lengths, length, "a number of tokens of 200 or more")
-local kinds = args.kinds and list_of("--kinds", args.kinds, kind, "a kind (known: " .. table.concat(world.kinds, ", ") .. ")")
+local kinds = args.kinds and list_of("--kinds", args.kinds, kind, "a kind (known: " .. table.concat(recall.kinds, ", ") .. ")")
 table.sort(budgets)
 table.sort(lengths)
 if args.predict >= lengths[1] then

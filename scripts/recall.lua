@@ -23,7 +23,9 @@ cli.option(parser, "--length", "N", ("Tokens of a document and %d more for its q
 cli.option(parser, "--mode", "MODE", "agnostic, aware, or both.",
   { default = "agnostic", choices = { "agnostic", "aware", "both" } })
 cli.option(parser, "--questions", "N", "Questions of each kind.", { default = "40", integer = 1 })
-cli.option(parser, "--kinds", "LIST", ("Which kinds: %s."):format(table.concat(world.kinds, ", ")))
+cli.option(parser, "--kinds", "LIST", ("Which kinds: %s; all but the last, if not given. word: facts of one word, hidden in --text "
+  .. "or in documents, for any model."):format(table.concat(recall.kinds, ", ")))
+cli.option(parser, "--text", "FILE", "With --kinds word: a text that its facts are hidden in.")
 cli.option(parser, "--seed", "N", "The first document, counted from the first held-out one.", { default = "0", integer = 0 })
 cli.add_cache(parser)
 parser:flag("--found", "Count an answer as right if what was asked for stands in it: for models that word it differently.")
@@ -43,10 +45,10 @@ end
 local function kinds_of(text)
   if not text then return world.kinds end
   local list, known = {}, {}
-  for _, kind in ipairs(world.kinds) do known[kind] = true end
+  for _, kind in ipairs(recall.kinds) do known[kind] = true end
   for word in (text .. ","):gmatch "([^,]*)," do
     if not known[word] then
-      cli.fail(("--kinds: '%s' is not a kind"):format(word), "Known: " .. table.concat(world.kinds, ", ") .. ".")
+      cli.fail(("--kinds: '%s' is not a kind"):format(word), "Known: " .. table.concat(recall.kinds, ", ") .. ".")
     end
     list[#list + 1] = word
   end
@@ -55,9 +57,11 @@ end
 
 -- ---- asking --------------------------------------------------------------------------------------------------------
 
+local text = args.text and cli.read(args.text)
+
 local function cases_of(model, length, kinds, progress)
-  local cases = recall.cases(model, length, { questions = args.questions, kinds = kinds, seed = args.seed,
-    progress = progress.update })
+  local cases = cli.must(recall.cases(model, length, { questions = args.questions, kinds = kinds, seed = args.seed,
+    text = text, progress = progress.update }))
   if #cases == 0 then cli.fail(("no document of %d tokens has such questions"):format(length), "Give a greater --length.") end
   return cases
 end

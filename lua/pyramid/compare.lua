@@ -180,12 +180,13 @@ local function file_steps(model, length, given, steps)
 end
 
 local function recall_steps(model, length, given, steps)
-  if given.questions == 0 then return end
-  local cases = recall.cases(model, length, { questions = given.questions, kinds = given.kinds, seed = given.seed,
-    progress = given.progress })
+  if given.questions == 0 then return true end
+  local cases, message, code = recall.cases(model, length, { questions = given.questions, kinds = given.kinds, seed = given.seed,
+    text = given.text and given.text.text, progress = given.progress })
+  if not cases then return nil, message, code end
   for i, case in ipairs(cases) do
-    local texts = {}
-    for k, q in ipairs(case.questions) do texts[k] = q.question end
+    local texts = { table.concat(case.ids, " ") }
+    for k, q in ipairs(case.questions) do texts[k + 1] = q.question end
     for _, mode in ipairs(given.modes) do
       steps[#steps + 1] = { kind = "recall", length = length, mode = mode, seed = case.seed, case = case, turn = i,
         name = ("document %d, %s"):format(case.seed, results.hash(table.unpack(texts))) }
@@ -193,7 +194,8 @@ local function recall_steps(model, length, given, steps)
   end
   for _, mode in ipairs(cases[1] and given.modes or {}) do
     steps[#steps + 1] = { kind = "kept", length = length, mode = mode, seed = cases[1].seed, case = cases[1], turn = 0,
-      name = ("document %d, %s"):format(cases[1].seed, results.hash(cases[1].questions[1].question)) }
+      name = ("document %d, %s"):format(cases[1].seed, results.hash(table.concat(cases[1].ids, " "),
+        cases[1].questions[1].question)) }
   end
   return #cases > 0
 end
@@ -218,10 +220,10 @@ function compare.plan(model, given)
   local steps = {}
   for at, length in ipairs(given.lengths) do
     local first = #steps + 1
-    if recall_steps(model, length, given, steps) == false then
-      return nil, ("no document of %d tokens has such questions"):format(length), "questions"
-    end
-    local ok, message, code = document_steps(model, length, given, steps)
+    local ok, message, code = recall_steps(model, length, given, steps)
+    if ok == false then return nil, ("no document of %d tokens has such questions"):format(length), "questions" end
+    if not ok then return nil, message, code end
+    ok, message, code = document_steps(model, length, given, steps)
     if ok and given.text then ok, message, code = file_steps(model, length, given, steps) end
     if not ok then return nil, message, code end
     for i = first, #steps do

@@ -11,9 +11,11 @@
 ---
 --- An answer is right if the line that is generated, greedily, is the expected answer, letter for letter. For models
 --- that know the facts and not the form of the world's answers there is `found`: the value asked for stands in the line.
+--- The kind "word" (pyramid.hidden) is for such models: facts of one word in any text; right is that the first word is it.
 --- Survival is the share of the evidence's tokens (the sentences the answer stands in) whose rows a layer still holds
 --- when the policy has cut.
 local cut = require "pyramid.cut"
+local hidden = require "pyramid.hidden"
 local options = require "pyramid.options"
 local world = require "pyramid.world"
 
@@ -21,9 +23,14 @@ local recall = {}
 
 recall.modes = { "agnostic", "aware" }
 
+--- Kinds of questions: the world's, which are asked if nothing else is said, and "word".
+recall.kinds = table.move(world.kinds, 1, #world.kinds, 1, {})
+table.insert(recall.kinds, hidden.kind)
+
 ---@class pyramid.RecallQuestion
 ---@field kind string
 ---@field question string
+---@field begun string?               what is read in the question's place: a sentence to go on with
 ---@field answer string               the line expected
 ---@field value string                what was asked for; the answer ends in it
 ---@field evidence integer[][]        first and last position (from 0) of the tokens of each sentence needed
@@ -36,7 +43,7 @@ recall.modes = { "agnostic", "aware" }
 --- Tokens for a question and its answer, beside a document; few need more, and those are left out.
 recall.room = 64
 
-local longest_line = 96
+local longest_line, longest_word = 96, 24
 
 local cue = "Answer:"
 
@@ -66,8 +73,20 @@ local function token_span(ends, first, last)
   return { from, to or #ends - 1 }
 end
 
+-- Leaves as few of the first of `of.ids` out as make `want` of them, but not what begins texts. Sets `from`: bytes of the
+-- text that are left out; `ends`: where each token ends.
+local function trim(model, of, want)
+  local lead = model.tokenizer:is_special(of.ids[1]) and 1 or 0
+  local over, ends = #of.ids - want, token_ends(model.tokenizer, of.ids)
+  if over < 0 or lead + over >= #of.ids then return false end
+  of.ends = table.move(ends, 1 + lead + over, #ends, 1 + lead, lead > 0 and { ends[lead + over] } or {})
+  of.ids = table.move(of.ids, 1 + lead + over, #of.ids, 1 + lead, table.move(of.ids, 1, lead, 1, {}))
+  of.from = over > 0 and ends[lead + over] or 0
+  return true
+end
+
 -- The document of a seed, `want` tokens of its end: it is made a little longer, and as few of its first tokens as that
--- takes are left out, but not what begins texts. `from`: bytes of its text that are left out; `ends`: where each token ends.
+-- takes are left out.
 local function fit(model, seed, want, given)
   local words, best = math.max(30, want * 2 // 3), nil
   for _ = 1, 8 do
@@ -80,13 +99,7 @@ local function fit(model, seed, want, given)
     if over >= 0 and over < want // 24 then break end
     words = math.max(math.ceil(words * (want + want / 60) / #ids), over < 0 and words + 5 or 1)
   end
-  if not best then return nil end
-  local lead = model.tokenizer:is_special(best.ids[1]) and 1 or 0
-  local over, ends = #best.ids - want, token_ends(model.tokenizer, best.ids)
-  if lead + over >= #best.ids then return nil end
-  best.ends = table.move(ends, 1 + lead + over, #ends, 1 + lead, lead > 0 and { ends[lead + over] } or {})
-  best.ids = table.move(best.ids, 1 + lead + over, #best.ids, 1 + lead, table.move(best.ids, 1, lead, 1, {}))
-  best.from = over > 0 and ends[lead + over] or 0                 -- bytes of the text that are left out
+  if not best or not trim(model, best, want) then return nil end
   return best
 end
 
@@ -134,18 +147,72 @@ local function quotas(questions)
   return parts
 end
 
+-- A stretch of a text, from about byte `from` on, that begins with a sentence.
+local function stretch(text, from, bytes)
+  if from > 1 then from = text:match("[%.!%?]%s+()%u", from) or text:match("%s()", from) or from end
+  local past = math.min(#text + 1, from + bytes)
+  while past <= #text and text:byte(past) & 0xC0 == 0x80 do past = past + 1 end
+  return text:sub(from, past - 1)
+end
+
+-- The document of a number with one-word facts in it; nil, if the text is too short, and why.
+local function word_case(model, length, document, given)
+  local want, count = length - recall.room, (given.questions - 1) // hidden.facts + 1
+  local facts, told = hidden.of((given.seed or 0) + document), {}
+  for k = 1, math.min(hidden.facts, given.questions - document * hidden.facts) do told[k] = facts[k] end
+  local source = given.text
+  if not source then                                                   -- a word is a token at least
+    source = world.document(world.held_out + (given.seed or 0) + document, { words = want + 40, questions = 0, title = true }).text
+  end
+  local place = 1
+  if given.text then place = 1 + math.max(0, #source - want * 8) * document // math.max(1, count) end
+  local body = stretch(source, place, want * 8)
+  local sentences = 0
+  for _, fact in ipairs(told) do sentences = sentences + #fact.sentence end
+  local ids, message, code = model:encode(body)
+  if not ids then return nil, message, code end
+  local ends = token_ends(model.tokenizer, ids)
+  local bytes = (ends[want] or #body) - sentences
+  local made
+  for _ = 1, 8 do                                                      -- longer, until it is long enough
+    local text, spans = hidden.set(stretch(body, 1, math.max(bytes, 1)), told, (document + 0.5) / count)
+    ids, message, code = model:encode(text .. "\n\n")
+    if not ids then return nil, message, code end
+    made = { ids = ids, spans = spans }
+    if trim(model, made, want) and made.from < spans[1][1] then break end
+    made, bytes = nil, bytes + math.max(16, (want - #ids) * 6)
+  end
+  if not made then
+    if given.text then return nil, ("the text is too short for a document of %d tokens"):format(want), "length" end
+    return nil
+  end
+  local case = { seed = (given.seed or 0) + document, ids = made.ids, questions = {} }
+  for k, fact in ipairs(told) do
+    case.questions[k] = { kind = hidden.kind, question = fact.begun .. " …", begun = fact.begun, answer = fact.word,
+      value = fact.word, evidence = { token_span(made.ends, made.spans[k][1], made.spans[k][2]) } }
+  end
+  return case
+end
+
 ---Cases of one length with `questions` questions of each kind in all, at most two of a kind in a document. Where the
 ---evidence stands is spread evenly: each fifth of the documents' length has as many questions of each kind (a chain's
 ---place is its first fact's), as far as `questions` can be divided so; what a policy that keeps the newest rows can
 ---answer is then told by how much it keeps. Fewer questions, if 40 documents for each do not hold them; an empty list if
----no document of this length has such questions.
+---no document of this length has such questions. Of the kind "word" (pyramid.hidden), four to a document, evenly spread: in
+---stretches of `text`, or, without one, in held-out documents.
 ---@param model pyramid.Model
 ---@param length integer
----@param given { questions: integer, kinds?: string[], seed?: integer, progress?: fun(done: integer, total: integer) }
----@return pyramid.RecallCase[]
+---@param given { questions: integer, kinds?: string[], seed?: integer, text?: string, progress?: function }  progress(done, total)
+---@return pyramid.RecallCase[]|nil
+---@return string? message
+---@return string? code
 function recall.cases(model, length, given)
-  given = options.check("recall.cases", given, { questions = "integer", kinds = "table", seed = "integer", progress = "function" })
-  local kinds, seed = given.kinds or world.kinds, given.seed or 0
+  given = options.check("recall.cases", given, { questions = "integer", kinds = "table", seed = "integer", text = "string",
+    progress = "function" })
+  local kinds, seed, words = {}, given.seed or 0, false
+  for _, kind in ipairs(given.kinds or world.kinds) do
+    if kind == hidden.kind then words = true else kinds[#kinds + 1] = kind end
+  end
   local cases, room, total = {}, {}, #kinds * given.questions
   local missing, last = total, seed + 40 * given.questions
   for _, kind in ipairs(kinds) do room[kind] = quotas(given.questions) end
@@ -166,6 +233,11 @@ function recall.cases(model, length, given)
     end
     seed = seed + 1
     if given.progress then given.progress(total - missing, total) end
+  end
+  for document = 0, words and (given.questions - 1) // hidden.facts or -1 do
+    local case, message, code = word_case(model, length, document, given)
+    if message then return nil, message, code end
+    cases[#cases + 1] = case
   end
   return cases
 end
@@ -234,10 +306,12 @@ end
 ---@return integer[]|string rest      or a message
 ---@return string? code
 function recall.prompt(model, case, question, mode)
-  local ids, message, code = model:encode(asked(question.question), { special = false })
+  local whole = question.begun or asked(question.question)
+  local ids, message, code = model:encode(whole, { special = false })
   if not ids then return nil, message, code end
   if mode == "agnostic" then return case.ids, ids end
-  local ends, words, held = token_ends(model.tokenizer, ids), #asked(question.question) - #cue, 0
+  local last = question.begun and question.begun:match "%s%S+$" or cue
+  local ends, words, held = token_ends(model.tokenizer, ids), #whole - #last, 0
   for i = #ids, 2, -1 do
     if ends[i - 1] >= words then held = held + 1 else break end      -- begins within the cue
   end
@@ -276,11 +350,16 @@ function recall.ask(model, case, mode, cache_options)
     local result = { kind = q.kind, tokens = made.tokens, fraction = made.share,
       survival = survival(cache, model.config, q.evidence) }
     local run
-    run, message, code = model:generate(rest, { cache = cache, prune = false, max_tokens = longest_line })
+    run, message, code = model:generate(rest, { cache = cache, prune = false, max_tokens = q.kind == hidden.kind
+      and longest_word or longest_line })
     if not run then return nil, message, code end
     result.line, message, code = line_of(run)
     if not result.line then return nil, message, code end
     result.right, result.found = result.line == q.answer, result.line:find(q.value, 1, true) ~= nil
+    if q.kind == hidden.kind then
+      result.found = hidden.answers(result.line, q.value)
+      result.right = result.found
+    end
     results[i] = result
   end
   return results
