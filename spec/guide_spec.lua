@@ -3,6 +3,7 @@
 local helper = require "spec.helper"
 local lfs = require "lfs"
 local policy = require "pyramid.policy"
+local samples = require "spec.support.samples"
 local score = require "pyramid.score"
 local shell = require "spec.support.shell"
 local testing = require "pyramid.testing"
@@ -10,8 +11,7 @@ local testing = require "pyramid.testing"
 local guide = helper.read "policies/README.md"
 
 -- { kind, text } of each fenced block, in order.
-local blocks = {}
-for kind, text in guide:gmatch "\n```(%w*)\n(.-)\n```" do blocks[#blocks + 1] = { kind = kind, text = text .. "\n" } end
+local blocks = samples.blocks(guide)
 
 -- Rows of the table under a heading as lists of cells; code without its quotes.
 local function table_after(heading)
@@ -66,6 +66,20 @@ describe("the guide", function()
       end)
     end
   end
+
+  it("has no sample that nothing runs", function()
+    local known = { lua = true, sh = true, text = true }                 -- text: what the command before it prints
+    for i, block in ipairs(blocks) do
+      assert.is_true(known[block.kind], ("nothing runs samples of kind '%s'"):format(block.kind))
+      assert.is_true(block.kind ~= "text" or blocks[i - 1].kind == "sh", "nothing says what prints this")
+      if block.kind == "sh" then
+        for _, line in ipairs(samples.commands(block.text)) do samples.check(line) end
+      end
+    end
+    for _, code in ipairs(samples.inline(guide)) do
+      if code:find "^pyramid %l+" or code:find "^build/pyramid " then samples.check(code) end
+    end
+  end)
 
   it("names every policy of the folder, and only those", function()
     local named, names = {}, {}

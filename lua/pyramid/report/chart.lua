@@ -11,7 +11,7 @@ local element, text = html.element, html.text
 
 chart.width, chart.height = 360, 290
 local left, right, top, bottom = 40, 18, 26, 38
-local letter, line_height = 6.6, 13            -- of a label, about: the page's font is not known here
+local letter, line_height = 7.2, 13            -- of a label, about: the page's font is not known here
 
 -- ---- scales --------------------------------------------------------------------------------------------------------
 
