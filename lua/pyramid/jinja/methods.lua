@@ -37,7 +37,7 @@ methods.argument, methods.text_argument, methods.integer_argument = argument, te
   integer_argument
 
 --- Case in texts beyond ASCII needs Unicode's tables, which are not here.
-function methods.cased(name, s, mapped)
+function methods.cased(name, _, mapped)
   if not mapped then fault.raise("unsupported", nil, "%s of a text that is not ASCII", name) end
   return mapped
 end
