@@ -8,9 +8,15 @@
  *   q4_1   32 values,  20 bytes: f16 d, m; u8 q[16]                       x = d q + m
  *   q5_0   32 values,  22 bytes: f16 d; u32 h; u8 q[16]                   x = d (q - 16), q's bit 4 in bit i of h
  *   q5_1   32 values,  24 bytes: f16 d, m; u32 h; u8 q[16]                x = d q + m, likewise
+ *   iq4_nl 32 values,  18 bytes: f16 d; u8 q[16]                          x = d level[q]
+ *   mxfp4  32 values,  17 bytes: u8 e; u8 q[16]                           x = 2^(e-128) fp4[q]   (OCP's microscaling formats)
+ *   nvfp4  64 values,  36 bytes: u8 e[4]; u8 q[32]                        x = (fp8(e) / 2) fp4[q], an e for 16 values
+ *   q2_k  256 values,  84 bytes: u8 s[16]; u8 q[64]; f16 d, dmin          x = (d low(s)) q - (dmin high(s)), an s for 16
+ *   q3_k  256 values, 110 bytes: u8 h[32]; u8 q[64]; u8 s[12]; f16 d      x = (d (scale - 32)) (q - 4 where h's bit is clear)
  *   q4_k  256 values, 144 bytes: f16 d, dmin; u8 s[12]; u8 q[128]         x = (d scale) q - (dmin min)
  *   q5_k  256 values, 176 bytes: f16 d, dmin; u8 s[12]; u8 h[32]; u8 q[128]      likewise, q's bit 4 in h
  *   q6_k  256 values, 210 bytes: u8 q[128]; u8 h[64]; int8 scale[16]; f16 d      x = (d scale) (q - 32)
+ *   iq4_xs 256 values, 136 bytes: f16 d; u16 h; u8 s[4]; u8 q[128]        x = (d (scale - 32)) level[q], a scale for 32
  *
  * Of 32 values the low nibbles of q are the first 16 and the high nibbles the others.
  * In q4_k and q5_k a scale and a min of 6 bits serve 32 values; in q6_k a scale serves 16. The order of the products is
@@ -29,6 +35,10 @@ static const struct { const char *name; int block; uint16_t bytes, align; bool w
   [PYR_Q5_K] = { "q5_k", 256, 176, 1, false }, [PYR_Q6_K] = { "q6_k", 256, 210, 1, false },
   [PYR_FP8_E4M3] = { "fp8_e4m3", 1, 1, 1, true }, [PYR_Q4_1] = { "q4_1", 32, 20, 1, false },
   [PYR_Q5_0] = { "q5_0", 32, 22, 1, false }, [PYR_Q5_1] = { "q5_1", 32, 24, 1, false },
+  [PYR_Q2_K] = { "q2_k", 256, 84, 1, false }, [PYR_Q3_K] = { "q3_k", 256, 110, 1, false },
+  [PYR_IQ4_NL] = { "iq4_nl", 32, 18, 1, false }, [PYR_IQ4_XS] = { "iq4_xs", 256, 136, 1, false },
+  [PYR_MXFP4] = { "mxfp4", 32, 17, 1, false }, [PYR_NVFP4] = { "nvfp4", 64, 36, 1, false },
+  [PYR_F64] = { "f64", 1, 8, 8, false },
 };
 
 bool pyr_dtype_valid(int dtype) { return dtype >= 0 && dtype < PYR_DTYPES; }
@@ -68,6 +78,15 @@ static void fp8_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t
   for (int64_t i = 0; i < n; i++) dst[i] = pyr_f32_of_fp8(src[i]);
 }
 
+/* A double beyond the range of floats becomes infinite, as a cast does. */
+static void f64_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    double x;
+    memcpy(&x, src + 8 * i, 8);
+    dst[i] = (float)x;
+  }
+}
+
 static void q8_0_to_f32(float *restrict dst, const uint8_t *restrict src) {
   float d = pyr_f32_of_f16(load16(src));
   for (int i = 0; i < 32; i++) dst[i] = (float)(int8_t)src[2 + i] * d;
@@ -105,6 +124,69 @@ static void q5_1_to_f32(float *restrict dst, const uint8_t *restrict src) {
   int q[32];
   fives_of(src + 4, q);
   for (int i = 0; i < 32; i++) dst[i] = d * (float)q[i] + m;
+}
+
+/* The 16 levels that iq4_nl and iq4_xs choose from: closer together where weights are more frequent. */
+static const int8_t levels[16] = { -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113 };
+/* Twice the values of 4-bit floats with two bits of exponent and one of mantissa. */
+static const int8_t fp4[16] = { 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12 };
+
+/* Values of nibbles chosen from a table: the low nibbles of `bytes` bytes, then the high ones. */
+static void chosen(float *restrict dst, float d, const int8_t table[16], const uint8_t *restrict q, int bytes) {
+  for (int i = 0; i < bytes; i++) dst[i] = d * (float)table[q[i] & 15];
+  for (int i = 0; i < bytes; i++) dst[bytes + i] = d * (float)table[q[i] >> 4];
+}
+
+static void iq4_nl_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  chosen(dst, pyr_f32_of_f16(load16(src)), levels, src + 2, 16);
+}
+
+static void iq4_xs_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float d = pyr_f32_of_f16(load16(src));
+  unsigned high = load16(src + 2);
+  for (int g = 0; g < 8; g++) {
+    int scale = (src[4 + g / 2] >> 4 * (g & 1) & 15) | (int)(high >> 2 * g & 3) << 4;
+    chosen(dst + 32 * g, d * (float)(scale - 32), levels, src + 8 + 16 * g, 16);
+  }
+}
+
+/* The scale's exponent is 127 too large, and fp4 holds twice its values: 2^(e-128), which is no normal float for e of 0 and 1. */
+static void mxfp4_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  uint32_t bits = src[0] < 2 ? 0x00200000u << src[0] : (uint32_t)(src[0] - 1) << 23;
+  chosen(dst, pyr_f32_of_bits(bits), fp4, src + 1, 16);
+}
+
+static void nvfp4_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  for (int g = 0; g < 4; g++) {
+    uint8_t e = src[g] & 0x7f;                                /* the scale has no sign; 0x7f, not a number, counts as 0 */
+    float d = e == 0x7f ? 0.0f : pyr_f32_of_fp8(e) * 0.5f;
+    chosen(dst + 16 * g, d, fp4, src + 4 + 8 * g, 8);
+  }
+}
+
+/* q2_k and q3_k hold their 2-bit numbers alike: 128 values lie in 32 bytes, 32 of them in each pair of bits. */
+static void q2_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float d = pyr_f32_of_f16(load16(src + 80)), dmin = pyr_f32_of_f16(load16(src + 82));
+  for (int g = 0; g < 16; g++) {                              /* 16 values under one scale and min */
+    const uint8_t *q = src + 16 + 32 * (g / 8) + 16 * (g & 1);
+    int shift = g / 2 % 4 * 2;
+    float scale = d * (float)(src[g] & 15), min = dmin * (float)(src[g] >> 4);
+    for (int i = 0; i < 16; i++) dst[16 * g + i] = scale * (float)(q[i] >> shift & 3) - min;
+  }
+}
+
+/* Scale g has its low 4 bits in the low (g < 8) or high nibble of s[g % 8], and 2 more in bits 2 (g / 4) of s[8 + g % 4]. */
+static void q3_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  const uint8_t *s = src + 96;
+  float d = pyr_f32_of_f16(load16(src + 108));
+  for (int g = 0; g < 16; g++) {
+    const uint8_t *q = src + 32 + 32 * (g / 8) + 16 * (g & 1), *h = src + 16 * (g & 1);
+    int shift = g / 2 % 4 * 2, bit = g / 2;
+    int scale = (s[g % 8] >> 4 * (g / 8) & 15) | (s[8 + g % 4] >> 2 * (g / 4) & 3) << 4;
+    float scaled = d * (float)(scale - 32);
+    for (int i = 0; i < 16; i++)
+      dst[16 * g + i] = scaled * (float)((q[i] >> shift & 3) - (h[i] >> bit & 1 ? 0 : 4));
+  }
 }
 
 /* The eight scales and mins of a q4_k or q5_k block. The first four lie in the low 6 bits of s[0..3] and s[4..7]; of the
@@ -171,8 +253,15 @@ void pyr_row_to_f32(float *dst, const void *src, pyr_dtype dtype, int64_t n) {
     case PYR_Q5_1: for (; n >= 32; n -= 32, dst += 32, from += 24) q5_1_to_f32(dst, from); break;
     case PYR_Q4_K: for (; n >= 256; n -= 256, dst += 256, from += 144) q4_k_to_f32(dst, from); break;
     case PYR_Q5_K: for (; n >= 256; n -= 256, dst += 256, from += 176) q5_k_to_f32(dst, from); break;
+    case PYR_IQ4_NL: for (; n >= 32; n -= 32, dst += 32, from += 18) iq4_nl_to_f32(dst, from); break;
+    case PYR_MXFP4: for (; n >= 32; n -= 32, dst += 32, from += 17) mxfp4_to_f32(dst, from); break;
+    case PYR_NVFP4: for (; n >= 64; n -= 64, dst += 64, from += 36) nvfp4_to_f32(dst, from); break;
+    case PYR_IQ4_XS: for (; n >= 256; n -= 256, dst += 256, from += 136) iq4_xs_to_f32(dst, from); break;
+    case PYR_Q2_K: for (; n >= 256; n -= 256, dst += 256, from += 84) q2_k_to_f32(dst, from); break;
+    case PYR_Q3_K: for (; n >= 256; n -= 256, dst += 256, from += 110) q3_k_to_f32(dst, from); break;
+    case PYR_F64: f64_to_f32(dst, from, n); break;
     case PYR_Q6_K: for (; n >= 256; n -= 256, dst += 256, from += 210) q6_k_to_f32(dst, from); break;
-    default: break;
+    case PYR_DTYPES: break;
   }
 }
 

@@ -16,8 +16,8 @@ size_t pyr_dtype_bytes(pyr_dtype dtype, int64_t n);
 
 bool pyr_dtype_valid(int dtype);           /* 0 <= dtype < PYR_DTYPES */
 bool pyr_dtype_writable(pyr_dtype dtype);  /* pyr_row_from_f32 can make it: f32, f16, bf16, q8_0, q4_0, fp8_e4m3 */
-bool pyr_dtype_weights(pyr_dtype dtype);   /* a bound matrix may be of it: not fp8_e4m3, which cache rows alone are, nor q4_1,
-                                              q5_0 and q5_1, which no kernel reads: they are converted while they are bound */
+bool pyr_dtype_weights(pyr_dtype dtype);   /* a bound matrix may be of it: not fp8_e4m3, which cache rows alone are, nor those
+                                              behind it, which no kernel reads: they are converted while they are bound */
 int pyr_dtype_of_name(const char *name);   /* the dtype, or -1; names as pyr_dtype_name spells them */
 size_t pyr_dtype_align(pyr_dtype dtype);   /* what a mapped tensor's address must be a multiple of: 4, 2, or 1 for blocks */
 

@@ -371,7 +371,7 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
   if (view.dtype == PYR_FP8_E4M3 || (as < 0 && !pyr_dtype_weights(view.dtype)))
     return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "%s: tensor %s: weights of dtype %s are not supported %s", path, name,
                                  pyr_dtype_name(view.dtype), view.dtype == PYR_FP8_E4M3 ?
-                                 "(known: f32, f16, bf16, q8_0, q4_0, q4_k, q5_k, q6_k; converted: q4_1, q5_0, q5_1)" :
+                                 "(known: f32, f16, bf16, q8_0, q4_0, q4_k, q5_k, q6_k; converted: q2_k, q3_k, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, mxfp4, nvfp4, f64)" :
                                  "as they are: bind them converted, to q8_0 for instance");
   if (view.rank != 2 || view.shape[0] != rows || view.shape[1] != cols)
     return pyr_runtime_set_error(rt, PYR_FORMAT, "%s: tensor %s: shape [%lld, %lld], where the model's %s is [%lld, %lld]",

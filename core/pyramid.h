@@ -113,7 +113,10 @@ int pyr_runtime_get_profile(pyr_runtime *rt, pyr_profile_entry *out, int room); 
 typedef enum pyr_dtype {
   PYR_F32 = 0, PYR_F16, PYR_BF16,
   PYR_Q8_0, PYR_Q4_0, PYR_Q4_K, PYR_Q5_K, PYR_Q6_K,   /* GGUF block formats, bit-compatible */
-  PYR_FP8_E4M3, PYR_Q4_1, PYR_Q5_0, PYR_Q5_1, PYR_DTYPES /* of cache rows only, -448..448; of files only: bound converted */
+  PYR_FP8_E4M3,                                       /* of cache rows only, -448..448 */
+  PYR_Q4_1, PYR_Q5_0, PYR_Q5_1, PYR_Q2_K, PYR_Q3_K,   /* of files only: weights are bound converted to another */
+  PYR_IQ4_NL, PYR_IQ4_XS, PYR_MXFP4, PYR_NVFP4, PYR_F64,
+  PYR_DTYPES
 } pyr_dtype;
 
 const char *pyr_dtype_name(pyr_dtype dtype);                 /* "f32", …, "q5_1"; NULL if out of range */

@@ -2,7 +2,7 @@
 -- equal the golden ones, so that a weight in the wrong place cannot pass.
 local cjson = require "cjson"
 local formats = require "spec.support.formats"
-local legacy = require "spec.support.legacy_blocks"
+local file_blocks = require "spec.support.file_blocks"
 local helper = require "spec.helper"
 local gguf = require "pyramid.loaders.gguf"
 local loaders = require "pyramid.loaders"
@@ -410,8 +410,8 @@ describe("loaders.load", function()
       if #t.shape == 2 then
         local kind = kinds[i % 3 + 1]
         local values
-        t.data, values = legacy.random(kind, t.shape[1] * t.shape[2] // 32, i, -8, -6)
-        t.type, plain.tensors[i].data = legacy.types[kind], values
+        t.data, values = file_blocks.random(kind, t.shape[1] * t.shape[2] // 32, i, -8, -6)
+        t.type, plain.tensors[i].data = file_blocks.types[kind].type, values
         counts[kind] = (counts[kind] or 0) + 1
       end
     end

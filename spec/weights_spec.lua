@@ -4,7 +4,7 @@ local helper = require "spec.helper"
 local core = require "pyramid.core"
 local ops = require "pyramid_specs"
 local gguf = require "pyramid.loaders.gguf"
-local legacy = require "spec.support.legacy_blocks"
+local file_blocks = require "spec.support.file_blocks"
 
 local path = helper.fixture "gguf/dtypes.gguf"
 local tensors, bytes = {}, helper.read(path)
@@ -33,7 +33,7 @@ describe("dtypes", function()
     end)
   end
 
-  for _, dtype in ipairs { "q4_1", "q5_0", "q5_1" } do
+  for dtype in pairs(file_blocks.types) do
     it(("gives the values of %s, also at the ends of its scales, and makes none"):format(dtype), function()
       assert_same_bytes(data_of(dtype .. ".f32"), ops.to_f32(dtype, data_of(dtype)), 4)
       assert_same_bytes(data_of(dtype .. ".edges.f32"), ops.to_f32(dtype, data_of(dtype .. ".edges")), 4)
@@ -43,7 +43,7 @@ describe("dtypes", function()
 
     it(("gives what %s's definition does for blocks of this minute"):format(dtype), function()
       for _ = 1, 20 do
-        local blocks, values = legacy.random(dtype, 64, os.time() + math.random(1 << 30))
+        local blocks, values = file_blocks.random(dtype, 16, os.time() + math.random(1 << 30))
         assert_same_bytes(values, ops.to_f32(dtype, blocks), 4)
       end
     end)
@@ -261,8 +261,8 @@ describe("binding", function()
   end)
 
   it("refuses as they are the dtypes that no kernel reads, and any conversion to them", function()
-    for dtype, size in pairs { q4_1 = 20, q5_0 = 22, q5_1 = 24 } do
-      local matrix = spec { dtype = dtype, bytes = 3 * 16 * size }
+    for dtype, t in pairs(file_blocks.types) do
+      local matrix = spec { dtype = dtype, bytes = 3 * 512 // t.block * t.bytes }
       local ok, message, code = model:bind("embed", nil, matrix)
       assert.is_nil(ok)
       assert.equal("unsupported", code)

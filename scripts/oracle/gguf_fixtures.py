@@ -26,10 +26,12 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as T, GGUFWriter, quants
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "spec", "fixtures")
 OUT = os.path.join(ROOT, "gguf")
-CONVERTED = dict(q4_1=T.Q4_1, q5_0=T.Q5_0, q5_1=T.Q5_1)
+CONVERTED = dict(q4_1=T.Q4_1, q5_0=T.Q5_0, q5_1=T.Q5_1, q2_k=T.Q2_K, q3_k=T.Q3_K, iq4_nl=T.IQ4_NL, iq4_xs=T.IQ4_XS,
+                 mxfp4=T.MXFP4, nvfp4=T.NVFP4, f64=T.F64)
 DTYPES = dict(f32=T.F32, f16=T.F16, bf16=T.BF16, q8_0=T.Q8_0, q4_0=T.Q4_0, q4_k=T.Q4_K, q5_k=T.Q5_K, q6_k=T.Q6_K)
 SCALES = {T.Q8_0: [0], T.Q4_0: [0], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208],
-          T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2]}  # where the f16 scales of a block lie
+          T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2],
+          T.Q2_K: [80, 82], T.Q3_K: [108], T.IQ4_NL: [0], T.IQ4_XS: [0]}  # where the f16 scales of a block lie
 
 NAMES = {"model.embed_tokens.": "token_embd.", "model.norm.": "output_norm.", "lm_head.": "output.",
          "input_layernorm.": "attn_norm.", "post_attention_layernorm.": "ffn_norm.", "self_attn.q_proj.": "attn_q.",
@@ -98,19 +100,40 @@ def write_dtypes():
     close(writer)
 
 
+EDGES = (0, -0.0, 2.0 ** -24, -2.0 ** -14, 65504, -65504, 1, 1 / 3)
+
+
+def random_values(rng, dtype, rows, blocks, edges):
+    """Raw rows of a converted dtype: scales moderate, or at their ends in turn, with every bit or none in the last two blocks."""
+    if dtype == T.F64:
+        values = rng.standard_normal((rows, blocks))
+        if edges:
+            values[0, :8] = (0, -0.0, 1e-310, 1e300, -1e300, np.inf, 2.0 ** -149, 1 + 2.0 ** -24)
+        return values.astype(np.float64)
+    raw = random_blocks(rng, dtype, rows, blocks).reshape(rows, blocks, -1) if dtype in SCALES else rng.integers(
+        0, 256, (rows, blocks, GGML_QUANT_SIZES[dtype][1]), dtype=np.uint8)
+    if edges:
+        raw[0, 6], raw[0, 7] = np.where(np.arange(raw.shape[2]) < 4, raw[0, 6], 0), np.where(np.arange(raw.shape[2]) < 4, raw[0, 7], 255)
+        for block, scale in zip(raw[0], EDGES):
+            for at in SCALES.get(dtype, [])[:1]:
+                block[at:at + 2] = np.array([scale], np.float16).view(np.uint8)
+    if dtype == T.MXFP4:
+        raw[..., 0] = np.arange(blocks) if edges else rng.integers(100, 140, (rows, blocks))
+    if dtype == T.NVFP4:
+        raw[..., :4] = np.arange(4 * blocks).reshape(blocks, 4) * 4 % 127 if edges else rng.integers(0, 128, (rows, blocks, 4))
+    return raw.reshape(rows, -1)
+
+
 def write_converted():
     rng = np.random.default_rng(13)
     writer = GGUFWriter(os.path.join(OUT, "converted.gguf"), "none")
     for name, dtype in CONVERTED.items():
-        raw = random_blocks(rng, dtype, 5, 8)
-        edges = random_blocks(rng, dtype, 1, 8).reshape(8, -1)
-        for block, scale in zip(edges, (0, -0.0, 2.0 ** -24, -2.0 ** -14, 65504, -65504, 1, 1 / 3)):
-            block[0:2] = np.array([scale], np.float16).view(np.uint8)
-        edges[6, 4:] = 0  # every bit, and none
-        edges[7, 4:] = 255
-        for suffix, blocks in (("", raw), (".edges", edges.reshape(1, -1))):
-            add(writer, name + suffix, blocks, dtype)
-            add(writer, name + suffix + ".f32", quants.dequantize(blocks, dtype), T.F32)
+        for suffix, rows, edges in (("", 2 if GGML_QUANT_SIZES[dtype][0] == 256 else 5, False), (".edges", 1, True)):
+            raw = random_values(rng, dtype, rows, 8, edges)
+            with np.errstate(all="ignore"):
+                values = raw.astype(np.float32) if dtype == T.F64 else quants.dequantize(raw, dtype)
+            add(writer, name + suffix, raw, dtype)
+            add(writer, name + suffix + ".f32", values, T.F32)
     close(writer)
 
 

@@ -70,10 +70,10 @@ local function check_include(path, header)
   end
 end
 
--- Lines a file may have; generated tables are free.
+-- Lines a file may have; generated tables are free. The public header is documentation for most of its length.
 local function limit_of(path)
   if path:find "_tables%." then return math.huge end
-  if path == "core/pyramid.h" then return 500 end
+  if path == "core/pyramid.h" then return 800 end
   return path:find "%.h$" and 250 or 800
 end
 

@@ -46,7 +46,18 @@ dtypes.safetensors = make {
 
 --- What no kernel reads, but models can have: what it is converted to while it is loaded, unless the option `weights` says.
 ---@type table<string, string>
-dtypes.converted = { q4_1 = "q8_0", q5_0 = "q8_0", q5_1 = "q8_0" }
+dtypes.converted = { q4_1 = "q8_0", q5_0 = "q8_0", q5_1 = "q8_0", q2_k = "q8_0", q3_k = "q8_0", iq4_nl = "q8_0",
+  iq4_xs = "q8_0", mxfp4 = "q8_0", nvfp4 = "q8_0", f64 = "f32" }
+
+--- Names of all dtypes that a model's weights may be of in its file, sorted.
+---@return string[]
+function dtypes.loadable()
+  local out = {}
+  for name in pairs(native) do out[#out + 1] = name end
+  for name in pairs(dtypes.converted) do out[#out + 1] = name end
+  table.sort(out)
+  return out
+end
 
 --- Names that a load option may ask for.
 dtypes.writable = { "f32", "f16", "bf16", "q8_0", "q4_0" }

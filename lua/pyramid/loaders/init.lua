@@ -93,7 +93,8 @@ local function list_weights(source)
     local t = source.tensors[name]
     if not t then fault.raise("format", "%s: tensor %s is missing", source.path, name) end
     if not (t.native or dtypes.converted[t.dtype]) then
-      fault.raise("unsupported", "%s: tensor %s is %s, which models cannot use", t.path, name, t.dtype)
+      fault.raise("unsupported", "%s: tensor %s is %s, which models cannot use (they can: %s)", t.path, name, t.dtype,
+        table.concat(dtypes.loadable(), ", "))
     end
     used[name] = true
     out[#out + 1] = { role = role, layer = layer, tensor = t }
@@ -206,23 +207,31 @@ local function open_files(runtime)
   })
 end
 
--- One line about matrices of dtypes that no kernel reads.
-local function conversion_warning(source, weights, as)
-  local counts, kinds = {}, {}
+-- A line for each dtype that matrices become which no kernel reads as they are.
+local function add_conversions(out, source, weights, as)
+  local counts, kinds, targets = {}, {}, {}
   for _, w in ipairs(weights) do
     local dtype = w.tensor.dtype
-    if dtypes.converted[dtype] and #w.tensor.shape > 1 then
-      if not counts[dtype] then kinds[#kinds + 1] = dtype end
+    local target = dtypes.converted[dtype]
+    if target and #w.tensor.shape > 1 then
+      target = as or target
+      if not kinds[target] then
+        kinds[target] = {}
+        targets[#targets + 1] = target
+      end
+      if not counts[dtype] then table.insert(kinds[target], dtype) end
       counts[dtype] = (counts[dtype] or 0) + 1
     end
   end
-  if #kinds == 0 then return nil end
-  table.sort(kinds)
-  for i, dtype in ipairs(kinds) do
-    kinds[i] = ("%d %s of %s"):format(counts[dtype], counts[dtype] == 1 and "tensor" or "tensors", dtype)
+  table.sort(targets)
+  for _, target in ipairs(targets) do
+    table.sort(kinds[target])
+    for i, dtype in ipairs(kinds[target]) do
+      kinds[target][i] = ("%d %s of %s"):format(counts[dtype], counts[dtype] == 1 and "tensor" or "tensors", dtype)
+    end
+    out[#out + 1] = ("%s: %s converted to %s (the option 'weights' chooses another dtype)"):format(source.path,
+      table.concat(kinds[target], ", "), target)
   end
-  return ("%s: %s converted to %s (the option 'weights' chooses another dtype)"):format(source.path,
-    table.concat(kinds, ", "), as or dtypes.converted.q4_1)
 end
 
 --- What a model's user should know of its file, a line each.
@@ -233,7 +242,7 @@ end
 function loaders.warnings(source, weights, as)
   local out = {}
   for _, message in ipairs(source.warnings or {}) do out[#out + 1] = message end
-  out[#out + 1] = conversion_warning(source, weights, as)
+  add_conversions(out, source, weights, as)
   return out
 end
 
