@@ -6,7 +6,7 @@
  * within the reserved sizes fail only if the device does. Outputs are overwritten unless "accumulates" is said.
  * Results do not depend on the number of threads, and a token's results do not depend on what else is in the call
  * (but for matrix products, whose summation order may differ between n < PYR_SMALL_N and larger n).
- * Ties in `select` go to the lower row; NaN scores rank below everything. */
+ * Ties in `select` go to the lower row; NaN scores rank below everything (and are a plan's error: `finite`). */
 #ifndef PYR_BACKEND_H
 #define PYR_BACKEND_H
 
@@ -88,6 +88,8 @@ struct pyr_backend {
   /* ascending indices of the k highest of score[n], each plus `offset`, ties to the lower; linear time, no sort */
   pyr_status (*select)(pyr_backend *be, int32_t *idx /* [k] */, const float *score, int64_t n, int64_t k, int32_t offset);
   pyr_status (*choose)(pyr_backend *be, const pyr_choice *c);                           /* linear time, no sort */
+  /* *fault becomes 1 if any of x is NaN or infinite; else it stays as it is */
+  pyr_status (*finite)(pyr_backend *be, int32_t *fault, const float *x, int64_t n);
   /* out[i] = first + i */
   pyr_status (*iota)(pyr_backend *be, int32_t *out, int32_t first, int64_t n);
   /* out[i] = positions[i] (what 0), a hash of (seed, positions[i]) in [0, 1) (1), value (2), or i/(n-1) (3; 1 if n == 1) */

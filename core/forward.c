@@ -41,11 +41,13 @@ typedef struct pyr_forward {       /* the activations of one chunk, backend memo
   float *logits;                   /* [logit_rows, vocab] */
   int32_t *ids, *pos;              /* [tokens] */
   int32_t *rot;                    /* [turned] positions that q and k are rotated to, where they are not `pos` */
+  int32_t *faults;                 /* [faults] by plan: 1 where a score was no number */
   int exact;                       /* PYR_LINEAR_EXACT in a decode step, else 0 */
 } pyr_forward;
 
 /* Lays the activations out in one block; returns its size. With base NULL only counts. */
-static size_t carve(pyr_forward *f, char *base, int64_t tokens, int64_t chunk, int64_t logit_rows, int64_t turned) {
+static size_t carve(pyr_forward *f, char *base, int64_t tokens, int64_t chunk, int64_t logit_rows, int64_t turned,
+                    int64_t faults) {
   const pyr_model_config *c = &f->model->config;
   int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
   size_t used = 0;
@@ -54,7 +56,7 @@ static size_t carve(pyr_forward *f, char *base, int64_t tokens, int64_t chunk, i
     { (void **)&f->k, chunk * kv },        { (void **)&f->v, chunk * kv },         { (void **)&f->att, chunk * q },
     { (void **)&f->lse, chunk * c->heads },{ (void **)&f->gate, chunk * c->ff },   { (void **)&f->up, chunk * c->ff },
     { (void **)&f->logits, logit_rows * c->vocab }, { (void **)&f->ids, tokens },  { (void **)&f->pos, tokens },
-    { (void **)&f->rot, turned },
+    { (void **)&f->rot, turned }, { (void **)&f->faults, faults },
   };
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
     if (base) *parts[i].at = base + used;
@@ -158,6 +160,7 @@ typedef struct pyr_prefill {
   int64_t n, alive;
   int flags;
   pyr_lane_view *views;            /* host [kv_heads] */
+  pyr_score *scores;               /* host [layers] what each layer's plan ranked by */
 } pyr_prefill;
 
 static pyr_status prefill_chunk(pyr_prefill *p, int layer, pyr_plan_run *run, int64_t at, int64_t n) {
@@ -216,7 +219,9 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   for (int head = 0; head < c->kv_heads && s == PYR_OK; head++)
     s = pyr_lane_reserve(cache, pyr_cache_lane(cache, layer, head), p->alive, pyr_trigger_tracks(&trigger));
   if (s == PYR_OK) s = pyr_lanes_list(cache, pyr_cache_lane(cache, layer, 0), c->kv_heads);
-  if (s == PYR_OK) s = pyr_plan_begin(&run, cache, layer, &plan, asked ? &trigger : NULL, p->alive, cache->tokens + p->n - 1);
+  if (s == PYR_OK) s = pyr_plan_begin(&run, cache, layer, &plan, asked ? &trigger : NULL, p->alive, cache->tokens + p->n - 1,
+                                         f->faults + layer);
+  p->scores[layer] = plan.score;
   for (int64_t at = 0; at < p->alive && s == PYR_OK; at += PYR_CHUNK) {
     s = pyr_progress(cache->pool->rt, layer * p->n + at * p->n / p->alive, c->layers * p->n);
     if (s == PYR_OK) s = prefill_chunk(p, layer, &run, at, pyr_least(PYR_CHUNK, p->alive - at));
@@ -230,6 +235,15 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
     p->alive = kept;
   }
   pyr_plan_free(&run);
+  return s;
+}
+
+/* After all results are there: whether every layer's scores were numbers. Waits for nothing else. */
+static pyr_status prefill_faults(const pyr_prefill *p, int32_t *faults) {
+  int layers = p->cache->layers;
+  pyr_status s = p->f.be->download(p->f.be, faults, p->f.faults, (size_t)layers * sizeof *faults);
+  for (int layer = 0; layer < layers && s == PYR_OK; layer++)
+    if (faults[layer]) s = pyr_plan_not_finite(p->cache, layer, "prefill", &p->scores[layer]);
   return s;
 }
 
@@ -263,7 +277,7 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
   pyr_cache *snapshot = NULL;
   pyr_prefill p = { .cache = cache, .f = { .model = model, .be = be, .layout = cache->pool->layout }, .n = n, .alive = n,
                     .flags = flags };
-  size_t views_bytes = (size_t)c->kv_heads * sizeof *p.views, block_bytes = 0, ids_bytes = (size_t)n * sizeof *ids;
+  size_t views_bytes = (size_t)c->kv_heads * sizeof *p.views + (size_t)c->layers * (sizeof *p.scores + sizeof(int32_t)), block_bytes = 0, ids_bytes = (size_t)n * sizeof *ids;
   char *block = NULL;
   int64_t chunk = pyr_least(n, PYR_CHUNK);
   if (!model->ready) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the model is not ready");
@@ -276,22 +290,26 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
   mark_lanes(cache);
 
   p.views = pyr_alloc(rt, views_bytes);
-  block_bytes = carve(&p.f, NULL, n, chunk, logits ? (flags & PYR_PREFILL_ALL ? chunk : 1) : 0, chunk);
+  block_bytes = carve(&p.f, NULL, n, chunk, logits ? (flags & PYR_PREFILL_ALL ? chunk : 1) : 0, chunk, c->layers);
   block = p.views ? be->alloc(be, block_bytes) : NULL;
   if (!block) {
     s = pyr_nomem(rt, p.views ? block_bytes : views_bytes, "the activations of a prefill");
     goto done;
   }
-  carve(&p.f, block, n, chunk, logits ? (flags & PYR_PREFILL_ALL ? chunk : 1) : 0, chunk);
+  carve(&p.f, block, n, chunk, logits ? (flags & PYR_PREFILL_ALL ? chunk : 1) : 0, chunk, c->layers);
+  p.scores = (pyr_score *)(p.views + c->kv_heads);
+  int32_t *faults = (int32_t *)(p.scores + c->layers);
   int64_t rows = n;
   for (int layer = 0; layer < c->layers; layer++) rows = pyr_most(rows, n + pyr_cache_layer_rows(cache, layer));
   pyr_work work = work_of(model, chunk, rows, 1);
   s = be->reserve(be, &work);
   if (s == PYR_OK) s = be->upload(be, p.f.ids, ids, ids_bytes);
+  if (s == PYR_OK) s = be->fill(be, (float *)p.f.faults, NULL, c->layers, 2, 0, 0.0f);
   if (s == PYR_OK) s = be->embed(be, p.f.x, &model->embed, p.f.ids, n);
   if (s == PYR_OK) s = be->iota(be, p.f.pos, (int32_t)cache->tokens, n);
   for (int layer = 0; layer < c->layers && s == PYR_OK; layer++) s = prefill_layer(&p, layer);
   if (s == PYR_OK && logits) s = prefill_logits(&p, logits);
+  if (s == PYR_OK && cache->policy.prefill && !(flags & PYR_PREFILL_NO_PRUNE)) s = prefill_faults(&p, faults);
   if (s == PYR_OK) s = pyr_progress(rt, c->layers * n, c->layers * n);
   if (s == PYR_OK) {
     cache->tokens += n;
@@ -317,7 +335,7 @@ done:
 
 /* ---- step ------------------------------------------------------------------------------------------------------------ */
 
-typedef struct pyr_due { int index, layer; pyr_plan plan; } pyr_due;   /* a decode plan that runs after this step */
+typedef struct pyr_due { int index, layer; pyr_plan plan; pyr_plan_turn turn; } pyr_due;   /* a decode plan that runs after this step */
 
 typedef struct pyr_step_run {
   pyr_cache *const *caches;
@@ -329,7 +347,9 @@ typedef struct pyr_step_run {
   pyr_attention *attention;        /* host [count] */
   pyr_track *tracks;               /* host [count] */
   pyr_lane_view *views;            /* host [count * kv_heads] */
-  void *plan_work, *plan_host;
+  void *plan_work, *plan_host;     /* what the plans take, in turns, and then their verdicts */
+  char *verdicts, *verdicts_host;
+  int32_t *faults;                 /* host [due_count] */
   bool turned;                     /* f.rot [layers, count] holds positions; else all are rotated to f.pos */
 } pyr_step_run;
 
@@ -410,6 +430,42 @@ static pyr_status step_layers(pyr_step_run *r, const pyr_work *work) {
   return s == PYR_OK ? ended : s;
 }
 
+/* Ranks what all due plans judge; nothing moves yet. */
+static pyr_status step_rank(pyr_step_run *r) {
+  pyr_backend *be = r->f.be;
+  char *verdict = r->verdicts, *host = r->verdicts_host;
+  pyr_status s = be->fill(be, (float *)r->f.faults, NULL, r->due_count, 2, 0, 0.0f);
+  for (int64_t d = 0; d < r->due_count && s == PYR_OK; d++) {
+    size_t bytes;
+    pyr_plan_turn *turn = &r->due[d].turn;
+    turn->judge.more = 0;
+    pyr_plan_turn_bytes(turn, &bytes);
+    pyr_plan_turn_carve(turn, r->plan_work, verdict, r->plan_host, host);
+    verdict += bytes;
+    host += pyr_judge_verdict_bytes(turn->judge.cache);
+    s = pyr_plan_turn_rank(turn, r->f.faults + d);
+  }
+  return s;
+}
+
+/* Whether all scores were numbers. The logits are there already, or come next: there is nothing else to wait for. */
+static pyr_status step_faults(const pyr_step_run *r) {
+  pyr_status s = r->f.be->download(r->f.be, r->faults, r->f.faults, (size_t)r->due_count * sizeof *r->faults);
+  for (int64_t d = 0; d < r->due_count && s == PYR_OK; d++)
+    if (r->faults[d]) s = pyr_plan_not_finite(r->caches[r->due[d].index], r->due[d].layer, "decode", &r->due[d].plan.score);
+  return s;
+}
+
+/* One token more, or (by -1) one less again. */
+static void step_count(const pyr_step_run *r, int by) {
+  int layers = r->f.model->config.layers;
+  for (int i = 0; i < r->count; i++) {
+    r->caches[i]->tokens += by;
+    r->caches[i]->computed += by * layers;
+    for (int layer = 0; layer < layers; layer++) r->caches[i]->states[layer].since += by, r->caches[i]->states[layer].unjudged += by;
+  }
+}
+
 static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int count) {
   pyr_pool *pool = caches[0]->pool;
   for (int i = 0; i < count; i++) {
@@ -455,7 +511,7 @@ pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count
   const pyr_model_config *c = &model->config;
   pyr_step_run r = { .caches = caches, .count = count, .f = { .model = model, .be = be, .layout = pool->layout, .exact = PYR_LINEAR_EXACT } };
   int64_t rows = 0, turned = 0;
-  size_t most = 0;
+  size_t most = 0, verdicts = 0;
   int32_t *pos = NULL, *rot = NULL;
   pyr_status s = step_check(caches, ids, count);
   for (int i = 0; samplers && i < count; i++) picks[i] = -1;
@@ -473,9 +529,10 @@ pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count
   size_t due_bytes = (size_t)r.due_count * sizeof *r.due, attention_bytes = (size_t)count * sizeof *r.attention;
   size_t row_bytes = (size_t)count * sizeof *r.rows, track_bytes = (size_t)count * sizeof *r.tracks;
   size_t view_bytes = (size_t)count * (size_t)c->kv_heads * sizeof *r.views;
+  size_t verdict_bytes = (size_t)r.due_count * pyr_judge_verdict_bytes(caches[0]), fault_bytes = (size_t)r.due_count * sizeof *r.faults;
   size_t plan_bytes = r.due_count ? pyr_judge_host_bytes(caches[0]) : 0, pos_bytes = (size_t)count * sizeof *pos;
   size_t pick_bytes = samplers ? pyr_pick_bytes(count) : 0;
-  size_t host_bytes = pick_bytes + due_bytes + row_bytes + attention_bytes + track_bytes + view_bytes + plan_bytes + pos_bytes;
+  size_t host_bytes = pick_bytes + due_bytes + row_bytes + attention_bytes + track_bytes + view_bytes + plan_bytes + verdict_bytes + pos_bytes + fault_bytes;
   host_bytes += (size_t)turned * sizeof *rot;
   char *host = pyr_alloc(rt, host_bytes);
   if (!host) return pyr_nomem(rt, host_bytes, "a step");
@@ -485,8 +542,10 @@ pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count
   r.tracks = (pyr_track *)((char *)r.attention + attention_bytes);
   r.views = (pyr_lane_view *)((char *)r.tracks + track_bytes);
   r.plan_host = (char *)r.views + view_bytes;
-  pos = (int32_t *)((char *)r.plan_host + plan_bytes);
-  rot = pos + count;
+  r.verdicts_host = (char *)r.plan_host + plan_bytes;
+  pos = (int32_t *)(r.verdicts_host + verdict_bytes);
+  r.faults = pos + count;
+  rot = r.faults + r.due_count;
   for (int i = 0; i < count; i++) {
     pos[i] = (int32_t)caches[i]->tokens;
     mark_lanes(caches[i]);
@@ -498,33 +557,36 @@ pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count
   }
 
   void *block = NULL;
-  size_t block_bytes = carve(&r.f, NULL, count, count, count, turned);
+  size_t block_bytes = carve(&r.f, NULL, count, count, count, turned, r.due_count);
   pyr_work work = work_of(model, count, rows, count);
   s = step_ask(&r);
   for (int64_t d = 0; d < r.due_count && s == PYR_OK; d++) {
-    size_t bytes = pyr_plan_decode_bytes(caches[r.due[d].index], r.due[d].layer, &r.due[d].plan);
+    size_t bytes, own;
+    pyr_plan_turn_begin(&r.due[d].turn, caches[r.due[d].index], r.due[d].layer, &r.due[d].plan, true, 1);
+    bytes = pyr_plan_turn_bytes(&r.due[d].turn, &own);
     if (bytes > most) most = bytes;
+    verdicts += own;
   }
   if (s == PYR_OK) s = be->reserve(be, &work);
-  if (s == PYR_OK) s = pyr_pool_work(pool, block_bytes + most, &block);
+  if (s == PYR_OK) s = pyr_pool_work(pool, block_bytes + most + verdicts, &block);
   if (s == PYR_OK) s = step_reserve(&r);
   if (s != PYR_OK) goto undo;
-  carve(&r.f, block, count, count, count, turned);
+  carve(&r.f, block, count, count, count, turned, r.due_count);
   r.plan_work = (char *)block + block_bytes;
+  r.verdicts = (char *)r.plan_work + most;
   s = be->upload(be, r.f.ids, ids, (size_t)count * sizeof *ids);
   if (s == PYR_OK) s = be->upload(be, r.f.pos, pos, pos_bytes);
   if (s == PYR_OK && r.turned) s = be->upload(be, r.f.rot, rot, (size_t)turned * sizeof *rot);
   if (s == PYR_OK) s = step_layers(&r, &work);
+  step_count(&r, 1);
+  if (s == PYR_OK && r.due_count) s = step_rank(&r);
   if (s == PYR_OK) s = step_logits(&r, logits);
-  if (s != PYR_OK) goto undo;
-
-  for (int i = 0; i < count; i++) {
-    caches[i]->tokens++;
-    caches[i]->computed += c->layers;
-    for (int layer = 0; layer < c->layers; layer++) caches[i]->states[layer].since++, caches[i]->states[layer].unjudged++;
+  if (s == PYR_OK && r.due_count) s = step_faults(&r);
+  if (s != PYR_OK) {
+    step_count(&r, -1);
+    goto undo;
   }
-  for (int64_t d = 0; d < r.due_count && s == PYR_OK; d++)
-    s = pyr_plan_decode(caches[r.due[d].index], r.due[d].layer, &r.due[d].plan, r.plan_work, r.plan_host);
+  for (int64_t d = 0; d < r.due_count && s == PYR_OK; d++) s = pyr_plan_turn_evict(&r.due[d].turn);
   if (s == PYR_OK && samplers) s = pyr_pick_all(be, samplers, r.f.logits, c->vocab, count, picks, host);
   pyr_release(rt, host, host_bytes);
   return s;

@@ -112,17 +112,15 @@ const char *pyr_judge_fault(const pyr_judge *j, const char **field) {
 
 int64_t pyr_judge_carve(const pyr_judge *j, int depth, float *base, pyr_judge_work *work) {
   bool pool = j->plan->share == PYR_SHARE_POOL;
-  int64_t heads = j->cache->heads, judged = 0, rows = 0, all = 0, used = 0;
+  int64_t heads = j->cache->heads, judged = 0, rows = 0, used = 0;
   for (int head = 0; head < heads; head++) {
     pyr_split s = pyr_judge_split(j, head);
     judged += s.judged;
-    all += s.rows;
     rows = pyr_most(rows, s.rows);
   }
   struct { void **at; int64_t count; } parts[] = {
     { (void **)&work->scratch, pyr_score_scratch(j->cache, depth, pyr_judge_longest(j)) },
     { (void **)&work->scores, pool ? judged : 0 },
-    { (void **)&work->idx, pool ? all : rows },
     { (void **)&work->chosen, pool ? heads : 1 },
     { (void **)&work->cuts, pool ? 2 * heads : 2 },
     { (void **)&work->links, j->plan->merge ? 2 * rows : 0 },
@@ -134,9 +132,27 @@ int64_t pyr_judge_carve(const pyr_judge *j, int depth, float *base, pyr_judge_wo
   return used;
 }
 
-size_t pyr_judge_host_bytes(const pyr_cache *cache) {
-  return (size_t)cache->heads * (2 * sizeof(pyr_lane_view) + sizeof(pyr_segment) + sizeof(int32_t));
+/* Lanes that share one set of survivors, or have each their own. */
+static int group_count(const pyr_judge *j) {
+  bool together = j->plan->share == PYR_SHARE_LAYER && pyr_cache_lanes_equal(j->cache, j->layer);
+  return together ? 1 : j->cache->heads;
 }
+
+int64_t pyr_judge_carve_verdict(const pyr_judge *j, int32_t *base, pyr_verdict *verdict) {
+  int groups = group_count(j);
+  int64_t used = 0;
+  verdict->idx = base;
+  for (int g = 0; g < groups; g++) used += pyr_judge_split(j, g).rows;
+  verdict->hidden = base ? base + used : NULL;
+  return j->plan->prune & PYR_PRUNE_HIDDEN && !j->decode ? used + j->fresh : used;
+}
+
+size_t pyr_judge_host_bytes(const pyr_cache *cache) {
+  size_t bytes = (size_t)cache->heads * (2 * sizeof(pyr_lane_view) + sizeof(pyr_segment) + sizeof(int32_t));
+  return (bytes + 7) / 8 * 8;
+}
+
+size_t pyr_judge_verdict_bytes(const pyr_cache *cache) { return (size_t)cache->heads * 2 * sizeof(int64_t); }
 
 void pyr_judge_carve_host(const pyr_cache *cache, void *host, pyr_judge_work *work) {
   work->views = host;
@@ -144,34 +160,39 @@ void pyr_judge_carve_host(const pyr_cache *cache, void *host, pyr_judge_work *wo
   work->counts = (int32_t *)(work->segments + cache->heads);
 }
 
+void pyr_judge_carve_verdict_host(const pyr_cache *cache, void *host, pyr_verdict *verdict) {
+  verdict->at = host;
+  verdict->kept = verdict->at + cache->heads;
+}
+
 /* ---- running -------------------------------------------------------------------------------------------------------- */
 
-/* Chooses among the scores of `count` segments in work->segments; their counts come to work->counts. */
-static pyr_status choose(const pyr_judge *j, const pyr_judge_work *w, const float *score, int32_t count, int64_t most) {
+/* Chooses among the scores of `count` segments in work->segments, to idx; their counts come to work->counts. */
+static pyr_status choose(const pyr_judge *j, const pyr_judge_work *w, const float *score, int32_t count, int64_t most, int32_t *idx) {
   pyr_backend *be = j->cache->pool->be;
-  pyr_choice c = { .score = score, .segments = w->segments, .count = count, .most = most, .mass = j->plan->mass, .idx = w->idx,
+  pyr_choice c = { .score = score, .segments = w->segments, .count = count, .most = most, .mass = j->plan->mass, .idx = idx,
                    .chosen = w->chosen, .work = w->cuts };
   pyr_status status = be->choose(be, &c);
   return status == PYR_OK ? be->download(be, w->counts, w->chosen, (size_t)count * sizeof *w->counts) : status;
 }
 
-/* Writes the survivors of one lane, each less `shift` (rows before it are not listed), and their count. `score` is not
+/* Writes the survivors of one lane to idx, each less `shift` (rows before it are not listed), and their count. `score` is not
  * looked at where no judged row can survive. */
 static pyr_status list_survivors(const pyr_judge *j, const pyr_judge_work *w, const pyr_split *s, const float *score, int64_t shift,
-                                 int64_t *kept) {
+                                 int32_t *idx, int64_t *kept) {
   pyr_backend *be = j->cache->pool->be;
   int64_t head = s->first - shift, chosen = s->most;
-  pyr_status status = head > 0 ? be->iota(be, w->idx, 0, head) : PYR_OK;
+  pyr_status status = head > 0 ? be->iota(be, idx, 0, head) : PYR_OK;
   if (status == PYR_OK && s->most > 0 && j->plan->mass > 0) {
     w->segments[0] = (pyr_segment){ .n = s->judged, .least = s->least, .at = head, .offset = (int32_t)head };
-    status = choose(j, w, score, 1, s->most);
+    status = choose(j, w, score, 1, s->most, idx);
     if (status == PYR_OK) chosen = w->counts[0];
   } else if (status == PYR_OK && s->most > 0) {
-    status = be->select(be, w->idx + head, score, s->judged, s->most, (int32_t)head);
+    status = be->select(be, idx + head, score, s->judged, s->most, (int32_t)head);
   }
   *kept = head + chosen + s->last;
   if (status != PYR_OK || s->last == 0) return status;
-  return be->iota(be, w->idx + head + chosen, (int32_t)(s->rows - s->last - shift), s->last);
+  return be->iota(be, idx + head + chosen, (int32_t)(s->rows - s->last - shift), s->last);
 }
 
 /* Keeps rows idx[0..kept), the first `fixed` of which are 0..fixed-1, in each of `count` equally long lanes from `head` on. */
@@ -206,31 +227,32 @@ static pyr_status evict(const pyr_judge *j, const pyr_judge_work *w, int head, i
 }
 
 /* One group of lanes after the other: all of the layer, or each by itself. */
-static pyr_status run_groups(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *w, int64_t *hidden) {
+static pyr_status rank_groups(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *w, const pyr_verdict *v, int64_t *hidden) {
   pyr_cache *cache = j->cache;
-  bool together = j->plan->share == PYR_SHARE_LAYER && pyr_cache_lanes_equal(cache, j->layer);
-  int groups = together ? 1 : cache->heads, count = cache->heads / groups;
+  int groups = group_count(j), count = cache->heads / groups;
+  int64_t at = 0;
   for (int g = 0; g < groups; g++) {
-    pyr_split s = pyr_judge_split(j, g * count);
+    int head = g * count;
+    pyr_split s = pyr_judge_split(j, head);
     float *score = NULL;
-    int64_t kept;
     pyr_status status = PYR_OK;
+    v->at[head] = at;
+    v->kept[head] = s.rows;
+    at += s.rows;
     if (!lane_judged(j, &s)) continue;
     signals->begin = s.first;
     signals->end = s.first + s.judged;
-    if (s.most > 0) status = pyr_score_eval(&j->plan->score, signals, g * count, count, w->scratch, &score);
-    if (status == PYR_OK && (j->plan->prune & PYR_PRUNE_CACHE)) {
-      status = list_survivors(j, w, &s, score, 0, &kept);
-      if (status == PYR_OK) status = evict(j, w, g * count, count, w->idx, kept, s.first);
-    }
-    if (status == PYR_OK && hidden) status = list_survivors(j, w, &s, score, s.rows - j->fresh, hidden);
+    if (s.most > 0) status = pyr_score_eval(&j->plan->score, signals, head, count, w->scratch, &score);
+    if (status == PYR_OK && (j->plan->prune & PYR_PRUNE_CACHE))
+      status = list_survivors(j, w, &s, score, 0, v->idx + v->at[head], &v->kept[head]);
+    if (status == PYR_OK && hidden) status = list_survivors(j, w, &s, score, s.rows - j->fresh, v->hidden, hidden);
     if (status != PYR_OK) return status;
   }
   return PYR_OK;
 }
 
 /* All lanes' scores go into one block, lane after lane; each lane's survivors into its own part of idx. */
-static pyr_status run_pool(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *w) {
+static pyr_status rank_pool(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *w, const pyr_verdict *v) {
   pyr_cache *cache = j->cache;
   pyr_backend *be = cache->pool->be;
   int64_t most = pool_most(j), begin = 0;
@@ -241,6 +263,7 @@ static pyr_status run_pool(const pyr_judge *j, pyr_signals *signals, const pyr_j
     float *score;
     w->segments[head] = (pyr_segment){ .n = s.judged, .least = s.least, .at = begin + s.first, .offset = (int32_t)s.first };
     w->counts[head] = 0;
+    v->at[head] = begin;
     begin += s.rows;
     if (s.judged == 0 || most == 0) continue;
     signals->begin = s.first;
@@ -249,26 +272,39 @@ static pyr_status run_pool(const pyr_judge *j, pyr_signals *signals, const pyr_j
     if (status == PYR_OK) status = be->copy(be, scores, score, (size_t)s.judged * sizeof *score);
     scores += s.judged;
   }
-  if (status == PYR_OK && most > 0) status = choose(j, w, w->scores, cache->heads, most);
+  if (status == PYR_OK && most > 0) status = choose(j, w, w->scores, cache->heads, most, v->idx);
   for (int head = 0; head < cache->heads && status == PYR_OK; head++) {
     pyr_split s = pyr_judge_split(j, head);
     int64_t chosen = w->counts[head];
-    int32_t *idx = w->idx + w->segments[head].at - s.first;
+    int32_t *idx = v->idx + v->at[head];
     if (s.first) status = be->iota(be, idx, 0, s.first);
     if (status == PYR_OK && s.last) status = be->iota(be, idx + s.first + chosen, (int32_t)(s.rows - s.last), s.last);
-    if (status == PYR_OK) status = evict(j, w, head, 1, idx, s.first + chosen + s.last, s.first);
+    v->kept[head] = s.first + chosen + s.last;
   }
   return status;
 }
 
-pyr_status pyr_judge_run(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *work, int64_t *hidden) {
+pyr_status pyr_judge_rank(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *work, const pyr_verdict *verdict,
+                          int64_t *hidden) {
   if (!pyr_judge_needed(j)) return PYR_OK;
+  if (j->plan->share == PYR_SHARE_POOL) return rank_pool(j, signals, work, verdict);
+  return rank_groups(j, signals, work, verdict, hidden);
+}
+
+pyr_status pyr_judge_evict(const pyr_judge *j, const pyr_judge_work *work, const pyr_verdict *verdict) {
+  pyr_cache *cache = j->cache;
+  int groups = group_count(j), count = cache->heads / groups;
   bool compact = compacts(j);
-  int64_t rows = pyr_cache_layer_rows(j->cache, j->layer);
-  pyr_status status = j->plan->share == PYR_SHARE_POOL ? run_pool(j, signals, work) : run_groups(j, signals, work, hidden);
-  if (status == PYR_OK && compact && pyr_cache_layer_rows(j->cache, j->layer) < rows) {
-    j->cache->states[j->layer].compact = true;
-    j->cache->states[j->layer].turned = pyr_cache_layer_rows(j->cache, j->layer);
+  int64_t rows = pyr_cache_layer_rows(cache, j->layer);
+  pyr_status status = PYR_OK;
+  if (!pyr_judge_needed(j) || !(j->plan->prune & PYR_PRUNE_CACHE)) return PYR_OK;
+  for (int head = 0; head < cache->heads && status == PYR_OK; head += count) {
+    pyr_split s = pyr_judge_split(j, head);
+    status = evict(j, work, head, count, verdict->idx + verdict->at[head], verdict->kept[head], s.first);
+  }
+  if (status == PYR_OK && compact && pyr_cache_layer_rows(cache, j->layer) < rows) {
+    cache->states[j->layer].compact = true;
+    cache->states[j->layer].turned = pyr_cache_layer_rows(cache, j->layer);
   }
   return status;
 }

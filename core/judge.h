@@ -44,23 +44,37 @@ bool pyr_judge_turns(const pyr_judge *j);
 /* Why the plan cannot be run on these lanes: NULL, or what is wrong with *field. */
 const char *pyr_judge_fault(const pyr_judge *j, const char **field);
 
-typedef struct pyr_judge_work {   /* what running takes, laid out by pyr_judge_carve */
+/* What running takes; pyr_judge_carve and pyr_judge_carve_verdict lay it out. */
+typedef struct pyr_judge_work {    /* while it ranks and while it evicts; judges may take turns with it */
   float *scratch, *scores;
-  int32_t *idx, *chosen, *cuts, *links;   /* backend memory, as are the floats */
+  int32_t *chosen, *cuts, *links;  /* backend memory, as are the floats */
   pyr_lane_view *views;            /* host [2 * heads] */
   pyr_segment *segments;           /* host [heads] */
   int32_t *counts;                 /* host [heads] */
 } pyr_judge_work;
 
+typedef struct pyr_verdict {       /* who survives, from ranking until they are all that is left */
+  int32_t *idx;                    /* backend memory: the survivors of each group of lanes that is judged together, ascending … */
+  int32_t *hidden;                 /* … and of the alive tokens, where hidden states are pruned */
+  int64_t *at, *kept;              /* host [heads], by a group's first lane: where its own begin in idx, and how many they are */
+} pyr_verdict;
+
 /* Lays work out from `base` on (NULL: only counts) and returns how many 4-byte values it takes. `depth` as from
  * pyr_score_check. */
 int64_t pyr_judge_carve(const pyr_judge *j, int depth, float *base, pyr_judge_work *work);
+int64_t pyr_judge_carve_verdict(const pyr_judge *j, int32_t *base, pyr_verdict *verdict);
 size_t pyr_judge_host_bytes(const pyr_cache *cache);
+size_t pyr_judge_verdict_bytes(const pyr_cache *cache);     /* a multiple of 8, as is the one before */
 void pyr_judge_carve_host(const pyr_cache *cache, void *host, pyr_judge_work *work);
+void pyr_judge_carve_verdict_host(const pyr_cache *cache, void *host, pyr_verdict *verdict);
 
-/* Judges and evicts; all rows are there (`more` is 0). Without PYR_PRUNE_CACHE nothing is evicted. Where hidden states are
- * pruned, work->idx holds the surviving alive tokens' indices afterwards, *hidden of them; elsewhere `hidden` is NULL.
- * Cannot run out of memory where pages are unshared from pyr_judge_first_written on, and wide where keys are turned. */
-pyr_status pyr_judge_run(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *work, int64_t *hidden);
+/* Ranks the rows, all of which are there (`more` is 0), and writes who survives; no row moves yet. Where hidden states are
+ * pruned, verdict->hidden holds the surviving alive tokens' indices, *hidden of them; elsewhere `hidden` is NULL. Scores that are
+ * NaN or infinite set *signals->fault, in backend memory, which is the caller's to look at before he goes on. */
+pyr_status pyr_judge_rank(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *work, const pyr_verdict *verdict,
+                          int64_t *hidden);
+/* Evicts all others; without PYR_PRUNE_CACHE, none. Cannot run out of memory where pages are unshared from
+ * pyr_judge_first_written on, and wide where keys are turned. */
+pyr_status pyr_judge_evict(const pyr_judge *j, const pyr_judge_work *work, const pyr_verdict *verdict);
 
 #endif

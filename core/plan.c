@@ -64,7 +64,7 @@ static pyr_status check_plan(pyr_cache *cache, const pyr_shape *shape, pyr_plan 
   if (plan->rotate == PYR_ROTATE_COMPACT && (plan->share != PYR_SHARE_LAYER || hidden))
     return refuse(cache, shape, when, "rotate", "\"compact\" needs share = \"layer\" and prune = \"cache\"");
   if ((fault = pyr_score_check(&plan->score, &depth)) != NULL) return refuse(cache, shape, when, "score", fault);
-  bool prefill = strcmp(when, "prefill") == 0;
+  bool prefill = strcmp(when, "decode") != 0;
   if ((fault = pyr_score_refused(&plan->score, cache, prefill)) != NULL) return refuse(cache, shape, when, "score", fault);
   return PYR_OK;
 }
@@ -164,6 +164,30 @@ pyr_status pyr_plan_ask_decode(pyr_cache *cache, const pyr_shape *shape, pyr_pla
   return check_lanes(cache, shape, &j, "decode");
 }
 
+pyr_status pyr_plan_ask_evict(pyr_cache *cache, const pyr_shape *shape, pyr_plan *plan) {
+  const pyr_score_op *track = &cache->states[shape->layer].trigger.track;
+  memset(plan, 0, sizeof *plan);
+  plan->keep = shape->rows;
+  plan->prune = PYR_PRUNE_CACHE;
+  pyr_status status = cache->policy.prefill(cache->policy.ud, shape, plan);
+  if (status == PYR_OK) status = check_plan(cache, shape, plan, "evict");
+  if (status != PYR_OK) return status;
+  if (plan->prune & PYR_PRUNE_HIDDEN)
+    return refuse(cache, shape, "evict", "prune", "drops hidden states, which are there while a prefill runs only (\"cache\" drops rows)");
+  for (int i = 0; i < plan->score.length; i++) {
+    const pyr_score_op *op = &plan->score.ops[i];
+    if (pyr_signal_is_expected(op))
+      return refuse(cache, shape, "evict", "score", "expects attention from the queries of a prompt, which only a running prefill knows");
+    if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
+    if (pyr_score_untracked(op, track))
+      return refuse(cache, shape, "evict", "score", "ranks by attention that the cache does not track, and only a running prefill knows");
+    if (op->b == PYR_MAX && shape->heads != shape->kv_heads)
+      return refuse(cache, shape, "evict", "score", "takes a maximum over the query heads of a K/V head, of which only the mean is tracked");
+  }
+  pyr_judge j = { .cache = cache, .layer = shape->layer, .plan = plan };
+  return check_lanes(cache, shape, &j, "evict");
+}
+
 /* Tracked attention starts anew: queries before now no longer count. */
 static pyr_status forget_tracked(pyr_cache *cache, int layer) {
   pyr_backend *be = cache->pool->be;
@@ -225,7 +249,7 @@ static void plan_track_setup(pyr_plan_run *run, int64_t rows_after) {
 static int64_t track_begin(const pyr_plan_run *run, int64_t rows) { return pyr_most(0, rows - pyr_least(rows, run->track_last)); }
 
 pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const pyr_plan *plan, const pyr_trigger *trigger,
-                          int64_t alive, int64_t last_position) {
+                          int64_t alive, int64_t last_position, int32_t *fault) {
   pyr_backend *be = cache->pool->be;
   int32_t heads = cache->pool->model->config.heads;
   memset(run, 0, sizeof *run);
@@ -240,17 +264,19 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
   plan_track_setup(run, pyr_judge_rows_after(&run->judge));
 
   size_t ranges = (size_t)cache->heads * sizeof *run->ranges;
-  run->host_bytes = ranges + pyr_judge_host_bytes(cache);
+  ranges = (ranges + 7) / 8 * 8;
+  run->host_bytes = ranges + pyr_judge_host_bytes(cache) + pyr_judge_verdict_bytes(cache);
   run->host = pyr_alloc(cache->pool->rt, run->host_bytes);
   if (!run->host) return pyr_nomem(cache->pool->rt, run->host_bytes, "the lanes of a layer");
   run->ranges = (pyr_range *)run->host;
   pyr_judge_carve_host(cache, run->host + ranges, &run->work);
+  pyr_judge_carve_verdict_host(cache, run->host + ranges + pyr_judge_host_bytes(cache), &run->verdict);
 
   /* One block: accumulators, tracking, then what judging takes. */
   pyr_signals *s = &run->signals;
-  *s = (pyr_signals){ .cache = cache, .layer = layer, .stride = pyr_judge_longest(&run->judge) };
+  *s = (pyr_signals){ .cache = cache, .layer = layer, .stride = pyr_judge_longest(&run->judge), .fault = fault };
   s->tracked = pyr_trigger_tracks(trigger) ? &run->trigger.track : NULL;
-  int64_t floats = 0, sums[PYR_SCORE_MAX], scratch = 0, work = 0, moments = 0;
+  int64_t floats = 0, sums[PYR_SCORE_MAX], scratch = 0, work = 0, verdict = 0, moments = 0;
   int depth;
   for (int i = 0; i < PYR_SCORE_MAX; i++) sums[i] = -1;
   pyr_score_check(&plan->score, &depth);
@@ -270,8 +296,11 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
     scratch = run->track_stride;
   }
   int64_t zeroed = floats;
-  if (run->needed) work = pyr_judge_carve(&run->judge, depth, NULL, &run->work);
-  floats += moments + pyr_most(work, scratch);
+  if (run->needed) {
+    work = pyr_judge_carve(&run->judge, depth, NULL, &run->work);
+    verdict = pyr_judge_carve_verdict(&run->judge, NULL, &run->verdict);
+  }
+  floats += moments + pyr_most(work, scratch) + verdict;
   if (floats == 0) return PYR_OK;
   run->block_bytes = (size_t)floats * sizeof(float);
   run->block = be->alloc(be, run->block_bytes);
@@ -288,7 +317,10 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
     next += pyr_queries_floats(cache->pool->model, op->a, alive);
   }
   run->expects = moments > 0;
-  if (run->needed) pyr_judge_carve(&run->judge, depth, run->scratch, &run->work);
+  if (run->needed) {
+    pyr_judge_carve(&run->judge, depth, run->scratch, &run->work);
+    pyr_judge_carve_verdict(&run->judge, (int32_t *)next, &run->verdict);
+  }
   return zeroed ? be->fill(be, run->block, NULL, zeroed, 2, 0, 0.0f) : PYR_OK;
 }
 
@@ -399,8 +431,10 @@ pyr_status pyr_plan_end(pyr_plan_run *run, const int32_t **survivors, int64_t *k
   if (pyr_signal_is_attention(&run->trigger.track) && run->fresh) status = forget_tracked(cache, layer);
   if (status == PYR_OK && run->track) status = flush_track(run);
   if (status == PYR_OK && run->expects) status = end_queries(run);
-  if (status == PYR_OK && run->needed) status = pyr_judge_run(&run->judge, &run->signals, &run->work, hidden ? kept : NULL);
-  if (status == PYR_OK && hidden) *survivors = run->work.idx;
+  if (status == PYR_OK && run->needed)
+    status = pyr_judge_rank(&run->judge, &run->signals, &run->work, &run->verdict, hidden ? kept : NULL);
+  if (status == PYR_OK && run->needed) status = pyr_judge_evict(&run->judge, &run->work, &run->verdict);
+  if (status == PYR_OK && hidden) *survivors = run->verdict.hidden;
   if (status != PYR_OK || !run->fresh) return status;
   state->trigger = run->trigger;
   state->since = 0;
@@ -446,27 +480,48 @@ pyr_status pyr_plan_decode_prepare(pyr_cache *cache, int layer, const pyr_plan *
   return status;
 }
 
-size_t pyr_plan_decode_bytes(pyr_cache *cache, int layer, const pyr_plan *plan) {
-  pyr_judge j = decode_judge(cache, layer, plan, 1);
-  pyr_judge_work work;
-  int depth;
-  pyr_score_check(&plan->score, &depth);
-  return (size_t)pyr_judge_carve(&j, depth, NULL, &work) * sizeof(float);
+/* ---- a plan on rows as they are ---------------------------------------------------------------------------------------- */
+
+void pyr_plan_turn_begin(pyr_plan_turn *turn, pyr_cache *cache, int layer, const pyr_plan *plan, bool decode, int64_t more) {
+  memset(turn, 0, sizeof *turn);
+  turn->judge = (pyr_judge){ .cache = cache, .layer = layer, .plan = plan, .decode = decode, .more = more };
+  pyr_score_check(&plan->score, &turn->depth);
 }
 
-pyr_status pyr_plan_decode(pyr_cache *cache, int layer, const pyr_plan *plan, void *work, void *host) {
-  pyr_layer_state *state = &cache->states[layer];
-  pyr_judge j = decode_judge(cache, layer, plan, 0);
-  pyr_signals signals = { .cache = cache, .layer = layer, .tracked = &state->trigger.track,
-                          .tracked_queries = state->trigger.track.n };
-  pyr_judge_work laid;
-  int depth;
-  pyr_score_check(&plan->score, &depth);
-  pyr_judge_carve_host(cache, host, &laid);
-  pyr_judge_carve(&j, depth, work, &laid);
-  pyr_status status = pyr_judge_run(&j, &signals, &laid, NULL);
-  if (status != PYR_OK) return status;
+size_t pyr_plan_turn_bytes(pyr_plan_turn *turn, size_t *verdict) {
+  *verdict = (size_t)pyr_judge_carve_verdict(&turn->judge, NULL, &turn->verdict) * sizeof(int32_t);
+  return (size_t)pyr_judge_carve(&turn->judge, turn->depth, NULL, &turn->work) * sizeof(float);
+}
+
+void pyr_plan_turn_carve(pyr_plan_turn *turn, void *work, void *verdict, void *host, void *verdict_host) {
+  pyr_judge_carve(&turn->judge, turn->depth, work, &turn->work);
+  pyr_judge_carve_verdict(&turn->judge, verdict, &turn->verdict);
+  pyr_judge_carve_host(turn->judge.cache, host, &turn->work);
+  pyr_judge_carve_verdict_host(turn->judge.cache, verdict_host, &turn->verdict);
+}
+
+pyr_status pyr_plan_turn_rank(pyr_plan_turn *turn, int32_t *fault) {
+  const pyr_layer_state *state = &turn->judge.cache->states[turn->judge.layer];
+  pyr_signals signals = { .cache = turn->judge.cache, .layer = turn->judge.layer, .tracked = &state->trigger.track,
+                          .tracked_queries = state->trigger.track.n, .fault = fault };
+  turn->judge.more = 0;
+  return pyr_judge_rank(&turn->judge, &signals, &turn->work, &turn->verdict, NULL);
+}
+
+pyr_status pyr_plan_turn_evict(pyr_plan_turn *turn) {
+  pyr_layer_state *state = &turn->judge.cache->states[turn->judge.layer];
+  pyr_status status = pyr_judge_evict(&turn->judge, &turn->work, &turn->verdict);
+  if (status != PYR_OK || !turn->judge.decode) return status;
   state->since = 0;
   state->unjudged = state->trigger.window;
-  return !state->trigger.once && pyr_signal_is_attention(&state->trigger.track) ? forget_tracked(cache, layer) : PYR_OK;
+  if (state->trigger.once || !pyr_signal_is_attention(&state->trigger.track)) return PYR_OK;
+  return forget_tracked(turn->judge.cache, turn->judge.layer);
+}
+
+pyr_status pyr_plan_not_finite(const pyr_cache *cache, int layer, const char *when, const pyr_score *score) {
+  char text[PYR_SCORE_TEXT];
+  pyr_score_text(score, text);
+  return pyr_runtime_set_error(cache->pool->rt, PYR_POLICY, "policy %s, layer %d, %s: score %s is NaN or infinite at some row: "
+                               "only numbers rank (bound what it divides by, and use large numbers for never and always)",
+                               cache->policy.name ? cache->policy.name : "?", layer + 1, when, text);
 }

@@ -13,6 +13,8 @@
  * (PYR_POLICY). Without a policy, or without the callback, the plan keeps everything and the trigger never fires. */
 pyr_status pyr_plan_ask_prefill(pyr_cache *cache, const pyr_shape *shape, pyr_plan *plan);
 pyr_status pyr_plan_ask_trigger(pyr_cache *cache, const pyr_shape *shape, pyr_trigger *trigger);
+/* A prefill plan for rows that are held, none of which is new: refuses what only a running prefill can know. */
+pyr_status pyr_plan_ask_evict(pyr_cache *cache, const pyr_shape *shape, pyr_plan *plan);
 /* Refuses a prompt's plan that ranks by another history than what earlier prompts left under this trigger. */
 pyr_status pyr_plan_check_history(pyr_cache *cache, const pyr_shape *shape, const pyr_plan *plan, const pyr_trigger *trigger);
 pyr_status pyr_plan_ask_decode(pyr_cache *cache, const pyr_shape *shape, pyr_plan *plan);
@@ -38,6 +40,7 @@ typedef struct pyr_plan_run {
   pyr_weighting track_weighting;
   pyr_range *ranges;         /* host [kv_heads] */
   pyr_judge_work work;
+  pyr_verdict verdict;
   float *scratch;
   float *block;              /* the one allocation behind all backend memory … */
   char *host;                /* … and behind all host memory */
@@ -45,9 +48,9 @@ typedef struct pyr_plan_run {
 } pyr_plan_run;
 
 /* `alive` tokens are about to be stored in each lane. `trigger` NULL: the layer keeps the one it has. The run may not
- * move. PYR_MEMORY. */
+ * move. `fault`: backend memory, 0; becomes 1 if a score is NaN or infinite, and who survives means nothing. PYR_MEMORY. */
 pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const pyr_plan *plan, const pyr_trigger *trigger,
-                          int64_t alive, int64_t last_position);
+                          int64_t alive, int64_t last_position, int32_t *fault);
 /* Shows the queries of alive tokens [at, at + a->n), after their attention; a->lse is set. turned_to [a->n]: the
  * positions that rope turned them to, which in a compacted layer are not theirs. */
 pyr_status pyr_plan_observe(pyr_plan_run *run, const pyr_attention *a, const int32_t *turned_to, int64_t at);
@@ -64,8 +67,26 @@ bool pyr_plan_track(const pyr_cache *cache, int layer, pyr_track *out);   /* for
 int64_t pyr_plan_waiting(const pyr_cache *cache, int layer, int64_t rows);
 /* Before the step: makes writable what its plan will write, so that the plan cannot run out of memory. */
 pyr_status pyr_plan_decode_prepare(pyr_cache *cache, int layer, const pyr_plan *plan);
-size_t pyr_plan_decode_bytes(pyr_cache *cache, int layer, const pyr_plan *plan);   /* before the step */
-/* Evicts after a step; `work` is backend memory of pyr_plan_decode_bytes, `host` host memory of pyr_judge_host_bytes. */
-pyr_status pyr_plan_decode(pyr_cache *cache, int layer, const pyr_plan *plan, void *work, void *host);
+
+/* A plan on the rows of a layer as they are, in two strides: who survives, and the eviction of all others. In between, `fault`
+ * (backend memory, 0 before) tells whether all scores were numbers. Plans of several layers may be ranked before the first of them
+ * evicts; `work` and `host` they may share, a verdict each has for itself. */
+typedef struct pyr_plan_turn {
+  pyr_judge judge;
+  pyr_judge_work work;
+  pyr_verdict verdict;
+  int depth;
+} pyr_plan_turn;
+
+/* Before the coming step adds its row (`more` 1), or of the rows held (0; `decode` false: a prefill's plan). The plan outlives it. */
+void pyr_plan_turn_begin(pyr_plan_turn *turn, pyr_cache *cache, int layer, const pyr_plan *plan, bool decode, int64_t more);
+size_t pyr_plan_turn_bytes(pyr_plan_turn *turn, size_t *verdict);          /* backend memory of work and of the verdict */
+/* host: pyr_judge_host_bytes, verdict_host: pyr_judge_verdict_bytes. */
+void pyr_plan_turn_carve(pyr_plan_turn *turn, void *work, void *verdict, void *host, void *verdict_host);
+pyr_status pyr_plan_turn_rank(pyr_plan_turn *turn, int32_t *fault);        /* the rows are there */
+pyr_status pyr_plan_turn_evict(pyr_plan_turn *turn);                       /* … and the layer's decode state, after a step */
+
+/* The error of a plan whose scores were no numbers. */
+pyr_status pyr_plan_not_finite(const pyr_cache *cache, int layer, const char *when, const pyr_score *score);
 
 #endif

@@ -19,7 +19,7 @@
 #define OPERATIONS(X) \
   X(copy) X(upload) X(download) X(embed) X(rms_norm) X(linear) X(rope) X(silu_mul) X(take_rows) X(take_i32) X(store) \
   X(attention) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) X(row_norms) X(arith) X(pool) X(normalize) X(select) \
-  X(choose) X(iota) X(fill) X(softmax) X(chunk) X(mark) X(read_rows) X(key_similarity) X(lag) X(output_norm) X(moments) \
+  X(choose) X(finite) X(iota) X(fill) X(softmax) X(chunk) X(mark) X(read_rows) X(key_similarity) X(lag) X(output_norm) X(moments) \
   X(moments_end) X(expected) X(pick) X(list_pages)
 
 enum {
@@ -159,6 +159,7 @@ static double scored_rows(const pyr_choice *c) {
 }
 
 WRAPPER(choose, (pyr_backend *be, const pyr_choice *c), (be, c), 0, 4.0 * (scored_rows(c) + (double)c->most))
+WRAPPER(finite, (pyr_backend *be, int32_t *fault, const float *x, int64_t n), (be, fault, x, n), (double)n, 4.0 * (double)n)
 WRAPPER(iota, (pyr_backend *be, int32_t *out, int32_t first, int64_t n), (be, out, first, n), 0, 4.0 * (double)n)
 WRAPPER(fill, (pyr_backend *be, float *out, const int32_t *positions, int64_t n, int what, uint64_t seed, float value),
         (be, out, positions, n, what, seed, value), 0, 8.0 * (double)n)

@@ -333,6 +333,16 @@ typedef struct pyr_sampler pyr_sampler;
 pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits, pyr_sampler *const *samplers, int32_t *picks);
 pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out);          /* pages shared until written */
 pyr_status pyr_cache_clear(pyr_cache *cache);
+/* Evicts at once: in each layer, what the prefill plan of `policy` (NULL: the cache's own) says of the rows held now, as if they were
+ * a prompt just read: shape.prompt and shape.rows are the longest lane's rows, shape.past is 0. The cache's own policy and its
+ * triggers stay. Scores may look at rows, tables, functions, and attention that the cache tracks; what only a running prefill knows
+ * (other attention, expected attention, hidden states) is refused by name: PYR_POLICY. All or nothing. */
+pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy);
+/* Drops the rows of tokens from n on (0 <= n <= tokens seen); the cache goes on from token n. A cache that evicted nothing is then, bit
+ * for bit, one that never read them. Rows below n that were evicted stay so, keys that were turned or merged stay as they are.
+ * PYR_POLICY, and nothing is changed, where attention is tracked (what the dropped tokens gave is in sums with the rest), and where a
+ * lane holds no row below n any more. All or nothing. */
+pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n);
 pyr_status pyr_cache_save(const pyr_cache *cache, const char *path);
 pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *policy, const char *path, pyr_cache **out);
 

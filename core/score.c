@@ -10,6 +10,8 @@
 #include "model.h"
 
 #include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 
 enum { AT_ONCE = 256 };    /* numbers of a table on the stack */
@@ -74,6 +76,81 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
   if (score->length > 0 && height != 1) return "leaves more than one value";
   *depth = highest;
   return NULL;
+}
+
+/* ---- in words ------------------------------------------------------------------------------------------------------ */
+
+typedef struct score_text { char *at, *end; } score_text;
+
+static void add_text(score_text *t, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  int n = vsnprintf(t->at, (size_t)(t->end - t->at), format, arguments);
+  va_end(arguments);
+  if (n > 0) t->at += n < t->end - t->at ? n : t->end - t->at - 1;
+}
+
+/* The first operation of the value that operation `last` leaves. */
+static int begin_of(const pyr_score *score, int last) {
+  int wanted = 1;
+  for (int i = last; i >= 0; i--) {
+    const pyr_score_op *op = &score->ops[i];
+    switch ((pyr_score_code)op->code) {
+    case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV: wanted += 1; break;
+    case PYR_S_POOL: case PYR_S_NORMALIZE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP: break;
+    case PYR_S_CUSTOM: wanted += op->a - 1; break;
+    default: wanted--;
+    }
+    if (wanted == 0) return i;
+  }
+  return 0;
+}
+
+/* As deep as the program is long, which is PYR_SCORE_MAX. */
+static void add_value(score_text *t, const pyr_score *score, int last) {
+  static const char *const names[PYR_SCORE_CODES] = {
+    [PYR_S_ATTENTION] = "attention", [PYR_S_HISTORY] = "history", [PYR_S_KEY_NORM] = "key_norm", [PYR_S_VALUE_NORM] = "value_norm",
+    [PYR_S_POSITION] = "position", [PYR_S_RANDOM] = "random", [PYR_S_ADD] = "+", [PYR_S_SUB] = "-", [PYR_S_MUL] = "*",
+    [PYR_S_DIV] = "/", [PYR_S_POOL] = "pool", [PYR_S_NORMALIZE] = "normalize", [PYR_S_SOFTMAX] = "softmax", [PYR_S_CHUNK] = "chunk",
+    [PYR_S_TOP] = "top", [PYR_S_KEY_SIMILARITY] = "key_similarity", [PYR_S_OUTPUT_NORM] = "output_norm", [PYR_S_TABLE] = "table",
+    [PYR_S_PLACE] = "place", [PYR_S_EXPECTED] = "expected", [PYR_S_LAG] = "lag", [PYR_S_CUSTOM] = "custom",
+  };
+  const pyr_score_op *op = &score->ops[last];
+  const char *name = op->code < PYR_SCORE_CODES && names[op->code] ? names[op->code] : "?";
+  int inputs[UINT8_MAX], at = last - 1;
+  switch ((pyr_score_code)op->code) {
+  case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV:
+    add_text(t, "(");
+    add_value(t, score, begin_of(score, at) - 1);
+    add_text(t, " %s ", name);
+    add_value(t, score, at);
+    add_text(t, ")");
+    break;
+  case PYR_S_POOL: case PYR_S_NORMALIZE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP:
+    add_text(t, "%s(", name);
+    add_value(t, score, at);
+    if (op->code == PYR_S_NORMALIZE || op->code == PYR_S_SOFTMAX) add_text(t, ")");
+    else add_text(t, ", %d)", (int)op->n);
+    break;
+  case PYR_S_CUSTOM:
+    for (int i = op->a; i > 0; i--) inputs[i - 1] = at, at = begin_of(score, at) - 1;
+    add_text(t, "%s(", name);
+    for (int i = 0; i < op->a; i++) {
+      if (i > 0) add_text(t, ", ");
+      add_value(t, score, inputs[i]);
+    }
+    add_text(t, ")");
+    break;
+  case PYR_S_CONST: add_text(t, "%g", (double)op->x); break;
+  default: add_text(t, "%s", name);
+  }
+}
+
+void pyr_score_text(const pyr_score *score, char out[PYR_SCORE_TEXT]) {
+  score_text t = { out, out + PYR_SCORE_TEXT };
+  *out = '\0';
+  if (score->length > 0) add_value(&t, score, score->length - 1);
+  else add_text(&t, "position");
 }
 
 static pyr_status find_table(const pyr_cache *cache, int32_t number, pyr_table *out) {
@@ -269,9 +346,14 @@ pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, in
   int height = 0;
   pyr_status status = PYR_OK;
   if (score->length == 0) score = &by_position;
+  int32_t *fault = signals->fault;
   for (int i = 0; i < score->length && status == PYR_OK; i++) {
     const pyr_score_op *op = &score->ops[i];
     float *top = stack + (height - 1) * n;                 /* meaningful where height >= 1 */
+    /* What these make of a value may hide that it is no number. */
+    bool hides = op->code == PYR_S_POOL || op->code == PYR_S_TOP || op->code == PYR_S_SOFTMAX || op->code == PYR_S_DIV;
+    if (fault && hides) status = be->finite(be, fault, top, n);
+    if (status != PYR_OK) return status;
     switch ((pyr_score_code)op->code) {
     case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV:
       status = be->arith(be, top - n, top, n, (pyr_score_code)op->code);
@@ -307,7 +389,7 @@ pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, in
     }
   }
   *out = stack;
-  return status;
+  return status == PYR_OK && fault ? be->finite(be, fault, stack, n) : status;
 }
 
 /* ---- of a cache at rest ------------------------------------------------------------------------------------------- */

@@ -33,7 +33,12 @@ typedef struct pyr_signals {
   pyr_queries queries_of[PYR_SCORE_MAX];   /* by op: PYR_S_EXPECTED's, ended */
   const pyr_score_op *tracked;     /* … the lanes' history then holds this signal, NULL if nothing is tracked */
   int64_t tracked_queries;
+  int32_t *fault;                  /* backend memory, becomes 1 where a score is NaN or infinite; NULL: nobody asks */
 } pyr_signals;
+
+/* The program as an expression in `out`, cut at its end if it is longer. */
+enum { PYR_SCORE_TEXT = 160 };
+void pyr_score_text(const pyr_score *score, char out[PYR_SCORE_TEXT]);
 
 /* Floats of scratch that pyr_score_eval needs. */
 int64_t pyr_score_scratch(const pyr_cache *cache, int depth, int64_t judged);

@@ -131,6 +131,18 @@ static pyr_status cuda_take_i32(pyr_backend *be, int32_t *x, const int32_t *idx,
 
 /* ---- iota, fill, mark, arith --------------------------------------------------------------------------------------------- */
 
+/* Threads that find a fault all write the same. */
+static __global__ void finite_kernel(int32_t *fault, const float *x, int64_t n) {
+  int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < n && (__float_as_uint(x[i]) & 0x7f800000u) == 0x7f800000u) *fault = 1;
+}
+
+static pyr_status cuda_finite(pyr_backend *be, int32_t *fault, const float *x, int64_t n) {
+  if (n <= 0) return PYR_OK;
+  PYR_LAUNCH(finite_kernel, blocks_of(n), THREADS, 0, cuda_of(be), fault, x, n);
+  return cuda_launched(be, "finite");
+}
+
 static __global__ void iota_kernel(int32_t *out, int32_t first, int64_t n) {
   int64_t i = thread_of_grid();
   if (i < n) out[i] = first + static_cast<int32_t>(i);
@@ -203,6 +215,7 @@ void cuda_elementwise_fill(pyr_backend *be) {
   be->silu_mul = cuda_silu_mul;
   be->take_rows = cuda_take_rows;
   be->take_i32 = cuda_take_i32;
+  be->finite = cuda_finite;
   be->iota = cuda_iota;
   be->fill = cuda_fill;
   be->mark = cuda_mark;

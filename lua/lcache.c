@@ -8,6 +8,7 @@
  *   cache:read(ids, all, prune) -> logits, or { logits, … } with all
  *   cache:step(id) -> logits   :rows(layer, head)   :positions(layer, head) -> { position, … }   :bytes()  :fraction()
  *   cache:evaluate(program, layer, head) -> a vector of one number a token seen; layer, head 0: the mean over all
+ *   cache:cut(bound policy or nothing) -> true   :truncate(n) -> true
  *   cache:fork()  :clear()  :save(path)  :tokens()  :computed()  :evicted()  :close()
  *
  * Layers and heads count from 1. A cache's user value is whatever Lua wants to keep with it (its model). */
@@ -290,6 +291,36 @@ static int cache_clear(lua_State *L) {
   return 1;
 }
 
+/* (cache, bound policy or nothing) */
+static int cache_cut(lua_State *L) {
+  pyr_policy policy;
+  lua_settop(L, 2);
+  check_idle(L, 1);
+  pyr_lua_to_policy(L, 2, &policy);
+  int at = lua_gettop(L);
+  cache_box *box = check_idle(L, 1);
+  pyr_cache *cache = box->cache;
+  pyr_lua_start_policy(L, at, &policy, runtime_of(cache));
+  lua_State *outer = pyr_lua_enter(L);
+  box->busy = true;
+  pyr_status status = pyr_cache_evict(cache, policy.ud ? &policy : NULL);
+  box->busy = false;
+  pyr_lua_leave(L, outer);
+  if (policy.ud) policy.release(policy.ud);
+  if (status != PYR_OK) return fail(L, cache, status);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+static int cache_truncate(lua_State *L) {
+  lua_Integer n = luaL_checkinteger(L, 2);
+  pyr_cache *cache = check_idle(L, 1)->cache;
+  pyr_status status = pyr_cache_truncate(cache, n);
+  if (status != PYR_OK) return fail(L, cache, status);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
 static int cache_save(lua_State *L) {
   const char *path = luaL_checkstring(L, 2);
   pyr_cache *cache = check_idle(L, 1)->cache;
@@ -419,7 +450,7 @@ void pyr_lua_open_cache(lua_State *L) {
     { "read", cache_read }, { "step", cache_step }, { "rows", cache_rows }, { "positions", cache_positions },
     { "evaluate", cache_evaluate },
     { "bytes", cache_bytes }, { "fraction", cache_fraction }, { "tokens", cache_tokens }, { "computed", cache_computed },
-    { "evicted", cache_evicted }, { "fork", cache_fork }, { "clear", cache_clear }, { "save", cache_save },
+    { "evicted", cache_evicted }, { "fork", cache_fork }, { "clear", cache_clear }, { "cut", cache_cut }, { "truncate", cache_truncate }, { "save", cache_save },
     { "owner", cache_owner }, { "__tostring", cache_show }, { NULL, NULL }
   };
   static const luaL_Reg functions[] = { { "pool", core_pool }, { "cache", core_cache }, { "load_cache", core_load_cache },

@@ -160,6 +160,15 @@ static pyr_status cpu_normalize(pyr_backend *be, float *x, int64_t n) {
   return PYR_OK;
 }
 
+/* NaN and the infinities are what no number times 0 is 0 of. */
+static pyr_status cpu_finite(pyr_backend *be, int32_t *fault, const float *x, int64_t n) {
+  float sum = 0;
+  (void)be;
+  for (int64_t i = 0; i < n; i++) sum += x[i] * 0.0f;
+  if (!(sum == 0)) *fault = 1;
+  return PYR_OK;
+}
+
 static pyr_status cpu_iota(pyr_backend *be, int32_t *out, int32_t first, int64_t n) {
   (void)be;
   for (int64_t i = 0; i < n; i++) out[i] = first + (int32_t)i;
@@ -193,6 +202,7 @@ void pyr_cpu_elementwise_fill(pyr_backend *be) {
   be->arith = cpu_arith;
   be->pool = cpu_pool;
   be->normalize = cpu_normalize;
+  be->finite = cpu_finite;
   be->iota = cpu_iota;
   be->fill = cpu_fill;
 }

@@ -20,6 +20,9 @@ local cache = {}
 ---@field evicted fun(self: pyramid.Cache): integer     rows dropped or never stored, counted for each layer and KV head
 ---@field fork fun(self: pyramid.Cache): pyramid.Cache?, string?, string?   shares pages until written
 ---@field save fun(self: pyramid.Cache, path: string): true?, string?, string?
+---@field truncate fun(self: pyramid.Cache, n: integer): true?, string?, string?   drops the rows of tokens from n on, and goes on
+---  from token n: what was evicted of the rows before stays so; refused (code "policy") where attention is tracked
+---@field cut fun(self: pyramid.Cache, bound?: table): true?, string?, string?   see evict
 ---@field clear fun(self: pyramid.Cache): true?, string?, string?
 ---@field close fun(self: pyramid.Cache)
 
@@ -102,6 +105,20 @@ function core.cache_methods:prefill(ids, given)
   runtime:on_progress(given.progress)
   local _ <close> = setmetatable({}, { __close = function() runtime:on_progress(nil) end })
   return self:read(ids, given.all, given.prune)
+end
+
+---Evicts at once: in each layer what the prefill plan of a policy (left out: the cache's own) says of the rows held now, as
+---if they were a prompt just read (`l.prompt` and `l.rows` are the rows held, `l.past` is 0). The cache goes on under its own policy. Scores
+---that only a running prefill knows are refused by name; on any failure the rows are as before.
+---@param which? pyramid.policy|string|table
+---@return true|nil
+---@return string? message
+---@return string? code
+function core.cache_methods:evict(which)
+  if which == nil then return self:cut() end
+  local found, message, code = policy.load(which)
+  if not found then return nil, message, code end
+  return self:cut(found:bind())
 end
 
 ---What a score says of the rows held now: a vector with a number for each token seen (vector[i] is of position i - 1), the
