@@ -26,6 +26,14 @@ function helper.fixture(path)
   return here .. "fixtures/" .. path
 end
 
+--- SmolLM2-135M-Instruct, where `make models` has fetched it; else nil.
+do
+  local path = here .. "../models/fetched/SmolLM2-135M-Instruct.Q4_1.gguf"
+  local file = io.open(path, "rb")
+  helper.model = file and path or nil
+  if file then file:close() end
+end
+
 --- A file's bytes.
 function helper.read(path)
   local file <close> = assert(io.open(path, "rb"))

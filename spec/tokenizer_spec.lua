@@ -928,6 +928,46 @@ describe("what is seen of a text at a time", function()
   end)
 end)
 
+-- A real vocabulary against the library (scripts/oracle/smollm2.py).
+describe("SmolLM2", function()
+  local path = helper.model
+  if not path then
+    pending("needs models/fetched (make models)")
+    return
+  end
+  local golden = helper.json(root .. "smollm2.json")
+  local texts = table.move(golden.texts, 1, #golden.texts, #cases + 1, { table.unpack(cases) })
+
+  it("has the library's ids, and its text back", function()
+    local t <close> = assert(pyramid.tokenizer(path))
+    assert.equal(#texts, #golden.ids)
+    for i, text in ipairs(texts) do
+      local what = ("text %d %q"):format(i, text:sub(1, 60))
+      same_ids(golden.ids[i], assert(t:encode(text)), t, what)
+      local plain = golden.plain[i] ~= null and golden.plain[i] or golden.ids[i]
+      same_ids(plain, assert(t:encode(text, { special = false })), t, what .. ", plain")
+      -- 21 bytes of rare characters are no piece of this vocabulary: they are lost in both
+      local back = t:decode(plain, { raw = true })
+      if #back ~= #text then assert.is_true(#back < #text and text:find "[\0-\31\x80-\xff]" ~= nil, what)
+      else assert.equal(text, back, what) end
+    end
+  end)
+
+  it("ends a turn by <|im_end|>, and chats as its template says", function()
+    local t <close> = assert(pyramid.tokenizer(path))
+    assert.same({ t:id "<|im_end|>", t:id "<|endoftext|>" }, t.eos)
+    assert.same({}, t.warnings)
+    assert.equal(helper.read(helper.fixture "chat/smollm2-gguf.jinja"), t.chat_template)
+    local text = assert(require("pyramid.chat").render(t.chat_template, { { role = "user", content = "Hello" } },
+      { add_generation_prompt = true, bos = t.bos_text, eos = t.eos_text }))
+    assert.equal("<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+      .. "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n", text)
+    local ids = assert(t:encode(text))
+    assert.equal(t:id "<|im_start|>", ids[1])
+    assert.not_equal(ids[1], ids[2])
+  end)
+end)
+
 -- Real vocabularies, where there are some: a folder with llama.cpp's models/ggml-vocab-*.gguf and their .inp and .out.
 describe("llama.cpp's golden files", function()
   local folder = os.getenv "PYRAMID_VOCABS"
