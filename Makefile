@@ -53,7 +53,8 @@ SPEC_C  := lua/lops.c
 STREAM_C := lua/own_streams.c
 SOURCES := $(filter-out $(PROGRAM) $(SPEC_C) $(STREAM_C),$(wildcard core/*.c core/*/*.c lua/*.c))
 # What takes longest to compile comes first, so that no processor is left with it at the end.
-SOURCES := $(filter core/cpu/kernels_%,$(SOURCES)) $(filter-out core/cpu/kernels_%,$(SOURCES))
+LONG    := core/cpu/kernels_base_formats.c $(filter core/cpu/kernels_avx%,$(SOURCES))
+SOURCES := $(LONG) $(filter-out $(LONG),$(SOURCES))
 OBJECTS := $(SOURCES:%.c=$(B)/obj/%.o) $(B)/obj/bundle.o
 MAIN    := $(PROGRAM:%.c=$(B)/obj/%.o)
 SPECS   := $(SPEC_C:%.c=$(B)/obj/%.o)
@@ -66,10 +67,11 @@ library: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so
 
 # Kernels are compiled once for each instruction set and picked at run time; only x86 has more than the base. They are
 # unrolled by hand: -O3 makes them no faster and takes three times as long over them.
-$(B)/obj/core/cpu/kernels_%.o: TUNE := -O2
+# What debuggers are told of them is lines alone: more would take as long again.
+$(B)/obj/core/cpu/kernels_%.o: TUNE := -O2 $(if $(filter -g,$(CFLAGS)),-g1)
 ifneq ($(filter x86_64%,$(MACHINE)),)
-$(B)/obj/core/cpu/kernels_avx2.o:   ISA := -mavx2 -mfma -mf16c
-$(B)/obj/core/cpu/kernels_avx512.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c
+$(B)/obj/core/cpu/kernels_avx2%:   ISA := -mavx2 -mfma -mf16c
+$(B)/obj/core/cpu/kernels_avx512%: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c
 endif
 
 # V=1 shows commands in full.
