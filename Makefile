@@ -6,7 +6,8 @@
 #   make                       build/pyramid (a Lua 5.4 host), libpyramid.a, libpyramid.so, pyramid.so (for `require`)
 #   make ONEDNN=0 [demo …]     without oneDNN; a build folder remembers it (ONEDNN=1 takes it back)
 #   make ci                    what .ci/run asks beside `make test`; make nightly: what takes hours
-#   make check                 luacheck, layering, file sizes, and every spec under ASan and UBSan
+#   make check                 luacheck, layering, file sizes, and every spec under ASan and UBSan; those of the binding also with
+#                              full collections wherever it allocates (make check-stress)
 #   make bench [BENCH=…]       timings; BENCH holds options of `pyramid bench`, such as "--quick"
 #   make cuda                  libpyramid_cuda.so for device "cuda", where nvcc is; make cuda-check: registers and spills
 #   make test-cuda [SPEC=…]    the specs on the GPU, and its ceilings: build/device/test.json and test.md (DEVICE=emulated: no GPU)
@@ -49,7 +50,7 @@ OBJCOPY  ?= objcopy
 # lua/main.c and lua/lprobe.c are the program's own, lua/own_streams.c the shared libraries', lua/lops.c the specs'; everything
 # else, and the Lua text packed into bundle.c, is the library.
 PROGRAM := lua/main.c lua/lprobe.c
-SPEC_C  := lua/lops.c
+SPEC_C  := lua/lops.c spec/support/stress.c
 STREAM_C := lua/own_streams.c
 SOURCES := $(filter-out $(PROGRAM) $(SPEC_C) $(STREAM_C),$(wildcard core/*.c core/*/*.c lua/*.c))
 # What takes longest to compile comes first, so that no processor is left with it at the end.
@@ -61,7 +62,7 @@ SPECS   := $(SPEC_C:%.c=$(B)/obj/%.o)
 OWN     := $(STREAM_C:%.c=$(B)/obj/%.o)
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build library cuda cuda-check deps deps-test models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory install uninstall install-module clean FORCE
+.PHONY: build library cuda cuda-check deps deps-test models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory check-stress install uninstall install-module clean FORCE
 build: library $(B)/libpyramid_emulated.so $(B)/pyramid_specs.so
 library: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so
 
@@ -239,7 +240,7 @@ bench: build
 	@$(B)/pyramid bench $(BENCH)
 
 # `make -k check` goes on after the first of these that fails.
-check: check-style check-layers check-memory
+check: check-style check-layers check-memory check-stress
 check-style:
 	@sh spec/support/deps.sh $(NEEDS_CHECK)
 	@luacheck --quiet lua policies scripts spec
@@ -249,6 +250,12 @@ check-layers: deps-test
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 check-memory:
 	+@UBSAN_OPTIONS=print_stacktrace=1 $(AGAIN) test B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" SPEC="$(SPEC)"
+# What uses the binding, with full collections wherever it allocates, under the same sanitizers: what C holds too early shows.
+STRESSED ?= binding_spec cache_spec batch_spec generate_spec tokenizer_spec sampler_spec runtime_spec policy_spec scores_spec loaders_spec
+check-stress: deps
+	+@$(AGAIN) build B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)"
+	@UBSAN_OPTIONS=print_stacktrace=1 PYRAMID_BUILD=$(B)/asan PYRAMID_CFLAGS="-O1 -g $(SANITIZE)" \
+	  $(B)/asan/pyramid spec/run.lua --stress $(STRESSED)
 
 # STRIP=1 leaves out what debuggers want. `uninstall` removes what `install` has listed in share/pyramid/installed.
 install: build

@@ -281,6 +281,7 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
   char *block = NULL;
   int64_t chunk = pyr_least(n, PYR_CHUNK);
   if (!model->ready) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the model is not ready");
+  if (pyr_runtime_here(rt) != PYR_OK) return PYR_DEVICE;
   if (n < 1) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the prompt is empty: a prefill needs at least one token");
   pyr_status s = check_tokens(cache, ids, n);
   if (s != PYR_OK) return s;
@@ -513,7 +514,8 @@ pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count
   int64_t rows = 0, turned = 0;
   size_t most = 0, verdicts = 0;
   int32_t *pos = NULL, *rot = NULL;
-  pyr_status s = step_check(caches, ids, count);
+  pyr_status s = pyr_runtime_here(rt);
+  if (s == PYR_OK) s = step_check(caches, ids, count);
   for (int i = 0; samplers && i < count; i++) picks[i] = -1;
   if (s == PYR_OK && samplers) s = pyr_pick_prepare(be, samplers, count, c->vocab);
   if (s != PYR_OK) return s;

@@ -21,6 +21,10 @@
  * time; two runtimes are independent. The library never prints, exits, reads the environment or keeps mutable
  * globals. Layers and heads count from 0 in C; positions and token ids are 0-based everywhere.
  *
+ * Callbacks return. A longjmp or a C++ exception out of one leaves memory, locks and a private Lua half-way: it is not
+ * allowed. A child of fork(2) has no threads of its parent's: closing works there, and so do calls, on one thread; on a device
+ * they are refused (PYR_DEVICE). While another thread of the parent was inside a call, the child may only exec or _exit.
+ *
  * Lua. libpyramid.so has a Lua 5.4 inside that nothing else sees: its process may have any other Lua, or none, or run
  * under one. libpyramid.a takes liblua5.4.a from the program that links it, which then has that one Lua and no other. A
  * host with a lua_State of Lua 5.4 adds Pyramid to it by luaopen_pyramid, which libpyramid.a and the Lua module
@@ -98,6 +102,7 @@ size_t pyr_runtime_memory_peak(const pyr_runtime *rt);
 int pyr_runtime_threads(const pyr_runtime *rt);
 const char *pyr_runtime_isa(const pyr_runtime *rt);
 void pyr_runtime_on_progress(pyr_runtime *rt, pyr_progress_fn fn, void *ud); /* NULL: none */
+pyr_status pyr_runtime_check(pyr_runtime *rt);  /* asks it again: for policies that compute for long. PYR_CANCELLED, or PYR_OK */
 
 /* Where time goes. While it counts, each operation is timed by two readings of the clock; off, it costs nothing. */
 typedef struct pyr_profile_entry {
@@ -375,6 +380,7 @@ typedef struct pyr_tokenizer_options {
   int by_score;             /* no merges are listed: any two neighbours that form a piece merge, highest score first */
   int whole_words;          /* a word that is a piece is not merged together first ("ignore_merges") */
   int fuse_unknown;         /* neighbouring unknown characters become one id */
+  int32_t ids;              /* of the model, whose vocabulary may be padded: up to ids-1 decodes to nothing; 0: as vocab */
 } pyr_tokenizer_options;
 
 #define PYR_PIECE_CLOSED 1      /* in the vocabulary, but merging never makes it: control, byte and unknown pieces */
@@ -447,7 +453,8 @@ typedef struct pyr_decoder pyr_decoder;
 #define PYR_DECODE_BYTES 2      /* bytes as they are, UTF-8 or not, nothing waits */
 #define PYR_DECODE_CONTINUE 4   /* the text goes on from earlier ids: nothing is trimmed from its beginning */
 pyr_status pyr_decoder_new(pyr_tokenizer *t, int flags, pyr_decoder **out);
-/* *text [*length] belongs to the decoder until its next call; not terminated. PYR_ARGUMENT: no such id, nothing is taken. */
+/* *text [*length] belongs to the decoder until its next call; not terminated. An id without a piece, of the vocabulary or of the
+ * padding beyond (ids), is the empty text. PYR_ARGUMENT: no such id, nothing is taken. */
 pyr_status pyr_decoder_push(pyr_decoder *d, const int32_t *ids, int64_t count, const char **text, size_t *length);
 pyr_status pyr_decoder_finish(pyr_decoder *d, const char **text, size_t *length); /* what waits, as U+FFFD; then as new */
 void pyr_decoder_free(pyr_decoder *d);

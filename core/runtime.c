@@ -7,7 +7,10 @@
  * caller included, then takes task numbers from one atomic counter until they run out. A worker joins a job only while it
  * is open; the caller closes it when the tasks have run out and waits for those that joined, not for a worker that a busy
  * neighbour keeps off its processor. Waiting is a short bounded spin (tens of microseconds: the gap between two
- * operations of one forward pass), then sleep on a condition, so that an idle team costs its neighbours nothing. */
+ * operations of one forward pass), then sleep on a condition, so that an idle team costs its neighbours nothing.
+ *
+ * A child of fork(2) has the memory and not the threads: there the caller does all tasks itself, nobody is waited for, and
+ * locks and conditions that threads of the parent may have held are left as they are. */
 #include "runtime.h"
 #include "backend.h"
 #include "device.h"
@@ -24,6 +27,7 @@
 enum { PYR_MESSAGE_BYTES = 512, PYR_SPINS = 1000, PYR_THREADS_MAX = 256, CLOSED = 1 << 20 };
 
 typedef struct pyr_team {
+  pid_t owner;                 /* the process whose threads they are */
   pthread_t *threads;          /* [started] */
   int started;
   pthread_mutex_t lock;
@@ -46,6 +50,7 @@ struct pyr_runtime {
   size_t held, peak, limit;
   pyr_progress_fn progress;
   void *progress_ud;
+  int64_t done, total;         /* as reported last */
   int threads;
   pyr_team team;
   pyr_worker *workers;
@@ -181,9 +186,11 @@ static void *worker_main(void *arg) {
   }
 }
 
+static bool is_forked(const pyr_team *team) { return team->owner != getpid(); }
+
 void pyr_parallel(pyr_runtime *rt, pyr_task_fn fn, void *ctx, int64_t tasks) {
   pyr_team *team = &rt->team;
-  if (team->started == 0 || tasks <= 1) {
+  if (team->started == 0 || tasks <= 1 || is_forked(team)) {
     for (int64_t task = 0; task < tasks; task++) fn(ctx, task, 0);
     return;
   }
@@ -207,7 +214,8 @@ void pyr_parallel(pyr_runtime *rt, pyr_task_fn fn, void *ctx, int64_t tasks) {
 
 static void team_stop(pyr_runtime *rt) {
   pyr_team *team = &rt->team;
-  if (team->threads) {
+  bool forked = is_forked(team);
+  if (team->threads && !forked) {
     pthread_mutex_lock(&team->lock);
     team->quit = true;
     atomic_fetch_add(&team->generation, 1);
@@ -218,6 +226,7 @@ static void team_stop(pyr_runtime *rt) {
   size_t count = (size_t)(rt->threads - 1);
   pyr_release(rt, team->threads, count * sizeof *team->threads);
   pyr_release(rt, rt->workers, count * sizeof *rt->workers);
+  if (forked) return;          /* destroying a condition waits for those that wait on it */
   pthread_mutex_destroy(&team->lock);
   pthread_cond_destroy(&team->wake);
   pthread_cond_destroy(&team->done);
@@ -225,6 +234,7 @@ static void team_stop(pyr_runtime *rt) {
 
 static pyr_status team_start(pyr_runtime *rt) {
   pyr_team *team = &rt->team;
+  team->owner = getpid();
   pthread_mutex_init(&team->lock, NULL);
   pthread_cond_init(&team->wake, NULL);
   pthread_cond_init(&team->done, NULL);
@@ -251,9 +261,19 @@ void pyr_runtime_on_progress(pyr_runtime *rt, pyr_progress_fn fn, void *ud) {
 }
 
 pyr_status pyr_progress(pyr_runtime *rt, int64_t done, int64_t total) {
+  rt->done = done;
+  rt->total = total;
   if (rt->progress && rt->progress(rt->progress_ud, done, total) != 0)
     return pyr_runtime_set_error(rt, PYR_CANCELLED, "cancelled after %lld of %lld", (long long)done, (long long)total);
   return PYR_OK;
+}
+
+pyr_status pyr_runtime_check(pyr_runtime *rt) { return pyr_progress(rt, rt->done, rt->total); }
+
+pyr_status pyr_runtime_here(pyr_runtime *rt) {
+  if (!rt->backend.own_memory || !is_forked(&rt->team)) return PYR_OK;
+  return pyr_runtime_set_error(rt, PYR_DEVICE, "device: it belongs to the process that opened it, and this is a child of that (fork); "
+                               "open the model after forking");
 }
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
@@ -309,7 +329,7 @@ pyr_runtime *pyr_runtime_retain(pyr_runtime *rt) {
 
 void pyr_runtime_free(pyr_runtime *rt) {
   if (rt == NULL || atomic_fetch_sub(&rt->refs, 1) != 1) return;
-  if (rt->backend.close) rt->backend.close(&rt->backend);
+  if (rt->backend.close && pyr_runtime_here(rt) == PYR_OK) rt->backend.close(&rt->backend);
   team_stop(rt);
   rt->alloc(rt->alloc_ud, rt, sizeof *rt, 0);
 }

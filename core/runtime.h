@@ -34,6 +34,9 @@ void pyr_runtime_reset_peak(pyr_runtime *rt);
 /* Reports progress; PYR_CANCELLED if the host asks to stop. */
 pyr_status pyr_progress(pyr_runtime *rt, int64_t done, int64_t total);
 
+/* PYR_DEVICE in a child of the process that opened a runtime on a device. */
+pyr_status pyr_runtime_here(pyr_runtime *rt);
+
 struct pyr_backend *pyr_runtime_backend(pyr_runtime *rt);
 
 #endif

@@ -199,12 +199,15 @@ static bool push_one(pyr_decoder *d, int32_t id) {
 
 pyr_status pyr_decoder_push(pyr_decoder *d, const int32_t *ids, int64_t count, const char **text, size_t *length) {
   pyr_tokenizer *t = d->t;
+  int32_t vocab = t->options.vocab, most = t->options.ids > vocab ? t->options.ids : vocab;
   for (int64_t i = 0; i < count; i++)
-    if (pyr_vocab_place(t, ids[i]) < 0)
-      return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "id %d is not in the vocabulary", (int)ids[i]);
+    if (ids[i] < 0 || ids[i] >= most)
+      return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "id %d is not in the vocabulary of %d", (int)ids[i], (int)most);
   d->out.length = 0;
-  for (int64_t i = 0; i < count; i++)
-    if (!push_one(d, pyr_vocab_place(t, ids[i]))) return pyr_nomem(t->rt, d->out.length, "decoding");
+  for (int64_t i = 0; i < count; i++) {
+    int32_t place = pyr_vocab_place(t, ids[i]);                        /* what has none is the empty text */
+    if (place >= 0 && !push_one(d, place)) return pyr_nomem(t->rt, d->out.length, "decoding");
+  }
   *text = (const char *)d->out.data;
   *length = d->out.length;
   return PYR_OK;

@@ -1,7 +1,8 @@
 /* lplan.c — policies: from Lua functions to the core's callbacks.
  *
  * Lua composes and checks (lua/pyramid/policy.lua); what crosses over is flat numbers and a packed score program. The
- * value given to pyr_lua_to_policy is a table { name =, prefill =, trigger =, decode =, [1] = } of functions, each optional:
+ * value given to pyr_lua_to_policy is a table { name =, seconds =, prefill =, trigger =, decode =, [1] = }, all optional: how long a
+ * call may take (nil or 0: without a limit), and functions
  *
  *   prefill(shape…) -> keep, first, last, share, prune, program, least, mass, threshold, rotate    or nothing: keep all
  *   trigger(shape…) -> every, over, window, once, program                                          or nothing: never fires
@@ -27,6 +28,7 @@ typedef struct lua_policy {        /* the callbacks' ud; as many references as c
   lua_State *main;                 /* for giving the reference back */
   pyr_lua_world *world;
   pyr_runtime *rt;                 /* retained, for messages */
+  double seconds;                  /* that a call may take; 0: no limit */
   char name[64];
 } lua_policy;
 
@@ -117,19 +119,27 @@ static int call_policy(lua_State *L) {
   return 0;
 }
 
-/* Calls fn(argument) in the state that is running; what it raises becomes the runtime's message. */
+/* Calls fn(argument) in the state that is running, under a guard; what it raises becomes the runtime's message. */
 static pyr_status run_protected(lua_policy *policy, lua_CFunction fn, void *argument, int32_t layer, const char *when) {
   lua_State *L = policy->world->running;
+  pyr_lua_guard guard;
   if (L == NULL) return pyr_runtime_set_error(policy->rt, PYR_POLICY, "policy %s: no Lua state is running", policy->name);
   if (!lua_checkstack(L, 4)) return pyr_runtime_set_error(policy->rt, PYR_MEMORY, "policy %s: the Lua stack is full", policy->name);
+  pyr_lua_guard_on(L, policy->world, &guard, policy->rt, policy->seconds);
   lua_pushcfunction(L, fn);
   lua_pushlightuserdata(L, argument);
   int code = lua_pcall(L, 1, 0, 0);
-  if (code == LUA_OK) return PYR_OK;
-  const char *message = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "an error that is not a string";
-  pyr_status status = pyr_runtime_set_error(policy->rt, code == LUA_ERRMEM ? PYR_MEMORY : PYR_POLICY, "policy %s, layer %d, %s: %s",
-                                            policy->name, (int)layer + 1, when, message);
-  lua_pop(L, 1);
+  pyr_status ended = pyr_lua_guard_off(L, policy->world, &guard), status = PYR_OK;
+  if (ended == PYR_CANCELLED)
+    status = pyr_runtime_set_error(policy->rt, PYR_CANCELLED, "policy %s, layer %d, %s: cancelled", policy->name, (int)layer + 1, when);
+  else if (ended != PYR_OK)
+    status = pyr_runtime_set_error(policy->rt, PYR_POLICY, "policy %s, layer %d, %s: did not return within %g seconds (policy_seconds)",
+                                   policy->name, (int)layer + 1, when, policy->seconds);
+  else if (code != LUA_OK)
+    status = pyr_runtime_set_error(policy->rt, code == LUA_ERRMEM ? PYR_MEMORY : PYR_POLICY, "policy %s, layer %d, %s: %s", policy->name,
+                                   (int)layer + 1, when, lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1)
+                                                                                        : "an error that is not a string");
+  if (code != LUA_OK) lua_pop(L, 1);
   return status;
 }
 
@@ -288,7 +298,9 @@ void pyr_lua_to_policy(lua_State *L, int arg, pyr_policy *out) {
   lua_getfield(L, arg, "name");
   const char *name = lua_tostring(L, -1);
   strncpy(policy->name, name ? name : "?", sizeof policy->name - 1);
-  lua_pop(L, 1);
+  lua_getfield(L, arg, "seconds");
+  policy->seconds = lua_tonumber(L, -1);
+  lua_pop(L, 2);
   static const char *const functions[3] = { "prefill", "trigger", "decode" };
   int has[3];
   for (int i = 0; i < 3; i++) {

@@ -82,7 +82,7 @@ pyr_lua_world *pyr_lua_get_world(lua_State *L) {
   if (lua_rawgetp(L, LUA_REGISTRYINDEX, &world_key) != LUA_TUSERDATA) {
     lua_pop(L, 1);
     pyr_lua_world *world = lua_newuserdatauv(L, sizeof *world, 0);
-    *world = (pyr_lua_world){ NULL, 0 };
+    *world = (pyr_lua_world){ 0 };
     /* the error's slot first: from now on it exists, so that keep_error never allocates */
     lua_pushboolean(L, 0);
     lua_rawsetp(L, LUA_REGISTRYINDEX, &error_key);
@@ -98,12 +98,14 @@ lua_State *pyr_lua_enter(lua_State *L) {
   pyr_lua_world *world = pyr_lua_get_world(L);
   lua_State *outer = world->running;
   world->running = L;
+  pyr_lua_guard_pause(world, 1);
   return outer;
 }
 
 void pyr_lua_leave(lua_State *L, lua_State *outer) {
   pyr_lua_world *world = pyr_lua_get_world(L);
   world->running = outer;
+  pyr_lua_guard_pause(world, 0);
   if (!world->failed) return;
   world->failed = 0;
   luaL_checkstack(L, 2, NULL);
@@ -234,6 +236,7 @@ static int open_core(lua_State *L) {
   pyr_lua_open_logits(L);
   pyr_lua_open_sampler(L);
   pyr_lua_open_vector(L);
+  pyr_lua_open_guard(L);
   pyr_lua_open_json(L);
   return 1;
 }

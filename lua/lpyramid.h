@@ -7,6 +7,8 @@
 #ifndef PYR_LPYRAMID_H
 #define PYR_LPYRAMID_H
 
+#include <signal.h>
+
 #include <lua.h>
 #include <lauxlib.h>
 #include "pyramid.h"
@@ -43,7 +45,14 @@ void pyr_lua_new_class(lua_State *L, const char *name, const luaL_Reg *methods, 
  *
  * A callback finds the state in the world it got as, or keeps in, its `ud`. Calls nest: a callback may make core calls
  * on other objects. */
-typedef struct pyr_lua_world { lua_State *running; int failed; } pyr_lua_world; /* running: NULL outside of core calls */
+typedef struct pyr_lua_guard pyr_lua_guard;
+typedef struct pyr_lua_world {
+  lua_State *running;                    /* NULL outside of core calls */
+  int failed;
+  pyr_lua_guard *guard;                  /* the innermost that is on, or NULL */
+  const volatile sig_atomic_t *interrupted;   /* the host's flag, or NULL */
+  int raised;                            /* how often it was answered */
+} pyr_lua_world;
 pyr_lua_world *pyr_lua_get_world(lua_State *L);   /* one for each Lua universe; lives until lua_close frees it */
 lua_State *pyr_lua_enter(lua_State *L);
 void pyr_lua_leave(lua_State *L, lua_State *outer);
@@ -54,6 +63,29 @@ void pyr_lua_keep_error(lua_State *L, pyr_lua_world *world);
  * a string, a luaL_Buffer) may run a finalizer, and any read of a table that is not raw a metamethod, which may close or change
  * any object. So: push first, check handles last, use them before the next push, and measure again what was measured before.
  * What a core call that calls back uses is marked busy meanwhile: it can be looked at, not changed or closed. */
+
+/* Guards: an end to Lua code that does not return (lguard.c). Between on and off, which must both be reached, stands one lua_pcall.
+ * off: PYR_OK; PYR_CANCELLED, by the host's flag or rt's progress function; PYR_POLICY, more than `seconds` (0: no limit) passed. */
+struct pyr_lua_guard {
+  pyr_lua_guard *outer;
+  lua_State *thread;
+  pyr_runtime *rt;                       /* or NULL */
+  double seconds, ends, asks, since;     /* moments, but the first */
+  int paused, raised, inherits;          /* inherits: its end is the outer one's */
+  pyr_status ended;
+  lua_Hook hook;                         /* what the thread had before */
+  int mask, count;
+};
+void pyr_lua_guard_on(lua_State *L, pyr_lua_world *world, pyr_lua_guard *guard, pyr_runtime *rt, double seconds);
+pyr_status pyr_lua_guard_off(lua_State *L, pyr_lua_world *world, pyr_lua_guard *guard);
+void pyr_lua_guard_pause(pyr_lua_world *world, int on);
+void pyr_lua_open_guard(lua_State *L);
+
+/* For hosts: Lua code and core calls end soon after *flag is not 0. A signal handler that raises it also sets pyr_lua_stop as
+ * the main thread's hook, on all events, as lua.c does; it raises until nothing of Lua's runs any more. */
+void pyr_lua_watch(lua_State *L, const volatile sig_atomic_t *flag);
+void pyr_lua_stop(lua_State *L, lua_Debug *ar);
+int pyr_lua_is_interrupted(lua_State *L);
 
 /* Raises unless every key of the table at `arg` (nil or none: an empty one) is in `known`, a list that ends with NULL.
  * `what` begins the message: "sampler". */

@@ -9,7 +9,8 @@
  *
  * The progress function is the box's user value, so that it lives as long as the box and no longer. The
  * core's callback gets the box's address and looks the box up in a table with weak values. What the function raises
- * is kept, cancels the work, and goes on from the binding function that made the core call (pyr_lua_leave). */
+ * is kept, cancels the work, and goes on from the binding function that made the core call (pyr_lua_leave). The callback is there
+ * without a function, too: it looks at the host's flag (pyr_lua_watch). */
 #include "lpyramid.h"
 
 #include <stdbool.h>
@@ -17,7 +18,7 @@
 
 #define RUNTIME "pyramid.runtime"
 
-typedef struct runtime_box { pyr_runtime *rt; pyr_lua_world *world; } runtime_box;
+typedef struct runtime_box { pyr_runtime *rt; pyr_lua_world *world; bool asks; } runtime_box;   /* asks: there is a function */
 
 static const char boxes_key = 'b';
 
@@ -42,6 +43,8 @@ static int on_progress(void *ud, int64_t done, int64_t total) {
   progress_call call = { ud, done, total, false };
   pyr_lua_world *world = call.box->world;
   lua_State *L = world->running;
+  if (world->interrupted && *world->interrupted) return 1;
+  if (!call.box->asks) return 0;
   if (L == NULL) return 0;                 /* a core call that was not bracketed: nowhere to run Lua */
   if (world->failed || !lua_checkstack(L, 2)) return 1;
   lua_pushcfunction(L, call_progress);
@@ -93,7 +96,7 @@ static int core_runtime(lua_State *L) {
   }
   if (!options.device && !options.isa) options.device = push_default_device(L);   /* stays on the stack while it is used */
   runtime_box *box = lua_newuserdatauv(L, sizeof *box, 1);
-  *box = (runtime_box){ NULL, pyr_lua_get_world(L) };
+  *box = (runtime_box){ NULL, pyr_lua_get_world(L), false };
   luaL_setmetatable(L, RUNTIME);
   lua_rawgetp(L, LUA_REGISTRYINDEX, &boxes_key);
   lua_pushvalue(L, -2);
@@ -103,7 +106,10 @@ static int core_runtime(lua_State *L) {
   options.why = why;
   options.why_bytes = sizeof why;
   pyr_status status = pyr_runtime_new(&options, &box->rt);
-  if (status == PYR_OK) return 1;
+  if (status == PYR_OK) {
+    pyr_runtime_on_progress(box->rt, on_progress, box);
+    return 1;
+  }
   lua_pushnil(L);
   if (status == PYR_MEMORY)     /* there is no runtime to hold a message */
     lua_pushfstring(L, "runtime: out of memory (limit: %I bytes, 0 is none)", (LUAI_UACINT)options.memory_limit);
@@ -137,7 +143,7 @@ static int runtime_on_progress(lua_State *L) {
   if (set) luaL_checktype(L, 2, LUA_TFUNCTION);
   lua_settop(L, 2);
   lua_setiuservalue(L, 1, 1);
-  pyr_runtime_on_progress(box->rt, set ? on_progress : NULL, set ? box : NULL);
+  box->asks = set;
   return 0;
 }
 

@@ -1,7 +1,7 @@
 /* ltokenizer.c — tokenizers for Lua, as lua/pyramid/tokenizer builds them.
  *
  *   core.tokenizer(runtime, options) -> t      options: vocab, unknown, byte_level, byte_fallback, by_score, whole_words,
- *                                              fuse_unknown (pyr_tokenizer_options)
+ *                                              fuse_unknown, ids (pyr_tokenizer_options)
  *   t:piece(id, spelling, score, closed)       t:merge(left, right)      t:added(id, text, flags)
  *   t:step(stage, kind, pattern, text, a, b)   t:around(before, after)   t:ready()          each: true
  *   t:encode(text, parse, add) -> ids          t:decode(ids, plain, bytes) -> text
@@ -62,12 +62,13 @@ static int32_t id_field(lua_State *L, int arg, const char *key, lua_Integer abse
 
 static int core_tokenizer(lua_State *L) {
   static const char *const known[] = { "vocab", "unknown", "byte_level", "byte_fallback", "by_score", "whole_words",
-                                       "fuse_unknown", NULL };
+                                       "fuse_unknown", "ids", NULL };
   luaL_checktype(L, 2, LUA_TTABLE);
   pyr_lua_check_keys(L, 2, "tokenizer", known);
   pyr_tokenizer_options options = {
     .vocab = id_field(L, 2, "vocab", 0), .unknown = id_field(L, 2, "unknown", -1),
     .byte_level = flag(L, 2, "byte_level"), .byte_fallback = flag(L, 2, "byte_fallback"),
+    .ids = id_field(L, 2, "ids", 0),
     .by_score = flag(L, 2, "by_score"), .whole_words = flag(L, 2, "whole_words"), .fuse_unknown = flag(L, 2, "fuse_unknown") };
   tokenizer_box *box = lua_newuserdatauv(L, sizeof *box, 0);
   *box = (tokenizer_box){ NULL, 0 };

@@ -9,8 +9,12 @@
  * (separated by colons), beside the program, above it if that is a source tree, then among the bundled ones; `pyramid.paths`
  * gives these folders to the policies' own search, and Lua modules are looked for in share/lua/5.4 and lib/lua/5.4 of each, too.
  * The current directory is none of them: nothing that lies beside a model is run, unless its path is given. PYRAMID_DEVICE is the
- * device of models and runtimes that are opened without one (else "cpu"). Only this file reads the environment, prints, and
- * decides the exit status: 0, what os.exit says, or 1 with a traceback. */
+ * device of models and runtimes that are opened without one (else "cpu"). Only this file reads the environment, prints, touches
+ * signals, and decides the exit status: 0, what os.exit says, or 1 with a traceback.
+ *
+ * Ctrl-C (SIGINT) ends scripts and core calls by errors that nothing catches for long, so that files and models are closed, with
+ * status 130 and no word. Where that takes more than GRACE seconds (one long call of a C function), or at the second Ctrl-C, the
+ * process ends at once. */
 #include "lpyramid.h"
 #include "bundle.h"
 #include "plain.h"
@@ -19,6 +23,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -215,6 +220,7 @@ static void set_arg(lua_State *L, char **argv, int argc, int script, const char 
 }
 
 static int with_traceback(lua_State *L) {
+  if (pyr_lua_is_interrupted(L)) return 1;
   const char *message = lua_tostring(L, 1);
   if (message == NULL) {
     if (luaL_callmeta(L, 1, "__tostring") && lua_type(L, -1) == LUA_TSTRING) return 1;
@@ -225,6 +231,7 @@ static int with_traceback(lua_State *L) {
 }
 
 static int report(lua_State *L) {
+  if (pyr_lua_is_interrupted(L)) return 1;
   const char *message = lua_tostring(L, -1);
   fprintf(stderr, "pyramid: %s\n", message ? message : "error");
   return 1;
@@ -266,11 +273,50 @@ static int load_named(lua_State *L, char **argv, int argc, int roots, int *scrip
   return LUA_ERRFILE;
 }
 
+/* ---- interrupts --------------------------------------------------------------------------------------------------- */
+
+enum { GRACE = 3, INTERRUPTED = 128 + SIGINT };
+
+static volatile sig_atomic_t interrupted;
+static lua_State *interruptible;
+
+static void on_alarm(int number) {
+  (void)number;
+  _exit(INTERRUPTED);
+}
+
+static void on_interrupt(int number) {
+  if (interrupted) _exit(INTERRUPTED);
+  interrupted = number;
+  lua_sethook(interruptible, pyr_lua_stop, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+  signal(SIGALRM, on_alarm);
+  alarm(GRACE);
+}
+
+/* os.exit of a script that ends because of an interrupt. */
+static void at_exit(void) {
+  if (!interrupted) return;
+  fflush(NULL);
+  _exit(INTERRUPTED);
+}
+
+/* Not where a shell or nohup has said that it is to be ignored. System calls are not restarted: reading ends, too. */
+static void catch_interrupts(lua_State *L) {
+  struct sigaction old, action = { .sa_handler = on_interrupt };
+  if (sigaction(SIGINT, NULL, &old) != 0 || old.sa_handler == SIG_IGN) return;
+  interruptible = L;
+  pyr_lua_watch(L, &interrupted);
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGINT, &action, NULL);
+  atexit(at_exit);
+}
+
 typedef struct command { int argc; char **argv; int status; } command;
 
 static int run(lua_State *L) {
   command *c = lua_touserdata(L, 1);
   luaL_openlibs(L);
+  catch_interrupts(L);
   pyr_lua_absolute_paths(L);
   push_roots(L);
   int roots = lua_gettop(L);
@@ -321,7 +367,9 @@ int main(int argc, char **argv) {
   lua_pushcfunction(L, run);
   lua_pushlightuserdata(L, &c);
   if (lua_pcall(L, 1, 0, 0) != LUA_OK) c.status = report(L);
+  if (interrupted) fflush(stdout);
   lua_close(L);
+  if (interrupted) return INTERRUPTED;
   if (fflush(stdout) != 0) {
     fprintf(stderr, "pyramid: %s\n", strerror(errno));
     return 1;

@@ -50,6 +50,10 @@ describe("embedding:", function()
     return program
   end
 
+  it("children of fork close what they have, and generate, on one thread", function()
+    assert_run(("%s %s"):format(compile("spec/support/fork_checks.c", "shared"), model))
+  end)
+
   for _, how in ipairs { "static", "shared" } do
     describe(how .. " library", function()
       it("serves a host that knows no Lua", function()

@@ -160,3 +160,72 @@ describe("generation", function()
     assert(collect { max_tokens = 3 })
   end)
 end)
+
+describe("a vocabulary that is padded beyond its tokenizer", function()
+  local random_model = require "pyramid.random_model"
+  local shell = require "support.shell"
+  local folder, model, ids, beyond
+
+  setup(function()
+    folder = shell.folder()
+    local shape = setmetatable({ vocab = 2600, layers = 1 }, { __index = random_model.shapes.tiny })
+    assert(random_model.write(folder, { shape = shape, dtype = "f32" }))
+    assert(os.execute(("cp models/tiny/tokenizer*.json %s/"):format(folder)))
+    model = assert(pyramid.model(folder, { device = "cpu", threads = 1 }))
+    ids = assert(model:encode "Once upon a time")
+    beyond = model.tokenizer.vocab_size
+    assert.is_true(beyond < model.config.vocab)
+  end)
+  teardown(function()
+    model:close()
+    shell.remove(folder)
+  end)
+
+  -- A sampler that picks nothing but these ids, the first most of all.
+  local function only(...)
+    local bias = {}
+    for i, id in ipairs { ... } do bias[id] = 1e6 - i end
+    return { logit_bias = bias }
+  end
+
+  it("is the empty text there, wherever ids become text", function()
+    assert.equal("", model:decode { beyond, model.config.vocab - 1 })
+    assert.equal(model:decode { ids[2], ids[3] }, model:decode { ids[2], beyond, ids[3] })
+    local decoder = assert(model.tokenizer:decoder())
+    assert.equal("", decoder:push(beyond))
+    assert.same({ nil, ("id %d is not in the vocabulary of %d"):format(model.config.vocab, model.config.vocab), "argument" },
+      { model:decode { model.config.vocab } })
+    assert.same({ nil, "id -1 is not in the vocabulary of 2600", "argument" }, { model:decode { -1 } })
+    local alone = assert(pyramid.tokenizer("models/tiny"))
+    assert.equal("argument", (select(3, alone:decode { beyond })))
+  end)
+
+  it("does not end a generation, nor a search for stop texts, nor a batch", function()
+    for _, stop in ipairs { false, { "zebra", "\n\n" } } do
+      local run = assert(model:generate(ids, { max_tokens = 3, sampler = only(beyond), stop = stop or nil }))
+      local seen = 0
+      for piece, id in run do
+        assert.equal("", piece)
+        assert.equal(beyond, id)
+        seen = seen + 1
+      end
+      assert.equal(3, seen)
+      assert.equal("length", run.finish)
+    end
+    local batch <close> = assert(model:batch {})
+    assert(batch:add(ids, pyramid.sampler(only(beyond))))
+    for _ = 1, 3 do assert.equal(beyond, assert(batch:step())[1].id) end
+    assert.equal("argument", (select(3, assert(model:cache()):prefill { model.config.vocab })))
+  end)
+
+  it("is the empty text in a hole of the tokenizer's own, too", function()
+    local core = require "pyramid.core"
+    local runtime <close> = assert(core.runtime { threads = 1 })
+    local t = assert(core.tokenizer(runtime, { vocab = 4 }))
+    assert(t:piece(0, "a"))
+    assert(t:piece(3, "b"))
+    assert(t:ready())
+    assert.equal("ab", t:decode({ 0, 1, 3, 2 }, false, false))
+    assert.is_nil(t:spelling(1))
+  end)
+end)

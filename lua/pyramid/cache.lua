@@ -32,7 +32,7 @@ local cache = {}
 ---@field kl fun(self: pyramid.Logits, other: pyramid.Logits): number   KL(self || other) of the two distributions, in nats
 ---@field totable fun(self: pyramid.Logits): number[]
 
-local cache_keys = { policy = "any", dtype = "string", budget = "integer|string" }
+local cache_keys = { policy = "any", dtype = "string", budget = "integer|string", policy_seconds = "number" }
 
 --- How rows can be stored, and the bytes of a value then.
 cache.dtypes = { "f16", "bf16", "f32", "q8_0", "fp8_e4m3" }
@@ -49,6 +49,8 @@ end
 ---@field policy? pyramid.policy|string|table
 ---@field dtype? "f16"|"f32"|"bf16"|"q8_0"|"fp8_e4m3"
 ---@field budget? integer|string   bytes, or "512 MiB"
+---@field policy_seconds? number    that one call of the policy's functions may take (10; 0: no limit). What takes longer is ended
+---                                 by an error, as by progress functions that say so, and the rows are as before
 
 ---A pool and a bound policy from cache options. The caller closes the pool once its caches are made.
 ---@param what string
@@ -64,6 +66,10 @@ function cache.prepare(what, model, given)
     local found, message, code = policy.load(given.policy)
     if not found then return nil, message, code end
     bound = found:bind()
+    bound.seconds = given.policy_seconds or model.policy_seconds or policy.SECONDS
+  end
+  if given.policy_seconds and (given.policy_seconds < 0 or given.policy_seconds ~= given.policy_seconds) then
+    error(what .. ": policy_seconds must be 0 or more", 3)
   end
   local dtype = given.dtype or "f16"
   if not cache.value_bytes[dtype] then

@@ -146,6 +146,12 @@ function cli.add_cache(parser)
     if ok then return value end
     return nil, without_place(value)
   end)
+  option(parser, "--policy-seconds", "SECONDS", "How long a policy may think at a time (default: 10; 0: no limit).")
+    :convert(function(text)
+      local seconds = tonumber(text)
+      if seconds and seconds >= 0 then return seconds end
+      return nil, ("--policy-seconds must be a number from 0, not '%s'"):format(text)
+    end)
 end
 
 ---@param parser table
@@ -346,7 +352,7 @@ end
 ---@param chosen pyramid.policy
 ---@return pyramid.CacheOptions
 function cli.cache_options(args, chosen)
-  return { policy = chosen, dtype = args.cache_dtype, budget = args.budget }
+  return { policy = chosen, dtype = args.cache_dtype, budget = args.budget, policy_seconds = args.policy_seconds }
 end
 
 ---@param args table

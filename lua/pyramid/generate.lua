@@ -11,12 +11,13 @@ local generate = {}
 
 local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "string|table", dtype = "string",
   budget = "integer|string", cache = "userdata", special = "boolean", progress = "function", clock = "function",
-  ignore_eos = "boolean", prune = "boolean" }
+  ignore_eos = "boolean", prune = "boolean", policy_seconds = "number" }
 
 ---@class pyramid.GenerateOptions
 ---@field policy? pyramid.policy|string|table   with dtype and budget: of the cache that is made
 ---@field dtype? string
 ---@field budget? integer|string
+---@field policy_seconds? number
 ---@field cache? pyramid.Cache      goes on in this one instead
 ---@field sampler? pyramid.Sampler|pyramid.SamplerOptions   greedy by default
 ---@field max_tokens? integer       256 by default
@@ -120,11 +121,12 @@ function generate.start(model, prompt, given)
     error("model:generate: the prompt is a text or a sequence of ids", 2)
   end
   local cache, own = given.cache, false
-  if cache and (given.policy or given.dtype or given.budget) then
-    error("model:generate: a cache that is given has its own policy, dtype and budget", 2)
+  if cache and (given.policy or given.dtype or given.budget or given.policy_seconds) then
+    error("model:generate: a cache that is given has its own policy, dtype, budget and policy_seconds", 2)
   end
   if not cache then
-    cache, message, code = model:cache { policy = given.policy, dtype = given.dtype, budget = given.budget }
+    cache, message, code = model:cache { policy = given.policy, dtype = given.dtype, budget = given.budget,
+      policy_seconds = given.policy_seconds }
     if not cache then return nil, message, code end
     own = true
   end
@@ -148,13 +150,16 @@ function generate.start(model, prompt, given)
   local self = setmetatable({
     model = model, cache = cache, own = own, sampler = picker, logits = logits, clock = clock, stops = stops,
     left = given.max_tokens or 256, ends = given.ignore_eos and {} or set(tokenizer.eos),
-    decoder = tokenizer:decoder { continues = true },
+    decoder = tokenizer:decoder { continues = true }, progress = given.progress,
     pending = "",   -- decoded text that may be the beginning of a stop text
     stats = { prompt_tokens = #ids, generated_tokens = 0, prefill_seconds = clock() - began, decode_seconds = 0,
       cache_bytes = cache:bytes(), cache_fraction = cache:fraction(), pruned = cache:evicted() > 0 },
   }, Generation)
   return self, nil, nil, self
 end
+
+-- All that still waits.
+local function rest(self) return self.pending .. (self.decoder:finish() or "") end
 
 -- The last piece, if there is one, comes with the id that completed it, or with none.
 local function finish(self, reason, text, id)
@@ -169,6 +174,15 @@ local function fail(self, message, code)
   return nil, message, code
 end
 
+-- A step reports no progress, but a policy that does not return asks whether it is to be cancelled.
+local function step(self)
+  if not self.progress then return core.step({ self.cache }, { self.last }, { self.sampler }) end
+  local runtime = self.model:runtime()
+  runtime:on_progress(self.progress)
+  local _ <close> = setmetatable({}, { __close = function() runtime:on_progress(nil) end })
+  return core.step({ self.cache }, { self.last }, { self.sampler })
+end
+
 ---The next piece of text and the id that completed it; nil at the end. A piece may be empty while a character or a stop
 ---text is incomplete.
 ---@return string|nil piece
@@ -177,12 +191,12 @@ end
 function Generation:next()
   if self.finish then return nil end
   local began = self.clock()
-  if self.left <= 0 then return finish(self, "length", self.pending .. self.decoder:finish()) end
+  if self.left <= 0 then return finish(self, "length", rest(self)) end
   local id, message, code
   if self.last then                                    -- feed what was picked before; logits stay where they are
     local picks
-    picks, message, code = core.step({ self.cache }, { self.last }, { self.sampler })
-    if not picks and code == "context" then return finish(self, code, self.pending .. self.decoder:finish()) end
+    picks, message, code = step(self)
+    if not picks and code == "context" then return finish(self, code, rest(self)) end
     if not picks then return fail(self, message, code) end
     id = picks[1]
     if not id then return fail(self, "sampler: no logit is finite", "argument") end
@@ -195,9 +209,12 @@ function Generation:next()
   self.last, self.left = id, self.left - 1
   stats.decode_seconds = stats.decode_seconds + self.clock() - began
   stats.cache_bytes, stats.cache_fraction, stats.pruned = self.cache:bytes(), self.cache:fraction(), self.cache:evicted() > 0
-  if self.ends[id] then return finish(self, "eos", self.pending .. self.decoder:finish()) end
+  if self.ends[id] then return finish(self, "eos", rest(self)) end
   stats.generated_tokens = stats.generated_tokens + 1
-  local text = self.pending .. self.decoder:push(id)
+  local piece
+  piece, message, code = self.decoder:push(id)
+  if not piece then return fail(self, message, code) end
+  local text = self.pending .. piece
   if #self.stops > 0 then
     local at = first_stop(text, self.stops)
     if at then return finish(self, "stop", text:sub(1, at - 1), id) end

@@ -20,7 +20,7 @@ Model.__index = Model
 Model.__name = "pyramid.model"
 
 local model_keys = { device = "string", threads = "integer", weights = "string", memory = "integer|string", isa = "string",
-  precision = "string", context = "integer", scaling = "string", progress = "function" }
+  precision = "string", context = "integer", scaling = "string", progress = "function", policy_seconds = "number" }
 
 -- device, precision -> the kernels that have it
 local rounded = { cpu = { bf16 = "avx512bf16", int8 = "avx512int8" }, other = { bf16 = "bf16" } }
@@ -43,6 +43,7 @@ local rounded = { cpu = { bf16 = "avx512bf16", int8 = "avx512int8" }, other = { 
 ---@field scaling? "none"|"linear"|"yarn"   what RoPE does to make room for a longer context: nothing (nil, "none"), divide
 ---                                  all angles ("linear": arXiv 2306.15595), or the slow ones ("yarn": arXiv 2309.00071)
 ---@field progress? fun(done: integer, total: integer): boolean?   while weights are converted
+---@field policy_seconds? number     what its caches use that say nothing else
 
 -- The ids of two lists, each once, as far as the model has them.
 local function union(one, other, vocab)
@@ -89,10 +90,10 @@ function model.open(path, given)
     return nil, message, code
   end
   local self = setmetatable({ config = loaded.config, description = loaded.description, path = path,
-    warnings = loaded.warnings }, Model)
+    warnings = loaded.warnings, policy_seconds = given.policy_seconds }, Model)
   self.handle, self.root = loaded.handle, runtime
   if loaded.tokenizer then
-    self.tokenizer, message, code = tokenizer.load(loaded.tokenizer)
+    self.tokenizer, message, code = tokenizer.load(loaded.tokenizer, { ids = loaded.config.vocab })
     if not self.tokenizer then
       self:close()
       return nil, message, code

@@ -324,6 +324,32 @@ function module.define(definition)
   return new(own)
 end
 
+-- ---- calling what they brought ------------------------------------------------------------------------------------------
+
+--- Seconds that one call of a policy's function, or the loading of its file, may take, unless a cache says otherwise
+--- (policy_seconds): plans are a few sums, and a custom score's vectors are computed natively.
+module.SECONDS = 10
+
+local late = setmetatable({}, { __mode = "k" })     -- what has once not returned is not called again
+
+local function judged(owner, raised, returned, ...)
+  if not raised then return false, returned end
+  if returned then return true, ... end
+  if (...) ~= "time" then return false, "cancelled" end
+  late[owner] = ("did not return within %g seconds"):format(module.SECONDS)
+  return false, late[owner]
+end
+
+---Calls a function that runs what a policy brought, as pcall does, but not for longer than SECONDS.
+---@param owner function  of the policy: if it has been late before, nothing is called
+---@param f function
+---@return boolean ok
+---@return any ...
+function module.call(owner, f, ...)
+  if late[owner] then return false, late[owner] end
+  return judged(owner, pcall(core.limited, module.SECONDS, f, ...))
+end
+
 -- ---- finding them by name ------------------------------------------------------------------------------------------
 
 local function read_file(path)
@@ -370,7 +396,7 @@ function module.load(which, given)
     if not text then return nil, chunk, code end
     local loader, message = load(text, chunk, "t")
     if not loader then return nil, "policy: " .. message, "policy" end
-    local ok, value = pcall(loader, which)
+    local ok, value = module.call(loader, loader, which)
     if not ok then return nil, ("policy %s: %s"):format(which, tostring(value)), "policy" end
     found = value
   end
@@ -461,7 +487,7 @@ function module.forecast(which, config, tokens)
   local o = which:fitted(shape(1))
   for index = 1, config.layers do
     local rows, computed = alive, alive
-    local ok, kept, prune, by_mass = pcall(kept_by, d.prefill, o, shape(index))
+    local ok, kept, prune, by_mass = module.call(d.prefill or kept_by, kept_by, d.prefill, o, shape(index))
     if not ok then error(("policy %s, layer %d, prefill: %s"):format(which.name, index, tostring(kept)), 0) end
     local at_most = most
     if kept then

@@ -65,9 +65,10 @@ local function must(file, part, ok, message, code)
   return ok
 end
 
-local function build(runtime, source)
+local function build(runtime, source, ids)
   local reader, recipe = read(source)
   local file = recipe.file
+  recipe.options.ids = ids
   local t = must(file, "", core.tokenizer(runtime, recipe.options))
   local state <close> = setmetatable({}, { __close = function(self) if not self.done then t:close() end end })
   reader.fill(recipe, t)
@@ -91,23 +92,24 @@ local function build(runtime, source)
   }, Tokenizer)
 end
 
-local load_keys = { runtime = "userdata", memory = "integer|string" }
+local load_keys = { runtime = "userdata", memory = "integer|string", ids = "integer" }
 
 ---Loads a tokenizer alone.
 ---The path is a directory with a tokenizer.json, a tokenizer.json, or a GGUF file; a GGUF header may stand for its file.
 ---`runtime`: a core runtime to live in; otherwise it gets its own, which may hold `memory` bytes.
 ---@param path string|pyramid.Gguf
----@param given? { runtime?: userdata, memory?: integer|string }
+---`ids`: how many ids the model has that it belongs to; those without a piece decode to nothing.
+---@param given? { runtime?: userdata, memory?: integer|string, ids?: integer }
 ---@return pyramid.Tokenizer?
 ---@return string? message
 ---@return string? code
 function tokenizer.load(path, given)
   given = options.check("pyramid.tokenizer", given, load_keys)
   if type(path) ~= "string" and type(path) ~= "table" then error("pyramid.tokenizer: a path is wanted", 2) end
-  if given.runtime then return fault.catch(build, given.runtime, path) end
+  if given.runtime then return fault.catch(build, given.runtime, path, given.ids) end
   local runtime, why, kind = core.runtime { device = "cpu", threads = 1, memory = options.bytes("pyramid.tokenizer", given.memory) }
   if not runtime then return nil, why, kind end
-  local self, message, code = fault.catch(build, runtime, path)
+  local self, message, code = fault.catch(build, runtime, path, given.ids)
   if self then self.own_runtime = runtime else runtime:close() end
   return self, message, code
 end

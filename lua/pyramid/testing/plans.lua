@@ -62,7 +62,7 @@ local function ask(self, name, l)
     end
     return self.policy.definition[name](self.options, l)
   end
-  local ok, value = pcall(asked)
+  local ok, value = policy.call(self.policy.definition[name], asked)
   if ok then return value end
   error(("policy %s, layer %d, %s: %s"):format(self.policy.name, l.index, name, tostring(value)), 0)
 end

@@ -1,6 +1,7 @@
 --- What a score program says of rows, in plain Lua: a stack of lists with one number for each judged row. Part of
 --- pyramid.testing. An operation that the core learns is taught here by one entry of `operations`.
 local plans = require "pyramid.testing.plans"
+local policy = require "pyramid.policy"
 local new_vector = require "pyramid.vector"
 
 local scores = {}
@@ -201,7 +202,7 @@ local function custom(group, lane, object, inputs)
   local shown = { layer = group.layer, head = lane.head, rows = #lane.rows, positions = new_vector(lane.rows),
     keys = rows(group.key), values = rows(group.value) }
   for i, input in ipairs(inputs) do shown[object[i + 1]] = new_vector(input) end
-  local ok, result = pcall(object[1], shown)
+  local ok, result = policy.call(object[1], object[1], shown)
   local function wrong(message)
     error(("policy %s, layer %d, prefill: %s"):format(group.policy, group.layer, tostring(message)), 0)
   end
