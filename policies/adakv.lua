@@ -9,6 +9,7 @@ return policy {
   defaults = { ratio = 0.5, rows = 0, window = 32, kernel = 7, pool = "max", heads = "mean", safe = 0.2 },
   limits = { ratio = { 0, 1 }, rows = { 0 }, window = { 1 }, kernel = { 1, 63, 2 }, pool = { "max", "avg" },
     heads = { "mean", "sum", "max" }, safe = { 0, 1 } },
+  fit = "ratio",
   prefill = function(o, l)
     local window = math.min(o.window, l.rows)
     local budget = math.max(o.rows > 0 and o.rows or l.past + math.ceil(o.ratio * l.prompt), window)

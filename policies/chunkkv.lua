@@ -7,12 +7,12 @@ return policy {
   doc = "per layer, the chunks that the prompt's last queries look at",
   defaults = { ratio = 0.5, rows = 0, window = 32, chunk = 10, heads = "mean" },
   limits = { ratio = { 0, 1 }, rows = { 0 }, window = { 1 }, chunk = { 1 }, heads = { "mean", "sum", "max" } },
+  fit = "ratio",
   prefill = function(o, l)
     local budget = o.rows > 0 and o.rows or l.past + math.ceil(o.ratio * l.prompt)
     local window = math.min(o.window, l.rows)
-    local chunks = math.max(budget - window, 0) // o.chunk                -- whole ones
     return {
-      keep = math.min(window + chunks * o.chunk, l.rows),
+      keep = math.min(math.max(budget, window), l.rows),                   -- of the last chunk that fits in part, its first rows
       guard = { last = window },
       score = score.attention { queries = window, heads = o.heads }:chunk(o.chunk),
     }

@@ -8,6 +8,7 @@ return policy {
   defaults = { ratio = 0.5, rows = 0, window = 32, kernel = 7, pool = "max", first = 0.5, epsilon = 1e-4 },
   limits = { ratio = { 0, 1 }, rows = { 0 }, window = { 1 }, kernel = { 1, 63, 2 }, pool = { "max", "avg" }, first = { 0, 1 },
     epsilon = { 0 } },
+  fit = "ratio",
   prefill = function(o, l)
     local window = math.min(o.window, l.rows)
     local keep = math.min(math.max(o.rows > 0 and o.rows or l.past + math.ceil(o.ratio * l.prompt), window), l.rows)

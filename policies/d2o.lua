@@ -19,6 +19,7 @@ return policy {
   doc = "heavy hitters and recent rows; what goes is merged into what is similar",
   defaults = { ratio = 0.5, rows = 0, recent = 0.5, sinks = 4, threshold = 0.6, slack = 15 },   -- slack: rows over it before a cut
   limits = { ratio = { 0, 1 }, rows = { 0 }, recent = { 0, 1 }, sinks = { 0 }, threshold = { -1, 1 }, slack = { 0 } },
+  fit = "ratio",
   prefill = plan,
   trigger = function(o, l) return { over = budget(o, l) + o.slack, window = recent(o, l), track = score.history() } end,
   decode = plan,

@@ -17,6 +17,7 @@ return policy {
   doc = "heavy hitters by accumulated attention, and recent rows",
   defaults = { ratio = 0.5, rows = 0, recent = 0.5, slack = 0 },   -- slack: rows over the budget before a cut
   limits = { ratio = { 0, 1 }, rows = { 0 }, recent = { 0, 1 }, slack = { 0 } },
+  fit = "ratio",
   prefill = plan,
   trigger = function(o, l) return { over = budget(o, l) + o.slack, window = recent(o, l), track = score.history() } end,
   decode = plan,

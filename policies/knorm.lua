@@ -17,6 +17,7 @@ return policy {
   doc = "per head, the rows of the shortest keys",
   defaults = { ratio = 0.5, rows = 0, sinks = 0, recent = 0, whole = 0, slack = 15 },
   limits = { ratio = { 0, 1 }, rows = { 0 }, sinks = { 0 }, recent = { 0 }, whole = { 0 }, slack = { 0 } },
+  fit = "ratio",
   prefill = plan,
   trigger = function(o, l) return { over = budget(o, l) + o.slack } end,
   decode = plan,

@@ -7,6 +7,7 @@ return policy {
   doc = "per head, what the queries that see a row give it on average",
   defaults = { ratio = 0.5, rows = 0, sinks = 0, recent = 0, heads = "mean" },
   limits = { ratio = { 0, 1 }, rows = { 0 }, sinks = { 0 }, recent = { 0 }, heads = { "mean", "sum", "max" } },
+  fit = "ratio",
   prefill = function(o, l)
     local budget = math.max(o.rows > 0 and o.rows or l.past + math.ceil(o.ratio * l.prompt), o.sinks + o.recent, 1)
     return {

@@ -18,6 +18,7 @@ return policy {
   defaults = { ratio = 0.5, rows = 0, window = 32, kernel = 7, pool = "max", beta = 20, heads = "mean" },
   limits = { ratio = { 0, 1 }, rows = { 0 }, window = { 1 }, kernel = { 1, 63, 2 }, pool = { "max", "avg" }, beta = { 1 },
     heads = { "mean", "sum", "max" } },
+  fit = "ratio",
   prefill = function(o, l)
     local window = math.min(o.window, l.rows)
     return {

@@ -14,6 +14,7 @@ return policy {
   doc = "rows by lot, sinks and recent rows beside them",
   defaults = { ratio = 0.5, rows = 0, sinks = 0, recent = 1, seed = 0, slack = 15 },
   limits = { ratio = { 0, 1 }, rows = { 0 }, sinks = { 0 }, recent = { 0 }, seed = { 0, 0x7fffffff }, slack = { 0 } },
+  fit = "ratio",
   prefill = plan,
   trigger = function(o, l) return { over = budget(o, l) + o.slack } end,
   decode = plan,

@@ -16,6 +16,7 @@ return policy {
   doc = "per head, what recent queries attended to, and recent rows",
   defaults = { ratio = 0.5, rows = 0, recent = 0.2, history = 400, slack = 15 },
   limits = { ratio = { 0, 1 }, rows = { 0 }, recent = { 0, 1 }, history = { 1 }, slack = { 0 } },
+  fit = "ratio",
   prefill = function(o, l) return plan(o, l, score.attention { queries = o.history, reduce = "sum" }) end,
   trigger = function(o, l) return { over = budget(o, l) + o.slack, window = recent(o, l), track = faded(o) } end,
   decode = function(o, l) return plan(o, l, faded(o)) end,

@@ -8,6 +8,7 @@ return policy {
   defaults = { ratio = 0.5, rows = 0, window = 32, kernel = 7, pool = "max", heads = "mean" },
   limits = { ratio = { 0, 1 }, rows = { 0 }, window = { 1 }, kernel = { 1, 63, 2 }, pool = { "max", "avg" },
     heads = { "mean", "sum", "max" } },
+  fit = "ratio",
   prefill = function(o, l)
     local budget = o.rows > 0 and o.rows or l.past + math.ceil(o.ratio * l.prompt)
     local window = math.min(o.window, l.rows)

@@ -16,6 +16,7 @@ return policy {
   doc = "attention sinks and a sliding window",
   defaults = { sinks = 4, ratio = 0.5, rows = 0, slack = 15, rotate = false },   -- rows: a budget; slack: rows over it before a cut
   limits = { sinks = { 0 }, ratio = { 0, 1 }, rows = { 0 }, slack = { 0 } },
+  fit = "ratio",
   prefill = plan,
   trigger = function(o, l) return { over = budget(o, l) + o.slack } end,
   decode = plan,

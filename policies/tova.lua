@@ -13,6 +13,7 @@ return policy {
   doc = "per layer, what the newest query looks at",
   defaults = { ratio = 0.5, rows = 0, slack = 0 },                 -- slack: rows over the budget before a cut
   limits = { ratio = { 0, 1 }, rows = { 0 }, slack = { 0 } },
+  fit = "ratio",
   prefill = plan,
   trigger = function(o, l)
     return { over = budget(o, l) + o.slack, window = 1, track = score.attention { queries = 1 } }

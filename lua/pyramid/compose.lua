@@ -95,8 +95,9 @@ local function options_of(p, prefix, skip)
 end
 
 ---One policy's prefill with another's trigger and decode. Either may be left out: then the prompt is kept whole, or
----generation evicts nothing. Options get the prefix `prefill_` or `decode_`; `target` fits the prefill's, if it can be
----fitted, and the prefill's presets keep their names.
+---generation evicts nothing. Raises where a part has nothing of what it is to give, and where neither evicts. Options get
+---the prefix `prefill_` or `decode_`; `target` fits the prefill's, if it can be fitted, and the prefill's presets keep their
+---names.
 ---@param parts { prefill?: pyramid.policy|string|table, decode?: pyramid.policy|string|table }
 ---@return pyramid.policy
 function compose.compose(parts)
@@ -104,6 +105,15 @@ function compose.compose(parts)
   local reads = parts.prefill and part("policy.compose: prefill", parts.prefill)
   local writes = parts.decode and part("policy.compose: decode", parts.decode)
   if not reads and not writes then error("policy.compose: prefill, decode or both are wanted", 2) end
+  if reads and not reads.definition.prefill and reads.definition.decode then
+    error(("policy.compose: prefill: %s evicts while text is generated only"):format(reads.name), 2)
+  end
+  if writes and not writes.definition.decode and writes.definition.prefill then
+    error(("policy.compose: decode: %s evicts when a prompt is read only"):format(writes.name), 2)
+  end
+  if not (reads and reads.definition.prefill) and not (writes and writes.definition.decode) then
+    error(("policy.compose: %s never evicts"):format(reads and reads.name or writes.name), 2)
+  end
   local names, docs = {}, {}
   local d = { defaults = {}, limits = {}, presets = {} }
   if reads then

@@ -224,6 +224,10 @@ local function merge(definition, given)
   for key, value in pairs(given) do
     if key ~= "preset" then merged[key] = checked(definition, key, value) end
   end
+  local rows = definition.fit and definition.fit:gsub("ratio$", "rows")      -- the budget beside a ratio
+  if rows and rows ~= definition.fit and (merged[rows] or 0) > 0 and merged.target > 0 then
+    error(("policy %s: '%s' and 'target' are two budgets: give one of them"):format(definition.name, rows), 0)
+  end
   return merged
 end
 
