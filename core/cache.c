@@ -223,8 +223,8 @@ pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool
 }
 
 void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane) {
-  int64_t held = lane->row_cap;
-  drop_pages(cache, lane, pages_for(lane->rows));
+  int64_t held = lane->row_cap, stay = lane->floor > lane->rows ? lane->floor : lane->rows;
+  drop_pages(cache, lane, pages_for(stay));
   (void)rows_resize(cache, lane, lane->page_count * PYR_PAGE_ROWS, false, false);
   /* Rows yet to come start with no history, whatever lay there. */
   if (held > lane->row_room) held = lane->row_room;
@@ -235,6 +235,30 @@ void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane) {
 void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows) {
   if (rows < lane->rows) lane->rows = rows;
   pyr_lane_trim(cache, lane);
+}
+
+void pyr_lane_put_back(pyr_cache *cache, pyr_lane *lane, int64_t rows, int32_t *positions, float *history, int32_t *born,
+                       pyr_page **pages, int64_t count) {
+  pyr_pool *pool = cache->pool;
+  pyr_backend *be = pool->be;
+  size_t before = bytes_of_lane(lane), old = (size_t)lane->row_room * sizeof(int32_t);
+  drop_pages(cache, lane, pages ? 0 : pages_for(rows));
+  for (int64_t p = 0; p < count && pages; p++) {
+    lane->pages[p] = pages[p];
+    lane->data[p] = pages[p]->data;
+    lane->page_count = p + 1;
+  }
+  if (pages) forget_listed(lane, 0);
+  be->release(be, lane->positions, old);
+  be->release(be, lane->history, old);
+  be->release(be, lane->born, old);
+  lane->positions = positions;
+  lane->history = history;
+  lane->born = born;
+  lane->wide = born != NULL;
+  lane->rows = rows;
+  lane->row_room = lane->row_cap = lane->page_count * PYR_PAGE_ROWS;
+  pool->held = pool->held - before + bytes_of_lane(lane);
 }
 
 pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from) {

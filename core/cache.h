@@ -24,6 +24,7 @@ typedef struct pyr_lane {
   int64_t row_room;        /* grows by half, so that appending is linear */
   int64_t rows;
   int64_t mark;            /* rows before the step or prefill that is running */
+  int64_t floor;           /* pages of so many rows stay, whoever leaves (undo.h) */
 } pyr_lane;
 
 typedef struct pyr_layer_state {  /* what decode plans need to know of a layer */
@@ -45,6 +46,7 @@ struct pyr_cache {
   int64_t prompt;          /* tokens of the last prefill */
   int64_t computed;        /* token-layers */
   int64_t evicted;         /* rows dropped or never stored */
+  struct pyr_undo *undo;   /* of the prefill that is running, or NULL */
 };
 
 static inline pyr_lane *pyr_cache_lane(const pyr_cache *cache, int layer, int head) {
@@ -66,6 +68,10 @@ pyr_status pyr_lane_widen(pyr_cache *cache, pyr_lane *lane);
 void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows);
 /* Gives back pages beyond the rows held (after a reserve that was not used). */
 void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane);
+/* Gives a lane `rows` rows, what lies beside them (room for whole pages; born: wide pages) and, unless `pages` is NULL, the pages
+ * [count] of them, which lose a reference else; what it has goes. Takes all of it over. Cannot fail. */
+void pyr_lane_put_back(pyr_cache *cache, pyr_lane *lane, int64_t rows, int32_t *positions, float *history, int32_t *born,
+                       pyr_page **pages, int64_t count);
 /* Copies shared pages from row `from` on, so that a later gather cannot fail. */
 pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from);
 /* Keeps rows idx[0..keep), ascending backend memory, of which the first `fixed` are known to be 0..fixed-1, in each of `count`

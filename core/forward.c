@@ -16,12 +16,12 @@
  * before it. The model's context bounds the positions that are rotated to.
  *
  * Failure. Plans are asked for before anything is touched; memory is reserved before anything is computed. A failed
- * prefill returns to a snapshot (pages are shared, so it costs page tables, and copies of what is written), or drops its
- * rows again where no older row changes; a failed step drops its row. After its reservation a step can fail only if the
+ * prefill puts older rows back (undo.h), or drops its rows again where no older row changes; a failed step drops its row. After its reservation a step can fail only if the
  * device does; then rows are as before, but what was tracked of them may have counted the step's attention. */
 #include "model.h"
 #include "picks.h"
 #include "plan.h"
+#include "undo.h"
 
 #include <string.h>
 
@@ -216,6 +216,7 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   if (asked) s = pyr_plan_ask_trigger(cache, &shape, &trigger);
   else trigger = cache->states[layer].trigger;
   if (s == PYR_OK && asked) s = pyr_plan_check_history(cache, &shape, &plan, &trigger);
+  if (s == PYR_OK && cache->undo) s = pyr_undo_layer(cache->undo, layer);
   for (int head = 0; head < c->kv_heads && s == PYR_OK; head++)
     s = pyr_lane_reserve(cache, pyr_cache_lane(cache, layer, head), p->alive, pyr_trigger_tracks(&trigger));
   if (s == PYR_OK) s = pyr_lanes_list(cache, pyr_cache_lane(cache, layer, 0), c->kv_heads);
@@ -274,7 +275,7 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
   pyr_backend *be = cache->pool->be;
   const pyr_model *model = cache->pool->model;
   const pyr_model_config *c = &model->config;
-  pyr_cache *snapshot = NULL;
+  pyr_undo *undo = NULL;
   pyr_prefill p = { .cache = cache, .f = { .model = model, .be = be, .layout = cache->pool->layout }, .n = n, .alive = n,
                     .flags = flags };
   size_t views_bytes = (size_t)c->kv_heads * sizeof *p.views + (size_t)c->layers * (sizeof *p.scores + sizeof(int32_t)), block_bytes = 0, ids_bytes = (size_t)n * sizeof *ids;
@@ -285,9 +286,9 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
   if (n < 1) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the prompt is empty: a prefill needs at least one token");
   pyr_status s = check_tokens(cache, ids, n);
   if (s != PYR_OK) return s;
-  /* A failure drops the new rows again; a snapshot is needed only where older rows, or what is tracked of them, change. */
+  /* A failure drops the new rows again; more is needed only where older rows, or what is tracked of them, change. */
   int64_t computed = cache->computed, evicted = cache->evicted;
-  if (cache->tokens > 0 && changes_older_rows(cache, flags) && (s = pyr_cache_snapshot(cache, &snapshot)) != PYR_OK) return s;
+  if (cache->tokens > 0 && changes_older_rows(cache, flags) && (s = pyr_undo_new(cache, &undo)) != PYR_OK) return s;
   mark_lanes(cache);
 
   p.views = pyr_alloc(rt, views_bytes);
@@ -321,9 +322,9 @@ done:
   be->release(be, block, block_bytes);
   pyr_release(rt, p.views, views_bytes);
   if (s == PYR_OK) {
-    pyr_cache_free(snapshot);
-  } else if (snapshot) {
-    pyr_cache_restore(cache, snapshot);
+    pyr_undo_keep(undo);
+  } else if (undo) {
+    pyr_undo_restore(undo);
   } else if (cache->tokens == 0) {
     pyr_cache_clear(cache);
   } else {

@@ -2,6 +2,7 @@
  * structure and never compete with scores. */
 #include "judge.h"
 #include "model.h"
+#include "undo.h"
 
 #include <string.h>
 
@@ -209,6 +210,8 @@ static pyr_status evict(const pyr_judge *j, const pyr_judge_work *w, int head, i
   pyr_status status = PYR_OK;
   for (int i = 0; i < count && status == PYR_OK && compact; i++)      /* what came since the last cut came to its index */
     status = be->iota(be, lanes[i].born + state->turned, (int32_t)state->turned, lanes[i].rows - state->turned);
+  if (status == PYR_OK && cache->undo && !j->decode)
+    status = pyr_undo_lanes(cache->undo, j->layer, head, count, idx, kept, !j->plan->merge && !compacts(j));
   for (int i = 0; i < count && status == PYR_OK && j->plan->merge; i++) {
     status = pyr_lane_unshare(cache, &lanes[i], 0);
     pyr_lane_view view = pyr_lane_get_view(&lanes[i]);
