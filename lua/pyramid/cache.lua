@@ -114,7 +114,8 @@ function core.cache_methods:prefill(ids, given)
 end
 
 ---Evicts at once: in each layer what the prefill plan of a policy (left out: the cache's own) says of the rows held now, as
----if they were a prompt just read (`l.prompt` and `l.rows` are the rows held, `l.past` is 0). The cache goes on under its own policy. Scores
+---if they were a prompt just read (`l.prompt` and `l.rows` are the rows held, `l.past` is 0). The cache goes on under its own
+---policy. Scores
 ---that only a running prefill knows are refused by name; on any failure the rows are as before.
 ---@param which? pyramid.policy|string|table
 ---@return true|nil
