@@ -303,10 +303,19 @@ local operations = {
   end },
 }
 
----The score of each judged row; without a program the newest rank highest.
+local LARGEST = 0x1.fffffffp127                          -- what is beyond rounds to no f32
+
+local function finite(values)
+  for _, x in ipairs(values) do
+    if not (x > -LARGEST and x < LARGEST) then return false end
+  end
+  return true
+end
+
+---The score of each judged row; without a program the newest rank highest. Nil where a value on the way is no finite number.
 ---@param program string?
 ---@param group pyramid.testing.Group
----@return number[]
+---@return number[]|nil
 function scores.evaluate(program, group)
   if not program or program == "" then return operations.position.run(group) end
   local stack = {}
@@ -318,11 +327,13 @@ function scores.evaluate(program, group)
       local inputs = table.move(stack, #stack - a + 1, #stack, 1, {})
       for _ = 1, a do table.remove(stack) end
       stack[#stack + 1] = operation.run(group, { n = n }, inputs)
+      if not finite(stack[#stack]) then return nil end
       goto next
     end
     local second = operation.pops == 2 and table.remove(stack) or nil
     local first = operation.pops >= 1 and table.remove(stack) or nil
     stack[#stack + 1] = operation.run(group, { a = a, b = b, n = n, x = x }, first, second)
+    if not finite(stack[#stack]) then return nil end
     ::next::
   end
   return stack[1]

@@ -276,7 +276,9 @@ local function ranked(self, layer, plan, lanes, splits, reading)
   end
   local split = splits[lanes[1]]
   if self.given.scores and split.judged > 0 then
-    return scores.evaluate(plan.program, group_of(self, layer, group, reading, plan.objects))
+    local found = scores.evaluate(plan.program, group_of(self, layer, group, reading, plan.objects))
+    return found or error(("policy %s, layer %d, %s: score is NaN or infinite at some row: only numbers rank"):format(
+      self.asker.policy.name, layer.index, reading and "prefill" or "decode"), 0)
   end
   if plan.mass > 0 then plans.not_simulated "how many rows hold a share of scores that are not worked out" end
   local alike = {}
