@@ -141,6 +141,30 @@ describe("cache:evict", function()
     assert.equal("policy", select(3, cache:evict("no such policy")))
   end)
 
+  it("turns keys as exactly in hundreds of cuts as in one, bit for bit, in rows of any dtype", function()
+    local path = folder .. "/wide"
+    assert(random_model.write(path, { dtype = "f32", seed = 4,
+      shape = { layers = 2, width = 64, heads = 2, kv_heads = 1, ff = 48, vocab = 272, context = 512 } }))
+    local function to(keep)
+      return policy { name = "ends", prefill = function()
+        return { keep = keep, guard = { first = 4, last = keep - 4 }, rotate = "compact" }
+      end }
+    end
+    for _, device in ipairs { "cpu", other_device } do
+      local model <close> = assert(pyramid.model(path, { device = device }))
+      local cuts = device == "cpu" and 300 or 40
+      for _, dtype in ipairs { "f32", "f16", "bf16", "q8_0", "fp8_e4m3" } do
+        local often <close> = assert(model:cache { dtype = dtype })
+        assert(often:prefill(prompt(cuts + 40, 3)))
+        local once <close> = assert(often:fork())
+        assert(once:evict(to(40)))
+        for keep = cuts + 39, 40, -1 do assert(often:evict(to(keep))) end
+        assert.same(once:positions(1), often:positions(1))
+        for i = 1, 3 do assert.same(assert(once:step(i)):totable(), assert(often:step(i)):totable(), dtype) end
+      end
+    end
+  end)
+
   it("ranks by attention that the cache tracks", function()
     local tracking = policy { name = "tracking", trigger = function() return { every = 1000, track = score.history() } end,
       decode = function(_, l) return { keep = l.rows } end }
