@@ -272,7 +272,7 @@ describe("files beside tokenizer.json", function()
     write("config.json", { eos_token_id = { 561, 5, 10 ^ 6 } })
     write("tokenizer_config.json", { eos_token = "<|begin_of_text|>" })
     local t <close> = assert(pyramid.tokenizer(dir))
-    assert.same({ 562, 561, 560, 5 }, t.eos)
+    assert.same({ 560, 562, 561, 5 }, t.eos)
     assert.equal("<|begin_of_text|>", t.eos_text)
   end)
 

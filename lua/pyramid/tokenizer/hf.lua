@@ -275,10 +275,10 @@ local function read_around(recipe, dir)
   recipe.bos_text = token_text(config, "bos_token", what) or token_text(map, "bos_token", map_path)
   recipe.eos_text = token_text(config, "eos_token", what) or token_text(map, "eos_token", map_path)
   recipe.bos = find_id(recipe, recipe.bos_text) or recipe.bos
-  -- what ends a text: the union of all that say so
+  -- what ends a text: the union of all that say so; the tokenizer's own token, which templates write, comes first
   local generation = dir .. "/generation_config.json"
-  add_eos_ids(recipe, read_if_there(generation), generation)
   add_eos(recipe, find_id(recipe, recipe.eos_text))
+  add_eos_ids(recipe, read_if_there(generation), generation)
   add_eos_ids(recipe, read_if_there(dir .. "/config.json"), dir .. "/config.json")
   recipe.chat_template = read_template(config, dir, what)
 end
