@@ -54,6 +54,15 @@ describe("embedding:", function()
     assert_run(("%s %s"):format(compile("spec/support/fork_checks.c", "shared"), model))
   end)
 
+  it("any allocation may fail, once or from there on: memory is said, and all closes", function()
+    if sanitized then pending "the sanitizer's malloc cannot be made to fail" return end
+    local out = assert_run(("%s models/tiny spec/support/memory_checks.lua 5 0 997"):format(
+      compile("spec/support/memory_checks.c", "static")))
+    for _, way in ipairs { "facade, once", "facade, from there on", "Lua, once", "Lua, from there on" } do
+      assert.is_true(tonumber(out:match(way .. ": (%d+) tried")) > 20, out)
+    end
+  end)
+
   for _, how in ipairs { "static", "shared" } do
     describe(how .. " library", function()
       it("serves a host that knows no Lua", function()

@@ -1,8 +1,9 @@
 /* memory_checks.c — every allocation of a process failing in its turn: memory_checks MODEL SCRIPT FROM TO STRIDE [DETAILS].
  *
- * For n = FROM, FROM + STRIDE, … < TO (0: until all pass) the n-th allocation from the beginning fails, once: of a facade that opens
- * the model and generates, then of a Lua 5.4 state with the library that runs SCRIPT. Each must say "memory", or succeed, with a
- * message, and what was opened must close; then the same again without failures must work. Prints counts, and what was otherwise. */
+ * For n = FROM, FROM + STRIDE, … < TO (0: until all pass) the n-th allocation from the beginning fails, once (Lua asks again, when it
+ * has collected) or all from there on: of a facade that opens the model and generates, and of a Lua 5.4 state with the library that
+ * runs SCRIPT. Each must say "memory" with a message, or succeed, and what was opened must close; then the same without failures must
+ * work. Prints counts, and what was otherwise. */
 #include "pyramid.h"
 
 #include <errno.h>
@@ -23,10 +24,13 @@ extern void *__libc_realloc(void *, size_t);
 extern void *__libc_memalign(size_t, size_t);
 
 static long left = -1;      /* allocations until the one that fails; negative: none does */
+static int on;              /* all fail from there on */
 
 static int fails(void) {
   if (__atomic_load_n(&left, __ATOMIC_RELAXED) < 0) return 0;
-  if (__atomic_fetch_sub(&left, 1, __ATOMIC_RELAXED) != 0) return 0;
+  long before = __atomic_fetch_sub(&left, 1, __ATOMIC_RELAXED);
+  if (before > 0) return 0;
+  if (on) __atomic_store_n(&left, 0, __ATOMIC_RELAXED);
   errno = ENOMEM;
   return 1;
 }
@@ -84,30 +88,32 @@ static void try_lua(outcome *o) {
 
 int main(int argc, char **argv) {
   static void (*const tries[])(outcome *) = { try_facade, try_lua };
-  static const char *const names[] = { "facade", "Lua" };
+  static const char *const names[] = { "facade", "Lua" }, *const modes[] = { "once", "from there on" };
   if (argc < 6) return 2;
   model = argv[1];
   script = argv[2];
   long from = atol(argv[3]), to = atol(argv[4]), stride = atol(argv[5]);
   int wrong = 0;
-  for (int t = 0; t < 2; t++) {
+  for (int t = 0; t < 4; t++) {
+    int which = t / 2, sticky = t % 2;
     long done = 0, failed = 0, n = from;
     outcome o;
     for (; to == 0 || n < to; n += stride) {
-      if (argc > 6) fprintf(stderr, "%s %ld\n", names[t], n);
+      if (argc > 6) fprintf(stderr, "%s %s %ld\n", names[which], modes[sticky], n);
+      on = sticky;
       left = n;
-      tries[t](&o);
-      int passed = left >= 0;
+      tries[which](&o);
+      int passed = left > 0;
       left = -1;
       done++;
       failed += strcmp(o.code, "ok") != 0;
       if (strcmp(o.code, "ok") != 0 && (strcmp(o.code, "memory") != 0 || !*o.message) && wrong++ < 20)
-        printf("%s, allocation %ld: %s: %s\n", names[t], n, o.code, o.message);
+        printf("%s, allocation %ld, %s: %s: %s\n", names[which], n, modes[sticky], o.code, o.message);
       if (passed) break;
     }
-    tries[t](&o);
-    if (strcmp(o.code, "ok") != 0) printf("%s, without failures: %s: %s\n", names[t], o.code, o.message), wrong++;
-    printf("%s: %ld tried, %ld failed, up to allocation %ld\n", names[t], done, failed, n);
+    tries[which](&o);
+    if (strcmp(o.code, "ok") != 0) printf("%s, without failures: %s: %s\n", names[which], o.code, o.message), wrong++;
+    printf("%s, %s: %ld tried, %ld failed, up to allocation %ld\n", names[which], modes[sticky], done, failed, n);
   }
   return wrong != 0;
 }
