@@ -132,17 +132,12 @@ function generate.start(model, prompt, given)
   end
   local stops = check_values(given)
   local clock = given.clock or core.clock
-  local picker = given.sampler or sampler {}
-  if type(picker) == "table" then picker = sampler(picker) end
+  local picker, decoder, logits, accepted = given.sampler or {}, nil, nil, nil
+  if type(picker) == "table" then picker, message, code = sampler(picker) end
+  if picker then decoder, message, code = tokenizer:decoder { continues = true } end
   local began = clock()
-  local logits
-  logits, message, code = cache:prefill(ids, { progress = given.progress, prune = given.prune })
-  if not logits then
-    if own then cache:close() end
-    return nil, message, code
-  end
-  local accepted
-  accepted, message, code = picker:accept(ids)
+  if decoder then logits, message, code = cache:prefill(ids, { progress = given.progress, prune = given.prune }) end
+  if logits then accepted, message, code = picker:accept(ids) end
   if not accepted then
     if own then cache:close() end
     return nil, message, code
@@ -150,7 +145,7 @@ function generate.start(model, prompt, given)
   local self = setmetatable({
     model = model, cache = cache, own = own, sampler = picker, logits = logits, clock = clock, stops = stops,
     left = given.max_tokens or 256, ends = given.ignore_eos and {} or set(tokenizer.eos),
-    decoder = tokenizer:decoder { continues = true }, progress = given.progress,
+    decoder = decoder, progress = given.progress,
     pending = "",   -- decoded text that may be the beginning of a stop text
     stats = { prompt_tokens = #ids, generated_tokens = 0, prefill_seconds = clock() - began, decode_seconds = 0,
       cache_bytes = cache:bytes(), cache_fraction = cache:fraction(), pruned = cache:evicted() > 0 },
