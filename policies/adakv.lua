@@ -1,6 +1,6 @@
 -- AdaKV (arXiv 2407.11550) over SnapKV's score: once, after the prompt, the rows of all KV heads of a layer compete for one
 -- budget, so that heads whose attention is spread keep more than heads that look at few rows; none gets less than `safe`
--- of its share. The window of the last queries stays.
+-- of its share. The window of the last queries stays. Defaults are those of the authors' runs on LongBench.
 local policy, score = require "pyramid.policy", require "pyramid.score"
 
 return policy {

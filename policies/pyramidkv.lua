@@ -1,6 +1,7 @@
 -- PyramidKV (arXiv 2406.02069): SnapKV's choice, with budgets that fall evenly from the first layer to the last. A layer has
 -- `ratio` of the prompt on average, the last one a `beta`-th of that; where the first one would have more than there is,
--- or the last one less than the window, the slope is as flat as it must be, or none.
+-- or the last one less than the window, the slope is as flat as it must be, or none. Window, kernel and pooling are SnapKV's; the
+-- paper's window is 8.
 local policy, score = require "pyramid.policy", require "pyramid.score"
 
 local function budget(o, l, window)
