@@ -8,6 +8,8 @@
 #   make ci                    what .ci/run asks beside `make test`; make nightly: what takes hours
 #   make check                 luacheck, layering, file sizes, and every spec under ASan and UBSan; those of the binding also with
 #                              full collections wherever it allocates (make check-stress)
+#   make fuzz [SECONDS=60]     mutated files and policies under ASan and UBSan; SEED=, KIND= and CASE= repeat one
+#   make check-threads         two hosts and two Lua states at once, under ThreadSanitizer
 #   make bench [BENCH=…]       timings; BENCH holds options of `pyramid bench`, such as "--quick"
 #   make cuda                  libpyramid_cuda.so for device "cuda", where nvcc is; make cuda-check: registers and spills
 #   make test-cuda [SPEC=…]    the specs on the GPU, and its ceilings: build/device/test.json and test.md (DEVICE=emulated: no GPU)
@@ -54,25 +56,24 @@ SPEC_C  := lua/lops.c spec/support/stress.c
 STREAM_C := lua/own_streams.c
 SOURCES := $(filter-out $(PROGRAM) $(SPEC_C) $(STREAM_C),$(wildcard core/*.c core/*/*.c lua/*.c))
 # What takes longest to compile comes first, so that no processor is left with it at the end.
-LONG    := core/cpu/kernels_base_formats.c $(filter core/cpu/kernels_avx%,$(SOURCES))
-SOURCES := $(LONG) $(filter-out $(LONG),$(SOURCES))
+SOURCES := $(filter core/cpu/kernels_%,$(SOURCES)) $(filter-out core/cpu/kernels_%,$(SOURCES))
 OBJECTS := $(SOURCES:%.c=$(B)/obj/%.o) $(B)/obj/bundle.o
 MAIN    := $(PROGRAM:%.c=$(B)/obj/%.o)
 SPECS   := $(SPEC_C:%.c=$(B)/obj/%.o)
 OWN     := $(STREAM_C:%.c=$(B)/obj/%.o)
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build library cuda cuda-check deps deps-test models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory check-stress install uninstall install-module clean FORCE
+.PHONY: build library cuda cuda-check deps deps-test models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory check-stress install uninstall install-module clean FORCE fuzz fuzz-native check-threads check-threads-built
 build: library $(B)/libpyramid_emulated.so $(B)/pyramid_specs.so
 library: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so
 
 # Kernels are compiled once for each instruction set and picked at run time; only x86 has more than the base. They are
 # unrolled by hand: -O3 makes them no faster and takes three times as long over them.
-# What debuggers are told of them is lines alone: more would take as long again.
-$(B)/obj/core/cpu/kernels_%.o: TUNE := -O2 $(if $(filter -g,$(CFLAGS)),-g1)
+# A sanitizer has all of it go through its checks, and -O2 with whole debug information would take four times as long again.
+$(B)/obj/core/cpu/kernels_%.o: TUNE := $(if $(findstring -fsanitize,$(CFLAGS)),-O1 -g1,-O2)
 ifneq ($(filter x86_64%,$(MACHINE)),)
-$(B)/obj/core/cpu/kernels_avx2%:   ISA := -mavx2 -mfma -mf16c
-$(B)/obj/core/cpu/kernels_avx512%: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c
+$(B)/obj/core/cpu/kernels_avx2.o:   ISA := -mavx2 -mfma -mf16c
+$(B)/obj/core/cpu/kernels_avx512.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c
 endif
 
 # V=1 shows commands in full.
@@ -256,6 +257,39 @@ check-stress: deps
 	+@$(AGAIN) build B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)"
 	@UBSAN_OPTIONS=print_stacktrace=1 PYRAMID_BUILD=$(B)/asan PYRAMID_CFLAGS="-O1 -g $(SANITIZE)" \
 	  $(B)/asan/pyramid spec/run.lua --stress $(STRESSED)
+# Mutated files and policies for SECONDS (spec/fuzz/run.lua says what is a find); SEED, KIND and CASE repeat one. Where clang's
+# libFuzzer is, a quarter of two minutes and more goes to it, who follows what the C code does with its cases (spec/fuzz/native.c).
+SECONDS ?= 60
+SEED    ?=
+KIND    ?=
+CASE    ?=
+CLANG   ?= $(shell command -v clang 2>/dev/null)
+FUZZER  := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+BLIND    = $(if $(FOLLOWS),$$(($(SECONDS) * 3 / 4)),$(SECONDS))
+FOLLOWS  = $(if $(KIND)$(CASE),,$(if $(shell [ $(SECONDS) -ge 120 ] && echo long),$(CLANG)))
+fuzz: deps-test
+	+@$(AGAIN) library $(B)/asan/pyramid_specs.so B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)"
+	$(if $(FOLLOWS),+@$(AGAIN) fuzz-native B=$(B)/clang CC=$(CLANG) CFLAGS="-O1 -g $(FUZZER)")
+	@status=0; \
+	PYRAMID_BUILD=$(B)/asan $(B)/asan/pyramid spec/fuzz/run.lua --seconds=$(BLIND) --seed=$(SEED) --kind=$(KIND) --case=$(CASE) \
+	  --jobs=$(shell nproc 2>/dev/null || echo 1) || status=1; \
+	$(if $(FOLLOWS),sh spec/fuzz/native.sh $(B)/clang/fuzz-native $$(($(SECONDS) / 4)) "$(SEED)" || status=1;) \
+	exit $$status
+fuzz-native: $(B)/fuzz-native
+$(B)/fuzz-native: spec/fuzz/native.c $(B)/libpyramid.a
+	@echo "ld $@"
+	$(Q)$(CC) $(C11) -O1 -g -fsanitize=fuzzer,address,undefined $(INCLUDES) -rdynamic -o $@ $^ $(CJSON_ARCHIVE) \
+	  $(or $(LUA_ARCHIVE),$(LUA_LINK)) $(LIBS)
+# Two hosts and two Lua states at work at once, each with a team of threads, under ThreadSanitizer. gomp, oneDNN's team, is not built
+# with it, so that its barriers are not seen: reports that lie wholly within the two are left out, and no others.
+check-threads: deps-test
+	+@$(AGAIN) check-threads-built B=$(B)/tsan CFLAGS="-O1 -g -fsanitize=thread"
+	@TSAN_OPTIONS="suppressions=spec/support/threads.supp halt_on_error=0 exitcode=66" $(B)/tsan/thread_checks models/tiny $(TIMES)
+TIMES ?= 3
+check-threads-built: $(B)/thread_checks
+$(B)/thread_checks: spec/support/thread_checks.c $(B)/libpyramid.a
+	@echo "ld $@"
+	$(Q)$(CC) $(C11) $(CFLAGS) $(INCLUDES) -o $@ $^ $(CJSON_ARCHIVE) $(or $(LUA_ARCHIVE),$(LUA_LINK)) $(LIBS)
 
 # STRIP=1 leaves out what debuggers want. `uninstall` removes what `install` has listed in share/pyramid/installed.
 install: build

@@ -1,8 +1,8 @@
--- registers.lua [--launches=LIST] FILE…: what `nvcc -Xptxas -v` said of each kernel, as a table: the most registers, static shared
--- memory and stack over the targets, and spills; with LIST, which the emulator wrote of launches (PYR_EMULATE_LAUNCHES: symbol, bytes
--- of dynamic shared memory, bytes that were allowed), also the most dynamic shared memory. Exits 1 if a kernel spills more bytes, or
--- uses more local memory, than is stated here; if static and dynamic shared memory pass 48 KiB and so much was not allowed, or
--- pass the 99 KiB of the devices that have least.
+-- registers.lua [--launches=LIST] FILE…: what `nvcc -Xptxas -v` said of each kernel, as a table: the most registers,
+-- static shared memory and stack over the targets, and spills; with LIST, which the emulator wrote of launches
+-- (PYR_EMULATE_LAUNCHES: symbol, bytes of dynamic shared memory, bytes that were allowed), also the most dynamic shared
+-- memory. Exits 1 if a kernel spills more bytes, or uses more local memory, than is stated here; if static and dynamic shared
+-- memory pass 48 KiB and so much was not allowed, or pass the 99 KiB of the devices that have least.
 
 local stated = dofile((arg[0]:match "^(.*/)" or "") .. "stated.lua")
 

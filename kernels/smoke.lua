@@ -1,7 +1,9 @@
--- smoke.lua [--quick] [--json=FILE]: does the device do anything at all, and the right thing? For heads of 64 and of 128, f32 and
--- bf16, and every dtype of cache rows: one prompt and four steps beside the processor's, whose f32 is the reference, under a policy
--- that drops rows; and which of the products went by ways that are slow (calls.h). --quick: heads of 64 only, a shorter prompt,
--- for a tool that watches every access. It goes on after the first that fails, so that one run says all that is wrong.
+-- smoke.lua [--quick] [--json=FILE]: does the device do anything at all, and the right thing? For
+-- heads of 64 and of 128, f32 and bf16, and every dtype of cache rows: one prompt and four steps
+-- beside the processor's, whose f32 is the reference, under a policy that drops rows; and which of
+-- the products went by ways that are slow (calls.h). --quick: heads of 64 only, a shorter prompt,
+-- for a tool that watches every access. It goes on after the first that fails, so that one run says
+-- all that is wrong.
 --
 --   PYRAMID_DEVICE=cuda build/pyramid kernels/smoke.lua --json=smoke.json
 --
@@ -35,8 +37,8 @@ if not runtime then
 end
 runtime:close()
 
--- How far logits may be from the processor's with rows of the same dtype: what rounding of rows makes of sums in another order;
--- and what operands of 16 bits add.
+-- How far logits may be from the processor's with rows of the same dtype: what rounding of rows
+-- makes of sums in another order; and what operands of 16 bits add.
 local limits = { f32 = 1e-4, f16 = 2e-3, bf16 = 1e-2, q8_0 = 1e-2, fp8_e4m3 = 8e-2 }
 local rounded = 2e-2
 local dtypes = { "f32", "f16", "bf16", "q8_0", "fp8_e4m3" }

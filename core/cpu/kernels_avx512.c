@@ -2,7 +2,7 @@
  * such code. */
 #include "kernels.h"
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
-#define ISA avx512
+#define KERNELS pyr_kernels_avx512
 #define KERNELS_NAME "avx512"
 #include "kernels.inc"
 #else

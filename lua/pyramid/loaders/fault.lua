@@ -18,6 +18,15 @@ function fault.check(value, message, code, ...)
   return value, message, code, ...
 end
 
+--- The same; a failure that is a file's fault, and does not say so, begins with the file's path.
+---@param path string
+function fault.check_of(path, value, message, code, ...)
+  if value == nil and (code == "format" or code == "unsupported") and not message:find(path, 1, true) then
+    message = ("%s: %s"):format(path, message)
+  end
+  return fault.check(value, message, code, ...)
+end
+
 local function finish(ok, value, ...)
   if ok then return value, ... end
   if getmetatable(value) == Fault then return nil, value.message, value.code end

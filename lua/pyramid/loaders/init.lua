@@ -251,7 +251,7 @@ local function load(runtime, path, options)
   change_context(source, options.context, options.scaling)
   local config = source.config
   local weights = list_weights(source)
-  local handle = fault.check(core.model_new(runtime, {
+  local handle = fault.check_of(source.path, core.model_new(runtime, {
     layers = config.layers, heads = config.heads, kv_heads = config.kv_heads, head_dim = config.head_dim, width = config.width,
     ff = config.ff, vocab = config.vocab, context = config.context, norm_eps = config.norm_eps, rope_style = config.rope.style,
     rope_dims = config.rope.dims, rope_freq = config.rope.freq, rope_gain = config.rope.gain, window = config.window,
@@ -260,11 +260,11 @@ local function load(runtime, path, options)
   local files <close> = open_files(runtime)
   for _, w in ipairs(weights) do
     local t = w.tensor
-    fault.check(handle:bind(w.role, w.layer, {
+    fault.check_of(t.path, handle:bind(w.role, w.layer, {
       name = t.name, file = files[t.path], offset = t.offset, bytes = t.bytes, dtype = t.dtype, shape = t.shape,
     }, options.weights or dtypes.converted[t.dtype]))
   end
-  fault.check(handle:ready())
+  fault.check_of(source.path, handle:ready())
   ok.done = true
   return {
     config = config, handle = handle, tokenizer = source.tokenizer, family = source.family, format = source.format,
