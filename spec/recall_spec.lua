@@ -1,5 +1,7 @@
 -- Recall: cases fit their length, evidence is where it says, and what is counted is what the cache holds.
 local cjson = require "cjson"
+local helper = require "helper"
+local hidden = require "pyramid.hidden"
 local pyramid = require "pyramid"
 local recall = require "pyramid.recall"
 local shell = require "support.shell"
@@ -122,6 +124,57 @@ describe("recall", function()
     end
     assert.is_true(right.full >= 0.6 * asked, ("%d of %d"):format(right.full, asked))
     assert.is_true(right.cut <= 0.6 * right.full, ("%d and %d of %d"):format(right.full, right.cut, asked))
+  end)
+
+  it("hides facts of one word in any text, evenly, and finds them again", function()
+    local text = ("It rained all day. Nobody came to the gate, and the dog slept. \"Well,\" said the keeper.\n\n"):rep(80)
+    for _, given in ipairs { { text = text }, {} } do
+      local cases, parts = assert(recall.cases(model, 500, { questions = 10, kinds = { "word" }, text = given.text })), {}
+      assert.equal(3, #cases)
+      local count = 0
+      for _, case in ipairs(cases) do
+        assert.equal(500 - recall.room, #case.ids)
+        local asked = {}
+        for _, q in ipairs(case.questions) do
+          local first, last = q.evidence[1][1], q.evidence[1][2]
+          local sentence = assert(model:decode(helper.slice(case.ids, first + 1, last + 1)))
+          assert.matches("^%s*" .. q.begun:gsub("%p", "%%%0") .. " " .. q.answer .. "%.", sentence)
+          assert.is_nil(asked[q.begun])
+          asked[q.begun], count = true, count + 1
+          parts[1 + first * 4 // #case.ids] = (parts[1 + first * 4 // #case.ids] or 0) + 1
+        end
+      end
+      assert.equal(10, count)
+      for part = 1, 4 do assert.is_true(parts[part] >= 1 and parts[part] <= 4, table.concat(parts, " ")) end
+    end
+    assert.is_true(hidden.answers(" Mango. It rained", "mango") and hidden.answers("mango", "mango"))
+    assert.is_false(hidden.answers("the mango", "mango") or hidden.answers("mangos", "mango") or hidden.answers("", "mango"))
+    assert.same({ nil, "the text is too short for a document of 436 tokens", "length" },
+      { recall.cases(model, 500, { questions = 1, kinds = { "word" }, text = "It rained. It stopped." }) })
+    -- In aware mode the sentence is begun under the policy, but for its last word.
+    local case = recall.cases(model, 300, { questions = 1, kinds = { "word" } })[1]
+    local q = case.questions[1]
+    local judged, rest = recall.prompt(model, case, q, "aware")
+    assert.equal(q.begun:match "%S+$", (model:decode(rest):match "^%s*(.-)$"))
+    assert.equal(#case.ids + #assert(model:encode(q.begun, { special = false })), #judged + #rest)
+  end)
+
+  -- A model that no one here made.
+  it("is answered by a real model", function()
+    local path = "models/fetched/SmolLM2-135M-Instruct.Q4_1.gguf"
+    if not io.open(path) then return pending "the model is not here: make models" end
+    local real <close> = assert(pyramid.model(path, { precision = "int8" }))
+    local cases = assert(recall.cases(real, 400, { questions = 4, kinds = { "word" } }))
+    for _, mode in ipairs(recall.modes) do
+      local right, cut = 0, 0
+      for _, r in ipairs(assert(recall.ask(real, cases[1], mode))) do right = right + (r.right and 1 or 0) end
+      assert.is_true(right >= 3, mode .. ": " .. right)
+      local few = assert(pyramid.policy("random", { ratio = 0.1 }))
+      for _, r in ipairs(assert(recall.ask(real, cases[1], mode, { policy = few }))) do
+        cut = cut + (r.right and 1 or 0)
+      end
+      assert.is_true(cut < right, mode .. ": " .. cut)
+    end
   end)
 
   it("runs as a script", function()
