@@ -1,6 +1,7 @@
 -- calibrate.lua: measures what each layer and head of a model looks at, and writes a policy file that keeps it.
 local calibrate = require "pyramid.calibrate"
 local cli = require "pyramid.cli"
+local compare = require "pyramid.compare"
 local core = require "pyramid.core"
 local noise = require "pyramid.noise"
 local picture = require "pyramid.picture"
@@ -226,7 +227,7 @@ local function print_check(entries)
     end
     local a, b = ours.recall, theirs.recall
     if a and b then
-      verdict("recall", noise.greater(a.right, a.asked, b.right, b.asked), noise.greater(b.right, b.asked, a.right, a.asked))
+      verdict("recall", compare.answers_better(a, b), compare.answers_better(b, a))
     end
     paired("KL", "kl_each")
     paired("perplexity", "loss_each")

@@ -23,6 +23,17 @@ describe("noise", function()
     assert.has_error(function() noise.paired({ 1 }, { 1, 2 }) end)
   end)
 
+  it("counts what one answers and the other does not", function()
+    assert.is_false(noise.wins(5, 0))                                    -- 2/32 of all coins
+    assert.is_true(noise.wins(6, 0))                                     -- 2/64
+    assert.is_false(noise.wins(0, 6))
+    assert.is_false(noise.wins(0, 0))
+    assert.is_false(noise.wins(9, 3))                                    -- 0.146
+    assert.is_true(noise.wins(10, 2))                                    -- 0.0386
+    assert.is_false(noise.wins(60, 40))                                  -- 0.0569
+    assert.is_true(noise.wins(61, 39))                                   -- 0.0352
+  end)
+
   it("calls a share greater only beyond both errors", function()
     assert.near((0.867 - 0.711) / 2, noise.share(80, 100), 0.001)        -- Wilson's interval
     assert.is_false(noise.greater(15, 20, 12, 20))

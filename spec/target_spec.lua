@@ -179,6 +179,13 @@ describe("a front", function()
     -- As many rows but for rounding: neither beats the other, unless it answers more.
     assert.same({ true, true }, compare.pareto { point(0.4521, 12, 20), point(0.4500, 13, 20) })
     assert.same({ false, true }, compare.pareto { point(0.4500, 2, 20), point(0.4521, 18, 20) })
+    -- The same questions: what one answers beside all that the other does is more than two shares tell.
+    local function answers(x, right)
+      local list = {}
+      for i = 1, 24 do list[i] = i <= right and 1 or 0 end
+      return { x = x, y = right / 24, right = right, asked = 24, answers = list }
+    end
+    assert.same({ true, false, true }, compare.pareto { answers(0.2, 11), answers(0.4, 16), answers(0.5, 17) })
     -- By losses on the same documents: a steady difference counts, a chance one does not.
     assert.same({ true, true, false }, compare.pareto {
       { x = 0.2, y = -1, each = { 1, 2, 3, 4 } }, { x = 0.4, y = -0.8, each = { 0.8, 1.8, 2.8, 3.8 } },

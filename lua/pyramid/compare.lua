@@ -27,7 +27,7 @@ local world = require "pyramid.world"
 local compare = {}
 
 --- How lines of a results file are marked.
-compare.format = "pyramid compare 2"
+compare.format = "pyramid compare 3"
 
 --- Shares of the rows that policies are asked to keep, if nothing else is said.
 compare.budgets = { 0.2, 0.35, 0.45, 0.6, 0.8 }
@@ -262,8 +262,9 @@ function measures.recall(plan, model, step, variant)
   local answers, message, code = recall.ask(model, step.case, step.mode, { policy = variant.policy,
     dtype = plan.given.cache and plan.given.cache.dtype })
   if not answers then return nil, message, code end
-  local record = { asked = #answers, kinds = {}, fraction = 0, survival = {} }
-  for _, answer in ipairs(answers) do
+  local record = { asked = #answers, answers = {}, kinds = {}, fraction = 0, survival = {} }
+  for i, answer in ipairs(answers) do
+    record.answers[i] = answer.right and 1 or 0
     local kind = record.kinds[answer.kind] or { asked = 0, right = 0, found = 0 }
     record.kinds[answer.kind] = kind
     kind.asked = kind.asked + 1
@@ -460,9 +461,16 @@ compare.uncertainty = noise.share
 -- Shares of the rows that differ by no more than this are as many rows: policies round, and so do documents' lengths.
 local same_rows = 0.005
 
--- Whether one point is better than another by more than both are uncertain: by its right answers of so many asked; by its
--- losses on the same documents, `each`; by y alone where nothing is known of errors.
+-- Whether one point is better than another by more than chance: by its answers to the same questions, `answers`, or so many
+-- right of so many asked; by its losses on the same documents, `each`; by y alone where nothing is known of errors.
 local function better(p, q)
+  if p.answers and q.answers and #p.answers == #q.answers then
+    local won, lost = 0, 0
+    for i, right in ipairs(p.answers) do
+      if right > q.answers[i] then won = won + 1 elseif right < q.answers[i] then lost = lost + 1 end
+    end
+    return noise.wins(won, lost)
+  end
   if p.asked and q.asked then return noise.greater(p.right, p.asked, q.right, q.asked) end
   if p.each and q.each and #p.each == #q.each then
     local difference, half = noise.paired(p.each, q.each)
@@ -471,21 +479,32 @@ local function better(p, q)
   return p.y > q.y
 end
 
----Which of several points are the front: those of which none has as few rows and is better, and that are better than all
----with fewer rows. Better is more than chance: within the errors of what was measured, fewer rows win.
----@param points { x: number, y: number, right?: integer, asked?: integer, each?: number[] }[]  y: more is better; each: of
----         each document, less is better
+---Whether an entry's answers are better than another's to the same questions, by more than chance.
+---@param one table      recall of an entry
+---@param other table
+---@return boolean
+function compare.answers_better(one, other) return better(one, other) end
+
+---Which of several points are the front: none with as few rows is better, and they are better than all of the front with
+---fewer rows. Better is more than chance: within the errors of what was measured, fewer rows win.
+---@param points { x: number, y: number, answers?: integer[], right?: integer, asked?: integer, each?: number[] }[]  y: more is
+---         better; answers: 1 or 0 for each question; each: of each document, less is better
 ---@return boolean[]
 function compare.pareto(points)
-  local front = {}
-  for i, p in ipairs(points) do
-    front[i] = true
-    local apart = (p.asked or p.each) and same_rows or 0
-    for _, q in ipairs(points) do
-      local beaten
-      if q.x < p.x - apart then beaten = not better(p, q) else beaten = q.x <= p.x + apart and better(q, p) end
-      if beaten then front[i] = false end
+  local front, order = {}, {}
+  for i in ipairs(points) do order[i], front[i] = i, false end
+  table.sort(order, function(i, k)
+    if points[i].x ~= points[k].x then return points[i].x < points[k].x end
+    return i < k
+  end)
+  for _, i in ipairs(order) do
+    local p, beaten = points[i], false
+    local apart = (p.answers or p.asked or p.each) and same_rows or 0
+    for k, q in ipairs(points) do
+      beaten = beaten or q.x <= p.x + apart and better(q, p)
+        or front[k] and q.x < p.x - apart and not better(p, q)           -- what has fewer rows is decided already
     end
+    front[i] = not beaten
   end
   return front
 end
@@ -500,8 +519,9 @@ local function each(plan, store, variant, kind, wanted, visit)
 end
 
 local function recall_of(plan, store, variant, length, mode)
-  local sum = { asked = 0, right = 0, found = 0, kinds = {}, survival = {}, fraction = 0 }
+  local sum = { asked = 0, right = 0, found = 0, answers = {}, kinds = {}, survival = {}, fraction = 0 }
   each(plan, store, variant, "recall", { length = length, mode = mode }, function(record)
+    table.move(record.answers, 1, #record.answers, #sum.answers + 1, sum.answers)
     sum.asked, sum.fraction = sum.asked + record.asked, sum.fraction + record.fraction * record.asked
     for name, n in pairs(record.kinds) do
       local kind = sum.kinds[name] or { asked = 0, right = 0, found = 0 }
@@ -557,7 +577,8 @@ end
 ---@field budget number?
 ---@field length integer
 ---@field mode string
----@field recall table?       asked, right, found, accuracy, uncertainty, kinds, survival (by layer), evidence (its mean)
+---@field recall table?       asked, right, found, accuracy, uncertainty, kinds, survival (by layer), evidence (its mean);
+---                           answers: 1 or 0 for each question
 ---@field document table?     perplexity, bits_per_byte, kl, top1 of how documents go on, and times; loss_each, kl_each: of each
 ---                           document, nats a token
 ---@field file table?         the same of the user's text
@@ -572,7 +593,8 @@ local function mark_front(entries)
   for _, entry in ipairs(entries) do
     local asked = entry.recall
     if asked then
-      points[#points + 1] = { x = entry.fraction, y = asked.accuracy, right = asked.right, asked = asked.asked, entry = entry }
+      points[#points + 1] = { x = entry.fraction, y = asked.accuracy, right = asked.right, asked = asked.asked,
+        answers = asked.answers, entry = entry }
     end
   end
   local front = compare.pareto(points)

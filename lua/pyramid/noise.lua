@@ -66,4 +66,20 @@ function noise.greater(right, asked, other_right, other_asked)
   return p - q - 0.5 / asked - 0.5 / other_asked > math.sqrt((p - low) ^ 2 + (high - q) ^ 2)
 end
 
+---Whether one is better than another that was asked the same: it answered `won` questions that the other did not, which
+---answered `lost` that it did not. Chance alone would make it so, or the other way round, in fewer than 5 of 100 (the exact
+---test of McNemar, a coin tossed won + lost times).
+---@param won integer
+---@param lost integer
+---@return boolean
+function noise.wins(won, lost)
+  if won <= lost then return false end
+  local n, term, sum = won + lost, 1.0, 0.0
+  for k = 0, lost do                                                     -- binomial coefficients, in order
+    sum = sum + term
+    term = term * (n - k) / (k + 1)
+  end
+  return 2 * sum * 0.5 ^ n < 0.05
+end
+
 return noise

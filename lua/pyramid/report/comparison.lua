@@ -3,7 +3,6 @@
 local chart = require "pyramid.report.chart"
 local compare = require "pyramid.compare"
 local html = require "pyramid.report.html"
-local noise = require "pyramid.noise"
 local png = require "pyramid.report.png"
 local style = require "pyramid.report.style"
 
@@ -75,14 +74,14 @@ local function finding(group, first)
     percent(full.recall.accuracy), plural(full.recall.asked, "question", "questions"), 100 * full.recall.uncertainty))
   for i, entry in ipairs(group.entries) do
     local r = i > 1 and entry.recall
-    if r and not noise.greater(full.recall.right, full.recall.asked, r.right, r.asked) and entry.fraction < 0.999
+    if r and not compare.answers_better(full.recall, r) and entry.fraction < 0.999
       and (not cheapest or entry.fraction < cheapest.fraction) then cheapest = entry end
     if r and entry.fraction <= 0.5 and (not best or r.accuracy > best.recall.accuracy) then best = entry end
   end
   local alike = 0                                            -- as good as the best, as far as so many questions tell
   for i, entry in ipairs(best and group.entries or {}) do
     if i > 1 and entry ~= best and entry.recall and entry.fraction <= 0.5
-      and not noise.greater(best.recall.right, best.recall.asked, entry.recall.right, entry.recall.asked) then alike = alike + 1 end
+      and not compare.answers_better(best.recall, entry.recall) then alike = alike + 1 end
   end
   local items = {
     useless and "The model itself hardly answers at this length: recall says little about policies here."
@@ -142,8 +141,8 @@ local function curves_of(group, series, index, rows, value, sign, title, errors)
     if y and x then
       local known = errors(entry)
       ys[#ys + 1] = math.min(y + (known.half or 0), known.most or math.huge)
-      points[#points + 1] = { x = x, y = sign * y, right = known.right, asked = known.asked, each = known.each,
-        shown = { x = x, y = y, half = known.half, title = title(entry), budget = entry.budget or x } }
+      points[#points + 1] = { x = x, y = sign * y, right = known.right, asked = known.asked, answers = known.answers,
+        each = known.each, shown = { x = x, y = y, half = known.half, title = title(entry), budget = entry.budget or x } }
       if number > 0 then table.insert(curves[number].points, points[#points].shown) end
     end
   end
@@ -208,7 +207,7 @@ local function recall_chart(group, series, index, x)
         ("evidence held: %s"):format(percent(entry.recall.evidence)))
     end, function(entry)
       local r = entry.recall
-      return { right = r.right, asked = r.asked, half = r.uncertainty, most = 1 }
+      return { right = r.right, asked = r.asked, answers = r.answers, half = r.uncertainty, most = 1 }
     end)
   return card("Recall, " .. group.mode, ("exact answers to %d questions; higher is better; lines: 95 %% of what chance could do")
       :format(group.full.recall.asked),
@@ -566,8 +565,8 @@ local function method(groups, about)
   if full.recall then
     add("Recall: questions about facts that held-out documents tell once. An answer is right if the line generated greedily is "
       .. "the expected one, letter for letter. Agnostic: the document is read under the policy, then the question is appended; "
-      .. "aware: both are read together. ± is half of a 95 % interval (Wilson); of two policies one is called better only if the "
-      .. "difference is more than both intervals allow.")
+      .. "aware: both are read together. ± is half of a 95 % interval (Wilson); of two policies, which are asked the same, one is "
+      .. "called better only if chance would make it so in fewer than 5 of 100 (McNemar).")
     add("Evidence: tokens of the sentences that hold the answer whose rows are still held after the cut, mean over KV "
       .. "heads and layers.")
   end
