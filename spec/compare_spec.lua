@@ -101,7 +101,7 @@ describe("compare", function()
   end
 
   it("measures policies at budgets, where they have one, and the full cache first", function()
-    assert.same({ "full", "snapkv ratio=0.2", "snapkv ratio=0.5", "pyramidinfer target=0.2", "pyramidinfer target=0.5" },
+    assert.same({ "full", "snapkv target=0.2", "snapkv target=0.5", "pyramidinfer target=0.2", "pyramidinfer target=0.5" },
       labels(assert(compare.variants({ given "snapkv", given "pyramidinfer" }, { 0.2, 0.5 }))))
     assert.same({ "full", "snapkv rows=64", "pyramidinfer ratio=0.8", "pyramidinfer target=0.4" },
       labels(assert(compare.variants({ given("snapkv", { rows = 64 }), given("pyramidinfer", { ratio = 0.8 }), given "full",
@@ -448,7 +448,7 @@ describe("pyramid compare", function()
     assert.matches("300 tokens, agnostic", out)
     assert.matches("300 tokens, aware", out)
     assert.matches('\na<b>&"c" ratio=0%.3 +3%d %%', out)
-    assert.matches("\nsnapkv ratio=1 +100 %%.*pruned nothing", out)
+    assert.matches("\nsnapkv target=1 +100 %%.*pruned nothing", out)
     assert.matches("25 results, 25 of them new: ", out)
     local page = helper.read(folder .. "/a/report.html")
     assert.is_truthy(page:find("a&lt;b&gt;&amp;&quot;c&quot; ratio=0.3", 1, true))
