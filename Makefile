@@ -63,7 +63,7 @@ SPECS   := $(SPEC_C:%.c=$(B)/obj/%.o)
 OWN     := $(STREAM_C:%.c=$(B)/obj/%.o)
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build library cuda cuda-check deps deps-test models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory check-stress install uninstall install-module clean FORCE fuzz fuzz-native check-threads check-threads-built
+.PHONY: build library cuda cuda-check deps deps-test models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory check-stress install uninstall print-static install-module clean FORCE fuzz fuzz-native check-threads check-threads-built
 build: library $(B)/libpyramid_emulated.so $(B)/pyramid_specs.so
 library: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so
 
@@ -296,6 +296,9 @@ install: build
 	@DESTDIR='$(DESTDIR)' STRIP='$(STRIP)' LIBS='$(STATIC)' sh scripts/install.sh put $(B) '$(PREFIX)' $(VERSION) $(ABI)
 uninstall:
 	@DESTDIR='$(DESTDIR)' sh scripts/install.sh remove '$(PREFIX)'
+
+print-static:   # what a host links with libpyramid.a
+	@echo '$(STATIC)'
 
 # What LuaRocks asks for: only the module, where it says.
 LUA_CMOD = $(PREFIX)/lib/lua/5.4

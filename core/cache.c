@@ -414,6 +414,7 @@ void pyr_cache_free(pyr_cache *cache) {
   free_lanes(cache);
   if (cache->lanes) pyr_release(rt, cache->lanes, (size_t)cache->layers * (size_t)cache->heads * sizeof *cache->lanes);
   if (cache->states) pyr_release(rt, cache->states, (size_t)cache->layers * sizeof *cache->states);
+  pyr_release(rt, cache->note, cache->note_bytes);
   pyr_release(rt, cache, sizeof *cache);
   if (policy.release) policy.release(policy.ud);
   pyr_pool_free(pool);
@@ -446,6 +447,10 @@ pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out) { return pyr_
 void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot) {
   pyr_cache spoiled = *cache;
   *cache = *snapshot;
+  cache->note = spoiled.note;              /* a snapshot has none */
+  cache->note_bytes = spoiled.note_bytes;
+  spoiled.note = NULL;
+  spoiled.note_bytes = 0;
   *snapshot = spoiled;
   pyr_cache_free(snapshot);
 }
@@ -458,6 +463,11 @@ pyr_status pyr_cache_clear(pyr_cache *cache) {
 }
 
 /* ---- questions ------------------------------------------------------------------------------------------------------ */
+
+const char *pyr_cache_note(const pyr_cache *cache, size_t *length) {
+  *length = cache->note_bytes;
+  return cache->note;
+}
 
 int64_t pyr_cache_tokens(const pyr_cache *cache) { return cache->tokens; }
 int64_t pyr_cache_computed(const pyr_cache *cache) { return cache->computed; }

@@ -47,6 +47,8 @@ struct pyr_cache {
   int64_t computed;        /* token-layers */
   int64_t evicted;         /* rows dropped or never stored */
   struct pyr_undo *undo;   /* of the prefill that is running, or NULL */
+  char *note;              /* [note_bytes] what the file that it was loaded from held for its saver; NULL: nothing */
+  size_t note_bytes;
 };
 
 static inline pyr_lane *pyr_cache_lane(const pyr_cache *cache, int layer, int head) {

@@ -6,6 +6,7 @@
  *   layers   for each: the trigger's numbers and the decode state
  *   lanes    for each: rows, whether a history follows, positions, history, in a compacted layer the positions that keys came
  *            to, then page by page the K rows, the V rows and, in a compacted layer, the K rows as they came
+ *   note     u64 length and as many bytes: a text that the saver wanted kept with it
  *   check    u64 FNV-1a of all bytes before it
  * Version 3 keeps keys as they came in compacted layers, which version 2 did not: its keys would go on wearing out. Older files
  * are refused.
@@ -19,7 +20,7 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { PYR_CACHE_VERSION = 3, PYR_CACHE_ORDER = 0x01020304 };
+enum { PYR_CACHE_VERSION = 3, PYR_CACHE_ORDER = 0x01020304, NOTE_MOST = 64 << 20 /* bytes: any conversation's messages */ };
 static const char cache_magic[8] = { 'P', 'Y', 'R', 'C', 'A', 'C', 'H', 'E' };
 
 typedef struct pyr_cache_header {
@@ -146,8 +147,13 @@ static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lan
   return status;
 }
 
-pyr_status pyr_cache_save(const pyr_cache *cache, const char *path) {
+pyr_status pyr_cache_save(const pyr_cache *cache, const char *path) { return pyr_cache_save_note(cache, path, NULL, 0); }
+
+pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const char *note, size_t length) {
   pyr_runtime *rt = cache->pool->rt;
+  uint64_t note_bytes = length;
+  if (length > NOTE_MOST)
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "%s: a note of %zu bytes (at most %d)", path, length, NOTE_MOST);
   size_t path_bytes = strlen(path) + 5, rows_bytes = 4;
   char *temporary = pyr_alloc(rt, path_bytes), *buffer = pyr_alloc(rt, cache->pool->page_bytes[PYR_PAGE_WIDE]);
   void *rows_buffer = NULL;
@@ -178,6 +184,8 @@ pyr_status pyr_cache_save(const pyr_cache *cache, const char *path) {
   }
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
     status = save_lane(&s, cache, &cache->lanes[i], buffer, rows_buffer, cache->states[i / cache->heads].compact);
+  if (status == PYR_OK) status = put(&s, &note_bytes, sizeof note_bytes);
+  if (status == PYR_OK) status = put(&s, note, length);
   uint64_t sum = s.hash;
   if (status == PYR_OK) status = put(&s, &sum, sizeof sum);
   if (fclose(s.file) != 0 && status == PYR_OK)
@@ -268,6 +276,17 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, cha
   return status;
 }
 
+static pyr_status load_note(pyr_stream *s, pyr_cache *cache) {
+  uint64_t length;
+  pyr_status status = get(s, &length, sizeof length, "the note");
+  if (status != PYR_OK || length == 0) return status;
+  if (length > NOTE_MOST || length > s->left) return bad(s, "the note", "is longer than the file, or than a note may be");
+  cache->note = pyr_alloc(s->rt, (size_t)length);
+  if (cache->note == NULL) return pyr_nomem(s->rt, (size_t)length, "a cache's note");
+  cache->note_bytes = (size_t)length;
+  return get(s, cache->note, (size_t)length, "the note");
+}
+
 /* Under another policy, nothing fires until the next prefill asks it for its triggers. */
 static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer, bool same) {
   int64_t numbers[STATE];
@@ -321,9 +340,10 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
     if (!pyr_cache_lanes_equal(cache, layer)) status = bad(&s, "rows", "differ between the heads of a compacted layer");
     else if (pyr_cache_layer_rows(cache, layer) > model->config.context) status = bad(&s, "rows", "are out of range");
   }
+  if (status == PYR_OK) status = load_note(&s, cache);
   if (status != PYR_OK) goto done;
   expected = s.hash;
-  if (s.left != 0) status = bad(&s, "the end", "comes later than the rows do");
+  if (s.left != 0) status = bad(&s, "the end", "comes later than the note does");
   else if (fread(&sum, 1, sizeof sum, s.file) != sizeof sum || sum != expected) status = bad(&s, "check sum", "does not match");
 done:
   fclose(s.file);

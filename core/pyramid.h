@@ -32,7 +32,9 @@
  *
  * Versions. PYR_VERSION is this header's, pyr_version() the library's that runs. A program made with this header runs
  * with every later library of the same PYR_ABI, whose file the SONAME names: libpyramid.so.0. What would break that raises
- * PYR_ABI. */
+ * PYR_ABI. So that option structs may grow at their ends, each begins with `size`: say sizeof, or 0 for the members that
+ * version 0.1 has. What an older program does not know is zero; what a newer one sets and this library does not know is
+ * refused in words. Structs that others hold, or the library fills, have room reserved instead, which is zero. */
 #ifndef PYRAMID_H
 #define PYRAMID_H
 
@@ -80,6 +82,7 @@ typedef void *(*pyr_alloc_fn)(void *ud, void *ptr, size_t old, size_t size);
 typedef int (*pyr_progress_fn)(void *ud, int64_t done, int64_t total);
 
 typedef struct pyr_runtime_options {
+  size_t size;          /* see "Versions"; in every struct that begins so */
   const char *device;   /* "cpu" (default when NULL), "cuda", or "emulated": CUDA's kernels run by the processor, for specs */
   const char *isa;      /* CPU kernels: NULL picks the best that multiply in f32; "base", "avx2", "avx512" force one;
                            "avx512bf16": a prompt's products with bf16 or quantised weights round activations to bf16;
@@ -349,6 +352,9 @@ pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy);
  * lane holds no row below n any more. All or nothing. */
 pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n);
 pyr_status pyr_cache_save(const pyr_cache *cache, const char *path);
+/* With a text of the saver's own, which the file keeps; what a loaded cache's file kept is the cache's; NULL: nothing. */
+pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const char *note, size_t length);
+const char *pyr_cache_note(const pyr_cache *cache, size_t *length);
 pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *policy, const char *path, pyr_cache **out);
 
 int64_t pyr_cache_tokens(const pyr_cache *cache);            /* tokens seen */
@@ -373,6 +379,7 @@ pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const p
 typedef struct pyr_tokenizer pyr_tokenizer;
 
 typedef struct pyr_tokenizer_options {
+  size_t size;
   int32_t vocab;            /* ids are 0..vocab-1; 1..2^24. Ids without a piece are legal and never produced */
   int32_t unknown;          /* id for what the vocabulary cannot say; -1: such text is dropped */
   int byte_level;           /* pieces are spelled in GPT-2's byte alphabet (U+0120 for a space), merging runs over bytes */
@@ -475,6 +482,7 @@ typedef struct pyr_sampler_options { /* zeroed: greedy */
   uint64_t seed;
   const pyr_logit_bias *bias; /* copied; those of one id are added up */
   int32_t bias_count;
+  int32_t reserved[7];       /* zero: room for later versions */
 } pyr_sampler_options;
 
 pyr_status pyr_sampler_new(pyr_runtime *rt, const pyr_sampler_options *options, pyr_sampler **out);
@@ -484,45 +492,129 @@ pyr_status pyr_sampler_accept(pyr_sampler *sampler, const int32_t *ids, int64_t 
 /* Picks from logits [vocab] and remembers it. Ties go to the lower id. PYR_ARGUMENT: none is finite; more than 2^19, and not greedy. */
 pyr_status pyr_sampler_pick(pyr_sampler *sampler, const float *logits, int32_t vocab, int32_t *out);
 
-/* ---- facade for hosts without Lua (lua/host.c) --------------------------------------------------------------------- */
+/* ---- facade for hosts without Lua (lua/host.c) ---------------------------------------------------------------------
+ *
+ * A host is a model with its tokenizer and policy; it generates texts, and holds conversations.
+ *
+ * Threads. A host and its conversations are used by one thread at a time, not always the same one; a second call while one
+ * runs is PYR_ARGUMENT. Only pyr_host_cancel may come from anywhere at any time, signal handlers included, while the host is
+ * open. Two hosts know nothing of each other.
+ *
+ * Callbacks run in the thread of the call, between its steps. They may use other hosts as they like; of their own host
+ * pyr_host_cancel, pyr_host_error, pyr_host_get_stats, and closing: that ends the call with PYR_CANCELLED, and the handle is
+ * gone when it returns. They must return: no longjmp and no C++ exception may leave them.
+ *
+ * fork(2). A forked child may close what its parent had opened, and nothing else with it: threads do not come along.
+ *
+ * Ownership. Strings and structs that are passed in are copied, or used only while the call runs. Strings that come out say
+ * how long they last. Conversations keep their host's model: the two may be closed in any order.
+ *
+ * Texts are UTF-8; bytes that are none come to the tokenizer as they are. Where a length can be given, 0 means: up to the
+ * NUL. All options may be zero, every pointer in them NULL. */
 
 typedef struct pyr_host pyr_host;
+typedef struct pyr_conversation pyr_conversation;
 
 typedef struct pyr_host_options {
+  size_t size;
+  const char *device;          /* NULL or "cpu"; "cuda" */
   int threads;                 /* as in pyr_runtime_options */
+  int read_weights;            /* not 0: weights are read into memory, not mapped: for files that may shrink or vanish while
+                                  they are used, which a mapping answers with SIGBUS */
   const char *weights;         /* NULL: as in the file; "f32", "bf16", "q8_0", … */
   const char *precision;       /* NULL or "f32"; "bf16", "int8": faster products, where the processor has them */
   const char *policy;          /* a name, or a path to a policy file; NULL: "full" */
   const char *policy_options;  /* "ratio=0.8 recent=0.1", or NULL */
+  double policy_seconds;       /* the most that a policy may take for one question; 0: as long as it wants */
   const char *cache_dtype;     /* NULL: "f16" */
-  size_t cache_budget;         /* bytes; 0: none */
+  size_t cache_budget;         /* bytes of a text's or a conversation's cache; 0: none */
   size_t memory_limit;         /* as in pyr_runtime_options; the private Lua state may hold as much again */
+  int64_t context;             /* positions, instead of those that the model was made for; 0: those */
+  const char *scaling;         /* NULL or "none"; "linear", "yarn": what RoPE does to make room for a longer context */
 } pyr_host_options;
 
+typedef struct pyr_token {     /* what on_token is told; its pointers last until it returns */
+  const char *text;            /* that has become whole by it, NUL-terminated, maybe empty */
+  size_t length;
+  int32_t id;                  /* -1: none; the text is what was held back until the end */
+  int32_t count;               /* of the most probable ids that follow */
+  double logprob;              /* natural logarithm of its probability, as the model gives it before sampling; NaN if not asked */
+  const int32_t *ids;          /* [count] the most probable ids, the first most */
+  const double *logprobs;      /* [count] */
+} pyr_token;
+
 typedef struct pyr_generate_options {
+  size_t size;
   int max_tokens;              /* 0: 256 */
+  int plain;                   /* not 0: nothing is added to the prompt, and texts of special tokens in it are ordinary text */
   pyr_sampler_options sampler;
-  const char *stop;            /* stop at this text, or NULL */
+  const char *stop;            /* stop before this text, or NULL */
+  const char *const *stops;    /* more of them, the last is NULL; or NULL */
+  size_t prompt_length;        /* bytes of the prompt, where it holds NUL bytes */
+  int logprobs;                /* not 0: on_token is told logprob */
+  int alternatives;            /* on_token is told so many of the most probable ids, at most PYR_ALTERNATIVES, and logprob */
   /* Called with each piece of text (valid UTF-8, NUL-terminated, `length` bytes); non-zero ends the text there, which is
-   * no failure. May be NULL. A callback may not close its host. */
+   * no failure. May be NULL. */
   int (*on_piece)(void *ud, const char *piece, size_t length);
+  int (*on_token)(void *ud, const pyr_token *token);   /* with each token, before on_piece; non-zero likewise. May be NULL */
   pyr_progress_fn on_progress; /* while the prompt is read; non-zero: PYR_CANCELLED. May be NULL */
   void *ud;
 } pyr_generate_options;
+#define PYR_ALTERNATIVES 100
 
 typedef struct pyr_host_stats {
   int64_t prompt_tokens, generated_tokens;
   double prefill_seconds, decode_seconds;
   size_t cache_bytes;
-  double cache_fraction;
+  double cache_fraction;       /* rows held of those that a full cache would hold */
+  /* Why the text ended; static. "eos": the model ended it; "stop": a stop text; "length": max_tokens; "context": it is full;
+   * "closed": a callback ended it; "": nothing was generated, or the call failed. */
+  const char *finish;
+  int64_t context_tokens;      /* tokens that the cache has seen */
+  int64_t rereads;             /* of a conversation: how often it was read from its beginning */
+  int64_t reserved[6];         /* zero: room for later versions */
 } pyr_host_stats;
 
 /* *out is set even on failure (NULL only when memory ran out), so that pyr_host_error can be read; always close it. */
 pyr_status pyr_host_open(const char *model_path, const pyr_host_options *options, pyr_host **out);
 pyr_status pyr_host_generate(pyr_host *host, const char *prompt, const pyr_generate_options *options);
-void pyr_host_get_stats(const pyr_host *host, pyr_host_stats *out);
-const char *pyr_host_error(const pyr_host *host);            /* legal with NULL */
+void pyr_host_get_stats(const pyr_host *host, pyr_host_stats *out);  /* of the last text of the host or its conversations */
+pyr_status pyr_host_count_tokens(pyr_host *host, const char *text, size_t length, int64_t *out); /* as generate reads it */
+int64_t pyr_host_context(const pyr_host *host);              /* positions that the model has; 0: no model */
+/* Ends the call that runs, if one does, with PYR_CANCELLED as soon as it is between two steps of its work or in a policy's
+ * code. Async-signal-safe. */
+void pyr_host_cancel(pyr_host *host);
+const char *pyr_host_error(const pyr_host *host);            /* of the last failure; until the next call. Legal with NULL */
 void pyr_host_close(pyr_host *host);
+
+/* ---- conversations: turns in the model's chat format, in one cache that each turn only adds to ---- */
+
+typedef struct pyr_conversation_options {
+  size_t size;
+  const char *system;          /* what the model is told before the first message, or NULL */
+  const char *format;          /* a family's name ("chatml") or a template's text; NULL: the model's own */
+} pyr_conversation_options;
+
+typedef struct pyr_message { const char *role, *text; size_t length; } pyr_message;
+
+/* *out only on success; the message of a failure is the host's, here and in all that follows. PYR_UNSUPPORTED: the model has
+ * no chat format, or one that is not known. */
+pyr_status pyr_conversation_open(pyr_host *host, const pyr_conversation_options *options, pyr_conversation **out);
+/* Adds a message of "user", and the model's answer to it. NULL: answers what was added before. What the options say is as in
+ * pyr_host_generate (prompt_length: of the message). The prompt_tokens of the statistics are those that were new. A failure
+ * leaves the conversation as it was. */
+pyr_status pyr_conversation_say(pyr_conversation *c, const char *text, const pyr_generate_options *options);
+/* Adds a message of any role that the format knows, without an answer: examples, a conversation of earlier, a correction. */
+pyr_status pyr_conversation_add(pyr_conversation *c, const pyr_message *message);
+/* The message of an index from 0, the system's included; its strings last until the conversation's next call. PYR_ARGUMENT:
+ * there is none. */
+pyr_status pyr_conversation_get(pyr_conversation *c, int64_t index, pyr_message *out);
+pyr_status pyr_conversation_fork(pyr_conversation *c, pyr_conversation **out);    /* shares memory until one of them goes on */
+pyr_status pyr_conversation_save(pyr_conversation *c, const char *path);          /* messages and cache, in one file */
+/* Into a host of the same model, policy and cache_dtype. The options' system is not read. */
+pyr_status pyr_conversation_load(pyr_host *host, const char *path, const pyr_conversation_options *options,
+                                 pyr_conversation **out);
+void pyr_conversation_close(pyr_conversation *c);            /* legal with NULL */
 
 #if defined(__GNUC__)
 #pragma GCC visibility pop

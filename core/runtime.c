@@ -14,6 +14,7 @@
 #include "runtime.h"
 #include "backend.h"
 #include "device.h"
+#include "versioned.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -288,8 +289,13 @@ static long processors(void) {
 }
 
 pyr_status pyr_runtime_new(const pyr_runtime_options *options, pyr_runtime **out) {
-  static const pyr_runtime_options none;
-  if (options == NULL) options = &none;
+  pyr_runtime_options taken;
+  const char *wrong = pyr_take_options(&taken, sizeof taken, sizeof taken, options);
+  if (wrong) {
+    if (taken.why && taken.why_bytes) snprintf(taken.why, taken.why_bytes, "runtime's options: %s", wrong);
+    return PYR_ARGUMENT;
+  }
+  options = &taken;
   const char *device = options->device ? options->device : "cpu";
   pyr_alloc_fn alloc = options->alloc ? options->alloc : default_alloc;
   if (options->threads < 0 || options->threads > PYR_THREADS_MAX) return PYR_ARGUMENT;

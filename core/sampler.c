@@ -194,6 +194,9 @@ static pyr_status check_options(pyr_runtime *rt, const pyr_sampler_options *o) {
   REQUIRE("penalty_last", o->penalty_last >= 0 && o->penalty_last <= PYR_PENALTY_LAST_MAX, "0 (all) to 2^20");
   REQUIRE("bias_count", o->bias_count >= 0 && (o->bias || o->bias_count == 0), "the length of bias");
 #undef REQUIRE
+  for (size_t i = 0; i < sizeof o->reserved / sizeof *o->reserved; i++)
+    if (o->reserved[i])
+      return pyr_runtime_set_error(rt, PYR_ARGUMENT, "sampler: its reserved members must be zero in this version");
   for (int32_t i = 0; i < o->bias_count; i++) {
     if (o->bias[i].id < 0)
       return pyr_runtime_set_error(rt, PYR_ARGUMENT, "sampler: bias of id %d, which is negative", (int)o->bias[i].id);

@@ -10,6 +10,7 @@
  * piece with the id 16,777,215 takes as much room as one with the id 0. Added tokens stand in sorted arrays; finding the longest one at a place narrows
  * a range byte by byte. */
 #include "tokenizer.h"
+#include "versioned.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -224,7 +225,10 @@ bool pyr_emit(pyr_tokenizer *t, int32_t id) {
 
 /* ---- life ------------------------------------------------------------------------------------------------------- */
 
-pyr_status pyr_tokenizer_new(pyr_runtime *rt, const pyr_tokenizer_options *options, pyr_tokenizer **out) {
+pyr_status pyr_tokenizer_new(pyr_runtime *rt, const pyr_tokenizer_options *given, pyr_tokenizer **out) {
+  pyr_tokenizer_options taken, *options = &taken;
+  const char *wrong = pyr_take_options(&taken, sizeof taken, sizeof taken, given);
+  if (wrong) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "tokenizer's options: %s", wrong);
   if (options->vocab < 1 || options->vocab > VOCAB_MAX)
     return pyr_runtime_set_error(rt, PYR_FORMAT, "tokenizer: a vocabulary of %d ids (1 to %d are possible)",
                                  (int)options->vocab, VOCAB_MAX);

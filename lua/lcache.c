@@ -321,12 +321,22 @@ static int cache_truncate(lua_State *L) {
   return 1;
 }
 
+/* cache:save(path, note); the note is what cache:note() of the loaded cache gives */
 static int cache_save(lua_State *L) {
-  const char *path = luaL_checkstring(L, 2);
+  size_t length;
+  const char *path = luaL_checkstring(L, 2), *note = luaL_optlstring(L, 3, "", &length);
   pyr_cache *cache = check_idle(L, 1)->cache;
-  pyr_status status = pyr_cache_save(cache, path);
+  pyr_status status = pyr_cache_save_note(cache, path, note, length);
   if (status != PYR_OK) return fail(L, cache, status);
   lua_pushboolean(L, 1);
+  return 1;
+}
+
+static int cache_note(lua_State *L) {
+  size_t length;
+  const char *note = pyr_cache_note(check_idle(L, 1)->cache, &length);
+  if (note == NULL) return 0;
+  lua_pushlstring(L, note, length);
   return 1;
 }
 
@@ -451,6 +461,7 @@ void pyr_lua_open_cache(lua_State *L) {
     { "evaluate", cache_evaluate },
     { "bytes", cache_bytes }, { "fraction", cache_fraction }, { "tokens", cache_tokens }, { "computed", cache_computed },
     { "evicted", cache_evicted }, { "fork", cache_fork }, { "clear", cache_clear }, { "cut", cache_cut }, { "truncate", cache_truncate }, { "save", cache_save },
+    { "note", cache_note },
     { "owner", cache_owner }, { "__tostring", cache_show }, { NULL, NULL }
   };
   static const luaL_Reg functions[] = { { "pool", core_pool }, { "cache", core_cache }, { "load_cache", core_load_cache },

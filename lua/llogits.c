@@ -91,6 +91,51 @@ static int logits_logprob(lua_State *L) {
   return 1;
 }
 
+/* Whether id a comes before id b: the higher logit first, then the lower id; what is no number comes last. */
+static int goes_before(const float *logits, int32_t a, int32_t b) {
+  float x = isnan(logits[a]) ? -INFINITY : logits[a], y = isnan(logits[b]) ? -INFINITY : logits[b];
+  return x != y ? x > y : a < b;
+}
+
+/* heap[0] comes last of all; what moves down from `at` goes before its new children no more. */
+static void sink(const float *logits, int32_t *heap, int32_t count, int32_t at) {
+  for (int32_t child; (child = 2 * at + 1) < count; at = child) {
+    if (child + 1 < count && goes_before(logits, heap[child], heap[child + 1])) child++;
+    if (!goes_before(logits, heap[at], heap[child])) return;
+    int32_t id = heap[at];
+    heap[at] = heap[child];
+    heap[child] = id;
+  }
+}
+
+/* logits:top(k) -> the k most probable ids, the first most, and their log-probabilities; fewer if there are fewer */
+static int logits_top(lua_State *L) {
+  logits_view *view = check_view(L, 1);
+  lua_Integer wanted = luaL_checkinteger(L, 2);
+  luaL_argcheck(L, wanted >= 0, 2, "how many cannot be negative");
+  int32_t k = wanted < view->vocab ? (int32_t)wanted : view->vocab;
+  int32_t *heap = lua_newuserdatauv(L, (size_t)(k ? k : 1) * sizeof *heap, 0);
+  lua_createtable(L, k, 0);
+  lua_createtable(L, k, 0);
+  for (int32_t id = 0; id < k; id++) heap[id] = id;
+  for (int32_t at = k / 2 - 1; at >= 0; at--) sink(view->data, heap, k, at);
+  for (int32_t id = k; id < view->vocab && k > 0; id++) {
+    if (!goes_before(view->data, id, heap[0])) continue;
+    heap[0] = id;
+    sink(view->data, heap, k, 0);
+  }
+  double lse = k ? lse_of(view) : 0;
+  for (int32_t left = k; left > 0; left--) {
+    lua_pushinteger(L, heap[0]);
+    lua_rawseti(L, -3, left);
+    lua_pushnumber(L, (double)view->data[heap[0]] - lse);
+    lua_rawseti(L, -2, left);
+    heap[0] = heap[left - 1];
+    sink(view->data, heap, left - 1, 0);
+  }
+  return 2;
+}
+
 /* Sum of p (log p - log q). What p gives no weight (a logit of -inf) adds nothing, whatever q says of it. */
 static int logits_kl(lua_State *L) {
   logits_view *p = check_view(L, 1), *q = check_view(L, 2);
@@ -126,7 +171,7 @@ static int logits_show(lua_State *L) {
 }
 
 void pyr_lua_open_logits(lua_State *L) {
-  static const luaL_Reg methods[] = { { "argmax", logits_argmax }, { "logprob", logits_logprob }, { "totable", logits_totable },
+  static const luaL_Reg methods[] = { { "argmax", logits_argmax }, { "logprob", logits_logprob }, { "top", logits_top }, { "totable", logits_totable },
                                       { "kl", logits_kl }, { "tostring", logits_bytes }, { NULL, NULL } };
   if (luaL_newmetatable(L, LOGITS)) {
     luaL_newlib(L, methods);

@@ -86,6 +86,23 @@ describe("hosts:", function()
     assert.equal(wanted, assert_run(folder .. "/cpp " .. model))
   end)
 
+  needing(has "python3", "python3", "Python, through ctypes", function()
+    assert.equal(wanted, assert_run(("%spython3 spec/support/hosts/facade.py %s %s"):format(preload(), library, model)))
+  end)
+
+  for how, link in pairs {
+    static = build .. "/libpyramid.a STATIC -lpthread -lm",
+    shared = shared .. " -lm",
+  } do
+    it("conversations, tokens, cancelling, versions: " .. how .. " library", function()
+      link = link:gsub("STATIC", assert_run("env -u MAKEFLAGS -u MAKELEVEL make -s print-static"):gsub("%s+$", ""))
+      local program = ("%s/conversations_%s"):format(folder, how)
+      assert_run(("cc -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror %s -Icore spec/support/hosts/conversations.c -o %s %s")
+        :format(cflags, program, link))
+      assert.equal("", assert_run(("%s %s %s"):format(program, model, folder)))
+    end)
+  end
+
   -- the sanitizers' run time is not in the programs that would load it
   if not cflags:find "sanitize" then
     for command, name in pairs { luajit = "LuaJIT", ["lua5.1"] = "Lua 5.1", ["lua5.2"] = "Lua 5.2", ["lua5.3"] = "Lua 5.3" } do

@@ -19,16 +19,18 @@ local cache = {}
 ---@field computed fun(self: pyramid.Cache): integer    token-layers computed; a full prefill computes tokens * layers
 ---@field evicted fun(self: pyramid.Cache): integer     rows dropped or never stored, counted for each layer and KV head
 ---@field fork fun(self: pyramid.Cache): pyramid.Cache?, string?, string?   shares pages until written
----@field save fun(self: pyramid.Cache, path: string): true?, string?, string?
 ---@field truncate fun(self: pyramid.Cache, n: integer): true?, string?, string?   drops the rows of tokens from n on, and goes on
 ---  from token n: what was evicted of the rows before stays so; refused (code "policy") where attention is tracked
 ---@field cut fun(self: pyramid.Cache, bound?: table): true?, string?, string?   see evict
+---@field save fun(self: pyramid.Cache, path: string, note?: string): true?, string?, string?  the file keeps the note
+---@field note fun(self: pyramid.Cache): string?         of the file that it was loaded from
 ---@field clear fun(self: pyramid.Cache): true?, string?, string?
 ---@field close fun(self: pyramid.Cache)
 
 ---@class pyramid.Logits: userdata  logits[id] is indexed by ids, from 0; totable() is a Lua sequence, from 1
 ---@field argmax fun(self: pyramid.Logits): integer, number
 ---@field logprob fun(self: pyramid.Logits, id: integer): number
+---@field top fun(self: pyramid.Logits, k: integer): integer[], number[]   the k most probable ids, and their log-probabilities
 ---@field kl fun(self: pyramid.Logits, other: pyramid.Logits): number   KL(self || other) of the two distributions, in nats
 ---@field totable fun(self: pyramid.Logits): number[]
 

@@ -11,7 +11,7 @@ local generate = {}
 
 local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "string|table", dtype = "string",
   budget = "integer|string", cache = "userdata", special = "boolean", progress = "function", clock = "function",
-  ignore_eos = "boolean", prune = "boolean", policy_seconds = "number" }
+  ignore_eos = "boolean", prune = "boolean", policy_seconds = "number", logprobs = "boolean|integer" }
 
 ---@class pyramid.GenerateOptions
 ---@field policy? pyramid.policy|string|table   with dtype and budget: of the cache that is made
@@ -24,6 +24,7 @@ local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "
 ---@field stop? string|string[]     texts to stop before
 ---@field ignore_eos? boolean
 ---@field special? boolean          false: nothing is added to a text prompt, and special texts are ordinary text
+---@field logprobs? boolean|integer  true: run.logprobs; an integer: run.top, too, of so many ids
 ---@field prune? boolean            false: the prompt is appended without asking the policy
 ---@field progress? fun(done: integer, total: integer): boolean?   while the prompt is read; true cancels
 ---@field clock? fun(): number      seconds, for the statistics
@@ -36,6 +37,9 @@ local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "
 ---@field finish? "eos"|"stop"|"length"|"context"|"error"|"closed"
 ---@field message? string   with finish "error"
 ---@field code? string
+---@field logprobs? number[]  natural logarithms of the tokens' probabilities, as the model gives them before sampling
+---@field top? integer[]      the most probable ids where the last token was picked, the first most, …
+---@field top_logprobs? number[]  … and theirs
 local Generation = {}
 Generation.__index = Generation
 Generation.__name = "pyramid.generation"
@@ -83,6 +87,7 @@ local function check_values(given)
     if type(stop) ~= "string" or stop == "" then wrong("stop must be a non-empty text or a sequence of those") end
   end
   if given.max_tokens and given.max_tokens < 0 then wrong("max_tokens must not be negative") end
+  if math.type(given.logprobs) == "integer" and given.logprobs < 0 then wrong("logprobs must not be negative") end
   local class = getmetatable(given.sampler)
   if given.sampler ~= nil and type(given.sampler) ~= "table" and not (class and class.__name == "pyramid.sampler") then
     wrong("sampler must be a sampler or a table of its options")
@@ -146,6 +151,7 @@ function generate.start(model, prompt, given)
     model = model, cache = cache, own = own, sampler = picker, logits = logits, clock = clock, stops = stops,
     left = given.max_tokens or 256, ends = given.ignore_eos and {} or set(tokenizer.eos),
     decoder = decoder, progress = given.progress,
+    logprobs = given.logprobs and {} or nil, alternatives = math.type(given.logprobs) == "integer" and given.logprobs or 0,
     pending = "",   -- decoded text that may be the beginning of a stop text
     stats = { prompt_tokens = #ids, generated_tokens = 0, prefill_seconds = clock() - began, decode_seconds = 0,
       cache_bytes = cache:bytes(), cache_fraction = cache:fraction(), pruned = cache:evicted() > 0 },
@@ -188,7 +194,12 @@ function Generation:next()
   local began = self.clock()
   if self.left <= 0 then return finish(self, "length", rest(self)) end
   local id, message, code
-  if self.last then                                    -- feed what was picked before; logits stay where they are
+  if self.last and self.logprobs then
+    self.logits, message, code = self.cache:step(self.last)
+    if not self.logits and code == "context" then return finish(self, code, rest(self)) end
+    if not self.logits then return fail(self, message, code) end
+  end
+  if self.last and not self.logprobs then              -- feed what was picked before; logits stay where they are
     local picks
     picks, message, code = step(self)
     if not picks and code == "context" then return finish(self, code, rest(self)) end
@@ -198,6 +209,10 @@ function Generation:next()
   else
     id, message, code = self.sampler:pick(self.logits)
     if not id then return fail(self, message, code) end
+    if self.logprobs then
+      self.logprob = self.logits:logprob(id)
+      if self.alternatives > 0 then self.top, self.top_logprobs = self.logits:top(self.alternatives) end
+    end
     self.logits = nil
   end
   local stats = self.stats
@@ -206,6 +221,7 @@ function Generation:next()
   stats.cache_bytes, stats.cache_fraction, stats.pruned = self.cache:bytes(), self.cache:fraction(), self.cache:evicted() > 0
   if self.ends[id] then return finish(self, "eos", rest(self)) end
   stats.generated_tokens = stats.generated_tokens + 1
+  if self.logprobs then self.logprobs[stats.generated_tokens] = self.logprob end
   local piece
   piece, message, code = self.decoder:push(id)
   if not piece then return fail(self, message, code) end

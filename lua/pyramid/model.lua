@@ -1,6 +1,7 @@
 --- Models: weights, a tokenizer, and the things made from them. See pyramid.model in init.lua.
 local batch = require "pyramid.batch"
 local cache = require "pyramid.cache"
+local conversation = require "pyramid.conversation"
 local core = require "pyramid.core"
 local generate = require "pyramid.generate"
 local loaders = require "pyramid.loaders"
@@ -176,6 +177,21 @@ function Model:batch(given) return batch.new(self, given) end
 ---@return string? message
 ---@return string? code
 function Model:generate(prompt, given) return generate.start(self, prompt, given) end
+
+---A conversation in the model's chat format, see pyramid.conversation.
+---@param given? pyramid.ConversationOptions
+---@return pyramid.Conversation|nil
+---@return string? message
+---@return string? code
+function Model:conversation(given) return conversation.new(self, given) end
+
+---A conversation that `conversation:save` wrote.
+---@param path string
+---@param given? pyramid.ConversationOptions
+---@return pyramid.Conversation|nil
+---@return string? message
+---@return string? code
+function Model:load_conversation(path, given) return conversation.load(self, path, given) end
 
 ---Bytes that the runtime holds now, and the most it held: converted weights, caches, workspaces; not mapped files.
 ---@return integer held

@@ -17,7 +17,7 @@ end
 
 -- A unit of the core (core/NAME.c and core/NAME.h) may include units of lower rank only, and its own header.
 local rank = {
-  pyramid = 0,
+  pyramid = 0, versioned = 0.5,
   tensor = 1, dtype = 1, runtime = 1, pick = 1,
   calls = 2, backend = 3, unicode = 3, device = 4,
   weights = 4, sampler = 4, pages = 4, tokenizer = 4, profile = 4,
@@ -28,7 +28,7 @@ local rank = {
 local exceptions = { ["core/runtime.c"] = { backend = true, device = true } }
 
 local kernels_may = { pyramid = true, tensor = true, dtype = true, runtime = true, backend = true, pick = true }
-local binding_may = { pyramid = true }
+local binding_may = { pyramid = true, versioned = true }
 local outside = {            -- the specs' library, and the program's own
   ["lua/lops.c"] = { backend = true, runtime = true, tensor = true, dtype = true, picks = true },
   ["lua/lprobe.c"] = { backend = true, runtime = true, dtype = true, ["cpu/onednn"] = true },
@@ -99,9 +99,12 @@ for name in ("printf vprintf puts putchar perror stdout stderr stdin exit _exit 
   forbidden[name] = true
 end
 
+-- The program, and the specs' operations; what holds the streams for the Lua in our shared libraries, and what is linked of it.
+local free = { ["lua/main.o"] = true, ["lua/lops.o"] = true, ["lua/own_streams.o"] = true, ["own_lua.o"] = true, ["module.o"] = true }
+
 local build = arg[1]
 for _, object in ipairs(build and lines_of("find " .. build .. "/obj -name '*.o' | sort") or {}) do
-  if object:find "/lua/main%.o$" or object:find "/lua/lops%.o$" then goto continue end
+  if free[object:match "/obj/(.*)$"] then goto continue end
   for _, line in ipairs(lines_of("objdump -t " .. object)) do
     local section, size, symbol = line:match "^%x+ .......%s*(%S+)%s+(%x+)%s+(%S+)$"
     if section == "*UND*" and forbidden[symbol] then

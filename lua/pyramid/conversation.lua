@@ -1,0 +1,355 @@
+--- Conversations: messages in the model's chat format, and one cache that each turn only adds to.
+---
+---   local talk = assert(model:conversation { system = "Be brief.", policy = "pyramidinfer" })
+---   assert(talk:say("Hello", { on_piece = io.write }))
+---
+--- What the cache holds is the text that the format makes of the messages. A turn renders them all, and reads only what comes
+--- behind that text. Where a format tells the past in another way than it did (one that leaves out earlier thoughts), or a
+--- call had failed in the middle of an answer, the cache is made anew: `rereads` counts that.
+---
+---   messages      system, user, assistant, user, assistant       what was said, also what is not in the cache yet
+---   text          "<|im_start|>system … <|im_start|>assistant\n"  what the format made of all before the last answer
+---   waiting       ids of the last answer that the cache does not hold yet: its last token, mostly
+---   seen          ids of all that was read and written, for samplers with penalties
+local chat = require "pyramid.chat"
+local options = require "pyramid.options"
+local sampler = require "pyramid.sampler"
+
+local conversation = {}
+
+---@class pyramid.Conversation
+---@field messages pyramid.Message[]
+---@field cache? pyramid.Cache    nil until the first turn
+---@field rereads integer         how often the cache was made anew
+---@field reply? string           the last answer
+---@field finish? string          why it ended: as of a generation
+local Conversation = {}
+Conversation.__index = Conversation
+Conversation.__name = "pyramid.conversation"
+
+local keys = { system = "string", format = "string", policy = "any", dtype = "string", budget = "integer|string",
+  thinking = "boolean", date = "string" }
+
+---@class pyramid.ConversationOptions: pyramid.CacheOptions
+---@field system? string      what the model is told before the first message
+---@field format? string      a chat format's name or a template's text; nil: the model's own
+---@field thinking? boolean   for formats that ask
+---@field date? string        for formats that tell it
+
+local function append(ids, more) return table.move(more, 1, #more, #ids + 1, ids) end
+local function begins_with(text, start) return text:sub(1, #start) == start end
+local function copy(list) return table.move(list, 1, #list, 1, {}) end
+
+local function render(self, messages, ask)
+  local tokenizer = self.model.tokenizer
+  local bos = tokenizer.bos and tokenizer:piece(tokenizer.bos)
+  local eos = tokenizer.eos[1] and tokenizer:piece(tokenizer.eos[1])
+  return chat.render(self.format, messages, { add_generation_prompt = ask, bos = bos, eos = eos, date = self.date,
+    thinking = self.thinking })
+end
+
+-- A format that ends turns with no token of their own needs a text to end at: what it puts between an answer and a question.
+-- Also finds out whether the format can be rendered at all.
+local function turn_end(self)
+  local tokenizer = self.model.tokenizer
+  local whole, message, code = render(self, { { role = "user", content = "<1>" }, { role = "assistant", content = "<2>" },
+    { role = "user", content = "<3>" } }, false)
+  if not whole then return nil, message, code end
+  local between = whole:match "<2>(.-)<3>"
+  if not between then return "" end
+  local ids
+  ids, message, code = tokenizer:encode(between, { add = false })
+  if not ids then return nil, message, code end
+  for _, id in ipairs(ids) do
+    if tokenizer:is_special(id) then return "" end
+  end
+  return between:match "^(.-)%s*$"
+end
+
+---Begins a conversation. Nothing is read before the first turn.
+---@param model pyramid.Model
+---@param given? pyramid.ConversationOptions
+---@return pyramid.Conversation|nil
+---@return string? message
+---@return string? code
+function conversation.new(model, given)
+  given = options.check("model:conversation", given, keys)
+  if not model.tokenizer then return nil, "model:conversation: the model has no tokenizer", "unsupported" end
+  local format = given.format or model.tokenizer.chat_template
+  if not format then
+    return nil, "model:conversation: the model has no chat format; name one with `format` ("
+      .. table.concat(chat.list(), ", ") .. ")", "unsupported"
+  end
+  local self = setmetatable({ model = model, format = format, date = given.date, thinking = given.thinking, messages = {},
+    cache_options = { policy = given.policy, dtype = given.dtype, budget = given.budget }, waiting = {}, seen = {},
+    rereads = 0 },
+    Conversation)
+  local message, code
+  self.turn_end, message, code = turn_end(self)
+  if not self.turn_end then return nil, message, code end
+  if given.system then self.messages[1] = { role = "system", content = given.system } end
+  return self
+end
+
+---Adds a message without an answer. nil, message, code if the format cannot tell it there.
+---@param role string
+---@param text string
+---@return true|nil
+---@return string? message
+---@return string? code
+function Conversation:add(role, text)
+  if type(role) ~= "string" or type(text) ~= "string" then error("conversation:add: a role and a text are wanted", 2) end
+  local messages = copy(self.messages)
+  messages[#messages + 1] = { role = role, content = text }
+  local whole, message, code = render(self, messages, false)
+  if not whole then return nil, message, code end
+  self.messages = messages
+  return true
+end
+
+-- What the format adds to the text that the cache holds; nil if it tells the past in another way than before. `answered`:
+-- how many messages there were with the last answer.
+local function addition(self, messages, whole)
+  if not self.text or not self.cache then return nil end
+  local past = render(self, table.move(messages, 1, self.answered, 1, {}), false)
+  if not past or not begins_with(past, self.text) then return nil end
+  -- The answer is in the cache as the model wrote it, with its blanks; what the format puts behind it is new.
+  local first, last = past:find(messages[self.answered].content, #self.text + 1, true)
+  if not first or not begins_with(whole, past:sub(1, last)) then return nil end
+  return whole:sub(last + 1)
+end
+
+-- The ids to read for messages, and the cache they go into: the conversation's, or a new one.
+local function new_ids(self, messages)
+  local whole, message, code = render(self, messages, true)
+  if not whole then return nil, message, code end
+  local tokenizer, ids = self.model.tokenizer, nil
+  local added = addition(self, messages, whole)
+  if added then
+    ids, message, code = tokenizer:encode(added, { add = false })
+    if not ids then return nil, message, code end
+    return append(copy(self.waiting), ids), self.cache, whole
+  end
+  ids, message, code = tokenizer:encode(whole, { add = false })
+  if not ids then return nil, message, code end
+  -- the format may have written what begins each text, or left it to the tokenizer
+  local empty = tokenizer:encode "" or {}
+  if empty[1] and ids[1] ~= empty[1] then table.insert(ids, 1, empty[1]) end
+  local cache
+  cache, message, code = self.model:cache(self.cache_options)
+  if not cache then return nil, message, code end
+  return ids, cache, whole
+end
+
+local how_keys = { sampler = "any", max_tokens = "integer", stop = "string|table", progress = "function", clock = "function",
+  logprobs = "boolean|integer", on_piece = "function" }
+
+---@class pyramid.SayOptions
+---@field sampler? pyramid.Sampler|pyramid.SamplerOptions
+---@field max_tokens? integer
+---@field stop? string|string[]
+---@field progress? fun(done: integer, total: integer): boolean?
+---@field clock? fun(): number
+---@field logprobs? boolean|integer
+---@field on_piece? fun(piece: string, id: integer?, run: pyramid.Generation): boolean|string?  true ends the answer there,
+---                                  "cancel" gives it up
+
+---Says something, and generates the answer. Returns the answer's statistics (prompt_tokens: those that were new); the answer
+---is `reply`, why it ended `finish`. On a failure the messages are as before.
+---@param text string|nil   nil: answers what was added
+---@param how? pyramid.SayOptions
+---@return pyramid.GenerationStats|nil
+---@return string? message
+---@return string? code
+function Conversation:say(text, how)
+  how = options.check("conversation:say", how, how_keys)
+  if text ~= nil and type(text) ~= "string" then error("conversation:say: a text is wanted", 2) end
+  if self.closed then error("the conversation is closed", 2) end
+  local messages = copy(self.messages)
+  if text then messages[#messages + 1] = { role = "user", content = text } end
+  if #messages == 0 then return nil, "conversation:say: there is nothing to answer", "argument" end
+  local ids, cache, whole = new_ids(self, messages)
+  if not ids then return nil, cache, whole end
+  local anew = cache ~= self.cache
+  local stops = type(how.stop) == "string" and { how.stop } or copy(how.stop or {})
+  if self.turn_end ~= "" then stops[#stops + 1] = self.turn_end end
+  local held = { cache = anew and cache or nil }             -- what is closed if this does not end well
+  local _ <close> = setmetatable({}, { __close = function()
+    if held.cache then held.cache:close() end
+    if held.asked then held.asked:close() end
+  end })
+  local picker = how.sampler or {}
+  local seen = anew and {} or copy(self.seen)
+  if type(picker) == "table" then
+    picker = sampler(picker)
+    picker:accept(seen)
+  end
+  local run <close>, message, code = self.model:generate(ids, { cache = cache, sampler = picker,
+    max_tokens = how.max_tokens, stop = stops, progress = how.progress, clock = how.clock, logprobs = how.logprobs,
+    prune = anew })
+  if not run then return nil, message, code end
+  append(seen, ids)
+  if not anew then self.text = nil end                       -- until the answer is whole, the cache is no one's
+  -- A text that is stopped at is in the cache when it is found: then this goes on. Pages are shared until written.
+  held.asked = #stops > 0 and cache:fork() or nil
+  local pieces, counted, waiting = {}, 0, {}
+  for piece, id in run do
+    pieces[#pieces + 1] = piece
+    if run.stats.generated_tokens > counted then             -- the last piece may come without a token
+      counted, waiting = run.stats.generated_tokens, { id }  -- and the last token is not in the cache
+      seen[#seen + 1] = id
+    end
+    local wish = how.on_piece and how.on_piece(piece, id, run)
+    if wish == "cancel" then return nil, "cancelled", "cancelled" end
+    if wish then break end
+  end
+  if run.finish == "error" then return nil, run.message, run.code end
+  local reply = table.concat(pieces)
+  local stays = true
+  if run.finish == "stop" then
+    stays = held.asked ~= nil
+    if stays then
+      cache, held.asked = held.asked, cache
+      if anew then held.cache = nil end
+      waiting, message, code = self.model:encode(reply, { special = false })
+      if not waiting then return nil, message, code end
+      if not anew then self.cache = cache end
+    end
+  elseif run.finish == "eos" then
+    waiting = {}                                             -- all before the end was fed
+  end
+  messages[#messages + 1] = { role = "assistant", content = reply:match "^%s*(.-)%s*$" }
+  if anew then
+    if self.cache then
+      self.rereads = self.rereads + 1
+      self.cache:close()
+    end
+    self.cache, held.cache = cache, nil
+  end
+  self.messages, self.answered, self.waiting = messages, #messages, waiting
+  self.text = stays and whole or nil
+  self.reply, self.finish, self.seen = reply, run.finish or "closed", seen
+  return run.stats
+end
+
+---A conversation that goes on from here by itself. Shares the cache's pages until they are written.
+---@return pyramid.Conversation|nil
+---@return string? message
+---@return string? code
+function Conversation:fork()
+  local other = setmetatable({}, Conversation)
+  for key, value in pairs(self) do other[key] = value end
+  other.messages, other.waiting, other.seen = copy(self.messages), copy(self.waiting), copy(self.seen)
+  if self.cache then
+    local message, code
+    other.cache, message, code = self.cache:fork()
+    if not other.cache then return nil, message, code end
+  end
+  return other
+end
+
+-- ---- in a file -------------------------------------------------------------------------------------------------------
+--
+-- The cache's own file, whose note holds the rest: a line that says so, then in string.pack's words the text (empty: the
+-- cache is to be made anew), three counts, and the lists. Any bytes may be in a message, so that JSON would not do.
+
+local head = "pyramid conversation 1\n"
+local MESSAGES_MOST = 1 << 20      -- of a file: more is no conversation
+
+local function pack_ids(ids)
+  local parts = {}
+  for first = 1, #ids, 128 do
+    local last = math.min(first + 127, #ids)
+    parts[#parts + 1] = string.pack("<" .. ("i4"):rep(last - first + 1), table.unpack(ids, first, last))
+  end
+  return string.pack("<s8", table.concat(parts))
+end
+
+local function unpack_ids(note, at, vocab)
+  local bytes, after = string.unpack("<s8", note, at)
+  local ids = {}
+  for i = 1, #bytes // 4 do
+    ids[i] = string.unpack("<i4", bytes, 4 * i - 3)
+    if ids[i] < 0 or ids[i] >= vocab then error "an id that the vocabulary has not" end
+  end
+  return ids, after
+end
+
+---Saves messages and cache in one file, which is replaced whole.
+---@param path string
+---@return true|nil
+---@return string? message
+---@return string? code
+function Conversation:save(path)
+  if type(path) ~= "string" then error("conversation:save: a path is wanted", 2) end
+  if self.closed then error("the conversation is closed", 2) end
+  local parts = { head, string.pack("<s8i8i8i8", self.text or "", self.answered or 0, self.rereads, #self.messages) }
+  for _, message in ipairs(self.messages) do parts[#parts + 1] = string.pack("<s8s8", message.role, message.content) end
+  parts[#parts + 1] = pack_ids(self.waiting)
+  parts[#parts + 1] = pack_ids(self.seen)
+  if self.cache then return self.cache:save(path, table.concat(parts)) end
+  local empty <close>, message, code = self.model:cache(self.cache_options)
+  if not empty then return nil, message, code end
+  return empty:save(path, table.concat(parts))
+end
+
+local function read_note(self, note, vocab)
+  if note:sub(1, #head) ~= head then error "it begins otherwise" end
+  local text, answered, rereads, count, at = string.unpack("<s8i8i8i8", note, #head + 1)
+  if count < 0 or count > MESSAGES_MOST or answered < 0 or answered > count or rereads < 0 then error "a count is out of range" end
+  for i = 1, count do
+    local role, content
+    role, content, at = string.unpack("<s8s8", note, at)
+    self.messages[i] = { role = role, content = content }
+  end
+  self.waiting, at = unpack_ids(note, at, vocab)
+  self.seen, at = unpack_ids(note, at, vocab)
+  if at ~= #note + 1 then error "it goes on behind its end" end
+  if text ~= "" and answered > 0 and self.messages[answered].role == "assistant" then
+    self.text, self.answered = text, answered
+  end
+  self.rereads = rereads
+end
+
+---A conversation that `conversation:save` wrote. Options as for `model:conversation`, without `system`; policy and dtype must be
+---those it was saved with.
+---@param model pyramid.Model
+---@param path string
+---@param given? pyramid.ConversationOptions
+---@return pyramid.Conversation|nil
+---@return string? message
+---@return string? code
+function conversation.load(model, path, given)
+  given = options.check("model:load_conversation", given, keys)
+  if type(path) ~= "string" then error("model:load_conversation: a path is wanted", 2) end
+  if given.system then error("model:load_conversation: the conversation has its own system message, or none", 2) end
+  local self, message, code = conversation.new(model, given)
+  if not self then return nil, message, code end
+  self.cache, message, code = model:load_cache(path, self.cache_options)
+  if not self.cache then return nil, message, code end
+  local note = self.cache:note()
+  if not note then
+    self:close()
+    return nil, path .. ": holds a cache alone, and no conversation", "format"
+  end
+  local ok, why = pcall(read_note, self, note, model.config.vocab)
+  if not ok then
+    self:close()
+    return nil, ("%s: its note is not that of a conversation (%s)"):format(path, tostring(why):gsub("^.-:%d+: ", "")), "format"
+  end
+  if self.cache:tokens() == 0 then
+    self.cache:close()
+    self.cache, self.text = nil, nil
+  end
+  return self
+end
+
+function Conversation:close()
+  if self.cache then self.cache:close() end
+  self.cache, self.text, self.closed = nil, nil, true
+end
+
+Conversation.__close = Conversation.close
+Conversation.__gc = Conversation.close
+
+return conversation

@@ -1,0 +1,434 @@
+/* conversations.c MODEL FOLDER — what the facade gives a host beyond a text: conversations, tokens with their probabilities,
+ * reasons, cancelling, closing inside callbacks, structs of other versions. Prints each check that fails. */
+#include "pyramid.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static int failures;
+
+#define CHECK(condition, ...) \
+  do { \
+    if (!(condition)) { \
+      failures++; \
+      printf("line %d: %s: ", __LINE__, #condition); \
+      printf(__VA_ARGS__); \
+      putchar('\n'); \
+    } \
+  } while (0)
+#define OK(host, call) do { pyr_status got = (call); CHECK(got == PYR_OK, "%s: %s", pyr_status_name(got), pyr_host_error(host)); } while (0)
+
+static const char *model, *folder;
+
+typedef struct answer {
+  char text[8192];
+  size_t length;
+  int tokens, stop_after, bad;     /* stop_after 0: never */
+  int32_t ids[512];
+  double logprobs[512];
+  pyr_host *host, *close_host;     /* closed at the second token */
+  pyr_conversation *close_talk;
+  int cancel_after;
+} answer;
+
+static int on_token(void *ud, const pyr_token *token) {
+  answer *a = ud;
+  if (strlen(token->text) != token->length) a->bad++;
+  if (a->length + token->length < sizeof a->text) {
+    memcpy(a->text + a->length, token->text, token->length + 1);
+    a->length += token->length;
+  }
+  if (token->id < 0) return 0;
+  if (a->tokens < 512) {
+    a->ids[a->tokens] = token->id;
+    a->logprobs[a->tokens] = token->logprob;
+  }
+  a->tokens++;
+  double before = 0;
+  for (int i = 0; i < token->count; i++) {
+    if (i && token->logprobs[i] > before) a->bad++;
+    before = token->logprobs[i];
+  }
+  if (token->count > 0 && (token->ids[0] != token->id || token->logprobs[0] != token->logprob)) a->bad++;   /* it is greedy */
+  if (a->tokens == a->cancel_after) pyr_host_cancel(a->host);
+  if (a->tokens == 2) {
+    pyr_conversation_close(a->close_talk);
+    pyr_host_close(a->close_host);
+  }
+  return a->tokens == a->stop_after;
+}
+
+static pyr_host *open_host(const char *policy) {
+  pyr_host *host;
+  pyr_host_options options = { .threads = 1, .policy = policy };
+  OK(host, pyr_host_open(model, &options, &host));
+  return host;
+}
+
+static pyr_conversation *open_talk(pyr_host *host, const char *system) {
+  pyr_conversation *talk = NULL;
+  pyr_conversation_options options = { .system = system };
+  OK(host, pyr_conversation_open(host, &options, &talk));
+  return talk;
+}
+
+static pyr_host_stats say(pyr_host *host, pyr_conversation *talk, const char *text, int most, answer *out) {
+  pyr_host_stats stats;
+  pyr_generate_options how = { .max_tokens = most, .on_token = on_token, .ud = out };
+  OK(host, pyr_conversation_say(talk, text, &how));
+  pyr_host_get_stats(host, &stats);
+  return stats;
+}
+
+/* ---- tokens ------------------------------------------------------------------------------------------------------------ */
+
+static void check_tokens(void) {
+  pyr_host *host = open_host("h2o");
+  pyr_host_stats stats;
+  answer plain = { 0 }, told = { 0 }, some = { .stop_after = 3 };
+  pyr_generate_options how = { .max_tokens = 20, .on_token = on_token, .ud = &plain };
+  OK(host, pyr_host_generate(host, "the quick brown fox", &how));
+  pyr_host_get_stats(host, &stats);
+  CHECK(plain.tokens == stats.generated_tokens && plain.tokens > 3, "%d, %d", plain.tokens, (int)stats.generated_tokens);
+  CHECK(strcmp(stats.finish, plain.tokens == 20 ? "length" : "eos") == 0, "%s", stats.finish);
+  CHECK(isnan(plain.logprobs[0]), "not asked for");
+
+  how.ud = &told;
+  how.alternatives = 5;
+  OK(host, pyr_host_generate(host, "the quick brown fox", &how));
+  CHECK(told.tokens == plain.tokens && memcmp(told.ids, plain.ids, (size_t)told.tokens * sizeof *told.ids) == 0, "other tokens");
+  CHECK(strcmp(told.text, plain.text) == 0 && !told.bad, "another text, or alternatives out of order");
+  for (int i = 0; i < told.tokens; i++)
+    CHECK(told.logprobs[i] <= 0 && told.logprobs[i] > -log(160) - 1e-9, "greedy, of 160 ids: %g", told.logprobs[i]);
+
+  how = (pyr_generate_options){ .max_tokens = 20, .on_token = on_token, .ud = &some };
+  OK(host, pyr_host_generate(host, "the quick brown fox", &how));
+  pyr_host_get_stats(host, &stats);
+  CHECK(some.tokens == 3 && strcmp(stats.finish, "closed") == 0, "%d tokens, %s", some.tokens, stats.finish);
+
+  char first[3] = { plain.text[5], plain.text[6], 0 }, second[3] = { plain.text[2], plain.text[3], 0 };
+  const char *const stops[] = { first, second, NULL };
+  answer cut = { 0 };
+  how = (pyr_generate_options){ .max_tokens = 20, .stop = "no such text", .stops = stops, .on_token = on_token, .ud = &cut };
+  OK(host, pyr_host_generate(host, "the quick brown fox", &how));
+  pyr_host_get_stats(host, &stats);
+  CHECK(strcmp(stats.finish, "stop") == 0, "%s", stats.finish);
+  CHECK(cut.length <= 2 && memcmp(cut.text, plain.text, cut.length) == 0, "'%s' of '%s'", cut.text, plain.text);
+
+  int64_t count = -1, with_zero = -1;
+  OK(host, pyr_host_count_tokens(host, "the quick brown fox", 0, &count));
+  pyr_host_get_stats(host, &stats);
+  CHECK(count == stats.prompt_tokens, "%d, %d", (int)count, (int)stats.prompt_tokens);
+  OK(host, pyr_host_count_tokens(host, "ab\0ab", 5, &with_zero));
+  OK(host, pyr_host_count_tokens(host, "ab", 0, &count));
+  CHECK(with_zero >= 2 * count, "%d, %d", (int)with_zero, (int)count);
+  CHECK(pyr_host_count_tokens(host, NULL, 0, &count) == PYR_ARGUMENT && *pyr_host_error(host), "no text");
+  CHECK(pyr_host_count_tokens(NULL, "a", 0, &count) == PYR_ARGUMENT, "no host");
+  CHECK(pyr_host_context(host) > 0 && pyr_host_context(NULL) == 0, "%d", (int)pyr_host_context(host));
+
+  /* bytes that are no UTF-8, and zero bytes */
+  how = (pyr_generate_options){ .max_tokens = 3, .prompt_length = 9 };
+  pyr_status status = pyr_host_generate(host, "a\xff\xfe\0\xc3(b\xf0\x9f", &how);
+  CHECK(status == PYR_OK || *pyr_host_error(host), "no message");
+  how = (pyr_generate_options){ .alternatives = PYR_ALTERNATIVES + 1 };
+  CHECK(pyr_host_generate(host, "a", &how) == PYR_ARGUMENT, "too many alternatives");
+  pyr_host_close(host);
+}
+
+/* ---- versions ---------------------------------------------------------------------------------------------------------- */
+
+static void check_versions(void) {
+  CHECK(strcmp(pyr_version(), PYR_VERSION) == 0, "%s", pyr_version());
+  pyr_host *host;
+  struct { pyr_host_options known; const char *later[3]; } newer = { .known = { .threads = 1, .policy = "nonesuch" } };
+  newer.known.size = sizeof newer;
+  CHECK(pyr_host_open(model, &newer.known, &host) == PYR_POLICY, "%s", pyr_host_error(host));   /* the tail is zero */
+  pyr_host_close(host);
+  newer.later[2] = "something";
+  CHECK(pyr_host_open(model, &newer.known, &host) == PYR_ARGUMENT, "the tail is not");
+  CHECK(strstr(pyr_host_error(host), "too old"), "%s", pyr_host_error(host));
+  pyr_host_close(host);
+  pyr_host_options older = { .size = offsetof(pyr_host_options, policy), .threads = 1, .policy = "nonesuch" };
+  OK(host, pyr_host_open(model, &older, &host));                                               /* it knows no policy */
+  pyr_host_close(host);
+  older.size = 2;
+  CHECK(pyr_host_open(model, &older, &host) == PYR_ARGUMENT && strstr(pyr_host_error(host), "size"), "%s", pyr_host_error(host));
+  pyr_host_close(host);
+  older.size = (size_t)-1;
+  CHECK(pyr_host_open(model, &older, &host) == PYR_ARGUMENT && strstr(pyr_host_error(host), "size"), "%s", pyr_host_error(host));
+  pyr_host_close(host);
+
+  /* every option that a host without Lua can set reaches what it is for */
+  pyr_host_options options = { .device = "cpu", .threads = 1, .weights = "f16", .precision = "f32", .context = 64,
+                               .cache_dtype = "f32", .cache_budget = (size_t)1 << 20, .memory_limit = (size_t)1 << 28 };
+  OK(host, pyr_host_open(model, &options, &host));
+  CHECK(pyr_host_context(host) == 64, "%d", (int)pyr_host_context(host));
+  pyr_generate_options long_one = { .max_tokens = 1000, .sampler = { .temperature = 1, .seed = 3 } };
+  OK(host, pyr_host_generate(host, "hello", &long_one));
+  pyr_host_stats stats;
+  pyr_host_get_stats(host, &stats);
+  CHECK(strcmp(stats.finish, "context") == 0 || strcmp(stats.finish, "eos") == 0, "%s", stats.finish);
+  CHECK(stats.context_tokens <= 64, "%d", (int)stats.context_tokens);
+  pyr_host_close(host);
+  options = (pyr_host_options){ .device = "nonesuch" };
+  CHECK(pyr_host_open(model, &options, &host) == PYR_DEVICE && strstr(pyr_host_error(host), "nonesuch"), "%s", pyr_host_error(host));
+  pyr_host_close(host);
+  options = (pyr_host_options){ .scaling = "nonesuch" };
+  CHECK(pyr_host_open(model, &options, &host) == PYR_ARGUMENT && *pyr_host_error(host), "%s", pyr_host_error(host));
+  pyr_host_close(host);
+
+  host = open_host(NULL);
+  pyr_generate_options how = { .size = 3 };
+  CHECK(pyr_host_generate(host, "a", &how) == PYR_ARGUMENT && strstr(pyr_host_error(host), "size"), "%s", pyr_host_error(host));
+  how = (pyr_generate_options){ .sampler = { .reserved = { 0, 0, 1 } } };
+  CHECK(pyr_host_generate(host, "a", &how) == PYR_ARGUMENT && strstr(pyr_host_error(host), "reserved"), "%s", pyr_host_error(host));
+  pyr_conversation *talk = NULL;
+  pyr_conversation_options odd_talk = { .size = 1 };
+  CHECK(pyr_conversation_open(host, &odd_talk, &talk) == PYR_ARGUMENT && talk == NULL, "%s", pyr_host_error(host));
+  pyr_host_close(host);
+
+  char why[200] = "";
+  pyr_runtime *rt = NULL;
+  pyr_runtime_options runtime = { .size = sizeof runtime + 1, .threads = 1, .why = why, .why_bytes = sizeof why };
+  struct { pyr_runtime_options known; int64_t later; } longer = { runtime, 7 };
+  longer.known.size = sizeof longer;
+  CHECK(pyr_runtime_new(&longer.known, &rt) == PYR_ARGUMENT && strstr(why, "too old"), "%s", why);
+  longer.later = 0;
+  CHECK(pyr_runtime_new(&longer.known, &rt) == PYR_OK, "%s", why);
+  pyr_sampler *sampler = NULL;
+  pyr_sampler_options odd = { .reserved = { 1 } };
+  CHECK(pyr_sampler_new(rt, &odd, &sampler) == PYR_ARGUMENT, "reserved");
+  pyr_runtime_free(rt);
+}
+
+/* ---- conversations ------------------------------------------------------------------------------------------------------ */
+
+static void check_conversation(const char *policy) {
+  pyr_host *host = open_host(policy);
+  pyr_conversation *talk = open_talk(host, "be brief"), *other = NULL, *loaded = NULL;
+  answer one = { 0 }, two = { 0 }, again = { 0 }, forked = { 0 }, whole = { 0 };
+  pyr_host_stats first = say(host, talk, "hello there", 12, &one), second = say(host, talk, "and more", 12, &two);
+  CHECK(second.rereads == 0 && first.rereads == 0, "%d", (int)second.rereads);
+  CHECK(second.prompt_tokens < first.prompt_tokens + second.generated_tokens, "%d then %d were new", (int)first.prompt_tokens,
+        (int)second.prompt_tokens);
+  CHECK(second.context_tokens >= first.context_tokens + second.prompt_tokens, "%d", (int)second.context_tokens);
+
+  static const char *const roles[] = { "system", "user", "assistant", "user", "assistant" };
+  pyr_message message;
+  for (int i = 0; i < 5; i++) {
+    OK(host, pyr_conversation_get(talk, i, &message));
+    CHECK(strcmp(message.role, roles[i]) == 0 && strlen(message.text) == message.length, "%d: %s", i, message.role);
+    if (i == 3) CHECK(strcmp(message.text, "and more") == 0, "%s", message.text);
+  }
+  CHECK(pyr_conversation_get(talk, 5, &message) == PYR_ARGUMENT && pyr_conversation_get(talk, -1, &message) == PYR_ARGUMENT, "5");
+
+  /* a fork goes its own way, the first stays where it was */
+  OK(host, pyr_conversation_fork(talk, &other));
+  say(host, other, "elsewhere", 12, &forked);
+  OK(host, pyr_conversation_get(other, 5, &message));
+  CHECK(strcmp(message.text, "elsewhere") == 0, "%s", message.text);
+  CHECK(pyr_conversation_get(talk, 5, &message) == PYR_ARGUMENT, "the fork's messages");
+
+  /* a saved one goes on as the one it was saved from, in another host */
+  char path[4096];
+  snprintf(path, sizeof path, "%s/talk.bin", folder);
+  OK(host, pyr_conversation_save(talk, path));
+  pyr_host *fresh = open_host(policy);
+  OK(fresh, pyr_conversation_load(fresh, path, NULL, &loaded));
+  OK(fresh, pyr_conversation_get(loaded, 4, &message));
+  CHECK(strcmp(message.role, "assistant") == 0, "%s", message.role);
+  pyr_host_stats third = say(fresh, loaded, "once more", 12, &again), mine = say(host, talk, "once more", 12, &whole);
+  CHECK(third.rereads == 0 && third.prompt_tokens == mine.prompt_tokens, "%d, %d", (int)third.prompt_tokens, (int)mine.prompt_tokens);
+  CHECK(strcmp(again.text, whole.text) == 0, "'%s', not '%s'", again.text, whole.text);
+  CHECK(again.tokens == whole.tokens && memcmp(again.ids, whole.ids, (size_t)whole.tokens * sizeof *whole.ids) == 0, "ids");
+  CHECK(pyr_conversation_load(fresh, "/nowhere/talk", NULL, &loaded) == PYR_IO, "%s", pyr_host_error(fresh));
+  pyr_host_close(fresh);                        /* before its conversation */
+  OK(fresh, pyr_conversation_get(loaded, 0, &message));
+  pyr_conversation_close(loaded);
+
+  /* messages added by hand, then answered */
+  pyr_conversation *led = open_talk(host, NULL);
+  pyr_message turn = { .role = "user", .text = "hello there" };
+  OK(host, pyr_conversation_add(led, &turn));
+  turn = (pyr_message){ .role = "assistant", .text = "yes\0no", .length = 6 };
+  OK(host, pyr_conversation_add(led, &turn));
+  OK(host, pyr_conversation_get(led, 1, &message));
+  CHECK(message.length == 6 && message.text[4] == 'n', "%d", (int)message.length);
+  turn = (pyr_message){ .role = "user", .text = "go on" };
+  OK(host, pyr_conversation_add(led, &turn));
+  answer led_answer = { 0 };
+  say(host, led, NULL, 6, &led_answer);
+  CHECK(led_answer.tokens > 0, "no answer");
+  CHECK(pyr_conversation_add(led, NULL) == PYR_ARGUMENT && pyr_conversation_add(led, &(pyr_message){ .role = "user" }) == PYR_ARGUMENT,
+        "no text");
+  pyr_conversation_close(led);
+
+  pyr_conversation_close(other);
+  pyr_host_close(host);
+  pyr_conversation_close(talk);                 /* after its host */
+}
+
+static void check_arguments(void) {
+  pyr_host *host = open_host(NULL);
+  pyr_conversation *talk = NULL;
+  pyr_message message;
+  CHECK(pyr_conversation_open(NULL, NULL, &talk) == PYR_ARGUMENT && pyr_conversation_open(host, NULL, NULL) == PYR_ARGUMENT, "NULL");
+  CHECK(pyr_conversation_load(host, NULL, NULL, &talk) == PYR_ARGUMENT && pyr_conversation_load(NULL, "x", NULL, &talk) == PYR_ARGUMENT,
+        "NULL");
+  CHECK(pyr_conversation_say(NULL, "a", NULL) == PYR_ARGUMENT && pyr_conversation_save(NULL, "x") == PYR_ARGUMENT, "NULL");
+  CHECK(pyr_conversation_fork(NULL, &talk) == PYR_ARGUMENT && pyr_conversation_get(NULL, 0, &message) == PYR_ARGUMENT, "NULL");
+  pyr_conversation_close(NULL);
+  pyr_host_cancel(NULL);
+  pyr_conversation_options odd = { .format = "no such format" };
+  CHECK(pyr_conversation_open(host, &odd, &talk) == PYR_UNSUPPORTED && talk == NULL, "%s", pyr_host_error(host));
+  talk = open_talk(host, NULL);
+  CHECK(pyr_conversation_say(talk, NULL, NULL) == PYR_ARGUMENT && *pyr_host_error(host), "nothing to answer");
+  CHECK(pyr_conversation_save(talk, NULL) == PYR_ARGUMENT, "no path");
+  CHECK(pyr_conversation_save(talk, "/nowhere/at/all") == PYR_IO, "%s", pyr_host_error(host));
+  CHECK(pyr_conversation_fork(talk, NULL) == PYR_ARGUMENT, "nowhere");
+  pyr_conversation_close(talk);
+  pyr_host_close(host);
+}
+
+/* ---- cancelling, and closing inside ------------------------------------------------------------------------------------- */
+
+static pyr_host *interrupted;
+static void interrupt(int signal) { (void)signal; pyr_host_cancel(interrupted); }
+
+static void *cancel_soon(void *host) {
+  usleep(100000);
+  pyr_host_cancel(host);
+  return NULL;
+}
+
+static void check_cancelling(void) {
+  pyr_host *host = open_host("pyramidinfer");
+  pyr_conversation *talk = open_talk(host, NULL);
+  answer before = { 0 }, lost = { .host = host, .cancel_after = 3 }, after = { 0 };
+  say(host, talk, "hello", 8, &before);
+  pyr_generate_options how = { .max_tokens = 100, .on_token = on_token, .ud = &lost };
+  CHECK(pyr_conversation_say(talk, "stop me", &how) == PYR_CANCELLED, "%s", pyr_host_error(host));
+  CHECK(lost.tokens == 3, "%d tokens", lost.tokens);
+  pyr_message message;
+  CHECK(pyr_conversation_get(talk, 2, &message) == PYR_ARGUMENT, "what was given up stays");
+  pyr_host_stats stats = say(host, talk, "again", 8, &after);
+  CHECK(after.tokens > 0 && stats.rereads == 1, "%d", (int)stats.rereads);
+  pyr_host_cancel(host);                        /* nothing runs: nothing happens */
+  say(host, talk, "further", 4, &after);
+  lost = (answer){ .host = host, .cancel_after = 2 };
+  CHECK(pyr_host_generate(host, "hello", &how) == PYR_CANCELLED && strcmp(pyr_host_error(host), "cancelled") == 0, "%s",
+        pyr_host_error(host));
+  pyr_conversation_close(talk);
+  pyr_host_close(host);
+
+  /* a policy that never returns, and one that catches what ends it */
+  static const char *const loops[] = { "while true do end", "while true do pcall(function() while true do end end) end",
+                                       "local go = coroutine.wrap(function() while true do end end) go()" };
+  for (int i = 0; i < 3; i++) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/loop%d.lua", folder, i);
+    FILE *file = fopen(path, "w");
+    fprintf(file, "return { name = 'loop', prefill = function(o, l) %s return nil end }\n", loops[i]);
+    fclose(file);
+    host = open_host(path);
+    pthread_t thread;
+    if (i == 0) {
+      interrupted = host;
+      signal(SIGALRM, interrupt);
+      alarm(1);
+    } else {
+      CHECK(pthread_create(&thread, NULL, cancel_soon, host) == 0, "no thread");
+    }
+    CHECK(pyr_host_generate(host, "hello", NULL) == PYR_CANCELLED, "%s", pyr_host_error(host));
+    if (i) pthread_join(thread, NULL);
+    pyr_host_close(host);
+  }
+}
+
+static void check_closing_inside(void) {
+  pyr_host *host = open_host(NULL);
+  pyr_conversation *talk = open_talk(host, NULL);
+  answer out = { .close_talk = talk };
+  pyr_generate_options how = { .max_tokens = 50, .on_token = on_token, .ud = &out };
+  CHECK(pyr_conversation_say(talk, "hello", &how) == PYR_CANCELLED, "%s", pyr_host_error(host));
+  CHECK(out.tokens == 2, "%d tokens", out.tokens);
+  out = (answer){ .close_host = host };
+  talk = open_talk(host, NULL);
+  CHECK(pyr_host_generate(host, "hello", &how) == PYR_CANCELLED, "closed");
+  out = (answer){ .close_talk = talk };         /* the last handle of all */
+  CHECK(pyr_conversation_say(talk, "hello", &how) == PYR_CANCELLED, "closed");
+  host = open_host(NULL);
+  out = (answer){ .close_host = host };
+  CHECK(pyr_host_generate(host, "hello", &how) == PYR_CANCELLED, "closed");
+}
+
+static void *close_elsewhere(void *host) {
+  pyr_host_close(host);
+  return NULL;
+}
+
+static void *talk_alone(void *ud) {
+  for (int i = 0; i < 2; i++) {
+    pyr_host *host = open_host("pyramidinfer");
+    pyr_conversation *talk = open_talk(host, "be brief");
+    *(answer *)ud = (answer){ 0 };
+    say(host, talk, "hello there", 8, ud);
+    say(host, talk, "and more", 8, ud);
+    pyr_conversation_close(talk);
+    pyr_host_close(host);
+  }
+  return NULL;
+}
+
+static void check_threads(void) {
+  static answer out[2];
+  pthread_t threads[2];
+  for (int i = 0; i < 2; i++) CHECK(pthread_create(&threads[i], NULL, talk_alone, &out[i]) == 0, "no thread");
+  for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL);
+  CHECK(strcmp(out[0].text, out[1].text) == 0, "two threads, two texts");
+  pyr_host *host = open_host(NULL);
+  CHECK(pthread_create(&threads[0], NULL, close_elsewhere, host) == 0, "no thread");
+  pthread_join(threads[0], NULL);
+}
+
+static void check_memory(void) {
+  int tries = 0;
+  for (size_t limit = 100000; tries < 200; limit += limit / 12, tries++) {
+    pyr_host *host;
+    pyr_conversation *talk = NULL;
+    pyr_host_options options = { .threads = 1, .policy = "pyramidinfer", .memory_limit = limit };
+    pyr_generate_options how = { .max_tokens = 4, .alternatives = 3 };
+    pyr_status status = pyr_host_open(model, &options, &host);
+    if (status == PYR_OK) status = pyr_conversation_open(host, NULL, &talk);
+    if (status == PYR_OK) status = pyr_conversation_say(talk, "hello", &how);
+    if (status == PYR_OK) status = pyr_conversation_say(talk, "there", &how);
+    CHECK(status == PYR_OK || *pyr_host_error(host), "a failure without a message");
+    CHECK(status == PYR_OK || status == PYR_MEMORY, "%s: %s", pyr_status_name(status), pyr_host_error(host));
+    pyr_host_close(host);
+    pyr_conversation_close(talk);
+    if (status == PYR_OK) break;
+  }
+  CHECK(tries > 5 && tries < 200, "%d tries", tries);
+}
+
+int main(int argc, char **argv) {
+  if (argc < 3) return 2;
+  setvbuf(stdout, NULL, _IOLBF, 0);
+  model = argv[1];
+  folder = argv[2];
+  check_tokens();
+  check_versions();
+  check_conversation("full");
+  check_conversation("h2o");
+  check_arguments();
+  check_cancelling();
+  check_closing_inside();
+  check_threads();
+  check_memory();
+  return failures ? 1 : 0;
+}
