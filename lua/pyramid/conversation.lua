@@ -45,7 +45,7 @@ local function render(self, messages, ask)
   local bos = tokenizer.bos and tokenizer:piece(tokenizer.bos)
   local eos = tokenizer.eos[1] and tokenizer:piece(tokenizer.eos[1])
   return chat.render(self.format, messages, { add_generation_prompt = ask, bos = bos, eos = eos, date = self.date,
-    thinking = self.thinking })
+    thinking = self.thinking, now = self.now })
 end
 
 -- A format that ends turns with no token of their own needs a text to end at: what it puts between an answer and a question.
@@ -80,11 +80,13 @@ function conversation.new(model, given)
     return nil, "model:conversation: the model has no chat format; name one with `format` ("
       .. table.concat(chat.list(), ", ") .. ")", "unsupported"
   end
-  local self = setmetatable({ model = model, format = format, date = given.date, thinking = given.thinking, messages = {},
-    cache_options = { policy = given.policy, dtype = given.dtype, budget = given.budget }, waiting = {}, seen = {},
+  local compiled, message, code = chat.compile(format)
+  if not compiled then return nil, message, code end
+  -- a format that tells the time would tell the past in another way a minute later
+  local self = setmetatable({ model = model, format = compiled, date = given.date, thinking = given.thinking,
+    now = os.date "*t", messages = {}, cache_options = { policy = given.policy, dtype = given.dtype, budget = given.budget }, waiting = {}, seen = {},
     rereads = 0 },
     Conversation)
-  local message, code
   self.turn_end, message, code = turn_end(self)
   if not self.turn_end then return nil, message, code end
   if given.system then self.messages[1] = { role = "system", content = given.system } end

@@ -100,7 +100,8 @@ for name in ("printf vprintf puts putchar perror stdout stderr stdin exit _exit 
 end
 
 -- The program, and the specs' operations; what holds the streams for the Lua in our shared libraries, and what is linked of it.
-local free = { ["lua/main.o"] = true, ["lua/lops.o"] = true, ["lua/own_streams.o"] = true, ["own_lua.o"] = true, ["module.o"] = true }
+local free = { ["lua/main.o"] = true, ["lua/lops.o"] = true, ["lua/own_streams.o"] = true, ["own_lua.o"] = true,
+  ["module.o"] = true }
 
 local build = arg[1]
 for _, object in ipairs(build and lines_of("find " .. build .. "/obj -name '*.o' | sort") or {}) do
