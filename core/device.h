@@ -5,11 +5,9 @@
 #ifndef PYR_DEVICE_H
 #define PYR_DEVICE_H
 
+#include "backend.h"
 #include "runtime.h"
 
-struct pyr_backend;
-
-enum { PYR_DEVICE_VERSION = 6 };   /* of this table and of backend.h's; objects of another one are refused */
 #define PYR_DEVICE_OPEN "pyr_device_open"
 
 typedef struct pyr_device_host {
@@ -20,6 +18,17 @@ typedef struct pyr_device_host {
   void (*discharge)(pyr_runtime *rt, size_t size);
   pyr_status (*set_error)(pyr_runtime *rt, pyr_status status, const char *format, ...);
 } pyr_device_host;
+
+/* What both sides must agree on, in one number: the sizes of both tables, of what the operations are told (calls.h), and how
+ * many dtypes there are. Objects of another number are refused. */
+#define PYR_MIX(hash, size) ((hash) * 33u + (unsigned)(size))
+#define PYR_MIX4(hash, a, b, c, d) \
+  PYR_MIX(PYR_MIX(PYR_MIX(PYR_MIX(hash, sizeof(a)), sizeof(b)), sizeof(c)), sizeof(d))
+enum {
+  PYR_DEVICE_VERSION = (int)(PYR_MIX4(PYR_MIX4(PYR_MIX4(PYR_MIX4(PYR_MIX(5381u, PYR_DTYPES),
+    pyr_backend, pyr_device_host, pyr_lane_view, pyr_page_list), pyr_layout, pyr_work, pyr_weighting, pyr_track),
+    pyr_attention, pyr_append, pyr_mass, pyr_choice), pyr_segment, pyr_moments, pyr_change, pyr_pick) & 0x7fffffffu)
+};
 
 /* Fills *be. PYR_DEVICE with a message if there is no such device, or it fails. `isa`: NULL, or "bf16" for products of many
  * tokens with operands rounded to 16 bits. The host table outlives the backend. */

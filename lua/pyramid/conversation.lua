@@ -125,7 +125,7 @@ end
 local function new_ids(self, messages)
   local whole, message, code = render(self, messages, true)
   if not whole then return nil, message, code end
-  local tokenizer, ids = self.model.tokenizer, nil
+  local tokenizer, ids = self.model.tokenizer
   local added = addition(self, messages, whole)
   if added then
     ids, message, code = tokenizer:encode(added, { add = false })
