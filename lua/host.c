@@ -160,7 +160,10 @@ static pyr_status end(pyr_host *host, pyr_status status) {
 static void take_results(lua_State *L, host_call *call, int index) {
   call->status = PYR_OK;
   if (!lua_isnil(L, index)) return;
-  call->status = set_message(call->host, status_of(lua_tostring(L, index + 2)), lua_tostring(L, index + 1));
+  const char *message = lua_tostring(L, index + 1);
+  call->status = set_message(call->host, status_of(lua_tostring(L, index + 2)), message);
+  /* what Lua says when it has none; code that loads other code (a policy) hands it on as that code's fault */
+  if (message && strstr(message, "not enough memory")) call->status = PYR_MEMORY;
 }
 
 /* Pushes the session's method and the session. */
