@@ -525,7 +525,7 @@ typedef struct pyr_host_options {
   const char *precision;       /* NULL or "f32"; "bf16", "int8": faster products, where the processor has them */
   const char *policy;          /* a name, or a path to a policy file; NULL: "full" */
   const char *policy_options;  /* "ratio=0.8 recent=0.1", or NULL */
-  double policy_seconds;       /* the most that a policy may take for one question; 0: as long as it wants */
+  double policy_seconds;       /* the most that a policy's code may take at a time; 0: 10; below 0: as long as it wants */
   const char *cache_dtype;     /* NULL: "f16" */
   size_t cache_budget;         /* bytes of a text's or a conversation's cache; 0: none */
   size_t memory_limit;         /* as in pyr_runtime_options; the private Lua state may hold as much again */

@@ -185,12 +185,6 @@ static void set_integer(lua_State *L, const char *key, int64_t value) {
   lua_setfield(L, -2, key);
 }
 
-static void set_number(lua_State *L, const char *key, double value) {
-  if (value == 0) return;
-  lua_pushnumber(L, value);
-  lua_setfield(L, -2, key);
-}
-
 static void set_flag(lua_State *L, const char *key, int value) {
   lua_pushboolean(L, value);
   lua_setfield(L, -2, key);
@@ -225,7 +219,10 @@ static int protected_open(lua_State *L) {
   set_text(L, "precision", o->precision);
   set_text(L, "policy", o->policy);
   set_text(L, "policy_options", o->policy_options);
-  set_number(L, "policy_seconds", o->policy_seconds);
+  if (o->policy_seconds != 0) {
+    lua_pushnumber(L, o->policy_seconds > 0 ? o->policy_seconds : 0);
+    lua_setfield(L, -2, "policy_seconds");
+  }
   set_text(L, "cache_dtype", o->cache_dtype);
   set_integer(L, "cache_budget", size_number(o->cache_budget));
   set_integer(L, "memory", size_number(o->memory_limit));

@@ -28,7 +28,7 @@ Conversation.__index = Conversation
 Conversation.__name = "pyramid.conversation"
 
 local keys = { system = "string", format = "string", policy = "any", dtype = "string", budget = "integer|string",
-  thinking = "boolean", date = "string" }
+  policy_seconds = "number", thinking = "boolean", date = "string" }
 
 ---@class pyramid.ConversationOptions: pyramid.CacheOptions
 ---@field system? string      what the model is told before the first message
@@ -84,7 +84,8 @@ function conversation.new(model, given)
   if not compiled then return nil, message, code end
   -- a format that tells the time would tell the past in another way a minute later
   local self = setmetatable({ model = model, format = compiled, date = given.date, thinking = given.thinking,
-    now = os.date "*t", messages = {}, cache_options = { policy = given.policy, dtype = given.dtype, budget = given.budget }, waiting = {}, seen = {},
+    now = os.date "*t", messages = {}, waiting = {}, seen = {},
+    cache_options = { policy = given.policy, dtype = given.dtype, budget = given.budget, policy_seconds = given.policy_seconds },
     rereads = 0 },
     Conversation)
   self.turn_end, message, code = turn_end(self)

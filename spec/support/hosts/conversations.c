@@ -326,6 +326,20 @@ static void check_cancelling(void) {
   pyr_conversation_close(talk);
   pyr_host_close(host);
 
+  char endless[4096];
+  snprintf(endless, sizeof endless, "%s/endless.lua", folder);
+  FILE *written = fopen(endless, "w");
+  fputs("return { name = 'endless', prefill = function() while true do end end }\n", written);
+  fclose(written);
+  pyr_host_options limited = { .threads = 1, .policy = endless, .policy_seconds = 0.05 };
+  OK(host, pyr_host_open(model, &limited, &host));
+  CHECK(pyr_host_generate(host, "hello", NULL) == PYR_POLICY && strstr(pyr_host_error(host), "policy_seconds"), "%s", pyr_host_error(host));
+  talk = open_talk(host, NULL);
+  CHECK(pyr_conversation_say(talk, "hello", NULL) == PYR_POLICY && strstr(pyr_host_error(host), "policy_seconds"), "%s",
+        pyr_host_error(host));
+  pyr_conversation_close(talk);
+  pyr_host_close(host);
+
   /* a policy that never returns, and one that catches what ends it */
   static const char *const loops[] = { "while true do end", "while true do pcall(function() while true do end end) end",
                                        "local go = coroutine.wrap(function() while true do end end) go()" };
