@@ -122,7 +122,10 @@ static void unpack_state(const int64_t in[STATE], pyr_layer_state *state) {
 /* ---- save ------------------------------------------------------------------------------------------------------ */
 
 /* The rows of one plane (K or V) of a page lie together; `buffer` holds a page. */
-static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lane *lane, char *buffer, void *rows_buffer, bool compact) {
+static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lane *lane, char *buffer, void *rows_buffer,
+                            const pyr_layer_state *state) {
+  bool compact = state->compact;
+  const int32_t *born = rows_buffer;
   pyr_backend *be = cache->pool->be;
   size_t row = pyr_row_bytes(cache->pool->layout.dtype, cache->pool->layout.head_dim), used = (size_t)lane->rows * 4;
   int64_t counts[2] = { lane->rows, lane->history != NULL };
@@ -135,6 +138,7 @@ static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lan
   }
   if (status == PYR_OK && compact) {
     if (used) status = be->download(be, rows_buffer, lane->born, used);
+    for (int64_t i = state->turned; i < lane->rows; i++) ((int32_t *)rows_buffer)[i] = (int32_t)i;
     if (status == PYR_OK) status = put(s, rows_buffer, used);
   }
   for (int64_t at = 0; at < lane->rows && status == PYR_OK; at += PYR_PAGE_ROWS) {
@@ -142,6 +146,8 @@ static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lan
     status = be->download(be, buffer, lane->data[at / PYR_PAGE_ROWS], cache->pool->page_bytes[compact ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN]);
     if (status == PYR_OK) status = put(s, buffer, (size_t)n * row);
     if (status == PYR_OK) status = put(s, buffer + PYR_PAGE_ROWS * row, (size_t)n * row);
+    for (int64_t i = 0; i < n && status == PYR_OK && compact; i++)        /* a key that was not turned lies as it came */
+      if (born[at + i] == at + i) memcpy(buffer + (2 * PYR_PAGE_ROWS + i) * (int64_t)row, buffer + i * (int64_t)row, row);
     if (status == PYR_OK && compact) status = put(s, buffer + 2 * PYR_PAGE_ROWS * row, (size_t)n * row);
   }
   return status;
@@ -183,7 +189,7 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
     status = put(&s, numbers, sizeof numbers);
   }
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
-    status = save_lane(&s, cache, &cache->lanes[i], buffer, rows_buffer, cache->states[i / cache->heads].compact);
+    status = save_lane(&s, cache, &cache->lanes[i], buffer, rows_buffer, &cache->states[i / cache->heads]);
   if (status == PYR_OK) status = put(&s, &note_bytes, sizeof note_bytes);
   if (status == PYR_OK) status = put(&s, note, length);
   uint64_t sum = s.hash;

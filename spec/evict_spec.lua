@@ -165,6 +165,20 @@ describe("cache:evict", function()
     end
   end)
 
+  it("leaves turned keys that a file holds whole: saved again, it is the same", function()
+    local cache <close> = new(models.cpu, assert(pyramid.policy("streaming", { rows = 40, rotate = true })))
+    assert(cache:prefill(prompt(70, 3)))
+    for i = 1, 20 do assert(cache:step(i)) end
+    local one, other = helper.tmp(), helper.tmp()
+    assert(cache:save(one))
+    local p = assert(pyramid.policy("streaming", { rows = 40, rotate = true }))
+    local loaded <close> = assert(models.cpu:load_cache(one, { policy = p, dtype = "f32" }))
+    assert(loaded:save(other))
+    assert.equal(helper.read(one), helper.read(other))
+    os.remove(one)
+    os.remove(other)
+  end)
+
   it("ranks by attention that the cache tracks", function()
     local tracking = policy { name = "tracking", trigger = function() return { every = 1000, track = score.history() } end,
       decode = function(_, l) return { keep = l.rows } end }
