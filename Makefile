@@ -63,17 +63,20 @@ SPECS   := $(SPEC_C:%.c=$(B)/obj/%.o)
 OWN     := $(STREAM_C:%.c=$(B)/obj/%.o)
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build library cuda cuda-check deps deps-test models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory check-stress install uninstall print-static install-module clean FORCE fuzz fuzz-native check-threads check-threads-built
+.PHONY: build library cuda cuda-check deps deps-test models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory check-stress install uninstall print-static install-module clean FORCE fuzz fuzz-native check-threads check-threads-built rock ci nightly check-warnings
 build: library $(B)/libpyramid_emulated.so $(B)/pyramid_specs.so
 library: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so
 
 # Kernels are compiled once for each instruction set and picked at run time; only x86 has more than the base. They are
 # unrolled by hand: -O3 makes them no faster and takes three times as long over them.
+# What debuggers are told of them is lines alone: more would take as long again.
 # A sanitizer has all of it go through its checks, and -O2 with whole debug information would take four times as long again.
-$(B)/obj/core/cpu/kernels_%.o: TUNE := $(if $(findstring -fsanitize,$(CFLAGS)),-O1 -g1,-O2)
+$(B)/obj/core/cpu/kernels_%.o: TUNE := $(if $(findstring -fsanitize,$(CFLAGS)),-O1 -g1,-O2 $(if $(filter -g,$(CFLAGS)),-g1))
 ifneq ($(filter x86_64%,$(MACHINE)),)
-$(B)/obj/core/cpu/kernels_avx2.o:   ISA := -mavx2 -mfma -mf16c
-$(B)/obj/core/cpu/kernels_avx512.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c
+ISA_AVX2   := -mavx2 -mfma -mf16c
+ISA_AVX512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni $(ISA_AVX2)
+$(B)/obj/core/cpu/kernels_avx2%:   ISA := $(ISA_AVX2)
+$(B)/obj/core/cpu/kernels_avx512%: ISA := $(ISA_AVX512)
 endif
 
 # V=1 shows commands in full.
@@ -253,7 +256,7 @@ check-memory:
 	+@UBSAN_OPTIONS=print_stacktrace=1 $(AGAIN) test B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" SPEC="$(SPEC)"
 # What uses the binding, with full collections wherever it allocates, under the same sanitizers: what C holds too early shows.
 STRESSED ?= binding_spec cache_spec batch_spec generate_spec tokenizer_spec sampler_spec runtime_spec policy_spec scores_spec loaders_spec
-check-stress: deps
+check-stress: deps-test
 	+@$(AGAIN) build B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)"
 	@UBSAN_OPTIONS=print_stacktrace=1 PYRAMID_BUILD=$(B)/asan PYRAMID_CFLAGS="-O1 -g $(SANITIZE)" \
 	  $(B)/asan/pyramid spec/run.lua --stress $(STRESSED)
@@ -292,6 +295,31 @@ $(B)/thread_checks: spec/support/thread_checks.c $(B)/libpyramid.a
 	@echo "ld $@"
 	$(Q)$(CC) $(C11) $(CFLAGS) $(INCLUDES) -o $@ $^ $(CJSON_ARCHIVE) $(or $(LUA_ARCHIVE),$(LUA_LINK)) $(LIBS)
 
+# Warnings that are asked for beside -Wall and -Wextra; nothing is made of it.
+WARNINGS := -Wconversion -Wshadow -Werror -c -o /dev/null
+check-warnings: deps
+	@for f in $(filter-out %/bundle.c,$(SOURCES)) $(PROGRAM) $(SPEC_C) $(STREAM_C); do \
+	  case $$f in \
+	    *kernels_avx512*) isa="$(ISA_AVX512)" ;; *kernels_avx2*) isa="$(ISA_AVX2)" ;; *) isa= ;; esac; \
+	  $(CC) $(C11) $(WITH) -O1 $$isa $(INCLUDES) $(WARNINGS) $$f || exit 1; done
+
+# What .ci/run asks after `make test`: the sources' style, who may include whom, warnings, a minute of fuzzing whose seed is fixed.
+# `fuzz` is called once it is a target of this file.
+FUZZ_SECONDS ?= 60
+FUZZ_SEED    ?= 17
+HAS = $(shell grep -q '^$1:' $(firstword $(MAKEFILE_LIST)) && echo yes)
+ci: check-style check-layers check-warnings
+	+@$(if $(call HAS,fuzz),$(MAKE) --no-print-directory fuzz SECONDS=$(FUZZ_SECONDS) SEED=$(FUZZ_SEED),echo "ci: no fuzzing here yet")
+# What takes too long for each change: sanitizers over all specs, a build without oneDNN, clang, an hour of fuzzing; what else the
+# machine has the tools for.
+nightly: ci
+	+@$(MAKE) --no-print-directory check-memory
+	+@$(if $(call HAS,check-stress),$(MAKE) --no-print-directory check-stress)
+	+@$(if $(call HAS,check-threads),$(MAKE) --no-print-directory check-threads)
+	+@$(MAKE) --no-print-directory test B=$(B)/plain ONEDNN=0
+	+@if command -v clang >/dev/null; then $(MAKE) --no-print-directory library B=$(B)/clang-plain CC=clang CFLAGS="-O2 -g -Werror"; fi
+	+@$(if $(call HAS,fuzz),$(MAKE) --no-print-directory fuzz SECONDS=3600)
+
 # STRIP=1 leaves out what debuggers want. `uninstall` removes what `install` has listed in share/pyramid/installed.
 install: build
 	@DESTDIR='$(DESTDIR)' STRIP='$(STRIP)' LIBS='$(STATIC)' sh scripts/install.sh put $(B) '$(PREFIX)' $(VERSION) $(ABI)
@@ -303,7 +331,9 @@ print-static:   # what a host links with libpyramid.a
 
 # What LuaRocks asks for: only the module, where it says.
 LUA_CMOD = $(PREFIX)/lib/lua/5.4
-install-module: build
+rock:
+	+@$(AGAIN) $(B)/pyramid.so
+install-module: $(B)/pyramid.so
 	install -d $(DESTDIR)$(LUA_CMOD)
 	install -m 644 $(B)/pyramid.so $(DESTDIR)$(LUA_CMOD)/
 

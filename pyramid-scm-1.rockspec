@@ -14,7 +14,7 @@ external_dependencies = {
 }
 build = {
   type = "make",
-  build_target = "build",
+  build_target = "rock", -- the module alone, on all processors
   install_target = "install-module",
   build_variables = { CFLAGS = "$(CFLAGS) -O3" },
   install_variables = { LUA_CMOD = "$(LIBDIR)" },

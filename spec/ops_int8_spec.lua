@@ -132,13 +132,23 @@ describe("int8 products", function()
     local exact <close> = assert(pyramid.model("models/tiny", { weights = "q8_0" }))
     assert.equal(isa, model:runtime():isa())
     assert.equal("avx512", exact:runtime():isa())
-    local function logits(of)
+    local function logits(of, prompt)
       local cache <close> = assert(of:cache { dtype = "f32" })
-      assert(cache:prefill { 7, 8, 9 })
-      local last
-      for id = 20, 60 do last = assert(cache:step(id)) end
-      return last
+      assert(cache:prefill(prompt))
+      local all = {}
+      for id = 20, 60 do all[#all + 1] = assert(cache:step(id)) end
+      return all
     end
-    helper.assert_near(logits(model), logits(exact):totable(), "steps", 0.03)
+    -- Single steps are off by 0.01 to 0.06, as chance has it, differently with each build of the products beside them; their mean
+    -- was 0.021 to 0.027 in each of three prompts, with oneDNN and without.
+    for _, prompt in ipairs { { 7, 8, 9 }, { 11, 12, 13 }, { 50, 60, 70 } } do
+      local rounded_steps, exact_steps, sum = logits(model, prompt), logits(exact, prompt), 0
+      for i, step in ipairs(rounded_steps) do
+        local off = helper.distance(step:totable(), exact_steps[i]:totable())
+        assert.is_true(off < 0.08, ("step %d: relative error %.3g"):format(i, off))
+        sum = sum + off
+      end
+      assert.is_true(sum / #rounded_steps < 0.03, ("steps: mean relative error %.3g"):format(sum / #rounded_steps))
+    end
   end)
 end)

@@ -182,9 +182,9 @@ static stretch segment_at(const pyr_attend_unit *u, int64_t segment) {
 
 /* What a task of the call reads first, if it is one of a single query. */
 static stretch stretch_of(const pyr_attend *t, int64_t task) {
-  if (task >= t->tasks) return (stretch){ NULL };
+  if (task >= t->tasks) return (stretch){ 0 };
   const pyr_attend_unit *u = pyr_cpu_unit_of(t, task);
-  return u->a->n == 1 ? segment_at(u, task - u->first) : (stretch){ NULL };
+  return u->a->n == 1 ? segment_at(u, task - u->first) : (stretch){ 0 };
 }
 
 /* All of a lane in one task. */

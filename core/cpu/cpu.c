@@ -9,6 +9,9 @@
  * stands in the byte before the aligned address. */
 #include "attention.h"
 
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#endif
 #include <string.h>
 
 enum {
@@ -132,11 +135,19 @@ void pyr_cpu_tasks(pyr_backend *be, pyr_task_fn fn, void *ctx, int64_t tasks, in
 
 /* ---- open and close ------------------------------------------------------------------------------------------------ */
 
+#if defined(__x86_64__) || defined(__i386__)
+/* Halves to floats; not every compiler's __builtin_cpu_supports knows "f16c". */
+static bool has_f16c(void) {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+#endif
+
 static bool supported(const pyr_kernels *k) {
   if (k->name == NULL) return false;
 #if defined(__x86_64__) || defined(__i386__)
   if (k == &pyr_kernels_avx2)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   if (k == &pyr_kernels_avx512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && supported(&pyr_kernels_avx2);

@@ -11,7 +11,7 @@
 size_t pyr_row_bytes(pyr_dtype dtype, int head_dim) { return pyr_dtype_bytes(dtype, head_dim); }
 
 size_t pyr_page_bytes(pyr_dtype dtype, int head_dim, bool wide) {
-  return (wide ? 3 : 2) * PYR_PAGE_ROWS * pyr_row_bytes(dtype, head_dim);
+  return (size_t)((wide ? 3 : 2) * PYR_PAGE_ROWS) * pyr_row_bytes(dtype, head_dim);
 }
 
 void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t count, int what) {
