@@ -1,26 +1,31 @@
 /* cache_file.c — a cache in a file: what it keeps, byte for byte, so that a prompt once read need not be read again.
  *
  * Little-endian, in order:
- *   header   magic "PYRCACHE", u32 version, u32 byte order mark, then the shape it must be loaded into (layers, kv
- *            heads, head_dim, dtype, rope hash) and the counters (tokens, prompt, computed, evicted)
+ *   header   magic "PYRCACHE", u32 version, u32 byte order mark, then what it must be loaded into (layers, kv heads,
+ *            head_dim, dtype, rope hash, fingerprints of weights and tokenizer, the model's name for messages) and the
+ *            counters (tokens, prompt, computed, evicted)
  *   layers   for each: the trigger's numbers and the decode state
  *   lanes    for each: rows, whether a history follows, positions, history, in a compacted layer the positions that keys came
  *            to, then page by page the K rows, the V rows and, in a compacted layer, the K rows as they came
  *   note     u64 length and as many bytes: a text that the saver wanted kept with it
  *   check    u64 FNV-1a of all bytes before it
- * Version 3 keeps keys as they came in compacted layers, which version 2 did not: its keys would go on wearing out. Older files
- * are refused.
+ * Version 4 knows whose it is, version 3 keeps keys as they came in compacted layers, which version 2 did not: its keys would go on
+ * wearing out. Older files than version 4 are refused: nobody can tell what model they came from.
  * Nothing read is believed before it is checked: counts against the file's size, positions against their order, the sum
- * against the bytes. A file is written beside its destination and renamed, so that a failed save loses nothing. */
+ * against the bytes. A file is written beside its destination and put in its place (disk.h), so that a failed save loses
+ * nothing, and of two savers one comes last. */
 #include "cache.h"
+#include "disk.h"
+#include "fingerprint.h"
 #include "model.h"
 #include "plan.h"
 
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
-enum { PYR_CACHE_VERSION = 3, PYR_CACHE_ORDER = 0x01020304, NOTE_MOST = 64 << 20 /* bytes: any conversation's messages */ };
+enum { PYR_CACHE_VERSION = 4, PYR_CACHE_ORDER = 0x01020304, NOTE_MOST = 64 << 20 /* bytes: any conversation's messages */ };
 static const char cache_magic[8] = { 'P', 'Y', 'R', 'C', 'A', 'C', 'H', 'E' };
 
 typedef struct pyr_cache_header {
@@ -29,52 +34,47 @@ typedef struct pyr_cache_header {
   int32_t layers, heads, head_dim, dtype;
   uint64_t rope;                   /* hash of the frequencies: rows are stored rotated */
   uint64_t policy;                 /* hash of the policy's name: the triggers are its */
+  uint64_t weights, tokenizer;     /* fingerprints; tokenizer 0: none */
   int64_t tokens, prompt, computed, evicted;
+  char name[160];                  /* of the model, in UTF-8, filled up with zeros */
 } pyr_cache_header;
 
 typedef struct pyr_stream {
-  FILE *file;
+  FILE *file;                      /* reading */
+  pyr_output *out;                 /* writing */
   const char *path;
   pyr_runtime *rt;
   uint64_t hash;
   uint64_t left;                   /* reading: bytes before the check sum */
 } pyr_stream;
 
-static uint64_t fnv(uint64_t hash, const void *data, size_t bytes) {
-  const unsigned char *p = data;
-  for (size_t i = 0; i < bytes; i++) hash = (hash ^ p[i]) * 0x100000001b3u;
-  return hash;
-}
-
-static const uint64_t fnv_start = 0xcbf29ce484222325u;
-
 static pyr_status put(pyr_stream *s, const void *data, size_t bytes) {
-  s->hash = fnv(s->hash, data, bytes);
-  if (bytes && fwrite(data, 1, bytes, s->file) != bytes)
-    return pyr_runtime_set_error(s->rt, PYR_IO, "%s: cannot write: %s", s->path, strerror(errno));
-  return PYR_OK;
+  char why[PYR_WHY_BYTES];
+  s->hash = pyr_fnv(s->hash, data, bytes);
+  return pyr_output_write(s->out, data, bytes, why) ? PYR_OK : pyr_runtime_set_error(s->rt, PYR_IO, "%s", why);
 }
 
 static pyr_status get(pyr_stream *s, void *data, size_t bytes, const char *field) {
   if (bytes > s->left || (bytes && fread(data, 1, bytes, s->file) != bytes))
     return pyr_runtime_set_error(s->rt, PYR_FORMAT, "%s: truncated in %s", s->path, field);
   s->left -= bytes;
-  s->hash = fnv(s->hash, data, bytes);
+  s->hash = pyr_fnv(s->hash, data, bytes);
   return PYR_OK;
 }
 
 static uint64_t rope_hash(const pyr_model *model) {
   const pyr_model_config *c = &model->config;
-  uint64_t hash = fnv(fnv_start, c->rope_freq, (size_t)(c->rope_dims / 2) * sizeof(float));
-  return fnv(hash, &c->rope_gain, sizeof c->rope_gain);
+  uint64_t hash = pyr_fnv(PYR_FNV_START, c->rope_freq, (size_t)(c->rope_dims / 2) * sizeof(float));
+  return pyr_fnv(hash, &c->rope_gain, sizeof c->rope_gain);
 }
 
 static uint64_t policy_hash(const pyr_policy *policy) {
   const char *name = policy->name ? policy->name : "";
-  return policy->decode && policy->trigger ? fnv(fnv_start, name, strlen(name)) : 0;
+  return policy->decode && policy->trigger ? pyr_fnv(PYR_FNV_START, name, strlen(name)) : 0;
 }
 
 static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
+  pyr_model *model = cache->pool->model;
   memset(h, 0, sizeof *h);
   memcpy(h->magic, cache_magic, sizeof h->magic);
   h->version = PYR_CACHE_VERSION;
@@ -83,7 +83,10 @@ static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
   h->heads = cache->heads;
   h->head_dim = cache->pool->layout.head_dim;
   h->dtype = (int32_t)cache->pool->layout.dtype;
-  h->rope = rope_hash(cache->pool->model);
+  h->rope = rope_hash(model);
+  h->weights = pyr_model_fingerprint(model);
+  h->tokenizer = model->tokenizer;
+  memcpy(h->name, model->name, sizeof h->name);
   h->policy = policy_hash(&cache->policy);
   h->tokens = cache->tokens;
   h->prompt = cache->prompt;
@@ -160,10 +163,11 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
   uint64_t note_bytes = length;
   if (length > NOTE_MOST)
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "%s: a note of %zu bytes (at most %d)", path, length, NOTE_MOST);
-  size_t path_bytes = strlen(path) + 5, rows_bytes = 4;
-  char *temporary = pyr_alloc(rt, path_bytes), *buffer = pyr_alloc(rt, cache->pool->page_bytes[PYR_PAGE_WIDE]);
+  size_t rows_bytes = 4, page_bytes = cache->pool->page_bytes[PYR_PAGE_WIDE];
+  char *buffer = pyr_alloc(rt, page_bytes), why[PYR_WHY_BYTES];
   void *rows_buffer = NULL;
-  pyr_stream s = { NULL, path, rt, fnv_start, 0 };
+  pyr_output out = { .file = NULL };
+  pyr_stream s = { NULL, &out, path, rt, PYR_FNV_START, 0 };
   pyr_cache_header header;
   pyr_status status = PYR_OK;
   for (int layer = 0; layer < cache->layers; layer++) {
@@ -171,14 +175,12 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
     if (bytes > rows_bytes) rows_bytes = bytes;
   }
   rows_buffer = pyr_alloc(rt, rows_bytes);
-  if (!temporary || !buffer || !rows_buffer) {
-    status = pyr_nomem(rt, rows_bytes + cache->pool->page_bytes[PYR_PAGE_WIDE], "saving a cache");
+  if (!buffer || !rows_buffer) {
+    status = pyr_nomem(rt, rows_bytes + page_bytes, "saving a cache");
     goto done;
   }
-  snprintf(temporary, path_bytes, "%s.tmp", path);
-  s.file = fopen(temporary, "wb");
-  if (!s.file) {
-    status = pyr_runtime_set_error(rt, PYR_IO, "%s: cannot create: %s", temporary, strerror(errno));
+  if (!pyr_output_open(&out, path, why)) {
+    status = pyr_runtime_set_error(rt, PYR_IO, "%s", why);
     goto done;
   }
   fill_header(cache, &header);
@@ -194,14 +196,10 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
   if (status == PYR_OK) status = put(&s, note, length);
   uint64_t sum = s.hash;
   if (status == PYR_OK) status = put(&s, &sum, sizeof sum);
-  if (fclose(s.file) != 0 && status == PYR_OK)
-    status = pyr_runtime_set_error(rt, PYR_IO, "%s: cannot write: %s", temporary, strerror(errno));
-  if (status == PYR_OK && rename(temporary, path) != 0)
-    status = pyr_runtime_set_error(rt, PYR_IO, "%s: cannot rename to it: %s", path, strerror(errno));
-  if (status != PYR_OK) remove(temporary);
+  if (status == PYR_OK && !pyr_output_commit(&out, why)) status = pyr_runtime_set_error(rt, PYR_IO, "%s", why);
 done:
-  pyr_release(rt, temporary, path_bytes);
-  pyr_release(rt, buffer, cache->pool->page_bytes[PYR_PAGE_WIDE]);
+  pyr_output_abandon(&out);
+  pyr_release(rt, buffer, page_bytes);
   pyr_release(rt, rows_buffer, rows_bytes);
   return status;
 }
@@ -212,6 +210,28 @@ static pyr_status bad(pyr_stream *s, const char *field, const char *what) {
   return pyr_runtime_set_error(s->rt, PYR_FORMAT, "%s: %s %s", s->path, field, what);
 }
 
+/* "NAME (weights 0123456789abcdef)", fit for a message whatever the file holds. */
+static void describe(char out[232], const pyr_cache_header *h) {
+  char name[sizeof h->name];
+  memcpy(name, h->name, sizeof name);
+  name[sizeof name - 1] = 0;
+  for (char *p = name; *p; p++)
+    if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = '?';
+  snprintf(out, 232, "%s (weights %016llx, tokenizer %016llx)", *name ? name : "a model without a name", (unsigned long long)h->weights,
+           (unsigned long long)h->tokenizer);
+}
+
+/* A tokenizer is not asked for where one of both has none: the rows do not depend on it, only what ids mean does. */
+static pyr_status check_model(pyr_stream *s, const pyr_cache_header *h, const pyr_cache_header *mine) {
+  char from[232], into[232];
+  bool weights = h->weights == mine->weights;
+  if (weights && (h->tokenizer == mine->tokenizer || !h->tokenizer || !mine->tokenizer)) return PYR_OK;
+  describe(from, h);
+  describe(into, mine);
+  return pyr_runtime_set_error(s->rt, PYR_FORMAT, "%s: belongs to another %s: it was saved from %s, and is to be loaded into %s", s->path,
+                               weights ? "tokenizer" : "model", from, into);
+}
+
 /* *same: whether the policy it is loaded under is the one it was saved under. */
 static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   pyr_cache_header h, mine;
@@ -219,15 +239,19 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   pyr_status status = get(s, &h, sizeof h, "the header");
   if (status != PYR_OK) return status;
   if (memcmp(h.magic, mine.magic, sizeof h.magic) != 0) return bad(s, "magic", "is not that of a saved cache");
-  if (h.version < mine.version) return bad(s, "version", "is of an older build; read the prompt again and save it anew");
+  if (h.version >= 1 && h.version < mine.version)
+    return pyr_runtime_set_error(s->rt, PYR_FORMAT, "%s: version is %u, of an older build that wrote caches otherwise (this one: "
+                                 "%u); read the prompt again and save it anew", s->path, h.version, mine.version);
   if (h.version != mine.version) return bad(s, "version", "is one this build does not read");
   if (h.order != mine.order) return bad(s, "byte order", "is not this machine's");
+  if ((status = check_model(s, &h, &mine)) != PYR_OK) return status;
   if (h.layers != mine.layers || h.heads != mine.heads || h.head_dim != mine.head_dim)
     return bad(s, "shape", "is that of another model");
   if (h.rope != mine.rope) return bad(s, "rope", "frequencies are those of another model");
   if (h.dtype != mine.dtype) return bad(s, "dtype", "differs from the cache to load into; ask for the saved one");
+  /* each layer computes a token at most once, each lane drops its row at most once; counts of tokens are positions */
   if (h.tokens < 0 || h.tokens > INT32_MAX || h.prompt < 0 || h.prompt > h.tokens || h.computed < 0 ||
-      h.evicted < 0)
+      h.computed > INT32_MAX * (int64_t)h.layers || h.evicted < 0 || h.evicted > INT32_MAX * (int64_t)h.layers * h.heads)
     return bad(s, "counters", "are out of range");
   *same = h.policy == mine.policy && cache->policy.decode != NULL;
   cache->tokens = h.tokens;
@@ -318,18 +342,24 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   pyr_runtime *rt = pool->rt;
   pyr_cache *cache = NULL;
   char *buffer = NULL;
-  long size = -1;
+  char why[PYR_WHY_BYTES];
+  int fd;
+  uint64_t size;
   bool same = false;
   uint64_t sum = 0, expected;
-  pyr_stream s = { fopen(path, "rb"), path, rt, fnv_start, 0 };
+  pyr_stream s = { NULL, NULL, path, rt, PYR_FNV_START, 0 };
   pyr_status status = PYR_OK;
-  if (!s.file) return pyr_runtime_set_error(rt, PYR_IO, "%s: cannot open: %s", path, strerror(errno));
-  if (fseek(s.file, 0, SEEK_END) == 0) size = ftell(s.file);
-  if (size < (long)(sizeof(pyr_cache_header) + sizeof sum) || fseek(s.file, 0, SEEK_SET) != 0) {
+  if (!pyr_disk_open(path, &fd, &size, why)) return pyr_runtime_set_error(rt, PYR_IO, "%s", why);
+  s.file = fdopen(fd, "rb");
+  if (!s.file) {
+    close(fd);
+    return pyr_nomem(rt, BUFSIZ, "loading a cache");
+  }
+  if (size < sizeof(pyr_cache_header) + sizeof sum) {
     status = pyr_runtime_set_error(rt, PYR_FORMAT, "%s: too short to be a saved cache", path);
     goto done;
   }
-  s.left = (uint64_t)size - sizeof sum;
+  s.left = size - sizeof sum;
   status = pyr_cache_new(model, pool, policy, &cache);
   if (status != PYR_OK) goto done;
   buffer = pyr_alloc(rt, pool->page_bytes[PYR_PAGE_WIDE]);

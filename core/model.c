@@ -16,6 +16,7 @@
 #include "model.h"
 #include "backend.h"
 #include "dtype.h"
+#include "fingerprint.h"
 #include "weights.h"
 
 #include <math.h>
@@ -309,6 +310,13 @@ static pyr_status bind_vector(pyr_model *model, float **place, const pyr_tensor 
   return status;
 }
 
+/* A weight's part of the fingerprint, from how it lies in its file. */
+static uint64_t print_of(pyr_role role, int layer, const pyr_tensor *view) {
+  const int64_t head[5] = { role, layer, view->dtype, view->shape[0], view->shape[1] };
+  size_t bytes = view->rank == 2 ? view->stride * (size_t)view->shape[0] : pyr_dtype_bytes(view->dtype, view->shape[0]);
+  return pyr_fnv_mix(pyr_fnv_sample(pyr_fnv(PYR_FNV_START, head, sizeof head), view->data, bytes));
+}
+
 /* `looked_up`: single rows are read, as they lie in the file. */
 static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_tensor_spec *spec, const pyr_tensor *view,
                               bool aligned, bool looked_up, int as) {
@@ -366,7 +374,9 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
     if (view.rank != 1 || view.shape[0] != cols)
       return pyr_runtime_set_error(rt, PYR_FORMAT, "%s: tensor %s: shape [%lld%s], where the model's %s is [%lld]", path, name,
                                    (long long)view.shape[0], view.rank == 1 ? "" : ", …", roles[role].name, (long long)cols);
-    return bind_vector(model, place_of(model, role, layer), &view);
+    status = bind_vector(model, place_of(model, role, layer), &view);
+    if (status == PYR_OK) model->print += print_of(role, layer, &view);
+    return status;
   }
   if (view.dtype == PYR_FP8_E4M3 || (as < 0 && !pyr_dtype_weights(view.dtype)))
     return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "%s: tensor %s: weights of dtype %s are not supported %s", path, name,
@@ -377,7 +387,43 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
     return pyr_runtime_set_error(rt, PYR_FORMAT, "%s: tensor %s: shape [%lld, %lld], where the model's %s is [%lld, %lld]",
                                  path, name, (long long)view.shape[0], (long long)view.shape[1], roles[role].name,
                                  (long long)rows, (long long)cols);
-  return bind_matrix(model, place_of(model, role, layer), spec, &view, aligned, role == PYR_W_EMBED, as);
+  pyr_tensor *place = place_of(model, role, layer);
+  status = bind_matrix(model, place, spec, &view, aligned, role == PYR_W_EMBED, as);
+  /* what stays in a mapping is there when somebody asks: its pages need not be fetched now */
+  if (status == PYR_OK && (place->data != view.data || !pyr_file_mapped(spec->file))) model->print += print_of(role, layer, &view);
+  return status;
+}
+
+static bool lies_in_mapping(const pyr_model *model, const pyr_tensor *t) {
+  for (size_t i = 0; i < model->file_count; i++) {
+    uintptr_t begin = (uintptr_t)pyr_file_data(model->files[i]), at = (uintptr_t)t->data;
+    if (pyr_file_mapped(model->files[i]) && at >= begin && at - begin < pyr_file_size(model->files[i])) return true;
+  }
+  return false;
+}
+
+uint64_t pyr_model_fingerprint(pyr_model *model) {
+  if (!model->ready || model->printed) return model->print;
+  for (int layer = 0; layer < model->config.layers; layer++)
+    for (int r = 0; r < PYR_ROLES; r++) {
+      if (is_vector((pyr_role)r) || (!roles[r].layered && layer > 0)) continue;
+      const pyr_tensor *t = place_of(model, (pyr_role)r, layer);
+      if (r == PYR_W_OUTPUT && t->data == model->embed.data) continue;      /* tied, not bound */
+      if (t->rank != 0 && lies_in_mapping(model, t)) model->print += print_of((pyr_role)r, layer, t);
+    }
+  model->printed = true;
+  return model->print;
+}
+
+void pyr_model_identify(pyr_model *model, const char *name, uint64_t tokenizer) {
+  size_t bytes = name ? strlen(name) : 0;
+  if (bytes >= sizeof model->name) {
+    bytes = sizeof model->name - 1;
+    while (bytes > 0 && ((unsigned char)name[bytes] & 0xc0) == 0x80) bytes--;   /* not within a character */
+  }
+  memset(model->name, 0, sizeof model->name);
+  if (bytes) memcpy(model->name, name, bytes);
+  model->tokenizer = tokenizer;
 }
 
 pyr_status pyr_model_ready(pyr_model *model) {

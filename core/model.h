@@ -43,6 +43,10 @@ struct pyr_model {
   size_t owned_count, owned_room;
   pyr_file **files;                 /* retained because tensors point into them */
   size_t file_count, file_room;
+  uint64_t print;                   /* of the weights that were copied; with those in mappings once it is `printed` */
+  bool printed;
+  uint64_t tokenizer;               /* fingerprint; 0: none */
+  char name[160];                   /* for messages; "" if nobody gave one */
 };
 
 #endif

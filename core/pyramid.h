@@ -131,8 +131,11 @@ const char *pyr_dtype_name(pyr_dtype dtype);                 /* "f32", …, "q5_
 int pyr_dtype_block(pyr_dtype dtype);                        /* values a block: 1, 32 or 256 */
 size_t pyr_dtype_block_bytes(pyr_dtype dtype);               /* bytes a block */
 
-typedef struct pyr_file pyr_file;   /* a read-only memory mapping */
+typedef struct pyr_file pyr_file;   /* a read-only mapping of a regular file, or its bytes in memory */
 pyr_status pyr_file_open(pyr_runtime *rt, const char *path, pyr_file **out);
+/* The same, read instead of mapped; counts against the memory limit. For files that may be shortened or vanish while they are in
+ * use (others write them, the network, a stick): a mapping then ends the process with SIGBUS. */
+pyr_status pyr_file_read(pyr_runtime *rt, const char *path, pyr_file **out);
 void pyr_file_free(pyr_file *file);
 uint64_t pyr_file_size(const pyr_file *file);
 
@@ -188,6 +191,11 @@ void pyr_model_free(pyr_model *model);
 const pyr_model_config *pyr_model_get_config(const pyr_model *model);
 pyr_runtime *pyr_model_runtime(const pyr_model *model);
 uint64_t pyr_model_bytes(const pyr_model *model);            /* weights, mapped or owned */
+/* What saved caches of the model are known by: a name for messages (copied, cut at 159 bytes) and its tokenizer's fingerprint, 0 for
+ * none. Beside them stands a fingerprint of the weights: names, shapes, dtypes and samples of the bytes as they lie in the file. It
+ * does not see conversion, nor a change between the samples alone; the same weights in another format are other ones. */
+void pyr_model_identify(pyr_model *model, const char *name, uint64_t tokenizer);
+uint64_t pyr_model_fingerprint(pyr_model *model);
 
 /* ---- policies: plans of what a cache keeps --------------------------------------------------------------------- */
 
@@ -351,10 +359,12 @@ pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy);
  * PYR_POLICY, and nothing is changed, where attention is tracked (what the dropped tokens gave is in sums with the rest), and where a
  * lane holds no row below n any more. All or nothing. */
 pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n);
+/* To a file that is whole at any time: the old one or, once this returns, the new one. Devices and pipes are refused. */
 pyr_status pyr_cache_save(const pyr_cache *cache, const char *path);
 /* With a text of the saver's own, which the file keeps; what a loaded cache's file kept is the cache's; NULL: nothing. */
 pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const char *note, size_t length);
 const char *pyr_cache_note(const pyr_cache *cache, size_t *length);
+/* PYR_FORMAT: a file of another model or tokenizer (their fingerprints, see pyr_model_identify), or no saved cache. */
 pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *policy, const char *path, pyr_cache **out);
 
 int64_t pyr_cache_tokens(const pyr_cache *cache);            /* tokens seen */
@@ -442,6 +452,7 @@ pyr_status pyr_tokenizer_ready(pyr_tokenizer *t);
 pyr_tokenizer *pyr_tokenizer_retain(pyr_tokenizer *t);
 void pyr_tokenizer_free(pyr_tokenizer *t);
 pyr_runtime *pyr_tokenizer_runtime(const pyr_tokenizer *t);
+uint64_t pyr_tokenizer_fingerprint(const pyr_tokenizer *t);  /* of a ready one; equal for what encodes alike; never 0 */
 
 #define PYR_ENCODE_PARSE 1      /* texts of special tokens become their ids */
 #define PYR_ENCODE_ADD 2        /* the ids of pyr_tokenizer_around are put around */

@@ -14,6 +14,7 @@
 #include "runtime.h"
 #include "backend.h"
 #include "device.h"
+#include "plain.h"
 #include "versioned.h"
 
 #include <pthread.h>
@@ -71,9 +72,11 @@ const char *pyr_status_name(pyr_status status) {
 
 pyr_status pyr_runtime_set_error(pyr_runtime *rt, pyr_status status, const char *format, ...) {
   va_list args;
+  locale_t outer = pyr_plain_enter();       /* numbers are written with a point */
   va_start(args, format);
   vsnprintf(rt->message, sizeof rt->message, format, args);
   va_end(args);
+  pyr_plain_leave(outer);
   return status;
 }
 

@@ -1,64 +1,86 @@
-/* weights.c — files mapped into memory, and the check that turns a tensor's description into a view of one.
+/* weights.c — files mapped into memory or read into it, and the check that turns a tensor's description into a view of one.
  *
  * A file is mapped once, whole, private and read-only; the pages come in as they are touched, and the kernel may drop
  * them again, so mapped weights do not count against the runtime's memory limit. The mapping outlives the descriptor.
- * A file that somebody shortens while it is mapped is beyond help here, as in every program that maps files.
+ * Whoever shortens a file while it is mapped, or takes away the disk below it, ends the process (SIGBUS): that is what a
+ * mapping is. Where this may happen the file is read (pyr_file_read), and its bytes are the runtime's, and count.
  *
  * The check believes nothing: every quantity of a description is compared with the mapping by subtraction, never by a
  * sum that could wrap. */
 #include "weights.h"
+#include "disk.h"
 #include "dtype.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
+
+enum { PAGE = 4096, PIECE = 1 << 26 };   /* bytes: of alignment, where a file is read; of one read */
 
 struct pyr_file {
   pyr_runtime *rt;
   int refs;
-  void *data;
+  const void *data;            /* page-aligned */
   size_t size;
+  void *block;                 /* what it was read into, counted; NULL: mapped */
+  size_t block_bytes;
   size_t path_size;
   char path[];
 };
 
-pyr_status pyr_file_open(pyr_runtime *rt, const char *path, pyr_file **out) {
+/* All of a file into memory of the runtime's, which begins at a page as a mapping does. */
+static pyr_status read_whole(pyr_file *file, int fd) {
+  pyr_runtime *rt = file->rt;
+  file->block_bytes = file->size + PAGE;
+  file->block = pyr_alloc(rt, file->block_bytes);
+  if (!file->block) return pyr_nomem(rt, file->block_bytes, "reading a file");
+  char *data = (char *)file->block + (-(uintptr_t)file->block & (PAGE - 1));
+  file->data = data;
+  for (size_t at = 0; at < file->size;) {
+    size_t wanted = file->size - at < PIECE ? file->size - at : PIECE;
+    ssize_t n = pread(fd, data + at, wanted, (off_t)at);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0)
+      return pyr_runtime_set_error(rt, PYR_IO, "%s: cannot be read: %s", file->path, n < 0 ? strerror(errno) : "it became shorter");
+    at += (size_t)n;
+  }
+  return PYR_OK;
+}
+
+static pyr_status open_file(pyr_runtime *rt, const char *path, bool map, pyr_file **out) {
   if (!path || !out) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "file: no path");
   size_t path_size = strlen(path) + 1;
+  char why[PYR_WHY_BYTES];
   pyr_file *file = NULL;
   pyr_status status = PYR_OK;
-  struct stat st;
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return pyr_runtime_set_error(rt, PYR_IO, "%s: %s", path, strerror(errno));
-  if (fstat(fd, &st) != 0) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: %s", path, strerror(errno)); goto fail; }
-  if (S_ISDIR(st.st_mode)) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: is a directory", path); goto fail; }
-  if (!S_ISREG(st.st_mode)) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: not a regular file", path); goto fail; }
-  if (st.st_size <= 0) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: the file is empty", path); goto fail; }
-  if ((uint64_t)st.st_size > SIZE_MAX / 2) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: too large to map", path); goto fail; }
-
+  uint64_t size;
+  int fd;
+  if (!pyr_disk_open(path, &fd, &size, why)) return pyr_runtime_set_error(rt, PYR_IO, "%s", why);
+  if (size == 0) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: the file is empty", path); goto done; }
+  if (size > SIZE_MAX / 2) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: too large to map", path); goto done; }
   file = pyr_alloc_zero(rt, sizeof *file + path_size);
-  if (!file) { status = pyr_nomem(rt, sizeof *file + path_size, "a file"); goto fail; }
-  file->path_size = path_size;
-  memcpy(file->path, path, path_size);
-  file->size = (size_t)st.st_size;
-  file->data = mmap(NULL, file->size, PROT_READ, MAP_PRIVATE, fd, 0);
-  if (file->data == MAP_FAILED) {
-    status = pyr_runtime_set_error(rt, PYR_IO, "%s: cannot map: %s", path, strerror(errno));
-    goto fail;
-  }
-  close(fd);
+  if (!file) { status = pyr_nomem(rt, sizeof *file + path_size, "a file"); goto done; }
   file->rt = pyr_runtime_retain(rt);
   file->refs = 1;
-  *out = file;
-  return PYR_OK;
-fail:
+  file->path_size = path_size;
+  memcpy(file->path, path, path_size);
+  file->size = (size_t)size;
+  if (!map) status = read_whole(file, fd);
+  else {
+    void *data = mmap(NULL, file->size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (data == MAP_FAILED) status = pyr_runtime_set_error(rt, PYR_IO, "%s: cannot map: %s", path, strerror(errno));
+    else file->data = data;
+  }
+done:
   close(fd);
-  if (file) pyr_release(rt, file, sizeof *file + path_size);
+  if (status == PYR_OK) *out = file;
+  else pyr_file_free(file);
   return status;
 }
+
+pyr_status pyr_file_open(pyr_runtime *rt, const char *path, pyr_file **out) { return open_file(rt, path, true, out); }
+pyr_status pyr_file_read(pyr_runtime *rt, const char *path, pyr_file **out) { return open_file(rt, path, false, out); }
 
 pyr_file *pyr_file_retain(pyr_file *file) {
   file->refs++;
@@ -68,7 +90,8 @@ pyr_file *pyr_file_retain(pyr_file *file) {
 void pyr_file_free(pyr_file *file) {
   if (!file || --file->refs > 0) return;
   pyr_runtime *rt = file->rt;
-  munmap(file->data, file->size);
+  if (file->block) pyr_release(rt, file->block, file->block_bytes);
+  else if (file->data) munmap((void *)(uintptr_t)file->data, file->size);
   pyr_release(rt, file, sizeof *file + file->path_size);
   pyr_runtime_free(rt);
 }
@@ -76,12 +99,14 @@ void pyr_file_free(pyr_file *file) {
 uint64_t pyr_file_size(const pyr_file *file) { return file->size; }
 const char *pyr_file_path(const pyr_file *file) { return file->path; }
 const void *pyr_file_data(const pyr_file *file) { return file->data; }
+bool pyr_file_mapped(const pyr_file *file) { return file->block == NULL; }
 
 void pyr_file_forget(pyr_file *file, const void *at, size_t bytes) {
+  if (file->block) return;
   size_t page = (size_t)sysconf(_SC_PAGESIZE), offset = (size_t)((const char *)at - (const char *)file->data);
   if (offset > file->size || bytes > file->size - offset) return;
   size_t begin = (offset + page - 1) / page * page, end = (offset + bytes) / page * page;   /* neighbours keep their pages */
-  if (begin < end) madvise((char *)file->data + begin, end - begin, MADV_DONTNEED);
+  if (begin < end) madvise((char *)(uintptr_t)file->data + begin, end - begin, MADV_DONTNEED);
 }
 
 pyr_status pyr_tensor_view(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_tensor *view, bool *aligned) {

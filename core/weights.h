@@ -13,7 +13,10 @@ pyr_file *pyr_file_retain(pyr_file *file);
 const char *pyr_file_path(const pyr_file *file);   /* as given to pyr_file_open; owned by the file */
 const void *pyr_file_data(const pyr_file *file);   /* page-aligned, pyr_file_size bytes */
 
-/* The bytes [at, at+bytes) of the mapping will not be read soon: they need no longer be resident. */
+bool pyr_file_mapped(const pyr_file *file);
+
+/* The bytes [at, at+bytes) of the mapping will not be read soon: they need no longer be resident. Nothing where the file
+ * was read. */
 void pyr_file_forget(pyr_file *file, const void *at, size_t bytes);
 
 /* Fills *view from *spec. Checks: file and dtype given; rank 1 or 2; dimensions >= 1 whose product fits; the contiguous

@@ -1,8 +1,9 @@
 /* lmodel.c — mapped files and models for Lua.
  *
- *   core.file_open(runtime, path) -> file          file:size()  :close()
+ *   core.file_open(runtime, path) -> file, mapped; core.file_read(runtime, path) -> file, read      file:size()  :close()
  *   core.model_new(runtime, config) -> model
  *   model:bind(role, layer, spec, as) -> true      model:ready() -> true      model:bytes()  :close()
+ *   model:identify(name, tokenizer's fingerprint)  model:fingerprint() -> integer
  *
  * Owns: the two userdata classes and the spelling of roles and dtypes. Does not own: where a tensor lies in a file and
  * which weight it is (lua/pyramid/loaders and families say so), nor any check of that (core/weights.c, core/model.c). */
@@ -71,15 +72,18 @@ pyr_file *pyr_lua_check_file(lua_State *L, int arg) {
   return box->file;
 }
 
-static int file_open(lua_State *L) {
+static int new_file(lua_State *L, pyr_status (*open)(pyr_runtime *, const char *, pyr_file **)) {
   const char *path = luaL_checkstring(L, 2);
   file_box *box = lua_newuserdatauv(L, sizeof *box, 0);
   *box = (file_box){ NULL, false };
   luaL_setmetatable(L, FILE_CLASS);
   pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
-  pyr_status status = pyr_file_open(rt, path, &box->file);
+  pyr_status status = open(rt, path, &box->file);
   return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
 }
+
+static int file_open(lua_State *L) { return new_file(L, pyr_file_open); }
+static int file_read(lua_State *L) { return new_file(L, pyr_file_read); }
 
 static int file_size(lua_State *L) {
   lua_pushinteger(L, (lua_Integer)pyr_file_size(pyr_lua_check_file(L, 1)));
@@ -243,6 +247,18 @@ static int model_bytes(lua_State *L) {
   return 1;
 }
 
+static int model_identify(lua_State *L) {
+  const char *name = luaL_optstring(L, 2, NULL);
+  lua_Integer tokenizer = luaL_optinteger(L, 3, 0);
+  pyr_model_identify(pyr_lua_check_model(L, 1), name, (uint64_t)tokenizer);
+  return 0;
+}
+
+static int model_fingerprint(lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)pyr_model_fingerprint(pyr_lua_check_model(L, 1)));
+  return 1;
+}
+
 static int model_close(lua_State *L) {
   model_box *box = luaL_checkudata(L, 1, MODEL_CLASS);
   if (box->busy) check_idle(L, 1);
@@ -263,10 +279,11 @@ static int model_tostring(lua_State *L) {
 /* ---- entry -------------------------------------------------------------------------------------------------------------- */
 
 void pyr_lua_open_model(lua_State *L) {
-  static const luaL_Reg functions[] = { { "file_open", file_open }, { "model_new", model_new }, { NULL, NULL } };
+  static const luaL_Reg functions[] = { { "file_open", file_open }, { "file_read", file_read }, { "model_new", model_new }, { NULL, NULL } };
   static const luaL_Reg file_methods[] = { { "size", file_size }, { "__tostring", file_tostring }, { NULL, NULL } };
   static const luaL_Reg model_methods[] = {
-    { "bind", model_bind }, { "ready", model_ready }, { "bytes", model_bytes }, { "__tostring", model_tostring }, { NULL, NULL }
+    { "bind", model_bind }, { "ready", model_ready }, { "bytes", model_bytes }, { "identify", model_identify },
+    { "fingerprint", model_fingerprint }, { "__tostring", model_tostring }, { NULL, NULL }
   };
   pyr_lua_new_class(L, FILE_CLASS, file_methods, file_close);
   pyr_lua_new_class(L, MODEL_CLASS, model_methods, model_close);

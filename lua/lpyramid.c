@@ -238,6 +238,7 @@ static int open_core(lua_State *L) {
   pyr_lua_open_vector(L);
   pyr_lua_open_guard(L);
   pyr_lua_open_json(L);
+  pyr_lua_open_file(L);
   return 1;
 }
 

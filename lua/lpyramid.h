@@ -29,6 +29,7 @@ void pyr_lua_open_cache(lua_State *L);      /* lcache.c: pools, caches, step */
 void pyr_lua_open_logits(lua_State *L);     /* llogits.c */
 void pyr_lua_open_sampler(lua_State *L);    /* lsampler.c */
 void pyr_lua_open_json(lua_State *L);       /* ljson.c: JSON texts to values */
+void pyr_lua_open_file(lua_State *L);       /* lfile.c: files of a disk */
 
 /* lprobe.c, in the program alone: the module "pyramid.probe", limits of the machine and random weights for scripts that measure. */
 int pyr_luaopen_probe(lua_State *L);

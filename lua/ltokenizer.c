@@ -94,6 +94,11 @@ static int tokenizer_piece(lua_State *L) {
   return done(L, t, pyr_tokenizer_piece(t, id, s, n, score, lua_toboolean(L, 5) ? PYR_PIECE_CLOSED : 0));
 }
 
+static int tokenizer_fingerprint(lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)pyr_tokenizer_fingerprint(check_tokenizer(L)));
+  return 1;
+}
+
 static int tokenizer_merge(lua_State *L) {
   size_t ln, rn;
   const char *left = luaL_checklstring(L, 2, &ln), *right = luaL_checklstring(L, 3, &rn);
@@ -302,7 +307,7 @@ void pyr_lua_open_tokenizer(lua_State *L) {
     { "piece", tokenizer_piece }, { "merge", tokenizer_merge }, { "added", tokenizer_added }, { "step", tokenizer_step },
     { "around", tokenizer_around }, { "ready", tokenizer_ready }, { "encode", tokenizer_encode },
     { "decode", tokenizer_decode }, { "spelling", tokenizer_spelling }, { "id", tokenizer_id },
-    { "flags", tokenizer_flags }, { "decoder", tokenizer_decoder }, { NULL, NULL } };
+    { "flags", tokenizer_flags }, { "decoder", tokenizer_decoder }, { "fingerprint", tokenizer_fingerprint }, { NULL, NULL } };
   static const luaL_Reg decoder_methods[] = { { "push", decoder_push }, { "finish", decoder_finish }, { NULL, NULL } };
   pyr_lua_new_class(L, TOKENIZER, methods, tokenizer_close);
   pyr_lua_new_class(L, DECODER, decoder_methods, decoder_close);

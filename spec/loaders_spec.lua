@@ -207,7 +207,7 @@ end)
 describe("loaders.load", function()
   it("refuses options that it does not know", function()
     assert.has_error(function() loaders.load(nil, "x", { wieghts = "f32" }) end,
-      "loaders.load: unknown option 'wieghts' (known: context, scaling, weights)")
+      "loaders.load: unknown option 'wieghts' (known: context, map, scaling, weights)")
     assert.has_error(function() loaders.load(nil, "x", { weights = "q6_k" }) end)
   end)
 

@@ -5,6 +5,7 @@
 local argparse = require "argparse"
 local caches = require "pyramid.cache"
 local core = require "pyramid.core"
+local files = require "pyramid.files"
 local json = require "pyramid.json"
 local model = require "pyramid.model"
 local options = require "pyramid.options"
@@ -113,6 +114,7 @@ function cli.add_model(parser)
     { choices = { "none", "linear", "yarn" } })
   option(parser, "--precision", "P", "Of matrix products, where the processor has it: f32 (default); bf16 for prompts; int8 for "
     .. "quantised weights too.")
+  parser:flag("--no-map", "Read the weights instead of mapping their file: for files on a network, or that others may shorten.")
 end
 
 cli.policy_file_help = "A policy of your own: the file is run as Lua, with all rights of this program. Options as for --policy."
@@ -232,11 +234,7 @@ end
 
 -- ---- from arguments to things --------------------------------------------------------------------------------------
 
-local function exists(path)
-  local file = io.open(path, "rb")
-  if file then file:close() end
-  return file ~= nil
-end
+local exists = files.exists
 
 ---Where a model is: as it is named, or in one of the folders that scripts and policies are found in.
 ---@param path string
@@ -285,7 +283,8 @@ function cli.open_model(args)
   local path = cli.need_model(args.model)
   local progress <close> = picture.progress(args.weights and "converting weights" or "reading weights")
   local opened = cli.must(guarded(model.open, path, { weights = args.weights, device = args.device, threads = args.threads,
-    precision = args.precision, context = args.max_context, scaling = args.scaling, progress = progress.update }))
+    precision = args.precision, context = args.max_context, scaling = args.scaling, map = not args.no_map,
+    progress = progress.update }))
   cli.warn_of(opened)
   return opened
 end
@@ -402,14 +401,14 @@ function cli.command_line(script)
   return table.concat(words, " ")
 end
 
----Writes a file whole, or ends the program.
+---Writes a file whole, or ends the program. What is no file but a device or a pipe, such as /dev/stdout, is written to.
 ---@param path string
 ---@param text string
 function cli.write(path, text)
-  local file, message = io.open(path, "wb")
+  if files.kind(path) ~= "other" then return cli.must(files.write(path, text)) end
+  local file <close>, message = io.open(path, "wb")
   if not file then cli.fail(message) end
-  file:write(text)
-  file:close()
+  cli.must(file:write(text))
 end
 
 -- ---- what is said --------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@
 ---   kept    what a policy leaves of one document, for a picture
 local core = require "pyramid.core"
 local cut = require "pyramid.cut"
+local files = require "pyramid.files"
 local inspect = require "pyramid.inspect"
 local noise = require "pyramid.noise"
 local options = require "pyramid.options"
@@ -102,19 +103,19 @@ end
 function compare.fingerprint(path)
   local about, message, code = inspect.model(path)
   if not about then return nil, message, code end
-  local parts, files = {}, {}
+  local parts, opened = {}, {}
   for _, tensor in ipairs(about.tensors) do
-    local file = files[tensor.path]
+    local file = opened[tensor.path]
     if not file then
-      file, message = io.open(tensor.path, "rb")
-      if not file then return nil, message, "io" end
-      files[tensor.path] = file
+      file, message, code = files.open(tensor.path)
+      if not file then return nil, message, code end
+      opened[tensor.path] = file
     end
     file:seek("set", tensor.offset + math.max(0, tensor.bytes // 2 - 32))
     parts[#parts + 1] = ("%s %s %s"):format(tensor.name, tensor.dtype, table.concat(tensor.shape, "x"))
     parts[#parts + 1] = file:read(math.min(64, tensor.bytes)) or ""
   end
-  for _, file in pairs(files) do file:close() end
+  for _, file in pairs(opened) do file:close() end
   return results.hash(table.unpack(parts))
 end
 

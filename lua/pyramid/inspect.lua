@@ -1,6 +1,7 @@
 --- What a model file holds, and what a policy would keep of a prompt: read from headers and plans, nothing is run.
 local caches = require "pyramid.cache"
 local fault = require "pyramid.loaders.fault"
+local files = require "pyramid.files"
 local gguf = require "pyramid.loaders.gguf"
 local json = require "pyramid.loaders.json"
 local loaders = require "pyramid.loaders"
@@ -93,9 +94,7 @@ end
 
 local function hf_tokenizer(dir)
   local path = dir .. "/tokenizer.json"
-  local file = io.open(path, "rb")
-  if not file then return nil end
-  file:close()
+  if not files.exists(path) then return nil end
   local t = json.decode(json.read(path, TOKENIZER_MAX), path)
   local model = json.field(t, "model", "table", path, {})
   local tokens = 0

@@ -21,7 +21,8 @@ Model.__index = Model
 Model.__name = "pyramid.model"
 
 local model_keys = { device = "string", threads = "integer", weights = "string", memory = "integer|string", isa = "string",
-  precision = "string", context = "integer", scaling = "string", progress = "function", policy_seconds = "number" }
+  precision = "string", context = "integer", scaling = "string", map = "boolean",
+  progress = "function", policy_seconds = "number" }
 
 -- device, precision -> the kernels that have it
 local rounded = { cpu = { bf16 = "avx512bf16", int8 = "avx512int8" }, other = { bf16 = "bf16" } }
@@ -43,6 +44,8 @@ local rounded = { cpu = { bf16 = "avx512bf16", int8 = "avx512int8" }, other = { 
 ---@field context? integer           positions, instead of those that the model was made for
 ---@field scaling? "none"|"linear"|"yarn"   what RoPE does to make room for a longer context: nothing (nil, "none"), divide
 ---                                  all angles ("linear": arXiv 2306.15595), or the slow ones ("yarn": arXiv 2309.00071)
+---@field map? boolean               false: weights are read into memory, which counts, instead of being mapped. For files on a
+---                                  network, on a stick, or that others may shorten: a mapping then ends the process (SIGBUS)
 ---@field progress? fun(done: integer, total: integer): boolean?   while weights are converted
 ---@field policy_seconds? number     what its caches use that say nothing else
 
@@ -84,7 +87,8 @@ function model.open(path, given)
   if not runtime then return nil, message, code end
   if given.progress then runtime:on_progress(given.progress) end
   local loaded
-  loaded, message, code = loaders.load(runtime, path, { weights = given.weights, context = given.context, scaling = given.scaling })
+  loaded, message, code = loaders.load(runtime, path, { weights = given.weights, context = given.context, scaling = given.scaling,
+    map = given.map })
   runtime:on_progress(nil)
   if not loaded then
     runtime:close()
@@ -103,6 +107,8 @@ function model.open(path, given)
     self.tokenizer.eos = union(self.tokenizer.eos, self.config.eos, self.config.vocab)
     self.config.eos = self.tokenizer.eos
   end
+  self.handle:identify(("%s: %s"):format(path:match "([^/]+)/*$" or path, loaded.description),
+    self.tokenizer and self.tokenizer:fingerprint())
   return self
 end
 

@@ -7,6 +7,7 @@
 local core = require "pyramid.core"
 local probe = require "pyramid.probe"
 local families = require "pyramid.families"
+local files = require "pyramid.files"
 local json = require "pyramid.json"
 
 local random_model = {}
@@ -98,27 +99,11 @@ end
 
 -- ---- files ---------------------------------------------------------------------------------------------------------------
 
--- Calls fill(write) and renames what it wrote to `path`: a file of that name is whole.
+-- Calls fill(write): a file of that name is whole, the old one or the new one.
 local function write_file(path, fill)
-  local partial = path .. ".partial"
-  local file, message = io.open(partial, "wb")
-  if not file then return nil, message, "io" end
-  file:setvbuf("full", 1 << 20)
-  local failed
-  fill(function(bytes)
-    if failed then return end
-    local ok, why = file:write(bytes)
-    if not ok then failed = why end
-  end)
-  local ok, why = file:close()
-  failed = failed or (not ok and why) or nil
-  if not failed then
-    ok, why = os.rename(partial, path)
-    failed = not ok and why or nil
-  end
-  if not failed then return path end
-  os.remove(partial)
-  return nil, ("%s: %s"):format(path, failed), "io"
+  local ok, message, code = files.write(path, fill)
+  if not ok then return nil, message, code end
+  return path
 end
 
 local function safetensors_head(list, names, dtype)

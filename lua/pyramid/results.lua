@@ -3,6 +3,7 @@
 --- Each line is one object with `format`, which says whose results these are, and a `key`, which says what was measured
 --- under which circumstances. A line that was cut off by the end of a run is measured again; anything else that does not
 --- belong there is refused, so that no other file is ever written into.
+local files = require "pyramid.files"
 local json = require "pyramid.json"
 
 local results = {}
@@ -22,23 +23,12 @@ local function decode(line)
 end
 
 local function read(path)
-  local file = io.open(path, "rb")
-  if not file then return "" end
+  if not files.exists(path) then return "" end
+  local file <close>, size = files.open(path)
+  if not file then return nil, size end
   local text, message = file:read "a"
-  file:close()
   if not text then return nil, ("%s: %s"):format(path, message) end
   return text
-end
-
--- Beside the file first: whatever happens meanwhile, the results stay.
-local function rewrite(path, text)
-  local file, message = io.open(path .. ".new", "wb")
-  if not file then return nil, message end
-  local ok
-  ok, message = file:write(text)
-  file:close()
-  if ok then ok, message = os.rename(path .. ".new", path) end
-  return ok, message
 end
 
 ---Opens a file of results, which need not be there yet.
@@ -68,7 +58,7 @@ function results.open(path, format)
   end
   if whole < #text then
     local ok
-    ok, message = rewrite(path, text:sub(1, whole))
+    ok, message = files.write(path, text:sub(1, whole))
     if not ok then return nil, message, "io" end
   end
   self.file, message = io.open(path, "ab")

@@ -7,6 +7,7 @@
 --- Files are read by pyramid.tokenizer.hf and .gguf into a recipe; the core builds and runs it. Ids are 0-based data.
 local core = require "pyramid.core"
 local fault = require "pyramid.loaders.fault"
+local files = require "pyramid.files"
 local gguf = require "pyramid.loaders.gguf"
 local options = require "pyramid.options"
 local readers = { hf = require "pyramid.tokenizer.hf", gguf = require "pyramid.tokenizer.gguf" }
@@ -41,12 +42,10 @@ Decoder.__name = "pyramid.Decoder"
 --- What a path is: "hf" and whether it is a directory, or "gguf".
 local function detect(path)
   if path:find("\0", 1, true) then fault.raise("io", "tokenizer: a path with a zero byte") end
-  local file, message = io.open(path, "rb")
-  if not file then fault.raise("io", "%s", message) end
-  local magic, why, number = file:read(4)
-  file:close()
+  if files.kind(path) == "folder" then return "hf", true end
+  local file <close> = fault.check(files.open(path))
+  local magic, why = file:read(4)
   if magic == "GGUF" then return "gguf" end
-  if not magic and number == 21 then return "hf", true end      -- EISDIR
   if not magic and why then fault.raise("io", "%s: %s", path, why) end
   return "hf", false
 end
@@ -192,6 +191,10 @@ function Tokenizer:piece(id) return handle(self):spelling(id) end
 ---@param piece string
 ---@return integer?
 function Tokenizer:id(piece) return handle(self):id(piece) end
+
+---A number that is equal for tokenizers that encode alike.
+---@return integer
+function Tokenizer:fingerprint() return handle(self):fingerprint() end
 
 ---Whether an id is a special (control) token.
 ---@param id integer

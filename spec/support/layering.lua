@@ -17,18 +17,18 @@ end
 
 -- A unit of the core (core/NAME.c and core/NAME.h) may include units of lower rank only, and its own header.
 local rank = {
-  pyramid = 0, versioned = 0.5,
+  pyramid = 0, plain = 0, disk = 0, fingerprint = 0, versioned = 0.5,
   tensor = 1, dtype = 1, runtime = 1, pick = 1,
   calls = 2, backend = 3, unicode = 3, device = 4,
   weights = 4, sampler = 4, pages = 4, tokenizer = 4, profile = 4,
-  tokenizer_bpe = 5, tokenizer_split = 5, tokenizer_decode = 5,
+  tokenizer_bpe = 5, tokenizer_print = 5, tokenizer_split = 5, tokenizer_decode = 5,
   model = 5, picks = 5, cache = 6, undo = 7, queries = 7, score = 8, judge = 9, plan = 10, cache_file = 11, evict = 11, forward = 11,
 }
 -- runtime.c opens the backend that runtime.h only names.
 local exceptions = { ["core/runtime.c"] = { backend = true, device = true } }
 
 local kernels_may = { pyramid = true, tensor = true, dtype = true, runtime = true, backend = true, pick = true }
-local binding_may = { pyramid = true, versioned = true }
+local binding_may = { pyramid = true, plain = true, disk = true, versioned = true }
 local outside = {            -- the specs' library, and the program's own
   ["lua/lops.c"] = { backend = true, runtime = true, tensor = true, dtype = true, picks = true },
   ["lua/lprobe.c"] = { backend = true, runtime = true, dtype = true, ["cpu/onednn"] = true },

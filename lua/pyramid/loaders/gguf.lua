@@ -7,6 +7,7 @@
 
 local dtypes = require "pyramid.loaders.dtypes"
 local fault = require "pyramid.loaders.fault"
+local files = require "pyramid.files"
 
 local gguf = {}
 
@@ -232,10 +233,8 @@ local function place_tensors(reader, tensors, alignment)
   end
 end
 
-local function read(file, path)
-  local size = file:seek("end")
-  file:seek("set")
-  local reader = setmetatable({ path = path, file = file, size = size or 0, start = 0, text = "", at = 1 }, Reader)
+local function read(file, path, size)
+  local reader = setmetatable({ path = path, file = file, size = size, start = 0, text = "", at = 1 }, Reader)
   local probe, message = file:read(0)
   if not probe then fault.raise(message and "io" or "format", "%s: %s", path, message or "the file is empty") end
   if reader:take("c4", 4, "magic") ~= "GGUF" then reader:bad("magic: not a GGUF file") end
@@ -266,8 +265,8 @@ end
 ---@return string? code
 function gguf.read(path)
   return fault.catch(function()
-    local file <close>, message = io.open(path, "rb")
-    return read(file or fault.raise("io", "%s", message), path)
+    local file <close>, size = fault.check(files.open(path))
+    return read(file, path, size)
   end)
 end
 

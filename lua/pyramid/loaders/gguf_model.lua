@@ -4,6 +4,7 @@
 
 local families = require "pyramid.families"
 local fault = require "pyramid.loaders.fault"
+local files = require "pyramid.files"
 local gguf = require "pyramid.loaders.gguf"
 local rope = require "pyramid.loaders.rope"
 
@@ -69,8 +70,7 @@ local function read_factors(t)
   if t.dtype ~= "f32" or #t.shape ~= 1 or t.shape[1] > 256 then
     fault.raise("unsupported", "%s: tensor %s is not a vector of f32", t.path, t.name)
   end
-  local file <close>, message = io.open(t.path, "rb")
-  if not file then fault.raise("io", "%s", message) end
+  local file <close> = fault.check(files.open(t.path))
   file:seek("set", t.offset)
   local data = file:read(t.bytes)
   if not data or #data ~= t.bytes then fault.raise("io", "%s: cannot be read", t.path) end

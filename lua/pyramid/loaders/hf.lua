@@ -3,19 +3,15 @@
 
 local families = require "pyramid.families"
 local fault = require "pyramid.loaders.fault"
+local files = require "pyramid.files"
 local json = require "pyramid.loaders.json"
 local rope = require "pyramid.loaders.rope"
 local safetensors = require "pyramid.loaders.safetensors"
 
+local exists = files.exists
 local hf = {}
 
 local CONFIG_MAX, INDEX_MAX = 1 << 20, 1 << 26
-
-local function exists(path)
-  local file = io.open(path, "rb")
-  if file then file:close() end
-  return file ~= nil
-end
 
 -- ---- config.json -----------------------------------------------------------------------------------------------------
 
@@ -202,9 +198,9 @@ local COMPARE_AT_ONCE = 1 << 20
 --- Whether two tensors are the same bytes. Files hold both where they were saved without the knowledge that they are one.
 local function same(one, other)
   if one.dtype ~= other.dtype or one.bytes ~= other.bytes then return false end
-  local a <close>, why = io.open(one.path, "rb")
+  local a <close>, why = files.open(one.path)
   if not a then fault.raise("io", "%s", why) end
-  local b <close>, reason = io.open(other.path, "rb")
+  local b <close>, reason = files.open(other.path)
   if not b then fault.raise("io", "%s", reason) end
   a:seek("set", one.offset)
   b:seek("set", other.offset)

@@ -7,6 +7,7 @@ local core = require "pyramid.core"
 local families = require "pyramid.families"
 local dtypes = require "pyramid.loaders.dtypes"
 local fault = require "pyramid.loaders.fault"
+local files = require "pyramid.files"
 local rope = require "pyramid.loaders.rope"
 local formats = { hf = require "pyramid.loaders.hf", gguf = require "pyramid.loaders.gguf_model" }
 
@@ -53,18 +54,14 @@ local loaders = {}
 
 --- "hf", "gguf", or raises a fault.
 local function detect(path)
-  local file, message = io.open(path, "rb")
-  if not file then fault.raise("io", "%s", message) end
-  local magic, why, number = file:read(4)
-  file:close()
-  if magic == "GGUF" then return "gguf" end
-  if not magic and number == 21 then                      -- EISDIR
-    local config = io.open(path .. "/config.json", "rb")
-    if not config then fault.raise("io", "%s: a directory without config.json", path) end
-    config:close()
+  if files.kind(path) == "folder" then
+    if not files.exists(path .. "/config.json") then fault.raise("io", "%s: a directory without config.json", path) end
     return "hf"
   end
-  if not magic and why then fault.raise("io", "%s: %s", path, why) end
+  local file <close> = fault.check(files.open(path))
+  local magic, message = file:read(4)
+  if magic == "GGUF" then return "gguf" end
+  if not magic and message then fault.raise("io", "%s: %s", path, message) end
   fault.raise("format", "%s: neither a model directory nor a GGUF file", path)
 end
 
@@ -155,14 +152,17 @@ function loaders.describe(config, weights)
     config.layers, config.heads, config.kv_heads, config.head_dim, config.width, config.vocab, size, unit, main)
 end
 
-local known_options = { weights = true, context = true, scaling = true }
+local known_options = { weights = true, context = true, scaling = true, map = true }
 local scalings = { none = true, linear = true, yarn = true }
 
 local function check_options(options)
   for key in pairs(options) do
     if not known_options[key] then
-      error(("loaders.load: unknown option '%s' (known: context, scaling, weights)"):format(tostring(key)), 3)
+      error(("loaders.load: unknown option '%s' (known: context, map, scaling, weights)"):format(tostring(key)), 3)
     end
+  end
+  if options.map ~= nil and type(options.map) ~= "boolean" then
+    error(("map = %s (a boolean is wanted)"):format(tostring(options.map)), 3)
   end
   if options.context ~= nil and (math.type(options.context) ~= "integer" or options.context < 1) then
     error(("context = %s (a positive integer is wanted)"):format(tostring(options.context)), 3)
@@ -194,11 +194,11 @@ local function change_context(source, context, scaling)
 end
 
 --- Files that are open while weights are bound; a bound model keeps what it needs.
-local function open_files(runtime)
-  local opened = {}
+local function open_files(runtime, map)
+  local opened, how = {}, map == false and core.file_read or core.file_open
   return setmetatable({}, {
     __index = function(_, path)
-      opened[path] = opened[path] or fault.check(core.file_open(runtime, path))
+      opened[path] = opened[path] or fault.check(how(runtime, path))
       return opened[path]
     end,
     __close = function()
@@ -257,11 +257,11 @@ local function load(runtime, path, options)
     rope_dims = config.rope.dims, rope_freq = config.rope.freq, rope_gain = config.rope.gain, window = config.window,
   }))
   local ok <close> = setmetatable({}, { __close = function(state) if not state.done then handle:close() end end })
-  local files <close> = open_files(runtime)
+  local opened <close> = open_files(runtime, options.map)
   for _, w in ipairs(weights) do
     local t = w.tensor
     fault.check_of(t.path, handle:bind(w.role, w.layer, {
-      name = t.name, file = files[t.path], offset = t.offset, bytes = t.bytes, dtype = t.dtype, shape = t.shape,
+      name = t.name, file = opened[t.path], offset = t.offset, bytes = t.bytes, dtype = t.dtype, shape = t.shape,
     }, options.weights or dtypes.converted[t.dtype]))
   end
   fault.check_of(source.path, handle:ready())

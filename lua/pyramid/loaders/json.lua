@@ -2,6 +2,7 @@
 -- is missing or of the wrong type. JSON's null is kept apart from absence (json.null).
 
 local fault = require "pyramid.loaders.fault"
+local files = require "pyramid.files"
 local reader = require "pyramid.json"
 
 local json = { null = reader.null }
@@ -19,20 +20,7 @@ end
 
 --- Reads a whole file of at most `limit` bytes.
 ---@return string
-function json.read(path, limit)
-  local file, message = io.open(path, "rb")
-  if not file then fault.raise("io", "%s", message) end
-  local size = file:seek("end")
-  if not size or size > limit then
-    file:close()
-    fault.raise("format", "%s: larger than %d bytes", path, limit)
-  end
-  file:seek("set")
-  local text = file:read("a")
-  file:close()
-  if not text then fault.raise("io", "%s: cannot be read", path) end
-  return text
-end
+function json.read(path, limit) return fault.check(files.read(path, limit)) end
 
 local MISSING = {}
 

@@ -5,6 +5,7 @@
 
 local dtypes = require "pyramid.loaders.dtypes"
 local fault = require "pyramid.loaders.fault"
+local files = require "pyramid.files"
 local json = require "pyramid.loaders.json"
 
 local safetensors = {}
@@ -72,10 +73,8 @@ local function check_cover(path, tensors, base, size)
   if at ~= size then fault.raise("format", "%s: %d bytes after the last tensor's data", path, size - at) end
 end
 
-local function read(file, path)
-  local size = file:seek("end")
-  if not size or size < 8 then fault.raise("format", "%s: %d bytes are too few for a safetensors file", path, size or 0) end
-  file:seek("set")
+local function read(file, path, size)
+  if size < 8 then fault.raise("format", "%s: %d bytes are too few for a safetensors file", path, size) end
   local start, message = file:read(8)
   if not start then fault.raise("io", "%s: %s", path, message or "cannot be read") end
   local length = string.unpack("<i8", start)
@@ -118,8 +117,8 @@ end
 ---@return string? code
 function safetensors.read(path)
   return fault.catch(function()
-    local file <close>, message = io.open(path, "rb")
-    return read(file or fault.raise("io", "%s", message), path)
+    local file <close>, size = fault.check(files.open(path))
+    return read(file, path, size)
   end)
 end
 

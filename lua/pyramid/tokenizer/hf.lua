@@ -7,6 +7,7 @@
 -- and every special token that has a name (bos_token, image_token, additional_special_tokens, …).
 -- Source: https://github.com/huggingface/tokenizers (the library's serialised form).
 
+local exists = require("pyramid.files").exists
 local fault = require "pyramid.loaders.fault"
 local json = require "pyramid.loaders.json"
 local steps = require "pyramid.tokenizer.steps"
@@ -17,9 +18,7 @@ local hf = {}
 local TOKENIZER_MAX, CONFIG_MAX = 1 << 28, 1 << 24
 
 local function read_if_there(path)
-  local file = io.open(path, "rb")
-  if not file then return nil end
-  file:close()
+  if not exists(path) then return nil end
   return json.decode(json.read(path, CONFIG_MAX), path)
 end
 
@@ -237,11 +236,7 @@ end
 --- The file chat_template.jinja if it is there; else what tokenizer_config.json holds.
 local function read_template(o, dir, what)
   local path = dir .. "/chat_template.jinja"
-  local file = io.open(path, "rb")
-  if file then
-    file:close()
-    return json.read(path, CONFIG_MAX)
-  end
+  if exists(path) then return json.read(path, CONFIG_MAX) end
   local template = o.chat_template
   if type(template) == "table" then                 -- a list of named ones
     local found
@@ -290,14 +285,11 @@ end
 function hf.read(path, directory)
   if not directory then return read_tokenizer(path) end
   local file = path .. "/tokenizer.json"
-  local there = io.open(file, "rb")
-  if not there then
-    local other = io.open(path .. "/tokenizer.model", "rb")
-    if other then other:close() end
+  if not exists(file) then
+    local other = exists(path .. "/tokenizer.model")
     fault.raise(other and "unsupported" or "io", "%s: no tokenizer.json%s", path,
       other and "; tokenizer.model cannot be read, save the tokenizer with transformers" or "")
   end
-  there:close()
   local recipe = read_tokenizer(file)
   read_around(recipe, path)
   return recipe
