@@ -12,7 +12,10 @@ local files = require "pyramid.files"
 local gguf = {}
 
 local PIECE = 1 << 20
-local NAME_MAX, KEY_MAX, DEPTH_MAX, RANK_MAX, ELEMENTS_MAX = 1024, 65535, 4, 4, 1 << 24
+local NAME_MAX, KEY_MAX, DEPTH_MAX, RANK_MAX = 1024, 65535, 4, 4
+-- A file may be sparse: its size says nothing of what it cost. So the header has limits of its own, ten times what the largest
+-- that are known ask for: 30 MB of metadata, 800 thousand elements in all of its arrays, 3,000 tensors.
+local HEADER_MAX, ELEMENTS_MAX, KEYS_MAX, TENSORS_MAX = 1 << 28, 1 << 23, 1 << 16, 1 << 16
 local unpack = string.unpack
 
 ---@class pyramid.Gguf
@@ -38,6 +41,7 @@ local BOOL, STRING, ARRAY, U64 = 7, 8, 9, 10
 ---@field start integer file offset of the window
 ---@field text string   the window
 ---@field at integer    position in the window, from 1
+---@field elements integer  of all arrays so far
 local Reader = {}
 Reader.__index = Reader
 
@@ -54,6 +58,7 @@ function Reader:left() return self.size - self:offset() end
 function Reader:need(n, what)
   if #self.text - self.at + 1 >= n then return end
   if n < 0 or n > self:left() then self:bad("%s: the file ends within it", what) end
+  if n > HEADER_MAX - self:offset() then self:bad("%s: the header is longer than %d bytes (the limit of headers)", what, HEADER_MAX) end
   local rest = self.text:sub(self.at)
   local more = self.file:read(math.max(n - #rest, PIECE))
   self.start, self.text, self.at = self:offset(), rest .. (more or ""), 1
@@ -134,8 +139,10 @@ local function read_array(reader, what, depth)
   local count = reader:count(what)
   local least = kind == STRING and 8 or kind == ARRAY and 12 or scalars[kind] and scalars[kind][2]
   if not least then reader:bad("%s: unknown element type %d", what, kind) end
-  if count > ELEMENTS_MAX or count > reader:left() // least then
-    reader:bad("%s: %d elements are too many for the file", what, count)
+  if count > reader:left() // least then reader:bad("%s: %d elements are too many for the file", what, count) end
+  reader.elements = reader.elements + count
+  if reader.elements > ELEMENTS_MAX then
+    reader:bad("%s: the arrays hold more than %d elements (the limit of headers)", what, ELEMENTS_MAX)
   end
   if kind == STRING then return read_strings(reader, count, what) end
   if kind ~= ARRAY then return read_scalars(reader, kind, count, what) end
@@ -234,7 +241,7 @@ local function place_tensors(reader, tensors, alignment)
 end
 
 local function read(file, path, size)
-  local reader = setmetatable({ path = path, file = file, size = size, start = 0, text = "", at = 1 }, Reader)
+  local reader = setmetatable({ path = path, file = file, size = size, start = 0, text = "", at = 1, elements = 0 }, Reader)
   local probe, message = file:read(0)
   if not probe then fault.raise(message and "io" or "format", "%s: %s", path, message or "the file is empty") end
   if reader:take("c4", 4, "magic") ~= "GGUF" then reader:bad("magic: not a GGUF file") end
@@ -246,6 +253,8 @@ local function read(file, path, size)
   local tensor_count, key_count = reader:count("tensor count"), reader:count("metadata count")
   if tensor_count > reader:left() // 32 then reader:bad("tensor count: %d do not fit the file", tensor_count) end
   if key_count > reader:left() // 13 then reader:bad("metadata count: %d do not fit the file", key_count) end
+  if tensor_count > TENSORS_MAX then reader:bad("tensor count: %d (the limit is %d)", tensor_count, TENSORS_MAX) end
+  if key_count > KEYS_MAX then reader:bad("metadata count: %d (the limit is %d)", key_count, KEYS_MAX) end
 
   local metadata = read_metadata(reader, key_count)
   local alignment = metadata["general.alignment"]

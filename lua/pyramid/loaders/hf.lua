@@ -11,7 +11,8 @@ local safetensors = require "pyramid.loaders.safetensors"
 local exists = files.exists
 local hf = {}
 
-local CONFIG_MAX, INDEX_MAX = 1 << 20, 1 << 26
+-- Bytes of config.json and of an index; files that an index may name. The largest checkpoints have a few hundred.
+local CONFIG_MAX, INDEX_MAX, SHARDS_MAX = 1 << 20, 1 << 26, 4096
 
 -- ---- config.json -----------------------------------------------------------------------------------------------------
 
@@ -180,6 +181,7 @@ local function read_weights(dir)
     if not shards[file] then
       shards[file] = {}
       order[#order + 1] = file
+      if #order > SHARDS_MAX then fault.raise("format", "%s: weight_map: more than %d files (the limit)", index, SHARDS_MAX) end
     end
     shards[file][name] = true
   end
