@@ -14,6 +14,7 @@
  * Cancelling sets one flag. It is read by a progress callback, between tokens, and by a hook that the state runs every few
  * thousand instructions, so that a policy's loop ends, too. */
 #include "lpyramid.h"
+#include "plain.h"
 #include "versioned.h"
 
 #include <lualib.h>
@@ -32,6 +33,7 @@ struct pyr_host {
   int session;                            /* reference into the registry, or LUA_NOREF */
   int handles;                            /* the host's own, and one for each conversation */
   size_t held, limit;                     /* bytes of the private state */
+  locale_t outer;                         /* the caller's, while Lua runs in the C locale */
   atomic_bool busy;
   atomic_bool cancelled;
   bool closed;                            /* its own handle is gone, … */
@@ -128,7 +130,9 @@ static pyr_status protect(pyr_host *host, lua_CFunction function, host_call *cal
   lua_sethook(L, watch, LUA_MASKCOUNT, HOOK_EVERY);
   lua_pushcfunction(L, function);
   lua_pushlightuserdata(L, call);
+  host->outer = pyr_plain_enter();        /* what is read and written does not depend on the process's locale */
   int failed = lua_pcall(L, 1, 0, 0);
+  pyr_plain_leave(host->outer);
   if (failed) {
     const char *message = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "an error that is no text";
     call->status = set_message(host, failed == LUA_ERRMEM ? PYR_MEMORY : PYR_ARGUMENT, message);
@@ -291,15 +295,15 @@ static int call_on_token(lua_State *L) {
   token.id = lua_isnoneornil(L, 2) ? -1 : (int32_t)lua_tointeger(L, 2);
   token.logprob = lua_isnoneornil(L, 3) ? NAN : lua_tonumber(L, 3);
   int stop = 0;
-  if (o->on_token) {
-    if (token.id >= 0) {
-      token.count = read_numbers(L, 4, ids, NULL, PYR_ALTERNATIVES);
-      int32_t known = read_numbers(L, 5, NULL, logprobs, PYR_ALTERNATIVES);
-      if (known < token.count) token.count = known;
-    }
-    stop = o->on_token(o->ud, &token) != 0;
+  if (o->on_token && token.id >= 0) {
+    token.count = read_numbers(L, 4, ids, NULL, PYR_ALTERNATIVES);
+    int32_t known = read_numbers(L, 5, NULL, logprobs, PYR_ALTERNATIVES);
+    if (known < token.count) token.count = known;
   }
+  locale_t mine = uselocale(host->outer);          /* callbacks run in the host's locale */
+  if (o->on_token) stop = o->on_token(o->ud, &token) != 0;
   if (o->on_piece && token.length > 0) stop |= o->on_piece(o->ud, token.text, token.length) != 0;
+  uselocale(mine);
   if (is_cancelled(host)) lua_pushliteral(L, "cancel");
   else lua_pushboolean(L, stop);
   return 1;
@@ -308,7 +312,10 @@ static int call_on_token(lua_State *L) {
 static int call_on_progress(lua_State *L) {
   pyr_host *host = lua_touserdata(L, lua_upvalueindex(1));
   const pyr_generate_options *o = host->running;
-  int stop = o->on_progress && o->on_progress(o->ud, luaL_checkinteger(L, 1), luaL_checkinteger(L, 2)) != 0;
+  lua_Integer done = luaL_checkinteger(L, 1), total = luaL_checkinteger(L, 2);
+  locale_t mine = uselocale(host->outer);
+  int stop = o->on_progress && o->on_progress(o->ud, done, total) != 0;
+  uselocale(mine);
   lua_pushboolean(L, stop || is_cancelled(host));
   return 1;
 }

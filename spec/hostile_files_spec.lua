@@ -2,7 +2,6 @@
 -- circle, sparse files, counts that promise more than there is.
 local helper = require "spec.helper"
 local lfs = require "lfs"
-local pyramid = require "pyramid"
 local shell = require "support.shell"
 local quote = shell.quote
 

@@ -11,6 +11,7 @@
 ---
 --- What is measured is a stand-in for what is wanted: a head that loses little mass need not lose little of the answer, and
 --- where hidden states are pruned, a layer chooses among what the layers before it left. So calibrate.check measures.
+local core = require "pyramid.core"
 local compare = require "pyramid.compare"
 local cut = require "pyramid.cut"
 local noise = require "pyramid.noise"
@@ -31,6 +32,7 @@ local calibrate = {}
 ---@param last integer
 ---@return number[]
 function calibrate.curve(mass, steps, first, last)
+  local _ <close> = core.plain_locale()
   local rows, total, kept = #mass, 0, 0
   local judged, loss = {}, {}
   for row, value in ipairs(mass) do
@@ -78,6 +80,7 @@ end
 ---@return string? message
 ---@return string? code
 function calibrate.measure(model, texts, given)
+  local _ <close> = core.plain_locale()
   given = options.check("calibrate.measure", given, measure_keys)
   local queries, sinks, steps = given.queries or 32, given.sinks or 4, given.steps or 50
   local recent, c = given.recent or queries, model.config
@@ -167,6 +170,7 @@ local sensitivity_keys = { queries = "integer", sinks = "integer", kernel = "int
 ---                                   on average over layers; or a message
 ---@return string? code
 function calibrate.sensitivity(model, texts, given)
+  local _ <close> = core.plain_locale()
   given = options.check("calibrate.sensitivity", given, sensitivity_keys)
   local predict, layers, done, steps = given.predict or 64, model.config.layers, 0, given.steps or 50
   local each, floors = {}, {}
@@ -230,6 +234,7 @@ end
 ---@return string? message
 ---@return string? code
 function calibrate.texts(model, given)
+  local _ <close> = core.plain_locale()
   given = options.check("calibrate.texts", given, { length = "integer", count = "integer", seed = "integer", text = "string" })
   local texts, length = {}, given.length
   local function take(ids, from) texts[#texts + 1] = table.move(ids, from, from + length - 1, 1, {}) end
@@ -346,6 +351,7 @@ end
 ---@param given { target?: number, loss?: number, falling?: boolean, hull?: boolean, least?: integer }
 ---@return pyramid.Solution
 function calibrate.solve(curves, given)
+  local _ <close> = core.plain_locale()
   given = options.check("calibrate.solve", given, { target = "number", loss = "number", falling = "boolean", hull = "boolean",
     least = "integer" })
   local least = given.least or 1
@@ -423,6 +429,7 @@ end
 ---@return pyramid.Solution
 ---@return number error    of the mean of a loss over texts, on average
 function calibrate.ratios(made, given)
+  local _ <close> = core.plain_locale()
   local by_head = given.share == "head"
   if by_head and given.falling then error("calibrate.ratios: heads of their own cannot prune hidden states", 2) end
   local curves, likely, size = lanes_of(made, by_head), nil, 0
@@ -444,6 +451,7 @@ end
 ---@param share number
 ---@return number
 function calibrate.lost(curve, share)
+  local _ <close> = core.plain_locale()
   local at = share * #curve
   local low = math.floor(at)
   if low < 1 then return curve[1] end
@@ -462,6 +470,7 @@ end
 ---@param given { target?: number, loss?: number, falling?: boolean, share?: "layer"|"head", least?: integer }
 ---@return pyramid.Gain[]
 function calibrate.gains(made, given)
+  local _ <close> = core.plain_locale()
   local by_head, differences = given.share == "head", { even = {}, cosine = {} }
   for t, one in ipairs(#made.each > 1 and made.each or {}) do
     local curves, likely, size = mean_of(made.each, by_head, t)
@@ -490,6 +499,7 @@ end
 ---@param fraction number
 ---@return number[]
 function calibrate.cosine(layers, fraction)
+  local _ <close> = core.plain_locale()
   local low, high, ratios = 0, 1, nil
   for _ = 1, 50 do
     local middle, left, sum = (low + high) / 2, 1, 0
@@ -577,6 +587,7 @@ local text_keys = { name = "string", about = "string", share = "string", prune =
 ---@param given { name: string, about: string, share?: string, prune?: string, window?: integer, sinks?: integer, kernel?: integer }
 ---@return string
 function calibrate.write(ratios, given)
+  local _ <close> = core.plain_locale()
   given = options.check("calibrate.write", given, text_keys)
   local by_head, least = given.share == "head", math.huge
   if by_head and given.prune == "both" then error("calibrate.write: heads of their own cannot prune hidden states", 2) end
@@ -601,6 +612,7 @@ end
 ---@param made pyramid.Calibration
 ---@return { layer: integer, head: integer, outside: number }[]
 function calibrate.retrieval(made)
+  local _ <close> = core.plain_locale()
   local list = {}
   for layer, heads in ipairs(made.outside) do
     for head, outside in ipairs(heads) do list[#list + 1] = { layer = layer, head = head, outside = outside } end
@@ -619,6 +631,7 @@ end
 ---@param given { name: string, about: string, sinks: integer, recent: integer }
 ---@return string
 function calibrate.write_duo(ranked, count, given)
+  local _ <close> = core.plain_locale()
   local chosen = {}
   for i = 1, count do chosen[i] = ("%d:%d"):format(ranked[i].layer, ranked[i].head) end
   return comment(given.name .. ".lua: " .. given.about) .. ([[
@@ -643,6 +656,7 @@ end
 ---@return string? message
 ---@return string? code
 function calibrate.check(model, policies, given, report)
+  local _ <close> = core.plain_locale()
   local variants = { { label = "full", series = "full", policy = assert(policy.load "full"), id = "full" } }
   for i, one in ipairs(policies) do
     variants[i + 1] = { label = one.label, series = one.label, policy = one.policy, id = one.label }

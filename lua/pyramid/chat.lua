@@ -10,6 +10,7 @@
 ---
 --- Templates come with strangers' files and messages from anywhere, so nothing here raises on
 --- either, and the work on both is bounded (pyramid/jinja/evaluate.lua says by what).
+local core = require "pyramid.core"
 local jinja = require "pyramid.jinja"
 local options = require "pyramid.options"
 local text = require "pyramid.jinja.text"
@@ -124,6 +125,7 @@ function chat.trim(s) return text.strip(s, true, true) end
 ---@return string? message
 ---@return "format"|"unsupported"|nil code
 function chat.compile(template)
+  local _ <close> = core.plain_locale()
   if type(template) ~= "string" then
     error("chat.compile: a template's text or a format's name is wanted", 2)
   end
@@ -171,6 +173,7 @@ end
 ---@return string? message
 ---@return "argument"|"format"|"unsupported"|nil code   "argument": it refuses these messages
 function chat.render(template, messages, given)
+  local _ <close> = core.plain_locale()
   local o = options.check("chat.render", given, render_keys)
   check_messages(messages)
   local compiled = template

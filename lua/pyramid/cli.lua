@@ -13,6 +13,9 @@ local picture = require "pyramid.picture"
 local policy = require "pyramid.policy"
 local sampler = require "pyramid.sampler"
 
+-- A script is a program: from here on it reads and writes numbers and sorts as in the C locale, whatever runs it.
+core.plain_locale()
+
 local cli = {}
 
 cli.default_model = "models/tiny"

@@ -68,6 +68,7 @@ end
 ---@return string? message
 ---@return string? code
 function compare.variants(given, budgets)
+  local _ <close> = core.plain_locale()
   local list, seen, owners = {}, {}, {}
   local function add(p, label, series, budget, source)
     local id = tostring(p) .. (source and " " .. results.hash(source) or "")
@@ -217,6 +218,7 @@ end
 ---@return string? message
 ---@return string? code
 function compare.plan(model, given)
+  local _ <close> = core.plain_locale()
   given = options.check("compare.plan", given, plan_keys)
   local steps = {}
   for at, length in ipairs(given.lengths) do
@@ -247,6 +249,7 @@ end
 ---@param variant pyramid.Variant
 ---@return string
 function compare.key(plan, step, variant)
+  local _ <close> = core.plain_locale()
   return table.concat({ plan.given.circumstances, step.kind, variant.id, step.length, step.mode or step.source,
     step.kind == "text" and plan.given.predict or "-", step.name }, " | ")
 end
@@ -413,6 +416,7 @@ end
 ---@return string? message
 ---@return string? code
 function compare.run(plan, model, store, report)
+  local _ <close> = core.plain_locale()
   local todo, total, done, measured = {}, 0, 0, 0
   for _, step in ipairs(plan.steps) do
     local rivals = {}
@@ -617,6 +621,7 @@ end
 ---@param store pyramid.Results
 ---@return pyramid.CompareEntry[]
 function compare.summary(plan, store)
+  local _ <close> = core.plain_locale()
   local all = {}
   for _, length in ipairs(plan.given.lengths) do
     for _, mode in ipairs(plan.given.modes) do

@@ -6,6 +6,7 @@
 ---   policy.layers("snapkv", { [1] = { ratio = 1 }, ["2-4"] = { ratio = 0.6 } })
 ---   policy.from("pyramidinfer", 3)                                    layers 1 and 2 keep everything
 ---   policy.named("mine", policy.from(policy.compose { … }, 3))
+local core = require "pyramid.core"
 local options = require "pyramid.options"
 local policy = require "pyramid.policy"
 
@@ -101,6 +102,7 @@ end
 ---@param parts { prefill?: pyramid.policy|string|table, decode?: pyramid.policy|string|table }
 ---@return pyramid.policy
 function compose.compose(parts)
+  local _ <close> = core.plain_locale()
   parts = options.check("policy.compose", parts, { prefill = "string|table", decode = "string|table" })
   local reads = parts.prefill and part("policy.compose: prefill", parts.prefill)
   local writes = parts.decode and part("policy.compose: decode", parts.decode)
@@ -188,6 +190,7 @@ end
 ---@param overrides table<integer|string, table>  options by layer: 1, "2-4" (inclusive) or "5-" (to the last)
 ---@return pyramid.policy
 function compose.layers(p, overrides)
+  local _ <close> = core.plain_locale()
   p = part("policy.layers", p)
   if type(overrides) ~= "table" then error("policy.layers: a table of options by layer is wanted", 2) end
   local ranges, texts, d = ranges_of(p, overrides), {}, like(p)
@@ -215,6 +218,7 @@ end
 ---@param k integer  from 1
 ---@return pyramid.policy
 function compose.from(p, k)
+  local _ <close> = core.plain_locale()
   p = part("policy.from", p)
   k = options.whole(k)
   if math.type(k) ~= "integer" or k < 1 then error(("policy.from: a layer from 1 is wanted, not %s"):format(tostring(k)), 2) end
@@ -235,6 +239,7 @@ end
 ---@param doc? string
 ---@return pyramid.policy
 function compose.named(name, p, doc)
+  local _ <close> = core.plain_locale()
   if type(name) ~= "string" or name == "" then error("policy.named: a name is wanted", 2) end
   local d = like(part("policy.named", p))
   d.name, d.doc = name, doc or d.doc

@@ -1,4 +1,5 @@
 --- What a model file holds, and what a policy would keep of a prompt: read from headers and plans, nothing is run.
+local core = require "pyramid.core"
 local caches = require "pyramid.cache"
 local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
@@ -155,6 +156,7 @@ end
 ---@return string? message
 ---@return string? code
 function inspect.model(path)
+  local _ <close> = core.plain_locale()
   return fault.catch(inspect_model, path)
 end
 
@@ -179,6 +181,7 @@ end
 ---@param dtype string?  of the cache: "f32", "f16" (default), "bf16", "q8_0", "fp8_e4m3"
 ---@return pyramid.Forecast
 function inspect.policy(config, which, tokens, dtype)
+  local _ <close> = core.plain_locale()
   dtype = dtype or "f16"
   local unit = caches.value_bytes[dtype]
     or error(("inspect.policy: dtype '%s' (known: %s)"):format(tostring(dtype), caches.known_dtypes()), 2)
@@ -208,6 +211,7 @@ end
 ---@return string? message
 ---@return string? code
 function inspect.measured(model, which, ids, dtype)
+  local _ <close> = core.plain_locale()
   local cache <close>, why, what = model:cache { policy = which, dtype = dtype }
   if not cache then return nil, why, what end
   local logits, message, code = cache:prefill(ids)

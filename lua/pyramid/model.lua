@@ -69,6 +69,7 @@ end
 ---@return string? message
 ---@return string? code
 function model.open(path, given)
+  local _ <close> = core.plain_locale()
   given = options.check("pyramid.model", given, model_keys)
   if type(path) ~= "string" then error("pyramid.model: a path is wanted", 2) end
   local precision = given.precision or "f32"

@@ -242,6 +242,7 @@ end
 ---@param given table
 ---@return pyramid.policy
 function Policy:with(given)
+  local _ <close> = core.plain_locale()
   if type(given) ~= "table" then error("policy " .. self.name .. ": options must be a table", 2) end
   local all = copy(self.given)
   for key, value in pairs(given) do all[key] = value end
@@ -291,6 +292,7 @@ function Policy:bind()
 end
 
 function Policy:__tostring()
+  local _ <close> = core.plain_locale()
   local parts = {}
   for _, key in ipairs(options.sorted_keys(self.in_force)) do parts[#parts + 1] = key .. "=" .. tostring(self.in_force[key]) end
   return ("%s(%s)"):format(self.name, table.concat(parts, ", "))
@@ -305,6 +307,7 @@ function module.is(value) return getmetatable(value) == Policy end
 ---@param definition table
 ---@return pyramid.policy
 function module.define(definition)
+  local _ <close> = core.plain_locale()
   if type(definition) ~= "table" then error("policy: a table is wanted", 2) end
   options.check("policy", definition, definition_keys, 2)
   if not definition.name or definition.name == "" then error("policy: a name is wanted", 2) end
@@ -391,6 +394,7 @@ function module.list() return core.bundled_list("policy") end
 ---@return string? message
 ---@return string? code
 function module.load(which, given)
+  local _ <close> = core.plain_locale()
   local found = which
   if type(which) ~= "string" and type(which) ~= "table" then
     error(("pyramid.policy: a name, a path or a table is wanted, not %s"):format(tostring(which)), 2)
@@ -429,6 +433,7 @@ function module.with(p, given) return p:with(given) end
 ---@return string? message
 ---@return string? code
 function module.parse_options(which, words)
+  local _ <close> = core.plain_locale()
   local found, message, code = module.load(which)
   if not found then return nil, message, code end
   local function wrong(text, ...) return nil, ("policy %s: "):format(found.name) .. text:format(...), "policy" end
@@ -484,6 +489,7 @@ end
 ---@param tokens integer
 ---@return { rows: number, computed: integer, most: boolean }[]  most: what the text says decides, and it is no more than that
 function module.forecast(which, config, tokens)
+  local _ <close> = core.plain_locale()
   local d, alive, layers, most = which.definition, tokens, {}, false
   local function shape(index)
     return module.shape(index, config.layers, tokens, 0, alive, 0, tokens, config.heads, config.kv_heads, config.head_dim)

@@ -237,6 +237,7 @@ end
 ---@return string? message
 ---@return string? code
 function random_model.write(path, given)
+  local _ <close> = core.plain_locale()
   local shape = type(given.shape) == "string" and random_model.shapes[given.shape:lower()] or given.shape
   local dtype, seed, folder = given.dtype or "bf16", given.seed or 1, not path:find "%.gguf$"
   if type(shape) ~= "table" then error(("random_model: no shape '%s'"):format(tostring(shape)), 2) end

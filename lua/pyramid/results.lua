@@ -3,6 +3,7 @@
 --- Each line is one object with `format`, which says whose results these are, and a `key`, which says what was measured
 --- under which circumstances. A line that was cut off by the end of a run is measured again; anything else that does not
 --- belong there is refused, so that no other file is ever written into.
+local core = require "pyramid.core"
 local files = require "pyramid.files"
 local json = require "pyramid.json"
 
@@ -38,6 +39,7 @@ end
 ---@return string? message
 ---@return string? code
 function results.open(path, format)
+  local _ <close> = core.plain_locale()
   local text, message = read(path)
   if not text then return nil, message, "io" end
   local self = setmetatable({ path = path, format = format, records = {}, count = 0 }, Results)

@@ -113,6 +113,7 @@ local function finite(value) return type(value) == "number" and value == value a
 ---@param o? { queries?: integer, ramp?: number, reduce?: "mean"|"sum"|"max", heads?: "mean"|"sum"|"max" }
 ---@return pyramid.score
 function score.attention(o)
+  local _ <close> = core.plain_locale()
   o = options.check("score.attention", o, { queries = "integer", ramp = "number", reduce = "string", heads = "string" })
   local queries, ramp = o.queries or 0, o.ramp or 1
   if queries < 0 or queries > 0x7fffffff then error("score.attention: queries must be 0 (all) or more", 2) end
@@ -130,6 +131,7 @@ end
 ---@param o? { decay?: number, heads?: "mean"|"sum"|"max" }
 ---@return pyramid.score
 function score.history(o)
+  local _ <close> = core.plain_locale()
   o = options.check("score.history", o, { decay = "number", heads = "string" })
   local decay = o.decay or 1
   if not (decay >= 0 and decay <= 1) then error("score.history: decay must lie in [0, 1]", 2) end
@@ -164,6 +166,7 @@ end
 ---@param value number
 ---@return pyramid.score
 function score.const(value)
+  local _ <close> = core.plain_locale()
   if not finite(value) then error("score.const: a finite number is wanted", 2) end
   return new(("%.9g"):format(value), op("const", 0, 0, 0, value))
 end
@@ -352,6 +355,7 @@ end
 ---@param to number
 ---@return pyramid.score
 function Score:ramp(from, to)
+  local _ <close> = core.plain_locale()
   if not finite(from) or not finite(to) then error("score:ramp: two finite numbers are wanted", 2) end
   return self * (score.place() * (to - from) + from)
 end

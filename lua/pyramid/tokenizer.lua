@@ -103,6 +103,7 @@ local load_keys = { runtime = "userdata", memory = "integer|string", ids = "inte
 ---@return string? message
 ---@return string? code
 function tokenizer.load(path, given)
+  local _ <close> = core.plain_locale()
   given = options.check("pyramid.tokenizer", given, load_keys)
   if type(path) ~= "string" and type(path) ~= "table" then error("pyramid.tokenizer: a path is wanted", 2) end
   if given.runtime then return fault.catch(build, given.runtime, path, given.ids) end

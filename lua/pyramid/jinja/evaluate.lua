@@ -3,6 +3,7 @@
 --- Each kind of node has one function: expressions in `expressions` return a value, statements in
 --- `statements` write and return nil, or "break" or "continue" on their way to the loop that they
 --- belong to.
+local core = require "pyramid.core"
 local fault = require "pyramid.jinja.fault"
 local globals = require "pyramid.jinja.globals"
 local known = require "pyramid.jinja.filters"
@@ -730,6 +731,7 @@ end
 ---@param now table
 ---@return string
 function evaluate.render(body, variables, now)
+  local _ <close> = core.plain_locale()
   local self = setmetatable({ steps = 0, made = 0, depth = 0, line = 1, now = now,
     out = { bytes = 0 } }, Evaluator)
   self.spender = function(bytes) self:spend(bytes) end

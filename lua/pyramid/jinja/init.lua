@@ -16,6 +16,7 @@
 --- Rooms: lexer and parser make the tree, evaluate walks it; values, text, methods and filters are
 --- what Python and Jinja bring along. https://jinja.palletsprojects.com/en/stable/templates/ is the
 --- language's own page.
+local core = require "pyramid.core"
 local evaluate = require "pyramid.jinja.evaluate"
 local fault = require "pyramid.jinja.fault"
 local parser = require "pyramid.jinja.parser"
@@ -55,6 +56,7 @@ end
 ---@return string? message
 ---@return "format"|"unsupported"|nil code
 function jinja.compile(source, what)
+  local _ <close> = core.plain_locale()
   if type(source) ~= "string" then error("jinja.compile: a text is wanted", 2) end
   what = what or "template"
   if #source > TEXT then

@@ -58,7 +58,9 @@ function Reader:left() return self.size - self:offset() end
 function Reader:need(n, what)
   if #self.text - self.at + 1 >= n then return end
   if n < 0 or n > self:left() then self:bad("%s: the file ends within it", what) end
-  if n > HEADER_MAX - self:offset() then self:bad("%s: the header is longer than %d bytes (the limit of headers)", what, HEADER_MAX) end
+  if n > HEADER_MAX - self:offset() then
+    self:bad("%s: the header is longer than %d bytes (the limit of headers)", what, HEADER_MAX)
+  end
   local rest = self.text:sub(self.at)
   local more = self.file:read(math.max(n - #rest, PIECE))
   self.start, self.text, self.at = self:offset(), rest .. (more or ""), 1

@@ -3,6 +3,7 @@
 ---
 --- Colours are the page's: class s1 … s8 sets --c (see report/style.lua). A chart is as wide as a telephone, in units that
 --- are pixels there, so that letters stay readable.
+local core = require "pyramid.core"
 local html = require "pyramid.report.html"
 
 local chart = {}
@@ -76,6 +77,7 @@ end
 ---@param value number
 ---@return string
 function chart.number(value)
+  local _ <close> = core.plain_locale()
   if value ~= 0 and math.abs(value) < 0.001 then return ("%.0e"):format(value) end
   if math.abs(value) >= 10000 then return ("%.4gk"):format(value / 1000) end
   return ("%.4g"):format(value)
@@ -220,6 +222,7 @@ end
 ---@param given pyramid.Chart
 ---@return string
 function chart.render(given)
+  local _ <close> = core.plain_locale()
   local w, h = chart.width - left - right, chart.height - top - bottom
   local function px(x) return left + given.x.at(x) * w end
   local function py(y) return top + (1 - given.y.at(y)) * h end

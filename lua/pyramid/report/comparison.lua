@@ -1,5 +1,6 @@
 --- The report of pyramid.compare as one HTML page: what was found, curves of quality against memory, every number, and
 --- pictures of what each policy kept. Tells what is in the entries; measures and decides nothing but how to show it.
+local core = require "pyramid.core"
 local chart = require "pyramid.report.chart"
 local compare = require "pyramid.compare"
 local html = require "pyramid.report.html"
@@ -615,6 +616,7 @@ end
 ---                      share: how much of it is done, if not all
 ---@return string
 function comparison.render(entries, about)
+  local _ <close> = core.plain_locale()
   local groups = groups_of(entries)
   local series, index = series_of(entries)
   local name = about.path:match "([^/]+)/*$" or about.path

@@ -1,4 +1,6 @@
 --- HTML and SVG as text: everything that comes from outside is escaped here, and nowhere else.
+local core = require "pyramid.core"
+
 local html = {}
 
 local entities = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ['"'] = "&quot;", ["'"] = "&#39;" }
@@ -20,6 +22,7 @@ end
 ---@param content? string|string[]
 ---@return string
 function html.element(name, attributes, content)
+  local _ <close> = core.plain_locale()
   local keys, parts = {}, { "<" .. name }
   for key, value in pairs(attributes or {}) do
     if value then keys[#keys + 1] = key end
