@@ -48,7 +48,8 @@ describe("a locale with a decimal comma", function()
     say(json.encode(value), tostring(value.b + value.B == 1.49775))
     local chart = require "pyramid.report.chart"
     say(chart.render { title = "t", describe = "d", x = chart.scale({ 0.5, 1 }, {}), y = chart.scale({ 1.25, 2.5 }, {}),
-      x_label = "x", y_label = "y", x_format = chart.number, y_format = chart.number, curves = { { name = "a", short = "a", index = 1,
+      x_label = "x", y_label = "y", x_format = chart.number, y_format = chart.number,
+      curves = { { name = "a", short = "a", index = 1,
       points = { { x = 0.5, y = 1.25, title = "p" }, { x = 1, y = 2.5, title = "q" } } } } })
     say(require "pyramid.report.html".element("p", { width = 1.5 }, "x"))
     say(require "pyramid.report.chart".number(0.25))
