@@ -44,8 +44,7 @@ endif
 WITH     := $(if $(filter 0,$(ONEDNN)),-DPYR_NO_DNNL) $(if $(CJSON_ARCHIVE),,-DPYR_NO_CJSON)
 INCLUDES := -Icore -Ilua $(LUA_CFLAGS)
 LIBS     := -Wl,--as-needed -lpcre2-8 $(if $(filter 0,$(ONEDNN)),,-ldnnl -lgomp) -lpthread -lm -ldl
-CJSON    := $(CJSON_ARCHIVE:%.a=-l:$(notdir $(CJSON_ARCHIVE)))
-STATIC   := $(CJSON) $(LUA_LINK) $(filter -l%,$(LIBS))
+STATIC   := $(LUA_LINK) $(filter -l%,$(LIBS))
 
 OBJCOPY  ?= objcopy
 
@@ -121,16 +120,16 @@ STREAMS := $(foreach s,stdin stdout stderr,--redefine-sym $s=pyr_own_$s)
 # the module and gets an answer in words (luaopen_pyramid).
 $(B)/pyramid.so: $(OBJECTS) $(OWN) $(B)/objects lua/install/pyramid.map Makefile
 	@echo "ld $@"
-	$(Q)$(CC) -nostdlib -r -o $(B)/obj/module.o $(OBJECTS) $(call WHOLE,$(CJSON_ARCHIVE))
+	$(Q)$(CC) -nostdlib -r -o $(B)/obj/module.o $(OBJECTS)
 	$(Q)$(OBJCOPY) --wildcard --weaken-symbol='lua_*' --weaken-symbol='luaL_*' $(STREAMS) $(B)/obj/module.o
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,--version-script=lua/install/pyramid.map -o $@ $(B)/obj/module.o $(OWN) $(LIBS)
 
 # libpyramid.so has a Lua 5.4 of its own inside, which nothing outside sees, whatever Lua its process has. PYR_ABI is the number
 # of the SONAME.
-$(B)/obj/own_lua.o: $(LUA_ARCHIVE) $(CJSON_ARCHIVE) Makefile $(B)/system.mk
+$(B)/obj/own_lua.o: $(LUA_ARCHIVE) Makefile $(B)/system.mk
 	$(if $(LUA_ARCHIVE),,$(error not found: liblua5.4.a, the archive of Lua 5.4 that libpyramid.so takes in: `make deps` says its \
 	  package. The program, $(B)/pyramid, is built without it))@mkdir -p $(@D)
-	$(Q)$(CC) -nostdlib -r -o $@ $(call WHOLE,$(LUA_ARCHIVE) $(CJSON_ARCHIVE))
+	$(Q)$(CC) -nostdlib -r -o $@ $(call WHOLE,$(LUA_ARCHIVE))
 	$(Q)$(OBJCOPY) $(STREAMS) $@
 $(B)/libpyramid.so.$(ABI): $(OBJECTS) $(OWN) $(B)/obj/own_lua.o $(B)/objects lua/install/libpyramid.map Makefile
 	@echo "ld $@"
@@ -283,7 +282,7 @@ fuzz: deps-test
 fuzz-native: $(B)/fuzz-native
 $(B)/fuzz-native: spec/fuzz/native.c $(B)/libpyramid.a
 	@echo "ld $@"
-	$(Q)$(CC) $(C11) -O1 -g -fsanitize=fuzzer,address,undefined $(INCLUDES) -rdynamic -o $@ $^ $(CJSON_ARCHIVE) \
+	$(Q)$(CC) $(C11) -O1 -g -fsanitize=fuzzer,address,undefined $(INCLUDES) -rdynamic -o $@ $^ \
 	  $(or $(LUA_ARCHIVE),$(LUA_LINK)) $(LIBS)
 # Two hosts and two Lua states at work at once, each with a team of threads, under ThreadSanitizer.
 check-threads: deps-test
@@ -293,7 +292,7 @@ TIMES ?= 3
 check-threads-built: $(B)/thread_checks
 $(B)/thread_checks: spec/support/thread_checks.c $(B)/libpyramid.a
 	@echo "ld $@"
-	$(Q)$(CC) $(C11) $(CFLAGS) $(INCLUDES) -o $@ $^ $(CJSON_ARCHIVE) $(or $(LUA_ARCHIVE),$(LUA_LINK)) $(LIBS)
+	$(Q)$(CC) $(C11) $(CFLAGS) $(INCLUDES) -o $@ $^ $(or $(LUA_ARCHIVE),$(LUA_LINK)) $(LIBS)
 
 # Warnings that are asked for beside -Wall and -Wextra; nothing is made of it.
 WARNINGS := -Wconversion -Wshadow -Werror -c -o /dev/null

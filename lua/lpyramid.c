@@ -17,11 +17,6 @@
 #include <unistd.h>
 #include <lualib.h>
 
-#if !defined(PYR_NO_CJSON)
-int luaopen_cjson(lua_State *L);        /* lua-cjson, linked in where the system has it as a library */
-int luaopen_cjson_safe(lua_State *L);
-#endif
-
 /* Addresses that serve as keys of the registry. */
 static const char world_key = 'w', error_key = 'e', searcher_key = 's';
 
@@ -243,19 +238,11 @@ static int open_core(lua_State *L) {
 }
 
 static const luaL_Reg native[] = { { "pyramid", luaopen_pyramid }, { "pyramid.core", open_core }, { NULL, NULL } };
-static const luaL_Reg vendored[] = {
-#if !defined(PYR_NO_CJSON)
-  { "cjson", luaopen_cjson }, { "cjson.safe", luaopen_cjson_safe },
-#endif
-  { NULL, NULL }
-};
 
 static int is_ours(const char *name) { return strncmp(name, "pyramid", 7) == 0; }
 
-/* Pushes the loader of other people's modules that we carry (argparse, cjson); pushes nothing if there is none. */
+/* Pushes the loader of other people's modules that we carry (argparse); pushes nothing if there is none. */
 static int push_vendored(lua_State *L, const char *name) {
-  for (const luaL_Reg *r = vendored; r->name; r++)
-    if (strcmp(r->name, name) == 0) return lua_pushcfunction(L, r->func), 1;
   const pyr_bundle_entry *e = find_entry("module", name);
   if (e == NULL || is_ours(name)) return 0;
   lua_pushlightuserdata(L, (void *)e);
@@ -263,7 +250,7 @@ static int push_vendored(lua_State *L, const char *name) {
   return 1;
 }
 
-/* The last of package.searchers in other people's hosts: their own cjson and argparse come first. */
+/* The last of package.searchers in other people's hosts: their own argparse comes first. */
 static int search_vendored(lua_State *L) {
   const char *name = luaL_checkstring(L, 1);
   if (push_vendored(L, name)) return 1;
@@ -294,14 +281,7 @@ void pyr_lua_preload(lua_State *L, int with_vendored) {
     lua_pushcclosure(L, load_module, 1);
     set_preload(L, preload, e->name);
   }
-  if (with_vendored) {
-    for (const luaL_Reg *r = vendored; r->name; r++) {
-      lua_pushcfunction(L, r->func);
-      set_preload(L, preload, r->name);
-    }
-    push_vendored(L, "argparse");
-    set_preload(L, preload, "argparse");
-  }
+  if (with_vendored && push_vendored(L, "argparse")) set_preload(L, preload, "argparse");
   lua_pop(L, 1);
 }
 

@@ -112,7 +112,7 @@ int pyr_lua_read_program(lua_State *L, int arg, pyr_score_op *ops, int most);
 
 /* lpyramid.c: preloads the bundled modules, returns `require "pyramid.init"`. The one name that hosts look up. */
 __attribute__((visibility("default"))) int luaopen_pyramid(lua_State *L);
-/* The first half of it: the modules of `pyramid`, and with `vendored` also cjson and argparse, in package.preload;
+/* The first half of it: the modules of `pyramid`, and with `vendored` also argparse, in package.preload;
  * what is there already stays. For hosts of our own. */
 void pyr_lua_preload(lua_State *L, int vendored);
 

@@ -311,6 +311,25 @@ static void catch_interrupts(lua_State *L) {
   atexit(at_exit);
 }
 
+/* lua-cjson for scripts of one's own, in this program alone: it ends its process where memory runs out, so that no library may
+ * carry it into a host. What ships reads JSON by lua/ljson.c. */
+#if !defined(PYR_NO_CJSON)
+int luaopen_cjson(lua_State *L);
+int luaopen_cjson_safe(lua_State *L);
+#endif
+
+static void preload_cjson(lua_State *L) {
+  static const luaL_Reg modules[] = {
+#if !defined(PYR_NO_CJSON)
+    { "cjson", luaopen_cjson }, { "cjson.safe", luaopen_cjson_safe },
+#endif
+    { NULL, NULL }
+  };
+  luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
+  luaL_setfuncs(L, modules, 0);
+  lua_pop(L, 1);
+}
+
 typedef struct command { int argc; char **argv; int status; } command;
 
 static int run(lua_State *L) {
@@ -326,6 +345,7 @@ static int run(lua_State *L) {
   lua_pushcclosure(L, return_upvalue, 1);
   lua_setfield(L, -2, "pyramid.paths");
   pyr_lua_preload(L, 1);
+  preload_cjson(L);
   lua_pushcfunction(L, pyr_luaopen_probe);
   lua_setfield(L, roots + 1, "pyramid.probe");
   const char *device = getenv("PYRAMID_DEVICE");

@@ -44,7 +44,7 @@ end
 local function text_windows(model)
   local tokenizer, text = model.tokenizer, cli.read(args.file)
   local ids = cli.must(tokenizer:encode(text, { special = false }))
-  local bos = cli.must(tokenizer:encode "")[1]                     -- what the model wants before a text, if anything
+  local bos = tokenizer.adds_bos and tokenizer.bos or nil
   local windows = perplexity.windows(ids, { context = args.context, predict = args.predict, stride = args.stride,
     limit = args.windows, bos = bos })
   if #windows == 0 then

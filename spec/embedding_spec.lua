@@ -10,7 +10,7 @@ local sanitized = cflags:find "sanitize" ~= nil
 
 --- How a host links with what was built. The shared library brings its own needs.
 local link = {
-  static = build .. "/libpyramid.a -l:liblua5.4-cjson.a -llua5.4 -lpcre2-8 -ldnnl -lgomp -lpthread -lm -ldl",
+  static = build .. "/libpyramid.a -llua5.4 -lpcre2-8 -ldnnl -lgomp -lpthread -lm -ldl",
   shared = ("-L%s -lpyramid -Wl,-rpath,%s -lpthread"):format(build, build),
   module = build .. "/pyramid.so -llua5.4",     -- for hosts with a lua_State of theirs
 }

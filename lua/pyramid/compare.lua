@@ -167,7 +167,7 @@ local function file_steps(model, length, given, steps)
   local text, predict, name = given.text, given.predict, results.hash(given.text.text)
   local ids, message, code = model:encode(text.text, { special = false })
   if not ids then return nil, message, code end
-  local bos = assert(model:encode "")[1]                                 -- what the model wants before a text, if anything
+  local bos = model.tokenizer.adds_bos and model.tokenizer.bos or nil
   local room = #ids - (length - (bos and 1 or 0))
   if room < 0 then
     return nil, ("%s has %d tokens, fewer than a length of %d"):format(text.name, #ids, length), "length"

@@ -136,8 +136,7 @@ local function new_ids(self, messages)
   ids, message, code = tokenizer:encode(whole, { add = false })
   if not ids then return nil, message, code end
   -- the format may have written what begins each text, or left it to the tokenizer
-  local empty = tokenizer:encode "" or {}
-  if empty[1] and ids[1] ~= empty[1] then table.insert(ids, 1, empty[1]) end
+  if tokenizer.adds_bos and ids[1] ~= tokenizer.bos then table.insert(ids, 1, tokenizer.bos) end
   local cache
   cache, message, code = self.model:cache(self.cache_options)
   if not cache then return nil, message, code end

@@ -22,7 +22,8 @@ local rank = {
   calls = 2, backend = 3, unicode = 3, device = 4,
   weights = 4, sampler = 4, pages = 4, tokenizer = 4, profile = 4,
   tokenizer_bpe = 5, tokenizer_print = 5, tokenizer_split = 5, tokenizer_decode = 5,
-  model = 5, picks = 5, cache = 6, undo = 7, queries = 7, score = 8, judge = 9, plan = 10, cache_file = 11, evict = 11, forward = 11,
+  model = 5, picks = 5, cache = 6, undo = 7, queries = 7, score = 8, judge = 9, plan = 10,
+  cache_file = 11, evict = 11, forward = 11,
 }
 -- runtime.c opens the backend that runtime.h only names.
 local exceptions = { ["core/runtime.c"] = { backend = true, device = true } }
