@@ -51,7 +51,7 @@ typedef struct pyr_stream {
 static pyr_status put(pyr_stream *s, const void *data, size_t bytes) {
   char why[PYR_WHY_BYTES];
   s->hash = pyr_fnv(s->hash, data, bytes);
-  return pyr_output_write(s->out, data, bytes, why) ? PYR_OK : pyr_runtime_set_error(s->rt, PYR_IO, "%s", why);
+  return pyr_output_write(s->out, data, bytes, why) ? PYR_OK : pyr_runtime_set_error(s->rt, pyr_disk_status(), "%s", why);
 }
 
 static pyr_status get(pyr_stream *s, void *data, size_t bytes, const char *field) {
@@ -180,7 +180,7 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
     goto done;
   }
   if (!pyr_output_open(&out, path, why)) {
-    status = pyr_runtime_set_error(rt, PYR_IO, "%s", why);
+    status = pyr_runtime_set_error(rt, pyr_disk_status(), "%s", why);
     goto done;
   }
   fill_header(cache, &header);
@@ -196,7 +196,7 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
   if (status == PYR_OK) status = put(&s, note, length);
   uint64_t sum = s.hash;
   if (status == PYR_OK) status = put(&s, &sum, sizeof sum);
-  if (status == PYR_OK && !pyr_output_commit(&out, why)) status = pyr_runtime_set_error(rt, PYR_IO, "%s", why);
+  if (status == PYR_OK && !pyr_output_commit(&out, why)) status = pyr_runtime_set_error(rt, pyr_disk_status(), "%s", why);
 done:
   pyr_output_abandon(&out);
   pyr_release(rt, buffer, page_bytes);
@@ -349,7 +349,7 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   uint64_t sum = 0, expected;
   pyr_stream s = { NULL, NULL, path, rt, PYR_FNV_START, 0 };
   pyr_status status = PYR_OK;
-  if (!pyr_disk_open(path, &fd, &size, why)) return pyr_runtime_set_error(rt, PYR_IO, "%s", why);
+  if (!pyr_disk_open(path, &fd, &size, why)) return pyr_runtime_set_error(rt, pyr_disk_status(), "%s", why);
   s.file = fdopen(fd, "rb");
   if (!s.file) {
     close(fd);

@@ -19,8 +19,11 @@ enum {
 
 static bool fail(char why[PYR_WHY_BYTES], const char *path, const char *what, int error) {
   snprintf(why, PYR_WHY_BYTES, "%s: %s%s%s", path, what, *what && error ? ": " : "", error ? strerror(error) : "");
+  errno = error;
   return false;
 }
+
+pyr_status pyr_disk_status(void) { return errno == ENOMEM ? PYR_MEMORY : PYR_IO; }
 
 static const char *name_of(mode_t mode) {
   return S_ISDIR(mode) ? "is a directory" : S_ISFIFO(mode) ? "is a pipe, not a regular file"
@@ -90,7 +93,7 @@ static uint64_t unlikely_number(const void *here, int attempt) {
 
 bool pyr_output_open(pyr_output *out, const char *path, char why[PYR_WHY_BYTES]) {
   struct stat st;
-  int fd = -1;
+  int fd = -1, error;
   out->file = NULL;
   if (!*path) return fail(why, "(no path)", "", ENOENT);
   if (!follow(out->target, path, why)) return false;
@@ -109,10 +112,10 @@ bool pyr_output_open(pyr_output *out, const char *path, char why[PYR_WHY_BYTES])
   out->file = fdopen(fd, "wb");
   if (out->file) return true;
 fail:
-  fail(why, path, "cannot be written", errno);
+  error = errno;
   close(fd);
   unlink(out->temporary);
-  return false;
+  return fail(why, path, "cannot be written", error);
 }
 
 bool pyr_output_write(pyr_output *out, const void *data, size_t bytes, char why[PYR_WHY_BYTES]) {

@@ -2,9 +2,12 @@
  *
  * Owns: an output until it is committed or abandoned. Knows nothing of what the files hold. Uses no runtime and allocates only
  * what the C library does for a stream, so that the binding writes its reports in the same way as the core its caches.
- * Functions that can fail return false, with a sentence that names the path in `why`. */
+ * Functions that can fail return false, with a sentence that names the path in `why` and its cause in errno, 0 where the
+ * system has none; pyr_disk_status says which status that is, if it is asked at once. */
 #ifndef PYR_DISK_H
 #define PYR_DISK_H
+
+#include "pyramid.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -15,6 +18,8 @@ enum {
   PYR_PATH_BYTES = 4096,           /* of a path with its zero byte: Linux's PATH_MAX */
   PYR_WHY_BYTES = PYR_PATH_BYTES + 256
 };
+
+pyr_status pyr_disk_status(void);   /* PYR_MEMORY where errno is ENOMEM, else PYR_IO */
 
 /* What a path names, symbolic links followed. */
 typedef enum pyr_kind { PYR_KIND_NONE, PYR_KIND_FILE, PYR_KIND_FOLDER, PYR_KIND_OTHER } pyr_kind;

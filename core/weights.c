@@ -56,7 +56,7 @@ static pyr_status open_file(pyr_runtime *rt, const char *path, bool map, pyr_fil
   pyr_status status = PYR_OK;
   uint64_t size;
   int fd;
-  if (!pyr_disk_open(path, &fd, &size, why)) return pyr_runtime_set_error(rt, PYR_IO, "%s", why);
+  if (!pyr_disk_open(path, &fd, &size, why)) return pyr_runtime_set_error(rt, pyr_disk_status(), "%s", why);
   if (size == 0) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: the file is empty", path); goto done; }
   if (size > SIZE_MAX / 2) { status = pyr_runtime_set_error(rt, PYR_IO, "%s: too large to map", path); goto done; }
   file = pyr_alloc_zero(rt, sizeof *file + path_size);
@@ -69,7 +69,7 @@ static pyr_status open_file(pyr_runtime *rt, const char *path, bool map, pyr_fil
   if (!map) status = read_whole(file, fd);
   else {
     void *data = mmap(NULL, file->size, PROT_READ, MAP_PRIVATE, fd, 0);
-    if (data == MAP_FAILED) status = pyr_runtime_set_error(rt, PYR_IO, "%s: cannot map: %s", path, strerror(errno));
+    if (data == MAP_FAILED) status = pyr_runtime_set_error(rt, pyr_disk_status(), "%s: cannot map: %s", path, strerror(errno));
     else file->data = data;
   }
 done:

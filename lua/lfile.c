@@ -14,10 +14,12 @@
 
 #define OUTPUT "pyramid.output"
 
+/* Comes right behind what failed: the code is errno's. */
 static int fail(lua_State *L, const char *why) {
+  pyr_status status = pyr_disk_status();
   lua_pushnil(L);
   lua_pushstring(L, why);
-  lua_pushstring(L, pyr_status_name(PYR_IO));
+  lua_pushstring(L, pyr_status_name(status));
   return 3;
 }
 
@@ -54,6 +56,7 @@ static int core_open_regular(lua_State *L) {
     int error = errno;
     close(fd);
     lua_pushfstring(L, "%s: %s", path, strerror(error));
+    errno = error;
     return fail(L, lua_tostring(L, -1));
   }
   stream->closef = stream_close;
