@@ -17,7 +17,7 @@ end
 
 -- A unit of the core (core/NAME.c and core/NAME.h) may include units of lower rank only, and its own header.
 local rank = {
-  pyramid = 0, plain = 0, disk = 0, fingerprint = 0, versioned = 0.5,
+  pyramid = 0, plain = 0, disk = 0.5, fingerprint = 0, versioned = 0.5,
   tensor = 1, dtype = 1, runtime = 1, pick = 1,
   calls = 2, backend = 3, unicode = 3, device = 4,
   weights = 4, sampler = 4, pages = 4, tokenizer = 4, profile = 4,
