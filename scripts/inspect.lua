@@ -103,7 +103,7 @@ local made, warning
 if args.policies then
   if args.prompt_file then made, warning = measured(model.path, model.config) else made, warning = forecast(model.config) end
 end
-cli.warn_of(model)
+if not args.prompt_file then cli.warn_of(model) end        -- who opens the model has said it
 if args.json then
   model.forecast = made or nil
   if not args.tensors then model.tensors = nil end

@@ -1,7 +1,9 @@
 -- What `pyramid inspect` says of model files and policies, as a library and as a program.
 local helper = require "spec.helper"
 local cjson = require "cjson"
+local formats = require "spec.support.formats"
 local inspect = require "pyramid.inspect"
+local make_model = require "spec.support.small_model"
 local policy = require "pyramid.policy"
 local shell = require "spec.support.shell"
 
@@ -39,6 +41,42 @@ describe("inspect.model", function()
     model = assert(inspect.model(helper.fixture "families/qwen3/model.safetensors"))
     assert.equal("safetensors", model.format)
     assert.is_string(model.problem)
+  end)
+
+  it("says what the user should know of a tokenizer, once, and where it cannot be read", function()
+    local folder = shell.folder()
+    local _ <close> = setmetatable({}, { __close = function() shell.remove(folder) end })
+    local tokens, types, kv = {}, {}, {}
+    for id = 0, 175 do tokens[id + 1], types[id + 1] = id < 94 and string.char(33 + id) or "ab" .. ("b"):rep(id - 94), 1 end
+    tokens[101] = "<|im_end|>"
+    for _, entry in ipairs { { "model", "string", "gpt2" }, { "pre", "string", "gpt-2" }, { "tokens", "array:string", tokens },
+      { "token_type", "array:u32", types }, { "merges", "array:string", { "a b", "ab b" } } } do
+      local key = "tokenizer.ggml." .. entry[1]
+      kv[key] = formats.kv(key, entry[2], entry[3])
+    end
+    local path = folder .. "/odd.gguf"
+    helper.write(path, formats.gguf(formats.gguf_of("codellama", "f32", kv)))
+    local said = "token 100, '<|im_end|>', is not marked as a control token"
+    local told = assert(inspect.model(path))
+    assert.is_nil(told.problem)
+    assert.equal(1, #told.warnings)
+    assert.matches(said, told.warnings[1], 1, true)
+    helper.write(folder .. "/text", "abcabc")
+    for _, words in ipairs { {}, { "--policy", "full", "--prompt-file", folder .. "/text" } } do
+      local _, err, status = shell.pyramid("inspect", path, table.unpack(words))
+      assert.equal(0, status, err)
+      assert.equal(1, select(2, err:gsub("is not marked", "")), err)
+    end
+    make_model(folder)
+    assert.same({}, assert(inspect.model(folder)).warnings)
+    helper.write(folder .. "/tokenizer.json", "{}")
+    local model = assert(inspect.model(folder))
+    assert.equal("llama", model.config.family)
+    assert.matches("tokenizer.json", model.problem)
+    local out, err, status = shell.pyramid("inspect", folder)
+    assert.equal(0, status)
+    assert.equal("", err)
+    assert.matches("\ncannot be loaded: [^\n]*tokenizer.json", out)
   end)
 
   it("fails for what is no model", function()

@@ -10,6 +10,7 @@ local options = require "pyramid.options"
 local policy = require "pyramid.policy"
 local safetensors = require "pyramid.loaders.safetensors"
 local target = require "pyramid.target"
+local tokenizer = require "pyramid.tokenizer"
 
 local inspect = {}
 
@@ -125,6 +126,13 @@ local function inspect_file(path, problem, code)
   return out
 end
 
+-- What would be said of the tokenizer when the model is opened; why it could not be, if so.
+local function add_tokenizer_warnings(warnings, source)
+  local loaded <close>, message = tokenizer.load(source.tokenizer, { ids = source.config.vocab })
+  for _, warning in ipairs(loaded and loaded.warnings or {}) do warnings[#warnings + 1] = warning end
+  return message
+end
+
 local function inspect_model(path)
   local source, problem, code = loaders.open(path)
   local out
@@ -137,6 +145,7 @@ local function inspect_model(path)
       tensors = list_tensors(source.tensors, weights), description = weights and loaders.describe(source.config, weights),
       warnings = weights and loaders.warnings(source, weights),
     }
+    if weights and source.tokenizer then out.problem = add_tokenizer_warnings(out.warnings, source) end
     if source.format == "gguf" then
       local metadata = fault.check(gguf.read(path)).metadata
       out.metadata, out.tokenizer = scalars(metadata), gguf_tokenizer(metadata)
