@@ -568,7 +568,7 @@ typedef struct pyr_generate_options {
    * no failure. May be NULL. */
   int (*on_piece)(void *ud, const char *piece, size_t length);
   int (*on_token)(void *ud, const pyr_token *token);   /* with each token, before on_piece; non-zero likewise. May be NULL */
-  pyr_progress_fn on_progress; /* while the prompt is read; non-zero: PYR_CANCELLED. May be NULL */
+  pyr_progress_fn on_progress; /* while the prompt is read, and never later; non-zero: PYR_CANCELLED. May be NULL */
   void *ud;
 } pyr_generate_options;
 #define PYR_ALTERNATIVES 100
@@ -603,7 +603,8 @@ void pyr_host_close(pyr_host *host);
 typedef struct pyr_conversation_options {
   size_t size;
   const char *system;          /* what the model is told before the first message, or NULL */
-  const char *format;          /* a family's name ("chatml") or a template's text; NULL: the model's own */
+  const char *format;          /* a format's name ("chatml") or a template's text; NULL: the model's own; "none": messages
+                                  are one plain text, which the model goes on with */
 } pyr_conversation_options;
 
 typedef struct pyr_message { const char *role, *text; size_t length; } pyr_message;

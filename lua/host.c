@@ -40,6 +40,7 @@ struct pyr_host {
   bool closed_inside_call;                /* … or a conversation's, inside a callback of the call that runs */
   pyr_conversation *closed_inside;        /* conversations closed inside a callback */
   const pyr_generate_options *running;    /* what the callbacks are, while there are any */
+  bool writing;                           /* the prompt is read, and there is no progress to tell */
   int64_t context;
   pyr_host_stats stats;
   char message[MESSAGE_BYTES];
@@ -291,6 +292,7 @@ static int call_on_token(lua_State *L) {
   int32_t ids[PYR_ALTERNATIVES];
   double logprobs[PYR_ALTERNATIVES];
   pyr_token token = { .ids = ids, .logprobs = logprobs };
+  host->writing = true;
   token.text = luaL_checklstring(L, 1, &token.length);
   token.id = lua_isnoneornil(L, 2) ? -1 : (int32_t)lua_tointeger(L, 2);
   token.logprob = lua_isnoneornil(L, 3) ? NAN : lua_tonumber(L, 3);
@@ -314,7 +316,7 @@ static int call_on_progress(lua_State *L) {
   const pyr_generate_options *o = host->running;
   lua_Integer done = luaL_checkinteger(L, 1), total = luaL_checkinteger(L, 2);
   locale_t mine = uselocale(host->outer);
-  int stop = o->on_progress && o->on_progress(o->ud, done, total) != 0;
+  int stop = o->on_progress && !host->writing && o->on_progress(o->ud, done, total) != 0;
   uselocale(mine);
   lua_pushboolean(L, stop || is_cancelled(host));
   return 1;
@@ -437,6 +439,7 @@ static pyr_status check_how(pyr_host *host, const pyr_generate_options *options,
       return set_message(host, PYR_ARGUMENT, "the sampler's reserved members must be zero in this version");
   host->stats = (pyr_host_stats){ .finish = "" };
   host->running = taken;
+  host->writing = false;
   return PYR_OK;
 }
 

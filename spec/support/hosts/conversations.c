@@ -206,6 +206,68 @@ static void check_versions(void) {
   pyr_runtime_free(rt);
 }
 
+/* ---- reading weights, and progress -------------------------------------------------------------------------------------- */
+
+/* Whether a file of this name is mapped into the process. */
+static int is_mapped(const char *name) {
+  FILE *maps = fopen("/proc/self/maps", "r");
+  char line[4096];
+  int found = 0;
+  while (maps && fgets(line, sizeof line, maps)) found |= strstr(line, name) != NULL;
+  if (maps) fclose(maps);
+  return found;
+}
+
+static void check_reading(void) {
+  static answer out[2];
+  for (int read = 0; read < 2; read++) {
+    pyr_host *host;
+    pyr_host_options options = { .threads = 1, .read_weights = read };
+    OK(host, pyr_host_open(model, &options, &host));
+    if (access("/proc/self/maps", R_OK) == 0) CHECK(is_mapped("/model.safetensors") == !read, "read_weights = %d", read);
+    pyr_generate_options how = { .max_tokens = 20, .on_token = on_token, .ud = &out[read] };
+    OK(host, pyr_host_generate(host, "the quick brown fox", &how));
+    pyr_host_close(host);
+  }
+  CHECK(out[0].tokens > 1 && strcmp(out[0].text, out[1].text) == 0, "'%s', not '%s'", out[1].text, out[0].text);
+}
+
+typedef struct reading { int told, tokens, late; } reading;
+
+static int tell_progress(void *ud, int64_t done, int64_t total) {
+  reading *r = ud;
+  CHECK(done >= 0 && done <= total, "%d of %d", (int)done, (int)total);
+  r->told++;
+  r->late += r->tokens > 0;
+  return 0;
+}
+
+static int count_token(void *ud, const pyr_token *token) {
+  (void)token;
+  ((reading *)ud)->tokens++;
+  return 0;
+}
+
+/* Progress is of reading: a policy that thinks long between two tokens does not tell it again. */
+static void check_progress(void) {
+  char path[4096];
+  snprintf(path, sizeof path, "%s/thinks.lua", folder);
+  FILE *file = fopen(path, "w");
+  fputs("return { name = 'thinks', trigger = function() return { every = 2, window = 2 } end, decode = function(o, l)\n"
+        "  local ends = os.clock() + 0.1 while os.clock() < ends do end return { keep = l.waiting } end }\n", file);
+  fclose(file);
+  pyr_host *host = open_host(path);
+  for (int talks = 0; talks < 2; talks++) {
+    reading r = { 0 };
+    pyr_conversation *talk = talks ? open_talk(host, NULL) : NULL;
+    pyr_generate_options how = { .max_tokens = 8, .on_token = count_token, .on_progress = tell_progress, .ud = &r };
+    OK(host, talk ? pyr_conversation_say(talk, "hello", &how) : pyr_host_generate(host, "the quick brown fox", &how));
+    CHECK(r.told > 0 && r.tokens > 4 && r.late == 0, "told %d times, %d of them late, %d tokens", r.told, r.late, r.tokens);
+    pyr_conversation_close(talk);
+  }
+  pyr_host_close(host);
+}
+
 /* ---- conversations ------------------------------------------------------------------------------------------------------ */
 
 static void check_conversation(const char *policy) {
@@ -437,6 +499,8 @@ int main(int argc, char **argv) {
   folder = argv[2];
   check_tokens();
   check_versions();
+  check_reading();
+  check_progress();
   check_conversation("full");
   check_conversation("h2o");
   check_arguments();
