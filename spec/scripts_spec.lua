@@ -443,6 +443,11 @@ describe("pyramid chat", function()
     assert.not_equal(reply "-t 0", reply "--seed 3")
   end)
 
+  it("tells nothing in front of plain lines, and says so", function()
+    local out, err, status = talk("Once\n", "--template none --system 'Be brief.'")
+    assert_fails("%-%-system needs a chat format, and there is none\nName one with %-%-template", out, err, status)
+  end)
+
   it("has commands", function()
     local out, err, status = talk("/help\n/nonesuch\nOnce\n/clear\n/stats\n/quit\nnever said\n",
       "--template none --policy pyramidinfer")
@@ -599,6 +604,25 @@ describe("pictures", function()
     end
     file:close()
     assert.equal("", helper.read(path))
+    os.remove(path)
+  end)
+
+  it("draw no bar that was closed", function()
+    local path = helper.tmp()
+    local file <close> = assert(io.open(path, "wb"))
+    local progress = picture.progress("working", { stream = file, after = 0 })
+    progress.picture.terminal = true
+    progress.update(1, 2)
+    local drawn = helper.read(path)
+    assert.matches("working", drawn)
+    picture.clear_progress()                                   -- something was said; the work goes on
+    progress.drawn = -1
+    progress.update(1, 2)
+    assert.is_true(#helper.read(path) > #drawn + 10)
+    progress:close()
+    drawn = helper.read(path)
+    progress.update(2, 2)
+    assert.equal(drawn, helper.read(path))
     os.remove(path)
   end)
 end)

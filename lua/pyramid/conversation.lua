@@ -11,7 +11,10 @@
 ---   text          "<|im_start|>system … <|im_start|>assistant\n"  what the format made of all before the last answer
 ---   waiting       ids of the last answer that the cache does not hold yet: its last token, mostly
 ---   seen          ids of all that was read and written, for samplers with penalties
+---
+--- `format = "none"` is for models without a chat format: the messages are one plain text, which the model goes on with.
 local chat = require "pyramid.chat"
+local generate = require "pyramid.generate"
 local options = require "pyramid.options"
 local sampler = require "pyramid.sampler"
 
@@ -32,7 +35,7 @@ local keys = { system = "string", format = "string", policy = "any", dtype = "st
 
 ---@class pyramid.ConversationOptions: pyramid.CacheOptions
 ---@field system? string      what the model is told before the first message
----@field format? string      a chat format's name or a template's text; nil: the model's own
+---@field format? string      a chat format's name, a template's text, or "none"; nil: the model's own
 ---@field thinking? boolean   for formats that ask
 ---@field date? string        for formats that tell it
 
@@ -40,20 +43,25 @@ local function append(ids, more) return table.move(more, 1, #more, #ids + 1, ids
 local function begins_with(text, start) return text:sub(1, #start) == start end
 local function copy(list) return table.move(list, 1, #list, 1, {}) end
 
+-- `how`: of chat.render, what stays the same for all messages of a conversation.
+local function render_as(tokenizer, format, messages, ask, how)
+  local o = { add_generation_prompt = ask, bos = tokenizer.bos_text, eos = tokenizer.eos_text }
+  for key, value in pairs(how) do o[key] = value end
+  return chat.render(format, messages, o)
+end
+
 local function render(self, messages, ask)
-  local tokenizer = self.model.tokenizer
-  local bos = tokenizer.bos and tokenizer:piece(tokenizer.bos)
-  local eos = tokenizer.eos[1] and tokenizer:piece(tokenizer.eos[1])
-  return chat.render(self.format, messages, { add_generation_prompt = ask, bos = bos, eos = eos, date = self.date,
-    thinking = self.thinking, now = self.now })
+  if self.format ~= "none" then return render_as(self.model.tokenizer, self.format, messages, ask, self.how) end
+  local texts = {}
+  for i, message in ipairs(messages) do texts[i] = message.content end
+  return table.concat(texts)
 end
 
 -- A format that ends turns with no token of their own needs a text to end at: what it puts between an answer and a question.
 -- Also finds out whether the format can be rendered at all.
-local function turn_end(self)
-  local tokenizer = self.model.tokenizer
-  local whole, message, code = render(self, { { role = "user", content = "<1>" }, { role = "assistant", content = "<2>" },
-    { role = "user", content = "<3>" } }, false)
+local function turn_end(tokenizer, format, how)
+  local whole, message, code = render_as(tokenizer, format, { { role = "user", content = "<1>" },
+    { role = "assistant", content = "<2>" }, { role = "user", content = "<3>" } }, false, how)
   if not whole then return nil, message, code end
   local between = whole:match "<2>(.-)<3>"
   if not between then return "" end
@@ -63,7 +71,21 @@ local function turn_end(self)
   for _, id in ipairs(ids) do
     if tokenizer:is_special(id) then return "" end
   end
-  return between:match "^(.-)%s*$"
+  return chat.trim("|" .. between):sub(2)                     -- the blanks before it stay
+end
+
+-- Ids of what begins a text: the format may have written BOS, or left it to the tokenizer, which adds none if it is there.
+local function first_ids(tokenizer, text)
+  return tokenizer:encode(text, { add = false, bos = tokenizer.adds_bos or nil })
+end
+
+-- The format of a call: what it names, or the model's own, compiled.
+local function find_format(what, model, named)
+  if not model.tokenizer then return nil, what .. ": the model has no tokenizer", "unsupported" end
+  local format = named or model.tokenizer.chat_template
+  if format then return chat.compile(format) end
+  return nil, ("%s: the model has no chat format; name one with `format` (%s)"):format(what, table.concat(chat.list(), ", ")),
+    "unsupported"
 end
 
 ---Begins a conversation. Nothing is read before the first turn.
@@ -74,22 +96,26 @@ end
 ---@return string? code
 function conversation.new(model, given)
   given = options.check("model:conversation", given, keys)
-  if not model.tokenizer then return nil, "model:conversation: the model has no tokenizer", "unsupported" end
-  local format = given.format or model.tokenizer.chat_template
-  if not format then
-    return nil, "model:conversation: the model has no chat format; name one with `format` ("
-      .. table.concat(chat.list(), ", ") .. ")", "unsupported"
+  local format, message, code
+  if given.format == "none" and model.tokenizer then
+    if given.system then
+      return nil, 'model:conversation: `system` needs a chat format, and format = "none" is none', "argument"
+    end
+    format = "none"
+  else
+    format, message, code = find_format("model:conversation", model, given.format)
+    if not format then return nil, message, code end
   end
-  local compiled, message, code = chat.compile(format)
-  if not compiled then return nil, message, code end
   -- a format that tells the time would tell the past in another way a minute later
-  local self = setmetatable({ model = model, format = compiled, date = given.date, thinking = given.thinking,
-    now = os.date "*t", messages = {}, waiting = {}, seen = {},
+  local self = setmetatable({ model = model, format = format,
+    how = { date = given.date, thinking = given.thinking, now = os.date "*t" }, messages = {}, waiting = {}, seen = {},
     cache_options = { policy = given.policy, dtype = given.dtype, budget = given.budget, policy_seconds = given.policy_seconds },
-    rereads = 0 },
+    rereads = 0, turn_end = "" },
     Conversation)
-  self.turn_end, message, code = turn_end(self)
-  if not self.turn_end then return nil, message, code end
+  if format ~= "none" then
+    self.turn_end, message, code = turn_end(model.tokenizer, format, self.how)
+    if not self.turn_end then return nil, message, code end
+  end
   if given.system then self.messages[1] = { role = "system", content = given.system } end
   return self
 end
@@ -129,14 +155,14 @@ local function new_ids(self, messages)
   local tokenizer, ids = self.model.tokenizer
   local added = addition(self, messages, whole)
   if added then
-    ids, message, code = tokenizer:encode(added, { add = false })
+    ids, message, code = tokenizer:encode(added, { add = false, special = self.format ~= "none" })
     if not ids then return nil, message, code end
     return append(copy(self.waiting), ids), self.cache, whole
   end
-  ids, message, code = tokenizer:encode(whole, { add = false })
+  if self.format == "none" then ids, message, code = tokenizer:encode(whole)
+  else ids, message, code = first_ids(tokenizer, whole)
+  end
   if not ids then return nil, message, code end
-  -- the format may have written what begins each text, or left it to the tokenizer
-  if tokenizer.adds_bos and ids[1] ~= tokenizer.bos then table.insert(ids, 1, tokenizer.bos) end
   local cache
   cache, message, code = self.model:cache(self.cache_options)
   if not cache then return nil, message, code end
@@ -144,7 +170,7 @@ local function new_ids(self, messages)
 end
 
 local how_keys = { sampler = "any", max_tokens = "integer", stop = "string|table", progress = "function", clock = "function",
-  logprobs = "boolean|integer", on_piece = "function" }
+  logprobs = "boolean|integer", on_piece = "function", on_prompt = "function" }
 
 ---@class pyramid.SayOptions
 ---@field sampler? pyramid.Sampler|pyramid.SamplerOptions
@@ -153,6 +179,7 @@ local how_keys = { sampler = "any", max_tokens = "integer", stop = "string|table
 ---@field progress? fun(done: integer, total: integer): boolean?
 ---@field clock? fun(): number
 ---@field logprobs? boolean|integer
+---@field on_prompt? fun(tokens: integer, anew: boolean)   before reading: how many are new; whether from the beginning
 ---@field on_piece? fun(piece: string, id: integer?, run: pyramid.Generation): boolean|string?  true ends the answer there,
 ---                                  "cancel" gives it up
 
@@ -180,6 +207,7 @@ function Conversation:say(text, how)
     if held.cache then held.cache:close() end
     if held.asked then held.asked:close() end
   end })
+  if how.on_prompt then how.on_prompt(#ids, anew) end
   local picker = how.sampler or {}
   local seen = anew and {} or copy(self.seen)
   if type(picker) == "table" then
@@ -220,7 +248,7 @@ function Conversation:say(text, how)
   elseif run.finish == "eos" then
     waiting = {}                                             -- all before the end was fed
   end
-  messages[#messages + 1] = { role = "assistant", content = reply:match "^%s*(.-)%s*$" }
+  messages[#messages + 1] = { role = "assistant", content = self.format == "none" and reply or chat.trim(reply) }
   if anew then
     if self.cache then
       self.rereads = self.rereads + 1
@@ -233,6 +261,61 @@ function Conversation:say(text, how)
   self.reply, self.finish, self.seen = reply, run.finish or "closed", seen
   return run.stats
 end
+
+-- ---- one answer ------------------------------------------------------------------------------------------------------
+
+---@class pyramid.ChatAnswerOptions: pyramid.GenerateOptions
+---@field format? string              a chat format's name or a template's text; nil: the model's own
+---@field tools? table[]              these as in pyramid.ChatOptions
+---@field documents? table[]
+---@field thinking? boolean
+---@field date? string
+---@field now? table
+---@field variables? table<string, any>
+
+local format_keys = { tools = "table", documents = "table", thinking = "boolean", date = "string", now = "table",
+  variables = "table" }
+local answer_keys = { format = "string" }
+for key, kind in pairs(format_keys) do answer_keys[key] = kind end
+for key, kind in pairs(generate.keys) do answer_keys[key] = kind end
+
+---The answer to messages, as a generation: model:chat.
+---@param model pyramid.Model
+---@param messages pyramid.Message[]
+---@param given? pyramid.ChatAnswerOptions
+---@return pyramid.Generation|nil
+---@return string? message
+---@return string? code
+---@return pyramid.Generation? closing
+function conversation.answer(model, messages, given)
+  given = options.check("model:chat", given, answer_keys)
+  if type(messages) ~= "table" or #messages == 0 then error("model:chat: a sequence of messages is wanted", 2) end
+  local class = given.cache and getmetatable(given.cache)
+  if class and class.__name == "pyramid.cache" and given.cache:tokens() > 0 then
+    error("model:chat: it reads messages from their beginning, and the cache holds a text (model:conversation goes on)", 2)
+  end
+  local format, message, code = find_format("model:chat", model, given.format)
+  if not format then return nil, message, code end
+  local how, rest = {}, {}
+  for key, value in pairs(given) do
+    if format_keys[key] then how[key] = value elseif key ~= "format" then rest[key] = value end
+  end
+  local whole, ending, ids
+  whole, message, code = render_as(model.tokenizer, format, messages, true, how)
+  if not whole then return nil, message, code end
+  -- a format may refuse the messages that this tries it on, which says nothing of those that are given
+  ending = turn_end(model.tokenizer, format, how) or ""
+  if ending ~= "" then
+    local stops = type(given.stop) == "string" and { given.stop } or copy(given.stop or {})
+    stops[#stops + 1] = ending
+    rest.stop = stops
+  end
+  ids, message, code = first_ids(model.tokenizer, whole)
+  if not ids then return nil, message, code end
+  return generate.start(model, ids, rest)
+end
+
+-- ---- copies ----------------------------------------------------------------------------------------------------------
 
 ---A conversation that goes on from here by itself. Shares the cache's pages until they are written.
 ---@return pyramid.Conversation|nil

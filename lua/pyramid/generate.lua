@@ -13,6 +13,8 @@ local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "
   budget = "integer|string", cache = "userdata", special = "boolean", progress = "function", clock = "function",
   ignore_eos = "boolean", prune = "boolean", policy_seconds = "number", logprobs = "boolean|integer" }
 
+generate.keys = keys
+
 ---@class pyramid.GenerateOptions
 ---@field policy? pyramid.policy|string|table   with dtype and budget: of the cache that is made
 ---@field dtype? string
@@ -26,7 +28,8 @@ local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "
 ---@field special? boolean          false: nothing is added to a text prompt, and special texts are ordinary text
 ---@field logprobs? boolean|integer  true: run.logprobs; an integer: run.top, too, of so many ids
 ---@field prune? boolean            false: the prompt is appended without asking the policy
----@field progress? fun(done: integer, total: integer): boolean?   while the prompt is read; true cancels
+---@field progress? fun(done: integer, total: integer): boolean?   while the prompt is read; true cancels. Asked again,
+---                                  with the last figures, where a policy's code takes long between two tokens
 ---@field clock? fun(): number      seconds, for the statistics
 
 --- The loop of a generic `for` ends the same way whatever happened: `finish` tells what did, and with "error" `message`

@@ -185,6 +185,16 @@ function Model:batch(given) return batch.new(self, given) end
 ---@return string? code
 function Model:generate(prompt, given) return generate.start(self, prompt, given) end
 
+---The model's answer to messages in its chat format, from their beginning: a generation as of `generate`.
+---
+---   for piece in assert(model:chat { { role = "user", content = "Hello" } }) do io.write(piece) end
+---@param messages pyramid.Message[]
+---@param given? pyramid.ChatAnswerOptions
+---@return pyramid.Generation|nil
+---@return string? message
+---@return string? code
+function Model:chat(messages, given) return conversation.answer(self, messages, given) end
+
 ---A conversation in the model's chat format, see pyramid.conversation.
 ---@param given? pyramid.ConversationOptions
 ---@return pyramid.Conversation|nil

@@ -311,7 +311,7 @@ function picture.progress(label, given)
   local self = setmetatable({ picture = picture.new(stream), stream = stream, label = label, after = given and given.after or 0.4,
     began = core.clock(), drawn = 0 }, Progress)
   self.update = function(done, total)
-    if not self.picture.terminal then return end
+    if not self.picture.terminal or self.ended then return end
     local now = core.clock()
     if now - self.began < self.after or now - self.drawn < 0.05 then return end
     self.drawn, shown = now, self
@@ -321,8 +321,7 @@ function picture.progress(label, given)
   return self
 end
 
----Removes the bar.
-function Progress:close()
+local function erase(self)
   if self.drawn > 0 then
     self.stream:write("\r\27[K")
     self.stream:flush()
@@ -331,9 +330,15 @@ function Progress:close()
   if shown == self then shown = nil end
 end
 
+---Removes the bar, for good: who is still told of progress draws nothing more.
+function Progress:close()
+  erase(self)
+  self.ended = true
+end
+
 ---Removes the bar that is shown, whosever it is: for a program that has something more important to say.
 function picture.clear_progress()
-  if shown then shown:close() end
+  if shown then erase(shown) end
 end
 
 Progress.__close = Progress.close
