@@ -6,7 +6,7 @@
  *   pyramid --help | --version
  *
  * Scripts see their arguments in `arg` and `...`. A name is looked up as scripts/NAME.lua in each folder of PYRAMID_PATH
- * (separated by colons), beside the program, above it if that is a source tree, then among the bundled ones; `pyramid.paths`
+ * (separated by colons), beside the program, up to two above it if that is a source tree, then among the bundled; `pyramid.paths`
  * gives these folders to the policies' own search, and Lua modules are looked for in share/lua/5.4 and lib/lua/5.4 of each, too.
  * The current directory is none of them: nothing that lies beside a model is run, unless its path is given. PYRAMID_DEVICE is the
  * device of models and runtimes that are opened without one (else "cpu"). Only this file reads the environment, prints, touches
@@ -65,7 +65,7 @@ static void push_roots(lua_State *L) {
   }
   char program[4096];
   ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-  for (int up = 0; up < 2 && length > 0; up++) {
+  for (int up = 0; up < 3 && length > 0; up++) {          /* build/pyramid and build/asan/pyramid are below their tree */
     program[length] = 0;
     char *slash = strrchr(program, '/');
     if (slash == NULL || slash == program) break;
