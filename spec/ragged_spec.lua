@@ -66,11 +66,13 @@ local function assert_ragged(cache)
   assert.is_true(ragged)
 end
 
+local HEADER <const>, STATE <const> = 256, 14 * 8      -- bytes of a saved cache's header and of a layer's state
+
 --- What a saved cache holds: lanes[layer][head] = { history = , k = rows, v = rows, came = rows where keys are compact }.
 local function lanes_of(cache)
   local path, d = helper.tmp(), SHAPE.width // SHAPE.heads
   assert(cache:save(path))
-  local bytes, at, lanes = helper.read(path), 80 + 14 * 8 * SHAPE.layers, {}
+  local bytes, at, lanes = helper.read(path), HEADER + STATE * SHAPE.layers, {}
   os.remove(path)
   local function numbers(count)
     at = at + 4 * count
@@ -81,7 +83,7 @@ local function lanes_of(cache)
     at = at + 16 + 4 * rows
     if tracked == 1 then lane.history = numbers(rows) end
     local planes = { lane.k, lane.v }
-    if ("<i8"):unpack(bytes, 80 + ((layer - 1) * 14 + 12) * 8 + 1) == 1 then
+    if ("<i8"):unpack(bytes, HEADER + (layer - 1) * STATE + 12 * 8 + 1) == 1 then
       at, lane.came = at + 4 * rows, {}
       planes[3] = lane.came
     end
