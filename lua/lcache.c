@@ -385,9 +385,9 @@ static int cache_positions(lua_State *L) {
 static int cache_evaluate(lua_State *L) {
   pyr_score score = { 0 };
   score.length = pyr_lua_read_program(L, 2, score.ops, PYR_SCORE_MAX);
-  lua_Integer layer = luaL_checkinteger(L, 3) - 1, head = luaL_checkinteger(L, 4) - 1;
-  luaL_argcheck(L, layer >= -1 && layer < INT32_MAX, 3, "no such layer");
-  luaL_argcheck(L, head >= -1 && head < INT32_MAX, 4, "no such head");
+  lua_Integer layer = luaL_checkinteger(L, 3), head = luaL_checkinteger(L, 4);    /* from 1; 0: all */
+  luaL_argcheck(L, layer >= 0 && layer <= INT32_MAX, 3, "no such layer");
+  luaL_argcheck(L, head >= 0 && head <= INT32_MAX, 4, "no such head");
   int64_t tokens = -1;
   cache_box *box = check_idle(L, 1);
   float *out = NULL;
@@ -400,7 +400,7 @@ static int cache_evaluate(lua_State *L) {
   pyr_cache *cache = box->cache;
   lua_State *outer = pyr_lua_enter(L);
   box->busy = true;
-  pyr_status status = pyr_cache_scores(cache, (int)layer, (int)head, &score, out);
+  pyr_status status = pyr_cache_scores(cache, (int)(layer - 1), (int)(head - 1), &score, out);
   box->busy = false;
   pyr_lua_leave(L, outer);
   return status == PYR_OK ? 1 : fail(L, cache, status);

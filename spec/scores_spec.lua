@@ -439,6 +439,11 @@ describe("scores at work", function()
       return table.concat(program)
     end
     local pool <close> = assert(core.pool(model:native(), "f16", 0))
+    local empty <close> = assert(core.cache(model:native(), pool))
+    for _, odd in ipairs { math.mininteger, -1, 1 << 31, math.maxinteger } do
+      assert.error_matches(function() empty:evaluate(nil, odd, 0) end, "no such layer")
+      assert.error_matches(function() empty:evaluate(nil, 0, odd) end, "no such head")
+    end
     local ran, refused = 0, 0
     for _ = 1, 1500 do
       local program = draw()
