@@ -94,6 +94,10 @@ describe("a hostile template", function()
     ["prints lists that share themselves"] = "{% set n = namespace(a=[1]) %}{% for i in range(50) %}{% set n.a = [n.a, n.a] %}"
       .. "{% endfor %}{{ n.a | tojson }}",
     ["looks for a long text in a longer one"] = "{% set a = 'a' * 30000000 %}{{ (a ~ 'b') in (a ~ a) }}",
+    ["begins to find again and again"] = "{% set s = 'aaaa' * 250000 %}{% for i in range(10000) %}"
+      .. "{{ s.find('aaaaaaaaaab') }}{% endfor %}",
+    ["slices for ever"] = "{% set s = 'a' * 1000000 %}{% for i in range(10000) %}{% set t = s[1:] %}{% endfor %}",
+    ["slices backwards for ever"] = "{% set s = 'ab' * 500000 %}{% for i in range(10000) %}{% set t = s[::-1] %}{% endfor %}",
     ["sorts for ever"] = "{% for i in range(1000) %}{{ range(100000) | list | sort | length }}{% endfor %}",
     ["joins for ever"] = "{% for i in range(100000) %}{{ range(1000) | join }}{% endfor %}",
     ["nests parentheses"] = "{{ " .. ("("):rep(many) .. "1" .. (")"):rep(many) .. " }}",
@@ -120,6 +124,11 @@ describe("a hostile template", function()
       assert.is_true(collectgarbage "count" - held < 64 * 1024, "what it held is free again")
     end)
   end
+
+  it("asks int() for a base that is none, and gets what Jinja gives", function()
+    assert.equal("5 0 5 255", render("{{ '5' | int(base=99) }} {{ 'a' | int(base=1) }} "
+      .. "{{ '5' | int(0, 37) }} {{ '0xff' | int(0, 16) }}"))
+  end)
 
   it("names what is not known", function()
     for name, source in pairs { nosuch = "{{ 1 | nosuch }}", nothere = "{{ 1 is nothere }}",

@@ -358,6 +358,7 @@ function expressions.slice(self, node, scope)
     local first, last, step = bounds(self, text.length(v), node, scope)
     self:spend(#v)
     if step == 1 then return text.sub(v, first + 1, last) end
+    self:spend(32 * #v)                  -- a value of its own for each character
     local characters, out = text.characters(v), {}
     for i = first, last + (step > 0 and -1 or 1), step do out[#out + 1] = characters[i + 1] end
     return table.concat(out)

@@ -11,7 +11,8 @@ for _, cp in ipairs { 0x85, 0xA0, 0x1680, 0x2000, 0x2001, 0x2002, 0x2003, 0x2004
   0x2007, 0x2008,
   0x2009, 0x200A, 0x2028, 0x2029, 0x202F, 0x205F, 0x3000 } do wide_space[utf8.char(cp)] = true end
 
-local function is_ascii(s) return not s:find("[\128-\255]") end
+-- As many characters as bytes; far sooner known than by a pattern.
+local function is_ascii(s) return utf8.len(s) == #s end
 text.is_ascii = is_ascii
 
 --- Bytes of the white-space character that begins at byte i of s, or nil.
