@@ -72,7 +72,7 @@ local function build(runtime, source, ids)
   local state <close> = setmetatable({}, { __close = function(self) if not self.done then t:close() end end })
   reader.fill(recipe, t)
   for _, token in ipairs(recipe.added) do
-    must(file, "added token: ", t:added(token.id, token.text, token.flags))
+    must(token.file or file, "added token: ", t:added(token.id, token.text, token.flags))
   end
   for _, step in ipairs(recipe.steps) do
     must(file, step[1] == "normalize" and "normalizer: " or step[1] == "split" and "pre_tokenizer: " or "decoder: ",

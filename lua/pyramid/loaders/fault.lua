@@ -45,11 +45,13 @@ function fault.catch(fn, ...)
   return finish(xpcall(fn, trace, ...))
 end
 
---- What a file's text says, made fit for a message: control bytes as escapes, and not too long.
+--- What a file's text says, made fit for a message: control bytes as escapes, and not too long. JSON's lists, objects and null
+--- by these names: their addresses would tell nobody anything.
 ---@param text any
 ---@return string
 function fault.quote(text)
-  text = tostring(text)
+  local kind = type(text)
+  text = kind == "table" and "(a list or an object)" or kind == "userdata" and "null" or tostring(text)
   if #text > 80 then text = text:sub(1, 77) .. "..." end
   return (text:gsub("[%c\127-\255]", function(c) return ("\\x%02x"):format(c:byte()) end))
 end

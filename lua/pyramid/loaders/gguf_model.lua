@@ -79,6 +79,18 @@ local function read_factors(t)
   return values
 end
 
+-- What the metadata calls the fields of the rotary part.
+local function rope_names(prefix)
+  local names = {}
+  for key, name in pairs {
+    type = "scaling.type", base = "freq_base", dims = "dimension_count", factor = "scaling.factor",
+    original = "scaling.original_context_length", beta_fast = "scaling.yarn_beta_fast", beta_slow = "scaling.yarn_beta_slow",
+  } do
+    names[key] = "metadata " .. prefix .. "rope." .. name
+  end
+  return names
+end
+
 local function read_rope(keys, family, head_dim, context, tensors)
   local kind, factor = keys:get("rope.scaling.type", "string", "none"), keys:get("rope.scaling.factor", "number", 0)
   if factor == 0 then factor = keys:get("rope.scale_linear", "number", 0) end     -- files of 2023
@@ -89,7 +101,7 @@ local function read_rope(keys, family, head_dim, context, tensors)
     original = keys:get("rope.scaling.original_context_length", "integer", context),
     beta_fast = keys:get("rope.scaling.yarn_beta_fast", "number", 32),
     beta_slow = keys:get("rope.scaling.yarn_beta_slow", "number", 1), truncate = true,
-    factors = read_factors(tensors["rope_freqs.weight"]),
+    factors = read_factors(tensors["rope_freqs.weight"]), names = rope_names(keys.prefix),
   }
   if kind ~= "yarn" then return r end
   local mix, log = keys:get("rope.scaling.yarn_ext_factor", "number", 1), keys:get("rope.scaling.yarn_log_multiplier", "number", 0)
@@ -150,6 +162,16 @@ function gguf_model.open(path)
   if keys:get("attention.value_length", "integer", head_dim) ~= head_dim then
     fault.raise("unsupported", "%s: metadata %sattention.value_length differs from key_length", path, keys.prefix)
   end
+  local kv_heads = keys:count("attention.head_count_kv", heads, heads)
+  if heads % kv_heads ~= 0 then
+    fault.raise("format", "%s: metadata %sattention.head_count (%d) is no multiple of %sattention.head_count_kv (%d)", path,
+      keys.prefix, heads, keys.prefix, kv_heads)
+  end
+  local norm_eps = keys:get("attention.layer_norm_rms_epsilon", "number")
+  if not (norm_eps > 0 and norm_eps <= 0.1) then               -- as core/model.c has it
+    fault.raise("format", "%s: metadata %sattention.layer_norm_rms_epsilon is %s, outside (0, 0.1]", path, keys.prefix,
+      fault.quote(norm_eps))
+  end
   local context = keys:count("context_length", 1 << 30)
   local embed = tensors[names.embed]
   if not embed then fault.raise("format", "%s: tensor %s is missing", path, names.embed) end
@@ -170,10 +192,10 @@ function gguf_model.open(path)
     format = "gguf", path = path, family = family, tensors = tensors, optional = optional, names = names,
     ignored = { "^rope_freqs%.weight$" }, tokenizer = metadata["tokenizer.ggml.model"] ~= nil and file or nil,
     config = {
-      family = family.name, layers = layers, heads = heads, kv_heads = keys:count("attention.head_count_kv", heads, heads),
+      family = family.name, layers = layers, heads = heads, kv_heads = kv_heads,
       head_dim = head_dim, width = width, ff = keys:count("feed_forward_length", 1 << 20),
       vocab = embed.shape[1], context = context,
-      norm_eps = keys:get("attention.layer_norm_rms_epsilon", "number"), rope = r, tied = not has(tensors, names.output),
+      norm_eps = norm_eps, rope = r, tied = not has(tensors, names.output),
       window = window, bos = math.type(bos) == "integer" and bos or nil, eos = read_eos(metadata),
     },
   }

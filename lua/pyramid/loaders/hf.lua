@@ -25,7 +25,7 @@ local function find_family(c, what)
   for _, name in ipairs(family and family.architectures or {}) do right = right or name == architecture end
   if not right then
     fault.raise("unsupported", "%s: model_type %s%s (known families: %s)", what, fault.quote(kind),
-      architecture and ", architecture " .. fault.quote(architecture) or "", table.concat(families.list(), ", "))
+      architecture and ", architectures " .. fault.quote(architecture) or "", table.concat(families.list(), ", "))
   end
   return family
 end
@@ -48,18 +48,26 @@ local function refuse(c, what)
   end
 end
 
+-- What config.json calls the fields of the rotary part.
+local rope_names = {
+  type = "rope_type", base = "rope_theta", dims = "head_dim", original = "original_max_position_embeddings",
+  low = "low_freq_factor", high = "high_freq_factor",
+}
+
 --- The rotary part, from the classic form (rope_theta, rope_scaling) and the new one (rope_parameters).
 local function read_rope(c, family, head_dim, context, what)
   local p = json.field(c, "rope_parameters", "table", what) or json.field(c, "rope_scaling", "table", what) or {}
   local where = what .. ": RoPE parameters"
-  for _, value in pairs(p) do
-    if type(value) == "table" then fault.raise("unsupported", "%s differ from layer to layer", where) end
+  for key, value in pairs(p) do
+    if type(value) == "table" then
+      fault.raise("unsupported", "%s differ from layer to layer (%s)", where, fault.quote(key))
+    end
   end
   local number = function(key, default) return json.field(p, key, "number", where, default) end
   if number("partial_rotary_factor", 1) ~= 1 then fault.raise("unsupported", "%s: partial_rotary_factor is not 1", where) end
   local kind = json.field(p, "rope_type", "string", where) or json.field(p, "type", "string", where, "default")
   local r = {
-    type = kind == "default" and "none" or kind, style = "half", dims = head_dim,
+    type = kind == "default" and "none" or kind, style = "half", dims = head_dim, names = rope_names,
     base = number("rope_theta") or json.field(c, "rope_theta", "number", what, family.defaults.rope_theta),
     factor = number("factor"),
     original = json.field(c, "original_max_position_embeddings", "number", what)
@@ -130,6 +138,13 @@ local function read_config(dir)
   end
   local layers, heads, width = count("num_hidden_layers", 1024), count("num_attention_heads", 1024), count("hidden_size", 1 << 18)
   local kv_heads = json.field(c, "num_key_value_heads", "integer", what) and count("num_key_value_heads", heads) or heads
+  if heads % kv_heads ~= 0 then
+    fault.raise("format", "%s: num_attention_heads (%d) is no multiple of num_key_value_heads (%d)", what, heads, kv_heads)
+  end
+  local norm_eps = json.required(c, "rms_norm_eps", "number", what)
+  if not (norm_eps > 0 and norm_eps <= 0.1) then               -- as core/model.c has it
+    fault.raise("format", "%s: rms_norm_eps is %s, outside (0, 0.1]", what, fault.quote(norm_eps))
+  end
   local head_dim = json.field(c, "head_dim", "integer", what) and count("head_dim", 512)
   if not head_dim then
     if width % heads ~= 0 then fault.raise("format", "%s: hidden_size is no multiple of num_attention_heads", what) end
@@ -144,7 +159,7 @@ local function read_config(dir)
     family = family.name, layers = layers, heads = heads, kv_heads = kv_heads, head_dim = head_dim, width = width,
     ff = count("intermediate_size", 1 << 20), vocab = count("vocab_size", 1 << 22),
     context = math.max(context, math.floor(math.min(reach, 1 << 30))),
-    norm_eps = json.required(c, "rms_norm_eps", "number", what), rope = r,
+    norm_eps = norm_eps, rope = r,
     tied = json.field(c, "tie_word_embeddings", "boolean", what, false),
     window = read_window(c, family, layers, what), biased = json.field(c, "attention_bias", "boolean", what, false),
     bos = json.field(c, "bos_token_id", "integer", what), eos = read_eos(c, dir, what),

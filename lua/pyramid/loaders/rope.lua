@@ -30,6 +30,7 @@ local rope = {}
 ---@field gain number?       of yarn: attention_factor if the configuration gives one
 ---@field truncate boolean?  of yarn: whether the ramp's ends are whole dimensions
 ---@field factors number[]?  divisors, one for each pair
+---@field names table<string, string>?  what the file calls these fields, for messages
 
 local function f32(x) return (string.unpack("<f", string.pack("<f", x))) end
 
@@ -89,19 +90,28 @@ local needs = {
 ---@return number[] freq
 ---@return number gain
 function rope.compute(r, what)
-  local need = needs[r.type]
+  local need, names = needs[r.type], r.names or {}
+  local function called(key) return names[key] or key end
   if not need then
-    fault.raise("unsupported", "%s: RoPE scaling '%s' (known: none, linear, llama3, yarn)", what, fault.quote(r.type))
+    fault.raise("unsupported", "%s: %s: RoPE scaling '%s' (known: none, linear, llama3, yarn)", what,
+      called "type", fault.quote(r.type))
   end
   for _, key in ipairs(need) do
     local x = r[key]
     if math.type(x) == nil or not (x > 0 and x < 1e12) then
-      fault.raise("format", "%s: RoPE scaling %s: %s is %s", what, r.type, key, fault.quote(x))
+      fault.raise("format", "%s: RoPE scaling %s: %s is %s", what, r.type, called(key),
+        x == nil and "missing" or fault.quote(x))
     end
   end
-  if not (r.base > 1 and r.base < 1e12) then fault.raise("format", "%s: RoPE base is %s", what, fault.quote(r.base)) end
-  if r.dims < 2 or r.dims % 2 ~= 0 or r.dims > 512 then fault.raise("format", "%s: RoPE over %d dimensions", what, r.dims) end
-  if r.type == "llama3" and r.low >= r.high then fault.raise("format", "%s: RoPE scaling llama3: low >= high", what) end
+  if not (r.base > 1 and r.base < 1e12) then
+    fault.raise("format", "%s: %s: RoPE base is %s", what, called "base", fault.quote(r.base))
+  end
+  if r.dims < 2 or r.dims % 2 ~= 0 or r.dims > 512 then
+    fault.raise("format", "%s: %s: RoPE over %d dimensions", what, called "dims", r.dims)
+  end
+  if r.type == "llama3" and r.low >= r.high then
+    fault.raise("format", "%s: RoPE scaling llama3: %s >= %s", what, called "low", called "high")
+  end
 
   local freq = {}
   for i = 0, r.dims // 2 - 1 do freq[i + 1] = f32(1 / f32(r.base ^ f32(2 * i / r.dims))) end

@@ -170,14 +170,14 @@ local function flags_of(token, what, special)
   return flags
 end
 
---- Adds a token that tokenizer.json does not list. Its id is the vocabulary's if that has the text, else the given one, else the
---- next one.
-local function add_token(recipe, text, flags, id)
+--- Adds a token that tokenizer.json does not list, but `file`. Its id is the vocabulary's if that has the text, else the given one,
+--- else the next one.
+local function add_token(recipe, file, text, flags, id)
   if text == "" or recipe.ids[text] then return end
   local own = recipe.vocab[text] and math.tointeger(recipe.vocab[text])
   if not own and id == nil then id = recipe.options.vocab end
   id = own or id
-  recipe.added[#recipe.added + 1] = { id = id, text = text, flags = flags }
+  recipe.added[#recipe.added + 1] = { id = id, text = text, flags = flags, file = file }
   recipe.ids[text] = id
   recipe.options.vocab = math.max(recipe.options.vocab, id + 1)
 end
@@ -199,7 +199,7 @@ local function read_decoder(recipe, decoder, what)
     list[#list + 1] = { id = id_of(tonumber(key), what, content), text = content, flags = flags_of(token, where) }
   end
   table.sort(list, function(a, b) return a.id < b.id end)
-  for _, token in ipairs(list) do add_token(recipe, token.text, token.flags, token.id) end
+  for _, token in ipairs(list) do add_token(recipe, what, token.text, token.flags, token.id) end
 end
 
 --- added_tokens.json: ids by text.
@@ -211,7 +211,7 @@ local function read_added_file(recipe, added, what, special)
   end
   table.sort(list, function(a, b) return a.id < b.id end)
   for _, token in ipairs(list) do
-    add_token(recipe, token.text, special[token.text] and core.token.special | core.token.raw or 0, token.id)
+    add_token(recipe, what, token.text, special[token.text] and core.token.special | core.token.raw or 0, token.id)
   end
 end
 
@@ -265,8 +265,8 @@ local function read_around(recipe, dir)
     each_special(map, map_path, note)
     read_added_file(recipe, read_if_there(added_path) or {}, added_path, special)
   end
-  each_special(config, what, function(text, flags) add_token(recipe, text, flags) end)
-  if not decoder then each_special(map, map_path, function(text, flags) add_token(recipe, text, flags) end) end
+  each_special(config, what, function(text, flags) add_token(recipe, what, text, flags) end)
+  if not decoder then each_special(map, map_path, function(text, flags) add_token(recipe, map_path, text, flags) end) end
   recipe.bos_text = token_text(config, "bos_token", what) or token_text(map, "bos_token", map_path)
   recipe.eos_text = token_text(config, "eos_token", what) or token_text(map, "eos_token", map_path)
   recipe.bos = find_id(recipe, recipe.bos_text) or recipe.bos
