@@ -1,5 +1,5 @@
--- inspect: what a model file holds, and what a policy would keep of a prompt, layer by layer. Nothing is run, unless a
--- prompt is given.
+-- inspect: what a model file holds, and what a policy would keep of a prompt, layer by layer.
+-- Nothing is run, unless a prompt is given.
 local cli = require "pyramid.cli"
 local inspect = require "pyramid.inspect"
 local picture = require "pyramid.picture"

@@ -325,6 +325,12 @@ describe("loaders.load", function()
     runtime:close()
   end)
 
+  it("says where a folder without a model in it could be meant", function()
+    local _, message, code = pyramid.model "spec"
+    assert.equal("io", code)
+    assert.equal("spec: a directory without config.json, so no Hugging Face model; a .gguf file is given by its own path", message)
+  end)
+
   it("reports progress and can be stopped", function()
     local core = require "pyramid.core"
     local runtime = assert(core.runtime { threads = 2 })

@@ -33,7 +33,7 @@ describe("pyramid", function()
   it("lists each bundled script with its summary", function()
     local out = pyramid "--help"
     for _, name in ipairs(require "pyramid.core".bundled_list "script") do
-      assert.matches("\n  " .. name:gsub("%p", "%%%0") .. " +%S[^\n]+\n", out)
+      assert.matches("\n  " .. name:gsub("%p", "%%%0") .. " +%S[^\n]+%.\n", out)     -- whole sentences
     end
   end)
 

@@ -31,8 +31,8 @@ local rounded = { cpu = { bf16 = "avx512bf16", int8 = "avx512int8" }, other = { 
 ---@field device? "cpu"|"cuda"|"emulated"   "emulated": CUDA's kernels run by the processor, for specs; nil: the host's default,
 ---                                  which is PYRAMID_DEVICE in the program `pyramid`, else "cpu"; always "cpu" if isa is given
 ---@field threads? integer           0 or nil: all processors
----@field weights? string            "f32", "f16", "bf16", "q8_0", "q4_0": converts; nil: as in the file, but q4_1,
----                                  q5_0 and q5_1 become q8_0, as `model.warnings` then says
+---@field weights? string            "f32", "f16", "bf16", "q8_0", "q4_0": converts; nil: as in the file, but what no
+---                                  kernel reads (q4_1, q2_k, iq4_nl, …) becomes q8_0, as `model.warnings` then says
 ---@field memory? integer|string     most bytes the runtime may hold, mapped files excluded
 ---@field isa? string                CPU kernels: "base", "avx2", "avx512"; nil: the best
 ---@field precision? "f32"|"bf16"|"int8"   of matrix products. "f32" (the default) multiplies activations as they are;

@@ -55,7 +55,9 @@ local loaders = {}
 --- "hf", "gguf", or raises a fault.
 local function detect(path)
   if files.kind(path) == "folder" then
-    if not files.exists(path .. "/config.json") then fault.raise("io", "%s: a directory without config.json", path) end
+    if not files.exists(path .. "/config.json") then
+      fault.raise("io", "%s: a directory without config.json, so no Hugging Face model; a .gguf file is given by its own path", path)
+    end
     return "hf"
   end
   local file <close> = fault.check(files.open(path))
