@@ -19,6 +19,8 @@
 #                              specs, benches and kernels/prove.sh; with libpyramid_cuda.so if `make cuda` has made it
 #   make install PREFIX=/usr/local [DESTDIR=] [STRIP=1]        make uninstall        make deps        make clean
 
+.DEFAULT_GOAL := build
+
 B      := build
 PREFIX := /usr/local
 CFLAGS ?= -O3 -g

@@ -37,6 +37,11 @@ describe("pyramid", function()
     end
   end)
 
+  it("is what make builds if no target is named", function()
+    local out = shell.run(("env -u MAKEFLAGS -u MAKELEVEL make -pn B=%s 2>&1 | grep '^.DEFAULT_GOAL'"):format(quote(shell.build)))
+    assert.equal(".DEFAULT_GOAL := build\n", out)
+  end)
+
   it("shows its version", function()
     local out, _, status = pyramid "--version"
     assert.matches("^Pyramid " .. require "pyramid.core".version:gsub("%p", "%%%0") .. ", Lua 5%.4", out)
