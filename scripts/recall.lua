@@ -162,6 +162,15 @@ local function print_table(entries, lengths, kinds, model)
   for _, entry in ipairs(entries) do
     if entry.warning then cli.warn(entry.warning) end
   end
+  if args.kinds then return end
+  for _, entry in ipairs(entries) do
+    local right, asked = 0, 0
+    for _, kind in pairs(entry.kinds) do right, asked = right + (args.found and kind.found or kind.right), asked + kind.asked end
+    if entry.fraction >= 1 and right < asked / 2 then
+      return cli.warn(("with every row this model answers %d of %d: it has not learned these documents' language; "
+        .. "`--kinds word --text FILE` asks what any model can answer"):format(right, asked))
+    end
+  end
 end
 
 local function print_json(entries, model)

@@ -203,4 +203,18 @@ describe("recall", function()
       assert.equal(1, status)
     end
   end)
+
+  it("says how a model is asked that has not learned the documents, and only then", function()
+    local folder = shell.folder()
+    require "support.small_model"(folder)
+    local words = { "--length", "512", "--max-context", "1024", "--questions", "1" }
+    local _, err, status = shell.pyramid("recall", "--model", folder, table.unpack(words))
+    shell.remove(folder)
+    assert.equal(0, status)
+    assert.matches("with every row this model answers 0 of 1: .*`%-%-kinds word %-%-text FILE`", err)
+    _, err = shell.pyramid("recall", table.unpack(words))
+    assert.equal("", err)
+    _, err = shell.pyramid("recall", "--policy", "streaming", "rows=4", table.unpack(words))
+    assert.equal("", err)
+  end)
 end)

@@ -56,7 +56,8 @@ local loaders = {}
 local function detect(path)
   if files.kind(path) == "folder" then
     if not files.exists(path .. "/config.json") then
-      fault.raise("io", "%s: a directory without config.json, so no Hugging Face model; a .gguf file is given by its own path", path)
+      fault.raise("io", "%s: a directory without config.json, so no Hugging Face model; a .gguf file is given by its own path",
+        path)
     end
     return "hf"
   end
