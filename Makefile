@@ -27,7 +27,7 @@ CFLAGS ?= -O3 -g
 
 # Debian's names; spec/support/deps.sh knows those of other systems. The program, the specs, what looks at the sources.
 NEEDS        := gcc libc6-dev lua5.4 liblua5.4-dev lua-argparse libpcre2-dev lua-cjson-dev $(if $(filter 0,$(ONEDNN)),,libdnnl-dev)
-NEEDS_TEST   := $(NEEDS) g++ pkg-config lua-busted
+NEEDS_TEST   := $(NEEDS) g++ pkg-config lua-busted locales
 NEEDS_CHECK  := $(NEEDS_TEST) lua-check
 NEEDS_MODELS := python3 python3-pip
 

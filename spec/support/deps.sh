@@ -16,6 +16,7 @@ name_for() { # MANAGER PACKAGE
     dnf:libpcre2-dev) echo pcre2-devel ;; pacman:libpcre2-dev) echo pcre2 ;; apk:libpcre2-dev) echo pcre2-dev ;;
     dnf:libdnnl-dev) echo onednn-devel ;; pacman:libdnnl-dev) echo onednn ;; apk:libdnnl-dev) echo onednn-dev ;;
     dnf:lua-argparse) echo lua-argparse ;; pacman:lua-argparse) echo lua54-argparse ;; apk:lua-argparse) echo lua-argparse ;;
+    dnf:locales) echo glibc-locale-source ;;
     apk:lua-cjson-dev) echo lua5.4-cjson ;;
     apk:lua-busted) echo lua5.4-busted ;;
     apk:lua-check | pacman:lua-check) echo luacheck ;;
