@@ -49,7 +49,10 @@ end
 
 -- What keeps the conversation from going on is said once, not for each line of a file that is piped in.
 local function say_stuck(code, message)
-  if stuck ~= code then note(message .. "; /clear forgets the conversation and begins anew") end
+  local cure = turns == 0 and cli.hints[code]
+  if stuck ~= code then
+    note(message .. (cure and "\n" .. cure or "; /clear forgets the conversation and begins anew"))
+  end
   stuck = not interactive and code or nil
 end
 

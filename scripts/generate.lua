@@ -110,7 +110,7 @@ else
   if args.stats then show_stats(model, run, rows, label) end
   if warning then cli.warn(warning) end
   local could = policy.definition.prefill or policy.definition.decode
-  if could and not run.stats.pruned then               -- else the text would pass for what the policy makes of it
+  if could and not run.stats.pruned and not (warning and kept == 1) then   -- else the text would pass for the policy's
     io.stderr:write(("\n%s: %s dropped nothing of these tokens: the text is a full cache's\n"):format(arg[0], label))
   end
 end

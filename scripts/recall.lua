@@ -132,8 +132,8 @@ end
 local function print_table(entries, lengths, kinds, model)
   local pic = picture.new(io.stdout)
   print(pic:paint(pic:cut(model.description, pic.width), "dim"))
-  print(("%s answers, %d questions of a kind; evidence: what survived of the sentences that hold the answers, on average"
-    .. " over layers"):format(args.found and "Found" or "Exact", args.questions))
+  print(("%s answers, %d question%s of a kind; evidence: what survived of the sentences that hold the answers, on average"
+    .. " over layers"):format(args.found and "Found" or "Exact", args.questions, args.questions == 1 and "" or "s"))
   for _, length in ipairs(lengths) do
     print(("%d tokens: a document of %d, and room for %d of question and answer"):format(length, length - recall.room, recall.room))
   end

@@ -179,6 +179,9 @@ describe("pyramid generate", function()
     local _, err = run("generate", "Once", "-n", "2", "--policy", "snapkv")
     assert.matches("^\npyramid generate: snapkv dropped nothing of these tokens: the text is a full cache's\n$", err)
     assert.is_false(cjson.decode((run("generate", "Once", "-n", "2", "--json", "--policy", "snapkv"))).pruned)
+    _, err = run("generate", "Once", "-n", "2", "--policy", "snapkv", "target=0.3")
+    assert.matches("^pyramid generate: warning: snapkv target=0%.3: the target of 30%.0 %% cannot be met.*: 100%.0 %%.*\n$",
+      err)                                                       -- which says it
     for _, of in ipairs { "full", "streaming rows=8" } do
       _, err = run("generate", story, "-n", "2", "--policy", of)
       assert.equal("", err)
@@ -441,6 +444,13 @@ describe("pyramid chat", function()
     local function reply(arguments) return (line("", "chat -n 24 --template none " .. arguments, "<" .. quote(said))) end
     assert.equal(reply "-t 0.7 --top-p 0.95 --seed 3", reply "--seed 3")
     assert.not_equal(reply "-t 0", reply "--seed 3")
+  end)
+
+  it("says what to do where a first message has no room", function()
+    local out, err, status = talk("Once\n", "--budget 1KiB")
+    assert.equal(0, status)
+    assert.equal("", out)
+    assert.matches("^the cache's budget of 1024 bytes is full: [^\n]*\nRaise %-%-budget, [^\n]*\n$", err)
   end)
 
   it("tells nothing in front of plain lines, and says so", function()
