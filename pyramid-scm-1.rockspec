@@ -8,8 +8,7 @@ description = {
   license = "MIT",
 }
 dependencies = { "lua >= 5.4, < 5.5" }
-external_dependencies = {
-  DNNL = { header = "dnnl.h" },
+external_dependencies = { -- oneDNN (dnnl.h) is used where it is found
   PCRE2 = { header = "pcre2.h" },
 }
 build = {
