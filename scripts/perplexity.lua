@@ -109,12 +109,18 @@ end
 
 -- ---- telling -------------------------------------------------------------------------------------------------------
 
-local function print_table(entries, windows, tokens, bytes, model)
+-- What is going to be measured, before it takes its minutes.
+local function print_task(windows, tokens, bytes, model)
   local pic = picture.new(io.stdout)
   print(("%s: %d window%s of %d + %d tokens; %d tokens scored, %d bytes"):format(args.file == "-" and "standard input" or args.file,
     windows, windows == 1 and "" or "s", args.context, args.predict, tokens, bytes))
   print(pic:paint(pic:cut(model.description, pic.width), "dim"))
   print()
+  io.stdout:flush()
+end
+
+local function print_table(entries)
+  local pic = picture.new(io.stdout)
   local several = #entries > 1
   local rows = { { "policy", "perplexity", several and "" or nil } }
   for _, name in ipairs { "bits/byte", "rows", "KV", "read/s", "scored/s" } do table.insert(rows[1], name) end
@@ -163,7 +169,8 @@ local windows, text_tokens = text_windows(model)
 local bytes = 0
 for _, window in ipairs(windows) do bytes = bytes + bytes_of(model.tokenizer, window.targets) end
 local tokens = #windows * args.predict
+if not args.json then print_task(#windows, tokens, bytes, model) end
 measure_all(model, entries, windows)
 for _, entry in ipairs(entries) do conclude(entry, tokens, bytes) end
 if args.json then print_json(entries, #windows, tokens, bytes, text_tokens, model)
-else print_table(entries, #windows, tokens, bytes, model) end
+else print_table(entries) end

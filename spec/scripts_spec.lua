@@ -290,6 +290,13 @@ describe("pyramid perplexity", function()
     shell.remove(folder)
   end)
 
+  it("says what it is going to measure before it does", function()
+    local out, err, status = run("perplexity", path, "--context", "40", "--predict", "8", "--budget", "1KiB")
+    assert.equal(1, status)
+    assert.matches("budget of 1024 bytes is full", err)
+    assert.matches("windows of 40 %+ 8 tokens", out)
+  end)
+
   -- The plain way: one prefill of a whole window gives every position's logits; softmax here, in Lua.
   local function plain(context, predict, stride)
     local sum, count, bytes, bos = 0, 0, 0, model.tokenizer.bos
