@@ -72,7 +72,9 @@ library: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so
 # unrolled by hand: -O3 makes them no faster and takes three times as long over them.
 # What debuggers are told of them is lines alone: more would take as long again.
 # A sanitizer has all of it go through its checks, and -O2 with whole debug information would take four times as long again.
-$(B)/obj/core/cpu/kernels_%.o: TUNE := $(if $(findstring -fsanitize,$(CFLAGS)),-O1 -g1,-O2 $(if $(filter -g,$(CFLAGS)),-g1))
+# libFuzzer's clang would take minutes over each, and its cases are about what reads files: there they go without.
+KERNEL_TUNE := $(if $(findstring -fsanitize,$(CFLAGS)),-O1 -g1,-O2 $(if $(filter -g,$(CFLAGS)),-g1))
+$(B)/obj/core/cpu/kernels_%.o: TUNE := $(if $(findstring fuzzer-no-link,$(CFLAGS)),-O2 -g1 -fno-sanitize=all,$(KERNEL_TUNE))
 ifneq ($(filter x86_64%,$(MACHINE)),)
 ISA_AVX2   := -mavx2 -mfma -mf16c
 ISA_AVX512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni $(ISA_AVX2)
