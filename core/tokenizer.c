@@ -643,10 +643,11 @@ pyr_status pyr_tokenizer_encode(pyr_tokenizer *t, const char *text, size_t lengt
   pyr_limits_begin(t, length);
   size_t before = (size_t)t->before_count * sizeof(int32_t), after = (size_t)t->after_count * sizeof(int32_t);
   bool add = flags & PYR_ENCODE_ADD;
-  if (add && !pyr_buffer_append(t->rt, &t->ids, t->around, before)) return pyr_nomem(t->rt, before, "ids");
+  if (add && before && !pyr_buffer_append(t->rt, &t->ids, t->around, before)) return pyr_nomem(t->rt, before, "ids");
   pyr_status status = pyr_pretokenize(t, (const uint8_t *)text, length, flags & PYR_ENCODE_PARSE);
   if (status != PYR_OK) return status;
-  if (add && !pyr_buffer_append(t->rt, &t->ids, t->around + t->before_count, after)) return pyr_nomem(t->rt, after, "ids");
+  if (add && after && !pyr_buffer_append(t->rt, &t->ids, t->around + t->before_count, after))
+    return pyr_nomem(t->rt, after, "ids");
   *ids = (const int32_t *)(const void *)t->ids.data;
   *count = (int64_t)(t->ids.length / sizeof(int32_t));
   return PYR_OK;
