@@ -125,6 +125,15 @@ describe("a hostile template", function()
     end)
   end
 
+  it("repeats nothing for ever, and has nothing at once", function()
+    assert.equal("[][]()0", render("{{ [] * 99999999999 }}{{ 99999999999 * [] }}{{ () * 99999999999 }}"
+      .. "{{ ('' * 99999999999) | length }}"))
+  end)
+
+  it("is told by words what fields a tool's number lacks", function()
+    assert.equal("", render("{% for t in tools %}{{ t.name }}{% endfor %}", { tools = { 5, true } }))
+  end)
+
   it("asks int() for a base that is none, and gets what Jinja gives", function()
     assert.equal("5 0 5 255", render("{{ '5' | int(base=99) }} {{ 'a' | int(base=1) }} "
       .. "{{ '5' | int(0, 37) }} {{ '0xff' | int(0, 16) }}"))

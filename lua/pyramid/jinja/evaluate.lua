@@ -175,13 +175,16 @@ local arithmetic = {
 
 -- A text or list so many times.
 local function repeated(self, v, n)
-  if n <= 0 then return type(v) == "string" and "" or values.list({}, v.form) end
+  local length = type(v) == "string" and #v or #v.items
+  if n <= 0 or length == 0 then          -- nothing, however often: string.rep would go round, too
+    return type(v) == "string" and "" or values.list({}, v.form)
+  end
   if type(v) == "string" then
-    if #v > 0 and n > OUTPUT // #v then self:spend(MADE) end
+    if n > OUTPUT // #v then self:spend(MADE) end
     self:spend(#v * n)
     return v:rep(n)
   end
-  if #v.items > 0 and n > OUTPUT // #v.items then self:spend(MADE) end
+  if n > OUTPUT // #v.items then self:spend(MADE) end
   self:spend(16 * #v.items * n)
   local out = {}
   for _ = 1, n do table.move(v.items, 1, #v.items, #out + 1, out) end
@@ -320,7 +323,8 @@ function Evaluator:attribute(v, name)
   if values.is_undefined(v) then
     fault.raise("argument", nil, "%s is undefined, it has no '%s'", v.what, name)
   end
-  return methods.find(v, name) or (v.fields and v.fields(name)) or self:item(v, name)
+  local fields = type(v) == "table" and v.fields
+  return methods.find(v, name) or (fields and fields(name)) or self:item(v, name)
 end
 
 -- Python's slice of n items: first, step and count.
