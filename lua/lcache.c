@@ -50,6 +50,17 @@ static pyr_runtime *runtime_of(const pyr_cache *cache) { return pyr_model_runtim
 
 static int fail(lua_State *L, const pyr_cache *cache, pyr_status status) { return pyr_lua_fail(L, runtime_of(cache), status); }
 
+/* A path at `arg`; NULL, and nil, message, code on the stack, where C would take it for a shorter one. */
+static const char *check_path(lua_State *L, int arg) {
+  size_t length;
+  const char *path = luaL_checklstring(L, arg, &length);
+  if (strlen(path) == length) return path;
+  lua_pushnil(L);
+  lua_pushliteral(L, "a path with a zero byte");
+  lua_pushliteral(L, "io");
+  return NULL;
+}
+
 /* ---- pools --------------------------------------------------------------------------------------------------------- */
 
 static int core_pool(lua_State *L) {
@@ -107,7 +118,10 @@ static int make_cache(lua_State *L, const char *path) {
 }
 
 static int core_cache(lua_State *L) { return make_cache(L, NULL); }
-static int core_load_cache(lua_State *L) { return make_cache(L, luaL_checkstring(L, 4)); }
+static int core_load_cache(lua_State *L) {
+  const char *path = check_path(L, 4);
+  return path ? make_cache(L, path) : 3;
+}
 
 static int cache_fork(lua_State *L) {
   check_idle(L, 1);
@@ -324,7 +338,8 @@ static int cache_truncate(lua_State *L) {
 /* cache:save(path, note); the note is what cache:note() of the loaded cache gives */
 static int cache_save(lua_State *L) {
   size_t length;
-  const char *path = luaL_checkstring(L, 2), *note = luaL_optlstring(L, 3, "", &length);
+  const char *note = luaL_optlstring(L, 3, "", &length), *path = check_path(L, 2);
+  if (path == NULL) return 3;
   pyr_cache *cache = check_idle(L, 1)->cache;
   pyr_status status = pyr_cache_save_note(cache, path, note, length);
   if (status != PYR_OK) return fail(L, cache, status);

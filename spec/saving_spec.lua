@@ -256,6 +256,22 @@ describe("a saved cache", function()
   end)
 end)
 
+describe("a path with a zero byte", function()
+  it("is refused, not cut short", function()
+    local model <close> = assert(pyramid.model("models/tiny", { threads = 1 }))
+    local cache <close> = assert(model:cache())
+    folder = shell.folder()
+    local cut = path "cut"
+    for _, made in ipairs { table.pack(cache:save(cut .. "\0x")), table.pack(model:load_cache(cut .. "\0x")) } do
+      assert.is_nil(made[1])
+      assert.matches("zero byte", made[2])
+      assert.equal("io", made[3])
+    end
+    assert.is_nil(lfs.attributes(cut))
+    shell.remove(folder)
+  end)
+end)
+
 describe("weights that are read", function()
   it("are the mapped ones, count, and stay when the file goes", function()
     folder = shell.folder()
