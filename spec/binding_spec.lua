@@ -13,6 +13,7 @@ describe("the shipped library", function()
       print(pcall(require, "pyramid_specs"))]])
     assert.equal(0, status, err)
     assert.matches("^false.*\nfalse.*\n$", out)
+    if (os.getenv "PYRAMID_CFLAGS" or ""):find "sanitize" then return end     -- a stock Lua cannot load the module then
     local lua = ("LUA_CPATH='%s/?.so' lua5.4 -e"):format(shell.build)
     out = shell.run(lua .. [[ 'require "pyramid" print(pcall(require, "pyramid.probe"))']])
     assert.matches("^false", out)
