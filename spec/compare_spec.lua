@@ -288,6 +288,17 @@ describe("results", function()
   setup(function() folder = shell.folder() end)
   teardown(function() shell.remove(folder) end)
 
+  it("are read in time linear in a last line that was never finished", function()
+    local path = folder .. "/unfinished.jsonl"
+    local first = [[{"format":"ours","key":"a"}]] .. "\n"
+    helper.write(path, first .. [[{"format":"ours","key":"]] .. ("b"):rep(1 << 20))
+    local began = os.clock()
+    local store <close> = assert(results.open(path, "ours"))
+    assert.is_true(os.clock() - began < 5)
+    assert.equal(1, store.count)
+    assert.equal(first, helper.read(path))
+  end)
+
   it("refuse files that hold something else, and leave them as they are", function()
     for text, pattern in pairs {
       ["a list of things\n"] = "line 1: no JSON object",

@@ -44,9 +44,11 @@ function results.open(path, format)
   if not text then return nil, message, "io" end
   local self = setmetatable({ path = path, format = format, records = {}, count = 0 }, Results)
   local whole, number = 0, 0
-  for line, past in text:gmatch "([^\n]*)\n()" do
-    number, whole = number + 1, past - 1
-    local record = decode(line)
+  while true do                              -- each byte once, however long a last line without an end is
+    local at = text:find("\n", whole + 1, true)
+    if not at then break end
+    local record = decode(text:sub(whole + 1, at - 1))
+    number, whole = number + 1, at
     if not record then return nil, ("%s, line %d: no JSON object"):format(path, number), "format" end
     if record.format ~= format or type(record.key) ~= "string" then
       return nil, ("%s, line %d: not a result of %s"):format(path, number, format), "format"
