@@ -54,7 +54,7 @@ describe("no file brings code:", function()
     for _, line in ipairs { "inspect evil.gguf", "generate --model evil.gguf x", "inspect .", "generate --model . x" } do
       local out, err = run(line)
       assert.not_matches("CODE RAN", out .. err)
-      assert.matches("architecture '?[eE]vil", out .. err)
+      assert.matches("architectures? '?[eE]vil", out .. err)
     end
   end)
 
