@@ -30,6 +30,8 @@ NEEDS        := gcc libc6-dev lua5.4 liblua5.4-dev lua-argparse libpcre2-dev lua
 NEEDS_TEST   := $(NEEDS) g++ pkg-config lua-busted locales
 NEEDS_CHECK  := $(NEEDS_TEST) lua-check
 NEEDS_MODELS := python3 python3-pip
+# What hosts of other makes are tried with; specs of those that are missing stay pending.
+NEEDS_HOSTS  := luajit lua5.1 lua5.2 lua5.3 liblua5.3-dev cmake python3
 
 VERSION  := $(shell sed -n 's/^\#define PYR_VERSION "\(.*\)"/\1/p' core/pyramid.h)
 ABI      := $(shell sed -n 's/^\#define PYR_ABI \([0-9]*\).*/\1/p' core/pyramid.h)
@@ -64,7 +66,7 @@ SPECS   := $(SPEC_C:%.c=$(B)/obj/%.o)
 OWN     := $(STREAM_C:%.c=$(B)/obj/%.o)
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build library cuda cuda-check deps deps-test models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory check-stress install uninstall print-static install-module clean FORCE fuzz fuzz-native check-threads check-threads-built rock ci nightly check-warnings
+.PHONY: build library cuda cuda-check deps deps-hosts deps-test models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory check-stress install uninstall print-static install-module clean FORCE fuzz fuzz-native check-threads check-threads-built rock ci nightly check-warnings
 build: library $(B)/libpyramid_emulated.so $(B)/pyramid_specs.so
 library: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so
 
@@ -211,6 +213,8 @@ cuda-check: build
 
 deps:
 	@sh spec/support/deps.sh $(NEEDS)
+deps-hosts:
+	@sh spec/support/deps.sh $(NEEDS_HOSTS)
 deps-test:
 	@sh spec/support/deps.sh $(NEEDS_TEST)
 
