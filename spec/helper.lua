@@ -45,6 +45,16 @@ function helper.write(path, bytes)
   assert(file:write(bytes))
 end
 
+--- `n` token ids below `vocab`, the same for the same seed.
+function helper.ids(n, vocab, seed)
+  local ids, state = {}, seed or 1
+  for i = 1, n do
+    state = (state * 1103515245 + 12345) % 2147483648
+    ids[i] = state // 65536 % vocab
+  end
+  return ids
+end
+
 --- A JSON file's value.
 function helper.json(path)
   return cjson.decode(helper.read(path))

@@ -24,14 +24,7 @@ teardown(function()
   shell.remove(folder)
 end)
 
-local function prompt(n, seed)
-  local ids, state = {}, seed or 1
-  for i = 1, n do
-    state = (state * 1103515245 + 12345) % 2147483648
-    ids[i] = state // 65536 % SHAPE.vocab
-  end
-  return ids
-end
+local function prompt(n, seed) return helper.ids(n, SHAPE.vocab, seed) end
 
 local function new(p, given)
   given = given or {}

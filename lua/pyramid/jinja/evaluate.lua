@@ -446,19 +446,16 @@ function Evaluator:test(name, v, args, by_name)
   return test(self, v, args, by_name)
 end
 
-function expressions.filter(self, node, scope)
-  local v = self:value(node.value, scope)
-  local args, by_name = arguments(self, node, scope)
-  self.line = node.line
-  return self:filter(node.name, v, args, by_name)
+-- A filter or a test on a value: the evaluator's method of that name.
+local function applied(method)
+  return function(self, node, scope)
+    local v = self:value(node.value, scope)
+    local args, by_name = arguments(self, node, scope)
+    self.line = node.line
+    return self[method](self, node.name, v, args, by_name)
+  end
 end
-
-function expressions.test(self, node, scope)
-  local v = self:value(node.value, scope)
-  local args, by_name = arguments(self, node, scope)
-  self.line = node.line
-  return self:test(node.name, v, args, by_name)
-end
+expressions.filter, expressions.test = applied "filter", applied "test"
 
 -- ---- other expressions --------------------------------------------------------------------------
 
