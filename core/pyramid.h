@@ -267,7 +267,7 @@ typedef struct pyr_plan {  /* each lane is judged by its own rows; one that hold
                            score below 0 counts 0), at least `least` and at most `keep` rows with the guards */
   pyr_share share;      /* PYR_PRUNE_HIDDEN needs PYR_SHARE_LAYER */
   pyr_prune prune;      /* in decode always PYR_PRUNE_CACHE */
-  int32_t merge;        /* losers are merged into survivors of their lane (core/judge.h says how), not merely dropped, … */
+  int32_t merge;        /* losers are merged into survivors of their lane (core/policy/evict.h says how), not merely dropped, … */
   float threshold;      /* … where their keys' cosine is at least this; -1..1 */
   pyr_rotate rotate;    /* PYR_ROTATE_COMPACT needs PYR_SHARE_LAYER, PYR_PRUNE_CACHE and a layer without sliding window */
   pyr_score score;

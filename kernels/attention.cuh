@@ -5,7 +5,7 @@
 #ifndef PYR_CUDA_ATTENTION_CUH
 #define PYR_CUDA_ATTENTION_CUH
 
-#include "number.cuh"
+#include "convert.cuh"
 
 /* Rows of a lane that one block of a decode step walks. It is the same for all calls, so that how a sequence's sums are joined
  * does not depend on its company: 8192 rows of 8 lanes make 256 blocks, two for each multiprocessor of the largest devices. */

@@ -6,7 +6,7 @@
 #ifndef PYR_CUDA_BLAS_CUH
 #define PYR_CUDA_BLAS_CUH
 
-#include "number.cuh"
+#include "convert.cuh"
 
 enum blas_type { BLAS_F32, BLAS_F16, BLAS_BF16 };
 

@@ -12,9 +12,9 @@
 #include "launch.cuh"
 
 extern "C" {
-#include "backend.h"
-#include "device.h"
-#include "dtype.h"
+#include "backend/backend.h"
+#include "backend/plugin.h"
+#include "base/dtype.h"
 }
 
 enum : size_t { ARRIVALS = 4096 };
@@ -113,15 +113,15 @@ void cuda_steps_close(pyr_backend *be);
 void cuda_elementwise_fill(pyr_backend *be);   /* elementwise.cu: single values and tokens */
 void cuda_scores_fill(pyr_backend *be);        /* scores.cu: vectors of scores */
 void cuda_linear_fill(pyr_backend *be);        /* linear.cu */
-void cuda_stack_fill(pyr_backend *be);         /* stack.cu: interleaved, interleave */
+void cuda_stack_fill(pyr_backend *be);         /* pack.cu: interleaved, interleave */
 void cuda_rows_fill(pyr_backend *be);          /* rows.cu: store, gather, rotate, row_norms, read_rows */
 void cuda_merge_fill(pyr_backend *be);         /* merge.cu */
 void cuda_attention_fill(pyr_backend *be);     /* attention.cu */
 void cuda_mass_fill(pyr_backend *be);          /* mass.cu */
 void cuda_select_fill(pyr_backend *be);        /* select.cu: select, choose */
-void cuda_pick_fill(pyr_backend *be);          /* pick.cu */
+void cuda_pick_fill(pyr_backend *be);          /* sample.cu */
 void cuda_signals_fill(pyr_backend *be);       /* signals.cu: key_similarity, lag, output_norm, expected */
-void cuda_moments_fill(pyr_backend *be);       /* moments.cu: moments, moments_end */
+void cuda_moments_fill(pyr_backend *be);       /* query_stats.cu: moments, moments_end */
 void cuda_steps_fill(pyr_backend *be);         /* step.cu: step_begin, step_end, step_counts, way_counts */
 void cuda_probe_fill(pyr_backend *be);         /* probe.cu: facts, trim, measure */
 

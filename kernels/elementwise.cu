@@ -2,7 +2,7 @@
  *
  * Tokens: a block for each. Values: a thread for each. Rows that move to the front in place: a block walks a column of them,
  * reading a tile of rows before it writes any of that tile's; as indices ascend, no row is written before it was read. */
-#include "number.cuh"
+#include "convert.cuh"
 
 static constexpr int THREADS = 256;
 

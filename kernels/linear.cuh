@@ -4,7 +4,7 @@
 #ifndef PYR_CUDA_LINEAR_CUH
 #define PYR_CUDA_LINEAR_CUH
 
-#include "stack.cuh"
+#include "pack.cuh"
 
 enum { STREAM_ROWS = 128 };          /* of a block that streams weights (linear_few.cu) */
 

@@ -1,6 +1,6 @@
 /* linear_few.cu — matrix products of few tokens, and of decode steps: what counts is that weights are read once, and fast.
  *
- * Weights of 16 bits, and q8_0 in stacks (stack.cuh), go through tensor cores. A warp has 32 rows of w and walks its columns STEP
+ * Weights of 16 bits, and q8_0 in stacks (pack.cuh), go through tensor cores. A warp has 32 rows of w and walks its columns STEP
  * at a time; a lane loads 16 bytes of a row at once, straight into registers, and takes them as operand `a` as they come: which
  * columns of w a product calls its 2t, 2t+1, 2t+8 and 2t+9 does not matter, as long as x is taken in the same order. So a warp has
  * 8 KiB of weights under way (4 of q8_0); the dozen warps that a multiprocessor's registers hold have 96, where 3.4 TB/s and 0.8 us

@@ -2,7 +2,7 @@
 #ifndef PYR_CUDA_MASS_CUH
 #define PYR_CUDA_MASS_CUH
 
-#include "number.cuh"
+#include "convert.cuh"
 
 struct mass_args {
   float *out;

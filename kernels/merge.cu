@@ -6,7 +6,7 @@
  * First every loser's t(l) into links[l], -1 for none: a warp has a loser, whose direction lies in shared memory; the block's warps
  * share tiles of survivors, a survivor for each lane. Which rows go follows from idx alone: the l-th loser is the row r with
  * l = r - (survivors below r), found by bisection. Then a warp for each survivor walks the losers in order and adds its own. */
-#include "number.cuh"
+#include "convert.cuh"
 
 static constexpr int WARPS = 4;
 

@@ -19,7 +19,7 @@
 #ifndef PYR_CUDA_MMA_CUH
 #define PYR_CUDA_MMA_CUH
 
-#include "number.cuh"
+#include "convert.cuh"
 
 /* The two formats. An exact f32 is the sum of so many of them, each the rounded rest of those before; `shift` lifts
  * probabilities, which are at most 1, by 2^shift, so that small ones do not fall below the least number of the format. */

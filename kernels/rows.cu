@@ -1,6 +1,6 @@
 /* rows.cu — the rows of a cache lane: written, moved, rotated, read as f32, measured. A page is PYR_PAGE_ROWS rows of K, then as
  * many of V (backend.h); where a row lies, row_at says. Semantics: core/cpu/rows.c. */
-#include "number.cuh"
+#include "convert.cuh"
 
 static constexpr int WARPS = 8;
 

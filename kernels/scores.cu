@@ -1,6 +1,6 @@
 /* scores.cu — vectors of scores: reduced over heads, pooled, normalised, softmax, chunks. As in core/cpu/elementwise.c and
  * signals.c; what needs the whole vector is one block's work, whose sums run in a fixed order. */
-#include "number.cuh"
+#include "convert.cuh"
 
 static constexpr int THREADS = 256;
 

@@ -1,12 +1,12 @@
 /* select.cu — the rows of highest scores, in linear time and without a sort: so many of one vector (select), or so many, or so
  * much of the sum, of several vectors together (choose). The algorithm is that of core/cpu/select.c: the descent of
- * descent.cuh, and a pass that writes what lies above the last key and the first of what equals it.
+ * radix_select.cuh, and a pass that writes what lies above the last key and the first of what equals it.
  *
  * One block of as many threads as there are does it all: at 4096 scores four of them a thread, so that a pass is short next to
  * a launch, and passes need no launches between them. Counting is by atomic additions of integers, so no order shows. Of the rows
  * that a segment chooses for itself, those that equal its last key are counted out of a histogram together, as they are all
  * alike; only the last pass asks which rows they are, by their rank. */
-#include "descent.cuh"
+#include "radix_select.cuh"
 
 #include <cfloat>
 #include <cmath>

@@ -1,10 +1,10 @@
 /* signals.cu — what the rows of a lane, the output projection and the prompt's queries say of each row, beside attention. The
  * definitions are in core/cpu/signals.c: key_similarity (KeyDiff), lag (LagKV), output_norm (CriticalKV), expected (Expected
- * Attention, of the moments that moments.cu leaves).
+ * Attention, of the moments that query_stats.cu leaves).
  *
  * Where rows meet a matrix, a block has a tile of rows in shared memory as f32, a row for each lane of its warps, and the warps
  * share the matrix' rows; their sums are joined in the order of warps. */
-#include "stack.cuh"
+#include "pack.cuh"
 
 static constexpr int WARPS = 4, THREADS = WARPS * WARP;
 

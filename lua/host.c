@@ -14,8 +14,8 @@
  * Cancelling sets one flag. It is read by a progress callback, between tokens, and by a hook that the state runs every few
  * thousand instructions, so that a policy's loop ends, too. */
 #include "lpyramid.h"
-#include "plain.h"
-#include "versioned.h"
+#include "base/plain.h"
+#include "base/versioned.h"
 
 #include <lualib.h>
 

@@ -1,4 +1,4 @@
-/* lfile.c — files of a disk for Lua (core/disk.h): reading only what is a file, and replacing files whole.
+/* lfile.c — files of a disk for Lua (core/base/disk.h): reading only what is a file, and replacing files whole.
  *
  *   core.file_kind(path) -> "file", "folder", "other" (a device, a pipe, a socket), or nil
  *   core.open_regular(path) -> a file of io's for reading, bytes; or nil, message, code. Never waits
@@ -6,7 +6,7 @@
  *   output:write(text, …)  :commit() -> true; or nil, message, code. Without a commit nothing has happened to the path
  *   output:close()         gives it up, if it is not committed */
 #include "lpyramid.h"
-#include "disk.h"
+#include "base/disk.h"
 
 #include <errno.h>
 #include <string.h>

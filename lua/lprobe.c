@@ -5,7 +5,7 @@
  *   probe.matmul(kind, threads, size, times) -> seconds     oneDNN multiplies two square matrices; "f32", "bf16", "int8"
  *   probe.device(runtime) -> { name=, arch=, driver=, runtime=, memory=, free=, processors= }
  *   probe.device_steps(runtime) -> { single, launched, built, told }: how kernels were launched (backend.h)
- *   probe.device_ways(runtime) -> { library, refused, stream, plain, …, slow }: by which ways products went (calls.h); slow: how
+ *   probe.device_ways(runtime) -> { library, refused, stream, plain, …, slow }: by which ways products went (op_args.h); slow: how
  *                                 many of them by ways that are slow
  *   probe.device_time(runtime, what, size, times) -> seconds   "copy" of size bytes within its memory; "f32", "f16", "bf16":
  *                                  a product of square matrices. Both: nil, message, "unsupported" where it is the processor
@@ -20,9 +20,9 @@
  * binding that sees oneDNN (as a yardstick, with its own threads), the thread team and the number formats. Like the binding it
  * allocates first and takes the runtime out of its box last. */
 #include "lpyramid.h"
-#include "backend.h"
-#include "dtype.h"
-#include "runtime.h"
+#include "backend/backend.h"
+#include "base/dtype.h"
+#include "base/runtime.h"
 
 #if !defined(PYR_NO_DNNL)
 #include "cpu/onednn.h"

@@ -5,7 +5,7 @@
  * states of one process see nothing of each other. Sets no globals. */
 #include "lpyramid.h"
 #include "bundle.h"
-#include "plain.h"
+#include "base/plain.h"
 
 #include <dlfcn.h>
 #include <stdbool.h>

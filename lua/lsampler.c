@@ -5,7 +5,7 @@
  *   sampler:accept(ids)                          ids seen elsewhere, such as the prompt's
  *   sampler:reset()                              as new: seed and history        sampler:close()
  *
- * Without a runtime the sampler makes a small one of its own. What the options mean is in core/sampler.c. */
+ * Without a runtime the sampler makes a small one of its own. What the options mean is in core/sample/sampler.c. */
 #include "lpyramid.h"
 
 #include <math.h>

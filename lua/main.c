@@ -17,7 +17,7 @@
  * process ends at once. */
 #include "lpyramid.h"
 #include "bundle.h"
-#include "plain.h"
+#include "base/plain.h"
 
 #include <lualib.h>
 

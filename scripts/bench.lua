@@ -1,18 +1,18 @@
 -- bench.lua: how fast this machine reads and generates, next to its limits and to other engines.
 local caches = require "pyramid.cache"
-local cases = require "pyramid.bench.cases"
-local cli = require "pyramid.cli"
-local contestants = require "pyramid.bench.contestants"
+local cases = require "pyramid.tools.bench.cases"
+local cli = require "pyramid.tools.cli"
+local contestants = require "pyramid.tools.bench.contestants"
 local core = require "pyramid.core"
 local probe = require "pyramid.probe"
-local largest = require "pyramid.bench.largest"
-local machine = require "pyramid.bench.machine"
+local largest = require "pyramid.tools.bench.largest"
+local machine = require "pyramid.tools.bench.machine"
 local options = require "pyramid.options"
-local peers = require "pyramid.bench.peer"
-local picture = require "pyramid.picture"
+local peers = require "pyramid.tools.bench.peer"
+local picture = require "pyramid.tools.picture"
 local pyramid = require "pyramid"
-local random_model = require "pyramid.random_model"
-local report = require "pyramid.bench.report"
+local random_model = require "pyramid.tools.random_model"
+local report = require "pyramid.tools.bench.report"
 
 -- What is measured where no option says otherwise.
 local presets = {
@@ -348,7 +348,7 @@ end
 local function start_peer()
   if not args.peer then return nil end
   for _, root in ipairs(require "pyramid.paths") do
-    local script = root .. (by_transformers and "/scripts/peer/transformers_sdpa.py" or "/scripts/peer/llamacpp.py")
+    local script = root .. (by_transformers and "/scripts/maker/peers/transformers_sdpa.py" or "/scripts/maker/peers/llamacpp.py")
     if exists(script) then
       local started, message = peers.start(args.python, script)
       if not started then
@@ -358,7 +358,7 @@ local function start_peer()
       return started
     end
   end
-  cli.fail("scripts/peer was not found", "Run the program out of a source tree, or put the tree on PYRAMID_PATH.")
+  cli.fail("scripts/maker/peers was not found", "Run the program out of a source tree, or put the tree on PYRAMID_PATH.")
 end
 
 local sources = list_sources()

@@ -1,10 +1,10 @@
 -- calibrate.lua: measures what each layer and head of a model looks at, and writes a policy file that keeps it.
-local calibrate = require "pyramid.calibrate"
-local cli = require "pyramid.cli"
-local compare = require "pyramid.compare"
+local calibrate = require "pyramid.tools.calibrate"
+local cli = require "pyramid.tools.cli"
+local compare = require "pyramid.tools.compare"
 local core = require "pyramid.core"
-local noise = require "pyramid.noise"
-local picture = require "pyramid.picture"
+local noise = require "pyramid.tools.noise"
+local picture = require "pyramid.tools.picture"
 local policy = require "pyramid.policy"
 
 local parser = cli.parser("[options]", "Finds a schedule for a model instead of guessing one: measures what is lost "

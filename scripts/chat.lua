@@ -1,8 +1,8 @@
 -- chat.lua: talks with a model in its own chat format; one cache lasts the whole conversation.
 local chat = require "pyramid.chat"
-local cli = require "pyramid.cli"
-local picture = require "pyramid.picture"
-local target = require "pyramid.target"
+local cli = require "pyramid.tools.cli"
+local picture = require "pyramid.tools.picture"
+local target = require "pyramid.tools.target"
 
 local parser = cli.parser("[options]", "Talks with a model in the chat format that its tokenizer describes. One cache lasts the "
   .. "whole conversation: each turn reads only what is new. Lines of standard input are what you say.", [[

@@ -1,6 +1,6 @@
 -- check.lua: checks policies without a model: valid plans at every shape, options at their limits, forecast and order.
-local cli = require "pyramid.cli"
-local inspect = require "pyramid.inspect"
+local cli = require "pyramid.tools.cli"
+local inspect = require "pyramid.tools.inspect"
 local lfs_ok, lfs = pcall(require, "lfs")
 local policy = require "pyramid.policy"
 local testing = require "pyramid.testing"

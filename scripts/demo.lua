@@ -1,10 +1,10 @@
 -- demo.lua: reads a long story under several policies, goes on with it, and draws what each kept.
-local cli = require "pyramid.cli"
+local cli = require "pyramid.tools.cli"
 local core = require "pyramid.core"
-local picture = require "pyramid.picture"
-local recall = require "pyramid.recall"
-local target = require "pyramid.target"
-local world = require "pyramid.world"
+local picture = require "pyramid.tools.picture"
+local recall = require "pyramid.tools.recall"
+local target = require "pyramid.tools.target"
+local world = require "pyramid.tools.world"
 
 local parser = cli.parser("[options]", "Reads a long story under several policies, goes on with it, asks about it, and draws "
   .. "what each policy kept of the KV cache.", "Without --policy: full, pyramidinfer, and pyramidinfer preset=45.")

@@ -1,7 +1,7 @@
 -- generate.lua: continues a prompt, and says what that took.
-local cli = require "pyramid.cli"
-local picture = require "pyramid.picture"
-local target = require "pyramid.target"
+local cli = require "pyramid.tools.cli"
+local picture = require "pyramid.tools.picture"
+local target = require "pyramid.tools.target"
 
 local parser = cli.parser("[options] [PROMPT]",
   "Continues a prompt. The text goes to standard output as it is made, all else to standard error.", [[

@@ -1,9 +1,9 @@
 -- inspect: what a model file holds, and what a policy would keep of a prompt, layer by layer.
 -- Nothing is run, unless a prompt is given.
-local cli = require "pyramid.cli"
-local inspect = require "pyramid.inspect"
-local picture = require "pyramid.picture"
-local target = require "pyramid.target"
+local cli = require "pyramid.tools.cli"
+local inspect = require "pyramid.tools.inspect"
+local picture = require "pyramid.tools.picture"
+local target = require "pyramid.tools.target"
 
 local parser = cli.parser("[options] [MODEL]",
   "What a model file holds, and what a policy would keep of a prompt, without running it.", [[

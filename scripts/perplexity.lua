@@ -1,8 +1,8 @@
 -- perplexity.lua: how well a model foretells a text under one policy or several.
-local cli = require "pyramid.cli"
-local perplexity = require "pyramid.perplexity"
-local picture = require "pyramid.picture"
-local target = require "pyramid.target"
+local cli = require "pyramid.tools.cli"
+local perplexity = require "pyramid.tools.perplexity"
+local picture = require "pyramid.tools.picture"
+local target = require "pyramid.tools.target"
 
 local parser = cli.parser("[options] FILE", "Reads contexts out of a text under a policy, then scores the tokens that "
   .. "follow each, and says how surprising they were: perplexity (of tokens; lower is better), bits per byte (which compares "

@@ -1,7 +1,7 @@
 -- random_model.lua: writes a Llama of a stated shape with random weights, to measure with.
-local cli = require "pyramid.cli"
-local picture = require "pyramid.picture"
-local random_model = require "pyramid.random_model"
+local cli = require "pyramid.tools.cli"
+local picture = require "pyramid.tools.picture"
+local random_model = require "pyramid.tools.random_model"
 
 local names, size = {}, {}
 for name, shape in pairs(random_model.shapes) do names[#names + 1], size[name] = name, random_model.parameters(shape) end

@@ -1,9 +1,9 @@
 -- recall.lua: what a model still finds in its context under one policy or several.
-local cli = require "pyramid.cli"
-local picture = require "pyramid.picture"
-local recall = require "pyramid.recall"
-local target = require "pyramid.target"
-local world = require "pyramid.world"
+local cli = require "pyramid.tools.cli"
+local picture = require "pyramid.tools.picture"
+local recall = require "pyramid.tools.recall"
+local target = require "pyramid.tools.target"
+local world = require "pyramid.tools.world"
 
 local parser = cli.parser("[options]", "Lets a model read held-out documents under a policy and asks for facts that were told "
   .. "once in them: the share of exact answers for each kind of question, the rows held, and how much of the sentences that "

@@ -3,14 +3,13 @@
 --
 --   PYRAMID_DEVICE=cuda build/pyramid spec/device.lua [--out=DIR] [--jobs=N] [--limit=SECONDS of a file] [WORD…]
 --
--- A word picks the spec files whose names contain it. A file that leaves no record (it ran out of time, or it crashed) counts as
+-- Words pick spec files (spec/support/files.lua). A file that leaves no record (it ran out of time, or it crashed) counts as
 -- one failure, with the end of what it printed. Exits 1 if anything failed, or if the device cannot be had.
 package.path = "spec/?.lua;./?.lua;" .. package.path
 local cjson = require "cjson"
 local core = require "pyramid.core"
-local lfs = require "lfs"
-local machine = require "pyramid.bench.machine"
-local report = require "pyramid.bench.report"
+local machine = require "pyramid.tools.bench.machine"
+local report = require "pyramid.tools.bench.report"
 local shell = require "spec.support.shell"
 
 local given, words = { out = shell.build .. "/device", jobs = "1", limit = "540" }, {}
@@ -36,18 +35,13 @@ if not runtime then fail("PYRAMID_DEVICE=", device, ": ", message) end
 local record = machine.record(runtime)
 runtime:close()
 
-local files = {}
-for name in lfs.dir "spec" do
-  local wanted = #words == 0
-  for _, word in ipairs(words) do wanted = wanted or name:find(word, 1, true) ~= nil end
-  if wanted and name:find "_spec%.lua$" then files[#files + 1] = name:match "^(.*)%.lua$" end
-end
-table.sort(files)
-if #files == 0 then fail("no spec file's name contains: ", table.concat(words, ", ")) end
+local files = require "spec.support.files"(words)
+if #files == 0 then fail("no spec file's path contains: ", table.concat(words, ", ")) end
 
 local folder = given.out .. "/specs"
-assert(os.execute(("mkdir -p %s && rm -f %s/*"):format(shell.quote(folder), shell.quote(folder))))
+assert(os.execute(("mkdir -p %s && rm -rf %s/*"):format(shell.quote(folder), shell.quote(folder))))
 local function path(name, suffix) return ("%s/%s.%s"):format(folder, name, suffix) end
+for _, name in ipairs(files) do assert(os.execute("mkdir -p " .. shell.quote((path(name, ""):match "^(.*)/")))) end
 
 local list <close> = assert(io.open(folder .. "/list", "w"))
 list:write(table.concat(files, "\n"), "\n")

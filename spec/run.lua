@@ -1,10 +1,9 @@
 -- run.lua [WORD…] [-OPTION…]: runs the specs inside our own host: `build/pyramid spec/run.lua`.
--- A word picks the spec files whose names contain it, a path one file; options go to Busted (`--filter=…`, `--verbose`), but
+-- Words pick spec files (spec/support/files.lua), a path is one file; options go to Busted (`--filter=…`, `--verbose`), but
 -- `--record=FILE`: what passed and what failed is written there as JSON, and `--stress[=N]`: full collections wherever the binding
 -- allocates, in the first N calls of each of its functions and some later ones (spec/support/stress.c).
 -- PYRAMID_DEVICE is the device of all that asks for none.
 local core = require "pyramid.core"
-local lfs = require "lfs"
 
 local device = core.default_device()
 if device ~= "cpu" then
@@ -25,24 +24,14 @@ for _, word in ipairs(arg) do
   else words[#words + 1] = word end
 end
 
-local function wanted(name)
-  for _, word in ipairs(words) do
-    if name:find(word, 1, true) or "spec/" .. name == word then return true end
-  end
-  return #words == 0
-end
-
-for name in lfs.dir("spec") do
-  if name:find("_spec%.lua$") and wanted(name) then files[#files + 1] = "spec/" .. name end
-end
-table.sort(files)
+package.path = "spec/?.lua;./?.lua;" .. package.path
+for i, name in ipairs(require "spec.support.files"(words)) do files[i] = "spec/" .. name .. ".lua" end
 if #files == 0 then
-  io.stderr:write("no spec file's name contains: ", table.concat(words, ", "), "\n")
+  io.stderr:write("no spec file's path contains: ", table.concat(words, ", "), "\n")
   os.exit(1)
 end
 
 arg = table.move(files, 1, #files, 1 + #options, table.move(options, 1, #options, 1, { [0] = arg[0] })) -- luacheck: ignore
-package.path = "spec/?.lua;./?.lua;" .. package.path
 package.cpath = (os.getenv "PYRAMID_BUILD" or "build") .. "/?.so;" .. package.cpath      -- pyramid_specs.so
 io.stdout:setvbuf("line")
 local stress = stressed and require "pyramid" and require "pyramid_specs.stress"

@@ -15,7 +15,7 @@
  * larger than TILE x nr exists. The last tiles of queries see most rows and are handed out first.
  *
  * One query a sequence (decode): attention_step.c. Either way a query that sees nothing gets 0, with lse = -inf. */
-#include "attention.h"
+#include "cpu/attention.h"
 
 #include <math.h>
 #include <string.h>

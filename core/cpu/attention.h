@@ -5,7 +5,7 @@
 #ifndef PYR_CPU_ATTENTION_H
 #define PYR_CPU_ATTENTION_H
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 #include <stdatomic.h>
 

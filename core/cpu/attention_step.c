@@ -1,6 +1,6 @@
 /* attention_step.c — attention of one query a sequence (decode), and the history that it leaves.
  *
- * A lane is walked page by page, and each row is read once, from where it lies, for all heads of the group (strand.inc), in
+ * A lane is walked page by page, and each row is read once, from where it lies, for all heads of the group (kv_block.inc), in
  * segments of SEGMENT rows, counted from row 0. A segment leaves, for each head,
  *
  *     top = max s,   sum = sum exp(s - top),   out = sum exp(s - top) v
@@ -10,7 +10,7 @@
  *
  * Where the lane's history is tracked (see pyr_track) the scores of all its rows are kept to its end, so that one task walks all
  * segments, with the same result. */
-#include "attention.h"
+#include "cpu/attention.h"
 
 #include <math.h>
 #include <string.h>

@@ -7,7 +7,7 @@
  * Memory is the host's own, so copy, upload and download are one memcpy. Blocks are aligned to 64 bytes by hand, because
  * a host's allocator promises 16: each block is 64 bytes longer than asked for, and the distance to its true beginning
  * stands in the byte before the aligned address. */
-#include "attention.h"
+#include "cpu/attention.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>

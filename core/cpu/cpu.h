@@ -2,9 +2,9 @@
 #ifndef PYR_CPU_H
 #define PYR_CPU_H
 
-#include "backend.h"
-#include "kernels.h"
-#include "matmul.h"
+#include "backend/backend.h"
+#include "cpu/isa/kernels.h"
+#include "cpu/matmul.h"
 
 typedef struct pyr_cpu {
   const pyr_kernels *kernels;

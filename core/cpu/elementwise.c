@@ -2,7 +2,7 @@
  *
  * Owns nothing but arithmetic. Long ones are cut into spans for the team (pyr_cpu_spans); each value depends on its own
  * inputs only, or is summed in an order that the cut does not touch. */
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 #include <math.h>
 #include <string.h>

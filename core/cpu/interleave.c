@@ -7,7 +7,7 @@
  * readers get rows back through pyr_cpu_weights.
  *
  * Does not own: who asks for it and where it lies (bind_matrix of model.c). */
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 #include <string.h>
 

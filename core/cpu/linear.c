@@ -16,7 +16,7 @@
  * follow the number of threads, and still a token's result depends neither on it nor on the other tokens.
  *
  * Does not own: dequantisation (formats.inc, dtype.c); products in lower precision (linear_bf16.c, linear_int8.c). */
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 #include <string.h>
 

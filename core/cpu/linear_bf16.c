@@ -7,7 +7,7 @@
  *
  * A task is a panel of weight rows for all tokens (PYR_CHUNK of the forward pass bounds them). Its product is made in the worker's
  * scratch and then put where it belongs. */
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 #include <stdatomic.h>
 

@@ -5,7 +5,7 @@
  * groups of 32, each with its scale, once for the whole call; products and the sums of four are exact, what follows is f32
  * (int8.inc). Where weights lie interleaved (interleave.c) any number of tokens is taken; otherwise few. A token's result
  * does not depend on the others of the call. */
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 enum {
   BEFORE_BF16 = 16,          /* tokens from which bf16 (linear_bf16.c) is faster with rows as they lie, where the processor has it */

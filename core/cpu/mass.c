@@ -9,7 +9,7 @@
  * queries; queries are taken FEW at a time, their scores by `gemm`, and their strips of nr scores are turned into mass by
  * `mass_strip`, whose sums run over queries in order, whatever the tile. Queries that do not count for a tile, or do not
  * see it, are skipped before anything is computed. */
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 #include <math.h>
 #include <string.h>

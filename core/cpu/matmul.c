@@ -1,5 +1,5 @@
 /* matmul.c — see matmul.h. Without oneDNN (PYR_NO_DNNL) there is no bf16 product and linear.c uses its own kernels. */
-#include "matmul.h"
+#include "cpu/matmul.h"
 
 #if defined(PYR_NO_DNNL)
 
@@ -14,7 +14,7 @@ bool pyr_matmul_run(pyr_matmul *mm, const pyr_product *p, int worker, float *out
 
 #else
 
-#include "onednn.h"
+#include "cpu/onednn.h"
 
 #include <math.h>
 #include <string.h>

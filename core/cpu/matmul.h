@@ -10,7 +10,7 @@
 #ifndef PYR_CPU_MATMUL_H
 #define PYR_CPU_MATMUL_H
 
-#include "runtime.h"
+#include "base/runtime.h"
 
 typedef struct pyr_matmul pyr_matmul;
 typedef struct pyr_product pyr_product;      /* a primitive for one shape; owned by the pyr_matmul */

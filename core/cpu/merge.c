@@ -11,7 +11,7 @@
  *
  * Both live in `links`: its first half holds t(l), then the lists (the first loser behind a survivor's row, the next
  * behind a loser's, -1 ends), its second half the losers' rows. */
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 #include <math.h>
 #include <string.h>

@@ -3,7 +3,7 @@
  * A page is PYR_PAGE_ROWS rows of K, then as many of V. Everything that knows this is here, but for where a row lies
  * (pyr_cpu_row_at); attention.c, mass.c and merge.c read rows through pyr_cpu_load_rows. Which rows to keep, and where
  * pages come from, is others' business. */
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 #include <math.h>
 #include <string.h>

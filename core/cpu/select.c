@@ -13,7 +13,7 @@
  * depend on any order.
  *
  * Four passes over the scores, one histogram on the stack. */
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 #include <float.h>
 #include <math.h>

@@ -21,7 +21,7 @@
 ---            below 0 count 0), at most `keep`, which is then all rows unless said
 ---   least    rows of a lane that survive at least, under "pool" or `mass`
 ---   merge    { threshold = x } or true (x = -1): a loser is not just dropped, but averaged, key and value, into the row
----            of its head that survives and whose key is most similar, if their cosine is at least x (core/judge.h)
+---            of its head that survives and whose key is most similar, if their cosine is at least x (core/policy/evict.h)
 ---   prune    "cache": this layer's rows; "hidden": the next layers never see the token; "both"
 ---   rotate   "compact": keys are rotated to the positions 0 .. rows-1 after each cut, so that generation goes on for ever
 ---            (StreamingLLM's positions within the cache, arXiv 2309.17453); needs share = "layer". Each turn begins at the

@@ -4,7 +4,7 @@
 --
 -- A case is what (kind, seed, number) make of it, and nothing else. Prints for each kind how many
 -- were tried, how they ended, and of each find the command that repeats it; a find's file goes to
--- spec/fixtures/finds, made smaller where that is easy, and spec/finds_spec.lua holds it from then
+-- spec/fixtures/finds, made smaller where that is easy, and spec/loaders/finds_spec.lua holds it from then
 -- on. A find is a crash, a sanitizer's report, an error that is raised, a failure without message,
 -- code or file name, or more time or memory than a small file may take. Exits 1 if there are any.
 package.path = "./?.lua;" .. package.path

@@ -10,7 +10,7 @@
 local pyramid = require "pyramid"
 local chat = require "pyramid.chat"
 local json = require "pyramid.json"
-local results = require "pyramid.results"
+local results = require "pyramid.tools.results"
 local score = require "pyramid.score"
 local formats = require "spec.support.formats"
 local helper = require "spec.helper"

@@ -1,5 +1,5 @@
 -- Blocks of the types that models hold only converted, with their values: straight from the
--- definitions (core/dtype.c states them), one value at a time and in doubles. Each value is exact in
+-- definitions (core/base/dtype.c states them), one value at a time and in doubles. Each value is exact in
 -- a double, or a difference that rounds once, so that packing it as a float gives what a float's
 -- arithmetic does.
 local blocks = {}

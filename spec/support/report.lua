@@ -25,7 +25,7 @@ return function(options)
     return table.concat(lines, "\n"):gsub("\n", "\n    ")
   end
 
-  local function name_of(file) return file.name:match "([^/]*)%.lua$" or file.name end
+  local function name_of(file) return file.name:match "^spec/(.*)%.lua$" or file.name:match "([^/]*)%.lua$" or file.name end
 
   local function file_start(file)
     before = { passed = passed, failed = failed, skipped = skipped, time = now() }

@@ -168,7 +168,7 @@ function gguf_model.open(path)
       keys.prefix, heads, keys.prefix, kv_heads)
   end
   local norm_eps = keys:get("attention.layer_norm_rms_epsilon", "number")
-  if not (norm_eps > 0 and norm_eps <= 0.1) then               -- as core/model.c has it
+  if not (norm_eps > 0 and norm_eps <= 0.1) then               -- as core/model/model.c has it
     fault.raise("format", "%s: metadata %sattention.layer_norm_rms_epsilon is %s, outside (0, 0.1]", path, keys.prefix,
       fault.quote(norm_eps))
   end

@@ -142,7 +142,7 @@ local function read_config(dir)
     fault.raise("format", "%s: num_attention_heads (%d) is no multiple of num_key_value_heads (%d)", what, heads, kv_heads)
   end
   local norm_eps = json.required(c, "rms_norm_eps", "number", what)
-  if not (norm_eps > 0 and norm_eps <= 0.1) then               -- as core/model.c has it
+  if not (norm_eps > 0 and norm_eps <= 0.1) then               -- as core/model/model.c has it
     fault.raise("format", "%s: rms_norm_eps is %s, outside (0, 0.1]", what, fault.quote(norm_eps))
   end
   local head_dim = json.field(c, "head_dim", "integer", what) and count("head_dim", 512)

@@ -18,7 +18,7 @@ local GPT2 = [['s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(
 ---@field before integer[]     ids put before and after a text
 ---@field after integer[]
 
--- The core's own limits (core/tokenizer.c: AROUND_MAX, and STEPS_MAX in each of three stages), looked at before lists grow.
+-- The core's own limits (core/text/tokenizer.c: AROUND_MAX, and STEPS_MAX in each of three stages), looked at before lists grow.
 local AROUND_MAX, STEPS_MAX = 64, 96
 
 local cuts = { Removed = 0, Isolated = 1, MergedWithPrevious = 2, MergedWithNext = 3, Contiguous = 4 }

@@ -1,0 +1,333 @@
+/* dtype.c — conversion of rows of weights and cache rows to and from f32.
+ *
+ * Owns the arithmetic of the formats, nothing else (see dtype.h). All of it assumes a little-endian machine, as the files
+ * do. The formats, each stored block after block:
+ *
+ *   q8_0   32 values,  34 bytes: f16 d; int8 q[32]                        x = d q
+ *   q4_0   32 values,  18 bytes: f16 d; u8 q[16]                          x = d (q - 8)
+ *   q4_1   32 values,  20 bytes: f16 d, m; u8 q[16]                       x = d q + m
+ *   q5_0   32 values,  22 bytes: f16 d; u32 h; u8 q[16]                   x = d (q - 16), q's bit 4 in bit i of h
+ *   q5_1   32 values,  24 bytes: f16 d, m; u32 h; u8 q[16]                x = d q + m, likewise
+ *   iq4_nl 32 values,  18 bytes: f16 d; u8 q[16]                          x = d level[q]
+ *   mxfp4  32 values,  17 bytes: u8 e; u8 q[16]                           x = 2^(e-128) fp4[q]   (OCP's microscaling formats)
+ *   nvfp4  64 values,  36 bytes: u8 e[4]; u8 q[32]                        x = (fp8(e) / 2) fp4[q], an e for 16 values
+ *   q2_k  256 values,  84 bytes: u8 s[16]; u8 q[64]; f16 d, dmin          x = (d low(s)) q - (dmin high(s)), an s for 16
+ *   q3_k  256 values, 110 bytes: u8 h[32]; u8 q[64]; u8 s[12]; f16 d      x = (d (scale - 32)) (q - 4 where h's bit is clear)
+ *   q4_k  256 values, 144 bytes: f16 d, dmin; u8 s[12]; u8 q[128]         x = (d scale) q - (dmin min)
+ *   q5_k  256 values, 176 bytes: f16 d, dmin; u8 s[12]; u8 h[32]; u8 q[128]      likewise, q's bit 4 in h
+ *   q6_k  256 values, 210 bytes: u8 q[128]; u8 h[64]; int8 scale[16]; f16 d      x = (d scale) (q - 32)
+ *   iq4_xs 256 values, 136 bytes: f16 d; u16 h; u8 s[4]; u8 q[128]        x = (d (scale - 32)) level[q], a scale for 32
+ *
+ * Of 32 values the low nibbles of q are the first 16 and the high nibbles the others.
+ * In q4_k and q5_k a scale and a min of 6 bits serve 32 values; in q6_k a scale serves 16. The order of the products is
+ * part of the format: with it results are bit-equal to the `gguf` package's, so multiply-add must not be contracted.
+ * Loops run over one block with fixed bounds and no branches, so that compilers turn them into vector code. */
+#include "base/dtype.h"
+
+#ifdef __clang__
+#pragma STDC FP_CONTRACT OFF   /* GCC keeps them apart under -std=c11 */
+#endif
+
+static const struct { const char *name; int block; uint16_t bytes, align; bool writable; } formats[PYR_DTYPES] = {
+  [PYR_F32]  = { "f32", 1, 4, 4, true },     [PYR_F16]  = { "f16", 1, 2, 2, true },
+  [PYR_BF16] = { "bf16", 1, 2, 2, true },    [PYR_Q8_0] = { "q8_0", 32, 34, 1, true },
+  [PYR_Q4_0] = { "q4_0", 32, 18, 1, true },  [PYR_Q4_K] = { "q4_k", 256, 144, 1, false },
+  [PYR_Q5_K] = { "q5_k", 256, 176, 1, false }, [PYR_Q6_K] = { "q6_k", 256, 210, 1, false },
+  [PYR_FP8_E4M3] = { "fp8_e4m3", 1, 1, 1, true }, [PYR_Q4_1] = { "q4_1", 32, 20, 1, false },
+  [PYR_Q5_0] = { "q5_0", 32, 22, 1, false }, [PYR_Q5_1] = { "q5_1", 32, 24, 1, false },
+  [PYR_Q2_K] = { "q2_k", 256, 84, 1, false }, [PYR_Q3_K] = { "q3_k", 256, 110, 1, false },
+  [PYR_IQ4_NL] = { "iq4_nl", 32, 18, 1, false }, [PYR_IQ4_XS] = { "iq4_xs", 256, 136, 1, false },
+  [PYR_MXFP4] = { "mxfp4", 32, 17, 1, false }, [PYR_NVFP4] = { "nvfp4", 64, 36, 1, false },
+  [PYR_F64] = { "f64", 1, 8, 8, false },
+};
+
+bool pyr_dtype_valid(int dtype) { return dtype >= 0 && dtype < PYR_DTYPES; }
+const char *pyr_dtype_name(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].name : NULL; }
+int pyr_dtype_block(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].block : 0; }
+size_t pyr_dtype_block_bytes(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].bytes : 0; }
+size_t pyr_dtype_align(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].align : 1; }
+bool pyr_dtype_writable(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) && formats[dtype].writable; }
+bool pyr_dtype_weights(pyr_dtype dtype) { return dtype >= PYR_F32 && dtype < PYR_FP8_E4M3; }
+
+int pyr_dtype_of_name(const char *name) {
+  for (int i = 0; i < PYR_DTYPES; i++)
+    if (strcmp(formats[i].name, name) == 0) return i;
+  return -1;
+}
+
+size_t pyr_dtype_bytes(pyr_dtype dtype, int64_t n) {
+  if (!pyr_dtype_valid((int)dtype) || n <= 0 || n % formats[dtype].block != 0) return 0;
+  uint64_t blocks = (uint64_t)n / (uint64_t)formats[dtype].block;
+  return blocks > SIZE_MAX / formats[dtype].bytes ? 0 : (size_t)blocks * formats[dtype].bytes;
+}
+
+static uint16_t load16(const uint8_t *p) { uint16_t h; memcpy(&h, p, 2); return h; }
+static void store16(uint8_t *p, uint16_t h) { memcpy(p, &h, 2); }
+
+/* ---- to f32 -------------------------------------------------------------------------------------------------------- */
+
+static void f16_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) dst[i] = pyr_f32_of_f16(load16(src + 2 * i));
+}
+
+static void bf16_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) dst[i] = pyr_f32_of_bf16(load16(src + 2 * i));
+}
+
+static void fp8_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) dst[i] = pyr_f32_of_fp8(src[i]);
+}
+
+/* A double beyond the range of floats becomes infinite, as a cast does. */
+static void f64_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    double x;
+    memcpy(&x, src + 8 * i, 8);
+    dst[i] = (float)x;
+  }
+}
+
+static void q8_0_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float d = pyr_f32_of_f16(load16(src));
+  for (int i = 0; i < 32; i++) dst[i] = (float)(int8_t)src[2 + i] * d;
+}
+
+static void q4_0_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float d = pyr_f32_of_f16(load16(src));
+  for (int i = 0; i < 16; i++) dst[i] = d * (float)((int)(src[2 + i] & 15) - 8);
+  for (int i = 0; i < 16; i++) dst[16 + i] = d * (float)((int)(src[2 + i] >> 4) - 8);
+}
+
+static void q4_1_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float d = pyr_f32_of_f16(load16(src)), m = pyr_f32_of_f16(load16(src + 2));
+  for (int i = 0; i < 16; i++) dst[i] = d * (float)(src[4 + i] & 15) + m;
+  for (int i = 0; i < 16; i++) dst[16 + i] = d * (float)(src[4 + i] >> 4) + m;
+}
+
+/* The 32 numbers of 5 bits of a q5_0 or q5_1 block, from its h on. */
+static void fives_of(const uint8_t *src, int out[32]) {
+  uint32_t h;
+  memcpy(&h, src, 4);
+  for (int i = 0; i < 16; i++) out[i] = (src[4 + i] & 15) | (int)(h >> i & 1) << 4;
+  for (int i = 0; i < 16; i++) out[16 + i] = (src[4 + i] >> 4) | (int)(h >> (16 + i) & 1) << 4;
+}
+
+static void q5_0_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float d = pyr_f32_of_f16(load16(src));
+  int q[32];
+  fives_of(src + 2, q);
+  for (int i = 0; i < 32; i++) dst[i] = d * (float)(q[i] - 16);
+}
+
+static void q5_1_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float d = pyr_f32_of_f16(load16(src)), m = pyr_f32_of_f16(load16(src + 2));
+  int q[32];
+  fives_of(src + 4, q);
+  for (int i = 0; i < 32; i++) dst[i] = d * (float)q[i] + m;
+}
+
+/* The 16 levels that iq4_nl and iq4_xs choose from: closer together where weights are more frequent. */
+static const int8_t levels[16] = { -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113 };
+/* Twice the values of 4-bit floats with two bits of exponent and one of mantissa. */
+static const int8_t fp4[16] = { 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12 };
+
+/* Values of nibbles chosen from a table: the low nibbles of `bytes` bytes, then the high ones. */
+static void chosen(float *restrict dst, float d, const int8_t table[16], const uint8_t *restrict q, int bytes) {
+  for (int i = 0; i < bytes; i++) dst[i] = d * (float)table[q[i] & 15];
+  for (int i = 0; i < bytes; i++) dst[bytes + i] = d * (float)table[q[i] >> 4];
+}
+
+static void iq4_nl_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  chosen(dst, pyr_f32_of_f16(load16(src)), levels, src + 2, 16);
+}
+
+static void iq4_xs_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float d = pyr_f32_of_f16(load16(src));
+  unsigned high = load16(src + 2);
+  for (int g = 0; g < 8; g++) {
+    int scale = (src[4 + g / 2] >> 4 * (g & 1) & 15) | (int)(high >> 2 * g & 3) << 4;
+    chosen(dst + 32 * g, d * (float)(scale - 32), levels, src + 8 + 16 * g, 16);
+  }
+}
+
+/* The scale's exponent is 127 too large, and fp4 holds twice its values: 2^(e-128), which is no normal float for e of 0 and 1. */
+static void mxfp4_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  uint32_t bits = src[0] < 2 ? 0x00200000u << src[0] : (uint32_t)(src[0] - 1) << 23;
+  chosen(dst, pyr_f32_of_bits(bits), fp4, src + 1, 16);
+}
+
+static void nvfp4_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  for (int g = 0; g < 4; g++) {
+    uint8_t e = src[g] & 0x7f;                                /* the scale has no sign; 0x7f, not a number, counts as 0 */
+    float d = e == 0x7f ? 0.0f : pyr_f32_of_fp8(e) * 0.5f;
+    chosen(dst + 16 * g, d, fp4, src + 4 + 8 * g, 8);
+  }
+}
+
+/* q2_k and q3_k hold their 2-bit numbers alike: 128 values lie in 32 bytes, 32 of them in each pair of bits. */
+static void q2_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float d = pyr_f32_of_f16(load16(src + 80)), dmin = pyr_f32_of_f16(load16(src + 82));
+  for (int g = 0; g < 16; g++) {                              /* 16 values under one scale and min */
+    const uint8_t *q = src + 16 + 32 * (g / 8) + 16 * (g & 1);
+    int shift = g / 2 % 4 * 2;
+    float scale = d * (float)(src[g] & 15), min = dmin * (float)(src[g] >> 4);
+    for (int i = 0; i < 16; i++) dst[16 * g + i] = scale * (float)(q[i] >> shift & 3) - min;
+  }
+}
+
+/* Scale g has its low 4 bits in the low (g < 8) or high nibble of s[g % 8], and 2 more in bits 2 (g / 4) of s[8 + g % 4]. */
+static void q3_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  const uint8_t *s = src + 96;
+  float d = pyr_f32_of_f16(load16(src + 108));
+  for (int g = 0; g < 16; g++) {
+    const uint8_t *q = src + 32 + 32 * (g / 8) + 16 * (g & 1), *h = src + 16 * (g & 1);
+    int shift = g / 2 % 4 * 2, bit = g / 2;
+    int scale = (s[g % 8] >> 4 * (g / 8) & 15) | (s[8 + g % 4] >> 2 * (g / 4) & 3) << 4;
+    float scaled = d * (float)(scale - 32);
+    for (int i = 0; i < 16; i++)
+      dst[16 * g + i] = scaled * (float)((q[i] >> shift & 3) - (h[i] >> bit & 1 ? 0 : 4));
+  }
+}
+
+/* The eight scales and mins of a q4_k or q5_k block. The first four lie in the low 6 bits of s[0..3] and s[4..7]; of the
+ * last four, the low 4 bits share s[8..11] and the high 2 are the top bits of s[0..3] and s[4..7]. */
+static void scales_of(const uint8_t *src, float scale[8], float min[8]) {
+  float d = pyr_f32_of_f16(load16(src)), dmin = pyr_f32_of_f16(load16(src + 2));
+  const uint8_t *s = src + 4;
+  for (int i = 0; i < 4; i++) {
+    scale[i] = d * (float)(s[i] & 63);
+    min[i] = dmin * (float)(s[4 + i] & 63);
+    scale[4 + i] = d * (float)((s[8 + i] & 15) | ((s[i] >> 2) & 48));
+    min[4 + i] = dmin * (float)((s[8 + i] >> 4) | ((s[4 + i] >> 2) & 48));
+  }
+}
+
+static void q4_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float scale[8], min[8];
+  scales_of(src, scale, min);
+  const uint8_t *q = src + 16;
+  for (int g = 0; g < 8; g += 2, q += 32, dst += 64) {
+    for (int i = 0; i < 32; i++) dst[i] = scale[g] * (float)(q[i] & 15) - min[g];
+    for (int i = 0; i < 32; i++) dst[32 + i] = scale[g + 1] * (float)(q[i] >> 4) - min[g + 1];
+  }
+}
+
+static void q5_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  float scale[8], min[8];
+  scales_of(src, scale, min);
+  const uint8_t *h = src + 16, *q = src + 48;
+  for (int g = 0; g < 8; g += 2, q += 32, dst += 64) {
+    for (int i = 0; i < 32; i++) dst[i] = scale[g] * (float)((q[i] & 15) | ((h[i] >> g & 1) << 4)) - min[g];
+    for (int i = 0; i < 32; i++) dst[32 + i] = scale[g + 1] * (float)((q[i] >> 4) | ((h[i] >> (g + 1) & 1) << 4)) - min[g + 1];
+  }
+}
+
+static void q6_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  const uint8_t *q = src, *h = src + 128, *s = src + 192;
+  float d = pyr_f32_of_f16(load16(src + 208)), scale[16];
+  for (int i = 0; i < 16; i++) scale[i] = d * (float)(int8_t)s[i];
+  /* each half: 64 bytes of q and 32 of h make four runs of 32 values */
+  for (int half = 0; half < 2; half++, q += 64, h += 32, dst += 128)
+    for (int run = 0; run < 4; run++) {
+      const uint8_t *low = q + 32 * (run & 1);
+      int shift = 4 * (run >> 1), shift_h = 2 * run;
+      for (int part = 0; part < 2; part++) {
+        float scaled = scale[half * 8 + run * 2 + part];
+        for (int i = 16 * part; i < 16 * part + 16; i++)
+          dst[32 * run + i] = scaled * (float)(((low[i] >> shift & 15) | ((h[i] >> shift_h & 3) << 4)) - 32);
+      }
+    }
+}
+
+void pyr_row_to_f32(float *dst, const void *src, pyr_dtype dtype, int64_t n) {
+  const uint8_t *from = src;
+  switch (dtype) {
+    case PYR_F32: if (n > 0) memcpy(dst, from, (size_t)n * 4); break;
+    case PYR_F16: f16_to_f32(dst, from, n); break;
+    case PYR_BF16: bf16_to_f32(dst, from, n); break;
+    case PYR_FP8_E4M3: fp8_to_f32(dst, from, n); break;
+    case PYR_Q8_0: for (; n >= 32; n -= 32, dst += 32, from += 34) q8_0_to_f32(dst, from); break;
+    case PYR_Q4_0: for (; n >= 32; n -= 32, dst += 32, from += 18) q4_0_to_f32(dst, from); break;
+    case PYR_Q4_1: for (; n >= 32; n -= 32, dst += 32, from += 20) q4_1_to_f32(dst, from); break;
+    case PYR_Q5_0: for (; n >= 32; n -= 32, dst += 32, from += 22) q5_0_to_f32(dst, from); break;
+    case PYR_Q5_1: for (; n >= 32; n -= 32, dst += 32, from += 24) q5_1_to_f32(dst, from); break;
+    case PYR_Q4_K: for (; n >= 256; n -= 256, dst += 256, from += 144) q4_k_to_f32(dst, from); break;
+    case PYR_Q5_K: for (; n >= 256; n -= 256, dst += 256, from += 176) q5_k_to_f32(dst, from); break;
+    case PYR_IQ4_NL: for (; n >= 32; n -= 32, dst += 32, from += 18) iq4_nl_to_f32(dst, from); break;
+    case PYR_MXFP4: for (; n >= 32; n -= 32, dst += 32, from += 17) mxfp4_to_f32(dst, from); break;
+    case PYR_NVFP4: for (; n >= 64; n -= 64, dst += 64, from += 36) nvfp4_to_f32(dst, from); break;
+    case PYR_IQ4_XS: for (; n >= 256; n -= 256, dst += 256, from += 136) iq4_xs_to_f32(dst, from); break;
+    case PYR_Q2_K: for (; n >= 256; n -= 256, dst += 256, from += 84) q2_k_to_f32(dst, from); break;
+    case PYR_Q3_K: for (; n >= 256; n -= 256, dst += 256, from += 110) q3_k_to_f32(dst, from); break;
+    case PYR_F64: f64_to_f32(dst, from, n); break;
+    case PYR_Q6_K: for (; n >= 256; n -= 256, dst += 256, from += 210) q6_k_to_f32(dst, from); break;
+    case PYR_DTYPES: break;
+  }
+}
+
+/* ---- from f32 ------------------------------------------------------------------------------------------------------ */
+
+static void f16_from_f32(uint8_t *restrict dst, const float *restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) store16(dst + 2 * i, pyr_f16_of_f32(src[i]));
+}
+
+static void bf16_from_f32(uint8_t *restrict dst, const float *restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) store16(dst + 2 * i, pyr_bf16_of_f32(src[i]));
+}
+
+static void fp8_from_f32(uint8_t *restrict dst, const float *restrict src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) dst[i] = pyr_fp8_of_f32(src[i]);
+}
+
+/* x, made safe to convert to int: NaN becomes low. */
+static float clamp(float x, float low, float high) { x = x > low ? x : low; return x < high ? x : high; }
+
+/* The largest magnitude of a block, as bits: those of floats without sign are ordered as the floats are. */
+static uint32_t largest_bits(const float *src) {
+  int32_t most = 0;
+  for (int i = 0; i < 32; i++) {
+    int32_t a = (int32_t)(pyr_bits_of_f32(src[i]) & 0x7fffffffu);
+    most = a > most ? a : most;
+  }
+  return (uint32_t)most;
+}
+
+enum { LARGEST_Q8 = 0x42fe0000 };   /* 127 as a float's bits; what is more, or NaN, must not be converted to int */
+
+static void q8_0_from_f32(uint8_t *restrict dst, const float *restrict src) {
+  float d = pyr_f32_of_bits(largest_bits(src)) / 127.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
+  store16(dst, pyr_f16_of_f32(d));
+  for (int i = 0; i < 32; i++) {
+    /* half away from zero: the integer part, and one more if twice the fraction reaches 1; both exact */
+    uint32_t bits = pyr_bits_of_f32(src[i] * inverse), sign = 0u - (bits >> 31);
+    int32_t size = (int32_t)(bits & 0x7fffffffu);
+    float a = pyr_f32_of_bits((uint32_t)(size < LARGEST_Q8 ? size : LARGEST_Q8));
+    int32_t whole = (int32_t)a, rounded = whole + (int32_t)(2.0f * (a - (float)whole));
+    dst[2 + i] = (uint8_t)(((uint32_t)rounded ^ sign) - sign);
+  }
+}
+
+static void q4_0_from_f32(uint8_t *restrict dst, const float *restrict src) {
+  uint32_t most = largest_bits(src);
+  int first = 0;   /* the first value of the largest magnitude, with its sign, becomes -8 */
+  while (first < 31 && (pyr_bits_of_f32(src[first]) & 0x7fffffffu) != most) first++;
+  float d = src[first] / -8.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
+  store16(dst, pyr_f16_of_f32(d));
+  for (int i = 0; i < 16; i++) {
+    int low = (int)clamp(src[i] * inverse + 8.5f, 0, 15), high = (int)clamp(src[16 + i] * inverse + 8.5f, 0, 15);
+    dst[2 + i] = (uint8_t)(low | high << 4);
+  }
+}
+
+void pyr_row_from_f32(void *dst, pyr_dtype dtype, const float *src, int64_t n) {
+  uint8_t *to = dst;
+  switch (dtype) {
+    case PYR_F32: if (n > 0) memcpy(to, src, (size_t)n * 4); break;
+    case PYR_F16: f16_from_f32(to, src, n); break;
+    case PYR_BF16: bf16_from_f32(to, src, n); break;
+    case PYR_FP8_E4M3: fp8_from_f32(to, src, n); break;
+    case PYR_Q8_0: for (; n >= 32; n -= 32, to += 34, src += 32) q8_0_from_f32(to, src); break;
+    case PYR_Q4_0: for (; n >= 32; n -= 32, to += 18, src += 32) q4_0_from_f32(to, src); break;
+    default: break;
+  }
+}

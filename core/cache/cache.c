@@ -1,0 +1,518 @@
+/* cache.c — lanes of rows: reserve, truncate, unshare, gather; and the life of a cache: new, fork, clear, restore.
+ *
+ * Invariants. A lane's pages 0..page_count-1 exist; row r lies in page r / PYR_PAGE_ROWS. Pages may be shared with
+ * forks; a page is written only while it has one reference. positions and history are never shared: they are small,
+ * and the history of two forks differs from the first step on. Every operation that can fail leaves rows as they were.
+ *
+ * Saving and loading is in session.c. */
+#include "cache/cache.h"
+#include "model/model.h"
+
+#include <string.h>
+
+enum { LISTS = 256 };            /* lanes whose page tables go to the backend in one call */
+
+static int64_t pages_for(int64_t rows) { return (rows + PYR_PAGE_ROWS - 1) / PYR_PAGE_ROWS; }
+
+pyr_lane_view pyr_lane_get_view(const pyr_lane *lane) {
+  void **table = lane->listed == lane->page_count ? lane->table : NULL;
+  return (pyr_lane_view){ lane->data, lane->positions, lane->history, lane->rows, table, lane->born };
+}
+
+/* ---- the page table ------------------------------------------------------------------------------------------ */
+
+/* Room for `count` pages in the table (host arrays, and the backend's); grows by half, so that appending is linear. */
+static pyr_status table_grow(pyr_cache *cache, pyr_lane *lane, int64_t count) {
+  if (count <= lane->page_cap) return PYR_OK;
+  pyr_runtime *rt = cache->pool->rt;
+  pyr_backend *be = cache->pool->be;
+  int64_t cap = lane->page_cap + lane->page_cap / 2 + 4;
+  if (cap < count) cap = count;
+  size_t old = (size_t)lane->page_cap * sizeof(void *), size = (size_t)cap * sizeof(void *);
+  pyr_page **pages = pyr_alloc(rt, size);
+  void **data = pyr_alloc(rt, size);
+  void **table = pages && data && be->list_pages ? be->alloc(be, size) : NULL;
+  if (!pages || !data || (be->list_pages && !table)) {
+    pyr_release(rt, pages, size);
+    pyr_release(rt, data, size);
+    return pyr_nomem(rt, size, "a page table");
+  }
+  if (lane->page_count) {
+    memcpy(pages, lane->pages, (size_t)lane->page_count * sizeof(void *));
+    memcpy(data, lane->data, (size_t)lane->page_count * sizeof(void *));
+  }
+  pyr_release(rt, lane->pages, old);
+  pyr_release(rt, lane->data, old);
+  be->release(be, lane->table, old);
+  lane->pages = pages;
+  lane->data = data;
+  lane->table = table;
+  lane->listed = 0;
+  lane->page_cap = cap;
+  return PYR_OK;
+}
+
+static void forget_listed(pyr_lane *lane, int64_t from) {
+  if (lane->listed > from) lane->listed = from;
+}
+
+pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count) {
+  pyr_backend *be = cache->pool->be;
+  pyr_page_list lists[LISTS];
+  int found = 0;
+  for (int64_t i = 0, first = 0; be->list_pages && i < count; i++) {
+    pyr_lane *lane = &lanes[i];
+    if (lane->listed < lane->page_count)
+      lists[found++] = (pyr_page_list){ lane->table, lane->data, lane->listed, lane->page_count };
+    if (found < LISTS && i + 1 < count) continue;
+    pyr_status status = found > 0 ? be->list_pages(be, lists, found) : PYR_OK;
+    if (status != PYR_OK) return status;
+    for (found = 0; first <= i; first++) lanes[first].listed = lanes[first].page_count;
+  }
+  return PYR_OK;
+}
+
+/* ---- what lies beside the rows --------------------------------------------------------------------------------- */
+
+/* How many rows to make room for where `cap` are wanted. Sanitizers see the end of an allocation: there it is the last row's. */
+static int64_t room_for(const pyr_lane *lane, int64_t cap) {
+#if defined(__SANITIZE_ADDRESS__)
+  return (void)lane, cap;
+#else
+  int64_t more = lane->row_room + lane->row_room / 2;
+  if (cap <= lane->row_room) return cap < lane->row_room / 2 ? cap : lane->row_room;
+  return cap > more ? cap : more;
+#endif
+}
+
+static size_t bytes_beside(int64_t rows, bool history, bool born) {
+  return (size_t)rows * (sizeof(int32_t) + (history ? sizeof(float) : 0) + (born ? sizeof(int32_t) : 0));
+}
+
+static size_t bytes_of_lane(const pyr_lane *lane) { return bytes_beside(lane->row_cap, lane->history != NULL, lane->wide); }
+static int kind_of(const pyr_lane *lane) { return lane->wide ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN; }
+
+/* Moves them to blocks for `room` rows. */
+static pyr_status rows_move(pyr_cache *cache, pyr_lane *lane, int64_t room, bool history, bool wide) {
+  pyr_backend *be = cache->pool->be;
+  size_t bytes = (size_t)room * sizeof(int32_t), old = (size_t)lane->row_room * sizeof(int32_t);
+  size_t used = (size_t)lane->rows * sizeof(int32_t);
+  void *positions = NULL, *tracked = NULL, *born = NULL;
+  pyr_status status = PYR_OK;
+  if (room > 0) {
+    positions = be->alloc(be, bytes);
+    tracked = positions && history ? be->alloc(be, bytes) : NULL;
+    born = positions && wide ? be->alloc(be, bytes) : NULL;
+    if (!positions || (history && !tracked) || (wide && !born)) status = pyr_nomem(cache->pool->rt, bytes, "the cache");
+    if (status == PYR_OK && used) status = be->copy(be, positions, lane->positions, used);
+    if (status == PYR_OK && used && born && lane->born) status = be->copy(be, born, lane->born, used);
+    if (status == PYR_OK && tracked && used && lane->history) status = be->copy(be, tracked, lane->history, used);
+    if (status == PYR_OK && tracked) {   /* what is new, or new to tracking, starts at zero */
+      int64_t from = lane->history ? lane->rows : 0;
+      if (room > from) status = be->fill(be, (float *)tracked + from, NULL, room - from, 2, 0, 0.0f);
+    }
+    if (status != PYR_OK) {
+      be->release(be, positions, bytes);
+      be->release(be, tracked, bytes);
+      be->release(be, born, bytes);
+      return status;
+    }
+  }
+  be->release(be, lane->positions, old);
+  be->release(be, lane->history, old);
+  be->release(be, lane->born, old);
+  lane->positions = positions;
+  lane->history = tracked;
+  lane->born = born;
+  lane->wide = wide;
+  lane->row_room = room;
+  return PYR_OK;
+}
+
+/* positions (and history and born, if the lane has or should have them) for `cap` rows, cap >= rows. */
+static pyr_status rows_resize(pyr_cache *cache, pyr_lane *lane, int64_t cap, bool history, bool wide) {
+  bool had = lane->history != NULL, was = lane->wide;
+  history = history || had;
+  wide = wide || was;
+  if (cap == lane->row_cap && history == had && wide == was) return PYR_OK;
+  size_t before = bytes_of_lane(lane), bytes = bytes_beside(cap, history, wide);
+  pyr_status status = pyr_pool_charge(cache->pool, before, bytes);
+  if (status != PYR_OK) return status;
+  int64_t room = room_for(lane, cap);
+  if (room != lane->row_room || history != had || wide != was) {
+    status = rows_move(cache, lane, room, history, wide);
+    if (status != PYR_OK && room > cap) status = rows_move(cache, lane, cap, history, wide);     /* memory is short: just what is wanted */
+    if (status != PYR_OK && cap <= lane->row_room && history == had && wide == was) status = PYR_OK;      /* … or what there is, if it is more */
+  }
+  if (status != PYR_OK) {
+    (void)pyr_pool_charge(cache->pool, bytes, before);
+    return status;
+  }
+  lane->row_cap = cap;
+  return PYR_OK;
+}
+
+/* Replaces a shared page by a copy. */
+static pyr_status page_unshare(pyr_cache *cache, pyr_lane *lane, int64_t index) {
+  pyr_pool *pool = cache->pool;
+  pyr_page *page = lane->pages[index], *fresh = NULL;
+  if (page->refs == 1) return PYR_OK;
+  pyr_status status = pyr_page_new(pool, kind_of(lane), &fresh);
+  if (status != PYR_OK) return status;
+  status = pool->be->copy(pool->be, fresh->data, page->data, pool->page_bytes[kind_of(lane)]);
+  if (status != PYR_OK) {
+    pyr_page_free(pool, fresh);
+    return status;
+  }
+  pyr_page_free(pool, page);
+  lane->pages[index] = fresh;
+  lane->data[index] = fresh->data;
+  forget_listed(lane, index);
+  return PYR_OK;
+}
+
+/* Pages for all rows of `lane`, of which each is the wide one of its own: K and V copied, the third plane left as it is. */
+pyr_status pyr_lane_widen(pyr_cache *cache, pyr_lane *lane) {
+  pyr_pool *pool = cache->pool;
+  pyr_backend *be = pool->be;
+  size_t bytes = (size_t)lane->page_count * sizeof(pyr_page *);
+  if (lane->wide) return PYR_OK;
+  pyr_page **fresh = lane->page_count ? pyr_alloc_zero(pool->rt, bytes) : NULL;
+  pyr_status status = lane->page_count && !fresh ? pyr_nomem(pool->rt, bytes, "a page table") : PYR_OK;
+  for (int64_t p = 0; p < lane->page_count && status == PYR_OK; p++) {
+    status = pyr_page_new(pool, PYR_PAGE_WIDE, &fresh[p]);
+    if (status == PYR_OK) status = be->copy(be, fresh[p]->data, lane->pages[p]->data, pool->page_bytes[PYR_PAGE_PLAIN]);
+  }
+  if (status == PYR_OK) status = rows_resize(cache, lane, lane->row_cap, false, true);
+  if (status == PYR_OK && lane->rows)
+    status = be->copy(be, lane->born, lane->positions, (size_t)lane->rows * sizeof *lane->born);
+  for (int64_t p = 0; p < lane->page_count && fresh; p++) {
+    pyr_page_free(pool, status == PYR_OK ? lane->pages[p] : fresh[p]);
+    if (status != PYR_OK) continue;
+    lane->pages[p] = fresh[p];
+    lane->data[p] = fresh[p]->data;
+  }
+  if (status == PYR_OK) forget_listed(lane, 0);
+  pyr_release(pool->rt, fresh, fresh ? bytes : 0);
+  return status;
+}
+
+static void drop_pages(pyr_cache *cache, pyr_lane *lane, int64_t keep) {
+  while (lane->page_count > keep) pyr_page_free(cache->pool, lane->pages[--lane->page_count]);
+  forget_listed(lane, lane->page_count);
+}
+
+/* ---- lanes ------------------------------------------------------------------------------------------------------ */
+
+pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history) {
+  int64_t count = pages_for(lane->rows + more), before = lane->page_count;
+  pyr_status status = table_grow(cache, lane, count);
+  while (status == PYR_OK && lane->page_count < count) {
+    pyr_page *page = NULL;
+    status = pyr_page_new(cache->pool, kind_of(lane), &page);
+    if (status != PYR_OK) break;
+    lane->pages[lane->page_count] = page;
+    lane->data[lane->page_count++] = page->data;
+  }
+  if (status == PYR_OK && more > 0 && lane->rows % PYR_PAGE_ROWS != 0)
+    status = page_unshare(cache, lane, lane->rows / PYR_PAGE_ROWS);
+  if (status == PYR_OK)
+    status = rows_resize(cache, lane, lane->page_count * PYR_PAGE_ROWS, history, false);
+  if (status != PYR_OK) drop_pages(cache, lane, before);
+  return status;
+}
+
+void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane) {
+  int64_t held = lane->row_cap, stay = lane->floor > lane->rows ? lane->floor : lane->rows;
+  drop_pages(cache, lane, pages_for(stay));
+  (void)rows_resize(cache, lane, lane->page_count * PYR_PAGE_ROWS, false, false);
+  /* Rows yet to come start with no history, whatever lay there. */
+  if (held > lane->row_room) held = lane->row_room;
+  if (lane->history && held > lane->rows)
+    (void)cache->pool->be->fill(cache->pool->be, lane->history + lane->rows, NULL, held - lane->rows, 2, 0, 0.0f);
+}
+
+void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows) {
+  if (rows < lane->rows) lane->rows = rows;
+  pyr_lane_trim(cache, lane);
+}
+
+void pyr_lane_put_back(pyr_cache *cache, pyr_lane *lane, int64_t rows, int32_t *positions, float *history, int32_t *born,
+                       pyr_page **pages, int64_t count) {
+  pyr_pool *pool = cache->pool;
+  pyr_backend *be = pool->be;
+  size_t before = bytes_of_lane(lane), old = (size_t)lane->row_room * sizeof(int32_t);
+  drop_pages(cache, lane, pages ? 0 : pages_for(rows));
+  for (int64_t p = 0; p < count && pages; p++) {
+    lane->pages[p] = pages[p];
+    lane->data[p] = pages[p]->data;
+    lane->page_count = p + 1;
+  }
+  if (pages) forget_listed(lane, 0);
+  be->release(be, lane->positions, old);
+  be->release(be, lane->history, old);
+  be->release(be, lane->born, old);
+  lane->positions = positions;
+  lane->history = history;
+  lane->born = born;
+  lane->wide = born != NULL;
+  lane->rows = rows;
+  lane->row_room = lane->row_cap = lane->page_count * PYR_PAGE_ROWS;
+  pool->held = pool->held - before + bytes_of_lane(lane);
+}
+
+pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from) {
+  pyr_status status = PYR_OK;
+  for (int64_t p = from / PYR_PAGE_ROWS; p < lane->page_count && status == PYR_OK; p++)
+    status = page_unshare(cache, lane, p);
+  return status;
+}
+
+/* Pages to take the place of shared ones among `changed` pages from `skip` on of each lane, in fresh [count, changed] (NULL where
+ * a page stays), and in data what the tables will then hold. */
+static pyr_status fresh_pages(pyr_cache *cache, const pyr_lane *lanes, int count, int64_t skip, int64_t changed, pyr_page **fresh,
+                              void **data) {
+  for (int64_t i = 0; i < count * changed; i++) {
+    pyr_page *old = lanes[i / changed].pages[skip + i % changed];
+    pyr_status status = old->refs > 1 ? pyr_page_new(cache->pool, kind_of(&lanes[i / changed]), &fresh[i]) : PYR_OK;
+    if (status != PYR_OK) return status;
+    data[i] = fresh[i] ? fresh[i]->data : old->data;
+  }
+  return PYR_OK;
+}
+
+pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_lane_view *views, const int32_t *idx, int64_t keep,
+                            int64_t fixed) {
+  pyr_pool *pool = cache->pool;
+  pyr_runtime *rt = pool->rt;
+  int64_t skip = fixed / PYR_PAGE_ROWS;                    /* leading pages whose rows stay where they are */
+  int64_t pages = pages_for(keep), changed = pages > skip ? pages - skip : 0, offset = skip * PYR_PAGE_ROWS;
+  size_t bytes = (size_t)(count * changed) * sizeof(void *);
+  pyr_status status = PYR_OK;
+  pyr_page **fresh = NULL;
+  void **data = NULL;
+  bool shared = false;
+  if (keep >= lanes[0].rows) return PYR_OK;
+  for (int64_t i = 0; i < count * changed; i++) shared = shared || lanes[i / changed].pages[skip + i % changed]->refs > 1;
+  if (shared) {
+    fresh = pyr_alloc_zero(rt, bytes);
+    data = pyr_alloc(rt, bytes);
+    status = fresh && data ? fresh_pages(cache, lanes, count, skip, changed, fresh, data) : pyr_nomem(rt, bytes, "a page table");
+  }
+  for (int i = 0; i < count && status == PYR_OK; i++) {
+    pyr_lane *lane = &lanes[i];
+    views[i] = (pyr_lane_view){ shared ? data + i * changed : lane->data + skip, lane->positions + offset,
+                                lane->history ? lane->history + offset : NULL, keep - offset, NULL,
+                                lane->born ? lane->born + offset : NULL };
+    views[count + i] = pyr_lane_get_view(lane);
+  }
+  if (status == PYR_OK && changed > 0)
+    status = pool->be->gather(pool->be, views, views + count, count, pool->layout, idx + offset, keep - offset);
+  for (int64_t i = 0; i < count * changed && shared && fresh; i++) {
+    pyr_lane *lane = &lanes[i / changed];
+    int64_t page = skip + i % changed;
+    if (!fresh[i]) continue;
+    if (status != PYR_OK) {
+      pyr_page_free(pool, fresh[i]);
+      continue;
+    }
+    pyr_page_free(pool, lane->pages[page]);
+    lane->pages[page] = fresh[i];
+    lane->data[page] = data[i];
+    forget_listed(lane, page);
+  }
+  for (int i = 0; i < count && status == PYR_OK; i++) {
+    cache->evicted += lanes[i].rows - keep;
+    lanes[i].rows = keep;
+    pyr_lane_trim(cache, &lanes[i]);
+  }
+  pyr_release(rt, fresh, fresh ? bytes : 0);
+  pyr_release(rt, data, data ? bytes : 0);
+  return status;
+}
+
+static void lane_free(pyr_cache *cache, pyr_lane *lane) {
+  pyr_runtime *rt = cache->pool->rt;
+  pyr_backend *be = cache->pool->be;
+  drop_pages(cache, lane, 0);
+  be->release(be, lane->positions, (size_t)lane->row_room * sizeof(int32_t));
+  be->release(be, lane->history, (size_t)lane->row_room * sizeof(float));
+  be->release(be, lane->born, (size_t)lane->row_room * sizeof(int32_t));
+  be->release(be, lane->table, (size_t)lane->page_cap * sizeof(void *));
+  (void)pyr_pool_charge(cache->pool, bytes_of_lane(lane), 0);
+  pyr_release(rt, lane->pages, (size_t)lane->page_cap * sizeof(void *));
+  pyr_release(rt, lane->data, (size_t)lane->page_cap * sizeof(void *));
+  memset(lane, 0, sizeof *lane);
+}
+
+/* Shares all pages of src. The destination is empty. */
+static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *src) {
+  pyr_status status = table_grow(cache, dst, src->page_count);
+  if (status != PYR_OK) return status;
+  dst->rows = 0;
+  status = rows_resize(cache, dst, src->row_cap, src->history != NULL, src->wide);
+  if (status != PYR_OK) return status;
+  pyr_backend *be = cache->pool->be;
+  size_t used = (size_t)src->rows * sizeof(int32_t);
+  if (used) status = be->copy(be, dst->positions, src->positions, used);
+  if (status == PYR_OK && used && src->history) status = be->copy(be, dst->history, src->history, used);
+  if (status == PYR_OK && used && src->born) status = be->copy(be, dst->born, src->born, used);
+  if (status != PYR_OK) return status;
+  for (int64_t p = 0; p < src->page_count; p++) {
+    pyr_page_retain(src->pages[p]);
+    dst->pages[p] = src->pages[p];
+    dst->data[p] = src->data[p];
+  }
+  dst->page_count = src->page_count;
+  dst->rows = src->rows;
+  return PYR_OK;
+}
+
+/* ---- caches ------------------------------------------------------------------------------------------------------- */
+
+/* No trigger, nothing tracked. */
+static void reset_states(pyr_cache *cache) {
+  memset(cache->states, 0, (size_t)cache->layers * sizeof *cache->states);
+  for (int layer = 0; layer < cache->layers; layer++) cache->states[layer].trigger.track.code = PYR_SCORE_CODES;
+}
+
+pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *policy, pyr_cache **out) {
+  pyr_runtime *rt = pool->rt;
+  if (pool->model != model)
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the pool belongs to another model");
+  pyr_cache *cache = pyr_alloc_zero(rt, sizeof *cache);
+  if (!cache) return pyr_nomem(rt, sizeof *cache, "a cache");
+  cache->layers = model->config.layers;
+  cache->heads = model->config.kv_heads;
+  cache->pool = pyr_pool_retain(pool);
+  size_t lanes = (size_t)cache->layers * (size_t)cache->heads;
+  cache->lanes = pyr_alloc_zero(rt, lanes * sizeof *cache->lanes);
+  cache->states = pyr_alloc_zero(rt, (size_t)cache->layers * sizeof *cache->states);
+  if (!cache->lanes || !cache->states) {
+    pyr_cache_free(cache);
+    return pyr_nomem(rt, lanes * sizeof *cache->lanes, "a cache's lanes");
+  }
+  reset_states(cache);
+  if (policy) {
+    cache->policy = *policy;
+    if (policy->retain) policy->retain(policy->ud);
+  }
+  *out = cache;
+  return PYR_OK;
+}
+
+static void free_lanes(pyr_cache *cache) {
+  if (cache->lanes)
+    for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++) lane_free(cache, &cache->lanes[i]);
+}
+
+void pyr_cache_free(pyr_cache *cache) {
+  if (cache == NULL) return;
+  pyr_runtime *rt = cache->pool->rt;
+  pyr_pool *pool = cache->pool;
+  pyr_policy policy = cache->policy;
+  free_lanes(cache);
+  if (cache->lanes) pyr_release(rt, cache->lanes, (size_t)cache->layers * (size_t)cache->heads * sizeof *cache->lanes);
+  if (cache->states) pyr_release(rt, cache->states, (size_t)cache->layers * sizeof *cache->states);
+  pyr_release(rt, cache->note, cache->note_bytes);
+  pyr_release(rt, cache, sizeof *cache);
+  if (policy.release) policy.release(policy.ud);
+  pyr_pool_free(pool);
+}
+
+pyr_model *pyr_cache_model(const pyr_cache *cache) { return cache->pool->model; }
+pyr_pool *pyr_cache_pool(const pyr_cache *cache) { return cache->pool; }
+
+pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out) {
+  pyr_cache *copy = NULL;
+  pyr_status status = pyr_cache_new(cache->pool->model, cache->pool, cache->policy.ud ? &cache->policy : NULL, &copy);
+  if (status != PYR_OK) return status;
+  memcpy(copy->states, cache->states, (size_t)cache->layers * sizeof *cache->states);
+  copy->tokens = cache->tokens;
+  copy->prompt = cache->prompt;
+  copy->computed = cache->computed;
+  copy->evicted = cache->evicted;
+  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
+    status = lane_share(copy, &copy->lanes[i], &cache->lanes[i]);
+  if (status != PYR_OK) {
+    pyr_cache_free(copy);
+    return status;
+  }
+  *out = copy;
+  return PYR_OK;
+}
+
+pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out) { return pyr_cache_snapshot(cache, out); }
+
+void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot) {
+  pyr_cache spoiled = *cache;
+  *cache = *snapshot;
+  cache->note = spoiled.note;              /* a snapshot has none */
+  cache->note_bytes = spoiled.note_bytes;
+  spoiled.note = NULL;
+  spoiled.note_bytes = 0;
+  *snapshot = spoiled;
+  pyr_cache_free(snapshot);
+}
+
+pyr_status pyr_cache_clear(pyr_cache *cache) {
+  free_lanes(cache);
+  reset_states(cache);
+  cache->tokens = cache->prompt = cache->computed = cache->evicted = 0;
+  return PYR_OK;
+}
+
+/* ---- questions ------------------------------------------------------------------------------------------------------ */
+
+const char *pyr_cache_note(const pyr_cache *cache, size_t *length) {
+  *length = cache->note_bytes;
+  return cache->note;
+}
+
+int64_t pyr_cache_tokens(const pyr_cache *cache) { return cache->tokens; }
+int64_t pyr_cache_computed(const pyr_cache *cache) { return cache->computed; }
+int64_t pyr_cache_evicted(const pyr_cache *cache) { return cache->evicted; }
+
+int64_t pyr_cache_rows(const pyr_cache *cache, int layer, int head) {
+  if (layer < 0 || layer >= cache->layers || head < 0 || head >= cache->heads) return -1;
+  return pyr_cache_lane(cache, layer, head)->rows;
+}
+
+int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer) {
+  int64_t rows = 0;
+  for (int head = 0; head < cache->heads; head++) {
+    int64_t held = pyr_cache_lane(cache, layer, head)->rows;
+    if (held > rows) rows = held;
+  }
+  return rows;
+}
+
+bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer) {
+  for (int head = 1; head < cache->heads; head++)
+    if (pyr_cache_lane(cache, layer, head)->rows != pyr_cache_lane(cache, layer, 0)->rows) return false;
+  return true;
+}
+
+pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head, int32_t *out) {
+  pyr_backend *be = cache->pool->be;
+  if (pyr_cache_rows(cache, layer, head) < 0)
+    return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT, "no lane at layer %d, head %d", layer + 1, head + 1);
+  const pyr_lane *lane = pyr_cache_lane(cache, layer, head);
+  return lane->rows ? be->download(be, out, lane->positions, (size_t)lane->rows * sizeof(int32_t)) : PYR_OK;
+}
+
+size_t pyr_cache_bytes(const pyr_cache *cache) {
+  size_t bytes = 0;
+  for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++) {
+    const pyr_lane *lane = &cache->lanes[i];
+    bytes += (size_t)lane->page_count * cache->pool->page_bytes[kind_of(lane)];
+    bytes += bytes_of_lane(lane);
+  }
+  return bytes;
+}
+
+double pyr_cache_fraction(const pyr_cache *cache) {
+  int64_t lanes = (int64_t)cache->layers * cache->heads, rows = 0;
+  for (int64_t i = 0; i < lanes; i++) rows += cache->lanes[i].rows;
+  return cache->tokens ? (double)rows / ((double)lanes * (double)cache->tokens) : 1.0;
+}

@@ -1,0 +1,167 @@
+/* pages.c — see pages.h. */
+#include "cache/pages.h"
+
+pyr_status pyr_pool_new(pyr_model *model, pyr_dtype dtype, size_t budget, pyr_pool **out) {
+  pyr_runtime *rt = pyr_model_runtime(model);
+  const pyr_model_config *config = pyr_model_get_config(model);
+  if (dtype != PYR_F32 && dtype != PYR_F16 && dtype != PYR_BF16 && dtype != PYR_Q8_0 && dtype != PYR_FP8_E4M3)
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "cache dtype %s: use f32, f16, bf16, q8_0 or fp8_e4m3",
+                                 pyr_dtype_name(dtype) ? pyr_dtype_name(dtype) : "?");
+  if (dtype == PYR_Q8_0 && config->head_dim % 32 != 0)
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "cache dtype q8_0 needs head_dim %% 32 == 0, and it is %d",
+                                 (int)config->head_dim);
+  if (dtype == PYR_FP8_E4M3 && config->head_dim % 2 != 0)
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "cache dtype fp8_e4m3 needs an even head_dim, and it is %d",
+                                 (int)config->head_dim);
+  pyr_pool *pool = pyr_alloc_zero(rt, sizeof *pool);
+  if (!pool) return pyr_nomem(rt, sizeof *pool, "the page pool");
+  pool->refs = 1;
+  pool->model = pyr_model_retain(model);
+  pool->rt = rt;
+  pool->be = pyr_runtime_backend(rt);
+  pool->layout = (pyr_layout){ dtype, config->head_dim };
+  for (int kind = 0; kind < PYR_PAGE_KINDS; kind++)
+    pool->page_bytes[kind] = pyr_page_bytes(dtype, config->head_dim, kind == PYR_PAGE_WIDE);
+  pool->budget = budget;
+  *out = pool;
+  return PYR_OK;
+}
+
+pyr_pool *pyr_pool_retain(pyr_pool *pool) {
+  pool->refs++;
+  return pool;
+}
+
+void pyr_pool_free(pyr_pool *pool) {
+  if (pool == NULL || --pool->refs > 0) return;
+  pool->be->release(pool->be, pool->work, pool->work_bytes);
+  pyr_model *model = pool->model;
+  pyr_release(pool->rt, pool, sizeof *pool);
+  pyr_model_free(model);
+}
+
+size_t pyr_pool_bytes(const pyr_pool *pool) { return pool->held; }
+
+static pyr_status check_budget(const pyr_pool *pool, size_t bytes) {
+  if (pool->budget && (pool->held > pool->budget || bytes > pool->budget - pool->held))
+    return pyr_runtime_set_error(pool->rt, PYR_BUDGET, "the cache's budget of %zu bytes is full: %zu held, %zu more wanted",
+                                 pool->budget, pool->held, bytes);
+  return PYR_OK;
+}
+
+pyr_status pyr_pool_charge(pyr_pool *pool, size_t before, size_t bytes) {
+  pyr_status status = bytes > before ? check_budget(pool, bytes - before) : PYR_OK;
+  if (status == PYR_OK) pool->held = pool->held - before + bytes;
+  return status;
+}
+
+/* ---- pages ----------------------------------------------------------------------------------------------------------- */
+
+struct pyr_slab {
+  pyr_slab *before, *after;      /* in the pool's list, while it has free pages */
+  void *block;                   /* backend memory */
+  size_t bytes;
+  pyr_page *free;
+  int kind;
+  int64_t used, count;
+  pyr_page pages[];
+};
+
+enum {
+  ALIGN = 4096,                  /* of the first page of a slab */
+  SLAB_PAGES = 16,               /* at least, */
+  SLAB_PART = 8,                 /* … else this part of the pages in use, */
+  SLAB_BYTES = 1 << 20,          /* … and so many bytes at most */
+};
+
+/* Sanitizers see the end of an allocation: there each page is one. */
+#if defined(__SANITIZE_ADDRESS__)
+static int64_t slab_pages(const pyr_pool *pool, int kind) { return (void)pool, (void)kind, 1; }
+#else
+static int64_t slab_pages(const pyr_pool *pool, int kind) {
+  int64_t most = (int64_t)(SLAB_BYTES / pool->page_bytes[kind]), wanted = pool->pages[kind] / SLAB_PART;
+  if (wanted < SLAB_PAGES) wanted = SLAB_PAGES;
+  return wanted < most ? wanted : most > 1 ? most : 1;
+}
+#endif
+
+static size_t slab_bytes(int64_t count) { return sizeof(pyr_slab) + (size_t)count * sizeof(pyr_page); }
+
+static void list_slab(pyr_pool *pool, pyr_slab *slab) {
+  slab->before = NULL;
+  slab->after = pool->open[slab->kind];
+  if (slab->after) slab->after->before = slab;
+  pool->open[slab->kind] = slab;
+}
+
+static void unlist_slab(pyr_pool *pool, pyr_slab *slab) {
+  if (slab->before) slab->before->after = slab->after;
+  else pool->open[slab->kind] = slab->after;
+  if (slab->after) slab->after->before = slab->before;
+}
+
+/* A slab of `count` pages, if there is memory for it. */
+static pyr_slab *slab_new(pyr_pool *pool, int kind, int64_t count) {
+  size_t bytes = (size_t)count * pool->page_bytes[kind] + (count > 1 ? ALIGN : 0);
+  pyr_slab *slab = pyr_alloc(pool->rt, slab_bytes(count));
+  void *block = slab ? pool->be->alloc(pool->be, bytes) : NULL;
+  if (!block) {
+    pyr_release(pool->rt, slab, slab_bytes(count));
+    return NULL;
+  }
+  *slab = (pyr_slab){ .block = block, .bytes = bytes, .kind = kind, .count = count };
+  char *data = (char *)block + (count > 1 ? (ALIGN - (uintptr_t)block % ALIGN) % ALIGN : 0);
+  for (int64_t i = count - 1; i >= 0; i--) {
+    slab->pages[i] = (pyr_page){ .data = data + (size_t)i * pool->page_bytes[kind], .slab = slab, .next = slab->free };
+    slab->free = &slab->pages[i];
+  }
+  list_slab(pool, slab);
+  return slab;
+}
+
+pyr_status pyr_page_new(pyr_pool *pool, int kind, pyr_page **out) {
+  pyr_status status = check_budget(pool, pool->page_bytes[kind]);
+  if (status != PYR_OK) return status;
+  pyr_slab *slab = pool->open[kind];
+  for (int64_t count = slab_pages(pool, kind); !slab && count > 0; count /= 4) slab = slab_new(pool, kind, count);
+  if (!slab) return pyr_nomem(pool->rt, pool->page_bytes[kind], "the cache");
+  pyr_page *page = slab->free;
+  slab->free = page->next;
+  if (!slab->free) unlist_slab(pool, slab);
+  slab->used++;
+  pool->pages[kind]++;
+  pool->held += pool->page_bytes[kind];
+  page->refs = 1;
+  *out = page;
+  return PYR_OK;
+}
+
+void pyr_page_retain(pyr_page *page) { page->refs++; }
+
+void pyr_page_free(pyr_pool *pool, pyr_page *page) {
+  if (page == NULL || --page->refs > 0) return;
+  pyr_slab *slab = page->slab;
+  pool->pages[slab->kind]--;
+  pool->held -= pool->page_bytes[slab->kind];
+  if (--slab->used == 0) {
+    if (slab->free) unlist_slab(pool, slab);
+    pool->be->release(pool->be, slab->block, slab->bytes);
+    pyr_release(pool->rt, slab, slab_bytes(slab->count));
+    return;
+  }
+  if (!slab->free) list_slab(pool, slab);
+  page->next = slab->free;
+  slab->free = page;
+}
+
+pyr_status pyr_pool_work(pyr_pool *pool, size_t bytes, void **out) {
+  if (bytes > pool->work_bytes) {
+    void *fresh = pool->be->alloc(pool->be, bytes);
+    if (!fresh) return pyr_nomem(pool->rt, bytes, "the decode workspace");
+    pool->be->release(pool->be, pool->work, pool->work_bytes);
+    pool->work = fresh;
+    pool->work_bytes = bytes;
+  }
+  *out = pool->work;
+  return PYR_OK;
+}

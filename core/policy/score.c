@@ -1,0 +1,457 @@
+/* score.c — evaluation of score programs on a small stack of vectors.
+ *
+ * Scratch is laid out as [temp: heads vectors][stack: depth vectors]; a vector is one f32 per judged row. A signal
+ * of several lanes or query heads is first gathered into temp (or already lies in a mass accumulator), then reduced
+ * into the stack. Vectors of the stack are told apart by index, so operators work in place.
+ *
+ * Tables and custom functions are the policy's, in host memory: a table's numbers go over a few at a time, a function's
+ * inputs and results through host vectors of their own (its plan runs in prefill, which may fail). */
+#include "policy/score.h"
+#include "model/model.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { AT_ONCE = 256 };    /* numbers of a table on the stack */
+
+const char *pyr_score_check(const pyr_score *score, int *depth) {
+  int height = 0, highest = 1;
+  if (score->length < 0 || score->length > PYR_SCORE_MAX) return "has too many operations";
+  for (int i = 0; i < score->length; i++) {
+    const pyr_score_op *op = &score->ops[i];
+    switch ((pyr_score_code)op->code) {
+    case PYR_S_ATTENTION:
+      if (op->n < 0) return "asks for attention of a negative number of queries";
+      if (!isfinite(op->x) || op->x < 0) return "has an attention ramp that is negative or not finite";
+      /* fall through */
+    case PYR_S_HISTORY:
+      if (op->a > PYR_MAX || op->b > PYR_MAX) return "reduces attention in an unknown way";
+      if (op->code == PYR_S_HISTORY && !(op->x >= 0 && op->x <= 1)) return "has a history decay outside [0, 1]";
+      height++;
+      break;
+    case PYR_S_CONST:
+      if (!isfinite(op->x)) return "has a constant that is not finite";
+      /* fall through */
+    case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM: case PYR_S_POSITION: case PYR_S_RANDOM:
+    case PYR_S_KEY_SIMILARITY: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE: case PYR_S_PLACE:
+      height++;
+      break;
+    case PYR_S_EXPECTED:
+      if (op->n < 1 || op->n > 1 << 16) return "expects attention from none or more than 65536 positions";
+      if (op->a > 1 || op->b > PYR_MAX) return "reduces expected attention in an unknown way";
+      if (!(op->x >= 0 && op->x <= 0x1p24f) || op->x != floorf(op->x)) return "leaves out a number of queries that is not whole";
+      height++;
+      break;
+    case PYR_S_LAG:
+      if (op->n < 1) return "has a lag of no rows";
+      if (op->a > 1) return "ranks a lag in an unknown way";
+      height++;
+      break;
+    case PYR_S_CUSTOM:
+      if (height < op->a) return "combines a value that is not there";
+      height += 1 - op->a;
+      break;
+    case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV:
+      if (height < 2) return "combines a value that is not there";
+      height--;
+      break;
+    case PYR_S_POOL:
+      if (op->n < 1 || op->n % 2 == 0) return "pools over a width that is not odd and positive";
+      if (op->a > 1) return "pools in an unknown way";
+      /* Not in place: the result needs a place of its own for a moment. */
+      if (height + 1 > highest) highest = height + 1;
+      /* fall through */
+    case PYR_S_NORMALIZE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP:
+      if (op->code == PYR_S_CHUNK && op->n < 1) return "has chunks of no rows";
+      if (op->code == PYR_S_TOP && op->n < 0) return "takes a negative number of rows";
+      if (height < 1) return "transforms a value that is not there";
+      break;
+    case PYR_SCORE_CODES: default:
+      return "has an unknown operation";
+    }
+    if (height > highest) highest = height;
+  }
+  if (score->length > 0 && height != 1) return "leaves more than one value";
+  *depth = highest;
+  return NULL;
+}
+
+/* ---- in words ------------------------------------------------------------------------------------------------------ */
+
+typedef struct score_text { char *at, *end; } score_text;
+
+static void add_text(score_text *t, const char *format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  int n = vsnprintf(t->at, (size_t)(t->end - t->at), format, arguments);
+  va_end(arguments);
+  if (n > 0) t->at += n < t->end - t->at ? n : t->end - t->at - 1;
+}
+
+/* The first operation of the value that operation `last` leaves. */
+static int begin_of(const pyr_score *score, int last) {
+  int wanted = 1;
+  for (int i = last; i >= 0; i--) {
+    const pyr_score_op *op = &score->ops[i];
+    switch ((pyr_score_code)op->code) {
+    case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV: wanted += 1; break;
+    case PYR_S_POOL: case PYR_S_NORMALIZE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP: break;
+    case PYR_S_CUSTOM: wanted += op->a - 1; break;
+    default: wanted--;
+    }
+    if (wanted == 0) return i;
+  }
+  return 0;
+}
+
+/* As deep as the program is long, which is PYR_SCORE_MAX. */
+static void add_value(score_text *t, const pyr_score *score, int last) {
+  static const char *const names[PYR_SCORE_CODES] = {
+    [PYR_S_ATTENTION] = "attention", [PYR_S_HISTORY] = "history", [PYR_S_KEY_NORM] = "key_norm", [PYR_S_VALUE_NORM] = "value_norm",
+    [PYR_S_POSITION] = "position", [PYR_S_RANDOM] = "random", [PYR_S_ADD] = "+", [PYR_S_SUB] = "-", [PYR_S_MUL] = "*",
+    [PYR_S_DIV] = "/", [PYR_S_POOL] = "pool", [PYR_S_NORMALIZE] = "normalize", [PYR_S_SOFTMAX] = "softmax", [PYR_S_CHUNK] = "chunk",
+    [PYR_S_TOP] = "top", [PYR_S_KEY_SIMILARITY] = "key_similarity", [PYR_S_OUTPUT_NORM] = "output_norm", [PYR_S_TABLE] = "table",
+    [PYR_S_PLACE] = "place", [PYR_S_EXPECTED] = "expected", [PYR_S_LAG] = "lag", [PYR_S_CUSTOM] = "custom",
+  };
+  const pyr_score_op *op = &score->ops[last];
+  const char *name = op->code < PYR_SCORE_CODES && names[op->code] ? names[op->code] : "?";
+  int inputs[UINT8_MAX], at = last - 1;
+  switch ((pyr_score_code)op->code) {
+  case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV:
+    add_text(t, "(");
+    add_value(t, score, begin_of(score, at) - 1);
+    add_text(t, " %s ", name);
+    add_value(t, score, at);
+    add_text(t, ")");
+    break;
+  case PYR_S_POOL: case PYR_S_NORMALIZE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP:
+    add_text(t, "%s(", name);
+    add_value(t, score, at);
+    if (op->code == PYR_S_NORMALIZE || op->code == PYR_S_SOFTMAX) add_text(t, ")");
+    else add_text(t, ", %d)", (int)op->n);
+    break;
+  case PYR_S_CUSTOM:
+    for (int i = op->a; i > 0; i--) inputs[i - 1] = at, at = begin_of(score, at) - 1;
+    add_text(t, "%s(", name);
+    for (int i = 0; i < op->a; i++) {
+      if (i > 0) add_text(t, ", ");
+      add_value(t, score, inputs[i]);
+    }
+    add_text(t, ")");
+    break;
+  case PYR_S_CONST: add_text(t, "%g", (double)op->x); break;
+  default: add_text(t, "%s", name);
+  }
+}
+
+void pyr_score_text(const pyr_score *score, char out[PYR_SCORE_TEXT]) {
+  score_text t = { out, out + PYR_SCORE_TEXT };
+  *out = '\0';
+  if (score->length > 0) add_value(&t, score, score->length - 1);
+  else add_text(&t, "position");
+}
+
+static pyr_status find_table(const pyr_cache *cache, int32_t number, pyr_table *out) {
+  const pyr_policy *policy = &cache->policy;
+  if (policy->table && policy->table(policy->ud, number, out) == PYR_OK) return PYR_OK;
+  return pyr_runtime_set_error(cache->pool->rt, PYR_POLICY, "policy %s: score: refers to a table that the policy does not have",
+                               policy->name ? policy->name : "?");
+}
+
+const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bool prefill) {
+  pyr_table table;
+  for (int i = 0; i < score->length; i++) {
+    const pyr_score_op *op = &score->ops[i];
+    if (op->code == PYR_S_TABLE && find_table(cache, op->n, &table) != PYR_OK)
+      return "refers to a table that the policy does not have";
+    if (op->code == PYR_S_CUSTOM && !cache->policy.custom) return "refers to a function that the policy does not have";
+    if (op->code == PYR_S_CUSTOM && !prefill) return "has a custom function, which can rank in prefill only";
+    if (op->code == PYR_S_EXPECTED && !prefill)
+      return "expects attention from the queries of a prompt, which are known in prefill only";
+  }
+  return NULL;
+}
+
+const char *pyr_score_untracked(const pyr_score_op *op, const pyr_score_op *track) {
+  bool attention = pyr_signal_is_attention(op);
+  if (!attention && !pyr_signal_is_history(op)) return NULL;
+  if (op->code != track->code || (attention && op->n != track->n)) return "ranks by attention that the trigger does not track";
+  if (attention && op->a == PYR_MAX) return "takes a maximum over queries, which cannot be tracked";
+  if (op->x == track->x) return NULL;
+  return attention ? "ranks by attention of another ramp than the trigger tracks"
+                   : "ranks by history of another decay than the trigger tracks";
+}
+
+int64_t pyr_score_scratch(const pyr_cache *cache, int depth, int64_t judged) {
+  return ((int64_t)depth + cache->pool->model->config.heads) * judged;
+}
+
+static uint64_t mix_seed(uint32_t seed, int32_t layer) {
+  return ((uint64_t)seed << 32 | (uint32_t)layer) * 0x9e3779b97f4a7c15u;
+}
+
+/* ---- the policy's tables and functions --------------------------------------------------------------------------- */
+
+/* out[i] = the table's number for the row, or for the lanes [head, head + count): their mean. */
+static pyr_status eval_table(const pyr_signals *s, int32_t number, int head, int count, float *out) {
+  pyr_backend *be = s->cache->pool->be;
+  int64_t n = s->end - s->begin;
+  const int32_t *positions = pyr_cache_lane(s->cache, s->layer, head)->positions + s->begin;
+  int32_t at[AT_ONCE];
+  float value[AT_ONCE];
+  pyr_table table;
+  pyr_status status = find_table(s->cache, number, &table);
+  if (status == PYR_OK && table.by == PYR_BY_HEAD) {
+    float sum = 0;
+    for (int h = head; h < head + count; h++) {
+      int64_t i = s->layer * table.width + h;
+      sum += h < table.width && i < table.count ? table.values[i] : 0;
+    }
+    return be->fill(be, out, NULL, n, 2, 0, sum / (float)count);
+  }
+  for (int64_t i = 0; i < n && status == PYR_OK; i += AT_ONCE) {
+    int64_t some = n - i < AT_ONCE ? n - i : AT_ONCE;
+    status = be->download(be, at, positions + i, (size_t)some * sizeof *at);
+    for (int64_t j = 0; j < some && status == PYR_OK; j++)
+      value[j] = at[j] >= 0 && at[j] < table.count ? table.values[at[j]] : 0;
+    if (status == PYR_OK) status = be->upload(be, out + i, value, (size_t)some * sizeof *value);
+  }
+  return status;
+}
+
+typedef struct pyr_custom_source { const pyr_signals *signals; int head; } pyr_custom_source;
+
+pyr_status pyr_custom_rows(const pyr_custom_view *view, int values, float *out) {
+  const pyr_custom_source *source = view->source;
+  const pyr_signals *s = source->signals;
+  pyr_backend *be = s->cache->pool->be;
+  pyr_lane_view lane = pyr_lane_get_view(pyr_cache_lane(s->cache, s->layer, source->head));
+  size_t bytes = (size_t)(view->rows * view->head_dim) * sizeof(float);
+  float *rows = be->alloc(be, bytes);
+  if (!rows) return pyr_nomem(s->cache->pool->rt, bytes, "the rows of a custom score");
+  pyr_status status = be->read_rows(be, rows, &lane, s->cache->pool->layout, s->begin, s->end, values);
+  if (status == PYR_OK) status = be->download(be, out, rows, bytes);
+  be->release(be, rows, bytes);
+  return status;
+}
+
+/* Shows each lane and the inputs (vectors from `in` on) to the policy's function; the mean of what it returns to `out`. */
+static pyr_status eval_custom(const pyr_score_op *op, const pyr_signals *s, int head, int count, const float *in, float *temp,
+                              float *out) {
+  pyr_cache *cache = s->cache;
+  pyr_backend *be = cache->pool->be;
+  int64_t n = s->end - s->begin;
+  size_t vector = (size_t)n * sizeof(float), bytes = (size_t)(op->a + 2) * vector;
+  float *host = pyr_alloc(cache->pool->rt, bytes), *result = host ? host + op->a * n : NULL;
+  const float *inputs[UINT8_MAX];
+  if (!host) return pyr_nomem(cache->pool->rt, bytes, "the inputs of a custom score");
+  int32_t *positions = (int32_t *)(result + n);
+  pyr_status status = op->a ? be->download(be, host, in, op->a * vector) : PYR_OK;
+  for (int i = 0; i < op->a; i++) inputs[i] = host + i * n;
+  for (int i = 0; i < count && status == PYR_OK; i++) {
+    pyr_custom_source source = { s, head + i };
+    pyr_custom_view view = { .layer = s->layer, .head = head + i, .head_dim = cache->pool->layout.head_dim, .inputs = op->a,
+                             .rows = n, .positions = positions, .input = inputs, .source = &source };
+    const int32_t *held = pyr_cache_lane(cache, s->layer, head + i)->positions + s->begin;
+    status = be->download(be, positions, held, (size_t)n * sizeof *held);
+    if (status == PYR_OK) status = cache->policy.custom(cache->policy.ud, op->n, &view, result);
+    if (status == PYR_OK) status = be->upload(be, temp + i * n, result, vector);
+  }
+  pyr_release(cache->pool->rt, host, bytes);
+  return status != PYR_OK ? status : be->reduce_rows(be, out, temp, count, n, n, PYR_MEAN, 1.0f);
+}
+
+/* ---- signals ------------------------------------------------------------------------------------------------------ */
+
+/* One vector for each of the group's `each` query heads a lane, lane after lane. */
+static pyr_status eval_by_head(const pyr_score_op *op, int index, const pyr_signals *s, const pyr_lane_view *lane, int32_t first,
+                               int32_t each, float *out) {
+  const pyr_model *model = s->cache->pool->model;
+  pyr_backend *be = s->cache->pool->be;
+  pyr_layout layout = s->cache->pool->layout;
+  int64_t n = s->end - s->begin;
+  if (op->code == PYR_S_OUTPUT_NORM)
+    return be->output_norm(be, out, lane, layout, s->begin, s->end, &model->layers[s->layer].o, first, each);
+  pyr_status status = be->expected(be, out, lane, layout, s->begin, s->end, &s->queries_of[index].moments, first, each);
+  for (int32_t h = 0; h < each && status == PYR_OK; h++) status = be->softmax(be, out + h * n, n);
+  return status;
+}
+
+/* One vector for a lane. */
+static pyr_status eval_lane(const pyr_score_op *op, const pyr_signals *s, const pyr_lane_view *lane, float *out) {
+  pyr_backend *be = s->cache->pool->be;
+  pyr_layout layout = s->cache->pool->layout;
+  switch ((pyr_score_code)op->code) {
+  case PYR_S_KEY_SIMILARITY: return be->key_similarity(be, out, lane, layout, s->begin, s->end);
+  case PYR_S_LAG: return be->lag(be, out, lane, layout, s->begin, s->end, op->n, op->a);
+  default: return be->row_norms(be, out, lane, layout, s->begin, s->end, op->code == PYR_S_VALUE_NORM);
+  }
+}
+
+/* Pushes one signal of lanes [head, head+count) to `out`. */
+static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signals *s, int head, int count, float *temp,
+                              float *out) {
+  const pyr_score_op *op = &score->ops[index];
+  pyr_cache *cache = s->cache;
+  pyr_backend *be = cache->pool->be;
+  int64_t n = s->end - s->begin;
+  int32_t group = cache->pool->model->config.heads / cache->heads;
+  const pyr_lane *first = pyr_cache_lane(cache, s->layer, head);
+  pyr_status status = PYR_OK;
+  switch ((pyr_score_code)op->code) {
+  case PYR_S_ATTENTION: case PYR_S_HISTORY: {
+    int64_t queries = s->mass[index] ? s->queries[index] : s->tracked_queries;
+    float scale = op->code == PYR_S_ATTENTION && op->a == PYR_MEAN && queries > 0 ? 1.0f / (float)queries : 1.0f;
+    if (s->mass[index])
+      return be->reduce_rows(be, out, s->mass[index] + (int64_t)head * group * s->stride, count * group, s->stride, n,
+                             (pyr_reduce)op->b, scale);
+    for (int i = 0; i < count && status == PYR_OK; i++)
+      status = be->copy(be, temp + i * n, first[i].history + s->begin, (size_t)n * sizeof(float));
+    return status != PYR_OK ? status : be->reduce_rows(be, out, temp, count, n, n, (pyr_reduce)op->b, scale);
+  }
+  case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM: case PYR_S_KEY_SIMILARITY: case PYR_S_LAG:
+    for (int i = 0; i < count && status == PYR_OK; i++) {
+      pyr_lane_view lane = pyr_lane_get_view(&first[i]);
+      status = eval_lane(op, s, &lane, temp + i * n);
+    }
+    return status != PYR_OK ? status : be->reduce_rows(be, out, temp, count, n, n, PYR_MEAN, 1.0f);
+  case PYR_S_OUTPUT_NORM: case PYR_S_EXPECTED:
+    for (int i = 0; i < count && status == PYR_OK; i++) {
+      pyr_lane_view lane = pyr_lane_get_view(&first[i]);
+      status = eval_by_head(op, index, s, &lane, (head + i) * group, group, temp + (int64_t)i * group * n);
+    }
+    if (status != PYR_OK) return status;
+    return be->reduce_rows(be, out, temp, count * group, n, n, op->code == PYR_S_EXPECTED ? (pyr_reduce)op->b : PYR_MEAN, 1.0f);
+  case PYR_S_TABLE:
+    return eval_table(s, op->n, head, count, out);
+  case PYR_S_PLACE:
+    return be->fill(be, out, NULL, n, 3, 0, 0.0f);
+  case PYR_S_POSITION:
+    return be->fill(be, out, first->positions + s->begin, n, 0, 0, 0.0f);
+  case PYR_S_RANDOM:
+    return be->fill(be, out, first->positions + s->begin, n, 1, mix_seed((uint32_t)op->n, s->layer), 0.0f);
+  default:
+    return be->fill(be, out, NULL, n, 2, 0, op->x);
+  }
+}
+
+pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, int head, int count, float *scratch,
+                          float **out) {
+  static const pyr_score by_position = { 1, { { PYR_S_POSITION, 0, 0, 0, 0.0f } } };
+  pyr_backend *be = signals->cache->pool->be;
+  int64_t n = signals->end - signals->begin;
+  float *temp = scratch, *stack = scratch + signals->cache->pool->model->config.heads * n;
+  int height = 0;
+  pyr_status status = PYR_OK;
+  if (score->length == 0) score = &by_position;
+  int32_t *fault = signals->fault;
+  for (int i = 0; i < score->length && status == PYR_OK; i++) {
+    const pyr_score_op *op = &score->ops[i];
+    float *top = stack + (height - 1) * n;                 /* meaningful where height >= 1 */
+    /* What these make of a value may hide that it is no number. */
+    bool hides = op->code == PYR_S_POOL || op->code == PYR_S_TOP || op->code == PYR_S_SOFTMAX || op->code == PYR_S_DIV;
+    if (fault && hides) status = be->finite(be, fault, top, n);
+    if (status != PYR_OK) return status;
+    switch ((pyr_score_code)op->code) {
+    case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV:
+      status = be->arith(be, top - n, top, n, (pyr_score_code)op->code);
+      height--;
+      break;
+    case PYR_S_POOL:
+      status = be->pool(be, top + n, top, n, op->n, op->a);
+      if (status == PYR_OK) status = be->copy(be, top, top + n, (size_t)n * sizeof(float));
+      break;
+    case PYR_S_NORMALIZE:
+      status = be->normalize(be, top, n);
+      break;
+    case PYR_S_SOFTMAX:
+      status = be->softmax(be, top, n);
+      break;
+    case PYR_S_CHUNK:
+      status = be->chunk(be, top, n, op->n);
+      break;
+    case PYR_S_TOP: {
+      int64_t some = op->n < n ? op->n : n;
+      status = be->select(be, (int32_t *)temp, top, n, some, 0);
+      if (status == PYR_OK) status = be->mark(be, top, n, (int32_t *)temp, some);
+      break;
+    }
+    case PYR_S_CUSTOM:
+      height -= op->a;
+      status = eval_custom(op, signals, head, count, stack + height * n, temp, stack + height * n);
+      height++;
+      break;
+    default:
+      status = eval_signal(score, i, signals, head, count, temp, stack + height * n);
+      height++;
+    }
+  }
+  *out = stack;
+  return status == PYR_OK && fault ? be->finite(be, fault, stack, n) : status;
+}
+
+/* ---- of a cache at rest ------------------------------------------------------------------------------------------- */
+
+static pyr_status check_scores(const pyr_cache *cache, int layer, int head, const pyr_score *score, int *depth) {
+  pyr_runtime *rt = cache->pool->rt;
+  if (layer < -1 || layer >= cache->layers || head < -1 || head >= cache->heads)
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "no lane at layer %d, head %d", layer + 1, head + 1);
+  const char *fault = pyr_score_check(score, depth);
+  if (!fault) fault = pyr_score_refused(score, cache, false);
+  for (int l = layer < 0 ? 0 : layer; l <= (layer < 0 ? cache->layers - 1 : layer) && !fault; l++) {
+    const pyr_score_op *track = &cache->states[l].trigger.track;
+    bool tracks = pyr_signal_is_attention(track) || pyr_signal_is_history(track);
+    if (score->length == 0 && !tracks) fault = "is left out, and the cache's policy tracks none";
+    for (int i = 0; i < score->length; i++) {
+      if (pyr_score_untracked(&score->ops[i], track))
+        fault = "asks for attention that the cache's policy does not track";
+    }
+  }
+  return fault ? pyr_runtime_set_error(rt, PYR_ARGUMENT, "score: %s", fault) : PYR_OK;
+}
+
+/* Adds a lane's scores, over `lanes`, to out[position]. work: the scratch of an evaluation; host: [rows] of each kind. */
+static pyr_status add_lane(const pyr_cache *cache, int layer, int head, const pyr_score *score, float lanes, float *work,
+                           float *host, float *out) {
+  pyr_backend *be = cache->pool->be;
+  const pyr_lane *lane = pyr_cache_lane(cache, layer, head);
+  pyr_signals signals = { .cache = (pyr_cache *)cache, .layer = layer, .begin = 0, .end = lane->rows,
+                          .tracked = &cache->states[layer].trigger.track, .tracked_queries = cache->states[layer].trigger.track.n };
+  const pyr_score tracked = { 1, { *signals.tracked } };
+  int32_t *positions = (int32_t *)(host + lane->rows);
+  float *values;
+  if (lane->rows == 0) return PYR_OK;
+  pyr_status status = pyr_score_eval(score->length ? score : &tracked, &signals, head, 1, work, &values);
+  if (status == PYR_OK) status = be->download(be, host, values, (size_t)lane->rows * sizeof *host);
+  if (status == PYR_OK) status = be->download(be, positions, lane->positions, (size_t)lane->rows * sizeof *positions);
+  for (int64_t i = 0; i < lane->rows && status == PYR_OK; i++) out[positions[i]] += host[i] / lanes;
+  return status;
+}
+
+pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const pyr_score *score, float *out) {
+  pyr_runtime *rt = cache->pool->rt;
+  pyr_backend *be = cache->pool->be;
+  const pyr_model_config *c = &cache->pool->model->config;
+  int depth, first = layer < 0 ? 0 : layer, last = layer < 0 ? cache->layers - 1 : layer;
+  int low = head < 0 ? 0 : head, high = head < 0 ? cache->heads - 1 : head;
+  int64_t rows = 1;
+  pyr_status status = check_scores(cache, layer, head, score, &depth);
+  if (status != PYR_OK) return status;
+  for (int l = first; l <= last; l++) rows = pyr_cache_layer_rows(cache, l) > rows ? pyr_cache_layer_rows(cache, l) : rows;
+  pyr_work reserve = { .tokens = 1, .rows = rows, .sequences = 1, .heads = c->heads, .kv_heads = c->kv_heads,
+                       .head_dim = c->head_dim, .cols = c->width };
+  status = be->reserve(be, &reserve);
+  if (status != PYR_OK) return status;
+  size_t work_bytes = (size_t)pyr_score_scratch(cache, depth, rows) * sizeof(float), host_bytes = (size_t)rows * 2 * sizeof(float);
+  float *work = be->alloc(be, work_bytes), *host = pyr_alloc(rt, host_bytes);
+  if (!work || !host) status = pyr_nomem(rt, work_bytes + host_bytes, "the scores of a cache");
+  memset(out, 0, (size_t)cache->tokens * sizeof *out);
+  for (int l = first; l <= last; l++)
+    for (int h = low; h <= high && status == PYR_OK; h++)
+      status = add_lane(cache, l, h, score, (float)((last - first + 1) * (high - low + 1)), work, host, out);
+  be->release(be, work, work_bytes);
+  pyr_release(rt, host, host_bytes);
+  return status;
+}

@@ -1,0 +1,487 @@
+-- Attention, the tracked history and the score pass, against their definitions.
+local ops = require "pyramid_specs"
+local reference = require "spec.support.ops_reference"
+
+local dtypes = { "f32", "f16", "bf16", "q8_0", "fp8_e4m3" }
+local dims = { 16, 20, 32, 48, 64, 80, 128 }
+
+local function layout_of(dtype, head_dim, heads, kv_heads)
+  return { dtype = dtype, head_dim = head_dim, heads = heads, kv_heads = kv_heads, scale = head_dim ^ -0.5 }
+end
+
+local function fits(dtype, head_dim) return dtype ~= "q8_0" or head_dim % 32 == 0 end
+
+--- One call: the last n of `rows` rows are the queries' own; before them positions have holes. Lanes differ in their
+--- positions, and in their length if `ragged`. `rounded`: queries that bf16 holds.
+local function make_call(layout, n, rows, o)
+  o = o or {}
+  local call = { lanes = {}, window = o.window or 0 }
+  local last = 3 * rows
+  local own = {}
+  for i = 1, n do own[i] = last + i - 1 end
+  for g = 1, layout.kv_heads do
+    local before = {}
+    local count = rows - n - (o.ragged and math.random(0, (rows - n) // 2) or 0)
+    local at = math.random(0, 2)
+    for j = 1, count do
+      before[j] = at
+      at = at + 1 + math.random(0, 1)
+    end
+    call.lanes[g] = reference.lane(layout, table.move(own, 1, n, count + 1, before), 2)
+  end
+  call.at, call.q_pos = own, ops.ints(own)
+  call.q = reference.random(n * layout.heads * layout.head_dim, 2)
+  if o.rounded then call.q = ops.numbers(ops.to_f32("bf16", ops.from_f32("bf16", ops.floats(call.q)))) end
+  call.q_bytes = ops.floats(call.q)
+  return call
+end
+
+local function packed(call)
+  return { q = call.q_bytes, q_pos = call.q_pos, lanes = call.lanes, window = call.window, track = call.track }
+end
+
+local function check(layout, calls, limit, teams)
+  local refs, packs = {}, {}
+  for i, call in ipairs(calls) do
+    local out, lse = reference.attention(layout, call)
+    refs[i], packs[i] = { out = out, lse = lse }, packed(call)
+  end
+  reference.each(function(rt) return ops.attention(rt, layout, packs) end, function(results, fail)
+    for i, result in ipairs(results) do
+      local call = calls[i]
+      local what = ("%s, %d queries on %d rows, d %d, %d/%d heads, window %d"):format(layout.dtype, #call.at, call.lanes[1].rows,
+        layout.head_dim, layout.heads, layout.kv_heads, call.window)
+      reference.near(result.out, refs[i].out, limit or 3e-6, fail, what .. ": out")
+      reference.near(result.lse, refs[i].lse, 2e-6, fail, what .. ": lse")
+    end
+  end, teams)
+end
+
+describe("attention", function()
+  for _, dtype in ipairs(dtypes) do
+    it("of one query equals its definition, on rows in " .. dtype, function()
+      for _, d in ipairs(dims) do
+        if fits(dtype, d) then
+          local layout = layout_of(dtype, d, 6, 2)
+          check(layout, { make_call(layout, 1, 1) })
+          check(layout, { make_call(layout, 1, 75, { ragged = true }) })
+          check(layout, { make_call(layout, 1, 64, { window = 40 }) })
+        end
+      end
+    end)
+
+    it("of many queries equals its definition, on rows in " .. dtype, function()
+      for _, d in ipairs(dims) do
+        if fits(dtype, d) then
+          local layout = layout_of(dtype, d, 4, 2)
+          check(layout, { make_call(layout, 2, 2) })
+          check(layout, { make_call(layout, 19, 90, { ragged = true }) })
+          check(layout, { make_call(layout, 40, 40, { window = 11 }) })
+        end
+      end
+    end)
+  end
+
+  it("shares lanes among any number of heads", function()
+    for _, shape in ipairs { { 1, 1 }, { 3, 3 }, { 8, 1 }, { 7, 1 }, { 10, 2 }, { 16, 4 } } do
+      local layout = layout_of("f16", 32, shape[1], shape[2])
+      check(layout, { make_call(layout, 1, 50, { ragged = true }), make_call(layout, 1, 16), make_call(layout, 1, 39) })
+      check(layout, { make_call(layout, 30, 50, { ragged = true }) })
+    end
+    for _, dtype in ipairs { "f32", "f16" } do
+      local wide = layout_of(dtype, 16, 250, 1)   -- more heads on a lane than a tile has columns
+      check(wide, { make_call(wide, 3, 9), make_call(wide, 1, 300) })
+    end
+  end)
+
+  it("crosses tiles of rows and of queries", function()
+    for _, layout in ipairs { layout_of("f32", 16, 1, 1), layout_of("f16", 16, 1, 1), layout_of("bf16", 72, 1, 1) } do
+      check(layout, { make_call(layout, 260, 330) })
+      check(layout, { make_call(layout, 260, 330, { window = 70 }) })
+      check(layout, { make_call(layout, 1, 700) })
+    end
+  end)
+
+  it("walks long lanes in segments", function()
+    for _, layout in ipairs { layout_of("f16", 64, 4, 1), layout_of("q8_0", 32, 3, 3), layout_of("bf16", 20, 2, 1) } do
+      check(layout, { make_call(layout, 1, 1500, { ragged = true }), make_call(layout, 1, 513), make_call(layout, 1, 40),
+        make_call(layout, 1, 1300, { window = 900 }) })
+    end
+  end)
+
+  it("takes a lane page by page, wherever it begins and ends", function()
+    for _, dtype in ipairs(dtypes) do
+      for _, d in ipairs { 48, 64, 80, 96, 160 } do
+        local layout, calls = fits(dtype, d) and layout_of(dtype, d, 7, 1), {}
+        for _, rows in ipairs(layout and { 31, 32, 33, 64, 65 } or {}) do
+          calls[#calls + 1] = make_call(layout, 1, rows)
+          calls[#calls + 1] = make_call(layout, 1, rows + 32, { window = math.random(1, 90) })
+        end
+        if layout then check(layout, calls) end
+      end
+    end
+  end)
+
+  it("of one query is the same whether its lane is tracked or not", function()
+    local layout = layout_of("f16", 64, 6, 2)
+    local call = packed(make_call(layout, 1, 1400, { ragged = true }))
+    local plain = ops.attention(reference.runtime(), layout, { call })[1]
+    call.track = { decay = 1 }
+    for _, lane in ipairs(call.lanes) do lane.history = ops.floats(reference.random(lane.rows, 1)) end
+    assert.equal(plain.out, ops.attention(reference.runtime(), layout, { call })[1].out)
+  end)
+
+  it("takes several sequences in one call", function()
+    local layout = layout_of("f32", 32, 4, 2)
+    local calls = {}
+    for i, n in ipairs { 1, 20, 1, 7, 1 } do
+      calls[i] = make_call(layout, n, n + 13 * i, { ragged = true, window = i == 3 and 9 or 0 })
+    end
+    check(layout, calls)
+    local alone = ops.attention(reference.runtime(), layout, { packed(calls[4]) })[1].out
+    local together = {}
+    for i, call in ipairs(calls) do together[i] = packed(call) end
+    assert.equal(alone, ops.attention(reference.runtime(), layout, together)[4].out)
+  end)
+
+  it("rounds operands to bf16 where that is asked for, and nothing else", function()
+    for _, d in ipairs(dims) do   -- queries and keys that bf16 holds: only probabilities and sums of values are rounded then
+      local layout = layout_of("bf16", d, 4, 2)
+      layout.scale = 0.125
+      check(layout, { make_call(layout, 19, 90, { ragged = true, rounded = true }) }, 6e-3, reference.rounding_attention)
+      local windowed = make_call(layout, 150, 233, { window = 71, rounded = true })
+      check(layout, { windowed, make_call(layout, 2, 2, { rounded = true }) }, 6e-3, reference.rounding_attention)
+      check(layout, { make_call(layout, 1, 700) }, 3e-6, reference.rounding_attention)
+    end
+  end)
+
+  it("rounds rows of any dtype on a device, where that is asked for", function()
+    for dtype, limit in pairs { f32 = 1.5e-2, f16 = 2e-3, q8_0 = 1.5e-2, fp8_e4m3 = 2e-3 } do
+      for _, d in ipairs { 32, 64, 72, 128, 256 } do
+        if fits(dtype, d) then
+          local layout = layout_of(dtype, d, 6, 2)
+          layout.scale = 0.3 * d ^ -0.5
+          local calls = { make_call(layout, 57, 101, { ragged = true }), make_call(layout, 1, 90),
+            make_call(layout, 70, 70, { window = 31 }), make_call(layout, 9, 50) }
+          local refs, packs = {}, {}
+          for i, call in ipairs(calls) do
+            local out, lse = reference.attention(layout, call)
+            refs[i], packs[i] = { out = out, lse = lse }, packed(call)
+          end
+          reference.each(function(rt) return ops.attention(rt, layout, packs) end, function(results, fail)
+            for i, result in ipairs(results) do
+              local what, exact = ("%s, d %d, call %d"):format(dtype, d, i), #calls[i].at < 48   -- few queries are not rounded
+              reference.near(result.out, refs[i].out, exact and 3e-6 or limit, fail, what .. ": out")
+              reference.near(result.lse, refs[i].lse, exact and 3e-6 or limit, fail, what .. ": lse")
+            end
+          end, { reference.rounding_device })
+        end
+      end
+    end
+  end)
+
+  it("is exact with queries of any size", function()   -- beyond what 16 bits of either format hold
+    for _, dtype in ipairs { "f16", "bf16", "fp8_e4m3" } do
+      for _, size in ipairs { 1e-9, 1e-4, 3e5, 1e12 } do
+        local layout = layout_of(dtype, 64, 4, 2)
+        layout.scale = 0.5 / size
+        local call, q = make_call(layout, 17, 60), {}
+        for i, x in ipairs(call.q) do q[i] = x * size * (i % 5 == 0 and 1e-3 or 1) end
+        call.q, call.q_bytes = reference.pack(q)
+        check(layout, { call }, 4e-6)
+      end
+    end
+  end)
+
+  it("adds up many rows of little weight", function()
+    -- Each has a share below what f16 holds, while the row of all others' share has no value. (Two terms of f16 are steps of
+    -- 2^-40 of the highest share: 1e-4 of these. A score of 19, summed up of 32 in f32, is right to some 2^-18, and so is its
+    -- weight.)
+    for dtype, limit in pairs { f32 = 5e-5, f16 = 2e-4, bf16 = 5e-5 } do
+      local layout, rows, values, at = layout_of(dtype, 32, 2, 1), 700, { k = {}, v = {} }, {}
+      layout.scale = 1
+      for j = 1, rows do
+        for _ = 1, 32 do
+          table.insert(values.k, j == 5 and 1 or 0)
+          table.insert(values.v, j == 5 and 0 or 1 + math.random())
+        end
+        at[j] = j
+      end
+      for _, n in ipairs { 1, 3 } do
+        local call, q = { lanes = { reference.lane(layout, at, 1, values) }, window = 0, at = {} }, {}
+        for i = 1, n do
+          call.at[i] = rows + i - n
+          for _ = 1, 64 do q[#q + 1] = (18 + math.random()) / 32 end
+        end
+        call.q_pos = ops.ints(call.at)
+        call.q, call.q_bytes = reference.pack(q)
+        check(layout, { call }, limit)
+      end
+    end
+  end)
+
+  it("takes heads of up to 256 dimensions by tiles, and larger ones", function()
+    for _, dtype in ipairs { "f16", "bf16" } do
+      for _, d in ipairs { 136, 256, 264 } do
+        local layout = layout_of(dtype, d, 5, 1)
+        check(layout, { make_call(layout, 1, 290, { ragged = true }), make_call(layout, 9, 40), make_call(layout, 1, 3) })
+      end
+    end
+  end)
+
+  it("gives a query the same result in any company", function()
+    local layout = layout_of("f16", 64, 4, 2)
+    for _, window in ipairs { 0, 50 } do
+      local call = make_call(layout, 150, 230, { window = window })
+      local width = layout.heads * layout.head_dim * 4
+      local function some(rt, first, n)
+        local part = packed(call)
+        part.q = call.q_bytes:sub(first * width + 1, (first + n) * width)
+        part.q_pos = call.q_pos:sub(first * 4 + 1, (first + n) * 4)
+        return ops.attention(rt, layout, { part })[1].out
+      end
+      reference.each(function(rt) return { some(rt, 0, 150), some(rt, 77, 40), some(rt, 100, 1) } end, function(r, fail)
+        if r[1]:sub(77 * width + 1, 117 * width) ~= r[2] then fail("queries 77 to 116 differ from them among 150") end
+        reference.near(r[3], ops.numbers(r[1]:sub(100 * width + 1, 101 * width)), 3e-6, fail, "query 100 alone")
+      end)
+    end
+  end)
+
+  it("gives 0 where a query sees nothing", function()
+    local layout = layout_of("f32", 16, 2, 1)
+    for _, n in ipairs { 1, 5 } do
+      local call = make_call(layout, n, n + 6)
+      call.at = reference.ascending(n, -n)
+      call.q_pos = ops.ints(call.at)
+      reference.each(function(rt) return ops.attention(rt, layout, { packed(call) }) end, function(r, fail)
+        for _, x in ipairs(ops.numbers(r[1].out)) do if x ~= 0 then fail("out is %g", x) end end
+        for _, x in ipairs(ops.numbers(r[1].lse)) do if x ~= -math.huge then fail("lse is %g", x) end end
+      end)
+    end
+  end)
+
+  it("stands scores of any size", function()
+    local layout = layout_of("f32", 32, 2, 1)
+    layout.scale = 30   -- scores in the thousands, of which f32 keeps four decimals
+    check(layout, { make_call(layout, 1, 40), make_call(layout, 33, 90) }, 1e-3)
+  end)
+
+  it("can leave the lse out", function()
+    local layout = layout_of("f32", 16, 2, 1)
+    for _, n in ipairs { 1, 6 } do
+      local call = packed(make_call(layout, n, 20))
+      local with = ops.attention(reference.runtime(), layout, { call })[1]
+      call.no_lse = 1
+      local without = ops.attention(reference.runtime(), layout, { call })[1]
+      assert.equal(with.out, without.out)
+      assert.is_nil(without.lse)
+    end
+  end)
+
+  it("refuses a call larger than what was reserved", function()
+    local fresh <close> = require "pyramid.core".runtime { threads = 1 }
+    local layout = layout_of("f32", 128, 16, 1)
+    local result, message, code = ops.attention(fresh, layout, { packed(make_call(layout, 1, 4000)) }, true)
+    assert.is_nil(result)
+    assert.truthy(message:find "scratch")
+    assert.equal("argument", code)
+  end)
+end)
+
+describe("tracked attention", function()
+  local function check_track(layout, call)
+    local _, _, p = reference.attention(layout, call)
+    local group, refs = layout.heads // layout.kv_heads, {}
+    for g, lane in ipairs(call.lanes) do
+      local values
+      values, lane.history = reference.random(lane.rows, 3)
+      refs[g] = {}
+      for j = 1, lane.rows do
+        local mean = 0
+        for h = (g - 1) * group + 1, g * group do mean = mean + p[h][1][j] / group end
+        refs[g][j] = call.track.decay * values[j] + reference.weight(call.track, call.at[1], j - 1 - lane.rows) * mean
+      end
+    end
+    reference.each(function(rt) return ops.attention(rt, layout, { packed(call) }) end, function(r, fail)
+      for g, ref in ipairs(refs) do reference.near(r[1].history[g], ref, 2e-6, fail, "history of lane " .. g) end
+    end)
+  end
+
+  it("adds the mean over the lane's heads to a decaying history", function()
+    for _, shape in ipairs { { 1, 1 }, { 6, 2 }, { 8, 1 } } do
+      for _, decay in ipairs { 1, 0.9, 0 } do
+        local layout = layout_of("f16", 32, shape[1], shape[2])
+        local call = make_call(layout, 1, 70, { ragged = true, window = decay == 0 and 60 or 0 })
+        call.track = { decay = decay }
+        check_track(layout, call)
+      end
+    end
+    local layout = layout_of("f32", 32, 2, 1)   -- more than one segment
+    local call = make_call(layout, 1, 1200)
+    call.track = { decay = 0.9 }
+    check_track(layout, call)
+  end)
+
+  it("counts a query only in the rows' recent windows, ramped", function()
+    local layout = layout_of("f32", 16, 2, 1)
+    for _, queries in ipairs { 1, 2, 16 } do
+      for _, every in ipairs { 0, 5 } do
+        for late = -2, 20, 3 do
+          local call = make_call(layout, 1, 50)
+          call.track = { decay = 1, queries = queries, ramp = 1.2, due = call.at[1] + late, threshold = -30, every = every }
+          check_track(layout, call)
+        end
+      end
+    end
+  end)
+end)
+
+describe("the score pass", function()
+  --- Masses of queries on rows from <= j < to, on top of `before`, as defined.
+  local function mass_reference(layout, call, m, p, before)
+    local out = table.move(before, 1, #before, 1, {})
+    for h = 1, layout.heads do
+      local range = m.ranges and m.ranges[(h - 1) // (layout.heads // layout.kv_heads) + 1] or { m.from, m.to, 0 }
+      for j = range[1], range[2] - 1 do
+        local at = (h - 1) * m.stride + j - range[1] + 1
+        local lane = call.lanes[(h - 1) // (layout.heads // layout.kv_heads) + 1]
+        for i, q_pos in ipairs(call.at) do
+          if reference.visible(lane.at[j + 1], q_pos, call.window) then
+            local weight = reference.weight(m, q_pos, j - range[3])
+            local x = weight * p[h][i][j + 1]
+            if m.reduce == "max" then
+              if weight ~= 0 then out[at] = math.max(out[at], x) end
+            else
+              out[at] = out[at] + x
+            end
+          end
+        end
+      end
+    end
+    return out
+  end
+
+  local function check_mass(layout, call, m, teams, limit)
+    local _, lse, p = reference.attention(layout, call)
+    m.stride = m.to - m.from + (m.pad or 0)
+    local before
+    before, m.out = reference.random(layout.heads * m.stride, 0.1)
+    for i = 1, #before do before[i] = math.abs(before[i]) end
+    before, m.out = reference.pack(before)
+    m.q, m.q_pos, m.lanes, m.window, m.lse = call.q_bytes, call.q_pos, call.lanes, call.window, ops.floats(lse)
+    local ref = mass_reference(layout, call, m, p, before)
+    reference.each(function(rt) return ops.mass(rt, layout, m) end, function(result, fail)
+      local what = ("mass, %s, %d queries, rows %d to %d"):format(layout.dtype, #call.at, m.from, m.to)
+      reference.near(result, ref, limit or 1e-5, fail, what)
+    end, teams)
+  end
+
+  it("sums what queries gave to rows, on every dtype and size of head", function()
+    for _, dtype in ipairs(dtypes) do
+      for _, d in ipairs(dims) do
+        if fits(dtype, d) then
+          local layout = layout_of(dtype, d, 4, 2)
+          check_mass(layout, make_call(layout, 15, 90), { from = 0, to = 75 })
+        end
+      end
+    end
+  end)
+
+  it("rounds operands to bf16 where that is asked for, and nothing else", function()
+    for _, d in ipairs(dims) do
+      local layout = layout_of("bf16", d, 4, 2)
+      layout.scale = 0.25
+      local m = { from = 3, to = 175, queries = 12, ramp = 1.2, due = 600 }
+      check_mass(layout, make_call(layout, 29, 190, { rounded = true }), m, reference.rounding_attention)
+    end
+  end)
+
+  it("rounds rows of any dtype on a device, where that is asked for", function()
+    for dtype, limit in pairs { f32 = 1.5e-2, f16 = 2e-3, q8_0 = 1.5e-2, fp8_e4m3 = 1.5e-2 } do
+      for _, d in ipairs { 32, 100, 256 } do
+        if fits(dtype, d) then
+          local layout = layout_of(dtype, d, 6, 2)
+          layout.scale = 0.3 * d ^ -0.5
+          check_mass(layout, make_call(layout, 61, 190), { from = 3, to = 175 }, { reference.rounding_device }, limit)
+          check_mass(layout, make_call(layout, 9, 90), { from = 3, to = 85 }, { reference.rounding_device })
+        end
+      end
+    end
+  end)
+
+  it("takes the maximum over queries", function()
+    local layout = layout_of("f16", 32, 6, 2)
+    check_mass(layout, make_call(layout, 30, 80), { from = 0, to = 60, reduce = "max" })
+    check_mass(layout, make_call(layout, 30, 80), { from = 7, to = 60, reduce = "max", queries = 9, ramp = 1.5, due = 80 * 3 + 20 })
+  end)
+
+  it("judges any run of rows, with any number of queries", function()
+    local layout = layout_of("f32", 16, 3, 1)
+    for _, n in ipairs { 1, 2, 11, 12, 13, 37 } do
+      local rows = n + 150
+      local call = make_call(layout, n, rows)
+      check_mass(layout, call, { from = 0, to = rows, pad = 3 })
+      local from = math.random(0, rows - 1)
+      check_mass(layout, call, { from = from, to = math.random(from + 1, rows) })
+    end
+    check_mass(layout, make_call(layout, 4, 300), { from = 0, to = 300 })
+  end)
+
+  it("crosses tiles of rows and of queries", function()
+    for _, layout in ipairs { layout_of("f16", 20, 4, 2), layout_of("bf16", 80, 2, 1), layout_of("f16", 264, 1, 1) } do
+      local n = math.random(65, 130)
+      local call = make_call(layout, n, n + 200, { ragged = true })
+      local rows = math.min(call.lanes[1].rows, call.lanes[#call.lanes].rows)
+      check_mass(layout, call, { from = 0, to = rows, pad = 1 })
+      local due = call.at[n] - math.random(0, 40)   -- whole tiles of queries count for no row, others only some
+      local m = { from = math.random(0, 40), to = rows, queries = 50, ramp = 1.4, due = due, threshold = 120, every = 9 }
+      check_mass(layout, call, m)
+      m.reduce = "max"
+      check_mass(layout, call, m)
+      local windowed = make_call(layout, n, n + 200, { window = math.random(40, 90) })
+      check_mass(layout, windowed, { from = 0, to = n + 200, reduce = "max" })
+    end
+  end)
+
+  it("sees what attention saw", function()
+    local layout = layout_of("f32", 16, 2, 2)
+    check_mass(layout, make_call(layout, 40, 100, { window = 30 }), { from = 0, to = 100 })
+  end)
+
+  it("weighs queries by a ramp, and counts none past a row's due date", function()
+    local layout = layout_of("f32", 16, 2, 1)
+    for _, queries in ipairs { 1, 5, 24, 100 } do
+      for _, every in ipairs { 0, 7 } do
+        local call = make_call(layout, 24, 80)
+        local due = call.at[24] - every
+        check_mass(layout, call, { from = 0, to = 80, queries = queries, ramp = 1.2, due = due, threshold = 30, every = every })
+      end
+    end
+  end)
+
+  it("judges each lane by its own rows", function()
+    local layout = layout_of("f16", 32, 6, 3)
+    for _, every in ipairs { 0, 7 } do
+      local call, ranges = make_call(layout, 24, 80, { ragged = true }), {}
+      for g, lane in ipairs(call.lanes) do
+        local from = math.random(0, lane.rows)
+        ranges[g] = { from, g == 2 and from or math.random(from, lane.rows), lane.rows }
+      end
+      check_mass(layout, call, { from = 0, to = 200, ranges = ranges })
+      check_mass(layout, call, { from = 0, to = 200, ranges = ranges, queries = 9, ramp = 1.2, due = call.at[24] - every,
+        threshold = -30, every = every })
+    end
+  end)
+
+  it("skips queries that saw nothing", function()
+    local function blind(layout, n, rows, gap, to)
+      local call = make_call(layout, n, rows)
+      call.at = reference.ascending(n, call.lanes[1].at[1] - gap)
+      call.q_pos = ops.ints(call.at)
+      check_mass(layout, call, { from = 0, to = to })
+      check_mass(layout, call, { from = 0, to = to, reduce = "max" })
+    end
+    blind(layout_of("f32", 16, 1, 1), 5, 40, 2, 40)
+    blind(layout_of("f16", 16, 2, 1), 40, 70, 7, 60)
+  end)
+end)

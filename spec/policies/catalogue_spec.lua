@@ -1,0 +1,75 @@
+-- The catalogue's policies keep the rows that kvpress keeps, and score rows as it does (scripts/maker/oracle/kvpress_scores.py).
+local helper = require "spec.helper"
+local policy = require "pyramid.policy"
+local pyramid = require "pyramid"
+local score = require "pyramid.score"
+
+local function with_integers(given)
+  local out = {}
+  for key, value in pairs(given) do out[key] = math.type(value) == "float" and math.tointeger(value) or value end
+  return out
+end
+
+local function said(given)
+  local out = {}
+  for key, value in pairs(given) do out[#out + 1] = key .. " " .. tostring(value) end
+  table.sort(out)
+  return table.concat(out, ", ")
+end
+
+-- The same policy, showing each layer's and head's scores of the judged rows to `seen` as it ranks by them.
+local function watched(p, seen)
+  return policy { name = "watched", prefill = function(_, l)
+    local plan = p.definition.prefill(p.options, l)
+    plan.score = score.custom(function(lane)
+      seen[lane.layer] = seen[lane.layer] or {}
+      seen[lane.layer][lane.head] = { positions = lane.positions:totable(), scores = lane.its:totable() }
+      return lane.its
+    end, { its = plan.score })
+    return plan
+  end }
+end
+
+for _, name in ipairs { "mha", "gqa" } do
+  local golden = helper.json(helper.fixture("kvpress/" .. name .. "/golden.json"))
+  local bytes = helper.read(helper.fixture("kvpress/" .. name .. "/golden.bin"))
+
+  describe("the catalogue beside kvpress, " .. name .. ":", function()
+    local model
+    setup(function() model = assert(pyramid.model(helper.fixture("pyramidinfer/" .. name), { threads = 2 })) end)
+    teardown(function() model:close() end)
+
+    for _, case in ipairs(golden.cases) do
+      local given = with_integers(case.options)
+      it(("%s (%s), %d tokens"):format(case.policy, said(given), case.count), function()
+        local p = assert(pyramid.policy(case.policy, given))
+        local ids, seen = helper.slice(golden.pool, case.first + 1, case.first + case.count), {}
+        for _, each in ipairs { p, watched(p, seen) } do
+          local cache <close> = assert(model:cache { policy = each, dtype = "f32" })
+          assert(cache:prefill(ids))
+          for layer, heads in ipairs(case.kept or {}) do
+            for head, bits in ipairs(heads) do
+              helper.assert_positions(helper.positions(bits), cache:positions(layer, head),
+                ("layer %d, head %d"):format(layer, head))
+            end
+          end
+        end
+        local at = case.scores
+        for _, layer in ipairs(at and { 1, model.config.layers } or {}) do
+          for head = 1, model.config.kv_heads do
+            local all, ours, ref = helper.floats(bytes, at, case.count), {}, {}
+            local own = seen[layer][head]
+            for i, position in ipairs(own.positions) do
+              local theirs = all[math.tointeger(position) + 1]
+              if theirs == math.huge then assert.is_true(own.scores[i] > 1e8)      -- chosen in a first stage
+              else ours[#ours + 1], ref[#ref + 1] = own.scores[i], theirs end
+            end
+            local distance = helper.distance(ours, ref)
+            assert.is_true(distance < 1e-4, ("layer %d, head %d: scores %.2g apart"):format(layer, head, distance))
+            at = at + 4 * case.count
+          end
+        end
+      end)
+    end
+  end)
+end

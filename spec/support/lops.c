@@ -1,0 +1,752 @@
+/* lops.c — the backend's single operations for Lua, so that specs can hold each against a reference: `require "pyramid_specs"`.
+ *
+ * Not part of the library: they believe their arguments. pyramid_specs.so holds them, which spec/run.lua finds, with a copy of what
+ * of the core they call by name; the operations themselves are reached through the backend's table of the program's own runtimes.
+ *
+ * Numbers travel as packed strings (little-endian f32 or i32): ops.floats, ops.ints and ops.numbers convert. Each input is
+ * copied into a userdata block of exactly its size, so that a sanitizer sees any read beyond it, and blocks that an error
+ * leaves behind are collected. Outputs are poisoned first (NaN, or 0xA5 for integers), so that what an operation leaves
+ * out is seen. Scratch is reserved for exactly the call at hand. Where the backend has memory of its own, so have the blocks.
+ *
+ *   lane    { pages = bytes, positions = ints, history = floats | nil, born = ints | nil }; pages of pyr_page_bytes one after
+ *           the other, wide ones where there is `born`
+ *   layout  { dtype = "f16", head_dim = 64, heads = 8, kv_heads = 2, scale = 0.125 } (what a call has no use for, left out)
+ *   weighting, track   { queries, ramp, due, threshold, every, decay }
+ *   ranges  { { begin, end, origin }, … }, one a lane */
+#include "lpyramid.h"
+#include "backend/backend.h"
+#include "base/dtype.h"
+#include "sample/sample_batch.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "lops_blocks.inc"
+#include "lops_fields.inc"
+
+/* ---- packing ------------------------------------------------------------------------------------------------------- */
+
+static int ops_floats(lua_State *L) {
+  pyr_backend *const be = NULL;
+  luaL_checktype(L, 1, LUA_TTABLE);
+  int64_t n = (int64_t)lua_rawlen(L, 1);
+  float *x = new_floats(L, be, n);
+  for (int64_t i = 0; i < n; i++) {
+    lua_rawgeti(L, 1, i + 1);
+    x[i] = (float)luaL_checknumber(L, -1);
+    lua_pop(L, 1);
+  }
+  return push_floats(L, be, x, n);
+}
+
+static int ops_ints(lua_State *L) {
+  pyr_backend *const be = NULL;
+  luaL_checktype(L, 1, LUA_TTABLE);
+  int64_t n = (int64_t)lua_rawlen(L, 1);
+  int32_t *x = new_ints(L, be, n);
+  for (int64_t i = 0; i < n; i++) {
+    lua_rawgeti(L, 1, i + 1);
+    x[i] = (int32_t)luaL_checkinteger(L, -1);
+    lua_pop(L, 1);
+  }
+  return push_ints(L, be, x, n);
+}
+
+/* numbers(bytes [, "ints"]) -> sequence */
+static int ops_numbers(lua_State *L) {
+  size_t size;
+  const char *bytes = luaL_checklstring(L, 1, &size);
+  bool ints = lua_toboolean(L, 2);
+  lua_createtable(L, (int)(size / 4), 0);
+  for (size_t i = 0; i < size / 4; i++) {
+    float x;
+    int32_t k;
+    memcpy(&x, bytes + 4 * i, 4);
+    memcpy(&k, bytes + 4 * i, 4);
+    if (ints) lua_pushinteger(L, k); else lua_pushnumber(L, x);
+    lua_rawseti(L, -2, (lua_Integer)i + 1);
+  }
+  return 1;
+}
+
+/* to_f32(dtype, bytes), from_f32(dtype, floats): the reference conversions of dtype.h. */
+static int ops_to_f32(lua_State *L) {
+  pyr_backend *const be = NULL;
+  pyr_dtype dtype = check_dtype(L, 1);
+  int64_t blocks;
+  const void *bytes = copy_block(L, be, 2, pyr_dtype_block_bytes(dtype), &blocks);
+  int64_t n = blocks * pyr_dtype_block(dtype);
+  float *out = new_floats(L, be, n);
+  pyr_row_to_f32(out, bytes, dtype, n);
+  return push_floats(L, be, out, n);
+}
+
+static int ops_from_f32(lua_State *L) {
+  pyr_backend *const be = NULL;
+  pyr_dtype dtype = check_dtype(L, 1);
+  int64_t n;
+  const float *x = copy_floats(L, be, 2, &n);
+  size_t size = pyr_dtype_bytes(dtype, n);
+  void *out = data_block(L, be, size, NULL, 0xa5);
+  pyr_row_from_f32(out, dtype, x, n);
+  lua_pushlstring(L, out, size);
+  return 1;
+}
+
+/* ---- memory -------------------------------------------------------------------------------------------------------- */
+
+/* alloc(runtime, bytes) -> the address modulo 64; the block is written, and given back */
+static int ops_alloc(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  size_t bytes = (size_t)luaL_checkinteger(L, 2);
+  void *block = be->alloc(be, bytes);
+  if (block == NULL) return fail(L, be, pyr_nomem(be->rt, bytes, "a block"));
+  if (!be->own_memory) memset(block, 0xa5, bytes);
+  lua_pushinteger(L, (lua_Integer)((uintptr_t)block % 64));
+  be->release(be, block, bytes);
+  return 1;
+}
+
+/* reserve(runtime, { tokens, rows, sequences, heads, kv_heads, head_dim, cols, outputs }) -> true */
+static int ops_reserve(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  pyr_work work = { .tokens = int_field(L, 2, "tokens", 1), .rows = int_field(L, 2, "rows", 1),
+                    .sequences = int_field(L, 2, "sequences", 1), .heads = (int32_t)int_field(L, 2, "heads", 1),
+                    .kv_heads = (int32_t)int_field(L, 2, "kv_heads", 1), .head_dim = (int32_t)int_field(L, 2, "head_dim", 1),
+                    .cols = int_field(L, 2, "cols", 1), .outputs = int_field(L, 2, "outputs", 0) };
+  pyr_status status = be->reserve(be, &work);
+  if (status != PYR_OK) return fail(L, be, status);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
+/* ---- tokens -------------------------------------------------------------------------------------------------------- */
+
+/* embed(runtime, dtype, cols, table, ids) -> floats */
+static int ops_embed(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  pyr_dtype dtype = check_dtype(L, 2);
+  int64_t cols = luaL_checkinteger(L, 3), rows, n;
+  size_t stride = pyr_dtype_bytes(dtype, cols);
+  const void *data = copy_block(L, be, 4, stride, &rows);
+  const int32_t *ids = copy_ints(L, be, 5, &n);
+  pyr_tensor table = { data, dtype, 2, { rows, cols }, stride, 0 };
+  float *out = new_floats(L, be, n * cols);
+  pyr_status status = be->embed(be, out, &table, ids, n);
+  return status == PYR_OK ? push_floats(L, be, out, n * cols) : fail(L, be, status);
+}
+
+/* rms_norm(runtime, x, weight, eps [, in_place]) -> floats */
+static int ops_rms_norm(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t count, d;
+  float *x = copy_floats(L, be, 2, &count);
+  const float *weight = copy_floats(L, be, 3, &d);
+  float eps = (float)luaL_checknumber(L, 4), *out = lua_toboolean(L, 5) ? x : new_floats(L, be, count);
+  pyr_status status = be->rms_norm(be, out, x, weight, count / d, d, eps);
+  return status == PYR_OK ? push_floats(L, be, out, count) : fail(L, be, status);
+}
+
+/* Brings w into the order in which the backend wants a model's weights; the block stays on the stack. */
+static pyr_status order_weights(lua_State *L, pyr_backend *be, pyr_tensor *w) {
+  int32_t interleaved = be->interleaved ? be->interleaved(be, w) : 0;
+  if (!interleaved) return PYR_OK;
+  void *to = data_block(L, be, (size_t)w->shape[0] * w->stride, NULL, 0xa5);
+  pyr_status status = be->interleave(be, to, w);
+  w->data = to, w->interleaved = interleaved;
+  return status;
+}
+
+/* linear(runtime, x, dtype, w, rows, cols [, bias [, out [, stride]]]) -> floats; out: accumulates to it. Without a stride w
+ * is brought into the order in which the backend wants a model's weights. */
+static int ops_linear(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  pyr_dtype dtype = check_dtype(L, 3);
+  int64_t rows = luaL_checkinteger(L, 5), cols = luaL_checkinteger(L, 6), count;
+  size_t stride = (size_t)luaL_optinteger(L, 9, (lua_Integer)pyr_dtype_bytes(dtype, cols));
+  const float *x = copy_floats(L, be, 2, &count);
+  const void *data = copy_block(L, be, 4, 1, NULL);
+  const float *bias = copy_floats(L, be, 7, NULL);
+  float *out = copy_floats(L, be, 8, NULL);
+  bool accumulate = out != NULL;
+  int64_t n = count / cols;
+  pyr_tensor w = { data, dtype, 2, { rows, cols }, stride, 0 };
+  pyr_status status = lua_isnoneornil(L, 9) ? order_weights(L, be, &w) : PYR_OK;
+  pyr_work work = { .tokens = n, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = 1, .cols = cols,
+                    .outputs = rows };
+  if (out == NULL) out = new_floats(L, be, n * rows);
+  if (status == PYR_OK) status = be->reserve(be, &work);
+  if (status == PYR_OK) status = be->linear(be, out, x, &w, bias, n, accumulate ? PYR_LINEAR_ADD : 0);
+  return status == PYR_OK ? push_floats(L, be, out, n * rows) : fail(L, be, status);
+}
+
+/* rope(runtime, x, pos, freq, heads, head_dim, "half" | "interleaved", gain) -> floats */
+static int ops_rope(lua_State *L) {
+  static const char *const styles[] = { "half", "interleaved", NULL };
+  pyr_backend *be = begin_call(L);
+  int64_t count, n, pairs;
+  float *x = copy_floats(L, be, 2, &count);
+  const int32_t *pos = copy_ints(L, be, 3, &n);
+  const float *freq = copy_floats(L, be, 4, &pairs);
+  pyr_status status = be->rope(be, x, pos, freq, n, (int32_t)luaL_checkinteger(L, 5), (int32_t)luaL_checkinteger(L, 6),
+                               (int32_t)(2 * pairs), (pyr_rope_style)luaL_checkoption(L, 7, NULL, styles),
+                               (float)luaL_checknumber(L, 8));
+  return status == PYR_OK ? push_floats(L, be, x, count) : fail(L, be, status);
+}
+
+static int ops_silu_mul(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n;
+  float *gate = copy_floats(L, be, 2, &n);
+  const float *up = copy_floats(L, be, 3, NULL);
+  pyr_status status = be->silu_mul(be, gate, up, n);
+  return status == PYR_OK ? push_floats(L, be, gate, n) : fail(L, be, status);
+}
+
+/* take_rows(runtime, x, idx, d), take_i32(runtime, x, idx) -> the first #idx rows or values after the call */
+static int ops_take_rows(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t k, d = luaL_checkinteger(L, 4);
+  float *x = copy_floats(L, be, 2, NULL);
+  const int32_t *idx = copy_ints(L, be, 3, &k);
+  pyr_status status = be->take_rows(be, x, idx, k, d);
+  return status == PYR_OK ? push_floats(L, be, x, k * d) : fail(L, be, status);
+}
+
+static int ops_take_i32(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t k;
+  int32_t *x = copy_ints(L, be, 2, NULL);
+  const int32_t *idx = copy_ints(L, be, 3, &k);
+  pyr_status status = be->take_i32(be, x, idx, k);
+  return status == PYR_OK ? push_ints(L, be, x, k) : fail(L, be, status);
+}
+
+/* ---- cache rows ---------------------------------------------------------------------------------------------------- */
+
+/* store(runtime, layout, calls) -> for each call its lanes; call: { lanes, k = floats, v = floats, positions = ints }, whose lanes
+ * have pages and positions for all rows they will hold, and `rows`: how many they hold */
+static int ops_store(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  luaL_checktype(L, 3, LUA_TTABLE);
+  int count = (int)lua_rawlen(L, 3);
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = count, .heads = l.kv_heads, .kv_heads = l.kv_heads,
+                    .head_dim = l.layout.head_dim, .cols = 1 };
+  pyr_append *calls = new_block(L, (size_t)count * sizeof *calls, 0);
+  int64_t *room = new_block(L, (size_t)count * sizeof *room, 0);
+  for (int i = 0; i < count; i++) {
+    lua_rawgeti(L, 3, i + 1);
+    int call = lua_gettop(L);
+    int64_t keys, values;
+    calls[i].k = block_field(L, be, call, "k", sizeof(float), &keys);
+    calls[i].v = block_field(L, be, call, "v", sizeof(float), &values);
+    calls[i].positions = block_field(L, be, call, "positions", sizeof(int32_t), &calls[i].n);
+    pyr_lane_view *lanes = check_lanes(L, be, call, l.layout, l.kv_heads);
+    calls[i].lanes = lanes;
+    if (keys != values || keys != calls[i].n * l.kv_heads * l.layout.head_dim)
+      return luaL_argerror(L, 3, "k, v and positions differ");
+    room[i] = lanes[0].rows;
+    for (int g = 0; g < l.kv_heads; g++) {
+      lua_getfield(L, call, "lanes");
+      lua_rawgeti(L, -1, g + 1);
+      lanes[g].rows = int_field(L, lua_gettop(L), "rows", 0);
+      lua_pop(L, 2);
+      if (lanes[g].rows + calls[i].n > room[i]) return luaL_argerror(L, 3, "a lane has no room");
+    }
+    if (calls[i].n > work.tokens) work.tokens = calls[i].n;
+    if (room[i] > work.rows) work.rows = room[i];
+  }
+  pyr_status status = be->reserve(be, &work);
+  if (status == PYR_OK) status = be->store(be, calls, count, l.layout, l.kv_heads);
+  if (status != PYR_OK) return fail(L, be, status);
+  luaL_checkstack(L, 8, NULL);
+  lua_createtable(L, count, 0);
+  for (int i = 0; i < count; i++) {
+    lua_createtable(L, l.kv_heads, 0);
+    for (int g = 0; g < l.kv_heads; g++) {
+      push_lane(L, be, &calls[i].lanes[g], l.layout, room[i]);
+      lua_rawseti(L, -2, g + 1);
+    }
+    lua_rawseti(L, -2, i + 1);
+  }
+  return 1;
+}
+
+/* gather(runtime, layout, lanes, idx [, pages]) -> lanes; pages: of each lane, gathered into these, with positions and history of
+ * their own, instead of in place */
+static int ops_gather(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  luaL_checktype(L, 3, LUA_TTABLE);
+  int count = (int)lua_rawlen(L, 3);
+  int64_t k;
+  const int32_t *idx = copy_ints(L, be, 4, &k);
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = count, .kv_heads = count, .head_dim = l.layout.head_dim,
+                    .cols = 1 };
+  pyr_lane_view *src = new_block(L, (size_t)count * sizeof *src, 0), *dst = new_block(L, (size_t)count * sizeof *dst, 0);
+  for (int i = 0; i < count; i++) {
+    lua_rawgeti(L, 3, i + 1);
+    src[i] = dst[i] = check_lane(L, be, lua_gettop(L), l.layout);
+    if (src[i].rows > work.rows) work.rows = src[i].rows;
+    if (lua_isnoneornil(L, 5)) continue;
+    lua_createtable(L, 0, 1);
+    lua_pushvalue(L, 5);
+    lua_setfield(L, -2, "pages");
+    dst[i] = check_lane(L, be, lua_gettop(L), l.layout);
+    dst[i].positions = new_ints(L, be, k);
+    dst[i].history = src[i].history ? new_floats(L, be, k) : NULL;
+  }
+  pyr_status status = be->reserve(be, &work);
+  if (status == PYR_OK) status = be->gather(be, dst, src, count, l.layout, idx, k);
+  if (status != PYR_OK) return fail(L, be, status);
+  luaL_checkstack(L, 8, NULL);
+  lua_createtable(L, count, 0);
+  for (int i = 0; i < count; i++) {
+    push_lane(L, be, &dst[i], l.layout, k);
+    lua_rawseti(L, -2, i + 1);
+  }
+  return 1;
+}
+
+/* attention(runtime, layout, { { q, q_pos, lanes, window, track }, … } [, unreserved]) -> { { out, lse, history }, … };
+ * lanes without history and a track are not tracked. `no_lse` in a call leaves the lse out. */
+static int ops_attention(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  luaL_checktype(L, 3, LUA_TTABLE);
+  int count = (int)lua_rawlen(L, 3);
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = count, .heads = l.heads, .kv_heads = l.kv_heads,
+                    .head_dim = l.layout.head_dim, .cols = 1 };
+  bool reserved = !lua_toboolean(L, 4);
+  pyr_attention *calls = new_block(L, (size_t)count * sizeof *calls, 0);
+  for (int i = 0; i < count; i++) {
+    lua_rawgeti(L, 3, i + 1);
+    int call = lua_gettop(L);
+    pyr_attention *a = &calls[i];
+    int64_t values;
+    a->q = block_field(L, be, call, "q", sizeof(float), &values);
+    a->q_pos = block_field(L, be, call, "q_pos", sizeof(int32_t), &a->n);
+    if (values != a->n * l.heads * l.layout.head_dim) return luaL_argerror(L, 3, "q and q_pos differ");
+    a->lanes = check_lanes(L, be, call, l.layout, l.kv_heads);
+    a->window = (int32_t)int_field(L, call, "window", 0);
+    a->out = new_floats(L, be, values);
+    a->lse = int_field(L, call, "no_lse", 0) ? NULL : new_floats(L, be, a->n * l.heads);
+    lua_getfield(L, call, "track");
+    if (lua_istable(L, -1)) {
+      int at = lua_gettop(L);
+      pyr_track *track = new_block(L, sizeof *track, 0);
+      *track = (pyr_track){ check_weighting(L, at), number_field(L, at, "decay", 1) };
+      a->track = track;
+    }
+    if (a->n > work.tokens) work.tokens = a->n;
+    for (int g = 0; g < l.kv_heads; g++)
+      if (a->lanes[g].rows > work.rows) work.rows = a->lanes[g].rows;
+  }
+  pyr_status status = reserved ? be->reserve(be, &work) : PYR_OK;
+  if (status == PYR_OK) status = be->attention(be, calls, count, l.layout, l.heads, l.kv_heads, l.scale);
+  if (status != PYR_OK) return fail(L, be, status);
+  luaL_checkstack(L, 8, NULL);
+  lua_createtable(L, count, 0);
+  for (int i = 0; i < count; i++) {
+    lua_createtable(L, 0, 3);
+    push_floats(L, be, calls[i].out, calls[i].n * l.heads * l.layout.head_dim);
+    lua_setfield(L, -2, "out");
+    if (calls[i].lse) {
+      push_floats(L, be, calls[i].lse, calls[i].n * l.heads);
+      lua_setfield(L, -2, "lse");
+    }
+    lua_createtable(L, l.kv_heads, 0);
+    for (int g = 0; g < l.kv_heads; g++)
+      if (calls[i].lanes[g].history) {
+        push_floats(L, be, calls[i].lanes[g].history, calls[i].lanes[g].rows);
+        lua_rawseti(L, -2, g + 1);
+      }
+    lua_setfield(L, -2, "history");
+    lua_rawseti(L, -2, i + 1);
+  }
+  return 1;
+}
+
+/* merge(runtime, layout, lane, idx, threshold) -> lane */
+static int ops_merge(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  int64_t k;
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
+  const int32_t *idx = copy_ints(L, be, 4, &k);
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = l.layout.head_dim, .cols = 1 };
+  int32_t *links = new_ints(L, be, 2 * lane.rows);
+  pyr_status status = be->reserve(be, &work);
+  if (status == PYR_OK) status = be->merge(be, &lane, l.layout, idx, k, (float)luaL_checknumber(L, 5), links);
+  if (status != PYR_OK) return fail(L, be, status);
+  push_lane(L, be, &lane, l.layout, lane.rows);
+  return 1;
+}
+
+/* rotate(runtime, layout, lane, from, freq, "half" | "interleaved" [, stood]) -> lane */
+static int ops_rotate(lua_State *L) {
+  static const char *const styles[] = { "half", "interleaved", NULL };
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  int64_t pairs;
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
+  const int32_t *from = copy_ints(L, be, 4, NULL);
+  const float *freq = copy_floats(L, be, 5, &pairs);
+  const int32_t *stood = lua_isnoneornil(L, 7) ? NULL : copy_ints(L, be, 7, NULL);
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = l.layout.head_dim, .cols = 1 };
+  pyr_status status = be->reserve(be, &work);
+  if (status == PYR_OK)
+    status = be->rotate(be, &lane, l.layout, from, stood, freq, (int32_t)(2 * pairs),
+                        (pyr_rope_style)luaL_checkoption(L, 6, NULL, styles));
+  if (status != PYR_OK) return fail(L, be, status);
+  push_lane(L, be, &lane, l.layout, lane.rows);
+  return 1;
+}
+
+/* Ranges of `count` lanes from the field `ranges`; without it, rows from <= j < to of every lane, counted from 0. */
+static const pyr_range *check_ranges(lua_State *L, int arg, int count) {
+  pyr_range *ranges = new_block(L, (size_t)count * sizeof *ranges, 0);
+  lua_getfield(L, arg, "ranges");
+  int list = lua_gettop(L);
+  for (int g = 0; g < count; g++) {
+    ranges[g] = (pyr_range){ int_field(L, arg, "from", 0), int_field(L, arg, "to", 0), 0 };
+    if (!lua_istable(L, list)) continue;
+    lua_rawgeti(L, list, g + 1);
+    for (int i = 0; i < 3; i++) {
+      lua_rawgeti(L, list + 1, i + 1);
+      *(i == 0 ? &ranges[g].begin : i == 1 ? &ranges[g].end : &ranges[g].origin) = luaL_checkinteger(L, -1);
+      lua_pop(L, 1);
+    }
+    lua_pop(L, 1);
+  }
+  return ranges;
+}
+
+/* mass(runtime, layout, { out, q, lse, q_pos, lanes, ranges | from, to, stride, window, reduce = "sum" | "max",
+ * <weighting> }) -> floats */
+static int ops_mass(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  luaL_checktype(L, 3, LUA_TTABLE);
+  int64_t size;
+  pyr_mass m = { .ranges = check_ranges(L, 3, l.kv_heads), .window = (int32_t)int_field(L, 3, "window", 0),
+                 .weighting = check_weighting(L, 3) };
+  m.stride = int_field(L, 3, "stride", 0);
+  lua_getfield(L, 3, "reduce");
+  m.reduce = strcmp(luaL_optstring(L, -1, "sum"), "max") == 0 ? PYR_MAX : PYR_SUM;
+  m.out = block_field(L, be, 3, "out", sizeof(float), &size);
+  m.q = block_field(L, be, 3, "q", sizeof(float), NULL);
+  m.lse = block_field(L, be, 3, "lse", sizeof(float), NULL);
+  m.q_pos = block_field(L, be, 3, "q_pos", sizeof(int32_t), &m.n);
+  m.lanes = check_lanes(L, be, 3, l.layout, l.kv_heads);
+  pyr_work work = { .tokens = m.n, .rows = m.lanes[0].rows, .sequences = 1, .heads = l.heads, .kv_heads = l.kv_heads,
+                    .head_dim = l.layout.head_dim, .cols = 1 };
+  pyr_status status = be->reserve(be, &work);
+  if (status == PYR_OK) status = be->mass(be, &m, l.layout, l.heads, l.kv_heads, l.scale);
+  return status == PYR_OK ? push_floats(L, be, m.out, size) : fail(L, be, status);
+}
+
+/* row_norms(runtime, layout, lane, from, to, what) -> floats */
+static int ops_row_norms(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
+  int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
+  float *out = new_floats(L, be, end - begin);
+  pyr_status status = be->row_norms(be, out, &lane, l.layout, begin, end, (int)luaL_checkinteger(L, 6));
+  return status == PYR_OK ? push_floats(L, be, out, end - begin) : fail(L, be, status);
+}
+
+/* ---- signals of rows ------------------------------------------------------------------------------------------------ */
+
+static pyr_status reserve_rows(pyr_backend *be, layout_args l, int64_t rows) {
+  pyr_work work = { .tokens = 1, .rows = rows, .sequences = 1, .heads = l.heads, .kv_heads = l.kv_heads,
+                    .head_dim = l.layout.head_dim, .cols = 1 };
+  return be->reserve(be, &work);
+}
+
+/* read_rows(runtime, layout, lane, from, to, what) -> floats */
+static int ops_read_rows(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
+  int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5), n = (end - begin) * l.layout.head_dim;
+  float *out = new_floats(L, be, n);
+  pyr_status status = be->read_rows(be, out, &lane, l.layout, begin, end, (int)luaL_checkinteger(L, 6));
+  return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
+}
+
+/* key_similarity(runtime, layout, lane, from, to) -> floats */
+static int ops_key_similarity(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
+  int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
+  float *out = new_floats(L, be, end - begin);
+  pyr_status status = reserve_rows(be, l, lane.rows);
+  if (status == PYR_OK) status = be->key_similarity(be, out, &lane, l.layout, begin, end);
+  return status == PYR_OK ? push_floats(L, be, out, end - begin) : fail(L, be, status);
+}
+
+/* lag(runtime, layout, lane, from, to, lag, ranked) -> floats */
+static int ops_lag(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
+  int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
+  float *out = new_floats(L, be, end - begin);
+  pyr_status status = reserve_rows(be, l, lane.rows);
+  if (status == PYR_OK) status = be->lag(be, out, &lane, l.layout, begin, end, luaL_checkinteger(L, 6), lua_toboolean(L, 7));
+  return status == PYR_OK ? push_floats(L, be, out, end - begin) : fail(L, be, status);
+}
+
+/* output_norm(runtime, layout, lane, { from, to, first, count, dtype, rows, o }) -> floats [count, to-from] */
+static int ops_output_norm(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
+  int64_t begin = int_field(L, 4, "from", 0), end = int_field(L, 4, "to", 0), count = int_field(L, 4, "count", 1);
+  lua_getfield(L, 4, "dtype");
+  pyr_dtype dtype = check_dtype(L, lua_gettop(L));
+  int64_t cols = (int64_t)l.heads * l.layout.head_dim;
+  pyr_tensor o = { block_field(L, be, 4, "o", 1, NULL), dtype, 2, { int_field(L, 4, "rows", 0), cols },
+                   pyr_dtype_bytes(dtype, cols), 0 };
+  float *out = new_floats(L, be, count * (end - begin));
+  pyr_status status = order_weights(L, be, &o);
+  if (status == PYR_OK) status = reserve_rows(be, l, lane.rows);
+  if (status == PYR_OK)
+    status = be->output_norm(be, out, &lane, l.layout, begin, end, &o, (int32_t)int_field(L, 4, "first", 0), (int32_t)count);
+  return status == PYR_OK ? push_floats(L, be, out, count * (end - begin)) : fail(L, be, status);
+}
+
+/* expected(runtime, layout, lane, { from, to, first, count, q, q_pos, pieces, freq, style, gain, next, future, covariance })
+ * -> floats [count, to-from]; the queries are added in `pieces` calls */
+static int ops_expected(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
+  int64_t begin = int_field(L, 4, "from", 0), end = int_field(L, 4, "to", 0), count = int_field(L, 4, "count", 1), n, pairs;
+  int64_t each = (int64_t)l.heads * l.layout.head_dim, pieces = int_field(L, 4, "pieces", 1), added = 0;
+  const float *q = block_field(L, be, 4, "q", sizeof(float), NULL);
+  const int32_t *q_pos = block_field(L, be, 4, "q_pos", sizeof(int32_t), &n);
+  pyr_moments m = { .heads = l.heads, .head_dim = l.layout.head_dim, .gain = number_field(L, 4, "gain", 1) };
+  m.style = (pyr_rope_style)int_field(L, 4, "style", 0);
+  m.freq = block_field(L, be, 4, "freq", sizeof(float), &pairs);
+  m.dims = (int32_t)(2 * pairs);
+  m.shift = new_floats(L, be, each);
+  m.sum = new_floats(L, be, each);
+  m.turns = new_floats(L, be, (n > 0 ? n : 1) * m.dims);
+  if (int_field(L, 4, "covariance", 1)) m.outer = new_floats(L, be, each * l.layout.head_dim);
+  float *out = new_floats(L, be, count * (end - begin));
+  pyr_status status = reserve_rows(be, l, lane.rows);
+  for (int64_t i = 0; i < pieces && status == PYR_OK; i++) {
+    int64_t at = n * i / pieces, some = n * (i + 1) / pieces - at;
+    status = be->moments(be, &m, q + at * each, q_pos + at, some, added == 0);
+    added += some;
+  }
+  if (status == PYR_OK) status = be->moments_end(be, &m, n, int_field(L, 4, "next", 0), int_field(L, 4, "future", 1), l.scale);
+  int32_t first = (int32_t)int_field(L, 4, "first", 0);
+  if (status == PYR_OK) status = be->expected(be, out, &lane, l.layout, begin, end, &m, first, (int32_t)count);
+  return status == PYR_OK ? push_floats(L, be, out, count * (end - begin)) : fail(L, be, status);
+}
+
+/* ---- vectors of scores --------------------------------------------------------------------------------------------- */
+
+/* reduce_rows(runtime, x, count, stride, n, "mean" | "sum" | "max", scale) -> floats */
+static int ops_reduce_rows(lua_State *L) {
+  static const char *const names[] = { "mean", "sum", "max", NULL };
+  pyr_backend *be = begin_call(L);
+  const float *in = copy_floats(L, be, 2, NULL);
+  int64_t n = luaL_checkinteger(L, 5);
+  float *out = new_floats(L, be, n);
+  pyr_status status = be->reduce_rows(be, out, in, (int32_t)luaL_checkinteger(L, 3), luaL_checkinteger(L, 4), n,
+                                      (pyr_reduce)luaL_checkoption(L, 6, NULL, names), (float)luaL_optnumber(L, 7, 1));
+  return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
+}
+
+/* arith(runtime, a, b, "add" | "sub" | "mul" | "div") -> floats */
+static int ops_arith(lua_State *L) {
+  static const char *const names[] = { "add", "sub", "mul", "div", NULL };
+  pyr_backend *be = begin_call(L);
+  int64_t n;
+  float *a = copy_floats(L, be, 2, &n);
+  const float *b = copy_floats(L, be, 3, NULL);
+  pyr_status status = be->arith(be, a, b, n, (pyr_score_code)(PYR_S_ADD + luaL_checkoption(L, 4, NULL, names)));
+  return status == PYR_OK ? push_floats(L, be, a, n) : fail(L, be, status);
+}
+
+/* pool(runtime, x, width, "average" | "maximum") -> floats */
+static int ops_pool(lua_State *L) {
+  static const char *const names[] = { "average", "maximum", NULL };
+  pyr_backend *be = begin_call(L);
+  int64_t n;
+  const float *in = copy_floats(L, be, 2, &n);
+  float *out = new_floats(L, be, n);
+  pyr_status status = be->pool(be, out, in, n, (int32_t)luaL_checkinteger(L, 3), luaL_checkoption(L, 4, NULL, names));
+  return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
+}
+
+static int ops_normalize(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n;
+  float *x = copy_floats(L, be, 2, &n);
+  pyr_status status = be->normalize(be, x, n);
+  return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
+}
+
+static int ops_softmax(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n;
+  float *x = copy_floats(L, be, 2, &n);
+  pyr_status status = be->softmax(be, x, n);
+  return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
+}
+
+/* chunk(runtime, x, width) -> floats */
+static int ops_chunk(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n;
+  float *x = copy_floats(L, be, 2, &n);
+  pyr_status status = be->chunk(be, x, n, luaL_checkinteger(L, 3));
+  return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
+}
+
+/* mark(runtime, n, idx) -> floats */
+static int ops_mark(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n = luaL_checkinteger(L, 2), k;
+  const int32_t *idx = copy_ints(L, be, 3, &k);
+  float *out = new_floats(L, be, n);
+  pyr_status status = be->mark(be, out, n, idx, k);
+  return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
+}
+
+/* select(runtime, scores, k, offset) -> ints */
+static int ops_select(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n, k = luaL_checkinteger(L, 3);
+  const float *score = copy_floats(L, be, 2, &n);
+  int32_t *idx = new_ints(L, be, k < 0 ? 0 : k);
+  pyr_status status = be->select(be, idx, score, n, k, (int32_t)luaL_optinteger(L, 4, 0));
+  return status == PYR_OK ? push_ints(L, be, idx, k) : fail(L, be, status);
+}
+
+/* pick(runtime, { logits, … }, { sampler, … }) -> ints, -1 where no logit is finite; all logits of one length */
+static int ops_pick(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int count = (int)luaL_len(L, 2);
+  int64_t vocab = 0;
+  luaL_Buffer buffer;
+  pyr_sampler **samplers = new_block(L, (size_t)count * sizeof *samplers, 0);
+  luaL_buffinit(L, &buffer);
+  for (int i = 0; i < count; i++) {
+    lua_geti(L, 2, i + 1);
+    vocab = (int64_t)lua_rawlen(L, -1) / 4;
+    luaL_addvalue(&buffer);
+  }
+  luaL_pushresult(&buffer);
+  for (int i = 0; i < count; i++) {
+    lua_geti(L, 3, i + 1);
+    samplers[i] = check_sampler(L, -1);
+    lua_pop(L, 1);
+  }
+  const float *logits = copy_floats(L, be, lua_gettop(L), NULL);
+  int32_t *ids = new_block(L, (size_t)count * sizeof *ids, 0xa5);
+  void *room = new_block(L, pyr_pick_bytes(count), 0xa5);
+  pyr_status status = pyr_pick_prepare(be, samplers, count, (int32_t)vocab);
+  if (status == PYR_OK) status = pyr_pick_all(be, samplers, logits, (int32_t)vocab, count, ids, room);
+  if (status != PYR_OK) return fail(L, be, status);
+  lua_pushlstring(L, (const char *)ids, (size_t)count * sizeof *ids);
+  return 1;
+}
+
+/* choose(runtime, { scores, … }, { least, … }, most, mass [, offset]) -> { ints, … }: each segment's chosen rows + offset */
+static int ops_choose(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  luaL_checktype(L, 2, LUA_TTABLE);
+  luaL_checktype(L, 3, LUA_TTABLE);
+  int32_t count = (int32_t)lua_rawlen(L, 2);
+  luaL_Buffer buffer;
+  pyr_segment *segments = new_block(L, (size_t)count * sizeof *segments, 0);
+  int64_t n = 0;
+  luaL_buffinit(L, &buffer);
+  for (int32_t s = 0; s < count; s++) {
+    size_t bytes;
+    lua_rawgeti(L, 2, s + 1);
+    luaL_tolstring(L, -1, &bytes);
+    lua_remove(L, -2);
+    luaL_addvalue(&buffer);
+    segments[s] = (pyr_segment){ .n = (int64_t)(bytes / sizeof(float)), .at = n, .offset = (int32_t)luaL_optinteger(L, 6, 0) };
+    n += segments[s].n;
+  }
+  luaL_pushresult(&buffer);
+  for (int32_t s = 0; s < count; s++) {
+    lua_rawgeti(L, 3, s + 1);
+    segments[s].least = luaL_checkinteger(L, -1);
+    lua_pop(L, 1);
+  }
+  pyr_choice c = { .segments = segments, .count = count, .most = luaL_checkinteger(L, 4), .mass = luaL_checknumber(L, 5) };
+  c.score = copy_floats(L, be, lua_gettop(L), NULL);
+  c.idx = new_ints(L, be, n);
+  c.chosen = new_ints(L, be, count);
+  c.work = new_ints(L, be, 2 * (int64_t)count);
+  pyr_status status = be->choose(be, &c);
+  if (status != PYR_OK) return fail(L, be, status);
+  lua_createtable(L, count, 0);
+  for (int32_t s = 0; s < count; s++) {
+    push_ints(L, be, c.idx + segments[s].at, c.chosen[s]);
+    lua_rawseti(L, -2, s + 1);
+  }
+  return 1;
+}
+
+static int ops_iota(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n = luaL_checkinteger(L, 3);
+  int32_t *out = new_ints(L, be, n);
+  pyr_status status = be->iota(be, out, (int32_t)luaL_checkinteger(L, 2), n);
+  return status == PYR_OK ? push_ints(L, be, out, n) : fail(L, be, status);
+}
+
+/* fill(runtime, n, "positions" | "hash" | "value" | "place", positions | nil [, seed [, value]]) -> floats */
+static int ops_fill(lua_State *L) {
+  static const char *const names[] = { "positions", "hash", "value", "place", NULL };
+  pyr_backend *be = begin_call(L);
+  int64_t n = luaL_checkinteger(L, 2);
+  const int32_t *positions = copy_ints(L, be, 4, NULL);
+  float *out = new_floats(L, be, n);
+  pyr_status status = be->fill(be, out, positions, n, luaL_checkoption(L, 3, NULL, names),
+                               (uint64_t)luaL_optinteger(L, 5, 0), (float)luaL_optnumber(L, 6, 0));
+  return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
+}
+
+/* ---- entry --------------------------------------------------------------------------------------------------------- */
+
+__attribute__((visibility("default"))) int luaopen_pyramid_specs(lua_State *L);
+int luaopen_pyramid_specs(lua_State *L) {
+  static const luaL_Reg functions[] = {
+    { "floats", ops_floats }, { "ints", ops_ints }, { "numbers", ops_numbers }, { "to_f32", ops_to_f32 },
+    { "from_f32", ops_from_f32 }, { "alloc", ops_alloc }, { "reserve", ops_reserve }, { "embed", ops_embed },
+    { "rms_norm", ops_rms_norm }, { "linear", ops_linear }, { "rope", ops_rope }, { "silu_mul", ops_silu_mul },
+    { "take_rows", ops_take_rows }, { "take_i32", ops_take_i32 }, { "store", ops_store }, { "gather", ops_gather },
+    { "merge", ops_merge }, { "rotate", ops_rotate }, { "choose", ops_choose },
+    { "attention", ops_attention }, { "mass", ops_mass }, { "row_norms", ops_row_norms },
+    { "read_rows", ops_read_rows }, { "key_similarity", ops_key_similarity }, { "lag", ops_lag },
+    { "output_norm", ops_output_norm }, { "expected", ops_expected },
+    { "softmax", ops_softmax }, { "chunk", ops_chunk }, { "mark", ops_mark },
+    { "reduce_rows", ops_reduce_rows }, { "arith", ops_arith }, { "pool", ops_pool }, { "normalize", ops_normalize },
+    { "select", ops_select }, { "pick", ops_pick }, { "iota", ops_iota }, { "fill", ops_fill }, { NULL, NULL }
+  };
+  if (luaL_newmetatable(L, DEVICE_BLOCK)) {
+    lua_pushcfunction(L, free_device_block);
+    lua_setfield(L, -2, "__gc");
+  }
+  lua_pop(L, 1);
+  luaL_newlib(L, functions);
+  lua_pushinteger(L, PYR_PAGE_ROWS);
+  lua_setfield(L, -2, "page_rows");
+  lua_pushinteger(L, PYR_SMALL_N);
+  lua_setfield(L, -2, "small_n");
+  return 1;
+}
