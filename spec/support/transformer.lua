@@ -1,7 +1,7 @@
 -- A Llama in plain Lua, in float64 and token by token: where specs get true attention, keys and values from, apart from the
 -- core. It reads a Hugging Face folder of f32 weights, and hands testing.run what a model would see under a policy.
 local cjson = require "cjson"
-local reference = require "spec.ops_reference"
+local reference = require "spec.support.ops_reference"
 local safetensors = require "pyramid.loaders.safetensors"
 
 local transformer = {}
