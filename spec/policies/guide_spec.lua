@@ -1,4 +1,4 @@
--- The guide for authors of policies, policies/README.md, cannot rot: its files are written down and run, its commands give
+-- The guide for authors of policies, docs/policies.md, cannot rot: its files are written down and run, its commands give
 -- what it shows, its tables name everything there is, and its mistakes are answered as it says.
 local helper = require "spec.helper"
 local lfs = require "lfs"
@@ -8,7 +8,7 @@ local score = require "pyramid.score"
 local shell = require "spec.support.shell"
 local testing = require "pyramid.testing"
 
-local guide = helper.read "policies/README.md"
+local guide = helper.read "docs/policies.md"
 
 -- { kind, text } of each fenced block, in order.
 local blocks = samples.blocks(guide)
