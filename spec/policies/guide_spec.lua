@@ -46,7 +46,7 @@ describe("the guide", function()
 
   for i, block in ipairs(blocks) do
     if block.kind == "sh" then
-      for line in block.text:gmatch "[^\n]+" do
+      for _, line in ipairs(samples.commands(block.text)) do
         it("runs: " .. line, function()
           local script = line:match "^build/pyramid ([%w_]+)"
           assert.truthy(script, "a command that this spec does not know how to run")
