@@ -1,0 +1,71 @@
+-- Pages of docs/ that say what the code does: the walk through PyramidInfer shows what its script
+-- prints, its formulas are what the runtime counts, and the glossary and the policies' page name
+-- files that are there.
+local helper = require "spec.helper"
+local lfs = require "lfs"
+local samples = require "spec.support.samples"
+local shell = require "spec.support.shell"
+
+-- The block that follows the command which prints it.
+local function printed_by(page, command)
+  local blocks = samples.blocks(helper.read(page))
+  for i, block in ipairs(blocks) do
+    if block.kind == "sh" and block.text:find(command, 1, true) then return blocks[i + 1].text end
+  end
+  error(page .. " has no command " .. command)
+end
+
+describe("docs/pyramidinfer.md", function()
+  it("shows what its script prints", function()
+    local out, err, status = shell.pyramid "scripts/examples/six_tokens.lua"
+    assert.equal(0, status, err)
+    assert.equal(out, printed_by("docs/pyramidinfer.md", "six_tokens.lua"))
+  end)
+
+  -- "prompt, linear  421.33 GFLOP  421.68 GFLOP  5.405": name, formula, counted.
+  local function counted(text)
+    local found = {}
+    for line in text:gmatch "[^\n]+" do
+      local name, formula, count = line:match "^(%l[%l, ]-) +([%d.]+) [GM]%a+ +([%d.]+) [GM]"
+      if name then found[#found + 1] = { name = name, formula = tonumber(formula), count = tonumber(count) } end
+    end
+    return found
+  end
+
+  local function agree(text)
+    local rows = counted(text)
+    assert.equal(15, #rows)                                       -- five for each of three policies
+    for _, row in ipairs(rows) do
+      local bound = row.name == "prompt, mass" and 0.5 or row.name == "rows" and 0.2 or 0.04
+      assert.is_true(math.abs(row.formula - row.count) <= bound * row.formula + 0.02,
+        ("%s: %g by the formula, %g counted"):format(row.name, row.formula, row.count))
+    end
+  end
+
+  it("has formulas that the runtime counts by", function()
+    local out, err, status = shell.pyramid("scripts/examples/costs.lua", "models/tiny", "docs/policies.md", "1000")
+    assert.equal(0, status, err)
+    agree(out)
+    agree(printed_by("docs/pyramidinfer.md", "costs.lua"))
+  end)
+end)
+
+describe("pages of docs/", function()
+  -- Links to files of the repository, from docs/ on.
+  for _, page in ipairs { "docs/pyramidinfer.md", "docs/policies.md", "docs/glossary.md" } do
+    it(("link to what is there: %s"):format(page), function()
+      for link in helper.read(page):gmatch "%]%(([^)#]+)[^)]*%)" do
+        assert.truthy(link:find "^https?:" or lfs.attributes("docs/" .. link), link)
+      end
+    end)
+  end
+
+  it("explain each word once", function()
+    local seen, count = {}, 0
+    for word in helper.read("docs/glossary.md"):gmatch "\n%*%*([^*]+)%.%*%*" do
+      assert.is_nil(seen[word], word)
+      seen[word], count = true, count + 1
+    end
+    assert.is_true(count > 40, count)
+  end)
+end)
