@@ -3,7 +3,8 @@
  * Two ways in. A host that wants text uses the facade at the end of this file and never sees Lua:
  *
  *     pyr_host *host;
- *     pyr_host_options options = { .threads = 2, .policy = "pyramidinfer", .policy_options = "ratio=0.8" };
+ *     pyr_host_options options = { .threads = 2, .policy = "pyramidinfer", .policy_options =
+ *     "ratio=0.8" };
  *     if (pyr_host_open("models/tiny", &options, &host) != PYR_OK) {
  *       fprintf(stderr, "%s\n", pyr_host_error(host)); pyr_host_close(host); return 1;
  *     }
@@ -13,28 +14,34 @@
  *     pyr_host_stats stats; pyr_host_get_stats(host, &stats);
  *     pyr_host_close(host);
  *
- * A binding (ours is lua/) builds on the objects before it: runtime, file, model, tokenizer, cache, sampler.
+ * A binding (ours is lua/) builds on the objects before it: runtime, file, model, tokenizer, cache,
+ * sampler.
  *
- * Conventions. Everything that can fail returns a pyr_status; the message is in the runtime (pyr_runtime_error)
- * until the next failure. Constructors write *out only on success. `_free(NULL)` is legal. A child retains its
- * parent, so objects may be released in any order. One runtime and its children belong to one calling thread at a
- * time; two runtimes are independent. The library never prints, exits, reads the environment or keeps mutable
- * globals. Layers and heads count from 0 in C; positions and token ids are 0-based everywhere.
+ * Conventions. Everything that can fail returns a pyr_status; the message is in the runtime
+ * (pyr_runtime_error) until the next failure. Constructors write *out only on success.
+ * `_free(NULL)` is legal. A child retains its parent, so objects may be released in any order. One
+ * runtime and its children belong to one calling thread at a time; two runtimes are independent.
+ * The library never prints, exits, reads the environment or keeps mutable globals. Layers and heads
+ * count from 0 in C; positions and token ids are 0-based everywhere.
  *
- * Callbacks return. A longjmp or a C++ exception out of one leaves memory, locks and a private Lua half-way: it is not
- * allowed. A child of fork(2) has no threads of its parent's: closing works there, and so do calls, on one thread; on a device
- * they are refused (PYR_DEVICE). While another thread of the parent was inside a call, the child may only exec or _exit.
+ * Callbacks return. A longjmp or a C++ exception out of one leaves memory, locks and a private Lua
+ * half-way: it is not allowed. A child of fork(2) has no threads of its parent's: closing works
+ * there, and so do calls, on one thread; on a device they are refused (PYR_DEVICE). While another
+ * thread of the parent was inside a call, the child may only exec or _exit.
  *
- * Lua. libpyramid.so has a Lua 5.4 inside that nothing else sees: its process may have any other Lua, or none, or run
- * under one. libpyramid.a takes liblua5.4.a from the program that links it, which then has that one Lua and no other. A
- * host with a lua_State of Lua 5.4 adds Pyramid to it by luaopen_pyramid, which libpyramid.a and the Lua module
- * pyramid.so have, and libpyramid.so has not.
+ * Lua. libpyramid.so has a Lua 5.4 inside that nothing else sees: its process may have any other
+ * Lua, or none, or run under one. libpyramid.a takes liblua5.4.a from the program that links it,
+ * which then has that one Lua and no other. A host with a lua_State of Lua 5.4 adds Pyramid to it
+ * by luaopen_pyramid, which libpyramid.a and the Lua module pyramid.so have, and libpyramid.so has
+ * not.
  *
- * Versions. PYR_VERSION is this header's, pyr_version() the library's that runs. A program made with this header runs
- * with every later library of the same PYR_ABI, whose file the SONAME names: libpyramid.so.0. What would break that raises
- * PYR_ABI. So that option structs may grow at their ends, each begins with `size`: say sizeof, or 0 for the members that
- * version 0.1 has. What an older program does not know is zero; what a newer one sets and this library does not know is
- * refused in words. Structs that others hold, or the library fills, have room reserved instead, which is zero. */
+ * Versions. PYR_VERSION is this header's, pyr_version() the library's that runs. A program made
+ * with this header runs with every later library of the same PYR_ABI, whose file the SONAME names:
+ * libpyramid.so.0. What would break that raises PYR_ABI. So that option structs may grow at their
+ * ends, each begins with `size`: say sizeof, or 0 for the members that version 0.1 has. What an
+ * older program does not know is zero; what a newer one sets and this library does not know is
+ * refused in words. Structs that others hold, or the library fills, have room reserved instead,
+ * which is zero. */
 #ifndef PYRAMID_H
 #define PYRAMID_H
 
@@ -49,7 +56,8 @@ extern "C" {
 #define PYR_ABI 0       /* the number of the shared library's SONAME: see "Versions" above */
 
 #if defined(__GNUC__)
-#pragma GCC visibility push(default) /* what this header declares is all that the shared library exports */
+#pragma GCC visibility push(default) /* what this header declares is all that the shared library
+                                        exports */
 #endif
 
 const char *pyr_version(void);   /* of the library that runs, "0.1.0"; static */
@@ -70,98 +78,114 @@ typedef enum pyr_status {
 
 const char *pyr_status_name(pyr_status status); /* the quoted words above; "ok" for PYR_OK */
 
-/* ---- runtime: backend, allocator with a limit, threads, last error ------------------------------------------- */
+/* ---- runtime: backend, allocator with a limit, threads, last error --------------------------- */
 
 typedef struct pyr_runtime pyr_runtime;
 
-/* Like lua_Alloc: size 0 frees and returns NULL; otherwise (re)allocates `size` bytes aligned to at least 16, or
- * returns NULL and leaves `ptr` alone. `old` is the size given when `ptr` was allocated, 0 for a new block. */
+/* Like lua_Alloc: size 0 frees and returns NULL; otherwise (re)allocates `size` bytes aligned to at
+ * least 16, or returns NULL and leaves `ptr` alone. `old` is the size given when `ptr` was
+ * allocated, 0 for a new block. */
 typedef void *(*pyr_alloc_fn)(void *ud, void *ptr, size_t old, size_t size);
 
-/* Called between layers and chunks of long work with 0 <= done <= total; returning non-zero cancels the work. */
+/* Called between layers and chunks of long work with 0 <= done <= total; returning non-zero cancels
+ * the work. */
 typedef int (*pyr_progress_fn)(void *ud, int64_t done, int64_t total);
 
 typedef struct pyr_runtime_options {
   size_t size;          /* see "Versions"; in every struct that begins so */
-  const char *device;   /* "cpu" (default when NULL), "cuda", or "emulated": CUDA's kernels run by the processor, for specs */
-  const char *isa;      /* CPU kernels: NULL picks the best that multiply in f32; "base", "avx2", "avx512" force one;
-                           "avx512bf16": a prompt's products with bf16 or quantised weights round activations to bf16;
-                           "avx512int8": as that, and quantised weights take activations of 8 bits; they are held,
-                           in an order of their own, within memory_limit */
+  const char *device;   /* "cpu" (default when NULL), "cuda", or "emulated": CUDA's kernels run by
+                           the processor, for specs */
+  const char *isa;      /* CPU kernels: NULL picks the best that multiply in f32; "base", "avx2",
+                           "avx512" force one; "avx512bf16": a prompt's products with bf16 or
+                           quantised weights round activations to bf16; "avx512int8": as that, and
+                           quantised weights take activations of 8 bits; they are held, in an order
+                           of their own, within memory_limit */
   int threads;          /* 0: the processors this process may run on; otherwise 1..256 */
   size_t memory_limit;  /* bytes the runtime may hold at once, mapped files excluded; 0: no limit */
   pyr_alloc_fn alloc;   /* NULL: malloc family */
   void *alloc_ud;
-  char *why;            /* NULL, or where the message of a failure goes, cut to why_bytes; untouched where there is none */
+  char *why;            /* NULL, or where the message of a failure goes, cut to why_bytes; untouched
+                           where there is none */
   size_t why_bytes;
 } pyr_runtime_options;
 
-pyr_status pyr_runtime_new(const pyr_runtime_options *options, pyr_runtime **out); /* the message of a failure: see `why` */
+/* the message of a failure: see `why` */
+pyr_status pyr_runtime_new(const pyr_runtime_options *options, pyr_runtime **out);
 pyr_runtime *pyr_runtime_retain(pyr_runtime *rt);
 void pyr_runtime_free(pyr_runtime *rt);
-const char *pyr_runtime_error(const pyr_runtime *rt);        /* "" if nothing failed yet; owned by rt */
-size_t pyr_runtime_memory(const pyr_runtime *rt);            /* bytes held now through the allocator */
+const char *pyr_runtime_error(const pyr_runtime *rt);  /* "" if nothing failed yet; owned by rt */
+size_t pyr_runtime_memory(const pyr_runtime *rt);  /* bytes held now through the allocator */
 size_t pyr_runtime_memory_peak(const pyr_runtime *rt);
 int pyr_runtime_threads(const pyr_runtime *rt);
 const char *pyr_runtime_isa(const pyr_runtime *rt);
 void pyr_runtime_on_progress(pyr_runtime *rt, pyr_progress_fn fn, void *ud); /* NULL: none */
-pyr_status pyr_runtime_check(pyr_runtime *rt);  /* asks it again: for policies that compute for long. PYR_CANCELLED, or PYR_OK */
+pyr_status pyr_runtime_check(pyr_runtime *rt);  /* asks it again: for policies that compute for
+                                                   long. PYR_CANCELLED, or PYR_OK */
 
-/* Where time goes. While it counts, each operation is timed by two readings of the clock; off, it costs nothing. */
+/* Where time goes. While it counts, each operation is timed by two readings of the clock; off, it
+ * costs nothing. */
 typedef struct pyr_profile_entry {
   const char *name;             /* of the operation: "linear", "attention", …; static */
   int64_t calls;
-  double seconds, flops, bytes; /* flops and bytes as their arguments imply: a multiply-add is 2, nothing is read twice */
+  double seconds, flops, bytes; /* flops and bytes as their arguments imply: a multiply-add is 2,
+                                   nothing is read twice */
 } pyr_profile_entry;
-pyr_status pyr_runtime_profile(pyr_runtime *rt, int on);     /* on: begins anew from zero; off: forgets what was counted */
-int pyr_runtime_get_profile(pyr_runtime *rt, pyr_profile_entry *out, int room); /* operations called; at most `room` are written */
+/* on: begins anew from zero; off: forgets what was counted */
+pyr_status pyr_runtime_profile(pyr_runtime *rt, int on);
+/* operations called; at most `room` are written */
+int pyr_runtime_get_profile(pyr_runtime *rt, pyr_profile_entry *out, int room);
 
-/* ---- tensors in files ---------------------------------------------------------------------------------------- */
+/* ---- tensors in files ------------------------------------------------------------------------ */
 
 typedef enum pyr_dtype {
   PYR_F32 = 0, PYR_F16, PYR_BF16,
   PYR_Q8_0, PYR_Q4_0, PYR_Q4_K, PYR_Q5_K, PYR_Q6_K,   /* GGUF block formats, bit-compatible */
   PYR_FP8_E4M3,                                       /* of cache rows only, -448..448 */
-  PYR_Q4_1, PYR_Q5_0, PYR_Q5_1, PYR_Q2_K, PYR_Q3_K,   /* of files only: weights are bound converted to another */
+  PYR_Q4_1, PYR_Q5_0, PYR_Q5_1, PYR_Q2_K, PYR_Q3_K,   /* of files only: weights are bound converted
+                                                         to another */
   PYR_IQ4_NL, PYR_IQ4_XS, PYR_MXFP4, PYR_NVFP4, PYR_F64,
   PYR_DTYPES
 } pyr_dtype;
 
-const char *pyr_dtype_name(pyr_dtype dtype);                 /* "f32", …, "q5_1"; NULL if out of range */
+const char *pyr_dtype_name(pyr_dtype dtype);  /* "f32", …, "q5_1"; NULL if out of range */
 int pyr_dtype_block(pyr_dtype dtype);                        /* values a block: 1, 32 or 256 */
 size_t pyr_dtype_block_bytes(pyr_dtype dtype);               /* bytes a block */
 
-typedef struct pyr_file pyr_file;   /* a read-only mapping of a regular file, or its bytes in memory */
+typedef struct pyr_file pyr_file;   /* a read-only mapping of a regular file, or its bytes in memory
+                                       */
 pyr_status pyr_file_open(pyr_runtime *rt, const char *path, pyr_file **out);
-/* The same, read instead of mapped; counts against the memory limit. For files that may be shortened or vanish while they are in
- * use (others write them, the network, a stick): a mapping then ends the process with SIGBUS. */
+/* The same, read instead of mapped; counts against the memory limit. For files that may be
+ * shortened or vanish while they are in use (others write them, the network, a stick): a mapping
+ * then ends the process with SIGBUS. */
 pyr_status pyr_file_read(pyr_runtime *rt, const char *path, pyr_file **out);
 void pyr_file_free(pyr_file *file);
 uint64_t pyr_file_size(const pyr_file *file);
 
-typedef struct pyr_tensor_spec {    /* where a tensor lies; checked against the mapping before use */
+typedef struct pyr_tensor_spec {  /* where a tensor lies; checked against the mapping before use */
   const char *name;                 /* for messages */
   pyr_file *file;
   uint64_t offset, bytes;           /* from the file's beginning */
   pyr_dtype dtype;
   int rank;                         /* 1 or 2 */
-  int64_t shape[2];                 /* row-major: [out, in] for a matrix, the contiguous dimension last */
+  int64_t shape[2];  /* row-major: [out, in] for a matrix, the contiguous dimension last */
 } pyr_tensor_spec;
 
-/* ---- model ----------------------------------------------------------------------------------------------------- */
+/* ---- model ----------------------------------------------------------------------------------- */
 
 typedef struct pyr_model pyr_model;
 
-typedef enum pyr_rope_style { PYR_ROPE_HALF = 0 /* pairs (i, i+d/2) */, PYR_ROPE_INTERLEAVED /* pairs (2i, 2i+1) */ } pyr_rope_style;
+typedef enum pyr_rope_style { PYR_ROPE_HALF = 0 /* pairs (i, i+d/2) */,
+                              PYR_ROPE_INTERLEAVED /* pairs (2i, 2i+1) */ } pyr_rope_style;
 
 typedef struct pyr_model_config {
   int32_t layers, heads, kv_heads, head_dim, width, ff, vocab, context;
   float norm_eps;
   pyr_rope_style rope_style;
   int32_t rope_dims;        /* leading dimensions of a head that rotate; even, <= head_dim */
-  const float *rope_freq;   /* [rope_dims/2] radians per position, scaling applied by the loader; copied */
+  const float *rope_freq;   /* [rope_dims/2] radians per position, scaling applied by the loader;
+                               copied */
   float rope_gain;          /* multiplies sin and cos (YaRN's attention factor); 1 otherwise */
-  const int32_t *window;    /* [layers] sliding window in positions, 0 = none; NULL = none; copied */
+  const int32_t *window;  /* [layers] sliding window in positions, 0 = none; NULL = none; copied */
 } pyr_model_config;
 
 typedef enum pyr_role {     /* which weight a tensor is; shapes in brackets */
@@ -181,60 +205,71 @@ typedef enum pyr_role {     /* which weight a tensor is; shapes in brackets */
 } pyr_role;
 
 pyr_status pyr_model_new(pyr_runtime *rt, const pyr_model_config *config, pyr_model **out);
-/* Binds one weight. `as` < 0 keeps the file's dtype (mapped, not copied, where its alignment allows); otherwise
- * converts matrices to `as` (f32, f16, bf16, q8_0, q4_0). Vectors are always kept as f32. `layer` is ignored for
- * the first three roles. PYR_FORMAT: shape or bounds; PYR_ARGUMENT: bound twice, role or layer out of range. */
-pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_tensor_spec *spec, int as);
-pyr_status pyr_model_ready(pyr_model *model);   /* PYR_FORMAT naming the first weight that is missing */
+/* Binds one weight. `as` < 0 keeps the file's dtype (mapped, not copied, where its alignment
+ * allows); otherwise converts matrices to `as` (f32, f16, bf16, q8_0, q4_0). Vectors are always
+ * kept as f32. `layer` is ignored for the first three roles. PYR_FORMAT: shape or bounds;
+ * PYR_ARGUMENT: bound twice, role or layer out of range. */
+pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_tensor_spec *spec,
+                          int as);
+pyr_status pyr_model_ready(pyr_model *model);   /* PYR_FORMAT naming the first weight that is
+                                                   missing */
 pyr_model *pyr_model_retain(pyr_model *model);
 void pyr_model_free(pyr_model *model);
 const pyr_model_config *pyr_model_get_config(const pyr_model *model);
 pyr_runtime *pyr_model_runtime(const pyr_model *model);
 uint64_t pyr_model_bytes(const pyr_model *model);            /* weights, mapped or owned */
-/* What saved caches of the model are known by: a name for messages (copied, cut at 159 bytes) and its tokenizer's fingerprint, 0 for
- * none. Beside them stands a fingerprint of the weights: names, shapes, dtypes and samples of the bytes as they lie in the file. It
- * does not see conversion, nor a change between the samples alone; the same weights in another format are other ones. */
+/* What saved caches of the model are known by: a name for messages (copied, cut at 159 bytes) and
+ * its tokenizer's fingerprint, 0 for none. Beside them stands a fingerprint of the weights: names,
+ * shapes, dtypes and samples of the bytes as they lie in the file. It does not see conversion, nor
+ * a change between the samples alone; the same weights in another format are other ones. */
 void pyr_model_identify(pyr_model *model, const char *name, uint64_t tokenizer);
 uint64_t pyr_model_fingerprint(pyr_model *model);
 
-/* ---- policies: plans of what a cache keeps --------------------------------------------------------------------- */
+/* ---- policies: plans of what a cache keeps --------------------------------------------------- */
 
 typedef struct pyr_shape {  /* what a policy is told of a layer; all it may depend on */
   int32_t layer, layers;
   int64_t prompt;           /* tokens of the prefill that is running, or ran last */
   int64_t past;             /* rows the layer held before that prefill */
   int64_t rows;             /* rows the layer holds when the plan runs (its longest lane) */
-  int64_t waiting;          /* decode: rows that may be judged now: neither judged before nor in the window */
+  int64_t waiting;          /* decode: rows that may be judged now: neither judged before nor in the
+                               window */
   int64_t tokens;           /* tokens the cache has seen */
   int32_t heads, kv_heads, head_dim;
 } pyr_shape;
 
-/* A score is a program over vectors of one value per row, run on a small stack, for one lane group at a time: the
- * whole layer under PYR_SHARE_LAYER, one KV head under PYR_SHARE_HEAD. */
+/* A score is a program over vectors of one value per row, run on a small stack, for one lane group
+ * at a time: the whole layer under PYR_SHARE_LAYER, one KV head under PYR_SHARE_HEAD. */
 typedef enum pyr_score_code {
-  PYR_S_ATTENTION = 0, /* push attention mass of the last n queries that reach the layer; a: pyr_reduce over queries, b: over
-                          heads; x: ramp */
-  PYR_S_HISTORY,       /* push attention of every query so far; b: pyr_reduce over heads; x: decay per decode step */
+  PYR_S_ATTENTION = 0, /* push attention mass of the last n queries that reach the layer; a:
+                          pyr_reduce over queries, b: over heads; x: ramp */
+  PYR_S_HISTORY,       /* push attention of every query so far; b: pyr_reduce over heads; x: decay
+                          per decode step */
   PYR_S_KEY_NORM,      /* push |K| (mean over the group's lanes) */
   PYR_S_VALUE_NORM,    /* push |V| */
   PYR_S_POSITION,      /* push the original position */
   PYR_S_RANDOM,        /* push uniform [0,1) hashed from (seed n, layer, position) */
   PYR_S_CONST,         /* push x for every row */
   PYR_S_ADD, PYR_S_SUB, PYR_S_MUL, PYR_S_DIV,  /* pop two, push one */
-  PYR_S_POOL,          /* a: 0 average, 1 maximum, over a centred window of odd width n within the judged rows */
+  PYR_S_POOL,          /* a: 0 average, 1 maximum, over a centred window of odd width n within the
+                          judged rows */
   PYR_S_NORMALIZE,     /* divide by the sum over the judged rows */
   PYR_S_KEY_SIMILARITY,/* push the cosine of K to the mean of the judged rows' normalised K (KeyDiff, arXiv 2504.15364) */
-  PYR_S_EXPECTED,      /* push attention expected of the next n positions (arXiv 2510.00636). a: 0 by the mean of the
-                          prompt's queries only, 1 and their covariance; b: pyr_reduce over heads; x: the prompt's first
-                          queries, left out. Prefill only */
-  PYR_S_LAG,           /* push how a row differs from the next n rows' range (LagKV, arXiv 2504.04704); a: 1 as rank */
-  PYR_S_OUTPUT_NORM,   /* push the L1 norm of W_o V, mean over the query heads (CriticalKV, arXiv 2502.03805) */
+  PYR_S_EXPECTED,      /* push attention expected of the next n positions (arXiv 2510.00636). a: 0
+                          by the mean of the prompt's queries only, 1 and their covariance; b:
+                          pyr_reduce over heads; x: the prompt's first queries, left out. Prefill
+                          only */
+  PYR_S_LAG,           /* push how a row differs from the next n rows' range (LagKV, arXiv
+                          2504.04704); a: 1 as rank */
+  PYR_S_OUTPUT_NORM,   /* push the L1 norm of W_o V, mean over the query heads (CriticalKV, arXiv
+                          2502.03805) */
   PYR_S_TABLE,         /* push numbers of the policy's table n */
   PYR_S_PLACE,         /* push 0 for the first judged row to 1 for the last, evenly */
   PYR_S_SOFTMAX,       /* exp, divided by its sum over the judged rows */
-  PYR_S_CHUNK,         /* the mean over chunks of n consecutive judged rows; the last chunk may be shorter */
+  PYR_S_CHUNK,         /* the mean over chunks of n consecutive judged rows; the last chunk may be
+                          shorter */
   PYR_S_TOP,           /* 1 for the n highest judged rows (ties to the lower), 0 for others */
-  PYR_S_CUSTOM,        /* pop a, push what the policy's `custom` makes of them; n: which. Prefill only */
+  PYR_S_CUSTOM,  /* pop a, push what the policy's `custom` makes of them; n: which. Prefill only */
   PYR_SCORE_CODES
 } pyr_score_code;
 
@@ -243,33 +278,42 @@ typedef enum pyr_reduce { PYR_MEAN = 0, PYR_SUM, PYR_MAX } pyr_reduce;
 typedef struct pyr_score_op { uint8_t code, a, b; int32_t n; float x; } pyr_score_op;
 
 #define PYR_SCORE_MAX 32
-typedef struct pyr_score { int32_t length; pyr_score_op ops[PYR_SCORE_MAX]; } pyr_score; /* length 0: the signal tracked, else by position */
+/* length 0: the signal tracked, else by position */
+typedef struct pyr_score { int32_t length; pyr_score_op ops[PYR_SCORE_MAX]; } pyr_score;
 
-/* Who survives together: one set for all lanes of the layer, which then must be of one length; a set for each KV head; or
- * a budget pooled over the layer's KV heads (AdaKV, arXiv 2407.11550): `keep` rows a lane on average, the judged of all
- * lanes ranked together, ties to the lower head, then to the lower row. */
+/* Who survives together: one set for all lanes of the layer, which then must be of one length; a
+ * set for each KV head; or a budget pooled over the layer's KV heads (AdaKV, arXiv 2407.11550):
+ * `keep` rows a lane on average, the judged of all lanes ranked together, ties to the lower head,
+ * then to the lower row. */
 typedef enum pyr_share { PYR_SHARE_LAYER = 0, PYR_SHARE_HEAD, PYR_SHARE_POOL } pyr_share;
 typedef enum pyr_prune { PYR_PRUNE_CACHE = 1, PYR_PRUNE_HIDDEN = 2, PYR_PRUNE_BOTH = 3 } pyr_prune;
-/* PYR_ROTATE_COMPACT: once rows are evicted, keys are rotated to the positions 0..rows-1, and the layer's later tokens
- * are placed behind them (StreamingLLM's positions within the cache, arXiv 2309.17453). The layer stays so from then on. Every
- * turn begins at the key as it came, which is kept beside it, so that keys do not wear out: such a layer's rows take half as
- * many bytes more. */
+/* PYR_ROTATE_COMPACT: once rows are evicted, keys are rotated to the positions 0..rows-1, and the
+ * layer's later tokens are placed behind them (StreamingLLM's positions within the cache, arXiv
+ * 2309.17453). The layer stays so from then on. Every turn begins at the key as it came, which is
+ * kept beside it, so that keys do not wear out: such a layer's rows take half as many bytes more.
+ * */
 typedef enum pyr_rotate { PYR_ROTATE_KEEP = 0, PYR_ROTATE_COMPACT } pyr_rotate;
 #define PYR_KEEP_HEADS 128
 
-typedef struct pyr_plan {  /* each lane is judged by its own rows; one that holds no more than it may keep is left whole */
-  int64_t keep;         /* rows of a lane that survive, guards included; 1..rows; rows: nothing is judged */
+typedef struct pyr_plan {  /* each lane is judged by its own rows; one that holds no more than it
+                              may keep is left whole */
+  int64_t keep;         /* rows of a lane that survive, guards included; 1..rows; rows: nothing is
+                           judged */
   int32_t keep_count;   /* 0, or kv_heads (<= PYR_KEEP_HEADS; needs PYR_SHARE_HEAD): … */
   int32_t keep_of[PYR_KEEP_HEADS];   /* … `keep` of each head */
   int64_t first, last;  /* guarded rows at either end; guards win over keep where they exceed it */
-  int64_t least;        /* with PYR_SHARE_POOL or mass: rows of a lane that survive at least, guards included; <= keep */
-  double mass;          /* 0, or in (0, 1]: as few of the judged rows as hold this share of the sum of their scores (a
-                           score below 0 counts 0), at least `least` and at most `keep` rows with the guards */
+  int64_t least;        /* with PYR_SHARE_POOL or mass: rows of a lane that survive at least, guards
+                           included; <= keep */
+  double mass;          /* 0, or in (0, 1]: as few of the judged rows as hold this share of the sum
+                           of their scores (a score below 0 counts 0), at least `least` and at most
+                           `keep` rows with the guards */
   pyr_share share;      /* PYR_PRUNE_HIDDEN needs PYR_SHARE_LAYER */
   pyr_prune prune;      /* in decode always PYR_PRUNE_CACHE */
-  int32_t merge;        /* losers are merged into survivors of their lane (core/policy/evict.h says how), not merely dropped, … */
+  int32_t merge;        /* losers are merged into survivors of their lane (core/policy/evict.h says
+                           how), not merely dropped, … */
   float threshold;      /* … where their keys' cosine is at least this; -1..1 */
-  pyr_rotate rotate;    /* PYR_ROTATE_COMPACT needs PYR_SHARE_LAYER, PYR_PRUNE_CACHE and a layer without sliding window */
+  pyr_rotate rotate;    /* PYR_ROTATE_COMPACT needs PYR_SHARE_LAYER, PYR_PRUNE_CACHE and a layer
+                           without sliding window */
   pyr_score score;
 } pyr_plan;
 
@@ -277,12 +321,15 @@ typedef struct pyr_trigger {  /* when decode plans run, and what is tracked unti
   int64_t every;        /* after this many steps; 0: never by count */
   int64_t over;         /* when the longest lane holds more rows than this; 0: never by length */
   int64_t window;       /* the last rows, never judged in decode */
-  int32_t once;         /* a row is judged once: survivors, and all rows before the prompt's window, are left alone */
-  pyr_score_op track;   /* the PYR_S_ATTENTION or PYR_S_HISTORY signal that decode plans rank by (with its n and x, or they
-                           are refused), or any other code: none. Tracked per lane as the mean over its heads, from the prompt's queries on */
+  int32_t once;         /* a row is judged once: survivors, and all rows before the prompt's window,
+                           are left alone */
+  pyr_score_op track;   /* the PYR_S_ATTENTION or PYR_S_HISTORY signal that decode plans rank by
+                           (with its n and x, or they are refused), or any other code: none. Tracked
+                           per lane as the mean over its heads, from the prompt's queries on */
 } pyr_trigger;
 
-/* Numbers that a PYR_S_TABLE reads; host memory, unchanged while the policy lives. What lies beyond is 0. */
+/* Numbers that a PYR_S_TABLE reads; host memory, unchanged while the policy lives. What lies beyond
+ * is 0. */
 typedef enum pyr_table_by { PYR_BY_POSITION = 0, PYR_BY_HEAD } pyr_table_by;
 typedef struct pyr_table {
   pyr_table_by by;      /* values[position], or values[layer * width + kv_head] */
@@ -290,22 +337,24 @@ typedef struct pyr_table {
   const float *values;
 } pyr_table;
 
-/* What a PYR_S_CUSTOM is shown: one lane. Where heads share one set it is asked for each, and the results' mean ranks. */
+/* What a PYR_S_CUSTOM is shown: one lane. Where heads share one set it is asked for each, and the
+ * results' mean ranks. */
 typedef struct pyr_custom_view {
   int32_t layer, head, head_dim, inputs;
   int64_t rows;         /* judged */
   const int32_t *positions;           /* [rows] */
-  const float *const *input;          /* [inputs][rows] what was popped, the deepest first; the same for all heads of a set */
+  const float *const *input;          /* [inputs][rows] what was popped, the deepest first; the same
+                                         for all heads of a set */
   const void *source;   /* the core's */
 } pyr_custom_view;
 /* Copies the judged rows' K (values = 0) or V (1) to out [rows, head_dim]. */
 pyr_status pyr_custom_rows(const pyr_custom_view *view, int values, float *out);
 
 /* A policy: pure callbacks; NULL means nothing to do. An error status carries its message through
- * pyr_runtime_set_error. Plans are asked for before the work they belong to, so that a policy that fails loses
- * nothing: `prefill` once per layer before the layer runs, `trigger` right after it (rows = what the plan leaves),
- * `decode` before the step at whose end the trigger fires (rows = with that step's row). `retain`/`release` follow
- * the caches that use the policy. */
+ * pyr_runtime_set_error. Plans are asked for before the work they belong to, so that a policy that
+ * fails loses nothing: `prefill` once per layer before the layer runs, `trigger` right after it
+ * (rows = what the plan leaves), `decode` before the step at whose end the trigger fires (rows =
+ * with that step's row). `retain`/`release` follow the caches that use the policy. */
 typedef struct pyr_policy {
   void *ud;
   const char *name;     /* for messages; lives as long as ud */
@@ -314,170 +363,226 @@ typedef struct pyr_policy {
   pyr_status (*decode)(void *ud, const pyr_shape *shape, pyr_plan *plan);
   void (*retain)(void *ud);
   void (*release)(void *ud);
-  /* What scores refer to by number. `table` is asked when a plan is checked and when it runs. `custom` runs when a layer's
-   * prompt has been read and writes out [view->rows]; if it fails, the prefill does. */
+  /* What scores refer to by number. `table` is asked when a plan is checked and when it runs.
+   * `custom` runs when a layer's prompt has been read and writes out [view->rows]; if it fails, the
+   * prefill does. */
   pyr_status (*table)(void *ud, int32_t number, pyr_table *out);
   pyr_status (*custom)(void *ud, int32_t number, const pyr_custom_view *view, float *out);
 } pyr_policy;
 
 pyr_status pyr_runtime_set_error(pyr_runtime *rt, pyr_status status, const char *format, ...);
 
-/* ---- cache: one sequence ----------------------------------------------------------------------------------------- */
+/* ---- cache: one sequence --------------------------------------------------------------------- */
 
-typedef struct pyr_pool pyr_pool;   /* pages under one byte budget, shared by the caches of a batch and by forks */
+typedef struct pyr_pool pyr_pool;   /* pages under one byte budget, shared by the caches of a batch
+                                       and by forks */
 typedef struct pyr_cache pyr_cache;
 
-pyr_status pyr_pool_new(pyr_model *model, pyr_dtype dtype, size_t budget /* 0: none */, pyr_pool **out);
+pyr_status pyr_pool_new(pyr_model *model, pyr_dtype dtype, size_t budget /* 0: none */,
+                        pyr_pool **out);
 void pyr_pool_free(pyr_pool *pool);
-size_t pyr_pool_bytes(const pyr_pool *pool);                 /* what all its caches hold, shared pages once */
+size_t pyr_pool_bytes(const pyr_pool *pool);  /* what all its caches hold, shared pages once */
 
-pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *policy /* may be NULL */, pyr_cache **out);
+pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool,
+                         const pyr_policy *policy /* may be NULL */, pyr_cache **out);
 void pyr_cache_free(pyr_cache *cache);
 pyr_model *pyr_cache_model(const pyr_cache *cache);
 pyr_pool *pyr_cache_pool(const pyr_cache *cache);
 
-#define PYR_PREFILL_ALL 1       /* logits [n, vocab] for every position; needs every token to reach the last layer */
+#define PYR_PREFILL_ALL 1       /* logits [n, vocab] for every position; needs every token to reach
+                                   the last layer */
 #define PYR_PREFILL_NO_PRUNE 2  /* append without asking the policy */
-/* Reads n >= 1 tokens; logits [vocab] of the last one (or NULL). All or nothing: on failure rows are as before. */
-pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, int flags, float *logits);
-/* One token on for each of `count` distinct caches of one model, in one forward pass; logits[i] is [vocab] or NULL.
- * All or nothing. */
+/* Reads n >= 1 tokens; logits [vocab] of the last one (or NULL). All or nothing: on failure rows
+ * are as before. */
+pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, int flags,
+                             float *logits);
+/* One token on for each of `count` distinct caches of one model, in one forward pass; logits[i] is
+ * [vocab] or NULL. All or nothing. */
 pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits);
 typedef struct pyr_sampler pyr_sampler;
-/* The same, and what samplers[i], if there is one, picks of the logits: picks[i], -1 where there is none or no logit is finite. Logits
- * that are NULL stay where they were computed. A device that fails at the picks alone has made the step; picks not made are -1. */
-pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits, pyr_sampler *const *samplers, int32_t *picks);
-pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out);          /* pages shared until written */
+/* The same, and what samplers[i], if there is one, picks of the logits: picks[i], -1 where there is
+ * none or no logit is finite. Logits that are NULL stay where they were computed. A device that
+ * fails at the picks alone has made the step; picks not made are -1. */
+pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count,
+                         float *const *logits, pyr_sampler *const *samplers, int32_t *picks);
+/* pages shared until written */
+pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out);
 pyr_status pyr_cache_clear(pyr_cache *cache);
-/* Evicts at once: in each layer, what the prefill plan of `policy` (NULL: the cache's own) says of the rows held now, as if they were
- * a prompt just read: shape.prompt and shape.rows are the longest lane's rows, shape.past is 0. The cache's own policy and its
- * triggers stay. Scores may look at rows, tables, functions, and attention that the cache tracks; what only a running prefill knows
- * (other attention, expected attention, hidden states) is refused by name: PYR_POLICY. All or nothing. */
+/* Evicts at once: in each layer, what the prefill plan of `policy` (NULL: the cache's own) says of
+ * the rows held now, as if they were a prompt just read: shape.prompt and shape.rows are the
+ * longest lane's rows, shape.past is 0. The cache's own policy and its triggers stay. Scores may
+ * look at rows, tables, functions, and attention that the cache tracks; what only a running prefill
+ * knows (other attention, expected attention, hidden states) is refused by name: PYR_POLICY. All or
+ * nothing. */
 pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy);
-/* Drops the rows of tokens from n on (0 <= n <= tokens seen); the cache goes on from token n. A cache that evicted nothing is then, bit
- * for bit, one that never read them. Rows below n that were evicted stay so, keys that were turned or merged stay as they are.
- * PYR_POLICY, and nothing is changed, where attention is tracked (what the dropped tokens gave is in sums with the rest), and where a
- * lane holds no row below n any more. All or nothing. */
+/* Drops the rows of tokens from n on (0 <= n <= tokens seen); the cache goes on from token n. A
+ * cache that evicted nothing is then, bit for bit, one that never read them. Rows below n that were
+ * evicted stay so, keys that were turned or merged stay as they are. PYR_POLICY, and nothing is
+ * changed, where attention is tracked (what the dropped tokens gave is in sums with the rest), and
+ * where a lane holds no row below n any more. All or nothing. */
 pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n);
-/* To a file that is whole at any time: the old one or, once this returns, the new one. Devices and pipes are refused. */
+/* To a file that is whole at any time: the old one or, once this returns, the new one. Devices and
+ * pipes are refused. */
 pyr_status pyr_cache_save(const pyr_cache *cache, const char *path);
-/* With a text of the saver's own, which the file keeps; what a loaded cache's file kept is the cache's; NULL: nothing. */
-pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const char *note, size_t length);
+/* With a text of the saver's own, which the file keeps; what a loaded cache's file kept is the
+ * cache's; NULL: nothing. */
+pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const char *note,
+                               size_t length);
 const char *pyr_cache_note(const pyr_cache *cache, size_t *length);
-/* PYR_FORMAT: a file of another model or tokenizer (their fingerprints, see pyr_model_identify), or no saved cache. */
-pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *policy, const char *path, pyr_cache **out);
+/* PYR_FORMAT: a file of another model or tokenizer (their fingerprints, see pyr_model_identify), or
+ * no saved cache. */
+pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *policy,
+                          const char *path, pyr_cache **out);
 
 int64_t pyr_cache_tokens(const pyr_cache *cache);            /* tokens seen */
-int64_t pyr_cache_rows(const pyr_cache *cache, int layer, int head);         /* -1 if out of range */
-pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head, int32_t *out /* [rows] */);
-size_t pyr_cache_bytes(const pyr_cache *cache);              /* pages and per-row bookkeeping; shared pages count */
-double pyr_cache_fraction(const pyr_cache *cache);           /* rows held / (lanes * tokens); 1 for an empty cache */
-int64_t pyr_cache_computed(const pyr_cache *cache);          /* token-layers computed so far; full: tokens * layers */
-int64_t pyr_cache_evicted(const pyr_cache *cache);           /* rows dropped or never stored, over all lanes */
-/* What a score says of the rows held now: out[position] is the mean over the lanes of `layer` and `head` (-1: all of
- * them), [tokens]; rows not held count as 0. Attention is what the cache's policy tracks, alone if length is 0. PYR_ARGUMENT: a lane that there
- * is not, or a score that only a running prefill can know. */
-pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const pyr_score *score, float *out);
+int64_t pyr_cache_rows(const pyr_cache *cache, int layer, int head);  /* -1 if out of range */
+pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head,
+                               int32_t *out /* [rows] */);
+/* pages and per-row bookkeeping; shared pages count */
+size_t pyr_cache_bytes(const pyr_cache *cache);
+/* rows held / (lanes * tokens); 1 for an empty cache */
+double pyr_cache_fraction(const pyr_cache *cache);
+/* token-layers computed so far; full: tokens * layers */
+int64_t pyr_cache_computed(const pyr_cache *cache);
+/* rows dropped or never stored, over all lanes */
+int64_t pyr_cache_evicted(const pyr_cache *cache);
+/* What a score says of the rows held now: out[position] is the mean over the lanes of `layer` and
+ * `head` (-1: all of them), [tokens]; rows not held count as 0. Attention is what the cache's
+ * policy tracks, alone if length is 0. PYR_ARGUMENT: a lane that there is not, or a score that only
+ * a running prefill can know. */
+pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const pyr_score *score,
+                            float *out);
 
-/* ---- tokenizer --------------------------------------------------------------------------------------------------- */
-/* A tokenizer is built in four moves, like a model: new, then pieces, merges, added tokens and steps, then ready; after
- * that it only encodes and decodes. What a file says in JSON or GGUF is put into these calls by lua/pyramid/tokenizer.lua.
+/* ---- tokenizer ------------------------------------------------------------------------------- */
+/* A tokenizer is built in four moves, like a model: new, then pieces, merges, added tokens and
+ * steps, then ready; after that it only encodes and decodes. What a file says in JSON or GGUF is
+ * put into these calls by lua/pyramid/tokenizer.lua.
  *
- * Encoding: added tokens with PYR_TOKEN_RAW are cut out of the text; what lies between goes through the NORMALIZE steps;
- * the other added tokens are cut out of that; what is left goes through the SPLIT steps into words, and BPE runs in each
- * word. Bytes that are not UTF-8 skip all of this and are encoded byte by byte, so that decoding gives them back. */
+ * Encoding: added tokens with PYR_TOKEN_RAW are cut out of the text; what lies between goes through
+ * the NORMALIZE steps; the other added tokens are cut out of that; what is left goes through the
+ * SPLIT steps into words, and BPE runs in each word. Bytes that are not UTF-8 skip all of this and
+ * are encoded byte by byte, so that decoding gives them back. */
 typedef struct pyr_tokenizer pyr_tokenizer;
 
 typedef struct pyr_tokenizer_options {
   size_t size;
-  int32_t vocab;            /* ids are 0..vocab-1; 1..2^24. Ids without a piece are legal and never produced */
+  int32_t vocab;            /* ids are 0..vocab-1; 1..2^24. Ids without a piece are legal and never
+                               produced */
   int32_t unknown;          /* id for what the vocabulary cannot say; -1: such text is dropped */
-  int byte_level;           /* pieces are spelled in GPT-2's byte alphabet (U+0120 for a space), merging runs over bytes */
+  int byte_level;           /* pieces are spelled in GPT-2's byte alphabet (U+0120 for a space),
+                               merging runs over bytes */
   int byte_fallback;        /* characters without a piece become the pieces <0x00>..<0xFF> */
-  int by_score;             /* no merges are listed: any two neighbours that form a piece merge, highest score first */
-  int whole_words;          /* a word that is a piece is not merged together first ("ignore_merges") */
+  int by_score;             /* no merges are listed: any two neighbours that form a piece merge,
+                               highest score first */
+  int whole_words;  /* a word that is a piece is not merged together first ("ignore_merges") */
   int fuse_unknown;         /* neighbouring unknown characters become one id */
-  int32_t ids;              /* of the model, whose vocabulary may be padded: up to ids-1 decodes to nothing; 0: as vocab */
+  int32_t ids;              /* of the model, whose vocabulary may be padded: up to ids-1 decodes to
+                               nothing; 0: as vocab */
 } pyr_tokenizer_options;
 
-#define PYR_PIECE_CLOSED 1      /* in the vocabulary, but merging never makes it: control, byte and unknown pieces */
+#define PYR_PIECE_CLOSED 1      /* in the vocabulary, but merging never makes it: control, byte and
+                                   unknown pieces */
 
-#define PYR_TOKEN_SPECIAL 1     /* a control token: found only with PYR_ENCODE_PARSE, skipped by PYR_DECODE_PLAIN */
+#define PYR_TOKEN_SPECIAL 1     /* a control token: found only with PYR_ENCODE_PARSE, skipped by
+                                   PYR_DECODE_PLAIN */
 #define PYR_TOKEN_LSTRIP 2      /* takes the white space before it along */
 #define PYR_TOKEN_RSTRIP 4      /* … and behind it */
 #define PYR_TOKEN_WORD 8        /* only where no word character touches it */
-#define PYR_TOKEN_RAW 16        /* looked for in the text as given, before normalisation; otherwise after it */
+#define PYR_TOKEN_RAW 16        /* looked for in the text as given, before normalisation; otherwise
+                                   after it */
 
 typedef enum pyr_stage { PYR_NORMALIZE = 0, PYR_SPLIT, PYR_DECODE } pyr_stage;
 
 typedef enum pyr_step_kind {    /* with the stages that know it */
   PYR_STEP_NFD = 0, PYR_STEP_NFC, PYR_STEP_NFKD, PYR_STEP_NFKC, PYR_STEP_LOWER,   /* normalize */
   PYR_STEP_STRIP,       /* normalize: white space at the left (a) and right (b) end goes */
-  PYR_STEP_PREPEND,     /* normalize, split: text goes before it. a: not if it begins so already; b: only what begins the input */
+  PYR_STEP_PREPEND,     /* normalize, split: text goes before it. a: not if it begins so already; b:
+                           only what begins the input */
   PYR_STEP_REPLACE,     /* all stages: each pattern, taken literally, becomes text */
-  PYR_STEP_SUBSTITUTE,  /* normalize: each match of the regular expression becomes text, taken literally */
-  PYR_STEP_MATCH,       /* split: cut at matches of the regular expression; a: pyr_cut, b: matches and gaps change roles */
-  PYR_STEP_BYTES,       /* split: spell bytes in GPT-2's alphabet, where later steps need it so; decode: back to bytes */
+  PYR_STEP_SUBSTITUTE,  /* normalize: each match of the regular expression becomes text, taken
+                           literally */
+  PYR_STEP_MATCH,       /* split: cut at matches of the regular expression; a: pyr_cut, b: matches
+                           and gaps change roles */
+  PYR_STEP_BYTES,       /* split: spell bytes in GPT-2's alphabet, where later steps need it so;
+                           decode: back to bytes */
   PYR_STEP_FALLBACK,    /* decode: <0xNN> becomes that byte */
   PYR_STEP_TRIM,        /* decode: up to a times pattern goes from the beginning of the whole */
   PYR_STEP_JOIN,        /* decode: text between any two pieces */
   PYR_STEP_KINDS
 } pyr_step_kind;
 
-typedef enum pyr_cut { PYR_CUT_REMOVED = 0, PYR_CUT_ISOLATED, PYR_CUT_PREVIOUS, PYR_CUT_NEXT, PYR_CUT_CONTIGUOUS } pyr_cut;
+typedef enum pyr_cut { PYR_CUT_REMOVED = 0, PYR_CUT_ISOLATED, PYR_CUT_PREVIOUS, PYR_CUT_NEXT,
+                       PYR_CUT_CONTIGUOUS } pyr_cut;
 
 typedef struct pyr_text_step {
   pyr_step_kind kind;
-  const char *pattern;      /* PCRE2 syntax where a regular expression (UTF and UCP are on); copied */
+  const char *pattern;  /* PCRE2 syntax where a regular expression (UTF and UCP are on); copied */
   size_t pattern_length;
   const char *text;
   size_t text_length;
   int a, b;
 } pyr_text_step;
 
-pyr_status pyr_tokenizer_new(pyr_runtime *rt, const pyr_tokenizer_options *options, pyr_tokenizer **out);
-/* PYR_FORMAT: id out of range or already named, empty piece, score not a number. Two ids may share a text, as in some
- * GGUF files: merging makes the later one. */
-pyr_status pyr_tokenizer_piece(pyr_tokenizer *t, int32_t id, const char *piece, size_t length, float score, int flags);
-/* The next merge in rank. Comes after the pieces. PYR_FORMAT if left, right or both joined are no pieces. A pair that
- * is listed again takes the later rank. */
-pyr_status pyr_tokenizer_merge(pyr_tokenizer *t, const char *left, size_t left_length, const char *right, size_t right_length);
-/* A text that is found as a whole, the longest one first. The id may have a piece already, of the same text. Comes
- * after the pieces. PYR_FORMAT: id out of range, named otherwise, or the text added twice. */
-pyr_status pyr_tokenizer_added(pyr_tokenizer *t, int32_t id, const char *text, size_t length, int flags);
-pyr_status pyr_tokenizer_step(pyr_tokenizer *t, pyr_stage stage, const pyr_text_step *step); /* PYR_FORMAT: bad expression */
+pyr_status pyr_tokenizer_new(pyr_runtime *rt, const pyr_tokenizer_options *options,
+                             pyr_tokenizer **out);
+/* PYR_FORMAT: id out of range or already named, empty piece, score not a number. Two ids may share
+ * a text, as in some GGUF files: merging makes the later one. */
+pyr_status pyr_tokenizer_piece(pyr_tokenizer *t, int32_t id, const char *piece, size_t length,
+                               float score, int flags);
+/* The next merge in rank. Comes after the pieces. PYR_FORMAT if left, right or both joined are no
+ * pieces. A pair that is listed again takes the later rank. */
+pyr_status pyr_tokenizer_merge(pyr_tokenizer *t, const char *left, size_t left_length,
+                               const char *right, size_t right_length);
+/* A text that is found as a whole, the longest one first. The id may have a piece already, of the
+ * same text. Comes after the pieces. PYR_FORMAT: id out of range, named otherwise, or the text
+ * added twice. */
+pyr_status pyr_tokenizer_added(pyr_tokenizer *t, int32_t id, const char *text, size_t length,
+                               int flags);
+/* PYR_FORMAT: bad expression */
+pyr_status pyr_tokenizer_step(pyr_tokenizer *t, pyr_stage stage, const pyr_text_step *step);
 pyr_status pyr_tokenizer_around(pyr_tokenizer *t, const int32_t *before, int32_t before_count,
-                                const int32_t *after, int32_t after_count);  /* what PYR_ENCODE_ADD adds; copied */
+                                /* what PYR_ENCODE_ADD adds; copied */
+                                const int32_t *after, int32_t after_count);
 pyr_status pyr_tokenizer_ready(pyr_tokenizer *t);
 pyr_tokenizer *pyr_tokenizer_retain(pyr_tokenizer *t);
 void pyr_tokenizer_free(pyr_tokenizer *t);
 pyr_runtime *pyr_tokenizer_runtime(const pyr_tokenizer *t);
-uint64_t pyr_tokenizer_fingerprint(const pyr_tokenizer *t);  /* of a ready one; equal for what encodes alike; never 0 */
+/* of a ready one; equal for what encodes alike; never 0 */
+uint64_t pyr_tokenizer_fingerprint(const pyr_tokenizer *t);
 
 #define PYR_ENCODE_PARSE 1      /* texts of special tokens become their ids */
 #define PYR_ENCODE_ADD 2        /* the ids of pyr_tokenizer_around are put around */
-/* *ids [*count] belongs to the tokenizer until its next encode. PYR_ARGUMENT: an expression gave up (its match limit). */
+/* *ids [*count] belongs to the tokenizer until its next encode. PYR_ARGUMENT: an expression gave up
+ * (its match limit). */
 pyr_status pyr_tokenizer_encode(pyr_tokenizer *t, const char *text, size_t length, int flags,
                                 const int32_t **ids, int64_t *count);
-int32_t pyr_tokenizer_id(pyr_tokenizer *t, const char *piece, size_t length);  /* by its spelling; -1: none, or no memory */
-/* The spelling of a piece, not terminated; the tokenizer's until the next call. NULL: no such id, or no memory. */
+/* by its spelling; -1: none, or no memory */
+int32_t pyr_tokenizer_id(pyr_tokenizer *t, const char *piece, size_t length);
+/* The spelling of a piece, not terminated; the tokenizer's until the next call. NULL: no such id,
+ * or no memory. */
 const char *pyr_tokenizer_spelling(pyr_tokenizer *t, int32_t id, size_t *length);
-int pyr_tokenizer_flags(const pyr_tokenizer *t, int32_t id); /* PYR_TOKEN_… of an added token; 0 if a mere piece; -1: no such id */
+/* PYR_TOKEN_… of an added token; 0 if a mere piece; -1: no such id */
+int pyr_tokenizer_flags(const pyr_tokenizer *t, int32_t id);
 
-/* A decoder turns ids into text one by one and never cuts a UTF-8 character: bytes wait until the character is whole.
- * Bytes that can be no character become U+FFFD, one for each maximal subpart. */
+/* A decoder turns ids into text one by one and never cuts a UTF-8 character: bytes wait until the
+ * character is whole. Bytes that can be no character become U+FFFD, one for each maximal subpart.
+ * */
 typedef struct pyr_decoder pyr_decoder;
 #define PYR_DECODE_PLAIN 1      /* special tokens are left out */
 #define PYR_DECODE_BYTES 2      /* bytes as they are, UTF-8 or not, nothing waits */
-#define PYR_DECODE_CONTINUE 4   /* the text goes on from earlier ids: nothing is trimmed from its beginning */
+#define PYR_DECODE_CONTINUE 4   /* the text goes on from earlier ids: nothing is trimmed from its
+                                   beginning */
 pyr_status pyr_decoder_new(pyr_tokenizer *t, int flags, pyr_decoder **out);
-/* *text [*length] belongs to the decoder until its next call; not terminated. An id without a piece, of the vocabulary or of the
- * padding beyond (ids), is the empty text. PYR_ARGUMENT: no such id, nothing is taken. */
-pyr_status pyr_decoder_push(pyr_decoder *d, const int32_t *ids, int64_t count, const char **text, size_t *length);
-pyr_status pyr_decoder_finish(pyr_decoder *d, const char **text, size_t *length); /* what waits, as U+FFFD; then as new */
+/* *text [*length] belongs to the decoder until its next call; not terminated. An id without a
+ * piece, of the vocabulary or of the padding beyond (ids), is the empty text. PYR_ARGUMENT: no such
+ * id, nothing is taken. */
+pyr_status pyr_decoder_push(pyr_decoder *d, const int32_t *ids, int64_t count, const char **text,
+                            size_t *length);
+/* what waits, as U+FFFD; then as new */
+pyr_status pyr_decoder_finish(pyr_decoder *d, const char **text, size_t *length);
 void pyr_decoder_free(pyr_decoder *d);
 
-/* ---- sampler: logits -> id; seeded and reproducible --------------------------------------------------------------- */
+/* ---- sampler: logits -> id; seeded and reproducible ------------------------------------------ */
 
 typedef struct pyr_logit_bias { int32_t id; float bias; } pyr_logit_bias;
 
@@ -486,7 +591,8 @@ typedef struct pyr_sampler_options { /* zeroed: greedy */
   int32_t top_k;             /* 0: off */
   float top_p;               /* 0 or >= 1: off */
   float min_p;               /* 0: off */
-  float repeat_penalty;      /* 0 or 1: off; divides positive logits of seen ids, multiplies negative ones (CTRL) */
+  float repeat_penalty;      /* 0 or 1: off; divides positive logits of seen ids, multiplies
+                                negative ones (CTRL) */
   float frequency_penalty;   /* subtracts this times the count of an id */
   float presence_penalty;    /* subtracts this once from an id seen */
   int32_t penalty_last;      /* how many last picks count; 0: all */
@@ -499,29 +605,35 @@ typedef struct pyr_sampler_options { /* zeroed: greedy */
 pyr_status pyr_sampler_new(pyr_runtime *rt, const pyr_sampler_options *options, pyr_sampler **out);
 void pyr_sampler_free(pyr_sampler *sampler);
 void pyr_sampler_reset(pyr_sampler *sampler);                /* as new: seed and history */
-pyr_status pyr_sampler_accept(pyr_sampler *sampler, const int32_t *ids, int64_t n);  /* ids seen, e.g. the prompt */
-/* Picks from logits [vocab] and remembers it. Ties go to the lower id. PYR_ARGUMENT: none is finite; more than 2^19, and not greedy. */
+/* ids seen, e.g. the prompt */
+pyr_status pyr_sampler_accept(pyr_sampler *sampler, const int32_t *ids, int64_t n);
+/* Picks from logits [vocab] and remembers it. Ties go to the lower id. PYR_ARGUMENT: none is
+ * finite; more than 2^19, and not greedy. */
 pyr_status pyr_sampler_pick(pyr_sampler *sampler, const float *logits, int32_t vocab, int32_t *out);
 
-/* ---- facade for hosts without Lua (lua/host.c) ---------------------------------------------------------------------
+/* ---- facade for hosts without Lua (lua/host.c)
+ * ---------------------------------------------------------------------
  *
  * A host is a model with its tokenizer and policy; it generates texts, and holds conversations.
  *
- * Threads. A host and its conversations are used by one thread at a time, not always the same one; a second call while one
- * runs is PYR_ARGUMENT. Only pyr_host_cancel may come from anywhere at any time, signal handlers included, while the host is
- * open. Two hosts know nothing of each other.
+ * Threads. A host and its conversations are used by one thread at a time, not always the same one;
+ * a second call while one runs is PYR_ARGUMENT. Only pyr_host_cancel may come from anywhere at any
+ * time, signal handlers included, while the host is open. Two hosts know nothing of each other.
  *
- * Callbacks run in the thread of the call, between its steps. They may use other hosts as they like; of their own host
- * pyr_host_cancel, pyr_host_error, pyr_host_get_stats, and closing: that ends the call with PYR_CANCELLED, and the handle is
- * gone when it returns. They must return: no longjmp and no C++ exception may leave them.
+ * Callbacks run in the thread of the call, between its steps. They may use other hosts as they
+ * like; of their own host pyr_host_cancel, pyr_host_error, pyr_host_get_stats, and closing: that
+ * ends the call with PYR_CANCELLED, and the handle is gone when it returns. They must return: no
+ * longjmp and no C++ exception may leave them.
  *
- * fork(2). A forked child may close what its parent had opened, and nothing else with it: threads do not come along.
+ * fork(2). A forked child may close what its parent had opened, and nothing else with it: threads
+ * do not come along.
  *
- * Ownership. Strings and structs that are passed in are copied, or used only while the call runs. Strings that come out say
- * how long they last. Conversations keep their host's model: the two may be closed in any order.
+ * Ownership. Strings and structs that are passed in are copied, or used only while the call runs.
+ * Strings that come out say how long they last. Conversations keep their host's model: the two may
+ * be closed in any order.
  *
- * Texts are UTF-8; bytes that are none come to the tokenizer as they are. Where a length can be given, 0 means: up to the
- * NUL. All options may be zero, every pointer in them NULL. */
+ * Texts are UTF-8; bytes that are none come to the tokenizer as they are. Where a length can be
+ * given, 0 means: up to the NUL. All options may be zero, every pointer in them NULL. */
 
 typedef struct pyr_host pyr_host;
 typedef struct pyr_conversation pyr_conversation;
@@ -530,18 +642,23 @@ typedef struct pyr_host_options {
   size_t size;
   const char *device;          /* NULL or "cpu"; "cuda" */
   int threads;                 /* as in pyr_runtime_options */
-  int read_weights;            /* not 0: weights are read into memory, not mapped: for files that may shrink or vanish while
-                                  they are used, which a mapping answers with SIGBUS */
+  int read_weights;            /* not 0: weights are read into memory, not mapped: for files that
+                                  may shrink or vanish while they are used, which a mapping answers
+                                  with SIGBUS */
   const char *weights;         /* NULL: as in the file; "f32", "bf16", "q8_0", … */
-  const char *precision;       /* NULL or "f32"; "bf16", "int8": faster products, where the processor has them */
+  const char *precision;       /* NULL or "f32"; "bf16", "int8": faster products, where the
+                                  processor has them */
   const char *policy;          /* a name, or a path to a policy file; NULL: "full" */
   const char *policy_options;  /* "ratio=0.8 recent=0.1", or NULL */
-  double policy_seconds;       /* the most that a policy's code may take at a time; 0: 10; below 0: as long as it wants */
+  double policy_seconds;       /* the most that a policy's code may take at a time; 0: 10; below 0:
+                                  as long as it wants */
   const char *cache_dtype;     /* NULL: "f16" */
   size_t cache_budget;         /* bytes of a text's or a conversation's cache; 0: none */
-  size_t memory_limit;         /* as in pyr_runtime_options; the private Lua state may hold as much again */
-  int64_t context;             /* positions, instead of those that the model was made for; 0: those */
-  const char *scaling;         /* NULL or "none"; "linear", "yarn": what RoPE does to make room for a longer context */
+  size_t memory_limit;         /* as in pyr_runtime_options; the private Lua state may hold as much
+                                  again */
+  int64_t context;  /* positions, instead of those that the model was made for; 0: those */
+  const char *scaling;         /* NULL or "none"; "linear", "yarn": what RoPE does to make room for
+                                  a longer context */
 } pyr_host_options;
 
 typedef struct pyr_token {     /* what on_token is told; its pointers last until it returns */
@@ -549,7 +666,8 @@ typedef struct pyr_token {     /* what on_token is told; its pointers last until
   size_t length;
   int32_t id;                  /* -1: none; the text is what was held back until the end */
   int32_t count;               /* of the most probable ids that follow */
-  double logprob;              /* natural logarithm of its probability, as the model gives it before sampling; NaN if not asked */
+  double logprob;              /* natural logarithm of its probability, as the model gives it before
+                                  sampling; NaN if not asked */
   const int32_t *ids;          /* [count] the most probable ids, the first most */
   const double *logprobs;      /* [count] */
 } pyr_token;
@@ -557,18 +675,22 @@ typedef struct pyr_token {     /* what on_token is told; its pointers last until
 typedef struct pyr_generate_options {
   size_t size;
   int max_tokens;              /* 0: 256 */
-  int plain;                   /* not 0: nothing is added to the prompt, and texts of special tokens in it are ordinary text */
+  int plain;                   /* not 0: nothing is added to the prompt, and texts of special tokens
+                                  in it are ordinary text */
   pyr_sampler_options sampler;
   const char *stop;            /* stop before this text, or NULL */
   const char *const *stops;    /* more of them, the last is NULL; or NULL */
   size_t prompt_length;        /* bytes of the prompt, where it holds NUL bytes */
   int logprobs;                /* not 0: on_token is told logprob */
-  int alternatives;            /* on_token is told so many of the most probable ids, at most PYR_ALTERNATIVES, and logprob */
-  /* Called with each piece of text (valid UTF-8, NUL-terminated, `length` bytes); non-zero ends the text there, which is
-   * no failure. May be NULL. */
+  int alternatives;            /* on_token is told so many of the most probable ids, at most
+                                  PYR_ALTERNATIVES, and logprob */
+  /* Called with each piece of text (valid UTF-8, NUL-terminated, `length` bytes); non-zero ends the
+   * text there, which is no failure. May be NULL. */
   int (*on_piece)(void *ud, const char *piece, size_t length);
-  int (*on_token)(void *ud, const pyr_token *token);   /* with each token, before on_piece; non-zero likewise. May be NULL */
-  pyr_progress_fn on_progress; /* while the prompt is read, and never later; non-zero: PYR_CANCELLED. May be NULL */
+  int (*on_token)(void *ud, const pyr_token *token);   /* with each token, before on_piece; non-zero
+                                                          likewise. May be NULL */
+  pyr_progress_fn on_progress; /* while the prompt is read, and never later; non-zero:
+                                  PYR_CANCELLED. May be NULL */
   void *ud;
 } pyr_generate_options;
 #define PYR_ALTERNATIVES 100
@@ -578,54 +700,66 @@ typedef struct pyr_host_stats {
   double prefill_seconds, decode_seconds;
   size_t cache_bytes;
   double cache_fraction;       /* rows held of those that a full cache would hold */
-  /* Why the text ended; static. "eos": the model ended it; "stop": a stop text; "length": max_tokens; "context": it is full;
-   * "closed": a callback ended it; "": nothing was generated, or the call failed. */
+  /* Why the text ended; static. "eos": the model ended it; "stop": a stop text; "length":
+   * max_tokens; "context": it is full; "closed": a callback ended it; "": nothing was generated, or
+   * the call failed. */
   const char *finish;
   int64_t context_tokens;      /* tokens that the cache has seen */
   int64_t rereads;             /* of a conversation: how often it was read from its beginning */
   int64_t reserved[6];         /* zero: room for later versions */
 } pyr_host_stats;
 
-/* *out is set even on failure (NULL only when memory ran out), so that pyr_host_error can be read; always close it. */
+/* *out is set even on failure (NULL only when memory ran out), so that pyr_host_error can be read;
+ * always close it. */
 pyr_status pyr_host_open(const char *model_path, const pyr_host_options *options, pyr_host **out);
-pyr_status pyr_host_generate(pyr_host *host, const char *prompt, const pyr_generate_options *options);
-void pyr_host_get_stats(const pyr_host *host, pyr_host_stats *out);  /* of the last text of the host or its conversations */
-pyr_status pyr_host_count_tokens(pyr_host *host, const char *text, size_t length, int64_t *out); /* as generate reads it */
-int64_t pyr_host_context(const pyr_host *host);              /* positions that the model has; 0: no model */
-/* Ends the call that runs, if one does, with PYR_CANCELLED as soon as it is between two steps of its work or in a policy's
- * code. Async-signal-safe. */
+pyr_status pyr_host_generate(pyr_host *host, const char *prompt,
+                             const pyr_generate_options *options);
+/* of the last text of the host or its conversations */
+void pyr_host_get_stats(const pyr_host *host, pyr_host_stats *out);
+/* as generate reads it */
+pyr_status pyr_host_count_tokens(pyr_host *host, const char *text, size_t length, int64_t *out);
+int64_t pyr_host_context(const pyr_host *host);  /* positions that the model has; 0: no model */
+/* Ends the call that runs, if one does, with PYR_CANCELLED as soon as it is between two steps of
+ * its work or in a policy's code. Async-signal-safe. */
 void pyr_host_cancel(pyr_host *host);
-const char *pyr_host_error(const pyr_host *host);            /* of the last failure; until the next call. Legal with NULL */
+/* of the last failure; until the next call. Legal with NULL */
+const char *pyr_host_error(const pyr_host *host);
 void pyr_host_close(pyr_host *host);
 
-/* ---- conversations: turns in the model's chat format, in one cache that each turn only adds to ---- */
+/* ---- conversations: turns in the model's chat format, in one cache that each turn only adds to  */
 
 typedef struct pyr_conversation_options {
   size_t size;
   const char *system;          /* what the model is told before the first message, or NULL */
-  const char *format;          /* a format's name ("chatml") or a template's text; NULL: the model's own; "none": messages
-                                  are one plain text, which the model goes on with */
+  const char *format;          /* a format's name ("chatml") or a template's text; NULL: the model's
+                                  own; "none": messages are one plain text, which the model goes on
+                                  with */
 } pyr_conversation_options;
 
 typedef struct pyr_message { const char *role, *text; size_t length; } pyr_message;
 
-/* *out only on success; the message of a failure is the host's, here and in all that follows. PYR_UNSUPPORTED: the model has
- * no chat format, or one that is not known. */
-pyr_status pyr_conversation_open(pyr_host *host, const pyr_conversation_options *options, pyr_conversation **out);
-/* Adds a message of "user", and the model's answer to it. NULL: answers what was added before. What the options say is as in
- * pyr_host_generate (prompt_length: of the message). The prompt_tokens of the statistics are those that were new. A failure
- * leaves the conversation as it was. */
-pyr_status pyr_conversation_say(pyr_conversation *c, const char *text, const pyr_generate_options *options);
-/* Adds a message of any role that the format knows, without an answer: examples, a conversation of earlier, a correction. */
-pyr_status pyr_conversation_add(pyr_conversation *c, const pyr_message *message);
-/* The message of an index from 0, the system's included; its strings last until the conversation's next call. PYR_ARGUMENT:
- * there is none. */
-pyr_status pyr_conversation_get(pyr_conversation *c, int64_t index, pyr_message *out);
-pyr_status pyr_conversation_fork(pyr_conversation *c, pyr_conversation **out);    /* shares memory until one of them goes on */
-pyr_status pyr_conversation_save(pyr_conversation *c, const char *path);          /* messages and cache, in one file */
-/* Into a host of the same model, policy and cache_dtype. The options' system is not read. */
-pyr_status pyr_conversation_load(pyr_host *host, const char *path, const pyr_conversation_options *options,
+/* *out only on success; the message of a failure is the host's, here and in all that follows.
+ * PYR_UNSUPPORTED: the model has no chat format, or one that is not known. */
+pyr_status pyr_conversation_open(pyr_host *host, const pyr_conversation_options *options,
                                  pyr_conversation **out);
+/* Adds a message of "user", and the model's answer to it. NULL: answers what was added before. What
+ * the options say is as in pyr_host_generate (prompt_length: of the message). The prompt_tokens of
+ * the statistics are those that were new. A failure leaves the conversation as it was. */
+pyr_status pyr_conversation_say(pyr_conversation *c, const char *text,
+                                const pyr_generate_options *options);
+/* Adds a message of any role that the format knows, without an answer: examples, a conversation of
+ * earlier, a correction. */
+pyr_status pyr_conversation_add(pyr_conversation *c, const pyr_message *message);
+/* The message of an index from 0, the system's included; its strings last until the conversation's
+ * next call. PYR_ARGUMENT: there is none. */
+pyr_status pyr_conversation_get(pyr_conversation *c, int64_t index, pyr_message *out);
+/* shares memory until one of them goes on */
+pyr_status pyr_conversation_fork(pyr_conversation *c, pyr_conversation **out);
+/* messages and cache, in one file */
+pyr_status pyr_conversation_save(pyr_conversation *c, const char *path);
+/* Into a host of the same model, policy and cache_dtype. The options' system is not read. */
+pyr_status pyr_conversation_load(pyr_host *host, const char *path,
+                                 const pyr_conversation_options *options, pyr_conversation **out);
 void pyr_conversation_close(pyr_conversation *c);            /* legal with NULL */
 
 #if defined(__GNUC__)

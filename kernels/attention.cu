@@ -1,24 +1,29 @@
-/* attention.cu — causal attention over cache rows: out = softmax(scale * q k^T, over the visible rows) v, its lse, and the
- * history that one query leaves.
+/* attention.cu — causal attention over cache rows: out = softmax(scale * q k^T, over the visible
+ * rows) v, its lse, and the history that one query leaves.
  *
- * A column is a query and a head. A warp has one; the WARPS columns of a block share a lane, whose rows they walk ROWS at a time
- * from multiples of ROWS, each tile in shared memory as f32, CHUNK dimensions at once. A lane of the warp has a row of the tile:
+ * A column is a query and a head. A warp has one; the WARPS columns of a block share a lane, whose
+ * rows they walk ROWS at a time from multiples of ROWS, each tile in shared memory as f32, CHUNK
+ * dimensions at once. A lane of the warp has a row of the tile:
  *
- *     s = scale * q . k                                               each lane its row; q in shared memory
- *     m' = max(m, max s);  p = exp(s - m');  l' = exp(m - m') l + sum p      the recurrence of online softmax, over the warp
- *     out' = exp(m - m') out + sum p v                                each lane its dimensions, every 32nd
+ *     s = scale * q . k each lane its row; q in shared memory
+ *     m' = max(m, max s); p = exp(s - m'); l' = exp(m - m') l + sum p the recurrence of online
+ *     softmax, over the warp
+ *     out' = exp(m - m') out + sum p v each lane its dimensions, every 32nd
  *
- * Invisible rows weigh exactly 0 and tiles lie alike for all, so that a query's result does not depend on its neighbours.
+ * Invisible rows weigh exactly 0 and tiles lie alike for all, so that a query's result does not
+ * depend on its neighbours.
  *
- * One query a sequence (decode): lanes are walked in segments of SEGMENT rows, a block for each, which leave (top, sum, out) in
- * scratch; a second kernel joins a head's segments in their order. Where history is tracked the scores stay in scratch too, and
- * a third kernel makes probabilities of them: rows are not read again. A query that sees nothing gets 0, with lse = -inf. */
+ * One query a sequence (decode): lanes are walked in segments of SEGMENT rows, a block for each,
+ * which leave (top, sum, out) in scratch; a second kernel joins a head's segments in their order.
+ * Where history is tracked the scores stay in scratch too, and a third kernel makes probabilities
+ * of them: rows are not read again. A query that sees nothing gets 0, with lse = -inf. */
 #include "attention.cuh"
 
 static constexpr int WARPS = 4, ROWS = WARP, CHUNK = 128, MOST_DIMS = 512;
 
 /* The rows that any column of the block sees; lows, highs: shared, [WARPS]. */
-static __device__ __forceinline__ row_span block_span(row_span mine, int64_t *lows, int64_t *highs) {
+static __device__ __forceinline__ row_span block_span(row_span mine, int64_t *lows,
+                                                      int64_t *highs) {
   if (lane_of_warp() == 0) {
     lows[warp_of_block()] = mine.low;
     highs[warp_of_block()] = mine.high;
@@ -37,8 +42,9 @@ static __device__ __forceinline__ row_span block_span(row_span mine, int64_t *lo
 struct column { float top, sum; };
 
 /* A tile's scores for the warp's column: the lane's row, which lies at `row`. */
-static __device__ __forceinline__ float tile_score(const attend_args &a, const pyr_lane_view &lane, const float *q, float *tile,
-                                                   int64_t row, int64_t count) {
+static __device__ __forceinline__ float tile_score(const attend_args &a, const pyr_lane_view &lane,
+                                                   const float *q, float *tile, int64_t row,
+                                                       int64_t count) {
   float sum = 0;
   for (int from = 0; from < a.f.d; from += CHUNK) {
     int width = a.f.d - from < CHUNK ? a.f.d - from : CHUNK;
@@ -53,8 +59,9 @@ static __device__ __forceinline__ float tile_score(const attend_args &a, const p
 
 /* out' = shrink out + sum p v over the tile; DIMS: the dimensions that a lane has. */
 template <int DIMS>
-static __device__ __forceinline__ void tile_mix(const attend_args &a, const pyr_lane_view &lane, float (&out)[DIMS], float p,
-                                                float shrink, float *tile, int64_t row, int64_t count) {
+static __device__ __forceinline__ void tile_mix(const attend_args &a, const pyr_lane_view &lane,
+                                                float (&out)[DIMS], float p, float shrink,
+                                                    float *tile, int64_t row, int64_t count) {
 #pragma unroll
   for (int chunk = 0; chunk < DIMS; chunk += CHUNK / WARP) {
     int from = chunk * WARP, width = a.f.d - from < CHUNK ? a.f.d - from : CHUNK;
@@ -68,18 +75,21 @@ static __device__ __forceinline__ void tile_mix(const attend_args &a, const pyr_
       float share = __shfl_sync(ALL_LANES, p, j);
 #pragma unroll
       for (int i = 0; i < CHUNK / WARP; i++)
-        if (lane_of_warp() + i * WARP < width) out[chunk + i] += share * tile[j * (CHUNK + 1) + lane_of_warp() + i * WARP];
+        if (lane_of_warp() + i * WARP < width)
+          out[chunk + i] += share * tile[j * (CHUNK + 1) + lane_of_warp() + i * WARP];
     }
   }
 }
 
 template <int DIMS>
-static __device__ __forceinline__ void put_column(const attend_args &a, const attend_call &call, int64_t query, int64_t head,
-                                                  int64_t segment, const column &c, const float (&out)[DIMS]) {
+static __device__ __forceinline__ void put_column(const attend_args &a, const attend_call &call,
+                                                  int64_t query, int64_t head, int64_t segment,
+                                                      const column &c, const float (&out)[DIMS]) {
   bool part = a.segments > 0;
   int64_t at = query * a.heads + head;
   float inverse = part ? 1.0f : c.sum > 0 || c.sum != c.sum ? 1.0f / c.sum : 0.0f;
-  float *to = part ? a.parts + ((blockIdx.z * a.heads + head) * a.segments + segment) * (2 + a.f.d) : call.out + at * a.f.d;
+  float *to = part ? a.parts + ((blockIdx.z * a.heads + head) * a.segments + segment) * (2 + a.f.d)
+      : call.out + at * a.f.d;
   if (lane_of_warp() == 0) {
     if (part) to[0] = c.top, to[1] = c.sum;
     else if (call.lse) call.lse[at] = c.sum == 0 ? -INFINITY : c.top + logf(c.sum);
@@ -93,23 +103,26 @@ static __device__ __forceinline__ void put_column(const attend_args &a, const at
 /* Grid: blocks of columns, segment after segment; lanes; calls. */
 template <int DIMS> static __global__ void attend_kernel(attend_args a) {
   __shared__ int64_t lows[WARPS], highs[WARPS];
-  PYR_SHARED(float, shared);               /* [ROWS][CHUNK + 1] a tile; [WARPS][d] the columns' queries */
+  PYR_SHARED(float, shared);  /* [ROWS][CHUNK + 1] a tile; [WARPS][d] the columns' queries */
   const attend_call &call = a.calls[blockIdx.z];
   const pyr_lane_view lane = call.lanes[blockIdx.y];
   unsigned group = static_cast<unsigned>(a.group);
-  unsigned column_of_lane = blockIdx.x % a.column_blocks * WARPS + static_cast<unsigned>(warp_of_block());
+  unsigned column_of_lane = blockIdx.x % a.column_blocks * WARPS
+      + static_cast<unsigned>(warp_of_block());
   int64_t segment = blockIdx.x / a.column_blocks, query = column_of_lane / group;
   int64_t head = static_cast<int64_t>(blockIdx.y) * a.group + column_of_lane % group;
   bool real = query < call.n;
   float *tile = shared, *q = shared + ROWS * (CHUNK + 1) + warp_of_block() * a.f.d, out[DIMS] = {};
-  for (int i = lane_of_warp(); i < a.f.d; i += WARP) q[i] = real ? call.q[(query * a.heads + head) * a.f.d + i] * a.scale : 0.0f;
+  for (int i = lane_of_warp(); i < a.f.d; i += WARP)
+    q[i] = real ? call.q[(query * a.heads + head) * a.f.d + i] * a.scale : 0.0f;
   row_span seen = { 0, 0 };
   if (real) seen = visible_rows(lane.positions, lane.rows, call.q_pos[query], call.window);
   if (a.segments > 0) {
     real = real && segment < segments_of(seen);
     seen = segment_of(seen, segment);
   }
-  float *scores = a.scores && call.tracked && real ? a.scores + (blockIdx.z * a.heads + head) * a.rows : nullptr;
+  float *scores = a.scores && call.tracked && real
+      ? a.scores + (blockIdx.z * a.heads + head) * a.rows : nullptr;
   row_span all = block_span(seen, lows, highs);
   column c = { -INFINITY, 0 };
   for (int64_t row = all.low / ROWS * ROWS; row < all.high; row += ROWS) {
@@ -118,7 +131,8 @@ template <int DIMS> static __global__ void attend_kernel(attend_args a) {
     bool visible = mine >= seen.low && mine < seen.high;
     if (!visible) s = -INFINITY;
     else if (scores) scores[mine] = s;
-    float top = fmaxf(c.top, warp_max(s)), base = top == -INFINITY ? 0 : top, shrink = expf(c.top - base), p = expf(s - base);
+    float top = fmaxf(c.top, warp_max(s)), base = top == -INFINITY ? 0 : top,
+        shrink = expf(c.top - base), p = expf(s - base);
     c.sum = c.sum * shrink + warp_sum(p);
     c.top = top;
     tile_mix<DIMS>(a, lane, out, p, shrink, tile, row, count);
@@ -126,7 +140,7 @@ template <int DIMS> static __global__ void attend_kernel(attend_args a) {
   if (real) put_column<DIMS>(a, call, query, head, segment, c, out);
 }
 
-/* ---- one query a sequence ---------------------------------------------------------------------------------------------------- */
+/* ---- one query a sequence -------------------------------------------------------------------- */
 
 /* Grid: heads, calls. Joins the segments of a head, in their order. */
 static __global__ void join_kernel(attend_args a) {
@@ -137,7 +151,8 @@ static __global__ void join_kernel(attend_args a) {
   const float *parts = a.parts + at * a.segments * size;
   float top = parts[0], sum = 0;
   for (int64_t i = 1; i < count; i++) top = fmaxf(top, parts[i * size]);
-  for (int64_t i = 0; i < count; i++) sum += parts[i * size + 1] * (parts[i * size] == top ? 1.0f : expf(parts[i * size] - top));
+  for (int64_t i = 0; i < count; i++)
+    sum += parts[i * size + 1] * (parts[i * size] == top ? 1.0f : expf(parts[i * size] - top));
   float inverse = sum > 0 || sum != sum ? 1.0f / sum : 0.0f;
   for (int64_t d = threadIdx.x; d < a.f.d; d += blockDim.x) {
     float out = 0;
@@ -154,7 +169,8 @@ static __global__ void join_kernel(attend_args a) {
 }
 
 /* w(q, j) of pyr_weighting. */
-static __device__ __forceinline__ float weight_of(const pyr_weighting &w, int64_t position, int64_t j) {
+static __device__ __forceinline__ float weight_of(const pyr_weighting &w, int64_t position,
+                                                  int64_t j) {
   if (w.queries == 0) return 1;
   int64_t due = due_of(w, j), age = position - (due - w.queries + 1);
   float slope = w.queries > 1 ? (w.ramp - 1.0f) / static_cast<float>(w.queries - 1) : 0.0f;
@@ -172,19 +188,23 @@ static __global__ void track_kernel(attend_args a) {
   for (int h = 0; h < a.group && j >= seen.low && j < seen.high; h++) {
     int64_t at = static_cast<int64_t>(blockIdx.z) * a.heads + blockIdx.y * a.group + h;
     float top = a.finals[at * 2], sum = a.finals[at * 2 + 1];
-    if (sum > 0) mean += expf(a.scores[at * a.rows + j] - top) / (sum * static_cast<float>(a.group));
+    if (sum > 0)
+      mean += expf(a.scores[at * a.rows + j] - top) / (sum * static_cast<float>(a.group));
   }
-  lane.history[j] = call.track.decay * lane.history[j] + weight_of(call.track.weighting, call.q_pos[0], j - lane.rows) * mean;
+  lane.history[j] = call.track.decay * lane.history[j]
+      + weight_of(call.track.weighting, call.q_pos[0], j - lane.rows) * mean;
 }
 
-/* ---- the operation ----------------------------------------------------------------------------------------------------------- */
+/* ---- the operation --------------------------------------------------------------------------- */
 
 struct step_scratch { float *parts, *finals, *scores; };
 static int64_t segments_for(int64_t rows) { return rows / SEGMENT + 2; }
-static step_scratch step_scratch_of(cuda_arena *arena, int64_t count, int64_t heads, int64_t d, int64_t rows, bool tracked) {
+static step_scratch step_scratch_of(cuda_arena *arena, int64_t count, int64_t heads, int64_t d,
+                                    int64_t rows, bool tracked) {
   rows = round_up(rows, SEGMENT);
-  return step_scratch{ arena->take<float>(count * heads * segments_for(rows) * (2 + d)), arena->take<float>(count * heads * 2),
-                       tracked ? arena->take<float>(count * heads * rows) : nullptr };
+  return step_scratch{ arena->take<float>(count * heads * segments_for(rows) * (2 + d)),
+                       arena->take<float>(count * heads * 2),
+                           tracked ? arena->take<float>(count * heads * rows) : nullptr };
 }
 
 size_t cuda_attention_scratch(const pyr_work *work) {
@@ -195,13 +215,16 @@ size_t cuda_attention_scratch(const pyr_work *work) {
 
 size_t cuda_attention_table(const pyr_work *work) {
   /* `gather` describes what lanes are to be beside what they are */
-  size_t lane = 2 * (sizeof(pyr_lane_view) + static_cast<size_t>(ceil_div(work->rows, PYR_PAGE_ROWS)) * sizeof(void *) + 32);
-  return static_cast<size_t>(work->sequences) * (sizeof(attend_call) + 32 + static_cast<size_t>(work->kv_heads) * lane);
+  size_t lane = 2 * (sizeof(pyr_lane_view) + static_cast<size_t>(ceil_div(work->rows,
+      PYR_PAGE_ROWS)) * sizeof(void *) + 32);
+  return static_cast<size_t>(work->sequences) * (sizeof(attend_call) + 32
+                                                 + static_cast<size_t>(work->kv_heads) * lane);
 }
 
 struct batch { int count; int64_t rows, queries; bool tracked; };
 
-/* The calls of a launch, by their number of queries, for each has its own way: one (steps), or many. */
+/* The calls of a launch, by their number of queries, for each has its own way: one (steps), or
+ * many. */
 struct numbers { int64_t least, most; };
 static bool takes(const pyr_attention &a, numbers n) { return a.n >= n.least && a.n <= n.most; }
 
@@ -212,14 +235,15 @@ static batch batch_of(const pyr_attention *a, int count, int32_t kv_heads, numbe
     b.count++;
     b.queries = a[i].n > b.queries ? a[i].n : b.queries;
     b.tracked = b.tracked || (n.most == 1 && a[i].track);
-    for (int32_t g = 0; g < kv_heads; g++) b.rows = a[i].lanes[g].rows > b.rows ? a[i].lanes[g].rows : b.rows;
+    for (int32_t g = 0; g < kv_heads; g++)
+      b.rows = a[i].lanes[g].rows > b.rows ? a[i].lanes[g].rows : b.rows;
   }
   return b;
 }
 
 /* Their descriptions, in the table. NULL if there is no room. */
-static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int count, int32_t kv_heads, numbers n,
-                                    const batch &b) {
+static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int count,
+                                    int32_t kv_heads, numbers n, const batch &b) {
   attend_call *device_calls;
   pyr_lane_view *device_lanes;
   cuda_table_begin(be);
@@ -228,7 +252,8 @@ static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int
   if (calls == nullptr || lanes == nullptr) return nullptr;
   for (int i = 0; i < count; i++) {
     if (!takes(a[i], n)) continue;
-    *calls = attend_call{ a[i].out, a[i].lse, a[i].q, a[i].q_pos, device_lanes, a[i].n, a[i].window, n.most == 1 && a[i].track,
+    *calls = attend_call{ a[i].out, a[i].lse, a[i].q, a[i].q_pos, device_lanes, a[i].n,
+                          a[i].window, n.most == 1 && a[i].track,
                           {} };
     if (calls->tracked) calls->track = *a[i].track;
     for (int32_t g = 0; g < kv_heads; g++)
@@ -246,8 +271,8 @@ static void launch(const attend_args &a, dim3 grid, pyr_cuda *cuda) {
   else PYR_LAUNCH(attend_kernel<16>, grid, WARPS * WARP, shared, cuda, a);
 }
 
-static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count, pyr_layout layout, int32_t heads,
-                         int32_t kv_heads, float scale, numbers n, bool rounded) {
+static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count, pyr_layout layout,
+                         int32_t heads, int32_t kv_heads, float scale, numbers n, bool rounded) {
   bool steps = n.most == 1;
   batch b = batch_of(calls, count, kv_heads, n);
   pyr_cuda *cuda = cuda_of(be);
@@ -259,7 +284,7 @@ static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count,
   a.group = heads / kv_heads;
   a.scale = scale;
   a.rounded = rounded;
-  if (steps) b.rows = round_up(b.rows, SEGMENT);       /* the same launches for a while as lanes grow */
+  if (steps) b.rows = round_up(b.rows, SEGMENT);  /* the same launches for a while as lanes grow */
   a.rows = b.rows;
   a.column_blocks = static_cast<unsigned>(ceil_div(b.queries * a.group, WARPS));
   if (steps) {
@@ -274,14 +299,17 @@ static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count,
   a.calls = put_batch(be, calls, count, kv_heads, n, b);
   pyr_status status = cuda_table_send(be, "attention", a.calls != nullptr);
   if (status != PYR_OK) return status;
-  unsigned x = static_cast<unsigned>(a.column_blocks * (steps ? a.segments : 1)), g = static_cast<unsigned>(kv_heads);
+  unsigned x = static_cast<unsigned>(a.column_blocks * (steps ? a.segments : 1)),
+      g = static_cast<unsigned>(kv_heads);
   unsigned calls_of_batch = static_cast<unsigned>(b.count);
   bool tiles = steps ? cuda_attention_decode(be, a, g, calls_of_batch)
                      : cuda_attention_prefill(be, a, b.queries * a.group, g, calls_of_batch);
   if (!tiles) launch(a, dim3(x, g, calls_of_batch), cuda);
   cuda->ways.attention += tiles;
   cuda->ways.attention_plain += !tiles;
-  if (steps) PYR_LAUNCH(join_kernel, dim3(static_cast<unsigned>(heads), static_cast<unsigned>(b.count)), 128, 0, cuda, a);
+  if (steps)
+    PYR_LAUNCH(join_kernel, dim3(static_cast<unsigned>(heads), static_cast<unsigned>(b.count)),
+               128, 0, cuda, a);
   if (b.tracked) {
     dim3 grid(static_cast<unsigned>(ceil_div(b.rows, 256)), g, static_cast<unsigned>(b.count));
     PYR_LAUNCH(track_kernel, grid, 256, 0, cuda, a);
@@ -289,15 +317,18 @@ static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count,
   return cuda_launched(be, "attention");
 }
 
-static pyr_status cuda_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout, int32_t heads,
-                                 int32_t kv_heads, float scale) {
-  if (layout.head_dim > MOST_DIMS) return cuda_refuse(be, "attention", "heads of more than 512 dimensions");
+static pyr_status cuda_attention(pyr_backend *be, const pyr_attention *a, int count,
+                                 pyr_layout layout, int32_t heads, int32_t kv_heads, float scale) {
+  if (layout.head_dim > MOST_DIMS)
+    return cuda_refuse(be, "attention", "heads of more than 512 dimensions");
   bool rounded = cuda_of(be)->rounded;
   numbers some = { 2, rounded ? PYR_SMALL_N - 1 : INT64_MAX };
   pyr_status status = attend(be, a, count, layout, heads, kv_heads, scale, some, false);
   if (status == PYR_OK && rounded)                     /* only many tokens are, as in linear.cu */
-    status = attend(be, a, count, layout, heads, kv_heads, scale, numbers{ PYR_SMALL_N, INT64_MAX }, true);
-  return status == PYR_OK ? attend(be, a, count, layout, heads, kv_heads, scale, numbers{ 1, 1 }, false) : status;
+    status = attend(be, a, count, layout, heads, kv_heads, scale,
+                    numbers{ PYR_SMALL_N, INT64_MAX }, true);
+  return status == PYR_OK ? attend(be, a, count, layout, heads, kv_heads, scale, numbers{ 1, 1 },
+                                   false) : status;
 }
 
 void cuda_attention_fill(pyr_backend *be) { be->attention = cuda_attention; }

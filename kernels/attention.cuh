@@ -1,14 +1,17 @@
-/* attention.cuh — what the kernels of attention share: the descriptions of calls, and how lanes are cut into segments.
+/* attention.cuh — what the kernels of attention share: the descriptions of calls, and how lanes are
+ * cut into segments.
  *
- * Who does what: attention.cu is the operation, and holds the kernels for any row (f32 arithmetic without tensor cores);
- * attention_prefill.cu has many queries a sequence on tensor cores, attention_decode.cu one query. */
+ * Who does what: attention.cu is the operation, and holds the kernels for any row (f32 arithmetic
+ * without tensor cores); attention_prefill.cu has many queries a sequence on tensor cores,
+ * attention_decode.cu one query. */
 #ifndef PYR_CUDA_ATTENTION_CUH
 #define PYR_CUDA_ATTENTION_CUH
 
 #include "convert.cuh"
 
-/* Rows of a lane that one block of a decode step walks. It is the same for all calls, so that how a sequence's sums are joined
- * does not depend on its company: 8192 rows of 8 lanes make 256 blocks, two for each multiprocessor of the largest devices. */
+/* Rows of a lane that one block of a decode step walks. It is the same for all calls, so that how a
+ * sequence's sums are joined does not depend on its company: 8192 rows of 8 lanes make 256 blocks,
+ * two for each multiprocessor of the largest devices. */
 static constexpr int SEGMENT = 256;
 
 struct attend_call {
@@ -27,7 +30,8 @@ struct attend_args {
   row_format f;
   int heads, group;
   float scale;
-  int rounded;                     /* operands are rounded to 16 bits; no bool, as arguments are compared byte by byte (step.cu) */
+  int rounded;                     /* operands are rounded to 16 bits; no bool, as arguments are
+                                      compared byte by byte (step.cu) */
   unsigned column_blocks;          /* blocks beside each other in grid.x; then the next segment */
   int64_t segments;                /* of the longest lane; 0: many queries, whole lanes */
   float *parts;                    /* [calls][heads][segments][2 + d] top, sum, out */
@@ -47,7 +51,8 @@ static __device__ __forceinline__ row_span segment_of(row_span seen, int64_t seg
 }
 
 /* Launches on the stream. False: these rows or heads are not for tensor cores; nothing is done. */
-bool cuda_attention_prefill(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls);
+bool cuda_attention_prefill(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes,
+                            unsigned calls);
 bool cuda_attention_decode(pyr_backend *be, const attend_args &a, unsigned lanes, unsigned calls);
 
 #endif

@@ -1,27 +1,33 @@
-/* attention_decode.cu — attention of one query a sequence on tensor cores: rows are read once for all heads of their lane.
+/* attention_decode.cu — attention of one query a sequence on tensor cores: rows are read once for
+ * all heads of their lane.
  *
- * A block has a segment of a lane and 16 columns: the heads of the lane's group (those beyond are zeros; wider groups take several
- * blocks). Its warps walk the segment in turn, 16 rows (K and V) at a time, each through two stages of its own: no warp waits for
- * another before the end, when their sums are joined in shared memory and left in scratch, for the kernel that joins segments
- * (attention.cu). The products are exact (attention_tile.cuh), and would be too few to matter if sixteen times as many: what
- * counts is the bytes under way. A warp has 64 D bytes of rows in flight while it works on as many; with D = 128 a block of
- * four warps has 32 KiB, and the two blocks that the registers of a multiprocessor hold have 64 KiB, three times what 3.4 TB/s
- * and 0.8 us of latency ask of each of 132.
+ * A block has a segment of a lane and 16 columns: the heads of the lane's group (those beyond are
+ * zeros; wider groups take several blocks). Its warps walk the segment in turn, 16 rows (K and V)
+ * at a time, each through two stages of its own: no warp waits for another before the end, when
+ * their sums are joined in shared memory and left in scratch, for the kernel that joins segments
+ * (attention.cu). The products are exact (attention_tile.cuh), and would be too few to matter if
+ * sixteen times as many: what counts is the bytes under way. A warp has 64 D bytes of rows in
+ * flight while it works on as many; with D = 128 a block of four warps has 32 KiB, and the two
+ * blocks that the registers of a multiprocessor hold have 64 KiB, three times what 3.4 TB/s and 0.8
+ * us of latency ask of each of 132.
  *
- * Shared memory, bytes: queries 32 D TERMS, rows WARPS * 128 D: for D = 128 72 KiB (f16) or 76 KiB (bf16). Rows of fp8_e4m3
- * are copied as bytes, and a warp makes halves of them before it works on them. Rows of f32 and q8_0, and heads that no D fits,
- * are attention.cu's. */
+ * Shared memory, bytes: queries 32 D TERMS, rows WARPS * 128 D: for D = 128 72 KiB (f16) or 76 KiB
+ * (bf16). Rows of fp8_e4m3 are copied as bytes, and a warp makes halves of them before it works on
+ * them. Rows of f32 and q8_0, and heads that no D fits, are attention.cu's. */
 #include "attention_tile.cuh"
 
 static constexpr int ROWS = 16, COLUMNS = 16;
 
-/* The first row at or after `low` whose position is above `position`, by a whole warp: each step asks 32 rows at once. */
-static __device__ __forceinline__ int64_t first_above(const int32_t *positions, int64_t low, int64_t high, int64_t position) {
+/* The first row at or after `low` whose position is above `position`, by a whole warp: each step
+ * asks 32 rows at once. */
+static __device__ __forceinline__ int64_t first_above(const int32_t *positions, int64_t low,
+                                                      int64_t high, int64_t position) {
   while (low < high) {
     int64_t step = (high - low + WARP - 1) / WARP, at = low + step * lane_of_warp();
     int below = __popc(__ballot_sync(ALL_LANES, at < high && positions[at] <= position));
     if (below == 0) return low;
-    int64_t end = low + below * step;                  /* row low + (below - 1) * step is not above, row `end` is, or is beyond */
+    int64_t end = low + below * step;                  /* row low + (below - 1) * step is not above,
+                                                          row `end` is, or is beyond */
     low += (below - 1) * step + 1;
     high = end < high ? end : high;
   }
@@ -30,7 +36,8 @@ static __device__ __forceinline__ int64_t first_above(const int32_t *positions, 
 
 /* Grid: blocks of columns, segment after segment; lanes; calls. */
 template <typename T, rows_come COME, int D, int WARPS>
-static __global__ void __launch_bounds__(WARPS * WARP, D <= 64 ? 3 : 2) decode_kernel(attend_args a) {
+static __global__ void __launch_bounds__(WARPS * WARP,
+                                         D <= 64 ? 3 : 2) decode_kernel(attend_args a) {
   constexpr int TERMS = T::exact, PLANE = COLUMNS * D, STAGE = 2 * ROWS * D, JOIN = D + 8;
   __shared__ float backs[COLUMNS], tops[WARPS][COLUMNS], sums[WARPS][COLUMNS];
   PYR_SHARED(uint16_t, q);
@@ -45,20 +52,27 @@ static __global__ void __launch_bounds__(WARPS * WARP, D <= 64 ? 3 : 2) decode_k
   int32_t position = call.q_pos[0];
 
   auto fetch = [&](int64_t row, int stage) {
-    if (row < lane.rows) fetch_stage<T, COME, D, ROWS>(stages, stage, lane, a.f, row, lane.rows, thread, WARP);
+    if (row < lane.rows)
+      fetch_stage<T, COME, D, ROWS>(stages, stage, lane, a.f, row, lane.rows, thread, WARP);
     copy_commit();
   };
 
-  /* Where the query's rows end takes loads that wait for each other, so the first rows are asked for before that is known. */
+  /* Where the query's rows end takes loads that wait for each other, so the first rows are asked
+   * for before that is known. */
   row_span seen = { 0, lane.rows };
-  if (call.window > 0) seen.low = first_above(lane.positions, 0, lane.rows, static_cast<int64_t>(position) - call.window);
+  if (call.window > 0)
+    seen.low = first_above(lane.positions, 0, lane.rows,
+                           static_cast<int64_t>(position) - call.window);
   int64_t row = (seen.low / SEGMENT + segment) * SEGMENT + warp * ROWS;
   fetch(row, 0);
   for (int r = warp; r < COLUMNS; r += WARPS) {
-    float back = put_split<T, D, TERMS>(q, r, PLANE, r < real ? call.q + static_cast<int64_t>(head + r) * a.f.d : nullptr, a.f.d);
+    float back = put_split<T, D, TERMS>(q, r, PLANE,
+                                        r < real ? call.q + static_cast<int64_t>(head + r) * a.f.d
+                                            : nullptr, a.f.d);
     if (thread == 0) backs[r] = back;
   }
-  if (lane.rows > 0 && lane.positions[lane.rows - 1] > position) seen.high = first_above(lane.positions, 0, lane.rows, position);
+  if (lane.rows > 0 && lane.positions[lane.rows - 1] > position)
+    seen.high = first_above(lane.positions, 0, lane.rows, position);
   __syncthreads();
   if (segment >= segments_of(seen)) {
     copy_wait<0>();
@@ -66,9 +80,11 @@ static __global__ void __launch_bounds__(WARPS * WARP, D <= 64 ? 3 : 2) decode_k
   }
   seen = segment_of(seen, segment);
 
-  float scale[1][2], *scores = a.scores && call.tracked ? a.scores + (blockIdx.z * a.heads + head) * a.rows : nullptr;
+  float scale[1][2], *scores = a.scores && call.tracked
+      ? a.scores + (blockIdx.z * a.heads + head) * a.rows : nullptr;
 #pragma unroll
-  for (int half = 0; half < 2; half++) scale[0][half] = a.scale * LOG2_E * backs[row_of_tile(0, half)];
+  for (int half = 0; half < 2; half++)
+    scale[0][half] = a.scale * LOG2_E * backs[row_of_tile(0, half)];
   columns<D, 1> c;
   clear(c);
   for (int stage = 0; row < seen.high; row += WARPS * ROWS, stage ^= 1) {
@@ -97,7 +113,8 @@ static __global__ void __launch_bounds__(WARPS * WARP, D <= 64 ? 3 : 2) decode_k
   __syncwarp();
 
   /* The warps' columns, each in its own stages; then a thread for each dimension adds them up. */
-  float *mine = reinterpret_cast<float *>(stages), *all = reinterpret_cast<float *>(q + TERMS * PLANE);
+  float *mine = reinterpret_cast<float *>(stages),
+      *all = reinterpret_cast<float *>(q + TERMS * PLANE);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int r = row_of_tile(0, half);
@@ -113,12 +130,14 @@ static __global__ void __launch_bounds__(WARPS * WARP, D <= 64 ? 3 : 2) decode_k
   const float unit = 1.0f / static_cast<float>(1 << T::shift);
   for (int r = warp; r < real; r += WARPS) {
     float top = -INFINITY, sum = 0, share[WARPS], factor = a.scale * backs[r];
-    float *part = a.parts + ((blockIdx.z * a.heads + head + r) * a.segments + segment) * (2 + a.f.d);
+    float *part = a.parts + ((blockIdx.z * a.heads + head + r) * a.segments + segment) * (2
+        + a.f.d);
 #pragma unroll
     for (int w = 0; w < WARPS; w++) top = fmaxf(top, tops[w][r]);
 #pragma unroll
     for (int w = 0; w < WARPS; w++) {
-      share[w] = top == -INFINITY ? unit : power_of_two((tops[w][r] - top) * factor * LOG2_E) * unit;
+      share[w] = top == -INFINITY ? unit
+          : power_of_two((tops[w][r] - top) * factor * LOG2_E) * unit;
       sum += sums[w][r] * share[w];
     }
     if (thread == 0) part[0] = top * factor, part[1] = sum;
@@ -152,7 +171,8 @@ bool cuda_attention_decode(pyr_backend *be, const attend_args &a, unsigned lanes
   if (!(a.scale > 0) || a.f.d % 8 != 0 || a.f.d > 256) return false;
   if (a.f.dtype == PYR_F16) launch_any<f16, AS_THEY_LIE>(be, a, lanes, calls);
   else if (a.f.dtype == PYR_BF16) launch_any<bf16, AS_THEY_LIE>(be, a, lanes, calls);
-  else if (a.f.dtype == PYR_FP8_E4M3 && a.f.d % 16 == 0) launch_any<f16, WIDENED>(be, a, lanes, calls);
+  else if (a.f.dtype == PYR_FP8_E4M3 && a.f.d % 16 == 0) launch_any<f16,
+      WIDENED>(be, a, lanes, calls);
   else return false;
   return true;
 }

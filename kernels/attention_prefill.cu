@@ -1,15 +1,19 @@
 /* attention_prefill.cu — causal attention of many queries a sequence on tensor cores.
  *
- * A block has 16 MT columns for each of its four warps: the heads of a lane's group side by side, query after query, so that a tile
- * of rows serves all heads that read it. It walks the rows that any of its columns sees a page (32 rows, K and V) at a time, in
- * two stages: while one is worked on, the next is copied. Rows beyond the causal bound of the last query, or before the window of
- * the first one, are not read; a warp none of whose columns sees a page leaves it out; only pages at a bound are masked.
+ * A block has 16 MT columns for each of its four warps: the heads of a lane's group side by side,
+ * query after query, so that a tile of rows serves all heads that read it. It walks the rows that
+ * any of its columns sees a page (32 rows, K and V) at a time, in two stages: while one is worked
+ * on, the next is copied. Rows beyond the causal bound of the last query, or before the window of
+ * the first one, are not read; a warp none of whose columns sees a page leaves it out; only pages
+ * at a bound are masked.
  *
- * Shared memory, bytes: queries 2 * 64 MT * D * TERMS, rows 2 stages * 2 * 32 * D * 2. For D = 128 that is 64 KiB rounded
- * (MT = 2) and, exact, 64 KiB (f16) or 80 KiB (bf16) with MT = 1; for D = 64, where MT is 2, 32, 48 and 64 KiB; for D = 256,
- * rounded, MT = 1, 96 KiB. Registers hold the sums, D / 2 MT of a lane's at most 255. Rows of fp8_e4m3
- * become halves where they lie: the bytes of both stages have the place of one, the halves that of the other. Rows of f32 and
- * q8_0 are rounded to bf16 on their way, where calls are rounded; else they, and heads that no D fits, are attention.cu's. */
+ * Shared memory, bytes: queries 2 * 64 MT * D * TERMS, rows 2 stages * 2 * 32 * D * 2. For D = 128
+ * that is 64 KiB rounded (MT = 2) and, exact, 64 KiB (f16) or 80 KiB (bf16) with MT = 1; for D =
+ * 64, where MT is 2, 32, 48 and 64 KiB; for D = 256, rounded, MT = 1, 96 KiB. Registers hold the
+ * sums, D / 2 MT of a lane's at most 255. Rows of fp8_e4m3 become halves where they lie: the bytes
+ * of both stages have the place of one, the halves that of the other. Rows of f32 and q8_0 are
+ * rounded to bf16 on their way, where calls are rounded; else they, and heads that no D fits, are
+ * attention.cu's. */
 #include "attention_tile.cuh"
 
 static constexpr int WARPS = 4, ROWS = PYR_PAGE_ROWS;
@@ -39,23 +43,27 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
   const attend_call &call = a.calls[blockIdx.z];
   const pyr_lane_view lane = call.lanes[blockIdx.y];
   int thread = static_cast<int>(threadIdx.x), warp = warp_of_block(), first = warp * MT * 16;
-  int64_t columns_of_call = call.n * a.group, base = static_cast<int64_t>(gridDim.x - 1 - blockIdx.x) * TILE;
+  int64_t columns_of_call = call.n * a.group,
+      base = static_cast<int64_t>(gridDim.x - 1 - blockIdx.x) * TILE;
   if (base >= columns_of_call) return;
 
-  if (thread < TILE) {                                 /* columns beyond the last are like it, and written nowhere */
+  if (thread < TILE) {  /* columns beyond the last are like it, and written nowhere */
     int64_t column_of_call = base + thread < columns_of_call ? base + thread : columns_of_call - 1;
-    row_span seen = visible_rows(lane.positions, lane.rows, call.q_pos[column_of_call / a.group], call.window);
+    row_span seen = visible_rows(lane.positions, lane.rows, call.q_pos[column_of_call / a.group],
+                                 call.window);
     lows[thread] = seen.low < seen.high ? static_cast<int>(seen.low) : INT32_MAX;
     highs[thread] = seen.low < seen.high ? static_cast<int>(seen.high) : 0;
   }
   for (int r = warp; r < TILE; r += WARPS) {
-    int64_t at = base + r, query = at / a.group, head = static_cast<int64_t>(blockIdx.y) * a.group + at % a.group;
+    int64_t at = base + r, query = at / a.group,
+        head = static_cast<int64_t>(blockIdx.y) * a.group + at % a.group;
     const float *from = at < columns_of_call ? call.q + (query * a.heads + head) * a.f.d : nullptr;
     float back = put_split<T, D, TERMS>(q, r, PLANE, from, a.f.d);
     if (lane_of_warp() == 0) backs[r] = back;
   }
   __syncthreads();
-  bounds block = bounds_of(lows, highs, TILE), mine = bounds_of(lows + first, highs + first, 16 * MT);
+  bounds block = bounds_of(lows, highs, TILE), mine = bounds_of(lows + first, highs + first,
+      16 * MT);
 
   auto fetch = [&](int row, int stage) {
     fetch_stage<T, COME, D, ROWS>(stages, stage, lane, a.f, row, lane.rows, thread, WARPS * WARP);
@@ -68,7 +76,7 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
   if (begin < block.any_high) fetch(begin, 0);
   for (int row = begin; row < block.any_high; row += ROWS, stage ^= 1) {
     copy_wait<0>();
-    __syncthreads();                                   /* this stage is there, and nobody works on the other any more */
+    __syncthreads();  /* this stage is there, and nobody works on the other any more */
     if (row + ROWS < block.any_high) fetch(row + ROWS, stage ^ 1);
     uint16_t *k = tile_of_stage<COME, D, ROWS>(stages, stage, thread, WARPS * WARP);
     if (COME == WIDENED) __syncthreads();
@@ -91,7 +99,8 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
-      for (int half = 0; half < 2; half++) scale[m][half] = a.scale * LOG2_E * backs[first + row_of_tile(m, half)];
+      for (int half = 0; half < 2; half++)
+        scale[m][half] = a.scale * LOG2_E * backs[first + row_of_tile(m, half)];
     tile_shares<T, D, MT, ROWS>(c, s, scale, shrink);
     tile_mix<T, D, TERMS, MT, ROWS>(c, s, shrink, k + ROWS * D);
   }
@@ -103,48 +112,57 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
       float sum = quad_sum(c.sum[m][half]), inverse = sum > 0 || sum != sum ? 1.0f / sum : 0.0f;
       int64_t at = base + first + row_of_tile(m, half);
       if (at >= columns_of_call) continue;
-      int64_t to = at / a.group * a.heads + static_cast<int64_t>(blockIdx.y) * a.group + at % a.group;
+      int64_t to = at / a.group * a.heads + static_cast<int64_t>(blockIdx.y) * a.group
+          + at % a.group;
       float *out = call.out + to * a.f.d;
 #pragma unroll
       for (int n = 0; n < D / 8; n++) {
         int d = n * 8 + lane_of_warp() % 4 * 2;
         if (d < a.f.d)
-          *reinterpret_cast<float2 *>(out + d) = make_float2(c.out[m][n][2 * half] * inverse, c.out[m][n][2 * half + 1] * inverse);
+          *reinterpret_cast<float2 *>(out + d) = make_float2(c.out[m][n][2 * half] * inverse,
+                                                             c.out[m][n][2 * half + 1] * inverse);
       }
       if (call.lse && lane_of_warp() % 4 == 0)
         call.lse[to] = sum == 0 ? -INFINITY
-                                : c.top[m][half] * (a.scale * backs[at - base]) + (logf(sum) - static_cast<float>(T::shift) * LN_2);
+                                : c.top[m][half] * (a.scale * backs[at - base])
+                                    + (logf(sum) - static_cast<float>(T::shift) * LN_2);
     }
 }
 
 template <typename T, rows_come COME, int D, int TERMS, int MT>
-static void launch(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls) {
+static void launch(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes,
+                   unsigned calls) {
   constexpr int TILE = 16 * MT * WARPS, BYTES = 2 * (TERMS * TILE * D + 4 * ROWS * D);
   dim3 grid(static_cast<unsigned>(ceil_div(columns, TILE)), lanes, calls);
   PYR_LAUNCH((prefill_kernel<T, COME, D, TERMS, MT>), grid, WARPS * WARP, BYTES, cuda_of(be), a);
 }
 
 template <typename T, rows_come COME>
-static void launch_rounded(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls) {
+static void launch_rounded(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes,
+                           unsigned calls) {
   if (a.f.d <= 64) launch<T, COME, 64, 1, 2>(be, a, columns, lanes, calls);
   else if (a.f.d <= 128) launch<T, COME, 128, 1, 2>(be, a, columns, lanes, calls);
   else launch<T, COME, 256, 1, 1>(be, a, columns, lanes, calls);
 }
 
 template <typename T, rows_come COME>
-static void launch_exact(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls) {
+static void launch_exact(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes,
+                         unsigned calls) {
   if (a.f.d <= 64) launch<T, COME, 64, T::exact, 2>(be, a, columns, lanes, calls);
   else launch<T, COME, 128, T::exact, 1>(be, a, columns, lanes, calls);
 }
 
-bool cuda_attention_prefill(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes, unsigned calls) {
+bool cuda_attention_prefill(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes,
+                            unsigned calls) {
   bool rounded = a.rounded, half = a.f.dtype == PYR_F16, brain = a.f.dtype == PYR_BF16;
   bool eight = a.f.dtype == PYR_FP8_E4M3, bytes = eight && a.f.d % 16 == 0;
-  if (!(a.scale > 0) || a.f.d % 8 != 0 || a.f.d > (rounded ? 256 : 128) || !(rounded || half || brain || bytes)) return false;
+  if (!(a.scale > 0) || a.f.d % 8 != 0 || a.f.d > (rounded ? 256 : 128)
+      || !(rounded || half || brain || bytes)) return false;
   if (rounded && half) launch_rounded<f16, AS_THEY_LIE>(be, a, columns, lanes, calls);
   else if (rounded && brain) launch_rounded<bf16, AS_THEY_LIE>(be, a, columns, lanes, calls);
   else if (rounded && bytes) launch_rounded<f16, WIDENED>(be, a, columns, lanes, calls);
-  else if (rounded && eight) launch_rounded<f16, ROUNDED>(be, a, columns, lanes, calls);        /* which halves are not */
+  /* which halves are not */
+  else if (rounded && eight) launch_rounded<f16, ROUNDED>(be, a, columns, lanes, calls);
   else if (rounded) launch_rounded<bf16, ROUNDED>(be, a, columns, lanes, calls);
   else if (half) launch_exact<f16, AS_THEY_LIE>(be, a, columns, lanes, calls);
   else if (brain) launch_exact<bf16, AS_THEY_LIE>(be, a, columns, lanes, calls);

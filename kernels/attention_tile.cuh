@@ -1,8 +1,10 @@
-/* attention_tile.cuh — one warp's work on one tile of rows: scores of its columns by tensor cores, the step of online softmax,
- * and the mix of values. Columns (a query and a head each) are the 16 MT rows of the products, rows of the lane their columns.
+/* attention_tile.cuh — one warp's work on one tile of rows: scores of its columns by tensor cores,
+ * the step of online softmax, and the mix of values. Columns (a query and a head each) are the 16
+ * MT rows of the products, rows of the lane their columns.
  *
- * With q split into TERMS rows of 16 bits, and probabilities likewise, products of rows of 16 bits lose no more than sums in f32
- * do: that is how a call is computed exactly. With one term both are rounded. */
+ * With q split into TERMS rows of 16 bits, and probabilities likewise, products of rows of 16 bits
+ * lose no more than sums in f32 do: that is how a call is computed exactly. With one term both are
+ * rounded. */
 #ifndef PYR_CUDA_ATTENTION_TILE_CUH
 #define PYR_CUDA_ATTENTION_TILE_CUH
 
@@ -22,19 +24,22 @@ static __device__ __forceinline__ float quad_max(float x) {
 }
 
 /* The row of the products that a lane's values [half] of the m-th 16 belong to. */
-static __device__ __forceinline__ int row_of_tile(int m, int half) { return m * 16 + half * 8 + lane_of_warp() / 4; }
+static __device__ __forceinline__ int row_of_tile(int m, int half) {
+  return m * 16 + half * 8 + lane_of_warp() / 4;
+}
 
 /* How rows become tiles: as they lie, widened to halves (fp8_e4m3), or rounded. */
 enum rows_come { AS_THEY_LIE, WIDENED, ROUNDED };
 
-/* ---- rows into shared memory ------------------------------------------------------------------------------------------------- */
+/* ---- rows into shared memory ----------------------------------------------------------------- */
 
-/* K (what = 0) or V (1) of rows [row, row + ROWS), which lie in one page, by threads thread, thread + threads, …: the 16 bytes of
- * EACH values that are the chunk-th of row r go to place(r, chunk); zeros beyond `rows` and beyond the head's dimensions.
- * Asynchronous. */
+/* K (what = 0) or V (1) of rows [row, row + ROWS), which lie in one page, by threads thread, thread
+ * + threads, …: the 16 bytes of EACH values that are the chunk-th of row r go to place(r, chunk);
+ * zeros beyond `rows` and beyond the head's dimensions. Asynchronous. */
 template <int D, int ROWS, int EACH, typename Place>
-static __device__ __forceinline__ void copy_chunks(const Place &place, const pyr_lane_view &lane, const row_format &f, int64_t row,
-                                                   int64_t rows, int what, int thread, int threads) {
+static __device__ __forceinline__ void copy_chunks(const Place &place, const pyr_lane_view &lane,
+                                                   const row_format &f, int64_t row, int64_t rows,
+                                                       int what, int thread, int threads) {
   const uint8_t *first = row_at(lane, f.bytes, row, what);
 #pragma unroll 2
   for (int i = thread; i < ROWS * D / EACH; i += threads) {
@@ -46,8 +51,9 @@ static __device__ __forceinline__ void copy_chunks(const Place &place, const pyr
 
 /* The same rows, rounded to T, into a tile: done when it returns. */
 template <typename T, int D, int ROWS>
-static __device__ __forceinline__ void round_rows(uint16_t *tile, const pyr_lane_view &lane, const row_format &f, int64_t row,
-                                                  int64_t rows, int what, int thread, int threads) {
+static __device__ __forceinline__ void round_rows(uint16_t *tile, const pyr_lane_view &lane,
+                                                  const row_format &f, int64_t row, int64_t rows,
+                                                      int what, int thread, int threads) {
   const uint8_t *first = row_at(lane, f.bytes, row, what);
   for (int i = thread; i < ROWS * D / 8; i += threads) {
     int r = i / (D / 8), chunk = i % (D / 8);
@@ -63,31 +69,35 @@ static __device__ __forceinline__ void round_rows(uint16_t *tile, const pyr_lane
   }
 }
 
-/* K and V of rows [row, row + ROWS) into one of two stages, each [2][ROWS][D]. What is to be WIDENED, whose heads have whole chunks
- * of 16 dimensions, comes as it is: the bytes of both stages lie in the place of the first, and become halves in the second's. */
+/* K and V of rows [row, row + ROWS) into one of two stages, each [2][ROWS][D]. What is to be
+ * WIDENED, whose heads have whole chunks of 16 dimensions, comes as it is: the bytes of both stages
+ * lie in the place of the first, and become halves in the second's. */
 template <typename T, rows_come COME, int D, int ROWS>
-static __device__ __forceinline__ void fetch_stage(uint16_t *stages, int stage, const pyr_lane_view &lane, const row_format &f,
-                                                   int64_t row, int64_t rows, int thread, int threads) {
-#pragma unroll(COME == ROUNDED ? 1 : 2)                /* what is rounded takes registers enough as it is */
+static __device__ __forceinline__ void fetch_stage(uint16_t *stages, int stage,
+                                                   const pyr_lane_view &lane, const row_format &f,
+                                                       int64_t row, int64_t rows, int thread,
+                                                           int threads) {
+#pragma unroll(COME == ROUNDED ? 1 : 2)  /* what is rounded takes registers enough as it is */
   for (int what = 0; what < 2; what++) {
     int at = (stage * 2 + what) * ROWS * D;
     uint16_t *tile = stages + at;
     uint8_t *raw = reinterpret_cast<uint8_t *>(stages) + at;
     if (COME == WIDENED)
-      copy_chunks<D, ROWS, 16>([=](int r, int chunk) { return raw + r * D + chunk * 16; }, lane, f, row, rows, what, thread,
-                               threads);
+      copy_chunks<D, ROWS, 16>([=](int r, int chunk) { return raw + r * D + chunk * 16; }, lane, f,
+                               row, rows, what, thread, threads);
     else if (COME == ROUNDED)
       round_rows<T, D, ROWS>(tile, lane, f, row, rows, what, thread, threads);
     else
-      copy_chunks<D, ROWS, 8>([=](int r, int chunk) { return chunk_at<D>(tile, r, chunk); }, lane, f, row, rows, what, thread,
-                              threads);
+      copy_chunks<D, ROWS, 8>([=](int r, int chunk) { return chunk_at<D>(tile, r, chunk); }, lane,
+                              f, row, rows, what, thread, threads);
   }
 }
 
-/* The tile of K of a stage that has come; V's follows. What is WIDENED is so now, exactly, and its threads must meet before they
- * read it. */
+/* The tile of K of a stage that has come; V's follows. What is WIDENED is so now, exactly, and its
+ * threads must meet before they read it. */
 template <rows_come COME, int D, int ROWS>
-static __device__ __forceinline__ uint16_t *tile_of_stage(uint16_t *stages, int stage, int thread, int threads) {
+static __device__ __forceinline__ uint16_t *tile_of_stage(uint16_t *stages, int stage, int thread,
+                                                          int threads) {
   constexpr int STAGE = 2 * ROWS * D;
   if (COME != WIDENED) return stages + stage * STAGE;
   const uint8_t *raw = reinterpret_cast<const uint8_t *>(stages) + stage * STAGE;
@@ -97,15 +107,16 @@ static __device__ __forceinline__ uint16_t *tile_of_stage(uint16_t *stages, int 
     uint32_t h[4];
     halves_of_fp8(eight.x, h[0], h[1]);
     halves_of_fp8(eight.y, h[2], h[3]);
-    *reinterpret_cast<uint4 *>(chunk_at<D>(stages + STAGE, i / (D / 8), i % (D / 8))) = make_uint4(h[0], h[1], h[2], h[3]);
+    *reinterpret_cast<uint4 *>(chunk_at<D>(stages + STAGE, i / (D / 8),
+                                           i % (D / 8))) = make_uint4(h[0], h[1], h[2], h[3]);
   }
   return stages + STAGE;
 }
 
-/* ---- a tile of rows ---------------------------------------------------------------------------------------------------------- */
+/* ---- a tile of rows -------------------------------------------------------------------------- */
 
-/* A warp's columns: what they have seen so far. Of each column, `top` is the highest score, unscaled, and `sum` this lane's share
- * of the sum of 2^((s - top) scale + shift). */
+/* A warp's columns: what they have seen so far. Of each column, `top` is the highest score,
+ * unscaled, and `sum` this lane's share of the sum of 2^((s - top) scale + shift). */
 template <int D, int MT> struct columns {
   float top[MT][2], sum[MT][2], out[MT][D / 8][4];
 };
@@ -128,13 +139,16 @@ template <int D, int MT> static __device__ __forceinline__ void clear(columns<D,
   zero(c.out);
 }
 
-/* Sums on tensor cores lose what is shifted out of them rather than round it: a bias, of half a unit of the last place a step.
- * Exact calls keep such sums short. What the lesser terms give, which is small, has sums of its own, added at the end; and so have
- * the products of each tile with V, which are added to those of the tiles before in f32. */
+/* Sums on tensor cores lose what is shifted out of them rather than round it: a bias, of half a
+ * unit of the last place a step. Exact calls keep such sums short. What the lesser terms give,
+ * which is small, has sums of its own, added at the end; and so have the products of each tile with
+ * V, which are added to those of the tiles before in f32. */
 
-/* s = q k^T of the 16 MT columns from row `first` of the tile of queries on, whose terms lie `plane` values apart. */
+/* s = q k^T of the 16 MT columns from row `first` of the tile of queries on, whose terms lie
+ * `plane` values apart. */
 template <typename T, int D, int TERMS, int MT, int ROWS>
-static __device__ __forceinline__ void tile_scores(float (&s)[MT][ROWS / 8][4], uint16_t *q, int first, int plane, uint16_t *k) {
+static __device__ __forceinline__ void tile_scores(float (&s)[MT][ROWS / 8][4], uint16_t *q,
+                                                   int first, int plane, uint16_t *k) {
   float less[MT][ROWS / 8][4];
   zero(s);
   zero(less);
@@ -166,18 +180,20 @@ static __device__ __forceinline__ void tile_scores(float (&s)[MT][ROWS / 8][4], 
   }
 }
 
-/* Scores become shares 2^((s - top) scale + shift) of the new top; `shrink` brings what was seen before down to it. `scale` is
- * that of each column, times log2 e. */
+/* Scores become shares 2^((s - top) scale + shift) of the new top; `shrink` brings what was seen
+ * before down to it. `scale` is that of each column, times log2 e. */
 template <typename T, int D, int MT, int ROWS>
-static __device__ __forceinline__ void tile_shares(columns<D, MT> &c, float (&s)[MT][ROWS / 8][4], const float (&scale)[MT][2],
-                                                   float (&shrink)[MT][2]) {
+static __device__ __forceinline__ void tile_shares(columns<D, MT> &c, float (&s)[MT][ROWS / 8][4],
+                                                   const float (&scale)[MT][2],
+                                                       float (&shrink)[MT][2]) {
 #pragma unroll
   for (int m = 0; m < MT; m++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       float top = -INFINITY, sum = 0;
 #pragma unroll
-      for (int n = 0; n < ROWS / 8; n++) top = fmaxf(top, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+      for (int n = 0; n < ROWS / 8; n++)
+        top = fmaxf(top, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
       top = fmaxf(c.top[m][half], quad_max(top));
       float base = top == -INFINITY ? 0.0f : top;
       shrink[m][half] = power_of_two((c.top[m][half] - base) * scale[m][half]);
@@ -186,17 +202,19 @@ static __device__ __forceinline__ void tile_shares(columns<D, MT> &c, float (&s)
       for (int n = 0; n < ROWS / 8; n++)
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; i++) {
-          s[m][n][i] = power_of_two((s[m][n][i] - base) * scale[m][half] + static_cast<float>(T::shift));
+          s[m][n][i] = power_of_two((s[m][n][i] - base) * scale[m][half]
+                                    + static_cast<float>(T::shift));
           sum += s[m][n][i];
         }
       c.sum[m][half] = c.sum[m][half] * shrink[m][half] + sum;
     }
 }
 
-/* out = shrink out + shares v; where the scores lay as c of a product the shares are a of the next one. They are used up. */
+/* out = shrink out + shares v; where the scores lay as c of a product the shares are a of the next
+ * one. They are used up. */
 template <typename T, int D, int TERMS, int MT, int ROWS>
-static __device__ __forceinline__ void tile_mix(columns<D, MT> &c, float (&s)[MT][ROWS / 8][4], const float (&shrink)[MT][2],
-                                                uint16_t *v) {
+static __device__ __forceinline__ void tile_mix(columns<D, MT> &c, float (&s)[MT][ROWS / 8][4],
+                                                const float (&shrink)[MT][2], uint16_t *v) {
   uint32_t a[ROWS / 16][TERMS][MT][4];
 #pragma unroll
   for (int k = 0; k < ROWS / 16; k++)
@@ -226,7 +244,8 @@ static __device__ __forceinline__ void tile_mix(columns<D, MT> &c, float (&s)[MT
 #pragma unroll
             for (int i = 0; i < 4; i++) out[i] *= shrink[m][i / 2];
 #pragma unroll
-          for (int t = TERMS - 1; t >= 0; t--) mma<T>(out, a[k][t][m], b[2 * half], b[2 * half + 1]);
+          for (int t = TERMS - 1; t >= 0; t--)
+            mma<T>(out, a[k][t][m], b[2 * half], b[2 * half + 1]);
         }
     }
     if constexpr (TERMS > 1) {
@@ -235,7 +254,9 @@ static __device__ __forceinline__ void tile_mix(columns<D, MT> &c, float (&s)[MT
 #pragma unroll
         for (int half = 0; half < 2; half++)
 #pragma unroll
-          for (int i = 0; i < 4; i++) c.out[m][2 * n + half][i] = c.out[m][2 * n + half][i] * shrink[m][i / 2] + sum[m][half][i];
+          for (int i = 0; i < 4; i++)
+            c.out[m][2 * n + half][i] = c.out[m][2 * n + half][i] * shrink[m][i / 2]
+                + sum[m][half][i];
     }
   }
 }

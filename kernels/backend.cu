@@ -1,8 +1,10 @@
-/* backend.cu — opens and closes the CUDA backend: its device, its memory, its scratch and its tables.
+/* backend.cu — opens and closes the CUDA backend: its device, its memory, its scratch and its
+ * tables.
  *
- * Owns: the table's memory operations, and everything in pyr_cuda but the kernels' contents. Device memory comes from the
- * device's own pool in the order of the stream, and counts against the runtime's limit. A failed launch or copy is reported by
- * the operation that issued it where the device knows by then, else by the next that waits. */
+ * Owns: the table's memory operations, and everything in pyr_cuda but the kernels' contents. Device
+ * memory comes from the device's own pool in the order of the stream, and counts against the
+ * runtime's limit. A failed launch or copy is reported by the operation that issued it where the
+ * device knows by then, else by the next that waits. */
 #include "cuda.cuh"
 
 #include <cstring>
@@ -13,7 +15,8 @@ static const char backend_name[] = "emulated";
 static const char backend_name[] = "cuda";
 #endif
 
-/* Bytes: one lane of half a million rows; small vectors. The emulator's ring is small, so that specs go round it. */
+/* Bytes: one lane of half a million rows; small vectors. The emulator's ring is small, so that
+ * specs go round it. */
 #ifdef PYR_EMULATED
 enum : size_t { LEAST_TABLE = 1 << 9 };
 #else
@@ -21,13 +24,14 @@ enum : size_t { LEAST_TABLE = 1 << 17 };
 #endif
 enum : size_t { LEAST_SCRATCH = 1 << 16 };
 
-/* ---- errors ------------------------------------------------------------------------------------------------------------ */
+/* ---- errors ---------------------------------------------------------------------------------- */
 
 pyr_status cuda_status(pyr_backend *be, const char *operation, cudaError_t error) {
   if (error == cudaSuccess) return PYR_OK;
   (void)cudaGetLastError();                          /* or a later call would be told of it again */
   pyr_status status = error == cudaErrorMemoryAllocation ? PYR_MEMORY : PYR_DEVICE;
-  return cuda_of(be)->host->set_error(be->rt, status, "%s: %s: %s", backend_name, operation, cudaGetErrorString(error));
+  return cuda_of(be)->host->set_error(be->rt, status, "%s: %s: %s", backend_name, operation,
+                                      cudaGetErrorString(error));
 }
 
 pyr_status cuda_refuse(pyr_backend *be, const char *operation, const char *what) {
@@ -37,11 +41,12 @@ pyr_status cuda_refuse(pyr_backend *be, const char *operation, const char *what)
 pyr_status cuda_check(pyr_backend *be, const char *operation, size_t needed) {
   pyr_cuda *cuda = cuda_of(be);
   if (needed <= cuda->scratch_bytes) return PYR_OK;
-  return cuda->host->set_error(be->rt, PYR_ARGUMENT, "%s needs %zu bytes of scratch, and %zu are reserved", operation, needed,
-                               cuda->scratch_bytes);
+  return cuda->host->set_error(be->rt, PYR_ARGUMENT,
+                               "%s needs %zu bytes of scratch, and %zu are reserved", operation,
+                                   needed, cuda->scratch_bytes);
 }
 
-/* ---- memory ------------------------------------------------------------------------------------------------------------ */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static void *cuda_alloc(pyr_backend *be, size_t bytes) {
   pyr_cuda *cuda = cuda_of(be);
@@ -80,12 +85,14 @@ static void lock_release(pyr_backend *be, void *ptr, size_t bytes) {
 /* Source and destination may overlap only if they are the same. */
 static pyr_status cuda_copy(pyr_backend *be, void *dst, const void *src, size_t bytes) {
   if (bytes == 0 || dst == src) return PYR_OK;
-  return cuda_status(be, "copy", cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda_of(be)->stream));
+  return cuda_status(be, "copy", cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice,
+                                                 cuda_of(be)->stream));
 }
 
 static pyr_status cuda_upload(pyr_backend *be, void *dst, const void *host, size_t bytes) {
   if (bytes == 0) return PYR_OK;
-  return cuda_status(be, "upload", cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice, cuda_of(be)->stream));
+  return cuda_status(be, "upload", cudaMemcpyAsync(dst, host, bytes, cudaMemcpyHostToDevice,
+                                                   cuda_of(be)->stream));
 }
 
 static pyr_status cuda_download(pyr_backend *be, void *host, const void *src, size_t bytes) {
@@ -96,10 +103,11 @@ static pyr_status cuda_download(pyr_backend *be, void *host, const void *src, si
   return cuda_status(be, "download", error);
 }
 
-/* ---- scratch and tables ------------------------------------------------------------------------------------------------ */
+/* ---- scratch and tables ---------------------------------------------------------------------- */
 
 static pyr_status no_memory(pyr_backend *be, size_t bytes) {
-  return cuda_of(be)->host->set_error(be->rt, PYR_MEMORY, "out of memory: scratch needs %zu bytes", bytes);
+  return cuda_of(be)->host->set_error(be->rt, PYR_MEMORY, "out of memory: scratch needs %zu bytes",
+                                      bytes);
 }
 
 pyr_status cuda_grow_scratch(pyr_backend *be, size_t bytes) {
@@ -133,14 +141,16 @@ static pyr_status table_of(pyr_backend *be, cuda_table *table, size_t bytes) {
 /* By half at least, where there is memory for it: page-locked memory is slow to come by. */
 pyr_status cuda_grow_table(pyr_backend *be, cuda_table *table, size_t bytes) {
   if (bytes <= table->bytes) return PYR_OK;
-  size_t least = round_up(static_cast<int64_t>(bytes), 64), more = round_up(static_cast<int64_t>(table->bytes / 2 * 3), 64);
+  size_t least = round_up(static_cast<int64_t>(bytes), 64),
+      more = round_up(static_cast<int64_t>(table->bytes / 2 * 3), 64);
   if (more > least && table_of(be, table, more) == PYR_OK) return PYR_OK;
   return table_of(be, table, least);
 }
 
 static pyr_status cuda_reserve(pyr_backend *be, const pyr_work *work) {
   size_t need[] = { LEAST_SCRATCH, cuda_attention_scratch(work), cuda_signals_scratch(work),
-                    cuda_linear_few_scratch(work), cuda_pick_scratch(work), cuda_of(be)->rounded ? cuda_linear_scratch(work) : 0 };
+                    cuda_linear_few_scratch(work), cuda_pick_scratch(work),
+                        cuda_of(be)->rounded ? cuda_linear_scratch(work) : 0 };
   size_t tables[] = { LEAST_TABLE, cuda_attention_table(work), cuda_pick_table(work) };
   size_t scratch = 0, table = 0;
   for (size_t bytes : need) scratch = bytes > scratch ? bytes : scratch;
@@ -175,7 +185,8 @@ void *cuda_table_room(pyr_backend *be, size_t bytes, void **device) {
   return t->ring + t->at + at;
 }
 
-bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin, int64_t end) {
+bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin,
+                   int64_t end) {
   int64_t first = begin / PYR_PAGE_ROWS, last = ceil_div(end, PYR_PAGE_ROWS);
   *view = *lane;
   view->pages = lane->table;
@@ -190,18 +201,22 @@ bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *la
 pyr_status cuda_table_send(pyr_backend *be, const char *operation, bool fits) {
   pyr_cuda *cuda = cuda_of(be);
   const cuda_table *t = cuda->table;
-  if (!fits) return cuda_refuse(be, operation, "more rows, lanes or sequences than the scratch that is reserved can describe");
+  if (!fits)
+    return cuda_refuse(be, operation,
+                       "more rows, lanes or sequences than the scratch that is reserved can "
+                       "describe");
   if (t->used == 0 || t == &cuda->tables[STEP_TABLE]) return PYR_OK;
-  return cuda_status(be, operation, cudaMemcpyAsync(t->device, t->ring + t->at, t->used, cudaMemcpyHostToDevice, cuda->stream));
+  return cuda_status(be, operation, cudaMemcpyAsync(t->device, t->ring + t->at, t->used,
+                                                    cudaMemcpyHostToDevice, cuda->stream));
 }
 
-pyr_status cuda_send_lane(pyr_backend *be, const char *operation, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin,
-                          int64_t end) {
+pyr_status cuda_send_lane(pyr_backend *be, const char *operation, pyr_lane_view *view,
+                          const pyr_lane_view *lane, int64_t begin, int64_t end) {
   cuda_table_begin(be);
   return cuda_table_send(be, operation, cuda_put_lane(be, view, lane, begin, end));
 }
 
-/* ---- open and close ---------------------------------------------------------------------------------------------------- */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 void cuda_blas_close(pyr_cuda *cuda);   /* linear.cu */
 
@@ -229,7 +244,8 @@ static pyr_status make_arrivals(pyr_backend *be) {
   size_t bytes = ARRIVALS * sizeof *cuda_of(be)->arrived;
   int *fresh = cuda_of(be)->arrived = static_cast<int *>(cuda_alloc(be, bytes));
   if (fresh == nullptr) return no_memory(be, bytes);
-  return cuda_status(be, "opening the device", cudaMemsetAsync(fresh, 0, bytes, cuda_of(be)->stream));
+  return cuda_status(be, "opening the device", cudaMemsetAsync(fresh, 0, bytes,
+      cuda_of(be)->stream));
 }
 
 /* The pool keeps what is given back to it: without this each wait returns it to the driver. */
@@ -239,7 +255,8 @@ static cudaError_t open_device(pyr_cuda *cuda) {
   cudaMemPool_t pool;
   uint64_t all = UINT64_MAX;
   if (error == cudaSuccess) error = cudaDeviceGetDefaultMemPool(&pool, 0);
-  if (error == cudaSuccess) error = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all);
+  if (error == cudaSuccess)
+    error = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all);
 #endif
   if (error == cudaSuccess) error = cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking);
   for (cuda_table &t : cuda->tables)
@@ -272,20 +289,27 @@ static void fill(pyr_backend *be) {
   cuda_probe_fill(be);
 }
 
-extern "C" __attribute__((visibility("default"))) pyr_status pyr_device_open(const pyr_device_host *host, pyr_runtime *rt,
-                                                                             const char *isa, pyr_backend *be) {
+extern "C" __attribute__((visibility("default"))) pyr_status pyr_device_open(
+    const pyr_device_host *host, pyr_runtime *rt, const char *isa, pyr_backend *be) {
   int devices = 0;
   if (host->version != PYR_DEVICE_VERSION)
-    return host->set_error(rt, PYR_DEVICE, "device \"%s\": its object is of another version; build both together", backend_name);
+    return host->set_error(rt, PYR_DEVICE,
+                           "device \"%s\": its object is of another version; build both together",
+                               backend_name);
   if (isa && strcmp(isa, "bf16") != 0)
-    return host->set_error(rt, PYR_DEVICE, "device \"%s\": no \"%s\" kernels (known: bf16)", backend_name, isa);
+    return host->set_error(rt, PYR_DEVICE, "device \"%s\": no \"%s\" kernels (known: bf16)",
+                           backend_name, isa);
   cudaError_t error = cudaGetDeviceCount(&devices);
   if (error != cudaSuccess || devices == 0)
     return host->set_error(rt, PYR_DEVICE,
-                           "device \"%s\": no NVIDIA driver or no GPU here (%s); use device \"cpu\", or install the driver",
-                           backend_name, error == cudaSuccess ? "no device" : cudaGetErrorString(error));
+                           "device \"%s\": no NVIDIA driver or no GPU here (%s); use device "
+                           "\"cpu\", or install the driver",
+                           backend_name, error == cudaSuccess ? "no device"
+                               : cudaGetErrorString(error));
   pyr_cuda *cuda = static_cast<pyr_cuda *>(host->alloc(rt, sizeof *cuda));
-  if (cuda == nullptr) return host->set_error(rt, PYR_MEMORY, "out of memory: the backend needs %zu bytes", sizeof *cuda);
+  if (cuda == nullptr)
+    return host->set_error(rt, PYR_MEMORY, "out of memory: the backend needs %zu bytes",
+                           sizeof *cuda);
   memset(cuda, 0, sizeof *cuda);
   cuda->host = host;
   cuda->rt = rt;

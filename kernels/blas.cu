@@ -22,7 +22,8 @@ cudaError_t blas_multiply(void *, const blas_product &p) {
   for (int64_t i = 0; i < p.n; i++)
     for (int64_t r = 0; r < p.rows; r++) {
       float sum = 0, *out = p.out + i * p.ld_out + r;
-      for (int64_t c = 0; c < p.cols; c++) sum += operand(p.x, p.type, i * p.ld_x + c) * operand(p.w, p.type, r * p.ld_w + c);
+      for (int64_t c = 0; c < p.cols; c++)
+        sum += operand(p.x, p.type, i * p.ld_x + c) * operand(p.w, p.type, r * p.ld_w + c);
       if (p.bias) sum += p.bias[r];
       *out = p.add ? *out + sum : sum;
     }
@@ -38,12 +39,15 @@ cudaError_t blas_multiply(void *, const blas_product &p) {
 
 /* The functions of libcublasLt that are used. */
 #define FUNCTIONS(X) \
-  X(Create) X(Destroy) X(Matmul) X(MatmulAlgoGetHeuristic) X(MatrixLayoutCreate) X(MatrixLayoutDestroy) X(MatmulDescCreate) \
-  X(MatmulDescDestroy) X(MatmulDescSetAttribute) X(MatmulPreferenceCreate) X(MatmulPreferenceDestroy) X(MatmulPreferenceSetAttribute)
+  X(Create) X(Destroy) X(Matmul) X(MatmulAlgoGetHeuristic) X(MatrixLayoutCreate) X( \
+      MatrixLayoutDestroy) X(MatmulDescCreate) \
+  X(MatmulDescDestroy) X(MatmulDescSetAttribute) X(MatmulPreferenceCreate) X(
+      MatmulPreferenceDestroy) X(MatmulPreferenceSetAttribute)
 
 struct shape {
   int64_t n, rows, cols, ld_out, ld_x, ld_w;
-  int64_t type, bias, align_out, align_x, align_w;   /* as wide as the rest: shapes are compared byte by byte */
+  int64_t type, bias, align_out, align_x, align_w;   /* as wide as the rest: shapes are compared
+                                                        byte by byte */
 };
 
 /* How a product of one shape is made. */
@@ -55,7 +59,7 @@ struct plan {
   cublasLtMatmulAlgo_t algorithm;
 };
 
-enum { PLANS = 64 };                                 /* a model has a dozen shapes, for each number of tokens */
+enum { PLANS = 64 };  /* a model has a dozen shapes, for each number of tokens */
 
 struct blas {
 #define X(name) decltype(&cublasLt##name) name;
@@ -82,7 +86,8 @@ cudaError_t blas_open(void **handle, cudaStream_t stream) {
 #undef X
   b->stream = stream;
   cudaError_t error = !whole ? cudaErrorSharedObjectSymbolNotFound
-                             : b->Create(&b->handle) == CUBLAS_STATUS_SUCCESS ? cudaSuccess : cudaErrorInitializationError;
+                             : b->Create(&b->handle) == CUBLAS_STATUS_SUCCESS ? cudaSuccess
+                                 : cudaErrorInitializationError;
   if (error == cudaSuccess) *handle = b;
   else delete b;
   return error;
@@ -103,9 +108,10 @@ void blas_close(void *handle) {
   delete b;
 }
 
-/* ---- plans ------------------------------------------------------------------------------------------------------------------- */
+/* ---- plans ----------------------------------------------------------------------------------- */
 
-/* The largest power of two, 256 at most, that an address and the bytes from row to row are multiples of. */
+/* The largest power of two, 256 at most, that an address and the bytes from row to row are
+ * multiples of. */
 static int64_t alignment_of(const void *at, int64_t stride) {
   uint64_t bits = reinterpret_cast<uintptr_t>(at) | static_cast<uint64_t>(stride) | 256;
   return static_cast<int64_t>(bits & (~bits + 1));
@@ -114,23 +120,30 @@ static int64_t alignment_of(const void *at, int64_t stride) {
 static shape shape_of(const blas_product &p) {
   int64_t size = p.type == BLAS_F32 ? 4 : 2;
   return shape{ p.n, p.rows, p.cols, p.ld_out, p.ld_x, p.ld_w, p.type, p.bias != nullptr,
-                alignment_of(p.out, p.ld_out * 4), alignment_of(p.x, p.ld_x * size), alignment_of(p.w, p.ld_w * size) };
+                alignment_of(p.out, p.ld_out * 4), alignment_of(p.x, p.ld_x * size),
+                    alignment_of(p.w, p.ld_w * size) };
 }
 
-template <typename T> static bool set(blas *b, cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t what, T value) {
+template <typename T>
+static bool set(blas *b, cublasLtMatmulDesc_t desc, cublasLtMatmulDescAttributes_t what, T value) {
   return b->MatmulDescSetAttribute(desc, what, &value, sizeof value) == CUBLAS_STATUS_SUCCESS;
 }
-template <typename T> static bool set(blas *b, cublasLtMatmulPreference_t wish, cublasLtMatmulPreferenceAttributes_t what, T value) {
+template <typename T>
+static bool set(blas *b, cublasLtMatmulPreference_t wish,
+                cublasLtMatmulPreferenceAttributes_t what, T value) {
   return b->MatmulPreferenceSetAttribute(wish, what, &value, sizeof value) == CUBLAS_STATUS_SUCCESS;
 }
 
 /* cuBLAS counts columns first: its out^T [rows, n] = w [cols, rows]^T . x^T [cols, n]. */
 static bool describe(blas *b, plan *p) {
   const shape &s = p->of;
-  cudaDataType type = s.type == BLAS_F32 ? CUDA_R_32F : s.type == BLAS_F16 ? CUDA_R_16F : CUDA_R_16BF;
-  uint64_t n = static_cast<uint64_t>(s.n), rows = static_cast<uint64_t>(s.rows), cols = static_cast<uint64_t>(s.cols);
+  cudaDataType type = s.type == BLAS_F32 ? CUDA_R_32F : s.type == BLAS_F16 ? CUDA_R_16F
+      : CUDA_R_16BF;
+  uint64_t n = static_cast<uint64_t>(s.n), rows = static_cast<uint64_t>(s.rows),
+      cols = static_cast<uint64_t>(s.cols);
   return b->MatmulDescCreate(&p->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS &&
-         set(b, p->desc, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T) && set(b, p->desc, CUBLASLT_MATMUL_DESC_TRANSB, CUBLAS_OP_N) &&
+         set(b, p->desc, CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T)
+             && set(b, p->desc, CUBLASLT_MATMUL_DESC_TRANSB, CUBLAS_OP_N) &&
          (!s.bias || set(b, p->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS)) &&
          b->MatrixLayoutCreate(&p->w, type, cols, rows, s.ld_w) == CUBLAS_STATUS_SUCCESS &&
          b->MatrixLayoutCreate(&p->x, type, cols, n, s.ld_x) == CUBLAS_STATUS_SUCCESS &&
@@ -142,20 +155,28 @@ static bool choose(blas *b, plan *p) {
   cublasLtMatmulHeuristicResult_t result;
   int found = 0;
   if (b->MatmulPreferenceCreate(&wish) != CUBLAS_STATUS_SUCCESS) return false;
-  bool wished = set(b, wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, static_cast<size_t>(BLAS_WORKSPACE)) &&
-                set(b, wish, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_NONE)) &&
-                set(b, wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<uint32_t>(p->of.align_w)) &&
-                set(b, wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<uint32_t>(p->of.align_x)) &&
-                set(b, wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<uint32_t>(p->of.align_out)) &&
-                set(b, wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, static_cast<uint32_t>(p->of.align_out));
-  bool chosen = wished && b->MatmulAlgoGetHeuristic(b->handle, p->desc, p->w, p->x, p->out, p->out, wish, 1, &result, &found) ==
+  bool wished = set(b, wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                    static_cast<size_t>(BLAS_WORKSPACE)) &&
+                set(b, wish, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                    static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_NONE)) &&
+                set(b, wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+                    static_cast<uint32_t>(p->of.align_w)) &&
+                set(b, wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                    static_cast<uint32_t>(p->of.align_x)) &&
+                set(b, wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                    static_cast<uint32_t>(p->of.align_out)) &&
+                set(b, wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+                    static_cast<uint32_t>(p->of.align_out));
+  bool chosen = wished && b->MatmulAlgoGetHeuristic(b->handle, p->desc, p->w, p->x, p->out, p->out,
+                                                    wish, 1, &result, &found) ==
                               CUBLAS_STATUS_SUCCESS && found > 0;
   (void)b->MatmulPreferenceDestroy(wish);
   if (chosen) p->algorithm = result.algo;
   return chosen;
 }
 
-/* The bias is told before an algorithm is asked for: some versions give none for an epilogue that has nothing to add. */
+/* The bias is told before an algorithm is asked for: some versions give none for an epilogue that
+ * has nothing to add. */
 static plan *plan_for(blas *b, const shape &wanted, const float *bias) {
   plan *oldest = b->plans;
   for (int i = 0; i < b->count; i++) {
@@ -165,7 +186,8 @@ static plan *plan_for(blas *b, const shape &wanted, const float *bias) {
   if (b->count < PLANS) oldest = &b->plans[b->count++];
   drop(b, oldest);
   oldest->of = wanted;
-  bool told = describe(b, oldest) && (!bias || set(b, oldest->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias));
+  bool told = describe(b, oldest) && (!bias || set(b, oldest->desc,
+                                                   CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias));
   if (told && choose(b, oldest)) return oldest;
   drop(b, oldest);
   return nullptr;
@@ -177,9 +199,11 @@ cudaError_t blas_multiply(void *handle, const blas_product &p) {
   plan *how = plan_for(b, shape_of(p), p.bias);
   if (how == nullptr) return cudaErrorNotSupported;
   how->used = ++b->clock;
-  if (p.bias && !set(b, how->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias)) return cudaErrorInvalidValue;
-  cublasStatus_t status = b->Matmul(b->handle, how->desc, &one, p.w, how->w, p.x, how->x, p.add ? &one : &zero, p.out, how->out,
-                                    p.out, how->out, &how->algorithm, p.workspace, BLAS_WORKSPACE, b->stream);
+  if (p.bias && !set(b, how->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias))
+    return cudaErrorInvalidValue;
+  cublasStatus_t status = b->Matmul(b->handle, how->desc, &one, p.w, how->w, p.x, how->x,
+                                    p.add ? &one : &zero, p.out, how->out, p.out, how->out,
+                                        &how->algorithm, p.workspace, BLAS_WORKSPACE, b->stream);
   return status == CUBLAS_STATUS_SUCCESS ? cudaSuccess : cudaErrorUnknown;
 }
 

@@ -1,8 +1,9 @@
 /* blas.cuh — matrix products by cuBLASLt, and the emulated twin: plain sums. Row-major,
  *     out[n, rows] (+)= x[n, cols] . w[rows, cols]^T (+ bias[rows])
- * with f32 sums; x and w are both f32, both f16 or both bf16. The library is loaded when it is first wanted, so that the backend
- * runs without it where products are not rounded. An algorithm is asked for once for each shape, and only such as sum every output
- * in one place: the same call gives the same result. */
+ * with f32 sums; x and w are both f32, both f16 or both bf16. The library is loaded when it is
+ * first wanted, so that the backend runs without it where products are not rounded. An algorithm is
+ * asked for once for each shape, and only such as sum every output in one place: the same call
+ * gives the same result. */
 #ifndef PYR_CUDA_BLAS_CUH
 #define PYR_CUDA_BLAS_CUH
 

@@ -1,7 +1,9 @@
-/* convert.cuh — the number formats on the device: single values of rows to f32, whole rows from f32.
+/* convert.cuh — the number formats on the device: single values of rows to f32, whole rows from
+ * f32.
  *
- * The formats are those of core/base/dtype.c, and so is the arithmetic, product by product: a row reads the same here and there.
- * `dtype` is a constant where a kernel is compiled for each dtype, and then the switch goes. */
+ * The formats are those of core/base/dtype.c, and so is the arithmetic, product by product: a row
+ * reads the same here and there. `dtype` is a constant where a kernel is compiled for each dtype,
+ * and then the switch goes. */
 #ifndef PYR_CUDA_NUMBER_CUH
 #define PYR_CUDA_NUMBER_CUH
 
@@ -27,33 +29,42 @@ static __device__ __forceinline__ uint16_t f16_of_f32(float x) {
 #endif
 }
 
-static __device__ __forceinline__ float f32_of_bf16(uint16_t h) { return __uint_as_float(static_cast<uint32_t>(h) << 16); }
+static __device__ __forceinline__ float f32_of_bf16(uint16_t h) {
+  return __uint_as_float(static_cast<uint32_t>(h) << 16);
+}
 
 static __device__ __forceinline__ uint16_t bf16_of_f32(float x) {
-  uint32_t bits = __float_as_uint(x), quiet = (bits >> 16) | 0x40u, even = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  uint32_t bits = __float_as_uint(x), quiet = (bits >> 16) | 0x40u,
+      even = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : even);
 }
 
 static __device__ __forceinline__ float f32_of_fp8(uint8_t b) {
   uint32_t sign = static_cast<uint32_t>(b & 0x80u) << 24, rest = b & 0x7fu;
-  uint32_t normal = (rest << 20) + 0x3c000000u, small = __float_as_uint(static_cast<float>(rest) * 0x1p-9f);
+  uint32_t normal = (rest << 20) + 0x3c000000u,
+      small = __float_as_uint(static_cast<float>(rest) * 0x1p-9f);
   return __uint_as_float((rest == 0x7fu ? 0x7fc00000u : rest < 8u ? small : normal) | sign);
 }
 
 static __device__ __forceinline__ uint8_t fp8_of_f32(float x) {
   uint32_t bits = __float_as_uint(x), sign = (bits >> 24) & 0x80u, rest = bits & 0x7fffffffu;
-  uint32_t large = rest > 0x7f800000u ? 0x7fu : 0x7eu, normal = (rest - 0x3c000000u + 0x7ffffu + ((rest >> 20) & 1u)) >> 20;
+  uint32_t large = rest > 0x7f800000u ? 0x7fu : 0x7eu,
+      normal = (rest - 0x3c000000u + 0x7ffffu + ((rest >> 20) & 1u)) >> 20;
   uint32_t small = __float_as_uint(fabsf(x) + 0x1p14f) - 0x46800000u;
-  return static_cast<uint8_t>((rest >= 0x43e00000u ? large : rest < 0x3c800000u ? small : normal) | sign);
+  return static_cast<uint8_t>((rest >= 0x43e00000u ? large : rest < 0x3c800000u ? small
+                               : normal) | sign);
 }
 
 /* Blocks of quantised weights lie anywhere. */
-static __device__ __forceinline__ uint16_t load16(const uint8_t *p) { return static_cast<uint16_t>(p[0] | p[1] << 8); }
+static __device__ __forceinline__ uint16_t load16(const uint8_t *p) {
+  return static_cast<uint16_t>(p[0] | p[1] << 8);
+}
 
-/* ---- one value of a row -------------------------------------------------------------------------------------------------- */
+/* ---- one value of a row ---------------------------------------------------------------------- */
 
 /* The scale and the min of 32 values, the g-th of a q4_k or q5_k block, as in dtype.c. */
-static __device__ __forceinline__ void scale_of(const uint8_t *block, int g, float *scale, float *min) {
+static __device__ __forceinline__ void scale_of(const uint8_t *block, int g, float *scale,
+                                                float *min) {
   const uint8_t *s = block + 4;
   int a = g < 4 ? s[g] & 63 : (s[4 + g] & 15) | ((s[g - 4] >> 2) & 48);
   int b = g < 4 ? s[4 + g] & 63 : (s[4 + g] >> 4) | ((s[g] >> 2) & 48);
@@ -77,7 +88,8 @@ static __device__ __forceinline__ float value_of_q6_k(const uint8_t *row, int64_
   int low = block[half * 64 + 32 * (run & 1) + at] >> 4 * (run >> 1) & 15;
   int high = block[128 + half * 32 + at] >> 2 * run & 3;
   float scale = static_cast<float>(static_cast<int8_t>(block[192 + half * 8 + run * 2 + at / 16]));
-  return __fmul_rn(__fmul_rn(f32_of_f16(load16(block + 208)), scale), static_cast<float>((low | high << 4) - 32));
+  return __fmul_rn(__fmul_rn(f32_of_f16(load16(block + 208)), scale),
+                   static_cast<float>((low | high << 4) - 32));
 }
 
 static __device__ __forceinline__ float value_of_q4_0(const uint8_t *row, int64_t i) {
@@ -88,7 +100,8 @@ static __device__ __forceinline__ float value_of_q4_0(const uint8_t *row, int64_
 
 static __device__ __forceinline__ float value_of_q8_0(const uint8_t *row, int64_t i) {
   const uint8_t *block = row + i / 32 * 34;
-  return __fmul_rn(static_cast<float>(static_cast<int8_t>(block[2 + i % 32])), f32_of_f16(load16(block)));
+  return __fmul_rn(static_cast<float>(static_cast<int8_t>(block[2 + i % 32])),
+                   f32_of_f16(load16(block)));
 }
 
 /* Value i of a row. */
@@ -105,7 +118,7 @@ static __device__ __forceinline__ float value_at(const uint8_t *row, int dtype, 
   }
 }
 
-/* ---- whole rows from f32 -------------------------------------------------------------------------------------------------- */
+/* ---- whole rows from f32 --------------------------------------------------------------------- */
 
 /* x / d rounded half away from zero, |x| at most 127 d; NaN as if it were larger. */
 static __device__ __forceinline__ int8_t quantum_of(float x, float inverse) {
@@ -113,42 +126,50 @@ static __device__ __forceinline__ int8_t quantum_of(float x, float inverse) {
   uint32_t bits = __float_as_uint(__fmul_rn(x, inverse));
   int size = static_cast<int>(bits & 0x7fffffffu);
   float a = __uint_as_float(static_cast<uint32_t>(size < largest ? size : largest));
-  int whole = static_cast<int>(a), rounded = whole + static_cast<int>(2.0f * (a - static_cast<float>(whole)));
+  int whole = static_cast<int>(a), rounded = whole
+      + static_cast<int>(2.0f * (a - static_cast<float>(whole)));
   return static_cast<int8_t>(bits >> 31 ? -rounded : rounded);
 }
 
-/* Writes a row of d values; called by a whole warp. `from` may be shared or global memory, but not the row itself. */
-static __device__ __forceinline__ void write_row(uint8_t *row, int dtype, const float *from, int d) {
+/* Writes a row of d values; called by a whole warp. `from` may be shared or global memory, but not
+ * the row itself. */
+static __device__ __forceinline__ void write_row(uint8_t *row, int dtype, const float *from,
+                                                 int d) {
   int lane = lane_of_warp();
   if (dtype != PYR_Q8_0) {
     for (int i = lane; i < d; i += WARP) {
       if (dtype == PYR_F32) reinterpret_cast<float *>(row)[i] = from[i];
       else if (dtype == PYR_FP8_E4M3) row[i] = fp8_of_f32(from[i]);
-      else reinterpret_cast<uint16_t *>(row)[i] = dtype == PYR_F16 ? f16_of_f32(from[i]) : bf16_of_f32(from[i]);
+      else reinterpret_cast<uint16_t *>(row)[i] = dtype == PYR_F16 ? f16_of_f32(from[i])
+          : bf16_of_f32(from[i]);
     }
     return;
   }
   for (int block = 0; block < d / WARP; block++) {     /* a lane for each of a block's values */
     float x = from[block * WARP + lane];
     int most = warp_max(static_cast<int>(__float_as_uint(x) & 0x7fffffffu));
-    float scale = __uint_as_float(static_cast<uint32_t>(most)) / 127.0f, inverse = scale != 0 ? 1.0f / scale : 0.0f;
+    float scale = __uint_as_float(static_cast<uint32_t>(most)) / 127.0f,
+        inverse = scale != 0 ? 1.0f / scale : 0.0f;
     if (lane == 0) *reinterpret_cast<uint16_t *>(row + block * 34) = f16_of_f32(scale);
     row[block * 34 + 2 + lane] = static_cast<uint8_t>(quantum_of(x, inverse));
   }
 }
 
-/* ---- rows of lanes ---------------------------------------------------------------------------------------------------------- */
+/* ---- rows of lanes --------------------------------------------------------------------------- */
 
 /* K (what = 0) or V (1) of a row; `bytes` is the row's. The lane's page table is the device's. */
-static __device__ __forceinline__ uint8_t *row_at(const pyr_lane_view &lane, int bytes, int64_t row, int what) {
-  return static_cast<uint8_t *>(lane.pages[row / PYR_PAGE_ROWS]) + (row % PYR_PAGE_ROWS + what * PYR_PAGE_ROWS) * bytes;
+static __device__ __forceinline__ uint8_t *row_at(const pyr_lane_view &lane, int bytes,
+                                                  int64_t row, int what) {
+  return static_cast<uint8_t *>(lane.pages[row / PYR_PAGE_ROWS])
+      + (row % PYR_PAGE_ROWS + what * PYR_PAGE_ROWS) * bytes;
 }
 
 /* Rows [low, high) that a query at `position` sees: positions ascend, so they are a run. */
 struct row_span { int64_t low, high; };
 
-static __device__ __forceinline__ row_span visible_rows(const int32_t *positions, int64_t rows, int32_t position, int32_t window) {
-  int64_t low = 0, high = rows;                        /* first row whose position is above: most often there is none */
+static __device__ __forceinline__ row_span visible_rows(const int32_t *positions, int64_t rows,
+                                                        int32_t position, int32_t window) {
+  int64_t low = 0, high = rows;  /* first row whose position is above: most often there is none */
   if (rows > 0 && positions[rows - 1] <= position) low = rows;
   while (low < high) {
     int64_t middle = low + (high - low) / 2;
@@ -165,11 +186,13 @@ static __device__ __forceinline__ row_span visible_rows(const int32_t *positions
   return span;
 }
 
-/* due(j) of pyr_weighting. Rows are counted in 32 bits, and so the division is: one of 64 bits is a call. */
+/* due(j) of pyr_weighting. Rows are counted in 32 bits, and so the division is: one of 64 bits is a
+ * call. */
 static __device__ __forceinline__ int64_t due_of(const pyr_weighting &w, int64_t j) {
   if (w.every <= 0 || j < w.threshold) return w.due;
   if (w.every > INT32_MAX) return w.due + w.every;
-  return w.due + (static_cast<int64_t>(static_cast<uint32_t>(j - w.threshold) / static_cast<uint32_t>(w.every)) + 1) * w.every;
+  return w.due + (static_cast<int64_t>(static_cast<uint32_t>(
+      j - w.threshold) / static_cast<uint32_t>(w.every)) + 1) * w.every;
 }
 
 /* Value i of a cache row. */
@@ -188,18 +211,24 @@ static inline row_format format_of(pyr_layout layout) {
                      static_cast<int>(pyr_dtype_bytes(layout.dtype, layout.head_dim)) };
 }
 
-/* Rows that a tile in shared memory holds: one for each lane of a warp, or of half a warp where heads are wide; and floats from
- * row to row, odd, so that lanes that read one column of all rows do not meet in a bank. */
-static __host__ __device__ __forceinline__ int tile_rows(int d) { return d <= 256 ? WARP : WARP / 2; }
+/* Rows that a tile in shared memory holds: one for each lane of a warp, or of half a warp where
+ * heads are wide; and floats from row to row, odd, so that lanes that read one column of all rows
+ * do not meet in a bank. */
+static __host__ __device__ __forceinline__ int tile_rows(int d) {
+  return d <= 256 ? WARP : WARP / 2;
+}
 static __host__ __device__ __forceinline__ int tile_ld(int d) { return d | 1; }
 
-/* Dimensions [from, from + width) of rows [row, row + count) of K (what = 0) or V (1) into tile [rows][ld], by a whole block; rows
- * beyond `count` become zeros. */
-static __device__ __forceinline__ void load_tile(float *tile, int rows, int ld, const pyr_lane_view &lane, row_format f, int from,
-                                                 int width, int64_t row, int64_t count, int what) {
+/* Dimensions [from, from + width) of rows [row, row + count) of K (what = 0) or V (1) into tile
+ * [rows][ld], by a whole block; rows beyond `count` become zeros. */
+static __device__ __forceinline__ void load_tile(float *tile, int rows, int ld,
+                                                 const pyr_lane_view &lane, row_format f, int from,
+                                                     int width, int64_t row, int64_t count,
+                                                         int what) {
   for (int i = static_cast<int>(threadIdx.x); i < rows * width; i += static_cast<int>(blockDim.x)) {
     int r = i / width, c = i % width;
-    tile[r * ld + c] = r < count ? cache_value_at(row_at(lane, f.bytes, row + r, what), f.dtype, from + c) : 0.0f;
+    tile[r * ld + c] = r < count ? cache_value_at(row_at(lane, f.bytes, row + r, what), f.dtype,
+                                                  from + c) : 0.0f;
   }
 }
 

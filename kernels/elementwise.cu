@@ -1,48 +1,60 @@
-/* elementwise.cu — operations on single values and on tokens by themselves. The semantics are those of core/cpu/elementwise.c.
+/* elementwise.cu — operations on single values and on tokens by themselves. The semantics are those
+ * of core/cpu/elementwise.c.
  *
- * Tokens: a block for each. Values: a thread for each. Rows that move to the front in place: a block walks a column of them,
- * reading a tile of rows before it writes any of that tile's; as indices ascend, no row is written before it was read. */
+ * Tokens: a block for each. Values: a thread for each. Rows that move to the front in place: a
+ * block walks a column of them, reading a tile of rows before it writes any of that tile's; as
+ * indices ascend, no row is written before it was read. */
 #include "convert.cuh"
 
 static constexpr int THREADS = 256;
 
 static unsigned blocks_of(int64_t n) { return static_cast<unsigned>(ceil_div(n, THREADS)); }
-static __device__ __forceinline__ int64_t thread_of_grid() { return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
-
-/* ---- embed --------------------------------------------------------------------------------------------------------------- */
-
-static __global__ void embed_kernel(float *out, const uint8_t *table, size_t stride, int dtype, int64_t cols, const int32_t *ids) {
-  const uint8_t *row = table + static_cast<size_t>(ids[blockIdx.x]) * stride;
-  for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) out[blockIdx.x * cols + i] = value_at(row, dtype, i);
+static __device__ __forceinline__ int64_t thread_of_grid() {
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 
-static pyr_status cuda_embed(pyr_backend *be, float *out, const pyr_tensor *table, const int32_t *ids, int64_t n) {
+/* ---- embed ----------------------------------------------------------------------------------- */
+
+static __global__ void embed_kernel(float *out, const uint8_t *table, size_t stride, int dtype,
+                                    int64_t cols, const int32_t *ids) {
+  const uint8_t *row = table + static_cast<size_t>(ids[blockIdx.x]) * stride;
+  for (int64_t i = threadIdx.x; i < cols; i += blockDim.x)
+    out[blockIdx.x * cols + i] = value_at(row, dtype, i);
+}
+
+static pyr_status cuda_embed(pyr_backend *be, float *out, const pyr_tensor *table,
+                             const int32_t *ids, int64_t n) {
   if (n <= 0) return PYR_OK;
   PYR_LAUNCH(embed_kernel, static_cast<unsigned>(n), THREADS, 0, cuda_of(be), out,
-             static_cast<const uint8_t *>(table->data), table->stride, table->dtype, table->shape[1], ids);
+             static_cast<const uint8_t *>(table->data), table->stride, table->dtype,
+                 table->shape[1], ids);
   return cuda_launched(be, "embed");
 }
 
-/* ---- rms_norm ------------------------------------------------------------------------------------------------------------ */
+/* ---- rms_norm -------------------------------------------------------------------------------- */
 
 /* out = weight * x / sqrt(mean of x^2 + eps); out may be x */
-static __global__ void rms_norm_kernel(float *out, const float *x, const float *weight, int64_t d, float eps) {
+static __global__ void rms_norm_kernel(float *out, const float *x, const float *weight, int64_t d,
+                                       float eps) {
   __shared__ float parts[WARP];
   const float *row = x + blockIdx.x * d;
   float sum = 0;
   for (int64_t i = threadIdx.x; i < d; i += blockDim.x) sum += row[i] * row[i];
   float scale = 1.0f / sqrtf(block_sum(sum, parts) / static_cast<float>(d) + eps);
-  for (int64_t i = threadIdx.x; i < d; i += blockDim.x) out[blockIdx.x * d + i] = row[i] * scale * weight[i];
+  for (int64_t i = threadIdx.x; i < d; i += blockDim.x)
+    out[blockIdx.x * d + i] = row[i] * scale * weight[i];
 }
 
-static pyr_status cuda_rms_norm(pyr_backend *be, float *out, const float *x, const float *weight, int64_t n, int64_t d, float eps) {
+static pyr_status cuda_rms_norm(pyr_backend *be, float *out, const float *x, const float *weight,
+                                int64_t n, int64_t d, float eps) {
   if (n <= 0) return PYR_OK;
   unsigned threads = d > 512 ? THREADS : WARP;
-  PYR_LAUNCH(rms_norm_kernel, static_cast<unsigned>(n), threads, 0, cuda_of(be), out, x, weight, d, eps);
+  PYR_LAUNCH(rms_norm_kernel, static_cast<unsigned>(n), threads, 0, cuda_of(be), out, x, weight, d,
+             eps);
   return cuda_launched(be, "rms_norm");
 }
 
-/* ---- rope ---------------------------------------------------------------------------------------------------------------- */
+/* ---- rope ------------------------------------------------------------------------------------ */
 
 struct rope_call {
   float *x;
@@ -53,13 +65,15 @@ struct rope_call {
   int64_t count;           /* tokens * pairs */
 };
 
-/* A thread for a pair of a token, of all heads: (a, b) becomes (a cos - b sin, a sin + b cos), with the angle pos * freq. */
+/* A thread for a pair of a token, of all heads: (a, b) becomes (a cos - b sin, a sin + b cos), with
+ * the angle pos * freq. */
 static __global__ void rope_kernel(rope_call c) {
   int64_t at = thread_of_grid();
   if (at >= c.count) return;
   int64_t t = at / c.pairs;
   int i = static_cast<int>(at % c.pairs);
-  float angle = __fmul_rn(static_cast<float>(c.pos[t]), c.freq[i]), co = cosf(angle) * c.gain, si = sinf(angle) * c.gain;
+  float angle = __fmul_rn(static_cast<float>(c.pos[t]), c.freq[i]), co = cosf(angle) * c.gain,
+      si = sinf(angle) * c.gain;
   for (int h = 0; h < c.heads; h++) {
     float *pair = c.x + (t * c.heads + h) * c.head_dim + i * c.step, a = pair[0], b = pair[c.other];
     pair[0] = a * co - b * si;
@@ -67,17 +81,18 @@ static __global__ void rope_kernel(rope_call c) {
   }
 }
 
-static pyr_status cuda_rope(pyr_backend *be, float *x, const int32_t *pos, const float *freq, int64_t n, int32_t heads,
-                            int32_t head_dim, int32_t dims, pyr_rope_style style, float gain) {
+static pyr_status cuda_rope(pyr_backend *be, float *x, const int32_t *pos, const float *freq,
+                            int64_t n, int32_t heads, int32_t head_dim, int32_t dims,
+                                pyr_rope_style style, float gain) {
   int32_t pairs = dims / 2;
-  rope_call c = { x, pos, freq, heads, head_dim, pairs, style == PYR_ROPE_HALF ? 1 : 2, style == PYR_ROPE_HALF ? pairs : 1, gain,
-                  n * pairs };
+  rope_call c = { x, pos, freq, heads, head_dim, pairs, style == PYR_ROPE_HALF ? 1 : 2,
+                  style == PYR_ROPE_HALF ? pairs : 1, gain, n * pairs };
   if (c.count <= 0) return PYR_OK;
   PYR_LAUNCH(rope_kernel, blocks_of(c.count), THREADS, 0, cuda_of(be), c);
   return cuda_launched(be, "rope");
 }
 
-/* ---- silu_mul ------------------------------------------------------------------------------------------------------------ */
+/* ---- silu_mul -------------------------------------------------------------------------------- */
 
 static __global__ void silu_mul_kernel(float *gate, const float *up, int64_t count) {
   int64_t i = thread_of_grid();
@@ -90,11 +105,12 @@ static pyr_status cuda_silu_mul(pyr_backend *be, float *gate, const float *up, i
   return cuda_launched(be, "silu_mul");
 }
 
-/* ---- take ---------------------------------------------------------------------------------------------------------------- */
+/* ---- take ------------------------------------------------------------------------------------ */
 
 /* A block for each 32 columns of x [.., d]; a tile is a row for each of its warps. */
 static __global__ void take_kernel(uint32_t *x, const int32_t *idx, int64_t k, int64_t d) {
-  int64_t column = static_cast<int64_t>(blockIdx.x) * WARP + lane_of_warp(), warps = blockDim.x / WARP;
+  int64_t column = static_cast<int64_t>(blockIdx.x) * WARP + lane_of_warp(),
+      warps = blockDim.x / WARP;
   for (int64_t tile = 0; tile < k; tile += warps) {
     int64_t row = tile + warp_of_block();
     bool mine = row < k && column < d;
@@ -116,7 +132,8 @@ static __global__ void take_i32_kernel(int32_t *x, const int32_t *idx, int64_t k
   }
 }
 
-static pyr_status cuda_take_rows(pyr_backend *be, float *x, const int32_t *idx, int64_t k, int64_t d) {
+static pyr_status cuda_take_rows(pyr_backend *be, float *x, const int32_t *idx, int64_t k,
+                                 int64_t d) {
   if (k <= 0) return PYR_OK;
   PYR_LAUNCH(take_kernel, static_cast<unsigned>(ceil_div(d, WARP)), THREADS, 0, cuda_of(be),
              reinterpret_cast<uint32_t *>(x), idx, k, d);
@@ -129,7 +146,7 @@ static pyr_status cuda_take_i32(pyr_backend *be, int32_t *x, const int32_t *idx,
   return cuda_launched(be, "take_i32");
 }
 
-/* ---- iota, fill, mark, arith --------------------------------------------------------------------------------------------- */
+/* ---- iota, fill, mark, arith ----------------------------------------------------------------- */
 
 /* Threads that find a fault all write the same. */
 static __global__ void finite_kernel(int32_t *fault, const float *x, int64_t n) {
@@ -156,13 +173,15 @@ static pyr_status cuda_iota(pyr_backend *be, int32_t *out, int32_t first, int64_
 
 /* The finaliser of splitmix64, as in core/cpu/elementwise.c; 24 bits make a float. */
 static __device__ __forceinline__ float hash_unit(uint64_t seed, int32_t position) {
-  uint64_t z = seed + (static_cast<uint64_t>(static_cast<uint32_t>(position)) + 1) * 0x9E3779B97F4A7C15u;
+  uint64_t z = seed + (static_cast<uint64_t>(static_cast<uint32_t>(position))
+                       + 1) * 0x9E3779B97F4A7C15u;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
   return static_cast<float>((z ^ (z >> 31)) >> 40) * 0x1p-24f;
 }
 
-static __global__ void fill_kernel(float *out, const int32_t *positions, int64_t n, int what, uint64_t seed, float value) {
+static __global__ void fill_kernel(float *out, const int32_t *positions, int64_t n, int what,
+                                   uint64_t seed, float value) {
   int64_t i = thread_of_grid();
   if (i >= n) return;
   if (what == 0) out[i] = static_cast<float>(positions[i]);
@@ -171,10 +190,11 @@ static __global__ void fill_kernel(float *out, const int32_t *positions, int64_t
   else out[i] = n == 1 ? 1.0f : static_cast<float>(i) / static_cast<float>(n - 1);
 }
 
-static pyr_status cuda_fill(pyr_backend *be, float *out, const int32_t *positions, int64_t n, int what, uint64_t seed,
-                            float value) {
+static pyr_status cuda_fill(pyr_backend *be, float *out, const int32_t *positions, int64_t n,
+                            int what, uint64_t seed, float value) {
   if (n <= 0) return PYR_OK;
-  PYR_LAUNCH(fill_kernel, blocks_of(n), THREADS, 0, cuda_of(be), out, positions, n, what, seed, value);
+  PYR_LAUNCH(fill_kernel, blocks_of(n), THREADS, 0, cuda_of(be), out, positions, n, what, seed,
+             value);
   return cuda_launched(be, "fill");
 }
 
@@ -185,7 +205,9 @@ static __global__ void mark_kernel(float *out, const int32_t *idx, int64_t k) {
 
 static pyr_status cuda_mark(pyr_backend *be, float *out, int64_t n, const int32_t *idx, int64_t k) {
   if (n <= 0) return PYR_OK;
-  pyr_status status = cuda_status(be, "mark", cudaMemsetAsync(out, 0, static_cast<size_t>(n) * sizeof *out, cuda_of(be)->stream));
+  pyr_status status = cuda_status(be, "mark", cudaMemsetAsync(out, 0,
+                                                              static_cast<size_t>(n) * sizeof *out,
+                                                                  cuda_of(be)->stream));
   if (status != PYR_OK || k <= 0) return status;
   PYR_LAUNCH(mark_kernel, blocks_of(k), THREADS, 0, cuda_of(be), out, idx, k);
   return cuda_launched(be, "mark");
@@ -200,7 +222,8 @@ static __global__ void arith_kernel(float *a, const float *b, int64_t n, int cod
   else a[i] = b[i] == 0 ? 0 : a[i] / b[i];
 }
 
-static pyr_status cuda_arith(pyr_backend *be, float *a, const float *b, int64_t n, pyr_score_code code) {
+static pyr_status cuda_arith(pyr_backend *be, float *a, const float *b, int64_t n,
+                             pyr_score_code code) {
   if (code != PYR_S_ADD && code != PYR_S_SUB && code != PYR_S_MUL && code != PYR_S_DIV)
     return cuda_refuse(be, "arith", "the code is no arithmetic");
   if (n <= 0) return PYR_OK;

@@ -1,9 +1,12 @@
-/* launch.cuh — how kernels are launched: at once, or as part of a decode step that goes to the device as a whole (step.cu).
+/* launch.cuh — how kernels are launched: at once, or as part of a decode step that goes to the
+ * device as a whole (step.cu).
  *
- *   PYR_LAUNCH(kernel, grid, block, shared, cuda, arguments…)      kernel in parentheses if it is a template's; cuda: pyr_cuda *
+ *   PYR_LAUNCH(kernel, grid, block, shared, cuda, arguments…) kernel in parentheses if it is a
+ *   template's; cuda: pyr_cuda *
  *
- * What became of it is told by cuda_launched. Kernels with dynamic shared memory are allowed all that the device has, as 48 KiB hold
- * the static part, too: whether both fit is nothing that a launcher should know. */
+ * What became of it is told by cuda_launched. Kernels with dynamic shared memory are allowed all
+ * that the device has, as 48 KiB hold the static part, too: whether both fit is nothing that a
+ * launcher should know. */
 #ifndef PYR_CUDA_LAUNCH_CUH
 #define PYR_CUDA_LAUNCH_CUH
 
@@ -24,16 +27,19 @@ struct cuda_kernel {
   void (*run)(const void *function, void *const *arguments);         /* of the emulator: calls it */
 };
 
-void cuda_launch(pyr_cuda *cuda, const cuda_kernel &kernel, dim3 grid, unsigned block, size_t shared, void **arguments);
+void cuda_launch(pyr_cuda *cuda, const cuda_kernel &kernel, dim3 grid, unsigned block,
+                 size_t shared, void **arguments);
 
 template <typename... P> struct cuda_signature {
   static constexpr uint16_t sizes[sizeof...(P)] = { sizeof(P)... };
 #ifdef PYR_EMULATED
-  template <size_t... I> static void call(const void *function, void *const *arguments, std::index_sequence<I...>) {
+  template <size_t... I> static void call(const void *function, void *const *arguments,
+                                          std::index_sequence<I...>) {
     auto kernel = reinterpret_cast<void (*)(P...)>(const_cast<void *>(function));
     kernel(*static_cast<P *>(arguments[I])...);
   }
-  static void run(const void *function, void *const *arguments) { call(function, arguments, std::index_sequence_for<P...>()); }
+  static void run(const void *function, void *const *arguments) { call(function, arguments,
+      std::index_sequence_for<P...>()); }
 #else
   static constexpr void (*run)(const void *, void *const *) = nullptr;
 #endif
@@ -41,12 +47,13 @@ template <typename... P> struct cuda_signature {
 template <typename... P> constexpr uint16_t cuda_signature<P...>::sizes[sizeof...(P)];
 
 template <typename... P, typename... A>
-static inline void cuda_launch_kernel(pyr_cuda *cuda, const char *name, void (*kernel)(P...), dim3 grid, unsigned block,
-                                      size_t shared, A... arguments) {
+static inline void cuda_launch_kernel(pyr_cuda *cuda, const char *name, void (*kernel)(P...),
+                                      dim3 grid, unsigned block, size_t shared, A... arguments) {
   static_assert(sizeof...(P) == sizeof...(A), "as many arguments as the kernel has parameters");
   std::tuple<P...> values(static_cast<P>(arguments)...);
   typedef cuda_signature<P...> signature;
-  cuda_kernel it = { reinterpret_cast<const void *>(kernel), name, static_cast<int>(sizeof...(P)), signature::sizes, signature::run };
+  cuda_kernel it = { reinterpret_cast<const void *>(kernel), name, static_cast<int>(sizeof...(P)),
+                     signature::sizes, signature::run };
   std::apply([&](P &...each) {
     void *at[] = { const_cast<void *>(static_cast<const void *>(&each))... };
     cuda_launch(cuda, it, grid, block, shared, at);

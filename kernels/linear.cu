@@ -1,32 +1,38 @@
-/* linear.cu — matrix products with weights of any dtype: out[n, rows] = x[n, cols] . w^T (+ bias) (+ out).
+/* linear.cu — matrix products with weights of any dtype: out[n, rows] = x[n, cols] . w^T (+ bias)
+ * (+ out).
  *
- * Few tokens, decode steps of any number (PYR_LINEAR_EXACT), and weights of 16 bits: linear_few.cu. Many tokens: a block for
- * TILE x TILE outputs, whose operands pass through shared memory as f32, STEP columns at a time; each output is one chain of
- * multiply-adds in the order of columns. Either way a token's result does not depend on the others. x is f32 and is not rounded.
+ * Few tokens, decode steps of any number (PYR_LINEAR_EXACT), and weights of 16 bits: linear_few.cu.
+ * Many tokens: a block for TILE x TILE outputs, whose operands pass through shared memory as f32,
+ * STEP columns at a time; each output is one chain of multiply-adds in the order of columns. Either
+ * way a token's result does not depend on the others. x is f32 and is not rounded.
  *
- * Where the runtime was opened for rounded products, many tokens go to cuBLASLt (blas.cuh) with x rounded to the 16 bits of the
- * weights (f16, or bf16; quantised weights become bf16, a strip of rows at a time), and sums in f32. How it sums may depend on the
- * number of tokens; that is what was asked for. */
+ * Where the runtime was opened for rounded products, many tokens go to cuBLASLt (blas.cuh) with x
+ * rounded to the 16 bits of the weights (f16, or bf16; quantised weights become bf16, a strip of
+ * rows at a time), and sums in f32. How it sums may depend on the number of tokens; that is what
+ * was asked for. */
 #include "blas.cuh"
 #include "linear.cuh"
 
 static constexpr int TILE = 64, STEP = 16, EACH = 4;
 enum : int64_t { STRIP_VALUES = 1 << 24 };           /* dequantised weights at a time, for cuBLAS */
 
-/* ---- many tokens ----------------------------------------------------------------------------------------------------------- */
+/* ---- many tokens ----------------------------------------------------------------------------- */
 
 /* Thread (i, j) of 16 x 16 makes outputs of tokens 4i.. and rows 4j.. of the tile. */
 template <int DTYPE> static __global__ void tile_kernel(linear_call c) {
   __shared__ float x[STEP][TILE + 1], w[STEP][TILE + 1];
   int thread = static_cast<int>(threadIdx.x), ty = thread / 16 * EACH, tx = thread % 16 * EACH;
-  int64_t token = static_cast<int64_t>(blockIdx.y) * TILE, row = static_cast<int64_t>(blockIdx.x) * TILE;
+  int64_t token = static_cast<int64_t>(blockIdx.y) * TILE,
+      row = static_cast<int64_t>(blockIdx.x) * TILE;
   float sum[EACH][EACH] = {};
   for (int64_t col = 0; col < c.cols; col += STEP) {
     for (int e = thread; e < TILE * STEP; e += static_cast<int>(blockDim.x)) {
       int r = e / STEP, k = e % STEP;
       bool inside = col + k < c.cols;
       x[k][r] = inside && token + r < c.n ? c.x[(token + r) * c.cols + col + k] : 0.0f;
-      w[k][r] = inside && row + r < c.rows ? value_at(c.w + static_cast<size_t>(row + r) * c.stride, DTYPE, col + k) : 0.0f;
+      w[k][r] = inside && row + r < c.rows ? value_at(c.w
+                                                      + static_cast<size_t>(row + r) * c.stride,
+                                                          DTYPE, col + k) : 0.0f;
     }
     __syncthreads();
 #pragma unroll
@@ -41,20 +47,23 @@ template <int DTYPE> static __global__ void tile_kernel(linear_call c) {
   for (int a = 0; a < EACH; a++)
 #pragma unroll
     for (int b = 0; b < EACH; b++)
-      if (token + ty + a < c.n && row + tx + b < c.rows) put_out(c, token + ty + a, row + tx + b, sum[a][b]);
+      if (token + ty + a < c.n && row + tx + b < c.rows)
+        put_out(c, token + ty + a, row + tx + b, sum[a][b]);
 }
 
 template <int DTYPE> static pyr_status multiply_many(pyr_backend *be, const linear_call &c) {
-  dim3 grid(static_cast<unsigned>(ceil_div(c.rows, TILE)), static_cast<unsigned>(ceil_div(c.n, TILE)));
+  dim3 grid(static_cast<unsigned>(ceil_div(c.rows, TILE)),
+            static_cast<unsigned>(ceil_div(c.n, TILE)));
   PYR_LAUNCH(tile_kernel<DTYPE>, grid, 256, 0, cuda_of(be), c);
   return cuda_launched(be, "linear");
 }
 
-/* ---- rounded operands ------------------------------------------------------------------------------------------------------ */
+/* ---- rounded operands ------------------------------------------------------------------------ */
 
-/* A block for a row, from the first-th on: values of any dtype as f16 or bf16, `ld` from row to row. */
-static __global__ void round_kernel(uint16_t *out, int64_t ld, const uint8_t *rows, size_t stride, int dtype, int64_t first,
-                                    int64_t cols, bool half) {
+/* A block for a row, from the first-th on: values of any dtype as f16 or bf16, `ld` from row to
+ * row. */
+static __global__ void round_kernel(uint16_t *out, int64_t ld, const uint8_t *rows, size_t stride,
+                                    int dtype, int64_t first, int64_t cols, bool half) {
   for (int64_t i = threadIdx.x; i < cols; i += blockDim.x) {
     float x = weight_at(rows, stride, dtype, first + blockIdx.x, i);
     out[blockIdx.x * ld + i] = half ? f16_of_f32(x) : bf16_of_f32(x);
@@ -72,8 +81,9 @@ static int64_t strip_of(int64_t cols) {
 
 struct rounded_scratch { uint16_t *x, *w; uint8_t *workspace; };
 static rounded_scratch rounded_scratch_of(cuda_arena *arena, int64_t tokens, int64_t cols) {
-  return rounded_scratch{ arena->take<uint16_t>(tokens * ld_of(cols)), arena->take<uint16_t>(strip_of(cols) * ld_of(cols)),
-                          arena->take<uint8_t>(BLAS_WORKSPACE) };
+  return rounded_scratch{ arena->take<uint16_t>(tokens * ld_of(cols)),
+                          arena->take<uint16_t>(strip_of(cols) * ld_of(cols)),
+                              arena->take<uint8_t>(BLAS_WORKSPACE) };
 }
 
 size_t cuda_linear_scratch(const pyr_work *work) {
@@ -95,15 +105,18 @@ static pyr_status rounded(pyr_backend *be, const linear_call &c, bool *taken) {
   rounded_scratch s = rounded_scratch_of(&arena, c.n, c.cols);
   pyr_status status = cuda_check(be, "linear", arena.used);
   *taken = true;
-  bool half = c.dtype == PYR_F16, direct = c.dtype == PYR_F32 || ((half || c.dtype == PYR_BF16) && c.stride % 2 == 0);
+  bool half = c.dtype == PYR_F16, direct = c.dtype == PYR_F32
+      || ((half || c.dtype == PYR_BF16) && c.stride % 2 == 0);
   blas_type type = c.dtype == PYR_F32 ? BLAS_F32 : half ? BLAS_F16 : BLAS_BF16;
-  if (status == PYR_OK && cuda->blas == nullptr) status = cuda_status(be, "opening libcublasLt.so", blas_open(&cuda->blas, cuda->stream));
+  if (status == PYR_OK && cuda->blas == nullptr)
+    status = cuda_status(be, "opening libcublasLt.so", blas_open(&cuda->blas, cuda->stream));
   if (status != PYR_OK) return status;
   const void *x = c.x;
   int64_t ld = ld_of(c.cols), ld_x = c.cols;
   if (type != BLAS_F32) {
-    PYR_LAUNCH(round_kernel, static_cast<unsigned>(c.n), 256, 0, cuda, s.x, ld, reinterpret_cast<const uint8_t *>(c.x),
-               static_cast<size_t>(c.cols) * sizeof(float), static_cast<int>(PYR_F32), 0, c.cols, half);
+    PYR_LAUNCH(round_kernel, static_cast<unsigned>(c.n), 256, 0, cuda, s.x, ld,
+               reinterpret_cast<const uint8_t *>(c.x), static_cast<size_t>(c.cols) * sizeof(float),
+                   static_cast<int>(PYR_F32), 0, c.cols, half);
     x = s.x;
     ld_x = ld;
   }
@@ -112,10 +125,13 @@ static pyr_status rounded(pyr_backend *be, const linear_call &c, bool *taken) {
     int64_t some = c.rows - row < strip ? c.rows - row : strip;
     const uint8_t *w = c.w + static_cast<size_t>(row) * c.stride;
     if (!direct)
-      PYR_LAUNCH(round_kernel, static_cast<unsigned>(some), 256, 0, cuda, s.w, ld, c.w, c.stride, static_cast<int>(c.dtype), row, c.cols, half);
-    blas_product product = { c.out + row, c.rows, x, ld_x, direct ? static_cast<const void *>(w) : s.w,
-                             direct ? static_cast<int64_t>(c.stride) / size : ld, c.n, some, c.cols, type, c.add != 0,
-                             c.bias ? c.bias + row : nullptr, s.workspace };
+      PYR_LAUNCH(round_kernel, static_cast<unsigned>(some), 256, 0, cuda, s.w, ld, c.w, c.stride,
+                 static_cast<int>(c.dtype), row, c.cols, half);
+    blas_product product = { c.out + row, c.rows, x, ld_x,
+                             direct ? static_cast<const void *>(w) : s.w,
+                                 direct ? static_cast<int64_t>(c.stride) / size : ld, c.n, some,
+                                     c.cols, type, c.add != 0, c.bias ? c.bias + row : nullptr,
+                                         s.workspace };
     cudaError_t error = blas_multiply(cuda->blas, product);
     *taken = row > 0 || error != cudaErrorNotSupported;
     if (!*taken) {
@@ -128,12 +144,12 @@ static pyr_status rounded(pyr_backend *be, const linear_call &c, bool *taken) {
   return status == PYR_OK ? cuda_launched(be, "linear") : status;
 }
 
-/* ---- the operation ----------------------------------------------------------------------------------------------------------- */
+/* ---- the operation --------------------------------------------------------------------------- */
 
-static pyr_status cuda_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n,
-                              int flags) {
-  linear_call c = { out, x, static_cast<const uint8_t *>(w->data), w->stride, weight_dtype(w), bias, n, w->shape[0], w->shape[1],
-                    (flags & PYR_LINEAR_ADD) != 0 };
+static pyr_status cuda_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
+                              const float *bias, int64_t n, int flags) {
+  linear_call c = { out, x, static_cast<const uint8_t *>(w->data), w->stride, weight_dtype(w),
+                    bias, n, w->shape[0], w->shape[1], (flags & PYR_LINEAR_ADD) != 0 };
   if (n <= 0 || c.rows <= 0) return PYR_OK;
   bool few = n < PYR_SMALL_N || (flags & PYR_LINEAR_EXACT), taken = !few && cuda_of(be)->rounded;
   if (taken) {

@@ -1,6 +1,8 @@
-/* linear.cuh — what the kernels of matrix products share: the description of a call, and how an output is written.
+/* linear.cuh — what the kernels of matrix products share: the description of a call, and how an
+ * output is written.
  *
- * Who does what: linear.cu is the operation, and holds the kernels for many tokens; linear_few.cu has those for few. */
+ * Who does what: linear.cu is the operation, and holds the kernels for many tokens; linear_few.cu
+ * has those for few. */
 #ifndef PYR_CUDA_LINEAR_CUH
 #define PYR_CUDA_LINEAR_CUH
 
@@ -13,20 +15,22 @@ struct linear_call {
   const float *x;
   const uint8_t *w;
   size_t stride;
-  int64_t dtype;                     /* or STACKED; as wide as the rest because calls are compared byte by byte (step.cu) */
+  int64_t dtype;                     /* or STACKED; as wide as the rest because calls are compared
+                                        byte by byte (step.cu) */
   const float *bias;
   int64_t n, rows, cols;
   int64_t add;                       /* to what is there, if not 0 */
 };
 
-static __device__ __forceinline__ void put_out(const linear_call &c, int64_t token, int64_t row, float sum) {
+static __device__ __forceinline__ void put_out(const linear_call &c, int64_t token, int64_t row,
+                                               float sum) {
   float *out = c.out + token * c.rows + row;
   if (c.bias) sum += c.bias[row];
   *out = c.add ? *out + sum : sum;
 }
 
-/* Any number of tokens; a token's result is the same whatever others there are. Fast for few, and where weights can be streamed
- * through tensor cores. */
+/* Any number of tokens; a token's result is the same whatever others there are. Fast for few, and
+ * where weights can be streamed through tensor cores. */
 pyr_status cuda_linear_few(pyr_backend *be, const linear_call &c);
 bool cuda_streams(const linear_call &c);
 

@@ -1,27 +1,34 @@
-/* linear_few.cu — matrix products of few tokens, and of decode steps: what counts is that weights are read once, and fast.
+/* linear_few.cu — matrix products of few tokens, and of decode steps: what counts is that weights
+ * are read once, and fast.
  *
- * Weights of 16 bits, and q8_0 in stacks (pack.cuh), go through tensor cores. A warp has 32 rows of w and walks its columns STEP
- * at a time; a lane loads 16 bytes of a row at once, straight into registers, and takes them as operand `a` as they come: which
- * columns of w a product calls its 2t, 2t+1, 2t+8 and 2t+9 does not matter, as long as x is taken in the same order. So a warp has
- * 8 KiB of weights under way (4 of q8_0); the dozen warps that a multiprocessor's registers hold have 96, where 3.4 TB/s and 0.8 us
- * ask for 20. x is f32 and is not rounded: it is split into terms (mma.cuh) as it is read, out of L1, where the warps of a block find
- * it; f16 has a power of two for each step and token that brings x into its range. Sums on tensor cores lose what is shifted out of
- * them, so that each step begins new ones, which are added up in f32. The whole numbers of q8_0 are exact in f16; each block of 32
- * columns has its own sums, which are multiplied with the rows' scales.
+ * Weights of 16 bits, and q8_0 in stacks (pack.cuh), go through tensor cores. A warp has 32 rows of
+ * w and walks its columns STEP at a time; a lane loads 16 bytes of a row at once, straight into
+ * registers, and takes them as operand `a` as they come: which columns of w a product calls its 2t,
+ * 2t+1, 2t+8 and 2t+9 does not matter, as long as x is taken in the same order. So a warp has 8 KiB
+ * of weights under way (4 of q8_0); the dozen warps that a multiprocessor's registers hold have 96,
+ * where 3.4 TB/s and 0.8 us ask for 20. x is f32 and is not rounded: it is split into terms
+ * (mma.cuh) as it is read, out of L1, where the warps of a block find it; f16 has a power of two
+ * for each step and token that brings x into its range. Sums on tensor cores lose what is shifted
+ * out of them, so that each step begins new ones, which are added up in f32. The whole numbers of
+ * q8_0 are exact in f16; each block of 32 columns has its own sums, which are multiplied with the
+ * rows' scales.
  *
- * One matrix must fill the device: blocks of 128 rows are cut along the columns, too, into as many parts as make WANTED warps of
- * the matrix. Each leaves its sums in scratch, and the last block of a row's to come adds them all, in the order of columns.
- * The cut depends on the matrix alone, and each of up to 32 tokens is a column of the products by itself: a token's result does
- * not depend on its company. For 32 tokens a block reads 128 bytes of x for each 256 of weights, out of L2.
+ * One matrix must fill the device: blocks of 128 rows are cut along the columns, too, into as many
+ * parts as make WANTED warps of the matrix. Each leaves its sums in scratch, and the last block of
+ * a row's to come adds them all, in the order of columns. The cut depends on the matrix alone, and
+ * each of up to 32 tokens is a column of the products by itself: a token's result does not depend
+ * on its company. For 32 tokens a block reads 128 bytes of x for each 256 of weights, out of L2.
  *
- * Other weights (otherwise quantised, f32, or not aligned to 16 bytes): a warp for a row, which it reads once for TOKENS tokens;
- * lanes take every 32nd value, and their sums are added by a butterfly. */
+ * Other weights (otherwise quantised, f32, or not aligned to 16 bytes): a warp for a row, which it
+ * reads once for TOKENS tokens; lanes take every 32nd value, and their sums are added by a
+ * butterfly. */
 #include "linear.cuh"
 #include "mma.cuh"
 
-/* ---- tensor cores ------------------------------------------------------------------------------------------------------------ */
+/* ---- tensor cores ---------------------------------------------------------------------------- */
 
-static constexpr int WARPS = 4, MT = 2, ROWS = STREAM_ROWS, CHUNK = 32, CHUNKS = 4, STEP = CHUNK * CHUNKS, MOST_TOKENS = 32;
+static constexpr int WARPS = 4, MT = 2, ROWS = STREAM_ROWS, CHUNK = 32, CHUNKS = 4,
+    STEP = CHUNK * CHUNKS, MOST_TOKENS = 32;
 enum : int64_t { WANTED = 132 * 16 };          /* warps */
 
 struct cut { int64_t cols, parts; };           /* columns of a part, a multiple of STEP */
@@ -32,7 +39,8 @@ static cut cut_of(int64_t rows, int64_t cols) {
   return cut{ each * STEP, ceil_div(steps, each) };
 }
 
-/* The most sums that parts of a matrix leave for a token, whatever its rows: there are parts only while they fill no device. */
+/* The most sums that parts of a matrix leave for a token, whatever its rows: there are parts only
+ * while they fill no device. */
 static int64_t most_sums(int64_t rows, int64_t cols) {
   int64_t cut_rows = (WANTED / WARPS + 1) * ROWS, parts = ceil_div(cols, STEP);
   int64_t few = (rows < cut_rows ? rows : cut_rows) * parts;
@@ -43,10 +51,11 @@ struct stream_call {
   linear_call c;
   int64_t part_cols;
   float *sums;                                 /* [parts][tokens][rows], if there are several */
-  int *arrived;                                /* [blocks of rows] parts that are done; 0 again at the end */
+  int *arrived;  /* [blocks of rows] parts that are done; 0 again at the end */
 };
 
-/* What a lane has of 16 rows and CHUNK columns of w, and how it becomes operand `a` of two products. */
+/* What a lane has of 16 rows and CHUNK columns of w, and how it becomes operand `a` of two
+ * products. */
 template <typename TYPE> struct plain_weights {
   typedef TYPE T;
   static constexpr bool scaled = false;
@@ -60,7 +69,8 @@ template <typename TYPE> struct plain_weights {
     col += lane_of_warp() % 4 * 8;
     return piece{ row_at(c, row, col), row_at(c, row + 8, col) };
   }
-  static __device__ __forceinline__ void operands(const piece &p, uint32_t (&first)[4], uint32_t (&second)[4]) {
+  static __device__ __forceinline__ void operands(const piece &p, uint32_t (&first)[4],
+                                                  uint32_t (&second)[4]) {
     first[0] = p.low.x, first[1] = p.high.x, first[2] = p.low.y, first[3] = p.high.y;
     second[0] = p.low.z, second[1] = p.high.z, second[2] = p.low.w, second[3] = p.high.w;
   }
@@ -80,17 +90,20 @@ struct stacked_weights {
     p.scales[1] = reinterpret_cast<const uint16_t *>(block)[lane_of_warp() / 4 + 8];
     return p;
   }
-  static __device__ __forceinline__ void operands(const piece &p, uint32_t (&first)[4], uint32_t (&second)[4]) {
+  static __device__ __forceinline__ void operands(const piece &p, uint32_t (&first)[4],
+                                                  uint32_t (&second)[4]) {
     halves_of_bytes(p.bytes.x, first[0], first[2]);
     halves_of_bytes(p.bytes.y, second[0], second[2]);
     halves_of_bytes(p.bytes.z, first[1], first[3]);
     halves_of_bytes(p.bytes.w, second[1], second[3]);
   }
-  static __device__ __forceinline__ float scale(const piece &p, int half) { return f32_of_f16(p.scales[half]); }
+  static __device__ __forceinline__ float scale(const piece &p,
+                                                int half) { return f32_of_f16(p.scales[half]); }
 };
 
 /* Eight values of x: zeros beyond the matrix. */
-static __device__ __forceinline__ void values_at(const linear_call &c, int64_t token, int64_t col, float (&x)[8]) {
+static __device__ __forceinline__ void values_at(const linear_call &c, int64_t token, int64_t col,
+                                                 float (&x)[8]) {
   float4 low = make_float4(0, 0, 0, 0), high = low;
   if (token < c.n && col < c.cols) {
     const float4 *from = reinterpret_cast<const float4 *>(c.x + token * c.cols + col);
@@ -101,9 +114,11 @@ static __device__ __forceinline__ void values_at(const linear_call &c, int64_t t
   x[4] = high.x, x[5] = high.y, x[6] = high.z, x[7] = high.w;
 }
 
-/* The power of two that brings a token's values of a step to between 2^9 and 2^10, and what takes it back. */
+/* The power of two that brings a token's values of a step to between 2^9 and 2^10, and what takes
+ * it back. */
 struct range { float up, back; };
-template <typename T> static __device__ __forceinline__ range range_of(const linear_call &c, int64_t token, int64_t col) {
+template <typename T>
+static __device__ __forceinline__ range range_of(const linear_call &c, int64_t token, int64_t col) {
   if (!T::narrow) return range{ 1, 1 };
   float top = 0, x[8];
 #pragma unroll
@@ -114,20 +129,23 @@ template <typename T> static __device__ __forceinline__ range range_of(const lin
   }
   top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
   top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
-  int exponent = static_cast<int>(__float_as_uint(top) >> 23);                        /* biased by 127 */
+  int exponent = static_cast<int>(__float_as_uint(top) >> 23);  /* biased by 127 */
   exponent = exponent < 20 ? 20 : exponent > 240 ? 240 : exponent;
   return range{ __uint_as_float(static_cast<uint32_t>(254 - exponent + 9) << 23),
                 __uint_as_float(static_cast<uint32_t>(exponent - 9) << 23) };
 }
 
-/* Adds the products of a step, of 8 tokens from `token` on; w: what the lane has of the warp's rows. */
+/* Adds the products of a step, of 8 tokens from `token` on; w: what the lane has of the warp's
+ * rows. */
 template <typename W>
 static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const linear_call &c,
-                                                     const typename W::piece (&w)[MT][CHUNKS], int64_t token, int64_t col) {
+                                                     const typename W::piece (&w)[MT][CHUNKS],
+                                                         int64_t token, int64_t col) {
   typedef typename W::T T;
   int lane = lane_of_warp();
   int64_t mine = token + lane / 4;
-  float step[MT][4] = {}, most[MT][4] = {}, less[MT][4] = {};   /* the step's; of what is under way, the first terms, the others */
+  /* the step's; of what is under way, the first terms, the others */
+  float step[MT][4] = {}, most[MT][4] = {}, less[MT][4] = {};
   col += lane % 4 * 8;
   range r = range_of<T>(c, mine, col);
 #pragma unroll
@@ -174,19 +192,24 @@ static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const 
 
 /* Grid: blocks of rows, parts of columns. 8 N tokens. */
 template <typename W, int N>
-static __global__ void __launch_bounds__(WARPS * WARP, N == 4 || (N == 2 && W::T::narrow) ? 2 : 3) stream_kernel(stream_call s) {
+static __global__ void __launch_bounds__(WARPS * WARP,
+                                         N == 4 || (N == 2 && W::T::narrow) ? 2
+                                             : 3) stream_kernel(stream_call s) {
   __shared__ bool last;
   const linear_call &c = s.c;
   int lane = lane_of_warp();
-  int64_t block_row = static_cast<int64_t>(blockIdx.x) * ROWS, row = block_row + warp_of_block() * MT * 16;
-  int64_t begin = blockIdx.y * s.part_cols, end = begin + s.part_cols < c.cols ? begin + s.part_cols : c.cols;
+  int64_t block_row = static_cast<int64_t>(blockIdx.x) * ROWS,
+      row = block_row + warp_of_block() * MT * 16;
+  int64_t begin = blockIdx.y * s.part_cols, end = begin + s.part_cols < c.cols
+      ? begin + s.part_cols : c.cols;
   float sum[N][MT][4] = {};
   for (int64_t col = begin; col < end; col += STEP) {
     typename W::piece w[MT][CHUNKS];
 #pragma unroll
     for (int m = 0; m < MT; m++)
 #pragma unroll
-      for (int chunk = 0; chunk < CHUNKS; chunk++) w[m][chunk] = W::load(c, row + m * 16, col + chunk * CHUNK);
+      for (int chunk = 0; chunk < CHUNKS; chunk++)
+        w[m][chunk] = W::load(c, row + m * 16, col + chunk * CHUNK);
 #pragma unroll
     for (int n = 0; n < N; n++) multiply_step<W>(sum[n], c, w, n * 8, col);
   }
@@ -205,7 +228,7 @@ static __global__ void __launch_bounds__(WARPS * WARP, N == 4 || (N == 2 && W::T
       }
   if (whole) return;
 
-  __threadfence();                             /* the sums are seen by whoever sees that this block has arrived */
+  __threadfence();  /* the sums are seen by whoever sees that this block has arrived */
   __syncthreads();
   if (threadIdx.x == 0) {
     last = atomicAdd(s.arrived + blockIdx.x, 1) == static_cast<int>(gridDim.y) - 1;
@@ -217,7 +240,8 @@ static __global__ void __launch_bounds__(WARPS * WARP, N == 4 || (N == 2 && W::T
   int64_t to = block_row + threadIdx.x;
   for (int64_t token = 0; token < c.n && to < c.rows; token++) {
     float total = 0;
-    for (unsigned part = 0; part < gridDim.y; part++) total += __ldcg(s.sums + (part * c.n + token) * c.rows + to);
+    for (unsigned part = 0; part < gridDim.y; part++)
+      total += __ldcg(s.sums + (part * c.n + token) * c.rows + to);
     put_out(c, token, to, total);
   }
 }
@@ -257,12 +281,13 @@ static pyr_status stream(pyr_backend *be, const linear_call &c) {
   return status;
 }
 
-/* ---- any weights ------------------------------------------------------------------------------------------------------------- */
+/* ---- any weights ----------------------------------------------------------------------------- */
 
 static constexpr int ROWS_OF_BLOCK = 8, TOKENS = 8;
 
 template <int DTYPE> static __global__ void few_kernel(linear_call c) {
-  int64_t row = static_cast<int64_t>(blockIdx.x) * ROWS_OF_BLOCK + warp_of_block(), first = static_cast<int64_t>(blockIdx.y) * TOKENS;
+  int64_t row = static_cast<int64_t>(blockIdx.x) * ROWS_OF_BLOCK + warp_of_block(),
+      first = static_cast<int64_t>(blockIdx.y) * TOKENS;
   int lane = lane_of_warp(), some = c.n - first < TOKENS ? static_cast<int>(c.n - first) : TOKENS;
   if (row >= c.rows) return;
   const uint8_t *w = c.w + static_cast<size_t>(row) * c.stride;
@@ -283,17 +308,19 @@ template <int DTYPE> static __global__ void few_kernel(linear_call c) {
 }
 
 template <int DTYPE> static pyr_status multiply_any(pyr_backend *be, const linear_call &c) {
-  dim3 grid(static_cast<unsigned>(ceil_div(c.rows, ROWS_OF_BLOCK)), static_cast<unsigned>(ceil_div(c.n, TOKENS)));
+  dim3 grid(static_cast<unsigned>(ceil_div(c.rows, ROWS_OF_BLOCK)),
+            static_cast<unsigned>(ceil_div(c.n, TOKENS)));
   PYR_LAUNCH(few_kernel<DTYPE>, grid, ROWS_OF_BLOCK * WARP, 0, cuda_of(be), c);
   return cuda_launched(be, "linear");
 }
 
-/* ---- which -------------------------------------------------------------------------------------------------------------------- */
+/* ---- which ----------------------------------------------------------------------------------- */
 
 static bool aligned(const void *at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; }
 
 bool cuda_streams(const linear_call &c) {
-  bool fits = c.dtype == STACKED || ((c.dtype == PYR_F16 || c.dtype == PYR_BF16) && c.cols % 8 == 0 && c.stride % 16 == 0);
+  bool fits = c.dtype == STACKED || ((c.dtype == PYR_F16 || c.dtype == PYR_BF16) && c.cols % 8 == 0
+                                     && c.stride % 16 == 0);
   return fits && aligned(c.w) && aligned(c.x) && c.rows <= static_cast<int64_t>(ROWS * ARRIVALS);
 }
 

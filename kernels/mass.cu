@@ -1,10 +1,12 @@
-/* mass.cu — the score pass: how much attention the last queries gave to each row, from the lse that attention left.
+/* mass.cu — the score pass: how much attention the last queries gave to each row, from the lse that
+ * attention left.
  *
  *     out[h][j] += (or max=) over queries i of  w(q_i, j) * exp(scale * q_i . k_j - lse_i)
  *
- * A block has a tile of rows of one lane, in shared memory as f32, and one head; a lane of each warp has a row of it. The block's
- * warps take the queries in turn, each its own sum (or maximum); those are joined in the order of warps, so that results do not
- * depend on timing. Queries that count for no row of a tile, or see none, are skipped. Semantics: core/cpu/mass.c.
+ * A block has a tile of rows of one lane, in shared memory as f32, and one head; a lane of each
+ * warp has a row of it. The block's warps take the queries in turn, each its own sum (or maximum);
+ * those are joined in the order of warps, so that results do not depend on timing. Queries that
+ * count for no row of a tile, or see none, are skipped. Semantics: core/cpu/mass.c.
  *
  * This is for rows and heads that mass_tiles.cu, on tensor cores, does not take. */
 #include "mass.cuh"
@@ -24,10 +26,12 @@ static __device__ __forceinline__ float join_warps(const float *parts, int row, 
 static __global__ void mass_kernel(mass_args a) {
   __shared__ float parts[WARPS * WARP];
   PYR_SHARED(float, tile);
-  int head = static_cast<int>(blockIdx.y), g = head / a.group, rows = tile_rows(a.f.d), ld = tile_ld(a.f.d), lane = lane_of_warp();
+  int head = static_cast<int>(blockIdx.y), g = head / a.group, rows = tile_rows(a.f.d),
+      ld = tile_ld(a.f.d), lane = lane_of_warp();
   const pyr_lane_view &view = a.lanes[g];
   const pyr_range range = a.ranges[g];
-  int64_t row = range.begin + static_cast<int64_t>(blockIdx.x) * rows, left = range.end - row, mine = row + lane;
+  int64_t row = range.begin + static_cast<int64_t>(blockIdx.x) * rows, left = range.end - row,
+      mine = row + lane;
   if (left <= 0) return;
   bool real = lane < rows && lane < left;
   load_tile(tile, rows, ld, view, a.f, 0, a.f.d, row, left, 0);
@@ -37,9 +41,11 @@ static __global__ void mass_kernel(mass_args a) {
   const float *k = tile + lane % rows * ld;
   float sum = a.max ? -INFINITY : 0.0f;
   for (int64_t i = warp_of_block(); i < a.n; i += WARPS) {
-    int64_t at = a.by_place ? a.place + i : a.q_pos[i], age = static_cast<int64_t>(a.q_pos[i]) - position;
+    int64_t at = a.by_place ? a.place + i : a.q_pos[i],
+        age = static_cast<int64_t>(a.q_pos[i]) - position;
     float lse = a.lse[i * a.heads + head];
-    bool counts = real && lse != -INFINITY && at >= c.base && at <= c.due && age >= 0 && (a.window == 0 || age < a.window);
+    bool counts = real && lse != -INFINITY && at >= c.base && at <= c.due && age >= 0
+        && (a.window == 0 || age < a.window);
     if (__ballot_sync(ALL_LANES, counts) == 0) continue;
     const float *q = a.q + (i * a.heads + head) * a.f.d;
     float s = 0;
@@ -52,20 +58,24 @@ static __global__ void mass_kernel(mass_args a) {
   parts[threadIdx.x] = sum;
   __syncthreads();
   if (warp_of_block() != 0 || !real) return;
-  float *out = a.out + head * a.stride + (mine - range.begin), mass = join_warps(parts, lane, a.max);
+  float *out = a.out + head * a.stride + (mine - range.begin),
+      mass = join_warps(parts, lane, a.max);
   *out = !a.max ? *out + mass : mass > *out ? mass : *out;
 }
 
-static pyr_status cuda_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale) {
-  mass_args a = { m->out, m->stride, m->q, m->lse, m->q_pos, nullptr, nullptr, m->n, format_of(layout), m->weighting, scale, 0,
-                  heads, heads / kv_heads, m->window, m->place, m->reduce == PYR_MAX, m->by_place };
+static pyr_status cuda_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads,
+                            int32_t kv_heads, float scale) {
+  mass_args a = { m->out, m->stride, m->q, m->lse, m->q_pos, nullptr, nullptr, m->n,
+                  format_of(layout), m->weighting, scale, 0, heads, heads / kv_heads, m->window,
+                      m->place, m->reduce == PYR_MAX, m->by_place };
   int64_t longest = 0;
   for (int32_t g = 0; g < kv_heads; g++) {
     int64_t rows = m->ranges[g].end - m->ranges[g].begin;
     longest = rows > longest ? rows : longest;
   }
   if (longest == 0 || m->n <= 0) return PYR_OK;
-  if (m->weighting.queries > 1) a.slope = (m->weighting.ramp - 1.0f) / static_cast<float>(m->weighting.queries - 1);
+  if (m->weighting.queries > 1)
+    a.slope = (m->weighting.ramp - 1.0f) / static_cast<float>(m->weighting.queries - 1);
   pyr_lane_view *lanes, *device_lanes;
   pyr_range *ranges, *device_ranges;
   cuda_table_begin(be);
@@ -84,9 +94,11 @@ static pyr_status cuda_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layou
   cuda_of(be)->ways.mass += tiles;
   cuda_of(be)->ways.mass_plain += !tiles;
   if (tiles) return cuda_launched(be, "mass");
-  dim3 grid(static_cast<unsigned>(ceil_div(longest, tile_rows(a.f.d))), static_cast<unsigned>(heads));
-  PYR_LAUNCH(mass_kernel, grid, WARPS * WARP, static_cast<size_t>(tile_rows(a.f.d) * tile_ld(a.f.d)) * sizeof(float),
-             cuda_of(be), a);
+  dim3 grid(static_cast<unsigned>(ceil_div(longest, tile_rows(a.f.d))),
+            static_cast<unsigned>(heads));
+  PYR_LAUNCH(mass_kernel, grid, WARPS * WARP,
+             static_cast<size_t>(tile_rows(a.f.d) * tile_ld(a.f.d)) * sizeof(float), cuda_of(be),
+                 a);
   return cuda_launched(be, "mass");
 }
 

@@ -1,4 +1,5 @@
-/* mass.cuh — what the two kernels of the score pass share: mass.cu, for any row, and mass_tiles.cu, on tensor cores. */
+/* mass.cuh — what the two kernels of the score pass share: mass.cu, for any row, and mass_tiles.cu,
+ * on tensor cores. */
 #ifndef PYR_CUDA_MASS_CUH
 #define PYR_CUDA_MASS_CUH
 
@@ -29,7 +30,8 @@ static __device__ __forceinline__ counting counting_of(const pyr_weighting &w, i
   return counting{ due - w.queries + 1, due };
 }
 
-/* Launches on the stream, for ranges of at most `longest` rows. False: these rows or heads are not for tensor cores. */
+/* Launches on the stream, for ranges of at most `longest` rows. False: these rows or heads are not
+ * for tensor cores. */
 bool cuda_mass_tiles(pyr_backend *be, const mass_args &a, int64_t longest);
 
 #endif

@@ -1,22 +1,26 @@
 /* mass_tiles.cu — the score pass (mass.cu) on tensor cores.
  *
- * A block has 128 rows of a lane and one head; each of its four warps 32 of them (of 256 dimensions: a block 64, a warp 16) as
- * the rows of products, in registers for as long as the block lives. The queries pass by, 32 at a time, as the columns: two
- * stages in shared memory, where they are split into terms of 16 bits as attention's are (attention_tile.cuh), so that rows of
- * 16 bits lose nothing; rounded calls have one term. A lane adds up what its queries give to its rows, in their order; the four
- * lanes of a row are added at the end. Queries none of which counts for, or sees, any of the rows are not read, and only where
- * some do not are they asked one by one.
+ * A block has 128 rows of a lane and one head; each of its four warps 32 of them (of 256
+ * dimensions: a block 64, a warp 16) as the rows of products, in registers for as long as the block
+ * lives. The queries pass by, 32 at a time, as the columns: two stages in shared memory, where they
+ * are split into terms of 16 bits as attention's are (attention_tile.cuh), so that rows of 16 bits
+ * lose nothing; rounded calls have one term. A lane adds up what its queries give to its rows, in
+ * their order; the four lanes of a row are added at the end. Queries none of which counts for, or
+ * sees, any of the rows are not read, and only where some do not are they asked one by one.
  *
- * Shared memory, bytes: 128 D TERMS and 1 KiB: for D = 128 17 KiB rounded, 33 KiB (f16) and 49 KiB (bf16) exact. */
+ * Shared memory, bytes: 128 D TERMS and 1 KiB: for D = 128 17 KiB rounded, 33 KiB (f16) and 49 KiB
+ * (bf16) exact. */
 #include "mass.cuh"
 #include "mma.cuh"
 
 static constexpr int WARPS = 4, QUERIES = 32;
 static constexpr float LOG2_E = 1.44269504f;
 
-/* Of the queries of a stage: what their products are multiplied with, times log2 e; lse times log2 e, +inf where there is no query
- * or it saw nothing; their positions, the least where there is none; and what they count as. */
-struct stage_queries { float scale[QUERIES], lse[QUERIES]; int32_t position[QUERIES], at[QUERIES]; };
+/* Of the queries of a stage: what their products are multiplied with, times log2 e; lse times log2
+ * e, +inf where there is no query or it saw nothing; their positions, the least where there is
+ * none; and what they count as. */
+struct stage_queries { float scale[QUERIES], lse[QUERIES]; int32_t position[QUERIES],
+                       at[QUERIES]; };
 
 /* A row: its position, and who counts for it; nobody where there is no row. */
 struct judged { int32_t position, base, due; };
@@ -25,8 +29,8 @@ static __device__ __forceinline__ int32_t clamp_i32(int64_t x) {
   return static_cast<int32_t>(x < INT32_MIN ? INT32_MIN : x > INT32_MAX ? INT32_MAX : x);
 }
 
-static __device__ __forceinline__ judged judged_at(const mass_args &a, const pyr_lane_view &lane, const pyr_range &range,
-                                                    int64_t row) {
+static __device__ __forceinline__ judged judged_at(const mass_args &a, const pyr_lane_view &lane,
+                                                   const pyr_range &range, int64_t row) {
   if (row >= range.end) return judged{ INT32_MAX, INT32_MAX, INT32_MIN };
   counting c = counting_of(a.weighting, row - range.origin);
   return judged{ lane.positions[row], clamp_i32(c.base), clamp_i32(c.due) };
@@ -41,9 +45,11 @@ static __device__ __forceinline__ int32_t age_of(int32_t at, int32_t base) {
   return static_cast<int32_t>(static_cast<uint32_t>(at) - static_cast<uint32_t>(base));
 }
 
-/* The first query at or after i, a multiple of QUERIES, from which on some of QUERIES may count for rows from `first` to `last`:
- * positions ascend over queries, and positions and due dates over rows. */
-static __device__ __forceinline__ int64_t next_queries(const mass_args &a, const judged &first, const judged &last, int64_t i) {
+/* The first query at or after i, a multiple of QUERIES, from which on some of QUERIES may count for
+ * rows from `first` to `last`: positions ascend over queries, and positions and due dates over
+ * rows. */
+static __device__ __forceinline__ int64_t next_queries(const mass_args &a, const judged &first,
+                                                       const judged &last, int64_t i) {
   for (; i < a.n; i += QUERIES) {
     int64_t end = (i + QUERIES < a.n ? i + QUERIES : a.n) - 1;
     bool sees = a.q_pos[end] >= first.position;
@@ -55,7 +61,8 @@ static __device__ __forceinline__ int64_t next_queries(const mass_args &a, const
 
 /* Two values of a row as they are, or rounded. */
 template <typename T, bool ROUND>
-static __device__ __forceinline__ uint32_t pair_at(const uint8_t *row, const row_format &f, int at) {
+static __device__ __forceinline__ uint32_t pair_at(const uint8_t *row, const row_format &f,
+                                                   int at) {
   if (row == nullptr || at >= f.d) return 0;
   if (!ROUND) return reinterpret_cast<const uint32_t *>(row)[at / 2];
   float low = cache_value_at(row, f.dtype, at), high = cache_value_at(row, f.dtype, at + 1);
@@ -74,7 +81,8 @@ static __global__ void __launch_bounds__(WARPS * WARP) mass_tiles_kernel(mass_ar
   int64_t begin = range.begin + static_cast<int64_t>(blockIdx.x) * ROWS;
   if (begin >= range.end) return;
   judged first = judged_at(a, view, range, begin);
-  judged last = judged_at(a, view, range, begin + ROWS < range.end ? begin + ROWS - 1 : range.end - 1);
+  judged last = judged_at(a, view, range, begin + ROWS < range.end ? begin + ROWS - 1
+                          : range.end - 1);
 
   uint32_t k[MT][D / 16][4];
   judged rows[MT][2];
@@ -101,7 +109,8 @@ static __global__ void __launch_bounds__(WARPS * WARP) mass_tiles_kernel(mass_ar
     for (int r = warp; r < QUERIES; r += WARPS) {
       bool real = i + r < a.n;
       const float *from = real ? a.q + ((i + r) * a.heads + head) * a.f.d : nullptr;
-      float back = put_split<T, D, TERMS>(tile, r, PLANE, from, a.f.d), lse = real ? a.lse[(i + r) * a.heads + head] : -INFINITY;
+      float back = put_split<T, D, TERMS>(tile, r, PLANE, from, a.f.d),
+          lse = real ? a.lse[(i + r) * a.heads + head] : -INFINITY;
       if (lane != 0) continue;
       s.scale[r] = a.scale * LOG2_E * back;
       s.lse[r] = lse == -INFINITY ? INFINITY : lse * LOG2_E;
@@ -114,14 +123,16 @@ static __global__ void __launch_bounds__(WARPS * WARP) mass_tiles_kernel(mass_ar
   int64_t i = next_queries(a, first, last, 0);
   if (i < a.n) fetch(i, 0);
   for (int64_t next; i < a.n; i = next, stage ^= 1) {
-    __syncthreads();                                   /* this stage is there, and nobody works on the other any more */
+    __syncthreads();  /* this stage is there, and nobody works on the other any more */
     next = next_queries(a, first, last, i + QUERIES);
     if (next < a.n) fetch(next, stage ^ 1);
     uint16_t *tile = tiles + stage * TERMS * PLANE;
     const stage_queries &s = stages[stage];
-    bool whole = i + QUERIES <= a.n && a.q_pos[i] >= last.position && counted_at(a, i) >= last.base &&
+    bool whole = i + QUERIES <= a.n && a.q_pos[i] >= last.position
+        && counted_at(a, i) >= last.base &&
                  counted_at(a, i + QUERIES - 1) <= first.due &&
-                 (a.window == 0 || static_cast<int64_t>(a.q_pos[i + QUERIES - 1]) - first.position < a.window);
+                 (a.window == 0 || static_cast<int64_t>(a.q_pos[i
+                     + QUERIES - 1]) - first.position < a.window);
 #pragma unroll
     for (int pair = 0; pair < QUERIES; pair += 16) {
       float c[MT][2][4] = {};
@@ -149,8 +160,9 @@ static __global__ void __launch_bounds__(WARPS * WARP) mass_tiles_kernel(mass_ar
             const judged &row = rows[m][half];
             float p = power_of_two(c[m][j / 2][half * 2 + j % 2] * scale - lse);
             if (a.slope != 0) p *= 1.0f + a.slope * static_cast<float>(age_of(at, row.base));
-            bool counts = whole || (position >= row.position && (a.window == 0 || position - row.position < a.window) &&
-                                    at >= row.base && at <= row.due);
+            bool counts = whole || (position >= row.position
+                                    && (a.window == 0 || position - row.position < a.window)
+                                        && at >= row.base && at <= row.due);
             if (a.max) mass[m][half] = counts && p > mass[m][half] ? p : mass[m][half];
             else mass[m][half] += counts ? p : 0.0f;
           }
@@ -178,18 +190,22 @@ static __global__ void __launch_bounds__(WARPS * WARP) mass_tiles_kernel(mass_ar
 template <typename T, bool ROUND, int D, int TERMS, int MT>
 static void launch(pyr_backend *be, const mass_args &a, int64_t longest) {
   constexpr int BYTES = 2 * 2 * TERMS * QUERIES * D;
-  dim3 grid(static_cast<unsigned>(ceil_div(longest, WARPS * 16 * MT)), static_cast<unsigned>(a.heads));
-  PYR_LAUNCH((mass_tiles_kernel<T, ROUND, D, TERMS, MT>), grid, WARPS * WARP, BYTES, cuda_of(be), a);
+  dim3 grid(static_cast<unsigned>(ceil_div(longest, WARPS * 16 * MT)),
+            static_cast<unsigned>(a.heads));
+  PYR_LAUNCH((mass_tiles_kernel<T, ROUND, D, TERMS, MT>), grid, WARPS * WARP, BYTES, cuda_of(be),
+             a);
 }
 
-template <typename T, bool ROUND, int TERMS> static void launch_any(pyr_backend *be, const mass_args &a, int64_t longest) {
+template <typename T, bool ROUND, int TERMS>
+static void launch_any(pyr_backend *be, const mass_args &a, int64_t longest) {
   if (a.f.d <= 64) launch<T, ROUND, 64, TERMS, 2>(be, a, longest);
   else if (a.f.d <= 128) launch<T, ROUND, 128, TERMS, 2>(be, a, longest);
   else launch<T, ROUND, 256, TERMS, 1>(be, a, longest);
 }
 
 bool cuda_mass_tiles(pyr_backend *be, const mass_args &a, int64_t longest) {
-  bool rounded = cuda_of(be)->rounded && a.n >= PYR_SMALL_N, half = a.f.dtype == PYR_F16, brain = a.f.dtype == PYR_BF16;
+  bool rounded = cuda_of(be)->rounded && a.n >= PYR_SMALL_N, half = a.f.dtype == PYR_F16,
+      brain = a.f.dtype == PYR_BF16;
   bool bytes = a.f.dtype == PYR_FP8_E4M3;
   if (a.f.d % 2 != 0 || a.f.d > 256 || !(rounded || half || brain || bytes)) return false;
   if (rounded && half) launch_any<f16, false, 1>(be, a, longest);
@@ -197,6 +213,6 @@ bool cuda_mass_tiles(pyr_backend *be, const mass_args &a, int64_t longest) {
   else if (rounded) launch_any<bf16, true, 1>(be, a, longest);
   else if (half) launch_any<f16, false, f16::exact>(be, a, longest);
   else if (brain) launch_any<bf16, false, bf16::exact>(be, a, longest);
-  else launch_any<f16, true, f16::exact>(be, a, longest);        /* fp8_e4m3 as halves is not rounded */
+  else launch_any<f16, true, f16::exact>(be, a, longest);  /* fp8_e4m3 as halves is not rounded */
   return true;
 }

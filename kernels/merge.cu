@@ -1,11 +1,14 @@
 /* merge.cu — rows that go are merged into the most similar row that stays. As core/cpu/merge.c:
  *
- *     t(l)  = argmax over survivors s of  cos(l, s) = k_l . k_s / (|k_l| |k_s|)        for each loser l, ties to the lower s
- *     k_s, v_s <- (k_s + sum of k_l) / (1 + their number), over the losers l of s with cos >= threshold; likewise v
+ *     t(l) = argmax over survivors s of cos(l, s) = k_l . k_s / (|k_l| |k_s|) for each loser l,
+ *     ties to the lower s
+ *     k_s, v_s <- (k_s + sum of k_l) / (1 + their number), over the losers l of s with cos >=
+ *     threshold; likewise v
  *
- * First every loser's t(l) into links[l], -1 for none: a warp has a loser, whose direction lies in shared memory; the block's warps
- * share tiles of survivors, a survivor for each lane. Which rows go follows from idx alone: the l-th loser is the row r with
- * l = r - (survivors below r), found by bisection. Then a warp for each survivor walks the losers in order and adds its own. */
+ * First every loser's t(l) into links[l], -1 for none: a warp has a loser, whose direction lies in
+ * shared memory; the block's warps share tiles of survivors, a survivor for each lane. Which rows
+ * go follows from idx alone: the l-th loser is the row r with l = r - (survivors below r), found by
+ * bisection. Then a warp for each survivor walks the losers in order and adds its own. */
 #include "convert.cuh"
 
 static constexpr int WARPS = 4;
@@ -49,15 +52,19 @@ static __device__ __forceinline__ void load_loser(const merge_args &a, float *to
 static __global__ void find_kernel(merge_args a) {
   PYR_SHARED(float, shared);               /* [tile_rows][ld] survivors; [WARPS][d] losers */
   int rows = tile_rows(a.f.d), ld = tile_ld(a.f.d), lane = lane_of_warp();
-  int64_t l = static_cast<int64_t>(blockIdx.x) * WARPS + warp_of_block(), mine = l < a.lost ? loser_at(a, l) : -1;
+  int64_t l = static_cast<int64_t>(blockIdx.x) * WARPS + warp_of_block(),
+      mine = l < a.lost ? loser_at(a, l) : -1;
   float *tile = shared, *loser = shared + rows * ld + warp_of_block() * a.f.d, best = -INFINITY;
   int32_t target = INT32_MAX;
   if (mine >= 0) load_loser(a, loser, mine);
   for (int64_t first = 0; first < a.kept; first += rows) {
     __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < rows * a.f.d; i += static_cast<int>(blockDim.x)) {
+    for (int i = static_cast<int>(threadIdx.x); i < rows * a.f.d; i += static_cast<int>(
+        blockDim.x)) {
       int r = i / a.f.d, c = i % a.f.d;
-      if (first + r < a.kept) tile[r * ld + c] = cache_value_at(row_at(a.lane, a.f.bytes, a.idx[first + r], 0), a.f.dtype, c);
+      if (first + r < a.kept)
+        tile[r * ld + c] = cache_value_at(row_at(a.lane, a.f.bytes, a.idx[first + r], 0),
+                                          a.f.dtype, c);
     }
     __syncthreads();
     if (mine < 0 || lane >= rows || first + lane >= a.kept) continue;
@@ -72,7 +79,8 @@ static __global__ void find_kernel(merge_args a) {
     int32_t t = __shfl_xor_sync(ALL_LANES, target, other);
     if (x > best || (x == best && t < target)) best = x, target = t;
   }
-  if (mine >= 0 && lane == 0) a.links[mine] = best >= a.threshold && target != INT32_MAX ? target : -1;
+  if (mine >= 0 && lane == 0)
+    a.links[mine] = best >= a.threshold && target != INT32_MAX ? target : -1;
 }
 
 /* A warp for a survivor; its sum lies in shared memory. */
@@ -92,11 +100,12 @@ static __global__ void mean_kernel(merge_args a) {
       for (; found; found &= found - 1) {
         int64_t from = __shfl_sync(ALL_LANES, loser, __ffs(static_cast<int>(found)) - 1);
         const uint8_t *more = row_at(a.lane, a.f.bytes, from, what);
-        for (int c = lane_of_warp(); c < a.f.d; c += WARP) sum[c] += cache_value_at(more, a.f.dtype, c);
+        for (int c = lane_of_warp(); c < a.f.d; c += WARP)
+          sum[c] += cache_value_at(more, a.f.dtype, c);
         count++;
       }
     }
-    if (count == 1) return;                            /* nothing is merged into it: neither K nor V changes */
+    if (count == 1) return;  /* nothing is merged into it: neither K nor V changes */
     if (a.lane.born && lane_of_warp() == 0) a.lane.born[row] = row;
     for (int c = lane_of_warp(); c < a.f.d; c += WARP) sum[c] /= count;
     __syncwarp();
@@ -105,8 +114,8 @@ static __global__ void mean_kernel(merge_args a) {
   }
 }
 
-static pyr_status cuda_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k,
-                             float threshold, int32_t *links) {
+static pyr_status cuda_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout,
+                             const int32_t *idx, int64_t k, float threshold, int32_t *links) {
   merge_args a = { {}, format_of(layout), idx, links, k, lane->rows - k, threshold };
   pyr_cuda *cuda = cuda_of(be);
   size_t tile = static_cast<size_t>(tile_rows(a.f.d) * tile_ld(a.f.d)) * sizeof(float);
@@ -114,7 +123,8 @@ static pyr_status cuda_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_lay
   if (k <= 0 || a.lost <= 0) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "merge", &a.lane, lane, 0, lane->rows);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(find_kernel, static_cast<unsigned>(ceil_div(a.lost, WARPS)), WARPS * WARP, tile + each, cuda, a);
+  PYR_LAUNCH(find_kernel, static_cast<unsigned>(ceil_div(a.lost, WARPS)), WARPS * WARP,
+             tile + each, cuda, a);
   PYR_LAUNCH(mean_kernel, static_cast<unsigned>(ceil_div(k, WARPS)), WARPS * WARP, each, cuda, a);
   return cuda_launched(be, "merge");
 }

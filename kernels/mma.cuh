@@ -1,19 +1,24 @@
-/* mma.cuh — the tensor cores' product of small matrices, and how its operands come from shared memory: PTX on the device, the
- * same over the lanes of a warp of fibres in the emulator (emulate/mma.h), with the registers laid out alike.
+/* mma.cuh — the tensor cores' product of small matrices, and how its operands come from shared
+ * memory: PTX on the device, the same over the lanes of a warp of fibres in the emulator
+ * (emulate/mma.h), with the registers laid out alike.
  *
- * The 32 lanes of a warp hold a matrix together; with g = lane / 4 and t = lane % 4, and two 16-bit values a register, the even
- * column (or, of b, row) in the low half:
+ * The 32 lanes of a warp hold a matrix together; with g = lane / 4 and t = lane % 4, and two 16-bit
+ * values a register, the even column (or, of b, row) in the low half:
  *
- *     a  16 x 16   a[0]: row g, columns 2t, 2t+1    a[1]: row g + 8    a[2]: row g, columns 2t+8, 2t+9    a[3]: row g + 8, those
+ *     a  16 x 16   a[0]: row g, columns 2t, 2t+1 a[1]: row g + 8 a[2]: row g, columns 2t+8, 2t+9
+ *                  a[3]: row g + 8, those
  *     b  16 x 8    b0: rows 2t, 2t+1 of column g    b1: rows 2t+8, 2t+9 of column g
  *     c  16 x 8    c[0], c[1]: row g, columns 2t, 2t+1    c[2], c[3]: row g + 8
  *
  *   mma<bf16>(c, a, b0, b1)       c += a b, sums in f32 (m16n8k16)
- *   load_matrices(r, row)         four 8 x 8 matrices of 16 bits from shared memory: lanes 0-7 give the addresses of the rows of
- *                                 the first one, lanes 8-15 of the second, …; r[i]: row g, columns 2t, 2t+1 of the i-th
+ *   load_matrices(r, row)         four 8 x 8 matrices of 16 bits from shared memory: lanes 0-7 give
+ *                                 the addresses of the rows of the first one, lanes 8-15 of the
+ *                                 second, …; r[i]: row g, columns 2t, 2t+1 of the i-th
  *   load_transposed(r, row)       the same of each one's transpose
- *   copy_async(to, from, real)    16 bytes from global to shared memory, zeros if not `real`; both aligned to 16
- *   copy_commit(), copy_wait<n>() closes a group of this thread's copies; waits until at most n groups are under way. What others
+ *   copy_async(to, from, real)    16 bytes from global to shared memory, zeros if not `real`; both
+ *                                 aligned to 16
+ *   copy_commit(), copy_wait<n>() closes a group of this thread's copies; waits until at most n
+ *   groups are under way. What others
  *                                 copied is seen after a barrier that follows their wait
  *   times_256(halves)             two halves, each times 256 */
 #ifndef PYR_CUDA_MMA_CUH
@@ -21,8 +26,9 @@
 
 #include "convert.cuh"
 
-/* The two formats. An exact f32 is the sum of so many of them, each the rounded rest of those before; `shift` lifts
- * probabilities, which are at most 1, by 2^shift, so that small ones do not fall below the least number of the format. */
+/* The two formats. An exact f32 is the sum of so many of them, each the rounded rest of those
+ * before; `shift` lifts probabilities, which are at most 1, by 2^shift, so that small ones do not
+ * fall below the least number of the format. */
 struct bf16 {
   static constexpr int exact = 3, shift = 0;
   static constexpr bool narrow = false;
@@ -31,7 +37,8 @@ struct bf16 {
 };
 struct f16 {
   static constexpr int exact = 2, shift = 15;
-  static constexpr bool narrow = true;               /* in range: f32 values are scaled by a power of two first */
+  static constexpr bool narrow = true;               /* in range: f32 values are scaled by a power
+                                                        of two first */
   static __device__ __forceinline__ uint16_t round(float x) { return f16_of_f32(x); }
   static __device__ __forceinline__ float widen(uint16_t h) { return f32_of_f16(h); }
 };
@@ -45,32 +52,41 @@ static __device__ __forceinline__ uint32_t shared_address(const void *p) {
 }
 
 template <typename T>
-static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                           uint32_t b1);
 template <>
-__device__ __forceinline__ void mma<bf16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void mma<bf16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                          uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]),
+                   "r"(a[3]), "r"(b0), "r"(b1));
 }
 template <>
-__device__ __forceinline__ void mma<f16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void mma<f16>(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]),
+                   "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 static __device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void *row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]),
+                   "=r"(r[3]) : "r"(shared_address(row)) : "memory");
 }
 static __device__ __forceinline__ void load_transposed(uint32_t (&r)[4], const void *row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]),
+                   "=r"(r[3]) : "r"(shared_address(row)) : "memory");
 }
 
 static __device__ __forceinline__ void copy_async(void *to, const void *from, bool real) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :: "r"(shared_address(to)), "l"(from), "r"(real ? 16 : 0) : "memory");
 }
-static __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+static __device__ __forceinline__ void copy_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 template <int LEFT> static __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" :: "n"(LEFT) : "memory");
 }
@@ -90,7 +106,8 @@ static __device__ __forceinline__ float power_of_two(float x) {
 #endif
 
 /* Two values as a register, and what their rounding left of them, in place. */
-template <typename T> static __device__ __forceinline__ uint32_t take_pair(float &low, float &high) {
+template <typename T>
+static __device__ __forceinline__ uint32_t take_pair(float &low, float &high) {
 #ifdef PYR_EMULATED
   uint32_t pair = T::round(low) | static_cast<uint32_t>(T::round(high)) << 16;
 #else
@@ -104,29 +121,35 @@ template <typename T> static __device__ __forceinline__ uint32_t take_pair(float
 }
 
 /* Four whole numbers of 8 bits as two registers of f16, the first pair and the second. */
-static __device__ __forceinline__ void halves_of_bytes(uint32_t bytes, uint32_t &first, uint32_t &second) {
+static __device__ __forceinline__ void halves_of_bytes(uint32_t bytes, uint32_t &first,
+                                                       uint32_t &second) {
 #ifdef PYR_EMULATED
   uint16_t h[4];
-  for (int i = 0; i < 4; i++) h[i] = f16_of_f32(static_cast<float>(static_cast<int8_t>(bytes >> 8 * i)));
+  for (int i = 0; i < 4; i++)
+    h[i] = f16_of_f32(static_cast<float>(static_cast<int8_t>(bytes >> 8 * i)));
   first = h[0] | static_cast<uint32_t>(h[1]) << 16;
   second = h[2] | static_cast<uint32_t>(h[3]) << 16;
 #else
   /* As unsigned, a byte under 0x64 is 1024 + it, exactly; 1024 + 128 are taken off. */
   const uint32_t raised = bytes ^ 0x80808080u, offset = 0x64806480u;
-  uint32_t low = __byte_perm(raised, 0x64646464u, 0x4140), high = __byte_perm(raised, 0x64646464u, 0x4342);
+  uint32_t low = __byte_perm(raised, 0x64646464u, 0x4140),
+      high = __byte_perm(raised, 0x64646464u, 0x4342);
   asm("sub.f16x2 %0, %1, %2;" : "=r"(first) : "r"(low), "r"(offset));
   asm("sub.f16x2 %0, %1, %2;" : "=r"(second) : "r"(high), "r"(offset));
 #endif
 }
 
 /* Four values of fp8_e4m3 likewise, exactly. */
-static __device__ __forceinline__ void halves_of_fp8(uint32_t bytes, uint32_t &first, uint32_t &second) {
+static __device__ __forceinline__ void halves_of_fp8(uint32_t bytes, uint32_t &first,
+                                                     uint32_t &second) {
 #if !defined(PYR_EMULATED) && __CUDA_ARCH__ >= 890
   asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(first) : "h"(static_cast<uint16_t>(bytes)));
   asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(second) : "h"(static_cast<uint16_t>(bytes >> 16)));
 #else
-  /* Exponent and mantissa go where a half has its own, 2^8 too small; NaN, all ones, is made a half's. */
-  uint32_t pairs[2] = { (bytes & 0xffu) | (bytes & 0xff00u) << 8, (bytes >> 16 & 0xffu) | (bytes >> 24) << 16 };
+  /* Exponent and mantissa go where a half has its own, 2^8 too small; NaN, all ones, is made a
+   * half's. */
+  uint32_t pairs[2] = { (bytes & 0xffu) | (bytes & 0xff00u) << 8,
+                        (bytes >> 16 & 0xffu) | (bytes >> 24) << 16 };
 #pragma unroll
   for (uint32_t &pair : pairs) {
     uint32_t nan = ((pair & 0x007f007fu) + 0x00010001u) & 0x00800080u;
@@ -137,44 +160,54 @@ static __device__ __forceinline__ void halves_of_fp8(uint32_t bytes, uint32_t &f
 #endif
 }
 
-/* ---- tiles ------------------------------------------------------------------------------------------------------------------- */
+/* ---- tiles ----------------------------------------------------------------------------------- */
 
-/* Tiles of 16-bit values lie in shared memory by rows of D, in chunks of 8 values (16 bytes), of which row r has chunk c at c
- * with its low bits exchanged by those of r: the eight rows of a matrix then lie in eight different quarters of the banks,
- * whether they are read (load_matrices) or written. D is a multiple of 64. */
-template <int D> static __device__ __forceinline__ uint16_t *chunk_at(uint16_t *tile, int row, int chunk) {
+/* Tiles of 16-bit values lie in shared memory by rows of D, in chunks of 8 values (16 bytes), of
+ * which row r has chunk c at c with its low bits exchanged by those of r: the eight rows of a
+ * matrix then lie in eight different quarters of the banks, whether they are read (load_matrices)
+ * or written. D is a multiple of 64. */
+template <int D>
+static __device__ __forceinline__ uint16_t *chunk_at(uint16_t *tile, int row, int chunk) {
   return tile + row * D + ((chunk ^ (row & 7)) << 3);
 }
 
 /* a of rows [row, row + 16), columns [col, col + 16) of a tile. */
-template <int D> static __device__ __forceinline__ void load_a(uint32_t (&a)[4], uint16_t *tile, int row, int col) {
+template <int D>
+static __device__ __forceinline__ void load_a(uint32_t (&a)[4], uint16_t *tile, int row, int col) {
   int lane = lane_of_warp();
   load_matrices(a, chunk_at<D>(tile, row + lane % 16, col / 8 + lane / 16));
 }
 
-/* b of two products beside each other, whose columns are rows [row, row + 8) and [row + 8, row + 16) of a tile: b[0], b[1] of
- * the first, b[2], b[3] of the second. Their 16 rows are columns [col, col + 16). */
-template <int D> static __device__ __forceinline__ void load_b(uint32_t (&b)[4], uint16_t *tile, int row, int col) {
+/* b of two products beside each other, whose columns are rows [row, row + 8) and [row + 8, row +
+ * 16) of a tile: b[0], b[1] of the first, b[2], b[3] of the second. Their 16 rows are columns [col,
+ * col + 16). */
+template <int D>
+static __device__ __forceinline__ void load_b(uint32_t (&b)[4], uint16_t *tile, int row, int col) {
   int lane = lane_of_warp();
   load_matrices(b, chunk_at<D>(tile, row + lane / 16 * 8 + lane % 8, col / 8 + lane / 8 % 2));
 }
 
-/* Likewise where the columns of the products are those of the tile: [col, col + 8) and [col + 8, col + 16), and rows its rows. */
-template <int D> static __device__ __forceinline__ void load_b_down(uint32_t (&b)[4], uint16_t *tile, int row, int col) {
+/* Likewise where the columns of the products are those of the tile: [col, col + 8) and [col + 8,
+ * col + 16), and rows its rows. */
+template <int D>
+static __device__ __forceinline__ void load_b_down(uint32_t (&b)[4], uint16_t *tile, int row,
+                                                   int col) {
   int lane = lane_of_warp();
   load_transposed(b, chunk_at<D>(tile, row + lane % 16, col / 8 + lane / 16));
 }
 
-/* One row of d values (even; zeros beyond), as TERMS rows `plane` values apart that sum up to it, by a whole warp. Returns what
- * their product is to be multiplied with: 1, or a power of two if the format is narrow, as they are scaled to between 2^9 and
- * 2^10 then. NULL: zeros. */
+/* One row of d values (even; zeros beyond), as TERMS rows `plane` values apart that sum up to it,
+ * by a whole warp. Returns what their product is to be multiplied with: 1, or a power of two if the
+ * format is narrow, as they are scaled to between 2^9 and 2^10 then. NULL: zeros. */
 template <typename T, int D, int TERMS>
-static __device__ __forceinline__ float put_split(uint16_t *tile, int row, int plane, const float *from, int d) {
+static __device__ __forceinline__ float put_split(uint16_t *tile, int row, int plane,
+                                                  const float *from, int d) {
   float x[D / WARP], back = 1;
 #pragma unroll
   for (int i = 0; i < D / WARP; i += 2) {
     int at = i * WARP + lane_of_warp() * 2;
-    float2 two = from != nullptr && at < d ? *reinterpret_cast<const float2 *>(from + at) : make_float2(0.0f, 0.0f);
+    float2 two = from != nullptr && at < d ? *reinterpret_cast<const float2 *>(from + at)
+        : make_float2(0.0f, 0.0f);
     x[i] = two.x;
     x[i + 1] = two.y;
   }
@@ -182,7 +215,7 @@ static __device__ __forceinline__ float put_split(uint16_t *tile, int row, int p
     float top = 0;
 #pragma unroll
     for (int i = 0; i < D / WARP; i++) top = fmaxf(top, fabsf(x[i]));
-    int exponent = static_cast<int>(__float_as_uint(warp_max(top)) >> 23);            /* biased by 127 */
+    int exponent = static_cast<int>(__float_as_uint(warp_max(top)) >> 23);  /* biased by 127 */
     exponent = exponent < 20 ? 20 : exponent > 240 ? 240 : exponent;
     float scale = __uint_as_float(static_cast<uint32_t>(254 - exponent + 9) << 23);
     back = __uint_as_float(static_cast<uint32_t>(exponent - 9) << 23);
@@ -194,7 +227,8 @@ static __device__ __forceinline__ float put_split(uint16_t *tile, int row, int p
     int at = i * WARP + lane_of_warp() * 2;
 #pragma unroll
     for (int t = 0; t < TERMS; t++)
-      *reinterpret_cast<uint32_t *>(chunk_at<D>(tile + t * plane, row, at / 8) + at % 8) = take_pair<T>(x[i], x[i + 1]);
+      *reinterpret_cast<uint32_t *>(chunk_at<D>(tile + t * plane, row, at / 8)
+                                    + at % 8) = take_pair<T>(x[i], x[i + 1]);
   }
   return back;
 }

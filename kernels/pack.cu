@@ -12,7 +12,9 @@ static __global__ void stack_kernel(uint8_t *to, const uint8_t *rows, size_t str
   const uint8_t *from = rows + static_cast<size_t>(blockIdx.y) * STACK * stride + blockIdx.x * 34;
   for (int i = static_cast<int>(threadIdx.x); i < STACK * 34; i += static_cast<int>(blockDim.x)) {
     int row = i / 34, at = i % 34;
-    stack[at < 2 ? row * 2 + at : stack_place(row, at - 2)] = from[static_cast<size_t>(row) * stride + at];
+    stack[at < 2 ? row * 2 + at : stack_place(row,
+                                              at - 2)] = from[static_cast<size_t>(row) * stride
+                                                              + at];
   }
 }
 
@@ -26,11 +28,14 @@ static pyr_status cuda_interleave(pyr_backend *be, void *to, const pyr_tensor *w
   for (int64_t first = 0; first < stacks && status == PYR_OK; first += most) {
     int64_t some = stacks - first < most ? stacks - first : most;
     size_t at = static_cast<size_t>(first) * stack, bytes = static_cast<size_t>(some) * stack;
-    status = cuda_status(be, "interleave", cudaMemcpyAsync(cuda->scratch, static_cast<const uint8_t *>(w->data) + at, bytes,
-                                                           cudaMemcpyDefault, cuda->stream));
+    status = cuda_status(be, "interleave", cudaMemcpyAsync(cuda->scratch,
+                                                           static_cast<const uint8_t *>(w->data)
+                                                               + at, bytes, cudaMemcpyDefault,
+                                                                   cuda->stream));
     if (status != PYR_OK) break;
     dim3 grid(static_cast<unsigned>(w->shape[1] / 32), static_cast<unsigned>(some));
-    PYR_LAUNCH(stack_kernel, grid, 256, 0, cuda, static_cast<uint8_t *>(to) + at, cuda->scratch, w->stride);
+    PYR_LAUNCH(stack_kernel, grid, 256, 0, cuda, static_cast<uint8_t *>(to) + at, cuda->scratch,
+               w->stride);
     status = cuda_launched(be, "interleave");
   }
   return status;

@@ -1,7 +1,9 @@
-/* probe.cu — what the device is, and what it can do at most: the ceilings beside which measured figures stand.
+/* probe.cu — what the device is, and what it can do at most: the ceilings beside which measured
+ * figures stand.
  *
- * Times are the host's, from one wait for the stream to the next, over `times` runs after one that is not counted. Operands are
- * random numbers: processors that multiply constants draw less power, and run faster than they do on a model. */
+ * Times are the host's, from one wait for the stream to the next, over `times` runs after one that
+ * is not counted. Operands are random numbers: processors that multiply constants draw less power,
+ * and run faster than they do on a model. */
 #include "blas.cuh"
 #include "cuda.cuh"
 
@@ -15,10 +17,12 @@ static double now(void) {
   return static_cast<double>(t.tv_sec) + static_cast<double>(t.tv_nsec) * 1e-9;
 }
 
-/* Blocks of 256 threads walk over n values with the grid's stride; a value depends on its index only. */
+/* Blocks of 256 threads walk over n values with the grid's stride; a value depends on its index
+ * only. */
 static __global__ void random_kernel(uint8_t *out, int dtype, int64_t n) {
   int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x
+       + threadIdx.x; i < n; i += stride) {
     uint64_t z = (static_cast<uint64_t>(i) + 1) * 0x9e3779b97f4a7c15ull;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
@@ -35,7 +39,8 @@ static void fill_random(pyr_cuda *cuda, void *out, pyr_dtype dtype, int64_t n) {
 }
 
 /* Seconds of one run of f(), which returns a cudaError_t. */
-template <typename F> static pyr_status timed(pyr_backend *be, int times, double *seconds, const F &f) {
+template <typename F>
+static pyr_status timed(pyr_backend *be, int times, double *seconds, const F &f) {
   cudaStream_t stream = cuda_of(be)->stream;
   cudaError_t error = f();
   if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
@@ -46,15 +51,18 @@ template <typename F> static pyr_status timed(pyr_backend *be, int times, double
   return cuda_status(be, "probe", error);
 }
 
-static pyr_status time_copy(pyr_backend *be, const uint8_t *memory, int64_t bytes, int times, double *seconds) {
+static pyr_status time_copy(pyr_backend *be, const uint8_t *memory, int64_t bytes, int times,
+                            double *seconds) {
   pyr_cuda *cuda = cuda_of(be);
   uint8_t *to = const_cast<uint8_t *>(memory) + bytes;
   return timed(be, times, seconds, [=] {
-    return cudaMemcpyAsync(to, memory, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice, cuda->stream);
+    return cudaMemcpyAsync(to, memory, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice,
+                           cuda->stream);
   });
 }
 
-static pyr_status time_product(pyr_backend *be, uint8_t *memory, pyr_dtype dtype, int64_t side, int times, double *seconds) {
+static pyr_status time_product(pyr_backend *be, uint8_t *memory, pyr_dtype dtype, int64_t side,
+                               int times, double *seconds) {
   pyr_cuda *cuda = cuda_of(be);
   blas_type type = dtype == PYR_F32 ? BLAS_F32 : dtype == PYR_F16 ? BLAS_F16 : BLAS_BF16;
   int64_t count = side * side, size = dtype == PYR_F32 ? 4 : 2;
@@ -64,17 +72,22 @@ static pyr_status time_product(pyr_backend *be, uint8_t *memory, pyr_dtype dtype
     if (status != PYR_OK) return status;
   }
   fill_random(cuda, x, dtype, 2 * count);
-  blas_product product = { reinterpret_cast<float *>(memory), side, x, side, w, side, side, side, side, type, false, nullptr, w + count * size };
+  blas_product product = { reinterpret_cast<float *>(memory), side, x, side, w, side, side, side,
+                           side, type, false, nullptr, w + count * size };
   return timed(be, times, seconds, [=] { return blas_multiply(cuda->blas, product); });
 }
 
-static pyr_status cuda_measure(pyr_backend *be, pyr_ceiling what, int64_t size, int times, double *seconds) {
-  pyr_dtype dtype = what == PYR_CEILING_F32 ? PYR_F32 : what == PYR_CEILING_F16 ? PYR_F16 : PYR_BF16;
-  int64_t need = what == PYR_CEILING_COPY ? 2 * size : size * size * (4 + 2 * (dtype == PYR_F32 ? 4 : 2)) + static_cast<int64_t>(BLAS_WORKSPACE);
+static pyr_status cuda_measure(pyr_backend *be, pyr_ceiling what, int64_t size, int times,
+                               double *seconds) {
+  pyr_dtype dtype = what == PYR_CEILING_F32 ? PYR_F32 : what == PYR_CEILING_F16 ? PYR_F16
+      : PYR_BF16;
+  int64_t need = what == PYR_CEILING_COPY ? 2 * size
+      : size * size * (4 + 2 * (dtype == PYR_F32 ? 4 : 2)) + static_cast<int64_t>(BLAS_WORKSPACE);
   uint8_t *memory = static_cast<uint8_t *>(be->alloc(be, static_cast<size_t>(need)));
   if (memory == nullptr)
-    return cuda_of(be)->host->set_error(be->rt, PYR_MEMORY, "out of memory: the probe needs %lld bytes",
-                                        static_cast<long long>(need));
+    return cuda_of(be)->host->set_error(be->rt, PYR_MEMORY,
+                                        "out of memory: the probe needs %lld bytes",
+                                            static_cast<long long>(need));
   pyr_status status;
   if (what == PYR_CEILING_COPY) {
     fill_random(cuda_of(be), memory, PYR_F32, size / 4);

@@ -1,20 +1,23 @@
-/* query_stats.cu — mean and covariance of the prompt's queries before RoPE (Expected Attention): moments, moments_end. As in
- * core/cpu/signals.c: queries arrive turned and are turned back; sums are of what remains after `shift`.
+/* query_stats.cu — mean and covariance of the prompt's queries before RoPE (Expected Attention):
+ * moments, moments_end. As in core/cpu/signals.c: queries arrive turned and are turned back; sums
+ * are of what remains after `shift`.
  *
  *     sum = S (q - shift),  outer = S (q - shift)(q - shift)^T;   then, of the n queries added,
- *     sum <- scale R (sum/n + shift),  outer <- scale^2/2 R (outer/n - sum sum^T/n^2) R^T,   R the mean of rotations to come
+ *     sum <- scale R (sum/n + shift), outer <- scale^2/2 R (outer/n - sum sum^T/n^2) R^T, R the
+ *     mean of rotations to come
  *
  * Every sum runs over queries in their order. */
 #include "convert.cuh"
 
-static constexpr int THREADS = 256, QUERIES = 16, STRIP = 16, MOST_DIMS = 512, COLUMNS = MOST_DIMS / THREADS;
+static constexpr int THREADS = 256, QUERIES = 16, STRIP = 16, MOST_DIMS = 512,
+    COLUMNS = MOST_DIMS / THREADS;
 
 struct moment_args {
   pyr_moments m;
   const float *q;                  /* [n, heads, head_dim] */
   const int32_t *q_pos;
   int64_t n;
-  int pairs, step, other;          /* values from pair to pair, and from a pair's first to its second */
+  int pairs, step, other;  /* values from pair to pair, and from a pair's first to its second */
 };
 
 static moment_args args_of(const pyr_moments *m, const float *q, const int32_t *q_pos, int64_t n) {
@@ -22,9 +25,10 @@ static moment_args args_of(const pyr_moments *m, const float *q, const int32_t *
   return moment_args{ *m, q, q_pos, n, m->dims / 2, half ? 1 : 2, half ? m->dims / 2 : 1 };
 }
 
-/* ---- adding ---------------------------------------------------------------------------------------------------------------- */
+/* ---- adding ---------------------------------------------------------------------------------- */
 
-/* A thread for a query and a pair: the cosine and sine of its angle, over the gain. They serve all heads. */
+/* A thread for a query and a pair: the cosine and sine of its angle, over the gain. They serve all
+ * heads. */
 static __global__ void turns_kernel(moment_args a) {
   int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (at >= a.n * a.pairs) return;
@@ -34,8 +38,10 @@ static __global__ void turns_kernel(moment_args a) {
   a.m.turns[i * a.m.dims + a.pairs + p] = sinf(angle) / a.m.gain;
 }
 
-/* Value c of query i of a head as it was before RoPE: (a, b) becomes (a cos + b sin, b cos - a sin). */
-static __device__ __forceinline__ float turned_back(const moment_args &a, int64_t i, int64_t head, int c) {
+/* Value c of query i of a head as it was before RoPE: (a, b) becomes (a cos + b sin, b cos - a
+ * sin). */
+static __device__ __forceinline__ float turned_back(const moment_args &a, int64_t i, int64_t head,
+                                                    int c) {
   const float *q = a.q + (i * a.m.heads + head) * a.m.head_dim, *turn = a.m.turns + i * a.m.dims;
   if (c >= a.m.dims) return q[c];
   bool half = a.step == 1, second = half ? c >= a.pairs : c % 2 == 1;
@@ -53,11 +59,12 @@ static __global__ void shift_kernel(moment_args a) {
     a.m.shift[head * d + c] = sum / static_cast<float>(a.n);
     a.m.sum[head * d + c] = 0;
   }
-  for (int64_t i = threadIdx.x; a.m.outer && i < d * d; i += THREADS) a.m.outer[head * d * d + i] = 0;
+  for (int64_t i = threadIdx.x; a.m.outer && i < d * d; i += THREADS)
+    a.m.outer[head * d * d + i] = 0;
 }
 
-/* Grid: strips of STRIP rows of `outer`, heads. A thread has columns of it; QUERIES queries at a time lie in shared memory. The
- * first strip's block adds to `sum`. */
+/* Grid: strips of STRIP rows of `outer`, heads. A thread has columns of it; QUERIES queries at a
+ * time lie in shared memory. The first strip's block adds to `sum`. */
 static __global__ void __launch_bounds__(THREADS) moments_kernel(moment_args a) {
   PYR_SHARED(float, tile);                           /* [QUERIES][d] */
   int64_t head = blockIdx.y;
@@ -92,19 +99,24 @@ static __global__ void __launch_bounds__(THREADS) moments_kernel(moment_args a) 
   }
 }
 
-static pyr_status cuda_moments(pyr_backend *be, const pyr_moments *m, const float *q, const int32_t *q_pos, int64_t n, bool begin) {
+static pyr_status cuda_moments(pyr_backend *be, const pyr_moments *m, const float *q,
+                               const int32_t *q_pos, int64_t n, bool begin) {
   moment_args a = args_of(m, q, q_pos, n);
   pyr_cuda *cuda = cuda_of(be);
-  unsigned heads = static_cast<unsigned>(m->heads), strips = m->outer ? static_cast<unsigned>(ceil_div(m->head_dim, STRIP)) : 1;
+  unsigned heads = static_cast<unsigned>(m->heads),
+      strips = m->outer ? static_cast<unsigned>(ceil_div(m->head_dim, STRIP)) : 1;
   if (n <= 0) return PYR_OK;
-  if (m->head_dim > MOST_DIMS) return cuda_refuse(be, "moments", "heads of more than 512 dimensions");
-  PYR_LAUNCH(turns_kernel, static_cast<unsigned>(ceil_div(n * a.pairs, THREADS)), THREADS, 0, cuda, a);
+  if (m->head_dim > MOST_DIMS)
+    return cuda_refuse(be, "moments", "heads of more than 512 dimensions");
+  PYR_LAUNCH(turns_kernel, static_cast<unsigned>(ceil_div(n * a.pairs, THREADS)), THREADS, 0, cuda,
+             a);
   if (begin) PYR_LAUNCH(shift_kernel, heads, THREADS, 0, cuda, a);
-  PYR_LAUNCH(moments_kernel, dim3(strips, heads), THREADS, static_cast<size_t>(QUERIES * m->head_dim) * sizeof(float), cuda, a);
+  PYR_LAUNCH(moments_kernel, dim3(strips, heads), THREADS,
+             static_cast<size_t>(QUERIES * m->head_dim) * sizeof(float), cuda, a);
   return cuda_launched(be, "moments");
 }
 
-/* ---- the end ----------------------------------------------------------------------------------------------------------------- */
+/* ---- the end --------------------------------------------------------------------------------- */
 
 /* A thread for a pair: the mean of the rotations to come, in double precision. */
 static __global__ void mean_turns_kernel(moment_args a, int64_t next, int64_t future) {
@@ -120,7 +132,8 @@ static __global__ void mean_turns_kernel(moment_args a, int64_t next, int64_t fu
 }
 
 /* Turns a pair of a vector whose values are `each` floats apart. */
-static __device__ __forceinline__ void turn_pair(const moment_args &a, float *x, int64_t each, int p) {
+static __device__ __forceinline__ void turn_pair(const moment_args &a, float *x, int64_t each,
+                                                 int p) {
   float *first = x + p * a.step * each, *second = first + a.other * each, was = *first;
   float co = a.m.turns[p], si = a.m.turns[a.pairs + p];
   *first = co * was - si * *second;
@@ -130,7 +143,8 @@ static __device__ __forceinline__ void turn_pair(const moment_args &a, float *x,
 /* A block for a head. */
 static __global__ void end_kernel(moment_args a, int64_t queries, float scale) {
   int64_t head = blockIdx.x, d = a.m.head_dim, count = d * d;
-  float *sum = a.m.sum + head * d, *outer = a.m.outer ? a.m.outer + head * count : nullptr, n = static_cast<float>(queries);
+  float *sum = a.m.sum + head * d, *outer = a.m.outer ? a.m.outer + head * count : nullptr,
+      n = static_cast<float>(queries);
   const float *shift = a.m.shift + head * d;
   for (int64_t i = threadIdx.x; i < d; i += THREADS) sum[i] = queries ? sum[i] / n : 0.0f;
   __syncthreads();
@@ -148,11 +162,12 @@ static __global__ void end_kernel(moment_args a, int64_t queries, float scale) {
     turn_pair(a, outer + i % d, d, static_cast<int>(i / d));
 }
 
-static pyr_status cuda_moments_end(pyr_backend *be, const pyr_moments *m, int64_t count, int64_t next, int64_t future,
-                                   float scale) {
+static pyr_status cuda_moments_end(pyr_backend *be, const pyr_moments *m, int64_t count,
+                                   int64_t next, int64_t future, float scale) {
   moment_args a = args_of(m, nullptr, nullptr, 0);
   pyr_cuda *cuda = cuda_of(be);
-  PYR_LAUNCH(mean_turns_kernel, static_cast<unsigned>(ceil_div(a.pairs, THREADS)), THREADS, 0, cuda, a, next, future);
+  PYR_LAUNCH(mean_turns_kernel, static_cast<unsigned>(ceil_div(a.pairs, THREADS)), THREADS, 0,
+             cuda, a, next, future);
   PYR_LAUNCH(end_kernel, static_cast<unsigned>(m->heads), THREADS, 0, cuda, a, count, scale);
   return cuda_launched(be, "moments_end");
 }

@@ -1,9 +1,11 @@
-/* radix_select.cuh — where the highest of many values end: after so many of them, or with the first that fills so much of a sum. In
- * linear time, without a sort, by one block of as many threads as there are.
+/* radix_select.cuh — where the highest of many values end: after so many of them, or with the first
+ * that fills so much of a sum. In linear time, without a sort, by one block of as many threads as
+ * there are.
  *
- * Values have keys ordered as they are, and a radix descent over 11, 11 and 10 bits fixes the last key that is chosen: count the keys
- * that agree with what is fixed, and add up what they weigh, by their next digit; walk down from the highest until enough are
- * passed. Counting is by atomic additions of integers, so no order shows. */
+ * Values have keys ordered as they are, and a radix descent over 11, 11 and 10 bits fixes the last
+ * key that is chosen: count the keys that agree with what is fixed, and add up what they weigh, by
+ * their next digit; walk down from the highest until enough are passed. Counting is by atomic
+ * additions of integers, so no order shows. */
 #ifndef PYR_CUDA_DESCENT_CUH
 #define PYR_CUDA_DESCENT_CUH
 
@@ -12,7 +14,8 @@
 static constexpr int THREADS = 1024, DIGITS = 2048;
 static constexpr uint64_t ALL = UINT64_MAX;
 
-struct cut { uint32_t key; int32_t equal; };         /* every key above is chosen, and the first `equal` of those that equal it */
+struct cut { uint32_t key; int32_t equal; };         /* every key above is chosen, and the first
+                                                        `equal` of those that equal it */
 
 struct descent {             /* shared */
   int count[DIGITS];
@@ -35,7 +38,7 @@ static __device__ __forceinline__ float score_of(uint32_t key) {
 
 static __device__ __forceinline__ cut no_cut() { return cut{ 0xffffffffu, 0 }; }
 
-/* ---- the descent ----------------------------------------------------------------------------------------------------------- */
+/* ---- the descent ----------------------------------------------------------------------------- */
 
 /* Sums over this lane and those before it. */
 static __device__ __forceinline__ void scan_warp(int64_t *count, unsigned long long *sum) {
@@ -46,11 +49,13 @@ static __device__ __forceinline__ void scan_warp(int64_t *count, unsigned long l
   }
 }
 
-/* By the block: the highest digit at which `wanted` rows or `target` of the sum are reached; what is left of both, and what a row
- * of that digit counts. A warp has a run of digits, the highest first, and a lane one or two of them; the warp where the sums
- * over warps get there looks among its lanes. */
+/* By the block: the highest digit at which `wanted` rows or `target` of the sum are reached; what
+ * is left of both, and what a row of that digit counts. A warp has a run of digits, the highest
+ * first, and a lane one or two of them; the warp where the sums over warps get there looks among
+ * its lanes. */
 static __device__ void find_digit(descent *s, int digits) {
-  int lane = lane_of_warp(), warp = warp_of_block(), each = digits / THREADS > 0 ? digits / THREADS : 1;
+  int lane = lane_of_warp(), warp = warp_of_block(),
+      each = digits / THREADS > 0 ? digits / THREADS : 1;
   int high = digits - 1 - static_cast<int>(threadIdx.x) * each;
   int64_t count = 0;
   unsigned long long sum = 0;
@@ -65,8 +70,11 @@ static __device__ void find_digit(descent *s, int digits) {
   scan_warp(&all, &whole);
   int64_t wanted = s->wanted;
   uint64_t target = s->target;
-  int first = __ffs(static_cast<int>(__ballot_sync(ALL_LANES, all >= wanted || whole >= target))) - 1;
-  if (first > 0) before = __shfl_sync(ALL_LANES, all, first - 1), held = __shfl_sync(ALL_LANES, whole, first - 1);
+  int first = __ffs(static_cast<int>(__ballot_sync(ALL_LANES,
+                                                   all >= wanted || whole >= target))) - 1;
+  if (first > 0)
+    before = __shfl_sync(ALL_LANES, all, first - 1),
+        held = __shfl_sync(ALL_LANES, whole, first - 1);
   counts += before;
   sums += held;
   unsigned reached = __ballot_sync(ALL_LANES, counts >= wanted || sums >= target);
@@ -83,7 +91,8 @@ static __device__ void find_digit(descent *s, int digits) {
   s->digit = digit;
   s->wanted = wanted;
   s->target = target;
-  s->each = s->sum[digit] / static_cast<uint64_t>(s->count[digit]);   /* exact in the last step, where all keys are equal */
+  /* exact in the last step, where all keys are equal */
+  s->each = s->sum[digit] / static_cast<uint64_t>(s->count[digit]);
 }
 
 /* Adds to the histograms of the next digit what agrees with what is fixed. */
@@ -91,7 +100,8 @@ struct digits_of {
   descent *s;
   uint32_t fixed, mask;
   int shift, digits;
-  __device__ __forceinline__ void operator()(uint32_t key, int count, unsigned long long weight) const {
+  __device__ __forceinline__ void operator()(uint32_t key, int count,
+                                             unsigned long long weight) const {
     if ((key & mask) != fixed) return;
     int digit = static_cast<int>(key >> shift & static_cast<uint32_t>(digits - 1));
     atomicAdd(&s->count[digit], count);
@@ -99,15 +109,18 @@ struct digits_of {
   }
 };
 
-/* Where the chosen end: after `wanted` values, or with the first that fills `target`. Both at least 1, and one of them is reached.
- * each(add) calls add(key, how many, what they weigh together) for the values of the calling thread; a key always weighs the same
- * where weights are asked for. */
-template <typename Each> static __device__ __forceinline__ cut find_cut(descent *s, const Each &each, int64_t wanted, uint64_t target) {
+/* Where the chosen end: after `wanted` values, or with the first that fills `target`. Both at least
+ * 1, and one of them is reached. each(add) calls add(key, how many, what they weigh together) for
+ * the values of the calling thread; a key always weighs the same where weights are asked for. */
+template <typename Each>
+static __device__ __forceinline__ cut find_cut(descent *s, const Each &each, int64_t wanted,
+                                               uint64_t target) {
   uint32_t fixed = 0, mask = 0;
   if (threadIdx.x == 0) s->wanted = wanted, s->target = target;
   for (int step = 0; step < 3; step++) {
     int shift = step == 0 ? 21 : step == 1 ? 10 : 0, digits = step == 2 ? 1024 : 2048;
-    for (int i = static_cast<int>(threadIdx.x); i < digits; i += THREADS) s->count[i] = 0, s->sum[i] = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < digits; i += THREADS)
+      s->count[i] = 0, s->sum[i] = 0;
     __syncthreads();
     each(digits_of{ s, fixed, mask, shift, digits });
     __syncthreads();
@@ -116,10 +129,12 @@ template <typename Each> static __device__ __forceinline__ cut find_cut(descent 
     fixed |= static_cast<uint32_t>(s->digit) << shift;
     mask |= static_cast<uint32_t>(digits - 1) << shift;
   }
-  uint64_t left = s->target, one = s->each, enough = left != ALL && one > 0 ? left / one + (left % one > 0) : ALL;
+  uint64_t left = s->target, one = s->each, enough = left != ALL
+      && one > 0 ? left / one + (left % one > 0) : ALL;
   int64_t most = s->wanted;
   __syncthreads();
-  return cut{ fixed, static_cast<int32_t>(enough < static_cast<uint64_t>(most) ? static_cast<int64_t>(enough) : most) };
+  return cut{ fixed, static_cast<int32_t>(enough < static_cast<uint64_t>(most)
+                                          ? static_cast<int64_t>(enough) : most) };
 }
 
 #endif

@@ -1,15 +1,19 @@
-/* rows.cu — the rows of a cache lane: written, moved, rotated, read as f32, measured. A page is PYR_PAGE_ROWS rows of K, then as
- * many of V (backend.h); where a row lies, row_at says. Semantics: core/cpu/rows.c. */
+/* rows.cu — the rows of a cache lane: written, moved, rotated, read as f32, measured. A page is
+ * PYR_PAGE_ROWS rows of K, then as many of V (backend.h); where a row lies, row_at says. Semantics:
+ * core/cpu/rows.c. */
 #include "convert.cuh"
 
 static constexpr int WARPS = 8;
 
 static unsigned blocks_of(int64_t rows) { return static_cast<unsigned>(ceil_div(rows, WARPS)); }
-static __device__ __forceinline__ int64_t row_of_grid() { return static_cast<int64_t>(blockIdx.x) * WARPS + warp_of_block(); }
+static __device__ __forceinline__ int64_t row_of_grid() {
+  return static_cast<int64_t>(blockIdx.x) * WARPS + warp_of_block();
+}
 
-/* ---- store --------------------------------------------------------------------------------------------------------------- */
+/* ---- store ----------------------------------------------------------------------------------- */
 
-/* A warp for a row of K and of V: a token's in one of its sequence's lanes. One launch for all sequences, calls [count]. */
+/* A warp for a row of K and of V: a token's in one of its sequence's lanes. One launch for all
+ * sequences, calls [count]. */
 static __global__ void store_kernel(const pyr_append *calls, row_format f, int32_t kv_heads) {
   const pyr_append a = calls[blockIdx.y];
   int64_t from = row_of_grid(), i = from / kv_heads;
@@ -20,7 +24,8 @@ static __global__ void store_kernel(const pyr_append *calls, row_format f, int32
   if (lane_of_warp() == 0) lane.positions[lane.rows + i] = a.positions[i];
 }
 
-static pyr_status cuda_store(pyr_backend *be, const pyr_append *a, int count, pyr_layout layout, int32_t kv_heads) {
+static pyr_status cuda_store(pyr_backend *be, const pyr_append *a, int count, pyr_layout layout,
+                             int32_t kv_heads) {
   pyr_append *calls, *device_calls;
   pyr_lane_view *lanes, *device_lanes;
   int64_t most = 0;
@@ -33,17 +38,18 @@ static pyr_status cuda_store(pyr_backend *be, const pyr_append *a, int count, py
     calls[i].lanes = device_lanes + static_cast<int64_t>(i) * kv_heads;
     most = a[i].n > most ? a[i].n : most;
     for (int32_t g = 0; g < kv_heads && fits; g++, lanes++)
-      fits = cuda_put_lane(be, lanes, &a[i].lanes[g], a[i].lanes[g].rows, a[i].lanes[g].rows + a[i].n);
+      fits = cuda_put_lane(be, lanes, &a[i].lanes[g], a[i].lanes[g].rows,
+                           a[i].lanes[g].rows + a[i].n);
   }
   if (fits && most == 0) return PYR_OK;
   pyr_status status = cuda_table_send(be, "store", fits);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(store_kernel, dim3(blocks_of(most * kv_heads), static_cast<unsigned>(count)), WARPS * WARP, 0, cuda_of(be),
-             device_calls, format_of(layout), kv_heads);
+  PYR_LAUNCH(store_kernel, dim3(blocks_of(most * kv_heads), static_cast<unsigned>(count)),
+             WARPS * WARP, 0, cuda_of(be), device_calls, format_of(layout), kv_heads);
   return cuda_launched(be, "store");
 }
 
-/* ---- page tables --------------------------------------------------------------------------------------------------------- */
+/* ---- page tables ----------------------------------------------------------------------------- */
 
 struct listed { void **at; void *page; };
 
@@ -68,7 +74,8 @@ static pyr_status cuda_list_pages(pyr_backend *be, const pyr_page_list *lists, i
     }
     pyr_status status = cuda_table_send(be, "list_pages", list != nullptr);
     if (status != PYR_OK) return status;
-    PYR_LAUNCH(list_kernel, static_cast<unsigned>(ceil_div(some, 256)), 256, 0, cuda_of(be), device, some);
+    PYR_LAUNCH(list_kernel, static_cast<unsigned>(ceil_div(some, 256)), 256, 0, cuda_of(be),
+               device, some);
     status = cuda_launched(be, "list_pages");
     if (status != PYR_OK) return status;
     left -= some;
@@ -76,16 +83,18 @@ static pyr_status cuda_list_pages(pyr_backend *be, const pyr_page_list *lists, i
   return PYR_OK;
 }
 
-/* ---- gather -------------------------------------------------------------------------------------------------------------- */
+/* ---- gather ---------------------------------------------------------------------------------- */
 
-/* Rows move only towards the front, and a block moves a column of all of a lane's, a tile at a time: all of a tile is read before
- * any of it is written, and later tiles read only rows behind it. Columns are COLUMN bytes of a plane, a piece of PIECE bytes
- * for a thread; the last block moves what lies beside the pages. All lanes of a launch have wide pages, or none. */
+/* Rows move only towards the front, and a block moves a column of all of a lane's, a tile at a
+ * time: all of a tile is read before any of it is written, and later tiles read only rows behind
+ * it. Columns are COLUMN bytes of a plane, a piece of PIECE bytes for a thread; the last block
+ * moves what lies beside the pages. All lanes of a launch have wide pages, or none. */
 static constexpr int PIECES = 8;                     /* pieces of a row that a block moves */
 
 template <typename PIECE>
-static __global__ void gather_kernel(const pyr_lane_view *to_lanes, const pyr_lane_view *from_lanes, int bytes, const int32_t *idx,
-                                     int64_t k) {
+static __global__ void gather_kernel(const pyr_lane_view *to_lanes,
+                                     const pyr_lane_view *from_lanes, int bytes,
+                                         const int32_t *idx, int64_t k) {
   const pyr_lane_view dst = to_lanes[blockIdx.y], src = from_lanes[blockIdx.y];
   int pieces = bytes / static_cast<int>(sizeof(PIECE)), columns = (pieces + PIECES - 1) / PIECES;
   bool wide = dst.born && src.born;
@@ -105,7 +114,8 @@ static __global__ void gather_kernel(const pyr_lane_view *to_lanes, const pyr_la
     return;
   }
   int what = static_cast<int>(blockIdx.x) / columns;
-  int piece = static_cast<int>(blockIdx.x) % columns * PIECES + static_cast<int>(threadIdx.x) % PIECES;
+  int piece = static_cast<int>(blockIdx.x) % columns * PIECES
+      + static_cast<int>(threadIdx.x) % PIECES;
   int64_t rows = blockDim.x / PIECES;
   for (int64_t tile = 0; tile < k; tile += rows) {
     int64_t to = tile + threadIdx.x / PIECES;
@@ -120,8 +130,8 @@ static __global__ void gather_kernel(const pyr_lane_view *to_lanes, const pyr_la
 
 struct piece16 { uint64_t half[2]; };
 
-static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, int count, pyr_layout layout,
-                              const int32_t *idx, int64_t k) {
+static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src,
+                              int count, pyr_layout layout, const int32_t *idx, int64_t k) {
   pyr_lane_view *to, *from, *device_to, *device_from;
   pyr_cuda *cuda = cuda_of(be);
   int bytes = format_of(layout).bytes;
@@ -131,18 +141,22 @@ static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const p
   from = cuda_room(be, count, &device_from);
   bool fits = to != nullptr && from != nullptr;
   for (int i = 0; i < count && fits; i++)
-    fits = cuda_put_lane(be, to + i, dst + i, 0, k) && cuda_put_lane(be, from + i, src + i, 0, src[i].rows);
+    fits = cuda_put_lane(be, to + i, dst + i, 0, k)
+        && cuda_put_lane(be, from + i, src + i, 0, src[i].rows);
   pyr_status status = cuda_table_send(be, "gather", fits);
   if (status != PYR_OK) return status;
   bool whole = bytes % 16 == 0;
   unsigned planes = dst->born && src->born ? 3 : 2;
-  dim3 grid(planes * static_cast<unsigned>(ceil_div(bytes / (whole ? 16 : 2), PIECES)) + 1, static_cast<unsigned>(count));
-  if (whole) PYR_LAUNCH(gather_kernel<piece16>, grid, 256, 0, cuda, device_to, device_from, bytes, idx, k);
-  else PYR_LAUNCH(gather_kernel<uint16_t>, grid, 256, 0, cuda, device_to, device_from, bytes, idx, k);
+  dim3 grid(planes * static_cast<unsigned>(ceil_div(bytes / (whole ? 16 : 2), PIECES)) + 1,
+            static_cast<unsigned>(count));
+  if (whole)
+    PYR_LAUNCH(gather_kernel<piece16>, grid, 256, 0, cuda, device_to, device_from, bytes, idx, k);
+  else PYR_LAUNCH(gather_kernel<uint16_t>, grid, 256, 0, cuda, device_to, device_from, bytes, idx,
+                  k);
   return cuda_launched(be, "gather");
 }
 
-/* ---- rotate -------------------------------------------------------------------------------------------------------------- */
+/* ---- rotate ---------------------------------------------------------------------------------- */
 
 struct rotate_call {
   pyr_lane_view lane;
@@ -152,7 +166,8 @@ struct rotate_call {
   int pairs, step, other;
 };
 
-/* A warp for a row, which lies in shared memory as f32 meanwhile. The angle is (index - from) * freq, whatever turns lay between. */
+/* A warp for a row, which lies in shared memory as f32 meanwhile. The angle is (index - from) *
+ * freq, whatever turns lay between. */
 static __global__ void rotate_kernel(rotate_call c) {
   PYR_SHARED(float, rows);
   int64_t j = row_of_grid();
@@ -167,7 +182,8 @@ static __global__ void rotate_kernel(rotate_call c) {
   for (int i = lane_of_warp(); i < c.f.d; i += WARP) row[i] = cache_value_at(came, c.f.dtype, i);
   __syncwarp();
   for (int i = lane_of_warp(); i < c.pairs; i += WARP) {
-    float angle = __fmul_rn(static_cast<float>(j - c.from[j]), c.freq[i]), co = cosf(angle), si = sinf(angle);
+    float angle = __fmul_rn(static_cast<float>(j - c.from[j]), c.freq[i]), co = cosf(angle),
+        si = sinf(angle);
     float *pair = row + i * c.step, a = pair[0], b = pair[c.other];
     pair[0] = a * co - b * si;
     pair[c.other] = a * si + b * co;
@@ -176,21 +192,23 @@ static __global__ void rotate_kernel(rotate_call c) {
   write_row(at, c.f.dtype, row, c.f.d);
 }
 
-static pyr_status cuda_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from,
-                              const int32_t *stood, const float *freq, int32_t dims, pyr_rope_style style) {
+static pyr_status cuda_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout,
+                              const int32_t *from, const int32_t *stood, const float *freq,
+                                  int32_t dims, pyr_rope_style style) {
   rotate_call c = { {}, from, stood, freq, format_of(layout), dims / 2,
                     style == PYR_ROPE_HALF ? 1 : 2, style == PYR_ROPE_HALF ? dims / 2 : 1 };
   if (lane->rows <= 0) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "rotate", &c.lane, lane, 0, lane->rows);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(rotate_kernel, blocks_of(lane->rows), WARPS * WARP, static_cast<size_t>(WARPS * c.f.d) * sizeof(float),
-             cuda_of(be), c);
+  PYR_LAUNCH(rotate_kernel, blocks_of(lane->rows), WARPS * WARP,
+             static_cast<size_t>(WARPS * c.f.d) * sizeof(float), cuda_of(be), c);
   return cuda_launched(be, "rotate");
 }
 
-/* ---- norms, rows as f32 ---------------------------------------------------------------------------------------------------- */
+/* ---- norms, rows as f32 ---------------------------------------------------------------------- */
 
-static __global__ void row_norms_kernel(float *out, pyr_lane_view lane, row_format f, int64_t begin, int64_t end, int what) {
+static __global__ void row_norms_kernel(float *out, pyr_lane_view lane, row_format f,
+                                        int64_t begin, int64_t end, int what) {
   int64_t i = row_of_grid();
   if (i >= end - begin) return;
   const uint8_t *row = row_at(lane, f.bytes, begin + i, what);
@@ -203,32 +221,34 @@ static __global__ void row_norms_kernel(float *out, pyr_lane_view lane, row_form
   if (lane_of_warp() == 0) out[i] = sqrtf(sum);
 }
 
-static pyr_status cuda_row_norms(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin,
-                                 int64_t end, int what) {
+static pyr_status cuda_row_norms(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                                 pyr_layout layout, int64_t begin, int64_t end, int what) {
   pyr_lane_view view;
   if (end <= begin) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "row_norms", &view, lane, begin, end);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(row_norms_kernel, blocks_of(end - begin), WARPS * WARP, 0, cuda_of(be), out, view, format_of(layout), begin,
-             end, what);
+  PYR_LAUNCH(row_norms_kernel, blocks_of(end - begin), WARPS * WARP, 0, cuda_of(be), out, view,
+             format_of(layout), begin, end, what);
   return cuda_launched(be, "row_norms");
 }
 
-static __global__ void read_rows_kernel(float *out, pyr_lane_view lane, row_format f, int64_t begin, int64_t end, int what) {
+static __global__ void read_rows_kernel(float *out, pyr_lane_view lane, row_format f,
+                                        int64_t begin, int64_t end, int what) {
   int64_t i = row_of_grid();
   if (i >= end - begin) return;
   const uint8_t *row = row_at(lane, f.bytes, begin + i, what);
-  for (int c = lane_of_warp(); c < f.d; c += WARP) out[i * f.d + c] = cache_value_at(row, f.dtype, c);
+  for (int c = lane_of_warp(); c < f.d; c += WARP)
+    out[i * f.d + c] = cache_value_at(row, f.dtype, c);
 }
 
-static pyr_status cuda_read_rows(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin,
-                                 int64_t end, int what) {
+static pyr_status cuda_read_rows(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                                 pyr_layout layout, int64_t begin, int64_t end, int what) {
   pyr_lane_view view;
   if (end <= begin) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "read_rows", &view, lane, begin, end);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(read_rows_kernel, blocks_of(end - begin), WARPS * WARP, 0, cuda_of(be), out, view, format_of(layout), begin,
-             end, what);
+  PYR_LAUNCH(read_rows_kernel, blocks_of(end - begin), WARPS * WARP, 0, cuda_of(be), out, view,
+             format_of(layout), begin, end, what);
   return cuda_launched(be, "read_rows");
 }
 

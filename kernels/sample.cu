@@ -1,10 +1,12 @@
-/* sample.cu — token ids out of logits, one block a sequence: sampler.c's steps, with its arithmetic (sample_math.h), so that the same id is
- * picked here and there. To the host goes one integer a sequence.
+/* sample.cu — token ids out of logits, one block a sequence: sampler.c's steps, with its arithmetic
+ * (sample_math.h), so that the same id is picked here and there. To the host goes one integer a
+ * sequence.
  *
- * Logits are read where they are; what penalties and biases make of them is a copy. The highest is found in one pass. Where a token
- * is drawn, top_k, top_p and the draw itself are descents (radix_select.cuh): by logits after so many, by logits with a share of the
- * weights, and by ids with the place that the random number says. A thread has every THREADS-th id in all of them, so that what it
- * writes only it reads. */
+ * Logits are read where they are; what penalties and biases make of them is a copy. The highest is
+ * found in one pass. Where a token is drawn, top_k, top_p and the draw itself are descents
+ * (radix_select.cuh): by logits after so many, by logits with a share of the weights, and by ids
+ * with the place that the random number says. A thread has every THREADS-th id in all of them, so
+ * that what it writes only it reads. */
 #include "radix_select.cuh"
 
 #define PYR_PICK_INLINE static __device__ __forceinline__
@@ -21,7 +23,9 @@ struct pick_call {
   unsigned long long *weight;  /* [vocab], if it draws */
 };
 
-static __device__ __forceinline__ bool is_finite(float x) { return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u; }
+static __device__ __forceinline__ bool is_finite(float x) {
+  return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u;
+}
 
 /* Ids as keys, the first one highest, spread over all digits. */
 struct id_keys {
@@ -30,15 +34,20 @@ struct id_keys {
   __device__ __forceinline__ explicit id_keys(int64_t vocab) : last(1), shift(31) {
     while (last < vocab) last = 2 * last + 1, shift--;
   }
-  __device__ __forceinline__ uint32_t key(int64_t id) const { return (last - static_cast<uint32_t>(id)) << shift; }
-  __device__ __forceinline__ int32_t id(uint32_t key) const { return static_cast<int32_t>(last - (key >> shift)); }
+  __device__ __forceinline__ uint32_t key(int64_t id) const { return (last - static_cast<uint32_t>(
+      id)) << shift; }
+  __device__ __forceinline__ int32_t id(uint32_t key) const { return static_cast<int32_t>(last - (
+      key >> shift)); }
 };
 
-/* The highest finite logit's key and, in the low half, how far its id is below 2^32; 0: there is none. Given to all. */
+/* The highest finite logit's key and, in the low half, how far its id is below 2^32; 0: there is
+ * none. Given to all. */
 static __device__ unsigned long long highest_of(descent *s, const float *logits, int64_t vocab) {
   unsigned long long best = 0;
   for (int64_t i = threadIdx.x; i < vocab; i += THREADS) {
-    unsigned long long mine = static_cast<unsigned long long>(key_of(logits[i])) << 32 | (0xffffffffu - static_cast<uint32_t>(i));
+    unsigned long long mine =
+        static_cast<unsigned long long>(key_of(logits[i])) << 32 | (
+            0xffffffffu - static_cast<uint32_t>(i));
     if (is_finite(logits[i]) && mine > best) best = mine;
   }
   for (int other = WARP / 2; other > 0; other /= 2) {
@@ -52,7 +61,8 @@ static __device__ unsigned long long highest_of(descent *s, const float *logits,
   return best;
 }
 
-/* What a descent by logits keeps: those above its last key, and of those that equal it the ids up to `last`. */
+/* What a descent by logits keeps: those above its last key, and of those that equal it the ids up
+ * to `last`. */
 struct kept {
   uint32_t key;
   int32_t last;
@@ -64,7 +74,8 @@ struct kept {
 
 /* weigh(i): what id i weighs, 0 if it is not among them. */
 template <typename Weigh>
-static __device__ kept keep(descent *s, const float *logits, int64_t vocab, int64_t wanted, uint64_t target, const Weigh &weigh) {
+static __device__ kept keep(descent *s, const float *logits, int64_t vocab, int64_t wanted,
+                            uint64_t target, const Weigh &weigh) {
   cut c = find_cut(s, [&](const digits_of &add) {
     for (int64_t i = threadIdx.x; i < vocab; i += THREADS) {
       unsigned long long weight = weigh(i);
@@ -80,13 +91,15 @@ static __device__ kept keep(descent *s, const float *logits, int64_t vocab, int6
 }
 
 /* A token above temperature 0; `top` is the highest logit. */
-static __device__ int32_t draw(descent *s, const pick_call &c, const float *logits, int64_t vocab, float top) {
+static __device__ int32_t draw(descent *s, const pick_call &c, const float *logits, int64_t vocab,
+                               float top) {
   unsigned long long finite = 0, sum = 0, *weight = c.weight;
   kept few = { 0, INT32_MAX };
   for (int64_t i = threadIdx.x; i < vocab; i += THREADS) finite += is_finite(logits[i]);
   finite = block_sum(finite, s->parts);
   if (c.p.top_k > 0 && static_cast<unsigned long long>(c.p.top_k) < finite)
-    few = keep(s, logits, vocab, c.p.top_k, ALL, [&](int64_t i) { return is_finite(logits[i]) ? 1ull : 0ull; });
+    few = keep(s, logits, vocab, c.p.top_k, ALL,
+               [&](int64_t i) { return is_finite(logits[i]) ? 1ull : 0ull; });
   for (int64_t i = threadIdx.x; i < vocab; i += THREADS) {
     bool mine = is_finite(logits[i]) && few.holds(logits[i], i);
     weight[i] = mine ? pyr_pick_weight(logits[i], top, c.p.temperature) : 0;
@@ -95,7 +108,8 @@ static __device__ int32_t draw(descent *s, const pick_call &c, const float *logi
   sum = block_sum(sum, s->parts);
   auto weigh = [&](int64_t i) { return weight[i]; };
   few = kept{ 0, INT32_MAX };
-  if (c.p.top_p > 0 && c.p.top_p < 1) few = keep(s, logits, vocab, INT64_MAX, pyr_pick_share(c.p.top_p, sum), weigh);
+  if (c.p.top_p > 0 && c.p.top_p < 1)
+    few = keep(s, logits, vocab, INT64_MAX, pyr_pick_share(c.p.top_p, sum), weigh);
   uint64_t least = c.p.min_p > 0 ? pyr_pick_share(c.p.min_p, PYR_WEIGHT_ONE) : 1;
   sum = 0;
   for (int64_t i = threadIdx.x; i < vocab; i += THREADS) {
@@ -111,7 +125,8 @@ static __device__ int32_t draw(descent *s, const pick_call &c, const float *logi
   return keys.id(last.key);
 }
 
-static __global__ void __launch_bounds__(THREADS) pick_kernel(const pick_call *calls, int32_t *ids, int64_t vocab) {
+static __global__ void __launch_bounds__(THREADS) pick_kernel(const pick_call *calls, int32_t *ids,
+                                                              int64_t vocab) {
   __shared__ descent state;
   const pick_call &c = calls[blockIdx.x];
   const float *logits = c.p.logits;
@@ -121,7 +136,8 @@ static __global__ void __launch_bounds__(THREADS) pick_kernel(const pick_call *c
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < c.p.changed; i += THREADS) {
       pyr_change change = c.p.changes[i];
       float *at = c.adjusted + change.id;
-      *at = pyr_pick_adjust(*at, change.bias, change.count, c.p.repeat, c.p.frequency, c.p.presence);
+      *at = pyr_pick_adjust(*at, change.bias, change.count, c.p.repeat, c.p.frequency,
+                            c.p.presence);
     }
     __syncthreads();
     logits = c.adjusted;
@@ -132,7 +148,7 @@ static __global__ void __launch_bounds__(THREADS) pick_kernel(const pick_call *c
   if (threadIdx.x == 0) ids[blockIdx.x] = id;
 }
 
-/* ---- the operation ----------------------------------------------------------------------------------------------------------- */
+/* ---- the operation --------------------------------------------------------------------------- */
 
 static void put_room(cuda_arena *arena, pick_call *call, int64_t vocab) {
   if (call->p.changed > 0) call->adjusted = arena->take<float>(vocab);
@@ -150,20 +166,25 @@ size_t cuda_pick_scratch(const pyr_work *work) {
 }
 
 size_t cuda_pick_table(const pyr_work *work) {
-  return static_cast<size_t>(work->sequences) * (sizeof(pick_call) + 32) + static_cast<size_t>(work->changes) * sizeof(pyr_change);
+  return static_cast<size_t>(work->sequences) * (sizeof(pick_call) + 32)
+      + static_cast<size_t>(work->changes) * sizeof(pyr_change);
 }
 
-static bool put_pick(pyr_backend *be, pick_call *to, const pyr_pick &pick, cuda_arena *arena, int64_t vocab) {
-  pyr_change *device = nullptr, *changes = pick.changed > 0 ? cuda_room(be, pick.changed, &device) : nullptr;
+static bool put_pick(pyr_backend *be, pick_call *to, const pyr_pick &pick, cuda_arena *arena,
+                     int64_t vocab) {
+  pyr_change *device = nullptr, *changes = pick.changed > 0 ? cuda_room(be, pick.changed, &device)
+      : nullptr;
   if (pick.changed > 0 && changes == nullptr) return false;
-  if (pick.changed > 0) memcpy(changes, pick.changes, static_cast<size_t>(pick.changed) * sizeof *changes);
+  if (pick.changed > 0)
+    memcpy(changes, pick.changes, static_cast<size_t>(pick.changed) * sizeof *changes);
   *to = pick_call{ pick, nullptr, nullptr };
   to->p.changes = device;
   put_room(arena, to, vocab);
   return true;
 }
 
-static pyr_status cuda_pick(pyr_backend *be, const pyr_pick *picks, int count, int64_t vocab, int32_t *ids) {
+static pyr_status cuda_pick(pyr_backend *be, const pyr_pick *picks, int count, int64_t vocab,
+                            int32_t *ids) {
   cuda_arena arena = cuda_scratch(be);
   if (count <= 0) return PYR_OK;
   if (vocab < 1 || vocab > INT32_MAX) return cuda_refuse(be, "pick", "no such vocabulary");
@@ -176,9 +197,11 @@ static pyr_status cuda_pick(pyr_backend *be, const pyr_pick *picks, int count, i
   pyr_status status = cuda_check(be, "pick", arena.used);
   if (status == PYR_OK) status = cuda_table_send(be, "pick", fits);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(pick_kernel, static_cast<unsigned>(count), THREADS, 0, cuda_of(be), device, picked, vocab);
+  PYR_LAUNCH(pick_kernel, static_cast<unsigned>(count), THREADS, 0, cuda_of(be), device, picked,
+             vocab);
   status = cuda_launched(be, "pick");
-  return status == PYR_OK ? be->download(be, ids, picked, static_cast<size_t>(count) * sizeof *ids) : status;
+  return status == PYR_OK ? be->download(be, ids, picked, static_cast<size_t>(count) * sizeof *ids)
+      : status;
 }
 
 void cuda_pick_fill(pyr_backend *be) { be->pick = cuda_pick; }

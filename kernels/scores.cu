@@ -1,16 +1,17 @@
-/* scores.cu — vectors of scores: reduced over heads, pooled, normalised, softmax, chunks. As in core/cpu/elementwise.c and
- * signals.c; what needs the whole vector is one block's work, whose sums run in a fixed order. */
+/* scores.cu — vectors of scores: reduced over heads, pooled, normalised, softmax, chunks. As in
+ * core/cpu/elementwise.c and signals.c; what needs the whole vector is one block's work, whose sums
+ * run in a fixed order. */
 #include "convert.cuh"
 
 static constexpr int THREADS = 256;
 
 static unsigned blocks_of(int64_t n) { return static_cast<unsigned>(ceil_div(n, THREADS)); }
 
-/* ---- reduce_rows ----------------------------------------------------------------------------------------------------------- */
+/* ---- reduce_rows ----------------------------------------------------------------------------- */
 
 /* A thread for a column, row after row. NaN wins a maximum, so that it is seen. */
-static __global__ void reduce_rows_kernel(float *out, const float *in, int32_t count, int64_t stride, int64_t n, int how,
-                                          float factor) {
+static __global__ void reduce_rows_kernel(float *out, const float *in, int32_t count,
+                                          int64_t stride, int64_t n, int how, float factor) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= n) return;
   float x = in[i];
@@ -21,16 +22,16 @@ static __global__ void reduce_rows_kernel(float *out, const float *in, int32_t c
   out[i] = x * factor;
 }
 
-static pyr_status cuda_reduce_rows(pyr_backend *be, float *out, const float *in, int32_t count, int64_t stride, int64_t n,
-                                   pyr_reduce how, float scale) {
+static pyr_status cuda_reduce_rows(pyr_backend *be, float *out, const float *in, int32_t count,
+                                   int64_t stride, int64_t n, pyr_reduce how, float scale) {
   if (n <= 0) return PYR_OK;
   float factor = how == PYR_MEAN ? scale / static_cast<float>(count) : scale;
-  PYR_LAUNCH(reduce_rows_kernel, blocks_of(n), THREADS, 0, cuda_of(be), out, in, count, stride, n, static_cast<int>(how),
-             factor);
+  PYR_LAUNCH(reduce_rows_kernel, blocks_of(n), THREADS, 0, cuda_of(be), out, in, count, stride, n,
+             static_cast<int>(how), factor);
   return cuda_launched(be, "reduce_rows");
 }
 
-/* ---- pool ------------------------------------------------------------------------------------------------------------------ */
+/* ---- pool ------------------------------------------------------------------------------------ */
 
 /* A thread for an output, its window from left to right. */
 static __global__ void pool_kernel(float *out, const float *in, int64_t n, int64_t half, int how) {
@@ -42,16 +43,19 @@ static __global__ void pool_kernel(float *out, const float *in, int64_t n, int64
   out[i] = how == 0 ? x / static_cast<float>(high - low) : x;
 }
 
-static pyr_status cuda_pool(pyr_backend *be, float *out, const float *in, int64_t n, int32_t width, int how) {
+static pyr_status cuda_pool(pyr_backend *be, float *out, const float *in, int64_t n, int32_t width,
+                            int how) {
   if (width < 1 || width % 2 == 0) return cuda_refuse(be, "pool", "the width is not odd");
   if (n <= 0) return PYR_OK;
-  PYR_LAUNCH(pool_kernel, blocks_of(n), THREADS, 0, cuda_of(be), out, in, n, static_cast<int64_t>(width / 2), how);
+  PYR_LAUNCH(pool_kernel, blocks_of(n), THREADS, 0, cuda_of(be), out, in, n,
+             static_cast<int64_t>(width / 2), how);
   return cuda_launched(be, "pool");
 }
 
-/* ---- normalize, softmax ---------------------------------------------------------------------------------------------------- */
+/* ---- normalize, softmax ---------------------------------------------------------------------- */
 
-/* Whole vectors are one block's, of as many threads as there are: a few thousand values are a few each. */
+/* Whole vectors are one block's, of as many threads as there are: a few thousand values are a few
+ * each. */
 static constexpr int WHOLE = 1024;
 
 /* One block: x over its sum, in double precision; a zero sum leaves x. */
@@ -87,24 +91,26 @@ static pyr_status cuda_softmax(pyr_backend *be, float *x, int64_t n) {
   return cuda_launched(be, "softmax");
 }
 
-/* ---- chunk ----------------------------------------------------------------------------------------------------------------- */
+/* ---- chunk ----------------------------------------------------------------------------------- */
 
 /* A warp for a run: each value becomes the run's mean. */
 static __global__ void chunk_kernel(float *x, int64_t n, int64_t width) {
-  int64_t run = static_cast<int64_t>(blockIdx.x) * (blockDim.x / WARP) + warp_of_block(), at = run * width;
+  int64_t run = static_cast<int64_t>(blockIdx.x) * (blockDim.x / WARP) + warp_of_block(),
+      at = run * width;
   int64_t some = at >= n ? 0 : at + width < n ? width : n - at;
   double sum = 0;
   for (int64_t i = lane_of_warp(); i < some; i += WARP) sum += x[at + i];
   sum = warp_sum(sum);
-  for (int64_t i = lane_of_warp(); i < some; i += WARP) x[at + i] = static_cast<float>(sum / static_cast<double>(some));
+  for (int64_t i = lane_of_warp(); i < some; i += WARP)
+    x[at + i] = static_cast<float>(sum / static_cast<double>(some));
 }
 
 static pyr_status cuda_chunk(pyr_backend *be, float *x, int64_t n, int64_t width) {
   if (width < 1) return cuda_refuse(be, "chunk", "runs of less than one value");
   if (n <= 0) return PYR_OK;
   int64_t runs = ceil_div(n, width < n ? width : n);
-  PYR_LAUNCH(chunk_kernel, static_cast<unsigned>(ceil_div(runs, THREADS / WARP)), THREADS, 0, cuda_of(be), x, n,
-             width < n ? width : n);
+  PYR_LAUNCH(chunk_kernel, static_cast<unsigned>(ceil_div(runs, THREADS / WARP)), THREADS, 0,
+             cuda_of(be), x, n, width < n ? width : n);
   return cuda_launched(be, "chunk");
 }
 

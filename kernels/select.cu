@@ -1,11 +1,13 @@
-/* select.cu — the rows of highest scores, in linear time and without a sort: so many of one vector (select), or so many, or so
- * much of the sum, of several vectors together (choose). The algorithm is that of core/cpu/select.c: the descent of
- * radix_select.cuh, and a pass that writes what lies above the last key and the first of what equals it.
+/* select.cu — the rows of highest scores, in linear time and without a sort: so many of one vector
+ * (select), or so many, or so much of the sum, of several vectors together (choose). The algorithm
+ * is that of core/cpu/select.c: the descent of radix_select.cuh, and a pass that writes what lies
+ * above the last key and the first of what equals it.
  *
- * One block of as many threads as there are does it all: at 4096 scores four of them a thread, so that a pass is short next to
- * a launch, and passes need no launches between them. Counting is by atomic additions of integers, so no order shows. Of the rows
- * that a segment chooses for itself, those that equal its last key are counted out of a histogram together, as they are all
- * alike; only the last pass asks which rows they are, by their rank. */
+ * One block of as many threads as there are does it all: at 4096 scores four of them a thread, so
+ * that a pass is short next to a launch, and passes need no launches between them. Counting is by
+ * atomic additions of integers, so no order shows. Of the rows that a segment chooses for itself,
+ * those that equal its last key are counted out of a histogram together, as they are all alike;
+ * only the last pass asks which rows they are, by their rank. */
 #include "radix_select.cuh"
 
 #include <cfloat>
@@ -40,19 +42,21 @@ static __device__ cut find_cut(descent *s, const segments &a, int64_t wanted, ui
   return find_cut(s, [&](const digits_of &add) {
     const float *score = a.score;
     for (int32_t g = 0; g < a.count; score += a.list[g++].n) {
-      cut own = own_cut(a, g);                         /* what a segment chose for itself is left out */
+      cut own = own_cut(a, g);  /* what a segment chose for itself is left out */
       for (int64_t i = threadIdx.x; i < a.list[g].n; i += THREADS) {
         uint32_t key = key_of(score[i]);
         if (key <= own.key) add(key, 1, a.unit > 0 ? weight_of(score[i], a.unit) : 0);
       }
       if (threadIdx.x != 0 || own.equal == 0) continue;
-      uint64_t weight = own.key && a.unit > 0 ? weight_of(score_of(own.key), a.unit) * static_cast<uint64_t>(own.equal) : 0;
+      uint64_t weight = own.key && a.unit > 0 ? weight_of(score_of(own.key),
+                                                          a.unit) * static_cast<uint64_t>(
+                                                              own.equal) : 0;
       add(own.key, -own.equal, 0 - weight);
     }
   }, wanted, target);
 }
 
-/* ---- writing ----------------------------------------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 /* How many threads before this one have the flag; *all: how many of the block. */
 static __device__ __forceinline__ int rank_of(shared_state *s, bool flag, int *all) {
@@ -69,16 +73,17 @@ static __device__ __forceinline__ int rank_of(shared_state *s, bool flag, int *a
   return rank;
 }
 
-/* Writes the rows of one segment: its own, and of the others those above the shared cut, whose `equal` goes on to the next
- * segment. Returns how many. */
-static __device__ int32_t write_rows(shared_state *s, const float *score, int64_t n, cut own, cut *common, int32_t *idx,
-                                     int32_t offset) {
+/* Writes the rows of one segment: its own, and of the others those above the shared cut, whose
+ * `equal` goes on to the next segment. Returns how many. */
+static __device__ int32_t write_rows(shared_state *s, const float *score, int64_t n, cut own,
+                                     cut *common, int32_t *idx, int32_t offset) {
   int32_t written = 0;
   for (int64_t tile = 0; tile < n; tile += THREADS) {
     int64_t i = tile + threadIdx.x;
     bool inside = i < n;
     uint32_t key = inside ? key_of(score[i]) : 0;
-    int equals = 0, seconds = 0, all, rank = 0;        /* nothing is ranked of which none is left to take */
+    int equals = 0, seconds = 0, all, rank = 0;        /* nothing is ranked of which none is left to
+                                                          take */
     if (own.equal > 0) rank = rank_of(s, inside && key == own.key, &equals);
     bool mine = inside && (key > own.key || (key == own.key && rank < own.equal));
     bool second = inside && !mine && key == common->key;
@@ -93,10 +98,10 @@ static __device__ int32_t write_rows(shared_state *s, const float *score, int64_
   return written;
 }
 
-/* ---- select ------------------------------------------------------------------------------------------------------------------ */
+/* ---- select ---------------------------------------------------------------------------------- */
 
-static __global__ void __launch_bounds__(THREADS) select_kernel(int32_t *idx, const float *score, int64_t n, int64_t k,
-                                                                int32_t offset) {
+static __global__ void __launch_bounds__(THREADS) select_kernel(int32_t *idx, const float *score,
+    int64_t n, int64_t k, int32_t offset) {
   __shared__ shared_state state;
   pyr_segment whole = { n, 0, 0, 0 };
   segments a = { score, &whole, 1, nullptr, 0 };
@@ -104,16 +109,17 @@ static __global__ void __launch_bounds__(THREADS) select_kernel(int32_t *idx, co
   write_rows(&state, score, n, no_cut(), &common, idx, offset);
 }
 
-static pyr_status cuda_select(pyr_backend *be, int32_t *idx, const float *score, int64_t n, int64_t k, int32_t offset) {
+static pyr_status cuda_select(pyr_backend *be, int32_t *idx, const float *score, int64_t n,
+                              int64_t k, int32_t offset) {
   if (k < 0 || k > n)
-    return cuda_of(be)->host->set_error(be->rt, PYR_ARGUMENT, "select: %lld of %lld rows", static_cast<long long>(k),
-                                        static_cast<long long>(n));
+    return cuda_of(be)->host->set_error(be->rt, PYR_ARGUMENT, "select: %lld of %lld rows",
+                                        static_cast<long long>(k), static_cast<long long>(n));
   if (k == 0) return PYR_OK;
   PYR_LAUNCH(select_kernel, 1, THREADS, 0, cuda_of(be), idx, score, n, k, offset);
   return cuda_launched(be, "select");
 }
 
-/* ---- choose ------------------------------------------------------------------------------------------------------------------ */
+/* ---- choose ---------------------------------------------------------------------------------- */
 
 struct choice {
   const float *score;
@@ -136,7 +142,8 @@ static __device__ double unit_of(shared_state *s, const float *score, int64_t n)
   return ldexp(1.0, 36 - e);
 }
 
-/* What is still to be held: the share of the sum of all scores, less what the segments' own hold. */
+/* What is still to be held: the share of the sum of all scores, less what the segments' own hold.
+ * */
 static __device__ uint64_t target_of(shared_state *s, const segments &a, double mass) {
   unsigned long long sum = 0, held = 0;
   const float *score = a.score;
@@ -164,7 +171,8 @@ static __global__ void __launch_bounds__(THREADS) choose_kernel(choice c) {
   for (int32_t g = 0; g < c.count; score += c.list[g++].n) {
     segments alone = { score, &c.list[g], 1, nullptr, 0 };
     cut own = c.list[g].least > 0 ? find_cut(&state.d, alone, c.list[g].least, ALL) : no_cut();
-    if (threadIdx.x == 0) c.work[2 * g] = static_cast<int32_t>(own.key), c.work[2 * g + 1] = own.equal;
+    if (threadIdx.x == 0)
+      c.work[2 * g] = static_cast<int32_t>(own.key), c.work[2 * g + 1] = own.equal;
   }
   __syncthreads();
   uint64_t target = ALL;
@@ -172,10 +180,12 @@ static __global__ void __launch_bounds__(THREADS) choose_kernel(choice c) {
     a.unit = unit_of(&state, c.score, c.n);
     target = target_of(&state, a, c.mass);
   }
-  cut common = c.most > c.least && target > 0 ? find_cut(&state.d, a, c.most - c.least, target) : no_cut();
+  cut common = c.most > c.least && target > 0 ? find_cut(&state.d, a, c.most - c.least, target)
+      : no_cut();
   score = c.score;
   for (int32_t g = 0; g < c.count; score += c.list[g++].n) {
-    int32_t written = write_rows(&state, score, c.list[g].n, own_cut(a, g), &common, c.idx + c.list[g].at, c.list[g].offset);
+    int32_t written = write_rows(&state, score, c.list[g].n, own_cut(a, g), &common,
+                                 c.idx + c.list[g].at, c.list[g].offset);
     if (threadIdx.x == 0) c.chosen[g] = written;
   }
 }
@@ -188,9 +198,11 @@ static pyr_status cuda_choose(pyr_backend *be, const pyr_choice *c) {
     n += c->segments[s].n, least += c->segments[s].least;
   }
   if (!fits || c->most < least || c->most > n || n > MOST)
-    return cuda_of(be)->host->set_error(be->rt, PYR_ARGUMENT, "choose: %lld of %lld rows, at least %lld, mass %g",
-                                        static_cast<long long>(c->most), static_cast<long long>(n), static_cast<long long>(least),
-                                        c->mass);
+    return cuda_of(be)->host->set_error(be->rt, PYR_ARGUMENT,
+                                        "choose: %lld of %lld rows, at least %lld, mass %g",
+                                            static_cast<long long>(c->most),
+                                                static_cast<long long>(n),
+                                                    static_cast<long long>(least), c->mass);
   if (c->count <= 0) return PYR_OK;
   pyr_segment *device;
   cuda_table_begin(be);
@@ -198,7 +210,8 @@ static pyr_status cuda_choose(pyr_backend *be, const pyr_choice *c) {
   for (int32_t s = 0; list && s < c->count; s++) list[s] = c->segments[s];
   pyr_status status = cuda_table_send(be, "choose", list != nullptr);
   if (status != PYR_OK) return status;
-  choice call = { c->score, device, c->count, n, least, c->most, c->mass, c->idx, c->chosen, c->work };
+  choice call = { c->score, device, c->count, n, least, c->most, c->mass, c->idx, c->chosen,
+                  c->work };
   PYR_LAUNCH(choose_kernel, 1, THREADS, 0, cuda_of(be), call);
   return cuda_launched(be, "choose");
 }

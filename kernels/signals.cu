@@ -1,14 +1,16 @@
-/* signals.cu — what the rows of a lane, the output projection and the prompt's queries say of each row, beside attention. The
- * definitions are in core/cpu/signals.c: key_similarity (KeyDiff), lag (LagKV), output_norm (CriticalKV), expected (Expected
- * Attention, of the moments that query_stats.cu leaves).
+/* signals.cu — what the rows of a lane, the output projection and the prompt's queries say of each
+ * row, beside attention. The definitions are in core/cpu/signals.c: key_similarity (KeyDiff), lag
+ * (LagKV), output_norm (CriticalKV), expected (Expected Attention, of the moments that
+ * query_stats.cu leaves).
  *
- * Where rows meet a matrix, a block has a tile of rows in shared memory as f32, a row for each lane of its warps, and the warps
- * share the matrix' rows; their sums are joined in the order of warps. */
+ * Where rows meet a matrix, a block has a tile of rows in shared memory as f32, a row for each lane
+ * of its warps, and the warps share the matrix' rows; their sums are joined in the order of warps.
+ * */
 #include "pack.cuh"
 
 static constexpr int WARPS = 4, THREADS = WARPS * WARP;
 
-/* ---- scratch --------------------------------------------------------------------------------------------------------------- */
+/* ---- scratch --------------------------------------------------------------------------------- */
 
 struct signal_scratch { float *anchor, *spreads; };  /* [d]; [2][rows] of K and of V */
 static signal_scratch signal_scratch_of(cuda_arena *arena, int64_t d, int64_t rows) {
@@ -38,12 +40,17 @@ struct tile_args {
   int first;                       /* of the query heads */
 };
 
-static size_t tile_bytes(row_format f) { return static_cast<size_t>(tile_rows(f.d) * tile_ld(f.d)) * sizeof(float); }
-static unsigned tiles_of(const tile_args &a) { return static_cast<unsigned>(ceil_div(a.end - a.begin, tile_rows(a.f.d))); }
+static size_t tile_bytes(row_format f) {
+  return static_cast<size_t>(tile_rows(f.d) * tile_ld(f.d)) * sizeof(float);
+}
+static unsigned tiles_of(const tile_args &a) {
+  return static_cast<unsigned>(ceil_div(a.end - a.begin, tile_rows(a.f.d)));
+}
 
-/* ---- key_similarity ---------------------------------------------------------------------------------------------------------- */
+/* ---- key_similarity -------------------------------------------------------------------------- */
 
-/* One block: the sum of keys scaled to length 1, itself scaled to length 1. A warp has every WARPS-th row, and sums of its own. */
+/* One block: the sum of keys scaled to length 1, itself scaled to length 1. A warp has every
+ * WARPS-th row, and sums of its own. */
 static __global__ void __launch_bounds__(THREADS) anchor_kernel(float *anchor, tile_args a) {
   __shared__ float parts[WARP];
   PYR_SHARED(float, sums);                           /* [WARPS][d] */
@@ -58,7 +65,8 @@ static __global__ void __launch_bounds__(THREADS) anchor_kernel(float *anchor, t
     }
     length = sqrtf(warp_sum(length));
     float inverse = length > 0 ? 1.0f / length : 0.0f;
-    for (int c = lane_of_warp(); c < a.f.d; c += WARP) sum[c] += cache_value_at(row, a.f.dtype, c) * inverse;
+    for (int c = lane_of_warp(); c < a.f.d; c += WARP)
+      sum[c] += cache_value_at(row, a.f.dtype, c) * inverse;
   }
   __syncthreads();
   for (int c = static_cast<int>(threadIdx.x); c < a.f.d; c += THREADS) {
@@ -66,11 +74,13 @@ static __global__ void __launch_bounds__(THREADS) anchor_kernel(float *anchor, t
     squares += sums[c] * sums[c];
   }
   float length = sqrtf(block_sum(squares, parts));
-  for (int c = static_cast<int>(threadIdx.x); c < a.f.d; c += THREADS) anchor[c] = length > 0 ? sums[c] / length : 0.0f;
+  for (int c = static_cast<int>(threadIdx.x); c < a.f.d; c += THREADS)
+    anchor[c] = length > 0 ? sums[c] / length : 0.0f;
 }
 
 /* A warp for a row: its cosine with the anchor. */
-static __global__ void __launch_bounds__(THREADS) similarity_kernel(const float *anchor, tile_args a) {
+static __global__ void __launch_bounds__(THREADS) similarity_kernel(const float *anchor,
+    tile_args a) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * WARPS + warp_of_block();
   if (i >= a.end - a.begin) return;
   const uint8_t *row = row_at(a.lane, a.f.bytes, a.begin + i, 0);
@@ -85,8 +95,8 @@ static __global__ void __launch_bounds__(THREADS) similarity_kernel(const float 
   if (lane_of_warp() == 0) a.out[i] = length > 0 ? dot / length : 0.0f;
 }
 
-static pyr_status cuda_key_similarity(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin,
-                                      int64_t end) {
+static pyr_status cuda_key_similarity(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                                      pyr_layout layout, int64_t begin, int64_t end) {
   tile_args a = { out, {}, format_of(layout), begin, end, 0 };
   pyr_cuda *cuda = cuda_of(be);
   cuda_arena arena = cuda_scratch(be);
@@ -95,16 +105,19 @@ static pyr_status cuda_key_similarity(pyr_backend *be, float *out, const pyr_lan
   pyr_status status = cuda_check(be, "key_similarity", arena.used);
   if (status == PYR_OK) status = cuda_send_lane(be, "key_similarity", &a.lane, lane, begin, end);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(anchor_kernel, 1, THREADS, static_cast<size_t>(WARPS * a.f.d) * sizeof(float), cuda, s.anchor, a);
-  PYR_LAUNCH(similarity_kernel, static_cast<unsigned>(ceil_div(end - begin, WARPS)), THREADS, 0, cuda, s.anchor, a);
+  PYR_LAUNCH(anchor_kernel, 1, THREADS, static_cast<size_t>(WARPS * a.f.d) * sizeof(float), cuda,
+             s.anchor, a);
+  PYR_LAUNCH(similarity_kernel, static_cast<unsigned>(ceil_div(end - begin, WARPS)), THREADS, 0,
+             cuda, s.anchor, a);
   return cuda_launched(be, "key_similarity");
 }
 
-/* ---- lag --------------------------------------------------------------------------------------------------------------------- */
+/* ---- lag ------------------------------------------------------------------------------------- */
 
-/* The spread of each row of a run of K or V over the range of the run behind it, then its softmax over the run, by a block. */
-static __device__ void lag_softmax(const tile_args &a, float *spread, float *low, float *parts, int64_t row, int64_t lag,
-                                   int what) {
+/* The spread of each row of a run of K or V over the range of the run behind it, then its softmax
+ * over the run, by a block. */
+static __device__ void lag_softmax(const tile_args &a, float *spread, float *low, float *parts,
+                                   int64_t row, int64_t lag, int what) {
   float *inverse = low + a.f.d, top = -INFINITY, sum = 0;
   for (int c = static_cast<int>(threadIdx.x); c < a.f.d; c += THREADS) {
     float least = INFINITY, most = -INFINITY;
@@ -120,14 +133,16 @@ static __device__ void lag_softmax(const tile_args &a, float *spread, float *low
   for (int64_t r = warp_of_block(); r < lag; r += WARPS) {
     const uint8_t *at = row_at(a.lane, a.f.bytes, row + r, what);
     float mean = 0, squares = 0;
-    for (int c = lane_of_warp(); c < a.f.d; c += WARP) mean += (cache_value_at(at, a.f.dtype, c) - low[c]) * inverse[c];
+    for (int c = lane_of_warp(); c < a.f.d; c += WARP)
+      mean += (cache_value_at(at, a.f.dtype, c) - low[c]) * inverse[c];
     mean = warp_sum(mean) / static_cast<float>(a.f.d);
     for (int c = lane_of_warp(); c < a.f.d; c += WARP) {
       float x = (cache_value_at(at, a.f.dtype, c) - low[c]) * inverse[c] - mean;
       squares += x * x;
     }
     squares = warp_sum(squares);
-    if (lane_of_warp() == 0) spread[r] = a.f.d > 1 ? sqrtf(squares / static_cast<float>(a.f.d - 1)) : 0.0f;
+    if (lane_of_warp() == 0)
+      spread[r] = a.f.d > 1 ? sqrtf(squares / static_cast<float>(a.f.d - 1)) : 0.0f;
   }
   __syncthreads();
   for (int64_t r = threadIdx.x; r < lag; r += THREADS) top = fmaxf(top, spread[r]);
@@ -138,10 +153,12 @@ static __device__ void lag_softmax(const tile_args &a, float *spread, float *low
 }
 
 /* A block for a run, which is judged as a whole, also where only some of its rows are wanted. */
-static __global__ void __launch_bounds__(THREADS) lag_kernel(tile_args a, float *spreads, int64_t all, int64_t lag, int ranked) {
+static __global__ void __launch_bounds__(THREADS) lag_kernel(tile_args a, float *spreads,
+                                                             int64_t all, int64_t lag, int ranked) {
   __shared__ float parts[WARP];
-  PYR_SHARED(float, low);                            /* [2][d] the least of the run behind, one over its range */
-  int64_t at = static_cast<int64_t>(blockIdx.x) * lag, judged = a.end - a.begin - at < lag ? a.end - a.begin - at : lag;
+  PYR_SHARED(float, low);  /* [2][d] the least of the run behind, one over its range */
+  int64_t at = static_cast<int64_t>(blockIdx.x) * lag,
+      judged = a.end - a.begin - at < lag ? a.end - a.begin - at : lag;
   float *keys = spreads + at, *values = spreads + all + at;
   lag_softmax(a, keys, low, parts, a.begin + at, lag, 0);
   lag_softmax(a, values, low, parts, a.begin + at, lag, 1);
@@ -149,7 +166,8 @@ static __global__ void __launch_bounds__(THREADS) lag_kernel(tile_args a, float 
   __syncthreads();
   for (int64_t i = threadIdx.x; i < judged; i += THREADS) {
     int64_t below = 0;
-    for (int64_t j = 0; j < lag && ranked; j++) below += keys[j] < keys[i] || (keys[j] == keys[i] && j < i);
+    for (int64_t j = 0; j < lag && ranked; j++)
+      below += keys[j] < keys[i] || (keys[j] == keys[i] && j < i);
     a.out[at + i] = ranked ? static_cast<float>(below) / static_cast<float>(lag) : keys[i];
   }
 }
@@ -159,8 +177,8 @@ static __global__ void ones_kernel(float *out, int64_t n) {
   if (i < n) out[i] = 1.0f;
 }
 
-static pyr_status cuda_lag(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end,
-                           int64_t lag, int ranked) {
+static pyr_status cuda_lag(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                           pyr_layout layout, int64_t begin, int64_t end, int64_t lag, int ranked) {
   tile_args a = { out, {}, format_of(layout), begin, end, 0 };
   pyr_cuda *cuda = cuda_of(be);
   cuda_arena arena = cuda_scratch(be);
@@ -173,18 +191,22 @@ static pyr_status cuda_lag(pyr_backend *be, float *out, const pyr_lane_view *lan
   if (status == PYR_OK) status = cuda_send_lane(be, "lag", &a.lane, lane, begin, lane->rows);
   if (status != PYR_OK) return status;
   int64_t rest = end - begin - runs * lag;
-  if (rest > 0) PYR_LAUNCH(ones_kernel, static_cast<unsigned>(ceil_div(rest, THREADS)), THREADS, 0, cuda, out + runs * lag, rest);
+  if (rest > 0)
+    PYR_LAUNCH(ones_kernel, static_cast<unsigned>(ceil_div(rest, THREADS)), THREADS, 0, cuda,
+               out + runs * lag, rest);
   if (runs > 0)
-    PYR_LAUNCH(lag_kernel, static_cast<unsigned>(runs), THREADS, static_cast<size_t>(2 * a.f.d) * sizeof(float), cuda, a,
-               s.spreads, runs * lag, lag, ranked);
+    PYR_LAUNCH(lag_kernel, static_cast<unsigned>(runs), THREADS,
+               static_cast<size_t>(2 * a.f.d) * sizeof(float), cuda, a, s.spreads, runs * lag, lag,
+                   ranked);
   return cuda_launched(be, "lag");
 }
 
-/* ---- output_norm ------------------------------------------------------------------------------------------------------------ */
+/* ---- output_norm ----------------------------------------------------------------------------- */
 
-/* Grid: tiles of rows, query heads. A warp has every WARPS-th row of the projection; its columns of the head, in shared memory. */
-static __global__ void __launch_bounds__(THREADS) output_kernel(tile_args a, const uint8_t *o, size_t stride, int dtype,
-                                                                int64_t width) {
+/* Grid: tiles of rows, query heads. A warp has every WARPS-th row of the projection; its columns of
+ * the head, in shared memory. */
+static __global__ void __launch_bounds__(THREADS) output_kernel(tile_args a, const uint8_t *o,
+    size_t stride, int dtype, int64_t width) {
   __shared__ float parts[THREADS];
   PYR_SHARED(float, tile);                           /* [rows][ld] values; [WARPS][d] */
   int rows = tile_rows(a.f.d), ld = tile_ld(a.f.d), d = a.f.d;
@@ -195,7 +217,8 @@ static __global__ void __launch_bounds__(THREADS) output_kernel(tile_args a, con
   load_tile(tile, rows, ld, a.lane, a.f, 0, d, row, left, 1);
   __syncthreads();
   for (int64_t w = warp_of_block(); w < width; w += WARPS) {
-    for (int c = lane_of_warp(); c < d; c += WARP) weights[c] = weight_at(o, stride, dtype, w, column + c);
+    for (int c = lane_of_warp(); c < d; c += WARP)
+      weights[c] = weight_at(o, stride, dtype, w, column + c);
     __syncwarp();
     float dot = 0;
     for (int c = 0; c < d; c++) dot += weights[c] * v[c];
@@ -207,23 +230,26 @@ static __global__ void __launch_bounds__(THREADS) output_kernel(tile_args a, con
     a.out[blockIdx.y * (a.end - a.begin) + (row - a.begin) + lane_of_warp()] = sum;
 }
 
-static pyr_status cuda_output_norm(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin,
-                                   int64_t end, const pyr_tensor *o, int32_t first, int32_t count) {
+static pyr_status cuda_output_norm(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                                   pyr_layout layout, int64_t begin, int64_t end,
+                                       const pyr_tensor *o, int32_t first, int32_t count) {
   tile_args a = { out, {}, format_of(layout), begin, end, first };
   if (end <= begin || count <= 0) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "output_norm", &a.lane, lane, begin, end);
   if (status != PYR_OK) return status;
   PYR_LAUNCH(output_kernel, dim3(tiles_of(a), static_cast<unsigned>(count)), THREADS,
              tile_bytes(a.f) + static_cast<size_t>(WARPS * a.f.d) * sizeof(float),
-             cuda_of(be), a, static_cast<const uint8_t *>(o->data), o->stride, weight_dtype(o), o->shape[0]);
+             cuda_of(be), a, static_cast<const uint8_t *>(o->data), o->stride, weight_dtype(o),
+                 o->shape[0]);
   return cuda_launched(be, "output_norm");
 }
 
-/* ---- expected --------------------------------------------------------------------------------------------------------------- */
+/* ---- expected -------------------------------------------------------------------------------- */
 
-/* Grid: tiles of rows, query heads. mean . k + k^T outer k: a warp has every WARPS-th dimension i, and adds
- * (mean_i + outer_i . k) k_i. */
-static __global__ void __launch_bounds__(THREADS) expected_kernel(tile_args a, const float *means, const float *outers) {
+/* Grid: tiles of rows, query heads. mean . k + k^T outer k: a warp has every WARPS-th dimension i,
+ * and adds (mean_i + outer_i . k) k_i. */
+static __global__ void __launch_bounds__(THREADS) expected_kernel(tile_args a, const float *means,
+    const float *outers) {
   __shared__ float parts[THREADS];
   PYR_SHARED(float, tile);
   int rows = tile_rows(a.f.d), ld = tile_ld(a.f.d), d = a.f.d;
@@ -246,14 +272,15 @@ static __global__ void __launch_bounds__(THREADS) expected_kernel(tile_args a, c
     a.out[blockIdx.y * (a.end - a.begin) + (row - a.begin) + lane_of_warp()] = sum;
 }
 
-static pyr_status cuda_expected(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin,
-                                int64_t end, const pyr_moments *m, int32_t first, int32_t count) {
+static pyr_status cuda_expected(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                                pyr_layout layout, int64_t begin, int64_t end,
+                                    const pyr_moments *m, int32_t first, int32_t count) {
   tile_args a = { out, {}, format_of(layout), begin, end, first };
   if (end <= begin || count <= 0) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "expected", &a.lane, lane, begin, end);
   if (status != PYR_OK) return status;
-  PYR_LAUNCH(expected_kernel, dim3(tiles_of(a), static_cast<unsigned>(count)), THREADS, tile_bytes(a.f), cuda_of(be), a,
-             m->sum, m->outer);
+  PYR_LAUNCH(expected_kernel, dim3(tiles_of(a), static_cast<unsigned>(count)), THREADS,
+             tile_bytes(a.f), cuda_of(be), a, m->sum, m->outer);
   return cuda_launched(be, "expected");
 }
 

@@ -1,11 +1,16 @@
-/* warp.cuh — sums and maxima over a warp and over a block. The order is fixed: results do not depend on timing. */
+/* warp.cuh — sums and maxima over a warp and over a block. The order is fixed: results do not
+ * depend on timing. */
 #ifndef PYR_CUDA_WARP_CUH
 #define PYR_CUDA_WARP_CUH
 
 #include "device.cuh"
 
-static __device__ __forceinline__ int lane_of_warp() { return static_cast<int>(threadIdx.x) % WARP; }
-static __device__ __forceinline__ int warp_of_block() { return static_cast<int>(threadIdx.x) / WARP; }
+static __device__ __forceinline__ int lane_of_warp() {
+  return static_cast<int>(threadIdx.x) % WARP;
+}
+static __device__ __forceinline__ int warp_of_block() {
+  return static_cast<int>(threadIdx.x) / WARP;
+}
 
 template <typename T> static __device__ __forceinline__ T warp_sum(T x) {
   for (int other = WARP / 2; other > 0; other /= 2) x += __shfl_xor_sync(ALL_LANES, x, other);
@@ -13,7 +18,8 @@ template <typename T> static __device__ __forceinline__ T warp_sum(T x) {
 }
 
 static __device__ __forceinline__ float warp_max(float x) {
-  for (int other = WARP / 2; other > 0; other /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, other));
+  for (int other = WARP / 2; other > 0; other /= 2)
+    x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, other));
   return x;
 }
 
@@ -25,7 +31,8 @@ static __device__ __forceinline__ int warp_max(int x) {
   return x;
 }
 
-/* Sums of a block of at most 1024 threads, given to all. `parts` [32] is shared, and free again when the call returns. */
+/* Sums of a block of at most 1024 threads, given to all. `parts` [32] is shared, and free again
+ * when the call returns. */
 template <typename T> static __device__ __forceinline__ T block_sum(T x, T *parts) {
   x = warp_sum(x);
   if (lane_of_warp() == 0) parts[warp_of_block()] = x;

@@ -1,4 +1,5 @@
-/* bundle.h — the Lua texts packed into the library by scripts/maker/bundle_lua.lua, sorted by kind and name. Constant data. */
+/* bundle.h — the Lua texts packed into the library by scripts/maker/bundle_lua.lua, sorted by kind
+ * and name. Constant data. */
 #ifndef PYR_BUNDLE_H
 #define PYR_BUNDLE_H
 

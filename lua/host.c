@@ -1,18 +1,19 @@
 /* host.c — the facade for hosts that don't want to see Lua.
  *
- * Owns: one private lua_State with the bundled modules, an account of its memory, the last message, and the conversations'
- * handles. What a host does — open, generate, converse, close — is in lua/pyramid/host.lua; this file only carries values
- * and statuses across.
+ * Owns: one private lua_State with the bundled modules, an account of its memory, the last message,
+ * and the conversations' handles. What a host does — open, generate, converse, close — is in
+ * lua/pyramid/host.lua; this file only carries values and statuses across.
  *
- * Every entry into Lua is one protected call of one C function with one light userdatum, which needs no memory of its
- * own: nothing can reach Lua's panic function, whatever fails. Errors that Lua raises are misuse (PYR_ARGUMENT) or want
- * of memory; failures of the world come as nil, message, code.
+ * Every entry into Lua is one protected call of one C function with one light userdatum, which
+ * needs no memory of its own: nothing can reach Lua's panic function, whatever fails. Errors that
+ * Lua raises are misuse (PYR_ARGUMENT) or want of memory; failures of the world come as nil,
+ * message, code.
  *
- * A handle that is closed inside a callback of its own call is only marked; the call frees it when it ends. A
- * conversation keeps its host alive: `handles` counts the host's own and those.
+ * A handle that is closed inside a callback of its own call is only marked; the call frees it when
+ * it ends. A conversation keeps its host alive: `handles` counts the host's own and those.
  *
- * Cancelling sets one flag. It is read by a progress callback, between tokens, and by a hook that the state runs every few
- * thousand instructions, so that a policy's loop ends, too. */
+ * Cancelling sets one flag. It is read by a progress callback, between tokens, and by a hook that
+ * the state runs every few thousand instructions, so that a policy's loop ends, too. */
 #include "lpyramid.h"
 #include "base/plain.h"
 #include "base/versioned.h"
@@ -37,7 +38,7 @@ struct pyr_host {
   atomic_bool busy;
   atomic_bool cancelled;
   bool closed;                            /* its own handle is gone, … */
-  bool closed_inside_call;                /* … or a conversation's, inside a callback of the call that runs */
+  bool closed_inside_call;  /* … or a conversation's, inside a callback of the call that runs */
   pyr_conversation *closed_inside;        /* conversations closed inside a callback */
   const pyr_generate_options *running;    /* what the callbacks are, while there are any */
   bool writing;                           /* the prompt is read, and there is no progress to tell */
@@ -52,7 +53,7 @@ struct pyr_conversation {
   pyr_conversation *next;                 /* of those closed inside a callback */
 };
 
-/* ---- the way in ----------------------------------------------------------------------------------------------------- */
+/* ---- the way in ------------------------------------------------------------------------------ */
 
 typedef struct host_call {                /* what the protected functions get, each what it needs */
   pyr_host *host;
@@ -73,7 +74,8 @@ static void *host_alloc(void *ud, void *ptr, size_t old, size_t size) {
     host->held -= old;
     return NULL;
   }
-  if (host->limit && size > old && size - old > host->limit - (host->held < host->limit ? host->held : host->limit)) return NULL;
+  if (host->limit && size > old && size - old > host->limit - (host->held < host->limit
+      ? host->held : host->limit)) return NULL;
   void *fresh = realloc(ptr, size);
   if (fresh) host->held += size - old;
   return fresh;
@@ -90,14 +92,17 @@ static pyr_status status_of(const char *name) {
   return PYR_ARGUMENT;
 }
 
-static bool is_cancelled(pyr_host *host) { return atomic_load_explicit(&host->cancelled, memory_order_relaxed); }
+static bool is_cancelled(pyr_host *host) {
+  return atomic_load_explicit(&host->cancelled, memory_order_relaxed);
+}
 
 static void watch(lua_State *L, lua_Debug *at) {
   void *host;
   (void)at;
   lua_getallocf(L, &host);
   if (!is_cancelled(host)) return;
-  lua_sethook(L, watch, LUA_MASKCOUNT, 1);            /* again at once, where something catches this and goes on */
+  lua_sethook(L, watch, LUA_MASKCOUNT, 1);            /* again at once, where something catches this
+                                                         and goes on */
   luaL_error(L, "cancelled");
 }
 
@@ -116,7 +121,9 @@ static void drop_conversation(pyr_conversation *c) {
 static pyr_status begin(pyr_host *host) {
   if (host == NULL) return PYR_ARGUMENT;
   if (atomic_exchange(&host->busy, true))
-    return set_message(host, PYR_ARGUMENT, "the host is in another call already: one at a time, and none of its own in a callback");
+    return set_message(host, PYR_ARGUMENT,
+                       "the host is in another call already: one at a time, and none of its own "
+                       "in a callback");
   host->message[0] = 0;
   atomic_store(&host->cancelled, false);
   return PYR_OK;
@@ -131,15 +138,18 @@ static pyr_status protect(pyr_host *host, lua_CFunction function, host_call *cal
   lua_sethook(L, watch, LUA_MASKCOUNT, HOOK_EVERY);
   lua_pushcfunction(L, function);
   lua_pushlightuserdata(L, call);
-  host->outer = pyr_plain_enter();        /* what is read and written does not depend on the process's locale */
+  host->outer = pyr_plain_enter();        /* what is read and written does not depend on the
+                                             process's locale */
   int failed = lua_pcall(L, 1, 0, 0);
   pyr_plain_leave(host->outer);
   if (failed) {
-    const char *message = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1) : "an error that is no text";
+    const char *message = lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1)
+        : "an error that is no text";
     call->status = set_message(host, failed == LUA_ERRMEM ? PYR_MEMORY : PYR_ARGUMENT, message);
   }
   lua_settop(L, 0);
-  if (call->status != PYR_OK && is_cancelled(host)) call->status = set_message(host, PYR_CANCELLED, "cancelled");
+  if (call->status != PYR_OK && is_cancelled(host))
+    call->status = set_message(host, PYR_CANCELLED, "cancelled");
   return call->status;
 }
 
@@ -161,13 +171,15 @@ static pyr_status end(pyr_host *host, pyr_status status) {
   return status;
 }
 
-/* The results nil, message, code of a method at index, … into the host; anything else is success. */
+/* The results nil, message, code of a method at index, … into the host; anything else is success.
+ * */
 static void take_results(lua_State *L, host_call *call, int index) {
   call->status = PYR_OK;
   if (!lua_isnil(L, index)) return;
   const char *message = lua_tostring(L, index + 1);
   call->status = set_message(call->host, status_of(lua_tostring(L, index + 2)), message);
-  /* what Lua says when it has none; code that loads other code (a policy) hands it on as that code's fault */
+  /* what Lua says when it has none; code that loads other code (a policy) hands it on as that
+   * code's fault */
   if (message && strstr(message, "not enough memory")) call->status = PYR_MEMORY;
 }
 
@@ -197,7 +209,7 @@ static void set_flag(lua_State *L, const char *key, int value) {
 
 static int64_t size_number(size_t size) { return size > INT64_MAX ? INT64_MAX : (int64_t)size; }
 
-/* ---- open -------------------------------------------------------------------------------------------------------------- */
+/* ---- open ------------------------------------------------------------------------------------ */
 
 static int protected_open(lua_State *L) {
   host_call *call = lua_touserdata(L, 1);
@@ -263,13 +275,14 @@ pyr_status pyr_host_open(const char *model_path, const pyr_host_options *options
   }
   host->limit = taken.memory_limit;
   host->L = lua_newstate(host_alloc, host);
-  if (host->L == NULL) return set_message(host, PYR_MEMORY, "not enough memory for the private Lua state");
+  if (host->L == NULL)
+    return set_message(host, PYR_MEMORY, "not enough memory for the private Lua state");
   host_call call = { .host = host, .text = model_path, .options = &taken };
   begin(host);
   return end(host, protect(host, protected_open, &call));
 }
 
-/* ---- callbacks ---------------------------------------------------------------------------------------------------------- */
+/* ---- callbacks ------------------------------------------------------------------------------- */
 
 /* Numbers of a sequence at an index; at most `most`. */
 static int32_t read_numbers(lua_State *L, int index, int32_t *ids, double *numbers, int32_t most) {
@@ -285,7 +298,8 @@ static int32_t read_numbers(lua_State *L, int index, int32_t *ids, double *numbe
   return count;
 }
 
-/* The host's callbacks as Lua functions; upvalue 1 is the host. on_token(piece, id, logprob, ids, logprobs) */
+/* The host's callbacks as Lua functions; upvalue 1 is the host. on_token(piece, id, logprob, ids,
+ * logprobs) */
 static int call_on_token(lua_State *L) {
   pyr_host *host = lua_touserdata(L, lua_upvalueindex(1));
   const pyr_generate_options *o = host->running;
@@ -328,7 +342,7 @@ static void set_callback(lua_State *L, const char *key, pyr_host *host, lua_CFun
   lua_setfield(L, -2, key);
 }
 
-/* ---- generate ---------------------------------------------------------------------------------------------------------- */
+/* ---- generate -------------------------------------------------------------------------------- */
 
 static void push_sampler_options(lua_State *L, const pyr_sampler_options *s) {
   lua_newtable(L);
@@ -424,33 +438,39 @@ static int protected_generate(lua_State *L) {
 }
 
 /* What generating and answering have in common. */
-static pyr_status check_how(pyr_host *host, const pyr_generate_options *options, pyr_generate_options *taken) {
+static pyr_status check_how(pyr_host *host, const pyr_generate_options *options,
+                            pyr_generate_options *taken) {
   const char *wrong = pyr_take_options(taken, sizeof *taken, sizeof *taken, options);
   if (wrong) {
     snprintf(host->message, sizeof host->message, "the options of a text: %s", wrong);
     return PYR_ARGUMENT;
   }
-  if (host->session == LUA_NOREF) return set_message(host, PYR_ARGUMENT, "the host has no model: opening it failed");
+  if (host->session == LUA_NOREF)
+    return set_message(host, PYR_ARGUMENT, "the host has no model: opening it failed");
   if (taken->max_tokens < 0) return set_message(host, PYR_ARGUMENT, "max_tokens is negative");
   if (taken->alternatives < 0 || taken->alternatives > PYR_ALTERNATIVES)
-    return set_message(host, PYR_ARGUMENT, "alternatives is negative, or more than PYR_ALTERNATIVES");
+    return set_message(host, PYR_ARGUMENT,
+                       "alternatives is negative, or more than PYR_ALTERNATIVES");
   for (size_t i = 0; i < sizeof taken->sampler.reserved / sizeof *taken->sampler.reserved; i++)
     if (taken->sampler.reserved[i])
-      return set_message(host, PYR_ARGUMENT, "the sampler's reserved members must be zero in this version");
+      return set_message(host, PYR_ARGUMENT,
+                         "the sampler's reserved members must be zero in this version");
   host->stats = (pyr_host_stats){ .finish = "" };
   host->running = taken;
   host->writing = false;
   return PYR_OK;
 }
 
-pyr_status pyr_host_generate(pyr_host *host, const char *prompt, const pyr_generate_options *options) {
+pyr_status pyr_host_generate(pyr_host *host, const char *prompt,
+                             const pyr_generate_options *options) {
   pyr_generate_options taken;
   pyr_status status = begin(host);
   if (status != PYR_OK) return status;
   status = check_how(host, options, &taken);
   if (status == PYR_OK && prompt == NULL) status = set_message(host, PYR_ARGUMENT, "no prompt");
   if (status == PYR_OK) {
-    host_call call = { .host = host, .text = prompt, .length = taken.prompt_length ? taken.prompt_length : strlen(prompt) };
+    host_call call = { .host = host, .text = prompt,
+                       .length = taken.prompt_length ? taken.prompt_length : strlen(prompt) };
     status = protect(host, protected_generate, &call);
   }
   return end(host, status);
@@ -469,8 +489,11 @@ static int protected_count(lua_State *L) {
 pyr_status pyr_host_count_tokens(pyr_host *host, const char *text, size_t length, int64_t *out) {
   pyr_status status = begin(host);
   if (status != PYR_OK) return status;
-  if (host->session == LUA_NOREF) status = set_message(host, PYR_ARGUMENT, "the host has no model: opening it failed");
-  else if (text == NULL || out == NULL) status = set_message(host, PYR_ARGUMENT, "no text, or nowhere to put the count");
+  if (host->session == LUA_NOREF)
+    status = set_message(host, PYR_ARGUMENT, "the host has no model: opening it failed");
+  else if (text == NULL || out == NULL) status = set_message(host, PYR_ARGUMENT,
+                                                             "no text, or nowhere to put the "
+                                                             "count");
   if (status == PYR_OK) {
     host_call call = { .host = host, .text = text, .length = length ? length : strlen(text) };
     status = protect(host, protected_count, &call);
@@ -489,7 +512,9 @@ void pyr_host_cancel(pyr_host *host) {
   if (host) atomic_store_explicit(&host->cancelled, true, memory_order_relaxed);
 }
 
-const char *pyr_host_error(const pyr_host *host) { return host ? host->message : "not enough memory for a host"; }
+const char *pyr_host_error(const pyr_host *host) {
+  return host ? host->message : "not enough memory for a host";
+}
 
 void pyr_host_close(pyr_host *host) {
   if (host == NULL || host->closed) return;
@@ -503,10 +528,12 @@ void pyr_host_close(pyr_host *host) {
   }
 }
 
-/* ---- conversations ------------------------------------------------------------------------------------------------------ */
+/* ---- conversations --------------------------------------------------------------------------- */
 
 /* The object at the top becomes the call's conversation. */
-static void keep_conversation(lua_State *L, host_call *call) { call->ref = luaL_ref(L, LUA_REGISTRYINDEX); }
+static void keep_conversation(lua_State *L, host_call *call) {
+  call->ref = luaL_ref(L, LUA_REGISTRYINDEX);
+}
 
 static int close_conversation(lua_State *L) {
   host_call *call = lua_touserdata(L, 1);
@@ -548,8 +575,10 @@ static int protected_fork(lua_State *L) {
   return 0;
 }
 
-/* Runs what makes a conversation, and wraps it. The box comes first, so that nothing is made that cannot be kept. */
-static pyr_status make_conversation(pyr_host *host, lua_CFunction function, host_call *call, pyr_conversation **out) {
+/* Runs what makes a conversation, and wraps it. The box comes first, so that nothing is made that
+ * cannot be kept. */
+static pyr_status make_conversation(pyr_host *host, lua_CFunction function, host_call *call,
+                                    pyr_conversation **out) {
   pyr_conversation *c = calloc(1, sizeof *c);
   if (c == NULL) return set_message(host, PYR_MEMORY, "not enough memory for a conversation");
   pyr_status status = protect(host, function, call);
@@ -564,36 +593,41 @@ static pyr_status make_conversation(pyr_host *host, lua_CFunction function, host
   return PYR_OK;
 }
 
-static pyr_status open_conversation(pyr_host *host, const char *path, const pyr_conversation_options *options,
-                                    pyr_conversation **out) {
+static pyr_status open_conversation(pyr_host *host, const char *path,
+                                    const pyr_conversation_options *options,
+                                        pyr_conversation **out) {
   pyr_conversation_options taken;
   const char *wrong = pyr_take_options(&taken, sizeof taken, sizeof taken, options);
   if (wrong) {
     snprintf(host->message, sizeof host->message, "the conversation's options: %s", wrong);
     return PYR_ARGUMENT;
   }
-  if (host->session == LUA_NOREF) return set_message(host, PYR_ARGUMENT, "the host has no model: opening it failed");
+  if (host->session == LUA_NOREF)
+    return set_message(host, PYR_ARGUMENT, "the host has no model: opening it failed");
   if (out == NULL) return set_message(host, PYR_ARGUMENT, "nowhere to put the conversation");
   host_call call = { .host = host, .text = path, .options = &taken };
   return make_conversation(host, protected_converse, &call, out);
 }
 
-pyr_status pyr_conversation_open(pyr_host *host, const pyr_conversation_options *options, pyr_conversation **out) {
+pyr_status pyr_conversation_open(pyr_host *host, const pyr_conversation_options *options,
+                                 pyr_conversation **out) {
   pyr_status status = begin(host);
   return status == PYR_OK ? end(host, open_conversation(host, NULL, options, out)) : status;
 }
 
-pyr_status pyr_conversation_load(pyr_host *host, const char *path, const pyr_conversation_options *options,
-                                 pyr_conversation **out) {
+pyr_status pyr_conversation_load(pyr_host *host, const char *path,
+                                 const pyr_conversation_options *options, pyr_conversation **out) {
   pyr_status status = begin(host);
   if (status != PYR_OK) return status;
-  return end(host, path ? open_conversation(host, path, options, out) : set_message(host, PYR_ARGUMENT, "no path"));
+  return end(host, path ? open_conversation(host, path, options, out)
+             : set_message(host, PYR_ARGUMENT, "no path"));
 }
 
 pyr_status pyr_conversation_fork(pyr_conversation *c, pyr_conversation **out) {
   pyr_status status = begin(c ? c->host : NULL);
   if (status != PYR_OK) return status;
-  if (out == NULL) return end(c->host, set_message(c->host, PYR_ARGUMENT, "nowhere to put the conversation"));
+  if (out == NULL)
+    return end(c->host, set_message(c->host, PYR_ARGUMENT, "nowhere to put the conversation"));
   host_call call = { .host = c->host, .ref = c->ref };
   return end(c->host, make_conversation(c->host, protected_fork, &call, out));
 }
@@ -614,7 +648,8 @@ static int protected_say(lua_State *L) {
   return 0;
 }
 
-pyr_status pyr_conversation_say(pyr_conversation *c, const char *text, const pyr_generate_options *options) {
+pyr_status pyr_conversation_say(pyr_conversation *c, const char *text,
+                                const pyr_generate_options *options) {
   pyr_generate_options taken;
   pyr_status status = begin(c ? c->host : NULL);
   if (status != PYR_OK) return status;
@@ -669,7 +704,8 @@ pyr_status pyr_conversation_get(pyr_conversation *c, int64_t index, pyr_message 
   if (out) *out = (pyr_message){ 0 };
   pyr_status status = begin(c ? c->host : NULL);
   if (status != PYR_OK) return status;
-  if (out == NULL) return end(c->host, set_message(c->host, PYR_ARGUMENT, "nowhere to put the message"));
+  if (out == NULL)
+    return end(c->host, set_message(c->host, PYR_ARGUMENT, "nowhere to put the message"));
   host_call call = { .host = c->host, .ref = c->ref, .number = index, .message = out };
   return end(c->host, protect(c->host, protected_get, &call));
 }

@@ -1,17 +1,23 @@
 /* lcache.c — page pools and caches for Lua.
  *
  *   core.pool(model, dtype, budget) -> pool            pool:bytes()  :close()
- *   core.cache(model, pool, policy or nil) -> cache    core.load_cache(model, pool, policy, path) -> cache
- *   core.step({ cache, … }, { id, … } [, { sampler or false, … }]) -> { logits, … }; where there is a sampler, what it picked: an id,
+ *   core.cache(model, pool, policy or nil) -> cache    core.load_cache(model, pool, policy, path)
+ *                                                      -> cache
+ *   core.step({ cache, … }, { id, … } [, { sampler or false, … }]) -> { logits, … }; where there is
+ *   a sampler, what it picked: an id,
  *                                or false if no logit was finite
- *   core.cache_methods                                 the class's methods, to which lua/pyramid/cache.lua adds
+ *   core.cache_methods                                 the class's methods, to which
+ *                                                      lua/pyramid/cache.lua adds
  *   cache:read(ids, all, prune) -> logits, or { logits, … } with all
- *   cache:step(id) -> logits   :rows(layer, head)   :positions(layer, head) -> { position, … }   :bytes()  :fraction()
- *   cache:evaluate(program, layer, head) -> a vector of one number a token seen; layer, head 0: the mean over all
+ *   cache:step(id) -> logits   :rows(layer, head) :positions(layer, head) -> { position, … }
+ *                              :bytes() :fraction()
+ *   cache:evaluate(program, layer, head) -> a vector of one number a token seen; layer, head 0: the
+ *   mean over all
  *   cache:cut(bound policy or nothing) -> true   :truncate(n) -> true
  *   cache:fork()  :clear()  :save(path)  :tokens()  :computed()  :evicted()  :close()
  *
- * Layers and heads count from 1. A cache's user value is whatever Lua wants to keep with it (its model). */
+ * Layers and heads count from 1. A cache's user value is whatever Lua wants to keep with it (its
+ * model). */
 #include "llogits.h"
 #include "lvector.h"
 
@@ -23,7 +29,8 @@
 typedef struct pool_box { pyr_pool *pool; } pool_box;
 typedef struct cache_box {
   pyr_cache *cache;   /* NULL: closed */
-  bool busy;          /* inside a core call that may call back: may be looked at, but not changed or closed */
+  bool busy;          /* inside a core call that may call back: may be looked at, but not changed or
+                         closed */
 } cache_box;
 
 static pyr_pool *check_pool(lua_State *L, int arg) {
@@ -42,15 +49,22 @@ static pyr_cache *check_cache(lua_State *L, int arg) {
 static cache_box *check_idle(lua_State *L, int arg) {
   cache_box *box = luaL_checkudata(L, arg, CACHE);
   check_cache(L, arg);
-  if (box->busy) luaL_argerror(L, arg, "the cache is in use: a callback of its own prefill or step may only look at it");
+  if (box->busy)
+    luaL_argerror(L, arg,
+                  "the cache is in use: a callback of its own prefill or step may only look at it");
   return box;
 }
 
-static pyr_runtime *runtime_of(const pyr_cache *cache) { return pyr_model_runtime(pyr_cache_model(cache)); }
+static pyr_runtime *runtime_of(const pyr_cache *cache) {
+  return pyr_model_runtime(pyr_cache_model(cache));
+}
 
-static int fail(lua_State *L, const pyr_cache *cache, pyr_status status) { return pyr_lua_fail(L, runtime_of(cache), status); }
+static int fail(lua_State *L, const pyr_cache *cache, pyr_status status) {
+  return pyr_lua_fail(L, runtime_of(cache), status);
+}
 
-/* A path at `arg`; NULL, and nil, message, code on the stack, where C would take it for a shorter one. */
+/* A path at `arg`; NULL, and nil, message, code on the stack, where C would take it for a shorter
+ * one. */
 static const char *check_path(lua_State *L, int arg) {
   size_t length;
   const char *path = luaL_checklstring(L, arg, &length);
@@ -61,7 +75,7 @@ static const char *check_path(lua_State *L, int arg) {
   return NULL;
 }
 
-/* ---- pools --------------------------------------------------------------------------------------------------------- */
+/* ---- pools ----------------------------------------------------------------------------------- */
 
 static int core_pool(lua_State *L) {
   const char *name = luaL_checkstring(L, 2);
@@ -90,7 +104,7 @@ static int pool_bytes(lua_State *L) {
   return 1;
 }
 
-/* ---- making caches ---------------------------------------------------------------------------------------------------- */
+/* ---- making caches --------------------------------------------------------------------------- */
 
 static cache_box *new_box(lua_State *L) {
   cache_box *box = lua_newuserdatauv(L, sizeof *box, 1);
@@ -110,7 +124,8 @@ static int make_cache(lua_State *L, const char *path) {
   pyr_model *model = pyr_lua_check_model(L, 1);
   pyr_lua_start_policy(L, at, &policy, pyr_model_runtime(model));
   const pyr_policy *given = policy.ud ? &policy : NULL;
-  pyr_status status = path ? pyr_cache_load(model, pool, given, path, &box->cache) : pyr_cache_new(model, pool, given, &box->cache);
+  pyr_status status = path ? pyr_cache_load(model, pool, given, path, &box->cache)
+      : pyr_cache_new(model, pool, given, &box->cache);
   if (given) policy.release(policy.ud);
   if (status != PYR_OK) return pyr_lua_fail(L, pyr_model_runtime(model), status);
   lua_settop(L, 5);
@@ -142,13 +157,15 @@ static int cache_close(lua_State *L) {
   return 0;
 }
 
-/* ---- reading and stepping ------------------------------------------------------------------------------------------------ */
+/* ---- reading and stepping -------------------------------------------------------------------- */
 
-/* The id at the top of the stack; what no int32 can hold becomes -1, which the core refuses with its own message. */
+/* The id at the top of the stack; what no int32 can hold becomes -1, which the core refuses with
+ * its own message. */
 static int32_t to_id(lua_State *L, lua_Integer place) {
   int exact;
   lua_Integer id = lua_tointegerx(L, -1, &exact);
-  if (!exact || lua_type(L, -1) != LUA_TNUMBER) luaL_error(L, "token %I is not an integer (%s)", (LUAI_UACINT)place, luaL_typename(L, -1));
+  if (!exact || lua_type(L, -1) != LUA_TNUMBER)
+    luaL_error(L, "token %I is not an integer (%s)", (LUAI_UACINT)place, luaL_typename(L, -1));
   lua_pop(L, 1);
   return id < 0 || id > INT32_MAX ? -1 : (int32_t)id;
 }
@@ -172,14 +189,17 @@ static int cache_read(lua_State *L) {
   const int32_t *ids = read_ids(L, 2, &n);
   int32_t vocab = pyr_model_get_config(pyr_cache_model(check_idle(L, 1)->cache))->vocab;
   int64_t count = all ? n : 1;
-  if (count > INT64_MAX / 8 / vocab) return luaL_error(L, "logits of %I positions are too many", (LUAI_UACINT)count);
+  if (count > INT64_MAX / 8 / vocab)
+    return luaL_error(L, "logits of %I positions are too many", (LUAI_UACINT)count);
   float *logits = pyr_lua_new_logits_buffer(L, count, vocab);
   int buffer = lua_gettop(L);
   cache_box *box = check_idle(L, 1);
   pyr_cache *cache = box->cache;
   lua_State *outer = pyr_lua_enter(L);
   box->busy = true;
-  pyr_status status = pyr_cache_prefill(cache, ids, n, (all ? PYR_PREFILL_ALL : 0) | (prune ? 0 : PYR_PREFILL_NO_PRUNE), logits);
+  pyr_status status = pyr_cache_prefill(cache, ids, n,
+                                        (all ? PYR_PREFILL_ALL : 0) | (prune ? 0
+                                            : PYR_PREFILL_NO_PRUNE), logits);
   box->busy = false;
   pyr_lua_leave(L, outer);
   if (status != PYR_OK) return fail(L, cache, status);
@@ -197,7 +217,8 @@ static int cache_read(lua_State *L) {
 
 static int cache_step(lua_State *L) {
   lua_settop(L, 2);
-  int32_t id = to_id(L, 1), vocab = pyr_model_get_config(pyr_cache_model(check_idle(L, 1)->cache))->vocab;
+  int32_t id = to_id(L, 1), vocab = pyr_model_get_config(pyr_cache_model(check_idle(L,
+      1)->cache))->vocab;
   float *logits = pyr_lua_new_logits_buffer(L, 1, vocab);
   cache_box *box = check_idle(L, 1);
   pyr_cache *cache = box->cache;
@@ -219,10 +240,12 @@ typedef struct step_call {
   pyr_sampler **samplers;          /* NULL where logits are wanted */
   float **logits;
   int32_t *picks;
-  int held;                        /* stack index of a table that keeps caches and samplers, whatever callbacks do with the arguments */
+  int held;                        /* stack index of a table that keeps caches and samplers,
+                                      whatever callbacks do with the arguments */
 } step_call;
 
-/* Copies the arguments' caches (at 1 to n) and samplers (n + 1 to 2 n, false where there is none) into the table. */
+/* Copies the arguments' caches (at 1 to n) and samplers (n + 1 to 2 n, false where there is none)
+ * into the table. */
 static void keep_step(lua_State *L, step_call *c) {
   lua_createtable(L, (int)(2 * c->n), 0);
   c->held = lua_gettop(L);
@@ -236,7 +259,8 @@ static void keep_step(lua_State *L, step_call *c) {
   }
 }
 
-/* Takes pointers out of it. Nothing is allocated here, so that no finalizer can close one before it is busy. */
+/* Takes pointers out of it. Nothing is allocated here, so that no finalizer can close one before it
+ * is busy. */
 static void read_step(lua_State *L, step_call *c) {
   for (lua_Integer i = 0; i < c->n; i++) {
     lua_rawgeti(L, c->held, i + 1);
@@ -282,7 +306,8 @@ static int core_step(lua_State *L) {
   for (lua_Integer i = 0; i < c.n; i++) c.logits[i] = c.samplers[i] ? NULL : logits + at++ * vocab;
   lua_State *outer = pyr_lua_enter(L);
   hold_step(L, &c, true);
-  pyr_status status = pyr_step_pick(c.caches, ids, (int)c.n, c.logits, c.picking ? c.samplers : NULL, c.picks);
+  pyr_status status = pyr_step_pick(c.caches, ids, (int)c.n, c.logits,
+                                    c.picking ? c.samplers : NULL, c.picks);
   hold_step(L, &c, false);
   pyr_lua_leave(L, outer);
   if (status != PYR_OK) return fail(L, c.caches[0], status);
@@ -355,7 +380,7 @@ static int cache_note(lua_State *L) {
   return 1;
 }
 
-/* ---- questions -------------------------------------------------------------------------------------------------------- */
+/* ---- questions ------------------------------------------------------------------------------- */
 
 /* Reads (layer, head) from arguments 2 and 3; head is 1 if not given. */
 static int64_t check_lane(lua_State *L, pyr_cache *cache, int *layer, int *head) {
@@ -400,7 +425,7 @@ static int cache_positions(lua_State *L) {
 static int cache_evaluate(lua_State *L) {
   pyr_score score = { 0 };
   score.length = pyr_lua_read_program(L, 2, score.ops, PYR_SCORE_MAX);
-  lua_Integer layer = luaL_checkinteger(L, 3), head = luaL_checkinteger(L, 4);    /* from 1; 0: all */
+  lua_Integer layer = luaL_checkinteger(L, 3), head = luaL_checkinteger(L, 4);  /* from 1; 0: all */
   luaL_argcheck(L, layer >= 0 && layer <= INT32_MAX, 3, "no such layer");
   luaL_argcheck(L, head >= 0 && head <= INT32_MAX, 4, "no such head");
   int64_t tokens = -1;
@@ -462,25 +487,31 @@ static int cache_set_owner(lua_State *L) {
 static int cache_show(lua_State *L) {
   cache_box *box = luaL_checkudata(L, 1, CACHE);
   if (box->cache == NULL) lua_pushliteral(L, "pyramid.cache (closed)");
-  else lua_pushfstring(L, "pyramid.cache (%I tokens, %I bytes)", (LUAI_UACINT)pyr_cache_tokens(box->cache),
-                       (LUAI_UACINT)pyr_cache_bytes(box->cache));
+  else lua_pushfstring(L, "pyramid.cache (%I tokens, %I bytes)",
+                       (LUAI_UACINT)pyr_cache_tokens(box->cache),
+                           (LUAI_UACINT)pyr_cache_bytes(box->cache));
   return 1;
 }
 
-/* ---- entry ---------------------------------------------------------------------------------------------------------------- */
+/* ---- entry ----------------------------------------------------------------------------------- */
 
 void pyr_lua_open_cache(lua_State *L) {
   static const luaL_Reg pool_methods[] = { { "bytes", pool_bytes }, { NULL, NULL } };
   static const luaL_Reg cache_methods[] = {
-    { "read", cache_read }, { "step", cache_step }, { "rows", cache_rows }, { "positions", cache_positions },
+    { "read", cache_read }, { "step", cache_step }, { "rows", cache_rows },
+        { "positions", cache_positions },
     { "evaluate", cache_evaluate },
-    { "bytes", cache_bytes }, { "fraction", cache_fraction }, { "tokens", cache_tokens }, { "computed", cache_computed },
-    { "evicted", cache_evicted }, { "fork", cache_fork }, { "clear", cache_clear }, { "cut", cache_cut }, { "truncate", cache_truncate }, { "save", cache_save },
+    { "bytes", cache_bytes }, { "fraction", cache_fraction }, { "tokens", cache_tokens },
+        { "computed", cache_computed },
+    { "evicted", cache_evicted }, { "fork", cache_fork }, { "clear", cache_clear },
+        { "cut", cache_cut }, { "truncate", cache_truncate }, { "save", cache_save },
     { "note", cache_note },
     { "owner", cache_owner }, { "__tostring", cache_show }, { NULL, NULL }
   };
-  static const luaL_Reg functions[] = { { "pool", core_pool }, { "cache", core_cache }, { "load_cache", core_load_cache },
-                                        { "step", core_step }, { "set_owner", cache_set_owner }, { NULL, NULL } };
+  static const luaL_Reg functions[] = { { "pool", core_pool }, { "cache", core_cache },
+                                        { "load_cache", core_load_cache },
+                                        { "step", core_step }, { "set_owner", cache_set_owner },
+                                            { NULL, NULL } };
   pyr_lua_new_class(L, POOL, pool_methods, pool_close);
   pyr_lua_new_class(L, CACHE, cache_methods, cache_close);
   luaL_setfuncs(L, functions, 0);

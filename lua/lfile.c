@@ -1,9 +1,12 @@
-/* lfile.c — files of a disk for Lua (core/base/disk.h): reading only what is a file, and replacing files whole.
+/* lfile.c — files of a disk for Lua (core/base/disk.h): reading only what is a file, and replacing
+ * files whole.
  *
  *   core.file_kind(path) -> "file", "folder", "other" (a device, a pipe, a socket), or nil
- *   core.open_regular(path) -> a file of io's for reading, bytes; or nil, message, code. Never waits
+ *   core.open_regular(path) -> a file of io's for reading, bytes; or nil, message, code. Never
+ *   waits
  *   core.output(path) -> output; or nil, message, code
- *   output:write(text, …)  :commit() -> true; or nil, message, code. Without a commit nothing has happened to the path
+ *   output:write(text, …) :commit() -> true; or nil, message, code. Without a commit nothing has
+ *   happened to the path
  *   output:close()         gives it up, if it is not committed */
 #include "lpyramid.h"
 #include "base/disk.h"
@@ -104,8 +107,10 @@ static int output_close(lua_State *L) {
 }
 
 void pyr_lua_open_file(lua_State *L) {
-  static const luaL_Reg methods[] = { { "write", output_write }, { "commit", output_commit }, { NULL, NULL } };
-  static const luaL_Reg functions[] = { { "file_kind", core_file_kind }, { "open_regular", core_open_regular },
+  static const luaL_Reg methods[] = { { "write", output_write }, { "commit", output_commit },
+                                      { NULL, NULL } };
+  static const luaL_Reg functions[] = { { "file_kind", core_file_kind },
+                                        { "open_regular", core_open_regular },
                                         { "output", core_output }, { NULL, NULL } };
   pyr_lua_new_class(L, OUTPUT, methods, output_close);
   luaL_setfuncs(L, functions, 0);

@@ -1,16 +1,21 @@
-/* lguard.c — an end to Lua code that others wrote: policies, files of theirs, whatever is called from afar.
+/* lguard.c — an end to Lua code that others wrote: policies, files of theirs, whatever is called
+ * from afar.
  *
- *   core.limited(seconds | nil, fn, …) -> true, what fn returned | nil, "time" or "cancelled"; raises what fn raises
+ *   core.limited(seconds | nil, fn, …) -> true, what fn returned | nil, "time" or "cancelled";
+ *   raises what fn raises
  *
- * While a guard is on, a hook on the running thread (and on coroutines made meanwhile, which take it along) comes by each EVERY
- * instructions of Lua's and looks whether the host's flag is up (pyr_lua_watch), whether the runtime's progress function
- * says stop, and whether the guard's time is over. Then it raises an error, and does so again and again, ever sooner, so that
- * a pcall can delay the end but not prevent it. The error's value does not matter: the guard knows why it ended.
+ * While a guard is on, a hook on the running thread (and on coroutines made meanwhile, which take
+ * it along) comes by each EVERY instructions of Lua's and looks whether the host's flag is up
+ * (pyr_lua_watch), whether the runtime's progress function says stop, and whether the guard's time
+ * is over. Then it raises an error, and does so again and again, ever sooner, so that a pcall can
+ * delay the end but not prevent it. The error's value does not matter: the guard knows why it
+ * ended.
  *
- * A guard's clock stands still while a core call runs that its Lua code made. Guards nest: what ends an outer one ends those within
- * it. A debug hook of the user's is called on meanwhile and put back
- * afterwards. What no hook sees, a guard cannot end: one call of a C function, finalizers, and an xpcall's handler while it is
- * given the guard's own error; Lua runs the last two without hooks. */
+ * A guard's clock stands still while a core call runs that its Lua code made. Guards nest: what
+ * ends an outer one ends those within it. A debug hook of the user's is called on meanwhile and put
+ * back afterwards. What no hook sees, a guard cannot end: one call of a C function, finalizers, and
+ * an xpcall's handler while it is given the guard's own error; Lua runs the last two without hooks.
+ * */
 #include "lpyramid.h"
 
 #include <time.h>
@@ -19,7 +24,8 @@ enum {
   EVERY = 10000,               /* instructions between two looks: some 50 microseconds */
   AGAIN = 1024,                /* … until it raises the second time; half as many each time */
 };
-static const double ASKS_EVERY = 0.02;     /* seconds between two questions to the progress function, which runs Lua in turn */
+static const double ASKS_EVERY = 0.02;     /* seconds between two questions to the progress
+                                              function, which runs Lua in turn */
 
 static double now(void) {
   struct timespec t;
@@ -27,7 +33,9 @@ static double now(void) {
   return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-static int is_interrupted(const pyr_lua_world *world) { return world->interrupted && *world->interrupted; }
+static int is_interrupted(const pyr_lua_world *world) {
+  return world->interrupted && *world->interrupted;
+}
 
 /* Raises, and sees to it that it will be sooner next time. */
 static void raise_again(lua_State *L, lua_Hook hook, int *raised, const char *why) {
@@ -44,21 +52,25 @@ void pyr_lua_stop(lua_State *L, lua_Debug *ar) {
   lua_sethook(L, NULL, 0, 0);
 }
 
-void pyr_lua_watch(lua_State *L, const volatile sig_atomic_t *flag) { pyr_lua_get_world(L)->interrupted = flag; }
+void pyr_lua_watch(lua_State *L, const volatile sig_atomic_t *flag) {
+  pyr_lua_get_world(L)->interrupted = flag;
+}
 
 int pyr_lua_is_interrupted(lua_State *L) { return is_interrupted(pyr_lua_get_world(L)); }
 
-/* In a coroutine that was made under a guard it stays, and does nothing until it is resumed under another one. */
+/* In a coroutine that was made under a guard it stays, and does nothing until it is resumed under
+ * another one. */
 static void on_count(lua_State *L, lua_Debug *ar) {
   pyr_lua_world *world = pyr_lua_get_world(L);
   pyr_lua_guard *guard = world->guard;
   if (guard == NULL) return;
-  if (guard->hook && guard->hook != on_count && guard->thread == L && (ar->event != LUA_HOOKCOUNT || guard->mask & LUA_MASKCOUNT)) guard->hook(L, ar);
+  if (guard->hook && guard->hook != on_count && guard->thread == L
+      && (ar->event != LUA_HOOKCOUNT || guard->mask & LUA_MASKCOUNT)) guard->hook(L, ar);
   if (ar->event != LUA_HOOKCOUNT) return;
   if (guard->ended == PYR_OK) {
     double time = now();
     if (is_interrupted(world)) guard->ended = PYR_CANCELLED;
-    else if (guard->paused) return;                     /* a callback of a core call that the guarded code has made */
+    else if (guard->paused) return;  /* a callback of a core call that the guarded code has made */
     else if (guard->seconds > 0 && time > guard->ends) guard->ended = PYR_POLICY;
     else if (guard->rt && time > guard->asks) {
       guard->asks = time + ASKS_EVERY;
@@ -72,11 +84,13 @@ static void on_count(lua_State *L, lua_Debug *ar) {
   if (guard->ended != PYR_OK) raise_again(L, on_count, &guard->raised, "it did not return in time");
 }
 
-void pyr_lua_guard_on(lua_State *L, pyr_lua_world *world, pyr_lua_guard *guard, pyr_runtime *rt, double seconds) {
+void pyr_lua_guard_on(lua_State *L, pyr_lua_world *world, pyr_lua_guard *guard, pyr_runtime *rt,
+                      double seconds) {
   double time = now();
-  *guard = (pyr_lua_guard){ .outer = world->guard, .thread = L, .rt = rt, .seconds = seconds, .ends = time + seconds,
-                            .asks = time + ASKS_EVERY, .hook = lua_gethook(L), .mask = lua_gethookmask(L),
-                            .count = lua_gethookcount(L) };
+  *guard = (pyr_lua_guard){ .outer = world->guard, .thread = L, .rt = rt, .seconds = seconds,
+                            .ends = time + seconds, .asks = time + ASKS_EVERY,
+                                .hook = lua_gethook(L), .mask = lua_gethookmask(L),
+                                    .count = lua_gethookcount(L) };
   pyr_lua_guard *outer = world->guard;
   if (outer && !outer->paused) {                        /* what ends the outer one ends this one */
     guard->inherits = outer->seconds > 0 && (seconds <= 0 || outer->ends < guard->ends);
@@ -90,8 +104,10 @@ void pyr_lua_guard_on(lua_State *L, pyr_lua_world *world, pyr_lua_guard *guard, 
 
 pyr_status pyr_lua_guard_off(lua_State *L, pyr_lua_world *world, pyr_lua_guard *guard) {
   pyr_lua_guard *outer = world->guard = guard->outer;
-  if (outer && outer->ended == PYR_OK && guard->inherits && guard->ended == PYR_POLICY) outer->ended = PYR_POLICY;
-  if (outer && outer->ended == PYR_OK && guard->rt == outer->rt && guard->ended == PYR_CANCELLED) outer->ended = PYR_CANCELLED;
+  if (outer && outer->ended == PYR_OK && guard->inherits && guard->ended == PYR_POLICY)
+    outer->ended = PYR_POLICY;
+  if (outer && outer->ended == PYR_OK && guard->rt == outer->rt && guard->ended == PYR_CANCELLED)
+    outer->ended = PYR_CANCELLED;
   lua_sethook(L, guard->hook, guard->mask, guard->count);
   if (is_interrupted(world)) {
     lua_sethook(L, pyr_lua_stop, LUA_MASKCOUNT, 1);

@@ -1,17 +1,22 @@
 /* ljson.c — JSON text to Lua values: strict RFC 8259, for files that nobody here made.
  *
- * Owns: the grammar, its limits, the place of an error. Does not own: what a document means (lua/pyramid/loaders), nor
- * writing (lua/pyramid/json.lua).
+ * Owns: the grammar, its limits, the place of an error. Does not own: what a document means
+ * (lua/pyramid/loaders), nor writing (lua/pyramid/json.lua).
  *
- * All memory is Lua's, asked for by calls that raise when there is none, and nothing is held outside the stack, so that an
- * allocation that fails is an error like any other. (lua-cjson ends the process there.)
+ * All memory is Lua's, asked for by calls that raise when there is none, and nothing is held
+ * outside the stack, so that an allocation that fails is an error like any other. (lua-cjson ends
+ * the process there.)
  *
- *   object → table, refused if a key comes twice     array → sequence       null → json_null, a light userdata
- *   number without fraction or exponent that fits 64 bits → integer, any other → float, refused beyond the range of doubles
- *   string → bytes of UTF-8, which must be valid; \uD83D\uDE00 → one character, half of such a pair is refused
+ *   object → table, refused if a key comes twice     array → sequence null → json_null, a light
+ *                                                    userdata
+ *   number without fraction or exponent that fits 64 bits → integer, any other → float, refused
+ *   beyond the range of doubles
+ *   string → bytes of UTF-8, which must be valid; \uD83D\uDE00 → one character, half of such a pair
+ *   is refused
  *
- * Numbers are read in the C locale whatever the process's is. Recursion is bounded by the depth that callers give, work and
- * memory by the text: a value is at least two bytes of it, and costs at most an empty table and its slot. */
+ * Numbers are read in the C locale whatever the process's is. Recursion is bounded by the depth
+ * that callers give, work and memory by the text: a value is at least two bytes of it, and costs at
+ * most an empty table and its slot. */
 #include "lpyramid.h"
 #include "base/plain.h"
 
@@ -20,8 +25,8 @@
 #include <string.h>
 
 enum {
-  DEPTH_LIMIT = 200,               /* of nesting: each level is a C call and four slots of Lua's stack */
-  SLOTS = 4                        /* of the stack a level: a table, a key, a value, a key's double */
+  DEPTH_LIMIT = 200,  /* of nesting: each level is a C call and four slots of Lua's stack */
+  SLOTS = 4  /* of the stack a level: a table, a key, a value, a key's double */
 };
 
 typedef struct reader {
@@ -31,10 +36,10 @@ typedef struct reader {
   lua_Integer values, values_most;
 } reader;
 
-/* ---- errors ------------------------------------------------------------------------------------------------------- */
+/* ---- errors ---------------------------------------------------------------------------------- */
 
-/* Raises with the place of `where`: lines from 1, columns in characters from 1. A string, which json_decode's protected call
- * turns into a result. */
+/* Raises with the place of `where`: lines from 1, columns in characters from 1. A string, which
+ * json_decode's protected call turns into a result. */
 static int bad(reader *r, const char *where, const char *what) {
   lua_Integer line = 1, column = 1;
   for (const char *p = r->text; p < where; p++) {
@@ -53,13 +58,15 @@ static int bad_limit(reader *r, const char *where, const char *what, lua_Integer
 static int unexpected(reader *r, const char *wanted) {
   char shown[8] = "";
   unsigned char c = (unsigned char)*r->at;
-  if (r->at == r->end) return bad(r, r->at, lua_pushfstring(r->L, "the text ends where %s is wanted", wanted));
+  if (r->at == r->end)
+    return bad(r, r->at, lua_pushfstring(r->L, "the text ends where %s is wanted", wanted));
   if (c > 0x20 && c < 0x7f) shown[0] = (char)c;
   return bad(r, r->at, *shown ? lua_pushfstring(r->L, "'%s' where %s is wanted", shown, wanted)
-                              : lua_pushfstring(r->L, "byte %d where %s is wanted", (int)c, wanted));
+                              : lua_pushfstring(r->L, "byte %d where %s is wanted", (int)c,
+                                                wanted));
 }
 
-/* ---- strings ------------------------------------------------------------------------------------------------------ */
+/* ---- strings --------------------------------------------------------------------------------- */
 
 /* Bytes of the well-formed UTF-8 sequence that begins at p, 0 if there is none. */
 static int sequence(const unsigned char *p, const unsigned char *end) {
@@ -68,7 +75,8 @@ static int sequence(const unsigned char *p, const unsigned char *end) {
   if (n == 0 || end - p < n) return 0;
   for (int i = 1; i < n; i++)
     if ((p[i] & 0xc0) != 0x80) return 0;
-  if ((c == 0xe0 && p[1] < 0xa0) || (c == 0xed && p[1] > 0x9f) || (c == 0xf0 && p[1] < 0x90) || (c == 0xf4 && p[1] > 0x8f)) return 0;
+  if ((c == 0xe0 && p[1] < 0xa0) || (c == 0xed && p[1] > 0x9f) || (c == 0xf0 && p[1] < 0x90)
+      || (c == 0xf4 && p[1] > 0x8f)) return 0;
   return n;
 }
 
@@ -78,7 +86,8 @@ static int hex_digit(char c) {
   return c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
 }
 
-/* The code unit of the four digits at p; -1 if they are none. The text ends with a zero byte, which is no digit. */
+/* The code unit of the four digits at p; -1 if they are none. The text ends with a zero byte, which
+ * is no digit. */
 static int code_unit(const char *p) {
   int unit = 0;
   for (int i = 0; i < 4; i++) {
@@ -92,7 +101,8 @@ static int code_unit(const char *p) {
 static char *put_utf8(char *out, unsigned code) {
   if (code < 0x80) *out++ = (char)code;
   else if (code < 0x800) *out++ = (char)(0xc0 | code >> 6), *out++ = (char)(0x80 | (code & 0x3f));
-  else if (code < 0x10000) *out++ = (char)(0xe0 | code >> 12), *out++ = (char)(0x80 | (code >> 6 & 0x3f)), *out++ = (char)(0x80 | (code & 0x3f));
+  else if (code < 0x10000) *out++ = (char)(0xe0 | code >> 12),
+      *out++ = (char)(0x80 | (code >> 6 & 0x3f)), *out++ = (char)(0x80 | (code & 0x3f));
   else {
     *out++ = (char)(0xf0 | code >> 18), *out++ = (char)(0x80 | (code >> 12 & 0x3f));
     *out++ = (char)(0x80 | (code >> 6 & 0x3f)), *out++ = (char)(0x80 | (code & 0x3f));
@@ -100,8 +110,9 @@ static char *put_utf8(char *out, unsigned code) {
   return out;
 }
 
-/* Looks through a string from behind its opening quote to the closing one, which it returns; *escaped: whether it holds
- * escapes, whose first character is checked here and whose digits in unescape. */
+/* Looks through a string from behind its opening quote to the closing one, which it returns;
+ * *escaped: whether it holds escapes, whose first character is checked here and whose digits in
+ * unescape. */
 static const char *scan_string(reader *r, bool *escaped) {
   const char *open = r->at - 1, *p = r->at;
   *escaped = false;
@@ -137,7 +148,8 @@ static void unescape(reader *r, const char *stop) {
     const char *escape = p++;
     char c = *p++;
     if (c != 'u') {
-      *out++ = c == 'b' ? '\b' : c == 'f' ? '\f' : c == 'n' ? '\n' : c == 'r' ? '\r' : c == 't' ? '\t' : c;
+      *out++ = c == 'b' ? '\b' : c == 'f' ? '\f' : c == 'n' ? '\n' : c == 'r' ? '\r' : c == 't'
+          ? '\t' : c;
       continue;
     }
     int unit = code_unit(p);
@@ -164,7 +176,7 @@ static void push_string(reader *r) {
   r->at = stop + 1;
 }
 
-/* ---- numbers ------------------------------------------------------------------------------------------------------ */
+/* ---- numbers --------------------------------------------------------------------------------- */
 
 static bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
@@ -189,7 +201,7 @@ static void push_number(reader *r) {
   }
   r->at = p;
   if (whole) {
-    lua_Integer value = 0;                               /* counted downwards: the lowest integer has no opposite */
+    lua_Integer value = 0;  /* counted downwards: the lowest integer has no opposite */
     const char *digit = start + minus;
     while (digit < p && !__builtin_mul_overflow(value, (lua_Integer)10, &value)
            && !__builtin_sub_overflow(value, (lua_Integer)(*digit - '0'), &value)) digit++;
@@ -200,11 +212,12 @@ static void push_number(reader *r) {
     }
   }
   lua_Number number = pyr_plain_number(start);
-  if (number > 1.7976931348623157e308 || number < -1.7976931348623157e308) bad(r, start, "a number beyond the range of doubles");
+  if (number > 1.7976931348623157e308 || number < -1.7976931348623157e308)
+    bad(r, start, "a number beyond the range of doubles");
   lua_pushnumber(r->L, number);
 }
 
-/* ---- values ------------------------------------------------------------------------------------------------------- */
+/* ---- values ---------------------------------------------------------------------------------- */
 
 static char skip_space(reader *r) {
   while (*r->at == ' ' || *r->at == '\t' || *r->at == '\n' || *r->at == '\r') r->at++;
@@ -247,7 +260,8 @@ static void push_object(reader *r) {
       lua_pop(r->L, 1);
       size_t length;
       const char *name = lua_tolstring(r->L, -1, &length);
-      bad(r, key, lua_pushfstring(r->L, length <= 80 ? "key '%s' comes twice in an object" : "a long key comes twice in an object", name));
+      bad(r, key, lua_pushfstring(r->L, length <= 80 ? "key '%s' comes twice in an object"
+                                  : "a long key comes twice in an object", name));
     }
     lua_pop(r->L, 1);
     if (skip_space(r) != ':') unexpected(r, "':'");
@@ -282,7 +296,7 @@ static void push_value(reader *r) {
   else unexpected(r, "a value");
 }
 
-/* ---- entry -------------------------------------------------------------------------------------------------------- */
+/* ---- entry ----------------------------------------------------------------------------------- */
 
 static int decode(lua_State *L) {
   reader *r = lua_touserdata(L, 2);
@@ -305,7 +319,7 @@ static int json_decode(lua_State *L) {
   lua_pushlightuserdata(L, &r);
   int failed = lua_pcall(L, 2, 1, 0);
   if (failed == LUA_OK) return 1;
-  if (failed != LUA_ERRRUN) return lua_error(L);        /* no memory: raised, as everywhere in Lua */
+  if (failed != LUA_ERRRUN) return lua_error(L);  /* no memory: raised, as everywhere in Lua */
   lua_pushnil(L);
   lua_insert(L, -2);
   return 2;

@@ -1,7 +1,9 @@
-/* llogits.c — one position's logits for Lua: a read-only view of vocab floats. Ids are 0-based data.
+/* llogits.c — one position's logits for Lua: a read-only view of vocab floats. Ids are 0-based
+ * data.
  *
  *   logits[id]  #logits  logits:argmax() -> id, value   logits:logprob(id) -> number (natural log)
- *   logits:kl(other) -> number                          KL(softmax(logits) || softmax(other)) in nats
+ *   logits:kl(other) -> number                          KL(softmax(logits) || softmax(other)) in
+ *                                                       nats
  *   logits:totable() -> { [1] = logits[0], … }          logits:tostring() -> packed native f32
  *
  * Several positions of one prefill view one buffer, which is the user value of each. */
@@ -91,7 +93,8 @@ static int logits_logprob(lua_State *L) {
   return 1;
 }
 
-/* Whether id a comes before id b: the higher logit first, then the lower id; what is no number comes last. */
+/* Whether id a comes before id b: the higher logit first, then the lower id; what is no number
+ * comes last. */
 static int goes_before(const float *logits, int32_t a, int32_t b) {
   float x = isnan(logits[a]) ? -INFINITY : logits[a], y = isnan(logits[b]) ? -INFINITY : logits[b];
   return x != y ? x > y : a < b;
@@ -108,7 +111,8 @@ static void sink(const float *logits, int32_t *heap, int32_t count, int32_t at) 
   }
 }
 
-/* logits:top(k) -> the k most probable ids, the first most, and their log-probabilities; fewer if there are fewer */
+/* logits:top(k) -> the k most probable ids, the first most, and their log-probabilities; fewer if
+ * there are fewer */
 static int logits_top(lua_State *L) {
   logits_view *view = check_view(L, 1);
   lua_Integer wanted = luaL_checkinteger(L, 2);
@@ -136,7 +140,8 @@ static int logits_top(lua_State *L) {
   return 2;
 }
 
-/* Sum of p (log p - log q). What p gives no weight (a logit of -inf) adds nothing, whatever q says of it. */
+/* Sum of p (log p - log q). What p gives no weight (a logit of -inf) adds nothing, whatever q says
+ * of it. */
 static int logits_kl(lua_State *L) {
   logits_view *p = check_view(L, 1), *q = check_view(L, 2);
   luaL_argcheck(L, p->vocab == q->vocab, 2, "logits over another vocabulary");
@@ -171,8 +176,10 @@ static int logits_show(lua_State *L) {
 }
 
 void pyr_lua_open_logits(lua_State *L) {
-  static const luaL_Reg methods[] = { { "argmax", logits_argmax }, { "logprob", logits_logprob }, { "top", logits_top }, { "totable", logits_totable },
-                                      { "kl", logits_kl }, { "tostring", logits_bytes }, { NULL, NULL } };
+  static const luaL_Reg methods[] = { { "argmax", logits_argmax }, { "logprob", logits_logprob },
+                                      { "top", logits_top }, { "totable", logits_totable },
+                                      { "kl", logits_kl }, { "tostring", logits_bytes },
+                                          { NULL, NULL } };
   if (luaL_newmetatable(L, LOGITS)) {
     luaL_newlib(L, methods);
     lua_pushcclosure(L, logits_index, 1);

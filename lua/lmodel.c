@@ -1,12 +1,14 @@
 /* lmodel.c — mapped files and models for Lua.
  *
- *   core.file_open(runtime, path) -> file, mapped; core.file_read(runtime, path) -> file, read      file:size()  :close()
+ *   core.file_open(runtime, path) -> file, mapped; core.file_read(runtime, path) -> file, read
+ *   file:size() :close()
  *   core.model_new(runtime, config) -> model
- *   model:bind(role, layer, spec, as) -> true      model:ready() -> true      model:bytes()  :close()
+ *   model:bind(role, layer, spec, as) -> true      model:ready() -> true model:bytes() :close()
  *   model:identify(name, tokenizer's fingerprint)  model:fingerprint() -> integer
  *
- * Owns: the two userdata classes and the spelling of roles and dtypes. Does not own: where a tensor lies in a file and
- * which weight it is (lua/pyramid/loaders and families say so), nor any check of that (core/base/weights.c, core/model/model.c). */
+ * Owns: the two userdata classes and the spelling of roles and dtypes. Does not own: where a tensor
+ * lies in a file and which weight it is (lua/pyramid/loaders and families say so), nor any check of
+ * that (core/base/weights.c, core/model/model.c). */
 #include "lpyramid.h"
 
 #include <limits.h>
@@ -21,14 +23,17 @@ typedef struct file_box { pyr_file *file; bool busy; } file_box;
 typedef struct model_box { pyr_model *model; bool busy; } model_box;
 
 static const char *const role_names[] = {   /* in pyr_role's order */
-  [PYR_W_EMBED] = "embed", [PYR_W_OUT_NORM] = "out_norm", [PYR_W_OUTPUT] = "output", [PYR_W_ATTN_NORM] = "attn_norm",
-  [PYR_W_Q] = "q", [PYR_W_K] = "k", [PYR_W_V] = "v", [PYR_W_Q_BIAS] = "q_bias", [PYR_W_K_BIAS] = "k_bias",
+  [PYR_W_EMBED] = "embed", [PYR_W_OUT_NORM] = "out_norm", [PYR_W_OUTPUT] = "output",
+      [PYR_W_ATTN_NORM] = "attn_norm",
+  [PYR_W_Q] = "q", [PYR_W_K] = "k", [PYR_W_V] = "v", [PYR_W_Q_BIAS] = "q_bias",
+      [PYR_W_K_BIAS] = "k_bias",
   [PYR_W_V_BIAS] = "v_bias", [PYR_W_Q_NORM] = "q_norm", [PYR_W_K_NORM] = "k_norm", [PYR_W_O] = "o",
-  [PYR_W_O_BIAS] = "o_bias", [PYR_W_FFN_NORM] = "ffn_norm", [PYR_W_GATE] = "gate", [PYR_W_UP] = "up",
+  [PYR_W_O_BIAS] = "o_bias", [PYR_W_FFN_NORM] = "ffn_norm", [PYR_W_GATE] = "gate",
+      [PYR_W_UP] = "up",
   [PYR_W_DOWN] = "down", [PYR_ROLES] = NULL,
 };
 
-/* ---- fields of argument tables ------------------------------------------------------------------------------------------ */
+/* ---- fields of argument tables --------------------------------------------------------------- */
 
 /* Field `key` of the table at `arg` as an integer; raises if it is not one. */
 static lua_Integer integer_field(lua_State *L, int arg, const char *key) {
@@ -40,7 +45,8 @@ static lua_Integer integer_field(lua_State *L, int arg, const char *key) {
   return value;
 }
 
-/* Likewise as an int32: what does not fit becomes an extreme that the core's range check refuses. */
+/* Likewise as an int32: what does not fit becomes an extreme that the core's range check refuses.
+ * */
 static int32_t int32_field(lua_State *L, int arg, const char *key) {
   lua_Integer value = integer_field(L, arg, key);
   return value > INT32_MAX ? INT32_MAX : value < INT32_MIN ? INT32_MIN : (int32_t)value;
@@ -64,7 +70,7 @@ static pyr_dtype check_dtype(lua_State *L, int index) {
   return PYR_F32;
 }
 
-/* ---- files -------------------------------------------------------------------------------------------------------------- */
+/* ---- files ----------------------------------------------------------------------------------- */
 
 pyr_file *pyr_lua_check_file(lua_State *L, int arg) {
   file_box *box = luaL_checkudata(L, arg, FILE_CLASS);
@@ -101,12 +107,13 @@ static int file_close(lua_State *L) {
 
 static int file_tostring(lua_State *L) {
   file_box *box = luaL_checkudata(L, 1, FILE_CLASS);
-  if (box->file) lua_pushfstring(L, "pyramid.file (%I bytes)", (LUAI_UACINT)pyr_file_size(box->file));
+  if (box->file)
+    lua_pushfstring(L, "pyramid.file (%I bytes)", (LUAI_UACINT)pyr_file_size(box->file));
   else lua_pushliteral(L, "pyramid.file (closed)");
   return 1;
 }
 
-/* ---- models ------------------------------------------------------------------------------------------------------------- */
+/* ---- models ---------------------------------------------------------------------------------- */
 
 pyr_model *pyr_lua_check_model(lua_State *L, int arg) {
   model_box *box = luaL_checkudata(L, arg, MODEL_CLASS);
@@ -118,7 +125,8 @@ pyr_model *pyr_lua_check_model(lua_State *L, int arg) {
 static model_box *check_idle(lua_State *L, int arg) {
   model_box *box = luaL_checkudata(L, arg, MODEL_CLASS);
   pyr_lua_check_model(L, arg);
-  if (box->busy) luaL_argerror(L, arg, "the model is in use: a callback of its own loading may only look at it");
+  if (box->busy)
+    luaL_argerror(L, arg, "the model is in use: a callback of its own loading may only look at it");
   return box;
 }
 
@@ -126,7 +134,8 @@ static model_box *check_idle(lua_State *L, int arg) {
 static const float *read_freq(lua_State *L, int arg, int32_t dims) {
   lua_getfield(L, arg, "rope_freq");
   luaL_checktype(L, -1, LUA_TTABLE);
-  lua_Unsigned count = lua_rawlen(L, -1);      /* read one by one below: a shorter one is then refused */
+  lua_Unsigned count = lua_rawlen(L, -1);      /* read one by one below: a shorter one is then
+                                                  refused */
   if (dims < 2 || count != (lua_Unsigned)dims / 2)
     luaL_error(L, "field 'rope_freq' has %I values, not rope_dims/2", (LUAI_UACINT)count);
   float *freq = lua_newuserdatauv(L, count * sizeof *freq, 0);
@@ -134,7 +143,8 @@ static const float *read_freq(lua_State *L, int arg, int32_t dims) {
     int exact;
     lua_rawgeti(L, -2, (lua_Integer)i + 1);
     freq[i] = (float)lua_tonumberx(L, -1, &exact);
-    if (!exact) luaL_error(L, "field 'rope_freq' has a %s at %I", luaL_typename(L, -1), (LUAI_UACINT)i + 1);
+    if (!exact)
+      luaL_error(L, "field 'rope_freq' has a %s at %I", luaL_typename(L, -1), (LUAI_UACINT)i + 1);
     lua_pop(L, 1);
   }
   return freq;
@@ -152,24 +162,31 @@ static const int32_t *read_window(lua_State *L, int arg, int32_t layers) {
     int exact;
     lua_rawgeti(L, -2, (lua_Integer)i + 1);
     lua_Integer value = lua_tointegerx(L, -1, &exact);
-    if (!exact) luaL_error(L, "field 'window' has a %s at %I", luaL_typename(L, -1), (LUAI_UACINT)i + 1);
-    window[i] = value > INT32_MAX ? 0 : value < 0 ? -1 : (int32_t)value;   /* wider than any context: none */
+    if (!exact)
+      luaL_error(L, "field 'window' has a %s at %I", luaL_typename(L, -1), (LUAI_UACINT)i + 1);
+    /* wider than any context: none */
+    window[i] = value > INT32_MAX ? 0 : value < 0 ? -1 : (int32_t)value;
     lua_pop(L, 1);
   }
   return window;
 }
 
-/* model_new(runtime, config) -> model | nil, message, code. config: the fields of pyr_model_config by their names;
- * rope_style "half" or "interleaved"; rope_freq a sequence; window a sequence or nil. Other keys are left alone. */
+/* model_new(runtime, config) -> model | nil, message, code. config: the fields of pyr_model_config
+ * by their names; rope_style "half" or "interleaved"; rope_freq a sequence; window a sequence or
+ * nil. Other keys are left alone. */
 static int model_new(lua_State *L) {
   static const char *const styles[] = { "half", "interleaved", NULL };
   luaL_checktype(L, 2, LUA_TTABLE);
   lua_settop(L, 2);
   pyr_model_config config = {
-    .layers = int32_field(L, 2, "layers"), .heads = int32_field(L, 2, "heads"), .kv_heads = int32_field(L, 2, "kv_heads"),
-    .head_dim = int32_field(L, 2, "head_dim"), .width = int32_field(L, 2, "width"), .ff = int32_field(L, 2, "ff"),
-    .vocab = int32_field(L, 2, "vocab"), .context = int32_field(L, 2, "context"), .rope_dims = int32_field(L, 2, "rope_dims"),
-    .norm_eps = (float)number_field(L, 2, "norm_eps"), .rope_gain = (float)number_field(L, 2, "rope_gain"),
+    .layers = int32_field(L, 2, "layers"), .heads = int32_field(L, 2, "heads"),
+        .kv_heads = int32_field(L, 2, "kv_heads"),
+    .head_dim = int32_field(L, 2, "head_dim"), .width = int32_field(L, 2, "width"),
+        .ff = int32_field(L, 2, "ff"),
+    .vocab = int32_field(L, 2, "vocab"), .context = int32_field(L, 2, "context"),
+        .rope_dims = int32_field(L, 2, "rope_dims"),
+    .norm_eps = (float)number_field(L, 2, "norm_eps"),
+        .rope_gain = (float)number_field(L, 2, "rope_gain"),
   };
   lua_getfield(L, 2, "rope_style");
   config.rope_style = (pyr_rope_style)luaL_checkoption(L, -1, NULL, styles);
@@ -183,8 +200,8 @@ static int model_new(lua_State *L) {
   return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
 }
 
-/* model:bind(role, layer | nil, spec, as | nil) -> true | nil, message, code
- * spec: { name = string, file = file, offset = integer, bytes = integer, dtype = string, shape = { n } or { out, in } } */
+/* model:bind(role, layer | nil, spec, as | nil) -> true | nil, message, code spec: { name = string,
+ * file = file, offset = integer, bytes = integer, dtype = string, shape = { n } or { out, in } } */
 static int model_bind(lua_State *L) {
   pyr_role role = (pyr_role)luaL_checkoption(L, 2, NULL, role_names);
   lua_Integer layer = luaL_optinteger(L, 3, 1);
@@ -270,19 +287,24 @@ static int model_close(lua_State *L) {
 
 static int model_tostring(lua_State *L) {
   model_box *box = luaL_checkudata(L, 1, MODEL_CLASS);
-  if (box->model) lua_pushfstring(L, "pyramid.model (%d layers, %I bytes)", (int)pyr_model_get_config(box->model)->layers,
-                                  (LUAI_UACINT)pyr_model_bytes(box->model));
+  if (box->model)
+    lua_pushfstring(L, "pyramid.model (%d layers, %I bytes)",
+                    (int)pyr_model_get_config(box->model)->layers,
+                        (LUAI_UACINT)pyr_model_bytes(box->model));
   else lua_pushliteral(L, "pyramid.model (closed)");
   return 1;
 }
 
-/* ---- entry -------------------------------------------------------------------------------------------------------------- */
+/* ---- entry ----------------------------------------------------------------------------------- */
 
 void pyr_lua_open_model(lua_State *L) {
-  static const luaL_Reg functions[] = { { "file_open", file_open }, { "file_read", file_read }, { "model_new", model_new }, { NULL, NULL } };
-  static const luaL_Reg file_methods[] = { { "size", file_size }, { "__tostring", file_tostring }, { NULL, NULL } };
+  static const luaL_Reg functions[] = { { "file_open", file_open }, { "file_read", file_read },
+                                        { "model_new", model_new }, { NULL, NULL } };
+  static const luaL_Reg file_methods[] = { { "size", file_size }, { "__tostring", file_tostring },
+                                           { NULL, NULL } };
   static const luaL_Reg model_methods[] = {
-    { "bind", model_bind }, { "ready", model_ready }, { "bytes", model_bytes }, { "identify", model_identify },
+    { "bind", model_bind }, { "ready", model_ready }, { "bytes", model_bytes },
+        { "identify", model_identify },
     { "fingerprint", model_fingerprint }, { "__tostring", model_tostring }, { NULL, NULL }
   };
   pyr_lua_new_class(L, FILE_CLASS, file_methods, file_close);

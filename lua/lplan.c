@@ -1,29 +1,34 @@
 /* lplan.c — policies: from Lua functions to the core's callbacks.
  *
- * Lua composes and checks (lua/pyramid/policy.lua); what crosses over is flat numbers and a packed score program. The
- * value given to pyr_lua_to_policy is a table { name =, seconds =, prefill =, trigger =, decode =, [1] = }, all optional: how long a
- * call may take (nil or 0: without a limit), and functions
+ * Lua composes and checks (lua/pyramid/policy.lua); what crosses over is flat numbers and a packed
+ * score program. The value given to pyr_lua_to_policy is a table { name =, seconds =, prefill =,
+ * trigger =, decode =, [1] = }, all optional: how long a call may take (nil or 0: without a limit),
+ * and functions
  *
- *   prefill(shape…) -> keep, first, last, share, prune, program, least, mass, threshold, rotate    or nothing: keep all
- *   trigger(shape…) -> every, over, window, once, program                                          or nothing: never fires
+ *   prefill(shape…) -> keep, first, last, share, prune, program, least, mass, threshold, rotate or
+ *   nothing: keep all
+ *   trigger(shape…) -> every, over, window, once, program or nothing: never fires
  *   decode(shape…)  -> as prefill
  *
- * keep is a number, or a string of one packed i4 for each head; threshold is nil where losers are not merged.
- * shape… is layer, layers, prompt, past, rows, waiting, tokens, heads, kv_heads, head_dim (layer from 1). A program is
- * packed operations, "<BBBxi4f" each.
+ * keep is a number, or a string of one packed i4 for each head; threshold is nil where losers are
+ * not merged. shape… is layer, layers, prompt, past, rows, waiting, tokens, heads, kv_heads,
+ * head_dim (layer from 1). A program is packed operations, "<BBBxi4f" each.
  *
- * [1] of the table holds what programs refer to by number: vectors (tables of numbers) and { function, names of its
- * inputs } (custom scores). policy.lua puts them there and keeps them while they may be asked for.
+ * [1] of the table holds what programs refer to by number: vectors (tables of numbers) and {
+ * function, names of its inputs } (custom scores). policy.lua puts them there and keeps them while
+ * they may be asked for.
  *
- * A custom score's function gets a lane: { layer, head, rows, positions, and an input by each name }, and keys and values
- * when first asked for. All of these are vectors that end with the call (lvector.c). */
+ * A custom score's function gets a lane: { layer, head, rows, positions, and an input by each name
+ * }, and keys and values when first asked for. All of these are vectors that end with the call
+ * (lvector.c). */
 #include "lvector.h"
 
 #include <string.h>
 
 enum { OP_BYTES = 12 };
 
-typedef struct lua_policy {        /* the callbacks' ud; as many references as caches use it. Its user value: the table */
+typedef struct lua_policy {        /* the callbacks' ud; as many references as caches use it. Its
+                                      user value: the table */
   int refs;
   lua_State *main;                 /* for giving the reference back */
   pyr_lua_world *world;
@@ -40,12 +45,13 @@ typedef struct policy_call {
   pyr_trigger *trigger;
 } policy_call;
 
-/* ---- results ---------------------------------------------------------------------------------------------------------- */
+/* ---- results --------------------------------------------------------------------------------- */
 
 int pyr_lua_read_program(lua_State *L, int arg, pyr_score_op *ops, int most) {
   size_t bytes = 0;
   const char *packed = lua_isnoneornil(L, arg) ? "" : luaL_checklstring(L, arg, &bytes);
-  if (bytes % OP_BYTES != 0 || bytes / OP_BYTES > (size_t)most) return luaL_error(L, "a score of more than %d operations", most);
+  if (bytes % OP_BYTES != 0 || bytes / OP_BYTES > (size_t)most)
+    return luaL_error(L, "a score of more than %d operations", most);
   int count = (int)(bytes / OP_BYTES);
   for (int i = 0; i < count; i++, packed += OP_BYTES) {
     ops[i].code = (uint8_t)packed[0];
@@ -92,7 +98,7 @@ static void read_trigger(lua_State *L, int at, pyr_trigger *trigger) {
   if (pyr_lua_read_program(L, at + 4, &track, 1) == 1) trigger->track = track;
 }
 
-/* ---- calls -------------------------------------------------------------------------------------------------------------- */
+/* ---- calls ----------------------------------------------------------------------------------- */
 
 /* Pushes the table that the policy was made from; needs two places of stack. */
 static void push_functions(lua_State *L, const lua_policy *policy) {
@@ -109,8 +115,8 @@ static int call_policy(lua_State *L) {
   luaL_checkstack(L, 24, NULL);
   push_functions(L, call->policy);
   lua_getfield(L, 1, call->function);
-  const lua_Integer numbers[] = { s->layer + 1, s->layers, s->prompt, s->past, s->rows, s->waiting, s->tokens, s->heads,
-                                  s->kv_heads, s->head_dim };
+  const lua_Integer numbers[] = { s->layer + 1, s->layers, s->prompt, s->past, s->rows, s->waiting,
+                                  s->tokens, s->heads, s->kv_heads, s->head_dim };
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) lua_pushinteger(L, numbers[i]);
   lua_call(L, sizeof numbers / sizeof *numbers, call->plan ? 10 : 5);
   if (lua_isnil(L, 2)) return 0;
@@ -119,25 +125,36 @@ static int call_policy(lua_State *L) {
   return 0;
 }
 
-/* Calls fn(argument) in the state that is running, under a guard; what it raises becomes the runtime's message. */
-static pyr_status run_protected(lua_policy *policy, lua_CFunction fn, void *argument, int32_t layer, const char *when) {
+/* Calls fn(argument) in the state that is running, under a guard; what it raises becomes the
+ * runtime's message. */
+static pyr_status run_protected(lua_policy *policy, lua_CFunction fn, void *argument,
+                                int32_t layer, const char *when) {
   lua_State *L = policy->world->running;
   pyr_lua_guard guard;
-  if (L == NULL) return pyr_runtime_set_error(policy->rt, PYR_POLICY, "policy %s: no Lua state is running", policy->name);
-  if (!lua_checkstack(L, 4)) return pyr_runtime_set_error(policy->rt, PYR_MEMORY, "policy %s: the Lua stack is full", policy->name);
+  if (L == NULL)
+    return pyr_runtime_set_error(policy->rt, PYR_POLICY, "policy %s: no Lua state is running",
+                                 policy->name);
+  if (!lua_checkstack(L, 4))
+    return pyr_runtime_set_error(policy->rt, PYR_MEMORY, "policy %s: the Lua stack is full",
+                                 policy->name);
   pyr_lua_guard_on(L, policy->world, &guard, policy->rt, policy->seconds);
   lua_pushcfunction(L, fn);
   lua_pushlightuserdata(L, argument);
   int code = lua_pcall(L, 1, 0, 0);
   pyr_status ended = pyr_lua_guard_off(L, policy->world, &guard), status = PYR_OK;
   if (ended == PYR_CANCELLED)
-    status = pyr_runtime_set_error(policy->rt, PYR_CANCELLED, "policy %s, layer %d, %s: cancelled", policy->name, (int)layer + 1, when);
+    status = pyr_runtime_set_error(policy->rt, PYR_CANCELLED, "policy %s, layer %d, %s: cancelled",
+                                   policy->name, (int)layer + 1, when);
   else if (ended != PYR_OK)
-    status = pyr_runtime_set_error(policy->rt, PYR_POLICY, "policy %s, layer %d, %s: did not return within %g seconds (policy_seconds)",
-                                   policy->name, (int)layer + 1, when, policy->seconds);
+    status = pyr_runtime_set_error(policy->rt, PYR_POLICY,
+                                   "policy %s, layer %d, %s: did not return within %g seconds "
+                                   "(policy_seconds)", policy->name, (int)layer + 1, when,
+                                       policy->seconds);
   else if (code != LUA_OK)
-    status = pyr_runtime_set_error(policy->rt, code == LUA_ERRMEM ? PYR_MEMORY : PYR_POLICY, "policy %s, layer %d, %s: %s", policy->name,
-                                   (int)layer + 1, when, lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1)
+    status = pyr_runtime_set_error(policy->rt, code == LUA_ERRMEM ? PYR_MEMORY : PYR_POLICY,
+                                   "policy %s, layer %d, %s: %s", policy->name,
+                                   (int)layer + 1, when, lua_type(L, -1) == LUA_TSTRING
+                                       ? lua_tostring(L, -1)
                                                                                         : "an error that is not a string");
   if (code != LUA_OK) lua_pop(L, 1);
   return status;
@@ -162,12 +179,13 @@ static pyr_status on_decode(void *ud, const pyr_shape *shape, pyr_plan *plan) {
   return run(&call);
 }
 
-/* ---- what programs refer to --------------------------------------------------------------------------------------- */
+/* ---- what programs refer to ------------------------------------------------------------------ */
 
 /* Pushes slot `number` of the policy. Raises nothing: three places of stack are there. */
 static int push_slot(lua_State *L, const lua_policy *policy, int32_t number) {
   push_functions(L, policy);
-  int type = lua_rawgeti(L, -1, 1) == LUA_TTABLE ? lua_rawgeti(L, -1, number) : (lua_pushnil(L), LUA_TNIL);
+  int type = lua_rawgeti(L, -1, 1) == LUA_TTABLE ? lua_rawgeti(L, -1, number)
+      : (lua_pushnil(L), LUA_TNIL);
   lua_replace(L, -3);
   lua_pop(L, 1);
   return type;
@@ -178,9 +196,11 @@ static pyr_status on_table(void *ud, int32_t number, pyr_table *out) {
   lua_State *L = policy->world->running;
   int64_t rows, cols;
   if (L == NULL || !lua_checkstack(L, 6)) return PYR_POLICY;
-  const float *values = push_slot(L, policy, number) == LUA_TUSERDATA ? pyr_lua_to_vector(L, -1, &rows, &cols) : NULL;
+  const float *values = push_slot(L, policy, number) == LUA_TUSERDATA
+      ? pyr_lua_to_vector(L, -1, &rows, &cols) : NULL;
   if (values) {
-    *out = (pyr_table){ cols ? PYR_BY_HEAD : PYR_BY_POSITION, cols ? rows * cols : rows, cols, values };
+    *out = (pyr_table){ cols ? PYR_BY_HEAD : PYR_BY_POSITION, cols ? rows * cols : rows, cols,
+                        values };
     lua_pop(L, 1);
     return PYR_OK;
   }
@@ -201,7 +221,8 @@ static int lane_index(lua_State *L) {
   pyr_lua_scope *scope = lua_touserdata(L, lua_upvalueindex(1));
   const char *key = lua_tostring(L, 2);
   bool values = key && strcmp(key, "values") == 0;
-  if (!values && !(key && strcmp(key, "keys") == 0)) return luaL_error(L, "a lane has no '%s'", luaL_tolstring(L, 2, NULL));
+  if (!values && !(key && strcmp(key, "keys") == 0))
+    return luaL_error(L, "a lane has no '%s'", luaL_tolstring(L, 2, NULL));
   if (!scope->view) return luaL_error(L, "a lane is valid only while its custom score runs");
   float *rows = pyr_lua_new_vector(L, scope->view->rows, scope->view->head_dim);
   lua_pushvalue(L, lua_upvalueindex(1));
@@ -267,15 +288,17 @@ static pyr_status on_custom(void *ud, int32_t number, const pyr_custom_view *vie
   custom_call call = { ud, number, view, out, PYR_OK };
   pyr_status status = run_protected(ud, scoped_custom, &call, view->layer, "prefill");
   if (status != PYR_POLICY || call.status == PYR_OK) return status;
-  return pyr_runtime_set_error(call.policy->rt, call.status, "policy %s, layer %d, prefill: no memory for the rows of a lane",
-                               call.policy->name, (int)view->layer + 1);
+  return pyr_runtime_set_error(call.policy->rt, call.status,
+                               "policy %s, layer %d, prefill: no memory for the rows of a lane",
+                                   call.policy->name, (int)view->layer + 1);
 }
 
-/* ---- life ---------------------------------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 static void on_retain(void *ud) { ((lua_policy *)ud)->refs++; }
 
-/* The last cache to go frees the box, a userdata anchored in the registry, and with it the table of functions. */
+/* The last cache to go frees the box, a userdata anchored in the registry, and with it the table of
+ * functions. */
 static void on_release(void *ud) {
   lua_policy *policy = ud;
   if (--policy->refs > 0) return;
@@ -305,7 +328,8 @@ void pyr_lua_to_policy(lua_State *L, int arg, pyr_policy *out) {
   int has[3];
   for (int i = 0; i < 3; i++) {
     int type = lua_getfield(L, arg, functions[i]);
-    if (type != LUA_TNIL && type != LUA_TFUNCTION) luaL_error(L, "policy %s: %s is not a function", policy->name, functions[i]);
+    if (type != LUA_TNIL && type != LUA_TFUNCTION)
+      luaL_error(L, "policy %s: %s is not a function", policy->name, functions[i]);
     has[i] = type == LUA_TFUNCTION;
     lua_pop(L, 1);
   }
@@ -314,7 +338,8 @@ void pyr_lua_to_policy(lua_State *L, int arg, pyr_policy *out) {
   policy->main = lua_tothread(L, -1);
   lua_pop(L, 1);
   *out = (pyr_policy){ .ud = policy, .name = policy->name, .prefill = has[0] ? on_prefill : NULL,
-                       .trigger = has[1] ? on_trigger : NULL, .decode = has[2] ? on_decode : NULL, .retain = on_retain,
+                       .trigger = has[1] ? on_trigger : NULL, .decode = has[2] ? on_decode : NULL,
+                           .retain = on_retain,
                        .release = on_release, .table = on_table, .custom = on_custom };
 }
 

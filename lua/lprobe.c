@@ -1,24 +1,36 @@
-/* lprobe.c — what measuring needs: the limits of this machine, and weights that mean nothing. `require "pyramid.probe"`.
+/* lprobe.c — what measuring needs: the limits of this machine, and weights that mean nothing.
+ * `require "pyramid.probe"`.
  *
- *   probe.read(runtime, bytes, times) -> seconds a pass     the runtime's threads read a buffer of so many bytes, in
- *                                      turn as the hardware looks ahead by itself and asking ahead; the faster way's
- *   probe.matmul(kind, threads, size, times) -> seconds     oneDNN multiplies two square matrices; "f32", "bf16", "int8"
+ *   probe.read(runtime, bytes, times) -> seconds a pass     the runtime's threads read a buffer of
+ *                                                           so many bytes, in
+ *                                      turn as the hardware looks ahead by itself and asking ahead;
+ *                                      the faster way's
+ *   probe.matmul(kind, threads, size, times) -> seconds     oneDNN multiplies two square matrices;
+ *                                                           "f32", "bf16", "int8"
  *   probe.device(runtime) -> { name=, arch=, driver=, runtime=, memory=, free=, processors= }
- *   probe.device_steps(runtime) -> { single, launched, built, told }: how kernels were launched (backend.h)
- *   probe.device_ways(runtime) -> { library, refused, stream, plain, …, slow }: by which ways products went (op_args.h); slow: how
+ *   probe.device_steps(runtime) -> { single, launched, built, told }: how kernels were launched
+ *   (backend.h)
+ *   probe.device_ways(runtime) -> { library, refused, stream, plain, …, slow }: by which ways
+ *   products went (op_args.h); slow: how
  *                                 many of them by ways that are slow
- *   probe.device_time(runtime, what, size, times) -> seconds   "copy" of size bytes within its memory; "f32", "f16", "bf16":
- *                                  a product of square matrices. Both: nil, message, "unsupported" where it is the processor
- *   probe.version() -> oneDNN's, such as "2.6.3"; "none" in a build without it, where probe.matmul knows no product
- *   probe.trim(runtime | nil)     freed memory goes back to the system, so that what is resident is what is held; the
+ *   probe.device_time(runtime, what, size, times) -> seconds "copy" of size bytes within its
+ *   memory; "f32", "f16", "bf16":
+ *                                  a product of square matrices. Both: nil, message, "unsupported"
+ *                                  where it is the processor
+ *   probe.version() -> oneDNN's, such as "2.6.3"; "none" in a build without it, where probe.matmul
+ *   knows no product
+ *   probe.trim(runtime | nil)     freed memory goes back to the system, so that what is resident is
+ *                                 what is held; the
  *                                      runtime's device's, too
  *   probe.reset_peak(runtime)     runtime:memory_peak() begins anew
- *   probe.random_rows(runtime, dtype, seed, stream, first, rows, cols, deviation) -> bytes of rows [first, first+rows) of a
+ *   probe.random_rows(runtime, dtype, seed, stream, first, rows, cols, deviation) -> bytes of rows
+ *   [first, first+rows) of a
  *                                      matrix, made by the runtime's threads
  *
- * Not part of the library: a module of the program `pyramid` alone, for the scripts that measure. It is the one file beside the
- * binding that sees oneDNN (as a yardstick, with its own threads), the thread team and the number formats. Like the binding it
- * allocates first and takes the runtime out of its box last. */
+ * Not part of the library: a module of the program `pyramid` alone, for the scripts that measure.
+ * It is the one file beside the binding that sees oneDNN (as a yardstick, with its own threads),
+ * the thread team and the number formats. Like the binding it allocates first and takes the runtime
+ * out of its box last. */
 #include "lpyramid.h"
 #include "backend/backend.h"
 #include "base/dtype.h"
@@ -43,12 +55,14 @@ static double now(void) {
   return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-/* ---- reading ------------------------------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
-/* Wide enough that loads, not additions, are what takes time; compilers cut it into what the machine has. */
+/* Wide enough that loads, not additions, are what takes time; compilers cut it into what the
+ * machine has. */
 typedef uint64_t wide __attribute__((vector_size(64)));
 
-enum { SPAN = 1 << 20, AHEAD = 4096 };   /* bytes a task, and from what is read to what is asked for */
+enum { SPAN = 1 << 20, AHEAD = 4096 };   /* bytes a task, and from what is read to what is asked for
+                                            */
 
 typedef enum reading { FILL, READ, READ_AHEAD } reading;
 typedef struct buffer { wide *data; uint64_t *sums; reading what; } buffer;
@@ -74,10 +88,13 @@ static void read_span(void *ctx, int64_t task, int worker) {
 static int probe_read(lua_State *L) {
   pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
   lua_Integer spans = luaL_checkinteger(L, 2) / SPAN, times = luaL_optinteger(L, 3, 1);
-  lua_Integer most = (lua_Integer)sysconf(_SC_PHYS_PAGES) / 2 * (lua_Integer)sysconf(_SC_PAGESIZE) / SPAN;
-  luaL_argcheck(L, spans >= 1 && spans <= most, 2, "1 MiB to half of this machine's memory");   /* all of it is written */
+  lua_Integer most = (lua_Integer)sysconf(_SC_PHYS_PAGES) / 2 * (lua_Integer)sysconf(
+      _SC_PAGESIZE) / SPAN;
+  /* all of it is written */
+  luaL_argcheck(L, spans >= 1 && spans <= most, 2, "1 MiB to half of this machine's memory");
   luaL_argcheck(L, times >= 1, 3, "at least once");
-  buffer b = { aligned_alloc(64, (size_t)spans * SPAN), malloc((size_t)spans * sizeof *b.sums), FILL };
+  buffer b = { aligned_alloc(64, (size_t)spans * SPAN), malloc((size_t)spans * sizeof *b.sums),
+               FILL };
   if (b.data == NULL || b.sums == NULL) {
     free(b.data);
     free(b.sums);
@@ -97,13 +114,14 @@ static int probe_read(lua_State *L) {
   return 1;
 }
 
-/* ---- multiplying --------------------------------------------------------------------------------------------------- */
+/* ---- multiplying ----------------------------------------------------------------------------- */
 
 #if defined(PYR_NO_DNNL)
 
 #define NO_PRODUCT "this build has no oneDNN, whose %s products are the yardstick"
 
-static pyr_status time_products(int kind, int threads, int64_t size, lua_Integer times, double *seconds) {
+static pyr_status time_products(int kind, int threads, int64_t size, lua_Integer times,
+                                double *seconds) {
   return (void)kind, (void)threads, (void)size, (void)times, (void)seconds, PYR_UNSUPPORTED;
 }
 
@@ -111,7 +129,8 @@ static pyr_status time_products(int kind, int threads, int64_t size, lua_Integer
 
 #define NO_PRODUCT "oneDNN has no %s product for this processor"
 
-/* One product out = x . w of square matrices, w packed as oneDNN likes it best; what it costs is measured by run. */
+/* One product out = x . w of square matrices, w packed as oneDNN likes it best; what it costs is
+ * measured by run. */
 typedef struct product {
   dnnl_engine_t engine;
   dnnl_stream_t stream;
@@ -119,20 +138,24 @@ typedef struct product {
   dnnl_memory_t x, w, out;
 } product;
 
-static dnnl_status_t make_memory(dnnl_memory_t *memory, const_dnnl_primitive_desc_t pd, dnnl_query_t what, dnnl_engine_t engine) {
+static dnnl_status_t make_memory(dnnl_memory_t *memory, const_dnnl_primitive_desc_t pd,
+                                 dnnl_query_t what, dnnl_engine_t engine) {
   pyr_dnnl_layout_ref md = dnnl_primitive_desc_query_md(pd, what, 0);
   dnnl_status_t s = dnnl_memory_create(memory, md, engine, DNNL_MEMORY_ALLOCATE);
   void *data = NULL;
   if (s == dnnl_success) s = dnnl_memory_get_data_handle(*memory, &data);
-  if (s == dnnl_success && data) memset(data, 0x3c, dnnl_memory_desc_get_size(md));   /* ordinary numbers in all dtypes */
+  /* ordinary numbers in all dtypes */
+  if (s == dnnl_success && data) memset(data, 0x3c, dnnl_memory_desc_get_size(md));
   return s;
 }
 
-static dnnl_status_t make_desc(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, const dnnl_dims_t dims, const dnnl_data_type_t types[3]) {
+static dnnl_status_t make_desc(dnnl_primitive_desc_t *pd, dnnl_engine_t engine,
+                               const dnnl_dims_t dims, const dnnl_data_type_t types[3]) {
   pyr_dnnl_layout l[3] = { 0 };
   const dnnl_dims_t strides = { dims[1], 1 };
   dnnl_status_t s = dnnl_success;
-  for (int i = 0; i < 3 && s == dnnl_success; i++) s = pyr_dnnl_layout_make(&l[i], dims, types[i], i == 1 ? NULL : strides);
+  for (int i = 0; i < 3 && s == dnnl_success; i++)
+    s = pyr_dnnl_layout_make(&l[i], dims, types[i], i == 1 ? NULL : strides);
   if (s == dnnl_success) s = pyr_dnnl_matmul(pd, engine, &l[0], &l[1], &l[2], NULL);
   for (int i = 0; i < 3; i++) pyr_dnnl_layout_free(&l[i]);
   return s;
@@ -153,9 +176,11 @@ static dnnl_status_t make_product(product *p, int64_t size, const dnnl_data_type
 }
 
 static dnnl_status_t run_product(const product *p, lua_Integer times) {
-  dnnl_exec_arg_t args[] = { { DNNL_ARG_SRC, p->x }, { DNNL_ARG_WEIGHTS, p->w }, { DNNL_ARG_DST, p->out } };
+  dnnl_exec_arg_t args[] = { { DNNL_ARG_SRC, p->x }, { DNNL_ARG_WEIGHTS, p->w },
+                             { DNNL_ARG_DST, p->out } };
   dnnl_status_t s = dnnl_success;
-  for (lua_Integer i = 0; i < times && s == dnnl_success; i++) s = dnnl_primitive_execute(p->primitive, p->stream, 3, args);
+  for (lua_Integer i = 0; i < times && s == dnnl_success; i++)
+    s = dnnl_primitive_execute(p->primitive, p->stream, 3, args);
   return s == dnnl_success ? dnnl_stream_wait(p->stream) : s;
 }
 
@@ -168,10 +193,13 @@ static void free_product(product *p) {
   if (p->engine) dnnl_engine_destroy(p->engine);
 }
 
-/* Seconds a product of two square matrices takes; PYR_UNSUPPORTED where there is none of that kind. */
-static pyr_status time_products(int kind, int threads, int64_t size, lua_Integer times, double *seconds) {
+/* Seconds a product of two square matrices takes; PYR_UNSUPPORTED where there is none of that kind.
+ * */
+static pyr_status time_products(int kind, int threads, int64_t size, lua_Integer times,
+                                double *seconds) {
   static const dnnl_data_type_t types[][3] = {
-    { dnnl_f32, dnnl_f32, dnnl_f32 }, { dnnl_bf16, dnnl_bf16, dnnl_f32 }, { dnnl_u8, dnnl_s8, dnnl_s32 },
+    { dnnl_f32, dnnl_f32, dnnl_f32 }, { dnnl_bf16, dnnl_bf16, dnnl_f32 },
+        { dnnl_u8, dnnl_s8, dnnl_s32 },
   };
   int before = pyr_dnnl_threads();
   pyr_dnnl_set_threads(threads);
@@ -193,7 +221,8 @@ static pyr_status time_products(int kind, int threads, int64_t size, lua_Integer
 static int probe_matmul(lua_State *L) {
   static const char *const kinds[] = { "f32", "bf16", "int8", NULL };
   int kind = luaL_checkoption(L, 1, NULL, kinds);
-  lua_Integer threads = luaL_checkinteger(L, 2), size = luaL_checkinteger(L, 3), times = luaL_optinteger(L, 4, 1);
+  lua_Integer threads = luaL_checkinteger(L, 2), size = luaL_checkinteger(L, 3),
+      times = luaL_optinteger(L, 4, 1);
   luaL_argcheck(L, threads >= 1 && threads <= 256, 2, "1 to 256");
   luaL_argcheck(L, size >= 16 && size <= 16384, 3, "16 to 16384");
   luaL_argcheck(L, times >= 1, 4, "at least once");
@@ -223,7 +252,8 @@ static int probe_device(lua_State *L) {
   pyr_facts facts;
   pyr_status status = be->facts(be, &facts);
   if (status != PYR_OK) return pyr_lua_fail(L, rt, status);
-  const char *const texts[][2] = { { "name", facts.name }, { "arch", facts.arch }, { "driver", facts.driver },
+  const char *const texts[][2] = { { "name", facts.name }, { "arch", facts.arch },
+                                   { "driver", facts.driver },
                                    { "runtime", facts.runtime } };
   lua_createtable(L, 0, 7);
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
@@ -255,7 +285,8 @@ static int probe_device_steps(lua_State *L) {
   pyr_step_counts counts;
   be->step_counts(be, &counts);
   const struct counted fields[] = {
-    { "single", counts.single }, { "launched", counts.launched }, { "built", counts.built }, { "told", counts.told }
+    { "single", counts.single }, { "launched", counts.launched }, { "built", counts.built },
+        { "told", counts.told }
   };
   return push_counts(L, fields, sizeof fields / sizeof *fields);
 }
@@ -266,8 +297,10 @@ static int probe_device_ways(lua_State *L) {
   pyr_way_counts c;
   be->way_counts(be, &c);
   const struct counted fields[] = {
-    { "library", c.library }, { "refused", c.refused }, { "stream", c.stream }, { "plain", c.plain },
-    { "attention", c.attention }, { "attention_plain", c.attention_plain }, { "mass", c.mass }, { "mass_plain", c.mass_plain },
+    { "library", c.library }, { "refused", c.refused }, { "stream", c.stream },
+        { "plain", c.plain },
+    { "attention", c.attention }, { "attention_plain", c.attention_plain }, { "mass", c.mass },
+        { "mass_plain", c.mass_plain },
     { "slow", c.plain + c.attention_plain + c.mass_plain }
   };
   return push_counts(L, fields, sizeof fields / sizeof *fields);
@@ -275,13 +308,15 @@ static int probe_device_ways(lua_State *L) {
 
 static int probe_device_time(lua_State *L) {
   static const char *const kinds[] = { "copy", "f32", "f16", "bf16", NULL };
-  static const pyr_ceiling ceilings[] = { PYR_CEILING_COPY, PYR_CEILING_F32, PYR_CEILING_F16, PYR_CEILING_BF16 };
+  static const pyr_ceiling ceilings[] = { PYR_CEILING_COPY, PYR_CEILING_F32, PYR_CEILING_F16,
+                                          PYR_CEILING_BF16 };
   pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
   pyr_backend *be = pyr_runtime_backend(rt);
   pyr_ceiling what = ceilings[luaL_checkoption(L, 2, NULL, kinds)];
   lua_Integer size = luaL_checkinteger(L, 3), times = luaL_optinteger(L, 4, 1);
   bool copies = what == PYR_CEILING_COPY;
-  luaL_argcheck(L, size >= 16 && size <= (copies ? (lua_Integer)1 << 40 : 1 << 16) && size % 16 == 0, 3, "no such size");
+  luaL_argcheck(L, size >= 16 && size <= (copies ? (lua_Integer)1 << 40 : 1 << 16)
+                && size % 16 == 0, 3, "no such size");
   luaL_argcheck(L, times >= 1 && times <= 10000, 4, "1 to 10000");
   if (be->measure == NULL) return no_device(L);
   double seconds = 0;
@@ -320,21 +355,23 @@ static int probe_reset_peak(lua_State *L) {
   return 0;
 }
 
-/* ---- random weights -------------------------------------------------------------------------------------------------- */
+/* ---- random weights -------------------------------------------------------------------------- */
 
-/* splitmix64: a value's bits depend on its place only, so that a matrix is the same however it is cut. */
+/* splitmix64: a value's bits depend on its place only, so that a matrix is the same however it is
+ * cut. */
 static uint64_t mix(uint64_t z) {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
   return z ^ (z >> 31);
 }
 
-/* n (even) normal values from the pair of that index on, by Box and Muller: of two uniform numbers one gives the length,
- * the other the angle. */
+/* n (even) normal values from the pair of that index on, by Box and Muller: of two uniform numbers
+ * one gives the length, the other the angle. */
 static void fill_normal(float *out, uint64_t key, uint64_t pair, int64_t n, float deviation) {
   for (int64_t i = 0; i < n; i += 2, pair++) {
     uint64_t bits = mix(key + (pair + 1) * 0x9e3779b97f4a7c15u);
-    float u = ((float)(bits >> 40) + 1.0f) * 0x1p-24f, angle = (float)(bits & 0xffffff) * (0x1p-24f * 6.2831853f);
+    float u = ((float)(bits >> 40) + 1.0f) * 0x1p-24f,
+        angle = (float)(bits & 0xffffff) * (0x1p-24f * 6.2831853f);
     float length = deviation * sqrtf(-2.0f * logf(u));
     out[i] = length * cosf(angle);
     out[i + 1] = length * sinf(angle);
@@ -354,7 +391,8 @@ typedef struct random_matrix {
 static void random_row(void *ctx, int64_t row, int worker) {
   const random_matrix *m = ctx;
   float *values = m->values + worker * m->cols;
-  fill_normal(values, m->key, (uint64_t)(m->first + row) * (uint64_t)(m->cols / 2), m->cols, m->deviation);
+  fill_normal(values, m->key, (uint64_t)(m->first + row) * (uint64_t)(m->cols / 2), m->cols,
+              m->deviation);
   pyr_row_from_f32(m->out + (size_t)row * m->stride, m->dtype, values, m->cols);
 }
 
@@ -362,9 +400,11 @@ static int random_rows(lua_State *L) {
   int threads = pyr_runtime_threads(pyr_lua_check_runtime(L, 1));
   int dtype = pyr_dtype_of_name(luaL_checkstring(L, 2));
   uint64_t seed = (uint64_t)luaL_checkinteger(L, 3), stream = (uint64_t)luaL_checkinteger(L, 4);
-  lua_Integer first = luaL_checkinteger(L, 5), rows = luaL_checkinteger(L, 6), cols = luaL_checkinteger(L, 7);
+  lua_Integer first = luaL_checkinteger(L, 5), rows = luaL_checkinteger(L, 6),
+      cols = luaL_checkinteger(L, 7);
   float deviation = (float)luaL_checknumber(L, 8);
-  luaL_argcheck(L, pyr_dtype_valid(dtype) && pyr_dtype_writable((pyr_dtype)dtype), 2, "f32, f16, bf16, q8_0 or q4_0");
+  luaL_argcheck(L, pyr_dtype_valid(dtype) && pyr_dtype_writable((pyr_dtype)dtype), 2,
+                "f32, f16, bf16, q8_0 or q4_0");
   luaL_argcheck(L, first >= 0, 5, "rows count from 0");
   luaL_argcheck(L, rows >= 1 && rows <= 1 << 24, 6, "no such number of rows");
   luaL_argcheck(L, cols >= 2 && cols <= 1 << 24 && cols % 2 == 0, 7, "must be even");
@@ -373,7 +413,7 @@ static int random_rows(lua_State *L) {
   luaL_Buffer packed;
   float *values = lua_newuserdatauv(L, (size_t)threads * (size_t)cols * sizeof *values, 0);
   char *out = luaL_buffinitsize(L, &packed, (size_t)rows * stride);
-  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);       /* a finalizer may have closed it meanwhile */
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);  /* a finalizer may have closed it meanwhile */
   uint64_t key = mix(seed * 0x9e3779b97f4a7c15u + mix(stream + 1));
   random_matrix m = { out, values, (pyr_dtype)dtype, key, first, cols, stride, deviation };
   pyr_parallel(rt, random_row, &m, rows);

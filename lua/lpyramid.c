@@ -1,8 +1,8 @@
-/* lpyramid.c — the door to the library for Lua: bundled modules, the table `pyramid.core`, and what the binding's
- * files share (options, failures, callbacks).
+/* lpyramid.c — the door to the library for Lua: bundled modules, the table `pyramid.core`, and what
+ * the binding's files share (options, failures, callbacks).
  *
- * Owns: the bundle (constant data) and the way modules are found in it. Keeps no state outside the lua_State: two
- * states of one process see nothing of each other. Sets no globals. */
+ * Owns: the bundle (constant data) and the way modules are found in it. Keeps no state outside the
+ * lua_State: two states of one process see nothing of each other. Sets no globals. */
 #include "lpyramid.h"
 #include "bundle.h"
 #include "base/plain.h"
@@ -20,7 +20,7 @@
 /* Addresses that serve as keys of the registry. */
 static const char world_key = 'w', error_key = 'e', searcher_key = 's';
 
-/* ---- failures and options -------------------------------------------------------------------------------------- */
+/* ---- failures and options -------------------------------------------------------------------- */
 
 int pyr_lua_fail(lua_State *L, const pyr_runtime *rt, pyr_status status) {
   const char *message = rt ? pyr_runtime_error(rt) : "";
@@ -52,13 +52,15 @@ void pyr_lua_check_keys(lua_State *L, int arg, const char *what, const char *con
   }
 }
 
-void pyr_lua_new_class(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction close) {
+void pyr_lua_new_class(lua_State *L, const char *name, const luaL_Reg *methods,
+                       lua_CFunction close) {
   if (luaL_newmetatable(L, name)) {
     int metatable = lua_gettop(L);
     lua_newtable(L);
     for (; methods->name; methods++) {
       lua_pushcfunction(L, methods->func);
-      lua_setfield(L, strncmp(methods->name, "__", 2) == 0 ? metatable : metatable + 1, methods->name);
+      lua_setfield(L, strncmp(methods->name, "__", 2) == 0 ? metatable : metatable + 1,
+                   methods->name);
     }
     lua_pushcfunction(L, close);
     lua_setfield(L, -2, "close");
@@ -71,7 +73,7 @@ void pyr_lua_new_class(lua_State *L, const char *name, const luaL_Reg *methods, 
   lua_pop(L, 1);
 }
 
-/* ---- callbacks ---------------------------------------------------------------------------------------------------- */
+/* ---- callbacks ------------------------------------------------------------------------------- */
 
 pyr_lua_world *pyr_lua_get_world(lua_State *L) {
   if (lua_rawgetp(L, LUA_REGISTRYINDEX, &world_key) != LUA_TUSERDATA) {
@@ -119,7 +121,7 @@ void pyr_lua_keep_error(lua_State *L, pyr_lua_world *world) {
   world->failed = 1;
 }
 
-/* ---- the bundle ------------------------------------------------------------------------------------------------- */
+/* ---- the bundle ------------------------------------------------------------------------------ */
 
 static const pyr_bundle_entry *find_entry(const char *kind, const char *name) {
   for (const pyr_bundle_entry *e = pyr_bundle; e->kind; e++)
@@ -164,9 +166,10 @@ static int load_module(lua_State *L) {
   return 1;
 }
 
-/* ---- what standard Lua lacks and scripts need ------------------------------------------------------------------- */
+/* ---- what standard Lua lacks and scripts need ------------------------------------------------ */
 
-/* core.clock() -> seconds since some moment, as a watch counts them (os.clock adds up all threads) */
+/* core.clock() -> seconds since some moment, as a watch counts them (os.clock adds up all threads)
+ * */
 static int core_clock(lua_State *L) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
@@ -174,7 +177,8 @@ static int core_clock(lua_State *L) {
   return 1;
 }
 
-/* core.terminal(file) -> columns, rows of the terminal that an open file is (0 where it doesn't say); or nil */
+/* core.terminal(file) -> columns, rows of the terminal that an open file is (0 where it doesn't
+ * say); or nil */
 static int core_terminal(lua_State *L) {
   luaL_Stream *stream = luaL_checkudata(L, 1, LUA_FILEHANDLE);
   struct winsize size = { 0 };
@@ -185,7 +189,7 @@ static int core_terminal(lua_State *L) {
   return 2;
 }
 
-/* ---- locale ------------------------------------------------------------------------------------------------------- */
+/* ---- locale ---------------------------------------------------------------------------------- */
 
 #define PLAIN "pyramid.plain"
 
@@ -196,9 +200,10 @@ static int plain_close(lua_State *L) {
   return 0;
 }
 
-/* core.plain_locale() -> a value to be closed: `local _ <close> = core.plain_locale()`. Until the block ends this thread
- * writes and reads numbers, compares and classifies text as in the C locale, whatever the process's locale is or becomes. nil
- * where that is so already. No block that holds one may yield. */
+/* core.plain_locale() -> a value to be closed: `local _ <close> = core.plain_locale()`. Until the
+ * block ends this thread writes and reads numbers, compares and classifies text as in the C locale,
+ * whatever the process's locale is or becomes. nil where that is so already. No block that holds
+ * one may yield. */
 static int core_plain_locale(lua_State *L) {
   locale_t outer = pyr_plain_enter();
   bool already = outer == uselocale((locale_t)0);
@@ -214,7 +219,8 @@ static int core_plain_locale(lua_State *L) {
 static int open_core(lua_State *L) {
   static const luaL_Reg functions[] = {
     { "bundled", core_bundled }, { "bundled_list", core_bundled_list },
-    { "clock", core_clock }, { "terminal", core_terminal }, { "plain_locale", core_plain_locale }, { NULL, NULL }
+    { "clock", core_clock }, { "terminal", core_terminal }, { "plain_locale", core_plain_locale },
+        { NULL, NULL }
   };
   luaL_newlib(L, functions);
   luaL_newmetatable(L, PLAIN);
@@ -237,11 +243,13 @@ static int open_core(lua_State *L) {
   return 1;
 }
 
-static const luaL_Reg native[] = { { "pyramid", luaopen_pyramid }, { "pyramid.core", open_core }, { NULL, NULL } };
+static const luaL_Reg native[] = { { "pyramid", luaopen_pyramid }, { "pyramid.core", open_core },
+                                   { NULL, NULL } };
 
 static int is_ours(const char *name) { return strncmp(name, "pyramid", 7) == 0; }
 
-/* Pushes the loader of other people's modules that we carry (argparse); pushes nothing if there is none. */
+/* Pushes the loader of other people's modules that we carry (argparse); pushes nothing if there is
+ * none. */
 static int push_vendored(lua_State *L, const char *name) {
   const pyr_bundle_entry *e = find_entry("module", name);
   if (e == NULL || is_ours(name)) return 0;
@@ -258,7 +266,8 @@ static int search_vendored(lua_State *L) {
   return 1;
 }
 
-/* preload[name] = the value on top of the stack (popped), unless the host has put something there. */
+/* preload[name] = the value on top of the stack (popped), unless the host has put something there.
+ * */
 static void set_preload(lua_State *L, int preload, const char *name) {
   if (lua_getfield(L, preload, name) == LUA_TNIL) {
     lua_pushvalue(L, -2);
@@ -302,7 +311,8 @@ void pyr_lua_absolute_paths(lua_State *L) {
 static void add_searcher(lua_State *L) {
   if (lua_rawgetp(L, LUA_REGISTRYINDEX, &searcher_key) == LUA_TNIL
       && luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_LOADED_TABLE)
-      && lua_getfield(L, -1, "package") == LUA_TTABLE && lua_getfield(L, -1, "searchers") == LUA_TTABLE) {
+      && lua_getfield(L, -1, "package") == LUA_TTABLE
+          && lua_getfield(L, -1, "searchers") == LUA_TTABLE) {
     lua_pushcfunction(L, search_vendored);
     lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
     lua_pushboolean(L, 1);
@@ -310,10 +320,11 @@ static void add_searcher(lua_State *L) {
   }
 }
 
-/* Another Lua than 5.4 may have loaded this module (its Lua functions are weak in pyramid.so): it is told so with what every
- * Lua since 5.1 has, and nothing else is called. Two Luas in one process may each give a part of the functions. */
+/* Another Lua than 5.4 may have loaded this module (its Lua functions are weak in pyramid.so): it
+ * is told so with what every Lua since 5.1 has, and nothing else is called. Two Luas in one process
+ * may each give a part of the functions. */
 #pragma weak lua_newuserdatauv           /* since 5.4 */
-#pragma weak lua_version                 /* since 5.2, and in LuaJIT; until 5.3 it returned an address */
+#pragma weak lua_version  /* since 5.2, and in LuaJIT; until 5.3 it returned an address */
 
 static void refuse_other_lua(lua_State *L) {
   Dl_info every, since;
@@ -321,10 +332,12 @@ static void refuse_other_lua(lua_State *L) {
   if (!lua_newuserdatauv) {
     found = "Lua 5.1";
     if (lua_version) {
-      const lua_Number *(*version)(lua_State *) = (const lua_Number *(*)(lua_State *))(void (*)(void))lua_version;
+      const lua_Number *(*version)(lua_State *) =
+          (const lua_Number *(*)(lua_State *))(void (*)(void))lua_version;
       found = *version(L) == 501 ? "LuaJIT" : *version(L) == 502 ? "Lua 5.2" : "Lua 5.3";
     }
-  } else if (dladdr((void *)(uintptr_t)lua_pushstring, &every) && dladdr((void *)(uintptr_t)lua_newuserdatauv, &since)
+  } else if (dladdr((void *)(uintptr_t)lua_pushstring, &every)
+             && dladdr((void *)(uintptr_t)lua_newuserdatauv, &since)
              && every.dli_fbase != since.dli_fbase) {
     found = "one of two in this process";
   } else if (lua_version(L) != LUA_VERSION_NUM) {
@@ -341,7 +354,8 @@ int luaopen_pyramid(lua_State *L) {
   pyr_lua_preload(L, 0);
   add_searcher(L);
   lua_settop(L, 0);
-  if (lua_getglobal(L, "require") != LUA_TFUNCTION) return luaL_error(L, "pyramid needs the `package` library");
+  if (lua_getglobal(L, "require") != LUA_TFUNCTION)
+    return luaL_error(L, "pyramid needs the `package` library");
   lua_pushliteral(L, "pyramid.init");
   lua_call(L, 1, 1);
   return 1;

@@ -1,16 +1,20 @@
 /* lruntime.c — runtimes for Lua.
  *
- *   core.runtime { threads = 0, device = nil, isa = nil, memory = 0 } -> runtime; the device is the host's default if neither
+ *   core.runtime { threads = 0, device = nil, isa = nil, memory = 0 } -> runtime; the device is the
+ *   host's default if neither
  *                                it nor an isa is given, "cpu" if only an isa is
  *   core.default_device() -> what the host chose (PYR_LUA_DEVICE), else "cpu"
  *   runtime:threads()  :isa()  :memory()  :memory_peak()  :close()
- *   runtime:profile(true | false | nil) -> { { name=, calls=, seconds=, flops=, bytes= }, … }, what was counted so far
- *   runtime:on_progress(fn)      fn(done, total) is called now and then in long work; true cancels it; nil: none
+ *   runtime:profile(true | false | nil) -> { { name=, calls=, seconds=, flops=, bytes= }, … }, what
+ *   was counted so far
+ *   runtime:on_progress(fn)      fn(done, total) is called now and then in long work; true cancels
+ *                                it; nil: none
  *
- * The progress function is the box's user value, so that it lives as long as the box and no longer. The
- * core's callback gets the box's address and looks the box up in a table with weak values. What the function raises
- * is kept, cancels the work, and goes on from the binding function that made the core call (pyr_lua_leave). The callback is there
- * without a function, too: it looks at the host's flag (pyr_lua_watch). */
+ * The progress function is the box's user value, so that it lives as long as the box and no longer.
+ * The core's callback gets the box's address and looks the box up in a table with weak values. What
+ * the function raises is kept, cancels the work, and goes on from the binding function that made
+ * the core call (pyr_lua_leave). The callback is there without a function, too: it looks at the
+ * host's flag (pyr_lua_watch). */
 #include "lpyramid.h"
 
 #include <stdbool.h>
@@ -18,11 +22,12 @@
 
 #define RUNTIME "pyramid.runtime"
 
-typedef struct runtime_box { pyr_runtime *rt; pyr_lua_world *world; bool asks; } runtime_box;   /* asks: there is a function */
+/* asks: there is a function */
+typedef struct runtime_box { pyr_runtime *rt; pyr_lua_world *world; bool asks; } runtime_box;
 
 static const char boxes_key = 'b';
 
-/* ---- progress ------------------------------------------------------------------------------------------------------ */
+/* ---- progress -------------------------------------------------------------------------------- */
 
 typedef struct progress_call { runtime_box *box; int64_t done, total; bool stop; } progress_call;
 
@@ -45,7 +50,7 @@ static int on_progress(void *ud, int64_t done, int64_t total) {
   lua_State *L = world->running;
   if (world->interrupted && *world->interrupted) return 1;
   if (!call.box->asks) return 0;
-  if (L == NULL) return 0;                 /* a core call that was not bracketed: nowhere to run Lua */
+  if (L == NULL) return 0;  /* a core call that was not bracketed: nowhere to run Lua */
   if (world->failed || !lua_checkstack(L, 2)) return 1;
   lua_pushcfunction(L, call_progress);
   lua_pushlightuserdata(L, &call);
@@ -54,7 +59,7 @@ static int on_progress(void *ud, int64_t done, int64_t total) {
   return 1;
 }
 
-/* ---- runtimes ------------------------------------------------------------------------------------------------------- */
+/* ---- runtimes -------------------------------------------------------------------------------- */
 
 static runtime_box *check_runtime_box(lua_State *L, int arg) {
   runtime_box *box = luaL_checkudata(L, arg, RUNTIME);
@@ -87,14 +92,17 @@ static int core_runtime(lua_State *L) {
     lua_getfield(L, 1, "isa");
     lua_getfield(L, 1, "memory");
     lua_Integer threads = luaL_optinteger(L, 2, 0), memory = luaL_optinteger(L, 5, 0);
-    if (threads < 0 || threads > 256) return luaL_error(L, "runtime: threads must be 0 (all processors) to 256");
-    if (memory < 0) return luaL_error(L, "runtime: memory must be a number of bytes, or 0 for no limit");
+    if (threads < 0 || threads > 256)
+      return luaL_error(L, "runtime: threads must be 0 (all processors) to 256");
+    if (memory < 0)
+      return luaL_error(L, "runtime: memory must be a number of bytes, or 0 for no limit");
     options.threads = (int)threads;
     options.device = luaL_optstring(L, 3, NULL);
     options.isa = luaL_optstring(L, 4, NULL);
     options.memory_limit = (size_t)memory;
   }
-  if (!options.device && !options.isa) options.device = push_default_device(L);   /* stays on the stack while it is used */
+  /* stays on the stack while it is used */
+  if (!options.device && !options.isa) options.device = push_default_device(L);
   runtime_box *box = lua_newuserdatauv(L, sizeof *box, 1);
   *box = (runtime_box){ NULL, pyr_lua_get_world(L), false };
   luaL_setmetatable(L, RUNTIME);
@@ -112,15 +120,18 @@ static int core_runtime(lua_State *L) {
   }
   lua_pushnil(L);
   if (status == PYR_MEMORY)     /* there is no runtime to hold a message */
-    lua_pushfstring(L, "runtime: out of memory (limit: %I bytes, 0 is none)", (LUAI_UACINT)options.memory_limit);
+    lua_pushfstring(L, "runtime: out of memory (limit: %I bytes, 0 is none)",
+                    (LUAI_UACINT)options.memory_limit);
   else if (status != PYR_DEVICE)
     lua_pushfstring(L, "runtime: cannot start (%s)", pyr_status_name(status));
   else if (options.device && strcmp(options.device, "cpu") != 0 && *why)
     lua_pushfstring(L, "runtime: %s", why);
   else if (options.device && strcmp(options.device, "cpu") != 0)
-    lua_pushfstring(L, "runtime: device '%s' is not available (there are: cpu, cuda)", options.device);
+    lua_pushfstring(L, "runtime: device '%s' is not available (there are: cpu, cuda)",
+                    options.device);
   else
-    lua_pushfstring(L, "runtime: isa '%s' is not available on this processor", options.isa ? options.isa : "best");
+    lua_pushfstring(L, "runtime: isa '%s' is not available on this processor",
+                    options.isa ? options.isa : "best");
   lua_pushstring(L, pyr_status_name(status));
   return 3;
 }
@@ -128,7 +139,7 @@ static int core_runtime(lua_State *L) {
 static int runtime_close(lua_State *L) {
   runtime_box *box = luaL_checkudata(L, 1, RUNTIME);
   if (box->rt) {
-    pyr_runtime_on_progress(box->rt, NULL, NULL);    /* children may keep the runtime; the box goes */
+    pyr_runtime_on_progress(box->rt, NULL, NULL);  /* children may keep the runtime; the box goes */
     pyr_runtime_free(box->rt);
     box->rt = NULL;
     lua_pushnil(L);
@@ -167,7 +178,8 @@ static int runtime_memory_peak(lua_State *L) {
   return 1;
 }
 
-/* runtime:profile(on | nil) -> entries counted up to now | nil, message, code. true: counts from zero; false: no more. */
+/* runtime:profile(on | nil) -> entries counted up to now | nil, message, code. true: counts from
+ * zero; false: no more. */
 static int runtime_profile(lua_State *L) {
   enum { ROOM = 32 };
   pyr_profile_entry entries[ROOM];
@@ -198,11 +210,12 @@ static int runtime_profile(lua_State *L) {
 static int runtime_tostring(lua_State *L) {
   runtime_box *box = luaL_checkudata(L, 1, RUNTIME);
   if (box->rt == NULL) lua_pushliteral(L, "pyramid.runtime (closed)");
-  else lua_pushfstring(L, "pyramid.runtime (%s, %d threads)", pyr_runtime_isa(box->rt), pyr_runtime_threads(box->rt));
+  else lua_pushfstring(L, "pyramid.runtime (%s, %d threads)", pyr_runtime_isa(box->rt),
+                       pyr_runtime_threads(box->rt));
   return 1;
 }
 
-/* ---- entry -------------------------------------------------------------------------------------------------------------- */
+/* ---- entry ----------------------------------------------------------------------------------- */
 
 void pyr_lua_open_runtime(lua_State *L) {
   static const luaL_Reg functions[] = {

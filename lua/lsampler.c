@@ -1,11 +1,14 @@
 /* lsampler.c — samplers for Lua.
  *
- *   core.sampler(runtime or nil, options or nil) -> sampler; raises on unknown or impossible options
- *   sampler:pick(logits) -> id, remembered       logits: of a cache, or a sequence of numbers, the first for id 0
+ *   core.sampler(runtime or nil, options or nil) -> sampler; raises on unknown or impossible
+ *   options
+ *   sampler:pick(logits) -> id, remembered       logits: of a cache, or a sequence of numbers, the
+ *                                                first for id 0
  *   sampler:accept(ids)                          ids seen elsewhere, such as the prompt's
  *   sampler:reset()                              as new: seed and history        sampler:close()
  *
- * Without a runtime the sampler makes a small one of its own. What the options mean is in core/sample/sampler.c. */
+ * Without a runtime the sampler makes a small one of its own. What the options mean is in
+ * core/sample/sampler.c. */
 #include "lpyramid.h"
 
 #include <math.h>
@@ -17,7 +20,9 @@ typedef struct sampler_box { pyr_sampler *sampler; pyr_runtime *rt; int busy; } 
 static sampler_box *check_sampler(lua_State *L, int arg) {
   sampler_box *box = luaL_checkudata(L, arg, SAMPLER);
   if (box->sampler == NULL) luaL_argerror(L, arg, "the sampler is closed");
-  if (box->busy) luaL_argerror(L, arg, "the sampler is busy: a callback may not use the sampler whose step is running");
+  if (box->busy)
+    luaL_argerror(L, arg,
+                  "the sampler is busy: a callback may not use the sampler whose step is running");
   return box;
 }
 
@@ -31,11 +36,12 @@ static int32_t check_id(lua_State *L, int index, const char *what) {
   int ok;
   lua_Integer id = lua_tointegerx(L, index, &ok);
   if (!ok || id < 0 || id > INT32_MAX)
-    luaL_error(L, "sampler: %s must be token ids, integers from 0; got %s", what, luaL_tolstring(L, index, NULL));
+    luaL_error(L, "sampler: %s must be token ids, integers from 0; got %s", what,
+               luaL_tolstring(L, index, NULL));
   return (int32_t)id;
 }
 
-/* ---- options -------------------------------------------------------------------------------------------------------- */
+/* ---- options --------------------------------------------------------------------------------- */
 
 static float number_option(lua_State *L, const char *key) {
   double value = 0;
@@ -43,20 +49,24 @@ static float number_option(lua_State *L, const char *key) {
     int ok;
     value = lua_tonumberx(L, -1, &ok);
     if (!ok) luaL_error(L, "sampler: %s must be a number, not a %s", key, luaL_typename(L, -1));
-    if (isfinite(value) && !isfinite((float)value)) luaL_error(L, "sampler: %s is out of range", key);
+    if (isfinite(value) && !isfinite((float)value))
+      luaL_error(L, "sampler: %s is out of range", key);
   }
   lua_pop(L, 1);
   return (float)value;
 }
 
-static lua_Integer integer_option(lua_State *L, const char *key, lua_Integer low, lua_Integer high) {
+static lua_Integer integer_option(lua_State *L, const char *key, lua_Integer low,
+                                  lua_Integer high) {
   lua_Integer value = 0;
   if (lua_getfield(L, 2, key) != LUA_TNIL) {
     int ok;
     value = lua_tointegerx(L, -1, &ok);
-    if (!ok) luaL_error(L, "sampler: %s must be an integer, not %s", key, luaL_tolstring(L, -1, NULL));
+    if (!ok)
+      luaL_error(L, "sampler: %s must be an integer, not %s", key, luaL_tolstring(L, -1, NULL));
     if (value < low || value > high)
-      luaL_error(L, "sampler: %s must be between %I and %I", key, (LUAI_UACINT)low, (LUAI_UACINT)high);
+      luaL_error(L, "sampler: %s must be between %I and %I", key, (LUAI_UACINT)low,
+                 (LUAI_UACINT)high);
   }
   lua_pop(L, 1);
   return value;
@@ -83,7 +93,8 @@ static void read_bias(lua_State *L, pyr_sampler_options *o) {
 
 static int core_sampler(lua_State *L) {
   static const char *const known[] = {
-    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "penalty_last",
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "frequency_penalty",
+        "presence_penalty", "penalty_last",
     "seed", "logit_bias", NULL
   };
   pyr_lua_check_keys(L, 2, "sampler", known);
@@ -118,7 +129,7 @@ static int core_sampler(lua_State *L) {
   return 1;
 }
 
-/* ---- methods --------------------------------------------------------------------------------------------------------- */
+/* ---- methods --------------------------------------------------------------------------------- */
 
 /* A sequence of numbers as floats, in a userdata left on the stack. */
 static const float *logits_of_table(lua_State *L, int arg, int32_t *vocab) {
@@ -139,7 +150,8 @@ static const float *logits_of_table(lua_State *L, int arg, int32_t *vocab) {
 static int sampler_pick(lua_State *L) {
   int32_t vocab, id;
   check_sampler(L, 1);
-  const float *logits = lua_istable(L, 2) ? logits_of_table(L, 2, &vocab) : pyr_lua_check_logits(L, 2, &vocab);
+  const float *logits = lua_istable(L, 2) ? logits_of_table(L, 2, &vocab)
+      : pyr_lua_check_logits(L, 2, &vocab);
   sampler_box *box = check_sampler(L, 1);
   pyr_status status = pyr_sampler_pick(box->sampler, logits, vocab, &id);
   if (status != PYR_OK) return pyr_lua_fail(L, box->rt, status);
@@ -172,7 +184,10 @@ static int sampler_reset(lua_State *L) {
 
 static int sampler_close(lua_State *L) {
   sampler_box *box = luaL_checkudata(L, 1, SAMPLER);
-  if (box->busy) return luaL_error(L, "the sampler is busy: a callback may not close the sampler whose step is running");
+  if (box->busy)
+    return luaL_error(L,
+                      "the sampler is busy: a callback may not close the sampler whose step is "
+                      "running");
   pyr_sampler_free(box->sampler);
   pyr_runtime_free(box->rt);
   *box = (sampler_box){ NULL, NULL, 0 };
@@ -181,7 +196,8 @@ static int sampler_close(lua_State *L) {
 
 void pyr_lua_open_sampler(lua_State *L) {
   static const luaL_Reg methods[] = {
-    { "pick", sampler_pick }, { "accept", sampler_accept }, { "reset", sampler_reset }, { NULL, NULL }
+    { "pick", sampler_pick }, { "accept", sampler_accept }, { "reset", sampler_reset },
+        { NULL, NULL }
   };
   pyr_lua_new_class(L, SAMPLER, methods, sampler_close);
   lua_pushcfunction(L, core_sampler);

@@ -1,15 +1,17 @@
 /* ltokenizer.c — tokenizers for Lua, as lua/pyramid/tokenizer builds them.
  *
- *   core.tokenizer(runtime, options) -> t      options: vocab, unknown, byte_level, byte_fallback, by_score, whole_words,
- *                                              fuse_unknown, ids (pyr_tokenizer_options)
+ *   core.tokenizer(runtime, options) -> t      options: vocab, unknown, byte_level, byte_fallback,
+ *                                              by_score, whole_words, fuse_unknown, ids
+ *                                              (pyr_tokenizer_options)
  *   t:piece(id, spelling, score, closed)       t:merge(left, right)      t:added(id, text, flags)
- *   t:step(stage, kind, pattern, text, a, b)   t:around(before, after)   t:ready()          each: true
+ *   t:step(stage, kind, pattern, text, a, b)   t:around(before, after) t:ready() each: true
  *   t:encode(text, parse, add) -> ids          t:decode(ids, plain, bytes) -> text
  *   t:spelling(id)  t:id(spelling)  t:flags(id) -> value or nil
  *   t:decoder(plain, bytes, continue) -> d     d:push(id) -> text        d:finish() -> text
  *   core.token                                 the PYR_TOKEN_… bits by name
  *
- * Owns the two userdata classes and the spelling of stages and steps; what the calls mean stands in pyramid.h. */
+ * Owns the two userdata classes and the spelling of stages and steps; what the calls mean stands in
+ * pyramid.h. */
 #include "lpyramid.h"
 
 #include <limits.h>
@@ -18,12 +20,14 @@
 #define TOKENIZER "pyramid.tokenizer"
 #define DECODER "pyramid.decoder"
 
-typedef struct tokenizer_box { pyr_tokenizer *t; uint64_t encoded; } tokenizer_box;  /* t NULL: closed; encoded: counts calls */
-typedef struct decoder_box { pyr_decoder *d; pyr_runtime *rt; } decoder_box;         /* d NULL: closed */
+/* t NULL: closed; encoded: counts calls */
+typedef struct tokenizer_box { pyr_tokenizer *t; uint64_t encoded; } tokenizer_box;
+typedef struct decoder_box { pyr_decoder *d; pyr_runtime *rt; } decoder_box;  /* d NULL: closed */
 
 static const char *const stage_names[] = { "normalize", "split", "decode", NULL };
 static const char *const step_names[] = {   /* in pyr_step_kind's order */
-  "nfd", "nfc", "nfkd", "nfkc", "lower", "strip", "prepend", "replace", "substitute", "match", "bytes", "fallback",
+  "nfd", "nfc", "nfkd", "nfkc", "lower", "strip", "prepend", "replace", "substitute", "match",
+      "bytes", "fallback",
   "trim", "join", NULL };
 
 static pyr_tokenizer *check_tokenizer(lua_State *L) {
@@ -44,7 +48,7 @@ static int done(lua_State *L, const pyr_tokenizer *t, pyr_status status) {
   return 1;
 }
 
-/* ---- building --------------------------------------------------------------------------------------------------------- */
+/* ---- building -------------------------------------------------------------------------------- */
 
 static int flag(lua_State *L, int arg, const char *key) {
   lua_getfield(L, arg, key);
@@ -61,15 +65,16 @@ static int32_t id_field(lua_State *L, int arg, const char *key, lua_Integer abse
 }
 
 static int core_tokenizer(lua_State *L) {
-  static const char *const known[] = { "vocab", "unknown", "byte_level", "byte_fallback", "by_score", "whole_words",
-                                       "fuse_unknown", "ids", NULL };
+  static const char *const known[] = { "vocab", "unknown", "byte_level", "byte_fallback",
+                                       "by_score", "whole_words", "fuse_unknown", "ids", NULL };
   luaL_checktype(L, 2, LUA_TTABLE);
   pyr_lua_check_keys(L, 2, "tokenizer", known);
   pyr_tokenizer_options options = {
     .vocab = id_field(L, 2, "vocab", 0), .unknown = id_field(L, 2, "unknown", -1),
     .byte_level = flag(L, 2, "byte_level"), .byte_fallback = flag(L, 2, "byte_fallback"),
     .ids = id_field(L, 2, "ids", 0),
-    .by_score = flag(L, 2, "by_score"), .whole_words = flag(L, 2, "whole_words"), .fuse_unknown = flag(L, 2, "fuse_unknown") };
+    .by_score = flag(L, 2, "by_score"), .whole_words = flag(L, 2, "whole_words"),
+        .fuse_unknown = flag(L, 2, "fuse_unknown") };
   tokenizer_box *box = lua_newuserdatauv(L, sizeof *box, 0);
   *box = (tokenizer_box){ NULL, 0 };
   luaL_setmetatable(L, TOKENIZER);
@@ -91,7 +96,8 @@ static int tokenizer_piece(lua_State *L) {
   const char *s = luaL_checklstring(L, 3, &n);
   float score = (float)luaL_optnumber(L, 4, 0);
   pyr_tokenizer *t = check_tokenizer(L);
-  return done(L, t, pyr_tokenizer_piece(t, id, s, n, score, lua_toboolean(L, 5) ? PYR_PIECE_CLOSED : 0));
+  return done(L, t, pyr_tokenizer_piece(t, id, s, n, score,
+                                        lua_toboolean(L, 5) ? PYR_PIECE_CLOSED : 0));
 }
 
 static int tokenizer_fingerprint(lua_State *L) {
@@ -134,7 +140,9 @@ static int32_t *push_ids(lua_State *L, int arg, lua_Integer *count) {
     int exact;
     lua_rawgeti(L, arg, i);
     lua_Integer id = lua_tointegerx(L, -1, &exact);
-    if (!exact) luaL_error(L, "bad argument #%d: element %d is not an id but a %s", arg - 1, (int)i, luaL_typename(L, -1));
+    if (!exact)
+      luaL_error(L, "bad argument #%d: element %d is not an id but a %s", arg - 1, (int)i,
+                 luaL_typename(L, -1));
     ids[i - 1] = id < 0 || id > INT32_MAX ? -1 : (int32_t)id;
     lua_pop(L, 1);
   }
@@ -145,7 +153,8 @@ static int tokenizer_around(lua_State *L) {
   lua_Integer b, a;
   const int32_t *before = push_ids(L, 2, &b), *after = push_ids(L, 3, &a);
   pyr_tokenizer *t = check_tokenizer(L);
-  return done(L, t, pyr_tokenizer_around(t, before, b > 1000 ? 1000 : (int32_t)b, after, a > 1000 ? 1000 : (int32_t)a));
+  return done(L, t, pyr_tokenizer_around(t, before, b > 1000 ? 1000 : (int32_t)b, after,
+                                         a > 1000 ? 1000 : (int32_t)a));
 }
 
 static int tokenizer_ready(lua_State *L) {
@@ -153,10 +162,10 @@ static int tokenizer_ready(lua_State *L) {
   return done(L, t, pyr_tokenizer_ready(t));
 }
 
-/* ---- using ------------------------------------------------------------------------------------------------------------- */
+/* ---- using ----------------------------------------------------------------------------------- */
 
-/* The ids are the tokenizer's until its next call, and room for a copy takes an allocation: when a finalizer has made such a call
- * meanwhile, the text is encoded again. */
+/* The ids are the tokenizer's until its next call, and room for a copy takes an allocation: when a
+ * finalizer has made such a call meanwhile, the text is encoded again. */
 static int tokenizer_encode(lua_State *L) {
   size_t n;
   const char *text = luaL_checklstring(L, 2, &n);
@@ -165,7 +174,8 @@ static int tokenizer_encode(lua_State *L) {
   int64_t count;
   uint64_t call;
   tokenizer_box *box;
-  int flags = (lua_toboolean(L, 3) ? PYR_ENCODE_PARSE : 0) | (lua_toboolean(L, 4) ? PYR_ENCODE_ADD : 0);
+  int flags = (lua_toboolean(L, 3) ? PYR_ENCODE_PARSE : 0) | (lua_toboolean(L, 4) ? PYR_ENCODE_ADD
+                                                              : 0);
   do {
     lua_settop(L, 4);
     pyr_tokenizer *t = check_tokenizer(L);
@@ -185,7 +195,8 @@ static int tokenizer_encode(lua_State *L) {
 }
 
 static int decode_flags(lua_State *L, int arg) {
-  return (lua_toboolean(L, arg) ? PYR_DECODE_PLAIN : 0) | (lua_toboolean(L, arg + 1) ? PYR_DECODE_BYTES : 0) |
+  return (lua_toboolean(L, arg) ? PYR_DECODE_PLAIN : 0) | (lua_toboolean(L, arg + 1)
+                                                           ? PYR_DECODE_BYTES : 0) |
          (lua_toboolean(L, arg + 2) ? PYR_DECODE_CONTINUE : 0);
 }
 
@@ -260,7 +271,7 @@ static int tokenizer_flags(lua_State *L) {
   return 1;
 }
 
-/* ---- decoders ------------------------------------------------------------------------------------------------------------ */
+/* ---- decoders -------------------------------------------------------------------------------- */
 
 static int tokenizer_decoder(lua_State *L) {
   int flags = decode_flags(L, 2);
@@ -304,18 +315,22 @@ static int decoder_close(lua_State *L) {
 
 void pyr_lua_open_tokenizer(lua_State *L) {
   static const luaL_Reg methods[] = {
-    { "piece", tokenizer_piece }, { "merge", tokenizer_merge }, { "added", tokenizer_added }, { "step", tokenizer_step },
+    { "piece", tokenizer_piece }, { "merge", tokenizer_merge }, { "added", tokenizer_added },
+        { "step", tokenizer_step },
     { "around", tokenizer_around }, { "ready", tokenizer_ready }, { "encode", tokenizer_encode },
     { "decode", tokenizer_decode }, { "spelling", tokenizer_spelling }, { "id", tokenizer_id },
-    { "flags", tokenizer_flags }, { "decoder", tokenizer_decoder }, { "fingerprint", tokenizer_fingerprint }, { NULL, NULL } };
-  static const luaL_Reg decoder_methods[] = { { "push", decoder_push }, { "finish", decoder_finish }, { NULL, NULL } };
+    { "flags", tokenizer_flags }, { "decoder", tokenizer_decoder },
+        { "fingerprint", tokenizer_fingerprint }, { NULL, NULL } };
+  static const luaL_Reg decoder_methods[] = { { "push", decoder_push },
+                                              { "finish", decoder_finish }, { NULL, NULL } };
   pyr_lua_new_class(L, TOKENIZER, methods, tokenizer_close);
   pyr_lua_new_class(L, DECODER, decoder_methods, decoder_close);
   lua_pushcfunction(L, core_tokenizer);
   lua_setfield(L, -2, "tokenizer");
   lua_createtable(L, 0, 5);
   static const struct { const char *name; int bit; } bits[] = {
-    { "special", PYR_TOKEN_SPECIAL }, { "lstrip", PYR_TOKEN_LSTRIP }, { "rstrip", PYR_TOKEN_RSTRIP },
+    { "special", PYR_TOKEN_SPECIAL }, { "lstrip", PYR_TOKEN_LSTRIP },
+        { "rstrip", PYR_TOKEN_RSTRIP },
     { "word", PYR_TOKEN_WORD }, { "raw", PYR_TOKEN_RAW } };
   for (size_t i = 0; i < sizeof bits / sizeof *bits; i++) {
     lua_pushinteger(L, bits[i].bit);

@@ -1,12 +1,15 @@
-/* lvector.c — vectors and matrices of f32 for custom scores: what a function may see of a lane, and what it makes of it.
+/* lvector.c — vectors and matrices of f32 for custom scores: what a function may see of a lane, and
+ * what it makes of it.
  *
  *   core.vector({ 1, 2, … }) -> vector        core.vector({ { 1, 2 }, { 3, 4 }, … }) -> matrix
- *   v[i]  m[i] (a row)  #v  #m (rows)  m:columns()  v + w  v * 2  m * v (each row by its number)  -v
- *   :exp() :log() :sqrt() :abs()   :sum() :mean() :max() :min() :norm()   :dot(v)   :slice(i, j)   :pool(kind, width)  :totable()
+ *   v[i] m[i] (a row) #v #m (rows) m:columns() v + w v * 2 m * v (each row by its number) -v
+ *   :exp() :log() :sqrt() :abs()   :sum() :mean() :max() :min() :norm() :dot(v) :slice(i, j)
+ *                                  :pool(kind, width) :totable()
  *
- * Reductions of a vector are numbers; of a matrix vectors, one number a row, or a column with ("columns"). Values never
- * change once made. What a lane shows belongs to the call that shows it (a scope): used later, it raises. What is
- * computed from it is the caller's own. Sums run in double, in order. */
+ * Reductions of a vector are numbers; of a matrix vectors, one number a row, or a column with
+ * ("columns"). Values never change once made. What a lane shows belongs to the call that shows it
+ * (a scope): used later, it raises. What is computed from it is the caller's own. Sums run in
+ * double, in order. */
 #include "lvector.h"
 
 #include <math.h>
@@ -25,13 +28,15 @@ static int64_t count_of(const vector *v) { return v->rows * stride_of(v); }
 
 static const vector *check_vector(lua_State *L, int arg) {
   const vector *v = luaL_checkudata(L, arg, VECTOR);
-  if (v->scope && !v->scope->view) luaL_argerror(L, arg, "what a lane shows is valid only while its custom score runs");
+  if (v->scope && !v->scope->view)
+    luaL_argerror(L, arg, "what a lane shows is valid only while its custom score runs");
   return v;
 }
 
 float *pyr_lua_new_vector(lua_State *L, int64_t rows, int64_t cols) {
   int64_t each = cols ? cols : 1;
-  if (rows < 0 || cols < 0 || rows > INT64_MAX / 8 / each) luaL_error(L, "vector: too many numbers");
+  if (rows < 0 || cols < 0 || rows > INT64_MAX / 8 / each)
+    luaL_error(L, "vector: too many numbers");
   vector *v = lua_newuserdatauv(L, sizeof *v + (size_t)(rows * each) * sizeof(float), 1);
   float *data = (float *)(v + 1);
   *v = (vector){ rows, cols, data, NULL };
@@ -65,24 +70,27 @@ const float *pyr_lua_to_vector(lua_State *L, int arg, int64_t *rows, int64_t *co
 void pyr_lua_read_vector(lua_State *L, int arg, float *out, int64_t n) {
   if (luaL_testudata(L, arg, VECTOR)) {
     const vector *v = check_vector(L, arg);
-    if (v->cols || v->rows != n) luaL_error(L, "%s of %I is not one number for each of %I rows", v->cols ? "a matrix" : "a vector",
-                                            (LUAI_UACINT)v->rows, (LUAI_UACINT)n);
+    if (v->cols || v->rows != n)
+      luaL_error(L, "%s of %I is not one number for each of %I rows",
+                 v->cols ? "a matrix" : "a vector", (LUAI_UACINT)v->rows, (LUAI_UACINT)n);
     memcpy(out, v->data, (size_t)n * sizeof *out);
     return;
   }
   if (!lua_istable(L, arg)) luaL_error(L, "a %s is not a vector", luaL_typename(L, arg));
   lua_Integer length = luaL_len(L, arg);
   if (length != n)
-    luaL_error(L, "a sequence of %I is not one number for each of %I rows", (LUAI_UACINT)length, (LUAI_UACINT)n);
+    luaL_error(L, "a sequence of %I is not one number for each of %I rows", (LUAI_UACINT)length,
+               (LUAI_UACINT)n);
   for (int64_t i = 0; i < n; i++) {
     lua_geti(L, arg, i + 1);
-    if (!lua_isnumber(L, -1)) luaL_error(L, "value %I is a %s", (LUAI_UACINT)(i + 1), luaL_typename(L, -1));
+    if (!lua_isnumber(L, -1))
+      luaL_error(L, "value %I is a %s", (LUAI_UACINT)(i + 1), luaL_typename(L, -1));
     out[i] = (float)lua_tonumber(L, -1);
     lua_pop(L, 1);
   }
 }
 
-/* ---- making and reading -------------------------------------------------------------------------------------------- */
+/* ---- making and reading ---------------------------------------------------------------------- */
 
 static int core_vector(lua_State *L) {
   luaL_checktype(L, 1, LUA_TTABLE);
@@ -97,10 +105,13 @@ static int core_vector(lua_State *L) {
   for (int64_t i = 0; i < rows; i++) {
     lua_geti(L, 1, i + 1);
     if (!matrix) {
-      if (!lua_isnumber(L, -1)) return luaL_error(L, "vector: value %I is a %s", (LUAI_UACINT)(i + 1), luaL_typename(L, -1));
+      if (!lua_isnumber(L, -1))
+        return luaL_error(L, "vector: value %I is a %s", (LUAI_UACINT)(i + 1),
+                          luaL_typename(L, -1));
       out[i] = (float)lua_tonumber(L, -1);
     } else {
-      if (!lua_istable(L, -1)) return luaL_error(L, "vector: row %I is a %s", (LUAI_UACINT)(i + 1), luaL_typename(L, -1));
+      if (!lua_istable(L, -1))
+        return luaL_error(L, "vector: row %I is a %s", (LUAI_UACINT)(i + 1), luaL_typename(L, -1));
       pyr_lua_read_vector(L, lua_gettop(L), out + i * cols, cols);
     }
     lua_pop(L, 1);
@@ -130,7 +141,8 @@ static int vector_index(lua_State *L) {
   const vector *v = check_vector(L, 1);
   if (i < 1 || i > v->rows) return 0;
   if (v->cols == 0) lua_pushnumber(L, v->data[i - 1]);
-  else memcpy(pyr_lua_new_vector(L, v->cols, 0), v->data + (i - 1) * v->cols, (size_t)v->cols * sizeof(float));
+  else memcpy(pyr_lua_new_vector(L, v->cols, 0), v->data + (i - 1) * v->cols,
+              (size_t)v->cols * sizeof(float));
   return 1;
 }
 
@@ -170,12 +182,14 @@ static int vector_slice(lua_State *L) {
 
 static int vector_show(lua_State *L) {
   const vector *v = luaL_checkudata(L, 1, VECTOR);
-  if (v->cols) lua_pushfstring(L, "pyramid.vector (%I rows of %I)", (LUAI_UACINT)v->rows, (LUAI_UACINT)v->cols);
+  if (v->cols)
+    lua_pushfstring(L, "pyramid.vector (%I rows of %I)", (LUAI_UACINT)v->rows,
+                    (LUAI_UACINT)v->cols);
   else lua_pushfstring(L, "pyramid.vector (%I)", (LUAI_UACINT)v->rows);
   return 1;
 }
 
-/* ---- arithmetic ---------------------------------------------------------------------------------------------------- */
+/* ---- arithmetic ------------------------------------------------------------------------------ */
 
 typedef struct operand { const float *data; int64_t rows, cols; float number; } operand;
 
@@ -194,8 +208,8 @@ static int arithmetic(lua_State *L, char how) {
   operand a = check_operand(L, 1), b = check_operand(L, 2);
   int64_t rows = a.data ? a.rows : b.rows, cols = a.cols ? a.cols : b.cols, each = cols ? cols : 1;
   if (a.data && b.data && (a.rows != b.rows || (a.cols && b.cols && a.cols != b.cols)))
-    return luaL_error(L, "vector: %I x %I and %I x %I do not go together", (LUAI_UACINT)a.rows, (LUAI_UACINT)a.cols,
-                      (LUAI_UACINT)b.rows, (LUAI_UACINT)b.cols);
+    return luaL_error(L, "vector: %I x %I and %I x %I do not go together", (LUAI_UACINT)a.rows,
+                      (LUAI_UACINT)a.cols, (LUAI_UACINT)b.rows, (LUAI_UACINT)b.cols);
   float *out = pyr_lua_new_vector(L, rows, cols);
   for (int64_t r = 0; r < rows; r++)
     for (int64_t i = 0; i < each; i++) {
@@ -224,7 +238,7 @@ static int vector_log(lua_State *L) { return each_value(L, logf); }
 static int vector_sqrt(lua_State *L) { return each_value(L, sqrtf); }
 static int vector_abs(lua_State *L) { return each_value(L, fabsf); }
 
-/* ---- reductions ---------------------------------------------------------------------------------------------------- */
+/* ---- reductions ------------------------------------------------------------------------------ */
 
 typedef enum reduction { SUM, MEAN, MAXIMUM, MINIMUM, NORM } reduction;
 
@@ -250,7 +264,8 @@ static int reduction_of(lua_State *L, reduction how) {
   int64_t n = way == 0 ? v->rows : v->cols;
   float *out = pyr_lua_new_vector(L, n, 0);
   for (int64_t i = 0; i < n; i++)
-    out[i] = (float)(way == 0 ? reduce(v->data + i * v->cols, v->cols, 1, how) : reduce(v->data + i, v->rows, v->cols, how));
+    out[i] = (float)(way == 0 ? reduce(v->data + i * v->cols, v->cols, 1, how)
+                     : reduce(v->data + i, v->rows, v->cols, how));
   return 1;
 }
 
@@ -296,17 +311,21 @@ static int vector_pool(lua_State *L) {
   return 1;
 }
 
-/* ---- entry --------------------------------------------------------------------------------------------------------- */
+/* ---- entry ----------------------------------------------------------------------------------- */
 
 void pyr_lua_open_vector(lua_State *L) {
   static const luaL_Reg methods[] = {
-    { "columns", vector_columns }, { "totable", vector_totable }, { "slice", vector_slice }, { "exp", vector_exp },
-    { "log", vector_log }, { "sqrt", vector_sqrt }, { "abs", vector_abs }, { "sum", vector_sum }, { "mean", vector_mean },
-    { "max", vector_max }, { "min", vector_min }, { "norm", vector_norm }, { "dot", vector_dot }, { "pool", vector_pool },
+    { "columns", vector_columns }, { "totable", vector_totable }, { "slice", vector_slice },
+        { "exp", vector_exp },
+    { "log", vector_log }, { "sqrt", vector_sqrt }, { "abs", vector_abs }, { "sum", vector_sum },
+        { "mean", vector_mean },
+    { "max", vector_max }, { "min", vector_min }, { "norm", vector_norm }, { "dot", vector_dot },
+        { "pool", vector_pool },
     { NULL, NULL }
   };
   static const luaL_Reg meta[] = {
-    { "__len", vector_len }, { "__add", vector_add }, { "__sub", vector_sub }, { "__mul", vector_mul }, { "__div", vector_div },
+    { "__len", vector_len }, { "__add", vector_add }, { "__sub", vector_sub },
+        { "__mul", vector_mul }, { "__div", vector_div },
     { "__unm", vector_unm }, { "__tostring", vector_show }, { NULL, NULL }
   };
   luaL_newmetatable(L, VECTOR);

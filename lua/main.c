@@ -1,20 +1,24 @@
-/* main.c — the program `pyramid`: a Lua 5.4 host with the library, its scripts and its policies linked in.
+/* main.c — the program `pyramid`: a Lua 5.4 host with the library, its scripts and its policies
+ * linked in.
  *
  *   pyramid NAME args…           the script of that name
- *   pyramid path/to/x.lua args…  a Lua file: a path has a slash or ends in .lua; `-` is standard input
+ *   pyramid path/to/x.lua args… a Lua file: a path has a slash or ends in .lua; `-` is standard
+ *   input
  *   pyramid -e 'code' args…      Lua code
  *   pyramid --help | --version
  *
- * Scripts see their arguments in `arg` and `...`. A name is looked up as scripts/NAME.lua in each folder of PYRAMID_PATH
- * (separated by colons), beside the program, up to two above it if that is a source tree, then among the bundled; `pyramid.paths`
- * gives these folders to the policies' own search, and Lua modules are looked for in share/lua/5.4 and lib/lua/5.4 of each, too.
- * The current directory is none of them: nothing that lies beside a model is run, unless its path is given. PYRAMID_DEVICE is the
- * device of models and runtimes that are opened without one (else "cpu"). Only this file reads the environment, prints, touches
- * signals, and decides the exit status: 0, what os.exit says, or 1 with a traceback.
+ * Scripts see their arguments in `arg` and `...`. A name is looked up as scripts/NAME.lua in each
+ * folder of PYRAMID_PATH (separated by colons), beside the program, up to two above it if that is a
+ * source tree, then among the bundled; `pyramid.paths` gives these folders to the policies' own
+ * search, and Lua modules are looked for in share/lua/5.4 and lib/lua/5.4 of each, too. The current
+ * directory is none of them: nothing that lies beside a model is run, unless its path is given.
+ * PYRAMID_DEVICE is the device of models and runtimes that are opened without one (else "cpu").
+ * Only this file reads the environment, prints, touches signals, and decides the exit status: 0,
+ * what os.exit says, or 1 with a traceback.
  *
- * Ctrl-C (SIGINT) ends scripts and core calls by errors that nothing catches for long, so that files and models are closed, with
- * status 130 and no word. Where that takes more than GRACE seconds (one long call of a C function), or at the second Ctrl-C, the
- * process ends at once. */
+ * Ctrl-C (SIGINT) ends scripts and core calls by errors that nothing catches for long, so that
+ * files and models are closed, with status 130 and no word. Where that takes more than GRACE
+ * seconds (one long call of a C function), or at the second Ctrl-C, the process ends at once. */
 #include "lpyramid.h"
 #include "bundle.h"
 #include "base/plain.h"
@@ -29,15 +33,17 @@
 #include <string.h>
 #include <unistd.h>
 
-/* ---- the search path ---------------------------------------------------------------------------------------------- */
+/* ---- the search path ------------------------------------------------------------------------- */
 
-/* Appends a folder to the table on top of the stack: an absolute path, whatever folder is the current one later. */
+/* Appends a folder to the table on top of the stack: an absolute path, whatever folder is the
+ * current one later. */
 static void add_root(lua_State *L, const char *path, size_t length) {
   char here[4096];
   if (length == 0) return;
   if (path[0] == '/') lua_pushlstring(L, path, length);
   else {
-    if (!getcwd(here, sizeof here)) luaL_error(L, "PYRAMID_PATH has a relative entry, and the current directory has no name");
+    if (!getcwd(here, sizeof here))
+      luaL_error(L, "PYRAMID_PATH has a relative entry, and the current directory has no name");
     lua_pushfstring(L, "%s/", here);
     lua_pushlstring(L, path, length);
     lua_concat(L, 2);
@@ -45,10 +51,12 @@ static void add_root(lua_State *L, const char *path, size_t length) {
   lua_rawseti(L, -2, (lua_Integer)lua_rawlen(L, -2) + 1);
 }
 
-/* Whether a folder is Pyramid's source tree: it holds the public header and this file. Only there does what lies above the
- * program count: a program in /home/me/Downloads/bin runs no script of /home/me/Downloads. */
+/* Whether a folder is Pyramid's source tree: it holds the public header and this file. Only there
+ * does what lies above the program count: a program in /home/me/Downloads/bin runs no script of
+ * /home/me/Downloads. */
 static int is_source_tree(lua_State *L, const char *folder) {
-  const char *header = lua_pushfstring(L, "%s/core/pyramid.h", folder), *program = lua_pushfstring(L, "%s/lua/main.c", folder);
+  const char *header = lua_pushfstring(L, "%s/core/pyramid.h", folder),
+      *program = lua_pushfstring(L, "%s/lua/main.c", folder);
   int found = access(header, R_OK) == 0 && access(program, R_OK) == 0;
   lua_pop(L, 2);
   return found;
@@ -65,7 +73,8 @@ static void push_roots(lua_State *L) {
   }
   char program[4096];
   ssize_t length = readlink("/proc/self/exe", program, sizeof program - 1);
-  for (int up = 0; up < 3 && length > 0; up++) {          /* build/pyramid and build/asan/pyramid are below their tree */
+  for (int up = 0; up < 3 && length > 0; up++) {          /* build/pyramid and build/asan/pyramid
+                                                             are below their tree */
     program[length] = 0;
     char *slash = strrchr(program, '/');
     if (slash == NULL || slash == program) break;
@@ -84,7 +93,8 @@ static int return_upvalue(lua_State *L) {
 static void extend_module_paths(lua_State *L, int roots) {
   static const char code[] =
     "for _, root in ipairs(...) do\n"
-    "  package.path = ('%s;%s/share/lua/5.4/?.lua;%s/share/lua/5.4/?/init.lua'):format(package.path, root, root)\n"
+    "  package.path = "
+    "('%s;%s/share/lua/5.4/?.lua;%s/share/lua/5.4/?/init.lua'):format(package.path, root, root)\n"
     "  package.cpath = ('%s;%s/lib/lua/5.4/?.so'):format(package.cpath, root)\n"
     "end";
   if (luaL_loadbufferx(L, code, sizeof code - 1, "=paths", "t") != LUA_OK) lua_error(L);
@@ -92,9 +102,10 @@ static void extend_module_paths(lua_State *L, int roots) {
   lua_call(L, 1, 0);
 }
 
-/* ---- scripts ------------------------------------------------------------------------------------------------------ */
+/* ---- scripts --------------------------------------------------------------------------------- */
 
-/* Pushes the first of roots[i]/scripts/NAME.lua that can be read, and returns it; or pushes nothing, and returns NULL. */
+/* Pushes the first of roots[i]/scripts/NAME.lua that can be read, and returns it; or pushes
+ * nothing, and returns NULL. */
 static const char *push_script_path(lua_State *L, int roots, const char *name) {
   for (lua_Integer i = 1; lua_rawgeti(L, roots, i) == LUA_TSTRING; i++) {
     const char *path = lua_pushfstring(L, "%s/scripts/%s.lua", lua_tostring(L, -1), name);
@@ -112,10 +123,12 @@ static const pyr_bundle_entry *find_bundled(const char *name) {
   return NULL;
 }
 
-/* Pushes what a script's first line says of it: "-- NAME.lua: reads a prompt" gives "reads a prompt". */
+/* Pushes what a script's first line says of it: "-- NAME.lua: reads a prompt" gives "reads a
+ * prompt". */
 static void push_summary(lua_State *L, const char *name, const char *text, size_t length) {
   const char *end = text + length, *line = text;
-  if (length > 1 && line[0] == '#') line = memchr(line, '\n', length) ? (char *)memchr(line, '\n', length) + 1 : end;
+  if (length > 1 && line[0] == '#')
+    line = memchr(line, '\n', length) ? (char *)memchr(line, '\n', length) + 1 : end;
   const char *stop = memchr(line, '\n', (size_t)(end - line));
   if (stop == NULL) stop = end;
   if (stop - line < 2 || strncmp(line, "--", 2) != 0) {
@@ -124,7 +137,8 @@ static void push_summary(lua_State *L, const char *name, const char *text, size_
   }
   while (line < stop && strchr("- \t", *line)) line++;
   size_t known = strlen(name);
-  if ((size_t)(stop - line) > known && strncmp(line, name, known) == 0 && strchr(".: ", line[known])) {
+  if ((size_t)(stop - line) > known && strncmp(line, name, known) == 0
+      && strchr(".: ", line[known])) {
     line += known;
     if (stop - line > 4 && strncmp(line, ".lua", 4) == 0) line += 4;
     while (line < stop && strchr(": -", *line)) line++;
@@ -158,7 +172,8 @@ static void push_scripts(lua_State *L, int roots) {
   for (lua_Integer i = 1; lua_rawgeti(L, roots, i) == LUA_TSTRING; i++) {
     const char *root = lua_tostring(L, -1);
     DIR *dir = opendir(lua_pushfstring(L, "%s/scripts", root));
-    for (struct dirent *e; dir && (e = readdir(dir)) != NULL;) add_file_summary(L, list, root, e->d_name);
+    for (struct dirent *e; dir && (e = readdir(dir)) != NULL;)
+      add_file_summary(L, list, root, e->d_name);
     if (dir) closedir(dir);
     lua_pop(L, 2);
   }
@@ -181,7 +196,8 @@ static void push_listing(lua_State *L, int roots, int summaries) {
     "for name in pairs(list) do names[#names + 1] = name; width = math.max(width, #name) end\n"
     "table.sort(names)\n"
     "if not summaries then return table.concat(names, ', ') end\n"
-    "for i, name in ipairs(names) do lines[i] = ('  %-' .. width .. 's  %s\\n'):format(name, list[name]) end\n"
+    "for i, name in ipairs(names) do lines[i] = ('  %-' .. width .. 's  %s\\n'):format(name, "
+    "list[name]) end\n"
     "return table.concat(lines)";
   if (luaL_loadbufferx(L, code, sizeof code - 1, "=listing", "t") != LUA_OK) lua_error(L);
   push_scripts(L, roots);
@@ -189,7 +205,7 @@ static void push_listing(lua_State *L, int roots, int summaries) {
   lua_call(L, 2, 1);
 }
 
-/* ---- running ------------------------------------------------------------------------------------------------------ */
+/* ---- running --------------------------------------------------------------------------------- */
 
 static int print_help(lua_State *L, int roots, FILE *to) {
   push_listing(L, roots, 1);
@@ -202,12 +218,14 @@ static int print_help(lua_State *L, int roots, FILE *to) {
           "scripts (pyramid NAME --help says more):\n"
           "%s"
           "\n"
-          "Scripts and policies of one's own: a scripts/ or policies/ folder on PYRAMID_PATH, or beside the program.\n",
+          "Scripts and policies of one's own: a scripts/ or policies/ folder on PYRAMID_PATH, or "
+          "beside the program.\n",
           lua_tostring(L, -1));
   return to == stdout ? 0 : 1;
 }
 
-/* Sets the global `arg`: arg[0] = script, arg[1…] its arguments, what came before at negative indices. */
+/* Sets the global `arg`: arg[0] = script, arg[1…] its arguments, what came before at negative
+ * indices. */
 static void set_arg(lua_State *L, char **argv, int argc, int script, const char *name) {
   lua_createtable(L, argc - script, script + 1);
   for (int i = 0; i < argc; i++) {
@@ -237,7 +255,8 @@ static int report(lua_State *L) {
   return 1;
 }
 
-/* Loads what argv[1] names. Returns LUA_OK and pushes the chunk, or pushes a message. *script is its index in argv. */
+/* Loads what argv[1] names. Returns LUA_OK and pushes the chunk, or pushes a message. *script is
+ * its index in argv. */
 static int load_named(lua_State *L, char **argv, int argc, int roots, int *script) {
   const char *name = argv[1], *path;
   *script = 1;
@@ -273,7 +292,7 @@ static int load_named(lua_State *L, char **argv, int argc, int roots, int *scrip
   return LUA_ERRFILE;
 }
 
-/* ---- interrupts --------------------------------------------------------------------------------------------------- */
+/* ---- interrupts ------------------------------------------------------------------------------ */
 
 enum { GRACE = 3, INTERRUPTED = 128 + SIGINT };
 
@@ -288,7 +307,8 @@ static void on_alarm(int number) {
 static void on_interrupt(int number) {
   if (interrupted) _exit(INTERRUPTED);
   interrupted = number;
-  lua_sethook(interruptible, pyr_lua_stop, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+  lua_sethook(interruptible, pyr_lua_stop,
+              LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
   signal(SIGALRM, on_alarm);
   alarm(GRACE);
 }
@@ -300,7 +320,8 @@ static void at_exit(void) {
   _exit(INTERRUPTED);
 }
 
-/* Not where a shell or nohup has said that it is to be ignored. System calls are not restarted: reading ends, too. */
+/* Not where a shell or nohup has said that it is to be ignored. System calls are not restarted:
+ * reading ends, too. */
 static void catch_interrupts(lua_State *L) {
   struct sigaction old, action = { .sa_handler = on_interrupt };
   if (sigaction(SIGINT, NULL, &old) != 0 || old.sa_handler == SIG_IGN) return;
@@ -311,8 +332,8 @@ static void catch_interrupts(lua_State *L) {
   atexit(at_exit);
 }
 
-/* lua-cjson for scripts of one's own, in this program alone: it ends its process where memory runs out, so that no library may
- * carry it into a host. What ships reads JSON by lua/ljson.c. */
+/* lua-cjson for scripts of one's own, in this program alone: it ends its process where memory runs
+ * out, so that no library may carry it into a host. What ships reads JSON by lua/ljson.c. */
 #if !defined(PYR_NO_CJSON)
 int luaopen_cjson(lua_State *L);
 int luaopen_cjson_safe(lua_State *L);
@@ -378,7 +399,7 @@ static int run(lua_State *L) {
 
 int main(int argc, char **argv) {
   command c = { argc, argv, 0 };
-  pyr_plain_enter();                              /* for good: what a script reads and writes is the same in every locale */
+  pyr_plain_enter();  /* for good: what a script reads and writes is the same in every locale */
   lua_State *L = luaL_newstate();
   if (L == NULL) {
     fprintf(stderr, "pyramid: not enough memory\n");

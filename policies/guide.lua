@@ -1,5 +1,5 @@
--- Keeps every row, and the attention that the prompt's last queries gave each: what a cache is read under that is to guide
--- another model's (see guided.lua).
+-- Keeps every row, and the attention that the prompt's last queries gave each: what a cache is read
+-- under that is to guide another model's (see guided.lua).
 local policy, score = require "pyramid.policy", require "pyramid.score"
 
 return policy {
@@ -7,6 +7,8 @@ return policy {
   doc = "keeps every row, and what the prompt's last queries look at",
   defaults = { queries = 32 },
   limits = { queries = { 1 } },
-  trigger = function(o) return { every = 1, track = score.attention { queries = o.queries + 1 } } end,   -- and one step's
+  -- and one step's
+  trigger = function(o) return { every = 1, track = score.attention { queries = o.queries
+    + 1 } } end,
   decode = function() end,
 }

@@ -16,13 +16,15 @@ local report = require "pyramid.tools.bench.report"
 
 -- What is measured where no option says otherwise.
 local presets = {
-  normal = { prefill = { 128, 512, 2048, 8192 }, depth = { 0, 512, 2048, 8192 }, batch = { 1, 4, 8, 16, 32 }, prompt = 512,
-    generated = 256, repeats = 5, steps = 32, patience = 20, limit = 300, probe = { bytes = 1 << 30, size = 2048, times = 3 } },
-  quick = { prefill = { 128, 512 }, depth = { 0, 512 }, batch = { 1, 4 }, prompt = 64, generated = 32, repeats = 2, steps = 16,
-    patience = 3, limit = 20, probe = { bytes = 1 << 28, size = 1024, times = 2 } },
+  normal = { prefill = { 128, 512, 2048, 8192 }, depth = { 0, 512, 2048, 8192 },
+    batch = { 1, 4, 8, 16, 32 }, prompt = 512, generated = 256, repeats = 5, steps = 32,
+      patience = 20, limit = 300, probe = { bytes = 1 << 30, size = 2048, times = 3 } },
+  quick = { prefill = { 128, 512 }, depth = { 0, 512 }, batch = { 1, 4 }, prompt = 64,
+    generated = 32, repeats = 2, steps = 16, patience = 3, limit = 20,
+      probe = { bytes = 1 << 28, size = 1024, times = 2 } },
 }
 
--- ---- arguments ---------------------------------------------------------------------------------------------------------
+-- ---- arguments ----------------------------------------------------------------------------------
 
 local parser = cli.parser("[options]", [[
 Measures this machine's limits (reading memory; oneDNN's products), then
@@ -75,46 +77,65 @@ for name in pairs(random_model.shapes) do shape_names[#shape_names + 1] = name e
 table.sort(shape_names)
 
 parser:flag("--quick", "Few and short cases: about a minute.")
-cli.option(parser, "--model", "PATH", "A model to measure with; may be repeated.", { short = "-m", many = true })
-list_option("--shape", "NAMES", ("Random models of these shapes, made where --folder says: %s. (default: 134m)")
+cli.option(parser, "--model", "PATH", "A model to measure with; may be repeated.",
+  { short = "-m", many = true })
+list_option("--shape", "NAMES",
+  ("Random models of these shapes, made where --folder says: %s. (default: 134m)")
   :format(table.concat(shape_names, ", ")), one_of(table.unpack(shape_names)))
-list_option("--weights", "DTYPES", "Weights of shapes: bf16, f16, f32, q8_0, q4_0, q4_k_m (which the peer makes); of other "
+list_option("--weights", "DTYPES",
+  "Weights of shapes: bf16, f16, f32, q8_0, q4_0, q4_k_m (which the peer makes); of other "
   .. "models \"file\" or what they are converted to. (default: bf16, or file)",
   one_of("file", "bf16", "f16", "f32", "q8_0", "q4_0", "q4_k_m"))
 cli.option(parser, "--policy", "NAME", "A policy, options follow as key=value; may be repeated. "
-  .. "(default: full, and pyramidinfer preset=45)", { short = "-p", many = true }):action(collect_policy(false))
+  .. "(default: full, and pyramidinfer preset=45)",
+    { short = "-p", many = true }):action(collect_policy(false))
 cli.option(parser, "--policy-file", "FILE", cli.policy_file_help, { many = true })
   :action(collect_policy(true))
-list_option("--cache-dtype", "DTYPES", ("How rows are stored: %s. (default: f16)"):format(table.concat(caches.dtypes, ", ")),
-  one_of(table.unpack(caches.dtypes)))
+list_option("--cache-dtype", "DTYPES",
+  ("How rows are stored: %s. (default: f16)"):format(table.concat(caches.dtypes, ", ")),
+    one_of(table.unpack(caches.dtypes)))
 list_option("--prefill", "LENGTHS", "Tokens read. (default: 128,512,2048,8192)", count(1))
-list_option("--depth", "LENGTHS", "Tokens before the steps of decode. (default: 0,512,2048,8192)", count(0))
+list_option("--depth", "LENGTHS", "Tokens before the steps of decode. (default: 0,512,2048,8192)",
+  count(0))
 list_option("--batch", "COUNTS", "Sequences of a batch. (default: 1,4,8,16,32)", count(1))
-parser:option("--lengths", "What each sequence of a batch reads and makes. (default: 512+256)"):argname "PROMPT+MADE"
+parser:option("--lengths",
+  "What each sequence of a batch reads and makes. (default: 512+256)"):argname "PROMPT+MADE"
   :convert(function(given)
     local prompt, generated = given:match "^(%d+)%+(%d+)$"
-    if tonumber(prompt or 0) < 1 or tonumber(generated) < 2 then return nil, "option '--lengths' looks like 512+256" end
+    if tonumber(prompt or 0) < 1 or tonumber(generated) < 2 then
+      return nil, "option '--lengths' looks like 512+256"
+    end
     return { math.tointeger(prompt), math.tointeger(generated) }
   end)
 cli.option(parser, "--steps", "N", "Steps of decode that are timed. (default: 32)", { integer = 1 })
 cli.option(parser, "--repeat", "N", "Runs that count. (default: 5)", { integer = 1 })
-cli.option(parser, "--patience", "SECONDS", "Runs longer than this are made only twice. (default: 20)", { number = true })
-cli.option(parser, "--limit", "SECONDS", "Runs that would take longer are left out. (default: 300)", { number = true })
-cli.option(parser, "--batch-limit", "SECONDS", "The same for batches. (default: as --limit)", { number = true })
-cli.option(parser, "--buffer", "SIZE", "What is read to learn how fast memory is: far more than the last cache. (default: 1 GiB)")
+cli.option(parser, "--patience", "SECONDS",
+  "Runs longer than this are made only twice. (default: 20)", { number = true })
+cli.option(parser, "--limit", "SECONDS",
+  "Runs that would take longer are left out. (default: 300)", { number = true })
+cli.option(parser, "--batch-limit", "SECONDS", "The same for batches. (default: as --limit)",
+  { number = true })
+cli.option(parser, "--buffer", "SIZE",
+  "What is read to learn how fast memory is: far more than the last cache. (default: 1 GiB)")
 cli.option(parser, "--device", "NAME", cli.device_help)
-cli.option(parser, "--memory", "SIZE", "Also finds the largest batch of --lengths, for each policy, that runs in this memory: "
+cli.option(parser, "--memory", "SIZE",
+  "Also finds the largest batch of --lengths, for each policy, that runs in this memory: "
   .. "weights, rows, scratch, as the runtime counts them.")
-cli.option(parser, "--tries", "N", "How many batches may be run to find it.", { default = "5", integer = 1 })
+cli.option(parser, "--tries", "N", "How many batches may be run to find it.",
+  { default = "5", integer = 1 })
 parser:flag("--discard", "Remove the files of random models that this run made.")
-cli.option(parser, "--threads", "N", "How many threads; 0: one for each processor.", { default = "0", integer = 0 })
-cli.option(parser, "--precision", "P", "Of matrix products, where the processor has it: f32; bf16 for prompts; int8 for "
+cli.option(parser, "--threads", "N", "How many threads; 0: one for each processor.",
+  { default = "0", integer = 0 })
+cli.option(parser, "--precision", "P",
+  "Of matrix products, where the processor has it: f32; bf16 for prompts; int8 for "
   .. "quantised weights too.",
   { default = "f32" })
 cli.option(parser, "--seed", "N", "Of weights and prompts.", { default = "1", integer = 0 })
 cli.option(parser, "--folder", "DIR", "Where random models are kept.", { default = "build/bench" })
-cli.option(parser, "--peer", "NAME", "Measures llama.cpp too, through llama-cpp-python, on the same GGUF files; or transformers, "
-  .. "with PyTorch's own attention, on the same folders and device.", { choices = { "llama.cpp", "transformers" } })
+cli.option(parser, "--peer", "NAME",
+  "Measures llama.cpp too, through llama-cpp-python, on the same GGUF files; or transformers, "
+  .. "with PyTorch's own attention, on the same folders and device.",
+    { choices = { "llama.cpp", "transformers" } })
 cli.option(parser, "--python", "PATH", "The Python that has it.", { default = "python3" })
 cli.option(parser, "--peer-flash", "WHICH", "on, off, or both, of which the faster counts.",
   { default = "both", choices = { "on", "off", "both" } })
@@ -123,32 +144,44 @@ cli.option(parser, "--markdown", "FILE", "Write it as a Markdown table.")
 
 local args = cli.parse(parser, arg)
 local preset = args.quick and presets.quick or presets.normal
-local settings = { quick = args.quick or false, steps = args.steps or preset.steps, repeats = args["repeat"] or preset.repeats,
-  patience = args.patience or preset.patience, limit = args.limit or preset.limit,
-  batch_limit = args.batch_limit or args.limit or preset.limit, seed = args.seed, probe = preset.probe,
-  prompt = args.lengths and args.lengths[1] or preset.prompt, generated = args.lengths and args.lengths[2] or preset.generated }
+local settings = { quick = args.quick or false, steps = args.steps or preset.steps,
+  repeats = args["repeat"] or preset.repeats, patience = args.patience or preset.patience,
+    limit = args.limit or preset.limit, batch_limit = args.batch_limit or args.limit
+      or preset.limit, seed = args.seed, probe = preset.probe,
+        prompt = args.lengths and args.lengths[1] or preset.prompt,
+          generated = args.lengths and args.lengths[2] or preset.generated }
 
 if args.buffer then
   local ok, size = pcall(options.bytes, "--buffer", args.buffer)
-  if not ok or size < 1 << 20 then cli.fail(("--buffer %s is no size of 1 MiB or more"):format(args.buffer)) end
+  if not ok or size < 1 << 20 then
+    cli.fail(("--buffer %s is no size of 1 MiB or more"):format(args.buffer))
+  end
   settings.probe.bytes = size
 end
 
 local memory
 if args.memory then
   local ok, size = pcall(options.bytes, "--memory", args.memory)
-  if not ok or size == 0 then cli.fail(("--memory %s is no size, such as \"24 GiB\""):format(args.memory)) end
+  if not ok or size == 0 then
+    cli.fail(("--memory %s is no size, such as \"24 GiB\""):format(args.memory))
+  end
   memory = size
 end
 local by_transformers = args.peer == "transformers"
 
-local groups = cases.groups { prefill = args.prefill or preset.prefill, depth = args.depth or preset.depth, steps = settings.steps,
-  batch = args.batch or preset.batch, prompt = settings.prompt, generated = settings.generated }
-if #groups == 0 then cli.fail("nothing to measure", "At least one of --prefill, --depth and --batch must not be none.") end
+local groups = cases.groups { prefill = args.prefill or preset.prefill,
+  depth = args.depth or preset.depth, steps = settings.steps, batch = args.batch or preset.batch,
+    prompt = settings.prompt, generated = settings.generated }
+if #groups == 0 then
+  cli.fail("nothing to measure", "At least one of --prefill, --depth and --batch must not be none.")
+end
 args.policies = args.policies or { { text = "full" }, { text = "pyramidinfer preset=45" } }
 local policies = cli.policies(args)
 local dtypes = args.cache_dtype or { "f16" }
-if #dtypes == 0 then cli.fail("no --cache-dtype", ("Give at least one of %s."):format(table.concat(caches.dtypes, ", "))) end
+if #dtypes == 0 then
+  cli.fail("no --cache-dtype", ("Give at least one of %s."):format(table.concat(caches.dtypes,
+    ", ")))
+end
 
 local progress <close> = picture.progress("measuring", { after = 0 })
 local function note(text)
@@ -156,21 +189,23 @@ local function note(text)
   progress.update(0, 1)
 end
 
--- ---- models ------------------------------------------------------------------------------------------------------------
+-- ---- models -------------------------------------------------------------------------------------
 
 -- What is to be measured: { name, weights, path, as (conversion), shape }.
 local function list_sources()
   local sources = {}
   for _, path in ipairs(args.model) do
     for _, weights in ipairs(args.weights or { "file" }) do
-      sources[#sources + 1] = { name = (path:match "([^/]+)/*$" or path) .. (weights == "file" and "" or " as " .. weights),
-        weights = weights, path = cli.need_model(path), as = weights ~= "file" and weights or nil }
+      sources[#sources + 1] = { name = (path:match "([^/]+)/*$" or path)
+        .. (weights == "file" and "" or " as " .. weights), weights = weights,
+          path = cli.need_model(path), as = weights ~= "file" and weights or nil }
     end
   end
   for _, shape in ipairs(args.shape or (#args.model == 0 and { "134m" } or {})) do
     for _, weights in ipairs(args.weights or { "bf16" }) do
       sources[#sources + 1] = { name = shape .. " " .. weights, weights = weights, shape = shape,
-        path = ("%s/random-%s-%s-%d%s"):format(args.folder, shape, weights, args.seed, by_transformers and "" or ".gguf") }
+        path = ("%s/random-%s-%s-%d%s"):format(args.folder, shape, weights, args.seed,
+          by_transformers and "" or ".gguf") }
     end
   end
   return sources
@@ -187,25 +222,34 @@ local function make(source, peer, threads)
   if not source.shape or exists(file) then return true end
   source.made = true
   os.execute("mkdir -p " .. cli.quote(args.folder))
-  if source.weights == "file" then return nil, "a shape has no file of its own: --weights says how it is stored" end
+  if source.weights == "file" then
+    return nil, "a shape has no file of its own: --weights says how it is stored"
+  end
   note("writing " .. source.path)
   if source.weights ~= "q4_k_m" then
-    if by_transformers and source.weights:find "^q" then return nil, "the peer's safetensors hold no quantised weights" end
-    return random_model.write(source.path, { shape = source.shape, dtype = source.weights, seed = args.seed })
+    if by_transformers and source.weights:find "^q" then
+      return nil, "the peer's safetensors hold no quantised weights"
+    end
+    return random_model.write(source.path, { shape = source.shape, dtype = source.weights,
+      seed = args.seed })
   end
   if not peer then return nil, "K-quants are made by the peer's quantiser (--peer llama.cpp)" end
-  local f16 = { shape = source.shape, weights = "f16", path = source.path:gsub("q4_k_m(%-%d+%.gguf)$", "f16%1") }
+  local f16 = { shape = source.shape, weights = "f16",
+    path = source.path:gsub("q4_k_m(%-%d+%.gguf)$", "f16%1") }
   local ok, message = make(f16, peer, threads)
   if not ok then return nil, message end
-  return peer:ask("quantize", { source = f16.path, target = source.path, type = source.weights, threads = threads })
+  return peer:ask("quantize", { source = f16.path, target = source.path, type = source.weights,
+    threads = threads })
 end
 
--- Opens a model; with `again`, twice, so that its file has been read before (a device's copy would only be made twice).
+-- Opens a model; with `again`, twice, so that its file has been read before (a device's copy would
+-- only be made twice).
 local function open(source, entry, again)
   machine.reset_peak()
   local began = core.clock()
-  local model, message = pyramid.model(source.path, { weights = source.as, device = args.device, threads = args.threads,
-    precision = args.precision })
+  local model, message = pyramid.model(source.path,
+    { weights = source.as, device = args.device, threads = args.threads,
+      precision = args.precision })
   if not model then return nil, message end
   table.insert(entry.load_seconds, core.clock() - began)
   if again and entry.load_seconds[1] < 30 and not probe.device(model:runtime()) then
@@ -220,7 +264,8 @@ end
 local function parameters_of(config)
   local tied = config.tied and 1 or 2
   local heads, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-  return tied * config.vocab * config.width + config.layers * config.width * (2 * heads + 2 * kv + 3 * config.ff)
+  return tied * config.vocab * config.width + config.layers * config.width * (2 * heads + 2 * kv
+    + 3 * config.ff)
 end
 
 -- How oneDNN, or the device's library, would multiply such weights.
@@ -236,11 +281,15 @@ local function save(run)
   if args.markdown then cli.write(args.markdown, report.markdown(run)) end
 end
 
--- ---- one model ---------------------------------------------------------------------------------------------------------
+-- ---- one model ----------------------------------------------------------------------------------
 
 local function enter_peer(list, peer, source, entry, model)
-  local function leave_out(reason) table.insert(entry.left_out, { engine = peer.name, reason = reason }) end
-  if not by_transformers and not source.path:find "%.gguf$" then return leave_out "reads GGUF files only" end
+  local function leave_out(reason)
+    table.insert(entry.left_out, { engine = peer.name, reason = reason })
+  end
+  if not by_transformers and not source.path:find "%.gguf$" then
+    return leave_out "reads GGUF files only"
+  end
   if source.as then return leave_out "reads weights as they are in the file" end
   local runtime = model:runtime()
   local opened, message = peer:ask("open", { path = source.path, threads = runtime:threads(),
@@ -248,19 +297,20 @@ local function enter_peer(list, peer, source, entry, model)
   if not opened then return leave_out(message) end
   entry.peer_load_seconds = opened.seconds
   if by_transformers then
-    list[#list + 1] = contestants.theirs(peer, { label = "transformers, sdpa", dtype = opened.dtype, seed = args.seed,
-      context = model.config.context })
+    list[#list + 1] = contestants.theirs(peer, { label = "transformers, sdpa",
+      dtype = opened.dtype, seed = args.seed, context = model.config.context })
     return
   end
   for _, dtype in ipairs(dtypes) do
     for _, flash in ipairs { true, false } do
       local wanted = args.peer_flash == "both" or (args.peer_flash == "on") == flash
       if wanted and dtype == "fp8_e4m3" then
-        table.insert(entry.left_out, { engine = peer.name, label = flash and "flash attention" or "flash attention off",
-          cache_dtype = dtype, reason = "has no rows of this dtype" })
+        table.insert(entry.left_out, { engine = peer.name,
+          label = flash and "flash attention" or "flash attention off", cache_dtype = dtype,
+            reason = "has no rows of this dtype" })
       elseif wanted and not flash and dtype == "q8_0" then
-        table.insert(entry.left_out, { engine = peer.name, label = "flash attention off", cache_dtype = dtype,
-          reason = "needs flash attention for quantised rows" })
+        table.insert(entry.left_out, { engine = peer.name, label = "flash attention off",
+          cache_dtype = dtype, reason = "needs flash attention for quantised rows" })
       elseif wanted then
         list[#list + 1] = contestants.theirs(peer, { flash = flash, dtype = dtype, seed = args.seed,
           context = model.config.context })
@@ -275,20 +325,25 @@ local function measure(source, entry, peer, threads, run)
   note("opening " .. source.path)
   local model <close>, why = open(source, entry, true)
   if not model then return nil, why end
-  entry.description, entry.parameters, entry.bytes = model.description, parameters_of(model.config), model:native():bytes()
+  entry.description, entry.parameters, entry.bytes = model.description,
+    parameters_of(model.config), model:native():bytes()
   note("measuring the limits")
   machine.measure(entry.limits, model:runtime(), settings.probe)
   local list, ids = {}, contestants.ids(model.config.vocab, args.seed)
   for _, dtype in ipairs(dtypes) do
     for _, chosen in ipairs(policies) do
-      list[#list + 1] = contestants.ours(model, { policy = chosen.policy, label = chosen.label, dtype = dtype, ids = ids })
+      list[#list + 1] = contestants.ours(model,
+        { policy = chosen.policy, label = chosen.label, dtype = dtype, ids = ids })
     end
   end
   if peer then enter_peer(list, peer, source, entry, model) end
   local device, before = probe.device(model:runtime()), entry.left_out
   local function conclude(results, left_out)
-    entry.results, entry.left_out = results, table.move(left_out, 1, #left_out, #before + 1, table.move(before, 1, #before, 1, {}))
-    for _, result in ipairs(results) do cases.add_fraction(result, entry.limits, kind_of(entry, device)) end
+    entry.results, entry.left_out = results, table.move(left_out, 1, #left_out, #before + 1,
+      table.move(before, 1, #before, 1, {}))
+    for _, result in ipairs(results) do
+      cases.add_fraction(result, entry.limits, kind_of(entry, device))
+    end
     if device then entry.ways = assert(probe.device_ways(model:runtime())) end
     report.compare(results)
     save(run)
@@ -308,11 +363,13 @@ local function measure(source, entry, peer, threads, run)
   return true
 end
 
--- Sequences whose rows should fit beside what the runtime held else, by the largest batch that was run; 1 if none was.
+-- Sequences whose rows should fit beside what the runtime held else, by the largest batch that was
+-- run; 1 if none was.
 local function guess_of(entry, label, dtype)
   local guess, most = 1, 0
   for _, result in ipairs(entry.results) do
-    if result.case.kind == "batch" and result.label == label and result.cache_dtype == dtype and result.case.count > most then
+    if result.case.kind == "batch" and result.label == label and result.cache_dtype == dtype
+      and result.case.count > most then
       most = result.case.count
       local others = (result.peak_bytes or 0) - result.kv_bytes
       guess = math.floor((memory - others) / (result.kv_bytes / most))
@@ -321,20 +378,26 @@ local function guess_of(entry, label, dtype)
   return math.max(1, guess)
 end
 
--- The largest batches: in a runtime of their own, which has the limit, when the other one's memory is free again.
+-- The largest batches: in a runtime of their own, which has the limit, when the other one's memory
+-- is free again.
 local function measure_largest(source, entry)
-  local function leave_out(reason) table.insert(entry.left_out, { label = "largest batch", reason = reason }) end
-  local model <close>, message = pyramid.model(source.path, { weights = source.as, device = args.device, threads = args.threads,
-    precision = args.precision, memory = memory })
+  local function leave_out(reason)
+    table.insert(entry.left_out, { label = "largest batch", reason = reason })
+  end
+  local model <close>, message = pyramid.model(source.path,
+    { weights = source.as, device = args.device, threads = args.threads,
+      precision = args.precision, memory = memory })
   if not model then return leave_out(message) end
   local ids = contestants.ids(model.config.vocab, args.seed)
   for _, dtype in ipairs(dtypes) do
     for _, chosen in ipairs(policies) do
       note(("%s: the largest batch in %s, %s"):format(source.name, args.memory, chosen.label))
-      local one = contestants.ours(model, { policy = chosen.policy, label = chosen.label, dtype = dtype, ids = ids })
+      local one = contestants.ours(model, { policy = chosen.policy, label = chosen.label,
+        dtype = dtype, ids = ids })
       local found
-      found, message = largest.find(one, { memory = memory, guess = guess_of(entry, chosen.label, dtype), tries = args.tries,
-        prompt = settings.prompt, generated = settings.generated })
+      found, message = largest.find(one, { memory = memory,
+        guess = guess_of(entry, chosen.label, dtype), tries = args.tries, prompt = settings.prompt,
+          generated = settings.generated })
       if found then
         found.cache_dtype = dtype
         table.insert(entry.largest, found)
@@ -343,44 +406,49 @@ local function measure_largest(source, entry)
   end
 end
 
--- ---- the run -----------------------------------------------------------------------------------------------------------
+-- ---- the run ------------------------------------------------------------------------------------
 
 local function start_peer()
   if not args.peer then return nil end
   for _, root in ipairs(require "pyramid.paths") do
-    local script = root .. (by_transformers and "/scripts/maker/peers/transformers_sdpa.py" or "/scripts/maker/peers/llamacpp.py")
+    local script = root .. (by_transformers and "/scripts/maker/peers/transformers_sdpa.py"
+      or "/scripts/maker/peers/llamacpp.py")
     if exists(script) then
       local started, message = peers.start(args.python, script)
       if not started then
-        cli.fail(message, by_transformers and "--python PATH names a Python that has torch and transformers."
+        cli.fail(message, by_transformers
+          and "--python PATH names a Python that has torch and transformers."
           or "--python PATH names a Python that has llama-cpp-python (pip install llama-cpp-python).")
       end
       return started
     end
   end
-  cli.fail("scripts/maker/peers was not found", "Run the program out of a source tree, or put the tree on PYRAMID_PATH.")
+  cli.fail("scripts/maker/peers was not found",
+    "Run the program out of a source tree, or put the tree on PYRAMID_PATH.")
 end
 
 local sources = list_sources()
 local peer <close> = start_peer()
 local began = core.clock()
-local run = { command = cli.command_line("bench"), date = os.date "!%Y-%m-%dT%H:%M:%SZ", machine = machine.describe(),
-  settings = settings,
-  load = { before = machine.load() }, limits = machine.new_limits(), models = {}, threads = args.threads,
-  peer = peer and { name = peer.name, version = peer.version, system = peer.system } }
+local run = { command = cli.command_line("bench"), date = os.date "!%Y-%m-%dT%H:%M:%SZ",
+  machine = machine.describe(), settings = settings, load = { before = machine.load() },
+    limits = machine.new_limits(), models = {}, threads = args.threads,
+      peer = peer and { name = peer.name, version = peer.version, system = peer.system } }
 do
   local runtime <close> = cli.must(core.runtime { device = args.device, threads = args.threads })
   run.threads, run.device = runtime:threads(), machine.device(runtime)
 end
 for _, source in ipairs(sources) do
-  local entry = { name = source.name, path = source.path, weights = source.weights, load_seconds = {}, results = {}, largest = {},
-    left_out = {}, limits = machine.new_limits() }
+  local entry = { name = source.name, path = source.path, weights = source.weights,
+    load_seconds = {}, results = {}, largest = {}, left_out = {}, limits = machine.new_limits() }
   run.models[#run.models + 1] = entry
   local ok, message = measure(source, entry, peer, run.threads, run)
   if not ok then table.insert(entry.left_out, { reason = message })
   elseif memory then measure_largest(source, entry) end
   if args.discard and source.made then os.execute("rm -rf " .. cli.quote(source.path)) end
-  for kind, samples in pairs(entry.limits) do table.move(samples, 1, #samples, #run.limits[kind] + 1, run.limits[kind]) end
+  for kind, samples in pairs(entry.limits) do
+    table.move(samples, 1, #samples, #run.limits[kind] + 1, run.limits[kind])
+  end
   progress:close()
   report.print(entry)
   run.seconds, run.load.after = core.clock() - began, machine.load()

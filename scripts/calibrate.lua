@@ -1,4 +1,4 @@
--- calibrate.lua: measures what each layer and head of a model looks at, and writes a policy file that keeps it.
+-- calibrate.lua: measures what layers and heads look at, and writes a policy file that keeps it.
 local calibrate = require "pyramid.tools.calibrate"
 local cli = require "pyramid.tools.cli"
 local compare = require "pyramid.tools.compare"
@@ -7,7 +7,8 @@ local noise = require "pyramid.tools.noise"
 local picture = require "pyramid.tools.picture"
 local policy = require "pyramid.policy"
 
-local parser = cli.parser("[options]", "Finds a schedule for a model instead of guessing one: measures what is lost "
+local parser = cli.parser("[options]",
+  "Finds a schedule for a model instead of guessing one: measures what is lost "
   .. "if layers keep fewer rows, solves for the ratios that lose "
   .. "the least, and writes a policy file.", [[
 Examples:
@@ -21,39 +22,56 @@ Neither the mass nor a layer alone is what a model forgets in the end: --check
 measures the policy on other documents, beside PyramidInfer's cosine at the same
 share of the rows, and says which did better.]])
 cli.add_model(parser)
-cli.option(parser, "--target", "SHARE", "Rows to keep, of all. (default: 0.45, if no --loss)", { number = true })
-cli.option(parser, "--loss", "SHARE", "The most to lose, on average over layers (see --by), for as few rows as it takes.",
+cli.option(parser, "--target", "SHARE", "Rows to keep, of all. (default: 0.45, if no --loss)",
   { number = true })
-cli.option(parser, "--share", "WHO", "layer: one ratio for a layer, one set for its heads; head: each KV head its own.",
-  { default = "layer", choices = { "layer", "head" } })
-cli.option(parser, "--prune", "WHAT", "cache: rows; both: nor do later layers see the token, so ratios never rise.",
-  { default = "cache", choices = { "cache", "both" } })
-cli.option(parser, "--by", "WHAT", "mass: attention lost; kl: how far predictions are off if one layer alone is cut."
+cli.option(parser, "--loss", "SHARE",
+  "The most to lose, on average over layers (see --by), for as few rows as it takes.",
+    { number = true })
+cli.option(parser, "--share", "WHO",
+  "layer: one ratio for a layer, one set for its heads; head: each KV head its own.",
+    { default = "layer", choices = { "layer", "head" } })
+cli.option(parser, "--prune", "WHAT",
+  "cache: rows; both: nor do later layers see the token, so ratios never rise.",
+    { default = "cache", choices = { "cache", "both" } })
+cli.option(parser, "--by", "WHAT",
+  "mass: attention lost; kl: how far predictions are off if one layer alone is cut."
   .. " (default: kl; mass for heads)",
   { choices = { "mass", "kl" } })
-parser:flag("--heads", "Rank KV heads by attention outside of sinks and recent rows, and write a duo policy.")
+parser:flag("--heads",
+  "Rank KV heads by attention outside of sinks and recent rows, and write a duo policy.")
 cli.option(parser, "--text", "FILE", "A text to measure on.")
-cli.option(parser, "--length", "N", "Tokens of each stretch that is read; if not given, the model's context, at most 1024.",
-  { integer = 64 })
+cli.option(parser, "--length", "N",
+  "Tokens of each stretch that is read; if not given, the model's context, at most 1024.",
+    { integer = 64 })
 cli.option(parser, "--texts", "N", "How many of them.", { default = "8", integer = 1 })
-cli.option(parser, "--seed", "N", "The first document, counted from the first held-out one.", { default = "0", integer = 0 })
-cli.option(parser, "--queries", "N", "Last queries whose attention counts; they are the window that always stays.",
-  { default = "32", integer = 1 })
+cli.option(parser, "--seed", "N", "The first document, counted from the first held-out one.",
+  { default = "0", integer = 0 })
+cli.option(parser, "--queries", "N",
+  "Last queries whose attention counts; they are the window that always stays.",
+    { default = "32", integer = 1 })
 cli.option(parser, "--sinks", "N", "First rows that always stay.", { default = "4", integer = 0 })
-cli.option(parser, "--recent", "N", "With --heads: recent rows that streaming heads keep.", { default = "64", integer = 1 })
-cli.option(parser, "--kernel", "N", "Neighbours whose highest attention a row counts with, an odd number; 1: its own.",
-  { default = "1", integer = 1 })
-cli.option(parser, "--steps", "N", "How finely ratios are told apart. (default: 50; 25 for more than 40 layers)", { integer = 2 })
-cli.option(parser, "--out", "FILE", "The policy file; its name is the policy's.", { default = "build/calibrated.lua" })
-parser:flag("--check", "Measure the policy on other documents, beside the cosine at the same share of the rows.")
-cli.option(parser, "--questions", "N", "With --check: questions of each kind; 0: none.", { default = "10", integer = 0 })
-cli.option(parser, "--documents", "N", "With --check: documents whose continuation is scored.", { default = "4", integer = 0 })
-cli.option(parser, "--mode", "MODE", "With --check: whether the question is known when the document is read.",
-  { default = "agnostic", choices = { "agnostic", "aware" } })
+cli.option(parser, "--recent", "N", "With --heads: recent rows that streaming heads keep.",
+  { default = "64", integer = 1 })
+cli.option(parser, "--kernel", "N",
+  "Neighbours whose highest attention a row counts with, an odd number; 1: its own.",
+    { default = "1", integer = 1 })
+cli.option(parser, "--steps", "N",
+  "How finely ratios are told apart. (default: 50; 25 for more than 40 layers)", { integer = 2 })
+cli.option(parser, "--out", "FILE", "The policy file; its name is the policy's.",
+  { default = "build/calibrated.lua" })
+parser:flag("--check",
+  "Measure the policy on other documents, beside the cosine at the same share of the rows.")
+cli.option(parser, "--questions", "N", "With --check: questions of each kind; 0: none.",
+  { default = "10", integer = 0 })
+cli.option(parser, "--documents", "N", "With --check: documents whose continuation is scored.",
+  { default = "4", integer = 0 })
+cli.option(parser, "--mode", "MODE",
+  "With --check: whether the question is known when the document is read.",
+    { default = "agnostic", choices = { "agnostic", "aware" } })
 parser:flag("--json", "Print one JSON object.")
 local args = cli.parse(parser, arg)
 
--- ---- arguments -----------------------------------------------------------------------------------------------------
+-- ---- arguments ----------------------------------------------------------------------------------
 
 for _, name in ipairs { "target", "loss" } do
   local value = args[name]
@@ -61,53 +79,64 @@ for _, name in ipairs { "target", "loss" } do
     cli.fail(("--%s: %g is no share, more than 0 and at most 1"):format(name, value))
   end
 end
-if args.target and args.loss then cli.fail("--target and --loss: one of them follows from the other", "Give one of the two.") end
+if args.target and args.loss then
+  cli.fail("--target and --loss: one of them follows from the other", "Give one of the two.")
+end
 if args.heads and args.loss then
   cli.fail("--heads goes with --target", "Retrieval heads are picked until the share is used up.")
 end
 if args.share == "head" and args.prune == "both" then
-  cli.fail("--share head cannot go with --prune both", "A token whose hidden state is gone is gone for all heads.")
+  cli.fail("--share head cannot go with --prune both",
+    "A token whose hidden state is gone is gone for all heads.")
 end
 args.by = args.by or ((args.share == "head" or args.heads) and "mass" or "kl")
 if args.by == "kl" and (args.share == "head" or args.heads) then
   cli.fail("--by kl cuts whole layers", "Heads are measured with --by mass.")
 end
-if args.kernel % 2 == 0 or args.kernel > 63 then cli.fail(("--kernel: %d is not an odd number up to 63"):format(args.kernel)) end
+if args.kernel % 2 == 0 or args.kernel > 63 then
+  cli.fail(("--kernel: %d is not an odd number up to 63"):format(args.kernel))
+end
 local target = not args.loss and (args.target or 0.45) or nil
 local name = args.out:match "([^/\\]+)%.lua$"
 if not name then cli.fail(("--out: '%s' does not end in .lua"):format(args.out)) end
 
--- ---- measuring -----------------------------------------------------------------------------------------------------
+-- ---- measuring ----------------------------------------------------------------------------------
 
 local text = args.text and cli.read(args.text)
 local model <close> = cli.open_text_model(args)
 local length = args.length or math.min(model.config.context, 1024)
 if length > model.config.context then
-  cli.fail(("--length %d is more than the model's context of %d"):format(length, model.config.context))
+  cli.fail(("--length %d is more than the model's context of %d"):format(length,
+    model.config.context))
 end
 local guarded = args.sinks + (args.heads and args.recent or args.queries)
-if guarded >= length then cli.fail(("--length %d: the %d guarded rows are all there is"):format(length, guarded)) end
+if guarded >= length then
+  cli.fail(("--length %d: the %d guarded rows are all there is"):format(length, guarded))
+end
 
-local texts = cli.must(calibrate.texts(model, { length = length, count = args.texts, seed = args.seed, text = text }))
+local texts = cli.must(calibrate.texts(model, { length = length, count = args.texts,
+  seed = args.seed, text = text }))
 local made
 do
   local progress <close> = picture.progress "measuring attention"
   made = cli.must(calibrate.measure(model, texts, { queries = args.queries, sinks = args.sinks,
-    recent = args.heads and args.recent or args.queries, steps = args.steps or (model.config.layers > 40 and 25 or 50),
+    recent = args.heads and args.recent or args.queries,
+      steps = args.steps or (model.config.layers > 40 and 25 or 50),
     progress = progress.update }))
 end
 if args.by == "kl" then
   local progress <close> = picture.progress "cutting layers"
-  local curves, details, code = calibrate.sensitivity(model, texts, { queries = args.queries, sinks = args.sinks,
-    kernel = args.kernel, prune = args.prune, steps = made.steps, predict = math.min(64, length // 4),
-    progress = progress.update })
+  local curves, details, code = calibrate.sensitivity(model, texts,
+    { queries = args.queries, sinks = args.sinks, kernel = args.kernel, prune = args.prune,
+      steps = made.steps, predict = math.min(64, length // 4), progress = progress.update })
   made.layer, made.floor = cli.must(curves, details, code), details.floor
   for t, one in ipairs(made.each) do one.layer = details.each[t] end
 end
 
 local function about()
-  return ("made for %s by `%s` from %d texts of %d tokens (%s), with pyramid %s."):format(model.description or args.model,
-    cli.command_line "calibrate", #texts, length, args.text and "the user's" or "held-out documents", core.version)
+  return ("made for %s by `%s` from %d texts of %d tokens (%s), with pyramid %s."):format(
+    model.description or args.model, cli.command_line "calibrate", #texts, length,
+      args.text and "the user's" or "held-out documents", core.version)
 end
 
 local function write_policy(path, body)
@@ -122,25 +151,28 @@ local function dim(row)
   return row
 end
 
--- ---- retrieval heads -----------------------------------------------------------------------------------------------
+-- ---- retrieval heads ----------------------------------------------------------------------------
 
 -- As many as fit: the other heads hold their guards and nothing else.
 local function retrieval_count(lanes)
   local streaming = math.min(guarded / length, 1)
-  return math.max(0, math.min(lanes, math.floor(lanes * (target - streaming) / (1 - streaming) + 1e-9)))
+  return math.max(0, math.min(lanes, math.floor(lanes * (target - streaming) / (1 - streaming)
+    + 1e-9)))
 end
 
 local function print_heads(ranked, count)
-  print(("attention of the last %d queries outside of %d sinks and %d recent rows"):format(args.queries, args.sinks, args.recent))
+  print(("attention of the last %d queries outside of %d sinks and %d recent rows"):format(
+    args.queries, args.sinks, args.recent))
   local rows, wide = { dim { "layer:head", "outside", "" } }, math.max(10, pic.width - 40)
   for i, one in ipairs(ranked) do
     rows[i + 1] = { ("%d:%d"):format(one.layer, one.head), percent(one.outside),
-      pic:bar(one.outside, wide, i <= count and "good" or "dim") .. (i <= count and " retrieval" or "") }
+      pic:bar(one.outside, wide, i <= count and "good" or "dim")
+        .. (i <= count and " retrieval" or "") }
   end
   print(table.concat(picture.table(rows, "<><"), "\n"))
 end
 
--- ---- schedules -----------------------------------------------------------------------------------------------------
+-- ---- schedules ----------------------------------------------------------------------------------
 
 local function flat(ratio)
   if type(ratio) == "number" then return ratio end
@@ -170,22 +202,29 @@ local function loss_text(x) return args.by == "kl" and ("%.4f"):format(x) or per
 local function gain_text(gain)
   local rival = gain.rival == "even" and "rows shared out evenly" or "the cosine"
   if gain.half == math.huge then
-    return ("against %s: from one text alone noise is not known, and no gain is claimed (--texts 4)"):format(rival)
+    return ("against %s: from one text alone noise is not known, and no gain is claimed (--texts "
+      .. "4)"):format(rival)
   end
   local figures = ("%s ± %s"):format(loss_text(gain.gain), loss_text(gain.half))
-  if gain.claimed then return ("against %s: loses %s less, on texts that were left out"):format(rival, figures) end
-  if gain.gain < -gain.half then
-    return ("against %s: LOSES MORE, by %s ± %s, on texts that were left out"):format(rival, loss_text(-gain.gain),
-      loss_text(gain.half))
+  if gain.claimed then
+    return ("against %s: loses %s less, on texts that were left out"):format(rival, figures)
   end
-  return ("against %s: no gain beyond noise (%s on texts that were left out; more --texts tell more)"):format(rival, figures)
+  if gain.gain < -gain.half then
+    return ("against %s: LOSES MORE, by %s ± %s, on texts that were left out"):format(rival,
+      loss_text(-gain.gain), loss_text(gain.half))
+  end
+  return ("against %s: no gain beyond noise (%s on texts that were left out; more --texts tell "
+    .. "more)"):format(rival, figures)
 end
 
 local function print_ratios(ratios, cosine)
-  print(args.by == "kl" and "KL to the full cache's predictions, nats a token, if that layer alone keeps so many of its rows"
-    or ("mass lost of the last %d queries' attention if a layer keeps so many of its rows"):format(args.queries))
+  print(args.by == "kl"
+    and "KL to the full cache's predictions, nats a token, if that layer alone keeps so many of its rows"
+    or ("mass lost of the last %d queries' attention if a layer keeps so many of its rows"):format(
+      args.queries))
   local shares = { 0.1, 0.2, 0.4, 0.6 }
-  local rows, wide = { dim { "layer", "10 %", "20 %", "40 %", "60 %", "keeps", "loses", "" } }, math.max(10, pic.width - 60)
+  local rows, wide = { dim { "layer", "10 %", "20 %", "40 %", "60 %", "keeps", "loses", "" } },
+    math.max(10, pic.width - 60)
   for layer, ratio in ipairs(ratios) do
     local row = { tostring(layer) }
     for i, share in ipairs(shares) do row[i + 1] = loss_text(lost(made.layer[layer], share)) end
@@ -197,13 +236,15 @@ local function print_ratios(ratios, cosine)
   print(("cosine at the same share of the rows would lose %s"):format(loss_text(mean_lost(cosine))))
 end
 
--- ---- checking ------------------------------------------------------------------------------------------------------
+-- ---- checking -----------------------------------------------------------------------------------
 
 -- On documents far from those that were measured.
 local function check(rivals)
   local progress <close> = picture.progress "checking"
-  return cli.must(calibrate.check(model, rivals, { length = length, questions = args.questions, documents = args.documents,
-    predict = math.min(64, length // 4), seed = args.seed + 100000, mode = args.mode }, progress.update))
+  return cli.must(calibrate.check(model, rivals,
+    { length = length, questions = args.questions, documents = args.documents,
+      predict = math.min(64, length // 4), seed = args.seed + 100000, mode = args.mode },
+        progress.update))
 end
 
 local function print_check(entries)
@@ -211,14 +252,16 @@ local function print_check(entries)
   local rows = { dim { "policy", "rows", "recall", "perpl.", "KL", "top-1" } }
   for i, entry in ipairs(entries) do
     local of, recall = entry.document, entry.recall
-    rows[i + 1] = { pic:cut(entry.label, 40), percent(entry.fraction or 0), recall and percent(recall.accuracy) or "-",
-      of and ("%.3f"):format(of.perplexity) or "-", of and ("%.4f"):format(of.kl) or "-", of and percent(of.top1) or "-" }
+    rows[i + 1] = { pic:cut(entry.label, 40), percent(entry.fraction or 0),
+      recall and percent(recall.accuracy) or "-", of and ("%.3f"):format(of.perplexity) or "-",
+        of and ("%.4f"):format(of.kl) or "-", of and percent(of.top1) or "-" }
   end
   print(table.concat(picture.table(rows, "<>"), "\n"))
   for i = 3, #entries do
     local ours, theirs, words = entries[2], entries[i], {}
     local function verdict(what, better, worse)
-      words[#words + 1] = what .. (better and " better" or worse and " WORSE" or " no different beyond noise")
+      words[#words + 1] = what .. (better and " better" or worse and " WORSE"
+        or " no different beyond noise")
     end
     local function paired(what, key)
       if not ours.document then return end
@@ -234,10 +277,14 @@ local function print_check(entries)
     print(("%s against %s: %s"):format(ours.label, theirs.label, table.concat(words, ", ")))
   end
   local recall = entries[2].recall
-  if recall then print(("%d questions: recall is uncertain by %s"):format(recall.asked, percent(recall.uncertainty))) end
+  if recall then
+    print(("%d questions: recall is uncertain by %s"):format(recall.asked,
+      percent(recall.uncertainty)))
+  end
 end
 
--- The same policy with the cosine's ratios, which differs in nothing but them, and PyramidInfer itself.
+-- The same policy with the cosine's ratios, which differs in nothing but them, and PyramidInfer
+-- itself.
 local function rivals_of(chosen, fraction, ratios_text)
   local list = { { label = name, policy = chosen } }
   if ratios_text then
@@ -253,30 +300,33 @@ local result = { policy = name, file = args.out, measured = made }
 if args.heads then
   local ranked = calibrate.retrieval(made)
   local count = retrieval_count(#ranked)
-  local chosen = write_policy(args.out, calibrate.write_duo(ranked, count, { name = name, about = about(), sinks = args.sinks,
-    recent = args.recent }))
+  local chosen = write_policy(args.out, calibrate.write_duo(ranked, count,
+    { name = name, about = about(), sinks = args.sinks, recent = args.recent }))
   local fraction = (count + (#ranked - count) * math.min(guarded / length, 1)) / #ranked
   result.heads, result.retrieval, result.fraction = ranked, count, fraction
   if not args.json then
     print_heads(ranked, count)
-    print(("%d of %d heads keep everything: %s of the rows of %d tokens\npolicy: %s"):format(count, #ranked, percent(fraction),
-      length, args.out))
+    print(("%d of %d heads keep everything: %s of the rows of %d tokens\npolicy: %s"):format(count,
+      #ranked, percent(fraction), length, args.out))
   end
   if args.check then result.check = check(rivals_of(chosen, fraction)) end
 else
-  local wanted = { target = target, loss = args.loss, falling = args.prune == "both", share = args.share,
-    least = math.ceil(guarded / length * made.steps) }                   -- guards stay whatever a ratio says
+  local wanted = { target = target, loss = args.loss, falling = args.prune == "both",
+    share = args.share,
+    least = math.ceil(guarded / length * made.steps) }  -- guards stay whatever a ratio says
   local ratios, solved, loss_error = calibrate.ratios(made, wanted)
   local gains = calibrate.gains(made, wanted)
-  local how = { name = name, about = about(), share = args.share, prune = args.prune, window = args.queries, sinks = args.sinks,
-    kernel = args.kernel }
+  local how = { name = name, about = about(), share = args.share, prune = args.prune,
+    window = args.queries, sinks = args.sinks, kernel = args.kernel }
   local chosen = write_policy(args.out, calibrate.write(ratios, how))
   local cosine = calibrate.cosine(made.layers, solved.fraction)
-  result.ratios, result.loss, result.fraction, result.cosine_loss = ratios, solved.loss, solved.fraction, mean_lost(cosine)
+  result.ratios, result.loss, result.fraction, result.cosine_loss = ratios, solved.loss,
+    solved.fraction, mean_lost(cosine)
   result.error, result.gains = loss_error, gains
   if not args.json then
     print_ratios(ratios, cosine)
-    print(("%s of the rows, %s lost on average over layers; a loss is uncertain by %s, from one text to another"):format(
+    print(("%s of the rows, %s lost on average over layers; a loss is uncertain by %s, from one "
+      .. "text to another"):format(
       percent(solved.fraction), loss_text(solved.loss), loss_text(loss_error)))
     if made.floor then print(("rounding alone: %.2g nats, taken off"):format(made.floor)) end
     for _, gain in ipairs(gains) do print(gain_text(gain)) end
@@ -296,7 +346,7 @@ else
 end
 if args.json then
   for _, entry in ipairs(result.check or {}) do entry.kept = nil end
-  made.each = nil                                                        -- long, and the means are there
+  made.each = nil  -- long, and the means are there
   cli.json(result)
 elseif result.check then
   print_check(result.check)

@@ -4,13 +4,15 @@ local cli = require "pyramid.tools.cli"
 local picture = require "pyramid.tools.picture"
 local target = require "pyramid.tools.target"
 
-local parser = cli.parser("[options]", "Talks with a model in the chat format that its tokenizer describes. One cache lasts the "
+local parser = cli.parser("[options]",
+  "Talks with a model in the chat format that its tokenizer describes. One cache lasts the "
   .. "whole conversation: each turn reads only what is new. Lines of standard input are what you say.", [[
 In the conversation: /stats, /clear, /quit, /help.
 A model without a chat format: --template NAME, or each line is a text that the model goes on with (\n is a new line).
 The first message is read under the policy; later ones are appended whole, and policies that act in generation go on.]])
 cli.add_model(parser)
-cli.option(parser, "--template", "NAME", "The chat format, if not the model's own: llama-2, llama-3, chatml, mistral, …; or none.")
+cli.option(parser, "--template", "NAME",
+  "The chat format, if not the model's own: llama-2, llama-3, chatml, mistral, …; or none.")
 cli.option(parser, "--system", "TEXT", "What the model is told before the first message.")
 cli.add_policy(parser)
 cli.add_cache(parser)
@@ -24,7 +26,8 @@ local model <close> = cli.open_text_model(args)
 local picker = cli.sampler(args, sampling)
 local plain = args.template == "none" or not args.template and not model.tokenizer.chat_template
 if plain and args.system then
-  cli.fail("--system needs a chat format, and there is none", "Name one with --template, or leave --system out.")
+  cli.fail("--system needs a chat format, and there is none",
+    "Name one with --template, or leave --system out.")
 end
 
 local out, err = picture.new(io.stdout), picture.new(io.stderr)
@@ -36,18 +39,21 @@ local function note(text) io.stderr:write(err:paint(text, "dim"), "\n") end
 local function forget()
   if talk then talk:close() end
   local o = cli.cache_options(args, policy)
-  cli.must(model:cache(o)):close()                                -- what is wrong with it is said before the first message
+  cli.must(model:cache(o)):close()  -- what is wrong with it is said before the first message
   o.system, o.format = args.system, plain and "none" or args.template
   local message
   talk, message = model:conversation(o)
-  if not talk then cli.fail(message, "Name a format with --template, or go without one: --template none.") end
+  if not talk then
+    cli.fail(message, "Name a format with --template, or go without one: --template none.")
+  end
   picker:reset()
   turns, last, stuck = 0, nil, nil
 end
 
--- ---- a turn --------------------------------------------------------------------------------------------------------
+-- ---- a turn -------------------------------------------------------------------------------------
 
--- What keeps the conversation from going on is said once, not for each line of a file that is piped in.
+-- What keeps the conversation from going on is said once, not for each line of a file that is piped
+-- in.
 local function say_stuck(code, message)
   local cure = turns == 0 and cli.hints[code]
   if stuck ~= code then
@@ -58,17 +64,20 @@ end
 
 local function say(line)
   local progress, first
-  -- What is said when the message is read, before the answer to it. Whether a target was missed is said once.
+  -- What is said when the message is read, before the answer to it. Whether a target was missed is
+  -- said once.
   local function read(stats)
     if progress then progress:close() end
-    local warning = first and not warned and target.warning(policy, label, stats.cache_fraction, stats.prompt_tokens)
+    local warning = first and not warned and target.warning(policy, label, stats.cache_fraction,
+      stats.prompt_tokens)
     first = false
     if warning then note(warning) end
     warned = warned or warning
   end
-  local wrote, begun = false, plain                               -- the blank between "Answer:" and the answer is not shown
+  local wrote, begun = false, plain  -- the blank between "Answer:" and the answer is not shown
   local given = plain and cli.unescape(line) or line
-  local stats, message, code = talk:say(given, { sampler = picker, max_tokens = args.max_tokens, stop = args.stop,
+  local stats, message, code = talk:say(given, { sampler = picker, max_tokens = args.max_tokens,
+    stop = args.stop,
     on_prompt = function(tokens, anew)
       progress, first = picture.progress(("reading %d tokens"):format(tokens)), anew
     end,
@@ -89,22 +98,25 @@ local function say(line)
   end
 end
 
--- ---- commands ------------------------------------------------------------------------------------------------------
+-- ---- commands -----------------------------------------------------------------------------------
 
 local function show_stats()
-  local none <close> = not talk.cache and cli.must(model:cache(cli.cache_options(args, policy))) or nil
+  local none <close> = not talk.cache and cli.must(model:cache(cli.cache_options(args, policy)))
+    or nil
   local cache, config = talk.cache or none, model.config
   local tokens = cache:tokens()
-  print(("%s: %d turn%s, %d tokens seen; %s in %s, %s of the rows%s"):format(label, turns, turns == 1 and "" or "s",
-    tokens, cli.bytes(cache:bytes()), args.cache_dtype, cli.percent(cache:fraction()),
-    talk.rereads > 0 and ("; read anew %d times"):format(talk.rereads) or ""))
+  print(("%s: %d turn%s, %d tokens seen; %s in %s, %s of the rows%s"):format(label, turns,
+    turns == 1 and "" or "s", tokens, cli.bytes(cache:bytes()), args.cache_dtype,
+      cli.percent(cache:fraction()), talk.rereads > 0
+        and ("; read anew %d times"):format(talk.rereads) or ""))
   if last then
     print(("last turn: read %d tokens at %.0f a second, wrote %d at %.0f a second"):format(
       last.prompt_tokens, cli.rate(last.prompt_tokens, last.prefill_seconds),
       last.generated_tokens, cli.rate(last.generated_tokens, last.decode_seconds)))
   end
   for layer, rows in ipairs(cli.layer_rows(cache, config)) do
-    print(("%3d  %s %.0f"):format(layer, out:bar(rows / math.max(tokens, 1), 40, (layer - 1) / config.layers), rows))
+    print(("%3d  %s %.0f"):format(layer, out:bar(rows / math.max(tokens, 1), 40,
+      (layer - 1) / config.layers), rows))
   end
 end
 
@@ -128,7 +140,9 @@ while true do
   local command = line and line:find "^/" and chat.trim(line)
   if not line or command == "/quit" then break end
   if commands[command] then commands[command]()
-  elseif command then note(("there is no command %s; /help lists them (a blank before the / makes it a message)"):format(command))
+  elseif command then note((
+    "there is no command %s; /help lists them (a blank before the / makes it a message)"):format(
+      command))
   elseif line:find "%S" then say(line)
   end
 end

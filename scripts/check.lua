@@ -1,11 +1,12 @@
--- check.lua: checks policies without a model: valid plans at every shape, options at their limits, forecast and order.
+-- check.lua: checks policies without a model: plans at every shape, limits, forecast and order.
 local cli = require "pyramid.tools.cli"
 local inspect = require "pyramid.tools.inspect"
 local lfs_ok, lfs = pcall(require, "lfs")
 local policy = require "pyramid.policy"
 local testing = require "pyramid.testing"
 
-local parser = cli.parser("[options] POLICY…", "Checks policies without a model: their plans are asked for at hundreds of shapes "
+local parser = cli.parser("[options] POLICY…",
+  "Checks policies without a model: their plans are asked for at hundreds of shapes "
   .. "and with every option at its limits, and must be valid, the same when asked twice, and keep what the forecast says.", [[
 Examples:
    pyramid check mine.lua
@@ -16,9 +17,11 @@ With --model, plans are asked for in the shape of that model alone (its weights
 are not read): for policies that name layers or heads of one, as those that
 calibrate writes with --share head and --heads.
 A policy file's name is its policy's. Files are run as Lua, with all rights of this program.]])
-parser:argument("policy", "Policy files, folders of them, or names of those that come along."):args "+"
-cli.option(parser, "--model", "PATH", "The model that the policies are made for: a Hugging Face folder or a .gguf file.",
-  { short = "-m" })
+parser:argument("policy",
+  "Policy files, folders of them, or names of those that come along."):args "+"
+cli.option(parser, "--model", "PATH",
+  "The model that the policies are made for: a Hugging Face folder or a .gguf file.",
+    { short = "-m" })
 parser:flag("--quiet", "Print problems only.")
 local args = cli.parse(parser, arg)
 
@@ -49,12 +52,14 @@ for _, word in ipairs(args.policy) do
     local found = cli.must(policy.load(entry[1]))
     local report, message = testing.check(found, { name = entry[2], config = config })
     failed = failed or not report
-    own = own or not report and (message:find("made for %d+ layers") or message:find("there is no %d+:%d+ among")) ~= nil
+    own = own or not report and (message:find("made for %d+ layers")
+      or message:find("there is no %d+:%d+ among")) ~= nil
     if not report or not args.quiet then print(report or message) end
   end
 end
 if own and not config then
   io.stdout:flush()
-  io.stderr:write("A policy that names layers or heads is one model's own: check it with --model PATH.\n")
+  io.stderr:write("A policy that names layers or heads is one model's own: check it with --model "
+    .. "PATH.\n")
 end
 os.exit(failed and 1 or 0, true)

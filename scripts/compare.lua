@@ -1,4 +1,4 @@
--- compare.lua: what policies cost and what they save, at several budgets and lengths, as a table and a report.
+-- compare.lua: what policies cost and save, at several budgets and lengths: a table and a report.
 local cli = require "pyramid.tools.cli"
 local compare = require "pyramid.tools.compare"
 local core = require "pyramid.core"
@@ -9,8 +9,10 @@ local recall = require "pyramid.tools.recall"
 local results = require "pyramid.tools.results"
 local world = require "pyramid.tools.world"
 
-local parser = cli.parser("[options]", "Measures policies against the full cache, at several budgets and lengths: facts "
-  .. "recalled, evidence that survived, perplexity, how far the model's predictions are from the full cache's, rows and "
+local parser = cli.parser("[options]",
+  "Measures policies against the full cache, at several budgets and lengths: facts "
+  .. "recalled, evidence that survived, perplexity, how far the model's predictions are from the "
+  .. "full cache's, rows and "
   .. "bytes held, time. Prints a table and writes a report that a browser opens.", [[
 Examples:
    pyramid compare
@@ -28,26 +30,34 @@ and policy. The same command goes on where it was ended; other commands may use
 the same DIR. What is there already is not measured again.]])
 cli.add_model(parser)
 cli.add_policy(parser, true)
-cli.option(parser, "--budgets", "LIST", "Shares of the rows to keep.", { default = "0.2,0.35,0.45,0.6,0.8" })
-cli.option(parser, "--lengths", "LIST", ("Tokens of a document with what follows it: %d for question and answer, or --predict.")
+cli.option(parser, "--budgets", "LIST", "Shares of the rows to keep.",
+  { default = "0.2,0.35,0.45,0.6,0.8" })
+cli.option(parser, "--lengths", "LIST",
+  ("Tokens of a document with what follows it: %d for question and answer, or --predict.")
   :format(recall.room), { default = "1024" })
-cli.option(parser, "--mode", "MODE", "agnostic: a document is read before its question is known; aware: with it; or both.",
-  { default = "agnostic", choices = { "agnostic", "aware", "both" } })
+cli.option(parser, "--mode", "MODE",
+  "agnostic: a document is read before its question is known; aware: with it; or both.",
+    { default = "agnostic", choices = { "agnostic", "aware", "both" } })
 cli.option(parser, "--questions", "N", "Questions of each kind, for each length and mode; 0: none.",
   { default = "20", integer = 0 })
-cli.option(parser, "--kinds", "LIST", ("Which kinds: %s; all but the last, if not given. word: facts of one word, hidden in --text "
+cli.option(parser, "--kinds", "LIST",
+  ("Which kinds: %s; all but the last, if not given. word: facts of one word, hidden in --text "
   .. "or in documents, for any model."):format(table.concat(recall.kinds, ", ")))
-cli.option(parser, "--documents", "N", "Documents whose continuation is scored.", { default = "8", integer = 0 })
+cli.option(parser, "--documents", "N", "Documents whose continuation is scored.",
+  { default = "8", integer = 0 })
 cli.option(parser, "--text", "FILE", "A text whose continuations are scored too.")
-cli.option(parser, "--windows", "N", "At most N stretches of that text.", { default = "4", integer = 1 })
-cli.option(parser, "--predict", "M", "Tokens scored after each context.", { default = "128", integer = 1 })
-cli.option(parser, "--seed", "N", "The first document, counted from the first held-out one.", { default = "0", integer = 0 })
+cli.option(parser, "--windows", "N", "At most N stretches of that text.",
+  { default = "4", integer = 1 })
+cli.option(parser, "--predict", "M", "Tokens scored after each context.",
+  { default = "128", integer = 1 })
+cli.option(parser, "--seed", "N", "The first document, counted from the first held-out one.",
+  { default = "0", integer = 0 })
 cli.add_cache_dtype(parser)
 cli.option(parser, "--out", "DIR", "Where results and report go.", { default = "build/compare" })
 parser:flag("--json", "Print one JSON object instead of the table.")
 local args = cli.parse(parser, arg)
 
--- ---- arguments -----------------------------------------------------------------------------------------------------
+-- ---- arguments ----------------------------------------------------------------------------------
 
 -- A list of what `convert` makes of its words; `wanted` says what a word should be.
 local function list_of(option, text, convert, wanted)
@@ -75,22 +85,27 @@ local function kind(word)
   for _, known in ipairs(recall.kinds) do if word == known then return word end end
 end
 
-local budgets = list_of("--budgets", args.budgets, budget, "a share of the rows, more than 0 and at most 1")
+local budgets = list_of("--budgets", args.budgets, budget,
+  "a share of the rows, more than 0 and at most 1")
 local lengths = list_of("--lengths", args.lengths, length, "a number of tokens of 200 or more")
-local kinds = args.kinds and list_of("--kinds", args.kinds, kind, "a kind (known: " .. table.concat(recall.kinds, ", ") .. ")")
+local kinds = args.kinds and list_of("--kinds", args.kinds, kind,
+  "a kind (known: " .. table.concat(recall.kinds, ", ") .. ")")
 table.sort(budgets)
 table.sort(lengths)
 if args.predict >= lengths[1] then
-  cli.fail(("--predict %d leaves nothing of a length of %d to read"):format(args.predict, lengths[1]))
+  cli.fail(("--predict %d leaves nothing of a length of %d to read"):format(args.predict,
+    lengths[1]))
 end
 if args.questions == 0 and args.documents == 0 and not args.text then
-  cli.fail("nothing to measure", "At least one of --questions and --documents must be more than 0, or --text given.")
+  cli.fail("nothing to measure",
+    "At least one of --questions and --documents must be more than 0, or --text given.")
 end
 
 local function policies()
   if not args.policies then
     args.policies = {}
-    for i, name in ipairs { "streaming", "h2o", "snapkv", "pyramidinfer", "pyramidinfer preset=45" } do
+    for i, name in ipairs { "streaming", "h2o", "snapkv", "pyramidinfer",
+      "pyramidinfer preset=45" } do
       args.policies[i] = { text = name }
     end
   end
@@ -107,7 +122,8 @@ end
 local variants = cli.must(compare.variants(policies(), budgets))
 
 local function open_results()
-  os.execute("mkdir -p " .. cli.quote(args.out) .. " 2>/dev/null")         -- opening the file says what is wrong
+  -- opening the file says what is wrong
+  os.execute("mkdir -p " .. cli.quote(args.out) .. " 2>/dev/null")
   local path = args.out .. "/results.jsonl"
   local store, message, code = results.open(path, compare.format)
   if store then return store end
@@ -117,17 +133,20 @@ end
 -- What results depend on besides policies and texts. Threads are among it for the sake of times.
 local function circumstances(model)
   local runtime = model:runtime()
-  return table.concat({ cli.must(compare.fingerprint(model.path)), "weights " .. (args.weights or "as they are"),
-    "precision " .. (args.precision or "f32"), "rows " .. args.cache_dtype, runtime:isa(), runtime:threads() .. " threads",
-    "pyramid " .. core.version }, ", ")
+  return table.concat({ cli.must(compare.fingerprint(model.path)),
+    "weights " .. (args.weights or "as they are"), "precision " .. (args.precision or "f32"),
+      "rows " .. args.cache_dtype, runtime:isa(), runtime:threads() .. " threads",
+        "pyramid " .. core.version }, ", ")
 end
 
--- ---- telling -------------------------------------------------------------------------------------------------------
+-- ---- telling ------------------------------------------------------------------------------------
 
 local function percent(value) return value and ("%.0f %%"):format(100 * value) or "-" end
 local function number(value, format) return value and format:format(value) or "-" end
 
-local function accuracy(r) return r and ("%s ±%2.0f"):format(percent(r.accuracy), 100 * r.uncertainty) or "-" end
+local function accuracy(r)
+  return r and ("%s ±%2.0f"):format(percent(r.accuracy), 100 * r.uncertainty) or "-"
+end
 
 local function notes(entry)
   local list = {}
@@ -140,15 +159,19 @@ end
 local function print_group(pic, entries, last)
   local first = entries[1]
   print(pic:rule(("%d tokens, %s"):format(first.length, first.mode)))
-  local rows = { { "policy", "rows", "KV", "recall", "evid.", "perpl.", "bit/B", "KL", "top-1", "read", "write/s", "" } }
+  local rows = { { "policy", "rows", "KV", "recall", "evid.", "perpl.", "bit/B", "KL", "top-1",
+    "read", "write/s", "" } }
   for i, cell in ipairs(rows[1]) do rows[1][i] = pic:paint(cell, "dim") end
   for i, entry in ipairs(entries) do
     local text, asked = entry.document or entry.file or {}, entry.recall or {}
     rows[i + 1] = { pic:cut(entry.label, 34), percent(entry.fraction),
       text.cache_bytes and cli.bytes(math.floor(text.cache_bytes)) or "-",
-      accuracy(entry.recall), percent(asked.evidence), number(text.perplexity, "%.2f"), number(text.bits_per_byte, "%.3f"),
-      number(text.kl, "%.3f"), percent(text.top1), text.prefill_seconds and picture.seconds(text.prefill_seconds) or "-",
-      number(text.decode_rate, "%.0f"), pic:paint(notes(entry), (entry.silent or entry.missed) and "warn" or "good") }
+      accuracy(entry.recall), percent(asked.evidence), number(text.perplexity, "%.2f"),
+        number(text.bits_per_byte, "%.3f"),
+      number(text.kl, "%.3f"), percent(text.top1),
+        text.prefill_seconds and picture.seconds(text.prefill_seconds) or "-",
+      number(text.decode_rate, "%.0f"), pic:paint(notes(entry),
+        (entry.silent or entry.missed) and "warn" or "good") }
   end
   for _, row in ipairs(rows) do
     if not first.recall then table.move(row, 6, #row + 2, 4) end         -- nothing was asked
@@ -184,28 +207,32 @@ local function print_tables(entries, model)
     end
   end
   if entries[1].recall then
-    print(pic:paint("front: none with as few rows is better, none with fewer as good, as far as the errors tell", "dim"))
+    print(pic:paint("front: none with as few rows is better, none with fewer as good, as far as "
+      .. "the errors tell", "dim"))
   end
   for _, entry in ipairs(entries) do
     if entry.missed then
-      cli.warn(("%s, %d tokens, %s: asked for %s of the rows"):format(entry.label, entry.length, entry.mode, percent(entry.asked)))
+      cli.warn(("%s, %d tokens, %s: asked for %s of the rows"):format(entry.label, entry.length,
+        entry.mode, percent(entry.asked)))
     end
   end
 end
 
 local function print_json(entries, run)
   for _, entry in ipairs(entries) do entry.kept = nil end               -- long, and in the results
-  cli.json { model = run.model, version = run.version, command = run.command, settings = run.settings, results = entries }
+  cli.json { model = run.model, version = run.version, command = run.command,
+    settings = run.settings, results = entries }
 end
 
--- ---- the run -------------------------------------------------------------------------------------------------------
+-- ---- the run ------------------------------------------------------------------------------------
 
-local text = args.text and { name = args.text == "-" and "standard input" or args.text, text = cli.read(args.text),
-  windows = args.windows }
+local text = args.text and { name = args.text == "-" and "standard input" or args.text,
+  text = cli.read(args.text), windows = args.windows }
 local store <close> = open_results()
 local model <close> = cli.open_text_model(args)
 if lengths[#lengths] > model.config.context then
-  cli.fail(("--lengths: %d is more than the model's context of %d"):format(lengths[#lengths], model.config.context))
+  cli.fail(("--lengths: %d is more than the model's context of %d"):format(lengths[#lengths],
+    model.config.context))
 end
 local modes = args.mode == "both" and recall.modes or { args.mode }
 
@@ -213,9 +240,11 @@ local plan
 do
   local progress <close> = picture.progress "writing documents"
   local message, code
-  plan, message, code = compare.plan(model, { variants = variants, circumstances = circumstances(model), lengths = lengths,
-    modes = modes, questions = args.questions, kinds = kinds, documents = args.documents, predict = args.predict,
-    seed = args.seed, text = text, cache = { dtype = args.cache_dtype }, progress = progress.update })
+  plan, message, code = compare.plan(model, { variants = variants,
+    circumstances = circumstances(model), lengths = lengths, modes = modes,
+      questions = args.questions, kinds = kinds, documents = args.documents,
+        predict = args.predict, seed = args.seed, text = text,
+          cache = { dtype = args.cache_dtype }, progress = progress.update })
   if not plan then
     cli.fail(message, code == "questions" and "Give a greater length, or --questions 0."
       or code == "length" and "Give a longer text, or smaller --lengths." or cli.hints[code])
@@ -227,13 +256,18 @@ local began, described = core.clock(), machine.describe()
 -- What the page says of the run; `share`: how much of it is done, if not all.
 local function about(measured, share)
   return {
-    command = cli.command_line("compare"), date = os.date "!%Y-%m-%d %H:%M UTC", model = model.description, path = model.path,
-    version = core.version, machine = described, threads = model:runtime():threads(), isa = model:runtime():isa(),
-    load = machine.load(), measured = measured, seconds = core.clock() - began, kinds = kinds or world.kinds, share = share,
-    settings = { lengths = lengths, modes = modes, budgets = budgets, questions = args.questions, documents = args.documents,
-      predict = args.predict, windows = text and args.windows or nil, text = text and text.name or nil,
-      first_seed = world.held_out + args.seed, cache_dtype = args.cache_dtype, weights = args.weights,
-      precision = args.precision or "f32", layers = model.config.layers, kv_heads = model.config.kv_heads },
+    command = cli.command_line("compare"), date = os.date "!%Y-%m-%d %H:%M UTC",
+      model = model.description, path = model.path,
+    version = core.version, machine = described, threads = model:runtime():threads(),
+      isa = model:runtime():isa(),
+    load = machine.load(), measured = measured, seconds = core.clock() - began,
+      kinds = kinds or world.kinds, share = share,
+    settings = { lengths = lengths, modes = modes, budgets = budgets, questions = args.questions,
+      documents = args.documents, predict = args.predict, windows = text and args.windows or nil,
+        text = text and text.name or nil, first_seed = world.held_out + args.seed,
+          cache_dtype = args.cache_dtype, weights = args.weights,
+            precision = args.precision or "f32", layers = model.config.layers,
+              kv_heads = model.config.kv_heads },
   }
 end
 
@@ -247,7 +281,8 @@ local function measure()
     progress.update(done, total)
     -- A long run can be looked at, and leaves a page if it is ended.
     if core.clock() - written > 60 then
-      cli.write(report_path, page.render(compare.summary(plan, store), about(store.count - there, done / total)))
+      cli.write(report_path, page.render(compare.summary(plan, store),
+        about(store.count - there, done / total)))
       written = core.clock()
     end
   end))
@@ -260,5 +295,6 @@ if args.json then
   print_json(entries, run)
 else
   print_tables(entries, model)
-  print(("%d results, %d of them new: %s\nreport: %s"):format(store.count, measured, store.path, report_path))
+  print(("%d results, %d of them new: %s\nreport: %s"):format(store.count, measured, store.path,
+    report_path))
 end

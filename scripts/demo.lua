@@ -6,30 +6,36 @@ local recall = require "pyramid.tools.recall"
 local target = require "pyramid.tools.target"
 local world = require "pyramid.tools.world"
 
-local parser = cli.parser("[options]", "Reads a long story under several policies, goes on with it, asks about it, and draws "
-  .. "what each policy kept of the KV cache.", "Without --policy: full, pyramidinfer, and pyramidinfer preset=45.")
+local parser = cli.parser("[options]",
+  "Reads a long story under several policies, goes on with it, asks about it, and draws "
+  .. "what each policy kept of the KV cache.",
+    "Without --policy: full, pyramidinfer, and pyramidinfer preset=45.")
 cli.add_model(parser)
 cli.add_policy(parser, true)
 cli.add_cache(parser)
 cli.option(parser, "--seed", "N", "Which story.", { default = "25", integer = 0 })
-cli.option(parser, "--words", "N", "About how many words it has.", { default = "950", integer = 50 })
+cli.option(parser, "--words", "N", "About how many words it has.",
+  { default = "950", integer = 50 })
 local args = cli.parse(parser, arg)
-args.policies = args.policies or { { text = "full" }, { text = "pyramidinfer" }, { text = "pyramidinfer preset=45" } }
+args.policies = args.policies or { { text = "full" }, { text = "pyramidinfer" },
+  { text = "pyramidinfer preset=45" } }
 
 local pic = picture.new(io.stdout)
 local story_tokens, scored_tokens, timed_steps = 64, 128, 24
 
--- ---- the story -----------------------------------------------------------------------------------------------------
+-- ---- the story ----------------------------------------------------------------------------------
 
--- A story, up to three questions whose answers were told in its first two thirds, each about another thing, and how the
--- document goes on: questions with the right answers.
+-- A story, up to three questions whose answers were told in its first two thirds, each about
+-- another thing, and how the document goes on: questions with the right answers.
 local function tell()
-  local document = world.document(world.held_out + args.seed, { words = args.words, title = true, density = 45, recall = 25,
-    kinds = { "attribute", "code", "gift", "moved" }, questions = 24 })
+  local document = world.document(world.held_out + args.seed,
+    { words = args.words, title = true, density = 45, recall = 25,
+      kinds = { "attribute", "code", "gift", "moved" }, questions = 24 })
   local questions, asked = {}, {}
   for _, question in ipairs(document.questions) do
     local first = question.evidence[1][1]
-    if not question.inside and not asked[first] and first < document.body_bytes * 2 // 3 and #questions < 3 then
+    if not question.inside and not asked[first] and first < document.body_bytes * 2 // 3
+      and #questions < 3 then
       asked[first] = true
       questions[#questions + 1] = question
     end
@@ -46,22 +52,24 @@ local function show_story(text, tokens)
     writer:push(part)
     writer:finish()
   end
-  local head, tail = text:sub(1, 300):match "^(.*[%.!?\"])%s", text:sub(-220):match "[%.!?\"]%s+(.*)\n\n$"
+  local head, tail = text:sub(1, 300):match "^(.*[%.!?\"])%s",
+    text:sub(-220):match "[%.!?\"]%s+(.*)\n\n$"
   show(head or text:sub(1, 300))
   print(pic:paint("  " .. (pic.ascii and "..." or "⋮"), "dim"))
   show(tail or text:sub(-220))
   print()
 end
 
--- ---- reading, writing, answering -----------------------------------------------------------------------------------
+-- ---- reading, writing, answering ----------------------------------------------------------------
 
 local function write_on(model, cache)
   local fork <close> = cli.must(cache:fork())
   local writer = pic:writer { indent = 2, width = pic.width - 2 }
   writer:push "The next morning"
   -- The policy has judged the story, not how it goes on.
-  local run <close> = cli.must(model:generate("The next morning", { cache = fork, special = false, prune = false,
-    max_tokens = story_tokens, sampler = { temperature = 0.6, top_k = 20, seed = 3 } }))
+  local run <close> = cli.must(model:generate("The next morning",
+    { cache = fork, special = false, prune = false, max_tokens = story_tokens,
+      sampler = { temperature = 0.6, top_k = 20, seed = 3 } }))
   for piece in run do writer:push(piece) end
   writer:finish()
 end
@@ -71,12 +79,14 @@ local function answer(model, cache, question)
   return cli.must(recall.answer(model, fork, question.question))
 end
 
--- Perplexity of what follows the story: how much the model still knows of it, whatever it would have written itself.
+-- Perplexity of what follows the story: how much the model still knows of it, whatever it would
+-- have written itself.
 local function score(model, entry, rest)
   local ids, sum = cli.must(model:encode(rest, { special = false })), 0
   local count = math.min(#ids, scored_tokens)
   local fork <close> = cli.must(entry.cache:fork())
-  local all = cli.must(fork:prefill(table.move(ids, 1, count - 1, 1, {}), { all = true, prune = false }))
+  local all = cli.must(fork:prefill(table.move(ids, 1, count - 1, 1, {}),
+    { all = true, prune = false }))
   for i, logits in ipairs(all) do sum = sum + logits:logprob(ids[i + 1]) end
   entry.perplexity = math.exp(-sum / #all)
 end
@@ -105,16 +115,18 @@ local function show_answers(model, entry, questions)
     local right = text == question.answer
     if right then entry.right = entry.right + 1 end
     local mark = right and (pic.ascii and "+" or "✓") or (pic.ascii and "-" or "✗")
-    rows[i] = { "  " .. pic:paint(mark, right and "good" or "warn"), pic:paint(pic:cut(question.question, wide), "dim"),
-      pic:cut(text == "" and "(nothing)" or asked_for(text, question), half),
-      right and "" or pic:paint(pic:cut("told: " .. question.value, half), "dim") }
+    rows[i] = { "  " .. pic:paint(mark, right and "good" or "warn"),
+      pic:paint(pic:cut(question.question, wide), "dim"),
+        pic:cut(text == "" and "(nothing)" or asked_for(text, question), half),
+          right and "" or pic:paint(pic:cut("told: " .. question.value, half), "dim") }
   end
   if #rows > 0 then print(table.concat(picture.table(rows, "<", 1), "\n")) end
 end
 
--- ---- measuring -----------------------------------------------------------------------------------------------------
+-- ---- measuring ----------------------------------------------------------------------------------
 
--- The best of several rounds in which the policies take turns: what else the machine does disturbs only some of them.
+-- The best of several rounds in which the policies take turns: what else the machine does disturbs
+-- only some of them.
 local function measure(model, entries, ids)
   local progress <close> = picture.progress("measuring", { after = 0 })
   local least, most, enough = 4, 8, 5.0          -- rounds, rounds, seconds
@@ -129,14 +141,15 @@ local function measure(model, entries, ids)
       for _ = 1, timed_steps do logits = cli.must(cache:step((logits:argmax()))) end
       local stepped = core.clock()
       entry.read_seconds = math.min(entry.read_seconds or math.huge, read_at - began)
-      entry.step_seconds = math.min(entry.step_seconds or math.huge, (stepped - read_at) / timed_steps)
+      entry.step_seconds = math.min(entry.step_seconds or math.huge,
+        (stepped - read_at) / timed_steps)
       progress.update((round - 1) * #entries + i, most * #entries)
     end
   until round == most or (round >= least and core.clock() - start > enough)
   return round
 end
 
--- ---- the picture ---------------------------------------------------------------------------------------------------
+-- ---- the picture --------------------------------------------------------------------------------
 
 local function depth(layer, layers) return (layer - 1) / layers end
 
@@ -155,7 +168,8 @@ local function draw_pyramids(entries, tokens, layers)
     line = { ("%3d  "):format(layer) }
     for i, entry in ipairs(entries) do
       local rows = entry.layers[layer].rows
-      line[i + 1] = pic:step(rows / tokens, wide, depth(layer, layers)) .. picture.pad((" %.0f"):format(rows), column - wide)
+      line[i + 1] = pic:step(rows / tokens, wide, depth(layer, layers))
+        .. picture.pad((" %.0f"):format(rows), column - wide)
     end
     print((table.concat(line):gsub("%s+$", "")))
   end
@@ -173,10 +187,14 @@ local function draw_strips(entries, tokens, layers)
     local pair = { shown[first], shown[first + 1] }
     local wide = (pic.width - 5) // #pair - 2
     local line = {}
-    for i, entry in ipairs(pair) do line[i] = picture.pad(pic:paint(pic:cut(entry.label, wide), "bold"), wide, "^") end
+    for i, entry in ipairs(pair) do
+      line[i] = picture.pad(pic:paint(pic:cut(entry.label, wide), "bold"), wide, "^")
+    end
     print((("     " .. table.concat(line, "  ")):gsub("%s+$", "")))
     for layer = layers, 1, -1 do
-      for i, entry in ipairs(pair) do line[i] = pic:strip(entry.layers[layer].lanes, tokens, wide, depth(layer, layers)) end
+      for i, entry in ipairs(pair) do
+        line[i] = pic:strip(entry.layers[layer].lanes, tokens, wide, depth(layer, layers))
+      end
       print(("%3d  %s"):format(layer, table.concat(line, "  ")))
     end
   end
@@ -187,14 +205,16 @@ local function draw_numbers(entries, questions, rounds, tokens)
   print(pic:rule(("What that saves (best of %d rounds)"):format(rounds)))
   local base = entries[1]
   local cross = pic.ascii and "x" or "×"
-  local rows = { { "" }, { "rows kept" }, { "computed" }, { "KV cache" }, { "reading" }, { "writing" }, { "perplexity" },
-    { "answers" } }
+  local rows = { { "" }, { "rows kept" }, { "computed" }, { "KV cache" }, { "reading" },
+    { "writing" }, { "perplexity" }, { "answers" } }
   for i, entry in ipairs(entries) do
     local function ratio(value, cell)
-      return i == 1 and cell or ("%s  %s"):format(cell, pic:paint(("%.2f%s"):format(value, cross), value >= 1 and "good" or "warn"))
+      return i == 1 and cell or ("%s  %s"):format(cell,
+        pic:paint(("%.2f%s"):format(value, cross), value >= 1 and "good" or "warn"))
     end
     for r, cell in ipairs {
-      pic:paint(pic:cut(entry.label, 24), "bold"), cli.percent(entry.fraction), cli.percent(entry.computed),
+      pic:paint(pic:cut(entry.label, 24), "bold"), cli.percent(entry.fraction),
+        cli.percent(entry.computed),
       ratio(base.bytes / entry.bytes, cli.bytes(entry.bytes)),
       ratio(base.read_seconds / entry.read_seconds, picture.seconds(entry.read_seconds)),
       ratio(base.step_seconds / entry.step_seconds, ("%.0f tok/s"):format(1 / entry.step_seconds)),
@@ -209,7 +229,8 @@ local function draw_numbers(entries, questions, rounds, tokens)
   end
   for _, entry in ipairs(entries) do
     if entry.perplexity < 0.98 * base.perplexity then
-      print(pic:paint("\n  (Perplexity of what follows the story. A model that was trained on short texts\n"
+      print(pic:paint("\n  (Perplexity of what follows the story. A model that was trained on "
+        .. "short texts\n"
         .. "  reads them better than long ones: a smaller cache may even help it.)", "dim"))
       break
     end
@@ -217,7 +238,7 @@ local function draw_numbers(entries, questions, rounds, tokens)
   print()
 end
 
--- ---- the demo ------------------------------------------------------------------------------------------------------
+-- ---- the demo -----------------------------------------------------------------------------------
 
 local entries = cli.policies(args)
 local model <close> = cli.open_text_model(args)
@@ -226,9 +247,12 @@ local ids = cli.must(model:encode(text))
 local layers = model.config.layers
 
 print()
-print(pic:paint("Pyramid", "bold") .. " " .. core.version .. ": " .. pic:cut(model.description, pic.width - 16))
+print(pic:paint("Pyramid", "bold") .. " " .. core.version .. ": "
+  .. pic:cut(model.description, pic.width - 16))
 if args.model == cli.default_model then
-  print(pic:paint(pic:cut("The default model is small and young: judge policies by what they lose to full.", pic.width), "dim"))
+  print(pic:paint(pic:cut(
+    "The default model is small and young: judge policies by what they lose to full.", pic.width),
+      "dim"))
 end
 print()
 show_story(text, #ids)
@@ -246,4 +270,5 @@ draw_pyramids(entries, #ids, layers)
 draw_strips(entries, #ids, layers)
 draw_numbers(entries, questions, rounds, #ids)
 local program = arg[-1] or "pyramid"
-print(("%s  %s generate --help\n       %s chat"):format(pic:paint("Next:", "bold"), program, program))
+print(("%s  %s generate --help\n       %s chat"):format(pic:paint("Next:", "bold"), program,
+  program))

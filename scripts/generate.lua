@@ -11,13 +11,15 @@ Examples:
    pyramid generate -t 0.8 --top-p 0.95 --seed 7 --stop '\n\n' <prompt.txt
 Short: -m --model, -p --policy, -n --max-tokens, -t --temperature, -f --prompt-file.]])
 parser:argument("prompt", "The prompt; without one, --prompt-file or standard input."):args "*"
-cli.option(parser, "--prompt-file", "FILE", "Read the prompt from a file (- is standard input).", { short = "-f" })
+cli.option(parser, "--prompt-file", "FILE", "Read the prompt from a file (- is standard input).",
+  { short = "-f" })
 cli.add_model(parser)
 cli.add_policy(parser)
 cli.add_cache(parser)
 cli.add_length(parser, 256)
 cli.add_sampler(parser)
-cli.option(parser, "--context", "N", "Read only the last N tokens of a longer prompt.", { integer = 1 })
+cli.option(parser, "--context", "N", "Read only the last N tokens of a longer prompt.",
+  { integer = 1 })
 parser:flag("--ignore-eos", "Go on after an end-of-text token.")
 parser:flag("-s --stats", "Say at the end what was read, kept and how fast.")
 parser:flag("--json", "Print one JSON object instead of the text.")
@@ -30,7 +32,9 @@ local function prompt_text()
     return table.concat(args.prompt, " ")
   end
   if not args.prompt_file and picture.new(io.stdin).terminal then
-    cli.fail("no prompt", "Write it behind the name (pyramid generate \"Once upon a time\"), or give --prompt-file FILE.")
+    cli.fail("no prompt",
+      "Write it behind the name (pyramid generate \"Once upon a time\"), or give --prompt-file "
+        .. "FILE.")
   end
   return cli.read(args.prompt_file or "-")
 end
@@ -40,7 +44,8 @@ local function prompt_ids(model, text)
   if #ids == 0 then cli.fail("the prompt is empty", "Give at least one character.") end
   local limit = args.context
   if limit and #ids > limit then
-    local begins = ids[1] == model.tokenizer.bos and limit > 1 and 1 or 0     -- keeps what begins every text
+    -- keeps what begins every text
+    local begins = ids[1] == model.tokenizer.bos and limit > 1 and 1 or 0
     ids = table.move(ids, #ids - (limit - begins) + 1, #ids, begins + 1, { ids[1] })
   end
   return ids
@@ -53,14 +58,15 @@ local function show_stats(model, run, rows, label)
       ("%.0f tok/s"):format(cli.rate(count, seconds)), more }
   end
   local lines = picture.table({ work("prompt   ", stats.prompt_tokens, stats.prefill_seconds),
-    work("generated", stats.generated_tokens, stats.decode_seconds, "ended by " .. run.finish) }, "<>>><")
+    work("generated", stats.generated_tokens, stats.decode_seconds, "ended by " .. run.finish) },
+      "<>>><")
   local shown = {}
   for i, count in ipairs(rows) do shown[i] = ("%.0f"):format(count) end
   local _, peak = model:memory()
   for _, pair in ipairs {
     { "policy", label },
-    { "KV cache", ("%s in %s, %s of a full cache's rows"):format(cli.bytes(stats.cache_bytes), args.cache_dtype,
-      cli.percent(stats.cache_fraction)) },
+    { "KV cache", ("%s in %s, %s of a full cache's rows"):format(cli.bytes(stats.cache_bytes),
+      args.cache_dtype, cli.percent(stats.cache_fraction)) },
     { "rows", pic:cut(table.concat(shown, " "), pic.width - 12) },
     { "memory", cli.bytes(peak) .. " at most, without mapped weights" },
   } do lines[#lines + 1] = pic:paint(picture.pad(pair[1], 9), "dim") .. "  " .. pair[2] end
@@ -74,8 +80,9 @@ local ids = prompt_ids(model, text)
 local cache <close> = cli.must(model:cache(cli.cache_options(args, policy)))
 
 local progress <close> = picture.progress(("reading %d tokens"):format(#ids))
-local run <close> = cli.must(model:generate(ids, { cache = cache, sampler = cli.sampler(args), max_tokens = args.max_tokens,
-  stop = args.stop, ignore_eos = args.ignore_eos, progress = progress.update }))
+local run <close> = cli.must(model:generate(ids,
+  { cache = cache, sampler = cli.sampler(args), max_tokens = args.max_tokens, stop = args.stop,
+    ignore_eos = args.ignore_eos, progress = progress.update }))
 progress:close()
 local kept = cache:fraction()                  -- of the prompt
 local warning = target.warning(policy, label, kept, #ids)
@@ -99,9 +106,11 @@ if args.json then
   out.prefill_seconds, out.decode_seconds = stats.prefill_seconds, stats.decode_seconds
   out.prefill_tokens_per_second = cli.rate(stats.prompt_tokens, stats.prefill_seconds)
   out.decode_tokens_per_second = cli.rate(stats.generated_tokens, stats.decode_seconds)
-  out.cache_bytes, out.cache_fraction, out.cache_dtype = stats.cache_bytes, stats.cache_fraction, args.cache_dtype
+  out.cache_bytes, out.cache_fraction, out.cache_dtype = stats.cache_bytes, stats.cache_fraction,
+    args.cache_dtype
   out.pruned = stats.pruned
-  out.prompt_fraction, out.target, out.target_missed = kept, target.of(policy), warning and true or nil
+  out.prompt_fraction, out.target, out.target_missed = kept, target.of(policy),
+    warning and true or nil
   out.rows, out.computed, out.evicted = rows, cache:computed(), cache:evicted()
   out.peak_bytes = select(2, model:memory())
   out.seed = args.seed or 0
@@ -110,7 +119,8 @@ else
   if args.stats then show_stats(model, run, rows, label) end
   if warning then cli.warn(warning) end
   local could = policy.definition.prefill or policy.definition.decode
-  if could and not run.stats.pruned and not (warning and kept == 1) then   -- else the text would pass for the policy's
+  -- else the text would pass for the policy's
+  if could and not run.stats.pruned and not (warning and kept == 1) then
     io.stderr:write(("\n%s: %s dropped nothing of these tokens: the text is a full cache's\n"):format(arg[0], label))
   end
 end

@@ -4,7 +4,9 @@ local picture = require "pyramid.tools.picture"
 local random_model = require "pyramid.tools.random_model"
 
 local names, size = {}, {}
-for name, shape in pairs(random_model.shapes) do names[#names + 1], size[name] = name, random_model.parameters(shape) end
+for name, shape in pairs(random_model.shapes) do
+  names[#names + 1], size[name] = name, random_model.parameters(shape)
+end
 table.sort(names, function(a, b) return size[a] < size[b] end)
 
 local parser = cli.parser("[options] OUT", [[
@@ -20,7 +22,8 @@ Shapes (layers, width, heads, KV heads, feed-forward):
   local rows = {}
   for i, name in ipairs(names) do
     local s = random_model.shapes[name]
-    rows[i] = { "   " .. name, s.layers .. ",", s.width .. ",", s.heads .. ",", s.kv_heads .. ",", tostring(s.ff) }
+    rows[i] = { "   " .. name, s.layers .. ",", s.width .. ",", s.heads .. ",", s.kv_heads .. ",",
+      tostring(s.ff) }
   end
   return rows
 end)(), "<>"), "\n"))
@@ -30,16 +33,19 @@ cli.option(parser, "--dtype", "DTYPE", "bf16, f16, f32; in GGUF files also q8_0 
   { default = "bf16", choices = { "bf16", "f16", "f32", "q8_0", "q4_0" } })
 cli.option(parser, "--format", "NAME", "safetensors or gguf; what OUT's name says, if not given.",
   { choices = { "safetensors", "gguf" } })
-cli.option(parser, "--seed", "N", "The same seed gives the same weights.", { default = "1", integer = 0 })
+cli.option(parser, "--seed", "N", "The same seed gives the same weights.",
+  { default = "1", integer = 0 })
 local args = cli.parse(parser, arg)
 
 local named = args.out:find "%.gguf$" and "gguf" or "safetensors"
 if args.format and args.format ~= named then
-  cli.fail(("--format %s does not fit the name '%s'"):format(args.format, args.out), "GGUF files end in .gguf, folders do not.")
+  cli.fail(("--format %s does not fit the name '%s'"):format(args.format, args.out),
+    "GGUF files end in .gguf, folders do not.")
 end
 if named == "safetensors" and args.dtype:find "^q" then
   cli.fail(("safetensors cannot hold %s"):format(args.dtype), "Let OUT end in .gguf.")
 end
 local shape = random_model.shapes[args.shape]
 cli.must(random_model.write(args.out, { shape = shape, dtype = args.dtype, seed = args.seed }))
-print(("%s: %.0f million weights, %s, seed %d"):format(args.out, size[args.shape] / 1e6, args.dtype, args.seed))
+print(("%s: %.0f million weights, %s, seed %d"):format(args.out, size[args.shape] / 1e6,
+  args.dtype, args.seed))

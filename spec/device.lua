@@ -1,10 +1,13 @@
--- device.lua [WORD…]: the specs with another device than the processor as default, a process for each file, several at once,
--- so that a file which a fault of the device ends costs no other. Writes OUT/test.json, OUT/test.md and each file's own text.
+-- device.lua [WORD…]: the specs with another device than the processor as default, a process for
+-- each file, several at once, so that a file which a fault of the device ends costs no other.
+-- Writes OUT/test.json, OUT/test.md and each file's own text.
 --
---   PYRAMID_DEVICE=cuda build/pyramid spec/device.lua [--out=DIR] [--jobs=N] [--limit=SECONDS of a file] [WORD…]
+--   PYRAMID_DEVICE=cuda build/pyramid spec/device.lua [--out=DIR] [--jobs=N] [--limit=SECONDS of a
+--   file] [WORD…]
 --
--- Words pick spec files (spec/support/files.lua). A file that leaves no record (it ran out of time, or it crashed) counts as
--- one failure, with the end of what it printed. Exits 1 if anything failed, or if the device cannot be had.
+-- Words pick spec files (spec/support/files.lua). A file that leaves no record (it ran out of time,
+-- or it crashed) counts as one failure, with the end of what it printed. Exits 1 if anything
+-- failed, or if the device cannot be had.
 package.path = "spec/?.lua;./?.lua;" .. package.path
 local cjson = require "cjson"
 local core = require "pyramid.core"
@@ -25,7 +28,9 @@ local function fail(...)
 end
 
 local jobs, limit = math.tointeger(tonumber(given.jobs)), math.tointeger(tonumber(given.limit))
-if not jobs or jobs < 1 or not limit or limit < 1 then fail "--jobs and --limit are whole numbers, at least 1" end
+if not jobs or jobs < 1 or not limit or limit < 1 then
+  fail "--jobs and --limit are whole numbers, at least 1"
+end
 local device = core.default_device()
 if device == "cpu" then fail "set PYRAMID_DEVICE to the device, such as cuda" end
 local runtime, message = core.runtime { device = device }
@@ -41,7 +46,9 @@ if #files == 0 then fail("no spec file's path contains: ", table.concat(words, "
 local folder = given.out .. "/specs"
 assert(os.execute(("mkdir -p %s && rm -rf %s/*"):format(shell.quote(folder), shell.quote(folder))))
 local function path(name, suffix) return ("%s/%s.%s"):format(folder, name, suffix) end
-for _, name in ipairs(files) do assert(os.execute("mkdir -p " .. shell.quote((path(name, ""):match "^(.*)/")))) end
+for _, name in ipairs(files) do
+  assert(os.execute("mkdir -p " .. shell.quote((path(name, ""):match "^(.*)/"))))
+end
 
 local list <close> = assert(io.open(folder .. "/list", "w"))
 list:write(table.concat(files, "\n"), "\n")
@@ -49,8 +56,8 @@ list:close()
 local began = core.clock()
 local command = 'timeout "$3" "$2" spec/run.lua --record="$1/$4.json" "spec/$4.lua" >"$1/$4.txt" 2>&1; '
   .. 'echo $? >"$1/$4.status"; echo "$4"'
-local each = ("xargs -P %d -I{} sh -c %s sh %s %s %d {} <%s/list"):format(jobs, shell.quote(command), shell.quote(folder),
-  shell.quote(shell.program), limit, shell.quote(folder))
+local each = ("xargs -P %d -I{} sh -c %s sh %s %s %d {} <%s/list"):format(jobs,
+  shell.quote(command), shell.quote(folder), shell.quote(shell.program), limit, shell.quote(folder))
 for name in assert(io.popen(each)):lines() do
   io.write(name, "\n")
   io.flush()
@@ -71,31 +78,39 @@ for _, name in ipairs(files) do
   if not ok or (status ~= "0" and part.failed == 0) then
     local tail = (read(name, "txt") or ""):sub(-600)
     local why = status == "124" and ("more than %d s"):format(limit) or "exit status " .. status
-    part = { passed = 0, failed = 1, pending = 0, failures = { ("%s: %s: %s"):format(name, why, tail) }, pendings = {} }
+    part = { passed = 0, failed = 1, pending = 0,
+      failures = { ("%s: %s: %s"):format(name, why, tail) }, pendings = {} }
     part.files = { { name = name, passed = 0, failed = 1, pending = 0 } }
   end
-  for _, key in ipairs { "passed", "failed", "pending" } do record[key] = record[key] + part[key] end
+  for _, key in ipairs { "passed", "failed", "pending" } do
+    record[key] = record[key] + part[key]
+  end
   for _, key in ipairs { "files", "failures", "pendings" } do
     table.move(part[key], 1, #part[key], #record[key] + 1, record[key])
   end
 end
 
-local function number(value, scale, unit) return value and ("%.0f %s"):format(value / scale, unit) or "not known" end
+local function number(value, scale, unit)
+  return value and ("%.0f %s"):format(value / scale, unit) or "not known"
+end
 
 local lines = {
   "| | |", "| --- | --- |",
   ("| device | %s, %s |"):format(record.device.name, record.device.arch),
-  ("| driver, runtime | %s (CUDA %s), CUDA %s |"):format(record.device.module or "not known", record.device.driver,
-    record.device.runtime),
-  ("| copy within its memory | %s, read and written |"):format(number(record.ceilings.copy, 1e9, "GB/s")),
+  ("| driver, runtime | %s (CUDA %s), CUDA %s |"):format(record.device.module or "not known",
+    record.device.driver, record.device.runtime),
+  ("| copy within its memory | %s, read and written |"):format(number(record.ceilings.copy, 1e9,
+    "GB/s")),
   ("| products f32, f16, bf16 | %s, %s, %s |"):format(number(record.ceilings.f32, 1e12, "TFLOP/s"),
     number(record.ceilings.f16, 1e12, "TFLOP/s"), number(record.ceilings.bf16, 1e12, "TFLOP/s")),
-  ("| specs | %d passed, %d failed, %d pending in %.0f s |"):format(record.passed, record.failed, record.pending, record.seconds),
+  ("| specs | %d passed, %d failed, %d pending in %.0f s |"):format(record.passed, record.failed,
+    record.pending, record.seconds),
   ("| commit, date | %s, %s |"):format(record.commit or "not known", record.date),
 }
 for _, file in ipairs(record.files) do
   if file.failed > 0 then
-    lines[#lines + 1] = ("| failed | %s: %d of %d |"):format(file.name, file.failed, file.failed + file.passed)
+    lines[#lines + 1] = ("| failed | %s: %d of %d |"):format(file.name, file.failed,
+      file.failed + file.passed)
   end
 end
 local text = table.concat(lines, "\n") .. "\n"

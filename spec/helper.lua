@@ -7,8 +7,9 @@ local helper = {}
 --- The device that models and runtimes get which ask for none: "cpu", or what PYRAMID_DEVICE says.
 helper.device = core.default_device()
 
---- Busted's `it`, for what only holds on the processor (its instruction sets, its threads, its bits). On another device each is
---- reported as pending, with the reason: helper.cpu_only("threads", it)("gives the same on any number of them", function …)
+--- Busted's `it`, for what only holds on the processor (its instruction sets, its threads, its
+--- bits). On another device each is reported as pending, with the reason:
+--- helper.cpu_only("threads", it)("gives the same on any number of them", function …)
 ---@param why string
 ---@param it function
 ---@return function
@@ -71,7 +72,8 @@ function helper.floats(bytes, offset, count)
   return out
 end
 
---- ‖out − ref‖ / ‖ref‖ of two sequences of numbers of one length. Never NaN: what is not a number is infinitely far.
+--- ‖out − ref‖ / ‖ref‖ of two sequences of numbers of one length. Never NaN: what is not a number
+--- is infinitely far.
 function helper.distance(out, ref)
   assert(#out == #ref, ("%d values where the reference has %d"):format(#out, #ref))
   local apart, size = 0.0, 0.0
@@ -82,7 +84,8 @@ function helper.distance(out, ref)
   return distance == distance and distance or math.huge
 end
 
---- Fails unless logits are within `limit` (default 1e-4) of a reference sequence; `what` goes into the message.
+--- Fails unless logits are within `limit` (default 1e-4) of a reference sequence; `what` goes into
+--- the message.
 function helper.assert_near(logits, ref, what, limit)
   local distance = helper.distance(logits:totable(), ref)
   if distance >= (limit or 1e-4) then

@@ -1,8 +1,9 @@
 -- run.lua [WORD…] [-OPTION…]: runs the specs inside our own host: `build/pyramid spec/run.lua`.
--- Words pick spec files (spec/support/files.lua), a path is one file; options go to Busted (`--filter=…`, `--verbose`), but
--- `--record=FILE`: what passed and what failed is written there as JSON, and `--stress[=N]`: full collections wherever the binding
--- allocates, in the first N calls of each of its functions and some later ones (spec/support/stress.c).
--- PYRAMID_DEVICE is the device of all that asks for none.
+-- Words pick spec files (spec/support/files.lua), a path is one file; options go to Busted
+-- (`--filter=…`, `--verbose`), but `--record=FILE`: what passed and what failed is written there as
+-- JSON, and `--stress[=N]`: full collections wherever the binding allocates, in the first N calls
+-- of each of its functions and some later ones (spec/support/stress.c). PYRAMID_DEVICE is the
+-- device of all that asks for none.
 local core = require "pyramid.core"
 
 local device = core.default_device()
@@ -25,14 +26,19 @@ for _, word in ipairs(arg) do
 end
 
 package.path = "spec/?.lua;./?.lua;" .. package.path
-for i, name in ipairs(require "spec.support.files"(words)) do files[i] = "spec/" .. name .. ".lua" end
+for i, name in ipairs(require "spec.support.files"(words)) do
+  files[i] = "spec/" .. name .. ".lua"
+end
 if #files == 0 then
   io.stderr:write("no spec file's path contains: ", table.concat(words, ", "), "\n")
   os.exit(1)
 end
 
-arg = table.move(files, 1, #files, 1 + #options, table.move(options, 1, #options, 1, { [0] = arg[0] })) -- luacheck: ignore
-package.cpath = (os.getenv "PYRAMID_BUILD" or "build") .. "/?.so;" .. package.cpath      -- pyramid_specs.so
+-- luacheck: ignore
+arg = table.move(files, 1, #files, 1 + #options,
+  table.move(options, 1, #options, 1, { [0] = arg[0] }))
+-- pyramid_specs.so
+package.cpath = (os.getenv "PYRAMID_BUILD" or "build") .. "/?.so;" .. package.cpath
 io.stdout:setvbuf("line")
 local stress = stressed and require "pyramid" and require "pyramid_specs.stress"
 if stress then stress.start(stressed, 97) end

@@ -1,5 +1,6 @@
-/* op_args.h — what the backend's operations are told: how rows lie, how many of what a call may have, and one description for each
- * operation that takes more than a few arguments. Which memory a pointer is of, backend.h says. */
+/* op_args.h — what the backend's operations are told: how rows lie, how many of what a call may
+ * have, and one description for each operation that takes more than a few arguments. Which memory a
+ * pointer is of, backend.h says. */
 #ifndef PYR_CALLS_H
 #define PYR_CALLS_H
 
@@ -8,12 +9,14 @@
 
 #define PYR_PAGE_ROWS 32   /* rows a page */
 
-/* A page holds PYR_PAGE_ROWS rows of K, then as many rows of V, each row head_dim values of the cache dtype.
- * q8_0 rows need head_dim % 32 == 0, fp8_e4m3 an even one. K is stored after RoPE, at its original position.
- * A wide page, of lanes whose keys are turned as rows leave, has a third plane behind these: K as it came, from which
- * every turn begins, so that keys are rounded once on the way however often they are turned. */
+/* A page holds PYR_PAGE_ROWS rows of K, then as many rows of V, each row head_dim values of the
+ * cache dtype. q8_0 rows need head_dim % 32 == 0, fp8_e4m3 an even one. K is stored after RoPE, at
+ * its original position. A wide page, of lanes whose keys are turned as rows leave, has a third
+ * plane behind these: K as it came, from which every turn begins, so that keys are rounded once on
+ * the way however often they are turned. */
 size_t pyr_row_bytes(pyr_dtype dtype, int head_dim);               /* one K or one V row */
-size_t pyr_page_bytes(pyr_dtype dtype, int head_dim, bool wide);   /* (wide ? 3 : 2) * PYR_PAGE_ROWS * pyr_row_bytes */
+/* (wide ? 3 : 2) * PYR_PAGE_ROWS * pyr_row_bytes */
+size_t pyr_page_bytes(pyr_dtype dtype, int head_dim, bool wide);
 enum { PYR_PLANE_K, PYR_PLANE_V, PYR_PLANE_CAME };
 
 typedef struct pyr_lane_view {   /* the rows of one lane, for reading or for in-place writing */
@@ -21,11 +24,13 @@ typedef struct pyr_lane_view {   /* the rows of one lane, for reading or for in-
   int32_t *positions;            /* [rows] strictly ascending */
   float *history;                /* [rows] tracked attention, or NULL */
   int64_t rows;
-  void **table;                  /* `pages` in backend memory, where `list_pages` put them; or NULL */
-  int32_t *born;                 /* [rows] wide pages: the position K was rotated to when it came; else NULL */
+  void **table;  /* `pages` in backend memory, where `list_pages` put them; or NULL */
+  int32_t *born;  /* [rows] wide pages: the position K was rotated to when it came; else NULL */
 } pyr_lane_view;
 
-typedef struct pyr_page_list { void **table; void *const *pages; int64_t begin, end; } pyr_page_list;   /* pages: host */
+/* pages: host */
+typedef struct pyr_page_list { void **table; void *const *pages; int64_t begin,
+                               end; } pyr_page_list;
 
 typedef struct pyr_layout { pyr_dtype dtype; int32_t head_dim; } pyr_layout;
 
@@ -35,40 +40,45 @@ typedef struct pyr_work {        /* upper bounds that `reserve` prepares for */
   int64_t sequences;             /* count of any batched call */
   int32_t heads, kv_heads, head_dim;
   int64_t cols, outputs;         /* widest input and output of a matrix product */
-  int64_t picks, changes;        /* of one call of `pick`: those that draw or change logits; all their changes */
+  int64_t picks, changes;        /* of one call of `pick`: those that draw or change logits; all
+                                    their changes */
 } pyr_work;
 
-/* How much a query at position q counts for the row of index j: only the last `queries` queries before the row's due
- * date do, weighted by a ramp. The due date is the position of the newest query before the row is judged; it is known
- * in advance because rows are judged in the order in which they leave the recent window.
+/* How much a query at position q counts for the row of index j: only the last `queries` queries
+ * before the row's due date do, weighted by a ramp. The due date is the position of the newest
+ * query before the row is judged; it is known in advance because rows are judged in the order in
+ * which they leave the recent window.
  *     due(j)  = due + (every > 0 and j >= threshold ? ((j - threshold) / every + 1) * every : 0)
  *     i       = q - (due(j) - queries + 1)
  *     w(q, j) = 1                                        if queries == 0 (every query counts)
  *               0                                        if i < 0 or q > due(j)
  *               1 + (ramp - 1) * i / (queries - 1)       otherwise (1 if queries == 1)
- * j counts from an origin that each user of a weighting states for each lane: lanes of unequal length are judged from
- * their ends, so that one threshold, counted from there, serves them all. */
+ * j counts from an origin that each user of a weighting states for each lane: lanes of unequal
+ * length are judged from their ends, so that one threshold, counted from there, serves them all. */
 typedef struct pyr_weighting {
   int32_t queries;
   float ramp;
   int64_t due, threshold, every;
 } pyr_weighting;
 
-typedef struct pyr_track {       /* history[j] = decay * history[j] + w(q, j) * mean over the lane's heads of p_h(j) */
+typedef struct pyr_track {       /* history[j] = decay * history[j] + w(q, j) * mean over the lane's
+                                    heads of p_h(j) */
   pyr_weighting weighting;       /* j counts from the lane's end: row j of `rows` is j - rows */
   float decay;
 } pyr_track;
 
-typedef struct pyr_attention {   /* causal attention of n queries of one sequence over its kv_heads lanes */
+typedef struct pyr_attention {   /* causal attention of n queries of one sequence over its kv_heads
+                                    lanes */
   float *out;                    /* [n, heads, head_dim] */
-  float *lse;                    /* [n, heads] log of the softmax denominator: log(sum exp(scale*q.k)); or NULL */
+  float *lse;  /* [n, heads] log of the softmax denominator: log(sum exp(scale*q.k)); or NULL */
   const float *q;                /* [n, heads, head_dim], after RoPE */
   const int32_t *q_pos;          /* [n] ascending. Row j is visible iff positions[j] <= q_pos[i] and
-                                    (window == 0 or q_pos[i] - positions[j] < window); a query sees itself at least */
-  const pyr_lane_view *lanes;    /* host [kv_heads]; query head h reads lane h / (heads / kv_heads) */
+                                    (window == 0 or q_pos[i] - positions[j] < window);
+                                    a query sees itself at least */
+  const pyr_lane_view *lanes;  /* host [kv_heads]; query head h reads lane h / (heads / kv_heads) */
   int64_t n;
   int32_t window;
-  const pyr_track *track;        /* host; NULL: none. Only with n == 1 and lanes that have a history */
+  const pyr_track *track;  /* host; NULL: none. Only with n == 1 and lanes that have a history */
 } pyr_attention;
 
 typedef struct pyr_append {      /* the next n rows of a sequence's kv_heads lanes */
@@ -83,8 +93,9 @@ typedef struct pyr_range {       /* rows [begin, end) of a lane, none if end <= 
   int64_t origin;                /* a weighting counts rows from here: row j is j - origin */
 } pyr_range;
 
-typedef struct pyr_mass {        /* attention mass that n queries of one sequence gave to a range of each lane's rows */
-  float *out;                    /* [heads, end-begin] accumulates: += (or max=) w(q, j) * exp(scale*q.k - lse) */
+typedef struct pyr_mass {        /* attention mass that n queries of one sequence gave to a range of
+                                    each lane's rows */
+  float *out;  /* [heads, end-begin] accumulates: += (or max=) w(q, j) * exp(scale*q.k - lse) */
   int64_t stride;                /* floats from head to head in out, >= every lane's end-begin */
   const float *q;                /* [n, heads, head_dim] as given to attention, with its lse */
   const float *lse;              /* [n, heads] */
@@ -95,24 +106,27 @@ typedef struct pyr_mass {        /* attention mass that n queries of one sequenc
   int32_t window;                /* as in attention; invisible rows get nothing */
   pyr_reduce reduce;             /* PYR_SUM or PYR_MAX over queries */
   pyr_weighting weighting;
-  bool by_place;                 /* the weighting counts the i-th query as place + i, not by its position: queries whose … */
+  bool by_place;                 /* the weighting counts the i-th query as place + i, not by its
+                                    position: queries whose … */
   int32_t place;                 /* … tokens left earlier layers have no place */
 } pyr_mass;
 
 typedef struct pyr_segment {     /* one vector of scores in a choice; host */
   int64_t n;                     /* its rows */
-  int64_t least;                 /* so many of its highest are chosen whatever the others hold; 0..n */
+  int64_t least;  /* so many of its highest are chosen whatever the others hold; 0..n */
   int64_t at;                    /* its chosen rows are written to idx + at, ascending, … */
   int32_t offset;                /* … each plus offset */
 } pyr_segment;
 
-/* Which rows of several segments survive together. First every segment's own `least`; then, of all that are left, the
- * highest, ties to the lower segment, then to the lower row, until `most` rows are chosen or, if mass > 0, until the
- * chosen hold the share `mass` of the sum of all scores, whichever comes first: the smallest such set.
+/* Which rows of several segments survive together. First every segment's own `least`; then, of all
+ * that are left, the highest, ties to the lower segment, then to the lower row, until `most` rows
+ * are chosen or, if mass > 0, until the chosen hold the share `mass` of the sum of all scores,
+ * whichever comes first: the smallest such set.
  *
- * Sums are exact, so that no order of summing can change a choice: with 2^e the least power of two above the highest
- * score, a score s counts as the integer floor(s * 2^(36 - e)), those below 0 and NaN as 0, +inf as the largest float.
- * The share of a sum S that must be held is ceil(mass * S) in double precision, S itself if mass is 1. */
+ * Sums are exact, so that no order of summing can change a choice: with 2^e the least power of two
+ * above the highest score, a score s counts as the integer floor(s * 2^(36 - e)), those below 0 and
+ * NaN as 0, +inf as the largest float. The share of a sum S that must be held is ceil(mass * S) in
+ * double precision, S itself if mass is 1. */
 typedef struct pyr_choice {
   const float *score;            /* the segments' scores one after the other; at most 2^27 rows */
   const pyr_segment *segments;   /* host [count] */
@@ -124,8 +138,9 @@ typedef struct pyr_choice {
   int32_t *work;                 /* [2 * count] scratch */
 } pyr_choice;
 
-/* Moments of the queries of each head, as they were before RoPE. Sums are of what remains after `shift` is taken off, so
- * that a mean far from 0 costs the covariance no digits:  sum = S (q - shift),  outer = S (q - shift)(q - shift)^T. */
+/* Moments of the queries of each head, as they were before RoPE. Sums are of what remains after
+ * `shift` is taken off, so that a mean far from 0 costs the covariance no digits: sum = S (q -
+ * shift), outer = S (q - shift)(q - shift)^T. */
 typedef struct pyr_moments {
   float *shift, *sum;            /* [heads, head_dim] */
   float *outer;                  /* [heads, head_dim, head_dim]; NULL: not wanted */
@@ -142,7 +157,8 @@ typedef struct pyr_change {      /* what is known of an id beside its logit */
   int32_t count;                 /* how often it was seen; 0: no penalty */
 } pyr_change;
 
-typedef struct pyr_pick {        /* one token id out of logits, by the steps of sampler.c with the arithmetic of sample_math.h */
+typedef struct pyr_pick {        /* one token id out of logits, by the steps of sampler.c with the
+                                    arithmetic of sample_math.h */
   const float *logits;           /* [vocab]; not changed */
   const pyr_change *changes;     /* host [changed]; ids are distinct and of the vocabulary */
   int32_t changed;
@@ -153,23 +169,30 @@ typedef struct pyr_pick {        /* one token id out of logits, by the steps of 
   uint64_t random;               /* 53 random bits */
 } pyr_pick;
 
-typedef struct pyr_facts {       /* what a device is; texts of the driver and of CUDA's runtime are versions of CUDA */
+typedef struct pyr_facts {       /* what a device is; texts of the driver and of CUDA's runtime are
+                                    versions of CUDA */
   char name[128], arch[16], driver[16], runtime[16];
   int64_t memory, free;          /* bytes; 0: not known */
   int32_t processors;            /* multiprocessors */
 } pyr_facts;
 
-typedef struct pyr_step_counts { /* how kernels were launched so far: alone; as graphs of a step, which were built, and how many … */
-  int64_t single, launched, built, told;               /* … of their kernels were told that something has changed */
+typedef struct pyr_step_counts { /* how kernels were launched so far: alone; as graphs of a step,
+                                    which were built, and how many … */
+  int64_t single, launched, built, told;               /* … of their kernels were told that
+                                                          something has changed */
 } pyr_step_counts;
 
-/* By which way products went so far. Slow ways are right, and several times slower: `plain`, `refused` and the other two `…_plain`. */
+/* By which way products went so far. Slow ways are right, and several times slower: `plain`,
+ * `refused` and the other two `…_plain`. */
 typedef struct pyr_way_counts {
-  int64_t library, refused;      /* rounded: by the device's library; by our own kernels, as it has no way for such matrices */
-  int64_t stream, plain;         /* not rounded: by tensor cores, weights read once; one by one. `refused` counts here, too */
+  int64_t library, refused;      /* rounded: by the device's library; by our own kernels, as it has
+                                    no way for such matrices */
+  int64_t stream, plain;         /* not rounded: by tensor cores, weights read once; one by one.
+                                    `refused` counts here, too */
   int64_t attention, attention_plain, mass, mass_plain;            /* by tensor cores; one by one */
 } pyr_way_counts;
 
-typedef enum pyr_ceiling { PYR_CEILING_COPY, PYR_CEILING_F32, PYR_CEILING_F16, PYR_CEILING_BF16 } pyr_ceiling;
+typedef enum pyr_ceiling { PYR_CEILING_COPY, PYR_CEILING_F32, PYR_CEILING_F16,
+                           PYR_CEILING_BF16 } pyr_ceiling;
 
 #endif

@@ -1,5 +1,5 @@
-/* plugin.c — see plugin.h. An object is looked for beside the real file of the program or library that this code is part of, and
- * in two folders from there; never in the current directory. */
+/* plugin.c — see plugin.h. An object is looked for beside the real file of the program or library
+ * that this code is part of, and in two folders from there; never in the current directory. */
 #include "backend/plugin.h"
 #include "backend/backend.h"
 
@@ -10,12 +10,15 @@
 
 enum { PATH_BYTES = 4096 };    /* Linux's PATH_MAX */
 
-bool pyr_device_known(const char *device) { return strcmp(device, "cuda") == 0 || strcmp(device, "emulated") == 0; }
+bool pyr_device_known(const char *device) {
+  return strcmp(device, "cuda") == 0 || strcmp(device, "emulated") == 0;
+}
 
-/* The folder of the file that this code was mapped from: the program, or a library. The kernel's own list of mappings names
- * it with all symbolic links resolved, whatever the program was started as, found through or moved away from since; argv[0]
- * and what dladdr tells are names that somebody gave, and may be relative to a folder that is no longer the current one.
- * False if it cannot be told: nothing is guessed, and never is the current directory meant. */
+/* The folder of the file that this code was mapped from: the program, or a library. The kernel's
+ * own list of mappings names it with all symbolic links resolved, whatever the program was started
+ * as, found through or moved away from since; argv[0] and what dladdr tells are names that somebody
+ * gave, and may be relative to a folder that is no longer the current one. False if it cannot be
+ * told: nothing is guessed, and never is the current directory meant. */
 static bool own_folder(char *path, size_t bytes) {
   uintptr_t self = (uintptr_t)pyr_device_known;
   bool found = false;
@@ -24,7 +27,7 @@ static bool own_folder(char *path, size_t bytes) {
   while (maps && !found && fgets(line, sizeof line, maps)) {
     unsigned long long from, to;
     char *end = strchr(line, '\n'), *name = strchr(line, '/');
-    if (!end) break;                                      /* a path of more bytes than any that this process can open */
+    if (!end) break;  /* a path of more bytes than any that this process can open */
     if (!name || sscanf(line, "%llx-%llx", &from, &to) != 2 || self < from || self >= to) continue;
     *end = 0;
     *strrchr(name, '/') = 0;
@@ -36,13 +39,14 @@ static bool own_folder(char *path, size_t bytes) {
   return found;
 }
 
-/* Opens libpyramid_<device>.so: beside the program or library, or where `make install` puts it as seen from there (bin/ and
- * lib/; lib/lua/5.4/ and lib/). The loader's own search is not asked: an empty entry of LD_LIBRARY_PATH is the current
- * directory. */
+/* Opens libpyramid_<device>.so: beside the program or library, or where `make install` puts it as
+ * seen from there (bin/ and lib/; lib/lua/5.4/ and lib/). The loader's own search is not asked: an
+ * empty entry of LD_LIBRARY_PATH is the current directory. */
 static pyr_status open_object(pyr_runtime *rt, const char *device, void **out) {
   static const char *const beside[] = { "", "/../lib", "/../.." };
   char folder[PATH_BYTES], path[PATH_BYTES + 64];
-  const char *why = "/proc/self/maps does not tell where this library lies", *how = "`make` builds it";
+  const char *why = "/proc/self/maps does not tell where this library lies",
+      *how = "`make` builds it";
   if (own_folder(folder, sizeof folder)) {
     for (size_t i = 0; i < sizeof beside / sizeof *beside; i++) {
       snprintf(path, sizeof path, "%s%s/libpyramid_%s.so", folder, beside[i], device);
@@ -50,24 +54,32 @@ static pyr_status open_object(pyr_runtime *rt, const char *device, void **out) {
       *out = dlopen(path, RTLD_NOW | RTLD_LOCAL);
       if (*out) return PYR_OK;
       why = dlerror();
-      return pyr_runtime_set_error(rt, PYR_DEVICE, "device \"%s\": %s cannot be loaded (%s)", device, path, why ? why : "no reason given");
+      return pyr_runtime_set_error(rt, PYR_DEVICE, "device \"%s\": %s cannot be loaded (%s)",
+                                   device, path, why ? why : "no reason given");
     }
-    snprintf(path, sizeof path, "it is not in %.*s, ../lib or ../.. from there", PATH_BYTES / 2, folder);
+    snprintf(path, sizeof path, "it is not in %.*s, ../lib or ../.. from there", PATH_BYTES / 2,
+             folder);
     why = path;
   }
-  if (strcmp(device, "cuda") == 0) how = "build it where nvcc is with `make cuda`, and put it beside the program";
-  return pyr_runtime_set_error(rt, PYR_DEVICE, "device \"%s\": libpyramid_%s.so cannot be loaded; %s (%s)", device, device, how, why);
+  if (strcmp(device, "cuda") == 0)
+    how = "build it where nvcc is with `make cuda`, and put it beside the program";
+  return pyr_runtime_set_error(rt, PYR_DEVICE,
+                               "device \"%s\": libpyramid_%s.so cannot be loaded; %s (%s)", device,
+                                   device, how, why);
 }
 
-pyr_status pyr_device_backend_open(pyr_runtime *rt, const char *device, const char *isa, pyr_backend *be) {
-  static const pyr_device_host host = { PYR_DEVICE_VERSION, pyr_alloc, pyr_release, pyr_charge, pyr_discharge,
-                                        pyr_runtime_set_error };
+pyr_status pyr_device_backend_open(pyr_runtime *rt, const char *device, const char *isa,
+                                   pyr_backend *be) {
+  static const pyr_device_host host = { PYR_DEVICE_VERSION, pyr_alloc, pyr_release, pyr_charge,
+                                        pyr_discharge, pyr_runtime_set_error };
   void *object;
   pyr_status status = open_object(rt, device, &object);
   if (status != PYR_OK) return status;
   pyr_device_open_fn open;
   *(void **)&open = dlsym(object, PYR_DEVICE_OPEN);
   if (!open)
-    return pyr_runtime_set_error(rt, PYR_DEVICE, "device \"%s\": libpyramid_%s.so is no backend: build it again", device, device);
+    return pyr_runtime_set_error(rt, PYR_DEVICE,
+                                 "device \"%s\": libpyramid_%s.so is no backend: build it again",
+                                     device, device);
   return open(&host, rt, isa, be);
 }

@@ -1,5 +1,6 @@
-/* disk.c — see disk.h. The order of a commit: flush the stream, fsync the file, close, rename, fsync the folder. After a power
- * failure between any two of them the target is the old file or the new one. */
+/* disk.c — see disk.h. The order of a commit: flush the stream, fsync the file, close, rename,
+ * fsync the folder. After a power failure between any two of them the target is the old file or the
+ * new one. */
 #include "base/disk.h"
 
 #include <errno.h>
@@ -15,10 +16,11 @@ enum {
   ATTEMPTS = 100                   /* at a temporary name that nobody has */
 };
 
-/* ---- messages ----------------------------------------------------------------------------------------------------- */
+/* ---- messages -------------------------------------------------------------------------------- */
 
 static bool fail(char why[PYR_WHY_BYTES], const char *path, const char *what, int error) {
-  snprintf(why, PYR_WHY_BYTES, "%s: %s%s%s", path, what, *what && error ? ": " : "", error ? strerror(error) : "");
+  snprintf(why, PYR_WHY_BYTES, "%s: %s%s%s", path, what, *what && error ? ": " : "",
+           error ? strerror(error) : "");
   errno = error;
   return false;
 }
@@ -27,18 +29,21 @@ pyr_status pyr_disk_status(void) { return errno == ENOMEM ? PYR_MEMORY : PYR_IO;
 
 static const char *name_of(mode_t mode) {
   return S_ISDIR(mode) ? "is a directory" : S_ISFIFO(mode) ? "is a pipe, not a regular file"
-         : S_ISCHR(mode) || S_ISBLK(mode) ? "is a device, not a regular file" : "not a regular file";
+         : S_ISCHR(mode) || S_ISBLK(mode) ? "is a device, not a regular file"
+             : "not a regular file";
 }
 
-/* ---- reading ------------------------------------------------------------------------------------------------------ */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 pyr_kind pyr_disk_kind(const char *path) {
   struct stat st;
   if (stat(path, &st) != 0) return PYR_KIND_NONE;
-  return S_ISREG(st.st_mode) ? PYR_KIND_FILE : S_ISDIR(st.st_mode) ? PYR_KIND_FOLDER : PYR_KIND_OTHER;
+  return S_ISREG(st.st_mode) ? PYR_KIND_FILE : S_ISDIR(st.st_mode) ? PYR_KIND_FOLDER
+      : PYR_KIND_OTHER;
 }
 
-/* Asked twice: before it is opened, as opening a device may do something; and of what was opened, which may be another. */
+/* Asked twice: before it is opened, as opening a device may do something; and of what was opened,
+ * which may be another. */
 bool pyr_disk_open(const char *path, int *fd, uint64_t *size, char why[PYR_WHY_BYTES]) {
   struct stat st;
   if (stat(path, &st) != 0) return fail(why, path, "", errno);
@@ -56,7 +61,7 @@ bool pyr_disk_open(const char *path, int *fd, uint64_t *size, char why[PYR_WHY_B
   return false;
 }
 
-/* ---- writing ------------------------------------------------------------------------------------------------------ */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 /* The folder of a path, with its slash; empty for the current one. */
 static size_t folder_bytes(const char *path) {
@@ -71,7 +76,8 @@ static bool follow(char target[PYR_PATH_BYTES], const char *path, char why[PYR_W
   strcpy(target, path);
   for (int links = 0; ; links++) {
     ssize_t length = readlink(target, link, sizeof link - 1);
-    if (length < 0) return errno == EINVAL || errno == ENOENT ? true : fail(why, path, "", errno);   /* EINVAL: no link */
+    /* EINVAL: no link */
+    if (length < 0) return errno == EINVAL || errno == ENOENT ? true : fail(why, path, "", errno);
     if (links == LINKS_MAX) return fail(why, path, "", ELOOP);
     link[length] = 0;
     size_t folder = link[0] == '/' ? 0 : folder_bytes(target);
@@ -84,7 +90,8 @@ static bool follow(char target[PYR_PATH_BYTES], const char *path, char why[PYR_W
 static uint64_t unlikely_number(const void *here, int attempt) {
   struct timespec now = { 0, 0 };
   clock_gettime(CLOCK_REALTIME, &now);
-  uint64_t mix = (uint64_t)now.tv_sec * 1000000007u ^ (uint64_t)now.tv_nsec << 20 ^ (uint64_t)getpid() << 40
+  uint64_t mix = (uint64_t)now.tv_sec * 1000000007u ^ (uint64_t)now.tv_nsec << 20 ^ (
+      uint64_t)getpid() << 40
                  ^ (uint64_t)(uintptr_t)here ^ (uint64_t)attempt << 56;
   mix = (mix ^ mix >> 30) * 0xbf58476d1ce4e5b9u;
   mix = (mix ^ mix >> 27) * 0x94d049bb133111ebu;
@@ -100,11 +107,14 @@ bool pyr_output_open(pyr_output *out, const char *path, char why[PYR_WHY_BYTES])
   bool replaces = stat(out->target, &st) == 0;
   if (!replaces && errno != ENOENT) return fail(why, path, "", errno);
   if (replaces && !S_ISREG(st.st_mode)) return fail(why, path, name_of(st.st_mode), 0);
-  if (replaces && access(out->target, W_OK) != 0) return fail(why, path, "cannot be replaced", errno);
+  if (replaces && access(out->target, W_OK) != 0)
+    return fail(why, path, "cannot be replaced", errno);
   for (int attempt = 0; attempt < ATTEMPTS && fd < 0; attempt++) {
-    snprintf(out->temporary, sizeof out->temporary, "%.*s.pyramid-%012llx.tmp", (int)folder_bytes(out->target), out->target,
-             (unsigned long long)(unlikely_number(out, attempt) >> 16));
-    fd = open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, replaces ? 0600 : 0666);
+    snprintf(out->temporary, sizeof out->temporary, "%.*s.pyramid-%012llx.tmp",
+             (int)folder_bytes(out->target), out->target,
+                 (unsigned long long)(unlikely_number(out, attempt) >> 16));
+    fd = open(out->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW,
+              replaces ? 0600 : 0666);
     if (fd < 0 && errno != EEXIST) return fail(why, path, "no file can be made beside it", errno);
   }
   if (fd < 0) return fail(why, path, "no file can be made beside it", EEXIST);
@@ -123,7 +133,8 @@ bool pyr_output_write(pyr_output *out, const void *data, size_t bytes, char why[
   return fail(why, out->target, "cannot be written", errno);
 }
 
-/* The folder's entry, too, must be on the disk. Some file systems know no such thing, which is no failure. */
+/* The folder's entry, too, must be on the disk. Some file systems know no such thing, which is no
+ * failure. */
 static bool flush_folder(const char *target) {
   char folder[PYR_PATH_BYTES];
   size_t bytes = folder_bytes(target);
@@ -145,7 +156,8 @@ bool pyr_output_commit(pyr_output *out, char why[PYR_WHY_BYTES]) {
     unlink(out->temporary);
     return fail(why, out->target, "cannot be written", error);
   }
-  return flush_folder(out->target) || fail(why, out->target, "the folder cannot be flushed to the disk", EIO);
+  return flush_folder(out->target) || fail(why, out->target,
+                                           "the folder cannot be flushed to the disk", EIO);
 }
 
 void pyr_output_abandon(pyr_output *out) {

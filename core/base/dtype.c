@@ -1,34 +1,39 @@
 /* dtype.c — conversion of rows of weights and cache rows to and from f32.
  *
- * Owns the arithmetic of the formats, nothing else (see dtype.h). All of it assumes a little-endian machine, as the files
- * do. The formats, each stored block after block:
+ * Owns the arithmetic of the formats, nothing else (see dtype.h). All of it assumes a little-endian
+ * machine, as the files do. The formats, each stored block after block:
  *
  *   q8_0   32 values,  34 bytes: f16 d; int8 q[32]                        x = d q
  *   q4_0   32 values,  18 bytes: f16 d; u8 q[16]                          x = d (q - 8)
  *   q4_1   32 values,  20 bytes: f16 d, m; u8 q[16]                       x = d q + m
- *   q5_0   32 values,  22 bytes: f16 d; u32 h; u8 q[16]                   x = d (q - 16), q's bit 4 in bit i of h
+ *   q5_0   32 values, 22 bytes: f16 d; u32 h; u8 q[16] x = d (q - 16), q's bit 4 in bit i of h
  *   q5_1   32 values,  24 bytes: f16 d, m; u32 h; u8 q[16]                x = d q + m, likewise
  *   iq4_nl 32 values,  18 bytes: f16 d; u8 q[16]                          x = d level[q]
- *   mxfp4  32 values,  17 bytes: u8 e; u8 q[16]                           x = 2^(e-128) fp4[q]   (OCP's microscaling formats)
- *   nvfp4  64 values,  36 bytes: u8 e[4]; u8 q[32]                        x = (fp8(e) / 2) fp4[q], an e for 16 values
- *   q2_k  256 values,  84 bytes: u8 s[16]; u8 q[64]; f16 d, dmin          x = (d low(s)) q - (dmin high(s)), an s for 16
- *   q3_k  256 values, 110 bytes: u8 h[32]; u8 q[64]; u8 s[12]; f16 d      x = (d (scale - 32)) (q - 4 where h's bit is clear)
- *   q4_k  256 values, 144 bytes: f16 d, dmin; u8 s[12]; u8 q[128]         x = (d scale) q - (dmin min)
- *   q5_k  256 values, 176 bytes: f16 d, dmin; u8 s[12]; u8 h[32]; u8 q[128]      likewise, q's bit 4 in h
- *   q6_k  256 values, 210 bytes: u8 q[128]; u8 h[64]; int8 scale[16]; f16 d      x = (d scale) (q - 32)
- *   iq4_xs 256 values, 136 bytes: f16 d; u16 h; u8 s[4]; u8 q[128]        x = (d (scale - 32)) level[q], a scale for 32
+ *   mxfp4 32 values, 17 bytes: u8 e; u8 q[16] x = 2^(e-128) fp4[q] (OCP's microscaling formats)
+ *   nvfp4 64 values, 36 bytes: u8 e[4]; u8 q[32] x = (fp8(e) / 2) fp4[q], an e for 16 values
+ *   q2_k 256 values, 84 bytes: u8 s[16]; u8 q[64]; f16 d, dmin x = (d low(s)) q - (dmin high(s)),
+ *   an s for 16
+ *   q3_k 256 values, 110 bytes: u8 h[32]; u8 q[64]; u8 s[12]; f16 d x = (d (scale - 32)) (q - 4
+ *   where h's bit is clear)
+ *   q4_k 256 values, 144 bytes: f16 d, dmin; u8 s[12]; u8 q[128] x = (d scale) q - (dmin min)
+ *   q5_k 256 values, 176 bytes: f16 d, dmin; u8 s[12]; u8 h[32]; u8 q[128] likewise, q's bit 4 in h
+ *   q6_k 256 values, 210 bytes: u8 q[128]; u8 h[64]; int8 scale[16]; f16 d x = (d scale) (q - 32)
+ *   iq4_xs 256 values, 136 bytes: f16 d; u16 h; u8 s[4]; u8 q[128] x = (d (scale - 32)) level[q], a
+ *   scale for 32
  *
  * Of 32 values the low nibbles of q are the first 16 and the high nibbles the others.
- * In q4_k and q5_k a scale and a min of 6 bits serve 32 values; in q6_k a scale serves 16. The order of the products is
- * part of the format: with it results are bit-equal to the `gguf` package's, so multiply-add must not be contracted.
- * Loops run over one block with fixed bounds and no branches, so that compilers turn them into vector code. */
+ * In q4_k and q5_k a scale and a min of 6 bits serve 32 values; in q6_k a scale serves 16. The
+ * order of the products is part of the format: with it results are bit-equal to the `gguf`
+ * package's, so multiply-add must not be contracted. Loops run over one block with fixed bounds and
+ * no branches, so that compilers turn them into vector code. */
 #include "base/dtype.h"
 
 #ifdef __clang__
 #pragma STDC FP_CONTRACT OFF   /* GCC keeps them apart under -std=c11 */
 #endif
 
-static const struct { const char *name; int block; uint16_t bytes, align; bool writable; } formats[PYR_DTYPES] = {
+static const struct { const char *name; int block; uint16_t bytes,
+                      align; bool writable; } formats[PYR_DTYPES] = {
   [PYR_F32]  = { "f32", 1, 4, 4, true },     [PYR_F16]  = { "f16", 1, 2, 2, true },
   [PYR_BF16] = { "bf16", 1, 2, 2, true },    [PYR_Q8_0] = { "q8_0", 32, 34, 1, true },
   [PYR_Q4_0] = { "q4_0", 32, 18, 1, true },  [PYR_Q4_K] = { "q4_k", 256, 144, 1, false },
@@ -42,11 +47,21 @@ static const struct { const char *name; int block; uint16_t bytes, align; bool w
 };
 
 bool pyr_dtype_valid(int dtype) { return dtype >= 0 && dtype < PYR_DTYPES; }
-const char *pyr_dtype_name(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].name : NULL; }
-int pyr_dtype_block(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].block : 0; }
-size_t pyr_dtype_block_bytes(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].bytes : 0; }
-size_t pyr_dtype_align(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) ? formats[dtype].align : 1; }
-bool pyr_dtype_writable(pyr_dtype dtype) { return pyr_dtype_valid((int)dtype) && formats[dtype].writable; }
+const char *pyr_dtype_name(pyr_dtype dtype) {
+  return pyr_dtype_valid((int)dtype) ? formats[dtype].name : NULL;
+}
+int pyr_dtype_block(pyr_dtype dtype) {
+  return pyr_dtype_valid((int)dtype) ? formats[dtype].block : 0;
+}
+size_t pyr_dtype_block_bytes(pyr_dtype dtype) {
+  return pyr_dtype_valid((int)dtype) ? formats[dtype].bytes : 0;
+}
+size_t pyr_dtype_align(pyr_dtype dtype) {
+  return pyr_dtype_valid((int)dtype) ? formats[dtype].align : 1;
+}
+bool pyr_dtype_writable(pyr_dtype dtype) {
+  return pyr_dtype_valid((int)dtype) && formats[dtype].writable;
+}
 bool pyr_dtype_weights(pyr_dtype dtype) { return dtype >= PYR_F32 && dtype < PYR_FP8_E4M3; }
 
 int pyr_dtype_of_name(const char *name) {
@@ -64,7 +79,7 @@ size_t pyr_dtype_bytes(pyr_dtype dtype, int64_t n) {
 static uint16_t load16(const uint8_t *p) { uint16_t h; memcpy(&h, p, 2); return h; }
 static void store16(uint8_t *p, uint16_t h) { memcpy(p, &h, 2); }
 
-/* ---- to f32 -------------------------------------------------------------------------------------------------------- */
+/* ---- to f32 ---------------------------------------------------------------------------------- */
 
 static void f16_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t n) {
   for (int64_t i = 0; i < n; i++) dst[i] = pyr_f32_of_f16(load16(src + 2 * i));
@@ -126,13 +141,16 @@ static void q5_1_to_f32(float *restrict dst, const uint8_t *restrict src) {
   for (int i = 0; i < 32; i++) dst[i] = d * (float)q[i] + m;
 }
 
-/* The 16 levels that iq4_nl and iq4_xs choose from: closer together where weights are more frequent. */
-static const int8_t levels[16] = { -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113 };
+/* The 16 levels that iq4_nl and iq4_xs choose from: closer together where weights are more
+ * frequent. */
+static const int8_t levels[16] = { -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69,
+                                   89, 113 };
 /* Twice the values of 4-bit floats with two bits of exponent and one of mantissa. */
 static const int8_t fp4[16] = { 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12 };
 
 /* Values of nibbles chosen from a table: the low nibbles of `bytes` bytes, then the high ones. */
-static void chosen(float *restrict dst, float d, const int8_t table[16], const uint8_t *restrict q, int bytes) {
+static void chosen(float *restrict dst, float d, const int8_t table[16], const uint8_t *restrict q,
+                   int bytes) {
   for (int i = 0; i < bytes; i++) dst[i] = d * (float)table[q[i] & 15];
   for (int i = 0; i < bytes; i++) dst[bytes + i] = d * (float)table[q[i] >> 4];
 }
@@ -150,7 +168,8 @@ static void iq4_xs_to_f32(float *restrict dst, const uint8_t *restrict src) {
   }
 }
 
-/* The scale's exponent is 127 too large, and fp4 holds twice its values: 2^(e-128), which is no normal float for e of 0 and 1. */
+/* The scale's exponent is 127 too large, and fp4 holds twice its values: 2^(e-128), which is no
+ * normal float for e of 0 and 1. */
 static void mxfp4_to_f32(float *restrict dst, const uint8_t *restrict src) {
   uint32_t bits = src[0] < 2 ? 0x00200000u << src[0] : (uint32_t)(src[0] - 1) << 23;
   chosen(dst, pyr_f32_of_bits(bits), fp4, src + 1, 16);
@@ -158,16 +177,17 @@ static void mxfp4_to_f32(float *restrict dst, const uint8_t *restrict src) {
 
 static void nvfp4_to_f32(float *restrict dst, const uint8_t *restrict src) {
   for (int g = 0; g < 4; g++) {
-    uint8_t e = src[g] & 0x7f;                                /* the scale has no sign; 0x7f, not a number, counts as 0 */
+    uint8_t e = src[g] & 0x7f;  /* the scale has no sign; 0x7f, not a number, counts as 0 */
     float d = e == 0x7f ? 0.0f : pyr_f32_of_fp8(e) * 0.5f;
     chosen(dst + 16 * g, d, fp4, src + 4 + 8 * g, 8);
   }
 }
 
-/* q2_k and q3_k hold their 2-bit numbers alike: 128 values lie in 32 bytes, 32 of them in each pair of bits. */
+/* q2_k and q3_k hold their 2-bit numbers alike: 128 values lie in 32 bytes, 32 of them in each pair
+ * of bits. */
 static void q2_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
   float d = pyr_f32_of_f16(load16(src + 80)), dmin = pyr_f32_of_f16(load16(src + 82));
-  for (int g = 0; g < 16; g++) {                              /* 16 values under one scale and min */
+  for (int g = 0; g < 16; g++) {  /* 16 values under one scale and min */
     const uint8_t *q = src + 16 + 32 * (g / 8) + 16 * (g & 1);
     int shift = g / 2 % 4 * 2;
     float scale = d * (float)(src[g] & 15), min = dmin * (float)(src[g] >> 4);
@@ -175,7 +195,8 @@ static void q2_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
   }
 }
 
-/* Scale g has its low 4 bits in the low (g < 8) or high nibble of s[g % 8], and 2 more in bits 2 (g / 4) of s[8 + g % 4]. */
+/* Scale g has its low 4 bits in the low (g < 8) or high nibble of s[g % 8], and 2 more in bits 2 (g
+ * / 4) of s[8 + g % 4]. */
 static void q3_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
   const uint8_t *s = src + 96;
   float d = pyr_f32_of_f16(load16(src + 108));
@@ -189,8 +210,9 @@ static void q3_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
   }
 }
 
-/* The eight scales and mins of a q4_k or q5_k block. The first four lie in the low 6 bits of s[0..3] and s[4..7]; of the
- * last four, the low 4 bits share s[8..11] and the high 2 are the top bits of s[0..3] and s[4..7]. */
+/* The eight scales and mins of a q4_k or q5_k block. The first four lie in the low 6 bits of
+ * s[0..3] and s[4..7]; of the last four, the low 4 bits share s[8..11] and the high 2 are the top
+ * bits of s[0..3] and s[4..7]. */
 static void scales_of(const uint8_t *src, float scale[8], float min[8]) {
   float d = pyr_f32_of_f16(load16(src)), dmin = pyr_f32_of_f16(load16(src + 2));
   const uint8_t *s = src + 4;
@@ -217,8 +239,10 @@ static void q5_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
   scales_of(src, scale, min);
   const uint8_t *h = src + 16, *q = src + 48;
   for (int g = 0; g < 8; g += 2, q += 32, dst += 64) {
-    for (int i = 0; i < 32; i++) dst[i] = scale[g] * (float)((q[i] & 15) | ((h[i] >> g & 1) << 4)) - min[g];
-    for (int i = 0; i < 32; i++) dst[32 + i] = scale[g + 1] * (float)((q[i] >> 4) | ((h[i] >> (g + 1) & 1) << 4)) - min[g + 1];
+    for (int i = 0; i < 32; i++)
+      dst[i] = scale[g] * (float)((q[i] & 15) | ((h[i] >> g & 1) << 4)) - min[g];
+    for (int i = 0; i < 32; i++)
+      dst[32 + i] = scale[g + 1] * (float)((q[i] >> 4) | ((h[i] >> (g + 1) & 1) << 4)) - min[g + 1];
   }
 }
 
@@ -234,7 +258,8 @@ static void q6_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
       for (int part = 0; part < 2; part++) {
         float scaled = scale[half * 8 + run * 2 + part];
         for (int i = 16 * part; i < 16 * part + 16; i++)
-          dst[32 * run + i] = scaled * (float)(((low[i] >> shift & 15) | ((h[i] >> shift_h & 3) << 4)) - 32);
+          dst[32 * run + i] = scaled * (float)(((low[i] >> shift & 15) | ((
+              h[i] >> shift_h & 3) << 4)) - 32);
       }
     }
 }
@@ -251,21 +276,27 @@ void pyr_row_to_f32(float *dst, const void *src, pyr_dtype dtype, int64_t n) {
     case PYR_Q4_1: for (; n >= 32; n -= 32, dst += 32, from += 20) q4_1_to_f32(dst, from); break;
     case PYR_Q5_0: for (; n >= 32; n -= 32, dst += 32, from += 22) q5_0_to_f32(dst, from); break;
     case PYR_Q5_1: for (; n >= 32; n -= 32, dst += 32, from += 24) q5_1_to_f32(dst, from); break;
-    case PYR_Q4_K: for (; n >= 256; n -= 256, dst += 256, from += 144) q4_k_to_f32(dst, from); break;
-    case PYR_Q5_K: for (; n >= 256; n -= 256, dst += 256, from += 176) q5_k_to_f32(dst, from); break;
-    case PYR_IQ4_NL: for (; n >= 32; n -= 32, dst += 32, from += 18) iq4_nl_to_f32(dst, from); break;
+    case PYR_Q4_K: for (; n >= 256; n -= 256, dst += 256, from += 144) q4_k_to_f32(dst, from);
+    break;
+    case PYR_Q5_K: for (; n >= 256; n -= 256, dst += 256, from += 176) q5_k_to_f32(dst, from);
+    break;
+    case PYR_IQ4_NL: for (; n >= 32; n -= 32, dst += 32, from += 18) iq4_nl_to_f32(dst, from);
+    break;
     case PYR_MXFP4: for (; n >= 32; n -= 32, dst += 32, from += 17) mxfp4_to_f32(dst, from); break;
     case PYR_NVFP4: for (; n >= 64; n -= 64, dst += 64, from += 36) nvfp4_to_f32(dst, from); break;
-    case PYR_IQ4_XS: for (; n >= 256; n -= 256, dst += 256, from += 136) iq4_xs_to_f32(dst, from); break;
+    case PYR_IQ4_XS: for (; n >= 256; n -= 256, dst += 256, from += 136) iq4_xs_to_f32(dst, from);
+    break;
     case PYR_Q2_K: for (; n >= 256; n -= 256, dst += 256, from += 84) q2_k_to_f32(dst, from); break;
-    case PYR_Q3_K: for (; n >= 256; n -= 256, dst += 256, from += 110) q3_k_to_f32(dst, from); break;
+    case PYR_Q3_K: for (; n >= 256; n -= 256, dst += 256, from += 110) q3_k_to_f32(dst, from);
+    break;
     case PYR_F64: f64_to_f32(dst, from, n); break;
-    case PYR_Q6_K: for (; n >= 256; n -= 256, dst += 256, from += 210) q6_k_to_f32(dst, from); break;
+    case PYR_Q6_K: for (; n >= 256; n -= 256, dst += 256, from += 210) q6_k_to_f32(dst, from);
+    break;
     case PYR_DTYPES: break;
   }
 }
 
-/* ---- from f32 ------------------------------------------------------------------------------------------------------ */
+/* ---- from f32 -------------------------------------------------------------------------------- */
 
 static void f16_from_f32(uint8_t *restrict dst, const float *restrict src, int64_t n) {
   for (int64_t i = 0; i < n; i++) store16(dst + 2 * i, pyr_f16_of_f32(src[i]));
@@ -280,9 +311,13 @@ static void fp8_from_f32(uint8_t *restrict dst, const float *restrict src, int64
 }
 
 /* x, made safe to convert to int: NaN becomes low. */
-static float clamp(float x, float low, float high) { x = x > low ? x : low; return x < high ? x : high; }
+static float clamp(float x, float low, float high) {
+  x = x > low ? x : low;
+  return x < high ? x : high;
+}
 
-/* The largest magnitude of a block, as bits: those of floats without sign are ordered as the floats are. */
+/* The largest magnitude of a block, as bits: those of floats without sign are ordered as the floats
+ * are. */
 static uint32_t largest_bits(const float *src) {
   int32_t most = 0;
   for (int i = 0; i < 32; i++) {
@@ -292,13 +327,15 @@ static uint32_t largest_bits(const float *src) {
   return (uint32_t)most;
 }
 
-enum { LARGEST_Q8 = 0x42fe0000 };   /* 127 as a float's bits; what is more, or NaN, must not be converted to int */
+enum { LARGEST_Q8 = 0x42fe0000 };   /* 127 as a float's bits; what is more, or NaN, must not be
+                                       converted to int */
 
 static void q8_0_from_f32(uint8_t *restrict dst, const float *restrict src) {
   float d = pyr_f32_of_bits(largest_bits(src)) / 127.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
   store16(dst, pyr_f16_of_f32(d));
   for (int i = 0; i < 32; i++) {
-    /* half away from zero: the integer part, and one more if twice the fraction reaches 1; both exact */
+    /* half away from zero: the integer part, and one more if twice the fraction reaches 1; both
+     * exact */
     uint32_t bits = pyr_bits_of_f32(src[i] * inverse), sign = 0u - (bits >> 31);
     int32_t size = (int32_t)(bits & 0x7fffffffu);
     float a = pyr_f32_of_bits((uint32_t)(size < LARGEST_Q8 ? size : LARGEST_Q8));
@@ -314,7 +351,8 @@ static void q4_0_from_f32(uint8_t *restrict dst, const float *restrict src) {
   float d = src[first] / -8.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
   store16(dst, pyr_f16_of_f32(d));
   for (int i = 0; i < 16; i++) {
-    int low = (int)clamp(src[i] * inverse + 8.5f, 0, 15), high = (int)clamp(src[16 + i] * inverse + 8.5f, 0, 15);
+    int low = (int)clamp(src[i] * inverse + 8.5f, 0, 15),
+        high = (int)clamp(src[16 + i] * inverse + 8.5f, 0, 15);
     dst[2 + i] = (uint8_t)(low | high << 4);
   }
 }

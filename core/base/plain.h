@@ -1,9 +1,10 @@
 /* plain.h — text and numbers as they are written in files, whatever the locale of the process.
  *
- * The C library reads and writes numbers, sorts and classifies characters by the process's locale, which a host may set at
- * any time: after setlocale(LC_ALL, "de_DE.UTF-8") 0.5 is printed as "0,5". A thread, though, may have a locale of its own
- * that comes first. So what must not depend on the process's is done between these two, which cost a few nanoseconds, touch
- * no other thread, and nest:
+ * The C library reads and writes numbers, sorts and classifies characters by the process's locale,
+ * which a host may set at any time: after setlocale(LC_ALL, "de_DE.UTF-8") 0.5 is printed as "0,5".
+ * A thread, though, may have a locale of its own that comes first. So what must not depend on the
+ * process's is done between these two, which cost a few nanoseconds, touch no other thread, and
+ * nest:
  *
  *     locale_t outer = pyr_plain_enter();
  *     …

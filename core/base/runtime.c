@@ -1,16 +1,19 @@
-/* runtime.c — the root object: allocation under a limit, the thread team, progress, the last failure's message.
+/* runtime.c — the root object: allocation under a limit, the thread team, progress, the last
+ * failure's message.
  *
- * Owns: the byte count of everything the core allocates, the worker threads, the backend table. Does not own: mapped
- * files (weights.c counts none of them here) and anything of Lua's.
+ * Owns: the byte count of everything the core allocates, the worker threads, the backend table.
+ * Does not own: mapped files (weights.c counts none of them here) and anything of Lua's.
  *
- * The thread team. A call of pyr_parallel publishes a job under the lock and wakes the workers; every thread, the
- * caller included, then takes task numbers from one atomic counter until they run out. A worker joins a job only while it
- * is open; the caller closes it when the tasks have run out and waits for those that joined, not for a worker that a busy
- * neighbour keeps off its processor. Waiting is a short bounded spin (tens of microseconds: the gap between two
- * operations of one forward pass), then sleep on a condition, so that an idle team costs its neighbours nothing.
+ * The thread team. A call of pyr_parallel publishes a job under the lock and wakes the workers;
+ * every thread, the caller included, then takes task numbers from one atomic counter until they run
+ * out. A worker joins a job only while it is open; the caller closes it when the tasks have run out
+ * and waits for those that joined, not for a worker that a busy neighbour keeps off its processor.
+ * Waiting is a short bounded spin (tens of microseconds: the gap between two operations of one
+ * forward pass), then sleep on a condition, so that an idle team costs its neighbours nothing.
  *
- * A child of fork(2) has the memory and not the threads: there the caller does all tasks itself, nobody is waited for, and
- * locks and conditions that threads of the parent may have held are left as they are. */
+ * A child of fork(2) has the memory and not the threads: there the caller does all tasks itself,
+ * nobody is waited for, and locks and conditions that threads of the parent may have held are left
+ * as they are. */
 #include "base/runtime.h"
 #include "backend/backend.h"
 #include "backend/plugin.h"
@@ -36,7 +39,7 @@ typedef struct pyr_team {
   pthread_cond_t wake, done;
   bool quit;
   atomic_uint generation;      /* changes when a job is published or the team ends */
-  atomic_int inside;           /* workers inside the current job; with CLOSED added, none may join */
+  atomic_int inside;  /* workers inside the current job; with CLOSED added, none may join */
   atomic_llong next;           /* next task number */
   pyr_task_fn fn;
   void *ctx;
@@ -60,13 +63,13 @@ struct pyr_runtime {
   char message[PYR_MESSAGE_BYTES];
 };
 
-/* ---- statuses and messages ---------------------------------------------------------------------------------- */
+/* ---- statuses and messages ------------------------------------------------------------------- */
 
 const char *pyr_version(void) { return PYR_VERSION; }
 
 const char *pyr_status_name(pyr_status status) {
-  static const char *const names[] = { "ok", "argument", "memory", "budget", "context", "io", "format",
-                                       "unsupported", "policy", "cancelled", "device" };
+  static const char *const names[] = { "ok", "argument", "memory", "budget", "context", "io",
+                                       "format", "unsupported", "policy", "cancelled", "device" };
   return (unsigned)status < sizeof names / sizeof *names ? names[status] : "unknown";
 }
 
@@ -84,12 +87,13 @@ const char *pyr_runtime_error(const pyr_runtime *rt) { return rt->message; }
 
 pyr_status pyr_nomem(pyr_runtime *rt, size_t wanted, const char *what) {
   if (rt->limit)
-    return pyr_runtime_set_error(rt, PYR_MEMORY, "out of memory: %s needs %zu bytes, and %zu of the limit of %zu are held",
-                                 what, wanted, rt->held, rt->limit);
+    return pyr_runtime_set_error(rt, PYR_MEMORY,
+                                 "out of memory: %s needs %zu bytes, and %zu of the limit of %zu "
+                                 "are held", what, wanted, rt->held, rt->limit);
   return pyr_runtime_set_error(rt, PYR_MEMORY, "out of memory: %s needs %zu bytes", what, wanted);
 }
 
-/* ---- allocation ---------------------------------------------------------------------------------------------- */
+/* ---- allocation ------------------------------------------------------------------------------ */
 
 static void *default_alloc(void *ud, void *ptr, size_t old, size_t size) {
   (void)ud, (void)old;
@@ -106,7 +110,8 @@ void *pyr_realloc(pyr_runtime *rt, void *ptr, size_t old, size_t size) {
     return NULL;
   }
   if (ptr == NULL) old = 0;
-  if (size > old && rt->limit && (rt->held > rt->limit || size - old > rt->limit - rt->held)) return NULL;
+  if (size > old && rt->limit && (rt->held > rt->limit || size - old > rt->limit - rt->held))
+    return NULL;
   void *fresh = rt->alloc(rt->alloc_ud, ptr, old, size);
   if (fresh == NULL) return NULL;
   rt->held = rt->held - old + size;
@@ -114,7 +119,9 @@ void *pyr_realloc(pyr_runtime *rt, void *ptr, size_t old, size_t size) {
   return fresh;
 }
 
-void *pyr_alloc(pyr_runtime *rt, size_t size) { return size ? pyr_realloc(rt, NULL, 0, size) : NULL; }
+void *pyr_alloc(pyr_runtime *rt, size_t size) {
+  return size ? pyr_realloc(rt, NULL, 0, size) : NULL;
+}
 
 void *pyr_alloc_zero(pyr_runtime *rt, size_t size) {
   void *ptr = pyr_alloc(rt, size);
@@ -143,7 +150,7 @@ size_t pyr_runtime_memory(const pyr_runtime *rt) { return rt->held; }
 size_t pyr_runtime_memory_peak(const pyr_runtime *rt) { return rt->peak; }
 void pyr_runtime_reset_peak(pyr_runtime *rt) { rt->peak = rt->held; }
 
-/* ---- the thread team ------------------------------------------------------------------------------------------ */
+/* ---- the thread team ------------------------------------------------------------------------- */
 
 static inline void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -247,17 +254,19 @@ static pyr_status team_start(pyr_runtime *rt) {
   if (count == 0) return PYR_OK;
   team->threads = pyr_alloc(rt, count * sizeof *team->threads);
   rt->workers = pyr_alloc(rt, count * sizeof *rt->workers);
-  if (!team->threads || !rt->workers) return pyr_nomem(rt, count * sizeof *team->threads, "the thread team");
+  if (!team->threads || !rt->workers)
+    return pyr_nomem(rt, count * sizeof *team->threads, "the thread team");
   for (size_t i = 0; i < count; i++) {
     rt->workers[i] = (pyr_worker){ rt, (int)i + 1 };
     if (pthread_create(&team->threads[i], NULL, worker_main, &rt->workers[i]) != 0)
-      return pyr_runtime_set_error(rt, PYR_MEMORY, "thread %zu of %d could not be started", i + 2, rt->threads);
+      return pyr_runtime_set_error(rt, PYR_MEMORY, "thread %zu of %d could not be started", i + 2,
+                                   rt->threads);
     team->started++;
   }
   return PYR_OK;
 }
 
-/* ---- progress --------------------------------------------------------------------------------------------------- */
+/* ---- progress -------------------------------------------------------------------------------- */
 
 void pyr_runtime_on_progress(pyr_runtime *rt, pyr_progress_fn fn, void *ud) {
   rt->progress = fn;
@@ -268,7 +277,8 @@ pyr_status pyr_progress(pyr_runtime *rt, int64_t done, int64_t total) {
   rt->done = done;
   rt->total = total;
   if (rt->progress && rt->progress(rt->progress_ud, done, total) != 0)
-    return pyr_runtime_set_error(rt, PYR_CANCELLED, "cancelled after %lld of %lld", (long long)done, (long long)total);
+    return pyr_runtime_set_error(rt, PYR_CANCELLED, "cancelled after %lld of %lld",
+                                 (long long)done, (long long)total);
   return PYR_OK;
 }
 
@@ -276,11 +286,13 @@ pyr_status pyr_runtime_check(pyr_runtime *rt) { return pyr_progress(rt, rt->done
 
 pyr_status pyr_runtime_here(pyr_runtime *rt) {
   if (!rt->backend.own_memory || !is_forked(&rt->team)) return PYR_OK;
-  return pyr_runtime_set_error(rt, PYR_DEVICE, "device: it belongs to the process that opened it, and this is a child of that (fork); "
+  return pyr_runtime_set_error(rt, PYR_DEVICE,
+                               "device: it belongs to the process that opened it, and this is a "
+                               "child of that (fork); "
                                "open the model after forking");
 }
 
-/* ---- life ------------------------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 /* Those that this process may run on. */
 static long processors(void) {
@@ -295,7 +307,8 @@ pyr_status pyr_runtime_new(const pyr_runtime_options *options, pyr_runtime **out
   pyr_runtime_options taken;
   const char *wrong = pyr_take_options(&taken, sizeof taken, sizeof taken, options);
   if (wrong) {
-    if (taken.why && taken.why_bytes) snprintf(taken.why, taken.why_bytes, "runtime's options: %s", wrong);
+    if (taken.why && taken.why_bytes)
+      snprintf(taken.why, taken.why_bytes, "runtime's options: %s", wrong);
     return PYR_ARGUMENT;
   }
   options = &taken;
@@ -321,9 +334,11 @@ pyr_status pyr_runtime_new(const pyr_runtime_options *options, pyr_runtime **out
   rt->backend.rt = rt;
   pyr_status status = team_start(rt);
   if (status == PYR_OK && cpu) status = pyr_cpu_backend_open(rt, options->isa, &rt->backend);
-  else if (status == PYR_OK) status = pyr_device_backend_open(rt, device, options->isa, &rt->backend);
+  else if (status == PYR_OK) status = pyr_device_backend_open(rt, device, options->isa,
+                                                              &rt->backend);
   if (status != PYR_OK) {
-    if (options->why && options->why_bytes) snprintf(options->why, options->why_bytes, "%s", rt->message);
+    if (options->why && options->why_bytes)
+      snprintf(options->why, options->why_bytes, "%s", rt->message);
     pyr_runtime_free(rt);
     return status;
   }

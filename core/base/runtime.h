@@ -1,5 +1,5 @@
-/* runtime.h — the root object, as the core sees it: allocation under a limit, a thread team, progress, the message
- * of the last failure, and the backend that runs operations. */
+/* runtime.h — the root object, as the core sees it: allocation under a limit, a thread team,
+ * progress, the message of the last failure, and the backend that runs operations. */
 #ifndef PYR_RUNTIME_H
 #define PYR_RUNTIME_H
 
@@ -11,20 +11,24 @@ struct pyr_backend;
 static inline int64_t pyr_least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t pyr_most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-/* Allocation through the host's allocator, counted against the memory limit. Sizes are exact: the caller gives back
- * the size it asked for. All return NULL without touching the message; use pyr_nomem to report. */
-void *pyr_alloc(pyr_runtime *rt, size_t size);                     /* not zeroed; size 0 gives NULL */
+/* Allocation through the host's allocator, counted against the memory limit. Sizes are exact: the
+ * caller gives back the size it asked for. All return NULL without touching the message; use
+ * pyr_nomem to report. */
+void *pyr_alloc(pyr_runtime *rt, size_t size);  /* not zeroed; size 0 gives NULL */
 void *pyr_alloc_zero(pyr_runtime *rt, size_t size);
 void *pyr_realloc(pyr_runtime *rt, void *ptr, size_t old, size_t size);  /* NULL leaves ptr alone */
 void pyr_release(pyr_runtime *rt, void *ptr, size_t size);         /* NULL is legal */
 bool pyr_mul_size(size_t a, size_t b, size_t *out);                /* false on overflow */
-bool pyr_charge(pyr_runtime *rt, size_t size);                     /* counts memory that is not the host's; false: over the limit */
+/* counts memory that is not the host's; false: over the limit */
+bool pyr_charge(pyr_runtime *rt, size_t size);
 void pyr_discharge(pyr_runtime *rt, size_t size);
-pyr_status pyr_nomem(pyr_runtime *rt, size_t wanted, const char *what);  /* PYR_MEMORY with a message */
+/* PYR_MEMORY with a message */
+pyr_status pyr_nomem(pyr_runtime *rt, size_t wanted, const char *what);
 
-/* Runs fn(ctx, task, worker) for task = 0..tasks-1 over the team; returns when all are done. Tasks are handed out in
- * order, one at a time; worker is 0..threads-1 and unique among tasks that run at once. Results must not depend on
- * which worker runs a task, so that they are the same on any number of threads. Not reentrant. */
+/* Runs fn(ctx, task, worker) for task = 0..tasks-1 over the team; returns when all are done. Tasks
+ * are handed out in order, one at a time; worker is 0..threads-1 and unique among tasks that run at
+ * once. Results must not depend on which worker runs a task, so that they are the same on any
+ * number of threads. Not reentrant. */
 typedef void (*pyr_task_fn)(void *ctx, int64_t task, int worker);
 void pyr_parallel(pyr_runtime *rt, pyr_task_fn fn, void *ctx, int64_t tasks);
 

@@ -2,12 +2,13 @@
  *
  * Owns the character tables (unicode_tables.h, generated). Knows nothing of tokens.
  *
- * Normalisation (Unicode Standard Annex 15). The text is cut into segments that cannot influence each other: a new one
- * begins at every character that neither combines with nor reorders before what precedes it (`joins` is false). A
- * segment of one character without a decomposition is copied; runs of ASCII are copied whole. Any other segment is
- * decomposed fully, its marks are sorted by combining class (stable insertion sort: segments are short), and for the C
- * forms composed: each character that is not blocked from the last starter (combining class 0) is tried as a pair with
- * it. Hangul is computed, not tabled. */
+ * Normalisation (Unicode Standard Annex 15). The text is cut into segments that cannot influence
+ * each other: a new one begins at every character that neither combines with nor reorders before
+ * what precedes it (`joins` is false). A segment of one character without a decomposition is
+ * copied; runs of ASCII are copied whole. Any other segment is decomposed fully, its marks are
+ * sorted by combining class (stable insertion sort: segments are short), and for the C forms
+ * composed: each character that is not blocked from the last starter (combining class 0) is tried
+ * as a pair with it. Hangul is computed, not tabled. */
 #include "base/unicode.h"
 
 #include <string.h>
@@ -22,10 +23,10 @@ typedef struct lower_entry { uint32_t first, last; uint8_t stride; int32_t delta
 
 #define COUNT(table) (sizeof(table) / sizeof *(table))
 
-enum { L_FIRST = 0x1100, V_FIRST = 0x1161, T_BEFORE = 0x11A7, L_COUNT = 19, V_COUNT = 21, T_COUNT = 28,
-       S_FIRST = 0xAC00, S_COUNT = L_COUNT * V_COUNT * T_COUNT };
+enum { L_FIRST = 0x1100, V_FIRST = 0x1161, T_BEFORE = 0x11A7, L_COUNT = 19, V_COUNT = 21,
+       T_COUNT = 28, S_FIRST = 0xAC00, S_COUNT = L_COUNT * V_COUNT * T_COUNT };
 
-/* ---- buffers -------------------------------------------------------------------------------------------------- */
+/* ---- buffers --------------------------------------------------------------------------------- */
 
 bool pyr_buffer_reserve(pyr_runtime *rt, pyr_buffer *b, size_t more) {
   if (more <= b->size - b->length) return true;
@@ -52,7 +53,7 @@ void pyr_buffer_free(pyr_runtime *rt, pyr_buffer *b) {
   memset(b, 0, sizeof *b);
 }
 
-/* ---- UTF-8 ---------------------------------------------------------------------------------------------------- */
+/* ---- UTF-8 ----------------------------------------------------------------------------------- */
 
 /* What the second byte may be after `first`; false if `first` begins no character. */
 static bool lead(uint8_t first, size_t *length, uint8_t *low, uint8_t *high) {
@@ -83,7 +84,8 @@ size_t pyr_utf8_valid(const uint8_t *s, size_t n) {
     }
     size_t length;
     uint8_t low, high;
-    if (!lead(s[i], &length, &low, &high) || n - i < length || s[i + 1] < low || s[i + 1] > high) return i;
+    if (!lead(s[i], &length, &low, &high) || n - i < length || s[i + 1] < low || s[i + 1] > high)
+      return i;
     for (size_t k = 2; k < length; k++)
       if ((s[i + k] & 0xC0) != 0x80) return i;
     i += length;
@@ -104,7 +106,9 @@ size_t pyr_utf8_broken(const uint8_t *s, size_t n) {
   return length;
 }
 
-size_t pyr_utf8_length(uint8_t first) { return first < 0x80 ? 1 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4; }
+size_t pyr_utf8_length(uint8_t first) {
+  return first < 0x80 ? 1 : first < 0xE0 ? 2 : first < 0xF0 ? 3 : 4;
+}
 
 uint32_t pyr_utf8_decode(const uint8_t *s, size_t *length) {
   uint32_t c = s[0];
@@ -119,7 +123,8 @@ uint32_t pyr_utf8_decode(const uint8_t *s, size_t *length) {
 
 size_t pyr_utf8_encode(uint32_t cp, uint8_t out[4]) {
   if (cp < 0x80) { out[0] = (uint8_t)cp; return 1; }
-  if (cp < 0x800) { out[0] = (uint8_t)(0xC0 | cp >> 6); out[1] = (uint8_t)(0x80 | (cp & 0x3F)); return 2; }
+  if (cp < 0x800) { out[0] = (uint8_t)(0xC0 | cp >> 6); out[1] =
+      (uint8_t)(0x80 | (cp & 0x3F)); return 2; }
   if (cp < 0x10000) {
     out[0] = (uint8_t)(0xE0 | cp >> 12);
     out[1] = (uint8_t)(0x80 | (cp >> 6 & 0x3F));
@@ -133,7 +138,7 @@ size_t pyr_utf8_encode(uint32_t cp, uint8_t out[4]) {
   return 4;
 }
 
-/* ---- classes -------------------------------------------------------------------------------------------------- */
+/* ---- classes --------------------------------------------------------------------------------- */
 
 static bool in_ranges(const range_pair *table, size_t count, uint32_t cp) {
   size_t low = 0, high = count;
@@ -147,14 +152,16 @@ static bool in_ranges(const range_pair *table, size_t count, uint32_t cp) {
 
 bool pyr_unicode_is_space(uint32_t cp) {
   if (cp < 0x80) return cp == ' ' || (cp >= 9 && cp <= 13);
-  return cp == 0x85 || cp == 0xA0 || cp == 0x1680 || (cp >= 0x2000 && cp <= 0x200A) || cp == 0x2028 ||
+  return cp == 0x85 || cp == 0xA0 || cp == 0x1680 || (cp >= 0x2000 && cp <= 0x200A)
+      || cp == 0x2028 ||
          cp == 0x2029 || cp == 0x202F || cp == 0x205F || cp == 0x3000;
 }
 
 bool pyr_unicode_is_word(uint32_t cp) { return in_ranges(word_table, COUNT(word_table), cp); }
 
 static bool joins(uint32_t cp) {
-  if (cp < 0x300 || (cp >= 0x3400 && cp < 0xA000) || (cp >= S_FIRST && cp < S_FIRST + S_COUNT)) return false;
+  if (cp < 0x300 || (cp >= 0x3400 && cp < 0xA000) || (cp >= S_FIRST && cp < S_FIRST + S_COUNT))
+    return false;
   return in_ranges(joins_table, COUNT(joins_table), cp);
 }
 
@@ -169,7 +176,7 @@ static uint8_t combining_class(uint32_t cp) {
   return low < COUNT(ccc_table) && ccc_table[low].first <= cp ? ccc_table[low].value : 0;
 }
 
-/* ---- decomposition and composition ---------------------------------------------------------------------------- */
+/* ---- decomposition and composition ----------------------------------------------------------- */
 
 static const pair_entry *canonical(uint32_t cp) {
   if (cp < canonical_table[0].cp) return NULL;
@@ -179,7 +186,8 @@ static const pair_entry *canonical(uint32_t cp) {
     if (canonical_table[middle].cp < cp) low = middle + 1;
     else high = middle;
   }
-  return low < COUNT(canonical_table) && canonical_table[low].cp == cp ? &canonical_table[low] : NULL;
+  return low < COUNT(canonical_table) && canonical_table[low].cp == cp ? &canonical_table[low]
+      : NULL;
 }
 
 static const compat_entry *compatible(uint32_t cp) {
@@ -193,19 +201,22 @@ static const compat_entry *compatible(uint32_t cp) {
   return low < COUNT(compat_table) && compat_table[low].cp == cp ? &compat_table[low] : NULL;
 }
 
-/* Appends one character's full decomposition to `work`, an array of uint32_t; the first halves of canonical pairs are
- * walked down with a loop, the second halves never decompose further or are single. */
+/* Appends one character's full decomposition to `work`, an array of uint32_t; the first halves of
+ * canonical pairs are walked down with a loop, the second halves never decompose further or are
+ * single. */
 static bool decompose(pyr_runtime *rt, bool compat, uint32_t cp, pyr_buffer *work) {
   uint32_t tail[8];
   size_t tails = 0;
   if (cp >= S_FIRST && cp < S_FIRST + S_COUNT) {
     uint32_t s = cp - S_FIRST, t = s % T_COUNT;
-    uint32_t jamo[3] = { L_FIRST + s / (V_COUNT * T_COUNT), V_FIRST + s % (V_COUNT * T_COUNT) / T_COUNT, T_BEFORE + t };
+    uint32_t jamo[3] = { L_FIRST + s / (V_COUNT * T_COUNT),
+                         V_FIRST + s % (V_COUNT * T_COUNT) / T_COUNT, T_BEFORE + t };
     return pyr_buffer_append(rt, work, jamo, (t ? 3 : 2) * sizeof *jamo);
   }
   if (compat) {
     const compat_entry *e = compatible(cp);
-    if (e) return pyr_buffer_append(rt, work, compat_pool + e->start, e->length * sizeof *compat_pool);
+    if (e)
+      return pyr_buffer_append(rt, work, compat_pool + e->start, e->length * sizeof *compat_pool);
   }
   const pair_entry *e;
   while ((e = canonical(cp)) != NULL && tails < COUNT(tail)) {
@@ -216,7 +227,8 @@ static bool decompose(pyr_runtime *rt, bool compat, uint32_t cp, pyr_buffer *wor
   while (tails > 0) {
     uint32_t b = tail[--tails];
     const pair_entry *deeper = canonical(b);      /* U+0344 and its like */
-    if (deeper ? !decompose(rt, compat, b, work) : !pyr_buffer_append(rt, work, &b, sizeof b)) return false;
+    if (deeper ? !decompose(rt, compat, b, work) : !pyr_buffer_append(rt, work, &b, sizeof b))
+      return false;
   }
   return true;
 }
@@ -224,7 +236,8 @@ static bool decompose(pyr_runtime *rt, bool compat, uint32_t cp, pyr_buffer *wor
 static uint32_t compose(uint32_t a, uint32_t b) { /* 0: they do not compose */
   if (a >= L_FIRST && a < L_FIRST + L_COUNT && b >= V_FIRST && b < V_FIRST + V_COUNT)
     return S_FIRST + ((a - L_FIRST) * V_COUNT + (b - V_FIRST)) * T_COUNT;
-  if (a >= S_FIRST && a < S_FIRST + S_COUNT && (a - S_FIRST) % T_COUNT == 0 && b > T_BEFORE && b < T_BEFORE + T_COUNT)
+  if (a >= S_FIRST && a < S_FIRST + S_COUNT && (a - S_FIRST) % T_COUNT == 0 && b > T_BEFORE
+      && b < T_BEFORE + T_COUNT)
     return a + (b - T_BEFORE);
   size_t low = 0, high = COUNT(compose_table);
   while (low < high) {
@@ -240,7 +253,7 @@ static uint32_t compose(uint32_t a, uint32_t b) { /* 0: they do not compose */
 
 static size_t compose_all(uint32_t *c, size_t n) { /* in place; the new count */
   size_t out = 0, starter = SIZE_MAX;
-  uint8_t last = 0;                                /* class of what stands between the starter and here */
+  uint8_t last = 0;  /* class of what stands between the starter and here */
   for (size_t i = 0; i < n; i++) {
     uint8_t k = combining_class(c[i]);
     bool adjacent = starter != SIZE_MAX && out == starter + 1;
@@ -255,8 +268,8 @@ static size_t compose_all(uint32_t *c, size_t n) { /* in place; the new count */
   return out;
 }
 
-/* Sorts runs of marks by class. Insertion is quadratic in a run, so that a run beyond any real text (a denial of
- * service) goes through counting over the 256 classes instead. */
+/* Sorts runs of marks by class. Insertion is quadratic in a run, so that a run beyond any real text
+ * (a denial of service) goes through counting over the 256 classes instead. */
 static bool reorder(pyr_runtime *rt, uint32_t *c, size_t n) {
   size_t i = 0;
   while (i < n) {
@@ -286,9 +299,10 @@ static bool reorder(pyr_runtime *rt, uint32_t *c, size_t n) {
   return true;
 }
 
-bool pyr_unicode_normalize(pyr_runtime *rt, pyr_form form, const uint8_t *s, size_t n, pyr_buffer *out,
-                           pyr_buffer *work) {
-  bool compat = form == PYR_FORM_NFKD || form == PYR_FORM_NFKC, composed = form == PYR_FORM_NFC || form == PYR_FORM_NFKC;
+bool pyr_unicode_normalize(pyr_runtime *rt, pyr_form form, const uint8_t *s, size_t n,
+                           pyr_buffer *out, pyr_buffer *work) {
+  bool compat = form == PYR_FORM_NFKD || form == PYR_FORM_NFKC,
+      composed = form == PYR_FORM_NFC || form == PYR_FORM_NFKC;
   size_t i = 0;
   while (i < n) {
     size_t run = i;
@@ -322,7 +336,8 @@ bool pyr_unicode_normalize(pyr_runtime *rt, pyr_form form, const uint8_t *s, siz
       if (!reorder(rt, c, total)) return false;
       if (composed) total = compose_all(c, total);
       if (!pyr_buffer_reserve(rt, out, total * 4)) return false;
-      for (size_t k = 0; k < total; k++) out->length += pyr_utf8_encode(c[k], out->data + out->length);
+      for (size_t k = 0; k < total; k++)
+        out->length += pyr_utf8_encode(c[k], out->data + out->length);
     }
     i = end;
   }
@@ -348,7 +363,8 @@ bool pyr_unicode_lower(pyr_runtime *rt, const uint8_t *s, size_t n, pyr_buffer *
       if (lower_table[middle].last < cp) low = middle + 1;
       else high = middle;
     }
-    if (low < COUNT(lower_table) && lower_table[low].first <= cp && (cp - lower_table[low].first) % lower_table[low].stride == 0)
+    if (low < COUNT(lower_table) && lower_table[low].first <= cp
+        && (cp - lower_table[low].first) % lower_table[low].stride == 0)
       cp = (uint32_t)((int32_t)cp + lower_table[low].delta);
     out->length += pyr_utf8_encode(cp, out->data + out->length);
   }

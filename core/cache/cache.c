@@ -1,8 +1,10 @@
-/* cache.c — lanes of rows: reserve, truncate, unshare, gather; and the life of a cache: new, fork, clear, restore.
+/* cache.c — lanes of rows: reserve, truncate, unshare, gather; and the life of a cache: new, fork,
+ * clear, restore.
  *
- * Invariants. A lane's pages 0..page_count-1 exist; row r lies in page r / PYR_PAGE_ROWS. Pages may be shared with
- * forks; a page is written only while it has one reference. positions and history are never shared: they are small,
- * and the history of two forks differs from the first step on. Every operation that can fail leaves rows as they were.
+ * Invariants. A lane's pages 0..page_count-1 exist; row r lies in page r / PYR_PAGE_ROWS. Pages may
+ * be shared with forks; a page is written only while it has one reference. positions and history
+ * are never shared: they are small, and the history of two forks differs from the first step on.
+ * Every operation that can fail leaves rows as they were.
  *
  * Saving and loading is in session.c. */
 #include "cache/cache.h"
@@ -16,12 +18,14 @@ static int64_t pages_for(int64_t rows) { return (rows + PYR_PAGE_ROWS - 1) / PYR
 
 pyr_lane_view pyr_lane_get_view(const pyr_lane *lane) {
   void **table = lane->listed == lane->page_count ? lane->table : NULL;
-  return (pyr_lane_view){ lane->data, lane->positions, lane->history, lane->rows, table, lane->born };
+  return (pyr_lane_view){ lane->data, lane->positions, lane->history, lane->rows, table,
+                          lane->born };
 }
 
-/* ---- the page table ------------------------------------------------------------------------------------------ */
+/* ---- the page table -------------------------------------------------------------------------- */
 
-/* Room for `count` pages in the table (host arrays, and the backend's); grows by half, so that appending is linear. */
+/* Room for `count` pages in the table (host arrays, and the backend's); grows by half, so that
+ * appending is linear. */
 static pyr_status table_grow(pyr_cache *cache, pyr_lane *lane, int64_t count) {
   if (count <= lane->page_cap) return PYR_OK;
   pyr_runtime *rt = cache->pool->rt;
@@ -72,9 +76,10 @@ pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count) {
   return PYR_OK;
 }
 
-/* ---- what lies beside the rows --------------------------------------------------------------------------------- */
+/* ---- what lies beside the rows --------------------------------------------------------------- */
 
-/* How many rows to make room for where `cap` are wanted. Sanitizers see the end of an allocation: there it is the last row's. */
+/* How many rows to make room for where `cap` are wanted. Sanitizers see the end of an allocation:
+ * there it is the last row's. */
 static int64_t room_for(const pyr_lane *lane, int64_t cap) {
 #if defined(__SANITIZE_ADDRESS__)
   return (void)lane, cap;
@@ -86,14 +91,18 @@ static int64_t room_for(const pyr_lane *lane, int64_t cap) {
 }
 
 static size_t bytes_beside(int64_t rows, bool history, bool born) {
-  return (size_t)rows * (sizeof(int32_t) + (history ? sizeof(float) : 0) + (born ? sizeof(int32_t) : 0));
+  return (size_t)rows * (sizeof(int32_t) + (history ? sizeof(float) : 0)
+                         + (born ? sizeof(int32_t) : 0));
 }
 
-static size_t bytes_of_lane(const pyr_lane *lane) { return bytes_beside(lane->row_cap, lane->history != NULL, lane->wide); }
+static size_t bytes_of_lane(const pyr_lane *lane) {
+  return bytes_beside(lane->row_cap, lane->history != NULL, lane->wide);
+}
 static int kind_of(const pyr_lane *lane) { return lane->wide ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN; }
 
 /* Moves them to blocks for `room` rows. */
-static pyr_status rows_move(pyr_cache *cache, pyr_lane *lane, int64_t room, bool history, bool wide) {
+static pyr_status rows_move(pyr_cache *cache, pyr_lane *lane, int64_t room, bool history,
+                            bool wide) {
   pyr_backend *be = cache->pool->be;
   size_t bytes = (size_t)room * sizeof(int32_t), old = (size_t)lane->row_room * sizeof(int32_t);
   size_t used = (size_t)lane->rows * sizeof(int32_t);
@@ -103,13 +112,17 @@ static pyr_status rows_move(pyr_cache *cache, pyr_lane *lane, int64_t room, bool
     positions = be->alloc(be, bytes);
     tracked = positions && history ? be->alloc(be, bytes) : NULL;
     born = positions && wide ? be->alloc(be, bytes) : NULL;
-    if (!positions || (history && !tracked) || (wide && !born)) status = pyr_nomem(cache->pool->rt, bytes, "the cache");
+    if (!positions || (history && !tracked) || (wide && !born))
+      status = pyr_nomem(cache->pool->rt, bytes, "the cache");
     if (status == PYR_OK && used) status = be->copy(be, positions, lane->positions, used);
-    if (status == PYR_OK && used && born && lane->born) status = be->copy(be, born, lane->born, used);
-    if (status == PYR_OK && tracked && used && lane->history) status = be->copy(be, tracked, lane->history, used);
+    if (status == PYR_OK && used && born && lane->born)
+      status = be->copy(be, born, lane->born, used);
+    if (status == PYR_OK && tracked && used && lane->history)
+      status = be->copy(be, tracked, lane->history, used);
     if (status == PYR_OK && tracked) {   /* what is new, or new to tracking, starts at zero */
       int64_t from = lane->history ? lane->rows : 0;
-      if (room > from) status = be->fill(be, (float *)tracked + from, NULL, room - from, 2, 0, 0.0f);
+      if (room > from)
+        status = be->fill(be, (float *)tracked + from, NULL, room - from, 2, 0, 0.0f);
     }
     if (status != PYR_OK) {
       be->release(be, positions, bytes);
@@ -129,8 +142,10 @@ static pyr_status rows_move(pyr_cache *cache, pyr_lane *lane, int64_t room, bool
   return PYR_OK;
 }
 
-/* positions (and history and born, if the lane has or should have them) for `cap` rows, cap >= rows. */
-static pyr_status rows_resize(pyr_cache *cache, pyr_lane *lane, int64_t cap, bool history, bool wide) {
+/* positions (and history and born, if the lane has or should have them) for `cap` rows, cap >=
+ * rows. */
+static pyr_status rows_resize(pyr_cache *cache, pyr_lane *lane, int64_t cap, bool history,
+                              bool wide) {
   bool had = lane->history != NULL, was = lane->wide;
   history = history || had;
   wide = wide || was;
@@ -141,8 +156,10 @@ static pyr_status rows_resize(pyr_cache *cache, pyr_lane *lane, int64_t cap, boo
   int64_t room = room_for(lane, cap);
   if (room != lane->row_room || history != had || wide != was) {
     status = rows_move(cache, lane, room, history, wide);
-    if (status != PYR_OK && room > cap) status = rows_move(cache, lane, cap, history, wide);     /* memory is short: just what is wanted */
-    if (status != PYR_OK && cap <= lane->row_room && history == had && wide == was) status = PYR_OK;      /* … or what there is, if it is more */
+    /* memory is short: just what is wanted */
+    if (status != PYR_OK && room > cap) status = rows_move(cache, lane, cap, history, wide);
+    /* … or what there is, if it is more */
+    if (status != PYR_OK && cap <= lane->row_room && history == had && wide == was) status = PYR_OK;
   }
   if (status != PYR_OK) {
     (void)pyr_pool_charge(cache->pool, bytes, before);
@@ -171,17 +188,20 @@ static pyr_status page_unshare(pyr_cache *cache, pyr_lane *lane, int64_t index) 
   return PYR_OK;
 }
 
-/* Pages for all rows of `lane`, of which each is the wide one of its own: K and V copied, the third plane left as it is. */
+/* Pages for all rows of `lane`, of which each is the wide one of its own: K and V copied, the third
+ * plane left as it is. */
 pyr_status pyr_lane_widen(pyr_cache *cache, pyr_lane *lane) {
   pyr_pool *pool = cache->pool;
   pyr_backend *be = pool->be;
   size_t bytes = (size_t)lane->page_count * sizeof(pyr_page *);
   if (lane->wide) return PYR_OK;
   pyr_page **fresh = lane->page_count ? pyr_alloc_zero(pool->rt, bytes) : NULL;
-  pyr_status status = lane->page_count && !fresh ? pyr_nomem(pool->rt, bytes, "a page table") : PYR_OK;
+  pyr_status status = lane->page_count && !fresh ? pyr_nomem(pool->rt, bytes, "a page table")
+      : PYR_OK;
   for (int64_t p = 0; p < lane->page_count && status == PYR_OK; p++) {
     status = pyr_page_new(pool, PYR_PAGE_WIDE, &fresh[p]);
-    if (status == PYR_OK) status = be->copy(be, fresh[p]->data, lane->pages[p]->data, pool->page_bytes[PYR_PAGE_PLAIN]);
+    if (status == PYR_OK)
+      status = be->copy(be, fresh[p]->data, lane->pages[p]->data, pool->page_bytes[PYR_PAGE_PLAIN]);
   }
   if (status == PYR_OK) status = rows_resize(cache, lane, lane->row_cap, false, true);
   if (status == PYR_OK && lane->rows)
@@ -202,7 +222,7 @@ static void drop_pages(pyr_cache *cache, pyr_lane *lane, int64_t keep) {
   forget_listed(lane, lane->page_count);
 }
 
-/* ---- lanes ------------------------------------------------------------------------------------------------------ */
+/* ---- lanes ----------------------------------------------------------------------------------- */
 
 pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history) {
   int64_t count = pages_for(lane->rows + more), before = lane->page_count;
@@ -229,7 +249,8 @@ void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane) {
   /* Rows yet to come start with no history, whatever lay there. */
   if (held > lane->row_room) held = lane->row_room;
   if (lane->history && held > lane->rows)
-    (void)cache->pool->be->fill(cache->pool->be, lane->history + lane->rows, NULL, held - lane->rows, 2, 0, 0.0f);
+    (void)cache->pool->be->fill(cache->pool->be, lane->history + lane->rows, NULL,
+                                held - lane->rows, 2, 0, 0.0f);
 }
 
 void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows) {
@@ -237,8 +258,8 @@ void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows) {
   pyr_lane_trim(cache, lane);
 }
 
-void pyr_lane_put_back(pyr_cache *cache, pyr_lane *lane, int64_t rows, int32_t *positions, float *history, int32_t *born,
-                       pyr_page **pages, int64_t count) {
+void pyr_lane_put_back(pyr_cache *cache, pyr_lane *lane, int64_t rows, int32_t *positions,
+                       float *history, int32_t *born, pyr_page **pages, int64_t count) {
   pyr_pool *pool = cache->pool;
   pyr_backend *be = pool->be;
   size_t before = bytes_of_lane(lane), old = (size_t)lane->row_room * sizeof(int32_t);
@@ -268,46 +289,52 @@ pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from) {
   return status;
 }
 
-/* Pages to take the place of shared ones among `changed` pages from `skip` on of each lane, in fresh [count, changed] (NULL where
- * a page stays), and in data what the tables will then hold. */
-static pyr_status fresh_pages(pyr_cache *cache, const pyr_lane *lanes, int count, int64_t skip, int64_t changed, pyr_page **fresh,
-                              void **data) {
+/* Pages to take the place of shared ones among `changed` pages from `skip` on of each lane, in
+ * fresh [count, changed] (NULL where a page stays), and in data what the tables will then hold. */
+static pyr_status fresh_pages(pyr_cache *cache, const pyr_lane *lanes, int count, int64_t skip,
+                              int64_t changed, pyr_page **fresh, void **data) {
   for (int64_t i = 0; i < count * changed; i++) {
     pyr_page *old = lanes[i / changed].pages[skip + i % changed];
-    pyr_status status = old->refs > 1 ? pyr_page_new(cache->pool, kind_of(&lanes[i / changed]), &fresh[i]) : PYR_OK;
+    pyr_status status = old->refs > 1 ? pyr_page_new(cache->pool, kind_of(&lanes[i / changed]),
+                                                     &fresh[i]) : PYR_OK;
     if (status != PYR_OK) return status;
     data[i] = fresh[i] ? fresh[i]->data : old->data;
   }
   return PYR_OK;
 }
 
-pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_lane_view *views, const int32_t *idx, int64_t keep,
-                            int64_t fixed) {
+pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_lane_view *views,
+                            const int32_t *idx, int64_t keep, int64_t fixed) {
   pyr_pool *pool = cache->pool;
   pyr_runtime *rt = pool->rt;
-  int64_t skip = fixed / PYR_PAGE_ROWS;                    /* leading pages whose rows stay where they are */
-  int64_t pages = pages_for(keep), changed = pages > skip ? pages - skip : 0, offset = skip * PYR_PAGE_ROWS;
+  int64_t skip = fixed / PYR_PAGE_ROWS;  /* leading pages whose rows stay where they are */
+  int64_t pages = pages_for(keep), changed = pages > skip ? pages - skip : 0,
+      offset = skip * PYR_PAGE_ROWS;
   size_t bytes = (size_t)(count * changed) * sizeof(void *);
   pyr_status status = PYR_OK;
   pyr_page **fresh = NULL;
   void **data = NULL;
   bool shared = false;
   if (keep >= lanes[0].rows) return PYR_OK;
-  for (int64_t i = 0; i < count * changed; i++) shared = shared || lanes[i / changed].pages[skip + i % changed]->refs > 1;
+  for (int64_t i = 0; i < count * changed; i++)
+    shared = shared || lanes[i / changed].pages[skip + i % changed]->refs > 1;
   if (shared) {
     fresh = pyr_alloc_zero(rt, bytes);
     data = pyr_alloc(rt, bytes);
-    status = fresh && data ? fresh_pages(cache, lanes, count, skip, changed, fresh, data) : pyr_nomem(rt, bytes, "a page table");
+    status = fresh && data ? fresh_pages(cache, lanes, count, skip, changed, fresh, data)
+        : pyr_nomem(rt, bytes, "a page table");
   }
   for (int i = 0; i < count && status == PYR_OK; i++) {
     pyr_lane *lane = &lanes[i];
-    views[i] = (pyr_lane_view){ shared ? data + i * changed : lane->data + skip, lane->positions + offset,
-                                lane->history ? lane->history + offset : NULL, keep - offset, NULL,
-                                lane->born ? lane->born + offset : NULL };
+    views[i] = (pyr_lane_view){ shared ? data + i * changed : lane->data + skip,
+                                lane->positions + offset,
+                                    lane->history ? lane->history + offset : NULL, keep - offset,
+                                        NULL, lane->born ? lane->born + offset : NULL };
     views[count + i] = pyr_lane_get_view(lane);
   }
   if (status == PYR_OK && changed > 0)
-    status = pool->be->gather(pool->be, views, views + count, count, pool->layout, idx + offset, keep - offset);
+    status = pool->be->gather(pool->be, views, views + count, count, pool->layout, idx + offset,
+                              keep - offset);
   for (int64_t i = 0; i < count * changed && shared && fresh; i++) {
     pyr_lane *lane = &lanes[i / changed];
     int64_t page = skip + i % changed;
@@ -355,7 +382,8 @@ static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *sr
   pyr_backend *be = cache->pool->be;
   size_t used = (size_t)src->rows * sizeof(int32_t);
   if (used) status = be->copy(be, dst->positions, src->positions, used);
-  if (status == PYR_OK && used && src->history) status = be->copy(be, dst->history, src->history, used);
+  if (status == PYR_OK && used && src->history)
+    status = be->copy(be, dst->history, src->history, used);
   if (status == PYR_OK && used && src->born) status = be->copy(be, dst->born, src->born, used);
   if (status != PYR_OK) return status;
   for (int64_t p = 0; p < src->page_count; p++) {
@@ -368,15 +396,17 @@ static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *sr
   return PYR_OK;
 }
 
-/* ---- caches ------------------------------------------------------------------------------------------------------- */
+/* ---- caches ---------------------------------------------------------------------------------- */
 
 /* No trigger, nothing tracked. */
 static void reset_states(pyr_cache *cache) {
   memset(cache->states, 0, (size_t)cache->layers * sizeof *cache->states);
-  for (int layer = 0; layer < cache->layers; layer++) cache->states[layer].trigger.track.code = PYR_SCORE_CODES;
+  for (int layer = 0; layer < cache->layers; layer++)
+    cache->states[layer].trigger.track.code = PYR_SCORE_CODES;
 }
 
-pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *policy, pyr_cache **out) {
+pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *policy,
+                         pyr_cache **out) {
   pyr_runtime *rt = pool->rt;
   if (pool->model != model)
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the pool belongs to another model");
@@ -403,7 +433,8 @@ pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *pol
 
 static void free_lanes(pyr_cache *cache) {
   if (cache->lanes)
-    for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++) lane_free(cache, &cache->lanes[i]);
+    for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++)
+      lane_free(cache, &cache->lanes[i]);
 }
 
 void pyr_cache_free(pyr_cache *cache) {
@@ -412,7 +443,9 @@ void pyr_cache_free(pyr_cache *cache) {
   pyr_pool *pool = cache->pool;
   pyr_policy policy = cache->policy;
   free_lanes(cache);
-  if (cache->lanes) pyr_release(rt, cache->lanes, (size_t)cache->layers * (size_t)cache->heads * sizeof *cache->lanes);
+  if (cache->lanes)
+    pyr_release(rt, cache->lanes,
+                (size_t)cache->layers * (size_t)cache->heads * sizeof *cache->lanes);
   if (cache->states) pyr_release(rt, cache->states, (size_t)cache->layers * sizeof *cache->states);
   pyr_release(rt, cache->note, cache->note_bytes);
   pyr_release(rt, cache, sizeof *cache);
@@ -425,7 +458,8 @@ pyr_pool *pyr_cache_pool(const pyr_cache *cache) { return cache->pool; }
 
 pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out) {
   pyr_cache *copy = NULL;
-  pyr_status status = pyr_cache_new(cache->pool->model, cache->pool, cache->policy.ud ? &cache->policy : NULL, &copy);
+  pyr_status status = pyr_cache_new(cache->pool->model, cache->pool,
+                                    cache->policy.ud ? &cache->policy : NULL, &copy);
   if (status != PYR_OK) return status;
   memcpy(copy->states, cache->states, (size_t)cache->layers * sizeof *cache->states);
   copy->tokens = cache->tokens;
@@ -442,7 +476,9 @@ pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out) {
   return PYR_OK;
 }
 
-pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out) { return pyr_cache_snapshot(cache, out); }
+pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out) {
+  return pyr_cache_snapshot(cache, out);
+}
 
 void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot) {
   pyr_cache spoiled = *cache;
@@ -462,7 +498,7 @@ pyr_status pyr_cache_clear(pyr_cache *cache) {
   return PYR_OK;
 }
 
-/* ---- questions ------------------------------------------------------------------------------------------------------ */
+/* ---- questions ------------------------------------------------------------------------------- */
 
 const char *pyr_cache_note(const pyr_cache *cache, size_t *length) {
   *length = cache->note_bytes;
@@ -489,16 +525,19 @@ int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer) {
 
 bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer) {
   for (int head = 1; head < cache->heads; head++)
-    if (pyr_cache_lane(cache, layer, head)->rows != pyr_cache_lane(cache, layer, 0)->rows) return false;
+    if (pyr_cache_lane(cache, layer, head)->rows != pyr_cache_lane(cache, layer, 0)->rows)
+      return false;
   return true;
 }
 
 pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head, int32_t *out) {
   pyr_backend *be = cache->pool->be;
   if (pyr_cache_rows(cache, layer, head) < 0)
-    return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT, "no lane at layer %d, head %d", layer + 1, head + 1);
+    return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT, "no lane at layer %d, head %d",
+                                 layer + 1, head + 1);
   const pyr_lane *lane = pyr_cache_lane(cache, layer, head);
-  return lane->rows ? be->download(be, out, lane->positions, (size_t)lane->rows * sizeof(int32_t)) : PYR_OK;
+  return lane->rows ? be->download(be, out, lane->positions, (size_t)lane->rows * sizeof(int32_t))
+      : PYR_OK;
 }
 
 size_t pyr_cache_bytes(const pyr_cache *cache) {

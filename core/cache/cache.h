@@ -1,9 +1,10 @@
 /* cache.h — one sequence's rows: layers -> lanes -> pages.
  *
- * A lane is the rows of one KV head of one layer: K and V in pages, and beside them, one entry a row, the original
- * positions and (where the policy tracks attention) a history. Lanes of a layer may differ in length. The cache
- * knows nothing of scores and plans (plan.c) nor of transformers (forward.c); it appends, gathers, shares, rolls
- * back and counts. Rows are written by the backend through lane views. */
+ * A lane is the rows of one KV head of one layer: K and V in pages, and beside them, one entry a
+ * row, the original positions and (where the policy tracks attention) a history. Lanes of a layer
+ * may differ in length. The cache knows nothing of scores and plans (plan.c) nor of transformers
+ * (forward.c); it appends, gathers, shares, rolls back and counts. Rows are written by the backend
+ * through lane views. */
 #ifndef PYR_CACHE_H
 #define PYR_CACHE_H
 
@@ -13,13 +14,15 @@ typedef struct pyr_lane {
   pyr_page **pages;        /* [page_cap] the first page_count are held */
   void **data;             /* [page_cap] their memory, as the backend wants it */
   int64_t page_count, page_cap;
-  void **table;            /* [page_cap] backend memory: `data`, as far as it is `listed`; NULL where the backend reads the host's */
+  void **table;            /* [page_cap] backend memory: `data`, as far as it is `listed`; NULL
+                              where the backend reads the host's */
   int64_t listed;
   int32_t *positions;      /* [row_room] backend memory */
   float *history;          /* [row_room] or NULL; zeros from `rows` on */
   bool wide;               /* its pages are */
-  int32_t *born;           /* [row_room] where pages are wide, else NULL: the position K was rotated to when it came (of rows
-                              beyond the layer's `turned`: not known yet, as it is their index) */
+  int32_t *born;           /* [row_room] where pages are wide, else NULL: the position K was rotated
+                              to when it came (of rows beyond the layer's `turned`: not known yet,
+                              as it is their index) */
   int64_t row_cap;         /* page_count * PYR_PAGE_ROWS: what counts as held */
   int64_t row_room;        /* grows by half, so that appending is linear */
   int64_t rows;
@@ -29,11 +32,13 @@ typedef struct pyr_lane {
 
 typedef struct pyr_layer_state {  /* what decode plans need to know of a layer */
   pyr_trigger trigger;
-  int64_t unjudged;        /* once: a lane's last rows that were not judged yet, where it has as many */
+  int64_t unjudged;  /* once: a lane's last rows that were not judged yet, where it has as many */
   int64_t since;           /* steps since the prefill or since the trigger fired */
   int64_t past;            /* rows held before the last prefill */
-  bool compact;            /* keys lie rotated to their rows' indices, and new ones to the next: lanes are of one length */
-  int64_t turned;          /* compact: the rows that were there at the last cut; what came since lies as it came */
+  bool compact;            /* keys lie rotated to their rows' indices, and new ones to the next:
+                              lanes are of one length */
+  int64_t turned;          /* compact: the rows that were there at the last cut; what came since
+                              lies as it came */
 } pyr_layer_state;
 
 struct pyr_cache {
@@ -47,7 +52,8 @@ struct pyr_cache {
   int64_t computed;        /* token-layers */
   int64_t evicted;         /* rows dropped or never stored */
   struct pyr_undo *undo;   /* of the prefill that is running, or NULL */
-  char *note;              /* [note_bytes] what the file that it was loaded from held for its saver; NULL: nothing */
+  char *note;              /* [note_bytes] what the file that it was loaded from held for its saver;
+                              NULL: nothing */
   size_t note_bytes;
 };
 
@@ -59,31 +65,37 @@ pyr_lane_view pyr_lane_get_view(const pyr_lane *lane);
 int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer);   /* of its longest lane */
 bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer);      /* whether all are as long */
 
-/* Makes room for `more` rows in a lane and makes the pages they touch writable (a shared tail page is copied).
- * `history`: whether rows carry one; a history that appears later starts at zero. All or nothing. */
+/* Makes room for `more` rows in a lane and makes the pages they touch writable (a shared tail page
+ * is copied). `history`: whether rows carry one; a history that appears later starts at zero. All
+ * or nothing. */
 pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history);
-/* Brings the page tables of `count` lanes that follow each other up to date on the backend, if it has any. */
+/* Brings the page tables of `count` lanes that follow each other up to date on the backend, if it
+ * has any. */
 pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count);
-/* Gives a lane wide pages; its rows lie as they came, rotated to their positions. All or nothing; nothing where it has them. */
+/* Gives a lane wide pages; its rows lie as they came, rotated to their positions. All or nothing;
+ * nothing where it has them. */
 pyr_status pyr_lane_widen(pyr_cache *cache, pyr_lane *lane);
 /* Drops rows from `rows` on and the pages that no longer hold any. Cannot fail. */
 void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows);
 /* Gives back pages beyond the rows held (after a reserve that was not used). */
 void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane);
-/* Gives a lane `rows` rows, what lies beside them (room for whole pages; born: wide pages) and, unless `pages` is NULL, the pages
- * [count] of them, which lose a reference else; what it has goes. Takes all of it over. Cannot fail. */
-void pyr_lane_put_back(pyr_cache *cache, pyr_lane *lane, int64_t rows, int32_t *positions, float *history, int32_t *born,
-                       pyr_page **pages, int64_t count);
+/* Gives a lane `rows` rows, what lies beside them (room for whole pages; born: wide pages) and,
+ * unless `pages` is NULL, the pages [count] of them, which lose a reference else; what it has goes.
+ * Takes all of it over. Cannot fail. */
+void pyr_lane_put_back(pyr_cache *cache, pyr_lane *lane, int64_t rows, int32_t *positions,
+                       float *history, int32_t *born, pyr_page **pages, int64_t count);
 /* Copies shared pages from row `from` on, so that a later gather cannot fail. */
 pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from);
-/* Keeps rows idx[0..keep), ascending backend memory, of which the first `fixed` are known to be 0..fixed-1, in each of `count`
- * lanes that follow each other and hold equally many: pages of those stay shared. Fails, and allocates, only where shared pages
- * must be copied; then the lanes are as before. views: scratch, host [2 * count]. */
-pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_lane_view *views, const int32_t *idx, int64_t keep,
-                            int64_t fixed);
+/* Keeps rows idx[0..keep), ascending backend memory, of which the first `fixed` are known to be
+ * 0..fixed-1, in each of `count` lanes that follow each other and hold equally many: pages of those
+ * stay shared. Fails, and allocates, only where shared pages must be copied; then the lanes are as
+ * before. views: scratch, host [2 * count]. */
+pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_lane_view *views,
+                            const int32_t *idx, int64_t keep, int64_t fixed);
 
 /* A copy that shares all pages; also the snapshot that a failed prefill returns to. */
 pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out);
-void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot);     /* swaps contents; frees the snapshot */
+/* swaps contents; frees the snapshot */
+void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot);
 
 #endif

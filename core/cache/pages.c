@@ -4,15 +4,19 @@
 pyr_status pyr_pool_new(pyr_model *model, pyr_dtype dtype, size_t budget, pyr_pool **out) {
   pyr_runtime *rt = pyr_model_runtime(model);
   const pyr_model_config *config = pyr_model_get_config(model);
-  if (dtype != PYR_F32 && dtype != PYR_F16 && dtype != PYR_BF16 && dtype != PYR_Q8_0 && dtype != PYR_FP8_E4M3)
-    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "cache dtype %s: use f32, f16, bf16, q8_0 or fp8_e4m3",
-                                 pyr_dtype_name(dtype) ? pyr_dtype_name(dtype) : "?");
+  if (dtype != PYR_F32 && dtype != PYR_F16 && dtype != PYR_BF16 && dtype != PYR_Q8_0
+      && dtype != PYR_FP8_E4M3)
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
+                                 "cache dtype %s: use f32, f16, bf16, q8_0 or fp8_e4m3",
+                                     pyr_dtype_name(dtype) ? pyr_dtype_name(dtype) : "?");
   if (dtype == PYR_Q8_0 && config->head_dim % 32 != 0)
-    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "cache dtype q8_0 needs head_dim %% 32 == 0, and it is %d",
-                                 (int)config->head_dim);
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
+                                 "cache dtype q8_0 needs head_dim %% 32 == 0, and it is %d",
+                                     (int)config->head_dim);
   if (dtype == PYR_FP8_E4M3 && config->head_dim % 2 != 0)
-    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "cache dtype fp8_e4m3 needs an even head_dim, and it is %d",
-                                 (int)config->head_dim);
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
+                                 "cache dtype fp8_e4m3 needs an even head_dim, and it is %d",
+                                     (int)config->head_dim);
   pyr_pool *pool = pyr_alloc_zero(rt, sizeof *pool);
   if (!pool) return pyr_nomem(rt, sizeof *pool, "the page pool");
   pool->refs = 1;
@@ -44,8 +48,9 @@ size_t pyr_pool_bytes(const pyr_pool *pool) { return pool->held; }
 
 static pyr_status check_budget(const pyr_pool *pool, size_t bytes) {
   if (pool->budget && (pool->held > pool->budget || bytes > pool->budget - pool->held))
-    return pyr_runtime_set_error(pool->rt, PYR_BUDGET, "the cache's budget of %zu bytes is full: %zu held, %zu more wanted",
-                                 pool->budget, pool->held, bytes);
+    return pyr_runtime_set_error(pool->rt, PYR_BUDGET,
+                                 "the cache's budget of %zu bytes is full: %zu held, %zu more "
+                                 "wanted", pool->budget, pool->held, bytes);
   return PYR_OK;
 }
 
@@ -55,7 +60,7 @@ pyr_status pyr_pool_charge(pyr_pool *pool, size_t before, size_t bytes) {
   return status;
 }
 
-/* ---- pages ----------------------------------------------------------------------------------------------------------- */
+/* ---- pages ----------------------------------------------------------------------------------- */
 
 struct pyr_slab {
   pyr_slab *before, *after;      /* in the pool's list, while it has free pages */
@@ -79,13 +84,16 @@ enum {
 static int64_t slab_pages(const pyr_pool *pool, int kind) { return (void)pool, (void)kind, 1; }
 #else
 static int64_t slab_pages(const pyr_pool *pool, int kind) {
-  int64_t most = (int64_t)(SLAB_BYTES / pool->page_bytes[kind]), wanted = pool->pages[kind] / SLAB_PART;
+  int64_t most = (int64_t)(SLAB_BYTES / pool->page_bytes[kind]),
+      wanted = pool->pages[kind] / SLAB_PART;
   if (wanted < SLAB_PAGES) wanted = SLAB_PAGES;
   return wanted < most ? wanted : most > 1 ? most : 1;
 }
 #endif
 
-static size_t slab_bytes(int64_t count) { return sizeof(pyr_slab) + (size_t)count * sizeof(pyr_page); }
+static size_t slab_bytes(int64_t count) {
+  return sizeof(pyr_slab) + (size_t)count * sizeof(pyr_page);
+}
 
 static void list_slab(pyr_pool *pool, pyr_slab *slab) {
   slab->before = NULL;
@@ -112,7 +120,8 @@ static pyr_slab *slab_new(pyr_pool *pool, int kind, int64_t count) {
   *slab = (pyr_slab){ .block = block, .bytes = bytes, .kind = kind, .count = count };
   char *data = (char *)block + (count > 1 ? (ALIGN - (uintptr_t)block % ALIGN) % ALIGN : 0);
   for (int64_t i = count - 1; i >= 0; i--) {
-    slab->pages[i] = (pyr_page){ .data = data + (size_t)i * pool->page_bytes[kind], .slab = slab, .next = slab->free };
+    slab->pages[i] = (pyr_page){ .data = data + (size_t)i * pool->page_bytes[kind], .slab = slab,
+                                 .next = slab->free };
     slab->free = &slab->pages[i];
   }
   list_slab(pool, slab);
@@ -123,7 +132,8 @@ pyr_status pyr_page_new(pyr_pool *pool, int kind, pyr_page **out) {
   pyr_status status = check_budget(pool, pool->page_bytes[kind]);
   if (status != PYR_OK) return status;
   pyr_slab *slab = pool->open[kind];
-  for (int64_t count = slab_pages(pool, kind); !slab && count > 0; count /= 4) slab = slab_new(pool, kind, count);
+  for (int64_t count = slab_pages(pool, kind); !slab && count > 0; count /= 4)
+    slab = slab_new(pool, kind, count);
   if (!slab) return pyr_nomem(pool->rt, pool->page_bytes[kind], "the cache");
   pyr_page *page = slab->free;
   slab->free = page->next;

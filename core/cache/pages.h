@@ -1,10 +1,11 @@
 /* pages.h — the page pool: fixed-size pages of rows, handed out and returned under one byte budget.
  *
- * A page is shared by counting references; whoever wants to write needs the only reference. Pages are cut from slabs, one
- * allocation each: there they begin where pages of memory do, and a step reads them faster than if each lay for itself. A slab goes
- * back to the allocator with its last page, and slabs are a small part of what is held; the pool's bytes are those of pages in use,
- * what its caches hold. The pool also counts the per-row bookkeeping of lanes (positions, history), and keeps the workspace of
- * decode steps between them. */
+ * A page is shared by counting references; whoever wants to write needs the only reference. Pages
+ * are cut from slabs, one allocation each: there they begin where pages of memory do, and a step
+ * reads them faster than if each lay for itself. A slab goes back to the allocator with its last
+ * page, and slabs are a small part of what is held; the pool's bytes are those of pages in use,
+ * what its caches hold. The pool also counts the per-row bookkeeping of lanes (positions, history),
+ * and keeps the workspace of decode steps between them. */
 #ifndef PYR_PAGES_H
 #define PYR_PAGES_H
 
@@ -41,12 +42,14 @@ pyr_pool *pyr_pool_retain(pyr_pool *pool);
 /* A fresh page with one reference, contents undefined. PYR_BUDGET or PYR_MEMORY. */
 pyr_status pyr_page_new(pyr_pool *pool, int kind, pyr_page **out);
 void pyr_page_retain(pyr_page *page);
-void pyr_page_free(pyr_pool *pool, pyr_page *page);            /* drops one reference; NULL is legal */
+void pyr_page_free(pyr_pool *pool, pyr_page *page);  /* drops one reference; NULL is legal */
 
-/* Bookkeeping of a lane grows or shrinks to so many bytes. PYR_BUDGET: nothing has changed; never for less than there was. */
+/* Bookkeeping of a lane grows or shrinks to so many bytes. PYR_BUDGET: nothing has changed; never
+ * for less than there was. */
 pyr_status pyr_pool_charge(pyr_pool *pool, size_t before, size_t bytes);
 
-/* The decode workspace, at least `bytes` long; contents are not kept when it grows. Not counted against the budget. */
+/* The decode workspace, at least `bytes` long; contents are not kept when it grows. Not counted
+ * against the budget. */
 pyr_status pyr_pool_work(pyr_pool *pool, size_t bytes, void **out);
 
 #endif

@@ -1,19 +1,22 @@
-/* session.c — a cache in a file: what it keeps, byte for byte, so that a prompt once read need not be read again.
+/* session.c — a cache in a file: what it keeps, byte for byte, so that a prompt once read need not
+ * be read again.
  *
  * Little-endian, in order:
- *   header   magic "PYRCACHE", u32 version, u32 byte order mark, then what it must be loaded into (layers, kv heads,
- *            head_dim, dtype, rope hash, fingerprints of weights and tokenizer, the model's name for messages) and the
- *            counters (tokens, prompt, computed, evicted)
+ *   header   magic "PYRCACHE", u32 version, u32 byte order mark, then what it must be loaded into
+ *            (layers, kv heads, head_dim, dtype, rope hash, fingerprints of weights and tokenizer,
+ *            the model's name for messages) and the counters (tokens, prompt, computed, evicted)
  *   layers   for each: the trigger's numbers and the decode state
- *   lanes    for each: rows, whether a history follows, positions, history, in a compacted layer the positions that keys came
- *            to, then page by page the K rows, the V rows and, in a compacted layer, the K rows as they came
+ *   lanes    for each: rows, whether a history follows, positions, history, in a compacted layer
+ *            the positions that keys came to, then page by page the K rows, the V rows and, in a
+ *            compacted layer, the K rows as they came
  *   note     u64 length and as many bytes: a text that the saver wanted kept with it
  *   check    u64 FNV-1a of all bytes before it
- * Version 4 knows whose it is, version 3 keeps keys as they came in compacted layers, which version 2 did not: its keys would go on
- * wearing out. Older files than version 4 are refused: nobody can tell what model they came from.
- * Nothing read is believed before it is checked: counts against the file's size, positions against their order, the sum
- * against the bytes. A file is written beside its destination and put in its place (disk.h), so that a failed save loses
- * nothing, and of two savers one comes last. */
+ * Version 4 knows whose it is, version 3 keeps keys as they came in compacted layers, which version
+ * 2 did not: its keys would go on wearing out. Older files than version 4 are refused: nobody can
+ * tell what model they came from. Nothing read is believed before it is checked: counts against the
+ * file's size, positions against their order, the sum against the bytes. A file is written beside
+ * its destination and put in its place (disk.h), so that a failed save loses nothing, and of two
+ * savers one comes last. */
 #include "cache/cache.h"
 #include "base/disk.h"
 #include "base/fingerprint.h"
@@ -25,7 +28,8 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PYR_CACHE_VERSION = 4, PYR_CACHE_ORDER = 0x01020304, NOTE_MOST = 64 << 20 /* bytes: any conversation's messages */ };
+enum { PYR_CACHE_VERSION = 4, PYR_CACHE_ORDER = 0x01020304,
+       NOTE_MOST = 64 << 20 /* bytes: any conversation's messages */ };
 static const char cache_magic[8] = { 'P', 'Y', 'R', 'C', 'A', 'C', 'H', 'E' };
 
 typedef struct pyr_cache_header {
@@ -51,7 +55,8 @@ typedef struct pyr_stream {
 static pyr_status put(pyr_stream *s, const void *data, size_t bytes) {
   char why[PYR_WHY_BYTES];
   s->hash = pyr_fnv(s->hash, data, bytes);
-  return pyr_output_write(s->out, data, bytes, why) ? PYR_OK : pyr_runtime_set_error(s->rt, pyr_disk_status(), "%s", why);
+  return pyr_output_write(s->out, data, bytes, why) ? PYR_OK
+      : pyr_runtime_set_error(s->rt, pyr_disk_status(), "%s", why);
 }
 
 static pyr_status get(pyr_stream *s, void *data, size_t bytes, const char *field) {
@@ -94,14 +99,16 @@ static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
   h->evicted = cache->evicted;
 }
 
-enum { STATE = 14 };   /* a layer's state as so many 64-bit numbers; the ramp or decay travels as its bits */
+enum { STATE = 14 };   /* a layer's state as so many 64-bit numbers; the ramp or decay travels as
+                          its bits */
 
 static void pack_state(const pyr_layer_state *state, int64_t out[STATE]) {
   const pyr_trigger *t = &state->trigger;
   uint32_t bits;
   memcpy(&bits, &t->track.x, sizeof bits);
-  int64_t numbers[STATE] = { t->every, t->over, t->window, t->once, t->track.code, t->track.a, t->track.b, t->track.n, bits,
-                             state->unjudged, state->since, state->past, state->compact, state->turned };
+  int64_t numbers[STATE] = { t->every, t->over, t->window, t->once, t->track.code, t->track.a,
+                             t->track.b, t->track.n, bits, state->unjudged, state->since,
+                                 state->past, state->compact, state->turned };
   memcpy(out, numbers, sizeof numbers);
 }
 
@@ -122,15 +129,16 @@ static void unpack_state(const int64_t in[STATE], pyr_layer_state *state) {
   state->turned = in[13];
 }
 
-/* ---- save ------------------------------------------------------------------------------------------------------ */
+/* ---- save ------------------------------------------------------------------------------------ */
 
 /* The rows of one plane (K or V) of a page lie together; `buffer` holds a page. */
-static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lane *lane, char *buffer, void *rows_buffer,
-                            const pyr_layer_state *state) {
+static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lane *lane,
+                            char *buffer, void *rows_buffer, const pyr_layer_state *state) {
   bool compact = state->compact;
   const int32_t *born = rows_buffer;
   pyr_backend *be = cache->pool->be;
-  size_t row = pyr_row_bytes(cache->pool->layout.dtype, cache->pool->layout.head_dim), used = (size_t)lane->rows * 4;
+  size_t row = pyr_row_bytes(cache->pool->layout.dtype, cache->pool->layout.head_dim),
+      used = (size_t)lane->rows * 4;
   int64_t counts[2] = { lane->rows, lane->history != NULL };
   pyr_status status = put(s, counts, sizeof counts);
   if (status == PYR_OK && used) status = be->download(be, rows_buffer, lane->positions, used);
@@ -146,23 +154,31 @@ static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lan
   }
   for (int64_t at = 0; at < lane->rows && status == PYR_OK; at += PYR_PAGE_ROWS) {
     int64_t n = lane->rows - at < PYR_PAGE_ROWS ? lane->rows - at : PYR_PAGE_ROWS;
-    status = be->download(be, buffer, lane->data[at / PYR_PAGE_ROWS], cache->pool->page_bytes[compact ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN]);
+    status = be->download(be, buffer, lane->data[at / PYR_PAGE_ROWS],
+                          cache->pool->page_bytes[compact ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN]);
     if (status == PYR_OK) status = put(s, buffer, (size_t)n * row);
     if (status == PYR_OK) status = put(s, buffer + PYR_PAGE_ROWS * row, (size_t)n * row);
-    for (int64_t i = 0; i < n && status == PYR_OK && compact; i++)        /* a key that was not turned lies as it came */
-      if (born[at + i] == at + i) memcpy(buffer + (2 * PYR_PAGE_ROWS + i) * (int64_t)row, buffer + i * (int64_t)row, row);
-    if (status == PYR_OK && compact) status = put(s, buffer + 2 * PYR_PAGE_ROWS * row, (size_t)n * row);
+    /* a key that was not turned lies as it came */
+    for (int64_t i = 0; i < n && status == PYR_OK && compact; i++)
+      if (born[at + i] == at + i)
+        memcpy(buffer + (2 * PYR_PAGE_ROWS + i) * (int64_t)row, buffer + i * (int64_t)row, row);
+    if (status == PYR_OK && compact)
+      status = put(s, buffer + 2 * PYR_PAGE_ROWS * row, (size_t)n * row);
   }
   return status;
 }
 
-pyr_status pyr_cache_save(const pyr_cache *cache, const char *path) { return pyr_cache_save_note(cache, path, NULL, 0); }
+pyr_status pyr_cache_save(const pyr_cache *cache, const char *path) {
+  return pyr_cache_save_note(cache, path, NULL, 0);
+}
 
-pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const char *note, size_t length) {
+pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const char *note,
+                               size_t length) {
   pyr_runtime *rt = cache->pool->rt;
   uint64_t note_bytes = length;
   if (length > NOTE_MOST)
-    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "%s: a note of %zu bytes (at most %d)", path, length, NOTE_MOST);
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "%s: a note of %zu bytes (at most %d)", path,
+                                 length, NOTE_MOST);
   size_t rows_bytes = 4, page_bytes = cache->pool->page_bytes[PYR_PAGE_WIDE];
   char *buffer = pyr_alloc(rt, page_bytes), why[PYR_WHY_BYTES];
   void *rows_buffer = NULL;
@@ -191,12 +207,14 @@ pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const c
     status = put(&s, numbers, sizeof numbers);
   }
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
-    status = save_lane(&s, cache, &cache->lanes[i], buffer, rows_buffer, &cache->states[i / cache->heads]);
+    status = save_lane(&s, cache, &cache->lanes[i], buffer, rows_buffer,
+                       &cache->states[i / cache->heads]);
   if (status == PYR_OK) status = put(&s, &note_bytes, sizeof note_bytes);
   if (status == PYR_OK) status = put(&s, note, length);
   uint64_t sum = s.hash;
   if (status == PYR_OK) status = put(&s, &sum, sizeof sum);
-  if (status == PYR_OK && !pyr_output_commit(&out, why)) status = pyr_runtime_set_error(rt, pyr_disk_status(), "%s", why);
+  if (status == PYR_OK && !pyr_output_commit(&out, why))
+    status = pyr_runtime_set_error(rt, pyr_disk_status(), "%s", why);
 done:
   pyr_output_abandon(&out);
   pyr_release(rt, buffer, page_bytes);
@@ -204,7 +222,7 @@ done:
   return status;
 }
 
-/* ---- load ------------------------------------------------------------------------------------------------------ */
+/* ---- load ------------------------------------------------------------------------------------ */
 
 static pyr_status bad(pyr_stream *s, const char *field, const char *what) {
   return pyr_runtime_set_error(s->rt, PYR_FORMAT, "%s: %s %s", s->path, field, what);
@@ -217,19 +235,25 @@ static void describe(char out[232], const pyr_cache_header *h) {
   name[sizeof name - 1] = 0;
   for (char *p = name; *p; p++)
     if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = '?';
-  snprintf(out, 232, "%s (weights %016llx, tokenizer %016llx)", *name ? name : "a model without a name", (unsigned long long)h->weights,
-           (unsigned long long)h->tokenizer);
+  snprintf(out, 232, "%s (weights %016llx, tokenizer %016llx)",
+           *name ? name : "a model without a name", (unsigned long long)h->weights,
+               (unsigned long long)h->tokenizer);
 }
 
-/* A tokenizer is not asked for where one of both has none: the rows do not depend on it, only what ids mean does. */
-static pyr_status check_model(pyr_stream *s, const pyr_cache_header *h, const pyr_cache_header *mine) {
+/* A tokenizer is not asked for where one of both has none: the rows do not depend on it, only what
+ * ids mean does. */
+static pyr_status check_model(pyr_stream *s, const pyr_cache_header *h,
+                              const pyr_cache_header *mine) {
   char from[232], into[232];
   bool weights = h->weights == mine->weights;
-  if (weights && (h->tokenizer == mine->tokenizer || !h->tokenizer || !mine->tokenizer)) return PYR_OK;
+  if (weights && (h->tokenizer == mine->tokenizer || !h->tokenizer || !mine->tokenizer))
+    return PYR_OK;
   describe(from, h);
   describe(into, mine);
-  return pyr_runtime_set_error(s->rt, PYR_FORMAT, "%s: belongs to another %s: it was saved from %s, and is to be loaded into %s", s->path,
-                               weights ? "tokenizer" : "model", from, into);
+  return pyr_runtime_set_error(s->rt, PYR_FORMAT,
+                               "%s: belongs to another %s: it was saved from %s, and is to be "
+                               "loaded into %s", s->path, weights ? "tokenizer" : "model", from,
+                                   into);
 }
 
 /* *same: whether the policy it is loaded under is the one it was saved under. */
@@ -238,20 +262,28 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   fill_header(cache, &mine);
   pyr_status status = get(s, &h, sizeof h, "the header");
   if (status != PYR_OK) return status;
-  if (memcmp(h.magic, mine.magic, sizeof h.magic) != 0) return bad(s, "magic", "is not that of a saved cache");
+  if (memcmp(h.magic, mine.magic, sizeof h.magic) != 0)
+    return bad(s, "magic", "is not that of a saved cache");
   if (h.version >= 1 && h.version < mine.version)
-    return pyr_runtime_set_error(s->rt, PYR_FORMAT, "%s: version is %u, of an older build that wrote caches otherwise (this one: "
-                                 "%u); read the prompt again and save it anew", s->path, h.version, mine.version);
+    return pyr_runtime_set_error(s->rt, PYR_FORMAT,
+                                 "%s: version is %u, of an older build that wrote caches "
+                                 "otherwise (this one: "
+                                 "%u); read the prompt again and save it anew", s->path, h.version,
+                                     mine.version);
   if (h.version != mine.version) return bad(s, "version", "is one this build does not read");
   if (h.order != mine.order) return bad(s, "byte order", "is not this machine's");
   if ((status = check_model(s, &h, &mine)) != PYR_OK) return status;
   if (h.layers != mine.layers || h.heads != mine.heads || h.head_dim != mine.head_dim)
     return bad(s, "shape", "is that of another model");
   if (h.rope != mine.rope) return bad(s, "rope", "frequencies are those of another model");
-  if (h.dtype != mine.dtype) return bad(s, "dtype", "differs from the cache to load into; ask for the saved one");
-  /* each layer computes a token at most once, each lane drops its row at most once; counts of tokens are positions */
-  if (h.tokens < 0 || h.tokens > INT32_MAX || h.prompt < 0 || h.prompt > h.tokens || h.computed < 0 ||
-      h.computed > INT32_MAX * (int64_t)h.layers || h.evicted < 0 || h.evicted > INT32_MAX * (int64_t)h.layers * h.heads)
+  if (h.dtype != mine.dtype) return bad(s, "dtype",
+                                        "differs from the cache to load into; ask for the saved "
+                                        "one");
+  /* each layer computes a token at most once, each lane drops its row at most once; counts of
+   * tokens are positions */
+  if (h.tokens < 0 || h.tokens > INT32_MAX || h.prompt < 0 || h.prompt > h.tokens || h.computed < 0
+      || h.computed > INT32_MAX * (int64_t)h.layers || h.evicted < 0
+          || h.evicted > INT32_MAX * (int64_t)h.layers * h.heads)
     return bad(s, "counters", "are out of range");
   *same = h.policy == mine.policy && cache->policy.decode != NULL;
   cache->tokens = h.tokens;
@@ -261,7 +293,8 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   return PYR_OK;
 }
 
-static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, char *buffer, const pyr_layer_state *state) {
+static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, char *buffer,
+                            const pyr_layer_state *state) {
   pyr_backend *be = cache->pool->be;
   size_t row = pyr_row_bytes(cache->pool->layout.dtype, cache->pool->layout.head_dim);
   int64_t counts[2] = { 0, 0 };
@@ -270,8 +303,10 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, cha
   pyr_status status = get(s, counts, sizeof counts, "a lane's counts");
   if (status != PYR_OK) return status;
   int64_t rows = counts[0];
-  if (rows < 0 || rows > cache->tokens || (counts[1] != 0 && counts[1] != 1)) return bad(s, "rows", "are out of range");
-  if ((uint64_t)rows * (4 + (state->compact ? 3 : 2) * row) > s->left) return bad(s, "rows", "are more than the file holds");
+  if (rows < 0 || rows > cache->tokens || (counts[1] != 0 && counts[1] != 1))
+    return bad(s, "rows", "are out of range");
+  if ((uint64_t)rows * (4 + (state->compact ? 3 : 2) * row) > s->left)
+    return bad(s, "rows", "are more than the file holds");
   if (state->turned > rows) return bad(s, "rows", "are fewer than were turned");
   if (state->compact) status = pyr_lane_widen(cache, lane);
   if (status == PYR_OK) status = pyr_lane_reserve(cache, lane, rows, counts[1] != 0);
@@ -281,7 +316,8 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, cha
       int64_t n = rows - at < PYR_PAGE_ROWS ? rows - at : PYR_PAGE_ROWS;
       status = get(s, chunk, (size_t)n * 4, plane ? "a history" : "positions");
       for (int64_t i = 0; plane == 0 && i < n && status == PYR_OK; i++) {
-        if (chunk[i] <= before || chunk[i] >= cache->tokens) status = bad(s, "positions", "are not ascending token positions");
+        if (chunk[i] <= before || chunk[i] >= cache->tokens)
+          status = bad(s, "positions", "are not ascending token positions");
         before = chunk[i];
       }
       void *to = plane ? (void *)(lane->history + at) : (void *)(lane->positions + at);
@@ -299,7 +335,8 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, cha
     memset(buffer, 0, bytes);
     status = get(s, buffer, (size_t)n * row, "keys");
     if (status == PYR_OK) status = get(s, buffer + PYR_PAGE_ROWS * row, (size_t)n * row, "values");
-    if (status == PYR_OK && state->compact) status = get(s, buffer + 2 * PYR_PAGE_ROWS * row, (size_t)n * row, "keys as they came");
+    if (status == PYR_OK && state->compact)
+      status = get(s, buffer + 2 * PYR_PAGE_ROWS * row, (size_t)n * row, "keys as they came");
     if (status == PYR_OK) status = be->upload(be, lane->data[at / PYR_PAGE_ROWS], buffer, bytes);
   }
   if (status == PYR_OK) lane->rows = rows;
@@ -310,7 +347,8 @@ static pyr_status load_note(pyr_stream *s, pyr_cache *cache) {
   uint64_t length;
   pyr_status status = get(s, &length, sizeof length, "the note");
   if (status != PYR_OK || length == 0) return status;
-  if (length > NOTE_MOST || length > s->left) return bad(s, "the note", "is longer than the file, or than a note may be");
+  if (length > NOTE_MOST || length > s->left)
+    return bad(s, "the note", "is longer than the file, or than a note may be");
   cache->note = pyr_alloc(s->rt, (size_t)length);
   if (cache->note == NULL) return pyr_nomem(s->rt, (size_t)length, "a cache's note");
   cache->note_bytes = (size_t)length;
@@ -323,8 +361,8 @@ static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer, bool sa
   pyr_status status = get(s, numbers, sizeof numbers, "a layer's state");
   if (status != PYR_OK) return status;
   for (int i = 0; i < STATE; i++)
-    if (numbers[i] < 0 || (i >= 3 && i <= 6 && numbers[i] > 255) || (i == 8 && numbers[i] > UINT32_MAX) ||
-        (i != 8 && numbers[i] > INT32_MAX))
+    if (numbers[i] < 0 || (i >= 3 && i <= 6 && numbers[i] > 255)
+        || (i == 8 && numbers[i] > UINT32_MAX) || (i != 8 && numbers[i] > INT32_MAX))
       return bad(s, "a layer's state", "is out of range");
   pyr_layer_state idle = cache->states[layer];
   unpack_state(numbers, &cache->states[layer]);
@@ -335,10 +373,12 @@ static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer, bool sa
   if (!pyr_trigger_tracks(trigger)) return PYR_OK;
   int depth;
   pyr_score alone = { 1, { trigger->track } };
-  return pyr_score_check(&alone, &depth) ? bad(s, "a layer's state", "tracks something unknown") : PYR_OK;
+  return pyr_score_check(&alone, &depth) ? bad(s, "a layer's state", "tracks something unknown")
+      : PYR_OK;
 }
 
-pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *policy, const char *path, pyr_cache **out) {
+pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *policy,
+                          const char *path, pyr_cache **out) {
   pyr_runtime *rt = pool->rt;
   pyr_cache *cache = NULL;
   char *buffer = NULL;
@@ -349,7 +389,8 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
   uint64_t sum = 0, expected;
   pyr_stream s = { NULL, NULL, path, rt, PYR_FNV_START, 0 };
   pyr_status status = PYR_OK;
-  if (!pyr_disk_open(path, &fd, &size, why)) return pyr_runtime_set_error(rt, pyr_disk_status(), "%s", why);
+  if (!pyr_disk_open(path, &fd, &size, why))
+    return pyr_runtime_set_error(rt, pyr_disk_status(), "%s", why);
   s.file = fdopen(fd, "rb");
   if (!s.file) {
     close(fd);
@@ -368,19 +409,23 @@ pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *po
     goto done;
   }
   status = load_header(&s, cache, &same);
-  for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) status = load_state(&s, cache, layer, same);
+  for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
+    status = load_state(&s, cache, layer, same);
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
     status = load_lane(&s, cache, &cache->lanes[i], buffer, &cache->states[i / cache->heads]);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) {
     if (!cache->states[layer].compact) continue;
-    if (!pyr_cache_lanes_equal(cache, layer)) status = bad(&s, "rows", "differ between the heads of a compacted layer");
-    else if (pyr_cache_layer_rows(cache, layer) > model->config.context) status = bad(&s, "rows", "are out of range");
+    if (!pyr_cache_lanes_equal(cache, layer))
+      status = bad(&s, "rows", "differ between the heads of a compacted layer");
+    else if (pyr_cache_layer_rows(cache, layer) > model->config.context) status = bad(&s, "rows",
+        "are out of range");
   }
   if (status == PYR_OK) status = load_note(&s, cache);
   if (status != PYR_OK) goto done;
   expected = s.hash;
   if (s.left != 0) status = bad(&s, "the end", "comes later than the note does");
-  else if (fread(&sum, 1, sizeof sum, s.file) != sizeof sum || sum != expected) status = bad(&s, "check sum", "does not match");
+  else if (fread(&sum, 1, sizeof sum, s.file) != sizeof sum || sum != expected) status = bad(&s,
+      "check sum", "does not match");
 done:
   fclose(s.file);
   pyr_release(rt, buffer, buffer ? pool->page_bytes[PYR_PAGE_WIDE] : 0);

@@ -1,6 +1,6 @@
-/* undo.c — see undo.h. Rows go back by their positions, which ascend: an older row lies in the lane where it survived, else among the
- * rows put aside. They are copied one by one from the last on, so that none is overwritten before it has moved: slow, and only
- * where a prefill has failed. */
+/* undo.c — see undo.h. Rows go back by their positions, which ascend: an older row lies in the lane
+ * where it survived, else among the rows put aside. They are copied one by one from the last on, so
+ * that none is overwritten before it has moved: slow, and only where a prefill has failed. */
 #include "cache/undo.h"
 #include "model/model.h"
 
@@ -8,12 +8,13 @@
 
 typedef struct pyr_undo_lane {
   int64_t rows;                      /* before the prefill */
-  int32_t *positions, *born;         /* backend memory [rows]: as they were; NULL: not copied yet, or there were none */
+  int32_t *positions, *born;         /* backend memory [rows]: as they were; NULL: not copied yet,
+                                        or there were none */
   float *history;
   bool copied, wide, tracked;        /* `positions` … are there; what the lane was and had */
   pyr_page **pages;                  /* kept: host [page_count] */
   int64_t page_count;
-  char *aside;                       /* put aside: pages of `lost` rows, then their positions, history and born */
+  char *aside;  /* put aside: pages of `lost` rows, then their positions, history and born */
   void **data;                       /* host: the pages of `aside` */
   int64_t lost;
   bool ready;                        /* … they are there */
@@ -30,11 +31,16 @@ struct pyr_undo {
 
 static int64_t pages_for(int64_t rows) { return (rows + PYR_PAGE_ROWS - 1) / PYR_PAGE_ROWS; }
 static int64_t lane_count(const pyr_cache *cache) { return (int64_t)cache->layers * cache->heads; }
-static size_t undo_bytes(const pyr_cache *cache) { return sizeof(pyr_undo) + (size_t)lane_count(cache) * sizeof(pyr_undo_lane); }
-static size_t page_bytes(const pyr_cache *cache, bool wide) { return cache->pool->page_bytes[wide ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN]; }
+static size_t undo_bytes(const pyr_cache *cache) {
+  return sizeof(pyr_undo) + (size_t)lane_count(cache) * sizeof(pyr_undo_lane);
+}
+static size_t page_bytes(const pyr_cache *cache, bool wide) {
+  return cache->pool->page_bytes[wide ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN];
+}
 
 static size_t aside_bytes(const pyr_cache *cache, const pyr_undo_lane *u) {
-  return (size_t)pages_for(u->lost) * page_bytes(cache, u->wide) + 3 * (size_t)u->lost * sizeof(int32_t);
+  return (size_t)pages_for(u->lost) * page_bytes(cache, u->wide)
+      + 3 * (size_t)u->lost * sizeof(int32_t);
 }
 
 pyr_status pyr_undo_new(pyr_cache *cache, pyr_undo **out) {
@@ -49,8 +55,10 @@ pyr_status pyr_undo_new(pyr_cache *cache, pyr_undo **out) {
   memcpy(copy, cache->states, states);
   undo->cache = cache;
   undo->states = copy;
-  undo->tokens = cache->tokens, undo->prompt = cache->prompt, undo->computed = cache->computed, undo->evicted = cache->evicted;
-  for (int64_t i = 0; i < lane_count(cache); i++) undo->lanes[i].rows = cache->lanes[i].floor = cache->lanes[i].rows;
+  undo->tokens = cache->tokens, undo->prompt = cache->prompt, undo->computed = cache->computed,
+      undo->evicted = cache->evicted;
+  for (int64_t i = 0; i < lane_count(cache); i++)
+    undo->lanes[i].rows = cache->lanes[i].floor = cache->lanes[i].rows;
   cache->undo = undo;
   *out = undo;
   return PYR_OK;
@@ -64,7 +72,8 @@ static pyr_status copy_of(pyr_cache *cache, const void *from, int64_t rows, void
   *out = be->alloc(be, bytes);
   if (!*out) return pyr_nomem(cache->pool->rt, bytes, "a prefill");
   pyr_status status = be->copy(be, *out, from, (size_t)rows * sizeof(int32_t));
-  return status == PYR_OK && room > rows ? be->fill(be, (float *)*out + rows, NULL, room - rows, 2, 0, 0.0f) : status;
+  return status == PYR_OK && room > rows ? be->fill(be, (float *)*out + rows, NULL, room - rows, 2,
+                                                    0, 0.0f) : status;
 }
 
 pyr_status pyr_undo_layer(pyr_undo *undo, int layer) {
@@ -75,14 +84,16 @@ pyr_status pyr_undo_layer(pyr_undo *undo, int layer) {
     pyr_undo_lane *u = &undo->lanes[lane - cache->lanes];
     u->wide = lane->wide, u->tracked = lane->history != NULL;
     if (u->rows > 0) status = copy_of(cache, lane->positions, u->rows, (void **)&u->positions);
-    if (status == PYR_OK && u->rows > 0 && lane->history) status = copy_of(cache, lane->history, u->rows, (void **)&u->history);
-    if (status == PYR_OK && u->rows > 0 && lane->born) status = copy_of(cache, lane->born, u->rows, (void **)&u->born);
+    if (status == PYR_OK && u->rows > 0 && lane->history)
+      status = copy_of(cache, lane->history, u->rows, (void **)&u->history);
+    if (status == PYR_OK && u->rows > 0 && lane->born)
+      status = copy_of(cache, lane->born, u->rows, (void **)&u->born);
     u->copied = status == PYR_OK;
   }
   return status;
 }
 
-/* ---- before an eviction ----------------------------------------------------------------------------------------------- */
+/* ---- before an eviction ---------------------------------------------------------------------- */
 
 static pyr_status keep_pages(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u) {
   int64_t count = pages_for(u->rows);
@@ -90,20 +101,21 @@ static pyr_status keep_pages(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u)
   if (!u->pages) return pyr_nomem(cache->pool->rt, (size_t)count * sizeof *u->pages, "a prefill");
   u->page_count = count;
   for (int64_t p = 0; p < count; p++) pyr_page_retain(u->pages[p] = lane->pages[p]);
-  lane->floor = 0;                                       /* its pages are kept, whatever becomes of it */
+  lane->floor = 0;  /* its pages are kept, whatever becomes of it */
   return PYR_OK;
 }
 
 static pyr_lane_view aside_view(const pyr_cache *cache, const pyr_undo_lane *u) {
   char *beside = u->aside + (size_t)pages_for(u->lost) * page_bytes(cache, u->wide);
   int32_t *numbers = (int32_t *)beside;
-  return (pyr_lane_view){ u->data, numbers, u->tracked ? (float *)(numbers + u->lost) : NULL, u->lost, NULL,
-                          u->wide ? numbers + 2 * u->lost : NULL };
+  return (pyr_lane_view){ u->data, numbers, u->tracked ? (float *)(numbers + u->lost) : NULL,
+                          u->lost, NULL, u->wide ? numbers + 2 * u->lost : NULL };
 }
 
-/* losers [lost] of a lane's `rows`: all of its first `older` that are not among idx, and as many others as make `lost`. */
-static pyr_status list_losers(pyr_backend *be, float *work, int32_t *losers, int64_t rows, int64_t older, const int32_t *idx,
-                              int64_t kept, int64_t lost) {
+/* losers [lost] of a lane's `rows`: all of its first `older` that are not among idx, and as many
+ * others as make `lost`. */
+static pyr_status list_losers(pyr_backend *be, float *work, int32_t *losers, int64_t rows,
+                              int64_t older, const int32_t *idx, int64_t kept, int64_t lost) {
   float *lose = work, *stay = work + rows;
   pyr_status s = be->fill(be, lose, NULL, rows, 2, 0, 1.0f);
   if (s == PYR_OK) s = be->mark(be, stay, rows, idx, kept);
@@ -113,14 +125,16 @@ static pyr_status list_losers(pyr_backend *be, float *work, int32_t *losers, int
   return s == PYR_OK ? be->select(be, losers, lose, rows, lost, 0) : s;
 }
 
-static pyr_status put_aside(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u, const int32_t *losers) {
+static pyr_status put_aside(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u,
+                            const int32_t *losers) {
   pyr_backend *be = cache->pool->be;
   size_t page = page_bytes(cache, u->wide), data = (size_t)pages_for(u->lost) * sizeof *u->data;
   u->aside = be->alloc(be, aside_bytes(cache, u));
   u->data = pyr_alloc(cache->pool->rt, data);
   u->at_bytes = (size_t)(u->rows + lane->rows + u->lost) * sizeof *u->at;
   u->at = pyr_alloc(cache->pool->rt, u->at_bytes);
-  if (!u->aside || !u->data || !u->at) return pyr_nomem(cache->pool->rt, aside_bytes(cache, u) + data + u->at_bytes, "a prefill");
+  if (!u->aside || !u->data || !u->at)
+    return pyr_nomem(cache->pool->rt, aside_bytes(cache, u) + data + u->at_bytes, "a prefill");
   for (int64_t p = 0; p < pages_for(u->lost); p++) u->data[p] = u->aside + (size_t)p * page;
   pyr_lane_view from = pyr_lane_get_view(lane), to = aside_view(cache, u);
   if (!from.history || !to.history) from.history = to.history = NULL;
@@ -129,7 +143,8 @@ static pyr_status put_aside(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u, 
   return status;
 }
 
-pyr_status pyr_undo_lanes(pyr_undo *undo, int layer, int head, int count, const int32_t *idx, int64_t kept, bool moves) {
+pyr_status pyr_undo_lanes(pyr_undo *undo, int layer, int head, int count, const int32_t *idx,
+                          int64_t kept, bool moves) {
   pyr_cache *cache = undo->cache;
   pyr_backend *be = cache->pool->be;
   pyr_lane *lanes = pyr_cache_lane(cache, layer, head);
@@ -137,9 +152,11 @@ pyr_status pyr_undo_lanes(pyr_undo *undo, int layer, int head, int count, const 
   int64_t rows = lanes->rows, older = u->rows, lost = pyr_least(rows - kept, older);
   pyr_status status = PYR_OK;
   for (int i = 0; i < count; i++)
-    for (int64_t p = 0; p < pages_for(older) && moves; p++) moves = u[i].rows == older && lanes[i].pages[p]->refs == 1;
+    for (int64_t p = 0; p < pages_for(older) && moves; p++)
+      moves = u[i].rows == older && lanes[i].pages[p]->refs == 1;
   if (older == 0 || lost == 0) return PYR_OK;
-  for (int i = 0; i < count && status == PYR_OK && !moves; i++) status = keep_pages(cache, &lanes[i], &u[i]);
+  for (int i = 0; i < count && status == PYR_OK && !moves; i++)
+    status = keep_pages(cache, &lanes[i], &u[i]);
   if (status != PYR_OK || !moves) return status;
   size_t bytes = (size_t)(2 * rows + lost) * sizeof(float);
   float *work = be->alloc(be, bytes);
@@ -153,7 +170,7 @@ pyr_status pyr_undo_lanes(pyr_undo *undo, int layer, int head, int count, const 
   return status;
 }
 
-/* ---- the end ---------------------------------------------------------------------------------------------------------- */
+/* ---- the end --------------------------------------------------------------------------------- */
 
 static void lane_free(pyr_cache *cache, pyr_undo_lane *u) {
   pyr_backend *be = cache->pool->be;
@@ -191,7 +208,8 @@ void pyr_undo_keep(pyr_undo *undo) {
 
 static char *row_at(const pyr_cache *cache, void *const *data, int64_t row, int plane) {
   size_t bytes = pyr_row_bytes(cache->pool->layout.dtype, cache->pool->layout.head_dim);
-  return (char *)data[row / PYR_PAGE_ROWS] + (size_t)(plane * PYR_PAGE_ROWS + row % PYR_PAGE_ROWS) * bytes;
+  return (char *)data[row / PYR_PAGE_ROWS] + (size_t)(plane * PYR_PAGE_ROWS
+                                                      + row % PYR_PAGE_ROWS) * bytes;
 }
 
 /* Rows that were put aside go back between those that stayed. */
@@ -201,7 +219,8 @@ static pyr_status rows_back(pyr_cache *cache, pyr_lane *lane, const pyr_undo_lan
   int32_t *was = u->at, *stays = was + u->rows, *lost = stays + lane->rows;
   pyr_lane_view aside = aside_view(cache, u);
   pyr_status s = be->download(be, was, u->positions, (size_t)u->rows * sizeof *was);
-  if (s == PYR_OK && lane->rows) s = be->download(be, stays, lane->positions, (size_t)lane->rows * sizeof *was);
+  if (s == PYR_OK && lane->rows)
+    s = be->download(be, stays, lane->positions, (size_t)lane->rows * sizeof *was);
   if (s == PYR_OK) s = be->download(be, lost, aside.positions, (size_t)u->lost * sizeof *was);
   int64_t j = lane->rows - 1, l = u->lost - 1;
   for (int64_t r = u->rows - 1; r >= 0 && s == PYR_OK; r--) {
@@ -209,8 +228,10 @@ static pyr_status rows_back(pyr_cache *cache, pyr_lane *lane, const pyr_undo_lan
     while (l >= 0 && lost[l] > was[r]) l--;
     bool stayed = j >= 0 && stays[j] == was[r];
     if (stayed && j == r) break;                         /* and all before it: none has moved */
-    for (int plane = PYR_PLANE_K; plane <= (u->wide ? PYR_PLANE_CAME : PYR_PLANE_V) && s == PYR_OK; plane++)
-      s = be->copy(be, row_at(cache, lane->data, r, plane), row_at(cache, stayed ? lane->data : u->data, stayed ? j : l, plane), bytes);
+    for (int plane = PYR_PLANE_K; plane <= (u->wide ? PYR_PLANE_CAME : PYR_PLANE_V)
+         && s == PYR_OK; plane++)
+      s = be->copy(be, row_at(cache, lane->data, r, plane),
+                   row_at(cache, stayed ? lane->data : u->data, stayed ? j : l, plane), bytes);
   }
   return s;
 }
@@ -223,7 +244,8 @@ static void lane_back(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u) {
     pyr_lane_truncate(cache, lane, u->rows);
     return;
   }
-  pyr_lane_put_back(cache, lane, u->rows, u->positions, u->history, u->born, u->pages, u->page_count);
+  pyr_lane_put_back(cache, lane, u->rows, u->positions, u->history, u->born, u->pages,
+                    u->page_count);
   u->positions = u->born = NULL;
   u->history = NULL;
   if (u->pages) pyr_release(cache->pool->rt, u->pages, (size_t)u->page_count * sizeof *u->pages);
@@ -233,8 +255,10 @@ static void lane_back(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u) {
 
 void pyr_undo_restore(pyr_undo *undo) {
   pyr_cache *cache = undo->cache;
-  for (int64_t i = 0; i < lane_count(cache); i++) lane_back(cache, &cache->lanes[i], &undo->lanes[i]);
+  for (int64_t i = 0; i < lane_count(cache); i++)
+    lane_back(cache, &cache->lanes[i], &undo->lanes[i]);
   memcpy(cache->states, undo->states, (size_t)cache->layers * sizeof *cache->states);
-  cache->tokens = undo->tokens, cache->prompt = undo->prompt, cache->computed = undo->computed, cache->evicted = undo->evicted;
+  cache->tokens = undo->tokens, cache->prompt = undo->prompt, cache->computed = undo->computed,
+      cache->evicted = undo->evicted;
   undo_free(undo);
 }

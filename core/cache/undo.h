@@ -1,13 +1,16 @@
 /* undo.h — how a prefill that fails gets the rows back that were there before it.
  *
- * New rows are dropped again. Older rows change only in a layer whose plan evicts: their places, and what is tracked of them. So a
- * layer's positions and history are copied before its tokens are read; and before a lane evicts,
- *   - the losers among its older rows are put aside, where rows only move: the lane's own pages then serve on, and what a prefill
- *     takes beyond the rows that it leaves are those it evicts, not all that there were;
- *   - or its pages are kept, where keys or values change (merged, turned) or a fork holds the pages anyway: survivors then go to
- *     fresh pages.
- * What is put aside is working memory of the call, as activations are; kept pages count as the pool's. While an undo lives, a lane
- * keeps the pages that its older rows took (pyr_lane.floor), so that going back needs no memory, and cannot fail for want of it. */
+ * New rows are dropped again. Older rows change only in a layer whose plan evicts: their places,
+ * and what is tracked of them. So a layer's positions and history are copied before its tokens are
+ * read; and before a lane evicts,
+ *   - the losers among its older rows are put aside, where rows only move: the lane's own pages
+ *     then serve on, and what a prefill takes beyond the rows that it leaves are those it evicts,
+ *     not all that there were;
+ *   - or its pages are kept, where keys or values change (merged, turned) or a fork holds the pages
+ *     anyway: survivors then go to fresh pages.
+ * What is put aside is working memory of the call, as activations are; kept pages count as the
+ * pool's. While an undo lives, a lane keeps the pages that its older rows took (pyr_lane.floor), so
+ * that going back needs no memory, and cannot fail for want of it. */
 #ifndef PYR_UNDO_H
 #define PYR_UNDO_H
 
@@ -15,11 +18,13 @@
 
 typedef struct pyr_undo pyr_undo;
 
-pyr_status pyr_undo_new(pyr_cache *cache, pyr_undo **out);           /* cache->undo; lanes are marked */
-pyr_status pyr_undo_layer(pyr_undo *undo, int layer);                /* before the layer's tokens are stored */
-/* Before `count` equally long lanes from `head` on evict all but rows idx[0..kept). `moves`: rows keep their K and V. */
-pyr_status pyr_undo_lanes(pyr_undo *undo, int layer, int head, int count, const int32_t *idx, int64_t kept, bool moves);
-void pyr_undo_keep(pyr_undo *undo);                                  /* the prefill is done; frees it. NULL is legal */
-void pyr_undo_restore(pyr_undo *undo);                               /* rows are as they were at pyr_undo_new; frees it */
+pyr_status pyr_undo_new(pyr_cache *cache, pyr_undo **out);  /* cache->undo; lanes are marked */
+pyr_status pyr_undo_layer(pyr_undo *undo, int layer);  /* before the layer's tokens are stored */
+/* Before `count` equally long lanes from `head` on evict all but rows idx[0..kept). `moves`: rows
+ * keep their K and V. */
+pyr_status pyr_undo_lanes(pyr_undo *undo, int layer, int head, int count, const int32_t *idx,
+                          int64_t kept, bool moves);
+void pyr_undo_keep(pyr_undo *undo);  /* the prefill is done; frees it. NULL is legal */
+void pyr_undo_restore(pyr_undo *undo);  /* rows are as they were at pyr_undo_new; frees it */
 
 #endif

@@ -1,20 +1,25 @@
-/* attention.c — causal attention over cache rows: out = softmax(scale * q k^T, over the visible rows) v, and its lse.
+/* attention.c — causal attention over cache rows: out = softmax(scale * q k^T, over the visible
+ * rows) v, and its lse.
  *
- * Many queries. A task is a tile of queries of one lane: `tile` neighbouring queries times the `group` heads that read
- * the lane, COLUMNS in all at most. It walks the lane's rows TILE at a time, from the first that any of its queries sees
- * to the last; turns them into f32 once for all its columns; and for each slice of nr columns takes three steps:
+ * Many queries. A task is a tile of queries of one lane: `tile` neighbouring queries times the
+ * `group` heads that read the lane, COLUMNS in all at most. It walks the lane's rows TILE at a
+ * time, from the first that any of its queries sees to the last; turns them into f32 once for all
+ * its columns; and for each slice of nr columns takes three steps:
  *
  *     s[j][c]   = sum over d of k[j][d] * q[c][d] * scale               gemm, on K and Q transposed
  *     online softmax down each column (softmax_tile)                    m, l, and out rescaled
  *     out[d][c] += sum over j of v[j][d] * s[j][c]                      gemm, on V as it lies
  *
- * Where products are rounded to bf16 their operands are pairs along d, and then along j; sums and the softmax stay f32.
+ * Where products are rounded to bf16 their operands are pairs along d, and then along j; sums and
+ * the softmax stay f32.
  *
- * Rows down and queries across make every step a loop over whole vectors of queries. Tiles of rows begin at multiples of
- * TILE and invisible rows weigh exactly 0, so a query's result does not depend on its neighbours in the tile. No matrix
- * larger than TILE x nr exists. The last tiles of queries see most rows and are handed out first.
+ * Rows down and queries across make every step a loop over whole vectors of queries. Tiles of rows
+ * begin at multiples of TILE and invisible rows weigh exactly 0, so a query's result does not
+ * depend on its neighbours in the tile. No matrix larger than TILE x nr exists. The last tiles of
+ * queries see most rows and are handed out first.
  *
- * One query a sequence (decode): attention_step.c. Either way a query that sees nothing gets 0, with lse = -inf. */
+ * One query a sequence (decode): attention_step.c. Either way a query that sees nothing gets 0,
+ * with lse = -inf. */
 #include "cpu/attention.h"
 
 #include <math.h>
@@ -22,7 +27,7 @@
 
 enum { TILE = 64, COLUMNS = 192 };
 
-/* ---- many queries -------------------------------------------------------------------------------------------------- */
+/* ---- many queries ---------------------------------------------------------------------------- */
 
 typedef struct tile_scratch {
   float *q;                /* [slices][head_dim][nr] transposed and scaled */
@@ -37,7 +42,8 @@ typedef struct tile_scratch {
 } tile_scratch;
 
 static tile_scratch tile_scratch_of(pyr_arena *arena, int nr, int32_t group, int32_t head_dim) {
-  tile_scratch s = { .columns = pyr_round_up(pyr_most(COLUMNS, group), nr), .dims = pyr_round_up(head_dim, PYR_UNIT) };
+  tile_scratch s = { .columns = pyr_round_up(pyr_most(COLUMNS, group), nr),
+                     .dims = pyr_round_up(head_dim, PYR_UNIT) };
   s.q = pyr_arena_take(arena, s.columns * head_dim, sizeof(float));
   s.out = pyr_arena_take(arena, s.columns * s.dims, sizeof(float));
   s.top = pyr_arena_take(arena, s.columns, sizeof(float));
@@ -52,8 +58,10 @@ static tile_scratch tile_scratch_of(pyr_arena *arena, int nr, int32_t group, int
   return s;
 }
 
-/* The columns of a tile, query-major: column qi * group + h is query q0 + qi of the group's head h. */
-static void begin_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch *s, int g, int64_t q0, int64_t columns) {
+/* The columns of a tile, query-major: column qi * group + h is query q0 + qi of the group's head h.
+ * */
+static void begin_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch *s, int g,
+                       int64_t q0, int64_t columns) {
   int64_t nr = t->k->nr, d = t->layout.head_dim, padded = pyr_round_up(columns, nr);
   for (int64_t c = 0; c < padded; c++) {
     bool real = c < columns;
@@ -77,13 +85,16 @@ static void begin_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch
   memset(s->out, 0, (size_t)(padded * s->dims) * sizeof(float));
 }
 
-static void end_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch *s, int g, int64_t q0, int64_t columns) {
+static void end_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch *s, int g,
+                     int64_t q0, int64_t columns) {
   int64_t nr = t->k->nr, d = t->layout.head_dim;
   for (int64_t c = 0; c < columns; c += nr) {
     t->k->f32.transpose(s->rows, s->dims, s->out + c * s->dims, nr, (int)d, nr, 1.0f);
     for (int64_t i = 0; i < pyr_least(nr, columns - c); i++) {
-      int64_t at = (q0 + (c + i) / t->group) * t->heads + (int64_t)g * t->group + (c + i) % t->group;
-      float sum = s->sum[c + i], inverse = sum > 0 || sum != sum ? 1.0f / sum : 0, *out = a->out + at * d;
+      int64_t at = (q0 + (c + i) / t->group) * t->heads + (int64_t)g * t->group
+          + (c + i) % t->group;
+      float sum = s->sum[c + i], inverse = sum > 0 || sum != sum ? 1.0f / sum : 0,
+          *out = a->out + at * d;
       for (int64_t j = 0; j < d; j++) out[j] = s->rows[i * s->dims + j] * inverse;
       if (a->lse) a->lse[at] = sum == 0 ? -INFINITY : s->top[c + i] + logf(sum);
     }
@@ -91,27 +102,33 @@ static void end_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch *
 }
 
 /* Rows [row, row+rows) against every slice of columns that sees any of them. */
-static void attend_rows(const pyr_attend *t, tile_scratch *s, int64_t row, int64_t rows, int64_t columns) {
+static void attend_rows(const pyr_attend *t, tile_scratch *s, int64_t row, int64_t rows,
+                        int64_t columns) {
   int64_t nr = t->k->nr, d = t->layout.head_dim, per = t->products->per;
   for (int64_t c = 0; c < columns; c += nr) {
-    /* spans of later queries begin and end no earlier, so the slice's first and last real column bound it */
+    /* spans of later queries begin and end no earlier, so the slice's first and last real column
+     * bound it */
     int64_t last = pyr_least(c + nr, columns) - 1;
-    int64_t from = pyr_most(s->low[c] - row, 0) / PYR_UNIT * PYR_UNIT, to = pyr_least(s->high[last] - row, rows);
+    int64_t from = pyr_most(s->low[c] - row, 0) / PYR_UNIT * PYR_UNIT,
+        to = pyr_least(s->high[last] - row, rows);
     if (from >= to) continue;
     int64_t m = pyr_round_up(to - from, PYR_UNIT);
     memset(s->scores, 0, (size_t)(m * nr) * sizeof(float));
     t->products->gemm(s->scores, nr, s->k + from, TILE, s->q + c * d, nr, m, pyr_ceil_div(d, per));
-    pyr_tile tile = { .scores = s->scores, .low = s->low + c, .high = s->high + c, .top = s->top + c, .sum = s->sum + c,
-                      .out = s->out + c * s->dims, .first = (int32_t)(row + from), .rows = (int32_t)(to - from),
-                      .dims = (int32_t)s->dims };
+    pyr_tile tile = { .scores = s->scores, .low = s->low + c, .high = s->high + c,
+                      .top = s->top + c, .sum = s->sum + c, .out = s->out + c * s->dims,
+                          .first = (int32_t)(row + from), .rows = (int32_t)(to - from),
+                              .dims = (int32_t)s->dims };
     t->k->softmax_tile(&tile);
     float *p = s->scores;
     if (t->products->pair) t->products->pair(p = s->p, s->scores, nr, to - from, nr);
-    t->products->gemm(s->out + c * s->dims, nr, s->v + from / per * s->dims, s->dims, p, nr, s->dims, pyr_ceil_div(to - from, per));
+    t->products->gemm(s->out + c * s->dims, nr, s->v + from / per * s->dims, s->dims, p, nr,
+                      s->dims, pyr_ceil_div(to - from, per));
   }
 }
 
-static void attend_tile(const pyr_attend *t, const pyr_attention *a, int g, int64_t q0, pyr_arena arena) {
+static void attend_tile(const pyr_attend *t, const pyr_attention *a, int g, int64_t q0,
+                        pyr_arena arena) {
   const pyr_lane_view *lane = &a->lanes[g];
   int64_t d = t->layout.head_dim, columns = pyr_least(t->tile, a->n - q0) * t->group;
   tile_scratch s = tile_scratch_of(&arena, t->k->nr, t->group, (int32_t)d);
@@ -129,9 +146,10 @@ static void attend_tile(const pyr_attend *t, const pyr_attention *a, int g, int6
   end_tile(t, a, &s, g, q0, columns);
 }
 
-/* ---- the operation ------------------------------------------------------------------------------------------------- */
+/* ---- the operation --------------------------------------------------------------------------- */
 
-size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim, int64_t rows) {
+size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim,
+                                 int64_t rows) {
   pyr_arena many = { NULL, 0 };
   tile_scratch_of(&many, k->nr, group, head_dim);
   size_t one = pyr_cpu_step_scratch(group, head_dim, rows);
@@ -154,7 +172,8 @@ static void attend_task(void *ctx, int64_t task, int worker) {
   pyr_arena arena = pyr_cpu_arena(t->cpu, worker);
   task -= u->first;
   if (u->a->n == 1) pyr_cpu_attend_step(t, u, task, arena);
-  else attend_tile(t, u->a, (int)(task % t->kv_heads), (u->tasks / t->kv_heads - 1 - task / t->kv_heads) * t->tile, arena);
+  else attend_tile(t, u->a, (int)(task % t->kv_heads),
+                   (u->tasks / t->kv_heads - 1 - task / t->kv_heads) * t->tile, arena);
 }
 
 /* Cuts the calls into units, in the memory that `reserve` set aside for them. */
@@ -162,16 +181,20 @@ static void cut(pyr_attend *t, const pyr_attention *a, int count) {
   for (int i = 0; i < count; i++)
     for (int g = 0; g < (a[i].n == 1 ? t->kv_heads : 1); g++) {
       pyr_attend_unit *u = &t->units[t->count++];
-      *u = (pyr_attend_unit){ .a = &a[i], .g = g, .first = t->tasks, .tasks = pyr_ceil_div(a[i].n, t->tile) * t->kv_heads };
+      *u = (pyr_attend_unit){ .a = &a[i], .g = g, .first = t->tasks,
+                              .tasks = pyr_ceil_div(a[i].n, t->tile) * t->kv_heads };
       if (a[i].n == 1) pyr_cpu_cut_step(t, u);
       t->tasks += u->tasks;
     }
 }
 
-pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale) {
+pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout,
+                             int32_t heads, int32_t kv_heads, float scale) {
   pyr_cpu *cpu = pyr_cpu_of(be);
-  pyr_attend t = { .k = cpu->kernels, .products = pyr_cpu_products(cpu), .cpu = cpu, .layout = layout, .heads = heads, .kv_heads = kv_heads,
-                   .group = heads / kv_heads, .threads = pyr_runtime_threads(be->rt), .scale = scale };
+  pyr_attend t = { .k = cpu->kernels, .products = pyr_cpu_products(cpu), .cpu = cpu,
+                   .layout = layout, .heads = heads, .kv_heads = kv_heads,
+                       .group = heads / kv_heads, .threads = pyr_runtime_threads(be->rt),
+                           .scale = scale };
   t.tile = (int32_t)pyr_most(1, COLUMNS / t.group);
   int64_t rows = 0, steps = 0, cost = 0;
   for (int i = 0; i < count; i++) {
@@ -181,12 +204,14 @@ pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count,
       cost += 2 * a[i].n * a[i].lanes[g].rows * t.group * layout.head_dim;
     }
   }
-  pyr_status status = pyr_cpu_check(be, "attention", pyr_cpu_attention_scratch(t.k, t.group, layout.head_dim, rows));
+  pyr_status status = pyr_cpu_check(be, "attention",
+                                    pyr_cpu_attention_scratch(t.k, t.group, layout.head_dim, rows));
   if (status != PYR_OK) return status;
   pyr_arena shared = { cpu->shared, 0 };
   pyr_cpu_step_shared(&t, &shared, count, steps, rows);
   if (shared.used > cpu->shared_bytes)
-    return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "attention: more sequences or rows than are reserved");
+    return pyr_runtime_set_error(be->rt, PYR_ARGUMENT,
+                                 "attention: more sequences or rows than are reserved");
   cut(&t, a, count);
   pyr_cpu_tasks(be, attend_task, &t, t.tasks, cost);
   return PYR_OK;

@@ -1,7 +1,8 @@
-/* attention.h — what the two halves of attention share: tiles of many queries (attention.c) and one query (attention_step.c).
+/* attention.h — what the two halves of attention share: tiles of many queries (attention.c) and one
+ * query (attention_step.c).
  *
- * A call's work is cut into units, each a run of tasks: all tiles of a sequence with many queries, or one lane of a sequence
- * with one. */
+ * A call's work is cut into units, each a run of tasks: all tiles of a sequence with many queries,
+ * or one lane of a sequence with one. */
 #ifndef PYR_CPU_ATTENTION_H
 #define PYR_CPU_ATTENTION_H
 
@@ -14,7 +15,7 @@ typedef struct pyr_attend_unit {
   int g;                         /* one query: the lane */
   int64_t first, tasks;
   pyr_span seen;                 /* one query: the rows it sees, */
-  float *parts;                  /* what tasks leave here for the last of them to join, if there are several, */
+  float *parts;  /* what tasks leave here for the last of them to join, if there are several, */
   atomic_int left;               /* and how many have not */
 } pyr_attend_unit;
 
@@ -38,9 +39,10 @@ pyr_attend_unit *pyr_cpu_unit_of(const pyr_attend *t, int64_t task);
 void pyr_cpu_cut_step(pyr_attend *t, pyr_attend_unit *u);
 void pyr_cpu_attend_step(const pyr_attend *t, pyr_attend_unit *u, int64_t task, pyr_arena arena);
 
-/* Bytes of a worker's scratch; and what all tasks of a call share: units and parts, for `count` sequences of which `steps`
- * have one query, of at most `rows` rows a lane. */
+/* Bytes of a worker's scratch; and what all tasks of a call share: units and parts, for `count`
+ * sequences of which `steps` have one query, of at most `rows` rows a lane. */
 size_t pyr_cpu_step_scratch(int32_t group, int32_t head_dim, int64_t rows);
-void pyr_cpu_step_shared(pyr_attend *t, pyr_arena *shared, int64_t count, int64_t steps, int64_t rows);
+void pyr_cpu_step_shared(pyr_attend *t, pyr_arena *shared, int64_t count, int64_t steps,
+                         int64_t rows);
 
 #endif

@@ -1,15 +1,17 @@
 /* attention_step.c — attention of one query a sequence (decode), and the history that it leaves.
  *
- * A lane is walked page by page, and each row is read once, from where it lies, for all heads of the group (kv_block.inc), in
- * segments of SEGMENT rows, counted from row 0. A segment leaves, for each head,
+ * A lane is walked page by page, and each row is read once, from where it lies, for all heads of
+ * the group (kv_block.inc), in segments of SEGMENT rows, counted from row 0. A segment leaves, for
+ * each head,
  *
  *     top = max s,   sum = sum exp(s - top),   out = sum exp(s - top) v
  *
- * and segments are joined in their order by top' = max top; sum' = sum of sum * exp(top - top'); out' likewise. Each segment is
- * a task, and the last to end joins them: long lanes share threads, and the result does not depend on how many there are.
+ * and segments are joined in their order by top' = max top; sum' = sum of sum * exp(top - top');
+ * out' likewise. Each segment is a task, and the last to end joins them: long lanes share threads,
+ * and the result does not depend on how many there are.
  *
- * Where the lane's history is tracked (see pyr_track) the scores of all its rows are kept to its end, so that one task walks all
- * segments, with the same result. */
+ * Where the lane's history is tracked (see pyr_track) the scores of all its rows are kept to its
+ * end, so that one task walks all segments, with the same result. */
 #include "cpu/attention.h"
 
 #include <math.h>
@@ -20,7 +22,8 @@ _Static_assert(PYR_STRAND == PYR_PAGE_ROWS, "a page is what the kernels take at 
 
 typedef struct step_scratch {
   float *q;                /* [group][dims] */
-  float *rows[2];          /* [PYR_PAGE_ROWS][dims] keys, values as f32, where the kernels do not read them as they are */
+  float *rows[2];          /* [PYR_PAGE_ROWS][dims] keys, values as f32, where the kernels do not
+                              read them as they are */
   float *p, *share;        /* [group][PYR_STRAND], [group]: see pyr_strand */
   float *scores;           /* [group][ld] of a lane that is tracked */
   float *parts;            /* what segments leave, if one task walks them all */
@@ -36,10 +39,12 @@ static int64_t part_size(int32_t group, int64_t dims) { return outs_at(group) + 
 /* Segments that hold rows of a run of n rows, at most. */
 static int64_t most_segments(int64_t n) { return n / SEGMENT + 2; }
 
-static step_scratch step_scratch_of(pyr_arena *arena, int32_t group, int32_t head_dim, int64_t rows) {
+static step_scratch step_scratch_of(pyr_arena *arena, int32_t group, int32_t head_dim,
+                                    int64_t rows) {
   step_scratch s = { .dims = dims_of(head_dim), .ld = pyr_round_up(rows, PYR_PAD) };
   s.q = pyr_arena_take(arena, group * s.dims, sizeof(float));
-  for (int what = 0; what < 2; what++) s.rows[what] = pyr_arena_take(arena, PYR_PAGE_ROWS * s.dims, sizeof(float));
+  for (int what = 0; what < 2; what++)
+    s.rows[what] = pyr_arena_take(arena, PYR_PAGE_ROWS * s.dims, sizeof(float));
   s.p = pyr_arena_take(arena, group * PYR_STRAND, sizeof(float));
   s.share = pyr_arena_take(arena, group, sizeof(float));
   s.scores = pyr_arena_take(arena, group * s.ld, sizeof(float));
@@ -53,10 +58,12 @@ size_t pyr_cpu_step_scratch(int32_t group, int32_t head_dim, int64_t rows) {
   return arena.used;
 }
 
-void pyr_cpu_step_shared(pyr_attend *t, pyr_arena *shared, int64_t count, int64_t steps, int64_t rows) {
+void pyr_cpu_step_shared(pyr_attend *t, pyr_arena *shared, int64_t count, int64_t steps,
+                         int64_t rows) {
   int64_t lanes = steps * t->kv_heads, part = part_size(t->group, dims_of(t->layout.head_dim));
   t->units = pyr_arena_take(shared, lanes + count - steps, sizeof *t->units);
-  t->parts = pyr_arena_take(shared, rows > SEGMENT ? lanes * most_segments(rows) * part : 0, sizeof(float));
+  t->parts = pyr_arena_take(shared, rows > SEGMENT ? lanes * most_segments(rows) * part : 0,
+                            sizeof(float));
 }
 
 static bool tracked(const pyr_attend_unit *u) { return u->a->track && u->a->lanes[u->g].history; }
@@ -76,41 +83,43 @@ void pyr_cpu_cut_step(pyr_attend *t, pyr_attend_unit *u) {
   atomic_init(&u->left, (int)segments);
 }
 
-/* ---- one segment --------------------------------------------------------------------------------------------------- */
+/* ---- one segment ----------------------------------------------------------------------------- */
 
 typedef struct stretch { const pyr_lane_view *lane; pyr_span rows; } stretch;
 
-/* What is read after the run that ends before `row`: the stretch's next page, or the first one that this thread is likely to read
- * then. */
-static const void *after(const stretch *now, const stretch *next, size_t bytes, int64_t row, int what) {
+/* What is read after the run that ends before `row`: the stretch's next page, or the first one that
+ * this thread is likely to read then. */
+static const void *after(const stretch *now, const stretch *next, size_t bytes, int64_t row,
+                         int what) {
   const stretch *s = row < now->rows.high ? now : next;
   if (s == next) row = next->rows.low;
   return row < s->rows.high ? pyr_cpu_row_at(s->lane, bytes, row, what) : NULL;
 }
 
-/* Whether the kernels read rows where they lie, or, where that costs more (many heads would widen each row again; dimensions that
- * do not fill vectors), as f32 in scratch. */
+/* Whether the kernels read rows where they lie, or, where that costs more (many heads would widen
+ * each row again; dimensions that do not fill vectors), as f32 in scratch. */
 static bool in_place(const pyr_attend *t, const step_scratch *s) {
   return s->dims == t->layout.head_dim && t->group <= t->k->row_heads;
 }
 
 /* Rows that lie in one page, as the kernels are to read them. */
-static pyr_piece piece_at(const pyr_attend *t, const step_scratch *s, const stretch *now, const stretch *next, int64_t row,
-                          int64_t count, int what) {
+static pyr_piece piece_at(const pyr_attend *t, const step_scratch *s, const stretch *now,
+                          const stretch *next, int64_t row, int64_t count, int what) {
   size_t bytes = pyr_row_bytes(t->layout.dtype, t->layout.head_dim);
   if (in_place(t, s))
-    return (pyr_piece){ pyr_cpu_row_at(now->lane, bytes, row, what), after(now, next, bytes, row + count, what), bytes,
-                        (int)count };
+    return (pyr_piece){ pyr_cpu_row_at(now->lane, bytes, row, what),
+                        after(now, next, bytes, row + count, what), bytes, (int)count };
   pyr_cpu_load_rows(t->k, s->rows[what], s->dims, now->lane, t->layout, row, count, what);
   return (pyr_piece){ s->rows[what], s->rows[what], (size_t)s->dims * sizeof(float), (int)count };
 }
 
 /* One segment; `scores` [group][ld], from its first row on, if they are to be kept. */
-static void attend_segment(const pyr_attend *t, const stretch *now, const stretch *next, const step_scratch *s, float *scores,
-                           float *part) {
+static void attend_segment(const pyr_attend *t, const stretch *now, const stretch *next,
+                           const step_scratch *s, float *scores, float *part) {
   int group = t->group;
-  pyr_strand strand = { .q = s->q, .top = part, .sum = part + group, .out = part + outs_at(group), .p = s->p, .share = s->share,
-                        .scores = scores, .ld = s->ld, .heads = group, .dims = (int)s->dims };
+  pyr_strand strand = { .q = s->q, .top = part, .sum = part + group, .out = part + outs_at(group),
+                        .p = s->p, .share = s->share, .scores = scores, .ld = s->ld,
+                            .heads = group, .dims = (int)s->dims };
   pyr_piece scored = { 0 }, mixed = { 0 };
   for (int h = 0; h < group; h++) strand.top[h] = -INFINITY, strand.sum[h] = strand.share[h] = 0;
   memset(strand.out, 0, (size_t)(group * s->dims) * sizeof(float));
@@ -126,9 +135,10 @@ static void attend_segment(const pyr_attend *t, const stretch *now, const stretc
   t->k->strand(&strand, &scored, &mixed, dtype);
 }
 
-/* ---- joining them -------------------------------------------------------------------------------------------------- */
+/* ---- joining them ---------------------------------------------------------------------------- */
 
-static void join(const pyr_attend *t, const pyr_attend_unit *u, const step_scratch *s, const float *parts, int64_t count) {
+static void join(const pyr_attend *t, const pyr_attend_unit *u, const step_scratch *s,
+                 const float *parts, int64_t count) {
   int64_t d = t->layout.head_dim, size = part_size(t->group, s->dims);
   for (int h = 0; h < t->group; h++) {
     int64_t at = (int64_t)u->g * t->group + h;
@@ -136,7 +146,8 @@ static void join(const pyr_attend *t, const pyr_attend_unit *u, const step_scrat
     for (int64_t i = 1; i < count; i++) top = fmaxf(top, parts[i * size + h]);
     for (int64_t i = 0; i < count; i++) {
       const float *part = parts + i * size, *from = part + outs_at(t->group) + h * s->dims;
-      float share = part[h] == top ? 1.0f : expf(part[h] - top);   /* equal also where nothing is seen: both -inf */
+      /* equal also where nothing is seen: both -inf */
+      float share = part[h] == top ? 1.0f : expf(part[h] - top);
       sum += part[t->group + h] * share;
       for (int64_t j = 0; j < d; j++) out[j] = (i > 0 ? out[j] : 0) + from[j] * share;
     }
@@ -146,7 +157,8 @@ static void join(const pyr_attend *t, const pyr_attend_unit *u, const step_scrat
   }
 }
 
-/* history = decay * history + w * mean over the group's heads of p; rows that are not seen have p = 0. */
+/* history = decay * history + w * mean over the group's heads of p; rows that are not seen have p =
+ * 0. */
 static void track_step(const pyr_attend *t, const pyr_attend_unit *u, const step_scratch *s) {
   const pyr_track *track = u->a->track;
   const pyr_weighting *w = &track->weighting;
@@ -166,18 +178,20 @@ static void track_step(const pyr_attend *t, const pyr_attend_unit *u, const step
   for (int64_t j = 0; j < n; j++) {
     float weight = 1;
     if (w->queries > 0) {
-      int64_t due = pyr_cpu_due(w, u->seen.low + j - lane->rows), age = position - (due - w->queries + 1);
+      int64_t due = pyr_cpu_due(w, u->seen.low + j - lane->rows),
+          age = position - (due - w->queries + 1);
       weight = age < 0 || position > due ? 0 : 1.0f + slope * (float)age;
     }
     lane->history[u->seen.low + j] += weight * mean[j];
   }
 }
 
-/* ---- tasks --------------------------------------------------------------------------------------------------------- */
+/* ---- tasks ----------------------------------------------------------------------------------- */
 
 static stretch segment_at(const pyr_attend_unit *u, int64_t segment) {
   int64_t begin = (u->seen.low / SEGMENT + segment) * SEGMENT;
-  return (stretch){ &u->a->lanes[u->g], { pyr_most(u->seen.low, begin), pyr_least(u->seen.high, begin + SEGMENT) } };
+  return (stretch){ &u->a->lanes[u->g], { pyr_most(u->seen.low, begin),
+                                          pyr_least(u->seen.high, begin + SEGMENT) } };
 }
 
 /* What a task of the call reads first, if it is one of a single query. */
@@ -188,11 +202,13 @@ static stretch stretch_of(const pyr_attend *t, int64_t task) {
 }
 
 /* All of a lane in one task. */
-static void attend_lane(const pyr_attend *t, const pyr_attend_unit *u, const stretch *next, const step_scratch *s) {
+static void attend_lane(const pyr_attend *t, const pyr_attend_unit *u, const stretch *next,
+                        const step_scratch *s) {
   int64_t size = part_size(t->group, s->dims), count = segments_of(u);
   for (int64_t i = 0; i < count; i++) {
     stretch now = segment_at(u, i), after = i + 1 < count ? segment_at(u, i + 1) : *next;
-    attend_segment(t, &now, &after, s, tracked(u) ? s->scores + (now.rows.low - u->seen.low) : NULL, s->parts + i * size);
+    attend_segment(t, &now, &after, s, tracked(u) ? s->scores + (now.rows.low - u->seen.low)
+                   : NULL, s->parts + i * size);
   }
   join(t, u, s, s->parts, count);
   if (tracked(u)) track_step(t, u, s);
@@ -200,7 +216,8 @@ static void attend_lane(const pyr_attend *t, const pyr_attend_unit *u, const str
 
 void pyr_cpu_attend_step(const pyr_attend *t, pyr_attend_unit *u, int64_t task, pyr_arena arena) {
   int64_t d = t->layout.head_dim;
-  step_scratch s = step_scratch_of(&arena, t->group, (int32_t)d, u->tasks == 1 ? u->seen.high - u->seen.low : SEGMENT);
+  step_scratch s = step_scratch_of(&arena, t->group, (int32_t)d,
+                                   u->tasks == 1 ? u->seen.high - u->seen.low : SEGMENT);
   for (int h = 0; h < t->group; h++) {
     const float *q = u->a->q + ((int64_t)u->g * t->group + h) * d;
     for (int64_t i = 0; i < s.dims; i++) s.q[h * s.dims + i] = i < d ? q[i] * t->scale : 0;

@@ -1,12 +1,13 @@
-/* cpu.c — the CPU backend: opens and closes it, its memory, its scratch, and the choice of instruction set.
+/* cpu.c — the CPU backend: opens and closes it, its memory, its scratch, and the choice of
+ * instruction set.
  *
- * Owns: the table's memory operations and the scratch of every worker. The operations themselves are in linear.c,
- * interleave.c, attention.c, attention_step.c, mass.c, signals.c, select.c, merge.c, rows.c and elementwise.c; their inner loops
- * in kernels.inc.
+ * Owns: the table's memory operations and the scratch of every worker. The operations themselves
+ * are in linear.c, interleave.c, attention.c, attention_step.c, mass.c, signals.c, select.c,
+ * merge.c, rows.c and elementwise.c; their inner loops in kernels.inc.
  *
- * Memory is the host's own, so copy, upload and download are one memcpy. Blocks are aligned to 64 bytes by hand, because
- * a host's allocator promises 16: each block is 64 bytes longer than asked for, and the distance to its true beginning
- * stands in the byte before the aligned address. */
+ * Memory is the host's own, so copy, upload and download are one memcpy. Blocks are aligned to 64
+ * bytes by hand, because a host's allocator promises 16: each block is 64 bytes longer than asked
+ * for, and the distance to its true beginning stands in the byte before the aligned address. */
 #include "cpu/attention.h"
 
 #if defined(__x86_64__) || defined(__i386__)
@@ -17,10 +18,11 @@
 enum {
   ALIGN = 64,
   SPAN_VALUES = 16384,   /* values that make a task of its own worth while */
-  WAKING = 1 << 17,      /* multiply-adds that one thread does in the time that waking the others takes */
+  WAKING = 1 << 17,      /* multiply-adds that one thread does in the time that waking the others
+                            takes */
 };
 
-/* ---- memory -------------------------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 static void *cpu_alloc(pyr_backend *be, size_t bytes) {
   if (bytes > SIZE_MAX - ALIGN) return NULL;
@@ -58,35 +60,42 @@ static pyr_status grow(pyr_backend *be, uint8_t **buffer, size_t *have, size_t b
 static pyr_status reserve_tokens(pyr_backend *be, const pyr_work *work) {
   pyr_cpu *cpu = pyr_cpu_of(be);
   size_t bytes = 0;
-  bool fits = pyr_mul_size((size_t)work->tokens + PYR_TOKEN_GROUP, (size_t)work->cols * sizeof(float), &bytes);
+  bool fits = pyr_mul_size((size_t)work->tokens + PYR_TOKEN_GROUP,
+                           (size_t)work->cols * sizeof(float), &bytes);
   if (!fits) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
   bytes = work->tokens >= PYR_SMALL_N ? pyr_cpu_grouped_bytes(work->tokens, work->cols) : 0;
   if (cpu->matmul && bytes == 0) bytes = (size_t)(work->tokens * work->cols) * sizeof(uint16_t);
   pyr_status status = grow(be, &cpu->tokens, &cpu->tokens_bytes, bytes);
   if (status != PYR_OK || !cpu->int8) return status;
-  if (!pyr_mul_size((size_t)work->tokens, cpu->kernels->int8_bytes(work->cols), &bytes)) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
+  if (!pyr_mul_size((size_t)work->tokens, cpu->kernels->int8_bytes(work->cols), &bytes))
+    return pyr_nomem(be->rt, SIZE_MAX, "scratch");
   return grow(be, &cpu->x8, &cpu->x8_bytes, bytes);
 }
 
 /* Room for what the tasks of one attention share. */
 static pyr_status reserve_shared(pyr_backend *be, const pyr_work *work, int32_t group) {
   pyr_cpu *cpu = pyr_cpu_of(be);
-  pyr_attend t = { .kv_heads = work->kv_heads, .group = group, .layout = { .head_dim = work->head_dim } };
+  pyr_attend t = { .kv_heads = work->kv_heads, .group = group,
+                   .layout = { .head_dim = work->head_dim } };
   pyr_arena arena = { NULL, 0 };
   pyr_cpu_step_shared(&t, &arena, work->sequences, work->sequences, work->rows);
   return grow(be, &cpu->shared, &cpu->shared_bytes, arena.used);
 }
 
-/* Scratch grows and never shrinks; it is replaced, not resized, as nothing in it outlives a call. What a call needs
- * depends on few of the bounds: the score of a decode step is kept for all rows of a lane, everything else is tiled. */
+/* Scratch grows and never shrinks; it is replaced, not resized, as nothing in it outlives a call.
+ * What a call needs depends on few of the bounds: the score of a decode step is kept for all rows
+ * of a lane, everything else is tiled. */
 static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
   pyr_cpu *cpu = pyr_cpu_of(be);
   const pyr_kernels *k = cpu->kernels;
   int32_t group = work->kv_heads > 0 ? work->heads / work->kv_heads : 1;
-  size_t need[] = { pyr_cpu_linear_scratch(k, work->cols), pyr_cpu_attention_scratch(k, group, work->head_dim, work->rows),
-                    pyr_cpu_mass_scratch(k, group, work->head_dim), pyr_cpu_merge_scratch(k, work->head_dim),
-                    pyr_cpu_signals_scratch(k, work->head_dim, work->rows),
-                    cpu->matmul ? pyr_cpu_bf16_scratch(work->tokens, work->cols) : 0 };
+  size_t need[] = { pyr_cpu_linear_scratch(k, work->cols),
+                    pyr_cpu_attention_scratch(k, group, work->head_dim, work->rows),
+                        pyr_cpu_mass_scratch(k, group, work->head_dim),
+                            pyr_cpu_merge_scratch(k, work->head_dim),
+                                pyr_cpu_signals_scratch(k, work->head_dim, work->rows),
+                                    cpu->matmul ? pyr_cpu_bf16_scratch(work->tokens, work->cols)
+                                        : 0 };
   size_t each = cpu->scratch_each, threads = (size_t)pyr_runtime_threads(be->rt), bytes;
   for (size_t i = 0; i < sizeof need / sizeof *need; i++)
     if (need[i] > each) each = need[i];
@@ -104,11 +113,12 @@ static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
 
 pyr_status pyr_cpu_check(pyr_backend *be, const char *operation, size_t needed) {
   if (needed <= pyr_cpu_of(be)->scratch_each) return PYR_OK;
-  return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "%s needs %zu bytes of scratch, and %zu are reserved", operation, needed,
-                               pyr_cpu_of(be)->scratch_each);
+  return pyr_runtime_set_error(be->rt, PYR_ARGUMENT,
+                               "%s needs %zu bytes of scratch, and %zu are reserved", operation,
+                                   needed, pyr_cpu_of(be)->scratch_each);
 }
 
-/* ---- spans --------------------------------------------------------------------------------------------------------- */
+/* ---- spans ----------------------------------------------------------------------------------- */
 
 typedef struct spans { pyr_span_fn fn; const void *ctx; int64_t n, each; } spans;
 
@@ -133,7 +143,7 @@ void pyr_cpu_tasks(pyr_backend *be, pyr_task_fn fn, void *ctx, int64_t tasks, in
   for (int64_t task = 0; task < tasks; task++) fn(ctx, task, 0);
 }
 
-/* ---- open and close ------------------------------------------------------------------------------------------------ */
+/* ---- open and close -------------------------------------------------------------------------- */
 
 #if defined(__x86_64__) || defined(__i386__)
 /* Halves to floats; not every compiler's __builtin_cpu_supports knows "f16c". */
@@ -149,8 +159,10 @@ static bool supported(const pyr_kernels *k) {
   if (k == &pyr_kernels_avx2)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   if (k == &pyr_kernels_avx512)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && supported(&pyr_kernels_avx2);
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
+        && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni")
+               && supported(&pyr_kernels_avx2);
 #endif
   return k == &pyr_kernels_base;
 }
@@ -167,21 +179,28 @@ static void cpu_close(pyr_backend *be) {
   be->state = NULL;
 }
 
-/* The kernels of avx512 with rounded products, only for those who ask for them: "avx512bf16" multiplies a prompt's tokens as
- * bf16; "avx512int8" those with bf16 weights, and all that meet quantised weights as bytes. */
+/* The kernels of avx512 with rounded products, only for those who ask for them: "avx512bf16"
+ * multiplies a prompt's tokens as bf16; "avx512int8" those with bf16 weights, and all that meet
+ * quantised weights as bytes. */
 static const char bf16_name[] = "avx512bf16", int8_name[] = "avx512int8";
 
 static pyr_status missing(pyr_runtime *rt, const char *isa) {
-  return pyr_runtime_set_error(rt, PYR_DEVICE, "this processor or build has no \"%s\" kernels", isa);
+  return pyr_runtime_set_error(rt, PYR_DEVICE, "this processor or build has no \"%s\" kernels",
+                               isa);
 }
 
 pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *be) {
-  static const pyr_kernels *const best_first[] = { &pyr_kernels_avx512, &pyr_kernels_avx2, &pyr_kernels_base };
+  static const pyr_kernels *const best_first[] = { &pyr_kernels_avx512, &pyr_kernels_avx2,
+                                                   &pyr_kernels_base };
   const pyr_kernels *kernels = NULL;
-  bool bf16 = isa != NULL && strcmp(isa, bf16_name) == 0, int8 = isa != NULL && strcmp(isa, int8_name) == 0;
+  bool bf16 = isa != NULL && strcmp(isa, bf16_name) == 0,
+      int8 = isa != NULL && strcmp(isa, int8_name) == 0;
   const char *wanted = bf16 || int8 ? pyr_kernels_avx512.name : isa;
   for (int i = 0; i < 3 && kernels == NULL; i++)
-    if (supported(best_first[i]) && (isa == NULL || (wanted && strcmp(wanted, best_first[i]->name) == 0))) kernels = best_first[i];
+    if (supported(best_first[i]) && (isa == NULL
+                                     || (wanted && strcmp(wanted,
+                                                          best_first[i]->name) == 0))) kernels =
+                                                              best_first[i];
   if (kernels == NULL) return missing(rt, isa);
   pyr_cpu *cpu = pyr_alloc_zero(rt, sizeof *cpu);
   if (cpu == NULL) return pyr_nomem(rt, sizeof *cpu, "the CPU backend");
@@ -194,10 +213,13 @@ pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *b
     return status;
   }
   *be = (pyr_backend){
-    .name = int8 ? int8_name : bf16 ? bf16_name : kernels->name, .rt = rt, .state = cpu, .close = cpu_close,
-    .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy, .upload = cpu_copy, .download = cpu_copy,
+    .name = int8 ? int8_name : bf16 ? bf16_name : kernels->name, .rt = rt, .state = cpu,
+        .close = cpu_close,
+    .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy, .upload = cpu_copy,
+        .download = cpu_copy,
     .reserve = cpu_reserve, .interleaved = pyr_cpu_interleaved, .interleave = pyr_cpu_interleave,
-    .linear = pyr_cpu_linear, .attention = pyr_cpu_attention, .mass = pyr_cpu_mass, .select = pyr_cpu_select,
+    .linear = pyr_cpu_linear, .attention = pyr_cpu_attention, .mass = pyr_cpu_mass,
+        .select = pyr_cpu_select,
     .choose = pyr_cpu_choose, .merge = pyr_cpu_merge,
   };
   pyr_cpu_rows_fill(be);

@@ -1,4 +1,5 @@
-/* cpu.h — what the CPU backend's files share: its state, scratch, row access, and the operations that fill the table. */
+/* cpu.h — what the CPU backend's files share: its state, scratch, row access, and the operations
+ * that fill the table. */
 #ifndef PYR_CPU_H
 #define PYR_CPU_H
 
@@ -9,7 +10,8 @@
 typedef struct pyr_cpu {
   const pyr_kernels *kernels;
   pyr_matmul *matmul;      /* NULL: products are not rounded to bf16 */
-  uint8_t *tokens;         /* those of one product as bf16, or as f32 in groups of PYR_TOKEN_GROUP, value beside value */
+  uint8_t *tokens;         /* those of one product as bf16, or as f32 in groups of PYR_TOKEN_GROUP,
+                              value beside value */
   size_t tokens_bytes;
   bool int8;               /* few tokens are multiplied with quantised weights as bytes */
   uint8_t *x8;             /* the tokens of one product as int8 */
@@ -36,8 +38,8 @@ static inline float *pyr_cpu_grouped(const pyr_backend *be, int64_t n, int64_t c
   return pyr_cpu_grouped_bytes(n, cols) <= cpu->tokens_bytes ? (float *)(void *)cpu->tokens : NULL;
 }
 
-/* Pieces cut from a worker's scratch, each 64-byte aligned. With base NULL it only counts, so that the code that lays
- * scratch out also tells `reserve` how much to set aside. */
+/* Pieces cut from a worker's scratch, each 64-byte aligned. With base NULL it only counts, so that
+ * the code that lays scratch out also tells `reserve` how much to set aside. */
 typedef struct pyr_arena { uint8_t *base; size_t used; } pyr_arena;
 static inline void *pyr_arena_take(pyr_arena *arena, int64_t count, size_t size) {
   void *piece = arena->base ? arena->base + arena->used : NULL;
@@ -48,32 +50,37 @@ static inline pyr_arena pyr_cpu_arena(const pyr_cpu *cpu, int worker) {
   return (pyr_arena){ cpu->scratch + (size_t)worker * cpu->scratch_each, 0 };
 }
 
-/* Bytes of scratch that a call needs for each worker. `group` is heads / kv_heads; rows are a lane's. */
+/* Bytes of scratch that a call needs for each worker. `group` is heads / kv_heads; rows are a
+ * lane's. */
 size_t pyr_cpu_linear_scratch(const pyr_kernels *k, int64_t cols);
 size_t pyr_cpu_bf16_scratch(int64_t tokens, int64_t cols);
-size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim, int64_t rows);
+size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim,
+                                 int64_t rows);
 size_t pyr_cpu_mass_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim);
 size_t pyr_cpu_merge_scratch(const pyr_kernels *k, int32_t head_dim);
 size_t pyr_cpu_signals_scratch(const pyr_kernels *k, int32_t head_dim, int64_t lag);
 /* PYR_ARGUMENT if a call needs more than was reserved. */
 pyr_status pyr_cpu_check(pyr_backend *be, const char *operation, size_t needed);
 
-/* Runs fn over [0, n) in spans, on the team if the work (n items of `cost` values each) is worth waking it. */
+/* Runs fn over [0, n) in spans, on the team if the work (n items of `cost` values each) is worth
+ * waking it. */
 typedef void (*pyr_span_fn)(const void *ctx, int64_t begin, int64_t end);
 void pyr_cpu_spans(pyr_backend *be, pyr_span_fn fn, const void *ctx, int64_t n, int64_t cost);
 
-/* Runs tasks on the team, or all here if together they are too little work (about `cost` multiply-adds) to wake it for. */
+/* Runs tasks on the team, or all here if together they are too little work (about `cost`
+ * multiply-adds) to wake it for. */
 void pyr_cpu_tasks(pyr_backend *be, pyr_task_fn fn, void *ctx, int64_t tasks, int64_t cost);
 
 typedef struct pyr_span { int64_t low, high; } pyr_span;
 
-/* Rows of a weight, cut into runs, a task each. A thread's first run is half its share, its next one half of what is then left, and
- * so on, down to `least` bytes: long runs, which are read ahead, and yet an end for all threads at about the same time. Runs begin
- * at multiples of `unit`. */
+/* Rows of a weight, cut into runs, a task each. A thread's first run is half its share, its next
+ * one half of what is then left, and so on, down to `least` bytes: long runs, which are read ahead,
+ * and yet an end for all threads at about the same time. Runs begin at multiples of `unit`. */
 typedef struct pyr_runs { int64_t rows, unit, least; int threads; } pyr_runs;
 
 static inline pyr_runs pyr_cpu_runs(int64_t rows, size_t stride, int64_t unit, int threads) {
-  int64_t bytes = 64 * 1024, least = pyr_round_up(pyr_ceil_div(bytes, stride ? (int64_t)stride : 1), unit);
+  int64_t bytes = 64 * 1024, least = pyr_round_up(pyr_ceil_div(bytes,
+      stride ? (int64_t)stride : 1), unit);
   return (pyr_runs){ rows, unit, threads > 1 ? least : pyr_round_up(rows, unit), threads };
 }
 
@@ -87,19 +94,23 @@ static inline pyr_span pyr_cpu_run(const pyr_runs *r, int64_t task) {
   for (int64_t begin = 0;; task -= r->threads) {
     int64_t left = r->rows - begin, run = pyr_cpu_run_length(r, left);
     if (task < r->threads || left <= run * r->threads)
-      return (pyr_span){ pyr_least(r->rows, begin + task * run), pyr_least(r->rows, begin + (task + 1) * run) };
+      return (pyr_span){ pyr_least(r->rows, begin + task * run),
+                         pyr_least(r->rows, begin + (task + 1) * run) };
     begin += run * r->threads;
   }
 }
 
 static inline int64_t pyr_cpu_run_count(const pyr_runs *r) {
   int64_t left = r->rows, run, count = 0;
-  for (; left > (run = pyr_cpu_run_length(r, left)) * r->threads; left -= run * r->threads) count += r->threads;
+  for (; left > (run = pyr_cpu_run_length(r, left)) * r->threads; left -= run * r->threads)
+    count += r->threads;
   return count + pyr_ceil_div(left, run);
 }
 
-/* Writes what `dot` left, `width` sums a token, for `count` weight rows and `some` tokens, `rows` floats apart. */
-static inline void pyr_cpu_put_dots(float *out, int64_t rows, const float *sum, int width, int some, int count, const float *bias, bool accumulate) {
+/* Writes what `dot` left, `width` sums a token, for `count` weight rows and `some` tokens, `rows`
+ * floats apart. */
+static inline void pyr_cpu_put_dots(float *out, int64_t rows, const float *sum, int width,
+                                    int some, int count, const float *bias, bool accumulate) {
   for (int r = 0; r < some; r++, out += rows)
     for (int i = 0; i < count; i++) {
       float value = sum[r * width + i] + (bias ? bias[i] : 0);
@@ -107,13 +118,17 @@ static inline void pyr_cpu_put_dots(float *out, int64_t rows, const float *sum, 
     }
 }
 
-/* interleave.c: the two entries of the table, and n values of a row from column col on, whole blocks, in whatever order w lies. */
+/* interleave.c: the two entries of the table, and n values of a row from column col on, whole
+ * blocks, in whatever order w lies. */
 int32_t pyr_cpu_interleaved(const pyr_backend *be, const pyr_tensor *w);
 pyr_status pyr_cpu_interleave(pyr_backend *be, void *to, const pyr_tensor *w);
-void pyr_cpu_weights(const pyr_kernels *k, float *dst, const pyr_tensor *w, int64_t row, int64_t col, int64_t n);
+void pyr_cpu_weights(const pyr_kernels *k, float *dst, const pyr_tensor *w, int64_t row,
+                     int64_t col, int64_t n);
 
 /* What attention and the score pass of many queries multiply with. */
-static inline const pyr_products *pyr_cpu_products(const pyr_cpu *cpu) { return cpu->matmul ? &cpu->kernels->bf16 : &cpu->kernels->f32; }
+static inline const pyr_products *pyr_cpu_products(const pyr_cpu *cpu) {
+  return cpu->matmul ? &cpu->kernels->bf16 : &cpu->kernels->f32;
+}
 
 /* Rows from `row` on that lie in one page, at most `count`. */
 static inline int64_t pyr_cpu_run_in_page(int64_t row, int64_t count) {
@@ -121,40 +136,55 @@ static inline int64_t pyr_cpu_run_in_page(int64_t row, int64_t count) {
 }
 
 /* K (what = 0) or V (1) of a row; `bytes` is pyr_row_bytes. */
-static inline uint8_t *pyr_cpu_row_at(const pyr_lane_view *lane, size_t bytes, int64_t row, int what) {
-  return (uint8_t *)lane->pages[row / PYR_PAGE_ROWS] + (size_t)(row % PYR_PAGE_ROWS + what * PYR_PAGE_ROWS) * bytes;
+static inline uint8_t *pyr_cpu_row_at(const pyr_lane_view *lane, size_t bytes, int64_t row,
+                                      int what) {
+  return (uint8_t *)lane->pages[row / PYR_PAGE_ROWS]
+      + (size_t)(row % PYR_PAGE_ROWS + what * PYR_PAGE_ROWS) * bytes;
 }
 
-/* Rows [begin, begin+count) of K (what = 0) or V (1) as f32, `ld` >= head_dim floats apart; the rest of each is zeroed. */
-void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t count, int what);
+/* Rows [begin, begin+count) of K (what = 0) or V (1) as f32, `ld` >= head_dim floats apart; the
+ * rest of each is zeroed. */
+void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane,
+                       pyr_layout layout, int64_t begin, int64_t count, int what);
 
 /* Rows [low, high) that a query at `position` sees: positions ascend, so they are a run. */
 pyr_span pyr_cpu_visible(const pyr_lane_view *lane, int32_t position, int32_t window);
 
 /* due(j) of pyr_weighting. */
 static inline int64_t pyr_cpu_due(const pyr_weighting *w, int64_t j) {
-  return w->due + (w->every > 0 && j >= w->threshold ? ((j - w->threshold) / w->every + 1) * w->every : 0);
+  return w->due + (w->every > 0 && j >= w->threshold
+                   ? ((j - w->threshold) / w->every + 1) * w->every : 0);
 }
 static inline float pyr_cpu_slope(const pyr_weighting *w) {
   return w->queries > 1 ? (w->ramp - 1.0f) / (float)(w->queries - 1) : 0.0f;
 }
 
 /* The operations, documented in backend.h. */
-pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags);
-pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);
-pyr_status pyr_cpu_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale);
-pyr_status pyr_cpu_select(pyr_backend *be, int32_t *idx, const float *score, int64_t n, int64_t k, int32_t offset);
+pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
+                          const float *bias, int64_t n, int flags);
+pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout,
+                             int32_t heads, int32_t kv_heads, float scale);
+pyr_status pyr_cpu_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads,
+                        int32_t kv_heads, float scale);
+pyr_status pyr_cpu_select(pyr_backend *be, int32_t *idx, const float *score, int64_t n, int64_t k,
+                          int32_t offset);
 pyr_status pyr_cpu_choose(pyr_backend *be, const pyr_choice *c);
-pyr_status pyr_cpu_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k,
-                         float threshold, int32_t *links);
-/* Many tokens where bf16 is multiplied in hardware (linear_bf16.c), and whether it takes n tokens and weights of a dtype. */
+pyr_status pyr_cpu_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout,
+                         const int32_t *idx, int64_t k, float threshold, int32_t *links);
+/* Many tokens where bf16 is multiplied in hardware (linear_bf16.c), and whether it takes n tokens
+ * and weights of a dtype. */
 bool pyr_cpu_bf16_takes(const pyr_cpu *cpu, pyr_dtype dtype, int64_t n);
-pyr_status pyr_cpu_linear_bf16(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags);
-/* Quantised weights where bytes are multiplied in hardware (linear_int8.c), and whether it takes them and n tokens. */
+pyr_status pyr_cpu_linear_bf16(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
+                               const float *bias, int64_t n, int flags);
+/* Quantised weights where bytes are multiplied in hardware (linear_int8.c), and whether it takes
+ * them and n tokens. */
 bool pyr_cpu_int8_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n);
-pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags);
+pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
+                               const float *bias, int64_t n, int flags);
 void pyr_cpu_rows_fill(pyr_backend *be);          /* rows.c: store, gather, rotate, row_norms */
-void pyr_cpu_elementwise_fill(pyr_backend *be);   /* elementwise.c: everything on single values and tokens */
-void pyr_cpu_signals_fill(pyr_backend *be);       /* signals.c: what rows, queries and weights say of rows */
+void pyr_cpu_elementwise_fill(pyr_backend *be);   /* elementwise.c: everything on single values and
+                                                     tokens */
+void pyr_cpu_signals_fill(pyr_backend *be);       /* signals.c: what rows, queries and weights say
+                                                     of rows */
 
 #endif

@@ -1,15 +1,16 @@
 /* elementwise.c — operations on single values, on tokens by themselves, and on vectors of scores.
  *
- * Owns nothing but arithmetic. Long ones are cut into spans for the team (pyr_cpu_spans); each value depends on its own
- * inputs only, or is summed in an order that the cut does not touch. */
+ * Owns nothing but arithmetic. Long ones are cut into spans for the team (pyr_cpu_spans); each
+ * value depends on its own inputs only, or is summed in an order that the cut does not touch. */
 #include "cpu/cpu.h"
 
 #include <math.h>
 #include <string.h>
 
-/* ---- tokens -------------------------------------------------------------------------------------------------------- */
+/* ---- tokens ---------------------------------------------------------------------------------- */
 
-typedef struct embed_call { const pyr_kernels *k; float *out; const pyr_tensor *table; const int32_t *ids; } embed_call;
+typedef struct embed_call {
+    const pyr_kernels *k; float *out; const pyr_tensor *table; const int32_t *ids; } embed_call;
 
 static void embed_span(const void *ctx, int64_t begin, int64_t end) {
   const embed_call *c = ctx;
@@ -18,13 +19,15 @@ static void embed_span(const void *ctx, int64_t begin, int64_t end) {
     pyr_cpu_weights(c->k, c->out + i * d, c->table, c->ids[i], 0, d);
 }
 
-static pyr_status cpu_embed(pyr_backend *be, float *out, const pyr_tensor *table, const int32_t *ids, int64_t n) {
+static pyr_status cpu_embed(pyr_backend *be, float *out, const pyr_tensor *table,
+                            const int32_t *ids, int64_t n) {
   embed_call c = { pyr_cpu_of(be)->kernels, out, table, ids };
   pyr_cpu_spans(be, embed_span, &c, n, table->shape[1]);
   return PYR_OK;
 }
 
-typedef struct norm_call { const pyr_kernels *k; float *out; const float *x, *weight; int64_t d; float eps; } norm_call;
+typedef struct norm_call { const pyr_kernels *k; float *out; const float *x,
+                           *weight; int64_t d; float eps; } norm_call;
 
 /* out = weight * x / sqrt(mean of x^2 + eps) */
 static void norm_span(const void *ctx, int64_t begin, int64_t end) {
@@ -38,7 +41,8 @@ static void norm_span(const void *ctx, int64_t begin, int64_t end) {
   }
 }
 
-static pyr_status cpu_rms_norm(pyr_backend *be, float *out, const float *x, const float *weight, int64_t n, int64_t d, float eps) {
+static pyr_status cpu_rms_norm(pyr_backend *be, float *out, const float *x, const float *weight,
+                               int64_t n, int64_t d, float eps) {
   norm_call c = { pyr_cpu_of(be)->kernels, out, x, weight, d, eps };
   pyr_cpu_spans(be, norm_span, &c, n, d);
   return PYR_OK;
@@ -53,14 +57,17 @@ typedef struct rope_call {
   float gain;
 } rope_call;
 
-/* (a, b) becomes (a cos - b sin, a sin + b cos), with the angle pos * freq[i]. A token's sines serve all of its heads. */
+/* (a, b) becomes (a cos - b sin, a sin + b cos), with the angle pos * freq[i]. A token's sines
+ * serve all of its heads. */
 static void rope_span(const void *ctx, int64_t begin, int64_t end) {
   const rope_call *c = ctx;
-  int32_t step = c->style == PYR_ROPE_HALF ? 1 : 2, other = c->style == PYR_ROPE_HALF ? c->pairs : 1;
+  int32_t step = c->style == PYR_ROPE_HALF ? 1 : 2,
+      other = c->style == PYR_ROPE_HALF ? c->pairs : 1;
   for (int64_t t = begin; t < end; t++) {
     float *token = c->x + t * c->heads * c->head_dim;
     for (int32_t i = 0; i < c->pairs; i++) {
-      float angle = (float)c->pos[t] * c->freq[i], co = cosf(angle) * c->gain, si = sinf(angle) * c->gain;
+      float angle = (float)c->pos[t] * c->freq[i], co = cosf(angle) * c->gain,
+          si = sinf(angle) * c->gain;
       for (int32_t h = 0; h < c->heads; h++) {
         float *pair = token + h * c->head_dim + i * step, a = pair[0], b = pair[other];
         pair[0] = a * co - b * si;
@@ -70,9 +77,12 @@ static void rope_span(const void *ctx, int64_t begin, int64_t end) {
   }
 }
 
-static pyr_status cpu_rope(pyr_backend *be, float *x, const int32_t *pos, const float *freq, int64_t n, int32_t heads, int32_t head_dim, int32_t dims, pyr_rope_style style, float gain) {
+static pyr_status cpu_rope(pyr_backend *be, float *x, const int32_t *pos, const float *freq,
+                           int64_t n, int32_t heads, int32_t head_dim, int32_t dims,
+                               pyr_rope_style style, float gain) {
   rope_call c = { x, pos, freq, heads, head_dim, dims / 2, style, gain };
-  pyr_cpu_spans(be, rope_span, &c, n, (int64_t)heads * dims + 16 * dims);   /* a sine costs as much as some products */
+  /* a sine costs as much as some products */
+  pyr_cpu_spans(be, rope_span, &c, n, (int64_t)heads * dims + 16 * dims);
   return PYR_OK;
 }
 
@@ -90,7 +100,8 @@ static pyr_status cpu_silu_mul(pyr_backend *be, float *gate, const float *up, in
 }
 
 /* Ascending indices only move things towards the front, so one pass in order is safe in place. */
-static pyr_status cpu_take_rows(pyr_backend *be, float *x, const int32_t *idx, int64_t k, int64_t d) {
+static pyr_status cpu_take_rows(pyr_backend *be, float *x, const int32_t *idx, int64_t k,
+                                int64_t d) {
   (void)be;
   for (int64_t i = 0; i < k; i++)
     if (idx[i] != i) memmove(x + i * d, x + idx[i] * d, (size_t)d * sizeof(float));
@@ -103,10 +114,12 @@ static pyr_status cpu_take_i32(pyr_backend *be, int32_t *x, const int32_t *idx, 
   return PYR_OK;
 }
 
-/* ---- vectors of scores --------------------------------------------------------------------------------------------- */
+/* ---- vectors of scores ----------------------------------------------------------------------- */
 
-/* Row after row, so that the order of a sum is that of the rows. NaN wins a maximum, so that it is seen. */
-static pyr_status cpu_reduce_rows(pyr_backend *be, float *out, const float *in, int32_t count, int64_t stride, int64_t n, pyr_reduce how, float scale) {
+/* Row after row, so that the order of a sum is that of the rows. NaN wins a maximum, so that it is
+ * seen. */
+static pyr_status cpu_reduce_rows(pyr_backend *be, float *out, const float *in, int32_t count,
+                                  int64_t stride, int64_t n, pyr_reduce how, float scale) {
   (void)be;
   for (int64_t i = 0; i < n; i++) out[i] = in[i];
   for (int32_t r = 1; r < count; r++) {
@@ -121,31 +134,38 @@ static pyr_status cpu_reduce_rows(pyr_backend *be, float *out, const float *in, 
   return PYR_OK;
 }
 
-static pyr_status cpu_arith(pyr_backend *be, float *a, const float *b, int64_t n, pyr_score_code code) {
+static pyr_status cpu_arith(pyr_backend *be, float *a, const float *b, int64_t n,
+                            pyr_score_code code) {
   switch (code) {
     case PYR_S_ADD: for (int64_t i = 0; i < n; i++) a[i] += b[i]; return PYR_OK;
     case PYR_S_SUB: for (int64_t i = 0; i < n; i++) a[i] -= b[i]; return PYR_OK;
     case PYR_S_MUL: for (int64_t i = 0; i < n; i++) a[i] *= b[i]; return PYR_OK;
-    case PYR_S_DIV: for (int64_t i = 0; i < n; i++) a[i] = b[i] == 0 ? 0 : a[i] / b[i]; return PYR_OK;
-    default: return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "arith: code %d is no arithmetic", (int)code);
+    case PYR_S_DIV: for (int64_t i = 0; i < n; i++) a[i] = b[i] == 0 ? 0 : a[i] / b[i];
+    return PYR_OK;
+    default: return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "arith: code %d is no arithmetic",
+                                          (int)code);
   }
 }
 
 typedef struct pool_call { float *out; const float *in; int64_t n, half; int how; } pool_call;
 
-/* Each output sums (or compares) its own window, from left to right: no running sum, whose errors would travel. */
+/* Each output sums (or compares) its own window, from left to right: no running sum, whose errors
+ * would travel. */
 static void pool_span(const void *ctx, int64_t begin, int64_t end) {
   const pool_call *c = ctx;
   for (int64_t i = begin; i < end; i++) {
     int64_t low = pyr_most(0, i - c->half), high = pyr_least(c->n, i + c->half + 1);
     float x = c->in[low];
-    for (int64_t j = low + 1; j < high; j++) x = c->how == 0 ? x + c->in[j] : c->in[j] <= x ? x : c->in[j];
+    for (int64_t j = low + 1; j < high; j++)
+      x = c->how == 0 ? x + c->in[j] : c->in[j] <= x ? x : c->in[j];
     c->out[i] = c->how == 0 ? x / (float)(high - low) : x;
   }
 }
 
-static pyr_status cpu_pool(pyr_backend *be, float *out, const float *in, int64_t n, int32_t width, int how) {
-  if (width < 1 || width % 2 == 0) return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "pool: width %d is not odd", (int)width);
+static pyr_status cpu_pool(pyr_backend *be, float *out, const float *in, int64_t n, int32_t width,
+                           int how) {
+  if (width < 1 || width % 2 == 0)
+    return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "pool: width %d is not odd", (int)width);
   pool_call c = { out, in, n, width / 2, how };
   pyr_cpu_spans(be, pool_span, &c, n, width);
   return PYR_OK;
@@ -175,7 +195,8 @@ static pyr_status cpu_iota(pyr_backend *be, int32_t *out, int32_t first, int64_t
   return PYR_OK;
 }
 
-/* The finaliser of splitmix64 over the position-th state of the generator that starts at `seed`; 24 bits make a float. */
+/* The finaliser of splitmix64 over the position-th state of the generator that starts at `seed`; 24
+ * bits make a float. */
 static float hash_unit(uint64_t seed, int32_t position) {
   uint64_t z = seed + ((uint64_t)(uint32_t)position + 1) * 0x9E3779B97F4A7C15u;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -183,10 +204,12 @@ static float hash_unit(uint64_t seed, int32_t position) {
   return (float)((z ^ (z >> 31)) >> 40) * 0x1p-24f;
 }
 
-static pyr_status cpu_fill(pyr_backend *be, float *out, const int32_t *positions, int64_t n, int what, uint64_t seed, float value) {
+static pyr_status cpu_fill(pyr_backend *be, float *out, const int32_t *positions, int64_t n,
+                           int what, uint64_t seed, float value) {
   (void)be;
   for (int64_t i = 0; i < n; i++)
-    out[i] = what == 0 ? (float)positions[i] : what == 1 ? hash_unit(seed, positions[i]) : what == 2 ? value :
+    out[i] = what == 0 ? (float)positions[i] : what == 1 ? hash_unit(seed, positions[i])
+        : what == 2 ? value :
              n == 1 ? 1.0f : (float)i / (float)(n - 1);
   return PYR_OK;
 }

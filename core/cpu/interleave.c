@@ -1,10 +1,11 @@
 /* interleave.c — the order of quantised weights in which few tokens are multiplied fastest.
  *
- * PYR_STACK rows that follow each other are a stack, as many bytes as before. Block by block of their values, first the two
- * bytes that no word of four holds (the scale of q8_0, q4_0 and q6_k), row beside row, then the block's words, each row beside row:
- * a vector of words has one of each row. A product then needs no scale spread over a vector, no sum across one, and unpacks each
- * byte once for all tokens (dot_stacks of int8.inc), which reads them in the order in which they lie: that of q6_k is its own. All other
- * readers get rows back through pyr_cpu_weights.
+ * PYR_STACK rows that follow each other are a stack, as many bytes as before. Block by block of
+ * their values, first the two bytes that no word of four holds (the scale of q8_0, q4_0 and q6_k),
+ * row beside row, then the block's words, each row beside row: a vector of words has one of each
+ * row. A product then needs no scale spread over a vector, no sum across one, and unpacks each byte
+ * once for all tokens (dot_stacks of int8.inc), which reads them in the order in which they lie:
+ * that of q6_k is its own. All other readers get rows back through pyr_cpu_weights.
  *
  * Does not own: who asks for it and where it lies (bind_matrix of model.c). */
 #include "cpu/cpu.h"
@@ -16,31 +17,41 @@ enum { WORD = 4, MOST_BLOCK = 210 };     /* bytes of q6_k, the largest block */
 int32_t pyr_cpu_interleaved(const pyr_backend *be, const pyr_tensor *w) {
   const pyr_cpu *cpu = pyr_cpu_of(be);
   bool fits = w->rank == 2 && w->shape[0] % PYR_STACK == 0 &&
-              (w->dtype == PYR_Q8_0 || w->dtype == PYR_Q4_0 || w->dtype == PYR_Q4_K || w->dtype == PYR_Q6_K);
+              (w->dtype == PYR_Q8_0 || w->dtype == PYR_Q4_0 || w->dtype == PYR_Q4_K
+               || w->dtype == PYR_Q6_K);
   return cpu->int8 && fits ? PYR_STACK : 0;
 }
 
-/* q6_k's words (see dtype.c): the scales; then, for each half of the block and each half of its runs of 32 values, four times a
- * word of low bits of runs 0 and 2, one of runs 1 and 3, and one of the high two bits of all four. */
+/* q6_k's words (see dtype.c): the scales; then, for each half of the block and each half of its
+ * runs of 32 values, four times a word of low bits of runs 0 and 2, one of runs 1 and 3, and one of
+ * the high two bits of all four. */
 static const uint8_t q6_k_words[] = {
   48, 49, 50, 51,
-   0,  8, 32,   1,  9, 33,   2, 10, 34,   3, 11, 35,      4, 12, 36,   5, 13, 37,   6, 14, 38,   7, 15, 39,
-  16, 24, 40,  17, 25, 41,  18, 26, 42,  19, 27, 43,     20, 28, 44,  21, 29, 45,  22, 30, 46,  23, 31, 47,
+   0,  8, 32,   1,  9, 33,   2, 10, 34,   3, 11, 35,      4, 12, 36,   5, 13, 37,   6, 14, 38,   7,
+       15, 39,
+  16, 24, 40,  17, 25, 41,  18, 26, 42,  19, 27, 43,     20, 28, 44,  21, 29, 45,  22, 30, 46,  23,
+      31, 47,
 };
 
-/* A block of a row: `odd` bytes at odd_at, and words from words_at on, in the order of `order`, if there is one. */
+/* A block of a row: `odd` bytes at odd_at, and words from words_at on, in the order of `order`, if
+ * there is one. */
 typedef struct block_form { size_t bytes, odd, odd_at, words_at; const uint8_t *order; } block_form;
 static block_form form_of(pyr_dtype dtype) {
   size_t bytes = pyr_dtype_block_bytes(dtype), odd = bytes % WORD;
-  return dtype == PYR_Q6_K ? (block_form){ bytes, odd, bytes - odd, 0, q6_k_words } : (block_form){ bytes, odd, 0, odd, NULL };
+  return dtype == PYR_Q6_K ? (block_form){ bytes, odd, bytes - odd, 0, q6_k_words }
+      : (block_form){ bytes, odd, 0, odd, NULL };
 }
 
 /* Where they lie in the block of its stack. */
 static size_t odd_in(const block_form *f, int64_t row) { return (size_t)row * f->odd; }
-static size_t words_in(const block_form *f, int64_t row) { return PYR_STACK * f->odd + (size_t)row * WORD; }
+static size_t words_in(const block_form *f, int64_t row) {
+  return PYR_STACK * f->odd + (size_t)row * WORD;
+}
 
 /* Where the i-th word of a stack's row stands in its own block. */
-static size_t word_from(const block_form *f, size_t i) { return f->words_at + WORD * (f->order ? f->order[i] : i); }
+static size_t word_from(const block_form *f, size_t i) {
+  return f->words_at + WORD * (f->order ? f->order[i] : i);
+}
 
 typedef struct call { uint8_t *to; const pyr_tensor *w; } call;
 
@@ -56,7 +67,8 @@ static void interleave_stack(void *ctx, int64_t task, int worker) {
       const uint8_t *from = rows + (size_t)r * c->w->stride + (size_t)b * f.bytes;
       uint8_t *to = stack + words_in(&f, r);
       memcpy(stack + odd_in(&f, r), from + f.odd_at, f.odd);
-      for (size_t i = 0; i < f.bytes / WORD; i++, to += PYR_STACK * WORD) memcpy(to, from + word_from(&f, i), WORD);
+      for (size_t i = 0; i < f.bytes / WORD; i++, to += PYR_STACK * WORD)
+        memcpy(to, from + word_from(&f, i), WORD);
     }
 }
 
@@ -66,7 +78,8 @@ pyr_status pyr_cpu_interleave(pyr_backend *be, void *to, const pyr_tensor *w) {
   return PYR_OK;
 }
 
-void pyr_cpu_weights(const pyr_kernels *k, float *dst, const pyr_tensor *w, int64_t row, int64_t col, int64_t n) {
+void pyr_cpu_weights(const pyr_kernels *k, float *dst, const pyr_tensor *w, int64_t row,
+                     int64_t col, int64_t n) {
   enum { SOME = 4 };                     /* blocks at a time */
   const uint8_t *data = w->data;
   block_form f = form_of(w->dtype);
@@ -76,14 +89,16 @@ void pyr_cpu_weights(const pyr_kernels *k, float *dst, const pyr_tensor *w, int6
     return;
   }
   uint8_t plain[SOME * MOST_BLOCK];
-  const uint8_t *stack = data + (size_t)(row / PYR_STACK * PYR_STACK) * w->stride + PYR_STACK * (size_t)first * f.bytes;
+  const uint8_t *stack = data + (size_t)(row / PYR_STACK * PYR_STACK) * w->stride
+      + PYR_STACK * (size_t)first * f.bytes;
   for (int64_t left = n / block; left > 0;) {
     int64_t some = pyr_least(left, SOME);
     uint8_t *to = plain;
     for (int64_t b = 0; b < some; b++, stack += PYR_STACK * f.bytes, to += f.bytes) {
       const uint8_t *from = stack + words_in(&f, row % PYR_STACK);
       memcpy(to + f.odd_at, stack + odd_in(&f, row % PYR_STACK), f.odd);
-      for (size_t i = 0; i < f.bytes / WORD; i++, from += PYR_STACK * WORD) memcpy(to + word_from(&f, i), from, WORD);
+      for (size_t i = 0; i < f.bytes / WORD; i++, from += PYR_STACK * WORD)
+        memcpy(to + word_from(&f, i), from, WORD);
     }
     k->to_f32(dst, plain, w->dtype, some * block);
     dst += some * block;

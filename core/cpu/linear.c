@@ -1,21 +1,26 @@
-/* linear.c — matrix products with a weight: out[n, rows] = x[n, k] . w[rows, k]^T (+ bias), w of any dtype.
+/* linear.c — matrix products with a weight: out[n, rows] = x[n, k] . w[rows, k]^T (+ bias), w of
+ * any dtype.
  *
- * Few tokens (n < PYR_SMALL_N; decode, small batches): the weight is what must be read, so its rows are streamed once,
- * four at a time (or one, for one token), and multiplied with every token while they are in registers or in the first cache
- * (`dot`). Where there are more tokens than `dot` takes, rows in blocks are turned into f32 once, not once for each few
- * tokens; the result is the same. Tasks are runs of weight rows.
+ * Few tokens (n < PYR_SMALL_N; decode, small batches): the weight is what must be read, so its rows
+ * are streamed once, four at a time (or one, for one token), and multiplied with every token while
+ * they are in registers or in the first cache (`dot`). Where there are more tokens than `dot`
+ * takes, rows in blocks are turned into f32 once, not once for each few tokens; the result is the
+ * same. Tasks are runs of weight rows.
  *
- * Many tokens: the arithmetic is what costs. Tokens are transposed once, in groups of FEW. The product is cut into blocks of
- * tokens x panels of weight rows, each a task. A task walks k in steps of STEP; for each it turns its panel into f32, transposed
- * into slices of nr rows (a slice of nr x STEP stays in the first cache, the panel in the second), and then runs over its
- * groups of tokens:
+ * Many tokens: the arithmetic is what costs. Tokens are transposed once, in groups of FEW. The
+ * product is cut into blocks of tokens x panels of weight rows, each a task. A task walks k in
+ * steps of STEP; for each it turns its panel into f32, transposed into slices of nr rows (a slice
+ * of nr x STEP stays in the first cache, the panel in the second), and then runs over its groups of
+ * tokens:
  *
  *     out[t, r] += sum over j in the step of x[t, j] * w[r, j]
  *
- * by the `gemm` primitive, whose result for one element does not depend on how tokens and rows are cut. So the cut may
- * follow the number of threads, and still a token's result depends neither on it nor on the other tokens.
+ * by the `gemm` primitive, whose result for one element does not depend on how tokens and rows are
+ * cut. So the cut may follow the number of threads, and still a token's result depends neither on
+ * it nor on the other tokens.
  *
- * Does not own: dequantisation (formats.inc, dtype.c); products in lower precision (linear_bf16.c, linear_int8.c). */
+ * Does not own: dequantisation (formats.inc, dtype.c); products in lower precision (linear_bf16.c,
+ * linear_int8.c). */
 #include "cpu/cpu.h"
 
 #include <string.h>
@@ -23,9 +28,10 @@
 enum {
   STEP = 256,             /* of k; a multiple of every dtype's block */
   PANEL = 256,            /* weight rows a task at most */
-  TOKENS = 516,           /* tokens a task at most: a chunk of a prompt and what fills its last group */
+  TOKENS = 516,  /* tokens a task at most: a chunk of a prompt and what fills its last group */
   LEAST_PANEL = 64,       /* weight rows, if there are tasks for all threads then */
-  FEW = PYR_TOKEN_GROUP,  /* tokens at a time: a multiple of PYR_UNIT, and gemm's own tile at its widest */
+  FEW = PYR_TOKEN_GROUP,  /* tokens at a time: a multiple of PYR_UNIT, and gemm's own tile at its
+                             widest */
 };
 
 typedef struct product {
@@ -48,7 +54,7 @@ static const uint8_t *weight_at(const pyr_tensor *w, int64_t row, int64_t col) {
          (size_t)(col / pyr_dtype_block(w->dtype)) * pyr_dtype_block_bytes(w->dtype);
 }
 
-/* ---- few tokens ---------------------------------------------------------------------------------------------------- */
+/* ---- few tokens ------------------------------------------------------------------------------ */
 
 /* `rows` weight rows from `row` on (at most PYR_DOT_WEIGHTS) times every token. */
 static void few_rows(const product *p, float *plain, int64_t row, int rows) {
@@ -56,26 +62,29 @@ static void few_rows(const product *p, float *plain, int64_t row, int rows) {
   size_t stride = p->w->stride;
   pyr_dtype dtype = p->w->dtype;
   if (plain) {
-    for (int i = 0; i < rows; i++) pyr_cpu_weights(p->k, plain + i * p->cols, p->w, row + i, 0, p->cols);
+    for (int i = 0; i < rows; i++)
+      pyr_cpu_weights(p->k, plain + i * p->cols, p->w, row + i, 0, p->cols);
     w = plain, stride = (size_t)p->cols * sizeof(float), dtype = PYR_F32;
   }
   for (int64_t t = 0; t < p->n; t += p->k->dot_rows) {
     float sum[PYR_DOT_ROWS_MAX * PYR_DOT_WEIGHTS];
     int some = (int)pyr_least(p->k->dot_rows, p->n - t);
     p->k->dot(sum, w, stride, dtype, rows, p->x + t * p->cols, p->cols, some, p->cols);
-    pyr_cpu_put_dots(p->out + t * p->rows + row, p->rows, sum, PYR_DOT_WEIGHTS, some, rows, p->bias ? p->bias + row : NULL, p->accumulate);
+    pyr_cpu_put_dots(p->out + t * p->rows + row, p->rows, sum, PYR_DOT_WEIGHTS, some, rows,
+                     p->bias ? p->bias + row : NULL, p->accumulate);
   }
 }
 
 static void few_task(void *ctx, int64_t task, int worker) {
   const product *p = ctx;
   pyr_span run = pyr_cpu_run(&p->runs, task);
-  float *plain = p->plain ? (float *)(void *)(p->cpu->scratch + (size_t)worker * p->cpu->scratch_each) : NULL;
+  float *plain = p->plain ? (float *)(void *)(p->cpu->scratch
+                                              + (size_t)worker * p->cpu->scratch_each) : NULL;
   for (int64_t row = run.low; row < run.high; row += PYR_DOT_WEIGHTS)
     few_rows(p, plain, row, (int)pyr_least(PYR_DOT_WEIGHTS, run.high - row));
 }
 
-/* ---- many tokens --------------------------------------------------------------------------------------------------- */
+/* ---- many tokens ----------------------------------------------------------------------------- */
 
 typedef struct panel_scratch {
   float *panel;   /* [slices][STEP][nr] */
@@ -98,15 +107,19 @@ size_t pyr_cpu_linear_scratch(const pyr_kernels *k, int64_t cols) {
   return many.used > few.used ? many.used : few.used;
 }
 
-/* Weight rows [first, first+count), columns [col, col+step) as a slice [step][nr]; rows beyond count are zero. */
-static void load_slice(const product *p, const panel_scratch *s, float *slice, int64_t first, int count, int64_t col, int64_t step) {
+/* Weight rows [first, first+count), columns [col, col+step) as a slice [step][nr]; rows beyond
+ * count are zero. */
+static void load_slice(const product *p, const panel_scratch *s, float *slice, int64_t first,
+                       int count, int64_t col, int64_t step) {
   int nr = p->k->nr;
   if (count < nr) memset(slice, 0, (size_t)(step * nr) * sizeof(float));
   if (p->w->dtype == PYR_F32) {
-    p->k->f32.transpose(slice, nr, (const float *)(const void *)weight_at(p->w, first, col), (int64_t)(p->w->stride / sizeof(float)), count, step, 1.0f);
+    p->k->f32.transpose(slice, nr, (const float *)(const void *)weight_at(p->w, first, col),
+                        (int64_t)(p->w->stride / sizeof(float)), count, step, 1.0f);
     return;
   }
-  for (int r = 0; r < count; r++) pyr_cpu_weights(p->k, s->rows + r * STEP, p->w, first + r, col, step);
+  for (int r = 0; r < count; r++)
+    pyr_cpu_weights(p->k, s->rows + r * STEP, p->w, first + r, col, step);
   p->k->f32.transpose(slice, nr, s->rows, STEP, count, step, 1.0f);
 }
 
@@ -114,12 +127,14 @@ static void load_slice(const product *p, const panel_scratch *s, float *slice, i
 static void group_tokens(const void *ctx, int64_t begin, int64_t end) {
   const product *p = ctx;
   for (int64_t t = begin * FEW; t < pyr_least(end * FEW, p->n); t += FEW)
-    p->k->f32.transpose(p->groups + t * p->cols, FEW, p->x + t * p->cols, p->cols, (int)pyr_least(FEW, p->n - t), p->cols, 1.0f);
+    p->k->f32.transpose(p->groups + t * p->cols, FEW, p->x + t * p->cols, p->cols,
+                        (int)pyr_least(FEW, p->n - t), p->cols, 1.0f);
 }
 
-/* out[t, r] for `m` <= FEW tokens from t, which are x, and the rows of one slice, one step of k further. */
-static void slice_product(const product *p, const panel_scratch *s, const float *slice, const float *x, int64_t t, int m,
-                          int64_t row, int count, int64_t step) {
+/* out[t, r] for `m` <= FEW tokens from t, which are x, and the rows of one slice, one step of k
+ * further. */
+static void slice_product(const product *p, const panel_scratch *s, const float *slice,
+                          const float *x, int64_t t, int m, int64_t row, int count, int64_t step) {
   const pyr_kernels *k = p->k;
   float *out = p->out + t * p->rows + row;
   if (count == k->nr && m % PYR_UNIT == 0) {
@@ -145,7 +160,8 @@ static void many_task(void *ctx, int64_t task, int worker) {
   const product *p = ctx;
   pyr_arena arena = pyr_cpu_arena(p->cpu, worker);
   panel_scratch s = scratch_of(&arena, p->k->nr);
-  int64_t nr = p->k->nr, row = task % p->panels * p->panel, count = pyr_least(p->panel, p->rows - row);
+  int64_t nr = p->k->nr, row = task % p->panels * p->panel,
+      count = pyr_least(p->panel, p->rows - row);
   int64_t t0 = task / p->panels * p->tokens, t1 = pyr_least(p->n, t0 + p->tokens);
   begin_block(p, t0, t1, row, count);
   for (int64_t col = 0; col < p->cols; col += STEP) {
@@ -155,19 +171,22 @@ static void many_task(void *ctx, int64_t task, int worker) {
     for (int64_t t = t0; t < t1; t += FEW) {
       const float *x = p->groups + t * p->cols + col * FEW;
       for (int64_t r = 0; r < count; r += nr)
-        slice_product(p, &s, s.panel + r * STEP, x, t, (int)pyr_least(FEW, t1 - t), row + r, (int)pyr_least(nr, count - r), step);
+        slice_product(p, &s, s.panel + r * STEP, x, t, (int)pyr_least(FEW, t1 - t), row + r,
+                      (int)pyr_least(nr, count - r), step);
     }
   }
 }
 
-/* Large blocks use what they dequantise more often; small ones share the work out evenly. Blocks are halved, panels first, as
- * each block of tokens dequantises all panels anew, until there are four tasks a thread or a half would cost too much. */
+/* Large blocks use what they dequantise more often; small ones share the work out evenly. Blocks
+ * are halved, panels first, as each block of tokens dequantises all panels anew, until there are
+ * four tasks a thread or a half would cost too much. */
 static void cut(product *p, int threads) {
   int64_t nr = p->k->nr, panel = PANEL / nr * nr, tokens = TOKENS;
   for (;;) {
     int64_t tasks = pyr_ceil_div(p->n, tokens) * pyr_ceil_div(p->rows, panel);
     if (threads == 1 || tasks >= 4 * threads) break;
-    if (panel / 2 >= LEAST_PANEL && panel / 2 >= nr && p->rows > panel / 2) panel = pyr_round_up(panel / 2, nr);
+    if (panel / 2 >= LEAST_PANEL && panel / 2 >= nr && p->rows > panel / 2)
+      panel = pyr_round_up(panel / 2, nr);
     else if (tokens > 10 * FEW && p->n > tokens / 2) tokens /= 2;
     else break;
   }
@@ -176,9 +195,10 @@ static void cut(product *p, int threads) {
   p->panels = pyr_ceil_div(p->rows, panel);
 }
 
-/* ---- the operation ------------------------------------------------------------------------------------------------- */
+/* ---- the operation --------------------------------------------------------------------------- */
 
-pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags) {
+pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
+                          const float *bias, int64_t n, int flags) {
   pyr_cpu *cpu = pyr_cpu_of(be);
   product p = { .k = cpu->kernels, .cpu = cpu, .out = out, .x = x, .w = w, .bias = bias, .n = n,
                 .rows = w->shape[0], .cols = w->shape[1], .accumulate = flags & PYR_LINEAR_ADD };
@@ -187,7 +207,8 @@ pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr
   if (pyr_cpu_int8_takes(cpu, w, n)) return pyr_cpu_linear_int8(be, out, x, w, bias, n, flags);
   if ((cpu->int8 || !(flags & PYR_LINEAR_EXACT)) && pyr_cpu_bf16_takes(cpu, w->dtype, n))
     return pyr_cpu_linear_bf16(be, out, x, w, bias, n, flags);
-  pyr_status status = p.plain || n >= PYR_SMALL_N ? pyr_cpu_check(be, "linear", pyr_cpu_linear_scratch(p.k, p.cols)) : PYR_OK;
+  pyr_status status = p.plain || n >= PYR_SMALL_N
+      ? pyr_cpu_check(be, "linear", pyr_cpu_linear_scratch(p.k, p.cols)) : PYR_OK;
   if (status != PYR_OK) return status;
   if (n < PYR_SMALL_N) {
     p.runs = pyr_cpu_runs(p.rows, w->stride, PYR_DOT_WEIGHTS, pyr_runtime_threads(be->rt));
@@ -195,7 +216,8 @@ pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr
     return PYR_OK;
   }
   p.groups = pyr_cpu_grouped(be, n, p.cols);
-  if (!p.groups) return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
+  if (!p.groups)
+    return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
   pyr_cpu_spans(be, group_tokens, &p, pyr_ceil_div(n, FEW), FEW * p.cols);
   cut(&p, pyr_runtime_threads(be->rt));
   pyr_parallel(be->rt, many_task, &p, pyr_ceil_div(n, p.tokens) * p.panels);

@@ -1,15 +1,18 @@
-/* linear_int8.c — matrix products with quantised weights by products of bytes: decode steps and small batches run at the speed
- * of reading the weights, prompts faster than bf16 would be.
+/* linear_int8.c — matrix products with quantised weights by products of bytes: decode steps and
+ * small batches run at the speed of reading the weights, prompts faster than bf16 would be.
  *
- * Only where the runtime was asked for it (isa "avx512int8"; precision = "int8" in Lua). Activations are rounded to 8 bits in
- * groups of 32, each with its scale, once for the whole call; products and the sums of four are exact, what follows is f32
- * (int8.inc). Where weights lie interleaved (interleave.c) any number of tokens is taken; otherwise few. A token's result
- * does not depend on the others of the call. */
+ * Only where the runtime was asked for it (isa "avx512int8"; precision = "int8" in Lua).
+ * Activations are rounded to 8 bits in groups of 32, each with its scale, once for the whole call;
+ * products and the sums of four are exact, what follows is f32 (int8.inc). Where weights lie
+ * interleaved (interleave.c) any number of tokens is taken; otherwise few. A token's result does
+ * not depend on the others of the call. */
 #include "cpu/cpu.h"
 
 enum {
-  BEFORE_BF16 = 16,          /* tokens from which bf16 (linear_bf16.c) is faster with rows as they lie, where the processor has it */
-  TOKENS = 96,               /* of many, so many at a time stay in the second cache while a task's stacks go by */
+  BEFORE_BF16 = 16,          /* tokens from which bf16 (linear_bf16.c) is faster with rows as they
+                                lie, where the processor has it */
+  TOKENS = 96,               /* of many, so many at a time stay in the second cache while a task's
+                                stacks go by */
 };
 
 typedef struct call {
@@ -25,7 +28,8 @@ typedef struct call {
 } call;
 
 bool pyr_cpu_int8_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n) {
-  return cpu->int8 && (w->interleaved || (pyr_dtype_block(w->dtype) > 1 && n < (cpu->matmul ? BEFORE_BF16 : PYR_SMALL_N)));
+  return cpu->int8 && (w->interleaved || (pyr_dtype_block(w->dtype) > 1
+                                          && n < (cpu->matmul ? BEFORE_BF16 : PYR_SMALL_N)));
 }
 
 /* Tokens of groups [begin, end), each of those that are multiplied together. */
@@ -35,7 +39,8 @@ static void quantize_groups(const void *ctx, int64_t begin, int64_t end) {
   for (int64_t t = begin * c->together; t < pyr_least(end * c->together, c->n); t += c->together) {
     uint8_t *to = c->cpu->x8 + (size_t)t * c->each;
     if (c->w->interleaved)
-      k->quantize_tokens(to, c->x + t * c->cols, (int)pyr_least(c->together, c->n - t), c->cols, c->w->dtype);
+      k->quantize_tokens(to, c->x + t * c->cols, (int)pyr_least(c->together, c->n - t), c->cols,
+                         c->w->dtype);
     else k->quantize(to, c->x + t * c->cols, c->cols, c->w->dtype);
   }
 }
@@ -46,9 +51,10 @@ static void run_stacks(const call *c, int64_t row, int stacks, int64_t begin, in
   for (int64_t t = begin; t < end; t += PYR_STACK_TOKENS) {
     float sum[PYR_STACK_TOKENS * PYR_STACKS * PYR_STACK];
     int some = (int)pyr_least(PYR_STACK_TOKENS, end - t);
-    c->cpu->kernels->dot_stacks(sum, w, c->w->dtype, stacks, c->cpu->x8 + (size_t)t * c->each, some, c->cols, t == begin);
-    pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_STACKS * PYR_STACK, some, stacks * PYR_STACK,
-                     c->bias ? c->bias + row : NULL, c->accumulate);
+    c->cpu->kernels->dot_stacks(sum, w, c->w->dtype, stacks, c->cpu->x8 + (size_t)t * c->each,
+                                some, c->cols, t == begin);
+    pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_STACKS * PYR_STACK, some,
+                     stacks * PYR_STACK, c->bias ? c->bias + row : NULL, c->accumulate);
   }
 }
 
@@ -60,7 +66,8 @@ static void run_task(void *ctx, int64_t task, int worker) {
   if (c->w->interleaved) {
     for (int64_t t = 0; t < c->n; t += TOKENS)
       for (int64_t row = run.low; row < run.high; row += PYR_STACKS * PYR_STACK)
-        run_stacks(c, row, (int)pyr_least(PYR_STACKS, (run.high - row) / PYR_STACK), t, pyr_least(c->n, t + TOKENS));
+        run_stacks(c, row, (int)pyr_least(PYR_STACKS, (run.high - row) / PYR_STACK), t,
+                   pyr_least(c->n, t + TOKENS));
     return;
   }
   for (int64_t row = run.low; row < run.high; row += PYR_DOT_WEIGHTS) {
@@ -69,20 +76,25 @@ static void run_task(void *ctx, int64_t task, int worker) {
     for (int64_t t = 0; t < c->n; t += k->dot_rows) {
       float sum[PYR_DOT_ROWS_MAX * PYR_DOT_WEIGHTS];
       int some = (int)pyr_least(k->dot_rows, c->n - t);
-      k->dot_int8(sum, w, c->w->stride, c->w->dtype, rows, c->cpu->x8 + (size_t)t * c->each, some, c->cols);
-      pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_DOT_WEIGHTS, some, rows, c->bias ? c->bias + row : NULL, c->accumulate);
+      k->dot_int8(sum, w, c->w->stride, c->w->dtype, rows, c->cpu->x8 + (size_t)t * c->each, some,
+                  c->cols);
+      pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_DOT_WEIGHTS, some, rows,
+                       c->bias ? c->bias + row : NULL, c->accumulate);
     }
   }
 }
 
-pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, const pyr_tensor *w, const float *bias, int64_t n, int flags) {
+pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
+                               const float *bias, int64_t n, int flags) {
   pyr_cpu *cpu = pyr_cpu_of(be);
-  call c = { .cpu = cpu, .w = w, .x = x, .bias = bias, .out = out, .n = n, .rows = w->shape[0], .cols = w->shape[1],
-             .together = w->interleaved ? PYR_STACK_TOKENS : 1, .each = cpu->kernels->int8_bytes(w->shape[1]),
-             .accumulate = flags & PYR_LINEAR_ADD };
+  call c = { .cpu = cpu, .w = w, .x = x, .bias = bias, .out = out, .n = n, .rows = w->shape[0],
+             .cols = w->shape[1], .together = w->interleaved ? PYR_STACK_TOKENS : 1,
+                 .each = cpu->kernels->int8_bytes(w->shape[1]),
+                     .accumulate = flags & PYR_LINEAR_ADD };
   if ((size_t)n * c.each > cpu->x8_bytes)
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
-  c.runs = pyr_cpu_runs(c.rows, w->stride, w->interleaved ? PYR_STACK : PYR_DOT_WEIGHTS, pyr_runtime_threads(be->rt));
+  c.runs = pyr_cpu_runs(c.rows, w->stride, w->interleaved ? PYR_STACK : PYR_DOT_WEIGHTS,
+                        pyr_runtime_threads(be->rt));
   pyr_cpu_spans(be, quantize_groups, &c, pyr_ceil_div(n, c.together), c.together * c.cols);
   pyr_parallel(be->rt, run_task, &c, pyr_cpu_run_count(&c.runs));
   return PYR_OK;

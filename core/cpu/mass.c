@@ -1,14 +1,17 @@
-/* mass.c — the score pass: how much attention the last queries gave to each row, from the lse that attention left.
+/* mass.c — the score pass: how much attention the last queries gave to each row, from the lse that
+ * attention left.
  *
  *     out[h][j] += (or max=) over queries i of  w(q_i, j) * exp(scale * q_i . k_j - lse_i)
  *
- * which is PyramidInfer's ranking signal before heads are averaged (arXiv 2405.12532, eq. 3 and 4), with its ramp as w.
- * No probability is kept; the softmax is not run again, as its denominator is known.
+ * which is PyramidInfer's ranking signal before heads are averaged (arXiv 2405.12532, eq. 3 and 4),
+ * with its ramp as w. No probability is kept; the softmax is not run again, as its denominator is
+ * known.
  *
- * A task is a tile of rows of one lane. K is turned into f32 and transposed once for all heads of the group and all
- * queries; queries are taken FEW at a time, their scores by `gemm`, and their strips of nr scores are turned into mass by
- * `mass_strip`, whose sums run over queries in order, whatever the tile. Queries that do not count for a tile, or do not
- * see it, are skipped before anything is computed. */
+ * A task is a tile of rows of one lane. K is turned into f32 and transposed once for all heads of
+ * the group and all queries; queries are taken FEW at a time, their scores by `gemm`, and their
+ * strips of nr scores are turned into mass by `mass_strip`, whose sums run over queries in order,
+ * whatever the tile. Queries that do not count for a tile, or do not see it, are skipped before
+ * anything is computed. */
 #include "cpu/cpu.h"
 
 #include <math.h>
@@ -32,7 +35,7 @@ typedef struct mass_scratch {
   float *k, *q;            /* [head_dim][ROWS], [head_dim][FEW] of elements (see pyr_products) */
   float *scores;           /* [FEW][nr] */
   float *mass;             /* [group][ROWS] */
-  int32_t *base, *due;     /* [ROWS] a query counts for row j iff base[j] <= its position <= due[j] */
+  int32_t *base, *due;  /* [ROWS] a query counts for row j iff base[j] <= its position <= due[j] */
 } mass_scratch;
 
 static mass_scratch mass_scratch_of(pyr_arena *arena, int nr, int32_t group, int32_t head_dim) {
@@ -53,7 +56,9 @@ size_t pyr_cpu_mass_scratch(const pyr_kernels *k, int32_t group, int32_t head_di
   return count.used;
 }
 
-static int32_t clamp_i32(int64_t x) { return (int32_t)pyr_most(INT32_MIN, pyr_least(INT32_MAX, x)); }
+static int32_t clamp_i32(int64_t x) {
+  return (int32_t)pyr_most(INT32_MIN, pyr_least(INT32_MAX, x));
+}
 
 /* The positions of queries that count for any row of a tile, and of those that count for all. */
 typedef struct counting { int32_t any_from, any_to, all_from, all_to; } counting;
@@ -75,38 +80,46 @@ static counting weigh_rows(const pyr_weighting *w, const mass_scratch *s, int64_
   return c;
 }
 
-static int32_t counted_at(const pyr_mass *m, int64_t i) { return m->by_place ? m->place + (int32_t)i : m->q_pos[i]; }
+static int32_t counted_at(const pyr_mass *m, int64_t i) {
+  return m->by_place ? m->place + (int32_t)i : m->q_pos[i];
+}
 
 /* A few queries of a tile: where they stand, and which of the tile's rows they see. */
 typedef struct few { int64_t first; int n; bool all; int32_t position[FEW]; pyr_span seen[FEW]; } few;
 
 /* Their mass on one strip for one head, from their scores. */
-static void strip_mass(const mass_call *c, const mass_scratch *s, const few *q, int64_t head, int h, int64_t at, int64_t rows) {
+static void strip_mass(const mass_call *c, const mass_scratch *s, const few *q, int64_t head,
+                       int h, int64_t at, int64_t rows) {
   int32_t low[FEW], high[FEW];
   float lse[FEW];
   bool whole = q->all && at + c->k->nr <= rows, any = false;
   for (int i = 0; i < q->n; i++) {
     lse[i] = c->m->lse[(q->first + i) * c->heads + head];
     bool sees = lse[i] != -INFINITY && q->seen[i].low < at + c->k->nr && q->seen[i].high > at;
-    low[i] = sees ? (int32_t)(q->seen[i].low - at) : 0, high[i] = sees ? (int32_t)(q->seen[i].high - at) : 0;
+    low[i] = sees ? (int32_t)(q->seen[i].low - at) : 0,
+        high[i] = sees ? (int32_t)(q->seen[i].high - at) : 0;
     any = any || sees;
     whole = whole && low[i] <= 0 && high[i] >= c->k->nr;
   }
   if (!any) return;
-  pyr_strip strip = { .mass = s->mass + h * ROWS + at, .scores = s->scores, .base = s->base + at, .due = s->due + at,
-                      .slope = pyr_cpu_slope(&c->m->weighting), .max = c->m->reduce == PYR_MAX, .whole = whole, .n = q->n,
-                      .lse = lse, .position = q->position, .low = low, .high = high };
+  pyr_strip strip = { .mass = s->mass + h * ROWS + at, .scores = s->scores, .base = s->base + at,
+                      .due = s->due + at, .slope = pyr_cpu_slope(&c->m->weighting),
+                          .max = c->m->reduce == PYR_MAX, .whole = whole, .n = q->n, .lse = lse,
+                              .position = q->position, .low = low, .high = high };
   c->k->mass_strip(&strip);
 }
 
-static void mass_queries(const mass_call *c, const mass_scratch *s, int g, const few *q, int64_t rows) {
+static void mass_queries(const mass_call *c, const mass_scratch *s, int g, const few *q,
+                         int64_t rows) {
   int64_t nr = c->k->nr, d = c->layout.head_dim, padded = pyr_round_up(q->n, PYR_UNIT);
   for (int h = 0; h < c->group; h++) {
     int64_t head = (int64_t)g * c->group + h;
-    c->products->transpose(s->q, FEW, c->m->q + (q->first * c->heads + head) * d, c->heads * d, q->n, d, c->scale);
+    c->products->transpose(s->q, FEW, c->m->q + (q->first * c->heads + head) * d, c->heads * d,
+                           q->n, d, c->scale);
     for (int64_t at = 0; at < rows; at += nr) {
       memset(s->scores, 0, (size_t)(padded * nr) * sizeof(float));
-      c->products->gemm(s->scores, nr, s->q, FEW, s->k + at, ROWS, padded, pyr_ceil_div(d, c->products->per));
+      c->products->gemm(s->scores, nr, s->q, FEW, s->k + at, ROWS, padded,
+                        pyr_ceil_div(d, c->products->per));
       strip_mass(c, s, q, head, h, at, rows);
     }
   }
@@ -118,7 +131,8 @@ static void mass_task(void *ctx, int64_t task, int worker) {
   int g = (int)(task / c->tiles);
   const pyr_lane_view *lane = &m->lanes[g];
   pyr_range range = m->ranges[g];
-  int64_t d = c->layout.head_dim, row = range.begin + task % c->tiles * c->tile, rows = pyr_least(c->tile, range.end - row);
+  int64_t d = c->layout.head_dim, row = range.begin + task % c->tiles * c->tile,
+      rows = pyr_least(c->tile, range.end - row);
   if (rows <= 0) return;
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
   mass_scratch s = mass_scratch_of(&arena, c->k->nr, c->group, (int32_t)d);
@@ -144,20 +158,25 @@ static void mass_task(void *ctx, int64_t task, int worker) {
   for (int h = 0; h < c->group; h++) {
     float *out = m->out + ((int64_t)g * c->group + h) * m->stride + (row - range.begin);
     const float *mass = s.mass + h * ROWS;
-    for (int64_t i = 0; i < rows; i++) out[i] = max ? (mass[i] > out[i] ? mass[i] : out[i]) : out[i] + mass[i];
+    for (int64_t i = 0; i < rows; i++)
+      out[i] = max ? (mass[i] > out[i] ? mass[i] : out[i]) : out[i] + mass[i];
   }
 }
 
-pyr_status pyr_cpu_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads, int32_t kv_heads, float scale) {
+pyr_status pyr_cpu_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads,
+                        int32_t kv_heads, float scale) {
   pyr_cpu *cpu = pyr_cpu_of(be);
-  mass_call c = { .k = cpu->kernels, .products = pyr_cpu_products(cpu), .cpu = cpu, .m = m, .layout = layout,
-                  .heads = heads, .kv_heads = kv_heads, .group = heads / kv_heads, .scale = scale };
+  mass_call c = { .k = cpu->kernels, .products = pyr_cpu_products(cpu), .cpu = cpu, .m = m,
+                  .layout = layout, .heads = heads, .kv_heads = kv_heads,
+                      .group = heads / kv_heads, .scale = scale };
   int64_t longest = 0;
-  for (int32_t g = 0; g < kv_heads; g++) longest = pyr_most(longest, m->ranges[g].end - m->ranges[g].begin);
+  for (int32_t g = 0; g < kv_heads; g++)
+    longest = pyr_most(longest, m->ranges[g].end - m->ranges[g].begin);
   if (longest == 0 || m->n <= 0) return PYR_OK;
   c.tile = ROWS / c.k->nr * c.k->nr;
   c.tiles = pyr_ceil_div(longest, c.tile);
-  pyr_status status = pyr_cpu_check(be, "mass", pyr_cpu_mass_scratch(c.k, c.group, layout.head_dim));
+  pyr_status status = pyr_cpu_check(be, "mass",
+                                    pyr_cpu_mass_scratch(c.k, c.group, layout.head_dim));
   if (status == PYR_OK) pyr_parallel(be->rt, mass_task, &c, c.tiles * kv_heads);
   return status;
 }

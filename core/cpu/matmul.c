@@ -1,14 +1,19 @@
-/* matmul.c — see matmul.h. Without oneDNN (PYR_NO_DNNL) there is no bf16 product and linear.c uses its own kernels. */
+/* matmul.c — see matmul.h. Without oneDNN (PYR_NO_DNNL) there is no bf16 product and linear.c uses
+ * its own kernels. */
 #include "cpu/matmul.h"
 
 #if defined(PYR_NO_DNNL)
 
-pyr_status pyr_matmul_open(pyr_runtime *rt, pyr_matmul **out) { return (void)rt, *out = NULL, PYR_OK; }
+pyr_status pyr_matmul_open(pyr_runtime *rt, pyr_matmul **out) {
+  return (void)rt, *out = NULL, PYR_OK;
+}
 void pyr_matmul_close(pyr_matmul *mm) { (void)mm; }
-pyr_status pyr_matmul_prepare(pyr_matmul *mm, const pyr_matmul_shape *shape, const pyr_product **out) {
+pyr_status pyr_matmul_prepare(pyr_matmul *mm, const pyr_matmul_shape *shape,
+                              const pyr_product **out) {
   return (void)mm, (void)shape, (void)out, PYR_UNSUPPORTED;
 }
-bool pyr_matmul_run(pyr_matmul *mm, const pyr_product *p, int worker, float *out, const uint16_t *a, const uint16_t *b) {
+bool pyr_matmul_run(pyr_matmul *mm, const pyr_product *p, int worker, float *out,
+                    const uint16_t *a, const uint16_t *b) {
   return (void)mm, (void)p, (void)worker, (void)out, (void)a, (void)b, false;
 }
 
@@ -23,7 +28,8 @@ bool pyr_matmul_run(pyr_matmul *mm, const pyr_product *p, int worker, float *out
 #include <cpuid.h>
 #endif
 
-enum { PRODUCTS = 128, ALIGN = 64 };         /* shapes kept; a model has a dozen, for each number of tokens */
+enum { PRODUCTS = 128, ALIGN = 64 };         /* shapes kept; a model has a dozen, for each number of
+                                                tokens */
 
 struct pyr_product {
   pyr_matmul_shape shape;
@@ -55,11 +61,13 @@ static pyr_status failed(pyr_matmul *mm, dnnl_status_t status, const char *what)
 }
 
 #if defined(__x86_64__)
-enum { ROUNDS = 4096, TIMES = 4, CHAINS = 8 };   /* chains: more than an instruction's latency over its throughput */
+enum { ROUNDS = 4096, TIMES = 4, CHAINS = 8 };   /* chains: more than an instruction's latency over
+                                                    its throughput */
 
 typedef float vector __attribute__((vector_size(64)));
 
-/* Seconds of as many multiply-adds of pairs of bf16, or of f32, as each other: the first does twice the work an instruction. */
+/* Seconds of as many multiply-adds of pairs of bf16, or of f32, as each other: the first does twice
+ * the work an instruction. */
 __attribute__((target("avx512f,avx512bf16"))) static double time_products(bool pairs) {
   vector sum[CHAINS] = { 0 }, x = { 0 };
   struct timespec began, ended;
@@ -82,8 +90,9 @@ static bool has_tiles(void) {
   return (low >> 17 & 3) == 3;
 }
 
-/* Having the instruction is not enough: AMD's processors do pairs of bf16 at twice the rate of f32, Intel's, without their matrix
- * tiles, at half of it. That factor of four is told apart in 50 us, by the fastest of a few runs each. */
+/* Having the instruction is not enough: AMD's processors do pairs of bf16 at twice the rate of f32,
+ * Intel's, without their matrix tiles, at half of it. That factor of four is told apart in 50 us,
+ * by the fastest of a few runs each. */
 static bool has_fast_bf16(void) {
   if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw")) return false;
   if (has_tiles()) return true;
@@ -106,7 +115,9 @@ pyr_status pyr_matmul_open(pyr_runtime *rt, pyr_matmul **out) {
   mm->rt = rt;
   mm->threads = pyr_runtime_threads(rt);
   mm->workers = pyr_alloc_zero(rt, (size_t)mm->threads * sizeof *mm->workers);
-  pyr_status status = mm->workers ? PYR_OK : pyr_nomem(rt, (size_t)mm->threads * sizeof *mm->workers, "the matrix products");
+  pyr_status status = mm->workers ? PYR_OK : pyr_nomem(rt,
+                                                       (size_t)mm->threads * sizeof *mm->workers,
+                                                           "the matrix products");
   if (status == PYR_OK) {
     dnnl_status_t code = dnnl_engine_create(&mm->engine, dnnl_cpu, 0);
     for (int i = 0; i < mm->threads && code == dnnl_success; i++)
@@ -146,7 +157,7 @@ void pyr_matmul_close(pyr_matmul *mm) {
   pyr_release(rt, mm, sizeof *mm);
 }
 
-/* ---- primitives -------------------------------------------------------------------------------------------------------- */
+/* ---- primitives ------------------------------------------------------------------------------ */
 
 static bool same_shape(const pyr_matmul_shape *a, const pyr_matmul_shape *b) {
   return a->m == b->m && a->n == b->n && a->k == b->k && a->ldb == b->ldb;
@@ -163,10 +174,12 @@ static dnnl_status_t make_primitive(pyr_matmul *mm, pyr_product *p) {
   if (code == dnnl_success) code = pyr_dnnl_layout_make(&p->b, b, dnnl_bf16, b_strides);
   if (code == dnnl_success) code = pyr_dnnl_layout_make(&p->out, out, dnnl_f32, out_strides);
   if (code == dnnl_success) code = dnnl_primitive_attr_create(&attr);
-  if (code == dnnl_success) code = dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user);
+  if (code == dnnl_success)
+    code = dnnl_primitive_attr_set_scratchpad_mode(attr, dnnl_scratchpad_mode_user);
   if (code == dnnl_success) code = pyr_dnnl_matmul(&pd, mm->engine, &p->a, &p->b, &p->out, attr);
   if (code == dnnl_success)
-    code = pyr_dnnl_layout_copy(&p->scratch, dnnl_primitive_desc_query_md(pd, dnnl_query_scratchpad_md, 0));
+    code = pyr_dnnl_layout_copy(&p->scratch, dnnl_primitive_desc_query_md(pd,
+        dnnl_query_scratchpad_md, 0));
   if (code == dnnl_success) code = dnnl_primitive_create(&p->primitive, pd);
   if (pd) dnnl_primitive_desc_destroy(pd);
   if (attr) dnnl_primitive_attr_destroy(attr);
@@ -201,7 +214,8 @@ static pyr_product *take_place(pyr_matmul *mm) {
   return place;
 }
 
-pyr_status pyr_matmul_prepare(pyr_matmul *mm, const pyr_matmul_shape *shape, const pyr_product **out) {
+pyr_status pyr_matmul_prepare(pyr_matmul *mm, const pyr_matmul_shape *shape,
+                              const pyr_product **out) {
   for (int i = 0; i < mm->count; i++)
     if (same_shape(&mm->products[i]->shape, shape)) {
       mm->products[i]->used = ++mm->clock;
@@ -217,7 +231,8 @@ pyr_status pyr_matmul_prepare(pyr_matmul *mm, const pyr_matmul_shape *shape, con
     free_primitive(&fresh);
     return failed(mm, code, "a matrix product");
   }
-  pyr_status status = grow_scratch(mm, dnnl_memory_desc_get_size(pyr_dnnl_layout_of(&fresh.scratch)));
+  pyr_status status = grow_scratch(mm,
+                                   dnnl_memory_desc_get_size(pyr_dnnl_layout_of(&fresh.scratch)));
   pyr_product *place = status == PYR_OK ? take_place(mm) : NULL;
   if (place == NULL) {
     free_primitive(&fresh);
@@ -229,11 +244,13 @@ pyr_status pyr_matmul_prepare(pyr_matmul *mm, const pyr_matmul_shape *shape, con
   return PYR_OK;
 }
 
-/* ---- running ----------------------------------------------------------------------------------------------------------- */
+/* ---- running --------------------------------------------------------------------------------- */
 
-bool pyr_matmul_run(pyr_matmul *mm, const pyr_product *p, int worker, float *out, const uint16_t *a, const uint16_t *b) {
+bool pyr_matmul_run(pyr_matmul *mm, const pyr_product *p, int worker, float *out,
+                    const uint16_t *a, const uint16_t *b) {
   worker_state *w = &mm->workers[worker];
-  dnnl_exec_arg_t args[4] = { { DNNL_ARG_SRC, NULL }, { DNNL_ARG_WEIGHTS, NULL }, { DNNL_ARG_DST, NULL }, { DNNL_ARG_SCRATCHPAD, NULL } };
+  dnnl_exec_arg_t args[4] = { { DNNL_ARG_SRC, NULL }, { DNNL_ARG_WEIGHTS, NULL },
+                              { DNNL_ARG_DST, NULL }, { DNNL_ARG_SCRATCHPAD, NULL } };
   const pyr_dnnl_layout *layouts[4] = { &p->a, &p->b, &p->out, &p->scratch };
   void *data[4] = { (void *)(uintptr_t)a, (void *)(uintptr_t)b, out, w->scratch };
   dnnl_status_t code = dnnl_success;

@@ -1,22 +1,24 @@
 /* merge.c — rows that go are merged into the most similar row that stays.
  *
- *     t(l)  = argmax over survivors s of  cos(l, s) = k_l . k_s / (|k_l| |k_s|)        for each loser l
+ *     t(l) = argmax over survivors s of cos(l, s) = k_l . k_s / (|k_l| |k_s|) for each loser l
  *     M(s)  = { l : t(l) = s and cos(l, s) >= threshold }
  *     k_s, v_s <- (k_s + sum over M(s) of k_l) / (1 + |M(s)|), likewise v
  *
- * Two passes. First every loser's t(l): a task is SLICES slices of nr losers, whose keys, scaled to length 1 and
- * transposed, meet the survivors' keys ROWS at a time in `gemm`; each value is one chain of multiply-adds in the order of
- * dimensions, so that neither the cut into tasks nor that into tiles changes it. Then, with the losers of each survivor in
- * a linked list in ascending order, every survivor's mean in f32, a piece of a row at a time.
+ * Two passes. First every loser's t(l): a task is SLICES slices of nr losers, whose keys, scaled to
+ * length 1 and transposed, meet the survivors' keys ROWS at a time in `gemm`; each value is one
+ * chain of multiply-adds in the order of dimensions, so that neither the cut into tasks nor that
+ * into tiles changes it. Then, with the losers of each survivor in a linked list in ascending
+ * order, every survivor's mean in f32, a piece of a row at a time.
  *
- * Both live in `links`: its first half holds t(l), then the lists (the first loser behind a survivor's row, the next
- * behind a loser's, -1 ends), its second half the losers' rows. */
+ * Both live in `links`: its first half holds t(l), then the lists (the first loser behind a
+ * survivor's row, the next behind a loser's, -1 ends), its second half the losers' rows. */
 #include "cpu/cpu.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { ROWS = 64, SLICES = 4, MOST_NR = 64, PIECE = 256 };   /* PIECE: a multiple of every cache dtype's block */
+/* PIECE: a multiple of every cache dtype's block */
+enum { ROWS = 64, SLICES = 4, MOST_NR = 64, PIECE = 256 };
 
 typedef struct merge_call {
   const pyr_kernels *k;
@@ -53,7 +55,8 @@ size_t pyr_cpu_merge_scratch(const pyr_kernels *k, int32_t head_dim) {
 }
 
 /* The keys of n rows, each scaled to length 1 (rows of zeros stay so), as dst [head_dim][ld]. */
-static void load_directions(const merge_call *c, float *rows, float *dst, int64_t ld, const int32_t *which, int64_t n) {
+static void load_directions(const merge_call *c, float *rows, float *dst, int64_t ld,
+                            const int32_t *which, int64_t n) {
   int64_t d = c->layout.head_dim;
   for (int64_t i = 0; i < n; i++) {
     float *row = rows + i * d;
@@ -66,7 +69,8 @@ static void load_directions(const merge_call *c, float *rows, float *dst, int64_
 
 static void find_task(void *ctx, int64_t task, int worker) {
   const merge_call *c = ctx;
-  int64_t nr = c->k->nr, d = c->layout.head_dim, first = task * SLICES * nr, count = pyr_least(SLICES * nr, c->lost - first);
+  int64_t nr = c->k->nr, d = c->layout.head_dim, first = task * SLICES * nr,
+      count = pyr_least(SLICES * nr, c->lost - first);
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
   merge_scratch s = merge_scratch_of(&arena, (int)nr, (int32_t)d);
   float best[SLICES * MOST_NR];
@@ -85,10 +89,12 @@ static void find_task(void *ctx, int64_t task, int worker) {
       c->k->f32.gemm(s.scores, nr, s.k, ROWS, s.l + at * d, nr, m, d);
       for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < pyr_least(nr, count - at); i++)
-          if (s.scores[r * nr + i] > best[at + i]) best[at + i] = s.scores[r * nr + i], target[at + i] = c->idx[row + r];
+          if (s.scores[r * nr + i] > best[at + i])
+            best[at + i] = s.scores[r * nr + i], target[at + i] = c->idx[row + r];
     }
   }
-  for (int64_t i = 0; i < count; i++) c->links[c->losers[first + i]] = best[i] >= c->threshold ? target[i] : -1;
+  for (int64_t i = 0; i < count; i++)
+    c->links[c->losers[first + i]] = best[i] >= c->threshold ? target[i] : -1;
 }
 
 static void mean_span(const void *ctx, int64_t begin, int64_t end) {
@@ -116,11 +122,12 @@ static void mean_span(const void *ctx, int64_t begin, int64_t end) {
   }
 }
 
-pyr_status pyr_cpu_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx, int64_t k,
-                         float threshold, int32_t *links) {
+pyr_status pyr_cpu_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout,
+                         const int32_t *idx, int64_t k, float threshold, int32_t *links) {
   int32_t *losers = links + lane->rows;
-  merge_call c = { .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .lane = lane, .layout = layout, .idx = idx, .links = links,
-                   .losers = losers, .kept = k, .threshold = threshold };
+  merge_call c = { .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .lane = lane,
+                   .layout = layout, .idx = idx, .links = links, .losers = losers, .kept = k,
+                       .threshold = threshold };
   pyr_status status = pyr_cpu_check(be, "merge", pyr_cpu_merge_scratch(c.k, layout.head_dim));
   if (status != PYR_OK) return status;
   for (int64_t row = 0, next = 0; row < lane->rows; row++) {
@@ -128,7 +135,8 @@ pyr_status pyr_cpu_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout 
     if (next < k && idx[next] == row) next++;
     else losers[c.lost++] = (int32_t)row;
   }
-  pyr_cpu_tasks(be, find_task, &c, pyr_ceil_div(c.lost, SLICES * c.k->nr), c.lost * k * layout.head_dim);
+  pyr_cpu_tasks(be, find_task, &c, pyr_ceil_div(c.lost, SLICES * c.k->nr),
+                c.lost * k * layout.head_dim);
   for (int64_t i = c.lost - 1; i >= 0; i--) {              /* from the last, so that lists ascend */
     int32_t loser = losers[i], target = links[loser];
     if (target < 0) continue;

@@ -1,8 +1,8 @@
 /* rows.c — the rows of a cache lane: page layout, writing, moving, reading as f32, norms.
  *
- * A page is PYR_PAGE_ROWS rows of K, then as many of V. Everything that knows this is here, but for where a row lies
- * (pyr_cpu_row_at); attention.c, mass.c and merge.c read rows through pyr_cpu_load_rows. Which rows to keep, and where
- * pages come from, is others' business. */
+ * A page is PYR_PAGE_ROWS rows of K, then as many of V. Everything that knows this is here, but for
+ * where a row lies (pyr_cpu_row_at); attention.c, mass.c and merge.c read rows through
+ * pyr_cpu_load_rows. Which rows to keep, and where pages come from, is others' business. */
 #include "cpu/cpu.h"
 
 #include <math.h>
@@ -14,7 +14,8 @@ size_t pyr_page_bytes(pyr_dtype dtype, int head_dim, bool wide) {
   return (size_t)((wide ? 3 : 2) * PYR_PAGE_ROWS) * pyr_row_bytes(dtype, head_dim);
 }
 
-void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t count, int what) {
+void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane,
+                       pyr_layout layout, int64_t begin, int64_t count, int what) {
   int64_t d = layout.head_dim;
   size_t bytes = pyr_row_bytes(layout.dtype, layout.head_dim);
   while (count > 0) {
@@ -49,7 +50,7 @@ pyr_span pyr_cpu_visible(const pyr_lane_view *lane, int32_t position, int32_t wi
   return span;
 }
 
-/* ---- store --------------------------------------------------------------------------------------------------------- */
+/* ---- store ----------------------------------------------------------------------------------- */
 
 typedef struct store_call {
   const pyr_kernels *kernels;
@@ -82,15 +83,17 @@ static void store_sequences(const void *ctx, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i++) store_tokens(c, &c->a[i], 0, c->a[i].n);
 }
 
-static pyr_status cpu_store(pyr_backend *be, const pyr_append *a, int count, pyr_layout layout, int32_t kv_heads) {
-  store_call c = { pyr_cpu_of(be)->kernels, a, layout, pyr_row_bytes(layout.dtype, layout.head_dim), kv_heads };
+static pyr_status cpu_store(pyr_backend *be, const pyr_append *a, int count, pyr_layout layout,
+                            int32_t kv_heads) {
+  store_call c = { pyr_cpu_of(be)->kernels, a, layout,
+                   pyr_row_bytes(layout.dtype, layout.head_dim), kv_heads };
   int64_t cost = 2 * (int64_t)layout.head_dim * kv_heads;
   if (count == 1) pyr_cpu_spans(be, store_span, &c, a->n, cost);
   else pyr_cpu_spans(be, store_sequences, &c, count, cost);
   return PYR_OK;
 }
 
-/* ---- gather -------------------------------------------------------------------------------------------------------- */
+/* ---- gather ---------------------------------------------------------------------------------- */
 
 typedef struct gather_call {
   const pyr_lane_view *dst, *src;
@@ -99,14 +102,15 @@ typedef struct gather_call {
   int64_t k;
 } gather_call;
 
-/* Rows only move towards the front (idx ascends, so idx[i] >= i), and in order; so dst may be src, and no row is
- * overwritten before it has moved. Neighbours that stay neighbours move together. */
+/* Rows only move towards the front (idx ascends, so idx[i] >= i), and in order; so dst may be src,
+ * and no row is overwritten before it has moved. Neighbours that stay neighbours move together. */
 static void gather_lane(void *ctx, int64_t task, int worker) {
   const gather_call *c = ctx;
   const pyr_lane_view *dst = &c->dst[task], *src = &c->src[task];
   (void)worker;
   for (int64_t i = 0; i < c->k;) {
-    int64_t from = c->idx[i], run = 1, most = pyr_least(pyr_cpu_run_in_page(i, c->k - i), pyr_cpu_run_in_page(from, c->k - i));
+    int64_t from = c->idx[i], run = 1, most = pyr_least(pyr_cpu_run_in_page(i, c->k - i),
+                                                        pyr_cpu_run_in_page(from, c->k - i));
     while (run < most && c->idx[i + run] == from + run) run++;
     bool born = dst->born && src->born;
     for (int what = PYR_PLANE_K; what <= (born ? PYR_PLANE_CAME : PYR_PLANE_V); what++) {
@@ -118,19 +122,20 @@ static void gather_lane(void *ctx, int64_t task, int worker) {
       memmove(dst->positions + i, src->positions + from, (size_t)run * sizeof(int32_t));
     if (dst->history && src->history && dst->history + i != src->history + from)
       memmove(dst->history + i, src->history + from, (size_t)run * sizeof(float));
-    if (born && dst->born + i != src->born + from) memmove(dst->born + i, src->born + from, (size_t)run * sizeof(int32_t));
+    if (born && dst->born + i != src->born + from)
+      memmove(dst->born + i, src->born + from, (size_t)run * sizeof(int32_t));
     i += run;
   }
 }
 
-static pyr_status cpu_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, int count, pyr_layout layout,
-                             const int32_t *idx, int64_t k) {
+static pyr_status cpu_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src,
+                             int count, pyr_layout layout, const int32_t *idx, int64_t k) {
   gather_call c = { dst, src, pyr_row_bytes(layout.dtype, layout.head_dim), idx, k };
   pyr_cpu_tasks(be, gather_lane, &c, count, 2 * count * k * layout.head_dim);
   return PYR_OK;
 }
 
-/* ---- rotation ------------------------------------------------------------------------------------------------------ */
+/* ---- rotation -------------------------------------------------------------------------------- */
 
 typedef struct rotate_call {
   const pyr_kernels *kernels;
@@ -144,18 +149,21 @@ typedef struct rotate_call {
   pyr_rope_style style;
 } rotate_call;
 
-/* The rows of one page. From `from` to the row's index is the angle (index - from) * freq, whatever turns lay between. */
+/* The rows of one page. From `from` to the row's index is the angle (index - from) * freq, whatever
+ * turns lay between. */
 static void rotate_page(void *ctx, int64_t page, int worker) {
   const rotate_call *c = ctx;
   int64_t begin = page * PYR_PAGE_ROWS, end = pyr_least(begin + PYR_PAGE_ROWS, c->lane->rows);
-  int32_t step = c->style == PYR_ROPE_HALF ? 1 : 2, other = c->style == PYR_ROPE_HALF ? c->pairs : 1;
+  int32_t step = c->style == PYR_ROPE_HALF ? 1 : 2,
+      other = c->style == PYR_ROPE_HALF ? c->pairs : 1;
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
   float *row = pyr_arena_take(&arena, c->layout.head_dim, sizeof(float));
   for (int64_t j = begin; j < end; j++) {
     if ((c->stood ? c->stood[j] : c->from[j]) == j) continue;
     uint8_t *at = pyr_cpu_row_at(c->lane, c->bytes, j, PYR_PLANE_K);
     uint8_t *came = c->lane->born ? pyr_cpu_row_at(c->lane, c->bytes, j, PYR_PLANE_CAME) : at;
-    if (came != at && (!c->stood || c->stood[j] == c->from[j])) memcpy(came, at, c->bytes);      /* never turned so far */
+    /* never turned so far */
+    if (came != at && (!c->stood || c->stood[j] == c->from[j])) memcpy(came, at, c->bytes);
     c->kernels->to_f32(row, came, c->layout.dtype, c->layout.head_dim);
     for (int32_t i = 0; i < c->pairs; i++) {
       float angle = (float)(j - c->from[j]) * c->freq[i], co = cosf(angle), si = sinf(angle);
@@ -167,16 +175,21 @@ static void rotate_page(void *ctx, int64_t page, int worker) {
   }
 }
 
-static pyr_status cpu_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *from,
-                             const int32_t *stood, const float *freq, int32_t dims, pyr_rope_style style) {
-  rotate_call c = { pyr_cpu_of(be)->kernels, pyr_cpu_of(be), lane, layout, pyr_row_bytes(layout.dtype, layout.head_dim), from,
-                    stood, freq, dims / 2, style };
-  pyr_status status = pyr_cpu_check(be, "rotate", pyr_cpu_merge_scratch(c.kernels, layout.head_dim));
-  if (status == PYR_OK) pyr_cpu_tasks(be, rotate_page, &c, pyr_ceil_div(lane->rows, PYR_PAGE_ROWS), lane->rows * 16 * dims);
+static pyr_status cpu_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout,
+                             const int32_t *from, const int32_t *stood, const float *freq,
+                                 int32_t dims, pyr_rope_style style) {
+  rotate_call c = { pyr_cpu_of(be)->kernels, pyr_cpu_of(be), lane, layout,
+                    pyr_row_bytes(layout.dtype, layout.head_dim), from, stood, freq, dims / 2,
+                        style };
+  pyr_status status = pyr_cpu_check(be, "rotate",
+                                    pyr_cpu_merge_scratch(c.kernels, layout.head_dim));
+  if (status == PYR_OK)
+    pyr_cpu_tasks(be, rotate_page, &c, pyr_ceil_div(lane->rows, PYR_PAGE_ROWS),
+                  lane->rows * 16 * dims);
   return status;
 }
 
-/* ---- norms --------------------------------------------------------------------------------------------------------- */
+/* ---- norms ----------------------------------------------------------------------------------- */
 
 typedef struct norm_call {
   const pyr_kernels *kernels;
@@ -188,7 +201,8 @@ typedef struct norm_call {
   int what;
 } norm_call;
 
-enum { PIECE = 256 };   /* values of a row in registers and on the stack at a time; a multiple of every cache dtype's block */
+enum { PIECE = 256 };   /* values of a row in registers and on the stack at a time; a multiple of
+                           every cache dtype's block */
 
 static void norm_span(const void *ctx, int64_t begin, int64_t end) {
   const norm_call *c = ctx;
@@ -205,8 +219,10 @@ static void norm_span(const void *ctx, int64_t begin, int64_t end) {
   }
 }
 
-static pyr_status cpu_row_norms(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, int what) {
-  norm_call c = { pyr_cpu_of(be)->kernels, out, lane, layout, pyr_row_bytes(layout.dtype, layout.head_dim), begin, what };
+static pyr_status cpu_row_norms(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                                pyr_layout layout, int64_t begin, int64_t end, int what) {
+  norm_call c = { pyr_cpu_of(be)->kernels, out, lane, layout,
+                  pyr_row_bytes(layout.dtype, layout.head_dim), begin, what };
   pyr_cpu_spans(be, norm_span, &c, end - begin, layout.head_dim);
   return PYR_OK;
 }

@@ -1,16 +1,17 @@
-/* select.c — the rows of highest scores, in linear time and without a sort: so many of one vector (select), or so many, or
- * so much of the sum, of several vectors together (choose).
+/* select.c — the rows of highest scores, in linear time and without a sort: so many of one vector
+ * (select), or so many, or so much of the sum, of several vectors together (choose).
  *
- * Floats become unsigned integers of the same order: the bits of a positive float get their top bit set, those of a
- * negative one are inverted; -0 becomes +0 first, and NaN becomes 0, below -inf. A radix select then fixes the k-th
- * highest key from the top bits down, 11, 11 and 10 at a time: count the keys that agree with what is fixed by their next
- * digit, walk down from the highest digit until k of them are passed, and fix that digit. A last pass takes all keys
- * above the k-th, and of those equal to it the first ones, as many as are still wanted; rows come out ascending, and ties
- * go to the lower row.
+ * Floats become unsigned integers of the same order: the bits of a positive float get their top bit
+ * set, those of a negative one are inverted; -0 becomes +0 first, and NaN becomes 0, below -inf. A
+ * radix select then fixes the k-th highest key from the top bits down, 11, 11 and 10 at a time:
+ * count the keys that agree with what is fixed by their next digit, walk down from the highest
+ * digit until k of them are passed, and fix that digit. A last pass takes all keys above the k-th,
+ * and of those equal to it the first ones, as many as are still wanted; rows come out ascending,
+ * and ties go to the lower row.
  *
- * For a share of the sum the walk also adds up what the keys of each digit hold, and stops in the digit in which enough is
- * held: the same descent, with one more sum a digit. Scores are added as integers (see pyr_choice), so the sums do not
- * depend on any order.
+ * For a share of the sum the walk also adds up what the keys of each digit hold, and stops in the
+ * digit in which enough is held: the same descent, with one more sum a digit. Scores are added as
+ * integers (see pyr_choice), so the sums do not depend on any order.
  *
  * Four passes over the scores, one histogram on the stack. */
 #include "cpu/cpu.h"
@@ -28,12 +29,15 @@ static inline uint32_t key_of(float x) {
   return x != x ? 0 : ordered;
 }
 
-/* Where the chosen end: every key above `key` is among them, and of those equal to it the first `equal`. */
+/* Where the chosen end: every key above `key` is among them, and of those equal to it the first
+ * `equal`. */
 typedef struct cut { uint32_t key; int32_t equal; } cut;
-static const cut none = { UINT32_MAX, 0 };             /* no key is so high: it would be a NaN's, which is 0 */
+static const cut none = { UINT32_MAX, 0 };  /* no key is so high: it would be a NaN's, which is 0 */
 
 /* Whether the next row in order is among them; counts those that equal the last key. */
-static inline bool takes(cut *c, uint32_t key) { return key > c->key || (key == c->key && c->equal-- > 0); }
+static inline bool takes(cut *c, uint32_t key) {
+  return key > c->key || (key == c->key && c->equal-- > 0);
+}
 
 static cut cut_of(const float *score, int64_t n, int64_t k) {
   uint32_t fixed = 0, mask = 0;
@@ -52,8 +56,11 @@ static cut cut_of(const float *score, int64_t n, int64_t k) {
   return (cut){ fixed, (int32_t)k };
 }
 
-pyr_status pyr_cpu_select(pyr_backend *be, int32_t *idx, const float *score, int64_t n, int64_t k, int32_t offset) {
-  if (k < 0 || k > n) return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "select: %lld of %lld rows", (long long)k, (long long)n);
+pyr_status pyr_cpu_select(pyr_backend *be, int32_t *idx, const float *score, int64_t n, int64_t k,
+                          int32_t offset) {
+  if (k < 0 || k > n)
+    return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "select: %lld of %lld rows", (long long)k,
+                                 (long long)n);
   if (k == 0) return PYR_OK;
   cut last = cut_of(score, n, k);
   int64_t taken = 0;
@@ -62,10 +69,10 @@ pyr_status pyr_cpu_select(pyr_backend *be, int32_t *idx, const float *score, int
   return PYR_OK;
 }
 
-/* ---- several vectors --------------------------------------------------------------------------------------------- */
+/* ---- several vectors ------------------------------------------------------------------------- */
 
-/* What a score counts in a sum; `unit` is 2^(36 - e), or 0 where nothing is summed. Less than 2^36, so that sums of 2^27
- * rows, MOST, fit. */
+/* What a score counts in a sum; `unit` is 2^(36 - e), or 0 where nothing is summed. Less than 2^36,
+ * so that sums of 2^27 rows, MOST, fit. */
 static inline uint64_t weight_of(float x, double unit) {
   return x > 0 ? (uint64_t)((double)(x < FLT_MAX ? x : FLT_MAX) * unit) : 0;
 }
@@ -100,8 +107,9 @@ static uint64_t sum_of(const pyr_choice *c, double unit, uint64_t *held) {
   return sum;
 }
 
-/* Where the chosen end among rows that no segment has chosen for itself: after `wanted` of them, or with the first that
- * fills `target`. Both are at least 1, and there are at least `wanted` such rows. */
+/* Where the chosen end among rows that no segment has chosen for itself: after `wanted` of them, or
+ * with the first that fills `target`. Both are at least 1, and there are at least `wanted` such
+ * rows. */
 static cut shared_cut(const pyr_choice *c, int64_t wanted, uint64_t target, double unit) {
   uint32_t fixed = 0, mask = 0;
   uint64_t each = 0;                                   /* what a row with the key found counts */
@@ -125,7 +133,8 @@ static cut shared_cut(const pyr_choice *c, int64_t wanted, uint64_t target, doub
     }
     fixed |= (uint32_t)digit << shift;
     mask |= (uint32_t)(digits - 1) << shift;
-    each = sum[digit] / (uint64_t)count[digit];        /* exact in the last step, where all keys are equal */
+    each = sum[digit] / (uint64_t)count[digit];        /* exact in the last step, where all keys are
+                                                          equal */
   }
   uint64_t enough = each > 0 ? target / each + (target % each > 0) : UINT64_MAX;
   return (cut){ fixed, (int32_t)(enough < (uint64_t)wanted ? (int64_t)enough : wanted) };
@@ -141,8 +150,9 @@ pyr_status pyr_cpu_choose(pyr_backend *be, const pyr_choice *c) {
     n += c->segments[s].n, least += c->segments[s].least;
   }
   if (!fits || c->most < least || c->most > n || n > MOST)
-    return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "choose: %lld of %lld rows, at least %lld, mass %g", (long long)c->most,
-                                 (long long)n, (long long)least, c->mass);
+    return pyr_runtime_set_error(be->rt, PYR_ARGUMENT,
+                                 "choose: %lld of %lld rows, at least %lld, mass %g",
+                                     (long long)c->most, (long long)n, (long long)least, c->mass);
   const float *score = c->score;
   for (int32_t s = 0; s < c->count; score += c->segments[s++].n) {
     cut own = cut_of(score, c->segments[s].n, c->segments[s].least);
@@ -164,7 +174,8 @@ pyr_status pyr_cpu_choose(pyr_backend *be, const pyr_choice *c) {
     c->chosen[s] = 0;
     for (int64_t i = 0; i < segment->n; i++, score++) {
       uint32_t key = key_of(*score);
-      if (takes(&own, key) || takes(&shared, key)) idx[c->chosen[s]++] = (int32_t)i + segment->offset;
+      if (takes(&own, key) || takes(&shared, key))
+        idx[c->chosen[s]++] = (int32_t)i + segment->offset;
     }
   }
   return PYR_OK;

@@ -1,23 +1,31 @@
-/* signals.c — what the rows of a lane, the prompt's queries and the output projection say of each row, beside attention.
+/* signals.c — what the rows of a lane, the prompt's queries and the output projection say of each
+ * row, beside attention.
  *
- * key_similarity   cos(k_i, a) with the anchor a = mean of k_j / |k_j| (KeyDiff, arXiv 2504.15364). The anchor is summed tile
- *                  after tile by one thread, so that it does not depend on how many there are.
- * lag              spread of a row over the range of the run behind it (LagKV, arXiv 2504.04704, eq. 2 to 6). A run is a task.
- * output_norm      |W_o v|_1 for each query head (CriticalKV, arXiv 2502.03805), as a matrix product of a tile of values with
- *                  strips of W_o whose absolute sums alone are kept.
- * moments          mean and covariance of the queries before RoPE (Expected Attention, arXiv 2510.00636). Queries arrive turned;
- *                  turning them back costs less than keeping them. A head is a task: its queries, a block at a time,
- *                  are multiplied with themselves.
- * expected         the exponent of the attention that a Gaussian query N(m, C) gives a key in expectation,
+ * key_similarity   cos(k_i, a) with the anchor a = mean of k_j / |k_j| (KeyDiff, arXiv 2504.15364).
+ *                  The anchor is summed tile after tile by one thread, so that it does not depend
+ *                  on how many there are.
+ * lag              spread of a row over the range of the run behind it (LagKV, arXiv 2504.04704,
+ *                  eq. 2 to 6). A run is a task.
+ * output_norm      |W_o v|_1 for each query head (CriticalKV, arXiv 2502.03805), as a matrix
+ *                  product of a tile of values with strips of W_o whose absolute sums alone are
+ *                  kept.
+ * moments          mean and covariance of the queries before RoPE (Expected Attention, arXiv
+ *                  2510.00636). Queries arrive turned; turning them back costs less than keeping
+ *                  them. A head is a task: its queries, a block at a time, are multiplied with
+ *                  themselves.
+ * expected         the exponent of the attention that a Gaussian query N(m, C) gives a key in
+ *                  expectation,
  *                      E exp(q.k / sqrt(d)) = exp(m.k / sqrt(d) + k^T C k / (2 d))
  *
- * Every value is a chain of additions in the order of its inputs, whatever the tile or the thread. */
+ * Every value is a chain of additions in the order of its inputs, whatever the tile or the thread.
+ * */
 #include "cpu/cpu.h"
 
 #include <math.h>
 #include <string.h>
 
-enum { TILE = 128, BLOCK = 64, STRIP = 32, Q_BLOCK = 256 };   /* rows, queries, rows of W_o at a time; a dtype's longest block */
+/* rows, queries, rows of W_o at a time; a dtype's longest block */
+enum { TILE = 128, BLOCK = 64, STRIP = 32, Q_BLOCK = 256 };
 
 typedef struct signal_call {
   const pyr_kernels *k;
@@ -38,17 +46,20 @@ typedef struct signal_call {
   bool opening;
 } signal_call;
 
-static signal_call call_of(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end) {
-  return (signal_call){ .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .layout = layout, .lane = lane, .begin = begin,
-                        .end = end, .d = layout.head_dim, .dims = pyr_round_up(layout.head_dim, PYR_PAD), .out = out,
-                        .tiles = pyr_ceil_div(end - begin, TILE) };
+static signal_call call_of(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                           pyr_layout layout, int64_t begin, int64_t end) {
+  return (signal_call){ .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .layout = layout,
+                        .lane = lane, .begin = begin, .end = end, .d = layout.head_dim,
+                            .dims = pyr_round_up(layout.head_dim, PYR_PAD), .out = out,
+                                .tiles = pyr_ceil_div(end - begin, TILE) };
 }
 
-/* ---- scratch ------------------------------------------------------------------------------------------------------- */
+/* ---- scratch --------------------------------------------------------------------------------- */
 
 typedef struct anchor_scratch { float *anchor, *rows, *weights; } anchor_scratch;
 static anchor_scratch anchor_scratch_of(pyr_arena *arena, int64_t dims) {
-  return (anchor_scratch){ pyr_arena_take(arena, dims, 4), pyr_arena_take(arena, TILE * dims, 4), pyr_arena_take(arena, TILE, 4) };
+  return (anchor_scratch){ pyr_arena_take(arena, dims, 4), pyr_arena_take(arena, TILE * dims, 4),
+                           pyr_arena_take(arena, TILE, 4) };
 }
 
 typedef struct lag_scratch {
@@ -56,11 +67,13 @@ typedef struct lag_scratch {
   float *keys, *values;            /* [lag] spreads of a run, then their softmax */
 } lag_scratch;
 static lag_scratch lag_scratch_of(pyr_arena *arena, int64_t d, int64_t lag) {
-  return (lag_scratch){ pyr_arena_take(arena, d, 4), pyr_arena_take(arena, d, 4), pyr_arena_take(arena, d, 4),
-                        pyr_arena_take(arena, lag, 4), pyr_arena_take(arena, lag, 4) };
+  return (lag_scratch){ pyr_arena_take(arena, d, 4), pyr_arena_take(arena, d, 4),
+                        pyr_arena_take(arena, d, 4), pyr_arena_take(arena, lag, 4),
+                            pyr_arena_take(arena, lag, 4) };
 }
 
-/* Products of a tile of rows, which lie transposed in `rows_t`, with a matrix: its operand, and a strip of the result. */
+/* Products of a tile of rows, which lie transposed in `rows_t`, with a matrix: its operand, and a
+ * strip of the result. */
 typedef struct product_scratch {
   float *rows, *rows_t;            /* [TILE][d], [d][TILE] */
   float *wide;                     /* [STRIP][d + 2 Q_BLOCK] */
@@ -71,18 +84,20 @@ typedef struct product_scratch {
 static product_scratch product_scratch_of(pyr_arena *arena, int nr, int64_t d) {
   int64_t m = pyr_most(STRIP, pyr_round_up(d, PYR_UNIT));
   return (product_scratch){ pyr_arena_take(arena, TILE * d, 4), pyr_arena_take(arena, TILE * d, 4),
-                            pyr_arena_take(arena, STRIP * (d + 2 * Q_BLOCK), 4), pyr_arena_take(arena, d * m, 4),
+                            pyr_arena_take(arena, STRIP * (d + 2 * Q_BLOCK), 4),
+                                pyr_arena_take(arena, d * m, 4),
                             pyr_arena_take(arena, m * nr, 4), pyr_arena_take(arena, TILE, 4) };
 }
 
 typedef struct moment_scratch {
-  float *tile;                     /* [BLOCK][ld] queries turned back, padded with zeros to whole panels */
+  float *tile;  /* [BLOCK][ld] queries turned back, padded with zeros to whole panels */
   float *c;                        /* [d padded][ld] */
   int64_t ld, padded;
 } moment_scratch;
 static moment_scratch moment_scratch_of(pyr_arena *arena, int nr, int64_t d) {
   int64_t ld = pyr_round_up(d, nr), padded = pyr_round_up(d, PYR_UNIT);
-  return (moment_scratch){ pyr_arena_take(arena, BLOCK * ld, 4), pyr_arena_take(arena, padded * ld, 4), ld, padded };
+  return (moment_scratch){ pyr_arena_take(arena, BLOCK * ld, 4),
+                           pyr_arena_take(arena, padded * ld, 4), ld, padded };
 }
 
 size_t pyr_cpu_signals_scratch(const pyr_kernels *k, int32_t head_dim, int64_t lag) {
@@ -96,20 +111,23 @@ size_t pyr_cpu_signals_scratch(const pyr_kernels *k, int32_t head_dim, int64_t l
   return most;
 }
 
-static pyr_status run_tasks(pyr_backend *be, const char *what, pyr_task_fn fn, signal_call *c, int64_t tasks, int64_t cost) {
+static pyr_status run_tasks(pyr_backend *be, const char *what, pyr_task_fn fn, signal_call *c,
+                            int64_t tasks, int64_t cost) {
   pyr_status status = pyr_cpu_check(be, what, pyr_cpu_signals_scratch(c->k, (int32_t)c->d, c->lag));
   if (status == PYR_OK) pyr_cpu_tasks(be, fn, c, tasks, cost);
   return status;
 }
 
-/* ---- keys and values of one lane ----------------------------------------------------------------------------------- */
+/* ---- keys and values of one lane ------------------------------------------------------------- */
 
 static void read_span(const void *ctx, int64_t begin, int64_t end) {
   const signal_call *c = ctx;
-  pyr_cpu_load_rows(c->k, c->out + begin * c->d, c->d, c->lane, c->layout, c->begin + begin, end - begin, c->what);
+  pyr_cpu_load_rows(c->k, c->out + begin * c->d, c->d, c->lane, c->layout, c->begin + begin,
+                    end - begin, c->what);
 }
 
-static pyr_status cpu_read_rows(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, int what) {
+static pyr_status cpu_read_rows(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                                pyr_layout layout, int64_t begin, int64_t end, int what) {
   signal_call c = call_of(be, out, lane, layout, begin, end);
   c.what = what;
   pyr_cpu_spans(be, read_span, &c, end - begin, layout.head_dim);
@@ -138,9 +156,11 @@ static void similarity_task(void *ctx, int64_t tile, int worker) {
 }
 
 /* The anchor, made of length 1, lies in worker 0's scratch, before what that worker's tasks use. */
-static pyr_status cpu_key_similarity(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end) {
+static pyr_status cpu_key_similarity(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                                     pyr_layout layout, int64_t begin, int64_t end) {
   signal_call c = call_of(be, out, lane, layout, begin, end);
-  pyr_status status = pyr_cpu_check(be, "key_similarity", pyr_cpu_signals_scratch(c.k, layout.head_dim, 0));
+  pyr_status status = pyr_cpu_check(be, "key_similarity",
+                                    pyr_cpu_signals_scratch(c.k, layout.head_dim, 0));
   if (status != PYR_OK) return status;
   pyr_arena arena = pyr_cpu_arena(c.cpu, 0);
   anchor_scratch s = anchor_scratch_of(&arena, c.dims);
@@ -155,10 +175,11 @@ static pyr_status cpu_key_similarity(pyr_backend *be, float *out, const pyr_lane
   return run_tasks(be, "key_similarity", similarity_task, &c, c.tiles, (end - begin) * c.dims * 3);
 }
 
-/* ---- lag ----------------------------------------------------------------------------------------------------------- */
+/* ---- lag ------------------------------------------------------------------------------------- */
 
 /* spread[i] of the run's rows, of K or V, over the range of the run behind it; then its softmax. */
-static void lag_softmax(const signal_call *c, const lag_scratch *s, float *spread, int64_t row, int what) {
+static void lag_softmax(const signal_call *c, const lag_scratch *s, float *spread, int64_t row,
+                        int what) {
   int64_t d = c->d;
   for (int64_t i = 0; i < d; i++) s->low[i] = INFINITY, s->high[i] = -INFINITY;
   for (int64_t r = 0; r < c->lag; r++) {
@@ -168,7 +189,8 @@ static void lag_softmax(const signal_call *c, const lag_scratch *s, float *sprea
       s->high[i] = s->row[i] > s->high[i] ? s->row[i] : s->high[i];
     }
   }
-  for (int64_t i = 0; i < d; i++) s->high[i] = s->high[i] > s->low[i] ? 1.0f / (s->high[i] - s->low[i]) : 0.0f;
+  for (int64_t i = 0; i < d; i++)
+    s->high[i] = s->high[i] > s->low[i] ? 1.0f / (s->high[i] - s->low[i]) : 0.0f;
   for (int64_t r = 0; r < c->lag; r++) {
     float mean = 0, squares = 0;
     pyr_cpu_load_rows(c->k, s->row, d, c->lane, c->layout, row + r, 1, what);
@@ -195,23 +217,28 @@ static void lag_task(void *ctx, int64_t run, int worker) {
   for (int64_t i = 0; i < lag; i++) s.keys[i] = (s.keys[i] + s.values[i]) * 0.5f;
   for (int64_t i = 0; i < judged; i++) {
     int64_t below = 0;
-    for (int64_t j = 0; j < lag && c->ranked; j++) below += s.keys[j] < s.keys[i] || (s.keys[j] == s.keys[i] && j < i);
+    for (int64_t j = 0; j < lag && c->ranked; j++)
+      below += s.keys[j] < s.keys[i] || (s.keys[j] == s.keys[i] && j < i);
     out[i] = c->ranked ? (float)below / (float)lag : s.keys[i];
   }
 }
 
-static pyr_status cpu_lag(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, int64_t lag, int ranked) {
+static pyr_status cpu_lag(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                          pyr_layout layout, int64_t begin, int64_t end, int64_t lag, int ranked) {
   signal_call c = call_of(be, out, lane, layout, begin, end);
-  if (lag < 1) return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "lag: runs of %lld rows", (long long)lag);
-  int64_t whole = pyr_most((lane->rows - begin) / lag - 1, 0), runs = pyr_least(whole, pyr_ceil_div(end - begin, lag));
+  if (lag < 1)
+    return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "lag: runs of %lld rows", (long long)lag);
+  int64_t whole = pyr_most((lane->rows - begin) / lag - 1, 0),
+      runs = pyr_least(whole, pyr_ceil_div(end - begin, lag));
   c.lag = pyr_least(lag, lane->rows), c.ranked = ranked;
   for (int64_t i = runs * lag; i < end - begin; i++) out[i] = 1.0f;
   return run_tasks(be, "lag", lag_task, &c, runs, runs * lag * (6 * c.d + (ranked ? lag : 0)));
 }
 
-/* ---- products with a tile of rows ---------------------------------------------------------------------------------- */
+/* ---- products with a tile of rows ------------------------------------------------------------ */
 
-static int64_t load_tile(const signal_call *c, const product_scratch *s, int64_t tile, int what, const pyr_products *products) {
+static int64_t load_tile(const signal_call *c, const product_scratch *s, int64_t tile, int what,
+                         const pyr_products *products) {
   int64_t row = c->begin + tile * TILE, rows = pyr_least(TILE, c->end - row);
   pyr_cpu_load_rows(c->k, s->rows, c->d, c->lane, c->layout, row, rows, what);
   if (rows < TILE) memset(s->rows_t, 0, (size_t)(TILE * c->d) * sizeof(float));
@@ -219,7 +246,8 @@ static int64_t load_tile(const signal_call *c, const product_scratch *s, int64_t
   return rows;
 }
 
-/* The tile's rows are cut into strips of nr; TILE need not be a multiple of it, so the last strip may look back. */
+/* The tile's rows are cut into strips of nr; TILE need not be a multiple of it, so the last strip
+ * may look back. */
 static int64_t strip_at(int64_t at, int64_t nr) { return pyr_least(at, TILE - nr); }
 
 /* Task: a tile of rows and a query head. */
@@ -230,7 +258,8 @@ static void output_task(void *ctx, int64_t task, int worker) {
   const pyr_products *products = pyr_cpu_products(c->cpu);
   product_scratch s = product_scratch_of(&arena, (int)nr, d);
   int64_t rows = load_tile(c, &s, tile, 1, products), block = pyr_dtype_block(c->o->dtype);
-  int64_t column = (c->first + h) * d, from = column / block * block, wide = pyr_round_up(column + d, block) - from;
+  int64_t column = (c->first + h) * d, from = column / block * block,
+      wide = pyr_round_up(column + d, block) - from;
   memset(s.sums, 0, TILE * sizeof(float));
   for (int64_t w = 0; w < c->o->shape[0]; w += STRIP) {
     int64_t some = pyr_least(STRIP, c->o->shape[0] - w), padded = pyr_round_up(some, PYR_UNIT);
@@ -240,7 +269,8 @@ static void output_task(void *ctx, int64_t task, int worker) {
     for (int64_t at = 0, done = 0; done < rows; at += nr) {
       int64_t strip = strip_at(at, nr);
       memset(s.c, 0, (size_t)(padded * nr) * sizeof(float));
-      products->gemm(s.c, nr, s.a, STRIP, s.rows_t + strip, TILE, padded, pyr_ceil_div(d, products->per));
+      products->gemm(s.c, nr, s.a, STRIP, s.rows_t + strip, TILE, padded,
+                     pyr_ceil_div(d, products->per));
       for (int64_t i = 0; i < some; i++)
         for (int64_t j = done - strip; j < nr; j++) s.sums[strip + j] += fabsf(s.c[i * nr + j]);
       done = strip + nr;
@@ -249,10 +279,13 @@ static void output_task(void *ctx, int64_t task, int worker) {
   memcpy(c->out + h * (c->end - c->begin) + tile * TILE, s.sums, (size_t)rows * sizeof(float));
 }
 
-static pyr_status cpu_output_norm(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, const pyr_tensor *o, int32_t first, int32_t count) {
+static pyr_status cpu_output_norm(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                                  pyr_layout layout, int64_t begin, int64_t end,
+                                      const pyr_tensor *o, int32_t first, int32_t count) {
   signal_call c = call_of(be, out, lane, layout, begin, end);
   c.o = o, c.first = first;
-  return run_tasks(be, "output_norm", output_task, &c, c.tiles * count, (end - begin) * c.d * o->shape[0] * count);
+  return run_tasks(be, "output_norm", output_task, &c, c.tiles * count,
+                   (end - begin) * c.d * o->shape[0] * count);
 }
 
 /* Task: a tile of rows, for all heads that read it. */
@@ -263,9 +296,11 @@ static void expected_task(void *ctx, int64_t tile, int worker) {
   product_scratch s = product_scratch_of(&arena, (int)nr, d);
   int64_t rows = load_tile(c, &s, tile, 0, &c->k->f32);
   for (int32_t h = 0; h < c->heads; h++) {
-    const float *mean = c->m->sum + (c->first + h) * d, *outer = c->m->outer ? c->m->outer + (c->first + h) * d * d : NULL;
+    const float *mean = c->m->sum + (c->first + h) * d,
+        *outer = c->m->outer ? c->m->outer + (c->first + h) * d * d : NULL;
     memset(s.sums, 0, TILE * sizeof(float));
-    if (outer) c->k->f32.transpose(s.a, padded, outer, d, (int)d, d, 1.0f);      /* symmetric: only the padding is wanted */
+    /* symmetric: only the padding is wanted */
+    if (outer) c->k->f32.transpose(s.a, padded, outer, d, (int)d, d, 1.0f);
     for (int64_t at = 0, done = 0; done < rows; at += nr) {
       int64_t strip = strip_at(at, nr);
       memset(s.c, 0, (size_t)(padded * nr) * sizeof(float));
@@ -279,15 +314,18 @@ static void expected_task(void *ctx, int64_t tile, int worker) {
   }
 }
 
-static pyr_status cpu_expected(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end, const pyr_moments *m, int32_t first, int32_t count) {
+static pyr_status cpu_expected(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                               pyr_layout layout, int64_t begin, int64_t end, const pyr_moments *m,
+                                   int32_t first, int32_t count) {
   signal_call c = call_of(be, out, lane, layout, begin, end);
   c.m = m, c.first = first, c.heads = count;
   return run_tasks(be, "expected", expected_task, &c, c.tiles, (end - begin) * c.d * c.d * count);
 }
 
-/* ---- moments of queries -------------------------------------------------------------------------------------------- */
+/* ---- moments of queries ---------------------------------------------------------------------- */
 
-/* Cosines and sines of each query's angles, over the gain: what turns it back. They serve all heads. */
+/* Cosines and sines of each query's angles, over the gain: what turns it back. They serve all
+ * heads. */
 static void turn_span(const void *ctx, int64_t begin, int64_t end) {
   const signal_call *c = ctx;
   int32_t pairs = c->m->dims / 2;
@@ -304,8 +342,10 @@ static void turn_span(const void *ctx, int64_t begin, int64_t end) {
 /* Query i of a head as it was before RoPE: (a, b) becomes (a cos + b sin, b cos - a sin). */
 static void turn_back(const signal_call *c, float *out, int64_t i, int64_t head) {
   const pyr_moments *m = c->m;
-  int32_t pairs = m->dims / 2, step = m->style == PYR_ROPE_HALF ? 1 : 2, other = m->style == PYR_ROPE_HALF ? pairs : 1;
-  const float *q = c->q + (i * m->heads + head) * c->d, *co = m->turns + i * m->dims, *si = co + pairs;
+  int32_t pairs = m->dims / 2, step = m->style == PYR_ROPE_HALF ? 1 : 2,
+      other = m->style == PYR_ROPE_HALF ? pairs : 1;
+  const float *q = c->q + (i * m->heads + head) * c->d, *co = m->turns + i * m->dims,
+      *si = co + pairs;
   for (int32_t p = 0; p < pairs; p++) {
     float a = q[p * step], b = q[p * step + other];
     out[p * step] = a * co[p] + b * si[p];
@@ -318,7 +358,8 @@ static void moments_task(void *ctx, int64_t head, int worker) {
   const signal_call *c = ctx;
   const pyr_moments *m = c->m;
   int64_t d = c->d;
-  float *shift = m->shift + head * d, *sum = m->sum + head * d, *outer = m->outer ? m->outer + head * d * d : NULL;
+  float *shift = m->shift + head * d, *sum = m->sum + head * d,
+      *outer = m->outer ? m->outer + head * d * d : NULL;
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
   moment_scratch s = moment_scratch_of(&arena, c->k->nr, d);
   memset(s.tile, 0, (size_t)(BLOCK * s.ld) * sizeof(float));
@@ -340,15 +381,17 @@ static void moments_task(void *ctx, int64_t head, int worker) {
       for (int64_t j = 0; j < d; j++) sum[j] += q[j] -= shift[j];
     }
     if (outer)
-      for (int64_t j = 0; j < s.ld; j += c->k->nr) c->k->f32.gemm(s.c + j, s.ld, s.tile, s.ld, s.tile + j, s.ld, s.padded, some);
+      for (int64_t j = 0; j < s.ld; j += c->k->nr)
+        c->k->f32.gemm(s.c + j, s.ld, s.tile, s.ld, s.tile + j, s.ld, s.padded, some);
   }
   for (int64_t i = 0; outer && i < d; i++)
     for (int64_t j = 0; j < d; j++) outer[i * d + j] += s.c[i * s.ld + j];
 }
 
-static pyr_status cpu_moments(pyr_backend *be, const pyr_moments *m, const float *q, const int32_t *q_pos, int64_t n, bool begin) {
-  signal_call c = { .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .d = m->head_dim, .m = m, .q = q, .q_pos = q_pos, .n = n,
-                    .opening = begin };
+static pyr_status cpu_moments(pyr_backend *be, const pyr_moments *m, const float *q,
+                              const int32_t *q_pos, int64_t n, bool begin) {
+  signal_call c = { .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .d = m->head_dim, .m = m,
+                    .q = q, .q_pos = q_pos, .n = n, .opening = begin };
   if (n <= 0) return PYR_OK;
   pyr_cpu_spans(be, turn_span, &c, n, 16 * (int64_t)m->dims);
   return run_tasks(be, "moments", moments_task, &c, m->heads, n * m->heads * c.d * c.d);
@@ -356,7 +399,8 @@ static pyr_status cpu_moments(pyr_backend *be, const pyr_moments *m, const float
 
 /* Turns a vector's pairs, `step` floats from value to value, by the mean rotation (co, si). */
 static void turn_mean(const pyr_moments *m, float *x, int64_t step) {
-  int32_t pairs = m->dims / 2, each = m->style == PYR_ROPE_HALF ? 1 : 2, other = m->style == PYR_ROPE_HALF ? pairs : 1;
+  int32_t pairs = m->dims / 2, each = m->style == PYR_ROPE_HALF ? 1 : 2,
+      other = m->style == PYR_ROPE_HALF ? pairs : 1;
   for (int32_t p = 0; p < pairs; p++) {
     float *a = x + p * each * step, *b = a + other * step, was = *a;
     *a = m->turns[p] * was - m->turns[pairs + p] * *b;
@@ -368,7 +412,8 @@ static void moments_end_task(void *ctx, int64_t head, int worker) {
   const signal_call *c = ctx;
   const pyr_moments *m = c->m;
   int64_t d = c->d;
-  float *shift = m->shift + head * d, *sum = m->sum + head * d, *outer = m->outer ? m->outer + head * d * d : NULL;
+  float *shift = m->shift + head * d, *sum = m->sum + head * d,
+      *outer = m->outer ? m->outer + head * d * d : NULL;
   float count = (float)c->count;
   (void)worker;
   if (c->count == 0) {
@@ -378,15 +423,18 @@ static void moments_end_task(void *ctx, int64_t head, int worker) {
   }
   for (int64_t i = 0; i < d; i++) sum[i] /= count;
   for (int64_t i = 0; outer && i < d; i++)
-    for (int64_t j = 0; j < d; j++) outer[i * d + j] = (outer[i * d + j] / count - sum[i] * sum[j]) * 0.5f * c->scale * c->scale;
+    for (int64_t j = 0; j < d; j++)
+      outer[i * d + j] = (outer[i * d + j] / count - sum[i] * sum[j]) * 0.5f * c->scale * c->scale;
   for (int64_t i = 0; i < d; i++) sum[i] = (sum[i] + shift[i]) * c->scale;
   turn_mean(m, sum, 1);
   for (int64_t i = 0; outer && i < d; i++) turn_mean(m, outer + i * d, 1);
   for (int64_t j = 0; outer && j < d; j++) turn_mean(m, outer + j, d);
 }
 
-static pyr_status cpu_moments_end(pyr_backend *be, const pyr_moments *m, int64_t count, int64_t next, int64_t future, float scale) {
-  signal_call c = { .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .d = m->head_dim, .m = m, .count = count, .scale = scale };
+static pyr_status cpu_moments_end(pyr_backend *be, const pyr_moments *m, int64_t count,
+                                  int64_t next, int64_t future, float scale) {
+  signal_call c = { .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .d = m->head_dim, .m = m,
+                    .count = count, .scale = scale };
   int32_t pairs = m->dims / 2;
   for (int32_t p = 0; p < pairs; p++) {
     double co = 0, si = 0;
@@ -401,7 +449,7 @@ static pyr_status cpu_moments_end(pyr_backend *be, const pyr_moments *m, int64_t
   return PYR_OK;
 }
 
-/* ---- vectors of scores --------------------------------------------------------------------------------------------- */
+/* ---- vectors of scores ----------------------------------------------------------------------- */
 
 static pyr_status cpu_softmax(pyr_backend *be, float *x, int64_t n) {
   float sum;
@@ -411,7 +459,9 @@ static pyr_status cpu_softmax(pyr_backend *be, float *x, int64_t n) {
 }
 
 static pyr_status cpu_chunk(pyr_backend *be, float *x, int64_t n, int64_t width) {
-  if (width < 1) return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "chunk: runs of %lld values", (long long)width);
+  if (width < 1)
+    return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "chunk: runs of %lld values",
+                                 (long long)width);
   for (int64_t at = 0; at < n; at += width) {
     int64_t some = pyr_least(width, n - at);
     double sum = 0;

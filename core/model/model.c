@@ -1,18 +1,21 @@
 /* model.c — the checked configuration and the bound weights of one decoder.
  *
- * A model is made in three steps: pyr_model_new checks every number of the configuration against its range and against the
- * others; pyr_model_bind, once per weight, checks its shape against the configuration and puts it where the backend can
- * read it; pyr_model_ready checks that nothing is missing. What each weight is called and how its file is read is not
- * known here (lua/pyramid/families, lua/pyramid/loaders).
+ * A model is made in three steps: pyr_model_new checks every number of the configuration against
+ * its range and against the others; pyr_model_bind, once per weight, checks its shape against the
+ * configuration and puts it where the backend can read it; pyr_model_ready checks that nothing is
+ * missing. What each weight is called and how its file is read is not known here
+ * (lua/pyramid/families, lua/pyramid/loaders).
  *
  * Where a matrix ends up:
  *
  *   backend reads host memory, dtype kept, aligned   stays in the mapping; the file is retained
  *   dtype kept otherwise                             copied to backend memory
- *   converted (`as`)                                 row by row through f32 into backend memory, rows spread over the team
+ *   converted (`as`)                                 row by row through f32 into backend memory,
+ *                                                    rows spread over the team
  *
- * A model that reads and converts gigabytes reports progress in values bound, of all that the configuration implies, and
- * can be cancelled between two pieces of work; the weight being bound is then given back as if it had never come. */
+ * A model that reads and converts gigabytes reports progress in values bound, of all that the
+ * configuration implies, and can be cancelled between two pieces of work; the weight being bound is
+ * then given back as if it had never come. */
 #include "model/model.h"
 #include "backend/backend.h"
 #include "base/dtype.h"
@@ -26,11 +29,12 @@
 
 struct pyr_owned { void *ptr; size_t bytes; };   /* a block of backend memory */
 
-/* ---- roles ------------------------------------------------------------------------------------------------------------ */
+/* ---- roles ----------------------------------------------------------------------------------- */
 
 typedef enum dim { ONE, WIDTH, FF, VOCAB, HEAD, Q_ROWS, KV_ROWS } dim;
 
-/* What a role is called in messages, its shape, and where it lies: in pyr_layer, or in pyr_model for the first three. */
+/* What a role is called in messages, its shape, and where it lies: in pyr_layer, or in pyr_model
+ * for the first three. */
 static const struct role {
   const char *name;
   dim rows, cols;        /* rows ONE: a vector */
@@ -82,7 +86,7 @@ static bool is_bound(pyr_model *model, pyr_role role, int layer) {
   return is_vector(role) ? *(float **)place != NULL : ((pyr_tensor *)place)->rank != 0;
 }
 
-/* ---- configuration ---------------------------------------------------------------------------------------------------- */
+/* ---- configuration --------------------------------------------------------------------------- */
 
 static pyr_status check_config(pyr_runtime *rt, const pyr_model_config *c) {
   const struct { const char *name; int64_t value, low, high; } ranges[] = {
@@ -90,26 +94,35 @@ static pyr_status check_config(pyr_runtime *rt, const pyr_model_config *c) {
     { "kv_heads", c->kv_heads, 1, c->heads }, { "head_dim", c->head_dim, 2, 512 },
     { "width", c->width, 1, 1 << 18 },       { "ff", c->ff, 1, 1 << 20 },
     { "vocab", c->vocab, 1, 1 << 22 },       { "context", c->context, 1, 1 << 30 },
-    { "rope_dims", c->rope_dims, 2, c->head_dim }, { "rope_style", c->rope_style, PYR_ROPE_HALF, PYR_ROPE_INTERLEAVED },
+    { "rope_dims", c->rope_dims, 2, c->head_dim },
+        { "rope_style", c->rope_style, PYR_ROPE_HALF, PYR_ROPE_INTERLEAVED },
   };
   for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
     if (ranges[i].value < ranges[i].low || ranges[i].value > ranges[i].high)
-      return pyr_runtime_set_error(rt, PYR_FORMAT, "model: %s is %lld, outside %lld..%lld", ranges[i].name,
-                                   (long long)ranges[i].value, (long long)ranges[i].low, (long long)ranges[i].high);
+      return pyr_runtime_set_error(rt, PYR_FORMAT, "model: %s is %lld, outside %lld..%lld",
+                                   ranges[i].name, (long long)ranges[i].value,
+                                       (long long)ranges[i].low, (long long)ranges[i].high);
   if (c->heads % c->kv_heads != 0)
-    return pyr_runtime_set_error(rt, PYR_FORMAT, "model: kv_heads %d does not divide heads %d", c->kv_heads, c->heads);
-  if (c->head_dim % 2 != 0) return pyr_runtime_set_error(rt, PYR_FORMAT, "model: head_dim %d is odd", c->head_dim);
-  if (c->rope_dims % 2 != 0) return pyr_runtime_set_error(rt, PYR_FORMAT, "model: rope_dims %d is odd", c->rope_dims);
+    return pyr_runtime_set_error(rt, PYR_FORMAT, "model: kv_heads %d does not divide heads %d",
+                                 c->kv_heads, c->heads);
+  if (c->head_dim % 2 != 0)
+    return pyr_runtime_set_error(rt, PYR_FORMAT, "model: head_dim %d is odd", c->head_dim);
+  if (c->rope_dims % 2 != 0)
+    return pyr_runtime_set_error(rt, PYR_FORMAT, "model: rope_dims %d is odd", c->rope_dims);
   if (!(c->norm_eps > 0 && c->norm_eps <= 0.1f))
-    return pyr_runtime_set_error(rt, PYR_FORMAT, "model: norm_eps is %g, outside (0, 0.1]", (double)c->norm_eps);
+    return pyr_runtime_set_error(rt, PYR_FORMAT, "model: norm_eps is %g, outside (0, 0.1]",
+                                 (double)c->norm_eps);
   if (!(c->rope_gain > 0 && c->rope_gain <= 100))
-    return pyr_runtime_set_error(rt, PYR_FORMAT, "model: rope_gain is %g, outside (0, 100]", (double)c->rope_gain);
+    return pyr_runtime_set_error(rt, PYR_FORMAT, "model: rope_gain is %g, outside (0, 100]",
+                                 (double)c->rope_gain);
   if (!c->rope_freq) return pyr_runtime_set_error(rt, PYR_FORMAT, "model: rope_freq is missing");
   for (int i = 0; i < c->rope_dims / 2; i++)
     if (!(c->rope_freq[i] >= 0 && c->rope_freq[i] <= 1e4f))
-      return pyr_runtime_set_error(rt, PYR_FORMAT, "model: rope_freq[%d] is %g, outside 0..1e4", i, (double)c->rope_freq[i]);
+      return pyr_runtime_set_error(rt, PYR_FORMAT, "model: rope_freq[%d] is %g, outside 0..1e4", i,
+                                   (double)c->rope_freq[i]);
   for (int i = 0; c->window && i < c->layers; i++)
-    if (c->window[i] < 0) return pyr_runtime_set_error(rt, PYR_FORMAT, "model: window[%d] is %d", i, c->window[i]);
+    if (c->window[i] < 0)
+      return pyr_runtime_set_error(rt, PYR_FORMAT, "model: window[%d] is %d", i, c->window[i]);
   return PYR_OK;
 }
 
@@ -118,11 +131,13 @@ static int64_t values_expected(const pyr_model_config *c) {
   int64_t total = 0;
   for (int r = 0; r < PYR_ROLES; r++)
     if (!is_vector((pyr_role)r))
-      total += dim_of(c, roles[r].rows) * dim_of(c, roles[r].cols) * (roles[r].layered ? c->layers : 1);
+      total += dim_of(c, roles[r].rows) * dim_of(c,
+                                                 roles[r].cols) * (roles[r].layered ? c->layers
+                                                     : 1);
   return total;
 }
 
-/* ---- life ------------------------------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 pyr_status pyr_model_new(pyr_runtime *rt, const pyr_model_config *config, pyr_model **out) {
   pyr_status status = check_config(rt, config);
@@ -138,7 +153,8 @@ pyr_status pyr_model_new(pyr_runtime *rt, const pyr_model_config *config, pyr_mo
   model->scale = 1.0f / sqrtf((float)config->head_dim);
   model->expected = values_expected(config);
 
-  size_t layers = (size_t)config->layers, freq_bytes = (size_t)config->rope_dims / 2 * sizeof(float);
+  size_t layers = (size_t)config->layers,
+      freq_bytes = (size_t)config->rope_dims / 2 * sizeof(float);
   float *freq = pyr_alloc(rt, freq_bytes);
   model->config.rope_freq = freq;
   int32_t *window = pyr_alloc_zero(rt, layers * sizeof *window);
@@ -169,8 +185,10 @@ void pyr_model_free(pyr_model *model) {
   if (!model || --model->refs > 0) return;
   pyr_runtime *rt = model->rt;
   pyr_backend *be = pyr_runtime_backend(rt);
-  size_t layers = (size_t)model->config.layers, freq_bytes = (size_t)model->config.rope_dims / 2 * sizeof(float);
-  for (size_t i = 0; i < model->owned_count; i++) be->release(be, model->owned[i].ptr, model->owned[i].bytes);
+  size_t layers = (size_t)model->config.layers,
+      freq_bytes = (size_t)model->config.rope_dims / 2 * sizeof(float);
+  for (size_t i = 0; i < model->owned_count; i++)
+    be->release(be, model->owned[i].ptr, model->owned[i].bytes);
   for (size_t i = 0; i < model->file_count; i++) pyr_file_free(model->files[i]);
   if (model->rope_freq) be->release(be, model->rope_freq, freq_bytes);
   pyr_release(rt, model->owned, model->owned_room * sizeof *model->owned);
@@ -186,9 +204,10 @@ const pyr_model_config *pyr_model_get_config(const pyr_model *model) { return &m
 pyr_runtime *pyr_model_runtime(const pyr_model *model) { return model->rt; }
 uint64_t pyr_model_bytes(const pyr_model *model) { return model->bytes; }
 
-/* ---- memory of weights ------------------------------------------------------------------------------------------------ */
+/* ---- memory of weights ----------------------------------------------------------------------- */
 
-/* Room for one more element in an array of the model's; NULL if there is none, and the array is as before. */
+/* Room for one more element in an array of the model's; NULL if there is none, and the array is as
+ * before. */
 static void *grow(pyr_runtime *rt, void *array, size_t size, size_t count, size_t *room) {
   if (count < *room) return array;
   size_t more = *room ? *room * 2 : 16;
@@ -199,7 +218,8 @@ static void *grow(pyr_runtime *rt, void *array, size_t size, size_t count, size_
 
 static pyr_status own(pyr_model *model, size_t bytes, void **out) {
   pyr_backend *be = pyr_runtime_backend(model->rt);
-  struct pyr_owned *owned = grow(model->rt, model->owned, sizeof *owned, model->owned_count, &model->owned_room);
+  struct pyr_owned *owned = grow(model->rt, model->owned, sizeof *owned, model->owned_count,
+                                 &model->owned_room);
   if (!owned) return pyr_nomem(model->rt, sizeof *owned, "a weight");
   model->owned = owned;
   void *ptr = be->alloc(be, bytes);
@@ -219,7 +239,8 @@ static void disown(pyr_model *model) {
 static pyr_status keep_file(pyr_model *model, pyr_file *file) {
   for (size_t i = 0; i < model->file_count; i++)
     if (model->files[i] == file) return PYR_OK;
-  pyr_file **files = grow(model->rt, model->files, sizeof *files, model->file_count, &model->file_room);
+  pyr_file **files = grow(model->rt, model->files, sizeof *files, model->file_count,
+                          &model->file_room);
   if (!files) return pyr_nomem(model->rt, sizeof *files, "a file");
   model->files = files;
   files[model->file_count++] = pyr_file_retain(file);
@@ -229,7 +250,7 @@ static pyr_status keep_file(pyr_model *model, pyr_file *file) {
 /* Where a backend computes in the host's memory, mappings serve as they are. */
 static bool reads_host_memory(const pyr_backend *be) { return !be->own_memory; }
 
-/* ---- binding ---------------------------------------------------------------------------------------------------------- */
+/* ---- binding --------------------------------------------------------------------------------- */
 
 struct conversion {   /* rows [first, first+n) of a matrix, one task each */
   const pyr_tensor *from;
@@ -250,23 +271,29 @@ static void convert_row(void *ctx, int64_t task, int worker) {
 }
 
 /* Fills `to` (backend memory) with the rows of `from` in the dtype and the order of `bound`. */
-static pyr_status fill_matrix(pyr_model *model, char *to, const pyr_tensor *bound, const pyr_tensor *from) {
+static pyr_status fill_matrix(pyr_model *model, char *to, const pyr_tensor *bound,
+                              const pyr_tensor *from) {
   pyr_runtime *rt = model->rt;
   pyr_backend *be = pyr_runtime_backend(rt);
-  int64_t rows = from->shape[0], cols = from->shape[1], unit = bound->interleaved ? bound->interleaved : 1;
+  int64_t rows = from->shape[0], cols = from->shape[1],
+      unit = bound->interleaved ? bound->interleaved : 1;
   int64_t piece = (PIECE_VALUES / cols / unit + 1) * unit;
   if (piece > rows) piece = rows;
-  bool convert = bound->dtype != from->dtype, in_place = convert && !bound->interleaved && reads_host_memory(be);
-  size_t stride = bound->stride, scratch_bytes = 0, staging_bytes = convert && !in_place ? (size_t)piece * stride : 0;
+  bool convert = bound->dtype != from->dtype, in_place = convert && !bound->interleaved
+      && reads_host_memory(be);
+  size_t stride = bound->stride, scratch_bytes = 0,
+      staging_bytes = convert && !in_place ? (size_t)piece * stride : 0;
   float *scratch = NULL;
   char *staging = NULL;
   pyr_status status = PYR_OK;
   if (convert) {
-    if (!pyr_mul_size((size_t)pyr_runtime_threads(rt) * sizeof(float), (size_t)cols, &scratch_bytes))
+    if (!pyr_mul_size((size_t)pyr_runtime_threads(rt) * sizeof(float), (size_t)cols,
+                      &scratch_bytes))
       return pyr_nomem(rt, SIZE_MAX, "conversion");
     scratch = pyr_alloc(rt, scratch_bytes);
     staging = pyr_alloc(rt, staging_bytes);
-    if (!scratch || (staging_bytes && !staging)) { status = pyr_nomem(rt, scratch_bytes + staging_bytes, "conversion"); goto done; }
+    if (!scratch || (staging_bytes && !staging)) { status = pyr_nomem(rt,
+        scratch_bytes + staging_bytes, "conversion"); goto done; }
   }
   for (int64_t first = 0; first < rows; first += piece) {
     int64_t n = rows - first < piece ? rows - first : piece;
@@ -283,7 +310,8 @@ static pyr_status fill_matrix(pyr_model *model, char *to, const pyr_tensor *boun
     } else if (!in_place) {
       status = be->upload(be, at, ready, (size_t)n * stride);
     }
-    if (status == PYR_OK) status = pyr_progress(rt, model->done + (first + n) * cols, model->expected);
+    if (status == PYR_OK)
+      status = pyr_progress(rt, model->done + (first + n) * cols, model->expected);
     if (status != PYR_OK) goto done;
   }
 done:
@@ -313,28 +341,34 @@ static pyr_status bind_vector(pyr_model *model, float **place, const pyr_tensor 
 /* A weight's part of the fingerprint, from how it lies in its file. */
 static uint64_t print_of(pyr_role role, int layer, const pyr_tensor *view) {
   const int64_t head[5] = { role, layer, view->dtype, view->shape[0], view->shape[1] };
-  size_t bytes = view->rank == 2 ? view->stride * (size_t)view->shape[0] : pyr_dtype_bytes(view->dtype, view->shape[0]);
+  size_t bytes = view->rank == 2 ? view->stride * (size_t)view->shape[0]
+      : pyr_dtype_bytes(view->dtype, view->shape[0]);
   return pyr_fnv_mix(pyr_fnv_sample(pyr_fnv(PYR_FNV_START, head, sizeof head), view->data, bytes));
 }
 
 /* `looked_up`: single rows are read, as they lie in the file. */
-static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_tensor_spec *spec, const pyr_tensor *view,
-                              bool aligned, bool looked_up, int as) {
+static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_tensor_spec *spec,
+                              const pyr_tensor *view, bool aligned, bool looked_up, int as) {
   pyr_backend *be = pyr_runtime_backend(model->rt);
   pyr_dtype dtype = as < 0 ? view->dtype : (pyr_dtype)as;
   pyr_tensor bound = *view;
   pyr_status status;
   bound.dtype = dtype;
   bound.stride = pyr_dtype_bytes(dtype, view->shape[1]);
-  size_t bytes = bound.stride * (size_t)view->shape[0];   /* no overflow: at most 4 bytes a value of 2^22 * 2^20 */
+  size_t bytes = bound.stride * (size_t)view->shape[0];   /* no overflow: at most 4 bytes a value of
+                                                             2^22 * 2^20 */
   if (bound.stride == 0)
-    return pyr_runtime_set_error(model->rt, PYR_UNSUPPORTED, "tensor %s: rows of %lld values cannot become %s (blocks of %d)",
-                                 spec->name ? spec->name : "(unnamed)", (long long)view->shape[1], pyr_dtype_name(dtype),
-                                 pyr_dtype_block(dtype));
+    return pyr_runtime_set_error(model->rt, PYR_UNSUPPORTED,
+                                 "tensor %s: rows of %lld values cannot become %s (blocks of %d)",
+                                     spec->name ? spec->name : "(unnamed)",
+                                         (long long)view->shape[1], pyr_dtype_name(dtype),
+                                             pyr_dtype_block(dtype));
   if (!looked_up && be->interleaved) bound.interleaved = be->interleaved(be, &bound);
   if (dtype == view->dtype && !bound.interleaved && aligned && reads_host_memory(be)) {
     status = keep_file(model, spec->file);
-    if (status == PYR_OK) status = pyr_progress(model->rt, model->done + view->shape[0] * view->shape[1], model->expected);
+    if (status == PYR_OK)
+      status = pyr_progress(model->rt, model->done + view->shape[0] * view->shape[1],
+                            model->expected);
   } else {
     void *ptr = NULL;
     status = own(model, bytes, &ptr);
@@ -351,20 +385,26 @@ static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_ten
   return PYR_OK;
 }
 
-pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_tensor_spec *spec, int as) {
+pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_tensor_spec *spec,
+                          int as) {
   pyr_runtime *rt = model->rt;
   const pyr_model_config *c = &model->config;
   pyr_tensor view;
   bool aligned;
-  if ((int)role < 0 || role >= PYR_ROLES) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: no role %d", (int)role);
+  if ((int)role < 0 || role >= PYR_ROLES)
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: no role %d", (int)role);
   const char *name = spec->name ? spec->name : roles[role].name;
   if (roles[role].layered && (layer < 0 || layer >= c->layers))
-    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: layer %d of %s, outside 0..%d", layer, roles[role].name, c->layers - 1);
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: layer %d of %s, outside 0..%d", layer,
+                                 roles[role].name, c->layers - 1);
   if (as >= 0 && !(pyr_dtype_weights((pyr_dtype)as) && pyr_dtype_writable((pyr_dtype)as)))
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: weights cannot be converted to dtype %s",
                                  pyr_dtype_valid(as) ? pyr_dtype_name((pyr_dtype)as) : "(unknown)");
-  if (model->ready) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: %s bound after the model was ready", name);
-  if (is_bound(model, role, layer)) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: %s is bound twice", name);
+  if (model->ready)
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: %s bound after the model was ready",
+                                 name);
+  if (is_bound(model, role, layer))
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: %s is bound twice", name);
 
   pyr_status status = pyr_tensor_view(rt, spec, &view, &aligned);
   if (status != PYR_OK) return status;
@@ -372,32 +412,43 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
   int64_t rows = dim_of(c, roles[role].rows), cols = dim_of(c, roles[role].cols);
   if (is_vector(role)) {
     if (view.rank != 1 || view.shape[0] != cols)
-      return pyr_runtime_set_error(rt, PYR_FORMAT, "%s: tensor %s: shape [%lld%s], where the model's %s is [%lld]", path, name,
-                                   (long long)view.shape[0], view.rank == 1 ? "" : ", …", roles[role].name, (long long)cols);
+      return pyr_runtime_set_error(rt, PYR_FORMAT,
+                                   "%s: tensor %s: shape [%lld%s], where the model's %s is [%lld]",
+                                       path, name, (long long)view.shape[0],
+                                           view.rank == 1 ? "" : ", …", roles[role].name,
+                                               (long long)cols);
     status = bind_vector(model, place_of(model, role, layer), &view);
     if (status == PYR_OK) model->print += print_of(role, layer, &view);
     return status;
   }
   if (view.dtype == PYR_FP8_E4M3 || (as < 0 && !pyr_dtype_weights(view.dtype)))
-    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "%s: tensor %s: weights of dtype %s are not supported %s", path, name,
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
+                                 "%s: tensor %s: weights of dtype %s are not supported %s", path,
+                                     name,
                                  pyr_dtype_name(view.dtype), view.dtype == PYR_FP8_E4M3 ?
-                                 "(known: f32, f16, bf16, q8_0, q4_0, q4_k, q5_k, q6_k; converted: q2_k, q3_k, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, mxfp4, nvfp4, f64)" :
+                                 "(known: f32, f16, bf16, q8_0, q4_0, q4_k, q5_k, q6_k; "
+                                 "converted: q2_k, q3_k, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, "
+                                 "mxfp4, nvfp4, f64)" :
                                  "as they are: bind them converted, to q8_0 for instance");
   if (view.rank != 2 || view.shape[0] != rows || view.shape[1] != cols)
-    return pyr_runtime_set_error(rt, PYR_FORMAT, "%s: tensor %s: shape [%lld, %lld], where the model's %s is [%lld, %lld]",
-                                 path, name, (long long)view.shape[0], (long long)view.shape[1], roles[role].name,
-                                 (long long)rows, (long long)cols);
+    return pyr_runtime_set_error(rt, PYR_FORMAT,
+                                 "%s: tensor %s: shape [%lld, %lld], where the model's %s is "
+                                 "[%lld, %lld]", path, name, (long long)view.shape[0],
+                                     (long long)view.shape[1], roles[role].name, (long long)rows,
+                                         (long long)cols);
   pyr_tensor *place = place_of(model, role, layer);
   status = bind_matrix(model, place, spec, &view, aligned, role == PYR_W_EMBED, as);
   /* what stays in a mapping is there when somebody asks: its pages need not be fetched now */
-  if (status == PYR_OK && (place->data != view.data || !pyr_file_mapped(spec->file))) model->print += print_of(role, layer, &view);
+  if (status == PYR_OK && (place->data != view.data || !pyr_file_mapped(spec->file)))
+    model->print += print_of(role, layer, &view);
   return status;
 }
 
 static bool lies_in_mapping(const pyr_model *model, const pyr_tensor *t) {
   for (size_t i = 0; i < model->file_count; i++) {
     uintptr_t begin = (uintptr_t)pyr_file_data(model->files[i]), at = (uintptr_t)t->data;
-    if (pyr_file_mapped(model->files[i]) && at >= begin && at - begin < pyr_file_size(model->files[i])) return true;
+    if (pyr_file_mapped(model->files[i]) && at >= begin
+        && at - begin < pyr_file_size(model->files[i])) return true;
   }
   return false;
 }
@@ -409,7 +460,8 @@ uint64_t pyr_model_fingerprint(pyr_model *model) {
       if (is_vector((pyr_role)r) || (!roles[r].layered && layer > 0)) continue;
       const pyr_tensor *t = place_of(model, (pyr_role)r, layer);
       if (r == PYR_W_OUTPUT && t->data == model->embed.data) continue;      /* tied, not bound */
-      if (t->rank != 0 && lies_in_mapping(model, t)) model->print += print_of((pyr_role)r, layer, t);
+      if (t->rank != 0 && lies_in_mapping(model, t))
+        model->print += print_of((pyr_role)r, layer, t);
     }
   model->printed = true;
   return model->print;
@@ -419,7 +471,8 @@ void pyr_model_identify(pyr_model *model, const char *name, uint64_t tokenizer) 
   size_t bytes = name ? strlen(name) : 0;
   if (bytes >= sizeof model->name) {
     bytes = sizeof model->name - 1;
-    while (bytes > 0 && ((unsigned char)name[bytes] & 0xc0) == 0x80) bytes--;   /* not within a character */
+    /* not within a character */
+    while (bytes > 0 && ((unsigned char)name[bytes] & 0xc0) == 0x80) bytes--;
   }
   memset(model->name, 0, sizeof model->name);
   if (bytes) memcpy(model->name, name, bytes);
@@ -430,14 +483,19 @@ pyr_status pyr_model_ready(pyr_model *model) {
   if (model->ready) return PYR_OK;
   for (int layer = 0; layer < model->config.layers; layer++)
     for (int r = 0; r < PYR_ROLES; r++) {
-      bool layered = roles[r].layered, required = roles[r].required, bound = is_bound(model, (pyr_role)r, layer);
+      bool layered = roles[r].layered, required = roles[r].required,
+          bound = is_bound(model, (pyr_role)r, layer);
       if (!layered && (!required || layer > 0)) continue;
-      /* what is optional is there in every layer or in none: a half-bound model would run, and be wrong */
+      /* what is optional is there in every layer or in none: a half-bound model would run, and be
+       * wrong */
       bool wanted = required || is_bound(model, (pyr_role)r, 0);
       if (bound == wanted) continue;
-      if (!layered) return pyr_runtime_set_error(model->rt, PYR_FORMAT, "model: weight %s is missing", roles[r].name);
-      return pyr_runtime_set_error(model->rt, PYR_FORMAT, "model: weight %s of layer %d is %s", roles[r].name, layer,
-                                   wanted ? "missing" : "there, but layer 0 has none");
+      if (!layered)
+        return pyr_runtime_set_error(model->rt, PYR_FORMAT, "model: weight %s is missing",
+                                     roles[r].name);
+      return pyr_runtime_set_error(model->rt, PYR_FORMAT, "model: weight %s of layer %d is %s",
+                                   roles[r].name, layer, wanted ? "missing"
+                                       : "there, but layer 0 has none");
     }
   pyr_status status = pyr_progress(model->rt, model->expected, model->expected);
   if (status != PYR_OK) return status;

@@ -1,15 +1,16 @@
 /* model.h — a bound model, as forward.c sees it.
  *
- * Owns: the checked configuration and every weight of one decoder. Does not own: the arithmetic (forward.c, backend.h).
- * After pyr_model_ready nothing in here changes, so caches of one model share it freely. */
+ * Owns: the checked configuration and every weight of one decoder. Does not own: the arithmetic
+ * (forward.c, backend.h). After pyr_model_ready nothing in here changes, so caches of one model
+ * share it freely. */
 #ifndef PYR_MODEL_H
 #define PYR_MODEL_H
 
 #include "base/runtime.h"
 #include "base/tensor.h"
 
-/* Matrices are pyr_tensor [out, in]; vectors are f32 in backend memory. What is optional is NULL where absent, and is
- * absent from all layers or from none. */
+/* Matrices are pyr_tensor [out, in]; vectors are f32 in backend memory. What is optional is NULL
+ * where absent, and is absent from all layers or from none. */
 typedef struct pyr_layer {
   float *attn_norm;                 /* [width] */
   pyr_tensor q;                     /* [heads*head_dim, width] */
@@ -26,7 +27,8 @@ typedef struct pyr_layer {
 
 struct pyr_model {
   pyr_runtime *rt;                  /* retained */
-  pyr_model_config config;          /* range-checked; rope_freq and window (never NULL: zeros) are host copies owned here */
+  pyr_model_config config;          /* range-checked; rope_freq and window (never NULL: zeros) are
+                                       host copies owned here */
   float *rope_freq;                 /* [rope_dims/2], backend memory */
   float scale;                      /* 1/sqrt(head_dim) */
   pyr_tensor embed;                 /* [vocab, width] */
@@ -43,7 +45,8 @@ struct pyr_model {
   size_t owned_count, owned_room;
   pyr_file **files;                 /* retained because tensors point into them */
   size_t file_count, file_room;
-  uint64_t print;                   /* of the weights that were copied; with those in mappings once it is `printed` */
+  uint64_t print;                   /* of the weights that were copied; with those in mappings once
+                                       it is `printed` */
   bool printed;
   uint64_t tokenizer;               /* fingerprint; 0: none */
   char name[160];                   /* for messages; "" if nobody gave one */

@@ -1,20 +1,23 @@
-/* evict.c — a cache at rest is cut: by a policy's plans, all layers at once, or at a token, as if what follows had never been read.
+/* evict.c — a cache at rest is cut: by a policy's plans, all layers at once, or at a token, as if
+ * what follows had never been read.
  *
- * Eviction. A policy's prefill plans are asked as if the rows held were a prompt just read. All layers are ranked before the first
- * row moves, so that a plan that is refused, a score that is no number or memory that is short leave the cache as it was. Where
- * pages are shared with forks, survivors are copied, and a snapshot is what a failure returns to: it shares what the forks hold
- * anyway, and so it is where keys are turned for the first time, as survivors move to wide pages. Elsewhere rows move within their
- * pages, which cannot fail.
+ * Eviction. A policy's prefill plans are asked as if the rows held were a prompt just read. All
+ * layers are ranked before the first row moves, so that a plan that is refused, a score that is no
+ * number or memory that is short leave the cache as it was. Where pages are shared with forks,
+ * survivors are copied, and a snapshot is what a failure returns to: it shares what the forks hold
+ * anyway, and so it is where keys are turned for the first time, as survivors move to wide pages.
+ * Elsewhere rows move within their pages, which cannot fail.
  *
- * Truncation. A row's place in a lane follows its position, so each lane loses its end. What a later token has changed in rows
- * before it stays: evicted rows do not come back, nor does a key that was turned or merged. What later queries gave to tracked
- * rows cannot be taken out of a sum again, so a cache that tracks is refused. */
+ * Truncation. A row's place in a lane follows its position, so each lane loses its end. What a
+ * later token has changed in rows before it stays: evicted rows do not come back, nor does a key
+ * that was turned or merged. What later queries gave to tracked rows cannot be taken out of a sum
+ * again, so a cache that tracks is refused. */
 #include "model/model.h"
 #include "policy/plan.h"
 
 #include <string.h>
 
-/* ---- eviction ------------------------------------------------------------------------------------------------------- */
+/* ---- eviction -------------------------------------------------------------------------------- */
 
 typedef struct pyr_eviction {             /* of all layers */
   pyr_cache *cache;
@@ -23,7 +26,7 @@ typedef struct pyr_eviction {             /* of all layers */
   int32_t *faults;                 /* host [layers] */
   char *host, *verdicts_host;      /* what the layers share, and what each has */
   size_t host_bytes;
-  char *block;                     /* backend memory: faults [layers], what ranking takes, verdicts */
+  char *block;  /* backend memory: faults [layers], what ranking takes, verdicts */
   size_t block_bytes;
 } pyr_eviction;
 
@@ -32,8 +35,9 @@ static pyr_status cut_ask(pyr_eviction *c) {
   const pyr_model_config *config = &cache->pool->model->config;
   for (int layer = 0; layer < cache->layers; layer++) {
     int64_t rows = pyr_cache_layer_rows(cache, layer);
-    pyr_shape shape = { .layer = layer, .layers = cache->layers, .prompt = rows, .rows = rows, .tokens = cache->tokens,
-                        .heads = config->heads, .kv_heads = config->kv_heads, .head_dim = config->head_dim };
+    pyr_shape shape = { .layer = layer, .layers = cache->layers, .prompt = rows, .rows = rows,
+                        .tokens = cache->tokens, .heads = config->heads,
+                            .kv_heads = config->kv_heads, .head_dim = config->head_dim };
     pyr_status status = pyr_plan_ask_evict(cache, &shape, &c->plans[layer]);
     if (status != PYR_OK) return status;
     pyr_plan_turn_begin(&c->turns[layer], cache, layer, &c->plans[layer], false, 0);
@@ -53,8 +57,9 @@ static pyr_status cut_rank(pyr_eviction *c) {
     verdicts += own;
     rows = pyr_most(rows, pyr_cache_layer_rows(cache, layer));
   }
-  pyr_work work = { .tokens = 1, .rows = rows, .sequences = 1, .heads = config->heads, .kv_heads = config->kv_heads,
-                    .head_dim = config->head_dim, .cols = config->width };
+  pyr_work work = { .tokens = 1, .rows = rows, .sequences = 1, .heads = config->heads,
+                    .kv_heads = config->kv_heads, .head_dim = config->head_dim,
+                        .cols = config->width };
   pyr_status status = be->reserve(be, &work);
   if (status != PYR_OK) return status;
   c->block_bytes = faults + most + verdicts;
@@ -66,12 +71,15 @@ static pyr_status cut_rank(pyr_eviction *c) {
     pyr_plan_turn *turn = &c->turns[layer];
     pyr_plan_turn_bytes(turn, &own);
     verdicts -= own;
-    pyr_plan_turn_carve(turn, c->block + faults, c->block + faults + most + verdicts, c->host, c->verdicts_host + at);
+    pyr_plan_turn_carve(turn, c->block + faults, c->block + faults + most + verdicts, c->host,
+                        c->verdicts_host + at);
     status = pyr_plan_turn_rank(turn, (int32_t *)c->block + layer);
   }
-  if (status == PYR_OK) status = be->download(be, c->faults, c->block, (size_t)cache->layers * sizeof(int32_t));
+  if (status == PYR_OK)
+    status = be->download(be, c->faults, c->block, (size_t)cache->layers * sizeof(int32_t));
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
-    if (c->faults[layer]) status = pyr_plan_not_finite(cache, layer, "evict", &c->plans[layer].score);
+    if (c->faults[layer])
+      status = pyr_plan_not_finite(cache, layer, "evict", &c->plans[layer].score);
   return status;
 }
 
@@ -89,7 +97,8 @@ static pyr_status cut_evict(pyr_eviction *c) {
   for (int layer = 0; layer < cache->layers; layer++)
     copies = copies || (pyr_judge_turns(&c->turns[layer].judge) && !cache->states[layer].compact);
   if (copies) status = pyr_cache_snapshot(cache, &snapshot);
-  for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++) status = pyr_plan_turn_evict(&c->turns[layer]);
+  for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
+    status = pyr_plan_turn_evict(&c->turns[layer]);
   if (status != PYR_OK && snapshot) pyr_cache_restore(cache, snapshot);
   else pyr_cache_free(snapshot);
   return status;
@@ -103,11 +112,14 @@ pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy) {
   pyr_policy own = cache->policy;
   if (!policy) policy = &own;
   if (!policy->prefill)
-    return pyr_runtime_set_error(rt, PYR_ARGUMENT, policy->name ? "policy %s has no prefill plan to evict by"
-                                 : "the cache has no policy of its own: say by which to evict", policy->name);
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT,
+                                 policy->name ? "policy %s has no prefill plan to evict by"
+                                 : "the cache has no policy of its own: say by which to evict",
+                                     policy->name);
   if (cache->tokens == 0) return PYR_OK;
   size_t shared = pyr_judge_host_bytes(cache), verdicts = layers * pyr_judge_verdict_bytes(cache);
-  c.host_bytes = shared + verdicts + layers * (sizeof *c.turns + sizeof *c.plans + sizeof *c.faults);
+  c.host_bytes = shared + verdicts + layers * (sizeof *c.turns + sizeof *c.plans
+                                               + sizeof *c.faults);
   c.host = pyr_alloc_zero(rt, c.host_bytes);
   if (!c.host) return pyr_nomem(rt, c.host_bytes, "an eviction");
   c.verdicts_host = c.host + shared;
@@ -124,7 +136,7 @@ pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy) {
   return status;
 }
 
-/* ---- truncation ----------------------------------------------------------------------------------------------------- */
+/* ---- truncation ------------------------------------------------------------------------------ */
 
 /* How many rows of a lane are of the first n tokens; positions ascend. */
 static int64_t rows_before(const int32_t *positions, int64_t rows, int64_t n) {
@@ -147,29 +159,36 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
   pyr_runtime *rt = cache->pool->rt;
   int64_t lanes = (int64_t)cache->layers * cache->heads, longest = 1, held = 0;
   if (n < 0 || n > cache->tokens)
-    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "truncate: the cache has read %lld tokens, and cannot go on from token %lld",
-                                 (long long)cache->tokens, (long long)n);
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT,
+                                 "truncate: the cache has read %lld tokens, and cannot go on "
+                                 "from token %lld", (long long)cache->tokens, (long long)n);
   if (n == cache->tokens) return PYR_OK;
   if (n == 0) return pyr_cache_clear(cache);
   for (int layer = 0; layer < cache->layers; layer++) {
     if (pyr_trigger_tracks(&cache->states[layer].trigger))
-      return pyr_runtime_set_error(rt, PYR_POLICY, "truncate: policy %s tracks attention, and what tokens from %lld on gave to earlier "
-                                   "rows cannot be taken back (fork the cache before it reads them)",
+      return pyr_runtime_set_error(rt, PYR_POLICY,
+                                   "truncate: policy %s tracks attention, and what tokens from "
+                                   "%lld on gave to earlier "
+                                   "rows cannot be taken back (fork the cache before it reads "
+                                   "them)",
                                    cache->policy.name ? cache->policy.name : "?", (long long)n);
     longest = pyr_most(longest, pyr_cache_layer_rows(cache, layer));
   }
   size_t bytes = (size_t)longest * sizeof(int32_t), keep_bytes = (size_t)lanes * sizeof(int64_t);
   int32_t *positions = pyr_alloc(rt, bytes);
   int64_t *keep = pyr_alloc(rt, keep_bytes);
-  pyr_status status = positions && keep ? PYR_OK : pyr_nomem(rt, bytes + keep_bytes, "truncating a cache");
+  pyr_status status = positions && keep ? PYR_OK
+      : pyr_nomem(rt, bytes + keep_bytes, "truncating a cache");
   for (int64_t i = 0; i < lanes && status == PYR_OK; i++) {
     const pyr_lane *lane = &cache->lanes[i];
     keep[i] = 0;
-    status = pyr_cache_positions(cache, (int)(i / cache->heads), (int)(i % cache->heads), positions);
+    status = pyr_cache_positions(cache, (int)(i / cache->heads), (int)(i % cache->heads),
+                                 positions);
     if (status == PYR_OK) keep[i] = rows_before(positions, lane->rows, n);
     if (status == PYR_OK && keep[i] == 0)
-      status = pyr_runtime_set_error(rt, PYR_POLICY, "truncate: layer %lld holds no row of the first %lld tokens any more",
-                                     (long long)(i / cache->heads) + 1, (long long)n);
+      status = pyr_runtime_set_error(rt, PYR_POLICY,
+                                     "truncate: layer %lld holds no row of the first %lld tokens "
+                                     "any more", (long long)(i / cache->heads) + 1, (long long)n);
   }
   for (int64_t i = 0; i < lanes && status == PYR_OK; i++) {
     pyr_lane_truncate(cache, &cache->lanes[i], keep[i]);

@@ -1,11 +1,13 @@
 /* score.c — evaluation of score programs on a small stack of vectors.
  *
- * Scratch is laid out as [temp: heads vectors][stack: depth vectors]; a vector is one f32 per judged row. A signal
- * of several lanes or query heads is first gathered into temp (or already lies in a mass accumulator), then reduced
- * into the stack. Vectors of the stack are told apart by index, so operators work in place.
+ * Scratch is laid out as [temp: heads vectors][stack: depth vectors]; a vector is one f32 per
+ * judged row. A signal of several lanes or query heads is first gathered into temp (or already lies
+ * in a mass accumulator), then reduced into the stack. Vectors of the stack are told apart by
+ * index, so operators work in place.
  *
- * Tables and custom functions are the policy's, in host memory: a table's numbers go over a few at a time, a function's
- * inputs and results through host vectors of their own (its plan runs in prefill, which may fail). */
+ * Tables and custom functions are the policy's, in host memory: a table's numbers go over a few at
+ * a time, a function's inputs and results through host vectors of their own (its plan runs in
+ * prefill, which may fail). */
 #include "policy/score.h"
 #include "model/model.h"
 
@@ -24,11 +26,13 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
     switch ((pyr_score_code)op->code) {
     case PYR_S_ATTENTION:
       if (op->n < 0) return "asks for attention of a negative number of queries";
-      if (!isfinite(op->x) || op->x < 0) return "has an attention ramp that is negative or not finite";
+      if (!isfinite(op->x) || op->x < 0)
+        return "has an attention ramp that is negative or not finite";
       /* fall through */
     case PYR_S_HISTORY:
       if (op->a > PYR_MAX || op->b > PYR_MAX) return "reduces attention in an unknown way";
-      if (op->code == PYR_S_HISTORY && !(op->x >= 0 && op->x <= 1)) return "has a history decay outside [0, 1]";
+      if (op->code == PYR_S_HISTORY && !(op->x >= 0 && op->x <= 1))
+        return "has a history decay outside [0, 1]";
       height++;
       break;
     case PYR_S_CONST:
@@ -39,9 +43,11 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
       height++;
       break;
     case PYR_S_EXPECTED:
-      if (op->n < 1 || op->n > 1 << 16) return "expects attention from none or more than 65536 positions";
+      if (op->n < 1 || op->n > 1 << 16)
+        return "expects attention from none or more than 65536 positions";
       if (op->a > 1 || op->b > PYR_MAX) return "reduces expected attention in an unknown way";
-      if (!(op->x >= 0 && op->x <= 0x1p24f) || op->x != floorf(op->x)) return "leaves out a number of queries that is not whole";
+      if (!(op->x >= 0 && op->x <= 0x1p24f) || op->x != floorf(op->x))
+        return "leaves out a number of queries that is not whole";
       height++;
       break;
     case PYR_S_LAG:
@@ -78,7 +84,7 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
   return NULL;
 }
 
-/* ---- in words ------------------------------------------------------------------------------------------------------ */
+/* ---- in words -------------------------------------------------------------------------------- */
 
 typedef struct score_text { char *at, *end; } score_text;
 
@@ -109,11 +115,16 @@ static int begin_of(const pyr_score *score, int last) {
 /* As deep as the program is long, which is PYR_SCORE_MAX. */
 static void add_value(score_text *t, const pyr_score *score, int last) {
   static const char *const names[PYR_SCORE_CODES] = {
-    [PYR_S_ATTENTION] = "attention", [PYR_S_HISTORY] = "history", [PYR_S_KEY_NORM] = "key_norm", [PYR_S_VALUE_NORM] = "value_norm",
-    [PYR_S_POSITION] = "position", [PYR_S_RANDOM] = "random", [PYR_S_ADD] = "+", [PYR_S_SUB] = "-", [PYR_S_MUL] = "*",
-    [PYR_S_DIV] = "/", [PYR_S_POOL] = "pool", [PYR_S_NORMALIZE] = "normalize", [PYR_S_SOFTMAX] = "softmax", [PYR_S_CHUNK] = "chunk",
-    [PYR_S_TOP] = "top", [PYR_S_KEY_SIMILARITY] = "key_similarity", [PYR_S_OUTPUT_NORM] = "output_norm", [PYR_S_TABLE] = "table",
-    [PYR_S_PLACE] = "place", [PYR_S_EXPECTED] = "expected", [PYR_S_LAG] = "lag", [PYR_S_CUSTOM] = "custom",
+    [PYR_S_ATTENTION] = "attention", [PYR_S_HISTORY] = "history", [PYR_S_KEY_NORM] = "key_norm",
+        [PYR_S_VALUE_NORM] = "value_norm",
+    [PYR_S_POSITION] = "position", [PYR_S_RANDOM] = "random", [PYR_S_ADD] = "+", [PYR_S_SUB] = "-",
+        [PYR_S_MUL] = "*",
+    [PYR_S_DIV] = "/", [PYR_S_POOL] = "pool", [PYR_S_NORMALIZE] = "normalize",
+        [PYR_S_SOFTMAX] = "softmax", [PYR_S_CHUNK] = "chunk",
+    [PYR_S_TOP] = "top", [PYR_S_KEY_SIMILARITY] = "key_similarity",
+        [PYR_S_OUTPUT_NORM] = "output_norm", [PYR_S_TABLE] = "table",
+    [PYR_S_PLACE] = "place", [PYR_S_EXPECTED] = "expected", [PYR_S_LAG] = "lag",
+        [PYR_S_CUSTOM] = "custom",
   };
   const pyr_score_op *op = &score->ops[last];
   const char *name = op->code < PYR_SCORE_CODES && names[op->code] ? names[op->code] : "?";
@@ -156,8 +167,9 @@ void pyr_score_text(const pyr_score *score, char out[PYR_SCORE_TEXT]) {
 static pyr_status find_table(const pyr_cache *cache, int32_t number, pyr_table *out) {
   const pyr_policy *policy = &cache->policy;
   if (policy->table && policy->table(policy->ud, number, out) == PYR_OK) return PYR_OK;
-  return pyr_runtime_set_error(cache->pool->rt, PYR_POLICY, "policy %s: score: refers to a table that the policy does not have",
-                               policy->name ? policy->name : "?");
+  return pyr_runtime_set_error(cache->pool->rt, PYR_POLICY,
+                               "policy %s: score: refers to a table that the policy does not have",
+                                   policy->name ? policy->name : "?");
 }
 
 const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bool prefill) {
@@ -166,8 +178,10 @@ const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bo
     const pyr_score_op *op = &score->ops[i];
     if (op->code == PYR_S_TABLE && find_table(cache, op->n, &table) != PYR_OK)
       return "refers to a table that the policy does not have";
-    if (op->code == PYR_S_CUSTOM && !cache->policy.custom) return "refers to a function that the policy does not have";
-    if (op->code == PYR_S_CUSTOM && !prefill) return "has a custom function, which can rank in prefill only";
+    if (op->code == PYR_S_CUSTOM && !cache->policy.custom)
+      return "refers to a function that the policy does not have";
+    if (op->code == PYR_S_CUSTOM && !prefill)
+      return "has a custom function, which can rank in prefill only";
     if (op->code == PYR_S_EXPECTED && !prefill)
       return "expects attention from the queries of a prompt, which are known in prefill only";
   }
@@ -177,7 +191,8 @@ const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bo
 const char *pyr_score_untracked(const pyr_score_op *op, const pyr_score_op *track) {
   bool attention = pyr_signal_is_attention(op);
   if (!attention && !pyr_signal_is_history(op)) return NULL;
-  if (op->code != track->code || (attention && op->n != track->n)) return "ranks by attention that the trigger does not track";
+  if (op->code != track->code || (attention && op->n != track->n))
+    return "ranks by attention that the trigger does not track";
   if (attention && op->a == PYR_MAX) return "takes a maximum over queries, which cannot be tracked";
   if (op->x == track->x) return NULL;
   return attention ? "ranks by attention of another ramp than the trigger tracks"
@@ -192,10 +207,11 @@ static uint64_t mix_seed(uint32_t seed, int32_t layer) {
   return ((uint64_t)seed << 32 | (uint32_t)layer) * 0x9e3779b97f4a7c15u;
 }
 
-/* ---- the policy's tables and functions --------------------------------------------------------------------------- */
+/* ---- the policy's tables and functions ------------------------------------------------------- */
 
 /* out[i] = the table's number for the row, or for the lanes [head, head + count): their mean. */
-static pyr_status eval_table(const pyr_signals *s, int32_t number, int head, int count, float *out) {
+static pyr_status eval_table(const pyr_signals *s, int32_t number, int head, int count,
+                             float *out) {
   pyr_backend *be = s->cache->pool->be;
   int64_t n = s->end - s->begin;
   const int32_t *positions = pyr_cache_lane(s->cache, s->layer, head)->positions + s->begin;
@@ -231,15 +247,17 @@ pyr_status pyr_custom_rows(const pyr_custom_view *view, int values, float *out) 
   size_t bytes = (size_t)(view->rows * view->head_dim) * sizeof(float);
   float *rows = be->alloc(be, bytes);
   if (!rows) return pyr_nomem(s->cache->pool->rt, bytes, "the rows of a custom score");
-  pyr_status status = be->read_rows(be, rows, &lane, s->cache->pool->layout, s->begin, s->end, values);
+  pyr_status status = be->read_rows(be, rows, &lane, s->cache->pool->layout, s->begin, s->end,
+                                    values);
   if (status == PYR_OK) status = be->download(be, out, rows, bytes);
   be->release(be, rows, bytes);
   return status;
 }
 
-/* Shows each lane and the inputs (vectors from `in` on) to the policy's function; the mean of what it returns to `out`. */
-static pyr_status eval_custom(const pyr_score_op *op, const pyr_signals *s, int head, int count, const float *in, float *temp,
-                              float *out) {
+/* Shows each lane and the inputs (vectors from `in` on) to the policy's function; the mean of what
+ * it returns to `out`. */
+static pyr_status eval_custom(const pyr_score_op *op, const pyr_signals *s, int head, int count,
+                              const float *in, float *temp, float *out) {
   pyr_cache *cache = s->cache;
   pyr_backend *be = cache->pool->be;
   int64_t n = s->end - s->begin;
@@ -252,8 +270,9 @@ static pyr_status eval_custom(const pyr_score_op *op, const pyr_signals *s, int 
   for (int i = 0; i < op->a; i++) inputs[i] = host + i * n;
   for (int i = 0; i < count && status == PYR_OK; i++) {
     pyr_custom_source source = { s, head + i };
-    pyr_custom_view view = { .layer = s->layer, .head = head + i, .head_dim = cache->pool->layout.head_dim, .inputs = op->a,
-                             .rows = n, .positions = positions, .input = inputs, .source = &source };
+    pyr_custom_view view = { .layer = s->layer, .head = head + i,
+                             .head_dim = cache->pool->layout.head_dim, .inputs = op->a, .rows = n,
+                                 .positions = positions, .input = inputs, .source = &source };
     const int32_t *held = pyr_cache_lane(cache, s->layer, head + i)->positions + s->begin;
     status = be->download(be, positions, held, (size_t)n * sizeof *held);
     if (status == PYR_OK) status = cache->policy.custom(cache->policy.ud, op->n, &view, result);
@@ -263,36 +282,40 @@ static pyr_status eval_custom(const pyr_score_op *op, const pyr_signals *s, int 
   return status != PYR_OK ? status : be->reduce_rows(be, out, temp, count, n, n, PYR_MEAN, 1.0f);
 }
 
-/* ---- signals ------------------------------------------------------------------------------------------------------ */
+/* ---- signals --------------------------------------------------------------------------------- */
 
 /* One vector for each of the group's `each` query heads a lane, lane after lane. */
-static pyr_status eval_by_head(const pyr_score_op *op, int index, const pyr_signals *s, const pyr_lane_view *lane, int32_t first,
-                               int32_t each, float *out) {
+static pyr_status eval_by_head(const pyr_score_op *op, int index, const pyr_signals *s,
+                               const pyr_lane_view *lane, int32_t first, int32_t each, float *out) {
   const pyr_model *model = s->cache->pool->model;
   pyr_backend *be = s->cache->pool->be;
   pyr_layout layout = s->cache->pool->layout;
   int64_t n = s->end - s->begin;
   if (op->code == PYR_S_OUTPUT_NORM)
-    return be->output_norm(be, out, lane, layout, s->begin, s->end, &model->layers[s->layer].o, first, each);
-  pyr_status status = be->expected(be, out, lane, layout, s->begin, s->end, &s->queries_of[index].moments, first, each);
+    return be->output_norm(be, out, lane, layout, s->begin, s->end, &model->layers[s->layer].o,
+                           first, each);
+  pyr_status status = be->expected(be, out, lane, layout, s->begin, s->end,
+                                   &s->queries_of[index].moments, first, each);
   for (int32_t h = 0; h < each && status == PYR_OK; h++) status = be->softmax(be, out + h * n, n);
   return status;
 }
 
 /* One vector for a lane. */
-static pyr_status eval_lane(const pyr_score_op *op, const pyr_signals *s, const pyr_lane_view *lane, float *out) {
+static pyr_status eval_lane(const pyr_score_op *op, const pyr_signals *s,
+                            const pyr_lane_view *lane, float *out) {
   pyr_backend *be = s->cache->pool->be;
   pyr_layout layout = s->cache->pool->layout;
   switch ((pyr_score_code)op->code) {
   case PYR_S_KEY_SIMILARITY: return be->key_similarity(be, out, lane, layout, s->begin, s->end);
   case PYR_S_LAG: return be->lag(be, out, lane, layout, s->begin, s->end, op->n, op->a);
-  default: return be->row_norms(be, out, lane, layout, s->begin, s->end, op->code == PYR_S_VALUE_NORM);
+  default: return be->row_norms(be, out, lane, layout, s->begin, s->end,
+                                op->code == PYR_S_VALUE_NORM);
   }
 }
 
 /* Pushes one signal of lanes [head, head+count) to `out`. */
-static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signals *s, int head, int count, float *temp,
-                              float *out) {
+static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signals *s, int head,
+                              int count, float *temp, float *out) {
   const pyr_score_op *op = &score->ops[index];
   pyr_cache *cache = s->cache;
   pyr_backend *be = cache->pool->be;
@@ -303,13 +326,15 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
   switch ((pyr_score_code)op->code) {
   case PYR_S_ATTENTION: case PYR_S_HISTORY: {
     int64_t queries = s->mass[index] ? s->queries[index] : s->tracked_queries;
-    float scale = op->code == PYR_S_ATTENTION && op->a == PYR_MEAN && queries > 0 ? 1.0f / (float)queries : 1.0f;
+    float scale = op->code == PYR_S_ATTENTION && op->a == PYR_MEAN
+        && queries > 0 ? 1.0f / (float)queries : 1.0f;
     if (s->mass[index])
-      return be->reduce_rows(be, out, s->mass[index] + (int64_t)head * group * s->stride, count * group, s->stride, n,
-                             (pyr_reduce)op->b, scale);
+      return be->reduce_rows(be, out, s->mass[index] + (int64_t)head * group * s->stride,
+                             count * group, s->stride, n, (pyr_reduce)op->b, scale);
     for (int i = 0; i < count && status == PYR_OK; i++)
       status = be->copy(be, temp + i * n, first[i].history + s->begin, (size_t)n * sizeof(float));
-    return status != PYR_OK ? status : be->reduce_rows(be, out, temp, count, n, n, (pyr_reduce)op->b, scale);
+    return status != PYR_OK ? status : be->reduce_rows(be, out, temp, count, n, n,
+                                                       (pyr_reduce)op->b, scale);
   }
   case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM: case PYR_S_KEY_SIMILARITY: case PYR_S_LAG:
     for (int i = 0; i < count && status == PYR_OK; i++) {
@@ -320,10 +345,12 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
   case PYR_S_OUTPUT_NORM: case PYR_S_EXPECTED:
     for (int i = 0; i < count && status == PYR_OK; i++) {
       pyr_lane_view lane = pyr_lane_get_view(&first[i]);
-      status = eval_by_head(op, index, s, &lane, (head + i) * group, group, temp + (int64_t)i * group * n);
+      status = eval_by_head(op, index, s, &lane, (head + i) * group, group,
+                            temp + (int64_t)i * group * n);
     }
     if (status != PYR_OK) return status;
-    return be->reduce_rows(be, out, temp, count * group, n, n, op->code == PYR_S_EXPECTED ? (pyr_reduce)op->b : PYR_MEAN, 1.0f);
+    return be->reduce_rows(be, out, temp, count * group, n, n,
+                           op->code == PYR_S_EXPECTED ? (pyr_reduce)op->b : PYR_MEAN, 1.0f);
   case PYR_S_TABLE:
     return eval_table(s, op->n, head, count, out);
   case PYR_S_PLACE:
@@ -331,14 +358,15 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
   case PYR_S_POSITION:
     return be->fill(be, out, first->positions + s->begin, n, 0, 0, 0.0f);
   case PYR_S_RANDOM:
-    return be->fill(be, out, first->positions + s->begin, n, 1, mix_seed((uint32_t)op->n, s->layer), 0.0f);
+    return be->fill(be, out, first->positions + s->begin, n, 1,
+                    mix_seed((uint32_t)op->n, s->layer), 0.0f);
   default:
     return be->fill(be, out, NULL, n, 2, 0, op->x);
   }
 }
 
-pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, int head, int count, float *scratch,
-                          float **out) {
+pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, int head, int count,
+                          float *scratch, float **out) {
   static const pyr_score by_position = { 1, { { PYR_S_POSITION, 0, 0, 0, 0.0f } } };
   pyr_backend *be = signals->cache->pool->be;
   int64_t n = signals->end - signals->begin;
@@ -351,7 +379,8 @@ pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, in
     const pyr_score_op *op = &score->ops[i];
     float *top = stack + (height - 1) * n;                 /* meaningful where height >= 1 */
     /* What these make of a value may hide that it is no number. */
-    bool hides = op->code == PYR_S_POOL || op->code == PYR_S_TOP || op->code == PYR_S_SOFTMAX || op->code == PYR_S_DIV;
+    bool hides = op->code == PYR_S_POOL || op->code == PYR_S_TOP || op->code == PYR_S_SOFTMAX
+        || op->code == PYR_S_DIV;
     if (fault && hides) status = be->finite(be, fault, top, n);
     if (status != PYR_OK) return status;
     switch ((pyr_score_code)op->code) {
@@ -392,12 +421,14 @@ pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, in
   return status == PYR_OK && fault ? be->finite(be, fault, stack, n) : status;
 }
 
-/* ---- of a cache at rest ------------------------------------------------------------------------------------------- */
+/* ---- of a cache at rest ---------------------------------------------------------------------- */
 
-static pyr_status check_scores(const pyr_cache *cache, int layer, int head, const pyr_score *score, int *depth) {
+static pyr_status check_scores(const pyr_cache *cache, int layer, int head, const pyr_score *score,
+                               int *depth) {
   pyr_runtime *rt = cache->pool->rt;
   if (layer < -1 || layer >= cache->layers || head < -1 || head >= cache->heads)
-    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "no lane at layer %d, head %d", layer + 1, head + 1);
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "no lane at layer %d, head %d", layer + 1,
+                                 head + 1);
   const char *fault = pyr_score_check(score, depth);
   if (!fault) fault = pyr_score_refused(score, cache, false);
   for (int l = layer < 0 ? 0 : layer; l <= (layer < 0 ? cache->layers - 1 : layer) && !fault; l++) {
@@ -412,25 +443,30 @@ static pyr_status check_scores(const pyr_cache *cache, int layer, int head, cons
   return fault ? pyr_runtime_set_error(rt, PYR_ARGUMENT, "score: %s", fault) : PYR_OK;
 }
 
-/* Adds a lane's scores, over `lanes`, to out[position]. work: the scratch of an evaluation; host: [rows] of each kind. */
-static pyr_status add_lane(const pyr_cache *cache, int layer, int head, const pyr_score *score, float lanes, float *work,
-                           float *host, float *out) {
+/* Adds a lane's scores, over `lanes`, to out[position]. work: the scratch of an evaluation; host:
+ * [rows] of each kind. */
+static pyr_status add_lane(const pyr_cache *cache, int layer, int head, const pyr_score *score,
+                           float lanes, float *work, float *host, float *out) {
   pyr_backend *be = cache->pool->be;
   const pyr_lane *lane = pyr_cache_lane(cache, layer, head);
-  pyr_signals signals = { .cache = (pyr_cache *)cache, .layer = layer, .begin = 0, .end = lane->rows,
-                          .tracked = &cache->states[layer].trigger.track, .tracked_queries = cache->states[layer].trigger.track.n };
+  pyr_signals signals = { .cache = (pyr_cache *)cache, .layer = layer, .begin = 0,
+                          .end = lane->rows, .tracked = &cache->states[layer].trigger.track,
+                              .tracked_queries = cache->states[layer].trigger.track.n };
   const pyr_score tracked = { 1, { *signals.tracked } };
   int32_t *positions = (int32_t *)(host + lane->rows);
   float *values;
   if (lane->rows == 0) return PYR_OK;
-  pyr_status status = pyr_score_eval(score->length ? score : &tracked, &signals, head, 1, work, &values);
+  pyr_status status = pyr_score_eval(score->length ? score : &tracked, &signals, head, 1, work,
+                                     &values);
   if (status == PYR_OK) status = be->download(be, host, values, (size_t)lane->rows * sizeof *host);
-  if (status == PYR_OK) status = be->download(be, positions, lane->positions, (size_t)lane->rows * sizeof *positions);
+  if (status == PYR_OK)
+    status = be->download(be, positions, lane->positions, (size_t)lane->rows * sizeof *positions);
   for (int64_t i = 0; i < lane->rows && status == PYR_OK; i++) out[positions[i]] += host[i] / lanes;
   return status;
 }
 
-pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const pyr_score *score, float *out) {
+pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const pyr_score *score,
+                            float *out) {
   pyr_runtime *rt = cache->pool->rt;
   pyr_backend *be = cache->pool->be;
   const pyr_model_config *c = &cache->pool->model->config;
@@ -439,18 +475,21 @@ pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const p
   int64_t rows = 1;
   pyr_status status = check_scores(cache, layer, head, score, &depth);
   if (status != PYR_OK) return status;
-  for (int l = first; l <= last; l++) rows = pyr_cache_layer_rows(cache, l) > rows ? pyr_cache_layer_rows(cache, l) : rows;
-  pyr_work reserve = { .tokens = 1, .rows = rows, .sequences = 1, .heads = c->heads, .kv_heads = c->kv_heads,
-                       .head_dim = c->head_dim, .cols = c->width };
+  for (int l = first; l <= last; l++)
+    rows = pyr_cache_layer_rows(cache, l) > rows ? pyr_cache_layer_rows(cache, l) : rows;
+  pyr_work reserve = { .tokens = 1, .rows = rows, .sequences = 1, .heads = c->heads,
+                       .kv_heads = c->kv_heads, .head_dim = c->head_dim, .cols = c->width };
   status = be->reserve(be, &reserve);
   if (status != PYR_OK) return status;
-  size_t work_bytes = (size_t)pyr_score_scratch(cache, depth, rows) * sizeof(float), host_bytes = (size_t)rows * 2 * sizeof(float);
+  size_t work_bytes = (size_t)pyr_score_scratch(cache, depth, rows) * sizeof(float),
+      host_bytes = (size_t)rows * 2 * sizeof(float);
   float *work = be->alloc(be, work_bytes), *host = pyr_alloc(rt, host_bytes);
   if (!work || !host) status = pyr_nomem(rt, work_bytes + host_bytes, "the scores of a cache");
   memset(out, 0, (size_t)cache->tokens * sizeof *out);
   for (int l = first; l <= last; l++)
     for (int h = low; h <= high && status == PYR_OK; h++)
-      status = add_lane(cache, l, h, score, (float)((last - first + 1) * (high - low + 1)), work, host, out);
+      status = add_lane(cache, l, h, score, (float)((last - first + 1) * (high - low + 1)), work,
+                        host, out);
   be->release(be, work, work_bytes);
   pyr_release(rt, host, host_bytes);
   return status;

@@ -1,25 +1,34 @@
 /* score.h — a score program: checked once, then evaluated over the judged rows of a lane group.
  *
- * A program is postfix: signals push a vector of one value per judged row, operators pop and push. Its static check
- * finds the stack depth, so that evaluation needs one block of scratch and never allocates. */
+ * A program is postfix: signals push a vector of one value per judged row, operators pop and push.
+ * Its static check finds the stack depth, so that evaluation needs one block of scratch and never
+ * allocates. */
 #ifndef PYR_SCORE_H
 #define PYR_SCORE_H
 
 #include "policy/query_stats.h"
 
-/* Checks codes, parameters and stack discipline. Returns NULL and the depth (>= 1, also for the empty program, which
- * ranks by position), or a description of what is wrong. */
+/* Checks codes, parameters and stack discipline. Returns NULL and the depth (>= 1, also for the
+ * empty program, which ranks by position), or a description of what is wrong. */
 const char *pyr_score_check(const pyr_score *score, int *depth);
 
-static inline bool pyr_signal_is_attention(const pyr_score_op *op) { return op->code == PYR_S_ATTENTION; }
-static inline bool pyr_signal_is_history(const pyr_score_op *op) { return op->code == PYR_S_HISTORY; }
-static inline bool pyr_signal_is_expected(const pyr_score_op *op) { return op->code == PYR_S_EXPECTED; }
+static inline bool pyr_signal_is_attention(const pyr_score_op *op) {
+  return op->code == PYR_S_ATTENTION;
+}
+static inline bool pyr_signal_is_history(const pyr_score_op *op) {
+  return op->code == PYR_S_HISTORY;
+}
+static inline bool pyr_signal_is_expected(const pyr_score_op *op) {
+  return op->code == PYR_S_EXPECTED;
+}
 
-/* What about the program a plan of this cache's policy cannot carry out, or NULL: tables and functions that the policy
- * does not have, and, unless `prefill`, what only a running prefill can know. */
+/* What about the program a plan of this cache's policy cannot carry out, or NULL: tables and
+ * functions that the policy does not have, and, unless `prefill`, what only a running prefill can
+ * know. */
 const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bool prefill);
 
-/* Why rows' tracked attention does not answer what `op` asks, or NULL (also if it asks for none). */
+/* Why rows' tracked attention does not answer what `op` asks, or NULL (also if it asks for none).
+ * */
 const char *pyr_score_untracked(const pyr_score_op *op, const pyr_score_op *track);
 
 /* Where signals come from. */
@@ -27,13 +36,16 @@ typedef struct pyr_signals {
   pyr_cache *cache;
   int32_t layer;
   int64_t begin, end;              /* the judged rows of the lanes that are evaluated next */
-  float *mass[PYR_SCORE_MAX];      /* by op: [query heads, stride] accumulated by the backend's mass; or NULL: … */
+  float *mass[PYR_SCORE_MAX];      /* by op: [query heads, stride] accumulated by the backend's
+                                      mass; or NULL: … */
   int64_t stride;                  /* at least end-begin, which may be another for each lane */
   int64_t queries[PYR_SCORE_MAX];  /* … how many queries each of those saw */
   pyr_queries queries_of[PYR_SCORE_MAX];   /* by op: PYR_S_EXPECTED's, ended */
-  const pyr_score_op *tracked;     /* … the lanes' history then holds this signal, NULL if nothing is tracked */
+  const pyr_score_op *tracked;     /* … the lanes' history then holds this signal, NULL if nothing
+                                      is tracked */
   int64_t tracked_queries;
-  int32_t *fault;                  /* backend memory, becomes 1 where a score is NaN or infinite; NULL: nobody asks */
+  int32_t *fault;                  /* backend memory, becomes 1 where a score is NaN or infinite;
+                                      NULL: nobody asks */
 } pyr_signals;
 
 /* The program as an expression in `out`, cut at its end if it is longer. */
@@ -44,7 +56,7 @@ void pyr_score_text(const pyr_score *score, char out[PYR_SCORE_TEXT]);
 int64_t pyr_score_scratch(const pyr_cache *cache, int depth, int64_t judged);
 
 /* Evaluates over lanes [head, head + count) of the layer; *out points into scratch, [end-begin]. */
-pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, int head, int count, float *scratch,
-                          float **out);
+pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, int head, int count,
+                          float *scratch, float **out);
 
 #endif

@@ -1,4 +1,5 @@
-/* sample_batch.c — see sample_batch.h. The host picks where logits are in its memory; else a device does, and only ids come back. */
+/* sample_batch.c — see sample_batch.h. The host picks where logits are in its memory; else a device
+ * does, and only ids come back. */
 #include "sample/sample_batch.h"
 
 /* The message of a sampler's runtime, for a caller who looks into another. */
@@ -7,17 +8,22 @@ static pyr_status pass_on(pyr_runtime *rt, const pyr_sampler *s, pyr_status stat
   return other == rt ? status : pyr_runtime_set_error(rt, status, "%s", pyr_runtime_error(other));
 }
 
-size_t pyr_pick_bytes(int count) { return (size_t)count * (sizeof(pyr_pick) + 2 * sizeof(int32_t)); }
+size_t pyr_pick_bytes(int count) {
+  return (size_t)count * (sizeof(pyr_pick) + 2 * sizeof(int32_t));
+}
 
-pyr_status pyr_pick_prepare(pyr_backend *be, pyr_sampler *const *samplers, int count, int32_t vocab) {
-  pyr_work work = { .tokens = 1, .rows = 1, .sequences = count, .heads = 1, .kv_heads = 1, .head_dim = 1, .cols = 1, .outputs = vocab };
+pyr_status pyr_pick_prepare(pyr_backend *be, pyr_sampler *const *samplers, int count,
+                            int32_t vocab) {
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = count, .heads = 1, .kv_heads = 1,
+                    .head_dim = 1, .cols = 1, .outputs = vocab };
   for (int i = 0; i < count; i++) {
     int64_t changes = 0;
     int times = 0;                                     /* that this sampler picks */
     if (samplers[i] == NULL) continue;
     for (int j = 0; j < count; j++) times += samplers[j] == samplers[i];
     pyr_status status = pyr_sampler_check(samplers[i], vocab);
-    if (status == PYR_OK) status = pyr_sampler_reserve(samplers[i], vocab, times, be->pick != NULL, &changes);
+    if (status == PYR_OK)
+      status = pyr_sampler_reserve(samplers[i], vocab, times, be->pick != NULL, &changes);
     if (status != PYR_OK) return pass_on(be->rt, samplers[i], status);
     work.picks += changes > 0 || pyr_sampler_draws(samplers[i]);
     work.changes += changes;
@@ -25,9 +31,11 @@ pyr_status pyr_pick_prepare(pyr_backend *be, pyr_sampler *const *samplers, int c
   return be->pick ? be->reserve(be, &work) : PYR_OK;
 }
 
-static pyr_status pick_here(pyr_backend *be, pyr_sampler *const *samplers, const float *logits, int32_t vocab, int count, int32_t *ids) {
+static pyr_status pick_here(pyr_backend *be, pyr_sampler *const *samplers, const float *logits,
+                            int32_t vocab, int count, int32_t *ids) {
   for (int i = 0; i < count; i++) {
-    pyr_status status = samplers[i] ? pyr_sampler_pick(samplers[i], logits + (int64_t)i * vocab, vocab, &ids[i]) : PYR_OK;
+    pyr_status status = samplers[i] ? pyr_sampler_pick(samplers[i], logits + (int64_t)i * vocab,
+                                                       vocab, &ids[i]) : PYR_OK;
     if (status != PYR_OK && status != PYR_ARGUMENT) return pass_on(be->rt, samplers[i], status);
   }
   return PYR_OK;
@@ -39,8 +47,10 @@ typedef struct picking {
   int count;
 } picking;
 
-/* Asks the samplers from sequence *at on, until one is met that remembers what it was asked for before. */
-static pyr_status ask(picking *p, pyr_sampler *const *samplers, const float *logits, int32_t vocab, int count, int *at) {
+/* Asks the samplers from sequence *at on, until one is met that remembers what it was asked for
+ * before. */
+static pyr_status ask(picking *p, pyr_sampler *const *samplers, const float *logits, int32_t vocab,
+                      int count, int *at) {
   p->count = 0;
   for (; *at < count; ++*at) {
     pyr_sampler *s = samplers[*at];
@@ -57,8 +67,8 @@ static pyr_status ask(picking *p, pyr_sampler *const *samplers, const float *log
   return PYR_OK;
 }
 
-pyr_status pyr_pick_all(pyr_backend *be, pyr_sampler *const *samplers, const float *logits, int32_t vocab, int count, int32_t *ids,
-                        void *room) {
+pyr_status pyr_pick_all(pyr_backend *be, pyr_sampler *const *samplers, const float *logits,
+                        int32_t vocab, int count, int32_t *ids, void *room) {
   picking p = { .picks = room, .of = (int32_t *)(void *)((pyr_pick *)room + count) };
   p.ids = p.of + count;
   pyr_status status = PYR_OK;
@@ -72,7 +82,7 @@ pyr_status pyr_pick_all(pyr_backend *be, pyr_sampler *const *samplers, const flo
       ids[p.of[j]] = p.ids[j];
       if (p.ids[j] >= 0) {
         pyr_sampler_took(samplers[p.of[j]], p.ids[j]);
-      } else {                                         /* its sampler has not moved: what was asked behind it, is asked again */
+      } else {  /* its sampler has not moved: what was asked behind it, is asked again */
         at = p.of[j] + 1;
         break;
       }

@@ -1,10 +1,13 @@
-/* sample_math.h — the arithmetic of picking a token, the same to the bit wherever it runs (sampler.c, kernels/sample.cu).
+/* sample_math.h — the arithmetic of picking a token, the same to the bit wherever it runs
+ * (sampler.c, kernels/sample.cu).
  *
- * Probabilities are whole numbers, so that no order of adding them up can change a pick: the weight of a logit is
+ * Probabilities are whole numbers, so that no order of adding them up can change a pick: the weight
+ * of a logit is
  *     exp((logit - highest) / temperature) * 2^44
- * cut to an integer, of 24 significant bits; sums of 2^19 of them fit. Below 2^-44 of the highest it is 0. The exponential is a
- * polynomial in f32 (after Cody and Waite; its error is below 2^-22), each step rounded as written: who includes this header for
- * a compiler that would fuse multiplications with additions defines what they are. */
+ * cut to an integer, of 24 significant bits; sums of 2^19 of them fit. Below 2^-44 of the highest
+ * it is 0. The exponential is a polynomial in f32 (after Cody and Waite; its error is below 2^-22),
+ * each step rounded as written: who includes this header for a compiler that would fuse
+ * multiplications with additions defines what they are. */
 #ifndef PYR_PICK_H
 #define PYR_PICK_H
 
@@ -21,7 +24,8 @@
 
 /* The upper half of a product. */
 static inline uint64_t pyr_pick_high(uint64_t a, uint64_t b) {
-  uint64_t low = (a & UINT32_MAX) * (b & UINT32_MAX), left = (a >> 32) * (b & UINT32_MAX), right = (a & UINT32_MAX) * (b >> 32);
+  uint64_t low = (a & UINT32_MAX) * (b & UINT32_MAX), left = (a >> 32) * (b & UINT32_MAX),
+      right = (a & UINT32_MAX) * (b >> 32);
   uint64_t middle = (low >> 32) + (left & UINT32_MAX) + right;
   return (a >> 32) * (b >> 32) + (left >> 32) + (middle >> 32);
 }
@@ -33,7 +37,8 @@ static inline uint64_t pyr_pick_high(uint64_t a, uint64_t b) {
 PYR_PICK_INLINE uint64_t pyr_pick_weight(float logit, float highest, float temperature) {
   float x = PYR_DIV(PYR_SUB(logit, highest), temperature), p = 1.0f / 5040;
   if (!(x > -30.5f)) return 0;
-  float whole = rintf(PYR_MUL(x, 1.44269504f)), r = PYR_SUB(PYR_SUB(x, PYR_MUL(whole, 0.693359375f)), PYR_MUL(whole, -2.12194440e-4f));
+  float whole = rintf(PYR_MUL(x, 1.44269504f)),
+      r = PYR_SUB(PYR_SUB(x, PYR_MUL(whole, 0.693359375f)), PYR_MUL(whole, -2.12194440e-4f));
   p = PYR_ADD(PYR_MUL(p, r), 1.0f / 720);
   p = PYR_ADD(PYR_MUL(p, r), 1.0f / 120);
   p = PYR_ADD(PYR_MUL(p, r), 1.0f / 24);
@@ -47,7 +52,8 @@ PYR_PICK_INLINE uint64_t pyr_pick_weight(float logit, float highest, float tempe
 }
 
 /* A logit with what is known of its id: a bias, and how often it was seen. */
-PYR_PICK_INLINE float pyr_pick_adjust(float logit, float bias, int32_t count, float repeat, float frequency, float presence) {
+PYR_PICK_INLINE float pyr_pick_adjust(float logit, float bias, int32_t count, float repeat,
+                                      float frequency, float presence) {
   logit = PYR_ADD(logit, bias);
   if (count == 0) return logit;
   logit = logit > 0 ? PYR_DIV(logit, repeat) : PYR_MUL(logit, repeat);

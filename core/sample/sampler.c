@@ -1,30 +1,34 @@
 /* sampler.c — logits to a token id: seeded, reproducible, without sorting the vocabulary.
  *
- * Owns: the random state, the counts of ids seen, two work arrays that grow to the vocabulary once. Knows nothing of
- * models or caches.
+ * Owns: the random state, the counts of ids seen, two work arrays that grow to the vocabulary once.
+ * Knows nothing of models or caches.
  *
- * A pick goes through these steps, in this order (that of Hugging Face transformers; llama.cpp puts the temperature
- * last, which changes what top_p and min_p see):
+ * A pick goes through these steps, in this order (that of Hugging Face transformers; llama.cpp puts
+ * the temperature last, which changes what top_p and min_p see):
  *
  *   1. logit bias:          l += bias                                     (-inf bans an id)
- *   2. repetition penalty:  l > 0: l / penalty; else l * penalty          for ids seen (CTRL, arXiv 1909.05858)
+ *   2. repetition penalty: l > 0: l / penalty; else l * penalty for ids seen (CTRL, arXiv
+ *      1909.05858)
  *   3. frequency, presence: l -= frequency * count + presence             for ids seen
  *   4. temperature 0: the highest l is the pick. Otherwise l /= temperature
  *   5. top_k: the k highest
- *   6. top_p: of those, renormalised, the fewest highest whose probabilities sum to p or more, at least one
+ *   6. top_p: of those, renormalised, the fewest highest whose probabilities sum to p or more, at
+ *      least one
  *             (arXiv 1904.09751)
- *   7. min_p: of those, the ones at least min_p times as probable as the most probable (arXiv 2407.01082)
+ *   7. min_p: of those, the ones at least min_p times as probable as the most probable (arXiv
+ *      2407.01082)
  *   8. one of those is drawn, with the probabilities renormalised, in the order of their ids.
  *
- * NaN and infinite logits are never picked. Equal logits count as descending by id, and probabilities are whole numbers (sample_math.h),
- * so that every step has one answer, on every device.
+ * NaN and infinite logits are never picked. Equal logits count as descending by id, and
+ * probabilities are whole numbers (sample_math.h), so that every step has one answer, on every
+ * device.
  *
- * Costs. Greedy is one pass. top_k keeps a heap of k: one pass, most of whose values fail the first comparison. top_p
- * is a quickselect by weight, in linear time, and so is the draw.
+ * Costs. Greedy is one pass. top_k keeps a heap of k: one pass, most of whose values fail the first
+ * comparison. top_p is a quickselect by weight, in linear time, and so is the draw.
  *
- * Ids seen are counted in an open-addressing table, whose size depends on how many different ids there were and not on
- * the vocabulary. With `penalty_last`, a ring holds the ids that count, those that leave it are discounted, and both
- * are allocated once. */
+ * Ids seen are counted in an open-addressing table, whose size depends on how many different ids
+ * there were and not on the vocabulary. With `penalty_last`, a ring holds the ids that count, those
+ * that leave it are discounted, and both are allocated once. */
 #include "sample/sampler.h"
 #include "sample/sample_math.h"
 
@@ -56,7 +60,7 @@ struct pyr_sampler {
   size_t change_room;
 };
 
-/* ---- random numbers: xoshiro256**, seeded by splitmix64 (Blackman and Vigna) --------------------------------------- */
+/* ---- random numbers: xoshiro256**, seeded by splitmix64 (Blackman and Vigna) ----------------- */
 
 static uint64_t splitmix64(uint64_t *state) {
   uint64_t z = *state += 0x9e3779b97f4a7c15u;
@@ -78,11 +82,14 @@ static uint64_t random_next(uint64_t s[4]) {
   return result;
 }
 
-/* ---- ids seen --------------------------------------------------------------------------------------------------------- */
+/* ---- ids seen -------------------------------------------------------------------------------- */
 
-static size_t home_of(size_t slots, int32_t id) { return ((uint32_t)id * 2654435769u >> 8) & (slots - 1); }
+static size_t home_of(size_t slots, int32_t id) {
+  return ((uint32_t)id * 2654435769u >> 8) & (slots - 1);
+}
 
-/* Where an id is, or would be put. At most half of the slots are taken, so there is an end to it. */
+/* Where an id is, or would be put. At most half of the slots are taken, so there is an end to it.
+ * */
 static size_t slot_of(const seen *table, size_t slots, int32_t id) {
   size_t i = home_of(slots, id);
   while (table[i].id >= 0 && table[i].id != id) i = (i + 1) & (slots - 1);
@@ -116,14 +123,15 @@ static seen *take_slot(pyr_sampler *s, int32_t id) {
   return slot;
 }
 
-/* Counts down, and closes the gap that an id leaves when it is gone, so that linear probing needs no tombstones. */
+/* Counts down, and closes the gap that an id leaves when it is gone, so that linear probing needs
+ * no tombstones. */
 static void discount(pyr_sampler *s, int32_t id) {
   size_t mask = s->slots - 1, gap = slot_of(s->table, s->slots, id);
   if (--s->table[gap].count > 0) return;
   s->used--;
   for (size_t i = (gap + 1) & mask; s->table[i].id >= 0; i = (i + 1) & mask) {
     size_t home = home_of(s->slots, s->table[i].id);
-    if (((i - home) & mask) < ((i - gap) & mask)) continue;      /* its probing starts after the gap */
+    if (((i - home) & mask) < ((i - gap) & mask)) continue;  /* its probing starts after the gap */
     s->table[gap] = s->table[i];
     gap = i;
   }
@@ -144,7 +152,8 @@ static void remember(pyr_sampler *s, int32_t id) {
 
 pyr_status pyr_sampler_accept(pyr_sampler *s, const int32_t *ids, int64_t n) {
   for (int64_t i = 0; i < n; i++)
-    if (ids[i] < 0) return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: id %d is negative", (int)ids[i]);
+    if (ids[i] < 0)
+      return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: id %d is negative", (int)ids[i]);
   if (!s->penalised) return PYR_OK;
   /* all or nothing: first the slots, which may fail, then the counts */
   for (int64_t i = 0; i < n && s->ring == NULL; i++) {
@@ -156,7 +165,7 @@ pyr_status pyr_sampler_accept(pyr_sampler *s, const int32_t *ids, int64_t n) {
   return PYR_OK;
 }
 
-/* ---- biases ----------------------------------------------------------------------------------------------------------- */
+/* ---- biases ---------------------------------------------------------------------------------- */
 
 static int by_id(const void *a, const void *b) {
   int32_t x = ((const pyr_logit_bias *)a)->id, y = ((const pyr_logit_bias *)b)->id;
@@ -176,10 +185,11 @@ static int32_t merge_biases(pyr_logit_bias *bias, int32_t count) {
 
 static const pyr_logit_bias *bias_of(const pyr_sampler *s, int32_t id) {
   pyr_logit_bias key = { .id = id };
-  return s->o.bias_count ? bsearch(&key, s->o.bias, (size_t)s->o.bias_count, sizeof key, by_id) : NULL;
+  return s->o.bias_count ? bsearch(&key, s->o.bias, (size_t)s->o.bias_count, sizeof key, by_id)
+      : NULL;
 }
 
-/* ---- life ---------------------------------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
 static pyr_status check_options(pyr_runtime *rt, const pyr_sampler_options *o) {
 #define REQUIRE(what, ok, rule) \
@@ -188,21 +198,27 @@ static pyr_status check_options(pyr_runtime *rt, const pyr_sampler_options *o) {
   REQUIRE("top_k", o->top_k >= 0, "0 (off) or more");
   REQUIRE("top_p", o->top_p >= 0 && isfinite(o->top_p), "above 0; 0, and 1 or more, turn it off");
   REQUIRE("min_p", o->min_p >= 0 && o->min_p <= 1, "between 0 (off) and 1");
-  REQUIRE("repeat_penalty", o->repeat_penalty >= 0 && isfinite(o->repeat_penalty), "above 0; 0 and 1 turn it off");
+  REQUIRE("repeat_penalty", o->repeat_penalty >= 0 && isfinite(o->repeat_penalty),
+          "above 0; 0 and 1 turn it off");
   REQUIRE("frequency_penalty", isfinite(o->frequency_penalty), "finite");
   REQUIRE("presence_penalty", isfinite(o->presence_penalty), "finite");
-  REQUIRE("penalty_last", o->penalty_last >= 0 && o->penalty_last <= PYR_PENALTY_LAST_MAX, "0 (all) to 2^20");
-  REQUIRE("bias_count", o->bias_count >= 0 && (o->bias || o->bias_count == 0), "the length of bias");
+  REQUIRE("penalty_last", o->penalty_last >= 0 && o->penalty_last <= PYR_PENALTY_LAST_MAX,
+          "0 (all) to 2^20");
+  REQUIRE("bias_count", o->bias_count >= 0 && (o->bias || o->bias_count == 0),
+          "the length of bias");
 #undef REQUIRE
   for (size_t i = 0; i < sizeof o->reserved / sizeof *o->reserved; i++)
     if (o->reserved[i])
-      return pyr_runtime_set_error(rt, PYR_ARGUMENT, "sampler: its reserved members must be zero in this version");
+      return pyr_runtime_set_error(rt, PYR_ARGUMENT,
+                                   "sampler: its reserved members must be zero in this version");
   for (int32_t i = 0; i < o->bias_count; i++) {
     if (o->bias[i].id < 0)
-      return pyr_runtime_set_error(rt, PYR_ARGUMENT, "sampler: bias of id %d, which is negative", (int)o->bias[i].id);
-    if (isnan(o->bias[i].bias) || o->bias[i].bias == INFINITY)
-      return pyr_runtime_set_error(rt, PYR_ARGUMENT, "sampler: the bias of id %d must be finite, or -inf to ban it",
+      return pyr_runtime_set_error(rt, PYR_ARGUMENT, "sampler: bias of id %d, which is negative",
                                    (int)o->bias[i].id);
+    if (isnan(o->bias[i].bias) || o->bias[i].bias == INFINITY)
+      return pyr_runtime_set_error(rt, PYR_ARGUMENT,
+                                   "sampler: the bias of id %d must be finite, or -inf to ban it",
+                                       (int)o->bias[i].id);
   }
   return PYR_OK;
 }
@@ -218,7 +234,8 @@ pyr_status pyr_sampler_new(pyr_runtime *rt, const pyr_sampler_options *options, 
   s->o = *options;
   s->o.bias = NULL;
   if (s->o.repeat_penalty == 0) s->o.repeat_penalty = 1;
-  s->penalised = s->o.repeat_penalty != 1 || s->o.frequency_penalty != 0 || s->o.presence_penalty != 0;
+  s->penalised = s->o.repeat_penalty != 1 || s->o.frequency_penalty != 0
+      || s->o.presence_penalty != 0;
 
   size_t bytes = (size_t)options->bias_count * sizeof *options->bias;
   if (bytes) {
@@ -270,10 +287,12 @@ void pyr_sampler_reset(pyr_sampler *s) {
   s->ring_at = s->ring_held = 0;
 }
 
-/* ---- candidates ------------------------------------------------------------------------------------------------------------ */
+/* ---- candidates ------------------------------------------------------------------------------ */
 
 /* Whether a comes before b: higher, or equal and of a lower id. */
-static inline bool before(entry a, entry b) { return a.value > b.value || (a.value == b.value && a.id < b.id); }
+static inline bool before(entry a, entry b) {
+  return a.value > b.value || (a.value == b.value && a.id < b.id);
+}
 
 /* Restores the heap h[0..n), whose top is its last entry in this order, below i. */
 static void sift_down(entry *h, size_t n, size_t i) {
@@ -289,12 +308,15 @@ static void sift_down(entry *h, size_t n, size_t i) {
   h[i] = moving;
 }
 
-/* Step 5: fills h, in no order, with the k first of logits[n], or with all of them if there are no more; those of no
- * weight, and those that cannot be picked, left out. Returns how many there are. */
-static size_t collect(entry *h, const float *logits, size_t n, size_t k, float highest, float temperature) {
+/* Step 5: fills h, in no order, with the k first of logits[n], or with all of them if there are no
+ * more; those of no weight, and those that cannot be picked, left out. Returns how many there are.
+ * */
+static size_t collect(entry *h, const float *logits, size_t n, size_t k, float highest,
+                      float temperature) {
   size_t held = 0;
   for (size_t i = 0; i < n; i++) {
-    if (!isfinite(logits[i]) || (held == k && logits[i] <= h[0].value)) continue;  /* an equal one has a higher id */
+    /* an equal one has a higher id */
+    if (!isfinite(logits[i]) || (held == k && logits[i] <= h[0].value)) continue;
     uint64_t weight = pyr_pick_weight(logits[i], highest, temperature);
     if (weight == 0) continue;
     entry e = { logits[i], (int32_t)i, weight };
@@ -330,9 +352,9 @@ static entry middle_of(entry a, entry b, entry c, bool ids) {
   return ahead(c, a, ids) ? a : ahead(c, b, ids) ? c : b;
 }
 
-/* Moves the fewest first entries that weigh `enough` together to the front of h, the last of them last; returns how many.
- * Quickselect by weight: what is left of the answer lies in h[low..high), and h[0..low) is kept and weighs `mass`, not yet
- * enough. */
+/* Moves the fewest first entries that weigh `enough` together to the front of h, the last of them
+ * last; returns how many. Quickselect by weight: what is left of the answer lies in h[low..high),
+ * and h[0..low) is kept and weighs `mass`, not yet enough. */
 static size_t cut_tail(entry *h, size_t n, uint64_t enough, bool ids) {
   size_t low = 0, high = n;
   uint64_t mass = 0;
@@ -340,7 +362,7 @@ static size_t cut_tail(entry *h, size_t n, uint64_t enough, bool ids) {
     entry pivot = middle_of(h[low], h[low + (high - low) / 2], h[high - 1], ids);
     size_t at = low;
     uint64_t part = 0;
-    for (size_t i = low; i < high; i++) {         /* the pivot and what comes before it, to the front */
+    for (size_t i = low; i < high; i++) {  /* the pivot and what comes before it, to the front */
       entry e = h[i];
       if (ahead(pivot, e, ids)) continue;
       part += e.weight;
@@ -380,13 +402,14 @@ static int32_t draw(pyr_sampler *s, const float *logits, size_t n, float highest
   entry *h = s->entries;
   size_t k = o->top_k > 0 && (size_t)o->top_k < n ? (size_t)o->top_k : n;
   size_t kept = collect(h, logits, n, k, highest, o->temperature);
-  if (o->top_p > 0 && o->top_p < 1) kept = cut_tail(h, kept, pyr_pick_share(o->top_p, sum_weights(h, kept)), false);
+  if (o->top_p > 0 && o->top_p < 1)
+    kept = cut_tail(h, kept, pyr_pick_share(o->top_p, sum_weights(h, kept)), false);
   if (o->min_p > 0) kept = drop_light(h, kept, o->min_p);
   uint64_t at = pyr_pick_place(random_next(s->random) >> 11, sum_weights(h, kept));
   return h[cut_tail(h, kept, at + 1, true) - 1].id;
 }
 
-/* ---- picking ------------------------------------------------------------------------------------------------------------------ */
+/* ---- picking --------------------------------------------------------------------------------- */
 
 static pyr_status grow_work(pyr_sampler *s, size_t n) {
   if (n <= s->capacity) return PYR_OK;
@@ -408,30 +431,36 @@ static pyr_status grow_work(pyr_sampler *s, size_t n) {
 /* Steps 1-3, in place. */
 static void adjust(const pyr_sampler *s, float *l, int32_t vocab) {
   const pyr_sampler_options *o = &s->o;
-  for (int32_t i = 0; i < o->bias_count; i++) l[o->bias[i].id] = pyr_pick_adjust(l[o->bias[i].id], o->bias[i].bias, 0, 1, 0, 0);
+  for (int32_t i = 0; i < o->bias_count; i++)
+    l[o->bias[i].id] = pyr_pick_adjust(l[o->bias[i].id], o->bias[i].bias, 0, 1, 0, 0);
   for (size_t i = 0; s->penalised && i < s->slots; i++) {
     seen at = s->table[i];
     if (at.id >= 0 && at.id < vocab)
-      l[at.id] = pyr_pick_adjust(l[at.id], 0, at.count, o->repeat_penalty, o->frequency_penalty, o->presence_penalty);
+      l[at.id] = pyr_pick_adjust(l[at.id], 0, at.count, o->repeat_penalty, o->frequency_penalty,
+                                 o->presence_penalty);
   }
 }
 
 pyr_status pyr_sampler_check(const pyr_sampler *s, int32_t vocab) {
   if (vocab > PYR_PICK_VOCAB && s->o.temperature > 0)
-    return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: %d logits, and %d are the most", (int)vocab, PYR_PICK_VOCAB);
+    return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: %d logits, and %d are the most",
+                                 (int)vocab, PYR_PICK_VOCAB);
   if (vocab < 1) return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: no logits");
   for (int32_t i = 0; i < s->o.bias_count; i++)
     if (s->o.bias[i].id >= vocab)
-      return pyr_runtime_set_error(s->rt, PYR_ARGUMENT, "sampler: bias of id %d, of a vocabulary of %d",
-                                   (int)s->o.bias[i].id, (int)vocab);
+      return pyr_runtime_set_error(s->rt, PYR_ARGUMENT,
+                                   "sampler: bias of id %d, of a vocabulary of %d",
+                                       (int)s->o.bias[i].id, (int)vocab);
   return PYR_OK;
 }
 
 pyr_status pyr_sampler_pick(pyr_sampler *s, const float *logits, int32_t vocab, int32_t *out) {
   pyr_status status = pyr_sampler_check(s, vocab);
-  bool adjusted = s->o.bias_count > 0 || (s->penalised && s->used > 0), greedy = s->o.temperature == 0;
+  bool adjusted = s->o.bias_count > 0 || (s->penalised && s->used > 0),
+      greedy = s->o.temperature == 0;
   if (status == PYR_OK && (adjusted || !greedy)) status = grow_work(s, (size_t)vocab);
-  if (status == PYR_OK && s->penalised) status = reserve_slot(s);     /* for the pick, before the random state moves */
+  /* for the pick, before the random state moves */
+  if (status == PYR_OK && s->penalised) status = reserve_slot(s);
   if (status != PYR_OK) return status;
   if (adjusted) {
     memcpy(s->logits, logits, (size_t)vocab * sizeof *logits);
@@ -449,7 +478,7 @@ pyr_status pyr_sampler_pick(pyr_sampler *s, const float *logits, int32_t vocab, 
   return PYR_OK;
 }
 
-/* ---- picking on a device ------------------------------------------------------------------------------------------------------ */
+/* ---- picking on a device --------------------------------------------------------------------- */
 
 pyr_runtime *pyr_sampler_runtime(const pyr_sampler *s) { return s->rt; }
 
@@ -473,7 +502,8 @@ static int32_t list_changes(pyr_sampler *s, int32_t vocab) {
   }
   for (size_t i = 0; s->penalised && i < s->slots; i++) {
     seen at = s->table[i];
-    if (at.id >= 0 && at.count > 0 && at.id < vocab && !bias_of(s, at.id)) *to++ = (pyr_change){ at.id, 0, at.count };
+    if (at.id >= 0 && at.count > 0 && at.id < vocab && !bias_of(s, at.id))
+      *to++ = (pyr_change){ at.id, 0, at.count };
   }
   return (int32_t)(to - s->changes);
 }
@@ -481,13 +511,16 @@ static int32_t list_changes(pyr_sampler *s, int32_t vocab) {
 bool pyr_sampler_draws(const pyr_sampler *s) { return s->o.temperature > 0; }
 bool pyr_sampler_remembers(const pyr_sampler *s) { return s->penalised; }
 
-pyr_status pyr_sampler_reserve(pyr_sampler *s, int32_t vocab, int picks, bool device, int64_t *changes) {
+pyr_status pyr_sampler_reserve(pyr_sampler *s, int32_t vocab, int picks, bool device,
+                               int64_t *changes) {
   size_t seen_then = s->penalised ? s->used + (size_t)picks : 0, slots = s->slots;
   pyr_status status = PYR_OK;
   while (s->penalised && !s->ring && 2 * (seen_then + 1) > slots) slots *= 2;
   if (slots != s->slots) status = resize_table(s, slots);
   *changes = (int64_t)((size_t)s->o.bias_count + seen_then);
-  if (status == PYR_OK) status = device ? grow_changes(s, (size_t)*changes) : *changes > 0 || s->o.temperature > 0 ? grow_work(s, (size_t)vocab) : PYR_OK;
+  if (status == PYR_OK)
+    status = device ? grow_changes(s, (size_t)*changes) : *changes > 0
+        || s->o.temperature > 0 ? grow_work(s, (size_t)vocab) : PYR_OK;
   return status;
 }
 
@@ -500,9 +533,11 @@ pyr_status pyr_sampler_ask(pyr_sampler *s, int32_t vocab, int before, pyr_pick *
   if (status != PYR_OK) return status;
   memcpy(random, s->random, sizeof random);
   for (int i = 0; i < before; i++) (void)random_next(random);
-  *out = (pyr_pick){ .changed = list_changes(s, vocab), .top_k = o->top_k, .repeat = o->repeat_penalty,
-                     .frequency = o->frequency_penalty, .presence = o->presence_penalty, .temperature = o->temperature,
-                     .top_p = o->top_p, .min_p = o->min_p, .random = random_next(random) >> 11 };
+  *out = (pyr_pick){ .changed = list_changes(s, vocab), .top_k = o->top_k,
+                     .repeat = o->repeat_penalty, .frequency = o->frequency_penalty,
+                         .presence = o->presence_penalty, .temperature = o->temperature,
+                             .top_p = o->top_p, .min_p = o->min_p,
+                                 .random = random_next(random) >> 11 };
   out->changes = s->changes;
   return PYR_OK;
 }

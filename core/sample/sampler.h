@@ -4,15 +4,19 @@
 
 #include "backend/backend.h"
 
-/* What a pick is, but for the logits: the next one, or that after `before` others, which is known beforehand unless the sampler
- * remembers ids. Its changes are the sampler's, until it is asked or told again. Nothing moves yet. */
+/* What a pick is, but for the logits: the next one, or that after `before` others, which is known
+ * beforehand unless the sampler remembers ids. Its changes are the sampler's, until it is asked or
+ * told again. Nothing moves yet. */
 pyr_status pyr_sampler_ask(pyr_sampler *s, int32_t vocab, int before, pyr_pick *out);
 bool pyr_sampler_draws(const pyr_sampler *s);                  /* its temperature is above 0 */
-bool pyr_sampler_remembers(const pyr_sampler *s);              /* what was picked before changes picks */
+bool pyr_sampler_remembers(const pyr_sampler *s);  /* what was picked before changes picks */
 void pyr_sampler_took(pyr_sampler *s, int32_t id);             /* that pick came to this id */
-pyr_status pyr_sampler_check(const pyr_sampler *s, int32_t vocab);   /* PYR_ARGUMENT: its biases are of no such vocabulary */
-/* Memory for so many picks, on a device (asked for) or here, so that they cannot fail for want of it. The most changes of each. */
-pyr_status pyr_sampler_reserve(pyr_sampler *s, int32_t vocab, int picks, bool device, int64_t *changes);
+/* PYR_ARGUMENT: its biases are of no such vocabulary */
+pyr_status pyr_sampler_check(const pyr_sampler *s, int32_t vocab);
+/* Memory for so many picks, on a device (asked for) or here, so that they cannot fail for want of
+ * it. The most changes of each. */
+pyr_status pyr_sampler_reserve(pyr_sampler *s, int32_t vocab, int picks, bool device,
+                               int64_t *changes);
 pyr_runtime *pyr_sampler_runtime(const pyr_sampler *s);        /* who holds its messages */
 
 #endif

@@ -1,21 +1,25 @@
-/* bpe.c — byte-pair encoding of one word: neighbouring pieces merge, best rank first, leftmost among equals, until no
- * pair is left that can.
+/* bpe.c — byte-pair encoding of one word: neighbouring pieces merge, best rank first, leftmost
+ * among equals, until no pair is left that can.
  *
- * Owns the merging. Does not own the vocabulary (tokenizer.c) and does not know how text became words (split.c).
+ * Owns the merging. Does not own the vocabulary (tokenizer.c) and does not know how text became
+ * words (split.c).
  *
- * A word that is itself a piece usually comes out whole. Whether it does is found out once per piece, by merging it, and
- * remembered in two bits; most words of real text then cost one table lookup. (With `whole_words` it always does.)
+ * A word that is itself a piece usually comes out whole. Whether it does is found out once per
+ * piece, by merging it, and remembered in two bits; most words of real text then cost one table
+ * lookup. (With `whole_words` it always does.)
  *
- * Short words are merged in an array: scan for the best rank, merge, close the gap. Long ones (SENTENCE-long words are
- * normal for SentencePiece vocabularies, which have no pre-tokenizer, and a run of one letter may be a megabyte) use a
- * doubly linked list and a binary heap of candidates ordered by (rank, place): O(n log n). A candidate is stale if the
- * pair at its place has another rank by now; the pair there can only have grown, so an equal rank means the same pair.
+ * Short words are merged in an array: scan for the best rank, merge, close the gap. Long ones
+ * (SENTENCE-long words are normal for SentencePiece vocabularies, which have no pre-tokenizer, and
+ * a run of one letter may be a megabyte) use a doubly linked list and a binary heap of candidates
+ * ordered by (rank, place): O(n log n). A candidate is stale if the pair at its place has another
+ * rank by now; the pair there can only have grown, so an equal rank means the same pair.
  *
- * Where no piece of a character-level vocabulary holds a U+2581 behind another character, no merge can cross such a
- * place, so the text is cut there first: the same ids, from short words.
+ * Where no piece of a character-level vocabulary holds a U+2581 behind another character, no merge
+ * can cross such a place, so the text is cut there first: the same ids, from short words.
  *
- * Merges go by listed pairs, or (`by_score`) by the text that two neighbours form: then symbols that are no piece take
- * part too, as in SentencePiece, and what is no piece at the end falls back to bytes. */
+ * Merges go by listed pairs, or (`by_score`) by the text that two neighbours form: then symbols
+ * that are no piece take part too, as in SentencePiece, and what is no piece at the end falls back
+ * to bytes. */
 #include "text/tokenizer.h"
 
 #include <string.h>
@@ -24,7 +28,8 @@ enum { SHORT = 32 };
 #define NO_RANK UINT32_MAX
 
 /* What merging neighbours a and b gives; NO_RANK if they do not merge. */
-static uint32_t pair_rank(const pyr_tokenizer *t, const uint8_t *word, const pyr_symbol *a, const pyr_symbol *b, int32_t *merged) {
+static uint32_t pair_rank(const pyr_tokenizer *t, const uint8_t *word, const pyr_symbol *a,
+                          const pyr_symbol *b, int32_t *merged) {
   if (t->options.by_score) {
     int32_t id = pyr_vocab_find(t, word + a->start, (size_t)a->length + b->length);
     if (id < 0) return NO_RANK;
@@ -49,14 +54,17 @@ static size_t merge_short(const pyr_tokenizer *t, const uint8_t *word, pyr_symbo
     memmove(&s[best + 1], &s[best + 2], (n - best - 2) * sizeof *s);
     n--;
     if (best + 1 < n) s[best].rank = pair_rank(t, word, &s[best], &s[best + 1], &s[best].merged);
-    if (best > 0) s[best - 1].rank = pair_rank(t, word, &s[best - 1], &s[best], &s[best - 1].merged);
+    if (best > 0)
+      s[best - 1].rank = pair_rank(t, word, &s[best - 1], &s[best], &s[best - 1].merged);
   }
   return n;
 }
 
-/* ---- long words --------------------------------------------------------------------------------------------------- */
+/* ---- long words ------------------------------------------------------------------------------ */
 
-static bool before(pyr_candidate a, pyr_candidate b) { return a.rank != b.rank ? a.rank < b.rank : a.at < b.at; }
+static bool before(pyr_candidate a, pyr_candidate b) {
+  return a.rank != b.rank ? a.rank < b.rank : a.at < b.at;
+}
 
 static void sift_down(pyr_candidate *heap, size_t n, size_t i) {
   pyr_candidate x = heap[i];
@@ -74,11 +82,13 @@ static void sift_up(pyr_candidate *heap, size_t i) {
   heap[i] = x;
 }
 
-/* The heap never holds more than 3 n candidates: n at first, two more for each of at most n merges. */
+/* The heap never holds more than 3 n candidates: n at first, two more for each of at most n merges.
+ * */
 static pyr_status merge_long(pyr_tokenizer *t, const uint8_t *word, pyr_symbol *s, size_t *count) {
   size_t n = *count, size = 0;
   t->heap.length = 0;
-  if (n > SIZE_MAX / (3 * sizeof(pyr_candidate)) || !pyr_buffer_reserve(t->rt, &t->heap, 3 * n * sizeof(pyr_candidate)))
+  if (n > SIZE_MAX / (3 * sizeof(pyr_candidate))
+      || !pyr_buffer_reserve(t->rt, &t->heap, 3 * n * sizeof(pyr_candidate)))
     return pyr_nomem(t->rt, 3 * n * sizeof(pyr_candidate), "merging a long word");
   pyr_candidate *heap = (pyr_candidate *)(void *)t->heap.data;
   for (size_t i = 0; i < n; i++) {
@@ -121,21 +131,26 @@ static pyr_status merge_long(pyr_tokenizer *t, const uint8_t *word, pyr_symbol *
   return PYR_OK;
 }
 
-/* ---- from a word to symbols and from symbols to ids ------------------------------------------------------------------ */
+/* ---- from a word to symbols and from symbols to ids ------------------------------------------ */
 
-static pyr_status no_room(pyr_tokenizer *t, size_t n) { return pyr_nomem(t->rt, n * sizeof(pyr_symbol), "encoding a word"); }
+static pyr_status no_room(pyr_tokenizer *t, size_t n) {
+  return pyr_nomem(t->rt, n * sizeof(pyr_symbol), "encoding a word");
+}
 
 static void add_symbol(pyr_symbol **end, int32_t id, size_t start, size_t length) {
   *(*end)++ = (pyr_symbol){ .id = id, .start = (uint32_t)start, .length = (uint32_t)length };
 }
 
-/* Starting symbols of word[0..n): bytes, or characters. Listed merges need an id at once, so a character without a piece
- * falls back here; what the vocabulary cannot say at all becomes `unknown` or is dropped, as the tokenizers library
- * does. Scores can merge it still: it stays without an id. */
-static pyr_status start_symbols(pyr_tokenizer *t, const uint8_t *word, size_t n, bool broken, size_t *count) {
+/* Starting symbols of word[0..n): bytes, or characters. Listed merges need an id at once, so a
+ * character without a piece falls back here; what the vocabulary cannot say at all becomes
+ * `unknown` or is dropped, as the tokenizers library does. Scores can merge it still: it stays
+ * without an id. */
+static pyr_status start_symbols(pyr_tokenizer *t, const uint8_t *word, size_t n, bool broken,
+                                size_t *count) {
   const pyr_tokenizer_options *o = &t->options;
   t->symbols.length = 0;
-  if (n > SIZE_MAX / sizeof(pyr_symbol) || !pyr_buffer_reserve(t->rt, &t->symbols, n * sizeof(pyr_symbol))) return no_room(t, n);
+  if (n > SIZE_MAX / sizeof(pyr_symbol) || !pyr_buffer_reserve(t->rt, &t->symbols,
+      n * sizeof(pyr_symbol))) return no_room(t, n);
   pyr_symbol *s = (pyr_symbol *)(void *)t->symbols.data, *end = s;
   bool unknown_before = false;
   for (size_t i = 0, length; i < n; i += length) {
@@ -157,7 +172,8 @@ static pyr_status start_symbols(pyr_tokenizer *t, const uint8_t *word, size_t n,
     } else if (o->byte_fallback && !o->byte_level) {
       unknown = false;
       for (size_t k = 0; k < length; k++) unknown |= t->byte_piece[word[i + k]] < 0;
-      for (size_t k = 0; k < length && !unknown; k++) add_symbol(&end, t->byte_piece[word[i + k]], i + k, 1);
+      for (size_t k = 0; k < length && !unknown; k++)
+        add_symbol(&end, t->byte_piece[word[i + k]], i + k, 1);
     }
     if (unknown && t->unknown >= 0) {
       if (unknown_before && o->fuse_unknown) end[-1].length += (uint32_t)length;
@@ -169,7 +185,8 @@ static pyr_status start_symbols(pyr_tokenizer *t, const uint8_t *word, size_t n,
   return PYR_OK;
 }
 
-static pyr_status emit_symbols(pyr_tokenizer *t, const uint8_t *word, const pyr_symbol *s, size_t n) {
+static pyr_status emit_symbols(pyr_tokenizer *t, const uint8_t *word, const pyr_symbol *s,
+                               size_t n) {
   bool unknown_before = false;
   for (size_t i = 0; i < n; i++) {
     if (s[i].id >= 0) {
@@ -178,7 +195,8 @@ static pyr_status emit_symbols(pyr_tokenizer *t, const uint8_t *word, const pyr_
       continue;
     }
     bool unknown = !t->options.byte_fallback;
-    for (uint32_t k = 0; k < s[i].length && !unknown; k++) unknown = t->byte_piece[word[s[i].start + k]] < 0;
+    for (uint32_t k = 0; k < s[i].length && !unknown; k++)
+      unknown = t->byte_piece[word[s[i].start + k]] < 0;
     for (uint32_t k = 0; k < s[i].length && !unknown; k++)
       if (!pyr_emit(t, t->byte_piece[word[s[i].start + k]])) return no_room(t, n);
     if (unknown && t->unknown >= 0 && !(unknown_before && t->options.fuse_unknown))
@@ -188,7 +206,8 @@ static pyr_status emit_symbols(pyr_tokenizer *t, const uint8_t *word, const pyr_
   return PYR_OK;
 }
 
-static pyr_status merge_word(pyr_tokenizer *t, const uint8_t *word, size_t n, bool broken, size_t *count) {
+static pyr_status merge_word(pyr_tokenizer *t, const uint8_t *word, size_t n, bool broken,
+                             size_t *count) {
   pyr_status status = start_symbols(t, word, n, broken, count);
   if (status != PYR_OK || (broken && !t->options.byte_level)) return status;
   pyr_symbol *s = (pyr_symbol *)(void *)t->symbols.data;
@@ -205,7 +224,8 @@ static pyr_status chunk(pyr_tokenizer *t, const uint8_t *word, size_t n, bool br
   pyr_status status = merge_word(t, word, n, broken, &count);
   if (status != PYR_OK) return status;
   const pyr_symbol *s = (const pyr_symbol *)(const void *)t->symbols.data;
-  if (id >= 0 && !(t->pieces[id].bits & PYR_BIT_TORN)) t->pieces[id].bits |= count == 1 && s[0].id == id ? PYR_BIT_WHOLE : PYR_BIT_TORN;
+  if (id >= 0 && !(t->pieces[id].bits & PYR_BIT_TORN))
+    t->pieces[id].bits |= count == 1 && s[0].id == id ? PYR_BIT_WHOLE : PYR_BIT_TORN;
   return emit_symbols(t, word, s, count);
 }
 

@@ -1,14 +1,16 @@
 /* tokenizer.c — the vocabulary of a tokenizer and the calls that build it.
  *
- * Owns pieces, merges, added tokens, and the steps that surround merging; checks all that a file can get wrong. Does not
- * run anything: text becomes words in split.c, words become ids in bpe.c, ids become text in decode.c.
+ * Owns pieces, merges, added tokens, and the steps that surround merging; checks all that a file
+ * can get wrong. Does not run anything: text becomes words in split.c, words become ids in bpe.c,
+ * ids become text in decode.c.
  *
- * Pieces are kept as the bytes they stand for: in a byte-level vocabulary the spelling ("Ġthe") is turned into bytes
- * (" the") once, here, so that merging and decoding never see GPT-2's alphabet. Two open-addressing tables with linear
- * probing and a load of at most 3/4 answer the two questions of merging: which piece has these bytes, and what does this
- * pair of pieces become, at which rank. A third one finds the piece of a file's id. All grow with what the file lists: one
- * piece with the id 16,777,215 takes as much room as one with the id 0. Added tokens stand in sorted arrays; finding the longest one at a place narrows
- * a range byte by byte. */
+ * Pieces are kept as the bytes they stand for: in a byte-level vocabulary the spelling ("Ġthe") is
+ * turned into bytes (" the") once, here, so that merging and decoding never see GPT-2's alphabet.
+ * Two open-addressing tables with linear probing and a load of at most 3/4 answer the two questions
+ * of merging: which piece has these bytes, and what does this pair of pieces become, at which rank.
+ * A third one finds the piece of a file's id. All grow with what the file lists: one piece with the
+ * id 16,777,215 takes as much room as one with the id 0. Added tokens stand in sorted arrays;
+ * finding the longest one at a place narrows a range byte by byte. */
 #include "text/tokenizer.h"
 #include "base/versioned.h"
 
@@ -16,8 +18,9 @@
 #include <stdio.h>
 #include <string.h>
 
-/* What a file may ask for. Published tokenizers have up to 262,144 ids, pieces of some hundred bytes, two ids around a text and
- * seven steps in a stage; beyond these limits a file is wrong, or made to hurt. */
+/* What a file may ask for. Published tokenizers have up to 262,144 ids, pieces of some hundred
+ * bytes, two ids around a text and seven steps in a stage; beyond these limits a file is wrong, or
+ * made to hurt. */
 enum { VOCAB_MAX = 1 << 24, PIECE_MAX = 1 << 16, AROUND_MAX = 64, STEPS_MAX = 32,
        KEEP_BYTES = 1 << 20 };   /* of scratch between texts */
 
@@ -27,16 +30,19 @@ typedef struct shown { char text[52]; } shown;
 static shown show(const char *s, size_t n) {
   shown out = { "" };
   size_t k = 0;
-  for (size_t i = 0; i < n && k < sizeof out.text - 5; i++) out.text[k++] = (unsigned char)s[i] < 32 ? '.' : s[i];
+  for (size_t i = 0; i < n && k < sizeof out.text - 5; i++)
+    out.text[k++] = (unsigned char)s[i] < 32 ? '.' : s[i];
   k = pyr_utf8_valid((const uint8_t *)out.text, k);
   if (k < n) { memcpy(out.text + k, "...", 3); k += 3; }
   out.text[k] = '\0';
   return out;
 }
 
-/* ---- GPT-2's byte alphabet ------------------------------------------------------------------------------------- */
+/* ---- GPT-2's byte alphabet ------------------------------------------------------------------- */
 
-static bool plain_byte(uint32_t b) { return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || (b >= 174 && b <= 255); }
+static bool plain_byte(uint32_t b) {
+  return (b >= 33 && b <= 126) || (b >= 161 && b <= 172) || (b >= 174 && b <= 255);
+}
 
 uint32_t pyr_alphabet_of_byte(uint8_t b) {
   if (plain_byte(b)) return b;
@@ -54,11 +60,13 @@ int pyr_alphabet_to_byte(uint32_t cp) {
 
 bool pyr_alphabet_spell(pyr_runtime *rt, const uint8_t *s, size_t n, pyr_buffer *out) {
   if (n > SIZE_MAX / 2 || !pyr_buffer_reserve(rt, out, 2 * n)) return false;
-  for (size_t i = 0; i < n; i++) out->length += pyr_utf8_encode(pyr_alphabet_of_byte(s[i]), out->data + out->length);
+  for (size_t i = 0; i < n; i++)
+    out->length += pyr_utf8_encode(pyr_alphabet_of_byte(s[i]), out->data + out->length);
   return true;
 }
 
-bool pyr_alphabet_unspell(pyr_runtime *rt, const uint8_t *s, size_t n, pyr_buffer *out, bool *memory) {
+bool pyr_alphabet_unspell(pyr_runtime *rt, const uint8_t *s, size_t n, pyr_buffer *out,
+                          bool *memory) {
   size_t before = out->length, length;
   *memory = !pyr_buffer_reserve(rt, out, n);
   if (*memory) return false;
@@ -71,7 +79,7 @@ bool pyr_alphabet_unspell(pyr_runtime *rt, const uint8_t *s, size_t n, pyr_buffe
   return true;
 }
 
-/* ---- tables ----------------------------------------------------------------------------------------------------- */
+/* ---- tables ---------------------------------------------------------------------------------- */
 
 static uint64_t mix(uint64_t x) {
   x ^= x >> 32;
@@ -96,9 +104,11 @@ uint32_t pyr_bytes_hash(const uint8_t *s, size_t n) {
 int32_t pyr_vocab_find(const pyr_tokenizer *t, const uint8_t *s, size_t n) {
   if (t->slot_count == 0 || n > t->longest) return -1;
   uint32_t hash = pyr_bytes_hash(s, n);
-  for (size_t i = hash & (t->slot_count - 1); t->slots[i].id >= 0; i = (i + 1) & (t->slot_count - 1)) {
+  for (size_t i = hash & (t->slot_count - 1); t->slots[i].id >= 0; i = (i
+      + 1) & (t->slot_count - 1)) {
     int32_t id = t->slots[i].id;
-    if (t->slots[i].hash == hash && t->pieces[id].length == n && memcmp(t->text.data + t->pieces[id].start, s, n) == 0) return id;
+    if (t->slots[i].hash == hash && t->pieces[id].length == n
+        && memcmp(t->text.data + t->pieces[id].start, s, n) == 0) return id;
   }
   return -1;
 }
@@ -128,7 +138,8 @@ static void vocab_insert(pyr_tokenizer *t, int32_t id) {
   uint32_t hash = pyr_bytes_hash(s, n);
   for (i = hash & (t->slot_count - 1); t->slots[i].id >= 0; i = (i + 1) & (t->slot_count - 1)) {
     int32_t other = t->slots[i].id;
-    if (t->slots[i].hash == hash && t->pieces[other].length == n && memcmp(t->text.data + t->pieces[other].start, s, n) == 0) break;
+    if (t->slots[i].hash == hash && t->pieces[other].length == n
+        && memcmp(t->text.data + t->pieces[other].start, s, n) == 0) break;
   }
   if (t->slots[i].id < 0) t->slot_used++;
   t->slots[i] = (pyr_slot){ hash, id };
@@ -158,7 +169,8 @@ static void merge_insert(pyr_tokenizer *t, pyr_merge m) {
 static pyr_status merge_grow(pyr_tokenizer *t) {
   pyr_merge *old = t->merges;
   size_t count = t->merge_count, grown = count ? count * 2 : 1024, bytes;
-  if (!pyr_mul_size(grown, sizeof *old, &bytes)) return pyr_nomem(t->rt, SIZE_MAX, "tokenizer merges");
+  if (!pyr_mul_size(grown, sizeof *old, &bytes))
+    return pyr_nomem(t->rt, SIZE_MAX, "tokenizer merges");
   pyr_merge *fresh = pyr_alloc(t->rt, bytes);
   if (fresh == NULL) return pyr_nomem(t->rt, bytes, "tokenizer merges");
   for (size_t i = 0; i < grown; i++) fresh[i].id = -1;
@@ -177,7 +189,8 @@ static size_t place_home(const pyr_tokenizer *t, int32_t file_id) {
 
 int32_t pyr_vocab_place(const pyr_tokenizer *t, int32_t file_id) {
   if (file_id < 0) return -1;
-  if (file_id < t->count && t->pieces[file_id].id == file_id) return file_id;    /* pieces that came in order */
+  /* pieces that came in order */
+  if (file_id < t->count && t->pieces[file_id].id == file_id) return file_id;
   if (t->place_count == 0) return -1;
   for (size_t i = place_home(t, file_id); t->places[i] >= 0; i = (i + 1) & (t->place_count - 1))
     if (t->pieces[t->places[i]].id == file_id) return t->places[i];
@@ -187,9 +200,10 @@ int32_t pyr_vocab_place(const pyr_tokenizer *t, int32_t file_id) {
 /* Room for one more piece in `pieces` and in the two tables. */
 static pyr_status make_room(pyr_tokenizer *t) {
   if (t->count == t->size) {
-    int32_t size = t->size ? t->size * 2 : 64;         /* ids are below VOCAB_MAX, and so are counts */
+    int32_t size = t->size ? t->size * 2 : 64;  /* ids are below VOCAB_MAX, and so are counts */
     size_t before = (size_t)t->size * sizeof *t->pieces, bytes = (size_t)size * sizeof *t->pieces;
-    pyr_vocab_piece *pieces = t->pieces ? pyr_realloc(t->rt, t->pieces, before, bytes) : pyr_alloc(t->rt, bytes);
+    pyr_vocab_piece *pieces = t->pieces ? pyr_realloc(t->rt, t->pieces, before, bytes)
+        : pyr_alloc(t->rt, bytes);
     if (pieces == NULL) return pyr_nomem(t->rt, bytes, "tokenizer vocabulary");
     t->pieces = pieces;
     t->size = size;
@@ -223,18 +237,21 @@ bool pyr_emit(pyr_tokenizer *t, int32_t id) {
   return pyr_buffer_append(t->rt, &t->ids, &t->pieces[id].id, sizeof t->pieces[id].id);
 }
 
-/* ---- life ------------------------------------------------------------------------------------------------------- */
+/* ---- life ------------------------------------------------------------------------------------ */
 
-pyr_status pyr_tokenizer_new(pyr_runtime *rt, const pyr_tokenizer_options *given, pyr_tokenizer **out) {
+pyr_status pyr_tokenizer_new(pyr_runtime *rt, const pyr_tokenizer_options *given,
+                             pyr_tokenizer **out) {
   pyr_tokenizer_options taken, *options = &taken;
   const char *wrong = pyr_take_options(&taken, sizeof taken, sizeof taken, given);
   if (wrong) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "tokenizer's options: %s", wrong);
   if (options->vocab < 1 || options->vocab > VOCAB_MAX)
-    return pyr_runtime_set_error(rt, PYR_FORMAT, "tokenizer: a vocabulary of %d ids (1 to %d are possible)",
-                                 (int)options->vocab, VOCAB_MAX);
+    return pyr_runtime_set_error(rt, PYR_FORMAT,
+                                 "tokenizer: a vocabulary of %d ids (1 to %d are possible)",
+                                     (int)options->vocab, VOCAB_MAX);
   if (options->unknown < -1 || options->unknown >= options->vocab)
-    return pyr_runtime_set_error(rt, PYR_FORMAT, "tokenizer: unknown id %d is outside the vocabulary of %d",
-                                 (int)options->unknown, (int)options->vocab);
+    return pyr_runtime_set_error(rt, PYR_FORMAT,
+                                 "tokenizer: unknown id %d is outside the vocabulary of %d",
+                                     (int)options->unknown, (int)options->vocab);
   pyr_tokenizer *t = pyr_alloc_zero(rt, sizeof *t);
   if (t == NULL) return pyr_nomem(rt, sizeof *t, "tokenizer");
   t->rt = pyr_runtime_retain(rt);
@@ -266,8 +283,8 @@ static void free_step(pyr_tokenizer *t, pyr_step_data *s) {
 void pyr_tokenizer_free(pyr_tokenizer *t) {
   if (t == NULL || --t->refs > 0) return;
   pyr_runtime *rt = t->rt;
-  pyr_buffer *buffers[] = { &t->text, &t->ids, &t->symbols, &t->heap, &t->unspelled, &t->normal[0], &t->normal[1],
-                            &t->work, &t->spelling };
+  pyr_buffer *buffers[] = { &t->text, &t->ids, &t->symbols, &t->heap, &t->unspelled, &t->normal[0],
+                            &t->normal[1], &t->work, &t->spelling };
   for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) pyr_buffer_free(rt, buffers[i]);
   for (int stage = 0; stage < 3; stage++) {
     pyr_step_list *list = &t->stages[stage];
@@ -289,26 +306,31 @@ void pyr_tokenizer_free(pyr_tokenizer *t) {
 
 pyr_runtime *pyr_tokenizer_runtime(const pyr_tokenizer *t) { return t->rt; }
 
-/* ---- building --------------------------------------------------------------------------------------------------- */
+/* ---- building -------------------------------------------------------------------------------- */
 
 static pyr_status building(pyr_tokenizer *t) {
-  return t->ready ? pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "tokenizer: it is ready and cannot be changed") : PYR_OK;
+  return t->ready ? pyr_runtime_set_error(t->rt, PYR_ARGUMENT,
+                                          "tokenizer: it is ready and cannot be changed") : PYR_OK;
 }
 
 static pyr_status in_vocab(pyr_tokenizer *t, int32_t id, const char *piece, size_t n) {
   if (id >= 0 && id < t->options.vocab) return PYR_OK;
-  return pyr_runtime_set_error(t->rt, PYR_FORMAT, "id %d of '%s' is outside the vocabulary of %d", (int)id,
-                               show(piece, n).text, (int)t->options.vocab);
+  return pyr_runtime_set_error(t->rt, PYR_FORMAT, "id %d of '%s' is outside the vocabulary of %d",
+                               (int)id, show(piece, n).text, (int)t->options.vocab);
 }
 
-/* Appends a piece of these bytes; *place gets where. Nothing is changed on failure but the room there is. */
-static pyr_status store(pyr_tokenizer *t, int32_t file_id, const uint8_t *s, size_t n, uint16_t bits, int32_t *place) {
-  if (t->text.length + n > UINT32_MAX) return pyr_runtime_set_error(t->rt, PYR_FORMAT, "more than 4 GiB of pieces");
+/* Appends a piece of these bytes; *place gets where. Nothing is changed on failure but the room
+ * there is. */
+static pyr_status store(pyr_tokenizer *t, int32_t file_id, const uint8_t *s, size_t n,
+                        uint16_t bits, int32_t *place) {
+  if (t->text.length + n > UINT32_MAX)
+    return pyr_runtime_set_error(t->rt, PYR_FORMAT, "more than 4 GiB of pieces");
   pyr_status status = make_room(t);
   if (status != PYR_OK) return status;
   if (!pyr_buffer_append(t->rt, &t->text, s, n)) return pyr_nomem(t->rt, n, "tokenizer pieces");
   *place = t->count;
-  append_piece(t, (pyr_vocab_piece){ .id = file_id, .start = (uint32_t)(t->text.length - n), .length = (uint32_t)n, .bits = bits });
+  append_piece(t, (pyr_vocab_piece){ .id = file_id, .start = (uint32_t)(t->text.length - n),
+                                     .length = (uint32_t)n, .bits = bits });
   return PYR_OK;
 }
 
@@ -321,20 +343,27 @@ static uint32_t rank_of_score(float score) {
   return ~u - 1;                              /* never UINT32_MAX: that float is a NaN */
 }
 
-pyr_status pyr_tokenizer_piece(pyr_tokenizer *t, int32_t id, const char *piece, size_t length, float score, int flags) {
+pyr_status pyr_tokenizer_piece(pyr_tokenizer *t, int32_t id, const char *piece, size_t length,
+                               float score, int flags) {
   pyr_status status = building(t);
   if (status == PYR_OK) status = in_vocab(t, id, piece, length);
   if (status != PYR_OK) return status;
   if (length == 0 || length > PIECE_MAX)
-    return pyr_runtime_set_error(t->rt, PYR_FORMAT, "piece %d has %zu bytes (1 to %d are possible)", (int)id, length, PIECE_MAX);
+    return pyr_runtime_set_error(t->rt, PYR_FORMAT,
+                                 "piece %d has %zu bytes (1 to %d are possible)", (int)id, length,
+                                     PIECE_MAX);
   if (pyr_vocab_place(t, id) >= 0)
-    return pyr_runtime_set_error(t->rt, PYR_FORMAT, "id %d is given twice, the second time to '%s'", (int)id, show(piece, length).text);
+    return pyr_runtime_set_error(t->rt, PYR_FORMAT,
+                                 "id %d is given twice, the second time to '%s'", (int)id,
+                                     show(piece, length).text);
   if (t->options.by_score && isnan(score))
-    return pyr_runtime_set_error(t->rt, PYR_FORMAT, "the score of piece %d, '%s', is not a number", (int)id, show(piece, length).text);
+    return pyr_runtime_set_error(t->rt, PYR_FORMAT, "the score of piece %d, '%s', is not a number",
+                                 (int)id, show(piece, length).text);
   const uint8_t *bytes = (const uint8_t *)piece;
   size_t n = length;
   uint16_t bits = PYR_BIT_PRESENT | PYR_BIT_MODEL;
-  if (t->options.byte_level && (flags & PYR_PIECE_CLOSED)) bits |= PYR_BIT_LITERAL;   /* never merged, so never bytes */
+  /* never merged, so never bytes */
+  if (t->options.byte_level && (flags & PYR_PIECE_CLOSED)) bits |= PYR_BIT_LITERAL;
   else if (t->options.byte_level) {
     bool memory;
     t->work.length = 0;
@@ -353,32 +382,41 @@ pyr_status pyr_tokenizer_piece(pyr_tokenizer *t, int32_t id, const char *piece, 
 }
 
 /* The open piece with this spelling; the bytes go to out. */
-static pyr_status merge_side(pyr_tokenizer *t, const char *s, size_t n, pyr_buffer *out, int32_t *id) {
+static pyr_status merge_side(pyr_tokenizer *t, const char *s, size_t n, pyr_buffer *out,
+                             int32_t *id) {
   size_t from = out->length;
   bool memory = false, good = true;
-  if (t->options.byte_level) good = pyr_alphabet_unspell(t->rt, (const uint8_t *)s, n, out, &memory);
+  if (t->options.byte_level)
+    good = pyr_alphabet_unspell(t->rt, (const uint8_t *)s, n, out, &memory);
   else memory = !pyr_buffer_append(t->rt, out, s, n);
   if (memory) return pyr_nomem(t->rt, n, "tokenizer merges");
   *id = good ? pyr_vocab_find(t, out->data + from, out->length - from) : -1;
   if (*id >= 0) return PYR_OK;
-  return pyr_runtime_set_error(t->rt, PYR_FORMAT, "merge %u names '%s', which is not in the vocabulary",
-                               (unsigned)t->next_rank + 1, show(s, n).text);
+  return pyr_runtime_set_error(t->rt, PYR_FORMAT,
+                               "merge %u names '%s', which is not in the vocabulary",
+                                   (unsigned)t->next_rank + 1, show(s, n).text);
 }
 
-pyr_status pyr_tokenizer_merge(pyr_tokenizer *t, const char *left, size_t left_length, const char *right, size_t right_length) {
+pyr_status pyr_tokenizer_merge(pyr_tokenizer *t, const char *left, size_t left_length,
+                               const char *right, size_t right_length) {
   pyr_status status = building(t);
   int32_t l, r;
   if (status != PYR_OK) return status;
-  if (t->options.by_score) return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "tokenizer: merges go by score here");
-  if (t->next_rank >= UINT32_MAX - 1) return pyr_runtime_set_error(t->rt, PYR_FORMAT, "too many merges");
+  if (t->options.by_score)
+    return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "tokenizer: merges go by score here");
+  if (t->next_rank >= UINT32_MAX - 1)
+    return pyr_runtime_set_error(t->rt, PYR_FORMAT, "too many merges");
   t->work.length = 0;
   if ((status = merge_side(t, left, left_length, &t->work, &l)) != PYR_OK) return status;
   if ((status = merge_side(t, right, right_length, &t->work, &r)) != PYR_OK) return status;
   int32_t both = pyr_vocab_find(t, t->work.data, t->work.length);
   if (both < 0)
-    return pyr_runtime_set_error(t->rt, PYR_FORMAT, "merge %u joins '%s' and '%s', but the result is not in the vocabulary",
-                                 (unsigned)t->next_rank + 1, show(left, left_length).text, show(right, right_length).text);
-  if (t->merge_used + 1 > t->merge_count / 4 * 3 && (status = merge_grow(t)) != PYR_OK) return status;
+    return pyr_runtime_set_error(t->rt, PYR_FORMAT,
+                                 "merge %u joins '%s' and '%s', but the result is not in the "
+                                 "vocabulary", (unsigned)t->next_rank + 1,
+                                     show(left, left_length).text, show(right, right_length).text);
+  if (t->merge_used + 1 > t->merge_count / 4 * 3 && (status = merge_grow(t)) != PYR_OK)
+    return status;
   merge_insert(t, (pyr_merge){ (uint32_t)l, (uint32_t)r, t->next_rank++, both });
   return PYR_OK;
 }
@@ -386,7 +424,8 @@ pyr_status pyr_tokenizer_merge(pyr_tokenizer *t, const char *left, size_t left_l
 static bool set_push(pyr_tokenizer *t, pyr_added_set *set, int32_t id) {
   if (set->count == set->size) {
     int32_t size = set->size ? set->size * 2 : 16;
-    int32_t *ids = set->ids ? pyr_realloc(t->rt, set->ids, (size_t)set->size * sizeof *ids, (size_t)size * sizeof *ids)
+    int32_t *ids = set->ids ? pyr_realloc(t->rt, set->ids, (size_t)set->size * sizeof *ids,
+                                          (size_t)size * sizeof *ids)
                             : pyr_alloc(t->rt, (size_t)size * sizeof *ids);
     if (ids == NULL) return false;
     set->ids = ids;
@@ -398,41 +437,51 @@ static bool set_push(pyr_tokenizer *t, pyr_added_set *set, int32_t id) {
 
 /* Keeps the form that an added token is looked for in, where that is not what its piece holds. */
 static pyr_status store_found(pyr_tokenizer *t, int32_t id, const uint8_t *form, size_t n) {
-  if (t->text.length + n > UINT32_MAX || !pyr_buffer_append(t->rt, &t->text, form, n)) return pyr_nomem(t->rt, n, "added tokens");
+  if (t->text.length + n > UINT32_MAX || !pyr_buffer_append(t->rt, &t->text, form, n))
+    return pyr_nomem(t->rt, n, "added tokens");
   t->pieces[id].found_start = (uint32_t)(t->text.length - n);
   t->pieces[id].found_length = (uint32_t)n;
   return PYR_OK;
 }
 
-pyr_status pyr_tokenizer_added(pyr_tokenizer *t, int32_t id, const char *text, size_t length, int flags) {
+pyr_status pyr_tokenizer_added(pyr_tokenizer *t, int32_t id, const char *text, size_t length,
+                               int flags) {
   pyr_status status = building(t);
   if (status == PYR_OK) status = in_vocab(t, id, text, length);
   if (status != PYR_OK) return status;
   if (length == 0 || length > PIECE_MAX)
-    return pyr_runtime_set_error(t->rt, PYR_FORMAT, "added token %d has %zu bytes (1 to %d are possible)", (int)id, length, PIECE_MAX);
+    return pyr_runtime_set_error(t->rt, PYR_FORMAT,
+                                 "added token %d has %zu bytes (1 to %d are possible)", (int)id,
+                                     length, PIECE_MAX);
   int32_t place = pyr_vocab_place(t, id);
   if (place >= 0 && (t->pieces[place].bits & PYR_BIT_ADDED))
-    return pyr_runtime_set_error(t->rt, PYR_FORMAT, "id %d is added twice, the second time as '%s'", (int)id, show(text, length).text);
+    return pyr_runtime_set_error(t->rt, PYR_FORMAT,
+                                 "id %d is added twice, the second time as '%s'", (int)id,
+                                     show(text, length).text);
   if (place >= 0) {
     size_t n;
     const char *spelled = pyr_tokenizer_spelling(t, id, &n);
     if (spelled == NULL) return pyr_nomem(t->rt, n, "tokenizer pieces");
     if (n != length || memcmp(spelled, text, n) != 0)
-      return pyr_runtime_set_error(t->rt, PYR_FORMAT, "id %d is added as '%s', but the vocabulary has '%s' there", (int)id,
-                                   show(text, length).text, show(spelled, n).text);
-    /* a piece that stands for bytes, such as that of 0xC5, which is spelled U+00C5: the text has the spelling */
+      return pyr_runtime_set_error(t->rt, PYR_FORMAT,
+                                   "id %d is added as '%s', but the vocabulary has '%s' there",
+                                       (int)id, show(text, length).text, show(spelled, n).text);
+    /* a piece that stands for bytes, such as that of 0xC5, which is spelled U+00C5: the text has
+     * the spelling */
     if (t->options.byte_level && !(t->pieces[place].bits & PYR_BIT_LITERAL) &&
         (status = store_found(t, place, (const uint8_t *)text, length)) != PYR_OK) return status;
   } else {
     const uint16_t bits = PYR_BIT_PRESENT | PYR_BIT_LITERAL | PYR_BIT_CLOSED;
-    if ((status = store(t, id, (const uint8_t *)text, length, bits, &place)) != PYR_OK) return status;
+    if ((status = store(t, id, (const uint8_t *)text, length, bits, &place)) != PYR_OK)
+      return status;
   }
   if (!set_push(t, &t->added, place)) return pyr_nomem(t->rt, sizeof id, "added tokens");
   t->pieces[place].bits |= (uint16_t)(PYR_BIT_ADDED | flags << PYR_BIT_TOKEN_SHIFT);
   return PYR_OK;
 }
 
-static pyr_status copy_bytes(pyr_tokenizer *t, const char *s, size_t n, uint8_t **out, size_t *out_n) {
+static pyr_status copy_bytes(pyr_tokenizer *t, const char *s, size_t n, uint8_t **out,
+                             size_t *out_n) {
   if (n == 0) return PYR_OK;
   *out = pyr_alloc(t->rt, n);
   if (*out == NULL) return pyr_nomem(t->rt, n, "tokenizer step");
@@ -448,7 +497,8 @@ static bool knows(pyr_stage stage, const pyr_text_step *s) {
     case PYR_STEP_SUBSTITUTE: return stage == PYR_NORMALIZE && s->pattern_length > 0;
     case PYR_STEP_PREPEND: return stage != PYR_DECODE && s->text_length > 0;
     case PYR_STEP_REPLACE: return s->pattern_length > 0;
-    case PYR_STEP_MATCH: return stage == PYR_SPLIT && s->pattern_length > 0 && s->a >= 0 && s->a <= PYR_CUT_CONTIGUOUS;
+    case PYR_STEP_MATCH: return stage == PYR_SPLIT && s->pattern_length > 0 && s->a >= 0
+        && s->a <= PYR_CUT_CONTIGUOUS;
     case PYR_STEP_BYTES: return stage != PYR_NORMALIZE;
     case PYR_STEP_FALLBACK: case PYR_STEP_JOIN: return stage == PYR_DECODE;
     case PYR_STEP_TRIM: return stage == PYR_DECODE && s->pattern_length > 0 && s->a >= 0;
@@ -461,12 +511,13 @@ pyr_status pyr_tokenizer_step(pyr_tokenizer *t, pyr_stage stage, const pyr_text_
   if (status != PYR_OK) return status;
   pyr_step_list *list = (unsigned)stage < 3 ? &t->stages[stage] : NULL;
   if (list == NULL || !knows(stage, step))
-    return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "tokenizer: step %d does not belong to stage %d, or lacks its text",
-                                 (int)step->kind, (int)stage);
+    return pyr_runtime_set_error(t->rt, PYR_ARGUMENT,
+                                 "tokenizer: step %d does not belong to stage %d, or lacks its "
+                                 "text", (int)step->kind, (int)stage);
   if (list->count == STEPS_MAX)
     return pyr_runtime_set_error(t->rt, PYR_FORMAT, "more than %d steps in one stage", STEPS_MAX);
-  if (pyr_utf8_valid((const uint8_t *)step->pattern, step->pattern_length) != step->pattern_length ||
-      pyr_utf8_valid((const uint8_t *)step->text, step->text_length) != step->text_length)
+  if (pyr_utf8_valid((const uint8_t *)step->pattern, step->pattern_length) != step->pattern_length
+      || pyr_utf8_valid((const uint8_t *)step->text, step->text_length) != step->text_length)
     return pyr_runtime_set_error(t->rt, PYR_FORMAT, "a step's text or pattern is not UTF-8");
   if (list->count == list->size) {
     int size = list->size ? list->size * 2 : 4;
@@ -479,8 +530,10 @@ pyr_status pyr_tokenizer_step(pyr_tokenizer *t, pyr_stage stage, const pyr_text_
   }
   pyr_step_data s = { .kind = step->kind, .a = step->a, .b = step->b };
   status = copy_bytes(t, step->pattern, step->pattern_length, &s.pattern, &s.pattern_length);
-  if (status == PYR_OK) status = copy_bytes(t, step->text, step->text_length, &s.text, &s.text_length);
-  if (status == PYR_OK && (s.kind == PYR_STEP_MATCH || s.kind == PYR_STEP_SUBSTITUTE)) status = pyr_pattern_compile(t, &s);
+  if (status == PYR_OK)
+    status = copy_bytes(t, step->text, step->text_length, &s.text, &s.text_length);
+  if (status == PYR_OK && (s.kind == PYR_STEP_MATCH || s.kind == PYR_STEP_SUBSTITUTE))
+    status = pyr_pattern_compile(t, &s);
   if (status != PYR_OK) {
     free_step(t, &s);
     return status;
@@ -493,15 +546,18 @@ pyr_status pyr_tokenizer_around(pyr_tokenizer *t, const int32_t *before, int32_t
                                 const int32_t *after, int32_t after_count) {
   pyr_status status = building(t);
   if (status != PYR_OK) return status;
-  if (before_count < 0 || after_count < 0 || before_count > AROUND_MAX || after_count > AROUND_MAX || t->around)
-    return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "tokenizer: at most %d ids may be put around, once", AROUND_MAX);
+  if (before_count < 0 || after_count < 0 || before_count > AROUND_MAX || after_count > AROUND_MAX
+      || t->around)
+    return pyr_runtime_set_error(t->rt, PYR_ARGUMENT,
+                                 "tokenizer: at most %d ids may be put around, once", AROUND_MAX);
   size_t count = (size_t)(before_count + after_count);
   if (count == 0) return PYR_OK;
   for (size_t i = 0; i < count; i++) {
     int32_t id = i < (size_t)before_count ? before[i] : after[i - (size_t)before_count];
     if (id < 0 || id >= t->options.vocab)
-      return pyr_runtime_set_error(t->rt, PYR_FORMAT, "id %d, to be put around texts, is outside the vocabulary of %d",
-                                   (int)id, (int)t->options.vocab);
+      return pyr_runtime_set_error(t->rt, PYR_FORMAT,
+                                   "id %d, to be put around texts, is outside the vocabulary of "
+                                   "%d", (int)id, (int)t->options.vocab);
   }
   t->around = pyr_alloc(t->rt, count * sizeof *t->around);
   if (t->around == NULL) return pyr_nomem(t->rt, count * sizeof *t->around, "tokenizer");
@@ -512,7 +568,7 @@ pyr_status pyr_tokenizer_around(pyr_tokenizer *t, const int32_t *before, int32_t
   return PYR_OK;
 }
 
-/* ---- ready ------------------------------------------------------------------------------------------------------ */
+/* ---- ready ----------------------------------------------------------------------------------- */
 
 /* What an added token is found by: its text, or that text normalised. */
 const uint8_t *pyr_found_by(const pyr_tokenizer *t, int32_t id, size_t *length) {
@@ -556,10 +612,14 @@ static void sort_set(const pyr_tokenizer *t, pyr_added_set *set) {
 static pyr_status refuse_twins(pyr_tokenizer *t, const pyr_added_set *set) {
   for (int32_t i = 1; i < set->count; i++) {
     size_t an, bn;
-    const uint8_t *a = pyr_found_by(t, set->ids[i - 1], &an), *b = pyr_found_by(t, set->ids[i], &bn);
+    const uint8_t *a = pyr_found_by(t, set->ids[i - 1], &an),
+        *b = pyr_found_by(t, set->ids[i], &bn);
     if (an == bn && memcmp(a, b, an) == 0)
-      return pyr_runtime_set_error(t->rt, PYR_FORMAT, "the added token '%s' is listed twice, as %d and %d",
-                                   show((const char *)a, an).text, (int)t->pieces[set->ids[i - 1]].id, (int)t->pieces[set->ids[i]].id);
+      return pyr_runtime_set_error(t->rt, PYR_FORMAT,
+                                   "the added token '%s' is listed twice, as %d and %d",
+                                       show((const char *)a, an).text,
+                                           (int)t->pieces[set->ids[i - 1]].id,
+                                               (int)t->pieces[set->ids[i]].id);
   }
   return PYR_OK;
 }
@@ -568,7 +628,8 @@ static pyr_status sort_added(pyr_tokenizer *t) {
   for (int32_t i = 0; i < t->added.count; i++) {
     int32_t id = t->added.ids[i];
     bool raw = t->pieces[id].bits >> PYR_BIT_TOKEN_SHIFT & PYR_TOKEN_RAW;
-    if (!set_push(t, raw ? &t->raw : &t->normalized, id)) return pyr_nomem(t->rt, sizeof id, "added tokens");
+    if (!set_push(t, raw ? &t->raw : &t->normalized, id))
+      return pyr_nomem(t->rt, sizeof id, "added tokens");
     if (raw || t->stages[PYR_NORMALIZE].count == 0) continue;
     const uint8_t *form;
     size_t length;
@@ -579,7 +640,8 @@ static pyr_status sort_added(pyr_tokenizer *t) {
     if (status != PYR_OK) return status;
     if (length == 0) continue;                        /* nothing is left of it: found as it was */
     t->spelling.length = 0;                           /* form may lie in t->text, which grows */
-    if (!pyr_buffer_append(t->rt, &t->spelling, form, length)) return pyr_nomem(t->rt, length, "added tokens");
+    if (!pyr_buffer_append(t->rt, &t->spelling, form, length))
+      return pyr_nomem(t->rt, length, "added tokens");
     if ((status = store_found(t, id, t->spelling.data, length)) != PYR_OK) return status;
   }
   sort_set(t, &t->added);
@@ -604,14 +666,17 @@ pyr_status pyr_tokenizer_ready(pyr_tokenizer *t) {
     if (!(t->pieces[id].bits & PYR_BIT_MODEL)) continue;
     const uint8_t *s = t->text.data + t->pieces[id].start;
     size_t n = t->pieces[id].length;
-    if (t->options.byte_fallback && !t->options.byte_level && n == 6 && memcmp(s, "<0x", 3) == 0 && s[5] == '>') {
+    if (t->options.byte_fallback && !t->options.byte_level && n == 6 && memcmp(s, "<0x", 3) == 0
+        && s[5] == '>') {
       unsigned value;
       char hex[3] = { (char)s[3], (char)s[4], 0 }, again[3];
-      if (sscanf(hex, "%2X", &value) == 1 && (snprintf(again, sizeof again, "%02X", value & 0xFF), strcmp(hex, again) == 0))
+      if (sscanf(hex, "%2X", &value) == 1 && (snprintf(again, sizeof again, "%02X", value & 0xFF),
+                                              strcmp(hex, again) == 0))
         t->byte_piece[value] = id;
     }
     for (size_t i = 1; t->cut_at_marks && i + 3 <= n; i++)
-      if (memcmp(s + i, mark, 3) == 0 && (i < 3 || memcmp(s + i - 3, mark, 3) != 0) && !(t->pieces[id].bits & PYR_BIT_CLOSED))
+      if (memcmp(s + i, mark, 3) == 0 && (i < 3 || memcmp(s + i - 3, mark, 3) != 0)
+          && !(t->pieces[id].bits & PYR_BIT_CLOSED))
         t->cut_at_marks = false;
   }
   const pyr_step_list *split = &t->stages[PYR_SPLIT];
@@ -623,27 +688,33 @@ pyr_status pyr_tokenizer_ready(pyr_tokenizer *t) {
   return status;
 }
 
-/* ---- using ------------------------------------------------------------------------------------------------------ */
+/* ---- using ----------------------------------------------------------------------------------- */
 
 static void slim(pyr_tokenizer *t) { /* a long text's scratch is not kept for ever */
-  pyr_buffer *buffers[] = { &t->ids, &t->symbols, &t->heap, &t->unspelled, &t->normal[0], &t->normal[1], &t->work };
+  pyr_buffer *buffers[] = { &t->ids, &t->symbols, &t->heap, &t->unspelled, &t->normal[0],
+                            &t->normal[1], &t->work };
   for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
     if (buffers[i]->size > KEEP_BYTES) pyr_buffer_free(t->rt, buffers[i]);
     buffers[i]->length = 0;
   }
   for (int i = 0; i < t->stages[PYR_SPLIT].count; i++)
-    if (t->stages[PYR_SPLIT].steps[i].scratch.size > KEEP_BYTES) pyr_buffer_free(t->rt, &t->stages[PYR_SPLIT].steps[i].scratch);
+    if (t->stages[PYR_SPLIT].steps[i].scratch.size > KEEP_BYTES)
+      pyr_buffer_free(t->rt, &t->stages[PYR_SPLIT].steps[i].scratch);
 }
 
 pyr_status pyr_tokenizer_encode(pyr_tokenizer *t, const char *text, size_t length, int flags,
                                 const int32_t **ids, int64_t *count) {
   if (!t->ready) return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "tokenizer: it is not ready");
-  if (length > INT32_MAX) return pyr_runtime_set_error(t->rt, PYR_ARGUMENT, "a text of %zu bytes is too long to encode at once", length);
+  if (length > INT32_MAX)
+    return pyr_runtime_set_error(t->rt, PYR_ARGUMENT,
+                                 "a text of %zu bytes is too long to encode at once", length);
   slim(t);
   pyr_limits_begin(t, length);
-  size_t before = (size_t)t->before_count * sizeof(int32_t), after = (size_t)t->after_count * sizeof(int32_t);
+  size_t before = (size_t)t->before_count * sizeof(int32_t),
+      after = (size_t)t->after_count * sizeof(int32_t);
   bool add = flags & PYR_ENCODE_ADD;
-  if (add && before && !pyr_buffer_append(t->rt, &t->ids, t->around, before)) return pyr_nomem(t->rt, before, "ids");
+  if (add && before && !pyr_buffer_append(t->rt, &t->ids, t->around, before))
+    return pyr_nomem(t->rt, before, "ids");
   pyr_status status = pyr_pretokenize(t, (const uint8_t *)text, length, flags & PYR_ENCODE_PARSE);
   if (status != PYR_OK) return status;
   if (add && after && !pyr_buffer_append(t->rt, &t->ids, t->around + t->before_count, after))
@@ -681,13 +752,16 @@ int32_t pyr_tokenizer_id(pyr_tokenizer *t, const char *piece, size_t length) {
   }
   bool spelled = true, memory = false;
   t->spelling.length = 0;
-  if (t->options.byte_level) spelled = pyr_alphabet_unspell(t->rt, s, length, &t->spelling, &memory);
+  if (t->options.byte_level)
+    spelled = pyr_alphabet_unspell(t->rt, s, length, &t->spelling, &memory);
   if (memory) return -1;
-  int32_t id = !spelled ? -1 : t->options.byte_level ? pyr_vocab_find(t, t->spelling.data, t->spelling.length)
+  int32_t id = !spelled ? -1 : t->options.byte_level
+      ? pyr_vocab_find(t, t->spelling.data, t->spelling.length)
                                                      : pyr_vocab_find(t, s, length);
   if (id >= 0) return t->pieces[id].id;
-  for (id = 0; id < t->count; id++)                   /* a closed one: rare, and nobody asks often */
-    if (t->pieces[id].length == length && (t->pieces[id].bits & PYR_BIT_CLOSED) && (t->pieces[id].bits & PYR_BIT_LITERAL || !t->options.byte_level) &&
-        memcmp(t->text.data + t->pieces[id].start, s, length) == 0) return t->pieces[id].id;
+  for (id = 0; id < t->count; id++)  /* a closed one: rare, and nobody asks often */
+    if (t->pieces[id].length == length && (t->pieces[id].bits & PYR_BIT_CLOSED)
+        && (t->pieces[id].bits & PYR_BIT_LITERAL || !t->options.byte_level)
+            && memcmp(t->text.data + t->pieces[id].start, s, length) == 0) return t->pieces[id].id;
   return -1;
 }

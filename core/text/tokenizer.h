@@ -1,12 +1,14 @@
-/* tokenizer.h — what the tokenizer's files share: the vocabulary (tokenizer.c), the pipeline from text to words
- * (split.c), merging (bpe.c) and the way back (decode.c).
+/* tokenizer.h — what the tokenizer's files share: the vocabulary (tokenizer.c), the pipeline from
+ * text to words (split.c), merging (bpe.c) and the way back (decode.c).
  *
- * Inside, a piece is named by its place in `pieces`, in the order in which pieces came; a file's ids, which may be any, are
- * translated where they come in (pyr_vocab_place) and go out (pyr_emit). So memory goes by the pieces that there are, not by the
- * largest id: in these files `id` is a place unless a comment says otherwise.
+ * Inside, a piece is named by its place in `pieces`, in the order in which pieces came; a file's
+ * ids, which may be any, are translated where they come in (pyr_vocab_place) and go out (pyr_emit).
+ * So memory goes by the pieces that there are, not by the largest id: in these files `id` is a
+ * place unless a comment says otherwise.
  *
- * Tokenizers come with strangers' models. What their steps, expressions and added tokens may ask for is bounded for each text,
- * in proportion to it (the limits stand in split.c); beyond that encoding fails, and says of which limit. */
+ * Tokenizers come with strangers' models. What their steps, expressions and added tokens may ask
+ * for is bounded for each text, in proportion to it (the limits stand in split.c); beyond that
+ * encoding fails, and says of which limit. */
 #ifndef PYR_TOKENIZER_H
 #define PYR_TOKENIZER_H
 
@@ -19,15 +21,18 @@ struct pcre2_real_match_context_8;
 
 enum pyr_piece_bits {
   PYR_BIT_PRESENT = 1, PYR_BIT_MODEL = 2 /* in the BPE vocabulary */, PYR_BIT_CLOSED = 4,
-  PYR_BIT_LITERAL = 8 /* not spelled in the byte alphabet though the others are */, PYR_BIT_ADDED = 16,
-  PYR_BIT_WHOLE = 32, PYR_BIT_TORN = 64, /* as a word of its own BPE gives it back whole, or not; neither: not tried yet */
+  PYR_BIT_LITERAL = 8 /* not spelled in the byte alphabet though the others are */,
+      PYR_BIT_ADDED = 16,
+  PYR_BIT_WHOLE = 32, PYR_BIT_TORN = 64, /* as a word of its own BPE gives it back whole, or not;
+                                            neither: not tried yet */
   PYR_BIT_TOKEN_SHIFT = 8        /* PYR_TOKEN_… flags from here on */
 };
 
 typedef struct pyr_vocab_piece {
   int32_t id;                    /* the file's */
   uint32_t start, length;        /* bytes, in text; raw where the vocabulary is byte level */
-  uint32_t found_start, found_length; /* the form that an added token is found by, in text; length 0: the piece itself */
+  uint32_t found_start, found_length; /* the form that an added token is found by, in text; length
+                                         0: the piece itself */
   uint32_t score_rank;           /* by score only: lower merges earlier */
   uint16_t bits;                 /* pyr_piece_bits */
 } pyr_vocab_piece;
@@ -59,9 +64,11 @@ typedef struct pyr_step_data {
   struct pcre2_real_code_8 *code;
   struct pcre2_real_match_data_8 *match;
   pyr_buffer scratch;
-  bool whole;                    /* the expression asks where the search began (\G): it sees all of the text at once */
-  bool refers;                   /* it has back references, each of which may compare as much as the window holds */
-  bool recurses;                 /* it calls itself: in PCRE2's interpreter each call costs as much as it is deep */
+  bool whole;                    /* the expression asks where the search began (\G): it sees all of
+                                    the text at once */
+  bool refers;  /* it has back references, each of which may compare as much as the window holds */
+  bool recurses;                 /* it calls itself: in PCRE2's interpreter each call costs as much
+                                    as it is deep */
   size_t wrote;                  /* bytes, for the text that is encoded now */
 } pyr_step_data;
 
@@ -77,7 +84,7 @@ struct pyr_tokenizer {
   pyr_buffer text;
   pyr_vocab_piece *pieces;       /* [count], room for size */
   int32_t count, size;
-  int32_t *places;               /* [place_count], a power of two: places by the file's ids; -1: free */
+  int32_t *places;  /* [place_count], a power of two: places by the file's ids; -1: free */
   size_t place_count;
   int32_t unknown;               /* place of options.unknown; -1: none */
   uint32_t longest;              /* bytes of the longest piece that merging can make */
@@ -86,13 +93,15 @@ struct pyr_tokenizer {
   pyr_merge *merges;             /* [merge_count], a power of two: by (left, right) */
   size_t merge_count, merge_used;
   uint32_t next_rank;
-  int32_t byte_piece[256];       /* byte level: the piece of that byte; byte fallback: <0xNN>; -1: none */
+  int32_t byte_piece[256];       /* byte level: the piece of that byte; byte fallback: <0xNN>; -1:
+                                    none */
   int32_t ascii_piece[128];      /* character level: piece of that character; -1: none */
-  bool cut_at_marks;             /* character level: no piece has U+2581 behind another character, so words end there */
+  bool cut_at_marks;             /* character level: no piece has U+2581 behind another character,
+                                    so words end there */
 
   pyr_added_set added, raw, normalized;
   pyr_step_list stages[3];       /* by pyr_stage */
-  bool bytes_spelled;            /* the split stage ends in GPT-2's alphabet and must be turned back */
+  bool bytes_spelled;  /* the split stage ends in GPT-2's alphabet and must be turned back */
   int32_t *around;               /* the file's ids: before, then after */
   int32_t before_count, after_count;
 
@@ -111,18 +120,23 @@ struct pyr_tokenizer {
 
 /* tokenizer.c */
 uint32_t pyr_bytes_hash(const uint8_t *s, size_t n);
-int32_t pyr_vocab_find(const pyr_tokenizer *t, const uint8_t *s, size_t n);   /* open piece with these bytes, or -1 */
-int32_t pyr_vocab_place(const pyr_tokenizer *t, int32_t file_id);             /* -1: no piece has this id */
+/* open piece with these bytes, or -1 */
+int32_t pyr_vocab_find(const pyr_tokenizer *t, const uint8_t *s, size_t n);
+int32_t pyr_vocab_place(const pyr_tokenizer *t, int32_t file_id);  /* -1: no piece has this id */
 const pyr_merge *pyr_merge_find(const pyr_tokenizer *t, int32_t left, int32_t right);
-bool pyr_emit(pyr_tokenizer *t, int32_t id);                                  /* the file's id of a place goes to t->ids */
-const uint8_t *pyr_found_by(const pyr_tokenizer *t, int32_t id, size_t *length); /* of an added token: the text to look for */
+bool pyr_emit(pyr_tokenizer *t, int32_t id);  /* the file's id of a place goes to t->ids */
+/* of an added token: the text to look for */
+const uint8_t *pyr_found_by(const pyr_tokenizer *t, int32_t id, size_t *length);
 
-/* GPT-2's byte alphabet: printable Latin-1 bytes stand for themselves, the other 68 for U+0100 onwards. */
+/* GPT-2's byte alphabet: printable Latin-1 bytes stand for themselves, the other 68 for U+0100
+ * onwards. */
 uint32_t pyr_alphabet_of_byte(uint8_t byte);
-int pyr_alphabet_to_byte(uint32_t cp);                                        /* -1: not in the alphabet */
+int pyr_alphabet_to_byte(uint32_t cp);  /* -1: not in the alphabet */
 bool pyr_alphabet_spell(pyr_runtime *rt, const uint8_t *s, size_t n, pyr_buffer *out);
-/* false with *memory false: some character is not of the alphabet (out is as before); true: no memory. */
-bool pyr_alphabet_unspell(pyr_runtime *rt, const uint8_t *s, size_t n, pyr_buffer *out, bool *memory);
+/* false with *memory false: some character is not of the alphabet (out is as before); true: no
+ * memory. */
+bool pyr_alphabet_unspell(pyr_runtime *rt, const uint8_t *s, size_t n, pyr_buffer *out,
+                          bool *memory);
 
 /* bpe.c: encodes one word; the ids go to t->ids. `broken` words hold bytes that are not UTF-8. */
 pyr_status pyr_bpe_word(pyr_tokenizer *t, const uint8_t *word, size_t n, bool broken);
@@ -131,11 +145,13 @@ pyr_status pyr_bpe_word(pyr_tokenizer *t, const uint8_t *word, size_t n, bool br
 pyr_status pyr_decode_check(pyr_tokenizer *t);
 
 /* split.c */
-void pyr_limits_begin(pyr_tokenizer *t, size_t n);                            /* for a text of n bytes */
+void pyr_limits_begin(pyr_tokenizer *t, size_t n);  /* for a text of n bytes */
 pyr_status pyr_pattern_compile(pyr_tokenizer *t, pyr_step_data *step);
 void pyr_pattern_free(pyr_step_data *step);
 void pyr_patterns_free(pyr_tokenizer *t);
-pyr_status pyr_normalize(pyr_tokenizer *t, const uint8_t *s, size_t n, bool at_start, const uint8_t **out, size_t *out_n);
-pyr_status pyr_pretokenize(pyr_tokenizer *t, const uint8_t *s, size_t n, bool parse);  /* whole text -> t->ids */
+pyr_status pyr_normalize(pyr_tokenizer *t, const uint8_t *s, size_t n, bool at_start,
+                         const uint8_t **out, size_t *out_n);
+/* whole text -> t->ids */
+pyr_status pyr_pretokenize(pyr_tokenizer *t, const uint8_t *s, size_t n, bool parse);
 
 #endif

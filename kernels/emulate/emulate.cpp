@@ -1,27 +1,33 @@
-/* emulate.cpp — runs kernels on the processor: launches, fibres, barriers, warp operations, and memory with guards.
+/* emulate.cpp — runs kernels on the processor: launches, fibres, barriers, warp operations, and
+ * memory with guards.
  *
- * A launch has two orders. In one its blocks run in rising order, in the other in falling order; of every other block the threads
- * run in falling order, so that what is read before a barrier makes it sure is seen to be wrong. In both, the block that comes
- * first is held back in the midst of its work (in rising order when its first warp waits for the others, in falling order when some
- * warps do) until all others are done, so that what it tells them before all of its threads have done their part is seen, too:
+ * A launch has two orders. In one its blocks run in rising order, in the other in falling order; of
+ * every other block the threads run in falling order, so that what is read before a barrier makes
+ * it sure is seen to be wrong. In both, the block that comes first is held back in the midst of its
+ * work (in rising order when its first warp waits for the others, in falling order when some warps
+ * do) until all others are done, so that what it tells them before all of its threads have done
+ * their part is seen, too:
  *
  *     block 0   warp 0 ......                                  warps 1 2 3, and on to the end
  *     others           1 from its beginning to its end, 2, 3 …
  *
- * The first launches of a kernel on a grid run in both orders, from the same memory, which must come out the same to the byte;
- * later ones take turns. What threads of one block share is poisoned before a block begins.
+ * The first launches of a kernel on a grid run in both orders, from the same memory, which must
+ * come out the same to the byte; later ones take turns. What threads of one block share is poisoned
+ * before a block begins.
  *
- * Shared memory that a kernel declares is a static variable of it here. The object's table of symbols says where it lies and how large
- * it is, so that it counts, as on a device, and each of two blocks can have its own. Only kernels may declare it, not what they call.
+ * Shared memory that a kernel declares is a static variable of it here. The object's table of
+ * symbols says where it lies and how large it is, so that it counts, as on a device, and each of
+ * two blocks can have its own. Only kernels may declare it, not what they call.
  *
- * A block's threads are fibres with stacks of their own. A fibre runs until it waits: at a
- * barrier, for the rest of its block; in a warp operation, for the rest of its warp. The last lane to reach a warp operation
- * completes it and runs on; what the lanes handed in stays readable until every lane has come to the next one but one, which
- * none can before all have left this one. When nobody can run on, either all threads of the block stand at one barrier, which
- * then opens, or the kernel is wrong, and the launch fails with a message.
+ * A block's threads are fibres with stacks of their own. A fibre runs until it waits: at a barrier,
+ * for the rest of its block; in a warp operation, for the rest of its warp. The last lane to reach
+ * a warp operation completes it and runs on; what the lanes handed in stays readable until every
+ * lane has come to the next one but one, which none can before all have left this one. When nobody
+ * can run on, either all threads of the block stand at one barrier, which then opens, or the kernel
+ * is wrong, and the launch fails with a message.
  *
- * Switching fibres is a dozen instructions on x86-64, and swapcontext elsewhere. Fibres of a launch that failed are left where
- * they stand: they hold nothing. */
+ * Switching fibres is a dozen instructions on x86-64, and swapcontext elsewhere. Fibres of a launch
+ * that failed are left where they stand: they hold nothing. */
 #include "cuda.h"
 
 #include <cstdarg>
@@ -54,14 +60,17 @@ dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace {
 
-/* SHARED: of a block, static and dynamic, what every kernel may have; MOST_SHARED: what one may have that was allowed to, on the
- * device that has least (8.6, 8.9 and 12.0 have 99 KiB, 8.0 has 163, 9.0 and 10.0 have 227). */
-enum : size_t { THREADS = 1024, STACK = SANITIZED ? 256 << 10 : 64 << 10, GUARD = 64, SHARED = 48 << 10, MOST_SHARED = 99 << 10 };
+/* SHARED: of a block, static and dynamic, what every kernel may have; MOST_SHARED: what one may
+ * have that was allowed to, on the device that has least (8.6, 8.9 and 12.0 have 99 KiB, 8.0 has
+ * 163, 9.0 and 10.0 have 227). */
+enum : size_t { THREADS = 1024, STACK = SANITIZED ? 256 << 10 : 64 << 10, GUARD = 64,
+                SHARED = 48 << 10, MOST_SHARED = 99 << 10 };
 
-/* How often a launch of the same shape is run in both orders, and up to how much device memory, which is copied for it. */
+/* How often a launch of the same shape is run in both orders, and up to how much device memory,
+ * which is copied for it. */
 enum : size_t { COMPARED = 2, MOST_COMPARED = 16 << 20 };
 
-/* ---- errors ------------------------------------------------------------------------------------------------------------ */
+/* ---- errors ---------------------------------------------------------------------------------- */
 
 char message[512];
 cudaError_t last = cudaSuccess;
@@ -75,7 +84,7 @@ cudaError_t fail(cudaError_t error, const char *format, ...) {
   return last = error;
 }
 
-/* ---- fibres ------------------------------------------------------------------------------------------------------------ */
+/* ---- fibres ---------------------------------------------------------------------------------- */
 
 enum waiting { READY, IN_WARP, AT_BARRIER, DONE };
 
@@ -124,7 +133,8 @@ struct warp {
   uint64_t value[2][32];   /* of the operations of even and odd turns */
 };
 
-/* Asynchronous copies of a thread, in the order of issue; those of groups below `closed` are committed. */
+/* Asynchronous copies of a thread, in the order of issue; those of groups below `closed` are
+ * committed. */
 enum { COPIES = 256 };
 struct copy { void *to; const void *from; int group; bool real; };
 struct copies { int count, closed; copy list[COPIES]; };
@@ -141,7 +151,8 @@ struct block_state {
 };
 
 struct piece { uint8_t *at; size_t bytes; };
-/* What is known of a kernel: its name in the object, what it declares of shared memory, what it was allowed of dynamic. */
+/* What is known of a kernel: its name in the object, what it declares of shared memory, what it was
+ * allowed of dynamic. */
 struct known_kernel {
   const void *function;
   std::string symbol;
@@ -199,8 +210,9 @@ void fiber_main() {
 #endif
   running->run(running->function, arguments_of_it);
   if (here->in_flight[current].count > 0 && !broken) {
-    fail(cudaErrorLaunchFailure, "%s: thread %u of block (%u, %u, %u) returns with asynchronous copies under way", kernel, current,
-         blockIdx.x, blockIdx.y, blockIdx.z);
+    fail(cudaErrorLaunchFailure,
+         "%s: thread %u of block (%u, %u, %u) returns with asynchronous copies under way", kernel,
+             current, blockIdx.x, blockIdx.y, blockIdx.z);
     broken = true;
   }
   here->fibers[current].state = DONE;
@@ -217,7 +229,7 @@ void start_fiber(fiber *f) {
 #endif
 #if defined(__x86_64__)
   void **top = reinterpret_cast<void **>(f->stack + STACK);
-  *--top = nullptr;        /* the entry finds the stack as after a call: 8 bytes past a multiple of 16 */
+  *--top = nullptr;  /* the entry finds the stack as after a call: 8 bytes past a multiple of 16 */
   *--top = reinterpret_cast<void *>(fiber_main);
   for (int i = 0; i < 6; i++) *--top = nullptr;
   f->at = top;
@@ -255,7 +267,7 @@ void break_off(fiber *f) {
   abort();
 }
 
-/* ---- a block ----------------------------------------------------------------------------------------------------------- */
+/* ---- a block --------------------------------------------------------------------------------- */
 
 bool runnable(unsigned t) {
   const fiber *f = &here->fibers[t];
@@ -285,8 +297,9 @@ bool open_barrier() {
   for (unsigned t = 0; t < threads; t++) {
     const fiber *f = &fibers[t];
     if (f->state == IN_WARP) {
-      fail(cudaErrorLaunchFailure, "%s: thread %u of block (%u, %u, %u) waits in a warp operation that not all lanes reach",
-           kernel, t, blockIdx.x, blockIdx.y, blockIdx.z);
+      fail(cudaErrorLaunchFailure,
+           "%s: thread %u of block (%u, %u, %u) waits in a warp operation that not all lanes "
+           "reach", kernel, t, blockIdx.x, blockIdx.y, blockIdx.z);
       broken = true;
       return false;
     }
@@ -295,15 +308,17 @@ bool open_barrier() {
   }
   if (done == threads) return false;
   if (done > 0) {
-    fail(cudaErrorLaunchFailure, "%s: %u threads of block (%u, %u, %u) returned while thread %u waits at the barrier in line %d",
-         kernel, done, blockIdx.x, blockIdx.y, blockIdx.z, first, fibers[first].line);
+    fail(cudaErrorLaunchFailure,
+         "%s: %u threads of block (%u, %u, %u) returned while thread %u waits at the barrier in "
+         "line %d", kernel, done, blockIdx.x, blockIdx.y, blockIdx.z, first, fibers[first].line);
     broken = true;
     return false;
   }
   for (unsigned t = 0; t < threads; t++) {
     if (fibers[t].line != fibers[0].line) {
-      fail(cudaErrorLaunchFailure, "%s: threads 0 and %u of block (%u, %u, %u) wait at barriers in lines %d and %d", kernel, t,
-           blockIdx.x, blockIdx.y, blockIdx.z, fibers[0].line, fibers[t].line);
+      fail(cudaErrorLaunchFailure,
+           "%s: threads 0 and %u of block (%u, %u, %u) wait at barriers in lines %d and %d",
+               kernel, t, blockIdx.x, blockIdx.y, blockIdx.z, fibers[0].line, fibers[t].line);
       broken = true;
       return false;
     }
@@ -312,9 +327,10 @@ bool open_barrier() {
   return true;
 }
 
-/* ---- shared memory ------------------------------------------------------------------------------------------------------ */
+/* ---- shared memory --------------------------------------------------------------------------- */
 
-/* Between the pieces of a sanitizer's object lie its guards, which it lets nobody read but by the byte, unseen. */
+/* Between the pieces of a sanitizer's object lie its guards, which it lets nobody read but by the
+ * byte, unseen. */
 #if SANITIZED
 #define UNSEEN __attribute__((no_sanitize("address"), noinline))
 #else
@@ -335,12 +351,14 @@ void poison_statics(const known_kernel &k) {
 void save_statics(const known_kernel &k, block_state *b) {
   b->static_shared.resize(k.static_bytes);
   size_t at = 0;
-  for (const piece &p : k.pieces) move_bytes(b->static_shared.data() + at, p.at, p.bytes), at += p.bytes;
+  for (const piece &p : k.pieces)
+    move_bytes(b->static_shared.data() + at, p.at, p.bytes), at += p.bytes;
 }
 
 void restore_statics(const known_kernel &k, const block_state *b) {
   size_t at = 0;
-  for (const piece &p : k.pieces) move_bytes(p.at, b->static_shared.data() + at, p.bytes), at += p.bytes;
+  for (const piece &p : k.pieces)
+    move_bytes(p.at, b->static_shared.data() + at, p.bytes), at += p.bytes;
 }
 
 struct object_file { const void *inside; ElfW(Addr) base; const char *path; };
@@ -349,7 +367,8 @@ int find_object(dl_phdr_info *info, size_t, void *data) {
   ElfW(Addr) at = reinterpret_cast<ElfW(Addr)>(o->inside);
   for (int i = 0; i < info->dlpi_phnum; i++) {
     const ElfW(Phdr) &p = info->dlpi_phdr[i];
-    if (p.p_type != PT_LOAD || at < info->dlpi_addr + p.p_vaddr || at >= info->dlpi_addr + p.p_vaddr + p.p_memsz) continue;
+    if (p.p_type != PT_LOAD || at < info->dlpi_addr + p.p_vaddr
+        || at >= info->dlpi_addr + p.p_vaddr + p.p_memsz) continue;
     o->base = info->dlpi_addr;
     o->path = info->dlpi_name && info->dlpi_name[0] ? info->dlpi_name : "/proc/self/exe";
     return 1;
@@ -357,14 +376,16 @@ int find_object(dl_phdr_info *info, size_t, void *data) {
   return 0;
 }
 
-/* Calls each(name, address, bytes, type, may be written) for the symbols of the object that holds `inside`; false: it has none. */
+/* Calls each(name, address, bytes, type, may be written) for the symbols of the object that holds
+ * `inside`; false: it has none. */
 template <typename F> bool for_symbols(const void *inside, F each) {
   object_file o = { inside, 0, nullptr };
   struct stat facts;
   if (!dl_iterate_phdr(find_object, &o)) return false;
   int file = open(o.path, O_RDONLY | O_CLOEXEC);
   if (file < 0) return false;
-  void *map = fstat(file, &facts) == 0 ? mmap(nullptr, static_cast<size_t>(facts.st_size), PROT_READ, MAP_PRIVATE, file, 0) : MAP_FAILED;
+  void *map = fstat(file, &facts) == 0 ? mmap(nullptr, static_cast<size_t>(facts.st_size),
+                                              PROT_READ, MAP_PRIVATE, file, 0) : MAP_FAILED;
   close(file);
   if (map == MAP_FAILED) return false;
   const uint8_t *bytes = static_cast<const uint8_t *>(map);
@@ -374,20 +395,23 @@ template <typename F> bool for_symbols(const void *inside, F each) {
   for (int i = 0; i < head->e_shnum; i++) {
     if (sections[i].sh_type != SHT_SYMTAB) continue;
     const ElfW(Sym) *symbols = reinterpret_cast<const ElfW(Sym) *>(bytes + sections[i].sh_offset);
-    const char *names = reinterpret_cast<const char *>(bytes + sections[sections[i].sh_link].sh_offset);
+    const char *names = reinterpret_cast<const char *>(bytes
+                                                       + sections[sections[i].sh_link].sh_offset);
     any = true;
     for (size_t n = 0; n < sections[i].sh_size / sizeof *symbols; n++) {
       const ElfW(Sym) &one = symbols[n];
       if (one.st_shndx == SHN_UNDEF || one.st_shndx >= head->e_shnum) continue;
-      each(names + one.st_name, reinterpret_cast<uint8_t *>(o.base + one.st_value), static_cast<size_t>(one.st_size),
-           ELF64_ST_TYPE(one.st_info), (sections[one.st_shndx].sh_flags & SHF_WRITE) != 0);
+      each(names + one.st_name, reinterpret_cast<uint8_t *>(o.base + one.st_value),
+           static_cast<size_t>(one.st_size), ELF64_ST_TYPE(one.st_info),
+               (sections[one.st_shndx].sh_flags & SHF_WRITE) != 0);
     }
   }
   munmap(map, static_cast<size_t>(facts.st_size));
   return any;
 }
 
-/* The kernel's statics: of _ZL4adds… they are called _ZZL4adds…E5parts. NULL if the object's symbols were stripped. */
+/* The kernel's statics: of _ZL4adds… they are called _ZZL4adds…E5parts. NULL if the object's
+ * symbols were stripped. */
 known_kernel *know_kernel(const void *function) {
   static std::vector<std::unique_ptr<known_kernel>> kernels;
   for (std::unique_ptr<known_kernel> &k : kernels)
@@ -398,15 +422,18 @@ known_kernel *know_kernel(const void *function) {
   });
   if (!found || k->symbol.empty()) return nullptr;
   std::string prefix = "_ZZ" + k->symbol.substr(2) + "E";
-  (void)for_symbols(function, [&](const char *name, uint8_t *at, size_t bytes, int type, bool writable) {
-    if (type == STT_OBJECT && writable && bytes > 0 && strncmp(name, prefix.c_str(), prefix.size()) == 0) k->pieces.push_back(piece{ at, bytes });
+  (void)for_symbols(function, [&](const char *name, uint8_t *at, size_t bytes, int type,
+                                  bool writable) {
+    if (type == STT_OBJECT && writable && bytes > 0
+        && strncmp(name, prefix.c_str(), prefix.size()) == 0) k->pieces.push_back(piece{ at,
+            bytes });
   });
   for (const piece &p : k->pieces) k->static_bytes += p.bytes;
   kernels.push_back(std::move(k));
   return kernels.back().get();
 }
 
-/* ---- a launch ------------------------------------------------------------------------------------------------------------ */
+/* ---- a launch -------------------------------------------------------------------------------- */
 
 void begin_block(block_state *b, const known_kernel &k, size_t shared, dim3 index, bool backwards) {
   here = b;
@@ -420,7 +447,8 @@ void begin_block(block_state *b, const known_kernel &k, size_t shared, dim3 inde
 
 /* Runs the next `some` warps of the block until they wait. */
 void run_warps(unsigned from, unsigned some) {
-  for (unsigned i = from; i < from + some && !broken; i++) run_warp(here->backwards ? threads - 32 - i * 32 : i * 32);
+  for (unsigned i = from; i < from + some && !broken; i++)
+    run_warp(here->backwards ? threads - 32 - i * 32 : i * 32);
 }
 
 /* From its warp `from` on to its end. */
@@ -437,8 +465,9 @@ void run_blocks(const known_kernel &k, size_t shared, bool falling, unsigned hel
   uint64_t count = static_cast<uint64_t>(gridDim.x) * gridDim.y * gridDim.z;
   for (uint64_t i = 0; i < count && !broken; i++) {
     uint64_t n = falling ? count - 1 - i : i;
-    dim3 index(static_cast<unsigned>(n % gridDim.x), static_cast<unsigned>(n / gridDim.x % gridDim.y),
-               static_cast<unsigned>(n / gridDim.x / gridDim.y));
+    dim3 index(static_cast<unsigned>(n % gridDim.x),
+               static_cast<unsigned>(n / gridDim.x % gridDim.y),
+                   static_cast<unsigned>(n / gridDim.x / gridDim.y));
     bool hold = i == 0 && count > 1 && held < threads / 32;
     begin_block(hold ? &blocks[1] : &blocks[0], k, shared, index, (i % 2 != 0) != falling);
     if (hold) {
@@ -462,14 +491,17 @@ header *allocated;
 size_t allocated_bytes;
 
 void copy_memory(std::vector<uint8_t> *copy) {
-  if (copy->size() < allocated_bytes) copy->resize(allocated_bytes);       /* and stays: fresh memory is slow to come by */
+  /* and stays: fresh memory is slow to come by */
+  if (copy->size() < allocated_bytes) copy->resize(allocated_bytes);
   size_t at = 0;
-  for (const header *h = allocated; h; h = h->after) memcpy(copy->data() + at, h + 1, h->size), at += h->size;
+  for (const header *h = allocated; h; h = h->after)
+    memcpy(copy->data() + at, h + 1, h->size), at += h->size;
 }
 
 void put_memory(const std::vector<uint8_t> &copy) {
   size_t at = 0;
-  for (header *h = allocated; h; h = h->after) memcpy(h + 1, copy.data() + at, h->size), at += h->size;
+  for (header *h = allocated; h; h = h->after)
+    memcpy(h + 1, copy.data() + at, h->size), at += h->size;
 }
 
 void compare_memory(const std::vector<uint8_t> &copy) {
@@ -479,8 +511,9 @@ void compare_memory(const std::vector<uint8_t> &copy) {
     if (memcmp(now, copy.data() + at, h->size) == 0) continue;
     size_t i = 0;
     while (now[i] == copy[at + i]) i++;
-    fail(cudaErrorLaunchFailure, "%s: what it writes depends on the order in which its blocks and threads run: byte %zu of a block of %zu",
-         kernel, i, (size_t)h->size);
+    fail(cudaErrorLaunchFailure,
+         "%s: what it writes depends on the order in which its blocks and threads run: byte %zu "
+         "of a block of %zu", kernel, i, (size_t)h->size);
     return;
   }
 }
@@ -489,14 +522,16 @@ void compare_memory(const std::vector<uint8_t> &copy) {
 bool first_launches(const void *function, dim3 grid, dim3 block, size_t shared) {
   static std::vector<known_launch> launches;
   for (known_launch &l : launches)
-    if (l.function == function && l.shared == shared && l.block.x == block.x && l.grid.x == grid.x && l.grid.y == grid.y && l.grid.z == grid.z)
+    if (l.function == function && l.shared == shared && l.block.x == block.x && l.grid.x == grid.x
+        && l.grid.y == grid.y && l.grid.z == grid.z)
       return l.count < COMPARED && ++l.count;
   launches.push_back(known_launch{ function, grid, block, shared, 1 });
   return true;
 }
 
-/* PYR_EMULATE_LAUNCHES names a file that gets a line for each kernel whenever it is launched with more dynamic shared memory than
- * before: its symbol, those bytes, and what it was allowed. `make cuda-check` reads it. */
+/* PYR_EMULATE_LAUNCHES names a file that gets a line for each kernel whenever it is launched with
+ * more dynamic shared memory than before: its symbol, those bytes, and what it was allowed. `make
+ * cuda-check` reads it. */
 void note_launch(known_kernel *k, size_t shared) {
   const char *path = getenv("PYR_EMULATE_LAUNCHES");
   if (path == nullptr || (k->noted && shared <= k->most)) return;
@@ -509,18 +544,25 @@ void note_launch(known_kernel *k, size_t shared) {
 }
 
 bool check_launch(const known_kernel *k, dim3 grid, dim3 block, size_t shared) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535)
-    fail(cudaErrorInvalidConfiguration, "%s: a grid of %u x %u x %u blocks", kernel, grid.x, grid.y, grid.z);
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffff || grid.y > 65535
+      || grid.z > 65535)
+    fail(cudaErrorInvalidConfiguration, "%s: a grid of %u x %u x %u blocks", kernel, grid.x,
+         grid.y, grid.z);
   else if (block.x == 0 || block.x % 32 != 0 || block.x > THREADS || block.y != 1 || block.z != 1)
-    fail(cudaErrorInvalidConfiguration, "%s: blocks of %u x %u x %u threads", kernel, block.x, block.y, block.z);
+    fail(cudaErrorInvalidConfiguration, "%s: blocks of %u x %u x %u threads", kernel, block.x,
+         block.y, block.z);
   else if (k == nullptr)
-    fail(cudaErrorInvalidConfiguration, "%s: its static shared memory cannot be counted, as the object has no symbols (it was stripped)", kernel);
+    fail(cudaErrorInvalidConfiguration,
+         "%s: its static shared memory cannot be counted, as the object has no symbols (it was "
+         "stripped)", kernel);
   else if (shared + k->static_bytes > SHARED && shared > k->allowed)
-    fail(cudaErrorInvalidConfiguration, "%s: %zu bytes of dynamic and %zu of static shared memory: more than %zu, and %zu were allowed",
-         kernel, shared, k->static_bytes, (size_t)SHARED, k->allowed);
+    fail(cudaErrorInvalidConfiguration,
+         "%s: %zu bytes of dynamic and %zu of static shared memory: more than %zu, and %zu were "
+         "allowed", kernel, shared, k->static_bytes, (size_t)SHARED, k->allowed);
   else if (shared + k->static_bytes > MOST_SHARED)
-    fail(cudaErrorInvalidConfiguration, "%s: %zu bytes of dynamic and %zu of static shared memory: more than the %zu of some devices",
-         kernel, shared, k->static_bytes, (size_t)MOST_SHARED);
+    fail(cudaErrorInvalidConfiguration,
+         "%s: %zu bytes of dynamic and %zu of static shared memory: more than the %zu of some "
+         "devices", kernel, shared, k->static_bytes, (size_t)MOST_SHARED);
   else if (!make_fibers(&blocks[0]) || !make_fibers(&blocks[1]))
     fail(cudaErrorMemoryAllocation, "%s: no memory for its threads", kernel);
   else
@@ -530,14 +572,16 @@ bool check_launch(const known_kernel *k, dim3 grid, dim3 block, size_t shared) {
 
 }   // namespace
 
-void pyr_emulate_launch(const pyr_emulate_kernel &which, dim3 grid, dim3 block, size_t shared, void *const *arguments) {
+void pyr_emulate_launch(const pyr_emulate_kernel &which, dim3 grid, dim3 block, size_t shared,
+                        void *const *arguments) {
   std::lock_guard<std::recursive_mutex> guard(lock);
   kernel = which.name;
   if (last != cudaSuccess) return;                     /* a failure stays until asked for */
   known_kernel *k = know_kernel(which.function);
   if (!check_launch(k, grid, block, shared)) return;
   note_launch(k, shared);
-  for (block_state &b : blocks) b.dynamic_shared = shared ? static_cast<uint8_t *>(malloc(shared)) : nullptr;
+  for (block_state &b : blocks)
+    b.dynamic_shared = shared ? static_cast<uint8_t *>(malloc(shared)) : nullptr;
   if (shared && (!blocks[0].dynamic_shared || !blocks[1].dynamic_shared)) {
     fail(cudaErrorMemoryAllocation, "%s: no memory for a block's shared memory", kernel);
   } else {
@@ -565,7 +609,7 @@ void pyr_emulate_launch(const pyr_emulate_kernel &which, dim3 grid, dim3 block, 
   for (block_state &b : blocks) free(b.dynamic_shared), b.dynamic_shared = nullptr;
 }
 
-/* ---- what threads wait for ----------------------------------------------------------------------------------------------- */
+/* ---- what threads wait for ------------------------------------------------------------------- */
 
 void *pyr_emulate_shared(void) { return here->dynamic_shared; }
 
@@ -576,13 +620,15 @@ void pyr_emulate_barrier(int line) {
   leave_fiber(f);
 }
 
-/* Joins the warp's current operation with `value`; `all`, if any, is called with the values by the last lane to come. */
+/* Joins the warp's current operation with `value`; `all`, if any, is called with the values by the
+ * last lane to come. */
 static const uint64_t *meet(int kind, uint64_t value, void (*all)(void *const *each)) {
   unsigned t = current, lane = t % 32;
   warp *w = &here->warps[t / 32];
   fiber *f = &here->fibers[t];
   if (w->arrived && w->kind != kind) {
-    fail(cudaErrorLaunchFailure, "%s: thread %u meets its warp in another warp operation", kernel, t);
+    fail(cudaErrorLaunchFailure, "%s: thread %u meets its warp in another warp operation", kernel,
+         t);
     break_off(f);
   }
   unsigned turn = w->turn;
@@ -608,7 +654,8 @@ static const uint64_t *meet(int kind, uint64_t value, void (*all)(void *const *e
 
 uint64_t pyr_emulate_exchange(int kind, unsigned mask, uint64_t value, int from) {
   if (mask != 0xffffffffu) {
-    fail(cudaErrorLaunchFailure, "%s: thread %u names only some lanes of its warp (mask %08x)", kernel, current, mask);
+    fail(cudaErrorLaunchFailure, "%s: thread %u names only some lanes of its warp (mask %08x)",
+         kernel, current, mask);
     break_off(&here->fibers[current]);
   }
   return meet(kind, value, nullptr)[from];
@@ -626,13 +673,16 @@ unsigned pyr_emulate_ballot(unsigned mask, bool predicate) {
   return votes;
 }
 
-/* ---- asynchronous copies ------------------------------------------------------------------------------------------------- */
+/* ---- asynchronous copies --------------------------------------------------------------------- */
 
 void pyr_emulate_copy(void *to, const void *from, bool real) {
   copies *c = &here->in_flight[current];
-  if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16 || c->count == COPIES) {
-    fail(cudaErrorLaunchFailure, c->count == COPIES ? "%s: thread %u has too many asynchronous copies under way"
-                                                    : "%s: thread %u copies 16 bytes that are not aligned", kernel, current);
+  if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16
+      || c->count == COPIES) {
+    fail(cudaErrorLaunchFailure, c->count == COPIES
+         ? "%s: thread %u has too many asynchronous copies under way"
+                                                    : "%s: thread %u copies 16 bytes that are "
+                                                      "not aligned", kernel, current);
     break_off(&here->fibers[current]);
   }
   memset(to, 0xff, 16);
@@ -675,20 +725,24 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr, int) {
   return cudaSuccess;
 }
 
-/* ---- the runtime API ------------------------------------------------------------------------------------------------------- */
+/* ---- the runtime API ------------------------------------------------------------------------- */
 
-/* A block of memory: its size, a guard, what was asked for, a guard. Where a sanitizer watches, its end is the block's end. */
+/* A block of memory: its size, a guard, what was asked for, a guard. Where a sanitizer watches, its
+ * end is the block's end. */
 namespace {
 const size_t behind = SANITIZED ? (size_t)0 : GUARD;
 }   // namespace
 
 cudaError_t cudaGetDeviceCount(int *count) { *count = 1; return cudaSuccess; }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) { *stream = nullptr; return cudaSuccess; }
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
+  *stream = nullptr;
+  return cudaSuccess;
+}
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 
-/* Page-locked memory: copies out of it are under way until an event behind them, or the stream, has been waited for. The
- * runtimes of a process share no memory, so that one list serves all. */
+/* Page-locked memory: copies out of it are under way until an event behind them, or the stream, has
+ * been waited for. The runtimes of a process share no memory, so that one list serves all. */
 struct pyr_emulate_event { uint64_t behind; };
 namespace {
 struct flight { const uint8_t *from, *to; uint64_t number; };
@@ -730,7 +784,8 @@ cudaError_t cudaFreeHost(void *ptr) {
   for (size_t i = 0; i < locked.size(); i++) {
     if (locked[i].from != ptr) continue;
     if (overlap(flights, locked[i].from, locked[i].to))
-      return fail(cudaErrorLaunchFailure, "page-locked memory was given back while a copy out of it was under way");
+      return fail(cudaErrorLaunchFailure,
+                  "page-locked memory was given back while a copy out of it was under way");
     locked.erase(locked.begin() + static_cast<std::ptrdiff_t>(i));
     free(ptr);
     return last;
@@ -756,9 +811,11 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 
 /* ---- graphs ---- */
 
-struct pyr_emulate_node { pyr_emulate_kernel kernel; dim3 grid, block; size_t shared; std::vector<std::vector<uint8_t>> arguments; };
+struct pyr_emulate_node { pyr_emulate_kernel kernel; dim3 grid,
+                          block; size_t shared; std::vector<std::vector<uint8_t>> arguments; };
 struct pyr_emulate_graph { std::vector<pyr_emulate_node *> nodes; };
-struct pyr_emulate_exec { std::vector<pyr_emulate_node> nodes; std::vector<pyr_emulate_node *> of; };
+struct pyr_emulate_exec {
+    std::vector<pyr_emulate_node> nodes; std::vector<pyr_emulate_node *> of; };
 
 namespace {
 std::vector<pyr_emulate_kernel> named;
@@ -796,8 +853,9 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   delete graph;
   return cudaSuccess;
 }
-cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *node, cudaGraph_t graph, const cudaGraphNode_t *after, size_t count,
-                                   const cudaKernelNodeParams *params) {
+cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *node, cudaGraph_t graph,
+                                   const cudaGraphNode_t *after, size_t count,
+                                       const cudaKernelNodeParams *params) {
   bool chain = graph->nodes.empty() ? count == 0 : count == 1 && after[0] == graph->nodes.back();
   *node = chain ? new (std::nothrow) pyr_emulate_node : nullptr;
   if (!chain) return cudaErrorInvalidValue;
@@ -820,7 +878,8 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
   delete exec;
   return cudaSuccess;
 }
-cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t exec, cudaGraphNode_t node, const cudaKernelNodeParams *params) {
+cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t exec, cudaGraphNode_t node,
+                                             const cudaKernelNodeParams *params) {
   for (size_t i = 0; i < exec->nodes.size(); i++)
     if (exec->of[i] == node && params->func == exec->nodes[i].kernel.function)
       return fill_node(&exec->nodes[i], params) ? cudaSuccess : cudaErrorInvalidValue;
@@ -837,7 +896,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
 
 cudaError_t cudaMallocAsync(void **ptr, size_t bytes, cudaStream_t) {
   void *block;
-  if (bytes > SIZE_MAX / 2 || posix_memalign(&block, 64, sizeof(header) + bytes + behind) != 0) return cudaErrorMemoryAllocation;
+  if (bytes > SIZE_MAX / 2 || posix_memalign(&block, 64, sizeof(header) + bytes + behind) != 0)
+    return cudaErrorMemoryAllocation;
   header *h = static_cast<header *>(block);
   h->size = bytes;
   memset(h->guard, 0xa5, GUARD);
@@ -862,21 +922,28 @@ cudaError_t cudaFreeAsync(void *ptr, cudaStream_t) {
   if (h->after) h->after->before = h->before;
   allocated_bytes -= h->size;
   for (size_t i = 0; i < GUARD; i++)
-    if (h->guard[i] != 0xa5) fail(cudaErrorLaunchFailure, "memory before a block of %zu bytes was written", (size_t)h->size);
+    if (h->guard[i] != 0xa5)
+      fail(cudaErrorLaunchFailure, "memory before a block of %zu bytes was written",
+           (size_t)h->size);
   for (size_t i = 0; i < behind; i++)
-    if (end[i] != 0xa5) fail(cudaErrorLaunchFailure, "memory behind a block of %zu bytes was written", (size_t)h->size);
+    if (end[i] != 0xa5)
+      fail(cudaErrorLaunchFailure, "memory behind a block of %zu bytes was written",
+           (size_t)h->size);
   memset(ptr, 0xdb, h->size);
   free(h);
   return last;
 }
 
-cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t) {
   const uint8_t *from = static_cast<const uint8_t *>(src), *to = from + bytes;
-  std::lock_guard<std::recursive_mutex> guard(lock);  /* a launch that is compared puts all memory back */
+  std::lock_guard<std::recursive_mutex> guard(lock);  /* a launch that is compared puts all memory
+                                                         back */
   std::lock_guard<std::mutex> hold(flights_lock);
   if (kind == cudaMemcpyHostToDevice && overlap(locked, from, to)) {
     if (overlap(flights, from, to))
-      fail(cudaErrorLaunchFailure, "page-locked memory was sent again while a copy out of it was under way");
+      fail(cudaErrorLaunchFailure,
+           "page-locked memory was sent again while a copy out of it was under way");
     flights.push_back(flight{ from, to, ++copies });
   }
   if (bytes) memmove(dst, src, bytes);

@@ -1,8 +1,10 @@
-/* mma.h — the emulated twin of what mma.cuh takes from PTX. A warp's lanes meet, and the last to come does the work of all.
+/* mma.h — the emulated twin of what mma.cuh takes from PTX. A warp's lanes meet, and the last to
+ * come does the work of all.
  *
- * Products are exact and a sum of 16 of them and c is rounded toward zero once, as sums on tensor cores lose what is shifted out
- * rather than round it. Asynchronous copies are made when they are waited for, their target poisoned until then; a kernel that
- * ends with copies under way is an error. */
+ * Products are exact and a sum of 16 of them and c is rounded toward zero once, as sums on tensor
+ * cores lose what is shifted out rather than round it. Asynchronous copies are made when they are
+ * waited for, their target poisoned until then; a kernel that ends with copies under way is an
+ * error. */
 #ifndef PYR_EMULATE_MMA_H
 #define PYR_EMULATE_MMA_H
 
@@ -14,16 +16,20 @@ void pyr_emulate_wait(int left);
 
 static inline float pyr_emulate_toward_zero(double x) {
   float y = static_cast<float>(x);
-  return std::fabs(static_cast<double>(y)) > std::fabs(x) && std::isfinite(x) ? std::nextafterf(y, 0.0f) : y;
+  return std::fabs(static_cast<double>(y)) > std::fabs(x)
+      && std::isfinite(x) ? std::nextafterf(y, 0.0f) : y;
 }
 
 struct pyr_emulate_operands { float *c; const uint32_t *a; uint32_t b[2]; };
 struct pyr_emulate_matrices { uint32_t *r; const uint16_t *row; };
 
-static inline uint16_t half_of(uint32_t pair, int i) { return static_cast<uint16_t>(pair >> 16 * i); }
+static inline uint16_t half_of(uint32_t pair, int i) {
+  return static_cast<uint16_t>(pair >> 16 * i);
+}
 
 static inline float &c_of(void *const *each, int row, int col) {
-  return static_cast<const pyr_emulate_operands *>(each[row % 8 * 4 + col / 2])->c[row / 8 * 2 + col % 2];
+  return static_cast<const pyr_emulate_operands *>(each[row % 8 * 4 + col / 2])->c[row / 8 * 2
+      + col % 2];
 }
 
 template <typename T> static void pyr_emulate_multiply(void *const *each) {
@@ -32,7 +38,8 @@ template <typename T> static void pyr_emulate_multiply(void *const *each) {
     const auto *o = static_cast<const pyr_emulate_operands *>(each[lane]);
     int g = lane / 4, t = lane % 4;
     for (int i = 0; i < 2; i++) {
-      for (int r = 0; r < 4; r++) a[g + r % 2 * 8][t * 2 + r / 2 * 8 + i] = T::widen(half_of(o->a[r], i));
+      for (int r = 0; r < 4; r++)
+        a[g + r % 2 * 8][t * 2 + r / 2 * 8 + i] = T::widen(half_of(o->a[r], i));
       for (int r = 0; r < 2; r++) b[t * 2 + r * 8 + i][g] = T::widen(half_of(o->b[r], i));
     }
   }
@@ -40,12 +47,14 @@ template <typename T> static void pyr_emulate_multiply(void *const *each) {
     double sum[8];
     for (int col = 0; col < 8; col++) sum[col] = c_of(each, row, col);
     for (int k = 0; k < 16; k++)
-      for (int col = 0; col < 8; col++) sum[col] += static_cast<double>(a[row][k]) * static_cast<double>(b[k][col]);
+      for (int col = 0; col < 8; col++)
+        sum[col] += static_cast<double>(a[row][k]) * static_cast<double>(b[k][col]);
     for (int col = 0; col < 8; col++) c_of(each, row, col) = pyr_emulate_toward_zero(sum[col]);
   }
 }
 
-template <typename T> static inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+template <typename T>
+static inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   pyr_emulate_operands mine = { c, a, { b0, b1 } };
   pyr_emulate_together(PYR_MMA, &mine, pyr_emulate_multiply<T>);
 }
@@ -56,12 +65,14 @@ template <bool TRANSPOSED> static void pyr_emulate_load(void *const *each) {
     for (int m = 0; m < 4; m++) {
       uint16_t x[2];
       for (int i = 0; i < 2; i++) {
-        int row = TRANSPOSED ? lane % 4 * 2 + i : lane / 4, col = TRANSPOSED ? lane / 4 : lane % 4 * 2 + i;
+        int row = TRANSPOSED ? lane % 4 * 2 + i : lane / 4,
+            col = TRANSPOSED ? lane / 4 : lane % 4 * 2 + i;
         x[i] = static_cast<const pyr_emulate_matrices *>(each[m * 8 + row])->row[col];
       }
       r[lane][m] = x[0] | static_cast<uint32_t>(x[1]) << 16;
     }
-  for (int lane = 0; lane < 32; lane++) memcpy(static_cast<const pyr_emulate_matrices *>(each[lane])->r, r[lane], sizeof r[lane]);
+  for (int lane = 0; lane < 32; lane++)
+    memcpy(static_cast<const pyr_emulate_matrices *>(each[lane])->r, r[lane], sizeof r[lane]);
 }
 
 static inline void load_matrices(uint32_t (&r)[4], const void *row) {
@@ -73,13 +84,16 @@ static inline void load_transposed(uint32_t (&r)[4], const void *row) {
   pyr_emulate_together(PYR_LDMATRIX, &mine, pyr_emulate_load<true>);
 }
 
-static inline void copy_async(void *to, const void *from, bool real) { pyr_emulate_copy(to, from, real); }
+static inline void copy_async(void *to, const void *from, bool real) {
+  pyr_emulate_copy(to, from, real);
+}
 static inline void copy_commit() { pyr_emulate_commit(); }
 template <int LEFT> static inline void copy_wait() { pyr_emulate_wait(LEFT); }
 
 static inline uint32_t times_256(uint32_t halves) {
   uint32_t out = 0;
-  for (int i = 0; i < 2; i++) out |= static_cast<uint32_t>(f16_of_f32(f32_of_f16(half_of(halves, i)) * 256)) << 16 * i;
+  for (int i = 0; i < 2; i++)
+    out |= static_cast<uint32_t>(f16_of_f32(f32_of_f16(half_of(halves, i)) * 256)) << 16 * i;
   return out;
 }
 

@@ -1,13 +1,14 @@
--- registers.lua [--launches=LIST] FILE…: what `nvcc -Xptxas -v` said of each kernel, as a table: the most registers,
--- static shared memory and stack over the targets, and spills; with LIST, which the emulator wrote of launches
--- (PYR_EMULATE_LAUNCHES: symbol, bytes of dynamic shared memory, bytes that were allowed), also the most dynamic shared
--- memory. Exits 1 if a kernel spills more bytes, or uses more local memory, than is stated here; if static and dynamic shared
--- memory pass 48 KiB and so much was not allowed, or pass the 99 KiB of the devices that have least.
+-- registers.lua [--launches=LIST] FILE…: what `nvcc -Xptxas -v` said of each kernel, as a table:
+-- the most registers, static shared memory and stack over the targets, and spills; with LIST, which
+-- the emulator wrote of launches (PYR_EMULATE_LAUNCHES: symbol, bytes of dynamic shared memory,
+-- bytes that were allowed), also the most dynamic shared memory. Exits 1 if a kernel spills more
+-- bytes, or uses more local memory, than is stated here; if static and dynamic shared memory pass
+-- 48 KiB and so much was not allowed, or pass the 99 KiB of the devices that have least.
 
 local stated = dofile((arg[0]:match "^(.*/)" or "") .. "stated.lua")
 
--- What stands between I and E in a symbol: "4bf16Lb0ELi64EE…" -> "bf16,0,64", what follows; nil: something else. A value of an
--- enum is its number: "L9rows_come1E" -> "1".
+-- What stands between I and E in a symbol: "4bf16Lb0ELi64EE…" -> "bf16,0,64", what follows; nil:
+-- something else. A value of an enum is its number: "L9rows_come1E" -> "1".
 local function arguments(after)
   local args = {}
   while after:sub(1, 1) ~= "E" do
@@ -28,7 +29,8 @@ local function arguments(after)
   return table.concat(args, ","), after:sub(2)
 end
 
--- _Z10few_kernelILi0EEv11linear_call -> few_kernel<0>;  _Z6kernelI4bf16Lb0ELi64EEv… -> kernel<bf16,0,64>
+-- _Z10few_kernelILi0EEv11linear_call -> few_kernel<0>; _Z6kernelI4bf16Lb0ELi64EEv… ->
+-- kernel<bf16,0,64>
 local function plain(symbol)
   local length, rest = symbol:match "^_ZN?L?(%d+)(.*)$"
   if not length then return symbol end
@@ -42,7 +44,8 @@ local kernels, names = {}, {}
 local function kernel_of(symbol)
   local name = plain(symbol)
   if not kernels[name] then
-    kernels[name] = { registers = 0, shared = 0, stack = 0, spills = 0, targets = 0, dynamic = 0, allowed = 0 }
+    kernels[name] = { registers = 0, shared = 0, stack = 0, spills = 0, targets = 0, dynamic = 0,
+      allowed = 0 }
     names[#names + 1] = name
   end
   return kernels[name]
@@ -59,7 +62,8 @@ for _, path in ipairs(arg) do
       kernel = kernel_of(symbol)
       kernel.targets = kernel.targets + 1
     end
-    local stack, stores, loads = line:match "(%d+) bytes stack frame, (%d+) bytes spill stores, (%d+) bytes spill loads"
+    local stack, stores,
+      loads = line:match "(%d+) bytes stack frame, (%d+) bytes spill stores, (%d+) bytes spill loads"
     if stack and kernel then
       kernel.stack = math.max(kernel.stack, tonumber(stack))
       kernel.spills = math.max(kernel.spills, tonumber(stores), tonumber(loads))
@@ -79,7 +83,8 @@ for line in launches and io.lines(launches) or function() end do
   local k = kernels[plain(assert(symbol, "no list of launches"))]
   if k then
     if k.dynamic == 0 then launched = launched + 1 end
-    k.dynamic, k.allowed = math.max(k.dynamic, tonumber(dynamic)), math.max(k.allowed, tonumber(allowed))
+    k.dynamic, k.allowed = math.max(k.dynamic, tonumber(dynamic)),
+      math.max(k.allowed, tonumber(allowed))
   end
 end
 
@@ -89,21 +94,25 @@ local function too_much(k)
   local both = k.shared + k.dynamic
   if both > MOST then return ("   %d bytes of shared memory, more than %d"):format(both, MOST) end
   if both > HELD and k.dynamic > k.allowed then
-    return ("   %d bytes of shared memory, more than %d, and it was not allowed more"):format(both, HELD)
+    return ("   %d bytes of shared memory, more than %d, and it was not allowed more"):format(both,
+      HELD)
   end
 end
 
 table.sort(names)
 local bad, large = 0, 0
-print(("%-32s %9s %8s %8s %6s %6s %7s"):format("kernel", "registers", "shared", "dynamic", "stack", "spills", "targets"))
+print(("%-32s %9s %8s %8s %6s %6s %7s"):format("kernel", "registers", "shared", "dynamic", "stack",
+  "spills", "targets"))
 for _, name in ipairs(names) do
-  local k, known = kernels[name], stated[name] or stated[name:gsub("<.*", "")] or { stack = 0, spills = 0 }
+  local k, known = kernels[name], stated[name] or stated[name:gsub("<.*", "")]
+    or { stack = 0, spills = 0 }
   local over = k.stack > known.stack or k.spills > known.spills
   if over then bad = bad + 1 end
   local shared = too_much(k)
   if shared then large = large + 1 end
-  print(("%-32s %9d %8d %8d %6d %6d %7d%s%s"):format(name, k.registers, k.shared, k.dynamic, k.stack, k.spills, k.targets,
-    shared or "", over and ("   more than the %d and %d stated"):format(known.stack, known.spills) or ""))
+  print(("%-32s %9d %8d %8d %6d %6d %7d%s%s"):format(name, k.registers, k.shared, k.dynamic,
+    k.stack, k.spills, k.targets, shared or "",
+      over and ("   more than the %d and %d stated"):format(known.stack, known.spills) or ""))
 end
 if #names == 0 then
   io.stderr:write "no kernels found\n"
@@ -113,6 +122,8 @@ if launches and launched == 0 then
   io.stderr:write "no kernel of the list of launches is among these\n"
   os.exit(1)
 end
-if bad > 0 then io.stderr:write(bad, " kernels use more local memory than kernels/proofs/stated.lua states\n") end
+if bad > 0 then
+  io.stderr:write(bad, " kernels use more local memory than kernels/proofs/stated.lua states\n")
+end
 if large > 0 then io.stderr:write(large, " kernels have more shared memory than they may\n") end
 if bad + large > 0 then os.exit(1) end

@@ -54,7 +54,8 @@ end
 
 -- The logits of a prompt and of each step, as lists; nil, message.
 local function run(model, dtype, prompt, steps)
-  local cache <close>, message = model:cache { policy = assert(pyramid.policy("streaming", { ratio = 0.8 })), dtype = dtype }
+  local cache <close>, message = model:cache { policy = assert(pyramid.policy("streaming",
+    { ratio = 0.8 })), dtype = dtype }
   if not cache then return nil, message end
   local logits
   logits, message = cache:prefill(prompt)
@@ -69,7 +70,8 @@ local function run(model, dtype, prompt, steps)
 end
 
 local began = core.clock()
-local record = { commit = machine.commit(), date = os.date "!%Y-%m-%dT%H:%M:%SZ", cases = report.list {}, failed = 0 }
+local record = { commit = machine.commit(), date = os.date "!%Y-%m-%dT%H:%M:%SZ",
+  cases = report.list {}, failed = 0 }
 local folder = os.tmpname()
 os.remove(folder)
 
@@ -85,19 +87,23 @@ local function try(heads, precision, dtype, ref, open, prompt, steps)
   local worst, limit = 0.0, limits[dtype] + (precision == "bf16" and rounded or 0)
   for i, logits in ipairs(out or {}) do worst = math.max(worst, distance(logits, ref[i])) end
   case.distance, case.limit, case.seconds = out and worst, limit, core.clock() - at
-  if out and worst > limit then message = ("logits are %.3g from the processor's, and may be %.3g"):format(worst, limit) end
+  if out and worst > limit then
+    message = ("logits are %.3g from the processor's, and may be %.3g"):format(worst, limit)
+  end
   if message then
     case.message, record.failed = message, record.failed + 1
   end
   record.cases[#record.cases + 1] = case
-  io.write(("%s  heads of %d, %s, rows of %s: %s; %d slow products; %.1f s\n"):format(message and "FAILED" or "ok    ", heads,
-    precision, dtype, message or ("%.2g from the processor"):format(worst), case.ways and case.ways.slow or 0, case.seconds))
+  io.write(("%s  heads of %d, %s, rows of %s: %s; %d slow products; %.1f s\n"):format(message
+    and "FAILED" or "ok    ", heads, precision, dtype,
+      message or ("%.2g from the processor"):format(worst), case.ways and case.ways.slow or 0,
+        case.seconds))
   io.flush()
 end
 
 for _, head in ipairs(quick and { 64 } or { 64, 128 }) do
-  assert(random_model.write(folder, { shape = { layers = 2, width = 4 * head, heads = 4, kv_heads = 2, ff = 256, vocab = 271,
-    context = 512 }, dtype = "bf16", seed = head }))
+  assert(random_model.write(folder, { shape = { layers = 2, width = 4 * head, heads = 4,
+    kv_heads = 2, ff = 256, vocab = 271, context = 512 }, dtype = "bf16", seed = head }))
   local prompt, steps = {}, {}
   for i = 1, quick and 60 or 150 do prompt[i] = i * 37 % 271 end
   for i = 1, quick and 1 or 4 do steps[i] = i * 11 % 271 end
@@ -105,7 +111,8 @@ for _, head in ipairs(quick and { 64 } or { 64, 128 }) do
   for _, dtype in ipairs(dtypes) do
     local ref = assert(run(cpu, dtype, prompt, steps))
     for _, precision in ipairs { "f32", "bf16" } do
-      try(head, precision, dtype, ref, function(what) return pyramid.model(folder, { device = device, precision = what }) end,
+      try(head, precision, dtype, ref, function(what) return pyramid.model(folder,
+        { device = device, precision = what }) end,
         prompt, steps)
     end
   end

@@ -1,15 +1,20 @@
---- Batches: many sequences of ragged lengths, one forward pass a step. Pages come from one pool under one budget.
+--- Batches: many sequences of ragged lengths, one forward pass a step. Pages come from one pool
+--- under one budget.
 ---
 ---   local batch = model:batch { policy = "pyramidinfer" }
----   local a, b = batch:add(ids_a), batch:add(ids_b)       -- handles: caches, with rows, positions, bytes, …
----   for _, entry in ipairs(batch:step()) do local handle, logits = entry[1], entry[2] … batch:push(handle, id) end
+---   local a, b = batch:add(ids_a), batch:add(ids_b)       -- handles: caches, with rows,
+---                                                         positions, bytes, …
+---   for _, entry in ipairs(batch:step()) do local handle, logits = entry[1], entry[2] …
+---   batch:push(handle, id) end
 ---
---- The first step after `add` reads that sequence's prompt and returns its last logits. Every later step feeds, for
---- each sequence, the id that was pushed or, without one, the most probable of its last logits.
+--- The first step after `add` reads that sequence's prompt and returns its last logits. Every later
+--- step feeds, for each sequence, the id that was pushed or, without one, the most probable of its
+--- last logits.
 ---
---- A sequence may pick for itself: `batch:add(ids, sampler)`. Its entries are { handle, id = … } then, without logits, which
---- after the prompt's stay on the device where they were computed, and the next step feeds that id unless another is pushed.
---- The sampler remembers what it picked, whatever is pushed.
+--- A sequence may pick for itself: `batch:add(ids, sampler)`. Its entries are { handle, id = … }
+--- then, without logits, which after the prompt's stay on the device where they were computed, and
+--- the next step feeds that id unless another is pushed. The sampler remembers what it picked,
+--- whatever is pushed.
 local cache = require "pyramid.cache"
 local core = require "pyramid.core"
 
@@ -28,13 +33,16 @@ Batch.__name = "pyramid.batch"
 function batch.new(model, given)
   local pool, bound, code = cache.prepare("model:batch", model, given)
   if not pool then return nil, bound, code end
-  return setmetatable({ model = model, pool = pool, bound = bound, entries = {}, by_handle = {} }, Batch)
+  return setmetatable({ model = model, pool = pool, bound = bound, entries = {}, by_handle = {} },
+    Batch)
 end
 
 -- The id as an integer; raises on other types. False if it is outside the vocabulary.
 local function checked_id(self, what, id)
   local exact = type(id) == "number" and math.tointeger(id)
-  if not exact then error(("%s: an id must be an integer, not %s"):format(what, tostring(id)), 3) end
+  if not exact then
+    error(("%s: an id must be an integer, not %s"):format(what, tostring(id)), 3)
+  end
   return exact >= 0 and exact < self.model.config.vocab and exact
 end
 
@@ -46,8 +54,8 @@ local function entry_of(self, handle)
   return self.by_handle[handle] or error("the batch has no such sequence", 3)
 end
 
----Adds a sequence of at least one id; its prompt is read by the next step. With a sampler, which may be that of other
----sequences too, entries hold what it picked instead of logits.
+---Adds a sequence of at least one id; its prompt is read by the next step. With a sampler, which
+---may be that of other sequences too, entries hold what it picked instead of logits.
 ---@param ids integer[]
 ---@param sampler? pyramid.Sampler
 ---@return pyramid.Cache|nil handle
@@ -57,12 +65,15 @@ function Batch:add(ids, sampler)
   open(self)
   if type(ids) ~= "table" then error("batch:add: a sequence of ids is wanted", 2) end
   local class = getmetatable(sampler)
-  if sampler ~= nil and not (class and class.__name == "pyramid.sampler") then error("batch:add: a sampler is wanted", 2) end
+  if sampler ~= nil and not (class and class.__name == "pyramid.sampler") then
+    error("batch:add: a sampler is wanted", 2)
+  end
   local prompt = {}
   for i = 1, #ids do
     prompt[i] = checked_id(self, "batch:add", ids[i])
     if not prompt[i] then
-      return nil, ("batch:add: id %d at %d is outside the vocabulary of %d"):format(ids[i], i, self.model.config.vocab), "argument"
+      return nil, ("batch:add: id %d at %d is outside the vocabulary of %d"):format(ids[i], i,
+        self.model.config.vocab), "argument"
     end
   end
   if #prompt == 0 then return nil, "batch:add: the sequence is empty", "argument" end
@@ -84,7 +95,8 @@ function Batch:push(handle, id)
   open(self)
   local entry, exact = entry_of(self, handle), checked_id(self, "batch:push", id)
   if not exact then
-    return nil, ("batch:push: id %d is outside the vocabulary of %d"):format(id, self.model.config.vocab), "argument"
+    return nil, ("batch:push: id %d is outside the vocabulary of %d"):format(id,
+      self.model.config.vocab), "argument"
   end
   entry.next = exact
   return true
@@ -102,8 +114,9 @@ local function first_pick(entry)
   return id, message, code
 end
 
----One step of every sequence. On failure of a prompt or of the step, the sequences are as before; `remove` the one that
----the message names, or make room, and step again. An id is false where no logit was finite.
+---One step of every sequence. On failure of a prompt or of the step, the sequences are as before;
+---`remove` the one that the message names, or make room, and step again. An id is false where no
+---logit was finite.
 ---@return { [1]: pyramid.Cache, [2]: pyramid.Logits?, id: integer|false|nil }[]|nil
 ---@return string? message
 ---@return string? code
@@ -119,9 +132,13 @@ function Batch:step()
     end
     if entry.read then
       local id = entry.next or entry.id or entry.logits and entry.logits:argmax()
-      if not id then return nil, ("batch:step: sequence %d: no logit was finite; push an id"):format(index), "argument" end
+      if not id then
+        return nil, ("batch:step: sequence %d: no logit was finite; push an id"):format(index),
+          "argument"
+      end
       stepping[#stepping + 1] = { entry = entry, index = index }
-      caches[#caches + 1], ids[#ids + 1], samplers[#samplers + 1] = entry.handle, id, entry.sampler or false
+      caches[#caches + 1], ids[#ids + 1], samplers[#samplers + 1] = entry.handle, id,
+        entry.sampler or false
     end
   end
   for index, entry in ipairs(self.entries) do
@@ -190,7 +207,8 @@ function Batch:close()
   self.pool = nil
 end
 
--- No __gc: handles close themselves when nobody has them any more, and one that somebody has outlives its batch.
+-- No __gc: handles close themselves when nobody has them any more, and one that somebody has
+-- outlives its batch.
 Batch.__close = Batch.close
 
 return batch

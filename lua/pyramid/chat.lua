@@ -1,7 +1,8 @@
 --- Chat templates: from messages to the prompt that a chat model was trained on.
 ---
 ---   local chat = require "pyramid.chat"
----   local prompt = assert(chat.render(tokenizer.chat_template, { { role = "user", content = "Hello" } },
+---   local prompt = assert(chat.render(tokenizer.chat_template, { { role = "user", content =
+---   "Hello" } },
 ---     { add_generation_prompt = true, bos = "<s>", eos = "</s>" }))
 ---   local ids = tokenizer:encode(prompt, { add = false })       -- the prompt has its BOS already
 ---
@@ -18,7 +19,7 @@ local text = require "pyramid.jinja.text"
 local chat = {}
 
 ---@class pyramid.Message
----@field role string                  "system", "user", "assistant", "tool", …: what the template knows
+---@field role string  "system", "user", "assistant", "tool", …: what the template knows
 ---@field content? string|table[]      a text, or parts: { type = "text", text = … }, …
 ---@field tool_calls? table[]          with any other field that the template asks for
 
@@ -136,8 +137,9 @@ function chat.compile(template)
   return jinja.compile(formats[template] or template, "chat template")
 end
 
-local render_keys = { add_generation_prompt = "boolean", bos = "string", eos = "string", date = "string",
-  thinking = "boolean", tools = "table", documents = "table", variables = "table", now = "table" }
+local render_keys = { add_generation_prompt = "boolean", bos = "string", eos = "string",
+  date = "string", thinking = "boolean", tools = "table", documents = "table", variables = "table",
+    now = "table" }
 
 -- Raises on what no template could be given.
 local function check_messages(messages)
@@ -157,11 +159,11 @@ end
 ---@field add_generation_prompt? boolean   ends with what begins the model's answer
 ---@field bos? string                      the texts of those tokens ("" if the model has none)
 ---@field eos? string
----@field tools? table[]                   functions the model may call, as OpenAI's API describes them
+---@field tools? table[]  functions the model may call, as OpenAI's API describes them
 ---@field documents? table[]
 ---@field thinking? boolean                templates know it as enable_thinking, or as thinking
 ---@field date? string                     templates know it as date_string
----@field now? table                       the time, as os.date("*t") makes it; the present otherwise
+---@field now? table  the time, as os.date("*t") makes it; the present otherwise
 ---@field variables? table<string, any>    whatever else a template asks for
 
 ---The prompt of a conversation, as the template renders it: a template's text, a format's name, or

@@ -1,10 +1,10 @@
---- Policies made from policies. Each function here takes policies (or names, paths, definitions) and returns a new one
---- whose options are those of its parts, so that `with`, printing, forecasts, `target` and policy files work as for any
---- other. They are reached as fields of pyramid.policy:
+--- Policies made from policies. Each function here takes policies (or names, paths, definitions)
+--- and returns a new one whose options are those of its parts, so that `with`, printing, forecasts,
+--- `target` and policy files work as for any other. They are reached as fields of pyramid.policy:
 ---
----   policy.compose { prefill = "snapkv", decode = "h2o" }             one's prompt, another's generation
+---   policy.compose { prefill = "snapkv", decode = "h2o" } one's prompt, another's generation
 ---   policy.layers("snapkv", { [1] = { ratio = 1 }, ["2-4"] = { ratio = 0.6 } })
----   policy.from("pyramidinfer", 3)                                    layers 1 and 2 keep everything
+---   policy.from("pyramidinfer", 3) layers 1 and 2 keep everything
 ---   policy.named("mine", policy.from(policy.compose { … }, 3))
 local core = require "pyramid.core"
 local options = require "pyramid.options"
@@ -12,7 +12,7 @@ local policy = require "pyramid.policy"
 
 local compose = {}
 
--- ---- what all of them share ----------------------------------------------------------------------------------------
+-- ---- what all of them share ---------------------------------------------------------------------
 
 local function copy(t)
   local result = {}
@@ -29,8 +29,9 @@ local function part(what, value)
   return found or error(("%s: %s"):format(what, message), 3)
 end
 
--- The options in force as defaults of a new policy. A number keeps the kind that its own default has: an option that is
--- 1 at the moment may become 0.5 later. A chosen preset is already merged into the others.
+-- The options in force as defaults of a new policy. A number keeps the kind that its own default
+-- has: an option that is 1 at the moment may become 0.5 later. A chosen preset is already merged
+-- into the others.
 local function defaults_of(p)
   local defaults = {}
   for key, default in pairs(p.definition.defaults) do
@@ -48,8 +49,8 @@ local function like(p)
   return d
 end
 
--- f(o, l) -> options of a part under the options `o` of the whole, made once for each table `o` and key: a policy's
--- functions are called layer by layer with the same table.
+-- f(o, l) -> options of a part under the options `o` of the whole, made once for each table `o` and
+-- key: a policy's functions are called layer by layer with the same table.
 local function remembering(make, key_of)
   local known = setmetatable({}, { __mode = "k" })
   return function(o, l)
@@ -69,7 +70,7 @@ local function wrap(d, around)
   end
 end
 
--- ---- one's prompt, another's generation ----------------------------------------------------------------------------
+-- ---- one's prompt, another's generation ---------------------------------------------------------
 
 local function prefixed(t, prefix, skip)
   local result = {}
@@ -90,23 +91,27 @@ local function options_of(p, prefix, skip)
     for key in pairs(p.definition.defaults) do
       if key ~= skip then given[key] = o[prefix .. key] end
     end
-    if skip and p.definition.defaults[skip] then given[skip] = 0.0 end     -- the whole is fitted, not the part
+    -- the whole is fitted, not the part
+    if skip and p.definition.defaults[skip] then given[skip] = 0.0 end
     return p:with(given):fitted(l)
   end, function(l) return ("%d of %d"):format(l.prompt, l.layers) end)
 end
 
----One policy's prefill with another's trigger and decode. Either may be left out: then the prompt is kept whole, or
----generation evicts nothing. Raises where a part has nothing of what it is to give, and where neither evicts. Options get
----the prefix `prefill_` or `decode_`; `target` fits the prefill's, if it can be fitted, and the prefill's presets keep their
----names.
+---One policy's prefill with another's trigger and decode. Either may be left out: then the prompt
+---is kept whole, or generation evicts nothing. Raises where a part has nothing of what it is to
+---give, and where neither evicts. Options get the prefix `prefill_` or `decode_`; `target` fits the
+---prefill's, if it can be fitted, and the prefill's presets keep their names.
 ---@param parts { prefill?: pyramid.policy|string|table, decode?: pyramid.policy|string|table }
 ---@return pyramid.policy
 function compose.compose(parts)
   local _ <close> = core.plain_locale()
-  parts = options.check("policy.compose", parts, { prefill = "string|table", decode = "string|table" })
+  parts = options.check("policy.compose", parts,
+    { prefill = "string|table", decode = "string|table" })
   local reads = parts.prefill and part("policy.compose: prefill", parts.prefill)
   local writes = parts.decode and part("policy.compose: decode", parts.decode)
-  if not reads and not writes then error("policy.compose: prefill, decode or both are wanted", 2) end
+  if not reads and not writes then
+    error("policy.compose: prefill, decode or both are wanted", 2)
+  end
   if reads and not reads.definition.prefill and reads.definition.decode then
     error(("policy.compose: prefill: %s evicts while text is generated only"):format(reads.name), 2)
   end
@@ -127,7 +132,9 @@ function compose.compose(parts)
       d.presets[name] = prefixed(chosen, "prefill_", "target")
       d.presets[name].target = chosen.target
     end
-    if its.fit then d.fit, d.defaults.target = "prefill_" .. its.fit, reads.in_force.target + 0.0 end
+    if its.fit then
+      d.fit, d.defaults.target = "prefill_" .. its.fit, reads.in_force.target + 0.0
+    end
     local own = options_of(reads, "prefill_", "target")
     d.prefill = its.prefill and function(o, l) return its.prefill(own(o, l), l) end
   end
@@ -144,7 +151,7 @@ function compose.compose(parts)
   return policy.define(d)
 end
 
--- ---- by layer ------------------------------------------------------------------------------------------------------
+-- ---- by layer -----------------------------------------------------------------------------------
 
 -- First and last layer of 3, "3", "2-4" or "5-".
 local function range_of(key)
@@ -152,7 +159,11 @@ local function range_of(key)
   if math.type(key) == "integer" then return key, key end
   local first, dash, last = tostring(key):match "^%s*(%d+)%s*(%-?)%s*(%d*)%s*$"
   first = math.tointeger(tonumber(first))
-  if dash == "" then last = first else last = last == "" and math.maxinteger or math.tointeger(tonumber(last)) end
+  if dash == "" then
+    last = first
+  else
+    last = last == "" and math.maxinteger or math.tointeger(tonumber(last))
+  end
   return first, last
 end
 
@@ -162,16 +173,22 @@ local function ranges_of(p, overrides)
   for key, given in pairs(overrides) do
     local first, last = range_of(key)
     if not first or not last or first < 1 or last < first then
-      error(("policy.layers: '%s' is no layer and no range of layers (write 1, \"2-4\" or \"5-\")"):format(tostring(key)), 3)
+      error(("policy.layers: '%s' is no layer and no range of layers (write 1, \"2-4\" or "
+        .. "\"5-\")"):format(tostring(key)), 3)
     end
     if type(given) ~= "table" then
-      error(("policy.layers: layer %s: a table of options is wanted, not %s"):format(tostring(key), type(given)), 3)
+      error(("policy.layers: layer %s: a table of options is wanted, not %s"):format(tostring(key),
+        type(given)), 3)
     end
     if given.target then error("policy.layers: target is of all layers: set it on the whole", 3) end
     local ok, message = pcall(p.with, p, given)
-    if not ok then error(("policy.layers: layer %s: %s"):format(tostring(key), tostring(message)), 3) end
+    if not ok then
+      error(("policy.layers: layer %s: %s"):format(tostring(key), tostring(message)), 3)
+    end
     local words = {}
-    for _, name in ipairs(options.sorted_keys(given)) do words[#words + 1] = name .. "=" .. tostring(given[name]) end
+    for _, name in ipairs(options.sorted_keys(given)) do
+      words[#words + 1] = name .. "=" .. tostring(given[name])
+    end
     ranges[#ranges + 1] = { first = first, last = last, given = copy(given),
       text = ("%s: %s"):format(tostring(key), table.concat(words, " ")) }
   end
@@ -184,15 +201,18 @@ local function ranges_of(p, overrides)
   return ranges
 end
 
----A policy whose options differ in some layers. What is given for a layer stands, whatever the whole's options become;
----a `target` of the whole is reached by the other layers.
+---A policy whose options differ in some layers. What is given for a layer stands, whatever the
+---whole's options become; a `target` of the whole is reached by the other layers.
 ---@param p pyramid.policy|string|table
----@param overrides table<integer|string, table>  options by layer: 1, "2-4" (inclusive) or "5-" (to the last)
+---@param overrides table<integer|string, table>
+---  options by layer: 1, "2-4" (inclusive) or "5-" (to the last)
 ---@return pyramid.policy
 function compose.layers(p, overrides)
   local _ <close> = core.plain_locale()
   p = part("policy.layers", p)
-  if type(overrides) ~= "table" then error("policy.layers: a table of options by layer is wanted", 2) end
+  if type(overrides) ~= "table" then
+    error("policy.layers: a table of options by layer is wanted", 2)
+  end
   local ranges, texts, d = ranges_of(p, overrides), {}, like(p)
   for i, range in ipairs(ranges) do texts[i] = range.text end
   local function range_at(l)
@@ -212,8 +232,8 @@ function compose.layers(p, overrides)
   return policy.define(d)
 end
 
----A policy that begins at layer `k`: the layers before keep everything, in prefill and in decode. `k` becomes the option
----`from`.
+---A policy that begins at layer `k`: the layers before keep everything, in prefill and in decode.
+---`k` becomes the option `from`.
 ---@param p pyramid.policy|string|table
 ---@param k integer  from 1
 ---@return pyramid.policy
@@ -221,9 +241,12 @@ function compose.from(p, k)
   local _ <close> = core.plain_locale()
   p = part("policy.from", p)
   k = options.whole(k)
-  if math.type(k) ~= "integer" or k < 1 then error(("policy.from: a layer from 1 is wanted, not %s"):format(tostring(k)), 2) end
+  if math.type(k) ~= "integer" or k < 1 then
+    error(("policy.from: a layer from 1 is wanted, not %s"):format(tostring(k)), 2)
+  end
   if p.definition.defaults.from ~= nil then
-    error(("policy.from: %s has an option 'from' already: use with { from = %d }"):format(p.name, k), 2)
+    error(("policy.from: %s has an option 'from' already: use with { from = %d }"):format(p.name,
+      k), 2)
   end
   local d = like(p)
   d.defaults.from, d.limits.from = k, { 1 }

@@ -3,16 +3,20 @@
 ---   local talk = assert(model:conversation { system = "Be brief.", policy = "pyramidinfer" })
 ---   assert(talk:say("Hello", { on_piece = io.write }))
 ---
---- What the cache holds is the text that the format makes of the messages. A turn renders them all, and reads only what comes
---- behind that text. Where a format tells the past in another way than it did (one that leaves out earlier thoughts), or a
---- call had failed in the middle of an answer, the cache is made anew: `rereads` counts that.
+--- What the cache holds is the text that the format makes of the messages. A turn renders them all,
+--- and reads only what comes behind that text. Where a format tells the past in another way than it
+--- did (one that leaves out earlier thoughts), or a call had failed in the middle of an answer, the
+--- cache is made anew: `rereads` counts that.
 ---
----   messages      system, user, assistant, user, assistant       what was said, also what is not in the cache yet
----   text          "<|im_start|>system … <|im_start|>assistant\n"  what the format made of all before the last answer
+---   messages      system, user, assistant, user, assistant what was said, also what is not in the
+---                 cache yet
+---   text          "<|im_start|>system … <|im_start|>assistant\n" what the format made of all
+---                 before the last answer
 ---   waiting       ids of the last answer that the cache does not hold yet: its last token, mostly
 ---   seen          ids of all that was read and written, for samplers with penalties
 ---
---- `format = "none"` is for models without a chat format: the messages are one plain text, which the model goes on with.
+--- `format = "none"` is for models without a chat format: the messages are one plain text, which
+--- the model goes on with.
 local chat = require "pyramid.chat"
 local generate = require "pyramid.generate"
 local options = require "pyramid.options"
@@ -30,12 +34,12 @@ local Conversation = {}
 Conversation.__index = Conversation
 Conversation.__name = "pyramid.conversation"
 
-local keys = { system = "string", format = "string", policy = "any", dtype = "string", budget = "integer|string",
-  policy_seconds = "number", thinking = "boolean", date = "string" }
+local keys = { system = "string", format = "string", policy = "any", dtype = "string",
+  budget = "integer|string", policy_seconds = "number", thinking = "boolean", date = "string" }
 
 ---@class pyramid.ConversationOptions: pyramid.CacheOptions
 ---@field system? string      what the model is told before the first message
----@field format? string      a chat format's name, a template's text, or "none"; nil: the model's own
+---@field format? string  a chat format's name, a template's text, or "none"; nil: the model's own
 ---@field thinking? boolean   for formats that ask
 ---@field date? string        for formats that tell it
 
@@ -51,14 +55,16 @@ local function render_as(tokenizer, format, messages, ask, how)
 end
 
 local function render(self, messages, ask)
-  if self.format ~= "none" then return render_as(self.model.tokenizer, self.format, messages, ask, self.how) end
+  if self.format ~= "none" then
+    return render_as(self.model.tokenizer, self.format, messages, ask, self.how)
+  end
   local texts = {}
   for i, message in ipairs(messages) do texts[i] = message.content end
   return table.concat(texts)
 end
 
--- A format that ends turns with no token of their own needs a text to end at: what it puts between an answer and a question.
--- Also finds out whether the format can be rendered at all.
+-- A format that ends turns with no token of their own needs a text to end at: what it puts between
+-- an answer and a question. Also finds out whether the format can be rendered at all.
 local function turn_end(tokenizer, format, how)
   local whole, message, code = render_as(tokenizer, format, { { role = "user", content = "<1>" },
     { role = "assistant", content = "<2>" }, { role = "user", content = "<3>" } }, false, how)
@@ -74,7 +80,8 @@ local function turn_end(tokenizer, format, how)
   return chat.trim("|" .. between):sub(2)                     -- the blanks before it stay
 end
 
--- Ids of what begins a text: the format may have written BOS, or left it to the tokenizer, which adds none if it is there.
+-- Ids of what begins a text: the format may have written BOS, or left it to the tokenizer, which
+-- adds none if it is there.
 local function first_ids(tokenizer, text)
   return tokenizer:encode(text, { add = false, bos = tokenizer.adds_bos or nil })
 end
@@ -84,8 +91,8 @@ local function find_format(what, model, named)
   if not model.tokenizer then return nil, what .. ": the model has no tokenizer", "unsupported" end
   local format = named or model.tokenizer.chat_template
   if format then return chat.compile(format) end
-  return nil, ("%s: the model has no chat format; name one with `format` (%s)"):format(what, table.concat(chat.list(), ", ")),
-    "unsupported"
+  return nil, ("%s: the model has no chat format; name one with `format` (%s)"):format(what,
+    table.concat(chat.list(), ", ")), "unsupported"
 end
 
 ---Begins a conversation. Nothing is read before the first turn.
@@ -99,7 +106,8 @@ function conversation.new(model, given)
   local format, message, code
   if given.format == "none" and model.tokenizer then
     if given.system then
-      return nil, 'model:conversation: `system` needs a chat format, and format = "none" is none', "argument"
+      return nil, 'model:conversation: `system` needs a chat format, and format = "none" is none',
+        "argument"
     end
     format = "none"
   else
@@ -108,8 +116,10 @@ function conversation.new(model, given)
   end
   -- a format that tells the time would tell the past in another way a minute later
   local self = setmetatable({ model = model, format = format,
-    how = { date = given.date, thinking = given.thinking, now = os.date "*t" }, messages = {}, waiting = {}, seen = {},
-    cache_options = { policy = given.policy, dtype = given.dtype, budget = given.budget, policy_seconds = given.policy_seconds },
+    how = { date = given.date, thinking = given.thinking, now = os.date "*t" }, messages = {},
+      waiting = {}, seen = {},
+    cache_options = { policy = given.policy, dtype = given.dtype, budget = given.budget,
+      policy_seconds = given.policy_seconds },
     rereads = 0, turn_end = "" },
     Conversation)
   if format ~= "none" then
@@ -127,7 +137,9 @@ end
 ---@return string? message
 ---@return string? code
 function Conversation:add(role, text)
-  if type(role) ~= "string" or type(text) ~= "string" then error("conversation:add: a role and a text are wanted", 2) end
+  if type(role) ~= "string" or type(text) ~= "string" then
+    error("conversation:add: a role and a text are wanted", 2)
+  end
   local messages = copy(self.messages)
   messages[#messages + 1] = { role = role, content = text }
   local whole, message, code = render(self, messages, false)
@@ -136,13 +148,14 @@ function Conversation:add(role, text)
   return true
 end
 
--- What the format adds to the text that the cache holds; nil if it tells the past in another way than before. `answered`:
--- how many messages there were with the last answer.
+-- What the format adds to the text that the cache holds; nil if it tells the past in another way
+-- than before. `answered`: how many messages there were with the last answer.
 local function addition(self, messages, whole)
   if not self.text or not self.cache then return nil end
   local past = render(self, table.move(messages, 1, self.answered, 1, {}), false)
   if not past or not begins_with(past, self.text) then return nil end
-  -- The answer is in the cache as the model wrote it, with its blanks; what the format puts behind it is new.
+  -- The answer is in the cache as the model wrote it, with its blanks; what the format puts behind
+  -- it is new.
   local first, last = past:find(messages[self.answered].content, #self.text + 1, true)
   if not first or not begins_with(whole, past:sub(1, last)) then return nil end
   return whole:sub(last + 1)
@@ -169,8 +182,9 @@ local function new_ids(self, messages)
   return ids, cache, whole
 end
 
-local how_keys = { sampler = "any", max_tokens = "integer", stop = "string|table", progress = "function", clock = "function",
-  logprobs = "boolean|integer", on_piece = "function", on_prompt = "function" }
+local how_keys = { sampler = "any", max_tokens = "integer", stop = "string|table",
+  progress = "function", clock = "function", logprobs = "boolean|integer", on_piece = "function",
+    on_prompt = "function" }
 
 ---@class pyramid.SayOptions
 ---@field sampler? pyramid.Sampler|pyramid.SamplerOptions
@@ -179,12 +193,15 @@ local how_keys = { sampler = "any", max_tokens = "integer", stop = "string|table
 ---@field progress? fun(done: integer, total: integer): boolean?
 ---@field clock? fun(): number
 ---@field logprobs? boolean|integer
----@field on_prompt? fun(tokens: integer, anew: boolean)   before reading: how many are new; whether from the beginning
----@field on_piece? fun(piece: string, id: integer?, run: pyramid.Generation): boolean|string?  true ends the answer there,
+---@field on_prompt? fun(tokens: integer, anew: boolean)
+---  before reading: how many are new; whether from the beginning
+---@field on_piece? fun(piece: string, id: integer?, run: pyramid.Generation): boolean|string?
+---  true ends the answer there,
 ---                                  "cancel" gives it up
 
----Says something, and generates the answer. Returns the answer's statistics (prompt_tokens: those that were new); the answer
----is `reply`, why it ended `finish`. On a failure the messages are as before.
+---Says something, and generates the answer. Returns the answer's statistics (prompt_tokens: those
+---that were new); the answer is `reply`, why it ended `finish`. On a failure the messages are as
+---before.
 ---@param text string|nil   nil: answers what was added
 ---@param how? pyramid.SayOptions
 ---@return pyramid.GenerationStats|nil
@@ -202,7 +219,7 @@ function Conversation:say(text, how)
   local anew = cache ~= self.cache
   local stops = type(how.stop) == "string" and { how.stop } or copy(how.stop or {})
   if self.turn_end ~= "" then stops[#stops + 1] = self.turn_end end
-  local held = { cache = anew and cache or nil }             -- what is closed if this does not end well
+  local held = { cache = anew and cache or nil }  -- what is closed if this does not end well
   local _ <close> = setmetatable({}, { __close = function()
     if held.cache then held.cache:close() end
     if held.asked then held.asked:close() end
@@ -215,18 +232,21 @@ function Conversation:say(text, how)
     picker:accept(seen)
   end
   local run <close>, message, code = self.model:generate(ids, { cache = cache, sampler = picker,
-    max_tokens = how.max_tokens, stop = stops, progress = how.progress, clock = how.clock, logprobs = how.logprobs,
+    max_tokens = how.max_tokens, stop = stops, progress = how.progress, clock = how.clock,
+      logprobs = how.logprobs,
     prune = anew })
   if not run then return nil, message, code end
   append(seen, ids)
-  if not anew then self.text = nil end                       -- until the answer is whole, the cache is no one's
-  -- A text that is stopped at is in the cache when it is found: then this goes on. Pages are shared until written.
+  if not anew then self.text = nil end  -- until the answer is whole, the cache is no one's
+  -- A text that is stopped at is in the cache when it is found: then this goes on. Pages are shared
+  -- until written.
   held.asked = #stops > 0 and cache:fork() or nil
   local pieces, counted, waiting = {}, 0, {}
   for piece, id in run do
     pieces[#pieces + 1] = piece
-    if run.stats.generated_tokens > counted then             -- the last piece may come without a token
-      counted, waiting = run.stats.generated_tokens, { id }  -- and the last token is not in the cache
+    if run.stats.generated_tokens > counted then  -- the last piece may come without a token
+      -- and the last token is not in the cache
+      counted, waiting = run.stats.generated_tokens, { id }
       seen[#seen + 1] = id
     end
     local wish = how.on_piece and how.on_piece(piece, id, run)
@@ -248,7 +268,8 @@ function Conversation:say(text, how)
   elseif run.finish == "eos" then
     waiting = {}                                             -- all before the end was fed
   end
-  messages[#messages + 1] = { role = "assistant", content = self.format == "none" and reply or chat.trim(reply) }
+  messages[#messages + 1] = { role = "assistant",
+    content = self.format == "none" and reply or chat.trim(reply) }
   if anew then
     if self.cache then
       self.rereads = self.rereads + 1
@@ -262,10 +283,10 @@ function Conversation:say(text, how)
   return run.stats
 end
 
--- ---- one answer ------------------------------------------------------------------------------------------------------
+-- ---- one answer ---------------------------------------------------------------------------------
 
 ---@class pyramid.ChatAnswerOptions: pyramid.GenerateOptions
----@field format? string              a chat format's name or a template's text; nil: the model's own
+---@field format? string  a chat format's name or a template's text; nil: the model's own
 ---@field tools? table[]              these as in pyramid.ChatOptions
 ---@field documents? table[]
 ---@field thinking? boolean
@@ -273,8 +294,8 @@ end
 ---@field now? table
 ---@field variables? table<string, any>
 
-local format_keys = { tools = "table", documents = "table", thinking = "boolean", date = "string", now = "table",
-  variables = "table" }
+local format_keys = { tools = "table", documents = "table", thinking = "boolean", date = "string",
+  now = "table", variables = "table" }
 local answer_keys = { format = "string" }
 for key, kind in pairs(format_keys) do answer_keys[key] = kind end
 for key, kind in pairs(generate.keys) do answer_keys[key] = kind end
@@ -289,10 +310,13 @@ for key, kind in pairs(generate.keys) do answer_keys[key] = kind end
 ---@return pyramid.Generation? closing
 function conversation.answer(model, messages, given)
   given = options.check("model:chat", given, answer_keys)
-  if type(messages) ~= "table" or #messages == 0 then error("model:chat: a sequence of messages is wanted", 2) end
+  if type(messages) ~= "table" or #messages == 0 then
+    error("model:chat: a sequence of messages is wanted", 2)
+  end
   local class = given.cache and getmetatable(given.cache)
   if class and class.__name == "pyramid.cache" and given.cache:tokens() > 0 then
-    error("model:chat: it reads messages from their beginning, and the cache holds a text (model:conversation goes on)", 2)
+    error("model:chat: it reads messages from their beginning, and the cache holds a text "
+      .. "(model:conversation goes on)", 2)
   end
   local format, message, code = find_format("model:chat", model, given.format)
   if not format then return nil, message, code end
@@ -303,7 +327,8 @@ function conversation.answer(model, messages, given)
   local whole, ending, ids
   whole, message, code = render_as(model.tokenizer, format, messages, true, how)
   if not whole then return nil, message, code end
-  -- a format may refuse the messages that this tries it on, which says nothing of those that are given
+  -- a format may refuse the messages that this tries it on, which says nothing of those that are
+  -- given
   ending = turn_end(model.tokenizer, format, how) or ""
   if ending ~= "" then
     local stops = type(given.stop) == "string" and { given.stop } or copy(given.stop or {})
@@ -315,7 +340,7 @@ function conversation.answer(model, messages, given)
   return generate.start(model, ids, rest)
 end
 
--- ---- copies ----------------------------------------------------------------------------------------------------------
+-- ---- copies -------------------------------------------------------------------------------------
 
 ---A conversation that goes on from here by itself. Shares the cache's pages until they are written.
 ---@return pyramid.Conversation|nil
@@ -324,7 +349,8 @@ end
 function Conversation:fork()
   local other = setmetatable({}, Conversation)
   for key, value in pairs(self) do other[key] = value end
-  other.messages, other.waiting, other.seen = copy(self.messages), copy(self.waiting), copy(self.seen)
+  other.messages, other.waiting, other.seen = copy(self.messages), copy(self.waiting),
+    copy(self.seen)
   if self.cache then
     local message, code
     other.cache, message, code = self.cache:fork()
@@ -333,10 +359,11 @@ function Conversation:fork()
   return other
 end
 
--- ---- in a file -------------------------------------------------------------------------------------------------------
+-- ---- in a file ----------------------------------------------------------------------------------
 --
--- The cache's own file, whose note holds the rest: a line that says so, then in string.pack's words the text (empty: the
--- cache is to be made anew), three counts, and the lists. Any bytes may be in a message, so that JSON would not do.
+-- The cache's own file, whose note holds the rest: a line that says so, then in string.pack's words
+-- the text (empty: the cache is to be made anew), three counts, and the lists. Any bytes may be in
+-- a message, so that JSON would not do.
 
 local head = "pyramid conversation 1\n"
 local MESSAGES_MOST = 1 << 20      -- of a file: more is no conversation
@@ -345,7 +372,8 @@ local function pack_ids(ids)
   local parts = {}
   for first = 1, #ids, 128 do
     local last = math.min(first + 127, #ids)
-    parts[#parts + 1] = string.pack("<" .. ("i4"):rep(last - first + 1), table.unpack(ids, first, last))
+    parts[#parts + 1] = string.pack("<" .. ("i4"):rep(last - first + 1),
+      table.unpack(ids, first, last))
   end
   return string.pack("<s8", table.concat(parts))
 end
@@ -368,8 +396,11 @@ end
 function Conversation:save(path)
   if type(path) ~= "string" then error("conversation:save: a path is wanted", 2) end
   if self.closed then error("the conversation is closed", 2) end
-  local parts = { head, string.pack("<s8i8i8i8", self.text or "", self.answered or 0, self.rereads, #self.messages) }
-  for _, message in ipairs(self.messages) do parts[#parts + 1] = string.pack("<s8s8", message.role, message.content) end
+  local parts = { head, string.pack("<s8i8i8i8", self.text or "", self.answered or 0, self.rereads,
+    #self.messages) }
+  for _, message in ipairs(self.messages) do
+    parts[#parts + 1] = string.pack("<s8s8", message.role, message.content)
+  end
   parts[#parts + 1] = pack_ids(self.waiting)
   parts[#parts + 1] = pack_ids(self.seen)
   if self.cache then return self.cache:save(path, table.concat(parts)) end
@@ -381,7 +412,9 @@ end
 local function read_note(self, note, vocab)
   if note:sub(1, #head) ~= head then error "it begins otherwise" end
   local text, answered, rereads, count, at = string.unpack("<s8i8i8i8", note, #head + 1)
-  if count < 0 or count > MESSAGES_MOST or answered < 0 or answered > count or rereads < 0 then error "a count is out of range" end
+  if count < 0 or count > MESSAGES_MOST or answered < 0 or answered > count or rereads < 0 then
+    error "a count is out of range"
+  end
   for i = 1, count do
     local role, content
     role, content, at = string.unpack("<s8s8", note, at)
@@ -396,8 +429,8 @@ local function read_note(self, note, vocab)
   self.rereads = rereads
 end
 
----A conversation that `conversation:save` wrote. Options as for `model:conversation`, without `system`; policy and dtype must be
----those it was saved with.
+---A conversation that `conversation:save` wrote. Options as for `model:conversation`, without
+---`system`; policy and dtype must be those it was saved with.
 ---@param model pyramid.Model
 ---@param path string
 ---@param given? pyramid.ConversationOptions
@@ -407,7 +440,9 @@ end
 function conversation.load(model, path, given)
   given = options.check("model:load_conversation", given, keys)
   if type(path) ~= "string" then error("model:load_conversation: a path is wanted", 2) end
-  if given.system then error("model:load_conversation: the conversation has its own system message, or none", 2) end
+  if given.system then
+    error("model:load_conversation: the conversation has its own system message, or none", 2)
+  end
   local self, message, code = conversation.new(model, given)
   if not self then return nil, message, code end
   self.cache, message, code = model:load_cache(path, self.cache_options)
@@ -420,7 +455,8 @@ function conversation.load(model, path, given)
   local ok, why = pcall(read_note, self, note, model.config.vocab)
   if not ok then
     self:close()
-    return nil, ("%s: its note is not that of a conversation (%s)"):format(path, tostring(why):gsub("^.-:%d+: ", "")), "format"
+    return nil, ("%s: its note is not that of a conversation (%s)"):format(path,
+      tostring(why):gsub("^.-:%d+: ", "")), "format"
   end
   if self.cache:tokens() == 0 then
     self.cache:close()

@@ -1,7 +1,8 @@
---- Files that nobody here made are opened only if they are files, and read up to a limit; files of ours are replaced whole.
+--- Files that nobody here made are opened only if they are files, and read up to a limit; files of
+--- ours are replaced whole.
 ---
---- A folder of a model may hold anything under any name: a pipe that nobody writes to, a link to /dev/zero. Opening such a
---- thing by io.open would wait for ever or read for ever.
+--- A folder of a model may hold anything under any name: a pipe that nobody writes to, a link to
+--- /dev/zero. Opening such a thing by io.open would wait for ever or read for ever.
 local core = require "pyramid.core"
 
 local files = {}
@@ -39,16 +40,21 @@ function files.read(path, limit)
   local file <close>, size, code = files.open(path)
   if not file then return nil, size, code end
   if size > limit then
-    return nil, ("%s: %d bytes are more than the limit of %d for such a file"):format(path, size, limit), "format"
+    return nil, ("%s: %d bytes are more than the limit of %d for such a file"):format(path, size,
+      limit), "format"
   end
   local text, message = file:read(size)
-  if not text and (message or size > 0) then return nil, ("%s: %s"):format(path, message or "cannot be read"), "io" end
+  if not text and (message or size > 0) then
+    return nil, ("%s: %s"):format(path, message or "cannot be read"), "io"
+  end
   return text or ""
 end
 
----Replaces a file, or makes it: all of it or, on any failure, nothing. Symbolic links are followed and stay.
+--- Replaces a file, or makes it: all of it or, on any failure, nothing. Symbolic links are followed
+--- and stay.
 ---@param path string
----@param content string|fun(write: fun(...: string)): any?, string?, string?  a function writes it piece by piece; what is
+---@param content string|fun(write: fun(...: string)): any?, string?, string?
+---  a function writes it piece by piece; what is
 ---  raised in it, and a nil with a message that it returns, leave the file as it was
 ---@return true|nil
 ---@return string? message

@@ -2,16 +2,18 @@
 ---
 ---   for piece, id in model:generate("Once", { max_tokens = 100 }) do io.write(piece) end
 ---
---- The value before the loop knows more: local run = model:generate(…); run.stats, run.cache, run.finish.
+--- The value before the loop knows more: local run = model:generate(…); run.stats, run.cache,
+--- run.finish.
 local core = require "pyramid.core"
 local options = require "pyramid.options"
 local sampler = require "pyramid.sampler"
 
 local generate = {}
 
-local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "string|table", dtype = "string",
-  budget = "integer|string", cache = "userdata", special = "boolean", progress = "function", clock = "function",
-  ignore_eos = "boolean", prune = "boolean", policy_seconds = "number", logprobs = "boolean|integer" }
+local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "string|table",
+  dtype = "string", budget = "integer|string", cache = "userdata", special = "boolean",
+    progress = "function", clock = "function", ignore_eos = "boolean", prune = "boolean",
+      policy_seconds = "number", logprobs = "boolean|integer" }
 
 generate.keys = keys
 
@@ -25,23 +27,27 @@ generate.keys = keys
 ---@field max_tokens? integer       256 by default
 ---@field stop? string|string[]     texts to stop before
 ---@field ignore_eos? boolean
----@field special? boolean          false: nothing is added to a text prompt, and special texts are ordinary text
+---@field special? boolean
+---  false: nothing is added to a text prompt, and special texts are ordinary text
 ---@field logprobs? boolean|integer  true: run.logprobs; an integer: run.top, too, of so many ids
 ---@field prune? boolean            false: the prompt is appended without asking the policy
----@field progress? fun(done: integer, total: integer): boolean?   while the prompt is read; true cancels. Asked again,
----                                  with the last figures, where a policy's code takes long between two tokens
+---@field progress? fun(done: integer, total: integer): boolean?
+---  while the prompt is read; true cancels. Asked again,
+---                                  with the last figures, where a policy's code takes long between
+---                                  two tokens
 ---@field clock? fun(): number      seconds, for the statistics
 
---- The loop of a generic `for` ends the same way whatever happened: `finish` tells what did, and with "error" `message`
---- and `code` tell why. "context": the context is full.
+--- The loop of a generic `for` ends the same way whatever happened: `finish` tells what did, and
+--- with "error" `message` and `code` tell why. "context": the context is full.
 ---@class pyramid.Generation
 ---@field cache pyramid.Cache
 ---@field stats pyramid.GenerationStats
 ---@field finish? "eos"|"stop"|"length"|"context"|"error"|"closed"
 ---@field message? string   with finish "error"
 ---@field code? string
----@field logprobs? number[]  natural logarithms of the tokens' probabilities, as the model gives them before sampling
----@field top? integer[]      the most probable ids where the last token was picked, the first most, …
+---@field logprobs? number[]
+---  natural logarithms of the tokens' probabilities, as the model gives them before sampling
+---@field top? integer[]  the most probable ids where the last token was picked, the first most, …
 ---@field top_logprobs? number[]  … and theirs
 local Generation = {}
 Generation.__index = Generation
@@ -54,9 +60,11 @@ Generation.__name = "pyramid.generation"
 ---@field decode_seconds number
 ---@field cache_bytes integer
 ---@field cache_fraction number
----@field pruned boolean         false: the policy has dropped nothing, and this is what a full cache would have written
+---@field pruned boolean
+---  false: the policy has dropped nothing, and this is what a full cache would have written
 
--- The longest end of `text` that could be the beginning of one of the stop texts, so that it must be held back.
+-- The longest end of `text` that could be the beginning of one of the stop texts, so that it must
+-- be held back.
 local function held_back(text, stops)
   local most = 0
   for _, stop in ipairs(stops) do
@@ -84,19 +92,28 @@ local function check_values(given)
   local function wrong(text) error("model:generate: " .. text, 4) end
   local stops = type(given.stop) == "string" and { given.stop } or given.stop or {}
   for key in pairs(stops) do
-    if not stops[1] or math.type(key) ~= "integer" or key < 1 or key > #stops then wrong("stop must be a sequence of texts") end
+    if not stops[1] or math.type(key) ~= "integer" or key < 1 or key > #stops then
+      wrong("stop must be a sequence of texts")
+    end
   end
   for _, stop in ipairs(stops) do
-    if type(stop) ~= "string" or stop == "" then wrong("stop must be a non-empty text or a sequence of those") end
+    if type(stop) ~= "string" or stop == "" then
+      wrong("stop must be a non-empty text or a sequence of those")
+    end
   end
   if given.max_tokens and given.max_tokens < 0 then wrong("max_tokens must not be negative") end
-  if math.type(given.logprobs) == "integer" and given.logprobs < 0 then wrong("logprobs must not be negative") end
+  if math.type(given.logprobs) == "integer" and given.logprobs < 0 then
+    wrong("logprobs must not be negative")
+  end
   local class = getmetatable(given.sampler)
-  if given.sampler ~= nil and type(given.sampler) ~= "table" and not (class and class.__name == "pyramid.sampler") then
+  if given.sampler ~= nil and type(given.sampler) ~= "table"
+    and not (class and class.__name == "pyramid.sampler") then
     wrong("sampler must be a sampler or a table of its options")
   end
   class = given.cache and getmetatable(given.cache)
-  if given.cache and not (class and class.__name == "pyramid.cache") then wrong("cache must be a cache of this model") end
+  if given.cache and not (class and class.__name == "pyramid.cache") then
+    wrong("cache must be a cache of this model")
+  end
   return stops
 end
 
@@ -106,7 +123,8 @@ local function set(list)
   return result
 end
 
----Starts a generation: reads the prompt at once (so that `nil, message, code` comes from here), then yields pieces.
+---Starts a generation: reads the prompt at once (so that `nil, message, code` comes from here),
+---then yields pieces.
 ---@param model pyramid.Model
 ---@param prompt string|integer[]
 ---@param given? pyramid.GenerateOptions
@@ -130,11 +148,12 @@ function generate.start(model, prompt, given)
   end
   local cache, own = given.cache, false
   if cache and (given.policy or given.dtype or given.budget or given.policy_seconds) then
-    error("model:generate: a cache that is given has its own policy, dtype, budget and policy_seconds", 2)
+    error("model:generate: a cache that is given has its own policy, dtype, budget and "
+      .. "policy_seconds", 2)
   end
   if not cache then
-    cache, message, code = model:cache { policy = given.policy, dtype = given.dtype, budget = given.budget,
-      policy_seconds = given.policy_seconds }
+    cache, message, code = model:cache { policy = given.policy, dtype = given.dtype,
+      budget = given.budget, policy_seconds = given.policy_seconds }
     if not cache then return nil, message, code end
     own = true
   end
@@ -144,20 +163,25 @@ function generate.start(model, prompt, given)
   if type(picker) == "table" then picker, message, code = sampler(picker) end
   if picker then decoder, message, code = tokenizer:decoder { continues = true } end
   local began = clock()
-  if decoder then logits, message, code = cache:prefill(ids, { progress = given.progress, prune = given.prune }) end
+  if decoder then
+    logits, message, code = cache:prefill(ids, { progress = given.progress, prune = given.prune })
+  end
   if logits then accepted, message, code = picker:accept(ids) end
   if not accepted then
     if own then cache:close() end
     return nil, message, code
   end
   local self = setmetatable({
-    model = model, cache = cache, own = own, sampler = picker, logits = logits, clock = clock, stops = stops,
+    model = model, cache = cache, own = own, sampler = picker, logits = logits, clock = clock,
+      stops = stops,
     left = given.max_tokens or 256, ends = given.ignore_eos and {} or set(tokenizer.eos),
     decoder = decoder, progress = given.progress,
-    logprobs = given.logprobs and {} or nil, alternatives = math.type(given.logprobs) == "integer" and given.logprobs or 0,
+    logprobs = given.logprobs and {} or nil, alternatives = math.type(given.logprobs) == "integer"
+      and given.logprobs or 0,
     pending = "",   -- decoded text that may be the beginning of a stop text
-    stats = { prompt_tokens = #ids, generated_tokens = 0, prefill_seconds = clock() - began, decode_seconds = 0,
-      cache_bytes = cache:bytes(), cache_fraction = cache:fraction(), pruned = cache:evicted() > 0 },
+    stats = { prompt_tokens = #ids, generated_tokens = 0, prefill_seconds = clock() - began,
+      decode_seconds = 0, cache_bytes = cache:bytes(), cache_fraction = cache:fraction(),
+        pruned = cache:evicted() > 0 },
   }, Generation)
   return self, nil, nil, self
 end
@@ -187,8 +211,8 @@ local function step(self)
   return core.step({ self.cache }, { self.last }, { self.sampler })
 end
 
----The next piece of text and the id that completed it; nil at the end. A piece may be empty while a character or a stop
----text is incomplete.
+---The next piece of text and the id that completed it; nil at the end. A piece may be empty while a
+---character or a stop text is incomplete.
 ---@return string|nil piece
 ---@return integer|string|nil id
 ---@return string? code
@@ -202,7 +226,8 @@ function Generation:next()
     if not self.logits and code == "context" then return finish(self, code, rest(self)) end
     if not self.logits then return fail(self, message, code) end
   end
-  if self.last and not self.logprobs then              -- feed what was picked before; logits stay where they are
+  -- feed what was picked before; logits stay where they are
+  if self.last and not self.logprobs then
     local picks
     picks, message, code = step(self)
     if not picks and code == "context" then return finish(self, code, rest(self)) end
@@ -214,14 +239,17 @@ function Generation:next()
     if not id then return fail(self, message, code) end
     if self.logprobs then
       self.logprob = self.logits:logprob(id)
-      if self.alternatives > 0 then self.top, self.top_logprobs = self.logits:top(self.alternatives) end
+      if self.alternatives > 0 then
+        self.top, self.top_logprobs = self.logits:top(self.alternatives)
+      end
     end
     self.logits = nil
   end
   local stats = self.stats
   self.last, self.left = id, self.left - 1
   stats.decode_seconds = stats.decode_seconds + self.clock() - began
-  stats.cache_bytes, stats.cache_fraction, stats.pruned = self.cache:bytes(), self.cache:fraction(), self.cache:evicted() > 0
+  stats.cache_bytes, stats.cache_fraction, stats.pruned = self.cache:bytes(),
+    self.cache:fraction(), self.cache:evicted() > 0
   if self.ends[id] then return finish(self, "eos", rest(self)) end
   stats.generated_tokens = stats.generated_tokens + 1
   if self.logprobs then self.logprobs[stats.generated_tokens] = self.logprob end

@@ -1,4 +1,5 @@
---- What the C facade does (lua/host.c, the end of pyramid.h): one model, one policy; a text at a time, or conversations.
+--- What the C facade does (lua/host.c, the end of pyramid.h): one model, one policy; a text at a
+--- time, or conversations.
 local model = require "pyramid.model"
 local policy = require "pyramid.policy"
 
@@ -44,10 +45,12 @@ function host.open(path, o)
   local chosen, message, code = load_policy(o)
   if not chosen then return nil, message, code end
   local opened
-  opened, message, code = model.open(path, { device = o.device, threads = o.threads, memory = o.memory, map = o.map,
-    weights = o.weights, precision = o.precision, context = o.context, scaling = o.scaling })
+  opened, message, code = model.open(path, { device = o.device, threads = o.threads,
+    memory = o.memory, map = o.map, weights = o.weights, precision = o.precision,
+      context = o.context, scaling = o.scaling })
   if not opened then return nil, message, code end
-  local cache_options = { policy = chosen, dtype = o.cache_dtype, budget = o.cache_budget, policy_seconds = o.policy_seconds }
+  local cache_options = { policy = chosen, dtype = o.cache_dtype, budget = o.cache_budget,
+    policy_seconds = o.policy_seconds }
   local cache
   cache, message, code = opened:cache(cache_options)
   if not cache then
@@ -98,8 +101,10 @@ end
 function Host:generate(prompt, how)
   local cache = self.cache_options
   local run <close>, message, code = self.model:generate(prompt, {
-    policy = cache.policy, dtype = cache.dtype, budget = cache.budget, policy_seconds = cache.policy_seconds,
-    sampler = how.sampler, max_tokens = how.max_tokens, stop = how.stop, special = not how.plain, logprobs = how.logprobs,
+    policy = cache.policy, dtype = cache.dtype, budget = cache.budget,
+      policy_seconds = cache.policy_seconds,
+    sampler = how.sampler, max_tokens = how.max_tokens, stop = how.stop, special = not how.plain,
+      logprobs = how.logprobs,
     progress = how.on_progress,
   })
   if not run then return nil, message, code end
@@ -118,8 +123,8 @@ end
 
 local function with_cache(self, o)
   local cache = self.cache_options
-  return { system = o.system, format = o.format, policy = cache.policy, dtype = cache.dtype, budget = cache.budget,
-    policy_seconds = cache.policy_seconds }
+  return { system = o.system, format = o.format, policy = cache.policy, dtype = cache.dtype,
+    budget = cache.budget, policy_seconds = cache.policy_seconds }
 end
 
 ---@param o pyramid.HostConversationOptions
@@ -147,7 +152,8 @@ end
 ---@return string? message
 ---@return string? code
 function Host.say(_, talk, text, how)
-  local stats, message, code = talk:say(text, { sampler = how.sampler, max_tokens = how.max_tokens, stop = how.stop,
+  local stats, message, code = talk:say(text, { sampler = how.sampler, max_tokens = how.max_tokens,
+    stop = how.stop,
     logprobs = how.logprobs, progress = how.on_progress,
     on_piece = function(piece, id, run) return tell(how, run, piece, id) end })
   if not stats then return nil, message, code end

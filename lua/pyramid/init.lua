@@ -2,10 +2,12 @@
 ---
 ---   local pyramid = require "pyramid"
 ---   local model = assert(pyramid.model("models/tiny"))
----   for piece in assert(model:generate("Once upon a time", { policy = "pyramidinfer" })) do io.write(piece) end
+---   for piece in assert(model:generate("Once upon a time", { policy = "pyramidinfer" })) do
+---   io.write(piece) end
 ---
---- Failures of the world (a missing file, a full budget, a malformed model) return nil, message, code; misuse raises.
---- Codes: argument, memory, budget, context, io, format, unsupported, policy, cancelled, device.
+--- Failures of the world (a missing file, a full budget, a malformed model) return nil, message,
+--- code; misuse raises. Codes: argument, memory, budget, context, io, format, unsupported, policy,
+--- cancelled, device.
 local core = require "pyramid.core"
 
 local pyramid = {

@@ -1,15 +1,17 @@
 --- JSON: texts to values by a strict reader written in C (lua/ljson.c), values to texts here.
 ---
---- Reading follows RFC 8259 to the letter; keys that come twice, text that is not UTF-8 and numbers beyond doubles are
---- refused with line and column. Whole numbers are integers, null is json.null. Writing sorts keys, so that equal values
---- give equal texts. Neither depends on the locale, and want of memory is an error like any other.
+--- Reading follows RFC 8259 to the letter; keys that come twice, text that is not UTF-8 and numbers
+--- beyond doubles are refused with line and column. Whole numbers are integers, null is json.null.
+--- Writing sorts keys, so that equal values give equal texts. Neither depends on the locale, and
+--- want of memory is an error like any other.
 local core = require "pyramid.core"
 
 local json = {
   null = core.json_null,
   --- Nesting: configurations have 5 or 6 levels, tokenizers 8.
   DEPTH_MAX = 64,
-  --- Values of a text: the largest tokenizers have two million, and four million empty tables are 340 MB of memory.
+  --- Values of a text: the largest tokenizers have two million, and four million empty tables are
+  --- 340 MB of memory.
   VALUES_MAX = 1 << 22,
 }
 
@@ -30,11 +32,13 @@ function json.decode(text, limits)
   return value
 end
 
-local escapes = { ['"'] = '\\"', ["\\"] = "\\\\", ["\b"] = "\\b", ["\f"] = "\\f", ["\n"] = "\\n", ["\r"] = "\\r", ["\t"] = "\\t" }
+local escapes = { ['"'] = '\\"', ["\\"] = "\\\\", ["\b"] = "\\b", ["\f"] = "\\f", ["\n"] = "\\n",
+  ["\r"] = "\\r", ["\t"] = "\\t" }
 
 local function escape(c) return escapes[c] or ("\\u%04x"):format(c:byte()) end
 
---- Bytes that are no UTF-8 become U+FFFD each: what is cut in the middle of a character can be written, too.
+--- Bytes that are no UTF-8 become U+FFFD each: what is cut in the middle of a character can be
+--- written, too.
 local function valid(text)
   local at, parts = 1, {}
   while true do
@@ -60,7 +64,8 @@ local function number_text(value)
   return ("%.14g"):format(value)
 end
 
---- The length of a table as a list: its keys are 1 to n, with holes that are not more than half, or few; else nil.
+--- The length of a table as a list: its keys are 1 to n, with holes that are not more than half, or
+--- few; else nil.
 local function list_length(t)
   local most, count = 0, 0
   for key in next, t do
@@ -87,7 +92,9 @@ local function encode_table(t, out, depth)
   local names, values = {}, {}
   for key, value in next, t do
     local name = math.type(key) and number_text(key) or key
-    if type(name) ~= "string" then error(("json.encode: a key that is a %s"):format(type(key)), 0) end
+    if type(name) ~= "string" then
+      error(("json.encode: a key that is a %s"):format(type(key)), 0)
+    end
     names[#names + 1], values[name] = name, value
   end
   table.sort(names)
@@ -108,8 +115,9 @@ function encode_into(value, out, depth)
   else error(("json.encode: a %s"):format(kind), 0) end
 end
 
----The JSON text of a value, on one line. A table whose keys are 1 to n is a list (nil in between is null), any other an
----object, as is the empty one; keys are sorted. NaN and infinities are null. Raises on what JSON has no word for.
+---The JSON text of a value, on one line. A table whose keys are 1 to n is a list (nil in between is
+---null), any other an object, as is the empty one; keys are sorted. NaN and infinities are null.
+---Raises on what JSON has no word for.
 ---@param value any
 ---@return string
 function json.encode(value)

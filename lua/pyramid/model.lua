@@ -15,37 +15,52 @@ local model = {}
 ---@field tokenizer? pyramid.Tokenizer
 ---@field description string   one line
 ---@field path string
----@field warnings string[]     what its user should know, a line each: what was converted, what in its file is odd
+---@field warnings string[]
+---  what its user should know, a line each: what was converted, what in its file is odd
 local Model = {}
 Model.__index = Model
 Model.__name = "pyramid.model"
 
-local model_keys = { device = "string", threads = "integer", weights = "string", memory = "integer|string", isa = "string",
-  precision = "string", context = "integer", scaling = "string", map = "boolean",
-  progress = "function", policy_seconds = "number" }
+local model_keys = { device = "string", threads = "integer", weights = "string",
+  memory = "integer|string", isa = "string", precision = "string", context = "integer",
+    scaling = "string", map = "boolean", progress = "function", policy_seconds = "number" }
 
 -- device, precision -> the kernels that have it
 local rounded = { cpu = { bf16 = "avx512bf16", int8 = "avx512int8" }, other = { bf16 = "bf16" } }
 
 ---@class pyramid.ModelOptions
----@field device? "cpu"|"cuda"|"emulated"   "emulated": CUDA's kernels run by the processor, for specs; nil: the host's default,
----                                  which is PYRAMID_DEVICE in the program `pyramid`, else "cpu"; always "cpu" if isa is given
+---@field device? "cpu"|"cuda"|"emulated"
+---  "emulated": CUDA's kernels run by the processor, for specs; nil: the host's default,
+---                                  which is PYRAMID_DEVICE in the program `pyramid`, else "cpu";
+---                                  always "cpu" if isa is given
 ---@field threads? integer           0 or nil: all processors
----@field weights? string            "f32", "f16", "bf16", "q8_0", "q4_0": converts; nil: as in the file, but what no
----                                  kernel reads (q4_1, q2_k, iq4_nl, …) becomes q8_0, as `model.warnings` then says
+---@field weights? string
+---  "f32", "f16", "bf16", "q8_0", "q4_0": converts; nil: as in the file, but what no
+---                                  kernel reads (q4_1, q2_k, iq4_nl, …) becomes q8_0, as
+---                                  `model.warnings` then says
 ---@field memory? integer|string     most bytes the runtime may hold, mapped files excluded
 ---@field isa? string                CPU kernels: "base", "avx2", "avx512"; nil: the best
----@field precision? "f32"|"bf16"|"int8"   of matrix products. "f32" (the default) multiplies activations as they are;
----                                  "bf16" rounds a prompt's where the processor multiplies bf16 and the weights are bf16 or
----                                  quantised: about twice as fast, logits within about 1 % of their norm; "int8" rounds those of
----                                  quantised weights to 8 bits, in groups of 32, where it multiplies bytes: prompts and steps;
----                                  all else as "bf16", large batches of steps too. Quantised weights are then held in an
----                                  order of their own, not in the mapped file, and count against `memory`
+---@field precision? "f32"|"bf16"|"int8"
+---  of matrix products. "f32" (the default) multiplies activations as they are;
+---                                  "bf16" rounds a prompt's where the processor multiplies bf16
+---                                  and the weights are bf16 or
+---                                  quantised: about twice as fast, logits within about 1 % of
+---                                  their norm; "int8" rounds those of
+---                                  quantised weights to 8 bits, in groups of 32, where it
+---                                  multiplies bytes: prompts and steps;
+---                                  all else as "bf16", large batches of steps too. Quantised
+---                                  weights are then held in an
+---                                  order of their own, not in the mapped file, and count against
+---                                  `memory`
 ---@field context? integer           positions, instead of those that the model was made for
----@field scaling? "none"|"linear"|"yarn"   what RoPE does to make room for a longer context: nothing (nil, "none"), divide
----                                  all angles ("linear": arXiv 2306.15595), or the slow ones ("yarn": arXiv 2309.00071)
----@field map? boolean               false: weights are read into memory, which counts, instead of being mapped. For files on a
----                                  network, on a stick, or that others may shorten: a mapping then ends the process (SIGBUS)
+---@field scaling? "none"|"linear"|"yarn"
+---  what RoPE does to make room for a longer context: nothing (nil, "none"), divide
+---                                  all angles ("linear": arXiv 2306.15595), or the slow ones
+---                                  ("yarn": arXiv 2309.00071)
+---@field map? boolean
+---  false: weights are read into memory, which counts, instead of being mapped. For files on a
+---                                  network, on a stick, or that others may shorten: a mapping then
+---                                  ends the process (SIGBUS)
 ---@field progress? fun(done: integer, total: integer): boolean?   while weights are converted
 ---@field policy_seconds? number     what its caches use that say nothing else
 
@@ -61,8 +76,8 @@ local function union(one, other, vocab)
   return out
 end
 
----Opens a model: a Hugging Face directory or a .gguf file. The tokenizer is part of it; a model without one still runs
----on ids (`model.tokenizer` is nil then).
+---Opens a model: a Hugging Face directory or a .gguf file. The tokenizer is part of it; a model
+---without one still runs on ids (`model.tokenizer` is nil then).
 ---@param path string
 ---@param given? pyramid.ModelOptions
 ---@return pyramid.Model|nil
@@ -83,13 +98,14 @@ function model.open(path, given)
   end
   local runtime, message, code
   local kernels = (rounded[device] or rounded.other)[precision]
-  if kernels and not given.isa then runtime = start(kernels) end   -- nil where the processor or the device lacks it
+  -- nil where the processor or the device lacks it
+  if kernels and not given.isa then runtime = start(kernels) end
   if not runtime then runtime, message, code = start(given.isa) end
   if not runtime then return nil, message, code end
   if given.progress then runtime:on_progress(given.progress) end
   local loaded
-  loaded, message, code = loaders.load(runtime, path, { weights = given.weights, context = given.context, scaling = given.scaling,
-    map = given.map })
+  loaded, message, code = loaders.load(runtime, path,
+    { weights = given.weights, context = given.context, scaling = given.scaling, map = given.map })
   runtime:on_progress(nil)
   if not loaded then
     runtime:close()
@@ -104,7 +120,9 @@ function model.open(path, given)
       self:close()
       return nil, message, code
     end
-    for _, warning in ipairs(self.tokenizer.warnings) do self.warnings[#self.warnings + 1] = warning end
+    for _, warning in ipairs(self.tokenizer.warnings) do
+      self.warnings[#self.warnings + 1] = warning
+    end
     self.tokenizer.eos = union(self.tokenizer.eos, self.config.eos, self.config.vocab)
     self.config.eos = self.tokenizer.eos
   end
@@ -119,7 +137,8 @@ function Model:native() return self.handle or error("the model is closed", 3) en
 ---The runtime; raises if the model is closed.
 function Model:runtime() return self.root or error("the model is closed", 3) end
 
----Token ids of a text. `special = false`: nothing is added, and texts of special tokens are ordinary text.
+---Token ids of a text. `special = false`: nothing is added, and texts of special tokens are
+---ordinary text.
 ---@param text string
 ---@param given? { special?: boolean }
 ---@return integer[]|nil
@@ -185,9 +204,11 @@ function Model:batch(given) return batch.new(self, given) end
 ---@return string? code
 function Model:generate(prompt, given) return generate.start(self, prompt, given) end
 
----The model's answer to messages in its chat format, from their beginning: a generation as of `generate`.
+--- The model's answer to messages in its chat format, from their beginning: a generation as of
+--- `generate`.
 ---
----   for piece in assert(model:chat { { role = "user", content = "Hello" } }) do io.write(piece) end
+---   for piece in assert(model:chat { { role = "user", content = "Hello" } }) do io.write(piece)
+---   end
 ---@param messages pyramid.Message[]
 ---@param given? pyramid.ChatAnswerOptions
 ---@return pyramid.Generation|nil
@@ -210,7 +231,8 @@ function Model:conversation(given) return conversation.new(self, given) end
 ---@return string? code
 function Model:load_conversation(path, given) return conversation.load(self, path, given) end
 
----Bytes that the runtime holds now, and the most it held: converted weights, caches, workspaces; not mapped files.
+---Bytes that the runtime holds now, and the most it held: converted weights, caches, workspaces;
+---not mapped files.
 ---@return integer held
 ---@return integer peak
 function Model:memory() return self:runtime():memory(), self:runtime():memory_peak() end
@@ -222,15 +244,17 @@ function Model:memory() return self:runtime():memory(), self:runtime():memory_pe
 ---@field flops number     a multiply-add is 2; worked out from the arguments
 ---@field bytes number     read and written, if nothing is read twice
 
----Where time goes, by operation, the longest first. `true` counts from zero on, `false` stops; both return what was
----counted until then, as the call without an argument does. Off (as at first) it costs nothing; on, two readings of the
----clock for each operation.
+---Where time goes, by operation, the longest first. `true` counts from zero on, `false` stops; both
+---return what was counted until then, as the call without an argument does. Off (as at first) it
+---costs nothing; on, two readings of the clock for each operation.
 ---@param on? boolean
 ---@return pyramid.ProfileEntry[]|nil
 ---@return string? message
 ---@return string? code
 function Model:profile(on)
-  if on ~= nil and type(on) ~= "boolean" then error("model:profile: true, false or nothing is wanted", 2) end
+  if on ~= nil and type(on) ~= "boolean" then
+    error("model:profile: true, false or nothing is wanted", 2)
+  end
   local entries, message, code = self:runtime():profile(on)
   if not entries then return nil, message, code end
   table.sort(entries, function(a, b) return a.seconds > b.seconds end)
@@ -245,7 +269,8 @@ function Model:close()
   self.handle, self.root = nil, nil
 end
 
--- No __gc: what the model is made of closes itself when nobody has it any more; its tokenizer may outlive it.
+-- No __gc: what the model is made of closes itself when nobody has it any more; its tokenizer may
+-- outlive it.
 Model.__close = Model.close
 
 function Model:__tostring() return ("pyramid.model (%s)"):format(self.description or "closed") end

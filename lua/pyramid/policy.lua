@@ -1,36 +1,46 @@
---- Policies: values that say what a cache keeps. A policy is a name, default options and up to three pure functions from
---- a layer's shape to a plan; the core asks them before the work they belong to, and carries the plans out natively.
+--- Policies: values that say what a cache keeps. A policy is a name, default options and up to
+--- three pure functions from a layer's shape to a plan; the core asks them before the work they
+--- belong to, and carries the plans out natively.
 ---
 ---   return policy {
 ---     name = "mine", defaults = { ratio = 0.5 },
----     prefill = function(o, l) return { keep = …, guard = { first = 4, last = 32 }, score = …, prune = "cache" } end,
----     trigger = function(o, l) return { every = 16, window = 32, track = score.attention { … } } end,
+---     prefill = function(o, l) return { keep = …, guard = { first = 4, last = 32 }, score = …,
+---     prune = "cache" } end,
+---     trigger = function(o, l) return { every = 16, window = 32, track = score.attention { … } }
+---     end,
 ---     decode  = function(o, l) return { keep = … } end,
 ---   }
 ---
---- l: index (from 1), layers, depth ((index-1)/layers), prompt (tokens of the prefill), past (rows held before it), rows
---- (when the plan runs), waiting (decode: rows that may be judged), tokens (seen), heads, kv_heads, head_dim.
---- A plan:
----   keep     rows of a lane that survive, guards included; with share = "head" it may be a list, one number a KV head.
----            Each head is judged by its own rows, and left whole where it holds no more than that
+--- l: index (from 1), layers, depth ((index-1)/layers), prompt (tokens of the prefill), past (rows
+--- held before it), rows (when the plan runs), waiting (decode: rows that may be judged), tokens
+--- (seen), heads, kv_heads, head_dim. A plan:
+---   keep     rows of a lane that survive, guards included; with share = "head" it may be a list,
+---            one number a KV head. Each head is judged by its own rows, and left whole where it
+---            holds no more than that
 ---   guard    { first =, last = } rows at either end that always survive
----   score    what ranks the others (score.lua); nothing: what the trigger tracks, else the position
----   share    "layer": one set for all heads; "head": one for each KV head; "pool": `keep` is the average, and the rows of
----            all KV heads compete for the budget (AdaKV, arXiv 2407.11550)
----   mass     0 < p <= 1: only as many of the ranked rows as hold the share p of the sum of their scores (top-p; scores
----            below 0 count 0), at most `keep`, which is then all rows unless said
+---   score    what ranks the others (score.lua); nothing: what the trigger tracks, else the
+---            position
+---   share    "layer": one set for all heads; "head": one for each KV head; "pool": `keep` is the
+---            average, and the rows of all KV heads compete for the budget (AdaKV, arXiv
+---            2407.11550)
+---   mass     0 < p <= 1: only as many of the ranked rows as hold the share p of the sum of their
+---            scores (top-p; scores below 0 count 0), at most `keep`, which is then all rows unless
+---            said
 ---   least    rows of a lane that survive at least, under "pool" or `mass`
----   merge    { threshold = x } or true (x = -1): a loser is not just dropped, but averaged, key and value, into the row
----            of its head that survives and whose key is most similar, if their cosine is at least x (core/policy/evict.h)
+---   merge    { threshold = x } or true (x = -1): a loser is not just dropped, but averaged, key
+---            and value, into the row of its head that survives and whose key is most similar, if
+---            their cosine is at least x (core/policy/evict.h)
 ---   prune    "cache": this layer's rows; "hidden": the next layers never see the token; "both"
----   rotate   "compact": keys are rotated to the positions 0 .. rows-1 after each cut, so that generation goes on for ever
----            (StreamingLLM's positions within the cache, arXiv 2309.17453); needs share = "layer". Each turn begins at the
----            key as it came, which such a layer keeps beside it: half as many bytes more. "keep": as they are
---- A trigger: every (steps) or over (rows), window (rows never judged), once, track (what decode ranks by).
---- Returning nothing keeps everything. `limits` says what an option may be: { min, max, step } of a number, of which only
---- min must be given, or a list of texts. With `fit = "ratio"`, the option `target = 0.45` finds the ratio that keeps this
---- share of the rows, on average over layers, for the prompt at hand, or as near as the other options allow.
---- Policies are made from policies by policy.compose, .layers, .from and .named: see compose.lua.
+---   rotate   "compact": keys are rotated to the positions 0 .. rows-1 after each cut, so that
+---            generation goes on for ever (StreamingLLM's positions within the cache, arXiv
+---            2309.17453); needs share = "layer". Each turn begins at the key as it came, which
+---            such a layer keeps beside it: half as many bytes more. "keep": as they are
+--- A trigger: every (steps) or over (rows), window (rows never judged), once, track (what decode
+--- ranks by). Returning nothing keeps everything. `limits` says what an option may be: { min, max,
+--- step } of a number, of which only min must be given, or a list of texts. With `fit = "ratio"`,
+--- the option `target = 0.45` finds the ratio that keeps this share of the rows, on average over
+--- layers, for the prompt at hand, or as near as the other options allow. Policies are made from
+--- policies by policy.compose, .layers, .from and .named: see compose.lua.
 local core = require "pyramid.core"
 local options = require "pyramid.options"
 local score = require "pyramid.score"
@@ -60,15 +70,16 @@ Policy.__name = "pyramid.policy"
 ---@field kv_heads integer
 ---@field head_dim integer
 
-local definition_keys = { name = "string", doc = "string", defaults = "table", limits = "table", presets = "table",
-  prefill = "function", trigger = "function", decode = "function", fit = "string" }
-local plan_keys = { keep = true, guard = true, score = true, share = true, mass = true, least = true, merge = true, prune = true,
-  rotate = true }
+local definition_keys = { name = "string", doc = "string", defaults = "table", limits = "table",
+  presets = "table", prefill = "function", trigger = "function", decode = "function",
+    fit = "string" }
+local plan_keys = { keep = true, guard = true, score = true, share = true, mass = true,
+  least = true, merge = true, prune = true, rotate = true }
 local trigger_keys = { every = true, over = true, window = true, once = true, track = true }
 local shares, prunes = { layer = 0, head = 1, pool = 2 }, { cache = 1, hidden = 2, both = 3 }
 local rotates = { keep = 0, compact = 1 }
 
--- ---- from what a policy returns to what the core reads ----------------------------------------------------------
+-- ---- from what a policy returns to what the core reads ------------------------------------------
 
 local function list(set) return table.concat(options.sorted_keys(set), ", ") end
 
@@ -77,7 +88,8 @@ local function refuse(field, what) error(field .. " " .. what, 0) end
 local function check_keys(what, value, known)
   for key in pairs(value) do
     if not known[key] then
-      refuse(("%s.%s"):format(what, tostring(key)), ("is not a field (known: %s)"):format(list(known)))
+      refuse(("%s.%s"):format(what, tostring(key)),
+        ("is not a field (known: %s)"):format(list(known)))
     end
   end
 end
@@ -91,7 +103,9 @@ end
 
 local function choice(field, value, set, default)
   if value == nil then value = default end
-  if not set[value] then refuse(field, ("is '%s', not one of %s"):format(tostring(value), list(set))) end
+  if not set[value] then
+    refuse(field, ("is '%s', not one of %s"):format(tostring(value), list(set)))
+  end
   return set[value]
 end
 
@@ -106,7 +120,9 @@ local function keep_of(plan, l)
   local keep = plan.keep
   if keep == nil and plan.mass ~= nil then keep = l.rows end
   if type(keep) ~= "table" then return integer("keep", keep) end
-  if #keep ~= l.kv_heads then refuse("keep", ("lists %d numbers for %d K/V heads"):format(#keep, l.kv_heads)) end
+  if #keep ~= l.kv_heads then
+    refuse("keep", ("lists %d numbers for %d K/V heads"):format(#keep, l.kv_heads))
+  end
   local packed = {}
   for head, rows in ipairs(keep) do
     rows = integer("keep", rows)
@@ -144,32 +160,36 @@ local function flat_plan(plan, l)
   local guard = plan.guard or {}
   if type(guard) ~= "table" then refuse("guard", "is not a table") end
   check_keys("guard", guard, { first = true, last = true })
-  return keep_of(plan, l), integer("guard.first", guard.first, 0), integer("guard.last", guard.last, 0),
-    choice("share", plan.share, shares, "layer"), choice("prune", plan.prune, prunes, "cache"), program("score", plan.score),
-    integer("least", plan.least, 0), mass_of(plan.mass), threshold_of(plan.merge), choice("rotate", plan.rotate, rotates, "keep"),
-    plan.score
+  return keep_of(plan, l), integer("guard.first", guard.first, 0),
+    integer("guard.last", guard.last, 0), choice("share", plan.share, shares, "layer"),
+      choice("prune", plan.prune, prunes, "cache"), program("score", plan.score),
+        integer("least", plan.least, 0), mass_of(plan.mass), threshold_of(plan.merge),
+          choice("rotate", plan.rotate, rotates, "keep"), plan.score
 end
 
 local function flat_trigger(trigger)
   if trigger == nil then return nil end
-  if type(trigger) ~= "table" then refuse("the trigger", "is not a table (" .. type(trigger) .. ")") end
+  if type(trigger) ~= "table" then
+    refuse("the trigger", "is not a table (" .. type(trigger) .. ")")
+  end
   check_keys("trigger", trigger, trigger_keys)
   local track = program("track", trigger.track)
   if track and not score.is_signal(trigger.track) then
     refuse("track", "must be a single attention or history signal: " .. tostring(trigger.track))
   end
-  return integer("every", trigger.every, 0), integer("over", trigger.over, 0), integer("window", trigger.window, 0),
-    trigger.once and true or false, track
+  return integer("every", trigger.every, 0), integer("over", trigger.over, 0),
+    integer("window", trigger.window, 0), trigger.once and true or false, track
 end
 
 ---The layer shape that policies see.
 ---@return pyramid.layer
 function module.shape(index, layers, prompt, past, rows, waiting, tokens, heads, kv_heads, head_dim)
-  return { index = index, layers = layers, depth = (index - 1) / layers, prompt = prompt, past = past, rows = rows,
-    waiting = waiting, tokens = tokens, heads = heads, kv_heads = kv_heads, head_dim = head_dim }
+  return { index = index, layers = layers, depth = (index - 1) / layers, prompt = prompt,
+    past = past, rows = rows, waiting = waiting, tokens = tokens, heads = heads,
+      kv_heads = kv_heads, head_dim = head_dim }
 end
 
--- ---- policies ------------------------------------------------------------------------------------------------------
+-- ---- policies -----------------------------------------------------------------------------------
 
 local function copy(t)
   local result = {}
@@ -184,25 +204,31 @@ local function outside(value, limit)
     return "one of " .. table.concat(limit, ", ")
   end
   local low, high, step = limit[1], limit[2], limit[3]
-  if value >= low and value <= (high or math.huge) and (not step or (value - low) % step == 0) then return nil end
+  if value >= low and value <= (high or math.huge) and (not step or (value - low) % step == 0) then
+    return nil
+  end
   return (high and ("from %s to %s"):format(low, high) or ("at least %s"):format(low))
     .. (step and (" in steps of %s"):format(step) or "")
 end
 
 local function checked(definition, key, value)
   local default, limit = definition.defaults[key], definition.limits[key]
-  local function wrong(...) error(("policy %s: "):format(definition.name) .. (...):format(select(2, ...)), 0) end
+  local function wrong(...)
+    error(("policy %s: "):format(definition.name) .. (...):format(select(2, ...)), 0)
+  end
   if default == nil then
     local known = copy(definition.defaults)
     known.preset = next(definition.presets) and true or nil
     wrong("unknown option '%s' (known: %s)", tostring(key), list(known))
   end
   if type(value) ~= type(default) then
-    wrong("option '%s' must be a %s, not a %s (%s)", key, type(default), type(value), tostring(value))
+    wrong("option '%s' must be a %s, not a %s (%s)", key, type(default), type(value),
+      tostring(value))
   end
   if value ~= value then wrong("option '%s' is not a number (%s)", key, tostring(value)) end
-  if math.type(default) == "integer" then                            -- JSON knows no integers: 3.0 is one
-    value = math.tointeger(value) or wrong("option '%s' must be an integer, not %s", key, tostring(value))
+  if math.type(default) == "integer" then  -- JSON knows no integers: 3.0 is one
+    value = math.tointeger(value) or wrong("option '%s' must be an integer, not %s", key,
+      tostring(value))
   end
   local allowed = limit and outside(value, limit)
   if allowed then wrong("option '%s' is %s; it must be %s", key, tostring(value), allowed) end
@@ -224,9 +250,11 @@ local function merge(definition, given)
   for key, value in pairs(given) do
     if key ~= "preset" then merged[key] = checked(definition, key, value) end
   end
-  local rows = definition.fit and definition.fit:gsub("ratio$", "rows")      -- the budget beside a ratio
+  -- the budget beside a ratio
+  local rows = definition.fit and definition.fit:gsub("ratio$", "rows")
   if rows and rows ~= definition.fit and (merged[rows] or 0) > 0 and merged.target > 0 then
-    error(("policy %s: '%s' and 'target' are two budgets: give one of them"):format(definition.name, rows), 0)
+    error(("policy %s: '%s' and 'target' are two budgets: give one of them"):format(
+      definition.name, rows), 0)
   end
   return merged
 end
@@ -234,8 +262,8 @@ end
 local function new(definition, given)
   given = copy(given)
   local in_force = merge(definition, given)
-  return setmetatable({ name = definition.name, definition = definition, given = given, in_force = in_force,
-    options = copy(in_force) }, Policy)
+  return setmetatable({ name = definition.name, definition = definition, given = given,
+    in_force = in_force, options = copy(in_force) }, Policy)
 end
 
 ---The same policy under other options.
@@ -249,9 +277,9 @@ function Policy:with(given)
   return new(self.definition, all)
 end
 
----The options for a prompt: as they are, or, where the option `target` is set, with the option that `fit` names chosen
----so that the prompt's rows, on average over layers, come as near to that share of a full cache as they can
----(bisection over the forecast).
+---The options for a prompt: as they are, or, where the option `target` is set, with the option that
+---`fit` names chosen so that the prompt's rows, on average over layers, come as near to that share
+---of a full cache as they can (bisection over the forecast).
 ---@param l pyramid.layer
 ---@return table
 function Policy:fitted(l)
@@ -271,7 +299,8 @@ end
 ---The functions that the core calls, and what their scores refer to by number (see lplan.c).
 ---@return table
 function Policy:bind()
-  local d, known, slots = self.definition, {}, {}    -- known: by prompt; sequences of a batch take turns
+  -- known: by prompt; sequences of a batch take turns
+  local d, known, slots = self.definition, {}, {}
   local function options_for(l)
     known[l.prompt] = known[l.prompt] or self:fitted(l)
     return known[l.prompt]
@@ -287,14 +316,16 @@ function Policy:bind()
       return flat(f(options_for(l), l))
     end
   end
-  return { slots, name = self.name, prefill = bound(d.prefill, flat_plan), trigger = bound(d.trigger, flat_trigger),
-    decode = bound(d.decode, flat_plan) }
+  return { slots, name = self.name, prefill = bound(d.prefill, flat_plan),
+    trigger = bound(d.trigger, flat_trigger), decode = bound(d.decode, flat_plan) }
 end
 
 function Policy:__tostring()
   local _ <close> = core.plain_locale()
   local parts = {}
-  for _, key in ipairs(options.sorted_keys(self.in_force)) do parts[#parts + 1] = key .. "=" .. tostring(self.in_force[key]) end
+  for _, key in ipairs(options.sorted_keys(self.in_force)) do
+    parts[#parts + 1] = key .. "=" .. tostring(self.in_force[key])
+  end
   return ("%s(%s)"):format(self.name, table.concat(parts, ", "))
 end
 
@@ -331,13 +362,14 @@ function module.define(definition)
   return new(own)
 end
 
--- ---- calling what they brought ------------------------------------------------------------------------------------------
+-- ---- calling what they brought ------------------------------------------------------------------
 
---- Seconds that one call of a policy's function, or the loading of its file, may take, unless a cache says otherwise
---- (policy_seconds): plans are a few sums, and a custom score's vectors are computed natively.
+--- Seconds that one call of a policy's function, or the loading of its file, may take, unless a
+--- cache says otherwise (policy_seconds): plans are a few sums, and a custom score's vectors are
+--- computed natively.
 module.SECONDS = 10
 
-local late = setmetatable({}, { __mode = "k" })     -- what has once not returned is not called again
+local late = setmetatable({}, { __mode = "k" })  -- what has once not returned is not called again
 
 local function judged(owner, raised, returned, ...)
   if not raised then return false, returned end
@@ -357,7 +389,7 @@ function module.call(owner, f, ...)
   return judged(owner, pcall(core.limited, module.SECONDS, f, ...))
 end
 
--- ---- finding them by name ------------------------------------------------------------------------------------------
+-- ---- finding them by name -----------------------------------------------------------------------
 
 local function read_file(path)
   local file = io.open(path, "rb")
@@ -380,7 +412,8 @@ local function find(name)
   end
   local text, chunk = core.bundled("policy", name)
   if text then return text, chunk end
-  return nil, ("policy: unknown policy '%s' (known: %s)"):format(name, table.concat(module.list(), ", ")), "policy"
+  return nil, ("policy: unknown policy '%s' (known: %s)"):format(name,
+    table.concat(module.list(), ", ")), "policy"
 end
 
 ---The names of the policies that can be asked for by name.
@@ -397,7 +430,8 @@ function module.load(which, given)
   local _ <close> = core.plain_locale()
   local found = which
   if type(which) ~= "string" and type(which) ~= "table" then
-    error(("pyramid.policy: a name, a path or a table is wanted, not %s"):format(tostring(which)), 2)
+    error(("pyramid.policy: a name, a path or a table is wanted, not %s"):format(tostring(which)),
+      2)
   end
   if type(which) == "string" then
     local text, chunk, code = find(which)
@@ -413,7 +447,9 @@ function module.load(which, given)
     if not ok then return nil, tostring(value), "policy" end
     found = value
   end
-  if not module.is(found) then return nil, ("policy %s: the file returns no policy"):format(tostring(which)), "policy" end
+  if not module.is(found) then
+    return nil, ("policy %s: the file returns no policy"):format(tostring(which)), "policy"
+  end
   if given == nil or next(given) == nil then return found end
   local ok, changed = pcall(Policy.with, found, given)
   if not ok then return nil, tostring(changed), "policy" end
@@ -426,7 +462,8 @@ end
 ---@return pyramid.policy
 function module.with(p, given) return p:with(given) end
 
----Options written as text, key=value, with the type of the policy's default: what scripts and the C facade accept.
+---Options written as text, key=value, with the type of the policy's default: what scripts and the C
+---facade accept.
 ---@param which string|pyramid.policy
 ---@param words string[]
 ---@return table|nil
@@ -436,7 +473,9 @@ function module.parse_options(which, words)
   local _ <close> = core.plain_locale()
   local found, message, code = module.load(which)
   if not found then return nil, message, code end
-  local function wrong(text, ...) return nil, ("policy %s: "):format(found.name) .. text:format(...), "policy" end
+  local function wrong(text, ...)
+    return nil, ("policy %s: "):format(found.name) .. text:format(...), "policy"
+  end
   local given = {}
   for _, word in ipairs(words) do
     local key, text = word:match("^([%w_]+)=(.*)$")
@@ -446,7 +485,9 @@ function module.parse_options(which, words)
       value = tonumber(text)
       if not value then return wrong("option '%s' must be a number, not '%s'", key, text) end
     elseif type(default) == "boolean" then
-      if text ~= "true" and text ~= "false" then return wrong("option '%s' must be true or false", key) end
+      if text ~= "true" and text ~= "false" then
+        return wrong("option '%s' must be true or false", key)
+      end
       value = text == "true"
     end
     given[key] = value
@@ -454,8 +495,9 @@ function module.parse_options(which, words)
   return given
 end
 
--- The rows that a prefill plan keeps, on average over heads; what it prunes; whether the rows are the most that it may keep
--- (under `mass`, where scores decide). Refuses what the core refuses (plan.c).
+-- The rows that a prefill plan keeps, on average over heads; what it prunes; whether the rows are
+-- the most that it may keep (under `mass`, where scores decide). Refuses what the core refuses
+-- (plan.c).
 local function kept_by(prefill, o, l)
   if not prefill then return nil end
   local keep, first, last, share, prune, _, least, mass = flat_plan(prefill(o, l), l)
@@ -474,7 +516,9 @@ local function kept_by(prefill, o, l)
   if first < 0 then refuse("guard.first", "is negative") end
   if last < 0 then refuse("guard.last", "is negative") end
   local hidden = prune & prunes.hidden ~= 0
-  if hidden and share ~= shares.layer then refuse("share", 'must be "layer" where hidden states are pruned') end
+  if hidden and share ~= shares.layer then
+    refuse("share", 'must be "layer" where hidden states are pruned')
+  end
   first = math.min(first, l.rows)
   last = math.min(hidden and math.max(last, 1) or last, l.rows - first)
   local sum = 0
@@ -482,23 +526,29 @@ local function kept_by(prefill, o, l)
   return sum % #each == 0 and sum // #each or sum / #each, prune, mass > 0
 end
 
----What a policy would keep at each layer of a prompt of `tokens`, without a model running: rows stored, on average over KV
----heads, and tokens computed, as far as its plans say (they are pure functions of shapes; under `mass`, the most).
+---What a policy would keep at each layer of a prompt of `tokens`, without a model running: rows
+---stored, on average over KV heads, and tokens computed, as far as its plans say (they are pure
+---functions of shapes; under `mass`, the most).
 ---@param which pyramid.policy
 ---@param config { layers: integer, heads: integer, kv_heads: integer, head_dim: integer }
 ---@param tokens integer
----@return { rows: number, computed: integer, most: boolean }[]  most: what the text says decides, and it is no more than that
+---@return { rows: number, computed: integer, most: boolean }[]
+---  most: what the text says decides, and it is no more than that
 function module.forecast(which, config, tokens)
   local _ <close> = core.plain_locale()
   local d, alive, layers, most = which.definition, tokens, {}, false
   local function shape(index)
-    return module.shape(index, config.layers, tokens, 0, alive, 0, tokens, config.heads, config.kv_heads, config.head_dim)
+    return module.shape(index, config.layers, tokens, 0, alive, 0, tokens, config.heads,
+      config.kv_heads, config.head_dim)
   end
   local o = which:fitted(shape(1))
   for index = 1, config.layers do
     local rows, computed = alive, alive
-    local ok, kept, prune, by_mass = module.call(d.prefill or kept_by, kept_by, d.prefill, o, shape(index))
-    if not ok then error(("policy %s, layer %d, prefill: %s"):format(which.name, index, tostring(kept)), 0) end
+    local ok, kept, prune, by_mass = module.call(d.prefill or kept_by, kept_by, d.prefill, o,
+      shape(index))
+    if not ok then
+      error(("policy %s, layer %d, prefill: %s"):format(which.name, index, tostring(kept)), 0)
+    end
     local at_most = most
     if kept then
       if prune & prunes.cache ~= 0 then rows, at_most = kept, most or by_mass end
@@ -509,7 +559,8 @@ function module.forecast(which, config, tokens)
   return layers
 end
 
--- compose, layers, from, named: policies made from policies, in a file of their own, which needs this one whole.
+-- compose, layers, from, named: policies made from policies, in a file of their own, which needs
+-- this one whole.
 return setmetatable(module, {
   __call = function(_, definition) return module.define(definition) end,
   __index = function(_, name) return require "pyramid.compose"[name] end,

@@ -1,10 +1,12 @@
---- Schedules: pure functions from a layer's depth (0 for the first layer, below 1 for the last) to a ratio.
+--- Schedules: pure functions from a layer's depth (0 for the first layer, below 1 for the last) to
+--- a ratio.
 ---
 ---   local falling = schedule.cosine(1, 0.9)
 ---   falling(l.depth)
 local schedule = {}
 
----From `from` at depth 0 towards `to` at depth 1 along half a cosine: slow, fast, slow (PyramidInfer's default).
+---From `from` at depth 0 towards `to` at depth 1 along half a cosine: slow, fast, slow
+---(PyramidInfer's default).
 ---@param from number
 ---@param to number
 ---@return fun(depth: number): number
@@ -49,5 +51,6 @@ return setmetatable(schedule, { __index = function(_, name)
   local known = {}
   for key in pairs(schedule) do known[#known + 1] = key end
   table.sort(known)
-  error(("schedule: unknown schedule '%s' (known: %s)"):format(tostring(name), table.concat(known, ", ")), 2)
+  error(("schedule: unknown schedule '%s' (known: %s)"):format(tostring(name),
+    table.concat(known, ", ")), 2)
 end })

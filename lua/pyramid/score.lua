@@ -1,10 +1,11 @@
---- Scores: immutable expressions over native signals, by which rows are ranked. The core compiles an expression once a
---- layer and runs it over all judged rows; no Lua runs per row.
+--- Scores: immutable expressions over native signals, by which rows are ranked. The core compiles
+--- an expression once a layer and runs it over all judged rows; no Lua runs per row.
 ---
 ---   score.attention { queries = 32, heads = "max" }:pool("max", 7) * score.value_norm()
 ---
---- A score prints as the expression that made it, and equals another of the same program; tables and custom scores equal
---- only themselves, so make them once, outside of a policy's functions. Mistakes raise where the expression is built.
+--- A score prints as the expression that made it, and equals another of the same program; tables
+--- and custom scores equal only themselves, so make them once, outside of a policy's functions.
+--- Mistakes raise where the expression is built.
 local core = require "pyramid.core"
 local options = require "pyramid.options"
 
@@ -23,21 +24,27 @@ Score.__newindex = function() error("scores are immutable", 2) end
 Score.__metatable = "pyramid.score"
 
 -- The core's pyr_score_code and pyr_reduce, in order.
-local codes = { attention = 0, history = 1, key_norm = 2, value_norm = 3, position = 4, random = 5, const = 6,
-  add = 7, sub = 8, mul = 9, div = 10, pool = 11, normalize = 12, key_similarity = 13, expected = 14, lag = 15,
-  output_norm = 16, table = 17, place = 18, softmax = 19, chunk = 20, top = 21, custom = 22 }
+local codes = { attention = 0, history = 1, key_norm = 2, value_norm = 3, position = 4, random = 5,
+  const = 6, add = 7, sub = 8, mul = 9, div = 10, pool = 11, normalize = 12, key_similarity = 13,
+    expected = 14, lag = 15, output_norm = 16, table = 17, place = 18, softmax = 19, chunk = 20,
+      top = 21, custom = 22 }
 local reduces = { mean = 0, sum = 1, max = 2 }
 local pools = { avg = 0, average = 0, max = 1 }
 local longest = 32
 local texts, programs = setmetatable({}, { __mode = "k" }), setmetatable({}, { __mode = "k" })
-local objects = setmetatable({}, { __mode = "k" })   -- what a score's program refers to: [number] = vector or { function, … }
+-- what a score's program refers to: [number] = vector or { function, … }
+local objects = setmetatable({}, { __mode = "k" })
 local numbered = 0
 
-local function op(code, a, b, n, x) return string.pack("<BBBxi4f", codes[code], a or 0, b or 0, n or 0, x or 0) end
+local function op(code, a, b, n, x)
+  return string.pack("<BBBxi4f", codes[code], a or 0, b or 0, n or 0, x or 0)
+end
 
 -- A score of this text and program; `parts` are the scores that it is made of.
 local function new(text, program, parts)
-  if #program > longest * 12 then error(("score: more than %d operations: %s"):format(longest, text), 3) end
+  if #program > longest * 12 then
+    error(("score: more than %d operations: %s"):format(longest, text), 3)
+  end
   local self = setmetatable({}, Score)
   local mine
   for _, part in ipairs(parts or {}) do
@@ -77,8 +84,8 @@ end
 ---@return string
 function score.program(value) return programs[value] end
 
----Keeps in `slots` what a plan's score refers to, for as long as it may be asked for: tables for good, custom scores until
----the same layer's plan is made anew.
+---Keeps in `slots` what a plan's score refers to, for as long as it may be asked for: tables for
+---good, custom scores until the same layer's plan is made anew.
 ---@param slots table
 ---@param value pyramid.score
 ---@param layer integer
@@ -104,30 +111,40 @@ local function choice(what, name, value, set, default)
   return set[value]
 end
 
-local function finite(value) return type(value) == "number" and value == value and math.abs(value) < math.huge end
+local function finite(value)
+  return type(value) == "number" and value == value and math.abs(value) < math.huge
+end
 
----Attention mass that the last `queries` queries gave a row (0 or nil: every query), of those that reach the layer, weighted
----by a ramp that rises from 1 at the oldest to `ramp` at the newest. `reduce` is over queries, `heads` over the query heads
----that share a set: all of the layer's, or a KV head's group (see a plan's `share`). In decode, `queries` and `ramp` must be
----the trigger's. Source: PyramidInfer, arXiv 2405.12532; SnapKV, arXiv 2404.14469.
+---Attention mass that the last `queries` queries gave a row (0 or nil: every query), of those that
+---reach the layer, weighted by a ramp that rises from 1 at the oldest to `ramp` at the newest.
+---`reduce` is over queries, `heads` over the query heads that share a set: all of the layer's, or a
+---KV head's group (see a plan's `share`). In decode, `queries` and `ramp` must be the trigger's.
+---Source: PyramidInfer, arXiv 2405.12532; SnapKV, arXiv 2404.14469.
 ---@param o? { queries?: integer, ramp?: number, reduce?: "mean"|"sum"|"max", heads?: "mean"|"sum"|"max" }
 ---@return pyramid.score
 function score.attention(o)
   local _ <close> = core.plain_locale()
-  o = options.check("score.attention", o, { queries = "integer", ramp = "number", reduce = "string", heads = "string" })
+  o = options.check("score.attention", o, { queries = "integer", ramp = "number",
+    reduce = "string", heads = "string" })
   local queries, ramp = o.queries or 0, o.ramp or 1
-  if queries < 0 or queries > 0x7fffffff then error("score.attention: queries must be 0 (all) or more", 2) end
-  if not finite(ramp) or ramp < 0 then error("score.attention: ramp must be a number of 0 or more", 2) end
+  if queries < 0 or queries > 0x7fffffff then
+    error("score.attention: queries must be 0 (all) or more", 2)
+  end
+  if not finite(ramp) or ramp < 0 then
+    error("score.attention: ramp must be a number of 0 or more", 2)
+  end
   local reduce = choice("score.attention", "reduce", o.reduce, reduces, "mean")
   local heads = choice("score.attention", "heads", o.heads, reduces, "mean")
-  local text = ("attention{queries=%d, ramp=%g, reduce=%s, heads=%s}"):format(queries, ramp, o.reduce or "mean", o.heads or "mean")
+  local text = ("attention{queries=%d, ramp=%g, reduce=%s, heads=%s}"):format(queries, ramp,
+    o.reduce or "mean", o.heads or "mean")
   return new(text, op("attention", reduce, heads, queries, ramp))
 end
 
----Attention that every query so far gave a row, in prefill and in decode; each decode step first multiplies what has
----been gathered by `decay`, which in decode, and where earlier prompts left history, must be the trigger's. Over earlier
----prompts `heads = "max"` needs as many KV heads as heads: what is tracked is the mean over a KV head's query heads. Source:
----H2O, arXiv 2306.14048; Scissorhands, arXiv 2305.17118.
+---Attention that every query so far gave a row, in prefill and in decode; each decode step first
+---multiplies what has been gathered by `decay`, which in decode, and where earlier prompts left
+---history, must be the trigger's. Over earlier prompts `heads = "max"` needs as many KV heads as
+---heads: what is tracked is the mean over a KV head's query heads. Source: H2O, arXiv 2306.14048;
+---Scissorhands, arXiv 2305.17118.
 ---@param o? { decay?: number, heads?: "mean"|"sum"|"max" }
 ---@return pyramid.score
 function score.history(o)
@@ -171,13 +188,14 @@ function score.const(value)
   return new(("%.9g"):format(value), op("const", 0, 0, 0, value))
 end
 
----How alike a row's key is to the others: the cosine of the key to the mean of the judged rows' keys, each first made of
----length 1 (rows that are guarded have no part in the mean). KeyDiff (arXiv 2504.15364) keeps the least alike.
+---How alike a row's key is to the others: the cosine of the key to the mean of the judged rows'
+---keys, each first made of length 1 (rows that are guarded have no part in the mean). KeyDiff
+---(arXiv 2504.15364) keeps the least alike.
 ---@return pyramid.score
 function score.key_similarity() return new("key_similarity()", op("key_similarity")) end
 
----The length (L1) of what a row's value adds to the residual stream, W_o v, mean over the query heads that read it.
----Source: CriticalKV, arXiv 2502.03805.
+---The length (L1) of what a row's value adds to the residual stream, W_o v, mean over the query
+---heads that read it. Source: CriticalKV, arXiv 2502.03805.
 ---@return pyramid.score
 function score.output_norm() return new("output_norm()", op("output_norm")) end
 
@@ -185,28 +203,37 @@ function score.output_norm() return new("output_norm()", op("output_norm")) end
 ---@return pyramid.score
 function score.place() return new("place()", op("place")) end
 
-local function whole(value, low, high) return math.type(value) == "integer" and value >= low and value <= high end
+local function whole(value, low, high)
+  return math.type(value) == "integer" and value >= low and value <= high
+end
 
----Attention that queries at the next `future` positions are expected to give a row: the prompt's queries without the first
----`sinks` are taken for Gaussian, with their mean and, unless `covariance` is false, their covariance, and turned by the
----mean of RoPE's rotations to those positions; softmax over the judged rows, for each query head. Prefill plans only.
----Source: Expected Attention, arXiv 2510.00636, which ranks by `(score.expected() + epsilon) * score.value_norm()`.
+---Attention that queries at the next `future` positions are expected to give a row: the prompt's
+---queries without the first `sinks` are taken for Gaussian, with their mean and, unless
+---`covariance` is false, their covariance, and turned by the mean of RoPE's rotations to those
+---positions; softmax over the judged rows, for each query head. Prefill plans only. Source:
+---Expected Attention, arXiv 2510.00636, which ranks by `(score.expected() + epsilon) *
+---score.value_norm()`.
 ---@param o? { future?: integer, sinks?: integer, covariance?: boolean, heads?: "mean"|"sum"|"max" }
 ---@return pyramid.score
 function score.expected(o)
-  o = options.check("score.expected", o, { future = "integer", sinks = "integer", covariance = "boolean", heads = "string" })
+  o = options.check("score.expected", o, { future = "integer", sinks = "integer",
+    covariance = "boolean", heads = "string" })
   local future, sinks, covariance = o.future or 512, o.sinks or 4, o.covariance ~= false
-  if not whole(future, 1, 1 << 16) then error("score.expected: future must be from 1 to 65536", 2) end
+  if not whole(future, 1, 1 << 16) then
+    error("score.expected: future must be from 1 to 65536", 2)
+  end
   if not whole(sinks, 0, 1 << 24) then error("score.expected: sinks must be from 0 to 2^24", 2) end
   local heads = choice("score.expected", "heads", o.heads, reduces, "mean")
-  local text = ("expected{future=%d, sinks=%d, covariance=%s, heads=%s}"):format(future, sinks, covariance, o.heads or "mean")
+  local text = ("expected{future=%d, sinks=%d, covariance=%s, heads=%s}"):format(future, sinks,
+    covariance, o.heads or "mean")
   return new(text, op("expected", covariance and 1 or 0, heads, future, sinks))
 end
 
----How a row stands out against the next `lag` rows. Rows are cut into runs of `lag` from the first judged one on; each
----channel of K and V is brought to the range that it has in the run behind; the spread over channels goes through a softmax
----in the run, K and V are averaged, and (`ranked`, the default) a row's rank in its run, from 0 to below 1, is its
----score. Rows without a whole run behind theirs have 1. Source: LagKV, arXiv 2504.04704.
+---How a row stands out against the next `lag` rows. Rows are cut into runs of `lag` from the first
+---judged one on; each channel of K and V is brought to the range that it has in the run behind; the
+---spread over channels goes through a softmax in the run, K and V are averaged, and (`ranked`, the
+---default) a row's rank in its run, from 0 to below 1, is its score. Rows without a whole run
+---behind theirs have 1. Source: LagKV, arXiv 2504.04704.
 ---@param o? { lag?: integer, ranked?: boolean }
 ---@return pyramid.score
 function score.lag(o)
@@ -216,9 +243,10 @@ function score.lag(o)
   return new(("lag{lag=%d, ranked=%s}"):format(lag, ranked), op("lag", ranked and 1 or 0, 0, lag))
 end
 
----Numbers from Lua: `{ by = "position", … }` has one for each original position, from 0; `{ by = "head", { … }, … }` has
----[layer][KV head]. A vector (pyramid.vector) does as well, or a matrix with [layer][head]. Rows beyond it get 0. The
----numbers are copied here, once; later changes of the table are not seen.
+---Numbers from Lua: `{ by = "position", … }` has one for each original position, from 0; `{ by =
+---"head", { … }, … }` has [layer][KV head]. A vector (pyramid.vector) does as well, or a matrix
+---with [layer][head]. Rows beyond it get 0. The numbers are copied here, once; later changes of the
+---table are not seen.
 ---@param t table|pyramid.vector
 ---@return pyramid.score
 function score.table(t)
@@ -231,7 +259,9 @@ function score.table(t)
         error(("score.table: '%s' is no place of a sequence"):format(tostring(key)), 2)
       end
     end
-    if by ~= "position" and by ~= "head" then error('score.table: by must be "position" or "head"', 2) end
+    if by ~= "position" and by ~= "head" then
+      error('score.table: by must be "position" or "head"', 2)
+    end
     if (by == "head") ~= (type(values[1]) == "table") then
       error('score.table: by = "head" wants a table for each layer, by = "position" numbers', 2)
     end
@@ -247,10 +277,11 @@ function score.table(t)
   return refer(("table#%%d{by=%s}"):format(by), "", "table", 0, values)
 end
 
----What another cache's rows say of the same positions: the mean over its layers and heads, or of one `layer` or `head`, of
----`expression`, as a table by position (see cache:scores, which says what the expression may hold; left out, it is what the
----cache's policy tracks). With a small model's cache that was read under the policy "guide", a large model keeps what the
----small one's last queries looked at.
+---What another cache's rows say of the same positions: the mean over its layers and heads, or of
+---one `layer` or `head`, of `expression`, as a table by position (see cache:scores, which says what
+---the expression may hold; left out, it is what the cache's policy tracks). With a small model's
+---cache that was read under the policy "guide", a large model keeps what the small one's last
+---queries looked at.
 ---@param cache pyramid.Cache
 ---@param expression? pyramid.score
 ---@param o? { layer?: integer, head?: integer }
@@ -261,30 +292,39 @@ function score.from(cache, expression, o)
   return score.table(values)
 end
 
----A score by a function, for what the algebra lacks: fn(lane) returns one number for each judged row, as a vector or a
----sequence. lane holds layer, head, rows (how many), positions, keys and values (matrices of rows x head_dim), and the
----vector of each score in `inputs` by its name: `score.custom(f, { seen = score.attention { queries = 32 } })` gives
----lane.seen. All of them end with the call. Where heads share one set, fn is asked for each KV head, inputs are the
----set's, and the mean of what it returns ranks. Runs once a layer and head, in prefill plans only; what it raises ends
----the prefill. Vectors are in pyramid.vector.
+---A score by a function, for what the algebra lacks: fn(lane) returns one number for each judged
+---row, as a vector or a sequence. lane holds layer, head, rows (how many), positions, keys and
+---values (matrices of rows x head_dim), and the vector of each score in `inputs` by its name:
+---`score.custom(f, { seen = score.attention { queries = 32 } })` gives lane.seen. All of them end
+---with the call. Where heads share one set, fn is asked for each KV head, inputs are the set's, and
+---the mean of what it returns ranks. Runs once a layer and head, in prefill plans only; what it
+---raises ends the prefill. Vectors are in pyramid.vector.
 ---@param fn fun(lane: pyramid.Lane): pyramid.vector|number[]
 ---@param inputs? table<string, pyramid.score>
 ---@return pyramid.score
 function score.custom(fn, inputs)
-  if type(fn) ~= "function" then error(("score.custom: a function is wanted, not a %s"):format(type(fn)), 2) end
+  if type(fn) ~= "function" then
+    error(("score.custom: a function is wanted, not a %s"):format(type(fn)), 2)
+  end
   inputs = inputs or {}
   if type(inputs) ~= "table" then error("score.custom: inputs are a table of scores by name", 2) end
-  local reserved = { layer = true, head = true, rows = true, positions = true, keys = true, values = true }
+  local reserved = { layer = true, head = true, rows = true, positions = true, keys = true,
+    values = true }
   local object, parts, said, program = { fn }, {}, {}, ""
   for name, value in pairs(inputs) do
-    if type(name) ~= "string" or not score.is(value) then error("score.custom: inputs are scores by name", 2) end
-    if reserved[name] then error(("score.custom: '%s' is a field of every lane"):format(name), 2) end
+    if type(name) ~= "string" or not score.is(value) then
+      error("score.custom: inputs are scores by name", 2)
+    end
+    if reserved[name] then
+      error(("score.custom: '%s' is a field of every lane"):format(name), 2)
+    end
   end
   for i, name in ipairs(options.sorted_keys(inputs)) do
     object[i + 1], parts[i], said[i] = name, inputs[name], name .. "=" .. texts[inputs[name]]
     program = program .. programs[inputs[name]]
   end
-  return refer("custom#%d" .. ("{" .. table.concat(said, ", ") .. "}"):gsub("%%", "%%%%"), program, "custom", #parts, object, parts)
+  return refer("custom#%d" .. ("{" .. table.concat(said, ", ") .. "}"):gsub("%%", "%%%%"), program,
+    "custom", #parts, object, parts)
 end
 
 local function operand(value)
@@ -296,7 +336,8 @@ end
 local function binary(code, sign)
   return function(a, b)
     a, b = operand(a), operand(b)
-    return new(("(%s %s %s)"):format(texts[a], sign, texts[b]), programs[a] .. programs[b] .. op(code), { a, b })
+    return new(("(%s %s %s)"):format(texts[a], sign, texts[b]),
+      programs[a] .. programs[b] .. op(code), { a, b })
   end
 end
 
@@ -317,10 +358,13 @@ function Score:pool(kind, width)
   if math.type(width) ~= "integer" or width < 1 or width % 2 == 0 or width > 0x7fffffff then
     error(("score:pool: width must be an odd positive integer, not %s"):format(tostring(width)), 2)
   end
-  return new(("%s:pool(%s, %d)"):format(texts[self], kind, width), programs[self] .. op("pool", how, 0, width), { self })
+  return new(("%s:pool(%s, %d)"):format(texts[self], kind, width),
+    programs[self] .. op("pool", how, 0, width), { self })
 end
 
-local function transformed(self, said, ...) return new(texts[self] .. said, programs[self] .. op(...), { self }) end
+local function transformed(self, said, ...)
+  return new(texts[self] .. said, programs[self] .. op(...), { self })
+end
 
 ---Divided by the sum over the judged rows.
 ---@return pyramid.score
@@ -330,17 +374,20 @@ function Score:normalize() return transformed(self, ":normalize()", "normalize")
 ---@return pyramid.score
 function Score:softmax() return transformed(self, ":softmax()", "softmax") end
 
----The mean over each run of `rows` consecutive judged rows, so that runs live or die whole but for the one at the limit
----(ties go to the lower row). Runs are counted from the first judged row; the last one may be shorter, and has its own mean.
----Source: ChunkKV, arXiv 2502.00299.
+---The mean over each run of `rows` consecutive judged rows, so that runs live or die whole but for
+---the one at the limit (ties go to the lower row). Runs are counted from the first judged row; the
+---last one may be shorter, and has its own mean. Source: ChunkKV, arXiv 2502.00299.
 ---@param rows integer
 ---@return pyramid.score
 function Score:chunk(rows)
-  if not whole(rows, 1, 1 << 24) then error(("score:chunk: a positive integer is wanted, not %s"):format(tostring(rows)), 2) end
+  if not whole(rows, 1, 1 << 24) then
+    error(("score:chunk: a positive integer is wanted, not %s"):format(tostring(rows)), 2)
+  end
   return transformed(self, (":chunk(%d)"):format(rows), "chunk", 0, 0, rows)
 end
 
----1 for the `rows` judged rows that are highest by it, 0 for the others: `a:top(n) * 1e9 + b` takes n by a, the rest by b.
+---1 for the `rows` judged rows that are highest by it, 0 for the others: `a:top(n) * 1e9 + b` takes
+---n by a, the rest by b.
 ---@param rows integer
 ---@return pyramid.score
 function Score:top(rows)
@@ -356,7 +403,9 @@ end
 ---@return pyramid.score
 function Score:ramp(from, to)
   local _ <close> = core.plain_locale()
-  if not finite(from) or not finite(to) then error("score:ramp: two finite numbers are wanted", 2) end
+  if not finite(from) or not finite(to) then
+    error("score:ramp: two finite numbers are wanted", 2)
+  end
   return self * (score.place() * (to - from) + from)
 end
 

@@ -1,22 +1,26 @@
---- Testing policies without a model: what a policy keeps, layer by layer and head by head, of a prompt and while text is
---- generated, given made-up attention, keys and values; checks that every policy should pass; assertions for Busted.
+--- Testing policies without a model: what a policy keeps, layer by layer and head by head, of a
+--- prompt and while text is generated, given made-up attention, keys and values; checks that every
+--- policy should pass; assertions for Busted.
 ---
 ---   local testing, policy = require "pyramid.testing", require "pyramid.policy"
 ---
 ---   describe("mine", function()
 ---     local mine = assert(policy.load "mine.lua")
 ---     it("keeps what is looked at", function()
----       local run = testing.run(mine:with { rows = 4 }, { prompt = 10, attention = { [3] = 100 } })
----       assert.keeps(run[2], { 0, 3, 8, 9 })            -- layer 2, every head; positions count from 0
+---       local run = testing.run(mine:with { rows = 4 }, { prompt = 10, attention = { [3] = 100 }
+---       })
+---       assert.keeps(run[2], { 0, 3, 8, 9 })            -- layer 2, every head; positions count
+---                                                       from 0
 ---     end)
 ---     it("holds its budget", function() assert.budget(mine, 0.5) end)
 ---     it("is sound", function() assert(testing.check(mine)) end)
 ---   end)
 ---
---- `run` answers the questions of a cache (rows, positions, tokens, computed, evicted, fraction) and follows the core's
---- rules in plain Lua: guards are structure, ties go to the lower row, survivors ascend. Not simulated are sliding windows of
---- models, and, unless they are given, what values add to the output and expected attention; nor what looks at the directions
---- of keys once they were rotated to their places: that raises "not simulated".
+--- `run` answers the questions of a cache (rows, positions, tokens, computed, evicted, fraction)
+--- and follows the core's rules in plain Lua: guards are structure, ties go to the lower row,
+--- survivors ascend. Not simulated are sliding windows of models, and, unless they are given, what
+--- values add to the output and expected attention; nor what looks at the directions of keys once
+--- they were rotated to their places: that raises "not simulated".
 local checks = require "pyramid.testing.checks"
 local options = require "pyramid.options"
 local policy = require "pyramid.policy"
@@ -24,24 +28,28 @@ local simulation = require "pyramid.testing.simulation"
 
 local testing = {}
 
-local layer_keys = { index = "integer", layers = "integer", prompt = "integer", past = "integer", rows = "integer",
-  waiting = "integer", tokens = "integer", heads = "integer", kv_heads = "integer", head_dim = "integer" }
+local layer_keys = { index = "integer", layers = "integer", prompt = "integer", past = "integer",
+  rows = "integer", waiting = "integer", tokens = "integer", heads = "integer",
+    kv_heads = "integer", head_dim = "integer" }
 
----A layer's shape as policies see it: the first of 8 layers (4 heads, 2 KV heads of 16) reading 256 tokens, but for what
----is given.
----@param given? table<string, integer>  index, layers, prompt, past, rows, waiting, tokens, heads, kv_heads, head_dim
+---A layer's shape as policies see it: the first of 8 layers (4 heads, 2 KV heads of 16) reading 256
+---tokens, but for what is given.
+---@param given? table<string, integer>
+---  index, layers, prompt, past, rows, waiting, tokens, heads, kv_heads, head_dim
 ---@return pyramid.layer
 function testing.layer(given)
   given = options.check("testing.layer", given, layer_keys)
   local prompt, past = given.prompt or 256, given.past or 0
   local rows, heads = given.rows or past + prompt, given.heads or 4
-  return policy.shape(given.index or 1, given.layers or 8, prompt, past, rows, given.waiting or 0, given.tokens or past + prompt,
-    heads, given.kv_heads or (heads % 2 == 0 and heads // 2 or heads), given.head_dim or 16)
+  return policy.shape(given.index or 1, given.layers or 8, prompt, past, rows, given.waiting or 0,
+    given.tokens or past + prompt, heads, given.kv_heads
+      or (heads % 2 == 0 and heads // 2 or heads), given.head_dim or 16)
 end
 
--- ---- made-up numbers -----------------------------------------------------------------------------------------------
+-- ---- made-up numbers ----------------------------------------------------------------------------
 
----A function of any integers to numbers above 0, the same for the same seed: few are large, as with attention.
+---A function of any integers to numbers above 0, the same for the same seed: few are large, as with
+---attention.
 ---@param seed integer
 ---@return fun(...: integer): number
 function testing.noise(seed)
@@ -55,13 +63,15 @@ function testing.noise(seed)
   end
 end
 
--- A source of numbers: a function, a table by position (where it is silent, `default`), or else noise.
+-- A source of numbers: a function, a table by position (where it is silent, `default`), or else
+-- noise.
 local function source(what, given, default, noise)
   if given == nil then return noise end
   if type(given) == "function" then return given end
   for position in pairs(given) do
     if math.type(position) ~= "integer" or position < 0 then
-      error(("testing.run: %s: '%s' is no position (they are integers from 0)"):format(what, tostring(position)), 3)
+      error(("testing.run: %s: '%s' is no position (they are integers from 0)"):format(what,
+        tostring(position)), 3)
     end
   end
   return function(...)
@@ -70,9 +80,10 @@ local function source(what, given, default, noise)
   end
 end
 
-local run_keys = { prompt = "integer|table", layers = "integer", heads = "integer", kv_heads = "integer", head_dim = "integer",
-  steps = "integer", attention = "function|table", attend = "function", keys = "function|table", values = "function|table",
-  outputs = "function", expected = "function", seed = "integer", scores = "boolean", watch = "function" }
+local run_keys = { prompt = "integer|table", layers = "integer", heads = "integer",
+  kv_heads = "integer", head_dim = "integer", steps = "integer", attention = "function|table",
+    attend = "function", keys = "function|table", values = "function|table", outputs = "function",
+      expected = "function", seed = "integer", scores = "boolean", watch = "function" }
 
 ---@class pyramid.testing.Given
 ---@field prompt? integer|integer[]   tokens (64); several: prompts read one after another
@@ -81,25 +92,33 @@ local run_keys = { prompt = "integer|table", layers = "integer", heads = "intege
 ---@field heads? integer              (2)
 ---@field kv_heads? integer           (as many as heads)
 ---@field head_dim? integer           (16); only shown to the policy
----@field attention? fun(layer: integer, head: integer, query: integer, position: integer): number|table<integer, number>
----  how much a query head looks at a position, in proportion to what else it sees; or a number by position, 1 elsewhere
+---@field attention? fun(layer: integer, head: integer, query: integer, position: integer):
+---  number|table<integer, number>
+---  how much a query head looks at a position, in proportion to what else it sees; or a number by
+---  position, 1 elsewhere
 ---@field attend? fun(layer: integer, head: integer, query: integer, positions: integer[], held: table): number[]
----  the same for all rows that the query sees at once; called for each layer, query and head, in a model's order.
----  held.merged: { key =, value = } by position of rows that took others in, or nil; held.compact: keys are rotated to the
----  places from 0 that rows have among `positions`
----@field keys? fun(layer: integer, kv_head: integer, position: integer): number|number[]|table<integer, number>
+---  the same for all rows that the query sees at once; called for each layer, query and head, in a
+---  model's order. held.merged: { key =, value = } by position of rows that took others in, or nil;
+---  held.compact: keys are rotated to the places from 0 that rows have among `positions`
+---@field keys? fun(layer: integer, kv_head: integer, position: integer):
+---  number|number[]|table<integer, number>
 ---  a row's key, or its length; or by position, 1 elsewhere
----@field values? fun(layer: integer, kv_head: integer, position: integer): number|number[]|table<integer, number>
----@field outputs? fun(layer: integer, head: integer, value: number|number[]): number   for score.output_norm: the length of
+---@field values? fun(layer: integer, kv_head: integer, position: integer):
+---  number|number[]|table<integer, number>
+---@field outputs? fun(layer: integer, head: integer, value: number|number[]): number
+---  for score.output_norm: the length of
 ---  what a value adds to the residual stream by way of a query head
----@field expected? fun(layer: integer, head: integer, keys: table, how: table): number[]   for score.expected: the exponent of
+---@field expected? fun(layer: integer, head: integer, keys: table, how: table): number[]
+---  for score.expected: the exponent of
 ---  each key of a query head; how holds queries (their positions), next, future and covariance
----@field seed? integer               of what is not given: attention, keys and values are then noise
----@field scores? boolean            false: scores are not worked out, and the oldest survive: for counting rows
----@field watch? fun(run: pyramid.testing.Run, step: integer)   after the prompt (0) and after each step
+---@field seed? integer  of what is not given: attention, keys and values are then noise
+---@field scores? boolean
+---  false: scores are not worked out, and the oldest survive: for counting rows
+---@field watch? fun(run: pyramid.testing.Run, step: integer)
+---  after the prompt (0) and after each step
 
----What a policy keeps of a prompt and of `steps` tokens more. Raises as a cache would return `nil, message` where the
----policy misbehaves.
+---What a policy keeps of a prompt and of `steps` tokens more. Raises as a cache would return `nil,
+---message` where the policy misbehaves.
 ---@param which pyramid.policy|string|table
 ---@param given? pyramid.testing.Given
 ---@return pyramid.testing.Run
@@ -112,14 +131,18 @@ function testing.run(which, given)
   if #prompts == 0 then error("testing.run: no prompt", 2) end
   for _, prompt in ipairs(prompts) do
     prompt = options.whole(prompt)
-    if math.type(prompt) ~= "integer" or prompt < 1 then error("testing.run: a prompt is a number of tokens from 1", 2) end
+    if math.type(prompt) ~= "integer" or prompt < 1 then
+      error("testing.run: a prompt is a number of tokens from 1", 2)
+    end
   end
   local kv_heads, noise = given.kv_heads or heads, testing.noise(given.seed or 0)
   if heads < 1 or kv_heads < 1 or heads % kv_heads ~= 0 then
     error(("testing.run: %d heads cannot share %d KV heads evenly"):format(heads, kv_heads), 2)
   end
-  return simulation.run(p, { prompts = prompts, layers = given.layers or 4, heads = heads, kv_heads = kv_heads,
-    head_dim = given.head_dim or 16, steps = given.steps or 0, attend = given.attend, outputs = given.outputs,
+  return simulation.run(p, { prompts = prompts, layers = given.layers or 4, heads = heads,
+    kv_heads = kv_heads,
+    head_dim = given.head_dim or 16, steps = given.steps or 0, attend = given.attend,
+      outputs = given.outputs,
     expected = given.expected, watch = given.watch,
     scores = given.scores ~= false,
     attention = source("attention", given.attention, 1.0, noise),
@@ -127,11 +150,11 @@ function testing.run(which, given)
     values = source("values", given.values, 1.0, function(...) return noise(2, ...) end) })
 end
 
--- ---- properties ----------------------------------------------------------------------------------------------------
+-- ---- properties ---------------------------------------------------------------------------------
 
 testing.check, testing.check_folder = checks.policy, checks.folder
 
--- ---- Busted --------------------------------------------------------------------------------------------------------
+-- ---- Busted -------------------------------------------------------------------------------------
 
 local found, luassert = pcall(require, "luassert")
 if found then require "pyramid.testing.assertions" (luassert, testing) end

@@ -1,10 +1,12 @@
 --- Tokenizers: text to token ids and back, exactly as the model was trained.
 ---
----   local tokenizer = assert(pyramid.tokenizer("models/tiny"))     -- a directory, a tokenizer.json, or a GGUF file
----   local ids = tokenizer:encode("Hello")                          -- with what the model wants before it, such as BOS
+---   local tokenizer = assert(pyramid.tokenizer("models/tiny")) -- a directory, a tokenizer.json,
+---   or a GGUF file
+---   local ids = tokenizer:encode("Hello") -- with what the model wants before it, such as BOS
 ---   local text = tokenizer:decode(ids, { skip_special = true })
 ---
---- Files are read by pyramid.tokenizer.hf and .gguf into a recipe; the core builds and runs it. Ids are 0-based data.
+--- Files are read by pyramid.tokenizer.hf and .gguf into a recipe; the core builds and runs it. Ids
+--- are 0-based data.
 local core = require "pyramid.core"
 local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
@@ -17,7 +19,8 @@ local tokenizer = {}
 ---@class pyramid.Tokenizer
 ---@field vocab_size integer      ids are 0 .. vocab_size - 1
 ---@field bos integer?            the id that begins a text
----@field eos integer[]           ids that end a text or a turn: all that the tokenizer's files name; of a model's tokenizer,
+---@field eos integer[]
+---  ids that end a text or a turn: all that the tokenizer's files name; of a model's tokenizer,
 ---                                all that any file of the model names
 ---@field adds_bos boolean        whether encode puts bos before a text
 ---@field bos_text string?        what templates write for those two
@@ -37,7 +40,7 @@ local Decoder = {}
 Decoder.__index = Decoder
 Decoder.__name = "pyramid.Decoder"
 
--- ---- loading -----------------------------------------------------------------------------------------------------------
+-- ---- loading ------------------------------------------------------------------------------------
 
 --- What a path is: "hf" and whether it is a directory, or "gguf".
 local function detect(path)
@@ -69,14 +72,15 @@ local function build(runtime, source, ids)
   local file = recipe.file
   recipe.options.ids = ids
   local t = must(file, "", core.tokenizer(runtime, recipe.options))
-  local state <close> = setmetatable({}, { __close = function(self) if not self.done then t:close() end end })
+  local state <close> = setmetatable({},
+    { __close = function(self) if not self.done then t:close() end end })
   reader.fill(recipe, t)
   for _, token in ipairs(recipe.added) do
     must(token.file or file, "added token: ", t:added(token.id, token.text, token.flags))
   end
   for _, step in ipairs(recipe.steps) do
-    must(file, step[1] == "normalize" and "normalizer: " or step[1] == "split" and "pre_tokenizer: " or "decoder: ",
-      t:step(table.unpack(step, 1, 6)))
+    must(file, step[1] == "normalize" and "normalizer: " or step[1] == "split"
+      and "pre_tokenizer: " or "decoder: ", t:step(table.unpack(step, 1, 6)))
   end
   must(file, "", t:around(recipe.before, recipe.after))
   must(file, "", t:ready())
@@ -84,7 +88,8 @@ local function build(runtime, source, ids)
   local adds_bos = false
   for _, id in ipairs(recipe.before) do adds_bos = adds_bos or id == recipe.bos end
   return setmetatable({
-    handle = t, vocab_size = recipe.options.vocab, bos = recipe.bos, eos = recipe.eos, chat_template = recipe.chat_template,
+    handle = t, vocab_size = recipe.options.vocab, bos = recipe.bos, eos = recipe.eos,
+      chat_template = recipe.chat_template,
     before = recipe.before, adds_bos = adds_bos, warnings = recipe.warnings or {},
     bos_text = recipe.bos_text or recipe.bos and t:spelling(recipe.bos) or nil,
     eos_text = recipe.eos_text or recipe.eos_id and t:spelling(recipe.eos_id) or nil,
@@ -94,8 +99,9 @@ end
 local load_keys = { runtime = "userdata", memory = "integer|string", ids = "integer" }
 
 ---Loads a tokenizer alone.
----The path is a directory with a tokenizer.json, a tokenizer.json, or a GGUF file; a GGUF header may stand for its file.
----`runtime`: a core runtime to live in; otherwise it gets its own, which may hold `memory` bytes.
+---The path is a directory with a tokenizer.json, a tokenizer.json, or a GGUF file; a GGUF header
+---may stand for its file. `runtime`: a core runtime to live in; otherwise it gets its own, which
+---may hold `memory` bytes.
 ---@param path string|pyramid.Gguf
 ---`ids`: how many ids the model has that it belongs to; those without a piece decode to nothing.
 ---@param given? { runtime?: userdata, memory?: integer|string, ids?: integer }
@@ -105,25 +111,30 @@ local load_keys = { runtime = "userdata", memory = "integer|string", ids = "inte
 function tokenizer.load(path, given)
   local _ <close> = core.plain_locale()
   given = options.check("pyramid.tokenizer", given, load_keys)
-  if type(path) ~= "string" and type(path) ~= "table" then error("pyramid.tokenizer: a path is wanted", 2) end
+  if type(path) ~= "string" and type(path) ~= "table" then
+    error("pyramid.tokenizer: a path is wanted", 2)
+  end
   if given.runtime then return fault.catch(build, given.runtime, path, given.ids) end
-  local runtime, why, kind = core.runtime { device = "cpu", threads = 1, memory = options.bytes("pyramid.tokenizer", given.memory) }
+  local runtime, why, kind = core.runtime { device = "cpu", threads = 1,
+    memory = options.bytes("pyramid.tokenizer", given.memory) }
   if not runtime then return nil, why, kind end
   local self, message, code = fault.catch(build, runtime, path, given.ids)
   if self then self.own_runtime = runtime else runtime:close() end
   return self, message, code
 end
 
--- ---- using -------------------------------------------------------------------------------------------------------------
+-- ---- using --------------------------------------------------------------------------------------
 
 local function handle(self) return self.handle or error("the tokenizer is closed", 3) end
 
 local encode_keys = { special = "boolean", add = "boolean", bos = "boolean" }
 
----Token ids of a text. By default texts of special tokens become their ids, and what the model wants around a text (BOS)
----is added. `special = false`: neither. `add`: only whether ids are added. `bos`: whether the first id is BOS. A text that begins
----with BOS itself, as a rendered chat does, gets no second one.
----Bytes that are not UTF-8 are encoded one by one, so that decoding with { raw = true } gives them back.
+---Token ids of a text. By default texts of special tokens become their ids, and what the model
+---wants around a text (BOS) is added. `special = false`: neither. `add`: only whether ids are
+---added. `bos`: whether the first id is BOS. A text that begins with BOS itself, as a rendered chat
+---does, gets no second one.
+---Bytes that are not UTF-8 are encoded one by one, so that decoding with { raw = true } gives them
+---back.
 ---@param text string
 ---@param given? { special?: boolean, add?: boolean, bos?: boolean }
 ---@return integer[]?
@@ -147,7 +158,9 @@ function Tokenizer:encode(text, given)
   if given.bos == nil then return ids end
   local there = self.bos ~= nil and ids[1] == self.bos
   if given.bos and not there then
-    if not self.bos then return nil, "tokenizer: it has no token that begins a text", "unsupported" end
+    if not self.bos then
+      return nil, "tokenizer: it has no token that begins a text", "unsupported"
+    end
     table.insert(ids, 1, self.bos)
   elseif there and not given.bos then
     table.remove(ids, 1)
@@ -157,7 +170,8 @@ end
 
 local decode_keys = { skip_special = "boolean", raw = "boolean" }
 
----The text of token ids, special tokens shown. It is UTF-8: bytes that form no character become U+FFFD, unless `raw`.
+---The text of token ids, special tokens shown. It is UTF-8: bytes that form no character become
+---U+FFFD, unless `raw`.
 ---@param ids integer[]
 ---@param given? { skip_special?: boolean, raw?: boolean }
 ---@return string?
@@ -170,8 +184,8 @@ end
 
 local decoder_keys = { skip_special = "boolean", raw = "boolean", continues = "boolean" }
 
----A decoder for ids that come one by one. `continues`: the text goes on from earlier ids, so that the space which a
----SentencePiece vocabulary puts before a text's first word is kept.
+---A decoder for ids that come one by one. `continues`: the text goes on from earlier ids, so that
+---the space which a SentencePiece vocabulary puts before a text's first word is kept.
 ---@param given? { skip_special?: boolean, raw?: boolean, continues?: boolean }
 ---@return pyramid.Decoder?
 ---@return string? message
@@ -188,7 +202,8 @@ end
 ---@return string?
 function Tokenizer:piece(id) return handle(self):spelling(id) end
 
----The id of a piece as the vocabulary spells it, or of a special token's text; nil if there is none.
+---The id of a piece as the vocabulary spells it, or of a special token's text; nil if there is
+---none.
 ---@param piece string
 ---@return integer?
 function Tokenizer:id(piece) return handle(self):id(piece) end

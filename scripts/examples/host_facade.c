@@ -37,7 +37,8 @@ int main(int argc, char **argv) {
   signal(SIGINT, interrupt);
 
   pyr_host *host;
-  pyr_host_options options = { .policy = argc > 3 ? argv[3] : NULL, .policy_options = argc > 4 ? argv[4] : NULL };
+  pyr_host_options options = { .policy = argc > 3 ? argv[3] : NULL,
+                               .policy_options = argc > 4 ? argv[4] : NULL };
   pyr_status status = pyr_host_open(argv[1], &options, &host);
   if (status != PYR_OK) goto done;
 
@@ -51,11 +52,13 @@ int main(int argc, char **argv) {
 
   pyr_host_stats stats;
   pyr_host_get_stats(host, &stats);
-  printf("\n%lld + %lld tokens, %.0f tokens/s, %zu bytes of cache, %.0f %% of the rows\n", (long long)stats.prompt_tokens,
-         (long long)stats.generated_tokens, (double)stats.generated_tokens / (stats.decode_seconds + 1e-9), stats.cache_bytes,
-         100 * stats.cache_fraction);
+  printf("\n%lld + %lld tokens, %.0f tokens/s, %zu bytes of cache, %.0f %% of the rows\n",
+         (long long)stats.prompt_tokens, (long long)stats.generated_tokens,
+             (double)stats.generated_tokens / (stats.decode_seconds + 1e-9), stats.cache_bytes,
+                 100 * stats.cache_fraction);
 done:
-  if (status != PYR_OK) fprintf(stderr, "\n%s: %s\n", pyr_status_name(status), pyr_host_error(host));
+  if (status != PYR_OK)
+    fprintf(stderr, "\n%s: %s\n", pyr_status_name(status), pyr_host_error(host));
   pyr_host_close(host);
   return status == PYR_OK ? 0 : 1;
 }

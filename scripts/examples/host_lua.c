@@ -1,4 +1,5 @@
-/* host_lua.c — a host with a Lua of its own, to which it adds Pyramid; no files are needed beside the model.
+/* host_lua.c — a host with a Lua of its own, to which it adds Pyramid; no files are needed beside
+ * the model.
  *
  *     cc host_lua.c $(pkg-config --cflags --libs pyramid-lua) -o host_lua
  *     ./host_lua models/tiny "Once upon a time"
@@ -12,14 +13,17 @@ int luaopen_pyramid(lua_State *L);
 
 static const char script[] =
   "local path, prompt = ...\n"
-  "local pyramid, policy, score = require 'pyramid', require 'pyramid.policy', require 'pyramid.score'\n"
+  "local pyramid, policy, score = require 'pyramid', require 'pyramid.policy', require "
+  "'pyramid.score'\n"
   "\n"
-  "-- Of each layer keep half: the first 4 rows, the last 16, and those whose keys are the shortest.\n"
+  "-- Of each layer keep half: the first 4 rows, the last 16, and those whose keys are the "
+  "shortest.\n"
   "local short_keys = policy {\n"
   "  name = 'short_keys',\n"
   "  defaults = { ratio = 0.5 },\n"
   "  prefill = function(o, l)\n"
-  "    return { keep = math.ceil(o.ratio * l.rows), guard = { first = 4, last = 16 }, score = -score.key_norm() }\n"
+  "    return { keep = math.ceil(o.ratio * l.rows), guard = { first = 4, last = 16 }, score = "
+  "-score.key_norm() }\n"
   "  end,\n"
   "}\n"
   "\n"

@@ -1,15 +1,18 @@
--- bundle_lua.lua OUT DIR…: packs Lua texts into one C file, so that a host needs no files at run time.
+-- bundle_lua.lua OUT DIR…: packs Lua texts into one C file, so that a host needs no files at run
+-- time.
 --
--- lua/pyramid/**.lua become modules ("pyramid.score"), policies/*.lua policies, scripts/*.lua scripts, and the
--- argument parser of the scripts a module under its own name. OUT is written only if it changes, so that running
--- this at each build costs nothing. The texts are C string literals; bundle.h describes the table.
+-- lua/pyramid/**.lua become modules ("pyramid.score"), policies/*.lua policies, scripts/*.lua
+-- scripts, and the argument parser of the scripts a module under its own name. OUT is written only
+-- if it changes, so that running this at each build costs nothing. The texts are C string literals;
+-- bundle.h describes the table.
 
 local out = arg[1]
 
 --- Paths of the Lua files under a folder, sorted.
 local function lua_files(dir, depth)
   local files = {}
-  local pipe = assert(io.popen(("find '%s' -maxdepth %d -type f -name '*.lua' 2>/dev/null"):format(dir, depth)))
+  local pipe = assert(io.popen(("find '%s' -maxdepth %d -type f -name '*.lua' 2>/dev/null"):format(
+    dir, depth)))
   for path in pipe:lines() do files[#files + 1] = path end
   pipe:close()
   table.sort(files)
@@ -23,7 +26,8 @@ local function read(path)
   return text
 end
 
-local escapes = { ["\n"] = "\\n", ["\r"] = "\\r", ["\t"] = "\\t", ['"'] = '\\"', ["\\"] = "\\\\", ["?"] = "\\?" }
+local escapes = { ["\n"] = "\\n", ["\r"] = "\\r", ["\t"] = "\\t", ['"'] = '\\"', ["\\"] = "\\\\",
+  ["?"] = "\\?" }
 
 local function literal(text)
   local lines = {}
@@ -42,7 +46,8 @@ local entries = {}
 
 local function add(kind, name, chunk, path)
   local text = read(path)
-  entries[#entries + 1] = ('{"%s", "%s", "@%s", %d,\n%s},'):format(kind, name, chunk, #text, literal(text))
+  entries[#entries + 1] = ('{"%s", "%s", "@%s", %d,\n%s},'):format(kind, name, chunk, #text,
+    literal(text))
 end
 
 for i = 2, #arg do
@@ -53,7 +58,8 @@ for i = 2, #arg do
     if kind == "module" then
       local root = dir:match("[^/]+$")
       local module = root .. "." .. name:gsub("/", ".")
-      -- a folder's init is the folder's module; but `pyramid` itself is luaopen_pyramid, which ends in pyramid.init
+      -- a folder's init is the folder's module; but `pyramid` itself is luaopen_pyramid, which ends
+      -- in pyramid.init
       if module ~= root .. ".init" then module = module:gsub("%.init$", "") end
       add(kind, module, root .. "/" .. name .. ".lua", path)
     else

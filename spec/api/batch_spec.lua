@@ -5,12 +5,14 @@ local pyramid = require "pyramid"
 describe("a batch", function()
   local model
 
-  setup(function() model = assert(pyramid.model(helper.fixture "families/llama-gqa-llama3", { threads = 2 })) end)
+  setup(function() model = assert(pyramid.model(helper.fixture "families/llama-gqa-llama3",
+    { threads = 2 })) end)
   teardown(function() model:close() end)
 
   it("checks ids where they are given", function()
     local batch <close> = assert(model:batch())
-    for _, wrong in ipairs { 5, { "x" }, { 1.5 } } do assert.has_error(function() batch:add(wrong) end) end
+    for _, wrong in ipairs { 5, { "x" },
+      { 1.5 } } do assert.has_error(function() batch:add(wrong) end) end
     for _, ids in ipairs { {}, { -1 }, { 1, model.config.vocab } } do
       assert.equal("argument", select(3, batch:add(ids)))
     end
@@ -21,10 +23,12 @@ describe("a batch", function()
     assert.is_true(batch:push(handle, 3))
   end)
 
-  it("gives many sequences what each gets alone, also where prompts are multiplied in bf16", function()
+  it("gives many sequences what each gets alone, also where prompts are multiplied in bf16",
+    function()
     local tiny <close> = assert(pyramid.model("models/tiny", { threads = 2, precision = "bf16" }))
     for _, count in ipairs { 16, 33, 50 } do
-      -- The same, bit for bit, up to where products are summed in another order; rows in f16 and sharp heads magnify that.
+      -- The same, bit for bit, up to where products are summed in another order; rows in f16 and
+      -- sharp heads magnify that.
       local limit = count < require "pyramid_specs".small_n and 1e-12 or 1e-3
       local batch <close> = assert(tiny:batch { policy = "pyramidinfer" })
       local handles, alone, picked = {}, {}, {}
@@ -40,7 +44,9 @@ describe("a batch", function()
           if step > 1 then picked[i][1] = assert(alone[i]:step((picked[i][1]:argmax()))) end
           local what = ("sequence %d of %d, step %d"):format(i, count, step)
           assert.equal(picked[i][1]:argmax(), (entry[2]:argmax()), what)
-          if step % 10 == 0 then helper.assert_near(entry[2], picked[i][1]:totable(), what, limit) end
+          if step % 10 == 0 then
+            helper.assert_near(entry[2], picked[i][1]:totable(), what, limit)
+          end
         end
       end
       for i = 1, count do
@@ -65,7 +71,9 @@ describe("a batch", function()
 
   it("lets sequences pick for themselves, as their samplers pick of the logits", function()
     local pyramid_sampler, core = pyramid.sampler, require "pyramid.core"
-    local function sampler(seed) return pyramid_sampler { temperature = 1, repeat_penalty = 1.2, seed = seed } end
+    local function sampler(seed)
+      return pyramid_sampler { temperature = 1, repeat_penalty = 1.2, seed = seed }
+    end
     local batch <close> = assert(model:batch())
     local shared, same = sampler(1), sampler(1)
     local prompts, caches, last = { { 1, 2, 3 }, { 4, 5 }, { 6 } }, {}, {}
@@ -102,10 +110,12 @@ describe("a batch", function()
     assert.truthy(message:find("sequence 1: its sampler was closed", 1, true), message)
     assert.has_error(function() batch:add({ 1 }, "greedy") end)
 
-    -- What cannot be picked is refused before anything moves; a policy may not touch what a step holds.
+    -- What cannot be picked is refused before anything moves; a policy may not touch what a step
+    -- holds.
     local cache <close> = assert(model:cache())
     assert(cache:prefill { 1, 2 })
-    local picks, why, code = core.step({ cache }, { 3 }, { pyramid_sampler { logit_bias = { [model.config.vocab] = 1 } } })
+    local picks, why, code = core.step({ cache }, { 3 },
+      { pyramid_sampler { logit_bias = { [model.config.vocab] = 1 } } })
     assert.is_nil(picks)
     assert.equal("argument", code)
     assert.truthy(why:find("bias of id", 1, true), why)

@@ -13,7 +13,8 @@ describe("the shipped library", function()
       print(pcall(require, "pyramid_specs"))]])
     assert.equal(0, status, err)
     assert.matches("^false.*\nfalse.*\n$", out)
-    if (os.getenv "PYRAMID_CFLAGS" or ""):find "sanitize" then return end     -- a stock Lua cannot load the module then
+    -- a stock Lua cannot load the module then
+    if (os.getenv "PYRAMID_CFLAGS" or ""):find "sanitize" then return end
     local lua = ("LUA_CPATH='%s/?.so' lua5.4 -e"):format(shell.build)
     out = shell.run(lua .. [[ 'require "pyramid" print(pcall(require, "pyramid.probe"))']])
     assert.matches("^false", out)
@@ -22,13 +23,16 @@ describe("the shipped library", function()
   it("refuses to measure with more memory than a machine has", function()
     local probe = require "pyramid.probe"
     local runtime <close> = assert(core.runtime { device = "cpu", threads = 1 })
-    assert.error_matches(function() probe.read(runtime, 1 << 50) end, "half of this machine's memory")
+    assert.error_matches(function() probe.read(runtime, 1 << 50) end,
+      "half of this machine's memory")
   end)
 end)
 
 describe("what C holds", function()
-  it("is not freed or changed under a call by finalizers that run at any of its allocations", function()
-    local out, err, status = shell.run(("PYRAMID_BUILD=%s %s spec/support/hostile.lua"):format(shell.build, shell.program))
+  it("is not freed or changed under a call by finalizers that run at any of its allocations",
+    function()
+    local out, err, status = shell.run(("PYRAMID_BUILD=%s %s spec/support/hostile.lua"):format(
+      shell.build, shell.program))
     assert.equal(0, status, out .. err)
     assert.is_true(tonumber(out:match "^(%d+) places tried, 0 wrong\n$") > 200, out)
   end)
@@ -46,7 +50,8 @@ describe("what C holds", function()
     for _ = 1, 3 do collectgarbage() end
     assert.same({ 0, 1, 2, 3, 4 }, handle:positions(1, 1))
     assert(handle:step(6))
-    assert.equal("Once upon", tokenizer:decode(tokenizer:encode "Once upon", { skip_special = true }))
+    assert.equal("Once upon", tokenizer:decode(tokenizer:encode "Once upon",
+      { skip_special = true }))
   end)
 
   it("goes when nobody has it any more, however it was wrapped", function()
@@ -80,8 +85,10 @@ describe("what C holds", function()
     local file <close> = assert(io.open(path, "wb"))
     assert(file:write(("\0"):rep(1024)))
     file:close()
-    local model = assert(core.model_new(runtime, { layers = 1, heads = 1, kv_heads = 1, head_dim = 32, width = 32,
-      ff = 32, vocab = 8, context = 64, rope_dims = 2, norm_eps = 1e-5, rope_gain = 1, rope_style = "half", rope_freq = { 1 } }))
+    local model = assert(core.model_new(runtime,
+      { layers = 1, heads = 1, kv_heads = 1, head_dim = 32, width = 32, ff = 32, vocab = 8,
+        context = 64, rope_dims = 2, norm_eps = 1e-5, rope_gain = 1, rope_style = "half",
+          rope_freq = { 1 } }))
     local weights, refused = assert(core.file_open(runtime, path)), 0
     runtime:on_progress(function()
       for _, object in ipairs { model, weights } do
@@ -89,7 +96,8 @@ describe("what C holds", function()
         refused = refused + (not ok and message:find "in use" and 1 or 0)
       end
     end)
-    local spec = { file = weights, offset = 0, bytes = 1024, dtype = "f32", shape = { 8, 32 }, name = "x" }
+    local spec = { file = weights, offset = 0, bytes = 1024, dtype = "f32", shape = { 8, 32 },
+      name = "x" }
     assert(model:bind("embed", nil, spec, "bf16"))
     os.remove(path)
     assert.is_true(refused >= 2)
@@ -102,8 +110,10 @@ describe("what C holds", function()
     local model <close> = assert(pyramid.model("models/tiny", { threads = 1 }))
     local pool = assert(core.pool(model:native(), "f32", 0))
     local program = ("<BBBxi4f"):pack(17, 0, 0, 1, 0)        -- the numbers of table 1
-    local cache = assert(core.cache(model:native(), pool, { name = "odd", { [1] = io.stdout, [2] = pool },
-      prefill = function(_, _, _, _, rows) return rows - 1, 0, 0, 0, 1, program, 0, 0, nil, 0 end }))
+    local cache = assert(core.cache(model:native(), pool,
+      { name = "odd", { [1] = io.stdout, [2] = pool },
+      prefill = function(_, _, _, _, rows) return rows - 1, 0, 0, 0, 1, program, 0, 0, nil,
+        0 end }))
     local _, message, code = cache:read({ 1, 2, 3, 4, 5, 6 }, false, true)
     assert.equal("policy", code)
     assert.matches("a table that the policy does not have", message)

@@ -1,5 +1,6 @@
--- model:conversation and model:chat from Lua: what is read of each turn, plain texts, formats and their options. (What a C host
--- sees of conversations is in hosts_spec.lua; what `pyramid chat` prints in scripts_spec.lua.)
+-- model:conversation and model:chat from Lua: what is read of each turn, plain texts, formats and
+-- their options. (What a C host sees of conversations is in hosts_spec.lua; what `pyramid chat`
+-- prints in scripts_spec.lua.)
 local chat = require "pyramid.chat"
 local make_model = require "spec.support.small_model"
 local pyramid = require "pyramid"
@@ -47,7 +48,8 @@ describe("a conversation", function()
         table.move(more, 1, #more, #ids + 1, ids)
       end
       local cache <close> = assert(tiny:cache { dtype = "f32" })
-      local run, wanted = assert(tiny:generate(ids, { cache = cache, max_tokens = 5, ignore_eos = true })), {}
+      local run, wanted = assert(tiny:generate(ids,
+        { cache = cache, max_tokens = 5, ignore_eos = true })), {}
       for piece, id in run do
         wanted[#wanted + 1] = piece
         if #wanted <= 5 then ids[#ids + 1] = id end
@@ -66,7 +68,8 @@ describe("a conversation", function()
 end)
 
 describe("model:chat", function()
-  local messages = { { role = "system", content = "Be brief." }, { role = "user", content = "hello" } }
+  local messages = { { role = "system", content = "Be brief." },
+    { role = "user", content = "hello" } }
 
   it("answers as a conversation's first turn, and as the rendered text itself", function()
     local talk <close> = assert(small:conversation { system = "Be brief." })
@@ -74,7 +77,8 @@ describe("model:chat", function()
     local run <close> = assert(small:chat(messages, { max_tokens = 12 }))
     assert.equal(talk.reply, text_of(run))
     assert.equal(talk.finish, run.finish)
-    local rendered = assert(chat.render(small.tokenizer.chat_template, messages, { add_generation_prompt = true }))
+    local rendered = assert(chat.render(small.tokenizer.chat_template, messages,
+      { add_generation_prompt = true }))
     local ids = assert(small:encode(rendered, { add = false }))
     assert.equal(#ids, run.stats.prompt_tokens)
     local plain <close> = assert(small:generate(ids, { max_tokens = 12 }))
@@ -82,20 +86,26 @@ describe("model:chat", function()
   end)
 
   it("gives the template what it asks for", function()
-    local format = "{%- for tool in tools %}{{ tool.name }}{% endfor %}{{ enable_thinking }}{{ date_string }}{{ mood }}"
+    local format = "{%- for tool in tools %}{{ tool.name }}{% endfor %}{{ enable_thinking }}{{ "
+      .. "date_string }}{{ mood }}"
       .. "{% for d in documents %}{{ d.title }}{% endfor %}{{ messages[0].content }}"
-    local run <close> = assert(small:chat({ { role = "user", content = "x" } }, { format = format, tools = { { name = "look" } },
-      thinking = false, date = "today", variables = { mood = "good" }, documents = { { title = "book" } }, max_tokens = 0 }))
-    assert.equal(#assert(small:encode("lookFalsetodaygoodbookx", { add = false })), run.stats.prompt_tokens)
+    local run <close> = assert(small:chat({ { role = "user", content = "x" } },
+      { format = format, tools = { { name = "look" } }, thinking = false, date = "today",
+        variables = { mood = "good" }, documents = { { title = "book" } }, max_tokens = 0 }))
+    assert.equal(#assert(small:encode("lookFalsetodaygoodbookx", { add = false })),
+      run.stats.prompt_tokens)
   end)
 
   it("ends where a format without tokens of its own would put the next question", function()
     local asked = { { role = "user", content = "Once there was a baker" } }
-    local whole = text_of(assert(tiny:generate("Once there was a baker", { max_tokens = 30, ignore_eos = true })))
+    local whole = text_of(assert(tiny:generate("Once there was a baker",
+      { max_tokens = 30, ignore_eos = true })))
     local piece = whole:sub(20, 24)
-    local format = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}" .. piece .. "{% endif %}{% endfor %}"
+    local format = "{% for m in messages %}{{ m.content }}{% if m.role == 'assistant' %}" .. piece
+      .. "{% endif %}{% endfor %}"
     for _, stop in ipairs { "never", { "never", "ever" } } do
-      local run <close> = assert(tiny:chat(asked, { format = format, max_tokens = 30, ignore_eos = true, stop = stop }))
+      local run <close> = assert(tiny:chat(asked,
+        { format = format, max_tokens = 30, ignore_eos = true, stop = stop }))
       assert.equal(whole:sub(1, whole:find(piece, 1, true) - 1), text_of(run))
       assert.equal("stop", run.finish)
     end
@@ -112,16 +122,22 @@ describe("model:chat", function()
     small.tokenizer.chat_template = own
     assert.is_nil(none)
     assert.equal("unsupported", code)
-    assert.matches("^model:chat: the model has no chat format; name one with `format` %(chatml, ", message)
-    none, message, code = small:chat({ { role = "user", content = "x" } }, { format = "{{ raise_exception('not so') }}" })
+    assert.matches("^model:chat: the model has no chat format; name one with `format` %(chatml, ",
+      message)
+    none, message, code = small:chat({ { role = "user", content = "x" } },
+      { format = "{{ raise_exception('not so') }}" })
     assert.is_nil(none)
     assert.equal("argument", code)
     assert.matches("not so", message)
-    assert.error_matches(function() small:chat(messages, { tool = {} }) end, "model:chat: unknown option 'tool' %(known: .*tools")
-    assert.error_matches(function() small:chat "hello" end, "model:chat: a sequence of messages is wanted")
-    assert.error_matches(function() small:chat {} end, "model:chat: a sequence of messages is wanted")
+    assert.error_matches(function() small:chat(messages, { tool = {} }) end,
+      "model:chat: unknown option 'tool' %(known: .*tools")
+    assert.error_matches(function() small:chat "hello" end,
+      "model:chat: a sequence of messages is wanted")
+    assert.error_matches(function() small:chat {} end,
+      "model:chat: a sequence of messages is wanted")
     local cache <close> = assert(small:cache())
     assert(cache:prefill { 5, 6 })
-    assert.error_matches(function() small:chat(messages, { cache = cache }) end, "the cache holds a text")
+    assert.error_matches(function() small:chat(messages, { cache = cache }) end,
+      "the cache holds a text")
   end)
 end)

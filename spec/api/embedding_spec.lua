@@ -1,4 +1,5 @@
--- Hosts written in C: the examples of scripts/examples, the facade's edges, and an installed library.
+-- Hosts written in C: the examples of scripts/examples, the facade's edges, and an installed
+-- library.
 local helper = require "spec.helper"
 local make_model = require "support.small_model"
 local shell = require "support.shell"
@@ -45,7 +46,8 @@ describe("embedding:", function()
 
   local function compile(source, how)
     local program = ("%s/%s_%s"):format(folder, source:match "([^/]*)%.c$", how)
-    assert_run(("cc -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror %s -Icore $(pkg-config --cflags lua5.4) -o %s %s %s")
+    assert_run(("cc -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror %s -Icore $(pkg-config --cflags "
+      .. "lua5.4) -o %s %s %s")
       :format(cflags, program, source, link[how]))
     return program
   end
@@ -58,7 +60,8 @@ describe("embedding:", function()
     if sanitized then pending "the sanitizer's malloc cannot be made to fail" return end
     local out = assert_run(("%s models/tiny spec/support/memory_checks.lua 5 0 997"):format(
       compile("spec/support/memory_checks.c", "static")))
-    for _, way in ipairs { "facade, once", "facade, from there on", "Lua, once", "Lua, from there on" } do
+    for _, way in ipairs { "facade, once", "facade, from there on", "Lua, once",
+      "Lua, from there on" } do
       assert.is_true(tonumber(out:match(way .. ": (%d+) tried")) > 20, out)
     end
   end)
@@ -68,7 +71,8 @@ describe("embedding:", function()
       it("serves a host that knows no Lua", function()
         local program = compile("scripts/examples/host_facade.c", how)
         local out, err = assert_run(("%s %s 'hello world'"):format(program, model))
-        assert.matches("\n11? %+ %d+ tokens, %d+ tokens/s, %d+ bytes of cache, 100 %% of the rows\n$", out)
+        assert.matches("\n11? %+ %d+ tokens, %d+ tokens/s, %d+ bytes of cache, 100 %% of the "
+          .. "rows\n$", out)
         assert.matches("reading the prompt: 100 %%\n$", err)
         local again = assert_run(("%s %s 'hello world'"):format(program, model))
         assert.equal(out:match "^(.*)\n%d", again:match "^(.*)\n%d")
@@ -81,7 +85,8 @@ describe("embedding:", function()
         assert.matches("policy: .*unknown policy 'nonesuch'", message)
       end)
 
-      it("serves a host with a Lua of its own" .. (how == "shared" and ", by the Lua module" or ""), function()
+      it("serves a host with a Lua of its own" .. (how == "shared" and ", by the Lua module"
+        or ""), function()
         local program = compile("scripts/examples/host_lua.c", how == "shared" and "module" or how)
         local out, err = assert_run(("%s %s 'hello world'"):format(program, model))
         assert.is_true(#out > 10)
@@ -95,12 +100,14 @@ describe("embedding:", function()
 
   it("the facade says what the Lua API says", function()
     local program = compile("scripts/examples/host_facade.c", "static")
-    local out = assert_run(("%s %s 'hello world' pyramidinfer 'recent=0.3 floor=4'"):format(program, model))
+    local out = assert_run(("%s %s 'hello world' pyramidinfer 'recent=0.3 floor=4'"):format(
+      program, model))
     local pyramid, pieces = require "pyramid", {}
     local mine = assert(pyramid.model(model))
     local policy = assert(pyramid.policy("pyramidinfer", { recent = 0.3, floor = 4 }))
     local sampler = { temperature = 0.8, top_k = 40, seed = 1 }
-    for piece in assert(mine:generate("hello world", { policy = policy, sampler = sampler, max_tokens = 40 })) do
+    for piece in assert(mine:generate("hello world",
+      { policy = policy, sampler = sampler, max_tokens = 40 })) do
       pieces[#pieces + 1] = piece
     end
     mine:close()
@@ -108,7 +115,8 @@ describe("embedding:", function()
   end)
 
   it("the facade holds at its edges", function()
-    local out, err, status = shell.run(("%s %s"):format(compile("spec/support/host_checks.c", "static"), model))
+    local out, err, status = shell.run(("%s %s"):format(compile("spec/support/host_checks.c",
+      "static"), model))
     assert.equal("", out)
     assert.equal("", err)
     assert.equal(0, status)
@@ -147,7 +155,8 @@ int main(int argc, char **argv) {
 }
 ]]
       file:close()
-      assert_run(("cc -Wall %s $(pkg-config --cflags lua5.4) -o %s %s %s"):format(cflags, program, source, link.static))
+      assert_run(("cc -Wall %s $(pkg-config --cflags lua5.4) -o %s %s %s"):format(cflags, program,
+        source, link.static))
       assert_run(program .. " " .. model)
     end)
   end)
@@ -165,29 +174,35 @@ int main(int argc, char **argv) {
 
     it("an installation is complete", function()
       local prefix = folder .. "/installed"
-      assert_run(("env -u MAKEFLAGS -u MAKELEVEL make -s install B=%s PREFIX=%s"):format(quote(shell.build), prefix))
-      for _, file in ipairs { "bin/pyramid", "include/pyramid.h", "lib/libpyramid.a", "lib/libpyramid.so", "lib/libpyramid.so.0",
-        "lib/lua/5.4/pyramid.so", "lib/pkgconfig/pyramid.pc", "lib/pkgconfig/pyramid-lua.pc",
-        "lib/cmake/Pyramid/PyramidConfig.cmake", "share/pyramid/README.md", "share/pyramid/policies/pyramidinfer.lua",
-        "share/pyramid/lua/pyramid/model.lua", "share/pyramid/scripts/examples/host_facade.c" } do
+      assert_run(("env -u MAKEFLAGS -u MAKELEVEL make -s install B=%s PREFIX=%s"):format(quote(
+        shell.build), prefix))
+      for _, file in ipairs { "bin/pyramid", "include/pyramid.h", "lib/libpyramid.a",
+        "lib/libpyramid.so", "lib/libpyramid.so.0", "lib/lua/5.4/pyramid.so",
+          "lib/pkgconfig/pyramid.pc", "lib/pkgconfig/pyramid-lua.pc",
+            "lib/cmake/Pyramid/PyramidConfig.cmake", "share/pyramid/README.md",
+              "share/pyramid/policies/pyramidinfer.lua", "share/pyramid/lua/pyramid/model.lua",
+                "share/pyramid/scripts/examples/host_facade.c" } do
         assert_run("test -s " .. prefix .. "/" .. file)
       end
       assert_run(("cp scripts/examples/*.c %s/"):format(prefix))
       local env = ("cd %s && export PKG_CONFIG_PATH=%s/lib/pkgconfig LD_LIBRARY_PATH=%s/lib; "):format(prefix, prefix, prefix)
       assert.matches("^%d+%.%d+%.%d+\n$", (assert_run(env .. "pkg-config --modversion pyramid")))
-      local alone = ("PKG_CONFIG_LIBDIR=%s/lib/pkgconfig pkg-config "):format(prefix)      -- as if no other .pc file were there
+      -- as if no other .pc file were there
+      local alone = ("PKG_CONFIG_LIBDIR=%s/lib/pkgconfig pkg-config "):format(prefix)
       assert.matches("%-I", (assert_run(alone .. "--cflags pyramid")))
       assert.matches("%-llua5%.4", (assert_run(alone .. "--static --libs pyramid")))
       assert_run(env .. "cc host_facade.c $(pkg-config --cflags --libs pyramid) -o facade")
       assert_run(env .. "cc host_lua.c $(pkg-config --cflags --libs pyramid-lua) -o with_lua")
-      local static = "$(pkg-config --static --cflags --libs pyramid | sed s/-lpyramid/-l:libpyramid.a/)"
+      local static = "$(pkg-config --static --cflags --libs pyramid | sed "
+        .. "s/-lpyramid/-l:libpyramid.a/)"
       assert_run(env .. "cc host_facade.c " .. static .. " -o static")
       for _, program in ipairs { "facade", "with_lua", "static" } do
         assert_run(env .. ("./%s %s hello"):format(program, model))
       end
       assert.matches("Pyramid", assert_run(("cd / && %s/bin/pyramid --version"):format(prefix)))
       -- what a program asks the loader for is the numbered name
-      assert.matches("NEEDED.*%[libpyramid%.so%.0%]", (assert_run(("readelf -d %s/facade"):format(prefix))))
+      assert.matches("NEEDED.*%[libpyramid%.so%.0%]",
+        (assert_run(("readelf -d %s/facade"):format(prefix))))
 
       if not has "cmake" then return pending "CMake's package file (needs the package cmake)" end
       write(prefix .. "/CMakeLists.txt", [[
@@ -217,7 +232,8 @@ endif()
     it("what is installed is removed, and nothing else", function()
       local root = folder .. "/staged"
       local make = ("env -u MAKEFLAGS -u MAKELEVEL make -s %%s B=%s DESTDIR=%s PREFIX=/usr/local"):format(quote(shell.build), root)
-      assert_run(("mkdir -p %s/usr/local/lib && echo mine >%s/usr/local/lib/mine"):format(root, root))
+      assert_run(("mkdir -p %s/usr/local/lib && echo mine >%s/usr/local/lib/mine"):format(root,
+        root))
       local function all() return (assert_run(("cd %s && find . | sort"):format(root))) end
       local before = all()
       local _, message, status = shell.run(make:format "uninstall")
@@ -225,7 +241,8 @@ endif()
       assert.matches("nothing is installed", message)
       assert_run(make:format "install")
       local whole = assert_run(("wc -c <%s/usr/local/bin/pyramid"):format(root))
-      assert.matches("prefix=/usr/local\n", (assert_run(("cat %s/usr/local/lib/pkgconfig/pyramid.pc"):format(root))))
+      assert.matches("prefix=/usr/local\n",
+        (assert_run(("cat %s/usr/local/lib/pkgconfig/pyramid.pc"):format(root))))
       assert_run(make:format "install" .. " STRIP=1")
       local stripped = assert_run(("wc -c <%s/usr/local/bin/pyramid"):format(root))
       assert.is_true(tonumber(stripped) < tonumber(whole))

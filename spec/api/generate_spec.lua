@@ -51,7 +51,8 @@ describe("generation", function()
       assert.equal(whole:sub(1, whole:find(stop, 1, true) - 1), text)
       assert.equal("stop", run.finish)
     end
-    assert.equal(whole, (collect { max_tokens = 40, ignore_eos = true, stop = { "\1never", "\2there" } }))
+    assert.equal(whole, (collect { max_tokens = 40, ignore_eos = true,
+      stop = { "\1never", "\2there" } }))
   end)
 
   it("is the same for the same seed, and another for another", function()
@@ -66,7 +67,8 @@ describe("generation", function()
     local cache <close> = assert(model:cache { policy = "pyramidinfer" })
     local _, ids, run = collect { cache = cache, max_tokens = 5, ignore_eos = true }
     assert.equal("length", run.finish)
-    assert.equal(#assert(model:encode(prompt)) + #ids - 1, cache:tokens())   -- the last pick is not fed
+    -- the last pick is not fed
+    assert.equal(#assert(model:encode(prompt)) + #ids - 1, cache:tokens())
     run:close()
     assert.is_true(cache:rows(1) > 0)
     assert.has_error(function() model:generate(prompt, { cache = cache, budget = 3 }) end)
@@ -113,11 +115,13 @@ describe("generation", function()
     assert.equal(5, #ids)
     assert.has_error(function() model:generate(prompt, { max_tokens = 5.5 }) end)
     assert.has_error(function() model:generate(prompt, { max_tokens = "5" }) end)
-    local cache <close> = assert(model:cache { budget = 2.0 ^ 28, policy = { name = "t", prefill = function()
+    local cache <close> = assert(model:cache { budget = 2.0 ^ 28,
+      policy = { name = "t", prefill = function()
       return { keep = 4.0, score = score.random(1.0):pool("avg", 3.0) }
     end } })
     assert(cache:prefill(assert(model:encode(prompt))))
-    local same <close> = assert(pyramid.model("models/tiny", { threads = 2.0, context = 512.0, memory = 2.0 ^ 30 }))
+    local same <close> = assert(pyramid.model("models/tiny",
+      { threads = 2.0, context = 512.0, memory = 2.0 ^ 30 }))
     assert.equal(512, same.config.context)
     assert.equal("integer", math.type(same.config.context))
   end)
@@ -127,7 +131,8 @@ describe("generation", function()
     assert.equal("argument", code(model:generate({})))
     assert.equal("policy", code(model:generate(prompt, { policy = "nobody" })))
     assert.equal("budget", code(model:generate(prompt, { budget = 10 })))
-    assert.equal("cancelled", code(model:generate(prompt, { progress = function() return true end })))
+    assert.equal("cancelled", code(model:generate(prompt,
+      { progress = function() return true end })))
     assert.has_error(function() model:generate(prompt, { max_token = 3 }) end)
     local long = {}
     for i = 1, model.config.context - 2 do long[i] = i % model.config.vocab end
@@ -141,7 +146,8 @@ describe("generation", function()
   it("refuses values that cannot be meant", function()
     local pool = io.tmpfile()
     for i, given in ipairs { { stop = "" }, { stop = { "a", 1 } }, { stop = { a = "b" } },
-      { stop = { "a", "" } }, { max_tokens = -1 }, { sampler = 5 }, { sampler = pool }, { cache = pool } } do
+      { stop = { "a", "" } }, { max_tokens = -1 }, { sampler = 5 }, { sampler = pool },
+        { cache = pool } } do
       local ok, message = pcall(function() model:generate(prompt, given) end)
       assert.is_false(ok, "case " .. i)
       assert.truthy(message:find("generate_spec.lua:%d+: model:generate: "), message)
@@ -193,16 +199,18 @@ describe("a vocabulary that is padded beyond its tokenizer", function()
     assert.equal(model:decode { ids[2], ids[3] }, model:decode { ids[2], beyond, ids[3] })
     local decoder = assert(model.tokenizer:decoder())
     assert.equal("", decoder:push(beyond))
-    assert.same({ nil, ("id %d is not in the vocabulary of %d"):format(model.config.vocab, model.config.vocab), "argument" },
-      { model:decode { model.config.vocab } })
-    assert.same({ nil, "id -1 is not in the vocabulary of 2600", "argument" }, { model:decode { -1 } })
+    assert.same({ nil, ("id %d is not in the vocabulary of %d"):format(model.config.vocab,
+      model.config.vocab), "argument" }, { model:decode { model.config.vocab } })
+    assert.same({ nil, "id -1 is not in the vocabulary of 2600", "argument" },
+      { model:decode { -1 } })
     local alone = assert(pyramid.tokenizer("models/tiny"))
     assert.equal("argument", (select(3, alone:decode { beyond })))
   end)
 
   it("does not end a generation, nor a search for stop texts, nor a batch", function()
     for _, stop in ipairs { false, { "zebra", "\n\n" } } do
-      local run = assert(model:generate(ids, { max_tokens = 3, sampler = only(beyond), stop = stop or nil }))
+      local run = assert(model:generate(ids, { max_tokens = 3, sampler = only(beyond),
+        stop = stop or nil }))
       local seen = 0
       for piece, id in run do
         assert.equal("", piece)

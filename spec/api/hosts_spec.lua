@@ -1,4 +1,5 @@
--- Hosts in other languages, and with other Luas than 5.4 in their process: what libpyramid.so and pyramid.so do there.
+-- Hosts in other languages, and with other Luas than 5.4 in their process: what libpyramid.so and
+-- pyramid.so do there.
 local helper = require "spec.helper"
 local make_model = require "support.small_model"
 local shell = require "support.shell"
@@ -40,7 +41,9 @@ describe("hosts:", function()
     local pyramid, pieces = require "pyramid", {}
     local mine <close> = assert(pyramid.model(model, { threads = 1 }))
     local policy = assert(pyramid.policy("pyramidinfer", { recent = 0.3, floor = 4 }))
-    for piece in assert(mine:generate("hello world", { policy = policy, max_tokens = 40 })) do pieces[#pieces + 1] = piece end
+    for piece in assert(mine:generate("hello world", { policy = policy, max_tokens = 40 })) do
+      pieces[#pieces + 1] = piece
+    end
     wanted = table.concat(pieces)
     assert.is_true(#wanted > 10)
   end)
@@ -66,7 +69,9 @@ describe("hosts:", function()
   needing(has "luajit", "luajit", "LuaJIT, through its FFI", function()
     local header = folder .. "/pyramid.i"
     assert_run(("cc -E -P core/pyramid.h -o %s"):format(header))
-    assert.equal(wanted, assert_run(("%sluajit spec/support/hosts/facade.lua %s %s %s"):format(preload(), library, model, header)))
+    assert.equal(wanted,
+      assert_run(("%sluajit spec/support/hosts/facade.lua %s %s %s"):format(preload(), library,
+        model, header)))
   end)
 
   local has_lua53 = io.open "/usr/include/lua5.3/lua.h"
@@ -74,20 +79,24 @@ describe("hosts:", function()
   for _, order in ipairs { shared .. " -llua5.3", "-llua5.3 " .. shared } do
     local name = "a program with a Lua 5.3 of its own, linked as " .. order:gsub("%-[LW]%S+ ?", "")
     needing(has_lua53, "liblua5.3-dev", name, function()
-      assert_run(("cc -std=c11 -Wall -Wextra -Werror %s -Icore spec/support/hosts/with_lua53.c -o %s/lua53 %s")
+      assert_run(("cc -std=c11 -Wall -Wextra -Werror %s -Icore spec/support/hosts/with_lua53.c "
+        .. "-o %s/lua53 %s")
         :format(cflags, folder, order))
       assert.equal(wanted, assert_run(folder .. "/lua53 " .. model))
     end)
   end
 
   it("C++17", function()
-    assert_run(("c++ -std=c++17 -Wall -Wextra -Wpedantic -Werror %s -Icore spec/support/hosts/facade.cpp -o %s/cpp %s")
+    assert_run(("c++ -std=c++17 -Wall -Wextra -Wpedantic -Werror %s -Icore "
+      .. "spec/support/hosts/facade.cpp -o %s/cpp %s")
       :format(cflags, folder, shared))
     assert.equal(wanted, assert_run(folder .. "/cpp " .. model))
   end)
 
   needing(has "python3", "python3", "Python, through ctypes", function()
-    assert.equal(wanted, assert_run(("%spython3 spec/support/hosts/facade.py %s %s"):format(preload(), library, model)))
+    assert.equal(wanted,
+      assert_run(("%spython3 spec/support/hosts/facade.py %s %s"):format(preload(), library,
+        model)))
   end)
 
   for how, link in pairs {
@@ -95,9 +104,11 @@ describe("hosts:", function()
     shared = shared .. " -lm",
   } do
     it("conversations, tokens, cancelling, versions: " .. how .. " library", function()
-      link = link:gsub("STATIC", assert_run("env -u MAKEFLAGS -u MAKELEVEL make -s print-static"):gsub("%s+$", ""))
+      link = link:gsub("STATIC",
+        assert_run("env -u MAKEFLAGS -u MAKELEVEL make -s print-static"):gsub("%s+$", ""))
       local program = ("%s/conversations_%s"):format(folder, how)
-      assert_run(("cc -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror %s -Icore spec/support/hosts/conversations.c -o %s %s")
+      assert_run(("cc -std=c11 -D_GNU_SOURCE -Wall -Wextra -Werror %s -Icore "
+        .. "spec/support/hosts/conversations.c -o %s %s")
         :format(cflags, program, link))
       assert.equal("", assert_run(("%s %s %s"):format(program, model, folder)))
     end)
@@ -105,12 +116,14 @@ describe("hosts:", function()
 
   -- the sanitizers' run time is not in the programs that would load it
   if not cflags:find "sanitize" then
-    for command, name in pairs { luajit = "LuaJIT", ["lua5.1"] = "Lua 5.1", ["lua5.2"] = "Lua 5.2", ["lua5.3"] = "Lua 5.3" } do
-      needing(has(command), command, command .. " is told that pyramid.so is for Lua 5.4", function()
+    for command, name in pairs { luajit = "LuaJIT", ["lua5.1"] = "Lua 5.1", ["lua5.2"] = "Lua 5.2",
+      ["lua5.3"] = "Lua 5.3" } do
+      needing(has(command), command, command .. " is told that pyramid.so is for Lua 5.4",
+        function()
         local code = "package.cpath = arg[1] print(select(2, pcall(require, 'pyramid')))"
         helper.write(folder .. "/other.lua", code)
-        assert.equal("pyramid: this module is for Lua 5.4, and the Lua that loads it is " .. name .. "\n",
-          assert_run(("%s %s/other.lua %s/?.so"):format(command, folder, quote(build))))
+        assert.equal("pyramid: this module is for Lua 5.4, and the Lua that loads it is " .. name
+          .. "\n", assert_run(("%s %s/other.lua %s/?.so"):format(command, folder, quote(build))))
       end)
     end
   end

@@ -77,7 +77,8 @@ describe("sampler", function()
     it("passes over what is not finite, and fails if nothing is", function()
       local nan, inf = 0 / 0, math.huge
       assert.equal(3, new_sampler():pick { nan, inf, -inf, -5 })
-      for _, options in ipairs { { temperature = 0 }, { temperature = 1 }, { temperature = 1, top_k = 2, top_p = 0.5 } } do
+      for _, options in ipairs { { temperature = 0 }, { temperature = 1 },
+        { temperature = 1, top_k = 2, top_p = 0.5 } } do
         local id, message, code = new_sampler(options):pick { nan, inf, -inf }
         assert.is_nil(id)
         assert.matches("no logit is finite", message)
@@ -102,7 +103,8 @@ describe("sampler", function()
       { name = "top_k and top_p", temperature = 0.8, top_k = 9, top_p = 0.8 },
       { name = "top_p and min_p", temperature = 1.5, top_p = 0.95, min_p = 0.2 },
       { name = "all filters", temperature = 1.2, top_k = 20, top_p = 0.9, min_p = 0.05 },
-      { name = "logit bias", temperature = 1, logit_bias = { [0] = 5, [7] = -math.huge, [3] = -1 } },
+      { name = "logit bias", temperature = 1, logit_bias = { [0] = 5, [7] = -math.huge,
+        [3] = -1 } },
     }
     for _, case in ipairs(cases) do
       it(case.name, function()
@@ -133,7 +135,8 @@ describe("sampler", function()
 
     it("a large vocabulary", function()
       local logits = some_logits(30000, 5)
-      for _, options in ipairs { { top_k = 40 }, { top_p = 0.05 }, { min_p = 0.9 }, { top_k = 500, top_p = 0.3 } } do
+      for _, options in ipairs { { top_k = 40 }, { top_p = 0.05 }, { min_p = 0.9 },
+        { top_k = 500, top_p = 0.3 } } do
         options.temperature, options.seed = 0.7, 3
         local expected, counts = reference(logits, options, {}), histogram(logits, options, 400)
         for id in pairs(counts) do assert.is_truthy(expected[id]) end
@@ -159,9 +162,10 @@ describe("sampler", function()
       for _, penalty_last in ipairs { 0, 1, 3, 64 } do
         check({ repeat_penalty = 1.3, penalty_last = penalty_last }, { 3, 3, 7 }, logits)
         check({ frequency_penalty = 0.4, penalty_last = penalty_last }, {}, logits)
-        check({ presence_penalty = 2, penalty_last = penalty_last }, { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 }, logits)
-        check({ repeat_penalty = 1.1, frequency_penalty = 0.2, presence_penalty = -0.3, penalty_last = penalty_last },
-          { 24, 24, 24 }, logits)
+        check({ presence_penalty = 2, penalty_last = penalty_last },
+          { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 }, logits)
+        check({ repeat_penalty = 1.1, frequency_penalty = 0.2, presence_penalty = -0.3,
+          penalty_last = penalty_last }, { 24, 24, 24 }, logits)
       end
     end)
 
@@ -208,7 +212,8 @@ describe("sampler", function()
       local first = sequence({ temperature = 1, seed = 1 }, 50)
       assert.not_same(first, (sequence({ temperature = 1, seed = 2 }, 50)))
       assert.not_same(first, (sequence({ temperature = 1, seed = -1 }, 50)))
-      assert.same((sequence({ temperature = 1 }, 50)), (sequence({ temperature = 1, seed = 0 }, 50)))
+      assert.same((sequence({ temperature = 1 }, 50)),
+        (sequence({ temperature = 1, seed = 0 }, 50)))
     end)
 
     it("do not depend on the runtime's threads", function()
@@ -237,8 +242,10 @@ describe("sampler", function()
       local bad = {
         temperature = { -1, 0 / 0, math.huge, 1e300, "warm", {} }, top_k = { -1, 1.5, "x", 2 ^ 40 },
         top_p = { -0.1, 0 / 0 }, min_p = { -0.1, 1.1, 0 / 0 }, repeat_penalty = { -1, math.huge },
-        frequency_penalty = { 0 / 0 }, presence_penalty = { -math.huge }, penalty_last = { -1, 0.5, 1 << 21 },
-        seed = { 0.5, "s" }, logit_bias = { 1, { a = 1 }, { [-1] = 1 }, { [0] = math.huge }, { [0] = 0 / 0 }, { [0] = "x" } },
+        frequency_penalty = { 0 / 0 }, presence_penalty = { -math.huge },
+          penalty_last = { -1, 0.5, 1 << 21 },
+        seed = { 0.5, "s" }, logit_bias = { 1, { a = 1 }, { [-1] = 1 }, { [0] = math.huge },
+          { [0] = 0 / 0 }, { [0] = "x" } },
       }
       for option, values in pairs(bad) do
         for _, value in ipairs(values) do
@@ -285,7 +292,8 @@ describe("sampler", function()
     local function task(limit)
       local rt <close> = assert(core.runtime { threads = 1, memory = limit })
       local before = rt:memory()
-      local options = { temperature = 1, top_p = 0.9, frequency_penalty = 0.1, penalty_last = 9, logit_bias = { [1] = 1 } }
+      local options = { temperature = 1, top_p = 0.9, frequency_penalty = 0.1, penalty_last = 9,
+        logit_bias = { [1] = 1 } }
       local sampler, message, code = core.sampler(rt, options)
       local ok = sampler
       if sampler then

@@ -1,11 +1,12 @@
--- Budgets that policies hold: a share of a prompt (`target`) by each that has a ratio, the newest rows where a budget is small,
--- chunks that fill it; and compositions that would hold none.
+-- Budgets that policies hold: a share of a prompt (`target`) by each that has a ratio, the newest
+-- rows where a budget is small, chunks that fill it; and compositions that would hold none.
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
 local random_model = require "pyramid.tools.random_model"
 local shell = require "spec.support.shell"
 
-local SHAPE = { layers = 2, width = 32, heads = 4, kv_heads = 2, ff = 48, vocab = 272, context = 1024 }
+local SHAPE = { layers = 2, width = 32, heads = 4, kv_heads = 2, ff = 48, vocab = 272,
+  context = 1024 }
 local folder, model
 
 setup(function()
@@ -35,15 +36,19 @@ describe("target", function()
     local config, known = { layers = 12, heads = 4, kv_heads = 2, head_dim = 64 }, 0
     for _, name in ipairs(policy.list()) do
       local p = assert(policy.load(name))
-      if p.definition.defaults.ratio and name ~= "pyramidinfer" then    -- as published, its layers hand on half or more
+      -- as published, its layers hand on half or more
+      if p.definition.defaults.ratio and name ~= "pyramidinfer" then
         known = known + 1
         for _, target in ipairs { 0.3, 0.7 } do
           local rows = 0
           local found, message = policy.load(name, { target = target })
           assert.truthy(found, message)
-          for _, layer in ipairs(policy.forecast(found, config, 2000)) do rows = rows + layer.rows end
+          for _, layer in ipairs(policy.forecast(found, config, 2000)) do
+            rows = rows + layer.rows
+          end
           local reached = rows / (12 * 2000)
-          assert.is_true(math.abs(reached - target) < 0.003, ("%s: %g, not %g"):format(name, reached, target))
+          assert.is_true(math.abs(reached - target) < 0.003,
+            ("%s: %g, not %g"):format(name, reached, target))
         end
       end
     end
@@ -54,7 +59,8 @@ describe("target", function()
     for _, name in ipairs { "snapkv", "streaming" } do
       local found, message = policy.load(name, { target = 0.3, rows = 40 })
       assert.is_nil(found)
-      assert.truthy(message:find("policy " .. name .. ": 'rows' and 'target' are two budgets", 1, true), message)
+      assert.truthy(message:find("policy " .. name .. ": 'rows' and 'target' are two budgets", 1,
+        true), message)
     end
   end)
 end)
@@ -66,7 +72,8 @@ describe("lagkv", function()
         for head = 1, 2 do
           local want = { 0, 1, 2, 3 }
           for position = n - (rows - 4), n - 1 do want[#want + 1] = position end
-          assert.same(want, positions(assert(pyramid.policy("lagkv", { rows = rows, lag = 64 })), n, head), n .. "/" .. rows)
+          assert.same(want, positions(assert(pyramid.policy("lagkv", { rows = rows, lag = 64 })),
+            n, head), n .. "/" .. rows)
         end
       end
     end
@@ -106,8 +113,10 @@ end)
 describe("policy.compose", function()
   it("says so where a part has nothing to give, and where nothing evicts", function()
     local wrong = {
-      ["decode: snapkv evicts when a prompt is read only"] = { prefill = "streaming", decode = "snapkv" },
-      ["prefill: late evicts while text is generated only"] = { prefill = { name = "late", trigger = function() end,
+      ["decode: snapkv evicts when a prompt is read only"] = { prefill = "streaming",
+        decode = "snapkv" },
+      ["prefill: late evicts while text is generated only"] = { prefill = { name = "late",
+        trigger = function() end,
         decode = function() end }, decode = "h2o" },
       ["full never evicts"] = { prefill = "full" },
     }

@@ -1,9 +1,11 @@
--- Caches: exact bytes, budgets, forks, files, failures that lose nothing. On small random models, f32.
+-- Caches: exact bytes, budgets, forks, files, failures that lose nothing. On small random models,
+-- f32.
 local helper = require "spec.helper"
 local pyramid = require "pyramid"
 
 local PAGE_ROWS = 32
-local row_bytes = { f32 = function(d) return 4 * d end, f16 = function(d) return 2 * d end, bf16 = function(d) return 2 * d end,
+local row_bytes = { f32 = function(d) return 4 * d end, f16 = function(d) return 2 * d end,
+  bf16 = function(d) return 2 * d end,
   q8_0 = function(d) return d // 32 * 34 end, fp8_e4m3 = function(d) return d end }
 
 local function prompt(n, vocab, seed)
@@ -15,7 +17,8 @@ local function prompt(n, vocab, seed)
   return ids
 end
 
---- Bytes a cache must hold for its rows: whole pages, and 4 bytes a row slot for positions (8 with a history).
+--- Bytes a cache must hold for its rows: whole pages, and 4 bytes a row slot for positions (8 with
+--- a history).
 local function expected_bytes(model, cache, dtype, tracked)
   local config, bytes = model.config, 0
   local page = 2 * PAGE_ROWS * row_bytes[dtype](config.head_dim)
@@ -70,7 +73,8 @@ describe("cache", function()
   end)
 
   it("frees pages as rows go", function()
-    local cache <close> = new { policy = pyramid.policy("pyramidinfer", { floor = 8, ratio = 0.5 }) }
+    local cache <close> = new { policy = pyramid.policy("pyramidinfer",
+      { floor = 8, ratio = 0.5 }) }
     assert(cache:prefill(prompt(300, vocab)))
     assert.equal(expected_bytes(model, cache, "f32", true), cache:bytes())
     assert.is_true(cache:fraction() < 1)
@@ -116,9 +120,10 @@ describe("cache", function()
   end)
 
   it("forks: what one writes the other does not see", function()
-    local policies = { false, "streaming", pyramid.policy("h2o", { ratio = 0.5 }), pyramid.policy("pyramidinfer", { floor = 8 }),
-      "adakv", pyramid.policy("d2o", { rows = 70, slack = 3, threshold = 0 }),
-      pyramid.policy("streaming", { rows = 70, slack = 3, rotate = true }) }
+    local policies = { false, "streaming", pyramid.policy("h2o", { ratio = 0.5 }),
+      pyramid.policy("pyramidinfer", { floor = 8 }), "adakv",
+        pyramid.policy("d2o", { rows = 70, slack = 3, threshold = 0 }),
+          pyramid.policy("streaming", { rows = 70, slack = 3, rotate = true }) }
     for _, policy in ipairs(policies) do
       local ids = prompt(90, vocab, 4)
       local cache <close> = new { policy = policy or nil }
@@ -179,7 +184,8 @@ describe("cache", function()
       assert(cache:prefill(prompt(60, vocab)))
       assert(cache:save(path))
       for _, policy in ipairs { false, "full", "streaming", "snapkv" } do
-        local loaded <close> = assert(model:load_cache(path, { dtype = "f32", policy = policy or nil }))
+        local loaded <close> = assert(model:load_cache(path,
+          { dtype = "f32", policy = policy or nil }))
         for i = 1, 5 do assert(loaded:step(i)) end
         assert.equal(35, loaded:rows(1))
       end
@@ -208,7 +214,8 @@ describe("cache", function()
         assert.truthy(message:find(path, 1, true))
         if pattern then assert.truthy(message:find(pattern), message) end
       end
-      for _, length in ipairs { 0, 1, 8, 40, 90, 200, #bytes // 2, #bytes - 9, #bytes - 8, #bytes - 1 } do
+      for _, length in ipairs { 0, 1, 8, 40, 90, 200, #bytes // 2, #bytes - 9, #bytes - 8,
+        #bytes - 1 } do
         refused(bytes:sub(1, length), "format")
       end
       refused(bytes .. "x", "format")
@@ -217,10 +224,12 @@ describe("cache", function()
       for _ = 1, 200 do
         state = (state * 1103515245 + 12345) % 2147483648
         local at = state % #bytes + 1
-        refused(bytes:sub(1, at - 1) .. string.char(bytes:byte(at) ~ (1 << state % 8)) .. bytes:sub(at + 1), "format")
+        refused(bytes:sub(1, at - 1) .. string.char(bytes:byte(at) ~ (1 << state % 8))
+          .. bytes:sub(at + 1), "format")
       end
       helper.write(path, bytes)
-      local other <close> = assert(pyramid.model(helper.fixture "families/llama-mha", { threads = 1 }))
+      local other <close> = assert(pyramid.model(helper.fixture "families/llama-mha",
+        { threads = 1 }))
       local loaded, message, code = other:load_cache(path, { dtype = "f32" })
       assert.is_nil(loaded)
       assert.equal("format", code, message)
@@ -271,7 +280,8 @@ describe("cache", function()
         assert.equal("budget", code, message)
         assert.same(before, all_positions(model, cache))
         assert.equal(bytes, cache:bytes())
-        helper.assert_near(assert(cache:step(5)), assert(twin:step(5)):totable(), "after the failure", 1e-6)
+        helper.assert_near(assert(cache:step(5)), assert(twin:step(5)):totable(),
+          "after the failure", 1e-6)
       end
     end)
 
@@ -321,7 +331,8 @@ describe("cache", function()
     assert.has_error(function() cache:prefill { "x" } end)
     assert.has_error(function() cache:prefill { 1.5 } end)
     for _, length in ipairs { 1 << 62, -1, math.maxinteger } do
-      local liar = setmetatable({}, { __len = function() return length end, __index = function() return 1 end })
+      local liar = setmetatable({}, { __len = function() return length end,
+        __index = function() return 1 end })
       assert.has_error(function() cache:prefill(liar) end)
     end
     assert.has_error(function() cache:rows(0) end)
@@ -364,8 +375,10 @@ describe("cache", function()
       cache:prefill({ 1 }, { progress = function() error("mine", 0) end })
     end, "mine")
     assert.equal(3, cache:tokens())
-    assert.has_error(function() cache:prefill({ 1 }, { progress = function() cache:close() end }) end)
-    assert.has_error(function() cache:prefill({ 1 }, { progress = function() cache:step(1) end }) end)
+    assert.has_error(function() cache:prefill({ 1 },
+      { progress = function() cache:close() end }) end)
+    assert.has_error(function() cache:prefill({ 1 },
+      { progress = function() cache:step(1) end }) end)
     assert(cache:prefill { 1 })
   end)
 

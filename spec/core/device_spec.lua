@@ -1,6 +1,7 @@
--- The CUDA backend from end to end, on the device that is asked for (PYRAMID_DEVICE), else its kernels run by the processor: the
--- same rows kept and the same logits as the CPU's, for every policy; what it says where a device is missing; and that the emulator
--- sees what a kernel does wrong. Single operations are compared in ops_*_spec.lua.
+-- The CUDA backend from end to end, on the device that is asked for (PYRAMID_DEVICE), else its
+-- kernels run by the processor: the same rows kept and the same logits as the CPU's, for every
+-- policy; what it says where a device is missing; and that the emulator sees what a kernel does
+-- wrong. Single operations are compared in ops_*_spec.lua.
 local core = require "pyramid.core"
 local probe = require "pyramid.probe"
 local helper = require "spec.helper"
@@ -12,20 +13,26 @@ local shell = require "spec.support.shell"
 local name_of_device = helper.device == "cpu" and "emulated" or helper.device
 
 local ids = {}
-for i = 1, 270 do ids[i] = i * 37 % 271 end       -- a prime: no two alike, so that no score is decided by rounding
+-- a prime: no two alike, so that no score is decided by rounding
+for i = 1, 270 do ids[i] = i * 37 % 271 end
 
 local function prompt(n, from) return helper.slice(ids, from or 1, (from or 1) + n - 1) end
 
---- A prompt of n and some steps on both, with caches of the same options, of which `policy` is made afresh.
+--- A prompt of n and some steps on both, with caches of the same options, of which `policy` is made
+--- afresh.
 local function compare(cpu, device, o, n, steps, what)
-  local function cache_of(model) return assert(model:cache { policy = o.policy, dtype = o.dtype or "f32" }) end
+  local function cache_of(model)
+    return assert(model:cache { policy = o.policy, dtype = o.dtype or "f32" })
+  end
   local one <close> = cache_of(cpu)
   local other <close> = cache_of(device)
-  helper.assert_near(assert(other:prefill(prompt(n))), assert(one:prefill(prompt(n))):totable(), what .. ": prompt", o.limit)
+  helper.assert_near(assert(other:prefill(prompt(n))), assert(one:prefill(prompt(n))):totable(),
+    what .. ": prompt", o.limit)
   helper.assert_same_rows(one, other, cpu, what .. ": prompt")
   for i = 1, steps do
     local logits = assert(one:step(ids[n + i]))
-    helper.assert_near(assert(other:step(ids[n + i])), logits:totable(), ("%s: step %d"):format(what, i), o.limit)
+    helper.assert_near(assert(other:step(ids[n + i])), logits:totable(),
+      ("%s: step %d"):format(what, i), o.limit)
   end
   helper.assert_same_rows(one, other, cpu, what .. ": steps")
   assert.equal(one:bytes(), other:bytes(), what)
@@ -37,15 +44,17 @@ describe("the device", function()
     local device <close> = assert(pyramid.model("models/tiny", { device = name_of_device }))
     assert.equal(name_of_device, device:runtime():isa())
     compare(cpu, device, { policy = "full" }, 75, 3, "full")
-    compare(cpu, device, { policy = assert(pyramid.policy("pyramidinfer", { floor = 8, exceed = 2 })) }, 75, 4, "pyramidinfer")
+    compare(cpu, device, { policy = assert(pyramid.policy("pyramidinfer",
+      { floor = 8, exceed = 2 })) }, 75, 4, "pyramidinfer")
   end)
 
   describe("with a small model", function()
     local folder, cpu, device = shell.folder(), nil, nil
 
     setup(function()
-      assert(random_model.write(folder .. "/small", { dtype = "f32", seed = 3, shape = { layers = 3, width = 128, heads = 4,
-        kv_heads = 2, ff = 64, vocab = 272, context = 512 } }))
+      assert(random_model.write(folder .. "/small",
+        { dtype = "f32", seed = 3, shape = { layers = 3, width = 128, heads = 4, kv_heads = 2,
+          ff = 64, vocab = 272, context = 512 } }))
       cpu = assert(pyramid.model(folder .. "/small", { device = "cpu", threads = 2 }))
       device = assert(pyramid.model(folder .. "/small", { device = name_of_device }))
     end)
@@ -71,7 +80,9 @@ describe("the device", function()
     end)
 
     it("multiplies with quantised weights, in the order in which it holds them", function()
-      local function open(where) return assert(pyramid.model(folder .. "/small", { device = where, weights = "q8_0" })) end
+      local function open(where)
+        return assert(pyramid.model(folder .. "/small", { device = where, weights = "q8_0" }))
+      end
       local one <close> = open "cpu"
       local other <close> = open(name_of_device)
       compare(one, other, { policy = helper.squeezed "criticalkv" }, 61, 3, "q8_0")
@@ -84,14 +95,17 @@ describe("the device", function()
         local out = {}
         for i, n in ipairs { 1, 40, 70 } do assert(batch:add(prompt(n, i))) end
         for step = 1, 4 do
-          for i, entry in ipairs(assert(batch:step())) do out[#out + 1] = { step, i, entry[2]:totable() } end
+          for i, entry in ipairs(assert(batch:step())) do
+            out[#out + 1] = { step, i, entry[2]:totable() }
+          end
         end
         return out
       end
       local ours, theirs = run(device), run(cpu)
       assert.equal(#theirs, #ours)
       for i, entry in ipairs(ours) do
-        assert(helper.distance(entry[3], theirs[i][3]) < 1e-4, ("sequence %d, step %d"):format(entry[2], entry[1]))
+        assert(helper.distance(entry[3], theirs[i][3]) < 1e-4,
+          ("sequence %d, step %d"):format(entry[2], entry[1]))
       end
     end)
 
@@ -118,7 +132,8 @@ describe("the device", function()
       assert.same({ 1, 1 }, { both.launched, both.built })
       assert.equal(0, steps({ one }, 1).built)
       assert.equal(0, steps({ one, two }, 3).built)
-      local far = steps({ one }, 150)            -- over the end of a segment: of attention, its join and what they are told
+      -- over the end of a segment: of attention, its join and what they are told
+      local far = steps({ one }, 150)
       assert.same({ 0, 150 }, { far.built, far.launched })
       assert.truthy(far.told > 0 and far.told <= 9, far.told)
       assert.truthy(far.single >= 4 and far.single <= 5, far.single)
@@ -129,7 +144,9 @@ describe("the device", function()
     end)
 
     it("picks where the logits are, what a sampler picks of them", function()
-      local function sampler() return pyramid.sampler { temperature = 0.9, top_p = 0.95, seed = 5 } end
+      local function sampler()
+        return pyramid.sampler { temperature = 0.9, top_p = 0.95, seed = 5 }
+      end
       local shared, same = sampler(), sampler()
       local caches, last = {}, {}
       for i, n in ipairs { 20, 9, 31 } do
@@ -153,7 +170,8 @@ describe("the device", function()
 
     it("rounds a prompt's products where that is asked for, and no steps", function()
       local function open(precision)
-        return assert(pyramid.model(folder .. "/small", { device = name_of_device, precision = precision, weights = "q8_0" }))
+        return assert(pyramid.model(folder .. "/small",
+          { device = name_of_device, precision = precision, weights = "q8_0" }))
       end
       local rounded <close> = open "bf16"
       local exact <close> = open "f32"
@@ -164,11 +182,13 @@ describe("the device", function()
       assert.truthy(distance > 0 and distance < 0.02, distance)
       local three <close> = assert(exact:cache())
       local four <close> = assert(rounded:cache())
-      assert.equal(assert(three:prefill(prompt(9))):tostring(), assert(four:prefill(prompt(9))):tostring())
+      assert.equal(assert(three:prefill(prompt(9))):tostring(),
+        assert(four:prefill(prompt(9))):tostring())
     end)
 
     it("counts its memory, and reports when there is no more", function()
-      local result, _, code = pyramid.model(folder .. "/small", { device = name_of_device, memory = 3000000 })
+      local result, _, code = pyramid.model(folder .. "/small",
+        { device = name_of_device, memory = 3000000 })
       if result then
         local cache <close> = assert(result:cache())
         local bytes = result:runtime():memory()
@@ -190,10 +210,12 @@ describe("a device", function()
     assert.truthy(message:find "make cuda" or message:find "driver", message)
     assert.same({ nil, "runtime: device 'tpu' is not available (there are: cpu, cuda)", "device" },
       { core.runtime { device = "tpu" } })
-    assert.truthy(select(2, core.runtime { device = "emulated", isa = "avx2" }):find "no \"avx2\" kernels")
+    assert.truthy(select(2, core.runtime { device = "emulated",
+      isa = "avx2" }):find "no \"avx2\" kernels")
   end)
 
-  it("is the host's default where none is named, unless instruction sets of the processor are", function()
+  it("is the host's default where none is named, unless instruction sets of the processor are",
+    function()
     local runtime <close> = assert(core.runtime())
     local cpu <close> = assert(core.runtime { isa = "base" })
     assert.equal(helper.device ~= "cpu", runtime:isa() == helper.device)
@@ -203,19 +225,24 @@ describe("a device", function()
       local out = shell.run(line:format(device, shell.quote(shell.program)))
       assert.equal(wanted, out == "emulated\n", out)
     end
-    local _, err, status = shell.run(("PYRAMID_DEVICE=tpu %s spec/run.lua sampler"):format(shell.quote(shell.program)))
+    local _, err, status = shell.run(("PYRAMID_DEVICE=tpu %s spec/run.lua sampler"):format(
+      shell.quote(shell.program)))
     assert.equal(1, status)
-    assert.equal("PYRAMID_DEVICE=tpu: runtime: device 'tpu' is not available (there are: cpu, cuda)\n", err)
+    assert.equal("PYRAMID_DEVICE=tpu: runtime: device 'tpu' is not available (there are: cpu, "
+      .. "cuda)\n", err)
   end)
 
   it("says what it is, and what it can do at most", function()
     local runtime <close> = assert(core.runtime { device = name_of_device })
     local cpu <close> = assert(core.runtime { device = "cpu" })
     local facts, before = assert(probe.device(runtime)), runtime:memory()
-    for _, key in ipairs { "name", "arch", "driver", "runtime" } do assert.truthy(#facts[key] > 0, key) end
+    for _, key in ipairs { "name", "arch", "driver", "runtime" } do
+      assert.truthy(#facts[key] > 0, key)
+    end
     for kind, size in pairs { copy = 1 << 16, f32 = 32, f16 = 32, bf16 = 32 } do
       assert.truthy(assert(probe.device_time(runtime, kind, size, 2)) > 0, kind)
-      assert.same({ nil, "the runtime's device is the processor", "unsupported" }, { probe.device_time(cpu, kind, size, 2) })
+      assert.same({ nil, "the runtime's device is the processor", "unsupported" },
+        { probe.device_time(cpu, kind, size, 2) })
     end
     assert.equal(before, runtime:memory())
     assert.has_error(function() probe.device_time(runtime, "f32", 17) end)
@@ -244,10 +271,13 @@ describe("the emulator", function()
     assert.truthy(found > 10, found)
   end)
 
-  helper.cpu_only("the emulator, which it plays", it)("names the kernel and what is wrong with it", function()
+  helper.cpu_only("the emulator, which it plays", it)("names the kernel and what is wrong with it",
+    function()
     local program = os.tmpname()
-    local flags = "-x c++ -std=c++17 -DPYR_EMULATED -Icore -Ikernels " .. (os.getenv "PYRAMID_CFLAGS" or "") .. " -O1"
-    local line = "${CXX:-c++} %s -o %s spec/support/emulator_checks.cu kernels/emulate/emulate.cpp -lpthread && %s"
+    local flags = "-x c++ -std=c++17 -DPYR_EMULATED -Icore -Ikernels "
+      .. (os.getenv "PYRAMID_CFLAGS" or "") .. " -O1"
+    local line = "${CXX:-c++} %s -o %s spec/support/emulator_checks.cu "
+      .. "kernels/emulate/emulate.cpp -lpthread && %s"
     local out, err, status = shell.run(line:format(flags, program, program))
     os.remove(program)
     assert.equal("", err)

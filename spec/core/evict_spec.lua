@@ -1,6 +1,7 @@
--- Caches that are cut at rest: by a policy (cache:evict), at a token (cache:truncate). What is left equals a prompt read under that
--- policy, a cache that never read the rest, and what plain lists of positions say after any series of calls. And scores that are no
--- numbers, which no call takes for ranks.
+-- Caches that are cut at rest: by a policy (cache:evict), at a token (cache:truncate). What is left
+-- equals a prompt read under that policy, a cache that never read the rest, and what plain lists of
+-- positions say after any series of calls. And scores that are no numbers, which no call takes for
+-- ranks.
 local helper = require "spec.helper"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
@@ -8,7 +9,8 @@ local random_model = require "pyramid.tools.random_model"
 local score = require "pyramid.score"
 local shell = require "spec.support.shell"
 
-local SHAPE = { layers = 3, width = 32, heads = 4, kv_heads = 2, ff = 48, vocab = 272, context = 512 }
+local SHAPE = { layers = 3, width = 32, heads = 4, kv_heads = 2, ff = 48, vocab = 272,
+  context = 512 }
 local other_device = helper.device == "cpu" and "emulated" or helper.device
 local folder, models
 
@@ -48,7 +50,8 @@ local function plan(name, fields)
   end }
 end
 
---- What a call that failed must not have changed: rows, counters, and the logits of the next step, read on a fork.
+--- What a call that failed must not have changed: rows, counters, and the logits of the next step,
+--- read on a fork.
 local function state_of(cache)
   local fork <close> = assert(cache:fork())
   return { positions(cache), cache:tokens(), cache:evicted(), assert(fork:step(7)):totable() }
@@ -57,13 +60,18 @@ end
 describe("cache:evict", function()
   local by_rows = {
     streaming = { keep = 40, guard = { first = 4, last = 36 } },
-    compact = { keep = 40, guard = { first = 4, last = 30 }, rotate = "compact", score = score.random(3) },
-    ["by head"] = { keep = 40, guard = { first = 2, last = 5 }, share = "head", score = -score.key_norm() },
-    pool = { keep = 40, guard = { first = 2, last = 5 }, share = "pool", score = -score.key_similarity() },
+    compact = { keep = 40, guard = { first = 4, last = 30 }, rotate = "compact",
+      score = score.random(3) },
+    ["by head"] = { keep = 40, guard = { first = 2, last = 5 }, share = "head",
+      score = -score.key_norm() },
+    pool = { keep = 40, guard = { first = 2, last = 5 }, share = "pool",
+      score = -score.key_similarity() },
     mass = { keep = 60, mass = 0.5, least = 9, share = "head", score = score.value_norm() },
-    merge = { keep = 40, guard = { last = 5 }, share = "head", merge = { threshold = 0.1 }, score = score.key_norm() },
+    merge = { keep = 40, guard = { last = 5 }, share = "head", merge = { threshold = 0.1 },
+      score = score.key_norm() },
     lag = { keep = 40, guard = { first = 2 }, share = "head", score = score.lag { lag = 16 } },
-    custom = { keep = 40, share = "head", score = score.custom(function(lane) return lane.positions end) },
+    custom = { keep = 40, share = "head",
+      score = score.custom(function(lane) return lane.positions end) },
     table = { keep = 40, score = score.table(prompt(90, 8)) },
   }
 
@@ -82,7 +90,8 @@ describe("cache:evict", function()
         assert.equal(read:evicted(), cut:evicted(), name)
         assert.is_true(cut:bytes() < before or name == "compact" or name == "mass", name)
         for i = 1, 3 do
-          helper.assert_near(assert(cut:step(ids[i])), assert(read:step(ids[i])):totable(), name .. ", step " .. i, 1e-5)
+          helper.assert_near(assert(cut:step(ids[i])), assert(read:step(ids[i])):totable(),
+            name .. ", step " .. i, 1e-5)
         end
       end
     end)
@@ -110,8 +119,10 @@ describe("cache:evict", function()
     assert(cache:prefill(prompt(90, 5)))
     local before = state_of(cache)
     local wrong = {
-      snapkv = "policy snapkv, layer 1, evict: score ranks by attention that the cache does not track",
-      expected_attention = "policy expected_attention, layer 1, evict: score expects attention from the queries of a prompt",
+      snapkv = "policy snapkv, layer 1, evict: score ranks by attention that the cache does not "
+        .. "track",
+      expected_attention = "policy expected_attention, layer 1, evict: score expects attention "
+        .. "from the queries of a prompt",
       pyramidinfer = "policy pyramidinfer, layer 1, evict: prune drops hidden states",
     }
     for name, words in pairs(wrong) do
@@ -134,10 +145,12 @@ describe("cache:evict", function()
     assert.equal("policy", select(3, cache:evict("no such policy")))
   end)
 
-  it("turns keys as exactly in hundreds of cuts as in one, bit for bit, in rows of any dtype", function()
+  it("turns keys as exactly in hundreds of cuts as in one, bit for bit, in rows of any dtype",
+    function()
     local path = folder .. "/wide"
     assert(random_model.write(path, { dtype = "f32", seed = 4,
-      shape = { layers = 2, width = 64, heads = 2, kv_heads = 1, ff = 48, vocab = 272, context = 512 } }))
+      shape = { layers = 2, width = 64, heads = 2, kv_heads = 1, ff = 48, vocab = 272,
+        context = 512 } }))
     local function to(keep)
       return policy { name = "ends", prefill = function()
         return { keep = keep, guard = { first = 4, last = keep - 4 }, rotate = "compact" }
@@ -153,13 +166,16 @@ describe("cache:evict", function()
         assert(once:evict(to(40)))
         for keep = cuts + 39, 40, -1 do assert(often:evict(to(keep))) end
         assert.same(once:positions(1), often:positions(1))
-        for i = 1, 3 do assert.same(assert(once:step(i)):totable(), assert(often:step(i)):totable(), dtype) end
+        for i = 1, 3 do
+          assert.same(assert(once:step(i)):totable(), assert(often:step(i)):totable(), dtype)
+        end
       end
     end
   end)
 
   it("leaves turned keys that a file holds whole: saved again, it is the same", function()
-    local cache <close> = new(models.cpu, assert(pyramid.policy("streaming", { rows = 40, rotate = true })))
+    local cache <close> = new(models.cpu, assert(pyramid.policy("streaming",
+      { rows = 40, rotate = true })))
     assert(cache:prefill(prompt(70, 3)))
     for i = 1, 20 do assert(cache:step(i)) end
     local one, other = helper.tmp(), helper.tmp()
@@ -173,7 +189,8 @@ describe("cache:evict", function()
   end)
 
   it("ranks by attention that the cache tracks", function()
-    local tracking = policy { name = "tracking", trigger = function() return { every = 1000, track = score.history() } end,
+    local tracking = policy { name = "tracking",
+      trigger = function() return { every = 1000, track = score.history() } end,
       decode = function(_, l) return { keep = l.rows } end }
     local cache <close> = new(models.cpu, tracking)
     assert(cache:prefill(prompt(90, 6)))
@@ -209,7 +226,10 @@ describe("cache:evict", function()
           end
           assert.same(before, positions(cache))
           cache:close()
-          if not done then helper.assert_near(assert(fork:step(3)), assert(assert(alone:fork()):step(3)):totable(), name, 1e-6) end
+          if not done then
+            helper.assert_near(assert(fork:step(3)),
+              assert(assert(alone:fork()):step(3)):totable(), name, 1e-6)
+          end
           fork:close()
         end
       end
@@ -220,7 +240,8 @@ end)
 
 describe("cache:truncate", function()
   for _, kind in ipairs { "cpu", "device" } do
-    it("leaves a whole cache as one that never read the rest, bit for bit, on the " .. kind, function()
+    it("leaves a whole cache as one that never read the rest, bit for bit, on the " .. kind,
+      function()
       local model, ids = models[kind], prompt(150, 3)
       for _, dtype in ipairs { "f32", "f16" } do
         local cache <close> = new(model, nil, { dtype = dtype })
@@ -237,7 +258,9 @@ describe("cache:truncate", function()
         assert.equal(0, cache:evicted())
         assert.same(positions(short), positions(cache))
         assert.equal(short:bytes(), cache:bytes())
-        for i = 1, 4 do assert.same(assert(short:step(ids[i])):totable(), assert(cache:step(ids[i])):totable()) end
+        for i = 1, 4 do
+          assert.same(assert(short:step(ids[i])):totable(), assert(cache:step(ids[i])):totable())
+        end
         local more = helper.slice(ids, 90, 140)
         assert.same(assert(short:prefill(more)):totable(), assert(cache:prefill(more)):totable())
       end
@@ -280,11 +303,12 @@ describe("cache:truncate", function()
     assert.same(before, state_of(recent))
     assert.is_true(assert(recent:truncate(55)))
     assert.same({ 50, 51, 52, 53, 54 }, recent:positions(1))
-    assert.equal(55 * SHAPE.layers * SHAPE.kv_heads - 5 * SHAPE.layers * SHAPE.kv_heads, recent:evicted())
+    assert.equal(55 * SHAPE.layers * SHAPE.kv_heads - 5 * SHAPE.layers * SHAPE.kv_heads,
+      recent:evicted())
   end)
 end)
 
--- ---- any series of calls -------------------------------------------------------------------------------------------------
+-- ---- any series of calls ------------------------------------------------------------------------
 
 describe("a cache", function()
   --- The positions that a plan { keep, guard = { first, last } } by position leaves of a list.
@@ -304,7 +328,7 @@ describe("a cache", function()
       return state // 65536 % n
     end
     local cache, list, tokens, path = new(model), {}, 0, helper.tmp()
-    local twin                                          -- a fork, a copy from a file: the same logits from here on
+    local twin  -- a fork, a copy from a file: the same logits from here on
     for _ = 1, 40 do
       local what = draw(7)
       if what <= 1 and tokens < 300 or tokens == 0 then
@@ -317,8 +341,8 @@ describe("a cache", function()
         local first, keep = draw(4), 5 + draw(60)
         local p = policy { name = "ends", prefill = function(_, l)
           local rows = math.min(keep, l.rows)
-          return { keep = rows, guard = { first = math.min(first, rows), last = math.max(rows - first, 0) },
-            rotate = compact and "compact" or "keep" }
+          return { keep = rows, guard = { first = math.min(first, rows),
+            last = math.max(rows - first, 0) }, rotate = compact and "compact" or "keep" }
         end }
         assert(cache:evict(p))
         if twin then assert(twin:evict(p)) end
@@ -347,7 +371,9 @@ describe("a cache", function()
       elseif tokens > 0 then
         for i = 1, 1 + draw(6) do
           local logits = assert(cache:step((seed + i) % SHAPE.vocab)):totable()
-          if twin then assert.same(logits, assert(twin:step((seed + i) % SHAPE.vocab)):totable()) end
+          if twin then
+            assert.same(logits, assert(twin:step((seed + i) % SHAPE.vocab)):totable())
+          end
           list[#list + 1], tokens = tokens, tokens + 1
         end
       end
@@ -361,12 +387,13 @@ describe("a cache", function()
     os.remove(path)
   end
 
-  it("holds what plain lists say, after any series of prompts, steps, forks, cuts, truncations and files", function()
+  it("holds what plain lists say, after any series of prompts, steps, forks, cuts, truncations "
+    .. "and files", function()
     for seed = 1, 12 do run(seed, seed % 2 == 0) end
   end)
 end)
 
--- ---- scores that are no numbers --------------------------------------------------------------------------------------------
+-- ---- scores that are no numbers -----------------------------------------------------------------
 
 describe("a score that is NaN or infinite", function()
   local bad = {
@@ -383,7 +410,8 @@ describe("a score that is NaN or infinite", function()
   }
 
   for _, kind in ipairs { "cpu", "device" } do
-    it("is an error that names policy, layer and score, and loses nothing, on the " .. kind, function()
+    it("is an error that names policy, layer and score, and loses nothing, on the " .. kind,
+      function()
       local model, ids = models[kind], prompt(60, 3)
       for words, by in pairs(bad) do
         for _, share in ipairs { "layer", "head", "pool" } do
@@ -394,7 +422,8 @@ describe("a score that is NaN or infinite", function()
           local logits, message, code = cache:prefill(ids)
           assert.is_nil(logits, words)
           assert.equal("policy", code, message)
-          assert.truthy(message:find("policy no number, layer 2, prefill: score ", 1, true), message)
+          assert.truthy(message:find("policy no number, layer 2, prefill: score ", 1, true),
+            message)
           assert.truthy(message:find("NaN or infinite", 1, true), message)
           if not words:find("^custom") then assert.truthy(message:find(words, 1, true), message) end
           assert.equal(0, cache:tokens())
@@ -414,7 +443,8 @@ describe("a score that is NaN or infinite", function()
     it("ends the step that would rank by it, alone and in a batch, on the " .. kind, function()
       local model = models[kind]
       local p = policy { name = "late", trigger = function() return { over = 40 } end,
-        decode = function() return { keep = 20, share = "head", score = score.key_norm() * 1e38 * 1e38 } end }
+        decode = function() return { keep = 20, share = "head",
+          score = score.key_norm() * 1e38 * 1e38 } end }
       local cache <close> = new(model, p)
       assert(cache:prefill(prompt(38, 3)))
       for i = 1, 2 do assert(cache:step(i)) end
@@ -423,7 +453,8 @@ describe("a score that is NaN or infinite", function()
         local logits, message, code = cache:step(9)
         assert.is_nil(logits)
         assert.equal("policy", code, message)
-        local words = "policy late, layer 1, decode: score ((key_norm * 1e+38) * 1e+38) is NaN or infinite"
+        local words = "policy late, layer 1, decode: score ((key_norm * 1e+38) * 1e+38) is NaN "
+          .. "or infinite"
         assert.truthy(message:find(words, 1, true), message)
         assert.same(rows, positions(cache))
         assert.equal(40, cache:tokens())

@@ -54,7 +54,8 @@ describe("a policy that does not return", function()
       local logits, message, code = soon(5, function() return cache:prefill(ids) end)
       assert.is_nil(logits)
       assert.equal("policy", code)
-      assert.equal("policy loop, layer 2, prefill: did not return within 0.05 seconds (policy_seconds)", message)
+      assert.equal("policy loop, layer 2, prefill: did not return within 0.05 seconds "
+        .. "(policy_seconds)", message)
       assert.equal(#ids, cache:tokens())
       assert.equal(#ids, #cache:positions(1, 1))
       on = false
@@ -89,7 +90,11 @@ describe("a policy that does not return", function()
       at = which
       local ok, message, code
       for _ = 1, 6 do
-        if which == "decode" then ok, message, code = cache:step(ids[2]) else ok, message, code = cache:prefill(ids) end
+        if which == "decode" then
+          ok, message, code = cache:step(ids[2])
+        else
+          ok, message, code = cache:prefill(ids)
+        end
         if not ok then break end
       end
       assert.is_nil(ok, which)
@@ -104,7 +109,8 @@ describe("a policy that does not return", function()
     local p = policy { name = "loop", prefill = forever }
     for _, loop in pairs(ways) do
       local asked = 0
-      local cache <close> = assert(model:cache { policy = policy { name = "loop", prefill = loop }, policy_seconds = 0 })
+      local cache <close> = assert(model:cache { policy = policy { name = "loop", prefill = loop },
+        policy_seconds = 0 })
       local logits, message, code = soon(5, function()
         return cache:prefill(ids, { progress = function() asked = asked + 1 return asked > 1 end })
       end)
@@ -113,18 +119,21 @@ describe("a policy that does not return", function()
       assert.equal("policy loop, layer 1, prefill: cancelled", message)
       assert.equal(0, cache:tokens())
     end
-    local run, _, code = model:generate("Once", { policy = p, progress = function() return true end })
+    local run, _, code = model:generate("Once",
+      { policy = p, progress = function() return true end })
     assert.is_nil(run)
     assert.equal("cancelled", code)
     local cache <close> = assert(model:cache { policy = p })
-    assert.error_matches(function() cache:prefill(ids, { progress = function() error "mine" end }) end, "mine")
+    assert.error_matches(function() cache:prefill(ids,
+      { progress = function() error "mine" end }) end, "mine")
   end)
 
   it("is ended while a generation goes on", function()
     local on, stop = false, false
     local p = policy { name = "later", trigger = function() return { every = 2, window = 2 } end,
       decode = function(_, l) return on and forever() or { keep = l.waiting } end }
-    local run = assert(model:generate("Once upon a time", { policy = p, policy_seconds = 0, ignore_eos = true, max_tokens = 20,
+    local run = assert(model:generate("Once upon a time",
+      { policy = p, policy_seconds = 0, ignore_eos = true, max_tokens = 20,
       progress = function() return stop end }))
     assert(run())
     on, stop = true, true
@@ -196,7 +205,8 @@ describe("a policy that does not return", function()
   end)
 
   it("is an option that is checked", function()
-    assert.error_matches(function() model:cache { policy = "full", policy_seconds = -1 } end, "policy_seconds must be 0 or more")
+    assert.error_matches(function() model:cache { policy = "full", policy_seconds = -1 } end,
+      "policy_seconds must be 0 or more")
     assert.error_matches(function() model:cache { policy_seconds = "1" } end, "policy_seconds")
     local own <close> = assert(pyramid.model("models/tiny", { threads = 1, policy_seconds = 0.05 }))
     local batch <close> = assert(own:batch { policy = policy { name = "loop", prefill = forever } })
@@ -206,14 +216,17 @@ describe("a policy that does not return", function()
 end)
 
 describe("core.limited", function()
-  it("returns what a function returns, raises what it raises, and ends what does not return", function()
-    assert.same({ true, 3, nil, "x" }, { core.limited(1, function(a, b) return a + b, nil, "x" end, 1, 2) })
+  it("returns what a function returns, raises what it raises, and ends what does not return",
+    function()
+    assert.same({ true, 3, nil, "x" }, { core.limited(1, function(a, b) return a + b, nil, "x" end,
+      1, 2) })
     local thrown = {}
     local ok, value = pcall(core.limited, 1, function() error(thrown) end)
     assert.is_false(ok)
     assert.equal(thrown, value)
     assert.same({ nil, "time" }, { core.limited(0.05, forever) })
-    assert.same({ nil, "time" }, { core.limited(0.05, function() return core.limited(60, forever) end) })
+    assert.same({ nil, "time" }, { core.limited(0.05,
+      function() return core.limited(60, forever) end) })
     local returned = table.pack(core.limited(60, function() return core.limited(0.05, forever) end))
     assert.same({ true, nil, "time", n = 3 }, returned)
     assert.is_nil((debug.gethook()))
@@ -226,8 +239,8 @@ describe("Ctrl-C", function()
     local words = {}
     for i, word in ipairs { ... } do words[i] = shell.quote(word) end
     local began = core.clock()
-    local out, err, status = shell.run(("timeout --preserve-status -s INT -k 20 %g %s %s"):format(after,
-      shell.quote(shell.program), table.concat(words, " ")))
+    local out, err, status = shell.run(("timeout --preserve-status -s INT -k 20 %g %s %s"):format(
+      after, shell.quote(shell.program), table.concat(words, " ")))
     return status, err, core.clock() - began - after, out
   end
 
@@ -237,7 +250,8 @@ describe("Ctrl-C", function()
     ["where an exit is caught and another status asked for"] =
       "local ok = pcall(function() while true do end end) os.exit(ok and 0 or 7)",
     ["in a coroutine"] = "coroutine.wrap(function() while true do end end)()",
-    ["in a C function"] = "local s = ('a'):rep(30) .. 'b'; return (s .. s):find(('a*'):rep(60) .. 'c')",
+    ["in a C function"] = "local s = ('a'):rep(30) .. 'b'; return (s .. s):find(('a*'):rep(60) "
+      .. ".. 'c')",
     ["in a policy"] = [[
       local pyramid = require "pyramid"
       local p = pyramid.policy { name = "loop", prefill = function() while true do pcall(function() while true do end end) end end }

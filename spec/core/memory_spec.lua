@@ -1,5 +1,6 @@
--- An allocation that fails, at every step in turn: the limit rises until the task succeeds; before that every try ends in
--- a clean error, and nothing is left behind (after Lua's own testes/memerr.lua).
+-- An allocation that fails, at every step in turn: the limit rises until the task succeeds; before
+-- that every try ends in a clean error, and nothing is left behind (after Lua's own
+-- testes/memerr.lua).
 local helper = require "spec.helper"
 local core = require "pyramid.core"
 local pyramid = require "pyramid"
@@ -15,7 +16,8 @@ end
 
 --- Everything a session does that allocates. Returns true, or what failed.
 local function task(limit, weights)
-  local model <close>, message, code = pyramid.model(folder, { threads = 2, memory = limit, weights = weights })
+  local model <close>, message, code = pyramid.model(folder,
+    { threads = 2, memory = limit, weights = weights })
   if not model then return nil, message, code end
   local made <close> = setmetatable({}, { __close = function(list)
     for i = #list, 1, -1 do list[i]:close() end
@@ -44,7 +46,8 @@ local function task(limit, weights)
     end
     local cache = keep(model:cache { policy = { name = "both", prefill = function()
       return { keep = 20, share = "head", score = score.expected() * score.output_norm()
-        + score.custom(function(lane) return lane.keys:norm() + lane.seen end, { seen = score.attention { queries = 9 } }) }
+        + score.custom(function(lane) return lane.keys:norm() + lane.seen end,
+          { seen = score.attention { queries = 9 } }) }
     end } })
     keep(cache:prefill(prompt(80, model.config.vocab)))
     keep(cache:scores(score.key_norm()))
@@ -57,7 +60,8 @@ end
 
 describe("memory", function()
   for _, weights in ipairs { false, "f16" } do
-    it("runs out at any point without harm" .. (weights and ", weights " .. weights or ""), function()
+    it("runs out at any point without harm" .. (weights and ", weights " .. weights or ""),
+      function()
       local limit, failures = 1024, 0
       while true do
         local ok, message, code = task(limit, weights or nil)

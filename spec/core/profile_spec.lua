@@ -7,7 +7,8 @@ describe("model:profile", function()
   local ids = {}
   for i = 1, 40 do ids[i] = i * 7 % 50 end
 
-  before_each(function() model = assert(pyramid.model(helper.fixture "families/llama-mha", { threads = 2 })) end)
+  before_each(function() model = assert(pyramid.model(helper.fixture "families/llama-mha",
+    { threads = 2 })) end)
   after_each(function() model:close() end)
 
   local function by_name(entries)
@@ -38,7 +39,8 @@ describe("model:profile", function()
     -- q, k, v of every layer; o, gate, up, down; the logits
     assert.equal(config.layers * 7 + 1, found.linear.calls)
     local n, heads = #ids, config.heads
-    assert.equal(4 * config.head_dim * heads * config.layers * n * (n + 1) / 2, found.attention.flops)
+    assert.equal(4 * config.head_dim * heads * config.layers * n * (n + 1) / 2,
+      found.attention.flops)
     assert.is_true(found.linear.flops > 0 and found.linear.bytes > 0)
     for i, entry in ipairs(entries) do
       assert.is_true(entry.calls > 0 and entry.seconds > 0)
@@ -59,14 +61,17 @@ describe("model:profile", function()
     assert.is_true(three < 1.5 * one)
   end)
 
-  it("counts one call a layer for all heads of all sequences of a step", function()   -- each is a launch on a GPU
+  -- each is a launch on a GPU
+  it("counts one call a layer for all heads of all sequences of a step", function()
     local batch <close> = assert(model:batch())
     for _ = 1, 3 do assert(batch:add(ids)) end
     assert(batch:step())
     assert(model:profile(true))
     assert(batch:step())
     local found = by_name(model:profile(false))
-    for _, name in ipairs { "store", "attention" } do assert.equal(model.config.layers, found[name].calls, name) end
+    for _, name in ipairs { "store", "attention" } do
+      assert.equal(model.config.layers, found[name].calls, name)
+    end
   end)
 
   it("counts one call a layer where all heads keep the same rows", function()
@@ -89,7 +94,8 @@ describe("model:profile", function()
   end)
 
   it("changes no result, under policies either", function()
-    for _, given in ipairs { {}, { policy = pyramid.policy("pyramidinfer", { floor = 4, sinks = 1 }) }, { policy = "h2o" } } do
+    for _, given in ipairs { {}, { policy = pyramid.policy("pyramidinfer",
+      { floor = 4, sinks = 1 }) }, { policy = "h2o" } } do
       model:profile(false)
       local plain = read(given)
       model:profile(true)
@@ -117,7 +123,8 @@ describe("model:profile", function()
     local small = assert(pyramid.model(helper.fixture "families/llama-mha", { threads = 1 }))
     local held = small:memory()
     small:close()
-    small = assert(pyramid.model(helper.fixture "families/llama-mha", { threads = 1, memory = held + 500 }))
+    small = assert(pyramid.model(helper.fixture "families/llama-mha",
+      { threads = 1, memory = held + 500 }))
     local entries, message, code = small:profile(true)
     assert.is_nil(entries)
     assert.matches("a profile needs", message)

@@ -1,5 +1,6 @@
--- Lanes of unequal length: budgets pooled over heads, budgets by mass, one budget a head, losers merged, keys compacted.
--- What is kept equals plain Lua's choice; what the model says over it equals a plain Lua transformer over the same rows.
+-- Lanes of unequal length: budgets pooled over heads, budgets by mass, one budget a head, losers
+-- merged, keys compacted. What is kept equals plain Lua's choice; what the model says over it
+-- equals a plain Lua transformer over the same rows.
 local helper = require "spec.helper"
 local plain = require "support.plain_llama"
 local policy = require "pyramid.policy"
@@ -9,7 +10,8 @@ local reference = require "spec.support.ops_reference"
 local score = require "pyramid.score"
 local shell = require "support.shell"
 
-local SHAPE = { layers = 2, width = 32, heads = 4, kv_heads = 2, ff = 48, vocab = 272, context = 256 }
+local SHAPE = { layers = 2, width = 32, heads = 4, kv_heads = 2, ff = 48, vocab = 272,
+  context = 256 }
 local PAGE = 32
 local folder, model, llama
 
@@ -48,7 +50,8 @@ local function assert_bytes(cache, tracked)
   local bytes = 0
   each_lane(function(layer, head)
     local pages = (cache:rows(layer, head) + PAGE - 1) // PAGE
-    bytes = bytes + pages * (2 * PAGE * 4 * SHAPE.width // SHAPE.heads + PAGE * (tracked and 8 or 4))
+    bytes = bytes + pages * (2 * PAGE * 4 * SHAPE.width // SHAPE.heads
+      + PAGE * (tracked and 8 or 4))
   end)
   assert.equal(bytes, cache:bytes())
 end
@@ -59,9 +62,11 @@ local function assert_ragged(cache)
   assert.is_true(ragged)
 end
 
-local HEADER <const>, STATE <const> = 256, 14 * 8      -- bytes of a saved cache's header and of a layer's state
+-- bytes of a saved cache's header and of a layer's state
+local HEADER <const>, STATE <const> = 256, 14 * 8
 
---- What a saved cache holds: lanes[layer][head] = { history = , k = rows, v = rows, came = rows where keys are compact }.
+--- What a saved cache holds: lanes[layer][head] = { history = , k = rows, v = rows, came = rows
+--- where keys are compact }.
 local function lanes_of(cache)
   local path, d = helper.tmp(), SHAPE.width // SHAPE.heads
   assert(cache:save(path))
@@ -72,7 +77,8 @@ local function lanes_of(cache)
     return helper.floats(bytes, at - 4 * count, count)
   end
   each_lane(function(layer, head)
-    local rows, tracked, lane = ("<i8"):unpack(bytes, at + 1), ("<i8"):unpack(bytes, at + 9), { k = {}, v = {} }
+    local rows, tracked, lane = ("<i8"):unpack(bytes, at + 1), ("<i8"):unpack(bytes, at + 9),
+      { k = {}, v = {} }
     at = at + 16 + 4 * rows
     if tracked == 1 then lane.history = numbers(rows) end
     local planes = { lane.k, lane.v }
@@ -124,7 +130,9 @@ describe("a plan", function()
     full = histories(ids)
   end)
 
-  local function judged(layer, head) return helper.slice(full[layer][head].history, FIRST + 1, N - LAST) end
+  local function judged(layer, head)
+    return helper.slice(full[layer][head].history, FIRST + 1, N - LAST)
+  end
 
   local function check(plan, choose)
     local p = once(function()
@@ -138,8 +146,8 @@ describe("a plan", function()
     for layer = 1, SHAPE.layers do
       local chosen = choose(layer)
       for head = 1, SHAPE.kv_heads do
-        helper.assert_positions(with_guards(N, FIRST, LAST, chosen[head]), cache:positions(layer, head),
-          ("layer %d, head %d"):format(layer, head))
+        helper.assert_positions(with_guards(N, FIRST, LAST, chosen[head]),
+          cache:positions(layer, head), ("layer %d, head %d"):format(layer, head))
         rows = rows + cache:rows(layer, head)
       end
     end
@@ -153,7 +161,8 @@ describe("a plan", function()
     return check({ keep = keep, least = least, mass = mass, share = "pool" }, function(layer)
       local promised = math.max((least or 0) - FIRST - LAST, 0)
       local most = math.max(2 * (keep - FIRST - LAST), 2 * promised)
-      return reference.choose({ judged(layer, 1), judged(layer, 2) }, { promised, promised }, most, mass or 0)
+      return reference.choose({ judged(layer, 1), judged(layer, 2) }, { promised, promised }, most,
+        mass or 0)
     end)
   end
 
@@ -172,10 +181,12 @@ describe("a plan", function()
         for _, least in ipairs { 0, 15 } do
           local promised = math.max(least - FIRST - LAST, 0)
           check_pool(keep, least, mass)
-          check({ keep = keep < N and keep or nil, least = least, mass = mass, share = "head" }, function(layer)
+          check({ keep = keep < N and keep or nil, least = least, mass = mass, share = "head" },
+            function(layer)
             local chosen = {}
             for head = 1, 2 do
-              chosen[head] = reference.choose({ judged(layer, head) }, { promised }, keep - FIRST - LAST, mass)[1]
+              chosen[head] = reference.choose({ judged(layer, head) }, { promised },
+                keep - FIRST - LAST, mass)[1]
             end
             return chosen
           end)
@@ -193,7 +204,10 @@ describe("a plan", function()
   it("prunes hidden states by mass to the rows that it would keep", function()
     local function kept(prune)
       local cache <close> = new(policy { name = "mass", prefill = function(_, l)
-        if l.index == 1 then return { mass = 0.6, guard = { first = 2, last = 1 }, score = score.history(), prune = prune } end
+        if l.index == 1 then
+          return { mass = 0.6, guard = { first = 2, last = 1 }, score = score.history(),
+            prune = prune }
+        end
       end })
       assert(cache:prefill(ids))
       return cache:positions(1, 1), cache:positions(2, 2), cache:computed()
@@ -217,7 +231,8 @@ describe("a plan", function()
     assert.same({ 15, N }, { check({ keep = { 15, N }, share = "head" }, choose) })
     check({ keep = { 15, N }, share = "head", mass = 0.5 }, function(layer)
       local a, b = judged(layer, 1), judged(layer, 2)
-      return { reference.choose({ a }, { 0 }, 3, 0.5)[1], reference.choose({ b }, { 0 }, #b, 0.5)[1] }
+      return { reference.choose({ a }, { 0 }, 3, 0.5)[1],
+        reference.choose({ b }, { 0 }, #b, 0.5)[1] }
     end)
     local p = policy { name = "list", prefill = function()
       return { keep = { 10, 21 }, guard = { first = 12 }, share = "head" }
@@ -228,16 +243,18 @@ describe("a plan", function()
   it("averages losers into the survivors that are most similar", function()
     for _, threshold in ipairs { -1, 0.3, 0.6 } do
       local cache <close> = new(once(function()
-        return { keep = 30, guard = { first = FIRST, last = LAST }, score = score.history(), share = "pool",
-          merge = { threshold = threshold } }
+        return { keep = 30, guard = { first = FIRST, last = LAST }, score = score.history(),
+          share = "pool", merge = { threshold = threshold } }
       end))
       assert(cache:prefill(ids))
       local lanes = lanes_of(cache)
       each_lane(function(layer, head, what)
-        local k, v = reference.merge(full[layer][head].k, full[layer][head].v, cache:positions(layer, head), threshold)
+        local k, v = reference.merge(full[layer][head].k, full[layer][head].v,
+          cache:positions(layer, head), threshold)
         for name, ref in pairs { k = k, v = v } do
           for j, row in ipairs(ref) do
-            assert.is_true(helper.distance(lanes[layer][head][name][j], row) < 1e-4, ("%s: %s of row %d"):format(what, name, j))
+            assert.is_true(helper.distance(lanes[layer][head][name][j], row) < 1e-4,
+              ("%s: %s of row %d"):format(what, name, j))
           end
         end
       end)
@@ -245,7 +262,7 @@ describe("a plan", function()
   end)
 end)
 
--- ---- over many steps --------------------------------------------------------------------------------------------------
+-- ---- over many steps ----------------------------------------------------------------------------
 
 --- An engine's cache and plain lanes that hold the same.
 local Pair = {}
@@ -254,7 +271,8 @@ Pair.__index = Pair
 --- how: compact, or the threshold of merging.
 local function pair(p, how)
   how = how or {}
-  return setmetatable({ cache = new(p), lanes = llama:lanes(), compact = how.compact, threshold = how.threshold }, Pair)
+  return setmetatable({ cache = new(p), lanes = llama:lanes(), compact = how.compact,
+    threshold = how.threshold }, Pair)
 end
 
 --- Takes over what the cache kept: rows dropped, merged, turned to their places.
@@ -279,7 +297,8 @@ function Pair:follow()
 end
 
 function Pair:plain_step(id)
-  return llama:step(self.lanes, id, function(lane) return lane.compact and #lane or self.lanes.tokens end)
+  return llama:step(self.lanes, id, function(lane) return lane.compact and #lane
+    or self.lanes.tokens end)
 end
 
 function Pair:prefill(ids, what)
@@ -299,27 +318,32 @@ function Pair:steps(n, seed, look)
 end
 
 local policies = {
-  adakv = function() return assert(pyramid.policy("adakv", { ratio = 0.35, window = 8, kernel = 5 })) end,
+  adakv = function() return assert(pyramid.policy("adakv",
+    { ratio = 0.35, window = 8, kernel = 5 })) end,
   lists = function()
     local function plan(_, l)
-      return { keep = { math.min(20, l.rows), math.min(70, l.rows) }, guard = { first = 2, last = 10 }, share = "head" }
+      return { keep = { math.min(20, l.rows), math.min(70, l.rows) },
+        guard = { first = 2, last = 10 }, share = "head" }
     end
-    return policy { name = "lists", prefill = plan, trigger = function() return { every = 8 } end, decode = plan }
+    return policy { name = "lists", prefill = plan, trigger = function() return { every = 8 } end,
+      decode = plan }
   end,
   mass = function()
     local function plan()
-      return { mass = 0.8, least = 12, guard = { first = 1, last = 6 }, score = score.history(), share = "head" }
+      return { mass = 0.8, least = 12, guard = { first = 1, last = 6 }, score = score.history(),
+        share = "head" }
     end
     return policy { name = "mass", prefill = plan, decode = plan,
       trigger = function() return { every = 9, track = score.history() } end }
   end,
   pool = function()
     local function plan(_, l)
-      return { keep = math.min(26, l.rows), least = 12, guard = { first = 1, last = 6 }, score = score.history { decay = 0.9 },
-        share = "pool" }
+      return { keep = math.min(26, l.rows), least = 12, guard = { first = 1, last = 6 },
+        score = score.history { decay = 0.9 }, share = "pool" }
     end
     return policy { name = "pool", prefill = plan, decode = plan,
-      trigger = function() return { over = 40, window = 8, track = score.history { decay = 0.9 } } end }
+      trigger = function() return { over = 40, window = 8,
+        track = score.history { decay = 0.9 } } end }
   end,
 }
 
@@ -332,12 +356,13 @@ describe("lanes of unequal length", function()
       both:steps(50, 11)
       local path = helper.tmp()
       assert(both.cache:save(path))
-      local loaded <close> = assert(model:load_cache(path, { policy = policies[name](), dtype = "f32" }))
+      local loaded <close> = assert(model:load_cache(path,
+        { policy = policies[name](), dtype = "f32" }))
       local fork <close> = assert(both.cache:fork())
       local stray <close> = assert(both.cache:fork())
       os.remove(path)
       assert.same(all_positions(both.cache), all_positions(loaded))
-      for i = 1, 20 do assert(stray:step(i)) end                   -- what it writes, the others do not see
+      for i = 1, 20 do assert(stray:step(i)) end  -- what it writes, the others do not see
       both:steps(50, 12)
       for _, other in ipairs { loaded, fork } do
         for _, id in ipairs(prompt(50, 12)) do assert(other:step(id)) end
@@ -371,10 +396,13 @@ describe("lanes of unequal length", function()
       end
       assert(batch:step())
       for step = 1, 60 do
-        for i, handle in ipairs(handles) do assert(batch:push(handle, (7 * step + i) % SHAPE.vocab)) end
+        for i, handle in ipairs(handles) do
+          assert(batch:push(handle, (7 * step + i) % SHAPE.vocab))
+        end
         for i, entry in ipairs(assert(batch:step())) do
           local logits = assert(alone[i]:step((7 * step + i) % SHAPE.vocab))
-          helper.assert_near(entry[2], logits:totable(), ("%s, step %d, sequence %d"):format(name, step, i), 1e-6)
+          helper.assert_near(entry[2], logits:totable(),
+            ("%s, step %d, sequence %d"):format(name, step, i), 1e-6)
         end
       end
       for i, handle in ipairs(handles) do
@@ -393,7 +421,9 @@ describe("lanes of unequal length", function()
     assert_ragged(both.cache)
     local lanes = lanes_of(both.cache)
     each_lane(function(layer, head, what)
-      for j, row in ipairs(both.lanes[layer][head]) do assert.near(row.history, lanes[layer][head].history[j], 1e-4, what) end
+      for j, row in ipairs(both.lanes[layer][head]) do
+        assert.near(row.history, lanes[layer][head].history[j], 1e-4, what)
+      end
     end)
     both.cache:close()
   end)
@@ -402,11 +432,12 @@ describe("lanes of unequal length", function()
     local QUERIES, RAMP, EVERY, WINDOW, MASS = 16, 1.5, 8, 12, 0.6
     local both = pair(policy { name = "sliding",
       prefill = function(_, l)
-        return { keep = math.min(30, l.rows), least = 14, guard = { first = 2, last = WINDOW }, score = score.history(),
-          share = "pool" }
+        return { keep = math.min(30, l.rows), least = 14, guard = { first = 2, last = WINDOW },
+          score = score.history(), share = "pool" }
       end,
       trigger = function()
-        return { every = EVERY, window = WINDOW, once = true, track = score.attention { queries = QUERIES, ramp = RAMP } }
+        return { every = EVERY, window = WINDOW, once = true,
+          track = score.attention { queries = QUERIES, ramp = RAMP } }
       end,
       decode = function(_, l)
         assert(l.waiting == EVERY, l.waiting)
@@ -425,15 +456,18 @@ describe("lanes of unequal length", function()
         for j = first + 1, #lane - WINDOW do
           local sum = 0.0
           for q = now - QUERIES + 1, now do
-            sum = sum + (lane[j].seen[q] or 0) * (1 + (RAMP - 1) * (q - (now - QUERIES + 1)) / (QUERIES - 1))
+            sum = sum + (lane[j].seen[q] or 0) * (1
+              + (RAMP - 1) * (q - (now - QUERIES + 1)) / (QUERIES - 1))
           end
           scores[#scores + 1] = sum
         end
-        for _, j in ipairs(with_guards(#lane, first, WINDOW, reference.choose({ scores }, { 0 }, EVERY, MASS)[1])) do
+        for _, j in ipairs(with_guards(#lane, first, WINDOW,
+          reference.choose({ scores }, { 0 }, EVERY, MASS)[1])) do
           wanted[#wanted + 1] = lane[j + 1].position
         end
         dropped = dropped + #lane - #wanted
-        helper.assert_positions(wanted, both.cache:positions(layer, head), ("step %d, %s"):format(step, what))
+        helper.assert_positions(wanted, both.cache:positions(layer, head),
+          ("step %d, %s"):format(step, what))
       end)
     end)
     assert.equal(80 // EVERY, fired)
@@ -442,33 +476,39 @@ describe("lanes of unequal length", function()
   end)
 
   it("merge losers while text is generated", function()
-    local both = pair(assert(pyramid.policy("d2o", { rows = 24, slack = 3, threshold = 0.2 })), { threshold = 0.2 })
+    local both = pair(assert(pyramid.policy("d2o", { rows = 24, slack = 3, threshold = 0.2 })),
+      { threshold = 0.2 })
     both:prefill(prompt(60, 10))
     both:steps(60, 16)
     assert.is_true(both.cache:rows(1, 1) <= 27)
     both.cache:close()
   end)
 
-  it("are judged by guards alone where one set is asked for, and refused by name where it would be ranked", function()
+  it("are judged by guards alone where one set is asked for, and refused by name where it would "
+    .. "be ranked", function()
     local path = helper.tmp()
     local cache <close> = new(policies.adakv())
     assert(cache:prefill(prompt(70, 2)))
     assert(cache:save(path))
-    local streaming <close> = assert(model:load_cache(path, { policy = pyramid.policy("streaming", { rows = 40 }), dtype = "f32" }))
+    local streaming <close> = assert(model:load_cache(path,
+      { policy = pyramid.policy("streaming", { rows = 40 }), dtype = "f32" }))
     assert(streaming:prefill(prompt(20, 3)))
     each_lane(function(layer, head)
       local before, after = cache:positions(layer, head), streaming:positions(layer, head)
       assert.equal(math.min(#before + 20, 40), #after)
       assert.same(helper.slice(before, 1, 4), helper.slice(after, 1, 4))
     end)
-    local ranked <close> = assert(model:load_cache(path, { dtype = "f32", policy = { name = "ranked",
+    local ranked <close> = assert(model:load_cache(path,
+      { dtype = "f32", policy = { name = "ranked",
       prefill = function(_, l) return { keep = l.rows // 2, guard = { last = 1 } } end } }))
     os.remove(path)
     local before = all_positions(ranked)
     local logits, message, code = ranked:prefill(prompt(100, 3))
     assert.is_nil(logits)
     assert.equal("policy", code)
-    assert.truthy(message:find('policy ranked, layer 1, prefill: share is "layer", but the heads hold unequal', 1, true), message)
+    assert.truthy(message:find(
+      'policy ranked, layer 1, prefill: share is "layer", but the heads hold unequal', 1, true),
+        message)
     assert.same(before, all_positions(ranked))
     assert(ranked:prefill(prompt(20, 3), { prune = false }))
   end)
@@ -485,7 +525,10 @@ describe("lanes of unequal length", function()
       assert.equal("budget", code, message)
       assert.same(before, all_positions(cache))
       assert.same({ bytes, evicted }, { cache:bytes(), cache:evicted() })
-      for i = 1, 12 do helper.assert_near(assert(cache:step(i)), assert(probe:step(i)):totable(), "after the failure", 1e-6) end
+      for i = 1, 12 do
+        helper.assert_near(assert(cache:step(i)), assert(probe:step(i)):totable(),
+          "after the failure", 1e-6)
+      end
     end
   end)
 
@@ -521,7 +564,7 @@ describe("lanes of unequal length", function()
   end)
 end)
 
--- ---- compact keys ------------------------------------------------------------------------------------------------------
+-- ---- compact keys -------------------------------------------------------------------------------
 
 describe("compact keys", function()
   local function streaming(given)
@@ -532,7 +575,8 @@ describe("compact keys", function()
 
   it("let a stream go on past the context, at the positions within the cache", function()
     local both = pair(streaming(), { compact = true })
-    local bound = SHAPE.layers * SHAPE.kv_heads * 2 * (3 * PAGE * 4 * SHAPE.width // SHAPE.heads + PAGE * 8)
+    local bound = SHAPE.layers * SHAPE.kv_heads * 2 * (3 * PAGE * 4 * SHAPE.width // SHAPE.heads
+      + PAGE * 8)
     both:prefill(prompt(60, 2))
     both:steps(330, 3, function() assert.is_true(both.cache:bytes() <= bound) end)
     assert.is_true(both.cache:tokens() > SHAPE.context)
@@ -542,7 +586,8 @@ describe("compact keys", function()
     local lanes = lanes_of(both.cache)
     each_lane(function(layer, head, what)
       for j, row in ipairs(both.lanes[layer][head]) do
-        assert.is_true(helper.distance(lanes[layer][head].k[j], llama:rotated(row.k, j - 1)) < 1e-4, what)
+        assert.is_true(helper.distance(lanes[layer][head].k[j],
+          llama:rotated(row.k, j - 1)) < 1e-4, what)
       end
     end)
     both:prefill(prompt(70, 5), "beyond the context")
@@ -554,12 +599,15 @@ describe("compact keys", function()
     both.cache:close()
   end)
 
-  it("equal keys of a prompt that is what the cache holds, where a layer sees tokens only", function()
+  it("equal keys of a prompt that is what the cache holds, where a layer sees tokens only",
+    function()
     local one = folder .. "/one"
-    local shape = { layers = 1, width = 32, heads = 4, kv_heads = 2, ff = 48, vocab = 272, context = 64 }
+    local shape = { layers = 1, width = 32, heads = 4, kv_heads = 2, ff = 48, vocab = 272,
+      context = 64 }
     assert(random_model.write(one, { shape = shape, dtype = "f32", seed = 9 }))
     local small <close> = assert(pyramid.model(one, { threads = 1 }))
-    local cache <close> = assert(small:cache { policy = streaming { rows = 20, slack = 3 }, dtype = "f32" })
+    local cache <close> = assert(small:cache { policy = streaming { rows = 20, slack = 3 },
+      dtype = "f32" })
     local ids = prompt(250, 4)
     assert(cache:prefill(helper.slice(ids, 1, 50)))
     for i = 51, #ids do
@@ -567,23 +615,29 @@ describe("compact keys", function()
       for _, position in ipairs(cache:positions(1, 1)) do kept[#kept + 1] = ids[position + 1] end
       local fresh <close> = assert(small:cache { dtype = "f32" })
       assert(fresh:prefill(kept))
-      helper.assert_near(assert(cache:step(ids[i])), assert(fresh:step(ids[i])):totable(), "token " .. i)
+      helper.assert_near(assert(cache:step(ids[i])), assert(fresh:step(ids[i])):totable(),
+        "token " .. i)
     end
   end)
 
-  -- One layer, whose keys depend on tokens only: what was cut hundreds of times is what was cut once, but for the rounding.
+  -- One layer, whose keys depend on tokens only: what was cut hundreds of times is what was cut
+  -- once, but for the rounding.
   it("do not wear out, in rows of any dtype", function()
     local one = folder .. "/wear"
-    local shape = { layers = 1, width = 64, heads = 2, kv_heads = 1, ff = 48, vocab = 272, context = 1024 }
+    local shape = { layers = 1, width = 64, heads = 2, kv_heads = 1, ff = 48, vocab = 272,
+      context = 1024 }
     assert(random_model.write(one, { shape = shape, dtype = "f32", seed = 9 }))
     local small <close> = assert(pyramid.model(one, { threads = 1 }))
-    local cuts = helper.device == "cpu" and 600 or 40                -- kernels that a processor runs are slow
+    local cuts = helper.device == "cpu" and 600 or 40  -- kernels that a processor runs are slow
     local ids = prompt(cuts + 100, 4)
     local function worn(dtype)
-      local cache <close> = assert(small:cache { policy = streaming { rows = 48, slack = 0 }, dtype = dtype })
-      local whole <close> = assert(small:cache { dtype = dtype, policy = policy { name = "at the end",
+      local cache <close> = assert(small:cache { policy = streaming { rows = 48, slack = 0 },
+        dtype = dtype })
+      local whole <close> = assert(small:cache { dtype = dtype,
+        policy = policy { name = "at the end",
         trigger = function() return { over = #ids - 1 } end,
-        decode = function() return { keep = 48, guard = { first = 4, last = 44 }, rotate = "compact" } end } })
+        decode = function() return { keep = 48, guard = { first = 4, last = 44 },
+          rotate = "compact" } end } })
       assert(cache:prefill(helper.slice(ids, 1, #ids - cuts)))
       assert(whole:prefill(helper.slice(ids, 1, #ids - cuts)))
       for i = #ids - cuts + 1, #ids do
@@ -594,7 +648,8 @@ describe("compact keys", function()
       local fork <close> = assert(cache:fork())
       local path = helper.tmp()
       assert(cache:save(path))
-      local loaded <close> = assert(small:load_cache(path, { policy = streaming { rows = 48, slack = 0 }, dtype = dtype }))
+      local loaded <close> = assert(small:load_cache(path,
+        { policy = streaming { rows = 48, slack = 0 }, dtype = dtype }))
       os.remove(path)
       local got = assert(cache:step(7)):totable()
       assert.same(got, assert(fork:step(7)):totable())
@@ -606,7 +661,8 @@ describe("compact keys", function()
     for _, dtype in ipairs { "f16", "bf16", "q8_0", "fp8_e4m3" } do
       local got, turned_once = worn(dtype)
       local noise, off = helper.distance(turned_once, exact), helper.distance(got, exact)
-      assert.is_true(off <= 1.5 * noise, ("%s: off by %g, and by %g where keys were turned once"):format(dtype, off, noise))
+      assert.is_true(off <= 1.5 * noise,
+        ("%s: off by %g, and by %g where keys were turned once"):format(dtype, off, noise))
     end
   end)
 
@@ -616,7 +672,8 @@ describe("compact keys", function()
     assert(cache:prefill(prompt(60, 2)))
     for i = 1, 250 do assert(cache:step(i % SHAPE.vocab)) end
     assert(cache:save(path))
-    local others = { assert(cache:fork()), assert(model:load_cache(path, { policy = streaming(), dtype = "f32" })) }
+    local others = { assert(cache:fork()), assert(model:load_cache(path,
+      { policy = streaming(), dtype = "f32" })) }
     os.remove(path)
     for i = 1, 60 do
       local logits = assert(cache:step((3 * i) % SHAPE.vocab)):totable()
@@ -638,7 +695,10 @@ describe("compact keys", function()
     local ids = {}
     for step = 1, 270 do
       for i, entry in ipairs(assert(batch:step())) do
-        if step > 1 then helper.assert_near(assert(alone[i]:step(ids[i])), entry[2]:totable(), "batch step " .. step, 1e-6) end
+        if step > 1 then
+          helper.assert_near(assert(alone[i]:step(ids[i])), entry[2]:totable(),
+            "batch step " .. step, 1e-6)
+        end
         ids[i] = entry[2]:argmax()
       end
     end
@@ -647,7 +707,8 @@ describe("compact keys", function()
 
   it("stay compact under whatever comes later, or refuse it by name", function()
     local plan
-    local cache <close> = new(policy { name = "changing", prefill = function(_, l) return plan(l) end })
+    local cache <close> = new(policy { name = "changing",
+      prefill = function(_, l) return plan(l) end })
     plan = function() return { keep = 30, guard = { first = 4, last = 10 }, rotate = "compact" } end
     assert(cache:prefill(prompt(60, 2)))
     for _, case in ipairs {
@@ -659,19 +720,23 @@ describe("compact keys", function()
       local logits, message, code = cache:prefill(prompt(30, 3))
       assert.is_nil(logits)
       assert.equal("policy", code)
-      assert.truthy(message:find("policy changing, layer 1, prefill: " .. case[2], 1, true), message)
+      assert.truthy(message:find("policy changing, layer 1, prefill: " .. case[2], 1, true),
+        message)
     end
     plan = function() return { keep = 25, guard = { last = 25 } } end      -- compact it stays
     assert(cache:prefill(prompt(30, 3)))
     assert.equal(25, cache:rows(1, 2))
     for _ = 1, 4 do assert(cache:prefill(prompt(60, 3))) end               -- past the context
-    local mistral <close> = assert(pyramid.model(helper.fixture "families/mistral", { threads = 1 }))
-    local windowed <close> = assert(mistral:cache { policy = streaming { rows = 10 }, dtype = "f32" })
+    local mistral <close> = assert(pyramid.model(helper.fixture "families/mistral",
+      { threads = 1 }))
+    local windowed <close> = assert(mistral:cache { policy = streaming { rows = 10 },
+      dtype = "f32" })
     local short = {}
     for i, id in ipairs(prompt(40, 2)) do short[i] = id % mistral.config.vocab end
     local _, message, code = windowed:prefill(short)
     assert.equal("policy", code, message)
-    assert.truthy(message:find("rotate cannot be \"compact\" in a layer with a sliding window", 1, true), message)
+    assert.truthy(message:find("rotate cannot be \"compact\" in a layer with a sliding window", 1,
+      true), message)
   end)
 
   it("are not taken from a file of an older build", function()
@@ -692,26 +757,35 @@ end)
 describe("plans that cannot be", function()
   it("are refused by policy, layer and field, in the cache and in the forecast", function()
     for i, case in ipairs {
-      { { mass = 0 }, "mass" }, { { mass = 1.5 }, "mass" }, { { mass = "x" }, "mass" }, { { mass = 0 / 0 }, "mass" },
-      { { keep = 20, least = 5 }, "least", true }, { { keep = 20, least = 25, share = "pool" }, "least" },
-      { { keep = 20, least = -1, share = "pool" }, "least", true }, { { keep = 20, least = 1.5, share = "pool" }, "least" },
-      { { keep = { 20 }, share = "head" }, "keep" }, { { keep = { 20, 30, 40 }, share = "head" }, "keep" },
-      { { keep = { 20, 0 }, share = "head" }, "keep" }, { { keep = { 20, 61 }, share = "head" }, "keep" },
+      { { mass = 0 }, "mass" }, { { mass = 1.5 }, "mass" }, { { mass = "x" }, "mass" },
+        { { mass = 0 / 0 }, "mass" },
+      { { keep = 20, least = 5 }, "least", true },
+        { { keep = 20, least = 25, share = "pool" }, "least" },
+      { { keep = 20, least = -1, share = "pool" }, "least", true },
+        { { keep = 20, least = 1.5, share = "pool" }, "least" },
+      { { keep = { 20 }, share = "head" }, "keep" },
+        { { keep = { 20, 30, 40 }, share = "head" }, "keep" },
+      { { keep = { 20, 0 }, share = "head" }, "keep" },
+        { { keep = { 20, 61 }, share = "head" }, "keep" },
       { { keep = { 20, 30 } }, "keep" }, { { keep = { 20, 30 }, share = "pool" }, "keep" },
       { { keep = { 20, "x" }, share = "head" }, "keep" },
       { { keep = { 20, 30 }, least = 25, mass = 0.5, share = "head" }, "least" },
-      { { keep = 20, merge = 3 }, "merge" }, { { keep = 20, merge = { threshold = 2 } }, "merge.threshold" },
-      { { keep = 20, merge = {} }, "merge.threshold" }, { { keep = 20, merge = { limit = 1 } }, "merge.limit" },
+      { { keep = 20, merge = 3 }, "merge" }, { { keep = 20, merge = { threshold = 2 } },
+        "merge.threshold" },
+      { { keep = 20, merge = {} }, "merge.threshold" },
+        { { keep = 20, merge = { limit = 1 } }, "merge.limit" },
       { { keep = 20, merge = true, prune = "hidden" }, "merge", true },
       { { keep = 20, share = "pool", prune = "hidden" }, "share" },
-      { { keep = 20, rotate = "round" }, "rotate" }, { { keep = 20, rotate = "compact", share = "head" }, "rotate", true },
+      { { keep = 20, rotate = "round" }, "rotate" },
+        { { keep = 20, rotate = "compact", share = "head" }, "rotate", true },
     } do
       local p = policy { name = "naughty", prefill = function() return case[1] end }
       local cache <close> = new(p)
       local logits, message, code = cache:prefill(prompt(60))
       assert.is_nil(logits, "case " .. i)
       assert.equal("policy", code)
-      assert.truthy(message:find("policy naughty, layer 1, prefill: " .. case[2], 1, true), ("case %d: %s"):format(i, message))
+      assert.truthy(message:find("policy naughty, layer 1, prefill: " .. case[2], 1, true),
+        ("case %d: %s"):format(i, message))
       assert.equal(0, cache:bytes())
       if not case[3] then assert.has_error(function() policy.forecast(p, model.config, 60) end) end
     end

@@ -28,7 +28,8 @@ describe("runtime", function()
   it("raises on misuse", function()
     assert.error_matches(function() core.runtime { thread = 1 } end,
       "unknown option 'thread' %(known: threads, device, isa, memory%)")
-    for _, options in ipairs { { threads = -1 }, { threads = 257 }, { threads = "many" }, { memory = -1 }, { device = {} }, 3 } do
+    for _, options in ipairs { { threads = -1 }, { threads = 257 }, { threads = "many" },
+      { memory = -1 }, { device = {} }, 3 } do
       assert.error(function() core.runtime(options) end)
     end
     local rt <close> = assert(core.runtime {})
@@ -36,7 +37,8 @@ describe("runtime", function()
   end)
 
   it("fails where the machine lacks something", function()
-    for options, wanted in pairs { [{ isa = "nonesuch" }] = "isa 'nonesuch'", [{ device = "nonesuch" }] = "device 'nonesuch'" } do
+    for options, wanted in pairs { [{ isa = "nonesuch" }] = "isa 'nonesuch'",
+      [{ device = "nonesuch" }] = "device 'nonesuch'" } do
       local rt, message, code = core.runtime(options)
       assert.is_nil(rt)
       assert.matches(wanted, message)
@@ -60,7 +62,8 @@ end)
 
 describe("a progress callback", function()
   local model
-  setup(function() model = assert(pyramid.model("spec/fixtures/families/llama-mha", { threads = 2 })) end)
+  setup(function() model = assert(pyramid.model("spec/fixtures/families/llama-mha",
+    { threads = 2 })) end)
   teardown(function() model:close() end)
 
   local function prefill(progress)
@@ -83,7 +86,8 @@ describe("a progress callback", function()
     local cache <close> = assert(model:cache {})
     assert(cache:prefill { 1, 2, 3 })
     local before = cache:bytes()
-    local logits, message, code = cache:prefill(ids, { progress = function(done) return done > 0 end })
+    local logits, message, code = cache:prefill(ids,
+      { progress = function(done) return done > 0 end })
     assert.is_nil(logits)
     assert.matches("cancelled", message)
     assert.equal("cancelled", code)
@@ -115,7 +119,8 @@ describe("a progress callback", function()
     local logits = assert(prefill(function()
       local cache <close> = assert(other:cache {})
       assert(cache:prefill({ 1, 2, 3 }, { progress = function() inner = inner + 1 end }))
-      local ok, message = pcall(cache.prefill, cache, { 1 }, { progress = function() error("inner", 0) end })
+      local ok, message = pcall(cache.prefill, cache, { 1 },
+        { progress = function() error("inner", 0) end })
       assert(not ok and message == "inner")
     end))
     assert.same(alone, logits:totable())

@@ -49,7 +49,8 @@ describe("a file that is replaced", function()
   end)
 
   it("keeps its permissions; a new one has what the umask leaves", function()
-    shell.run(("cd %s && umask 027 && %s -e 'assert(require \"pyramid.files\".write(\"new\", \"x\"))'")
+    shell.run(("cd %s && umask 027 && %s -e 'assert(require \"pyramid.files\".write(\"new\", "
+      .. "\"x\"))'")
       :format(folder, quote(io.popen("realpath " .. shell.program):read "l")))
     assert.equal("640", mode "new")
     assert(os.execute("chmod 604 " .. path "new"))
@@ -80,7 +81,8 @@ describe("a file that is replaced", function()
     assert(os.execute("mkfifo " .. path "pipe"))
     lfs.mkdir(path "folder")
     assert(lfs.link("/dev/null", path "null", true))
-    for name, word in pairs { pipe = "is a pipe", folder = "is a directory", null = "is a device", ["folder/"] = "directory" } do
+    for name, word in pairs { pipe = "is a pipe", folder = "is a directory", null = "is a device",
+      ["folder/"] = "directory" } do
       local ok, message, code = files.write(path(name), "x")
       assert.is_nil(ok)
       assert.equal("io", code)
@@ -97,7 +99,8 @@ describe("a file that is replaced", function()
 
   it("stays where the disk is full", function()
     helper.write(path "a", "old")
-    local out, err, status = shell.run(("cd %s && trap '' XFSZ; ulimit -f 8; %s -e %s"):format(folder,
+    local out, err, status = shell.run(("cd %s && trap '' XFSZ; ulimit -f 8; %s -e %s"):format(
+      folder,
       quote(io.popen("realpath " .. shell.program):read "l"),
       quote [[print(require "pyramid.files".write("a", ("x"):rep(1 << 20)))]]))
     assert.equal(0, status, err)
@@ -146,8 +149,8 @@ describe("a saved cache", function()
       end
       print "done"]]
     helper.write(path "race.lua", script)
-    local out, err = shell.run(("for i in 2 3; do %s %s $i %s & done; wait"):format(quote(shell.program), path "race.lua",
-      path "cache"))
+    local out, err = shell.run(("for i in 2 3; do %s %s $i %s & done; wait"):format(quote(
+      shell.program), path "race.lua", path "cache"))
     assert.equal("done\ndone\n", out, err)
     assert.equal("cache race.lua", list(folder))
   end)
@@ -175,7 +178,8 @@ describe("a saved cache", function()
 
   it("belongs to its model's weights, however they are loaded", function()
     saved(model)
-    for _, how in ipairs { { map = false }, { weights = "f32" }, { weights = "q8_0", map = false } } do
+    for _, how in ipairs { { map = false }, { weights = "f32" },
+      { weights = "q8_0", map = false } } do
       how.threads = 1
       local same <close> = assert(pyramid.model("models/tiny", how))
       assert(same:load_cache(path "cache", { dtype = "f32" })):close()
@@ -189,7 +193,8 @@ describe("a saved cache", function()
     local bytes = helper.read(file)
     local head = ("<i8"):unpack(bytes)
     local first = 8 + head
-    helper.write(file, bytes:sub(1, first) .. bytes:sub(first + 1):gsub("^(.?.?.?.?)", function(four)
+    helper.write(file, bytes:sub(1, first) .. bytes:sub(first + 1):gsub("^(.?.?.?.?)",
+      function(four)
       return (four:gsub(".", function(c) return string.char(c:byte() ~ 1) end))
     end))
     local other <close> = assert(pyramid.model(path "other", { threads = 1 }))
@@ -197,7 +202,8 @@ describe("a saved cache", function()
     local message = refused(other, "belongs to another model")
     assert.matches("it was saved from tiny: llama, .* %(weights %x+, tokenizer %x+%)", message)
     assert.matches("is to be loaded into other: llama, ", message)
-    local strange <close> = assert(pyramid.model(helper.fixture "families/llama-mha", { threads = 1 }))
+    local strange <close> = assert(pyramid.model(helper.fixture "families/llama-mha",
+      { threads = 1 }))
     message = refused(strange, "belongs to another model")
     assert.matches("loaded into llama%-mha: llama, ", message)
   end)
@@ -262,7 +268,8 @@ describe("a path with a zero byte", function()
     local cache <close> = assert(model:cache())
     folder = shell.folder()
     local cut = path "cut"
-    for _, made in ipairs { table.pack(cache:save(cut .. "\0x")), table.pack(model:load_cache(cut .. "\0x")) } do
+    for _, made in ipairs { table.pack(cache:save(cut .. "\0x")),
+      table.pack(model:load_cache(cut .. "\0x")) } do
       assert.is_nil(made[1])
       assert.matches("zero byte", made[2])
       assert.equal("io", made[3])
@@ -279,13 +286,14 @@ describe("weights that are read", function()
     local mapped <close> = assert(pyramid.model("models/tiny", { threads = 1 }))
     local read <close> = assert(pyramid.model(path "m", { threads = 1, map = false }))
     local size = lfs.attributes(path "m/model.safetensors", "size")
-    assert.is_true(read:memory() >= mapped:memory() + size, ("%d and %d"):format(read:memory(), mapped:memory()))
+    assert.is_true(read:memory() >= mapped:memory() + size,
+      ("%d and %d"):format(read:memory(), mapped:memory()))
     local function logits(of)
       local cache <close> = assert(of:cache { dtype = "f32" })
       return assert(cache:prefill { 1, 5, 9, 200, 31 }):totable()
     end
     local before = logits(mapped)
-    helper.write(path "m/model.safetensors", "")                 -- a mapping would end this process here
+    helper.write(path "m/model.safetensors", "")  -- a mapping would end this process here
     assert.same(before, logits(read))
     shell.remove(folder)
     local none, message, code = pyramid.model("models/tiny", { map = false, memory = 1 << 20 })

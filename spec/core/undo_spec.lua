@@ -1,5 +1,5 @@
--- A prefill that fails puts older rows back, and what it needs for that lies outside the budget: reading on under a policy takes no
--- more than the rows held and one layer's new ones.
+-- A prefill that fails puts older rows back, and what it needs for that lies outside the budget:
+-- reading on under a policy takes no more than the rows held and one layer's new ones.
 local helper = require "spec.helper"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
@@ -7,7 +7,8 @@ local random_model = require "pyramid.tools.random_model"
 local score = require "pyramid.score"
 local shell = require "spec.support.shell"
 
-local SHAPE = { layers = 3, width = 32, heads = 4, kv_heads = 2, ff = 48, vocab = 272, context = 4096 }
+local SHAPE = { layers = 3, width = 32, heads = 4, kv_heads = 2, ff = 48, vocab = 272,
+  context = 4096 }
 local PAGE = 32
 local other_device = helper.device == "cpu" and "emulated" or helper.device
 local folder, models
@@ -33,7 +34,8 @@ local function state_of(cache)
   return all
 end
 
---- Policies whose later prompts evict older rows in every way: moved, ragged, tracked, merged, turned.
+--- Policies whose later prompts evict older rows in every way: moved, ragged, tracked, merged,
+--- turned.
 local function policies()
   local function by(name, fields)
     return policy { name = name, prefill = function(_, l)
@@ -88,7 +90,8 @@ describe("a prefill that fails", function()
           for i = 1, 3 do
             assert.same(assert(twin:step(i)):totable(), assert(cache:step(i)):totable(), name)
           end
-          assert.same(assert(twin:prefill(prompt(40, 9))):totable(), assert(cache:prefill(prompt(40, 9))):totable(), name)
+          assert.same(assert(twin:prefill(prompt(40, 9))):totable(),
+            assert(cache:prefill(prompt(40, 9))):totable(), name)
           assert.same(state_of(twin), state_of(cache), name)
           if fork then fork:close() end
         end
@@ -101,7 +104,8 @@ describe("a budget", function()
   it("of the rows held and one layer's new ones is enough to read on under a policy", function()
     local model, chunk = models.cpu, 16
     for name, p in pairs(policies()) do
-      if name ~= "d2o" and name ~= "compact" then       -- they write keys anew: their older pages are kept meanwhile
+      -- they write keys anew: their older pages are kept meanwhile
+      if name ~= "d2o" and name ~= "compact" then
         local function read(budget)
           local cache <close> = assert(model:cache { policy = p, dtype = "f32", budget = budget })
           local most = 0
@@ -113,7 +117,8 @@ describe("a budget", function()
           return most
         end
         local most = assert(read())
-        local lane = (64 + chunk + PAGE - 1) // PAGE * PAGE * (2 * 4 * SHAPE.width // SHAPE.heads + 8)
+        local lane = (64 + chunk + PAGE - 1) // PAGE * PAGE * (2 * 4 * SHAPE.width // SHAPE.heads
+          + 8)
         local done, message = read(most + lane)
         assert.truthy(done, ("%s: %s"):format(name, message))
       end

@@ -1,8 +1,10 @@
 -- child.lua: runs cases of one target in a process of its own, which may end as it will; see
 -- run.lua, who starts it.
 --
---   child.lua KIND SEED FROM TO SECONDS FOLDER     cases FROM … TO, until the seconds are over; the case at work lies in FOLDER
---   child.lua --file PATH                          what was found once: KIND.BASE.anything; says what is wrong, and exits 1
+--   child.lua KIND SEED FROM TO SECONDS FOLDER     cases FROM … TO, until the seconds are over; the
+--                                                  case at work lies in FOLDER
+--   child.lua --file PATH                          what was found once: KIND.BASE.anything; says
+--                                                  what is wrong, and exits 1
 --
 -- A case is wrong if it raises, if it fails without a message, a known code or, where a file is at
 -- fault, the file's name, or if it takes more time or memory than a small file may.

@@ -6,7 +6,9 @@
 local SECONDS, BYTES = 5, 400 << 20
 
 local codes = {}
-for code in ("argument memory budget context io format unsupported policy cancelled device"):gmatch "%a+" do codes[code] = true end
+for code in ("argument memory budget context io format unsupported policy cancelled device"):gmatch "%a+" do
+  codes[code] = true
+end
 
 local function resident(what)
   for line in io.lines "/proc/self/status" do
@@ -29,9 +31,13 @@ return function(target, path, base)
   if not ok then return "raised: " .. tostring(value), "raised" end
   local ending = value and "ok" or tostring(code)
   if not value then
-    if type(message) ~= "string" or message == "" then return ("no message, but %s"):format(tostring(message)), ending end
+    if type(message) ~= "string" or message == "" then
+      return ("no message, but %s"):format(tostring(message)), ending
+    end
     if not codes[code] then return ("code %s: %s"):format(tostring(code), message), ending end
-    if named and not message:find(path, 1, true) then return "a message that does not name the file: " .. message, ending end
+    if named and not message:find(path, 1, true) then
+      return "a message that does not name the file: " .. message, ending
+    end
   end
   if seconds > SECONDS then return ("%.1f seconds"):format(seconds), ending end
   if bytes > BYTES then return ("%d MB"):format(bytes >> 20), ending end

@@ -12,9 +12,10 @@ function mutate.pick(list) return list[R(#list)] end
 local pick = mutate.pick
 
 --- Whole numbers at which code goes wrong.
-mutate.integers = { 0, 1, 2, 3, 4, 7, 8, 16, 31, 32, 33, 64, 127, 128, 255, 256, 257, 1000, 4095, 4096, 65535, 65536, 1 << 20,
-  (1 << 24) - 1, 1 << 24, (1 << 30) - 1, 1 << 30, 0x7fffffff, 0x80000000, 0xffffffff, 1 << 32, 1 << 40, 1 << 53, 1 << 62,
-  math.maxinteger, math.mininteger, -1, -2 }
+mutate.integers = { 0, 1, 2, 3, 4, 7, 8, 16, 31, 32, 33, 64, 127, 128, 255, 256, 257, 1000, 4095,
+  4096, 65535, 65536, 1 << 20, (1 << 24) - 1, 1 << 24, (1 << 30) - 1, 1 << 30, 0x7fffffff,
+    0x80000000, 0xffffffff, 1 << 32, 1 << 40, 1 << 53, 1 << 62, math.maxinteger, math.mininteger,
+      -1, -2 }
 
 -- Bytes of numbers in files, of 4 and 8 bytes.
 local function number_bytes()
@@ -25,7 +26,8 @@ end
 
 local ways = {
   function(s, at) return s:sub(1, at - 1) .. string.char(R(0, 255)) .. s:sub(at + 1) end,
-  function(s, at) return s:sub(1, at - 1) .. string.char(s:byte(at) ~ 1 << R(0, 7)) .. s:sub(at + 1) end,
+  function(s, at) return s:sub(1, at - 1) .. string.char(s:byte(at) ~ 1 << R(0, 7))
+    .. s:sub(at + 1) end,
   function(s, at)
     local put = number_bytes()
     return s:sub(1, at - 1) .. put .. s:sub(at + #put)
@@ -52,30 +54,32 @@ function mutate.bytes(s, limit)
   return s
 end
 
--- ---- JSON ----
+-- ---- JSON ---------------------------------------------------------------------------------------
 
 --- Texts that mean something to tokenizers, configurations and expressions, or to nobody.
-mutate.texts = { "", "a", "\0", "\xff\xfe", "Ġ", "▁", "<0x41>", "\u{10ffff}", ("x"):rep(300), "(a|a)*b", "((((", "(?i)x", "\\",
-  "[", "[^",
-  "\\p{L}+", "(?=a)", "a{0,65535}", "(?:a+)+$", "(*LIMIT_MATCH=1)a", "\\Ka", "(?<=\\Ka)", "(?R)", "\\G", "$", "^",
-  "\\b", " ", "BPE",
-  "ByteLevel", "Metaspace", "Sequence", "Replace", "Split", "Isolated", "Removed", "MergedWithNext",
-  "MergedWithPrevious", "Contiguous", "llama", "yarn", "linear", "llama3", "default", "dynamic", "longrope", "none",
-  "silu", "always", "first", "never",
-  "sliding_attention", "full_attention", "Fuse", "Strip", "NFC", "NFKD", "Lowercase", "ByteFallback", "../x", "/dev/zero", "." }
+mutate.texts = { "", "a", "\0", "\xff\xfe", "Ġ", "▁", "<0x41>", "\u{10ffff}", ("x"):rep(300),
+  "(a|a)*b", "((((", "(?i)x", "\\", "[", "[^", "\\p{L}+", "(?=a)", "a{0,65535}", "(?:a+)+$",
+    "(*LIMIT_MATCH=1)a", "\\Ka", "(?<=\\Ka)", "(?R)", "\\G", "$", "^", "\\b", " ", "BPE",
+      "ByteLevel", "Metaspace", "Sequence", "Replace", "Split", "Isolated", "Removed",
+        "MergedWithNext", "MergedWithPrevious", "Contiguous", "llama", "yarn", "linear", "llama3",
+          "default", "dynamic", "longrope", "none", "silu", "always", "first", "never",
+            "sliding_attention", "full_attention", "Fuse", "Strip", "NFC", "NFKD", "Lowercase",
+              "ByteFallback", "../x", "/dev/zero", "." }
 local numbers = { 0, 1, 2, 3, 4, 8, -1, 0.5, 1e-45, 1e308, -1e308, 1e19, 1e15, 2 ^ 53,
   2 ^ 31, 2 ^ 31 - 1, 2 ^ 32, 2 ^ 24, 2 ^ 24 - 1, 2 ^ 30,
   2 ^ 20, 65536, 1000, 1024, 512, 64, 32, 1e-6, 10000, 1 / 3, 16, 48, 47 }
 local raws = { "1e999", "-1e999", "1E+2", "-0", "0x10", "NaN", "Infinity", "1.0", "2.0",
   "99999999999999999999", "null", "[]", "{}", "[[]]",
-  "true", "false", '"\\u0000"', '"\\ud800"', "[null]", "[1,2]", '{"a":1}', '{"a":1,"a":2}', ("["):rep(200) .. ("]"):rep(200) }
+  "true", "false", '"\\u0000"', '"\\ud800"', "[null]", "[1,2]", '{"a":1}', '{"a":1,"a":2}',
+    ("["):rep(200) .. ("]"):rep(200) }
 
 local Raw = {}
 local function raw(text) return setmetatable({ text = text }, Raw) end
 
 local escapes = { ['"'] = '\\"', ["\\"] = "\\\\" }
 local function quote(s)
-  return '"' .. s:gsub('[%c"\\]', function(c) return escapes[c] or ("\\u%04x"):format(c:byte()) end) .. '"'
+  return '"' .. s:gsub('[%c"\\]', function(c) return escapes[c]
+    or ("\\u%04x"):format(c:byte()) end) .. '"'
 end
 
 local function sorted(t)
@@ -107,7 +111,9 @@ function mutate.encode(v)
     for i = 1, #v do out[i] = mutate.encode(v[i]) end
     return "[" .. table.concat(out, ",") .. "]"
   end
-  for i, key in ipairs(sorted(v)) do out[i] = quote(tostring(key)) .. ":" .. mutate.encode(v[key]) end
+  for i, key in ipairs(sorted(v)) do
+    out[i] = quote(tostring(key)) .. ":" .. mutate.encode(v[key])
+  end
   return "{" .. table.concat(out, ",") .. "}"
 end
 

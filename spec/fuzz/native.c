@@ -1,10 +1,13 @@
-/* native.c — clang's libFuzzer over the targets of spec/fuzz: what it learns of the C code's branches leads it further into them than
- * blind changes. `make fuzz` builds it where clang is, with the whole library, and runs it kind by kind.
+/* native.c — clang's libFuzzer over the targets of spec/fuzz: what it learns of the C code's
+ * branches leads it further into them than blind changes. `make fuzz` builds it where clang is,
+ * with the whole library, and runs it kind by kind.
  *
- *   PYRAMID_FUZZ_KIND=json native CORPUS -max_total_time=30 …       CORPUS begins as the targets' own cases
+ *   PYRAMID_FUZZ_KIND=json native CORPUS -max_total_time=30 … CORPUS begins as the targets' own
+ *   cases
  *   PYRAMID_FUZZ_KIND=json native FILE                              what a file comes to
  *
- * The Lua half is spec/fuzz/native.lua: it hands bytes to the target, and returns what is wrong with what came of it. */
+ * The Lua half is spec/fuzz/native.lua: it hands bytes to the target, and returns what is wrong
+ * with what came of it. */
 #include <lauxlib.h>
 #include <lua.h>
 #include <lualib.h>

@@ -4,9 +4,10 @@
 --
 -- A case is what (kind, seed, number) make of it, and nothing else. Prints for each kind how many
 -- were tried, how they ended, and of each find the command that repeats it; a find's file goes to
--- spec/fixtures/finds, made smaller where that is easy, and spec/loaders/finds_spec.lua holds it from then
--- on. A find is a crash, a sanitizer's report, an error that is raised, a failure without message,
--- code or file name, or more time or memory than a small file may take. Exits 1 if there are any.
+-- spec/fixtures/finds, made smaller where that is easy, and spec/loaders/finds_spec.lua holds it
+-- from then on. A find is a crash, a sanitizer's report, an error that is raised, a failure without
+-- message, code or file name, or more time or memory than a small file may take. Exits 1 if there
+-- are any.
 package.path = "./?.lua;" .. package.path
 local core = require "pyramid.core"
 local shell = require "spec.support.shell"
@@ -15,16 +16,18 @@ local given = { seconds = "60", seed = tostring(os.time()), kind = "", case = ""
 for _, word in ipairs(arg) do
   local key, value = word:match "^%-%-(%l+)=(.*)$"
   if not given[key] then
-    io.stderr:write("usage: run.lua [--seconds=N] [--seed=N] [--kind=NAME,…] [--case=N] [--jobs=N]\n")
+    io.stderr:write("usage: run.lua [--seconds=N] [--seed=N] [--kind=NAME,…] [--case=N] "
+      .. "[--jobs=N]\n")
     os.exit(1)
   end
   if value ~= "" then given[key] = value end
 end
-local seconds, seed, jobs = tonumber(given.seconds), math.tointeger(tonumber(given.seed)), tonumber(given.jobs)
+local seconds, seed, jobs = tonumber(given.seconds), math.tointeger(tonumber(given.seed)),
+  tonumber(given.jobs)
 local only = math.tointeger(tonumber(given.case))
 
-local known = { "gguf", "safetensors", "index", "config", "generation_config", "tokenizer_config", "tokenizer", "template", "cache",
-  "results", "json", "policy" }
+local known = { "gguf", "safetensors", "index", "config", "generation_config", "tokenizer_config",
+  "tokenizer", "template", "cache", "results", "json", "policy" }
 local kinds = {}
 for name in (given.kind ~= "" and given.kind or table.concat(known, ",")):gmatch "[^,]+" do
   local there = false
@@ -57,7 +60,8 @@ end
 -- What a find is about, so that one fault is one find: numbers and names of files and of memory
 -- left out.
 local function key_of(text)
-  return (text:gsub("traceback:.*", ""):gsub("/[%w_./-]+", "F"):gsub("0x%x+", "N"):gsub("%d+", "N"):sub(1, 160))
+  return (text:gsub("traceback:.*", ""):gsub("/[%w_./-]+", "F"):gsub("0x%x+", "N"):gsub("%d+",
+    "N"):sub(1, 160))
 end
 
 -- The line of a sanitizer's or of the system's report that says what it is about.
@@ -101,25 +105,34 @@ local function note(kind, n, path, what)
     file:close()
   end
   finds[#finds + 1] = { kind = kind, n = n, what = what, path = kept, key = key }
-  print(("FIND %s: %s\n  again: make fuzz KIND=%s SEED=%d CASE=%d\n  kept:  %s"):format(kind, what:sub(1, 600), kind,
-    seed, n, kept or "nothing"))
+  print(("FIND %s: %s\n  again: make fuzz KIND=%s SEED=%d CASE=%d\n  kept:  %s"):format(kind,
+    what:sub(1, 600), kind, seed, n, kept or "nothing"))
   io.flush()
 end
 
 -- What a batch left: counts, finds, and where the next one goes on.
 local function collect(kind, folder)
   local count = counts[kind]
-  local out, err, status = read(folder .. "/out") or "", read(folder .. "/err") or "", tonumber(read(folder .. "/status") or "1")
-  for n, path, what in out:gmatch "FIND (%d+) (%S+) ([^\n]*)" do note(kind, tonumber(n), path, what) end
+  local out, err, status = read(folder .. "/out") or "", read(folder .. "/err") or "",
+    tonumber(read(folder .. "/status") or "1")
+  for n, path, what in out:gmatch "FIND (%d+) (%S+) ([^\n]*)" do
+    note(kind, tonumber(n), path, what)
+  end
   local tried, next_one, endings = out:match "DONE (%d+) (%d+) ([^\n]*)"
   if tried then
     count.tried, count.next = count.tried + tried, tonumber(next_one)
-    for ending, n in endings:gmatch "(%S+)=(%d+)" do count.endings[ending] = (count.endings[ending] or 0) + n end
-    if status ~= 0 then note(kind, count.next - tried, "", crash_of(status, err) .. " (at the end of the batch from there)") end
+    for ending, n in endings:gmatch "(%S+)=(%d+)" do
+      count.endings[ending] = (count.endings[ending] or 0) + n
+    end
+    if status ~= 0 then
+      note(kind, count.next - tried, "", crash_of(status, err)
+        .. " (at the end of the batch from there)")
+    end
   else
     local n, path = (read(folder .. "/now") or ""):match "(%d+) (%S+)"
     if not n then
-      io.stderr:write(("%s: the batch did not begin: exit status %d\n%s\n"):format(kind, status, err:sub(-2000)))
+      io.stderr:write(("%s: the batch did not begin: exit status %d\n%s\n"):format(kind, status,
+        err:sub(-2000)))
       os.exit(2)
     end
     note(kind, tonumber(n), path, crash_of(status, err))
@@ -139,10 +152,12 @@ repeat
     turn = turn + 1
     local folder = ("%s.%s"):format(work, kind)
     batch[#batch + 1] = { kind, folder }
-    local line = "(mkdir -p %s; %s timeout -k 2 %d %s spec/fuzz/child.lua %s %d %d %d %d %s >%s/out 2>%s/err; "
+    local line = "(mkdir -p %s; %s timeout -k 2 %d %s spec/fuzz/child.lua %s %d %d %d %d %s "
+      .. ">%s/out 2>%s/err; "
       .. "echo $? >%s/status) &"
-    commands[#commands + 1] = line:format(folder, environment, slice + GRACE, shell.quote(shell.program), kind, seed,
-      counts[kind].next, only or counts[kind].next + BATCH, slice, folder, folder, folder, folder)
+    commands[#commands + 1] = line:format(folder, environment, slice + GRACE,
+      shell.quote(shell.program), kind, seed, counts[kind].next, only or counts[kind].next + BATCH,
+        slice, folder, folder, folder, folder)
   end
   os.execute(table.concat(commands, " ") .. " wait")
   for _, each in ipairs(batch) do collect(each[1], each[2]) end
@@ -157,13 +172,18 @@ local function smaller(find)
     local at = 1
     while at <= #best and core.clock() < stop do
       local try = best:sub(1, at - 1) .. best:sub(at + piece)
-      local path = trial:gsub("([^/]*)$", function(name) return name:gsub("^([^.]+%.[^.]+)", "%1.try", 1) end)
+      local path = trial:gsub("([^/]*)$", function(name) return name:gsub("^([^.]+%.[^.]+)",
+        "%1.try", 1) end)
       local file = assert(io.open(path, "wb"))
       file:write(try)
       file:close()
       local what = wrong_with(path)
       os.remove(path)
-      if what and find.kind .. " " .. key_of(what) == find.key then best = try else at = at + piece end
+      if what and find.kind .. " " .. key_of(what) == find.key then
+        best = try
+      else
+        at = at + piece
+      end
     end
     piece = piece // 2
   end
@@ -177,7 +197,10 @@ local function smaller(find)
   end
 end
 for _, find in ipairs(finds) do
-  if find.path and find.kind ~= "policy" and #read(find.path) < 1 << 20 and not find.what:find "seconds" then smaller(find) end
+  if find.path and find.kind ~= "policy" and #read(find.path) < 1 << 20
+    and not find.what:find "seconds" then
+    smaller(find)
+  end
 end
 
 local all = 0
@@ -193,5 +216,6 @@ for key, n in pairs(seen) do
 end
 table.sort(slot)
 for _, line in ipairs(slot) do print(line) end
-print(("fuzz: %d cases of %d kinds in %.0f s, seed %d: %d finds"):format(all, #kinds, core.clock() - began, seed, #finds))
+print(("fuzz: %d cases of %d kinds in %.0f s, seed %d: %d finds"):format(all, #kinds,
+  core.clock() - began, seed, #finds))
 os.exit(#finds == 0 and 0 or 1)

@@ -1,10 +1,12 @@
 -- What is fuzzed: a target for each kind of file, and policies. A target has
 --
 --   suffix                     of its files' names
---   bases() -> names           what its cases are made from; a find's name holds it, as it says where the file belongs
+--   bases() -> names           what its cases are made from; a find's name holds it, as it says
+--                              where the file belongs
 --   make(base) -> bytes        a case, from math.random alone
 --   try(path, base) -> value, or nil, message, code, named
---                              reads the file and uses what it holds; named: the failure is the file's, and names it
+--                              reads the file and uses what it holds; named: the failure is the
+--                              file's, and names it
 --
 -- Policies are Lua and no file: their case is the number that seeds them, as text.
 local pyramid = require "pyramid"
@@ -20,7 +22,8 @@ local random_policy = require "spec.support.random_policy"
 local targets = {}
 
 local R, pick = math.random, mutate.pick
-local families = { "codellama", "llama-gqa-llama3", "llama-linear", "llama-yarn", "mistral", "qwen2", "qwen3" }
+local families = { "codellama", "llama-gqa-llama3", "llama-linear", "llama-yarn", "mistral",
+  "qwen2", "qwen3" }
 
 -- Reads once, keeps.
 local kept = {}
@@ -29,12 +32,14 @@ local function once(key, make)
   return kept[key]
 end
 local function read(path) return once(path, function() return helper.read(path) end) end
-local function parsed(path) return once("json " .. path, function() return mutate.decode(helper.read(path)) end) end
+local function parsed(path) return once("json " .. path,
+  function() return mutate.decode(helper.read(path)) end) end
 
--- ---- use ----
+-- ---- use ----------------------------------------------------------------------------------------
 
-local texts = { "", "a", "Hello world", "  two  spaces\n\n", ("a"):rep(40), "Ünïcödé ▁ Ġ 日本語 \u{1f600}", "\xff\xfe\x80abc",
-  "<s>[INST] x</s>", "1234567890", "\0\1\2", "don't we've", ("ab "):rep(2000) }
+local texts = { "", "a", "Hello world", "  two  spaces\n\n", ("a"):rep(40),
+  "Ünïcödé ▁ Ġ 日本語 \u{1f600}", "\xff\xfe\x80abc", "<s>[INST] x</s>", "1234567890", "\0\1\2",
+    "don't we've", ("ab "):rep(2000) }
 
 -- Texts there and back, at once and id by id.
 local function use_tokenizer(t)
@@ -58,7 +63,8 @@ local function use_tokenizer(t)
   end
   must(t:decode { 0, 1, 2, t.vocab_size - 1 })
   if t.chat_template then
-    must(chat.render(t.chat_template, { { role = "user", content = "hi" } }, { add_generation_prompt = true, bos = "", eos = "" }))
+    must(chat.render(t.chat_template, { { role = "user", content = "hi" } },
+      { add_generation_prompt = true, bos = "", eos = "" }))
   end
   if failure then return nil, failure[1], failure[2] end
   return true
@@ -103,7 +109,7 @@ end
 
 local function family(name, file) return helper.fixture(("families/%s/%s"):format(name, file)) end
 
--- ---- files of models ----
+-- ---- files of models ----------------------------------------------------------------------------
 
 targets.gguf = {
   suffix = ".gguf",
@@ -122,7 +128,8 @@ targets.gguf = {
       end
       for _, entry in ipairs { { "model", "string", "llama" }, { "tokens", "array:string", pieces },
         { "scores", "array:f32", scores },
-        { "token_type", "array:i32", types }, { "bos_token_id", "u32", 1 }, { "eos_token_id", "u32", 2 } } do
+        { "token_type", "array:i32", types }, { "bos_token_id", "u32", 1 },
+          { "eos_token_id", "u32", 2 } } do
         table.insert(parts.metadata, kv("tokenizer.ggml." .. entry[1], entry[2], entry[3]))
       end
       table.insert(parts.metadata, kv("tokenizer.chat_template", "string",
@@ -141,13 +148,17 @@ targets.config = {
     local v = mutate.copy(parsed(family(base, "config.json")))
     if R(3) == 1 then
       v.rope_scaling = { rope_type = pick { "yarn", "llama3", "linear", "dynamic" }, factor = 2.0,
-        original_max_position_embeddings = 64, beta_fast = 32, beta_slow = 1, low_freq_factor = 1, high_freq_factor = 4 }
+        original_max_position_embeddings = 64, beta_fast = 32, beta_slow = 1, low_freq_factor = 1,
+          high_freq_factor = 4 }
     end
-    if R(6) == 1 then v.layer_types, v.sliding_window = { "full_attention", "sliding_attention" }, 8 end
+    if R(6) == 1 then
+      v.layer_types, v.sliding_window = { "full_attention", "sliding_attention" }, 8
+    end
     return mutate.json(v)
   end,
   try = function(path, base)
-    return with_folder(path, { ["model.safetensors"] = family(base, "model.safetensors") }, "config.json", use_path)
+    return with_folder(path, { ["model.safetensors"] = family(base, "model.safetensors") },
+      "config.json", use_path)
   end,
 }
 
@@ -164,7 +175,8 @@ targets.safetensors = {
     return ("<i8"):pack(R(20) == 1 and pick(mutate.integers) or #text) .. text .. data
   end,
   try = function(path, base)
-    return with_folder(path, { ["config.json"] = family(base, "config.json") }, "model.safetensors", use_path)
+    return with_folder(path, { ["config.json"] = family(base, "config.json") },
+      "model.safetensors", use_path)
   end,
 }
 
@@ -180,8 +192,8 @@ targets.index = {
     return mutate.json { metadata = { total_size = 1 }, weight_map = map }
   end,
   try = function(path, base)
-    return with_folder(path, { ["config.json"] = family(base, "config.json"), [shard] = family(base, "model.safetensors") },
-      "model.safetensors.index.json", use_path)
+    return with_folder(path, { ["config.json"] = family(base, "config.json"),
+      [shard] = family(base, "model.safetensors") }, "model.safetensors.index.json", use_path)
   end,
 }
 
@@ -193,8 +205,8 @@ for _, name in ipairs { "generation_config.json", "tokenizer_config.json" } do
     make = function() return mutate.json(parsed("models/tiny/" .. name)) end,
     try = function(path)
       local others = {}
-      for _, other in ipairs { "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json",
-        "generation_config.json" } do
+      for _, other in ipairs { "config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "generation_config.json" } do
         if other ~= name then others[other] = "models/tiny/" .. other end
       end
       return with_folder(path, others, name, use_path)
@@ -202,25 +214,32 @@ for _, name in ipairs { "generation_config.json", "tokenizer_config.json" } do
   }
 end
 
--- ---- tokenizers ----
+-- ---- tokenizers ---------------------------------------------------------------------------------
 
-local function pattern() return R(2) == 1 and { Regex = pick(mutate.texts) } or { String = pick(mutate.texts) } end
+local function pattern()
+  return R(2) == 1 and { Regex = pick(mutate.texts) } or { String = pick(mutate.texts) }
+end
 local function normalizer()
   return pick { { type = "NFC" }, { type = "NFKD" }, { type = "Lowercase" },
     { type = "Strip", strip_left = true, strip_right = R(2) == 1 },
-    { type = "Prepend", prepend = pick(mutate.texts) }, { type = "Replace", pattern = pattern(), content = pick(mutate.texts) } }
+    { type = "Prepend", prepend = pick(mutate.texts) },
+      { type = "Replace", pattern = pattern(), content = pick(mutate.texts) } }
 end
 local function pre_tokenizer()
   return pick { { type = "ByteLevel", add_prefix_space = R(2) == 1, use_regex = R(2) == 1 },
     { type = "Split", pattern = pattern(), invert = R(2) == 1,
-      behavior = pick { "Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous" } },
-    { type = "Digits", individual_digits = true }, { type = "Whitespace" }, { type = "WhitespaceSplit" }, { type = "Punctuation" },
-    { type = "Metaspace", replacement = "▁", prepend_scheme = pick { "always", "first", "never" } } }
+      behavior = pick { "Removed", "Isolated", "MergedWithPrevious", "MergedWithNext",
+        "Contiguous" } },
+    { type = "Digits", individual_digits = true }, { type = "Whitespace" },
+      { type = "WhitespaceSplit" }, { type = "Punctuation" },
+    { type = "Metaspace", replacement = "▁", prepend_scheme = pick { "always", "first",
+      "never" } } }
 end
 local function decoder()
-  return pick { { type = "ByteLevel" }, { type = "ByteFallback" }, { type = "Fuse" }, { type = "Metaspace", replacement = "▁" },
-    { type = "Replace", pattern = { String = pick(mutate.texts) }, content = pick(mutate.texts) },
-    { type = "Strip", content = " ", start = R(0, 2), stop = R(0, 2) } }
+  return pick { { type = "ByteLevel" }, { type = "ByteFallback" }, { type = "Fuse" },
+    { type = "Metaspace", replacement = "▁" }, { type = "Replace",
+      pattern = { String = pick(mutate.texts) }, content = pick(mutate.texts) },
+        { type = "Strip", content = " ", start = R(0, 2), stop = R(0, 2) } }
 end
 local function sequence(one, key)
   local list = {}
@@ -235,7 +254,9 @@ targets.tokenizer = {
       local names = {}
       local list <close> = assert(io.popen "ls -d spec/fixtures/tokenizers/*/tokenizer.json")
       for path in list:lines() do
-        if #helper.read(path) < 60000 then names[#names + 1] = path:match "([^/]+)/tokenizer%.json$" end
+        if #helper.read(path) < 60000 then
+          names[#names + 1] = path:match "([^/]+)/tokenizer%.json$"
+        end
       end
       return names
     end)
@@ -262,7 +283,7 @@ targets.tokenizer = {
   end,
 }
 
--- ---- templates ----
+-- ---- templates ----------------------------------------------------------------------------------
 
 local function messages()
   local list = {}
@@ -274,15 +295,18 @@ local function messages()
   return list
 end
 
-local statements = { "{{ messages }}", "{{ messages[0] }}", "{{ x * 99 }}", "{{ 'a' * 1000000000 }}", "{{ namespace(x=1) }}",
-  "{% set ns = namespace(x=messages) %}{{ ns.x }}", "{{ [messages, messages] | tojson }}",
-  "{% for i in range(1000000000) %}x{% endfor %}", "{{ messages | length ** 99 }}", "{{ (((((((((1))))))))) }}",
-  "{{ 1 // 0 }}", "{{ 1 % 0 }}", "{{ 'x'.join(messages) }}", "{{ nothing.at.all }}", "{{ none + 1 }}",
-  "{{ raise_exception('x') }}", "{% macro m(a) %}{{ m(a) }}{% endmacro %}{{ m(1) }}", "{{ strftime_now('%Y') }}", "",
-  "{{ messages | selectattr('role', 'equalto', 'user') | list }}", "{{ 'a' | replace('', 'b') }}",
-  "{{ range(10)[::-1] }}", "{{ -9223372036854775808 // -1 }}" }
-local words = { "messages", "loop", "role", "content", "none", "true", "not", "in", "is", "defined", "namespace", "range",
-  "join", "trim", "0", "-1", "x" }
+local statements = { "{{ messages }}", "{{ messages[0] }}", "{{ x * 99 }}",
+  "{{ 'a' * 1000000000 }}", "{{ namespace(x=1) }}",
+    "{% set ns = namespace(x=messages) %}{{ ns.x }}", "{{ [messages, messages] | tojson }}",
+      "{% for i in range(1000000000) %}x{% endfor %}", "{{ messages | length ** 99 }}",
+        "{{ (((((((((1))))))))) }}", "{{ 1 // 0 }}", "{{ 1 % 0 }}", "{{ 'x'.join(messages) }}",
+          "{{ nothing.at.all }}", "{{ none + 1 }}", "{{ raise_exception('x') }}",
+            "{% macro m(a) %}{{ m(a) }}{% endmacro %}{{ m(1) }}", "{{ strftime_now('%Y') }}", "",
+              "{{ messages | selectattr('role', 'equalto', 'user') | list }}",
+                "{{ 'a' | replace('', 'b') }}", "{{ range(10)[::-1] }}",
+                  "{{ -9223372036854775808 // -1 }}" }
+local words = { "messages", "loop", "role", "content", "none", "true", "not", "in", "is",
+  "defined", "namespace", "range", "join", "trim", "0", "-1", "x" }
 
 targets.template = {
   suffix = ".jinja",
@@ -302,7 +326,8 @@ targets.template = {
       return (text:gsub("{[{%%].-[%%}]}", function(statement)
         which = which + 1
         if which == chosen then return pick(statements) end
-        return R(count) == 1 and statement:gsub("[%w_]+", function(word) return R(3) == 1 and pick(words) or word end) or nil
+        return R(count) == 1 and statement:gsub("[%w_]+",
+          function(word) return R(3) == 1 and pick(words) or word end) or nil
       end))
     end
     text = mutate.bytes(text)
@@ -313,15 +338,15 @@ targets.template = {
     if not text:find "[{\n]" then text = text .. "\n" end
     math.randomseed(#text)
     for _ = 1, 3 do
-      local out, message, code = chat.render(text, messages(), { add_generation_prompt = R(2) == 1, bos = "<s>", eos = "</s>",
-        thinking = R(2) == 1 })
+      local out, message, code = chat.render(text, messages(),
+        { add_generation_prompt = R(2) == 1, bos = "<s>", eos = "</s>", thinking = R(2) == 1 })
       if not out then return nil, message, code end
     end
     return true
   end,
 }
 
--- ---- what we write ourselves ----
+-- ---- what we write ourselves --------------------------------------------------------------------
 
 local function fnv(s)
   local h = 0xcbf29ce484222325
@@ -329,10 +354,11 @@ local function fnv(s)
   return h
 end
 
-local saved = { full = {}, pyramidinfer = {}, streaming = { rotate = true }, h2o = {}, tova = {}, snapkv = {}, d2o = {},
-  adakv = {} }
+local saved = { full = {}, pyramidinfer = {}, streaming = { rotate = true }, h2o = {}, tova = {},
+  snapkv = {}, d2o = {}, adakv = {} }
 local function cache_model()
-  return once("cache model", function() return assert(pyramid.model(family("codellama", ""):gsub("/$", ""), { threads = 1 })) end)
+  return once("cache model", function() return assert(pyramid.model(family("codellama",
+    ""):gsub("/$", ""), { threads = 1 })) end)
 end
 local function policy_of(base)
   return once("policy " .. base, function()
@@ -342,7 +368,8 @@ end
 
 targets.cache = {
   suffix = ".bin",
-  bases = function() return { "adakv", "d2o", "full", "h2o", "pyramidinfer", "snapkv", "streaming", "tova" } end,
+  bases = function() return { "adakv", "d2o", "full", "h2o", "pyramidinfer", "snapkv", "streaming",
+    "tova" } end,
   make = function(base)
     local bytes = once("cache " .. base, function()
       local cache <close> = assert(cache_model():cache { policy = policy_of(base) })
@@ -363,7 +390,8 @@ targets.cache = {
         body = mutate.bytes(body)
       else
         local at = 8 * R(0, math.min(#body // 8 - 1, R(2) == 1 and 40 or 800))
-        body = body:sub(1, at) .. ("<i8"):pack(R(2) == 1 and R(0, 80) or pick(mutate.integers)) .. body:sub(at + 9)
+        body = body:sub(1, at) .. ("<i8"):pack(R(2) == 1 and R(0, 80) or pick(mutate.integers))
+          .. body:sub(at + 9)
       end
     end
     return R(30) == 1 and mutate.bytes(bytes) or body .. ("<i8"):pack(fnv(body))
@@ -396,7 +424,8 @@ targets.results = {
   make = function()
     local lines = {}
     for i = 1, 4 do
-      local v = { format = "pyramid compare 1", key = "k" .. i, seconds = i * 1.5, rows = { i, 2, 3 } }
+      local v = { format = "pyramid compare 1", key = "k" .. i, seconds = i * 1.5,
+        rows = { i, 2, 3 } }
       lines[i] = R(2) == 1 and mutate.json(v) or mutate.encode(v)
     end
     local text = table.concat(lines, "\n") .. (R(2) == 1 and "\n" or "")
@@ -417,7 +446,8 @@ targets.json = {
   suffix = ".json",
   bases = function() return { "config", "tiny" } end,
   make = function(base)
-    return mutate.json(parsed(base == "tiny" and "models/tiny/tokenizer_config.json" or family("qwen3", "config.json")))
+    return mutate.json(parsed(base == "tiny" and "models/tiny/tokenizer_config.json"
+      or family("qwen3", "config.json")))
   end,
   try = function(path)
     local value, message, code = json.decode(helper.read(path))
@@ -428,7 +458,7 @@ targets.json = {
   end,
 }
 
--- ---- policies ----
+-- ---- policies -----------------------------------------------------------------------------------
 
 local big = { 0, 1, 2, 3, 5, 8, 15, 16, 17, 31, 64, 1000, 65535, 0x7fffffff, 1 << 32 }
 local factors = { 0, 1, -1, 0.5, 1e-38, 1e38, -1e38, 2, 1e-45 }
@@ -446,12 +476,15 @@ local function some_score(depth, plain)
   local signals = { "key_norm", "value_norm", "position", "key_similarity", "output_norm", "place" }
   local e
   if how <= 4 then e = score[pick(signals)]()
-  elseif how == 5 then e = attempt(score.attention, { queries = pick(big), ramp = R(3) == 1 and pick(factors) or nil,
-    reduce = pick { "mean", "sum", "max" }, heads = pick { "mean", "sum", "max" } })
-  elseif how == 6 then e = attempt(score.history, { decay = pick { 0, 1, 0.5 }, heads = pick { "mean", "sum", "max" } })
+  elseif how == 5 then e = attempt(score.attention,
+    { queries = pick(big), ramp = R(3) == 1 and pick(factors) or nil,
+      reduce = pick { "mean", "sum", "max" }, heads = pick { "mean", "sum", "max" } })
+  elseif how == 6 then e = attempt(score.history,
+    { decay = pick { 0, 1, 0.5 }, heads = pick { "mean", "sum", "max" } })
   elseif how == 7 then e = score.random(R(0, 9))
   elseif how == 8 then e = attempt(score.const, pick(factors))
-  elseif how == 9 then e = attempt(score.expected, { future = pick { 1, 16, 512 }, sinks = pick { 0, 4, 100 } })
+  elseif how == 9 then e = attempt(score.expected,
+    { future = pick { 1, 16, 512 }, sinks = pick { 0, 4, 100 } })
   elseif how == 10 then e = attempt(score.lag, { lag = pick { 1, 4, 128 } })
   elseif how == 11 then
     local which = R(4)
@@ -467,7 +500,8 @@ local function some_score(depth, plain)
     if how == 12 then e = attempt(function() return a + b end)
     elseif how == 13 then e = attempt(function() return a * b end)
     elseif how == 14 then e = attempt(function() return a * pick(factors) end)
-    elseif how == 15 then e = attempt(function() return a:pool(pick { "max", "avg" }, pick { 1, 3, 7, 101, 1 << 30 | 1 }) end)
+    elseif how == 15 then e = attempt(function() return a:pool(pick { "max", "avg" },
+      pick { 1, 3, 7, 101, 1 << 30 | 1 }) end)
     elseif how == 16 then e = attempt(function() return pick { a:normalize(), a:softmax() } end)
     elseif how == 17 then e = attempt(function() return a:chunk(pick { 1, 2, 100, 1 << 30 }) end)
     else e = attempt(function() return a:top(pick { 1, 4, 100 }) end) end
@@ -477,7 +511,8 @@ end
 
 -- What no policy should return, in place of what it should.
 local function nonsense()
-  return pick { 1, "x", true, {}, { 1 }, 0 / 0, 1 / 0, -1, 1 << 62, print, setmetatable({}, { __index = function() return 1 end }),
+  return pick { 1, "x", true, {}, { 1 }, 0 / 0, 1 / 0, -1, 1 << 62, print,
+    setmetatable({}, { __index = function() return 1 end }),
     { keep = "x" }, { keep = {} }, { keep = 0 / 0 }, { nothing = 1 } }
 end
 
@@ -491,7 +526,10 @@ local function some_plan(l, plain)
     by_head, plan.keep = true, {}
     for i = 1, l.kv_heads do plan.keep[i] = R(1, math.max(1, l.rows)) end
   else plan.mass, plan.least = R(), pick { 1, 5, 1 << 30 } end
-  if R(3) > 1 then plan.guard = { first = R(9) == 1 and pick(big) or R(0, 6), last = R(9) == 1 and pick(big) or R(0, 10) } end
+  if R(3) > 1 then
+    plan.guard = { first = R(9) == 1 and pick(big) or R(0, 6),
+      last = R(9) == 1 and pick(big) or R(0, 10) }
+  end
   plan.share = by_head and "head" or pick { "layer", "head", "pool" }
   plan.prune = plan.share == "layer" and pick { "cache", "hidden", "both" } or nil
   plan.rotate = R(4) == 1 and pick { "keep", "compact" } or nil
@@ -500,15 +538,21 @@ local function some_plan(l, plain)
   if R(5) > 1 then            -- as those want it who refuse plans
     if plan.rotate == "compact" and R(2) == 1 then plan.rotate = nil end
     if plan.rotate == "compact" then
-      plan.share, plan.prune, plan.keep = "layer", "cache", type(plan.keep) == "number" and plan.keep or 1
+      plan.share, plan.prune, plan.keep = "layer", "cache",
+        type(plan.keep) == "number" and plan.keep or 1
     end
     if plan.merge and plan.prune == "hidden" then plan.merge = nil end
     if type(plan.merge) == "table" then plan.merge.threshold = 0.5 end
     if plan.least then plan.least = 1 end
     if plan.mass and plan.share == "pool" then plan.share = "layer" end
-    if math.type(plan.keep) == "integer" then plan.keep = math.max(1, math.min(plan.keep, l.rows)) end
+    if math.type(plan.keep) == "integer" then
+      plan.keep = math.max(1, math.min(plan.keep, l.rows))
+    end
   end
-  if R(40) == 1 then plan[pick { "keep", "mass", "guard", "share", "prune", "rotate", "merge", "score" }] = nonsense() end
+  if R(40) == 1 then
+    plan[pick { "keep", "mass", "guard", "share", "prune", "rotate", "merge",
+      "score" }] = nonsense()
+  end
   return R(60) == 1 and nonsense() or plan
 end
 
@@ -555,11 +599,15 @@ targets.policy = {
     math.randomseed(math.tointeger(tonumber(helper.read(path))))
     local model = policy_model(base)
     local vocab = model.config.vocab
-    local valid = R(3) == 1 and random_policy(R(1 << 30), model.config.heads ~= model.config.kv_heads)
-    local p = valid or pyramid.policy { name = "fuzzed", defaults = {}, prefill = function(_, l) return some_plan(l) end,
-      trigger = function() return some_trigger() end, decode = function(_, l) return some_plan(l, true) end }
-    local cache, message, code = model:cache { policy = p, dtype = pick { "f16", "f32", "bf16", "fp8_e4m3" },
-      budget = R(5) == 1 and R(1000, 200000) or nil }
+    local valid = R(3) == 1 and random_policy(R(1 << 30),
+      model.config.heads ~= model.config.kv_heads)
+    local p = valid or pyramid.policy { name = "fuzzed", defaults = {},
+      prefill = function(_, l) return some_plan(l) end,
+      trigger = function() return some_trigger() end,
+        decode = function(_, l) return some_plan(l, true) end }
+    local cache, message, code = model:cache { policy = p,
+      dtype = pick { "f16", "f32", "bf16", "fp8_e4m3" },
+        budget = R(5) == 1 and R(1000, 200000) or nil }
     if not cache then return nil, message, code end
     local ok, fork = true, nil
     for _ = 1, R(3) do

@@ -1,9 +1,11 @@
--- Logits of every family equal those of Hugging Face transformers (scripts/maker/oracle/families.py), however the tokens come.
+-- Logits of every family equal those of Hugging Face transformers
+-- (scripts/maker/oracle/families.py), however the tokens come.
 local helper = require "spec.helper"
 local pyramid = require "pyramid"
 
 local families = {
-  "llama-mha", "llama-gqa-llama3", "llama-linear", "llama-yarn", "llama-rope-parameters", "codellama", "mistral", "qwen2",
+  "llama-mha", "llama-gqa-llama3", "llama-linear", "llama-yarn", "llama-rope-parameters",
+    "codellama", "mistral", "qwen2",
   "qwen2-untied", "qwen3",
 }
 
@@ -43,7 +45,8 @@ for _, family in ipairs(families) do
       assert.equal(config.num_hidden_layers, model.config.layers)
       assert.equal(config.num_attention_heads, model.config.heads)
       assert.equal(config.num_key_value_heads, model.config.kv_heads)
-      assert.equal(config.head_dim or config.hidden_size // config.num_attention_heads, model.config.head_dim)
+      assert.equal(config.head_dim or config.hidden_size // config.num_attention_heads,
+        model.config.head_dim)
       assert.equal(config.vocab_size, model.config.vocab)
       assert.equal(config.max_position_embeddings, model.config.context)
     end)
@@ -79,11 +82,13 @@ for _, family in ipairs(families) do
       local sequence = golden.sequences[#golden.sequences]
       local ids, ref = sequence.ids, reference(bytes, sequence)
       local cache <close> = new_cache()
-      assert_all(assert(cache:prefill(helper.slice(ids, 1, 100), { all = true })), ref, 0, "first part")
+      assert_all(assert(cache:prefill(helper.slice(ids, 1, 100), { all = true })), ref, 0,
+        "first part")
       for i = 101, 103 do
         helper.assert_near(assert(cache:step(ids[i])), ref(i), "step " .. i)
       end
-      assert_all(assert(cache:prefill(helper.slice(ids, 104), { all = true })), ref, 103, "last part")
+      assert_all(assert(cache:prefill(helper.slice(ids, 104), { all = true })), ref, 103,
+        "last part")
     end)
 
     it("goes on greedily for 200 tokens", function()

@@ -12,7 +12,8 @@ end
 table.sort(names)
 
 local function child(...)
-  local words = { "PYRAMID_BUILD=" .. shell.quote(shell.build), "timeout 60", shell.quote(shell.program), "spec/fuzz/child.lua" }
+  local words = { "PYRAMID_BUILD=" .. shell.quote(shell.build), "timeout 60",
+    shell.quote(shell.program), "spec/fuzz/child.lua" }
   for _, word in ipairs { ... } do words[#words + 1] = shell.quote(word) end
   return shell.run(table.concat(words, " "))
 end

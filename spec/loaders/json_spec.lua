@@ -1,4 +1,5 @@
--- The JSON reader and writer: the grammar by examples with what is wrong with them, and against lua-cjson on made-up documents.
+-- The JSON reader and writer: the grammar by examples with what is wrong with them, and against
+-- lua-cjson on made-up documents.
 local cjson = require "cjson.safe"
 local core = require "pyramid.core"
 local json = require "pyramid.json"
@@ -17,9 +18,10 @@ describe("reading JSON", function()
       assert.equal("integer", math.type(value_of(text)), text)
       assert.equal(want, value_of(text))
     end
-    for text, want in pairs { ["2.0"] = 2.0, ["1e3"] = 1000.0, ["-1.5E-3"] = -0.0015, ["9223372036854775808"] = 2.0 ^ 63,
-        ["-9223372036854775809"] = -2.0 ^ 63, ["18446744073709551615"] = 2.0 ^ 64, ["0.1"] = 0.1, ["5e-324"] = 5e-324,
-        ["1.7976931348623157e308"] = 1.7976931348623157e308, ["1e-999"] = 0.0 } do
+    for text, want in pairs { ["2.0"] = 2.0, ["1e3"] = 1000.0, ["-1.5E-3"] = -0.0015,
+      ["9223372036854775808"] = 2.0 ^ 63, ["-9223372036854775809"] = -2.0 ^ 63,
+        ["18446744073709551615"] = 2.0 ^ 64, ["0.1"] = 0.1, ["5e-324"] = 5e-324,
+          ["1.7976931348623157e308"] = 1.7976931348623157e308, ["1e-999"] = 0.0 } do
       assert.equal("float", math.type(value_of(text)), text)
       assert.equal(want, value_of(text))
     end
@@ -27,7 +29,8 @@ describe("reading JSON", function()
   end)
 
   it("reads strings, escapes and pairs of surrogates", function()
-    assert.equal("a\"\\/\b\f\n\r\t\0é€😀", value_of [["a\"\\\/\b\f\n\r\t\u0000\u00e9\u20AC\uD83D\uDE00"]])
+    assert.equal("a\"\\/\b\f\n\r\t\0é€😀",
+      value_of [["a\"\\\/\b\f\n\r\t\u0000\u00e9\u20AC\uD83D\uDE00"]])
     assert.equal("é€😀\127", value_of '"é€😀\127"')
     assert.same({ ["\0k"] = "" }, value_of [[{ "\u0000k": "" }]])
   end)
@@ -46,28 +49,39 @@ describe("reading JSON", function()
   local refused = {
     { "", "line 1, column 1: the text ends where a value is wanted" },
     { "{\n  \"a\": 1,\n  \"é\" 2}", "line 3, column 7: '2' where ':' is wanted" },
-    { '{"a":1,}', "column 8: '}' where a key in quotes is wanted" }, { "[1,]", "column 4: ']' where a value is wanted" },
-    { "[1 2]", "'2' where ',' or ']' is wanted" }, { "{'a':1}", "''' where a key in quotes is wanted" },
-    { "[1", "the text ends where ',' or ']' is wanted" }, { '{"a":1', "the text ends where ',' or '}' is wanted" },
-    { "01", "a number that begins with 0" }, { "-", "where a digit is wanted" }, { "1.", "where a digit is wanted" },
-    { ".5", "where a value is wanted" }, { "1e", "where a digit is wanted" }, { "+1", "where a value is wanted" },
-    { "0x10", "'x' where the end of the text is wanted" }, { "1,5", "',' where the end of the text is wanted" },
+    { '{"a":1,}', "column 8: '}' where a key in quotes is wanted" },
+      { "[1,]", "column 4: ']' where a value is wanted" },
+    { "[1 2]", "'2' where ',' or ']' is wanted" },
+      { "{'a':1}", "''' where a key in quotes is wanted" },
+    { "[1", "the text ends where ',' or ']' is wanted" },
+      { '{"a":1', "the text ends where ',' or '}' is wanted" },
+    { "01", "a number that begins with 0" }, { "-", "where a digit is wanted" },
+      { "1.", "where a digit is wanted" },
+    { ".5", "where a value is wanted" }, { "1e", "where a digit is wanted" },
+      { "+1", "where a value is wanted" },
+    { "0x10", "'x' where the end of the text is wanted" },
+      { "1,5", "',' where the end of the text is wanted" },
     { "1e999", "beyond the range of doubles" }, { "-1e999", "beyond the range of doubles" },
-    { "NaN", "where a value is wanted" }, { "Infinity", "where a value is wanted" }, { "-Infinity", "where a digit is wanted" },
+    { "NaN", "where a value is wanted" }, { "Infinity", "where a value is wanted" },
+      { "-Infinity", "where a digit is wanted" },
     { "nul", "where a value is wanted" }, { "True", "where a value is wanted" },
     { "truex", "'x' where the end of the text is wanted" },
     { '"abc', "column 1: a string that does not end" }, { '"abc\\', "a string that does not end" },
     { '"a\nb"', "a control character in a string" }, { '"\0"', "a control character" },
-    { '"\\x41"', "an escape that JSON does not have" }, { '"\\u12g4"', "\\u without four hexadecimal digits" },
-    { '"\\u12"', "\\u without four hexadecimal digits" }, { '"\\ud83d"', "half of a surrogate pair" },
+    { '"\\x41"', "an escape that JSON does not have" },
+      { '"\\u12g4"', "\\u without four hexadecimal digits" },
+    { '"\\u12"', "\\u without four hexadecimal digits" },
+      { '"\\ud83d"', "half of a surrogate pair" },
     { '"\\ude00"', "half of a surrogate pair" }, { '"\\ud83d\\u0041"', "half of a surrogate pair" },
     { '"\\ud83d\\ud83d"', "half of a surrogate pair" },
     { '"\xff"', "not UTF-8" }, { '"\xc0\x80"', "not UTF-8" }, { '"\xed\xa0\x80"', "not UTF-8" },
     { '"\xf4\x90\x80\x80"', "not UTF-8" },
     { '"\xe2\x82"', "not UTF-8" },
-    { "\xef\xbb\xbf{}", "byte 239 where a value is wanted" }, { "{}\0", "where the end of the text is wanted" },
+    { "\xef\xbb\xbf{}", "byte 239 where a value is wanted" },
+      { "{}\0", "where the end of the text is wanted" },
     { "// no\n1", "'/' where a value is wanted" },
-    { '{"a":1,"b":2,"a":3}', "column 14: key 'a' comes twice" }, { '[{"b":{"x":1,"\\u0078":2}}]', "key 'x' comes twice" },
+    { '{"a":1,"b":2,"a":3}', "column 14: key 'a' comes twice" },
+      { '[{"b":{"x":1,"\\u0078":2}}]', "key 'x' comes twice" },
     { '{"a":null,"a":1}', "key 'a' comes twice" },
   }
   it("refuses what is no JSON, and says where and why", function()
@@ -98,15 +112,19 @@ end)
 
 -- A generator of documents, and of damage to them.
 local function random_document(random)
-  local words = { "a", "key", "ünï", "😀", "\\n", "\\u0041", "\\ud83d\\ude00", "/", "", "%", "q\\\"q" }
-  local numbers = { "0", "-1", "17", "1.5", "-0.25", "1e5", "2E-3", "123456789012345", "0.1", "3.0" }
+  local words = { "a", "key", "ünï", "😀", "\\n", "\\u0041", "\\ud83d\\ude00", "/", "", "%",
+    "q\\\"q" }
+  local numbers = { "0", "-1", "17", "1.5", "-0.25", "1e5", "2E-3", "123456789012345", "0.1",
+    "3.0" }
   local space = { "", "", "", " ", "\n", "\t " }
   local function pick(list) return list[random(#list)] end
   local function make(depth)
     local kind = random(depth > 4 and 5 or 7)
     if kind == 1 then return pick(numbers) end
     if kind == 2 then return '"' .. pick(words) .. pick(words) .. '"' end
-    if kind <= 5 then return pick { "true", "false", "null", pick(numbers), '"' .. pick(words) .. '"' } end
+    if kind <= 5 then
+      return pick { "true", "false", "null", pick(numbers), '"' .. pick(words) .. '"' }
+    end
     local parts, list = {}, kind == 6
     for i = 1, random(0, 4) do
       local key = list and "" or ('"%s%d"%s:%s'):format(pick(words), i, pick(space), pick(space))
@@ -121,7 +139,10 @@ local function damage(text, random)
   local at = random(#text + 1)
   local kind = random(3)
   if kind == 1 then return text:sub(1, at - 1) .. text:sub(at + 1) end
-  if kind == 2 then return text:sub(1, at - 1) .. ('{}[]:,"\\truefalsn0123-+.eE'):sub(random(26)):sub(1, 1) .. text:sub(at) end
+  if kind == 2 then
+    return text:sub(1, at - 1) .. ('{}[]:,"\\truefalsn0123-+.eE'):sub(random(26)):sub(1, 1)
+      .. text:sub(at)
+  end
   return text:sub(1, at - 1)
 end
 
@@ -165,7 +186,8 @@ describe("beside lua-cjson", function()
         assert.is_true(same(mine, theirs), ("document %d: %s"):format(i, text))
       elseif theirs == nil then both = both + 1 end
     end
-    assert.is_true(taken > 500 and both > 5000, ("%d taken, %d refused by both"):format(taken, both))
+    assert.is_true(taken > 500 and both > 5000,
+      ("%d taken, %d refused by both"):format(taken, both))
   end)
 end)
 
@@ -175,7 +197,8 @@ describe("writing JSON", function()
       json.encode { d = true, b = { c = json.null }, a = { 1, 2.5, "x/y" }, e = {} })
     assert.equal('[1,null,3]', json.encode { 1, nil, 3 })
     assert.equal('{"1":"a","2.5":"b","x":"c"}', json.encode { [1] = "a", [2.5] = "b", x = "c" })
-    assert.equal("[null,null,null,-0.0015,1e+300,12345678]", json.encode { 0 / 0, 1 / 0, -1 / 0, -0.0015, 1e300, 12345678 })
+    assert.equal("[null,null,null,-0.0015,1e+300,12345678]",
+      json.encode { 0 / 0, 1 / 0, -1 / 0, -0.0015, 1e300, 12345678 })
   end)
   it("escapes what must be, and mends text that is cut", function()
     assert.equal([["\"\\\n\t\u0001\u007f\u0000é😀"]], json.encode "\"\\\n\t\1\127\0é😀")
@@ -195,7 +218,8 @@ describe("writing JSON", function()
 end)
 
 describe("want of memory while reading JSON", function()
-  -- A Lua whose allocator fails at the n-th call: each allocation of a document in turn. What must come is an error of Lua.
+  -- A Lua whose allocator fails at the n-th call: each allocation of a document in turn. What must
+  -- come is an error of Lua.
   it("is an error, wherever it comes", function()
     local program, source = helper.tmp(""), helper.tmp ".c"
     helper.write(source, [==[
@@ -246,7 +270,8 @@ int main(void) {
 ]==])
     local build = os.getenv "PYRAMID_BUILD" or "build"
     local flags = os.getenv "PYRAMID_CFLAGS" or "-O2"
-    local command = ("${CC:-cc} -std=c11 -D_GNU_SOURCE %s -Ilua -Icore $(pkg-config --cflags lua5.4) -o %s %s %s/obj/lua/ljson.o "
+    local command = ("${CC:-cc} -std=c11 -D_GNU_SOURCE %s -Ilua -Icore $(pkg-config --cflags "
+      .. "lua5.4) -o %s %s %s/obj/lua/ljson.o "
       .. "-llua5.4 -lm -ldl 2>&1 && %s 2>&1"):format(flags, program, source, build, program)
     local pipe = io.popen(command)
     local out = pipe:read "a"

@@ -1,5 +1,5 @@
--- Models are found, read and bound: Hugging Face directories, shards, GGUF of both versions. Logits of what was loaded
--- equal the golden ones, so that a weight in the wrong place cannot pass.
+-- Models are found, read and bound: Hugging Face directories, shards, GGUF of both versions. Logits
+-- of what was loaded equal the golden ones, so that a weight in the wrong place cannot pass.
 local cjson = require "cjson"
 local formats = require "spec.support.formats"
 local file_blocks = require "spec.support.file_blocks"
@@ -73,9 +73,12 @@ describe("gguf.read", function()
       local bytes = formats.gguf {
         version = version, alignment = 64,
         metadata = {
-          formats.kv("general.alignment", "u32", 64), formats.kv("a", "array:i16", { -1, 2 }), formats.kv("b", "u8", 255),
-          formats.kv("c", "i8", -1), formats.kv("d", "u16", 65535), formats.kv("e", "f64", 0.1), formats.kv("f", "i64", -5),
-          formats.kv("g", "bool", 0), formats.kv("h", "array:bool", { 1, 0 }), formats.kv("i", "array:u64", { 7 }),
+          formats.kv("general.alignment", "u32", 64), formats.kv("a", "array:i16", { -1, 2 }),
+            formats.kv("b", "u8", 255),
+          formats.kv("c", "i8", -1), formats.kv("d", "u16", 65535), formats.kv("e", "f64", 0.1),
+            formats.kv("f", "i64", -5),
+          formats.kv("g", "bool", 0), formats.kv("h", "array:bool", { 1, 0 }),
+            formats.kv("i", "array:u64", { 7 }),
         },
         tensors = {
           { name = "x", shape = { 3, 2 }, type = 0, data = ("x"):rep(24) },
@@ -121,12 +124,14 @@ describe("rope.compute", function()
     assert.same({ 0.25 }, freq)
     freq = rope.compute({ type = "none", dims = 2, base = 100, factors = { 2 } }, "x")
     assert.same({ 0.5 }, freq)
-    local yarn = { type = "yarn", dims = 8, base = 100, factor = 4, original = 64, beta_fast = 32, beta_slow = 1 }
+    local yarn = { type = "yarn", dims = 8, base = 100, factor = 4, original = 64, beta_fast = 32,
+      beta_slow = 1 }
     assert.equal(0.1 * math.log(4) + 1, select(2, rope.compute(yarn, "x")))
     for _, bad in ipairs {
       { type = "dynamic", dims = 2, base = 100 }, { type = "linear", dims = 2, base = 100 },
       { type = "none", dims = 3, base = 100 },
-      { type = "none", dims = 2, base = 0 / 0 }, { type = "linear", dims = 2, base = 100, factor = -1 },
+      { type = "none", dims = 2, base = 0 / 0 },
+        { type = "linear", dims = 2, base = 100, factor = -1 },
       { type = "none", dims = 4, base = 100, factors = { 1 } },
     } do
       assert.is_false(pcall(rope.compute, bad, "x"))
@@ -157,7 +162,8 @@ describe("loaders.open", function()
 
   it("names what is wrong with a path", function()
     for path, code in pairs {
-      ["/nowhere/at/all"] = "io", ["spec"] = "io", ["spec/helper.lua"] = "format", [""] = "argument", ["a\0b"] = "io",
+      ["/nowhere/at/all"] = "io", ["spec"] = "io", ["spec/helper.lua"] = "format",
+        [""] = "argument", ["a\0b"] = "io",
     } do
       local source, message, got = loaders.open(path)
       assert.is_nil(source)
@@ -183,7 +189,8 @@ describe("a family", function()
     for i, t in ipairs(source.tensors) do
       local name = t.name:gsub("^model%.embed_tokens%.weight$", "toy.words")
       name = name:gsub("^model%.layers%.(%d+)%.self_attn%.q_norm%.weight$", "toy.%1.turn_q")
-      tensors[i] = { name = name, dtype = "BF16", shape = t.shape, data = bytes:sub(t.offset + 1, t.offset + t.bytes) }
+      tensors[i] = { name = name, dtype = "BF16", shape = t.shape,
+        data = bytes:sub(t.offset + 1, t.offset + t.bytes) }
     end
     local dir = helper.tmp ".toy"
     assert(lfs.mkdir(dir))
@@ -191,7 +198,9 @@ describe("a family", function()
     helper.write(dir .. "/model.safetensors", formats.safetensors(tensors))
     local ok, err = pcall(assert_golden, dir, "qwen3")
     local listed = table.concat(require("pyramid.families").list(), " ")
-    for _, name in ipairs { "config.json", "model.safetensors" } do os.remove(dir .. "/" .. name) end
+    for _, name in ipairs { "config.json", "model.safetensors" } do
+      os.remove(dir .. "/" .. name)
+    end
     lfs.rmdir(dir)
     assert(ok, err)
     assert.truthy(listed:find("llama mistral qwen2 qwen3", 1, true))
@@ -200,7 +209,8 @@ describe("a family", function()
 
   it("refuses keys that it does not know", function()
     assert.has_error(function() family_of { name = "x", architecture = {} } end,
-      "family: unknown key 'architecture' (known: architectures, defaults, gguf_rope, name, names, weights, window)")
+      "family: unknown key 'architecture' (known: architectures, defaults, gguf_rope, name, "
+        .. "names, weights, window)")
   end)
 end)
 
@@ -213,14 +223,15 @@ describe("loaders.load", function()
 
   it("loads shards", function() assert_golden(family "qwen2-untied", "qwen2-untied") end)
 
-  -- As transformers 5 does (tie_weights): twins that differ are not tied, and one that is missing is the other.
+  -- As transformers 5 does (tie_weights): twins that differ are not tied, and one that is missing
+  -- is the other.
   describe("a checkpoint that calls its output matrix and embedding one", function()
     local folder
     before_each(function() folder = shell.folder() end)
     after_each(function() shell.remove(folder) end)
     local function copy(name, tied)
-      for _, file in ipairs { "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", "model.safetensors",
-        "model.safetensors.index.json" } do
+      for _, file in ipairs { "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors", "model.safetensors", "model.safetensors.index.json" } do
         local from = io.open(family(name) .. "/" .. file, "rb")
         if from then
           helper.write(folder .. "/" .. file, from:read "a")
@@ -231,12 +242,14 @@ describe("loaders.load", function()
       config.tie_word_embeddings = tied
       helper.write(folder .. "/config.json", cjson.encode(config))
     end
-    -- The weights of a folder, changed: change(tensors) gets and returns { name =, dtype =, shape =, data = }.
+    -- The weights of a folder, changed: change(tensors) gets and returns { name =, dtype =, shape
+    -- =, data = }.
     local function rewrite(change)
       local path = folder .. "/model.safetensors"
       local tensors, bytes = {}, helper.read(path)
       for i, t in ipairs(assert(safetensors.read(path)).tensors) do
-        tensors[i] = { name = t.name, dtype = t.dtype:upper(), shape = t.shape, data = bytes:sub(t.offset + 1, t.offset + t.bytes) }
+        tensors[i] = { name = t.name, dtype = t.dtype:upper(), shape = t.shape,
+          data = bytes:sub(t.offset + 1, t.offset + t.bytes) }
       end
       helper.write(path, formats.safetensors(change(tensors)))
     end
@@ -245,7 +258,8 @@ describe("loaders.load", function()
       copy("qwen2-untied", true)
       local model <close> = assert(pyramid.model(folder))
       assert.is_false(model.config.tied)
-      assert.matches("lm_head.weight differs from model.embed_tokens.weight", model.warnings[1], 1, true)
+      assert.matches("lm_head.weight differs from model.embed_tokens.weight", model.warnings[1], 1,
+        true)
       assert_golden(folder, "qwen2-untied")
     end)
 
@@ -254,7 +268,8 @@ describe("loaders.load", function()
       rewrite(function(tensors)
         for _, t in ipairs(tensors) do
           if t.name == "model.embed_tokens.weight" then
-            tensors[#tensors + 1] = { name = "lm_head.weight", dtype = t.dtype, shape = t.shape, data = t.data }
+            tensors[#tensors + 1] = { name = "lm_head.weight", dtype = t.dtype, shape = t.shape,
+              data = t.data }
             break
           end
         end
@@ -290,7 +305,8 @@ describe("loaders.load", function()
     local bare = assert(pyramid.model(folder))
     assert.same({ 3, 7, 5 }, bare.config.eos)
     bare:close()
-    helper.write(folder .. "/tokenizer.json", '{"model":{"type":"BPE","vocab":{"a":0,"<end>":9,"<|far|>":4000},"merges":[]},'
+    helper.write(folder .. "/tokenizer.json",
+      '{"model":{"type":"BPE","vocab":{"a":0,"<end>":9,"<|far|>":4000},"merges":[]},'
       .. '"added_tokens":[{"id":9,"content":"<end>","special":true}]}')
     helper.write(folder .. "/tokenizer_config.json", '{"eos_token":"<end>"}')
     local model <close> = assert(pyramid.model(folder))
@@ -311,7 +327,8 @@ describe("loaders.load", function()
     assert.truthy(message:find "blocks of 32")
   end)
 
-  helper.cpu_only("what it maps; a device has copies", it)("maps what it does not convert", function()
+  helper.cpu_only("what it maps; a device has copies", it)("maps what it does not convert",
+    function()
     local core = require "pyramid.core"
     local runtime = assert(core.runtime { threads = 1 })
     local before = runtime:memory()
@@ -328,7 +345,8 @@ describe("loaders.load", function()
   it("says where a folder without a model in it could be meant", function()
     local _, message, code = pyramid.model "spec"
     assert.equal("io", code)
-    assert.equal("spec: a directory without config.json, so no Hugging Face model; a .gguf file is given by its own path", message)
+    assert.equal("spec: a directory without config.json, so no Hugging Face model; a .gguf file "
+      .. "is given by its own path", message)
   end)
 
   it("reports progress and can be stopped", function()
@@ -379,7 +397,8 @@ describe("loaders.load", function()
   end)
 
   for _, case in ipairs {
-    { "llama-mha", "bf16" }, { "llama-mha", "f32" }, { "llama-linear", "bf16" }, { "llama-yarn", "bf16" },
+    { "llama-mha", "bf16" }, { "llama-mha", "f32" }, { "llama-linear", "bf16" },
+      { "llama-yarn", "bf16" },
     { "codellama", "f32" }, { "mistral", "bf16" }, { "qwen2", "bf16" }, { "qwen3", "bf16" },
   } do
     it(("loads %s from GGUF in %s"):format(case[1], case[2]), function()
@@ -401,8 +420,9 @@ describe("loaders.load", function()
       local model = assert(pyramid.model(helper.fixture("gguf/" .. name .. ".gguf")))
       local cache = assert(model:cache { dtype = "f32" })
       local logits = assert(cache:prefill(golden.ids, { all = true }))
-      for i = 1, #logits do                                -- activations are rounded to 8 bits on the way
-        helper.assert_near(logits[i], helper.floats(bytes, 4 * vocab * (i - 1), vocab), name .. ", position " .. i, 0.05)
+      for i = 1, #logits do  -- activations are rounded to 8 bits on the way
+        helper.assert_near(logits[i], helper.floats(bytes, 4 * vocab * (i - 1), vocab),
+          name .. ", position " .. i, 0.05)
       end
       cache:close()
       model:close()
@@ -433,7 +453,8 @@ describe("loaders.load", function()
     end
     local words = {}
     for i, kind in ipairs(kinds) do words[i] = ("%d tensors of %s"):format(counts[kind], kind) end
-    local line = "FILE: " .. table.concat(words, ", ") .. " converted to %s (the option 'weights' chooses another dtype)"
+    local line = "FILE: " .. table.concat(words, ", ")
+      .. " converted to %s (the option 'weights' chooses another dtype)"
     for _, as in ipairs { "f32", "bf16", "q8_0", "q4_0" } do
       local expected, none = read(plain, { weights = as })
       local got, warnings = read(parts, { weights = as })
@@ -445,7 +466,8 @@ describe("loaders.load", function()
     assert.is_true(got == read(plain, { weights = "q8_0" }))
     assert.same({ line:format "q8_0" }, warnings)
     for _, model in ipairs { { weights = "q4_1" }, { weights = "q5_1" } } do
-      assert.error_matches(function() pyramid.model("models/tiny", model) end, "known: f32, f16, bf16, q8_0, q4_0")
+      assert.error_matches(function() pyramid.model("models/tiny", model) end,
+        "known: f32, f16, bf16, q8_0, q4_0")
     end
   end)
 
@@ -456,7 +478,8 @@ describe("loaders.load", function()
       local factor, long = config.rope_scaling.factor, config.max_position_embeddings
       config.rope_scaling, config.max_position_embeddings = nil, math.tointeger(long / factor)
       helper.write(folder .. "/config.json", cjson.encode(config))
-      helper.write(folder .. "/model.safetensors", helper.read(family(name) .. "/model.safetensors"))
+      helper.write(folder .. "/model.safetensors",
+        helper.read(family(name) .. "/model.safetensors"))
       assert_golden(folder, name, { context = math.tointeger(long), scaling = scaling })
       local plain <close> = assert(pyramid.model(folder, { context = 7 }))
       assert.equal(7, plain.config.context)
@@ -464,9 +487,11 @@ describe("loaders.load", function()
       assert.equal("context", select(3, cache:prefill { 1, 2, 3, 4, 5, 6, 7, 8 }))
       shell.remove(folder)
     end
-    local result, message, code = pyramid.model(family "llama-yarn", { context = 4096, scaling = "linear" })
+    local result, message, code = pyramid.model(family "llama-yarn",
+      { context = 4096, scaling = "linear" })
     assert.is_nil(result)
-    assert.matches("llama%-yarn: its RoPE is scaled already %(yarn%), so that linear scaling cannot be asked for", message)
+    assert.matches("llama%-yarn: its RoPE is scaled already %(yarn%), so that linear scaling "
+      .. "cannot be asked for", message)
     assert.equal("unsupported", code)
     assert.has_error(function() pyramid.model(family "llama-yarn", { context = 0 }) end,
       "context = 0 (a positive integer is wanted)")

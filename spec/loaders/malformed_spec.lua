@@ -1,5 +1,6 @@
--- Broken files: whatever a header says, opening a model gives nil, a message that names the file, and a code; never a
--- crash, never an error raised, never a model that is not the one that was saved.
+-- Broken files: whatever a header says, opening a model gives nil, a message that names the file,
+-- and a code; never a crash, never an error raised, never a model that is not the one that was
+-- saved.
 local cjson = require "cjson"
 local lfs = require "lfs"
 local formats = require "spec.support.formats"
@@ -11,14 +12,17 @@ local safetensors = require "pyramid.loaders.safetensors"
 
 local kv, types = formats.kv, formats.types
 
---- Writes the bytes, calls read(path), and wants nil, a message with the path (and `word` in it), and one of the codes.
+--- Writes the bytes, calls read(path), and wants nil, a message with the path (and `word` in it),
+--- and one of the codes.
 local function refuses(read, path, bytes, word, code)
   helper.write(path, bytes)
   local value, message, got = read(path)
   assert.is_nil(value, word)
   assert.is_string(message)
   if path ~= "" then assert.truthy(message:find(path, 1, true), message) end
-  if word then assert.truthy(message:find(word, 1, true), ("'%s' is not about '%s'"):format(message, word)) end
+  if word then
+    assert.truthy(message:find(word, 1, true), ("'%s' is not about '%s'"):format(message, word))
+  end
   assert.equal(code or "format", got, message)
 end
 
@@ -36,7 +40,9 @@ describe("a broken safetensors file", function()
     for k, v in pairs(changes) do t[k] = v end
     return formats.safetensors { t }
   end
-  local function header(text) return formats.safetensors({ { name = "", dtype = "", shape = {}, data = data } }, text) end
+  local function header(text)
+    return formats.safetensors({ { name = "", dtype = "", shape = {}, data = data } }, text)
+  end
 
   it("may be too short", function()
     file("", "too few")
@@ -52,7 +58,8 @@ describe("a broken safetensors file", function()
   end)
 
   it("may have a header that is no object", function()
-    for _, text in ipairs { "[]", "1", '"x"', "{", "{]", '{"a"}', "\0\0", "{'a':1}", '{"a":NaN}' .. (" "):rep(9), "  {}" } do
+    for _, text in ipairs { "[]", "1", '"x"', "{", "{]", '{"a"}', "\0\0", "{'a':1}",
+      '{"a":NaN}' .. (" "):rep(9), "  {}" } do
       file(header(text), "header")
     end
     file(header(("["):rep(100000)), "header")
@@ -61,8 +68,10 @@ describe("a broken safetensors file", function()
 
   it("may have entries of wrong types", function()
     for text, word in pairs {
-      ['{"a":1}'] = "not an object", ['{"a":{}}'] = "dtype is missing", ['{"a":{"dtype":1}}'] = "dtype",
-      ['{"a":{"dtype":"F32"}}'] = "shape is missing", ['{"a":{"dtype":"F32","shape":"x"}}'] = "shape",
+      ['{"a":1}'] = "not an object", ['{"a":{}}'] = "dtype is missing",
+        ['{"a":{"dtype":1}}'] = "dtype",
+      ['{"a":{"dtype":"F32"}}'] = "shape is missing",
+        ['{"a":{"dtype":"F32","shape":"x"}}'] = "shape",
       ['{"a":{"dtype":"F32","shape":[1.5],"data_offsets":[0,24]}}'] = "shape",
       ['{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,24]}}'] = "shape",
       ['{"a":{"dtype":"F32","shape":[null],"data_offsets":[0,24]}}'] = "shape",
@@ -98,13 +107,15 @@ describe("a broken safetensors file", function()
     file(two({ 0, 12 }, { 0, 12 }), "overlaps")
     file(two({ 0, 8 }, nil), "need 12")
     file(one {} .. "tail", "after the last")
-    file(formats.safetensors { { name = "a", dtype = "F32", shape = { 3 }, data = data, offsets = { 12, 24 } } }, "hole")
+    file(formats.safetensors { { name = "a", dtype = "F32", shape = { 3 }, data = data,
+      offsets = { 12, 24 } } }, "hole")
   end)
 
   it("may have names that come twice", function()
     local entry = '"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24]}'
     file(header("{" .. entry .. "," .. entry .. "}"), "'a' comes twice")
-    file(header('{"x\\"{":{"dtype":"F32","shape":[6],"data_offsets":[0,24]},"x\\"{":{}}'), "comes twice")
+    file(header('{"x\\"{":{"dtype":"F32","shape":[6],"data_offsets":[0,24]},"x\\"{":{}}'),
+      "comes twice")
     file(header("{" .. entry .. ',"\\u0061":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'))
   end)
 end)
@@ -120,7 +131,8 @@ describe("a broken GGUF file", function()
     return t
   end
   local function with(changes) return formats.gguf { tensors = { tensor(changes) } } end
-  local good = formats.gguf { metadata = { kv("k", "array:string", { "one", "two" }), kv("n", "u32", 1) }, tensors = { tensor() } }
+  local good = formats.gguf { metadata = { kv("k", "array:string", { "one", "two" }),
+    kv("n", "u32", 1) }, tensors = { tensor() } }
 
   it("may end anywhere", function()
     helper.write(path, good)
@@ -131,7 +143,9 @@ describe("a broken GGUF file", function()
   it("may have another magic or version", function()
     file(formats.gguf { magic = "GGUX" }, "magic")
     file("GGML" .. good:sub(5), "magic")
-    for _, version in ipairs { 0, 1, 4, 99, 0xffffffff } do file(formats.gguf { version = version }, "version", "unsupported") end
+    for _, version in ipairs { 0, 1, 4, 99, 0xffffffff } do
+      file(formats.gguf { version = version }, "version", "unsupported")
+    end
     file(formats.gguf { version = 0x03000000 }, "big-endian", "unsupported")
   end)
 
@@ -154,17 +168,21 @@ describe("a broken GGUF file", function()
 
   it("may have unknown types, arrays too long or too deep", function()
     file(formats.gguf { metadata = { ("<s8"):pack "a" .. u32(13) .. u64(0) } }, "value type 13")
-    file(formats.gguf { metadata = { ("<s8"):pack "a" .. u32(0xffffffff) .. u64(0) } }, "value type")
-    file(formats.gguf { metadata = { ("<s8"):pack "a" .. u32(9) .. u32(99) .. u64(0) } }, "element type 99")
+    file(formats.gguf { metadata = { ("<s8"):pack "a" .. u32(0xffffffff) .. u64(0) } },
+      "value type")
+    file(formats.gguf { metadata = { ("<s8"):pack "a" .. u32(9) .. u32(99) .. u64(0) } },
+      "element type 99")
     for element = 0, 12 do
       for _, n in ipairs { -1, math.maxinteger, 1 << 24, 1 << 35, 100 } do
-        file(formats.gguf { metadata = { ("<s8"):pack "a" .. u32(9) .. u32(element) .. u64(n) } }, "metadata a")
+        file(formats.gguf { metadata = { ("<s8"):pack "a" .. u32(9) .. u32(element) .. u64(n) } },
+          "metadata a")
       end
     end
     local deep = ("<s8"):pack "a" .. u32(9)
     for _ = 1, 1000 do deep = deep .. u32(9) .. u64(1) end
     file(formats.gguf { metadata = { deep .. u32(0) .. u64(0) } }, "nested")
-    file(formats.gguf { metadata = { kv("b", "u8", 2):gsub(u32(0) .. "\2$", u32(7) .. "\2") .. "" } }, "boolean")
+    file(formats.gguf { metadata = { kv("b", "u8", 2):gsub(u32(0) .. "\2$", u32(7) .. "\2")
+      .. "" } }, "boolean")
     file(formats.gguf { metadata = { kv("b", "u64", -1) } }, "2^63")
     file(formats.gguf { metadata = { kv("b", "array:u64", { -1 }) } }, "2^63")
   end)
@@ -192,18 +210,20 @@ describe("a broken GGUF file", function()
     file(with { offset = -32 }, "tensor t")
     file(with { offset = 4 }, "alignment")
     file(formats.gguf { tensors = { tensor(), tensor { name = "u", offset = 0 } } }, "overlap")
-    file(formats.gguf { tensors = { tensor { offset = 32 }, tensor { name = "u", offset = 32 } } }, "overlap")
+    file(formats.gguf { tensors = { tensor { offset = 32 }, tensor { name = "u", offset = 32 } } },
+      "overlap")
   end)
 
   it("may have an impossible alignment", function()
-    for _, case in ipairs { { "u32", 0 }, { "u32", 3 }, { "i32", -32 }, { "u32", 1 << 30 }, { "string", "x" }, { "f32", 32 } } do
+    for _, case in ipairs { { "u32", 0 }, { "u32", 3 }, { "i32", -32 }, { "u32", 1 << 30 },
+      { "string", "x" }, { "f32", 32 } } do
       local entry = kv("general.alignment", case[1], case[2])
       file(formats.gguf { metadata = { entry }, tensors = { tensor() } }, "general.alignment")
     end
   end)
 end)
 
--- ---- whole models ------------------------------------------------------------------------------------------------------
+-- ---- whole models -------------------------------------------------------------------------------
 
 describe("a broken model", function()
   local runtime
@@ -224,27 +244,35 @@ describe("a broken model", function()
 
     it("may have metadata that makes no model", function()
       for key, cases in pairs {
-        ["general.architecture"] = { { false, "general.architecture" }, { { "u32", 1 }, "general.architecture" } },
+        ["general.architecture"] = { { false, "general.architecture" },
+          { { "u32", 1 }, "general.architecture" } },
         ["qwen3.block_count"] = {
-          { false, "missing" }, { { "u32", 0 }, "outside" }, { { "u32", 4000000000 }, "outside" }, { { "string", "3" }, "integer" },
+          { false, "missing" }, { { "u32", 0 }, "outside" }, { { "u32", 4000000000 }, "outside" },
+            { { "string", "3" }, "integer" },
           { { "u32", 2 }, "tensors that", "unsupported" }, { { "u32", 4 }, "missing" },
         },
         ["qwen3.attention.head_count"] = {
-          { { "u32", 0 }, "outside" }, { { "u32", 3 }, "attention.head_count_kv" }, { { "u32", 8 }, "shape" },
-          { { "array:u32", { 4, 4, 2 } }, "differs", "unsupported" }, { { "array:u32", {} }, "integer" },
+          { { "u32", 0 }, "outside" }, { { "u32", 3 }, "attention.head_count_kv" },
+            { { "u32", 8 }, "shape" },
+          { { "array:u32", { 4, 4, 2 } }, "differs", "unsupported" },
+            { { "array:u32", {} }, "integer" },
         },
-        ["qwen3.attention.head_count_kv"] = { { { "u32", 5 }, "outside" }, { { "u32", 1 }, "shape" } },
-        ["qwen3.attention.key_length"] = { { { "u32", 64 }, "value_length", "unsupported" }, { { "u32", 31 }, "RoPE" } },
+        ["qwen3.attention.head_count_kv"] = { { { "u32", 5 }, "outside" },
+          { { "u32", 1 }, "shape" } },
+        ["qwen3.attention.key_length"] = { { { "u32", 64 }, "value_length", "unsupported" },
+          { { "u32", 31 }, "RoPE" } },
         ["qwen3.embedding_length"] = { { { "u32", 47 }, "shape" }, { { "i32", -48 }, "outside" } },
         ["qwen3.feed_forward_length"] = { { { "u32", 81 }, "shape" }, { { "u32", 0 }, "outside" } },
-        ["qwen3.context_length"] = { { { "u32", 0 }, "outside" }, { { "u64", 1 << 50 }, "outside" } },
+        ["qwen3.context_length"] = { { { "u32", 0 }, "outside" },
+          { { "u64", 1 << 50 }, "outside" } },
         ["qwen3.attention.layer_norm_rms_epsilon"] = {
           { false, "missing" }, { { "f32", 0 }, "attention.layer_norm_rms_epsilon" },
           { { "f32", 0 / 0 }, "attention.layer_norm_rms_epsilon" },
         },
-        ["qwen3.rope.freq_base"] = { { { "f32", 0 }, "freq_base" }, { { "f32", 0 / 0 }, "freq_base" },
-          { { "string", "x" }, "number" } },
-        ["qwen3.rope.dimension_count"] = { { { "u32", 33 }, "outside" }, { { "u32", 31 }, "qwen3.rope.dimension_count: RoPE" } },
+        ["qwen3.rope.freq_base"] = { { { "f32", 0 }, "freq_base" },
+          { { "f32", 0 / 0 }, "freq_base" }, { { "string", "x" }, "number" } },
+        ["qwen3.rope.dimension_count"] = { { { "u32", 33 }, "outside" },
+          { { "u32", 31 }, "qwen3.rope.dimension_count: RoPE" } },
         ["qwen3.rope.scaling.type"] = {
           { { "string", "longrope" }, "rope.scaling.type: RoPE scaling 'longrope'", "unsupported" },
           { { "string", "linear" }, "rope.scaling.factor is missing" },
@@ -257,24 +285,31 @@ describe("a broken model", function()
       } do
         for _, case in ipairs(cases) do
           local more = { [key] = case[1] and kv(key, case[1][1], case[1][2]) or false }
-          if key:find "key_length" then more["qwen3.attention.value_length"] = kv("qwen3.attention.value_length", "u32", 32) end
-          if key:find "key_length" and case[1][2] == 31 then more["qwen3.attention.value_length"] = nil end
+          if key:find "key_length" then
+            more["qwen3.attention.value_length"] = kv("qwen3.attention.value_length", "u32", 32)
+          end
+          if key:find "key_length" and case[1][2] == 31 then
+            more["qwen3.attention.value_length"] = nil
+          end
           if key:find "key_length" then more["qwen3.rope.dimension_count"] = false end
           local parts = formats.gguf_of("qwen3", "bf16", more)
           helper.write(path, formats.gguf(parts))
           local loaded, message, code = load(path)
           assert.is_nil(loaded, key .. ": " .. case[2])
-          assert.truthy(message:find(case[2], 1, true), ("%s: '%s' is not about '%s'"):format(key, message, case[2]))
+          assert.truthy(message:find(case[2], 1, true),
+            ("%s: '%s' is not about '%s'"):format(key, message, case[2]))
           assert.equal(case[3] or "format", code, message)
         end
       end
     end)
 
     it("may be of an architecture that nobody knows", function()
-      local parts = formats.gguf_of("qwen3", "bf16", { ["general.architecture"] = kv("general.architecture", "string", "mamba") })
+      local parts = formats.gguf_of("qwen3", "bf16",
+        { ["general.architecture"] = kv("general.architecture", "string", "mamba") })
       file(formats.gguf(parts), "known: llama, mistral, qwen2, qwen3", "unsupported")
       for _, name in ipairs { "init", "../x", "a.b", "" } do
-        parts = formats.gguf_of("qwen3", "bf16", { ["general.architecture"] = kv("general.architecture", "string", name) })
+        parts = formats.gguf_of("qwen3", "bf16",
+          { ["general.architecture"] = kv("general.architecture", "string", name) })
         file(formats.gguf(parts), "architecture", "unsupported")
       end
     end)
@@ -286,11 +321,14 @@ describe("a broken model", function()
         file(formats.gguf(parts), t.name)
         table.insert(parts.tensors, i, t)
       end
-      parts.tensors[#parts.tensors + 1] = { name = "blk.0.attn_sinks.weight", shape = { 4 }, type = 0, data = ("\0"):rep(16) }
+      parts.tensors[#parts.tensors + 1] = { name = "blk.0.attn_sinks.weight", shape = { 4 },
+        type = 0, data = ("\0"):rep(16) }
       file(formats.gguf(parts), "attn_sinks", "unsupported")
       parts = formats.gguf_of("qwen3", "bf16")
-      parts.tensors[3].type, parts.tensors[3].data = types.f32, parts.tensors[3].data .. parts.tensors[3].data
-      parts.tensors[3].shape = { 1, 1, table.unpack(parts.tensors[3].shape) }   -- leading ones do not count
+      parts.tensors[3].type, parts.tensors[3].data = types.f32,
+        parts.tensors[3].data .. parts.tensors[3].data
+      -- leading ones do not count
+      parts.tensors[3].shape = { 1, 1, table.unpack(parts.tensors[3].shape) }
       helper.write(path, formats.gguf(parts))
       assert(load(path))
       for _, t in ipairs(parts.tensors) do
@@ -305,8 +343,10 @@ describe("a broken model", function()
 
     it("may have RoPE factors of a wrong kind", function()
       for _, t in ipairs {
-        { shape = { 16 }, type = types.f16, data = ("\0"):rep(32) }, { shape = { 1, 1, 16 }, type = 0, data = ("\0"):rep(64) },
-        { shape = { 16 }, type = 0, data = ("\0"):rep(64) }, { shape = { 8 }, type = 0, data = ("\0\0\128\63"):rep(8) },
+        { shape = { 16 }, type = types.f16, data = ("\0"):rep(32) },
+          { shape = { 1, 1, 16 }, type = 0, data = ("\0"):rep(64) },
+        { shape = { 16 }, type = 0, data = ("\0"):rep(64) },
+          { shape = { 8 }, type = 0, data = ("\0\0\128\63"):rep(8) },
       } do
         local parts = formats.gguf_of("qwen3", "bf16")
         t.name = "rope_freqs.weight"
@@ -314,7 +354,8 @@ describe("a broken model", function()
         helper.write(path, formats.gguf(parts))
         local loaded, message, code = load(path)
         assert.is_nil(loaded)
-        assert.truthy(message:find("rope_freqs", 1, true) or message:find("RoPE factor", 1, true), message)
+        assert.truthy(message:find("rope_freqs", 1, true) or message:find("RoPE factor", 1, true),
+          message)
         assert.truthy(code == "format" or code == "unsupported")
       end
     end)
@@ -366,14 +407,17 @@ describe("a broken model", function()
 
     local weights = helper.read(original .. "/model.safetensors")
     local function put(config, bytes)
-      helper.write(dir .. "/config.json", type(config) == "table" and cjson.encode(config) or config)
+      helper.write(dir .. "/config.json", type(config) == "table" and cjson.encode(config)
+        or config)
       if bytes ~= false then helper.write(dir .. "/model.safetensors", bytes or weights) end
     end
     local function wants(word, code)
       local loaded, message, got = load(dir)
       assert.is_nil(loaded, word)
       assert.truthy(message:find(dir, 1, true) or message:find("^model: "), message)
-      if word then assert.truthy(message:find(word, 1, true), ("'%s' is not about '%s'"):format(message, word)) end
+      if word then
+        assert.truthy(message:find(word, 1, true), ("'%s' is not about '%s'"):format(message, word))
+      end
       assert.equal(code or "format", got, message)
     end
 
@@ -386,7 +430,8 @@ describe("a broken model", function()
     end)
 
     it("may have a config.json that is none", function()
-      for _, text in ipairs { "", "{", "[]", "null", '"x"', "{}", '{"model_type":1}', '{"model_type":null}' } do
+      for _, text in ipairs { "", "{", "[]", "null", '"x"', "{}", '{"model_type":1}',
+        '{"model_type":null}' } do
         put(text)
         wants("config.json")
       end
@@ -403,18 +448,25 @@ describe("a broken model", function()
       local null = cjson.null
       for key, cases in pairs {
         model_type = {
-          { "gpt2", "known families: llama, mistral, qwen2, qwen3", "unsupported" }, { "../../x", "known", "unsupported" },
+          { "gpt2", "known families: llama, mistral, qwen2, qwen3", "unsupported" },
+            { "../../x", "known", "unsupported" },
         },
-        architectures = { { { "Qwen2ForSequenceClassification" }, "Qwen2ForSequence", "unsupported" }, { "x", "architectures" },
-          { { null }, "architectures null", "unsupported" }, { { { 1 } }, "architectures (a list or an object)", "unsupported" } },
+        architectures = { { { "Qwen2ForSequenceClassification" }, "Qwen2ForSequence",
+          "unsupported" }, { "x", "architectures" },
+            { { null }, "architectures null", "unsupported" },
+              { { { 1 } }, "architectures (a list or an object)", "unsupported" } },
         num_hidden_layers = {
-          { null, "missing" }, { 0, "outside" }, { 1.5, "integer" }, { "3", "integer" }, { 1e300, "integer" }, { 1e9, "outside" },
+          { null, "missing" }, { 0, "outside" }, { 1.5, "integer" }, { "3", "integer" },
+            { 1e300, "integer" }, { 1e9, "outside" },
           { 2, "tensors that", "unsupported" }, { 4, "missing" },
         },
-        hidden_size = { { 0, "outside" }, { -64, "outside" }, { 62, "multiple" }, { 128, "shape" } },
+        hidden_size = { { 0, "outside" }, { -64, "outside" }, { 62, "multiple" },
+          { 128, "shape" } },
         num_attention_heads = { { 0, "outside" }, { 1, "outside" }, { 8, "shape" } },
-        num_key_value_heads = { { 3, "num_key_value_heads" }, { 5, "outside" }, { 1, "shape" }, { null, "shape" } },
-        head_dim = { { 15, "head_dim: RoPE" }, { 1024, "outside" }, { 32, "shape" }, { {}, "integer" } },
+        num_key_value_heads = { { 3, "num_key_value_heads" }, { 5, "outside" }, { 1, "shape" },
+          { null, "shape" } },
+        head_dim = { { 15, "head_dim: RoPE" }, { 1024, "outside" }, { 32, "shape" },
+          { {}, "integer" } },
         intermediate_size = { { 81, "shape" }, { 0, "outside" } },
         vocab_size = { { 161, "shape" }, { 0, "outside" }, { 1e12, "outside" } },
         max_position_embeddings = { { 0, "outside" }, { "x", "integer" } },
@@ -438,9 +490,11 @@ describe("a broken model", function()
           { { rope_type = "llama3", factor = 8, low_freq_factor = 4, high_freq_factor = 4 },
             "low_freq_factor >= high_freq_factor" },
         },
-        rope_parameters = { { { full_attention = { rope_type = "default" } }, "layer to layer", "unsupported" } },
+        rope_parameters = { { { full_attention = { rope_type = "default" } }, "layer to layer",
+          "unsupported" } },
         layer_types = {
-          { { "chunked_attention", "full_attention", "full_attention" }, "chunked_attention", "unsupported" },
+          { { "chunked_attention", "full_attention", "full_attention" }, "chunked_attention",
+            "unsupported" },
           { { "full_attention" }, "layer 2", "unsupported" },
           { { "sliding_attention", "full_attention", "full_attention" }, "layer 1", "unsupported" },
         },
@@ -460,7 +514,8 @@ describe("a broken model", function()
       local file = assert(safetensors.read(original .. "/model.safetensors"))
       local list = {}
       for i, t in ipairs(file.tensors) do
-        list[i] = { name = t.name, dtype = "BF16", shape = t.shape, data = weights:sub(t.offset + 1, t.offset + t.bytes) }
+        list[i] = { name = t.name, dtype = "BF16", shape = t.shape,
+          data = weights:sub(t.offset + 1, t.offset + t.bytes) }
       end
       local config = helper.json(original .. "/config.json")
       for i = #list, 1, -1 do
@@ -469,11 +524,12 @@ describe("a broken model", function()
         wants(t.name)
         table.insert(list, i, t)
       end
-      local extra = { name = "model.layers.0.self_attn.sinks", dtype = "BF16", shape = { 4 }, data = ("\0"):rep(8) }
+      local extra = { name = "model.layers.0.self_attn.sinks", dtype = "BF16", shape = { 4 },
+        data = ("\0"):rep(8) }
       table.insert(list, extra)
       put(config, formats.safetensors(list))
       wants("sinks", "unsupported")
-      extra.name = "model.layers.0.self_attn.rotary_emb.inv_freq"       -- of no use, and known to be
+      extra.name = "model.layers.0.self_attn.rotary_emb.inv_freq"  -- of no use, and known to be
       put(config, formats.safetensors(list))
       assert(load(dir))
       list[1].dtype, list[1].shape = "I16", list[1].shape
@@ -498,7 +554,8 @@ describe("a broken model", function()
         helper.write(dir .. name, helper.read(split .. name))
       end
       assert(load(dir))
-      for _, text in ipairs { "", "{}", '{"weight_map":1}', '{"weight_map":{"a":1}}', '{"weight_map":["a"]}' } do
+      for _, text in ipairs { "", "{}", '{"weight_map":1}', '{"weight_map":{"a":1}}',
+        '{"weight_map":["a"]}' } do
         put_index(text)
         wants("index.json")
       end

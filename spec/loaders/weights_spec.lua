@@ -1,5 +1,6 @@
--- Number formats, mapped files and bound tensors. The values of every block format are bit-equal to those of the `gguf`
--- Python package (scripts/maker/oracle/gguf_fixtures.py), and so are the blocks that values become.
+-- Number formats, mapped files and bound tensors. The values of every block format are bit-equal to
+-- those of the `gguf` Python package (scripts/maker/oracle/gguf_fixtures.py), and so are the blocks
+-- that values become.
 local helper = require "spec.helper"
 local core = require "pyramid.core"
 local ops = require "pyramid_specs"
@@ -9,7 +10,9 @@ local file_blocks = require "spec.support.file_blocks"
 local path = helper.fixture "gguf/dtypes.gguf"
 local tensors, bytes = {}, helper.read(path)
 local more = helper.read(helper.fixture "gguf/converted.gguf")
-for _, t in ipairs(assert(gguf.read(helper.fixture "gguf/converted.gguf")).tensors) do tensors[t.name] = t end
+for _, t in ipairs(assert(gguf.read(helper.fixture "gguf/converted.gguf")).tensors) do
+  tensors[t.name] = t
+end
 for _, t in ipairs(assert(gguf.read(path)).tensors) do tensors[t.name] = t end
 
 local function data_of(name)
@@ -34,10 +37,13 @@ describe("dtypes", function()
   end
 
   for dtype in pairs(file_blocks.types) do
-    it(("gives the values of %s, also at the ends of its scales, and makes none"):format(dtype), function()
+    it(("gives the values of %s, also at the ends of its scales, and makes none"):format(dtype),
+      function()
       assert_same_bytes(data_of(dtype .. ".f32"), ops.to_f32(dtype, data_of(dtype)), 4)
-      assert_same_bytes(data_of(dtype .. ".edges.f32"), ops.to_f32(dtype, data_of(dtype .. ".edges")), 4)
-      local untouched = ops.from_f32(dtype, data_of(dtype .. ".f32"))    -- as the operation filled it beforehand
+      assert_same_bytes(data_of(dtype .. ".edges.f32"),
+        ops.to_f32(dtype, data_of(dtype .. ".edges")), 4)
+      -- as the operation filled it beforehand
+      local untouched = ops.from_f32(dtype, data_of(dtype .. ".f32"))
       assert_same_bytes(("\xa5"):rep(#data_of(dtype)), untouched, 1)
     end)
 
@@ -69,7 +75,8 @@ describe("dtypes", function()
   end)
 
   it("keeps what fp8_e4m3 cannot hold at its ends, and NaN", function()
-    local made = ops.from_f32("fp8_e4m3", ops.floats { 449, 465, -1e9, 1e38 * 10, -1e38 * 10, 0 / 0 })
+    local made = ops.from_f32("fp8_e4m3", ops.floats { 449, 465, -1e9, 1e38 * 10, -1e38 * 10,
+      0 / 0 })
     local got = ops.numbers(ops.to_f32("fp8_e4m3", made))
     assert.same({ 448, 448, -448, 448, -448 }, { table.unpack(got, 1, 5) })
     assert.is_true(got[6] ~= got[6])
@@ -101,10 +108,14 @@ describe("dtypes", function()
   it("rounds to the nearest f16 and bf16, ties to even", function()
     local function round(dtype, x) return (("<I2"):unpack(ops.from_f32(dtype, ("<f"):pack(x)))) end
     for _, case in ipairs {
-      { "f16", 1 + 2 ^ -11, 0x3c00 }, { "f16", 1 + 3 * 2 ^ -11, 0x3c02 }, { "f16", 1 + 2 ^ -11 + 2 ^ -20, 0x3c01 },
-      { "f16", 65519, 0x7bff }, { "f16", 65520, 0x7c00 }, { "f16", -1e9, 0xfc00 }, { "f16", 2 ^ -25, 0 },
-      { "f16", 2 ^ -25 * 1.001, 1 }, { "f16", 3 * 2 ^ -25, 2 }, { "f16", -2 ^ -24, 0x8001 }, { "f16", 2 ^ -14 - 2 ^ -26, 0x400 },
-      { "bf16", 1 + 2 ^ -8, 0x3f80 }, { "bf16", 1 + 3 * 2 ^ -8, 0x3f82 }, { "bf16", 3.4028234e38, 0x7f80 },
+      { "f16", 1 + 2 ^ -11, 0x3c00 }, { "f16", 1 + 3 * 2 ^ -11, 0x3c02 },
+        { "f16", 1 + 2 ^ -11 + 2 ^ -20, 0x3c01 },
+      { "f16", 65519, 0x7bff }, { "f16", 65520, 0x7c00 }, { "f16", -1e9, 0xfc00 },
+        { "f16", 2 ^ -25, 0 },
+      { "f16", 2 ^ -25 * 1.001, 1 }, { "f16", 3 * 2 ^ -25, 2 }, { "f16", -2 ^ -24, 0x8001 },
+        { "f16", 2 ^ -14 - 2 ^ -26, 0x400 },
+      { "bf16", 1 + 2 ^ -8, 0x3f80 }, { "bf16", 1 + 3 * 2 ^ -8, 0x3f82 },
+        { "bf16", 3.4028234e38, 0x7f80 },
     } do
       assert.equal(case[3], round(case[1], case[2]), ("%s of %.17g"):format(case[1], case[2]))
     end
@@ -135,7 +146,8 @@ describe("files", function()
 
   it("say what is wrong", function()
     local empty = helper.tmp()
-    local cases = { ["/no/such/file"] = "No such file", ["spec"] = "directory", [empty] = "empty", ["/dev/null"] = "regular" }
+    local cases = { ["/no/such/file"] = "No such file", ["spec"] = "directory", [empty] = "empty",
+      ["/dev/null"] = "regular" }
     for name, word in pairs(cases) do
       local file, message, code = core.file_open(runtime, name)
       assert.is_nil(file)
@@ -150,7 +162,8 @@ end)
 describe("binding", function()
   local runtime, file, model
   local config = {
-    layers = 2, heads = 4, kv_heads = 2, head_dim = 128, width = 512, ff = 512, vocab = 3, context = 64, norm_eps = 1e-5,
+    layers = 2, heads = 4, kv_heads = 2, head_dim = 128, width = 512, ff = 512, vocab = 3,
+      context = 64, norm_eps = 1e-5,
     rope_style = "half", rope_dims = 2, rope_freq = { 1 }, rope_gain = 1,
   }
 
@@ -163,7 +176,8 @@ describe("binding", function()
 
   local function spec(changes)
     local t = tensors.f16
-    local out = { name = "t", file = file, offset = t.offset, bytes = t.bytes, dtype = "f16", shape = { 3, 512 } }
+    local out = { name = "t", file = file, offset = t.offset, bytes = t.bytes, dtype = "f16",
+      shape = { 3, 512 } }
     for k, v in pairs(changes or {}) do out[k] = v end
     return out
   end
@@ -181,8 +195,10 @@ describe("binding", function()
 
   it("checks every number of a configuration", function()
     for field, values in pairs {
-      layers = { 0, -1, 1025, 1 << 40 }, heads = { 0, 3, 1 << 33 }, kv_heads = { 0, 3, 5 }, head_dim = { 0, 1, 3, 514 },
-      width = { 0, -5, 1 << 19 }, ff = { 0, 1 << 21 }, vocab = { 0, 1 << 23 }, context = { 0, -(1 << 40) },
+      layers = { 0, -1, 1025, 1 << 40 }, heads = { 0, 3, 1 << 33 }, kv_heads = { 0, 3, 5 },
+        head_dim = { 0, 1, 3, 514 },
+      width = { 0, -5, 1 << 19 }, ff = { 0, 1 << 21 }, vocab = { 0, 1 << 23 },
+        context = { 0, -(1 << 40) },
       norm_eps = { 0, -1, 1, 0 / 0, math.huge }, rope_gain = { 0, -1, 0 / 0, 1e9 },
     } do
       for _, value in ipairs(values) do
@@ -204,7 +220,8 @@ describe("binding", function()
 
   it("raises for what is misuse", function()
     for _, changes in ipairs {
-      { layers = "x" }, { norm_eps = {} }, { rope_style = "round" }, { rope_freq = { 1, 2 } }, { rope_freq = { "x" } },
+      { layers = "x" }, { norm_eps = {} }, { rope_style = "round" }, { rope_freq = { 1, 2 } },
+        { rope_freq = { "x" } },
       { window = { 1 } }, { window = { 1, "x" } },
     } do
       assert.has_error(function() core.model_new(runtime, with(changes)) end)
@@ -221,11 +238,16 @@ describe("binding", function()
   it("believes no description of a tensor", function()
     local size = #bytes
     for _, case in ipairs {
-      { { offset = size - 3071 }, "outside" }, { { offset = -1 }, "outside" }, { { offset = math.maxinteger }, "outside" },
-      { { offset = size + 1 }, "outside" }, { { bytes = 3071 }, "need" }, { { bytes = -1 }, "need" }, { { shape = {} }, "rank" },
-      { { shape = { 1, 3, 512 } }, "rank" }, { { shape = { 3, 0 } }, "dimension" }, { { shape = { -3, 512 } }, "dimension" },
-      { { shape = { 1 << 40, 1 << 40 } }, "overflow" }, { { shape = { 3, math.maxinteger } }, "overflow" },
-      { { shape = { 3, 500 }, dtype = "q4_k" }, "block" }, { { shape = { 512, 3 } }, "where the model's embed is [3, 512]" },
+      { { offset = size - 3071 }, "outside" }, { { offset = -1 }, "outside" },
+        { { offset = math.maxinteger }, "outside" },
+      { { offset = size + 1 }, "outside" }, { { bytes = 3071 }, "need" },
+        { { bytes = -1 }, "need" }, { { shape = {} }, "rank" },
+      { { shape = { 1, 3, 512 } }, "rank" }, { { shape = { 3, 0 } }, "dimension" },
+        { { shape = { -3, 512 } }, "dimension" },
+      { { shape = { 1 << 40, 1 << 40 } }, "overflow" },
+        { { shape = { 3, math.maxinteger } }, "overflow" },
+      { { shape = { 3, 500 }, dtype = "q4_k" }, "block" },
+        { { shape = { 512, 3 } }, "where the model's embed is [3, 512]" },
       { { shape = { 1536 } }, "where the model's embed is [3, 512]" },
     } do
       local ok, message, code = model:bind("embed", nil, spec(case[1]))
@@ -266,7 +288,8 @@ describe("binding", function()
       local ok, message, code = model:bind("embed", nil, matrix)
       assert.is_nil(ok)
       assert.equal("unsupported", code)
-      assert.truthy(message:find("weights of dtype " .. dtype .. " are not supported as they are", 1, true), message)
+      assert.truthy(message:find("weights of dtype " .. dtype .. " are not supported as they are",
+        1, true), message)
       ok, message, code = model:bind("embed", nil, spec(), dtype)
       assert.is_nil(ok)
       assert.equal("argument", code)
@@ -275,7 +298,8 @@ describe("binding", function()
     assert.is_true(model:bind("embed", nil, spec { dtype = "q5_1", bytes = 3 * 16 * 24 }, "f16"))
   end)
 
-  helper.cpu_only("what it maps; a device has copies", it)("copies what lies askew, and maps what does not", function()
+  helper.cpu_only("what it maps; a device has copies",
+    it)("copies what lies askew, and maps what does not", function()
     local held = runtime:memory()
     assert.is_true(model:bind("embed", nil, spec()))
     local mapped = runtime:memory() - held                 -- lists of blocks and files only
@@ -296,14 +320,19 @@ describe("binding", function()
   end)
 
   it("wants optional weights in all layers or in none", function()
-    local small = assert(core.model_new(runtime, with { heads = 1, kv_heads = 1, head_dim = 2, width = 2, ff = 2, vocab = 2 }))
+    local small = assert(core.model_new(runtime,
+      with { heads = 1, kv_heads = 1, head_dim = 2, width = 2, ff = 2, vocab = 2 }))
     local vector = spec { shape = { 2 }, bytes = 4 }
     local matrix = spec { shape = { 2, 2 }, bytes = 8 }
     assert(small:bind("embed", nil, matrix))
     assert(small:bind("out_norm", nil, vector))
     for layer = 1, 2 do
-      for _, role in ipairs { "attn_norm", "ffn_norm" } do assert(small:bind(role, layer, vector)) end
-      for _, role in ipairs { "q", "k", "v", "o", "gate", "up", "down" } do assert(small:bind(role, layer, matrix)) end
+      for _, role in ipairs { "attn_norm", "ffn_norm" } do
+        assert(small:bind(role, layer, vector))
+      end
+      for _, role in ipairs { "q", "k", "v", "o", "gate", "up", "down" } do
+        assert(small:bind(role, layer, matrix))
+      end
     end
     assert(small:bind("q_bias", 2, vector))
     local ok, message, code = small:ready()

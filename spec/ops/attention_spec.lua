@@ -6,13 +6,15 @@ local dtypes = { "f32", "f16", "bf16", "q8_0", "fp8_e4m3" }
 local dims = { 16, 20, 32, 48, 64, 80, 128 }
 
 local function layout_of(dtype, head_dim, heads, kv_heads)
-  return { dtype = dtype, head_dim = head_dim, heads = heads, kv_heads = kv_heads, scale = head_dim ^ -0.5 }
+  return { dtype = dtype, head_dim = head_dim, heads = heads, kv_heads = kv_heads,
+    scale = head_dim ^ -0.5 }
 end
 
 local function fits(dtype, head_dim) return dtype ~= "q8_0" or head_dim % 32 == 0 end
 
---- One call: the last n of `rows` rows are the queries' own; before them positions have holes. Lanes differ in their
---- positions, and in their length if `ragged`. `rounded`: queries that bf16 holds.
+--- One call: the last n of `rows` rows are the queries' own; before them positions have holes.
+--- Lanes differ in their positions, and in their length if `ragged`. `rounded`: queries that bf16
+--- holds.
 local function make_call(layout, n, rows, o)
   o = o or {}
   local call = { lanes = {}, window = o.window or 0 }
@@ -31,13 +33,16 @@ local function make_call(layout, n, rows, o)
   end
   call.at, call.q_pos = own, ops.ints(own)
   call.q = reference.random(n * layout.heads * layout.head_dim, 2)
-  if o.rounded then call.q = ops.numbers(ops.to_f32("bf16", ops.from_f32("bf16", ops.floats(call.q)))) end
+  if o.rounded then
+    call.q = ops.numbers(ops.to_f32("bf16", ops.from_f32("bf16", ops.floats(call.q))))
+  end
   call.q_bytes = ops.floats(call.q)
   return call
 end
 
 local function packed(call)
-  return { q = call.q_bytes, q_pos = call.q_pos, lanes = call.lanes, window = call.window, track = call.track }
+  return { q = call.q_bytes, q_pos = call.q_pos, lanes = call.lanes, window = call.window,
+    track = call.track }
 end
 
 local function check(layout, calls, limit, teams)
@@ -49,8 +54,8 @@ local function check(layout, calls, limit, teams)
   reference.each(function(rt) return ops.attention(rt, layout, packs) end, function(results, fail)
     for i, result in ipairs(results) do
       local call = calls[i]
-      local what = ("%s, %d queries on %d rows, d %d, %d/%d heads, window %d"):format(layout.dtype, #call.at, call.lanes[1].rows,
-        layout.head_dim, layout.heads, layout.kv_heads, call.window)
+      local what = ("%s, %d queries on %d rows, d %d, %d/%d heads, window %d"):format(layout.dtype,
+        #call.at, call.lanes[1].rows, layout.head_dim, layout.heads, layout.kv_heads, call.window)
       reference.near(result.out, refs[i].out, limit or 3e-6, fail, what .. ": out")
       reference.near(result.lse, refs[i].lse, 2e-6, fail, what .. ": lse")
     end
@@ -85,7 +90,8 @@ describe("attention", function()
   it("shares lanes among any number of heads", function()
     for _, shape in ipairs { { 1, 1 }, { 3, 3 }, { 8, 1 }, { 7, 1 }, { 10, 2 }, { 16, 4 } } do
       local layout = layout_of("f16", 32, shape[1], shape[2])
-      check(layout, { make_call(layout, 1, 50, { ragged = true }), make_call(layout, 1, 16), make_call(layout, 1, 39) })
+      check(layout, { make_call(layout, 1, 50, { ragged = true }), make_call(layout, 1, 16),
+        make_call(layout, 1, 39) })
       check(layout, { make_call(layout, 30, 50, { ragged = true }) })
     end
     for _, dtype in ipairs { "f32", "f16" } do
@@ -95,7 +101,8 @@ describe("attention", function()
   end)
 
   it("crosses tiles of rows and of queries", function()
-    for _, layout in ipairs { layout_of("f32", 16, 1, 1), layout_of("f16", 16, 1, 1), layout_of("bf16", 72, 1, 1) } do
+    for _, layout in ipairs { layout_of("f32", 16, 1, 1), layout_of("f16", 16, 1, 1),
+      layout_of("bf16", 72, 1, 1) } do
       check(layout, { make_call(layout, 260, 330) })
       check(layout, { make_call(layout, 260, 330, { window = 70 }) })
       check(layout, { make_call(layout, 1, 700) })
@@ -103,9 +110,10 @@ describe("attention", function()
   end)
 
   it("walks long lanes in segments", function()
-    for _, layout in ipairs { layout_of("f16", 64, 4, 1), layout_of("q8_0", 32, 3, 3), layout_of("bf16", 20, 2, 1) } do
-      check(layout, { make_call(layout, 1, 1500, { ragged = true }), make_call(layout, 1, 513), make_call(layout, 1, 40),
-        make_call(layout, 1, 1300, { window = 900 }) })
+    for _, layout in ipairs { layout_of("f16", 64, 4, 1), layout_of("q8_0", 32, 3, 3),
+      layout_of("bf16", 20, 2, 1) } do
+      check(layout, { make_call(layout, 1, 1500, { ragged = true }), make_call(layout, 1, 513),
+        make_call(layout, 1, 40), make_call(layout, 1, 1300, { window = 900 }) })
     end
   end)
 
@@ -127,7 +135,9 @@ describe("attention", function()
     local call = packed(make_call(layout, 1, 1400, { ragged = true }))
     local plain = ops.attention(reference.runtime(), layout, { call })[1]
     call.track = { decay = 1 }
-    for _, lane in ipairs(call.lanes) do lane.history = ops.floats(reference.random(lane.rows, 1)) end
+    for _, lane in ipairs(call.lanes) do
+      lane.history = ops.floats(reference.random(lane.rows, 1))
+    end
     assert.equal(plain.out, ops.attention(reference.runtime(), layout, { call })[1].out)
   end)
 
@@ -145,12 +155,15 @@ describe("attention", function()
   end)
 
   it("rounds operands to bf16 where that is asked for, and nothing else", function()
-    for _, d in ipairs(dims) do   -- queries and keys that bf16 holds: only probabilities and sums of values are rounded then
+    -- queries and keys that bf16 holds: only probabilities and sums of values are rounded then
+    for _, d in ipairs(dims) do
       local layout = layout_of("bf16", d, 4, 2)
       layout.scale = 0.125
-      check(layout, { make_call(layout, 19, 90, { ragged = true, rounded = true }) }, 6e-3, reference.rounding_attention)
+      check(layout, { make_call(layout, 19, 90, { ragged = true, rounded = true }) }, 6e-3,
+        reference.rounding_attention)
       local windowed = make_call(layout, 150, 233, { window = 71, rounded = true })
-      check(layout, { windowed, make_call(layout, 2, 2, { rounded = true }) }, 6e-3, reference.rounding_attention)
+      check(layout, { windowed, make_call(layout, 2, 2, { rounded = true }) }, 6e-3,
+        reference.rounding_attention)
       check(layout, { make_call(layout, 1, 700) }, 3e-6, reference.rounding_attention)
     end
   end)
@@ -168,11 +181,15 @@ describe("attention", function()
             local out, lse = reference.attention(layout, call)
             refs[i], packs[i] = { out = out, lse = lse }, packed(call)
           end
-          reference.each(function(rt) return ops.attention(rt, layout, packs) end, function(results, fail)
+          reference.each(function(rt) return ops.attention(rt, layout, packs) end,
+            function(results, fail)
             for i, result in ipairs(results) do
-              local what, exact = ("%s, d %d, call %d"):format(dtype, d, i), #calls[i].at < 48   -- few queries are not rounded
-              reference.near(result.out, refs[i].out, exact and 3e-6 or limit, fail, what .. ": out")
-              reference.near(result.lse, refs[i].lse, exact and 3e-6 or limit, fail, what .. ": lse")
+              -- few queries are not rounded
+              local what, exact = ("%s, d %d, call %d"):format(dtype, d, i), #calls[i].at < 48
+              reference.near(result.out, refs[i].out, exact and 3e-6 or limit, fail,
+                what .. ": out")
+              reference.near(result.lse, refs[i].lse, exact and 3e-6 or limit, fail,
+                what .. ": lse")
             end
           end, { reference.rounding_device })
         end
@@ -194,9 +211,9 @@ describe("attention", function()
   end)
 
   it("adds up many rows of little weight", function()
-    -- Each has a share below what f16 holds, while the row of all others' share has no value. (Two terms of f16 are steps of
-    -- 2^-40 of the highest share: 1e-4 of these. A score of 19, summed up of 32 in f32, is right to some 2^-18, and so is its
-    -- weight.)
+    -- Each has a share below what f16 holds, while the row of all others' share has no value. (Two
+    -- terms of f16 are steps of 2^-40 of the highest share: 1e-4 of these. A score of 19, summed up
+    -- of 32 in f32, is right to some 2^-18, and so is its weight.)
     for dtype, limit in pairs { f32 = 5e-5, f16 = 2e-4, bf16 = 5e-5 } do
       local layout, rows, values, at = layout_of(dtype, 32, 2, 1), 700, { k = {}, v = {} }, {}
       layout.scale = 1
@@ -208,7 +225,8 @@ describe("attention", function()
         at[j] = j
       end
       for _, n in ipairs { 1, 3 } do
-        local call, q = { lanes = { reference.lane(layout, at, 1, values) }, window = 0, at = {} }, {}
+        local call, q = { lanes = { reference.lane(layout, at, 1, values) }, window = 0, at = {} },
+          {}
         for i = 1, n do
           call.at[i] = rows + i - n
           for _ = 1, 64 do q[#q + 1] = (18 + math.random()) / 32 end
@@ -224,7 +242,8 @@ describe("attention", function()
     for _, dtype in ipairs { "f16", "bf16" } do
       for _, d in ipairs { 136, 256, 264 } do
         local layout = layout_of(dtype, d, 5, 1)
-        check(layout, { make_call(layout, 1, 290, { ragged = true }), make_call(layout, 9, 40), make_call(layout, 1, 3) })
+        check(layout, { make_call(layout, 1, 290, { ragged = true }), make_call(layout, 9, 40),
+          make_call(layout, 1, 3) })
       end
     end
   end)
@@ -240,9 +259,13 @@ describe("attention", function()
         part.q_pos = call.q_pos:sub(first * 4 + 1, (first + n) * 4)
         return ops.attention(rt, layout, { part })[1].out
       end
-      reference.each(function(rt) return { some(rt, 0, 150), some(rt, 77, 40), some(rt, 100, 1) } end, function(r, fail)
-        if r[1]:sub(77 * width + 1, 117 * width) ~= r[2] then fail("queries 77 to 116 differ from them among 150") end
-        reference.near(r[3], ops.numbers(r[1]:sub(100 * width + 1, 101 * width)), 3e-6, fail, "query 100 alone")
+      reference.each(function(rt) return { some(rt, 0, 150), some(rt, 77, 40),
+        some(rt, 100, 1) } end, function(r, fail)
+        if r[1]:sub(77 * width + 1, 117 * width) ~= r[2] then
+          fail("queries 77 to 116 differ from them among 150")
+        end
+        reference.near(r[3], ops.numbers(r[1]:sub(100 * width + 1, 101 * width)), 3e-6, fail,
+          "query 100 alone")
       end)
     end
   end)
@@ -253,9 +276,11 @@ describe("attention", function()
       local call = make_call(layout, n, n + 6)
       call.at = reference.ascending(n, -n)
       call.q_pos = ops.ints(call.at)
-      reference.each(function(rt) return ops.attention(rt, layout, { packed(call) }) end, function(r, fail)
+      reference.each(function(rt) return ops.attention(rt, layout, { packed(call) }) end,
+        function(r, fail)
         for _, x in ipairs(ops.numbers(r[1].out)) do if x ~= 0 then fail("out is %g", x) end end
-        for _, x in ipairs(ops.numbers(r[1].lse)) do if x ~= -math.huge then fail("lse is %g", x) end end
+        for _, x in ipairs(ops.numbers(r[1].lse)) do if x ~= -math.huge then fail("lse is %g",
+          x) end end
       end)
     end
   end)
@@ -281,7 +306,8 @@ describe("attention", function()
   it("refuses a call larger than what was reserved", function()
     local fresh <close> = require "pyramid.core".runtime { threads = 1 }
     local layout = layout_of("f32", 128, 16, 1)
-    local result, message, code = ops.attention(fresh, layout, { packed(make_call(layout, 1, 4000)) }, true)
+    local result, message, code = ops.attention(fresh, layout,
+      { packed(make_call(layout, 1, 4000)) }, true)
     assert.is_nil(result)
     assert.truthy(message:find "scratch")
     assert.equal("argument", code)
@@ -299,11 +325,15 @@ describe("tracked attention", function()
       for j = 1, lane.rows do
         local mean = 0
         for h = (g - 1) * group + 1, g * group do mean = mean + p[h][1][j] / group end
-        refs[g][j] = call.track.decay * values[j] + reference.weight(call.track, call.at[1], j - 1 - lane.rows) * mean
+        refs[g][j] = call.track.decay * values[j]
+          + reference.weight(call.track, call.at[1], j - 1 - lane.rows) * mean
       end
     end
-    reference.each(function(rt) return ops.attention(rt, layout, { packed(call) }) end, function(r, fail)
-      for g, ref in ipairs(refs) do reference.near(r[1].history[g], ref, 2e-6, fail, "history of lane " .. g) end
+    reference.each(function(rt) return ops.attention(rt, layout, { packed(call) }) end,
+      function(r, fail)
+      for g, ref in ipairs(refs) do
+        reference.near(r[1].history[g], ref, 2e-6, fail, "history of lane " .. g)
+      end
     end)
   end
 
@@ -328,7 +358,8 @@ describe("tracked attention", function()
       for _, every in ipairs { 0, 5 } do
         for late = -2, 20, 3 do
           local call = make_call(layout, 1, 50)
-          call.track = { decay = 1, queries = queries, ramp = 1.2, due = call.at[1] + late, threshold = -30, every = every }
+          call.track = { decay = 1, queries = queries, ramp = 1.2, due = call.at[1] + late,
+            threshold = -30, every = every }
           check_track(layout, call)
         end
       end
@@ -341,7 +372,8 @@ describe("the score pass", function()
   local function mass_reference(layout, call, m, p, before)
     local out = table.move(before, 1, #before, 1, {})
     for h = 1, layout.heads do
-      local range = m.ranges and m.ranges[(h - 1) // (layout.heads // layout.kv_heads) + 1] or { m.from, m.to, 0 }
+      local range = m.ranges and m.ranges[(h - 1) // (layout.heads // layout.kv_heads) + 1]
+        or { m.from, m.to, 0 }
       for j = range[1], range[2] - 1 do
         local at = (h - 1) * m.stride + j - range[1] + 1
         local lane = call.lanes[(h - 1) // (layout.heads // layout.kv_heads) + 1]
@@ -368,10 +400,12 @@ describe("the score pass", function()
     before, m.out = reference.random(layout.heads * m.stride, 0.1)
     for i = 1, #before do before[i] = math.abs(before[i]) end
     before, m.out = reference.pack(before)
-    m.q, m.q_pos, m.lanes, m.window, m.lse = call.q_bytes, call.q_pos, call.lanes, call.window, ops.floats(lse)
+    m.q, m.q_pos, m.lanes, m.window, m.lse = call.q_bytes, call.q_pos, call.lanes, call.window,
+      ops.floats(lse)
     local ref = mass_reference(layout, call, m, p, before)
     reference.each(function(rt) return ops.mass(rt, layout, m) end, function(result, fail)
-      local what = ("mass, %s, %d queries, rows %d to %d"):format(layout.dtype, #call.at, m.from, m.to)
+      local what = ("mass, %s, %d queries, rows %d to %d"):format(layout.dtype, #call.at, m.from,
+        m.to)
       reference.near(result, ref, limit or 1e-5, fail, what)
     end, teams)
   end
@@ -392,7 +426,8 @@ describe("the score pass", function()
       local layout = layout_of("bf16", d, 4, 2)
       layout.scale = 0.25
       local m = { from = 3, to = 175, queries = 12, ramp = 1.2, due = 600 }
-      check_mass(layout, make_call(layout, 29, 190, { rounded = true }), m, reference.rounding_attention)
+      check_mass(layout, make_call(layout, 29, 190, { rounded = true }), m,
+        reference.rounding_attention)
     end
   end)
 
@@ -402,8 +437,10 @@ describe("the score pass", function()
         if fits(dtype, d) then
           local layout = layout_of(dtype, d, 6, 2)
           layout.scale = 0.3 * d ^ -0.5
-          check_mass(layout, make_call(layout, 61, 190), { from = 3, to = 175 }, { reference.rounding_device }, limit)
-          check_mass(layout, make_call(layout, 9, 90), { from = 3, to = 85 }, { reference.rounding_device })
+          check_mass(layout, make_call(layout, 61, 190), { from = 3, to = 175 },
+            { reference.rounding_device }, limit)
+          check_mass(layout, make_call(layout, 9, 90), { from = 3, to = 85 },
+            { reference.rounding_device })
         end
       end
     end
@@ -412,7 +449,8 @@ describe("the score pass", function()
   it("takes the maximum over queries", function()
     local layout = layout_of("f16", 32, 6, 2)
     check_mass(layout, make_call(layout, 30, 80), { from = 0, to = 60, reduce = "max" })
-    check_mass(layout, make_call(layout, 30, 80), { from = 7, to = 60, reduce = "max", queries = 9, ramp = 1.5, due = 80 * 3 + 20 })
+    check_mass(layout, make_call(layout, 30, 80),
+      { from = 7, to = 60, reduce = "max", queries = 9, ramp = 1.5, due = 80 * 3 + 20 })
   end)
 
   it("judges any run of rows, with any number of queries", function()
@@ -428,13 +466,16 @@ describe("the score pass", function()
   end)
 
   it("crosses tiles of rows and of queries", function()
-    for _, layout in ipairs { layout_of("f16", 20, 4, 2), layout_of("bf16", 80, 2, 1), layout_of("f16", 264, 1, 1) } do
+    for _, layout in ipairs { layout_of("f16", 20, 4, 2), layout_of("bf16", 80, 2, 1),
+      layout_of("f16", 264, 1, 1) } do
       local n = math.random(65, 130)
       local call = make_call(layout, n, n + 200, { ragged = true })
       local rows = math.min(call.lanes[1].rows, call.lanes[#call.lanes].rows)
       check_mass(layout, call, { from = 0, to = rows, pad = 1 })
-      local due = call.at[n] - math.random(0, 40)   -- whole tiles of queries count for no row, others only some
-      local m = { from = math.random(0, 40), to = rows, queries = 50, ramp = 1.4, due = due, threshold = 120, every = 9 }
+      -- whole tiles of queries count for no row, others only some
+      local due = call.at[n] - math.random(0, 40)
+      local m = { from = math.random(0, 40), to = rows, queries = 50, ramp = 1.4, due = due,
+        threshold = 120, every = 9 }
       check_mass(layout, call, m)
       m.reduce = "max"
       check_mass(layout, call, m)
@@ -454,7 +495,8 @@ describe("the score pass", function()
       for _, every in ipairs { 0, 7 } do
         local call = make_call(layout, 24, 80)
         local due = call.at[24] - every
-        check_mass(layout, call, { from = 0, to = 80, queries = queries, ramp = 1.2, due = due, threshold = 30, every = every })
+        check_mass(layout, call, { from = 0, to = 80, queries = queries, ramp = 1.2, due = due,
+          threshold = 30, every = every })
       end
     end
   end)
@@ -468,8 +510,8 @@ describe("the score pass", function()
         ranges[g] = { from, g == 2 and from or math.random(from, lane.rows), lane.rows }
       end
       check_mass(layout, call, { from = 0, to = 200, ranges = ranges })
-      check_mass(layout, call, { from = 0, to = 200, ranges = ranges, queries = 9, ramp = 1.2, due = call.at[24] - every,
-        threshold = -30, every = every })
+      check_mass(layout, call, { from = 0, to = 200, ranges = ranges, queries = 9, ramp = 1.2,
+        due = call.at[24] - every, threshold = -30, every = every })
     end
   end)
 

@@ -1,5 +1,5 @@
--- Matrix products of many tokens in bf16: equal to plain sums over operands rounded to bf16. Processors that do not
--- multiply bf16 must say so.
+-- Matrix products of many tokens in bf16: equal to plain sums over operands rounded to bf16.
+-- Processors that do not multiply bf16 must say so.
 local helper = require "spec.helper"
 local core = require "pyramid.core"
 local ops = require "pyramid_specs"
@@ -52,7 +52,8 @@ describe("bf16 products", function()
     local ids = {}
     for i = 1, 200 do ids[i] = i * 37 % 2000 end
     local function logits(precision, steps)
-      local model <close> = assert(pyramid.model("models/tiny", { precision = precision, threads = 1 }))
+      local model <close> = assert(pyramid.model("models/tiny",
+        { precision = precision, threads = 1 }))
       local cache <close> = assert(model:cache { dtype = "f32" })
       local last = assert(cache:prefill(steps and { ids[1] } or ids))
       for i = 2, steps and 40 or 0 do last = assert(cache:step(ids[i])) end
@@ -65,9 +66,12 @@ describe("bf16 products", function()
   for dtype, block in pairs(dtypes) do
     it("equal plain sums: " .. dtype, function()
       for _, n in ipairs { fewest, fewest + 1, 47, 48, 100 } do
-        compare(dtype, n, math.random(1, 70), block == 1 and math.random(1, 300) or block * math.random(1, 2))
+        compare(dtype, n, math.random(1, 70), block == 1 and math.random(1, 300)
+          or block * math.random(1, 2))
       end
-      for _, rows in ipairs { 1, 63, 64, 65, 257, 301 } do compare(dtype, fewest + 3, rows, block == 1 and 33 or block) end
+      for _, rows in ipairs { 1, 63, 64, 65, 257, 301 } do
+        compare(dtype, fewest + 3, rows, block == 1 and 33 or block)
+      end
       compare(dtype, 520, 5, block == 1 and 7 or block)
       if block == 1 then compare(dtype, 40, 20, 1) end
     end)
@@ -86,7 +90,8 @@ describe("bf16 products", function()
         local w, w_values = reference.matrix("bf16", 3, 8)
         local x, x_bytes = reference.random(n * 8)
         local result = assert(ops.linear(rt, x_bytes, "bf16", w, 3, 8))
-        reference.near(result, reference.linear(rounded(x), w_values, 3, 8), 1e-5, error, "round " .. round)
+        reference.near(result, reference.linear(rounded(x), w_values, 3, 8), 1e-5, error,
+          "round " .. round)
       end
     end
   end)

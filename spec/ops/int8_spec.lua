@@ -1,5 +1,5 @@
--- Matrix products of few tokens with quantised weights by products of bytes: equal to sums over activations rounded in groups
--- of 32. Processors that do not multiply bytes must say so.
+-- Matrix products of few tokens with quantised weights by products of bytes: equal to sums over
+-- activations rounded in groups of 32. Processors that do not multiply bytes must say so.
 local helper = require "spec.helper"
 local core = require "pyramid.core"
 local ops = require "pyramid_specs"
@@ -13,8 +13,9 @@ local one = teams[1] and teams[1][1]
 
 local function f32(value) return (string.unpack("<f", string.pack("<f", value))) end
 
---- x as the product sees it: in each group of 32, whole numbers of steps of max|x| / 127, halves to the even one. Which of two
---- steps a value near the middle becomes depends on how it is divided: in f32, by one reciprocal.
+--- x as the product sees it: in each group of 32, whole numbers of steps of max|x| / 127, halves to
+--- the even one. Which of two steps a value near the middle becomes depends on how it is divided:
+--- in f32, by one reciprocal.
 local function rounded(x)
   local out = {}
   for first = 1, #x, 32 do
@@ -63,8 +64,12 @@ describe("int8 products", function()
 
   for dtype, block in pairs(dtypes) do
     it("equal sums over rounded activations: " .. dtype, function()
-      for n = 1, 15 do compare(dtype, n, math.random(1, 30), block * math.random(1, 256 // block * 3)) end
-      for _, groups in ipairs { 1, 7, 8, 9, 23 } do compare(dtype, 2, 9, block == 32 and 32 * groups or 256) end
+      for n = 1, 15 do
+        compare(dtype, n, math.random(1, 30), block * math.random(1, 256 // block * 3))
+      end
+      for _, groups in ipairs { 1, 7, 8, 9, 23 } do
+        compare(dtype, 2, 9, block == 32 and 32 * groups or 256)
+      end
       compare(dtype, 1, 301, 512)
       compare(dtype, 5, 3, 2048)
     end)
@@ -76,7 +81,9 @@ describe("int8 products", function()
     end)
 
     it("equal them in the order of a model's weights, and as they lie: " .. dtype, function()
-      for n = 1, 15 do compare(dtype, n, 16 * math.random(1, 4), block * math.random(1, 256 // block * 3)) end
+      for n = 1, 15 do
+        compare(dtype, n, 16 * math.random(1, 4), block * math.random(1, 256 // block * 3))
+      end
       compare(dtype, 5, 160, 512, { bias = true })
       compare(dtype, 9, 32, 768, { accumulate = true, bias = true })
       local result, x, w = compare(dtype, 3, 48, 512)
@@ -86,12 +93,13 @@ describe("int8 products", function()
       assert.is_true(result:sub(1, 48 * 4) == alone)
     end)
 
-    if dtype ~= "q5_k" then                -- which lies as in its file, and whose prompts are multiplied in bf16
+    if dtype ~= "q5_k" then  -- which lies as in its file, and whose prompts are multiplied in bf16
       it("give a token of a prompt what it gets alone: " .. dtype, function()
         local rows, cols, n = 16 * math.random(1, 4), 256 * math.random(1, 2), math.random(97, 130)
         local result, x, w = compare(dtype, n, rows, cols)
         for _, t in ipairs { 0, math.random(1, n - 2), n - 1 } do
-          local alone = assert(ops.linear(one, x:sub(t * cols * 4 + 1, (t + 1) * cols * 4), dtype, w, rows, cols))
+          local alone = assert(ops.linear(one, x:sub(t * cols * 4 + 1, (t + 1) * cols * 4), dtype,
+            w, rows, cols))
           assert.is_true(result:sub(t * rows * 4 + 1, (t + 1) * rows * 4) == alone, "token " .. t)
         end
       end)
@@ -114,7 +122,8 @@ describe("int8 products", function()
         local _, x = reference.random(256)
         local values = ops.numbers(x)
         values[40] = bad
-        for _, y in ipairs(ops.numbers(assert(ops.linear(one, ops.floats(values), dtype, w, 4, 256)))) do
+        for _, y in ipairs(ops.numbers(assert(ops.linear(one, ops.floats(values), dtype, w, 4,
+          256)))) do
           assert.is_false(y == y and math.abs(y) < math.huge)
         end
       end
@@ -125,10 +134,12 @@ describe("int8 products", function()
     local _, x = reference.random(3 * 64)
     for _, dtype in ipairs { "f32", "f16", "bf16" } do
       local w = reference.matrix(dtype, 5, 64)
-      assert.equal(ops.linear(reference.runtime(), x, dtype, w, 5, 64), ops.linear(one, x, dtype, w, 5, 64))
+      assert.equal(ops.linear(reference.runtime(), x, dtype, w, 5, 64),
+        ops.linear(one, x, dtype, w, 5, 64))
     end
     local pyramid = require "pyramid"
-    local model <close> = assert(pyramid.model("models/tiny", { precision = "int8", weights = "q8_0" }))
+    local model <close> = assert(pyramid.model("models/tiny",
+      { precision = "int8", weights = "q8_0" }))
     local exact <close> = assert(pyramid.model("models/tiny", { weights = "q8_0" }))
     assert.equal(isa, model:runtime():isa())
     assert.equal("avx512", exact:runtime():isa())
@@ -139,8 +150,9 @@ describe("int8 products", function()
       for id = 20, 60 do all[#all + 1] = assert(cache:step(id)) end
       return all
     end
-    -- Single steps are off by 0.01 to 0.06, as chance has it, differently with each build of the products beside them; their mean
-    -- was 0.021 to 0.027 in each of three prompts, with oneDNN and without.
+    -- Single steps are off by 0.01 to 0.06, as chance has it, differently with each build of the
+    -- products beside them; their mean was 0.021 to 0.027 in each of three prompts, with oneDNN and
+    -- without.
     for _, prompt in ipairs { { 7, 8, 9 }, { 11, 12, 13 }, { 50, 60, 70 } } do
       local rounded_steps, exact_steps, sum = logits(model, prompt), logits(exact, prompt), 0
       for i, step in ipairs(rounded_steps) do
@@ -148,7 +160,8 @@ describe("int8 products", function()
         assert.is_true(off < 0.08, ("step %d: relative error %.3g"):format(i, off))
         sum = sum + off
       end
-      assert.is_true(sum / #rounded_steps < 0.03, ("steps: mean relative error %.3g"):format(sum / #rounded_steps))
+      assert.is_true(sum / #rounded_steps < 0.03,
+        ("steps: mean relative error %.3g"):format(sum / #rounded_steps))
     end
   end)
 end)

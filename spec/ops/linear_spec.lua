@@ -4,7 +4,8 @@ local probe = require "pyramid.probe"
 local reference = require "spec.support.ops_reference"
 
 local small = ops.small_n   -- from so many tokens on a product may be summed in another order
-local blocks = { f32 = 1, f16 = 1, bf16 = 1, q8_0 = 32, q4_0 = 32, q4_k = 256, q5_k = 256, q6_k = 256 }
+local blocks = { f32 = 1, f16 = 1, bf16 = 1, q8_0 = 32, q4_0 = 32, q4_k = 256, q5_k = 256,
+  q6_k = 256 }
 local dtypes = { "f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k" }
 
 local function compare(dtype, n, rows, cols, o)
@@ -20,7 +21,9 @@ local function compare(dtype, n, rows, cols, o)
     local row = #w // rows
     stride = row + o.pad
     local padded = {}
-    for r = 0, rows - 1 do padded[r + 1] = w:sub(r * row + 1, (r + 1) * row) .. ("\xff"):rep(r < rows - 1 and o.pad or 0) end
+    for r = 0, rows - 1 do
+      padded[r + 1] = w:sub(r * row + 1, (r + 1) * row) .. ("\xff"):rep(r < rows - 1 and o.pad or 0)
+    end
     w = table.concat(padded)
   end
   reference.each(function(rt)
@@ -30,7 +33,8 @@ local function compare(dtype, n, rows, cols, o)
   end)
 end
 
--- The emulated library has no way to multiply matrices of an odd number of rows: those go as if nobody had asked for rounding.
+-- The emulated library has no way to multiply matrices of an odd number of rows: those go as if
+-- nobody had asked for rounding.
 describe("linear, on a device that rounds", function()
   local function rounded(dtype, values)
     return ops.numbers(ops.to_f32(dtype, ops.from_f32(dtype, ops.floats(values))))
@@ -49,11 +53,14 @@ describe("linear, on a device that rounds", function()
           local result = ops.linear(rt, x_bytes, dtype, w, rows, cols, bias_bytes)
           local after = assert(probe.device_ways(rt))
           assert.equal(1, after.library - before.library + after.refused - before.refused)
-          if reference.rounding_device.isa:find "^emulated" then assert.equal(rows % 2, after.refused - before.refused) end
+          if reference.rounding_device.isa:find "^emulated" then
+            assert.equal(rows % 2, after.refused - before.refused)
+          end
           return { result, after.refused > before.refused and "f32" or as }
         end, function(results, fail)
           local result, precision = results[1], results[2]
-          local ref = reference.linear(rounded(precision, x), rounded(precision, w_values), rows, cols, bias)
+          local ref = reference.linear(rounded(precision, x), rounded(precision, w_values), rows,
+            cols, bias)
           reference.near(result, ref, 1e-5, fail, ("%s, %d x %d x %d"):format(dtype, n, rows, cols))
         end, { reference.rounding_device })
       end
@@ -76,7 +83,8 @@ for _, dtype in ipairs(dtypes) do
     end)
 
     it("multiplies with rows in sixteens, and parts of columns", function()
-      for _, shape in ipairs { { 1, 16, 96 }, { 3, 48, 160 }, { 9, 32, 416 }, { 17, 144, 288 }, { 33, 16, 1312 } } do
+      for _, shape in ipairs { { 1, 16, 96 }, { 3, 48, 160 }, { 9, 32, 416 }, { 17, 144, 288 },
+        { 33, 16, 1312 } } do
         compare(dtype, shape[1], shape[2], (shape[3] + block - 1) // block * block)
       end
       compare(dtype, 5, 272, 512, { bias = true, accumulate = true })
@@ -101,7 +109,9 @@ for _, dtype in ipairs(dtypes) do
     end)
 
     it("heeds the stride between rows", function()
-      for _, n in ipairs { 2, 11, small + 1 } do compare(dtype, n, 9, 256, { pad = block == 1 and 12 or 5 }) end
+      for _, n in ipairs { 2, 11, small + 1 } do
+        compare(dtype, n, 9, 256, { pad = block == 1 and 12 or 5 })
+      end
     end)
 
     it("gives a token the same result in any company", function()
@@ -109,15 +119,23 @@ for _, dtype in ipairs(dtypes) do
       local w = reference.matrix(dtype, rows, cols)
       local _, x = reference.random(many * cols)
       local function some(rt, first, n)
-        return ops.linear(rt, x:sub(first * cols * 4 + 1, (first + n) * cols * 4), dtype, w, rows, cols)
+        return ops.linear(rt, x:sub(first * cols * 4 + 1, (first + n) * cols * 4), dtype, w, rows,
+          cols)
       end
-      local function part(out, first, n) return out:sub(first * rows * 4 + 1, (first + n) * rows * 4) end
+      local function part(out, first, n)
+        return out:sub(first * rows * 4 + 1, (first + n) * rows * 4)
+      end
       reference.each(function(rt)
-        return { some(rt, 0, small - 1), some(rt, 3, 1), some(rt, 5, 2), some(rt, 0, many), some(rt, 7, small + 5) }
+        return { some(rt, 0, small - 1), some(rt, 3, 1), some(rt, 5, 2), some(rt, 0, many),
+          some(rt, 7, small + 5) }
       end, function(r, fail)
         if part(r[1], 3, 1) ~= r[2] then fail("%s: token 3 of few differs from it alone", dtype) end
-        if part(r[1], 5, 2) ~= r[3] then fail("%s: two tokens differ from them among few", dtype) end
-        if part(r[4], 7, small + 5) ~= r[5] then fail("%s: tokens differ from them among many", dtype) end
+        if part(r[1], 5, 2) ~= r[3] then
+          fail("%s: two tokens differ from them among few", dtype)
+        end
+        if part(r[4], 7, small + 5) ~= r[5] then
+          fail("%s: tokens differ from them among many", dtype)
+        end
       end)
     end)
   end)

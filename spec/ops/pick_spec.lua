@@ -1,4 +1,5 @@
--- Picking on a device, where only ids come back: the same ids as the sampler picks on the host, whose own spec is sampler_spec.lua.
+-- Picking on a device, where only ids come back: the same ids as the sampler picks on the host,
+-- whose own spec is sampler_spec.lua.
 local ops = require "pyramid_specs"
 local reference = require "spec.support.ops_reference"
 local new_sampler = require "pyramid.sampler"
@@ -24,9 +25,11 @@ local cases = {
   { name = "top_p among equals", temperature = 1, top_p = 0.3, spread = 0 },
   { name = "top_k among equals", temperature = 1, top_k = 3, spread = 0 },
   { name = "penalties", repeat_penalty = 1.3, frequency_penalty = 0.2, presence_penalty = 0.1 },
-  { name = "penalties of the last ones", temperature = 0.7, repeat_penalty = 1.1, penalty_last = 5, top_p = 0.95 },
+  { name = "penalties of the last ones", temperature = 0.7, repeat_penalty = 1.1, penalty_last = 5,
+    top_p = 0.95 },
   { name = "biases", temperature = 1, logit_bias = { [0] = 3, [2] = -math.huge, [1] = -1.5 } },
-  { name = "biases of ids that were seen", temperature = 0.9, top_k = 10, repeat_penalty = 1.5, logit_bias = { [0] = 2, [1] = 2 } },
+  { name = "biases of ids that were seen", temperature = 0.9, top_k = 10, repeat_penalty = 1.5,
+    logit_bias = { [0] = 2, [1] = 2 } },
 }
 
 local function options_of(case, seed)
@@ -43,12 +46,15 @@ describe("pick", function()
       local rounds = {}
       for round, vocab in ipairs { 3, 31, 1000, 2049, math.random(4, 5000) } do
         rounds[round] = { vocab = vocab }
-        for step = 1, 6 do rounds[round][step] = ops.floats(some_logits(vocab, case.spread or 12)) end
+        for step = 1, 6 do
+          rounds[round][step] = ops.floats(some_logits(vocab, case.spread or 12))
+        end
       end
       reference.each(function(rt)
         local result = {}
         for round, logits in ipairs(rounds) do
-          local here, there = new_sampler(options_of(case, round)), new_sampler(options_of(case, round))
+          local here, there = new_sampler(options_of(case, round)),
+            new_sampler(options_of(case, round))
           here:accept { 0, 1, 1, 2 }
           there:accept { 0, 1, 1, 2 }
           for step, bytes in ipairs(logits) do
@@ -61,7 +67,9 @@ describe("pick", function()
         return result
       end, function(result, fail)
         for _, r in ipairs(result) do
-          if r[3] ~= r[4] then fail("of %d logits, pick %d: id %d instead of %d", r[1], r[2], r[3], r[4]) end
+          if r[3] ~= r[4] then
+            fail("of %d logits, pick %d: id %d instead of %d", r[1], r[2], r[3], r[4])
+          end
         end
       end)
     end)
@@ -72,19 +80,24 @@ describe("pick", function()
     for i = 1, 9 do logits[i] = ops.floats(some_logits(700, 10)) end
     reference.each(function(rt)
       local result = {}
-      for _, options in ipairs { { temperature = 1, seed = 4 }, { temperature = 1, repeat_penalty = 2, seed = 4 }, {} } do
+      for _, options in ipairs { { temperature = 1, seed = 4 },
+        { temperature = 1, repeat_penalty = 2, seed = 4 }, {} } do
         local shared, other = new_sampler(options), new_sampler { temperature = 0.5, seed = 8 }
         local alone, others = new_sampler(options), new_sampler { temperature = 0.5, seed = 8 }
         local who, expected = {}, {}
         for i = 1, 9 do who[i] = i % 4 == 2 and other or shared end
-        for i = 1, 9 do expected[i] = (i % 4 == 2 and others or alone):pick(ops.numbers(logits[i])) end
+        for i = 1, 9 do
+          expected[i] = (i % 4 == 2 and others or alone):pick(ops.numbers(logits[i]))
+        end
         result[#result + 1] = { ops.numbers(assert(ops.pick(rt, logits, who)), "ints"), expected }
       end
       return result
     end, function(result, fail)
       for _, r in ipairs(result) do
         for i = 1, 9 do
-          if r[1][i] ~= r[2][i] then fail("sequence %d: id %d instead of %d", i, r[1][i], r[2][i]) end
+          if r[1][i] ~= r[2][i] then
+            fail("sequence %d: id %d instead of %d", i, r[1][i], r[2][i])
+          end
         end
       end
     end)
@@ -96,8 +109,9 @@ describe("pick", function()
     reference.each(function(rt)
       local result = {}
       for seed = 1, 12 do
-        for _, options in ipairs { {}, { temperature = 1 }, { temperature = 1, top_k = 3, top_p = 0.9 },
-          { temperature = 1, repeat_penalty = 1.5 } } do
+        for _, options in ipairs { {}, { temperature = 1 },
+          { temperature = 1, top_k = 3, top_p = 0.9 },
+            { temperature = 1, repeat_penalty = 1.5 } } do
           options.seed = seed
           local there, here = new_sampler(options), new_sampler(options)
           local logits, who, expected = {}, {}, {}
@@ -117,7 +131,8 @@ describe("pick", function()
     end)
   end)
 
-  it("comes to the sampler's ids at the limits: one logit, the largest vocabulary of equals, zeros of both signs", function()
+  it("comes to the sampler's ids at the limits: one logit, the largest vocabulary of equals, "
+    .. "zeros of both signs", function()
     local most = 1 << 19
     local logits = { { -5 }, { 0.0, -0.0, 0.0, -0.0 }, false }
     reference.each(function(rt)
@@ -130,17 +145,22 @@ describe("pick", function()
             values = {}
             for i = 1, rt:isa() == "emulated" and most // 16 or most do values[i] = 1 end
           end
-          local picked = ops.numbers(assert(ops.pick(rt, { ops.floats(values) }, { there })), "ints")
+          local picked = ops.numbers(assert(ops.pick(rt, { ops.floats(values) }, { there })),
+            "ints")
           result[#result + 1] = { picked[1], (here:pick(values)) }
         end
       end
       local over = ops.floats { 1, 2 }:rep(most // 2 + 1)
-      result[#result + 1] = { ops.numbers(assert(ops.pick(rt, { over }, { new_sampler() })), "ints")[1], 1 }
-      result[#result + 1] = { select("#", ops.pick(rt, { over }, { new_sampler { temperature = 1 } })), 3 }
+      result[#result + 1] = { ops.numbers(assert(ops.pick(rt, { over }, { new_sampler() })),
+        "ints")[1], 1 }
+      result[#result + 1] = { select("#", ops.pick(rt, { over },
+        { new_sampler { temperature = 1 } })), 3 }
       return result
     end, function(result, fail)
       for i, r in ipairs(result) do
-        if r[1] ~= r[2] then fail("case %d: %s instead of %s", i, tostring(r[1]), tostring(r[2])) end
+        if r[1] ~= r[2] then
+          fail("case %d: %s instead of %s", i, tostring(r[1]), tostring(r[2]))
+        end
       end
     end)
   end)
@@ -149,7 +169,9 @@ describe("pick", function()
     reference.each(function(rt)
       return { ops.pick(rt, { ops.floats { 1, 2 } }, { new_sampler { logit_bias = { [2] = 1 } } }) }
     end, function(result, fail)
-      if result[1] ~= nil or not tostring(result[2]):find("bias of id 2", 1, true) then fail("%s", tostring(result[2])) end
+      if result[1] ~= nil or not tostring(result[2]):find("bias of id 2", 1, true) then
+        fail("%s", tostring(result[2]))
+      end
     end)
   end)
 end)

@@ -23,7 +23,8 @@ local function each_shape(f)
 end
 
 describe("store", function()
-  --- A call that appends n tokens to `heads` lanes of unequal length, all of whose bytes are poisoned.
+  --- A call that appends n tokens to `heads` lanes of unequal length, all of whose bytes are
+  --- poisoned.
   local function append(layout, row_bytes, heads, n)
     local call, most = { lanes = {}, n = n }, 0
     for g = 1, heads do
@@ -35,7 +36,9 @@ describe("store", function()
       lane.pages = ("\xa5"):rep(2 * call.room * row_bytes)
       lane.positions = ("\xa5"):rep(4 * call.room)
     end
-    for _, name in ipairs { "k", "v" } do call[name] = select(2, reference.random(n * heads * layout.head_dim, 4)) end
+    for _, name in ipairs { "k", "v" } do
+      call[name] = select(2, reference.random(n * heads * layout.head_dim, 4))
+    end
     call.positions = ops.ints(reference.ascending(n, math.random(0, 9), 5))
     return call
   end
@@ -44,7 +47,7 @@ describe("store", function()
     local d, heads = layout.head_dim, layout.kv_heads
     for g, lane in ipairs(call.lanes) do
       for j = 0, call.room - 1 do
-        local i = j - lane.rows                          -- the token that belongs there, if it is one
+        local i = j - lane.rows  -- the token that belongs there, if it is one
         local new = i >= 0 and i < call.n
         local position = new and call.positions:sub(4 * i + 1, 4 * i + 4) or ("\xa5"):rep(4)
         if lanes[g].positions:sub(4 * j + 1, 4 * j + 4) ~= position then
@@ -57,7 +60,8 @@ describe("store", function()
             wanted = ops.from_f32(layout.dtype, from:sub(first + 1, first + d * 4))
           end
           if row_of(lanes[g].pages, row_bytes, j, what) ~= wanted then
-            fail("%s, d %d: row %d (%d) of lane %d, which has %d", layout.dtype, d, j, what, g, lane.rows)
+            fail("%s, d %d: row %d (%d) of lane %d, which has %d", layout.dtype, d, j, what, g,
+              lane.rows)
           end
         end
       end
@@ -69,7 +73,8 @@ describe("store", function()
       for _, n in ipairs { 1, 3, 70 } do
         layout.kv_heads = math.random(1, 3)
         local call = append(layout, row_bytes, layout.kv_heads, n)
-        reference.each(function(rt) return ops.store(rt, layout, { call }) end, function(result, fail)
+        reference.each(function(rt) return ops.store(rt, layout, { call }) end,
+          function(result, fail)
           check(layout, row_bytes, call, result[1], fail)
         end)
       end
@@ -101,13 +106,17 @@ describe("gather", function()
 
   local function check_lane(layout, row_bytes, idx, lane, result, fail, what)
     for i, j in ipairs(idx) do
-      local right = result.positions:sub(i * 4 - 3, i * 4) == lane.positions:sub(j * 4 + 1, j * 4 + 4)
-        and (not lane.history or result.history:sub(i * 4 - 3, i * 4) == lane.history:sub(j * 4 + 1, j * 4 + 4))
+      local right = result.positions:sub(i * 4 - 3, i * 4) == lane.positions:sub(j * 4 + 1,
+        j * 4 + 4)
+        and (not lane.history or result.history:sub(i * 4 - 3,
+          i * 4) == lane.history:sub(j * 4 + 1, j * 4 + 4))
       for part = 0, 1 do
-        right = right and row_of(result.pages, row_bytes, i - 1, part) == row_of(lane.pages, row_bytes, j, part)
+        right = right and row_of(result.pages, row_bytes, i - 1, part) == row_of(lane.pages,
+          row_bytes, j, part)
       end
       if not right then
-        fail("%s, d %d, %s: row %d is not what row %d was", layout.dtype, layout.head_dim, what, i - 1, j)
+        fail("%s, d %d, %s: row %d is not what row %d was", layout.dtype, layout.head_dim, what,
+          i - 1, j)
       end
     end
   end
@@ -121,7 +130,8 @@ describe("gather", function()
     local count = (#idx + page_rows - 1) // page_rows
     local empty = ("\xa5"):rep(count * 2 * page_rows * row_bytes)
     reference.each(function(rt)
-      return { ops.gather(rt, layout, lanes, ops.ints(idx)), ops.gather(rt, layout, lanes, ops.ints(idx), empty) }
+      return { ops.gather(rt, layout, lanes, ops.ints(idx)),
+        ops.gather(rt, layout, lanes, ops.ints(idx), empty) }
     end, function(results, fail)
       for g, lane in ipairs(lanes) do
         check_lane(layout, row_bytes, idx, lane, results[1][g], fail, "in place")
@@ -152,7 +162,9 @@ end)
 --- A lane's K (what = 0) or V (1) as rows of numbers.
 local function rows_of(layout, row_bytes, pages, rows, what)
   local out = {}
-  for j = 0, rows - 1 do out[j + 1] = ops.numbers(ops.to_f32(layout.dtype, row_of(pages, row_bytes, j, what))) end
+  for j = 0, rows - 1 do
+    out[j + 1] = ops.numbers(ops.to_f32(layout.dtype, row_of(pages, row_bytes, j, what)))
+  end
   return out
 end
 
@@ -164,18 +176,23 @@ describe("merge", function()
     local lane = reference.lane(layout, (reference.ascending(rows, 5, 3)))
     if zero then      -- a row of zeros is similar to none
       local at = (zero // page_rows * 2 * page_rows + zero % page_rows) * row_bytes
-      lane.pages = lane.pages:sub(1, at) .. ("\0"):rep(row_bytes) .. lane.pages:sub(at + row_bytes + 1)
+      lane.pages = lane.pages:sub(1, at) .. ("\0"):rep(row_bytes)
+        .. lane.pages:sub(at + row_bytes + 1)
     end
-    local k, v = rows_of(layout, row_bytes, lane.pages, rows, 0), rows_of(layout, row_bytes, lane.pages, rows, 1)
+    local k, v = rows_of(layout, row_bytes, lane.pages, rows, 0),
+      rows_of(layout, row_bytes, lane.pages, rows, 1)
     local new_k, new_v, margin = reference.merge(k, v, idx, threshold)
     if margin < 1e-5 then return end       -- f32 may see another order
-    reference.each(function(rt) return ops.merge(rt, layout, lane, ops.ints(idx), threshold) end, function(result, fail)
-      local got_k, got_v = rows_of(layout, row_bytes, result.pages, rows, 0), rows_of(layout, row_bytes, result.pages, rows, 1)
+    reference.each(function(rt) return ops.merge(rt, layout, lane, ops.ints(idx), threshold) end,
+      function(result, fail)
+      local got_k, got_v = rows_of(layout, row_bytes, result.pages, rows, 0),
+        rows_of(layout, row_bytes, result.pages, rows, 1)
       local stays = {}
       for at, j in ipairs(idx) do
         stays[j] = true
         for i = 1, layout.head_dim do
-          local apart = math.max(math.abs(got_k[j + 1][i] - new_k[at][i]), math.abs(got_v[j + 1][i] - new_v[at][i]))
+          local apart = math.max(math.abs(got_k[j + 1][i] - new_k[at][i]),
+            math.abs(got_v[j + 1][i] - new_v[at][i]))
           if apart > rounding[layout.dtype] then
             fail("%s, d %d, %d of %d rows: row %d", layout.dtype, layout.head_dim, #idx, rows, j)
           end
@@ -183,7 +200,8 @@ describe("merge", function()
       end
       for j = 0, rows - 1 do
         for what = 0, 1 do
-          if not stays[j] and row_of(result.pages, row_bytes, j, what) ~= row_of(lane.pages, row_bytes, j, what) then
+          if not stays[j] and row_of(result.pages, row_bytes, j, what) ~= row_of(lane.pages,
+            row_bytes, j, what) then
             fail("row %d, which goes, was written", j)
           end
         end
@@ -201,7 +219,9 @@ describe("merge", function()
   it("averages each row that goes into the most similar that stays", function()
     each_shape(function(layout, row_bytes)
       local rows = math.random(1, 150)
-      for _, threshold in ipairs { -1, 0, 0.3 } do check(layout, row_bytes, rows, some(rows, math.random()), threshold) end
+      for _, threshold in ipairs { -1, 0, 0.3 } do
+        check(layout, row_bytes, rows, some(rows, math.random()), threshold)
+      end
     end)
   end)
 
@@ -230,7 +250,8 @@ describe("rotate", function()
           local row = table.move(lane.k, j * d + 1, (j + 1) * d, 1, {})
           for i = 1, pairs_of do
             local angle = (j - lane.at[j + 1]) * freq[i]
-            local a, b = style == "half" and i or 2 * i - 1, style == "half" and i + pairs_of or 2 * i
+            local a, b = style == "half" and i or 2 * i - 1,
+              style == "half" and i + pairs_of or 2 * i
             local co, si = math.cos(angle), math.sin(angle)
             row[a], row[b] = row[a] * co - row[b] * si, row[a] * si + row[b] * co
           end
@@ -243,12 +264,15 @@ describe("rotate", function()
           for j = 1, rows do
             for i = 1, d do
               if math.abs(got[j][i] - ref[j][i]) > 2 * rounding[layout.dtype] + 1e-5 then
-                fail("%s, d %d, %s: value %d of row %d is %g, not %g", layout.dtype, d, style, i, j, got[j][i], ref[j][i])
+                fail("%s, d %d, %s: value %d of row %d is %g, not %g", layout.dtype, d, style, i,
+                  j, got[j][i], ref[j][i])
               end
             end
-            local same = row_of(result.pages, row_bytes, j - 1, 1) == row_of(lane.pages, row_bytes, j - 1, 1)
+            local same = row_of(result.pages, row_bytes, j - 1, 1) == row_of(lane.pages, row_bytes,
+              j - 1, 1)
             if lane.at[j] == j - 1 then
-              same = same and row_of(result.pages, row_bytes, j - 1, 0) == row_of(lane.pages, row_bytes, j - 1, 0)
+              same = same and row_of(result.pages, row_bytes, j - 1, 0) == row_of(lane.pages,
+                row_bytes, j - 1, 0)
             end
             if not same then fail("row %d was written and should not be", j) end
           end
@@ -257,13 +281,15 @@ describe("rotate", function()
     end)
   end)
 
-  --- A lane of wide pages: its keys as they lie, its values, and its keys as they came, which are other numbers.
+  --- A lane of wide pages: its keys as they lie, its values, and its keys as they came, which are
+  --- other numbers.
   local function wide_lane(layout, row_bytes, rows)
     local lies = reference.lane(layout, (reference.ascending(rows, 0, 2)), 0.7)
     local came = reference.lane(layout, lies.at, 0.7)
     local plane, pages = page_rows * row_bytes, {}
     for at = 1, #lies.pages, 2 * plane do
-      pages[#pages + 1] = lies.pages:sub(at, at + 2 * plane - 1) .. came.pages:sub(at, at + plane - 1)
+      pages[#pages + 1] = lies.pages:sub(at, at + 2 * plane - 1)
+        .. came.pages:sub(at, at + plane - 1)
     end
     lies.pages = table.concat(pages)
     lies.came = came.k
@@ -293,10 +319,14 @@ describe("rotate", function()
         for j = 1, rows do
           local first = stood[j] == from[j]
           local still = stood[j] == j - 1
-          local k, came = wide_row(result.pages, row_bytes, j - 1, 0), wide_row(result.pages, row_bytes, j - 1, 2)
+          local k, came = wide_row(result.pages, row_bytes, j - 1, 0),
+            wide_row(result.pages, row_bytes, j - 1, 2)
           local had = wide_row(lane.pages, row_bytes, j - 1, first and not still and 0 or 2)
-          if came ~= had then fail("%s, d %d: row %d as it came is not kept", layout.dtype, d, j) end
-          local same = wide_row(result.pages, row_bytes, j - 1, 1) == wide_row(lane.pages, row_bytes, j - 1, 1)
+          if came ~= had then
+            fail("%s, d %d: row %d as it came is not kept", layout.dtype, d, j)
+          end
+          local same = wide_row(result.pages, row_bytes, j - 1, 1) == wide_row(lane.pages,
+            row_bytes, j - 1, 1)
           same = same and (not still or k == wide_row(lane.pages, row_bytes, j - 1, 0))
           if not same then fail("row %d was written and should not be", j) end
           local numbers = table.move(first and lane.k or lane.came, (j - 1) * d + 1, j * d, 1, {})
@@ -304,8 +334,11 @@ describe("rotate", function()
           for i = 1, still and 0 or pairs_of do
             local angle = (j - 1 - from[j]) * freq[i]
             local co, si, a, b = math.cos(angle), math.sin(angle), numbers[i], numbers[i + pairs_of]
-            local apart = math.max(math.abs(got[i] - (a * co - b * si)), math.abs(got[i + pairs_of] - (a * si + b * co)))
-            if apart > 2 * rounding[layout.dtype] + 1e-4 then fail("%s, d %d: row %d is off by %g", layout.dtype, d, j, apart) end
+            local apart = math.max(math.abs(got[i] - (a * co - b * si)),
+              math.abs(got[i + pairs_of] - (a * si + b * co)))
+            if apart > 2 * rounding[layout.dtype] + 1e-4 then
+              fail("%s, d %d: row %d is off by %g", layout.dtype, d, j, apart)
+            end
           end
         end
       end)
@@ -321,12 +354,16 @@ describe("rotate", function()
         if math.random() < 0.6 then idx[#idx + 1] = j end
       end
       lane.born = ops.ints(born)
-      reference.each(function(rt) return ops.gather(rt, layout, { lane }, ops.ints(idx))[1] end, function(result, fail)
+      reference.each(function(rt) return ops.gather(rt, layout, { lane }, ops.ints(idx))[1] end,
+        function(result, fail)
         local got = ops.numbers(result.born, "ints")
         for at, j in ipairs(idx) do
-          if got[at] ~= born[j + 1] then fail("row %d came to %s, not %d", at, got[at], born[j + 1]) end
+          if got[at] ~= born[j + 1] then
+            fail("row %d came to %s, not %d", at, got[at], born[j + 1])
+          end
           for what = 0, 2 do
-            if wide_row(result.pages, row_bytes, at - 1, what) ~= wide_row(lane.pages, row_bytes, j, what) then
+            if wide_row(result.pages, row_bytes, at - 1, what) ~= wide_row(lane.pages, row_bytes,
+              j, what) then
               fail("%s: plane %d of row %d is not that of row %d", layout.dtype, what, at, j)
             end
           end
@@ -350,7 +387,8 @@ describe("row norms", function()
           for c = 1, layout.head_dim do sum = sum + values[j * layout.head_dim + c] ^ 2 end
           ref[#ref + 1] = sum ^ 0.5
         end
-        reference.each(function(rt) return ops.row_norms(rt, layout, lane, from, to, what) end, function(result, fail)
+        reference.each(function(rt) return ops.row_norms(rt, layout, lane, from, to, what) end,
+          function(result, fail)
           reference.near(result, ref, 1e-6, fail, "norms of " .. layout.dtype)
         end)
       end

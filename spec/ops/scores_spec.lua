@@ -1,4 +1,5 @@
--- Vectors of scores: selection, reduction over heads, pooling, arithmetic. Where f32 is exact, so is the comparison.
+-- Vectors of scores: selection, reduction over heads, pooling, arithmetic. Where f32 is exact, so
+-- is the comparison.
 local ops = require "pyramid_specs"
 local reference = require "spec.support.ops_reference"
 
@@ -9,7 +10,9 @@ local function equal(bytes, ref, fail, what, ints)
   if #out ~= #ref then fail("%s: %d values, not %d", what, #out, #ref) end
   for i = 1, #ref do
     local both_nan = out[i] ~= out[i] and ref[i] ~= ref[i]
-    if out[i] ~= ref[i] and not both_nan then fail("%s: value %d is %s, not %s", what, i, out[i], ref[i]) end
+    if out[i] ~= ref[i] and not both_nan then
+      fail("%s: value %d is %s, not %s", what, i, out[i], ref[i])
+    end
   end
 end
 
@@ -81,11 +84,13 @@ describe("choose", function()
     local packed, values, offset = {}, {}, math.random(0, 9)
     for s, scores in ipairs(segments) do values[s], packed[s] = reference.pack(scores) end
     local ref = reference.choose(values, least, most, mass)
-    reference.each(function(rt) return ops.choose(rt, packed, least, most, mass, offset) end, function(result, fail)
+    reference.each(function(rt) return ops.choose(rt, packed, least, most, mass, offset) end,
+      function(result, fail)
       for s, rows in ipairs(ref) do
         local wanted = {}
         for i, row in ipairs(rows) do wanted[i] = row + offset end
-        equal(result[s], wanted, fail, ("segment %d of %d, most %d, mass %g"):format(s, #ref, most, mass), true)
+        equal(result[s], wanted, fail, ("segment %d of %d, most %d, mass %g"):format(s, #ref, most,
+          mass), true)
       end
     end)
   end
@@ -102,7 +107,8 @@ describe("choose", function()
   local masses = { 0, 1e-9, 0.1, 0.5, 0.9, 0.999999, 1 }
 
   it("takes the highest of all segments together, or so many as hold a share of the sum", function()
-    for _, lengths_of in ipairs { { 1 }, { 2, 0, 3 }, { 17, 31, 64, 100 }, { 1000, 7 }, { 300, 300, 300 } } do
+    for _, lengths_of in ipairs { { 1 }, { 2, 0, 3 }, { 17, 31, 64, 100 }, { 1000, 7 },
+      { 300, 300, 300 } } do
       for _, size in ipairs { 1, 1e-30, 1e30 } do
         local segments = {}
         for s, n in ipairs(lengths_of) do segments[s] = reference.random(n, size) end
@@ -132,7 +138,8 @@ describe("choose", function()
   end)
 
   it("sums zeros, negatives, infinities, NaN and the smallest numbers as it says", function()
-    local odd = { 0.0, -0.0, 1 / 0, -1 / 0, 0 / 0, -(0 / 0), 1e-45, -1e-45, 1e38, -1e38, 1.5, -1.5, 3e38 }
+    local odd = { 0.0, -0.0, 1 / 0, -1 / 0, 0 / 0, -(0 / 0), 1e-45, -1e-45, 1e38, -1e38, 1.5, -1.5,
+      3e38 }
     for _ = 1, 100 do
       local segments, from = {}, math.random(#odd)
       for s = 1, math.random(1, 3) do
@@ -142,7 +149,7 @@ describe("choose", function()
       local n, least, sum = sizes(segments)
       check(segments, least, math.random(sum, n), masses[math.random(#masses)])
     end
-    check({ { 0, 0, 0 }, { -1, -2 } }, { 1, 0 }, 5, 0.9)        -- nothing to hold: only what is promised
+    check({ { 0, 0, 0 }, { -1, -2 } }, { 1, 0 }, 5, 0.9)  -- nothing to hold: only what is promised
     check({ { 0, 0, 0 }, { -1, -2 } }, { 0, 0 }, 5, 1)
   end)
 
@@ -158,8 +165,8 @@ describe("choose", function()
 
   it("refuses counts and shares that cannot be", function()
     local _, bytes = reference.random(5)
-    for _, case in ipairs { { { 6 }, 6, 0 }, { { 0 }, 6, 0 }, { { 3 }, 2, 0 }, { { -1 }, 2, 0 }, { { 0 }, 2, 1.5 },
-      { { 0 }, 2, 0 / 0 } } do
+    for _, case in ipairs { { { 6 }, 6, 0 }, { { 0 }, 6, 0 }, { { 3 }, 2, 0 }, { { -1 }, 2, 0 },
+      { { 0 }, 2, 1.5 }, { { 0 }, 2, 0 / 0 } } do
       local result, _, code = ops.choose(reference.runtime(), { bytes }, case[1], case[2], case[3])
       assert.is_nil(result)
       assert.equal("argument", code)
@@ -174,7 +181,8 @@ describe("reduce_rows", function()
         local stride = n + math.random(0, 3)
         local x, bytes = reference.random(count * stride)
         for how, f in pairs {
-          sum = function(a, b) return a + b end, mean = function(a, b) return a + b / count end, max = math.max,
+          sum = function(a, b) return a + b end, mean = function(a, b) return a + b / count end,
+            max = math.max,
         } do
           local ref = {}
           for i = 1, n do
@@ -182,7 +190,8 @@ describe("reduce_rows", function()
             for r = 1, count - 1 do y = f(y, x[r * stride + i]) end
             ref[i] = y * 0.5
           end
-          reference.each(function(rt) return ops.reduce_rows(rt, bytes, count, stride, n, how, 0.5) end, function(result, fail)
+          reference.each(function(rt) return ops.reduce_rows(rt, bytes, count, stride, n, how,
+            0.5) end, function(result, fail)
             reference.near(result, ref, 1e-6, fail, how, 1)
           end)
         end
@@ -199,13 +208,15 @@ describe("arith", function()
       for i = 1, n, 3 do b[i] = 0 end
       local b_bytes = ops.floats(b)
       for how, f in pairs {
-        add = function(x, y) return x + y end, sub = function(x, y) return x - y end, mul = function(x, y) return x * y end,
+        add = function(x, y) return x + y end, sub = function(x, y) return x - y end,
+          mul = function(x, y) return x * y end,
         div = function(x, y) return y == 0 and 0 or x / y end,
       } do
         local ref = {}
         for i = 1, n do ref[i] = f(a[i], b[i]) end
         local rounded = reference.pack(ref)
-        reference.each(function(rt) return ops.arith(rt, a_bytes, b_bytes, how) end, function(result, fail)
+        reference.each(function(rt) return ops.arith(rt, a_bytes, b_bytes, how) end,
+          function(result, fail)
           equal(result, rounded, fail, how)
         end)
       end
@@ -226,7 +237,8 @@ describe("pool", function()
           end
           average[i], maximum[i] = sum / count, top
         end
-        reference.each(function(rt) return { ops.pool(rt, bytes, width, "average"), ops.pool(rt, bytes, width, "maximum") } end,
+        reference.each(function(rt) return { ops.pool(rt, bytes, width, "average"),
+          ops.pool(rt, bytes, width, "maximum") } end,
           function(result, fail)
             reference.near(result[1], average, 1e-6, fail, "average", 1)
             equal(result[2], maximum, fail, "maximum")
@@ -234,7 +246,8 @@ describe("pool", function()
       end
     end
     local _, long = reference.random(50000)
-    reference.each(function(rt) return ops.pool(rt, long, 9, "average") end, function() end)   -- cut among threads
+    -- cut among threads
+    reference.each(function(rt) return ops.pool(rt, long, 9, "average") end, function() end)
   end)
 
   it("refuses an even width", function()
@@ -270,7 +283,8 @@ describe("fill and iota", function()
       local constant, counted = {}, {}
       for i = 1, n do constant[i], counted[i] = 0.25, 6 + i end
       reference.each(function(rt)
-        return { ops.fill(rt, n, "positions", bytes), ops.fill(rt, n, "value", nil, 0, 0.25), ops.iota(rt, 7, n) }
+        return { ops.fill(rt, n, "positions", bytes), ops.fill(rt, n, "value", nil, 0, 0.25),
+          ops.iota(rt, 7, n) }
       end, function(result, fail)
         equal(result[1], positions, fail, "positions")
         equal(result[2], constant, fail, "constant")
@@ -289,7 +303,8 @@ describe("fill and iota", function()
       z = (z ~ (z >> 27)) * 0x94D049BB133111EB
       ref[i] = ((z ~ (z >> 31)) >> 40) / 2 ^ 24
     end
-    reference.each(function(rt) return ops.fill(rt, 1000, "hash", bytes, seed) end, function(result, fail)
+    reference.each(function(rt) return ops.fill(rt, 1000, "hash", bytes, seed) end,
+      function(result, fail)
       equal(result, ref, fail, "hash")
       local sum = 0
       for _, x in ipairs(ops.numbers(result)) do sum = sum + x end

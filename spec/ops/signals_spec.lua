@@ -1,5 +1,5 @@
--- What rows, queries and weights say of rows: similarity of keys, lag, output norms, expected attention; and vectors of
--- scores made of those. References are in ops_reference.lua.
+-- What rows, queries and weights say of rows: similarity of keys, lag, output norms, expected
+-- attention; and vectors of scores made of those. References are in ops_reference.lua.
 local ops = require "pyramid_specs"
 local reference = require "spec.support.ops_reference"
 
@@ -26,7 +26,8 @@ describe("read_rows", function()
       local lane, from, to = random_lane(layout, 90)
       for what, values in pairs { [0] = lane.k, lane.v } do
         local ref = table.move(values, from * layout.head_dim + 1, to * layout.head_dim, 1, {})
-        reference.each(function(rt) return ops.read_rows(rt, layout, lane, from, to, what) end, function(result, fail)
+        reference.each(function(rt) return ops.read_rows(rt, layout, lane, from, to, what) end,
+          function(result, fail)
           reference.near(result, ref, 0, fail, "rows of " .. layout.dtype)
         end)
       end
@@ -37,7 +38,8 @@ end)
 describe("key_similarity", function()
   local function check(layout, lane, from, to)
     local ref = reference.key_similarity(lane.k, layout.head_dim, from, to)
-    reference.each(function(rt) return ops.key_similarity(rt, layout, lane, from, to) end, function(result, fail)
+    reference.each(function(rt) return ops.key_similarity(rt, layout, lane, from, to) end,
+      function(result, fail)
       reference.near(result, ref, 2e-6, fail, ("%s, d %d"):format(layout.dtype, layout.head_dim), 1)
     end)
   end
@@ -61,21 +63,24 @@ describe("lag", function()
   local function check(layout, lane, from, to, lag)
     local ref = reference.lag(lane, layout.head_dim, from, to, lag)
     reference.each(function(rt)
-      return { ops.lag(rt, layout, lane, from, to, lag, false), ops.lag(rt, layout, lane, from, to, lag, true) }
+      return { ops.lag(rt, layout, lane, from, to, lag, false),
+        ops.lag(rt, layout, lane, from, to, lag, true) }
     end, function(result, fail)
-      local what = ("%s, d %d, rows %d of %d from %d, lag %d"):format(layout.dtype, layout.head_dim, to - from, lane.rows,
-        from, lag)
+      local what = ("%s, d %d, rows %d of %d from %d, lag %d"):format(layout.dtype,
+        layout.head_dim, to - from, lane.rows, from, lag)
       reference.near(result[1], ref, 1e-5, fail, what)
       local ranks, raw = ops.numbers(result[2]), ops.numbers(result[1])
       for i = 1, #raw do
         local start, below = (i - 1) // lag * lag, 0
         if from + start + 2 * lag > lane.rows then
           if ranks[i] ~= 1 then fail("%s: row %d has no run behind it", what, i) end
-        elseif from + start + lag <= to then                             -- of a run judged in part, not all scores are here
+        elseif from + start + lag <= to then  -- of a run judged in part, not all scores are here
           for j = start + 1, start + lag do
             if raw[j] < raw[i] or (raw[j] == raw[i] and j < i) then below = below + 1 end
           end
-          if math.abs(ranks[i] - below / lag) > 1e-6 then fail("%s: rank %d is %g, not %g", what, i, ranks[i], below / lag) end
+          if math.abs(ranks[i] - below / lag) > 1e-6 then
+            fail("%s: rank %d is %g, not %g", what, i, ranks[i], below / lag)
+          end
         end
       end
     end)
@@ -111,7 +116,8 @@ describe("lag", function()
 end)
 
 describe("output_norm", function()
-  local rounding = reference.teams("avx512bf16", "avx512int8")   -- the latter with weights interleaved
+  -- the latter with weights interleaved
+  local rounding = reference.teams("avx512bf16", "avx512int8")
   it("is the sum of absolute values of W_o v, head by head", function()
     for _, dtype in ipairs { "f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k" } do
       for _, d in ipairs { 16, 32, 64, 80 } do
@@ -123,17 +129,23 @@ describe("output_norm", function()
           local lane, from, to = random_lane(layout, 300)
           local o, values = reference.matrix(dtype, width, heads * d)
           local first = math.random(0, 1) * heads // 2
-          local call = { from = from, to = to, first = first, count = heads // 2, dtype = dtype, rows = width, o = o }
+          local call = { from = from, to = to, first = first, count = heads // 2, dtype = dtype,
+            rows = width, o = o }
           local ref = {}
           for h = first, first + heads // 2 - 1 do
-            table.move(reference.output_norm(lane.v, d, from, to, values, width, heads, h), 1, to - from, #ref + 1, ref)
+            table.move(reference.output_norm(lane.v, d, from, to, values, width, heads, h), 1,
+              to - from, #ref + 1, ref)
           end
-          reference.each(function(rt) return ops.output_norm(rt, layout, lane, call) end, function(result, fail)
-            reference.near(result, ref, 4e-6, fail, ("%s, d %d, %d rows of o"):format(dtype, d, width))
+          reference.each(function(rt) return ops.output_norm(rt, layout, lane, call) end,
+            function(result, fail)
+            reference.near(result, ref, 4e-6, fail,
+              ("%s, d %d, %d rows of o"):format(dtype, d, width))
           end)
           local exact = dtype == "bf16" and layout.dtype == "bf16"     -- what bf16 holds
-          reference.each(function(rt) return ops.output_norm(rt, layout, lane, call) end, function(result, fail)
-            reference.near(result, ref, exact and 4e-6 or 1e-2, fail, ("rounded, %s, d %d, %d rows of o"):format(dtype, d, width))
+          reference.each(function(rt) return ops.output_norm(rt, layout, lane, call) end,
+            function(result, fail)
+            reference.near(result, ref, exact and 4e-6 or 1e-2, fail,
+              ("rounded, %s, d %d, %d rows of o"):format(dtype, d, width))
           end, rounding)
         end
       end
@@ -147,9 +159,11 @@ describe("expected attention", function()
       local d, heads = layout.head_dim, math.random() < 0.5 and 2 or 6
       layout.heads, layout.kv_heads, layout.scale = heads, 2, d ^ -0.5
       local lane, from, to = random_lane(layout, 150)
-      local n, pairs_count = math.random(1, 150), math.random() < 0.5 and d // 2 or math.max(1, d // 4)
-      local how = { next = math.random(0, 300), future = math.random(1, 40), style = math.random(0, 1), gain = 0.7 + math.random(),
-        scale = layout.scale, covariance = math.random() < 0.7, freq = {} }
+      local n, pairs_count = math.random(1, 150),
+        math.random() < 0.5 and d // 2 or math.max(1, d // 4)
+      local how = { next = math.random(0, 300), future = math.random(1, 40),
+        style = math.random(0, 1), gain = 0.7 + math.random(), scale = layout.scale,
+          covariance = math.random() < 0.7, freq = {} }
       for p = 1, pairs_count do how.freq[p] = 100 ^ -((p - 1) / pairs_count) end
       how.freq = reference.pack(how.freq)
       local positions = reference.ascending(n, math.random(0, 20), 1)
@@ -170,17 +184,21 @@ describe("expected attention", function()
         end
       end
       local first = heads // 2 * math.random(0, 1)
-      local call = { from = from, to = to, first = first, count = heads // 2, q = ops.floats(after), q_pos = ops.ints(positions),
-        freq = ops.floats(how.freq), style = how.style, gain = how.gain, next = how.next, future = how.future,
-        covariance = how.covariance and 1 or 0 }
+      local call = { from = from, to = to, first = first, count = heads // 2,
+        q = ops.floats(after), q_pos = ops.ints(positions), freq = ops.floats(how.freq),
+          style = how.style, gain = how.gain, next = how.next, future = how.future,
+            covariance = how.covariance and 1 or 0 }
       local ref = {}
       for h = first + 1, first + heads // 2 do
-        table.move(reference.expected(before[h], lane.k, d, from, to, how), 1, to - from, #ref + 1, ref)
+        table.move(reference.expected(before[h], lane.k, d, from, to, how), 1, to - from, #ref + 1,
+          ref)
       end
       for _, pieces in ipairs { 1, 3 } do
         call.pieces = pieces
-        reference.each(function(rt) return ops.expected(rt, layout, lane, call) end, function(result, fail)
-          reference.near(result, ref, 2e-5, fail, ("%s, d %d, %d queries"):format(layout.dtype, d, n), 1)
+        reference.each(function(rt) return ops.expected(rt, layout, lane, call) end,
+          function(result, fail)
+          reference.near(result, ref, 2e-5, fail,
+            ("%s, d %d, %d queries"):format(layout.dtype, d, n), 1)
         end)
       end
     end)
@@ -190,8 +208,8 @@ describe("expected attention", function()
     local layout = { dtype = "f32", head_dim = 16, heads = 2, kv_heads = 2, scale = 0.25 }
     local lane = reference.lane(layout, (reference.ascending(5, 0)))
     reference.each(function(rt)
-      return ops.expected(rt, layout, lane, { from = 1, to = 4, first = 1, q = "", q_pos = "", freq = ops.floats { 1, 0.1 },
-        next = 5, future = 9 })
+      return ops.expected(rt, layout, lane, { from = 1, to = 4, first = 1, q = "", q_pos = "",
+        freq = ops.floats { 1, 0.1 }, next = 5, future = 9 })
     end, function(result, fail) reference.near(result, { 0, 0, 0 }, 0, fail, "no queries") end)
   end)
 end)
@@ -212,7 +230,8 @@ describe("softmax, chunk, mark and place", function()
         if marks[i] == 1 then idx[#idx + 1] = i - 1 end
       end
       reference.each(function(rt)
-        return { ops.softmax(rt, bytes), ops.chunk(rt, bytes, width), ops.fill(rt, n, "place"), ops.mark(rt, n, ops.ints(idx)) }
+        return { ops.softmax(rt, bytes), ops.chunk(rt, bytes, width), ops.fill(rt, n, "place"),
+          ops.mark(rt, n, ops.ints(idx)) }
       end, function(result, fail)
         reference.near(result[1], reference.softmax(x), 1e-6, fail, "softmax")
         reference.near(result[2], chunks, 1e-6, fail, "chunk", 5)

@@ -7,14 +7,16 @@ local lengths = { 1, 3, 8, 15, 16, 17, 33, 64, 100, 257 }
 
 describe("embed", function()
   it("looks rows up in a table of any dtype", function()
-    for dtype, cols in pairs { f32 = 37, f16 = 50, bf16 = 3, q8_0 = 96, q4_0 = 32, q4_k = 512, q5_k = 256, q6_k = 256 } do
+    for dtype, cols in pairs { f32 = 37, f16 = 50, bf16 = 3, q8_0 = 96, q4_0 = 32, q4_k = 512,
+      q5_k = 256, q6_k = 256 } do
       local table_bytes, values = reference.matrix(dtype, 11, cols)
       local ids, ref = {}, {}
       for i = 1, 9 do
         ids[i] = math.random(0, 10)
         table.move(values, ids[i] * cols + 1, (ids[i] + 1) * cols, (i - 1) * cols + 1, ref)
       end
-      reference.each(function(rt) return ops.embed(rt, dtype, cols, table_bytes, ops.ints(ids)) end, function(result, fail)
+      reference.each(function(rt) return ops.embed(rt, dtype, cols, table_bytes,
+        ops.ints(ids)) end, function(result, fail)
         reference.near(result, ref, 1e-6, fail, dtype)
       end)
     end
@@ -42,7 +44,8 @@ describe("rms_norm", function()
     end
     local _, many = reference.random(300 * 256)
     local _, weight = reference.random(256)
-    reference.each(function(rt) return ops.rms_norm(rt, many, weight, 1e-6) end, function() end)   -- cut among threads
+    -- cut among threads
+    reference.each(function(rt) return ops.rms_norm(rt, many, weight, 1e-6) end, function() end)
   end)
 end)
 
@@ -71,7 +74,8 @@ describe("rope", function()
             end
           end
         end
-        reference.each(function(rt) return ops.rope(rt, x_bytes, pos_bytes, freq_bytes, heads, d, style, gain) end,
+        reference.each(function(rt) return ops.rope(rt, x_bytes, pos_bytes, freq_bytes, heads, d,
+          style, gain) end,
           function(result, fail) reference.near(result, ref, 1e-6, fail, style) end)
       end
     end
@@ -86,23 +90,28 @@ describe("silu_mul", function()
         local up, up_bytes = reference.random(n)
         local ref = {}
         for i = 1, n do ref[i] = gate[i] / (1 + math.exp(-gate[i])) * up[i] end
-        reference.each(function(rt) return ops.silu_mul(rt, gate_bytes, up_bytes) end, function(result, fail)
+        reference.each(function(rt) return ops.silu_mul(rt, gate_bytes, up_bytes) end,
+          function(result, fail)
           reference.near(result, ref, 1e-6, fail, "silu")
         end)
       end
     end
     local _, many = reference.random(60000)
-    reference.each(function(rt) return ops.silu_mul(rt, many, many) end, function() end)   -- cut among threads
+    -- cut among threads
+    reference.each(function(rt) return ops.silu_mul(rt, many, many) end, function() end)
   end)
 
   it("is exact to some units of the last place", function()
     local gate, gate_bytes = reference.random(4000, 60)
     local ones = {}
     for i = 1, #gate do ones[i] = 1 end
-    reference.each(function(rt) return ops.silu_mul(rt, gate_bytes, ops.floats(ones)) end, function(result, fail)
+    reference.each(function(rt) return ops.silu_mul(rt, gate_bytes, ops.floats(ones)) end,
+      function(result, fail)
       for i, x in ipairs(ops.numbers(result)) do
         local ref = gate[i] / (1 + math.exp(-gate[i]))
-        if math.abs(x - ref) > 5e-7 * math.abs(ref) then fail("silu(%.9g) is %.9g, not %.9g", gate[i], x, ref) end
+        if math.abs(x - ref) > 5e-7 * math.abs(ref) then
+          fail("silu(%.9g) is %.9g, not %.9g", gate[i], x, ref)
+        end
       end
     end)
   end)
@@ -121,7 +130,8 @@ describe("take", function()
         taken[i] = numbers[j + 1]
       end
       reference.each(function(rt)
-        return { ops.take_rows(rt, x_bytes, ops.ints(idx), d), ops.take_i32(rt, number_bytes, ops.ints(idx)) }
+        return { ops.take_rows(rt, x_bytes, ops.ints(idx), d),
+          ops.take_i32(rt, number_bytes, ops.ints(idx)) }
       end, function(result, fail)
         if result[1] ~= ops.floats(rows) then fail("rows") end
         if result[2] ~= ops.ints(taken) then fail("numbers") end
@@ -155,12 +165,14 @@ describe("the backend", function()
     assert.truthy(rt:memory() > held)
     local fresh <close> = core.runtime { threads = 2 }
     local limited <close> = assert(core.runtime { threads = 2, memory = fresh:memory() + 90000 })
-    local result, _, code = ops.reserve(limited, { rows = 100000, heads = 8, kv_heads = 2, head_dim = 64 })
+    local result, _, code = ops.reserve(limited,
+      { rows = 100000, heads = 8, kv_heads = 2, head_dim = 64 })
     assert.is_nil(result)
     assert.equal("memory", code)
   end)
 
-  helper.cpu_only("its instruction sets", it)("knows no instruction set that the machine lacks", function()
+  helper.cpu_only("its instruction sets", it)("knows no instruction set that the machine lacks",
+    function()
     assert.equal("base", reference.isas()[1])
     assert.is_nil((require "pyramid.core".runtime { isa = "vax" }))
   end)

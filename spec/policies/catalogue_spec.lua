@@ -1,4 +1,5 @@
--- The catalogue's policies keep the rows that kvpress keeps, and score rows as it does (scripts/maker/oracle/kvpress_scores.py).
+-- The catalogue's policies keep the rows that kvpress keeps, and score rows as it does
+-- (scripts/maker/oracle/kvpress_scores.py).
 local helper = require "spec.helper"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
@@ -6,7 +7,9 @@ local score = require "pyramid.score"
 
 local function with_integers(given)
   local out = {}
-  for key, value in pairs(given) do out[key] = math.type(value) == "float" and math.tointeger(value) or value end
+  for key, value in pairs(given) do
+    out[key] = math.type(value) == "float" and math.tointeger(value) or value
+  end
   return out
 end
 
@@ -17,13 +20,15 @@ local function said(given)
   return table.concat(out, ", ")
 end
 
--- The same policy, showing each layer's and head's scores of the judged rows to `seen` as it ranks by them.
+-- The same policy, showing each layer's and head's scores of the judged rows to `seen` as it ranks
+-- by them.
 local function watched(p, seen)
   return policy { name = "watched", prefill = function(_, l)
     local plan = p.definition.prefill(p.options, l)
     plan.score = score.custom(function(lane)
       seen[lane.layer] = seen[lane.layer] or {}
-      seen[lane.layer][lane.head] = { positions = lane.positions:totable(), scores = lane.its:totable() }
+      seen[lane.layer][lane.head] = { positions = lane.positions:totable(),
+        scores = lane.its:totable() }
       return lane.its
     end, { its = plan.score })
     return plan
@@ -36,7 +41,8 @@ for _, name in ipairs { "mha", "gqa" } do
 
   describe("the catalogue beside kvpress, " .. name .. ":", function()
     local model
-    setup(function() model = assert(pyramid.model(helper.fixture("pyramidinfer/" .. name), { threads = 2 })) end)
+    setup(function() model = assert(pyramid.model(helper.fixture("pyramidinfer/" .. name),
+      { threads = 2 })) end)
     teardown(function() model:close() end)
 
     for _, case in ipairs(golden.cases) do
@@ -61,11 +67,13 @@ for _, name in ipairs { "mha", "gqa" } do
             local own = seen[layer][head]
             for i, position in ipairs(own.positions) do
               local theirs = all[math.tointeger(position) + 1]
-              if theirs == math.huge then assert.is_true(own.scores[i] > 1e8)      -- chosen in a first stage
+              -- chosen in a first stage
+              if theirs == math.huge then assert.is_true(own.scores[i] > 1e8)
               else ours[#ours + 1], ref[#ref + 1] = own.scores[i], theirs end
             end
             local distance = helper.distance(ours, ref)
-            assert.is_true(distance < 1e-4, ("layer %d, head %d: scores %.2g apart"):format(layer, head, distance))
+            assert.is_true(distance < 1e-4, ("layer %d, head %d: scores %.2g apart"):format(layer,
+              head, distance))
             at = at + 4 * case.count
           end
         end

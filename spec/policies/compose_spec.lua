@@ -1,4 +1,5 @@
--- Policies made from policies: one's prompt with another's generation, options by layer, a first layer, a name.
+-- Policies made from policies: one's prompt with another's generation, options by layer, a first
+-- layer, a name.
 local helper = require "spec.helper"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
@@ -33,10 +34,13 @@ describe("policy.compose", function()
     assert.equal("snapkv+h2o", both.name)
     assert.equal(0.3, both.options.prefill_ratio)
     assert.equal(0.5, both.options.decode_ratio)
-    assert.truthy(tostring(both):find("snapkv+h2o(decode_ratio=0.5, decode_recent=0.5,", 1, true), tostring(both))
+    assert.truthy(tostring(both):find("snapkv+h2o(decode_ratio=0.5, decode_recent=0.5,", 1, true),
+      tostring(both))
     assert.equal(0.7, both:with({ decode_ratio = 0.7 }).options.decode_ratio)
-    assert.error_matches(function() both:with { ratio = 0.2 } end, "unknown option 'ratio' %(known: decode_ratio,")
-    assert.error_matches(function() both:with { prefill_kernel = 4 } end, "prefill_kernel.* steps of 2")
+    assert.error_matches(function() both:with { ratio = 0.2 } end,
+      "unknown option 'ratio' %(known: decode_ratio,")
+    assert.error_matches(function() both:with { prefill_kernel = 4 } end,
+      "prefill_kernel.* steps of 2")
     assert.same({ prefill_ratio = 0.25, prefill_pool = "avg" },
       policy.parse_options(both, { "prefill_ratio=0.25", "prefill_pool=avg" }))
   end)
@@ -46,31 +50,40 @@ describe("policy.compose", function()
     assert.near(0.8, share(both:with { target = 0.8 }, 1000), 0.01)
     local preset = both:with { preset = 45 }
     assert.equal("paper", preset.options.prefill_mode)
-    assert.same(rows_of(assert(policy.load("pyramidinfer", { preset = 45 })), 1000), rows_of(preset, 1000))
-    assert.near(0.45, share(policy.compose { prefill = policy.load("pyramidinfer", { preset = 45 }) }, 1000), 0.01)
+    assert.same(rows_of(assert(policy.load("pyramidinfer", { preset = 45 })), 1000),
+      rows_of(preset, 1000))
+    assert.near(0.45, share(policy.compose { prefill = policy.load("pyramidinfer",
+      { preset = 45 }) }, 1000), 0.01)
   end)
 
   it("may have one part only", function()
-    local run = testing.run(policy.compose { decode = policy.load("streaming", { rows = 20 }) }, { prompt = 50 })
+    local run = testing.run(policy.compose { decode = policy.load("streaming", { rows = 20 }) },
+      { prompt = 50 })
     assert.equal(50, run:rows(1))
-    run = testing.run(policy.compose { prefill = policy.load("h2o", { rows = 20 }) }, { prompt = 50, steps = 10 })
+    run = testing.run(policy.compose { prefill = policy.load("h2o", { rows = 20 }) },
+      { prompt = 50, steps = 10 })
     assert.equal(30, run:rows(1))
-    assert.has_error(function() policy.compose {} end, "policy.compose: prefill, decode or both are wanted")
-    assert.error_matches(function() policy.compose { prefill = "snapvk" } end, "policy.compose: prefill: .*snapkv")
-    assert.error_matches(function() policy.compose { read = "snapkv" } end, "unknown option 'read' %(known: decode, prefill%)")
+    assert.has_error(function() policy.compose {} end,
+      "policy.compose: prefill, decode or both are wanted")
+    assert.error_matches(function() policy.compose { prefill = "snapvk" } end,
+      "policy.compose: prefill: .*snapkv")
+    assert.error_matches(function() policy.compose { read = "snapkv" } end,
+      "unknown option 'read' %(known: decode, prefill%)")
   end)
 end)
 
 describe("policy.layers", function()
   it("gives layers options of their own", function()
-    local p = policy.layers("snapkv", { [1] = { ratio = 1 }, ["2-3"] = { ratio = 0.8 }, ["6-"] = { rows = 50 } })
+    local p = policy.layers("snapkv", { [1] = { ratio = 1 }, ["2-3"] = { ratio = 0.8 },
+      ["6-"] = { rows = 50 } })
     assert.same({ 1000, 800, 800, 500, 500, 50 }, rows_of(p, 1000))
     assert.same({ 1000, 800, 800, 300, 300, 50 }, rows_of(p:with { ratio = 0.3 }, 1000))
     assert.equal("snapkv[1: ratio=1; 2-3: ratio=0.8; 6-: rows=50]", p.name)
   end)
 
   it("reaches a target of the whole by the other layers", function()
-    local p = policy.layers("pyramidinfer", { [1] = { ratio = 1 } }):with { mode = "paper", floor = 16, recent = 0.1, target = 0.5 }
+    local p = policy.layers("pyramidinfer", { [1] = { ratio = 1 } }):with { mode = "paper",
+      floor = 16, recent = 0.1, target = 0.5 }
     assert.equal(1000, rows_of(p, 1000)[1])
     assert.near(0.5, share(p, 1000), 0.01)
   end)
@@ -89,13 +102,16 @@ describe("policy.layers", function()
     for pattern, overrides in pairs {
       ["layer 1: policy snapkv: unknown option 'ratoi'"] = { [1] = { ratoi = 1 } },
       ["layer 2: policy snapkv: option 'ratio' is 3"] = { [2] = { ratio = 3 } },
-      ["'first' is no layer and no range"] = { first = {} }, ["'4%-2' is no layer"] = { ["4-2"] = {} },
-      ["'0' is no layer"] = { [0] = {} }, ["layer 3 is in two ranges"] = { ["1-3"] = {}, ["3-4"] = {} },
+      ["'first' is no layer and no range"] = { first = {} },
+        ["'4%-2' is no layer"] = { ["4-2"] = {} },
+      ["'0' is no layer"] = { [0] = {} }, ["layer 3 is in two ranges"] = { ["1-3"] = {},
+        ["3-4"] = {} },
       ["layer 1: a table of options is wanted, not number"] = { 5 },
     } do
       assert.error_matches(function() policy.layers("snapkv", overrides) end, pattern)
     end
-    assert.error_matches(function() policy.layers("pyramidinfer", { { target = 0.5 } }) end, "target is of all layers")
+    assert.error_matches(function() policy.layers("pyramidinfer", { { target = 0.5 } }) end,
+      "target is of all layers")
   end)
 end)
 
@@ -104,8 +120,10 @@ describe("policy.from", function()
     local p = policy.from("snapkv", 3)
     assert.same({ 1000, 1000, 500, 500, 500, 500 }, rows_of(p, 1000))
     assert.same({ 1000, 1000, 1000, 1000, 500, 500 }, rows_of(p:with { from = 5 }, 1000))
-    assert.equal("snapkv(from=3, heads=mean, kernel=7, pool=max, ratio=0.5, rows=0, target=0.0, window=32)", tostring(p))
-    local run = testing.run(policy.from(policy.load("h2o", { rows = 10 }), 2), { prompt = 30, steps = 5, layers = 3 })
+    assert.equal("snapkv(from=3, heads=mean, kernel=7, pool=max, ratio=0.5, rows=0, target=0.0, "
+      .. "window=32)", tostring(p))
+    local run = testing.run(policy.from(policy.load("h2o", { rows = 10 }), 2),
+      { prompt = 30, steps = 5, layers = 3 })
     assert.equal(35, run:rows(1))
     assert.equal(10, run:rows(2))
   end)
@@ -113,20 +131,23 @@ describe("policy.from", function()
   it("fits a target over all layers, as near as it can", function()
     local p = policy.from("pyramidinfer", 3):with { preset = "45" }
     assert.near(0.45, share(p, 1000), 0.01)
-    assert.near(2 / 6 + 4 / 6 * 0.1, share(p:with { target = 0.1 }, 1000), 0.05)      -- the window alone is a tenth
+    -- the window alone is a tenth
+    assert.near(2 / 6 + 4 / 6 * 0.1, share(p:with { target = 0.1 }, 1000), 0.05)
   end)
 
   it("refuses mistakes", function()
     assert.error_matches(function() policy.from("snapkv", 0) end, "a layer from 1 is wanted, not 0")
-    assert.error_matches(function() policy.from(policy.from("snapkv", 2), 3) end, "use with { from = 3 }")
-    assert.error_matches(function() policy.from(nil, 3) end, "a policy, its name or its path is wanted, not nil")
+    assert.error_matches(function() policy.from(policy.from("snapkv", 2), 3) end,
+      "use with { from = 3 }")
+    assert.error_matches(function() policy.from(nil, 3) end,
+      "a policy, its name or its path is wanted, not nil")
   end)
 end)
 
 describe("composed policies", function()
   it("compose further, under a name", function()
-    local p = policy.named("mine", policy.from(policy.compose { prefill = policy.layers("snapkv", { [4] = { ratio = 0.9 } }),
-      decode = "streaming" }, 2), "both worlds")
+    local p = policy.named("mine", policy.from(policy.compose { prefill = policy.layers("snapkv",
+      { [4] = { ratio = 0.9 } }), decode = "streaming" }, 2), "both worlds")
     assert.equal("mine", p.name)
     assert.equal("both worlds", p.definition.doc)
     assert.same({ 1000, 500, 500, 900, 500, 500 }, rows_of(p, 1000))
@@ -152,7 +173,8 @@ describe("composed policies", function()
 
   it("pass every check", function()
     for _, p in ipairs { policy.compose { prefill = "pyramidinfer", decode = "h2o" },
-      policy.layers("streaming", { ["1-2"] = { sinks = 0 }, ["3-"] = { rows = 40 } }), policy.from("h2o", 2) } do
+      policy.layers("streaming", { ["1-2"] = { sinks = 0 }, ["3-"] = { rows = 40 } }),
+        policy.from("h2o", 2) } do
       assert(testing.check(p))
     end
   end)
@@ -162,15 +184,19 @@ describe("composed policies", function()
     helper.write(path, [[
       local policy = require "pyramid.policy"
       return policy.named("filed", policy.from(policy.compose { prefill = "pyramidinfer", decode = "streaming" }, 2))]])
-    local p = assert(pyramid.policy(path, { prefill_mode = "paper", prefill_floor = 8, prefill_ratio = 0.6, decode_rows = 30 }))
+    local p = assert(pyramid.policy(path, { prefill_mode = "paper", prefill_floor = 8,
+      prefill_ratio = 0.6, decode_rows = 30 }))
     os.remove(path)
     assert.equal("filed", p.name)
-    local model <close> = assert(pyramid.model(helper.fixture "families/llama-gqa-llama3", { threads = 2 }))
+    local model <close> = assert(pyramid.model(helper.fixture "families/llama-gqa-llama3",
+      { threads = 2 }))
     local cache <close> = assert(model:cache { policy = p, dtype = "f32" })
     local ids = {}
     for i = 1, 100 do ids[i] = i * 37 % model.config.vocab end
     assert(cache:prefill(ids))
-    for index, layer in ipairs(policy.forecast(p, model.config, 100)) do assert.equal(layer.rows, cache:rows(index)) end
+    for index, layer in ipairs(policy.forecast(p, model.config, 100)) do
+      assert.equal(layer.rows, cache:rows(index))
+    end
     assert.equal(100, cache:rows(1))
     for i = 1, 20 do assert(cache:step(i)) end
     assert.equal(120, cache:rows(1))

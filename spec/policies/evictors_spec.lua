@@ -1,12 +1,15 @@
--- StreamingLLM, SnapKV and H2O keep the rows that plain oracles keep (scripts/maker/oracle/evictors.py), head by head; so do those
--- of the catalogue that judge while text is generated (scripts/maker/oracle/catalogue.py).
+-- StreamingLLM, SnapKV and H2O keep the rows that plain oracles keep
+-- (scripts/maker/oracle/evictors.py), head by head; so do those of the catalogue that judge while
+-- text is generated (scripts/maker/oracle/catalogue.py).
 local helper = require "spec.helper"
 local pyramid = require "pyramid"
 
 -- JSON has no integers.
 local function with_integers(options)
   local out = {}
-  for key, value in pairs(options) do out[key] = math.type(value) == "float" and math.tointeger(value) or value end
+  for key, value in pairs(options) do
+    out[key] = math.type(value) == "float" and math.tointeger(value) or value
+  end
   return out
 end
 
@@ -81,16 +84,22 @@ for _, folder in ipairs { "evictors/mha", "evictors/gqa", "catalogue/mha", "cata
       end
 
       it("keeps them where the prompts share a batch", function()
-        local batch <close> = assert(model:batch { policy = policy_of(setting.cases[1]), dtype = "f32" })
+        local batch <close> = assert(model:batch { policy = policy_of(setting.cases[1]),
+          dtype = "f32" })
         local case_of, taken = {}, {}
         for _, case in ipairs(setting.cases) do
-          if case.generate then case_of[assert(batch:add(prompt_of(case)))], taken[case] = case, 0 end
+          if case.generate then
+            case_of[assert(batch:add(prompt_of(case)))], taken[case] = case, 0
+          end
         end
         for _ = 0, #setting.cases[1].generate.ids do
           for _, pair in ipairs(assert(batch:step())) do
             local case = case_of[pair[1]]
             local want = case.generate.ids[taken[case] + 1]
-            if want then assert.equal(want, pair[2]:argmax(), ("%d tokens, token %d"):format(case.count, taken[case] + 1)) end
+            if want then
+              assert.equal(want, pair[2]:argmax(),
+                ("%d tokens, token %d"):format(case.count, taken[case] + 1))
+            end
             taken[case] = taken[case] + 1
           end
         end

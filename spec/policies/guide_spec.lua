@@ -1,5 +1,6 @@
--- The guide for authors of policies, docs/policies.md, cannot rot: its files are written down and run, its commands give
--- what it shows, its tables name everything there is, and its mistakes are answered as it says.
+-- The guide for authors of policies, docs/policies.md, cannot rot: its files are written down and
+-- run, its commands give what it shows, its tables name everything there is, and its mistakes are
+-- answered as it says.
 local helper = require "spec.helper"
 local lfs = require "lfs"
 local policy = require "pyramid.policy"
@@ -19,14 +20,17 @@ local function table_after(heading)
   local text = guide:sub(at):match "\n(|.-)\n\n"
   for line in text:gmatch "[^\n]+" do
     local cells = {}
-    for cell in line:gmatch "|%s*([^|]-)%s*%f[|]" do cells[#cells + 1] = cell:match "^`(.*)`$" or cell end
+    for cell in line:gmatch "|%s*([^|]-)%s*%f[|]" do
+      cells[#cells + 1] = cell:match "^`(.*)`$" or cell
+    end
     rows[#rows + 1] = cells
   end
   return table.move(rows, 3, #rows, 1, {})
 end
 
 local folder = shell.folder()
-local program = shell.program:find "^/" and shell.program or lfs.currentdir() .. "/" .. shell.program
+local program = shell.program:find "^/" and shell.program
+  or lfs.currentdir() .. "/" .. shell.program
 
 setup(function()
   for _, block in ipairs(blocks) do
@@ -50,9 +54,11 @@ describe("the guide", function()
         it("runs: " .. line, function()
           local script = line:match "^build/pyramid ([%w_]+)"
           assert.truthy(script, "a command that this spec does not know how to run")
-          assert.truthy(lfs.attributes(("scripts/%s.lua"):format(script)), "there is no script " .. script)
-          local out, err, status = shell.run(("cd %s && PYRAMID_PATH=%s %s%s"):format(shell.quote(folder),
-            shell.quote(lfs.currentdir()), shell.quote(program), line:sub(#"build/pyramid" + 1)))
+          assert.truthy(lfs.attributes(("scripts/%s.lua"):format(script)),
+            "there is no script " .. script)
+          local out, err, status = shell.run(("cd %s && PYRAMID_PATH=%s %s%s"):format(shell.quote(
+            folder), shell.quote(lfs.currentdir()), shell.quote(program),
+              line:sub(#"build/pyramid" + 1)))
           assert.equal(0, status, out .. err)
           local shown = blocks[i + 1]
           for wanted in (shown and shown.kind == "text" and shown.text or ""):gmatch "[^\n]+" do
@@ -68,10 +74,11 @@ describe("the guide", function()
   end
 
   it("has no sample that nothing runs", function()
-    local known = { lua = true, sh = true, text = true }                 -- text: what the command before it prints
+    local known = { lua = true, sh = true, text = true }  -- text: what the command before it prints
     for i, block in ipairs(blocks) do
       assert.is_true(known[block.kind], ("nothing runs samples of kind '%s'"):format(block.kind))
-      assert.is_true(block.kind ~= "text" or blocks[i - 1].kind == "sh", "nothing says what prints this")
+      assert.is_true(block.kind ~= "text" or blocks[i - 1].kind == "sh",
+        "nothing says what prints this")
       if block.kind == "sh" then
         for _, line in ipairs(samples.commands(block.text)) do samples.check(line) end
       end
@@ -109,17 +116,23 @@ describe("the guide", function()
     end
     fields("prefill", "**A plan**")
     fields("trigger", "**A trigger**")
-    for field in pairs(testing.layer()) do assert.truthy(guide:find("`" .. field .. "`", 1, true), "a layer's " .. field) end
+    for field in pairs(testing.layer()) do
+      assert.truthy(guide:find("`" .. field .. "`", 1, true), "a layer's " .. field)
+    end
     local inner = { is = true, is_signal = true, program = true, anchor = true }
     for name in pairs(score) do
-      assert.truthy(inner[name] or guide:find("score." .. name, 1, true), ("score.%s is not told of"):format(name))
+      assert.truthy(inner[name] or guide:find("score." .. name, 1, true),
+        ("score.%s is not told of"):format(name))
     end
   end)
 
   for _, row in ipairs(table_after "## Common mistakes") do
     it("answers " .. row[1], function()
-      local make = assert(load("local score = require 'pyramid.score' return function(o, l) return " .. row[1] .. " end"))()
-      local ok, message = pcall(testing.run, policy { name = "mistaken", prefill = make }, { prompt = 64 })
+      local make = assert(load(
+        "local score = require 'pyramid.score' return function(o, l) return " .. row[1]
+          .. " end"))()
+      local ok, message = pcall(testing.run, policy { name = "mistaken", prefill = make },
+        { prompt = 64 })
       assert.is_false(ok)
       assert.truthy(message:find(row[2], 1, true), message)
       assert.truthy(message:find("policy mistaken, layer 1, prefill: ", 1, true), message)

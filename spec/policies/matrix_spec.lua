@@ -1,5 +1,6 @@
--- Every policy in policies/ against everything a cache does: heads, dtypes, batches, prompts shorter than a guard, budgets of
--- a page, forks, files, threads. A policy that joins the folder joins this file.
+-- Every policy in policies/ against everything a cache does: heads, dtypes, batches, prompts
+-- shorter than a guard, budgets of a page, forks, files, threads. A policy that joins the folder
+-- joins this file.
 local cli = require "pyramid.tools.cli"
 local helper = require "spec.helper"
 local lfs = require "lfs"
@@ -16,7 +17,8 @@ local transformer = require "spec.support.transformer"
 local page_rows = ops.page_rows
 local value_bytes = { f32 = 4, f16 = 2, q8_0 = 34 / 32, fp8_e4m3 = 1 }
 
--- 271 is a prime: no id comes twice, so no two rows of a layer are alike and no score is decided by rounding.
+-- 271 is a prime: no id comes twice, so no two rows of a layer are alike and no score is decided by
+-- rounding.
 local ids = {}
 for i = 1, 270 do ids[i] = i * 37 % 271 end
 
@@ -35,11 +37,13 @@ setup(function()
   for kind, kv_heads in pairs { MHA = 4, GQA = 2 } do
     local path = folder .. "/" .. kind
     local function write(to, dtype, width, ff)
-      assert(random_model.write(to, { dtype = dtype, seed = 3, shape = { layers = 3, width = width, heads = 4, kv_heads = kv_heads,
-        ff = ff, vocab = 272, context = 512 } }))
+      assert(random_model.write(to, { dtype = dtype, seed = 3,
+        shape = { layers = 3, width = width, heads = 4, kv_heads = kv_heads, ff = ff, vocab = 272,
+          context = 512 } }))
     end
     write(path, "f32", 32, 48)
-    small[kind] = { model = assert(pyramid.model(path, { threads = 2 })), weights = transformer.load(path) }
+    small[kind] = { model = assert(pyramid.model(path, { threads = 2 })),
+      weights = transformer.load(path) }
     write(path .. ".gguf", "f16", 128, 128)
     models[kind] = assert(pyramid.model(path .. ".gguf", { threads = 2 }))
   end
@@ -53,7 +57,7 @@ teardown(function()
   shell.remove(folder)
 end)
 
--- ---- what must hold of any cache -----------------------------------------------------------------------------------
+-- ---- what must hold of any cache ----------------------------------------------------------------
 
 local function each_lane(model, visit)
   for layer = 1, model.config.layers do
@@ -63,7 +67,8 @@ end
 
 local function all_positions(cache, model)
   local out = {}
-  each_lane(model, function(layer, head) out[#out + 1] = table.concat(cache:positions(layer, head), " ") end)
+  each_lane(model, function(layer, head) out[#out + 1] = table.concat(cache:positions(layer, head),
+    " ") end)
   return table.concat(out, "\n")
 end
 
@@ -81,8 +86,9 @@ local function guards_last(p, config, n)
   return not p.definition.prefill or plans.asker(p):prefill(l).last > 0
 end
 
--- Looks at a cache after each step: rows ascend, end in the newest where that is guarded, and never come back; bytes are those
--- of the pages that the rows fill; what is held and what was dropped add up.
+-- Looks at a cache after each step: rows ascend, end in the newest where that is guarded, and never
+-- come back; bytes are those of the pages that the rows fill; what is held and what was dropped add
+-- up.
 local function observer(cache, model, p, dtype, n)
   local had, config = {}, model.config
   local ends = guards_last(p, config, n)
@@ -94,7 +100,8 @@ local function observer(cache, model, p, dtype, n)
       local key, now, last = layer * 100 + head, {}, -1
       for _, position in ipairs(cache:positions(layer, head)) do
         if position <= last or had[key] and position < tokens - 1 and not had[key][position] then
-          error(("%s, layer %d, head %d: row %d is out of order or came back"):format(what, layer, head, position), 2)
+          error(("%s, layer %d, head %d: row %d is out of order or came back"):format(what, layer,
+            head, position), 2)
         end
         last, now[position] = position, true
       end
@@ -113,30 +120,40 @@ local function observer(cache, model, p, dtype, n)
   end
 end
 
--- Rows of each layer after the prompt [0] and after each step, by the plans alone: whatever the scores, as many survive.
+-- Rows of each layer after the prompt [0] and after each step, by the plans alone: whatever the
+-- scores, as many survive.
 local function counts(p, config, n, steps)
   local found = {}
-  testing.run(p, { prompt = n, steps = steps, layers = config.layers, heads = config.heads, kv_heads = config.kv_heads,
-    head_dim = config.head_dim, scores = false, watch = function(run, i) found[i] = cli.layer_rows(run, config) end })
+  testing.run(p, { prompt = n, steps = steps, layers = config.layers, heads = config.heads,
+    kv_heads = config.kv_heads,
+    head_dim = config.head_dim, scores = false,
+      watch = function(run, i) found[i] = cli.layer_rows(run, config) end })
   return found
 end
 
--- The guards of a prompt's plans: the first rows and the last of those that reach a layer are there.
+-- The guards of a prompt's plans: the first rows and the last of those that reach a layer are
+-- there.
 local function assert_guards(p, cache, config, n)
   local asker, alive, lead, trail = plans.asker(p), n, n, n
   for layer, forecast in ipairs(policy.forecast(p, config, n)) do
-    local plan = asker:prefill(plans.shape(layer, config, { prompt = n, past = 0, rows = alive, tokens = n }))
+    local plan = asker:prefill(plans.shape(layer, config,
+      { prompt = n, past = 0, rows = alive, tokens = n }))
     local first, last = math.min(plan.first, lead, alive), math.min(plan.last, trail, alive)
     for head = 1, config.kv_heads do
       local positions = cache:positions(layer, head)
-      for i = 1, first do assert.equal(i - 1, positions[i], ("layer %d, head %d: a first row is gone"):format(layer, head)) end
+      for i = 1, first do
+        assert.equal(i - 1, positions[i], ("layer %d, head %d: a first row is gone"):format(layer,
+          head))
+      end
       for i = 1, last do
-        assert.equal(n - i, positions[#positions + 1 - i], ("layer %d, head %d: a last row is gone"):format(layer, head))
+        assert.equal(n - i, positions[#positions + 1 - i],
+          ("layer %d, head %d: a last row is gone"):format(layer, head))
       end
     end
     assert.equal(alive, forecast.computed)
     if plan.prune ~= "cache" then
-      alive, lead, trail = plans.left(plan, { alive })[1], math.min(lead, plan.first), math.min(trail, plan.last)
+      alive, lead, trail = plans.left(plan, { alive })[1], math.min(lead, plan.first),
+        math.min(trail, plan.last)
     end
   end
 end
@@ -152,7 +169,7 @@ local function steps_on(cache, from, to)
   return logits
 end
 
--- ---- the matrix ----------------------------------------------------------------------------------------------------
+-- ---- the matrix ---------------------------------------------------------------------------------
 
 -- Skips what the simulation does not know yet, by name.
 local function simulated(call)
@@ -167,9 +184,10 @@ local function assert_simulated(p, kind, prompts, steps)
   local model, source = small[kind].model, transformer.source(small[kind].weights, ids)
   local config, what = model.config, ("%s, %s"):format(p.name, kind)
   local run = simulated(function()
-    return testing.run(p, { prompt = prompts, steps = steps, layers = config.layers, heads = config.heads,
-      kv_heads = config.kv_heads, head_dim = config.head_dim, attend = source.attend, keys = source.keys, values = source.values,
-      outputs = source.outputs, expected = source.expected })
+    return testing.run(p, { prompt = prompts, steps = steps, layers = config.layers,
+      heads = config.heads, kv_heads = config.kv_heads, head_dim = config.head_dim,
+        attend = source.attend, keys = source.keys, values = source.values,
+          outputs = source.outputs, expected = source.expected })
   end)
   local cache <close> = assert(model:cache { policy = p, dtype = "f32" })
   local at = 0
@@ -207,7 +225,9 @@ for _, name in ipairs(names) do
           local cache <close> = start(model, p, dtype, n)
           local look = observer(cache, model, p, dtype, n)
           look(n, "prompt")
-          for layer, forecast in ipairs(policy.forecast(p, model.config, n)) do assert.equal(forecast.rows, want[0][layer]) end
+          for layer, forecast in ipairs(policy.forecast(p, model.config, n)) do
+            assert.equal(forecast.rows, want[0][layer])
+          end
           assert.same(want[0], cli.layer_rows(cache, model.config))
           simulated(function() assert_guards(p, cache, model.config, n) end)
           for i = 1, steps do
@@ -251,13 +271,15 @@ for _, name in ipairs(names) do
       end
     end)
 
-    it("stops at a budget of one page a lane, exactly when a page more is needed, and loses nothing", function()
+    it("stops at a budget of one page a lane, exactly when a page more is needed, and loses "
+      .. "nothing", function()
       local model, n = models.MHA, page_rows - 12
       local one <close> = start(model, p, "f16", 1)
       local cache <close> = start(model, p, "f16", n, { budget = one:bytes() })
       for i = 1, 40 do
         local fits = true
-        each_lane(model, function(layer, head) fits = fits and cache:rows(layer, head) < page_rows end)
+        each_lane(model, function(layer, head) fits = fits
+          and cache:rows(layer, head) < page_rows end)
         local before = all_positions(cache, model)
         local logits, message, code = cache:step(ids[n + i])
         assert.equal(fits, logits ~= nil, ("step %d: %s"):format(i, message))
@@ -309,7 +331,8 @@ for _, name in ipairs(names) do
       for threads = 1, 3 do
         local model <close> = assert(pyramid.model(folder .. "/GQA.gguf", { threads = threads }))
         local cache <close>, logits = start(model, p, "f16", 150)
-        local found = { logits:tostring(), steps_on(cache, 151, 180):tostring(), all_positions(cache, model) }
+        local found = { logits:tostring(), steps_on(cache, 151, 180):tostring(),
+          all_positions(cache, model) }
         kept = kept or found
         assert.same(kept, found)
       end
@@ -317,7 +340,8 @@ for _, name in ipairs(names) do
 
     it("says whether it has dropped anything", function()
       for _, n in ipairs { 3, 150 } do
-        local run <close> = assert(models.GQA:generate(prompt(n), { policy = p, max_tokens = 20, ignore_eos = true }))
+        local run <close> = assert(models.GQA:generate(prompt(n),
+          { policy = p, max_tokens = 20, ignore_eos = true }))
         for _ in run do end
         assert.equal("length", run.finish)
         assert.equal(run.stats.cache_fraction < 1, run.stats.pruned)
@@ -342,7 +366,8 @@ describe("matrix, the folder", function()
     local reports = assert(testing.check_folder("policies", { pyramidinfer = { falls = true } }))
     assert.equal(#names, #reports)
     for _, report in ipairs(reports) do
-      assert.equal(report.name == "full" or report.name == "guide", report.keeps_everything, tostring(report))
+      assert.equal(report.name == "full" or report.name == "guide", report.keeps_everything,
+        tostring(report))
     end
   end)
 end)

@@ -1,4 +1,5 @@
--- Policies, scores, schedules as values; and what happens to policies that misbehave. No model for the first half.
+-- Policies, scores, schedules as values; and what happens to policies that misbehave. No model for
+-- the first half.
 local helper = require "spec.helper"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
@@ -7,10 +8,14 @@ local score = require "pyramid.score"
 
 describe("scores", function()
   it("print as the expression that made them, and compare by it", function()
-    local a = score.attention { queries = 32, heads = "max" }:pool("max", 7) * score.value_norm() + 2
-    assert.equal("((attention{queries=32, ramp=1, reduce=mean, heads=max}:pool(max, 7) * value_norm()) + 2)", tostring(a))
-    assert.equal(a, score.attention { queries = 32, heads = "max" }:pool("max", 7) * score.value_norm() + 2)
-    assert.are_not.equal(a, score.attention { queries = 31, heads = "max" }:pool("max", 7) * score.value_norm() + 2)
+    local a = score.attention { queries = 32, heads = "max" }:pool("max", 7) * score.value_norm()
+      + 2
+    assert.equal("((attention{queries=32, ramp=1, reduce=mean, heads=max}:pool(max, 7) * "
+      .. "value_norm()) + 2)", tostring(a))
+    assert.equal(a, score.attention { queries = 32, heads = "max" }:pool("max",
+      7) * score.value_norm() + 2)
+    assert.are_not.equal(a, score.attention { queries = 31, heads = "max" }:pool("max",
+      7) * score.value_norm() + 2)
     assert.equal(2 / score.key_norm(), score.const(2) / score.key_norm())
   end)
 
@@ -20,11 +25,15 @@ describe("scores", function()
 
   it("refuse mistakes where they are built", function()
     local wrong = {
-      function() score.attention { querys = 3 } end, function() score.attention { queries = -1 } end,
-      function() score.attention { queries = 1.5 } end, function() score.attention { heads = "median" } end,
+      function() score.attention { querys = 3 } end,
+        function() score.attention { queries = -1 } end,
+      function() score.attention { queries = 1.5 } end,
+        function() score.attention { heads = "median" } end,
       function() score.attention { ramp = 0 / 0 } end, function() score.history { decay = 2 } end,
-      function() score.const(math.huge) end, function() score.random("x") end, function() return score.position() + {} end,
-      function() score.position():pool("max", 4) end, function() score.position():pool("median", 3) end,
+      function() score.const(math.huge) end, function() score.random("x") end,
+        function() return score.position() + {} end,
+      function() score.position():pool("max", 4) end,
+        function() score.position():pool("median", 3) end,
       function() score.position():pool(nil, 3) end,
       function()
         local s = score.position()
@@ -90,30 +99,38 @@ describe("policies", function()
 
   it("refuse values outside an option's limits, in options and in presets", function()
     for name, wrong in pairs {
-      pyramidinfer = { { mode = "bogus" }, { ratio = -1 }, { ratio = 7 }, { ratio = 0 / 0 }, { interval = 0 }, { interval = 1.5 },
-        { floor = -5 }, { target = 3 }, { decay = "bogus" }, { gen_ratio = 5 }, { heads = "median" } },
-      h2o = { { rows = -5 }, { slack = -5 } }, streaming = { { rows = -5 }, { slack = -5 }, { sinks = -1 } },
+      pyramidinfer = { { mode = "bogus" }, { ratio = -1 }, { ratio = 7 }, { ratio = 0 / 0 },
+        { interval = 0 }, { interval = 1.5 }, { floor = -5 }, { target = 3 }, { decay = "bogus" },
+          { gen_ratio = 5 }, { heads = "median" } },
+      h2o = { { rows = -5 }, { slack = -5 } }, streaming = { { rows = -5 }, { slack = -5 },
+        { sinks = -1 } },
       snapkv = { { kernel = 4 }, { pool = "median" } },
     } do
       for _, given in ipairs(wrong) do
         local p, message, code = pyramid.policy(name, given)
         assert.is_nil(p)
         assert.equal("policy", code)
-        assert.truthy(message:find(("policy %s: option '%s'"):format(name, next(given)), 1, true), message)
+        assert.truthy(message:find(("policy %s: option '%s'"):format(name, next(given)), 1, true),
+          message)
       end
     end
-    assert.truthy(select(2, pyramid.policy("pyramidinfer", { mode = "x" })):find("one of code, paper", 1, true))
-    assert.equal("integer", math.type(assert(pyramid.policy("snapkv", { kernel = 5.0 })).options.kernel))
-    local p = policy { name = "x", defaults = { a = 1 }, limits = { a = { 1, 3 } }, presets = { big = { a = 4 } } }
+    assert.truthy(select(2, pyramid.policy("pyramidinfer",
+      { mode = "x" })):find("one of code, paper", 1, true))
+    assert.equal("integer", math.type(assert(pyramid.policy("snapkv",
+      { kernel = 5.0 })).options.kernel))
+    local p = policy { name = "x", defaults = { a = 1 }, limits = { a = { 1, 3 } },
+      presets = { big = { a = 4 } } }
     assert.truthy(select(2, pyramid.policy(p, { preset = "big" })):find("from 1 to 3", 1, true))
   end)
 
   it("are wanted as names, paths or tables; presets may be numbers", function()
-    for _, value in ipairs { 5, true, print } do assert.has_error(function() pyramid.policy(value) end) end
+    for _, value in ipairs { 5, true,
+      print } do assert.has_error(function() pyramid.policy(value) end) end
     assert.has_error(function() pyramid.policy(nil) end)
     assert.has_error(function() policy { name = "" } end)
     assert.equal(0.45, assert(pyramid.policy("pyramidinfer", { preset = 45 })).options.target)
-    assert.truthy(select(2, pyramid.policy("pyramidinfer", { presett = 1 })):find("preset,", 1, true))
+    assert.truthy(select(2, pyramid.policy("pyramidinfer", { presett = 1 })):find("preset,", 1,
+      true))
   end)
 
   it("are immutable, and leave their definition alone", function()
@@ -152,7 +169,10 @@ describe("policies", function()
     local config = { layers = 32, heads = 32, kv_heads = 32, head_dim = 128 }
     for _, tokens in ipairs { 512, 2048, 8192 } do
       local rows = 0
-      for _, layer in ipairs(policy.forecast(assert(pyramid.policy "pyramidinfer"), config, tokens)) do rows = rows + layer.rows end
+      for _, layer in ipairs(policy.forecast(assert(pyramid.policy "pyramidinfer"), config,
+        tokens)) do
+        rows = rows + layer.rows
+      end
       local share = rows / (tokens * config.layers)
       assert.is_true(share > 0.71 and share < 0.79, ("%d tokens: %.3f"):format(tokens, share))
     end
@@ -166,8 +186,10 @@ describe("policies", function()
     end
     for _, layers in ipairs { 8, 32, 40, 80 } do
       for _, tokens in ipairs { 512, 2048, 4096 } do
-        assert.near(0.45, share(assert(pyramid.policy("pyramidinfer", { preset = "45" })), layers, tokens), 0.01)
-        assert.near(0.75, share(assert(pyramid.policy("pyramidinfer", { target = 0.75 })), layers, tokens), 0.01)
+        assert.near(0.45, share(assert(pyramid.policy("pyramidinfer", { preset = "45" })), layers,
+          tokens), 0.01)
+        assert.near(0.75, share(assert(pyramid.policy("pyramidinfer", { target = 0.75 })), layers,
+          tokens), 0.01)
       end
     end
   end)
@@ -195,7 +217,8 @@ describe("policies at work", function()
     for index, layer in ipairs(policy.forecast(p, model.config, n)) do
       local rows = 0
       for head = 1, model.config.kv_heads do rows = rows + cache:rows(index, head) end
-      assert.equal(layer.rows, rows / model.config.kv_heads, ("%s, %d tokens, layer %d"):format(p.name, n, index))
+      assert.equal(layer.rows, rows / model.config.kv_heads,
+        ("%s, %d tokens, layer %d"):format(p.name, n, index))
       computed = computed + layer.computed
     end
     assert.equal(computed, cache:computed())
@@ -203,7 +226,9 @@ describe("policies at work", function()
 
   it("keep what their forecast says", function()
     for _, name in ipairs(policy.list()) do
-      for _, n in ipairs { 1, 2, 5, 33, 64, 65, 200, 300 } do forecast_matches(assert(pyramid.policy(name)), n) end
+      for _, n in ipairs { 1, 2, 5, 33, 64, 65, 200, 300 } do
+        forecast_matches(assert(pyramid.policy(name)), n)
+      end
     end
     forecast_matches(assert(pyramid.policy("pyramidinfer", { mode = "paper", floor = 8 })), 300)
     forecast_matches(assert(pyramid.policy("pyramidinfer", { preset = "45" })), 300)
@@ -232,7 +257,8 @@ describe("policies at work", function()
 
   it("rank by position, and by a seed, where asked to", function()
     local function kept(s)
-      local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "probe", prefill = function()
+      local cache <close> = assert(model:cache { dtype = "f32",
+        policy = { name = "probe", prefill = function()
         return { keep = 20, guard = { first = 2, last = 3 }, score = s }
       end } })
       assert(cache:prefill(prompt(60)))
@@ -248,7 +274,7 @@ describe("policies at work", function()
     assert.same(oldest, helper.slice(kept(-score.position()), 1, 17))
     assert.same(kept(score.random(5)), kept(score.random(5)))
     assert.are_not.same(kept(score.random(5)), kept(score.random(6)))
-    assert.same(oldest, helper.slice(kept(score.const(1)), 1, 17))        -- ties go to the lower row
+    assert.same(oldest, helper.slice(kept(score.const(1)), 1, 17))  -- ties go to the lower row
   end)
 
   it("that misbehave in a prefill are named, with layer and field, and nothing is lost", function()
@@ -271,10 +297,12 @@ describe("policies at work", function()
       { function() return { keep = 5, score = 3 } end, "score" },
       { function() return { keep = 0 / 0 } end, "keep" },
       { function(_, l) if l.index == 2 then error("late", 0) end end, "layer 2" },
-      { function() local t = setmetatable({}, { __index = function() error("trap", 0) end }) return t end, "trap" },
+      { function() local t = setmetatable({}, { __index = function() error("trap",
+        0) end }) return t end, "trap" },
     }
     for i, case in ipairs(cases) do
-      local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "naughty", prefill = case[1] } })
+      local cache <close> = assert(model:cache { dtype = "f32",
+        policy = { name = "naughty", prefill = case[1] } })
       local logits, message, code = cache:prefill(prompt(40))
       assert.is_nil(logits, "case " .. i)
       assert.equal("policy", code)
@@ -296,7 +324,8 @@ describe("policies at work", function()
       assert(cache:prefill(prompt(40)))
       return cache, armed
     end
-    for _, decode in ipairs { function() error("boom", 0) end, function(_, l) return { keep = l.rows + 1 } end,
+    for _, decode in ipairs { function() error("boom", 0) end,
+      function(_, l) return { keep = l.rows + 1 } end,
       function() return { keep = 3, score = score.attention { queries = 3 } } end } do
       local cache, armed = naughty({ every = 1 }, decode)
       assert(cache:step(1))
@@ -312,7 +341,8 @@ describe("policies at work", function()
       cache:close()
     end
     for _, trigger in ipairs { { every = -1 }, { over = 0.5 }, { once = true }, { evry = 3 },
-      { every = 1, track = score.position() }, { every = 1, track = score.attention { reduce = "max" } } } do
+      { every = 1, track = score.position() }, { every = 1,
+        track = score.attention { reduce = "max" } } } do
       local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "naughty",
         trigger = function() return trigger end, decode = function() end } })
       local logits, message, code = cache:prefill(prompt(10))
@@ -323,7 +353,8 @@ describe("policies at work", function()
   end)
 
   it("see logits of every position only where every token gets through", function()
-    local cache <close> = assert(model:cache { dtype = "f32", policy = pyramid.policy("pyramidinfer", { floor = 4, ratio = 0.5 }) })
+    local cache <close> = assert(model:cache { dtype = "f32",
+      policy = pyramid.policy("pyramidinfer", { floor = 4, ratio = 0.5 }) })
     local logits, message, code = cache:prefill(prompt(60), { all = true })
     assert.is_nil(logits)
     assert.equal("argument", code, message)
@@ -333,23 +364,28 @@ describe("policies at work", function()
   it("judge the same on any number of threads", function()
     local kept
     for threads = 1, 3 do
-      local own <close> = assert(pyramid.model(helper.fixture "families/llama-gqa-llama3", { threads = threads }))
+      local own <close> = assert(pyramid.model(helper.fixture "families/llama-gqa-llama3",
+        { threads = threads }))
       local rows = {}
       for _, name in ipairs(policy.list()) do
         local cache <close> = assert(own:cache { policy = name, dtype = "f16" })
         local logits = assert(cache:prefill(prompt(300)))
         for i = 1, 20 do logits = assert(cache:step(i)) end
         rows[name] = { logits:tostring() }
-        for layer = 1, own.config.layers do table.insert(rows[name], table.concat(cache:positions(layer, 2), " ")) end
+        for layer = 1, own.config.layers do
+          table.insert(rows[name], table.concat(cache:positions(layer, 2), " "))
+        end
       end
       kept = kept or rows
       assert.same(kept, rows)
     end
   end)
 
-  it("track anew with each prompt: how it was cut does not matter to queries that no longer count", function()
+  it("track anew with each prompt: how it was cut does not matter to queries that no longer count",
+    function()
     local recent = { name = "recent",
-      trigger = function() return { every = 16, window = 8, track = score.attention { queries = 24 } } end,
+      trigger = function() return { every = 16, window = 8,
+        track = score.attention { queries = 24 } } end,
       decode = function() return { keep = 60 } end }
     local ids, kept = prompt(120), {}
     for parts = 1, 2 do

@@ -9,7 +9,9 @@ describe("pyramid_plus", function()
 
   local function rows_of(p, tokens)
     local rows, sum = {}, 0
-    for i, layer in ipairs(policy.forecast(p, config, tokens)) do rows[i], sum = layer.rows, sum + layer.rows end
+    for i, layer in ipairs(policy.forecast(p, config, tokens)) do
+      rows[i], sum = layer.rows, sum + layer.rows
+    end
     return rows, sum / (tokens * config.layers)
   end
 

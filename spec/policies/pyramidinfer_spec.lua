@@ -1,4 +1,5 @@
--- PyramidInfer keeps the rows that a plain oracle keeps (scripts/maker/oracle/pyramidinfer.py), in prefill and in generation.
+-- PyramidInfer keeps the rows that a plain oracle keeps (scripts/maker/oracle/pyramidinfer.py), in
+-- prefill and in generation.
 local helper = require "spec.helper"
 local pyramid = require "pyramid"
 
@@ -36,7 +37,8 @@ for _, name in ipairs { "mha", "gqa" } do
     end
 
     local function new_cache(options)
-      return assert(model:cache { policy = assert(pyramid.policy("pyramidinfer", options)), dtype = "f32" })
+      return assert(model:cache { policy = assert(pyramid.policy("pyramidinfer", options)),
+        dtype = "f32" })
     end
 
     for _, case in ipairs(golden.cases) do
@@ -48,7 +50,8 @@ for _, name in ipairs { "mha", "gqa" } do
       end)
 
       if case.generate then
-        it(("keeps them for %d tokens more: %s, %d tokens"):format(#case.generate.ids, case.setting, case.count), function()
+        it(("keeps them for %d tokens more: %s, %d tokens"):format(#case.generate.ids,
+          case.setting, case.count), function()
           local cache <close> = new_cache(case.options)
           local logits, at = assert(cache:prefill(prompt_of(case))), {}
           for _, step in ipairs(case.generate.steps) do at[step.step] = step.logits end
@@ -69,7 +72,8 @@ for _, name in ipairs { "mha", "gqa" } do
       return helper.slice(golden.pool, 100 * i, 100 * i + lengths[i] - 1)
     end
 
-    -- One sequence alone: the cache, the ids picked after the prefill and each step, and the logits then.
+    -- One sequence alone: the cache, the ids picked after the prefill and each step, and the logits
+    -- then.
     local function single(ids, options, count)
       local cache = new_cache(options)
       local logits = assert(cache:prefill(ids))
@@ -82,8 +86,10 @@ for _, name in ipairs { "mha", "gqa" } do
     end
 
     for _, setting in ipairs { {}, { mode = "paper", floor = 16, ratio = 0.6, recent = 0.1 } } do
-      it(("treats seven ragged sequences as seven alone: mode %s"):format(setting.mode or "code"), function()
-        local batch = assert(model:batch { policy = assert(pyramid.policy("pyramidinfer", setting)), dtype = "f32" })
+      it(("treats seven ragged sequences as seven alone: mode %s"):format(setting.mode or "code"),
+        function()
+        local batch = assert(model:batch { policy = assert(pyramid.policy("pyramidinfer",
+          setting)), dtype = "f32" })
         local alone, number, taken = {}, {}, {}
         local function join(i)
           number[assert(batch:add(prompt(i)))], taken[i] = i, 0
@@ -96,8 +102,10 @@ for _, name in ipairs { "mha", "gqa" } do
             local i = number[handle]
             taken[i] = taken[i] + 1
             alone[i] = alone[i] or single(prompt(i), setting, steps + (i <= 4 and 5 or 0))
-            assert.equal(alone[i].ids[taken[i]], logits:argmax(), ("sequence %d, token %d"):format(i, taken[i]))
-            helper.assert_near(logits, alone[i].logits[taken[i]], ("sequence %d, token %d"):format(i, taken[i]))
+            assert.equal(alone[i].ids[taken[i]], logits:argmax(),
+              ("sequence %d, token %d"):format(i, taken[i]))
+            helper.assert_near(logits, alone[i].logits[taken[i]],
+              ("sequence %d, token %d"):format(i, taken[i]))
           end
         end
         for handle, i in pairs(number) do

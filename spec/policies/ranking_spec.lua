@@ -1,5 +1,5 @@
--- Which queries count where rows are ranked: behind hidden pruning, over several prompts, in layers whose keys were compacted;
--- and scores that ask for what is not tracked.
+-- Which queries count where rows are ranked: behind hidden pruning, over several prompts, in layers
+-- whose keys were compacted; and scores that ask for what is not tracked.
 local helper = require "spec.helper"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
@@ -12,8 +12,9 @@ local folder, models = shell.folder(), {}
 setup(function()
   for kind, kv_heads in pairs { MHA = 4, GQA = 2 } do
     local path = folder .. "/" .. kind
-    assert(random_model.write(path, { dtype = "f32", seed = 4, shape = { layers = 3, width = 32, heads = 4, kv_heads = kv_heads,
-      ff = 48, vocab = 272, context = 512 } }))
+    assert(random_model.write(path, { dtype = "f32", seed = 4,
+      shape = { layers = 3, width = 32, heads = 4, kv_heads = kv_heads, ff = 48, vocab = 272,
+        context = 512 } }))
     models[kind] = assert(pyramid.model(path, { threads = 2 }))
   end
 end)
@@ -49,16 +50,20 @@ end
 describe("attention of the last queries", function()
   it("is that of the last which reach the layer, and its mean is over as many", function()
     local seen = {}
-    local look = watching({ mean = score.attention { queries = 6 }, sum = score.attention { queries = 6, reduce = "sum" },
-      ramp = score.attention { queries = 6, ramp = 2 }, more = score.attention { queries = 50 } }, seen)
-    local cache <close> = assert(models.GQA:cache { dtype = "f32", policy = { name = "sparse", prefill = function(_, l)
+    local look = watching({ mean = score.attention { queries = 6 },
+      sum = score.attention { queries = 6, reduce = "sum" },
+        ramp = score.attention { queries = 6, ramp = 2 },
+          more = score.attention { queries = 50 } }, seen)
+    local cache <close> = assert(models.GQA:cache { dtype = "f32",
+      policy = { name = "sparse", prefill = function(_, l)
       if l.index == 1 then return { keep = 15, score = score.random(3), prune = "hidden" } end
       return { keep = l.rows - 1, share = "head", score = look }
     end } })
     assert(cache:prefill(prompt(90)))
     for head = 1, 2 do
       local lane = seen[2][head]
-      assert.is_true(#lane.positions == 15 and lane.positions[10] < 89 - 6)     -- the last six positions are not all there
+      -- the last six positions are not all there
+      assert.is_true(#lane.positions == 15 and lane.positions[10] < 89 - 6)
       assert.near(1, sum(lane.mean), 1e-5)                          -- each query gives 1 in all
       assert.near(6, sum(lane.sum), 1e-5)
       assert.near(1.5, sum(lane.ramp), 1e-5)
@@ -71,8 +76,10 @@ describe("history over several prompts", function()
   local function reading(seen, heads, decay)
     return policy { name = "reading", prefill = function(_, l)
       return { keep = l.rows - 1, guard = { last = 1 }, share = "head",
-        score = watching({ most = score.history { heads = heads, decay = decay }, mean = score.history {} }, seen) }
-    end, trigger = function() return { every = 50, track = score.history() } end, decode = function() end }
+        score = watching({ most = score.history { heads = heads, decay = decay },
+          mean = score.history {} }, seen) }
+    end, trigger = function() return { every = 50, track = score.history() } end,
+      decode = function() end }
   end
 
   it("counts what earlier prompts gave, also under the maximum over heads", function()
@@ -85,15 +92,17 @@ describe("history over several prompts", function()
   end)
 
   it("refuses what they did not leave, by name", function()
-    for said_so, case in pairs { ["wants history{heads=max}, of which earlier prompts left the mean"] = { "max" },
-      ["ranks by history of another decay than the trigger tracks"] = { "mean", 0.5 } } do
+    for said_so, case in pairs {
+      ["wants history{heads=max}, of which earlier prompts left the mean"] = { "max" },
+        ["ranks by history of another decay than the trigger tracks"] = { "mean", 0.5 } } do
       local p = reading({}, case[1], case[2])
       local cache <close> = assert(models.GQA:cache { dtype = "f32", policy = p })
       assert(cache:prefill(prompt(40)))
       local logits, message, code = cache:prefill(prompt(10, 40))
       assert.is_nil(logits)
       assert.equal("policy", code)
-      assert.truthy(message:find("policy reading, layer 1, prefill: score " .. said_so, 1, true), message)
+      assert.truthy(message:find("policy reading, layer 1, prefill: score " .. said_so, 1, true),
+        message)
       assert.equal(40, cache:tokens())
     end
   end)
@@ -103,20 +112,24 @@ describe("scores in generation", function()
   it("must be what the trigger tracks, ramp and decay among it", function()
     local ramped, faded = score.attention { queries = 4, ramp = 2 }, score.history { decay = 0.9 }
     for said_so, case in pairs {
-      ["ranks by attention of another ramp than the trigger tracks"] = { ramped, score.attention { queries = 4 } },
+      ["ranks by attention of another ramp than the trigger tracks"] = { ramped,
+        score.attention { queries = 4 } },
       ["ranks by history of another decay than the trigger tracks"] = { faded, score.history() },
       ["takes a maximum over queries, which cannot be tracked"] = { ramped,
         score.attention { queries = 4, ramp = 2, reduce = "max" } },
-      ["ranks by attention that the trigger does not track"] = { ramped, score.attention { queries = 5, ramp = 2 } },
+      ["ranks by attention that the trigger does not track"] = { ramped,
+        score.attention { queries = 5, ramp = 2 } },
     } do
-      local p = policy { name = "other", trigger = function() return { every = 1, track = case[1] } end,
+      local p = policy { name = "other", trigger = function() return { every = 1,
+        track = case[1] } end,
         decode = function() return { keep = 10, score = 2 * case[2] } end }
       local cache <close> = assert(models.GQA:cache { dtype = "f32", policy = p })
       assert(cache:prefill(prompt(20)))
       local logits, message, code = cache:step(1)
       assert.is_nil(logits)
       assert.equal("policy", code)
-      assert.truthy(message:find("policy other, layer 1, decode: score " .. said_so, 1, true), message)
+      assert.truthy(message:find("policy other, layer 1, decode: score " .. said_so, 1, true),
+        message)
       assert.equal(20, cache:tokens())
     end
   end)
@@ -126,7 +139,8 @@ describe("layers whose keys are compacted", function()
   it("are so only once a row has gone", function()
     local logits = {}
     for _, rotate in ipairs { "keep", "compact" } do
-      local cache <close> = assert(models.GQA:cache { dtype = "f32", policy = { name = "whole", prefill = function(_, l)
+      local cache <close> = assert(models.GQA:cache { dtype = "f32",
+        policy = { name = "whole", prefill = function(_, l)
         if l.index == 1 then return { keep = 20, score = score.random(1), prune = "hidden" } end
         return { mass = 1, score = score.const(1), rotate = rotate }           -- which takes all
       end } })
@@ -138,16 +152,21 @@ describe("layers whose keys are compacted", function()
   end)
 
   it("expect attention from queries as they were turned there", function()
-    local function expecting(seen, sinks) return watching({ e = score.expected { future = 8, sinks = sinks } }, seen) end
+    local function expecting(seen, sinks)
+      return watching({ e = score.expected { future = 8, sinks = sinks } }, seen)
+    end
     local short, whole = {}, {}
-    local cache <close> = assert(models.GQA:cache { dtype = "f32", policy = { name = "turned", prefill = function(_, l)
+    local cache <close> = assert(models.GQA:cache { dtype = "f32",
+      policy = { name = "turned", prefill = function(_, l)
       if l.past == 0 then return { keep = 10, rotate = "compact" } end
       return { keep = l.rows - 1, score = expecting(short, 0) }
     end } })
     assert(cache:prefill(prompt(40)))
     assert(cache:prefill(prompt(20, 40)))
-    -- In the first layer a key is its token's, turned to its place: as if the ten rows and the prompt were all there is.
-    local fresh <close> = assert(models.GQA:cache { dtype = "f32", policy = { name = "fresh", prefill = function(_, l)
+    -- In the first layer a key is its token's, turned to its place: as if the ten rows and the
+    -- prompt were all there is.
+    local fresh <close> = assert(models.GQA:cache { dtype = "f32",
+      policy = { name = "fresh", prefill = function(_, l)
       return { keep = l.rows - 1, score = expecting(whole, 10) }
     end } })
     assert(fresh:prefill(prompt(30, 30)))

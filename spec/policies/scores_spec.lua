@@ -1,5 +1,6 @@
--- The score algebra at work: what its signals and operators give a lane, tables, functions, another cache's scores; and
--- programs and functions that misbehave. Single operations are in ops_signals_spec.lua and ops_scores_spec.lua.
+-- The score algebra at work: what its signals and operators give a lane, tables, functions, another
+-- cache's scores; and programs and functions that misbehave. Single operations are in
+-- ops_signals_spec.lua and ops_scores_spec.lua.
 local core = require "pyramid.core"
 local helper = require "spec.helper"
 local policy = require "pyramid.policy"
@@ -10,12 +11,15 @@ local vector = require "pyramid.vector"
 describe("scores", function()
   it("print as the expression that made them, and compare by it", function()
     for text, make in pairs {
-      ["key_similarity()"] = score.key_similarity, ["output_norm()"] = score.output_norm, ["place()"] = score.place,
+      ["key_similarity()"] = score.key_similarity, ["output_norm()"] = score.output_norm,
+        ["place()"] = score.place,
       ["expected{future=9, sinks=2, covariance=false, heads=max}"] = function()
         return score.expected { future = 9, sinks = 2, covariance = false, heads = "max" }
       end,
-      ["lag{lag=3, ranked=true}:softmax():chunk(5):top(7)"] = function() return score.lag { lag = 3 }:softmax():chunk(5):top(7) end,
-      ["(position() * ((place() * 0.5) + 1))"] = function() return score.position():ramp(1, 1.5) end,
+      ["lag{lag=3, ranked=true}:softmax():chunk(5):top(7)"] = function() return score.lag {
+        lag = 3 }:softmax():chunk(5):top(7) end,
+      ["(position() * ((place() * 0.5) + 1))"] = function() return score.position():ramp(1,
+        1.5) end,
     } do
       assert.equal(text, tostring(make()))
       assert.equal(make(), make())
@@ -26,7 +30,8 @@ describe("scores", function()
 
   it("of tables and functions equal only themselves", function()
     local function f() end
-    for _, make in ipairs { function() return score.table { 1, 2 } end, function() return score.custom(f) end } do
+    for _, make in ipairs { function() return score.table { 1, 2 } end,
+      function() return score.custom(f) end } do
       local one, other = make(), make()
       assert.equal(one, one)
       assert.equal(one + 1, one + 1)
@@ -42,11 +47,16 @@ describe("scores", function()
     local one = score.position()
     for i, f in ipairs {
       function() score.expected { future = 0 } end, function() score.expected { futur = 9 } end,
-      function() score.expected { sinks = -1 } end, function() score.expected { heads = "median" } end,
-      function() score.lag { lag = 0 } end, function() score.lag { lag = 1.5 } end, function() score.lag(128) end,
-      function() one:chunk(0) end, function() one:chunk(2.5) end, function() one:top(-1) end, function() one:ramp(1) end,
-      function() one:ramp(0 / 0, 1) end, function() score.table(7) end, function() score.table { by = "row", 1 } end,
-      function() score.table { 1, "x" } end, function() score.table { 1, nil, 3 } end, function() score.table { 1, x = 2 } end,
+      function() score.expected { sinks = -1 } end,
+        function() score.expected { heads = "median" } end,
+      function() score.lag { lag = 0 } end, function() score.lag { lag = 1.5 } end,
+        function() score.lag(128) end,
+      function() one:chunk(0) end, function() one:chunk(2.5) end, function() one:top(-1) end,
+        function() one:ramp(1) end,
+      function() one:ramp(0 / 0, 1) end, function() score.table(7) end,
+        function() score.table { by = "row", 1 } end,
+      function() score.table { 1, "x" } end, function() score.table { 1, nil, 3 } end,
+        function() score.table { 1, x = 2 } end,
       function() score.table { by = "head", 1 } end, function() score.table { { 1 } } end,
       function() score.table { by = "head", { 1, 2 }, { 1 } } end, function() score.custom(7) end,
       function() score.custom(print, { x = 7 }) end, function() score.custom(print, { one }) end,
@@ -94,16 +104,22 @@ describe("vectors", function()
     assert.equal(98, v:dot(v))
     assert.same({ 5, 11, 17 }, m:dot(vector { 1, 2 }):totable())
     assert.same({ 4, 9, 9 }, v:pool("max", 3):totable())
-    assert.same({ 2.5, 14 / 3, 6.5 }, { v:pool("avg", 3)[1], (v:pool("avg", 3)[2] * 3 + 0.5) // 1 / 3, v:pool("avg", 3)[3] })
+    assert.same({ 2.5, 14 / 3, 6.5 }, { v:pool("avg", 3)[1],
+      (v:pool("avg", 3)[2] * 3 + 0.5) // 1 / 3, v:pool("avg", 3)[3] })
   end)
 
   it("refuse what does not fit", function()
     for i, f in ipairs {
-      function() return v + vector { 1, 2 } end, function() return m + vector { { 1, 2, 3 } } end, function() return v + "x" end,
-      function() return v:dot(vector { 1 }) end, function() return m:dot(v) end, function() return v:slice(0) end,
-      function() return v:slice(1, 4) end, function() return v:slice(3, 1) end, function() return v:pool("max", 2) end,
-      function() return m:pool("max", 3) end, function() return v:sum "diagonals" end, function() return vector { 1, {} } end,
-      function() return vector { { 1 }, { 1, 2 } } end, function() return vector { {} } end, function() return vector(7) end,
+      function() return v + vector { 1, 2 } end, function() return m + vector { { 1, 2, 3 } } end,
+        function() return v + "x" end,
+      function() return v:dot(vector { 1 }) end, function() return m:dot(v) end,
+        function() return v:slice(0) end,
+      function() return v:slice(1, 4) end, function() return v:slice(3, 1) end,
+        function() return v:pool("max", 2) end,
+      function() return m:pool("max", 3) end, function() return v:sum "diagonals" end,
+        function() return vector { 1, {} } end,
+      function() return vector { { 1 }, { 1, 2 } } end, function() return vector { {} } end,
+        function() return vector(7) end,
       function() v[1] = 2 end, function() return v.x.y end,
     } do assert.is_false(pcall(f), "case " .. i) end
   end)
@@ -128,8 +144,10 @@ describe("scores at work", function()
   local function seen_by(inputs, given)
     given = given or {}
     local seen = {}
-    local cache <close> = assert(model:cache { dtype = given.dtype or "f32", policy = { name = "probe", prefill = function(_, l)
-      return { keep = 20, guard = { first = 2, last = 3 }, share = given.share or "head", score = score.custom(function(lane)
+    local cache <close> = assert(model:cache { dtype = given.dtype or "f32",
+      policy = { name = "probe", prefill = function(_, l)
+      return { keep = 20, guard = { first = 2, last = 3 }, share = given.share or "head",
+        score = score.custom(function(lane)
         seen[l.index] = seen[l.index] or {}
         local mine = { positions = lane.positions:totable(), rows = lane.rows }
         mine.keys, mine.values = lane.keys:totable(), lane.values:totable()
@@ -144,8 +162,9 @@ describe("scores at work", function()
 
   it("transform vectors of the judged rows", function()
     local base = score.key_norm()
-    local lane = seen_by { base = base, chunks = base:chunk(10), top = base:top(7), ramp = base:ramp(2, 4), place = score.place(),
-      soft = base:softmax(), all = base:top(100), none = base:top(0) }[2][1]
+    local lane = seen_by { base = base, chunks = base:chunk(10), top = base:top(7),
+      ramp = base:ramp(2, 4), place = score.place(), soft = base:softmax(), all = base:top(100),
+        none = base:top(0) }[2][1]
     assert.equal(55, lane.rows)
     assert.equal(2, lane.positions[1])
     assert.equal(56, lane.positions[55])
@@ -168,8 +187,8 @@ describe("scores at work", function()
 
   it("say the same as a function that spells them out, for every cache dtype", function()
     for _, dtype in ipairs { "f32", "f16", "bf16" } do
-      for layer, heads in ipairs(seen_by({ like = score.key_similarity(), norm = score.key_norm(), holds = score.value_norm() },
-        { dtype = dtype })) do
+      for layer, heads in ipairs(seen_by({ like = score.key_similarity(), norm = score.key_norm(),
+        holds = score.value_norm() }, { dtype = dtype })) do
         for head, lane in ipairs(heads) do
           local keys = vector(lane.keys)
           local anchor = (keys / keys:norm()):mean "columns"
@@ -185,23 +204,31 @@ describe("scores at work", function()
   end)
 
   it("average over lanes where heads share one set", function()
-    local each, all = seen_by { like = score.key_similarity() }, seen_by({ like = score.key_similarity() }, { share = "layer" })
+    local each, all = seen_by { like = score.key_similarity() },
+      seen_by({ like = score.key_similarity() }, { share = "layer" })
     for i = 1, 55 do
       local mean = 0.0
-      for head = 1, model.config.kv_heads do mean = mean + each[1][head].like[i] / model.config.kv_heads end
+      for head = 1, model.config.kv_heads do
+        mean = mean + each[1][head].like[i] / model.config.kv_heads
+      end
       assert.near(mean, all[1][1].like[i], 1e-6)
       assert.equal(all[1][1].like[i], all[1][2].like[i])
     end
-    local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "mean", prefill = function()
-      return { keep = 10, score = score.custom(function(lane) return lane.head == 1 and lane.positions or lane.positions * -3 end) }
+    local cache <close> = assert(model:cache { dtype = "f32",
+      policy = { name = "mean", prefill = function()
+      return { keep = 10, score = score.custom(function(lane) return lane.head == 1
+        and lane.positions or lane.positions * -3 end) }
     end } })
     assert(cache:prefill(prompt(60)))
-    for head = 1, model.config.kv_heads do assert.same({ 0, 1, 2 }, helper.slice(cache:positions(1, head), 1, 3)) end
+    for head = 1, model.config.kv_heads do
+      assert.same({ 0, 1, 2 }, helper.slice(cache:positions(1, head), 1, 3))
+    end
   end)
 
   it("expect attention the same however a prompt is cut into chunks", function()
     local few, many = {}, {}
-    for _, tokens in ipairs { 480, 505 } do              -- (chunks are of 512: one here; pieces of 256 are what is cut)
+    -- (chunks are of 512: one here; pieces of 256 are what is cut)
+    for _, tokens in ipairs { 480, 505 } do
       for _, to in ipairs { few, many } do
         to[tokens] = seen_by({ e = score.expected { future = 64 } }, { tokens = tokens })[3][2].e
       end
@@ -215,7 +242,8 @@ describe("scores at work", function()
   end)
 
   local function kept(s, given)
-    local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "table", prefill = function()
+    local cache <close> = assert(model:cache { dtype = "f32",
+      policy = { name = "table", prefill = function()
       return { keep = 10, score = s, share = given }
     end } })
     assert(cache:prefill(prompt(60)))
@@ -231,13 +259,16 @@ describe("scores at work", function()
     for i = 1, 50 do numbers[i] = 0 end
     collectgarbage()
     assert.same(best, (kept(s)))
-    assert.same({ 50, 51, 52, 53, 54, 55, 56, 57, 58, 59 }, (kept(-s - 1e-3)) and (kept(score.const(0) - s:top(50))))
-    assert.same(best, (kept(score.table(vector { table.unpack(seen_by { t = s }[1][1].t, 1, 0) } ) + s)))
+    assert.same({ 50, 51, 52, 53, 54, 55, 56, 57, 58, 59 },
+      (kept(-s - 1e-3)) and (kept(score.const(0) - s:top(50))))
+    assert.same(best, (kept(score.table(vector { table.unpack(seen_by { t = s }[1][1].t, 1, 0) } )
+      + s)))
     local heads = score.table { by = "head", { 0, 0 }, { 1, -1 } }
     local first, second = kept(score.position() * heads, "head")
     assert.equal(50, first[1])
     assert.equal(0, second[1])
-    first, second = kept(score.position() * score.table { by = "head", { 1 } }, "head")    -- layer 2 is beyond it
+    -- layer 2 is beyond it
+    first, second = kept(score.position() * score.table { by = "head", { 1 } }, "head")
     assert.same({ 0, 0 }, { first[1], second[1] })
   end)
 
@@ -278,12 +309,14 @@ describe("scores at work", function()
       { function() return { 1, 2 } end, "a sequence of 2 is not one number for each of 60 rows" },
       { function(lane) return lane.positions:slice(2) end, "a vector of 59" },
       { function(lane) return lane.keys end, "a matrix" },
-      { function(lane) local t = lane.positions:totable() t[9] = "x" return t end, "value 9 is a string" },
+      { function(lane) local t = lane.positions:totable() t[9] = "x" return t end,
+        "value 9 is a string" },
       { function(lane) return lane.kyes end, "no 'kyes'" },
       { function(lane) held = held or lane.positions return held * 2 end, "valid only while" },
     }
     local wanted
-    local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "naughty", prefill = function(_, l)
+    local cache <close> = assert(model:cache { dtype = "f32",
+      policy = { name = "naughty", prefill = function(_, l)
       return { keep = 20, share = "head", score = l.index == 2 and wanted or score.position() }
     end } })
     local function fails(case, message)
@@ -303,20 +336,23 @@ describe("scores at work", function()
     assert(cache:prefill(prompt(60)))
     local before = { cache:positions(1, 1), cache:positions(3, 2), cache:bytes(), cache:evicted() }
     fails({ function() error("later", 0) end, "later" }, "again")
-    assert.same(before, { cache:positions(1, 1), cache:positions(3, 2), cache:bytes(), cache:evicted() })
+    assert.same(before, { cache:positions(1, 1), cache:positions(3, 2), cache:bytes(),
+      cache:evicted() })
     assert(cache:step(1))
   end)
 
   it("end what they showed with the call, and give what was computed", function()
     local lane_kept, keys, input, own
-    local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "late", prefill = function()
+    local cache <close> = assert(model:cache { dtype = "f32",
+      policy = { name = "late", prefill = function()
       return { keep = 20, score = score.custom(function(lane)
         lane_kept, keys, input, own = lane, lane.keys, lane.seen, lane.seen * 2
         return own
       end, { seen = score.attention { queries = 4 } }) }
     end } })
     assert(cache:prefill(prompt(60)))
-    for _, f in ipairs { function() return keys[1] end, function() return #input end, function() return input + 1 end,
+    for _, f in ipairs { function() return keys[1] end, function() return #input end,
+      function() return input + 1 end,
       function() return lane_kept.values end, function() return lane_kept.positions:sum() end,
       function() return own + input end } do
       local ok, message = pcall(f)
@@ -329,7 +365,8 @@ describe("scores at work", function()
 
   it("may run other models and caches of their own", function()
     local other <close> = assert(model:cache { dtype = "f32" })
-    local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "deep", prefill = function()
+    local cache <close> = assert(model:cache { dtype = "f32",
+      policy = { name = "deep", prefill = function()
       return { keep = 20, score = score.custom(function(lane)
         assert(other:clear())
         assert(other:prefill(prompt(30)))
@@ -341,7 +378,8 @@ describe("scores at work", function()
     assert.equal(20, cache:rows(1))
     local own
     own = assert(model:cache { dtype = "f32", policy = { name = "self", prefill = function()
-      return { keep = 20, score = score.custom(function(lane) own:close() return lane.positions end) }
+      return { keep = 20, score = score.custom(function(
+        lane) own:close() return lane.positions end) }
     end } })
     local _, message, code = own:prefill(prompt(60))
     assert.equal("policy", code)
@@ -350,7 +388,8 @@ describe("scores at work", function()
   end)
 
   it("that only a prompt knows are refused in decode", function()
-    for said_so, s in pairs { ["expects attention"] = score.expected(), ["custom function"] = score.custom(function() end) } do
+    for said_so, s in pairs { ["expects attention"] = score.expected(),
+      ["custom function"] = score.custom(function() end) } do
       local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "late",
         trigger = function() return { every = 1 } end,
         decode = function() return { keep = 5, score = s } end } })
@@ -377,11 +416,13 @@ describe("scores at work", function()
     local sum = 0.0
     for layer = 1, model.config.layers do
       for head = 1, model.config.kv_heads do
-        sum = sum + cache:scores(score.key_norm(), { layer = layer, head = head })[60] / model.config.layers / model.config.kv_heads
+        sum = sum + cache:scores(score.key_norm(),
+          { layer = layer, head = head })[60] / model.config.layers / model.config.kv_heads
       end
     end
     assert.near(sum, mean[60], 1e-5)
-    for _, wrong in ipairs { score.attention(), score.expected(), score.custom(function() end), score.table { 1 } } do
+    for _, wrong in ipairs { score.attention(), score.expected(), score.custom(function() end),
+      score.table { 1 } } do
       local values, _, code = cache:scores(wrong)
       assert.is_nil(values)
       assert.equal("argument", code)
@@ -396,18 +437,23 @@ describe("scores at work", function()
     local n, queries = 120, 16
     local wanted = {}
     for i = 1, n do wanted[i] = 0.0 end
-    local probe <close> = assert(model:cache { dtype = "f32", policy = { name = "probe", prefill = function(_, l)
+    local probe <close> = assert(model:cache { dtype = "f32",
+      policy = { name = "probe", prefill = function(_, l)
       return { keep = l.rows - 1, share = "head", score = score.custom(function(lane)
-        for i, x in ipairs(lane.seen:totable()) do wanted[i] = wanted[i] + x / model.config.layers / model.config.kv_heads end
+        for i, x in ipairs(lane.seen:totable()) do
+          wanted[i] = wanted[i] + x / model.config.layers / model.config.kv_heads
+        end
         return lane.seen
       end, { seen = score.attention { queries = queries, reduce = "sum" } }) }
     end } })
     assert(probe:prefill(prompt(n)))
-    local draft <close> = assert(model:cache { dtype = "f32", policy = assert(pyramid.policy("guide", { queries = queries })) })
+    local draft <close> = assert(model:cache { dtype = "f32",
+      policy = assert(pyramid.policy("guide", { queries = queries })) })
     assert(draft:prefill(prompt(n)))
     assert.equal(n, draft:rows(1))
     -- The mean is over as many as are tracked, one more than the prompt's.
-    assert.is_true(helper.distance((assert(draft:scores()) * (queries + 1)):totable(), wanted) < 1e-5)
+    assert.is_true(helper.distance((assert(draft:scores()) * (queries + 1)):totable(),
+      wanted) < 1e-5)
 
     local by = score.from(draft)
     local given = { by = by, rows = 30, sinks = 2, recent = 5, kernel = 1 }
@@ -419,22 +465,25 @@ describe("scores at work", function()
     table.sort(expected)
     for prune, layer in pairs { cache = 3, both = 3 } do
       given.prune = prune
-      local cache <close> = assert(model:cache { dtype = "f32", policy = assert(pyramid.policy("guided", given)) })
+      local cache <close> = assert(model:cache { dtype = "f32",
+        policy = assert(pyramid.policy("guided", given)) })
       assert(cache:prefill(prompt(n)))
       assert.same(expected, cache:positions(layer, 2))
     end
     assert.is_false(pcall(score.from, probe, score.attention { queries = 3 }))
   end)
 
-  -- Any program is refused or runs; a sanitizer watches. Codes, parameters and numbers are drawn beyond what is legal.
+  -- Any program is refused or runs; a sanitizer watches. Codes, parameters and numbers are drawn
+  -- beyond what is legal.
   it("never run a program that is not sound", function()
     local function draw()
       local program = {}
       for i = 1, math.random(1, math.random() < 0.7 and 4 or 33) do
         local code = i == 1 and math.random(0, 6) or math.random(0, 24)
-        program[i] = string.pack("<BBBxi4f", code, math.random() < 0.8 and math.random(0, 2) or math.random(0, 255),
-          math.random(0, 3), ({ -1, 0, 1, 3, 5, 7, 64, 0x7fffffff, math.random(-9, 99) })[math.random(9)],
-          ({ 0, 1, -1, 0.5, 3, 2 ^ 30, 0 / 0, math.huge })[math.random(8)])
+        program[i] = string.pack("<BBBxi4f", code,
+          math.random() < 0.8 and math.random(0, 2) or math.random(0, 255), math.random(0, 3),
+            ({ -1, 0, 1, 3, 5, 7, 64, 0x7fffffff, math.random(-9, 99) })[math.random(9)],
+              ({ 0, 1, -1, 0.5, 3, 2 ^ 30, 0 / 0, math.huge })[math.random(8)])
       end
       return table.concat(program)
     end
@@ -447,7 +496,8 @@ describe("scores at work", function()
     local ran, refused = 0, 0
     for _ = 1, 1500 do
       local program = draw()
-      local bound = { { function(lane) return lane.positions end }, name = "fuzz", prefill = function()
+      local bound = { { function(lane) return lane.positions end }, name = "fuzz",
+        prefill = function()
         return 10, 1, 2, math.random(0, 2), 1, program, 0, math.random(0, 1) * 0.5, nil, 0
       end }
       bound[1] = { [3] = vector { 1, 2, 3 }, [7] = vector { { 1, 2 } },

@@ -1,5 +1,5 @@
--- pyramid.testing itself: runs that can be followed by hand, checks that find faults, assertions that say what is wrong.
--- That its runs are what the core does is what matrix_spec.lua shows.
+-- pyramid.testing itself: runs that can be followed by hand, checks that find faults, assertions
+-- that say what is wrong. That its runs are what the core does is what matrix_spec.lua shows.
 local helper = require "spec.helper"
 local policy = require "pyramid.policy"
 local score = require "pyramid.score"
@@ -8,7 +8,8 @@ local testing = require "pyramid.testing"
 
 -- A policy that keeps `keep` rows of a prompt under a plan with more fields.
 local function keeping(keep, more)
-  return policy { name = "keeping", doc = "for specs", defaults = { keep = keep }, prefill = function(o, l)
+  return policy { name = "keeping", doc = "for specs", defaults = { keep = keep },
+    prefill = function(o, l)
     local plan = { keep = math.min(o.keep, l.rows) }
     for key, value in pairs(more or {}) do plan[key] = value end
     return plan
@@ -18,16 +19,19 @@ end
 describe("testing.layer", function()
   it("is a shape with what is not given filled in", function()
     local l = testing.layer { index = 3, past = 10 }
-    assert.same({ 3, 8, 0.25, 256, 10, 266, 0, 266, 4, 2, 16 }, { l.index, l.layers, l.depth, l.prompt, l.past, l.rows, l.waiting,
-      l.tokens, l.heads, l.kv_heads, l.head_dim })
+    assert.same({ 3, 8, 0.25, 256, 10, 266, 0, 266, 4, 2, 16 },
+      { l.index, l.layers, l.depth, l.prompt, l.past, l.rows, l.waiting, l.tokens, l.heads,
+        l.kv_heads, l.head_dim })
     assert.error_matches(function() testing.layer { layer = 3 } end, "unknown option 'layer'")
   end)
 end)
 
 describe("testing.run", function()
   it("keeps what is looked at, within guards that take no part in it", function()
-    local p = keeping(6, { guard = { first = 1, last = 2 }, score = score.attention { queries = 1 } })
-    local run = testing.run(p, { prompt = 12, layers = 2, heads = 1, attention = { [0] = 0, [4] = 9, [7] = 5, [11] = 100 } })
+    local p = keeping(6, { guard = { first = 1, last = 2 },
+      score = score.attention { queries = 1 } })
+    local run = testing.run(p, { prompt = 12, layers = 2, heads = 1,
+      attention = { [0] = 0, [4] = 9, [7] = 5, [11] = 100 } })
     assert.keeps(run, { 0, 1, 4, 7, 10, 11 })                       -- of equal rows the lower
     assert.keeps(run[2], { 0, 1, 4, 7, 10, 11 })
     assert.keeps(run[2][1], { 0, 1, 4, 7, 10, 11 })
@@ -36,19 +40,22 @@ describe("testing.run", function()
 
   it("lets heads differ where they share nothing", function()
     local p = keeping(2, { share = "head", score = score.attention {} })
-    local run = testing.run(p, { prompt = 8, layers = 1, heads = 2, attention = function(_, head, _, position)
+    local run = testing.run(p, { prompt = 8, layers = 1, heads = 2,
+      attention = function(_, head, _, position)
       return position == head and 50 or 1
     end })
     assert.keeps(run[1][1], { 0, 1 })
     assert.keeps(run[1][2], { 0, 2 })
-    run = testing.run(keeping(3, { score = score.attention { heads = "max" } }), { prompt = 8, layers = 1, heads = 2,
+    run = testing.run(keeping(3, { score = score.attention { heads = "max" } }),
+      { prompt = 8, layers = 1, heads = 2,
       attention = function(_, head, _, position) return position == head and 50 or 1 end })
     assert.keeps(run, { 0, 1, 2 })
   end)
 
   it("passes survivors on where hidden states are pruned", function()
     local p = keeping(4, { prune = "hidden", score = score.attention {} })
-    local run = testing.run(p, { prompt = 10, layers = 3, heads = 1, attention = { [3] = 9, [5] = 9 } })
+    local run = testing.run(p, { prompt = 10, layers = 3, heads = 1,
+      attention = { [3] = 9, [5] = 9 } })
     assert.keeps(run[1], { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 })
     assert.keeps(run[2], { 0, 3, 5, 9 })
     assert.keeps(run[3], { 0, 3, 5, 9 })
@@ -64,44 +71,51 @@ describe("testing.run", function()
     local seen = {}
     local run = testing.run(p, { prompt = 6, steps = 8, layers = 1, heads = 1,
       watch = function(now, step) seen[step] = now:rows(1) end,
-      attention = function(_, _, query, position) return position == (query < 10 and 5 or 8) and 20 or 1 end })
+      attention = function(_, _, query, position) return position == (query < 10 and 5 or 8) and 20
+        or 1 end })
     assert.same({ [0] = 6, 7, 8, 9, 5, 6, 7, 8, 5 }, seen)
     assert.equal(2, #run.fired)
-    assert.keeps(run, { 0, 1, 8, 12, 13 })                          -- what was given to 5 no longer counts
+    assert.keeps(run, { 0, 1, 8, 12, 13 })  -- what was given to 5 no longer counts
   end)
 
   it("ranks by keys and values, as lengths or as vectors", function()
-    local by_value, by_key = keeping(1, { score = score.value_norm() }), keeping(1, { score = -score.key_norm() })
+    local by_value, by_key = keeping(1, { score = score.value_norm() }),
+      keeping(1, { score = -score.key_norm() })
     assert.keeps(by_value, { 4 }, { prompt = 9, values = { [4] = -2 } })
     assert.keeps(by_key, { 6 }, { prompt = 9, keys = function(_, _, position)
       return position == 6 and { 0.1, 0.2 } or { 3, 4 }
     end })
   end)
 
-  it("lets heads compete for one budget, and counts rows by the share of scores that they hold", function()
-    local values = function(_, head, position) return head == 1 and position < 5 and 10 or 1 + position / 100 end
-    local run = testing.run(keeping(4, { share = "pool", least = 2, guard = { last = 1 }, score = score.value_norm() }),
-      { prompt = 9, layers = 1, heads = 2, values = values })
+  it("lets heads compete for one budget, and counts rows by the share of scores that they hold",
+    function()
+    local values = function(_, head, position) return head == 1 and position < 5 and 10
+      or 1 + position / 100 end
+    local run = testing.run(keeping(4, { share = "pool", least = 2, guard = { last = 1 },
+      score = score.value_norm() }), { prompt = 9, layers = 1, heads = 2, values = values })
     assert.keeps(run[1][1], { 0, 1, 2, 3, 4, 8 })
     assert.keeps(run[1][2], { 7, 8 })
     run = testing.run(keeping(9, { share = "head", mass = 0.5, score = score.value_norm() }),
       { prompt = 9, layers = 1, heads = 2, values = values })
     assert.keeps(run[1][1], { 0, 1, 2 })                            -- 30 of 54.26
     assert.keeps(run[1][2], { 4, 5, 6, 7, 8 })
-    run = testing.run(keeping(9, { keep = { 2, 3 }, share = "head" }), { prompt = 9, layers = 1, heads = 2 })
+    run = testing.run(keeping(9, { keep = { 2, 3 }, share = "head" }),
+      { prompt = 9, layers = 1, heads = 2 })
     assert.keeps(run[1][1], { 7, 8 })
     assert.keeps(run[1][2], { 6, 7, 8 })
   end)
 
   it("merges losers into the most similar survivor, and ranks by what they became", function()
-    local p = policy { name = "merging", prefill = function() return { keep = 3, merge = { threshold = 0.5 } } end,
+    local p = policy { name = "merging", prefill = function() return { keep = 3,
+      merge = { threshold = 0.5 } } end,
       trigger = function() return { every = 1, window = 1 } end,
       decode = function() return { keep = 2, score = score.value_norm() } end }
     local run = testing.run(p, { prompt = 6, steps = 1, layers = 1, heads = 1,
-      keys = function(_, _, position) return position % 3 == 1 and { 0, 1 } or position == 5 and { -1, -1 } or { 1, 0 } end,
+      keys = function(_, _, position) return position % 3 == 1 and { 0, 1 } or position == 5
+        and { -1, -1 } or { 1, 0 } end,
       values = { [1] = 9, [0] = 2, [2] = 1, [3] = 3, [4] = 1, [5] = 4 } })
     assert.keeps(run.prefill[1][1], { 3, 4, 5 })
-    assert.keeps(run[1][1], { 4, 6 })                               -- 4 and 1 hold (1 + 9) / 2; 3, 0 and 2 hold 2
+    assert.keeps(run[1][1], { 4, 6 })  -- 4 and 1 hold (1 + 9) / 2; 3, 0 and 2 hold 2
   end)
 
   it("tells original positions where keys are rotated to their places", function()
@@ -115,7 +129,8 @@ describe("testing.run", function()
       end })
     assert.keeps(run.prefill[1], { 0, 1, 2, 3, 14, 15, 16, 17, 18, 19 })
     assert.is_false(places[20])
-    run = testing.run(assert(policy.load("streaming", { rotate = true })), { prompt = 20, steps = 2, layers = 1, heads = 1,
+    run = testing.run(assert(policy.load("streaming", { rotate = true })),
+      { prompt = 20, steps = 2, layers = 1, heads = 1,
       attend = function(_, _, query, positions, held)
         if query > 19 then places[query] = held.compact end
         return table.move(positions, 1, #positions, 1, {})
@@ -127,12 +142,17 @@ describe("testing.run", function()
   it("ranks by tables, functions and what queries to come should look at", function()
     local how = { prompt = 8, layers = 2, heads = 2, kv_heads = 1 }
     assert.keeps(keeping(2, { score = score.table { 0, 0, 7, 0, 0, 8 } }), { 2, 5 }, how)
-    local by_key = score.custom(function(lane) return lane.keys:norm() * lane.twice end, { twice = score.const(2) })
-    how.keys = function(_, _, position) return position == 4 and { 3, 0 } or position == 6 and { 0, 4 } or { 1, 0 } end
+    local by_key = score.custom(function(lane) return lane.keys:norm() * lane.twice end,
+      { twice = score.const(2) })
+    how.keys = function(_, _, position) return position == 4 and { 3, 0 } or position == 6
+      and { 0, 4 } or { 1, 0 } end
     assert.keeps(keeping(2, { score = by_key }), { 4, 6 }, how)
-    local expected = keeping(2, { score = score.expected { sinks = 3, future = 5, covariance = false } })
-    assert.error_matches(function() testing.run(expected, how) end, "not simulated: expected attention, unless `expected` is given")
-    assert.error_matches(function() testing.run(keeping(2, { score = score.output_norm() }), how) end, "unless `outputs` is given")
+    local expected = keeping(2, { score = score.expected { sinks = 3, future = 5,
+      covariance = false } })
+    assert.error_matches(function() testing.run(expected, how) end,
+      "not simulated: expected attention, unless `expected` is given")
+    assert.error_matches(function() testing.run(keeping(2, { score = score.output_norm() }),
+      how) end, "unless `outputs` is given")
     local asked
     how.expected = function(_, _, keys, given)
       asked = given
@@ -145,7 +165,8 @@ describe("testing.run", function()
     assert.same({ queries = { 3, 4, 5, 6, 7 }, next = 8, future = 5, covariance = false }, asked)
     how.values = { [1] = 5, [2] = 4 }
     assert.keeps(keeping(2, { score = score.output_norm() }), { 1, 2 }, how)
-    assert.error_matches(function() testing.run(keeping(2, { score = score.custom(function() error("boom", 0) end) }), how) end,
+    assert.error_matches(function() testing.run(keeping(2,
+      { score = score.custom(function() error("boom", 0) end) }), how) end,
       "policy keeping, layer 1, prefill: boom")
   end)
 
@@ -159,17 +180,23 @@ describe("testing.run", function()
     local how = { prompt = 50, heads = 4, kv_heads = 2 }
     local p = policy.load("snapkv", { window = 4 })
     assert.same(testing.run(p, how), testing.run(p, how))
-    assert.not_same(testing.run(p, how), testing.run(p, { prompt = 50, heads = 4, kv_heads = 2, seed = 5 }))
+    assert.not_same(testing.run(p, how), testing.run(p,
+      { prompt = 50, heads = 4, kv_heads = 2, seed = 5 }))
   end)
 
-  it("raises what a cache would say of a policy that misbehaves, and of what is not simulated", function()
+  it("raises what a cache would say of a policy that misbehaves, and of what is not simulated",
+    function()
     for pattern, p in pairs {
       ["policy keeping, layer 1, prefill: keep is less than 1"] = keeping(0),
-      ["policy keeping, layer 1, prefill: share must be \"layer\" where"] = keeping(5, { share = "head", prune = "hidden" }),
-      ["policy keeping, layer 1, prefill: keep is a list, which needs share"] = keeping(9, { keep = { 2, 2 } }),
+      ["policy keeping, layer 1, prefill: share must be \"layer\" where"] = keeping(5,
+        { share = "head", prune = "hidden" }),
+      ["policy keeping, layer 1, prefill: keep is a list, which needs share"] = keeping(9,
+        { keep = { 2, 2 } }),
       ["policy keeping, layer 1, prefill: least needs mass or share"] = keeping(5, { least = 2 }),
-      ["policy keeping, layer 1, prefill: least is more than keep"] = keeping(5, { least = 6, mass = 0.5 }),
-      ["policy keeping, layer 1, prefill: rotate \"compact\" needs share"] = keeping(5, { share = "head", rotate = "compact" }),
+      ["policy keeping, layer 1, prefill: least is more than keep"] = keeping(5,
+        { least = 6, mass = 0.5 }),
+      ["policy keeping, layer 1, prefill: rotate \"compact\" needs share"] = keeping(5,
+        { share = "head", rotate = "compact" }),
       ["policy keeping, layer 1, prefill: plan.kep is not a field"] = keeping(5, { kep = 5 }),
     } do
       assert.error_matches(function() testing.run(p) end, pattern)
@@ -179,13 +206,17 @@ describe("testing.run", function()
     assert.error_matches(function() testing.run(untracked, { steps = 1 }) end,
       "policy untracked, layer 1, decode: score ranks by attention that the trigger does not track")
     local scores = require "pyramid.testing.scores"
-    assert.error_matches(function() scores.evaluate(string.pack("<BBBxi4f", 200, 0, 0, 0, 0), {}) end,
+    assert.error_matches(function() scores.evaluate(string.pack("<BBBxi4f", 200, 0, 0, 0, 0),
+      {}) end,
       "not simulated: the score operation 'code 200'")
-    assert.error_matches(function() testing.run("snapkv", { prompt = 40, attention = { a = 1 } }) end, "'a' is no position")
+    assert.error_matches(function() testing.run("snapkv",
+      { prompt = 40, attention = { a = 1 } }) end, "'a' is no position")
     assert.error_matches(function()
-      testing.run(keeping(5, { score = score.attention {} }), { attention = function() return -1 end })
+      testing.run(keeping(5, { score = score.attention {} }),
+        { attention = function() return -1 end })
     end, "attention at layer 1, head 1, query 0, position 0 is %-1, not a number")
-    assert.error_matches(function() testing.run("snapkv", { heads = 3, kv_heads = 2 }) end, "3 heads cannot share 2 KV heads")
+    assert.error_matches(function() testing.run("snapkv", { heads = 3, kv_heads = 2 }) end,
+      "3 heads cannot share 2 KV heads")
     assert.error_matches(function() testing.run("snapvk") end, "unknown policy 'snapvk'")
   end)
 end)
@@ -196,7 +227,8 @@ describe("assertions", function()
   it("draw what was kept and what was wanted", function()
     local ok, message = pcall(assert.keeps, run, { 0, 4, 5 })
     assert.is_false(ok)
-    assert.truthy(tostring(message):find("-··+## layer 1, head 1 keeps 3-5", 1, true), tostring(message))
+    assert.truthy(tostring(message):find("-··+## layer 1, head 1 keeps 3-5", 1, true),
+      tostring(message))
     assert.truthy(tostring(message):find("should keep 0 4-5", 1, true))
   end)
 
@@ -215,12 +247,14 @@ describe("assertions", function()
     local ok, message = pcall(assert.budget, policy.from(keeping(100), 2), 0.5)
     assert.is_false(ok)
     assert.truthy(tostring(message):find("keeps 21.2 % of the rows", 1, true), tostring(message))
-    assert.truthy(tostring(message):find("layer  1 " .. ("#"):rep(40) .. "  1000 of 1000", 1, true), tostring(message))
+    assert.truthy(tostring(message):find("layer  1 " .. ("#"):rep(40) .. "  1000 of 1000", 1,
+      true), tostring(message))
   end)
 
   it("say what they want where they get something else", function()
     assert.error_matches(function() assert.keeps(run, 3) end, "a list of positions")
-    assert.error_matches(function() assert.keeps(5, {}) end, "a run, a layer of it, a lane or a policy is wanted")
+    assert.error_matches(function() assert.keeps(5, {}) end,
+      "a run, a layer of it, a lane or a policy is wanted")
     assert.error_matches(function() assert.budget("snapvk", 0.5) end, "unknown policy 'snapvk'")
   end)
 end)
@@ -228,7 +262,8 @@ end)
 describe("testing.check", function()
   -- A sound policy but for what `more` replaces.
   local function with(more)
-    local d = { name = "fine", doc = "keeps half", defaults = { ratio = 0.5 }, limits = { ratio = { 0, 1 } },
+    local d = { name = "fine", doc = "keeps half", defaults = { ratio = 0.5 },
+      limits = { ratio = { 0, 1 } },
       prefill = function(o, l) return { keep = math.max(1, math.floor(o.ratio * l.rows)) } end }
     for key, value in pairs(more) do d[key] = value end
     return policy(d)
@@ -253,11 +288,14 @@ describe("testing.check", function()
   end)
 
   it("finds shapes and options at which plans are not valid", function()
-    local _, message = testing.check(with { prefill = function(o, l) return { keep = math.floor(o.ratio * l.rows) } end })
-    assert.matches("keep is less than 1 %(1 layers, 4 KV heads, a prompt of 1 on 0 rows, and %d+ shapes more%)", message)
+    local _, message = testing.check(with { prefill = function(o,
+      l) return { keep = math.floor(o.ratio * l.rows) } end })
+    assert.matches("keep is less than 1 %(1 layers, 4 KV heads, a prompt of 1 on 0 rows, and %d+ "
+      .. "shapes more%)", message)
     _, message = testing.check(with { prefill = function() return { keep = 64 } end })
     assert.matches("keep asks for more rows than there are", message)
-    _, message = testing.check(with { prefill = function(o, l) return { keep = math.ceil(o.ratio * l.rows) } end })
+    _, message = testing.check(with { prefill = function(o,
+      l) return { keep = math.ceil(o.ratio * l.rows) } end })
     assert.matches("ratio=0: policy fine, layer 1, prefill: keep is less than 1", message)
     _, message = testing.check(with { presets = { big = { ratio = 2 } } })
     assert.matches("option 'ratio' is 2", message)
@@ -267,7 +305,8 @@ describe("testing.check", function()
   end)
 
   it("wants a doc and a file's name", function()
-    local _, message = testing.check(policy { name = "bare", prefill = function() end }, { name = "other" })
+    local _, message = testing.check(policy { name = "bare", prefill = function() end },
+      { name = "other" })
     assert.matches("problem: it has no doc", message)
     assert.matches("note: it has no defaults", message)                  -- legal, and better known
     assert.matches("its name should be 'other'", message)
@@ -276,7 +315,8 @@ describe("testing.check", function()
   end)
 
   it("takes a policy without defaults", function()
-    local report = assert(testing.check { name = "half", doc = "every half", prefill = function(_, l)
+    local report = assert(testing.check { name = "half", doc = "every half",
+      prefill = function(_, l)
       return { keep = (l.rows + 1) // 2 }
     end })
     assert.is_false(report.keeps_everything)
@@ -295,10 +335,11 @@ describe("testing.check", function()
       return { keep = { l.rows, (l.rows + 1) // 2, 1 }, share = "head" }
     end }
     assert.matches("made for 6 layers of 3", select(2, testing.check(own)))
-    local report = assert(testing.check(own, { config = { layers = 6, heads = 9, kv_heads = 3, head_dim = 64 } }))
+    local report = assert(testing.check(own, { config = { layers = 6, heads = 9, kv_heads = 3,
+      head_dim = 64 } }))
     assert.is_true(report.plans > 100)
-    assert.matches("made for 6 layers", select(2, testing.check(own, { config = { layers = 5, heads = 9, kv_heads = 3,
-      head_dim = 64 } })))
+    assert.matches("made for 6 layers", select(2,
+      testing.check(own, { config = { layers = 5, heads = 9, kv_heads = 3, head_dim = 64 } })))
   end)
 
   it("says so of a policy that keeps everything", function()
@@ -311,9 +352,10 @@ describe("testing.check", function()
 
   it("holds a policy to budgets that fall with depth, where that is claimed", function()
     assert(testing.check(with {}, { falls = true }))
-    local rising = with { prefill = function(_, l) return { keep = math.ceil((0.5 + l.depth / 2) * l.rows) } end }
-    assert.matches("should fall or hold with depth, but layer 2 of 2 keeps 150 rows, and the one before 100",
-      select(2, testing.check(rising, { falls = true })))
+    local rising = with { prefill = function(_,
+      l) return { keep = math.ceil((0.5 + l.depth / 2) * l.rows) } end }
+    assert.matches("should fall or hold with depth, but layer 2 of 2 keeps 150 rows, and the one "
+      .. "before 100", select(2, testing.check(rising, { falls = true })))
   end)
 
   it("checks a folder, and names the file", function()

@@ -1,7 +1,7 @@
 -- Blocks of the types that models hold only converted, with their values: straight from the
--- definitions (core/base/dtype.c states them), one value at a time and in doubles. Each value is exact in
--- a double, or a difference that rounds once, so that packing it as a float gives what a float's
--- arithmetic does.
+-- definitions (core/base/dtype.c states them), one value at a time and in doubles. Each value is
+-- exact in a double, or a difference that rounds once, so that packing it as a float gives what a
+-- float's arithmetic does.
 local blocks = {}
 
 local function half(bits)
@@ -28,7 +28,8 @@ end
 local levels = { [0] = -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113 }
 local fp4 = { [0] = 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12 }
 
--- type: GGUF's number; halves: where scales lie; bytes_of: other bytes that may not be any; value(block, i): from 0.
+-- type: GGUF's number; halves: where scales lie; bytes_of: other bytes that may not be any;
+-- value(block, i): from 0.
 blocks.types = {
   q4_1 = { type = 3, block = 32, bytes = 20, halves = { 0, 2 }, value = function(b, i)
     return half_at(b, 0) * nibble(b, 4, i, 32) + half_at(b, 2)
@@ -61,10 +62,12 @@ blocks.types = {
     local high = ("<I2"):unpack(b, 3) >> (2 * g) & 3
     return half_at(b, 0) * ((low | high << 4) - 32) * levels[nibble(b, 8 + 16 * g, i % 32, 32)]
   end },
-  mxfp4 = { type = 39, block = 32, bytes = 17, halves = {}, exponents = { 0 }, value = function(b, i)
+  mxfp4 = { type = 39, block = 32, bytes = 17, halves = {}, exponents = { 0 },
+    value = function(b, i)
     return 2.0 ^ (byte_at(b, 0) - 128) * fp4[nibble(b, 1, i, 32)]
   end },
-  nvfp4 = { type = 40, block = 64, bytes = 36, halves = {}, scales = { 0, 1, 2, 3 }, value = function(b, i)
+  nvfp4 = { type = 40, block = 64, bytes = 36, halves = {}, scales = { 0, 1, 2, 3 },
+    value = function(b, i)
     local g = i // 16
     local e = byte_at(b, g)
     local scale = e < 8 and e * 2.0 ^ -9 or (8 + e % 8) * 2.0 ^ (e // 8 - 10)
@@ -94,7 +97,9 @@ local function random_block(t, low, high)
     bytes[at + 1], bytes[at + 2] = bits & 255, bits >> 8
   end
   for _, at in ipairs(t.exponents or {}) do bytes[at + 1] = 128 + exponent() end
-  for _, at in ipairs(t.scales or {}) do bytes[at + 1] = math.max(0, 7 + exponent()) % 16 << 3 | random(7) end
+  for _, at in ipairs(t.scales or {}) do
+    bytes[at + 1] = math.max(0, 7 + exponent()) % 16 << 3 | random(7)
+  end
   local out = {}
   for i = 1, t.bytes do out[i] = string.char(bytes[i]) end
   return table.concat(out)

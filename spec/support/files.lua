@@ -1,6 +1,6 @@
--- files(words): the spec files in whose path below spec/ one of the words is found ("cache", "ops/",
--- "ops/rows"), or whose whole path is one; all of them without words. Paths below spec/ without their
--- ".lua", sorted: "ops/rows_spec".
+-- files(words): the spec files in whose path below spec/ one of the words is found ("cache",
+-- "ops/", "ops/rows"), or whose whole path is one; all of them without words. Paths below spec/
+-- without their ".lua", sorted: "ops/rows_spec".
 local lfs = require "lfs"
 
 return function(words)

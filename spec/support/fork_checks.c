@@ -1,5 +1,6 @@
-/* fork_checks.c — a server that loads a model, then forks workers: fork_checks MODEL. A worker closes what it has, or uses it
- * first. Prints what went wrong, and exits 1 then. A worker that waits for threads which stayed in the parent is ended by its alarm. */
+/* fork_checks.c — a server that loads a model, then forks workers: fork_checks MODEL. A worker
+ * closes what it has, or uses it first. Prints what went wrong, and exits 1 then. A worker that
+ * waits for threads which stayed in the parent is ended by its alarm. */
 #include <pyramid.h>
 
 #include <stdio.h>
@@ -13,7 +14,8 @@ typedef struct text { char bytes[4096]; size_t length; } text;
 
 static int take(void *ud, const char *piece, size_t length) {
   text *t = ud;
-  if (t->length + length < sizeof t->bytes) memcpy(t->bytes + t->length, piece, length), t->length += length;
+  if (t->length + length < sizeof t->bytes)
+    memcpy(t->bytes + t->length, piece, length), t->length += length;
   return 0;
 }
 
@@ -29,7 +31,8 @@ static int in_child(pyr_host *host, int uses, const text *want) {
   if (child == 0) {
     text got;
     alarm(SECONDS);
-    int wrong = uses && (generate(host, &got) != PYR_OK || strcmp(got.bytes, want->bytes) != 0) ? 2 : 0;
+    int wrong = uses && (generate(host, &got) != PYR_OK || strcmp(got.bytes, want->bytes) != 0) ? 2
+        : 0;
     pyr_host_close(host);
     _exit(wrong);
   }
@@ -50,7 +53,9 @@ int main(int argc, char **argv) {
     }
     for (int uses = 0; uses < 2; uses++) {
       int wrong = in_child(host, uses, &before);
-      if (wrong) printf("%d threads: a child that %s: %d\n", threads, uses ? "generates" : "closes", wrong), failed = 1;
+      if (wrong)
+        printf("%d threads: a child that %s: %d\n", threads, uses ? "generates" : "closes", wrong),
+            failed = 1;
     }
     if (generate(host, &after) != PYR_OK || strcmp(before.bytes, after.bytes) != 0)
       printf("%d threads: the parent, afterwards: %s\n", threads, pyr_host_error(host)), failed = 1;

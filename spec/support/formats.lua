@@ -1,15 +1,18 @@
--- Writers of safetensors and GGUF files for specs, able to write wrong ones: every count and offset can be overridden.
--- Also a converter of the family fixtures to GGUF, as converters do it (names, permuted rows of q and k, RoPE keys).
+-- Writers of safetensors and GGUF files for specs, able to write wrong ones: every count and offset
+-- can be overridden. Also a converter of the family fixtures to GGUF, as converters do it (names,
+-- permuted rows of q and k, RoPE keys).
 local cjson = require "cjson"
 local helper = require "spec.helper"
 
 local formats = {}
 
--- ---- GGUF ------------------------------------------------------------------------------------------------------------
+-- ---- GGUF ---------------------------------------------------------------------------------------
 
 local kinds = {
-  u8 = { 0, "<B" }, i8 = { 1, "<b" }, u16 = { 2, "<I2" }, i16 = { 3, "<i2" }, u32 = { 4, "<I4" }, i32 = { 5, "<i4" },
-  f32 = { 6, "<f" }, bool = { 7, "<B" }, string = { 8, "<s8" }, u64 = { 10, "<i8" }, i64 = { 11, "<i8" }, f64 = { 12, "<d" },
+  u8 = { 0, "<B" }, i8 = { 1, "<b" }, u16 = { 2, "<I2" }, i16 = { 3, "<i2" }, u32 = { 4, "<I4" },
+    i32 = { 5, "<i4" },
+  f32 = { 6, "<f" }, bool = { 7, "<B" }, string = { 8, "<s8" }, u64 = { 10, "<i8" },
+    i64 = { 11, "<i8" }, f64 = { 12, "<d" },
 }
 formats.types = { f32 = 0, f16 = 1, q4_0 = 2, q8_0 = 8, q4_k = 12, q5_k = 13, q6_k = 14, bf16 = 30 }
 
@@ -26,17 +29,20 @@ function formats.kv(key, kind, value)
   return table.concat(out)
 end
 
---- A GGUF file. t.metadata: sequence of entries (bytes); t.tensors: { name=, shape= row-major, type=, data=, offset=? }.
---- Overrides: magic, version, tensor_count, key_count, alignment (of the data; default 32), tail (bytes after the data).
+--- A GGUF file. t.metadata: sequence of entries (bytes); t.tensors: { name=, shape= row-major,
+--- type=, data=, offset=? }. Overrides: magic, version, tensor_count, key_count, alignment (of the
+--- data; default 32), tail (bytes after the data).
 function formats.gguf(t)
   local tensors, metadata, alignment = t.tensors or {}, t.metadata or {}, t.alignment or 32
   local out, data, at = {}, {}, 0
-  out[1] = (t.magic or "GGUF") .. ("<I4i8i8"):pack(t.version or 3, t.tensor_count or #tensors, t.key_count or #metadata)
+  out[1] = (t.magic or "GGUF") .. ("<I4i8i8"):pack(t.version or 3, t.tensor_count or #tensors,
+    t.key_count or #metadata)
   out[2] = table.concat(metadata)
   for _, tensor in ipairs(tensors) do
     local dims = {}
     for i = #tensor.shape, 1, -1 do dims[#dims + 1] = ("<i8"):pack(tensor.shape[i]) end
-    out[#out + 1] = ("<s8I4"):pack(tensor.name, #dims) .. table.concat(dims) .. ("<I4i8"):pack(tensor.type, tensor.offset or at)
+    out[#out + 1] = ("<s8I4"):pack(tensor.name, #dims) .. table.concat(dims)
+      .. ("<I4i8"):pack(tensor.type, tensor.offset or at)
     data[#data + 1] = tensor.data
     local pad = -#tensor.data % alignment
     data[#data + 1] = ("\0"):rep(pad)
@@ -46,15 +52,16 @@ function formats.gguf(t)
   return head .. ("\0"):rep(-#head % alignment) .. table.concat(data) .. (t.tail or "")
 end
 
--- ---- safetensors -----------------------------------------------------------------------------------------------------
+-- ---- safetensors --------------------------------------------------------------------------------
 
---- A safetensors file of { name=, dtype=, shape=, data=, offsets=? }. `header` replaces the JSON, `length` its length.
+--- A safetensors file of { name=, dtype=, shape=, data=, offsets=? }. `header` replaces the JSON,
+--- `length` its length.
 function formats.safetensors(tensors, header, length)
   local entries, data, at = {}, {}, 0
   for i, t in ipairs(tensors) do
     local offsets = t.offsets or { at, at + #t.data }
-    entries[i] = ('%s:{"dtype":"%s","shape":[%s],"data_offsets":[%s]}'):format(cjson.encode(t.name), t.dtype,
-      table.concat(t.shape, ","), table.concat(offsets, ","))
+    entries[i] = ('%s:{"dtype":"%s","shape":[%s],"data_offsets":[%s]}'):format(cjson.encode(
+      t.name), t.dtype, table.concat(t.shape, ","), table.concat(offsets, ","))
     data[i] = t.data
     at = at + #t.data
   end
@@ -63,12 +70,15 @@ function formats.safetensors(tensors, header, length)
   return ("<i8"):pack(length or #header) .. header .. table.concat(data)
 end
 
--- ---- families as GGUF ------------------------------------------------------------------------------------------------
+-- ---- families as GGUF ---------------------------------------------------------------------------
 
 local renames = {
-  { "^model%.embed_tokens%.", "token_embd." }, { "^model%.norm%.", "output_norm." }, { "^lm_head%.", "output." },
-  { "^model%.layers%.", "blk." }, { "input_layernorm", "attn_norm" }, { "post_attention_layernorm", "ffn_norm" },
-  { "self_attn%.([qkv])_proj", "attn_%1" }, { "self_attn%.o_proj", "attn_output" }, { "self_attn%.([qk])_norm", "attn_%1_norm" },
+  { "^model%.embed_tokens%.", "token_embd." }, { "^model%.norm%.", "output_norm." },
+    { "^lm_head%.", "output." },
+  { "^model%.layers%.", "blk." }, { "input_layernorm", "attn_norm" },
+    { "post_attention_layernorm", "ffn_norm" },
+  { "self_attn%.([qkv])_proj", "attn_%1" }, { "self_attn%.o_proj", "attn_output" },
+    { "self_attn%.([qk])_norm", "attn_%1_norm" },
   { "mlp%.(%l+)_proj", "ffn_%1" },
 }
 
@@ -87,7 +97,8 @@ local function permute(data, rows, heads)
   return table.concat(out)
 end
 
---- Metadata of a family fixture's config.json; `more` replaces and adds entries (bytes by key, false takes one away).
+--- Metadata of a family fixture's config.json; `more` replaces and adds entries (bytes by key,
+--- false takes one away).
 function formats.metadata_of(config, arch, more)
   local p = arch .. "."
   local scaling = config.rope_scaling
@@ -111,11 +122,14 @@ function formats.metadata_of(config, arch, more)
   set(p .. "attention.layer_norm_rms_epsilon", "f32", config.rms_norm_eps)
   set(p .. "rope.dimension_count", "u32", head_dim)
   set(p .. "rope.freq_base", "f32", config.rope_theta)
-  if config.model_type == "mistral" then set(p .. "attention.sliding_window", "u32", config.sliding_window) end
+  if config.model_type == "mistral" then
+    set(p .. "attention.sliding_window", "u32", config.sliding_window)
+  end
   if scaling then
     set(p .. "rope.scaling.type", "string", scaling.rope_type or scaling.type)
     set(p .. "rope.scaling.factor", "f32", scaling.factor)
-    set(p .. "rope.scaling.original_context_length", "u32", scaling.original_max_position_embeddings)
+    set(p .. "rope.scaling.original_context_length", "u32",
+      scaling.original_max_position_embeddings)
   end
   local out = {}
   for _, key in ipairs(order) do
@@ -127,7 +141,8 @@ function formats.metadata_of(config, arch, more)
   return out
 end
 
---- A family fixture (bf16) as the fields of formats.gguf; dtype "bf16" or "f32", both exact. Norms and biases are f32.
+--- A family fixture (bf16) as the fields of formats.gguf; dtype "bf16" or "f32", both exact. Norms
+--- and biases are f32.
 function formats.gguf_of(family, dtype, more)
   local safetensors = require "pyramid.loaders.safetensors"
   local dir = helper.fixture("families/" .. family)
@@ -140,12 +155,14 @@ function formats.gguf_of(family, dtype, more)
     local name, data = t.name, bytes:sub(t.offset + 1, t.offset + t.bytes)
     local which = name:match "self_attn%.([qk])_proj"
     if arch == "llama" and which then
-      data = permute(data, t.shape[1], which == "q" and config.num_attention_heads or config.num_key_value_heads)
+      data = permute(data, t.shape[1], which == "q" and config.num_attention_heads
+        or config.num_key_value_heads)
     end
     for _, rename in ipairs(renames) do name = name:gsub(rename[1], rename[2]) end
     local wide = #t.shape == 1 or dtype == "f32"
     if wide then data = data:gsub("..", "\0\0%0") end
-    tensors[i] = { name = name, shape = t.shape, type = formats.types[wide and "f32" or "bf16"], data = data }
+    tensors[i] = { name = name, shape = t.shape, type = formats.types[wide and "f32" or "bf16"],
+      data = data }
   end
   return { metadata = formats.metadata_of(config, arch, more), tensors = tensors }
 end

@@ -1,5 +1,6 @@
-/* host_checks.c MODEL — the facade's edges: wrong arguments, cancelling, nesting, two hosts side by side, want of memory.
- * Prints each check that fails; exits with 0 if none does. Built and run by embedding_spec.lua. */
+/* host_checks.c MODEL — the facade's edges: wrong arguments, cancelling, nesting, two hosts side by
+ * side, want of memory. Prints each check that fails; exits with 0 if none does. Built and run by
+ * embedding_spec.lua. */
 #include "pyramid.h"
 
 #include <math.h>
@@ -65,12 +66,14 @@ static void generate(pyr_host *host, int tokens, text *out) {
   CHECK(pyr_host_generate(host, prompt, &how) == PYR_OK, "%s", pyr_host_error(host));
 }
 
-/* ---- the checks ------------------------------------------------------------------------------------------------------ */
+/* ---- the checks ------------------------------------------------------------------------------ */
 
-static void check_open(const char *path, const pyr_host_options *options, pyr_status wanted, const char *word) {
+static void check_open(const char *path, const pyr_host_options *options, pyr_status wanted,
+                       const char *word) {
   pyr_host *host;
   pyr_status status = pyr_host_open(path, options, &host);
-  CHECK(status == wanted, "%s, not %s: %s", pyr_status_name(status), pyr_status_name(wanted), pyr_host_error(host));
+  CHECK(status == wanted, "%s, not %s: %s", pyr_status_name(status), pyr_status_name(wanted),
+        pyr_host_error(host));
   CHECK(strstr(pyr_host_error(host), word), "'%s' is not in: %s", word, pyr_host_error(host));
   CHECK(pyr_host_generate(host, prompt, NULL) == PYR_ARGUMENT, "a host that did not open");
   pyr_host_close(host);
@@ -87,9 +90,12 @@ static void check_errors(const char *path) {
   check_open(NULL, NULL, PYR_ARGUMENT, "path");
   check_open("/nowhere/model", NULL, PYR_IO, "/nowhere/model");
   check_open(path, &(pyr_host_options){ .policy = "nonesuch" }, PYR_POLICY, "pyramidinfer");
-  check_open(path, &(pyr_host_options){ .policy = "/nowhere/policy.lua" }, PYR_IO, "/nowhere/policy.lua");
-  check_open(path, &(pyr_host_options){ .policy = "pyramidinfer", .policy_options = "nonesuch=1" }, PYR_POLICY, "nonesuch");
-  check_open(path, &(pyr_host_options){ .policy = "pyramidinfer", .policy_options = "ratio" }, PYR_POLICY, "ratio");
+  check_open(path, &(pyr_host_options){ .policy = "/nowhere/policy.lua" }, PYR_IO,
+             "/nowhere/policy.lua");
+  check_open(path, &(pyr_host_options){ .policy = "pyramidinfer", .policy_options = "nonesuch=1" },
+             PYR_POLICY, "nonesuch");
+  check_open(path, &(pyr_host_options){ .policy = "pyramidinfer", .policy_options = "ratio" },
+             PYR_POLICY, "ratio");
   check_open(path, &(pyr_host_options){ .cache_dtype = "nonesuch" }, PYR_ARGUMENT, "nonesuch");
   check_open(path, &(pyr_host_options){ .threads = -1 }, PYR_ARGUMENT, "threads");
 
@@ -120,27 +126,34 @@ static void check_stopping(const char *path) {
   text all = { 0 }, some = { .stop_after = 3 };
   generate(host, 30, &all);
   pyr_host_get_stats(host, &stats);
-  CHECK(stats.prompt_tokens > 0 && stats.generated_tokens > 3 && stats.generated_tokens <= 30, "%d", (int)stats.generated_tokens);
+  CHECK(stats.prompt_tokens > 0 && stats.generated_tokens > 3 && stats.generated_tokens <= 30,
+        "%d", (int)stats.generated_tokens);
   CHECK(stats.prefill_seconds > 0 && stats.decode_seconds > 0, "no time passed");
-  CHECK(stats.cache_bytes > 0 && stats.cache_fraction > 0 && stats.cache_fraction <= 1, "%f", stats.cache_fraction);
+  CHECK(stats.cache_bytes > 0 && stats.cache_fraction > 0 && stats.cache_fraction <= 1, "%f",
+        stats.cache_fraction);
   generate(host, 30, &some);
   CHECK(some.pieces == 3, "%d pieces", some.pieces);
-  CHECK(some.length < all.length && memcmp(some.bytes, all.bytes, some.length) == 0, "another text");
+  CHECK(some.length < all.length && memcmp(some.bytes, all.bytes, some.length) == 0,
+        "another text");
 
   char stop[3] = { all.bytes[4], all.bytes[5], 0 };
   text cut = { 0 };
-  how = (pyr_generate_options){ .max_tokens = 30, .stop = stop, .on_piece = keep_piece, .ud = &cut };
+  how = (pyr_generate_options){ .max_tokens = 30, .stop = stop, .on_piece = keep_piece,
+                                .ud = &cut };
   CHECK(pyr_host_generate(host, prompt, &how) == PYR_OK, "%s", pyr_host_error(host));
   all.bytes[all.length] = cut.bytes[cut.length] = 0;
-  CHECK(cut.length == (size_t)(strstr(all.bytes, stop) - all.bytes), "'%s' up to '%s' is not '%s'", all.bytes, stop, cut.bytes);
+  CHECK(cut.length == (size_t)(strstr(all.bytes, stop) - all.bytes), "'%s' up to '%s' is not '%s'",
+        all.bytes, stop, cut.bytes);
 
   pyr_logit_bias bias[] = { { 5, 1000 }, { 6, -INFINITY } };
   text same = { 0 };
-  how = (pyr_generate_options){ .max_tokens = 8, .sampler = { .bias = bias, .bias_count = 2 }, .on_piece = keep_piece, .ud = &same };
+  how = (pyr_generate_options){ .max_tokens = 8, .sampler = { .bias = bias, .bias_count = 2 },
+                                .on_piece = keep_piece, .ud = &same };
   CHECK(pyr_host_generate(host, prompt, &how) == PYR_OK, "%s", pyr_host_error(host));
   pyr_host_get_stats(host, &stats);
   CHECK(stats.generated_tokens == 8, "%d", (int)stats.generated_tokens);
-  CHECK(same.length > 0 && memcmp(same.bytes, same.bytes + same.length / 8, same.length / 8) == 0, "the bias was not heard");
+  CHECK(same.length > 0 && memcmp(same.bytes, same.bytes + same.length / 8, same.length / 8) == 0,
+        "the bias was not heard");
   pyr_host_close(host);
 }
 
@@ -151,8 +164,10 @@ static void check_nesting(const char *path) {
   generate(a, 12, &a_alone);
   generate(b, 10, &b_alone);
   generate(a, 12, &a_around);
-  CHECK(a_alone.length == a_around.length && memcmp(a_alone.bytes, a_around.bytes, a_alone.length) == 0, "the outer text changed");
-  CHECK(b_alone.length == b_inside.length && memcmp(b_alone.bytes, b_inside.bytes, b_alone.length) == 0, "the inner text changed");
+  CHECK(a_alone.length == a_around.length && memcmp(a_alone.bytes, a_around.bytes,
+                                                    a_alone.length) == 0, "the outer text changed");
+  CHECK(b_alone.length == b_inside.length && memcmp(b_alone.bytes, b_inside.bytes,
+                                                    b_alone.length) == 0, "the inner text changed");
   CHECK(a_around.inner == PYR_ARGUMENT, "a host in its own callback");
   pyr_host_close(a);
   text again = { 0 };
@@ -182,8 +197,9 @@ static void check_threads(const char *path) {
     CHECK(pthread_create(&threads[i], NULL, run_job, &jobs[i]) == 0, "thread %d", i);
   }
   for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL);
-  CHECK(jobs[0].out.length == jobs[1].out.length && memcmp(jobs[0].out.bytes, jobs[1].out.bytes, jobs[0].out.length) == 0,
-        "two threads, two texts");
+  CHECK(jobs[0].out.length == jobs[1].out.length
+        && memcmp(jobs[0].out.bytes, jobs[1].out.bytes, jobs[0].out.length) == 0,
+            "two threads, two texts");
 }
 
 static void check_memory(const char *path) {

@@ -1,5 +1,6 @@
--- layering.lua [BUILD]: who may include whom, how long files are, and what the library may not call.
--- Prints each violation and exits 1 if there is one. With a build folder it reads the objects there too.
+-- layering.lua [BUILD]: who may include whom, how long files are, and what the library may not
+-- call. Prints each violation and exits 1 if there is one. With a build folder it reads the objects
+-- there too.
 local bad = 0
 
 local function complain(...)
@@ -15,7 +16,8 @@ local function lines_of(command)
   return lines
 end
 
--- A unit of the core (core/ROOM/NAME.c and .h) may include units of lower rank only, and its own header.
+-- A unit of the core (core/ROOM/NAME.c and .h) may include units of lower rank only, and its own
+-- header.
 local rank = {
   pyramid = 0, ["base/plain"] = 0, ["base/fingerprint"] = 0,
   ["base/disk"] = 0.5, ["base/versioned"] = 0.5,
@@ -32,13 +34,16 @@ local rank = {
   ["cache/session"] = 11, ["policy/evict_now"] = 11, ["model/forward"] = 11,
 }
 -- runtime.c opens the backend that runtime.h only names.
-local exceptions = { ["core/base/runtime.c"] = { ["backend/backend"] = true, ["backend/plugin"] = true } }
+local exceptions = { ["core/base/runtime.c"] = { ["backend/backend"] = true,
+  ["backend/plugin"] = true } }
 
 local kernels_may = { pyramid = true, ["base/tensor"] = true, ["base/dtype"] = true,
   ["base/runtime"] = true, ["backend/backend"] = true, ["sample/sample_math"] = true }
-local binding_may = { pyramid = true, ["base/plain"] = true, ["base/disk"] = true, ["base/versioned"] = true }
+local binding_may = { pyramid = true, ["base/plain"] = true, ["base/disk"] = true,
+  ["base/versioned"] = true }
 local outside = {            -- the program's own
-  ["lua/lprobe.c"] = { ["backend/backend"] = true, ["base/runtime"] = true, ["base/dtype"] = true, ["cpu/onednn"] = true },
+  ["lua/lprobe.c"] = { ["backend/backend"] = true, ["base/runtime"] = true, ["base/dtype"] = true,
+    ["cpu/onednn"] = true },
 }
 
 -- Who may see the libraries underneath.
@@ -46,7 +51,8 @@ local function check_system(path, header)
   local core = path:find "^core/"
   if core and (header:find "^lua" or header:find "^lauxlib" or header:find "^cu[bd]") then
     complain("%s: the core may not include <%s>", path, header)
-  elseif (header:find "dnnl" or header == "omp.h" or header:find "intrin") and not path:find "^core/cpu/"
+  elseif (header:find "dnnl" or header == "omp.h" or header:find "intrin")
+    and not path:find "^core/cpu/"
     and path ~= "lua/lprobe.c" then
     complain("%s: <%s> belongs to core/cpu", path, header)
   elseif header:find "pcre2" and not path:find "^core/text/" then
@@ -63,22 +69,26 @@ local function check_include(path, header)
   local unit, name = header:match "^(.*)%.[^.]*$", path:match "^core/(.*)%.[^.]*$"
   if path:find "^core/cpu/" then
     local here = path:match "^(.*/)"
-    if not (header:find "^cpu/" and exists("core/" .. header)) and not exists(here .. header) and not kernels_may[unit] then
+    if not (header:find "^cpu/" and exists("core/" .. header)) and not exists(here .. header)
+      and not kernels_may[unit] then
       complain("%s: a backend may not include %s", path, header)
     end
   elseif name then
     local mine, its = rank[name:gsub("_tables$", "")], rank[(unit:gsub("_tables$", ""))]
     if not mine or not its then
       complain("%s includes %s: one of them has no rank in spec/support/layering.lua", path, header)
-    elseif unit:gsub("_tables$", "") ~= name and its >= mine and not (exceptions[path] or {})[unit] then
+    elseif unit:gsub("_tables$", "") ~= name and its >= mine
+      and not (exceptions[path] or {})[unit] then
       complain("%s: may not include %s, which is not below it", path, header)
     end
-  elseif not exists("lua/" .. header) and not binding_may[unit] and not (outside[path] or {})[unit] then
+  elseif not exists("lua/" .. header) and not binding_may[unit]
+    and not (outside[path] or {})[unit] then
     complain("%s: the binding may not include %s", path, header)
   end
 end
 
--- Lines a file may have; generated tables are free. The public header is documentation for most of its length.
+-- Lines a file may have; generated tables are free. The public header is documentation for most of
+-- its length.
 local function limit_of(path)
   if path:find "_tables%." then return math.huge end
   if path == "core/pyramid.h" then return 800 end
@@ -98,16 +108,20 @@ for _, path in ipairs(files) do
     if header then check_system(path, header) end
     ::continue::
   end
-  if count > limit_of(path) then complain("%s: %d lines, at most %d are allowed", path, count, limit_of(path)) end
+  if count > limit_of(path) then
+    complain("%s: %d lines, at most %d are allowed", path, count, limit_of(path))
+  end
 end
 
 -- The library never prints, exits or reads the environment, and has no mutable globals.
 local forbidden = {}
-for name in ("printf vprintf puts putchar perror stdout stderr stdin exit _exit abort getenv secure_getenv setenv"):gmatch "%S+" do
+for name in ("printf vprintf puts putchar perror stdout stderr stdin exit _exit abort getenv "
+  .. "secure_getenv setenv"):gmatch "%S+" do
   forbidden[name] = true
 end
 
--- The program, and the specs' operations; what holds the streams for the Lua in our shared libraries, and what is linked of it.
+-- The program, and the specs' operations; what holds the streams for the Lua in our shared
+-- libraries, and what is linked of it.
 local free = { ["lua/main.o"] = true, ["spec/support/lops.o"] = true,
   ["spec/support/stress.o"] = true, ["lua/own_streams.o"] = true, ["own_lua.o"] = true,
   ["module.o"] = true }
@@ -119,7 +133,8 @@ for _, object in ipairs(build and lines_of("find " .. build .. "/obj -name '*.o'
     local section, size, symbol = line:match "^%x+ .......%s*(%S+)%s+(%x+)%s+(%S+)$"
     if section == "*UND*" and forbidden[symbol] then
       complain("%s: the library may not use %s", object, symbol)
-    elseif section and (section:find "^%.data" or section:find "^%.bss") and not section:find "^%.data%.rel%.ro"
+    elseif section and (section:find "^%.data" or section:find "^%.bss")
+      and not section:find "^%.data%.rel%.ro"
       and tonumber(size, 16) > 0 then
       complain("%s: %s is a mutable global", object, symbol)
     end

@@ -1,16 +1,21 @@
-/* lops.c — the backend's single operations for Lua, so that specs can hold each against a reference: `require "pyramid_specs"`.
+/* lops.c — the backend's single operations for Lua, so that specs can hold each against a
+ * reference: `require "pyramid_specs"`.
  *
- * Not part of the library: they believe their arguments. pyramid_specs.so holds them, which spec/run.lua finds, with a copy of what
- * of the core they call by name; the operations themselves are reached through the backend's table of the program's own runtimes.
+ * Not part of the library: they believe their arguments. pyramid_specs.so holds them, which
+ * spec/run.lua finds, with a copy of what of the core they call by name; the operations themselves
+ * are reached through the backend's table of the program's own runtimes.
  *
- * Numbers travel as packed strings (little-endian f32 or i32): ops.floats, ops.ints and ops.numbers convert. Each input is
- * copied into a userdata block of exactly its size, so that a sanitizer sees any read beyond it, and blocks that an error
- * leaves behind are collected. Outputs are poisoned first (NaN, or 0xA5 for integers), so that what an operation leaves
- * out is seen. Scratch is reserved for exactly the call at hand. Where the backend has memory of its own, so have the blocks.
+ * Numbers travel as packed strings (little-endian f32 or i32): ops.floats, ops.ints and ops.numbers
+ * convert. Each input is copied into a userdata block of exactly its size, so that a sanitizer sees
+ * any read beyond it, and blocks that an error leaves behind are collected. Outputs are poisoned
+ * first (NaN, or 0xA5 for integers), so that what an operation leaves out is seen. Scratch is
+ * reserved for exactly the call at hand. Where the backend has memory of its own, so have the
+ * blocks.
  *
- *   lane    { pages = bytes, positions = ints, history = floats | nil, born = ints | nil }; pages of pyr_page_bytes one after
- *           the other, wide ones where there is `born`
- *   layout  { dtype = "f16", head_dim = 64, heads = 8, kv_heads = 2, scale = 0.125 } (what a call has no use for, left out)
+ *   lane    { pages = bytes, positions = ints, history = floats | nil, born = ints | nil }; pages
+ *           of pyr_page_bytes one after the other, wide ones where there is `born`
+ *   layout { dtype = "f16", head_dim = 64, heads = 8, kv_heads = 2, scale = 0.125 } (what a call
+ *   has no use for, left out)
  *   weighting, track   { queries, ramp, due, threshold, every, decay }
  *   ranges  { { begin, end, origin }, … }, one a lane */
 #include "lpyramid.h"
@@ -24,7 +29,7 @@
 #include "lops_blocks.inc"
 #include "lops_fields.inc"
 
-/* ---- packing ------------------------------------------------------------------------------------------------------- */
+/* ---- packing --------------------------------------------------------------------------------- */
 
 static int ops_floats(lua_State *L) {
   pyr_backend *const be = NULL;
@@ -93,7 +98,7 @@ static int ops_from_f32(lua_State *L) {
   return 1;
 }
 
-/* ---- memory -------------------------------------------------------------------------------------------------------- */
+/* ---- memory ---------------------------------------------------------------------------------- */
 
 /* alloc(runtime, bytes) -> the address modulo 64; the block is written, and given back */
 static int ops_alloc(lua_State *L) {
@@ -107,12 +112,15 @@ static int ops_alloc(lua_State *L) {
   return 1;
 }
 
-/* reserve(runtime, { tokens, rows, sequences, heads, kv_heads, head_dim, cols, outputs }) -> true */
+/* reserve(runtime, { tokens, rows, sequences, heads, kv_heads, head_dim, cols, outputs }) -> true
+ * */
 static int ops_reserve(lua_State *L) {
   pyr_backend *be = begin_call(L);
   pyr_work work = { .tokens = int_field(L, 2, "tokens", 1), .rows = int_field(L, 2, "rows", 1),
-                    .sequences = int_field(L, 2, "sequences", 1), .heads = (int32_t)int_field(L, 2, "heads", 1),
-                    .kv_heads = (int32_t)int_field(L, 2, "kv_heads", 1), .head_dim = (int32_t)int_field(L, 2, "head_dim", 1),
+                    .sequences = int_field(L, 2, "sequences", 1),
+                        .heads = (int32_t)int_field(L, 2, "heads", 1),
+                    .kv_heads = (int32_t)int_field(L, 2, "kv_heads", 1),
+                        .head_dim = (int32_t)int_field(L, 2, "head_dim", 1),
                     .cols = int_field(L, 2, "cols", 1), .outputs = int_field(L, 2, "outputs", 0) };
   pyr_status status = be->reserve(be, &work);
   if (status != PYR_OK) return fail(L, be, status);
@@ -120,7 +128,7 @@ static int ops_reserve(lua_State *L) {
   return 1;
 }
 
-/* ---- tokens -------------------------------------------------------------------------------------------------------- */
+/* ---- tokens ---------------------------------------------------------------------------------- */
 
 /* embed(runtime, dtype, cols, table, ids) -> floats */
 static int ops_embed(lua_State *L) {
@@ -142,12 +150,14 @@ static int ops_rms_norm(lua_State *L) {
   int64_t count, d;
   float *x = copy_floats(L, be, 2, &count);
   const float *weight = copy_floats(L, be, 3, &d);
-  float eps = (float)luaL_checknumber(L, 4), *out = lua_toboolean(L, 5) ? x : new_floats(L, be, count);
+  float eps = (float)luaL_checknumber(L, 4), *out = lua_toboolean(L, 5) ? x
+      : new_floats(L, be, count);
   pyr_status status = be->rms_norm(be, out, x, weight, count / d, d, eps);
   return status == PYR_OK ? push_floats(L, be, out, count) : fail(L, be, status);
 }
 
-/* Brings w into the order in which the backend wants a model's weights; the block stays on the stack. */
+/* Brings w into the order in which the backend wants a model's weights; the block stays on the
+ * stack. */
 static pyr_status order_weights(lua_State *L, pyr_backend *be, pyr_tensor *w) {
   int32_t interleaved = be->interleaved ? be->interleaved(be, w) : 0;
   if (!interleaved) return PYR_OK;
@@ -157,8 +167,9 @@ static pyr_status order_weights(lua_State *L, pyr_backend *be, pyr_tensor *w) {
   return status;
 }
 
-/* linear(runtime, x, dtype, w, rows, cols [, bias [, out [, stride]]]) -> floats; out: accumulates to it. Without a stride w
- * is brought into the order in which the backend wants a model's weights. */
+/* linear(runtime, x, dtype, w, rows, cols [, bias [, out [, stride]]]) -> floats; out: accumulates
+ * to it. Without a stride w is brought into the order in which the backend wants a model's weights.
+ * */
 static int ops_linear(lua_State *L) {
   pyr_backend *be = begin_call(L);
   pyr_dtype dtype = check_dtype(L, 3);
@@ -172,11 +183,12 @@ static int ops_linear(lua_State *L) {
   int64_t n = count / cols;
   pyr_tensor w = { data, dtype, 2, { rows, cols }, stride, 0 };
   pyr_status status = lua_isnoneornil(L, 9) ? order_weights(L, be, &w) : PYR_OK;
-  pyr_work work = { .tokens = n, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = 1, .cols = cols,
-                    .outputs = rows };
+  pyr_work work = { .tokens = n, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1,
+                    .head_dim = 1, .cols = cols, .outputs = rows };
   if (out == NULL) out = new_floats(L, be, n * rows);
   if (status == PYR_OK) status = be->reserve(be, &work);
-  if (status == PYR_OK) status = be->linear(be, out, x, &w, bias, n, accumulate ? PYR_LINEAR_ADD : 0);
+  if (status == PYR_OK)
+    status = be->linear(be, out, x, &w, bias, n, accumulate ? PYR_LINEAR_ADD : 0);
   return status == PYR_OK ? push_floats(L, be, out, n * rows) : fail(L, be, status);
 }
 
@@ -188,9 +200,10 @@ static int ops_rope(lua_State *L) {
   float *x = copy_floats(L, be, 2, &count);
   const int32_t *pos = copy_ints(L, be, 3, &n);
   const float *freq = copy_floats(L, be, 4, &pairs);
-  pyr_status status = be->rope(be, x, pos, freq, n, (int32_t)luaL_checkinteger(L, 5), (int32_t)luaL_checkinteger(L, 6),
-                               (int32_t)(2 * pairs), (pyr_rope_style)luaL_checkoption(L, 7, NULL, styles),
-                               (float)luaL_checknumber(L, 8));
+  pyr_status status = be->rope(be, x, pos, freq, n, (int32_t)luaL_checkinteger(L, 5),
+                               (int32_t)luaL_checkinteger(L, 6), (int32_t)(2 * pairs),
+                                   (pyr_rope_style)luaL_checkoption(L, 7, NULL, styles),
+                                       (float)luaL_checknumber(L, 8));
   return status == PYR_OK ? push_floats(L, be, x, count) : fail(L, be, status);
 }
 
@@ -203,7 +216,8 @@ static int ops_silu_mul(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, gate, n) : fail(L, be, status);
 }
 
-/* take_rows(runtime, x, idx, d), take_i32(runtime, x, idx) -> the first #idx rows or values after the call */
+/* take_rows(runtime, x, idx, d), take_i32(runtime, x, idx) -> the first #idx rows or values after
+ * the call */
 static int ops_take_rows(lua_State *L) {
   pyr_backend *be = begin_call(L);
   int64_t k, d = luaL_checkinteger(L, 4);
@@ -222,17 +236,18 @@ static int ops_take_i32(lua_State *L) {
   return status == PYR_OK ? push_ints(L, be, x, k) : fail(L, be, status);
 }
 
-/* ---- cache rows ---------------------------------------------------------------------------------------------------- */
+/* ---- cache rows ------------------------------------------------------------------------------ */
 
-/* store(runtime, layout, calls) -> for each call its lanes; call: { lanes, k = floats, v = floats, positions = ints }, whose lanes
- * have pages and positions for all rows they will hold, and `rows`: how many they hold */
+/* store(runtime, layout, calls) -> for each call its lanes; call: { lanes, k = floats, v = floats,
+ * positions = ints }, whose lanes have pages and positions for all rows they will hold, and `rows`:
+ * how many they hold */
 static int ops_store(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   luaL_checktype(L, 3, LUA_TTABLE);
   int count = (int)lua_rawlen(L, 3);
-  pyr_work work = { .tokens = 1, .rows = 1, .sequences = count, .heads = l.kv_heads, .kv_heads = l.kv_heads,
-                    .head_dim = l.layout.head_dim, .cols = 1 };
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = count, .heads = l.kv_heads,
+                    .kv_heads = l.kv_heads, .head_dim = l.layout.head_dim, .cols = 1 };
   pyr_append *calls = new_block(L, (size_t)count * sizeof *calls, 0);
   int64_t *room = new_block(L, (size_t)count * sizeof *room, 0);
   for (int i = 0; i < count; i++) {
@@ -273,8 +288,8 @@ static int ops_store(lua_State *L) {
   return 1;
 }
 
-/* gather(runtime, layout, lanes, idx [, pages]) -> lanes; pages: of each lane, gathered into these, with positions and history of
- * their own, instead of in place */
+/* gather(runtime, layout, lanes, idx [, pages]) -> lanes; pages: of each lane, gathered into these,
+ * with positions and history of their own, instead of in place */
 static int ops_gather(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
@@ -282,9 +297,10 @@ static int ops_gather(lua_State *L) {
   int count = (int)lua_rawlen(L, 3);
   int64_t k;
   const int32_t *idx = copy_ints(L, be, 4, &k);
-  pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = count, .kv_heads = count, .head_dim = l.layout.head_dim,
-                    .cols = 1 };
-  pyr_lane_view *src = new_block(L, (size_t)count * sizeof *src, 0), *dst = new_block(L, (size_t)count * sizeof *dst, 0);
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = count, .kv_heads = count,
+                    .head_dim = l.layout.head_dim, .cols = 1 };
+  pyr_lane_view *src = new_block(L, (size_t)count * sizeof *src, 0),
+      *dst = new_block(L, (size_t)count * sizeof *dst, 0);
   for (int i = 0; i < count; i++) {
     lua_rawgeti(L, 3, i + 1);
     src[i] = dst[i] = check_lane(L, be, lua_gettop(L), l.layout);
@@ -309,15 +325,16 @@ static int ops_gather(lua_State *L) {
   return 1;
 }
 
-/* attention(runtime, layout, { { q, q_pos, lanes, window, track }, … } [, unreserved]) -> { { out, lse, history }, … };
- * lanes without history and a track are not tracked. `no_lse` in a call leaves the lse out. */
+/* attention(runtime, layout, { { q, q_pos, lanes, window, track }, … } [, unreserved]) -> { { out,
+ * lse, history }, … }; lanes without history and a track are not tracked. `no_lse` in a call leaves
+ * the lse out. */
 static int ops_attention(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   luaL_checktype(L, 3, LUA_TTABLE);
   int count = (int)lua_rawlen(L, 3);
-  pyr_work work = { .tokens = 1, .rows = 1, .sequences = count, .heads = l.heads, .kv_heads = l.kv_heads,
-                    .head_dim = l.layout.head_dim, .cols = 1 };
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = count, .heads = l.heads,
+                    .kv_heads = l.kv_heads, .head_dim = l.layout.head_dim, .cols = 1 };
   bool reserved = !lua_toboolean(L, 4);
   pyr_attention *calls = new_block(L, (size_t)count * sizeof *calls, 0);
   for (int i = 0; i < count; i++) {
@@ -327,7 +344,8 @@ static int ops_attention(lua_State *L) {
     int64_t values;
     a->q = block_field(L, be, call, "q", sizeof(float), &values);
     a->q_pos = block_field(L, be, call, "q_pos", sizeof(int32_t), &a->n);
-    if (values != a->n * l.heads * l.layout.head_dim) return luaL_argerror(L, 3, "q and q_pos differ");
+    if (values != a->n * l.heads * l.layout.head_dim)
+      return luaL_argerror(L, 3, "q and q_pos differ");
     a->lanes = check_lanes(L, be, call, l.layout, l.kv_heads);
     a->window = (int32_t)int_field(L, call, "window", 0);
     a->out = new_floats(L, be, values);
@@ -344,7 +362,8 @@ static int ops_attention(lua_State *L) {
       if (a->lanes[g].rows > work.rows) work.rows = a->lanes[g].rows;
   }
   pyr_status status = reserved ? be->reserve(be, &work) : PYR_OK;
-  if (status == PYR_OK) status = be->attention(be, calls, count, l.layout, l.heads, l.kv_heads, l.scale);
+  if (status == PYR_OK)
+    status = be->attention(be, calls, count, l.layout, l.heads, l.kv_heads, l.scale);
   if (status != PYR_OK) return fail(L, be, status);
   luaL_checkstack(L, 8, NULL);
   lua_createtable(L, count, 0);
@@ -375,10 +394,12 @@ static int ops_merge(lua_State *L) {
   int64_t k;
   pyr_lane_view lane = check_lane(L, be, 3, l.layout);
   const int32_t *idx = copy_ints(L, be, 4, &k);
-  pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = l.layout.head_dim, .cols = 1 };
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1,
+                    .head_dim = l.layout.head_dim, .cols = 1 };
   int32_t *links = new_ints(L, be, 2 * lane.rows);
   pyr_status status = be->reserve(be, &work);
-  if (status == PYR_OK) status = be->merge(be, &lane, l.layout, idx, k, (float)luaL_checknumber(L, 5), links);
+  if (status == PYR_OK)
+    status = be->merge(be, &lane, l.layout, idx, k, (float)luaL_checknumber(L, 5), links);
   if (status != PYR_OK) return fail(L, be, status);
   push_lane(L, be, &lane, l.layout, lane.rows);
   return 1;
@@ -394,7 +415,8 @@ static int ops_rotate(lua_State *L) {
   const int32_t *from = copy_ints(L, be, 4, NULL);
   const float *freq = copy_floats(L, be, 5, &pairs);
   const int32_t *stood = lua_isnoneornil(L, 7) ? NULL : copy_ints(L, be, 7, NULL);
-  pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1, .head_dim = l.layout.head_dim, .cols = 1 };
+  pyr_work work = { .tokens = 1, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1,
+                    .head_dim = l.layout.head_dim, .cols = 1 };
   pyr_status status = be->reserve(be, &work);
   if (status == PYR_OK)
     status = be->rotate(be, &lane, l.layout, from, stood, freq, (int32_t)(2 * pairs),
@@ -404,7 +426,8 @@ static int ops_rotate(lua_State *L) {
   return 1;
 }
 
-/* Ranges of `count` lanes from the field `ranges`; without it, rows from <= j < to of every lane, counted from 0. */
+/* Ranges of `count` lanes from the field `ranges`; without it, rows from <= j < to of every lane,
+ * counted from 0. */
 static const pyr_range *check_ranges(lua_State *L, int arg, int count) {
   pyr_range *ranges = new_block(L, (size_t)count * sizeof *ranges, 0);
   lua_getfield(L, arg, "ranges");
@@ -415,7 +438,8 @@ static const pyr_range *check_ranges(lua_State *L, int arg, int count) {
     lua_rawgeti(L, list, g + 1);
     for (int i = 0; i < 3; i++) {
       lua_rawgeti(L, list + 1, i + 1);
-      *(i == 0 ? &ranges[g].begin : i == 1 ? &ranges[g].end : &ranges[g].origin) = luaL_checkinteger(L, -1);
+      *(i == 0 ? &ranges[g].begin : i == 1 ? &ranges[g].end
+        : &ranges[g].origin) = luaL_checkinteger(L, -1);
       lua_pop(L, 1);
     }
     lua_pop(L, 1);
@@ -423,15 +447,16 @@ static const pyr_range *check_ranges(lua_State *L, int arg, int count) {
   return ranges;
 }
 
-/* mass(runtime, layout, { out, q, lse, q_pos, lanes, ranges | from, to, stride, window, reduce = "sum" | "max",
- * <weighting> }) -> floats */
+/* mass(runtime, layout, { out, q, lse, q_pos, lanes, ranges | from, to, stride, window, reduce =
+ * "sum" | "max", <weighting> }) -> floats */
 static int ops_mass(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   luaL_checktype(L, 3, LUA_TTABLE);
   int64_t size;
-  pyr_mass m = { .ranges = check_ranges(L, 3, l.kv_heads), .window = (int32_t)int_field(L, 3, "window", 0),
-                 .weighting = check_weighting(L, 3) };
+  pyr_mass m = { .ranges = check_ranges(L, 3, l.kv_heads),
+                 .window = (int32_t)int_field(L, 3, "window", 0),
+                     .weighting = check_weighting(L, 3) };
   m.stride = int_field(L, 3, "stride", 0);
   lua_getfield(L, 3, "reduce");
   m.reduce = strcmp(luaL_optstring(L, -1, "sum"), "max") == 0 ? PYR_MAX : PYR_SUM;
@@ -440,8 +465,8 @@ static int ops_mass(lua_State *L) {
   m.lse = block_field(L, be, 3, "lse", sizeof(float), NULL);
   m.q_pos = block_field(L, be, 3, "q_pos", sizeof(int32_t), &m.n);
   m.lanes = check_lanes(L, be, 3, l.layout, l.kv_heads);
-  pyr_work work = { .tokens = m.n, .rows = m.lanes[0].rows, .sequences = 1, .heads = l.heads, .kv_heads = l.kv_heads,
-                    .head_dim = l.layout.head_dim, .cols = 1 };
+  pyr_work work = { .tokens = m.n, .rows = m.lanes[0].rows, .sequences = 1, .heads = l.heads,
+                    .kv_heads = l.kv_heads, .head_dim = l.layout.head_dim, .cols = 1 };
   pyr_status status = be->reserve(be, &work);
   if (status == PYR_OK) status = be->mass(be, &m, l.layout, l.heads, l.kv_heads, l.scale);
   return status == PYR_OK ? push_floats(L, be, m.out, size) : fail(L, be, status);
@@ -454,15 +479,16 @@ static int ops_row_norms(lua_State *L) {
   pyr_lane_view lane = check_lane(L, be, 3, l.layout);
   int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
   float *out = new_floats(L, be, end - begin);
-  pyr_status status = be->row_norms(be, out, &lane, l.layout, begin, end, (int)luaL_checkinteger(L, 6));
+  pyr_status status = be->row_norms(be, out, &lane, l.layout, begin, end,
+                                    (int)luaL_checkinteger(L, 6));
   return status == PYR_OK ? push_floats(L, be, out, end - begin) : fail(L, be, status);
 }
 
-/* ---- signals of rows ------------------------------------------------------------------------------------------------ */
+/* ---- signals of rows ------------------------------------------------------------------------- */
 
 static pyr_status reserve_rows(pyr_backend *be, layout_args l, int64_t rows) {
-  pyr_work work = { .tokens = 1, .rows = rows, .sequences = 1, .heads = l.heads, .kv_heads = l.kv_heads,
-                    .head_dim = l.layout.head_dim, .cols = 1 };
+  pyr_work work = { .tokens = 1, .rows = rows, .sequences = 1, .heads = l.heads,
+                    .kv_heads = l.kv_heads, .head_dim = l.layout.head_dim, .cols = 1 };
   return be->reserve(be, &work);
 }
 
@@ -471,9 +497,11 @@ static int ops_read_rows(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   pyr_lane_view lane = check_lane(L, be, 3, l.layout);
-  int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5), n = (end - begin) * l.layout.head_dim;
+  int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5),
+      n = (end - begin) * l.layout.head_dim;
   float *out = new_floats(L, be, n);
-  pyr_status status = be->read_rows(be, out, &lane, l.layout, begin, end, (int)luaL_checkinteger(L, 6));
+  pyr_status status = be->read_rows(be, out, &lane, l.layout, begin, end,
+                                    (int)luaL_checkinteger(L, 6));
   return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
@@ -497,40 +525,49 @@ static int ops_lag(lua_State *L) {
   int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
   float *out = new_floats(L, be, end - begin);
   pyr_status status = reserve_rows(be, l, lane.rows);
-  if (status == PYR_OK) status = be->lag(be, out, &lane, l.layout, begin, end, luaL_checkinteger(L, 6), lua_toboolean(L, 7));
+  if (status == PYR_OK)
+    status = be->lag(be, out, &lane, l.layout, begin, end, luaL_checkinteger(L, 6),
+                     lua_toboolean(L, 7));
   return status == PYR_OK ? push_floats(L, be, out, end - begin) : fail(L, be, status);
 }
 
-/* output_norm(runtime, layout, lane, { from, to, first, count, dtype, rows, o }) -> floats [count, to-from] */
+/* output_norm(runtime, layout, lane, { from, to, first, count, dtype, rows, o }) -> floats [count,
+ * to-from] */
 static int ops_output_norm(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   pyr_lane_view lane = check_lane(L, be, 3, l.layout);
-  int64_t begin = int_field(L, 4, "from", 0), end = int_field(L, 4, "to", 0), count = int_field(L, 4, "count", 1);
+  int64_t begin = int_field(L, 4, "from", 0), end = int_field(L, 4, "to", 0),
+      count = int_field(L, 4, "count", 1);
   lua_getfield(L, 4, "dtype");
   pyr_dtype dtype = check_dtype(L, lua_gettop(L));
   int64_t cols = (int64_t)l.heads * l.layout.head_dim;
-  pyr_tensor o = { block_field(L, be, 4, "o", 1, NULL), dtype, 2, { int_field(L, 4, "rows", 0), cols },
-                   pyr_dtype_bytes(dtype, cols), 0 };
+  pyr_tensor o = { block_field(L, be, 4, "o", 1, NULL), dtype, 2,
+                   { int_field(L, 4, "rows", 0), cols }, pyr_dtype_bytes(dtype, cols), 0 };
   float *out = new_floats(L, be, count * (end - begin));
   pyr_status status = order_weights(L, be, &o);
   if (status == PYR_OK) status = reserve_rows(be, l, lane.rows);
   if (status == PYR_OK)
-    status = be->output_norm(be, out, &lane, l.layout, begin, end, &o, (int32_t)int_field(L, 4, "first", 0), (int32_t)count);
+    status = be->output_norm(be, out, &lane, l.layout, begin, end, &o,
+                             (int32_t)int_field(L, 4, "first", 0), (int32_t)count);
   return status == PYR_OK ? push_floats(L, be, out, count * (end - begin)) : fail(L, be, status);
 }
 
-/* expected(runtime, layout, lane, { from, to, first, count, q, q_pos, pieces, freq, style, gain, next, future, covariance })
- * -> floats [count, to-from]; the queries are added in `pieces` calls */
+/* expected(runtime, layout, lane, { from, to, first, count, q, q_pos, pieces, freq, style, gain,
+ * next, future, covariance }) -> floats [count, to-from]; the queries are added in `pieces` calls
+ * */
 static int ops_expected(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
   pyr_lane_view lane = check_lane(L, be, 3, l.layout);
-  int64_t begin = int_field(L, 4, "from", 0), end = int_field(L, 4, "to", 0), count = int_field(L, 4, "count", 1), n, pairs;
-  int64_t each = (int64_t)l.heads * l.layout.head_dim, pieces = int_field(L, 4, "pieces", 1), added = 0;
+  int64_t begin = int_field(L, 4, "from", 0), end = int_field(L, 4, "to", 0),
+      count = int_field(L, 4, "count", 1), n, pairs;
+  int64_t each = (int64_t)l.heads * l.layout.head_dim, pieces = int_field(L, 4, "pieces", 1),
+      added = 0;
   const float *q = block_field(L, be, 4, "q", sizeof(float), NULL);
   const int32_t *q_pos = block_field(L, be, 4, "q_pos", sizeof(int32_t), &n);
-  pyr_moments m = { .heads = l.heads, .head_dim = l.layout.head_dim, .gain = number_field(L, 4, "gain", 1) };
+  pyr_moments m = { .heads = l.heads, .head_dim = l.layout.head_dim,
+                    .gain = number_field(L, 4, "gain", 1) };
   m.style = (pyr_rope_style)int_field(L, 4, "style", 0);
   m.freq = block_field(L, be, 4, "freq", sizeof(float), &pairs);
   m.dims = (int32_t)(2 * pairs);
@@ -545,13 +582,16 @@ static int ops_expected(lua_State *L) {
     status = be->moments(be, &m, q + at * each, q_pos + at, some, added == 0);
     added += some;
   }
-  if (status == PYR_OK) status = be->moments_end(be, &m, n, int_field(L, 4, "next", 0), int_field(L, 4, "future", 1), l.scale);
+  if (status == PYR_OK)
+    status = be->moments_end(be, &m, n, int_field(L, 4, "next", 0), int_field(L, 4, "future", 1),
+                             l.scale);
   int32_t first = (int32_t)int_field(L, 4, "first", 0);
-  if (status == PYR_OK) status = be->expected(be, out, &lane, l.layout, begin, end, &m, first, (int32_t)count);
+  if (status == PYR_OK)
+    status = be->expected(be, out, &lane, l.layout, begin, end, &m, first, (int32_t)count);
   return status == PYR_OK ? push_floats(L, be, out, count * (end - begin)) : fail(L, be, status);
 }
 
-/* ---- vectors of scores --------------------------------------------------------------------------------------------- */
+/* ---- vectors of scores ----------------------------------------------------------------------- */
 
 /* reduce_rows(runtime, x, count, stride, n, "mean" | "sum" | "max", scale) -> floats */
 static int ops_reduce_rows(lua_State *L) {
@@ -560,8 +600,10 @@ static int ops_reduce_rows(lua_State *L) {
   const float *in = copy_floats(L, be, 2, NULL);
   int64_t n = luaL_checkinteger(L, 5);
   float *out = new_floats(L, be, n);
-  pyr_status status = be->reduce_rows(be, out, in, (int32_t)luaL_checkinteger(L, 3), luaL_checkinteger(L, 4), n,
-                                      (pyr_reduce)luaL_checkoption(L, 6, NULL, names), (float)luaL_optnumber(L, 7, 1));
+  pyr_status status = be->reduce_rows(be, out, in, (int32_t)luaL_checkinteger(L, 3),
+                                      luaL_checkinteger(L, 4), n,
+                                          (pyr_reduce)luaL_checkoption(L, 6, NULL, names),
+                                              (float)luaL_optnumber(L, 7, 1));
   return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
@@ -572,7 +614,9 @@ static int ops_arith(lua_State *L) {
   int64_t n;
   float *a = copy_floats(L, be, 2, &n);
   const float *b = copy_floats(L, be, 3, NULL);
-  pyr_status status = be->arith(be, a, b, n, (pyr_score_code)(PYR_S_ADD + luaL_checkoption(L, 4, NULL, names)));
+  pyr_status status = be->arith(be, a, b, n, (pyr_score_code)(PYR_S_ADD
+                                                              + luaL_checkoption(L, 4, NULL,
+                                                                  names)));
   return status == PYR_OK ? push_floats(L, be, a, n) : fail(L, be, status);
 }
 
@@ -583,7 +627,8 @@ static int ops_pool(lua_State *L) {
   int64_t n;
   const float *in = copy_floats(L, be, 2, &n);
   float *out = new_floats(L, be, n);
-  pyr_status status = be->pool(be, out, in, n, (int32_t)luaL_checkinteger(L, 3), luaL_checkoption(L, 4, NULL, names));
+  pyr_status status = be->pool(be, out, in, n, (int32_t)luaL_checkinteger(L, 3),
+                               luaL_checkoption(L, 4, NULL, names));
   return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
@@ -632,7 +677,8 @@ static int ops_select(lua_State *L) {
   return status == PYR_OK ? push_ints(L, be, idx, k) : fail(L, be, status);
 }
 
-/* pick(runtime, { logits, … }, { sampler, … }) -> ints, -1 where no logit is finite; all logits of one length */
+/* pick(runtime, { logits, … }, { sampler, … }) -> ints, -1 where no logit is finite; all logits of
+ * one length */
 static int ops_pick(lua_State *L) {
   pyr_backend *be = begin_call(L);
   int count = (int)luaL_len(L, 2);
@@ -655,13 +701,15 @@ static int ops_pick(lua_State *L) {
   int32_t *ids = new_block(L, (size_t)count * sizeof *ids, 0xa5);
   void *room = new_block(L, pyr_pick_bytes(count), 0xa5);
   pyr_status status = pyr_pick_prepare(be, samplers, count, (int32_t)vocab);
-  if (status == PYR_OK) status = pyr_pick_all(be, samplers, logits, (int32_t)vocab, count, ids, room);
+  if (status == PYR_OK)
+    status = pyr_pick_all(be, samplers, logits, (int32_t)vocab, count, ids, room);
   if (status != PYR_OK) return fail(L, be, status);
   lua_pushlstring(L, (const char *)ids, (size_t)count * sizeof *ids);
   return 1;
 }
 
-/* choose(runtime, { scores, … }, { least, … }, most, mass [, offset]) -> { ints, … }: each segment's chosen rows + offset */
+/* choose(runtime, { scores, … }, { least, … }, most, mass [, offset]) -> { ints, … }: each
+ * segment's chosen rows + offset */
 static int ops_choose(lua_State *L) {
   pyr_backend *be = begin_call(L);
   luaL_checktype(L, 2, LUA_TTABLE);
@@ -677,7 +725,8 @@ static int ops_choose(lua_State *L) {
     luaL_tolstring(L, -1, &bytes);
     lua_remove(L, -2);
     luaL_addvalue(&buffer);
-    segments[s] = (pyr_segment){ .n = (int64_t)(bytes / sizeof(float)), .at = n, .offset = (int32_t)luaL_optinteger(L, 6, 0) };
+    segments[s] = (pyr_segment){ .n = (int64_t)(bytes / sizeof(float)), .at = n,
+                                 .offset = (int32_t)luaL_optinteger(L, 6, 0) };
     n += segments[s].n;
   }
   luaL_pushresult(&buffer);
@@ -686,7 +735,8 @@ static int ops_choose(lua_State *L) {
     segments[s].least = luaL_checkinteger(L, -1);
     lua_pop(L, 1);
   }
-  pyr_choice c = { .segments = segments, .count = count, .most = luaL_checkinteger(L, 4), .mass = luaL_checknumber(L, 5) };
+  pyr_choice c = { .segments = segments, .count = count, .most = luaL_checkinteger(L, 4),
+                   .mass = luaL_checknumber(L, 5) };
   c.score = copy_floats(L, be, lua_gettop(L), NULL);
   c.idx = new_ints(L, be, n);
   c.chosen = new_ints(L, be, count);
@@ -709,7 +759,8 @@ static int ops_iota(lua_State *L) {
   return status == PYR_OK ? push_ints(L, be, out, n) : fail(L, be, status);
 }
 
-/* fill(runtime, n, "positions" | "hash" | "value" | "place", positions | nil [, seed [, value]]) -> floats */
+/* fill(runtime, n, "positions" | "hash" | "value" | "place", positions | nil [, seed [, value]]) ->
+ * floats */
 static int ops_fill(lua_State *L) {
   static const char *const names[] = { "positions", "hash", "value", "place", NULL };
   pyr_backend *be = begin_call(L);
@@ -721,22 +772,28 @@ static int ops_fill(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
-/* ---- entry --------------------------------------------------------------------------------------------------------- */
+/* ---- entry ----------------------------------------------------------------------------------- */
 
 __attribute__((visibility("default"))) int luaopen_pyramid_specs(lua_State *L);
 int luaopen_pyramid_specs(lua_State *L) {
   static const luaL_Reg functions[] = {
-    { "floats", ops_floats }, { "ints", ops_ints }, { "numbers", ops_numbers }, { "to_f32", ops_to_f32 },
-    { "from_f32", ops_from_f32 }, { "alloc", ops_alloc }, { "reserve", ops_reserve }, { "embed", ops_embed },
-    { "rms_norm", ops_rms_norm }, { "linear", ops_linear }, { "rope", ops_rope }, { "silu_mul", ops_silu_mul },
-    { "take_rows", ops_take_rows }, { "take_i32", ops_take_i32 }, { "store", ops_store }, { "gather", ops_gather },
+    { "floats", ops_floats }, { "ints", ops_ints }, { "numbers", ops_numbers },
+        { "to_f32", ops_to_f32 },
+    { "from_f32", ops_from_f32 }, { "alloc", ops_alloc }, { "reserve", ops_reserve },
+        { "embed", ops_embed },
+    { "rms_norm", ops_rms_norm }, { "linear", ops_linear }, { "rope", ops_rope },
+        { "silu_mul", ops_silu_mul },
+    { "take_rows", ops_take_rows }, { "take_i32", ops_take_i32 }, { "store", ops_store },
+        { "gather", ops_gather },
     { "merge", ops_merge }, { "rotate", ops_rotate }, { "choose", ops_choose },
     { "attention", ops_attention }, { "mass", ops_mass }, { "row_norms", ops_row_norms },
     { "read_rows", ops_read_rows }, { "key_similarity", ops_key_similarity }, { "lag", ops_lag },
     { "output_norm", ops_output_norm }, { "expected", ops_expected },
     { "softmax", ops_softmax }, { "chunk", ops_chunk }, { "mark", ops_mark },
-    { "reduce_rows", ops_reduce_rows }, { "arith", ops_arith }, { "pool", ops_pool }, { "normalize", ops_normalize },
-    { "select", ops_select }, { "pick", ops_pick }, { "iota", ops_iota }, { "fill", ops_fill }, { NULL, NULL }
+    { "reduce_rows", ops_reduce_rows }, { "arith", ops_arith }, { "pool", ops_pool },
+        { "normalize", ops_normalize },
+    { "select", ops_select }, { "pick", ops_pick }, { "iota", ops_iota }, { "fill", ops_fill },
+        { NULL, NULL }
   };
   if (luaL_newmetatable(L, DEVICE_BLOCK)) {
     lua_pushcfunction(L, free_device_block);

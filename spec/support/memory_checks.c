@@ -1,9 +1,11 @@
-/* memory_checks.c — every allocation of a process failing in its turn: memory_checks MODEL SCRIPT FROM TO STRIDE [DETAILS].
+/* memory_checks.c — every allocation of a process failing in its turn: memory_checks MODEL SCRIPT
+ * FROM TO STRIDE [DETAILS].
  *
- * For n = FROM, FROM + STRIDE, … < TO (0: until all pass) the n-th allocation from the beginning fails, once (Lua asks again, when it
- * has collected) or all from there on: of a facade that opens the model and generates, and of a Lua 5.4 state with the library that
- * runs SCRIPT. Each must say "memory" with a message, or succeed, and what was opened must close; then the same without failures must
- * work. Prints counts, and what was otherwise. */
+ * For n = FROM, FROM + STRIDE, … < TO (0: until all pass) the n-th allocation from the beginning
+ * fails, once (Lua asks again, when it has collected) or all from there on: of a facade that opens
+ * the model and generates, and of a Lua 5.4 state with the library that runs SCRIPT. Each must say
+ * "memory" with a message, or succeed, and what was opened must close; then the same without
+ * failures must work. Prints counts, and what was otherwise. */
 #include "pyramid.h"
 
 #include <errno.h>
@@ -40,7 +42,9 @@ void *calloc(size_t a, size_t b) { return fails() ? NULL : __libc_calloc(a, b); 
 void *realloc(void *p, size_t n) { return n && fails() ? NULL : __libc_realloc(p, n); }
 void *memalign(size_t a, size_t n) { return fails() ? NULL : __libc_memalign(a, n); }
 void *aligned_alloc(size_t a, size_t n) { return fails() ? NULL : __libc_memalign(a, n); }
-int posix_memalign(void **p, size_t a, size_t n) { return fails() || (*p = __libc_memalign(a, n)) == NULL ? ENOMEM : 0; }
+int posix_memalign(void **p, size_t a, size_t n) {
+  return fails() || (*p = __libc_memalign(a, n)) == NULL ? ENOMEM : 0;
+}
 
 typedef struct outcome { char code[32], message[256]; } outcome;
 
@@ -53,10 +57,12 @@ static void say(outcome *o, const char *code, const char *message) {
 
 static void try_facade(outcome *o) {
   pyr_host *host = NULL;
-  pyr_host_options options = { .threads = 2, .policy = "pyramidinfer", .policy_options = "ratio=0.5 floor=4" };
+  pyr_host_options options = { .threads = 2, .policy = "pyramidinfer",
+                               .policy_options = "ratio=0.5 floor=4" };
   pyr_generate_options how = { .max_tokens = 6, .sampler = { .temperature = 1, .seed = 3 } };
   pyr_status status = pyr_host_open(model, &options, &host);
-  if (status == PYR_OK) status = pyr_host_generate(host, "Once there was a baker who had a red", &how);
+  if (status == PYR_OK)
+    status = pyr_host_generate(host, "Once there was a baker who had a red", &how);
   say(o, pyr_status_name(status), status == PYR_OK ? "" : pyr_host_error(host));
   pyr_host_close(host);
 }
@@ -80,7 +86,8 @@ static void try_lua(outcome *o) {
   lua_pushcfunction(L, protected);
   int code = lua_pcall(L, 0, 3, 0);
   if (code == LUA_ERRMEM) say(o, "memory", "raised");
-  else if (code != LUA_OK) say(o, strstr(luaL_tolstring(L, -1, NULL), "not enough memory") ? "memory" : "raised", lua_tostring(L, -1));
+  else if (code != LUA_OK) say(o, strstr(luaL_tolstring(L, -1, NULL), "not enough memory")
+                               ? "memory" : "raised", lua_tostring(L, -1));
   else if (lua_toboolean(L, -3)) say(o, "ok", "");
   else say(o, lua_tostring(L, -1), lua_tostring(L, -2));
   lua_close(L);
@@ -88,7 +95,8 @@ static void try_lua(outcome *o) {
 
 int main(int argc, char **argv) {
   static void (*const tries[])(outcome *) = { try_facade, try_lua };
-  static const char *const names[] = { "facade", "Lua" }, *const modes[] = { "once", "from there on" };
+  static const char *const names[] = { "facade", "Lua" },
+      *const modes[] = { "once", "from there on" };
   if (argc < 6) return 2;
   model = argv[1];
   script = argv[2];
@@ -107,13 +115,17 @@ int main(int argc, char **argv) {
       left = -1;
       done++;
       failed += strcmp(o.code, "ok") != 0;
-      if (strcmp(o.code, "ok") != 0 && (strcmp(o.code, "memory") != 0 || !*o.message) && wrong++ < 20)
-        printf("%s, allocation %ld, %s: %s: %s\n", names[which], n, modes[sticky], o.code, o.message);
+      if (strcmp(o.code, "ok") != 0 && (strcmp(o.code, "memory") != 0 || !*o.message)
+          && wrong++ < 20)
+        printf("%s, allocation %ld, %s: %s: %s\n", names[which], n, modes[sticky], o.code,
+               o.message);
       if (passed) break;
     }
     tries[which](&o);
-    if (strcmp(o.code, "ok") != 0) printf("%s, without failures: %s: %s\n", names[which], o.code, o.message), wrong++;
-    printf("%s, %s: %ld tried, %ld failed, up to allocation %ld\n", names[which], modes[sticky], done, failed, n);
+    if (strcmp(o.code, "ok") != 0)
+      printf("%s, without failures: %s: %s\n", names[which], o.code, o.message), wrong++;
+    printf("%s, %s: %ld tried, %ld failed, up to allocation %ld\n", names[which], modes[sticky],
+           done, failed, n);
   }
   return wrong != 0;
 }

@@ -1,9 +1,11 @@
--- What memory_checks.c does through Lua: everything that a cache goes through. Returns true, or nil, message, code.
+-- What memory_checks.c does through Lua: everything that a cache goes through. Returns true, or
+-- nil, message, code.
 local pyramid = require "pyramid"
 local path = os.tmpname()
 local opened = {}
 
--- Ends by an error that tells the program's end from Lua's own, unless it got something, which is closed at the end.
+-- Ends by an error that tells the program's end from Lua's own, unless it got something, which is
+-- closed at the end.
 local function must(value, message, code)
   if not value then error({ message, code }, 0) end
   opened[#opened + 1] = value

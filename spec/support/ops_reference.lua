@@ -1,12 +1,13 @@
--- What the specs of single operations share: fresh random numbers, backends of every instruction set and several thread
--- counts, comparison, and the operations themselves in plain Lua. Nothing here calls an operation under test; only the
--- conversions of core/base/dtype.h, which have a spec of their own, are used to make rows of a dtype.
+-- What the specs of single operations share: fresh random numbers, backends of every instruction
+-- set and several thread counts, comparison, and the operations themselves in plain Lua. Nothing
+-- here calls an operation under test; only the conversions of core/base/dtype.h, which have a spec
+-- of their own, are used to make rows of a dtype.
 local core = require "pyramid.core"
 local ops = require "pyramid_specs"
 
 local reference = { page_rows = ops.page_rows }
 
--- ---- numbers ----
+-- ---- numbers ------------------------------------------------------------------------------------
 
 --- Seeds each run afresh; failures print it, and PYRAMID_SEED repeats it.
 reference.seed = tonumber(os.getenv "PYRAMID_SEED") or os.time()
@@ -35,15 +36,17 @@ function reference.ascending(n, first, step)
   return values, ops.ints(values)
 end
 
--- ---- backends ----
+-- ---- backends -----------------------------------------------------------------------------------
 
---- Runtimes of these instruction sets with one, two and three threads; of those that this machine has.
+--- Runtimes of these instruction sets with one, two and three threads; of those that this machine
+--- has.
 function reference.teams(...)
   local teams = {}
   for _, isa in ipairs { ... } do
     local one = core.runtime { isa = isa, threads = 1 }
     if one then
-      teams[#teams + 1] = { isa = isa, one, core.runtime { isa = isa, threads = 2 }, core.runtime { isa = isa, threads = 3 } }
+      teams[#teams + 1] = { isa = isa, one, core.runtime { isa = isa, threads = 2 },
+        core.runtime { isa = isa, threads = 3 } }
     end
   end
   return teams
@@ -54,14 +57,15 @@ local runtimes = reference.teams("base", "avx2", "avx512")
 --- Those that round operands to bf16: none, where the processor does not multiply it.
 reference.rounding = reference.teams "avx512bf16"
 
---- The CUDA backend: on the device that is asked for (PYRAMID_DEVICE), else its kernels run by the processor. There is one of
---- them: it has no threads that could differ.
+--- The CUDA backend: on the device that is asked for (PYRAMID_DEVICE), else its kernels run by the
+--- processor. There is one of them: it has no threads that could differ.
 local asked = core.default_device()
 local device = asked == "cpu" and "emulated" or asked
 local kernels = { isa = device, (assert(core.runtime { device = device, threads = 1 })) }
 
 --- The same, opened to round operands to 16 bits; and all that round the operands of attention.
-reference.rounding_device = { isa = device .. ", bf16", (assert(core.runtime { device = device, isa = "bf16", threads = 1 })) }
+reference.rounding_device = { isa = device .. ", bf16",
+  (assert(core.runtime { device = device, isa = "bf16", threads = 1 })) }
 reference.rounding_attention = { reference.rounding_device, table.unpack(reference.rounding) }
 
 --- The instruction sets that this machine has, at least "base".
@@ -90,21 +94,26 @@ local function check_team(team, call, check)
   end
   local result = assert(call(team[1]))
   for threads = 2, #team do
-    if not same(result, assert(call(team[threads]))) then fail("%d threads give another result than one", threads) end
+    if not same(result, assert(call(team[threads]))) then
+      fail("%d threads give another result than one", threads)
+    end
   end
   check(result, fail)
 end
 
---- Runs call(runtime) on every instruction set and on the emulated device (or on `teams`), with one, two and three
---- threads, which must agree bit for bit; hands the result to check(result, fail), where fail(format, ...) raises with the
---- seed and the instruction set. Where a device is asked for, on that alone.
+--- Runs call(runtime) on every instruction set and on the emulated device (or on `teams`), with
+--- one, two and three threads, which must agree bit for bit; hands the result to check(result,
+--- fail), where fail(format, ...) raises with the seed and the instruction set. Where a device is
+--- asked for, on that alone.
 function reference.each(call, check, teams)
-  for _, team in ipairs(teams or asked == "cpu" and runtimes or {}) do check_team(team, call, check) end
+  for _, team in ipairs(teams or asked == "cpu" and runtimes or {}) do
+    check_team(team, call, check)
+  end
   if not teams then check_team(kernels, call, check) end
 end
 
---- Fails unless packed floats are within `limit` of the values of `ref`, as a fraction of the largest of those, or of
---- `least` if that is larger (where terms cancel).
+--- Fails unless packed floats are within `limit` of the values of `ref`, as a fraction of the
+--- largest of those, or of `least` if that is larger (where terms cancel).
 function reference.near(bytes, ref, limit, fail, what, least)
   local out, size = ops.numbers(bytes), least or 0
   if #out ~= #ref then fail("%s: %d values, not %d", what, #out, #ref) end
@@ -118,9 +127,10 @@ function reference.near(bytes, ref, limit, fail, what, least)
   end
 end
 
--- ---- rows and lanes ----
+-- ---- rows and lanes -----------------------------------------------------------------------------
 
---- A matrix of `rows` rows: its bytes and its values as f32. Blocks of k-quants are random bits with small scales.
+--- A matrix of `rows` rows: its bytes and its values as f32. Blocks of k-quants are random bits
+--- with small scales.
 function reference.matrix(dtype, rows, cols)
   local sizes = { q4_k = 144, q5_k = 176, q6_k = 210 }
   if not sizes[dtype] then
@@ -140,14 +150,15 @@ function reference.matrix(dtype, rows, cols)
   return bytes, ops.numbers(ops.to_f32(dtype, bytes))
 end
 
---- A lane of rows at `positions` (a sequence), random or of `values` (k and v): what ops wants, and k and v as values. Rows
---- beyond are all ones, which is NaN in every dtype but the blocks'.
+--- A lane of rows at `positions` (a sequence), random or of `values` (k and v): what ops wants, and
+--- k and v as values. Rows beyond are all ones, which is NaN in every dtype but the blocks'.
 function reference.lane(layout, positions, size, values)
   local d, rows = layout.head_dim, #positions
   local lane = { positions = ops.ints(positions), at = positions, rows = rows }
   local parts = {}
   for name in pairs { k = 1, v = 1 } do
-    local floats = values and ops.floats(values[name]) or select(2, reference.random(rows * d, size))
+    local floats = values and ops.floats(values[name])
+      or select(2, reference.random(rows * d, size))
     parts[name] = ops.from_f32(layout.dtype, floats)
     lane[name] = ops.numbers(ops.to_f32(layout.dtype, parts[name]))
   end
@@ -163,7 +174,7 @@ function reference.lane(layout, positions, size, values)
   return lane
 end
 
--- ---- operations ----
+-- ---- operations ---------------------------------------------------------------------------------
 
 --- out[n, rows] = x[n, cols] . w[rows, cols]^T (+ bias) (+ out)
 function reference.linear(x, w, rows, cols, bias, out)
@@ -187,14 +198,16 @@ end
 function reference.weight(t, q, j)
   if (t.queries or 0) == 0 then return 1 end
   local due = t.due or 0
-  if (t.every or 0) > 0 and j >= (t.threshold or 0) then due = due + ((j - t.threshold) // t.every + 1) * t.every end
+  if (t.every or 0) > 0 and j >= (t.threshold or 0) then
+    due = due + ((j - t.threshold) // t.every + 1) * t.every
+  end
   local i = q - (due - t.queries + 1)
   if i < 0 or q > due then return 0 end
   return t.queries == 1 and 1 or 1 + (t.ramp - 1) * i / (t.queries - 1)
 end
 
---- Attention as it is defined. call: q (values), at (query positions), lanes, window. Gives out, lse and, per query
---- head, p[i][j].
+--- Attention as it is defined. call: q (values), at (query positions), lanes, window. Gives out,
+--- lse and, per query head, p[i][j].
 function reference.attention(layout, call)
   local d, heads, group = layout.head_dim, layout.heads, layout.heads // layout.kv_heads
   local out, lse, p = {}, {}, {}
@@ -235,8 +248,8 @@ function reference.attention(layout, call)
   return out, lse, p
 end
 
---- What a score counts in sums that are exact (pyr_choice): an integer, in units of 2^(e - 36), where 2^e is the least power
---- of two above the highest score.
+--- What a score counts in sums that are exact (pyr_choice): an integer, in units of 2^(e - 36),
+--- where 2^e is the least power of two above the highest score.
 local function weights_of(order)
   local largest, top, e = (2 - 2.0 ^ -23) * 2.0 ^ 127, 0, -200
   for _, row in ipairs(order) do
@@ -248,7 +261,8 @@ local function weights_of(order)
   end
 end
 
---- Which rows of several segments survive together, by sorting (pyr_choice): ascending rows from 0, a sequence a segment.
+--- Which rows of several segments survive together, by sorting (pyr_choice): ascending rows from 0,
+--- a sequence a segment.
 function reference.choose(segments, least, most, mass)
   local order, chosen, own, count, held, sum = {}, {}, {}, 0, 0, 0
   for s, scores in ipairs(segments) do
@@ -274,7 +288,8 @@ function reference.choose(segments, least, most, mass)
       take(row)
     end
   end
-  local target = mass == 0 and math.huge or mass == 1 and sum or math.min(sum, math.ceil(mass * (sum + 0.0)))
+  local target = mass == 0 and math.huge or mass == 1 and sum
+    or math.min(sum, math.ceil(mass * (sum + 0.0)))
   for _, row in ipairs(order) do
     if not row.taken and count < most and held < target then take(row) end
   end
@@ -282,8 +297,9 @@ function reference.choose(segments, least, most, mass)
   return chosen
 end
 
---- The rows of a lane (k and v: sequences of rows) once those not among idx (ascending, from 0) are merged into their most
---- similar row that is, where the cosine of keys is at least `threshold`; and how far any choice was from another.
+--- The rows of a lane (k and v: sequences of rows) once those not among idx (ascending, from 0) are
+--- merged into their most similar row that is, where the cosine of keys is at least `threshold`;
+--- and how far any choice was from another.
 function reference.merge(k, v, idx, threshold)
   local stays, sums, margin = {}, {}, math.huge
   local function cosine(a, b)
@@ -293,7 +309,8 @@ function reference.merge(k, v, idx, threshold)
   end
   for _, j in ipairs(idx) do
     stays[j] = true
-    sums[j] = { count = 1, k = table.move(k[j + 1], 1, #k[j + 1], 1, {}), v = table.move(v[j + 1], 1, #v[j + 1], 1, {}) }
+    sums[j] = { count = 1, k = table.move(k[j + 1], 1, #k[j + 1], 1, {}),
+      v = table.move(v[j + 1], 1, #v[j + 1], 1, {}) }
   end
   for l = 0, #k - 1 do
     local best, second, target = -math.huge, -math.huge, nil
@@ -311,12 +328,14 @@ function reference.merge(k, v, idx, threshold)
   local new_k, new_v = {}, {}
   for at, j in ipairs(idx) do
     new_k[at], new_v[at] = {}, {}
-    for i = 1, #sums[j].k do new_k[at][i], new_v[at][i] = sums[j].k[i] / sums[j].count, sums[j].v[i] / sums[j].count end
+    for i = 1, #sums[j].k do
+      new_k[at][i], new_v[at][i] = sums[j].k[i] / sums[j].count, sums[j].v[i] / sums[j].count
+    end
   end
   return new_k, new_v, margin
 end
 
--- ---- signals of rows; `values` is a lane's k or v, rows from <= j < to ----
+-- ---- signals of rows; `values` is a lane's k or v, rows from <= j < to --------------------------
 
 local function norm(x)
   local sum = 0.0
@@ -380,7 +399,9 @@ function reference.lag(lane, d, from, to, lag)
   for at = from, to - 1, lag do
     local whole = at + 2 * lag <= lane.rows
     local k, v = whole and lag_run(lane.k, d, at, lag), whole and lag_run(lane.v, d, at, lag)
-    for j = at, math.min(at + lag, to) - 1 do out[#out + 1] = whole and (k[j - at + 1] + v[j - at + 1]) / 2 or 1 end
+    for j = at, math.min(at + lag, to) - 1 do
+      out[#out + 1] = whole and (k[j - at + 1] + v[j - at + 1]) / 2 or 1
+    end
   end
   return out
 end
@@ -405,7 +426,9 @@ local function turned(x, at, count, freq, style, gain)
   local out, pairs_count = table.move(x, 1, #x, 1, {}), #freq
   for p = 1, pairs_count do
     local co, si = 0.0, 0.0
-    for t = 0, count - 1 do co, si = co + math.cos((at + t) * freq[p]) / count, si + math.sin((at + t) * freq[p]) / count end
+    for t = 0, count - 1 do
+      co, si = co + math.cos((at + t) * freq[p]) / count, si + math.sin((at + t) * freq[p]) / count
+    end
     local i = style == 0 and p or 2 * p - 1
     local j = style == 0 and p + pairs_count or 2 * p
     out[i], out[j] = gain * (co * x[i] - si * x[j]), gain * (si * x[i] + co * x[j])

@@ -1,16 +1,18 @@
---- A Llama in plain Lua and double precision, one token at a time, over rows that a spec may drop and change: what the
---- engine is held against where lanes differ in length. Weights and arithmetic are spec.support.transformer's.
+--- A Llama in plain Lua and double precision, one token at a time, over rows that a spec may drop
+--- and change: what the engine is held against where lanes differ in length. Weights and arithmetic
+--- are spec.support.transformer's.
 local transformer = require "spec.support.transformer"
 
-local times, add, normed, heads_of = transformer.times, transformer.add, transformer.normed, transformer.heads_of
+local times, add, normed, heads_of = transformer.times, transformer.add, transformer.normed,
+  transformer.heads_of
 
 local plain = {}
 plain.__index = plain
 
 function plain.open(folder) return setmetatable({ model = transformer.load(folder) }, plain) end
 
---- Lanes without rows: lanes[layer][head] is a sequence of { position, k (before rotation), turned (rotated), v,
---- history (attention so far), seen = { [position of a query] = attention } }.
+--- Lanes without rows: lanes[layer][head] is a sequence of { position, k (before rotation), turned
+--- (rotated), v, history (attention so far), seen = { [position of a query] = attention } }.
 function plain:lanes()
   local lanes = { tokens = 0 }
   for layer = 1, #self.model.layers do
@@ -44,18 +46,19 @@ local function attend(q, lane, scale, position, share)
   return out
 end
 
---- Reads one token; returns its logits (from 1). turned(lane): what its q and k are rotated to in a layer; its position
---- unless given.
+--- Reads one token; returns its logits (from 1). turned(lane): what its q and k are rotated to in a
+--- layer; its position unless given.
 function plain:step(lanes, id, turned)
   local model, position = self.model, lanes.tokens
   local x, group = model.embed[id + 1], model.heads // model.kv_heads
   for layer, w in ipairs(model.layers) do
     local h, mixed = normed(x, w.attn_norm, model.eps), {}
     local to = turned and turned(lanes[layer][1]) or position
-    local keys, values = heads_of(times(w.k, h), model.kv_heads), heads_of(times(w.v, h), model.kv_heads)
+    local keys, values = heads_of(times(w.k, h), model.kv_heads),
+      heads_of(times(w.v, h), model.kv_heads)
     for head, lane in ipairs(lanes[layer]) do
-      lane[#lane + 1] = { position = position, history = 0, seen = {}, k = keys[head], turned = self:rotated(keys[head], to),
-        v = values[head] }
+      lane[#lane + 1] = { position = position, history = 0, seen = {}, k = keys[head],
+        turned = self:rotated(keys[head], to), v = values[head] }
     end
     for head, q in ipairs(heads_of(times(w.q, h), model.heads, to, model.base)) do
       local out = attend(q, lanes[layer][(head - 1) // group + 1], (#q) ^ -0.5, position, 1 / group)
@@ -68,7 +71,8 @@ function plain:step(lanes, id, turned)
   return times(model.output, normed(x, model.norm, model.eps))
 end
 
---- Drops the rows of one lane whose positions are not listed; returns the indices (from 0) of those that stay.
+--- Drops the rows of one lane whose positions are not listed; returns the indices (from 0) of those
+--- that stay.
 function plain.keep(lane, positions)
   local listed, kept, idx = {}, {}, {}
   for _, position in ipairs(positions) do listed[position] = true end

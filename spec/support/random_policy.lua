@@ -1,5 +1,5 @@
--- Policies that nobody would write: plans, triggers and scores drawn from a seed, all valid. The core and the simulation
--- of pyramid.testing must agree on every one of them.
+-- Policies that nobody would write: plans, triggers and scores drawn from a seed, all valid. The
+-- core and the simulation of pyramid.testing must agree on every one of them.
 local policy = require "pyramid.policy"
 local score = require "pyramid.score"
 
@@ -22,8 +22,8 @@ local tables = { score.table(by_position), score.table(by_head) }
 -- turned: keys may have been rotated to their places, which the simulation does not follow.
 local function random_score(draw, pick, attention, turned)
   local function signal()
-    local kind = pick { "attention", "attention", "key_norm", "value_norm", "position", "random", "place", "output_norm",
-      "table", "lag", "key_similarity" }
+    local kind = pick { "attention", "attention", "key_norm", "value_norm", "position", "random",
+      "place", "output_norm", "table", "lag", "key_similarity" }
     if kind == "attention" then return attention() end
     if kind == "table" then return tables[draw(2) + 1] end
     if turned and (kind == "lag" or kind == "key_similarity") then return score.place() end
@@ -50,9 +50,11 @@ end
 return function(seed, grouped)
   local draw, pick = picker(seed)
   local decay, compact = draw(2) == 0 and 0.9 or 1, draw(5) == 0
-  -- As the trigger's, where it tracks history: what earlier prompts left is of that decay, and of means over KV heads.
+  -- As the trigger's, where it tracks history: what earlier prompts left is of that decay, and of
+  -- means over KV heads.
   local function history(choose)
-    return score.history { decay = decay, heads = choose(grouped and { "mean", "sum" } or { "mean", "sum", "max" }) }
+    return score.history { decay = decay, heads = choose(grouped and { "mean", "sum" }
+      or { "mean", "sum", "max" }) }
   end
   local function prompt_attention()
     if draw(4) == 0 then return history(pick) end
@@ -61,7 +63,8 @@ return function(seed, grouped)
   end
   local heads = grouped and { "mean", "sum" } or { "mean", "sum", "max" }
   local track = pick {
-    function() return score.attention { queries = pick { 0, 1, 6, 20, 60 }, ramp = pick { 1, 1.5 }, reduce = pick { "mean", "sum" },
+    function() return score.attention { queries = pick { 0, 1, 6, 20, 60 }, ramp = pick { 1, 1.5 },
+      reduce = pick { "mean", "sum" },
       heads = pick(heads) } end,
     function() return score.history { decay = decay, heads = pick(heads) } end,
     function() return nil end,
@@ -69,21 +72,25 @@ return function(seed, grouped)
   local plans, ragged = {}, false
   for layer = 1, 8 do
     local prune = pick { "cache", "cache", "hidden", "both" }
-    local share = prune == "cache" and not compact and pick { "layer", "head", "pool", "list" } or "layer"
-    plans[layer] = { skip = draw(6) == 0, share = share, prune = prune, ratio = pick { 0.1, 0.4, 0.6, 0.9 },
-      first = pick { 0, 1, 4 }, last = pick { 0, 1, 5, 20 },
-      score = draw(8) > 0 and random_score(draw, pick, prompt_attention, compact) or nil,
-      mass = draw(4) == 0 and pick { 0.3, 0.8 } or nil, least = draw(2) == 0 and 3 or nil,
-      merge = prune ~= "hidden" and not compact and draw(4) == 0 and pick { true, { threshold = 0.3 } } or nil }
+    local share = prune == "cache" and not compact and pick { "layer", "head", "pool", "list" }
+      or "layer"
+    plans[layer] = { skip = draw(6) == 0, share = share, prune = prune,
+      ratio = pick { 0.1, 0.4, 0.6, 0.9 }, first = pick { 0, 1, 4 }, last = pick { 0, 1, 5, 20 },
+        score = draw(8) > 0 and random_score(draw, pick, prompt_attention, compact) or nil,
+          mass = draw(4) == 0 and pick { 0.3, 0.8 } or nil, least = draw(2) == 0 and 3 or nil,
+            merge = prune ~= "hidden" and not compact and draw(4) == 0
+              and pick { true, { threshold = 0.3 } } or nil }
     ragged = ragged or share == "pool" or share == "list" or plans[layer].mass ~= nil
   end
   local once = draw(3) == 0
-  local trigger = { every = (once or draw(2) == 0) and pick { 1, 3, 8 } or nil, window = pick { 0, 1, 6 }, once = once,
-    track = track }
+  local trigger = { every = (once or draw(2) == 0) and pick { 1, 3, 8 } or nil,
+    window = pick { 0, 1, 6 }, once = once, track = track }
   trigger.over = not once and (not trigger.every or draw(2) == 0) and pick { 10, 30, 70 } or nil
-  local decode = { ratio = pick { 0.3, 0.7, 0.95 }, first = pick { 0, 1, 5 }, last = pick { 0, 1, 4 },
-    share = compact and "layer" or ragged and pick { "head", "pool" } or pick { "layer", "head", "pool" } }
-  if draw(2) == 0 then decode.score = random_score(draw, pick, function() return track or score.position() end, compact) end
+  local decode = { ratio = pick { 0.3, 0.7, 0.95 }, first = pick { 0, 1, 5 },
+    last = pick { 0, 1, 4 }, share = compact and "layer" or ragged and pick { "head", "pool" }
+      or pick { "layer", "head", "pool" } }
+  if draw(2) == 0 then decode.score = random_score(draw, pick,
+    function() return track or score.position() end, compact) end
   if once then decode.last = math.min(decode.last, trigger.window) end
   local function keep(rows, ratio) return math.max(1, math.ceil(rows * ratio)) end
   return policy {
@@ -94,8 +101,9 @@ return function(seed, grouped)
       local many, shares = keep(l.rows, p.ratio), p.share == "list" and "head" or p.share
       -- Lanes that earlier plans left unequal cannot share one set, nor be handed on as one.
       if l.past > 0 and ragged and shares == "layer" then return nil end
-      local plan = { keep = many, guard = { first = p.first, last = p.last }, share = shares, prune = p.prune, score = p.score,
-        mass = p.mass, merge = p.merge, rotate = compact and p.prune == "cache" and "compact" or nil }
+      local plan = { keep = many, guard = { first = p.first, last = p.last }, share = shares,
+        prune = p.prune, score = p.score, mass = p.mass, merge = p.merge,
+          rotate = compact and p.prune == "cache" and "compact" or nil }
       if p.share == "list" then
         plan.keep = {}
         for head = 1, l.kv_heads do plan.keep[head] = math.max(1, many - 2 * head) end
@@ -105,8 +113,9 @@ return function(seed, grouped)
     end,
     trigger = function(_, l) return l.index % 3 > 0 and trigger or nil end,
     decode = function(_, l)
-      return { keep = keep(l.rows, decode.ratio), guard = { first = decode.first, last = decode.last }, share = decode.share,
-        score = decode.score }
+      return { keep = keep(l.rows, decode.ratio),
+        guard = { first = decode.first, last = decode.last }, share = decode.share,
+          score = decode.score }
     end,
   }
 end

@@ -1,5 +1,6 @@
--- What `make test` prints: a line for each spec file, what failed and why, and at the end, alone on a line,
--- "N passed, N failed" or "N passed, N failed, N pending". `-Xoutput FILE` has it as JSON, too.
+-- What `make test` prints: a line for each spec file, what failed and why, and at the end, alone on
+-- a line, "N passed, N failed" or "N passed, N failed, N pending". `-Xoutput FILE` has it as JSON,
+-- too.
 local busted = require "busted"
 local base = require "busted.outputHandlers.base"
 local cjson = require "cjson"
@@ -25,7 +26,9 @@ return function(options)
     return table.concat(lines, "\n"):gsub("\n", "\n    ")
   end
 
-  local function name_of(file) return file.name:match "^spec/(.*)%.lua$" or file.name:match "([^/]*)%.lua$" or file.name end
+  local function name_of(file)
+    return file.name:match "^spec/(.*)%.lua$" or file.name:match "([^/]*)%.lua$" or file.name
+  end
 
   local function file_start(file)
     before = { passed = passed, failed = failed, skipped = skipped, time = now() }
@@ -35,11 +38,15 @@ return function(options)
   end
 
   local function file_end(file)
-    files[#files + 1] = { name = name_of(file), passed = passed - before.passed, failed = failed - before.failed,
-      pending = skipped - before.skipped, seconds = now() - before.time }
+    files[#files + 1] = { name = name_of(file), passed = passed - before.passed,
+      failed = failed - before.failed, pending = skipped - before.skipped,
+        seconds = now() - before.time }
     local extra = failed > before.failed and (", %d FAILED"):format(failed - before.failed) or ""
-    if skipped > before.skipped then extra = extra .. (", %d pending"):format(skipped - before.skipped) end
-    io.write(("%4d passed%s  (%.1f s)\n"):format(passed - before.passed, extra, now() - before.time))
+    if skipped > before.skipped then
+      extra = extra .. (", %d pending"):format(skipped - before.skipped)
+    end
+    io.write(("%4d passed%s  (%.1f s)\n"):format(passed - before.passed, extra,
+      now() - before.time))
     return nil, true
   end
 
@@ -56,7 +63,9 @@ return function(options)
   end
 
   local function pending(element, _, message)
-    if message then reasons[element] = (" (%s)"):format(type(message) == "table" and message.message or message) end
+    if message then
+      reasons[element] = (" (%s)"):format(type(message) == "table" and message.message or message)
+    end
     return nil, true
   end
 
@@ -70,11 +79,13 @@ return function(options)
   local function suite_end()
     for _, text in ipairs(pendings) do io.write("pending: ", text, "\n") end
     for _, text in ipairs(failures) do io.write("\nFAILED  ", text, "\n") end
-    io.write(("\n%d passed, %d failed%s\n"):format(passed, failed, skipped > 0 and (", %d pending"):format(skipped) or ""))
+    io.write(("\n%d passed, %d failed%s\n"):format(passed, failed,
+      skipped > 0 and (", %d pending"):format(skipped) or ""))
     if record then
       local out <close> = assert(io.open(record, "w"))
-      assert(out:write(cjson.encode { device = core.default_device(), passed = passed, failed = failed, pending = skipped,
-        files = files, failures = failures, pendings = pendings }, "\n"))
+      assert(out:write(cjson.encode { device = core.default_device(), passed = passed,
+        failed = failed, pending = skipped, files = files, failures = failures,
+          pendings = pendings }, "\n"))
     end
     return nil, true
   end

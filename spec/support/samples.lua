@@ -1,5 +1,6 @@
---- Samples in documents: finds them, and holds commands to what is there. A document's sample is either run by its spec, or
---- its commands are checked word for word: the script, its options, the policies and their options, make's targets.
+--- Samples in documents: finds them, and holds commands to what is there. A document's sample is
+--- either run by its spec, or its commands are checked word for word: the script, its options, the
+--- policies and their options, make's targets.
 local policy = require "pyramid.policy"
 local shell = require "spec.support.shell"
 
@@ -93,7 +94,8 @@ local function check_pyramid(words, first)
   for at = first + 1, #words do
     local option = words[at]:match "^(%-%-[%a][%w-]*)"
     if option then
-      assert(help:find(option:gsub("%-", "%%-") .. "%f[^%w-]"), ("%s has no option %s"):format(script, option))
+      assert(help:find(option:gsub("%-", "%%-") .. "%f[^%w-]"),
+        ("%s has no option %s"):format(script, option))
       if option == "--policy" then check_policy(words, at + 1) end
     elseif words[at]:find "^%-%a$" then
       assert(help:find(words[at] .. " ", 1, true) or help:find(words[at] .. ",", 1, true),
@@ -113,7 +115,8 @@ local function check_make(words, first)
   for at = first, #words do
     local variable, value = words[at]:match "^([%u_]+)=(.*)$"
     if variable then
-      assert(makefile:find("%f[%w_]" .. variable .. "%f[^%w_]"), "the Makefile knows no " .. variable)
+      assert(makefile:find("%f[%w_]" .. variable .. "%f[^%w_]"),
+        "the Makefile knows no " .. variable)
       if variable == "BENCH" then check_pyramid(words_of("bench " .. value), 1) end
     elseif not words[at]:find "^%-" then
       local target = words[at]:gsub("%p", "%%%0")
@@ -140,7 +143,8 @@ function samples.check(line)
     local command = words[at]
     if command == "make" then check_make(words, at + 1)
     elseif command == "build/pyramid" or command == "pyramid" then check_pyramid(words, at + 1)
-    elseif command and command:find "/" then assert(io.open(command), "there is no file " .. command):close()
+    elseif command and command:find "/" then assert(io.open(command),
+      "there is no file " .. command):close()
     elseif command then assert(foreign[command], "a command that nothing checks: " .. line) end
   end
 end

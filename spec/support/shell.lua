@@ -19,7 +19,8 @@ local function take(path)
   return text
 end
 
---- Runs a command line. Returns what it wrote to standard output and standard error, and its exit status.
+--- Runs a command line. Returns what it wrote to standard output and standard error, and its exit
+--- status.
 ---@param line string
 ---@return string out, string err, integer status
 function shell.run(line)

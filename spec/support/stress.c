@@ -1,14 +1,17 @@
 /* stress.c — the garbage collector at its worst, for the specs: `require "pyramid_specs.stress"`.
  *
- *   stress.start([first [, every]])   from now on, in the binding's functions only: each allocation is refused once, so that Lua
- *                                     collects all that can be reached no more before it asks again, and the next place where Lua
- *                                     may collect does it whole and runs every finalizer that is due. Of each function its first
- *                                     `first` calls (default: all), then each `every`-th
+ *   stress.start([first [, every]])   from now on, in the binding's functions only: each allocation
+ *                                     is refused once, so that Lua collects all that can be reached
+ *                                     no more before it asks again, and the next place where Lua
+ *                                     may collect does it whole and runs every finalizer that is
+ *                                     due. Of each function its first `first` calls (default: all),
+ *                                     then each `every`-th
  *   stress.stop() -> refusals, calls  no more
  *
- * What the binding's functions are: the C functions of pyramid.core and of the classes named pyramid.…; a hook on calls and
- * returns tells when one runs. Lua functions that they call back to are left alone. Refusing alone would not do: Lua
- * runs no finalizers in the collection that a refusal makes it do. */
+ * What the binding's functions are: the C functions of pyramid.core and of the classes named
+ * pyramid.…; a hook on calls and returns tells when one runs. Lua functions that they call back to
+ * are left alone. Refusing alone would not do: Lua runs no finalizers in the collection that a
+ * refusal makes it do. */
 #include <lua.h>
 #include <lauxlib.h>
 
@@ -16,7 +19,8 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { SLOTS = 1024, PAUSE = 200, STEP_MULTIPLIER = 100, STEP_SIZE = 13 };   /* the collector's defaults */
+/* the collector's defaults */
+enum { SLOTS = 1024, PAUSE = 200, STEP_MULTIPLIER = 100, STEP_SIZE = 13 };
 
 typedef struct watched { lua_CFunction f; uint64_t calls; bool on; } watched;
 
@@ -56,7 +60,8 @@ static watched *find(stress *s, lua_CFunction f) {
 static void turn(lua_State *L, stress *s, bool on) {
   if (s->on == on) return;
   s->waits = false;
-  if (on) lua_gc(L, LUA_GCINC, 1, 1000, 63);      /* a whole cycle as soon as anything has been allocated */
+  if (on) lua_gc(L, LUA_GCINC, 1, 1000, 63);      /* a whole cycle as soon as anything has been
+                                                     allocated */
   else lua_gc(L, LUA_GCINC, PAUSE, STEP_MULTIPLIER, STEP_SIZE);
   s->on = on;
 }
@@ -93,7 +98,8 @@ static void on_call(lua_State *L, lua_Debug *ar) {
   turn(L, s, w && w->on);
 }
 
-/* Adds the C functions of the table on top, but what is named __gc or __close, and those of the tables in it. */
+/* Adds the C functions of the table on top, but what is named __gc or __close, and those of the
+ * tables in it. */
 static void add_functions(lua_State *L, stress *s, int depth) {
   for (lua_pushnil(L); lua_next(L, -2); lua_pop(L, 1)) {
     lua_CFunction f = lua_tocfunction(L, -1);
@@ -103,7 +109,8 @@ static void add_functions(lua_State *L, stress *s, int depth) {
 }
 
 static int stress_start(lua_State *L) {
-  lua_Integer first = luaL_optinteger(L, 1, LUA_MAXINTEGER), every = luaL_optinteger(L, 2, LUA_MAXINTEGER);
+  lua_Integer first = luaL_optinteger(L, 1, LUA_MAXINTEGER),
+      every = luaL_optinteger(L, 2, LUA_MAXINTEGER);
   luaL_argcheck(L, first >= 0, 1, "not negative");
   luaL_argcheck(L, every >= 1, 2, "at least 1");
   stress *s = get(L);
@@ -119,7 +126,8 @@ static int stress_start(lua_State *L) {
   add_functions(L, s, 1);
   lua_settop(L, 0);
   for (lua_pushnil(L); lua_next(L, LUA_REGISTRYINDEX); lua_pop(L, 1))
-    if (lua_type(L, -2) == LUA_TSTRING && strncmp(lua_tostring(L, -2), "pyramid.", 8) == 0 && lua_istable(L, -1))
+    if (lua_type(L, -2) == LUA_TSTRING && strncmp(lua_tostring(L, -2), "pyramid.", 8) == 0
+        && lua_istable(L, -1))
       add_functions(L, s, 1);
   s->alloc = lua_getallocf(L, &s->ud);
   lua_setallocf(L, refuse_once, s);
@@ -142,7 +150,8 @@ static int stress_stop(lua_State *L) {
 
 __attribute__((visibility("default"))) int luaopen_pyramid_specs_stress(lua_State *L);
 int luaopen_pyramid_specs_stress(lua_State *L) {
-  static const luaL_Reg functions[] = { { "start", stress_start }, { "stop", stress_stop }, { NULL, NULL } };
+  static const luaL_Reg functions[] = { { "start", stress_start }, { "stop", stress_stop },
+                                        { NULL, NULL } };
   luaL_newlib(L, functions);
   return 1;
 }

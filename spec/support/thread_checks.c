@@ -1,6 +1,7 @@
-/* thread_checks.c MODEL TIMES — two hosts and two Lua states, a thread for each, all at work at once, each runtime with a team of two
- * threads: what is shared that should not be. `make check-threads` builds it with ThreadSanitizer, which watches; here is only
- * checked that every thread gives the same each time, and the same as its twin. */
+/* thread_checks.c MODEL TIMES — two hosts and two Lua states, a thread for each, all at work at
+ * once, each runtime with a team of two threads: what is shared that should not be. `make
+ * check-threads` builds it with ThreadSanitizer, which watches; here is only checked that every
+ * thread gives the same each time, and the same as its twin. */
 #include "pyramid.h"
 
 #include <lauxlib.h>
@@ -49,7 +50,8 @@ static void *host_job(void *ud) {
     text t = { { 0 }, 0 };
     pyr_host_options options = { .threads = 2, .policy = "pyramidinfer" };
     pyr_generate_options how = { .max_tokens = 12, .on_piece = keep_piece, .ud = &t };
-    if (pyr_host_open(j->model, &options, &host) != PYR_OK || pyr_host_generate(host, prompt, &how) != PYR_OK)
+    if (pyr_host_open(j->model, &options, &host) != PYR_OK
+        || pyr_host_generate(host, prompt, &how) != PYR_OK)
       fail(j, pyr_host_error(host));
     else if (i > 0 && strcmp(t.bytes, j->result) != 0)
       fail(j, "a host gives another text than before");
@@ -80,7 +82,8 @@ static const char code[] =
   "end\n"
   "local batch = assert(model:batch { policy = 'streaming' })\n"
   "for i = 1, 3 do assert(batch:add({ table.unpack(ids, i, i * 11) })) end\n"
-  "for _ = 1, 3 do for _, entry in ipairs(assert(batch:step())) do out[#out + 1] = entry[2]:argmax() end end\n"
+  "for _ = 1, 3 do for _, entry in ipairs(assert(batch:step())) do out[#out + 1] = "
+  "entry[2]:argmax() end end\n"
   "batch:close() model:close()\n"
   "return table.concat(out, ' ')\n";
 
@@ -100,7 +103,8 @@ static void *state_job(void *ud) {
     lua_insert(L, -2);
     if (!j->failed && lua_pcall(L, 1, 1, 0) != LUA_OK) fail(j, lua_tostring(L, -1));
     const char *result = lua_tostring(L, -1);
-    if (!j->failed && i > 0 && strcmp(result, j->result) != 0) fail(j, "a state gives other ids than before");
+    if (!j->failed && i > 0 && strcmp(result, j->result) != 0)
+      fail(j, "a state gives other ids than before");
     snprintf(j->result, sizeof j->result, "%s", result ? result : "");
     lua_close(L);
   }
@@ -123,6 +127,7 @@ int main(int argc, char **argv) {
   for (int i = 0; i < 2; i++)
     if (!failed && strcmp(jobs[i].result, jobs[i + 2].result) != 0)
       failed = fail(&jobs[i], "twins give different results");
-  printf("threads: 2 hosts and 2 Lua states, %d times each, teams of 2: %s\n", jobs[0].times, failed ? "FAILED" : "the same every time");
+  printf("threads: 2 hosts and 2 Lua states, %d times each, teams of 2: %s\n", jobs[0].times,
+         failed ? "FAILED" : "the same every time");
   return failed;
 }

@@ -1,5 +1,6 @@
--- A Llama in plain Lua, in float64 and token by token: where specs get true attention, keys and values from, apart from the
--- core. It reads a Hugging Face folder of f32 weights, and hands testing.run what a model would see under a policy.
+-- A Llama in plain Lua, in float64 and token by token: where specs get true attention, keys and
+-- values from, apart from the core. It reads a Hugging Face folder of f32 weights, and hands
+-- testing.run what a model would see under a policy.
 local cjson = require "cjson"
 local reference = require "spec.support.ops_reference"
 local safetensors = require "pyramid.loaders.safetensors"
@@ -16,7 +17,8 @@ local function rows_of(bytes, tensor)
   local rows, cols = tensor.shape[2] and tensor.shape[1] or 1, tensor.shape[2] or tensor.shape[1]
   local matrix = {}
   for r = 1, rows do
-    local row = { string.unpack("<" .. ("f"):rep(cols), bytes, tensor.offset + (r - 1) * cols * 4 + 1) }
+    local row = { string.unpack("<" .. ("f"):rep(cols), bytes,
+      tensor.offset + (r - 1) * cols * 4 + 1) }
     row[cols + 1] = nil
     matrix[r] = row
   end
@@ -48,7 +50,8 @@ function transformer.add(x, y)
   return out
 end
 
---- Heads of a vector, each turned by its position (if given): the first half of a head against the second.
+--- Heads of a vector, each turned by its position (if given): the first half of a head against the
+--- second.
 function transformer.heads_of(x, count, position, base)
   local dim, heads = #x // count, {}
   for h = 1, count do
@@ -71,7 +74,8 @@ function transformer.feed_forward(w, x, eps)
   return transformer.times(w.down, gate)
 end
 
-local times, normed, add, heads_of = transformer.times, transformer.normed, transformer.add, transformer.heads_of
+local times, normed, add, heads_of = transformer.times, transformer.normed, transformer.add,
+  transformer.heads_of
 
 --- The weights of a folder.
 function transformer.load(folder)
@@ -83,16 +87,18 @@ function transformer.load(folder)
   local layers = {}
   for i = 1, config.num_hidden_layers do
     local function of(name) return found[("model.layers.%d.%s.weight"):format(i - 1, name)] end
-    layers[i] = { attn_norm = of "input_layernorm"[1], ffn_norm = of "post_attention_layernorm"[1], q = of "self_attn.q_proj",
-      k = of "self_attn.k_proj", v = of "self_attn.v_proj", o = of "self_attn.o_proj", gate = of "mlp.gate_proj",
-      up = of "mlp.up_proj", down = of "mlp.down_proj" }
+    layers[i] = { attn_norm = of "input_layernorm"[1], ffn_norm = of "post_attention_layernorm"[1],
+      q = of "self_attn.q_proj", k = of "self_attn.k_proj", v = of "self_attn.v_proj",
+        o = of "self_attn.o_proj", gate = of "mlp.gate_proj", up = of "mlp.up_proj",
+          down = of "mlp.down_proj" }
   end
-  return { embed = found["model.embed_tokens.weight"], norm = found["model.norm.weight"][1], output = found["lm_head.weight"],
-    layers = layers, heads = config.num_attention_heads, kv_heads = config.num_key_value_heads, eps = config.rms_norm_eps,
-    base = config.rope_theta }
+  return { embed = found["model.embed_tokens.weight"], norm = found["model.norm.weight"][1],
+    output = found["lm_head.weight"], layers = layers, heads = config.num_attention_heads,
+      kv_heads = config.num_key_value_heads, eps = config.rms_norm_eps, base = config.rope_theta }
 end
 
---- What testing.run wants (attend, keys, values, outputs, expected) of a model that reads `ids`, one after another.
+--- What testing.run wants (attend, keys, values, outputs, expected) of a model that reads `ids`,
+--- one after another.
 function transformer.source(model, ids)
   local layers = {}                     -- [layer][position]: { x, q, k, v, mixed }
   for i = 1, #model.layers do layers[i] = {} end
@@ -105,13 +111,16 @@ function transformer.source(model, ids)
     if layer > 1 then
       local below, v = layers[layer - 1][position], model.layers[layer - 1]
       local joined = {}
-      for h = 1, model.heads do table.move(below.mixed[h], 1, #below.mixed[h], #joined + 1, joined) end
+      for h = 1, model.heads do
+        table.move(below.mixed[h], 1, #below.mixed[h], #joined + 1, joined)
+      end
       local y = add(below.x, times(v.o, joined))
       x = add(y, transformer.feed_forward(v, y, model.eps))
     end
     local normal = normed(x, w.attn_norm, model.eps)
-    state = { x = x, mixed = {}, q = heads_of(times(w.q, normal), model.heads, position, model.base),
-      k = heads_of(times(w.k, normal), model.kv_heads, position, model.base), v = heads_of(times(w.v, normal), model.kv_heads) }
+    state = { x = x, mixed = {}, q = heads_of(times(w.q, normal), model.heads, position,
+      model.base), k = heads_of(times(w.k, normal), model.kv_heads, position, model.base),
+        v = heads_of(times(w.v, normal), model.kv_heads) }
     layers[layer][position] = state
     return state
   end
@@ -119,7 +128,8 @@ function transformer.source(model, ids)
   -- A vector turned on by so many positions.
   local function turned(x, by) return heads_of(x, 1, by, model.base)[1] end
 
-  -- Queries turned as their rows are see keys as they were read: what counts is how far apart they are.
+  -- Queries turned as their rows are see keys as they were read: what counts is how far apart they
+  -- are.
   local function attend(layer, head, query, positions, held)
     local state, kv_head = state_of(layer, query), (head - 1) // group + 1
     local q, weights, top, sum, mixed = state.q[head], {}, -math.huge, 0.0, {}
@@ -134,7 +144,8 @@ function transformer.source(model, ids)
     for d = 1, #q do mixed[d] = 0.0 end
     for i, position in ipairs(positions) do
       local merged = held.merged and held.merged[position]
-      local e, v = math.exp(weights[i] - top), merged and merged.value or layers[layer][position].v[kv_head]
+      local e, v = math.exp(weights[i] - top), merged and merged.value
+        or layers[layer][position].v[kv_head]
       weights[i], sum = e, sum + e
       for d = 1, #q do mixed[d] = mixed[d] + e * v[d] end
     end
@@ -158,11 +169,14 @@ function transformer.source(model, ids)
     local dim, freq, queries, flat, zeros = #keys[1], {}, {}, {}, {}
     for d = 1, dim do zeros[d] = 0.0 end
     for p = 1, dim // 2 do freq[p] = model.base ^ (-2 * (p - 1) / dim) end
-    for i, position in ipairs(how.queries) do queries[i] = turned(state_of(layer, position).q[head], -position) end
+    for i, position in ipairs(how.queries) do
+      queries[i] = turned(state_of(layer, position).q[head], -position)
+    end
     for _, key in ipairs(keys) do table.move(key, 1, dim, #flat + 1, flat) end
     if #queries == 0 then return times(keys, zeros) end
-    return reference.expected(queries, flat, dim, 0, #keys, { next = how.next, future = how.future, covariance = how.covariance,
-      freq = freq, style = 0, gain = 1, scale = dim ^ -0.5 })
+    return reference.expected(queries, flat, dim, 0, #keys,
+      { next = how.next, future = how.future, covariance = how.covariance, freq = freq, style = 0,
+        gain = 1, scale = dim ^ -0.5 })
   end
 
   return { attend = attend, outputs = outputs, expected = expected,

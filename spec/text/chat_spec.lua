@@ -1,4 +1,5 @@
--- Chat prompts against transformers' rendering of the models' own templates (scripts/maker/oracle/chat.py).
+-- Chat prompts against transformers' rendering of the models' own templates
+-- (scripts/maker/oracle/chat.py).
 local cjson = require "cjson"
 local chat = require "pyramid.chat"
 local helper = require "spec.helper"
@@ -56,7 +57,8 @@ describe("a chat prompt equals the model's template:", function()
 end)
 
 describe("a default system message", function()
-  local turns = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+  local turns = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + "
+    .. "'<|im_end|>\\n' }}{% endfor %}"
   local user = { { role = "user", content = "u" } }
   local after = "<|im_start|>user\nu<|im_end|>\n"
   local function renders(expected, head)
@@ -71,12 +73,14 @@ describe("a default system message", function()
   end)
   it("may be plain text of the template", function()
     renders("<|im_start|>system\nBe brief.<|im_end|>\n",
-      "{% if not messages[0]['role'] == 'system' %}<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}")
+      "{% if not messages[0]['role'] == 'system' %}<|im_start|>system\nBe brief.<|im_end|>\n{% "
+        .. "endif %}")
   end)
   it("is left out of an empty conversation where the loop over messages says it", function()
     local template = helper.read(root .. "smollm2-gguf.jinja")
     assert.equal("", chat.render(template, {}))
-    assert.equal("<|im_start|>assistant\n", chat.render(template, {}, { add_generation_prompt = true }))
+    assert.equal("<|im_start|>assistant\n", chat.render(template, {},
+      { add_generation_prompt = true }))
   end)
 end)
 
@@ -88,20 +92,22 @@ describe("whatever a template or a message holds,", function()
       return seed // 65536 % n + 1
     end
     local roles = { "system", "user", "assistant", "tool", "", "USER" }
-    local contents = { "", " ", "\n\n", "<think>", "</think>", "a</think>b<think>", "<tool_response>", "<<SYS>>", "\u{a0}\u{2003}",
-      "\xff\xe2\x80", "text", "\0", "%1 %b()" }
+    local contents = { "", " ", "\n\n", "<think>", "</think>", "a</think>b<think>",
+      "<tool_response>", "<<SYS>>", "\u{a0}\u{2003}", "\xff\xe2\x80", "text", "\0", "%1 %b()" }
     local names, texts = {}, {}
     for name in pairs(golden.templates) do names[#names + 1] = name end
     table.sort(names)
     for i, name in ipairs(names) do texts[i] = helper.read(root .. name .. ".jinja") end
     for _ = 1, 1500 do
       local template = texts[random(#texts)]
-      for _ = 1, random(3) == 1 and 0 or random(2) do      -- cut something out, or put a piece of another template there
+      -- cut something out, or put a piece of another template there
+      for _ = 1, random(3) == 1 and 0 or random(2) do
         local from = random(#template + 1)
         local to = math.min(#template, from + random(random(2) == 1 and 12 or 400))
         local other = texts[random(#texts)]
         local at = random(#other)
-        template = template:sub(1, from - 1) .. (random(3) == 1 and other:sub(at, at + random(200)) or "")
+        template = template:sub(1, from - 1) .. (random(3) == 1 and other:sub(at, at + random(200))
+          or "")
           .. template:sub(to + 1)
       end
       local messages = {}
@@ -120,19 +126,24 @@ describe("whatever a template or a message holds,", function()
         assert.is_truthy(code == "argument" or code == "unsupported" or code == "format")
       end
     end
-    assert.is_true(rendered > 200 and refused > 300, ("%d rendered, %d refused"):format(rendered, refused))
+    assert.is_true(rendered > 200 and refused > 300,
+      ("%d rendered, %d refused"):format(rendered, refused))
   end)
 
   it("its time is linear", function()
     local n = 1 << 16
     local long = {
-      spaces = "a" .. (" "):rep(n) .. "b", newlines = "a" .. ("\n"):rep(n) .. "b", ends = (" \n"):rep(n // 2),
+      spaces = "a" .. (" "):rep(n) .. "b", newlines = "a" .. ("\n"):rep(n) .. "b",
+        ends = (" \n"):rep(n // 2),
       unicode = "b" .. ("\u{a0} \u{2003}\n"):rep(n // 8) .. "c",
-      thoughts = "<think>" .. ("\n"):rep(n) .. "x</think>" .. ("\n"):rep(n), answers = ("</think>"):rep(n // 8),
+      thoughts = "<think>" .. ("\n"):rep(n) .. "x</think>" .. ("\n"):rep(n),
+        answers = ("</think>"):rep(n // 8),
       responses = "<tool_response>" .. (" "):rep(n),
     }
     local templates = { "llama-3", "llama-2", "chatml" }
-    for name in pairs(golden.templates) do templates[#templates + 1] = helper.read(root .. name .. ".jinja") end
+    for name in pairs(golden.templates) do
+      templates[#templates + 1] = helper.read(root .. name .. ".jinja")
+    end
     local started = os.clock()
     for _, template in ipairs(templates) do
       for _, content in pairs(long) do
@@ -145,7 +156,8 @@ describe("whatever a template or a message holds,", function()
   end)
 
   it("a template beyond all published ones is refused", function()
-    local text, message, code = chat.render("{{ 1 }}" .. (" "):rep(1 << 18), { { role = "user", content = "u" } })
+    local text, message, code = chat.render("{{ 1 }}" .. (" "):rep(1 << 18),
+      { { role = "user", content = "u" } })
     assert.is_nil(text)
     assert.matches("262144 bytes", message, 1, true)
     assert.equal("unsupported", code)
@@ -168,8 +180,9 @@ describe("chat", function()
 
   it("takes a format's name", function()
     local messages = golden.conversations[4]
-    for name, template in pairs { chatml = "chatml", ["llama-2"] = "llama-2", ["llama-3"] = "llama-3", zephyr = "zephyr",
-      ["phi-3"] = "phi-3-vision", mistral = "mistral-v1" } do
+    for name, template in pairs { chatml = "chatml", ["llama-2"] = "llama-2",
+      ["llama-3"] = "llama-3", zephyr = "zephyr", ["phi-3"] = "phi-3-vision",
+        mistral = "mistral-v1" } do
       local expected = golden.templates[template].conversations[2][2]
       local got = assert(chat.render(name, golden.conversations[2], options(true)))
       if name == "mistral" then got = got:gsub("%[INST%]", " [INST]", 1) end
@@ -181,7 +194,8 @@ describe("chat", function()
 
   it("shuts Qwen3's thinking if told so", function()
     local template = helper.read(root .. "qwen3.jinja")
-    local text = chat.render(template, golden.conversations[1], { add_generation_prompt = true, thinking = false })
+    local text = chat.render(template, golden.conversations[1],
+      { add_generation_prompt = true, thinking = false })
     assert.equal("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", text)
   end)
 

@@ -1,5 +1,5 @@
--- The template engine against jinja2 (scripts/maker/oracle/jinja.py), and against templates that mean
--- harm.
+-- The template engine against jinja2 (scripts/maker/oracle/jinja.py), and against templates that
+-- mean harm.
 local cjson = require "cjson"
 local jinja = require "pyramid.jinja"
 local helper = require "spec.helper"
@@ -80,25 +80,34 @@ describe("a hostile template", function()
   local many = 20000
   local hostile = {
     ["calls itself"] = "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
-    ["loops in loops"] = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+    ["loops in loops"] = "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% "
+      .. "endfor %}",
     ["recurses through loop()"] = "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
-    ["doubles a text"] = "{% set n = namespace(s='ab') %}{% for i in range(100) %}{% set n.s = n.s + n.s %}{% endfor %}",
-    ["doubles a list"] = "{% set n = namespace(s=[1]) %}{% for i in range(100) %}{% set n.s = n.s + n.s %}{% endfor %}",
+    ["doubles a text"] = "{% set n = namespace(s='ab') %}{% for i in range(100) %}{% set n.s = "
+      .. "n.s + n.s %}{% endfor %}",
+    ["doubles a list"] = "{% set n = namespace(s=[1]) %}{% for i in range(100) %}{% set n.s = "
+      .. "n.s + n.s %}{% endfor %}",
     ["repeats a text"] = "{{ 'a' * 1000000000000 }}",
     ["repeats a list"] = "{{ [1] * 1000000000000 }}",
     ["pads a text"] = "{{ 'a'.center(1000000000000) }}",
     ["indents by megabytes"] = "{{ ('a\n' * 100000) | indent(100000) }}",
     ["replaces by megabytes"] = "{{ ('a' * 1000000).replace('a', 'b' * 10000) }}",
-    ["compares lists that share themselves"] = "{% set n = namespace(a=[1], b=[1]) %}{% for i in range(60) %}"
+    ["compares lists that share themselves"] = "{% set n = namespace(a=[1], b=[1]) %}{% for i in "
+      .. "range(60) %}"
       .. "{% set n.a = [n.a, n.a] %}{% set n.b = [n.b, n.b] %}{% endfor %}{{ n.a == n.b }}",
-    ["prints lists that share themselves"] = "{% set n = namespace(a=[1]) %}{% for i in range(50) %}{% set n.a = [n.a, n.a] %}"
+    ["prints lists that share themselves"] = "{% set n = namespace(a=[1]) %}{% for i in "
+      .. "range(50) %}{% set n.a = [n.a, n.a] %}"
       .. "{% endfor %}{{ n.a | tojson }}",
-    ["looks for a long text in a longer one"] = "{% set a = 'a' * 30000000 %}{{ (a ~ 'b') in (a ~ a) }}",
+    ["looks for a long text in a longer one"] = "{% set a = 'a' * 30000000 %}{{ (a ~ 'b') in (a "
+      .. "~ a) }}",
     ["begins to find again and again"] = "{% set s = 'aaaa' * 250000 %}{% for i in range(10000) %}"
       .. "{{ s.find('aaaaaaaaaab') }}{% endfor %}",
-    ["slices for ever"] = "{% set s = 'a' * 1000000 %}{% for i in range(10000) %}{% set t = s[1:] %}{% endfor %}",
-    ["slices backwards for ever"] = "{% set s = 'ab' * 500000 %}{% for i in range(10000) %}{% set t = s[::-1] %}{% endfor %}",
-    ["sorts for ever"] = "{% for i in range(1000) %}{{ range(100000) | list | sort | length }}{% endfor %}",
+    ["slices for ever"] = "{% set s = 'a' * 1000000 %}{% for i in range(10000) %}{% set t = "
+      .. "s[1:] %}{% endfor %}",
+    ["slices backwards for ever"] = "{% set s = 'ab' * 500000 %}{% for i in range(10000) %}{% "
+      .. "set t = s[::-1] %}{% endfor %}",
+    ["sorts for ever"] = "{% for i in range(1000) %}{{ range(100000) | list | sort | length }}{% "
+      .. "endfor %}",
     ["joins for ever"] = "{% for i in range(100000) %}{{ range(1000) | join }}{% endfor %}",
     ["nests parentheses"] = "{{ " .. ("("):rep(many) .. "1" .. (")"):rep(many) .. " }}",
     ["nests blocks"] = ("{% if 1 %}"):rep(many),
@@ -126,12 +135,14 @@ describe("a hostile template", function()
   end
 
   it("repeats nothing for ever, and has nothing at once", function()
-    assert.equal("[][]()0", render("{{ [] * 99999999999 }}{{ 99999999999 * [] }}{{ () * 99999999999 }}"
+    assert.equal("[][]()0",
+      render("{{ [] * 99999999999 }}{{ 99999999999 * [] }}{{ () * 99999999999 }}"
       .. "{{ ('' * 99999999999) | length }}"))
   end)
 
   it("is told by words what fields a tool's number lacks", function()
-    assert.equal("", render("{% for t in tools %}{{ t.name }}{% endfor %}", { tools = { 5, true } }))
+    assert.equal("", render("{% for t in tools %}{{ t.name }}{% endfor %}",
+      { tools = { 5, true } }))
   end)
 
   it("asks int() for a base that is none, and gets what Jinja gives", function()
@@ -157,7 +168,8 @@ end)
 
 describe("a long conversation", function()
   it("takes time in proportion to its length", function()
-    local source = "{% for m in messages %}{{ m.role + ': ' + m.content.split('</think>')[-1] | trim }}\n{% endfor %}"
+    local source = "{% for m in messages %}{{ m.role + ': ' + m.content.split('</think>')[-1] | "
+      .. "trim }}\n{% endfor %}"
     local template = assert(jinja.compile(source))
     local long = {}
     for i = 1, 4000 do

@@ -1,5 +1,6 @@
--- The process's locale changes nothing, whenever it is set: neither what is read, nor what is written, nor any order. Under a
--- locale of its own making, with a decimal comma and another order of letters; by a stock Lua 5.4, by the program, and by a C host.
+-- The process's locale changes nothing, whenever it is set: neither what is read, nor what is
+-- written, nor any order. Under a locale of its own making, with a decimal comma and another order
+-- of letters; by a stock Lua 5.4, by the program, and by a C host.
 local core = require "pyramid.core"
 local helper = require "spec.helper"
 local shell = require "support.shell"
@@ -16,19 +17,22 @@ describe("a locale with a decimal comma", function()
     if not has "localedef" then return end
     -- de_DE in UTF-8 and, where bytes beyond ASCII are letters of their own, in ISO-8859-1
     for name, charset in pairs { ["de_DE.UTF-8"] = "UTF-8", ["de_DE"] = "ISO-8859-1" } do
-      os.execute(("localedef -c -i de_DE -f %s %s/%s >/dev/null 2>&1"):format(charset, folder, name))
+      os.execute(("localedef -c -i de_DE -f %s %s/%s >/dev/null 2>&1"):format(charset, folder,
+        name))
     end
     locales = {}
     for _, name in ipairs { "de_DE.UTF-8", "de_DE" } do
-      local tried = ("LOCPATH=%s %s -e 'os.exit(os.setlocale \"%s\" ~= nil)' 2>/dev/null"):format(quote(folder),
-        quote(shell.program), name)
-      if os.execute(tried) then locales[#locales + 1] = name end       -- where there are no sources, nothing useful is made
+      local tried = ("LOCPATH=%s %s -e 'os.exit(os.setlocale \"%s\" ~= nil)' 2>/dev/null"):format(
+        quote(folder), quote(shell.program), name)
+      -- where there are no sources, nothing useful is made
+      if os.execute(tried) then locales[#locales + 1] = name end
     end
   end)
   teardown(function() shell.remove(folder) end)
 
-  -- What a script prints: loads a model, builds and names policies and scores, reads and writes JSON, renders a chart and a chat,
-  -- formats a policy that calibrate found, lists by name. `set` is when the locale is set.
+  -- What a script prints: loads a model, builds and names policies and scores, reads and writes
+  -- JSON, renders a chart and a chat, formats a policy that calibrate found, lists by name. `set`
+  -- is when the locale is set.
   local script = [[
     local set, name = ...
     local function comma() assert(("%.1f"):format(0.5) == "0,5") end
@@ -71,17 +75,22 @@ describe("a locale with a decimal comma", function()
     local broken = folder .. "/broken"
     os.execute(("mkdir -p %s && cp -rL models/tiny/. %s"):format(broken, broken))
     local config = helper.read "models/tiny/config.json"
-    helper.write(broken .. "/config.json", (config:gsub('("rms_norm_eps"%s*:%s*)[%d.e-]+', "%10.625")))
-    helper.write(folder .. "/script.lua", "local arg_broken = " .. ("%q"):format(broken) .. "\n" .. script)
+    helper.write(broken .. "/config.json", (config:gsub('("rms_norm_eps"%s*:%s*)[%d.e-]+',
+      "%10.625")))
+    helper.write(folder .. "/script.lua", "local arg_broken = " .. ("%q"):format(broken) .. "\n"
+      .. script)
     local env = ("LOCPATH=%s LUA_CPATH=%s"):format(quote(folder), quote(build .. "/?.so;;"))
     local command = how == "lua" and "lua5.4" or quote(shell.program)
-    local out, err, status = shell.run(("env %s %s %s/script.lua %s %s </dev/null"):format(env, command, folder, set, name or "C"))
+    local out, err, status = shell.run(("env %s %s %s/script.lua %s %s </dev/null"):format(env,
+      command, folder, set, name or "C"))
     assert.equal(0, status, err)
     return out
   end
 
   it("changes nothing for a stock Lua, set before or after, nor for the program", function()
-    if not locales or #locales == 0 then return pending "localedef (package locales) makes the locale of this spec" end
+    if not locales or #locales == 0 then
+      return pending "localedef (package locales) makes the locale of this spec"
+    end
     local wanted = run("program", "none")
     assert.matches("ratio=0%.75", wanted)
     assert.matches("0%.625, outside", wanted)
@@ -96,7 +105,9 @@ describe("a locale with a decimal comma", function()
   end)
 
   it("changes nothing for a C host, whose own numbers stay as it likes them", function()
-    if not locales or #locales == 0 then return pending "localedef (package locales) makes the locale of this spec" end
+    if not locales or #locales == 0 then
+      return pending "localedef (package locales) makes the locale of this spec"
+    end
     helper.write(folder .. "/host.c", [[
 #include <locale.h>
 #include <stdio.h>
@@ -132,11 +143,13 @@ int main(int argc, char **argv) {
 ]])
     local cflags = os.getenv "PYRAMID_CFLAGS" or "-g"
     local core_folder = io.popen("realpath core"):read "l"
-    local out, err, status = shell.run(("cd %s && ${CC:-cc} %s -I%s host.c -o host -L%s -lpyramid -Wl,-rpath,%s")
+    local out, err, status = shell.run((
+      "cd %s && ${CC:-cc} %s -I%s host.c -o host -L%s -lpyramid -Wl,-rpath,%s")
       :format(folder, cflags, core_folder, build, build))
     assert.equal(0, status, out .. err)
     local function host(...)
-      return shell.run(("LOCPATH=%s %s/host models/tiny %s"):format(quote(folder), folder, table.concat({ ... }, " ")))
+      return shell.run(("LOCPATH=%s %s/host models/tiny %s"):format(quote(folder), folder,
+        table.concat({ ... }, " ")))
     end
     local plain = host()
     assert.matches("^1 0 %d+ policy pyramidinfer: option 'ratio' is 1%.5", plain)

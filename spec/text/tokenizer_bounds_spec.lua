@@ -1,4 +1,5 @@
--- Tokenizers that ask for much, from small files: work and memory are bounded, and what is bounded gives the same ids.
+-- Tokenizers that ask for much, from small files: work and memory are bounded, and what is bounded
+-- gives the same ids.
 local cjson = require "cjson"
 local core = require "pyramid.core"
 local helper = require "spec.helper"
@@ -22,11 +23,14 @@ describe("a small file cannot ask for much:", function()
     return t, message, code
   end
   local function split(expression)
-    return { type = "Split", pattern = { Regex = expression }, behavior = "Isolated", invert = false }
+    return { type = "Split", pattern = { Regex = expression }, behavior = "Isolated",
+      invert = false }
   end
   local function replacements(count, from, to, kind)
     local list = {}
-    for i = 1, count do list[i] = { type = "Replace", pattern = { [kind or "String"] = from }, content = to } end
+    for i = 1, count do
+      list[i] = { type = "Replace", pattern = { [kind or "String"] = from }, content = to }
+    end
     return list
   end
 
@@ -46,9 +50,11 @@ describe("a small file cannot ask for much:", function()
 
   it("matches that begin before the place where they were looked for", function()
     local words = "before the place where it was asked to look"
-    for _, expression in ipairs { "(?(DEFINE)(\\Ka))(?<=(?1))", "(?(DEFINE)(\\K[ab]))(?<=(?1))|b" } do
+    for _, expression in ipairs { "(?(DEFINE)(\\Ka))(?<=(?1))",
+      "(?(DEFINE)(\\K[ab]))(?<=(?1))|b" } do
       refuses({ pre_tokenizer = split(expression) }, "aaa", words, "format")
-      refuses({ normalizer = { type = "Replace", pattern = { Regex = expression }, content = "b" } }, "aaa", words, "format")
+      refuses({ normalizer = { type = "Replace", pattern = { Regex = expression },
+        content = "b" } }, "aaa", words, "format")
     end
     -- what is kept back by \K within the match itself is no such thing
     local t <close> = assert(made { pre_tokenizer = split "a\\Kb" })
@@ -57,57 +63,72 @@ describe("a small file cannot ask for much:", function()
 
   it("text that grows with every step", function()
     local words = "longer than 32 times"
-    refuses({ normalizer = { type = "Sequence", normalizers = replacements(30, "a", "aa") } }, "a", words)
-    refuses({ normalizer = { type = "Sequence", normalizers = replacements(30, "a", "aa", "Regex") } }, "a", words)
+    refuses({ normalizer = { type = "Sequence", normalizers = replacements(30, "a", "aa") } }, "a",
+      words)
+    refuses({ normalizer = { type = "Sequence",
+      normalizers = replacements(30, "a", "aa", "Regex") } }, "a", words)
     for _, pattern in ipairs { { String = "a" }, { Regex = "(?=a)" } } do
-      refuses({ normalizer = { type = "Replace", pattern = pattern, content = ("b"):rep(1 << 14) } }, ("a"):rep(1 << 14), words)
+      refuses({ normalizer = { type = "Replace", pattern = pattern,
+        content = ("b"):rep(1 << 14) } }, ("a"):rep(1 << 14), words)
     end
     refuses({ normalizer = { type = "Prepend", prepend = ("b"):rep(1 << 17) } }, "a", words)
-    refuses({ pre_tokenizer = { type = "Sequence", pretokenizers = { split "a", { type = "Metaspace", replacement = "\u{10ffff}",
-      prepend_scheme = "always", split = false }, split "a", { type = "Metaspace", replacement = "\u{10fffe}", split = false },
-      split ".", { type = "Metaspace", replacement = "\u{10fffd}", split = false }, split ".", { type = "Metaspace",
-      replacement = "\u{10fffc}", split = false } } } }, ("a"):rep(1 << 16), "leave more to merge")
-    refuses({ normalizer = { type = "Sequence", normalizers = replacements(5, "a", "aa") } }, ("a"):rep(1 << 18),
-      "leave more to merge")
+    refuses({ pre_tokenizer = { type = "Sequence",
+      pretokenizers = { split "a", { type = "Metaspace", replacement = "\u{10ffff}",
+        prepend_scheme = "always", split = false }, split "a",
+          { type = "Metaspace", replacement = "\u{10fffe}", split = false }, split ".",
+            { type = "Metaspace", replacement = "\u{10fffd}", split = false }, split ".",
+              { type = "Metaspace", replacement = "\u{10fffc}", split = false } } } },
+                ("a"):rep(1 << 16), "leave more to merge")
+    refuses({ normalizer = { type = "Sequence", normalizers = replacements(5, "a", "aa") } },
+      ("a"):rep(1 << 18), "leave more to merge")
     -- the most that Unicode itself makes of a text goes through, byte alphabet and all
-    local t <close> = assert(made { normalizer = { type = "Sequence", normalizers = { { type = "NFKD" }, { type = "NFKC" },
-      replacements(1, " ", "\u{2581}")[1] } }, pre_tokenizer = { type = "Sequence", pretokenizers = { { type = "ByteLevel",
-      add_prefix_space = false, use_regex = true }, split "x" } } })
+    local t <close> = assert(made { normalizer = { type = "Sequence",
+      normalizers = { { type = "NFKD" }, { type = "NFKC" },
+        replacements(1, " ", "\u{2581}")[1] } },
+          pre_tokenizer = { type = "Sequence", pretokenizers = { { type = "ByteLevel",
+            add_prefix_space = false, use_regex = true }, split "x" } } })
     assert.is_table(t:encode(("\u{fdfa}"):rep(1 << 14)))
   end)
 
   it("added tokens, each normalised", function()
     local runtime <close> = assert(core.runtime { threads = 1, memory = 64 << 20 })
-    local t, message = made({ normalizer = { type = "Sequence", normalizers = replacements(30, "a", "aa") },
-      added_tokens = { { id = 2, content = "aaaa", normalized = true } } }, runtime)
+    local t, message = made({ normalizer = { type = "Sequence",
+      normalizers = replacements(30, "a", "aa") },
+        added_tokens = { { id = 2, content = "aaaa", normalized = true } } }, runtime)
     assert.is_nil(t)
     assert.matches("longer than 32 times", message, 1, true)
   end)
 
   it("expressions that look far ahead for every short match", function()
     local run = ("a"):rep(100000)
-    for _, expression in ipairs { "a*c|a", "a*+c|a", "(?=a*+b)b|a", "(?>a*)c|a", "(?!a*c)a", "a(?=a*$)|a", "a*\\bc|a" } do
+    for _, expression in ipairs { "a*c|a", "a*+c|a", "(?=a*+b)b|a", "(?>a*)c|a", "(?!a*c)a",
+      "a(?=a*$)|a", "a*\\bc|a" } do
       refuses({ pre_tokenizer = split(expression) }, run, "gave up on this text")
       local t <close> = assert(made { pre_tokenizer = split(expression) })
-      assert.equal(1000, #assert(t:encode(("a"):rep(1000))), expression)    -- a text of some length may
+      -- a text of some length may
+      assert.equal(1000, #assert(t:encode(("a"):rep(1000))), expression)
     end
-    refuses({ normalizer = { type = "Replace", pattern = { Regex = "a*c|a" }, content = "b" } }, run, "gave up on this text")
+    refuses({ normalizer = { type = "Replace", pattern = { Regex = "a*c|a" }, content = "b" } },
+      run, "gave up on this text")
   end)
 
   it("expressions that go back over many short matches", function()
     refuses({ pre_tokenizer = split "(?:a+)+c|a{30}" }, ("a"):rep(30000), "gave up on this text")
-    refuses({ pre_tokenizer = split "(a|aa)+$|a{40}" }, (("a"):rep(40) .. "b"):rep(2000), "gave up on this text")
+    refuses({ pre_tokenizer = split "(a|aa)+$|a{40}" }, (("a"):rep(40) .. "b"):rep(2000),
+      "gave up on this text")
     refuses({ pre_tokenizer = split "(a(?1)?a|a)c|a" }, ("a"):rep(20000), "gave up on this text")
     refuses({ pre_tokenizer = split "(a*)\\1c|a" }, ("a"):rep(1 << 20), "gave up on this text")
     local dear = {}
     for i = 1, 1000 do dear[i] = ("[ab]{120}%s"):format(utf8.char(0x4e00 + i)) end
-    refuses({ pre_tokenizer = split(table.concat(dear, "|") .. "|a") }, ("a"):rep(40000), "gave up on this text")
+    refuses({ pre_tokenizer = split(table.concat(dear, "|") .. "|a") }, ("a"):rep(40000),
+      "gave up on this text")
   end)
 
   it("expressions that are themselves too much", function()
     for expression, words in pairs { ["((((a{1000}){1000}){1000}){1000})"] = "regular expression",
       ["((((a{50}){50}){50}){50}){50}"] = "regular expression",
-      [("("):rep(3000) .. "a" .. (")"):rep(3000)] = "regular expression", [("a"):rep(20000)] = "at most 16384",
+      [("("):rep(3000) .. "a" .. (")"):rep(3000)] = "regular expression",
+        [("a"):rep(20000)] = "at most 16384",
       ["(?<=a{300})b"] = "looks back 300",
       [("["):rep(8000)] = "more than 8 deep", [("[a&&"):rep(4000)] = "more than 8 deep" } do
       local started = os.clock()
@@ -121,16 +142,19 @@ describe("a small file cannot ask for much:", function()
   end)
 
   it("steps and ids around a text without number", function()
-    local t, message, code = made { normalizer = { type = "Sequence", normalizers = replacements(33, "a", "b") } }
+    local t, message, code = made { normalizer = { type = "Sequence",
+      normalizers = replacements(33, "a", "b") } }
     assert.is_nil(t)
     assert.matches("more than 32 steps", message, 1, true)
     assert.equal("format", code)
-    t, message, code = made { normalizer = { type = "Sequence", normalizers = replacements(50000, "a", "b") } }
+    t, message, code = made { normalizer = { type = "Sequence",
+      normalizers = replacements(50000, "a", "b") } }
     assert.is_nil(t)
     assert.matches("more than 96 steps", message, 1, true)
     assert.equal("format", code)
-    local template = { type = "TemplateProcessing", special_tokens = { a = { id = "a", ids = { 0 } } },
-      single = { { SpecialToken = { id = "a" } }, { Sequence = { id = "A" } } } }
+    local template = { type = "TemplateProcessing",
+      special_tokens = { a = { id = "a", ids = { 0 } } },
+        single = { { SpecialToken = { id = "a" } }, { Sequence = { id = "A" } } } }
     local many = {}
     for i = 1, 5000 do many[i] = template end
     t, message, code = made { post_processor = { type = "Sequence", processors = many } }
@@ -170,7 +194,8 @@ describe("a small file cannot ask for much:", function()
     local model = { type = "BPE", vocab = long, merges = {} }
     for _, decoder in ipairs { { type = "Sequence", decoders = replacements(30, "a", "aa") },
       replacements(1, "b", ("c"):rep(1 << 16))[1],
-      { type = "Sequence", decoders = { replacements(1, "a", ("c"):rep(250))[1], replacements(1, "c", "dd")[1] } } } do
+      { type = "Sequence", decoders = { replacements(1, "a", ("c"):rep(250))[1],
+        replacements(1, "c", "dd")[1] } } } do
       local started = os.clock()
       local t, message, code = made { model = model, decoder = decoder }
       assert.is_nil(t)
@@ -178,7 +203,8 @@ describe("a small file cannot ask for much:", function()
       assert.equal("format", code)
       assert.is_true(os.clock() - started < 2)
     end
-    local t <close> = assert(made { model = model, decoder = replacements(1, "a", "A" .. ("x"):rep(200))[1] })
+    local t <close> = assert(made { model = model,
+      decoder = replacements(1, "a", "A" .. ("x"):rep(200))[1] })
     assert.equal("A" .. ("x"):rep(200), t:decode { 0 })
   end)
 
@@ -193,11 +219,13 @@ describe("a small file cannot ask for much:", function()
 end)
 
 describe("what is seen of a text at a time", function()
-  -- With \G an expression sees all of the text at once; that its alternative never matches changes nothing else.
+  -- With \G an expression sees all of the text at once; that its alternative never matches changes
+  -- nothing else.
   it("does not change where it is cut", function()
     local pre = require "pyramid.tokenizer.pre"
     local pieces = {}
-    local vocab = { "\n", "\r", " ", "\t", "a", "B", "Z", "7", "é", "\u{301}", "日", "本", "!", "/", "'s", "'", "_", "\u{a0}" }
+    local vocab = { "\n", "\r", " ", "\t", "a", "B", "Z", "7", "é", "\u{301}", "日", "本", "!", "/",
+      "'s", "'", "_", "\u{a0}" }
     for i, text in ipairs(vocab) do pieces[text] = i - 1 end
     local seed = 3
     local function random(n)
@@ -220,7 +248,8 @@ describe("what is seen of a text at a time", function()
     local function words(expressions, suffix)
       local list = {}
       for i, expression in ipairs(expressions) do
-        list[i] = { type = "Split", pattern = { Regex = expression .. suffix }, behavior = "Isolated", invert = false }
+        list[i] = { type = "Split", pattern = { Regex = expression .. suffix },
+          behavior = "Isolated", invert = false }
       end
       local added = {}
       for text, id in pairs(pieces) do added[#added + 1] = { text, id } end
@@ -253,8 +282,8 @@ describe("what is seen of a text at a time", function()
       end
     end
     assert.is_true(count >= 10)
-    for _, expression in ipairs { "a$", "\\ba+\\b", "(?<=a)B+", "^.+$", ".*?Z", "(?s).{300}", "x*", "(?<!a)(?=B)", "a+(?!Z)", "\\Z",
-      "(?:a|B)+?(?=7|\\z)", "\\X", "(?i)b+z" } do
+    for _, expression in ipairs { "a$", "\\ba+\\b", "(?<=a)B+", "^.+$", ".*?Z", "(?s).{300}", "x*",
+      "(?<!a)(?=B)", "a+(?!Z)", "\\Z", "(?:a|B)+?(?=7|\\z)", "\\X", "(?i)b+z" } do
       assert.same(words({ expression }, "|\\Gx(?!)"), words({ expression }, ""), expression)
     end
   end)

@@ -24,19 +24,26 @@ local function same_ids(expected, got, t, what)
     if expected[i] ~= got[i] then
       local function around(ids)
         local out = {}
-        for k = math.max(1, i - 2), math.min(#ids, i + 4) do out[#out + 1] = ("%d %q"):format(ids[k], t:piece(ids[k])) end
+        for k = math.max(1, i - 2), math.min(#ids, i + 4) do
+          out[#out + 1] = ("%d %q"):format(ids[k], t:piece(ids[k]))
+        end
         return table.concat(out, ", ")
       end
-      error(("%s: ids differ at %d\nexpected … %s\ngot      … %s"):format(what, i, around(expected), around(got)), 2)
+      error(("%s: ids differ at %d\nexpected … %s\ngot      … %s"):format(what, i,
+        around(expected), around(got)), 2)
     end
   end
 end
 
 local names = {
-  "gpt2", "gpt2-prefix", "llama3", "qwen2", "deepseek-coder", "deepseek-v3", "starcoder", "falcon", "tekken", "cl100k", "kimi",
-  "added", "lower", "nfkc", "nfkd", "removed", "previous", "next", "contiguous", "empty-match", "bert", "delimiter",
-  "llama2-legacy", "llama2", "mistral-always", "metaspace-never", "metaspace-decoder", "phi3", "unk", "unk-fused", "dropped",
-  "gguf-gpt2", "gguf-llama3", "gguf-qwen2", "gguf-starcoder", "gguf-deepseek-coder", "gguf-deepseek-v3", "gguf-tekken",
+  "gpt2", "gpt2-prefix", "llama3", "qwen2", "deepseek-coder", "deepseek-v3", "starcoder", "falcon",
+    "tekken", "cl100k", "kimi",
+  "added", "lower", "nfkc", "nfkd", "removed", "previous", "next", "contiguous", "empty-match",
+    "bert", "delimiter",
+  "llama2-legacy", "llama2", "mistral-always", "metaspace-never", "metaspace-decoder", "phi3",
+    "unk", "unk-fused", "dropped",
+  "gguf-gpt2", "gguf-llama3", "gguf-qwen2", "gguf-starcoder", "gguf-deepseek-coder",
+    "gguf-deepseek-v3", "gguf-tekken",
   "gguf-spm", "gguf-spm-noprefix",
 }
 
@@ -56,12 +63,15 @@ describe("token ids equal the library's:", function()
         end
         if golden.ids then
           local ids = golden.ids[i] == null and plain or golden.ids[i]
-          -- a text that begins with BOS itself: the library puts a second one before it, which no model has seen
+          -- a text that begins with BOS itself: the library puts a second one before it, which no
+          -- model has seen
           local twice = t.bos and ids[1] == t.bos and ids[2] == t.bos
           if twice then ids = helper.slice(ids, 2) end
           local got = assert(t:encode(text))
           same_ids(ids, got, t, what)
-          if golden.shown[i] ~= null and not twice then assert.equal(golden.shown[i], assert(t:decode(got)), what) end
+          if golden.shown[i] ~= null and not twice then
+            assert.equal(golden.shown[i], assert(t:decode(got)), what)
+          end
         end
       end
       for _, pair in ipairs(golden.random) do
@@ -146,14 +156,16 @@ describe("decoding while ids come in", function()
 end)
 
 describe("bytes that are not UTF-8", function()
-  for _, name in ipairs { "gpt2", "llama3", "qwen2", "falcon", "llama2-legacy", "gguf-spm-noprefix" } do
+  for _, name in ipairs { "gpt2", "llama3", "qwen2", "falcon", "llama2-legacy",
+    "gguf-spm-noprefix" } do
     it("come back through " .. name, function()
       local t <close> = assert(pyramid.tokenizer(path_of(name)))
       for _, bytes in ipairs { "\xFF", "a\x80b", "\xE4\xBD", "caf\xC3", "\xF0\x9F\x98",
         "x\xC0\x80y\xED\xA0\x80z", "\xFE\xFF\xFE" } do
         local ids = assert(t:encode(bytes, { special = false }))
         local back = assert(t:decode(ids, { raw = true }))
-        -- a piece of text after the bytes is a beginning of its own, and may get SentencePiece's space
+        -- a piece of text after the bytes is a beginning of its own, and may get SentencePiece's
+        -- space
         if name == "llama2-legacy" then back = back:gsub(" ", "") end
         assert.equal(bytes, back)
         assert.is_truthy(utf8.len(t:decode(ids)))
@@ -185,7 +197,8 @@ describe("the tokenizer object", function()
     local plain = t:encode("a<|eot_id|>", { special = false })
     assert.same({ bos, t:id "a", t:id "<|eot_id|>" }, t:encode "a<|eot_id|>")
     assert.same({ t:id "a", t:id "<|eot_id|>" }, t:encode("a<|eot_id|>", { add = false }))
-    assert.same({ bos, t:id "a", t:id "<|eot_id|>" }, t:encode("a<|eot_id|>", { add = false, bos = true }))
+    assert.same({ bos, t:id "a", t:id "<|eot_id|>" },
+      t:encode("a<|eot_id|>", { add = false, bos = true }))
     assert.same({ t:id "a", t:id "<|eot_id|>" }, t:encode("a<|eot_id|>", { bos = false }))
     assert.equal("a<|eot_id|>", t:decode(plain))
     assert.is_true(#plain > 3)
@@ -241,8 +254,8 @@ describe("files beside tokenizer.json", function()
   after_each(function() os.execute("rm -r " .. dir) end)
 
   it("say which tokens begin and end, and how a chat looks", function()
-    write("tokenizer_config.json", { bos_token = "<|begin_of_text|>", eos_token = { content = "<|end_of_text|>" },
-      chat_template = "T" })
+    write("tokenizer_config.json", { bos_token = "<|begin_of_text|>",
+      eos_token = { content = "<|end_of_text|>" }, chat_template = "T" })
     write("generation_config.json", { eos_token_id = { 562, 561 } })
     local t <close> = assert(pyramid.tokenizer(dir))
     assert.equal(560, t.bos)
@@ -258,7 +271,8 @@ describe("files beside tokenizer.json", function()
     local o = cjson.decode(helper.read(root .. "llama3/tokenizer.json"))
     o.post_processor = nil
     write("tokenizer.json", (cjson.encode(o):gsub('"add_prefix_space":false', '%0')))
-    write("tokenizer_config.json", { add_bos_token = true, add_eos_token = true, bos_token = "<|begin_of_text|>" })
+    write("tokenizer_config.json", { add_bos_token = true, add_eos_token = true,
+      bos_token = "<|begin_of_text|>" })
     write("special_tokens_map.json", { eos_token = "<|eot_id|>" })
     local u <close> = assert(pyramid.tokenizer(dir))
     assert.same({ u:id "a" }, u:encode "a")
@@ -296,7 +310,8 @@ describe("files beside tokenizer.json", function()
       assert.equal(special, is)
       assert.equal(next_id + 1, size)
     end
-    token({ added_tokens_decoder = { [tostring(next_id)] = { content = "<x>", special = true } } }, nil, true)
+    token({ added_tokens_decoder = { [tostring(next_id)] = { content = "<x>", special = true } } },
+      nil, true)
     token({ added_tokens_decoder = { [tostring(next_id)] = { content = "<x>" } } }, nil, false)
     token({ additional_special_tokens = { "<x>" } }, nil, true)
     token({ extra_special_tokens = { { content = "<x>", lstrip = false } } }, nil, true)
@@ -307,13 +322,17 @@ describe("files beside tokenizer.json", function()
     token({ pad_token = "<x>" }, { ["added_tokens.json"] = { ["<x>"] = next_id } }, true)
     token({}, { ["special_tokens_map.json"] = { additional_special_tokens = { "<x>" } } }, true)
     -- with added_tokens_decoder, the two older files are not asked
-    local plain = ids_of("a<x>b", { added_tokens_decoder = { ["560"] = { content = "<|begin_of_text|>", special = true } } },
-      { ["added_tokens.json"] = { ["<x>"] = next_id }, ["special_tokens_map.json"] = { additional_special_tokens = { "<x>" } } })
+    local plain = ids_of("a<x>b",
+      { added_tokens_decoder = { ["560"] = { content = "<|begin_of_text|>", special = true } } },
+        { ["added_tokens.json"] = { ["<x>"] = next_id },
+          ["special_tokens_map.json"] = { additional_special_tokens = { "<x>" } } })
     assert.is_true(#plain > 3)
-    -- the vocabulary's id goes before one that is said elsewhere; white space is taken along where it is said
+    -- the vocabulary's id goes before one that is said elsewhere; white space is taken along where
+    -- it is said
     local the = ids_of(" the", { eos_token = "Ġthe" })
     assert.is_true(#the >= 1)
-    assert.same({ a, next_id, b }, (ids_of("a  <x> b", { eos_token = { content = "<x>", lstrip = true, rstrip = true } })))
+    assert.same({ a, next_id, b }, (ids_of("a  <x> b",
+      { eos_token = { content = "<x>", lstrip = true, rstrip = true } })))
   end)
 
   it("are named where what they add cannot be", function()
@@ -336,12 +355,13 @@ describe("files beside tokenizer.json", function()
     local a = t:id "a"
     assert.same({ 560, a }, t:encode "a")
     assert.same({ 560, a }, t:encode "<|begin_of_text|>a")
-    assert.same({ 560, 560, a }, t:encode "<|begin_of_text|><|begin_of_text|>a")     -- what is written is written
+    -- what is written is written
+    assert.same({ 560, 560, a }, t:encode "<|begin_of_text|><|begin_of_text|>a")
     assert.same({ 560, a }, t:encode("<|begin_of_text|>a", { add = false }))
     assert.same({ 560, a }, t:encode("<|begin_of_text|>a", { bos = true }))
     assert.same({ 560, a }, t:encode("<|begin_of_text|>a", { add = false, bos = true }))
-    assert.same({ 560, 560 }, { table.unpack(t:encode("<|begin_of_text|>", { special = false, bos = true }), 1, 1),
-      t:encode("a", { special = false, bos = true })[1] })
+    assert.same({ 560, 560 }, { table.unpack(t:encode("<|begin_of_text|>",
+      { special = false, bos = true }), 1, 1), t:encode("a", { special = false, bos = true })[1] })
   end)
 
   it("may hold the template in a list or a file of its own", function()
@@ -349,7 +369,7 @@ describe("files beside tokenizer.json", function()
     write("tokenizer_config.json", { chat_template = named })
     local t <close> = assert(pyramid.tokenizer(dir))
     assert.equal("B", t.chat_template)
-    write("chat_template.jinja", "C")                    -- beside a list or a text in the other file, the file counts
+    write("chat_template.jinja", "C")  -- beside a list or a text in the other file, the file counts
     for _, config in ipairs { { chat_template = named }, { chat_template = "B" } } do
       write("tokenizer_config.json", config)
       local u <close> = assert(pyramid.tokenizer(dir))
@@ -361,8 +381,8 @@ describe("files beside tokenizer.json", function()
   end)
 
   it("are checked", function()
-    for name, text in pairs { ["tokenizer_config.json"] = '{"bos_token":5}', ["generation_config.json"] = '{"eos_token_id":"x"}',
-      ["special_tokens_map.json"] = "[]" } do
+    for name, text in pairs { ["tokenizer_config.json"] = '{"bos_token":5}',
+      ["generation_config.json"] = '{"eos_token_id":"x"}', ["special_tokens_map.json"] = "[]" } do
       write(name, text)
       local t, message, code = pyramid.tokenizer(dir)
       assert.is_nil(t)
@@ -379,7 +399,7 @@ describe("files beside tokenizer.json", function()
   end)
 end)
 
--- ---- files that are wrong ----------------------------------------------------------------------------------------------
+-- ---- files that are wrong -----------------------------------------------------------------------
 
 --- Loads a changed copy of a fixture's tokenizer.json; returns what pyramid.tokenizer returns.
 local function load_changed(name, change)
@@ -407,64 +427,93 @@ describe("a malformed tokenizer.json", function()
     end)
   end
 
-  refuses("is cut short", "format", "not valid JSON", function(o) return cjson.encode(o):sub(1, 4000) end)
+  refuses("is cut short", "format", "not valid JSON",
+    function(o) return cjson.encode(o):sub(1, 4000) end)
   refuses("is empty", "format", "not valid JSON", function() return "" end)
   refuses("is a list", "format", "not a JSON object", function() return "[1]" end)
   refuses("is nested too deep", "format", "not valid JSON", function() return ("["):rep(5000) end)
   refuses("has no model", "format", "model is missing", function(o) o.model = nil end)
-  refuses("has a model that is a number", "format", "model is not a table", function(o) o.model = 5 end)
-  refuses("has another model", "unsupported", "WordPiece", function(o) o.model.type = "WordPiece" end)
+  refuses("has a model that is a number", "format", "model is not a table",
+    function(o) o.model = 5 end)
+  refuses("has another model", "unsupported", "WordPiece",
+    function(o) o.model.type = "WordPiece" end)
   refuses("has dropout", "unsupported", "dropout", function(o) o.model.dropout = 0.1 end)
-  refuses("marks the ends of words", "unsupported", "end_of_word_suffix", function(o) o.model.end_of_word_suffix = "</w>" end)
-  refuses("has a vocabulary that is a list", "format", "vocab", function(o) o.model.vocab = { "a", "b" } end)
-  refuses("has an id that is a text", "format", "the id of a", function(o) o.model.vocab.a = "5" end)
-  refuses("has an id that is no integer", "format", "the id of a", function(o) o.model.vocab.a = 1.5 end)
+  refuses("marks the ends of words", "unsupported", "end_of_word_suffix",
+    function(o) o.model.end_of_word_suffix = "</w>" end)
+  refuses("has a vocabulary that is a list", "format", "vocab",
+    function(o) o.model.vocab = { "a", "b" } end)
+  refuses("has an id that is a text", "format", "the id of a",
+    function(o) o.model.vocab.a = "5" end)
+  refuses("has an id that is no integer", "format", "the id of a",
+    function(o) o.model.vocab.a = 1.5 end)
   refuses("has a negative id", "format", "the id of a", function(o) o.model.vocab.a = -1 end)
-  refuses("has an id that is too large", "format", "the id of a", function(o) o.model.vocab.a = 1e9 end)
-  refuses("has an id twice", "format", "given twice", function(o) o.model.vocab.a = o.model.vocab.b end)
+  refuses("has an id that is too large", "format", "the id of a",
+    function(o) o.model.vocab.a = 1e9 end)
+  refuses("has an id twice", "format", "given twice",
+    function(o) o.model.vocab.a = o.model.vocab.b end)
   refuses("has no merges", "format", "merges is missing", function(o) o.model.merges = nil end)
-  refuses("has a merge of unknown pieces", "format", "merges[1]", function(o) o.model.merges[2] = { "zzz", "t" } end)
+  refuses("has a merge of unknown pieces", "format", "merges[1]",
+    function(o) o.model.merges[2] = { "zzz", "t" } end)
   refuses("has a merge whose result is unknown", "format", "result is not in the vocabulary",
     function(o) o.model.merges[2] = { "z", "q" } end)
-  refuses("has a merge of one piece", "format", "not a pair", function(o) o.model.merges[3] = { "a" } end)
-  refuses("has a merge of three", "format", "not a pair", function(o) o.model.merges[3] = "a b c" end)
-  refuses("has a merge of numbers", "format", "not a pair", function(o) o.model.merges[3] = { 1, 2 } end)
-  refuses("has an unknown token that is unknown", "format", "unk_token", function(o) o.model.unk_token = "<nope>" end, "unk")
+  refuses("has a merge of one piece", "format", "not a pair",
+    function(o) o.model.merges[3] = { "a" } end)
+  refuses("has a merge of three", "format", "not a pair",
+    function(o) o.model.merges[3] = "a b c" end)
+  refuses("has a merge of numbers", "format", "not a pair",
+    function(o) o.model.merges[3] = { 1, 2 } end)
+  refuses("has an unknown token that is unknown", "format", "unk_token",
+    function(o) o.model.unk_token = "<nope>" end, "unk")
   refuses("has an added token without a text", "format", "added_tokens[0]: content",
     function(o) o.added_tokens[1].content = nil end)
-  refuses("has an added token that is no object", "format", "added_tokens[0]", function(o) o.added_tokens[1] = "x" end)
-  refuses("adds one id twice", "format", "added twice", function(o) o.added_tokens[2].id = o.added_tokens[1].id end)
-  refuses("adds one text twice", "format", "listed twice", function(o) o.added_tokens[2].content = o.added_tokens[1].content end)
-  refuses("adds a token over a piece", "format", "the vocabulary has", function(o) o.added_tokens[1].id = 5 end)
-  refuses("has a flag that is no boolean", "format", "lstrip", function(o) o.added_tokens[1].lstrip = 1 end)
-  local function expression(text) return function(o) o.pre_tokenizer.pretokenizers[1].pattern.Regex = text end end
+  refuses("has an added token that is no object", "format", "added_tokens[0]",
+    function(o) o.added_tokens[1] = "x" end)
+  refuses("adds one id twice", "format", "added twice",
+    function(o) o.added_tokens[2].id = o.added_tokens[1].id end)
+  refuses("adds one text twice", "format", "listed twice",
+    function(o) o.added_tokens[2].content = o.added_tokens[1].content end)
+  refuses("adds a token over a piece", "format", "the vocabulary has",
+    function(o) o.added_tokens[1].id = 5 end)
+  refuses("has a flag that is no boolean", "format", "lstrip",
+    function(o) o.added_tokens[1].lstrip = 1 end)
+  local function expression(text) return function(
+    o) o.pre_tokenizer.pretokenizers[1].pattern.Regex = text end end
   refuses("has a wrong expression", "format", "regular expression", expression "(a")
   refuses("has an expression with a bracket too many", "format", "parenthesis", expression "a)")
   refuses("has an open class", "format", "bracket", expression "[a")
   refuses("has an expression that ends in a backslash", "format", "backslash", expression "a\\")
-  refuses("has an expression that PCRE2 cannot say", "unsupported", "class within a class", expression "[a[^b]]")
+  refuses("has an expression that PCRE2 cannot say", "unsupported", "class within a class",
+    expression "[a[^b]]")
   refuses("has an expression with Ruby's option m", "unsupported", "option m", expression "(?m:a)")
   refuses("has an empty expression", "format", "Regex is empty", expression "")
-  refuses("has an unknown behaviour", "format", "behavior", function(o) o.pre_tokenizer.pretokenizers[1].behavior = "Shaken" end)
-  refuses("has an unknown pre-tokenizer", "unsupported", "pre_tokenizer.pretokenizers[0]: pre_tokenizer Chaos",
+  refuses("has an unknown behaviour", "format", "behavior",
+    function(o) o.pre_tokenizer.pretokenizers[1].behavior = "Shaken" end)
+  refuses("has an unknown pre-tokenizer", "unsupported",
+    "pre_tokenizer.pretokenizers[0]: pre_tokenizer Chaos",
     function(o) o.pre_tokenizer.pretokenizers[1].type = "Chaos" end)
   refuses("has an unknown normalizer", "unsupported", "normalizer: normalizer Precompiled",
     function(o) o.normalizer = { type = "Precompiled" } end)
-  refuses("has an unknown decoder", "unsupported", "decoder: decoder WordPiece", function(o) o.decoder = { type = "WordPiece" } end)
-  refuses("has an unknown post-processor", "unsupported", "post_processor", function(o) o.post_processor.type = "Chaos" end)
-  refuses("has a template of unknown tokens", "format", "special_tokens", function(o) o.post_processor.special_tokens = {} end)
-  refuses("has a template without the text", "format", "no place", function(o) o.post_processor.single[2] = nil end)
+  refuses("has an unknown decoder", "unsupported", "decoder: decoder WordPiece",
+    function(o) o.decoder = { type = "WordPiece" } end)
+  refuses("has an unknown post-processor", "unsupported", "post_processor",
+    function(o) o.post_processor.type = "Chaos" end)
+  refuses("has a template of unknown tokens", "format", "special_tokens",
+    function(o) o.post_processor.special_tokens = {} end)
+  refuses("has a template without the text", "format", "no place",
+    function(o) o.post_processor.single[2] = nil end)
   refuses("has a template with an id that is none", "format", "outside the vocabulary",
     function(o) o.post_processor.special_tokens["<|begin_of_text|>"].ids = { 10 ^ 6 } end)
   refuses("has a scheme that is none", "format", "prepend_scheme",
     function(o) o.pre_tokenizer.prepend_scheme = "sometimes" end, "llama2")
-  refuses("has a mark of two characters", "format", "replacement", function(o) o.pre_tokenizer.replacement = "ab" end, "llama2")
+  refuses("has a mark of two characters", "format", "replacement",
+    function(o) o.pre_tokenizer.replacement = "ab" end, "llama2")
   refuses("strips before it joins", "unsupported", "Strip",
     function(o) o.decoder = { type = "Strip", content = " ", start = 1, stop = 0 } end, "llama2")
 
   it("may begin its merges with a version", function()
     local plain <close> = assert(load_changed("llama3"))
-    local t <close> = assert(load_changed("llama3", function(o) table.insert(o.model.merges, 1, "#version: 0.2") end))
+    local t <close> = assert(load_changed("llama3",
+      function(o) table.insert(o.model.merges, 1, "#version: 0.2") end))
     for _, text in ipairs(cases) do assert.same(plain:encode(text), t:encode(text)) end
   end)
 
@@ -512,20 +561,31 @@ describe("GGUF metadata", function()
     end)
   end
   local P = "tokenizer.ggml."
-  refuses("without a model", "format", "tokenizer.ggml.model", function(m) m[P .. "model"] = nil end)
+  refuses("without a model", "format", "tokenizer.ggml.model",
+    function(m) m[P .. "model"] = nil end)
   refuses("of another model", "unsupported", "bert", function(m) m[P .. "model"] = "bert" end)
-  refuses("without a pre-tokenizer", "unsupported", "tokenizer.ggml.pre", function(m) m[P .. "pre"] = nil end)
-  refuses("of an unknown pre-tokenizer", "unsupported", "tokenizer.ggml.pre nobody", function(m) m[P .. "pre"] = "nobody" end)
-  refuses("without tokens", "format", "tokenizer.ggml.tokens", function(m) m[P .. "tokens"] = nil end)
-  refuses("with a token that is a number", "format", "tokens[3]", function(m) m[P .. "tokens"][4] = 7 end)
-  refuses("with no tokens at all", "format", "vocabulary of 0", function(m) m[P .. "tokens"], m[P .. "token_type"] = {}, nil end)
-  refuses("with too few types", "format", "token_type", function(m) m[P .. "token_type"] = { 1, 1 } end)
+  refuses("without a pre-tokenizer", "unsupported", "tokenizer.ggml.pre",
+    function(m) m[P .. "pre"] = nil end)
+  refuses("of an unknown pre-tokenizer", "unsupported", "tokenizer.ggml.pre nobody",
+    function(m) m[P .. "pre"] = "nobody" end)
+  refuses("without tokens", "format", "tokenizer.ggml.tokens",
+    function(m) m[P .. "tokens"] = nil end)
+  refuses("with a token that is a number", "format", "tokens[3]",
+    function(m) m[P .. "tokens"][4] = 7 end)
+  refuses("with no tokens at all", "format", "vocabulary of 0", function(m) m[P .. "tokens"],
+    m[P .. "token_type"] = {}, nil end)
+  refuses("with too few types", "format", "token_type",
+    function(m) m[P .. "token_type"] = { 1, 1 } end)
   refuses("without merges", "format", "merges", function(m) m[P .. "merges"] = nil end)
-  refuses("with a merge of one piece", "format", "merges[0]", function(m) m[P .. "merges"][1] = "abc" end)
-  refuses("with a merge of unknown pieces", "format", "not in the vocabulary", function(m) m[P .. "merges"][1] = "zzz qqq" end)
+  refuses("with a merge of one piece", "format", "merges[0]",
+    function(m) m[P .. "merges"][1] = "abc" end)
+  refuses("with a merge of unknown pieces", "format", "not in the vocabulary",
+    function(m) m[P .. "merges"][1] = "zzz qqq" end)
   refuses("without scores", "format", "scores", function(m) m[P .. "scores"] = nil end, "gguf-spm")
-  refuses("with too few scores", "format", "scores has 2", function(m) m[P .. "scores"] = { 0.0, 0.0 } end, "gguf-spm")
-  refuses("with a score that is not a number", "format", "not a number", function(m) m[P .. "scores"][300] = 0 / 0 end, "gguf-spm")
+  refuses("with too few scores", "format", "scores has 2",
+    function(m) m[P .. "scores"] = { 0.0, 0.0 } end, "gguf-spm")
+  refuses("with a score that is not a number", "format", "not a number",
+    function(m) m[P .. "scores"][300] = 0 / 0 end, "gguf-spm")
 
   it("may give ids that no token has, and tokens without a text", function()
     local t <close> = assert(changed("gguf-llama3", function(m)
@@ -539,33 +599,39 @@ describe("GGUF metadata", function()
 
   it("may begin its merges with a version", function()
     local plain <close> = assert(changed("gguf-gpt2", function() end))
-    local t <close> = assert(changed("gguf-gpt2", function(m) table.insert(m[P .. "merges"], 1, "#version: 0.2") end))
+    local t <close> = assert(changed("gguf-gpt2",
+      function(m) table.insert(m[P .. "merges"], 1, "#version: 0.2") end))
     for _, text in ipairs(cases) do assert.same(plain:encode(text), t:encode(text)) end
   end)
 
   -- llama.cpp's list of texts that end a generation wherever they are a token.
-  it("may mark what ends a turn as normal text: it is a control token all the same, and said so", function()
+  it("may mark what ends a turn as normal text: it is a control token all the same, and said so",
+    function()
     for _, name in ipairs { "gguf-qwen2", "gguf-spm" } do
-      for _, text in ipairs { "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "_<EOT>", "<EOT>", "[EOT]",
-        "<|return|>", "<|call|>", "</s>", "<|eom_id|>", "<|end_of_text|>", "<end_of_utterance>", "<turn|>", "<eos>",
-        "<｜end▁of▁sentence｜>" } do
+      for _, text in ipairs { "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>",
+        "<|endoftext|>", "_<EOT>", "<EOT>", "[EOT]", "<|return|>", "<|call|>", "</s>",
+          "<|eom_id|>", "<|end_of_text|>", "<end_of_utterance>", "<turn|>", "<eos>",
+            "<｜end▁of▁sentence｜>" } do
         for _, kind in ipairs { 1, 4, 5 } do
           local id
           local t <close> = assert(changed(name, function(m)
             for i, other in ipairs(m[P .. "tokens"]) do
               if other == text then id = i - 1 end
             end
-            id = id or 300                                  -- in place of some piece, with the merges that it takes part in
+            id = id or 300  -- in place of some piece, with the merges that it takes part in
             local old = m[P .. "tokens"][id + 1]
             m[P .. "tokens"][id + 1], m[P .. "token_type"][id + 1] = text, kind
             for i = #(m[P .. "merges"] or {}), 1, -1 do
               local left, right = m[P .. "merges"][i]:match "^(.[^ ]*) (.+)$"
-              if left == old or right == old or left .. right == old then table.remove(m[P .. "merges"], i) end
+              if left == old or right == old or left .. right == old then
+                table.remove(m[P .. "merges"], i)
+              end
             end
           end))
           assert.is_true(t:is_special(id), text)
           assert.equal(1, #t.warnings)
-          assert.matches(("token %d, '%s', is not marked as a control token"):format(id, text:gsub("[\127-\255]", function(c)
+          assert.matches(("token %d, '%s', is not marked as a control token"):format(id,
+            text:gsub("[\127-\255]", function(c)
             return ("\\x%02x"):format(c:byte()) end)), t.warnings[1], 1, true)
           local ends = false
           for _, other in ipairs(t.eos) do ends = ends or other == id end
@@ -583,7 +649,8 @@ describe("GGUF metadata", function()
   it("may have merges of such a token, which are passed over", function()
     local t <close> = assert(changed("gguf-gpt2", function(m)
       m[P .. "tokens"][301], m[P .. "token_type"][301] = "</s>", 1
-      local merges = table.move(m[P .. "merges"], 1, 20, 1, {})     -- none of these needs the piece that was there before
+      -- none of these needs the piece that was there before
+      local merges = table.move(m[P .. "merges"], 1, 20, 1, {})
       table.insert(merges, 3, "</ s>")
       m[P .. "merges"] = merges
     end))
@@ -635,7 +702,9 @@ describe("limits", function()
       while not done do
         local runtime = core.runtime { threads = 1, memory = limit }
         local t, message, code = nil, "", "memory"          -- the runtime itself needs some
-        if runtime then t, message, code = pyramid.tokenizer(path_of(name), { runtime = runtime }) end
+        if runtime then
+          t, message, code = pyramid.tokenizer(path_of(name), { runtime = runtime })
+        end
         if t then
           local ids
           ids, message, code = t:encode(cases[#cases] .. ("<tool>  a\u{300}"):rep(20))
@@ -684,7 +753,8 @@ describe("limits", function()
   it("of length are far away", function()
     local t <close> = assert(pyramid.tokenizer(path_of "gpt2"))
     local s <close> = assert(pyramid.tokenizer(path_of "llama2-legacy"))
-    for _, text in ipairs { ("a"):rep(1 << 19), (" "):rep(1 << 18), ("\u{301}"):rep(1 << 17), ("the keeper's "):rep(1 << 15) } do
+    for _, text in ipairs { ("a"):rep(1 << 19), (" "):rep(1 << 18), ("\u{301}"):rep(1 << 17),
+      ("the keeper's "):rep(1 << 15) } do
       assert.equal(text, t:decode(t:encode(text, { special = false })))
       assert.equal(text, s:decode(s:encode(text, { special = false })))
     end
@@ -710,7 +780,8 @@ describe("SmolLM2", function()
       same_ids(plain, assert(t:encode(text, { special = false })), t, what .. ", plain")
       -- 21 bytes of rare characters are no piece of this vocabulary: they are lost in both
       local back = t:decode(plain, { raw = true })
-      if #back ~= #text then assert.is_true(#back < #text and text:find "[\0-\31\x80-\xff]" ~= nil, what)
+      if #back ~= #text then assert.is_true(#back < #text and text:find "[\0-\31\x80-\xff]" ~= nil,
+        what)
       else assert.equal(text, back, what) end
     end
   end)
@@ -720,9 +791,11 @@ describe("SmolLM2", function()
     assert.same({ t:id "<|im_end|>", t:id "<|endoftext|>" }, t.eos)
     assert.same({}, t.warnings)
     assert.equal(helper.read(helper.fixture "chat/smollm2-gguf.jinja"), t.chat_template)
-    local text = assert(require("pyramid.chat").render(t.chat_template, { { role = "user", content = "Hello" } },
-      { add_generation_prompt = true, bos = t.bos_text, eos = t.eos_text }))
-    assert.equal("<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    local text = assert(require("pyramid.chat").render(t.chat_template,
+      { { role = "user", content = "Hello" } },
+        { add_generation_prompt = true, bos = t.bos_text, eos = t.eos_text }))
+    assert.equal("<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by "
+      .. "Hugging Face<|im_end|>\n"
       .. "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n", text)
     local ids = assert(t:encode(text))
     assert.equal(t:id "<|im_start|>", ids[1])
@@ -730,15 +803,16 @@ describe("SmolLM2", function()
   end)
 end)
 
--- Real vocabularies, where there are some: a folder with llama.cpp's models/ggml-vocab-*.gguf and their .inp and .out.
+-- Real vocabularies, where there are some: a folder with llama.cpp's models/ggml-vocab-*.gguf and
+-- their .inp and .out.
 describe("llama.cpp's golden files", function()
   local folder = os.getenv "PYRAMID_VOCABS"
   if not folder then
     pending("need PYRAMID_VOCABS=<llama.cpp>/models")
     return
   end
-  local vocabularies = { "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2", "llama-bpe", "llama-spm", "mpt",
-    "phi-3", "qwen2", "qwen35", "refact", "starcoder" }
+  local vocabularies = { "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gpt-2",
+    "llama-bpe", "llama-spm", "mpt", "phi-3", "qwen2", "qwen35", "refact", "starcoder" }
   for _, name in ipairs(vocabularies) do
     it(name, function()
       local path = ("%s/ggml-vocab-%s.gguf"):format(folder, name)

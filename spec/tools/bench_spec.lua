@@ -1,4 +1,5 @@
--- Measuring: random models, the limits' probes, and `pyramid bench` with its report, also against a made-up peer.
+-- Measuring: random models, the limits' probes, and `pyramid bench` with its report, also against a
+-- made-up peer.
 local cjson = require "cjson"
 local core = require "pyramid.core"
 local probe = require "pyramid.probe"
@@ -40,7 +41,8 @@ describe("probe.random_rows", function()
 
   it("depends on seed, stream and place, not on the cut", function()
     local whole = probe.random_rows(rt, "bf16", 1, 2, 0, 8, 64, 1)
-    assert.equal(whole, probe.random_rows(rt, "bf16", 1, 2, 0, 3, 64, 1) .. probe.random_rows(rt, "bf16", 1, 2, 3, 5, 64, 1))
+    assert.equal(whole, probe.random_rows(rt, "bf16", 1, 2, 0, 3, 64, 1)
+      .. probe.random_rows(rt, "bf16", 1, 2, 3, 5, 64, 1))
     local alone <close> = assert(core.runtime { device = "cpu", threads = 1 })
     assert.equal(whole, probe.random_rows(alone, "bf16", 1, 2, 0, 8, 64, 1))
     assert.not_equal(whole, probe.random_rows(rt, "bf16", 2, 2, 0, 8, 64, 1))
@@ -48,7 +50,8 @@ describe("probe.random_rows", function()
   end)
 
   it("refuses what it cannot make", function()
-    assert.error_matches(function() probe.random_rows(rt, "q4_k", 1, 1, 0, 1, 256, 1) end, "q8_0 or q4_0")
+    assert.error_matches(function() probe.random_rows(rt, "q4_k", 1, 1, 0, 1, 256, 1) end,
+      "q8_0 or q4_0")
     assert.error_matches(function() probe.random_rows(rt, "q8_0", 1, 1, 0, 1, 48, 1) end, "blocks")
     assert.error_matches(function() probe.random_rows(rt, "f32", 1, 1, 0, 1, 3, 1) end, "even")
     assert.error(function() probe.random_rows(rt, "f32", 1, 1, -1, 1, 2, 1) end)
@@ -61,12 +64,14 @@ describe("probes", function()
     assert.is_true(probe.read(runtime, 1 << 20, 2) > 0)
     local version = probe.version()
     local without = version == "none"                          -- make ONEDNN=0
-    if without then assert.same({ nil, "this build has no oneDNN, whose f32 products are the yardstick", "unsupported" },
-      { probe.matmul("f32", 2, 64, 2) })
+    if without then assert.same({ nil,
+      "this build has no oneDNN, whose f32 products are the yardstick", "unsupported" },
+        { probe.matmul("f32", 2, 64, 2) })
     else assert.is_true(probe.matmul("f32", 2, 64, 2) > 0) end
     for _, kind in ipairs { "bf16", "int8" } do                -- not on every processor
       local seconds, message, code = probe.matmul(kind, 1, 64)
-      assert.is_true(seconds and not without and seconds > 0 or message:find(kind) ~= nil and code == "unsupported")
+      assert.is_true(seconds and not without and seconds > 0 or message:find(kind) ~= nil
+        and code == "unsupported")
     end
     if not without then assert.matches("^[23]%.%d+%.%d+$", version) end
     assert.error(function() probe.read(runtime, 100) end)
@@ -118,7 +123,8 @@ describe("random models", function()
     assert.equal(1, model:encode("x")[1])                        -- begins with <s>
     local folder_model <close> = assert(pyramid.model(write("v", {})))
     assert.is_nil(folder_model.tokenizer)
-    assert.equal(random_model.parameters(shape) * 2, folder_model:native():bytes() - 2 * 7 * shape.width)
+    assert.equal(random_model.parameters(shape) * 2,
+      folder_model:native():bytes() - 2 * 7 * shape.width)
   end)
 
   it("count their weights", function()
@@ -127,9 +133,12 @@ describe("random models", function()
   end)
 
   it("say what cannot be written", function()
-    assert.error_matches(function() random_model.write(in_folder "x", { shape = "tiny", dtype = "q8_0" }) end, "GGUF")
-    assert.error_matches(function() random_model.write(in_folder "x", { shape = "none" }) end, "no shape")
-    assert.error_matches(function() random_model.write(in_folder "x.gguf", { shape = "tiny", dtype = "q4_k" }) end, "no dtype")
+    assert.error_matches(function() random_model.write(in_folder "x",
+      { shape = "tiny", dtype = "q8_0" }) end, "GGUF")
+    assert.error_matches(function() random_model.write(in_folder "x", { shape = "none" }) end,
+      "no shape")
+    assert.error_matches(function() random_model.write(in_folder "x.gguf",
+      { shape = "tiny", dtype = "q4_k" }) end, "no dtype")
     local ok, message, code = random_model.write(in_folder "none/x.gguf", { shape = "tiny" })
     assert.is_nil(ok)
     assert.is_string(message)
@@ -137,7 +146,8 @@ describe("random models", function()
   end)
 
   it("are written by the script", function()
-    local out, err, status = shell.pyramid("random_model", in_folder "s.gguf", "--shape", "tiny", "--dtype", "q8_0", "--seed", "3")
+    local out, err, status = shell.pyramid("random_model", in_folder "s.gguf", "--shape", "tiny",
+      "--dtype", "q8_0", "--seed", "3")
     assert.equal("", err)
     assert.equal(0, status)
     assert.matches("1 million weights, q8_0, seed 3", out)
@@ -145,7 +155,8 @@ describe("random models", function()
     assert.equal(helper.read(in_folder "t.gguf"), helper.read(in_folder "s.gguf"))
     for words, message in pairs { [{ "--dtype", "q4_0" }] = "safetensors cannot hold q4_0",
       [{ "--format", "gguf" }] = "does not fit the name" } do
-      out, err, status = shell.pyramid("random_model", in_folder "s", "--shape", "tiny", table.unpack(words))
+      out, err, status = shell.pyramid("random_model", in_folder "s", "--shape", "tiny",
+        table.unpack(words))
       assert.matches(message, err)
       assert.equal("", out)
       assert.equal(1, status)
@@ -153,15 +164,16 @@ describe("random models", function()
   end)
 end)
 
--- ---- the bench -----------------------------------------------------------------------------------------------------------
+-- ---- the bench ----------------------------------------------------------------------------------
 
-local short = { "--quick", "--shape", "tiny", "--threads", "2", "--prefill", "16,80", "--depth", "0,80", "--steps", "4",
-  "--batch", "2", "--lengths", "8+3", "--buffer", "4 MiB" }
+local short = { "--quick", "--shape", "tiny", "--threads", "2", "--prefill", "16,80", "--depth",
+  "0,80", "--steps", "4", "--batch", "2", "--lengths", "8+3", "--buffer", "4 MiB" }
 
 local function bench(...)
   local words = { "bench" }
   for _, word in ipairs(short) do words[#words + 1] = word end
-  for _, word in ipairs { "--folder", in_folder "models", "--json", in_folder "out.json", "--markdown", in_folder "out.md", ... } do
+  for _, word in ipairs { "--folder", in_folder "models", "--json", in_folder "out.json",
+    "--markdown", in_folder "out.md", ... } do
     words[#words + 1] = word
   end
   local out, err, status = shell.pyramid(table.unpack(words))
@@ -181,31 +193,39 @@ end
 describe("pyramid bench", function()
   it("reports every field of every case", function()
     local report, out, markdown, text = bench()
-    assert.equal("command date device limits load machine models peer seconds settings threads", keys(report))
-    assert.equal("architecture commit cores_per_socket cpu flags hypervisor kernel l2 l3 lua memory onednn processors pyramid "
+    assert.equal("command date device limits load machine models peer seconds settings threads",
+      keys(report))
+    assert.equal("architecture commit cores_per_socket cpu flags hypervisor kernel l2 l3 lua "
+      .. "memory onednn processors pyramid "
       .. "sockets threads_per_core", keys(report.machine))
     assert.equal("bf16 f32 int8 read", keys(report.limits))
-    -- twice at either end; on the processor also before and after each of two runs of four results of decoding
+    -- twice at either end; on the processor also before and after each of two runs of four results
+    -- of decoding
     assert.is_true(report.limits.read.most > 0)
     assert.equal(4 + (helper.device == "cpu" and 16 or 0), #report.limits.read.samples)
     assert.equal(2, report.threads)
     assert.matches("^pyramid bench %-%-quick ", report.command)
     assert.equal(1, #report.models)
     local model = report.models[1]
-    assert.equal("bytes description largest left_out limits load_peak_bytes load_seconds name parameters path peer_load_seconds "
+    assert.equal("bytes description largest left_out limits load_peak_bytes load_seconds name "
+      .. "parameters path peer_load_seconds "
       .. "results weights", keys(model))
     assert.same({}, model.left_out)
     assert.matches('"left_out": %[%]', text)
-    assert.equal(random_model.parameters(random_model.shapes.tiny), model.parameters + 7 * 128)   -- norms aside
+    -- norms aside
+    assert.equal(random_model.parameters(random_model.shapes.tiny), model.parameters + 7 * 128)
 
     local names = {}
     for _, result in ipairs(model.results) do
-      assert.equal("against_first against_peer cache_dtype case computed engine first_token_seconds flash_attention judging kept "
-        .. "kv_bytes label limit median_seconds name of_limit peak_bytes policy profile seconds spread tokens_per_second",
+      assert.equal("against_first against_peer cache_dtype case computed engine "
+        .. "first_token_seconds flash_attention judging kept "
+        .. "kv_bytes label limit median_seconds name of_limit peak_bytes policy profile seconds "
+        .. "spread tokens_per_second",
         keys(result))
       assert.equal("pyramid", result.engine)
       assert.equal(cjson.null, result.against_peer)
-      assert.is_true(result.tokens_per_second > 0 and result.median_seconds > 0 and result.spread >= 0)
+      assert.is_true(result.tokens_per_second > 0 and result.median_seconds > 0
+        and result.spread >= 0)
       assert.is_true(#result.seconds == 2 and result.kv_bytes > 0 and result.peak_bytes > 0)
       assert.is_true(result.kept > 0 and result.kept <= 1)
       assert.is_true(#result.profile > 3)
@@ -218,14 +238,17 @@ describe("pyramid bench", function()
       assert.equal("bytes calls flops name seconds", keys(result.profile[1]))
       assert.equal(result.case.kind == "batch", type(result.first_token_seconds) == "number")
       -- a prompt's limit is oneDNN's rate, which a build without it does not know
-      local limited = result.case.kind == "decode" or result.case.kind == "prefill" and probe.version() ~= "none"
+      local limited = result.case.kind == "decode" or result.case.kind == "prefill"
+        and probe.version() ~= "none"
       assert.equal(limited, type(result.of_limit) == "number")
       assert.equal(result.case.kind ~= "decode", type(result.computed) == "number")
       names[#names + 1] = result.name .. ", " .. result.label
     end
     assert.same({
-      "decode at 0, full", "decode at 0, pyramidinfer preset=45", "prefill 16, full", "prefill 16, pyramidinfer preset=45",
-      "prefill 80, full", "prefill 80, pyramidinfer preset=45", "decode at 80, full", "decode at 80, pyramidinfer preset=45",
+      "decode at 0, full", "decode at 0, pyramidinfer preset=45", "prefill 16, full",
+        "prefill 16, pyramidinfer preset=45",
+      "prefill 80, full", "prefill 80, pyramidinfer preset=45", "decode at 80, full",
+        "decode at 80, pyramidinfer preset=45",
       "batch 2 of 8+3, full", "batch 2 of 8+3, pyramidinfer preset=45",
     }, names)
     local full = model.results[5]
@@ -245,10 +268,13 @@ describe("pyramid bench", function()
     assert.equal(10, lines)
   end)
 
-  helper.cpu_only("oneDNN, its yardstick", it)("measures several weights, kinds of rows and policies", function()
-    if probe.version() == "none" then return pending "the limits of products (this build has no oneDNN)" end
-    local report = bench("--weights", "q8_0,f32", "--cache-dtype", "f32,q8_0", "--policy", "streaming", "--depth", "none",
-      "--batch", "none", "--prefill", "16")
+  helper.cpu_only("oneDNN, its yardstick",
+    it)("measures several weights, kinds of rows and policies", function()
+    if probe.version() == "none" then
+      return pending "the limits of products (this build has no oneDNN)"
+    end
+    local report = bench("--weights", "q8_0,f32", "--cache-dtype", "f32,q8_0", "--policy",
+      "streaming", "--depth", "none", "--batch", "none", "--prefill", "16")
     assert.equal(2, #report.models)
     assert.equal("tiny q8_0", report.models[1].name)
     for _, model in ipairs(report.models) do
@@ -266,16 +292,16 @@ describe("pyramid bench", function()
 
   it("measures models of the user's, converted too", function()
     assert(random_model.write(in_folder "mine", { shape = "tiny" }))
-    local report = bench("--shape", "none", "--model", in_folder "mine", "--weights", "file,q4_0", "--depth", "none",
-      "--batch", "none", "--prefill", "16", "--policy", "full")
+    local report = bench("--shape", "none", "--model", in_folder "mine", "--weights", "file,q4_0",
+      "--depth", "none", "--batch", "none", "--prefill", "16", "--policy", "full")
     assert.equal("mine", report.models[1].name)
     assert.equal("mine as q4_0", report.models[2].name)
     assert.is_true(report.models[2].bytes < report.models[1].bytes / 3)
   end)
 
   it("says what it leaves out", function()
-    local report, out, markdown = bench("--prefill", "16,64,20000", "--depth", "none", "--batch", "none", "--limit", "1e-9",
-      "--weights", "bf16,q4_k_m", "--policy", "full")
+    local report, out, markdown = bench("--prefill", "16,64,20000", "--depth", "none", "--batch",
+      "none", "--limit", "1e-9", "--weights", "bf16,q4_k_m", "--policy", "full")
     local left = report.models[1].left_out
     assert.equal(2, #left)
     assert.matches("would take about", left[1].reason)
@@ -287,7 +313,8 @@ describe("pyramid bench", function()
     assert.matches("left out: the model: K%-quants", out)
     assert.matches("tiny q4_k_m, left out", markdown)
 
-    report = bench("--prefill", "none", "--depth", "none", "--batch", "1,2", "--batch-limit", "1e-9", "--policy", "full")
+    report = bench("--prefill", "none", "--depth", "none", "--batch", "1,2", "--batch-limit",
+      "1e-9", "--policy", "full")
     assert.equal(1, #report.models[1].results)
     assert.equal("batch 2 of 8+3", report.models[1].left_out[1].name)
   end)
@@ -295,12 +322,15 @@ describe("pyramid bench", function()
   it("refuses what makes no sense", function()
     for words, message in pairs {
       [{ "--prefill", "none", "--depth", "none", "--batch", "none" }] = "nothing to measure",
-      [{ "--prefill", "12,x" }] = "'x' is not possible", [{ "--lengths", "512" }] = "512%+256", [{ "--shape", "9b" }] = "'9b'",
+      [{ "--prefill", "12,x" }] = "'x' is not possible", [{ "--lengths", "512" }] = "512%+256",
+        [{ "--shape", "9b" }] = "'9b'",
       [{ "--peer", "llama.cpp", "--python", "/nonexistent/python" }] = "llama%-cpp%-python",
-      [{ "--shape", "none", "--model", "/nonexistent", "--prefill", "8" }] = "there is no model '/nonexistent'",
+      [{ "--shape", "none", "--model", "/nonexistent", "--prefill",
+        "8" }] = "there is no model '/nonexistent'",
       [{ "--shape", "tiny", "--weights", "file", "--prefill", "8" }] = "nothing could be measured",
     } do
-      local _, err, status = shell.pyramid("bench", "--quick", "--folder", in_folder "models", table.unpack(words))
+      local _, err, status = shell.pyramid("bench", "--quick", "--folder", in_folder "models",
+        table.unpack(words))
       assert.matches(message, err)
       assert.equal(1, status)
     end
@@ -320,14 +350,16 @@ describe("the largest batch", function()
   end
 
   local function find(room, guess, tries, code)
-    return largest.find(contestant(room, code), { memory = 100, guess = guess, tries = tries, prompt = 5, generated = 3 })
+    return largest.find(contestant(room, code),
+      { memory = 100, guess = guess, tries = tries, prompt = 5, generated = 3 })
   end
 
   it("is found wherever the search begins", function()
     for room = 1, 40 do
       for _, guess in ipairs { 1, 7, 40, 90 } do
         local found = find(room, guess, 30)
-        assert.same({ room, room + 1, 6, 7 * room }, { found.fits, found.fails, found.rate, found.kv_bytes })
+        assert.same({ room, room + 1, 6, 7 * room },
+          { found.fits, found.fails, found.rate, found.kv_bytes })
       end
     end
   end)
@@ -348,7 +380,8 @@ describe("the largest batch", function()
 end)
 
 describe("a peer", function()
-  -- It speaks as scripts/maker/peers/llamacpp.py does; flash attention makes it twice as fast, and batches are beyond it.
+  -- It speaks as scripts/maker/peers/llamacpp.py does; flash attention makes it twice as fast, and
+  -- batches are beyond it.
   local script = [[
     local cjson = require "cjson"
     local contexts = {}
@@ -383,8 +416,10 @@ describe("a peer", function()
   local function with_peer(...)
     local words = { "env", "PYRAMID_PATH=" .. folder, shell.program, "bench" }
     for _, word in ipairs(short) do words[#words + 1] = word end
-    for _, word in ipairs { "--folder", in_folder "models", "--json", in_folder "peer.json", "--peer", "llama.cpp", "--python",
-      shell.program, "--policy", "full", ... } do words[#words + 1] = word end
+    for _, word in ipairs { "--folder", in_folder "models", "--json", in_folder "peer.json",
+      "--peer", "llama.cpp", "--python", shell.program, "--policy", "full", ... } do
+      words[#words + 1] = word
+    end
     for i, word in ipairs(words) do words[i] = shell.quote(word) end
     local out, err, status = shell.run(table.concat(words, " ") .. " </dev/null")
     assert.equal("", err)
@@ -398,8 +433,11 @@ describe("a peer", function()
     local model = report.models[1]
     assert.equal(0.25, model.peer_load_seconds)
     local by_name = {}
-    for _, result in ipairs(model.results) do by_name[result.name .. ", " .. result.label] = result end
-    local on, off = by_name["prefill 80, llama.cpp, flash on"], by_name["prefill 80, llama.cpp, flash off"]
+    for _, result in ipairs(model.results) do
+      by_name[result.name .. ", " .. result.label] = result
+    end
+    local on, off = by_name["prefill 80, llama.cpp, flash on"],
+      by_name["prefill 80, llama.cpp, flash off"]
     assert.equal(160, on.tokens_per_second)
     assert.equal(80, off.tokens_per_second)
     assert.is_true(on.flash_attention)
@@ -413,16 +451,16 @@ describe("a peer", function()
   end)
 
   it("may have one context only, and makes K-quants", function()
-    local report = with_peer("--peer-flash", "on", "--batch", "none", "--depth", "none", "--prefill", "8", "--weights", "q4_k_m",
-      "--cache-dtype", "q8_0")
+    local report = with_peer("--peer-flash", "on", "--batch", "none", "--depth", "none",
+      "--prefill", "8", "--weights", "q4_k_m", "--cache-dtype", "q8_0")
     assert.equal(2, #report.models[1].results)
     assert.equal(1000, report.models[1].results[2].peak_bytes)
     assert.equal("tiny q4_k_m", report.models[1].name)
   end)
 
   it("has no rows of fp8_e4m3", function()
-    local report = with_peer("--peer-flash", "on", "--batch", "none", "--depth", "none", "--prefill", "8",
-      "--cache-dtype", "fp8_e4m3")
+    local report = with_peer("--peer-flash", "on", "--batch", "none", "--depth", "none",
+      "--prefill", "8", "--cache-dtype", "fp8_e4m3")
     assert.equal("has no rows of this dtype", report.models[1].left_out[1].reason)
     assert.equal("fp8_e4m3", report.models[1].results[1].cache_dtype)
     assert.equal(1, #report.models[1].results)
@@ -430,20 +468,24 @@ describe("a peer", function()
 
   it("reads nothing but GGUF files as they are", function()
     assert(random_model.write(in_folder "hf", { shape = "tiny" }))
-    local report = with_peer("--shape", "none", "--model", in_folder "hf", "--batch", "none", "--depth", "none", "--prefill", "8")
+    local report = with_peer("--shape", "none", "--model", in_folder "hf", "--batch", "none",
+      "--depth", "none", "--prefill", "8")
     assert.equal("reads GGUF files only", report.models[1].left_out[1].reason)
     assert.equal(1, #report.models[1].results)
-    report = with_peer("--shape", "none", "--model", in_folder "models/random-tiny-bf16-1.gguf", "--weights", "q8_0",
-      "--batch", "none", "--depth", "none", "--prefill", "8")
+    report = with_peer("--shape", "none", "--model", in_folder "models/random-tiny-bf16-1.gguf",
+      "--weights", "q8_0", "--batch", "none", "--depth", "none", "--prefill", "8")
     assert.matches("as they are in the file", report.models[1].left_out[1].reason)
   end)
 
   it("may end at any time", function()
-    local ending = script:gsub("decode = function", "decode = function() os.exit(0) end, no = function")
+    local ending = script:gsub("decode = function",
+      "decode = function() os.exit(0) end, no = function")
     helper.write(in_folder "scripts/maker/peers/llamacpp.py", ending)
     local report = with_peer "--peer-flash=on"
     local reasons = {}
-    for _, left in ipairs(report.models[1].left_out) do reasons[#reasons + 1] = left.name .. ": " .. left.reason end
+    for _, left in ipairs(report.models[1].left_out) do
+      reasons[#reasons + 1] = left.name .. ": " .. left.reason
+    end
     assert.equal("decode at 0: it has ended", reasons[1])
     assert.equal(5, #reasons)
     helper.write(in_folder "scripts/maker/peers/llamacpp.py", script)

@@ -1,4 +1,5 @@
--- Calibration: curves against a direct calculation, the solver against all there is, and files that keep what they say.
+-- Calibration: curves against a direct calculation, the solver against all there is, and files that
+-- keep what they say.
 local calibrate = require "pyramid.tools.calibrate"
 local cjson = require "cjson"
 local helper = require "helper"
@@ -16,7 +17,7 @@ local function curves_of(seed, lanes, steps)
   for lane = 1, lanes do
     local saves, total = {}, 0
     for v = 1, steps do
-      saves[v] = math.random(0, 40) / 64                               -- exact in binary, and ties happen
+      saves[v] = math.random(0, 40) / 64  -- exact in binary, and ties happen
       total = total + saves[v]
     end
     table.sort(saves, function(a, b) return a > b end)
@@ -57,13 +58,17 @@ describe("calibrate.solve", function()
         for _, target in ipairs { 0.3, 0.5, 0.8, 1 } do
           local solved = calibrate.solve(curves, { target = target, falling = falling })
           local most = math.max(lanes, math.floor(target * lanes * steps + 1e-9))
-          local least = brute(curves, falling, function(loss, parts) return parts <= most and loss or nil end)
+          local least = brute(curves, falling, function(loss, parts) return parts <= most and loss
+            or nil end)
           assert.near(least / lanes, solved.loss, 1e-12)
           assert.is_true(solved.fraction * lanes * steps <= most + 1e-9)
           if not falling then                                          -- convex, so this is as good
-            assert.near(solved.loss, calibrate.solve(curves, { target = target, hull = true }).loss, 1e-12)
+            assert.near(solved.loss, calibrate.solve(curves,
+              { target = target, hull = true }).loss, 1e-12)
           end
-          for i = 2, lanes do assert.is_true(not falling or solved.levels[i] <= solved.levels[i - 1]) end
+          for i = 2, lanes do
+            assert.is_true(not falling or solved.levels[i] <= solved.levels[i - 1])
+          end
         end
       end
     end
@@ -74,15 +79,19 @@ describe("calibrate.solve", function()
       local curves = curves_of(seed, 3, 5)
       for _, loss in ipairs { 0, 0.1, 0.4, 1 } do
         local solved = calibrate.solve(curves, { loss = loss, falling = true })
-        local parts = brute(curves, true, function(sum, used) return sum <= 3 * loss + 1e-12 and used or nil end)
+        local parts = brute(curves, true, function(sum, used) return sum <= 3 * loss + 1e-12
+          and used or nil end)
         assert.near(parts / 15, solved.fraction, 1e-12)
         assert.is_true(solved.loss <= loss + 1e-12)
-        -- Without the order of depth there is a least one too; steps of equal savings leave no gap of a part or more.
+        -- Without the order of depth there is a least one too; steps of equal savings leave no gap
+        -- of a part or more.
         local free = calibrate.solve(curves, { loss = loss })
-        parts = brute(curves, false, function(sum, used) return sum <= 3 * loss + 1e-12 and used or nil end)
+        parts = brute(curves, false, function(sum, used) return sum <= 3 * loss + 1e-12 and used
+          or nil end)
         assert.near(parts / 15, free.fraction, 1e-12)
         assert.is_true(free.loss <= loss + 1e-12)
-        assert.near(free.fraction, calibrate.solve(curves, { loss = loss, hull = true }).fraction, 1e-12)
+        assert.near(free.fraction, calibrate.solve(curves, { loss = loss, hull = true }).fraction,
+          1e-12)
       end
     end
   end)
@@ -90,17 +99,25 @@ describe("calibrate.solve", function()
   it("goes no lower than it is told", function()
     local curves = curves_of(3, 3, 6)
     for _, hull in ipairs { false, true } do
-      assert.same({ 2, 2, 2 }, calibrate.solve(curves, { target = 0.1, least = 2, hull = hull }).levels)
-      for _, v in ipairs(calibrate.solve(curves, { target = 0.6, least = 2, hull = hull }).levels) do assert.is_true(v >= 2) end
+      assert.same({ 2, 2, 2 }, calibrate.solve(curves,
+        { target = 0.1, least = 2, hull = hull }).levels)
+      for _, v in ipairs(calibrate.solve(curves,
+        { target = 0.6, least = 2, hull = hull }).levels) do
+        assert.is_true(v >= 2)
+      end
     end
   end)
 
   it("refuses what cannot be meant", function()
     local curves = curves_of(1, 2, 3)
-    assert.error_matches(function() calibrate.solve(curves, {}) end, "either target or loss is wanted")
-    assert.error_matches(function() calibrate.solve(curves, { target = 0.5, loss = 0.1 }) end, "either target or loss")
-    assert.error_matches(function() calibrate.solve(curves, { target = 1.5 }) end, "1.5 is no share")
-    assert.error_matches(function() calibrate.solve(curves, { traget = 0.5 }) end, "unknown option 'traget'")
+    assert.error_matches(function() calibrate.solve(curves, {}) end,
+      "either target or loss is wanted")
+    assert.error_matches(function() calibrate.solve(curves, { target = 0.5, loss = 0.1 }) end,
+      "either target or loss")
+    assert.error_matches(function() calibrate.solve(curves, { target = 1.5 }) end,
+      "1.5 is no share")
+    assert.error_matches(function() calibrate.solve(curves, { traget = 0.5 }) end,
+      "unknown option 'traget'")
   end)
 end)
 
@@ -110,7 +127,7 @@ describe("calibrate.curve", function()
     local mass = { 0.1, 0.2, 0.05, 0.15, 0.1, 0.1, 0.05, 0.05, 0.1, 0.1 }
     local loss = calibrate.curve(mass, 5, 1, 2)
     assert.equal(5, #loss)
-    assert.near(1 - 0.3, loss[1], 1e-12)                               -- three guarded rows are more than a part
+    assert.near(1 - 0.3, loss[1], 1e-12)  -- three guarded rows are more than a part
     assert.near(1 - (0.3 + 0.2), loss[2], 1e-12)
     assert.near(1 - (0.3 + 0.2 + 0.15 + 0.1), loss[3], 1e-12)
     assert.near(1 - (0.3 + 0.2 + 0.15 + 0.2 + 0.05), loss[4], 1e-12)
@@ -175,12 +192,15 @@ describe("calibrate", function()
 
   it("writes a file that keeps what it says, to the row", function()
     local made = assert(calibrate.measure(model, texts, { queries = 16, steps = 20 }))
-    for _, how in ipairs { { share = "layer", prune = "cache" }, { share = "layer", prune = "both" }, { share = "head" } } do
+    for _, how in ipairs { { share = "layer", prune = "cache" },
+      { share = "layer", prune = "both" }, { share = "head" } } do
       local both = how.prune == "both"
-      local ratios, solved = calibrate.ratios(made, { target = 0.5, falling = both, share = how.share })
+      local ratios, solved = calibrate.ratios(made,
+        { target = 0.5, falling = both, share = how.share })
       local path = ("%s/%s_%s.lua"):format(folder, how.share, how.prune or "none")
-      helper.write(path, calibrate.write(ratios, { name = "mine", about = "made by a spec.", share = how.share,
-        prune = how.prune, window = 4, sinks = 1 }))
+      helper.write(path, calibrate.write(ratios,
+        { name = "mine", about = "made by a spec.", share = how.share, prune = how.prune,
+          window = 4, sinks = 1 }))
       local p = assert(policy.load(path))
       assert.equal("mine", p.name)
       local cache <close> = assert(model:cache { policy = p })
@@ -197,16 +217,21 @@ describe("calibrate", function()
       assert.near(solved.fraction, rows / (150 * lanes), 1 / 150)
       -- Another share keeps the shape.
       local sum = 0
-      for _, layer in ipairs(policy.forecast(p:with { target = 0.3 }, model.config, 1000)) do sum = sum + layer.rows end
+      for _, layer in ipairs(policy.forecast(p:with { target = 0.3 }, model.config, 1000)) do
+        sum = sum + layer.rows
+      end
       assert.near(0.3, sum / (1000 * model.config.layers), 0.005)
     end
   end)
 
   it("measures how far predictions are off", function()
-    local curves, details = assert(calibrate.sensitivity(model, { texts[1] }, { queries = 8, predict = 20, steps = 20 }))
-    assert.is_true(details.floor >= 0 and details.floor < 1e-3, details.floor)    -- f32 rounds next to nothing
+    local curves, details = assert(calibrate.sensitivity(model, { texts[1] },
+      { queries = 8, predict = 20, steps = 20 }))
+    -- f32 rounds next to nothing
+    assert.is_true(details.floor >= 0 and details.floor < 1e-3, details.floor)
     local ids = texts[1]
-    local context, rest = helper.slice(ids, 1, 129), helper.slice(ids, 130, 149)   -- the context's last token comes after the cut
+    -- the context's last token comes after the cut
+    local context, rest = helper.slice(ids, 1, 129), helper.slice(ids, 130, 149)
     local function feed(p)
       local cache <close> = assert(model:cache { policy = p })
       assert(cache:prefill(context))
@@ -219,7 +244,7 @@ describe("calibrate", function()
     end })
     for i, logits in ipairs(full) do kl = kl + logits:kl(cut[i]) / 20 end
     assert.equal(20, #full)
-    assert.near(kl, curves[2][2], 0.1 * kl)                            -- at least; more if a greater share was worse
+    assert.near(kl, curves[2][2], 0.1 * kl)  -- at least; more if a greater share was worse
     assert.is_true(curves[2][2] >= kl - model.config.layers * details.floor)
     for _, curve in ipairs(curves) do
       for v = 2, 20 do assert.is_true(curve[v] <= curve[v - 1] and curve[v] >= 0) end
@@ -227,39 +252,48 @@ describe("calibrate", function()
     end
   end)
 
-  -- What rounding makes of any cut, however small, is the same at every share but the whole, and would seem to be spared by
-  -- keeping all of a layer.
+  -- What rounding makes of any cut, however small, is the same at every share but the whole, and
+  -- would seem to be spared by keeping all of a layer.
   it("gives no layer everything because rounding hides the others", function()
-    local rounded <close> = assert(pyramid.model(tiny, { threads = 1, weights = "q8_0", precision = "int8" }))
+    local rounded <close> = assert(pyramid.model(tiny,
+      { threads = 1, weights = "q8_0", precision = "int8" }))
     local layers = rounded.config.layers
-    local curves, details = assert(calibrate.sensitivity(rounded, texts, { queries = 8, predict = 20, steps = 20 }))
-    local exact = assert(calibrate.sensitivity(model, texts, { queries = 8, predict = 20, steps = 20 }))
+    local curves, details = assert(calibrate.sensitivity(rounded, texts,
+      { queries = 8, predict = 20, steps = 20 }))
+    local exact = assert(calibrate.sensitivity(model, texts,
+      { queries = 8, predict = 20, steps = 20 }))
     assert.is_true(details.floor > 0, details.floor)
     local made = { layers = layers, kv_heads = 1, steps = 20, layer = curves, each = {} }
     for t, each in ipairs(details.each) do made.each[t] = { layer = each } end
     local truly = { layers = layers, kv_heads = 1, steps = 20, layer = exact }
-    local ratios, sure = calibrate.ratios(made, { target = 0.45 }), calibrate.ratios(truly, { target = 0.45 })
+    local ratios, sure = calibrate.ratios(made, { target = 0.45 }),
+      calibrate.ratios(truly, { target = 0.45 })
     local sum = 0
     for layer, ratio in ipairs(ratios) do
-      assert.is_true(ratio < 1 or sure[layer] > 0.6, ("layer %d: %g, in f32 %g"):format(layer, ratio, sure[layer]))
+      assert.is_true(ratio < 1 or sure[layer] > 0.6,
+        ("layer %d: %g, in f32 %g"):format(layer, ratio, sure[layer]))
       sum = sum + ratio
     end
     assert.near(0.45, sum / layers, 1 / 20)
   end)
 
-  -- Losses that are noise, the same at every share but the whole: no layer needs more than another, unless one is `steep`.
+  -- Losses that are noise, the same at every share but the whole: no layer needs more than another,
+  -- unless one is `steep`.
   local function noisy(texts_count, spread, steep)
     math.randomseed(11)
     local made = { layers = 6, kv_heads = 1, steps = 20, layer = {}, each = {} }
     for t = 1, texts_count do
       made.each[t] = { layer = {} }
       for layer = 1, 6 do
-        local curve, height = {}, math.max(0, spread * (math.random() - 0.5)) + (steep and layer == 3 and 1 or 0)
-        for v = 1, 19 do curve[v] = height end                           -- spared only by keeping all
+        local curve, height = {}, math.max(0, spread * (math.random() - 0.5))
+          + (steep and layer == 3 and 1 or 0)
+        for v = 1, 19 do curve[v] = height end  -- spared only by keeping all
         curve[20] = 0
         made.each[t].layer[layer] = curve
         made.layer[layer] = made.layer[layer] or {}
-        for v, x in ipairs(curve) do made.layer[layer][v] = (made.layer[layer][v] or 0) + x / texts_count end
+        for v, x in ipairs(curve) do
+          made.layer[layer][v] = (made.layer[layer][v] or 0) + x / texts_count
+        end
       end
     end
     return made
@@ -268,7 +302,8 @@ describe("calibrate", function()
   it("shares rows out evenly where nothing is lost by a cut", function()
     local made = noisy(4, 0)
     for _, one in ipairs(made.each) do
-      for layer = 1, 6 do one.layer[layer][1] = 1e-6 * math.random() end   -- so that there is some noise
+      -- so that there is some noise
+      for layer = 1, 6 do one.layer[layer][1] = 1e-6 * math.random() end
     end
     local ratios, solved = calibrate.ratios(made, { target = 0.5 })
     for _, ratio in ipairs(ratios) do assert.near(0.5, ratio, 0.051) end
@@ -316,7 +351,8 @@ describe("calibrate", function()
     for i, one in ipairs(ranked) do names[i] = one.layer .. ":" .. one.head end
     assert.same({ "2:2", "1:2", "2:1", "1:1" }, names)
     local path = folder .. "/two.lua"
-    helper.write(path, calibrate.write_duo(ranked, 2, { name = "two", about = "made by a spec.", sinks = 2, recent = 10 }))
+    helper.write(path, calibrate.write_duo(ranked, 2,
+      { name = "two", about = "made by a spec.", sinks = 2, recent = 10 }))
     local p = assert(policy.load(path, { slack = 4 }))
     assert.equal("2:2,1:2", p.options.heads)
     local cache <close> = assert(model:cache { policy = p })
@@ -325,7 +361,8 @@ describe("calibrate", function()
       for layer = 1, model.config.layers do
         for head = 1, model.config.kv_heads do
           local keeps = layer <= 2 and head == 2
-          assert.equal(keeps and tokens or streaming, cache:rows(layer, head), ("%d:%d"):format(layer, head))
+          assert.equal(keeps and tokens or streaming, cache:rows(layer, head),
+            ("%d:%d"):format(layer, head))
         end
       end
     end
@@ -339,7 +376,8 @@ describe("calibrate", function()
   end)
 
   it("refuses heads that there are not", function()
-    for heads, message in pairs { ["1-1"] = "'1%-1' is not layer:head", ["99:1"] = "there is no 99:1", ["1:0"] = "no 1:0" } do
+    for heads, message in pairs { ["1-1"] = "'1%-1' is not layer:head",
+      ["99:1"] = "there is no 99:1", ["1:0"] = "no 1:0" } do
       local cache <close> = assert(model:cache { policy = policy.load("duo", { heads = heads }) })
       local ok, made, said = pcall(cache.prefill, cache, texts[1])
       assert.matches(message, tostring(ok and said or made))
@@ -351,15 +389,17 @@ describe("calibrate", function()
   end
 
   it("is a script that prints, writes and checks", function()
-    local out, err, status = run("--target", "0.4", "--queries", "8", "--out", folder .. "/mine.lua", "--check", "--questions", "0",
-      "--documents", "1", "--json")
+    local out, err, status = run("--target", "0.4", "--queries", "8", "--out",
+      folder .. "/mine.lua", "--check", "--questions", "0", "--documents", "1", "--json")
     assert.equal("", err)
     assert.equal(0, status)
     local told = cjson.decode(out)
     assert.equal("mine", told.policy)
         assert.equal(4, #told.check)
-    assert.near(told.check[2].document.context_fraction, told.check[3].document.context_fraction, 0.03)
-    assert.matches("^%-%- mine%.lua: made for .*`pyramid calibrate .*%-%-target 0%.4", helper.read(folder .. "/mine.lua"))
+    assert.near(told.check[2].document.context_fraction, told.check[3].document.context_fraction,
+      0.03)
+    assert.matches("^%-%- mine%.lua: made for .*`pyramid calibrate .*%-%-target 0%.4",
+      helper.read(folder .. "/mine.lua"))
     out = run("--heads", "--target", "0.7", "--recent", "20", "--out", folder .. "/duo_mine.lua")
     assert.matches("layer:head", out)
     assert.matches("heads keep everything", out)

@@ -1,4 +1,5 @@
--- Comparing policies: numbers against direct calculations, results that are gone on with, and a page that loads nothing.
+-- Comparing policies: numbers against direct calculations, results that are gone on with, and a
+-- page that loads nothing.
 local chart = require "pyramid.tools.report.chart"
 local cjson = require "cjson"
 local compare = require "pyramid.tools.compare"
@@ -41,7 +42,8 @@ describe("logits:kl", function()
 
   it("is the divergence of two distributions", function()
     local cache <close> = assert(model:cache { dtype = "f32" })
-    local all = assert(cache:prefill(assert(model:encode "Once there was a baker who had a dog named Rex."), { all = true }))
+    local all = assert(cache:prefill(assert(
+      model:encode "Once there was a baker who had a dog named Rex."), { all = true }))
     assert.equal(0, all[3]:kl(all[3]))
     for i = 2, #all do
       assert.near(kl_by_hand(all[i - 1], all[i]), all[i - 1]:kl(all[i]), 1e-6)
@@ -55,7 +57,8 @@ describe("logits:kl", function()
     local other <close> = assert(pyramid.model(helper.fixture "families/llama-mha"))
     local foreign <close> = assert(other:cache())
     local theirs = assert(foreign:prefill { 5, 6, 7 })
-    assert.has_error(function() logits:kl(theirs) end, "bad argument #1 to 'kl' (logits over another vocabulary)")
+    assert.has_error(function() logits:kl(theirs) end,
+      "bad argument #1 to 'kl' (logits over another vocabulary)")
     assert.has_error(function() logits:kl { 1, 2 } end)
     assert.has_error(function() logits:kl() end)
   end)
@@ -93,28 +96,34 @@ describe("compare", function()
   end
 
   local function plan_of(more)
-    local how = { variants = assert(compare.variants({ given("snapkv", { window = 8 }) }, { 0.3, 1 })), circumstances = "spec",
-      lengths = { 300 }, modes = { "agnostic" }, questions = 1, kinds = { "code", "gift" }, documents = 1, predict = 8, seed = 2,
-      cache = { dtype = "f32" } }
+    local how = { variants = assert(compare.variants({ given("snapkv", { window = 8 }) },
+      { 0.3, 1 })), circumstances = "spec", lengths = { 300 }, modes = { "agnostic" },
+        questions = 1, kinds = { "code", "gift" }, documents = 1, predict = 8, seed = 2,
+          cache = { dtype = "f32" } }
     for key, value in pairs(more or {}) do how[key] = value end
     return assert(compare.plan(model, how))
   end
 
   it("measures policies at budgets, where they have one, and the full cache first", function()
-    assert.same({ "full", "snapkv target=0.2", "snapkv target=0.5", "pyramidinfer target=0.2", "pyramidinfer target=0.5" },
-      labels(assert(compare.variants({ given "snapkv", given "pyramidinfer" }, { 0.2, 0.5 }))))
+    assert.same({ "full", "snapkv target=0.2", "snapkv target=0.5", "pyramidinfer target=0.2",
+      "pyramidinfer target=0.5" }, labels(assert(compare.variants({ given "snapkv",
+        given "pyramidinfer" }, { 0.2, 0.5 }))))
     assert.same({ "full", "snapkv rows=64", "pyramidinfer ratio=0.8", "pyramidinfer target=0.4" },
-      labels(assert(compare.variants({ given("snapkv", { rows = 64 }), given("pyramidinfer", { ratio = 0.8 }), given "full",
+      labels(assert(compare.variants({ given("snapkv", { rows = 64 }),
+        given("pyramidinfer", { ratio = 0.8 }), given "full",
         given("pyramidinfer", { target = 0.4 }) }, { 0.2, 0.5 }))))
     local preset = given("pyramidinfer", { preset = "45" })
     local all = assert(compare.variants({ preset, preset }, { 0.2 }))
     assert.same({ "full", "pyramidinfer preset=45 target=0.2" }, labels(all))
     assert.equal("pyramidinfer preset=45", all[2].series)
     assert.equal(0.2, all[2].policy.options.target)
-    local none = { policy = assert(pyramid.policy { name = "none", prefill = function() end }), label = "none" }
+    local none = { policy = assert(pyramid.policy { name = "none", prefill = function() end }),
+      label = "none" }
     assert.same({ "full", "none" }, labels(assert(compare.variants({ none }, { 0.2 }))))
-    local narrow = pyramid.policy { name = "narrow", defaults = { ratio = 0.9 }, limits = { ratio = { 0.5, 1 } } }
-    narrow = assert(pyramid.policy { name = "narrow", defaults = narrow.options, limits = { ratio = { 0.5, 1 } },
+    local narrow = pyramid.policy { name = "narrow", defaults = { ratio = 0.9 },
+      limits = { ratio = { 0.5, 1 } } }
+    narrow = assert(pyramid.policy { name = "narrow", defaults = narrow.options,
+      limits = { ratio = { 0.5, 1 } },
       prefill = function() end })
     local list, message = compare.variants({ { policy = narrow, label = "narrow" } }, { 0.2 })
     assert.is_nil(list)
@@ -176,7 +185,8 @@ describe("compare", function()
       for _, case in ipairs(cases) do
         local options = { policy = plan.given.variants[2].policy, dtype = "f32" }
         for _, result in ipairs(assert(recall.ask(model, case, entry.mode, options))) do
-          asked, right, fraction = asked + 1, right + (result.right and 1 or 0), fraction + result.fraction
+          asked, right, fraction = asked + 1, right + (result.right and 1 or 0),
+            fraction + result.fraction
           survival = survival + result.survival[3]
         end
       end
@@ -195,15 +205,19 @@ describe("compare", function()
     local plan, store = plan_of { documents = 0 }, store_of()
     assert(compare.run(plan, model, store))
     local entry = compare.summary(plan, store)[2]
-    local case = recall.cases(model, 300, { questions = 1, kinds = { "code", "gift" }, seed = 2 })[1]
-    local cache <close> = assert(model:cache { policy = plan.given.variants[2].policy, dtype = "f32" })
+    local case = recall.cases(model, 300, { questions = 1, kinds = { "code", "gift" },
+      seed = 2 })[1]
+    local cache <close> = assert(model:cache { policy = plan.given.variants[2].policy,
+      dtype = "f32" })
     assert(cache:prefill(case.ids))
     assert.equal(#case.ids, entry.kept.tokens)
     assert.equal(#case.ids, entry.kept.columns)
     for layer = 1, model.config.layers do
       local held = {}
       for head = 1, model.config.kv_heads do
-        for _, position in ipairs(cache:positions(layer, head)) do held[position] = (held[position] or 0) + 1 end
+        for _, position in ipairs(cache:positions(layer, head)) do
+          held[position] = (held[position] or 0) + 1
+        end
       end
       for position = 0, #case.ids - 1 do
         local level = tonumber(entry.kept.layers[layer]:sub(position + 1, position + 1), 16)
@@ -214,12 +228,13 @@ describe("compare", function()
     local mark = entry.kept.marks[1]
     assert.equal(case.questions[1].answer, mark.answer)
     assert.equal(case.questions[1].evidence[1][1], mark.first)
-    assert.is_truthy(mark.text:find(case.questions[1].value, 1, true) or #case.questions[1].evidence > 1)
+    assert.is_truthy(mark.text:find(case.questions[1].value, 1, true)
+      or #case.questions[1].evidence > 1)
   end)
 
   it("finds the front", function()
-    local front = compare.pareto { { x = 1, y = 0.9 }, { x = 0.5, y = 0.9 }, { x = 0.5, y = 0.8 }, { x = 0.2, y = 0.1 },
-      { x = 0.2, y = 0.1 }, { x = 0.3, y = 0.05 }, { x = 0.6, y = 0.95 } }
+    local front = compare.pareto { { x = 1, y = 0.9 }, { x = 0.5, y = 0.9 }, { x = 0.5, y = 0.8 },
+      { x = 0.2, y = 0.1 }, { x = 0.2, y = 0.1 }, { x = 0.3, y = 0.05 }, { x = 0.6, y = 0.95 } }
     assert.same({ false, true, false, true, true, false, true }, front)
     assert.same({}, compare.pareto {})
     assert.near((0.867 - 0.711) / 2, compare.uncertainty(80, 100), 0.001)      -- Wilson's interval
@@ -243,7 +258,8 @@ describe("compare", function()
     end
     local first = again(0)
     assert.same(first, again(0, plan_of()))
-    -- What was cut off is measured again, and nothing else; what is deterministic comes out the same.
+    -- What was cut off is measured again, and nothing else; what is deterministic comes out the
+    -- same.
     local text = helper.read(path)
     local lines = {}
     for line in text:gmatch "[^\n]*\n" do lines[#lines + 1] = line end
@@ -258,11 +274,13 @@ describe("compare", function()
     -- Other circumstances are other results.
     again(count, plan_of { circumstances = "elsewhere" })
     again(0)
-    again(#plan.steps, plan_of { variants = assert(compare.variants({ given("streaming", { rows = 99 }) }, {})) })
+    again(#plan.steps, plan_of { variants = assert(compare.variants({ given("streaming",
+      { rows = 99 }) }, {})) })
   end)
 
   it("tells models apart by their weights", function()
-    local a, b = assert(compare.fingerprint(tiny)), assert(compare.fingerprint(helper.fixture "families/llama-mha"))
+    local a, b = assert(compare.fingerprint(tiny)),
+      assert(compare.fingerprint(helper.fixture "families/llama-mha"))
     assert.equal(a, assert(compare.fingerprint(tiny)))
     assert.not_equal(a, b)
     local none, message = compare.fingerprint "no/such"
@@ -273,8 +291,10 @@ describe("compare", function()
   end)
 
   it("says what cannot be planned", function()
-    local plan, message, code = compare.plan(model, { variants = {}, lengths = { 1000 }, modes = { "agnostic" }, questions = 0,
-      documents = 0, predict = 8, seed = 0, circumstances = "", text = { name = "note.txt", text = "Too short.", windows = 2 } })
+    local plan, message, code = compare.plan(model,
+      { variants = {}, lengths = { 1000 }, modes = { "agnostic" }, questions = 0, documents = 0,
+        predict = 8, seed = 0, circumstances = "",
+          text = { name = "note.txt", text = "Too short.", windows = 2 } })
     assert.is_nil(plan)
     assert.matches("note%.txt has %d+ tokens, fewer than a length of 1000", message)
     assert.equal("length", code)
@@ -306,7 +326,8 @@ describe("results", function()
       ['{"format":"theirs","key":"x"}\n'] = "line 1: not a result of ours",
       ['{"format":"ours","key":"x"}\n{"format":"ours"}\n'] = "line 2: not a result of ours",
       ['{"format":"ours","key":"x"}\n\n'] = "line 2: no JSON object",
-      ['{"format":"ours","key":"x"}\n{"key"\n{"format":"ours","key":"y"}\n'] = "line 2: no JSON object",
+      ['{"format":"ours","key":"x"}\n{"key"\n{"format":"ours","key":"y"}\n'] = "line 2: no JSON "
+        .. "object",
     } do
       local path = folder .. "/other.jsonl"
       helper.write(path, text)
@@ -353,14 +374,16 @@ describe("reports", function()
     for _, values in ipairs { {}, { 0 }, { 5 }, { 0, 0 }, { -2, 7 } } do
       scale = chart.scale(values)
       assert.is_true(scale.high > scale.low and #scale.ticks >= 2)
-      for _, value in ipairs(values) do assert.is_true(scale.low <= value and value <= scale.high) end
+      for _, value in ipairs(values) do
+        assert.is_true(scale.low <= value and value <= scale.high)
+      end
     end
   end)
 
   it("keep an end of an axis that is given", function()
     for _, values in ipairs { { 0 }, { 0, 0 }, { 0.4 }, {}, { 1 } } do
       local scale = chart.scale(values, { low = 0 })
-      assert.equal(0, scale.low)                                         -- shares are never negative
+      assert.equal(0, scale.low)  -- shares are never negative
       assert.is_true(scale.high > 0)
       for _, tick in ipairs(scale.ticks) do assert.is_true(tick >= 0) end
     end
@@ -368,22 +391,29 @@ describe("reports", function()
 
   -- Entries made by hand: what a page says of them is known.
   local function entry_of(label, series, fraction, right, kl)
-    return { label = label, series = series, length = 300, mode = "agnostic", fraction = fraction, silent = false, front = false,
-      missed = false, recall = { asked = 20, right = right, found = right, kinds = { gift = { asked = 20, right = right } },
-        survival = { 1, 1 }, evidence = 1, accuracy = right / 20, uncertainty = compare.uncertainty(right, 20) },
-      document = { perplexity = 2 + kl, bits_per_byte = 0.5, kl = kl, top1 = 0.9, fraction = fraction, context_fraction = fraction,
-        cache_bytes = 1000, computed = 1, prefill_seconds = 0.1, decode_rate = 10, tokens = 8, kl_each = { kl, kl },
-        loss_each = { 1 + kl, 1 + kl } } }
+    return { label = label, series = series, length = 300, mode = "agnostic", fraction = fraction,
+      silent = false, front = false, missed = false,
+        recall = { asked = 20, right = right, found = right,
+          kinds = { gift = { asked = 20, right = right } }, survival = { 1, 1 }, evidence = 1,
+            accuracy = right / 20, uncertainty = compare.uncertainty(right, 20) },
+              document = { perplexity = 2 + kl, bits_per_byte = 0.5, kl = kl, top1 = 0.9,
+                fraction = fraction, context_fraction = fraction, cache_bytes = 1000, computed = 1,
+                  prefill_seconds = 0.1, decode_rate = 10, tokens = 8, kl_each = { kl, kl },
+                    loss_each = { 1 + kl, 1 + kl } } }
   end
 
   local about = { command = "pyramid compare", date = "", model = "m", path = "m", version = "0",
-    machine = { cpu = "", onednn = "" }, threads = 1, isa = "", measured = 0, seconds = 0, kinds = { "gift" },
+    machine = { cpu = "", onednn = "" }, threads = 1, isa = "", measured = 0, seconds = 0,
+      kinds = { "gift" },
     settings = { lengths = { 300 }, modes = { "agnostic" },
-      budgets = { 0.2 }, questions = 20, documents = 2, predict = 8, first_seed = 0, cache_dtype = "f16", precision = "f32" } }
+      budgets = { 0.2 }, questions = 20, documents = 2, predict = 8, first_seed = 0,
+        cache_dtype = "f16", precision = "f32" } }
 
-  it("show no negative recall, draw errors, and have one axis of rows for the charts of a row", function()
-    local page = comparison.render({ entry_of("full", "full", 1, 0, 0), entry_of("a ratio=0.2", "a", 0.2, 0, 0.5),
-      entry_of("b ratio=0.6", "b", 0.62, 0, 0.1) }, about)
+  it("show no negative recall, draw errors, and have one axis of rows for the charts of a row",
+    function()
+    local page = comparison.render({ entry_of("full", "full", 1, 0, 0),
+      entry_of("a ratio=0.2", "a", 0.2, 0, 0.5), entry_of("b ratio=0.6", "b", 0.62, 0, 0.1) },
+        about)
     local axes, charts = {}, 0
     for svg in page:gmatch '<svg[^>]-class="chart".-</svg>' do
       charts = charts + 1
@@ -401,11 +431,15 @@ describe("reports", function()
   end)
 
   it("call no difference better that is within its error", function()
-    local page = comparison.render({ entry_of("full", "full", 1, 16, 0), entry_of("a ratio=0.2", "a", 0.2, 14, 0.5),
-      entry_of("b ratio=0.4", "b", 0.4, 15, 0.1) }, about)
-    assert.matches("Fewest rows with no loss that 20 questions would show – <b>a ratio=0%.2</b>", page)
-    assert.matches("Most answers with at most half of the rows – <b>b ratio=0%.4</b>[^;]*; 1 other is no worse", page)
-    page = comparison.render({ entry_of("full", "full", 1, 20, 0), entry_of("a ratio=0.2", "a", 0.2, 4, 0.5) }, about)
+    local page = comparison.render({ entry_of("full", "full", 1, 16, 0),
+      entry_of("a ratio=0.2", "a", 0.2, 14, 0.5), entry_of("b ratio=0.4", "b", 0.4, 15, 0.1) },
+        about)
+    assert.matches("Fewest rows with no loss that 20 questions would show – <b>a ratio=0%.2</b>",
+      page)
+    assert.matches("Most answers with at most half of the rows – <b>b ratio=0%.4</b>[^;]*; 1 "
+      .. "other is no worse", page)
+    page = comparison.render({ entry_of("full", "full", 1, 20, 0),
+      entry_of("a ratio=0.2", "a", 0.2, 4, 0.5) }, about)
     assert.matches("Every policy answers fewer than the full cache, by more than the error", page)
   end)
 
@@ -416,11 +450,15 @@ describe("reports", function()
     assert.equal("Zm9vYmFy", png.base64 "foobar")
     local picture = png.strip("0f8", 1, 2, 3)
     assert.equal("\x89PNG\r\n\x1a\n\0\0\0\13IHDR\0\0\0\3\0\0\0\1\2\3\0\0\0", picture:sub(1, 29))
-    assert.equal("\0\0\0\0IEND\xae\x42\x60\x82", picture:sub(-12))          -- as in every PNG: the CRC is right
-    assert.equal("\0\x18", picture:match "IDAT\x78\x01\x01\2\0\xfd\xff(..)")            -- 00 01 10, the rest empty
+    -- as in every PNG: the CRC is right
+    assert.equal("\0\0\0\0IEND\xae\x42\x60\x82", picture:sub(-12))
+    -- 00 01 10, the rest empty
+    assert.equal("\0\x18", picture:match "IDAT\x78\x01\x01\2\0\xfd\xff(..)")
     assert.equal("\0\xff\x88", picture:match "tRNS(...)")
-    assert.equal("\0\x14", png.strip("fff0f0", 1, 2, 3):match "IDAT\x78\x01\x01\2\0\xfd\xff(..)")        -- 000101, likewise
-    assert.equal("\0\x01\x23\x40", png.strip("a1b2c", 1, 2, 3):match "IDAT\x78\x01\x01\4\0\xfb\xff(....)")
+    -- 000101, likewise
+    assert.equal("\0\x14", png.strip("fff0f0", 1, 2, 3):match "IDAT\x78\x01\x01\2\0\xfd\xff(..)")
+    assert.equal("\0\x01\x23\x40", png.strip("a1b2c", 1, 2,
+      3):match "IDAT\x78\x01\x01\4\0\xfb\xff(....)")
   end)
 end)
 
@@ -431,14 +469,15 @@ describe("pyramid compare", function()
   teardown(function() shell.remove(folder) end)
 
   local function run(out, ...)
-    return shell.pyramid("compare", "--lengths", "300", "--questions", "1", "--kinds", "code", "--documents", "1",
-      "--predict", "8", "--threads", "1", "--out", folder .. "/" .. out, ...)
+    return shell.pyramid("compare", "--lengths", "300", "--questions", "1", "--kinds", "code",
+      "--documents", "1", "--predict", "8", "--threads", "1", "--out", folder .. "/" .. out, ...)
   end
 
   it("explains itself", function()
     local out, err, status = shell.pyramid("compare", "--help")
     assert.matches("^Usage: pyramid compare ", out)
-    for _, option in ipairs { "policy NAME", "budgets LIST", "lengths LIST", "mode MODE", "text FILE", "out DIR" } do
+    for _, option in ipairs { "policy NAME", "budgets LIST", "lengths LIST", "mode MODE",
+      "text FILE", "out DIR" } do
       assert.matches("%-%-" .. option, out)
     end
     assert.equal("", err)
@@ -453,7 +492,8 @@ describe("pyramid compare", function()
         prefill = function(o, l)
           return { keep = math.ceil(o.ratio * l.rows), guard = { last = math.ceil(o.ratio * l.rows) } }
         end }]])
-    local out, err, status = run("a", "--policy-file", own, "--policy", "snapkv", "--budgets", "0.3,1", "--mode", "both")
+    local out, err, status = run("a", "--policy-file", own, "--policy", "snapkv", "--budgets",
+      "0.3,1", "--mode", "both")
     assert.equal("", err)
     assert.equal(0, status)
     assert.matches("300 tokens, agnostic", out)
@@ -472,9 +512,11 @@ describe("pyramid compare", function()
     assert.matches("data:image/png;base64,", page)
     assert.matches("prefers%-color%-scheme", page)
     assert.matches("pyramid compare %-%-lengths 300 ", page)
-    local again = run("a", "--policy-file", own, "--policy", "snapkv", "--budgets", "0.3,1", "--mode", "both")
+    local again = run("a", "--policy-file", own, "--policy", "snapkv", "--budgets", "0.3,1",
+      "--mode", "both")
     assert.equal((out:gsub("25 of them new", "0 of them new")), again)
-    local more = run("a", "--policy", "snapkv", "--policy", "streaming", "rows=64", "--budgets", "1", "--json")
+    local more = run("a", "--policy", "snapkv", "--policy", "streaming", "rows=64", "--budgets",
+      "1", "--json")
     local object = cjson.decode(more)
     assert.equal(3, #object.results)
     assert.equal("streaming rows=64", object.results[3].label)
@@ -484,9 +526,10 @@ describe("pyramid compare", function()
 
   it("scores a text of the user's", function()
     local text = folder .. "/text.txt"
-    helper.write(text, ("The code of the tin box was 4821. Toby lived in Tilbury. It rained all day.\n"):rep(80))
-    local out, err, status = run("b", "--questions", "0", "--documents", "0", "--text", text, "--windows", "2", "--json",
-      "--policy", "streaming", "--budgets", "0.4")
+    helper.write(text, ("The code of the tin box was 4821. Toby lived in Tilbury. It rained all "
+      .. "day.\n"):rep(80))
+    local out, err, status = run("b", "--questions", "0", "--documents", "0", "--text", text,
+      "--windows", "2", "--json", "--policy", "streaming", "--budgets", "0.4")
     assert.equal("", err)
     assert.equal(0, status)
     local entry = cjson.decode(out).results[2]
@@ -505,8 +548,10 @@ describe("pyramid compare", function()
       assert.not_matches("stack traceback", err)
       assert.equal(1, status)
     end
-    fails("unknown option '%-%-nonesuch'.*\npyramid compare %-%-help lists the options%.\n$", "--nonesuch")
-    fails("%-%-budgets: '2' is not a share of the rows, more than 0 and at most 1", "--budgets", "0.2,2")
+    fails("unknown option '%-%-nonesuch'.*\npyramid compare %-%-help lists the options%.\n$",
+      "--nonesuch")
+    fails("%-%-budgets: '2' is not a share of the rows, more than 0 and at most 1", "--budgets",
+      "0.2,2")
     fails("%-%-budgets: '' is not a share", "--budgets", "")
     fails("%-%-lengths: 'many' is not a number of tokens of 200 or more", "--lengths", "many")
     fails("%-%-lengths: 99999 is more than the model's context of %d+", "--lengths", "99999")
@@ -523,7 +568,8 @@ describe("pyramid compare", function()
     helper.write(folder .. "/d/results.jsonl", "mine\n")
     local out, err, status = run "d"
     assert.equal("", out)
-    assert.matches("results%.jsonl, line 1: no JSON object\nIt is left as it is; give another %-%-out DIR%.\n$", err)
+    assert.matches("results%.jsonl, line 1: no JSON object\nIt is left as it is; give another "
+      .. "%-%-out DIR%.\n$", err)
     assert.equal(1, status)
     assert.equal("mine\n", helper.read(folder .. "/d/results.jsonl"))
     helper.write(folder .. "/e", "")

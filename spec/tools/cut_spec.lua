@@ -1,5 +1,5 @@
--- What is measured comes from logits after a policy's cut: the same rule for all that measure, so that policies which drop
--- rows only are not judged by a full cache's logits.
+-- What is measured comes from logits after a policy's cut: the same rule for all that measure, so
+-- that policies which drop rows only are not judged by a full cache's logits.
 local calibrate = require "pyramid.tools.calibrate"
 local compare = require "pyramid.tools.compare"
 local cut = require "pyramid.tools.cut"
@@ -18,7 +18,8 @@ describe("what is measured", function()
   end)
   teardown(function() model:close() end)
 
-  -- Drops nearly everything of a layer's own rows once its attention is done: the prompt's logits are a full cache's.
+  -- Drops nearly everything of a layer's own rows once its attention is done: the prompt's logits
+  -- are a full cache's.
   local function blind()
     return pyramid.policy { name = "blind", doc = "next to nothing", defaults = { rows = 2 },
       prefill = function(o, l) return { keep = math.min(o.rows, l.rows) } end }
@@ -44,7 +45,8 @@ describe("what is measured", function()
   it("holds back a context's last token, whatever reads it", function()
     local seen = {}
     local function spy()
-      return { name = "spy", prefill = function(_, l) if l.index == 1 then seen[#seen + 1] = l.prompt end end }
+      return { name = "spy", prefill = function(_,
+        l) if l.index == 1 then seen[#seen + 1] = l.prompt end end }
     end
     local function cache() return assert(model:cache { policy = spy() }) end
     local one <close> = cache()
@@ -56,20 +58,23 @@ describe("what is measured", function()
     assert.equal(222, two:tokens())
     assert(perplexity.window(three, ids, { 5 }))
     assert.same({ 219, 219, 219 }, seen)
-    assert.same({ nil, "a context of two tokens or more is wanted: one is read after the cut", "argument" },
-      { cut.read(one, { 5 }) })
+    assert.same({ nil, "a context of two tokens or more is wanted: one is read after the cut",
+      "argument" }, { cut.read(one, { 5 }) })
   end)
 
   it("calibrates by what is foretold after a cut", function()
-    -- Cut to a tenth, the last layer changes no other layer's input before the held-back token: only by rows that are gone.
-    local curves = assert(calibrate.sensitivity(model, { ids }, { queries = 8, predict = 2, steps = 10 }))
+    -- Cut to a tenth, the last layer changes no other layer's input before the held-back token:
+    -- only by rows that are gone.
+    local curves = assert(calibrate.sensitivity(model, { ids },
+      { queries = 8, predict = 2, steps = 10 }))
     assert.is_true(curves[model.config.layers][1] > 0)
   end)
 
   it("answers after the cut in both modes", function()
     local case = assert(recall.case(model, 400, 1))
     local q = case.questions[1]
-    local whole = assert(model:encode(("Question: %s\nAnswer:"):format(q.question), { special = false }))
+    local whole = assert(model:encode(("Question: %s\nAnswer:"):format(q.question),
+      { special = false }))
     local judged, rest = recall.prompt(model, case, q, "agnostic")
     assert.same(case.ids, judged)
     assert.same(whole, rest)
@@ -88,7 +93,8 @@ describe("what is measured", function()
       assert.is_true(right < #ours, mode)
     end
     local seen = {}
-    local spy = { name = "spy", prefill = function(_, l) if l.index == 1 then seen[#seen + 1] = l.prompt end end }
+    local spy = { name = "spy", prefill = function(_,
+      l) if l.index == 1 then seen[#seen + 1] = l.prompt end end }
     assert(recall.ask(model, { ids = case.ids, questions = { q } }, "aware", { policy = spy }))
     assert.same({ #judged }, seen)
   end)
@@ -96,13 +102,14 @@ describe("what is measured", function()
   it("compares what comes after the cut", function()
     local folder = os.tmpname()
     local store <close> = assert(results.open(folder .. ".jsonl", compare.format))
-    local plan = assert(compare.plan(model, { variants = assert(compare.variants({ { policy = blind(), label = "blind" } }, {})),
-      circumstances = "spec", lengths = { 220 }, modes = { "agnostic" }, questions = 0, documents = 1, predict = 1, seed = 2,
-      cache = { dtype = "f32" } }))
+    local plan = assert(compare.plan(model,
+      { variants = assert(compare.variants({ { policy = blind(), label = "blind" } }, {})),
+        circumstances = "spec", lengths = { 220 }, modes = { "agnostic" }, questions = 0,
+          documents = 1, predict = 1, seed = 2, cache = { dtype = "f32" } }))
     assert(compare.run(plan, model, store))
     local entry = compare.summary(plan, store)[2].document
     assert.equal(1, entry.tokens)
-    assert.is_true(entry.kl > 1e-3, entry.kl)                            -- of the one token that is scored: the first
+    assert.is_true(entry.kl > 1e-3, entry.kl)  -- of the one token that is scored: the first
     os.remove(folder)
     os.remove(folder .. ".jsonl")
   end)

@@ -47,10 +47,14 @@ describe("inspect.model", function()
     local folder = shell.folder()
     local _ <close> = setmetatable({}, { __close = function() shell.remove(folder) end })
     local tokens, types, kv = {}, {}, {}
-    for id = 0, 175 do tokens[id + 1], types[id + 1] = id < 94 and string.char(33 + id) or "ab" .. ("b"):rep(id - 94), 1 end
+    for id = 0, 175 do
+      tokens[id + 1], types[id + 1] = id < 94 and string.char(33 + id)
+        or "ab" .. ("b"):rep(id - 94), 1
+    end
     tokens[101] = "<|im_end|>"
-    for _, entry in ipairs { { "model", "string", "gpt2" }, { "pre", "string", "gpt-2" }, { "tokens", "array:string", tokens },
-      { "token_type", "array:u32", types }, { "merges", "array:string", { "a b", "ab b" } } } do
+    for _, entry in ipairs { { "model", "string", "gpt2" }, { "pre", "string", "gpt-2" },
+      { "tokens", "array:string", tokens }, { "token_type", "array:u32", types },
+        { "merges", "array:string", { "a b", "ab b" } } } do
       local key = "tokenizer.ggml." .. entry[1]
       kv[key] = formats.kv(key, entry[2], entry[3])
     end
@@ -124,13 +128,15 @@ describe("pyramid inspect", function()
     local out, err, status = shell.pyramid("inspect", family, "--tensors")
     assert.equal("", err)
     assert.equal(0, status)
-    for _, word in ipairs { "family     mistral", "64 positions in 3 of 3 layers", "lm_head.weight", "160 x 64" } do
+    for _, word in ipairs { "family     mistral", "64 positions in 3 of 3 layers",
+      "lm_head.weight", "160 x 64" } do
       assert.truthy(out:find(word, 1, true), word)
     end
   end)
 
   it("prints what a policy would keep", function()
-    local out, err, status = shell.pyramid("inspect", family, "--length", "200", "--policy", "snapkv", "ratio=0.25")
+    local out, err, status = shell.pyramid("inspect", family, "--length", "200", "--policy",
+      "snapkv", "ratio=0.25")
     assert.equal("", err)
     assert.equal(0, status)
     assert.truthy(out:find("25.0 % of the rows", 1, true))
@@ -138,7 +144,8 @@ describe("pyramid inspect", function()
   end)
 
   it("prints JSON", function()
-    local out, err, status = shell.pyramid("inspect", family, "--json", "--length", "200", "--policy", "full")
+    local out, err, status = shell.pyramid("inspect", family, "--json", "--length", "200",
+      "--policy", "full")
     assert.equal("", err)
     assert.equal(0, status)
     local told = cjson.decode(out)
@@ -160,16 +167,19 @@ describe("pyramid inspect", function()
     assert.equal("pyramid inspect: policy broken, layer 2, prefill: no more\n", err)
     assert.equal(1, status)
     local program = io.popen("realpath " .. shell.quote(shell.program)):read "l"
-    _, err = shell.run(("mkdir -p %s/bin && cp %s %s/bin && cd %s && env -u PYRAMID_PATH bin/pyramid inspect")
+    _, err = shell.run(("mkdir -p %s/bin && cp %s %s/bin && cd %s && env -u PYRAMID_PATH "
+      .. "bin/pyramid inspect")
       :format(path, shell.quote(program), path, path))
     shell.remove(path)
-    assert.matches("^pyramid inspect: there is no model 'models/tiny'\nThe default model lies.*\nGive MODEL: ", err)
+    assert.matches("^pyramid inspect: there is no model 'models/tiny'\nThe default model "
+      .. "lies.*\nGive MODEL: ", err)
   end)
 
   it("fails in a line", function()
-    for _, words in ipairs { { "/nowhere" }, { family, "--policy", "none" }, { family, "--policy", "snapkv", "rato=1" },
-      { family, "--policy", "snapkv", "ratio=x" }, { family, "--policy", "full", "--length", "0" },
-      { helper.fixture "gguf/dtypes.gguf", "--policy", "full" } } do
+    for _, words in ipairs { { "/nowhere" }, { family, "--policy", "none" },
+      { family, "--policy", "snapkv", "rato=1" }, { family, "--policy", "snapkv", "ratio=x" },
+        { family, "--policy", "full", "--length", "0" },
+          { helper.fixture "gguf/dtypes.gguf", "--policy", "full" } } do
       local out, err, status = shell.pyramid("inspect", table.unpack(words))
       assert.equal("", out)
       assert.equal(1, status)

@@ -1,11 +1,12 @@
--- Intervals: against tables, and what they are for: no difference is called one that is smaller than its error.
+-- Intervals: against tables, and what they are for: no difference is called one that is smaller
+-- than its error.
 local noise = require "pyramid.tools.noise"
 
 describe("noise", function()
   it("knows the mean of a few measurements and how far it can be trusted", function()
     local mean, half = noise.mean { 1, 2, 3, 4, 5 }
     assert.equal(3, mean)
-    assert.near(2.776 * math.sqrt(2.5 / 5), half, 1e-9)                  -- t for 4 degrees of freedom
+    assert.near(2.776 * math.sqrt(2.5 / 5), half, 1e-9)  -- t for 4 degrees of freedom
     local _, alone = noise.mean { 7 }
     assert.equal(math.huge, alone)
     local many = {}
@@ -41,7 +42,7 @@ describe("noise", function()
     assert.is_false(noise.greater(8, 20, 18, 20))
     assert.is_true(noise.greater(750, 1000, 600, 1000))
     assert.is_false(noise.greater(1, 1, 0, 0))
-    assert.is_false(noise.greater(1, 1, 0, 1))                           -- one question tells nothing
+    assert.is_false(noise.greater(1, 1, 0, 1))  -- one question tells nothing
     assert.is_false(noise.greater(3, 3, 0, 2))
     assert.is_true(noise.greater(6, 6, 0, 6))
     -- Newcombe's own example, 56 of 70 against 48 of 80: 0.0524 to 0.3339

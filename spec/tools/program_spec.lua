@@ -33,18 +33,21 @@ describe("pyramid", function()
   it("lists each bundled script with its summary", function()
     local out = pyramid "--help"
     for _, name in ipairs(require "pyramid.core".bundled_list "script") do
-      assert.matches("\n  " .. name:gsub("%p", "%%%0") .. " +%S[^\n]+%.\n", out)     -- whole sentences
+      assert.matches("\n  " .. name:gsub("%p", "%%%0") .. " +%S[^\n]+%.\n", out)  -- whole sentences
     end
   end)
 
   it("is what make builds if no target is named", function()
-    local out = shell.run(("env -u MAKEFLAGS -u MAKELEVEL make -pn B=%s 2>&1 | grep '^.DEFAULT_GOAL'"):format(quote(shell.build)))
+    local out = shell.run((
+      "env -u MAKEFLAGS -u MAKELEVEL make -pn B=%s 2>&1 | grep '^.DEFAULT_GOAL'"):format(quote(
+        shell.build)))
     assert.equal(".DEFAULT_GOAL := build\n", out)
   end)
 
   it("shows its version", function()
     local out, _, status = pyramid "--version"
-    assert.matches("^Pyramid " .. require "pyramid.core".version:gsub("%p", "%%%0") .. ", Lua 5%.4", out)
+    assert.matches("^Pyramid " .. require "pyramid.core".version:gsub("%p", "%%%0")
+      .. ", Lua 5%.4", out)
     assert.equal(0, status)
   end)
 
@@ -78,7 +81,8 @@ describe("pyramid", function()
     end)
 
     it("reports errors that are no strings", function()
-      local _, err = pyramid("-e", "error(setmetatable({}, { __tostring = function() return 'made up' end }))")
+      local _, err = pyramid("-e",
+        "error(setmetatable({}, { __tostring = function() return 'made up' end }))")
       assert.matches("pyramid: made up", err)
       _, err = pyramid("-e", "error {}")
       assert.matches("error object is a table value", err)
@@ -112,7 +116,8 @@ describe("pyramid", function()
       local out, _, status = pyramid(path, "x")
       assert.equal(path .. "\tx\tx\n", out)
       assert.equal(3, status)
-      out = shell.run(("cd %s && %s hello.lua y"):format(folder, quote(io.popen("realpath " .. shell.program):read "l")))
+      out = shell.run(("cd %s && %s hello.lua y"):format(folder,
+        quote(io.popen("realpath " .. shell.program):read "l")))
       assert.equal("hello.lua\ty\ty\n", out)
     end)
 
@@ -130,14 +135,16 @@ describe("pyramid", function()
 
   describe("given a name", function()
     it("looks on PYRAMID_PATH first, then beside the program", function()
-      write(folder .. "/scripts/mine.lua", "-- mine.lua — says hello.\nprint('hello', arg[0], ...)\n")
+      write(folder .. "/scripts/mine.lua",
+        "-- mine.lua — says hello.\nprint('hello', arg[0], ...)\n")
       local line = ("PYRAMID_PATH=/nowhere:%s %s "):format(folder, quote(shell.program))
       local out, _, status = shell.run(line .. "mine 1 2")
       assert.equal("hello\tpyramid mine\t1\t2\n", out)
       assert.equal(0, status)
       out = shell.run(line .. "--help")
       assert.matches("\n  mine +says hello%.\n", out)
-      out = shell.run(line .. [[-e 'for _, dir in ipairs(require "pyramid.paths") do print(dir) end']])
+      out = shell.run(line
+        .. [[-e 'for _, dir in ipairs(require "pyramid.paths") do print(dir) end']])
       assert.matches("^/nowhere\n" .. folder:gsub("%p", "%%%0") .. "\n/", out)
 
       os.execute(("cp %s %s/pyramid"):format(quote(shell.program), folder))
@@ -147,7 +154,8 @@ describe("pyramid", function()
 
     it("names the known ones if it is unknown", function()
       write(folder .. "/scripts/other.lua", "")
-      local _, err, status = shell.run(("PYRAMID_PATH=%s %s nonesuch"):format(folder, quote(shell.program)))
+      local _, err, status = shell.run(("PYRAMID_PATH=%s %s nonesuch"):format(folder,
+        quote(shell.program)))
       assert.matches("there is no script 'nonesuch' %(known: .*other.*%)", err)
       assert.equal(1, status)
       _, err, status = pyramid "--nonesuch"
@@ -162,7 +170,8 @@ describe("the bundle", function()
 
   it("holds each module, policy and script of the repository", function()
     for kind, dir in pairs { module = "lua/pyramid", policy = "policies", script = "scripts" } do
-      local find = io.popen(("find %s -maxdepth %d -name '*.lua'"):format(dir, kind == "module" and 9 or 1))
+      local find = io.popen(("find %s -maxdepth %d -name '*.lua'"):format(dir,
+        kind == "module" and 9 or 1))
       for path in find:lines() do
         local name = path:gsub("^%w+/", "", 1):gsub("%.lua$", "")
         if kind == "module" then name = name:gsub("(/.*)/init$", "%1"):gsub("/", ".") end

@@ -1,6 +1,6 @@
--- README.md cannot rot: its Lua samples run with the default model, its policy passes the check it names, its C sample is
--- compiled and run, and each command's script, options, policies and targets are there. A block of a kind that nothing
--- here runs fails.
+-- README.md cannot rot: its Lua samples run with the default model, its policy passes the check it
+-- names, its C sample is compiled and run, and each command's script, options, policies and targets
+-- are there. A block of a kind that nothing here runs fails.
 local helper = require "spec.helper"
 local lfs = require "lfs"
 local samples = require "spec.support.samples"
@@ -16,7 +16,8 @@ setup(function() folder = shell.folder() end)
 teardown(function() shell.remove(folder) end)
 
 -- What a sample leaves to those behind it: its names.
-local names = "local pyramid, policy, score = require 'pyramid', require 'pyramid.policy', require 'pyramid.score'\n"
+local names = "local pyramid, policy, score = require 'pyramid', require 'pyramid.policy', "
+  .. "require 'pyramid.score'\n"
 
 -- Each kind of block: what the spec does with it, and how it is called.
 local runs = {}
@@ -40,13 +41,14 @@ function runs.lua(block)
   end
   local own = block.text:find "require" and "" or names
   helper.write(path, own .. block.text)
-  local out, err, status = shell.run(("PYRAMID_PATH=%s %s %s"):format(shell.quote(lfs.currentdir()), shell.quote(shell.program),
-    path))
+  local out, err, status = shell.run(("PYRAMID_PATH=%s %s %s"):format(shell.quote(
+    lfs.currentdir()), shell.quote(shell.program), path))
   assert.equal(0, status, out .. err)
   assert.equal("", err)
   local wanted = block.text:match 'print%(%("\\n(.-)"%)'
   if wanted then
-    local pattern = wanted:gsub("%%%%", "\1"):gsub("%%%.?%d?[df]", "\2"):gsub("[%-%.%(%)%+%*%?%[%]%^%$%%]", "%%%0")
+    local pattern = wanted:gsub("%%%%", "\1"):gsub("%%%.?%d?[df]",
+      "\2"):gsub("[%-%.%(%)%+%*%?%[%]%^%$%%]", "%%%0")
     assert.matches("\n" .. pattern:gsub("\1", "%%%%"):gsub("\2", "%%d+") .. "\n$", out)
   end
 end
@@ -56,7 +58,8 @@ function runs.c(block)
   local source, program = folder .. "/app.c", folder .. "/app"
   helper.write(source, block.text)
   local cflags = os.getenv "PYRAMID_CFLAGS" or "-g"
-  local out, err, status = shell.run(("cc -std=c11 -Wall -Wextra -Werror %s -Icore -o %s %s -L%s -lpyramid -Wl,-rpath,%s -lpthread")
+  local out, err, status = shell.run((
+    "cc -std=c11 -Wall -Wextra -Werror %s -Icore -o %s %s -L%s -lpyramid -Wl,-rpath,%s -lpthread")
     :format(cflags, program, source, build, build))
   assert.equal(0, status, out .. err)
   out, err, status = shell.run(program)
@@ -72,11 +75,16 @@ end
 
 -- What a command prints. The line before says which; its headings are those of the script.
 runs[""] = function(block)
-  local script = block.before:match "`?make (%w+)`?" or readme:sub(1, readme:find(block.text, 1, true)):match ".*`make (%w+)` ends"
+  local script = block.before:match "`?make (%w+)`?"
+    or readme:sub(1, readme:find(block.text, 1, true)):match ".*`make (%w+)` ends"
   assert.truthy(script, "a block of no kind, and nothing says what prints it")
   local source = helper.read(("scripts/%s.lua"):format(script))
-  for heading in block.text:gmatch "── (%a+ %a+)" do assert.truthy(source:find(heading, 1, true), heading) end
-  for label in block.text:gmatch "\n  ([%l%u][%l%u ]-)  +%S" do assert.truthy(source:find(label, 1, true), label) end
+  for heading in block.text:gmatch "── (%a+ %a+)" do
+    assert.truthy(source:find(heading, 1, true), heading)
+  end
+  for label in block.text:gmatch "\n  ([%l%u][%l%u ]-)  +%S" do
+    assert.truthy(source:find(label, 1, true), label)
+  end
 end
 
 describe("README.md", function()
@@ -122,8 +130,11 @@ describe("samples", function()
       assert.is_false(ok, line)
       assert.truthy(tostring(said):find(message, 1, true), said)
     end
-    for _, line in ipairs { "make test SPEC=ops/rows", "build/pyramid compare --policy snapkv window=8 --budgets 0.3",
-      "cd build && make build", "DEVICE=1 build/pyramid inspect --json" } do samples.check(line) end
+    for _, line in ipairs { "make test SPEC=ops/rows",
+      "build/pyramid compare --policy snapkv window=8 --budgets 0.3", "cd build && make build",
+        "DEVICE=1 build/pyramid inspect --json" } do
+      samples.check(line)
+    end
     assert.same({ "a b c", "d" }, samples.commands "# one\na b \\\n  c   # two\n\nd\n")
     local found = samples.blocks "x\n```sh\nls\n```\ny `z`\n```\nout\n```\n"
     assert.same({ "sh", "" }, { found[1].kind, found[2].kind })

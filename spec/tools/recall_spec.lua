@@ -1,4 +1,5 @@
--- Recall: cases fit their length, evidence is where it says, and what is counted is what the cache holds.
+-- Recall: cases fit their length, evidence is where it says, and what is counted is what the cache
+-- holds.
 local cjson = require "cjson"
 local helper = require "helper"
 local hidden = require "pyramid.tools.hidden"
@@ -22,7 +23,8 @@ describe("recall", function()
         for _, q in ipairs(case.questions) do
           count[q.kind] = (count[q.kind] or 0) + 1
           assert.is_true(count[q.kind] <= 2)
-          local line = assert(model:encode(("Question: %s\nAnswer: %s\n"):format(q.question, q.answer), { special = false }))
+          local line = assert(model:encode(("Question: %s\nAnswer: %s\n"):format(q.question,
+            q.answer), { special = false }))
           assert.is_true(#case.ids + #line <= length)
         end
       end
@@ -59,7 +61,8 @@ describe("recall", function()
 
   it("counts the evidence that a policy left, layer by layer", function()
     local case = assert(recall.case(model, 400, 1))
-    local options = { policy = assert(pyramid.policy("pyramidinfer", { preset = "45" })), dtype = "f32" }
+    local options = { policy = assert(pyramid.policy("pyramidinfer", { preset = "45" })),
+      dtype = "f32" }
     local cache <close> = assert(model:cache(options))
     assert(cache:prefill(case.ids))
     for i, result in ipairs(assert(recall.ask(model, case, "agnostic", options))) do
@@ -69,7 +72,9 @@ describe("recall", function()
       end
       for layer = 1, model.config.layers do
         local held = 0
-        for _, position in ipairs(cache:positions(layer)) do held = held + (wanted[position] and 1 or 0) end
+        for _, position in ipairs(cache:positions(layer)) do
+          held = held + (wanted[position] and 1 or 0)
+        end
         assert.near(held / total, result.survival[layer], 1e-9)
       end
       assert.equal(q.kind, result.kind)
@@ -79,7 +84,8 @@ describe("recall", function()
   it("asks the same in both modes where nothing is dropped", function()
     local case = assert(recall.case(model, 300, 2))
     local options = { dtype = "f32" }
-    local agnostic, aware = assert(recall.ask(model, case, "agnostic", options)), assert(recall.ask(model, case, "aware", options))
+    local agnostic, aware = assert(recall.ask(model, case, "agnostic", options)),
+      assert(recall.ask(model, case, "aware", options))
     for i, result in ipairs(agnostic) do
       assert.equal(result.line, aware[i].line)
       assert.equal(1, result.fraction)
@@ -90,7 +96,8 @@ describe("recall", function()
   it("shows a policy the question in one mode and hides it in the other", function()
     local case = assert(recall.case(model, 300, 2))
     local seen = {}
-    local spy = { name = "spy", prefill = function(_, l) if l.index == 1 then seen[#seen + 1] = l.prompt end end }
+    local spy = { name = "spy", prefill = function(_,
+      l) if l.index == 1 then seen[#seen + 1] = l.prompt end end }
     assert(recall.ask(model, case, "agnostic", { policy = spy }))
     assert.same({ #case.ids }, seen)
     seen = {}
@@ -105,12 +112,16 @@ describe("recall", function()
     assert.is_nil(result)
     assert.equal("budget", code)
     assert.is_string(message)
-    assert.has_error(function() recall.ask(model, case, "blind") end, "recall.ask: the mode is agnostic or aware")
+    assert.has_error(function() recall.ask(model, case, "blind") end,
+      "recall.ask: the mode is agnostic or aware")
   end)
 
-  -- Far below what the model's card says: this is to notice a model or an engine that has stopped answering.
-  it("finds most of what the default model was told, and little of it once most rows are gone", function()
-    local options = { full = {}, cut = { policy = assert(pyramid.policy("streaming", { ratio = 0.2 })) } }
+  -- Far below what the model's card says: this is to notice a model or an engine that has stopped
+  -- answering.
+  it("finds most of what the default model was told, and little of it once most rows are gone",
+    function()
+    local options = { full = {}, cut = { policy = assert(pyramid.policy("streaming",
+      { ratio = 0.2 })) } }
     local right, asked = { full = 0, cut = 0 }, 0
     for seed = 100, 109 do
       local case = assert(recall.case(model, 500, seed))
@@ -123,13 +134,16 @@ describe("recall", function()
       end
     end
     assert.is_true(right.full >= 0.6 * asked, ("%d of %d"):format(right.full, asked))
-    assert.is_true(right.cut <= 0.6 * right.full, ("%d and %d of %d"):format(right.full, right.cut, asked))
+    assert.is_true(right.cut <= 0.6 * right.full,
+      ("%d and %d of %d"):format(right.full, right.cut, asked))
   end)
 
   it("hides facts of one word in any text, evenly, and finds them again", function()
-    local text = ("It rained all day. Nobody came to the gate, and the dog slept. \"Well,\" said the keeper.\n\n"):rep(80)
+    local text = ("It rained all day. Nobody came to the gate, and the dog slept. \"Well,\" said "
+      .. "the keeper.\n\n"):rep(80)
     for _, given in ipairs { { text = text }, {} } do
-      local cases, parts = assert(recall.cases(model, 500, { questions = 10, kinds = { "word" }, text = given.text })), {}
+      local cases, parts = assert(recall.cases(model, 500,
+        { questions = 10, kinds = { "word" }, text = given.text })), {}
       assert.equal(3, #cases)
       local count = 0
       for _, case in ipairs(cases) do
@@ -145,12 +159,17 @@ describe("recall", function()
         end
       end
       assert.equal(10, count)
-      for part = 1, 4 do assert.is_true(parts[part] >= 1 and parts[part] <= 4, table.concat(parts, " ")) end
+      for part = 1, 4 do
+        assert.is_true(parts[part] >= 1 and parts[part] <= 4, table.concat(parts, " "))
+      end
     end
-    assert.is_true(hidden.answers(" Mango. It rained", "mango") and hidden.answers("mango", "mango"))
-    assert.is_false(hidden.answers("the mango", "mango") or hidden.answers("mangos", "mango") or hidden.answers("", "mango"))
+    assert.is_true(hidden.answers(" Mango. It rained", "mango")
+      and hidden.answers("mango", "mango"))
+    assert.is_false(hidden.answers("the mango", "mango") or hidden.answers("mangos", "mango")
+      or hidden.answers("", "mango"))
     assert.same({ nil, "the text is too short for a document of 436 tokens", "length" },
-      { recall.cases(model, 500, { questions = 1, kinds = { "word" }, text = "It rained. It stopped." }) })
+      { recall.cases(model, 500, { questions = 1, kinds = { "word" },
+        text = "It rained. It stopped." }) })
     -- In aware mode the sentence is begun under the policy, but for its last word.
     local case = recall.cases(model, 300, { questions = 1, kinds = { "word" } })[1]
     local q = case.questions[1]
@@ -167,7 +186,9 @@ describe("recall", function()
     local cases = assert(recall.cases(real, 400, { questions = 4, kinds = { "word" } }))
     for _, mode in ipairs(recall.modes) do
       local right, cut = 0, 0
-      for _, r in ipairs(assert(recall.ask(real, cases[1], mode))) do right = right + (r.right and 1 or 0) end
+      for _, r in ipairs(assert(recall.ask(real, cases[1], mode))) do
+        right = right + (r.right and 1 or 0)
+      end
       assert.is_true(right >= 3, mode .. ": " .. right)
       local few = assert(pyramid.policy("random", { ratio = 0.1 }))
       for _, r in ipairs(assert(recall.ask(real, cases[1], mode, { policy = few }))) do
@@ -178,8 +199,8 @@ describe("recall", function()
   end)
 
   it("runs as a script", function()
-    local out, err, status = shell.pyramid("recall", "--length", "300,400", "--questions", "2", "--policy", "full", "--policy",
-      "streaming", "ratio=0.3", "--mode", "both", "--json")
+    local out, err, status = shell.pyramid("recall", "--length", "300,400", "--questions", "2",
+      "--policy", "full", "--policy", "streaming", "ratio=0.3", "--mode", "both", "--json")
     assert.equal("", err)
     assert.equal(0, status)
     local all = cjson.decode(out)
@@ -211,7 +232,8 @@ describe("recall", function()
     local _, err, status = shell.pyramid("recall", "--model", folder, table.unpack(words))
     shell.remove(folder)
     assert.equal(0, status)
-    assert.matches("with every row this model answers 0 of 1: .*`%-%-kinds word %-%-text FILE`", err)
+    assert.matches("with every row this model answers 0 of 1: .*`%-%-kinds word %-%-text FILE`",
+      err)
     _, err = shell.pyramid("recall", table.unpack(words))
     assert.equal("", err)
     _, err = shell.pyramid("recall", "--policy", "streaming", "rows=4", table.unpack(words))

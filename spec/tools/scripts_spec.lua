@@ -9,7 +9,8 @@ local run, quote = shell.pyramid, shell.quote
 
 local tiny = "models/tiny"
 local bare = helper.fixture "families/llama-mha"     -- a model without a tokenizer
-local story = "The code of the tin box was 4821. Toby lived in Tilbury.\n\nIt rained. Toby had a dog named Rex. He went home.\n"
+local story = "The code of the tin box was 4821. Toby lived in Tilbury.\n\nIt rained. Toby had a "
+  .. "dog named Rex. He went home.\n"
 
 local function write(path, text)
   helper.write(path, text)
@@ -18,10 +19,12 @@ end
 
 -- A command line with more than arguments: environment before the program, redirections behind it.
 local function line(before, arguments, after)
-  return shell.run(("%s %s %s %s"):format(before, quote(shell.program), arguments, after or "</dev/null"))
+  return shell.run(("%s %s %s %s"):format(before, quote(shell.program), arguments,
+    after or "</dev/null"))
 end
 
--- Fails unless a run ended as failures do: one line of what, perhaps one of what to do, nothing on standard output.
+-- Fails unless a run ended as failures do: one line of what, perhaps one of what to do, nothing on
+-- standard output.
 local function assert_fails(pattern, out, err, status)
   assert.equal("", out)
   assert.matches(pattern, err)
@@ -56,7 +59,8 @@ describe("scripts", function()
 
   it("say what is wrong with their arguments, and what to do", function()
     for _, name in ipairs { "generate", "perplexity", "recall", "chat", "demo" } do
-      local unknown = "^pyramid NAME: unknown option '%-%-nonesuch'.*\npyramid NAME %-%-help lists the options%.\n$"
+      local unknown = "^pyramid NAME: unknown option '%-%-nonesuch'.*\npyramid NAME %-%-help "
+        .. "lists the options%.\n$"
       assert_fails(unknown:gsub("NAME", name), run(name, "--nonesuch"))
       local file = name == "perplexity" and text or nil
       local function fails(pattern, ...)
@@ -66,7 +70,8 @@ describe("scripts", function()
       end
       fails("there is no model 'no/such'\nGive %-%-model PATH", "--model", "no/such")
       fails("has no tokenizer.*\nA Hugging Face folder has it in tokenizer%.json", "--model", bare)
-      fails("unknown policy 'nonesuch' %(known: .*full, .*h2o, .*streaming.*%)", "--policy", "nonesuch")
+      fails("unknown policy 'nonesuch' %(known: .*full, .*h2o, .*streaming.*%)", "--policy",
+        "nonesuch")
       fails("unknown option 'nonesuch' %(known: .*ratio", "--policy", "pyramidinfer", "nonesuch=1")
       fails("option 'ratio' must be a number, not 'x'", "--policy", "pyramidinfer ratio=x")
       fails("unknown preset '1b' %(known: 13b, ", "--policy", "pyramidinfer", "preset=1b")
@@ -103,19 +108,25 @@ describe("pyramid generate", function()
     assert.equal(generated(story, { max_tokens = 24 }) .. "\n", out)
     assert.equal("", err)
     assert.equal(0, status)
-    out = run("generate", story, "-n", "24", "-t", "0.9", "--top-k", "20", "--top-p", "0.9", "--min-p", "0.01",
-      "--repeat-penalty", "1.1", "--seed", "5", "--ignore-eos", "--policy", "streaming", "rows=24")
-    assert.equal(generated(story, { max_tokens = 24, ignore_eos = true, policy = pyramid.policy("streaming", { rows = 24 }),
-      sampler = { temperature = 0.9, top_k = 20, top_p = 0.9, min_p = 0.01, repeat_penalty = 1.1, seed = 5 } }) .. "\n", out)
+    out = run("generate", story, "-n", "24", "-t", "0.9", "--top-k", "20", "--top-p", "0.9",
+      "--min-p", "0.01", "--repeat-penalty", "1.1", "--seed", "5", "--ignore-eos", "--policy",
+        "streaming", "rows=24")
+    assert.equal(generated(story, { max_tokens = 24, ignore_eos = true,
+      policy = pyramid.policy("streaming", { rows = 24 }),
+        sampler = { temperature = 0.9, top_k = 20, top_p = 0.9, min_p = 0.01, repeat_penalty = 1.1,
+          seed = 5 } }) .. "\n", out)
   end)
 
   it("takes the prompt from words, a file, or standard input", function()
     local wanted = run("generate", story, "-n", "8")
-    assert.equal(wanted, (run("generate", "-n", "8", "--prompt-file", write(folder .. "/prompt.txt", story))))
+    assert.equal(wanted, (run("generate", "-n", "8", "--prompt-file",
+      write(folder .. "/prompt.txt", story))))
     assert.equal(wanted, (line("", "generate -n 8", "<" .. folder .. "/prompt.txt")))
     assert.equal(wanted, (line("", "generate -n 8 -f -", "<" .. folder .. "/prompt.txt")))
-    assert.equal(run("generate", "one two three", "-n", "8"), (run("generate", "-n", "8", "one", "two", "three")))
-    assert_fails("both a prompt and %-%-prompt%-file", run("generate", "x", "-f", folder .. "/prompt.txt"))
+    assert.equal(run("generate", "one two three", "-n", "8"),
+      (run("generate", "-n", "8", "one", "two", "three")))
+    assert_fails("both a prompt and %-%-prompt%-file",
+      run("generate", "x", "-f", folder .. "/prompt.txt"))
     assert_fails("nonesuch%.txt: No such file", run("generate", "-f", folder .. "/nonesuch.txt"))
   end)
 
@@ -123,29 +134,32 @@ describe("pyramid generate", function()
     local wanted = run("generate", "Once", "-n", "5")
     local root = io.popen("pwd -P"):read "l"
     local program = io.popen("realpath " .. quote(shell.program)):read "l"
-    assert.equal(wanted, (shell.run(("cd %s && PYRAMID_PATH=%s %s generate Once -n 5 </dev/null"):format(folder, quote(root),
-      quote(program)))))
+    assert.equal(wanted,
+      (shell.run(("cd %s && PYRAMID_PATH=%s %s generate Once -n 5 </dev/null"):format(folder,
+        quote(root), quote(program)))))
   end)
 
   it("stops at texts, with \\n for a new line", function()
     local whole = generated(story, { max_tokens = 40, ignore_eos = true })
     local at = whole:find("%a%s%a", 8)
-    local out = run("generate", story, "-n", "40", "--ignore-eos", "--stop", "nonesuch", "--stop", whole:sub(at, at + 2))
+    local out = run("generate", story, "-n", "40", "--ignore-eos", "--stop", "nonesuch", "--stop",
+      whole:sub(at, at + 2))
     assert.equal(whole:sub(1, at - 1) .. "\n", out)
     assert.equal(generated(story, { max_tokens = 40, ignore_eos = true, stop = "\n" }) .. "\n",
       (run("generate", story, "-n", "40", "--ignore-eos", "--stop", "\\n")))
   end)
 
   it("prints one JSON object", function()
-    local out, err, status = run("generate", story, "-n", "20", "--ignore-eos", "--json", "--policy", "snapkv", "rows=8",
-      "window=4", "--cache-dtype", "f32", "--threads", "1")
+    local out, err, status = run("generate", story, "-n", "20", "--ignore-eos", "--json",
+      "--policy", "snapkv", "rows=8", "window=4", "--cache-dtype", "f32", "--threads", "1")
     assert.equal("", err)
     assert.equal(0, status)
     assert.equal(1, select(2, out:gsub("\n", "")))
     local object = cjson.decode(out)
     local ids = assert(model:encode(story))
     local chosen = assert(pyramid.policy("snapkv", { rows = 8, window = 4 }))
-    assert.equal(generated(story, { max_tokens = 20, ignore_eos = true, dtype = "f32", policy = chosen }), object.text)
+    assert.equal(generated(story, { max_tokens = 20, ignore_eos = true, dtype = "f32",
+      policy = chosen }), object.text)
     assert.equal("length", object.finish)
     assert.equal(#ids, object.prompt_tokens)
     assert.equal(20, object.generated_tokens)
@@ -156,17 +170,19 @@ describe("pyramid generate", function()
     assert.equal(model.config.layers, #object.rows)
     for _, rows in ipairs(object.rows) do assert.equal(8 + 19, rows) end
     assert.near((8 + 19) / (#ids + 19), object.cache_fraction, 1e-9)
-    for _, key in ipairs { "prefill_seconds", "decode_seconds", "prefill_tokens_per_second", "decode_tokens_per_second",
-      "cache_bytes", "peak_bytes" } do
+    for _, key in ipairs { "prefill_seconds", "decode_seconds", "prefill_tokens_per_second",
+      "decode_tokens_per_second", "cache_bytes", "peak_bytes" } do
       assert.is_true(object[key] > 0, key)
     end
     assert.equal(model.description, object.model)
   end)
 
   it("shows statistics on standard error", function()
-    local out, err = run("generate", story, "-n", "3", "--ignore-eos", "--stats", "--policy", "pyramidinfer ratio=0.5")
+    local out, err = run("generate", story, "-n", "3", "--ignore-eos", "--stats", "--policy",
+      "pyramidinfer ratio=0.5")
     local chosen = pyramid.policy("pyramidinfer", { ratio = 0.5 })
-    assert.equal(generated(story, { max_tokens = 3, ignore_eos = true, policy = chosen }) .. "\n", out)
+    assert.equal(generated(story, { max_tokens = 3, ignore_eos = true, policy = chosen }) .. "\n",
+      out)
     assert.matches("prompt +%d+ tokens .* tok/s", err)
     assert.matches("generated +3 tokens .* ended by length", err)
     assert.matches("policy +pyramidinfer ratio=0%.5\n", err)
@@ -177,16 +193,20 @@ describe("pyramid generate", function()
 
   it("says so where a policy has dropped nothing", function()
     local _, err = run("generate", "Once", "-n", "2", "--policy", "snapkv")
-    assert.matches("^\npyramid generate: snapkv dropped nothing of these tokens: the text is a full cache's\n$", err)
-    assert.is_false(cjson.decode((run("generate", "Once", "-n", "2", "--json", "--policy", "snapkv"))).pruned)
+    assert.matches("^\npyramid generate: snapkv dropped nothing of these tokens: the text is a "
+      .. "full cache's\n$", err)
+    assert.is_false(cjson.decode((run("generate", "Once", "-n", "2", "--json", "--policy",
+      "snapkv"))).pruned)
     _, err = run("generate", "Once", "-n", "2", "--policy", "snapkv", "target=0.3")
-    assert.matches("^pyramid generate: warning: snapkv target=0%.3: the target of 30%.0 %% cannot be met.*: 100%.0 %%.*\n$",
+    assert.matches("^pyramid generate: warning: snapkv target=0%.3: the target of 30%.0 %% "
+      .. "cannot be met.*: 100%.0 %%.*\n$",
       err)                                                       -- which says it
     for _, of in ipairs { "full", "streaming rows=8" } do
       _, err = run("generate", story, "-n", "2", "--policy", of)
       assert.equal("", err)
     end
-    assert.is_true(cjson.decode((run("generate", story, "-n", "2", "--json", "--policy", "streaming rows=8"))).pruned)
+    assert.is_true(cjson.decode((run("generate", story, "-n", "2", "--json", "--policy",
+      "streaming rows=8"))).pruned)
   end)
 
   it("checks policies without a model", function()
@@ -194,9 +214,11 @@ describe("pyramid generate", function()
     assert.matches("^policy snapkv: sound, %d+ plans\npolicy h2o: sound, %d+ plans\n$", out)
     assert.equal("", err)
     assert.equal(0, status)
-    local path = write(folder .. "/flawed.lua", "return { name = 'flawed', prefill = function() return { keep = 9 } end }")
+    local path = write(folder .. "/flawed.lua",
+      "return { name = 'flawed', prefill = function() return { keep = 9 } end }")
     out, err, status = run("check", path)
-    assert.matches("policy flawed: 2 problems.*it has no doc.*keep asks for more rows than there are %(", out)
+    assert.matches("policy flawed: 2 problems.*it has no doc.*keep asks for more rows than there "
+      .. "are %(", out)
     assert.equal("", err)
     assert.equal(1, status)
     assert_fails("unknown policy 'snapvk'", run("check", "snapvk"))
@@ -216,12 +238,14 @@ describe("pyramid generate", function()
         prefill = function(o) return { keep = o.rows, guard = { last = o.rows } } end }]])
     assert.equal(5, rows("--policy-file", path))
     assert.equal(7, rows("--policy-file", path, "rows=7"))
-    assert_fails("more than one policy\npyramid perplexity compares", run("generate", "x", "-p", "full", "-p", "streaming"))
+    assert_fails("more than one policy\npyramid perplexity compares",
+      run("generate", "x", "-p", "full", "-p", "streaming"))
     local wanted = run("generate", "x=1 is", "-n", "4")
     assert.equal(wanted, (run("generate", "--policy", "full", "x=1 is", "-n", "4")))
-    assert.equal(run("generate", "x=1", "-n", "4"), (run("generate", "-n", "4", "-p", "full", "--", "x=1")))
-    assert_fails("unknown option 'x'.*\nA prompt that looks like key=value goes before %-%-policy or after %-%-",
-      run("generate", "--policy", "full", "x=1"))
+    assert.equal(run("generate", "x=1", "-n", "4"),
+      (run("generate", "-n", "4", "-p", "full", "--", "x=1")))
+    assert_fails("unknown option 'x'.*\nA prompt that looks like key=value goes before "
+      .. "%-%-policy or after %-%-", run("generate", "--policy", "full", "x=1"))
   end)
 
   it("reads only the end of a long prompt if told so", function()
@@ -236,8 +260,10 @@ describe("pyramid generate", function()
   it("takes negative numbers for what they are", function()
     assert_fails("'%-%-max%-tokens' must be .* not '%-5'", run("generate", "x", "-n", "-5"))
     assert_fails("'%-%-max%-tokens' must be .* not '%-5'", run("generate", "x", "-n=-5"))
-    assert_fails("'%-%-seed' must be an integer of 0 or more, not '%-1'", run("generate", "x", "--seed", "-1"))
-    assert_fails("'%-%-top%-k' must be an integer of 0 or more, not '%-1'", run("generate", "x", "--top-k", "-1"))
+    assert_fails("'%-%-seed' must be an integer of 0 or more, not '%-1'",
+      run("generate", "x", "--seed", "-1"))
+    assert_fails("'%-%-top%-k' must be an integer of 0 or more, not '%-1'",
+      run("generate", "x", "--top-k", "-1"))
     assert_fails("temperature must be", run("generate", "x", "-t", "-1"))
     assert.equal(run("generate", "x", "-n", "3"), (run("generate", "x", "-n=3")))
     assert.equal(run("generate", "-n", "3", "--", "-5"), (run("generate", "-n3", "--", "-5")))
@@ -246,7 +272,8 @@ describe("pyramid generate", function()
   it("warns where sampling is asked for and none is done", function()
     local out, err, status = run("generate", "x", "-n", "3", "--top-p", "0.9", "--seed", "4")
     assert.equal(run("generate", "x", "-n", "3"), out)
-    assert.matches("^pyramid generate: at temperature 0 .* ignored: %-%-top%-p, %-%-seed %(.*%)\n$", err)
+    assert.matches("^pyramid generate: at temperature 0 .* ignored: %-%-top%-p, %-%-seed "
+      .. "%(.*%)\n$", err)
     assert.equal(0, status)
     err = select(2, run("generate", "x", "-n", "3", "-t", "1", "--top-p", "0.9", "--seed", "4"))
     assert.equal("", err)
@@ -256,20 +283,23 @@ describe("pyramid generate", function()
     local context, ids = model.config.context, assert(model:encode(story:rep(80)))
     assert.is_true(#ids > context)
     local path = write(folder .. "/nearly.txt", story:rep(80))
-    local out, err, status = run("generate", "-f", path, "--context", tostring(context - 6), "-n", "-1", "--ignore-eos", "--stats")
+    local out, err, status = run("generate", "-f", path, "--context", tostring(context - 6), "-n",
+      "-1", "--ignore-eos", "--stats")
     assert.is_true(#out > 1)
     assert.matches("generated +7 tokens .* ended by context", err)
     assert.equal(0, status)
   end)
 
   it("fails where the world does", function()
-    assert_fails("budget of 8192 bytes is full.*\nRaise %-%-budget", run("generate", story, "--budget", "8k"))
+    assert_fails("budget of 8192 bytes is full.*\nRaise %-%-budget",
+      run("generate", story, "--budget", "8k"))
     local long = write(folder .. "/long.txt", story:rep(120))
     assert_fails("context.*\nShorten the text, or let %-%-context N", run("generate", "-f", long))
     local _, _, status = run("generate", "-f", long, "--context", "100", "-n", "1")
     assert.equal(0, status)
     assert_fails("min_p must be between", run("generate", "x", "--min-p", "7", "-t", "1"))
-    assert_fails("'%-%-max%-tokens' must be an integer of 0 or more, or %-1, not '%-3'", run("generate", "x", "--max-tokens=-3"))
+    assert_fails("'%-%-max%-tokens' must be an integer of 0 or more, or %-1, not '%-3'",
+      run("generate", "x", "--max-tokens=-3"))
     assert_fails("f8", run("generate", "x", "--weights", "f8"))
     assert_fails("'%-%-stop' must not be empty", run("generate", "x", "--stop", ""))
     assert_fails(folder:gsub("%p", "%%%0") .. ": Is a directory", run("generate", "-f", folder))
@@ -291,13 +321,15 @@ describe("pyramid perplexity", function()
   end)
 
   it("says what it is going to measure before it does", function()
-    local out, err, status = run("perplexity", path, "--context", "40", "--predict", "8", "--budget", "1KiB")
+    local out, err, status = run("perplexity", path, "--context", "40", "--predict", "8",
+      "--budget", "1KiB")
     assert.equal(1, status)
     assert.matches("budget of 1024 bytes is full", err)
     assert.matches("windows of 40 %+ 8 tokens", out)
   end)
 
-  -- The plain way: one prefill of a whole window gives every position's logits; softmax here, in Lua.
+  -- The plain way: one prefill of a whole window gives every position's logits; softmax here, in
+  -- Lua.
   local function plain(context, predict, stride)
     local sum, count, bytes, bos = 0, 0, 0, model.tokenizer.bos
     for start = 1, #ids - (context - 1) - predict + 1, stride do
@@ -346,8 +378,9 @@ describe("pyramid perplexity", function()
   end)
 
   it("compares policies over the same windows", function()
-    local object = measured("--context", "80", "--predict", "16", "--windows", "2", "-p", "full", "-p", "streaming", "rows=16",
-      "slack=0", "-p", "pyramidinfer", "ratio=0.2", "floor=8", "--policy-file", "policies/full.lua")
+    local object = measured("--context", "80", "--predict", "16", "--windows", "2", "-p", "full",
+      "-p", "streaming", "rows=16", "slack=0", "-p", "pyramidinfer", "ratio=0.2", "floor=8",
+        "--policy-file", "policies/full.lua")
     assert.equal(2, object.windows)
     local full, streaming, pyramidal, again = table.unpack(object.results)
     assert.same({ "full", "streaming rows=16 slack=0", "pyramidinfer ratio=0.2 floor=8", "full" },
@@ -357,14 +390,17 @@ describe("pyramid perplexity", function()
     for _, rows in ipairs(full.rows) do assert.equal(95, rows) end
     for _, rows in ipairs(streaming.rows) do assert.equal(16, rows) end
     assert.near(16 / 95, streaming.cache_fraction, 1e-9)
-    assert.near(16 / 79, streaming.context_fraction, 1e-9)          -- the context's last token comes after the cut
-    assert.is_true(pyramidal.computed_fraction < 1 and pyramidal.rows[1] > pyramidal.rows[model.config.layers])
+    -- the context's last token comes after the cut
+    assert.near(16 / 79, streaming.context_fraction, 1e-9)
+    assert.is_true(pyramidal.computed_fraction < 1
+      and pyramidal.rows[1] > pyramidal.rows[model.config.layers])
     assert.is_true(streaming.cache_bytes < full.cache_bytes)
   end)
 
   it("lets policies act between tokens only if it feeds them one by one", function()
     local function one_window(...)
-      return measured("--context", "80", "--predict", "16", "--windows", "1", "-p", "streaming", "rows=16", "slack=0", ...)
+      return measured("--context", "80", "--predict", "16", "--windows", "1", "-p", "streaming",
+        "rows=16", "slack=0", ...)
     end
     local stepped, appended = one_window(), one_window "--append"
     assert.near(16 / 95, stepped.results[1].cache_fraction, 1e-9)
@@ -380,18 +416,22 @@ describe("pyramid perplexity", function()
     assert.matches("\nfull +[%d%.]+ +[%d%.]+ +100%.0 %% +[%d%.]+ KiB +%d+ +%d+\n", out)
     assert.matches("\npyramidinfer ratio=0%.6 +[%d%.]+ +[+-][%d%.]+ %% +[%d%.]+ ", out)
     assert.not_matches("\27", out)
-    for _, each in ipairs(lines_of(out)) do assert.is_true(picture.columns(each) <= math.max(80, #path + 80), each) end
+    for _, each in ipairs(lines_of(out)) do
+      assert.is_true(picture.columns(each) <= math.max(80, #path + 80), each)
+    end
   end)
 
   it("reads standard input, and says if a text is too short", function()
     local out = line("", "perplexity - --context 40 --predict 8 --windows 1", "<" .. quote(path))
     assert.matches("^standard input: 1 window ", out)
-    assert_fails("the text has %d+ tokens, and a window takes 511 and 128\nGive a longer text, or lower", run("perplexity", path))
+    assert_fails("the text has %d+ tokens, and a window takes 511 and 128\nGive a longer text, "
+      .. "or lower", run("perplexity", path))
     assert_fails("nonesuch: No such file", run("perplexity", folder .. "/nonesuch"))
     assert_fails("missing argument 'file'", run "perplexity")
     local context = model.config.context
-    assert_fails(("are more than the model's context of %d\nLower one of them: their sum may be %d"):format(context, context + 1),
-      run("perplexity", path, "--context", tostring(context), "--predict", "2"))
+    assert_fails(("are more than the model's context of %d\nLower one of them: their sum may be "
+      .. "%d"):format(context, context + 1), run("perplexity", path, "--context",
+        tostring(context), "--predict", "2"))
   end)
 end)
 
@@ -402,7 +442,8 @@ describe("pyramid chat", function()
   teardown(function() shell.remove(folder) end)
 
   local function talk(said, arguments)
-    return line("", "chat -n 12 -t 0 " .. arguments, "<" .. quote(write(folder .. "/said.txt", said)))
+    return line("", "chat -n 12 -t 0 " .. arguments,
+      "<" .. quote(write(folder .. "/said.txt", said)))
   end
 
   it("goes on with lines where there is no chat format, in one cache", function()
@@ -410,19 +451,25 @@ describe("pyramid chat", function()
     assert.equal(0, status)
     assert.matches("no chat format %(%-%-template NAME", err)
     local seen = {}
-    for turns, tokens in out:gmatch "full: (%d) turns?, (%d+) tokens seen" do seen[tonumber(turns)] = tonumber(tokens) end
+    for turns, tokens in out:gmatch "full: (%d) turns?, (%d+) tokens seen" do
+      seen[tonumber(turns)] = tonumber(tokens)
+    end
     local model <close> = assert(pyramid.model(tiny))
-    local first, second = assert(model:encode "Once"), assert(model:encode(" and then", { special = false }))
+    local first, second = assert(model:encode "Once"),
+      assert(model:encode(" and then", { special = false }))
     assert.equal(#first + 11, seen[1])                       -- the last token that was picked waits
     assert.equal(seen[1] + 1 + #second + 11, seen[2])
   end)
 
   it("says the same as one text read at once", function()
-    local out = talk("The code of the tin box was 4821.\n Toby lived in Tilbury.\n", "--template none")
+    local out = talk("The code of the tin box was 4821.\n Toby lived in Tilbury.\n",
+      "--template none")
     local model <close> = assert(pyramid.model(tiny))
     local function go_on(ids)
       local pieces, cache = {}, assert(model:cache())
-      for piece in assert(model:generate(ids, { max_tokens = 12, cache = cache })) do pieces[#pieces + 1] = piece end
+      for piece in assert(model:generate(ids, { max_tokens = 12, cache = cache })) do
+        pieces[#pieces + 1] = piece
+      end
       cache:close()
       return table.concat(pieces)
     end
@@ -440,7 +487,8 @@ describe("pyramid chat", function()
 
   it("says once that the context is full, and goes on", function()
     local long = ("The box was blue. "):rep(500)
-    local out, err, status = talk("Once\n" .. long .. "\n" .. long .. "\n/clear\nOnce\n/stats\n", "--template none")
+    local out, err, status = talk("Once\n" .. long .. "\n" .. long .. "\n/clear\nOnce\n/stats\n",
+      "--template none")
     assert.equal(1, select(2, err:gsub("/clear forgets the conversation", "")))
     assert.equal(0, status)
     assert.matches("full: 1 turn, ", out)
@@ -448,7 +496,9 @@ describe("pyramid chat", function()
 
   it("draws by default", function()
     local said = write(folder .. "/said.txt", "The box was blue.\nIt rained.\n")
-    local function reply(arguments) return (line("", "chat -n 24 --template none " .. arguments, "<" .. quote(said))) end
+    local function reply(arguments)
+      return (line("", "chat -n 24 --template none " .. arguments, "<" .. quote(said)))
+    end
     assert.equal(reply "-t 0.7 --top-p 0.95 --seed 3", reply "--seed 3")
     assert.not_equal(reply "-t 0", reply "--seed 3")
   end)
@@ -457,12 +507,14 @@ describe("pyramid chat", function()
     local out, err, status = talk("Once\n", "--budget 1KiB")
     assert.equal(0, status)
     assert.equal("", out)
-    assert.matches("^the cache's budget of 1024 bytes is full: [^\n]*\nRaise %-%-budget, [^\n]*\n$", err)
+    assert.matches("^the cache's budget of 1024 bytes is full: [^\n]*\nRaise %-%-budget, "
+      .. "[^\n]*\n$", err)
   end)
 
   it("tells nothing in front of plain lines, and says so", function()
     local out, err, status = talk("Once\n", "--template none --system 'Be brief.'")
-    assert_fails("%-%-system needs a chat format, and there is none\nName one with %-%-template", out, err, status)
+    assert_fails("%-%-system needs a chat format, and there is none\nName one with %-%-template",
+      out, err, status)
   end)
 
   it("has commands", function()
@@ -482,7 +534,8 @@ describe("pyramid chat", function()
     assert.equal("", err)
     local chat = require "pyramid.chat"
     local model <close> = assert(pyramid.model(tiny))
-    local messages, ids, wanted = { { role = "system", content = "Be brief." } }, { model.tokenizer.bos }, {}
+    local messages, ids, wanted = { { role = "system", content = "Be brief." } },
+      { model.tokenizer.bos }, {}
     local held, unread = "", 0
     for _, question in ipairs { "What was the code of the tin box?", "Where did Toby live?" } do
       messages[#messages + 1] = { role = "user", content = question }
@@ -496,7 +549,8 @@ describe("pyramid chat", function()
         pieces[#pieces + 1] = piece
         if #pieces <= 12 then ids[#ids + 1] = id end
       end
-      unread = answer.finish == "length" and 1 or 0        -- its last pick; an end token is not among the ids
+      -- its last pick; an end token is not among the ids
+      unread = answer.finish == "length" and 1 or 0
       local reply = table.concat(pieces)
       messages[#messages + 1] = { role = "assistant", content = reply:match "^%s*(.-)%s*$" }
       -- what the cache holds, as far as the format knows it: the reply's own blanks are not in it
@@ -515,7 +569,8 @@ describe("pyramid chat", function()
   end)
 
   it("talks in the model's own format, and ends replies where a question would begin", function()
-    local out, err, status = talk("What was the code of the tin box?\n/stats\nWhere did Toby live?\n/stats\n", "")
+    local out, err, status = talk(
+      "What was the code of the tin box?\n/stats\nWhere did Toby live?\n/stats\n", "")
     assert.equal("", err)
     assert.equal(0, status)
     assert.matches("2 turns", out)
@@ -525,7 +580,8 @@ describe("pyramid chat", function()
 end)
 
 describe("pyramid demo", function()
-  it("draws what each policy kept, within 80 columns and without colours where there is no terminal", function()
+  it("draws what each policy kept, within 80 columns and without colours where there is no "
+    .. "terminal", function()
     local out, err, status = line("COLUMNS=80 LC_ALL=C.UTF-8", "demo --words 60")
     assert.equal("", err)
     assert.equal(0, status)
@@ -541,14 +597,16 @@ describe("pyramid demo", function()
       assert.equal(tokens, full)
       assert.is_true(tonumber(kept) <= tonumber(tokens))
     end
-    for _, word in ipairs { "rows kept", "computed", "KV cache", "reading", "writing", "perplexity", "answers" } do
+    for _, word in ipairs { "rows kept", "computed", "KV cache", "reading", "writing",
+      "perplexity", "answers" } do
       assert.matches("\n  " .. word .. " +%S", out)
     end
     assert.matches("rows kept +100%.0 %%", out)
   end)
 
   it("does with ASCII, and with other policies", function()
-    local out, _, status = line("COLUMNS=60 LC_ALL=C", "demo --words 60 -p full -p streaming rows=16")
+    local out, _, status = line("COLUMNS=60 LC_ALL=C",
+      "demo --words 60 -p full -p streaming rows=16")
     assert.equal(0, status)
     assert.is_nil(out:find "[\128-\255]")
     assert.matches("streaming rows=16 goes on", out)
@@ -591,15 +649,19 @@ describe("pictures", function()
   it("shade where positions lie", function()
     assert.equal("█░ █", pic:strip({ { 0, 1, 2, 3, 4, 12, 13, 14, 15 } }, 16, 4))
     assert.equal("▓░  ", pic:strip({ { 0, 1, 2, 3, 4, 5 }, { 0, 1 } }, 16, 4))
-    assert.equal("█ █     ", pic:strip({ { 0, 2, 9 } }, 3, 8))       -- fewer positions than columns; later ones are left out
+    -- fewer positions than columns; later ones are left out
+    assert.equal("█ █     ", pic:strip({ { 0, 2, 9 } }, 3, 8))
     assert.equal("####", plain:strip({ { 0, 1, 2, 3, 4, 5, 6 } }, 7, 4))
   end)
 
   it("wrap a text that comes in pieces", function()
     local path = helper.tmp()
     local file = assert(io.open(path, "wb"))
-    local writer = picture.new(io.stdout, { width = 40, colour = false }):writer { stream = file, indent = 2, width = 12 }
-    for _, piece in ipairs { "One", " two thr", "ee\n\nfour  fi", "ve ", "six-seven-eight", "." } do writer:push(piece) end
+    local writer = picture.new(io.stdout, { width = 40, colour = false }):writer { stream = file,
+      indent = 2, width = 12 }
+    for _, piece in ipairs { "One", " two thr", "ee\n\nfour  fi", "ve ", "six-seven-eight", "." } do
+      writer:push(piece)
+    end
     writer:finish()
     file:close()
     assert.equal("  One two\n  three\n  four five\n  six-seven-eight.\n", helper.read(path))
@@ -608,7 +670,9 @@ describe("pictures", function()
 
   it("say seconds as people do", function()
     local said = {}
-    for i, seconds in ipairs { 0.0042, 0.5, 12.4, 100, 7300 } do said[i] = picture.seconds(seconds) end
+    for i, seconds in ipairs { 0.0042, 0.5, 12.4, 100, 7300 } do
+      said[i] = picture.seconds(seconds)
+    end
     assert.same({ "4 ms", "0.50 s", "12 s", "1 min 40 s", "2 h 01 min" }, said)
   end)
 
@@ -632,7 +696,7 @@ describe("pictures", function()
     progress.update(1, 2)
     local drawn = helper.read(path)
     assert.matches("working", drawn)
-    picture.clear_progress()                                   -- something was said; the work goes on
+    picture.clear_progress()  -- something was said; the work goes on
     progress.drawn = -1
     progress.update(1, 2)
     assert.is_true(#helper.read(path) > #drawn + 10)
@@ -647,7 +711,8 @@ end)
 describe("forecasts and policies of scripts", function()
   it("survey what a cache holds", function()
     local model <close> = assert(pyramid.model(tiny))
-    local cache <close> = assert(model:cache { policy = assert(policy.load("streaming", { rows = 6 })) })
+    local cache <close> = assert(model:cache { policy = assert(policy.load("streaming",
+      { rows = 6 })) })
     assert(cache:prefill(assert(model:encode(story))))
     local layers = picture.survey(cache, model.config)
     assert.equal(model.config.layers, #layers)

@@ -1,4 +1,5 @@
--- The world generator: the same documents everywhere, and questions whose answers stand where they say.
+-- The world generator: the same documents everywhere, and questions whose answers stand where they
+-- say.
 local world = require "pyramid.tools.world"
 
 -- FNV-1a, 64 bits.
@@ -10,8 +11,10 @@ end
 
 describe("the world generator", function()
   it("makes a document of its seed and options alone", function()
-    assert.are.equal(world.document(7, { words = 200 }).text, world.document(7, { words = 200 }).text)
-    assert.are_not.equal(world.document(7, { words = 200 }).text, world.document(8, { words = 200 }).text)
+    assert.are.equal(world.document(7, { words = 200 }).text,
+      world.document(7, { words = 200 }).text)
+    assert.are_not.equal(world.document(7, { words = 200 }).text,
+      world.document(8, { words = 200 }).text)
   end)
 
   it("has not changed: the default model was trained on these documents", function()
@@ -71,9 +74,12 @@ describe("the world generator", function()
   end)
 
   it("asks what was given, where only that is to be asked", function()
-    local document = world.document(9, { words = 200, kinds = { "gift" }, recall = 0, questions = 6, ask = 3 })
+    local document = world.document(9, { words = 200, kinds = { "gift" }, recall = 0,
+      questions = 6, ask = 3 })
     assert.are.equal(6, #document.questions)
-    for _, q in ipairs(document.questions) do assert.is_truthy(q.question:find "^What did %u%l+ give to %u%l+%?$") end
+    for _, q in ipairs(document.questions) do
+      assert.is_truthy(q.question:find "^What did %u%l+ give to %u%l+%?$")
+    end
   end)
 
   it("names the options it knows", function()

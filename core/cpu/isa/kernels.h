@@ -1,20 +1,25 @@
-/* kernels.h — the table of inner loops, compiled once for each instruction set and picked when a backend opens.
+/* kernels.h — the table of inner loops, compiled once for each instruction set and picked when a
+ * backend opens.
  *
- * Owns: the shapes that the operations (linear.c, attention.c, …) and the inner loops (kernels.inc) agree on. Everything
- * here works on memory that the operations prepare, knows nothing of pages, threads or tensors, and allocates nothing.
+ * Owns: the shapes that the operations (linear.c, attention.c, …) and the inner loops (kernels.inc)
+ * agree on. Everything here works on memory that the operations prepare, knows nothing of pages,
+ * threads or tensors, and allocates nothing.
  *
- * One primitive carries all matrix work: `gemm`, c[m][nr] += sum over k of a[k][m] * b[k][nr], with m any multiple of
- * PYR_UNIT and nr the kernels' own panel width. Both operands have the summed index outermost, so a row of b is loaded
- * as vectors and the values of a are broadcast. Each element of c is one chain of multiply-adds in the order of k, so
- * its value does not depend on how the other two dimensions are cut. */
+ * One primitive carries all matrix work: `gemm`, c[m][nr] += sum over k of a[k][m] * b[k][nr], with
+ * m any multiple of PYR_UNIT and nr the kernels' own panel width. Both operands have the summed
+ * index outermost, so a row of b is loaded as vectors and the values of a are broadcast. Each
+ * element of c is one chain of multiply-adds in the order of k, so its value does not depend on how
+ * the other two dimensions are cut. */
 #ifndef PYR_CPU_KERNELS_H
 #define PYR_CPU_KERNELS_H
 
 #include "base/dtype.h"
 
 enum {
-  PYR_UNIT = 4,          /* m of gemm, and dimensions of a head in scratch, are padded to a multiple of this */
-  PYR_PAD = 16,          /* rows of f32 scratch are padded with zeros to a multiple of this (the widest vector) */
+  PYR_UNIT = 4,          /* m of gemm, and dimensions of a head in scratch, are padded to a multiple
+                            of this */
+  PYR_PAD = 16,          /* rows of f32 scratch are padded with zeros to a multiple of this (the
+                            widest vector) */
   PYR_DOT_WEIGHTS = 4,   /* weight rows that `dot` takes at once */
   PYR_DOT_ROWS_MAX = 4,  /* no kernels' dot_rows is larger */
   PYR_STACK = 16,        /* weight rows that lie interleaved (interleave.c), … */
@@ -23,7 +28,8 @@ enum {
   PYR_STRAND = 32,       /* rows that `strand` takes at once: a page's */
 };
 
-/* Columns of a softmax that runs over tiles of rows: per column the maximum so far and the sum of exp(score - max). */
+/* Columns of a softmax that runs over tiles of rows: per column the maximum so far and the sum of
+ * exp(score - max). */
 typedef struct pyr_tile {
   float *scores;                 /* [rows, nr] scores in, probabilities (relative to `top`) out */
   const int32_t *low, *high;     /* [nr] column c sees rows low[c] <= row < high[c] */
@@ -46,17 +52,19 @@ typedef struct pyr_strip {
   const int32_t *low, *high;     /* [n] strip rows low <= i < high are visible */
 } pyr_strip;
 
-/* `gemm` and what prepares its operands, whose elements are single values of the summed index, or pairs of them rounded to
- * bf16: in 32 bits either way, so that both are laid out alike. */
+/* `gemm` and what prepares its operands, whose elements are single values of the summed index, or
+ * pairs of them rounded to bf16: in 32 bits either way, so that both are laid out alike. */
 typedef struct pyr_products {
   int per;                       /* values an element */
-  /* dst[c*ld + r] = the element of src[r*stride + c], times scale, for r < rows and c < cols, which columns (or each two of
-   * them) become; rows up to a multiple of PYR_UNIT become 0 */
-  void (*transpose)(float *dst, int64_t ld, const float *src, int64_t stride, int rows, int64_t cols, float scale);
+  /* dst[c*ld + r] = the element of src[r*stride + c], times scale, for r < rows and c < cols, which
+   * columns (or each two of them) become; rows up to a multiple of PYR_UNIT become 0 */
+  void (*transpose)(float *dst, int64_t ld, const float *src, int64_t stride, int rows,
+                    int64_t cols, float scale);
   /* see above; m a multiple of PYR_UNIT, k elements */
-  void (*gemm)(float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t ldb, int64_t m, int64_t k);
-  /* where the summed index runs down src: dst[r/per][cols] = each `per` rows of src; NULL where src will do as it is. cols is
-   * a multiple of PYR_UNIT */
+  void (*gemm)(float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t ldb,
+               int64_t m, int64_t k);
+  /* where the summed index runs down src: dst[r/per][cols] = each `per` rows of src; NULL where src
+   * will do as it is. cols is a multiple of PYR_UNIT */
   void (*pair)(float *dst, const float *src, int64_t stride, int64_t rows, int64_t cols);
 } pyr_products;
 
@@ -64,14 +72,15 @@ typedef struct pyr_products {
 typedef struct pyr_strand {
   const float *q;                /* [heads][dims], scaled; dims a multiple of PYR_PAD */
   float *top, *sum, *out;        /* [heads], [heads], [heads][dims] so far; at first -inf, 0, 0 */
-  float *p, *share;              /* [heads][PYR_STRAND], [heads] between calls; share is 0 at first */
+  float *p, *share;  /* [heads][PYR_STRAND], [heads] between calls; share is 0 at first */
   float *scores;                 /* NULL, or [heads][ld] where the scores are to be kept, too */
   int64_t ld;
   int heads, dims;
 } pyr_strand;
 
 typedef struct pyr_piece {       /* at most PYR_STRAND keys or values */
-  const void *rows, *ahead;      /* `ahead`: as many that will be read next, to be asked for; any address does no harm */
+  const void *rows, *ahead;      /* `ahead`: as many that will be read next, to be asked for; any
+                                    address does no harm */
   size_t stride;                 /* bytes from row to row */
   int count;
 } pyr_piece;
@@ -85,30 +94,40 @@ typedef struct pyr_kernels {
   /* n values of any dtype (n a multiple of its block; any n for f32, f16, bf16) to f32 */
   void (*to_f32)(float *dst, const void *src, pyr_dtype dtype, int64_t n);
   void (*from_f32)(void *dst, pyr_dtype dtype, const float *src, int64_t n);
-  /* out[r*PYR_DOT_WEIGHTS + i] = w[i] . x[r] for i < rows <= PYR_DOT_WEIGHTS and r < n <= dot_rows; rows of w are w_stride
-   * bytes apart, those of x x_stride floats. The value for a pair does not depend on rows and n. */
-  void (*dot)(float *out, const void *w, size_t w_stride, pyr_dtype dtype, int rows, const float *x, int64_t x_stride, int n, int64_t k);
-  /* NULL where the processor has no products of bytes. quantize: k values of x as 8 bits, for weights of `dtype`, in
-   * int8_bytes(k) bytes; dot_int8: as `dot`, on such rows of x one after the other, for quantised weights. */
+  /* out[r*PYR_DOT_WEIGHTS + i] = w[i] . x[r] for i < rows <= PYR_DOT_WEIGHTS and r < n <= dot_rows;
+   * rows of w are w_stride bytes apart, those of x x_stride floats. The value for a pair does not
+   * depend on rows and n. */
+  void (*dot)(float *out, const void *w, size_t w_stride, pyr_dtype dtype, int rows,
+              const float *x, int64_t x_stride, int n, int64_t k);
+  /* NULL where the processor has no products of bytes. quantize: k values of x as 8 bits, for
+   * weights of `dtype`, in int8_bytes(k) bytes; dot_int8: as `dot`, on such rows of x one after the
+   * other, for quantised weights. */
   size_t (*int8_bytes)(int64_t k);
   void (*quantize)(void *row, const float *x, int64_t k, pyr_dtype dtype);
-  void (*dot_int8)(float *out, const void *w, size_t w_stride, pyr_dtype dtype, int rows, const void *x, int n, int64_t k);
-  /* out[r*PYR_STACKS*PYR_STACK + i]: likewise, for stacks of interleaved weight rows, of q8_0, q4_0, q4_k or q6_k, that follow each
-   * other, and n <= PYR_STACK_TOKENS rows of x, which quantize_tokens has made together of such that follow each other: in n *
-   * int8_bytes(k) bytes. `first`: these weights have not been read lately, and those behind them will not have been */
+  void (*dot_int8)(float *out, const void *w, size_t w_stride, pyr_dtype dtype, int rows,
+                   const void *x, int n, int64_t k);
+  /* out[r*PYR_STACKS*PYR_STACK + i]: likewise, for stacks of interleaved weight rows, of q8_0,
+   * q4_0, q4_k or q6_k, that follow each other, and n <= PYR_STACK_TOKENS rows of x, which
+   * quantize_tokens has made together of such that follow each other: in n * int8_bytes(k) bytes.
+   * `first`: these weights have not been read lately, and those behind them will not have been */
   void (*quantize_tokens)(void *tokens, const float *x, int n, int64_t k, pyr_dtype dtype);
-  void (*dot_stacks)(float *out, const void *w, pyr_dtype dtype, int stacks, const void *tokens, int n, int64_t k, bool first);
+  void (*dot_stacks)(float *out, const void *w, pyr_dtype dtype, int stacks, const void *tokens,
+                     int n, int64_t k, bool first);
   pyr_products f32, bf16;        /* bf16.gemm is NULL where no such code is compiled in */
 
   void (*softmax_tile)(const pyr_tile *tile);
   void (*mass_strip)(const pyr_strip *strip);
-  /* scores the rows of `scored`, and mixes in those of `mixed`: the values of the rows that the call before scored. Rows are f32,
-   * f16, bf16 or q8_0; up to row_heads heads take them as they are, more are better served from f32. */
-  void (*strand)(const pyr_strand *s, const pyr_piece *scored, const pyr_piece *mixed, pyr_dtype dtype);
-  /* out[j] = q . row j; out += sum over j of p[j] * row j: rows of `dims` f32, a multiple of PYR_PAD, that follow each other */
+  /* scores the rows of `scored`, and mixes in those of `mixed`: the values of the rows that the
+   * call before scored. Rows are f32, f16, bf16 or q8_0; up to row_heads heads take them as they
+   * are, more are better served from f32. */
+  void (*strand)(const pyr_strand *s, const pyr_piece *scored, const pyr_piece *mixed,
+                 pyr_dtype dtype);
+  /* out[j] = q . row j; out += sum over j of p[j] * row j: rows of `dims` f32, a multiple of
+   * PYR_PAD, that follow each other */
   void (*dots)(float *out, const float *q, const float *rows, int64_t count, int dims);
   void (*mix)(float *out, const float *p, const float *rows, int64_t count, int dims);
-  /* x[i] = exp(x[i] - max); returns the maximum, and the sum in *sum; an empty or all -inf x gives -inf and 0 */
+  /* x[i] = exp(x[i] - max); returns the maximum, and the sum in *sum; an empty or all -inf x gives
+   * -inf and 0 */
   float (*softmax)(float *x, int64_t n, float *sum);
 
   float (*square_sum)(const float *x, int64_t n);

@@ -1,14 +1,17 @@
 -- Families of decoders: what their checkpoints call things, and where they differ from one another.
 --
--- All of them are the same machine (pre-norm, rotary, grouped-query attention, gated SiLU), so a family is a short table:
--- its name, which must be the `model_type` of Hugging Face configurations and the `general.architecture` of GGUF files,
--- and what it has beyond the base below. A new family of Pyramid's own is one new file lua/pyramid/families/<name>.lua, which the
--- build packs; nothing else changes. One of a host's or script's own is registered by a call, before its models are opened:
+-- All of them are the same machine (pre-norm, rotary, grouped-query attention, gated SiLU), so a
+-- family is a short table: its name, which must be the `model_type` of Hugging Face configurations
+-- and the `general.architecture` of GGUF files, and what it has beyond the base below. A new family
+-- of Pyramid's own is one new file lua/pyramid/families/<name>.lua, which the build packs; nothing
+-- else changes. One of a host's or script's own is registered by a call, before its models are
+-- opened:
 --
 --   local families = require "pyramid.families"
 --   families.register(families.family { name = "mine", architectures = { "MineForCausalLM" } })
 --
--- Files of a model only ever name a family. Nothing is looked for on package.path, so that no name can bring code.
+-- Files of a model only ever name a family. Nothing is looked for on package.path, so that no name
+-- can bring code.
 
 local core = require "pyramid.core"
 
@@ -18,32 +21,39 @@ local families = {}
 local base_names = {
   hf = {
     embed = "model.embed_tokens.weight", out_norm = "model.norm.weight", output = "lm_head.weight",
-    attn_norm = "model.layers.%d.input_layernorm.weight", ffn_norm = "model.layers.%d.post_attention_layernorm.weight",
+    attn_norm = "model.layers.%d.input_layernorm.weight",
+      ffn_norm = "model.layers.%d.post_attention_layernorm.weight",
     q = "model.layers.%d.self_attn.q_proj.weight", k = "model.layers.%d.self_attn.k_proj.weight",
     v = "model.layers.%d.self_attn.v_proj.weight", o = "model.layers.%d.self_attn.o_proj.weight",
-    q_bias = "model.layers.%d.self_attn.q_proj.bias", k_bias = "model.layers.%d.self_attn.k_proj.bias",
-    v_bias = "model.layers.%d.self_attn.v_proj.bias", o_bias = "model.layers.%d.self_attn.o_proj.bias",
-    q_norm = "model.layers.%d.self_attn.q_norm.weight", k_norm = "model.layers.%d.self_attn.k_norm.weight",
+    q_bias = "model.layers.%d.self_attn.q_proj.bias",
+      k_bias = "model.layers.%d.self_attn.k_proj.bias",
+    v_bias = "model.layers.%d.self_attn.v_proj.bias",
+      o_bias = "model.layers.%d.self_attn.o_proj.bias",
+    q_norm = "model.layers.%d.self_attn.q_norm.weight",
+      k_norm = "model.layers.%d.self_attn.k_norm.weight",
     gate = "model.layers.%d.mlp.gate_proj.weight", up = "model.layers.%d.mlp.up_proj.weight",
     down = "model.layers.%d.mlp.down_proj.weight",
   },
   gguf = {
     embed = "token_embd.weight", out_norm = "output_norm.weight", output = "output.weight",
     attn_norm = "blk.%d.attn_norm.weight", ffn_norm = "blk.%d.ffn_norm.weight",
-    q = "blk.%d.attn_q.weight", k = "blk.%d.attn_k.weight", v = "blk.%d.attn_v.weight", o = "blk.%d.attn_output.weight",
+    q = "blk.%d.attn_q.weight", k = "blk.%d.attn_k.weight", v = "blk.%d.attn_v.weight",
+      o = "blk.%d.attn_output.weight",
     q_bias = "blk.%d.attn_q.bias", k_bias = "blk.%d.attn_k.bias", v_bias = "blk.%d.attn_v.bias",
-    o_bias = "blk.%d.attn_output.bias", q_norm = "blk.%d.attn_q_norm.weight", k_norm = "blk.%d.attn_k_norm.weight",
+    o_bias = "blk.%d.attn_output.bias", q_norm = "blk.%d.attn_q_norm.weight",
+      k_norm = "blk.%d.attn_k_norm.weight",
     gate = "blk.%d.ffn_gate.weight", up = "blk.%d.ffn_up.weight", down = "blk.%d.ffn_down.weight",
   },
 }
 
---- Roles of weights outside the layers, and those of each layer; `optional` ones are bound where a family or its
---- configuration asks for them, and only there.
+--- Roles of weights outside the layers, and those of each layer; `optional` ones are bound where a
+--- family or its configuration asks for them, and only there.
 families.global_roles = { "embed", "out_norm", "output" }
 families.layer_roles = { "attn_norm", "q", "k", "v", "o", "ffn_norm", "gate", "up", "down" }
 families.optional_roles = { "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm" }
 
---- Sliding windows from a Hugging Face configuration, one for each layer (0: none), or nil. A family names one of these.
+--- Sliding windows from a Hugging Face configuration, one for each layer (0: none), or nil. A
+--- family names one of these.
 local windows = {}
 
 function windows.none() return nil end
@@ -55,7 +65,8 @@ function windows.all(c, layers)
   return c.sliding_window and out or nil
 end
 
---- A window in the layers that `layer_types` names, or from `max_window_layers` on; only if `use_sliding_window`.
+--- A window in the layers that `layer_types` names, or from `max_window_layers` on; only if
+--- `use_sliding_window`.
 function windows.upper(c, layers)
   if not c.use_sliding_window or not c.sliding_window then return nil end
   local out = {}
@@ -73,10 +84,12 @@ end
 ---@field weights string[]?      optional roles that its checkpoints have
 ---@field defaults table?        what its config.json means where it is silent
 ---@field window string?         "all" or "upper": which layers slide (default: none do)
----@field gguf_rope string?      "interleaved" where GGUF files hold q and k permuted (default "half")
----@field names table?           { hf = { role = pattern }, gguf = { role = pattern } } where names differ from the base
+---@field gguf_rope string?  "interleaved" where GGUF files hold q and k permuted (default "half")
+---@field names table?
+---  { hf = { role = pattern }, gguf = { role = pattern } } where names differ from the base
 
-local known = { name = 1, architectures = 1, weights = 1, defaults = 1, window = 1, gguf_rope = 1, names = 1 }
+local known = { name = 1, architectures = 1, weights = 1, defaults = 1, window = 1, gguf_rope = 1,
+  names = 1 }
 local Family = {}
 
 --- Makes a family; what its file returns.
@@ -88,22 +101,27 @@ function families.family(t)
       local list = {}
       for name in pairs(known) do list[#list + 1] = name end
       table.sort(list)
-      error(("family: unknown key '%s' (known: %s)"):format(tostring(key), table.concat(list, ", ")), 2)
+      error(("family: unknown key '%s' (known: %s)"):format(tostring(key),
+        table.concat(list, ", ")), 2)
     end
   end
   if type(t.name) ~= "string" or not t.name:find "^[%w_%-%.]+$" then
     error("family: a name of letters, digits, '_', '-' and '.' is wanted", 2)
   end
-  if type(t.architectures) ~= "table" then error(("family %s: architectures must be a list"):format(t.name), 2) end
+  if type(t.architectures) ~= "table" then
+    error(("family %s: architectures must be a list"):format(t.name), 2)
+  end
   if t.window ~= nil and not windows[t.window] then
-    error(("family %s: window = '%s' (known: all, none, upper)"):format(t.name, tostring(t.window)), 2)
+    error(("family %s: window = '%s' (known: all, none, upper)"):format(t.name,
+      tostring(t.window)), 2)
   end
   local names = {}
   for format, base in pairs(base_names) do
     names[format] = setmetatable(t.names and t.names[format] or {}, { __index = base })
   end
   return setmetatable({
-    name = t.name, architectures = t.architectures, weights = t.weights or {}, defaults = t.defaults or {},
+    name = t.name, architectures = t.architectures, weights = t.weights or {},
+      defaults = t.defaults or {},
     window = windows[t.window or "none"], gguf_rope = t.gguf_rope or "half", names = names,
   }, Family)
 end
@@ -119,13 +137,17 @@ local function bundled_names()
   return out
 end
 
-local function is_bundled(name) return core.bundled("module", "pyramid.families." .. name) ~= nil and name ~= "init" end
+local function is_bundled(name)
+  return core.bundled("module", "pyramid.families." .. name) ~= nil and name ~= "init"
+end
 
 --- Makes a family known by its name. Raises if that is taken.
 ---@param family pyramid.Family  what families.family made
 ---@return pyramid.Family
 function families.register(family)
-  if getmetatable(family) ~= Family then error("families.register: a value of families.family is wanted", 2) end
+  if getmetatable(family) ~= Family then
+    error("families.register: a value of families.family is wanted", 2)
+  end
   if registered[family.name] ~= family and (registered[family.name] or is_bundled(family.name)) then
     error(("families.register: there is a family '%s' already"):format(family.name), 2)
   end

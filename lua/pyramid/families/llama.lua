@@ -1,5 +1,6 @@
 -- Llama 1, 2 and 3, and what is built like them: TinyLlama, Vicuna, CodeLlama, DeepSeek-LLM, Yi.
--- GGUF files of Llamas hold q and k with each head's rows permuted, so that rotary pairs are neighbours.
+-- GGUF files of Llamas hold q and k with each head's rows permuted, so that rotary pairs are
+-- neighbours.
 return require("pyramid.families").family {
   name          = "llama",
   architectures = { "LlamaForCausalLM", "LLaMAForCausalLM" },

@@ -177,7 +177,7 @@ filters["int"] = function(_, v, args, named)
   if base >= 2 and base <= 36 and base ~= 10 then
     return tonumber((s:gsub("^0[xXoObB]", "")), base) or default
   end
-  if s:find "^[-+]?%d[%d_]*$" then         -- of a base that is none, too: Jinja reads a decimal then
+  if s:find "^[-+]?%d[%d_]*$" then  -- of a base that is none, too: Jinja reads a decimal then
     return math.tointeger(tonumber((s:gsub("[+_]", "")))) or default
   end
   n = s:find "^[-+]?[%d.]+[eE]?[-+]?%d*$" and tonumber((s:gsub("^%+", ""))) or nil

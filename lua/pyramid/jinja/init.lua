@@ -1,7 +1,8 @@
 --- Jinja, as far as chat templates use it: the language that models carry their prompt formats in.
 ---
 ---   local jinja = require "pyramid.jinja"
----   local template = assert(jinja.compile "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+---   local template = assert(jinja.compile "{% for m in messages %}{{ m.role }}: {{ m.content
+---   }}\n{% endfor %}")
 ---   local prompt = assert(template:render { messages = { { role = "user", content = "Hello" } } })
 ---
 --- It renders what jinja2 does as transformers sets it up (trim_blocks, lstrip_blocks, loop

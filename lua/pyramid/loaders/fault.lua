@@ -1,5 +1,6 @@
--- Failures of the world inside the loaders: raised where they are found, so that readers can be written straight down,
--- and turned into `nil, message, code` at the module's edge. Everything else that is raised is a bug, and stays one.
+-- Failures of the world inside the loaders: raised where they are found, so that readers can be
+-- written straight down, and turned into `nil, message, code` at the module's edge. Everything else
+-- that is raised is a bug, and stays one.
 
 local fault = {}
 
@@ -21,7 +22,8 @@ end
 --- The same; a failure that is a file's fault, and does not say so, begins with the file's path.
 ---@param path string
 function fault.check_of(path, value, message, code, ...)
-  if value == nil and (code == "format" or code == "unsupported") and not message:find(path, 1, true) then
+  if value == nil and (code == "format" or code == "unsupported")
+    and not message:find(path, 1, true) then
     message = ("%s: %s"):format(path, message)
   end
   return fault.check(value, message, code, ...)
@@ -45,13 +47,14 @@ function fault.catch(fn, ...)
   return finish(xpcall(fn, trace, ...))
 end
 
---- What a file's text says, made fit for a message: control bytes as escapes, and not too long. JSON's lists, objects and null
---- by these names: their addresses would tell nobody anything.
+--- What a file's text says, made fit for a message: control bytes as escapes, and not too long.
+--- JSON's lists, objects and null by these names: their addresses would tell nobody anything.
 ---@param text any
 ---@return string
 function fault.quote(text)
   local kind = type(text)
-  text = kind == "table" and "(a list or an object)" or kind == "userdata" and "null" or tostring(text)
+  text = kind == "table" and "(a list or an object)" or kind == "userdata" and "null"
+    or tostring(text)
   if #text > 80 then text = text:sub(1, 77) .. "..." end
   return (text:gsub("[%c\127-\255]", function(c) return ("\\x%02x"):format(c:byte()) end))
 end

@@ -1,9 +1,11 @@
--- Headers of GGUF files, versions 2 and 3, little-endian: metadata and the list of tensors, never the data.
+-- Headers of GGUF files, versions 2 and 3, little-endian: metadata and the list of tensors, never
+-- the data.
 --
--- The header is read in pieces of at least a MiB, so that a vocabulary of 150 thousand strings costs one unpack and one
--- sub each. Nothing is believed: counts are compared with the bytes that are left before anything is made of them, names
--- and keys must not come twice, and a tensor's bytes must lie inside the file and apart from the others'.
--- Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+-- The header is read in pieces of at least a MiB, so that a vocabulary of 150 thousand strings
+-- costs one unpack and one sub each. Nothing is believed: counts are compared with the bytes that
+-- are left before anything is made of them, names and keys must not come twice, and a tensor's
+-- bytes must lie inside the file and apart from the others'. Source:
+-- https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 local dtypes = require "pyramid.loaders.dtypes"
 local fault = require "pyramid.loaders.fault"
@@ -13,8 +15,9 @@ local gguf = {}
 
 local PIECE = 1 << 20
 local NAME_MAX, KEY_MAX, DEPTH_MAX, RANK_MAX = 1024, 65535, 4, 4
--- A file may be sparse: its size says nothing of what it cost. So the header has limits of its own, ten times what the largest
--- that are known ask for: 30 MB of metadata, 800 thousand elements in all of its arrays, 3,000 tensors.
+-- A file may be sparse: its size says nothing of what it cost. So the header has limits of its own,
+-- ten times what the largest that are known ask for: 30 MB of metadata, 800 thousand elements in
+-- all of its arrays, 3,000 tensors.
 local HEADER_MAX, ELEMENTS_MAX, KEYS_MAX, TENSORS_MAX = 1 << 28, 1 << 23, 1 << 16, 1 << 16
 local unpack = string.unpack
 
@@ -27,12 +30,14 @@ local unpack = string.unpack
 
 -- A value type: its unpack format and size. Strings and arrays have none.
 local scalars = {
-  [0] = { "<B", 1 }, [1] = { "<b", 1 }, [2] = { "<I2", 2 }, [3] = { "<i2", 2 }, [4] = { "<I4", 4 }, [5] = { "<i4", 4 },
-  [6] = { "<f", 4 }, [7] = { "<B", 1 }, [10] = { "<i8", 8 }, [11] = { "<i8", 8 }, [12] = { "<d", 8 },
+  [0] = { "<B", 1 }, [1] = { "<b", 1 }, [2] = { "<I2", 2 }, [3] = { "<i2", 2 }, [4] = { "<I4", 4 },
+    [5] = { "<i4", 4 },
+  [6] = { "<f", 4 }, [7] = { "<B", 1 }, [10] = { "<i8", 8 }, [11] = { "<i8", 8 },
+    [12] = { "<d", 8 },
 }
 local BOOL, STRING, ARRAY, U64 = 7, 8, 9, 10
 
--- ---- the reader: a window onto the file ------------------------------------------------------------------------------
+-- ---- the reader: a window onto the file ---------------------------------------------------------
 
 ---@class pyramid.GgufReader
 ---@field path string
@@ -91,7 +96,7 @@ function Reader:string(what, limit)
   return self.text:sub(at, at + n - 1)
 end
 
--- ---- metadata --------------------------------------------------------------------------------------------------------
+-- ---- metadata -----------------------------------------------------------------------------------
 
 local read_value
 
@@ -100,7 +105,8 @@ local function read_strings(reader, count, what)
   for i = 1, count do
     local text, at = reader.text, reader.at
     local length = at + 7 <= #text and unpack("<i8", text, at)
-    if length and length >= 0 and length <= #text - at - 7 then      -- the usual case: all of it is in the window
+    -- the usual case: all of it is in the window
+    if length and length >= 0 and length <= #text - at - 7 then
       out[i] = text:sub(at + 8, at + 7 + length)
       reader.at = at + 8 + length
     else
@@ -141,10 +147,13 @@ local function read_array(reader, what, depth)
   local count = reader:count(what)
   local least = kind == STRING and 8 or kind == ARRAY and 12 or scalars[kind] and scalars[kind][2]
   if not least then reader:bad("%s: unknown element type %d", what, kind) end
-  if count > reader:left() // least then reader:bad("%s: %d elements are too many for the file", what, count) end
+  if count > reader:left() // least then
+    reader:bad("%s: %d elements are too many for the file", what, count)
+  end
   reader.elements = reader.elements + count
   if reader.elements > ELEMENTS_MAX then
-    reader:bad("%s: the arrays hold more than %d elements (the limit of headers)", what, ELEMENTS_MAX)
+    reader:bad("%s: the arrays hold more than %d elements (the limit of headers)", what,
+      ELEMENTS_MAX)
   end
   if kind == STRING then return read_strings(reader, count, what) end
   if kind ~= ARRAY then return read_scalars(reader, kind, count, what) end
@@ -179,7 +188,7 @@ local function read_metadata(reader, count)
   return metadata
 end
 
--- ---- tensors ---------------------------------------------------------------------------------------------------------
+-- ---- tensors ------------------------------------------------------------------------------------
 
 --- One tensor's description. GGUF lists dimensions from the contiguous one on; ours are row-major.
 local function read_tensor(reader, i)
@@ -199,11 +208,13 @@ local function read_tensor(reader, i)
   local offset = reader:count(what)
   local bytes, why = dtypes.bytes(dtype, shape)
   if why == "block" then
-    reader:bad("%s: rows of %d values are no multiple of %s's block of %d", what, shape[#shape], dtype.name, dtype.block)
+    reader:bad("%s: rows of %d values are no multiple of %s's block of %d", what, shape[#shape],
+      dtype.name, dtype.block)
   end
   if not bytes then reader:bad("%s: shape overflows", what) end
   return {
-    name = name, path = reader.path, dtype = dtype.name, native = dtype.native, shape = shape, offset = offset, bytes = bytes,
+    name = name, path = reader.path, dtype = dtype.name, native = dtype.native, shape = shape,
+      offset = offset, bytes = bytes,
   }
 end
 
@@ -218,7 +229,8 @@ local function read_tensors(reader, count)
   return tensors
 end
 
---- Turns offsets from the data's beginning into offsets from the file's, and checks that they lie apart and inside.
+--- Turns offsets from the data's beginning into offsets from the file's, and checks that they lie
+--- apart and inside.
 local function place_tensors(reader, tensors, alignment)
   if #tensors == 0 then return end
   local base = (reader:offset() + alignment - 1) // alignment * alignment
@@ -229,7 +241,8 @@ local function place_tensors(reader, tensors, alignment)
       reader:bad("%s: offset %d is no multiple of the alignment %d", what, t.offset, alignment)
     end
     if t.offset > room or t.bytes > room - t.offset then
-      reader:bad("%s: %d bytes at %d lie outside the data of %d bytes", what, t.bytes, t.offset, math.max(room, 0))
+      reader:bad("%s: %d bytes at %d lie outside the data of %d bytes", what, t.bytes, t.offset,
+        math.max(room, 0))
     end
     t.offset = base + t.offset
   end
@@ -237,36 +250,51 @@ local function place_tensors(reader, tensors, alignment)
   table.sort(sorted, function(a, b) return a.offset < b.offset end)
   for i = 2, #sorted do
     if sorted[i].offset < sorted[i - 1].offset + sorted[i - 1].bytes then
-      reader:bad("tensors %s and %s overlap", fault.quote(sorted[i - 1].name), fault.quote(sorted[i].name))
+      reader:bad("tensors %s and %s overlap", fault.quote(sorted[i - 1].name),
+        fault.quote(sorted[i].name))
     end
   end
 end
 
 local function read(file, path, size)
-  local reader = setmetatable({ path = path, file = file, size = size, start = 0, text = "", at = 1, elements = 0 }, Reader)
+  local reader = setmetatable({ path = path, file = file, size = size, start = 0, text = "",
+    at = 1, elements = 0 }, Reader)
   local probe, message = file:read(0)
-  if not probe then fault.raise(message and "io" or "format", "%s: %s", path, message or "the file is empty") end
+  if not probe then
+    fault.raise(message and "io" or "format", "%s: %s", path, message or "the file is empty")
+  end
   if reader:take("c4", 4, "magic") ~= "GGUF" then reader:bad("magic: not a GGUF file") end
   local version = reader:take("<I4", 4, "version")
   if version ~= 2 and version ~= 3 then
     local swapped = version & 0xffff == 0 and version ~= 0
-    fault.raise("unsupported", "%s: version %s of GGUF (2 and 3 are known)", path, swapped and "with big-endian numbers" or version)
+    fault.raise("unsupported", "%s: version %s of GGUF (2 and 3 are known)", path,
+      swapped and "with big-endian numbers" or version)
   end
   local tensor_count, key_count = reader:count("tensor count"), reader:count("metadata count")
-  if tensor_count > reader:left() // 32 then reader:bad("tensor count: %d do not fit the file", tensor_count) end
-  if key_count > reader:left() // 13 then reader:bad("metadata count: %d do not fit the file", key_count) end
-  if tensor_count > TENSORS_MAX then reader:bad("tensor count: %d (the limit is %d)", tensor_count, TENSORS_MAX) end
-  if key_count > KEYS_MAX then reader:bad("metadata count: %d (the limit is %d)", key_count, KEYS_MAX) end
+  if tensor_count > reader:left() // 32 then
+    reader:bad("tensor count: %d do not fit the file", tensor_count)
+  end
+  if key_count > reader:left() // 13 then
+    reader:bad("metadata count: %d do not fit the file", key_count)
+  end
+  if tensor_count > TENSORS_MAX then
+    reader:bad("tensor count: %d (the limit is %d)", tensor_count, TENSORS_MAX)
+  end
+  if key_count > KEYS_MAX then
+    reader:bad("metadata count: %d (the limit is %d)", key_count, KEYS_MAX)
+  end
 
   local metadata = read_metadata(reader, key_count)
   local alignment = metadata["general.alignment"]
   if alignment == nil then alignment = 32 end
-  if math.type(alignment) ~= "integer" or alignment < 1 or alignment > 1 << 20 or alignment & (alignment - 1) ~= 0 then
+  if math.type(alignment) ~= "integer" or alignment < 1 or alignment > 1 << 20
+    or alignment & (alignment - 1) ~= 0 then
     reader:bad("general.alignment: %s is no power of two", fault.quote(alignment))
   end
   local tensors = read_tensors(reader, tensor_count)
   place_tensors(reader, tensors, alignment)
-  return { path = path, version = version, alignment = alignment, metadata = metadata, tensors = tensors }
+  return { path = path, version = version, alignment = alignment, metadata = metadata,
+    tensors = tensors }
 end
 
 --- Reads metadata and tensor list of a GGUF file.

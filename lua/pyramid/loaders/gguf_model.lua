@@ -1,6 +1,7 @@
--- Models in GGUF files: what metadata and tensors say of the configuration. The file's header is read by loaders/gguf.lua,
--- its weights are bound by loaders/init.lua. What a file asks for and Pyramid lacks is refused by name.
--- Source of keys and names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and the `gguf` package's constants.
+-- Models in GGUF files: what metadata and tensors say of the configuration. The file's header is
+-- read by loaders/gguf.lua, its weights are bound by loaders/init.lua. What a file asks for and
+-- Pyramid lacks is refused by name. Source of keys and names:
+-- https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and the `gguf` package's constants.
 
 local families = require "pyramid.families"
 local fault = require "pyramid.loaders.fault"
@@ -17,7 +18,8 @@ local gguf_model = {}
 local Keys = {}
 Keys.__index = Keys
 
---- A value under the architecture's prefix, checked; `default` where it is absent, a fault where there is none.
+--- A value under the architecture's prefix, checked; `default` where it is absent, a fault where
+--- there is none.
 function Keys:get(key, kind, default)
   local name = self.prefix .. key
   local value = self.metadata[name]
@@ -25,9 +27,12 @@ function Keys:get(key, kind, default)
     if default == nil then fault.raise("format", "%s: metadata %s is missing", self.path, name) end
     return default
   end
-  if kind == "integer" and type(value) == "table" and value[1] ~= nil then       -- one for each layer: all must be equal
+  -- one for each layer: all must be equal
+  if kind == "integer" and type(value) == "table" and value[1] ~= nil then
     for _, v in ipairs(value) do
-      if v ~= value[1] then fault.raise("unsupported", "%s: metadata %s differs from layer to layer", self.path, name) end
+      if v ~= value[1] then
+        fault.raise("unsupported", "%s: metadata %s differs from layer to layer", self.path, name)
+      end
     end
     value = value[1]
   end
@@ -39,7 +44,8 @@ end
 function Keys:count(key, limit, default)
   local n = self:get(key, "integer", default)
   if n < 1 or n > limit then
-    fault.raise("format", "%s: metadata %s%s is %d, outside 1..%d", self.path, self.prefix, key, n, limit)
+    fault.raise("format", "%s: metadata %s%s is %d, outside 1..%d", self.path, self.prefix, key, n,
+      limit)
   end
   return n
 end
@@ -47,24 +53,30 @@ end
 --- Things that would change the arithmetic.
 local function refuse(keys)
   if keys:get("expert_count", "integer", 0) > 0 then
-    fault.raise("unsupported", "%s: metadata %sexpert_count: a mixture of experts", keys.path, keys.prefix)
+    fault.raise("unsupported", "%s: metadata %sexpert_count: a mixture of experts", keys.path,
+      keys.prefix)
   end
   if not keys:get("attention.causal", "boolean", true) then
     fault.raise("unsupported", "%s: metadata %sattention.causal is false", keys.path, keys.prefix)
   end
   for _, key in ipairs {
-    "attention.max_alibi_bias", "attention.clamp_kqv", "attention.scale", "logit_scale", "residual_scale", "embedding_scale",
+    "attention.max_alibi_bias", "attention.clamp_kqv", "attention.scale", "logit_scale",
+      "residual_scale", "embedding_scale",
     "attention.temperature_length", "attention.temperature_scale",
   } do
-    if keys:get(key, "number", 0) ~= 0 then fault.raise("unsupported", "%s: metadata %s%s is set", keys.path, keys.prefix, key) end
+    if keys:get(key, "number", 0) ~= 0 then
+      fault.raise("unsupported", "%s: metadata %s%s is set", keys.path, keys.prefix, key)
+    end
   end
   local parts = keys.metadata["split.count"]
   if math.type(parts) == "integer" and parts > 1 then
-    fault.raise("unsupported", "%s: one of %d parts of a split file; join them first", keys.path, parts)
+    fault.raise("unsupported", "%s: one of %d parts of a split file; join them first", keys.path,
+      parts)
   end
 end
 
---- The divisors that rope_freqs.weight holds (Llama 3.1's scaling, worked out by the converter), or nil.
+--- The divisors that rope_freqs.weight holds (Llama 3.1's scaling, worked out by the converter), or
+--- nil.
 local function read_factors(t)
   if not t then return nil end
   if t.dtype ~= "f32" or #t.shape ~= 1 or t.shape[1] > 256 then
@@ -84,7 +96,8 @@ local function rope_names(prefix)
   local names = {}
   for key, name in pairs {
     type = "scaling.type", base = "freq_base", dims = "dimension_count", factor = "scaling.factor",
-    original = "scaling.original_context_length", beta_fast = "scaling.yarn_beta_fast", beta_slow = "scaling.yarn_beta_slow",
+    original = "scaling.original_context_length", beta_fast = "scaling.yarn_beta_fast",
+      beta_slow = "scaling.yarn_beta_slow",
   } do
     names[key] = "metadata " .. prefix .. "rope." .. name
   end
@@ -92,11 +105,15 @@ local function rope_names(prefix)
 end
 
 local function read_rope(keys, family, head_dim, context, tensors)
-  local kind, factor = keys:get("rope.scaling.type", "string", "none"), keys:get("rope.scaling.factor", "number", 0)
+  local kind, factor = keys:get("rope.scaling.type", "string", "none"),
+    keys:get("rope.scaling.factor", "number", 0)
   if factor == 0 then factor = keys:get("rope.scale_linear", "number", 0) end     -- files of 2023
-  if keys.metadata[keys.prefix .. "rope.scaling.type"] == nil and factor ~= 0 then kind = "linear" end
+  if keys.metadata[keys.prefix .. "rope.scaling.type"] == nil and factor ~= 0 then
+    kind = "linear"
+  end
   local r = {
-    type = kind, style = family.gguf_rope, dims = keys:count("rope.dimension_count", head_dim, head_dim),
+    type = kind, style = family.gguf_rope, dims = keys:count("rope.dimension_count", head_dim,
+      head_dim),
     base = keys:get("rope.freq_base", "number", 10000), factor = factor ~= 0 and factor or nil,
     original = keys:get("rope.scaling.original_context_length", "integer", context),
     beta_fast = keys:get("rope.scaling.yarn_beta_fast", "number", 32),
@@ -104,21 +121,29 @@ local function read_rope(keys, family, head_dim, context, tensors)
     factors = read_factors(tensors["rope_freqs.weight"]), names = rope_names(keys.prefix),
   }
   if kind ~= "yarn" then return r end
-  local mix, log = keys:get("rope.scaling.yarn_ext_factor", "number", 1), keys:get("rope.scaling.yarn_log_multiplier", "number", 0)
+  local mix, log = keys:get("rope.scaling.yarn_ext_factor", "number", 1),
+    keys:get("rope.scaling.yarn_log_multiplier", "number", 0)
   if mix ~= 1 or log ~= 0 then
-    fault.raise("unsupported", "%s: metadata %srope.scaling.yarn_*: only ggml's defaults are known", keys.path, keys.prefix)
+    fault.raise("unsupported",
+      "%s: metadata %srope.scaling.yarn_*: only ggml's defaults are known", keys.path, keys.prefix)
   end
-  local scale = keys:get("rope.scaling.yarn_attn_factor", "number", 1) * keys:get("rope.scaling.attn_factor", "number", 1)
-  if scale ~= 1 and r.factor and r.factor > 1 then r.gain = scale * (0.1 * math.log(r.factor) + 1) end
+  local scale = keys:get("rope.scaling.yarn_attn_factor", "number",
+    1) * keys:get("rope.scaling.attn_factor", "number", 1)
+  if scale ~= 1 and r.factor and r.factor > 1 then
+    r.gain = scale * (0.1 * math.log(r.factor) + 1)
+  end
   return r
 end
 
 local function find_family(metadata, path)
   local name = metadata["general.architecture"]
-  if type(name) ~= "string" then fault.raise("format", "%s: metadata general.architecture is missing", path) end
+  if type(name) ~= "string" then
+    fault.raise("format", "%s: metadata general.architecture is missing", path)
+  end
   local family = families.find(name)
   if not family then
-    fault.raise("unsupported", "%s: architecture %s (known: %s)", path, fault.quote(name), table.concat(families.list(), ", "))
+    fault.raise("unsupported", "%s: architecture %s (known: %s)", path, fault.quote(name),
+      table.concat(families.list(), ", "))
   end
   return family
 end
@@ -147,30 +172,36 @@ function gguf_model.open(path)
   local family = find_family(metadata, path)
   local keys = setmetatable({ path = path, prefix = family.name .. ".", metadata = metadata }, Keys)
   refuse(keys)
-  if #file.tensors == 0 then fault.raise("unsupported", "%s: holds a vocabulary only, no weights", path) end
+  if #file.tensors == 0 then
+    fault.raise("unsupported", "%s: holds a vocabulary only, no weights", path)
+  end
   local tensors = {}
   for _, t in ipairs(file.tensors) do tensors[t.name] = t end
 
   local names, optional = family.names.gguf, {}
   for _, role in ipairs(family.weights) do optional[role] = true end
   for _, role in ipairs { "q_bias", "k_bias", "v_bias", "o_bias" } do
-    if has(tensors, names[role]:format(0)) then optional[role] = true end          -- Llamas with attention_bias
+    -- Llamas with attention_bias
+    if has(tensors, names[role]:format(0)) then optional[role] = true end
   end
   local layers, heads = keys:count("block_count", 1024), keys:count("attention.head_count", 1024)
   local width = keys:count("embedding_length", 1 << 18)
   local head_dim = keys:count("attention.key_length", 512, width // heads)
   if keys:get("attention.value_length", "integer", head_dim) ~= head_dim then
-    fault.raise("unsupported", "%s: metadata %sattention.value_length differs from key_length", path, keys.prefix)
+    fault.raise("unsupported", "%s: metadata %sattention.value_length differs from key_length",
+      path, keys.prefix)
   end
   local kv_heads = keys:count("attention.head_count_kv", heads, heads)
   if heads % kv_heads ~= 0 then
-    fault.raise("format", "%s: metadata %sattention.head_count (%d) is no multiple of %sattention.head_count_kv (%d)", path,
-      keys.prefix, heads, keys.prefix, kv_heads)
+    fault.raise("format",
+      "%s: metadata %sattention.head_count (%d) is no multiple of %sattention.head_count_kv (%d)",
+        path, keys.prefix, heads, keys.prefix, kv_heads)
   end
   local norm_eps = keys:get("attention.layer_norm_rms_epsilon", "number")
   if not (norm_eps > 0 and norm_eps <= 0.1) then               -- as core/model/model.c has it
-    fault.raise("format", "%s: metadata %sattention.layer_norm_rms_epsilon is %s, outside (0, 0.1]", path, keys.prefix,
-      fault.quote(norm_eps))
+    fault.raise("format",
+      "%s: metadata %sattention.layer_norm_rms_epsilon is %s, outside (0, 0.1]", path, keys.prefix,
+        fault.quote(norm_eps))
   end
   local context = keys:count("context_length", 1 << 30)
   local embed = tensors[names.embed]
@@ -182,15 +213,18 @@ function gguf_model.open(path)
   if slide ~= 0 then
     -- q and k of these files come from Mistral; for others it is not said which layers slide
     if slide < 0 or family.gguf_rope ~= "interleaved" then
-      fault.raise("unsupported", "%s: metadata %sattention.sliding_window of a %s", path, keys.prefix, family.name)
+      fault.raise("unsupported", "%s: metadata %sattention.sliding_window of a %s", path,
+        keys.prefix, family.name)
     end
     window = {}
     for i = 1, layers do window[i] = slide end
   end
   local bos = metadata["tokenizer.ggml.bos_token_id"]
   return {
-    format = "gguf", path = path, family = family, tensors = tensors, optional = optional, names = names,
-    ignored = { "^rope_freqs%.weight$" }, tokenizer = metadata["tokenizer.ggml.model"] ~= nil and file or nil,
+    format = "gguf", path = path, family = family, tensors = tensors, optional = optional,
+      names = names,
+    ignored = { "^rope_freqs%.weight$" }, tokenizer = metadata["tokenizer.ggml.model"] ~= nil
+      and file or nil,
     config = {
       family = family.name, layers = layers, heads = heads, kv_heads = kv_heads,
       head_dim = head_dim, width = width, ff = keys:count("feed_forward_length", 1 << 20),

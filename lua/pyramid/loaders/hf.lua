@@ -1,5 +1,6 @@
--- Hugging Face model directories: config.json, and model.safetensors or shards with an index. Tells what the model is and
--- where its tensors lie; loaders/init.lua binds them. What a configuration asks for and Pyramid lacks is refused by name.
+-- Hugging Face model directories: config.json, and model.safetensors or shards with an index. Tells
+-- what the model is and where its tensors lie; loaders/init.lua binds them. What a configuration
+-- asks for and Pyramid lacks is refused by name.
 
 local families = require "pyramid.families"
 local fault = require "pyramid.loaders.fault"
@@ -11,10 +12,11 @@ local safetensors = require "pyramid.loaders.safetensors"
 local exists = files.exists
 local hf = {}
 
--- Bytes of config.json and of an index; files that an index may name. The largest checkpoints have a few hundred.
+-- Bytes of config.json and of an index; files that an index may name. The largest checkpoints have
+-- a few hundred.
 local CONFIG_MAX, INDEX_MAX, SHARDS_MAX = 1 << 20, 1 << 26, 4096
 
--- ---- config.json -----------------------------------------------------------------------------------------------------
+-- ---- config.json --------------------------------------------------------------------------------
 
 local function find_family(c, what)
   local kind = json.required(c, "model_type", "string", what)
@@ -22,10 +24,13 @@ local function find_family(c, what)
   local architectures = json.field(c, "architectures", "table", what)
   local architecture = architectures and architectures[1]
   local right = family and architecture == nil
-  for _, name in ipairs(family and family.architectures or {}) do right = right or name == architecture end
+  for _, name in ipairs(family and family.architectures or {}) do
+    right = right or name == architecture
+  end
   if not right then
     fault.raise("unsupported", "%s: model_type %s%s (known families: %s)", what, fault.quote(kind),
-      architecture and ", architectures " .. fault.quote(architecture) or "", table.concat(families.list(), ", "))
+      architecture and ", architectures " .. fault.quote(architecture) or "",
+        table.concat(families.list(), ", "))
   end
   return family
 end
@@ -34,29 +39,39 @@ end
 local function refuse(c, what)
   local quantization = c.quantization_config
   if type(quantization) == "table" then
-    fault.raise("unsupported", "%s: quantization_config (%s); only unquantised checkpoints and GGUF files can be read", what,
-      fault.quote(quantization.quant_method or "no method named"))
+    fault.raise("unsupported",
+      "%s: quantization_config (%s); only unquantised checkpoints and GGUF files can be read",
+        what, fault.quote(quantization.quant_method or "no method named"))
   end
   local act = json.field(c, "hidden_act", "string", what, "silu")
-  if act ~= "silu" and act ~= "swish" then fault.raise("unsupported", "%s: hidden_act %s (known: silu)", what, fault.quote(act)) end
-  if json.field(c, "mlp_bias", "boolean", what, false) then fault.raise("unsupported", "%s: mlp_bias is true", what) end
+  if act ~= "silu" and act ~= "swish" then
+    fault.raise("unsupported", "%s: hidden_act %s (known: silu)", what, fault.quote(act))
+  end
+  if json.field(c, "mlp_bias", "boolean", what, false) then
+    fault.raise("unsupported", "%s: mlp_bias is true", what)
+  end
   if json.field(c, "partial_rotary_factor", "number", what, 1) ~= 1 then
     fault.raise("unsupported", "%s: partial_rotary_factor is not 1", what)
   end
   for _, key in ipairs { "num_local_experts", "num_experts", "n_routed_experts" } do
-    if json.field(c, key, "integer", what, 0) > 1 then fault.raise("unsupported", "%s: %s: a mixture of experts", what, key) end
+    if json.field(c, key, "integer", what, 0) > 1 then
+      fault.raise("unsupported", "%s: %s: a mixture of experts", what, key)
+    end
   end
 end
 
 -- What config.json calls the fields of the rotary part.
 local rope_names = {
-  type = "rope_type", base = "rope_theta", dims = "head_dim", original = "original_max_position_embeddings",
+  type = "rope_type", base = "rope_theta", dims = "head_dim",
+    original = "original_max_position_embeddings",
   low = "low_freq_factor", high = "high_freq_factor",
 }
 
---- The rotary part, from the classic form (rope_theta, rope_scaling) and the new one (rope_parameters).
+--- The rotary part, from the classic form (rope_theta, rope_scaling) and the new one
+--- (rope_parameters).
 local function read_rope(c, family, head_dim, context, what)
-  local p = json.field(c, "rope_parameters", "table", what) or json.field(c, "rope_scaling", "table", what) or {}
+  local p = json.field(c, "rope_parameters", "table", what)
+    or json.field(c, "rope_scaling", "table", what) or {}
   local where = what .. ": RoPE parameters"
   for key, value in pairs(p) do
     if type(value) == "table" then
@@ -64,11 +79,16 @@ local function read_rope(c, family, head_dim, context, what)
     end
   end
   local number = function(key, default) return json.field(p, key, "number", where, default) end
-  if number("partial_rotary_factor", 1) ~= 1 then fault.raise("unsupported", "%s: partial_rotary_factor is not 1", where) end
-  local kind = json.field(p, "rope_type", "string", where) or json.field(p, "type", "string", where, "default")
+  if number("partial_rotary_factor", 1) ~= 1 then
+    fault.raise("unsupported", "%s: partial_rotary_factor is not 1", where)
+  end
+  local kind = json.field(p, "rope_type", "string", where)
+    or json.field(p, "type", "string", where, "default")
   local r = {
-    type = kind == "default" and "none" or kind, style = "half", dims = head_dim, names = rope_names,
-    base = number("rope_theta") or json.field(c, "rope_theta", "number", what, family.defaults.rope_theta),
+    type = kind == "default" and "none" or kind, style = "half", dims = head_dim,
+      names = rope_names,
+    base = number("rope_theta") or json.field(c, "rope_theta", "number", what,
+      family.defaults.rope_theta),
     factor = number("factor"),
     original = json.field(c, "original_max_position_embeddings", "number", what)
       or number("original_max_position_embeddings", context),
@@ -87,19 +107,24 @@ local function read_rope(c, family, head_dim, context, what)
   return r
 end
 
---- The sliding window of each layer, or nil. Kinds of layers that Pyramid does not have are refused.
+--- The sliding window of each layer, or nil. Kinds of layers that Pyramid does not have are
+--- refused.
 local function read_window(c, family, layers, what)
   local types = json.field(c, "layer_types", "table", what)
   local width = json.field(c, "sliding_window", "integer", what)
-  if width and (width < 1 or width > 1 << 30) then fault.raise("format", "%s: sliding_window is %d", what, width) end
+  if width and (width < 1 or width > 1 << 30) then
+    fault.raise("format", "%s: sliding_window is %d", what, width)
+  end
   local window = family.window({
     sliding_window = width, max_window_layers = json.field(c, "max_window_layers", "integer", what),
-    use_sliding_window = json.field(c, "use_sliding_window", "boolean", what, false), layer_types = types,
+    use_sliding_window = json.field(c, "use_sliding_window", "boolean", what, false),
+      layer_types = types,
   }, layers)
   for i = 1, types and layers or 0 do
     local slides = types[i] == "sliding_attention"
     if not slides and types[i] ~= "full_attention" or slides and not (window and window[i] > 0) then
-      fault.raise("unsupported", "%s: layer_types: a %s with layer %d of type %s", what, family.name, i, fault.quote(types[i]))
+      fault.raise("unsupported", "%s: layer_types: a %s with layer %d of type %s", what,
+        family.name, i, fault.quote(types[i]))
     end
   end
   return window
@@ -114,7 +139,8 @@ local function read_eos(c, dir, what)
     local eos = file[2].eos_token_id
     if eos == json.null then eos = nil end
     for _, id in ipairs(type(eos) == "table" and eos or { eos }) do
-      id = math.type(id) and math.tointeger(id) or fault.raise("format", "%s: eos_token_id is not an id", file[1])
+      id = math.type(id) and math.tointeger(id)
+        or fault.raise("format", "%s: eos_token_id is not an id", file[1])
       if not seen[id] then out[#out + 1] = id end
       seen[id] = true
     end
@@ -133,13 +159,19 @@ local function read_config(dir)
   end
   local count = function(key, limit)
     local n = json.required(c, key, "integer", what)
-    if n < 1 or n > limit then fault.raise("format", "%s: %s is %d, outside 1..%d", what, key, n, limit) end
+    if n < 1 or n > limit then
+      fault.raise("format", "%s: %s is %d, outside 1..%d", what, key, n, limit)
+    end
     return n
   end
-  local layers, heads, width = count("num_hidden_layers", 1024), count("num_attention_heads", 1024), count("hidden_size", 1 << 18)
-  local kv_heads = json.field(c, "num_key_value_heads", "integer", what) and count("num_key_value_heads", heads) or heads
+  local layers, heads, width = count("num_hidden_layers", 1024),
+    count("num_attention_heads", 1024), count("hidden_size", 1 << 18)
+  local kv_heads = json.field(c, "num_key_value_heads", "integer", what)
+    and count("num_key_value_heads", heads) or heads
   if heads % kv_heads ~= 0 then
-    fault.raise("format", "%s: num_attention_heads (%d) is no multiple of num_key_value_heads (%d)", what, heads, kv_heads)
+    fault.raise("format",
+      "%s: num_attention_heads (%d) is no multiple of num_key_value_heads (%d)", what, heads,
+        kv_heads)
   end
   local norm_eps = json.required(c, "rms_norm_eps", "number", what)
   if not (norm_eps > 0 and norm_eps <= 0.1) then               -- as core/model/model.c has it
@@ -147,26 +179,31 @@ local function read_config(dir)
   end
   local head_dim = json.field(c, "head_dim", "integer", what) and count("head_dim", 512)
   if not head_dim then
-    if width % heads ~= 0 then fault.raise("format", "%s: hidden_size is no multiple of num_attention_heads", what) end
+    if width % heads ~= 0 then
+      fault.raise("format", "%s: hidden_size is no multiple of num_attention_heads", what)
+    end
     head_dim = width // heads
   end
   local context = count("max_position_embeddings", 1 << 30)
   local r = read_rope(c, family, head_dim, context, what)
   -- what scaling reaches: yarn says so, Vicuna names it
-  local reach = r.type == "yarn" and r.original * (r.factor or 1) or json.field(c, "max_sequence_length", "integer", what, 0)
+  local reach = r.type == "yarn" and r.original * (r.factor or 1)
+    or json.field(c, "max_sequence_length", "integer", what, 0)
 
   return family, {
-    family = family.name, layers = layers, heads = heads, kv_heads = kv_heads, head_dim = head_dim, width = width,
+    family = family.name, layers = layers, heads = heads, kv_heads = kv_heads, head_dim = head_dim,
+      width = width,
     ff = count("intermediate_size", 1 << 20), vocab = count("vocab_size", 1 << 22),
     context = math.max(context, math.floor(math.min(reach, 1 << 30))),
     norm_eps = norm_eps, rope = r,
     tied = json.field(c, "tie_word_embeddings", "boolean", what, false),
-    window = read_window(c, family, layers, what), biased = json.field(c, "attention_bias", "boolean", what, false),
+    window = read_window(c, family, layers, what),
+      biased = json.field(c, "attention_bias", "boolean", what, false),
     bos = json.field(c, "bos_token_id", "integer", what), eos = read_eos(c, dir, what),
   }, what
 end
 
--- ---- weights ---------------------------------------------------------------------------------------------------------
+-- ---- weights ------------------------------------------------------------------------------------
 
 local function index_tensors(list, into, wanted)
   for _, t in ipairs(list) do
@@ -183,20 +220,26 @@ local function read_weights(dir)
     return tensors
   end
   if not exists(index) then
-    local other = exists(dir .. "/pytorch_model.bin") or exists(dir .. "/pytorch_model.bin.index.json")
-    fault.raise(other and "unsupported" or "io", "%s: no model.safetensors and no model.safetensors.index.json%s", dir,
-      other and "; pytorch_model.bin cannot be read" or "")
+    local other = exists(dir .. "/pytorch_model.bin")
+      or exists(dir .. "/pytorch_model.bin.index.json")
+    fault.raise(other and "unsupported" or "io",
+      "%s: no model.safetensors and no model.safetensors.index.json%s", dir,
+        other and "; pytorch_model.bin cannot be read" or "")
   end
-  local map = json.required(json.decode(json.read(index, INDEX_MAX), index), "weight_map", "table", index)
+  local map = json.required(json.decode(json.read(index, INDEX_MAX), index), "weight_map", "table",
+    index)
   local shards, order = {}, {}
   for name, file in pairs(map) do
     if type(name) ~= "string" or type(file) ~= "string" or not file:find("^[%w_][%w%._-]*$") then
-      fault.raise("format", "%s: weight_map: %s is mapped to something that is no file name", index, fault.quote(name))
+      fault.raise("format", "%s: weight_map: %s is mapped to something that is no file name",
+        index, fault.quote(name))
     end
     if not shards[file] then
       shards[file] = {}
       order[#order + 1] = file
-      if #order > SHARDS_MAX then fault.raise("format", "%s: weight_map: more than %d files (the limit)", index, SHARDS_MAX) end
+      if #order > SHARDS_MAX then
+        fault.raise("format", "%s: weight_map: more than %d files (the limit)", index, SHARDS_MAX)
+      end
     end
     shards[file][name] = true
   end
@@ -205,14 +248,17 @@ local function read_weights(dir)
     index_tensors(fault.check(safetensors.read(dir .. "/" .. file)).tensors, tensors, shards[file])
   end
   for name, file in pairs(map) do
-    if not tensors[name] then fault.raise("format", "%s: tensor %s is not in %s", index, fault.quote(name), file) end
+    if not tensors[name] then
+      fault.raise("format", "%s: tensor %s is not in %s", index, fault.quote(name), file)
+    end
   end
   return tensors
 end
 
 local COMPARE_AT_ONCE = 1 << 20
 
---- Whether two tensors are the same bytes. Files hold both where they were saved without the knowledge that they are one.
+--- Whether two tensors are the same bytes. Files hold both where they were saved without the
+--- knowledge that they are one.
 local function same(one, other)
   if one.dtype ~= other.dtype or one.bytes ~= other.bytes then return false end
   local a <close>, why = files.open(one.path)
@@ -224,14 +270,16 @@ local function same(one, other)
   for at = 0, one.bytes - 1, COMPARE_AT_ONCE do
     local count = math.min(COMPARE_AT_ONCE, one.bytes - at)
     local x, y = a:read(count), b:read(count)
-    if not x or not y or #x ~= count or #y ~= count then fault.raise("io", "%s: cannot be read", one.path) end
+    if not x or not y or #x ~= count or #y ~= count then
+      fault.raise("io", "%s: cannot be read", one.path)
+    end
     if x ~= y then return false end
   end
   return true
 end
 
---- A checkpoint that calls its output matrix the embedding's twin, and holds both: as transformers does, they are one only if they
---- are equal. If it holds only the output matrix, that is both.
+--- A checkpoint that calls its output matrix the embedding's twin, and holds both: as transformers
+--- does, they are one only if they are equal. If it holds only the output matrix, that is both.
 local function settle_tied(config, tensors, names, what)
   local embed, output = tensors[names.embed], tensors[names.output]
   if not config.tied or not output then return nil end
@@ -241,7 +289,8 @@ local function settle_tied(config, tensors, names, what)
   end
   if same(embed, output) then return nil end
   config.tied = false
-  return ("%s: says tie_word_embeddings, but %s differs from %s; each is used for itself"):format(what, names.output, names.embed)
+  return ("%s: says tie_word_embeddings, but %s differs from %s; each is used for itself"):format(
+    what, names.output, names.embed)
 end
 
 --- What a model directory holds; raises faults.
@@ -251,7 +300,7 @@ function hf.open(dir)
   local family, config, what = read_config(dir)
   local optional = {}
   for _, role in ipairs(family.weights) do optional[role] = true end
-  if config.biased and not optional.q_bias then          -- Qwen2 has biases of its own, whatever this says
+  if config.biased and not optional.q_bias then  -- Qwen2 has biases of its own, whatever this says
     for _, role in ipairs { "q_bias", "k_bias", "v_bias", "o_bias" } do optional[role] = true end
   end
   config.biased = nil
@@ -260,8 +309,10 @@ function hf.open(dir)
   local untied = settle_tied(config, tensors, names, what)
   if config.tied then ignored[2] = "^lm_head%.weight$" end
   return {
-    format = "hf", path = dir, family = family, config = config, tensors = tensors, optional = optional,
-    names = names, warnings = { untied }, ignored = ignored, tokenizer = exists(dir .. "/tokenizer.json") and dir or nil,
+    format = "hf", path = dir, family = family, config = config, tensors = tensors,
+      optional = optional,
+    names = names, warnings = { untied }, ignored = ignored,
+      tokenizer = exists(dir .. "/tokenizer.json") and dir or nil,
   }
 end
 

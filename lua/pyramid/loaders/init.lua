@@ -1,7 +1,9 @@
--- Opens models: finds out what a path holds, reads its headers, and binds its weights to a core model. Which tensor is
--- which weight is said by pyramid.families; that a tensor lies where its header says is checked once more by the core.
+-- Opens models: finds out what a path holds, reads its headers, and binds its weights to a core
+-- model. Which tensor is which weight is said by pyramid.families; that a tensor lies where its
+-- header says is checked once more by the core.
 --
--- A model that loads is the model that was saved: a weight that is missing is an error, and so is a tensor left over.
+-- A model that loads is the model that was saved: a weight that is missing is an error, and so is a
+-- tensor left over.
 
 local core = require "pyramid.core"
 local families = require "pyramid.families"
@@ -39,7 +41,8 @@ local loaders = {}
 ---@field optional table<string, boolean> roles beyond the base that the model has
 ---@field names table<string, string>     role to name
 ---@field ignored string[]                patterns of names that may be left over
----@field tokenizer string|pyramid.Gguf|nil  what pyramid.tokenizer needs: a directory, or a file's header
+---@field tokenizer string|pyramid.Gguf|nil
+---  what pyramid.tokenizer needs: a directory, or a file's header
 ---@field warnings string[]?              what its user should know, a line each
 
 ---@class pyramid.Loaded
@@ -56,8 +59,8 @@ local loaders = {}
 local function detect(path)
   if files.kind(path) == "folder" then
     if not files.exists(path .. "/config.json") then
-      fault.raise("io", "%s: a directory without config.json, so no Hugging Face model; a .gguf file is given by its own path",
-        path)
+      fault.raise("io", "%s: a directory without config.json, so no Hugging Face model; a .gguf "
+        .. "file is given by its own path", path)
     end
     return "hf"
   end
@@ -84,8 +87,9 @@ function loaders.open(path)
   return fault.catch(open, path)
 end
 
---- Every weight that a source must have, in order: role, layer (from 1, or nil), tensor. Raises faults for those that are
---- missing or of a dtype that a model cannot use, and for tensors that nothing asks for.
+--- Every weight that a source must have, in order: role, layer (from 1, or nil), tensor. Raises
+--- faults for those that are missing or of a dtype that a model cannot use, and for tensors that
+--- nothing asks for.
 local function list_weights(source)
   local config, out, used = source.config, {}, {}
   local function add(role, layer)
@@ -93,8 +97,8 @@ local function list_weights(source)
     local t = source.tensors[name]
     if not t then fault.raise("format", "%s: tensor %s is missing", source.path, name) end
     if not (t.native or dtypes.converted[t.dtype]) then
-      fault.raise("unsupported", "%s: tensor %s is %s, which models cannot use (they can: %s)", t.path, name, t.dtype,
-        table.concat(dtypes.loadable(), ", "))
+      fault.raise("unsupported", "%s: tensor %s is %s, which models cannot use (they can: %s)",
+        t.path, name, t.dtype, table.concat(dtypes.loadable(), ", "))
     end
     used[name] = true
     out[#out + 1] = { role = role, layer = layer, tensor = t }
@@ -116,8 +120,8 @@ local function list_weights(source)
   end
   if #left > 0 then
     table.sort(left)
-    fault.raise("unsupported", "%s: %d tensors that a %s does not have, such as %s", source.path, #left, config.family,
-      fault.quote(left[1]))
+    fault.raise("unsupported", "%s: %d tensors that a %s does not have, such as %s", source.path,
+      #left, config.family, fault.quote(left[1]))
   end
   return out
 end
@@ -151,8 +155,9 @@ function loaders.describe(config, weights)
   for _, u in ipairs { " K", " M", " B" } do
     if size >= 1000 then size, unit = size / 1000, u end
   end
-  return ("%s, %d layers, %d heads over %d of %d, width %d, vocabulary %d, %.3g%s parameters in %s"):format(config.family,
-    config.layers, config.heads, config.kv_heads, config.head_dim, config.width, config.vocab, size, unit, main)
+  return ("%s, %d layers, %d heads over %d of %d, width %d, vocabulary %d, %.3g%s parameters in "
+    .. "%s"):format(config.family, config.layers, config.heads, config.kv_heads, config.head_dim,
+      config.width, config.vocab, size, unit, main)
 end
 
 local known_options = { weights = true, context = true, scaling = true, map = true }
@@ -161,13 +166,15 @@ local scalings = { none = true, linear = true, yarn = true }
 local function check_options(options)
   for key in pairs(options) do
     if not known_options[key] then
-      error(("loaders.load: unknown option '%s' (known: context, map, scaling, weights)"):format(tostring(key)), 3)
+      error(("loaders.load: unknown option '%s' (known: context, map, scaling, weights)"):format(
+        tostring(key)), 3)
     end
   end
   if options.map ~= nil and type(options.map) ~= "boolean" then
     error(("map = %s (a boolean is wanted)"):format(tostring(options.map)), 3)
   end
-  if options.context ~= nil and (math.type(options.context) ~= "integer" or options.context < 1) then
+  if options.context ~= nil and (math.type(options.context) ~= "integer"
+    or options.context < 1) then
     error(("context = %s (a positive integer is wanted)"):format(tostring(options.context)), 3)
   end
   if options.scaling ~= nil and not scalings[options.scaling] then
@@ -181,15 +188,17 @@ local function check_options(options)
   error(("weights = '%s' (known: %s)"):format(tostring(as), table.concat(dtypes.writable, ", ")), 3)
 end
 
--- Another context than the model's own; positions beyond it are squeezed into what it knows, if so asked.
+-- Another context than the model's own; positions beyond it are squeezed into what it knows, if so
+-- asked.
 local function change_context(source, context, scaling)
   local config, r = source.config, source.config.rope
   local trained = config.context
   config.context = context or trained
   if not scaling or scaling == "none" or config.context <= trained then return end
   if r.type ~= "none" then
-    fault.raise("unsupported", "%s: its RoPE is scaled already (%s), so that %s scaling cannot be asked for",
-      source.path, r.type, scaling)
+    fault.raise("unsupported",
+      "%s: its RoPE is scaled already (%s), so that %s scaling cannot be asked for", source.path,
+        r.type, scaling)
   end
   r.type, r.factor, r.original = scaling, config.context / trained, trained
   r.beta_fast, r.beta_slow, r.truncate, r.gain = 32, 1, true, nil
@@ -230,10 +239,11 @@ local function add_conversions(out, source, weights, as)
   for _, target in ipairs(targets) do
     table.sort(kinds[target])
     for i, dtype in ipairs(kinds[target]) do
-      kinds[target][i] = ("%d %s of %s"):format(counts[dtype], counts[dtype] == 1 and "tensor" or "tensors", dtype)
+      kinds[target][i] = ("%d %s of %s"):format(counts[dtype],
+        counts[dtype] == 1 and "tensor" or "tensors", dtype)
     end
-    out[#out + 1] = ("%s: %s converted to %s (the option 'weights' chooses another dtype)"):format(source.path,
-      table.concat(kinds[target], ", "), target)
+    out[#out + 1] = ("%s: %s converted to %s (the option 'weights' chooses another dtype)"):format(
+      source.path, table.concat(kinds[target], ", "), target)
   end
 end
 
@@ -255,22 +265,28 @@ local function load(runtime, path, options)
   local config = source.config
   local weights = list_weights(source)
   local handle = fault.check_of(source.path, core.model_new(runtime, {
-    layers = config.layers, heads = config.heads, kv_heads = config.kv_heads, head_dim = config.head_dim, width = config.width,
-    ff = config.ff, vocab = config.vocab, context = config.context, norm_eps = config.norm_eps, rope_style = config.rope.style,
-    rope_dims = config.rope.dims, rope_freq = config.rope.freq, rope_gain = config.rope.gain, window = config.window,
+    layers = config.layers, heads = config.heads, kv_heads = config.kv_heads,
+      head_dim = config.head_dim, width = config.width,
+    ff = config.ff, vocab = config.vocab, context = config.context, norm_eps = config.norm_eps,
+      rope_style = config.rope.style,
+    rope_dims = config.rope.dims, rope_freq = config.rope.freq, rope_gain = config.rope.gain,
+      window = config.window,
   }))
-  local ok <close> = setmetatable({}, { __close = function(state) if not state.done then handle:close() end end })
+  local ok <close> = setmetatable({},
+    { __close = function(state) if not state.done then handle:close() end end })
   local opened <close> = open_files(runtime, options.map)
   for _, w in ipairs(weights) do
     local t = w.tensor
     fault.check_of(t.path, handle:bind(w.role, w.layer, {
-      name = t.name, file = opened[t.path], offset = t.offset, bytes = t.bytes, dtype = t.dtype, shape = t.shape,
+      name = t.name, file = opened[t.path], offset = t.offset, bytes = t.bytes, dtype = t.dtype,
+        shape = t.shape,
     }, options.weights or dtypes.converted[t.dtype]))
   end
   fault.check_of(source.path, handle:ready())
   ok.done = true
   return {
-    config = config, handle = handle, tokenizer = source.tokenizer, family = source.family, format = source.format,
+    config = config, handle = handle, tokenizer = source.tokenizer, family = source.family,
+      format = source.format,
     path = source.path, description = loaders.describe(config, weights),
     warnings = loaders.warnings(source, weights, options.weights),
   }
@@ -279,8 +295,10 @@ end
 --- Loads a model.
 ---@param runtime userdata  pyramid.core.runtime
 ---@param path string       a Hugging Face directory, or a GGUF file
----@param options { weights: string?, context: integer?, scaling: string? }?  weights: dtype to convert matrices to
---- (default: as in the file); context: positions, instead of the model's own; scaling: of RoPE beyond those
+---@param options { weights: string?, context: integer?, scaling: string? }?
+---  weights: dtype to convert matrices to
+--- (default: as in the file); context: positions, instead of the model's own; scaling: of RoPE
+--- beyond those
 ---@return pyramid.Loaded?
 ---@return string? message
 ---@return string? code

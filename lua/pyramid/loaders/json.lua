@@ -1,5 +1,6 @@
--- JSON of other people's files: decoded by pyramid.json, and read through functions that name file and field when a value
--- is missing or of the wrong type. JSON's null is kept apart from absence (json.null).
+-- JSON of other people's files: decoded by pyramid.json, and read through functions that name file
+-- and field when a value is missing or of the wrong type. JSON's null is kept apart from absence
+-- (json.null).
 
 local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
@@ -13,8 +14,12 @@ local json = { null = reader.null }
 ---@return table
 function json.decode(text, what)
   local value, message = reader.decode(text)
-  if value == nil then fault.raise("format", "%s: not valid JSON: %s", what, fault.quote(message)) end
-  if type(value) ~= "table" or text:find("^[ \t\r\n]*%[") then fault.raise("format", "%s: not a JSON object", what) end
+  if value == nil then
+    fault.raise("format", "%s: not valid JSON: %s", what, fault.quote(message))
+  end
+  if type(value) ~= "table" or text:find("^[ \t\r\n]*%[") then
+    fault.raise("format", "%s: not a JSON object", what)
+  end
   return value
 end
 
@@ -24,8 +29,8 @@ function json.read(path, limit) return fault.check(files.read(path, limit)) end
 
 local MISSING = {}
 
---- The value of a field, which must be of a type: "integer", "number", "string", "boolean", "table". Absent or null
---- fields give `default`; without one they are a fault.
+--- The value of a field, which must be of a type: "integer", "number", "string", "boolean",
+--- "table". Absent or null fields give `default`; without one they are a fault.
 ---@param object table
 ---@param key string
 ---@param kind string

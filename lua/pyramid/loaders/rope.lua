@@ -1,15 +1,19 @@
--- Angles per position of rotary embeddings: rope.compute turns what a model's configuration says of them into one frequency
--- for each pair of dimensions and one gain, so that the core need not know of scaling.
+-- Angles per position of rotary embeddings: rope.compute turns what a model's configuration says of
+-- them into one frequency for each pair of dimensions and one gain, so that the core need not know
+-- of scaling.
 --
--- The arithmetic follows Hugging Face transformers' modeling_rope_utils (which ggml agrees with for `linear` and `yarn`),
--- rounding to f32 where it does. With d dims, base b and i = 0 … d/2-1:
+-- The arithmetic follows Hugging Face transformers' modeling_rope_utils (which ggml agrees with for
+-- `linear` and `yarn`), rounding to f32 where it does. With d dims, base b and i = 0 … d/2-1:
 --
 --   none     f_i = b^(-2i/d)
 --   linear   f_i / factor
---   llama3   long waves (> original/low) are divided by factor, short ones (< original/high) kept, between them both are
+--   llama3   long waves (> original/low) are divided by factor, short ones (< original/high) kept,
+--            between them both are
 --            mixed by (original/wavelength - low) / (high - low)      (Llama 3.1)
---   yarn     dimensions that turn more than beta_fast times in the original context are kept, fewer than beta_slow
---            times are divided by factor, a linear ramp between; gain 0.1 ln(factor) + 1   (arXiv 2309.00071)
+--   yarn     dimensions that turn more than beta_fast times in the original context are kept, fewer
+--            than beta_slow
+--            times are divided by factor, a linear ramp between; gain 0.1 ln(factor) + 1 (arXiv
+--            2309.00071)
 --   factors  f_i / factors[i]: a table that a GGUF file brings along
 
 local fault = require "pyramid.loaders.fault"
@@ -84,7 +88,8 @@ local needs = {
   yarn = { "factor", "original", "beta_fast", "beta_slow" },
 }
 
---- Frequencies (radians per position, one for each pair of dimensions) and gain. Raises faults that name `what`.
+--- Frequencies (radians per position, one for each pair of dimensions) and gain. Raises faults that
+--- name `what`.
 ---@param r pyramid.Rope
 ---@param what string
 ---@return number[] freq
@@ -93,8 +98,8 @@ function rope.compute(r, what)
   local need, names = needs[r.type], r.names or {}
   local function called(key) return names[key] or key end
   if not need then
-    fault.raise("unsupported", "%s: %s: RoPE scaling '%s' (known: none, linear, llama3, yarn)", what,
-      called "type", fault.quote(r.type))
+    fault.raise("unsupported", "%s: %s: RoPE scaling '%s' (known: none, linear, llama3, yarn)",
+      what, called "type", fault.quote(r.type))
   end
   for _, key in ipairs(need) do
     local x = r[key]
@@ -118,9 +123,13 @@ function rope.compute(r, what)
   local gain
   freq, gain = scale[r.type](r, freq)
   if r.factors then
-    if #r.factors ~= #freq then fault.raise("format", "%s: %d RoPE factors for %d pairs", what, #r.factors, #freq) end
+    if #r.factors ~= #freq then
+      fault.raise("format", "%s: %d RoPE factors for %d pairs", what, #r.factors, #freq)
+    end
     for i, factor in ipairs(r.factors) do
-      if not (factor > 0 and factor < 1e6) then fault.raise("format", "%s: RoPE factor %d is %s", what, i, fault.quote(factor)) end
+      if not (factor > 0 and factor < 1e6) then
+        fault.raise("format", "%s: RoPE factor %d is %s", what, i, fault.quote(factor))
+      end
       freq[i] = f32(freq[i] / factor)
     end
   end

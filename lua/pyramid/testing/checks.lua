@@ -1,4 +1,5 @@
---- What every policy should do, whatever it is for: checked over many shapes, without a model. Part of pyramid.testing.
+--- What every policy should do, whatever it is for: checked over many shapes, without a model. Part
+--- of pyramid.testing.
 local options = require "pyramid.options"
 local plans = require "pyramid.testing.plans"
 local policy = require "pyramid.policy"
@@ -7,7 +8,8 @@ local simulation = require "pyramid.testing.simulation"
 
 local checks = {}
 
--- Prompts from one token on, shorter and longer than usual guards, and a huge one; rows held before; layers and KV heads.
+-- Prompts from one token on, shorter and longer than usual guards, and a huge one; rows held
+-- before; layers and KV heads.
 local prompts, pasts = { 1, 2, 3, 5, 16, 33, 64, 65, 300, 4096, 131072 }, { 0, 40, 3000 }
 local depths = { { 1, 4 }, { 2, 1 }, { 5, 2 }, { 12, 4 } }
 local few_prompts, few_pasts, few_depths = { 1, 40, 3000 }, { 0, 50 }, { { 3, 2 } }
@@ -18,16 +20,18 @@ local simulated = { 1, 3, 33, 90 }
 ---@field name string
 ---@field problems string[]
 ---@field notes string[]            what is allowed, but better known
----@field keeps_everything boolean  no plan drops a row, at any shape; false where a plan was not valid
+---@field keeps_everything boolean
+---  no plan drops a row, at any shape; false where a plan was not valid
 ---@field config table?             of the one model that it was checked for
----@field by_mass boolean           a plan keeps a share of scores: its forecast is the most that it keeps
+---@field by_mass boolean  a plan keeps a share of scores: its forecast is the most that it keeps
 ---@field plans integer             how many were asked for
 local Report = {}
 Report.__index = Report
 Report.__name = "pyramid.testing.report"
 
 function Report:__tostring()
-  local lines = { ("policy %s: %s, %d plans"):format(self.name, #self.problems == 0 and "sound" or #self.problems
+  local lines = { ("policy %s: %s, %d plans"):format(self.name,
+    #self.problems == 0 and "sound" or #self.problems
     .. (#self.problems == 1 and " problem" or " problems"), self.plans) }
   for _, text in ipairs(self.problems) do lines[#lines + 1] = "  problem: " .. text end
   for _, text in ipairs(self.notes) do lines[#lines + 1] = "  note: " .. text end
@@ -68,17 +72,19 @@ local function differs(t, before)
   return false
 end
 
--- ---- plans at many shapes ------------------------------------------------------------------------------------------
+-- ---- plans at many shapes -----------------------------------------------------------------------
 
--- Calls ask(kind, l, lanes, trigger) -> plan or trigger, layer by layer, for what the counts of rows alone say: a prompt, and
--- the first three firings in each layer. Where scores decide which lane is longest, each is as long as it can be.
+-- Calls ask(kind, l, lanes, trigger) -> plan or trigger, layer by layer, for what the counts of
+-- rows alone say: a prompt, and the first three firings in each layer. Where scores decide which
+-- lane is longest, each is as long as it can be.
 local function walk(config, prompt, past, ask)
   local alive = prompt
   for index = 1, config.layers do
     local lanes = {}
     for head = 1, config.kv_heads do lanes[head] = past + alive end
     local function shape(rows, tokens, waiting)
-      return plans.shape(index, config, { prompt = prompt, past = past, rows = rows, tokens = tokens, waiting = waiting })
+      return plans.shape(index, config, { prompt = prompt, past = past, rows = rows,
+        tokens = tokens, waiting = waiting })
     end
     local tokens = past + prompt
     local plan = ask("prefill", shape(past + alive, tokens), lanes)
@@ -94,7 +100,8 @@ local function walk(config, prompt, past, ask)
       for head, rows in ipairs(lanes) do lanes[head] = rows + steps end
       longest, tokens, unjudged = longest + steps, tokens + steps, unjudged + steps
       local judged = trigger.once and math.max(0, longest - unjudged) or 0
-      local decode = ask("decode", shape(longest, tokens, math.max(0, longest - trigger.window - judged)), lanes, trigger)
+      local decode = ask("decode", shape(longest, tokens,
+        math.max(0, longest - trigger.window - judged)), lanes, trigger)
       if trigger.once then decode.unjudged = unjudged end
       lanes, unjudged = plans.left(decode, lanes), trigger.window
     end
@@ -114,8 +121,8 @@ local function each_shape(p, own, all, visit)
   end
 end
 
--- Every plan is valid, and asked twice the same. Returns whether any drops a row; nil, if a plan was not valid, so that
--- nothing can be said of all.
+-- Every plan is valid, and asked twice the same. Returns whether any drops a row; nil, if a plan
+-- was not valid, so that nothing can be said of all.
 local function check_plans(report, p, all, what)
   local drops, before = false, text_of(p.definition.defaults)
   local function try(config, asker, prompt, past)
@@ -125,11 +132,12 @@ local function check_plans(report, p, all, what)
       local given, twice = asker[kind](asker, l, trigger), again[kind](again, l, trigger)
       report.plans = report.plans + 1
       if text_of(given) ~= text_of(twice) then
-        error(("policy %s, layer %d, %s: two plans for one shape: %s and %s"):format(p.name, l.index, kind, text_of(given),
-          text_of(twice)), 0)
+        error(("policy %s, layer %d, %s: two plans for one shape: %s and %s"):format(p.name,
+          l.index, kind, text_of(given), text_of(twice)), 0)
       end
       if differs(l, shown) then
-        error(("policy %s, layer %d, %s: changes the shape it is given"):format(p.name, l.index, kind), 0)
+        error(("policy %s, layer %d, %s: changes the shape it is given"):format(p.name, l.index,
+          kind), 0)
       end
       if kind ~= "trigger" then
         asker:fits(kind, l, given, lanes)
@@ -143,13 +151,14 @@ local function check_plans(report, p, all, what)
   each_shape(p, report.config, all, function(config, asker, prompt, past)
     local ok, message = pcall(try, config, asker, prompt, past)
     if not ok and plans.is_not_simulated(message) then
-      drops = true                                               -- who knows; do not say that it keeps everything
+      drops = true  -- who knows; do not say that it keeps everything
       add(report.notes, "%s", message)
     elseif not ok then
       if not places[message] then
         order[#order + 1] = message
-        places[message] = { times = 0, text = ("%d layers, %d KV heads, a prompt of %d on %d rows"):format(config.layers,
-          config.kv_heads, prompt, past) }
+        places[message] = { times = 0,
+          text = ("%d layers, %d KV heads, a prompt of %d on %d rows"):format(config.layers,
+            config.kv_heads, prompt, past) }
       end
       places[message].times = places[message].times + 1
     end
@@ -159,12 +168,14 @@ local function check_plans(report, p, all, what)
     add(report.problems, "%s%s (%s%s)", what, message, place.text,
       place.times > 1 and (", and %d shapes more"):format(place.times - 1) or "")
   end
-  if text_of(p.definition.defaults) ~= before then add(report.problems, "%schanges its own defaults", what) end
+  if text_of(p.definition.defaults) ~= before then
+    add(report.problems, "%schanges its own defaults", what)
+  end
   if #order > 0 and not drops then return nil end
   return drops
 end
 
--- ---- options at their limits ---------------------------------------------------------------------------------------
+-- ---- options at their limits --------------------------------------------------------------------
 
 -- Values at the limits of an option: both ends, or the low one and one well above the default.
 local function extremes(default, limit)
@@ -183,7 +194,9 @@ local function check_options(report, p)
   local d = p.definition
   for _, key in ipairs(options.sorted_keys(d.defaults)) do
     local default, limit = d.defaults[key], d.limits[key]
-    if type(default) ~= "boolean" and not limit then add(report.notes, "option '%s' has no limits", key) end
+    if type(default) ~= "boolean" and not limit then
+      add(report.notes, "option '%s' has no limits", key)
+    end
     for _, value in ipairs(extremes(default, limit)) do
       local ok, changed = pcall(p.with, p, { [key] = value })
       if ok then check_plans(report, changed, false, ("%s=%s: "):format(key, tostring(value)))
@@ -192,11 +205,15 @@ local function check_options(report, p)
   end
   for _, name in ipairs(options.sorted_keys(d.presets)) do
     local ok, changed = pcall(p.with, p, { preset = name })
-    if ok then check_plans(report, changed, false, ("preset=%s: "):format(name)) else add(report.problems, "%s", changed) end
+    if ok then
+      check_plans(report, changed, false, ("preset=%s: "):format(name))
+    else
+      add(report.problems, "%s", changed)
+    end
   end
 end
 
--- ---- forecast and simulation ---------------------------------------------------------------------------------------
+-- ---- forecast and simulation --------------------------------------------------------------------
 
 -- Rows of each layer, on average over heads.
 local function rows_by_layer(run)
@@ -209,7 +226,8 @@ local function rows_by_layer(run)
   return rows
 end
 
--- What does not depend on what scores say: ascending rows, rows that only disappear, books that balance.
+-- What does not depend on what scores say: ascending rows, rows that only disappear, books that
+-- balance.
 local function watcher(say)
   local before = {}
   return function(run, step)
@@ -218,7 +236,9 @@ local function watcher(say)
         local had, last = before[index .. "/" .. head], -1
         local newest = run:tokens() - 1
         for _, position in ipairs(run:positions(index, head)) do
-          if position <= last then say("layer %d, head %d, step %d: rows do not ascend", index, head, step) end
+          if position <= last then
+            say("layer %d, head %d, step %d: rows do not ascend", index, head, step)
+          end
           if had and position ~= newest and not had[position] then
             say("layer %d, head %d, step %d: row %d comes back", index, head, step, position)
           end
@@ -243,13 +263,17 @@ local function check_simulation(report, p)
   local noise = require "pyramid.testing".noise(7)
   for _, prompt in ipairs(simulated) do
     local own = report.config or { layers = 4, heads = 4, kv_heads = 2 }
-    local config = { layers = own.layers, heads = own.heads, kv_heads = own.kv_heads, head_dim = 16 }
-    local function say(format, ...) add(report.problems, "a prompt of %d: " .. format, prompt, ...) end
+    local config = { layers = own.layers, heads = own.heads, kv_heads = own.kv_heads,
+      head_dim = 16 }
+    local function say(format, ...)
+      add(report.problems, "a prompt of %d: " .. format, prompt, ...)
+    end
     local ok, message = pcall(function()
       local forecast = policy.forecast(p, config, prompt)
       local watch = watcher(say)
       local steps = prompt == simulated[#simulated] and 30 or 3
-      simulation.run(p, { prompts = { prompt }, layers = config.layers, heads = config.heads, kv_heads = config.kv_heads,
+      simulation.run(p, { prompts = { prompt }, layers = config.layers, heads = config.heads,
+        kv_heads = config.kv_heads,
         head_dim = 16, steps = steps,
         attention = noise, keys = noise, values = noise, scores = true, watch = function(run, step)
           if step == 0 then
@@ -269,16 +293,20 @@ local function check_simulation(report, p)
   end
 end
 
--- ---- the whole -----------------------------------------------------------------------------------------------------
+-- ---- the whole ----------------------------------------------------------------------------------
 
 local function check_definition(report, p)
   local d = p.definition
-  if not d.doc or d.doc == "" then add(report.problems, "it has no doc: one line that says what it keeps") end
+  if not d.doc or d.doc == "" then
+    add(report.problems, "it has no doc: one line that says what it keeps")
+  end
   if not d.name:find "^[%a_][%w_]*$" then add(report.notes, "its name is no word: '%s'", d.name) end
   if (d.prefill or d.decode) and not next(d.defaults) then
     add(report.notes, "it has no defaults: nothing can be chosen, such as a ratio")
   end
-  if d.trigger and not d.decode then add(report.problems, "it has a trigger, but no decode to run") end
+  if d.trigger and not d.decode then
+    add(report.problems, "it has a trigger, but no decode to run")
+  end
 end
 
 local function check_falls(report, p)
@@ -288,8 +316,9 @@ local function check_falls(report, p)
         report.config or { layers = layers, heads = 4, kv_heads = 2, head_dim = 64 }, prompt)
       for index = 2, ok and layers or 0 do
         if forecast[index].rows > forecast[index - 1].rows then
-          add(report.problems, "its budget should fall or hold with depth, but layer %d of %d keeps %d rows, and the one before %d",
-            index, layers, forecast[index].rows, forecast[index - 1].rows)
+          add(report.problems,
+            "its budget should fall or hold with depth, but layer %d of %d keeps %d rows, and "
+              .. "the one before %d", index, layers, forecast[index].rows, forecast[index - 1].rows)
         end
       end
     end
@@ -298,12 +327,14 @@ end
 
 local check_keys = { name = "string", falls = "boolean", prunes = "boolean", config = "table" }
 
----Checks a policy, without a model: its definition; that plans are pure and valid at every shape and with every option at
----its limits; that a simulation keeps what the forecast says, in order, and brings nothing back. Returns a report, or nil
----and a text that names every problem.
+---Checks a policy, without a model: its definition; that plans are pure and valid at every shape
+---and with every option at its limits; that a simulation keeps what the forecast says, in order,
+---and brings nothing back. Returns a report, or nil and a text that names every problem.
 ---@param which pyramid.policy|string|table
----@param given? { name?: string, falls?: boolean, prunes?: boolean, config?: table }  what else is wanted: a name; budgets that
----  fall or hold with depth; that some rows are dropped. config: of the one model that it is made for (layers, heads, kv_heads,
+---@param given? { name?: string, falls?: boolean, prunes?: boolean, config?: table }
+---  what else is wanted: a name; budgets that
+---  fall or hold with depth; that some rows are dropped. config: of the one model that it is made
+---  for (layers, heads, kv_heads,
 ---  head_dim); its plans are asked for in that shape alone
 ---@return pyramid.testing.Report|nil
 ---@return string? message
@@ -312,13 +343,16 @@ function checks.policy(which, given)
   given = options.check("testing.check", given, check_keys)
   local p, message = policy.load(which)
   if not p then return nil, message end
-  local report = setmetatable({ policy = p, name = p.name, problems = {}, notes = {}, by_mass = false, plans = 0,
-    config = given.config }, Report)
-  if given.name and given.name ~= p.name then add(report.problems, "its name should be '%s'", given.name) end
+  local report = setmetatable({ policy = p, name = p.name, problems = {}, notes = {},
+    by_mass = false, plans = 0, config = given.config }, Report)
+  if given.name and given.name ~= p.name then
+    add(report.problems, "its name should be '%s'", given.name)
+  end
   check_definition(report, p)
   report.keeps_everything = check_plans(report, p, true, "") == false
   if report.keeps_everything then
-    add(given.prunes and report.problems or report.notes, "keeps everything: it drops no row at any shape")
+    add(given.prunes and report.problems or report.notes,
+      "keeps everything: it drops no row at any shape")
   end
   if given.falls then check_falls(report, p) end
   check_options(report, p)
@@ -338,8 +372,8 @@ local function files_of(folder)
   return names
 end
 
----Checks every policy file in a folder; a file's name is its policy's. Returns the reports, or nil and a text that names
----every problem of every file.
+---Checks every policy file in a folder; a file's name is its policy's. Returns the reports, or nil
+---and a text that names every problem of every file.
 ---@param folder string
 ---@param given? table<string, table>  options of `check` by a policy's name
 ---@return pyramid.testing.Report[]|nil
@@ -351,10 +385,16 @@ function checks.folder(folder, given)
     local name, wanted = file:sub(1, -5), { name = file:sub(1, -5) }
     for key, value in pairs(given[name] or {}) do wanted[key] = value end
     local report, message = checks.policy(folder .. "/" .. file, wanted)
-    if report then reports[#reports + 1] = report else texts[#texts + 1] = ("%s: %s"):format(file, message) end
+    if report then
+      reports[#reports + 1] = report
+    else
+      texts[#texts + 1] = ("%s: %s"):format(file, message)
+    end
   end
   if #texts > 0 then return nil, table.concat(texts, "\n") end
-  if #reports == 0 then return nil, ("testing.check_folder: '%s' holds no policy files"):format(folder) end
+  if #reports == 0 then
+    return nil, ("testing.check_folder: '%s' holds no policy files"):format(folder)
+  end
   return reports
 end
 

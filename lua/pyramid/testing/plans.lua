@@ -1,6 +1,6 @@
---- Plans as the core takes them: asks a policy, checks what it answers by the core's rules and in its words, and says which
---- rows a plan splits into guards and judged rows. Part of pyramid.testing; written apart from the core, to be compared
---- with it.
+--- Plans as the core takes them: asks a policy, checks what it answers by the core's rules and in
+--- its words, and says which rows a plan splits into guards and judged rows. Part of
+--- pyramid.testing; written apart from the core, to be compared with it.
 local policy = require "pyramid.policy"
 local score = require "pyramid.score"
 
@@ -10,25 +10,31 @@ local OP = "<BBBxi4f"
 local ATTENTION, HISTORY, EXPECTED, CUSTOM, MAX = 0, 1, 14, 22, 2
 
 -- Fields this reference knows; a plan with others is refused rather than misread.
-local plan_fields = { keep = true, guard = true, score = true, share = true, prune = true, mass = true, least = true, merge = true,
-  rotate = true }
+local plan_fields = { keep = true, guard = true, score = true, share = true, prune = true,
+  mass = true, least = true, merge = true, rotate = true }
 local trigger_fields = { every = true, over = true, window = true, once = true, track = true }
 
----Raises that something cannot be simulated yet. The message begins so that checks can tell it from a fault.
+---Raises that something cannot be simulated yet. The message begins so that checks can tell it from
+---a fault.
 ---@param what string
 function plans.not_simulated(what) error("not simulated: " .. what, 0) end
 
 ---@param message any
 ---@return boolean
-function plans.is_not_simulated(message) return tostring(message):find("not simulated: ", 1, true) ~= nil end
+function plans.is_not_simulated(message)
+  return tostring(message):find("not simulated: ", 1, true) ~= nil
+end
 
 local function known(kind, value, fields)
   for field in pairs(value) do
-    if not fields[field] then plans.not_simulated(("a %s's field '%s'"):format(kind, tostring(field))) end
+    if not fields[field] then
+      plans.not_simulated(("a %s's field '%s'"):format(kind, tostring(field)))
+    end
   end
 end
 
--- The single attention or history signal of a program: { code, reduce, heads, queries, x }; nil if it is none.
+-- The single attention or history signal of a program: { code, reduce, heads, queries, x }; nil if
+-- it is none.
 local function signal(program)
   if not program or #program ~= 12 then return nil end
   local code, reduce, heads, queries, x = string.unpack(OP, program)
@@ -37,7 +43,7 @@ local function signal(program)
   end
 end
 
--- ---- asking --------------------------------------------------------------------------------------------------------
+-- ---- asking -------------------------------------------------------------------------------------
 
 ---@class pyramid.testing.Asker
 ---@field policy pyramid.policy
@@ -46,7 +52,8 @@ Asker.__index = Asker
 
 ---Something that asks a policy as a cache of one model does.
 ---@param p pyramid.policy
----@param once? boolean  asks it once for each plan, without a look at whether its fields have the right types
+---@param once? boolean
+---  asks it once for each plan, without a look at whether its fields have the right types
 ---@return pyramid.testing.Asker
 function plans.asker(p, once)
   return setmetatable({ policy = p, bound = not once and p:bind() }, Asker)
@@ -58,7 +65,8 @@ local function ask(self, name, l)
   if self.prompt ~= l.prompt then self.options, self.prompt = self.policy:fitted(l), l.prompt end
   local function asked()
     if self.bound then
-      self.bound[name](l.index, l.layers, l.prompt, l.past, l.rows, l.waiting, l.tokens, l.heads, l.kv_heads, l.head_dim)
+      self.bound[name](l.index, l.layers, l.prompt, l.past, l.rows, l.waiting, l.tokens, l.heads,
+        l.kv_heads, l.head_dim)
     end
     return self.policy.definition[name](self.options, l)
   end
@@ -83,12 +91,13 @@ end
 ---@field threshold number?        of merge
 ---@field compact boolean
 ---@field program string?
----@field unjudged integer?        decode, where rows are judged once: how many at the end of a lane were not yet
+---@field unjudged integer?
+---  decode, where rows are judged once: how many at the end of a lane were not yet
 ---@field objects table            what the program refers to by number
 
 local function nothing_to_do(l)
-  return { keep = l.rows, first = 0, last = 0, share = "layer", prune = "cache", mass = 0, least = 0, compact = false,
-    objects = {} }
+  return { keep = l.rows, first = 0, last = 0, share = "layer", prune = "cache", mass = 0,
+    least = 0, compact = false, objects = {} }
 end
 
 -- What is wrong with a plan, whatever rows there are; the first thing that a cache would name.
@@ -105,10 +114,12 @@ local function fault(out, l)
     or hidden and out.share ~= "layer" and 'share must be "layer" where hidden states are pruned'
     or out.least < 0 and "least is negative"
     or out.least > out.keep and "least is more than keep"
-    or out.least > 0 and out.mass == 0 and out.share ~= "pool" and 'least needs mass or share = "pool"'
+    or out.least > 0 and out.mass == 0 and out.share ~= "pool"
+      and 'least needs mass or share = "pool"'
     or out.threshold and out.prune == "hidden"
       and 'merge needs losers: prune = "hidden" leaves the layer\'s own rows whole'
-    or out.compact and (out.share ~= "layer" or hidden) and 'rotate "compact" needs share = "layer" and prune = "cache"'
+    or out.compact and (out.share ~= "layer" or hidden)
+      and 'rotate "compact" needs share = "layer" and prune = "cache"'
     or nil
 end
 
@@ -124,7 +135,8 @@ local function read_plan(self, name, l, plan)
     out.keeps = table.move(keep, 1, #keep, 1, {})
     keep = math.max(table.unpack(keep))
   end
-  out.keep, out.first, out.last = math.tointeger(keep), math.tointeger(guard.first or 0), math.tointeger(guard.last or 0)
+  out.keep, out.first, out.last = math.tointeger(keep), math.tointeger(guard.first or 0),
+    math.tointeger(guard.last or 0)
   out.share, out.mass = plan.share or "layer", plan.mass or 0
   out.prune = name == "prefill" and plan.prune or "cache"
   out.least, out.compact = math.tointeger(plan.least or 0), plan.rotate == "compact"
@@ -138,7 +150,8 @@ local function read_plan(self, name, l, plan)
   return out
 end
 
----The plan for a prompt. The last layer has no next one to hand survivors to: what hides there hides nothing.
+---The plan for a prompt. The last layer has no next one to hand survivors to: what hides there
+---hides nothing.
 ---@param l pyramid.layer
 ---@return pyramid.testing.Plan
 function Asker:prefill(l)
@@ -153,7 +166,8 @@ function Asker:prefill(l)
   return plan
 end
 
----The trigger of a layer, or nil if it never fires. `track` is { history, reduce, heads, queries, x }.
+---The trigger of a layer, or nil if it never fires. `track` is { history, reduce, heads, queries, x
+---}.
 ---@param l pyramid.layer
 ---@return table?
 function Asker:trigger(l)
@@ -161,15 +175,21 @@ function Asker:trigger(l)
   local given = ask(self, "trigger", l)
   if given == nil then return nil end
   known("trigger", given, trigger_fields)
-  local t = { every = given.every or 0, over = given.over or 0, window = given.window or 0, once = given.once and true or false,
-    track = given.track and signal(score.program(given.track)) }
+  local t = { every = given.every or 0, over = given.over or 0, window = given.window or 0,
+    once = given.once and true or false, track = given.track
+      and signal(score.program(given.track)) }
   for _, field in ipairs { "every", "over", "window" } do
     if t[field] < 0 then refuse(self, "trigger", l, field .. " is negative") end
   end
-  if t.once and (t.every == 0 or t.over > 0) then refuse(self, "trigger", l, "once needs `every`, and not `over`") end
-  if t.track and t.track.reduce == MAX then refuse(self, "trigger", l, "track cannot keep a maximum over queries") end
+  if t.once and (t.every == 0 or t.over > 0) then
+    refuse(self, "trigger", l, "once needs `every`, and not `over`")
+  end
+  if t.track and t.track.reduce == MAX then
+    refuse(self, "trigger", l, "track cannot keep a maximum over queries")
+  end
   if t.track and t.track.heads == MAX and l.heads ~= l.kv_heads then
-    refuse(self, "trigger", l, "track cannot keep a maximum over the query heads of a K/V head; track their mean")
+    refuse(self, "trigger", l,
+      "track cannot keep a maximum over the query heads of a K/V head; track their mean")
   end
   return t
 end
@@ -178,14 +198,23 @@ end
 local function untracked(program, track)
   for at = 1, #(program or ""), 12 do
     local code, reduce, _, queries, x = string.unpack(OP, program, at)
-    local other = code == ATTENTION and not (track and not track.history and track.queries == queries)
+    local other = code == ATTENTION and not (track and not track.history
+      and track.queries == queries)
       or code == HISTORY and not (track and track.history)
     if other then return "ranks by attention that the trigger does not track" end
     if code == CUSTOM then return "has a custom function, which can rank in prefill only" end
-    if code == EXPECTED then return "expects attention from the queries of a prompt, which are known in prefill only" end
-    if code == ATTENTION and reduce == MAX then return "takes a maximum over queries, which cannot be tracked" end
-    if code == ATTENTION and x ~= track.x then return "ranks by attention of another ramp than the trigger tracks" end
-    if code == HISTORY and x ~= track.x then return "ranks by history of another decay than the trigger tracks" end
+    if code == EXPECTED then
+      return "expects attention from the queries of a prompt, which are known in prefill only"
+    end
+    if code == ATTENTION and reduce == MAX then
+      return "takes a maximum over queries, which cannot be tracked"
+    end
+    if code == ATTENTION and x ~= track.x then
+      return "ranks by attention of another ramp than the trigger tracks"
+    end
+    if code == HISTORY and x ~= track.x then
+      return "ranks by history of another decay than the trigger tracks"
+    end
   end
 end
 
@@ -196,7 +225,8 @@ end
 function Asker:decode(l, trigger)
   local plan = read_plan(self, "decode", l, ask(self, "decode", l))
   if trigger.once and plan.last > trigger.window then
-    refuse(self, "decode", l, "guard.last exceeds the trigger's window, by which rows judged once are counted")
+    refuse(self, "decode", l,
+      "guard.last exceeds the trigger's window, by which rows judged once are counted")
   end
   plan.last = math.max(plan.last, trigger.window)
   local wrong = untracked(plan.program, trigger.track)
@@ -204,7 +234,8 @@ function Asker:decode(l, trigger)
   return plan
 end
 
----Raises where a prompt's plan asks for a history that is not what the trigger tracks, and there is history before.
+---Raises where a prompt's plan asks for a history that is not what the trigger tracks, and there is
+---history before.
 ---@param l pyramid.layer
 ---@param plan pyramid.testing.Plan
 ---@param trigger table?
@@ -214,14 +245,15 @@ function Asker:remembers(l, plan, trigger)
   for at = 1, #(plan.program or ""), 12 do
     local code, _, heads, _, x = string.unpack(OP, plan.program, at)
     if code == HISTORY and heads == MAX and l.heads ~= l.kv_heads then
-      refuse(self, "prefill", l, 'score wants history{heads=max}, of which earlier prompts left the mean over a K/V head')
+      refuse(self, "prefill", l,
+        'score wants history{heads=max}, of which earlier prompts left the mean over a K/V head')
     elseif code == HISTORY and x ~= track.x then
       refuse(self, "prefill", l, "score ranks by history of another decay than the trigger tracks")
     end
   end
 end
 
--- ---- what a plan means ---------------------------------------------------------------------------------------------
+-- ---- what a plan means --------------------------------------------------------------------------
 
 local function within(x, low, high) return math.max(low, math.min(x, high)) end
 
@@ -244,22 +276,29 @@ function plans.split(plan, rows, head)
   local most = within((plan.keeps and plan.keeps[head or 1] or plan.keep) - guards, 0, judged)
   local least = most
   if plan.share == "pool" then most = judged end
-  if plan.share == "pool" or plan.mass > 0 then least = within(math.max(plan.least, 1) - guards, 0, judged) end
-  return { first = first, judged = judged, last = last, least = least, most = math.max(most, least) }
+  if plan.share == "pool" or plan.mass > 0 then
+    least = within(math.max(plan.least, 1) - guards, 0, judged)
+  end
+  return { first = first, judged = judged, last = last, least = least,
+    most = math.max(most, least) }
 end
 
 ---Whether a plan may take rows from a lane that is split so, all by itself.
 ---@param plan pyramid.testing.Plan
 ---@param split pyramid.testing.Split
 ---@return boolean
-function plans.cuts(plan, split) return split.most < split.judged or plan.mass > 0 and split.least < split.judged end
+function plans.cuts(plan, split)
+  return split.most < split.judged or plan.mass > 0 and split.least < split.judged
+end
 
--- The splits of lanes of so many rows, and what is judged, promised and, at most, kept of all of them.
+-- The splits of lanes of so many rows, and what is judged, promised and, at most, kept of all of
+-- them.
 local function splits_of(plan, lanes)
   local splits, judged, least, guards = {}, 0, 0, 0
   for head, rows in ipairs(lanes) do
     local split = plans.split(plan, rows, head)
-    splits[head], judged, least, guards = split, judged + split.judged, least + split.least, guards + split.first + split.last
+    splits[head], judged, least, guards = split, judged + split.judged, least + split.least,
+      guards + split.first + split.last
   end
   return splits, judged, least, math.min(math.max(plan.keep * #lanes - guards, least), judged)
 end
@@ -291,7 +330,8 @@ function plans.left(plan, lanes)
   local splits, _, _, pooled = splits_of(plan, lanes)
   local left = {}
   for head, split in ipairs(splits) do
-    left[head] = split.first + split.last + (plan.share == "pool" and math.min(split.most, pooled) or split.most)
+    left[head] = split.first + split.last + (plan.share == "pool" and math.min(split.most, pooled)
+      or split.most)
   end
   return left
 end
@@ -315,18 +355,25 @@ end
 function Asker:fits(name, l, plan, lanes, compact)
   if not plans.needed(plan, lanes) then return end
   local ranks, equal = plan.prune ~= "cache", plans.equal(lanes)
-  for _, split in ipairs((splits_of(plan, lanes))) do ranks = ranks or plans.cuts(plan, split) and split.most > 0 end
+  for _, split in ipairs((splits_of(plan, lanes))) do
+    ranks = ranks or plans.cuts(plan, split) and split.most > 0
+  end
   if plan.share == "layer" and not equal and ranks then
-    refuse(self, name, l, 'share is "layer", but the heads hold unequal numbers of rows ("head" and "pool" judge each by its own)')
+    refuse(self, name, l,
+      'share is "layer", but the heads hold unequal numbers of rows ("head" and "pool" judge each by its own)')
   end
   if not (compact or plan.compact) or plan.prune == "hidden" then return end
-  if not equal then refuse(self, name, l, 'rotate cannot be "compact" where the heads hold unequal numbers of rows') end
+  if not equal then
+    refuse(self, name, l, 'rotate cannot be "compact" where the heads hold unequal numbers of rows')
+  end
   if plan.share ~= "layer" then
-    refuse(self, name, l, 'rotate was "compact": the layer\'s heads must go on sharing their rows (share = "layer")')
+    refuse(self, name, l,
+      'rotate was "compact": the layer\'s heads must go on sharing their rows (share = "layer")')
   end
 end
 
----Steps until a trigger fires, seen `since` steps after it fired last, with `rows` rows; math.huge if never.
+---Steps until a trigger fires, seen `since` steps after it fired last, with `rows` rows; math.huge
+---if never.
 ---@param trigger table?
 ---@param since integer
 ---@param rows integer
@@ -334,7 +381,9 @@ end
 function plans.steps_until(trigger, since, rows)
   local steps = math.huge
   if trigger and trigger.every > 0 then steps = math.max(trigger.every - since, 1) end
-  if trigger and trigger.over > 0 then steps = math.min(steps, math.max(trigger.over + 1 - rows, 1)) end
+  if trigger and trigger.over > 0 then
+    steps = math.min(steps, math.max(trigger.over + 1 - rows, 1))
+  end
   return steps
 end
 
@@ -343,8 +392,8 @@ end
 ---@param l { prompt: integer, past: integer, rows: integer, waiting?: integer, tokens: integer }
 ---@return pyramid.layer
 function plans.shape(index, config, l)
-  return policy.shape(index, config.layers, l.prompt, l.past, l.rows, l.waiting or 0, l.tokens, config.heads, config.kv_heads,
-    config.head_dim)
+  return policy.shape(index, config.layers, l.prompt, l.past, l.rows, l.waiting or 0, l.tokens,
+    config.heads, config.kv_heads, config.head_dim)
 end
 
 return plans

@@ -1,5 +1,6 @@
---- What a score program says of rows, in plain Lua: a stack of lists with one number for each judged row. Part of
---- pyramid.testing. An operation that the core learns is taught here by one entry of `operations`.
+--- What a score program says of rows, in plain Lua: a stack of lists with one number for each
+--- judged row. Part of pyramid.testing. An operation that the core learns is taught here by one
+--- entry of `operations`.
 local plans = require "pyramid.testing.plans"
 local policy = require "pyramid.policy"
 local new_vector = require "pyramid.vector"
@@ -9,7 +10,8 @@ local scores = {}
 ---@class pyramid.testing.Group
 ---@field policy string                the name, for messages
 ---@field layer integer                from 1
----@field lanes table[]                the lanes that share a set: { head =, rows = judged positions, first = rows before them }
+---@field lanes table[]
+---  the lanes that share a set: { head =, rows = judged positions, first = rows before them }
 ---@field held integer[][]             each KV head's positions, guarded ones among them
 ---@field rows integer[]               the judged positions of the first of the lanes
 ---@field each integer                 query heads a lane
@@ -26,8 +28,9 @@ local scores = {}
 ---@field reduce fun(list: number[], how: integer): number
 
 -- The core's codes, in order (pyr_score_code).
-local names = { [0] = "attention", "history", "key_norm", "value_norm", "position", "random", "const", "add", "sub", "mul", "div",
-  "pool", "normalize", "key_similarity", "expected", "lag", "output_norm", "table", "place", "softmax", "chunk", "top", "custom" }
+local names = { [0] = "attention", "history", "key_norm", "value_norm", "position", "random",
+  "const", "add", "sub", "mul", "div", "pool", "normalize", "key_similarity", "expected", "lag",
+    "output_norm", "table", "place", "softmax", "chunk", "top", "custom" }
 
 local function each(list, f)
   local out = {}
@@ -68,7 +71,8 @@ local function cosine(a, b)
   return size > 0 and dot / size or 0.0
 end
 
----Of the rows `kept` of a head, the one whose key is most similar to that of a row; nil if none is similar enough.
+---Of the rows `kept` of a head, the one whose key is most similar to that of a row; nil if none is
+---similar enough.
 ---@param group pyramid.testing.Group
 ---@param head integer
 ---@param position integer
@@ -120,7 +124,9 @@ local function pool(list, width, maximum)
   return each(list, function(_, i)
     local low, high = math.max(1, i - width // 2), math.min(#list, i + width // 2)
     local x = list[low]
-    for j = low + 1, high do x = maximum and math.max(x, list[j]) or not maximum and x + list[j] or x end
+    for j = low + 1, high do
+      x = maximum and math.max(x, list[j]) or not maximum and x + list[j] or x
+    end
     return maximum and x or x / (high - low + 1)
   end)
 end
@@ -154,14 +160,17 @@ local function similarities(group, lane)
   return each(lane.rows, function(position) return cosine(group.key(lane.head, position), sum) end)
 end
 
--- Softmax over a run of rows of how far their channels spread, in the range that each has in the run behind.
+-- Softmax over a run of rows of how far their channels spread, in the range that each has in the
+-- run behind.
 local function spreads(run, behind)
   local out = {}
   for i, row in ipairs(run) do
     local scaled, mean = {}, 0.0
     for c, x in ipairs(row) do
       local low, high = math.huge, -math.huge
-      for _, other in ipairs(behind) do low, high = math.min(low, other[c]), math.max(high, other[c]) end
+      for _, other in ipairs(behind) do
+        low, high = math.min(low, other[c]), math.max(high, other[c])
+      end
       scaled[c] = high > low and (x - low) / (high - low) or 0.0
       mean = mean + scaled[c] / #row
     end
@@ -187,24 +196,29 @@ local function lag(group, lane, size, ranked)
       score = each(k, function(x, i) return (x + v[i]) / 2 end)
       if ranked then
         local order = each(score, function(_, i) return i end)
-        table.sort(order, function(i, j) return score[i] < score[j] or score[i] == score[j] and i < j end)
+        table.sort(order, function(i, j) return score[i] < score[j] or score[i] == score[j]
+          and i < j end)
         for rank, i in ipairs(order) do score[i] = (rank - 1) / size end
       end
     end
-    for i = 1, math.min(size, lane.first + #lane.rows - from + 1) do out[#out + 1] = score[i] or 1.0 end
+    for i = 1, math.min(size, lane.first + #lane.rows - from + 1) do
+      out[#out + 1] = score[i] or 1.0
+    end
   end
   return out
 end
 
 -- What a custom score is shown of a lane, and what it makes of it.
 local function custom(group, lane, object, inputs)
-  local function rows(source) return new_vector(each(lane.rows, function(p) return list_of(source(lane.head, p)) end)) end
-  local shown = { layer = group.layer, head = lane.head, rows = #lane.rows, positions = new_vector(lane.rows),
-    keys = rows(group.key), values = rows(group.value) }
+  local function rows(source) return new_vector(each(lane.rows,
+    function(p) return list_of(source(lane.head, p)) end)) end
+  local shown = { layer = group.layer, head = lane.head, rows = #lane.rows,
+    positions = new_vector(lane.rows), keys = rows(group.key), values = rows(group.value) }
   for i, input in ipairs(inputs) do shown[object[i + 1]] = new_vector(input) end
   local ok, result = policy.call(object[1], object[1], shown)
   local function wrong(message)
-    error(("policy %s, layer %d, prefill: %s"):format(group.policy, group.layer, tostring(message)), 0)
+    error(("policy %s, layer %d, prefill: %s"):format(group.policy, group.layer,
+      tostring(message)), 0)
   end
   if not ok then wrong(result) end
   if type(result) == "userdata" then result = result:totable() end
@@ -216,22 +230,26 @@ end
 
 local function from_table(group, op)
   local values = group.objects[op.n]
-  if values:columns() == 0 then return each(group.rows, function(p) return values[p + 1] or 0.0 end) end
+  if values:columns() == 0 then return each(group.rows,
+    function(p) return values[p + 1] or 0.0 end) end
   local mine = values[group.layer]
   return over_lanes(group, function(head) return mine and mine[head] or 0.0 end)
 end
 
 -- What queries to come are expected to give, head by head.
 local function expected(group, op)
-  if not group.expected then plans.not_simulated "expected attention, unless `expected` is given" end
+  if not group.expected then
+    plans.not_simulated "expected attention, unless `expected` is given"
+  end
   directions(group, "expected attention")
   local lists, all = {}, group.queries()
-  local how = { queries = table.move(all, math.tointeger(op.x) + 1, #all, 1, {}), next = group.next, future = op.n,
-    covariance = op.a == 1 }
+  local how = { queries = table.move(all, math.tointeger(op.x) + 1, #all, 1, {}),
+    next = group.next, future = op.n, covariance = op.a == 1 }
   for _, lane in ipairs(group.lanes) do
     local keys = each(lane.rows, function(p) return group.key(lane.head, p) end)
     for i = 1, group.each do
-      lists[#lists + 1] = softmax(group.expected(group.layer, (lane.head - 1) * group.each + i, keys, how))
+      lists[#lists + 1] = softmax(group.expected(group.layer, (lane.head - 1) * group.each + i,
+        keys, how))
     end
   end
   return each(group.rows, function(_, i)
@@ -240,32 +258,42 @@ local function expected(group, op)
 end
 
 local function output_norm(group)
-  if not group.outputs then plans.not_simulated "what values add to the output, unless `outputs` is given" end
+  if not group.outputs then
+    plans.not_simulated "what values add to the output, unless `outputs` is given"
+  end
   return over_lanes(group, function(head, p)
     local sum = 0.0
     for i = 1, group.each do
-      sum = sum + group.outputs(group.layer, (head - 1) * group.each + i, group.value(head, p)) / group.each
+      sum = sum + group.outputs(group.layer, (head - 1) * group.each + i,
+        group.value(head, p)) / group.each
     end
     return sum
   end)
 end
 
 local function binary(f)
-  return { pops = 2, run = function(_, _, a, b) return each(a, function(x, i) return f(x, b[i]) end) end }
+  return { pops = 2, run = function(_, _, a, b) return each(a,
+    function(x, i) return f(x, b[i]) end) end }
 end
 
-local function key_length(group) return over_lanes(group, function(head, p) return length(group.key(head, p)) end) end
-local function value_length(group) return over_lanes(group, function(head, p) return length(group.value(head, p)) end) end
+local function key_length(group) return over_lanes(group,
+  function(head, p) return length(group.key(head, p)) end) end
+local function value_length(group) return over_lanes(group,
+  function(head, p) return length(group.value(head, p)) end) end
 
--- By name: how many lists it takes off the stack, and what it puts there. op: a, b, n, x of the program.
+-- By name: how many lists it takes off the stack, and what it puts there. op: a, b, n, x of the
+-- program.
 local operations = {
   attention = { pops = 0, run = function(group, op) return group.attention(op) end },
   history = { pops = 0, run = function(group, op) return group.history(op) end },
   key_norm = { pops = 0, run = key_length },
   value_norm = { pops = 0, run = value_length },
-  position = { pops = 0, run = function(group) return each(group.rows, function(p) return p + 0.0 end) end },
-  random = { pops = 0, run = function(group, op) return each(group.rows, function(p) return random(op.n, group.layer, p) end) end },
-  const = { pops = 0, run = function(group, op) return each(group.rows, function() return op.x end) end },
+  position = { pops = 0, run = function(group) return each(group.rows,
+    function(p) return p + 0.0 end) end },
+  random = { pops = 0, run = function(group, op) return each(group.rows,
+    function(p) return random(op.n, group.layer, p) end) end },
+  const = { pops = 0, run = function(group, op) return each(group.rows,
+    function() return op.x end) end },
   add = binary(function(a, b) return a + b end),
   sub = binary(function(a, b) return a - b end),
   mul = binary(function(a, b) return a * b end),
@@ -283,7 +311,8 @@ local operations = {
   output_norm = { pops = 0, run = output_norm },
   table = { pops = 0, run = from_table },
   place = { pops = 0, run = function(group)
-    return each(group.rows, function(_, i) return #group.rows > 1 and (i - 1) / (#group.rows - 1) or 1.0 end)
+    return each(group.rows, function(_, i) return #group.rows > 1 and (i - 1) / (#group.rows - 1)
+      or 1.0 end)
   end },
   softmax = { pops = 1, run = function(_, _, a) return softmax(a) end },
   chunk = { pops = 1, run = function(_, op, a) return chunk(a, op.n) end },
@@ -294,7 +323,8 @@ local operations = {
   end },
   custom = { run = function(group, op, inputs)
     directions(group, "a custom score")
-    return mean_of(each(group.lanes, function(lane) return custom(group, lane, group.objects[op.n], inputs) end))
+    return mean_of(each(group.lanes, function(lane) return custom(group, lane, group.objects[op.n],
+      inputs) end))
   end },
   normalize = { pops = 1, run = function(_, _, a)
     local sum = 0.0
@@ -312,7 +342,8 @@ local function finite(values)
   return true
 end
 
----The score of each judged row; without a program the newest rank highest. Nil where a value on the way is no finite number.
+---The score of each judged row; without a program the newest rank highest. Nil where a value on the
+---way is no finite number.
 ---@param program string?
 ---@param group pyramid.testing.Group
 ---@return number[]|nil
@@ -322,7 +353,9 @@ function scores.evaluate(program, group)
   for at = 1, #program, 12 do
     local code, a, b, n, x = string.unpack("<BBBxi4f", program, at)
     local operation = operations[names[code]]
-    if not operation then plans.not_simulated(("the score operation '%s'"):format(names[code] or "code " .. code)) end
+    if not operation then
+      plans.not_simulated(("the score operation '%s'"):format(names[code] or "code " .. code))
+    end
     if names[code] == "custom" then
       local inputs = table.move(stack, #stack - a + 1, #stack, 1, {})
       for _ = 1, a do table.remove(stack) end
@@ -339,7 +372,8 @@ function scores.evaluate(program, group)
   return stack[1]
 end
 
----Of `scored`, the places of the `want` highest, ascending; equal ones go to the lower place, NaN below all.
+---Of `scored`, the places of the `want` highest, ascending; equal ones go to the lower place, NaN
+---below all.
 ---@param scored number[]
 ---@param want integer
 ---@return integer[]
@@ -357,8 +391,8 @@ function scores.top(scored, want)
   return places
 end
 
--- What a score counts in a sum: a whole number of steps, of which the least power of two above the highest has 2^36, so that
--- sums are exact and a share of them is the same in any order.
+-- What a score counts in a sum: a whole number of steps, of which the least power of two above the
+-- highest has 2^36, so that sums are exact and a share of them is the same in any order.
 local function weights_of(order)
   local largest, top, above = (2 - 2.0 ^ -23) * 2.0 ^ 127, 0.0, -200
   for _, row in ipairs(order) do
@@ -366,12 +400,14 @@ local function weights_of(order)
   end
   while 2.0 ^ above <= top do above = above + 1 end
   for _, row in ipairs(order) do
-    row.weight = row.score > 0 and math.floor(math.min(row.score, largest) * 2.0 ^ (36 - above)) or 0
+    row.weight = row.score > 0 and math.floor(math.min(row.score, largest) * 2.0 ^ (36 - above))
+      or 0
   end
 end
 
----Of several lists of scores, the places of those that survive together, ascending, a list each: the `least` highest of each
----list, then the highest of all until there are `most` or, if mass > 0, until they hold that share of the sum of all.
+---Of several lists of scores, the places of those that survive together, ascending, a list each:
+---the `least` highest of each list, then the highest of all until there are `most` or, if mass > 0,
+---until they hold that share of the sum of all.
 ---@param lists number[][]
 ---@param least integer[]
 ---@param most integer
@@ -381,7 +417,9 @@ function scores.choose(lists, least, most, mass)
   local order, chosen, count, held, sum = {}, {}, 0, 0, 0
   for at, list in ipairs(lists) do
     chosen[at] = {}
-    for place, x in ipairs(list) do order[#order + 1] = { at = at, place = place, score = x == x and x or -math.huge } end
+    for place, x in ipairs(list) do
+      order[#order + 1] = { at = at, place = place, score = x == x and x or -math.huge }
+    end
   end
   table.sort(order, function(a, b)
     if a.score ~= b.score then return a.score > b.score end
@@ -397,7 +435,8 @@ function scores.choose(lists, least, most, mass)
     sum = sum + row.weight
     if #chosen[row.at] < least[row.at] then take(row) end
   end
-  local target = mass == 0 and math.huge or mass == 1 and sum or math.min(sum, math.ceil(mass * (sum + 0.0)))
+  local target = mass == 0 and math.huge or mass == 1 and sum
+    or math.min(sum, math.ceil(mass * (sum + 0.0)))
   for _, row in ipairs(order) do
     if not row.taken and count < most and held < target then take(row) end
   end

@@ -1,9 +1,11 @@
---- What a cache does under a policy, in plain Lua and with made-up numbers: the plan semantics once more, apart from the
---- core, slow and readable. Part of pyramid.testing, whose `run` describes what goes in and what comes out.
+--- What a cache does under a policy, in plain Lua and with made-up numbers: the plan semantics once
+--- more, apart from the core, slow and readable. Part of pyramid.testing, whose `run` describes
+--- what goes in and what comes out.
 ---
---- Where the core tracks attention by due dates, in one number a row, this remembers every query: what it gave to each row
---- it saw (a lane's list grows in place and is replaced when rows leave, so that a query refers to a list and a count). A
---- score then is a sum over the queries that count when the row is judged.
+--- Where the core tracks attention by due dates, in one number a row, this remembers every query:
+--- what it gave to each row it saw (a lane's list grows in place and is replaced when rows leave,
+--- so that a query refers to a list and a count). A score then is a sum over the queries that count
+--- when the row is judged.
 local plans = require "pyramid.testing.plans"
 local scores = require "pyramid.testing.scores"
 
@@ -56,7 +58,7 @@ end
 ---@return boolean
 function simulation.is_run(value) return getmetatable(value) == Run end
 
--- ---- what queries gave to rows -------------------------------------------------------------------------------------
+-- ---- what queries gave to rows ------------------------------------------------------------------
 
 -- The query heads of a KV head: from, to.
 local function heads_of(config, kv_head)
@@ -74,12 +76,15 @@ local function shares(self, layer, record, head)
   if record.shares[head] then return record.shares[head] end
   local kv_head = (head - 1) * self.run.config.kv_heads // self.run.config.heads + 1
   local seen = table.move(record.lanes[kv_head], 1, record.counts[kv_head], 1, {})
-  local weights = self.given.attend and self.given.attend(layer.index, head, record.query, seen, held_of(layer, kv_head, record))
+  local weights = self.given.attend and self.given.attend(layer.index, head, record.query, seen,
+    held_of(layer, kv_head, record))
   local sum, found = 0.0, {}
   for i, position in ipairs(seen) do
-    local weight = weights and weights[i] or not weights and self.given.attention(layer.index, head, record.query, position)
+    local weight = weights and weights[i] or not weights
+      and self.given.attention(layer.index, head, record.query, position)
     if type(weight) ~= "number" or weight < 0 then
-      error(("testing.run: attention at layer %d, head %d, query %d, position %d is %s, not a number of 0 or more")
+      error(("testing.run: attention at layer %d, head %d, query %d, position %d is %s, not a "
+        .. "number of 0 or more")
         :format(layer.index, head, record.query, position, tostring(weight)), 0)
     end
     found[position], sum = weight, sum + weight
@@ -89,11 +94,12 @@ local function shares(self, layer, record, head)
   return found
 end
 
--- Remembers that the query at `position` saw the first `count` rows of each lane. What it gave them is worked out when a
--- score asks; a source that must be asked in order (attend) is asked now.
+-- Remembers that the query at `position` saw the first `count` rows of each lane. What it gave them
+-- is worked out when a score asks; a source that must be asked in order (attend) is asked now.
 local function remember(self, layer, position)
   local config = self.run.config
-  local record = { query = position, step = self.step, lanes = {}, counts = {}, shares = {}, compact = layer.compact }
+  local record = { query = position, step = self.step, lanes = {}, counts = {}, shares = {},
+    compact = layer.compact }
   for head, lane in ipairs(self.run[layer.index]) do
     local count = #lane
     while count > 0 and lane[count] > position do count = count - 1 end
@@ -111,8 +117,8 @@ local function reduce(list, how)
   return how == 0 and x / #list or x
 end
 
--- The weight of a query at position q among the last n up to `newest`: a ramp from 1 to x; 0 if it is older. n = 0: all are
--- alike.
+-- The weight of a query at position q among the last n up to `newest`: a ramp from 1 to x; 0 if it
+-- is older. n = 0: all are alike.
 local function weight_of(q, n, newest, x)
   if n == 0 then return 1.0 end
   local i = q - (newest - n + 1)
@@ -120,10 +126,10 @@ local function weight_of(q, n, newest, x)
   return n == 1 and 1.0 or 1 + (x - 1) * i / (n - 1)
 end
 
--- ---- signals -------------------------------------------------------------------------------------------------------
+-- ---- signals ------------------------------------------------------------------------------------
 
--- What the queries from the `first` on gave to each of `rows` under a query head. weigh(record): how much one counts;
--- join(a, b): a with b added.
+-- What the queries from the `first` on gave to each of `rows` under a query head. weigh(record):
+-- how much one counts; join(a, b): a with b added.
 local function gather(self, layer, head, rows, first, weigh, join)
   local out = {}
   for i = 1, #rows do out[i] = 0.0 end
@@ -173,8 +179,8 @@ local function divide(list, by)
   return list
 end
 
--- Attention of the last n of the prompt's queries that reached the layer, or of all. History, where the trigger does not
--- track it: the sum over all of them.
+-- Attention of the last n of the prompt's queries that reached the layer, or of all. History, where
+-- the trigger does not track it: the sum over all of them.
 local function prompt_attention(self, layer, lanes, op, history)
   local alive = #layer.queries - layer.first_query + 1
   local n = history and 0 or math.min(op.n, alive)
@@ -183,7 +189,8 @@ local function prompt_attention(self, layer, lanes, op, history)
   for at = first, #layer.queries do places[layer.queries[at]] = at end
   local function weigh(record) return weight_of(places[record], n, #layer.queries, op.x) end
   local found = over_heads(self, lanes, op.b, function(head, rows)
-    return gather(self, layer, head, rows, first, weigh, op.a == 2 and not history and math.max or plus)
+    return gather(self, layer, head, rows, first, weigh,
+      op.a == 2 and not history and math.max or plus)
   end)
   if op.a ~= 0 or history then return found end
   return divide(found, n > 0 and n or alive)
@@ -193,15 +200,18 @@ end
 local function tracked_history(self, layer, lanes, op)
   local decay = layer.trigger.track.x
   local function weigh(record) return decay ^ (self.step - record.step) end
-  return over_lanes(self, lanes, op.b, function(head, rows) return gather(self, layer, head, rows, 1, weigh, plus) end)
+  return over_lanes(self, lanes, op.b, function(head, rows) return gather(self, layer, head, rows,
+    1, weigh, plus) end)
 end
 
--- Attention of the last n queries in decode; where rows are judged at each firing, only of those since the last. Which of
--- the prompt's queries will count is settled when the prompt has been read, by when the trigger is then due.
+-- Attention of the last n queries in decode; where rows are judged at each firing, only of those
+-- since the last. Which of the prompt's queries will count is settled when the prompt has been
+-- read, by when the trigger is then due.
 local function tracked_attention(self, layer, lanes, op)
   local track, newest = layer.trigger.track, layer.queries[#layer.queries].query
   local function weigh(record)
-    return weight_of(record.query, track.queries, record.query < layer.read and layer.due or newest, track.x)
+    return weight_of(record.query, track.queries,
+      record.query < layer.read and layer.due or newest, track.x)
   end
   local found = over_lanes(self, lanes, op.b, function(head, rows)
     return gather(self, layer, head, rows, layer.first_query, weigh, plus)
@@ -219,11 +229,15 @@ local function group_of(self, layer, lanes, reading, objects)
   local function history(op)
     local tracks = layer.trigger and layer.trigger.track and layer.trigger.track.history
     local means = op.b == 2 and self.run.config.heads ~= self.run.config.kv_heads
-    if reading and not (tracks and not means) then return prompt_attention(self, layer, lanes, op, true) end
+    if reading and not (tracks and not means) then
+      return prompt_attention(self, layer, lanes, op, true)
+    end
     return tracked_history(self, layer, lanes, op)
   end
   local config = self.run.config
-  local function merged(head, position) return layer.merged[head] and layer.merged[head][position] end
+  local function merged(head, position)
+    return layer.merged[head] and layer.merged[head][position]
+  end
   local function key(head, position)
     return (merged(head, position) or {}).key or self.given.keys(layer.index, head, position)
   end
@@ -235,13 +249,14 @@ local function group_of(self, layer, lanes, reading, objects)
     for at = layer.first_query, #layer.queries do out[#out + 1] = layer.queries[at].query end
     return out
   end
-  return { policy = self.run.policy.name, layer = layer.index, lanes = lanes, rows = rows, attention = attention, history = history,
-    key = key, value = value, compact = layer.compact, held = self.run[layer.index], objects = objects or {},
-    each = config.heads // config.kv_heads, queries = queries, next = layer.read, outputs = self.given.outputs,
-    expected = self.given.expected, reduce = reduce }
+  return { policy = self.run.policy.name, layer = layer.index, lanes = lanes, rows = rows,
+    attention = attention, history = history, key = key, value = value, compact = layer.compact,
+      held = self.run[layer.index], objects = objects or {},
+        each = config.heads // config.kv_heads, queries = queries, next = layer.read,
+          outputs = self.given.outputs, expected = self.given.expected, reduce = reduce }
 end
 
--- ---- selection -----------------------------------------------------------------------------------------------------
+-- ---- selection ----------------------------------------------------------------------------------
 
 -- Averages losers of a lane into those of `kept` whose keys are most similar to theirs.
 local function merge(self, layer, head, kept, threshold)
@@ -250,18 +265,21 @@ local function merge(self, layer, head, kept, threshold)
   local group = group_of(self, layer, { { head = head, rows = all } }, false)
   for _, position in ipairs(kept) do stays[position] = true end
   for _, position in ipairs(all) do
-    local target = not stays[position] and scores.most_similar(group, head, position, kept, threshold)
+    local target = not stays[position] and scores.most_similar(group, head, position, kept,
+      threshold)
     if target then
       sums[target] = sums[target] or { group.key(head, target), group.value(head, target), 1 }
       local sum = sums[target]
-      sum[1], sum[2] = scores.plus(sum[1], group.key(head, position)), scores.plus(sum[2], group.value(head, position))
+      sum[1], sum[2] = scores.plus(sum[1], group.key(head, position)),
+        scores.plus(sum[2], group.value(head, position))
       sum[3] = sum[3] + 1
     end
   end
   local now = {}
   for _, position in ipairs(kept) do
     local sum = sums[position]
-    now[position] = sum and { key = scores.times(sum[1], 1 / sum[3]), value = scores.times(sum[2], 1 / sum[3]) }
+    now[position] = sum and { key = scores.times(sum[1], 1 / sum[3]),
+      value = scores.times(sum[2], 1 / sum[3]) }
       or layer.merged[head] and layer.merged[head][position]
   end
   layer.merged[head] = now
@@ -272,22 +290,26 @@ local function ranked(self, layer, plan, lanes, splits, reading)
   local group = {}
   for at, head in ipairs(lanes) do
     local all, split = self.run[layer.index][head], splits[head]
-    group[at] = { head = head, first = split.first, rows = table.move(all, split.first + 1, split.first + split.judged, 1, {}) }
+    group[at] = { head = head, first = split.first,
+      rows = table.move(all, split.first + 1, split.first + split.judged, 1, {}) }
   end
   local split = splits[lanes[1]]
   if self.given.scores and split.judged > 0 then
     local found = scores.evaluate(plan.program, group_of(self, layer, group, reading, plan.objects))
-    return found or error(("policy %s, layer %d, %s: score is NaN or infinite at some row: only numbers rank"):format(
+    return found or error((
+      "policy %s, layer %d, %s: score is NaN or infinite at some row: only numbers rank"):format(
       self.asker.policy.name, layer.index, reading and "prefill" or "decode"), 0)
   end
-  if plan.mass > 0 then plans.not_simulated "how many rows hold a share of scores that are not worked out" end
+  if plan.mass > 0 then
+    plans.not_simulated "how many rows hold a share of scores that are not worked out"
+  end
   local alike = {}
   for i = 1, split.judged do alike[i] = 0.0 end
   return alike
 end
 
--- The survivors of each lane, ascending: guarded rows, the chosen of the judged, guarded rows. A lane that loses nothing is
--- the same list as before.
+-- The survivors of each lane, ascending: guarded rows, the chosen of the judged, guarded rows. A
+-- lane that loses nothing is the same list as before.
 local function select(self, layer, plan, reading)
   local lanes, counts, kept = self.run[layer.index], {}, {}
   for head, lane in ipairs(lanes) do counts[head], kept[head] = #lane, lane end
@@ -296,7 +318,11 @@ local function select(self, layer, plan, reading)
   local together = plan.share == "layer" and plans.equal(counts)
   for head, rows in ipairs(counts) do
     splits[head] = plans.split(plan, rows, head)
-    if together and head > 1 then table.insert(groups[1], head) else groups[#groups + 1] = { head } end
+    if together and head > 1 then
+      table.insert(groups[1], head)
+    else
+      groups[#groups + 1] = { head }
+    end
   end
   local function keep(head, places)
     local all, split = lanes[head], splits[head]
@@ -310,14 +336,16 @@ local function select(self, layer, plan, reading)
     local split = splits[group[1]]
     local worth = (plan.share == "pool" and most or split.most) > 0
     if plan.share == "pool" then
-      segments[at], least[at] = worth and ranked(self, layer, plan, group, splits, reading) or {}, split.least
+      segments[at], least[at] = worth and ranked(self, layer, plan, group, splits, reading) or {},
+        split.least
     elseif plans.cuts(plan, split) then
-      local chosen = worth and scores.choose({ ranked(self, layer, plan, group, splits, reading) }, { split.least }, split.most,
-        plan.mass)[1] or {}
+      local chosen = worth and scores.choose({ ranked(self, layer, plan, group, splits, reading) },
+        { split.least }, split.most, plan.mass)[1] or {}
       for _, head in ipairs(group) do keep(head, chosen) end
     end
   end
-  for head, chosen in ipairs(plan.share == "pool" and scores.choose(segments, least, most, plan.mass) or {}) do
+  for head, chosen in ipairs(plan.share == "pool"
+    and scores.choose(segments, least, most, plan.mass) or {}) do
     keep(head, chosen)
   end
   return kept
@@ -336,7 +364,7 @@ local function replace(self, layer, plan, kept)
   layer.compact = layer.compact or cut and plan.compact
 end
 
--- ---- reading and stepping ------------------------------------------------------------------------------------------
+-- ---- reading and stepping -----------------------------------------------------------------------
 
 -- Each lane's rows, with `more` added.
 local function rows_of(lanes, more)
@@ -363,14 +391,17 @@ local function read_layer(self, layer, alive, prompt)
   layer.since, layer.past, layer.read = 0, before, run.seen + prompt
   layer.due = layer.read - 1 + plans.steps_until(layer.trigger, 0, l.rows)
   layer.first_query = #layer.queries + 1
-  for head, lane in ipairs(lanes) do lanes[head] = table.move(alive, 1, #alive, #lane + 1, table.move(lane, 1, #lane, 1, {})) end
+  for head, lane in ipairs(lanes) do
+    lanes[head] = table.move(alive, 1, #alive, #lane + 1, table.move(lane, 1, #lane, 1, {}))
+  end
   for _, position in ipairs(alive) do remember(self, layer, position) end
   run.work = run.work + #alive
   local kept = select(self, layer, plan, true)
   if plan.prune ~= "hidden" then replace(self, layer, plan, kept) end
   layer.unjudged = layer.trigger and layer.trigger.window or 0
   if plan.prune == "cache" then return alive end
-  return table.move(kept[1], before + 1, #kept[1], 1, {})          -- rows held before are guarded: they lead
+  -- rows held before are guarded: they lead
+  return table.move(kept[1], before + 1, #kept[1], 1, {})
 end
 
 local function snapshot(run)
@@ -400,15 +431,18 @@ local function fire(self, layer)
   local run, trigger = self.run, layer.trigger
   local counts, rows = rows_of(run[layer.index], 0)
   local judged = trigger.once and math.max(0, rows - layer.unjudged) or 0
-  local shape = plans.shape(layer.index, run.config, { prompt = self.prompt, past = layer.past, rows = rows,
-    waiting = math.max(0, rows - trigger.window - judged), tokens = run.seen })
+  local shape = plans.shape(layer.index, run.config,
+    { prompt = self.prompt, past = layer.past, rows = rows,
+      waiting = math.max(0, rows - trigger.window - judged), tokens = run.seen })
   local plan = self.asker:decode(shape, trigger)
   if trigger.once then plan.unjudged = layer.unjudged end
   self.asker:fits("decode", shape, plan, counts, layer.compact)
   if not plan.program and trigger.track then plan.program = track_program(layer.trigger.track) end
   replace(self, layer, plan, select(self, layer, plan, false))
   layer.since, layer.unjudged = 0, trigger.window
-  if not trigger.once and trigger.track and not trigger.track.history then layer.first_query = #layer.queries + 1 end
+  if not trigger.once and trigger.track and not trigger.track.history then
+    layer.first_query = #layer.queries + 1
+  end
   run.fired[#run.fired + 1] = { step = self.step, layer = layer.index }
 end
 
@@ -432,14 +466,15 @@ end
 ---@param given table
 ---@return pyramid.testing.Run
 function simulation.run(p, given)
-  local config = { layers = given.layers, heads = given.heads, kv_heads = given.kv_heads, head_dim = given.head_dim }
+  local config = { layers = given.layers, heads = given.heads, kv_heads = given.kv_heads,
+    head_dim = given.head_dim }
   local run = setmetatable({ policy = p, config = config, seen = 0, work = 0, fired = {} }, Run)
   local self = { run = run, given = given, asker = plans.asker(p), layers = {}, step = 0 }
   for index = 1, config.layers do
     run[index] = {}
     for head = 1, config.kv_heads do run[index][head] = {} end
-    self.layers[index] = { index = index, queries = {}, first_query = 1, since = 0, unjudged = 0, past = 0, merged = {},
-      compact = false }
+    self.layers[index] = { index = index, queries = {}, first_query = 1, since = 0, unjudged = 0,
+      past = 0, merged = {}, compact = false }
   end
   for _, prompt in ipairs(given.prompts) do read(self, prompt) end
   if given.watch then given.watch(run, 0) end

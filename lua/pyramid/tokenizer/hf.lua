@@ -1,9 +1,11 @@
--- Hugging Face tokenizers: tokenizer.json, and beside it in a directory what tokenizer_config.json, special_tokens_map.json,
--- added_tokens.json, generation_config.json and config.json say of special tokens and the chat template.
+-- Hugging Face tokenizers: tokenizer.json, and beside it in a directory what tokenizer_config.json,
+-- special_tokens_map.json, added_tokens.json, generation_config.json and config.json say of special
+-- tokens and the chat template.
 --
--- What counts is what transformers 5 makes of these files. Ids around a text come from tokenizer.json's post-processor alone
--- (add_bos_token and add_eos_token are not looked at). Tokens that are named beside tokenizer.json are tokens: those of
--- added_tokens_decoder; where tokenizer_config.json has no such field, those of added_tokens.json and special_tokens_map.json;
+-- What counts is what transformers 5 makes of these files. Ids around a text come from
+-- tokenizer.json's post-processor alone (add_bos_token and add_eos_token are not looked at). Tokens
+-- that are named beside tokenizer.json are tokens: those of added_tokens_decoder; where
+-- tokenizer_config.json has no such field, those of added_tokens.json and special_tokens_map.json;
 -- and every special token that has a name (bos_token, image_token, additional_special_tokens, …).
 -- Source: https://github.com/huggingface/tokenizers (the library's serialised form).
 
@@ -22,7 +24,7 @@ local function read_if_there(path)
   return json.decode(json.read(path, CONFIG_MAX), path)
 end
 
--- ---- tokenizer.json ----------------------------------------------------------------------------------------------------
+-- ---- tokenizer.json -----------------------------------------------------------------------------
 
 local function id_of(value, what, piece)
   local id = math.type(value) and math.tointeger(value)
@@ -36,10 +38,16 @@ local function read_model(recipe, o)
   local what = recipe.file .. ": model"
   local model = json.required(o, "model", "table", recipe.file)
   local kind = json.field(model, "type", "string", what, model.merges and "BPE")
-  if kind ~= "BPE" then fault.raise("unsupported", "%s: type %s (known: BPE)", what, fault.quote(kind)) end
-  if json.field(model, "dropout", "number", what, 0) ~= 0 then fault.raise("unsupported", "%s: dropout", what) end
+  if kind ~= "BPE" then
+    fault.raise("unsupported", "%s: type %s (known: BPE)", what, fault.quote(kind))
+  end
+  if json.field(model, "dropout", "number", what, 0) ~= 0 then
+    fault.raise("unsupported", "%s: dropout", what)
+  end
   for _, key in ipairs { "continuing_subword_prefix", "end_of_word_suffix" } do
-    if json.field(model, key, "string", what, "") ~= "" then fault.raise("unsupported", "%s: %s", what, key) end
+    if json.field(model, key, "string", what, "") ~= "" then
+      fault.raise("unsupported", "%s: %s", what, key)
+    end
   end
   local options = recipe.options
   options.byte_fallback = json.field(model, "byte_fallback", "boolean", what, false)
@@ -57,7 +65,8 @@ local function read_model(recipe, o)
   return top
 end
 
-local token_flags = { special = "special", lstrip = "lstrip", rstrip = "rstrip", single_word = "word" }
+local token_flags = { special = "special", lstrip = "lstrip", rstrip = "rstrip",
+  single_word = "word" }
 
 local function read_added(recipe, o, top)
   local added = {}
@@ -70,8 +79,11 @@ local function read_added(recipe, o, top)
       if json.field(token, key, "boolean", what, false) then flags = flags | core.token[bit] end
     end
     local special = flags & core.token.special ~= 0
-    if not json.field(token, "normalized", "boolean", what, not special) then flags = flags | core.token.raw end
-    id = recipe.vocab[content] and math.tointeger(recipe.vocab[content]) or id   -- the library prefers the vocabulary's
+    if not json.field(token, "normalized", "boolean", what, not special) then
+      flags = flags | core.token.raw
+    end
+    -- the library prefers the vocabulary's
+    id = recipe.vocab[content] and math.tointeger(recipe.vocab[content]) or id
     if content ~= "" then                           -- and ignores an empty one
       added[#added + 1] = { id = id, text = content, flags = flags }
       recipe.ids[content] = id
@@ -82,19 +94,22 @@ local function read_added(recipe, o, top)
   return top
 end
 
---- What text becomes that the vocabulary cannot say. Where all bytes are pieces it is never asked, and often not there.
+--- What text becomes that the vocabulary cannot say. Where all bytes are pieces it is never asked,
+--- and often not there.
 local function read_unknown(recipe)
   if not recipe.unknown then return nil end
   local id = recipe.vocab[recipe.unknown] or recipe.ids[recipe.unknown]
   if not id and not recipe.options.byte_level then
-    fault.raise("format", "%s: model: unk_token %s is not in the vocabulary", recipe.file, fault.quote(recipe.unknown))
+    fault.raise("format", "%s: model: unk_token %s is not in the vocabulary", recipe.file,
+      fault.quote(recipe.unknown))
   end
   return id and math.tointeger(id)
 end
 
 local function read_tokenizer(path)
   local o = json.decode(json.read(path, TOKENIZER_MAX), path)
-  local recipe = { file = path, options = {}, steps = {}, before = {}, after = {}, ids = {}, eos = {} }
+  local recipe = { file = path, options = {}, steps = {}, before = {}, after = {}, ids = {},
+    eos = {} }
   steps.read(recipe, o)
   recipe.options.vocab = read_added(recipe, o, read_model(recipe, o)) + 1
   recipe.options.unknown = read_unknown(recipe)
@@ -113,7 +128,8 @@ function hf.fill(recipe, t)
   end
   for i, pair in ipairs(recipe.merges) do
     local left, right
-    local version = type(pair) == "string" and pair:find("^#version")     -- a line that files of merges begin with
+    -- a line that files of merges begin with
+    local version = type(pair) == "string" and pair:find("^#version")
     if type(pair) == "string" then left, right = pair:match("^([^ ]+) ([^ ]+)$")
     elseif type(pair) == "table" and #pair == 2 then left, right = pair[1], pair[2] end
     if not version and type(left) == "string" and type(right) == "string" then
@@ -125,7 +141,7 @@ function hf.fill(recipe, t)
   end
 end
 
--- ---- the files beside it -----------------------------------------------------------------------------------------------
+-- ---- the files beside it ------------------------------------------------------------------------
 
 --- The text of a special token: a string, or an object with `content`.
 local function token_text(o, key, what)
@@ -166,12 +182,14 @@ local function flags_of(token, what, special)
     if json.field(token, key, "boolean", what, false) then flags = flags | core.token[bit] end
   end
   special = flags & core.token.special ~= 0
-  if not json.field(token, "normalized", "boolean", what, not special) then flags = flags | core.token.raw end
+  if not json.field(token, "normalized", "boolean", what, not special) then
+    flags = flags | core.token.raw
+  end
   return flags
 end
 
---- Adds a token that tokenizer.json does not list, but `file`. Its id is the vocabulary's if that has the text, else the given one,
---- else the next one.
+--- Adds a token that tokenizer.json does not list, but `file`. Its id is the vocabulary's if that
+--- has the text, else the given one, else the next one.
 local function add_token(recipe, file, text, flags, id)
   if text == "" or recipe.ids[text] then return end
   local own = recipe.vocab[text] and math.tointeger(recipe.vocab[text])
@@ -196,7 +214,8 @@ local function read_decoder(recipe, decoder, what)
     local where = ("%s: added_tokens_decoder: %s"):format(what, fault.quote(key))
     if type(token) ~= "table" then fault.raise("format", "%s is not an object", where) end
     local content = json.required(token, "content", "string", where)
-    list[#list + 1] = { id = id_of(tonumber(key), what, content), text = content, flags = flags_of(token, where) }
+    list[#list + 1] = { id = id_of(tonumber(key), what, content), text = content,
+      flags = flags_of(token, where) }
   end
   table.sort(list, function(a, b) return a.id < b.id end)
   for _, token in ipairs(list) do add_token(recipe, what, token.text, token.flags, token.id) end
@@ -211,11 +230,13 @@ local function read_added_file(recipe, added, what, special)
   end
   table.sort(list, function(a, b) return a.id < b.id end)
   for _, token in ipairs(list) do
-    add_token(recipe, what, token.text, special[token.text] and core.token.special | core.token.raw or 0, token.id)
+    add_token(recipe, what, token.text, special[token.text] and core.token.special | core.token.raw
+      or 0, token.id)
   end
 end
 
---- The special tokens that an object names: under keys that end in _token, and in lists or objects of more.
+--- The special tokens that an object names: under keys that end in _token, and in lists or objects
+--- of more.
 local function each_special(o, what, fn)
   local function one(value, where)
     if type(value) == "string" then fn(value, core.token.special | core.token.raw)
@@ -228,7 +249,9 @@ local function each_special(o, what, fn)
   end
   for _, key in ipairs { "additional_special_tokens", "extra_special_tokens" } do
     local more = json.field(o, key, "table", what, {})
-    for _, name in ipairs(#more > 0 and {} or sorted_keys(more)) do one(more[name], what .. ": " .. key) end
+    for _, name in ipairs(#more > 0 and {} or sorted_keys(more)) do
+      one(more[name], what .. ": " .. key)
+    end
     for _, value in ipairs(more) do one(value, what .. ": " .. key) end
   end
 end
@@ -241,12 +264,16 @@ local function read_template(o, dir, what)
   if type(template) == "table" then                 -- a list of named ones
     local found
     for _, named in ipairs(template) do
-      if type(named) == "table" and (named.name == "default" or not found) then found = named.template end
+      if type(named) == "table" and (named.name == "default" or not found) then
+        found = named.template
+      end
     end
     template = found
   end
   if template == nil or template == json.null then return nil end
-  if type(template) ~= "string" then fault.raise("format", "%s: chat_template is not a text", what) end
+  if type(template) ~= "string" then
+    fault.raise("format", "%s: chat_template is not a text", what)
+  end
   return template
 end
 
@@ -266,11 +293,13 @@ local function read_around(recipe, dir)
     read_added_file(recipe, read_if_there(added_path) or {}, added_path, special)
   end
   each_special(config, what, function(text, flags) add_token(recipe, what, text, flags) end)
-  if not decoder then each_special(map, map_path, function(text, flags) add_token(recipe, map_path, text, flags) end) end
+  if not decoder then each_special(map, map_path,
+    function(text, flags) add_token(recipe, map_path, text, flags) end) end
   recipe.bos_text = token_text(config, "bos_token", what) or token_text(map, "bos_token", map_path)
   recipe.eos_text = token_text(config, "eos_token", what) or token_text(map, "eos_token", map_path)
   recipe.bos = find_id(recipe, recipe.bos_text) or recipe.bos
-  -- what ends a text: the union of all that say so; the tokenizer's own token, which templates write, comes first
+  -- what ends a text: the union of all that say so; the tokenizer's own token, which templates
+  -- write, comes first
   local generation = dir .. "/generation_config.json"
   add_eos(recipe, find_id(recipe, recipe.eos_text))
   add_eos_ids(recipe, read_if_there(generation), generation)

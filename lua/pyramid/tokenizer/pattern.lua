@@ -1,8 +1,10 @@
--- Regular expressions: from the dialect of tokenizer.json (Oniguruma with Ruby's syntax) to PCRE2's. The core runs them
--- with UTF, UCP and multi-line anchors on. The two differ in
---   \s \w \h \b   the characters they mean (PCRE2 counts U+180E as a space, and no marks as word characters),
+-- Regular expressions: from the dialect of tokenizer.json (Oniguruma with Ruby's syntax) to
+-- PCRE2's. The core runs them with UTF, UCP and multi-line anchors on. The two differ in
+--   \s \w \h \b   the characters they mean (PCRE2 counts U+180E as a space, and no marks as word
+--                 characters),
 --   a{2,3}+       Ruby: any number of times; PCRE2: possessive,
---   [a[b]] [a&&b] Ruby has unions and intersections of classes; PCRE2 takes the brackets and ampersands for characters,
+--   [a[b]] [a&&b] Ruby has unions and intersections of classes; PCRE2 takes the brackets and
+--   ampersands for characters,
 --   (?m)          Ruby: the dot takes newlines too.
 -- What cannot be said in PCRE2 is a fault, never a guess.
 
@@ -10,8 +12,8 @@ local fault = require "pyramid.loaders.fault"
 
 local pattern = {}
 
--- The longest published expression has 3 KB (before its classes are written out, which makes each up to sixty times as long);
--- classes within classes are at most two deep.
+-- The longest published expression has 3 KB (before its classes are written out, which makes each
+-- up to sixty times as long); classes within classes are at most two deep.
 local EXPRESSION_MAX, CLASS_DEPTH_MAX = 1 << 14, 8
 
 local SPACE = "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
@@ -19,13 +21,17 @@ local NOT_SPACE = "\\x{0}-\\x{8}\\x{e}-\\x{1f}\\x{21}-\\x{84}\\x{86}-\\x{9f}\\x{
   .. "\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}\\x{3001}-\\x{10ffff}"
 local LETTERS = "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}"
   .. "\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
-local WORD = LETTERS .. "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"    -- Oniguruma's; Rust's has U+200C and U+200D instead
+-- Oniguruma's; Rust's has U+200C and U+200D instead
+local WORD = LETTERS .. "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
 local HEX = "0-9a-fA-F"
 
--- What the library's Whitespace pre-tokenizer looks for (with Rust's expressions): words, or runs of other characters.
-pattern.WORDS = ("[%s\\x{200c}\\x{200d}]+|[^%s\\x{200c}\\x{200d}%s]+"):format(LETTERS, LETTERS, SPACE)
+-- What the library's Whitespace pre-tokenizer looks for (with Rust's expressions): words, or runs
+-- of other characters.
+pattern.WORDS = ("[%s\\x{200c}\\x{200d}]+|[^%s\\x{200c}\\x{200d}%s]+"):format(LETTERS, LETTERS,
+  SPACE)
 
--- What the library's Punctuation means: ASCII punctuation and, frozen at an older Unicode version, category P.
+-- What the library's Punctuation means: ASCII punctuation and, frozen at an older Unicode version,
+-- category P.
 pattern.PUNCTUATION = "[" .. table.concat {
   [[\x{21}-\x{2f}\x{3a}-\x{40}\x{5b}-\x{60}\x{7b}-\x{7e}\x{a1}\x{a7}\x{ab}\x{b6}-\x{b7}\x{bb}\x{bf}\x{37e}\x{387}]],
   [[\x{55a}-\x{55f}\x{589}-\x{58a}\x{5be}\x{5c0}\x{5c3}\x{5c6}\x{5f3}-\x{5f4}\x{609}-\x{60a}\x{60c}-\x{60d}\x{61b}]],
@@ -51,7 +57,8 @@ pattern.PUNCTUATION = "[" .. table.concat {
 } .. "]"
 
 local outside = {
-  s = "[" .. SPACE .. "]", S = "[^" .. SPACE .. "]", w = "[" .. WORD .. "]", W = "[^" .. WORD .. "]",
+  s = "[" .. SPACE .. "]", S = "[^" .. SPACE .. "]", w = "[" .. WORD .. "]",
+    W = "[^" .. WORD .. "]",
   h = "[" .. HEX .. "]", H = "[^" .. HEX .. "]",
   b = ("(?:(?<=[%s])(?![%s])|(?<![%s])(?=[%s]))"):format(WORD, WORD, WORD, WORD),
   B = ("(?:(?<=[%s])(?=[%s])|(?<![%s])(?![%s]))"):format(WORD, WORD, WORD, WORD),
@@ -62,12 +69,14 @@ local inside = { s = SPACE, S = NOT_SPACE, w = WORD, h = HEX }
 ---@param text string
 ---@return string
 function pattern.quote(text)
-  return (text:gsub("[%p%s]", function(c) return c:find("%s") and ("\\x{%x}"):format(c:byte()) or "\\" .. c end))
+  return (text:gsub("[%p%s]", function(c) return c:find("%s") and ("\\x{%x}"):format(c:byte())
+    or "\\" .. c end))
 end
 
 --- Reads an escape at `at` (the backslash); returns its text and what follows.
 local function escape(s, at)
-  local name = s:match("^\\[pPx]{[^}]*}", at) or s:match("^\\u%x%x%x%x", at) or s:match("^\\x%x%x?", at)
+  local name = s:match("^\\[pPx]{[^}]*}", at) or s:match("^\\u%x%x%x%x", at)
+    or s:match("^\\x%x%x?", at)
   if name and name:sub(2, 2) == "u" then return "\\x{" .. name:sub(3) .. "}", at + #name end
   name = name or s:match("^\\" .. utf8.charpattern, at)
   return name, name and at + #name
@@ -75,7 +84,8 @@ end
 
 local class
 
---- The members of a class from `at` on, up to its closing bracket or &&. Returns their text, and what follows.
+--- The members of a class from `at` on, up to its closing bracket or &&. Returns their text, and
+--- what follows.
 local function members(s, at, what, depth)
   local out = {}
   local first = true
@@ -89,13 +99,17 @@ local function members(s, at, what, depth)
     elseif c == "[" then
       local nested, negated
       nested, at, negated = class(s, at, what, depth + 1)
-      if negated or not nested then fault.raise("unsupported", "%s: a negated or intersected class within a class", what) end
+      if negated or not nested then
+        fault.raise("unsupported", "%s: a negated or intersected class within a class", what)
+      end
       out[#out + 1] = nested
     elseif c == "\\" then
       local text, after = escape(s, at)
       if not text then fault.raise("format", "%s: ends in a backslash", what) end
       local letter = text:sub(2)
-      if letter == "W" or letter == "H" then fault.raise("unsupported", "%s: \\%s within a class", what, letter) end
+      if letter == "W" or letter == "H" then
+        fault.raise("unsupported", "%s: \\%s within a class", what, letter)
+      end
       out[#out + 1], at = inside[letter] or text, after
     else
       local char = s:match("^" .. utf8.charpattern, at)
@@ -105,20 +119,25 @@ local function members(s, at, what, depth)
   end
 end
 
---- A class at `at` (its bracket). Returns its members, what follows, whether it is negated; for A && [^B] nil, what
---- follows, and the whole expression.
+--- A class at `at` (its bracket). Returns its members, what follows, whether it is negated; for A
+--- && [^B] nil, what follows, and the whole expression.
 function class(s, at, what, depth)
   if depth > CLASS_DEPTH_MAX then
-    fault.raise("unsupported", "%s: classes within each other, more than %d deep", what, CLASS_DEPTH_MAX)
+    fault.raise("unsupported", "%s: classes within each other, more than %d deep", what,
+      CLASS_DEPTH_MAX)
   end
   local negated = s:sub(at + 1, at + 1) == "^"
   local text
   text, at = members(s, at + (negated and 2 or 1), what, depth)
   if s:sub(at, at) == "]" then return text, at + 1, negated end
-  if negated or s:sub(at, at + 2) ~= "&&[" then fault.raise("unsupported", "%s: an intersection of classes of this form", what) end
+  if negated or s:sub(at, at + 2) ~= "&&[" then
+    fault.raise("unsupported", "%s: an intersection of classes of this form", what)
+  end
   local other, out
   other, at, out = class(s, at + 2, what, depth + 1)
-  if not other or s:sub(at, at) ~= "]" then fault.raise("unsupported", "%s: an intersection of more than two classes", what) end
+  if not other or s:sub(at, at) ~= "]" then
+    fault.raise("unsupported", "%s: an intersection of more than two classes", what)
+  end
   return nil, at + 1, ("(?:(?%s[%s])[%s])"):format(out and "!" or "=", other, text)
 end
 
@@ -128,7 +147,8 @@ end
 ---@return string
 function pattern.translate(s, what)
   if #s > EXPRESSION_MAX then
-    fault.raise("unsupported", "%s: an expression of %d bytes (at most %d are possible)", what, #s, EXPRESSION_MAX)
+    fault.raise("unsupported", "%s: an expression of %d bytes (at most %d are possible)", what, #s,
+      EXPRESSION_MAX)
   end
   if not utf8.len(s) then fault.raise("format", "%s: not UTF-8", what) end
   local out, at, groups = {}, 1, {}
@@ -152,7 +172,8 @@ function pattern.translate(s, what)
       put(c, at + 1)
     elseif c == ")" then
       out[#out + 1], at = c, at + 1
-      atom = table.remove(groups) or fault.raise("format", "%s: a closing parenthesis too many", what)
+      atom = table.remove(groups) or fault.raise("format", "%s: a closing parenthesis too many",
+        what)
     elseif s:find("^{%d*,?%d*}%+", at) then
       local interval = s:match("^{%d*,?%d*}", at)
       out[atom] = "(?:" .. out[atom]

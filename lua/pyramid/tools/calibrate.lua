@@ -1,16 +1,19 @@
 --- Calibrating: schedules that are found instead of guessed.
 ---
----   measure   reads texts under a policy that keeps every row and tracks the attention of the last queries; for each
----             layer and KV head, the share of that attention's mass that is lost if only v of `steps` equal parts of the
----             rows stay: first and last rows, and the others of most mass
----   sensitivity  the same with what is wanted in the mass's place: how far predictions are off if one layer alone is cut
----   solve     the parts for each layer (or head) that lose the least mass for so many rows, or hold the fewest rows for
----             so much loss
+---   measure   reads texts under a policy that keeps every row and tracks the attention of the last
+---             queries; for each layer and KV head, the share of that attention's mass that is lost
+---             if only v of `steps` equal parts of the rows stay: first and last rows, and the
+---             others of most mass
+---   sensitivity the same with what is wanted in the mass's place: how far predictions are off if
+---   one layer alone is cut
+---   solve     the parts for each layer (or head) that lose the least mass for so many rows, or
+---             hold the fewest rows for so much loss
 ---   write     a policy file that keeps just that
 ---   cosine    PyramidInfer's schedule for the same share of the rows, to be compared with
 ---
---- What is measured is a stand-in for what is wanted: a head that loses little mass need not lose little of the answer, and
---- where hidden states are pruned, a layer chooses among what the layers before it left. So calibrate.check measures.
+--- What is measured is a stand-in for what is wanted: a head that loses little mass need not lose
+--- little of the answer, and where hidden states are pruned, a layer chooses among what the layers
+--- before it left. So calibrate.check measures.
 local core = require "pyramid.core"
 local compare = require "pyramid.tools.compare"
 local cut = require "pyramid.tools.cut"
@@ -23,9 +26,10 @@ local world = require "pyramid.tools.world"
 
 local calibrate = {}
 
--- ---- measuring -----------------------------------------------------------------------------------------------------
+-- ---- measuring ----------------------------------------------------------------------------------
 
----The curve of one lane: loss[v] is the share of the mass lost if v / steps of its rows stay, guards included.
+---The curve of one lane: loss[v] is the share of the mass lost if v / steps of its rows stay,
+---guards included.
 ---@param mass number[]               of each row
 ---@param steps integer
 ---@param first integer               rows at either end that stay
@@ -37,7 +41,11 @@ function calibrate.curve(mass, steps, first, last)
   local judged, loss = {}, {}
   for row, value in ipairs(mass) do
     total = total + value
-    if row <= first or row > rows - last then kept = kept + value else judged[#judged + 1] = value end
+    if row <= first or row > rows - last then
+      kept = kept + value
+    else
+      judged[#judged + 1] = value
+    end
   end
   table.sort(judged, function(a, b) return a > b end)
   local taken = 0
@@ -48,7 +56,7 @@ function calibrate.curve(mass, steps, first, last)
     end
     loss[v] = total > 0 and math.max(0, 1 - kept / total) or 0
   end
-  loss[steps] = 0                                                      -- all rows; what is left is rounding
+  loss[steps] = 0  -- all rows; what is left is rounding
   return loss
 end
 
@@ -58,13 +66,17 @@ end
 ---@field steps integer
 ---@field texts integer
 ---@field tokens integer              of all texts
----@field layer number[][]            [layer][v]: mass lost where all heads share one set, ranked by their mean
+---@field layer number[][]
+---  [layer][v]: mass lost where all heads share one set, ranked by their mean
 ---@field head number[][][]           [layer][head][v]: where each KV head has its own
----@field outside number[][]          [layer][head]: mass on rows that are neither among the first nor among the last
+---@field outside number[][]
+---  [layer][head]: mass on rows that are neither among the first nor among the last
 ---@field each { layer: number[][], head: number[][][] }[]  the same curves of each text alone
----@field floor number?                of losses by KL: what rounding alone makes of a cut of nothing, already taken off
+---@field floor number?
+---  of losses by KL: what rounding alone makes of a cut of nothing, already taken off
 
-local measure_keys = { queries = "integer", sinks = "integer", recent = "integer", steps = "integer", progress = "function" }
+local measure_keys = { queries = "integer", sinks = "integer", recent = "integer",
+  steps = "integer", progress = "function" }
 
 local function add(to, from, weight)
   for v, value in ipairs(from) do to[v] = (to[v] or 0) + value * weight end
@@ -75,7 +87,8 @@ end
 ---@param model pyramid.Model
 ---@param texts integer[][]           ids
 ---@param given? { queries?: integer, sinks?: integer, recent?: integer, steps?: integer, progress?: function }
----queries: the last ones, whose attention counts; sinks, recent: rows at either end that stay; progress(done, total)
+---queries: the last ones, whose attention counts; sinks, recent: rows at either end that stay;
+---progress(done, total)
 ---@return pyramid.Calibration|nil
 ---@return string? message
 ---@return string? code
@@ -84,14 +97,19 @@ function calibrate.measure(model, texts, given)
   given = options.check("calibrate.measure", given, measure_keys)
   local queries, sinks, steps = given.queries or 32, given.sinks or 4, given.steps or 50
   local recent, c = given.recent or queries, model.config
-  if queries < 1 or steps < 2 then error("calibrate.measure: at least one query and two steps are wanted", 2) end
+  if queries < 1 or steps < 2 then
+    error("calibrate.measure: at least one query and two steps are wanted", 2)
+  end
   if #texts == 0 then error("calibrate.measure: a text is wanted", 2) end
   -- A window of attention holds a place for the step that would come next.
   local watch = policy { name = "calibrate", decode = function() end,
-    trigger = function() return { every = 1, track = score.attention { queries = queries + 1 } } end }
-  local made = { layers = c.layers, kv_heads = c.kv_heads, steps = steps, texts = #texts, tokens = 0, layer = {}, head = {},
-    outside = {}, each = {} }
-  for layer = 1, c.layers do made.layer[layer], made.head[layer], made.outside[layer] = {}, {}, {} end
+    trigger = function() return { every = 1, track = score.attention { queries = queries
+      + 1 } } end }
+  local made = { layers = c.layers, kv_heads = c.kv_heads, steps = steps, texts = #texts,
+    tokens = 0, layer = {}, head = {}, outside = {}, each = {} }
+  for layer = 1, c.layers do
+    made.layer[layer], made.head[layer], made.outside[layer] = {}, {}, {}
+  end
   for done, ids in ipairs(texts) do
     local cache <close>, problem, kind = model:cache { policy = watch }
     if not cache then return nil, problem, kind end
@@ -111,9 +129,11 @@ function calibrate.measure(model, texts, given)
           if row > sinks and row <= #mass - recent then inner = inner + value end
         end
         add(mean, mass, 1 / c.kv_heads)
-        made.outside[layer][head] = (made.outside[layer][head] or 0) + (total > 0 and inner / total or 0) / #texts
+        made.outside[layer][head] = (made.outside[layer][head] or 0)
+          + (total > 0 and inner / total or 0) / #texts
         one.head[layer][head] = calibrate.curve(mass, steps, sinks, recent)
-        made.head[layer][head] = add(made.head[layer][head] or {}, one.head[layer][head], 1 / #texts)
+        made.head[layer][head] = add(made.head[layer][head] or {}, one.head[layer][head],
+          1 / #texts)
       end
       one.layer[layer] = calibrate.curve(mean, steps, sinks, recent)
       add(made.layer[layer], one.layer[layer], 1 / #texts)
@@ -132,10 +152,10 @@ local function feed(model, p, context, targets)
   return all
 end
 
-local points = { 0.1, 0.2, 0.35, 0.5, 0.75, 1 }                        -- shares of the rows that are tried
+local points = { 0.1, 0.2, 0.35, 0.5, 0.75, 1 }  -- shares of the rows that are tried
 
--- What was measured at `points`, at each of `steps` levels: along lines, also below the first; never rising. `floor` is
--- what a cut of next to nothing measures: it is rounding and no loss.
+-- What was measured at `points`, at each of `steps` levels: along lines, also below the first;
+-- never rising. `floor` is what a cut of next to nothing measures: it is rounding and no loss.
 local function through(measured, steps, floor)
   local loss, at, values = {}, 1, {}
   for i, value in ipairs(measured) do values[i] = math.max(0, value - floor) end
@@ -145,37 +165,43 @@ local function through(measured, steps, floor)
     local share = v / steps
     while at < #points - 1 and share > points[at + 1] do at = at + 1 end
     local slope = (values[at + 1] - values[at]) / (points[at + 1] - points[at])
-    loss[v] = math.min(math.max(0, values[at] + slope * (share - points[at])), loss[v - 1] or math.huge)
+    loss[v] = math.min(math.max(0, values[at] + slope * (share - points[at])),
+      loss[v - 1] or math.huge)
   end
   loss[steps] = 0
   return loss
 end
 
-local sensitivity_keys = { queries = "integer", sinks = "integer", kernel = "integer", prune = "string", steps = "integer",
-  predict = "integer", progress = "function" }
+local sensitivity_keys = { queries = "integer", sinks = "integer", kernel = "integer",
+  prune = "string", steps = "integer", predict = "integer", progress = "function" }
 
----How far the model's predictions of each text's last `predict` tokens are from the full cache's (KL, nats a token) if one
----layer alone keeps v / steps of its rows, by attention of the last queries: curves as `layer` of a measurement, of what is
----wanted itself. That layers' losses add up is an approximation.
+---How far the model's predictions of each text's last `predict` tokens are from the full cache's
+---(KL, nats a token) if one layer alone keeps v / steps of its rows, by attention of the last
+---queries: curves as `layer` of a measurement, of what is wanted itself. That layers' losses add up
+---is an approximation.
 ---
----Under a precision that rounds (bf16, int8) any change of a layer, however small, shifts what later layers round, and the
----predictions by as much. A layer in which only the row of least attention was dropped shows how much that is; so much, and
----what it is uncertain by, is taken off every measurement, so that it does not pass for a loss, which only keeping all rows of
----a layer would spare.
+---Under a precision that rounds (bf16, int8) any change of a layer, however small, shifts what
+---later layers round, and the predictions by as much. A layer in which only the row of least
+---attention was dropped shows how much that is; so much, and what it is uncertain by, is taken off
+---every measurement, so that it does not pass for a loss, which only keeping all rows of a layer
+---would spare.
 ---@param model pyramid.Model
 ---@param texts integer[][]
----@param given? table                queries, sinks, kernel, prune (as of `write`), steps, predict, progress(done, total)
+---@param given? table
+---  queries, sinks, kernel, prune (as of `write`), steps, predict, progress(done, total)
 ---@return number[][]|nil             [layer][v]
----@return { each: number[][][], floor: number }|string|nil  of each text: [text][layer][v]; what rounding alone amounts to,
+---@return { each: number[][][], floor: number }|string|nil
+---  of each text: [text][layer][v]; what rounding alone amounts to,
 ---                                   on average over layers; or a message
 ---@return string? code
 function calibrate.sensitivity(model, texts, given)
   local _ <close> = core.plain_locale()
   given = options.check("calibrate.sensitivity", given, sensitivity_keys)
-  local predict, layers, done, steps = given.predict or 64, model.config.layers, 0, given.steps or 50
+  local predict, layers, done, steps = given.predict or 64, model.config.layers, 0,
+    given.steps or 50
   local each, floors = {}, {}
-  local how = { name = "calibrate", about = "", window = given.queries, sinks = given.sinks, kernel = given.kernel,
-    prune = given.prune }
+  local how = { name = "calibrate", about = "", window = given.queries, sinks = given.sinks,
+    kernel = given.kernel, prune = given.prune }
   local function only(layer, share)
     local ratios = {}
     for i = 1, layers do ratios[i] = i == layer and share or 1 end
@@ -235,17 +261,23 @@ end
 ---@return string? code
 function calibrate.texts(model, given)
   local _ <close> = core.plain_locale()
-  given = options.check("calibrate.texts", given, { length = "integer", count = "integer", seed = "integer", text = "string" })
+  given = options.check("calibrate.texts", given,
+    { length = "integer", count = "integer", seed = "integer", text = "string" })
   local texts, length = {}, given.length
-  local function take(ids, from) texts[#texts + 1] = table.move(ids, from, from + length - 1, 1, {}) end
+  local function take(ids, from)
+    texts[#texts + 1] = table.move(ids, from, from + length - 1, 1, {})
+  end
   if given.text then
     local ids, message, code = model:encode(given.text)
     if not ids then return nil, message, code end
     local room = #ids - length
-    for i = 0, math.min(given.count, room + 1) - 1 do take(ids, 1 + (given.count > 1 and i * room // (given.count - 1) or 0)) end
+    for i = 0, math.min(given.count, room + 1) - 1 do
+      take(ids, 1 + (given.count > 1 and i * room // (given.count - 1) or 0))
+    end
   else
     for seed = given.seed or 0, (given.seed or 0) + 4 * given.count do
-      -- A word is a token at least. With its questions, a document's end looks back, as the end of a prompt does.
+      -- A word is a token at least. With its questions, a document's end looks back, as the end of
+      -- a prompt does.
       local document = world.document(world.held_out + seed, { words = length, title = true })
       local ids, message, code = model:encode(document.text)
       if not ids then return nil, message, code end
@@ -256,7 +288,7 @@ function calibrate.texts(model, given)
   return texts
 end
 
--- ---- solving -------------------------------------------------------------------------------------------------------
+-- ---- solving ------------------------------------------------------------------------------------
 
 ---@class pyramid.Solution
 ---@field levels integer[]            of each lane, 1 .. steps
@@ -269,8 +301,9 @@ local function solution(curves, levels)
   return { levels = levels, loss = loss / #curves, fraction = parts / (#curves * steps) }
 end
 
--- Curves of lost mass are convex but for rounding, so taking, one after the other, the parts that save most is the best
--- there is at each size: a Lagrangian whose multiplier is what the next part saves. The lower hull takes rounding away.
+-- Curves of lost mass are convex but for rounding, so taking, one after the other, the parts that
+-- save most is the best there is at each size: a Lagrangian whose multiplier is what the next part
+-- saves. The lower hull takes rounding away.
 local function greedy(curves, most, bound, least)
   local steps, levels, todo, loss, parts = #curves[1], {}, {}, 0, 0
   for i, curve in ipairs(curves) do
@@ -285,7 +318,8 @@ local function greedy(curves, most, bound, least)
     end
     for at = 2, #hull do
       local from, to = hull[at - 1], hull[at]
-      todo[#todo + 1] = { lane = i, from = from, to = to, saved = (curve[from] - curve[to]) / (to - from) }
+      todo[#todo + 1] = { lane = i, from = from, to = to,
+        saved = (curve[from] - curve[to]) / (to - from) }
     end
     levels[i], loss, parts = least, loss + curve[least], parts + least
   end
@@ -303,14 +337,15 @@ local function greedy(curves, most, bound, least)
   return solution(curves, levels)
 end
 
--- A dynamic program over (lane, its level, parts used so far) is exact whatever the curves are, also where levels must not
--- rise with depth: best[i][v][b] = loss[i][v] + min over u of best[i-1][u][b-v], u >= v if they must not.
+-- A dynamic program over (lane, its level, parts used so far) is exact whatever the curves are,
+-- also where levels must not rise with depth: best[i][v][b] = loss[i][v] + min over u of
+-- best[i-1][u][b-v], u >= v if they must not.
 local function dynamic(curves, most, bound, lowest, falling)
   local steps, from, best = #curves[1], {}, {}
   for v = lowest, steps do best[v] = { [v] = curves[1][v] } end
   for i = 2, #curves do
     local now, origin = {}, {}
-    local low, which = {}, {}                                          -- the least over u, by parts used
+    local low, which = {}, {}  -- the least over u, by parts used
     local function admit(u)
       for b, loss in pairs(best[u]) do
         if not low[b] or loss < low[b] then low[b], which[b] = loss, u end
@@ -331,7 +366,8 @@ local function dynamic(curves, most, bound, lowest, falling)
   for v = lowest, steps do
     for b, loss in pairs(best[v]) do
       local clipped = math.max(loss, bound)
-      if b <= most and (not least or clipped < least or (clipped == least and (b < used or (b == used and v < at)))) then
+      if b <= most and (not least or clipped < least
+        or (clipped == least and (b < used or (b == used and v < at)))) then
         least, at, used = clipped, v, b
       end
     end
@@ -344,24 +380,31 @@ local function dynamic(curves, most, bound, lowest, falling)
   return solution(curves, levels)
 end
 
----The levels that lose the least for at most the share `target` of the rows, or hold the fewest rows for a mean loss of at
----most `loss`. With `falling`, no level is higher than the one before; none is below `least`, 1 unless said. Exact, by a
----dynamic program; with `hull`, for many lanes, exact for convex curves, and there only where no order is wanted.
+---The levels that lose the least for at most the share `target` of the rows, or hold the fewest
+---rows for a mean loss of at most `loss`. With `falling`, no level is higher than the one before;
+---none is below `least`, 1 unless said. Exact, by a dynamic program; with `hull`, for many lanes,
+---exact for convex curves, and there only where no order is wanted.
 ---@param curves number[][]           of each lane, loss[1 .. steps], never rising
 ---@param given { target?: number, loss?: number, falling?: boolean, hull?: boolean, least?: integer }
 ---@return pyramid.Solution
 function calibrate.solve(curves, given)
   local _ <close> = core.plain_locale()
-  given = options.check("calibrate.solve", given, { target = "number", loss = "number", falling = "boolean", hull = "boolean",
-    least = "integer" })
+  given = options.check("calibrate.solve", given,
+    { target = "number", loss = "number", falling = "boolean", hull = "boolean",
+      least = "integer" })
   local least = given.least or 1
   if least < 1 or least > #curves[1] then error("calibrate.solve: least is no level", 2) end
   if given.hull and given.falling then error("calibrate.solve: hull knows no order of lanes", 2) end
-  if (given.target == nil) == (given.loss == nil) then error("calibrate.solve: either target or loss is wanted", 2) end
+  if (given.target == nil) == (given.loss == nil) then
+    error("calibrate.solve: either target or loss is wanted", 2)
+  end
   local value = given.target or given.loss
-  if not (value >= 0 and value <= 1) then error(("calibrate.solve: %g is no share from 0 to 1"):format(value), 2) end
+  if not (value >= 0 and value <= 1) then
+    error(("calibrate.solve: %g is no share from 0 to 1"):format(value), 2)
+  end
   local parts = #curves * #curves[1]
-  local most = given.target and math.max(#curves * least, math.floor(given.target * parts + 1e-9)) or parts
+  local most = given.target and math.max(#curves * least, math.floor(given.target * parts + 1e-9))
+    or parts
   local bound = given.loss and given.loss * #curves + 1e-12 or 0
   return (given.hull and greedy or dynamic)(curves, most, bound, least, given.falling)
 end
@@ -374,8 +417,8 @@ local function lanes_of(of, by_head)
   return list
 end
 
--- The mean curves of some texts' own; what of them is likely: the mean less as much of its standard error as two thirds of
--- all means are off by at most; and that error, on average over all.
+-- The mean curves of some texts' own; what of them is likely: the mean less as much of its standard
+-- error as two thirds of all means are off by at most; and that error, on average over all.
 local function mean_of(each, by_head, without)
   local curves, squares, n = {}, {}, 0
   for t, one in ipairs(each) do
@@ -403,8 +446,8 @@ local function mean_of(each, by_head, without)
   return curves, likely, count > 0 and math.sqrt(sum / count) or 0
 end
 
--- Likely losses, and beside them one that all lanes have and that is least where rows are shared out evenly, as large as
--- the noise is: where nothing is likely, no lane is better than another.
+-- Likely losses, and beside them one that all lanes have and that is least where rows are shared
+-- out evenly, as large as the noise is: where nothing is likely, no lane is better than another.
 local function even(curves, size)
   local out, steps = {}, #curves[1]
   for i, curve in ipairs(curves) do
@@ -416,13 +459,14 @@ end
 
 -- For a target only: a loss is a promise, and is kept by what was measured.
 local function solve_above(curves, likely, size, given, by_head)
-  local solved = calibrate.solve(given.target and size > 0 and even(likely, size) or curves, { target = given.target,
-    loss = given.loss, falling = given.falling, hull = by_head, least = given.least })
+  local solved = calibrate.solve(given.target and size > 0 and even(likely, size) or curves,
+    { target = given.target, loss = given.loss, falling = given.falling, hull = by_head,
+      least = given.least })
   return solution(curves, solved.levels)
 end
 
----Ratios out of a measurement: one a layer, or, with share = "head", a list for each layer. For a target, what differs
----between layers by no more than between texts is shared out evenly.
+---Ratios out of a measurement: one a layer, or, with share = "head", a list for each layer. For a
+---target, what differs between layers by no more than between texts is shared out evenly.
 ---@param made pyramid.Calibration
 ---@param given { target?: number, loss?: number, falling?: boolean, share?: "layer"|"head", least?: integer }
 ---@return number[]|number[][] ratios
@@ -431,7 +475,9 @@ end
 function calibrate.ratios(made, given)
   local _ <close> = core.plain_locale()
   local by_head = given.share == "head"
-  if by_head and given.falling then error("calibrate.ratios: heads of their own cannot prune hidden states", 2) end
+  if by_head and given.falling then
+    error("calibrate.ratios: heads of their own cannot prune hidden states", 2)
+  end
   local curves, likely, size = lanes_of(made, by_head), nil, 0
   if made.each and #made.each > 1 then likely, size = select(2, mean_of(made.each, by_head)) end
   local solved = solve_above(curves, likely, size, given, by_head)
@@ -460,12 +506,14 @@ end
 
 ---@class pyramid.Gain
 ---@field rival "even"|"cosine"
----@field gain number                 loss of the rival's ratios, less that of those solved for, at the same share of the rows
----@field half number                 half of the 95 % interval over texts; math.huge where there is one text alone
+---@field gain number
+---  loss of the rival's ratios, less that of those solved for, at the same share of the rows
+---@field half number  half of the 95 % interval over texts; math.huge where there is one text alone
 ---@field claimed boolean             the gain is more than that
 
----What solving gains over rows shared out evenly, and over the cosine, on texts that were not solved for: each text in
----turn is left out, the others' curves are solved, and the ratios tried on its own.
+---What solving gains over rows shared out evenly, and over the cosine, on texts that were not
+---solved for: each text in turn is left out, the others' curves are solved, and the ratios tried on
+---its own.
 ---@param made pyramid.Calibration
 ---@param given { target?: number, loss?: number, falling?: boolean, share?: "layer"|"head", least?: integer }
 ---@return pyramid.Gain[]
@@ -480,7 +528,8 @@ function calibrate.gains(made, given)
     for i, curve in ipairs(own) do
       ours = ours + curve[solved.levels[i]] / #own
       loss.even = loss.even + calibrate.lost(curve, solved.fraction) / #own
-      loss.cosine = loss.cosine + calibrate.lost(curve, cosine[by_head and (i - 1) // made.kv_heads + 1 or i]) / #own
+      loss.cosine = loss.cosine + calibrate.lost(curve,
+        cosine[by_head and (i - 1) // made.kv_heads + 1 or i]) / #own
     end
     for rival, sum in pairs(loss) do differences[rival][t] = sum - ours end
   end
@@ -492,9 +541,10 @@ function calibrate.gains(made, given)
   return list
 end
 
----What PyramidInfer's falling proportions leave of each layer if they are to hold `fraction` of the rows on average:
----a layer chooses among what the one before left, so they multiply. Even if they fall to nothing, the first layers hold
----much; where that is more than `fraction`, all ratios are scaled down alike.
+---What PyramidInfer's falling proportions leave of each layer if they are to hold `fraction` of the
+---rows on average: a layer chooses among what the one before left, so they multiply. Even if they
+---fall to nothing, the first layers hold much; where that is more than `fraction`, all ratios are
+---scaled down alike.
 ---@param layers integer
 ---@param fraction number
 ---@return number[]
@@ -512,11 +562,13 @@ function calibrate.cosine(layers, fraction)
   end
   local sum = 0
   for _, ratio in ipairs(ratios) do sum = sum + ratio end
-  for layer, ratio in ipairs(ratios) do ratios[layer] = ratio * math.min(1, fraction * layers / sum) end
+  for layer, ratio in ipairs(ratios) do
+    ratios[layer] = ratio * math.min(1, fraction * layers / sum)
+  end
   return ratios
 end
 
--- ---- policies ------------------------------------------------------------------------------------------------------
+-- ---- policies -----------------------------------------------------------------------------------
 
 local template = [=[
 local policy, score = require "pyramid.policy", require "pyramid.score"
@@ -579,8 +631,8 @@ local function comment(text)
   return table.concat(lines, "\n") .. "\n"
 end
 
-local text_keys = { name = "string", about = "string", share = "string", prune = "string", window = "integer",
-  sinks = "integer", kernel = "integer" }
+local text_keys = { name = "string", about = "string", share = "string", prune = "string",
+  window = "integer", sinks = "integer", kernel = "integer" }
 
 ---A policy file's text that keeps these ratios of a prompt.
 ---@param ratios number[]|number[][]
@@ -590,23 +642,28 @@ function calibrate.write(ratios, given)
   local _ <close> = core.plain_locale()
   given = options.check("calibrate.write", given, text_keys)
   local by_head, least = given.share == "head", math.huge
-  if by_head and given.prune == "both" then error("calibrate.write: heads of their own cannot prune hidden states", 2) end
+  if by_head and given.prune == "both" then
+    error("calibrate.write: heads of their own cannot prune hidden states", 2)
+  end
   local lines = {}
   for layer, ratio in ipairs(ratios) do
     lines[layer] = by_head and "  " .. numbers(ratio) .. ",\n" or nil
     for _, x in ipairs(by_head and ratio or { ratio }) do least = math.min(least, x) end
   end
   local values = {
-    OF = by_head and ", head by head" or "", RATIOS = by_head and "{\n" .. table.concat(lines) .. "}" or numbers(ratios),
-    NAME = given.name, SHARE = by_head and "per head" or "per layer", WINDOW = tostring(given.window or 32),
-    SINKS = tostring(given.sinks or 4), KERNEL = tostring(given.kernel or 1), MOST = ("%.4g"):format(1 / least + 1),
+    OF = by_head and ", head by head" or "", RATIOS = by_head
+      and "{\n" .. table.concat(lines) .. "}" or numbers(ratios),
+    NAME = given.name, SHARE = by_head and "per head" or "per layer",
+      WINDOW = tostring(given.window or 32),
+    SINKS = tostring(given.sinks or 4), KERNEL = tostring(given.kernel or 1),
+      MOST = ("%.4g"):format(1 / least + 1),
     KEEP = by_head and keep_head or keep_layer,
     HOW = by_head and 'share = "head"' or ('prune = "%s"'):format(given.prune or "cache"),
   }
   return comment(given.name .. ".lua: " .. given.about) .. template:gsub("@(%u+)@", values)
 end
 
--- ---- retrieval heads -----------------------------------------------------------------------------------------------
+-- ---- retrieval heads ----------------------------------------------------------------------------
 
 ---KV heads by the attention mass that lies outside of first and last rows, most first.
 ---@param made pyramid.Calibration
@@ -615,7 +672,9 @@ function calibrate.retrieval(made)
   local _ <close> = core.plain_locale()
   local list = {}
   for layer, heads in ipairs(made.outside) do
-    for head, outside in ipairs(heads) do list[#list + 1] = { layer = layer, head = head, outside = outside } end
+    for head, outside in ipairs(heads) do
+      list[#list + 1] = { layer = layer, head = head, outside = outside }
+    end
   end
   table.sort(list, function(a, b)
     if a.outside ~= b.outside then return a.outside > b.outside end
@@ -645,9 +704,10 @@ return policy.named("%s", assert(policy.load("duo", { heads = heads, sinks = %d,
 ]]):format(table.concat(chosen, ","), given.name, given.sinks, given.recent)
 end
 
--- ---- checking ------------------------------------------------------------------------------------------------------
+-- ---- checking -----------------------------------------------------------------------------------
 
----Measures policies against each other, and the full cache, on other texts than they were made from.
+---Measures policies against each other, and the full cache, on other texts than they were made
+---from.
 ---@param model pyramid.Model
 ---@param policies { label: string, policy: pyramid.policy }[]
 ---@param given { length: integer, questions: integer, documents: integer, predict: integer, seed: integer, mode: string }
@@ -657,12 +717,15 @@ end
 ---@return string? code
 function calibrate.check(model, policies, given, report)
   local _ <close> = core.plain_locale()
-  local variants = { { label = "full", series = "full", policy = assert(policy.load "full"), id = "full" } }
+  local variants = { { label = "full", series = "full", policy = assert(policy.load "full"),
+    id = "full" } }
   for i, one in ipairs(policies) do
     variants[i + 1] = { label = one.label, series = one.label, policy = one.policy, id = one.label }
   end
-  local plan, message, code = compare.plan(model, { variants = variants, circumstances = "", lengths = { given.length },
-    modes = { given.mode }, questions = given.questions, documents = given.documents, predict = given.predict, seed = given.seed })
+  local plan, message, code = compare.plan(model,
+    { variants = variants, circumstances = "", lengths = { given.length }, modes = { given.mode },
+      questions = given.questions, documents = given.documents, predict = given.predict,
+        seed = given.seed })
   if not plan then return nil, message, code end
   local records, store = {}, {}
   function store.get(_, key) return records[key] end

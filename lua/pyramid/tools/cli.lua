@@ -1,7 +1,7 @@
 --- What the scripts share: arguments, models and policies from them, failures, JSON.
 ---
---- A script's failures go to standard error in one line that says what is wrong and one that says what to do, and end
---- it with status 1.
+--- A script's failures go to standard error in one line that says what is wrong and one that says
+--- what to do, and end it with status 1.
 local argparse = require "argparse"
 local caches = require "pyramid.cache"
 local core = require "pyramid.core"
@@ -13,7 +13,8 @@ local picture = require "pyramid.tools.picture"
 local policy = require "pyramid.policy"
 local sampler = require "pyramid.sampler"
 
--- A script is a program: from here on it reads and writes numbers and sorts as in the C locale, whatever runs it.
+-- A script is a program: from here on it reads and writes numbers and sorts as in the C locale,
+-- whatever runs it.
 core.plain_locale()
 
 local cli = {}
@@ -22,7 +23,7 @@ cli.default_model = "models/tiny"
 
 local program = arg and arg[0] or "pyramid"   -- "pyramid generate"
 
--- ---- failures ------------------------------------------------------------------------------------------------------
+-- ---- failures -----------------------------------------------------------------------------------
 
 ---Ends the program: what is wrong, and what to do about it.
 ---@param message string
@@ -37,7 +38,8 @@ end
 
 ---What to do about a failure, by its code; a script may know better.
 cli.hints = {
-  budget = "Raise --budget, store rows smaller (--cache-dtype q8_0), or keep fewer of them (--policy pyramidinfer).",
+  budget = "Raise --budget, store rows smaller (--cache-dtype q8_0), or keep fewer of them "
+    .. "(--policy pyramidinfer).",
   context = "Shorten the text.",
   memory = "Close other programs, or take smaller weights (--weights q8_0).",
 }
@@ -55,14 +57,15 @@ end
 
 local function without_place(message) return (tostring(message):gsub("^[^%s:]+:%d+: ", "")) end
 
--- What a function returns; what it raises is the user's mistake here, so its place in a source is left out.
+-- What a function returns; what it raises is the user's mistake here, so its place in a source is
+-- left out.
 local function guarded(f, ...)
   local results = table.pack(pcall(f, ...))
   if results[1] then return table.unpack(results, 2, results.n) end
   cli.fail(without_place(results[2]))
 end
 
--- ---- arguments -----------------------------------------------------------------------------------------------------
+-- ---- arguments ----------------------------------------------------------------------------------
 
 ---A parser whose mistakes end the program as all others do.
 ---@param usage string        what stands behind the program's name
@@ -71,8 +74,10 @@ end
 ---@return table  an argparse parser
 function cli.parser(usage, description, epilog)
   local parser = argparse(program, description, epilog and epilog .. "\n")
-  parser:usage(("Usage: %s %s"):format(program, usage)):help_max_width(picture.new(io.stdout).width):help_description_margin(28)
-  parser.error = function(_, message) cli.fail((message:gsub("\n", ". ")), ("%s --help lists the options."):format(program)) end
+  parser:usage(("Usage: %s %s"):format(program,
+    usage)):help_max_width(picture.new(io.stdout).width):help_description_margin(28)
+  parser.error = function(_, message) cli.fail((message:gsub("\n", ". ")),
+    ("%s --help lists the options."):format(program)) end
   return parser
 end
 
@@ -87,7 +92,8 @@ end
 function cli.option(parser, name, argname, text, more)
   more = more or {}
   local option = parser:option(name, text, more.default):argname(argname)
-  if more.short then option:hidden_name(more.short) end       -- argparse would spend a line of the help on it
+  -- argparse would spend a line of the help on it
+  if more.short then option:hidden_name(more.short) end
   if more.choices then option:choices(more.choices) end
   if more.many then option:count "*" end
   if more.integer or more.number then
@@ -95,7 +101,9 @@ function cli.option(parser, name, argname, text, more)
       local value = tonumber(given)
       if more.integer then value = math.tointeger(value) end
       if value and value >= (more.integer or -math.huge) then return value end
-      return nil, more.integer and ("option '%s' must be an integer of %d or more, not '%s'"):format(name, more.integer, given)
+      return nil, more.integer
+        and ("option '%s' must be an integer of %d or more, not '%s'"):format(name, more.integer,
+          given)
         or ("option '%s' must be a number, not '%s'"):format(name, given)
     end)
   end
@@ -104,23 +112,31 @@ end
 
 local option = cli.option
 
-cli.device_help = "Where it runs: cpu, or cuda, where libpyramid_cuda.so and a GPU are. (default: PYRAMID_DEVICE, or cpu)"
+cli.device_help = "Where it runs: cpu, or cuda, where libpyramid_cuda.so and a GPU are. "
+  .. "(default: PYRAMID_DEVICE, or cpu)"
 
 ---@param parser table
 function cli.add_model(parser)
-  option(parser, "--model", "PATH", "A Hugging Face folder or a .gguf file.", { short = "-m", default = cli.default_model })
+  option(parser, "--model", "PATH", "A Hugging Face folder or a .gguf file.",
+    { short = "-m", default = cli.default_model })
   option(parser, "--weights", "DTYPE", "Convert the weights: f32, f16, bf16, q8_0, q4_0.")
   option(parser, "--device", "NAME", cli.device_help)
   option(parser, "--threads", "N", "How many threads; 0: one for each processor.", { integer = 0 })
-  option(parser, "--max-context", "N", "How many positions, instead of those the model was made for.", { integer = 1 })
-  option(parser, "--scaling", "KIND", "How RoPE makes room for more of them: none (default), linear, yarn.",
-    { choices = { "none", "linear", "yarn" } })
-  option(parser, "--precision", "P", "Of matrix products, where the processor has it: f32 (default); bf16 for prompts; int8 for "
+  option(parser, "--max-context", "N",
+    "How many positions, instead of those the model was made for.", { integer = 1 })
+  option(parser, "--scaling", "KIND",
+    "How RoPE makes room for more of them: none (default), linear, yarn.",
+      { choices = { "none", "linear", "yarn" } })
+  option(parser, "--precision", "P",
+    "Of matrix products, where the processor has it: f32 (default); bf16 for prompts; int8 for "
     .. "quantised weights too.")
-  parser:flag("--no-map", "Read the weights instead of mapping their file: for files on a network, or that others may shorten.")
+  parser:flag("--no-map",
+    "Read the weights instead of mapping their file: for files on a network, or that others may "
+      .. "shorten.")
 end
 
-cli.policy_file_help = "A policy of your own: the file is run as Lua, with all rights of this program. Options as for --policy."
+cli.policy_file_help = "A policy of your own: the file is run as Lua, with all rights of this "
+  .. "program. Options as for --policy."
 
 ---@param parser table
 ---@param many? boolean  several policies
@@ -131,27 +147,31 @@ function cli.add_policy(parser, many)
       table.insert(args.policies, { text = value, file = is_file })
     end
   end
-  local text = ("What of the KV cache is kept: %s; options follow as key=value.%s"):format(table.concat(policy.list(), ", "),
-    many and " Several may be given." or "")
+  local text = ("What of the KV cache is kept: %s; options follow as key=value.%s"):format(
+    table.concat(policy.list(), ", "), many and " Several may be given." or "")
   option(parser, "--policy", "NAME", text, { short = "-p", many = true }):action(collect(false))
-  option(parser, "--policy-file", "FILE", cli.policy_file_help, { many = true }):action(collect(true))
+  option(parser, "--policy-file", "FILE", cli.policy_file_help,
+    { many = true }):action(collect(true))
 end
 
 ---@param parser table
 function cli.add_cache_dtype(parser)
-  option(parser, "--cache-dtype", "DTYPE", ("How rows are stored: %s."):format(table.concat(caches.dtypes, ", ")),
-    { default = "f16", choices = caches.dtypes })
+  option(parser, "--cache-dtype", "DTYPE",
+    ("How rows are stored: %s."):format(table.concat(caches.dtypes, ", ")),
+      { default = "f16", choices = caches.dtypes })
 end
 
 ---@param parser table
 function cli.add_cache(parser)
   cli.add_cache_dtype(parser)
-  option(parser, "--budget", "SIZE", "The most bytes that rows may take, such as \"64 MiB\"."):convert(function(size)
+  option(parser, "--budget", "SIZE",
+    "The most bytes that rows may take, such as \"64 MiB\"."):convert(function(size)
     local ok, value = pcall(options.bytes, "--budget", tonumber(size) or size)
     if ok then return value end
     return nil, without_place(value)
   end)
-  option(parser, "--policy-seconds", "SECONDS", "How long a policy may think at a time (default: 10; 0: no limit).")
+  option(parser, "--policy-seconds", "SECONDS",
+    "How long a policy may think at a time (default: 10; 0: no limit).")
     :convert(function(text)
       local seconds = tonumber(text)
       if seconds and seconds >= 0 then return seconds end
@@ -163,16 +183,23 @@ end
 ---@param defaults? { temperature: number, top_p: number }
 function cli.add_sampler(parser, defaults)
   local temperature, top_p = "0", ""
-  if defaults then temperature, top_p = tostring(defaults.temperature), (" (default: %g)"):format(defaults.top_p) end
-  option(parser, "--temperature", "X", "0: always the most probable token, and the next four options do nothing.",
-    { short = "-t", default = temperature, number = true })
+  if defaults then
+    temperature, top_p = tostring(defaults.temperature), (" (default: %g)"):format(defaults.top_p)
+  end
+  option(parser, "--temperature", "X",
+    "0: always the most probable token, and the next four options do nothing.",
+      { short = "-t", default = temperature, number = true })
   option(parser, "--top-k", "K", "Picks only from the k most probable; 0: off.", { integer = 0 })
-  option(parser, "--top-p", "P", "Only from the fewest that hold this much probability; 0: off." .. top_p, { number = true })
-  option(parser, "--min-p", "P", "Only from those at least this many times as probable as the most probable; 0: off.",
+  option(parser, "--top-p", "P", "Only from the fewest that hold this much probability; 0: off."
+    .. top_p, { number = true })
+  option(parser, "--min-p", "P",
+    "Only from those at least this many times as probable as the most probable; 0: off.",
+      { number = true })
+  option(parser, "--seed", "N",
+    "The same seed picks the same tokens, so runs repeat unless you change it. (default: 0)",
+      { integer = 0 })
+  option(parser, "--repeat-penalty", "X", "Makes what was said less probable; 1: off.",
     { number = true })
-  option(parser, "--seed", "N", "The same seed picks the same tokens, so runs repeat unless you change it. (default: 0)",
-    { integer = 0 })
-  option(parser, "--repeat-penalty", "X", "Makes what was said less probable; 1: off.", { number = true })
 end
 
 ---@param parser table
@@ -183,9 +210,11 @@ function cli.add_length(parser, default)
       local value = math.tointeger(tonumber(given))
       if value == -1 then return math.maxinteger end
       if value and value >= 0 then return value end
-      return nil, ("option '--max-tokens' must be an integer of 0 or more, or -1, not '%s'"):format(given)
+      return nil, ("option '--max-tokens' must be an integer of 0 or more, or -1, not '%s'"):format(
+        given)
     end)
-  option(parser, "--stop", "TEXT", "End before this text (\\n is a new line); may be repeated.", { many = true })
+  option(parser, "--stop", "TEXT", "End before this text (\\n is a new line); may be repeated.",
+    { many = true })
     :convert(function(given)
       if given ~= "" then return cli.unescape(given) end
       return nil, "option '--stop' must not be empty"
@@ -199,8 +228,9 @@ function cli.unescape(text)
   return (text:gsub("\\([ntr\\])", { n = "\n", t = "\t", r = "\r", ["\\"] = "\\" }))
 end
 
--- What the parser takes as one argument: `--policy NAME key=value key=value`, its words on lines; an option and a negative
--- number, which would look like an option of its own; `-n=5` as `-n5`. What follows `--` is left alone.
+-- What the parser takes as one argument: `--policy NAME key=value key=value`, its words on lines;
+-- an option and a negative number, which would look like an option of its own; `-n=5` as `-n5`.
+-- What follows `--` is left alone.
 local function join(words)
   local joined, at = {}, 1
   while at <= #words and words[at] ~= "--" do
@@ -217,7 +247,8 @@ local function join(words)
       joined[#joined + 1], joined[#joined + 2] = head, name
     else
       local following = words[at + 1]
-      if word:find "^%-%-?%a[%w-]*$" and following and following:find "^%-" and tonumber(following) then
+      if word:find "^%-%-?%a[%w-]*$" and following and following:find "^%-"
+        and tonumber(following) then
         at, word = at + 1, word .. (word:find "^%-%-" and "=" or "") .. following
       end
       joined[#joined + 1] = word:gsub("^(%-%a)=", "%1")
@@ -235,11 +266,12 @@ function cli.parse(parser, words)
   return parser:parse(join(words))
 end
 
--- ---- from arguments to things --------------------------------------------------------------------------------------
+-- ---- from arguments to things -------------------------------------------------------------------
 
 local exists = files.exists
 
----Where a model is: as it is named, or in one of the folders that scripts and policies are found in.
+---Where a model is: as it is named, or in one of the folders that scripts and policies are found
+---in.
 ---@param path string
 ---@return string
 function cli.find_model(path)
@@ -259,7 +291,8 @@ function cli.need_model(path, how)
   if not exists(found) then
     cli.fail(("there is no model '%s'"):format(path), (path == cli.default_model
         and "The default model lies in Pyramid's repository: run this there, or set PYRAMID_PATH to its folder.\n" or "")
-      .. ("Give %s: a Hugging Face folder (config.json, tokenizer.json, model.safetensors) or a .gguf file.")
+      .. ("Give %s: a Hugging Face folder (config.json, tokenizer.json, model.safetensors) or a "
+        .. ".gguf file.")
         :format(how or "--model PATH"))
   end
   return found
@@ -284,10 +317,12 @@ end
 ---@return pyramid.Model
 function cli.open_model(args)
   local path = cli.need_model(args.model)
-  local progress <close> = picture.progress(args.weights and "converting weights" or "reading weights")
-  local opened = cli.must(guarded(model.open, path, { weights = args.weights, device = args.device, threads = args.threads,
-    precision = args.precision, context = args.max_context, scaling = args.scaling, map = not args.no_map,
-    progress = progress.update }))
+  local progress <close> = picture.progress(args.weights and "converting weights"
+    or "reading weights")
+  local opened = cli.must(guarded(model.open, path,
+    { weights = args.weights, device = args.device, threads = args.threads,
+      precision = args.precision, context = args.max_context, scaling = args.scaling,
+        map = not args.no_map, progress = progress.update }))
   cli.warn_of(opened)
   return opened
 end
@@ -315,12 +350,15 @@ function cli.policy(text, file)
   local pattern = (file or text:find "\n") and "[^\n]+" or "[^%s,]+"
   for word in text:gmatch(pattern) do words[#words + 1] = word end
   local name = table.remove(words, 1)
-  if not name then cli.fail("an empty policy name", "Known: " .. table.concat(policy.list(), ", ") .. ".") end
+  if not name then
+    cli.fail("an empty policy name", "Known: " .. table.concat(policy.list(), ", ") .. ".")
+  end
   local found = cli.must(policy.load(file and not name:find "[/\\]" and "./" .. name or name))
   local function must(value, message)
     if value ~= nil then return value end
     local stray = message:find("unknown option", 1, true) and text:find "\n"
-    cli.fail(message, stray and "A prompt that looks like key=value goes before --policy or after --." or nil)
+    cli.fail(message, stray
+      and "A prompt that looks like key=value goes before --policy or after --." or nil)
   end
   local given = must(policy.parse_options(found, words))
   found = must(policy.load(found, given))
@@ -354,7 +392,8 @@ end
 ---@param chosen pyramid.policy
 ---@return pyramid.CacheOptions
 function cli.cache_options(args, chosen)
-  return { policy = chosen, dtype = args.cache_dtype, budget = args.budget, policy_seconds = args.policy_seconds }
+  return { policy = chosen, dtype = args.cache_dtype, budget = args.budget,
+    policy_seconds = args.policy_seconds }
 end
 
 ---@param args table
@@ -367,12 +406,14 @@ function cli.sampler(args, defaults)
       if args[key] then idle[#idle + 1] = "--" .. key:gsub("_", "-") end
     end
     if #idle > 0 then
-      io.stderr:write(("%s: at temperature 0 the most probable token is always taken; ignored: %s (-t 0.8 would draw)\n")
+      io.stderr:write(("%s: at temperature 0 the most probable token is always taken; ignored: "
+        .. "%s (-t 0.8 would draw)\n")
         :format(program, table.concat(idle, ", ")))
     end
   end
-  return guarded(sampler, { temperature = args.temperature, top_k = args.top_k, top_p = args.top_p or defaults and defaults.top_p,
-    min_p = args.min_p, repeat_penalty = args.repeat_penalty, seed = args.seed })
+  return guarded(sampler, { temperature = args.temperature, top_k = args.top_k,
+    top_p = args.top_p or defaults and defaults.top_p, min_p = args.min_p,
+      repeat_penalty = args.repeat_penalty, seed = args.seed })
 end
 
 ---A file's bytes; "-" is standard input.
@@ -393,7 +434,9 @@ end
 ---A word as a shell takes it.
 ---@param word string
 ---@return string
-function cli.quote(word) return word:find "^[%w%-_./+=,:]+$" and word or "'" .. word:gsub("'", "'\\''") .. "'" end
+function cli.quote(word)
+  return word:find "^[%w%-_./+=,:]+$" and word or "'" .. word:gsub("'", "'\\''") .. "'"
+end
 
 ---How this run was called, to be called so again.
 ---@param script string              "bench"
@@ -404,7 +447,8 @@ function cli.command_line(script)
   return table.concat(words, " ")
 end
 
----Writes a file whole, or ends the program. What is no file but a device or a pipe, such as /dev/stdout, is written to.
+---Writes a file whole, or ends the program. What is no file but a device or a pipe, such as
+---/dev/stdout, is written to.
 ---@param path string
 ---@param text string
 function cli.write(path, text)
@@ -414,7 +458,7 @@ function cli.write(path, text)
   cli.must(file:write(text))
 end
 
--- ---- what is said --------------------------------------------------------------------------------------------------
+-- ---- what is said -------------------------------------------------------------------------------
 
 ---Bytes as people read them.
 ---@param n integer
@@ -468,8 +512,9 @@ end
 ---@return table
 function cli.description(opened, chosen)
   local runtime = opened:runtime()
-  return { model = opened.description, path = opened.path, device = runtime:isa(), threads = runtime:threads(),
-    policy = { name = chosen.name, options = next(chosen.options) and chosen.options or nil }, version = core.version }
+  return { model = opened.description, path = opened.path, device = runtime:isa(),
+    threads = runtime:threads(), policy = { name = chosen.name,
+      options = next(chosen.options) and chosen.options or nil }, version = core.version }
 end
 
 return cli

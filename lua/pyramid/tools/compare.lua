@@ -1,16 +1,19 @@
---- Comparing policies: what a model still knows under each of them, against the rows that it holds for that.
+--- Comparing policies: what a model still knows under each of them, against the rows that it holds
+--- for that.
 ---
 ---   variants   policies as a user names them, each at several budgets
----   plan       what is to be measured: steps, each of which every variant takes, so that rivals take turns document by
----              document and a machine that gets slower does so for all of them
+---   plan       what is to be measured: steps, each of which every variant takes, so that rivals
+---              take turns document by document and a machine that gets slower does so for all of
+---              them
 ---   run        measures what is not among the results yet (pyramid.results) and adds it to them
 ---   summary    one entry for each length, mode and variant
 ---
 --- A step is one of three kinds:
 ---   recall  the questions of a document are put (pyramid.recall), in one mode
----   text    a context is read under the policy and the true tokens after it are fed one by one, as in generation. Each
----           is scored after the policy's cut (pyramid.cut) by its own probability and by how far the distribution is from
----           the full cache's at the same place (KL(full || policy), and whether the most probable token is the same)
+---   text    a context is read under the policy and the true tokens after it are fed one by one, as
+---           in generation. Each is scored after the policy's cut (pyramid.cut) by its own
+---           probability and by how far the distribution is from the full cache's at the same place
+---           (KL(full || policy), and whether the most probable token is the same)
 ---   kept    what a policy leaves of one document, for a picture
 local core = require "pyramid.core"
 local cut = require "pyramid.tools.cut"
@@ -33,10 +36,11 @@ compare.format = "pyramid compare 3"
 --- Shares of the rows that policies are asked to keep, if nothing else is said.
 compare.budgets = { 0.2, 0.35, 0.45, 0.6, 0.8 }
 
--- A step of one token costs about as much as reading this many, and an answer is about so long: for estimates of time.
+-- A step of one token costs about as much as reading this many, and an answer is about so long: for
+-- estimates of time.
 local step_cost, answer_cost = 6, 30 * 6
 
--- ---- variants ------------------------------------------------------------------------------------------------------
+-- ---- variants -----------------------------------------------------------------------------------
 
 ---@class pyramid.Variant
 ---@field label string        the policy with its options, as a user would write it
@@ -49,7 +53,8 @@ local step_cost, answer_cost = 6, 30 * 6
 ---@return boolean
 local function keeps_all(p) return not p.definition.prefill and not p.definition.decode end
 
--- The option that says what share of the rows a policy keeps, if it has one that the user left open.
+-- The option that says what share of the rows a policy keeps, if it has one that the user left
+-- open.
 local function budget_option(p, label)
   local definition = p.definition
   for _, key in ipairs { "target", "ratio", "rows", definition.fit or "ratio" } do
@@ -59,10 +64,12 @@ local function budget_option(p, label)
   return type((definition.defaults or {}).ratio) == "number" and "ratio" or nil
 end
 
----Policies at budgets. A policy with an option that says which share of the rows it keeps (`target` where it can fit
----one, else `ratio`) is measured at each; one without, or whose user has chosen `ratio`, `target` or `rows`, as it is.
----The full cache comes first, whether it was asked for or not: everything is measured against it.
----@param given { policy: pyramid.policy, label: string, source?: string }[]   source: the text of a policy file
+---Policies at budgets. A policy with an option that says which share of the rows it keeps (`target`
+---where it can fit one, else `ratio`) is measured at each; one without, or whose user has chosen
+---`ratio`, `target` or `rows`, as it is. The full cache comes first, whether it was asked for or
+---not: everything is measured against it.
+---@param given { policy: pyramid.policy, label: string, source?: string }[]
+---  source: the text of a policy file
 ---@param budgets number[]
 ---@return pyramid.Variant[]|nil
 ---@return string? message
@@ -74,8 +81,10 @@ function compare.variants(given, budgets)
     local id = tostring(p) .. (source and " " .. results.hash(source) or "")
     if seen[id] then return end
     seen[id] = true
-    local owner = source or ""                                           -- two files may name their policies alike
-    if (owners[series] or owner) ~= owner then label, series = label .. " (another)", series .. " (another)" end
+    local owner = source or ""  -- two files may name their policies alike
+    if (owners[series] or owner) ~= owner then
+      label, series = label .. " (another)", series .. " (another)"
+    end
     owners[series] = owner
     list[#list + 1] = { label = label, series = series, budget = budget, policy = p, id = id }
   end
@@ -90,13 +99,15 @@ function compare.variants(given, budgets)
       if not at then return nil, message, code end
       add(at, ("%s %s=%g"):format(one.label, key, budget), one.label, budget, one.source)
     end
-    if not key and not keeps_all(one.policy) then add(one.policy, one.label, one.label, nil, one.source) end
+    if not key and not keeps_all(one.policy) then
+      add(one.policy, one.label, one.label, nil, one.source)
+    end
   end
   return list
 end
 
----What tells a model's weights from others': a hash of names, shapes and some bytes of every tensor. Reading all of
----them would take longer than many a measurement.
+---What tells a model's weights from others': a hash of names, shapes and some bytes of every
+---tensor. Reading all of them would take longer than many a measurement.
 ---@param path string
 ---@return string|nil
 ---@return string? message
@@ -113,19 +124,22 @@ function compare.fingerprint(path)
       opened[tensor.path] = file
     end
     file:seek("set", tensor.offset + math.max(0, tensor.bytes // 2 - 32))
-    parts[#parts + 1] = ("%s %s %s"):format(tensor.name, tensor.dtype, table.concat(tensor.shape, "x"))
+    parts[#parts + 1] = ("%s %s %s"):format(tensor.name, tensor.dtype,
+      table.concat(tensor.shape, "x"))
     parts[#parts + 1] = file:read(math.min(64, tensor.bytes)) or ""
   end
   for _, file in pairs(opened) do file:close() end
   return results.hash(table.unpack(parts))
 end
 
--- ---- the plan ------------------------------------------------------------------------------------------------------
+-- ---- the plan -----------------------------------------------------------------------------------
 
 ---@class pyramid.CompareOptions
 ---@field variants pyramid.Variant[]
----@field circumstances string      what else results depend on: the model, its weights, how rows are stored, …
----@field lengths integer[]         tokens of a document with its question, or of a context with what follows it
+---@field circumstances string
+---  what else results depend on: the model, its weights, how rows are stored, …
+---@field lengths integer[]
+---  tokens of a document with its question, or of a context with what follows it
 ---@field modes string[]            of pyramid.recall
 ---@field questions integer         of each kind, for each length and mode; 0: none are put
 ---@field kinds string[]?
@@ -139,16 +153,17 @@ end
 ---@field given pyramid.CompareOptions
 ---@field steps table[]
 
-local plan_keys = { variants = "table", circumstances = "string", lengths = "table", modes = "table", questions = "integer",
-  kinds = "table", documents = "integer", predict = "integer", seed = "integer", text = "table", cache = "table",
-  progress = "function" }
+local plan_keys = { variants = "table", circumstances = "string", lengths = "table",
+  modes = "table", questions = "integer", kinds = "table", documents = "integer",
+    predict = "integer", seed = "integer", text = "table", cache = "table", progress = "function" }
 
 -- Held-out documents, and how they go on after length - predict tokens.
 local function document_steps(model, length, given, steps)
   local bodies = 0
   for seed = given.seed, given.seed + given.documents - 1 do
     -- A word is a token at least.
-    local document = world.document(world.held_out + seed, { words = length, questions = 0, title = true })
+    local document = world.document(world.held_out + seed,
+      { words = length, questions = 0, title = true })
     local ids, message, code = model:encode(document.text)
     if not ids then return nil, message, code end
     if #ids >= length then
@@ -170,34 +185,39 @@ local function file_steps(model, length, given, steps)
   local bos = model.tokenizer.adds_bos and model.tokenizer.bos or nil
   local room = #ids - (length - (bos and 1 or 0))
   if room < 0 then
-    return nil, ("%s has %d tokens, fewer than a length of %d"):format(text.name, #ids, length), "length"
+    return nil, ("%s has %d tokens, fewer than a length of %d"):format(text.name, #ids, length),
+      "length"
   end
   local stride = math.max(predict, text.windows > 1 and room // (text.windows - 1) or 1)
-  for i, window in ipairs(perplexity.windows(ids, { context = length - predict, predict = predict, stride = stride,
-    limit = text.windows, bos = bos })) do
-    steps[#steps + 1] = { kind = "text", source = "file", length = length, name = ("%s %d"):format(name, window.first), turn = i,
-      context = window.context, targets = window.targets }
+  for i, window in ipairs(perplexity.windows(ids,
+    { context = length - predict, predict = predict, stride = stride, limit = text.windows,
+      bos = bos })) do
+    steps[#steps + 1] = { kind = "text", source = "file", length = length,
+      name = ("%s %d"):format(name, window.first), turn = i, context = window.context,
+        targets = window.targets }
   end
   return true
 end
 
 local function recall_steps(model, length, given, steps)
   if given.questions == 0 then return true end
-  local cases, message, code = recall.cases(model, length, { questions = given.questions, kinds = given.kinds, seed = given.seed,
-    text = given.text and given.text.text, progress = given.progress })
+  local cases, message, code = recall.cases(model, length,
+    { questions = given.questions, kinds = given.kinds, seed = given.seed,
+      text = given.text and given.text.text, progress = given.progress })
   if not cases then return nil, message, code end
   for i, case in ipairs(cases) do
     local texts = { table.concat(case.ids, " ") }
     for k, q in ipairs(case.questions) do texts[k + 1] = q.question end
     for _, mode in ipairs(given.modes) do
-      steps[#steps + 1] = { kind = "recall", length = length, mode = mode, seed = case.seed, case = case, turn = i,
-        name = ("document %d, %s"):format(case.seed, results.hash(table.unpack(texts))) }
+      steps[#steps + 1] = { kind = "recall", length = length, mode = mode, seed = case.seed,
+        case = case, turn = i, name = ("document %d, %s"):format(case.seed,
+          results.hash(table.unpack(texts))) }
     end
   end
   for _, mode in ipairs(cases[1] and given.modes or {}) do
-    steps[#steps + 1] = { kind = "kept", length = length, mode = mode, seed = cases[1].seed, case = cases[1], turn = 0,
-      name = ("document %d, %s"):format(cases[1].seed, results.hash(table.concat(cases[1].ids, " "),
-        cases[1].questions[1].question)) }
+    steps[#steps + 1] = { kind = "kept", length = length, mode = mode, seed = cases[1].seed,
+      case = cases[1], turn = 0, name = ("document %d, %s"):format(cases[1].seed,
+        results.hash(table.concat(cases[1].ids, " "), cases[1].questions[1].question)) }
   end
   return #cases > 0
 end
@@ -211,7 +231,8 @@ local function cost_of(step)
   return step.length * (step.mode == "aware" and questions or 1) + questions * answer_cost
 end
 
----What is to be measured. nil and why, if the text is too short for a length, or no questions can be put ("questions").
+---What is to be measured. nil and why, if the text is too short for a length, or no questions can
+---be put ("questions").
 ---@param model pyramid.Model
 ---@param given pyramid.CompareOptions
 ---@return pyramid.ComparePlan|nil
@@ -224,7 +245,9 @@ function compare.plan(model, given)
   for at, length in ipairs(given.lengths) do
     local first = #steps + 1
     local ok, message, code = recall_steps(model, length, given, steps)
-    if ok == false then return nil, ("no document of %d tokens has such questions"):format(length), "questions" end
+    if ok == false then
+      return nil, ("no document of %d tokens has such questions"):format(length), "questions"
+    end
     if not ok then return nil, message, code end
     ok, message, code = document_steps(model, length, given, steps)
     if ok and given.text then ok, message, code = file_steps(model, length, given, steps) end
@@ -250,14 +273,15 @@ end
 ---@return string
 function compare.key(plan, step, variant)
   local _ <close> = core.plain_locale()
-  return table.concat({ plan.given.circumstances, step.kind, variant.id, step.length, step.mode or step.source,
-    step.kind == "text" and plan.given.predict or "-", step.name }, " | ")
+  return table.concat({ plan.given.circumstances, step.kind, variant.id, step.length,
+    step.mode or step.source, step.kind == "text" and plan.given.predict or "-", step.name }, " | ")
 end
 
--- ---- measuring -----------------------------------------------------------------------------------------------------
+-- ---- measuring ----------------------------------------------------------------------------------
 
 local function cache_of(plan, model, variant)
-  return model:cache { policy = variant.policy, dtype = plan.given.cache and plan.given.cache.dtype }
+  return model:cache { policy = variant.policy,
+    dtype = plan.given.cache and plan.given.cache.dtype }
 end
 
 local measures = {}
@@ -289,8 +313,8 @@ local function bytes_of(tokenizer, ids)
   return count + #assert(decoder:finish())
 end
 
--- Reads a context and feeds the targets; the logits that foretell each target, and what the clock and the cache say.
--- Nothing but the model's work is between the readings of the clock.
+-- Reads a context and feeds the targets; the logits that foretell each target, and what the clock
+-- and the cache say. Nothing but the model's work is between the readings of the clock.
 local function feed(plan, model, step, variant)
   local cache <close>, why, what = cache_of(plan, model, variant)
   if not cache then return nil, why, what end
@@ -307,8 +331,10 @@ local function feed(plan, model, step, variant)
   end
   local done = core.clock()
   return all, {
-    prefill_seconds = made.seconds, prefill_tokens = made.tokens, step_seconds = done - stepping, steps = #targets - 1,
-    context_fraction = made.share, cache_bytes = made.bytes, fraction = cache:fraction(), evicted = cache:evicted(),
+    prefill_seconds = made.seconds, prefill_tokens = made.tokens, step_seconds = done - stepping,
+      steps = #targets - 1,
+    context_fraction = made.share, cache_bytes = made.bytes, fraction = cache:fraction(),
+      evicted = cache:evicted(),
     computed = cache:computed() / (cache:tokens() * model.config.layers),
   }
 end
@@ -317,7 +343,8 @@ end
 ---@param targets integer[]
 ---@param all pyramid.Logits[]
 ---@param reference pyramid.Logits[]
----@return { sum: number, kl: number, top1: integer }   natural logarithm of the targets' probability, KL(reference || all)
+---@return { sum: number, kl: number, top1: integer }
+---  natural logarithm of the targets' probability, KL(reference || all)
 ---and equal first choices, each summed up
 function compare.score(targets, all, reference)
   local sum, kl, top1 = 0, 0, 0
@@ -332,7 +359,8 @@ function compare.score(targets, all, reference)
   return { sum = sum, kl = kl, top1 = top1 }
 end
 
--- The full cache comes first, and its logits stay until all its rivals have been compared with them.
+-- The full cache comes first, and its logits stay until all its rivals have been compared with
+-- them.
 function measures.text(plan, model, step, variant)
   local full = variant == plan.given.variants[1]
   local all, record, code
@@ -350,12 +378,13 @@ function measures.text(plan, model, step, variant)
     return nil, ("%s: the model's logits are not finite numbers"):format(variant.label), "numbers"
   end
   for key, value in pairs(scores) do record[key] = value end
-  record.source, record.tokens, record.bytes = step.source, #step.targets, bytes_of(model.tokenizer, step.targets)
+  record.source, record.tokens, record.bytes = step.source, #step.targets,
+    bytes_of(model.tokenizer, step.targets)
   return record
 end
 
--- Of each of `columns` stretches of a document, the share of a layer's KV heads' positions that are there, as a digit of
--- base 16. Only none is 0, and only all of them f.
+-- Of each of `columns` stretches of a document, the share of a layer's KV heads' positions that are
+-- there, as a digit of base 16. Only none is 0, and only all of them f.
 local function strip(lanes, total, columns)
   local counts, cells = {}, {}
   for column = 0, columns - 1 do counts[column] = 0 end
@@ -367,9 +396,11 @@ local function strip(lanes, total, columns)
   end
   for column = 0, columns - 1 do
     -- positions p with p * columns // total == column
-    local first, past = (column * total + columns - 1) // columns, ((column + 1) * total + columns - 1) // columns
+    local first, past = (column * total + columns - 1) // columns,
+      ((column + 1) * total + columns - 1) // columns
     local share = counts[column] / ((past - first) * #lanes)
-    local level = share <= 0 and 0 or share >= 1 and 15 or math.max(1, math.min(14, math.floor(share * 15 + 0.5)))
+    local level = share <= 0 and 0 or share >= 1 and 15
+      or math.max(1, math.min(14, math.floor(share * 15 + 0.5)))
     cells[column + 1] = ("%x"):format(level)
   end
   return table.concat(cells)
@@ -395,19 +426,21 @@ function measures.kept(plan, model, step, variant)
       lanes[head] = cache:positions(layer, head)
       rows = rows + #lanes[head]
     end
-    record.layers[layer], record.rows[layer] = strip(lanes, #ids, columns), rows / model.config.kv_heads
+    record.layers[layer], record.rows[layer] = strip(lanes, #ids, columns),
+      rows / model.config.kv_heads
   end
   for _, q in ipairs(asked) do
     for _, span in ipairs(q.evidence) do
       local text = assert(model:decode(table.move(case.ids, span[1] + 1, span[2] + 1, 1, {})))
-      record.marks[#record.marks + 1] = { first = span[1], last = span[2], kind = q.kind, question = q.question,
-        answer = q.answer, text = text:match "^%s*(.-)%s*$" }
+      record.marks[#record.marks + 1] = { first = span[1], last = span[2], kind = q.kind,
+        question = q.question, answer = q.answer, text = text:match "^%s*(.-)%s*$" }
     end
   end
   return record
 end
 
----Measures what the store does not hold yet. `report(done, total, what)` counts costs, of what is missing only.
+---Measures what the store does not hold yet. `report(done, total, what)` counts costs, of what is
+---missing only.
 ---@param plan pyramid.ComparePlan
 ---@param model pyramid.Model
 ---@param store pyramid.Results
@@ -432,7 +465,8 @@ function compare.run(plan, model, store, report)
     local step = turn.step
     for _, variant in ipairs(turn.rivals) do
       if report then
-        report(done, total, ("%d tokens, %s: %s"):format(step.length, step.mode or step.kind, variant.label))
+        report(done, total, ("%d tokens, %s: %s"):format(step.length, step.mode or step.kind,
+          variant.label))
       end
       local record, message, code = measures[step.kind](plan, model, step, variant)
       if not record then return nil, message, code end
@@ -443,12 +477,12 @@ function compare.run(plan, model, store, report)
       if not ok then return nil, message, code end
       done, measured = done + step.cost, measured + 1
     end
-    step.reference = nil                                                 -- as large as the vocabulary for each target
+    step.reference = nil  -- as large as the vocabulary for each target
   end
   return measured
 end
 
--- ---- what came out -------------------------------------------------------------------------------------------------
+-- ---- what came out ------------------------------------------------------------------------------
 
 ---@param list number[]
 ---@return number?
@@ -463,16 +497,19 @@ end
 ---Half the width of the interval that holds the true share with 95 %.
 compare.uncertainty = noise.share
 
--- Shares of the rows that differ by no more than this are as many rows: policies round, and so do documents' lengths.
+-- Shares of the rows that differ by no more than this are as many rows: policies round, and so do
+-- documents' lengths.
 local same_rows = 0.005
 
--- Whether one point is better than another by more than chance: by its answers to the same questions, `answers`, or so many
--- right of so many asked; by its losses on the same documents, `each`; by y alone where nothing is known of errors.
+-- Whether one point is better than another by more than chance: by its answers to the same
+-- questions, `answers`, or so many right of so many asked; by its losses on the same documents,
+-- `each`; by y alone where nothing is known of errors.
 local function better(p, q)
   if p.answers and q.answers and #p.answers == #q.answers then
     local won, lost = 0, 0
     for i, right in ipairs(p.answers) do
-      if right > q.answers[i] then won = won + 1 elseif right < q.answers[i] then lost = lost + 1 end
+      if right > q.answers[i] then won = won + 1 elseif right < q.answers[i] then lost = lost
+        + 1 end
     end
     return noise.wins(won, lost)
   end
@@ -490,8 +527,9 @@ end
 ---@return boolean
 function compare.answers_better(one, other) return better(one, other) end
 
----Which of several points are the front: none with as few rows is better, and they are better than all of the front with
----fewer rows. Better is more than chance: within the errors of what was measured, fewer rows win.
+---Which of several points are the front: none with as few rows is better, and they are better than
+---all of the front with fewer rows. Better is more than chance: within the errors of what was
+---measured, fewer rows win.
 ---@param points { x: number, y: number, answers?: integer[], right?: integer, asked?: integer, each?: number[] }[]  y: more is
 ---         better; answers: 1 or 0 for each question; each: of each document, less is better
 ---@return boolean[]
@@ -507,7 +545,8 @@ function compare.pareto(points)
     local apart = (p.answers or p.asked or p.each) and same_rows or 0
     for k, q in ipairs(points) do
       beaten = beaten or q.x <= p.x + apart and better(q, p)
-        or front[k] and q.x < p.x - apart and not better(p, q)           -- what has fewer rows is decided already
+        -- what has fewer rows is decided already
+        or front[k] and q.x < p.x - apart and not better(p, q)
     end
     front[i] = not beaten
   end
@@ -524,10 +563,12 @@ local function each(plan, store, variant, kind, wanted, visit)
 end
 
 local function recall_of(plan, store, variant, length, mode)
-  local sum = { asked = 0, right = 0, found = 0, answers = {}, kinds = {}, survival = {}, fraction = 0 }
+  local sum = { asked = 0, right = 0, found = 0, answers = {}, kinds = {}, survival = {},
+    fraction = 0 }
   each(plan, store, variant, "recall", { length = length, mode = mode }, function(record)
     table.move(record.answers, 1, #record.answers, #sum.answers + 1, sum.answers)
-    sum.asked, sum.fraction = sum.asked + record.asked, sum.fraction + record.fraction * record.asked
+    sum.asked, sum.fraction = sum.asked + record.asked,
+      sum.fraction + record.fraction * record.asked
     for name, n in pairs(record.kinds) do
       local kind = sum.kinds[name] or { asked = 0, right = 0, found = 0 }
       sum.kinds[name] = kind
@@ -561,17 +602,20 @@ local function text_of(plan, store, variant, length, source)
     count, evicted = count + 1, evicted + record.evicted
     for _, key in ipairs(text_sums) do out[key] = out[key] + record[key] end
     for _, key in ipairs(text_means) do out[key] = out[key] + record[key] end
-    prefills[#prefills + 1], losses[count], kls[count] = record.prefill_seconds, -record.sum / record.tokens,
-      record.kl / record.tokens
+    prefills[#prefills + 1], losses[count], kls[count] = record.prefill_seconds,
+      -record.sum / record.tokens, record.kl / record.tokens
     if record.steps > 0 then rates[#rates + 1] = record.steps / record.step_seconds end
   end)
   if count == 0 then return nil end
   for _, key in ipairs(text_means) do out[key] = out[key] / count end
   return {
     windows = count, tokens = out.tokens, bytes = out.bytes, evicted = evicted,
-    perplexity = math.exp(-out.sum / out.tokens), bits_per_byte = -out.sum / math.log(2) / out.bytes,
-    kl = out.kl / out.tokens, top1 = out.top1 / out.tokens, fraction = out.fraction, context_fraction = out.context_fraction,
-    cache_bytes = out.cache_bytes, computed = out.computed, prefill_seconds = median(prefills), decode_rate = median(rates),
+    perplexity = math.exp(-out.sum / out.tokens),
+      bits_per_byte = -out.sum / math.log(2) / out.bytes,
+    kl = out.kl / out.tokens, top1 = out.top1 / out.tokens, fraction = out.fraction,
+      context_fraction = out.context_fraction,
+    cache_bytes = out.cache_bytes, computed = out.computed, prefill_seconds = median(prefills),
+      decode_rate = median(rates),
     loss_each = losses, kl_each = kls,
   }
 end
@@ -582,24 +626,28 @@ end
 ---@field budget number?
 ---@field length integer
 ---@field mode string
----@field recall table?       asked, right, found, accuracy, uncertainty, kinds, survival (by layer), evidence (its mean);
+---@field recall table?
+---  asked, right, found, accuracy, uncertainty, kinds, survival (by layer), evidence (its mean);
 ---                           answers: 1 or 0 for each question
----@field document table?     perplexity, bits_per_byte, kl, top1 of how documents go on, and times; loss_each, kl_each: of each
+---@field document table?
+---  perplexity, bits_per_byte, kl, top1 of how documents go on, and times; loss_each, kl_each: of
+---  each
 ---                           document, nats a token
 ---@field file table?         the same of the user's text
 ---@field fraction number?    of the rows of what was read under the policy, the share it kept
 ---@field asked number?       the share it was asked for, by --budgets or by its option `target`
 ---@field missed boolean      it was asked for a share and kept another
 ---@field silent boolean      a policy that should prune pruned nothing at all
----@field front boolean       on the front of recall and rows kept, of its length and mode: see compare.pareto
+---@field front boolean
+---  on the front of recall and rows kept, of its length and mode: see compare.pareto
 
 local function mark_front(entries)
   local points = {}
   for _, entry in ipairs(entries) do
     local asked = entry.recall
     if asked then
-      points[#points + 1] = { x = entry.fraction, y = asked.accuracy, right = asked.right, asked = asked.asked,
-        answers = asked.answers, entry = entry }
+      points[#points + 1] = { x = entry.fraction, y = asked.accuracy, right = asked.right,
+        asked = asked.asked, answers = asked.answers, entry = entry }
     end
   end
   local front = compare.pareto(points)
@@ -616,7 +664,8 @@ local function name(entry, variant)
     (variant.label:gsub("%s*%f[%w_]target=%S+", "")), share)
 end
 
----One entry for each length, mode and variant, in this order, out of what the store holds for a plan.
+---One entry for each length, mode and variant, in this order, out of what the store holds for a
+---plan.
 ---@param plan pyramid.ComparePlan
 ---@param store pyramid.Results
 ---@return pyramid.CompareEntry[]
@@ -627,15 +676,20 @@ function compare.summary(plan, store)
     for _, mode in ipairs(plan.given.modes) do
       local entries = {}
       for i, variant in ipairs(plan.given.variants) do
-        local entry = { label = variant.label, series = variant.series, budget = variant.budget, length = length, mode = mode,
-          front = false, recall = recall_of(plan, store, variant, length, mode),
-          document = text_of(plan, store, variant, length, "document"), file = text_of(plan, store, variant, length, "file") }
+        local entry = { label = variant.label, series = variant.series, budget = variant.budget,
+          length = length, mode = mode, front = false,
+            recall = recall_of(plan, store, variant, length, mode),
+              document = text_of(plan, store, variant, length, "document"),
+                file = text_of(plan, store, variant, length, "file") }
         local text = entry.document or entry.file
         entry.fraction = entry.recall and entry.recall.fraction or text and text.context_fraction
         name(entry, variant)
-        local evicted = (entry.document and entry.document.evicted or 0) + (entry.file and entry.file.evicted or 0)
-        entry.silent = not keeps_all(variant.policy) and evicted == 0 and (entry.fraction or 0) > 1 - 1e-9
-        each(plan, store, variant, "kept", { length = length, mode = mode }, function(record) entry.kept = record end)
+        local evicted = (entry.document and entry.document.evicted or 0)
+          + (entry.file and entry.file.evicted or 0)
+        entry.silent = not keeps_all(variant.policy) and evicted == 0
+          and (entry.fraction or 0) > 1 - 1e-9
+        each(plan, store, variant, "kept", { length = length, mode = mode },
+          function(record) entry.kept = record end)
         entries[i] = entry
       end
       mark_front(entries)

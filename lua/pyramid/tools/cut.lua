@@ -1,19 +1,25 @@
---- The rule by which all policies are measured: what is scored or answered comes from logits that were computed AFTER the
---- policy's cut.
+--- The rule by which all policies are measured: what is scored or answered comes from logits that
+--- were computed AFTER the policy's cut.
 ---
----   read under the policy, which cuts            read after the cut: sees what is left     scored, or generated
----   ┌──────────────────────────────────────┐    ┌──────────────────────────────────┐     ┌────────────────────
----   │ a document, a context, a question …  │    │ the context's last tokens        │ ──▶ │ the first target …
----   └──────────────────────────────────────┘    └──────────────────────────────────┘     └────────────────────
+---   read under the policy, which cuts            read after the cut: sees what is left scored, or
+---                                                generated
+---   ┌──────────────────────────────────────┐    ┌──────────────────────────────────┐
+---                                               ┌────────────────────
+---   │ a document, a context, a question …  │    │ the context's last tokens │ ──▶ │ the first
+---                                               target …
+---   └──────────────────────────────────────┘    └──────────────────────────────────┘
+---                                               └────────────────────
 ---
---- The logits that reading under a policy returns are not alike: where hidden states are pruned they have lost what the
---- policy dropped, where only rows are dropped they are still the full cache's, because a layer's rows are cut once its
---- attention is done. A first target scored by them, or an answer's first token picked from them, would be a full cache's
---- under any policy of the second kind. So a context's last tokens are held back and read when the cut is done. Under a full
---- cache nothing changes by that.
+--- The logits that reading under a policy returns are not alike: where hidden states are pruned
+--- they have lost what the policy dropped, where only rows are dropped they are still the full
+--- cache's, because a layer's rows are cut once its attention is done. A first target scored by
+--- them, or an answer's first token picked from them, would be a full cache's under any policy of
+--- the second kind. So a context's last tokens are held back and read when the cut is done. Under a
+--- full cache nothing changes by that.
 ---
---- Used by pyramid.perplexity, .recall, .compare and .calibrate; nothing else of Pyramid measures what a policy loses. What a
---- user generates is not measured and follows no such rule: its first token is the prompt's own.
+--- Used by pyramid.perplexity, .recall, .compare and .calibrate; nothing else of Pyramid measures
+--- what a policy loses. What a user generates is not measured and follows no such rule: its first
+--- token is the prompt's own.
 local core = require "pyramid.core"
 
 local cut = {}
@@ -26,7 +32,8 @@ local cut = {}
 
 ---Divides ids into what is read under the policy and what is read after its cut.
 ---@param ids integer[]
----@param after? integer        ids of the second part; 1 unless said; at least one id is left to the first part
+---@param after? integer
+---  ids of the second part; 1 unless said; at least one id is left to the first part
 ---@return integer[] judged
 ---@return integer[] rest
 function cut.split(ids, after)
@@ -34,7 +41,8 @@ function cut.split(ids, after)
   return table.move(ids, 1, math.min(past, #ids), 1, {}), table.move(ids, past + 1, #ids, 1, {})
 end
 
----Reads `judged` under the cache's policy, and says what the policy left of it. The cache should be new.
+---Reads `judged` under the cache's policy, and says what the policy left of it. The cache should be
+---new.
 ---@param cache pyramid.Cache
 ---@param judged integer[]
 ---@param progress? fun(done: integer, total: integer): boolean?
@@ -51,7 +59,9 @@ end
 
 -- The first part of a context, read; and its second part.
 local function begin(cache, context, progress)
-  if #context < 2 then return nil, "a context of two tokens or more is wanted: one is read after the cut", "argument" end
+  if #context < 2 then
+    return nil, "a context of two tokens or more is wanted: one is read after the cut", "argument"
+  end
   local judged, rest = cut.split(context)
   local made, message, code = cut.judge(cache, judged, progress)
   if not made then return nil, message, code end
@@ -74,7 +84,8 @@ function cut.read(cache, context, progress)
   return logits, made
 end
 
----The same, with the true tokens that follow appended at once, no policy asked: logits that foretell each target.
+---The same, with the true tokens that follow appended at once, no policy asked: logits that
+---foretell each target.
 ---@param cache pyramid.Cache
 ---@param context integer[]       two ids or more
 ---@param targets integer[]       one or more
@@ -86,7 +97,8 @@ function cut.append(cache, context, targets, progress)
   local made, rest, code = begin(cache, context, progress)
   if not made then return nil, rest, code end
   local all, message
-  all, message, code = cache:prefill(table.move(targets, 1, #targets - 1, 2, rest), { all = true, prune = false })
+  all, message, code = cache:prefill(table.move(targets, 1, #targets - 1, 2, rest),
+    { all = true, prune = false })
   if not all then return nil, message, code end
   return all, made
 end

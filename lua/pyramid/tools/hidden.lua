@@ -1,25 +1,34 @@
---- Facts of one word, hidden in a text: what any language model can be asked for, also one that has never seen the world
---- (pyramid.world), whose questions have a form of their own and things in them that are hard to tell apart.
+--- Facts of one word, hidden in a text: what any language model can be asked for, also one that has
+--- never seen the world (pyramid.world), whose questions have a form of their own and things in
+--- them that are hard to tell apart.
 ---
---- Each fact is a sentence about a person who is in no other sentence, set between two sentences of a text of the user's,
---- or of held-out documents of the world. Facts of a document stand evenly spread, and are about different matters. A fact
---- is asked for by beginning its sentence again: "Priya's favourite fruit is the". Its last word is the answer.
+--- Each fact is a sentence about a person who is in no other sentence, set between two sentences of
+--- a text of the user's, or of held-out documents of the world. Facts of a document stand evenly
+--- spread, and are about different matters. A fact is asked for by beginning its sentence again:
+--- "Priya's favourite fruit is the". Its last word is the answer.
 local hidden = {}
 
 --- The kind of such questions, beside pyramid.world's.
 hidden.kind = "word"
 
-local people = { "Priya", "Mateo", "Aiko", "Kwame", "Ingrid", "Farid", "Lucia", "Dmitri", "Amara", "Sven", "Leila", "Pablo", "Noor",
-  "Kofi", "Yuki", "Elena", "Omar", "Marta", "Chen", "Nadia", "Ravi", "Anya", "Hassan", "Zofia" }
+local people = { "Priya", "Mateo", "Aiko", "Kwame", "Ingrid", "Farid", "Lucia", "Dmitri", "Amara",
+  "Sven", "Leila", "Pablo", "Noor", "Kofi", "Yuki", "Elena", "Omar", "Marta", "Chen", "Nadia",
+    "Ravi", "Anya", "Hassan", "Zofia" }
 
 -- { what is told up to its last word, those words }
 local matters = {
-  { "%s's favourite fruit is the", { "mango", "cherry", "lemon", "peach", "banana", "melon", "apple", "coconut" } },
-  { "%s lives in", { "Paris", "Tokyo", "Cairo", "Madrid", "Boston", "Berlin", "Sydney", "Vienna" } },
-  { "%s likes to play the", { "violin", "piano", "guitar", "trumpet", "harp", "cello", "drums", "flute" } },
-  { "%s's favourite colour is", { "purple", "orange", "green", "yellow", "blue", "pink", "red", "white" } },
-  { "%s's pet is a", { "rabbit", "parrot", "turtle", "horse", "snake", "hamster", "goat", "monkey" } },
-  { "%s works as a", { "doctor", "lawyer", "teacher", "baker", "farmer", "dentist", "pilot", "painter" } },
+  { "%s's favourite fruit is the", { "mango", "cherry", "lemon", "peach", "banana", "melon",
+    "apple", "coconut" } },
+  { "%s lives in", { "Paris", "Tokyo", "Cairo", "Madrid", "Boston", "Berlin", "Sydney",
+    "Vienna" } },
+  { "%s likes to play the", { "violin", "piano", "guitar", "trumpet", "harp", "cello", "drums",
+    "flute" } },
+  { "%s's favourite colour is", { "purple", "orange", "green", "yellow", "blue", "pink", "red",
+    "white" } },
+  { "%s's pet is a", { "rabbit", "parrot", "turtle", "horse", "snake", "hamster", "goat",
+    "monkey" } },
+  { "%s works as a", { "doctor", "lawyer", "teacher", "baker", "farmer", "dentist", "pilot",
+    "painter" } },
 }
 
 --- How many facts one document holds.
@@ -50,13 +59,13 @@ local function gaps(text)
   local list = {}
   for past in text:gmatch "[%.!%?][\"')]*()%s+%f[%u\"]" do list[#list + 1] = past - 1 end
   if #list == 0 then
-    for past in text:gmatch "()%s" do list[#list + 1] = past - 1 end                 -- no sentences: between words
+    for past in text:gmatch "()%s" do list[#list + 1] = past - 1 end  -- no sentences: between words
   end
   return list
 end
 
----A text with facts between its sentences, the k-th of n at about the share (k - 1 + shift) / n of it. Also where each
----stands: first and last byte, from 1.
+---A text with facts between its sentences, the k-th of n at about the share (k - 1 + shift) / n of
+---it. Also where each stands: first and last byte, from 1.
 ---@param text string
 ---@param facts pyramid.HiddenFact[]
 ---@param shift number         from 0 to 1
@@ -84,6 +93,8 @@ end
 ---@param line string
 ---@param word string
 ---@return boolean
-function hidden.answers(line, word) return (line:match "^%W*(%w+)" or ""):lower() == word:lower() end
+function hidden.answers(line, word)
+  return (line:match "^%W*(%w+)" or ""):lower() == word:lower()
+end
 
 return hidden

@@ -1,4 +1,5 @@
---- What a model file holds, and what a policy would keep of a prompt: read from headers and plans, nothing is run.
+--- What a model file holds, and what a policy would keep of a prompt: read from headers and plans,
+--- nothing is run.
 local core = require "pyramid.core"
 local caches = require "pyramid.cache"
 local fault = require "pyramid.loaders.fault"
@@ -32,7 +33,8 @@ local inspect = {}
 ---@field config pyramid.Config?    likewise
 ---@field tensors pyramid.InspectedTensor[] in the order of the files
 ---@field tensor_count integer
----@field totals { dtype: string, tensors: integer, values: integer, bytes: integer }[] by falling bytes
+---@field totals { dtype: string, tensors: integer, values: integer, bytes: integer }[] by falling
+---  bytes
 ---@field bytes integer
 ---@field values integer
 ---@field tokenizer { kind: string, tokens: integer }?
@@ -53,7 +55,8 @@ local function list_tensors(tensors, weights)
   for _, t in pairs(tensors) do
     local w = place[t.name] or {}
     out[#out + 1] = {
-      name = t.name, dtype = t.dtype, shape = t.shape, bytes = t.bytes, path = t.path, offset = t.offset, role = w.role,
+      name = t.name, dtype = t.dtype, shape = t.shape, bytes = t.bytes, path = t.path,
+        offset = t.offset, role = w.role,
       layer = w.layer,
     }
   end
@@ -91,7 +94,8 @@ local function gguf_tokenizer(metadata)
   local kind = metadata["tokenizer.ggml.model"]
   if type(kind) ~= "string" then return nil end
   local pre = metadata["tokenizer.ggml.pre"]
-  return { kind = kind .. (type(pre) == "string" and ", " .. pre or ""), tokens = length(metadata["tokenizer.ggml.tokens"]) }
+  return { kind = kind .. (type(pre) == "string" and ", " .. pre or ""),
+    tokens = length(metadata["tokenizer.ggml.tokens"]) }
 end
 
 local function hf_tokenizer(dir)
@@ -101,12 +105,15 @@ local function hf_tokenizer(dir)
   local model = json.field(t, "model", "table", path, {})
   local tokens = 0
   for _ in pairs(json.field(model, "vocab", "table", path, {})) do tokens = tokens + 1 end
-  return { kind = json.field(model, "type", "string", path, "BPE") .. ", tokenizer.json", tokens = tokens }
+  return { kind = json.field(model, "type", "string", path, "BPE") .. ", tokenizer.json",
+    tokens = tokens }
 end
 
 local function scalars(metadata)
   local out = {}
-  for key, value in pairs(metadata) do out[key] = type(value) == "table" and { count = #value } or value end
+  for key, value in pairs(metadata) do
+    out[key] = type(value) == "table" and { count = #value } or value
+  end
   return out
 end
 
@@ -120,7 +127,8 @@ local function inspect_file(path, problem, code)
     problem = path .. ": a file of tensors alone; a model is a directory with a config.json"
   end
   local metadata = format == "gguf" and file.metadata or nil
-  local out = { path = path, format = format, problem = problem, tensors = list_tensors(file.tensors) }
+  local out = { path = path, format = format, problem = problem,
+    tensors = list_tensors(file.tensors) }
   out.metadata = metadata and scalars(metadata)
   out.tokenizer = metadata and gguf_tokenizer(metadata)
   return out
@@ -129,7 +137,9 @@ end
 -- What would be said of the tokenizer when the model is opened; why it could not be, if so.
 local function add_tokenizer_warnings(warnings, source)
   local loaded <close>, message = tokenizer.load(source.tokenizer, { ids = source.config.vocab })
-  for _, warning in ipairs(loaded and loaded.warnings or {}) do warnings[#warnings + 1] = warning end
+  for _, warning in ipairs(loaded and loaded.warnings or {}) do
+    warnings[#warnings + 1] = warning
+  end
   return message
 end
 
@@ -142,10 +152,13 @@ local function inspect_model(path)
     weights, problem = loaders.weights(source)
     out = {
       path = path, format = source.format, problem = problem, config = source.config,
-      tensors = list_tensors(source.tensors, weights), description = weights and loaders.describe(source.config, weights),
+      tensors = list_tensors(source.tensors, weights),
+        description = weights and loaders.describe(source.config, weights),
       warnings = weights and loaders.warnings(source, weights),
     }
-    if weights and source.tokenizer then out.problem = add_tokenizer_warnings(out.warnings, source) end
+    if weights and source.tokenizer then
+      out.problem = add_tokenizer_warnings(out.warnings, source)
+    end
     if source.format == "gguf" then
       local metadata = fault.check(gguf.read(path)).metadata
       out.metadata, out.tokenizer = scalars(metadata), gguf_tokenizer(metadata)
@@ -158,8 +171,8 @@ local function inspect_model(path)
   return out
 end
 
---- What a model directory, a GGUF file or a safetensors file holds. A file that can be read but not loaded is described
---- all the same; `problem` says why it cannot be.
+--- What a model directory, a GGUF file or a safetensors file holds. A file that can be read but not
+--- loaded is described all the same; `problem` says why it cannot be.
 ---@param path string
 ---@return pyramid.Inspection?
 ---@return string? message
@@ -173,9 +186,10 @@ end
 ---@field policy string
 ---@field length integer
 ---@field dtype string
----@field layers { rows: number, computed: integer, most: boolean }[] rows a lane holds on average, tokens computed; most:
+---@field layers { rows: number, computed: integer, most: boolean }[] rows a lane holds on average,
+---  tokens computed; most:
 ---                              what the text says decides, and these are the most it can be
----@field at_most boolean        some layer is such: bytes, fraction and computed are the most they can be
+---@field at_most boolean  some layer is such: bytes, fraction and computed are the most they can be
 ---@field target number?         the share of the rows that was asked for
 ---@field target_missed boolean? there is a target, and it cannot be met
 ---@field bytes integer          K and V rows of all lanes
@@ -193,9 +207,12 @@ function inspect.policy(config, which, tokens, dtype)
   local _ <close> = core.plain_locale()
   dtype = dtype or "f16"
   local unit = caches.value_bytes[dtype]
-    or error(("inspect.policy: dtype '%s' (known: %s)"):format(tostring(dtype), caches.known_dtypes()), 2)
+    or error(("inspect.policy: dtype '%s' (known: %s)"):format(tostring(dtype),
+      caches.known_dtypes()), 2)
   tokens = options.whole(tokens)
-  if math.type(tokens) ~= "integer" or tokens < 1 then error("inspect.policy: length must be a positive integer", 2) end
+  if math.type(tokens) ~= "integer" or tokens < 1 then
+    error("inspect.policy: length must be a positive integer", 2)
+  end
   local layers = policy.forecast(which, config, tokens)
   local rows, computed, at_most = 0, 0, false
   for _, layer in ipairs(layers) do
@@ -204,7 +221,8 @@ function inspect.policy(config, which, tokens, dtype)
   local wanted, fraction = target.of(which), rows / (config.layers * tokens)
   local row_bytes = 2 * config.kv_heads * config.head_dim * unit
   return {
-    policy = tostring(which), length = tokens, dtype = dtype, layers = layers, bytes = math.floor(rows * row_bytes),
+    policy = tostring(which), length = tokens, dtype = dtype, layers = layers,
+      bytes = math.floor(rows * row_bytes),
     full_bytes = math.floor(config.layers * tokens * row_bytes), fraction = fraction,
     computed = computed / (config.layers * tokens), at_most = at_most, target = wanted,
     target_missed = wanted and target.missed(wanted, fraction, tokens) or nil,
@@ -230,7 +248,8 @@ function inspect.measured(model, which, ids, dtype)
   for index, layer in ipairs(made.layers) do
     local sum = 0
     for head = 1, config.kv_heads do sum = sum + cache:rows(index, head) end
-    made.layers[index] = { rows = sum / config.kv_heads, computed = not layer.most and layer.computed or nil, most = false }
+    made.layers[index] = { rows = sum / config.kv_heads,
+      computed = not layer.most and layer.computed or nil, most = false }
     rows = rows + sum / config.kv_heads
   end
   made.at_most, made.fraction = false, rows / (config.layers * #ids)

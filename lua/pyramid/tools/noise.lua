@@ -1,5 +1,5 @@
---- How far figures can be trusted: means with their errors, shares with theirs, and whether two differ by more than that.
---- All intervals are those that hold the true value with 95 %.
+--- How far figures can be trusted: means with their errors, shares with theirs, and whether two
+--- differ by more than that. All intervals are those that hold the true value with 95 %.
 local noise = {}
 
 -- Student's t for 95 %, both sides, by degrees of freedom; beyond, by what it falls to.
@@ -10,7 +10,8 @@ local student = { 12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262,
 ---@return number
 function noise.errors(n) return n < 2 and math.huge or student[n - 1] or 1.96 + 2.4 / (n - 1) end
 
----The mean of a few measurements, and half the width of its interval; math.huge where one measurement alone tells none.
+---The mean of a few measurements, and half the width of its interval; math.huge where one
+---measurement alone tells none.
 ---@param list number[]
 ---@return number mean
 ---@return number half
@@ -23,8 +24,8 @@ function noise.mean(list)
   return mean, noise.errors(n) * math.sqrt(squares / (n - 1) / n)
 end
 
----The mean difference of two lists measured on the same things, in the same order, and half the width of its interval:
----what differs between the things is in neither.
+---The mean difference of two lists measured on the same things, in the same order, and half the
+---width of its interval: what differs between the things is in neither.
 ---@param a number[]
 ---@param b number[]
 ---@return number mean    of a - b
@@ -48,12 +49,14 @@ end
 
 -- Wilson's interval of a counted share.
 local function interval(right, asked)
-  local middle, half = (right / asked + 1.96 ^ 2 / (2 * asked)) / (1 + 1.96 ^ 2 / asked), noise.share(right, asked)
+  local middle, half = (right / asked + 1.96 ^ 2 / (2 * asked)) / (1 + 1.96 ^ 2 / asked),
+    noise.share(right, asked)
   return middle - half, middle + half
 end
 
----Whether one counted share is greater than another by more than chance would make of equal ones (Newcombe's interval of a
----difference, which two Wilson intervals make; half a count on either side, without which few counts would tell too much).
+---Whether one counted share is greater than another by more than chance would make of equal ones
+---(Newcombe's interval of a difference, which two Wilson intervals make; half a count on either
+---side, without which few counts would tell too much).
 ---@param right integer
 ---@param asked integer
 ---@param other_right integer
@@ -66,16 +69,16 @@ function noise.greater(right, asked, other_right, other_asked)
   return p - q - 0.5 / asked - 0.5 / other_asked > math.sqrt((p - low) ^ 2 + (high - q) ^ 2)
 end
 
----Whether one is better than another that was asked the same: it answered `won` questions that the other did not, which
----answered `lost` that it did not. Chance alone would make it so, or the other way round, in fewer than 5 of 100 (the exact
----test of McNemar, a coin tossed won + lost times).
+---Whether one is better than another that was asked the same: it answered `won` questions that the
+---other did not, which answered `lost` that it did not. Chance alone would make it so, or the other
+---way round, in fewer than 5 of 100 (the exact test of McNemar, a coin tossed won + lost times).
 ---@param won integer
 ---@param lost integer
 ---@return boolean
 function noise.wins(won, lost)
   if won <= lost then return false end
   local n, term, sum = won + lost, 1.0, 0.0
-  for k = 0, lost do                                                     -- binomial coefficients, in order
+  for k = 0, lost do  -- binomial coefficients, in order
     sum = sum + term
     term = term * (n - k) / (k + 1)
   end

@@ -1,9 +1,10 @@
 --- How well a model foretells a text from what its cache has kept.
 ---
---- A window is a context, read under the cache's policy, and the tokens after it, each scored by the logarithm of the
---- probability that the model gave it after the policy's cut (pyramid.cut): perplexity is exp(-mean). The true token is
---- fed, whatever the model would have picked, one at a time, so that the policy also acts as it does in generation; or
---- all at once (`append`), which is faster and leaves what the context left.
+--- A window is a context, read under the cache's policy, and the tokens after it, each scored by
+--- the logarithm of the probability that the model gave it after the policy's cut (pyramid.cut):
+--- perplexity is exp(-mean). The true token is fed, whatever the model would have picked, one at a
+--- time, so that the policy also acts as it does in generation; or all at once (`append`), which is
+--- faster and leaves what the context left.
 local core = require "pyramid.core"
 local cut = require "pyramid.tools.cut"
 local options = require "pyramid.options"
@@ -20,8 +21,8 @@ local perplexity = {}
 
 local keys = { append = "boolean", progress = "function" }
 
----Scores `targets` after `context` of two tokens or more. The cache should be new; what it holds afterwards is the window's.
----`progress(done, total)` counts tokens; returning true cancels.
+---Scores `targets` after `context` of two tokens or more. The cache should be new; what it holds
+---afterwards is the window's. `progress(done, total)` counts tokens; returning true cancels.
 ---@param cache pyramid.Cache
 ---@param context integer[]
 ---@param targets integer[]
@@ -32,7 +33,9 @@ local keys = { append = "boolean", progress = "function" }
 function perplexity.window(cache, context, targets, given)
   given = options.check("perplexity.window", given, keys)
   local total, progress = #context + #targets, given.progress
-  local function reading(done, of) return progress(math.floor(#context * done / math.max(of, 1)), total) end
+  local function reading(done, of)
+    return progress(math.floor(#context * done / math.max(of, 1)), total)
+  end
   local began = core.clock()
   local result = { logprobs = {}, sum = 0 }
   local function score(i, from)
@@ -40,7 +43,8 @@ function perplexity.window(cache, context, targets, given)
     result.logprobs[i], result.sum = logprob, result.sum + logprob
   end
   local function held(made)
-    result.context_fraction, result.context_bytes, result.prefill_seconds = made.share, made.bytes, made.seconds
+    result.context_fraction, result.context_bytes, result.prefill_seconds = made.share, made.bytes,
+      made.seconds
   end
   if given.append and #targets > 0 then
     local all, made, code = cut.append(cache, context, targets, progress and reading)
@@ -64,11 +68,12 @@ function perplexity.window(cache, context, targets, given)
   return result
 end
 
----Windows over a text's ids: each a context of `context` ids, which begin with `bos` if there is one, and the `predict`
----ids after it; each window begins `stride` ids after the one before.
+---Windows over a text's ids: each a context of `context` ids, which begin with `bos` if there is
+---one, and the `predict` ids after it; each window begins `stride` ids after the one before.
 ---@param ids integer[]
 ---@param how { context: integer, predict: integer, stride?: integer, limit?: integer, bos?: integer }
----@return { context: integer[], targets: integer[], first: integer }[]  first: where the targets begin in ids
+---@return { context: integer[], targets: integer[], first: integer }[]
+---  first: where the targets begin in ids
 function perplexity.windows(ids, how)
   local windows, lead = {}, how.bos and 1 or 0
   local body = how.context - lead

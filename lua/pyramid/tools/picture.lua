@@ -1,5 +1,6 @@
---- Pictures in a terminal: bars, pyramids, strips of positions, tables, progress. Everything is built as text, so that a
---- program can print it anywhere; widths are counted in columns of the terminal.
+--- Pictures in a terminal: bars, pyramids, strips of positions, tables, progress. Everything is
+--- built as text, so that a program can print it anywhere; widths are counted in columns of the
+--- terminal.
 ---
 ---   local pic = picture.new(io.stdout)
 ---   print(pic:bar(0.3, 20), pic:paint("30 %", "good"))
@@ -16,10 +17,13 @@ local Picture = {}
 Picture.__index = Picture
 Picture.__name = "pyramid.tools.picture"
 
--- From the first layer to the last: the hue goes from deep to light, as a pyramid's steps would in the sun.
+-- From the first layer to the last: the hue goes from deep to light, as a pyramid's steps would in
+-- the sun.
 local depths = { 61, 62, 68, 74, 79, 114, 150, 186, 222, 221, 215, 209 }
-local colours = { dim = "2", bold = "1", good = "38;5;114", accent = "38;5;215", warn = "38;5;203", frame = "38;5;240" }
-local shades = { utf8 = { [0] = " ", "░", "▒", "▓", "█" }, ascii = { [0] = " ", ".", ":", "o", "#" } }
+local colours = { dim = "2", bold = "1", good = "38;5;114", accent = "38;5;215", warn = "38;5;203",
+  frame = "38;5;240" }
+local shades = { utf8 = { [0] = " ", "░", "▒", "▓", "█" },
+  ascii = { [0] = " ", ".", ":", "o", "#" } }
 local eighths = { [0] = "", "▏", "▎", "▍", "▌", "▋", "▊", "▉" }
 
 local function set(name)
@@ -27,22 +31,28 @@ local function set(name)
   return value and value ~= "" and value or nil
 end
 
--- A locale that nobody has set says nothing, and terminals of today read UTF-8: only a locale that names another charset counts.
+-- A locale that nobody has set says nothing, and terminals of today read UTF-8: only a locale that
+-- names another charset counts.
 local function speaks_utf8()
   local locale = set "LC_ALL" or set "LC_CTYPE" or set "LANG"
   return not locale or locale:lower():find("utf%-?8") ~= nil
 end
 
----A picture for a stream: how wide it is and what it can show is asked of the terminal and the environment.
+---A picture for a stream: how wide it is and what it can show is asked of the terminal and the
+---environment.
 ---@param stream? file*   io.stdout by default
 ---@param given? { width?: integer, colour?: boolean, ascii?: boolean }
 ---@return pyramid.Picture
 function picture.new(stream, given)
   given = given or {}
   local columns = core.terminal(stream or io.stdout)
-  local width = given.width or (columns and columns > 0 and columns) or math.tointeger(tonumber(set "COLUMNS")) or 80
-  local self = { width = math.max(40, math.min(width, 120)), terminal = columns ~= nil, colour = given.colour, ascii = given.ascii }
-  if self.colour == nil then self.colour = columns ~= nil and not set "NO_COLOR" and set "TERM" ~= "dumb" end
+  local width = given.width or (columns and columns > 0 and columns)
+    or math.tointeger(tonumber(set "COLUMNS")) or 80
+  local self = { width = math.max(40, math.min(width, 120)), terminal = columns ~= nil,
+    colour = given.colour, ascii = given.ascii }
+  if self.colour == nil then
+    self.colour = columns ~= nil and not set "NO_COLOR" and set "TERM" ~= "dumb"
+  end
   if self.ascii == nil then self.ascii = not speaks_utf8() end
   return setmetatable(self, Picture)
 end
@@ -55,7 +65,8 @@ function picture.columns(text)
   return utf8.len(text) or #text
 end
 
----A text padded to a width: to the left ("<", the default), to the right (">") or in the middle ("^").
+---A text padded to a width: to the left ("<", the default), to the right (">") or in the middle
+---("^").
 ---@param text string
 ---@param width integer
 ---@param align? "<"|">"|"^"
@@ -110,7 +121,8 @@ function Picture:bar(share, width, how)
   return self:paint(text, how or "good") .. field(self, width - full - (rest > 0 and 1 or 0))
 end
 
----A bar from the middle to both sides, to half a column: layers of these make a pyramid. `width` should be even.
+---A bar from the middle to both sides, to half a column: layers of these make a pyramid. `width`
+---should be even.
 ---@param share number
 ---@param width integer
 ---@param how? string|number
@@ -127,9 +139,9 @@ function Picture:step(share, width, how)
   return free .. self:paint(body, how or "good") .. free
 end
 
----Where rows lie among `total` positions: `width` columns from the first to the last, shaded by the share of a column's
----positions that are there: none, some, a third, two thirds, all. `lanes` is a list of sequences of positions from 0 (one
----for each KV head); they are averaged.
+---Where rows lie among `total` positions: `width` columns from the first to the last, shaded by the
+---share of a column's positions that are there: none, some, a third, two thirds, all. `lanes` is a
+---list of sequences of positions from 0 (one for each KV head); they are averaged.
 ---@param lanes integer[][]
 ---@param total integer
 ---@param width integer
@@ -150,7 +162,8 @@ function Picture:strip(lanes, total, width, how)
   end
   for column = 0, width - 1 do
     -- positions p with p * width // total == column
-    local first, past = (column * total + width - 1) // width, ((column + 1) * total + width - 1) // width
+    local first, past = (column * total + width - 1) // width,
+      ((column + 1) * total + width - 1) // width
     local share = past > first and counts[column] / ((past - first) * math.max(1, #lanes)) or 0
     cells[column + 1] = set_of[share <= 0 and 0 or share < 1 and 1 + math.floor(share * 3) or 4]
   end
@@ -173,10 +186,12 @@ function Picture:rule(title, width)
   width = width or self.width
   if not title then return self:paint(line:rep(width), "frame") end
   local free = math.max(0, width - picture.columns(title) - 4)
-  return ("%s %s %s"):format(self:paint(line:rep(2), "frame"), self:paint(title, "bold"), self:paint(line:rep(free), "frame"))
+  return ("%s %s %s"):format(self:paint(line:rep(2), "frame"), self:paint(title, "bold"),
+    self:paint(line:rep(free), "frame"))
 end
 
----Lines of a table whose columns are as wide as what is in them. Cells are texts; `aligns` is one character a column.
+---Lines of a table whose columns are as wide as what is in them. Cells are texts; `aligns` is one
+---character a column.
 ---@param rows string[][]
 ---@param aligns string     such as "<>>": the last one holds for the rest
 ---@param gap? integer
@@ -197,7 +212,8 @@ function picture.table(rows, aligns, gap)
   return lines
 end
 
----What a cache holds, layer by layer: rows (the mean over KV heads), and the positions of each head.
+---What a cache holds, layer by layer: rows (the mean over KV heads), and the positions of each
+---head.
 ---@param cache pyramid.Cache
 ---@param config pyramid.Config
 ---@return { rows: number, lanes: integer[][] }[]
@@ -214,7 +230,7 @@ function picture.survey(cache, config)
   return layers
 end
 
--- ---- text that streams ----------------------------------------------------------------------------------------------
+-- ---- text that streams --------------------------------------------------------------------------
 
 ---@class pyramid.Writer   wraps a text that comes in pieces between two margins
 local Writer = {}
@@ -225,8 +241,9 @@ Writer.__index = Writer
 function Picture:writer(given)
   given = given or {}
   local indent = given.indent or 0
-  return setmetatable({ picture = self, stream = given.stream or io.stdout, indent = (" "):rep(indent), how = given.how,
-    room = (given.width or self.width) - indent, used = 0, word = "" }, Writer)
+  return setmetatable({ picture = self, stream = given.stream or io.stdout,
+    indent = (" "):rep(indent), how = given.how, room = (given.width or self.width) - indent,
+      used = 0, word = "" }, Writer)
 end
 
 local function put_word(self)
@@ -238,7 +255,8 @@ local function put_word(self)
     self.used, space = 0, false
   end
   if self.used == 0 then self.stream:write(self.indent) end
-  self.stream:write(space and " " or "", self.how and self.picture:paint(self.word, self.how) or self.word)
+  self.stream:write(space and " " or "", self.how and self.picture:paint(self.word, self.how)
+    or self.word)
   self.used = self.used + (space and 1 or 0) + width
   self.word, self.space = "", false
 end
@@ -268,7 +286,7 @@ function Writer:finish()
   self.stream:flush()
 end
 
--- ---- progress ------------------------------------------------------------------------------------------------------
+-- ---- progress -----------------------------------------------------------------------------------
 
 ---@class pyramid.Progress
 ---@field update fun(done: integer, total: integer)   as cache:prefill and pyramid.model call it
@@ -285,14 +303,18 @@ function picture.seconds(seconds)
   if seconds < 0.0995 then return ("%.0f ms"):format(seconds * 1000) end
   if seconds < 9.95 then return ("%.2f s"):format(seconds) end
   if seconds < 99.5 then return ("%.0f s"):format(seconds) end
-  if seconds < 5970 then return ("%d min %02d s"):format(seconds // 60, math.floor(seconds % 60)) end
+  if seconds < 5970 then
+    return ("%d min %02d s"):format(seconds // 60, math.floor(seconds % 60))
+  end
   return ("%d h %02d min"):format(seconds // 3600, math.floor(seconds % 3600 / 60))
 end
 
 local function line(self, done, total, elapsed)
   local share = total > 0 and done / total or 0
   local left = ""
-  if share > 0 and share < 1 and elapsed > 0.5 then left = picture.seconds(elapsed / share * (1 - share)) .. " left" end
+  if share > 0 and share < 1 and elapsed > 0.5 then
+    left = picture.seconds(elapsed / share * (1 - share)) .. " left"
+  end
   local text = ("%3d %%"):format(math.floor(share * 100))
   local room = self.picture.width - picture.columns(self.label) - 24
   local note = self.note and self.picture:cut(self.note, math.max(0, room - 12)) or ""
@@ -301,15 +323,15 @@ local function line(self, done, total, elapsed)
     self.picture:paint(picture.pad(left, 12), "dim"), note }, " ")
 end
 
----A progress bar on a terminal's line that cleans up after itself; nothing at all where there is no terminal.
----It appears only after `after` seconds, so that short work shows nothing.
+---A progress bar on a terminal's line that cleans up after itself; nothing at all where there is no
+---terminal. It appears only after `after` seconds, so that short work shows nothing.
 ---@param label string
 ---@param given? { stream?: file*, after?: number }
 ---@return pyramid.Progress
 function picture.progress(label, given)
   local stream = given and given.stream or io.stderr
-  local self = setmetatable({ picture = picture.new(stream), stream = stream, label = label, after = given and given.after or 0.4,
-    began = core.clock(), drawn = 0 }, Progress)
+  local self = setmetatable({ picture = picture.new(stream), stream = stream, label = label,
+    after = given and given.after or 0.4, began = core.clock(), drawn = 0 }, Progress)
   self.update = function(done, total)
     if not self.picture.terminal or self.ended then return end
     local now = core.clock()
@@ -336,7 +358,8 @@ function Progress:close()
   self.ended = true
 end
 
----Removes the bar that is shown, whosever it is: for a program that has something more important to say.
+---Removes the bar that is shown, whosever it is: for a program that has something more important to
+---say.
 function picture.clear_progress()
   if shown then erase(shown) end
 end

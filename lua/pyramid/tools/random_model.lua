@@ -1,9 +1,9 @@
---- Llamas of stated shapes with random weights, for measuring: a Hugging Face directory, or a GGUF file that other
---- programs read too (it has a SentencePiece-style vocabulary of made-up words).
+--- Llamas of stated shapes with random weights, for measuring: a Hugging Face directory, or a GGUF
+--- file that other programs read too (it has a SentencePiece-style vocabulary of made-up words).
 ---
---- A weight is a normal number of deviation 1/sqrt(columns), so that activations keep their size at any width; norms are 1.
---- It depends on the seed and its place only: both formats hold the same model, but that GGUF files of Llamas have the rows
---- of q and k in another order.
+--- A weight is a normal number of deviation 1/sqrt(columns), so that activations keep their size at
+--- any width; norms are 1. It depends on the seed and its place only: both formats hold the same
+--- model, but that GGUF files of Llamas have the rows of q and k in another order.
 local core = require "pyramid.core"
 local probe = require "pyramid.probe"
 local families = require "pyramid.families"
@@ -25,25 +25,33 @@ local random_model = {}
 --- Shapes by name: 7b and 13b are LLaMA 2's, 8b is Llama 3's.
 ---@type table<string, pyramid.Shape>
 random_model.shapes = {
-  tiny    = { layers = 3, width = 128, heads = 4, kv_heads = 2, ff = 352, vocab = 512, context = 16384 },
-  ["134m"] = { layers = 12, width = 768, heads = 12, kv_heads = 12, ff = 2048, vocab = 32000, context = 16384 },
-  ["1.1b"] = { layers = 22, width = 2048, heads = 32, kv_heads = 4, ff = 5632, vocab = 32000, context = 16384 },
-  ["8b"]  = { layers = 32, width = 4096, heads = 32, kv_heads = 8, ff = 14336, vocab = 128256, context = 16384, rope_base = 5e5 },
-  ["7b"]  = { layers = 32, width = 4096, heads = 32, kv_heads = 32, ff = 11008, vocab = 32000, context = 16384 },
-  ["13b"] = { layers = 40, width = 5120, heads = 40, kv_heads = 40, ff = 13824, vocab = 32000, context = 16384 },
+  tiny    = { layers = 3, width = 128, heads = 4, kv_heads = 2, ff = 352, vocab = 512,
+    context = 16384 },
+  ["134m"] = { layers = 12, width = 768, heads = 12, kv_heads = 12, ff = 2048, vocab = 32000,
+    context = 16384 },
+  ["1.1b"] = { layers = 22, width = 2048, heads = 32, kv_heads = 4, ff = 5632, vocab = 32000,
+    context = 16384 },
+  ["8b"]  = { layers = 32, width = 4096, heads = 32, kv_heads = 8, ff = 14336, vocab = 128256,
+    context = 16384, rope_base = 5e5 },
+  ["7b"]  = { layers = 32, width = 4096, heads = 32, kv_heads = 32, ff = 11008, vocab = 32000,
+    context = 16384 },
+  ["13b"] = { layers = 40, width = 5120, heads = 40, kv_heads = 40, ff = 13824, vocab = 32000,
+    context = 16384 },
 }
 
 local ROPE_BASE, EPS = 10000.0, 1e-5
-local BOS, EOS, BYTES, WORDS = 1, 2, 3, 259        -- <unk> is 0; byte pieces are 3 .. 258; then a space, then words
+-- <unk> is 0; byte pieces are 3 .. 258; then a space, then words
+local BOS, EOS, BYTES, WORDS = 1, 2, 3, 259
 local BLOCK_VALUES, ALIGNMENT = 1 << 22, 32
 
 -- File formats' names of dtypes, and GGUF's numbers of types and of whole files.
 local gguf_types = { f32 = 0, f16 = 1, q4_0 = 2, q8_0 = 8, bf16 = 30 }
 local gguf_file_types = { f32 = 0, f16 = 1, q4_0 = 2, q8_0 = 7, bf16 = 32 }
 local safetensors_names = { f32 = "F32", f16 = "F16", bf16 = "BF16" }
-local blocks = { f32 = { 1, 4 }, f16 = { 1, 2 }, bf16 = { 1, 2 }, q8_0 = { 32, 34 }, q4_0 = { 32, 18 } }
+local blocks = { f32 = { 1, 4 }, f16 = { 1, 2 }, bf16 = { 1, 2 }, q8_0 = { 32, 34 },
+  q4_0 = { 32, 18 } }
 
--- ---- what the model holds ----------------------------------------------------------------------------------------------
+-- ---- what the model holds -----------------------------------------------------------------------
 
 ---@class pyramid.RandomTensor
 ---@field role string
@@ -55,9 +63,12 @@ local blocks = { f32 = { 1, 4 }, f16 = { 1, 2 }, bf16 = { 1, 2 }, q8_0 = { 32, 3
 local function tensors_of(shape)
   local width, head_dim = shape.width, shape.width // shape.heads
   local shapes = {
-    embed = { shape.vocab, width }, output = { shape.vocab, width }, out_norm = { width }, attn_norm = { width },
-    ffn_norm = { width }, q = { width, width }, k = { shape.kv_heads * head_dim, width }, v = { shape.kv_heads * head_dim, width },
-    o = { width, width }, gate = { shape.ff, width }, up = { shape.ff, width }, down = { width, shape.ff },
+    embed = { shape.vocab, width }, output = { shape.vocab, width }, out_norm = { width },
+      attn_norm = { width },
+    ffn_norm = { width }, q = { width, width }, k = { shape.kv_heads * head_dim, width },
+      v = { shape.kv_heads * head_dim, width },
+    o = { width, width }, gate = { shape.ff, width }, up = { shape.ff, width },
+      down = { width, shape.ff },
   }
   local list = {}
   local function add(role, layer)
@@ -74,8 +85,9 @@ local function bytes_of(dtype, shape)
   return shape[1] * (shape[2] or 1) // blocks[dtype][1] * blocks[dtype][2]
 end
 
--- Calls write(bytes) with a tensor's rows in order, in blocks that fit memory. `heads`: rows are dealt as GGUF wants q and k
--- of Llamas, the first half of a head's rows between those of the second. The runtime's threads make the rows.
+-- Calls write(bytes) with a tensor's rows in order, in blocks that fit memory. `heads`: rows are
+-- dealt as GGUF wants q and k of Llamas, the first half of a head's rows between those of the
+-- second. The runtime's threads make the rows.
 local function write_tensor(write, runtime, tensor, dtype, seed, heads)
   local rows, cols = tensor.shape[1], tensor.shape[2]
   if not cols then
@@ -87,17 +99,19 @@ local function write_tensor(write, runtime, tensor, dtype, seed, heads)
     local dim = rows // heads
     for row = 0, rows - 1 do
       local head, i, half = row // dim, row % dim // 2, row % 2
-      write(probe.random_rows(runtime, dtype, seed, tensor.stream, head * dim + half * (dim // 2) + i, 1, cols, deviation))
+      write(probe.random_rows(runtime, dtype, seed, tensor.stream,
+        head * dim + half * (dim // 2) + i, 1, cols, deviation))
     end
     return
   end
   local step = math.max(1, BLOCK_VALUES // cols)
   for row = 0, rows - 1, step do
-    write(probe.random_rows(runtime, dtype, seed, tensor.stream, row, math.min(step, rows - row), cols, deviation))
+    write(probe.random_rows(runtime, dtype, seed, tensor.stream, row, math.min(step, rows - row),
+      cols, deviation))
   end
 end
 
--- ---- files ---------------------------------------------------------------------------------------------------------------
+-- ---- files --------------------------------------------------------------------------------------
 
 -- Calls fill(write): a file of that name is whole, the old one or the new one.
 local function write_file(path, fill)
@@ -110,8 +124,9 @@ local function safetensors_head(list, names, dtype)
   local entries, at = {}, 0
   for i, t in ipairs(list) do
     local bytes = bytes_of(dtype, t.shape)
-    entries[i] = ('"%s":{"dtype":"%s","shape":[%s],"data_offsets":[%d,%d]}'):format(names[t.role]:format(t.layer),
-      safetensors_names[dtype], table.concat(t.shape, ","), at, at + bytes)
+    entries[i] = ('"%s":{"dtype":"%s","shape":[%s],"data_offsets":[%d,%d]}'):format(
+      names[t.role]:format(t.layer), safetensors_names[dtype], table.concat(t.shape, ","), at,
+        at + bytes)
     at = at + bytes
   end
   local head = "{" .. table.concat(entries, ",") .. "}"
@@ -121,11 +136,15 @@ end
 
 local function config_of(shape, dtype)
   return {
-    architectures = { "LlamaForCausalLM" }, model_type = "llama", hidden_act = "silu", vocab_size = shape.vocab,
+    architectures = { "LlamaForCausalLM" }, model_type = "llama", hidden_act = "silu",
+      vocab_size = shape.vocab,
     hidden_size = shape.width, intermediate_size = shape.ff, num_hidden_layers = shape.layers,
-    num_attention_heads = shape.heads, num_key_value_heads = shape.kv_heads, max_position_embeddings = shape.context,
-    rms_norm_eps = EPS, rope_theta = shape.rope_base or ROPE_BASE, tie_word_embeddings = false, attention_bias = false,
-    bos_token_id = BOS, eos_token_id = EOS, torch_dtype = ({ f32 = "float32", f16 = "float16", bf16 = "bfloat16" })[dtype],
+    num_attention_heads = shape.heads, num_key_value_heads = shape.kv_heads,
+      max_position_embeddings = shape.context,
+    rms_norm_eps = EPS, rope_theta = shape.rope_base or ROPE_BASE, tie_word_embeddings = false,
+      attention_bias = false,
+    bos_token_id = BOS, eos_token_id = EOS, torch_dtype = ({ f32 = "float32", f16 = "float16",
+      bf16 = "bfloat16" })[dtype],
   }
 end
 
@@ -143,9 +162,10 @@ local function write_folder(path, runtime, shape, dtype, seed)
   return path
 end
 
--- ---- GGUF ------------------------------------------------------------------------------------------------------------------
+-- ---- GGUF ---------------------------------------------------------------------------------------
 
-local kinds = { u32 = { 4, "<I4" }, i32 = { 5, "<i4" }, f32 = { 6, "<f" }, bool = { 7, "B" }, string = { 8, "<s8" } }
+local kinds = { u32 = { 4, "<I4" }, i32 = { 5, "<i4" }, f32 = { 6, "<f" }, bool = { 7, "B" },
+  string = { 8, "<s8" } }
 
 local function entry(key, kind, value)
   return ("<s8I4"):pack(key, kinds[kind][1]) .. kinds[kind][2]:pack(value)
@@ -157,7 +177,8 @@ local function array(key, kind, values)
   return table.concat(parts)
 end
 
--- Words of three letters or more that no two tokens share, as a SentencePiece vocabulary would hold them.
+-- Words of three letters or more that no two tokens share, as a SentencePiece vocabulary would hold
+-- them.
 local function word_of(i)
   local letters = {}
   for k = 1, 3 do letters[k], i = string.char(97 + i % 26), i // 26 end
@@ -180,30 +201,42 @@ local function metadata_of(shape, dtype, name)
   local tokens, scores, types = vocabulary(shape.vocab)
   return {
     entry("general.architecture", "string", "llama"), entry("general.name", "string", name),
-    entry("general.alignment", "u32", ALIGNMENT), entry("general.file_type", "u32", gguf_file_types[dtype]),
+    entry("general.alignment", "u32", ALIGNMENT),
+      entry("general.file_type", "u32", gguf_file_types[dtype]),
     entry("general.quantization_version", "u32", 2),
-    entry("llama.vocab_size", "u32", shape.vocab), entry("llama.context_length", "u32", shape.context),
-    entry("llama.embedding_length", "u32", shape.width), entry("llama.block_count", "u32", shape.layers),
-    entry("llama.feed_forward_length", "u32", shape.ff), entry("llama.attention.head_count", "u32", shape.heads),
-    entry("llama.attention.head_count_kv", "u32", shape.kv_heads), entry("llama.attention.layer_norm_rms_epsilon", "f32", EPS),
+    entry("llama.vocab_size", "u32", shape.vocab),
+      entry("llama.context_length", "u32", shape.context),
+    entry("llama.embedding_length", "u32", shape.width),
+      entry("llama.block_count", "u32", shape.layers),
+    entry("llama.feed_forward_length", "u32", shape.ff),
+      entry("llama.attention.head_count", "u32", shape.heads),
+    entry("llama.attention.head_count_kv", "u32", shape.kv_heads),
+      entry("llama.attention.layer_norm_rms_epsilon", "f32", EPS),
     entry("llama.rope.dimension_count", "u32", shape.width // shape.heads),
     entry("llama.rope.freq_base", "f32", shape.rope_base or ROPE_BASE),
-    entry("tokenizer.ggml.model", "string", "llama"), entry("tokenizer.ggml.pre", "string", "default"),
+    entry("tokenizer.ggml.model", "string", "llama"),
+      entry("tokenizer.ggml.pre", "string", "default"),
     array("tokenizer.ggml.tokens", "string", tokens), array("tokenizer.ggml.scores", "f32", scores),
-    array("tokenizer.ggml.token_type", "i32", types), entry("tokenizer.ggml.bos_token_id", "u32", BOS),
-    entry("tokenizer.ggml.eos_token_id", "u32", EOS), entry("tokenizer.ggml.unknown_token_id", "u32", 0),
-    entry("tokenizer.ggml.add_bos_token", "bool", 1), entry("tokenizer.ggml.add_eos_token", "bool", 0),
+    array("tokenizer.ggml.token_type", "i32", types),
+      entry("tokenizer.ggml.bos_token_id", "u32", BOS),
+    entry("tokenizer.ggml.eos_token_id", "u32", EOS),
+      entry("tokenizer.ggml.unknown_token_id", "u32", 0),
+    entry("tokenizer.ggml.add_bos_token", "bool", 1),
+      entry("tokenizer.ggml.add_eos_token", "bool", 0),
   }
 end
 
 local function write_gguf(path, runtime, shape, dtype, seed, name)
-  local list, names, metadata = tensors_of(shape), families.find "llama".names.gguf, metadata_of(shape, dtype, name)
+  local list, names, metadata = tensors_of(shape), families.find "llama".names.gguf,
+    metadata_of(shape, dtype, name)
   local head = { "GGUF" .. ("<I4I8I8"):pack(3, #list, #metadata), table.concat(metadata) }
   local at = 0
   for i, t in ipairs(list) do
     local as = #t.shape == 1 and "f32" or dtype                      -- ggml wants norms as f32
-    local dims = #t.shape == 1 and ("<I4I8"):pack(1, t.shape[1]) or ("<I4I8I8"):pack(2, t.shape[2], t.shape[1])
-    head[i + 2] = ("<s8"):pack(names[t.role]:format(t.layer)) .. dims .. ("<I4I8"):pack(gguf_types[as], at)
+    local dims = #t.shape == 1 and ("<I4I8"):pack(1, t.shape[1])
+      or ("<I4I8I8"):pack(2, t.shape[2], t.shape[1])
+    head[i + 2] = ("<s8"):pack(names[t.role]:format(t.layer)) .. dims
+      .. ("<I4I8"):pack(gguf_types[as], at)
     local bytes = bytes_of(as, t.shape)
     at = at + bytes + -bytes % ALIGNMENT
   end
@@ -212,13 +245,14 @@ local function write_gguf(path, runtime, shape, dtype, seed, name)
     write(text .. ("\0"):rep(-#text % ALIGNMENT))
     for _, t in ipairs(list) do
       local as = #t.shape == 1 and "f32" or dtype
-      write_tensor(write, runtime, t, as, seed, (t.role == "q" and shape.heads) or (t.role == "k" and shape.kv_heads) or nil)
+      write_tensor(write, runtime, t, as, seed,
+        (t.role == "q" and shape.heads) or (t.role == "k" and shape.kv_heads) or nil)
       write(("\0"):rep(-bytes_of(as, t.shape) % ALIGNMENT))
     end
   end)
 end
 
--- ---- the door ----------------------------------------------------------------------------------------------------------------
+-- ---- the door -----------------------------------------------------------------------------------
 
 ---How many weights a shape has.
 ---@param shape pyramid.Shape
@@ -229,8 +263,9 @@ function random_model.parameters(shape)
   return count
 end
 
----Writes a model. The format follows from the path: a GGUF file if it ends in .gguf, else a folder with config.json and
----model.safetensors. Raises if the format cannot hold the dtype, or the dtype the shape.
+---Writes a model. The format follows from the path: a GGUF file if it ends in .gguf, else a folder
+---with config.json and model.safetensors. Raises if the format cannot hold the dtype, or the dtype
+---the shape.
 ---@param path string
 ---@param given { shape: string|pyramid.Shape, dtype?: "bf16"|"f16"|"f32"|"q8_0"|"q4_0", seed?: integer }
 ---@return string|nil path
@@ -238,23 +273,29 @@ end
 ---@return string? code
 function random_model.write(path, given)
   local _ <close> = core.plain_locale()
-  local shape = type(given.shape) == "string" and random_model.shapes[given.shape:lower()] or given.shape
+  local shape = type(given.shape) == "string" and random_model.shapes[given.shape:lower()]
+    or given.shape
   local dtype, seed, folder = given.dtype or "bf16", given.seed or 1, not path:find "%.gguf$"
-  if type(shape) ~= "table" then error(("random_model: no shape '%s'"):format(tostring(shape)), 2) end
+  if type(shape) ~= "table" then
+    error(("random_model: no shape '%s'"):format(tostring(shape)), 2)
+  end
   if not blocks[dtype] then
-    error(("random_model: no dtype '%s' (known: bf16, f16, f32, q4_0, q8_0)"):format(tostring(dtype)), 2)
+    error(("random_model: no dtype '%s' (known: bf16, f16, f32, q4_0, q8_0)"):format(tostring(
+      dtype)), 2)
   end
   if folder and not safetensors_names[dtype] then
     error("random_model: safetensors hold f32, f16 or bf16; quantised models are GGUF files", 2)
   end
   if shape.width % blocks[dtype][1] ~= 0 or shape.ff % blocks[dtype][1] ~= 0 then
-    error(("random_model: rows of %d and %d are no whole blocks of %s"):format(shape.width, shape.ff, dtype), 2)
+    error(("random_model: rows of %d and %d are no whole blocks of %s"):format(shape.width,
+      shape.ff, dtype), 2)
   end
   if shape.vocab <= WORDS then error("random_model: a vocabulary has at least 260 tokens", 2) end
   local runtime <close>, message, code = core.runtime { device = "cpu" }
   if not runtime then return nil, message, code end
   if folder then return write_folder(path, runtime, shape, dtype, seed) end
-  return write_gguf(path, runtime, shape, dtype, seed, ("random %.0fM"):format(random_model.parameters(shape) / 1e6))
+  return write_gguf(path, runtime, shape, dtype, seed,
+    ("random %.0fM"):format(random_model.parameters(shape) / 1e6))
 end
 
 return random_model

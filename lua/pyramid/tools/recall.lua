@@ -1,19 +1,22 @@
 --- Recall: whether a model still answers from its context what a policy has left of it.
 ---
---- A case is a held-out document of the world (pyramid.world) of a given length in tokens, in which each fact is told
---- once, with questions about it. A length counts the document, which is cut to just `length - recall.room` tokens, and the
---- room that its question and answer are given. It is put in one of two modes:
+--- A case is a held-out document of the world (pyramid.world) of a given length in tokens, in which
+--- each fact is told once, with questions about it. A length counts the document, which is cut to
+--- just `length - recall.room` tokens, and the room that its question and answer are given. It is
+--- put in one of two modes:
 ---
----   agnostic  the document is read under the policy, which does not know what will be asked; the question is appended
----             whole, and the answer is generated
----   aware     document and question are read under the policy together, all but the words that call for the answer
----             ("Answer:"), which are read after its cut; see pyramid.cut for why
+---   agnostic  the document is read under the policy, which does not know what will be asked; the
+---             question is appended whole, and the answer is generated
+---   aware     document and question are read under the policy together, all but the words that
+---             call for the answer ("Answer:"), which are read after its cut; see pyramid.cut for
+---             why
 ---
---- An answer is right if the line that is generated, greedily, is the expected answer, letter for letter. For models
---- that know the facts and not the form of the world's answers there is `found`: the value asked for stands in the line.
---- The kind "word" (pyramid.hidden) is for such models: facts of one word in any text; right is that the first word is it.
---- Survival is the share of the evidence's tokens (the sentences the answer stands in) whose rows a layer still holds
---- when the policy has cut.
+--- An answer is right if the line that is generated, greedily, is the expected answer, letter for
+--- letter. For models that know the facts and not the form of the world's answers there is `found`:
+--- the value asked for stands in the line. The kind "word" (pyramid.hidden) is for such models:
+--- facts of one word in any text; right is that the first word is it. Survival is the share of the
+--- evidence's tokens (the sentences the answer stands in) whose rows a layer still holds when the
+--- policy has cut.
 local cut = require "pyramid.tools.cut"
 local hidden = require "pyramid.tools.hidden"
 local options = require "pyramid.options"
@@ -33,7 +36,8 @@ table.insert(recall.kinds, hidden.kind)
 ---@field begun string?               what is read in the question's place: a sentence to go on with
 ---@field answer string               the line expected
 ---@field value string                what was asked for; the answer ends in it
----@field evidence integer[][]        first and last position (from 0) of the tokens of each sentence needed
+---@field evidence integer[][]
+---  first and last position (from 0) of the tokens of each sentence needed
 
 ---@class pyramid.RecallCase
 ---@field seed integer
@@ -73,29 +77,34 @@ local function token_span(ends, first, last)
   return { from, to or #ends - 1 }
 end
 
--- Leaves as few of the first of `of.ids` out as make `want` of them, but not what begins texts. Sets `from`: bytes of the
--- text that are left out; `ends`: where each token ends.
+-- Leaves as few of the first of `of.ids` out as make `want` of them, but not what begins texts.
+-- Sets `from`: bytes of the text that are left out; `ends`: where each token ends.
 local function trim(model, of, want)
   local lead = model.tokenizer:is_special(of.ids[1]) and 1 or 0
   local over, ends = #of.ids - want, token_ends(model.tokenizer, of.ids)
   if over < 0 or lead + over >= #of.ids then return false end
-  of.ends = table.move(ends, 1 + lead + over, #ends, 1 + lead, lead > 0 and { ends[lead + over] } or {})
-  of.ids = table.move(of.ids, 1 + lead + over, #of.ids, 1 + lead, table.move(of.ids, 1, lead, 1, {}))
+  of.ends = table.move(ends, 1 + lead + over, #ends, 1 + lead,
+    lead > 0 and { ends[lead + over] } or {})
+  of.ids = table.move(of.ids, 1 + lead + over, #of.ids, 1 + lead,
+    table.move(of.ids, 1, lead, 1, {}))
   of.from = over > 0 and ends[lead + over] or 0
   return true
 end
 
--- The document of a seed, `want` tokens of its end: it is made a little longer, and as few of its first tokens as that
--- takes are left out.
+-- The document of a seed, `want` tokens of its end: it is made a little longer, and as few of its
+-- first tokens as that takes are left out.
 local function fit(model, seed, want, given)
   local words, best = math.max(30, want * 2 // 3), nil
   for _ = 1, 8 do
-    local document = world.document(seed, { words = words, recall = 0, density = 45, questions = 24, kinds = given.kinds })
+    local document = world.document(seed, { words = words, recall = 0, density = 45,
+      questions = 24, kinds = given.kinds })
     local body = document.text:sub(1, document.body_bytes) .. "\n\n"
     local ids, message, code = model:encode(body)
     if not ids then return nil, message, code end
     local over = #ids - want
-    if over >= 0 and (not best or #ids < #best.ids) then best = { document = document, ids = ids } end
+    if over >= 0 and (not best or #ids < #best.ids) then
+      best = { document = document, ids = ids }
+    end
     if over >= 0 and over < want // 24 then break end
     words = math.max(math.ceil(words * (want + want / 60) / #ids), over < 0 and words + 5 or 1)
   end
@@ -103,8 +112,9 @@ local function fit(model, seed, want, given)
   return best
 end
 
----A case: the document of a held-out seed, of `length - recall.room` tokens, and up to `per_kind` questions of each kind.
----nil if no document of that seed fits, and then a message only if something failed.
+---A case: the document of a held-out seed, of `length - recall.room` tokens, and up to `per_kind`
+---questions of each kind. nil if no document of that seed fits, and then a message only if
+---something failed.
 ---@param model pyramid.Model
 ---@param length integer
 ---@param seed integer                from 0; counted from the first held-out seed
@@ -120,9 +130,10 @@ function recall.case(model, length, seed, given)
   local questions, count = {}, {}
   for _, q in ipairs(document.questions) do
     local function room()
-      return recall.room - #assert(model:encode(asked(q.question) .. " " .. q.answer .. "\n", { special = false }))
+      return recall.room - #assert(model:encode(asked(q.question) .. " " .. q.answer .. "\n",
+        { special = false }))
     end
-    local told = true                                                  -- what it asks for stands in what is left
+    local told = true  -- what it asks for stands in what is left
     for _, span in ipairs(q.evidence) do told = told and span[1] > found.from end
     if told and (count[q.kind] or 0) < (given.per_kind or 1) and room() >= 0 then
       count[q.kind] = (count[q.kind] or 0) + 1
@@ -135,9 +146,10 @@ function recall.case(model, length, seed, given)
   return { seed = seed, ids = found.ids, questions = questions }
 end
 
-local most_of_a_kind = 2              -- questions of a kind in one document, so that many documents speak
+local most_of_a_kind = 2  -- questions of a kind in one document, so that many documents speak
 
--- How many of `questions` fall to each of the parts that documents are cut into: alike, the first ones one more.
+-- How many of `questions` fall to each of the parts that documents are cut into: alike, the first
+-- ones one more.
 local function quotas(questions)
   local parts, left = {}, questions
   for part = math.min(5, questions), 1, -1 do
@@ -159,13 +171,18 @@ end
 local function word_case(model, length, document, given)
   local want, count = length - recall.room, (given.questions - 1) // hidden.facts + 1
   local facts, told = hidden.of((given.seed or 0) + document), {}
-  for k = 1, math.min(hidden.facts, given.questions - document * hidden.facts) do told[k] = facts[k] end
+  for k = 1, math.min(hidden.facts, given.questions - document * hidden.facts) do
+    told[k] = facts[k]
+  end
   local source = given.text
   if not source then                                                   -- a word is a token at least
-    source = world.document(world.held_out + (given.seed or 0) + document, { words = want + 40, questions = 0, title = true }).text
+    source = world.document(world.held_out + (given.seed or 0) + document,
+      { words = want + 40, questions = 0, title = true }).text
   end
   local place = 1
-  if given.text then place = 1 + math.max(0, #source - want * 8) * document // math.max(1, count) end
+  if given.text then
+    place = 1 + math.max(0, #source - want * 8) * document // math.max(1, count)
+  end
   local body = stretch(source, place, want * 8)
   local sentences = 0
   for _, fact in ipairs(told) do sentences = sentences + #fact.sentence end
@@ -174,8 +191,9 @@ local function word_case(model, length, document, given)
   local ends = token_ends(model.tokenizer, ids)
   local bytes = (ends[want] or #body) - sentences
   local made
-  for _ = 1, 8 do                                                      -- longer, until it is long enough
-    local text, spans = hidden.set(stretch(body, 1, math.max(bytes, 1)), told, (document + 0.5) / count)
+  for _ = 1, 8 do  -- longer, until it is long enough
+    local text, spans = hidden.set(stretch(body, 1, math.max(bytes, 1)), told,
+      (document + 0.5) / count)
     ids, message, code = model:encode(text .. "\n\n")
     if not ids then return nil, message, code end
     made = { ids = ids, spans = spans }
@@ -183,23 +201,27 @@ local function word_case(model, length, document, given)
     made, bytes = nil, bytes + math.max(16, (want - #ids) * 6)
   end
   if not made then
-    if given.text then return nil, ("the text is too short for a document of %d tokens"):format(want), "length" end
+    if given.text then
+      return nil, ("the text is too short for a document of %d tokens"):format(want), "length"
+    end
     return nil
   end
   local case = { seed = (given.seed or 0) + document, ids = made.ids, questions = {} }
   for k, fact in ipairs(told) do
-    case.questions[k] = { kind = hidden.kind, question = fact.begun .. " …", begun = fact.begun, answer = fact.word,
-      value = fact.word, evidence = { token_span(made.ends, made.spans[k][1], made.spans[k][2]) } }
+    case.questions[k] = { kind = hidden.kind, question = fact.begun .. " …", begun = fact.begun,
+      answer = fact.word, value = fact.word, evidence = { token_span(made.ends, made.spans[k][1],
+        made.spans[k][2]) } }
   end
   return case
 end
 
----Cases of one length with `questions` questions of each kind in all, at most two of a kind in a document. Where the
----evidence stands is spread evenly: each fifth of the documents' length has as many questions of each kind (a chain's
----place is its first fact's), as far as `questions` can be divided so; what a policy that keeps the newest rows can
----answer is then told by how much it keeps. Fewer questions, if 40 documents for each do not hold them; an empty list if
----no document of this length has such questions. Of the kind "word" (pyramid.hidden), four to a document, evenly spread: in
----stretches of `text`, or, without one, in held-out documents.
+---Cases of one length with `questions` questions of each kind in all, at most two of a kind in a
+---document. Where the evidence stands is spread evenly: each fifth of the documents' length has as
+---many questions of each kind (a chain's place is its first fact's), as far as `questions` can be
+---divided so; what a policy that keeps the newest rows can answer is then told by how much it
+---keeps. Fewer questions, if 40 documents for each do not hold them; an empty list if no document
+---of this length has such questions. Of the kind "word" (pyramid.hidden), four to a document,
+---evenly spread: in stretches of `text`, or, without one, in held-out documents.
 ---@param model pyramid.Model
 ---@param length integer
 ---@param given { questions: integer, kinds?: string[], seed?: integer, text?: string, progress?: function }  progress(done, total)
@@ -207,8 +229,8 @@ end
 ---@return string? message
 ---@return string? code
 function recall.cases(model, length, given)
-  given = options.check("recall.cases", given, { questions = "integer", kinds = "table", seed = "integer", text = "string",
-    progress = "function" })
+  given = options.check("recall.cases", given, { questions = "integer", kinds = "table",
+    seed = "integer", text = "string", progress = "function" })
   local kinds, seed, words = {}, given.seed or 0, false
   for _, kind in ipairs(given.kinds or world.kinds) do
     if kind == hidden.kind then words = true else kinds[#kinds + 1] = kind end
@@ -254,7 +276,8 @@ local function line_of(run)
   return text:match "^%s*([^\n]*)":match "^(.-)%s*$"
 end
 
----Reads a question (after what the cache holds, no policy asked) and returns the line that answers it, greedily.
+---Reads a question (after what the cache holds, no policy asked) and returns the line that answers
+---it, greedily.
 ---@param model pyramid.Model
 ---@param cache pyramid.Cache
 ---@param question string             without "Question:"
@@ -262,8 +285,8 @@ end
 ---@return string? message
 ---@return string? code
 function recall.answer(model, cache, question)
-  local run, message, code = model:generate(asked(question), { cache = cache, special = false, prune = false,
-    max_tokens = longest_line })
+  local run, message, code = model:generate(asked(question),
+    { cache = cache, special = false, prune = false, max_tokens = longest_line })
   if not run then return nil, message, code end
   return line_of(run)
 end
@@ -328,7 +351,9 @@ end
 ---@return string? message
 ---@return string? code
 function recall.ask(model, case, mode, cache_options)
-  if mode ~= "agnostic" and mode ~= "aware" then error("recall.ask: the mode is agnostic or aware", 2) end
+  if mode ~= "agnostic" and mode ~= "aware" then
+    error("recall.ask: the mode is agnostic or aware", 2)
+  end
   local blank <close>, message, code = model:cache(cache_options)
   if not blank then return nil, message, code end
   local made
@@ -350,7 +375,8 @@ function recall.ask(model, case, mode, cache_options)
     local result = { kind = q.kind, tokens = made.tokens, fraction = made.share,
       survival = survival(cache, model.config, q.evidence) }
     local run
-    run, message, code = model:generate(rest, { cache = cache, prune = false, max_tokens = q.kind == hidden.kind
+    run, message, code = model:generate(rest, { cache = cache, prune = false,
+      max_tokens = q.kind == hidden.kind
       and longest_word or longest_line })
     if not run then return nil, message, code end
     result.line, message, code = line_of(run)

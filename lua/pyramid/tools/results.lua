@@ -1,8 +1,10 @@
---- Results of long measurements: a file of JSON lines that grows as they come, so that a run that was ended goes on.
+--- Results of long measurements: a file of JSON lines that grows as they come, so that a run that
+--- was ended goes on.
 ---
---- Each line is one object with `format`, which says whose results these are, and a `key`, which says what was measured
---- under which circumstances. A line that was cut off by the end of a run is measured again; anything else that does not
---- belong there is refused, so that no other file is ever written into.
+--- Each line is one object with `format`, which says whose results these are, and a `key`, which
+--- says what was measured under which circumstances. A line that was cut off by the end of a run is
+--- measured again; anything else that does not belong there is refused, so that no other file is
+--- ever written into.
 local core = require "pyramid.core"
 local files = require "pyramid.files"
 local json = require "pyramid.json"
@@ -44,19 +46,22 @@ function results.open(path, format)
   if not text then return nil, message, "io" end
   local self = setmetatable({ path = path, format = format, records = {}, count = 0 }, Results)
   local whole, number = 0, 0
-  while true do                              -- each byte once, however long a last line without an end is
+  while true do  -- each byte once, however long a last line without an end is
     local at = text:find("\n", whole + 1, true)
     if not at then break end
     local record = decode(text:sub(whole + 1, at - 1))
     number, whole = number + 1, at
-    if not record then return nil, ("%s, line %d: no JSON object"):format(path, number), "format" end
+    if not record then
+      return nil, ("%s, line %d: no JSON object"):format(path, number), "format"
+    end
     if record.format ~= format or type(record.key) ~= "string" then
       return nil, ("%s, line %d: not a result of %s"):format(path, number, format), "format"
     end
     if not self.records[record.key] then self.count = self.count + 1 end
     self.records[record.key] = record
   end
-  -- What follows the last new line was being written when a run ended; but a file of one line may be somebody else's.
+  -- What follows the last new line was being written when a run ended; but a file of one line may
+  -- be somebody else's.
   if whole < #text and whole == 0 and not text:find(('"format":"%s"'):format(format), 1, true) then
     return nil, ("%s, line 1: not a result of %s"):format(path, format), "format"
   end

@@ -1,11 +1,13 @@
---- What share of the rows a policy was asked to keep, and whether it did: guards, floors and windows can stand above a
---- target, limits below it. Whatever uses a policy says so with these words, and names what was reached.
+--- What share of the rows a policy was asked to keep, and whether it did: guards, floors and
+--- windows can stand above a target, limits below it. Whatever uses a policy says so with these
+--- words, and names what was reached.
 local target = {}
 
 -- Targets are met by whole rows, in chunks, in each layer: nearer than this they count as met.
 local slack, slack_rows = 0.01, 2
 
----The share of the prompt's rows that a policy was asked to keep, by its option `target`; nil, if by none.
+---The share of the prompt's rows that a policy was asked to keep, by its option `target`; nil, if
+---by none.
 ---@param p pyramid.policy
 ---@return number?
 function target.of(p)
@@ -22,7 +24,8 @@ function target.missed(wanted, share, tokens)
   return wanted ~= nil and math.abs(share - wanted) > slack + slack_rows / math.max(tokens, 1)
 end
 
----A line that says that a target was missed and what was reached; nil, if it was met, or there is none.
+---A line that says that a target was missed and what was reached; nil, if it was met, or there is
+---none.
 ---@param p pyramid.policy
 ---@param label string        as the user wrote the policy
 ---@param share number
@@ -32,8 +35,9 @@ end
 function target.warning(p, label, share, tokens, more)
   local wanted = target.of(p)
   if not target.missed(wanted, share, tokens) then return nil end
-  return ("%s: the target of %.1f %% cannot be met for a prompt of %d tokens: %.1f %% of the rows are kept%s"):format(label,
-    100 * wanted, math.floor(tokens + 0.5), 100 * share, more or "")
+  return ("%s: the target of %.1f %% cannot be met for a prompt of %d tokens: %.1f %% of the "
+    .. "rows are kept%s"):format(label, 100 * wanted, math.floor(tokens + 0.5), 100 * share,
+      more or "")
 end
 
 return target

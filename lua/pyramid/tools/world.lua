@@ -1,10 +1,13 @@
--- The world generator: endless, seeded documents of simple English in which what was said early is needed later.
+-- The world generator: endless, seeded documents of simple English in which what was said early is
+-- needed later.
 --
--- Owns: the random numbers, the document under construction and its layout. The words are in world/words.lua, the
--- scenery in world/frames.lua, what can be true and asked for in world/facts.lua.
+-- Owns: the random numbers, the document under construction and its layout. The words are in
+-- world/words.lua, the scenery in world/frames.lua, what can be true and asked for in
+-- world/facts.lua.
 --
--- A document is a pure function of (seed, options), the same on every machine: integers of 64 bits, no floats, no order
--- of pairs(). It is a body (paragraphs, in which people also ask and answer) and, after it, questions of the form
+-- A document is a pure function of (seed, options), the same on every machine: integers of 64 bits,
+-- no floats, no order of pairs(). It is a body (paragraphs, in which people also ask and answer)
+-- and, after it, questions of the form
 --   Question: What was the code of the tin box?
 --   Answer: The code of the tin box was 4821.
 -- Each paragraph takes a frame and sets facts and recollections between the frame's sentences.
@@ -97,7 +100,8 @@ function Doc:write(s)
   return first, self.bytes
 end
 
--- Appends one sentence of a paragraph, with the space before it; returns its bytes without that space.
+-- Appends one sentence of a paragraph, with the space before it; returns its bytes without that
+-- space.
 function Doc:sentence(s)
   if self.fresh then self.fresh = false else self:write " " end
   return self:write(s)
@@ -122,9 +126,11 @@ function Doc:two_people()
   return p, q
 end
 
-local lead_ins = { "", "", "", "", "", "", "people said that ", "it was well known that ", "as it happened, ",
-  "that was the year when ", "in those days ", "nobody doubted that ", "and then, one day, ", "{hero} knew that " }
-local leads = { gift = { "", "", "", "one day ", "on {day} ", "that {season} ", "after supper ", "without a word " } }
+local lead_ins = { "", "", "", "", "", "", "people said that ", "it was well known that ",
+  "as it happened, ", "that was the year when ", "in those days ", "nobody doubted that ",
+    "and then, one day, ", "{hero} knew that " }
+local leads = { gift = { "", "", "", "one day ", "on {day} ", "that {season} ", "after supper ",
+  "without a word " } }
 leads.moved = leads.gift
 leads.verse = { "" }
 
@@ -153,7 +159,8 @@ local function evidence(fact)
   return spans
 end
 
--- Notes a question whose answer, given as it is asked for at the end, was written from byte `first` on as `written`.
+-- Notes a question whose answer, given as it is asked for at the end, was written from byte `first`
+-- on as `written`.
 function Doc:note(fact, ask, written, first, inside)
   local from, to = written:find(ask[3], 1, true)
   while true do
@@ -197,7 +204,8 @@ function Doc:recall(fact)
   local form = rng:pick(asides)
   local question = fill(rng, ask[1], fact.slots)
   local answer = statement(rng, fact, ask)
-  local slots = { A = a.name, B = b.name, he = b.he, question = capital(question), lower = question, reply = answer }
+  local slots = { A = a.name, B = b.name, he = b.he, question = capital(question),
+    lower = question, reply = answer }
   -- A quotation within a quotation takes single marks.
   if form[1]:find "\"" then
     for _, k in ipairs { "question", "lower", "reply" } do slots[k] = slots[k]:gsub('"', "'") end
@@ -263,7 +271,8 @@ function Doc:paragraph(options)
       if fact then self:recall(fact) else self:something_new() end
       interrupted = true
     else
-      -- A pronoun needs its person near: after something else was said, the frame's next sentence begins with the name.
+      -- A pronoun needs its person near: after something else was said, the frame's next sentence
+      -- begins with the name.
       local template = scene[line]
       if line > first and interrupted then template = template:gsub("^{He}", "{P}") end
       self:sentence(capital(fill(rng, template, slots)))
@@ -272,7 +281,8 @@ function Doc:paragraph(options)
   end
 end
 
-local known_options = { words = true, kinds = true, density = true, recall = true, questions = true, ask = true, title = true }
+local known_options = { words = true, kinds = true, density = true, recall = true,
+  questions = true, ask = true, title = true }
 
 --- A document. Options (all optional; those left out are drawn from the seed):
 ---   words      about how many words the body has (default: 100 to 4000, most of them short)
@@ -280,12 +290,14 @@ local known_options = { words = true, kinds = true, density = true, recall = tru
 ---   density    percentage of what is said that is a fact or a recollection rather than scenery
 ---   recall     percentage of those that recall something; 0: every fact is told once
 ---   questions  how many questions stand at the end
----   ask        which of a fact's questions these are, where it has so many (of a gift 3: what was given); default: any
+---   ask        which of a fact's questions these are, where it has so many (of a gift 3: what was
+---              given); default: any
 ---   title      whether there is a title line
---- Spans are byte positions in text, from 1, both ends included. A question's evidence is the list of the sentences
---- that it needs: one, or two for a chain. A question's answer is a statement, which ends in its value (what was asked
---- for, at value_bytes; the rest of an answer follows from the question, and a chain's names its first fact).
---- Repetitions in conversation are not evidence; recall = 0 leaves them out.
+--- Spans are byte positions in text, from 1, both ends included. A question's evidence is the list
+--- of the sentences that it needs: one, or two for a chain. A question's answer is a statement,
+--- which ends in its value (what was asked for, at value_bytes; the rest of an answer follows from
+--- the question, and a chain's names its first fact). Repetitions in conversation are not evidence;
+--- recall = 0 leaves them out.
 ---@param seed integer
 ---@param options table?
 ---@return { seed: integer, text: string, body_bytes: integer, questions: table[] }
@@ -293,13 +305,15 @@ function world.document(seed, options)
   options = options or {}
   for key in pairs(options) do
     if not known_options[key] then
-      error("unknown option '" .. tostring(key) .. "'; known: ask, density, kinds, questions, recall, title, words", 2)
+      error("unknown option '" .. tostring(key)
+        .. "'; known: ask, density, kinds, questions, recall, title, words", 2)
     end
   end
   local kinds = {}
   for _, kind in ipairs(options.kinds or world.kinds) do
     if not facts.makers[kind] then
-      error("unknown kind '" .. tostring(kind) .. "'; known: " .. table.concat(world.kinds, ", "), 2)
+      error("unknown kind '" .. tostring(kind) .. "'; known: " .. table.concat(world.kinds, ", "),
+        2)
     end
     kinds[#kinds + 1], kinds[kind] = kind, true
   end
@@ -352,15 +366,18 @@ function world.document(seed, options)
     end
   end
   doc:write "\n"
-  return { seed = seed, text = table.concat(doc.parts), body_bytes = body_bytes, questions = doc.questions }
+  return { seed = seed, text = table.concat(doc.parts), body_bytes = body_bytes,
+    questions = doc.questions }
 end
 
---- The prompt that asks one question of a document's body; a right continuation is " " .. answer .. "\n".
+--- The prompt that asks one question of a document's body; a right continuation is " " .. answer ..
+--- "\n".
 ---@param document table
 ---@param question table one of document.questions
 ---@return string
 function world.prompt(document, question)
-  return document.text:sub(1, document.body_bytes) .. "\n\nQuestion: " .. question.question .. "\nAnswer:"
+  return document.text:sub(1, document.body_bytes) .. "\n\nQuestion: " .. question.question
+    .. "\nAnswer:"
 end
 
 return world

@@ -1,8 +1,9 @@
 -- Writes world documents to standard output, for the trainer.
 --   lua5.4 scripts/maker/train/world.lua FIRST_SEED COUNT [MIN_WORDS MAX_WORDS]
 --     [kind=KIND] [recall=N] [density=N] [questions=N] [ask=N] [--json]
--- Seeds FIRST_SEED .. FIRST_SEED + COUNT - 1. Without word counts each seed draws its own length. Documents are
--- followed by a zero byte; with --json each is one line { seed, text, body_bytes, questions }.
+-- Seeds FIRST_SEED .. FIRST_SEED + COUNT - 1. Without word counts each seed draws its own length.
+-- Documents are followed by a zero byte; with --json each is one line { seed, text, body_bytes,
+-- questions }.
 --   lua5.4 scripts/maker/train/world.lua --lexicon
 -- writes every word of the lexicon once, one a line, sorted.
 -- Run from the repository's root.

@@ -1,5 +1,6 @@
-/* conversations.c MODEL FOLDER — what the facade gives a host beyond a text: conversations, tokens with their probabilities,
- * reasons, cancelling, closing inside callbacks, structs of other versions. Prints each check that fails. */
+/* conversations.c MODEL FOLDER — what the facade gives a host beyond a text: conversations, tokens
+ * with their probabilities, reasons, cancelling, closing inside callbacks, structs of other
+ * versions. Prints each check that fails. */
 #include "pyramid.h"
 
 #include <math.h>
@@ -21,7 +22,9 @@ static int failures;
       putchar('\n'); \
     } \
   } while (0)
-#define OK(host, call) do { pyr_status got = (call); CHECK(got == PYR_OK, "%s: %s", pyr_status_name(got), pyr_host_error(host)); } while (0)
+#define OK(host, call) do { pyr_status got = (call); CHECK(got == PYR_OK, "%s: %s", \
+                                                           pyr_status_name(got), \
+                                                               pyr_host_error(host)); } while (0)
 
 static const char *model, *folder;
 
@@ -54,7 +57,9 @@ static int on_token(void *ud, const pyr_token *token) {
     if (i && token->logprobs[i] > before) a->bad++;
     before = token->logprobs[i];
   }
-  if (token->count > 0 && (token->ids[0] != token->id || token->logprobs[0] != token->logprob)) a->bad++;   /* it is greedy */
+  /* it is greedy */
+  if (token->count > 0 && (token->ids[0] != token->id || token->logprobs[0] != token->logprob))
+    a->bad++;
   if (a->tokens == a->cancel_after) pyr_host_cancel(a->host);
   if (a->tokens == 2) {
     pyr_conversation_close(a->close_talk);
@@ -77,7 +82,8 @@ static pyr_conversation *open_talk(pyr_host *host, const char *system) {
   return talk;
 }
 
-static pyr_host_stats say(pyr_host *host, pyr_conversation *talk, const char *text, int most, answer *out) {
+static pyr_host_stats say(pyr_host *host, pyr_conversation *talk, const char *text, int most,
+                          answer *out) {
   pyr_host_stats stats;
   pyr_generate_options how = { .max_tokens = most, .on_token = on_token, .ud = out };
   OK(host, pyr_conversation_say(talk, text, &how));
@@ -85,7 +91,7 @@ static pyr_host_stats say(pyr_host *host, pyr_conversation *talk, const char *te
   return stats;
 }
 
-/* ---- tokens ------------------------------------------------------------------------------------------------------------ */
+/* ---- tokens ---------------------------------------------------------------------------------- */
 
 static void check_tokens(void) {
   pyr_host *host = open_host("h2o");
@@ -94,31 +100,40 @@ static void check_tokens(void) {
   pyr_generate_options how = { .max_tokens = 20, .on_token = on_token, .ud = &plain };
   OK(host, pyr_host_generate(host, "the quick brown fox", &how));
   pyr_host_get_stats(host, &stats);
-  CHECK(plain.tokens == stats.generated_tokens && plain.tokens > 3, "%d, %d", plain.tokens, (int)stats.generated_tokens);
+  CHECK(plain.tokens == stats.generated_tokens && plain.tokens > 3, "%d, %d", plain.tokens,
+        (int)stats.generated_tokens);
   CHECK(strcmp(stats.finish, plain.tokens == 20 ? "length" : "eos") == 0, "%s", stats.finish);
   CHECK(isnan(plain.logprobs[0]), "not asked for");
 
   how.ud = &told;
   how.alternatives = 5;
   OK(host, pyr_host_generate(host, "the quick brown fox", &how));
-  CHECK(told.tokens == plain.tokens && memcmp(told.ids, plain.ids, (size_t)told.tokens * sizeof *told.ids) == 0, "other tokens");
-  CHECK(strcmp(told.text, plain.text) == 0 && !told.bad, "another text, or alternatives out of order");
+  CHECK(told.tokens == plain.tokens && memcmp(told.ids, plain.ids,
+                                              (size_t)told.tokens * sizeof *told.ids) == 0,
+                                                  "other tokens");
+  CHECK(strcmp(told.text, plain.text) == 0 && !told.bad,
+        "another text, or alternatives out of order");
   for (int i = 0; i < told.tokens; i++)
-    CHECK(told.logprobs[i] <= 0 && told.logprobs[i] > -log(160) - 1e-9, "greedy, of 160 ids: %g", told.logprobs[i]);
+    CHECK(told.logprobs[i] <= 0 && told.logprobs[i] > -log(160) - 1e-9, "greedy, of 160 ids: %g",
+          told.logprobs[i]);
 
   how = (pyr_generate_options){ .max_tokens = 20, .on_token = on_token, .ud = &some };
   OK(host, pyr_host_generate(host, "the quick brown fox", &how));
   pyr_host_get_stats(host, &stats);
-  CHECK(some.tokens == 3 && strcmp(stats.finish, "closed") == 0, "%d tokens, %s", some.tokens, stats.finish);
+  CHECK(some.tokens == 3 && strcmp(stats.finish, "closed") == 0, "%d tokens, %s", some.tokens,
+        stats.finish);
 
-  char first[3] = { plain.text[5], plain.text[6], 0 }, second[3] = { plain.text[2], plain.text[3], 0 };
+  char first[3] = { plain.text[5], plain.text[6], 0 },
+      second[3] = { plain.text[2], plain.text[3], 0 };
   const char *const stops[] = { first, second, NULL };
   answer cut = { 0 };
-  how = (pyr_generate_options){ .max_tokens = 20, .stop = "no such text", .stops = stops, .on_token = on_token, .ud = &cut };
+  how = (pyr_generate_options){ .max_tokens = 20, .stop = "no such text", .stops = stops,
+                                .on_token = on_token, .ud = &cut };
   OK(host, pyr_host_generate(host, "the quick brown fox", &how));
   pyr_host_get_stats(host, &stats);
   CHECK(strcmp(stats.finish, "stop") == 0, "%s", stats.finish);
-  CHECK(cut.length <= 2 && memcmp(cut.text, plain.text, cut.length) == 0, "'%s' of '%s'", cut.text, plain.text);
+  CHECK(cut.length <= 2 && memcmp(cut.text, plain.text, cut.length) == 0, "'%s' of '%s'", cut.text,
+        plain.text);
 
   int64_t count = -1, with_zero = -1;
   OK(host, pyr_host_count_tokens(host, "the quick brown fox", 0, &count));
@@ -127,9 +142,11 @@ static void check_tokens(void) {
   OK(host, pyr_host_count_tokens(host, "ab\0ab", 5, &with_zero));
   OK(host, pyr_host_count_tokens(host, "ab", 0, &count));
   CHECK(with_zero >= 2 * count, "%d, %d", (int)with_zero, (int)count);
-  CHECK(pyr_host_count_tokens(host, NULL, 0, &count) == PYR_ARGUMENT && *pyr_host_error(host), "no text");
+  CHECK(pyr_host_count_tokens(host, NULL, 0, &count) == PYR_ARGUMENT && *pyr_host_error(host),
+        "no text");
   CHECK(pyr_host_count_tokens(NULL, "a", 0, &count) == PYR_ARGUMENT, "no host");
-  CHECK(pyr_host_context(host) > 0 && pyr_host_context(NULL) == 0, "%d", (int)pyr_host_context(host));
+  CHECK(pyr_host_context(host) > 0 && pyr_host_context(NULL) == 0, "%d",
+        (int)pyr_host_context(host));
 
   /* bytes that are no UTF-8, and zero bytes */
   how = (pyr_generate_options){ .max_tokens = 3, .prompt_length = 9 };
@@ -140,61 +157,76 @@ static void check_tokens(void) {
   pyr_host_close(host);
 }
 
-/* ---- versions ---------------------------------------------------------------------------------------------------------- */
+/* ---- versions -------------------------------------------------------------------------------- */
 
 static void check_versions(void) {
   CHECK(strcmp(pyr_version(), PYR_VERSION) == 0, "%s", pyr_version());
   pyr_host *host;
-  struct { pyr_host_options known; const char *later[3]; } newer = { .known = { .threads = 1, .policy = "nonesuch" } };
+  struct { pyr_host_options known; const char *later[3]; } newer = { .known = { .threads = 1,
+      .policy = "nonesuch" } };
   newer.known.size = sizeof newer;
-  CHECK(pyr_host_open(model, &newer.known, &host) == PYR_POLICY, "%s", pyr_host_error(host));   /* the tail is zero */
+  /* the tail is zero */
+  CHECK(pyr_host_open(model, &newer.known, &host) == PYR_POLICY, "%s", pyr_host_error(host));
   pyr_host_close(host);
   newer.later[2] = "something";
   CHECK(pyr_host_open(model, &newer.known, &host) == PYR_ARGUMENT, "the tail is not");
   CHECK(strstr(pyr_host_error(host), "too old"), "%s", pyr_host_error(host));
   pyr_host_close(host);
-  pyr_host_options older = { .size = offsetof(pyr_host_options, policy), .threads = 1, .policy = "nonesuch" };
-  OK(host, pyr_host_open(model, &older, &host));                                               /* it knows no policy */
+  pyr_host_options older = { .size = offsetof(pyr_host_options, policy), .threads = 1,
+                             .policy = "nonesuch" };
+  OK(host, pyr_host_open(model, &older, &host));  /* it knows no policy */
   pyr_host_close(host);
   older.size = 2;
-  CHECK(pyr_host_open(model, &older, &host) == PYR_ARGUMENT && strstr(pyr_host_error(host), "size"), "%s", pyr_host_error(host));
+  CHECK(pyr_host_open(model, &older, &host) == PYR_ARGUMENT
+        && strstr(pyr_host_error(host), "size"), "%s", pyr_host_error(host));
   pyr_host_close(host);
   older.size = (size_t)-1;
-  CHECK(pyr_host_open(model, &older, &host) == PYR_ARGUMENT && strstr(pyr_host_error(host), "size"), "%s", pyr_host_error(host));
+  CHECK(pyr_host_open(model, &older, &host) == PYR_ARGUMENT
+        && strstr(pyr_host_error(host), "size"), "%s", pyr_host_error(host));
   pyr_host_close(host);
 
   /* every option that a host without Lua can set reaches what it is for */
-  pyr_host_options options = { .device = "cpu", .threads = 1, .weights = "f16", .precision = "f32", .context = 64,
-                               .cache_dtype = "f32", .cache_budget = (size_t)1 << 20, .memory_limit = (size_t)1 << 28 };
+  pyr_host_options options = { .device = "cpu", .threads = 1, .weights = "f16", .precision = "f32",
+                               .context = 64, .cache_dtype = "f32",
+                                   .cache_budget = (size_t)1 << 20,
+                                       .memory_limit = (size_t)1 << 28 };
   OK(host, pyr_host_open(model, &options, &host));
   CHECK(pyr_host_context(host) == 64, "%d", (int)pyr_host_context(host));
-  pyr_generate_options long_one = { .max_tokens = 1000, .sampler = { .temperature = 1, .seed = 3 } };
+  pyr_generate_options long_one = { .max_tokens = 1000,
+                                    .sampler = { .temperature = 1, .seed = 3 } };
   OK(host, pyr_host_generate(host, "hello", &long_one));
   pyr_host_stats stats;
   pyr_host_get_stats(host, &stats);
-  CHECK(strcmp(stats.finish, "context") == 0 || strcmp(stats.finish, "eos") == 0, "%s", stats.finish);
+  CHECK(strcmp(stats.finish, "context") == 0 || strcmp(stats.finish, "eos") == 0, "%s",
+        stats.finish);
   CHECK(stats.context_tokens <= 64, "%d", (int)stats.context_tokens);
   pyr_host_close(host);
   options = (pyr_host_options){ .device = "nonesuch" };
-  CHECK(pyr_host_open(model, &options, &host) == PYR_DEVICE && strstr(pyr_host_error(host), "nonesuch"), "%s", pyr_host_error(host));
+  CHECK(pyr_host_open(model, &options, &host) == PYR_DEVICE
+        && strstr(pyr_host_error(host), "nonesuch"), "%s", pyr_host_error(host));
   pyr_host_close(host);
   options = (pyr_host_options){ .scaling = "nonesuch" };
-  CHECK(pyr_host_open(model, &options, &host) == PYR_ARGUMENT && *pyr_host_error(host), "%s", pyr_host_error(host));
+  CHECK(pyr_host_open(model, &options, &host) == PYR_ARGUMENT && *pyr_host_error(host), "%s",
+        pyr_host_error(host));
   pyr_host_close(host);
 
   host = open_host(NULL);
   pyr_generate_options how = { .size = 3 };
-  CHECK(pyr_host_generate(host, "a", &how) == PYR_ARGUMENT && strstr(pyr_host_error(host), "size"), "%s", pyr_host_error(host));
+  CHECK(pyr_host_generate(host, "a", &how) == PYR_ARGUMENT && strstr(pyr_host_error(host), "size"),
+        "%s", pyr_host_error(host));
   how = (pyr_generate_options){ .sampler = { .reserved = { 0, 0, 1 } } };
-  CHECK(pyr_host_generate(host, "a", &how) == PYR_ARGUMENT && strstr(pyr_host_error(host), "reserved"), "%s", pyr_host_error(host));
+  CHECK(pyr_host_generate(host, "a", &how) == PYR_ARGUMENT
+        && strstr(pyr_host_error(host), "reserved"), "%s", pyr_host_error(host));
   pyr_conversation *talk = NULL;
   pyr_conversation_options odd_talk = { .size = 1 };
-  CHECK(pyr_conversation_open(host, &odd_talk, &talk) == PYR_ARGUMENT && talk == NULL, "%s", pyr_host_error(host));
+  CHECK(pyr_conversation_open(host, &odd_talk, &talk) == PYR_ARGUMENT && talk == NULL, "%s",
+        pyr_host_error(host));
   pyr_host_close(host);
 
   char why[200] = "";
   pyr_runtime *rt = NULL;
-  pyr_runtime_options runtime = { .size = sizeof runtime + 1, .threads = 1, .why = why, .why_bytes = sizeof why };
+  pyr_runtime_options runtime = { .size = sizeof runtime + 1, .threads = 1, .why = why,
+                                  .why_bytes = sizeof why };
   struct { pyr_runtime_options known; int64_t later; } longer = { runtime, 7 };
   longer.known.size = sizeof longer;
   CHECK(pyr_runtime_new(&longer.known, &rt) == PYR_ARGUMENT && strstr(why, "too old"), "%s", why);
@@ -206,7 +238,7 @@ static void check_versions(void) {
   pyr_runtime_free(rt);
 }
 
-/* ---- reading weights, and progress -------------------------------------------------------------------------------------- */
+/* ---- reading weights, and progress ----------------------------------------------------------- */
 
 /* Whether a file of this name is mapped into the process. */
 static int is_mapped(const char *name) {
@@ -224,12 +256,14 @@ static void check_reading(void) {
     pyr_host *host;
     pyr_host_options options = { .threads = 1, .read_weights = read };
     OK(host, pyr_host_open(model, &options, &host));
-    if (access("/proc/self/maps", R_OK) == 0) CHECK(is_mapped("/model.safetensors") == !read, "read_weights = %d", read);
+    if (access("/proc/self/maps", R_OK) == 0)
+      CHECK(is_mapped("/model.safetensors") == !read, "read_weights = %d", read);
     pyr_generate_options how = { .max_tokens = 20, .on_token = on_token, .ud = &out[read] };
     OK(host, pyr_host_generate(host, "the quick brown fox", &how));
     pyr_host_close(host);
   }
-  CHECK(out[0].tokens > 1 && strcmp(out[0].text, out[1].text) == 0, "'%s', not '%s'", out[1].text, out[0].text);
+  CHECK(out[0].tokens > 1 && strcmp(out[0].text, out[1].text) == 0, "'%s', not '%s'", out[1].text,
+        out[0].text);
 }
 
 typedef struct reading { int told, tokens, late; } reading;
@@ -253,41 +287,50 @@ static void check_progress(void) {
   char path[4096];
   snprintf(path, sizeof path, "%s/thinks.lua", folder);
   FILE *file = fopen(path, "w");
-  fputs("return { name = 'thinks', trigger = function() return { every = 2, window = 2 } end, decode = function(o, l)\n"
-        "  local ends = os.clock() + 0.1 while os.clock() < ends do end return { keep = l.waiting } end }\n", file);
+  fputs("return { name = 'thinks', trigger = function() return { every = 2, window = 2 } end, "
+        "decode = function(o, l)\n"
+        "  local ends = os.clock() + 0.1 while os.clock() < ends do end return { keep = "
+        "l.waiting } end }\n", file);
   fclose(file);
   pyr_host *host = open_host(path);
   for (int talks = 0; talks < 2; talks++) {
     reading r = { 0 };
     pyr_conversation *talk = talks ? open_talk(host, NULL) : NULL;
-    pyr_generate_options how = { .max_tokens = 8, .on_token = count_token, .on_progress = tell_progress, .ud = &r };
-    OK(host, talk ? pyr_conversation_say(talk, "hello", &how) : pyr_host_generate(host, "the quick brown fox", &how));
-    CHECK(r.told > 0 && r.tokens > 4 && r.late == 0, "told %d times, %d of them late, %d tokens", r.told, r.late, r.tokens);
+    pyr_generate_options how = { .max_tokens = 8, .on_token = count_token,
+                                 .on_progress = tell_progress, .ud = &r };
+    OK(host, talk ? pyr_conversation_say(talk, "hello", &how)
+       : pyr_host_generate(host, "the quick brown fox", &how));
+    CHECK(r.told > 0 && r.tokens > 4 && r.late == 0, "told %d times, %d of them late, %d tokens",
+          r.told, r.late, r.tokens);
     pyr_conversation_close(talk);
   }
   pyr_host_close(host);
 }
 
-/* ---- conversations ------------------------------------------------------------------------------------------------------ */
+/* ---- conversations --------------------------------------------------------------------------- */
 
 static void check_conversation(const char *policy) {
   pyr_host *host = open_host(policy);
   pyr_conversation *talk = open_talk(host, "be brief"), *other = NULL, *loaded = NULL;
   answer one = { 0 }, two = { 0 }, again = { 0 }, forked = { 0 }, whole = { 0 };
-  pyr_host_stats first = say(host, talk, "hello there", 12, &one), second = say(host, talk, "and more", 12, &two);
+  pyr_host_stats first = say(host, talk, "hello there", 12, &one),
+      second = say(host, talk, "and more", 12, &two);
   CHECK(second.rereads == 0 && first.rereads == 0, "%d", (int)second.rereads);
-  CHECK(second.prompt_tokens < first.prompt_tokens + second.generated_tokens, "%d then %d were new", (int)first.prompt_tokens,
-        (int)second.prompt_tokens);
-  CHECK(second.context_tokens >= first.context_tokens + second.prompt_tokens, "%d", (int)second.context_tokens);
+  CHECK(second.prompt_tokens < first.prompt_tokens + second.generated_tokens,
+        "%d then %d were new", (int)first.prompt_tokens, (int)second.prompt_tokens);
+  CHECK(second.context_tokens >= first.context_tokens + second.prompt_tokens, "%d",
+        (int)second.context_tokens);
 
   static const char *const roles[] = { "system", "user", "assistant", "user", "assistant" };
   pyr_message message;
   for (int i = 0; i < 5; i++) {
     OK(host, pyr_conversation_get(talk, i, &message));
-    CHECK(strcmp(message.role, roles[i]) == 0 && strlen(message.text) == message.length, "%d: %s", i, message.role);
+    CHECK(strcmp(message.role, roles[i]) == 0 && strlen(message.text) == message.length, "%d: %s",
+          i, message.role);
     if (i == 3) CHECK(strcmp(message.text, "and more") == 0, "%s", message.text);
   }
-  CHECK(pyr_conversation_get(talk, 5, &message) == PYR_ARGUMENT && pyr_conversation_get(talk, -1, &message) == PYR_ARGUMENT, "5");
+  CHECK(pyr_conversation_get(talk, 5, &message) == PYR_ARGUMENT
+        && pyr_conversation_get(talk, -1, &message) == PYR_ARGUMENT, "5");
 
   /* a fork goes its own way, the first stays where it was */
   OK(host, pyr_conversation_fork(talk, &other));
@@ -304,11 +347,16 @@ static void check_conversation(const char *policy) {
   OK(fresh, pyr_conversation_load(fresh, path, NULL, &loaded));
   OK(fresh, pyr_conversation_get(loaded, 4, &message));
   CHECK(strcmp(message.role, "assistant") == 0, "%s", message.role);
-  pyr_host_stats third = say(fresh, loaded, "once more", 12, &again), mine = say(host, talk, "once more", 12, &whole);
-  CHECK(third.rereads == 0 && third.prompt_tokens == mine.prompt_tokens, "%d, %d", (int)third.prompt_tokens, (int)mine.prompt_tokens);
+  pyr_host_stats third = say(fresh, loaded, "once more", 12, &again),
+      mine = say(host, talk, "once more", 12, &whole);
+  CHECK(third.rereads == 0 && third.prompt_tokens == mine.prompt_tokens, "%d, %d",
+        (int)third.prompt_tokens, (int)mine.prompt_tokens);
   CHECK(strcmp(again.text, whole.text) == 0, "'%s', not '%s'", again.text, whole.text);
-  CHECK(again.tokens == whole.tokens && memcmp(again.ids, whole.ids, (size_t)whole.tokens * sizeof *whole.ids) == 0, "ids");
-  CHECK(pyr_conversation_load(fresh, "/nowhere/talk", NULL, &loaded) == PYR_IO, "%s", pyr_host_error(fresh));
+  CHECK(again.tokens == whole.tokens && memcmp(again.ids, whole.ids,
+                                               (size_t)whole.tokens * sizeof *whole.ids) == 0,
+                                                   "ids");
+  CHECK(pyr_conversation_load(fresh, "/nowhere/talk", NULL, &loaded) == PYR_IO, "%s",
+        pyr_host_error(fresh));
   pyr_host_close(fresh);                        /* before its conversation */
   OK(fresh, pyr_conversation_get(loaded, 0, &message));
   pyr_conversation_close(loaded);
@@ -326,8 +374,8 @@ static void check_conversation(const char *policy) {
   answer led_answer = { 0 };
   say(host, led, NULL, 6, &led_answer);
   CHECK(led_answer.tokens > 0, "no answer");
-  CHECK(pyr_conversation_add(led, NULL) == PYR_ARGUMENT && pyr_conversation_add(led, &(pyr_message){ .role = "user" }) == PYR_ARGUMENT,
-        "no text");
+  CHECK(pyr_conversation_add(led, NULL) == PYR_ARGUMENT
+        && pyr_conversation_add(led, &(pyr_message){ .role = "user" }) == PYR_ARGUMENT, "no text");
   pyr_conversation_close(led);
 
   pyr_conversation_close(other);
@@ -339,17 +387,22 @@ static void check_arguments(void) {
   pyr_host *host = open_host(NULL);
   pyr_conversation *talk = NULL;
   pyr_message message;
-  CHECK(pyr_conversation_open(NULL, NULL, &talk) == PYR_ARGUMENT && pyr_conversation_open(host, NULL, NULL) == PYR_ARGUMENT, "NULL");
-  CHECK(pyr_conversation_load(host, NULL, NULL, &talk) == PYR_ARGUMENT && pyr_conversation_load(NULL, "x", NULL, &talk) == PYR_ARGUMENT,
-        "NULL");
-  CHECK(pyr_conversation_say(NULL, "a", NULL) == PYR_ARGUMENT && pyr_conversation_save(NULL, "x") == PYR_ARGUMENT, "NULL");
-  CHECK(pyr_conversation_fork(NULL, &talk) == PYR_ARGUMENT && pyr_conversation_get(NULL, 0, &message) == PYR_ARGUMENT, "NULL");
+  CHECK(pyr_conversation_open(NULL, NULL, &talk) == PYR_ARGUMENT
+        && pyr_conversation_open(host, NULL, NULL) == PYR_ARGUMENT, "NULL");
+  CHECK(pyr_conversation_load(host, NULL, NULL, &talk) == PYR_ARGUMENT
+        && pyr_conversation_load(NULL, "x", NULL, &talk) == PYR_ARGUMENT, "NULL");
+  CHECK(pyr_conversation_say(NULL, "a", NULL) == PYR_ARGUMENT
+        && pyr_conversation_save(NULL, "x") == PYR_ARGUMENT, "NULL");
+  CHECK(pyr_conversation_fork(NULL, &talk) == PYR_ARGUMENT
+        && pyr_conversation_get(NULL, 0, &message) == PYR_ARGUMENT, "NULL");
   pyr_conversation_close(NULL);
   pyr_host_cancel(NULL);
   pyr_conversation_options odd = { .format = "no such format" };
-  CHECK(pyr_conversation_open(host, &odd, &talk) == PYR_UNSUPPORTED && talk == NULL, "%s", pyr_host_error(host));
+  CHECK(pyr_conversation_open(host, &odd, &talk) == PYR_UNSUPPORTED && talk == NULL, "%s",
+        pyr_host_error(host));
   talk = open_talk(host, NULL);
-  CHECK(pyr_conversation_say(talk, NULL, NULL) == PYR_ARGUMENT && *pyr_host_error(host), "nothing to answer");
+  CHECK(pyr_conversation_say(talk, NULL, NULL) == PYR_ARGUMENT && *pyr_host_error(host),
+        "nothing to answer");
   CHECK(pyr_conversation_save(talk, NULL) == PYR_ARGUMENT, "no path");
   CHECK(pyr_conversation_save(talk, "/nowhere/at/all") == PYR_IO, "%s", pyr_host_error(host));
   CHECK(pyr_conversation_fork(talk, NULL) == PYR_ARGUMENT, "nowhere");
@@ -357,7 +410,7 @@ static void check_arguments(void) {
   pyr_host_close(host);
 }
 
-/* ---- cancelling, and closing inside ------------------------------------------------------------------------------------- */
+/* ---- cancelling, and closing inside ---------------------------------------------------------- */
 
 static pyr_host *interrupted;
 static void interrupt(int signal) { (void)signal; pyr_host_cancel(interrupted); }
@@ -383,8 +436,8 @@ static void check_cancelling(void) {
   pyr_host_cancel(host);                        /* nothing runs: nothing happens */
   say(host, talk, "further", 4, &after);
   lost = (answer){ .host = host, .cancel_after = 2 };
-  CHECK(pyr_host_generate(host, "hello", &how) == PYR_CANCELLED && strcmp(pyr_host_error(host), "cancelled") == 0, "%s",
-        pyr_host_error(host));
+  CHECK(pyr_host_generate(host, "hello", &how) == PYR_CANCELLED
+        && strcmp(pyr_host_error(host), "cancelled") == 0, "%s", pyr_host_error(host));
   pyr_conversation_close(talk);
   pyr_host_close(host);
 
@@ -395,21 +448,25 @@ static void check_cancelling(void) {
   fclose(written);
   pyr_host_options limited = { .threads = 1, .policy = endless, .policy_seconds = 0.05 };
   OK(host, pyr_host_open(model, &limited, &host));
-  CHECK(pyr_host_generate(host, "hello", NULL) == PYR_POLICY && strstr(pyr_host_error(host), "policy_seconds"), "%s", pyr_host_error(host));
+  CHECK(pyr_host_generate(host, "hello", NULL) == PYR_POLICY
+        && strstr(pyr_host_error(host), "policy_seconds"), "%s", pyr_host_error(host));
   talk = open_talk(host, NULL);
-  CHECK(pyr_conversation_say(talk, "hello", NULL) == PYR_POLICY && strstr(pyr_host_error(host), "policy_seconds"), "%s",
-        pyr_host_error(host));
+  CHECK(pyr_conversation_say(talk, "hello", NULL) == PYR_POLICY
+        && strstr(pyr_host_error(host), "policy_seconds"), "%s", pyr_host_error(host));
   pyr_conversation_close(talk);
   pyr_host_close(host);
 
   /* a policy that never returns, and one that catches what ends it */
-  static const char *const loops[] = { "while true do end", "while true do pcall(function() while true do end end) end",
-                                       "local go = coroutine.wrap(function() while true do end end) go()" };
+  static const char *const loops[] = { "while true do end",
+                                       "while true do pcall(function() while true do end end) end",
+                                           "local go = coroutine.wrap(function() while true do "
+                                           "end end) go()" };
   for (int i = 0; i < 3; i++) {
     char path[4096];
     snprintf(path, sizeof path, "%s/loop%d.lua", folder, i);
     FILE *file = fopen(path, "w");
-    fprintf(file, "return { name = 'loop', prefill = function(o, l) %s return nil end }\n", loops[i]);
+    fprintf(file, "return { name = 'loop', prefill = function(o, l) %s return nil end }\n",
+            loops[i]);
     fclose(file);
     host = open_host(path);
     pthread_t thread;
@@ -464,7 +521,8 @@ static void *talk_alone(void *ud) {
 static void check_threads(void) {
   static answer out[2];
   pthread_t threads[2];
-  for (int i = 0; i < 2; i++) CHECK(pthread_create(&threads[i], NULL, talk_alone, &out[i]) == 0, "no thread");
+  for (int i = 0; i < 2; i++)
+    CHECK(pthread_create(&threads[i], NULL, talk_alone, &out[i]) == 0, "no thread");
   for (int i = 0; i < 2; i++) pthread_join(threads[i], NULL);
   CHECK(strcmp(out[0].text, out[1].text) == 0, "two threads, two texts");
   pyr_host *host = open_host(NULL);
@@ -484,7 +542,8 @@ static void check_memory(void) {
     if (status == PYR_OK) status = pyr_conversation_say(talk, "hello", &how);
     if (status == PYR_OK) status = pyr_conversation_say(talk, "there", &how);
     CHECK(status == PYR_OK || *pyr_host_error(host), "a failure without a message");
-    CHECK(status == PYR_OK || status == PYR_MEMORY, "%s: %s", pyr_status_name(status), pyr_host_error(host));
+    CHECK(status == PYR_OK || status == PYR_MEMORY, "%s: %s", pyr_status_name(status),
+          pyr_host_error(host));
     pyr_host_close(host);
     pyr_conversation_close(talk);
     if (status == PYR_OK) break;

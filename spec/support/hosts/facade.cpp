@@ -27,7 +27,8 @@ int main(int argc, char **argv) {
   };
   how.ud = &text;
   if (status == PYR_OK) status = pyr_host_generate(host.get(), "hello world", &how);
-  if (status != PYR_OK) std::fprintf(stderr, "%s: %s\n", pyr_status_name(status), pyr_host_error(host.get()));
+  if (status != PYR_OK)
+    std::fprintf(stderr, "%s: %s\n", pyr_status_name(status), pyr_host_error(host.get()));
   std::fputs(text.c_str(), stdout);
   return status != PYR_OK;
 }

@@ -1,8 +1,9 @@
 --- Cases, the turns that contestants take in them, and what comes out.
 ---
---- In each case every contestant has one run that is not counted, in which Pyramid's are profiled; then they take turns
---- (A B C A B C …), so that a machine that gets slower does so for all. A contestant whose uncounted run took longer than
---- the patience is not made to repeat it: that run counts, and there are two in all. Results are medians.
+--- In each case every contestant has one run that is not counted, in which Pyramid's are profiled;
+--- then they take turns (A B C A B C …), so that a machine that gets slower does so for all. A
+--- contestant whose uncounted run took longer than the patience is not made to repeat it: that run
+--- counts, and there are two in all. Results are medians.
 local machine = require "pyramid.tools.bench.machine"
 
 local cases = {}
@@ -24,9 +25,11 @@ local LEAST = 2                   -- samples of a case, however long they take
 ---@field label string
 ---@field seconds number[]        one for each run that counts
 ---@field median number           seconds
----@field rate number             tokens a second: read (prefill), made by one sequence (decode) or by all (batch)
----@field ceilings (number|false)[]   what the machine could do around each run, in what bounds the case; false: not measured
----@field judging? number         share of the profiled run's time in which rows were scored and chosen
+---@field rate number
+---  tokens a second: read (prefill), made by one sequence (decode) or by all (batch)
+---@field ceilings (number|false)[]
+---  what the machine could do around each run, in what bounds the case; false: not measured
+---@field judging? number  share of the profiled run's time in which rows were scored and chosen
 
 ---A case in a few words.
 ---@param case pyramid.BenchCase
@@ -54,7 +57,8 @@ function cases.groups(given)
   table.sort(lengths)
   for i, n in ipairs(lengths) do groups[i] = by_length[n] end
   for _, n in ipairs(given.batch) do
-    groups[#groups + 1] = { { kind = "batch", count = n, prompt = given.prompt, generated = given.generated } }
+    groups[#groups + 1] = { { kind = "batch", count = n, prompt = given.prompt,
+      generated = given.generated } }
   end
   return groups
 end
@@ -68,7 +72,8 @@ end
 
 -- What a case's rate counts.
 local function work_of(case)
-  return case.kind == "prefill" and case.tokens or case.kind == "decode" and case.steps or case.count * case.generated
+  return case.kind == "prefill" and case.tokens or case.kind == "decode" and case.steps
+    or case.count * case.generated
 end
 
 local function measure(contestant, case, profiled)
@@ -92,14 +97,18 @@ local function spread(samples, median)
   return (math.max(table.unpack(samples)) - math.min(table.unpack(samples))) / 2 / median
 end
 
--- ---- what a case will take -----------------------------------------------------------------------------------------------
+-- ---- what a case will take ----------------------------------------------------------------------
 
--- Seconds that one run should take, from what the contestant's earlier cases took; nil if nothing is known.
+-- Seconds that one run should take, from what the contestant's earlier cases took; nil if nothing
+-- is known.
 local function expected(known, case)
   if case.kind == "prefill" then return known.prefill and known.prefill * case.tokens end
-  if case.kind == "decode" then return known.prefill and known.prefill * case.depth + (known.decode or 0) * case.steps end
+  if case.kind == "decode" then
+    return known.prefill and known.prefill * case.depth + (known.decode or 0) * case.steps
+  end
   if known.batch then return known.batch * case.count * (case.prompt + case.generated) end
-  return known.prefill and known.decode and case.count * (known.prefill * case.prompt + known.decode * case.generated)
+  return known.prefill and known.decode and case.count * (known.prefill * case.prompt
+    + known.decode * case.generated)
 end
 
 local function learn(known, case, seconds)
@@ -108,7 +117,7 @@ local function learn(known, case, seconds)
   else known.decode = seconds / case.steps end
 end
 
--- ---- one case ------------------------------------------------------------------------------------------------------------
+-- ---- one case -----------------------------------------------------------------------------------
 
 ---@class pyramid.BenchRules
 ---@field repeats integer         runs that count
@@ -117,26 +126,31 @@ end
 ---@field batch_limit number      the same for batches
 ---@field context integer         the model's
 ---@field report fun(text: string)   what goes on
----@field ceiling? fun(case: pyramid.BenchCase): number?   what the machine can do at this moment, in what bounds such a case
----@field done? fun(results: pyramid.BenchResult[], left_out: table[])   called after each group with all so far
+---@field ceiling? fun(case: pyramid.BenchCase): number?
+---  what the machine can do at this moment, in what bounds such a case
+---@field done? fun(results: pyramid.BenchResult[], left_out: table[])
+---  called after each group with all so far
 
 -- The contestants that take part; the others are left out, with the reason.
 local function admit(entrants, case, rules, leave_out)
   local tokens = size_of(case)
   local out = {}
   for _, entrant in ipairs(entrants) do
-    local seconds, limit = expected(entrant.known, case), case.kind == "batch" and rules.batch_limit or rules.limit
+    local seconds, limit = expected(entrant.known, case),
+      case.kind == "batch" and rules.batch_limit or rules.limit
     if tokens > rules.context then
-      leave_out(case, entrant, ("%d tokens are more than the model's context of %d"):format(tokens, rules.context))
+      leave_out(case, entrant, ("%d tokens are more than the model's context of %d"):format(tokens,
+        rules.context))
     elseif seconds and seconds > limit then
-      leave_out(case, entrant, ("one run would take about %.0f s, and the limit is %g s"):format(seconds, limit))
+      leave_out(case, entrant,
+        ("one run would take about %.0f s, and the limit is %g s"):format(seconds, limit))
     else out[#out + 1] = entrant end
   end
   return out
 end
 
--- The run of each that is not counted, and how many will be. What it takes of memory is looked at here, where nothing of
--- an earlier case is left.
+-- The run of each that is not counted, and how many will be. What it takes of memory is looked at
+-- here, where nothing of an earlier case is left.
 local function try_all(entrants, rules, play)
   local others = {}
   for i, entrant in ipairs(entrants) do others[i] = entrant.contestant end
@@ -145,7 +159,8 @@ local function try_all(entrants, rules, play)
     entrant.contestant:reset_peak()
     local sample = play(entrant, true)
     if sample then
-      entrant.profile, entrant.wanted, entrant.peak = sample.profile, rules.repeats, entrant.contestant:peak(others)
+      entrant.profile, entrant.wanted, entrant.peak = sample.profile, rules.repeats,
+        entrant.contestant:peak(others)
       if sample.seconds > rules.patience then entrant.runs[1], entrant.wanted = sample, LEAST end
     end
   end
@@ -192,14 +207,20 @@ end
 
 local function conclude(entrant, case)
   local contestant, seconds, firsts, ceilings = entrant.contestant, {}, {}, {}
-  for i, run in ipairs(entrant.runs) do seconds[i], firsts[i], ceilings[i] = run.seconds, run.first, run.ceiling or false end
+  for i, run in ipairs(entrant.runs) do
+    seconds[i], firsts[i], ceilings[i] = run.seconds, run.first, run.ceiling or false
+  end
   local median, last = cases.median(seconds), entrant.runs[#entrant.runs]
   learn(entrant.known, case, median)
   return {
-    case = case, engine = contestant.engine, label = contestant.label, cache_dtype = contestant.dtype, flash = contestant.flash,
-    policy = contestant.policy, seconds = seconds, median = median, spread = spread(seconds, median),
-    rate = work_of(case) / median, first = #firsts > 0 and cases.median(firsts) or nil, kv_bytes = last.kv_bytes,
-    ceilings = ceilings, kept = last.kept, computed = last.computed, peak_bytes = entrant.peak, profile = entrant.profile,
+    case = case, engine = contestant.engine, label = contestant.label,
+      cache_dtype = contestant.dtype, flash = contestant.flash,
+    policy = contestant.policy, seconds = seconds, median = median,
+      spread = spread(seconds, median),
+    rate = work_of(case) / median, first = #firsts > 0 and cases.median(firsts) or nil,
+      kv_bytes = last.kv_bytes,
+    ceilings = ceilings, kept = last.kept, computed = last.computed, peak_bytes = entrant.peak,
+      profile = entrant.profile,
     judging = judging(entrant.profile),
   }
 end
@@ -215,7 +236,8 @@ function cases.run(list, groups, rules)
   for i, contestant in ipairs(list) do entrants[i] = { contestant = contestant, known = {} } end
   local function leave_out(case, entrant, reason)
     local c = entrant.contestant
-    left_out[#left_out + 1] = { case = case, engine = c.engine, label = c.label, cache_dtype = c.dtype, reason = reason }
+    left_out[#left_out + 1] = { case = case, engine = c.engine, label = c.label,
+      cache_dtype = c.dtype, reason = reason }
   end
   for _, group in ipairs(groups) do
     local tokens, sequences = 0, 1
@@ -246,10 +268,10 @@ function cases.run(list, groups, rules)
   return results, left_out
 end
 
--- ---- against the limits --------------------------------------------------------------------------------------------------
+-- ---- against the limits -------------------------------------------------------------------------
 
----The limit that a case is held against, by name: of prefill oneDNN's rate for weights of a kind, of decode that of reading;
----nil for a batch, which is both.
+---The limit that a case is held against, by name: of prefill oneDNN's rate for weights of a kind,
+---of decode that of reading; nil for a batch, which is both.
 ---@param case pyramid.BenchCase
 ---@param limits pyramid.Limits
 ---@param kind "f32"|"bf16"|"int8"    how oneDNN would multiply such weights
@@ -257,20 +279,24 @@ end
 function cases.limit_of(case, limits, kind)
   if case.kind == "batch" then return nil end
   if case.kind == "decode" then return "read" end
-  return kind == "bf16" and #limits.bf16 == 0 and "f32" or kind          -- processors without bf16 compute it so
+  -- processors without bf16 compute it so
+  return kind == "bf16" and #limits.bf16 == 0 and "f32" or kind
 end
 
----Adds to a result what share of the machine's limit it reached: for prefill, operations of matrix products and attention
----a second; for decode, bytes of weights and rows. Machines that others use too are faster at one moment than at the next: each
----run is held against what was measured right before and after it, and the median counts; against the most that was measured
----at all where that was not done.
+---Adds to a result what share of the machine's limit it reached: for prefill, operations of matrix
+---products and attention a second; for decode, bytes of weights and rows. Machines that others use
+---too are faster at one moment than at the next: each run is held against what was measured right
+---before and after it, and the median counts; against the most that was measured at all where that
+---was not done.
 ---@param result pyramid.BenchResult
 ---@param limits pyramid.Limits
 ---@param kind "f32"|"bf16"|"int8"    see limit_of
 function cases.add_fraction(result, limits, kind)
   local flops, bytes = 0, 0
   for _, entry in ipairs(result.profile or {}) do
-    if entry.name == "linear" or entry.name == "attention" then flops, bytes = flops + entry.flops, bytes + entry.bytes end
+    if entry.name == "linear" or entry.name == "attention" then
+      flops, bytes = flops + entry.flops, bytes + entry.bytes
+    end
   end
   local name = cases.limit_of(result.case, limits, kind)
   local done, most = name == "read" and bytes or flops, name and machine.most(limits[name])
@@ -279,7 +305,8 @@ function cases.add_fraction(result, limits, kind)
   for i, seconds in ipairs(result.seconds) do
     if result.ceilings[i] then shares[#shares + 1] = done / seconds / result.ceilings[i] end
   end
-  result.limit, result.of_limit = name, #shares > 0 and cases.median(shares) or done / result.median / most
+  result.limit, result.of_limit = name, #shares > 0 and cases.median(shares)
+    or done / result.median / most
 end
 
 return cases

@@ -1,15 +1,20 @@
---- Those who are measured, with the same methods each, so that they can take turns: Pyramid under a policy, and a peer.
+--- Those who are measured, with the same methods each, so that they can take turns: Pyramid under a
+--- policy, and a peer.
 ---
----   begin(tokens, sequences)        makes ready for cases of so many tokens in each of so many sequences
+---   begin(tokens, sequences)        makes ready for cases of so many tokens in each of so many
+---                                   sequences
 ---   prefill(n)                      reads n tokens into an empty sequence
----   decode(depth, steps)            steps after `depth` tokens; what prefill left is used again if it is that long
+---   decode(depth, steps)            steps after `depth` tokens; what prefill left is used again if
+---                                   it is that long
 ---   batch(count, prompt, generated) many prompts, then steps of all of them, one token each
----   reset_peak(), peak(others)      most bytes resident in between, without what other contestants hold
+---   reset_peak(), peak(others)      most bytes resident in between, without what other contestants
+---                                   hold
 ---   finish()                        lets go of what `begin` and the measurements made
 ---
---- A measurement returns { seconds=, … } or nil and what went wrong. Prompts and continuations are random ids, so that nobody
---- can guess. Logits are asked for wherever a generator would need them; in steps, Pyramid picks the highest of them, as a
---- greedy generator does, though what is fed next is another.
+--- A measurement returns { seconds=, … } or nil and what went wrong. Prompts and continuations are
+--- random ids, so that nobody can guess. Logits are asked for wherever a generator would need them;
+--- in steps, Pyramid picks the highest of them, as a greedy generator does, though what is fed next
+--- is another.
 local core = require "pyramid.core"
 local probe = require "pyramid.probe"
 local machine = require "pyramid.tools.bench.machine"
@@ -28,7 +33,7 @@ local SPARE = 16                  -- tokens of room beyond what is asked for
 ---@field computed? number        share of a full prefill's token-layers that was computed
 ---@field profile? pyramid.ProfileEntry[]
 
--- ---- Pyramid -------------------------------------------------------------------------------------------------------------
+-- ---- Pyramid ------------------------------------------------------------------------------------
 
 ---@class pyramid.Ours
 ---@field engine string
@@ -41,8 +46,8 @@ Ours.__index = Ours
 ---@param given { policy: pyramid.policy, label: string, dtype: string, ids: fun(first: integer, count: integer): integer[] }
 ---@return pyramid.Ours
 function contestants.ours(model, given)
-  return setmetatable({ engine = "pyramid", model = model, policy = given.policy, label = given.label, dtype = given.dtype,
-    ids = given.ids, greedy = sampler() }, Ours)
+  return setmetatable({ engine = "pyramid", model = model, policy = given.policy,
+    label = given.label, dtype = given.dtype, ids = given.ids, greedy = sampler() }, Ours)
 end
 
 function Ours.begin() return true end
@@ -173,7 +178,7 @@ function Ours:finish()
   collectgarbage()
 end
 
--- ---- the peer ------------------------------------------------------------------------------------------------------------
+-- ---- the peer -----------------------------------------------------------------------------------
 
 ---@class pyramid.Theirs
 ---@field engine string
@@ -188,23 +193,29 @@ Theirs.__index = Theirs
 ---@return pyramid.Theirs
 function contestants.theirs(peer, given)
   local label = given.label or ("%s, flash %s"):format(peer.name, given.flash and "on" or "off")
-  return setmetatable({ engine = peer.name, label = label, peer = peer, flash = given.flash, dtype = given.dtype, seed = given.seed,
-    name = label .. given.dtype, context = given.context }, Theirs)
+  return setmetatable({ engine = peer.name, label = label, peer = peer, flash = given.flash,
+    dtype = given.dtype, seed = given.seed, name = label .. given.dtype, context = given.context },
+      Theirs)
 end
 
 function Theirs:begin(tokens, sequences)
-  return self.peer:ask("context", { name = self.name, tokens = math.min(tokens + SPARE, self.context), sequences = sequences,
-    flash = self.flash, cache = self.dtype })
+  return self.peer:ask("context", { name = self.name,
+    tokens = math.min(tokens + SPARE, self.context), sequences = sequences, flash = self.flash,
+      cache = self.dtype })
 end
 
-function Theirs:prefill(n) return self.peer:ask("prefill", { name = self.name, tokens = n, seed = self.seed }) end
+function Theirs:prefill(n)
+  return self.peer:ask("prefill", { name = self.name, tokens = n, seed = self.seed })
+end
 
 function Theirs:decode(depth, steps)
-  return self.peer:ask("decode", { name = self.name, depth = depth, steps = steps, seed = self.seed })
+  return self.peer:ask("decode", { name = self.name, depth = depth, steps = steps,
+    seed = self.seed })
 end
 
 function Theirs:batch(count, prompt, generated)
-  return self.peer:ask("batch", { name = self.name, count = count, prompt = prompt, generated = generated, seed = self.seed })
+  return self.peer:ask("batch", { name = self.name, count = count, prompt = prompt,
+    generated = generated, seed = self.seed })
 end
 
 function Theirs:reset_peak() self.peer:ask("memory", { reset = true }) end
@@ -220,7 +231,7 @@ end
 
 function Theirs:finish() self.peer:ask("drop", { name = self.name }) end
 
--- ---- ids -----------------------------------------------------------------------------------------------------------------
+-- ---- ids ----------------------------------------------------------------------------------------
 
 ---Random ids of a vocabulary: ids(first, count) are always the same for the same seed.
 ---@param vocab integer

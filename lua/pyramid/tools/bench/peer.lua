@@ -1,5 +1,6 @@
---- Another engine in a process of its own, which measures one thing at a time on request: JSON lines over its standard
---- input and a named pipe (scripts/maker/peers/channel.py says how, each peer there what it is asked).
+--- Another engine in a process of its own, which measures one thing at a time on request: JSON
+--- lines over its standard input and a named pipe (scripts/maker/peers/channel.py says how, each
+--- peer there what it is asked).
 local json = require "pyramid.json"
 
 local peer = {}
@@ -23,8 +24,10 @@ function peer.start(python, script)
   local pipe = os.tmpname()
   os.remove(pipe)
   if not os.execute("mkfifo " .. quote(pipe)) then return nil, "mkfifo failed" end
-  local requests, message = io.popen(("exec %s %s >%s"):format(quote(python), quote(script), quote(pipe)), "w")
-  local replies = requests and io.open(pipe, "r")      -- waits for the shell to open the other end, which it always does
+  local requests, message = io.popen(("exec %s %s >%s"):format(quote(python), quote(script),
+    quote(pipe)), "w")
+  -- waits for the shell to open the other end, which it always does
+  local replies = requests and io.open(pipe, "r")
   os.remove(pipe)
   if not replies then return nil, message or "the pipe cannot be opened" end
   local self = setmetatable({ requests = requests, replies = replies }, Peer)

@@ -26,17 +26,19 @@ local function where(profile)
   for _, entry in ipairs(profile) do total = total + entry.seconds end
   for i = 1, math.min(4, #profile) do
     local share = profile[i].seconds / total
-    if share >= 0.01 then parts[#parts + 1] = ("%s %.0f %%"):format(profile[i].name, share * 100) end
+    if share >= 0.01 then
+      parts[#parts + 1] = ("%s %.0f %%"):format(profile[i].name, share * 100)
+    end
   end
   return table.concat(parts, ", ")
 end
 
--- ---- comparisons ---------------------------------------------------------------------------------------------------------
+-- ---- comparisons --------------------------------------------------------------------------------
 
 local function same(a, b) return cases.name(a.case) == cases.name(b.case) end
 
----Sets in each result of Pyramid's how many times as fast it is as the best of the peer (`against_peer`), and as the first
----policy with the same rows (`against_first`).
+---Sets in each result of Pyramid's how many times as fast it is as the best of the peer
+---(`against_peer`), and as the first policy with the same rows (`against_first`).
 ---@param results pyramid.BenchResult[]
 function report.compare(results)
   for _, result in ipairs(results) do
@@ -54,18 +56,19 @@ function report.compare(results)
   end
 end
 
--- ---- rows ----------------------------------------------------------------------------------------------------------------
+-- ---- rows ---------------------------------------------------------------------------------------
 
-local head = { "case", "policy", "rows as", "tok/s", "±", "of limit", "vs first", "vs peer", "first token", "rows", "computed",
-  "judging", "KV", "resident", "where time goes" }
+local head = { "case", "policy", "rows as", "tok/s", "±", "of limit", "vs first", "vs peer",
+  "first token", "rows", "computed", "judging", "KV", "resident", "where time goes" }
 local aligns = "<<<>>>>>>>>>>><"
 
 local function row_of(result)
-  return { cases.name(result.case), result.label, result.cache_dtype, number(result.rate), percent(result.spread),
-    result.of_limit and percent(result.of_limit) .. " " .. result.limit or "", times(result.against_first),
-    times(result.against_peer), result.first and picture.seconds(result.first) or "", percent(result.kept),
-    percent(result.computed), result.judging and ("%.1f %%"):format(100 * result.judging) or "", bytes(result.kv_bytes),
-    bytes(result.peak_bytes), where(result.profile) }
+  return { cases.name(result.case), result.label, result.cache_dtype, number(result.rate),
+    percent(result.spread), result.of_limit and percent(result.of_limit) .. " " .. result.limit
+      or "", times(result.against_first), times(result.against_peer),
+        result.first and picture.seconds(result.first) or "", percent(result.kept),
+          percent(result.computed), result.judging and ("%.1f %%"):format(100 * result.judging)
+            or "", bytes(result.kv_bytes), bytes(result.peak_bytes), where(result.profile) }
 end
 
 -- Whether a column tells anything: not if it is empty, nor if all rows are stored alike.
@@ -96,7 +99,8 @@ local function left_out_line(entry)
   if entry.case then what[1] = cases.name(entry.case) end
   what[#what + 1] = entry.label or entry.engine
   if entry.cache_dtype then what[#what + 1] = entry.cache_dtype .. " rows" end
-  return ("left out: %s: %s"):format(#what > 0 and table.concat(what, ", ") or "the model", entry.reason)
+  return ("left out: %s: %s"):format(#what > 0 and table.concat(what, ", ") or "the model",
+    entry.reason)
 end
 
 ---One line of what a machine can do.
@@ -114,15 +118,20 @@ function report.limits(limits)
 end
 
 local function title(entry)
-  return entry.parameters and ("%s: %.0f million weights, %s"):format(entry.name, entry.parameters / 1e6, cli.bytes(entry.bytes))
+  return entry.parameters and ("%s: %.0f million weights, %s"):format(entry.name,
+    entry.parameters / 1e6, cli.bytes(entry.bytes))
     or entry.name
 end
 
 local function loading(entry)
   if #entry.load_seconds == 0 then return nil end
   local parts = { ("loads in %s"):format(picture.seconds(entry.load_seconds[#entry.load_seconds])) }
-  if entry.peer_load_seconds then parts[2] = ("the peer in %s"):format(picture.seconds(entry.peer_load_seconds)) end
-  if entry.load_peak_bytes then parts[#parts + 1] = ("%s resident then"):format(cli.bytes(entry.load_peak_bytes)) end
+  if entry.peer_load_seconds then
+    parts[2] = ("the peer in %s"):format(picture.seconds(entry.peer_load_seconds))
+  end
+  if entry.load_peak_bytes then
+    parts[#parts + 1] = ("%s resident then"):format(cli.bytes(entry.load_peak_bytes))
+  end
   return table.concat(parts, ", ")
 end
 
@@ -140,8 +149,10 @@ end
 
 local function largest_line(found)
   local edge = found.fails and (", %d do not"):format(found.fails) or ", and more were not tried"
-  return ("largest batch in %s: %s, %s rows: %d sequences%s%s"):format(cli.bytes(found.memory), found.label, found.cache_dtype,
-    found.fits, found.rate and (" at %s tok/s, KV %s"):format(number(found.rate), cli.bytes(found.kv_bytes)) or "", edge)
+  return ("largest batch in %s: %s, %s rows: %d sequences%s%s"):format(cli.bytes(found.memory),
+    found.label, found.cache_dtype, found.fits,
+      found.rate and (" at %s tok/s, KV %s"):format(number(found.rate), cli.bytes(found.kv_bytes))
+        or "", edge)
 end
 
 ---Prints what came out for one model.
@@ -149,7 +160,9 @@ end
 function report.print(entry)
   local pic = picture.new(io.stdout)
   print(pic:paint(title(entry), "bold"))
-  if #entry.limits.read > 0 then print(pic:paint("limits: " .. report.limits(entry.limits), "dim")) end
+  if #entry.limits.read > 0 then
+    print(pic:paint("limits: " .. report.limits(entry.limits), "dim"))
+  end
   if loading(entry) then print(pic:paint(loading(entry), "dim")) end
   if #entry.results > 0 then
     local rows, sides = rows_of(entry.results, #head - 1)
@@ -176,12 +189,15 @@ end
 ---@param run table
 function report.print_end(run)
   local pic = picture.new(io.stdout)
-  print(pic:paint(("%s; %d threads; oneDNN %s%s; %s"):format(run.machine.cpu, run.threads, run.machine.onednn,
-    run.peer and ", " .. run.peer.version or "", load_line(run) or "load unknown"), "dim"))
-  if (run.load.before or 0) > 0.5 then print(pic:paint("Other programs were running: these timings are not reliable.", "warn")) end
+  print(pic:paint(("%s; %d threads; oneDNN %s%s; %s"):format(run.machine.cpu, run.threads,
+    run.machine.onednn, run.peer and ", " .. run.peer.version or "",
+      load_line(run) or "load unknown"), "dim"))
+  if (run.load.before or 0) > 0.5 then
+    print(pic:paint("Other programs were running: these timings are not reliable.", "warn"))
+  end
 end
 
--- ---- Markdown ------------------------------------------------------------------------------------------------------------
+-- ---- Markdown -----------------------------------------------------------------------------------
 
 local function machine_line(m)
   local parts = { m.cpu }
@@ -198,32 +214,41 @@ function report.markdown(run)
   local lines = {
     ("Machine: %s; %s."):format(machine_line(run.machine), table.concat(run.machine.flags, " ")),
     ("Limits: %s."):format(report.limits(run.limits)),
-    ("Pyramid %s%s, oneDNN %s%s; %d threads; medians of up to %d runs, ± half the distance of the extremes%s."):format(
-      run.machine.pyramid, run.machine.commit and " (" .. run.machine.commit .. ")" or "", run.machine.onednn,
+    ("Pyramid %s%s, oneDNN %s%s; %d threads; medians of up to %d runs, ± half the distance of "
+      .. "the extremes%s."):format(
+      run.machine.pyramid, run.machine.commit and " (" .. run.machine.commit .. ")" or "",
+        run.machine.onednn,
       run.peer and ", " .. run.peer.version or "", run.threads, run.settings.repeats,
       load_line(run) and "; " .. load_line(run) or ""),
     "", "    " .. run.command, "",
   }
   if run.device then
-    table.insert(lines, 2, ("Device: %s, %s; driver %s, CUDA %s; %s."):format(run.device.name, run.device.arch,
-      run.device.module or "not known", run.device.runtime, run.device.state or "its state is not known"))
+    table.insert(lines, 2, ("Device: %s, %s; driver %s, CUDA %s; %s."):format(run.device.name,
+      run.device.arch, run.device.module or "not known", run.device.runtime,
+        run.device.state or "its state is not known"))
   end
   local all, names = {}, { "model" }
   for _, entry in ipairs(run.models) do
-    for _, result in ipairs(entry.results) do all[#all + 1], names[#names + 1] = result, entry.name end
+    for _, result in ipairs(entry.results) do
+      all[#all + 1], names[#names + 1] = result, entry.name
+    end
   end
   for i, row in ipairs((rows_of(all, #head))) do
     lines[#lines + 1] = "| " .. names[i] .. " | " .. table.concat(row, " | ") .. " |"
     if i == 1 then lines[#lines + 1] = "|" .. (" --- |"):rep(#row + 1) end
   end
   for _, entry in ipairs(run.models) do
-    for _, found in ipairs(entry.largest) do lines[#lines + 1] = ("\n%s, %s"):format(entry.name, largest_line(found)) end
-    for _, left in ipairs(entry.left_out) do lines[#lines + 1] = ("\n%s, %s"):format(entry.name, left_out_line(left)) end
+    for _, found in ipairs(entry.largest) do
+      lines[#lines + 1] = ("\n%s, %s"):format(entry.name, largest_line(found))
+    end
+    for _, left in ipairs(entry.left_out) do
+      lines[#lines + 1] = ("\n%s, %s"):format(entry.name, left_out_line(left))
+    end
   end
   return table.concat(lines, "\n") .. "\n"
 end
 
--- ---- JSON ----------------------------------------------------------------------------------------------------------------
+-- ---- JSON ---------------------------------------------------------------------------------------
 
 -- Reports are kept and compared, so keys are sorted and each result has lines of its own.
 local List = {}
@@ -246,7 +271,9 @@ local function encode(value, indent)
   if is_list then
     for i, v in ipairs(value) do parts[i] = encode(v, inner) end
   else
-    for i, key in ipairs(options.sorted_keys(value)) do parts[i] = json.quote(key) .. ": " .. encode(value[key], inner) end
+    for i, key in ipairs(options.sorted_keys(value)) do
+      parts[i] = json.quote(key) .. ": " .. encode(value[key], inner)
+    end
   end
   local first, last = is_list and "[" or "{", is_list and "]" or "}"
   if plain then return first .. table.concat(parts, ", ") .. last end
@@ -255,14 +282,19 @@ end
 
 local function limits_json(limits)
   local out = {}
-  for kind, samples in pairs(limits) do out[kind] = { most = or_null(machine.most(samples)), samples = list(samples) } end
+  for kind, samples in pairs(limits) do
+    out[kind] = { most = or_null(machine.most(samples)), samples = list(samples) }
+  end
   return out
 end
 
 local function machine_json(m)
   local out = { flags = list(m.flags) }
-  for _, key in ipairs { "cpu", "architecture", "processors", "cores_per_socket", "sockets", "threads_per_core", "l2", "l3",
-    "hypervisor", "memory", "kernel", "pyramid", "commit", "onednn", "lua" } do out[key] = or_null(m[key]) end
+  for _, key in ipairs { "cpu", "architecture", "processors", "cores_per_socket", "sockets",
+    "threads_per_core", "l2", "l3", "hypervisor", "memory", "kernel", "pyramid", "commit",
+      "onednn", "lua" } do
+    out[key] = or_null(m[key])
+  end
   return out
 end
 
@@ -273,20 +305,27 @@ end
 
 local function result_json(result)
   return {
-    case = result.case, name = cases.name(result.case), engine = result.engine, label = result.label,
-    policy = policy_json(result.policy), flash_attention = or_null(result.flash), cache_dtype = result.cache_dtype,
-    seconds = list(result.seconds), median_seconds = result.median, spread = result.spread, tokens_per_second = result.rate,
-    first_token_seconds = or_null(result.first), limit = or_null(result.limit), of_limit = or_null(result.of_limit),
-    against_first = or_null(result.against_first), against_peer = or_null(result.against_peer), kv_bytes = or_null(result.kv_bytes),
-    kept = or_null(result.kept), computed = or_null(result.computed), judging = or_null(result.judging),
+    case = result.case, name = cases.name(result.case), engine = result.engine,
+      label = result.label,
+    policy = policy_json(result.policy), flash_attention = or_null(result.flash),
+      cache_dtype = result.cache_dtype,
+    seconds = list(result.seconds), median_seconds = result.median, spread = result.spread,
+      tokens_per_second = result.rate,
+    first_token_seconds = or_null(result.first), limit = or_null(result.limit),
+      of_limit = or_null(result.of_limit),
+    against_first = or_null(result.against_first), against_peer = or_null(result.against_peer),
+      kv_bytes = or_null(result.kv_bytes),
+    kept = or_null(result.kept), computed = or_null(result.computed),
+      judging = or_null(result.judging),
     peak_bytes = or_null(result.peak_bytes),
     profile = result.profile and list(result.profile) or null,
   }
 end
 
 local function left_out_json(entry)
-  return { case = or_null(entry.case), name = entry.case and cases.name(entry.case) or null, engine = or_null(entry.engine),
-    label = or_null(entry.label), cache_dtype = or_null(entry.cache_dtype), reason = entry.reason }
+  return { case = or_null(entry.case), name = entry.case and cases.name(entry.case) or null,
+    engine = or_null(entry.engine), label = or_null(entry.label),
+      cache_dtype = or_null(entry.cache_dtype), reason = entry.reason }
 end
 
 local function map(values, f)
@@ -296,17 +335,21 @@ local function map(values, f)
 end
 
 local function largest_json(found)
-  return { label = found.label, cache_dtype = found.cache_dtype, memory = found.memory, fits = found.fits,
-    fails = or_null(found.fails), tokens_per_second = or_null(found.rate), kv_bytes = or_null(found.kv_bytes),
-    runs = list(found.runs) }
+  return { label = found.label, cache_dtype = found.cache_dtype, memory = found.memory,
+    fits = found.fits, fails = or_null(found.fails), tokens_per_second = or_null(found.rate),
+      kv_bytes = or_null(found.kv_bytes), runs = list(found.runs) }
 end
 
 local function model_json(entry)
   return {
-    name = entry.name, path = entry.path, weights = entry.weights, description = or_null(entry.description),
-    parameters = or_null(entry.parameters), bytes = or_null(entry.bytes), load_seconds = list(entry.load_seconds),
-    load_peak_bytes = or_null(entry.load_peak_bytes), peer_load_seconds = or_null(entry.peer_load_seconds),
-    limits = limits_json(entry.limits), results = map(entry.results, result_json), left_out = map(entry.left_out, left_out_json),
+    name = entry.name, path = entry.path, weights = entry.weights,
+      description = or_null(entry.description),
+    parameters = or_null(entry.parameters), bytes = or_null(entry.bytes),
+      load_seconds = list(entry.load_seconds),
+    load_peak_bytes = or_null(entry.load_peak_bytes),
+      peer_load_seconds = or_null(entry.peer_load_seconds),
+    limits = limits_json(entry.limits), results = map(entry.results, result_json),
+      left_out = map(entry.left_out, left_out_json),
     largest = map(entry.largest, largest_json),
   }
 end
@@ -322,8 +365,10 @@ report.list = list
 ---@return string
 function report.json(run)
   return encode({
-    command = run.command, date = run.date, seconds = run.seconds, machine = machine_json(run.machine), threads = run.threads,
-    load = run.load, settings = run.settings, limits = limits_json(run.limits), peer = or_null(run.peer),
+    command = run.command, date = run.date, seconds = run.seconds,
+      machine = machine_json(run.machine), threads = run.threads,
+    load = run.load, settings = run.settings, limits = limits_json(run.limits),
+      peer = or_null(run.peer),
     models = map(run.models, model_json), device = or_null(run.device),
   }, "") .. "\n"
 end

@@ -1,8 +1,8 @@
---- Curves over an axis as inline SVG: scales with round ticks, markers that differ in shape as well as in colour, and
---- each curve's name beside it, where it covers the least.
+--- Curves over an axis as inline SVG: scales with round ticks, markers that differ in shape as well
+--- as in colour, and each curve's name beside it, where it covers the least.
 ---
---- Colours are the page's: class s1 … s8 sets --c (see report/style.lua). A chart is as wide as a telephone, in units that
---- are pixels there, so that letters stay readable.
+--- Colours are the page's: class s1 … s8 sets --c (see report/style.lua). A chart is as wide as a
+--- telephone, in units that are pixels there, so that letters stay readable.
 local core = require "pyramid.core"
 local html = require "pyramid.tools.report.html"
 
@@ -12,9 +12,9 @@ local element, text = html.element, html.text
 
 chart.width, chart.height = 360, 290
 local left, right, top, bottom = 40, 18, 26, 38
-local letter, line_height = 7.2, 13            -- of a label, about: the page's font is not known here
+local letter, line_height = 7.2, 13  -- of a label, about: the page's font is not known here
 
--- ---- scales --------------------------------------------------------------------------------------------------------
+-- ---- scales -------------------------------------------------------------------------------------
 
 ---A round step that makes at most `most` of a span.
 ---@param span number
@@ -36,8 +36,8 @@ end
 ---@field ticks number[]
 ---@field at fun(value: number): number   from 0 to 1
 
----A scale that holds all values, with round ends. Logarithmic, if `log` allows it and the values span more than that many
----times the least.
+---A scale that holds all values, with round ends. Logarithmic, if `log` allows it and the values
+---span more than that many times the least.
 ---@param values number[]
 ---@param given? { low?: number, high?: number, log?: number, ticks?: integer }
 ---@return pyramid.Scale
@@ -46,21 +46,25 @@ function chart.scale(values, given)
   local low, high = math.huge, -math.huge
   for _, value in ipairs(values) do low, high = math.min(low, value), math.max(high, value) end
   if low > high then low, high = 0, 1 end
-  local scale = { ticks = {}, log = (given.log and low > 0 and high / low > given.log) and true or false }
+  local scale = { ticks = {}, log = (given.log and low > 0 and high / low > given.log) and true
+    or false }
   if scale.log then
-    local function third(n) return ({ [0] = 1, 2, 5 })[n % 3] * 10.0 ^ (n // 3) end      -- 1, 2, 5, 10, 20, …
-    local from, to = math.floor(math.log(low, 10) * 3 + 1e-9), math.ceil(math.log(high, 10) * 3 - 1e-9)
+    -- 1, 2, 5, 10, 20, …
+    local function third(n) return ({ [0] = 1, 2, 5 })[n % 3] * 10.0 ^ (n // 3) end
+    local from, to = math.floor(math.log(low, 10) * 3 + 1e-9),
+      math.ceil(math.log(high, 10) * 3 - 1e-9)
     while third(from) > low do from = from - 1 end
     while third(to) < high do to = to + 1 end
     scale.low, scale.high = third(from), third(to)
     for n = from, to do
       if to - from <= 9 or n % 3 == 0 then table.insert(scale.ticks, third(n)) end
     end
-    scale.at = function(value) return math.log(value / scale.low) / math.log(scale.high / scale.low) end
+    scale.at = function(value) return math.log(value / scale.low) / math.log(
+      scale.high / scale.low) end
     return scale
   end
   low, high = given.low or low, given.high or high
-  if high <= low then                                                    -- a single value; an end that is given stays
+  if high <= low then  -- a single value; an end that is given stays
     local value = low
     if not given.low then low = value - 0.5 * math.abs(value) - (value == 0 and 0.5 or 0) end
     if not given.high or given.low then high = value + 0.5 * math.abs(value) + 0.5 end
@@ -83,11 +87,12 @@ function chart.number(value)
   return ("%.4g"):format(value)
 end
 
--- ---- markers -------------------------------------------------------------------------------------------------------
+-- ---- markers ------------------------------------------------------------------------------------
 
 local shapes = {
   function(x, y, r)                                                      -- circle
-    return ("M%.1f %.1fa%.1f %.1f 0 1 0 %.1f 0a%.1f %.1f 0 1 0 -%.1f 0z"):format(x - r, y, r, r, 2 * r, r, r, 2 * r)
+    return ("M%.1f %.1fa%.1f %.1f 0 1 0 %.1f 0a%.1f %.1f 0 1 0 -%.1f 0z"):format(x - r, y, r, r,
+      2 * r, r, r, 2 * r)
   end,
   function(x, y, r)                                                      -- square
     r = r * 0.9
@@ -120,7 +125,7 @@ function chart.marker(index, x, y, r) return shapes[(index - 1) % #shapes + 1](x
 ---@return string
 function chart.colour(index) return index == 0 and "s0" or "s" .. ((index - 1) % 7 + 1) end
 
--- ---- labels --------------------------------------------------------------------------------------------------------
+-- ---- labels -------------------------------------------------------------------------------------
 
 local function overlap(a, b)
   local w = math.min(a.x + a.w, b.x + b.w) - math.max(a.x, b.x)
@@ -134,8 +139,11 @@ local function samples(points)
   for i, p in ipairs(points) do
     out[#out + 1] = { p.x, p.y, 4 }                                 -- markers weigh more than lines
     local q = points[i + 1]
-    local steps = q and math.max(1, math.floor(math.max(math.abs(q.x - p.x), math.abs(q.y - p.y)) / 3)) or 0
-    for s = 1, steps - 1 do out[#out + 1] = { p.x + (q.x - p.x) * s / steps, p.y + (q.y - p.y) * s / steps, 1 } end
+    local steps = q and math.max(1, math.floor(math.max(math.abs(q.x - p.x),
+      math.abs(q.y - p.y)) / 3)) or 0
+    for s = 1, steps - 1 do
+      out[#out + 1] = { p.x + (q.x - p.x) * s / steps, p.y + (q.y - p.y) * s / steps, 1 }
+    end
   end
   return out
 end
@@ -165,21 +173,23 @@ local function candidates(points, width)
   return list
 end
 
--- Where each curve's name goes: boxes, in the order of the curves. Two rounds, so that the first ones get out of the way
--- of the last.
+-- Where each curve's name goes: boxes, in the order of the curves. Two rounds, so that the first
+-- ones get out of the way of the last.
 local function place(curves, frame, taken)
   local boxes, along = {}, {}
   for i, curve in ipairs(curves) do along[i] = samples(curve.points) end
   for _ = 1, 2 do
     for i, curve in ipairs(curves) do
       local best, least
-      for _, box in ipairs(#curve.points > 0 and candidates(curve.points, #curve.short * letter + 4) or {}) do
+      for _, box in ipairs(#curve.points > 0 and candidates(curve.points,
+        #curve.short * letter + 4) or {}) do
         if box.x >= frame.x + 2 and box.y >= frame.y and box.x + box.w <= frame.x + frame.w
           and box.y + box.h <= frame.y + frame.h then
           local cost = box.bias
           for j, places in ipairs(along) do
             for _, s in ipairs(places) do
-              if s[1] > box.x - 3 and s[1] < box.x + box.w + 3 and s[2] > box.y - 2 and s[2] < box.y + box.h + 2 then
+              if s[1] > box.x - 3 and s[1] < box.x + box.w + 3 and s[2] > box.y - 2
+                and s[2] < box.y + box.h + 2 then
                 cost = cost + s[3] * (j == i and 1 or 2)
               end
             end
@@ -197,13 +207,14 @@ local function place(curves, frame, taken)
   return boxes
 end
 
--- ---- the chart -----------------------------------------------------------------------------------------------------
+-- ---- the chart ----------------------------------------------------------------------------------
 
 ---@class pyramid.Curve
 ---@field name string
 ---@field short string        what stands beside it
 ---@field index integer       chooses marker and colour
----@field points { x: number, y: number, half?: number, title: string, front?: boolean }[]  in the order they are connected;
+---@field points { x: number, y: number, half?: number, title: string, front?: boolean }[]
+---  in the order they are connected;
 ---                           half: of the interval that y is uncertain by
 
 ---@class pyramid.Chart
@@ -232,25 +243,30 @@ function chart.render(given)
   add("text", { class = "axis-name", x = 4, y = 13 }, text(given.y_label))
   for _, tick in ipairs(given.y.ticks) do
     add("line", { class = "grid", x1 = left, x2 = left + w, y1 = py(tick), y2 = py(tick) })
-    add("text", { class = "tick", x = left - 6, y = py(tick) + 4, ["text-anchor"] = "end" }, text(given.y_format(tick)))
+    add("text", { class = "tick", x = left - 6, y = py(tick) + 4, ["text-anchor"] = "end" },
+      text(given.y_format(tick)))
   end
   for _, tick in ipairs(given.x.ticks) do
     add("line", { class = "grid", x1 = px(tick), x2 = px(tick), y1 = top, y2 = top + h })
-    add("text", { class = "tick", x = px(tick), y = top + h + 15, ["text-anchor"] = "middle" }, text(given.x_format(tick)))
+    add("text", { class = "tick", x = px(tick), y = top + h + 15, ["text-anchor"] = "middle" },
+      text(given.x_format(tick)))
   end
-  add("text", { class = "axis-name", x = left + w, y = chart.height - 5, ["text-anchor"] = "end" }, text(given.x_label))
+  add("text", { class = "axis-name", x = left + w, y = chart.height - 5, ["text-anchor"] = "end" },
+    text(given.x_label))
 
   local taken = {}
   if given.front and #given.front > 1 then
     local d = {}
-    for i, p in ipairs(given.front) do d[i] = ("%s%.1f %.1f"):format(i == 1 and "M" or "L", px(p.x), py(p.y)) end
+    for i, p in ipairs(given.front) do
+      d[i] = ("%s%.1f %.1f"):format(i == 1 and "M" or "L", px(p.x), py(p.y))
+    end
     add("path", { class = "front", d = table.concat(d) })
   end
   if given.reference then
     local y = py(given.reference.y)
     add("line", { class = "reference", x1 = left, x2 = left + w, y1 = y, y2 = y })
-    local box = { x = left + 4, y = y > top + 16 and y - line_height - 2 or y + 3, w = #given.reference.label * letter,
-      h = line_height }
+    local box = { x = left + 4, y = y > top + 16 and y - line_height - 2 or y + 3,
+      w = #given.reference.label * letter, h = line_height }
     taken[1] = box
     add("text", { class = "label s0", x = box.x, y = box.y + 10 }, text(given.reference.label))
   end
@@ -266,17 +282,21 @@ function chart.render(given)
     for _, source in ipairs(curve.points) do
       if source.half then                                                -- as far as the axis goes
         local function end_of(y) return py(math.max(given.y.low, math.min(given.y.high, y))) end
-        add("line", { class = "error " .. chart.colour(curve.index), x1 = px(source.x), x2 = px(source.x),
-          y1 = end_of(source.y - source.half), y2 = end_of(source.y + source.half) })
+        add("line", { class = "error " .. chart.colour(curve.index), x1 = px(source.x),
+          x2 = px(source.x), y1 = end_of(source.y - source.half),
+            y2 = end_of(source.y + source.half) })
       end
     end
     for k, p in ipairs(curves[i].points) do
       d[k] = ("%s%.1f %.1f"):format(k == 1 and "M" or "L", p.x, p.y)
       local source = curve.points[k]
-      marks[#marks + 1] = element("g", { class = "mark " .. chart.colour(curve.index), tabindex = "0", role = "img",
+      marks[#marks + 1] = element("g", { class = "mark " .. chart.colour(curve.index),
+        tabindex = "0", role = "img",
         ["aria-label"] = source.title }, {
-        element("title", nil, text(source.title)), element("circle", { class = "hit", cx = p.x, cy = p.y, r = 9 }),
-        element("path", { class = source.front and "on" or "off", d = chart.marker(curve.index, p.x, p.y, 4.2) }),
+        element("title", nil, text(source.title)),
+          element("circle", { class = "hit", cx = p.x, cy = p.y, r = 9 }),
+        element("path", { class = source.front and "on" or "off",
+          d = chart.marker(curve.index, p.x, p.y, 4.2) }),
       })
     end
     if #d > 1 then
@@ -289,12 +309,13 @@ function chart.render(given)
   for i, curve in ipairs(given.curves) do
     if boxes[i] then
       local box = boxes[i]
-      add("text", { class = "label " .. chart.colour(curve.index), x = box.anchor and box.x + box.w or box.x + 2, y = box.y + 10,
-        ["text-anchor"] = box.anchor }, text(curve.short))
+      add("text", { class = "label " .. chart.colour(curve.index),
+        x = box.anchor and box.x + box.w or box.x + 2, y = box.y + 10,
+          ["text-anchor"] = box.anchor }, text(curve.short))
     end
   end
-  return element("svg", { class = "chart", viewBox = ("0 0 %d %d"):format(chart.width, chart.height), role = "group",
-    ["aria-label"] = given.describe }, out)
+  return element("svg", { class = "chart", viewBox = ("0 0 %d %d"):format(chart.width,
+    chart.height), role = "group", ["aria-label"] = given.describe }, out)
 end
 
 return chart

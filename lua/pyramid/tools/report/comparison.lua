@@ -1,5 +1,6 @@
---- The report of pyramid.compare as one HTML page: what was found, curves of quality against memory, every number, and
---- pictures of what each policy kept. Tells what is in the entries; measures and decides nothing but how to show it.
+--- The report of pyramid.compare as one HTML page: what was found, curves of quality against
+--- memory, every number, and pictures of what each policy kept. Tells what is in the entries;
+--- measures and decides nothing but how to show it.
 local core = require "pyramid.core"
 local chart = require "pyramid.tools.report.chart"
 local compare = require "pyramid.tools.compare"
@@ -27,7 +28,7 @@ end
 
 local function plural(n, one, many) return ("%d %s"):format(n, n == 1 and one or many) end
 
--- ---- what belongs together -----------------------------------------------------------------------------------------
+-- ---- what belongs together ----------------------------------------------------------------------
 
 -- Entries by length and mode, in their order: { name, length, mode, entries, full }.
 local function groups_of(entries)
@@ -59,11 +60,11 @@ end
 
 local function text_of(entry) return entry.document or entry.file end
 
--- ---- what was found ------------------------------------------------------------------------------------------------
+-- ---- what was found -----------------------------------------------------------------------------
 
 local function item(entry)
-  return ("%s: %s of the questions with %s of the rows"):format(element("b", nil, text(entry.label)),
-    percent(entry.recall.accuracy), percent(entry.fraction))
+  return ("%s: %s of the questions with %s of the rows"):format(element("b", nil,
+    text(entry.label)), percent(entry.recall.accuracy), percent(entry.fraction))
 end
 
 local function finding(group, first)
@@ -72,21 +73,25 @@ local function finding(group, first)
   if not full.recall then return nil end
   local useless = full.recall.accuracy < 0.05
   lines[2] = element("p", nil, ("The full cache answers <b>%s</b> of %s (± %.0f points)."):format(
-    percent(full.recall.accuracy), plural(full.recall.asked, "question", "questions"), 100 * full.recall.uncertainty))
+    percent(full.recall.accuracy), plural(full.recall.asked, "question", "questions"),
+      100 * full.recall.uncertainty))
   for i, entry in ipairs(group.entries) do
     local r = i > 1 and entry.recall
     if r and not compare.answers_better(full.recall, r) and entry.fraction < 0.999
       and (not cheapest or entry.fraction < cheapest.fraction) then cheapest = entry end
-    if r and entry.fraction <= 0.5 and (not best or r.accuracy > best.recall.accuracy) then best = entry end
+    if r and entry.fraction <= 0.5 and (not best or r.accuracy > best.recall.accuracy) then
+      best = entry
+    end
   end
-  local alike = 0                                            -- as good as the best, as far as so many questions tell
+  local alike = 0  -- as good as the best, as far as so many questions tell
   for i, entry in ipairs(best and group.entries or {}) do
     if i > 1 and entry ~= best and entry.recall and entry.fraction <= 0.5
       and not compare.answers_better(best.recall, entry.recall) then alike = alike + 1 end
   end
   local items = {
     useless and "The model itself hardly answers at this length: recall says little about policies here."
-      or cheapest and ("Fewest rows with no loss that %s would show – "):format(plural(full.recall.asked, "question", "questions"))
+      or cheapest and ("Fewest rows with no loss that %s would show – "):format(plural(
+        full.recall.asked, "question", "questions"))
         .. item(cheapest)
       or "Every policy answers fewer than the full cache, by more than the error.",
   }
@@ -94,14 +99,19 @@ local function finding(group, first)
     items[2] = "Most answers with at most half of the rows – " .. item(best) .. (alike > 0
       and ("; %s no worse beyond the error"):format(plural(alike, "other is", "others are")) or "")
   end
-  local closest                                             -- texts have no mode: said once for a length
+  local closest  -- texts have no mode: said once for a length
   for i, entry in ipairs(group.entries) do
     local t = first and i > 1 and text_of(entry)
-    if t and t.context_fraction <= 0.5 and (not closest or t.kl < text_of(closest).kl) then closest = entry end
+    if t and t.context_fraction <= 0.5 and (not closest or t.kl < text_of(closest).kl) then
+      closest = entry
+    end
   end
   if closest then
-    items[#items + 1] = ("Closest to its predictions with at most half of the rows – <b>%s</b>: KL %s, same first choice %s")
-      :format(text(closest.label), chart.number(text_of(closest).kl), percent(text_of(closest).top1))
+    items[#items + 1] = (
+      "Closest to its predictions with at most half of the rows – <b>%s</b>: KL %s, same first "
+        .. "choice %s")
+      :format(text(closest.label), chart.number(text_of(closest).kl),
+        percent(text_of(closest).top1))
   end
   for i, each in ipairs(items) do items[i] = element("li", nil, each) end
   lines[3] = element("ul", nil, items)
@@ -117,7 +127,7 @@ local function findings(groups)
   return #cards > 0 and { element("div", { class = "cards" }, cards) } or {}
 end
 
--- ---- curves --------------------------------------------------------------------------------------------------------
+-- ---- curves -------------------------------------------------------------------------------------
 
 local function cut(name, width)
   local length = utf8.len(name)
@@ -131,19 +141,24 @@ local function short(name)
   return cut(first, 13) .. " … " .. cut(last, 14)
 end
 
--- Curves of what `value` says of entries, against the rows that `rows` says they kept; `sign` is 1 where more is better, else
--- -1; `errors` tells what compare.pareto wants to know of an entry's errors, and half of an interval to be drawn. Also all y,
--- and the points of the front, the full cache among them.
+-- Curves of what `value` says of entries, against the rows that `rows` says they kept; `sign` is 1
+-- where more is better, else -1; `errors` tells what compare.pareto wants to know of an entry's
+-- errors, and half of an interval to be drawn. Also all y, and the points of the front, the full
+-- cache among them.
 local function curves_of(group, series, index, rows, value, sign, title, errors)
   local curves, points, ys, front = {}, {}, {}, {}
-  for i, name in ipairs(series) do curves[i] = { name = name, short = short(name), index = i, points = {} } end
+  for i, name in ipairs(series) do
+    curves[i] = { name = name, short = short(name), index = i, points = {} }
+  end
   for _, entry in ipairs(group.entries) do
     local y, x, number = value(entry), rows(entry), index[entry.series]
     if y and x then
       local known = errors(entry)
       ys[#ys + 1] = math.min(y + (known.half or 0), known.most or math.huge)
-      points[#points + 1] = { x = x, y = sign * y, right = known.right, asked = known.asked, answers = known.answers,
-        each = known.each, shown = { x = x, y = y, half = known.half, title = title(entry), budget = entry.budget or x } }
+      points[#points + 1] = { x = x, y = sign * y, right = known.right, asked = known.asked,
+        answers = known.answers, each = known.each,
+          shown = { x = x, y = y, half = known.half, title = title(entry),
+            budget = entry.budget or x } }
       if number > 0 then table.insert(curves[number].points, points[#points].shown) end
     end
   end
@@ -163,19 +178,23 @@ local function curves_of(group, series, index, rows, value, sign, title, errors)
 end
 
 local function spoken(what, group)
-  return ("%s against rows kept, %s. The same numbers are in the table below."):format(what, group.name)
+  return ("%s against rows kept, %s. The same numbers are in the table below."):format(what,
+    group.name)
 end
 
 local function rows_scale(xs)
   local low = math.huge
   for _, x in ipairs(xs) do low = math.min(low, x) end
-  return chart.scale(xs, { low = math.max(0, math.floor(low * 10 - 0.5) / 10), high = 1, ticks = 6 })
+  return chart.scale(xs, { low = math.max(0, math.floor(low * 10 - 0.5) / 10), high = 1,
+    ticks = 6 })
 end
 
 local function rows_of(entry) return entry.fraction end
-local function text_rows(source) return function(entry) return entry[source] and entry[source].context_fraction end end
+local function text_rows(source) return function(entry) return entry[source]
+  and entry[source].context_fraction end end
 
--- One axis for all charts of a length, so that they can be read across: the share kept of what was read under the policy.
+-- One axis for all charts of a length, so that they can be read across: the share kept of what was
+-- read under the policy.
 local x_label = "rows kept of what was read"
 
 local function x_of(groups, length)
@@ -183,14 +202,17 @@ local function x_of(groups, length)
   for _, group in ipairs(groups) do
     for _, entry in ipairs(group.length == length and group.entries or {}) do
       local list = { entry, entry.document, entry.file }
-      for _, of in pairs(list) do xs[#xs + 1] = of == entry and entry.fraction or of.context_fraction end
+      for _, of in pairs(list) do
+        xs[#xs + 1] = of == entry and entry.fraction or of.context_fraction
+      end
     end
   end
   return rows_scale(xs)
 end
 
 local function card(caption, small, svg)
-  return element("figure", nil, { element("figcaption", nil, text(caption) .. element("small", nil, text(small))), svg })
+  return element("figure", nil, { element("figcaption", nil,
+    text(caption) .. element("small", nil, text(small))), svg })
 end
 
 local function title_of(entry, rows, ...)
@@ -208,29 +230,36 @@ local function recall_chart(group, series, index, x)
         ("evidence held: %s"):format(percent(entry.recall.evidence)))
     end, function(entry)
       local r = entry.recall
-      return { right = r.right, asked = r.asked, answers = r.answers, half = r.uncertainty, most = 1 }
+      return { right = r.right, asked = r.asked, answers = r.answers, half = r.uncertainty,
+        most = 1 }
     end)
-  return card("Recall, " .. group.mode, ("exact answers to %d questions; higher is better; lines: 95 %% of what chance could do")
+  return card("Recall, " .. group.mode,
+    ("exact answers to %d questions; higher is better; lines: 95 %% of what chance could do")
       :format(group.full.recall.asked),
     chart.render { describe = spoken("Recall", group), x = x, y = chart.scale(ys, { low = 0 }),
       x_label = x_label, y_label = "right answers", x_format = percent, y_format = percent,
       curves = curves, front = front,
-      reference = { y = group.full.recall.accuracy, label = ("full cache %s"):format(percent(group.full.recall.accuracy)) } })
+      reference = { y = group.full.recall.accuracy,
+        label = ("full cache %s"):format(percent(group.full.recall.accuracy)) } })
 end
 
 local function kl_chart(group, series, index, x, source, where)
   if not group.full[source] then return nil end
   local curves, ys, front = curves_of(group, series, index, text_rows(source),
-    function(entry) local t = entry[source] return t and t.kl > 0 and t.kl or nil end, -1, function(entry)
-      return title_of(entry, entry[source].context_fraction, ("KL %s nats"):format(chart.number(entry[source].kl)),
-        ("same first choice: %.1f %%"):format(100 * entry[source].top1))
+    function(entry) local t = entry[source] return t and t.kl > 0 and t.kl or nil end, -1,
+      function(entry)
+      return title_of(entry, entry[source].context_fraction,
+        ("KL %s nats"):format(chart.number(entry[source].kl)),
+          ("same first choice: %.1f %%"):format(100 * entry[source].top1))
     end, function(entry) return { each = entry[source].kl_each } end)
   if #curves == 0 then return nil end
   local scale = chart.scale(ys, { low = 0, log = 20 })
-  return card("Distance from the full cache", ("KL(full ‖ policy) of %s%s; lower is better"):format(where,
-    scale.log and "; logarithmic" or ""), chart.render { describe = spoken("KL divergence from the full cache", group),
-    x = x, y = scale, x_label = x_label, y_label = "KL in nats", x_format = percent,
-    y_format = chart.number, curves = curves, front = front })
+  return card("Distance from the full cache",
+    ("KL(full ‖ policy) of %s%s; lower is better"):format(where,
+      scale.log and "; logarithmic" or ""),
+        chart.render { describe = spoken("KL divergence from the full cache", group), x = x,
+          y = scale, x_label = x_label, y_label = "KL in nats", x_format = percent,
+            y_format = chart.number, curves = curves, front = front })
 end
 
 local function perplexity_chart(group, series, index, x, source, where)
@@ -238,14 +267,19 @@ local function perplexity_chart(group, series, index, x, source, where)
   if not full then return nil end
   local curves, ys, front = curves_of(group, series, index, text_rows(source),
     function(entry) return entry[source] and entry[source].perplexity end, -1, function(entry)
-      return title_of(entry, entry[source].context_fraction, ("perplexity %.3f (%+.1f %%)"):format(entry[source].perplexity,
-        100 * (entry[source].perplexity / full.perplexity - 1)), ("%.4f bits per byte"):format(entry[source].bits_per_byte))
+      return title_of(entry, entry[source].context_fraction,
+        ("perplexity %.3f (%+.1f %%)"):format(entry[source].perplexity,
+          100 * (entry[source].perplexity / full.perplexity - 1)),
+            ("%.4f bits per byte"):format(entry[source].bits_per_byte))
     end, function(entry) return { each = entry[source].loss_each } end)
   local scale = chart.scale(ys, { log = 6 })
-  return card("Perplexity", ("of %s%s; lower is better"):format(where, scale.log and "; logarithmic" or ""), chart.render {
-    describe = spoken("Perplexity", group), x = x, y = scale, x_label = x_label, y_label = "perplexity",
+  return card("Perplexity", ("of %s%s; lower is better"):format(where,
+    scale.log and "; logarithmic" or ""), chart.render {
+    describe = spoken("Perplexity", group), x = x, y = scale, x_label = x_label,
+      y_label = "perplexity",
     x_format = percent, y_format = chart.number, curves = curves, front = front,
-    reference = { y = full.perplexity, label = ("full cache %s"):format(chart.number(full.perplexity)) } })
+    reference = { y = full.perplexity,
+      label = ("full cache %s"):format(chart.number(full.perplexity)) } })
 end
 
 local function legend(series)
@@ -256,9 +290,11 @@ local function legend(series)
         element("path", { class = "curve", d = "M1 7h24", ["stroke-dasharray"] = i > 7 and "5 3" }),
         element("path", { class = "on", d = chart.marker(i, 13, 7, 4.2) }) }), text(name) })
   end
-  items[#items + 1] = element("li", nil, { element("svg", { viewBox = "0 0 26 14", ["aria-hidden"] = "true" },
-    element("path", { class = "front", d = "M5 7h16" })), "the front" })
-  return element("ul", { class = "legend", ["aria-label"] = "Policies and how they are drawn" }, items)
+  items[#items + 1] = element("li", nil, { element("svg",
+    { viewBox = "0 0 26 14", ["aria-hidden"] = "true" },
+      element("path", { class = "front", d = "M5 7h16" })), "the front" })
+  return element("ul", { class = "legend", ["aria-label"] = "Policies and how they are drawn" },
+    items)
 end
 
 -- The charts of one length: recall in each mode, then texts, which have no mode.
@@ -268,8 +304,10 @@ local function charts_of(group, groups, series, index, about)
   for _, other in ipairs(groups) do
     if other.length == group.length then add(recall_chart(other, series, index, x)) end
   end
-  local plain = { name = ("%d tokens"):format(group.length), full = group.full, entries = group.entries }
-  for _, text_kind in ipairs { { "document", "how documents go on" }, { "file", (about.settings.text or ""):match "[^/]*$" } } do
+  local plain = { name = ("%d tokens"):format(group.length), full = group.full,
+    entries = group.entries }
+  for _, text_kind in ipairs { { "document", "how documents go on" },
+    { "file", (about.settings.text or ""):match "[^/]*$" } } do
     add(kl_chart(plain, series, index, x, table.unpack(text_kind)))
     add(perplexity_chart(plain, series, index, x, table.unpack(text_kind)))
   end
@@ -278,39 +316,44 @@ end
 
 local function curves_section(groups, series, index, about)
   local out = { element("h2", nil, "Quality against memory"),
-    element("p", { class = "soft" }, "Each point is a policy at one budget: further left keeps fewer rows. Filled points lie on "
-      .. "the front: nothing with as few rows is better, and nothing with fewer rows is as good, as far as the errors of what was "
+    element("p", { class = "soft" },
+      "Each point is a policy at one budget: further left keeps fewer rows. Filled points lie on "
+      .. "the front: nothing with as few rows is better, and nothing with fewer rows is as good, "
+      .. "as far as the errors of what was "
       .. "measured tell. Point at one, or tap it, for its numbers."), legend(series) }
   local seen = {}
   for _, group in ipairs(groups) do
     if not seen[group.length] then
       out[#out + 1] = element("h3", nil, ("%d tokens"):format(group.length))
-      out[#out + 1] = element("div", { class = "charts" }, charts_of(group, groups, series, index, about))
+      out[#out + 1] = element("div", { class = "charts" },
+        charts_of(group, groups, series, index, about))
     end
     seen[group.length] = true
   end
   return out
 end
 
--- ---- tables --------------------------------------------------------------------------------------------------------
+-- ---- tables -------------------------------------------------------------------------------------
 
 local function notes(entry)
   local out = {}
   if entry.front then out[1] = element("span", { class = "badge front-badge" }, "front") end
   if entry.silent then out[#out + 1] = element("span", { class = "badge silent" }, "pruned nothing")
   elseif entry.missed then
-    out[#out + 1] = element("span", { class = "badge silent" }, ("asked %s, kept %s"):format(percent(entry.asked),
-      percent(entry.fraction)))
+    out[#out + 1] = element("span", { class = "badge silent" },
+      ("asked %s, kept %s"):format(percent(entry.asked), percent(entry.fraction)))
   end
   return table.concat(out)
 end
 
--- A table whose columns are { name, cell = fn(entry) -> text, sorted value, attributes; word, down }.
+-- A table whose columns are { name, cell = fn(entry) -> text, sorted value, attributes; word, down
+-- }.
 local function table_of(label, columns, entries, index)
   local head, body = {}, {}
   for i, column in ipairs(columns) do
-    head[i] = element("th", { scope = "col", class = column.word and "word", ["data-down"] = column.down and "1",
-      title = column.title }, element("button", { type = "button" }, text(column.name)))
+    head[i] = element("th", { scope = "col", class = column.word and "word",
+      ["data-down"] = column.down and "1", title = column.title },
+        element("button", { type = "button" }, text(column.name)))
   end
   for _, entry in ipairs(entries) do
     local cells = {}
@@ -324,8 +367,9 @@ local function table_of(label, columns, entries, index)
     body[#body + 1] = element("tr", { ["data-g"] = ("%d %s"):format(entry.length, entry.mode),
       ["data-front"] = entry.front and "1", class = index[entry.series] == 0 and "full" }, cells)
   end
-  return element("div", { class = "scroll", tabindex = "0", role = "region", ["aria-label"] = label },
-    element("table", nil, { element("thead", nil, element("tr", nil, head)), element("tbody", nil, body) }))
+  return element("div", { class = "scroll", tabindex = "0", role = "region",
+    ["aria-label"] = label }, element("table", nil,
+      { element("thead", nil, element("tr", nil, head)), element("tbody", nil, body) }))
 end
 
 local function policy_column(index)
@@ -334,16 +378,20 @@ local function policy_column(index)
   end }
 end
 
-local length_column = { name = "Tokens", cell = function(entry) return ("%d"):format(entry.length), entry.length end }
-local mode_column = { name = "Mode", word = true, cell = function(entry) return text(entry.mode) end }
+local length_column = { name = "Tokens", cell = function(entry) return ("%d"):format(entry.length),
+  entry.length end }
+local mode_column = { name = "Mode", word = true,
+  cell = function(entry) return text(entry.mode) end }
 local rows_column = { name = "Rows", title = "Rows kept, of what was read under the policy",
-  cell = function(entry) return figure(entry.fraction and 100 * entry.fraction, "%.1f %%"), entry.fraction end }
+  cell = function(entry) return figure(entry.fraction and 100 * entry.fraction, "%.1f %%"),
+    entry.fraction end }
 
 -- Lengths and modes are named only if there are several.
 local function first_columns(groups, index)
   local columns, lengths, modes = { policy_column(index) }, false, false
   for _, group in ipairs(groups) do
-    lengths, modes = lengths or group.length ~= groups[1].length, modes or group.mode ~= groups[1].mode
+    lengths, modes = lengths or group.length ~= groups[1].length,
+      modes or group.mode ~= groups[1].mode
   end
   if lengths then columns[2] = length_column end
   if modes then columns[#columns + 1] = mode_column end
@@ -353,27 +401,33 @@ end
 
 local function recall_columns(columns)
   local function add(column) columns[#columns + 1] = column end
-  add { name = "Recall", down = true, title = "Exact answers, and half of the 95 % interval", cell = function(entry)
+  add { name = "Recall", down = true, title = "Exact answers, and half of the 95 % interval",
+    cell = function(entry)
     local r = entry.recall
     if not r then return "–" end
-    return ("%s <span class=soft>± %.0f</span>"):format(percent(r.accuracy), 100 * r.uncertainty), r.accuracy
+    return ("%s <span class=soft>± %.0f</span>"):format(percent(r.accuracy), 100 * r.uncertainty),
+      r.accuracy
   end }
   add { name = "Evidence", down = true, cell = function(entry)
     return percent(entry.recall and entry.recall.evidence), entry.recall and entry.recall.evidence
-  end, title = "Of the sentences that hold the answers: tokens whose rows are held, mean over layers" }
+  end, title = "Of the sentences that hold the answers: tokens whose rows are held, mean over "
+    .. "layers" }
 end
 
 local function text_columns(columns, source, suffix)
   local function add(name, title, format, pick, down)
-    columns[#columns + 1] = { name = name .. suffix, title = title, down = down, cell = function(entry)
+    columns[#columns + 1] = { name = name .. suffix, title = title, down = down,
+      cell = function(entry)
       local value = entry[source] and pick(entry[source])
       return figure(value, format), value
     end }
   end
   add("Perplexity", "Of the tokens scored", "%.3f", function(t) return t.perplexity end)
   add("Bits/byte", "Compares between tokenizers", "%.4f", function(t) return t.bits_per_byte end)
-  add("KL", "KL(full ‖ policy), nats, mean over the tokens scored", "%.4f", function(t) return t.kl end)
-  add("Top-1", "Tokens where the most probable one is the full cache's", "%.1f %%", function(t) return 100 * t.top1 end, true)
+  add("KL", "KL(full ‖ policy), nats, mean over the tokens scored", "%.4f",
+    function(t) return t.kl end)
+  add("Top-1", "Tokens where the most probable one is the full cache's", "%.1f %%",
+    function(t) return 100 * t.top1 end, true)
 end
 
 local function work_columns(columns)
@@ -385,10 +439,12 @@ local function work_columns(columns)
     end }
   end
   add("KV", "Bytes held after the context", size, function(t) return t.cache_bytes end)
-  add("In the end", "Rows held when all tokens were fed, of a full cache's", percent, function(t) return t.fraction end)
+  add("In the end", "Rows held when all tokens were fed, of a full cache's", percent,
+    function(t) return t.fraction end)
   add("Computed", "Token-layers computed, of all", percent, function(t) return t.computed end)
   add("Read", "The context, median", seconds, function(t) return t.prefill_seconds end)
-  add("Write/s", "Tokens a second, one by one, median", function(value) return figure(value, "%.0f") end,
+  add("Write/s", "Tokens a second, one by one, median",
+    function(value) return figure(value, "%.0f") end,
     function(t) return t.decode_rate end, true)
 end
 
@@ -396,17 +452,20 @@ local function tables_section(groups, entries, index, about)
   local full = groups[1].full
   local columns = first_columns(groups, index)
   if full.recall then recall_columns(columns) end
-  columns[#columns + 1] = { name = "Notes", word = true, cell = function(entry) return notes(entry), entry.front and 0 or 1 end }
+  columns[#columns + 1] = { name = "Notes", word = true,
+    cell = function(entry) return notes(entry), entry.front and 0 or 1 end }
   if full.document then text_columns(columns, "document", "") end
   if full.file then text_columns(columns, "file", full.document and " (text)" or "") end
   if full.document or full.file then work_columns(columns) end
   local choices = { element("option", { value = "" }, "all") }
   for _, group in ipairs(groups) do
-    choices[#choices + 1] = element("option", { value = ("%d %s"):format(group.length, group.mode) }, text(group.name))
+    choices[#choices + 1] = element("option", { value = ("%d %s"):format(group.length,
+      group.mode) }, text(group.name))
   end
   local out = { element("h2", nil, "Every measurement"), element("div", { class = "controls" }, {
     element("label", nil, { "Show ", element("select", { id = "group" }, choices) }),
-    element("label", { hidden = not full.recall }, { element("input", { type = "checkbox", id = "only" }), " only the front" }) }),
+    element("label", { hidden = not full.recall },
+      { element("input", { type = "checkbox", id = "only" }), " only the front" }) }),
     table_of("Every measurement", columns, entries, index) }
   if full.recall then
     columns = first_columns(groups, index)
@@ -425,11 +484,11 @@ local function tables_section(groups, entries, index, about)
   return out
 end
 
--- ---- what was kept -------------------------------------------------------------------------------------------------
+-- ---- what was kept ------------------------------------------------------------------------------
 
 local strip_left, strip_width, strip_right = 22, 292, 358
 local row_height, row_gap, head_height = 12, 2, 24
-local colour = { 74, 134, 204 }                -- readable on the page's light ground and on its dark one
+local colour = { 74, 134, 204 }  -- readable on the page's light ground and on its dark one
 
 -- Sentences that are marked, in the document's order, each once, with all that is asked of it.
 local function marked(kept)
@@ -451,29 +510,37 @@ local function kept_picture(entry)
   local function x(position) return strip_left + strip_width * position / kept.tokens end
   local height = head_height + layers * (row_height + row_gap) + 18
   local function add(...) out[#out + 1] = element(...) end
-  add("text", { x = strip_right, y = 10, ["text-anchor"] = "end" }, entry.recall and "evid." or "rows")
+  add("text", { x = strip_right, y = 10, ["text-anchor"] = "end" },
+    entry.recall and "evid." or "rows")
   for layer = layers, 1, -1 do
     local y = head_height + (layers - layer) * (row_height + row_gap)
-    local said = entry.recall and ("%.0f %%"):format(100 * entry.recall.survival[layer]) or ("%.0f"):format(kept.rows[layer])
-    add("rect", { class = "field", x = strip_left, y = y, width = strip_width, height = row_height })
-    add("image", { class = "strip", x = strip_left, y = y, width = strip_width, height = row_height, preserveAspectRatio = "none",
-      href = png.uri(png.strip(kept.layers[layer], table.unpack(colour))) })
+    local said = entry.recall and ("%.0f %%"):format(100 * entry.recall.survival[layer])
+      or ("%.0f"):format(kept.rows[layer])
+    add("rect", { class = "field", x = strip_left, y = y, width = strip_width,
+      height = row_height })
+    add("image", { class = "strip", x = strip_left, y = y, width = strip_width,
+      height = row_height, preserveAspectRatio = "none",
+        href = png.uri(png.strip(kept.layers[layer], table.unpack(colour))) })
     add("text", { x = strip_left - 5, y = y + 10, ["text-anchor"] = "end" }, ("%d"):format(layer))
     add("text", { x = strip_right, y = y + 10, ["text-anchor"] = "end" }, said)
   end
   for i, mark in ipairs(marked(kept)) do
     local from, to, kinds = x(mark.first), math.max(x(mark.last + 1), x(mark.first) + 2), {}
     for k, asked in ipairs(mark.asked) do kinds[k] = asked.kind end
-    add("g", { class = "span" }, { element("title", nil, text(("%d. %s (%s)"):format(i, mark.text, table.concat(kinds, ", ")))),
-      element("rect", { class = "evidence", x = from, y = 15, width = to - from, height = 6 }),
-      element("rect", { class = "band", x = from, y = head_height - 3, width = to - from,
-        height = layers * (row_height + row_gap) + 1 }) })
+    add("g", { class = "span" }, { element("title", nil,
+      text(("%d. %s (%s)"):format(i, mark.text, table.concat(kinds, ", ")))),
+        element("rect", { class = "evidence", x = from, y = 15, width = to - from, height = 6 }),
+          element("rect", { class = "band", x = from, y = head_height - 3, width = to - from,
+            height = layers * (row_height + row_gap) + 1 }) })
   end
   add("text", { x = strip_left, y = height - 5 }, "0")
-  add("text", { x = strip_left + strip_width / 2, y = height - 5, ["text-anchor"] = "middle" }, "positions in the document")
-  add("text", { x = strip_left + strip_width, y = height - 5, ["text-anchor"] = "end" }, ("%d"):format(kept.tokens))
+  add("text", { x = strip_left + strip_width / 2, y = height - 5, ["text-anchor"] = "middle" },
+    "positions in the document")
+  add("text", { x = strip_left + strip_width, y = height - 5, ["text-anchor"] = "end" },
+    ("%d"):format(kept.tokens))
   return element("svg", { viewBox = ("0 0 360 %d"):format(height), role = "img", ["aria-label"] =
-    ("What %s kept of a document of %d tokens, layer by layer, the last layer on top: %s of the rows."):format(entry.label,
+    ("What %s kept of a document of %d tokens, layer by layer, the last layer on top: %s of the "
+      .. "rows."):format(entry.label,
       kept.tokens, percent(entry.kept_fraction)) }, out)
 end
 
@@ -482,9 +549,12 @@ local function kept_figure(entry, index)
   for _, rows in ipairs(kept.rows) do sum = sum + rows end
   entry.kept_fraction = sum / (#kept.rows * kept.tokens)
   local first, last = kept.rows[1], kept.rows[#kept.rows]
-  return element("figure", { ["data-budget"] = entry.budget and ("%g"):format(entry.budget) or false }, {
-    element("figcaption", nil, { element("span", { class = "dot " .. chart.colour(index[entry.series]) }, ""), text(entry.label),
-      element("small", nil, text(("%s of the rows of this document: %.0f in layer 1, %.0f in layer %d"):format(
+  return element("figure", { ["data-budget"] = entry.budget and ("%g"):format(entry.budget)
+    or false }, {
+    element("figcaption", nil, { element("span",
+      { class = "dot " .. chart.colour(index[entry.series]) }, ""), text(entry.label),
+      element("small", nil,
+        text(("%s of the rows of this document: %.0f in layer 1, %.0f in layer %d"):format(
         percent(entry.kept_fraction), first, last, #kept.rows))) }), kept_picture(entry) })
 end
 
@@ -493,12 +563,14 @@ local function marks_list(kept)
   for i, mark in ipairs(marked(kept)) do
     local parts = { element("q", nil, text(mark.text)) }
     for k, asked in ipairs(mark.asked) do
-      parts[k + 1] = element("div", nil, ("%s: %s <b>%s</b>"):format(text(asked.kind), text(asked.question), text(asked.answer)))
+      parts[k + 1] = element("div", nil, ("%s: %s <b>%s</b>"):format(text(asked.kind),
+        text(asked.question), text(asked.answer)))
     end
     items[i] = element("li", nil, parts)
   end
-  return element("details", nil, { element("summary", nil, plural(#items, "sentence is marked", "sentences are marked")),
-    element("ol", { class = "marks" }, items) })
+  return element("details", nil, { element("summary", nil,
+    plural(#items, "sentence is marked", "sentences are marked")),
+      element("ol", { class = "marks" }, items) })
 end
 
 -- The budgets that pictures can be chosen by, and the one shown first.
@@ -518,11 +590,12 @@ local function budget_choice(entries)
   end
   local buttons = {}
   for i, budget in ipairs(budgets) do
-    buttons[i] = element("button", { type = "button", value = ("%g"):format(budget), ["aria-pressed"] = tostring(budget == first) },
-      percent(budget))
+    buttons[i] = element("button", { type = "button", value = ("%g"):format(budget),
+      ["aria-pressed"] = tostring(budget == first) }, percent(budget))
   end
-  return element("div", { class = "controls choices", role = "group", ["aria-label"] = "Rows asked for",
-    ["data-picks"] = ("%g"):format(first) }, { "<span>Rows asked for:</span>", table.unpack(buttons) })
+  return element("div", { class = "controls choices", role = "group",
+    ["aria-label"] = "Rows asked for", ["data-picks"] = ("%g"):format(first) },
+      { "<span>Rows asked for:</span>", table.unpack(buttons) })
 end
 
 local function kept_section(groups, index)
@@ -539,46 +612,65 @@ local function kept_section(groups, index)
       any = true
       local aware = group.mode == "aware"
       local about = aware
-        and ("Read together with the question “%s”; marked is what answers it."):format(shown.marks[1].question)
+        and ("Read together with the question “%s”; marked is what answers it."):format(
+          shown.marks[1].question)
         or "Read before any question is known; marked is what the questions about it need."
-      out[#out + 1] = element("div", nil, { element("h3", nil, text(group.name)), element("p", { class = "soft" }, text(about)),
-        marks_list(shown), budget_choice(group.entries), element("div", { class = "kept" }, figures) })
+      out[#out + 1] = element("div", nil, { element("h3", nil, text(group.name)),
+        element("p", { class = "soft" }, text(about)), marks_list(shown),
+          budget_choice(group.entries), element("div", { class = "kept" }, figures) })
     end
   end
   if not any then return {} end
   return { element("h2", nil, "What each policy kept of one document"),
-    element("p", { class = "soft" }, "Layers from the last, on top, to the first; the document from left to right. The deeper "
-      .. "the blue, the more of the KV heads still hold the position. Orange marks sentences that hold answers: point at one, "
-      .. "or tap it, to read it. On the right: of all questions’ evidence, how much each layer still holds."),
-    element("p", { class = "note" }, { element("span", { class = "scale" }, "no head <i></i> all heads") }), table.concat(out) }
+    element("p", { class = "soft" },
+      "Layers from the last, on top, to the first; the document from left to right. The deeper "
+      .. "the blue, the more of the KV heads still hold the position. Orange marks sentences "
+      .. "that hold answers: point at one, "
+      .. "or tap it, to read it. On the right: of all questions’ evidence, how much each layer "
+      .. "still holds."),
+    element("p", { class = "note" }, { element("span", { class = "scale" },
+      "no head <i></i> all heads") }), table.concat(out) }
 end
 
--- ---- how it was measured -------------------------------------------------------------------------------------------
+-- ---- how it was measured ------------------------------------------------------------------------
 
 local function method(groups, about)
   local s, full = about.settings, groups[1].full
   local items = {}
   local function add(said) items[#items + 1] = element("li", nil, text(said)) end
-  add("Rows: K and V of one token in one layer and KV head; the share is of what was read under the policy, once it has cut. "
-    .. "KV: bytes, in " .. s.cache_dtype .. ". A policy that kept another share than it was asked for is named by what it kept.")
-  add("Whatever is scored or answered comes from logits after the cut: a context's last token, and a question or its “Answer:”, "
-    .. "are read when the policy has judged, so that no policy is judged by what the full cache foretold.")
+  add("Rows: K and V of one token in one layer and KV head; the share is of what was read under "
+    .. "the policy, once it has cut. "
+    .. "KV: bytes, in " .. s.cache_dtype
+      .. ". A policy that kept another share than it was asked for is named by what it kept.")
+  add("Whatever is scored or answered comes from logits after the cut: a context's last token, "
+    .. "and a question or its “Answer:”, "
+    .. "are read when the policy has judged, so that no policy is judged by what the full cache "
+    .. "foretold.")
   if full.recall then
-    add("Recall: questions about facts that held-out documents tell once. An answer is right if the line generated greedily is "
-      .. "the expected one, letter for letter. Agnostic: the document is read under the policy, then the question is appended; "
-      .. "aware: both are read together. ± is half of a 95 % interval (Wilson); of two policies, which are asked the same, one is "
+    add("Recall: questions about facts that held-out documents tell once. An answer is right if "
+      .. "the line generated greedily is "
+      .. "the expected one, letter for letter. Agnostic: the document is read under the policy, "
+      .. "then the question is appended; "
+      .. "aware: both are read together. ± is half of a 95 % interval (Wilson); of two policies, "
+      .. "which are asked the same, one is "
       .. "called better only if chance would make it so in fewer than 5 of 100 (McNemar).")
-    add("Evidence: tokens of the sentences that hold the answer whose rows are still held after the cut, mean over KV "
+    add("Evidence: tokens of the sentences that hold the answer whose rows are still held after "
+      .. "the cut, mean over KV "
       .. "heads and layers.")
   end
   if text_of(full) then
-    add("Perplexity, bits per byte, KL, top-1: a context is read under the policy, and the " .. s.predict .. " true tokens after "
-      .. "it are fed one by one. KL(full ‖ policy) is over the whole vocabulary, in nats; top-1 is how often both find the same "
+    add("Perplexity, bits per byte, KL, top-1: a context is read under the policy, and the "
+      .. s.predict .. " true tokens after "
+      .. "it are fed one by one. KL(full ‖ policy) is over the whole vocabulary, in nats; top-1 "
+      .. "is how often both find the same "
       .. "token most probable. Texts have no mode.")
-    add("Read and write: medians over contexts; policies take turns context by context. Scoring is not in the times.")
+    add("Read and write: medians over contexts; policies take turns context by context. Scoring "
+      .. "is not in the times.")
   end
-  add("Pruned nothing: the policy dropped no row at all, so it is the full cache under another name.")
-  return { element("details", nil, { element("summary", nil, "How it was measured"), element("ul", { class = "note" }, items) }) }
+  add("Pruned nothing: the policy dropped no row at all, so it is the full cache under another "
+    .. "name.")
+  return { element("details", nil, { element("summary", nil, "How it was measured"),
+    element("ul", { class = "note" }, items) }) }
 end
 
 local function join(list) return table.concat(list, ", ") end
@@ -591,28 +683,40 @@ local function footer(about)
   local budgets = {}
   for i, budget in ipairs(s.budgets) do budgets[i] = ("%g"):format(budget) end
   local documents = {}
-  if s.questions > 0 then documents[1] = ("%d questions of each kind (%s)"):format(s.questions, join(about.kinds)) end
-  if s.documents > 0 then documents[#documents + 1] = plural(s.documents, "continued document", "continued documents") end
-  if s.text then documents[#documents + 1] = ("up to %s of %s"):format(plural(s.windows, "stretch", "stretches"), s.text) end
+  if s.questions > 0 then
+    documents[1] = ("%d questions of each kind (%s)"):format(s.questions, join(about.kinds))
+  end
+  if s.documents > 0 then
+    documents[#documents + 1] = plural(s.documents, "continued document", "continued documents")
+  end
+  if s.text then
+    documents[#documents + 1] = ("up to %s of %s"):format(plural(s.windows, "stretch",
+      "stretches"), s.text)
+  end
   add("Command", element("code", nil, text(about.command)))
   add("Model", text(("%s (%s)"):format(about.model, about.path)))
-  add("Weights", text(("%s, prompt precision %s, cache in %s"):format(s.weights or "as in the file", s.precision, s.cache_dtype)))
-  add("Texts", text(("%s; %d tokens scored after each context; seeds from %d"):format(table.concat(documents, "; "), s.predict,
-    s.first_seed)))
+  add("Weights", text(("%s, prompt precision %s, cache in %s"):format(s.weights
+    or "as in the file", s.precision, s.cache_dtype)))
+  add("Texts", text(("%s; %d tokens scored after each context; seeds from %d"):format(table.concat(
+    documents, "; "), s.predict, s.first_seed)))
   add("Budgets", text(join(budgets)))
-  add("Machine", text(("%s, %s, %s%s"):format(m.cpu, about.isa, plural(about.threads, "thread", "threads"),
-    about.load and (", load %.1f at the end"):format(about.load) or "")))
-  add("Version", text(("Pyramid %s%s, oneDNN %s"):format(about.version, m.commit and (" (%s)"):format(m.commit) or "", m.onednn)))
-  add("Made", text(("%s; %s measured now, in %.0f s"):format(about.date, plural(about.measured, "result", "results"),
-    about.seconds)))
+  add("Machine", text(("%s, %s, %s%s"):format(m.cpu, about.isa,
+    plural(about.threads, "thread", "threads"),
+      about.load and (", load %.1f at the end"):format(about.load) or "")))
+  add("Version", text(("Pyramid %s%s, oneDNN %s"):format(about.version,
+    m.commit and (" (%s)"):format(m.commit) or "", m.onednn)))
+  add("Made", text(("%s; %s measured now, in %.0f s"):format(about.date,
+    plural(about.measured, "result", "results"), about.seconds)))
   return element("dl", nil, rows)
 end
 
--- ---- the page ------------------------------------------------------------------------------------------------------
+-- ---- the page -----------------------------------------------------------------------------------
 
----The page.
+--- The page.
 ---@param entries pyramid.CompareEntry[]   of compare.summary
----@param about table    command, date, model, path, version, machine, threads, isa, load?, measured, seconds, kinds, settings;
+---@param about table
+---  command, date, model, path, version, machine, threads, isa, load?, measured, seconds, kinds,
+---  settings;
 ---                      share: how much of it is done, if not all
 ---@return string
 function comparison.render(entries, about)
@@ -622,20 +726,26 @@ function comparison.render(entries, about)
   local name = about.path:match "([^/]+)/*$" or about.path
   local main = {}
   for _, part in ipairs { findings(groups), curves_section(groups, series, index, about),
-    tables_section(groups, entries, index, about), kept_section(groups, index), method(groups, about) } do
+    tables_section(groups, entries, index, about), kept_section(groups, index),
+      method(groups, about) } do
     main[#main + 1] = table.concat(part, "\n")
   end
   local title, names = "Cache policies compared: " .. name, {}
   for i, group in ipairs(groups) do names[i] = group.name end
-  return table.concat({ "<!DOCTYPE html>", '<html lang="en" class="no-script">', "<head>", '<meta charset="utf-8">',
-    '<meta name="viewport" content="width=device-width, initial-scale=1">', element("title", nil, text(title)),
+  return table.concat({ "<!DOCTYPE html>", '<html lang="en" class="no-script">', "<head>",
+    '<meta charset="utf-8">',
+    '<meta name="viewport" content="width=device-width, initial-scale=1">',
+      element("title", nil, text(title)),
     element("style", nil, style.css), "</head>", "<body>",
     element("header", nil, { element("h1", nil, text(title)),
-      element("p", { class = "soft" }, text(("%s. %s against the full cache: %s."):format(about.model,
-        plural(#series, "policy", "policies"), table.concat(names, "; ")))),
-      about.share and element("p", { class = "unfinished" }, ("Not finished: %s is measured. The same command goes on.")
+      element("p", { class = "soft" },
+        text(("%s. %s against the full cache: %s."):format(about.model,
+          plural(#series, "policy", "policies"), table.concat(names, "; ")))),
+      about.share and element("p", { class = "unfinished" },
+        ("Not finished: %s is measured. The same command goes on.")
         :format(percent(about.share))) or "" }),
-    element("main", nil, main), element("footer", nil, { element("h2", nil, "About this run"), footer(about) }),
+    element("main", nil, main), element("footer", nil,
+      { element("h2", nil, "About this run"), footer(about) }),
     element("script", nil, style.script), "</body>", "</html>", "" }, "\n")
 end
 

@@ -3,7 +3,8 @@ local core = require "pyramid.core"
 
 local html = {}
 
-local entities = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ['"'] = "&quot;", ["'"] = "&#39;" }
+local entities = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ['"'] = "&quot;",
+  ["'"] = "&#39;" }
 
 ---A text as it stands between tags or in an attribute.
 ---@param text any
@@ -15,8 +16,8 @@ local function number(value)
   return tostring(value)
 end
 
----An element. Attributes are escaped and sorted, floats rounded to what a screen shows; false leaves one out and true has
----no value. Content is HTML: a string, or a list of them.
+---An element. Attributes are escaped and sorted, floats rounded to what a screen shows; false
+---leaves one out and true has no value. Content is HTML: a string, or a list of them.
 ---@param name string
 ---@param attributes? table<string, string|number|boolean>
 ---@param content? string|string[]

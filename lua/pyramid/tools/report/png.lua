@@ -1,5 +1,6 @@
---- The smallest part of PNG that a strip of positions needs: levels (16 at most) of one colour, from clear to opaque, so that a
---- picture holds on a light page and on a dark one. What is asked for is a data URI, which loads nothing.
+--- The smallest part of PNG that a strip of positions needs: levels (16 at most) of one colour,
+--- from clear to opaque, so that a picture holds on a light page and on a dark one. What is asked
+--- for is a data URI, which loads nothing.
 local png = {}
 
 local crc_table = {}
@@ -24,12 +25,15 @@ local function adler32(bytes)
   return b << 16 | a
 end
 
-local function chunk(kind, data) return (">I4"):pack(#data) .. kind .. data .. (">I4"):pack(crc32(kind .. data)) end
+local function chunk(kind, data)
+  return (">I4"):pack(#data) .. kind .. data .. (">I4"):pack(crc32(kind .. data))
+end
 
 -- Stored, not compressed: a strip is less than half a kilobyte, and a stored block holds 64.
 local function zlib(bytes)
   assert(#bytes <= 0xffff)
-  return "\x78\x01\x01" .. ("<I2I2"):pack(#bytes, #bytes ~ 0xffff) .. bytes .. (">I4"):pack(adler32(bytes))
+  return "\x78\x01\x01" .. ("<I2I2"):pack(#bytes, #bytes ~ 0xffff) .. bytes
+    .. (">I4"):pack(adler32(bytes))
 end
 
 ---A PNG of one row of pixels, with no more bits for each than its levels need: KV heads are few.
@@ -56,7 +60,8 @@ function png.strip(digits, red, green, blue)
   end
   if filled > 0 then pixels[#pixels + 1] = string.char(byte << 8 - filled) end
   return "\x89PNG\r\n\x1a\n" .. chunk("IHDR", (">I4I4BBBBB"):pack(#digits, 1, bits, 3, 0, 0, 0))
-    .. chunk("PLTE", string.char(red, green, blue):rep(count)) .. chunk("tRNS", table.concat(levels))
+    .. chunk("PLTE", string.char(red, green, blue):rep(count))
+      .. chunk("tRNS", table.concat(levels))
     .. chunk("IDAT", zlib("\0" .. table.concat(pixels))) .. chunk("IEND", "")
 end
 

@@ -1,8 +1,10 @@
---- What the reports look like, and the little that moves in them. No font, image or script is loaded from anywhere.
+--- What the reports look like, and the little that moves in them. No font, image or script is
+--- loaded from anywhere.
 local style = {}
 
--- Okabe and Ito's colours, which colour-blind people tell apart, made darker on a light page and lighter on a dark one so
--- that lines have a contrast of 3 and letters of 4.5 with what is behind them.
+-- Okabe and Ito's colours, which colour-blind people tell apart, made darker on a light page and
+-- lighter on a dark one so that lines have a contrast of 3 and letters of 4.5 with what is behind
+-- them.
 style.css = [[
 :root { color-scheme: light dark; --page: #f6f6f3; --card: #ffffff; --ink: #1c1f24; --soft: #555c66; --line: #d9dad4;
   --grid: #e9e9e4; --accent: #0060a0; --front: #d5d3c4; --good: #00795a; --warn: #a03a00; --mark: #c04a00;
@@ -104,7 +106,8 @@ footer dt { font-weight: 600; } footer dd { margin: 0; } code { font-family: ui-
 @media print { .controls { display: none; } .scroll { max-height: none; } }
 ]]
 
--- Sorting by a column, filtering by group, choosing a budget's pictures, and tooltips where nothing hovers.
+-- Sorting by a column, filtering by group, choosing a budget's pictures, and tooltips where nothing
+-- hovers.
 style.script = [[
 document.documentElement.classList.remove("no-script");
 const all = (s, r) => [...(r || document).querySelectorAll(s)];

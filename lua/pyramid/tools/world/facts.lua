@@ -1,7 +1,8 @@
--- What can be true in a world document: how a fact is made, told and asked for (pyramid.world).
--- A fact is { kind=, say={templates}, asks={ {question, answer, value}, ... }, slots={...} }. Templates start in lower
--- case; the writer capitalises. An answer is a whole statement that ends in {value}, what was asked for.
--- Makers get the document's state and return nil when nothing new of their kind can be said.
+-- What can be true in a world document: how a fact is made, told and asked for (pyramid.world). A
+-- fact is { kind=, say={templates}, asks={ {question, answer, value}, ... }, slots={...} }.
+-- Templates start in lower case; the writer capitalises. An answer is a whole statement that ends
+-- in {value}, what was asked for. Makers get the document's state and return nil when nothing new
+-- of their kind can be said.
 
 local words = require "pyramid.tools.world.words"
 
@@ -9,16 +10,22 @@ local facts = {}
 
 -- Attributes of people: key -> how the value is drawn, told and asked for.
 local attributes = {
-  { key = "clothes", draw = function(rng) return rng:pick(words.colours), rng:pick(words.clothes) end,
-    say = { "{P}'s {extra} was {value}", "{P} wore a {extra} that was {value}", "{P} had a {value} {extra}" },
+  { key = "clothes", draw = function(rng) return rng:pick(words.colours),
+    rng:pick(words.clothes) end,
+    say = { "{P}'s {extra} was {value}", "{P} wore a {extra} that was {value}",
+      "{P} had a {value} {extra}" },
     ask = "what colour was {P}'s {extra}?", answer = "{P}'s {extra} was {value}",
     chain = "what colour was the {extra} of {P}'s {kin}?" },
   { key = "trade", draw = function(rng) return rng:pick(words.trades) end,
-    say = { "{P} was a {value} by trade", "{P} worked as a {value}", "{P} earned {his} bread as a {value}" },
-    ask = "what was {P}'s trade?", answer = "{P} worked as a {value}", chain = "what was the trade of {P}'s {kin}?" },
+    say = { "{P} was a {value} by trade", "{P} worked as a {value}",
+      "{P} earned {his} bread as a {value}" },
+    ask = "what was {P}'s trade?", answer = "{P} worked as a {value}",
+      chain = "what was the trade of {P}'s {kin}?" },
   { key = "town", draw = function(rng) return rng:pick(words.towns) end,
-    say = { "{P} lived in {value}", "{P} had a house in {value}", "the home of {P} was in {value}" },
-    ask = "where did {P} live?", answer = "{P} lived in {value}", chain = "where did {P}'s {kin} live?" },
+    say = { "{P} lived in {value}", "{P} had a house in {value}",
+      "the home of {P} was in {value}" },
+    ask = "where did {P} live?", answer = "{P} lived in {value}",
+      chain = "where did {P}'s {kin} live?" },
   { key = "food", draw = function(rng) return rng:pick(words.foods) end,
     say = { "{P} liked {value} best of all", "the favourite food of {P} was {value}",
       "there was nothing that {P} liked better than {value}" },
@@ -30,11 +37,15 @@ local attributes = {
     ask = "what was {P}'s {extra} called?", answer = "{P}'s {extra} was called {value}",
     chain = "what was the {extra} of {P}'s {kin} called?" },
   { key = "age", draw = function(rng) return rng:pick(words.ages) end,
-    say = { "{P} was {value} years old", "that year {P} turned {value}", "{P} had reached the age of {value}" },
-    ask = "how old was {P}?", answer = "the age of {P} was {value}", chain = "how old was {P}'s {kin}?" },
+    say = { "{P} was {value} years old", "that year {P} turned {value}",
+      "{P} had reached the age of {value}" },
+    ask = "how old was {P}?", answer = "the age of {P} was {value}",
+      chain = "how old was {P}'s {kin}?" },
   { key = "instrument", draw = function(rng) return rng:pick(words.instruments) end,
-    say = { "{P} played the {value}", "{P} had learned to play the {value}", "{P} was good at playing the {value}" },
-    ask = "what did {P} play?", answer = "{P} played the {value}", chain = "what did {P}'s {kin} play?" },
+    say = { "{P} played the {value}", "{P} had learned to play the {value}",
+      "{P} was good at playing the {value}" },
+    ask = "what did {P} play?", answer = "{P} played the {value}",
+      chain = "what did {P}'s {kin} play?" },
 }
 
 --- Slots for a person as hero.
@@ -74,7 +85,8 @@ local function attribute(doc)
   local value, extra = a.draw(rng)
   local slots = facts.person_slots(p)
   slots.value, slots.extra = value, extra
-  local fact = { kind = "attribute", say = a.say, slots = slots, asks = { { a.ask, a.answer, value } } }
+  local fact = { kind = "attribute", say = a.say, slots = slots,
+    asks = { { a.ask, a.answer, value } } }
   p.known[a.key] = { fact = fact, chain = a.chain, answer = a.answer, value = value, extra = extra }
   return fact
 end
@@ -103,7 +115,8 @@ local function paint(doc)
   doc.names[name] = true
   local colour = rng:pick(words.colours)
   return { kind = "attribute", slots = { name = name, colour = colour },
-    say = { "the {name} was painted {colour}", "somebody had painted the {name} {colour}", "the {name} was {colour}" },
+    say = { "the {name} was painted {colour}", "somebody had painted the {name} {colour}",
+      "the {name} was {colour}" },
     asks = { { "what colour was the {name}?", "the {name} was {value}", colour } } }
 end
 
@@ -118,11 +131,13 @@ local function code(doc)
   doc.names[name] = true
   local digits = ""
   for _ = 1, 4 do digits = digits .. rng:below(10) end
-  local fact = { kind = "code", slots = { box = name, code = digits, P = rng:pick(doc.cast).name }, box = name,
-    say = { "the code of the {box} was {code}", "the {box} opened with the code {code}",
-      "the lock of the {box} had the code {code}",
-      "{P} set the code of the {box} to {code}", "on the {box} was a lock, and its code was {code}" },
-    asks = { { "what was the code of the {box}?", "the code of the {box} was {value}", digits } } }
+  local fact = { kind = "code", slots = { box = name, code = digits, P = rng:pick(doc.cast).name },
+    box = name, say = { "the code of the {box} was {code}",
+      "the {box} opened with the code {code}", "the lock of the {box} had the code {code}",
+        "{P} set the code of the {box} to {code}",
+          "on the {box} was a lock, and its code was {code}" },
+            asks = { { "what was the code of the {box}?", "the code of the {box} was {value}",
+              digits } } }
   doc.box_list[#doc.box_list + 1] = fact
   return fact
 end
@@ -133,9 +148,11 @@ local function hide(doc)
   local box = #doc.box_list > 0 and rng:pick(doc.box_list)
   if not box or doc.names[thing] then return nil end
   doc.names[thing] = true
-  local fact = { kind = "attribute", slots = { thing = thing, box = box.box, P = rng:pick(doc.cast).name }, holds = box,
-    say = { "the {thing} was hidden in the {box}", "{P} hid the {thing} in the {box}", "the {box} held the {thing}" },
-    asks = { { "where was the {thing} hidden?", "the {thing} was hidden in the {value}", box.box } } }
+  local fact = { kind = "attribute", slots = { thing = thing, box = box.box,
+    P = rng:pick(doc.cast).name }, holds = box,
+      say = { "the {thing} was hidden in the {box}", "{P} hid the {thing} in the {box}",
+        "the {box} held the {thing}" }, asks = { { "where was the {thing} hidden?",
+          "the {thing} was hidden in the {value}", box.box } } }
   doc.relations[#doc.relations + 1] = fact
   return fact
 end
@@ -150,8 +167,8 @@ local function gift(doc)
   local slots = facts.person_slots(p)
   slots.Q, slots.thing = q.name, thing
   return { kind = "gift", slots = slots,
-    say = { "{P} gave the {thing} to {Q}", "{Q} got the {thing} from {P}", "the {thing} was a gift from {P} to {Q}",
-      "{P} gave {Q} the {thing}" },
+    say = { "{P} gave the {thing} to {Q}", "{Q} got the {thing} from {P}",
+      "the {thing} was a gift from {P} to {Q}", "{P} gave {Q} the {thing}" },
     asks = { { "who gave the {thing} to {Q}?", "{Q} got the {thing} from {value}", p.name },
       { "who got the {thing} from {P}?", "{P} gave the {thing} to {value}", q.name },
       { "what did {P} give to {Q}?", "{P} gave {Q} the {value}", thing } } }
@@ -167,7 +184,8 @@ local function moved(doc)
   return fact
 end
 
---- Puts a movable thing somewhere else; the next telling says so and makes the last one out of date.
+--- Puts a movable thing somewhere else; the next telling says so and makes the last one out of
+--- date.
 function facts.move(doc, fact)
   local rng = doc.rng
   local place = rng:pick(words.places)
@@ -180,7 +198,8 @@ function facts.move(doc, fact)
   slots.thing, slots.at = fact.slots.thing, place
   fact.slots = slots
   fact.say = fact.moves == 1
-    and { "{P} put the {thing} {at}", "{P} left the {thing} {at}", "{P} kept the {thing} {at}", "the {thing} was {at}" }
+    and { "{P} put the {thing} {at}", "{P} left the {thing} {at}", "{P} kept the {thing} {at}",
+      "the {thing} was {at}" }
     or { "{P} moved the {thing}, and now it was {at}", "{P} took the {thing} away and put it {at}",
       "{P} carried the {thing} off and left it {at}", "then {P} put the {thing} {at}" }
   fact.again = { "the {thing} was {at}" }
@@ -207,7 +226,8 @@ local function verse(doc)
   local asks = { { "what was {P}'s verse?", '{P}\'s verse was this: "{value}"', whole } }
   for i = 2, #lines do
     local before = i == 2 and lines[1]:gsub("^t", "T") or lines[i - 1]
-    asks[i] = { 'in {P}\'s verse, what comes after "' .. before .. '"?', 'after "' .. before .. '" comes "{value}"', lines[i] }
+    asks[i] = { 'in {P}\'s verse, what comes after "' .. before .. '"?',
+      'after "' .. before .. '" comes "{value}"', lines[i] }
   end
   local fact = { kind = "verse", slots = slots, asks = asks,
     say = { '{P} knew a verse: "{verse}"', '{P} often said this verse: "{verse}"',
@@ -235,7 +255,8 @@ function facts.chains(doc)
       found[#found + 1] = { kind = "chain", parts = { r, r.holds },
         slots = { thing = r.slots.thing, noun = r.slots.box:match("%S+$"), box = r.slots.box },
         asks = { { "what was the code of the {noun} that held the {thing}?",
-          "the {thing} was hidden in the {box}, and the code of the {box} was {value}", r.holds.slots.code } } }
+          "the {thing} was hidden in the {box}, and the code of the {box} was {value}",
+            r.holds.slots.code } } }
     end
   end
   return found

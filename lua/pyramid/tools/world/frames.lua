@@ -1,13 +1,14 @@
--- Narrative frames of the world generator (pyramid.world): small scenes into which facts are set.
--- A frame is a list of sentences in their order. [a|b] is one of the alternatives; {P} is the hero of the scene with
--- {he} {him} {his}, {Q} a companion with {he2} {him2} {his2}; {at} is a place with its preposition; the rest is
--- scenery.
+-- Narrative frames of the world generator (pyramid.world): small scenes into which facts are set. A
+-- frame is a list of sentences in their order. [a|b] is one of the alternatives; {P} is the hero of
+-- the scene with {he} {him} {his}, {Q} a companion with {he2} {him2} {his2}; {at} is a place with
+-- its preposition; the rest is scenery.
 -- Frames state nothing that is ever asked for.
 
 return {
   {
     "It was a {weather} morning in {season}.",
-    "{P} [got up early|rose before the sun|woke before the others] and [opened the window|went out into the "
+    "{P} [got up early|rose before the sun|woke before the others] and [opened the window|went "
+      .. "out into the "
       .. "yard|lit the fire].",
     "[The air smelled of hay|The birds were already singing|A thin mist lay over the fields].",
     "{He} thought about the day that lay ahead.",
@@ -15,13 +16,15 @@ return {
   {
     "On {day} {P} and {Q} [walked|went|set out together] to the market.",
     "The stalls were [full of {food}|crowded and loud|bright with flags].",
-    "{Q} bargained for [a bag of {food}|a new broom|some thread], but the price was [too high|fair enough|a "
+    "{Q} bargained for [a bag of {food}|a new broom|some thread], but the price was [too "
+      .. "high|fair enough|a "
       .. "little strange].",
     "They [shared a pie|rested on a bench|listened to a fiddler] before they went home.",
   },
   {
     "The rain [began before noon|came down hard|did not stop all day].",
-    "{P} [sat by the stove|stood at the window|waited under the eaves] and [counted the drops|listened to the "
+    "{P} [sat by the stove|stood at the window|waited under the eaves] and [counted the "
+      .. "drops|listened to the "
       .. "wind|told old stories].",
     "{Q} came in with wet boots and [laughed|sneezed|asked for tea].",
     "By evening the road had turned to mud.",
@@ -34,13 +37,15 @@ return {
   },
   {
     "In the evening everybody met {at}.",
-    "{Q} [brought {food}|played a slow tune|told a joke], and {P} [laughed out loud|clapped|shook {his} head].",
+    "{Q} [brought {food}|played a slow tune|told a joke], and {P} [laughed out "
+      .. "loud|clapped|shook {his} head].",
     "[The lamps burned low|The fire crackled|The cat slept by the hearth].",
     "[It was late when they parted|Nobody wanted to leave|At last the moon came up].",
   },
   {
     "{P} was looking for something {at}.",
-    "{He} [turned over every stone|searched for an hour|looked high and low], but found only [dust|an old "
+    "{He} [turned over every stone|searched for an hour|looked high and low], but found only "
+      .. "[dust|an old "
       .. "coin|a broken cup].",
     "\"[What are you doing there|Have you lost something|Can I help you]?\" asked {Q}.",
     "\"[Never mind|It is nothing|I will tell you later],\" said {P}.",
@@ -48,7 +53,8 @@ return {
   {
     "Winter had come to the valley.",
     "Snow lay [on every roof|deep in the lanes|as far as the eye could see].",
-    "{P} [cut wood|cleared the path|fed the birds] while {Q} [cooked {food}|mended a sledge|warmed {his2} hands].",
+    "{P} [cut wood|cleared the path|fed the birds] while {Q} [cooked {food}|mended a "
+      .. "sledge|warmed {his2} hands].",
     "At night the wolves could be heard in the hills.",
   },
   {
@@ -59,7 +65,8 @@ return {
   },
   {
     "One night {P} could not sleep.",
-    "{He} [heard an owl|saw a light|heard steps] outside and [went to the door|held {his} breath|called out softly].",
+    "{He} [heard an owl|saw a light|heard steps] outside and [went to the door|held {his} "
+      .. "breath|called out softly].",
     "It was only {Q}, who had [lost the way|forgotten the time|come to borrow some oil].",
     "They talked until the stars grew pale.",
   },
@@ -77,21 +84,24 @@ return {
   },
   {
     "The harvest was [good|late|poor] that year.",
-    "{P} [worked from dawn to dusk|carried sacks all day|drove the cart], and {Q} [bound the sheaves|counted "
+    "{P} [worked from dawn to dusk|carried sacks all day|drove the cart], and {Q} [bound the "
+      .. "sheaves|counted "
       .. "the baskets|sharpened the tools].",
     "They ate {food} in the shade and drank cool water.",
     "[Their backs ached|The sun was fierce|Dust was everywhere], but nobody complained.",
   },
   {
     "{P} was [ill|tired|out of spirits] for some days.",
-    "{Q} [came every morning|sat by the bed|sent a pot of {food}] and [read aloud|told the news|opened the curtains].",
+    "{Q} [came every morning|sat by the bed|sent a pot of {food}] and [read aloud|told the "
+      .. "news|opened the curtains].",
     "By {day} {P} [was on {his} feet again|felt much better|could laugh again].",
   },
   {
     "A stranger came [over the bridge|down the lane|to the inn] on {day}.",
     "Nobody knew [his name|where he came from|what he wanted].",
     "{P} [gave him bread|asked him many questions|watched him closely].",
-    "He [told of far countries|paid with foreign coins|slept in the hay], and in the morning he was gone.",
+    "He [told of far countries|paid with foreign coins|slept in the hay], and in the morning he "
+      .. "was gone.",
   },
   {
     "{P} found [an old book|a torn page|a dusty picture] {at}.",
@@ -101,7 +111,8 @@ return {
   {
     "The two friends quarrelled about [a small thing|a debt|the weather].",
     "{P} [slammed the door|would not speak|went home alone].",
-    "But {Q} [was sorry|came back with {food}|wrote a kind note], and soon [all was well|they made it up|they "
+    "But {Q} [was sorry|came back with {food}|wrote a kind note], and soon [all was well|they "
+      .. "made it up|they "
       .. "laughed about it].",
   },
   {
@@ -161,7 +172,8 @@ return {
   {
     "{P} wrote a letter that evening.",
     "{He} [chose every word with care|wrote three pages|began it four times].",
-    "It told of [the harvest|the long rain|a new song|small things], and of how much {he} missed {Q}.",
+    "It told of [the harvest|the long rain|a new song|small things], and of how much {he} missed "
+      .. "{Q}.",
     "The post would go on {day}.",
   },
   {
@@ -195,7 +207,8 @@ return {
   },
   {
     "Some of the sheep had got [out of the field|into the garden|lost in the fog].",
-    "{P} [ran left|took the dog|called them by name], and {Q} [ran right|held the gate|counted them as they came].",
+    "{P} [ran left|took the dog|called them by name], and {Q} [ran right|held the gate|counted "
+      .. "them as they came].",
     "In the end [none was missing|only one was missing|they found them all].",
   },
   {
@@ -206,7 +219,8 @@ return {
   },
   {
     "{P} swept the floor and [shook the rugs|washed the steps|cleaned the lamps].",
-    "{Q} [promised to help|sat in the way|came with a bucket], and [it went quickly|it took all day|they sang "
+    "{Q} [promised to help|sat in the way|came with a bucket], and [it went quickly|it took all "
+      .. "day|they sang "
       .. "as they worked].",
     "Afterwards the house [shone|smelled of soap|was as good as new].",
   },
@@ -218,7 +232,8 @@ return {
   },
   {
     "A message came for {P}.",
-    "{He} [read it twice|put it away|went pale] and said, \"[I must think|It is good news|We have until {day}].\"",
+    "{He} [read it twice|put it away|went pale] and said, \"[I must think|It is good news|We "
+      .. "have until {day}].\"",
     "{Q} [asked no questions|wanted to know more|sat down beside {him}].",
   },
   {

@@ -1,5 +1,6 @@
 -- The lexicon of the world generator (pyramid.world): what people, places and things can be called.
--- Order matters: a document is a function of its seed and of these lists, so new words change every document.
+-- Order matters: a document is a function of its seed and of these lists, so new words change every
+-- document.
 
 local function list(s)
   local t = {}
