@@ -87,12 +87,11 @@ local function check_include(path, header)
   end
 end
 
--- Lines a file may have; generated tables are free. The public header is documentation for most of
--- its length.
+-- Lines a file may have, so many that nobody makes lines longer to stay below; generated tables are
+-- free. The public header is documentation for most of its length.
 local function limit_of(path)
   if path:find "_tables%." then return math.huge end
-  if path == "core/pyramid.h" then return 800 end
-  return path:find "%.h$" and 250 or 800
+  return path:find "%.h$" and path ~= "core/pyramid.h" and 400 or 1200
 end
 
 local files = lines_of("find core lua policies scripts spec -name fixtures -prune -o "
