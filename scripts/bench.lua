@@ -2,7 +2,7 @@
 local caches = require "pyramid.cache"
 local cases = require "pyramid.tools.bench.cases"
 local cli = require "pyramid.tools.cli"
-local contestants = require "pyramid.tools.bench.contestants"
+local baselines = require "pyramid.tools.bench.baselines"
 local core = require "pyramid.core"
 local probe = require "pyramid.probe"
 local largest = require "pyramid.tools.bench.largest"
@@ -29,7 +29,7 @@ local presets = {
 local parser = cli.parser("[options]", [[
 Measures this machine's limits (reading memory; oneDNN's products), then
 prefill, decode at several depths, and batches, for each model, policy and
-cache dtype. Contestants take turns, so that drift cancels. Without options it
+cache dtype. Baselines take turns, so that drift cancels. Without options it
 takes some minutes.]], [[
 Examples:
    pyramid bench --quick
@@ -297,7 +297,7 @@ local function enter_peer(list, peer, source, entry, model)
   if not opened then return leave_out(message) end
   entry.peer_load_seconds = opened.seconds
   if by_transformers then
-    list[#list + 1] = contestants.theirs(peer, { label = "transformers, sdpa",
+    list[#list + 1] = baselines.theirs(peer, { label = "transformers, sdpa",
       dtype = opened.dtype, seed = args.seed, context = model.config.context })
     return
   end
@@ -312,7 +312,7 @@ local function enter_peer(list, peer, source, entry, model)
         table.insert(entry.left_out, { engine = peer.name, label = "flash attention off",
           cache_dtype = dtype, reason = "needs flash attention for quantised rows" })
       elseif wanted then
-        list[#list + 1] = contestants.theirs(peer, { flash = flash, dtype = dtype, seed = args.seed,
+        list[#list + 1] = baselines.theirs(peer, { flash = flash, dtype = dtype, seed = args.seed,
           context = model.config.context })
       end
     end
@@ -329,10 +329,10 @@ local function measure(source, entry, peer, threads, run)
     parameters_of(model.config), model:native():bytes()
   note("measuring the limits")
   machine.measure(entry.limits, model:runtime(), settings.probe)
-  local list, ids = {}, contestants.ids(model.config.vocab, args.seed)
+  local list, ids = {}, baselines.ids(model.config.vocab, args.seed)
   for _, dtype in ipairs(dtypes) do
     for _, chosen in ipairs(policies) do
-      list[#list + 1] = contestants.ours(model,
+      list[#list + 1] = baselines.ours(model,
         { policy = chosen.policy, label = chosen.label, dtype = dtype, ids = ids })
     end
   end
@@ -388,11 +388,11 @@ local function measure_largest(source, entry)
     { weights = source.as, device = args.device, threads = args.threads,
       precision = args.precision, memory = memory })
   if not model then return leave_out(message) end
-  local ids = contestants.ids(model.config.vocab, args.seed)
+  local ids = baselines.ids(model.config.vocab, args.seed)
   for _, dtype in ipairs(dtypes) do
     for _, chosen in ipairs(policies) do
       note(("%s: the largest batch in %s, %s"):format(source.name, args.memory, chosen.label))
-      local one = contestants.ours(model, { policy = chosen.policy, label = chosen.label,
+      local one = baselines.ours(model, { policy = chosen.policy, label = chosen.label,
         dtype = dtype, ids = ids })
       local found
       found, message = largest.find(one, { memory = memory,

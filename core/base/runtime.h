@@ -8,8 +8,8 @@
 
 struct pyr_backend;
 
-static inline int64_t pyr_least(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t pyr_most(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t pyr_min(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t pyr_max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* Allocation through the host's allocator, counted against the memory limit. Sizes are exact: the
  * caller gives back the size it asked for. All return NULL without touching the message; use

@@ -149,7 +149,7 @@ pyr_status pyr_undo_lanes(pyr_undo *undo, int layer, int head, int count, const 
   pyr_backend *be = cache->pool->be;
   pyr_lane *lanes = pyr_cache_lane(cache, layer, head);
   pyr_undo_lane *u = &undo->lanes[lanes - cache->lanes];
-  int64_t rows = lanes->rows, older = u->rows, lost = pyr_least(rows - kept, older);
+  int64_t rows = lanes->rows, older = u->rows, lost = pyr_min(rows - kept, older);
   pyr_status status = PYR_OK;
   for (int i = 0; i < count; i++)
     for (int64_t p = 0; p < pages_for(older) && moves; p++)

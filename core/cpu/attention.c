@@ -42,7 +42,7 @@ typedef struct tile_scratch {
 } tile_scratch;
 
 static tile_scratch tile_scratch_of(pyr_arena *arena, int nr, int32_t group, int32_t head_dim) {
-  tile_scratch s = { .columns = pyr_round_up(pyr_most(COLUMNS, group), nr),
+  tile_scratch s = { .columns = pyr_round_up(pyr_max(COLUMNS, group), nr),
                      .dims = pyr_round_up(head_dim, PYR_UNIT) };
   s.q = pyr_arena_take(arena, s.columns * head_dim, sizeof(float));
   s.out = pyr_arena_take(arena, s.columns * s.dims, sizeof(float));
@@ -74,7 +74,7 @@ static void begin_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch
     s->sum[c] = 0;
   }
   for (int64_t c = 0; c < padded; c += nr) {
-    int64_t some = pyr_least(nr, columns - c);
+    int64_t some = pyr_min(nr, columns - c);
     if (some < nr) memset(s->q + c * d, 0, (size_t)(nr * d) * sizeof(float));
     for (int64_t i = 0; i < some; i++) {
       int64_t query = q0 + (c + i) / t->group, head = (int64_t)g * t->group + (c + i) % t->group;
@@ -90,7 +90,7 @@ static void end_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch *
   int64_t nr = t->k->nr, d = t->layout.head_dim;
   for (int64_t c = 0; c < columns; c += nr) {
     t->k->f32.transpose(s->rows, s->dims, s->out + c * s->dims, nr, (int)d, nr, 1.0f);
-    for (int64_t i = 0; i < pyr_least(nr, columns - c); i++) {
+    for (int64_t i = 0; i < pyr_min(nr, columns - c); i++) {
       int64_t at = (q0 + (c + i) / t->group) * t->heads + (int64_t)g * t->group
           + (c + i) % t->group;
       float sum = s->sum[c + i], inverse = sum > 0 || sum != sum ? 1.0f / sum : 0,
@@ -108,9 +108,9 @@ static void attend_rows(const pyr_attend *t, tile_scratch *s, int64_t row, int64
   for (int64_t c = 0; c < columns; c += nr) {
     /* spans of later queries begin and end no earlier, so the slice's first and last real column
      * bound it */
-    int64_t last = pyr_least(c + nr, columns) - 1;
-    int64_t from = pyr_most(s->low[c] - row, 0) / PYR_UNIT * PYR_UNIT,
-        to = pyr_least(s->high[last] - row, rows);
+    int64_t last = pyr_min(c + nr, columns) - 1;
+    int64_t from = pyr_max(s->low[c] - row, 0) / PYR_UNIT * PYR_UNIT,
+        to = pyr_min(s->high[last] - row, rows);
     if (from >= to) continue;
     int64_t m = pyr_round_up(to - from, PYR_UNIT);
     memset(s->scores, 0, (size_t)(m * nr) * sizeof(float));
@@ -130,12 +130,12 @@ static void attend_rows(const pyr_attend *t, tile_scratch *s, int64_t row, int64
 static void attend_tile(const pyr_attend *t, const pyr_attention *a, int g, int64_t q0,
                         pyr_arena arena) {
   const pyr_lane_view *lane = &a->lanes[g];
-  int64_t d = t->layout.head_dim, columns = pyr_least(t->tile, a->n - q0) * t->group;
+  int64_t d = t->layout.head_dim, columns = pyr_min(t->tile, a->n - q0) * t->group;
   tile_scratch s = tile_scratch_of(&arena, t->k->nr, t->group, (int32_t)d);
   begin_tile(t, a, &s, g, q0, columns);
   int64_t end = s.high[columns - 1];
   for (int64_t row = s.low[0] / TILE * TILE; row < end; row += TILE) {
-    int64_t rows = pyr_least(TILE, end - row);
+    int64_t rows = pyr_min(TILE, end - row);
     pyr_cpu_load_rows(t->k, s.rows, d, lane, t->layout, row, rows, 0);
     t->products->transpose(s.k, TILE, s.rows, d, (int)rows, d, 1.0f);
     float *v = t->products->pair ? s.rows : s.v;
@@ -195,12 +195,12 @@ pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count,
                    .layout = layout, .heads = heads, .kv_heads = kv_heads,
                        .group = heads / kv_heads, .threads = pyr_runtime_threads(be->rt),
                            .scale = scale };
-  t.tile = (int32_t)pyr_most(1, COLUMNS / t.group);
+  t.tile = (int32_t)pyr_max(1, COLUMNS / t.group);
   int64_t rows = 0, steps = 0, cost = 0;
   for (int i = 0; i < count; i++) {
     steps += a[i].n == 1;
     for (int g = 0; g < kv_heads; g++) {
-      if (a[i].n == 1) rows = pyr_most(rows, a[i].lanes[g].rows);
+      if (a[i].n == 1) rows = pyr_max(rows, a[i].lanes[g].rows);
       cost += 2 * a[i].n * a[i].lanes[g].rows * t.group * layout.head_dim;
     }
   }

@@ -190,8 +190,8 @@ static void track_step(const pyr_attend *t, const pyr_attend_unit *u, const step
 
 static stretch segment_at(const pyr_attend_unit *u, int64_t segment) {
   int64_t begin = (u->seen.low / SEGMENT + segment) * SEGMENT;
-  return (stretch){ &u->a->lanes[u->g], { pyr_most(u->seen.low, begin),
-                                          pyr_least(u->seen.high, begin + SEGMENT) } };
+  return (stretch){ &u->a->lanes[u->g], { pyr_max(u->seen.low, begin),
+                                          pyr_min(u->seen.high, begin + SEGMENT) } };
 }
 
 /* What a task of the call reads first, if it is one of a single query. */

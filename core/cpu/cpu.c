@@ -125,11 +125,11 @@ typedef struct spans { pyr_span_fn fn; const void *ctx; int64_t n, each; } spans
 static void run_span(void *ctx, int64_t task, int worker) {
   const spans *s = ctx;
   (void)worker;
-  s->fn(s->ctx, task * s->each, pyr_least(s->n, (task + 1) * s->each));
+  s->fn(s->ctx, task * s->each, pyr_min(s->n, (task + 1) * s->each));
 }
 
 void pyr_cpu_spans(pyr_backend *be, pyr_span_fn fn, const void *ctx, int64_t n, int64_t cost) {
-  spans s = { fn, ctx, n, pyr_most(1, SPAN_VALUES / pyr_most(cost, 1)) };
+  spans s = { fn, ctx, n, pyr_max(1, SPAN_VALUES / pyr_max(cost, 1)) };
   if (n <= 0) return;
   if (n <= s.each) fn(ctx, 0, n);
   else pyr_parallel(be->rt, run_span, &s, pyr_ceil_div(n, s.each));

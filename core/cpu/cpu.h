@@ -86,7 +86,7 @@ static inline pyr_runs pyr_cpu_runs(int64_t rows, size_t stride, int64_t unit, i
 
 /* How long a round's runs are, one for each thread, where `left` rows are left. */
 static inline int64_t pyr_cpu_run_length(const pyr_runs *r, int64_t left) {
-  return pyr_most(r->least, pyr_round_up(pyr_ceil_div(left, 2 * r->threads), r->unit));
+  return pyr_max(r->least, pyr_round_up(pyr_ceil_div(left, 2 * r->threads), r->unit));
 }
 
 /* The rows of a run; empty after the last one. */
@@ -94,8 +94,8 @@ static inline pyr_span pyr_cpu_run(const pyr_runs *r, int64_t task) {
   for (int64_t begin = 0;; task -= r->threads) {
     int64_t left = r->rows - begin, run = pyr_cpu_run_length(r, left);
     if (task < r->threads || left <= run * r->threads)
-      return (pyr_span){ pyr_least(r->rows, begin + task * run),
-                         pyr_least(r->rows, begin + (task + 1) * run) };
+      return (pyr_span){ pyr_min(r->rows, begin + task * run),
+                         pyr_min(r->rows, begin + (task + 1) * run) };
     begin += run * r->threads;
   }
 }
@@ -132,7 +132,7 @@ static inline const pyr_products *pyr_cpu_products(const pyr_cpu *cpu) {
 
 /* Rows from `row` on that lie in one page, at most `count`. */
 static inline int64_t pyr_cpu_run_in_page(int64_t row, int64_t count) {
-  return pyr_least(count, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS);
+  return pyr_min(count, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS);
 }
 
 /* K (what = 0) or V (1) of a row; `bytes` is pyr_row_bytes. */

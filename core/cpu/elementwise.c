@@ -154,7 +154,7 @@ typedef struct pool_call { float *out; const float *in; int64_t n, half; int how
 static void pool_span(const void *ctx, int64_t begin, int64_t end) {
   const pool_call *c = ctx;
   for (int64_t i = begin; i < end; i++) {
-    int64_t low = pyr_most(0, i - c->half), high = pyr_least(c->n, i + c->half + 1);
+    int64_t low = pyr_max(0, i - c->half), high = pyr_min(c->n, i + c->half + 1);
     float x = c->in[low];
     for (int64_t j = low + 1; j < high; j++)
       x = c->how == 0 ? x + c->in[j] : c->in[j] <= x ? x : c->in[j];

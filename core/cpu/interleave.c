@@ -92,7 +92,7 @@ void pyr_cpu_weights(const pyr_kernels *k, float *dst, const pyr_tensor *w, int6
   const uint8_t *stack = data + (size_t)(row / PYR_STACK * PYR_STACK) * w->stride
       + PYR_STACK * (size_t)first * f.bytes;
   for (int64_t left = n / block; left > 0;) {
-    int64_t some = pyr_least(left, SOME);
+    int64_t some = pyr_min(left, SOME);
     uint8_t *to = plain;
     for (int64_t b = 0; b < some; b++, stack += PYR_STACK * f.bytes, to += f.bytes) {
       const uint8_t *from = stack + words_in(&f, row % PYR_STACK);

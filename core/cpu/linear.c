@@ -68,7 +68,7 @@ static void few_rows(const product *p, float *plain, int64_t row, int rows) {
   }
   for (int64_t t = 0; t < p->n; t += p->k->dot_rows) {
     float sum[PYR_DOT_ROWS_MAX * PYR_DOT_WEIGHTS];
-    int some = (int)pyr_least(p->k->dot_rows, p->n - t);
+    int some = (int)pyr_min(p->k->dot_rows, p->n - t);
     p->k->dot(sum, w, stride, dtype, rows, p->x + t * p->cols, p->cols, some, p->cols);
     pyr_cpu_put_dots(p->out + t * p->rows + row, p->rows, sum, PYR_DOT_WEIGHTS, some, rows,
                      p->bias ? p->bias + row : NULL, p->accumulate);
@@ -81,7 +81,7 @@ static void few_task(void *ctx, int64_t task, int worker) {
   float *plain = p->plain ? (float *)(void *)(p->cpu->scratch
                                               + (size_t)worker * p->cpu->scratch_each) : NULL;
   for (int64_t row = run.low; row < run.high; row += PYR_DOT_WEIGHTS)
-    few_rows(p, plain, row, (int)pyr_least(PYR_DOT_WEIGHTS, run.high - row));
+    few_rows(p, plain, row, (int)pyr_min(PYR_DOT_WEIGHTS, run.high - row));
 }
 
 /* ---- many tokens ----------------------------------------------------------------------------- */
@@ -126,9 +126,9 @@ static void load_slice(const product *p, const panel_scratch *s, float *slice, i
 /* Tokens of groups [begin, end), transposed. */
 static void group_tokens(const void *ctx, int64_t begin, int64_t end) {
   const product *p = ctx;
-  for (int64_t t = begin * FEW; t < pyr_least(end * FEW, p->n); t += FEW)
+  for (int64_t t = begin * FEW; t < pyr_min(end * FEW, p->n); t += FEW)
     p->k->f32.transpose(p->groups + t * p->cols, FEW, p->x + t * p->cols, p->cols,
-                        (int)pyr_least(FEW, p->n - t), p->cols, 1.0f);
+                        (int)pyr_min(FEW, p->n - t), p->cols, 1.0f);
 }
 
 /* out[t, r] for `m` <= FEW tokens from t, which are x, and the rows of one slice, one step of k
@@ -161,18 +161,18 @@ static void many_task(void *ctx, int64_t task, int worker) {
   pyr_arena arena = pyr_cpu_arena(p->cpu, worker);
   panel_scratch s = scratch_of(&arena, p->k->nr);
   int64_t nr = p->k->nr, row = task % p->panels * p->panel,
-      count = pyr_least(p->panel, p->rows - row);
-  int64_t t0 = task / p->panels * p->tokens, t1 = pyr_least(p->n, t0 + p->tokens);
+      count = pyr_min(p->panel, p->rows - row);
+  int64_t t0 = task / p->panels * p->tokens, t1 = pyr_min(p->n, t0 + p->tokens);
   begin_block(p, t0, t1, row, count);
   for (int64_t col = 0; col < p->cols; col += STEP) {
-    int64_t step = pyr_least(STEP, p->cols - col);
+    int64_t step = pyr_min(STEP, p->cols - col);
     for (int64_t r = 0; r < count; r += nr)
-      load_slice(p, &s, s.panel + r * STEP, row + r, (int)pyr_least(nr, count - r), col, step);
+      load_slice(p, &s, s.panel + r * STEP, row + r, (int)pyr_min(nr, count - r), col, step);
     for (int64_t t = t0; t < t1; t += FEW) {
       const float *x = p->groups + t * p->cols + col * FEW;
       for (int64_t r = 0; r < count; r += nr)
-        slice_product(p, &s, s.panel + r * STEP, x, t, (int)pyr_least(FEW, t1 - t), row + r,
-                      (int)pyr_least(nr, count - r), step);
+        slice_product(p, &s, s.panel + r * STEP, x, t, (int)pyr_min(FEW, t1 - t), row + r,
+                      (int)pyr_min(nr, count - r), step);
     }
   }
 }

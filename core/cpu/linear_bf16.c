@@ -76,7 +76,7 @@ static void panel_task(void *ctx, int64_t task, int worker) {
   call *c = ctx;
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
   panel_scratch s = scratch_of(&arena, c->n, c->cols);
-  int64_t row = task * c->panel, count = pyr_least(c->panel, c->rows - row);
+  int64_t row = task * c->panel, count = pyr_min(c->panel, c->rows - row);
   const uint16_t *b = c->w->dtype == PYR_BF16
       ? (const uint16_t *)(const void *)((const uint8_t *)c->w->data + (size_t)row * c->w->stride)
                                               : load_panel(c, &s, row, count);
@@ -102,7 +102,7 @@ pyr_status pyr_cpu_linear_bf16(pyr_backend *be, float *out, const float *x, cons
     status = pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
   if (status != PYR_OK) return status;
   int64_t share = pyr_round_up(pyr_ceil_div(c.rows, 4 * pyr_runtime_threads(be->rt)), PANEL_LEAST);
-  c.panel = pyr_least(pyr_least(share, direct ? PANEL : QUANT_PANEL), c.rows);
+  c.panel = pyr_min(pyr_min(share, direct ? PANEL : QUANT_PANEL), c.rows);
   pyr_matmul_shape shape = { .m = n, .n = c.panel, .k = c.cols,
                              .ldb = direct ? (int64_t)(w->stride / 2) : c.cols };
   status = pyr_matmul_prepare(cpu->matmul, &shape, &c.whole);

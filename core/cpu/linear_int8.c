@@ -36,10 +36,10 @@ bool pyr_cpu_int8_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n) {
 static void quantize_groups(const void *ctx, int64_t begin, int64_t end) {
   const call *c = ctx;
   const pyr_kernels *k = c->cpu->kernels;
-  for (int64_t t = begin * c->together; t < pyr_least(end * c->together, c->n); t += c->together) {
+  for (int64_t t = begin * c->together; t < pyr_min(end * c->together, c->n); t += c->together) {
     uint8_t *to = c->cpu->x8 + (size_t)t * c->each;
     if (c->w->interleaved)
-      k->quantize_tokens(to, c->x + t * c->cols, (int)pyr_least(c->together, c->n - t), c->cols,
+      k->quantize_tokens(to, c->x + t * c->cols, (int)pyr_min(c->together, c->n - t), c->cols,
                          c->w->dtype);
     else k->quantize(to, c->x + t * c->cols, c->cols, c->w->dtype);
   }
@@ -50,7 +50,7 @@ static void run_stacks(const call *c, int64_t row, int stacks, int64_t begin, in
   const uint8_t *w = (const uint8_t *)c->w->data + (size_t)row * c->w->stride;
   for (int64_t t = begin; t < end; t += PYR_STACK_TOKENS) {
     float sum[PYR_STACK_TOKENS * PYR_STACKS * PYR_STACK];
-    int some = (int)pyr_least(PYR_STACK_TOKENS, end - t);
+    int some = (int)pyr_min(PYR_STACK_TOKENS, end - t);
     c->cpu->kernels->dot_stacks(sum, w, c->w->dtype, stacks, c->cpu->x8 + (size_t)t * c->each,
                                 some, c->cols, t == begin);
     pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_STACKS * PYR_STACK, some,
@@ -66,16 +66,16 @@ static void run_task(void *ctx, int64_t task, int worker) {
   if (c->w->interleaved) {
     for (int64_t t = 0; t < c->n; t += TOKENS)
       for (int64_t row = run.low; row < run.high; row += PYR_STACKS * PYR_STACK)
-        run_stacks(c, row, (int)pyr_least(PYR_STACKS, (run.high - row) / PYR_STACK), t,
-                   pyr_least(c->n, t + TOKENS));
+        run_stacks(c, row, (int)pyr_min(PYR_STACKS, (run.high - row) / PYR_STACK), t,
+                   pyr_min(c->n, t + TOKENS));
     return;
   }
   for (int64_t row = run.low; row < run.high; row += PYR_DOT_WEIGHTS) {
-    int rows = (int)pyr_least(PYR_DOT_WEIGHTS, run.high - row);
+    int rows = (int)pyr_min(PYR_DOT_WEIGHTS, run.high - row);
     const uint8_t *w = (const uint8_t *)c->w->data + (size_t)row * c->w->stride;
     for (int64_t t = 0; t < c->n; t += k->dot_rows) {
       float sum[PYR_DOT_ROWS_MAX * PYR_DOT_WEIGHTS];
-      int some = (int)pyr_least(k->dot_rows, c->n - t);
+      int some = (int)pyr_min(k->dot_rows, c->n - t);
       k->dot_int8(sum, w, c->w->stride, c->w->dtype, rows, c->cpu->x8 + (size_t)t * c->each, some,
                   c->cols);
       pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_DOT_WEIGHTS, some, rows,

@@ -57,7 +57,7 @@ size_t pyr_cpu_mass_scratch(const pyr_kernels *k, int32_t group, int32_t head_di
 }
 
 static int32_t clamp_i32(int64_t x) {
-  return (int32_t)pyr_most(INT32_MIN, pyr_least(INT32_MAX, x));
+  return (int32_t)pyr_max(INT32_MIN, pyr_min(INT32_MAX, x));
 }
 
 /* The positions of queries that count for any row of a tile, and of those that count for all. */
@@ -132,7 +132,7 @@ static void mass_task(void *ctx, int64_t task, int worker) {
   const pyr_lane_view *lane = &m->lanes[g];
   pyr_range range = m->ranges[g];
   int64_t d = c->layout.head_dim, row = range.begin + task % c->tiles * c->tile,
-      rows = pyr_least(c->tile, range.end - row);
+      rows = pyr_min(c->tile, range.end - row);
   if (rows <= 0) return;
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
   mass_scratch s = mass_scratch_of(&arena, c->k->nr, c->group, (int32_t)d);
@@ -143,14 +143,14 @@ static void mass_task(void *ctx, int64_t task, int worker) {
   if (rows < ROWS) memset(s.k, 0, (size_t)(ROWS * d) * sizeof(float));
   c->products->transpose(s.k, ROWS, s.rows, d, (int)rows, d, 1.0f);
   for (int64_t q0 = 0; q0 < m->n; q0 += FEW) {
-    few q = { .first = q0, .n = (int)pyr_least(FEW, m->n - q0), .all = true };
+    few q = { .first = q0, .n = (int)pyr_min(FEW, m->n - q0), .all = true };
     bool any = false;
     for (int i = 0; i < q.n; i++) {
       int32_t place = q.position[i] = counted_at(m, q0 + i);
       q.all = q.all && place >= counts.all_from && place <= counts.all_to;
       if (place < counts.any_from || place > counts.any_to) continue;
       pyr_span all = pyr_cpu_visible(lane, m->q_pos[q0 + i], m->window);
-      q.seen[i] = (pyr_span){ pyr_most(all.low - row, 0), pyr_least(all.high - row, rows) };
+      q.seen[i] = (pyr_span){ pyr_max(all.low - row, 0), pyr_min(all.high - row, rows) };
       any = any || q.seen[i].low < q.seen[i].high;
     }
     if (any) mass_queries(c, &s, g, &q, rows);
@@ -171,7 +171,7 @@ pyr_status pyr_cpu_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, i
                       .group = heads / kv_heads, .scale = scale };
   int64_t longest = 0;
   for (int32_t g = 0; g < kv_heads; g++)
-    longest = pyr_most(longest, m->ranges[g].end - m->ranges[g].begin);
+    longest = pyr_max(longest, m->ranges[g].end - m->ranges[g].begin);
   if (longest == 0 || m->n <= 0) return PYR_OK;
   c.tile = ROWS / c.k->nr * c.k->nr;
   c.tiles = pyr_ceil_div(longest, c.tile);

@@ -41,7 +41,7 @@ typedef struct merge_scratch {
 
 static merge_scratch merge_scratch_of(pyr_arena *arena, int nr, int32_t head_dim) {
   return (merge_scratch){
-    .rows = pyr_arena_take(arena, pyr_most(ROWS, nr) * (int64_t)head_dim, sizeof(float)),
+    .rows = pyr_arena_take(arena, pyr_max(ROWS, nr) * (int64_t)head_dim, sizeof(float)),
     .k = pyr_arena_take(arena, ROWS * (int64_t)head_dim, sizeof(float)),
     .l = pyr_arena_take(arena, SLICES * nr * (int64_t)head_dim, sizeof(float)),
     .scores = pyr_arena_take(arena, ROWS * (int64_t)nr, sizeof(float)),
@@ -70,25 +70,25 @@ static void load_directions(const merge_call *c, float *rows, float *dst, int64_
 static void find_task(void *ctx, int64_t task, int worker) {
   const merge_call *c = ctx;
   int64_t nr = c->k->nr, d = c->layout.head_dim, first = task * SLICES * nr,
-      count = pyr_least(SLICES * nr, c->lost - first);
+      count = pyr_min(SLICES * nr, c->lost - first);
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
   merge_scratch s = merge_scratch_of(&arena, (int)nr, (int32_t)d);
   float best[SLICES * MOST_NR];
   int32_t target[SLICES * MOST_NR];
   for (int64_t i = 0; i < count; i++) best[i] = -INFINITY, target[i] = -1;
   for (int64_t at = 0; at < count; at += nr) {
-    int64_t n = pyr_least(nr, count - at);
+    int64_t n = pyr_min(nr, count - at);
     if (n < nr) memset(s.l + at * d, 0, (size_t)(nr * d) * sizeof(float));
     load_directions(c, s.rows, s.l + at * d, nr, c->losers + first + at, n);
   }
   for (int64_t row = 0; row < c->kept; row += ROWS) {
-    int64_t rows = pyr_least(ROWS, c->kept - row), m = pyr_round_up(rows, PYR_UNIT);
+    int64_t rows = pyr_min(ROWS, c->kept - row), m = pyr_round_up(rows, PYR_UNIT);
     load_directions(c, s.rows, s.k, ROWS, c->idx + row, rows);
     for (int64_t at = 0; at < count; at += nr) {
       memset(s.scores, 0, (size_t)(m * nr) * sizeof(float));
       c->k->f32.gemm(s.scores, nr, s.k, ROWS, s.l + at * d, nr, m, d);
       for (int64_t r = 0; r < rows; r++)
-        for (int64_t i = 0; i < pyr_least(nr, count - at); i++)
+        for (int64_t i = 0; i < pyr_min(nr, count - at); i++)
           if (s.scores[r * nr + i] > best[at + i])
             best[at + i] = s.scores[r * nr + i], target[at + i] = c->idx[row + r];
     }
@@ -107,7 +107,7 @@ static void mean_span(const void *ctx, int64_t begin, int64_t end) {
     if (first >= 0 && c->lane->born) c->lane->born[row] = row;
     for (int what = 0; what < 2 && first >= 0; what++)
       for (int64_t d = 0; d < c->layout.head_dim; d += PIECE) {
-        int64_t n = pyr_least(PIECE, c->layout.head_dim - d);
+        int64_t n = pyr_min(PIECE, c->layout.head_dim - d);
         size_t skip = pyr_dtype_bytes(dtype, d);
         uint8_t *to = pyr_cpu_row_at(c->lane, bytes, row, what) + skip;
         float count = 1;

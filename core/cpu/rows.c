@@ -109,7 +109,7 @@ static void gather_lane(void *ctx, int64_t task, int worker) {
   const pyr_lane_view *dst = &c->dst[task], *src = &c->src[task];
   (void)worker;
   for (int64_t i = 0; i < c->k;) {
-    int64_t from = c->idx[i], run = 1, most = pyr_least(pyr_cpu_run_in_page(i, c->k - i),
+    int64_t from = c->idx[i], run = 1, most = pyr_min(pyr_cpu_run_in_page(i, c->k - i),
                                                         pyr_cpu_run_in_page(from, c->k - i));
     while (run < most && c->idx[i + run] == from + run) run++;
     bool born = dst->born && src->born;
@@ -153,7 +153,7 @@ typedef struct rotate_call {
  * turns lay between. */
 static void rotate_page(void *ctx, int64_t page, int worker) {
   const rotate_call *c = ctx;
-  int64_t begin = page * PYR_PAGE_ROWS, end = pyr_least(begin + PYR_PAGE_ROWS, c->lane->rows);
+  int64_t begin = page * PYR_PAGE_ROWS, end = pyr_min(begin + PYR_PAGE_ROWS, c->lane->rows);
   int32_t step = c->style == PYR_ROPE_HALF ? 1 : 2,
       other = c->style == PYR_ROPE_HALF ? c->pairs : 1;
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
@@ -211,7 +211,7 @@ static void norm_span(const void *ctx, int64_t begin, int64_t end) {
     const uint8_t *row = pyr_cpu_row_at(c->lane, c->bytes, c->begin + i, c->what);
     float sum = 0;
     for (int64_t d = 0; d < c->layout.head_dim; d += PIECE) {
-      int64_t n = pyr_least(PIECE, c->layout.head_dim - d);
+      int64_t n = pyr_min(PIECE, c->layout.head_dim - d);
       c->kernels->to_f32(piece, row + pyr_dtype_bytes(c->layout.dtype, d), c->layout.dtype, n);
       sum += c->kernels->square_sum(piece, n);
     }

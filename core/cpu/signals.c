@@ -82,7 +82,7 @@ typedef struct product_scratch {
   float *sums;                     /* [TILE] */
 } product_scratch;
 static product_scratch product_scratch_of(pyr_arena *arena, int nr, int64_t d) {
-  int64_t m = pyr_most(STRIP, pyr_round_up(d, PYR_UNIT));
+  int64_t m = pyr_max(STRIP, pyr_round_up(d, PYR_UNIT));
   return (product_scratch){ pyr_arena_take(arena, TILE * d, 4), pyr_arena_take(arena, TILE * d, 4),
                             pyr_arena_take(arena, STRIP * (d + 2 * Q_BLOCK), 4),
                                 pyr_arena_take(arena, d * m, 4),
@@ -136,7 +136,7 @@ static pyr_status cpu_read_rows(pyr_backend *be, float *out, const pyr_lane_view
 
 /* The tile's keys go to `rows`, one over the length of each (0 for a zero) to `weights`. */
 static int64_t weigh_keys(const signal_call *c, const anchor_scratch *s, int64_t tile) {
-  int64_t row = c->begin + tile * TILE, rows = pyr_least(TILE, c->end - row);
+  int64_t row = c->begin + tile * TILE, rows = pyr_min(TILE, c->end - row);
   pyr_cpu_load_rows(c->k, s->rows, c->dims, c->lane, c->layout, row, rows, 0);
   for (int64_t i = 0; i < rows; i++) {
     float length = sqrtf(c->k->square_sum(s->rows + i * c->dims, c->dims));
@@ -210,7 +210,7 @@ static void lag_task(void *ctx, int64_t run, int worker) {
   const signal_call *c = ctx;
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
   lag_scratch s = lag_scratch_of(&arena, c->d, c->lag);
-  int64_t at = run * c->lag, lag = c->lag, judged = pyr_least(lag, c->end - c->begin - at);
+  int64_t at = run * c->lag, lag = c->lag, judged = pyr_min(lag, c->end - c->begin - at);
   float *out = c->out + at;
   lag_softmax(c, &s, s.keys, c->begin + at, 0);
   lag_softmax(c, &s, s.values, c->begin + at, 1);
@@ -228,9 +228,9 @@ static pyr_status cpu_lag(pyr_backend *be, float *out, const pyr_lane_view *lane
   signal_call c = call_of(be, out, lane, layout, begin, end);
   if (lag < 1)
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "lag: runs of %lld rows", (long long)lag);
-  int64_t whole = pyr_most((lane->rows - begin) / lag - 1, 0),
-      runs = pyr_least(whole, pyr_ceil_div(end - begin, lag));
-  c.lag = pyr_least(lag, lane->rows), c.ranked = ranked;
+  int64_t whole = pyr_max((lane->rows - begin) / lag - 1, 0),
+      runs = pyr_min(whole, pyr_ceil_div(end - begin, lag));
+  c.lag = pyr_min(lag, lane->rows), c.ranked = ranked;
   for (int64_t i = runs * lag; i < end - begin; i++) out[i] = 1.0f;
   return run_tasks(be, "lag", lag_task, &c, runs, runs * lag * (6 * c.d + (ranked ? lag : 0)));
 }
@@ -239,7 +239,7 @@ static pyr_status cpu_lag(pyr_backend *be, float *out, const pyr_lane_view *lane
 
 static int64_t load_tile(const signal_call *c, const product_scratch *s, int64_t tile, int what,
                          const pyr_products *products) {
-  int64_t row = c->begin + tile * TILE, rows = pyr_least(TILE, c->end - row);
+  int64_t row = c->begin + tile * TILE, rows = pyr_min(TILE, c->end - row);
   pyr_cpu_load_rows(c->k, s->rows, c->d, c->lane, c->layout, row, rows, what);
   if (rows < TILE) memset(s->rows_t, 0, (size_t)(TILE * c->d) * sizeof(float));
   products->transpose(s->rows_t, TILE, s->rows, c->d, (int)rows, c->d, 1.0f);
@@ -248,7 +248,7 @@ static int64_t load_tile(const signal_call *c, const product_scratch *s, int64_t
 
 /* The tile's rows are cut into strips of nr; TILE need not be a multiple of it, so the last strip
  * may look back. */
-static int64_t strip_at(int64_t at, int64_t nr) { return pyr_least(at, TILE - nr); }
+static int64_t strip_at(int64_t at, int64_t nr) { return pyr_min(at, TILE - nr); }
 
 /* Task: a tile of rows and a query head. */
 static void output_task(void *ctx, int64_t task, int worker) {
@@ -262,7 +262,7 @@ static void output_task(void *ctx, int64_t task, int worker) {
       wide = pyr_round_up(column + d, block) - from;
   memset(s.sums, 0, TILE * sizeof(float));
   for (int64_t w = 0; w < c->o->shape[0]; w += STRIP) {
-    int64_t some = pyr_least(STRIP, c->o->shape[0] - w), padded = pyr_round_up(some, PYR_UNIT);
+    int64_t some = pyr_min(STRIP, c->o->shape[0] - w), padded = pyr_round_up(some, PYR_UNIT);
     for (int64_t i = 0; i < some; i++)
       pyr_cpu_weights(c->k, s.wide + i * wide, c->o, w + i, from, wide);
     products->transpose(s.a, STRIP, s.wide + (column - from), wide, (int)some, d, 1.0f);
@@ -374,7 +374,7 @@ static void moments_task(void *ctx, int64_t head, int worker) {
   }
   memset(s.c, 0, (size_t)(s.padded * s.ld) * sizeof(float));
   for (int64_t i = 0; i < c->n; i += BLOCK) {
-    int64_t some = pyr_least(BLOCK, c->n - i);
+    int64_t some = pyr_min(BLOCK, c->n - i);
     for (int64_t r = 0; r < some; r++) {
       float *q = s.tile + r * s.ld;
       turn_back(c, q, i + r, head);
@@ -463,7 +463,7 @@ static pyr_status cpu_chunk(pyr_backend *be, float *x, int64_t n, int64_t width)
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "chunk: runs of %lld values",
                                  (long long)width);
   for (int64_t at = 0; at < n; at += width) {
-    int64_t some = pyr_least(width, n - at);
+    int64_t some = pyr_min(width, n - at);
     double sum = 0;
     for (int64_t i = 0; i < some; i++) sum += x[at + i];
     for (int64_t i = 0; i < some; i++) x[at + i] = (float)(sum / (double)some);

@@ -74,10 +74,10 @@ static size_t carve(pyr_forward *f, char *base, int64_t tokens, int64_t chunk, i
 
 static pyr_work work_of(const pyr_model *model, int64_t tokens, int64_t rows, int64_t sequences) {
   const pyr_model_config *c = &model->config;
-  int64_t cols = pyr_most(pyr_most(c->width, c->ff), (int64_t)c->heads * c->head_dim);
+  int64_t cols = pyr_max(pyr_max(c->width, c->ff), (int64_t)c->heads * c->head_dim);
   return (pyr_work){ .tokens = tokens, .rows = rows, .sequences = sequences, .heads = c->heads,
                      .kv_heads = c->kv_heads, .head_dim = c->head_dim, .cols = cols,
-                         .outputs = pyr_most(cols, c->vocab) };
+                         .outputs = pyr_max(cols, c->vocab) };
 }
 
 /* ---- one layer ------------------------------------------------------------------------------- */
@@ -151,7 +151,7 @@ static pyr_status check_tokens(const pyr_cache *cache, const int32_t *ids, int64
                                        (long long)i + 1, (int)ids[i], (int)c->vocab);
   int64_t before = 0;  /* the position that the first of them is rotated to, at most */
   for (int layer = 0; layer < cache->layers; layer++)
-    before = pyr_most(before, cache->states[layer].compact ? pyr_cache_layer_rows(cache, layer)
+    before = pyr_max(before, cache->states[layer].compact ? pyr_cache_layer_rows(cache, layer)
                       : cache->tokens);
   if (n > c->context - before)
     return pyr_runtime_set_error(rt, PYR_CONTEXT,
@@ -258,7 +258,7 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   p->scores[layer] = plan.score;
   for (int64_t at = 0; at < p->alive && s == PYR_OK; at += PYR_CHUNK) {
     s = pyr_progress(cache->pool->rt, layer * p->n + at * p->n / p->alive, c->layers * p->n);
-    if (s == PYR_OK) s = prefill_chunk(p, layer, &run, at, pyr_least(PYR_CHUNK, p->alive - at));
+    if (s == PYR_OK) s = prefill_chunk(p, layer, &run, at, pyr_min(PYR_CHUNK, p->alive - at));
   }
   cache->computed += p->alive;
   if (s == PYR_OK) s = pyr_plan_end(&run, &survivors, &kept);
@@ -295,7 +295,7 @@ static pyr_status prefill_logits(pyr_prefill *p, float *logits) {
   const pyr_model_config *c = &f->model->config;
   int64_t at = p->flags & PYR_PREFILL_ALL ? 0 : p->alive - 1;
   for (pyr_status s; at < p->alive; at += PYR_CHUNK) {
-    int64_t n = pyr_least(PYR_CHUNK, p->alive - at);
+    int64_t n = pyr_min(PYR_CHUNK, p->alive - at);
     s = project_logits(f, f->x + at * c->width, n);
     if (s == PYR_OK)
       s = f->be->download(f->be, logits, f->logits, (size_t)(n * c->vocab) * sizeof(float));
@@ -319,7 +319,7 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
       + (size_t)c->layers * (sizeof *p.scores + sizeof(int32_t)), block_bytes = 0,
           ids_bytes = (size_t)n * sizeof *ids;
   char *block = NULL;
-  int64_t chunk = pyr_least(n, PYR_CHUNK);
+  int64_t chunk = pyr_min(n, PYR_CHUNK);
   if (!model->ready) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the model is not ready");
   if (pyr_runtime_here(rt) != PYR_OK) return PYR_DEVICE;
   if (n < 1)
@@ -348,7 +348,7 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
   int32_t *faults = (int32_t *)(p.scores + c->layers);
   int64_t rows = n;
   for (int layer = 0; layer < c->layers; layer++)
-    rows = pyr_most(rows, n + pyr_cache_layer_rows(cache, layer));
+    rows = pyr_max(rows, n + pyr_cache_layer_rows(cache, layer));
   pyr_work work = work_of(model, chunk, rows, 1);
   s = be->reserve(be, &work);
   if (s == PYR_OK) s = be->upload(be, p.f.ids, ids, ids_bytes);
@@ -595,7 +595,7 @@ pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count
   if (s != PYR_OK) return s;
   for (int i = 0; i < count; i++)
     for (int layer = 0; layer < c->layers; layer++) {
-      rows = pyr_most(rows, pyr_cache_layer_rows(caches[i], layer) + 1);
+      rows = pyr_max(rows, pyr_cache_layer_rows(caches[i], layer) + 1);
       if (pyr_plan_steps_left(caches[i], layer) == 1) r.due_count++;
       r.turned = r.turned || caches[i]->states[layer].compact;
     }

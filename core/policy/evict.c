@@ -19,23 +19,23 @@ pyr_split pyr_judge_split(const pyr_judge *j, int head) {
   pyr_split s = { .rows = held + j->more };
   if (j->decode) {
     /* the same before and after a step: both grow */
-    if (state->trigger.once) first = pyr_most(first, held - state->unjudged);
-    last = pyr_most(last, state->trigger.window);
+    if (state->trigger.once) first = pyr_max(first, held - state->unjudged);
+    last = pyr_max(last, state->trigger.window);
   } else if (plan->prune & PYR_PRUNE_HIDDEN) {
-    first = pyr_most(first, s.rows - j->fresh);
-    last = pyr_most(last, 1);
+    first = pyr_max(first, s.rows - j->fresh);
+    last = pyr_max(last, 1);
   }
-  s.first = pyr_least(first, s.rows);
-  s.last = pyr_least(last, s.rows - s.first);
+  s.first = pyr_min(first, s.rows);
+  s.last = pyr_min(last, s.rows - s.first);
   s.judged = s.rows - s.first - s.last;
   int64_t guards = s.first + s.last, keep = plan->keep_count ? plan->keep_of[head] : plan->keep;
   s.most = plan->share == PYR_SHARE_POOL ? s.judged
-      : pyr_least(pyr_most(keep - guards, 0), s.judged);
+      : pyr_min(pyr_max(keep - guards, 0), s.judged);
   if (plan->share == PYR_SHARE_POOL || plan->mass > 0)
-    s.least = pyr_least(pyr_most(pyr_most(plan->least, 1) - guards, 0), s.judged);
+    s.least = pyr_min(pyr_max(pyr_max(plan->least, 1) - guards, 0), s.judged);
   else
     s.least = s.most;
-  s.most = pyr_most(s.most, s.least);
+  s.most = pyr_max(s.most, s.least);
   return s;
 }
 
@@ -49,7 +49,7 @@ static int64_t pool_most(const pyr_judge *j) {
     judged += s.judged;
     least += s.least;
   }
-  return pyr_least(pyr_most(budget, least), judged);
+  return pyr_min(pyr_max(budget, least), judged);
 }
 
 static bool lane_judged(const pyr_judge *j, const pyr_split *s) {
@@ -73,8 +73,8 @@ int64_t pyr_judge_rows_after(const pyr_judge *j) {
   int64_t rows = 0, pool = j->plan->share == PYR_SHARE_POOL ? pool_most(j) : INT64_MAX;
   for (int head = 0; head < j->cache->heads; head++) {
     pyr_split s = pyr_judge_split(j, head);
-    rows = pyr_most(rows, j->plan->prune & PYR_PRUNE_CACHE
-                    ? s.first + pyr_least(s.most, pool) + s.last : s.rows);
+    rows = pyr_max(rows, j->plan->prune & PYR_PRUNE_CACHE
+                    ? s.first + pyr_min(s.most, pool) + s.last : s.rows);
   }
   return rows;
 }
@@ -82,7 +82,7 @@ int64_t pyr_judge_rows_after(const pyr_judge *j) {
 int64_t pyr_judge_longest(const pyr_judge *j) {
   int64_t longest = 0;
   for (int head = 0; head < j->cache->heads; head++)
-    longest = pyr_most(longest, pyr_judge_split(j, head).judged);
+    longest = pyr_max(longest, pyr_judge_split(j, head).judged);
   return longest;
 }
 
@@ -129,7 +129,7 @@ int64_t pyr_judge_carve(const pyr_judge *j, int depth, float *base, pyr_judge_wo
   for (int head = 0; head < heads; head++) {
     pyr_split s = pyr_judge_split(j, head);
     judged += s.judged;
-    rows = pyr_most(rows, s.rows);
+    rows = pyr_max(rows, s.rows);
   }
   struct { void **at; int64_t count; } parts[] = {
     { (void **)&work->scratch, pyr_score_scratch(j->cache, depth, pyr_judge_longest(j)) },

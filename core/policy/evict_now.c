@@ -55,7 +55,7 @@ static pyr_status cut_rank(pyr_eviction *c) {
     size_t own, bytes = pyr_plan_turn_bytes(&c->turns[layer], &own);
     if (bytes > most) most = bytes;
     verdicts += own;
-    rows = pyr_most(rows, pyr_cache_layer_rows(cache, layer));
+    rows = pyr_max(rows, pyr_cache_layer_rows(cache, layer));
   }
   pyr_work work = { .tokens = 1, .rows = rows, .sequences = 1, .heads = config->heads,
                     .kv_heads = config->kv_heads, .head_dim = config->head_dim,
@@ -149,10 +149,10 @@ static int64_t rows_before(const int32_t *positions, int64_t rows, int64_t n) {
 }
 
 static void truncate_state(pyr_layer_state *state, int64_t dropped, int64_t rows) {
-  state->unjudged = pyr_most(state->unjudged - dropped, 0);
-  state->since = pyr_most(state->since - dropped, 0);
-  state->past = pyr_least(state->past, rows);
-  state->turned = pyr_least(state->turned, rows);
+  state->unjudged = pyr_max(state->unjudged - dropped, 0);
+  state->since = pyr_max(state->since - dropped, 0);
+  state->past = pyr_min(state->past, rows);
+  state->turned = pyr_min(state->turned, rows);
 }
 
 pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
@@ -172,7 +172,7 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
                                    "rows cannot be taken back (fork the cache before it reads "
                                    "them)",
                                    cache->policy.name ? cache->policy.name : "?", (long long)n);
-    longest = pyr_most(longest, pyr_cache_layer_rows(cache, layer));
+    longest = pyr_max(longest, pyr_cache_layer_rows(cache, layer));
   }
   size_t bytes = (size_t)longest * sizeof(int32_t), keep_bytes = (size_t)lanes * sizeof(int64_t);
   int32_t *positions = pyr_alloc(rt, bytes);
@@ -198,7 +198,7 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
     truncate_state(&cache->states[layer], cache->tokens - n, pyr_cache_layer_rows(cache, layer));
   if (status == PYR_OK) {
     cache->tokens = n;
-    cache->prompt = pyr_least(cache->prompt, n);
+    cache->prompt = pyr_min(cache->prompt, n);
     cache->evicted = lanes * n - held;
   }
   pyr_release(rt, positions, bytes);

@@ -37,7 +37,7 @@ static pyr_status check_list(pyr_cache *cache, const pyr_shape *shape, pyr_plan 
     if (plan->keep_of[head] < 1) return refuse(cache, shape, when, "keep", "is less than 1");
     if (plan->keep_of[head] < plan->least)
       return refuse(cache, shape, when, "least", "is more than keep");
-    plan->keep = pyr_most(plan->keep, plan->keep_of[head]);
+    plan->keep = pyr_max(plan->keep, plan->keep_of[head]);
   }
   return PYR_OK;
 }
@@ -115,8 +115,8 @@ pyr_status pyr_plan_ask_prefill(pyr_cache *cache, const pyr_shape *shape, pyr_pl
   if (shape->layer == shape->layers - 1 && (plan->prune & PYR_PRUNE_HIDDEN)) {
     if (plan->prune == PYR_PRUNE_HIDDEN) plan->keep = shape->rows, plan->mass = 0, plan->least = 0;
     plan->prune = PYR_PRUNE_CACHE;
-    plan->last = pyr_most(plan->last, 1);
-    plan->first = pyr_most(plan->first, shape->past);
+    plan->last = pyr_max(plan->last, 1);
+    plan->first = pyr_max(plan->first, shape->past);
   }
   pyr_judge j = prefill_judge(cache, shape, plan);
   return check_lanes(cache, shape, &j, "prefill");
@@ -236,8 +236,8 @@ static pyr_status forget_tracked(pyr_cache *cache, int layer) {
 
 static int64_t steps_until(const pyr_trigger *trigger, int64_t since, int64_t rows) {
   int64_t steps = INT64_MAX;
-  if (trigger->every > 0) steps = pyr_most(trigger->every - since, 1);
-  if (trigger->over > 0) steps = pyr_least(steps, pyr_most(trigger->over + 1 - rows, 1));
+  if (trigger->every > 0) steps = pyr_max(trigger->every - since, 1);
+  if (trigger->over > 0) steps = pyr_min(steps, pyr_max(trigger->over + 1 - rows, 1));
   return steps;
 }
 
@@ -274,7 +274,7 @@ static void plan_track_setup(pyr_plan_run *run, int64_t rows_after) {
     }
     run->track_weighting = track_weighting(trigger, run->last_position + 1, steps, 0);
     if (trigger->track.n > 0)
-      run->track_queries = pyr_least(run->judge.fresh, trigger->track.n - steps);
+      run->track_queries = pyr_min(run->judge.fresh, trigger->track.n - steps);
     if (trigger->once) run->track_last = trigger->window;
   } else {
     run->track_weighting = (pyr_weighting){ 0, 1.0f, 0, 0, 0 };
@@ -284,7 +284,7 @@ static void plan_track_setup(pyr_plan_run *run, int64_t rows_after) {
 
 /* The tracked rows of a lane that holds `rows` once all tokens are stored. */
 static int64_t track_begin(const pyr_plan_run *run, int64_t rows) {
-  return pyr_most(0, rows - pyr_least(rows, run->track_last));
+  return pyr_max(0, rows - pyr_min(rows, run->track_last));
 }
 
 pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const pyr_plan *plan,
@@ -345,7 +345,7 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
     work = pyr_judge_carve(&run->judge, depth, NULL, &run->work);
     verdict = pyr_judge_carve_verdict(&run->judge, NULL, &run->verdict);
   }
-  floats += moments + pyr_most(work, scratch) + verdict;
+  floats += moments + pyr_max(work, scratch) + verdict;
   if (floats == 0) return PYR_OK;
   run->block_bytes = (size_t)floats * sizeof(float);
   run->block = be->alloc(be, run->block_bytes);
@@ -354,7 +354,7 @@ pyr_status pyr_plan_begin(pyr_plan_run *run, pyr_cache *cache, int layer, const 
     if (sums[i] >= 0) s->mass[i] = run->block + sums[i];
   if (run->track_queries > 0) run->track = run->block + track;
   run->scratch = run->block + zeroed;
-  float *next = run->scratch + pyr_most(work, scratch);
+  float *next = run->scratch + pyr_max(work, scratch);
   for (int i = 0; i < plan->score.length && moments > 0; i++) {
     const pyr_score_op *op = &plan->score.ops[i];
     if (!pyr_signal_is_expected(op)) continue;
@@ -381,7 +381,7 @@ void pyr_plan_free(pyr_plan_run *run) {
 /* How many of the last alive queries the i-th signal looks at; 0: all. */
 static int64_t signal_queries(const pyr_plan_run *run, int i) {
   const pyr_score_op *op = &run->plan.score.ops[i];
-  return pyr_signal_is_attention(op) && op->n > 0 ? pyr_least(op->n, run->judge.fresh)
+  return pyr_signal_is_attention(op) && op->n > 0 ? pyr_min(op->n, run->judge.fresh)
       : run->judge.fresh;
 }
 
@@ -400,7 +400,7 @@ static pyr_status observe(pyr_plan_run *run, const pyr_attention *a, int64_t at,
   pyr_cache *cache = run->judge.cache;
   const pyr_model *model = cache->pool->model;
   int32_t heads = model->config.heads;
-  int64_t alive = run->judge.fresh, skip = pyr_most(0, alive - queries - at);
+  int64_t alive = run->judge.fresh, skip = pyr_max(0, alive - queries - at);
   if (skip >= a->n) return PYR_OK;
   for (int head = 0; head < cache->heads; head++) {      /* rows that are not stored yet are seen by
                                                             no query so far */
@@ -409,7 +409,7 @@ static pyr_status observe(pyr_plan_run *run, const pyr_attention *a, int64_t at,
     when.more = alive - (at + a->n);
     pyr_split s = pyr_judge_split(&when, head);
     run->ranges[head] = tracked ? (pyr_range){ track_begin(run, s.rows), stored, s.rows }
-                                : (pyr_range){ s.first, pyr_least(s.first + s.judged, stored),
+                                : (pyr_range){ s.first, pyr_min(s.first + s.judged, stored),
                                                s.rows };
   }
   pyr_mass m = {
@@ -525,10 +525,10 @@ bool pyr_plan_track(const pyr_cache *cache, int layer, pyr_track *out) {
 
 int64_t pyr_plan_waiting(const pyr_cache *cache, int layer, int64_t rows) {
   const pyr_layer_state *state = &cache->states[layer];
-  int64_t judged = state->trigger.once ? pyr_most(0,
+  int64_t judged = state->trigger.once ? pyr_max(0,
                                                   pyr_cache_layer_rows(cache,
                                                       layer) - state->unjudged) : 0;
-  return pyr_most(0, rows - state->trigger.window - judged);
+  return pyr_max(0, rows - state->trigger.window - judged);
 }
 
 static pyr_judge decode_judge(pyr_cache *cache, int layer, const pyr_plan *plan, int64_t more) {

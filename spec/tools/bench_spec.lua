@@ -341,7 +341,7 @@ describe("the largest batch", function()
   local largest = require "pyramid.tools.bench.largest"
 
   -- Holds up to `room` sequences.
-  local function contestant(room, code)
+  local function baseline(room, code)
     return { label = "made up", batch = function(_, count, prompt, generated)
       assert.same({ 5, 3 }, { prompt, generated })
       if count > room then return nil, "no more", code or "memory" end
@@ -350,7 +350,7 @@ describe("the largest batch", function()
   end
 
   local function find(room, guess, tries, code)
-    return largest.find(contestant(room, code),
+    return largest.find(baseline(room, code),
       { memory = 100, guess = guess, tries = tries, prompt = 5, generated = 3 })
   end
 

@@ -1,8 +1,8 @@
---- Cases, the turns that contestants take in them, and what comes out.
+--- Cases, the turns that baselines take in them, and what comes out.
 ---
---- In each case every contestant has one run that is not counted, in which Pyramid's are profiled;
+--- In each case every baseline has one run that is not counted, in which Pyramid's are profiled;
 --- then they take turns (A B C A B C …), so that a machine that gets slower does so for all. A
---- contestant whose uncounted run took longer than the patience is not made to repeat it: that run
+--- baseline whose uncounted run took longer than the patience is not made to repeat it: that run
 --- counts, and there are two in all. Results are medians.
 local machine = require "pyramid.tools.bench.machine"
 
@@ -76,10 +76,10 @@ local function work_of(case)
     or case.count * case.generated
 end
 
-local function measure(contestant, case, profiled)
-  if case.kind == "prefill" then return contestant:prefill(case.tokens, profiled) end
-  if case.kind == "decode" then return contestant:decode(case.depth, case.steps, profiled) end
-  return contestant:batch(case.count, case.prompt, case.generated, profiled)
+local function measure(baseline, case, profiled)
+  if case.kind == "prefill" then return baseline:prefill(case.tokens, profiled) end
+  if case.kind == "decode" then return baseline:decode(case.depth, case.steps, profiled) end
+  return baseline:batch(case.count, case.prompt, case.generated, profiled)
 end
 
 ---The middle of some numbers.
@@ -99,7 +99,7 @@ end
 
 -- ---- what a case will take ----------------------------------------------------------------------
 
--- Seconds that one run should take, from what the contestant's earlier cases took; nil if nothing
+-- Seconds that one run should take, from what the baseline's earlier cases took; nil if nothing
 -- is known.
 local function expected(known, case)
   if case.kind == "prefill" then return known.prefill and known.prefill * case.tokens end
@@ -131,7 +131,7 @@ end
 ---@field done? fun(results: pyramid.BenchResult[], left_out: table[])
 ---  called after each group with all so far
 
--- The contestants that take part; the others are left out, with the reason.
+-- The baselines that take part; the others are left out, with the reason.
 local function admit(entrants, case, rules, leave_out)
   local tokens = size_of(case)
   local out = {}
@@ -153,14 +153,14 @@ end
 -- here, where nothing of an earlier case is left.
 local function try_all(entrants, rules, play)
   local others = {}
-  for i, entrant in ipairs(entrants) do others[i] = entrant.contestant end
+  for i, entrant in ipairs(entrants) do others[i] = entrant.baseline end
   for _, entrant in ipairs(entrants) do
     entrant.runs, entrant.wanted = {}, 0
-    entrant.contestant:reset_peak()
+    entrant.baseline:reset_peak()
     local sample = play(entrant, true)
     if sample then
       entrant.profile, entrant.wanted, entrant.peak = sample.profile, rules.repeats,
-        entrant.contestant:peak(others)
+        entrant.baseline:peak(others)
       if sample.seconds > rules.patience then entrant.runs[1], entrant.wanted = sample, LEAST end
     end
   end
@@ -169,9 +169,9 @@ end
 -- Runs of a case, in turns. Each entrant gets `runs`, a list of samples: none, if it failed.
 local function take_turns(entrants, case, rules, leave_out)
   local function play(entrant, profiled)
-    rules.report(cases.name(case) .. ", " .. entrant.contestant.label)
+    rules.report(cases.name(case) .. ", " .. entrant.baseline.label)
     collectgarbage()
-    local sample, message = measure(entrant.contestant, case, profiled)
+    local sample, message = measure(entrant.baseline, case, profiled)
     if not sample then leave_out(case, entrant, message) end
     return sample
   end
@@ -179,7 +179,7 @@ local function take_turns(entrants, case, rules, leave_out)
   for _ = 1, rules.repeats do
     for _, entrant in ipairs(entrants) do
       if #entrant.runs < entrant.wanted then
-        local asks = rules.ceiling and entrant.contestant.engine == "pyramid"
+        local asks = rules.ceiling and entrant.baseline.engine == "pyramid"
         local before = asks and rules.ceiling(case)
         local sample = play(entrant)
         if sample and before then sample.ceiling = (before + rules.ceiling(case)) / 2 end
@@ -206,16 +206,16 @@ local function judging(profile)
 end
 
 local function conclude(entrant, case)
-  local contestant, seconds, firsts, ceilings = entrant.contestant, {}, {}, {}
+  local baseline, seconds, firsts, ceilings = entrant.baseline, {}, {}, {}
   for i, run in ipairs(entrant.runs) do
     seconds[i], firsts[i], ceilings[i] = run.seconds, run.first, run.ceiling or false
   end
   local median, last = cases.median(seconds), entrant.runs[#entrant.runs]
   learn(entrant.known, case, median)
   return {
-    case = case, engine = contestant.engine, label = contestant.label,
-      cache_dtype = contestant.dtype, flash = contestant.flash,
-    policy = contestant.policy, seconds = seconds, median = median,
+    case = case, engine = baseline.engine, label = baseline.label,
+      cache_dtype = baseline.dtype, flash = baseline.flash,
+    policy = baseline.policy, seconds = seconds, median = median,
       spread = spread(seconds, median),
     rate = work_of(case) / median, first = #firsts > 0 and cases.median(firsts) or nil,
       kv_bytes = last.kv_bytes,
@@ -226,16 +226,16 @@ local function conclude(entrant, case)
 end
 
 ---Runs all cases of one model.
----@param list table[]                   contestants
+---@param list table[]                   baselines
 ---@param groups pyramid.BenchCase[][]
 ---@param rules pyramid.BenchRules
 ---@return pyramid.BenchResult[]
 ---@return table[] left_out              { case=, engine=, label=, cache_dtype=, reason= }
 function cases.run(list, groups, rules)
   local entrants, results, left_out = {}, {}, {}
-  for i, contestant in ipairs(list) do entrants[i] = { contestant = contestant, known = {} } end
+  for i, baseline in ipairs(list) do entrants[i] = { baseline = baseline, known = {} } end
   local function leave_out(case, entrant, reason)
-    local c = entrant.contestant
+    local c = entrant.baseline
     left_out[#left_out + 1] = { case = case, engine = c.engine, label = c.label,
       cache_dtype = c.dtype, reason = reason }
   end
@@ -251,7 +251,7 @@ function cases.run(list, groups, rules)
       local playing = {}
       for _, entrant in ipairs(admit(entrants, case, rules, leave_out)) do
         local ok, message = true, nil
-        if not ready[entrant] then ok, message = entrant.contestant:begin(tokens, sequences) end
+        if not ready[entrant] then ok, message = entrant.baseline:begin(tokens, sequences) end
         ready[entrant] = ok and true
         if ok then playing[#playing + 1] = entrant else leave_out(case, entrant, message) end
       end
@@ -261,7 +261,7 @@ function cases.run(list, groups, rules)
       end
     end
     for _, entrant in ipairs(entrants) do
-      if ready[entrant] then entrant.contestant:finish() end
+      if ready[entrant] then entrant.baseline:finish() end
     end
     if rules.done then rules.done(results, left_out) end
   end

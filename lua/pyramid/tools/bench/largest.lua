@@ -21,18 +21,18 @@ local function next_count(fits, fails, step)
   return (fits + fails) // 2
 end
 
----Runs batches of a contestant whose model's runtime has a limit, at most `tries` of them. nil and
+---Runs batches of a baseline whose model's runtime has a limit, at most `tries` of them. nil and
 ---why, if something else than memory ends one.
----@param contestant pyramid.Ours
+---@param baseline pyramid.Ours
 ---@param given { memory: integer, guess: integer, tries: integer, prompt: integer, generated: integer }
 ---@return pyramid.Largest?
 ---@return string? message
-function largest.find(contestant, given)
-  local found = { label = contestant.label, memory = given.memory, fits = 0, runs = {} }
+function largest.find(baseline, given)
+  local found = { label = baseline.label, memory = given.memory, fits = 0, runs = {} }
   local count = math.max(1, given.guess)
   local step = math.max(1, count // 8)
   for _ = 1, given.tries do
-    local sample, message, code = contestant:batch(count, given.prompt, given.generated)
+    local sample, message, code = baseline:batch(count, given.prompt, given.generated)
     table.insert(found.runs, { count = count, seconds = sample and sample.seconds,
       message = message })
     if sample then

@@ -7,7 +7,7 @@
 ---   decode(depth, steps)            steps after `depth` tokens; what prefill left is used again if
 ---                                   it is that long
 ---   batch(count, prompt, generated) many prompts, then steps of all of them, one token each
----   reset_peak(), peak(others)      most bytes resident in between, without what other contestants
+---   reset_peak(), peak(others)      most bytes resident in between, without what other baselines
 ---                                   hold
 ---   finish()                        lets go of what `begin` and the measurements made
 ---
@@ -20,7 +20,7 @@ local probe = require "pyramid.probe"
 local machine = require "pyramid.tools.bench.machine"
 local sampler = require "pyramid.sampler"
 
-local contestants = {}
+local baselines = {}
 
 local WARM_STEPS = 2              -- of a decode measurement, not timed
 local SPARE = 16                  -- tokens of room beyond what is asked for
@@ -45,7 +45,7 @@ Ours.__index = Ours
 ---@param model pyramid.Model
 ---@param given { policy: pyramid.policy, label: string, dtype: string, ids: fun(first: integer, count: integer): integer[] }
 ---@return pyramid.Ours
-function contestants.ours(model, given)
+function baselines.ours(model, given)
   return setmetatable({ engine = "pyramid", model = model, policy = given.policy,
     label = given.label, dtype = given.dtype, ids = given.ids, greedy = sampler() }, Ours)
 end
@@ -163,7 +163,7 @@ function Ours:reset_peak()
   if probe.device(runtime) then probe.reset_peak(runtime) else machine.reset_peak() end
 end
 
--- The process holds what other contestants wait with: that is not this one's.
+-- The process holds what other baselines wait with: that is not this one's.
 function Ours:peak(others)
   local runtime = self.model:runtime()
   local peak = probe.device(runtime) and runtime:memory_peak() or machine.peak()
@@ -191,7 +191,7 @@ Theirs.__index = Theirs
 ---@param peer pyramid.Peer   its model is open
 ---@param given { label?: string, flash?: boolean, dtype: string, seed: integer, context: integer }
 ---@return pyramid.Theirs
-function contestants.theirs(peer, given)
+function baselines.theirs(peer, given)
   local label = given.label or ("%s, flash %s"):format(peer.name, given.flash and "on" or "off")
   return setmetatable({ engine = peer.name, label = label, peer = peer, flash = given.flash,
     dtype = given.dtype, seed = given.seed, name = label .. given.dtype, context = given.context },
@@ -237,7 +237,7 @@ function Theirs:finish() self.peer:ask("drop", { name = self.name }) end
 ---@param vocab integer
 ---@param seed integer
 ---@return fun(first: integer, count: integer): integer[]
-function contestants.ids(vocab, seed)
+function baselines.ids(vocab, seed)
   local known = {}
   math.randomseed(seed)
   for i = 1, 1 << 15 do known[i] = math.random(math.min(3, vocab - 1), vocab - 1) end
@@ -248,6 +248,6 @@ function contestants.ids(vocab, seed)
   end
 end
 
-contestants.WARM_STEPS = WARM_STEPS
+baselines.WARM_STEPS = WARM_STEPS
 
-return contestants
+return baselines
