@@ -255,6 +255,7 @@ check: check-style check-layers check-memory check-stress
 check-style:
 	@sh scripts/maker/deps.sh $(NEEDS_CHECK)
 	@luacheck --quiet lua policies scripts spec
+	@$(LUA) spec/support/style.lua
 check-layers: deps-test
 	+@$(AGAIN) build
 	@$(LUA) spec/support/layering.lua $(B)

@@ -149,13 +149,13 @@ static pyr_status run_protected(lua_policy *policy, lua_CFunction fn, void *argu
     status = pyr_runtime_set_error(policy->rt, PYR_POLICY,
                                    "policy %s, layer %d, %s: did not return within %g seconds "
                                    "(policy_seconds)", policy->name, (int)layer + 1, when,
-                                       policy->seconds);
+                                   policy->seconds);
   else if (code != LUA_OK)
     status = pyr_runtime_set_error(policy->rt, code == LUA_ERRMEM ? PYR_MEMORY : PYR_POLICY,
                                    "policy %s, layer %d, %s: %s", policy->name,
-                                   (int)layer + 1, when, lua_type(L, -1) == LUA_TSTRING
-                                       ? lua_tostring(L, -1)
-                                                                                        : "an error that is not a string");
+                                   (int)layer + 1, when,
+                                   lua_type(L, -1) == LUA_TSTRING
+                                     ? lua_tostring(L, -1) : "an error that is not a string");
   if (code != LUA_OK) lua_pop(L, 1);
   return status;
 }

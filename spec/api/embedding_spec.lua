@@ -164,11 +164,13 @@ int main(int argc, char **argv) {
   -- the sanitizers' run time is not in the programs that would load these
   if not sanitized then
     it("lua5.4 requires pyramid.so", function()
-      local out = assert_run(([[LUA_CPATH='%s/?.so' lua5.4 -e 'local before = {} for k in pairs(_G) do before[k] = true end
+      local out = assert_run(([[LUA_CPATH='%s/?.so' lua5.4 -e 'local before = {}
+        for k in pairs(_G) do before[k] = true end
         local pyramid = require "pyramid"
         for k in pairs(_G) do assert(before[k], k) end
         local model = assert(pyramid.model("%s"))
-        print(pyramid.version, #assert(model:encode("hello")), require "pyramid.policy".list()[1])']]):format(build, model))
+        print(pyramid.version, #assert(model:encode("hello")),
+          require "pyramid.policy".list()[1])']]):format(build, model))
       assert.matches("^%d+%.%d+%.%d+\t%d\t%l+\n$", out)
     end)
 

@@ -27,7 +27,9 @@ describe("docs/pyramidinfer.md", function()
     local found = {}
     for line in text:gmatch "[^\n]+" do
       local name, formula, count = line:match "^(%l[%l, ]-) +([%d.]+) [GM]%a+ +([%d.]+) [GM]"
-      if name then found[#found + 1] = { name = name, formula = tonumber(formula), count = tonumber(count) } end
+      if name then
+        found[#found + 1] = { name = name, formula = tonumber(formula), count = tonumber(count) }
+      end
     end
     return found
   end
@@ -43,7 +45,8 @@ describe("docs/pyramidinfer.md", function()
   end
 
   it("has formulas that the runtime counts by", function()
-    local out, err, status = shell.pyramid("scripts/examples/costs.lua", "models/tiny", "docs/policies.md", "1000")
+    local out, err, status = shell.pyramid("scripts/examples/costs.lua", "models/tiny",
+      "docs/policies.md", "1000")
     assert.equal(0, status, err)
     agree(out)
     agree(printed_by("docs/pyramidinfer.md", "costs.lua"))

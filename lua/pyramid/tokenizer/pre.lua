@@ -1,8 +1,9 @@
--- The pre-tokenizers that GGUF files name (tokenizer.ggml.pre). Each is a sequence of expressions in tokenizer.json's
--- dialect, as the models' own tokenizer.json have them; every match and every gap between matches is a word, which the
--- next expression cuts further. An unknown name is an error, never a guess: wrong words give a model that merely seems
--- stupid.
--- Source of the names: https://github.com/ggml-org/llama.cpp (src/llama-vocab.cpp); of the expressions, the models.
+-- The pre-tokenizers that GGUF files name (tokenizer.ggml.pre). Each is a sequence of expressions
+-- in tokenizer.json's dialect, as the models' own tokenizer.json have them; every match and every
+-- gap between matches is a word, which the next expression cuts further. An unknown name is an
+-- error, never a guess: wrong words give a model that merely seems stupid.
+-- Source of the names: https://github.com/ggml-org/llama.cpp (src/llama-vocab.cpp); of the
+-- expressions, the models.
 
 local pre = {}
 
@@ -18,7 +19,8 @@ local QWEN35 = ENDINGS
 -- Words that begin with capitals, or are all capitals: `ends` may follow either.
 local function cased(ends, digits)
   local before, upper, lower = [=[[^\r\n\p{L}\p{N}]?]=], [=[[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]]=], [=[[\p{Ll}\p{Lm}\p{Lo}\p{M}]]=]
-  return before .. upper .. "*" .. lower .. "+" .. ends .. "|" .. before .. upper .. "+" .. lower .. "*" .. ends
+  return before .. upper .. "*" .. lower .. "+" .. ends .. "|"
+    .. before .. upper .. "+" .. lower .. "*" .. ends
     .. "|" .. digits .. [=[| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+]=]
 end
 
@@ -62,20 +64,22 @@ local kinds = {
 -- Models whose own tokenizer brings text into Unicode's form NFC first.
 local composed = { mpt = true, olmo = true, qwen2 = true, stablelm2 = true }
 
--- name = { kind, words that are pieces are not merged, BOS is added unless the file says otherwise }
+-- name = { kind, words that are pieces are not merged, BOS is added unless the file says so }
 local names = {
-  ["gpt-2"] = { "gpt2" }, ["phi-2"] = { "gpt2" }, mpt = { "gpt2" }, olmo = { "gpt2" }, jais = { "gpt2" }, mellum = { "gpt2" },
-  ["modern-bert"] = { "gpt2" }, exaone4 = { "gpt2" }, trillion = { "gpt2" }, ["granite-docling"] = { "gpt2" },
-  ["llama-bpe"] = { "llama3", true, true }, llama3 = { "llama3", true, true }, ["llama-v3"] = { "llama3", true, true },
-  falcon3 = { "llama3", true, true }, ["falcon-h1"] = { "llama3", true, true }, pixtral = { "llama3", true, true },
+  ["gpt-2"] = { "gpt2" }, ["phi-2"] = { "gpt2" }, mpt = { "gpt2" }, olmo = { "gpt2" },
+  jais = { "gpt2" }, mellum = { "gpt2" }, ["modern-bert"] = { "gpt2" }, exaone4 = { "gpt2" },
+  trillion = { "gpt2" }, ["granite-docling"] = { "gpt2" },
+  ["llama-bpe"] = { "llama3", true, true }, llama3 = { "llama3", true, true },
+  ["llama-v3"] = { "llama3", true, true }, falcon3 = { "llama3", true, true },
+  ["falcon-h1"] = { "llama3", true, true }, pixtral = { "llama3", true, true },
   lfm2 = { "llama3", true, true }, dbrx = { "llama3" }, ["smaug-bpe"] = { "llama3" },
-  ["chatglm-bpe"] = { "llama3" }, glm4 = { "llama3", true },
-  qwen2 = { "qwen2" }, ["deepseek-r1-qwen"] = { "qwen2" }, megrez = { "qwen2" }, stablelm2 = { "qwen2" }, hunyuan = { "qwen2" },
-  qwen35 = { "qwen35" },
-  starcoder = { "digits_gpt2" }, refact = { "digits_gpt2" }, ["command-r"] = { "digits_gpt2" }, smollm = { "digits_gpt2" },
+  ["chatglm-bpe"] = { "llama3" }, glm4 = { "llama3", true }, qwen2 = { "qwen2" },
+  ["deepseek-r1-qwen"] = { "qwen2" }, megrez = { "qwen2" }, stablelm2 = { "qwen2" },
+  hunyuan = { "qwen2" }, qwen35 = { "qwen35" }, starcoder = { "digits_gpt2" },
+  refact = { "digits_gpt2" }, ["command-r"] = { "digits_gpt2" }, smollm = { "digits_gpt2" },
   codeshell = { "digits_gpt2" }, exaone = { "digits_gpt2" }, ["minerva-7b"] = { "digits_gpt2" },
-  ["deepseek-llm"] = { "deepseek_llm" }, ["deepseek-coder"] = { "deepseek_coder" }, ["deepseek-v3"] = { "deepseek_v3" },
-  falcon = { "falcon" }, default = { "default" },
+  ["deepseek-llm"] = { "deepseek_llm" }, ["deepseek-coder"] = { "deepseek_coder" },
+  ["deepseek-v3"] = { "deepseek_v3" }, falcon = { "falcon" }, default = { "default" },
   tekken = { "tekken", true, true }, ["gpt-4o"] = { "gpt4o" }, llama4 = { "gpt4o" },
 }
 
