@@ -62,7 +62,7 @@ describe("the fuzzer", function()
     assert.truthy(judge({ try = function() error "x" end }, path, "base"):find "raised")
     local held
     assert.truthy(judge({ try = function()
-      held = ("x"):rep(600 << 20)
+      held = ("x"):rep(1 << 20):rep(600)   -- at once: a slow one would be found for its seconds
       return true
     end }, path, "base"):find "MB")
     assert.truthy(held)
