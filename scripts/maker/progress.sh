@@ -1,10 +1,12 @@
 #!/bin/sh
-# progress.sh: how far a build is. `plan FILE` reads what `make --dry-run` would do and lists the compilations in FILE; `begin FILE
-# TEXT` says one with its number and the time still to come; `end FILE TEXT` notes that it is done.
+# progress.sh: how far a build is. `plan FILE` reads what `make --dry-run` would do and lists the
+# compilations in FILE; `begin FILE TEXT` says one with its number and the time still to come; `end
+# FILE TEXT` notes that it is done.
 #
-# What a file costs is guessed in processor seconds: the kernels from measurements, the others by their size. The first guess of the
-# time is that of the machine it was measured on; each compilation that ends corrects it. Lines of FILE are appended whole, so that
-# compilations which run beside each other may share it:
+# What a file costs is guessed in processor seconds: the kernels from measurements, the others by
+# their size. The first guess of the time is that of the machine it was measured on; each
+# compilation that ends corrects it. Lines of FILE are appended whole, so that compilations which
+# run beside each other may share it:
 #
 #   plan   COUNT COST PROCESSORS SECOND       begin COST SECOND       end COST SECOND
 set -e

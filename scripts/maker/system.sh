@@ -1,14 +1,16 @@
 #!/bin/sh
 # system.sh OUT CC ONEDNN: what a build takes from this system, as variables of make, in OUT.
 #
-# Lua and its libraries have other names on other systems (lua5.4, lua-5.4, lua54, lua), and neither pkg-config nor CMake need be
-# there: the compiler is asked what it finds. OUT is written only if it changes. Once nothing was missing it stays as it is until
-# this script or what was asked for changes. ONEDNN is 0 (without oneDNN), 1 (with it), or empty (as OUT says, or as it is found).
+# Lua and its libraries have other names on other systems (lua5.4, lua-5.4, lua54, lua), and neither
+# pkg-config nor CMake need be there: the compiler is asked what it finds. OUT is written only if it
+# changes. Once nothing was missing it stays as it is until this script or what was asked for
+# changes. ONEDNN is 0 (without oneDNN), 1 (with it), or empty (as OUT says, or as it is found).
 #
 #   LUA            a Lua 5.4 interpreter, which packs texts into the library
 #   LUA_CFLAGS     where lua.h is               LUA_PC         what pkg-config calls it here
 #   LUA_ARCHIVE    liblua*.a                    LUA_LINK       what a host links: -llua5.4
-#   CJSON_ARCHIVE  lua-cjson, where it is a library to link with (Debian); empty: it is a module or absent, and left to users
+#   CJSON_ARCHIVE lua-cjson, where it is a library to link with (Debian); empty: it is a module or
+#   absent, and left to users
 #   ONEDNN         1 or 0
 #   MISSING        what a build cannot do without and is not there, in words
 set -e

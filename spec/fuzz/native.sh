@@ -1,6 +1,6 @@
 #!/bin/sh
-# native.sh PROGRAM SECONDS SEED: spec/fuzz/native.c over the kinds of files that C code reads, so many seconds in all. A find's file goes
-# to spec/fixtures/finds. Exits 1 if there are any.
+# native.sh PROGRAM SECONDS SEED: spec/fuzz/native.c over the kinds of files that C code reads, so
+# many seconds in all. A find's file goes to spec/fixtures/finds. Exits 1 if there are any.
 program=$1 seconds=$2 seed=$3
 set -- json tokenizer cache template
 each=$((seconds / $#))

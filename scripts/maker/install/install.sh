@@ -1,7 +1,8 @@
 #!/bin/sh
-# install.sh put BUILD PREFIX VERSION ABI | remove PREFIX: what `make install` and `make uninstall` do. DESTDIR, STRIP and
-# LIBS (what a static host links with libpyramid.a) are taken from the environment. What is put, and each folder made for it,
-# is listed in share/pyramid/installed; that list is what `remove` takes away, and what a newer `put` replaces.
+# install.sh put BUILD PREFIX VERSION ABI | remove PREFIX: what `make install` and `make uninstall`
+# do. DESTDIR, STRIP and LIBS (what a static host links with libpyramid.a) are taken from the
+# environment. What is put, and each folder made for it, is listed in share/pyramid/installed; that
+# list is what `remove` takes away, and what a newer `put` replaces.
 set -e
 task=$1
 case $task in
@@ -72,7 +73,8 @@ filled scripts/maker/install/pyramid-lua.pc.in lib/pkgconfig/pyramid-lua.pc
 filled scripts/maker/install/PyramidConfig.cmake.in lib/cmake/Pyramid/PyramidConfig.cmake
 filled scripts/maker/install/PyramidConfigVersion.cmake.in lib/cmake/Pyramid/PyramidConfigVersion.cmake
 
-# What people read: documents, examples, policies, and the Lua modules with their annotations. Nothing of it is needed to run.
+# What people read: documents, examples, policies, and the Lua modules with their annotations.
+# Nothing of it is needed to run.
 for path in README.md LICENSE policies/*.lua policies/*.md scripts/examples/* $(find docs lua/pyramid -type f 2>/dev/null | sort); do
   [ ! -f "$path" ] || file 644 "$path" "share/pyramid/$path"
 done
