@@ -2,10 +2,11 @@
 --- under one budget.
 ---
 ---   local batch = model:batch { policy = "pyramidinfer" }
----   local a, b = batch:add(ids_a), batch:add(ids_b)       -- handles: caches, with rows,
----                                                         positions, bytes, …
----   for _, entry in ipairs(batch:step()) do local handle, logits = entry[1], entry[2] …
----   batch:push(handle, id) end
+---   local a, b = batch:add(ids_a), batch:add(ids_b)   -- handles: caches, with rows, bytes, …
+---   for _, entry in ipairs(batch:step()) do
+---     local handle, logits = entry[1], entry[2]
+---     batch:push(handle, (logits:argmax()))
+---   end
 ---
 --- The first step after `add` reads that sequence's prompt and returns its last logits. Every later
 --- step feeds, for each sequence, the id that was pushed or, without one, the most probable of its
@@ -20,14 +21,22 @@ local core = require "pyramid.core"
 
 local batch = {}
 
+---What a step says of one sequence: { handle, logits }, or { handle, id = … } where it samples.
+---@class pyramid.BatchEntry
+---@field [1] pyramid.Cache    the sequence's handle
+---@field [2] pyramid.Logits?  without a sampler
+---@field id integer|false|nil   with a sampler: what it picked; false where no logit was finite
+
+---Many sequences of any lengths, each a cache, under one policy and one budget. #batch counts them.
 ---@class pyramid.Batch
 local Batch = {}
 Batch.__index = Batch
 Batch.__name = "pyramid.batch"
 
+---A batch without sequences: model:batch.
 ---@param model pyramid.Model
 ---@param given? pyramid.CacheOptions
----@return pyramid.Batch|nil
+---@return pyramid.Batch?
 ---@return string? message
 ---@return string? code
 function batch.new(model, given)
@@ -58,7 +67,7 @@ end
 ---may be that of other sequences too, entries hold what it picked instead of logits.
 ---@param ids integer[]
 ---@param sampler? pyramid.Sampler
----@return pyramid.Cache|nil handle
+---@return pyramid.Cache? handle
 ---@return string? message
 ---@return string? code
 function Batch:add(ids, sampler)
@@ -88,7 +97,7 @@ end
 ---The id that the next step feeds to a sequence.
 ---@param handle pyramid.Cache
 ---@param id integer
----@return true|nil
+---@return true?
 ---@return string? message
 ---@return string? code
 function Batch:push(handle, id)
@@ -117,7 +126,7 @@ end
 ---One step of every sequence. On failure of a prompt or of the step, the sequences are as before;
 ---`remove` the one that the message names, or make room, and step again. An id is false where no
 ---logit was finite.
----@return { [1]: pyramid.Cache, [2]: pyramid.Logits?, id: integer|false|nil }[]|nil
+---@return pyramid.BatchEntry[]?
 ---@return string? message
 ---@return string? code
 function Batch:step()
@@ -199,6 +208,7 @@ end
 
 function Batch:__len() return #self.entries end
 
+---Closes the batch and its sequences.
 function Batch:close()
   if not self.pool then return end
   for _, entry in ipairs(self.entries) do entry.handle:close() end

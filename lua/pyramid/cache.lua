@@ -7,44 +7,50 @@ local score = require "pyramid.score"
 
 local cache = {}
 
+---One sequence's rows, under one policy. Layers and heads count from 1, positions from 0.
 ---@class pyramid.Cache: userdata
 ---@field step fun(self: pyramid.Cache, id: integer): pyramid.Logits?, string?, string?
----  one token on
+---  reads one token, and gives the logits of the next; evicts where the policy's trigger fires. On
+---  a failure the rows are as before
 ---@field rows fun(self: pyramid.Cache, layer: integer, head?: integer): integer
----  from 1; head 1, unless said
+---  rows that a lane holds; of head 1, unless said
 ---@field positions fun(self: pyramid.Cache, layer: integer, head?: integer): integer[]
----  original positions, from 0
----  (under share = "head" each KV head has its own rows, so ask head by head)
----@field evaluate fun(self: pyramid.Cache, program?: string, layer: integer, head: integer):
----  pyramid.vector? see scores
----@field bytes fun(self: pyramid.Cache): integer       pages and bookkeeping held
----@field fraction fun(self: pyramid.Cache): number     rows held of those a full cache would hold
----@field tokens fun(self: pyramid.Cache): integer      tokens seen
+---  the original positions of a lane's rows, from 0, ascending. Under share = "head" each KV head
+---  has its own rows, so ask head by head
+---@field bytes fun(self: pyramid.Cache): integer      pages and bookkeeping held
+---@field fraction fun(self: pyramid.Cache): number    rows held of those a full cache would hold
+---@field tokens fun(self: pyramid.Cache): integer     tokens seen
 ---@field computed fun(self: pyramid.Cache): integer
 ---  token-layers computed; a full prefill computes tokens * layers
 ---@field evicted fun(self: pyramid.Cache): integer
 ---  rows dropped or never stored, counted for each layer and KV head
 ---@field fork fun(self: pyramid.Cache): pyramid.Cache?, string?, string?
----  shares pages until written
+---  a second cache that goes on by itself from here; pages are shared until one of them writes
 ---@field truncate fun(self: pyramid.Cache, n: integer): true?, string?, string?
----  drops the rows of tokens from n on, and goes on
----  from token n: what was evicted of the rows before stays so; refused (code "policy") where
----  attention is tracked
----@field cut fun(self: pyramid.Cache, bound?: table): true?, string?, string?   see evict
+---  drops the rows of tokens from n on, and goes on from token n: what was evicted of the rows
+---  before stays so. Refused (code "policy") where attention is tracked
 ---@field save fun(self: pyramid.Cache, path: string, note?: string): true?, string?, string?
----  the file keeps the note
----@field note fun(self: pyramid.Cache): string?         of the file that it was loaded from
----@field clear fun(self: pyramid.Cache): true?, string?, string?
----@field close fun(self: pyramid.Cache)
+---  writes all of it to a file, which keeps the note, too; model:load_cache reads it
+---@field note fun(self: pyramid.Cache): string?       of the file that it was loaded from
+---@field clear fun(self: pyramid.Cache): true?, string?, string?    forgets every token
+---@field close fun(self: pyramid.Cache)               gives its pages back
+---@field package read fun(self: pyramid.Cache, ids: integer[], all?: boolean, prune?: boolean): any
+---@field package evaluate fun(self: pyramid.Cache, program?: string, layer: integer, head: integer): any
+---@field package cut fun(self: pyramid.Cache, bound?: table): true?, string?, string?
+---@field package owner fun(self: pyramid.Cache): pyramid.Model
+local Cache = core.cache_methods
 
----@class pyramid.Logits: userdata  logits[id] is indexed by ids, from 0; totable() is a Lua sequence, from 1
----@field argmax fun(self: pyramid.Logits): integer, number
+---One position's logits. logits[id] is indexed by ids, from 0, and #logits is the vocabulary.
+---@class pyramid.Logits: userdata
+---@field argmax fun(self: pyramid.Logits): integer, number   the highest: its id, and its logit
 ---@field logprob fun(self: pyramid.Logits, id: integer): number
+---  the natural logarithm of an id's probability
 ---@field top fun(self: pyramid.Logits, k: integer): integer[], number[]
 ---  the k most probable ids, and their log-probabilities
 ---@field kl fun(self: pyramid.Logits, other: pyramid.Logits): number
 ---  KL(self || other) of the two distributions, in nats
----@field totable fun(self: pyramid.Logits): number[]
+---@field totable fun(self: pyramid.Logits): number[]   a Lua sequence, from 1: id 0 is its first
+---@field [integer] number
 
 local cache_keys = { policy = "any", dtype = "string", budget = "integer|string",
   policy_seconds = "number" }
@@ -53,7 +59,8 @@ local cache_keys = { policy = "any", dtype = "string", budget = "integer|string"
 cache.dtypes = { "f16", "bf16", "f32", "q8_0", "fp8_e4m3" }
 cache.value_bytes = { f16 = 2, bf16 = 2, f32 = 4, q8_0 = 34 / 32, fp8_e4m3 = 1 }
 
---- The same as messages say it.
+---The names of the dtypes, as messages say them.
+---@return string
 function cache.known_dtypes()
   local names = table.move(cache.dtypes, 1, #cache.dtypes, 1, {})
   table.sort(names)
@@ -61,20 +68,19 @@ function cache.known_dtypes()
 end
 
 ---@class pyramid.CacheOptions
----@field policy? pyramid.policy|string|table
+---@field policy? pyramid.PolicyLike
 ---@field dtype? "f16"|"f32"|"bf16"|"q8_0"|"fp8_e4m3"
 ---@field budget? integer|string   bytes, or "512 MiB"
 ---@field policy_seconds? number
 ---  that one call of the policy's functions may take (10; 0: no limit). What takes longer is ended
----                                 by an error, as by progress functions that say so, and the rows
----                                 are as before
+---  by an error, as by progress functions that say so, and the rows are as before
 
 ---A pool and a bound policy from cache options. The caller closes the pool once its caches are
 ---made.
 ---@param what string
 ---@param model pyramid.Model
 ---@param given? pyramid.CacheOptions
----@return userdata|nil pool
+---@return userdata? pool
 ---@return table|string|nil bound policy, or a message
 ---@return string? code
 function cache.prepare(what, model, given)
@@ -99,10 +105,14 @@ function cache.prepare(what, model, given)
   return pool, bound
 end
 
+---A cache in a pool, new or from a file.
 ---@param model pyramid.Model
 ---@param pool userdata
----@param bound table?
+---@param bound? table
 ---@param path? string   a saved cache
+---@return pyramid.Cache?
+---@return string? message
+---@return string? code
 function cache.make(model, pool, bound, path)
   local made, message, code
   if path then made, message, code = core.load_cache(model:native(), pool, bound, path)
@@ -114,15 +124,20 @@ end
 
 local prefill_keys = { all = "boolean", prune = "boolean", progress = "function" }
 
----Reads tokens. Returns the last position's logits; with `all`, a sequence of every position's.
----`prune = false` appends without asking the policy. `progress(done, total)` is called between
----layers and chunks; returning true cancels. On any failure the rows are as before.
+---@class pyramid.PrefillOptions
+---@field all? boolean     logits of every position
+---@field prune? boolean   false: appends without asking the policy
+---@field progress? fun(done: integer, total: integer): boolean?
+---  called between layers and chunks; returning true cancels
+
+---Reads tokens. Returns the last position's logits; with `all`, a sequence of every position's. On
+---any failure the rows are as before.
 ---@param ids integer[]
----@param given? { all?: boolean, prune?: boolean, progress?: fun(done: integer, total: integer): boolean? }
----@return pyramid.Logits|pyramid.Logits[]|nil
+---@param given? pyramid.PrefillOptions
+---@return pyramid.Logits|pyramid.Logits[]|nil logits
 ---@return string? message
 ---@return string? code
-function core.cache_methods:prefill(ids, given)
+function Cache:prefill(ids, given)
   given = options.check("cache:prefill", given, prefill_keys)
   if not given.progress then return self:read(ids, given.all, given.prune) end
   local open, runtime = pcall(function(owner) return owner:runtime() end, self:owner())
@@ -138,11 +153,11 @@ end
 ---of the rows held now, as if they were a prompt just read (`l.prompt` and `l.rows` are the rows
 ---held, `l.past` is 0). The cache goes on under its own policy. Scores that only a running prefill
 ---knows are refused by name; on any failure the rows are as before.
----@param which? pyramid.policy|string|table
----@return true|nil
+---@param which? pyramid.PolicyLike
+---@return true?
 ---@return string? message
 ---@return string? code
-function core.cache_methods:evict(which)
+function Cache:evict(which)
   if which == nil then return self:cut() end
   local found, message, code = policy.load(which)
   if not found then return nil, message, code end
@@ -154,12 +169,12 @@ end
 ---held count as 0. The expression may hold signals of rows; attention and history as the cache's
 ---policy tracks them (`trigger.track`); nothing that only a running prefill knows, and no tables.
 ---Left out, it is the signal that is tracked.
----@param expression? pyramid.score
+---@param expression? pyramid.Score
 ---@param given? { layer?: integer, head?: integer }
----@return pyramid.vector|nil
+---@return pyramid.Vector?
 ---@return string? message
 ---@return string? code
-function core.cache_methods:scores(expression, given)
+function Cache:scores(expression, given)
   given = options.check("cache:scores", given, { layer = "integer", head = "integer" })
   if expression ~= nil and not score.is(expression) then
     error(("cache:scores: a score is wanted, not a %s"):format(type(expression)), 2)

@@ -1,8 +1,8 @@
 --- Chat templates: from messages to the prompt that a chat model was trained on.
 ---
 ---   local chat = require "pyramid.chat"
----   local prompt = assert(chat.render(tokenizer.chat_template, { { role = "user", content =
----   "Hello" } },
+---   local prompt = assert(chat.render(tokenizer.chat_template,
+---     { { role = "user", content = "Hello" } },
 ---     { add_generation_prompt = true, bos = "<s>", eos = "</s>" }))
 ---   local ids = tokenizer:encode(prompt, { add = false })       -- the prompt has its BOS already
 ---

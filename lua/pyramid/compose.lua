@@ -12,6 +12,10 @@ local policy = require "pyramid.policy"
 
 local compose = {}
 
+---@class pyramid.ComposedParts
+---@field prefill? pyramid.PolicyLike   whose prefill
+---@field decode? pyramid.PolicyLike    whose trigger and decode
+
 -- ---- what all of them share ---------------------------------------------------------------------
 
 local function copy(t)
@@ -101,8 +105,8 @@ end
 ---is kept whole, or generation evicts nothing. Raises where a part has nothing of what it is to
 ---give, and where neither evicts. Options get the prefix `prefill_` or `decode_`; `target` fits the
 ---prefill's, if it can be fitted, and the prefill's presets keep their names.
----@param parts { prefill?: pyramid.policy|string|table, decode?: pyramid.policy|string|table }
----@return pyramid.policy
+---@param parts pyramid.ComposedParts
+---@return pyramid.Policy
 function compose.compose(parts)
   local _ <close> = core.plain_locale()
   parts = options.check("policy.compose", parts,
@@ -203,10 +207,10 @@ end
 
 ---A policy whose options differ in some layers. What is given for a layer stands, whatever the
 ---whole's options become; a `target` of the whole is reached by the other layers.
----@param p pyramid.policy|string|table
+---@param p pyramid.PolicyLike
 ---@param overrides table<integer|string, table>
 ---  options by layer: 1, "2-4" (inclusive) or "5-" (to the last)
----@return pyramid.policy
+---@return pyramid.Policy
 function compose.layers(p, overrides)
   local _ <close> = core.plain_locale()
   p = part("policy.layers", p)
@@ -234,9 +238,9 @@ end
 
 ---A policy that begins at layer `k`: the layers before keep everything, in prefill and in decode.
 ---`k` becomes the option `from`.
----@param p pyramid.policy|string|table
+---@param p pyramid.PolicyLike
 ---@param k integer  from 1
----@return pyramid.policy
+---@return pyramid.Policy
 function compose.from(p, k)
   local _ <close> = core.plain_locale()
   p = part("policy.from", p)
@@ -258,9 +262,9 @@ end
 
 ---The same policy under another name; what a policy file returns is named after the file.
 ---@param name string
----@param p pyramid.policy|string|table
+---@param p pyramid.PolicyLike
 ---@param doc? string
----@return pyramid.policy
+---@return pyramid.Policy
 function compose.named(name, p, doc)
   local _ <close> = core.plain_locale()
   if type(name) ~= "string" or name == "" then error("policy.named: a name is wanted", 2) end

@@ -8,12 +8,10 @@
 --- did (one that leaves out earlier thoughts), or a call had failed in the middle of an answer, the
 --- cache is made anew: `rereads` counts that.
 ---
----   messages      system, user, assistant, user, assistant what was said, also what is not in the
----                 cache yet
----   text          "<|im_start|>system … <|im_start|>assistant\n" what the format made of all
----                 before the last answer
----   waiting       ids of the last answer that the cache does not hold yet: its last token, mostly
----   seen          ids of all that was read and written, for samplers with penalties
+---   messages   system, user, assistant, user, …: what was said, also what is not in the cache yet
+---   text       "<|im_start|>system … assistant\n": what the format made of all before the answer
+---   waiting    ids of the last answer that the cache does not hold yet: its last token, mostly
+---   seen       ids of all that was read and written, for samplers with penalties
 ---
 --- `format = "none"` is for models without a chat format: the messages are one plain text, which
 --- the model goes on with.
@@ -24,6 +22,7 @@ local sampler = require "pyramid.sampler"
 
 local conversation = {}
 
+---Messages in a model's chat format, and the cache that each turn adds to.
 ---@class pyramid.Conversation
 ---@field messages pyramid.Message[]
 ---@field cache? pyramid.Cache    nil until the first turn
@@ -98,7 +97,7 @@ end
 ---Begins a conversation. Nothing is read before the first turn.
 ---@param model pyramid.Model
 ---@param given? pyramid.ConversationOptions
----@return pyramid.Conversation|nil
+---@return pyramid.Conversation?
 ---@return string? message
 ---@return string? code
 function conversation.new(model, given)
@@ -133,7 +132,7 @@ end
 ---Adds a message without an answer. nil, message, code if the format cannot tell it there.
 ---@param role string
 ---@param text string
----@return true|nil
+---@return true?
 ---@return string? message
 ---@return string? code
 function Conversation:add(role, text)
@@ -196,15 +195,14 @@ local how_keys = { sampler = "any", max_tokens = "integer", stop = "string|table
 ---@field on_prompt? fun(tokens: integer, anew: boolean)
 ---  before reading: how many are new; whether from the beginning
 ---@field on_piece? fun(piece: string, id: integer?, run: pyramid.Generation): boolean|string?
----  true ends the answer there,
----                                  "cancel" gives it up
+---  true ends the answer there, "cancel" gives it up
 
 ---Says something, and generates the answer. Returns the answer's statistics (prompt_tokens: those
 ---that were new); the answer is `reply`, why it ended `finish`. On a failure the messages are as
 ---before.
 ---@param text string|nil   nil: answers what was added
 ---@param how? pyramid.SayOptions
----@return pyramid.GenerationStats|nil
+---@return pyramid.GenerationStats?
 ---@return string? message
 ---@return string? code
 function Conversation:say(text, how)
@@ -304,7 +302,7 @@ for key, kind in pairs(generate.keys) do answer_keys[key] = kind end
 ---@param model pyramid.Model
 ---@param messages pyramid.Message[]
 ---@param given? pyramid.ChatAnswerOptions
----@return pyramid.Generation|nil
+---@return pyramid.Generation?
 ---@return string? message
 ---@return string? code
 ---@return pyramid.Generation? closing
@@ -343,7 +341,7 @@ end
 -- ---- copies -------------------------------------------------------------------------------------
 
 ---A conversation that goes on from here by itself. Shares the cache's pages until they are written.
----@return pyramid.Conversation|nil
+---@return pyramid.Conversation?
 ---@return string? message
 ---@return string? code
 function Conversation:fork()
@@ -390,7 +388,7 @@ end
 
 ---Saves messages and cache in one file, which is replaced whole.
 ---@param path string
----@return true|nil
+---@return true?
 ---@return string? message
 ---@return string? code
 function Conversation:save(path)
@@ -434,7 +432,7 @@ end
 ---@param model pyramid.Model
 ---@param path string
 ---@param given? pyramid.ConversationOptions
----@return pyramid.Conversation|nil
+---@return pyramid.Conversation?
 ---@return string? message
 ---@return string? code
 function conversation.load(model, path, given)
@@ -465,6 +463,7 @@ function conversation.load(model, path, given)
   return self
 end
 
+---Closes the conversation and its cache.
 function Conversation:close()
   if self.cache then self.cache:close() end
   self.cache, self.text, self.closed = nil, nil, true

@@ -22,7 +22,7 @@ function files.exists(path) return files.kind(path) ~= nil end
 
 ---Opens a regular file for reading.
 ---@param path string
----@return file*|nil
+---@return file*?
 ---@return integer|string size  or a message
 ---@return string? code
 function files.open(path)
@@ -33,7 +33,7 @@ end
 ---The bytes of a regular file, as many as it has when it is opened.
 ---@param path string
 ---@param limit integer  bytes that a file of this kind may have
----@return string|nil
+---@return string?
 ---@return string? message
 ---@return string? code
 function files.read(path, limit)
@@ -50,13 +50,15 @@ function files.read(path, limit)
   return text or ""
 end
 
---- Replaces a file, or makes it: all of it or, on any failure, nothing. Symbolic links are followed
---- and stay.
+---Writes a file piece by piece; what is raised in it, and a nil with a message that it returns,
+---leave the file as it was.
+---@alias pyramid.FileWriter fun(write: fun(...: string)): any, string?, string?
+
+---Replaces a file, or makes it: all of it or, on any failure, nothing. Symbolic links are followed
+---and stay.
 ---@param path string
----@param content string|fun(write: fun(...: string)): any?, string?, string?
----  a function writes it piece by piece; what is
----  raised in it, and a nil with a message that it returns, leave the file as it was
----@return true|nil
+---@param content string|pyramid.FileWriter
+---@return true?
 ---@return string? message
 ---@return string? code
 function files.write(path, content)

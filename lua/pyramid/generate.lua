@@ -18,7 +18,7 @@ local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "
 generate.keys = keys
 
 ---@class pyramid.GenerateOptions
----@field policy? pyramid.policy|string|table   with dtype and budget: of the cache that is made
+---@field policy? pyramid.PolicyLike   with dtype and budget: of the cache that is made
 ---@field dtype? string
 ---@field budget? integer|string
 ---@field policy_seconds? number
@@ -32,9 +32,8 @@ generate.keys = keys
 ---@field logprobs? boolean|integer  true: run.logprobs; an integer: run.top, too, of so many ids
 ---@field prune? boolean            false: the prompt is appended without asking the policy
 ---@field progress? fun(done: integer, total: integer): boolean?
----  while the prompt is read; true cancels. Asked again,
----                                  with the last figures, where a policy's code takes long between
----                                  two tokens
+---  while the prompt is read; true cancels. Asked again, with the last figures, where a policy's
+---  code takes long between two tokens
 ---@field clock? fun(): number      seconds, for the statistics
 
 --- The loop of a generic `for` ends the same way whatever happened: `finish` tells what did, and
@@ -128,7 +127,7 @@ end
 ---@param model pyramid.Model
 ---@param prompt string|integer[]
 ---@param given? pyramid.GenerateOptions
----@return pyramid.Generation|nil
+---@return pyramid.Generation?
 ---@return string? message
 ---@return string? code
 ---@return pyramid.Generation? closing  the generic `for` closes it
@@ -213,7 +212,7 @@ end
 
 ---The next piece of text and the id that completed it; nil at the end. A piece may be empty while a
 ---character or a stop text is incomplete.
----@return string|nil piece
+---@return string? piece
 ---@return integer|string|nil id
 ---@return string? code
 function Generation:next()

@@ -38,7 +38,7 @@ end
 ---Opens a model. All that can be wrong with the options is found here, not by the first prompt.
 ---@param path string
 ---@param o pyramid.HostOptions
----@return pyramid.Host|nil
+---@return pyramid.Host?
 ---@return string? message
 ---@return string? code
 function host.open(path, o)
@@ -63,7 +63,7 @@ end
 
 ---How many tokens a text is, as `generate` would read it.
 ---@param text string
----@return integer|nil
+---@return integer?
 ---@return string? message
 ---@return string? code
 function Host:count(text)
@@ -95,7 +95,7 @@ end
 ---Generates text from a prompt, in a cache of its own.
 ---@param prompt string
 ---@param how pyramid.HostGenerateOptions
----@return pyramid.GenerationStats|nil
+---@return pyramid.GenerationStats?
 ---@return string? message
 ---@return string? code
 function Host:generate(prompt, how)
@@ -127,15 +127,17 @@ local function with_cache(self, o)
     budget = cache.budget, policy_seconds = cache.policy_seconds }
 end
 
+---Begins a conversation.
 ---@param o pyramid.HostConversationOptions
----@return pyramid.Conversation|nil
+---@return pyramid.Conversation?
 ---@return string? message
 ---@return string? code
 function Host:converse(o) return self.model:conversation(with_cache(self, o)) end
 
+---A conversation from the file that it was saved in.
 ---@param path string
 ---@param o pyramid.HostConversationOptions
----@return pyramid.Conversation|nil
+---@return pyramid.Conversation?
 ---@return string? message
 ---@return string? code
 function Host:load(path, o)
@@ -148,7 +150,7 @@ end
 ---@param talk pyramid.Conversation
 ---@param text? string
 ---@param how pyramid.HostGenerateOptions
----@return pyramid.GenerationStats|nil
+---@return pyramid.GenerationStats?
 ---@return string? message
 ---@return string? code
 function Host.say(_, talk, text, how)

@@ -10,6 +10,7 @@ local tokenizer = require "pyramid.tokenizer"
 
 local model = {}
 
+---A model: weights, a tokenizer, and the caches and generations made from it.
 ---@class pyramid.Model
 ---@field config pyramid.Config
 ---@field tokenizer? pyramid.Tokenizer
@@ -30,37 +31,28 @@ local rounded = { cpu = { bf16 = "avx512bf16", int8 = "avx512int8" }, other = { 
 
 ---@class pyramid.ModelOptions
 ---@field device? "cpu"|"cuda"|"emulated"
----  "emulated": CUDA's kernels run by the processor, for specs; nil: the host's default,
----                                  which is PYRAMID_DEVICE in the program `pyramid`, else "cpu";
----                                  always "cpu" if isa is given
+---  "emulated": CUDA's kernels run by the processor, for specs; nil: the host's default, which is
+---  PYRAMID_DEVICE in the program `pyramid`, else "cpu"; always "cpu" if isa is given
 ---@field threads? integer           0 or nil: all processors
 ---@field weights? string
----  "f32", "f16", "bf16", "q8_0", "q4_0": converts; nil: as in the file, but what no
----                                  kernel reads (q4_1, q2_k, iq4_nl, …) becomes q8_0, as
----                                  `model.warnings` then says
+---  "f32", "f16", "bf16", "q8_0", "q4_0": converts; nil: as in the file, but what no kernel reads
+---  (q4_1, q2_k, iq4_nl, …) becomes q8_0, as `model.warnings` then says
 ---@field memory? integer|string     most bytes the runtime may hold, mapped files excluded
 ---@field isa? string                CPU kernels: "base", "avx2", "avx512"; nil: the best
 ---@field precision? "f32"|"bf16"|"int8"
----  of matrix products. "f32" (the default) multiplies activations as they are;
----                                  "bf16" rounds a prompt's where the processor multiplies bf16
----                                  and the weights are bf16 or
----                                  quantised: about twice as fast, logits within about 1 % of
----                                  their norm; "int8" rounds those of
----                                  quantised weights to 8 bits, in groups of 32, where it
----                                  multiplies bytes: prompts and steps;
----                                  all else as "bf16", large batches of steps too. Quantised
----                                  weights are then held in an
----                                  order of their own, not in the mapped file, and count against
----                                  `memory`
+---  of matrix products. "f32" (the default) multiplies activations as they are; "bf16" rounds a
+---  prompt's where the processor multiplies bf16 and the weights are bf16 or quantised: about twice
+---  as fast, logits within about 1 % of their norm; "int8" rounds those of quantised weights to 8
+---  bits, in groups of 32, where it multiplies bytes: prompts and steps; all else as "bf16", large
+---  batches of steps too. Quantised weights are then held in an order of their own, not in the
+---  mapped file, and count against `memory`
 ---@field context? integer           positions, instead of those that the model was made for
 ---@field scaling? "none"|"linear"|"yarn"
----  what RoPE does to make room for a longer context: nothing (nil, "none"), divide
----                                  all angles ("linear": arXiv 2306.15595), or the slow ones
----                                  ("yarn": arXiv 2309.00071)
+---  what RoPE does to make room for a longer context: nothing (nil, "none"), divide all angles
+---  ("linear": arXiv 2306.15595), or the slow ones ("yarn": arXiv 2309.00071)
 ---@field map? boolean
 ---  false: weights are read into memory, which counts, instead of being mapped. For files on a
----                                  network, on a stick, or that others may shorten: a mapping then
----                                  ends the process (SIGBUS)
+---  network, on a stick, or that others may shorten: a mapping then ends the process (SIGBUS)
 ---@field progress? fun(done: integer, total: integer): boolean?   while weights are converted
 ---@field policy_seconds? number     what its caches use that say nothing else
 
@@ -80,7 +72,7 @@ end
 ---without one still runs on ids (`model.tokenizer` is nil then).
 ---@param path string
 ---@param given? pyramid.ModelOptions
----@return pyramid.Model|nil
+---@return pyramid.Model?
 ---@return string? message
 ---@return string? code
 function model.open(path, given)
@@ -132,16 +124,18 @@ function model.open(path, given)
 end
 
 ---The core model; raises if the model is closed.
+---@return userdata
 function Model:native() return self.handle or error("the model is closed", 3) end
 
 ---The runtime; raises if the model is closed.
+---@return userdata
 function Model:runtime() return self.root or error("the model is closed", 3) end
 
 ---Token ids of a text. `special = false`: nothing is added, and texts of special tokens are
 ---ordinary text.
 ---@param text string
----@param given? { special?: boolean }
----@return integer[]|nil
+---@param given? pyramid.EncodeOptions
+---@return integer[]?
 ---@return string? message
 ---@return string? code
 function Model:encode(text, given)
@@ -149,9 +143,10 @@ function Model:encode(text, given)
   return self.tokenizer:encode(text, given)
 end
 
----The text of token ids.
+---The text of token ids, as of the tokenizer.
 ---@param ids integer[]
----@return string|nil
+---@param given? pyramid.DecodeOptions
+---@return string?
 ---@return string? message
 ---@return string? code
 function Model:decode(ids, given)
@@ -161,7 +156,7 @@ end
 
 ---A cache for one sequence.
 ---@param given? pyramid.CacheOptions
----@return pyramid.Cache|nil
+---@return pyramid.Cache?
 ---@return string? message
 ---@return string? code
 function Model:cache(given)
@@ -176,7 +171,7 @@ end
 ---A cache that `cache:save` wrote. Options as for `cache`; dtype must be the saved one's.
 ---@param path string
 ---@param given? pyramid.CacheOptions
----@return pyramid.Cache|nil
+---@return pyramid.Cache?
 ---@return string? message
 ---@return string? code
 function Model:load_cache(path, given)
@@ -191,34 +186,37 @@ end
 
 ---A batch of sequences.
 ---@param given? pyramid.CacheOptions
----@return pyramid.Batch|nil
+---@return pyramid.Batch?
 ---@return string? message
 ---@return string? code
 function Model:batch(given) return batch.new(self, given) end
 
----Generates text: an iterator of pieces and ids, see pyramid.generate.
+---Generates text: an iterator of pieces and ids.
 ---@param prompt string|integer[]
 ---@param given? pyramid.GenerateOptions
----@return pyramid.Generation|nil
+---@return pyramid.Generation?
 ---@return string? message
 ---@return string? code
+---@return pyramid.Generation? closing  the generic `for` closes it
 function Model:generate(prompt, given) return generate.start(self, prompt, given) end
 
 --- The model's answer to messages in its chat format, from their beginning: a generation as of
 --- `generate`.
 ---
----   for piece in assert(model:chat { { role = "user", content = "Hello" } }) do io.write(piece)
+---   for piece in assert(model:chat { { role = "user", content = "Hello" } }) do
+---     io.write(piece)
 ---   end
 ---@param messages pyramid.Message[]
 ---@param given? pyramid.ChatAnswerOptions
----@return pyramid.Generation|nil
+---@return pyramid.Generation?
 ---@return string? message
 ---@return string? code
+---@return pyramid.Generation? closing  the generic `for` closes it
 function Model:chat(messages, given) return conversation.answer(self, messages, given) end
 
----A conversation in the model's chat format, see pyramid.conversation.
+---A conversation in the model's chat format; nothing is read before its first turn.
 ---@param given? pyramid.ConversationOptions
----@return pyramid.Conversation|nil
+---@return pyramid.Conversation?
 ---@return string? message
 ---@return string? code
 function Model:conversation(given) return conversation.new(self, given) end
@@ -226,7 +224,7 @@ function Model:conversation(given) return conversation.new(self, given) end
 ---A conversation that `conversation:save` wrote.
 ---@param path string
 ---@param given? pyramid.ConversationOptions
----@return pyramid.Conversation|nil
+---@return pyramid.Conversation?
 ---@return string? message
 ---@return string? code
 function Model:load_conversation(path, given) return conversation.load(self, path, given) end
@@ -248,7 +246,7 @@ function Model:memory() return self:runtime():memory(), self:runtime():memory_pe
 ---return what was counted until then, as the call without an argument does. Off (as at first) it
 ---costs nothing; on, two readings of the clock for each operation.
 ---@param on? boolean
----@return pyramid.ProfileEntry[]|nil
+---@return pyramid.ProfileEntry[]?
 ---@return string? message
 ---@return string? code
 function Model:profile(on)

@@ -4,71 +4,112 @@
 ---
 ---   return policy {
 ---     name = "mine", defaults = { ratio = 0.5 },
----     prefill = function(o, l) return { keep = …, guard = { first = 4, last = 32 }, score = …,
----     prune = "cache" } end,
----     trigger = function(o, l) return { every = 16, window = 32, track = score.attention { … } }
+---     prefill = function(o, l)
+---       return { keep = …, guard = { first = 4, last = 32 }, score = …, prune = "cache" }
 ---     end,
----     decode  = function(o, l) return { keep = … } end,
+---     trigger = function(o, l)
+---       return { every = 16, window = 32, track = score.attention { … } }
+---     end,
+---     decode = function(o, l) return { keep = … } end,
 ---   }
 ---
---- l: index (from 1), layers, depth ((index-1)/layers), prompt (tokens of the prefill), past (rows
---- held before it), rows (when the plan runs), waiting (decode: rows that may be judged), tokens
---- (seen), heads, kv_heads, head_dim. A plan:
----   keep     rows of a lane that survive, guards included; with share = "head" it may be a list,
----            one number a KV head. Each head is judged by its own rows, and left whole where it
----            holds no more than that
----   guard    { first =, last = } rows at either end that always survive
----   score    what ranks the others (score.lua); nothing: what the trigger tracks, else the
----            position
----   share    "layer": one set for all heads; "head": one for each KV head; "pool": `keep` is the
----            average, and the rows of all KV heads compete for the budget (AdaKV, arXiv
----            2407.11550)
----   mass     0 < p <= 1: only as many of the ranked rows as hold the share p of the sum of their
----            scores (top-p; scores below 0 count 0), at most `keep`, which is then all rows unless
----            said
----   least    rows of a lane that survive at least, under "pool" or `mass`
----   merge    { threshold = x } or true (x = -1): a loser is not just dropped, but averaged, key
----            and value, into the row of its head that survives and whose key is most similar, if
----            their cosine is at least x (core/policy/evict.h)
----   prune    "cache": this layer's rows; "hidden": the next layers never see the token; "both"
----   rotate   "compact": keys are rotated to the positions 0 .. rows-1 after each cut, so that
----            generation goes on for ever (StreamingLLM's positions within the cache, arXiv
----            2309.17453); needs share = "layer". Each turn begins at the key as it came, which
----            such a layer keeps beside it: half as many bytes more. "keep": as they are
---- A trigger: every (steps) or over (rows), window (rows never judged), once, track (what decode
---- ranks by). Returning nothing keeps everything. `limits` says what an option may be: { min, max,
---- step } of a number, of which only min must be given, or a list of texts. With `fit = "ratio"`,
---- the option `target = 0.45` finds the ratio that keeps this share of the rows, on average over
---- layers, for the prompt at hand, or as near as the other options allow. Policies are made from
---- policies by policy.compose, .layers, .from and .named: see compose.lua.
+--- What the functions are shown is pyramid.Layer, what they return pyramid.Plan and
+--- pyramid.Trigger; what a policy is made of is pyramid.Definition. Returning nothing keeps
+--- everything. Policies are made from policies by policy.compose, .layers, .from and .named: see
+--- compose.lua.
 local core = require "pyramid.core"
 local options = require "pyramid.options"
 local score = require "pyramid.score"
 
+---Makes a policy from its definition, as `policy.define` does.
+---@class pyramid.PolicyModule
+---@overload fun(definition: pyramid.Definition): pyramid.Policy
+---@field compose fun(parts: pyramid.ComposedParts): pyramid.Policy  compose.lua
+---@field layers fun(p: pyramid.PolicyLike, overrides: table<integer|string, table>): pyramid.Policy
+---@field from fun(p: pyramid.PolicyLike, k: integer): pyramid.Policy
+---@field named fun(name: string, p: pyramid.PolicyLike, doc?: string): pyramid.Policy
 local module = {}
 
----@class pyramid.policy
+---What names a policy: one that is made, a bundled one's name, the path of a policy file, or a
+---definition.
+---@alias pyramid.PolicyLike pyramid.Policy|string|pyramid.Definition
+
+---A policy as it is used: immutable, and the same for all caches that it is given to.
+---@class pyramid.Policy
 ---@field name string
 ---@field options table  a copy of the options in force: changing it changes nothing
----@field package in_force table
+---@field in_force table  the same, for Pyramid's own files
 ---@field package given table  those that are not defaults
----@field definition table
+---@field definition pyramid.Definition
 local Policy = {}
 Policy.__index = Policy
 Policy.__name = "pyramid.policy"
 
----@class pyramid.layer
----@field index integer
----@field layers integer
----@field depth number
----@field prompt integer
----@field past integer
----@field rows integer
----@field waiting integer
----@field tokens integer
+---What a policy is made of. Its functions must be pure: the same arguments, the same plan. `o` are
+---the options in force.
+---@class pyramid.Definition
+---@field name string
+---@field doc? string                     one line
+---@field defaults? table<string, any>    the options, each of the type that it keeps
+---@field limits? table<string, table>
+---  what options may be: { min, max, step } of a number, of which only min must be given, or a list
+---  of texts
+---@field presets? table<string, table>   options by the name of a set: preset = "45"
+---@field fit? string
+---  the option, a number, that `target = 0.45` turns until the prompt's rows, on average over
+---  layers, are that share of a full cache's, or as near as the others allow
+---@field prefill? fun(o: table, l: pyramid.Layer): pyramid.Plan?      before a layer reads a prompt
+---@field trigger? fun(o: table, l: pyramid.Layer): pyramid.Trigger?   once a prompt
+---@field decode? fun(o: table, l: pyramid.Layer): pyramid.Plan?       when the trigger fires
+
+---The shape of a layer: what a policy's functions are told.
+---@class pyramid.Layer
+---@field index integer     from 1
+---@field layers integer    how many the model has
+---@field depth number      (index - 1) / layers
+---@field prompt integer    tokens of the prefill
+---@field past integer      rows held before it
+---@field rows integer      when the plan runs
+---@field waiting integer   rows that may be judged, in decode
+---@field tokens integer    seen
 ---@field heads integer
 ---@field kv_heads integer
 ---@field head_dim integer
+
+---What is to be done to one layer.
+---@class pyramid.Plan
+---@field keep? integer|integer[]
+---  rows of a lane that survive, guards included; with share = "head" it may be a list, one number
+---  a KV head. Each head is judged by its own rows, and left whole where it holds no more than
+---  that. Must be given, unless `mass` is
+---@field guard? { first?: integer, last?: integer }   rows at either end that always survive
+---@field score? pyramid.Score
+---  what ranks the others; nothing: what the trigger tracks, else the position
+---@field share? "layer"|"head"|"pool"
+---  "layer" (the default): one set for all heads; "head": one for each KV head; "pool": `keep` is
+---  the average, and the rows of all KV heads compete for the budget (AdaKV, arXiv 2407.11550)
+---@field mass? number
+---  0 < p <= 1: only as many of the ranked rows as hold the share p of the sum of their scores
+---  (top-p; scores below 0 count 0), at most `keep`, which is then all rows unless said
+---@field least? integer    rows of a lane that survive at least, under "pool" or `mass`
+---@field merge? true|{ threshold: number }
+---  a loser is not just dropped, but averaged, key and value, into the row of its head that
+---  survives and whose key is most similar, if their cosine is at least the threshold; true: -1
+---@field prune? "cache"|"hidden"|"both"
+---  "cache" (the default): this layer's rows; "hidden": the next layers never see the token
+---@field rotate? "keep"|"compact"
+---  "compact": keys are rotated to the positions 0 .. rows-1 after each cut, so that generation
+---  goes on for ever (StreamingLLM's positions within the cache, arXiv 2309.17453); needs share =
+---  "layer". Each turn begins at the key as it came, which such a layer keeps beside it: half as
+---  many bytes more. "keep" (the default): as they are
+
+---When `decode` is asked for a plan.
+---@class pyramid.Trigger
+---@field every? integer           after this many steps
+---@field over? integer            when a lane holds more rows than this
+---@field window? integer          the last rows, which decode never judges
+---@field once? boolean            a row is judged once; needs `every`
+---@field track? pyramid.Score     one attention or history signal, which decode ranks by
 
 local definition_keys = { name = "string", doc = "string", defaults = "table", limits = "table",
   presets = "table", prefill = "function", trigger = "function", decode = "function",
@@ -182,7 +223,17 @@ local function flat_trigger(trigger)
 end
 
 ---The layer shape that policies see.
----@return pyramid.layer
+---@param index integer
+---@param layers integer
+---@param prompt integer
+---@param past integer
+---@param rows integer
+---@param waiting integer
+---@param tokens integer
+---@param heads integer
+---@param kv_heads integer
+---@param head_dim integer
+---@return pyramid.Layer
 function module.shape(index, layers, prompt, past, rows, waiting, tokens, heads, kv_heads, head_dim)
   return { index = index, layers = layers, depth = (index - 1) / layers, prompt = prompt,
     past = past, rows = rows, waiting = waiting, tokens = tokens, heads = heads,
@@ -268,7 +319,7 @@ end
 
 ---The same policy under other options.
 ---@param given table
----@return pyramid.policy
+---@return pyramid.Policy
 function Policy:with(given)
   local _ <close> = core.plain_locale()
   if type(given) ~= "table" then error("policy " .. self.name .. ": options must be a table", 2) end
@@ -280,7 +331,7 @@ end
 ---The options for a prompt: as they are, or, where the option `target` is set, with the option that
 ---`fit` names chosen so that the prompt's rows, on average over layers, come as near to that share
 ---of a full cache as they can (bisection over the forecast).
----@param l pyramid.layer
+---@param l pyramid.Layer
 ---@return table
 function Policy:fitted(l)
   local fit, target = self.definition.fit, self.in_force.target
@@ -334,9 +385,10 @@ end
 ---@return boolean
 function module.is(value) return getmetatable(value) == Policy end
 
----Makes a policy from its definition; raises on unknown keys and wrong types.
----@param definition table
----@return pyramid.policy
+---Makes a policy from its definition; raises on unknown keys and wrong types. Calling the module
+---does the same: `policy { name = … }`.
+---@param definition pyramid.Definition
+---@return pyramid.Policy
 function module.define(definition)
   local _ <close> = core.plain_locale()
   if type(definition) ~= "table" then error("policy: a table is wanted", 2) end
@@ -421,9 +473,9 @@ end
 function module.list() return core.bundled_list("policy") end
 
 ---A policy by name, by the path of a policy file, from a definition, or as it is; with options.
----@param which string|table|pyramid.policy
+---@param which pyramid.PolicyLike
 ---@param given? table
----@return pyramid.policy|nil
+---@return pyramid.Policy?
 ---@return string? message
 ---@return string? code
 function module.load(which, given)
@@ -457,16 +509,16 @@ function module.load(which, given)
 end
 
 ---The same policy under other options.
----@param p pyramid.policy
+---@param p pyramid.Policy
 ---@param given table
----@return pyramid.policy
+---@return pyramid.Policy
 function module.with(p, given) return p:with(given) end
 
 ---Options written as text, key=value, with the type of the policy's default: what scripts and the C
 ---facade accept.
----@param which string|pyramid.policy
+---@param which string|pyramid.Policy
 ---@param words string[]
----@return table|nil
+---@return table?
 ---@return string? message
 ---@return string? code
 function module.parse_options(which, words)
@@ -529,7 +581,7 @@ end
 ---What a policy would keep at each layer of a prompt of `tokens`, without a model running: rows
 ---stored, on average over KV heads, and tokens computed, as far as its plans say (they are pure
 ---functions of shapes; under `mass`, the most).
----@param which pyramid.policy
+---@param which pyramid.Policy
 ---@param config { layers: integer, heads: integer, kv_heads: integer, head_dim: integer }
 ---@param tokens integer
 ---@return { rows: number, computed: integer, most: boolean }[]
@@ -561,7 +613,9 @@ end
 
 -- compose, layers, from, named: policies made from policies, in a file of their own, which needs
 -- this one whole.
-return setmetatable(module, {
+setmetatable(module, {
   __call = function(_, definition) return module.define(definition) end,
   __index = function(_, name) return require "pyramid.compose"[name] end,
 })
+
+return module

@@ -20,15 +20,16 @@ local core = require "pyramid.core"
 ---@field logit_bias? table<integer, number>
 ---  is added to the logits of these ids; -math.huge bans them
 
+---Picks ids, and remembers what it picked, for its penalties.
 ---@class pyramid.Sampler
----@field pick fun(self: pyramid.Sampler, logits: pyramid.Logits|number[]): integer?, string?,
----  string?
+---@field pick fun(self: pyramid.Sampler, logits: pyramid.Logits|number[]): integer?, string?, string?
+---  the next id; fails where no logit is finite
 ---@field accept fun(self: pyramid.Sampler, ids: integer[]): pyramid.Sampler
 ---  counts ids as seen, such as the prompt's
----@field reset fun(self: pyramid.Sampler): pyramid.Sampler  as new: seed and history
+---@field reset fun(self: pyramid.Sampler): pyramid.Sampler   as new: seed and history
 ---@field close fun(self: pyramid.Sampler)
 
---- Makes a sampler; no options: a greedy one.
+---Makes a sampler; no options: a greedy one.
 ---@param options? pyramid.SamplerOptions
 ---@return pyramid.Sampler
 return function(options)

@@ -47,10 +47,12 @@ function schedule.table(ratios)
   return function(depth) return copy[math.min(math.floor(depth * #copy + 1e-9) + 1, #copy)] end
 end
 
-return setmetatable(schedule, { __index = function(_, name)
+setmetatable(schedule, { __index = function(_, name)
   local known = {}
   for key in pairs(schedule) do known[#known + 1] = key end
   table.sort(known)
   error(("schedule: unknown schedule '%s' (known: %s)"):format(tostring(name),
     table.concat(known, ", ")), 2)
 end })
+
+return schedule

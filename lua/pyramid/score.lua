@@ -11,11 +11,11 @@ local options = require "pyramid.options"
 
 local score = {}
 
----@class pyramid.score
----@operator add(pyramid.score|number): pyramid.score
----@operator sub(pyramid.score|number): pyramid.score
----@operator mul(pyramid.score|number): pyramid.score
----@operator div(pyramid.score|number): pyramid.score
+---@class pyramid.Score
+---@operator add(pyramid.Score|number): pyramid.Score
+---@operator sub(pyramid.Score|number): pyramid.Score
+---@operator mul(pyramid.Score|number): pyramid.Score
+---@operator div(pyramid.Score|number): pyramid.Score
 ---@field package program string
 local Score = {}
 Score.__index = Score
@@ -80,14 +80,14 @@ function score.is_signal(value)
 end
 
 ---The packed program of a score, for the core.
----@param value pyramid.score
+---@param value pyramid.Score
 ---@return string
 function score.program(value) return programs[value] end
 
 ---Keeps in `slots` what a plan's score refers to, for as long as it may be asked for: tables for
 ---good, custom scores until the same layer's plan is made anew.
 ---@param slots table
----@param value pyramid.score
+---@param value pyramid.Score
 ---@param layer integer
 function score.anchor(slots, value, layer)
   slots.custom = slots.custom or {}
@@ -121,7 +121,7 @@ end
 ---KV head's group (see a plan's `share`). In decode, `queries` and `ramp` must be the trigger's.
 ---Source: PyramidInfer, arXiv 2405.12532; SnapKV, arXiv 2404.14469.
 ---@param o? { queries?: integer, ramp?: number, reduce?: "mean"|"sum"|"max", heads?: "mean"|"sum"|"max" }
----@return pyramid.score
+---@return pyramid.Score
 function score.attention(o)
   local _ <close> = core.plain_locale()
   o = options.check("score.attention", o, { queries = "integer", ramp = "number",
@@ -146,7 +146,7 @@ end
 ---heads: what is tracked is the mean over a KV head's query heads. Source: H2O, arXiv 2306.14048;
 ---Scissorhands, arXiv 2305.17118.
 ---@param o? { decay?: number, heads?: "mean"|"sum"|"max" }
----@return pyramid.score
+---@return pyramid.Score
 function score.history(o)
   local _ <close> = core.plain_locale()
   o = options.check("score.history", o, { decay = "number", heads = "string" })
@@ -157,20 +157,20 @@ function score.history(o)
 end
 
 ---The length of a row's key (after RoPE, which does not change it).
----@return pyramid.score
+---@return pyramid.Score
 function score.key_norm() return new("key_norm()", op("key_norm")) end
 
 ---The length of a row's value.
----@return pyramid.score
+---@return pyramid.Score
 function score.value_norm() return new("value_norm()", op("value_norm")) end
 
 ---A row's original position: the newest rank highest.
----@return pyramid.score
+---@return pyramid.Score
 function score.position() return new("position()", op("position")) end
 
 ---Uniform in [0, 1), the same for the same seed, layer and position.
 ---@param seed? integer
----@return pyramid.score
+---@return pyramid.Score
 function score.random(seed)
   seed = options.whole(seed or 0)
   if math.type(seed) ~= "integer" or seed < -0x80000000 or seed > 0x7fffffff then
@@ -181,7 +181,7 @@ end
 
 ---The same number for every row.
 ---@param value number
----@return pyramid.score
+---@return pyramid.Score
 function score.const(value)
   local _ <close> = core.plain_locale()
   if not finite(value) then error("score.const: a finite number is wanted", 2) end
@@ -191,16 +191,16 @@ end
 ---How alike a row's key is to the others: the cosine of the key to the mean of the judged rows'
 ---keys, each first made of length 1 (rows that are guarded have no part in the mean). KeyDiff
 ---(arXiv 2504.15364) keeps the least alike.
----@return pyramid.score
+---@return pyramid.Score
 function score.key_similarity() return new("key_similarity()", op("key_similarity")) end
 
 ---The length (L1) of what a row's value adds to the residual stream, W_o v, mean over the query
 ---heads that read it. Source: CriticalKV, arXiv 2502.03805.
----@return pyramid.score
+---@return pyramid.Score
 function score.output_norm() return new("output_norm()", op("output_norm")) end
 
 ---0 for the first judged row, 1 for the last, evenly between.
----@return pyramid.score
+---@return pyramid.Score
 function score.place() return new("place()", op("place")) end
 
 local function whole(value, low, high)
@@ -214,7 +214,7 @@ end
 ---Expected Attention, arXiv 2510.00636, which ranks by `(score.expected() + epsilon) *
 ---score.value_norm()`.
 ---@param o? { future?: integer, sinks?: integer, covariance?: boolean, heads?: "mean"|"sum"|"max" }
----@return pyramid.score
+---@return pyramid.Score
 function score.expected(o)
   o = options.check("score.expected", o, { future = "integer", sinks = "integer",
     covariance = "boolean", heads = "string" })
@@ -235,7 +235,7 @@ end
 ---default) a row's rank in its run, from 0 to below 1, is its score. Rows without a whole run
 ---behind theirs have 1. Source: LagKV, arXiv 2504.04704.
 ---@param o? { lag?: integer, ranked?: boolean }
----@return pyramid.score
+---@return pyramid.Score
 function score.lag(o)
   o = options.check("score.lag", o, { lag = "integer", ranked = "boolean" })
   local lag, ranked = o.lag or 128, o.ranked ~= false
@@ -247,8 +247,8 @@ end
 ---"head", { … }, … }` has [layer][KV head]. A vector (pyramid.vector) does as well, or a matrix
 ---with [layer][head]. Rows beyond it get 0. The numbers are copied here, once; later changes of the
 ---table are not seen.
----@param t table|pyramid.vector
----@return pyramid.score
+---@param t table|pyramid.Vector
+---@return pyramid.Score
 function score.table(t)
   local by, values = "position", t
   if type(t) == "table" then
@@ -283,9 +283,9 @@ end
 ---cache that was read under the policy "guide", a large model keeps what the small one's last
 ---queries looked at.
 ---@param cache pyramid.Cache
----@param expression? pyramid.score
+---@param expression? pyramid.Score
 ---@param o? { layer?: integer, head?: integer }
----@return pyramid.score
+---@return pyramid.Score
 function score.from(cache, expression, o)
   local values, message = cache:scores(expression, o)
   if not values then error("score.from: " .. message, 2) end
@@ -299,9 +299,9 @@ end
 ---with the call. Where heads share one set, fn is asked for each KV head, inputs are the set's, and
 ---the mean of what it returns ranks. Runs once a layer and head, in prefill plans only; what it
 ---raises ends the prefill. Vectors are in pyramid.vector.
----@param fn fun(lane: pyramid.Lane): pyramid.vector|number[]
----@param inputs? table<string, pyramid.score>
----@return pyramid.score
+---@param fn fun(lane: pyramid.Lane): pyramid.Vector|number[]
+---@param inputs? table<string, pyramid.Score>
+---@return pyramid.Score
 function score.custom(fn, inputs)
   if type(fn) ~= "function" then
     error(("score.custom: a function is wanted, not a %s"):format(type(fn)), 2)
@@ -350,7 +350,7 @@ Score.__tostring = function(a) return texts[a] end
 ---Average ("avg") or maximum ("max") over a centred window of odd width among the judged rows.
 ---@param kind "avg"|"max"
 ---@param width integer
----@return pyramid.score
+---@return pyramid.Score
 function Score:pool(kind, width)
   local how = choice("score:pool", "kind", kind, pools)
   if not how then error("score:pool: kind must be \"avg\" or \"max\"", 2) end
@@ -367,18 +367,18 @@ local function transformed(self, said, ...)
 end
 
 ---Divided by the sum over the judged rows.
----@return pyramid.score
+---@return pyramid.Score
 function Score:normalize() return transformed(self, ":normalize()", "normalize") end
 
 ---exp of it, divided by the sum of that over the judged rows.
----@return pyramid.score
+---@return pyramid.Score
 function Score:softmax() return transformed(self, ":softmax()", "softmax") end
 
 ---The mean over each run of `rows` consecutive judged rows, so that runs live or die whole but for
 ---the one at the limit (ties go to the lower row). Runs are counted from the first judged row; the
 ---last one may be shorter, and has its own mean. Source: ChunkKV, arXiv 2502.00299.
 ---@param rows integer
----@return pyramid.score
+---@return pyramid.Score
 function Score:chunk(rows)
   if not whole(rows, 1, 1 << 24) then
     error(("score:chunk: a positive integer is wanted, not %s"):format(tostring(rows)), 2)
@@ -389,7 +389,7 @@ end
 ---1 for the `rows` judged rows that are highest by it, 0 for the others: `a:top(n) * 1e9 + b` takes
 ---n by a, the rest by b.
 ---@param rows integer
----@return pyramid.score
+---@return pyramid.Score
 function Score:top(rows)
   if not whole(rows, 0, 0x7fffffff) then
     error(("score:top: an integer of 0 or more is wanted, not %s"):format(tostring(rows)), 2)
@@ -400,7 +400,7 @@ end
 ---Weighted by a ramp along the judged rows: `from` at the first, `to` at the last.
 ---@param from number
 ---@param to number
----@return pyramid.score
+---@return pyramid.Score
 function Score:ramp(from, to)
   local _ <close> = core.plain_locale()
   if not finite(from) or not finite(to) then

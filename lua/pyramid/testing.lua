@@ -7,10 +7,9 @@
 ---   describe("mine", function()
 ---     local mine = assert(policy.load "mine.lua")
 ---     it("keeps what is looked at", function()
----       local run = testing.run(mine:with { rows = 4 }, { prompt = 10, attention = { [3] = 100 }
----       })
----       assert.keeps(run[2], { 0, 3, 8, 9 })            -- layer 2, every head; positions count
----                                                       from 0
+---       local run = testing.run(mine:with { rows = 4 },
+---         { prompt = 10, attention = { [3] = 100 } })
+---       assert.keeps(run[2], { 0, 3, 8, 9 })   -- layer 2, every head; positions count from 0
 ---     end)
 ---     it("holds its budget", function() assert.budget(mine, 0.5) end)
 ---     it("is sound", function() assert(testing.check(mine)) end)
@@ -36,7 +35,7 @@ local layer_keys = { index = "integer", layers = "integer", prompt = "integer", 
 ---tokens, but for what is given.
 ---@param given? table<string, integer>
 ---  index, layers, prompt, past, rows, waiting, tokens, heads, kv_heads, head_dim
----@return pyramid.layer
+---@return pyramid.Layer
 function testing.layer(given)
   given = options.check("testing.layer", given, layer_keys)
   local prompt, past = given.prompt or 256, given.past or 0
@@ -85,6 +84,13 @@ local run_keys = { prompt = "integer|table", layers = "integer", heads = "intege
     attend = "function", keys = "function|table", values = "function|table", outputs = "function",
       expected = "function", seed = "integer", scores = "boolean", watch = "function" }
 
+---A number for each row that a query head sees: how much it looks at it.
+---@alias pyramid.testing.Attention fun(layer: integer, head: integer, query: integer, position: integer): number
+
+---A row's key or value, or its length.
+---@alias pyramid.testing.Rows fun(layer: integer, kv_head: integer, position: integer): number|number[]
+
+---What `testing.run` is given; in brackets, what holds otherwise.
 ---@class pyramid.testing.Given
 ---@field prompt? integer|integer[]   tokens (64); several: prompts read one after another
 ---@field steps? integer              tokens generated after it (0)
@@ -92,25 +98,22 @@ local run_keys = { prompt = "integer|table", layers = "integer", heads = "intege
 ---@field heads? integer              (2)
 ---@field kv_heads? integer           (as many as heads)
 ---@field head_dim? integer           (16); only shown to the policy
----@field attention? fun(layer: integer, head: integer, query: integer, position: integer):
----  number|table<integer, number>
+---@field attention? pyramid.testing.Attention|table<integer, number>
 ---  how much a query head looks at a position, in proportion to what else it sees; or a number by
 ---  position, 1 elsewhere
 ---@field attend? fun(layer: integer, head: integer, query: integer, positions: integer[], held: table): number[]
 ---  the same for all rows that the query sees at once; called for each layer, query and head, in a
 ---  model's order. held.merged: { key =, value = } by position of rows that took others in, or nil;
 ---  held.compact: keys are rotated to the places from 0 that rows have among `positions`
----@field keys? fun(layer: integer, kv_head: integer, position: integer):
----  number|number[]|table<integer, number>
+---@field keys? pyramid.testing.Rows|table<integer, number|number[]>
 ---  a row's key, or its length; or by position, 1 elsewhere
----@field values? fun(layer: integer, kv_head: integer, position: integer):
----  number|number[]|table<integer, number>
+---@field values? pyramid.testing.Rows|table<integer, number|number[]>   likewise
 ---@field outputs? fun(layer: integer, head: integer, value: number|number[]): number
----  for score.output_norm: the length of
----  what a value adds to the residual stream by way of a query head
+---  for score.output_norm: the length of what a value adds to the residual stream by way of a query
+---  head
 ---@field expected? fun(layer: integer, head: integer, keys: table, how: table): number[]
----  for score.expected: the exponent of
----  each key of a query head; how holds queries (their positions), next, future and covariance
+---  for score.expected: the exponent of each key of a query head; how holds queries (their
+---  positions), next, future and covariance
 ---@field seed? integer  of what is not given: attention, keys and values are then noise
 ---@field scores? boolean
 ---  false: scores are not worked out, and the oldest survive: for counting rows
@@ -119,7 +122,7 @@ local run_keys = { prompt = "integer|table", layers = "integer", heads = "intege
 
 ---What a policy keeps of a prompt and of `steps` tokens more. Raises as a cache would return `nil,
 ---message` where the policy misbehaves.
----@param which pyramid.policy|string|table
+---@param which pyramid.PolicyLike
 ---@param given? pyramid.testing.Given
 ---@return pyramid.testing.Run
 function testing.run(which, given)

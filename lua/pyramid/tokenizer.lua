@@ -1,7 +1,6 @@
 --- Tokenizers: text to token ids and back, exactly as the model was trained.
 ---
----   local tokenizer = assert(pyramid.tokenizer("models/tiny")) -- a directory, a tokenizer.json,
----   or a GGUF file
+---   local tokenizer = assert(pyramid.tokenizer("models/tiny"))   -- or a tokenizer.json, a GGUF
 ---   local ids = tokenizer:encode("Hello") -- with what the model wants before it, such as BOS
 ---   local text = tokenizer:decode(ids, { skip_special = true })
 ---
@@ -16,12 +15,13 @@ local readers = { hf = require "pyramid.tokenizer.hf", gguf = require "pyramid.t
 
 local tokenizer = {}
 
+---Text to token ids and back.
 ---@class pyramid.Tokenizer
 ---@field vocab_size integer      ids are 0 .. vocab_size - 1
 ---@field bos integer?            the id that begins a text
 ---@field eos integer[]
----  ids that end a text or a turn: all that the tokenizer's files name; of a model's tokenizer,
----                                all that any file of the model names
+---  ids that end a text or a turn: all that the tokenizer's files name; of a model's tokenizer, all
+---  that any file of the model names
 ---@field adds_bos boolean        whether encode puts bos before a text
 ---@field bos_text string?        what templates write for those two
 ---@field eos_text string?
@@ -98,13 +98,17 @@ end
 
 local load_keys = { runtime = "userdata", memory = "integer|string", ids = "integer" }
 
+---@class pyramid.TokenizerOptions
+---@field memory? integer|string   the most bytes that it may hold
+---@field ids? integer
+---  how many ids the model has that it belongs to; those without a piece decode to nothing
+---@field runtime? userdata        a core runtime to live in; otherwise it gets its own
+
 ---Loads a tokenizer alone.
 ---The path is a directory with a tokenizer.json, a tokenizer.json, or a GGUF file; a GGUF header
----may stand for its file. `runtime`: a core runtime to live in; otherwise it gets its own, which
----may hold `memory` bytes.
+---may stand for its file.
 ---@param path string|pyramid.Gguf
----`ids`: how many ids the model has that it belongs to; those without a piece decode to nothing.
----@param given? { runtime?: userdata, memory?: integer|string, ids?: integer }
+---@param given? pyramid.TokenizerOptions
 ---@return pyramid.Tokenizer?
 ---@return string? message
 ---@return string? code
@@ -129,14 +133,18 @@ local function handle(self) return self.handle or error("the tokenizer is closed
 
 local encode_keys = { special = "boolean", add = "boolean", bos = "boolean" }
 
+---@class pyramid.EncodeOptions
+---@field special? boolean
+---  false: nothing is added, and texts of special tokens are ordinary text
+---@field add? boolean       only whether ids are added
+---@field bos? boolean       whether the first id is BOS
+
 ---Token ids of a text. By default texts of special tokens become their ids, and what the model
----wants around a text (BOS) is added. `special = false`: neither. `add`: only whether ids are
----added. `bos`: whether the first id is BOS. A text that begins with BOS itself, as a rendered chat
----does, gets no second one.
----Bytes that are not UTF-8 are encoded one by one, so that decoding with { raw = true } gives them
----back.
+---wants around a text (BOS) is added. A text that begins with BOS itself, as a rendered chat does,
+---gets no second one. Bytes that are not UTF-8 are encoded one by one, so that decoding with
+---{ raw = true } gives them back.
 ---@param text string
----@param given? { special?: boolean, add?: boolean, bos?: boolean }
+---@param given? pyramid.EncodeOptions
 ---@return integer[]?
 ---@return string? message
 ---@return string? code
@@ -170,10 +178,14 @@ end
 
 local decode_keys = { skip_special = "boolean", raw = "boolean" }
 
+---@class pyramid.DecodeOptions
+---@field skip_special? boolean   special tokens are not shown
+---@field raw? boolean            bytes as they come, which may be no UTF-8
+
 ---The text of token ids, special tokens shown. It is UTF-8: bytes that form no character become
 ---U+FFFD, unless `raw`.
 ---@param ids integer[]
----@param given? { skip_special?: boolean, raw?: boolean }
+---@param given? pyramid.DecodeOptions
 ---@return string?
 ---@return string? message
 ---@return string? code
@@ -184,9 +196,13 @@ end
 
 local decoder_keys = { skip_special = "boolean", raw = "boolean", continues = "boolean" }
 
----A decoder for ids that come one by one. `continues`: the text goes on from earlier ids, so that
----the space which a SentencePiece vocabulary puts before a text's first word is kept.
----@param given? { skip_special?: boolean, raw?: boolean, continues?: boolean }
+---@class pyramid.DecoderOptions: pyramid.DecodeOptions
+---@field continues? boolean
+---  the text goes on from earlier ids, so that the space which a SentencePiece vocabulary puts
+---  before a text's first word is kept
+
+---A decoder for ids that come one by one.
+---@param given? pyramid.DecoderOptions
 ---@return pyramid.Decoder?
 ---@return string? message
 ---@return string? code
@@ -241,6 +257,7 @@ function Decoder:push(id) return (self.handle or error("the decoder is closed", 
 ---@return string? code
 function Decoder:finish() return (self.handle or error("the decoder is closed", 2)):finish() end
 
+---Closes the decoder.
 function Decoder:close()
   if self.handle then self.handle:close() end
   self.handle = nil

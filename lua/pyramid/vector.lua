@@ -10,41 +10,41 @@
 --- vector that has a number for each row.
 local core = require "pyramid.core"
 
----@class pyramid.vector: userdata
----@operator add(pyramid.vector|number): pyramid.vector
----@operator sub(pyramid.vector|number): pyramid.vector
----@operator mul(pyramid.vector|number): pyramid.vector
----@operator div(pyramid.vector|number): pyramid.vector
----@operator unm: pyramid.vector
+---@class pyramid.Vector: userdata
+---@operator add(pyramid.Vector|number): pyramid.Vector
+---@operator sub(pyramid.Vector|number): pyramid.Vector
+---@operator mul(pyramid.Vector|number): pyramid.Vector
+---@operator div(pyramid.Vector|number): pyramid.Vector
+---@operator unm: pyramid.Vector
 ---@operator len: integer
----@field [integer] number|pyramid.vector
----@field columns fun(self: pyramid.vector): integer          of a matrix; 0: a vector
----@field exp fun(self: pyramid.vector): pyramid.vector
----@field log fun(self: pyramid.vector): pyramid.vector
----@field sqrt fun(self: pyramid.vector): pyramid.vector
----@field abs fun(self: pyramid.vector): pyramid.vector
----@field sum fun(self: pyramid.vector, of?: "rows"|"columns"): number|pyramid.vector
+---@field [integer] number|pyramid.Vector
+---@field columns fun(self: pyramid.Vector): integer          of a matrix; 0: a vector
+---@field exp fun(self: pyramid.Vector): pyramid.Vector
+---@field log fun(self: pyramid.Vector): pyramid.Vector
+---@field sqrt fun(self: pyramid.Vector): pyramid.Vector
+---@field abs fun(self: pyramid.Vector): pyramid.Vector
+---@field sum fun(self: pyramid.Vector, of?: "rows"|"columns"): number|pyramid.Vector
 ---  of a matrix: one for each row or column
----@field mean fun(self: pyramid.vector, of?: "rows"|"columns"): number|pyramid.vector
----@field max fun(self: pyramid.vector, of?: "rows"|"columns"): number|pyramid.vector
----@field min fun(self: pyramid.vector, of?: "rows"|"columns"): number|pyramid.vector
----@field norm fun(self: pyramid.vector, of?: "rows"|"columns"): number|pyramid.vector
+---@field mean fun(self: pyramid.Vector, of?: "rows"|"columns"): number|pyramid.Vector
+---@field max fun(self: pyramid.Vector, of?: "rows"|"columns"): number|pyramid.Vector
+---@field min fun(self: pyramid.Vector, of?: "rows"|"columns"): number|pyramid.Vector
+---@field norm fun(self: pyramid.Vector, of?: "rows"|"columns"): number|pyramid.Vector
 ---  root of the sum of squares
----@field dot fun(self: pyramid.vector, other: pyramid.vector): number|pyramid.vector
+---@field dot fun(self: pyramid.Vector, other: pyramid.Vector): number|pyramid.Vector
 ---  of a matrix: one for each row
----@field slice fun(self: pyramid.vector, from: integer, to?: integer): pyramid.vector
+---@field slice fun(self: pyramid.Vector, from: integer, to?: integer): pyramid.Vector
 ---  numbers or rows, both ends included
----@field pool fun(self: pyramid.vector, kind: "avg"|"max", width: integer): pyramid.vector
+---@field pool fun(self: pyramid.Vector, kind: "avg"|"max", width: integer): pyramid.Vector
 ---  as score:pool
----@field totable fun(self: pyramid.vector): number[]|number[][]
+---@field totable fun(self: pyramid.Vector): number[]|number[][]
 
 ---@class pyramid.Lane  what a custom score is shown; see score.custom
 ---@field layer integer
 ---@field head integer
 ---@field rows integer
----@field positions pyramid.vector
----@field keys pyramid.vector
----@field values pyramid.vector
+---@field positions pyramid.Vector
+---@field keys pyramid.Vector
+---@field values pyramid.Vector
 
----@type fun(numbers: number[]|number[][]): pyramid.vector
+---@type fun(numbers: number[]|number[][]): pyramid.Vector
 return core.vector

@@ -56,17 +56,25 @@ families.optional_roles = { "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k
 --- family names one of these.
 local windows = {}
 
+---No window in any layer.
+---@return nil
 function windows.none() return nil end
 
---- The same window in every layer.
+---The same window in every layer.
+---@param c table           config.json
+---@param layers integer
+---@return integer[]?
 function windows.all(c, layers)
   local out = {}
   for i = 1, layers do out[i] = c.sliding_window or 0 end
   return c.sliding_window and out or nil
 end
 
---- A window in the layers that `layer_types` names, or from `max_window_layers` on; only if
---- `use_sliding_window`.
+---A window in the layers that `layer_types` names, or from `max_window_layers` on; only if
+---`use_sliding_window`.
+---@param c table           config.json
+---@param layers integer
+---@return integer[]?
 function windows.upper(c, layers)
   if not c.use_sliding_window or not c.sliding_window then return nil end
   local out = {}

@@ -53,7 +53,7 @@ end
 ---Reads a template's text.
 ---@param source string
 ---@param what? string   names it in messages; "template" otherwise
----@return pyramid.jinja.Template|nil
+---@return pyramid.jinja.Template?
 ---@return string? message
 ---@return "format"|"unsupported"|nil code
 function jinja.compile(source, what)
@@ -73,7 +73,7 @@ end
 ---table is a sequence.
 ---@param variables table<string, any>
 ---@param now? table   the time, as os.date("*t") makes it; the present otherwise
----@return string|nil
+---@return string?
 ---@return string? message
 ---@return "argument"|"unsupported"|nil code   "argument": the template refuses these variables
 function Template:render(variables, now)

@@ -26,7 +26,7 @@ local unpack = string.unpack
 ---@field version integer
 ---@field alignment integer
 ---@field metadata table<string, any> arrays as sequences; 64-bit counts as Lua integers
----@field tensors pyramid.Tensor[] in the file's order
+---@field tensors pyramid.Tensor[]   as the file orders them
 
 -- A value type: its unpack format and size. Strings and arrays have none.
 local scalars = {

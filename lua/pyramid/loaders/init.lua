@@ -250,7 +250,7 @@ end
 --- What a model's user should know of its file, a line each.
 ---@param source pyramid.Source
 ---@param weights { tensor: pyramid.Tensor }[]
----@param as string?  the option `weights`
+---@param as? string  the option `weights`
 ---@return string[]
 function loaders.warnings(source, weights, as)
   local out = {}

@@ -25,7 +25,7 @@ local HEADER_MAX = 100000000   -- the format's own limit
 ---@class pyramid.Safetensors
 ---@field path string
 ---@field metadata table<string, string>
----@field tensors pyramid.Tensor[] in the order of their data
+---@field tensors pyramid.Tensor[]   as their data lie
 
 local function read_shape(entry, what)
   local shape = {}

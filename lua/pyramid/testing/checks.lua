@@ -16,7 +16,7 @@ local few_prompts, few_pasts, few_depths = { 1, 40, 3000 }, { 0, 50 }, { { 3, 2 
 local simulated = { 1, 3, 33, 90 }
 
 ---@class pyramid.testing.Report
----@field policy pyramid.policy
+---@field policy pyramid.Policy
 ---@field name string
 ---@field problems string[]
 ---@field notes string[]            what is allowed, but better known
@@ -327,16 +327,20 @@ end
 
 local check_keys = { name = "string", falls = "boolean", prunes = "boolean", config = "table" }
 
+---What a policy should be beyond sound.
+---@class pyramid.testing.Wanted
+---@field name? string
+---@field falls? boolean    budgets fall or hold with depth
+---@field prunes? boolean   some rows are dropped
+---@field config? { layers: integer, heads: integer, kv_heads: integer, head_dim: integer }
+---  of the one model that it is made for; its plans are asked for in that shape alone
+
 ---Checks a policy, without a model: its definition; that plans are pure and valid at every shape
 ---and with every option at its limits; that a simulation keeps what the forecast says, in order,
 ---and brings nothing back. Returns a report, or nil and a text that names every problem.
----@param which pyramid.policy|string|table
----@param given? { name?: string, falls?: boolean, prunes?: boolean, config?: table }
----  what else is wanted: a name; budgets that
----  fall or hold with depth; that some rows are dropped. config: of the one model that it is made
----  for (layers, heads, kv_heads,
----  head_dim); its plans are asked for in that shape alone
----@return pyramid.testing.Report|nil
+---@param which pyramid.PolicyLike
+---@param given? pyramid.testing.Wanted
+---@return pyramid.testing.Report?
 ---@return string? message
 ---@return pyramid.testing.Report? failed
 function checks.policy(which, given)
@@ -376,7 +380,7 @@ end
 ---and a text that names every problem of every file.
 ---@param folder string
 ---@param given? table<string, table>  options of `check` by a policy's name
----@return pyramid.testing.Report[]|nil
+---@return pyramid.testing.Report[]?
 ---@return string? message
 function checks.folder(folder, given)
   given = given or {}

@@ -19,6 +19,7 @@ local trigger_fields = { every = true, over = true, window = true, once = true, 
 ---@param what string
 function plans.not_simulated(what) error("not simulated: " .. what, 0) end
 
+---Whether an error says that.
 ---@param message any
 ---@return boolean
 function plans.is_not_simulated(message)
@@ -46,12 +47,12 @@ end
 -- ---- asking -------------------------------------------------------------------------------------
 
 ---@class pyramid.testing.Asker
----@field policy pyramid.policy
+---@field policy pyramid.Policy
 local Asker = {}
 Asker.__index = Asker
 
 ---Something that asks a policy as a cache of one model does.
----@param p pyramid.policy
+---@param p pyramid.Policy
 ---@param once? boolean
 ---  asks it once for each plan, without a look at whether its fields have the right types
 ---@return pyramid.testing.Asker
@@ -152,7 +153,7 @@ end
 
 ---The plan for a prompt. The last layer has no next one to hand survivors to: what hides there
 ---hides nothing.
----@param l pyramid.layer
+---@param l pyramid.Layer
 ---@return pyramid.testing.Plan
 function Asker:prefill(l)
   local plan = read_plan(self, "prefill", l, ask(self, "prefill", l))
@@ -168,7 +169,7 @@ end
 
 ---The trigger of a layer, or nil if it never fires. `track` is { history, reduce, heads, queries, x
 ---}.
----@param l pyramid.layer
+---@param l pyramid.Layer
 ---@return table?
 function Asker:trigger(l)
   if not self.policy.definition.decode then return nil end
@@ -219,7 +220,7 @@ local function untracked(program, track)
 end
 
 ---The plan of a trigger that fires.
----@param l pyramid.layer
+---@param l pyramid.Layer
 ---@param trigger table
 ---@return pyramid.testing.Plan
 function Asker:decode(l, trigger)
@@ -236,7 +237,7 @@ end
 
 ---Raises where a prompt's plan asks for a history that is not what the trigger tracks, and there is
 ---history before.
----@param l pyramid.layer
+---@param l pyramid.Layer
 ---@param plan pyramid.testing.Plan
 ---@param trigger table?
 function Asker:remembers(l, plan, trigger)
@@ -336,6 +337,7 @@ function plans.left(plan, lanes)
   return left
 end
 
+---Whether all are the same number.
 ---@param numbers integer[]
 ---@return boolean
 function plans.equal(numbers)
@@ -348,7 +350,7 @@ end
 ---Raises where a plan cannot be carried out on lanes of so many rows.
 ---@param self pyramid.testing.Asker
 ---@param name "prefill"|"decode"
----@param l pyramid.layer
+---@param l pyramid.Layer
 ---@param plan pyramid.testing.Plan
 ---@param lanes integer[]
 ---@param compact boolean?  the layer's keys are rotated to its places
@@ -387,10 +389,11 @@ function plans.steps_until(trigger, since, rows)
   return steps
 end
 
+---A layer's shape, from a configuration and what is known of the rows.
 ---@param index integer
 ---@param config { layers: integer, heads: integer, kv_heads: integer, head_dim: integer }
 ---@param l { prompt: integer, past: integer, rows: integer, waiting?: integer, tokens: integer }
----@return pyramid.layer
+---@return pyramid.Layer
 function plans.shape(index, config, l)
   return policy.shape(index, config.layers, l.prompt, l.past, l.rows, l.waiting or 0, l.tokens,
     config.heads, config.kv_heads, config.head_dim)

@@ -56,6 +56,7 @@ function scores.plus(a, b)
   return each(a, function(x, i) return x + b[i] end)
 end
 
+---A key or value times a number.
 ---@param a number|number[]
 ---@param factor number
 ---@return number|number[]
@@ -346,7 +347,7 @@ end
 ---way is no finite number.
 ---@param program string?
 ---@param group pyramid.testing.Group
----@return number[]|nil
+---@return number[]?
 function scores.evaluate(program, group)
   if not program or program == "" then return operations.position.run(group) end
   local stack = {}

@@ -14,17 +14,19 @@ local simulation = {}
 ---@class pyramid.testing.Run  answers like a cache; run[layer][head] lists positions, from 0
 ---@field prefill table        the same, as it was when the prompt had been read
 ---@field config table
----@field policy pyramid.policy
+---@field policy pyramid.Policy
 ---@field fired { step: integer, layer: integer }[]  when decode plans ran
 local Run = {}
 Run.__index = Run
 Run.__name = "pyramid.testing.run"
 
+---Rows that a lane holds; of head 1, unless said.
 ---@param layer integer
 ---@param head? integer
 ---@return integer
 function Run:rows(layer, head) return #self[layer][head or 1] end
 
+---The positions of a lane's rows, from 0; of head 1, unless said.
 ---@param layer integer
 ---@param head? integer
 ---@return integer[]
@@ -54,6 +56,7 @@ function Run:fraction()
   return 1 - self:evicted() / (self.config.layers * self.config.kv_heads * self.seen)
 end
 
+---Whether a value is a run.
 ---@param value any
 ---@return boolean
 function simulation.is_run(value) return getmetatable(value) == Run end
@@ -462,7 +465,7 @@ local function step(self)
 end
 
 ---Runs a policy. All fields of `given` are set (testing.run sets them).
----@param p pyramid.policy
+---@param p pyramid.Policy
 ---@param given table
 ---@return pyramid.testing.Run
 function simulation.run(p, given)

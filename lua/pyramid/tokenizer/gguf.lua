@@ -32,7 +32,7 @@ local exceptions = {
   { text = "</s>", with = { "<|tool_response>" } },
 }
 
----@class pyramid.GgufKeys
+---@class pyramid.TokenizerKeys
 ---@field metadata table<string, any>
 ---@field path string
 local Keys = {}

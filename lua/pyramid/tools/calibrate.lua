@@ -89,7 +89,7 @@ end
 ---@param given? { queries?: integer, sinks?: integer, recent?: integer, steps?: integer, progress?: function }
 ---queries: the last ones, whose attention counts; sinks, recent: rows at either end that stay;
 ---progress(done, total)
----@return pyramid.Calibration|nil
+---@return pyramid.Calibration?
 ---@return string? message
 ---@return string? code
 function calibrate.measure(model, texts, given)
@@ -189,7 +189,7 @@ local sensitivity_keys = { queries = "integer", sinks = "integer", kernel = "int
 ---@param texts integer[][]
 ---@param given? table
 ---  queries, sinks, kernel, prune (as of `write`), steps, predict, progress(done, total)
----@return number[][]|nil             [layer][v]
+---@return number[][]?             [layer][v]
 ---@return { each: number[][][], floor: number }|string|nil
 ---  of each text: [text][layer][v]; what rounding alone amounts to,
 ---                                   on average over layers; or a message
@@ -256,7 +256,7 @@ end
 ---Texts of `length` tokens: stretches of a text, evenly spread, or held-out documents of the world.
 ---@param model pyramid.Model
 ---@param given { length: integer, count: integer, seed?: integer, text?: string }
----@return integer[][]|nil            at least one
+---@return integer[][]?            at least one
 ---@return string? message
 ---@return string? code
 function calibrate.texts(model, given)
@@ -709,10 +709,10 @@ end
 ---Measures policies against each other, and the full cache, on other texts than they were made
 ---from.
 ---@param model pyramid.Model
----@param policies { label: string, policy: pyramid.policy }[]
+---@param policies { label: string, policy: pyramid.Policy }[]
 ---@param given { length: integer, questions: integer, documents: integer, predict: integer, seed: integer, mode: string }
 ---@param report? fun(done: number, total: number, what: string)
----@return pyramid.CompareEntry[]|nil  the full cache first
+---@return pyramid.CompareEntry[]?  the full cache first
 ---@return string? message
 ---@return string? code
 function calibrate.check(model, policies, given, report)

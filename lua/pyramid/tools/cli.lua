@@ -342,7 +342,7 @@ end
 ---A policy from a text: its name or path, then key=value words, on lines or separated by spaces.
 ---@param text string
 ---@param file? boolean  the name is a path
----@return pyramid.policy
+---@return pyramid.Policy
 ---@return string label  as the user wrote it
 function cli.policy(text, file)
   local words = {}
@@ -367,7 +367,7 @@ end
 
 ---All policies of the arguments; `full` if there is none.
 ---@param args table
----@return { policy: pyramid.policy, label: string }[]
+---@return { policy: pyramid.Policy, label: string }[]
 function cli.policies(args)
   local list = {}
   for i, given in ipairs(args.policies or { { text = "full" } }) do
@@ -379,7 +379,7 @@ end
 
 ---The one policy of the arguments.
 ---@param args table
----@return pyramid.policy
+---@return pyramid.Policy
 ---@return string label
 function cli.one_policy(args)
   local list = cli.policies(args)
@@ -389,7 +389,7 @@ end
 
 ---Cache options out of the arguments.
 ---@param args table
----@param chosen pyramid.policy
+---@param chosen pyramid.Policy
 ---@return pyramid.CacheOptions
 function cli.cache_options(args, chosen)
   return { policy = chosen, dtype = args.cache_dtype, budget = args.budget,
@@ -508,7 +508,7 @@ end
 
 ---What a run was made with, for JSON.
 ---@param opened pyramid.Model
----@param chosen pyramid.policy
+---@param chosen pyramid.Policy
 ---@return table
 function cli.description(opened, chosen)
   local runtime = opened:runtime()

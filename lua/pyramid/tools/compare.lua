@@ -46,10 +46,10 @@ local step_cost, answer_cost = 6, 30 * 6
 ---@field label string        the policy with its options, as a user would write it
 ---@field series string       the same without the budget: what a curve connects
 ---@field budget number?      the share of the rows asked for
----@field policy pyramid.policy
+---@field policy pyramid.Policy
 ---@field id string           equal for equal policies
 
----@param p pyramid.policy
+---@param p pyramid.Policy
 ---@return boolean
 local function keeps_all(p) return not p.definition.prefill and not p.definition.decode end
 
@@ -68,10 +68,10 @@ end
 ---where it can fit one, else `ratio`) is measured at each; one without, or whose user has chosen
 ---`ratio`, `target` or `rows`, as it is. The full cache comes first, whether it was asked for or
 ---not: everything is measured against it.
----@param given { policy: pyramid.policy, label: string, source?: string }[]
+---@param given { policy: pyramid.Policy, label: string, source?: string }[]
 ---  source: the text of a policy file
 ---@param budgets number[]
----@return pyramid.Variant[]|nil
+---@return pyramid.Variant[]?
 ---@return string? message
 ---@return string? code
 function compare.variants(given, budgets)
@@ -109,7 +109,7 @@ end
 ---What tells a model's weights from others': a hash of names, shapes and some bytes of every
 ---tensor. Reading all of them would take longer than many a measurement.
 ---@param path string
----@return string|nil
+---@return string?
 ---@return string? message
 ---@return string? code
 function compare.fingerprint(path)
@@ -235,7 +235,7 @@ end
 ---be put ("questions").
 ---@param model pyramid.Model
 ---@param given pyramid.CompareOptions
----@return pyramid.ComparePlan|nil
+---@return pyramid.ComparePlan?
 ---@return string? message
 ---@return string? code
 function compare.plan(model, given)
@@ -445,7 +445,7 @@ end
 ---@param model pyramid.Model
 ---@param store pyramid.Results
 ---@param report? fun(done: number, total: number, what: string)
----@return integer|nil measured    how many results are new
+---@return integer? measured    how many results are new
 ---@return string? message
 ---@return string? code
 function compare.run(plan, model, store, report)
@@ -628,11 +628,10 @@ end
 ---@field mode string
 ---@field recall table?
 ---  asked, right, found, accuracy, uncertainty, kinds, survival (by layer), evidence (its mean);
----                           answers: 1 or 0 for each question
+---  answers: 1 or 0 for each question
 ---@field document table?
 ---  perplexity, bits_per_byte, kl, top1 of how documents go on, and times; loss_each, kl_each: of
----  each
----                           document, nats a token
+---  each document, nats a token
 ---@field file table?         the same of the user's text
 ---@field fraction number?    of the rows of what was read under the policy, the share it kept
 ---@field asked number?       the share it was asked for, by --budgets or by its option `target`

@@ -46,7 +46,7 @@ end
 ---@param cache pyramid.Cache
 ---@param judged integer[]
 ---@param progress? fun(done: integer, total: integer): boolean?
----@return pyramid.Cut|nil
+---@return pyramid.Cut?
 ---@return string? message
 ---@return string? code
 function cut.judge(cache, judged, progress)
@@ -72,7 +72,7 @@ end
 ---@param cache pyramid.Cache
 ---@param context integer[]       two ids or more
 ---@param progress? fun(done: integer, total: integer): boolean?
----@return pyramid.Logits|nil      they foretell what follows the context
+---@return pyramid.Logits?      they foretell what follows the context
 ---@return pyramid.Cut|string|nil  or a message
 ---@return string? code
 function cut.read(cache, context, progress)
@@ -90,7 +90,7 @@ end
 ---@param context integer[]       two ids or more
 ---@param targets integer[]       one or more
 ---@param progress? fun(done: integer, total: integer): boolean?
----@return pyramid.Logits[]|nil
+---@return pyramid.Logits[]?
 ---@return pyramid.Cut|string|nil
 ---@return string? code
 function cut.append(cache, context, targets, progress)

@@ -33,8 +33,8 @@ local inspect = {}
 ---@field config pyramid.Config?    likewise
 ---@field tensors pyramid.InspectedTensor[] in the order of the files
 ---@field tensor_count integer
----@field totals { dtype: string, tensors: integer, values: integer, bytes: integer }[] by falling
----  bytes
+---@field totals { dtype: string, tensors: integer, values: integer, bytes: integer }[]
+---  by falling bytes
 ---@field bytes integer
 ---@field values integer
 ---@field tokenizer { kind: string, tokens: integer }?
@@ -186,9 +186,9 @@ end
 ---@field policy string
 ---@field length integer
 ---@field dtype string
----@field layers { rows: number, computed: integer, most: boolean }[] rows a lane holds on average,
----  tokens computed; most:
----                              what the text says decides, and these are the most it can be
+---@field layers { rows: number, computed: integer, most: boolean }[]
+---  rows a lane holds on average, tokens computed; most: what the text says decides, and these are
+---  the most it can be
 ---@field at_most boolean  some layer is such: bytes, fraction and computed are the most they can be
 ---@field target number?         the share of the rows that was asked for
 ---@field target_missed boolean? there is a target, and it cannot be met
@@ -199,7 +199,7 @@ end
 
 --- What a policy would keep of a prompt of `tokens`, layer by layer. Raises if the policy does.
 ---@param config pyramid.Config
----@param which pyramid.policy
+---@param which pyramid.Policy
 ---@param tokens integer
 ---@param dtype string?  of the cache: "f32", "f16" (default), "bf16", "q8_0", "fp8_e4m3"
 ---@return pyramid.Forecast
@@ -231,10 +231,10 @@ end
 
 ---The same, measured: what the policy kept of a text that the model has read.
 ---@param model pyramid.Model
----@param which pyramid.policy
+---@param which pyramid.Policy
 ---@param ids integer[]
 ---@param dtype string?
----@return pyramid.Forecast|nil
+---@return pyramid.Forecast?
 ---@return string? message
 ---@return string? code
 function inspect.measured(model, which, ids, dtype)

@@ -11,7 +11,7 @@ local options = require "pyramid.options"
 
 local perplexity = {}
 
----@class pyramid.Score
+---@class pyramid.PerplexityResult
 ---@field logprobs number[]         natural, of each target
 ---@field sum number                of them
 ---@field prefill_seconds number  of reading the context
@@ -27,7 +27,7 @@ local keys = { append = "boolean", progress = "function" }
 ---@param context integer[]
 ---@param targets integer[]
 ---@param given? { append?: boolean, progress?: fun(done: integer, total: integer): boolean? }
----@return pyramid.Score|nil
+---@return pyramid.PerplexityResult?
 ---@return string? message
 ---@return string? code
 function perplexity.window(cache, context, targets, given)

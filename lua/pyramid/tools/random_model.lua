@@ -268,7 +268,7 @@ end
 ---the shape.
 ---@param path string
 ---@param given { shape: string|pyramid.Shape, dtype?: "bf16"|"f16"|"f32"|"q8_0"|"q4_0", seed?: integer }
----@return string|nil path
+---@return string? path
 ---@return string? message
 ---@return string? code
 function random_model.write(path, given)

@@ -119,7 +119,7 @@ end
 ---@param length integer
 ---@param seed integer                from 0; counted from the first held-out seed
 ---@param given? { per_kind?: integer, kinds?: string[] }
----@return pyramid.RecallCase|nil
+---@return pyramid.RecallCase?
 ---@return string? message
 ---@return string? code
 function recall.case(model, length, seed, given)
@@ -225,7 +225,7 @@ end
 ---@param model pyramid.Model
 ---@param length integer
 ---@param given { questions: integer, kinds?: string[], seed?: integer, text?: string, progress?: function }  progress(done, total)
----@return pyramid.RecallCase[]|nil
+---@return pyramid.RecallCase[]?
 ---@return string? message
 ---@return string? code
 function recall.cases(model, length, given)
@@ -281,7 +281,7 @@ end
 ---@param model pyramid.Model
 ---@param cache pyramid.Cache
 ---@param question string             without "Question:"
----@return string|nil line
+---@return string? line
 ---@return string? message
 ---@return string? code
 function recall.answer(model, cache, question)
@@ -325,7 +325,7 @@ end
 ---@param case pyramid.RecallCase
 ---@param question pyramid.RecallQuestion
 ---@param mode "agnostic"|"aware"
----@return integer[]|nil judged
+---@return integer[]? judged
 ---@return integer[]|string rest      or a message
 ---@return string? code
 function recall.prompt(model, case, question, mode)
@@ -347,7 +347,7 @@ end
 ---@param case pyramid.RecallCase
 ---@param mode "agnostic"|"aware"
 ---@param cache_options? pyramid.CacheOptions
----@return pyramid.RecallResult[]|nil
+---@return pyramid.RecallResult[]?
 ---@return string? message
 ---@return string? code
 function recall.ask(model, case, mode, cache_options)

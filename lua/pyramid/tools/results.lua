@@ -37,7 +37,7 @@ end
 ---Opens a file of results, which need not be there yet.
 ---@param path string
 ---@param format string
----@return pyramid.Results|nil
+---@return pyramid.Results?
 ---@return string? message
 ---@return string? code
 function results.open(path, format)
@@ -83,7 +83,7 @@ function Results:get(key) return self.records[key] end
 ---Adds a result. It is on its way to the disk when this returns.
 ---@param key string
 ---@param record table
----@return true|nil
+---@return true?
 ---@return string? message
 ---@return string? code
 function Results:add(key, record)

@@ -8,7 +8,7 @@ local slack, slack_rows = 0.01, 2
 
 ---The share of the prompt's rows that a policy was asked to keep, by its option `target`; nil, if
 ---by none.
----@param p pyramid.policy
+---@param p pyramid.Policy
 ---@return number?
 function target.of(p)
   local wanted = p.options.target
@@ -26,7 +26,7 @@ end
 
 ---A line that says that a target was missed and what was reached; nil, if it was met, or there is
 ---none.
----@param p pyramid.policy
+---@param p pyramid.Policy
 ---@param label string        as the user wrote the policy
 ---@param share number
 ---@param tokens integer

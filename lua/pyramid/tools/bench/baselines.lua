@@ -43,7 +43,7 @@ local Ours = {}
 Ours.__index = Ours
 
 ---@param model pyramid.Model
----@param given { policy: pyramid.policy, label: string, dtype: string, ids: fun(first: integer, count: integer): integer[] }
+---@param given { policy: pyramid.Policy, label: string, dtype: string, ids: fun(first: integer, count: integer): integer[] }
 ---@return pyramid.Ours
 function baselines.ours(model, given)
   return setmetatable({ engine = "pyramid", model = model, policy = given.policy,
@@ -70,7 +70,7 @@ local function timed(self, profiled, f)
   return { seconds = seconds, profile = profile }
 end
 
----@return pyramid.Sample|nil
+---@return pyramid.Sample?
 ---@return string? message
 function Ours:prefill(n, profiled)
   drop_state(self)
@@ -89,7 +89,7 @@ function Ours:prefill(n, profiled)
   return sample
 end
 
----@return pyramid.Sample|nil
+---@return pyramid.Sample?
 ---@return string? message
 function Ours:decode(depth, steps, profiled)
   local n = math.max(1, depth)
@@ -119,7 +119,7 @@ function Ours:decode(depth, steps, profiled)
   return sample
 end
 
----@return pyramid.Sample|nil
+---@return pyramid.Sample?
 ---@return string? message
 ---@return string? code
 function Ours:batch(count, prompt, generated, profiled)

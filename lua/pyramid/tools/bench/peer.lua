@@ -18,7 +18,7 @@ local function quote(word) return "'" .. word:gsub("'", "'\\''") .. "'" end
 ---Starts it. Its own complaints go to our standard error.
 ---@param python string   the interpreter
 ---@param script string
----@return pyramid.Peer|nil
+---@return pyramid.Peer?
 ---@return string? message
 function peer.start(python, script)
   local pipe = os.tmpname()
@@ -57,7 +57,7 @@ end
 ---Asks for one thing and waits for it.
 ---@param op string
 ---@param fields? table
----@return table|nil reply
+---@return table? reply
 ---@return string? message
 function Peer:ask(op, fields)
   if self.gone then return nil, "it has ended" end

@@ -214,8 +214,7 @@ end
 ---@field short string        what stands beside it
 ---@field index integer       chooses marker and colour
 ---@field points { x: number, y: number, half?: number, title: string, front?: boolean }[]
----  in the order they are connected;
----                           half: of the interval that y is uncertain by
+---  in the order they are connected; half: of the interval that y is uncertain by
 
 ---@class pyramid.Chart
 ---@field title string
