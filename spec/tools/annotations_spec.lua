@@ -1,6 +1,8 @@
--- The annotations of lua/pyramid are whole: a language server shows what they say. Public functions
--- have prose, a @param for each parameter and a @return where they return; every type that is named
--- is declared, and declared once.
+-- The annotations of lua/pyramid are whole: a language server and docs/lua-api.md show what they
+-- say. Public functions have prose, a @param for each parameter and a @return where they return;
+-- every type that is named is declared, and declared once; the page is made of them as they are.
+local helper = require "spec.helper"
+local shell = require "spec.support.shell"
 local luacats = dofile "scripts/maker/luacats.lua"
 
 -- What users call: these files' public functions. The parts of jinja and the loaders, and tools/,
@@ -105,5 +107,36 @@ describe("annotations", function()
       end
     end
     assert.same({}, broken)
+  end)
+end)
+
+describe("docs/lua-api.md", function()
+  it("is what scripts/maker/lua_api.lua makes of the annotations", function()
+    local out, err, status = shell.pyramid "scripts/maker/lua_api.lua"
+    assert.equal(0, status, err)
+    if out ~= helper.read "docs/lua-api.md" then
+      error("docs/lua-api.md is not current: build/pyramid scripts/maker/lua_api.lua >docs/lua-api.md", 0)
+    end
+  end)
+
+  it("tells of what scripts use", function()
+    local page = helper.read "docs/lua-api.md"
+    for _, call in ipairs { "pyramid.model", "model:generate", "cache:prefill", "cache:scores",
+      "cache:evict", "logits:top", "batch:step", "sampler:pick", "policy.compose", "policy.layers",
+      "policy.from", "score.attention", "score:pool", "schedule.cosine", "testing.run",
+      "testing.check", "tokenizer:encode", "chat.render" } do
+      assert.truthy(page:find("\n#### " .. call .. "\n", 1, true), call)
+    end
+    for sample in page:gmatch "\n```lua\n(.-)\n```" do
+      assert(load((sample:gsub("…", "nil"))) or load("return " .. sample), sample)
+    end
+    for link in page:gmatch "%]%(#([%w_-]+)%)" do
+      local heading = link:gsub("%-%d+$", "")
+      local found = false
+      for title in page:gmatch "\n#+ ([^\n]+)" do
+        found = found or title:lower():gsub("[^%w%-_ ]", ""):gsub(" ", "-") == heading
+      end
+      assert.is_true(found, link)
+    end
   end)
 end)
