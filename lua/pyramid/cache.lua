@@ -50,6 +50,7 @@ local Cache = core.cache_methods
 ---@field kl fun(self: pyramid.Logits, other: pyramid.Logits): number
 ---  KL(self || other) of the two distributions, in nats
 ---@field totable fun(self: pyramid.Logits): number[]   a Lua sequence, from 1: id 0 is its first
+---@field tostring fun(self: pyramid.Logits): string    packed f32, as the machine has them
 ---@field [integer] number
 
 local cache_keys = { policy = "any", dtype = "string", budget = "integer|string",

@@ -9,13 +9,14 @@
 local luacats = dofile "scripts/maker/luacats.lua"
 
 local sections = {
-  { "The module", modules = { { "init.lua", "pyramid", as = "pyramid" } }, classes = { "pyramid" } },
+  { "The module", modules = { { "init.lua", "pyramid", as = "pyramid" } },
+    classes = { "pyramid" } },
   { "Model", classes = { "pyramid.Model", "pyramid.ModelOptions", "pyramid.Config",
     "pyramid.ProfileEntry" }, hide = { "native", "runtime" } },
   { "Cache", classes = { "pyramid.Cache", "pyramid.CacheOptions", "pyramid.PrefillOptions" } },
   { "Logits", classes = { "pyramid.Logits" } },
-  { "Generation", head = "generate.lua", classes = { "pyramid.Generation", "pyramid.GenerateOptions",
-    "pyramid.GenerationStats" } },
+  { "Generation", head = "generate.lua", classes = { "pyramid.Generation",
+    "pyramid.GenerateOptions", "pyramid.GenerationStats" } },
   { "Conversation", head = "conversation.lua", classes = { "pyramid.Conversation",
     "pyramid.ConversationOptions",
     "pyramid.SayOptions", "pyramid.Message", "pyramid.ChatAnswerOptions" } },
@@ -35,8 +36,9 @@ local sections = {
       names = { policy = "check", folder = "check_folder" } } },
     classes = { "pyramid.testing.Given", "pyramid.testing.Attention", "pyramid.testing.Rows",
       "pyramid.testing.Run", "pyramid.testing.Wanted", "pyramid.testing.Report" } },
-  { "Tokenizer", head = "tokenizer.lua", classes = { "pyramid.Tokenizer", "pyramid.TokenizerOptions",
-    "pyramid.EncodeOptions", "pyramid.DecodeOptions", "pyramid.Decoder", "pyramid.DecoderOptions" } },
+  { "Tokenizer", head = "tokenizer.lua", classes = { "pyramid.Tokenizer",
+    "pyramid.TokenizerOptions", "pyramid.EncodeOptions", "pyramid.DecodeOptions",
+    "pyramid.Decoder", "pyramid.DecoderOptions" } },
   { "Chat templates", modules = { { "chat.lua", "chat", as = "chat" } },
     classes = { "pyramid.ChatOptions", "pyramid.jinja.Template" }, hide = { "trim" } },
   { "Families", modules = { { "families/init.lua", "families", as = "families" } },
@@ -44,7 +46,7 @@ local sections = {
   { "JSON", modules = { { "json.lua", "json", as = "json" } }, classes = { "pyramid.JsonLimits" } },
 }
 
--- ---- what there is -------------------------------------------------------------------------------
+-- ---- what there is ------------------------------------------------------------------------------
 
 local files, order, classes = {}, {}, {}
 
@@ -74,7 +76,7 @@ local function methods_of(name)
   return list, known
 end
 
--- ---- text ----------------------------------------------------------------------------------------
+-- ---- text ---------------------------------------------------------------------------------------
 
 local out = {}
 local function say(text) out[#out + 1] = text end
@@ -187,7 +189,8 @@ end
 
 local function bullets(params)
   for _, p in ipairs(params) do
-    wrapped(("- `%s`: %s%s"):format(p.name, linked(p.type), p.doc ~= "" and "; " .. p.doc or ""), "  ")
+    local doc = p.doc ~= "" and "; " .. p.doc or ""
+    wrapped(("- `%s`: %s%s"):format(p.name, linked(p.type), doc), "  ")
   end
   if #params > 0 then say "" end
 end
@@ -211,7 +214,8 @@ local function of_function_type(kind)
   local function split(text, list)
     part, depth = "", 0
     for c in text:gmatch "." do
-      if c:find "[%(%[{<]" then depth = depth + 1 elseif c:find "[%)%]}>]" then depth = depth - 1 end
+      if c:find "[%(%[{<]" then depth = depth + 1
+      elseif c:find "[%)%]}>]" then depth = depth - 1 end
       if c == "," and depth == 0 then add(list, part) part = "" else part = part .. c end
     end
     add(list, part)
@@ -221,7 +225,7 @@ local function of_function_type(kind)
   return params, returns
 end
 
--- ---- entries -------------------------------------------------------------------------------------
+-- ---- entries ------------------------------------------------------------------------------------
 
 -- GitHub's: letters, digits, - and _; the second of a name gets "-1".
 local anchors = {}
@@ -313,7 +317,7 @@ local function class_entry(name, hide, told)
   end
 end
 
--- ---- the page ------------------------------------------------------------------------------------
+-- ---- the page -----------------------------------------------------------------------------------
 
 local bodies = {}
 for i, section in ipairs(sections) do
@@ -344,7 +348,8 @@ say ""
 wrapped [[Every object and function that scripts use, by what it belongs to. The same text stands in
 the annotations ([LuaCATS](https://luals.github.io/wiki/annotations/)) of
 [lua/pyramid](../lua/pyramid), which a language server shows while you type; `.luarc.json` leads it
-there.]]
+there. For a project of your own, name the folder where `make install` puts them in your
+`.luarc.json`: `"workspace.library": ["/usr/local/share/pyramid/lua"]`.]]
 say ""
 wrapped [[How all of it behaves: ids, positions and logits count from 0, layers, heads and Lua's own
 lists from 1. What can go wrong in the world (a missing file, a full budget, a malformed model)

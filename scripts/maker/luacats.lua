@@ -50,7 +50,8 @@ local function returns_of(rest)
     local kind = rest:sub(at, last):gsub(",$", "")
     local name, past = rest:match("^%s*([%a_%.][%w_%.]*),?()", last + 1)
     local more = past and rest:sub(past - 1, past - 1) == ","
-    list[#list + 1] = { type = kind, name = name and not rest:find("^%s%s", last + 1) and name or nil }
+    if rest:find("^%s%s", last + 1) then name = nil end          -- two blanks: prose
+    list[#list + 1] = { type = kind, name = name }
     if not more then
       local from = list[#list].name and past or last + 1
       list[#list].doc = rest:sub(from):match "^%s*(.-)%s*$"
@@ -138,8 +139,8 @@ function luacats.read(path)
         for _, list in ipairs { read.params, read.returns, read.fields } do
           for _, one in ipairs(list) do found.uses[#found.uses + 1] = { one.type, read.place } end
         end
-        for _, text in ipairs { read.parent or "", read.type or "", read.overload or "", read.alias or "",
-          table.unpack(read.operators) } do
+        for _, text in ipairs { read.parent or "", read.type or "", read.overload or "",
+          read.alias or "", table.unpack(read.operators) } do
           found.uses[#found.uses + 1] = { text, read.place }
         end
         block.read = read
@@ -152,7 +153,9 @@ function luacats.read(path)
         f.class = owners[owner]
         f.parameters, f.body = {}, body_of(lines, at)
         f.documented = #f.doc > 0
-        for parameter in parameters:gmatch "[%w_%.]+" do f.parameters[#f.parameters + 1] = parameter end
+        for parameter in parameters:gmatch "[%w_%.]+" do
+          f.parameters[#f.parameters + 1] = parameter
+        end
         found.functions[#found.functions + 1] = f
       end
       block = {}

@@ -49,12 +49,13 @@ describe("annotations", function()
         local told = {}
         for _, p in ipairs(f.params) do told[p.name] = true end
         for _, name in ipairs(f.parameters) do
-          if not told[name] and name ~= "_" and name ~= "..." then problem(f, ": no @param %s", name) end
+          if not told[name] and name ~= "_" and name ~= "..." then
+            problem(f, ": no @param %s", name)
+          end
           told[name] = nil
         end
-        for name in pairs(told) do
-          if name ~= "..." and name ~= "self" then problem(f, ": @param %s is no parameter", name) end
-        end
+        told["..."], told.self = nil, nil
+        for name in pairs(told) do problem(f, ": @param %s is no parameter", name) end
         local returns
         for _, line in ipairs(f.body) do
           local value = line:gsub("%-%-.*", ""):match "%f[%w_]return%f[^%w_]%s*([^%s;]?)"
@@ -98,6 +99,29 @@ describe("annotations", function()
     end
     assert.same({}, unknown)
   end)
+
+  -- Methods that C registers: { "step", cache_step }.
+  for name, source in pairs { ["pyramid.Cache"] = "lua/lcache.c",
+    ["pyramid.Logits"] = "lua/llogits.c", ["pyramid.Sampler"] = "lua/lsampler.c",
+    ["pyramid.Vector"] = "lua/lvector.c" } do
+    it("name every native method of " .. name, function()
+      local told, silent, count = { set_owner = true }, {}, 0
+      for _, file in ipairs(files) do
+        for _, class in ipairs(file.classes) do
+          for _, field in ipairs(class.class == name and class.fields or {}) do
+            told[field.name] = true
+          end
+        end
+      end
+      local prefix = name:match "%.(%a+)":lower() .. "_"
+      for method in helper.read(source):gmatch('{ "(%l[%l_]*)", ' .. prefix) do
+        count = count + 1
+        if not told[method] then silent[#silent + 1] = method end
+      end
+      assert.same({}, silent)
+      assert.is_true(count > 2, count)
+    end)
+  end
 
   it("keep types on one line", function()
     local broken = {}

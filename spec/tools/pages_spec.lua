@@ -55,7 +55,8 @@ end)
 
 describe("pages of docs/", function()
   -- Links to files of the repository, from docs/ on.
-  for _, page in ipairs { "docs/pyramidinfer.md", "docs/policies.md", "docs/glossary.md" } do
+  for _, page in ipairs { "docs/pyramidinfer.md", "docs/policies.md", "docs/glossary.md",
+    "docs/lua-api.md" } do
     it(("link to what is there: %s"):format(page), function()
       for link in helper.read(page):gmatch "%]%(([^)#]+)[^)]*%)" do
         assert.truthy(link:find "^https?:" or lfs.attributes("docs/" .. link), link)
