@@ -92,3 +92,25 @@ describe("docs/adding-*.md", function()
     assert.same({ "the page does not end with '## Checklist'" }, faults("# A page\n\n" .. good))
   end)
 end)
+
+-- A walk is a list whose steps begin as a checklist's lines do:
+--
+--     3. `path`: `symbol` and what happens there
+describe("docs/architecture.md", function()
+  it("walks through files and functions that are there", function()
+    local page, steps, out = helper.read "docs/architecture.md", 0, {}
+    for item in page:gsub("\n    *", " "):gmatch "\n%d+%. (`[^\n]+)" do
+      local path, rest = item:match "^`([^`]+)`: (.+)$"
+      local text = path and text_at(path)
+      steps = steps + 1
+      if not text then out[#out + 1] = "no such file: " .. item end
+      for symbol in (rest or ""):gmatch "`([^`]+)`" do
+        if text and not names(text, symbol) and not text_at(symbol) then
+          out[#out + 1] = ("%s has no %s"):format(path, symbol)
+        end
+      end
+    end
+    assert.same({}, out)
+    assert.is_true(steps >= 20)
+  end)
+end)
