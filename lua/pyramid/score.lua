@@ -11,11 +11,13 @@ local options = require "pyramid.options"
 
 local score = {}
 
+---An expression over signals. Its operators take scores and numbers.
 ---@class pyramid.Score
 ---@operator add(pyramid.Score|number): pyramid.Score
 ---@operator sub(pyramid.Score|number): pyramid.Score
 ---@operator mul(pyramid.Score|number): pyramid.Score
 ---@operator div(pyramid.Score|number): pyramid.Score
+---@operator unm: pyramid.Score
 ---@field package program string
 local Score = {}
 Score.__index = Score

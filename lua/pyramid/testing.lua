@@ -159,6 +159,15 @@ testing.check, testing.check_folder = checks.policy, checks.folder
 
 -- ---- Busted -------------------------------------------------------------------------------------
 
+---What Busted's `assert` learns: `assert.keeps(…)`, `assert.does_not.keep(…)`, `assert.budget(…)`.
+---@class pyramid.testing.Assertions
+---@field keeps fun(what: any, positions: integer[], given?: pyramid.testing.Given)
+---  that a lane, every lane of a layer or run, or of a policy run by testing.run, holds exactly
+---  these positions; a failure draws both
+---@field budget fun(what: any, share: number, tolerance?: number, config?: table)
+---  that a run or a policy's forecast keeps this share of the rows, within 0.02 unless said; the
+---  configuration has prompt (1000), layers (8), heads (4), kv_heads (4) and head_dim (64)
+
 local found, luassert = pcall(require, "luassert")
 if found then require "pyramid.testing.assertions" (luassert, testing) end
 

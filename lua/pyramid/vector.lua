@@ -5,11 +5,13 @@
 ---   local anchor = (lane.keys / lane.keys:norm()):mean "columns"        -- KeyDiff, spelt out
 ---   return -(lane.keys:dot(anchor) / (lane.keys:norm() * anchor:norm()))
 ---
---- v[i] is a number and m[i] a row, both from 1 and nil beyond the end; #v counts numbers, #m rows.
---- Arithmetic is value by value, between equals in shape, with a number, or of a matrix with a
---- vector that has a number for each row.
+--- `require "pyramid.vector"` is a function that makes one: vector { 1, 2, 3 }, or a matrix of
+--- rows, vector { { 1, 2 }, { 3, 4 } }. v[i] is a number and m[i] a row, both from 1 and nil beyond
+--- the end; #v counts numbers, #m rows. Arithmetic is value by value, between equals in shape, with
+--- a number, or of a matrix with a vector that has a number for each row.
 local core = require "pyramid.core"
 
+---Numbers, or rows of them: a matrix.
 ---@class pyramid.Vector: userdata
 ---@operator add(pyramid.Vector|number): pyramid.Vector
 ---@operator sub(pyramid.Vector|number): pyramid.Vector
@@ -18,33 +20,35 @@ local core = require "pyramid.core"
 ---@operator unm: pyramid.Vector
 ---@operator len: integer
 ---@field [integer] number|pyramid.Vector
----@field columns fun(self: pyramid.Vector): integer          of a matrix; 0: a vector
----@field exp fun(self: pyramid.Vector): pyramid.Vector
----@field log fun(self: pyramid.Vector): pyramid.Vector
----@field sqrt fun(self: pyramid.Vector): pyramid.Vector
----@field abs fun(self: pyramid.Vector): pyramid.Vector
+---@field columns fun(self: pyramid.Vector): integer    of a matrix; 0: a vector
+---@field exp fun(self: pyramid.Vector): pyramid.Vector    of each number
+---@field log fun(self: pyramid.Vector): pyramid.Vector    of each number, natural
+---@field sqrt fun(self: pyramid.Vector): pyramid.Vector   of each number
+---@field abs fun(self: pyramid.Vector): pyramid.Vector    of each number
 ---@field sum fun(self: pyramid.Vector, of?: "rows"|"columns"): number|pyramid.Vector
----  of a matrix: one for each row or column
+---  a number; of a matrix: one for each row or column
 ---@field mean fun(self: pyramid.Vector, of?: "rows"|"columns"): number|pyramid.Vector
----@field max fun(self: pyramid.Vector, of?: "rows"|"columns"): number|pyramid.Vector
----@field min fun(self: pyramid.Vector, of?: "rows"|"columns"): number|pyramid.Vector
+---  likewise
+---@field max fun(self: pyramid.Vector, of?: "rows"|"columns"): number|pyramid.Vector   likewise
+---@field min fun(self: pyramid.Vector, of?: "rows"|"columns"): number|pyramid.Vector   likewise
 ---@field norm fun(self: pyramid.Vector, of?: "rows"|"columns"): number|pyramid.Vector
----  root of the sum of squares
+---  the root of the sum of squares, likewise
 ---@field dot fun(self: pyramid.Vector, other: pyramid.Vector): number|pyramid.Vector
----  of a matrix: one for each row
+---  the sum of products with a vector; of a matrix: one for each row
 ---@field slice fun(self: pyramid.Vector, from: integer, to?: integer): pyramid.Vector
 ---  numbers or rows, both ends included
 ---@field pool fun(self: pyramid.Vector, kind: "avg"|"max", width: integer): pyramid.Vector
 ---  as score:pool
----@field totable fun(self: pyramid.Vector): number[]|number[][]
+---@field totable fun(self: pyramid.Vector): number[]|number[][]   as Lua tables
 
----@class pyramid.Lane  what a custom score is shown; see score.custom
+---What a custom score is shown; the scores that it asked for are fields, too: see score.custom.
+---@class pyramid.Lane
 ---@field layer integer
 ---@field head integer
----@field rows integer
----@field positions pyramid.Vector
----@field keys pyramid.Vector
----@field values pyramid.Vector
+---@field rows integer               how many are judged
+---@field positions pyramid.Vector   of each
+---@field keys pyramid.Vector        rows x head_dim
+---@field values pyramid.Vector      rows x head_dim
 
 ---@type fun(numbers: number[]|number[][]): pyramid.Vector
 return core.vector

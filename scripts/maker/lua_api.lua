@@ -35,7 +35,8 @@ local sections = {
     { "testing/checks.lua", "checks", as = "testing",
       names = { policy = "check", folder = "check_folder" } } },
     classes = { "pyramid.testing.Given", "pyramid.testing.Attention", "pyramid.testing.Rows",
-      "pyramid.testing.Run", "pyramid.testing.Wanted", "pyramid.testing.Report" } },
+      "pyramid.testing.Run", "pyramid.testing.Wanted", "pyramid.testing.Report",
+      "pyramid.testing.Assertions" } },
   { "Tokenizer", head = "tokenizer.lua", classes = { "pyramid.Tokenizer",
     "pyramid.TokenizerOptions", "pyramid.EncodeOptions", "pyramid.DecodeOptions",
     "pyramid.Decoder", "pyramid.DecoderOptions" } },
@@ -287,6 +288,15 @@ local function class_entry(name, hide, told)
   end
   if class.alias then
     say(("`%s`"):format(class.alias))
+    say ""
+  end
+  local signs = { add = "+", sub = "-", mul = "*", div = "/", unm = "unary -", len = "#" }
+  local operators = {}
+  for i, text in ipairs(class.operators) do
+    operators[i] = ("`%s`"):format(assert(signs[text:match "^%l+"], text))
+  end
+  if #operators > 0 then
+    say("Operators: " .. table.concat(operators, ", ") .. ".")
     say ""
   end
   if #fields > 0 then

@@ -22,6 +22,22 @@ describe("docs/pyramidinfer.md", function()
     assert.equal(out, printed_by("docs/pyramidinfer.md", "six_tokens.lua"))
   end)
 
+  it("has a sample that prints what it shows", function()
+    local blocks, count = samples.blocks(helper.read "docs/pyramidinfer.md"), 0
+    for i, block in ipairs(blocks) do
+      if block.kind == "lua" then
+        local folder = shell.folder()
+        helper.write(folder .. "/sample.lua", block.text)
+        local out, err, status = shell.pyramid(folder .. "/sample.lua")
+        shell.remove(folder)
+        assert.equal(0, status, err)
+        assert.equal(out, blocks[i + 1].text)
+        count = count + 1
+      end
+    end
+    assert.equal(1, count)
+  end)
+
   -- "prompt, linear  421.33 GFLOP  421.68 GFLOP  5.405": name, formula, counted.
   local function counted(text)
     local found = {}
