@@ -1,7 +1,8 @@
 /* runtime.c — the root object: allocation under a limit, the thread team, progress, the last
  * failure's message.
  *
- * Owns: the byte count of everything the core allocates, the worker threads, the backend table.
+ * Owns: the byte count of everything the core allocates, and the worker threads. Keeps a backend's
+ * table without looking into it: backend/open.c chooses and opens it, and says how it is closed.
  * Does not own: mapped files (weights.c counts none of them here) and anything of Lua's.
  *
  * The thread team. A call of pyr_parallel publishes a job under the lock and wakes the workers;
@@ -15,10 +16,7 @@
  * nobody is waited for, and locks and conditions that threads of the parent may have held are left
  * as they are. */
 #include "base/runtime.h"
-#include "backend/backend.h"
-#include "backend/plugin.h"
 #include "base/plain.h"
-#include "base/versioned.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -29,7 +27,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PYR_MESSAGE_BYTES = 512, PYR_SPINS = 1000, PYR_THREADS_MAX = 256, CLOSED = 1 << 20 };
+enum { PYR_MESSAGE_BYTES = 512, PYR_SPINS = 1000, CLOSED = 1 << 20 };
 
 typedef struct pyr_team {
   pid_t owner;                 /* the process whose threads they are */
@@ -59,7 +57,8 @@ struct pyr_runtime {
   int threads;
   pyr_team team;
   pyr_worker *workers;
-  pyr_backend backend;
+  struct pyr_backend *backend;
+  void (*close)(struct pyr_backend *backend);
   char message[PYR_MESSAGE_BYTES];
 };
 
@@ -284,13 +283,7 @@ pyr_status pyr_progress(pyr_runtime *rt, int64_t done, int64_t total) {
 
 pyr_status pyr_runtime_check(pyr_runtime *rt) { return pyr_progress(rt, rt->done, rt->total); }
 
-pyr_status pyr_runtime_here(pyr_runtime *rt) {
-  if (!rt->backend.own_memory || !is_forked(&rt->team)) return PYR_OK;
-  return pyr_runtime_set_error(rt, PYR_DEVICE,
-                               "device: it belongs to the process that opened it, and this is a "
-                               "child of that (fork); "
-                               "open the model after forking");
-}
+bool pyr_runtime_is_forked(const pyr_runtime *rt) { return is_forked(&rt->team); }
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
@@ -303,20 +296,8 @@ static long processors(void) {
   return sysconf(_SC_NPROCESSORS_ONLN);
 }
 
-pyr_status pyr_runtime_new(const pyr_runtime_options *options, pyr_runtime **out) {
-  pyr_runtime_options taken;
-  const char *wrong = pyr_take_options(&taken, sizeof taken, sizeof taken, options);
-  if (wrong) {
-    if (taken.why && taken.why_bytes)
-      snprintf(taken.why, taken.why_bytes, "runtime's options: %s", wrong);
-    return PYR_ARGUMENT;
-  }
-  options = &taken;
-  const char *device = options->device ? options->device : "cpu";
+pyr_status pyr_runtime_make(const pyr_runtime_options *options, pyr_runtime **out) {
   pyr_alloc_fn alloc = options->alloc ? options->alloc : default_alloc;
-  if (options->threads < 0 || options->threads > PYR_THREADS_MAX) return PYR_ARGUMENT;
-  bool cpu = strcmp(device, "cpu") == 0;
-  if (!cpu && !pyr_device_known(device)) return PYR_DEVICE;
   if (options->memory_limit && sizeof(pyr_runtime) > options->memory_limit) return PYR_MEMORY;
   pyr_runtime *rt = alloc(options->alloc_ud, NULL, 0, sizeof *rt);
   if (rt == NULL) return PYR_MEMORY;
@@ -331,19 +312,14 @@ pyr_status pyr_runtime_new(const pyr_runtime_options *options, pyr_runtime **out
     long usable = processors();
     rt->threads = usable < 1 ? 1 : usable > PYR_THREADS_MAX ? PYR_THREADS_MAX : (int)usable;
   }
-  rt->backend.rt = rt;
-  pyr_status status = team_start(rt);
-  if (status == PYR_OK && cpu) status = pyr_cpu_backend_open(rt, options->isa, &rt->backend);
-  else if (status == PYR_OK) status = pyr_device_backend_open(rt, device, options->isa,
-                                                              &rt->backend);
-  if (status != PYR_OK) {
-    if (options->why && options->why_bytes)
-      snprintf(options->why, options->why_bytes, "%s", rt->message);
-    pyr_runtime_free(rt);
-    return status;
-  }
   *out = rt;
-  return PYR_OK;
+  return team_start(rt);
+}
+
+void pyr_runtime_set_backend(pyr_runtime *rt, struct pyr_backend *backend,
+                             void (*close)(struct pyr_backend *backend)) {
+  rt->backend = backend;
+  rt->close = close;
 }
 
 pyr_runtime *pyr_runtime_retain(pyr_runtime *rt) {
@@ -353,11 +329,10 @@ pyr_runtime *pyr_runtime_retain(pyr_runtime *rt) {
 
 void pyr_runtime_free(pyr_runtime *rt) {
   if (rt == NULL || atomic_fetch_sub(&rt->refs, 1) != 1) return;
-  if (rt->backend.close && pyr_runtime_here(rt) == PYR_OK) rt->backend.close(&rt->backend);
+  if (rt->close) rt->close(rt->backend);
   team_stop(rt);
   rt->alloc(rt->alloc_ud, rt, sizeof *rt, 0);
 }
 
 int pyr_runtime_threads(const pyr_runtime *rt) { return rt->threads; }
-const char *pyr_runtime_isa(const pyr_runtime *rt) { return rt->backend.name; }
-pyr_backend *pyr_runtime_backend(pyr_runtime *rt) { return &rt->backend; }
+struct pyr_backend *pyr_runtime_backend(const pyr_runtime *rt) { return rt->backend; }

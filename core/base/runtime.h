@@ -1,5 +1,6 @@
 /* runtime.h — the root object, as the core sees it: allocation under a limit, a thread team,
- * progress, the message of the last failure, and the backend that runs operations. */
+ * progress, the message of the last failure, and the backend that runs operations, which is opened
+ * elsewhere (backend/open.c) and unknown here. */
 #ifndef PYR_RUNTIME_H
 #define PYR_RUNTIME_H
 
@@ -7,6 +8,8 @@
 #include <stdbool.h>
 
 struct pyr_backend;
+
+enum { PYR_THREADS_MAX = 256 };
 
 static inline int64_t pyr_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t pyr_max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -38,9 +41,18 @@ void pyr_runtime_reset_peak(pyr_runtime *rt);
 /* Reports progress; PYR_CANCELLED if the host asks to stop. */
 pyr_status pyr_progress(pyr_runtime *rt, int64_t done, int64_t total);
 
-/* PYR_DEVICE in a child of the process that opened a runtime on a device. */
+/* True in a child of the process that made the runtime (fork): it has none of its threads. */
+bool pyr_runtime_is_forked(const pyr_runtime *rt);
+/* backend/open.c: PYR_DEVICE in such a child, if the runtime is on a device. */
 pyr_status pyr_runtime_here(pyr_runtime *rt);
 
-struct pyr_backend *pyr_runtime_backend(pyr_runtime *rt);
+/* For backend/open.c. Options are whole and in range. *out is set also where the team could not be
+ * started: the runtime then has the message, and is to be freed. It is NULL still if there was no
+ * memory even for it. */
+pyr_status pyr_runtime_make(const pyr_runtime_options *options, pyr_runtime **out);
+/* `close` is called once, when the last reference has gone, before the team ends. */
+void pyr_runtime_set_backend(pyr_runtime *rt, struct pyr_backend *backend,
+                             void (*close)(struct pyr_backend *backend));
+struct pyr_backend *pyr_runtime_backend(const pyr_runtime *rt);
 
 #endif
