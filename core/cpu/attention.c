@@ -156,16 +156,6 @@ size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t he
   return many.used > one ? many.used : one;
 }
 
-pyr_attend_unit *pyr_cpu_unit_of(const pyr_attend *t, int64_t task) {
-  int64_t low = 0, high = t->count - 1;      /* the last unit that begins at or before the task */
-  while (low < high) {
-    int64_t middle = (low + high + 1) / 2;
-    if (t->units[middle].first <= task) low = middle;
-    else high = middle - 1;
-  }
-  return &t->units[low];
-}
-
 static void attend_task(void *ctx, int64_t task, int worker) {
   const pyr_attend *t = ctx;
   pyr_attend_unit *u = pyr_cpu_unit_of(t, task);
@@ -174,18 +164,6 @@ static void attend_task(void *ctx, int64_t task, int worker) {
   if (u->a->n == 1) pyr_cpu_attend_step(t, u, task, arena);
   else attend_tile(t, u->a, (int)(task % t->kv_heads),
                    (u->tasks / t->kv_heads - 1 - task / t->kv_heads) * t->tile, arena);
-}
-
-/* Cuts the calls into units, in the memory that `reserve` set aside for them. */
-static void cut(pyr_attend *t, const pyr_attention *a, int count) {
-  for (int i = 0; i < count; i++)
-    for (int g = 0; g < (a[i].n == 1 ? t->kv_heads : 1); g++) {
-      pyr_attend_unit *u = &t->units[t->count++];
-      *u = (pyr_attend_unit){ .a = &a[i], .g = g, .first = t->tasks,
-                              .tasks = pyr_ceil_div(a[i].n, t->tile) * t->kv_heads };
-      if (a[i].n == 1) pyr_cpu_cut_step(t, u);
-      t->tasks += u->tasks;
-    }
 }
 
 pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout,
@@ -208,11 +186,11 @@ pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count,
                                     pyr_cpu_attention_scratch(t.k, t.group, layout.head_dim, rows));
   if (status != PYR_OK) return status;
   pyr_arena shared = { cpu->shared, 0 };
-  pyr_cpu_step_shared(&t, &shared, count, steps, rows);
+  pyr_cpu_attend_shared(&t, &shared, count, steps, rows);
   if (shared.used > cpu->shared_bytes)
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT,
                                  "attention: more sequences or rows than are reserved");
-  cut(&t, a, count);
+  pyr_cpu_attend_cut(&t, a, count);
   pyr_cpu_tasks(be, attend_task, &t, t.tasks, cost);
   return PYR_OK;
 }

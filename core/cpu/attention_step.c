@@ -1,8 +1,8 @@
 /* attention_step.c — attention of one query a sequence (decode), and the history that it leaves.
  *
  * A lane is walked page by page, and each row is read once, from where it lies, for all heads of
- * the group (kv_block.inc), in segments of SEGMENT rows, counted from row 0. A segment leaves, for
- * each head,
+ * the group (kv_block.inc), in segments of PYR_SEGMENT rows, counted from row 0. A segment leaves,
+ * for each head,
  *
  *     top = max s,   sum = sum exp(s - top),   out = sum exp(s - top) v
  *
@@ -17,7 +17,6 @@
 #include <math.h>
 #include <string.h>
 
-enum { SEGMENT = 512 };   /* rows; a multiple of PYR_PAGE_ROWS */
 _Static_assert(PYR_STRAND == PYR_PAGE_ROWS, "a page is what the kernels take at once");
 
 typedef struct step_scratch {
@@ -30,25 +29,17 @@ typedef struct step_scratch {
   int64_t dims, ld;
 } step_scratch;
 
-static int64_t dims_of(int32_t head_dim) { return pyr_round_up(head_dim, PYR_PAD); }
-
-/* What a segment leaves: [group] tops, [group] sums, [group][dims] outs. */
-static int64_t outs_at(int32_t group) { return pyr_round_up(2 * group, PYR_PAD); }
-static int64_t part_size(int32_t group, int64_t dims) { return outs_at(group) + group * dims; }
-
-/* Segments that hold rows of a run of n rows, at most. */
-static int64_t most_segments(int64_t n) { return n / SEGMENT + 2; }
-
 static step_scratch step_scratch_of(pyr_arena *arena, int32_t group, int32_t head_dim,
                                     int64_t rows) {
-  step_scratch s = { .dims = dims_of(head_dim), .ld = pyr_round_up(rows, PYR_PAD) };
+  step_scratch s = { .dims = pyr_cpu_part_dims(head_dim), .ld = pyr_round_up(rows, PYR_PAD) };
   s.q = pyr_arena_take(arena, group * s.dims, sizeof(float));
   for (int what = 0; what < 2; what++)
     s.rows[what] = pyr_arena_take(arena, PYR_PAGE_ROWS * s.dims, sizeof(float));
   s.p = pyr_arena_take(arena, group * PYR_STRAND, sizeof(float));
   s.share = pyr_arena_take(arena, group, sizeof(float));
   s.scores = pyr_arena_take(arena, group * s.ld, sizeof(float));
-  s.parts = pyr_arena_take(arena, most_segments(rows) * part_size(group, s.dims), sizeof(float));
+  s.parts = pyr_arena_take(arena, pyr_cpu_segments_max(rows) * pyr_cpu_part_size(group, s.dims),
+                           sizeof(float));
   return s;
 }
 
@@ -58,40 +49,13 @@ size_t pyr_cpu_step_scratch(int32_t group, int32_t head_dim, int64_t rows) {
   return arena.used;
 }
 
-void pyr_cpu_step_shared(pyr_attend *t, pyr_arena *shared, int64_t count, int64_t steps,
-                         int64_t rows) {
-  int64_t lanes = steps * t->kv_heads, part = part_size(t->group, dims_of(t->layout.head_dim));
-  t->units = pyr_arena_take(shared, lanes + count - steps, sizeof *t->units);
-  t->parts = pyr_arena_take(shared, rows > SEGMENT ? lanes * most_segments(rows) * part : 0,
-                            sizeof(float));
-}
-
-static bool tracked(const pyr_attend_unit *u) { return u->a->track && u->a->lanes[u->g].history; }
-
-/* At least one, if it is empty. */
-static int64_t segments_of(const pyr_attend_unit *u) {
-  return u->seen.high > u->seen.low ? (u->seen.high - 1) / SEGMENT - u->seen.low / SEGMENT + 1 : 1;
-}
-
-void pyr_cpu_cut_step(pyr_attend *t, pyr_attend_unit *u) {
-  u->seen = pyr_cpu_visible(&u->a->lanes[u->g], u->a->q_pos[0], u->a->window);
-  int64_t segments = segments_of(u);
-  u->tasks = tracked(u) ? 1 : segments;
-  if (u->tasks == 1) return;
-  u->parts = t->parts;
-  t->parts += segments * part_size(t->group, dims_of(t->layout.head_dim));
-  atomic_init(&u->left, (int)segments);
-}
-
 /* ---- one segment ----------------------------------------------------------------------------- */
-
-typedef struct stretch { const pyr_lane_view *lane; pyr_span rows; } stretch;
 
 /* What is read after the run that ends before `row`: the stretch's next page, or the first one that
  * this thread is likely to read then. */
-static const void *after(const stretch *now, const stretch *next, size_t bytes, int64_t row,
+static const void *after(const pyr_stretch *now, const pyr_stretch *next, size_t bytes, int64_t row,
                          int what) {
-  const stretch *s = row < now->rows.high ? now : next;
+  const pyr_stretch *s = row < now->rows.high ? now : next;
   if (s == next) row = next->rows.low;
   return row < s->rows.high ? pyr_cpu_row_at(s->lane, bytes, row, what) : NULL;
 }
@@ -103,8 +67,8 @@ static bool in_place(const pyr_attend *t, const step_scratch *s) {
 }
 
 /* Rows that lie in one page, as the kernels are to read them. */
-static pyr_piece piece_at(const pyr_attend *t, const step_scratch *s, const stretch *now,
-                          const stretch *next, int64_t row, int64_t count, int what) {
+static pyr_piece piece_at(const pyr_attend *t, const step_scratch *s, const pyr_stretch *now,
+                          const pyr_stretch *next, int64_t row, int64_t count, int what) {
   size_t bytes = pyr_row_bytes(t->layout.dtype, t->layout.head_dim);
   if (in_place(t, s))
     return (pyr_piece){ pyr_cpu_row_at(now->lane, bytes, row, what),
@@ -114,12 +78,12 @@ static pyr_piece piece_at(const pyr_attend *t, const step_scratch *s, const stre
 }
 
 /* One segment; `scores` [group][ld], from its first row on, if they are to be kept. */
-static void attend_segment(const pyr_attend *t, const stretch *now, const stretch *next,
+static void attend_segment(const pyr_attend *t, const pyr_stretch *now, const pyr_stretch *next,
                            const step_scratch *s, float *scores, float *part) {
   int group = t->group;
-  pyr_strand strand = { .q = s->q, .top = part, .sum = part + group, .out = part + outs_at(group),
-                        .p = s->p, .share = s->share, .scores = scores, .ld = s->ld,
-                            .heads = group, .dims = (int)s->dims };
+  pyr_strand strand = { .q = s->q, .top = part, .sum = part + group,
+                        .out = part + pyr_cpu_part_outs(group), .p = s->p, .share = s->share,
+                        .scores = scores, .ld = s->ld, .heads = group, .dims = (int)s->dims };
   pyr_piece scored = { 0 }, mixed = { 0 };
   for (int h = 0; h < group; h++) strand.top[h] = -INFINITY, strand.sum[h] = strand.share[h] = 0;
   memset(strand.out, 0, (size_t)(group * s->dims) * sizeof(float));
@@ -139,13 +103,14 @@ static void attend_segment(const pyr_attend *t, const stretch *now, const stretc
 
 static void join(const pyr_attend *t, const pyr_attend_unit *u, const step_scratch *s,
                  const float *parts, int64_t count) {
-  int64_t d = t->layout.head_dim, size = part_size(t->group, s->dims);
+  int64_t d = t->layout.head_dim, size = pyr_cpu_part_size(t->group, s->dims);
   for (int h = 0; h < t->group; h++) {
     int64_t at = (int64_t)u->g * t->group + h;
     float top = parts[h], sum = 0, *out = u->a->out + at * d;
     for (int64_t i = 1; i < count; i++) top = fmaxf(top, parts[i * size + h]);
     for (int64_t i = 0; i < count; i++) {
-      const float *part = parts + i * size, *from = part + outs_at(t->group) + h * s->dims;
+      const float *part = parts + i * size,
+          *from = part + pyr_cpu_part_outs(t->group) + h * s->dims;
       /* equal also where nothing is seen: both -inf */
       float share = part[h] == top ? 1.0f : expf(part[h] - top);
       sum += part[t->group + h] * share;
@@ -188,47 +153,42 @@ static void track_step(const pyr_attend *t, const pyr_attend_unit *u, const step
 
 /* ---- tasks ----------------------------------------------------------------------------------- */
 
-static stretch segment_at(const pyr_attend_unit *u, int64_t segment) {
-  int64_t begin = (u->seen.low / SEGMENT + segment) * SEGMENT;
-  return (stretch){ &u->a->lanes[u->g], { pyr_max(u->seen.low, begin),
-                                          pyr_min(u->seen.high, begin + SEGMENT) } };
-}
-
 /* What a task of the call reads first, if it is one of a single query. */
-static stretch stretch_of(const pyr_attend *t, int64_t task) {
-  if (task >= t->tasks) return (stretch){ 0 };
+static pyr_stretch stretch_of(const pyr_attend *t, int64_t task) {
+  if (task >= t->tasks) return (pyr_stretch){ 0 };
   const pyr_attend_unit *u = pyr_cpu_unit_of(t, task);
-  return u->a->n == 1 ? segment_at(u, task - u->first) : (stretch){ 0 };
+  return u->a->n == 1 ? pyr_cpu_segment_at(u, task - u->first) : (pyr_stretch){ 0 };
 }
 
 /* All of a lane in one task. */
-static void attend_lane(const pyr_attend *t, const pyr_attend_unit *u, const stretch *next,
+static void attend_lane(const pyr_attend *t, const pyr_attend_unit *u, const pyr_stretch *next,
                         const step_scratch *s) {
-  int64_t size = part_size(t->group, s->dims), count = segments_of(u);
+  int64_t size = pyr_cpu_part_size(t->group, s->dims), count = pyr_cpu_segments_of(u);
   for (int64_t i = 0; i < count; i++) {
-    stretch now = segment_at(u, i), after = i + 1 < count ? segment_at(u, i + 1) : *next;
-    attend_segment(t, &now, &after, s, tracked(u) ? s->scores + (now.rows.low - u->seen.low)
-                   : NULL, s->parts + i * size);
+    pyr_stretch now = pyr_cpu_segment_at(u, i),
+        after = i + 1 < count ? pyr_cpu_segment_at(u, i + 1) : *next;
+    float *scores = pyr_cpu_is_tracked(u) ? s->scores + (now.rows.low - u->seen.low) : NULL;
+    attend_segment(t, &now, &after, s, scores, s->parts + i * size);
   }
   join(t, u, s, s->parts, count);
-  if (tracked(u)) track_step(t, u, s);
+  if (pyr_cpu_is_tracked(u)) track_step(t, u, s);
 }
 
 void pyr_cpu_attend_step(const pyr_attend *t, pyr_attend_unit *u, int64_t task, pyr_arena arena) {
   int64_t d = t->layout.head_dim;
   step_scratch s = step_scratch_of(&arena, t->group, (int32_t)d,
-                                   u->tasks == 1 ? u->seen.high - u->seen.low : SEGMENT);
+                                   u->tasks == 1 ? u->seen.high - u->seen.low : PYR_SEGMENT);
   for (int h = 0; h < t->group; h++) {
     const float *q = u->a->q + ((int64_t)u->g * t->group + h) * d;
     for (int64_t i = 0; i < s.dims; i++) s.q[h * s.dims + i] = i < d ? q[i] * t->scale : 0;
   }
   /* the threads take tasks in turn, about */
-  stretch next = stretch_of(t, u->first + task + t->threads);
+  pyr_stretch next = stretch_of(t, u->first + task + t->threads);
   if (u->tasks == 1) {
     attend_lane(t, u, &next, &s);
     return;
   }
-  stretch now = segment_at(u, task);
-  attend_segment(t, &now, &next, &s, NULL, u->parts + task * part_size(t->group, s.dims));
+  pyr_stretch now = pyr_cpu_segment_at(u, task);
+  attend_segment(t, &now, &next, &s, NULL, u->parts + task * pyr_cpu_part_size(t->group, s.dims));
   if (atomic_fetch_sub(&u->left, 1) == 1) join(t, u, &s, u->parts, u->tasks);
 }

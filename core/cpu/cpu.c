@@ -2,8 +2,9 @@
  * instruction set.
  *
  * Owns: the table's memory operations and the scratch of every worker. The operations themselves
- * are in linear.c, interleave.c, attention.c, attention_step.c, mass.c, signals.c, select.c,
- * merge.c, rows.c and elementwise.c; their inner loops in kernels.inc.
+ * are in linear.c, interleave.c, attention.c, mass.c, signals.c, select.c, merge.c, rows.c and
+ * elementwise.c; their inner loops in kernels.inc. This file knows them all, and none of them calls
+ * it: what they share is below them, in team.c.
  *
  * Memory is the host's own, so copy, upload and download are one memcpy. Blocks are aligned to 64
  * bytes by hand, because a host's allocator promises 16: each block is 64 bytes longer than asked
@@ -15,12 +16,7 @@
 #endif
 #include <string.h>
 
-enum {
-  ALIGN = 64,
-  SPAN_VALUES = 16384,   /* values that make a task of its own worth while */
-  WAKING = 1 << 17,      /* multiply-adds that one thread does in the time that waking the others
-                            takes */
-};
+enum { ALIGN = 64 };
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
@@ -78,7 +74,7 @@ static pyr_status reserve_shared(pyr_backend *be, const pyr_work *work, int32_t 
   pyr_attend t = { .kv_heads = work->kv_heads, .group = group,
                    .layout = { .head_dim = work->head_dim } };
   pyr_arena arena = { NULL, 0 };
-  pyr_cpu_step_shared(&t, &arena, work->sequences, work->sequences, work->rows);
+  pyr_cpu_attend_shared(&t, &arena, work->sequences, work->sequences, work->rows);
   return grow(be, &cpu->shared, &cpu->shared_bytes, arena.used);
 }
 
@@ -91,11 +87,11 @@ static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
   int32_t group = work->kv_heads > 0 ? work->heads / work->kv_heads : 1;
   size_t need[] = { pyr_cpu_linear_scratch(k, work->cols),
                     pyr_cpu_attention_scratch(k, group, work->head_dim, work->rows),
-                        pyr_cpu_mass_scratch(k, group, work->head_dim),
-                            pyr_cpu_merge_scratch(k, work->head_dim),
-                                pyr_cpu_signals_scratch(k, work->head_dim, work->rows),
-                                    cpu->matmul ? pyr_cpu_bf16_scratch(work->tokens, work->cols)
-                                        : 0 };
+                    pyr_cpu_mass_scratch(k, group, work->head_dim),
+                    pyr_cpu_merge_scratch(k, work->head_dim),
+                    pyr_cpu_rotate_scratch(work->head_dim),
+                    pyr_cpu_signals_scratch(k, work->head_dim, work->rows),
+                    cpu->matmul ? pyr_cpu_bf16_scratch(work->tokens, work->cols) : 0 };
   size_t each = cpu->scratch_each, threads = (size_t)pyr_runtime_threads(be->rt), bytes;
   for (size_t i = 0; i < sizeof need / sizeof *need; i++)
     if (need[i] > each) each = need[i];
@@ -109,38 +105,6 @@ static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
   cpu->scratch = scratch;
   cpu->scratch_each = each;
   return PYR_OK;
-}
-
-pyr_status pyr_cpu_check(pyr_backend *be, const char *operation, size_t needed) {
-  if (needed <= pyr_cpu_of(be)->scratch_each) return PYR_OK;
-  return pyr_runtime_set_error(be->rt, PYR_ARGUMENT,
-                               "%s needs %zu bytes of scratch, and %zu are reserved", operation,
-                                   needed, pyr_cpu_of(be)->scratch_each);
-}
-
-/* ---- spans ----------------------------------------------------------------------------------- */
-
-typedef struct spans { pyr_span_fn fn; const void *ctx; int64_t n, each; } spans;
-
-static void run_span(void *ctx, int64_t task, int worker) {
-  const spans *s = ctx;
-  (void)worker;
-  s->fn(s->ctx, task * s->each, pyr_min(s->n, (task + 1) * s->each));
-}
-
-void pyr_cpu_spans(pyr_backend *be, pyr_span_fn fn, const void *ctx, int64_t n, int64_t cost) {
-  spans s = { fn, ctx, n, pyr_max(1, SPAN_VALUES / pyr_max(cost, 1)) };
-  if (n <= 0) return;
-  if (n <= s.each) fn(ctx, 0, n);
-  else pyr_parallel(be->rt, run_span, &s, pyr_ceil_div(n, s.each));
-}
-
-void pyr_cpu_tasks(pyr_backend *be, pyr_task_fn fn, void *ctx, int64_t tasks, int64_t cost) {
-  if (cost >= WAKING) {
-    pyr_parallel(be->rt, fn, ctx, tasks);
-    return;
-  }
-  for (int64_t task = 0; task < tasks; task++) fn(ctx, task, 0);
 }
 
 /* ---- open and close -------------------------------------------------------------------------- */

@@ -58,7 +58,10 @@ size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t he
                                  int64_t rows);
 size_t pyr_cpu_mass_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim);
 size_t pyr_cpu_merge_scratch(const pyr_kernels *k, int32_t head_dim);
+size_t pyr_cpu_rotate_scratch(int32_t head_dim);
 size_t pyr_cpu_signals_scratch(const pyr_kernels *k, int32_t head_dim, int64_t lag);
+/* ---- team.c ---------------------------------------------------------------------------------- */
+
 /* PYR_ARGUMENT if a call needs more than was reserved. */
 pyr_status pyr_cpu_check(pyr_backend *be, const char *operation, size_t needed);
 
@@ -70,6 +73,8 @@ void pyr_cpu_spans(pyr_backend *be, pyr_span_fn fn, const void *ctx, int64_t n, 
 /* Runs tasks on the team, or all here if together they are too little work (about `cost`
  * multiply-adds) to wake it for. */
 void pyr_cpu_tasks(pyr_backend *be, pyr_task_fn fn, void *ctx, int64_t tasks, int64_t cost);
+
+/* ---- runs of a weight's rows ----------------------------------------------------------------- */
 
 typedef struct pyr_span { int64_t low, high; } pyr_span;
 

@@ -149,6 +149,12 @@ typedef struct rotate_call {
   pyr_rope_style style;
 } rotate_call;
 
+size_t pyr_cpu_rotate_scratch(int32_t head_dim) {
+  pyr_arena arena = { NULL, 0 };
+  pyr_arena_take(&arena, head_dim, sizeof(float));
+  return arena.used;
+}
+
 /* The rows of one page. From `from` to the row's index is the angle (index - from) * freq, whatever
  * turns lay between. */
 static void rotate_page(void *ctx, int64_t page, int worker) {
@@ -181,8 +187,7 @@ static pyr_status cpu_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_lay
   rotate_call c = { pyr_cpu_of(be)->kernels, pyr_cpu_of(be), lane, layout,
                     pyr_row_bytes(layout.dtype, layout.head_dim), from, stood, freq, dims / 2,
                         style };
-  pyr_status status = pyr_cpu_check(be, "rotate",
-                                    pyr_cpu_merge_scratch(c.kernels, layout.head_dim));
+  pyr_status status = pyr_cpu_check(be, "rotate", pyr_cpu_rotate_scratch(layout.head_dim));
   if (status == PYR_OK)
     pyr_cpu_tasks(be, rotate_page, &c, pyr_ceil_div(lane->rows, PYR_PAGE_ROWS),
                   lane->rows * 16 * dims);
