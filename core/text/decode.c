@@ -1,7 +1,7 @@
 /* decode.c — from ids to text: a decoder that never cuts a UTF-8 character.
  *
- * Owns the decoder and its waiting bytes. Each id gives bytes of its own (the DECODE steps, applied
- * to one piece); only trimming at the beginning and joining need to know what came before. The
+ * Owns the decoder and its waiting bytes. Each id gives bytes of its own (decode_piece.c); only
+ * trimming at the beginning and joining need to know what came before. The
  * bytes then pass a gate: whole characters go out, the beginning of one waits for the next id, and
  * what can be no character becomes U+FFFD, one for each maximal subpart (what Python's and Rust's
  * lossy decoding do). */
@@ -38,112 +38,6 @@ void pyr_decoder_free(pyr_decoder *d) {
   pyr_buffer_free(t->rt, &d->out);
   pyr_release(t->rt, d, sizeof *d);
   pyr_tokenizer_free(t);
-}
-
-/* One id's text may be this many times its piece, and that many bytes more: beyond it REPLACE steps
- * were made to hurt, as all that is generated would grow so. What every piece becomes is found out
- * when the tokenizer is made, so decoding cannot fail. */
-enum { DECODE_GROWTH = 16, DECODE_FREE = 256 };
-
-static bool replace(pyr_runtime *rt, const pyr_step_data *step, const pyr_buffer *in, size_t limit,
-                    pyr_buffer *out) {
-  const uint8_t *s = in->data;
-  size_t n = in->length, from = 0, length = step->pattern_length;
-  out->length = 0;
-  for (size_t i = 0; n >= length && i <= n - length;) {
-    const uint8_t *hit = memchr(s + i, step->pattern[0], n - length + 1 - i);
-    if (hit == NULL) break;
-    i = (size_t)(hit - s);
-    if (memcmp(hit, step->pattern, length) != 0) { i++; continue; }
-    if (!pyr_buffer_append(rt, out, s + from, i - from)
-        || !pyr_buffer_append(rt, out, step->text, step->text_length)) return false;
-    from = i += length;
-    if (out->length > limit) return true;
-  }
-  return n == 0 || pyr_buffer_append(rt, out, s + from, n - from);
-}
-
-static int hex(uint8_t c) {
-  return c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a'
-      && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
-/* What one id stands for goes to d->piece. */
-static bool spell_out(pyr_decoder *d, int32_t id) {
-  pyr_tokenizer *t = d->t;
-  const pyr_step_list *list = &t->stages[PYR_DECODE];
-  bool raw = t->options.byte_level && !(t->pieces[id].bits & PYR_BIT_LITERAL);
-  size_t length = t->pieces[id].length, limit = length * DECODE_GROWTH + DECODE_FREE;
-  const uint8_t *bytes = t->text.data + t->pieces[id].start;
-  if (!raw) bytes = pyr_found_by(t, id, &length);      /* normalised if it is found so, as in the
-                                                          tokenizers library */
-  /* the usual case: already bytes */
-  if (raw && list->count == 1 && list->steps[0].kind == PYR_STEP_BYTES) raw = false;
-  else if (raw) {  /* the steps want the spelling */
-    d->piece.length = 0;
-    if (!pyr_alphabet_spell(t->rt, bytes, length, &d->piece)) return false;
-  }
-  if (!raw) {
-    d->piece.length = 0;
-    if (!pyr_buffer_append(t->rt, &d->piece, bytes, length)) return false;
-    if (t->options.byte_level && list->count == 1 && list->steps[0].kind == PYR_STEP_BYTES)
-      return true;
-  }
-  for (int i = 0; i < list->count; i++) {
-    const pyr_step_data *step = &list->steps[i];
-    bool memory;
-    switch (step->kind) {
-      case PYR_STEP_REPLACE:
-        if (d->piece.length > limit) return true;      /* never in a tokenizer that pyr_decode_check
-                                                          let through */
-        if (!replace(t->rt, step, &d->piece, limit, &d->other)) return false;
-        break;
-      case PYR_STEP_BYTES:
-        d->other.length = 0;
-        if (t->options.byte_level && (t->pieces[id].bits & PYR_BIT_LITERAL)) continue;
-        if (!pyr_alphabet_unspell(t->rt, d->piece.data, d->piece.length, &d->other, &memory)) {
-          if (memory) return false;
-          continue;
-        }
-        break;
-      case PYR_STEP_FALLBACK: {
-        const uint8_t *p = d->piece.data;
-        if (d->piece.length != 6 || memcmp(p, "<0x", 3) != 0 || p[5] != '>' || hex(p[3]) < 0
-            || hex(p[4]) < 0) continue;
-        uint8_t byte = (uint8_t)(hex(p[3]) * 16 + hex(p[4]));
-        d->other.length = 0;
-        if (!pyr_buffer_append(t->rt, &d->other, &byte, 1)) return false;
-        break;
-      }
-      default: continue;       /* TRIM and JOIN look at more than one piece */
-    }
-    pyr_buffer swap = d->piece;
-    d->piece = d->other;
-    d->other = swap;
-  }
-  return true;
-}
-
-pyr_status pyr_decode_check(pyr_tokenizer *t) {
-  const pyr_step_list *list = &t->stages[PYR_DECODE];
-  bool grows = false;
-  for (int i = 0; i < list->count; i++)
-    grows |= list->steps[i].kind == PYR_STEP_REPLACE
-        && list->steps[i].text_length > list->steps[i].pattern_length;
-  if (!grows) return PYR_OK;
-  pyr_decoder *d;
-  pyr_status status = pyr_decoder_new(t, 0, &d);
-  for (int32_t id = 0; status == PYR_OK && id < t->count; id++) {
-    size_t n = t->pieces[id].length;
-    if (!spell_out(d, id)) status = pyr_nomem(t->rt, n, "decoder");
-    else if (d->piece.length > n * DECODE_GROWTH + DECODE_FREE)
-      status = pyr_runtime_set_error(t->rt, PYR_FORMAT,
-                                     "decoder: its steps make more than %d times and %d bytes of "
-                                     "the %zu bytes of piece %d", DECODE_GROWTH, DECODE_FREE, n,
-                                         (int)t->pieces[id].id);
-  }
-  pyr_decoder_free(d);
-  return status;
 }
 
 /* Bytes through the gate to d->out. */
@@ -195,7 +89,7 @@ static bool push_one(pyr_decoder *d, int32_t id) {
   pyr_tokenizer *t = d->t;
   if ((d->flags & PYR_DECODE_PLAIN)
       && (t->pieces[id].bits >> PYR_BIT_TOKEN_SHIFT & PYR_TOKEN_SPECIAL)) return true;
-  if (!spell_out(d, id)) return false;
+  if (!pyr_decode_piece(t, id, &d->piece, &d->other)) return false;
   const pyr_step_list *list = &t->stages[PYR_DECODE];
   const uint8_t *s = d->piece.data;
   size_t n = d->piece.length;

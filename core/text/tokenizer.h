@@ -1,5 +1,7 @@
-/* tokenizer.h — what the tokenizer's files share: the vocabulary (tokenizer.c), the pipeline from
- * text to words (split.c), merging (bpe.c) and the way back (decode.c).
+/* tokenizer.h — what the tokenizer's files share. From below: the byte alphabet (token_alphabet.c),
+ * the vocabulary (vocab.c), merging (bpe.c), the pipeline from text to words (split.c), what one id
+ * stands for (decode_piece.c); on them the building of it all (tokenizer.c) and the way back, a
+ * stream of ids to text (decode.c).
  *
  * Inside, a piece is named by its place in `pieces`, in the order in which pieces came; a file's
  * ids, which may be any, are translated where they come in (pyr_vocab_place) and go out (pyr_emit).
@@ -118,20 +120,24 @@ struct pyr_tokenizer {
   pyr_buffer ids, symbols, heap, unspelled, normal[2], work, spelling;
 };
 
-/* tokenizer.c */
-uint32_t pyr_bytes_hash(const uint8_t *s, size_t n);
+/* vocab.c. There is room for one piece after pyr_vocab_reserve, for a merge after
+ * pyr_merge_reserve. */
 /* open piece with these bytes, or -1 */
 int32_t pyr_vocab_find(const pyr_tokenizer *t, const uint8_t *s, size_t n);
 int32_t pyr_vocab_place(const pyr_tokenizer *t, int32_t file_id);  /* -1: no piece has this id */
 const pyr_merge *pyr_merge_find(const pyr_tokenizer *t, int32_t left, int32_t right);
+pyr_status pyr_vocab_reserve(pyr_tokenizer *t);
+void pyr_vocab_append(pyr_tokenizer *t, pyr_vocab_piece piece);  /* its bytes are in t->text */
+/* from now on it is found by its bytes; the later of two equal ones replaces the earlier */
+void pyr_vocab_insert(pyr_tokenizer *t, int32_t id);
+pyr_status pyr_merge_reserve(pyr_tokenizer *t);
+void pyr_merge_insert(pyr_tokenizer *t, pyr_merge m);
 bool pyr_emit(pyr_tokenizer *t, int32_t id);  /* the file's id of a place goes to t->ids */
-/* of an added token: the text to look for */
+/* what an added token is found by: its text, or that text normalised */
 const uint8_t *pyr_found_by(const pyr_tokenizer *t, int32_t id, size_t *length);
 
-/* GPT-2's byte alphabet: printable Latin-1 bytes stand for themselves, the other 68 for U+0100
- * onwards. */
-uint32_t pyr_alphabet_of_byte(uint8_t byte);
-int pyr_alphabet_to_byte(uint32_t cp);  /* -1: not in the alphabet */
+/* token_alphabet.c: GPT-2's byte alphabet. Printable Latin-1 bytes stand for themselves, the other
+ * 68 for U+0100 onwards. */
 bool pyr_alphabet_spell(pyr_runtime *rt, const uint8_t *s, size_t n, pyr_buffer *out);
 /* false with *memory false: some character is not of the alphabet (out is as before); true: no
  * memory. */
@@ -141,7 +147,9 @@ bool pyr_alphabet_unspell(pyr_runtime *rt, const uint8_t *s, size_t n, pyr_buffe
 /* bpe.c: encodes one word; the ids go to t->ids. `broken` words hold bytes that are not UTF-8. */
 pyr_status pyr_bpe_word(pyr_tokenizer *t, const uint8_t *word, size_t n, bool broken);
 
-/* decode.c: PYR_FORMAT if some piece becomes far more text than it has itself */
+/* decode_piece.c: what one id stands for goes to *piece (*other is scratch), and false is no
+ * memory; PYR_FORMAT if some piece becomes far more text than it has itself */
+bool pyr_decode_piece(const pyr_tokenizer *t, int32_t id, pyr_buffer *piece, pyr_buffer *other);
 pyr_status pyr_decode_check(pyr_tokenizer *t);
 
 /* split.c */
