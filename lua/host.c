@@ -14,7 +14,7 @@
  *
  * Cancelling sets one flag. It is read by a progress callback, between tokens, and by a hook that
  * the state runs every few thousand instructions, so that a policy's loop ends, too. */
-#include "lpyramid.h"
+#include "lauxpyr.h"
 #include "base/plain.h"
 #include "base/versioned.h"
 

@@ -8,7 +8,7 @@
  *   output:write(text, …) :commit() -> true; or nil, message, code. Without a commit nothing has
  *   happened to the path
  *   output:close()         gives it up, if it is not committed */
-#include "lpyramid.h"
+#include "lauxpyr.h"
 #include "base/disk.h"
 
 #include <errno.h>

@@ -16,7 +16,7 @@
  * back afterwards. What no hook sees, a guard cannot end: one call of a C function, finalizers, and
  * an xpcall's handler while it is given the guard's own error; Lua runs the last two without hooks.
  * */
-#include "lpyramid.h"
+#include "lauxpyr.h"
 
 #include <time.h>
 

@@ -17,7 +17,7 @@
  * Numbers are read in the C locale whatever the process's is. Recursion is bounded by the depth
  * that callers give, work and memory by the text: a value is at least two bytes of it, and costs at
  * most an empty table and its slot. */
-#include "lpyramid.h"
+#include "lauxpyr.h"
 #include "base/plain.h"
 
 #include <stdbool.h>

@@ -2,7 +2,7 @@
 #ifndef PYR_LLOGITS_H
 #define PYR_LLOGITS_H
 
-#include "lpyramid.h"
+#include "lauxpyr.h"
 
 /* Pushes a buffer for `count` times `vocab` floats and returns its memory. */
 float *pyr_lua_new_logits_buffer(lua_State *L, int64_t count, int32_t vocab);

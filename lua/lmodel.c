@@ -9,7 +9,7 @@
  * Owns: the two userdata classes and the spelling of roles and dtypes. Does not own: where a tensor
  * lies in a file and which weight it is (lua/pyramid/loaders and families say so), nor any check of
  * that (core/base/weights.c, core/model/model.c). */
-#include "lpyramid.h"
+#include "lauxpyr.h"
 
 #include <limits.h>
 #include <stdbool.h>

@@ -31,7 +31,7 @@
  * It is the one file beside the binding that sees oneDNN (as a yardstick, with its own threads),
  * the thread team and the number formats. Like the binding it allocates first and takes the runtime
  * out of its box last. */
-#include "lpyramid.h"
+#include "lauxpyr.h"
 #include "backend/backend.h"
 #include "base/dtype.h"
 #include "base/runtime.h"

@@ -15,7 +15,7 @@
  * the function raises is kept, cancels the work, and goes on from the binding function that made
  * the core call (pyr_lua_leave). The callback is there without a function, too: it looks at the
  * host's flag (pyr_lua_watch). */
-#include "lpyramid.h"
+#include "lauxpyr.h"
 
 #include <stdbool.h>
 #include <string.h>

@@ -9,7 +9,7 @@
  *
  * Without a runtime the sampler makes a small one of its own. What the options mean is in
  * core/sample/sampler.c. */
-#include "lpyramid.h"
+#include "lauxpyr.h"
 
 #include <math.h>
 

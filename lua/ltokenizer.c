@@ -12,7 +12,7 @@
  *
  * Owns the two userdata classes and the spelling of stages and steps; what the calls mean stands in
  * pyramid.h. */
-#include "lpyramid.h"
+#include "lauxpyr.h"
 
 #include <limits.h>
 #include <string.h>

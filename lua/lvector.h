@@ -3,7 +3,7 @@
 #ifndef PYR_LVECTOR_H
 #define PYR_LVECTOR_H
 
-#include "lpyramid.h"
+#include "lauxpyr.h"
 
 #include <stdbool.h>
 

@@ -19,7 +19,7 @@
  * Ctrl-C (SIGINT) ends scripts and core calls by errors that nothing catches for long, so that
  * files and models are closed, with status 130 and no word. Where that takes more than GRACE
  * seconds (one long call of a C function), or at the second Ctrl-C, the process ends at once. */
-#include "lpyramid.h"
+#include "lauxpyr.h"
 #include "bundle.h"
 #include "base/plain.h"
 

@@ -229,7 +229,7 @@ describe("want of memory while reading JSON", function()
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "lpyramid.h"
+#include "lauxpyr.h"
 static long left = -1;
 static void *alloc(void *ud, void *p, size_t old, size_t size) {
   (void)ud, (void)old;

@@ -18,7 +18,7 @@
  *   has no use for, left out)
  *   weighting, track   { queries, ramp, due, threshold, every, decay }
  *   ranges  { { begin, end, origin }, … }, one a lane */
-#include "lpyramid.h"
+#include "lauxpyr.h"
 #include "backend/backend.h"
 #include "base/dtype.h"
 #include "sample/sample_batch.h"

@@ -1,12 +1,12 @@
-/* lpyramid.h — what the binding's files share. One C file per class; each adds its functions to the
+/* lauxpyr.h — what the binding's files share. One C file per class; each adds its functions to the
  * table `pyramid.core`, on which the Lua side (lua/pyramid) builds the API that users see.
  *
  * Userdata are boxes whose first field is a core handle, NULL if closed (the specs' library,
  * lops.c, relies on it), made closed first (as liolib.c makes files), then opened, so that an error
  * between the two leaks nothing; `close`, `__close` and `__gc` are one idempotent function.
  * Failures of the world return nil, message, code; misuse raises. */
-#ifndef PYR_LPYRAMID_H
-#define PYR_LPYRAMID_H
+#ifndef PYR_LAUXPYR_H
+#define PYR_LAUXPYR_H
 
 #include <signal.h>
 
@@ -128,7 +128,7 @@ void pyr_lua_start_policy(lua_State *L, int at, pyr_policy *out, pyr_runtime *rt
  * on more than `most`. */
 int pyr_lua_read_program(lua_State *L, int arg, pyr_score_op *ops, int most);
 
-/* lpyramid.c: preloads the bundled modules, returns `require "pyramid.init"`. The one name that
+/* linit.c: preloads the bundled modules, returns `require "pyramid.init"`. The one name that
  * hosts look up. */
 __attribute__((visibility("default"))) int luaopen_pyramid(lua_State *L);
 /* The first half of it: the modules of `pyramid`, and with `vendored` also argparse, in

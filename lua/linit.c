@@ -1,9 +1,9 @@
-/* lpyramid.c — the door to the library for Lua: bundled modules, the table `pyramid.core`, and what
+/* linit.c — the door to the library for Lua: bundled modules, the table `pyramid.core`, and what
  * the binding's files share (options, failures, callbacks).
  *
  * Owns: the bundle (constant data) and the way modules are found in it. Keeps no state outside the
  * lua_State: two states of one process see nothing of each other. Sets no globals. */
-#include "lpyramid.h"
+#include "lauxpyr.h"
 #include "bundle.h"
 #include "base/plain.h"
 
