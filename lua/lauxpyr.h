@@ -14,6 +14,9 @@
 #include <lauxlib.h>
 #include "pyramid.h"
 
+/* Seconds since some moment, as a watch counts them. */
+double pyr_lua_now(void);
+
 /* Pushes nil, the runtime's message, the status name; returns 3. rt may be NULL. */
 int pyr_lua_fail(lua_State *L, const pyr_runtime *rt, pyr_status status);
 
@@ -92,7 +95,6 @@ struct pyr_lua_guard {
 void pyr_lua_guard_on(lua_State *L, pyr_lua_world *world, pyr_lua_guard *guard, pyr_runtime *rt,
                       double seconds);
 pyr_status pyr_lua_guard_off(lua_State *L, pyr_lua_world *world, pyr_lua_guard *guard);
-void pyr_lua_guard_pause(pyr_lua_world *world, int on);
 void pyr_lua_open_guard(lua_State *L);
 
 /* For hosts: Lua code and core calls end soon after *flag is not 0. A signal handler that raises it

@@ -18,20 +18,12 @@
  * */
 #include "lauxpyr.h"
 
-#include <time.h>
-
 enum {
   EVERY = 10000,               /* instructions between two looks: some 50 microseconds */
   AGAIN = 1024,                /* … until it raises the second time; half as many each time */
 };
 static const double ASKS_EVERY = 0.02;     /* seconds between two questions to the progress
                                               function, which runs Lua in turn */
-
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 static int is_interrupted(const pyr_lua_world *world) {
   return world->interrupted && *world->interrupted;
@@ -68,7 +60,7 @@ static void on_count(lua_State *L, lua_Debug *ar) {
       && (ar->event != LUA_HOOKCOUNT || guard->mask & LUA_MASKCOUNT)) guard->hook(L, ar);
   if (ar->event != LUA_HOOKCOUNT) return;
   if (guard->ended == PYR_OK) {
-    double time = now();
+    double time = pyr_lua_now();
     if (is_interrupted(world)) guard->ended = PYR_CANCELLED;
     else if (guard->paused) return;  /* a callback of a core call that the guarded code has made */
     else if (guard->seconds > 0 && time > guard->ends) guard->ended = PYR_POLICY;
@@ -86,7 +78,7 @@ static void on_count(lua_State *L, lua_Debug *ar) {
 
 void pyr_lua_guard_on(lua_State *L, pyr_lua_world *world, pyr_lua_guard *guard, pyr_runtime *rt,
                       double seconds) {
-  double time = now();
+  double time = pyr_lua_now();
   *guard = (pyr_lua_guard){ .outer = world->guard, .thread = L, .rt = rt, .seconds = seconds,
                             .ends = time + seconds, .asks = time + ASKS_EVERY,
                                 .hook = lua_gethook(L), .mask = lua_gethookmask(L),
@@ -114,14 +106,6 @@ pyr_status pyr_lua_guard_off(lua_State *L, pyr_lua_world *world, pyr_lua_guard *
     return PYR_CANCELLED;
   }
   return guard->ended;
-}
-
-/* A core call that guarded code makes takes no time of its guard's. */
-void pyr_lua_guard_pause(pyr_lua_world *world, int on) {
-  pyr_lua_guard *guard = world->guard;
-  if (guard == NULL) return;
-  if (on && guard->paused++ == 0) guard->since = now();
-  if (!on && --guard->paused == 0) guard->ends += now() - guard->since;
 }
 
 static int core_limited(lua_State *L) {
