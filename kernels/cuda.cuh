@@ -53,6 +53,14 @@ static inline pyr_cuda *cuda_of(const pyr_backend *be) {
 static inline int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 static inline int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
+/* ---- memory (memory.cu) ---------------------------------------------------------------------- */
+
+extern const char cuda_name[];   /* of the device: "cuda" or "emulated" */
+
+/* Scratch, tables and counters as small as they may be; close gives them back. */
+pyr_status cuda_memory_open(pyr_backend *be);
+void cuda_memory_close(pyr_backend *be);
+
 /* PYR_OK, or PYR_DEVICE (PYR_MEMORY) with the operation's name and the device's reason, which CUDA
  * then has forgotten. */
 pyr_status cuda_status(pyr_backend *be, const char *operation, cudaError_t error);
@@ -64,7 +72,7 @@ static inline pyr_status cuda_launched(pyr_backend *be, const char *operation) {
 /* PYR_ARGUMENT */
 pyr_status cuda_refuse(pyr_backend *be, const char *operation, const char *what);
 
-/* ---- scratch and tables ---------------------------------------------------------------------- */
+/* ---- scratch and tables (memory.cu) ---------------------------------------------------------- */
 
 /* Pieces of the scratch, each 256-byte aligned, as cuBLAS wants its workspace. With base NULL it
  * only counts, so that the code that lays scratch out also tells `reserve` how much to set aside.
@@ -126,6 +134,7 @@ void cuda_steps_close(pyr_backend *be);
 /* ---- operations ------------------------------------------------------------------------------ */
 
 /* Each fills its part of the table. */
+void cuda_memory_fill(pyr_backend *be);        /* memory.cu: alloc, release, and the copies */
 void cuda_elementwise_fill(pyr_backend *be);   /* elementwise.cu: single values and tokens */
 void cuda_scores_fill(pyr_backend *be);        /* scores.cu: vectors of scores */
 void cuda_linear_fill(pyr_backend *be);        /* linear.cu */

@@ -1,5 +1,5 @@
 /* launch.cuh — how kernels are launched: at once, or as part of a decode step that goes to the
- * device as a whole (step.cu).
+ * device as a whole (launch.cu, step.cu).
  *
  *   PYR_LAUNCH(kernel, grid, block, shared, cuda, arguments…) kernel in parentheses if it is a
  *   template's; cuda: pyr_cuda *

@@ -1,5 +1,5 @@
-/* linit.c — the door to the library for Lua: bundled modules, the table `pyramid.core` with what all
- * classes add to it, and luaopen_pyramid.
+/* linit.c — the door to the library for Lua: bundled modules, the table `pyramid.core` with what
+ * all classes add to it, and luaopen_pyramid.
  *
  * Owns: the bundle (constant data) and the way modules are found in it. Keeps no state outside the
  * lua_State: two states of one process see nothing of each other. Sets no globals. */
