@@ -69,15 +69,32 @@ describe("docs/pyramidinfer.md", function()
   end)
 end)
 
+-- The anchors of a page's headings, as GitHub makes them: the second of a name ends in -1.
+local function anchors_of(text)
+  local anchors, seen = {}, {}
+  for title in ("\n" .. text):gsub("\n```.-\n```", "\n"):gmatch "\n#+ ([^\n]+)" do
+    local name = title:gsub("%]%b()", ""):lower():gsub("[^%w%-_ \128-\255]", ""):gsub(" ", "-")
+    anchors[seen[name] and ("%s-%d"):format(name, seen[name]) or name] = true
+    seen[name] = (seen[name] or 0) + 1
+  end
+  return anchors
+end
+
 describe("pages of docs/", function()
-  -- Links to files of the repository, from docs/ on.
-  for _, page in ipairs { "docs/pyramidinfer.md", "docs/policies.md", "docs/glossary.md",
-    "docs/lua-api.md" } do
-    it(("link to what is there: %s"):format(page), function()
-      for link in helper.read(page):gmatch "%]%(([^)#]+)[^)]*%)" do
-        assert.truthy(link:find "^https?:" or lfs.attributes("docs/" .. link), link)
-      end
-    end)
+  for file in lfs.dir "docs" do
+    if file:find "%.md$" then
+      it("link to what is there: " .. file, function()
+        local text = helper.read("docs/" .. file)
+        for link in text:gmatch "%]%(([^)%s]+)%)" do
+          local path, anchor = link:match "^([^#]*)#?(.*)$"
+          if not path:find "^https?:" then
+            assert.truthy(path == "" or lfs.attributes("docs/" .. path), link)
+            local target = path == "" and text or anchor ~= "" and helper.read("docs/" .. path)
+            assert.is_true(anchor == "" or anchors_of(target)[anchor] == true, link)
+          end
+        end
+      end)
+    end
   end
 
   it("explain each word once", function()
