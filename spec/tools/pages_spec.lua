@@ -83,12 +83,14 @@ end
 describe("pages of docs/", function()
   for file in lfs.dir "docs" do
     if file:find "%.md$" then
+      -- a bundle comes without .git and the large report
       it("link to what is there: " .. file, function()
         local text = helper.read("docs/" .. file)
         for link in text:gmatch "%]%(([^)%s]+)%)" do
           local path, anchor = link:match "^([^#]*)#?(.*)$"
           if not path:find "^https?:" then
-            assert.truthy(path == "" or lfs.attributes("docs/" .. path), link)
+            local held = path == "" or lfs.attributes("docs/" .. path)
+            assert.truthy(held or path:find "report%.html$" and not lfs.attributes ".git", link)
             local target = path == "" and text or anchor ~= "" and helper.read("docs/" .. path)
             assert.is_true(anchor == "" or anchors_of(target)[anchor] == true, link)
           end
