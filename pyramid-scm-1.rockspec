@@ -1,6 +1,6 @@
 rockspec_format = "3.0"
 package = "pyramid"
-version = "scm-1"
+version = "scm-1" -- from a checkout; what is built says its version: pyramid.version (core/pyramid.h)
 source = { url = "." } -- for `luarocks make` in a checkout
 description = {
   summary = "Lua-scriptable LLM inference with a pyramid-shaped KV cache",

@@ -52,7 +52,7 @@
 extern "C" {
 #endif
 
-#define PYR_VERSION "0.1.0"
+#define PYR_VERSION "0.2.0"
 #define PYR_ABI 0       /* the number of the shared library's SONAME: see "Versions" above */
 
 #if defined(__GNUC__)
@@ -60,7 +60,7 @@ extern "C" {
                                         exports */
 #endif
 
-const char *pyr_version(void);   /* of the library that runs, "0.1.0"; static */
+const char *pyr_version(void);   /* of the library that runs, "0.2.0"; static */
 
 typedef enum pyr_status {
   PYR_OK = 0,
