@@ -45,7 +45,8 @@ end
 LUA
 strip --strip-unneeded "$out/build/pyramid" "$out/build/"*.so
 find "$out/lib" -name '*.so' -exec strip --strip-unneeded {} +
-git ls-files scripts policies spec kernels models core lua docs README.md LICENSE Makefile |
+git ls-files scripts policies spec kernels models core lua docs README.md CHANGELOG.md \
+  CONTRIBUTING.md LICENSE Makefile |
   grep -v '^policies/report.html$' |
   tar -cf - -T - | tar -xf - -C "$out"
 git describe --always --dirty --abbrev=9 --exclude='*' >"$out/COMMIT"

@@ -75,7 +75,8 @@ filled scripts/maker/install/PyramidConfigVersion.cmake.in lib/cmake/Pyramid/Pyr
 
 # What people read: documents, examples, policies, and the Lua modules with their annotations.
 # Nothing of it is needed to run.
-for path in README.md LICENSE policies/*.lua policies/*.md scripts/examples/* $(find docs lua/pyramid -type f 2>/dev/null | sort); do
+for path in README.md CHANGELOG.md CONTRIBUTING.md LICENSE policies/*.lua policies/*.md \
+  scripts/examples/* $(find docs lua/pyramid -type f 2>/dev/null | sort); do
   [ ! -f "$path" ] || file 644 "$path" "share/pyramid/$path"
 done
 
