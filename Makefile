@@ -10,6 +10,8 @@
 #   make                       build/pyramid (a Lua 5.4 host), libpyramid.a, libpyramid.so,
 #                              pyramid.so (for `require`)
 #   make ONEDNN=0 [demo …]     without oneDNN; a build folder remembers it (ONEDNN=1 takes it back)
+#   make DEBUG=1 [test …]      into build/debug, unoptimised; after each plan of a policy the cache
+#                              is checked (core/cache/check.h)
 #   make ci                    what .ci/run asks beside `make test`; make nightly: what takes hours
 #   make check                 luacheck, layering, file sizes, and every spec under ASan and UBSan;
 #                              those of the binding also with full collections wherever it allocates
@@ -33,9 +35,14 @@
 
 .DEFAULT_GOAL := build
 
-B      := build
 PREFIX := /usr/local
+ifeq ($(DEBUG),1)
+B      := build/debug
+CFLAGS := -O1 -g -DPYR_DEBUG
+else
+B      := build
 CFLAGS ?= -O3 -g
+endif
 
 # Debian's names; scripts/maker/deps.sh knows those of other systems. The program, the specs, what
 # looks at the sources.
@@ -346,12 +353,13 @@ FUZZ_SECONDS ?= 60
 FUZZ_SEED    ?= 17
 ci: check-style check-layers check-warnings
 	+@$(MAKE) --no-print-directory fuzz SECONDS=$(FUZZ_SECONDS) SEED=$(FUZZ_SEED)
-# What takes too long for each change: sanitizers over all specs, a build without oneDNN, clang, an
-# hour of fuzzing; what else the machine has the tools for.
+# What takes too long for each change: sanitizers over all specs, a build that checks its caches,
+# one without oneDNN, clang, an hour of fuzzing; what else the machine has the tools for.
 nightly: ci
 	+@$(MAKE) --no-print-directory check-memory
 	+@$(MAKE) --no-print-directory check-stress
 	+@$(MAKE) --no-print-directory check-threads
+	+@$(MAKE) --no-print-directory test DEBUG=1
 	+@$(MAKE) --no-print-directory test B=$(B)/plain ONEDNN=0
 	+@if command -v clang >/dev/null; then $(MAKE) --no-print-directory library B=$(B)/clang-plain CC=clang CFLAGS="-O2 -g -Werror"; fi
 	+@$(MAKE) --no-print-directory fuzz SECONDS=3600

@@ -30,8 +30,8 @@ local rank = {
   ["text/decode_piece"] = 5, ["text/decode"] = 5, ["text/fingerprint"] = 5,
   ["backend/open"] = 5, ["model/model"] = 5, ["sample/sample_batch"] = 5,
   ["cache/cache"] = 6,
-  ["cache/undo"] = 7, ["policy/query_stats"] = 7,
-  ["policy/score"] = 8, ["policy/evict"] = 9, ["policy/plan"] = 10,
+  ["cache/undo"] = 7, ["cache/check"] = 7, ["policy/query_stats"] = 7,
+  ["policy/score"] = 8, ["policy/evict"] = 9, ["policy/trace"] = 9.5, ["policy/plan"] = 10,
   ["cache/session"] = 11, ["policy/evict_now"] = 11, ["model/forward"] = 11,
 }
 
