@@ -453,6 +453,45 @@ int64_t pyr_cache_evicted(const pyr_cache *cache);
 pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const pyr_score *score,
                             float *out);
 
+/* Seeing inside: what each plan was and came to, told when it has been carried out. */
+typedef enum pyr_when { PYR_WHEN_PREFILL = 0, PYR_WHEN_DECODE, PYR_WHEN_EVICT } pyr_when;
+typedef struct pyr_spread { int64_t min, max, sum; } pyr_spread;   /* over the lanes of a layer */
+
+/* One plan in one layer. Filled by the library; all of it lasts until the callback returns. */
+typedef struct pyr_trace {
+  size_t size;
+  const pyr_policy *policy;  /* whose plan it was */
+  const pyr_plan *plan;      /* what was asked */
+  pyr_when when;
+  int32_t layer, layers, lanes;
+  int64_t tokens;            /* that the cache has seen, with those of this call */
+  pyr_spread rows;           /* of a lane, before */
+  pyr_spread judged;         /* … of which the plan ranked so many, all but the guarded */
+  pyr_spread kept;           /* … and after */
+  int64_t evicted;           /* rows, of all lanes together */
+  int64_t hidden, hidden_kept;  /* prefill: tokens that reached the layer, and that go on from it */
+  const char *why;  /* "no plan": keep all, and nothing else was asked; "fits": no lane holds more
+                       than it may keep; else the score by which rows were ranked, as text */
+  double seconds;            /* that looking, ranking and evicting took */
+  size_t bytes;              /* of the layer's rows after it: pages, and what lies beside them */
+} pyr_trace;
+
+/* An error status carries its message through pyr_runtime_set_error and ends the call, which then
+ * has changed nothing, as a policy's does. */
+typedef struct pyr_tracer {
+  size_t size;
+  void *ud;
+  pyr_status (*trace)(void *ud, const pyr_trace *record);
+  void (*retain)(void *ud);  /* these two follow the caches that use it; NULL: nothing to do */
+  void (*release)(void *ud);
+} pyr_tracer;
+
+/* Whom a cache, and what is forked from it, tells of its plans; NULL: nobody. Layers whose policy
+ * is not asked (PYR_PREFILL_NO_PRUNE) have no record. A prefill may still fail after its layers
+ * were told of. While somebody is told, plans are timed (on a device each is waited for), and a
+ * call holds what its plans evict until all were told. Else it costs nothing. */
+pyr_status pyr_cache_on_trace(pyr_cache *cache, const pyr_tracer *tracer);
+
 /* ---- tokenizer ------------------------------------------------------------------------------- */
 /* A tokenizer is built in four moves, like a model: new, then pieces, merges, added tokens and
  * steps, then ready; after that it only encodes and decodes. What a file says in JSON or GGUF is

@@ -95,6 +95,11 @@ struct pyr_lua_guard {
 void pyr_lua_guard_on(lua_State *L, pyr_lua_world *world, pyr_lua_guard *guard, pyr_runtime *rt,
                       double seconds);
 pyr_status pyr_lua_guard_off(lua_State *L, pyr_lua_world *world, pyr_lua_guard *guard);
+/* For callbacks out of the core: fn(argument, a light userdata) in the state that is running, under
+ * a guard. What goes wrong becomes rt's message, which begins with `who`: PYR_POLICY where it
+ * raised or took more than `seconds`, PYR_MEMORY, PYR_CANCELLED. */
+pyr_status pyr_lua_call_guarded(pyr_lua_world *world, pyr_runtime *rt, double seconds,
+                                const char *who, lua_CFunction fn, void *argument);
 void pyr_lua_open_guard(lua_State *L);
 
 /* For hosts: Lua code and core calls end soon after *flag is not 0. A signal handler that raises it
@@ -125,6 +130,14 @@ void pyr_lua_hold_sampler(lua_State *L, int arg, int busy);
 void pyr_lua_to_policy(lua_State *L, int arg, pyr_policy *out);
 /* at: what `to` pushed */
 void pyr_lua_start_policy(lua_State *L, int at, pyr_policy *out, pyr_runtime *rt);
+/* Pushes the field `options` of the value that a policy was made of; nil where it is not of Lua.
+ * Needs three places of stack. */
+int pyr_lua_push_policy_options(lua_State *L, const pyr_policy *policy);
+
+/* Fills a tracer that tells the function at `arg` (nil: none, ud NULL), which may take `seconds` at
+ * a time, and pushes what holds it; to be started as a policy is. */
+void pyr_lua_to_tracer(lua_State *L, int arg, double seconds, pyr_tracer *out);
+void pyr_lua_start_tracer(lua_State *L, int at, pyr_tracer *tracer, pyr_runtime *rt);
 
 /* Reads the packed score program at `arg` (lplan.c; nil: an empty one) into ops; its length. Raises
  * on more than `most`. */

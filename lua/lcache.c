@@ -14,6 +14,7 @@
  *   cache:evaluate(program, layer, head) -> a vector of one number a token seen; layer, head 0: the
  *   mean over all
  *   cache:cut(bound policy or nothing) -> true   :truncate(n) -> true
+ *   cache:tell(fn or nil, seconds)     who is told of its plans: ltrace.c
  *   cache:fork()  :clear()  :save(path)  :tokens()  :computed()  :evicted()  :close()
  *
  * Layers and heads count from 1. A cache's user value is whatever Lua wants to keep with it (its
@@ -351,6 +352,21 @@ static int cache_cut(lua_State *L) {
   return 1;
 }
 
+static int cache_tell(lua_State *L) {
+  pyr_tracer tracer;
+  double seconds = luaL_optnumber(L, 3, 0);
+  lua_settop(L, 2);
+  pyr_lua_to_tracer(L, 2, seconds, &tracer);
+  int at = lua_gettop(L);
+  pyr_cache *cache = check_idle(L, 1)->cache;
+  pyr_lua_start_tracer(L, at, &tracer, runtime_of(cache));
+  pyr_status status = pyr_cache_on_trace(cache, tracer.ud ? &tracer : NULL);
+  if (tracer.ud) tracer.release(tracer.ud);
+  if (status != PYR_OK) return fail(L, cache, status);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
 static int cache_truncate(lua_State *L) {
   lua_Integer n = luaL_checkinteger(L, 2);
   pyr_cache *cache = check_idle(L, 1)->cache;
@@ -504,7 +520,8 @@ void pyr_lua_open_cache(lua_State *L) {
     { "bytes", cache_bytes }, { "fraction", cache_fraction }, { "tokens", cache_tokens },
         { "computed", cache_computed },
     { "evicted", cache_evicted }, { "fork", cache_fork }, { "clear", cache_clear },
-        { "cut", cache_cut }, { "truncate", cache_truncate }, { "save", cache_save },
+        { "cut", cache_cut }, { "tell", cache_tell }, { "truncate", cache_truncate },
+        { "save", cache_save },
     { "note", cache_note },
     { "owner", cache_owner }, { "__tostring", cache_show }, { NULL, NULL }
   };

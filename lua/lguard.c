@@ -108,6 +108,32 @@ pyr_status pyr_lua_guard_off(lua_State *L, pyr_lua_world *world, pyr_lua_guard *
   return guard->ended;
 }
 
+pyr_status pyr_lua_call_guarded(pyr_lua_world *world, pyr_runtime *rt, double seconds,
+                                const char *who, lua_CFunction fn, void *argument) {
+  lua_State *L = world->running;
+  pyr_lua_guard guard;
+  if (L == NULL) return pyr_runtime_set_error(rt, PYR_POLICY, "%s: no Lua state is running", who);
+  if (!lua_checkstack(L, 4))
+    return pyr_runtime_set_error(rt, PYR_MEMORY, "%s: the Lua stack is full", who);
+  pyr_lua_guard_on(L, world, &guard, rt, seconds);
+  lua_pushcfunction(L, fn);
+  lua_pushlightuserdata(L, argument);
+  int code = lua_pcall(L, 1, 0, 0);
+  pyr_status ended = pyr_lua_guard_off(L, world, &guard), status = PYR_OK;
+  if (ended == PYR_CANCELLED)
+    status = pyr_runtime_set_error(rt, PYR_CANCELLED, "%s: cancelled", who);
+  else if (ended != PYR_OK)
+    status = pyr_runtime_set_error(rt, PYR_POLICY,
+                                   "%s: did not return within %g seconds (policy_seconds)", who,
+                                   seconds);
+  else if (code != LUA_OK)
+    status = pyr_runtime_set_error(rt, code == LUA_ERRMEM ? PYR_MEMORY : PYR_POLICY, "%s: %s",
+                                   who, lua_type(L, -1) == LUA_TSTRING ? lua_tostring(L, -1)
+                                   : "an error that is not a string");
+  if (code != LUA_OK) lua_pop(L, 1);
+  return status;
+}
+
 static int core_limited(lua_State *L) {
   double seconds = luaL_optnumber(L, 1, 0);
   luaL_checktype(L, 2, LUA_TFUNCTION);

@@ -23,6 +23,7 @@
  * (lvector.c). */
 #include "lvector.h"
 
+#include <stdio.h>
 #include <string.h>
 
 enum { OP_BYTES = 12 };
@@ -125,39 +126,12 @@ static int call_policy(lua_State *L) {
   return 0;
 }
 
-/* Calls fn(argument) in the state that is running, under a guard; what it raises becomes the
- * runtime's message. */
+/* Calls fn(argument) in the state that is running, under a guard. */
 static pyr_status run_protected(lua_policy *policy, lua_CFunction fn, void *argument,
                                 int32_t layer, const char *when) {
-  lua_State *L = policy->world->running;
-  pyr_lua_guard guard;
-  if (L == NULL)
-    return pyr_runtime_set_error(policy->rt, PYR_POLICY, "policy %s: no Lua state is running",
-                                 policy->name);
-  if (!lua_checkstack(L, 4))
-    return pyr_runtime_set_error(policy->rt, PYR_MEMORY, "policy %s: the Lua stack is full",
-                                 policy->name);
-  pyr_lua_guard_on(L, policy->world, &guard, policy->rt, policy->seconds);
-  lua_pushcfunction(L, fn);
-  lua_pushlightuserdata(L, argument);
-  int code = lua_pcall(L, 1, 0, 0);
-  pyr_status ended = pyr_lua_guard_off(L, policy->world, &guard), status = PYR_OK;
-  if (ended == PYR_CANCELLED)
-    status = pyr_runtime_set_error(policy->rt, PYR_CANCELLED, "policy %s, layer %d, %s: cancelled",
-                                   policy->name, (int)layer + 1, when);
-  else if (ended != PYR_OK)
-    status = pyr_runtime_set_error(policy->rt, PYR_POLICY,
-                                   "policy %s, layer %d, %s: did not return within %g seconds "
-                                   "(policy_seconds)", policy->name, (int)layer + 1, when,
-                                   policy->seconds);
-  else if (code != LUA_OK)
-    status = pyr_runtime_set_error(policy->rt, code == LUA_ERRMEM ? PYR_MEMORY : PYR_POLICY,
-                                   "policy %s, layer %d, %s: %s", policy->name,
-                                   (int)layer + 1, when,
-                                   lua_type(L, -1) == LUA_TSTRING
-                                     ? lua_tostring(L, -1) : "an error that is not a string");
-  if (code != LUA_OK) lua_pop(L, 1);
-  return status;
+  char who[128];
+  snprintf(who, sizeof who, "policy %s, layer %d, %s", policy->name, (int)layer + 1, when);
+  return pyr_lua_call_guarded(policy->world, policy->rt, policy->seconds, who, fn, argument);
 }
 
 static pyr_status run(policy_call *call) {
@@ -341,6 +315,14 @@ void pyr_lua_to_policy(lua_State *L, int arg, pyr_policy *out) {
                        .trigger = has[1] ? on_trigger : NULL, .decode = has[2] ? on_decode : NULL,
                            .retain = on_retain,
                        .release = on_release, .table = on_table, .custom = on_custom };
+}
+
+int pyr_lua_push_policy_options(lua_State *L, const pyr_policy *policy) {
+  if (policy->retain != on_retain) return lua_pushnil(L), LUA_TNIL;
+  push_functions(L, policy->ud);
+  int type = lua_getfield(L, -1, "options");
+  lua_replace(L, -2);
+  return type;
 }
 
 void pyr_lua_start_policy(lua_State *L, int at, pyr_policy *out, pyr_runtime *rt) {

@@ -16,6 +16,7 @@ cli.option(parser, "--template", "NAME",
 cli.option(parser, "--system", "TEXT", "What the model is told before the first message.")
 cli.add_policy(parser)
 cli.add_cache(parser)
+cli.add_trace(parser)
 cli.add_length(parser, 256)
 local sampling = { temperature = 0.7, top_p = 0.95 }   -- what chat models are made for
 cli.add_sampler(parser, sampling)

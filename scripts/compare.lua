@@ -53,6 +53,7 @@ cli.option(parser, "--predict", "M", "Tokens scored after each context.",
 cli.option(parser, "--seed", "N", "The first document, counted from the first held-out one.",
   { default = "0", integer = 0 })
 cli.add_cache_dtype(parser)
+cli.add_trace(parser)
 cli.option(parser, "--out", "DIR", "Where results and report go.", { default = "build/compare" })
 parser:flag("--json", "Print one JSON object instead of the table.")
 local args = cli.parse(parser, arg)
@@ -244,7 +245,8 @@ do
     circumstances = circumstances(model), lengths = lengths, modes = modes,
       questions = args.questions, kinds = kinds, documents = args.documents,
         predict = args.predict, seed = args.seed, text = text,
-          cache = { dtype = args.cache_dtype }, progress = progress.update })
+          cache = { dtype = args.cache_dtype, trace = cli.trace(args) },
+            progress = progress.update })
   if not plan then
     cli.fail(message, code == "questions" and "Give a greater length, or --questions 0."
       or code == "length" and "Give a longer text, or smaller --lengths." or cli.hints[code])

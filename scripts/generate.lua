@@ -16,6 +16,7 @@ cli.option(parser, "--prompt-file", "FILE", "Read the prompt from a file (- is s
 cli.add_model(parser)
 cli.add_policy(parser)
 cli.add_cache(parser)
+cli.add_trace(parser)
 cli.add_length(parser, 256)
 cli.add_sampler(parser)
 cli.option(parser, "--context", "N", "Read only the last N tokens of a longer prompt.",

@@ -4,6 +4,7 @@ local cli = require "pyramid.tools.cli"
 local inspect = require "pyramid.tools.inspect"
 local picture = require "pyramid.tools.picture"
 local target = require "pyramid.tools.target"
+local trace = require "pyramid.tools.trace"
 
 local parser = cli.parser("[options] [MODEL]",
   "What a model file holds, and what a policy would keep of a prompt, without running it.", [[
@@ -11,6 +12,7 @@ Examples:
    pyramid inspect model.gguf --tensors
    pyramid inspect --policy pyramidinfer target=0.45 --length 2000
    pyramid inspect --policy-file mine.lua --prompt-file book.txt
+   pyramid generate --policy h2o --trace run.jsonl -f book.txt && pyramid inspect --trace run.jsonl
 What a policy keeps by the mass of scores depends on the text: then its share is
 the most it can be, and --prompt-file measures it.]])
 parser:argument("model",
@@ -24,6 +26,8 @@ cli.option(parser, "--prompt-file", "FILE",
   .. "first N tokens.")
 cli.option(parser, "--threads", "N",
   "With --prompt-file: how many threads; 0: one for each processor.", { integer = 0 })
+cli.option(parser, "--trace", "FILE",
+  "Draw what the plans of a run did, from the file that its --trace wrote.")
 parser:flag("--tensors", "List every tensor.")
 parser:flag("--json", "Print one JSON object.")
 local args = cli.parse(parser, arg)
@@ -113,6 +117,20 @@ local function print_forecast(made, warning)
       pic:bar(layer.rows / made.length, wide - #word, (i - 1) / layers), word, layer.rows,
         100 * layer.rows / made.length))
   end
+end
+
+if args.trace then
+  if args.model or args.policies then
+    cli.fail("--trace reads what a run has written, and goes with no model or policy",
+      "Leave the others out.")
+  end
+  local runs = trace.runs(cli.must(trace.read(args.trace)))
+  if args.json then cli.json(runs) os.exit(0, true) end
+  if #runs == 0 then print(("%s: no plan was carried out"):format(args.trace)) end
+  for i, run in ipairs(runs) do
+    print((i > 1 and "\n" or "") .. table.concat(trace.draw(picture.new(io.stdout), run), "\n"))
+  end
+  os.exit(0, true)
 end
 
 local model = cli.must(inspect.model(cli.need_model(args.model or cli.default_model, "MODEL")))

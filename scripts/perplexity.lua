@@ -27,6 +27,7 @@ parser:flag("--append",
 cli.add_model(parser)
 cli.add_policy(parser, true)
 cli.add_cache(parser)
+cli.add_trace(parser)
 parser:flag("--json", "Print one JSON object instead of the table.")
 local args = cli.parse(parser, arg)
 

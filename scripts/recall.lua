@@ -33,6 +33,7 @@ cli.option(parser, "--text", "FILE", "With --kinds word: a text that its facts a
 cli.option(parser, "--seed", "N", "The first document, counted from the first held-out one.",
   { default = "0", integer = 0 })
 cli.add_cache(parser)
+cli.add_trace(parser)
 parser:flag("--found",
   "Count an answer as right if what was asked for stands in it: for models that word it "
     .. "differently.")

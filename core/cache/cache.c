@@ -8,6 +8,7 @@
  *
  * Saving and loading is in session.c. */
 #include "cache/cache.h"
+#include "base/versioned.h"
 #include "model/model.h"
 
 #include <string.h>
@@ -442,6 +443,7 @@ void pyr_cache_free(pyr_cache *cache) {
   pyr_runtime *rt = cache->pool->rt;
   pyr_pool *pool = cache->pool;
   pyr_policy policy = cache->policy;
+  pyr_tracer tracer = cache->tracer;
   free_lanes(cache);
   if (cache->lanes)
     pyr_release(rt, cache->lanes,
@@ -450,7 +452,19 @@ void pyr_cache_free(pyr_cache *cache) {
   pyr_release(rt, cache->note, cache->note_bytes);
   pyr_release(rt, cache, sizeof *cache);
   if (policy.release) policy.release(policy.ud);
+  if (tracer.release) tracer.release(tracer.ud);
   pyr_pool_free(pool);
+}
+
+pyr_status pyr_cache_on_trace(pyr_cache *cache, const pyr_tracer *tracer) {
+  pyr_tracer before = cache->tracer, own;
+  const char *fault = pyr_take_options(&own, sizeof own, sizeof own, tracer);
+  if (fault) return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT, "tracer: %s", fault);
+  if (own.trace == NULL) own = (pyr_tracer){ 0 };
+  if (own.retain) own.retain(own.ud);
+  cache->tracer = own;
+  if (before.release) before.release(before.ud);
+  return PYR_OK;
 }
 
 pyr_model *pyr_cache_model(const pyr_cache *cache) { return cache->pool->model; }
@@ -461,6 +475,7 @@ pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out) {
   pyr_status status = pyr_cache_new(cache->pool->model, cache->pool,
                                     cache->policy.ud ? &cache->policy : NULL, &copy);
   if (status != PYR_OK) return status;
+  (void)pyr_cache_on_trace(copy, &cache->tracer);
   memcpy(copy->states, cache->states, (size_t)cache->layers * sizeof *cache->states);
   copy->tokens = cache->tokens;
   copy->prompt = cache->prompt;
@@ -546,6 +561,17 @@ size_t pyr_cache_bytes(const pyr_cache *cache) {
     const pyr_lane *lane = &cache->lanes[i];
     bytes += (size_t)lane->page_count * cache->pool->page_bytes[kind_of(lane)];
     bytes += bytes_of_lane(lane);
+  }
+  return bytes;
+}
+
+size_t pyr_cache_layer_bytes(const pyr_cache *cache, int layer) {
+  size_t bytes = 0;
+  for (int head = 0; head < cache->heads; head++) {
+    const pyr_lane *lane = pyr_cache_lane(cache, layer, head);
+    int64_t pages = pages_for(lane->rows);
+    bytes += (size_t)pages * cache->pool->page_bytes[kind_of(lane)];
+    bytes += bytes_beside(pages * PYR_PAGE_ROWS, lane->history != NULL, lane->wide);
   }
   return bytes;
 }

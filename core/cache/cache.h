@@ -51,7 +51,8 @@ struct pyr_cache {
   int64_t prompt;          /* tokens of the last prefill */
   int64_t computed;        /* token-layers */
   int64_t evicted;         /* rows dropped or never stored */
-  struct pyr_undo *undo;   /* of the prefill that is running, or NULL */
+  struct pyr_undo *undo;   /* of the call that is running, or NULL */
+  pyr_tracer tracer;       /* retained through its own callback; zeros: none */
   char *note;              /* [note_bytes] what the file that it was loaded from held for its saver;
                               NULL: nothing */
   size_t note_bytes;
@@ -64,6 +65,9 @@ static inline pyr_lane *pyr_cache_lane(const pyr_cache *cache, int layer, int he
 pyr_lane_view pyr_lane_get_view(const pyr_lane *lane);
 int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer);   /* of its longest lane */
 bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer);      /* whether all are as long */
+/* What the rows of a layer take: whole pages, and what lies beside the rows in them. A call that
+ * is running may hold more. */
+size_t pyr_cache_layer_bytes(const pyr_cache *cache, int layer);
 
 /* Makes room for `more` rows in a lane and makes the pages they touch writable (a shared tail page
  * is copied). `history`: whether rows carry one; a history that appears later starts at zero. All

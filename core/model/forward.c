@@ -449,6 +449,30 @@ static pyr_status step_reserve(pyr_step_run *r) {
   return s;
 }
 
+/* Where somebody is told of the plans, and may say no when rows are gone already: what the due
+ * plans evict is kept until all were told. Of all caches, as the step is one. */
+static pyr_status step_keep_losers(pyr_step_run *r) {
+  bool told = false;
+  pyr_status s = PYR_OK;
+  for (int64_t d = 0; d < r->due_count; d++)
+    told = told || pyr_trace_wanted(r->caches[r->due[d].index]);
+  for (int64_t d = 0; d < r->due_count && told && s == PYR_OK; d++) {
+    pyr_cache *cache = r->caches[r->due[d].index];
+    pyr_undo *undo;
+    if (!cache->undo) s = pyr_undo_new(cache, &undo);
+    if (s == PYR_OK) s = pyr_undo_layer(cache->undo, r->due[d].layer);
+  }
+  return s;
+}
+
+/* Rows are as they were before the step. */
+static void step_undo(const pyr_step_run *r) {
+  for (int i = 0; i < r->count; i++) {
+    if (r->caches[i]->undo) pyr_undo_restore(r->caches[i]->undo);
+    else drop_marked(r->caches[i]);
+  }
+}
+
 static pyr_status step_layer(pyr_step_run *r, int layer) {
   pyr_forward *f = &r->f;
   const pyr_model_config *c = &f->model->config;
@@ -653,6 +677,7 @@ pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count
   if (s == PYR_OK) s = be->reserve(be, &work);
   if (s == PYR_OK) s = pyr_pool_work(pool, block_bytes + most + verdicts, &block);
   if (s == PYR_OK) s = step_reserve(&r);
+  if (s == PYR_OK) s = step_keep_losers(&r);
   if (s != PYR_OK) goto undo;
   carve(&r.f, block, count, count, count, turned, r.due_count);
   r.plan_work = (char *)block + block_bytes;
@@ -670,13 +695,19 @@ pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count
     goto undo;
   }
   for (int64_t d = 0; d < r.due_count && s == PYR_OK; d++) s = pyr_plan_turn_evict(&r.due[d].turn);
+  bool kept = r.due_count > 0 && caches[r.due[0].index]->undo;
+  if (s != PYR_OK && kept) {
+    step_count(&r, -1);
+    goto undo;
+  }
+  for (int i = 0; i < count && kept; i++) pyr_undo_keep(caches[i]->undo);
   if (s == PYR_OK && samplers)
     s = pyr_pick_all(be, samplers, r.f.logits, c->vocab, count, picks, host);
   pyr_release(rt, host, host_bytes);
   return s;
 
 undo:
-  for (int i = 0; i < count; i++) drop_marked(caches[i]);
+  step_undo(&r);
   pyr_release(rt, host, host_bytes);
   return s;
 }

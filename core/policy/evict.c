@@ -232,7 +232,7 @@ static pyr_status evict(const pyr_judge *j, const pyr_judge_work *w, int head, i
   for (int i = 0; i < count && status == PYR_OK && compact; i++)
     status = be->iota(be, lanes[i].born + state->turned, (int32_t)state->turned,
                       lanes[i].rows - state->turned);
-  if (status == PYR_OK && cache->undo && !j->decode)
+  if (status == PYR_OK && cache->undo)
     status = pyr_undo_lanes(cache->undo, j->layer, head, count, idx, kept,
                             !j->plan->merge && !compacts(j));
   for (int i = 0; i < count && status == PYR_OK && j->plan->merge; i++) {

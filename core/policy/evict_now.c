@@ -12,6 +12,7 @@
  * later token has changed in rows before it stays: evicted rows do not come back, nor does a key
  * that was turned or merged. What later queries gave to tracked rows cannot be taken out of a sum
  * again, so a cache that tracks is refused. */
+#include "cache/undo.h"
 #include "model/model.h"
 #include "policy/plan.h"
 
@@ -90,17 +91,29 @@ static bool shares_pages(const pyr_cache *cache) {
   return false;
 }
 
+/* Whoever is told of a plan may say no when the rows of earlier layers are gone already. */
+static pyr_status cut_keep_losers(pyr_cache *cache, pyr_undo **undo) {
+  pyr_status status = pyr_undo_new(cache, undo);
+  for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
+    status = pyr_undo_layer(*undo, layer);
+  return status;
+}
+
 static pyr_status cut_evict(pyr_eviction *c) {
   pyr_cache *cache = c->cache, *snapshot = NULL;
+  pyr_undo *undo = NULL;
   pyr_status status = PYR_OK;
   bool copies = shares_pages(cache);
   for (int layer = 0; layer < cache->layers; layer++)
     copies = copies || (pyr_judge_turns(&c->turns[layer].judge) && !cache->states[layer].compact);
   if (copies) status = pyr_cache_snapshot(cache, &snapshot);
+  else if (pyr_trace_wanted(cache)) status = cut_keep_losers(cache, &undo);
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
     status = pyr_plan_turn_evict(&c->turns[layer]);
   if (status != PYR_OK && snapshot) pyr_cache_restore(cache, snapshot);
   else pyr_cache_free(snapshot);
+  if (status != PYR_OK && undo) pyr_undo_restore(undo);
+  else pyr_undo_keep(undo);
   return status;
 }
 

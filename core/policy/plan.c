@@ -11,6 +11,7 @@
  * the longest lane; where a prefill plan does not fix how long that will be (pool, mass), due dates
  * are first reckoned from the most that it can be. */
 #include "policy/plan.h"
+#include "cache/check.h"
 #include "model/model.h"
 
 #include <limits.h>
@@ -427,6 +428,7 @@ static pyr_status observe(pyr_plan_run *run, const pyr_attention *a, int64_t at,
 pyr_status pyr_plan_observe(pyr_plan_run *run, const pyr_attention *a, const int32_t *turned_to,
                             int64_t at) {
   pyr_status status = PYR_OK;
+  pyr_trace_start(&run->trace, &run->judge);
   for (int i = 0; i < run->plan.score.length && status == PYR_OK; i++) {
     const pyr_score_op *op = &run->plan.score.ops[i];
     if (run->expects && pyr_signal_is_expected(op))
@@ -444,6 +446,7 @@ pyr_status pyr_plan_observe(pyr_plan_run *run, const pyr_attention *a, const int
   if (status == PYR_OK && run->track)
     status = observe(run, a, at, run->track_queries, true, PYR_SUM, run->track_weighting,
                      run->track);
+  pyr_trace_stop(&run->trace, &run->judge);
   return status;
 }
 
@@ -488,6 +491,8 @@ pyr_status pyr_plan_end(pyr_plan_run *run, const int32_t **survivors, int64_t *k
   pyr_status status = PYR_OK;
   *survivors = NULL;
   run->judge.more = 0;
+  pyr_trace_start(&run->trace, &run->judge);
+  pyr_trace_rows(&run->trace, &run->judge);
   if (pyr_signal_is_attention(&run->trigger.track) && run->fresh)
     status = forget_tracked(cache, layer);
   if (status == PYR_OK && run->track) status = flush_track(run);
@@ -498,12 +503,14 @@ pyr_status pyr_plan_end(pyr_plan_run *run, const int32_t **survivors, int64_t *k
   if (status == PYR_OK && run->needed)
     status = pyr_judge_evict(&run->judge, &run->work, &run->verdict);
   if (status == PYR_OK && hidden) *survivors = run->verdict.hidden;
+  if (status == PYR_OK) status = pyr_cache_check_layer(cache, layer);
   if (status != PYR_OK || !run->fresh) return status;
   state->trigger = run->trigger;
   state->since = 0;
   state->past = run->before;
   state->unjudged = run->trigger.window;
-  return PYR_OK;
+  pyr_trace_stop(&run->trace, &run->judge);
+  return pyr_trace_tell(&run->trace, &run->judge, (int64_t)run->last_position + 1, *kept);
 }
 
 /* ---- decode ---------------------------------------------------------------------------------- */
@@ -575,17 +582,30 @@ pyr_status pyr_plan_turn_rank(pyr_plan_turn *turn, int32_t *fault) {
                           .tracked = &state->trigger.track,
                               .tracked_queries = state->trigger.track.n, .fault = fault };
   turn->judge.more = 0;
-  return pyr_judge_rank(&turn->judge, &signals, &turn->work, &turn->verdict, NULL);
+  pyr_trace_start(&turn->trace, &turn->judge);
+  pyr_trace_rows(&turn->trace, &turn->judge);
+  pyr_status status = pyr_judge_rank(&turn->judge, &signals, &turn->work, &turn->verdict, NULL);
+  pyr_trace_stop(&turn->trace, &turn->judge);
+  return status;
 }
 
-pyr_status pyr_plan_turn_evict(pyr_plan_turn *turn) {
+/* A decode plan has run: its layer waits for the next. */
+static pyr_status turn_begins_anew(pyr_plan_turn *turn) {
   pyr_layer_state *state = &turn->judge.cache->states[turn->judge.layer];
-  pyr_status status = pyr_judge_evict(&turn->judge, &turn->work, &turn->verdict);
-  if (status != PYR_OK || !turn->judge.decode) return status;
   state->since = 0;
   state->unjudged = state->trigger.window;
   if (state->trigger.once || !pyr_signal_is_attention(&state->trigger.track)) return PYR_OK;
   return forget_tracked(turn->judge.cache, turn->judge.layer);
+}
+
+pyr_status pyr_plan_turn_evict(pyr_plan_turn *turn) {
+  pyr_cache *cache = turn->judge.cache;
+  pyr_trace_start(&turn->trace, &turn->judge);
+  pyr_status status = pyr_judge_evict(&turn->judge, &turn->work, &turn->verdict);
+  if (status == PYR_OK && turn->judge.decode) status = turn_begins_anew(turn);
+  pyr_trace_stop(&turn->trace, &turn->judge);
+  if (status == PYR_OK) status = pyr_cache_check_layer(cache, turn->judge.layer);
+  return status == PYR_OK ? pyr_trace_tell(&turn->trace, &turn->judge, cache->tokens, 0) : status;
 }
 
 pyr_status pyr_plan_not_finite(const pyr_cache *cache, int layer, const char *when,

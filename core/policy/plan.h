@@ -8,7 +8,7 @@
 #ifndef PYR_PLAN_H
 #define PYR_PLAN_H
 
-#include "policy/evict.h"
+#include "policy/trace.h"
 
 /* Asks the policy; checks its answer, also against the rows that the lanes hold. Errors name
  * policy, layer and field (PYR_POLICY). Without a policy, or without the callback, the plan keeps
@@ -46,6 +46,7 @@ typedef struct pyr_plan_run {
   pyr_range *ranges;         /* host [kv_heads] */
   pyr_judge_work work;
   pyr_verdict verdict;
+  pyr_trace_run trace;
   float *scratch;
   float *block;              /* the one allocation behind all backend memory … */
   char *host;                /* … and behind all host memory */
@@ -89,6 +90,7 @@ typedef struct pyr_plan_turn {
   pyr_judge judge;
   pyr_judge_work work;
   pyr_verdict verdict;
+  pyr_trace_run trace;
   int depth;
 } pyr_plan_turn;
 

@@ -40,10 +40,10 @@ Batch.__name = "pyramid.batch"
 ---@return string? message
 ---@return string? code
 function batch.new(model, given)
-  local pool, bound, code = cache.prepare("model:batch", model, given)
-  if not pool then return nil, bound, code end
-  return setmetatable({ model = model, pool = pool, bound = bound, entries = {}, by_handle = {} },
-    Batch)
+  local pool, bound, telling = cache.prepare("model:batch", model, given)
+  if not pool then return nil, bound, telling end
+  return setmetatable({ model = model, pool = pool, bound = bound, telling = telling, entries = {},
+    by_handle = {} }, Batch)
 end
 
 -- The id as an integer; raises on other types. False if it is outside the vocabulary.
@@ -86,7 +86,7 @@ function Batch:add(ids, sampler)
     end
   end
   if #prompt == 0 then return nil, "batch:add: the sequence is empty", "argument" end
-  local handle, message, code = cache.make(self.model, self.pool, self.bound)
+  local handle, message, code = cache.make(self.model, self.pool, self.bound, self.telling)
   if not handle then return nil, message, code end
   local entry = { handle = handle, prompt = prompt, sampler = sampler }
   self.entries[#self.entries + 1] = entry

@@ -29,6 +29,8 @@ local cache = {}
 ---@field truncate fun(self: pyramid.Cache, n: integer): true?, string?, string?
 ---  drops the rows of tokens from n on, and goes on from token n: what was evicted of the rows
 ---  before stays so. Refused (code "policy") where attention is tracked
+---@field tell fun(self: pyramid.Cache, fn?: fun(record: pyramid.Trace), seconds?: number): true
+---  tells another function than before of its plans (nil: none); forks made later tell it, too
 ---@field save fun(self: pyramid.Cache, path: string, note?: string): true?, string?, string?
 ---  writes all of it to a file, which keeps the note, too; model:load_cache reads it
 ---@field note fun(self: pyramid.Cache): string?       of the file that it was loaded from
@@ -54,7 +56,7 @@ local Cache = core.cache_methods
 ---@field [integer] number
 
 local cache_keys = { policy = "any", dtype = "string", budget = "integer|string",
-  policy_seconds = "number" }
+  policy_seconds = "number", trace = "function" }
 
 --- How rows can be stored, and the bytes of a value then.
 cache.dtypes = { "f16", "bf16", "f32", "q8_0", "fp8_e4m3" }
@@ -75,6 +77,36 @@ end
 ---@field policy_seconds? number
 ---  that one call of the policy's functions may take (10; 0: no limit). What takes longer is ended
 ---  by an error, as by progress functions that say so, and the rows are as before
+---@field trace? fun(record: pyramid.Trace)
+---  told what each plan was and came to, once it is carried out, layer by layer, also by what is
+---  forked from the cache. What it raises, and what takes it longer than policy_seconds, ends the
+---  call as a policy's error does: the rows are as before
+
+---@class pyramid.Spread      over the K/V heads of a layer
+---@field min integer
+---@field mean number
+---@field max integer
+
+---@class pyramid.Trace       one plan in one layer
+---@field model string        its description
+---@field policy string       its name
+---@field options table       and its options
+---@field when "prefill"|"decode"|"evict"
+---@field layer integer
+---@field layers integer
+---@field heads integer       K/V heads
+---@field tokens integer      that the cache has seen, with those of this call
+---@field rows pyramid.Spread         that a head had before
+---@field candidates pyramid.Spread   of these, without the guarded ones: who was ranked
+---@field kept pyramid.Spread         that it had afterwards
+---@field evicted integer     rows, of all heads together
+---@field hidden? integer     prefill: tokens that reached the layer
+---@field hidden_kept? integer        of these, those that go on to the next
+---@field asked table         keep (a number, or a list by head), first, last, share, prune; mass,
+---  least, merge (the threshold) and rotate where the plan has them
+---@field why string          "no plan", "fits", or the score by which rows were ranked
+---@field seconds number      that looking, ranking and evicting took
+---@field bytes integer       of the layer's rows afterwards
 
 ---A pool and a bound policy from cache options. The caller closes the pool once its caches are
 ---made.
@@ -83,15 +115,16 @@ end
 ---@param given? pyramid.CacheOptions
 ---@return userdata? pool
 ---@return table|string|nil bound policy, or a message
----@return string? code
+---@return table|string|nil telling  who is told of plans, for `make`; or a code
 function cache.prepare(what, model, given)
   given = options.check(what, given, cache_keys, 3)
   local bound
+  local seconds = given.policy_seconds or model.policy_seconds or policy.SECONDS
   if given.policy ~= nil then
     local found, message, code = policy.load(given.policy)
     if not found then return nil, message, code end
     bound = found:bind()
-    bound.seconds = given.policy_seconds or model.policy_seconds or policy.SECONDS
+    bound.seconds = seconds
   end
   if given.policy_seconds and (given.policy_seconds < 0
     or given.policy_seconds ~= given.policy_seconds) then
@@ -103,23 +136,29 @@ function cache.prepare(what, model, given)
   end
   local pool, message, code = core.pool(model:native(), dtype, options.bytes(what, given.budget, 3))
   if not pool then return nil, message, code end
-  return pool, bound
+  local described = model.description
+  return pool, bound, given.trace and { seconds = seconds, fn = function(record)
+    record.model = described
+    given.trace(record)
+  end }
 end
 
 ---A cache in a pool, new or from a file.
 ---@param model pyramid.Model
 ---@param pool userdata
 ---@param bound? table
+---@param telling? table  as from `prepare`
 ---@param path? string   a saved cache
 ---@return pyramid.Cache?
 ---@return string? message
 ---@return string? code
-function cache.make(model, pool, bound, path)
+function cache.make(model, pool, bound, telling, path)
   local made, message, code
   if path then made, message, code = core.load_cache(model:native(), pool, bound, path)
   else made, message, code = core.cache(model:native(), pool, bound) end
   if not made then return nil, message, code end
   core.set_owner(made, model)
+  if telling then made:tell(telling.fn, telling.seconds) end
   return made
 end
 

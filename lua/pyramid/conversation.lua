@@ -34,7 +34,8 @@ Conversation.__index = Conversation
 Conversation.__name = "pyramid.conversation"
 
 local keys = { system = "string", format = "string", policy = "any", dtype = "string",
-  budget = "integer|string", policy_seconds = "number", thinking = "boolean", date = "string" }
+  budget = "integer|string", policy_seconds = "number", trace = "function", thinking = "boolean",
+  date = "string" }
 
 ---@class pyramid.ConversationOptions: pyramid.CacheOptions
 ---@field system? string      what the model is told before the first message
@@ -118,7 +119,7 @@ function conversation.new(model, given)
     how = { date = given.date, thinking = given.thinking, now = os.date "*t" }, messages = {},
       waiting = {}, seen = {},
     cache_options = { policy = given.policy, dtype = given.dtype, budget = given.budget,
-      policy_seconds = given.policy_seconds },
+      policy_seconds = given.policy_seconds, trace = given.trace },
     rereads = 0, turn_end = "" },
     Conversation)
   if format ~= "none" then

@@ -13,7 +13,7 @@ local generate = {}
 local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "string|table",
   dtype = "string", budget = "integer|string", cache = "userdata", special = "boolean",
     progress = "function", clock = "function", ignore_eos = "boolean", prune = "boolean",
-      policy_seconds = "number", logprobs = "boolean|integer" }
+      policy_seconds = "number", trace = "function", logprobs = "boolean|integer" }
 
 generate.keys = keys
 
@@ -22,6 +22,7 @@ generate.keys = keys
 ---@field dtype? string
 ---@field budget? integer|string
 ---@field policy_seconds? number
+---@field trace? fun(record: pyramid.Trace)   told of each plan, see pyramid.CacheOptions
 ---@field cache? pyramid.Cache      goes on in this one instead
 ---@field sampler? pyramid.Sampler|pyramid.SamplerOptions   greedy by default
 ---@field max_tokens? integer       256 by default
@@ -146,13 +147,14 @@ function generate.start(model, prompt, given)
     error("model:generate: the prompt is a text or a sequence of ids", 2)
   end
   local cache, own = given.cache, false
-  if cache and (given.policy or given.dtype or given.budget or given.policy_seconds) then
-    error("model:generate: a cache that is given has its own policy, dtype, budget and "
-      .. "policy_seconds", 2)
+  if cache and (given.policy or given.dtype or given.budget or given.policy_seconds
+    or given.trace) then
+    error("model:generate: a cache that is given has its own policy, dtype, budget, "
+      .. "policy_seconds and trace", 2)
   end
   if not cache then
     cache, message, code = model:cache { policy = given.policy, dtype = given.dtype,
-      budget = given.budget, policy_seconds = given.policy_seconds }
+      budget = given.budget, policy_seconds = given.policy_seconds, trace = given.trace }
     if not cache then return nil, message, code end
     own = true
   end

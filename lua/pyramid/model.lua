@@ -160,10 +160,9 @@ end
 ---@return string? message
 ---@return string? code
 function Model:cache(given)
-  local pool, bound, code = cache.prepare("model:cache", self, given)
-  if not pool then return nil, bound, code end
-  local made, message
-  made, message, code = cache.make(self, pool, bound)
+  local pool, bound, telling = cache.prepare("model:cache", self, given)
+  if not pool then return nil, bound, telling end
+  local made, message, code = cache.make(self, pool, bound, telling)
   pool:close()                      -- the cache keeps it
   return made, message, code
 end
@@ -176,10 +175,9 @@ end
 ---@return string? code
 function Model:load_cache(path, given)
   if type(path) ~= "string" then error("model:load_cache: a path is wanted", 2) end
-  local pool, bound, code = cache.prepare("model:load_cache", self, given)
-  if not pool then return nil, bound, code end
-  local made, message
-  made, message, code = cache.make(self, pool, bound, path)
+  local pool, bound, telling = cache.prepare("model:load_cache", self, given)
+  if not pool then return nil, bound, telling end
+  local made, message, code = cache.make(self, pool, bound, telling, path)
   pool:close()
   return made, message, code
 end

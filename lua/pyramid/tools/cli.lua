@@ -180,6 +180,12 @@ function cli.add_cache(parser)
 end
 
 ---@param parser table
+function cli.add_trace(parser)
+  option(parser, "--trace", "FILE", "Write what each plan of a policy was and did: a line of JSON "
+    .. "for each layer. `pyramid inspect --trace FILE` draws it.")
+end
+
+---@param parser table
 ---@param defaults? { temperature: number, top_p: number }
 function cli.add_sampler(parser, defaults)
   local temperature, top_p = "0", ""
@@ -387,13 +393,30 @@ function cli.one_policy(args)
   return list[1].policy, list[1].label
 end
 
+---What --trace asks for: a cache's `trace`, which writes a line of JSON for each plan. nil where it
+---was not given. All caches of a program write into the one file.
+---@param args table
+---@return (fun(record: pyramid.Trace))?
+function cli.trace(args)
+  if args.trace and not args.traced then
+    local file, message = io.open(args.trace, "w")
+    if not file then cli.fail(message, "Name a file that can be written behind --trace.") end
+    args.traced = function(record)
+      if not next(record.options or {}) then record.options = nil end
+      local ok, why = file:write(json.encode(record), "\n")
+      if not ok then error(("%s: %s"):format(args.trace, why), 0) end
+    end
+  end
+  return args.traced
+end
+
 ---Cache options out of the arguments.
 ---@param args table
 ---@param chosen pyramid.Policy
 ---@return pyramid.CacheOptions
 function cli.cache_options(args, chosen)
   return { policy = chosen, dtype = args.cache_dtype, budget = args.budget,
-    policy_seconds = args.policy_seconds }
+    policy_seconds = args.policy_seconds, trace = cli.trace(args) }
 end
 
 ---@param args table

@@ -147,7 +147,7 @@ end
 ---@field predict integer           tokens scored after each context
 ---@field seed integer              the first document, from 0, counted from the first held-out one
 ---@field text { name: string, text: string, windows: integer }?   scored too
----@field cache? { dtype?: string }
+---@field cache? { dtype?: string, trace?: fun(record: pyramid.Trace) }
 
 ---@class pyramid.ComparePlan
 ---@field given pyramid.CompareOptions
@@ -279,16 +279,18 @@ end
 
 -- ---- measuring ----------------------------------------------------------------------------------
 
-local function cache_of(plan, model, variant)
-  return model:cache { policy = variant.policy,
-    dtype = plan.given.cache and plan.given.cache.dtype }
+local function cache_options(plan, variant)
+  local given = plan.given.cache or {}
+  return { policy = variant.policy, dtype = given.dtype, trace = given.trace }
 end
+
+local function cache_of(plan, model, variant) return model:cache(cache_options(plan, variant)) end
 
 local measures = {}
 
 function measures.recall(plan, model, step, variant)
-  local answers, message, code = recall.ask(model, step.case, step.mode, { policy = variant.policy,
-    dtype = plan.given.cache and plan.given.cache.dtype })
+  local answers, message, code = recall.ask(model, step.case, step.mode,
+    cache_options(plan, variant))
   if not answers then return nil, message, code end
   local record = { asked = #answers, answers = {}, kinds = {}, fraction = 0, survival = {} }
   for i, answer in ipairs(answers) do

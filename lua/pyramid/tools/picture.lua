@@ -121,6 +121,21 @@ function Picture:bar(share, width, how)
   return self:paint(text, how or "good") .. field(self, width - full - (rest > 0 and 1 or 0))
 end
 
+---A bar from the left of what was and what is left of it: `after` solid, the rest up to `before`
+---shaded (both 0 to 1 of `width` columns).
+---@param after number
+---@param before number
+---@param width integer
+---@param how? string|number   the colour of what stayed
+---@return string
+function Picture:loss(after, before, width, how)
+  local set_of = self.ascii and shades.ascii or shades.utf8
+  local was = math.floor(clamp(before) * width + 0.5)
+  local stays = math.min(math.floor(clamp(after) * width + 0.5), was)
+  return self:paint(set_of[4]:rep(stays), how or "good")
+    .. self:paint(set_of[2]:rep(was - stays), "warn") .. field(self, width - was)
+end
+
 ---A bar from the middle to both sides, to half a column: layers of these make a pyramid. `width`
 ---should be even.
 ---@param share number
