@@ -4,24 +4,19 @@
 -- Defaults are those of the authors' runs on LongBench.
 local policy, score = require "pyramid.policy", require "pyramid.score"
 
-return policy {
+return policy.scorer {
   name = "adakv",
   doc = "snapkv, with one budget for all heads of a layer",
-  defaults = { ratio = 0.5, rows = 0, window = 32, kernel = 7, pool = "max", heads = "mean",
-    safe = 0.2 },
-  limits = { ratio = { 0, 1 }, rows = { 0 }, window = { 1 }, kernel = { 1, 63, 2 },
-    pool = { "max", "avg" }, heads = { "mean", "sum", "max" }, safe = { 0, 1 } },
-  fit = "ratio",
-  prefill = function(o, l)
+  defaults = { window = 32, kernel = 7, pool = "max", heads = "mean", safe = 0.2 },
+  limits = { safe = { 0, 1 } },
+  share = "pool",
+  guard = function(o, l) return { last = math.min(o.window, l.rows) } end,
+  score = function(o, l)
     local window = math.min(o.window, l.rows)
-    local budget = math.max(o.rows > 0 and o.rows or l.past + math.ceil(o.ratio * l.prompt), window)
-    local keep = math.min(budget, l.rows)
-    return {
-      keep = keep,
-      least = math.min(window + math.floor(o.safe * (keep - window)), keep),
-      guard = { last = window },
-      score = score.attention { queries = window, heads = o.heads }:pool(o.pool, o.kernel),
-      share = "pool",
-    }
+    return score.attention { queries = window, heads = o.heads }:pool(o.pool, o.kernel)
+  end,
+  more = function(o, l, keep)
+    local window = math.min(o.window, l.rows)
+    return { least = math.min(window + math.floor(o.safe * (keep - window)), keep) }
   end,
 }

@@ -3,26 +3,17 @@
 -- residual stream, |W_o v|.
 local policy, score = require "pyramid.policy", require "pyramid.score"
 
-return policy {
+return policy.scorer {
   name = "criticalkv",
   doc = "per head, attention weighed by what a row's value does to the output",
-  defaults = { ratio = 0.5, rows = 0, window = 32, kernel = 7, pool = "max", first = 0.5,
-    epsilon = 1e-4 },
-  limits = { ratio = { 0, 1 }, rows = { 0 }, window = { 1 }, kernel = { 1, 63, 2 },
-    pool = { "max", "avg" }, first = { 0, 1 }, epsilon = { 0 } },
-  fit = "ratio",
-  prefill = function(o, l)
+  defaults = { window = 32, kernel = 7, pool = "max", first = 0.5, epsilon = 1e-4 },
+  limits = { first = { 0, 1 }, epsilon = { 0 } },
+  guard = function(o, l) return { last = math.min(o.window, l.rows) } end,
+  score = function(o, l, keep)
     local window = math.min(o.window, l.rows)
-    local keep = math.min(math.max(o.rows > 0 and o.rows or l.past + math.ceil(o.ratio * l.prompt),
-      window), l.rows)
     local seen = score.attention { queries = window }:pool(o.pool, o.kernel)
     -- the window is of the first part
     local by_attention = math.max(math.floor(keep * o.first) - window, 0)
-    return {
-      keep = keep,
-      guard = { last = window },
-      score = seen:top(by_attention) * 1e9 + (seen + o.epsilon) * score.output_norm(),
-      share = "head",
-    }
+    return seen:top(by_attention) * 1e9 + (seen + o.epsilon) * score.output_norm()
   end,
 }

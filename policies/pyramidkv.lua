@@ -5,7 +5,8 @@
 -- LongBench settings.
 local policy, score = require "pyramid.policy", require "pyramid.score"
 
-local function budget(o, l, window)
+local function budget(o, l)
+  local window = math.min(o.window, l.rows)
   local mean, most = o.rows > 0 and o.rows or o.ratio * l.prompt, l.prompt - window
   local last = mean / o.beta
   local first = 2 * mean - last
@@ -15,21 +16,15 @@ local function budget(o, l, window)
     + 0.5)
 end
 
-return policy {
+return policy.scorer {
   name = "pyramidkv",
   doc = "per head, what the prompt's last queries look at; deeper layers keep less",
-  defaults = { ratio = 0.5, rows = 0, window = 8, kernel = 7, pool = "max", beta = 20,
-    heads = "mean" },
-  limits = { ratio = { 0, 1 }, rows = { 0 }, window = { 1 }, kernel = { 1, 63, 2 },
-    pool = { "max", "avg" }, beta = { 1 }, heads = { "mean", "sum", "max" } },
-  fit = "ratio",
-  prefill = function(o, l)
+  defaults = { window = 8, kernel = 7, pool = "max", beta = 20, heads = "mean" },
+  limits = { beta = { 1 } },
+  budget = budget,
+  guard = function(o, l) return { last = math.min(o.window, l.rows) } end,
+  score = function(o, l)
     local window = math.min(o.window, l.rows)
-    return {
-      keep = math.min(math.max(budget(o, l, window), window), l.rows),
-      guard = { last = window },
-      score = score.attention { queries = window, heads = o.heads }:pool(o.pool, o.kernel),
-      share = "head",
-    }
+    return score.attention { queries = window, heads = o.heads }:pool(o.pool, o.kernel)
   end,
 }

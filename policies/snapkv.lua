@@ -4,21 +4,13 @@
 -- "avg". Facts of long prose that no query has asked for yet are lost under either.
 local policy, score = require "pyramid.policy", require "pyramid.score"
 
-return policy {
+return policy.scorer {
   name = "snapkv",
   doc = "per head, what the prompt's last queries look at",
-  defaults = { ratio = 0.5, rows = 0, window = 32, kernel = 7, pool = "max", heads = "mean" },
-  limits = { ratio = { 0, 1 }, rows = { 0 }, window = { 1 }, kernel = { 1, 63, 2 },
-    pool = { "max", "avg" }, heads = { "mean", "sum", "max" } },
-  fit = "ratio",
-  prefill = function(o, l)
-    local budget = o.rows > 0 and o.rows or l.past + math.ceil(o.ratio * l.prompt)
+  defaults = { window = 32, kernel = 7, pool = "max", heads = "mean" },
+  guard = function(o, l) return { last = math.min(o.window, l.rows) } end,
+  score = function(o, l)
     local window = math.min(o.window, l.rows)
-    return {
-      keep = math.min(math.max(budget, window), l.rows),
-      guard = { last = window },
-      score = score.attention { queries = window, heads = o.heads }:pool(o.pool, o.kernel),
-      share = "head",
-    }
+    return score.attention { queries = window, heads = o.heads }:pool(o.pool, o.kernel)
   end,
 }

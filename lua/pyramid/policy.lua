@@ -16,7 +16,7 @@
 --- What the functions are shown is pyramid.Layer, what they return pyramid.Plan and
 --- pyramid.Trigger; what a policy is made of is pyramid.Definition. Returning nothing keeps
 --- everything. Policies are made from policies by policy.compose, .layers, .from and .named: see
---- compose.lua.
+--- compose.lua; those that rank rows by a score within a budget by policy.scorer: see scorer.lua.
 local core = require "pyramid.core"
 local options = require "pyramid.options"
 local score = require "pyramid.score"
@@ -28,6 +28,7 @@ local score = require "pyramid.score"
 ---@field layers fun(p: pyramid.PolicyLike, overrides: table<integer|string, table>): pyramid.Policy
 ---@field from fun(p: pyramid.PolicyLike, k: integer): pyramid.Policy
 ---@field named fun(name: string, p: pyramid.PolicyLike, doc?: string): pyramid.Policy
+---@field scorer fun(d: pyramid.Scorer): pyramid.Policy   scorer.lua
 local module = {}
 
 ---What names a policy: one that is made, a bundled one's name, the path of a policy file, or a
@@ -611,11 +612,14 @@ function module.forecast(which, config, tokens)
   return layers
 end
 
--- compose, layers, from, named: policies made from policies, in a file of their own, which needs
--- this one whole.
+-- compose, layers, from, named: policies made from policies; scorer: what most policies share. In
+-- files of their own, which need this one whole.
 setmetatable(module, {
   __call = function(_, definition) return module.define(definition) end,
-  __index = function(_, name) return require "pyramid.compose"[name] end,
+  __index = function(_, name)
+    if name == "scorer" then return require "pyramid.scorer".scorer end
+    return require "pyramid.compose"[name]
+  end,
 })
 
 return module

@@ -1,0 +1,123 @@
+--- Policies that rank rows by a score and keep as many as a budget says: most of them. What these
+--- have in common is said here once; a scorer says what is its own.
+---
+---   return policy.scorer {
+---     name = "keydiff", doc = "per head, the rows whose keys differ most from the mean key",
+---     generates = true,
+---     defaults = { sinks = 0, recent = 0 },
+---     score = function() return -score.key_similarity() end,
+---   }
+---
+--- What follows of it:
+---   budget    rows of a head: the option `rows`, or, where that is 0, `ratio` of the prompt beside
+---             what was held before; never less than the guards, nor than 1
+---   plan      keep the budget, or all rows where there are fewer; the guards; the score; `share`
+---   trigger   with `generates`: a head that holds `slack` (15) rows more than the budget is cut
+---             back to it
+---   options   ratio, rows, with `generates` slack, and with them `target` (see a definition's
+---             `fit`); `defaults` adds more, and says otherwise
+---   limits    of these, and of options that are named as the catalogue's are: sinks, recent,
+---             window, kernel, pool, heads, queries, whole, seed
+local options = require "pyramid.options"
+local policy = require "pyramid.policy"
+
+local scorer = {}
+
+---What is a scorer's own. Its functions are pure; `o` are the options in force, `budget` is in
+---rows.
+---@class pyramid.Scorer
+---@field name string
+---@field doc? string                     one line
+---@field defaults? table<string, any>    its options, and other defaults of the common ones
+---@field limits? table<string, table>    of its options, where the common ones are not meant
+---@field presets? table<string, table>
+---@field score? fun(o: table, l: pyramid.Layer, keep: integer): pyramid.Score?
+---  what ranks the rows of which `keep` stay; nothing: the newest stay
+---@field guard? fun(o: table, l: pyramid.Layer, budget: integer): { first?: integer, last?: integer }
+---  rows at either end that always stay; left out: the options `sinks` and `recent`. Before the
+---  budget is known it is asked with what the options say, unless there is a `floor`
+---@field floor? fun(o: table): integer   the least budget, instead of the guards
+---@field budget? fun(o: table, l: pyramid.Layer): integer
+---  rows wanted in a layer, instead of what `rows` and `ratio` say
+---@field share? "head"|"layer"|"pool"    "head", unless said
+---@field more? fun(o: table, l: pyramid.Layer, keep: integer): pyramid.Plan
+---  what else the plan has: least, mass, merge, prune, rotate
+---@field generates? boolean              cuts also while text is generated
+---@field slack? integer                  default of the option: rows over the budget before a cut
+---@field window? fun(o: table, l: pyramid.Layer, budget: integer): integer
+---  the last rows, which are not judged while text is generated
+---@field track? fun(o: table, l: pyramid.Layer): pyramid.Score
+---  the attention or history that is gathered while text is generated, by which rows then are
+---  ranked instead of `score`
+
+local scorer_keys = { name = "string", doc = "string", defaults = "table", limits = "table",
+  presets = "table", score = "function", guard = "function", floor = "function",
+  budget = "function", share = "string", more = "function", generates = "boolean",
+  slack = "integer", window = "function", track = "function" }
+
+local common_limits = { ratio = { 0, 1 }, rows = { 0 }, slack = { 0 }, sinks = { 0 },
+  recent = { 0 }, window = { 1 }, kernel = { 1, 63, 2 }, pool = { "max", "avg" },
+  heads = { "mean", "sum", "max" }, queries = { 1 }, whole = { 0 }, seed = { 0, 0x7fffffff } }
+
+local function sinks_and_recent(o) return { first = o.sinks, last = o.recent } end
+
+-- The common options under what a scorer says of its own.
+local function options_of(d)
+  local defaults, limits = { ratio = 0.5, rows = 0 }, {}
+  if d.generates then defaults.slack = d.slack or 15 end
+  for key, value in pairs(d.defaults or {}) do defaults[key] = value end
+  for key, value in pairs(defaults) do
+    local common = common_limits[key]
+    if common and type(common[1]) == type(value) then limits[key] = common end
+  end
+  for key, value in pairs(d.limits or {}) do limits[key] = value end
+  return defaults, limits
+end
+
+---A policy that keeps the rows of the highest score, within a budget.
+---@param d pyramid.Scorer
+---@return pyramid.Policy
+function scorer.scorer(d)
+  options.check("policy.scorer", d, scorer_keys)
+  if d.track and not d.generates or d.window and not d.generates then
+    error("policy.scorer: `window` and `track` go with `generates = true`", 2)
+  end
+  local defaults, limits = options_of(d)
+  local guard = d.guard or sinks_and_recent
+
+  local function wanted(o, l)
+    if d.budget then return d.budget(o, l) end
+    return o.rows > 0 and o.rows or l.past + math.ceil(o.ratio * l.prompt)
+  end
+
+  local function budget(o, l)
+    local rows = wanted(o, l)
+    if d.floor then return math.max(rows, d.floor(o), 1) end
+    local guarded = guard(o, l, rows)
+    return math.max(rows, (guarded.first or 0) + (guarded.last or 0), 1)
+  end
+
+  local function plan(o, l, ranked)
+    if o.whole and l.index <= o.whole then return nil end
+    local rows = budget(o, l)
+    local keep = math.min(rows, l.rows)
+    local made = d.more and d.more(o, l, keep) or {}
+    made.keep, made.guard, made.share = keep, guard(o, l, rows), d.share or "head"
+    made.score = ranked and ranked(o, l, keep)
+    return made
+  end
+
+  return policy {
+    name = d.name, doc = d.doc, defaults = defaults, limits = limits, presets = d.presets,
+    fit = "ratio",
+    prefill = function(o, l) return plan(o, l, d.score) end,
+    trigger = d.generates and function(o, l)
+      local rows = budget(o, l)
+      return { over = rows + o.slack, window = d.window and d.window(o, l, rows),
+        track = d.track and d.track(o, l) }
+    end or nil,
+    decode = d.generates and function(o, l) return plan(o, l, d.track or d.score) end or nil,
+  }
+end
+
+return scorer
