@@ -147,8 +147,35 @@ typedef enum pyr_dtype {
   PYR_DTYPES
 } pyr_dtype;
 
-const char *pyr_dtype_name(pyr_dtype dtype);  /* "f32", …, "q5_1"; NULL if out of range */
-int pyr_dtype_block(pyr_dtype dtype);                        /* values a block: 1, 32 or 256 */
+/* What kernels there are for a dtype. */
+enum {
+  PYR_KERNEL_NONE = 0,
+  PYR_KERNEL_WEIGHTS = 1,    /* products with matrices of it, and rows of a table of embeddings */
+  PYR_KERNEL_ROWS = 2,       /* everything that reads or writes cache rows */
+  PYR_KERNEL_BF16 = 4,       /* products in bf16, which holds all of the weights, where the runtime
+                                is opened for them */
+  PYR_KERNEL_BYTES = 8,      /* products of bytes, likewise */
+  PYR_KERNEL_PACKS = 16      /* the same, faster, of rows that are interleaved when bound */
+};
+
+typedef struct pyr_dtype_info {  /* an entry of the table of dtypes; grows at its end only */
+  const char *name;              /* "f32", …, "q5_1" */
+  int32_t block;                 /* values that lie together, 1 for plain numbers, … */
+  size_t block_bytes;            /* … and their bytes */
+  int32_t gguf;                  /* GGUF's number for it, or -1 */
+  const char *safetensors;       /* its name in safetensors, or NULL */
+  int weights, rows;             /* whether a bound matrix, a cache's rows can be of it */
+  int writable;                  /* whether values can be converted to it */
+  pyr_dtype at_load;             /* what matrices of it become while a model is loaded; itself: they
+                                    stay */
+  unsigned cpu, device;          /* PYR_KERNEL_… of the processor and of devices */
+} pyr_dtype_info;
+
+/* NULL if out of range; static. */
+const pyr_dtype_info *pyr_dtype_describe(pyr_dtype dtype);
+const char *pyr_dtype_name(pyr_dtype dtype);  /* NULL if out of range */
+int pyr_dtype_of_name(const char *name);      /* the dtype, or -1 */
+int pyr_dtype_block(pyr_dtype dtype);         /* values a block: 1, 32, 64 or 256 */
 size_t pyr_dtype_block_bytes(pyr_dtype dtype);               /* bytes a block */
 
 typedef struct pyr_file pyr_file;   /* a read-only mapping of a regular file, or its bytes in memory

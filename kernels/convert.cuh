@@ -106,7 +106,8 @@ static __device__ __forceinline__ float value_of_q8_0(const uint8_t *row, int64_
 
 /* Value i of a row. */
 static __device__ __forceinline__ float value_at(const uint8_t *row, int dtype, int64_t i) {
-  switch (dtype) {
+  switch (static_cast<pyr_dtype>(dtype)) {
+    case PYR_F32: return reinterpret_cast<const float *>(row)[i];
     case PYR_F16: return f32_of_f16(reinterpret_cast<const uint16_t *>(row)[i]);
     case PYR_BF16: return f32_of_bf16(reinterpret_cast<const uint16_t *>(row)[i]);
     case PYR_Q8_0: return value_of_q8_0(row, i);
@@ -114,8 +115,9 @@ static __device__ __forceinline__ float value_at(const uint8_t *row, int dtype, 
     case PYR_Q4_K: return value_of_k(row, false, i);
     case PYR_Q5_K: return value_of_k(row, true, i);
     case PYR_Q6_K: return value_of_q6_k(row, i);
-    default: return reinterpret_cast<const float *>(row)[i];
+    PYR_CASES_NOT_WEIGHTS: break;
   }
+  return 0.0f;
 }
 
 /* ---- whole rows from f32 --------------------------------------------------------------------- */
@@ -137,12 +139,14 @@ static __device__ __forceinline__ void write_row(uint8_t *row, int dtype, const 
                                                  int d) {
   int lane = lane_of_warp();
   if (dtype != PYR_Q8_0) {
-    for (int i = lane; i < d; i += WARP) {
-      if (dtype == PYR_F32) reinterpret_cast<float *>(row)[i] = from[i];
-      else if (dtype == PYR_FP8_E4M3) row[i] = fp8_of_f32(from[i]);
-      else reinterpret_cast<uint16_t *>(row)[i] = dtype == PYR_F16 ? f16_of_f32(from[i])
-          : bf16_of_f32(from[i]);
-    }
+    for (int i = lane; i < d; i += WARP)
+      switch (static_cast<pyr_dtype>(dtype)) {
+        case PYR_F32: reinterpret_cast<float *>(row)[i] = from[i]; break;
+        case PYR_F16: reinterpret_cast<uint16_t *>(row)[i] = f16_of_f32(from[i]); break;
+        case PYR_BF16: reinterpret_cast<uint16_t *>(row)[i] = bf16_of_f32(from[i]); break;
+        case PYR_FP8_E4M3: row[i] = fp8_of_f32(from[i]); break;
+        case PYR_Q8_0: PYR_CASES_NOT_ROWS: break;
+      }
     return;
   }
   for (int block = 0; block < d / WARP; block++) {     /* a lane for each of a block's values */
@@ -197,11 +201,15 @@ static __device__ __forceinline__ int64_t due_of(const pyr_weighting &w, int64_t
 
 /* Value i of a cache row. */
 static __device__ __forceinline__ float cache_value_at(const uint8_t *row, int dtype, int i) {
-  if (dtype == PYR_F32) return reinterpret_cast<const float *>(row)[i];
-  if (dtype == PYR_Q8_0) return value_of_q8_0(row, i);
-  if (dtype == PYR_FP8_E4M3) return f32_of_fp8(row[i]);
-  uint16_t h = reinterpret_cast<const uint16_t *>(row)[i];
-  return dtype == PYR_F16 ? f32_of_f16(h) : f32_of_bf16(h);
+  switch (static_cast<pyr_dtype>(dtype)) {
+    case PYR_F32: return reinterpret_cast<const float *>(row)[i];
+    case PYR_F16: return f32_of_f16(reinterpret_cast<const uint16_t *>(row)[i]);
+    case PYR_BF16: return f32_of_bf16(reinterpret_cast<const uint16_t *>(row)[i]);
+    case PYR_Q8_0: return value_of_q8_0(row, i);
+    case PYR_FP8_E4M3: return f32_of_fp8(row[i]);
+    PYR_CASES_NOT_ROWS: break;
+  }
+  return 0.0f;
 }
 
 /* How rows of a lane are read: what all kernels on lanes are told. */

@@ -159,17 +159,13 @@ static pyr_status cuda_linear(pyr_backend *be, float *out, const float *x, const
   cuda_of(be)->ways.stream += cuda_streams(c);
   cuda_of(be)->ways.plain += !cuda_streams(c);
   if (few || cuda_streams(c)) return cuda_linear_few(be, c);
-  switch (c.dtype) {
-    case PYR_F32: return multiply_many<PYR_F32>(be, c);
-    case PYR_F16: return multiply_many<PYR_F16>(be, c);
-    case PYR_BF16: return multiply_many<PYR_BF16>(be, c);
-    case PYR_Q8_0: return multiply_many<PYR_Q8_0>(be, c);
-    case PYR_Q4_0: return multiply_many<PYR_Q4_0>(be, c);
-    case PYR_Q4_K: return multiply_many<PYR_Q4_K>(be, c);
-    case PYR_Q5_K: return multiply_many<PYR_Q5_K>(be, c);
-    case PYR_Q6_K: return multiply_many<PYR_Q6_K>(be, c);
-    default: return cuda_refuse(be, "linear", "weights of an unknown dtype");
+#define MULTIPLY(dtype) return multiply_many<dtype>(be, c)
+  switch (static_cast<pyr_dtype>(c.dtype)) {
+    PYR_WEIGHT_CASES(MULTIPLY)
+    PYR_CASES_NOT_WEIGHTS: break;
   }
+#undef MULTIPLY
+  return cuda_refuse(be, "linear", "weights of an unknown dtype");
 }
 
 void cuda_linear_fill(pyr_backend *be) { be->linear = cuda_linear; }

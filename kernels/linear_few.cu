@@ -326,15 +326,12 @@ bool cuda_streams(const linear_call &c) {
 
 pyr_status cuda_linear_few(pyr_backend *be, const linear_call &c) {
   if (cuda_streams(c)) return stream(be, c);
-  switch (c.dtype) {
-    case PYR_F32: return multiply_any<PYR_F32>(be, c);
-    case PYR_F16: return multiply_any<PYR_F16>(be, c);
-    case PYR_BF16: return multiply_any<PYR_BF16>(be, c);
-    case PYR_Q8_0: return multiply_any<PYR_Q8_0>(be, c);
-    case PYR_Q4_0: return multiply_any<PYR_Q4_0>(be, c);
-    case PYR_Q4_K: return multiply_any<PYR_Q4_K>(be, c);
-    case PYR_Q5_K: return multiply_any<PYR_Q5_K>(be, c);
-    case PYR_Q6_K: return multiply_any<PYR_Q6_K>(be, c);
-    default: return cuda_refuse(be, "linear", "weights that cannot be read where they lie");
-  }
+#define MULTIPLY(dtype) return multiply_any<dtype>(be, c)
+  if (c.dtype != STACKED)
+    switch (static_cast<pyr_dtype>(c.dtype)) {
+      PYR_WEIGHT_CASES(MULTIPLY)
+      PYR_CASES_NOT_WEIGHTS: break;
+    }
+#undef MULTIPLY
+  return cuda_refuse(be, "linear", "weights that cannot be read where they lie");
 }

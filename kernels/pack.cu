@@ -3,7 +3,8 @@
 
 static int32_t cuda_interleaved(const pyr_backend *, const pyr_tensor *w) {
   bool streamed = w->shape[0] <= static_cast<int64_t>(STREAM_ROWS * ARRIVALS);
-  return w->rank == 2 && w->dtype == PYR_Q8_0 && w->shape[0] % STACK == 0 && streamed ? STACK : 0;
+  bool packs = (pyr_dtype_kernels(w->dtype, true) & PYR_KERNEL_PACKS) != 0;
+  return w->rank == 2 && packs && w->shape[0] % STACK == 0 && streamed ? STACK : 0;
 }
 
 /* A block for each stack and 32 columns; a thread for each value. */

@@ -25,81 +25,39 @@
  * In q4_k and q5_k a scale and a min of 6 bits serve 32 values; in q6_k a scale serves 16. The
  * order of the products is part of the format: with it results are bit-equal to the `gguf`
  * package's, so multiply-add must not be contracted. Loops run over one block with fixed bounds and
- * no branches, so that compilers turn them into vector code. */
+ * no branches, so that compilers turn them into vector code.
+ *
+ * A format's own code is NAME_to_f32, for one block, and NAME_from_f32 if it can be made. The rest
+ * of the file is made from the table in dtype.h. */
 #include "base/dtype.h"
+
+#include <stdio.h>
 
 #ifdef __clang__
 #pragma STDC FP_CONTRACT OFF   /* GCC keeps them apart under -std=c11 */
 #endif
 
-static const struct { const char *name; int block; uint16_t bytes,
-                      align; bool writable; } formats[PYR_DTYPES] = {
-  [PYR_F32]  = { "f32", 1, 4, 4, true },     [PYR_F16]  = { "f16", 1, 2, 2, true },
-  [PYR_BF16] = { "bf16", 1, 2, 2, true },    [PYR_Q8_0] = { "q8_0", 32, 34, 1, true },
-  [PYR_Q4_0] = { "q4_0", 32, 18, 1, true },  [PYR_Q4_K] = { "q4_k", 256, 144, 1, false },
-  [PYR_Q5_K] = { "q5_k", 256, 176, 1, false }, [PYR_Q6_K] = { "q6_k", 256, 210, 1, false },
-  [PYR_FP8_E4M3] = { "fp8_e4m3", 1, 1, 1, true }, [PYR_Q4_1] = { "q4_1", 32, 20, 1, false },
-  [PYR_Q5_0] = { "q5_0", 32, 22, 1, false }, [PYR_Q5_1] = { "q5_1", 32, 24, 1, false },
-  [PYR_Q2_K] = { "q2_k", 256, 84, 1, false }, [PYR_Q3_K] = { "q3_k", 256, 110, 1, false },
-  [PYR_IQ4_NL] = { "iq4_nl", 32, 18, 1, false }, [PYR_IQ4_XS] = { "iq4_xs", 256, 136, 1, false },
-  [PYR_MXFP4] = { "mxfp4", 32, 17, 1, false }, [PYR_NVFP4] = { "nvfp4", 64, 36, 1, false },
-  [PYR_F64] = { "f64", 1, 8, 8, false },
-};
-
-bool pyr_dtype_valid(int dtype) { return dtype >= 0 && dtype < PYR_DTYPES; }
-const char *pyr_dtype_name(pyr_dtype dtype) {
-  return pyr_dtype_valid((int)dtype) ? formats[dtype].name : NULL;
-}
-int pyr_dtype_block(pyr_dtype dtype) {
-  return pyr_dtype_valid((int)dtype) ? formats[dtype].block : 0;
-}
-size_t pyr_dtype_block_bytes(pyr_dtype dtype) {
-  return pyr_dtype_valid((int)dtype) ? formats[dtype].bytes : 0;
-}
-size_t pyr_dtype_align(pyr_dtype dtype) {
-  return pyr_dtype_valid((int)dtype) ? formats[dtype].align : 1;
-}
-bool pyr_dtype_writable(pyr_dtype dtype) {
-  return pyr_dtype_valid((int)dtype) && formats[dtype].writable;
-}
-bool pyr_dtype_weights(pyr_dtype dtype) { return dtype >= PYR_F32 && dtype < PYR_FP8_E4M3; }
-
-int pyr_dtype_of_name(const char *name) {
-  for (int i = 0; i < PYR_DTYPES; i++)
-    if (strcmp(formats[i].name, name) == 0) return i;
-  return -1;
-}
-
-size_t pyr_dtype_bytes(pyr_dtype dtype, int64_t n) {
-  if (!pyr_dtype_valid((int)dtype) || n <= 0 || n % formats[dtype].block != 0) return 0;
-  uint64_t blocks = (uint64_t)n / (uint64_t)formats[dtype].block;
-  return blocks > SIZE_MAX / formats[dtype].bytes ? 0 : (size_t)blocks * formats[dtype].bytes;
-}
-
 static uint16_t load16(const uint8_t *p) { uint16_t h; memcpy(&h, p, 2); return h; }
 static void store16(uint8_t *p, uint16_t h) { memcpy(p, &h, 2); }
 
-/* ---- to f32 ---------------------------------------------------------------------------------- */
+/* ---- a block to f32 -------------------------------------------------------------------------- */
 
-static void f16_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t n) {
-  for (int64_t i = 0; i < n; i++) dst[i] = pyr_f32_of_f16(load16(src + 2 * i));
+static void f32_to_f32(float *restrict dst, const uint8_t *restrict src) { memcpy(dst, src, 4); }
+static void f16_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  *dst = pyr_f32_of_f16(load16(src));
 }
-
-static void bf16_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t n) {
-  for (int64_t i = 0; i < n; i++) dst[i] = pyr_f32_of_bf16(load16(src + 2 * i));
+static void bf16_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  *dst = pyr_f32_of_bf16(load16(src));
 }
-
-static void fp8_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t n) {
-  for (int64_t i = 0; i < n; i++) dst[i] = pyr_f32_of_fp8(src[i]);
+static void fp8_e4m3_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  *dst = pyr_f32_of_fp8(*src);
 }
 
 /* A double beyond the range of floats becomes infinite, as a cast does. */
-static void f64_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t n) {
-  for (int64_t i = 0; i < n; i++) {
-    double x;
-    memcpy(&x, src + 8 * i, 8);
-    dst[i] = (float)x;
-  }
+static void f64_to_f32(float *restrict dst, const uint8_t *restrict src) {
+  double x;
+  memcpy(&x, src, 8);
+  *dst = (float)x;
 }
 
 static void q8_0_to_f32(float *restrict dst, const uint8_t *restrict src) {
@@ -264,50 +222,17 @@ static void q6_k_to_f32(float *restrict dst, const uint8_t *restrict src) {
     }
 }
 
-void pyr_row_to_f32(float *dst, const void *src, pyr_dtype dtype, int64_t n) {
-  const uint8_t *from = src;
-  switch (dtype) {
-    case PYR_F32: if (n > 0) memcpy(dst, from, (size_t)n * 4); break;
-    case PYR_F16: f16_to_f32(dst, from, n); break;
-    case PYR_BF16: bf16_to_f32(dst, from, n); break;
-    case PYR_FP8_E4M3: fp8_to_f32(dst, from, n); break;
-    case PYR_Q8_0: for (; n >= 32; n -= 32, dst += 32, from += 34) q8_0_to_f32(dst, from); break;
-    case PYR_Q4_0: for (; n >= 32; n -= 32, dst += 32, from += 18) q4_0_to_f32(dst, from); break;
-    case PYR_Q4_1: for (; n >= 32; n -= 32, dst += 32, from += 20) q4_1_to_f32(dst, from); break;
-    case PYR_Q5_0: for (; n >= 32; n -= 32, dst += 32, from += 22) q5_0_to_f32(dst, from); break;
-    case PYR_Q5_1: for (; n >= 32; n -= 32, dst += 32, from += 24) q5_1_to_f32(dst, from); break;
-    case PYR_Q4_K: for (; n >= 256; n -= 256, dst += 256, from += 144) q4_k_to_f32(dst, from);
-    break;
-    case PYR_Q5_K: for (; n >= 256; n -= 256, dst += 256, from += 176) q5_k_to_f32(dst, from);
-    break;
-    case PYR_IQ4_NL: for (; n >= 32; n -= 32, dst += 32, from += 18) iq4_nl_to_f32(dst, from);
-    break;
-    case PYR_MXFP4: for (; n >= 32; n -= 32, dst += 32, from += 17) mxfp4_to_f32(dst, from); break;
-    case PYR_NVFP4: for (; n >= 64; n -= 64, dst += 64, from += 36) nvfp4_to_f32(dst, from); break;
-    case PYR_IQ4_XS: for (; n >= 256; n -= 256, dst += 256, from += 136) iq4_xs_to_f32(dst, from);
-    break;
-    case PYR_Q2_K: for (; n >= 256; n -= 256, dst += 256, from += 84) q2_k_to_f32(dst, from); break;
-    case PYR_Q3_K: for (; n >= 256; n -= 256, dst += 256, from += 110) q3_k_to_f32(dst, from);
-    break;
-    case PYR_F64: f64_to_f32(dst, from, n); break;
-    case PYR_Q6_K: for (; n >= 256; n -= 256, dst += 256, from += 210) q6_k_to_f32(dst, from);
-    break;
-    case PYR_DTYPES: break;
-  }
+/* ---- a block from f32 ------------------------------------------------------------------------ */
+
+static void f32_from_f32(uint8_t *restrict dst, const float *restrict src) { memcpy(dst, src, 4); }
+static void f16_from_f32(uint8_t *restrict dst, const float *restrict src) {
+  store16(dst, pyr_f16_of_f32(*src));
 }
-
-/* ---- from f32 -------------------------------------------------------------------------------- */
-
-static void f16_from_f32(uint8_t *restrict dst, const float *restrict src, int64_t n) {
-  for (int64_t i = 0; i < n; i++) store16(dst + 2 * i, pyr_f16_of_f32(src[i]));
+static void bf16_from_f32(uint8_t *restrict dst, const float *restrict src) {
+  store16(dst, pyr_bf16_of_f32(*src));
 }
-
-static void bf16_from_f32(uint8_t *restrict dst, const float *restrict src, int64_t n) {
-  for (int64_t i = 0; i < n; i++) store16(dst + 2 * i, pyr_bf16_of_f32(src[i]));
-}
-
-static void fp8_from_f32(uint8_t *restrict dst, const float *restrict src, int64_t n) {
-  for (int64_t i = 0; i < n; i++) dst[i] = pyr_fp8_of_f32(src[i]);
+static void fp8_e4m3_from_f32(uint8_t *restrict dst, const float *restrict src) {
+  *dst = pyr_fp8_of_f32(*src);
 }
 
 /* x, made safe to convert to int: NaN becomes low. */
@@ -357,15 +282,108 @@ static void q4_0_from_f32(uint8_t *restrict dst, const float *restrict src) {
   }
 }
 
-void pyr_row_from_f32(void *dst, pyr_dtype dtype, const float *src, int64_t n) {
-  uint8_t *to = dst;
-  switch (dtype) {
-    case PYR_F32: if (n > 0) memcpy(to, src, (size_t)n * 4); break;
-    case PYR_F16: f16_from_f32(to, src, n); break;
-    case PYR_BF16: bf16_from_f32(to, src, n); break;
-    case PYR_FP8_E4M3: fp8_from_f32(to, src, n); break;
-    case PYR_Q8_0: for (; n >= 32; n -= 32, to += 34, src += 32) q8_0_from_f32(to, src); break;
-    case PYR_Q4_0: for (; n >= 32; n -= 32, to += 18, src += 32) q4_0_from_f32(to, src); break;
-    default: break;
+/* ---- rows ------------------------------------------------------------------------------------ */
+
+/* The loops over blocks, compiled around each format's own code: name_row_to_f32 of every type, and
+ * name_row_from_f32 of those that are made. */
+#define ROW_TO(arg, number, name, kind, block, bytes, align, made, ...) \
+  static void name##_row_to_f32(float *restrict dst, const uint8_t *restrict src, int64_t n) { \
+    for (int64_t i = 0; i < n / block; i++) name##_to_f32(dst + i * block, src + i * bytes); \
+  } \
+  ROW_FROM_##made(name, block, bytes)
+#define ROW_FROM_ONE_WAY(name, block, bytes)
+#define ROW_FROM_TWO_WAY(name, block, bytes) \
+  static void name##_row_from_f32(uint8_t *restrict dst, const float *restrict src, int64_t n) { \
+    for (int64_t i = 0; i < n / block; i++) name##_from_f32(dst + i * bytes, src + i * block); \
   }
+PYR_DTYPE_TABLE(ROW_TO, )
+
+/* ---- the table ------------------------------------------------------------------------------- */
+
+typedef struct entry {
+  pyr_dtype_info info;
+  size_t align;
+  void (*to_f32)(float *restrict dst, const uint8_t *restrict src, int64_t n);
+  void (*from_f32)(uint8_t *restrict dst, const float *restrict src, int64_t n);  /* or NULL */
+} entry;
+
+/* What the table's words mean here. */
+enum { NONE = PYR_KERNEL_NONE, WEIGHTS = PYR_KERNEL_WEIGHTS, ROWS = PYR_KERNEL_ROWS,
+       BF16 = PYR_KERNEL_BF16, BYTES = PYR_KERNEL_BYTES, PACKS = PYR_KERNEL_PACKS,
+       CAN_WEIGHT = WEIGHTS, CAN_ROW = ROWS, CAN_BOTH = WEIGHTS | ROWS, CAN_FILE = NONE };
+#define FROM_ONE_WAY(name) NULL
+#define FROM_TWO_WAY(name) name##_row_from_f32
+
+#define ENTRY(arg, number, name, kind, block, bytes, align, made, gguf, tensors, load, cpu, dev) \
+  [PYR_##number] = { { #name, block, bytes, gguf, tensors, (CAN_##kind & WEIGHTS) != 0, \
+                       (CAN_##kind & ROWS) != 0, FROM_##made(name) != NULL, PYR_##load, \
+                       cpu, dev }, align, name##_row_to_f32, FROM_##made(name) },
+static const entry entries[PYR_DTYPES] = { PYR_DTYPE_TABLE(ENTRY, ) };
+
+/* Every number of pyr_dtype has an entry; kernels are for what a type can be; and what is bound as
+ * it is stays what it is. */
+#define COUNT(...) +1
+_Static_assert(PYR_DTYPE_TABLE(COUNT, ) == PYR_DTYPES, "an entry for each pyr_dtype");
+#define CHECK(arg, number, name, kind, block, bytes, align, made, gguf, tensors, load, cpu, dev) \
+  _Static_assert((((cpu) | (dev)) & (WEIGHTS | ROWS) & ~CAN_##kind) == 0, \
+                 #name ": kernels for what its kind says that it cannot be"); \
+  _Static_assert((CAN_##kind == CAN_FILE) == (PYR_##load != PYR_##number), \
+                 #name ": of files alone, and not converted at load; or the other way round");
+PYR_DTYPE_TABLE(CHECK, )
+
+bool pyr_dtype_valid(int dtype) { return dtype >= 0 && dtype < PYR_DTYPES; }
+const pyr_dtype_info *pyr_dtype_describe(pyr_dtype dtype) {
+  return pyr_dtype_valid((int)dtype) ? &entries[dtype].info : NULL;
+}
+const char *pyr_dtype_name(pyr_dtype dtype) {
+  return pyr_dtype_valid((int)dtype) ? entries[dtype].info.name : NULL;
+}
+int pyr_dtype_block(pyr_dtype dtype) {
+  return pyr_dtype_valid((int)dtype) ? entries[dtype].info.block : 0;
+}
+size_t pyr_dtype_block_bytes(pyr_dtype dtype) {
+  return pyr_dtype_valid((int)dtype) ? entries[dtype].info.block_bytes : 0;
+}
+size_t pyr_dtype_align(pyr_dtype dtype) {
+  return pyr_dtype_valid((int)dtype) ? entries[dtype].align : 1;
+}
+bool pyr_dtype_writable(pyr_dtype dtype) {
+  return pyr_dtype_valid((int)dtype) && entries[dtype].info.writable;
+}
+unsigned pyr_dtype_kernels(pyr_dtype dtype, bool device) {
+  if (!pyr_dtype_valid((int)dtype)) return PYR_KERNEL_NONE;
+  return device ? entries[dtype].info.device : entries[dtype].info.cpu;
+}
+
+int pyr_dtype_of_name(const char *name) {
+  for (int i = 0; i < PYR_DTYPES; i++)
+    if (strcmp(entries[i].info.name, name) == 0) return i;
+  return -1;
+}
+
+const char *pyr_dtype_list(char *out, size_t room, bool (*is)(const pyr_dtype_info *info)) {
+  size_t at = 0;
+  out[0] = 0;
+  for (int i = 0; i < PYR_DTYPES && at < room; i++)
+    if (is(&entries[i].info)) {
+      int n = snprintf(out + at, room - at, "%s%s", at ? ", " : "", entries[i].info.name);
+      at += n > 0 ? (size_t)n : 0;
+    }
+  return out;
+}
+
+size_t pyr_dtype_bytes(pyr_dtype dtype, int64_t n) {
+  if (!pyr_dtype_valid((int)dtype)) return 0;
+  const pyr_dtype_info *info = &entries[dtype].info;
+  if (n <= 0 || n % info->block != 0) return 0;
+  uint64_t blocks = (uint64_t)n / (uint64_t)info->block;
+  return blocks > SIZE_MAX / info->block_bytes ? 0 : (size_t)blocks * info->block_bytes;
+}
+
+void pyr_row_to_f32(float *dst, const void *src, pyr_dtype dtype, int64_t n) {
+  if (n > 0 && pyr_dtype_valid((int)dtype)) entries[dtype].to_f32(dst, src, n);
+}
+
+void pyr_row_from_f32(void *dst, pyr_dtype dtype, const float *src, int64_t n) {
+  if (n > 0 && pyr_dtype_writable(dtype)) entries[dtype].from_f32(dst, src, n);
 }

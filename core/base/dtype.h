@@ -1,11 +1,13 @@
-/* dtype.h — the number formats of weights and cache rows, and conversion of rows of them to and
- * from f32.
+/* dtype.h — the number formats of weights and cache rows: one table of them, and conversion of rows
+ * to and from f32.
  *
  * Owns: the arithmetic of f16, bf16 and the GGUF block formats. Does not own memory, files or
  * tensors, and needs no runtime. Everything here is plain C, independent of the machine's
  * instruction set, and bit-equal to the `gguf` Python package (the facts of the formats: ggml's
  * block structs, restated in dtype.c). Source pointers may be unaligned, and so may the
- * destinations of pyr_row_from_f32. */
+ * destinations of pyr_row_from_f32.
+ *
+ * docs/adding-a-dtype.md walks through all that a new entry needs. */
 #ifndef PYR_DTYPE_H
 #define PYR_DTYPE_H
 
@@ -13,20 +15,132 @@
 #include <stdbool.h>
 #include <string.h>
 
+/* ---- the table ------------------------------------------------------------------------------- */
+
+/* One entry for each format. What tells formats apart elsewhere is made from it: the switches of
+ * kernels (below), conversion (dtype.c), and what loaders, options and messages know of them
+ * (pyr_dtype_describe; core.dtypes in Lua).
+ *
+ *   number    the pyr_dtype, without PYR_
+ *   name      as options, messages and functions spell it: iq4_nl_to_f32 of dtype.c decodes it
+ *   kind      what can be of it: a matrix that kernels read (WEIGHT), a cache's rows (ROW), BOTH;
+ *             FILE: neither, files alone hold it
+ *   block     values that lie together, and the bytes of such a block
+ *   align     what the address of a tensor that is used where a file has it must be a multiple of
+ *   made      TWO_WAY: values become it too, by NAME_from_f32; ONE_WAY: it is only read
+ *   GGUF      its number there, or -1; and its name in safetensors, or NULL
+ *   at load   what matrices of it become while they are loaded: themselves, unless it is FILE
+ *   cpu       which kernels core/cpu and kernels/ have for it (PYR_KERNEL_…, without the prefix);
+ *   device    a model whose backend lacks them refuses the type in words
+ *
+ * The order is that of pyr_dtype, whose numbers saved caches hold: a new entry goes to its end. */
+#define PYR_DTYPE_TABLE(X, arg) \
+  /* number,      name,     kind, block, bytes, align, made, GGUF, safetensors, at load, \
+     cpu, device */ \
+  X(arg, F32,      f32,      BOTH,     1,   4, 4, TWO_WAY,  0, "F32",  F32, \
+    WEIGHTS | ROWS, WEIGHTS | ROWS) \
+  X(arg, F16,      f16,      BOTH,     1,   2, 2, TWO_WAY,  1, "F16",  F16, \
+    WEIGHTS | ROWS, WEIGHTS | ROWS) \
+  X(arg, BF16,     bf16,     BOTH,     1,   2, 2, TWO_WAY, 30, "BF16", BF16, \
+    WEIGHTS | ROWS | BF16, WEIGHTS | ROWS) \
+  X(arg, Q8_0,     q8_0,     BOTH,    32,  34, 1, TWO_WAY,  8, NULL,   Q8_0, \
+    WEIGHTS | ROWS | BF16 | BYTES | PACKS, WEIGHTS | ROWS | PACKS) \
+  X(arg, Q4_0,     q4_0,     WEIGHT,  32,  18, 1, TWO_WAY,  2, NULL,   Q4_0, \
+    WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
+  X(arg, Q4_K,     q4_k,     WEIGHT, 256, 144, 1, ONE_WAY, 12, NULL,   Q4_K, \
+    WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
+  X(arg, Q5_K,     q5_k,     WEIGHT, 256, 176, 1, ONE_WAY, 13, NULL,   Q5_K, \
+    WEIGHTS | BF16 | BYTES, WEIGHTS) \
+  X(arg, Q6_K,     q6_k,     WEIGHT, 256, 210, 1, ONE_WAY, 14, NULL,   Q6_K, \
+    WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
+  X(arg, FP8_E4M3, fp8_e4m3, ROW,      1,   1, 1, TWO_WAY, -1, NULL,   FP8_E4M3, ROWS, ROWS) \
+  X(arg, Q4_1,     q4_1,     FILE,    32,  20, 1, ONE_WAY,  3, NULL,   Q8_0, NONE, NONE) \
+  X(arg, Q5_0,     q5_0,     FILE,    32,  22, 1, ONE_WAY,  6, NULL,   Q8_0, NONE, NONE) \
+  X(arg, Q5_1,     q5_1,     FILE,    32,  24, 1, ONE_WAY,  7, NULL,   Q8_0, NONE, NONE) \
+  X(arg, Q2_K,     q2_k,     FILE,   256,  84, 1, ONE_WAY, 10, NULL,   Q8_0, NONE, NONE) \
+  X(arg, Q3_K,     q3_k,     FILE,   256, 110, 1, ONE_WAY, 11, NULL,   Q8_0, NONE, NONE) \
+  X(arg, IQ4_NL,   iq4_nl,   FILE,    32,  18, 1, ONE_WAY, 20, NULL,   Q8_0, NONE, NONE) \
+  X(arg, IQ4_XS,   iq4_xs,   FILE,   256, 136, 1, ONE_WAY, 23, NULL,   Q8_0, NONE, NONE) \
+  X(arg, MXFP4,    mxfp4,    FILE,    32,  17, 1, ONE_WAY, 39, NULL,   Q8_0, NONE, NONE) \
+  X(arg, NVFP4,    nvfp4,    FILE,    64,  36, 1, ONE_WAY, 40, NULL,   Q8_0, NONE, NONE) \
+  X(arg, F64,      f64,      FILE,     1,   8, 8, ONE_WAY, 28, "F64",  F32,  NONE, NONE)
+
+/* ---- switches over it ------------------------------------------------------------------------ */
+
+/* A switch over dtypes has no `default:`, so that -Wswitch names it when a type is added that it
+ * does not know. What its code is not about, it leaves out by kind, and types of files alone are
+ * never its business:
+ *
+ *     switch (dtype) {                               switch (dtype) {
+ *       case PYR_F16: …                                PYR_WEIGHT_CASES(action)
+ *       …                                              PYR_CASES_NOT_WEIGHTS: break;
+ *       PYR_CASES_NOT_ROWS: break;                   }
+ *     }
+ *
+ * On the left each type has its own code, on the right all have `case PYR_…: action(PYR_…); break;`
+ * with the dtype as a constant. */
+#define PYR_CASES_NOT_WEIGHTS PYR_DTYPE_TABLE(PYR_NOT_WEIGHT, ) case PYR_DTYPES
+#define PYR_CASES_NOT_ROWS PYR_DTYPE_TABLE(PYR_NOT_ROW, ) case PYR_DTYPES
+#define PYR_CASES_OF_FILES PYR_DTYPE_TABLE(PYR_FILE_ALONE, ) case PYR_DTYPES
+#define PYR_WEIGHT_CASES(action) PYR_DTYPE_TABLE(PYR_CASE_OF_WEIGHT, action)
+#define PYR_ROW_CASES(action) PYR_DTYPE_TABLE(PYR_CASE_OF_ROW, action)
+#define PYR_KERNEL_CASES(action) PYR_DTYPE_TABLE(PYR_CASE_OF_KERNEL, action)
+
+/* By kind: a label, a case with its action, or nothing. */
+#define PYR_NOT_WEIGHT(none, number, name, kind, ...) PYR_NOT_WEIGHT_##kind(PYR_##number)
+#define PYR_NOT_WEIGHT_BOTH(dtype)
+#define PYR_NOT_WEIGHT_WEIGHT(dtype)
+#define PYR_NOT_WEIGHT_ROW(dtype) case dtype:
+#define PYR_NOT_WEIGHT_FILE(dtype) case dtype:
+#define PYR_NOT_ROW(none, number, name, kind, ...) PYR_NOT_ROW_##kind(PYR_##number)
+#define PYR_NOT_ROW_BOTH(dtype)
+#define PYR_NOT_ROW_WEIGHT(dtype) case dtype:
+#define PYR_NOT_ROW_ROW(dtype)
+#define PYR_NOT_ROW_FILE(dtype) case dtype:
+#define PYR_FILE_ALONE(none, number, name, kind, ...) PYR_FILE_ALONE_##kind(PYR_##number)
+#define PYR_FILE_ALONE_BOTH(dtype)
+#define PYR_FILE_ALONE_WEIGHT(dtype)
+#define PYR_FILE_ALONE_ROW(dtype)
+#define PYR_FILE_ALONE_FILE(dtype) case dtype:
+#define PYR_CASE_OF(action, dtype) case dtype: action(dtype); break;
+#define PYR_CASE_OF_WEIGHT(action, number, name, kind, ...) \
+  PYR_CASE_OF_WEIGHT_##kind(action, PYR_##number)
+#define PYR_CASE_OF_WEIGHT_BOTH(action, dtype) PYR_CASE_OF(action, dtype)
+#define PYR_CASE_OF_WEIGHT_WEIGHT(action, dtype) PYR_CASE_OF(action, dtype)
+#define PYR_CASE_OF_WEIGHT_ROW(action, dtype)
+#define PYR_CASE_OF_WEIGHT_FILE(action, dtype)
+#define PYR_CASE_OF_ROW(action, number, name, kind, ...) \
+  PYR_CASE_OF_ROW_##kind(action, PYR_##number)
+#define PYR_CASE_OF_ROW_BOTH(action, dtype) PYR_CASE_OF(action, dtype)
+#define PYR_CASE_OF_ROW_WEIGHT(action, dtype)
+#define PYR_CASE_OF_ROW_ROW(action, dtype) PYR_CASE_OF(action, dtype)
+#define PYR_CASE_OF_ROW_FILE(action, dtype)
+#define PYR_CASE_OF_KERNEL(action, number, name, kind, ...) \
+  PYR_CASE_OF_KERNEL_##kind(action, PYR_##number)
+#define PYR_CASE_OF_KERNEL_BOTH(action, dtype) PYR_CASE_OF(action, dtype)
+#define PYR_CASE_OF_KERNEL_WEIGHT(action, dtype) PYR_CASE_OF(action, dtype)
+#define PYR_CASE_OF_KERNEL_ROW(action, dtype) PYR_CASE_OF(action, dtype)
+#define PYR_CASE_OF_KERNEL_FILE(action, dtype)
+
+/* ---- what the table says --------------------------------------------------------------------- */
+
 /* Bytes of n values, n >= 0 and a multiple of the dtype's block; 0 if it is not, or if it
  * overflows. */
 size_t pyr_dtype_bytes(pyr_dtype dtype, int64_t n);
 
 bool pyr_dtype_valid(int dtype);           /* 0 <= dtype < PYR_DTYPES */
-bool pyr_dtype_writable(pyr_dtype dtype);  /* pyr_row_from_f32 can make it: f32, f16, bf16, q8_0,
-                                              q4_0, fp8_e4m3 */
-bool pyr_dtype_weights(pyr_dtype dtype);   /* a bound matrix may be of it: not fp8_e4m3, which cache
-                                              rows alone are, nor those behind it, which no kernel
-                                              reads: they are converted while they are bound */
-int pyr_dtype_of_name(const char *name);   /* the dtype, or -1; names as pyr_dtype_name spells them
-                                              */
+bool pyr_dtype_writable(pyr_dtype dtype);  /* pyr_row_from_f32 can make it */
 size_t pyr_dtype_align(pyr_dtype dtype);   /* what a mapped tensor's address must be a multiple of:
-                                              4, 2, or 1 for blocks */
+                                              8, 4, 2, or 1 for blocks */
+
+/* Which PYR_KERNEL_… the processor has for it, or (`device`) devices have. */
+unsigned pyr_dtype_kernels(pyr_dtype dtype, bool device);
+
+/* Names of the dtypes for which `is` holds, with commas between, for messages; cut at `room` bytes,
+ * its 0 among them. Returns out. */
+const char *pyr_dtype_list(char *out, size_t room, bool (*is)(const pyr_dtype_info *info));
+
+/* ---- rows of values -------------------------------------------------------------------------- */
 
 /* Dequantises n values (a multiple of the block) of any dtype. */
 void pyr_row_to_f32(float *dst, const void *src, pyr_dtype dtype, int64_t n);

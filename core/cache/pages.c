@@ -1,22 +1,28 @@
 /* pages.c — see pages.h. */
 #include "cache/pages.h"
+#include "base/dtype.h"
+
+static bool on_cpu(const pyr_dtype_info *info) { return info->cpu & PYR_KERNEL_ROWS; }
+static bool on_device(const pyr_dtype_info *info) { return info->device & PYR_KERNEL_ROWS; }
 
 pyr_status pyr_pool_new(pyr_model *model, pyr_dtype dtype, size_t budget, pyr_pool **out) {
   pyr_runtime *rt = pyr_model_runtime(model);
   const pyr_model_config *config = pyr_model_get_config(model);
-  if (dtype != PYR_F32 && dtype != PYR_F16 && dtype != PYR_BF16 && dtype != PYR_Q8_0
-      && dtype != PYR_FP8_E4M3)
+  const char *name = pyr_dtype_name(dtype);
+  bool device = pyr_runtime_backend(rt)->own_memory;
+  char known[128];
+  if (!(pyr_dtype_kernels(dtype, device) & PYR_KERNEL_ROWS))
+    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED, "cache dtype %s: use one of %s",
+                                 name ? name : "?",
+                                 pyr_dtype_list(known, sizeof known, device ? on_device : on_cpu));
+  if (config->head_dim % pyr_dtype_block(dtype) != 0)
     return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
-                                 "cache dtype %s: use f32, f16, bf16, q8_0 or fp8_e4m3",
-                                     pyr_dtype_name(dtype) ? pyr_dtype_name(dtype) : "?");
-  if (dtype == PYR_Q8_0 && config->head_dim % 32 != 0)
+                                 "cache dtype %s needs head_dim %% %d == 0, and it is %d",
+                                 name, pyr_dtype_block(dtype), (int)config->head_dim);
+  if (pyr_dtype_bytes(dtype, config->head_dim) % 2 != 0)      /* rows begin at even addresses */
     return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
-                                 "cache dtype q8_0 needs head_dim %% 32 == 0, and it is %d",
-                                     (int)config->head_dim);
-  if (dtype == PYR_FP8_E4M3 && config->head_dim % 2 != 0)
-    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
-                                 "cache dtype fp8_e4m3 needs an even head_dim, and it is %d",
-                                     (int)config->head_dim);
+                                 "cache dtype %s needs an even head_dim, and it is %d", name,
+                                 (int)config->head_dim);
   pyr_pool *pool = pyr_alloc_zero(rt, sizeof *pool);
   if (!pool) return pyr_nomem(rt, sizeof *pool, "the page pool");
   pool->refs = 1;

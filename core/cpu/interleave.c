@@ -13,12 +13,14 @@
 #include <string.h>
 
 enum { WORD = 4, MOST_BLOCK = 210 };     /* bytes of q6_k, the largest block */
+#define FITS(arg, number, name, kind, block, bytes, ...) \
+  _Static_assert(bytes <= MOST_BLOCK, #name ": a block larger than MOST_BLOCK");
+PYR_DTYPE_TABLE(FITS, )
 
 int32_t pyr_cpu_interleaved(const pyr_backend *be, const pyr_tensor *w) {
   const pyr_cpu *cpu = pyr_cpu_of(be);
-  bool fits = w->rank == 2 && w->shape[0] % PYR_STACK == 0 &&
-              (w->dtype == PYR_Q8_0 || w->dtype == PYR_Q4_0 || w->dtype == PYR_Q4_K
-               || w->dtype == PYR_Q6_K);
+  bool fits = w->rank == 2 && w->shape[0] % PYR_STACK == 0
+      && (pyr_dtype_kernels(w->dtype, false) & PYR_KERNEL_PACKS);
   return cpu->int8 && fits ? PYR_STACK : 0;
 }
 

@@ -34,6 +34,10 @@ enum {
                              widest */
 };
 
+#define STEPS(arg, number, name, kind, block, ...) \
+  _Static_assert(STEP % block == 0, #name ": a block that no step ends with");
+PYR_DTYPE_TABLE(STEPS, )
+
 typedef struct product {
   const pyr_kernels *k;
   pyr_cpu *cpu;

@@ -35,7 +35,8 @@ typedef struct call {
 } call;
 
 bool pyr_cpu_bf16_takes(const pyr_cpu *cpu, pyr_dtype dtype, int64_t n) {
-  return cpu->matmul != NULL && n >= FEWEST && dtype != PYR_F32 && dtype != PYR_F16;
+  bool fits = pyr_dtype_kernels(dtype, false) & PYR_KERNEL_BF16;
+  return cpu->matmul != NULL && n >= FEWEST && fits;
 }
 
 typedef struct panel_scratch {

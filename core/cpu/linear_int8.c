@@ -28,8 +28,9 @@ typedef struct call {
 } call;
 
 bool pyr_cpu_int8_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n) {
-  return cpu->int8 && (w->interleaved || (pyr_dtype_block(w->dtype) > 1
-                                          && n < (cpu->matmul ? BEFORE_BF16 : PYR_SMALL_N)));
+  bool bytes = pyr_dtype_kernels(w->dtype, false) & PYR_KERNEL_BYTES;
+  return cpu->int8 && (w->interleaved
+                       || (bytes && n < (cpu->matmul ? BEFORE_BF16 : PYR_SMALL_N)));
 }
 
 /* Tokens of groups [begin, end), each of those that are multiplied together. */

@@ -23,6 +23,7 @@
 #include "base/weights.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #define PIECE_VALUES (4 << 20)   /* values converted between two reports of progress */
@@ -252,6 +253,30 @@ static bool reads_host_memory(const pyr_backend *be) { return !be->own_memory; }
 
 /* ---- binding --------------------------------------------------------------------------------- */
 
+/* Whether the backend multiplies by matrices of a dtype; whether some backend can hold what a file
+ * has, as it is or converted. */
+static bool multiplies(const pyr_backend *be, pyr_dtype dtype) {
+  return pyr_dtype_kernels(dtype, be->own_memory) & PYR_KERNEL_WEIGHTS;
+}
+static bool is_weight(const pyr_dtype_info *info) { return info->weights; }
+static bool is_converted(const pyr_dtype_info *info) {
+  return pyr_dtype_describe(info->at_load) != info;
+}
+
+static pyr_status refuse_dtype(pyr_model *model, const char *path, const char *name,
+                               const pyr_dtype_info *info) {
+  char known[128], converted[160], how[320];
+  if (is_weight(info) || is_converted(info))
+    snprintf(how, sizeof how, "as they are: bind them converted, to %s for instance",
+             pyr_dtype_name(is_converted(info) ? info->at_load : PYR_F32));
+  else snprintf(how, sizeof how, "(known: %s; converted: %s)",
+                pyr_dtype_list(known, sizeof known, is_weight),
+                pyr_dtype_list(converted, sizeof converted, is_converted));
+  return pyr_runtime_set_error(model->rt, PYR_UNSUPPORTED,
+                               "%s: tensor %s: weights of dtype %s are not supported %s", path,
+                               name, info->name, how);
+}
+
 struct conversion {   /* rows [first, first+n) of a matrix, one task each */
   const pyr_tensor *from;
   pyr_dtype as;
@@ -397,7 +422,8 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
   if (roles[role].layered && (layer < 0 || layer >= c->layers))
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: layer %d of %s, outside 0..%d", layer,
                                  roles[role].name, c->layers - 1);
-  if (as >= 0 && !(pyr_dtype_weights((pyr_dtype)as) && pyr_dtype_writable((pyr_dtype)as)))
+  if (as >= 0 && !(multiplies(pyr_runtime_backend(rt), (pyr_dtype)as)
+                   && pyr_dtype_writable((pyr_dtype)as)))
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: weights cannot be converted to dtype %s",
                                  pyr_dtype_valid(as) ? pyr_dtype_name((pyr_dtype)as) : "(unknown)");
   if (model->ready)
@@ -421,15 +447,10 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
     if (status == PYR_OK) model->print += print_of(role, layer, &view);
     return status;
   }
-  if (view.dtype == PYR_FP8_E4M3 || (as < 0 && !pyr_dtype_weights(view.dtype)))
-    return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
-                                 "%s: tensor %s: weights of dtype %s are not supported %s", path,
-                                     name,
-                                 pyr_dtype_name(view.dtype), view.dtype == PYR_FP8_E4M3 ?
-                                 "(known: f32, f16, bf16, q8_0, q4_0, q4_k, q5_k, q6_k; "
-                                 "converted: q2_k, q3_k, q4_1, q5_0, q5_1, iq4_nl, iq4_xs, "
-                                 "mxfp4, nvfp4, f64)" :
-                                 "as they are: bind them converted, to q8_0 for instance");
+  const pyr_dtype_info *info = pyr_dtype_describe(view.dtype);
+  if (!(is_weight(info) || is_converted(info))
+      || (as < 0 && !multiplies(pyr_runtime_backend(rt), view.dtype)))
+    return refuse_dtype(model, path, name, info);
   if (view.rank != 2 || view.shape[0] != rows || view.shape[1] != cols)
     return pyr_runtime_set_error(rt, PYR_FORMAT,
                                  "%s: tensor %s: shape [%lld, %lld], where the model's %s is "
