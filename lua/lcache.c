@@ -82,9 +82,8 @@ static int core_pool(lua_State *L) {
   const char *name = luaL_checkstring(L, 2);
   lua_Integer budget = luaL_optinteger(L, 3, 0);
   luaL_argcheck(L, budget >= 0, 3, "the budget is a number of bytes");
-  int dtype = 0;
-  while (dtype < PYR_DTYPES && strcmp(pyr_dtype_name((pyr_dtype)dtype), name) != 0) dtype++;
-  luaL_argcheck(L, dtype < PYR_DTYPES, 2, "unknown dtype (f32, f16, bf16, q8_0, fp8_e4m3)");
+  int dtype = pyr_dtype_of_name(name);
+  luaL_argcheck(L, dtype >= 0, 2, "unknown dtype");
   pool_box *box = lua_newuserdatauv(L, sizeof *box, 0);
   box->pool = NULL;
   luaL_setmetatable(L, POOL);

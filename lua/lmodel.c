@@ -64,10 +64,47 @@ static double number_field(lua_State *L, int arg, const char *key) {
 /* Pushes nothing; returns the dtype that the string at `index` names, or raises. */
 static pyr_dtype check_dtype(lua_State *L, int index) {
   const char *name = lua_type(L, index) == LUA_TSTRING ? lua_tostring(L, index) : "(not a string)";
-  for (int i = 0; i < PYR_DTYPES; i++)
-    if (strcmp(name, pyr_dtype_name((pyr_dtype)i)) == 0) return (pyr_dtype)i;
-  luaL_error(L, "unknown dtype '%s'", name);
-  return PYR_F32;
+  int dtype = pyr_dtype_of_name(name);
+  if (dtype < 0) luaL_error(L, "unknown dtype '%s'", name);
+  return (pyr_dtype)dtype;
+}
+
+/* A set of names: what kernels there are for a dtype. */
+static void push_kernels(lua_State *L, unsigned kernels) {
+  static const struct { unsigned bit; const char *name; } names[] = {
+    { PYR_KERNEL_WEIGHTS, "weights" }, { PYR_KERNEL_ROWS, "rows" }, { PYR_KERNEL_BF16, "bf16" },
+    { PYR_KERNEL_BYTES, "bytes" }, { PYR_KERNEL_PACKS, "packs" },
+  };
+  lua_newtable(L);
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    if (!(kernels & names[i].bit)) continue;
+    lua_pushboolean(L, 1);
+    lua_setfield(L, -2, names[i].name);
+  }
+}
+
+/* core.dtypes() -> the table of dtypes, a sequence in its order: { name, block, bytes, gguf?,
+ * safetensors?, weights, rows, writable, at_load, cpu, device } */
+static int core_dtypes(lua_State *L) {
+  lua_createtable(L, PYR_DTYPES, 0);
+  for (int i = 0; i < PYR_DTYPES; i++) {
+    const pyr_dtype_info *info = pyr_dtype_describe((pyr_dtype)i);
+    lua_createtable(L, 0, 11);
+    lua_pushstring(L, info->name), lua_setfield(L, -2, "name");
+    lua_pushinteger(L, info->block), lua_setfield(L, -2, "block");
+    lua_pushinteger(L, (lua_Integer)info->block_bytes), lua_setfield(L, -2, "bytes");
+    if (info->gguf >= 0) lua_pushinteger(L, info->gguf), lua_setfield(L, -2, "gguf");
+    if (info->safetensors)
+      lua_pushstring(L, info->safetensors), lua_setfield(L, -2, "safetensors");
+    lua_pushboolean(L, info->weights), lua_setfield(L, -2, "weights");
+    lua_pushboolean(L, info->rows), lua_setfield(L, -2, "rows");
+    lua_pushboolean(L, info->writable), lua_setfield(L, -2, "writable");
+    lua_pushstring(L, pyr_dtype_name(info->at_load)), lua_setfield(L, -2, "at_load");
+    push_kernels(L, info->cpu), lua_setfield(L, -2, "cpu");
+    push_kernels(L, info->device), lua_setfield(L, -2, "device");
+    lua_rawseti(L, -2, i + 1);
+  }
+  return 1;
 }
 
 /* ---- files ----------------------------------------------------------------------------------- */
@@ -299,7 +336,8 @@ static int model_tostring(lua_State *L) {
 
 void pyr_lua_open_model(lua_State *L) {
   static const luaL_Reg functions[] = { { "file_open", file_open }, { "file_read", file_read },
-                                        { "model_new", model_new }, { NULL, NULL } };
+                                        { "model_new", model_new }, { "dtypes", core_dtypes },
+                                        { NULL, NULL } };
   static const luaL_Reg file_methods[] = { { "size", file_size }, { "__tostring", file_tostring },
                                            { NULL, NULL } };
   static const luaL_Reg model_methods[] = {

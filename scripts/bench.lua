@@ -83,9 +83,9 @@ list_option("--shape", "NAMES",
   ("Random models of these shapes, made where --folder says: %s. (default: 134m)")
   :format(table.concat(shape_names, ", ")), one_of(table.unpack(shape_names)))
 list_option("--weights", "DTYPES",
-  "Weights of shapes: bf16, f16, f32, q8_0, q4_0, q4_k_m (which the peer makes); of other "
-  .. "models \"file\" or what they are converted to. (default: bf16, or file)",
-  one_of("file", "bf16", "f16", "f32", "q8_0", "q4_0", "q4_k_m"))
+  ("Weights of shapes: %s, q4_k_m (which the peer makes); of other models \"file\" or what they "
+  .. "are converted to. (default: bf16, or file)"):format(table.concat(random_model.dtypes, ", ")),
+  one_of("file", "q4_k_m", table.unpack(random_model.dtypes)))
 cli.option(parser, "--policy", "NAME", "A policy, options follow as key=value; may be repeated. "
   .. "(default: full, and pyramidinfer preset=45)",
     { short = "-p", many = true }):action(collect_policy(false))

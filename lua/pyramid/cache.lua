@@ -1,6 +1,7 @@
 --- Caches: one sequence's rows. The class is native (lua/lcache.c); this file makes caches from
 --- options and adds the methods that take them.
 local core = require "pyramid.core"
+local dtypes = require "pyramid.loaders.dtypes"
 local options = require "pyramid.options"
 local policy = require "pyramid.policy"
 local score = require "pyramid.score"
@@ -59,8 +60,8 @@ local cache_keys = { policy = "any", dtype = "string", budget = "integer|string"
   policy_seconds = "number", trace = "function" }
 
 --- How rows can be stored, and the bytes of a value then.
-cache.dtypes = { "f16", "bf16", "f32", "q8_0", "fp8_e4m3" }
-cache.value_bytes = { f16 = 2, bf16 = 2, f32 = 4, q8_0 = 34 / 32, fp8_e4m3 = 1 }
+cache.dtypes, cache.value_bytes = dtypes.rows, {}
+for _, name in ipairs(dtypes.rows) do cache.value_bytes[name] = dtypes.value_bytes[name] end
 
 ---The names of the dtypes, as messages say them.
 ---@return string

@@ -5,6 +5,7 @@
 local argparse = require "argparse"
 local caches = require "pyramid.cache"
 local core = require "pyramid.core"
+local dtypes = require "pyramid.loaders.dtypes"
 local files = require "pyramid.files"
 local json = require "pyramid.json"
 local model = require "pyramid.model"
@@ -119,7 +120,8 @@ cli.device_help = "Where it runs: cpu, or cuda, where libpyramid_cuda.so and a G
 function cli.add_model(parser)
   option(parser, "--model", "PATH", "A Hugging Face folder or a .gguf file.",
     { short = "-m", default = cli.default_model })
-  option(parser, "--weights", "DTYPE", "Convert the weights: f32, f16, bf16, q8_0, q4_0.")
+  option(parser, "--weights", "DTYPE",
+    ("Convert the weights: %s."):format(table.concat(dtypes.writable, ", ")))
   option(parser, "--device", "NAME", cli.device_help)
   option(parser, "--threads", "N", "How many threads; 0: one for each processor.", { integer = 0 })
   option(parser, "--max-context", "N",

@@ -5,6 +5,7 @@
 --- any width; norms are 1. It depends on the seed and its place only: both formats hold the same
 --- model, but that GGUF files of Llamas have the rows of q and k in another order.
 local core = require "pyramid.core"
+local dtypes = require "pyramid.loaders.dtypes"
 local probe = require "pyramid.probe"
 local families = require "pyramid.families"
 local files = require "pyramid.files"
@@ -44,12 +45,16 @@ local ROPE_BASE, EPS = 10000.0, 1e-5
 local BOS, EOS, BYTES, WORDS = 1, 2, 3, 259
 local BLOCK_VALUES, ALIGNMENT = 1 << 22, 32
 
--- File formats' names of dtypes, and GGUF's numbers of types and of whole files.
-local gguf_types = { f32 = 0, f16 = 1, q4_0 = 2, q8_0 = 8, bf16 = 30 }
+-- GGUF's numbers of whole files, and the table of dtypes by name.
 local gguf_file_types = { f32 = 0, f16 = 1, q4_0 = 2, q8_0 = 7, bf16 = 32 }
-local safetensors_names = { f32 = "F32", f16 = "F16", bf16 = "BF16" }
-local blocks = { f32 = { 1, 4 }, f16 = { 1, 2 }, bf16 = { 1, 2 }, q8_0 = { 32, 34 },
-  q4_0 = { 32, 18 } }
+local known = {}
+for _, info in ipairs(dtypes.all) do known[info.name] = info end
+
+--- What the weights can be, sorted.
+---@type string[]
+random_model.dtypes = {}
+for name in pairs(gguf_file_types) do table.insert(random_model.dtypes, name) end
+table.sort(random_model.dtypes)
 
 -- ---- what the model holds -----------------------------------------------------------------------
 
@@ -82,7 +87,7 @@ local function tensors_of(shape)
 end
 
 local function bytes_of(dtype, shape)
-  return shape[1] * (shape[2] or 1) // blocks[dtype][1] * blocks[dtype][2]
+  return shape[1] * (shape[2] or 1) // known[dtype].block * known[dtype].bytes
 end
 
 -- Calls write(bytes) with a tensor's rows in order, in blocks that fit memory. `heads`: rows are
@@ -125,7 +130,7 @@ local function safetensors_head(list, names, dtype)
   for i, t in ipairs(list) do
     local bytes = bytes_of(dtype, t.shape)
     entries[i] = ('"%s":{"dtype":"%s","shape":[%s],"data_offsets":[%d,%d]}'):format(
-      names[t.role]:format(t.layer), safetensors_names[dtype], table.concat(t.shape, ","), at,
+      names[t.role]:format(t.layer), known[dtype].safetensors, table.concat(t.shape, ","), at,
         at + bytes)
     at = at + bytes
   end
@@ -236,7 +241,7 @@ local function write_gguf(path, runtime, shape, dtype, seed, name)
     local dims = #t.shape == 1 and ("<I4I8"):pack(1, t.shape[1])
       or ("<I4I8I8"):pack(2, t.shape[2], t.shape[1])
     head[i + 2] = ("<s8"):pack(names[t.role]:format(t.layer)) .. dims
-      .. ("<I4I8"):pack(gguf_types[as], at)
+      .. ("<I4I8"):pack(known[as].gguf, at)
     local bytes = bytes_of(as, t.shape)
     at = at + bytes + -bytes % ALIGNMENT
   end
@@ -279,14 +284,14 @@ function random_model.write(path, given)
   if type(shape) ~= "table" then
     error(("random_model: no shape '%s'"):format(tostring(shape)), 2)
   end
-  if not blocks[dtype] then
-    error(("random_model: no dtype '%s' (known: bf16, f16, f32, q4_0, q8_0)"):format(tostring(
-      dtype)), 2)
+  if not gguf_file_types[dtype] then
+    error(("random_model: no dtype '%s' (known: %s)"):format(tostring(dtype),
+      table.concat(random_model.dtypes, ", ")), 2)
   end
-  if folder and not safetensors_names[dtype] then
+  if folder and not known[dtype].safetensors then
     error("random_model: safetensors hold f32, f16 or bf16; quantised models are GGUF files", 2)
   end
-  if shape.width % blocks[dtype][1] ~= 0 or shape.ff % blocks[dtype][1] ~= 0 then
+  if shape.width % known[dtype].block ~= 0 or shape.ff % known[dtype].block ~= 0 then
     error(("random_model: rows of %d and %d are no whole blocks of %s"):format(shape.width,
       shape.ff, dtype), 2)
   end
