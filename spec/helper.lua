@@ -22,6 +22,21 @@ end
 
 local here = debug.getinfo(1, "S").source:match "^@(.*)helper%.lua$" or "spec/"
 
+--- Names of the dtypes that the processor has kernels of a kind for: "weights", "rows", "bf16",
+--- "bytes" or "packs"; and the values of a block, by name.
+---@param kernels string
+---@return string[]
+---@return table<string, integer>
+function helper.dtypes(kernels)
+  local names, blocks = {}, {}
+  for _, info in ipairs(core.dtypes()) do
+    if info.cpu[kernels] then
+      names[#names + 1], blocks[info.name] = info.name, info.block
+    end
+  end
+  return names, blocks
+end
+
 --- The path of a file or folder under spec/fixtures.
 function helper.fixture(path)
   return here .. "fixtures/" .. path

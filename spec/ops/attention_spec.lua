@@ -1,8 +1,9 @@
 -- Attention, the tracked history and the score pass, against their definitions.
+local helper = require "spec.helper"
 local ops = require "pyramid_specs"
 local reference = require "spec.support.ops_reference"
 
-local dtypes = { "f32", "f16", "bf16", "q8_0", "fp8_e4m3" }
+local dtypes = helper.dtypes "rows"
 local dims = { 16, 20, 32, 48, 64, 80, 128 }
 
 local function layout_of(dtype, head_dim, heads, kv_heads)

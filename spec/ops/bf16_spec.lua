@@ -5,7 +5,7 @@ local core = require "pyramid.core"
 local ops = require "pyramid_specs"
 local reference = require "spec.support.ops_reference"
 
-local dtypes = { bf16 = 1, q8_0 = 32, q4_0 = 32, q4_k = 256, q5_k = 256, q6_k = 256 }
+local _, dtypes = helper.dtypes "bf16"
 local fewest = 16     -- tokens from which products are made this way
 
 local teams = reference.rounding

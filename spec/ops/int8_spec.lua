@@ -5,7 +5,7 @@ local core = require "pyramid.core"
 local ops = require "pyramid_specs"
 local reference = require "spec.support.ops_reference"
 
-local dtypes = { q8_0 = 32, q4_0 = 32, q4_k = 256, q5_k = 256, q6_k = 256 }
+local _, dtypes = helper.dtypes "bytes"
 local isa = "avx512int8"
 
 local teams = reference.teams(isa)

@@ -1,12 +1,11 @@
 -- Matrix products with weights of every dtype, against plain sums.
+local helper = require "spec.helper"
 local ops = require "pyramid_specs"
 local probe = require "pyramid.probe"
 local reference = require "spec.support.ops_reference"
 
 local small = ops.small_n   -- from so many tokens on a product may be summed in another order
-local blocks = { f32 = 1, f16 = 1, bf16 = 1, q8_0 = 32, q4_0 = 32, q4_k = 256, q5_k = 256,
-  q6_k = 256 }
-local dtypes = { "f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q5_k", "q6_k" }
+local dtypes, blocks = helper.dtypes "weights"
 
 local function compare(dtype, n, rows, cols, o)
   o = o or {}

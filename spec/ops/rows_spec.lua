@@ -1,8 +1,9 @@
 -- Cache rows: written, moved, measured. Pages are compared byte for byte.
+local helper = require "spec.helper"
 local ops = require "pyramid_specs"
 local reference = require "spec.support.ops_reference"
 
-local dtypes = { "f32", "f16", "bf16", "q8_0", "fp8_e4m3" }
+local dtypes = helper.dtypes "rows"
 local page_rows = ops.page_rows
 
 --- The bytes of row j of a lane's pages: K (what = 0) or V (1).

@@ -1,9 +1,10 @@
 -- What rows, queries and weights say of rows: similarity of keys, lag, output norms, expected
 -- attention; and vectors of scores made of those. References are in ops_reference.lua.
+local helper = require "spec.helper"
 local ops = require "pyramid_specs"
 local reference = require "spec.support.ops_reference"
 
-local dtypes = { "f32", "f16", "bf16", "q8_0", "fp8_e4m3" }
+local dtypes = helper.dtypes "rows"
 
 local function each_shape(f)
   for _, dtype in ipairs(dtypes) do
@@ -119,11 +120,12 @@ describe("output_norm", function()
   -- the latter with weights interleaved
   local rounding = reference.teams("avx512bf16", "avx512int8")
   it("is the sum of absolute values of W_o v, head by head", function()
-    for _, dtype in ipairs { "f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k" } do
+    local weights, blocks = helper.dtypes "weights"
+    for _, dtype in ipairs(weights) do
       for _, d in ipairs { 16, 32, 64, 80 } do
         local heads, width = 4 + 4 * math.random(0, 1), math.random(1, 70)
         if width > 35 then width = width // 16 * 16 end       -- rows that may lie interleaved
-        local block = dtype:find "_k" and 256 or dtype:find "q" and 32 or 1
+        local block = blocks[dtype]
         local layout = { dtype = dtypes[math.random(3)], head_dim = d, heads = heads, kv_heads = 2 }
         if heads * d % block == 0 then
           local lane, from, to = random_lane(layout, 300)

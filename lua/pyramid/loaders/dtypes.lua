@@ -1,6 +1,6 @@
 -- Number formats of files: what a format calls them, their block and its bytes. Those that pyramid
--- knows come from its table of dtypes (core/base/dtype.h); the others are here, known well enough to
--- be listed and to be refused by name. Sources of these: ggml's type table as the `gguf` package
+-- knows come from its table of dtypes (core/base/dtype.h); the others are here, known well enough
+-- to be listed and to be refused by name. Sources of these: ggml's type table as the `gguf` package
 -- states it; the safetensors format's list.
 local core = require "pyramid.core"
 
