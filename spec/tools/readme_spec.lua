@@ -3,8 +3,8 @@
 --
 --   lua      a file of the page if it begins with "-- NAME.lua: "; a policy passes the check that
 --            pages name, specs pass, anything else runs where no command of the page runs it
---   c        is compiled and run; as cpp and python, too: is the file that the line before links to,
---            which another spec runs
+--   c        is compiled and run; as cpp and python: is the file that the paragraph before links
+--            to, which another spec runs
 --   sh       each command's script, options, policies and targets are there. A block is also run if
 --            a block of text follows it, whose lines it prints, or if it names a file of the page
 --   text     what the sh block before it prints; "…" stands for anything, "> " for what is typed
@@ -185,7 +185,8 @@ local function open(path)
     at = last + 1
     local linked = paragraph:match "[Ff]rom%s+%[[^%]]*%]%(([^)]+)%)"
     block.source = linked and (path:match "^(.*/)" or "") .. linked
-    block.file = not block.source and block.kind == "lua" and block.text:match "^%-%- ([%w_]+%.lua): "
+    block.file = block.kind == "lua" and not block.source
+      and block.text:match "^%-%- ([%w_]+%.lua): "
     if block.file then page.files[block.file] = block.text end
     local behind = page.blocks[i + 1]
     if block.kind == "sh" and behind and behind.kind == "text" then
