@@ -7,6 +7,8 @@
 -- The path is a file or a folder, from the repository's root; a folder has all files right in it.
 -- Everything else in `…` is a symbol: text that stands in that file, as whole words. What the
 -- reader is yet to write, and commands, therefore stand without `…`.
+--
+-- A block of code behind "From `path`:" or "From `path`, … :" stands in that file as it is.
 local helper = require "spec.helper"
 local lfs = require "lfs"
 
@@ -62,14 +64,39 @@ local function faults(page)
   return out
 end
 
+-- Blocks that are not in the file that they are said to be from.
+local function misquoted(page)
+  local out = {}
+  for path, code in page:gmatch "From%s+`([^`]+)`[^`]-:\n\n```%l+\n(.-)```" do
+    local text = text_at(path)
+    if not text then
+      out[#out + 1] = path .. " is not there"
+    elseif not text:find(code, 1, true) then
+      out[#out + 1] = path .. " has no:\n" .. code
+    end
+  end
+  return out
+end
+
 describe("docs/adding-*.md", function()
   for name in lfs.dir "docs" do
     if name:find "^adding%-.*%.md$" then
       it(("have checklists that the tree holds true: %s"):format(name), function()
         assert.same({}, faults(helper.read("docs/" .. name)))
       end)
+
+      it(("quote what is in the files: %s"):format(name), function()
+        assert.same({}, misquoted(helper.read("docs/" .. name)))
+      end)
     end
   end
+
+  it("fail where a quotation is none", function()
+    local page = "# A page\n\nSay so. From\n`core/base/dtype.h`, its guard:\n\n```c\n%s\n```\nmore"
+    assert.same({}, misquoted(page:format "#ifndef PYR_DTYPE_H\n#define PYR_DTYPE_H"))
+    assert.equal(1, #misquoted(page:format "#define PYR_DTYPE_C"))
+    assert.equal(1, #misquoted((page:gsub("base", "none"))))
+  end)
 
   it("fail where a path, a symbol or the form is wrong", function()
     local function list(...)
