@@ -11,6 +11,14 @@ struct pyr_backend;
 
 enum { PYR_THREADS_MAX = 256 };
 
+/* Leaves the function with the status of a call that fails. Only where nothing is to be released:
+ * what owns memory for a while wraps a function that leaves early. */
+#define PYR_TRY(call) \
+  do { \
+    pyr_status try_ = (call); \
+    if (try_ != PYR_OK) return try_; \
+  } while (0)
+
 static inline int64_t pyr_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t pyr_max(int64_t a, int64_t b) { return a > b ? a : b; }
 

@@ -2,7 +2,7 @@
  *
  * A lane is the rows of one KV head of one layer: K and V in pages, and beside them, one entry a
  * row, the original positions and (where the policy tracks attention) a history. Lanes of a layer
- * may differ in length. The cache knows nothing of scores and plans (plan.c) nor of transformers
+ * may differ in length. The cache knows nothing of scores and plans (policy/) nor of transformers
  * (forward.c); it appends, gathers, shares, rolls back and counts. Rows are written by the backend
  * through lane views. */
 #ifndef PYR_CACHE_H
@@ -60,6 +60,11 @@ struct pyr_cache {
 
 static inline pyr_lane *pyr_cache_lane(const pyr_cache *cache, int layer, int head) {
   return &cache->lanes[(int64_t)layer * cache->heads + head];
+}
+
+/* Whether rows carry a history under this trigger: what queries gave them. */
+static inline bool pyr_trigger_tracks(const pyr_trigger *trigger) {
+  return trigger->track.code == PYR_S_ATTENTION || trigger->track.code == PYR_S_HISTORY;
 }
 
 pyr_lane_view pyr_lane_get_view(const pyr_lane *lane);

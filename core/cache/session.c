@@ -21,7 +21,7 @@
 #include "base/disk.h"
 #include "base/fingerprint.h"
 #include "model/model.h"
-#include "policy/plan.h"
+#include "policy/score.h"
 
 #include <errno.h>
 #include <stdio.h>

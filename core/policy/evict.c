@@ -1,348 +1,518 @@
-/* evict.c — see evict.h. Survivors' indices are written as three ascending runs into one array, so
- * that guards are structure and never compete with scores. */
+/* evict.c — the life of a plan, from the question to a shorter cache.
+ *
+ * The idea (PyramidInfer, arXiv 2405.12532). Few rows of a layer matter for what comes: the pivotal
+ * context, those that the most recent queries attend to. And the deeper the layer, the fewer. So
+ * after a layer has read a prompt, the rows that its recent queries attend to least are dropped,
+ * and what was dropped need not be computed in any deeper layer:
+ *
+ *     layer 0   A B C D E F G H I J        all tokens are alive
+ *               . . . . . . . [recent]     I, J are the recent window; of A..H six survive
+ *     layer 1   A B . D E . G H I J        C and F are not computed here
+ *     layer 2   A B . D . . G . I J        and so on: a pyramid
+ *
+ * Six steps, in the order of this file. Of layer i of L:
+ *
+ * 1. Ask. The policy is told the shape of the layer and answers with a plan: how many rows survive,
+ *    which are guarded, what ranks the others, who shares a set. PyramidInfer's `keep` falls with
+ *    depth, by a cosine from 1 to its `ratio`:
+ *        d_i = ratio + (1 - ratio) * (cos(pi * i / L) + 1) / 2
+ *    It is asked before the layer computes anything, and so is memory.
+ * 2. Score. One number for each candidate. PyramidInfer's is the attention of the recent queries,
+ *    averaged over heads and weighted by a ramp w from 1 (oldest) to `ramp` (newest):
+ *        A_j = mean over heads h, mean over recent queries q, of w(q) * softmax(q_h . k_h)_j
+ *    In prefill it is summed up as chunks pass by (observe.h). In decode each row has summed up its
+ *    own (track.h). Other scores are programs over such signals (score.h).
+ * 3. Split. Recent rows S_r, and the first few, are guarded; the context S_c before them holds the
+ *    candidates (split.h). Splits do not depend on scores, so they are worked out as the plan is
+ *    asked for: here they tell each lane's counts.
+ * 4. Select. The k = |S_c| * d_i candidates of highest score survive (the paper's top-p is this
+ *    proportion); ties go to the lower row. Under `mass` it is as few as hold that part of the sum;
+ *    with share = "pool" the lanes' candidates compete for one budget. Survivors are a list of row
+ *    indices, three ascending runs in one array, so that guards are structure and never compete:
+ *        idx   0 1 2 3 | 5 9 | 12 13 14 15             first | selected | last
+ *    Counts that a plan fixes are never read back from a device. Under mass and pool they depend on
+ *    scores: one number a lane is read back, before its rows move.
+ * 5. Gather. Rows of idx move to the lane's front, pages behind them go back to the pool.
+ * 6. Hand on. Where hidden states are pruned, the survivors' residual streams are all that the next
+ *    layer gets. In decode the layer's trigger starts anew.
+ *
+ * Nothing moves before it is known who survives, and what can fail comes first. */
 #include "policy/evict.h"
-#include "model/model.h"
+#include "policy/policy.h"
+#include "cache/check.h"
 #include "cache/undo.h"
-
-#include <string.h>
-
-/* ---- how a plan falls on a lane -------------------------------------------------------------- */
-
-/* Hidden pruning cannot drop rows stored before, nor the last token, whose logits are what a
- * prefill is for. In decode the trigger's window is guarded, and where rows are judged once, all
- * that were. */
-pyr_split pyr_judge_split(const pyr_judge *j, int head) {
-  const pyr_plan *plan = j->plan;
-  const pyr_layer_state *state = &j->cache->states[j->layer];
-  int64_t held = pyr_cache_lane(j->cache, j->layer, head)->rows, first = plan->first,
-      last = plan->last;
-  pyr_split s = { .rows = held + j->more };
-  if (j->decode) {
-    /* the same before and after a step: both grow */
-    if (state->trigger.once) first = pyr_max(first, held - state->unjudged);
-    last = pyr_max(last, state->trigger.window);
-  } else if (plan->prune & PYR_PRUNE_HIDDEN) {
-    first = pyr_max(first, s.rows - j->fresh);
-    last = pyr_max(last, 1);
-  }
-  s.first = pyr_min(first, s.rows);
-  s.last = pyr_min(last, s.rows - s.first);
-  s.judged = s.rows - s.first - s.last;
-  int64_t guards = s.first + s.last, keep = plan->keep_count ? plan->keep_of[head] : plan->keep;
-  s.most = plan->share == PYR_SHARE_POOL ? s.judged
-      : pyr_min(pyr_max(keep - guards, 0), s.judged);
-  if (plan->share == PYR_SHARE_POOL || plan->mass > 0)
-    s.least = pyr_min(pyr_max(pyr_max(plan->least, 1) - guards, 0), s.judged);
-  else
-    s.least = s.most;
-  s.most = pyr_max(s.most, s.least);
-  return s;
-}
-
-/* The pool's budget: keep rows a lane on average less all guards, but never less than the lanes are
- * promised. */
-static int64_t pool_most(const pyr_judge *j) {
-  int64_t budget = j->plan->keep * j->cache->heads, judged = 0, least = 0;
-  for (int head = 0; head < j->cache->heads; head++) {
-    pyr_split s = pyr_judge_split(j, head);
-    budget -= s.first + s.last;
-    judged += s.judged;
-    least += s.least;
-  }
-  return pyr_min(pyr_max(budget, least), judged);
-}
-
-static bool lane_judged(const pyr_judge *j, const pyr_split *s) {
-  return s->most < s->judged || (j->plan->mass > 0 && s->least < s->judged);
-}
-
-bool pyr_judge_needed(const pyr_judge *j) {
-  int64_t judged = 0, least = 0;
-  bool any = false;
-  for (int head = 0; head < j->cache->heads; head++) {
-    pyr_split s = pyr_judge_split(j, head);
-    judged += s.judged;
-    least += s.least;
-    any = any || lane_judged(j, &s);
-  }
-  return j->plan->share == PYR_SHARE_POOL ? pool_most(j) < judged
-      || (j->plan->mass > 0 && least < judged) : any;
-}
-
-int64_t pyr_judge_rows_after(const pyr_judge *j) {
-  int64_t rows = 0, pool = j->plan->share == PYR_SHARE_POOL ? pool_most(j) : INT64_MAX;
-  for (int head = 0; head < j->cache->heads; head++) {
-    pyr_split s = pyr_judge_split(j, head);
-    rows = pyr_max(rows, j->plan->prune & PYR_PRUNE_CACHE
-                    ? s.first + pyr_min(s.most, pool) + s.last : s.rows);
-  }
-  return rows;
-}
-
-int64_t pyr_judge_longest(const pyr_judge *j) {
-  int64_t longest = 0;
-  for (int head = 0; head < j->cache->heads; head++)
-    longest = pyr_max(longest, pyr_judge_split(j, head).judged);
-  return longest;
-}
-
-static bool compacts(const pyr_judge *j) {
-  return j->plan->rotate == PYR_ROTATE_COMPACT || j->cache->states[j->layer].compact;
-}
-
-bool pyr_judge_turns(const pyr_judge *j) { return compacts(j) && pyr_judge_needed(j); }
-
-int64_t pyr_judge_first_written(const pyr_judge *j, int head) {
-  /* all keys are turned at first */
-  bool anywhere = j->plan->merge || (compacts(j) && !j->cache->states[j->layer].compact);
-  return anywhere ? 0 : pyr_judge_split(j, head).first;
-}
-
-const char *pyr_judge_fault(const pyr_judge *j, const char **field) {
-  const pyr_plan *plan = j->plan;
-  const int32_t *window = j->cache->pool->model->config.window;
-  bool equal = pyr_cache_lanes_equal(j->cache, j->layer), ranks = plan->prune & PYR_PRUNE_HIDDEN;
-  if (!pyr_judge_needed(j)) return NULL;
-  for (int head = 0; head < j->cache->heads; head++) {
-    pyr_split s = pyr_judge_split(j, head);
-    ranks = ranks || (lane_judged(j, &s) && s.most > 0);
-  }
-  *field = "share";
-  if (plan->share == PYR_SHARE_LAYER && !equal && ranks)
-    return "is \"layer\", but the heads hold unequal numbers of rows (\"head\" and \"pool\" "
-           "judge each by its own)";
-  *field = "rotate";
-  if (!compacts(j) || !(plan->prune & PYR_PRUNE_CACHE)) return NULL;
-  if (window && window[j->layer] > 0)
-    return "cannot be \"compact\" in a layer with a sliding window";
-  if (!equal) return "cannot be \"compact\" where the heads hold unequal numbers of rows";
-  if (plan->share != PYR_SHARE_LAYER)
-    return "was \"compact\": the layer's heads must go on sharing their rows (share = \"layer\")";
-  return NULL;
-}
+#include "model/model.h"
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
-int64_t pyr_judge_carve(const pyr_judge *j, int depth, float *base, pyr_judge_work *work) {
-  bool pool = j->plan->share == PYR_SHARE_POOL;
-  int64_t heads = j->cache->heads, judged = 0, rows = 0, used = 0;
-  for (int head = 0; head < heads; head++) {
-    pyr_split s = pyr_judge_split(j, head);
-    judged += s.judged;
-    rows = pyr_max(rows, s.rows);
-  }
-  struct { void **at; int64_t count; } parts[] = {
-    { (void **)&work->scratch, pyr_score_scratch(j->cache, depth, pyr_judge_longest(j)) },
-    { (void **)&work->scores, pool ? judged : 0 },
-    { (void **)&work->chosen, pool ? heads : 1 },
-    { (void **)&work->cuts, pool ? 2 * heads : 2 },
-    { (void **)&work->links, j->plan->merge ? 2 * rows : 0 },
-  };
-  for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
-    *parts[i].at = base ? base + used : NULL;
-    used += parts[i].count;
-  }
-  return used;
+/* What an eviction holds for itself, and the scratch that several may take turns with: of the host,
+ * which depends on the model alone, … */
+static void layout_own_host(pyr_eviction *e, int32_t heads, pyr_arena *host) {
+  PYR_PART(host, e->splits.lanes, heads);
+  PYR_PART(host, e->at, heads);
+  PYR_PART(host, e->kept, heads);
 }
 
-/* Lanes that share one set of survivors, or have each their own. */
-static int group_count(const pyr_judge *j) {
-  bool together = j->plan->share == PYR_SHARE_LAYER && pyr_cache_lanes_equal(j->cache, j->layer);
-  return together ? 1 : j->cache->heads;
+static void layout_scratch_host(pyr_eviction *e, int32_t heads, pyr_arena *host) {
+  PYR_PART(host, e->views, 2 * heads);
+  PYR_PART(host, e->segments, heads);
+  PYR_PART(host, e->counts, heads);
 }
 
-int64_t pyr_judge_carve_verdict(const pyr_judge *j, int32_t *base, pyr_verdict *verdict) {
-  int groups = group_count(j);
-  int64_t used = 0;
-  verdict->idx = base;
-  for (int g = 0; g < groups; g++) used += pyr_judge_split(j, g).rows;
-  verdict->hidden = base ? base + used : NULL;
-  return j->plan->prune & PYR_PRUNE_HIDDEN && !j->decode ? used + j->fresh : used;
+/* … and of the backend, which depends on the plan. */
+static void layout_own(pyr_eviction *e, pyr_arena *arena) {
+  const pyr_splits *s = &e->splits;
+  int64_t listed = 0;
+  for (int g = 0; g < s->groups; g++) listed += s->lanes[g * s->members].rows;
+  PYR_PART(arena, e->idx, listed);
+  if (e->plan.prune & PYR_PRUNE_HIDDEN) PYR_PART(arena, e->hidden, s->coming);
 }
 
-size_t pyr_judge_host_bytes(const pyr_cache *cache) {
-  size_t bytes = (size_t)cache->heads * (2 * sizeof(pyr_lane_view) + sizeof(pyr_segment)
-                                         + sizeof(int32_t));
-  return (bytes + 7) / 8 * 8;
+static void layout_scratch(pyr_eviction *e, pyr_arena *arena) {
+  const pyr_splits *s = &e->splits;
+  bool pooled = e->plan.share == PYR_SHARE_POOL;
+  int64_t segments = pooled ? s->cache->heads : 1;
+  int depth;
+  pyr_score_check(&e->plan.score, &depth);
+  PYR_PART(arena, e->work, pyr_score_scratch(s->cache, depth, s->longest));
+  if (pooled) PYR_PART(arena, e->scores, s->total);
+  PYR_PART(arena, e->chosen, segments);
+  PYR_PART(arena, e->cuts, 2 * segments);
+  if (e->plan.merge) PYR_PART(arena, e->links, 2 * s->rows);
 }
 
-size_t pyr_judge_verdict_bytes(const pyr_cache *cache) {
-  return (size_t)cache->heads * 2 * sizeof(int64_t);
-}
+/* ---- 1. ask ---------------------------------------------------------------------------------- */
 
-void pyr_judge_carve_host(const pyr_cache *cache, void *host, pyr_judge_work *work) {
-  work->views = host;
-  work->segments = (pyr_segment *)(work->views + 2 * cache->heads);
-  work->counts = (int32_t *)(work->segments + cache->heads);
-}
-
-void pyr_judge_carve_verdict_host(const pyr_cache *cache, void *host, pyr_verdict *verdict) {
-  verdict->at = host;
-  verdict->kept = verdict->at + cache->heads;
-}
-
-/* ---- running --------------------------------------------------------------------------------- */
-
-/* Chooses among the scores of `count` segments in work->segments, to idx; their counts come to
- * work->counts. */
-static pyr_status choose(const pyr_judge *j, const pyr_judge_work *w, const float *score,
-                         int32_t count, int64_t most, int32_t *idx) {
-  pyr_backend *be = j->cache->pool->be;
-  pyr_choice c = { .score = score, .segments = w->segments, .count = count, .most = most,
-                   .mass = j->plan->mass, .idx = idx, .chosen = w->chosen, .work = w->cuts };
-  pyr_status status = be->choose(be, &c);
-  return status == PYR_OK ? be->download(be, w->counts, w->chosen,
-                                         (size_t)count * sizeof *w->counts) : status;
-}
-
-/* Writes the survivors of one lane to idx, each less `shift` (rows before it are not listed), and
- * their count. `score` is not looked at where no judged row can survive. */
-static pyr_status list_survivors(const pyr_judge *j, const pyr_judge_work *w, const pyr_split *s,
-                                 const float *score, int64_t shift, int32_t *idx, int64_t *kept) {
-  pyr_backend *be = j->cache->pool->be;
-  int64_t head = s->first - shift, chosen = s->most;
-  pyr_status status = head > 0 ? be->iota(be, idx, 0, head) : PYR_OK;
-  if (status == PYR_OK && s->most > 0 && j->plan->mass > 0) {
-    w->segments[0] = (pyr_segment){ .n = s->judged, .least = s->least, .at = head,
-                                    .offset = (int32_t)head };
-    status = choose(j, w, score, 1, s->most, idx);
-    if (status == PYR_OK) chosen = w->counts[0];
-  } else if (status == PYR_OK && s->most > 0) {
-    status = be->select(be, idx + head, score, s->judged, s->most, (int32_t)head);
-  }
-  *kept = head + chosen + s->last;
-  if (status != PYR_OK || s->last == 0) return status;
-  return be->iota(be, idx + head + chosen, (int32_t)(s->rows - s->last - shift), s->last);
-}
-
-/* Keeps rows idx[0..kept), the first `fixed` of which are 0..fixed-1, in each of `count` equally
- * long lanes from `head` on. */
-static pyr_status evict(const pyr_judge *j, const pyr_judge_work *w, int head, int count,
-                        const int32_t *idx, int64_t kept, int64_t fixed) {
-  pyr_cache *cache = j->cache;
-  pyr_backend *be = cache->pool->be;
-  pyr_layout layout = cache->pool->layout;
+static pyr_shape shape_of(const pyr_cache *cache, int layer) {
   const pyr_model_config *c = &cache->pool->model->config;
-  pyr_lane *lanes = pyr_cache_lane(cache, j->layer, head);
-  const pyr_layer_state *state = &cache->states[j->layer];
-  bool compact = state->compact;
-  if (kept >= lanes->rows) return PYR_OK;
-  pyr_status status = PYR_OK;
-  /* what came since the last cut came to its index */
-  for (int i = 0; i < count && status == PYR_OK && compact; i++)
-    status = be->iota(be, lanes[i].born + state->turned, (int32_t)state->turned,
-                      lanes[i].rows - state->turned);
-  if (status == PYR_OK && cache->undo)
-    status = pyr_undo_lanes(cache->undo, j->layer, head, count, idx, kept,
-                            !j->plan->merge && !compacts(j));
-  for (int i = 0; i < count && status == PYR_OK && j->plan->merge; i++) {
-    status = pyr_lane_unshare(cache, &lanes[i], 0);
-    pyr_lane_view view = pyr_lane_get_view(&lanes[i]);
-    if (status == PYR_OK)
-      status = be->merge(be, &view, layout, idx, kept, j->plan->threshold, w->links);
-  }
-  if (status == PYR_OK) status = pyr_lanes_gather(cache, lanes, count, w->views, idx, kept, fixed);
-  for (int i = 0; i < count && status == PYR_OK && compacts(j); i++) {
-    if (!compact) status = pyr_lane_widen(cache, &lanes[i]);
-    if (status == PYR_OK) status = pyr_lane_unshare(cache, &lanes[i], compact ? fixed : 0);
-    pyr_lane_view view = pyr_lane_get_view(&lanes[i]);
-    if (status == PYR_OK && !compact)
-      status = be->copy(be, view.born, view.positions, (size_t)view.rows * sizeof *view.born);
-    if (status == PYR_OK)
-      status = be->rotate(be, &view, layout, view.born, compact ? idx : NULL,
-                          cache->pool->model->rope_freq, c->rope_dims, c->rope_style);
-  }
-  return status;
+  return (pyr_shape){ .layer = layer, .layers = c->layers, .heads = c->heads,
+                      .kv_heads = c->kv_heads, .head_dim = c->head_dim, .tokens = cache->tokens,
+                      .rows = pyr_cache_layer_rows(cache, layer) };
 }
 
-/* One group of lanes after the other: all of the layer, or each by itself. */
-static pyr_status rank_groups(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *w,
-                              const pyr_verdict *v, int64_t *hidden) {
-  pyr_cache *cache = j->cache;
-  int groups = group_count(j), count = cache->heads / groups;
+/* The plan, and how it falls on lanes that get `coming` rows before it runs. */
+static pyr_status ask(pyr_eviction *e, pyr_cache *cache, pyr_when when, const pyr_shape *shape,
+                      int64_t coming) {
+  e->trace = (pyr_trace_run){ 0 };
+  PYR_TRY(pyr_policy_ask(cache, when, shape, &e->plan));
+  pyr_splits_make(&e->splits, cache, shape->layer, &e->plan, when, coming, e->splits.lanes);
+  return pyr_policy_check_lanes(&e->splits);
+}
+
+static void keep_everything(pyr_eviction *e, pyr_cache *cache, const pyr_shape *shape,
+                            int64_t coming) {
+  e->trace = (pyr_trace_run){ 0 };
+  e->plan = (pyr_plan){ .keep = shape->rows, .prune = PYR_PRUNE_CACHE };
+  pyr_splits_make(&e->splits, cache, shape->layer, &e->plan, PYR_WHEN_PREFILL, coming,
+                  e->splits.lanes);
+}
+
+/* ---- 2. and 4. score and select -------------------------------------------------------------- */
+
+/* A lane's candidates, or those of all lanes of a set, which are as many: *out [candidates]. */
+static pyr_status score(const pyr_eviction *e, pyr_signals *signals, int head, int members,
+                        float **out) {
+  const pyr_split *lane = &e->splits.lanes[head];
+  signals->begin = lane->first;
+  signals->end = lane->first + lane->candidates;
+  return pyr_score_eval(&e->plan.score, signals, head, members, e->work, out);
+}
+
+/* Chooses among the candidates of `count` segments (e->segments), to idx; their counts come to
+ * e->counts. */
+static pyr_status choose(const pyr_eviction *e, const float *scores, int32_t count, int64_t most,
+                         int32_t *idx) {
+  pyr_backend *be = e->splits.cache->pool->be;
+  pyr_choice c = { .score = scores, .segments = e->segments, .count = count, .most = most,
+                   .mass = e->plan.mass, .idx = idx, .chosen = e->chosen, .work = e->cuts };
+  PYR_TRY(be->choose(be, &c));
+  return be->download(be, e->counts, e->chosen, (size_t)count * sizeof *e->counts);
+}
+
+/* Lists the survivors of a lane in idx: guards, selected, guards. Indices are less `skip`, whose
+ * rows are not listed: hidden states are those of alive tokens, which lie behind the rows that were
+ * there before them. *kept: how many are listed. `scores` is not looked at where none can be
+ * selected.
+ *
+ *     rows of the lane   0 1 2 3   4 5 6 7 8 9     skip 4: the prompt's tokens are rows 4 to 9
+ *     first 4, last 2    [guard]     a b     [g]   a and b are selected
+ *     idx                0 1 2 3   6 7   8 9       of rows: 8 are listed
+ *     idx, skip 4                  2 3   4 5       of tokens: 4 are listed */
+static pyr_status list_survivors(const pyr_eviction *e, int head, const float *scores,
+                                 int64_t skip, int32_t *idx, int64_t *kept) {
+  pyr_backend *be = e->splits.cache->pool->be;
+  const pyr_split *lane = &e->splits.lanes[head];
+  int64_t first = lane->first - skip, selected = lane->max;
+  if (first > 0) PYR_TRY(be->iota(be, idx, 0, first));
+  if (lane->max > 0 && e->plan.mass > 0) {
+    e->segments[0] = (pyr_segment){ .n = lane->candidates, .least = lane->min, .at = first,
+                                    .offset = (int32_t)first };
+    PYR_TRY(choose(e, scores, 1, lane->max, idx));
+    selected = e->counts[0];
+  } else if (lane->max > 0) {
+    PYR_TRY(be->select(be, idx + first, scores, lane->candidates, lane->max, (int32_t)first));
+  }
+  *kept = first + selected + lane->last;
+  if (lane->last == 0) return PYR_OK;
+  return be->iota(be, idx + first + selected, (int32_t)(lane->rows - lane->last - skip),
+                  lane->last);
+}
+
+/* One set after the other: that of all lanes, or each lane's own. */
+static pyr_status rank_sets(pyr_eviction *e, pyr_signals *signals) {
+  const pyr_splits *s = &e->splits;
   int64_t at = 0;
-  for (int g = 0; g < groups; g++) {
-    int head = g * count;
-    pyr_split s = pyr_judge_split(j, head);
-    float *score = NULL;
-    pyr_status status = PYR_OK;
-    v->at[head] = at;
-    v->kept[head] = s.rows;
-    at += s.rows;
-    if (!lane_judged(j, &s)) continue;
-    signals->begin = s.first;
-    signals->end = s.first + s.judged;
-    if (s.most > 0)
-      status = pyr_score_eval(&j->plan->score, signals, head, count, w->scratch, &score);
-    if (status == PYR_OK && (j->plan->prune & PYR_PRUNE_CACHE))
-      status = list_survivors(j, w, &s, score, 0, v->idx + v->at[head], &v->kept[head]);
-    if (status == PYR_OK && hidden)
-      status = list_survivors(j, w, &s, score, s.rows - j->fresh, v->hidden, hidden);
-    if (status != PYR_OK) return status;
+  for (int head = 0; head < s->cache->heads; head += s->members) {
+    const pyr_split *lane = &s->lanes[head];
+    float *scores = NULL;
+    e->at[head] = at;
+    e->kept[head] = lane->rows;
+    at += lane->rows;
+    if (!pyr_split_loses(s, head)) continue;
+    if (lane->max > 0) PYR_TRY(score(e, signals, head, s->members, &scores));
+    if (e->plan.prune & PYR_PRUNE_CACHE)
+      PYR_TRY(list_survivors(e, head, scores, 0, e->idx + e->at[head], &e->kept[head]));
+    if (e->plan.prune & PYR_PRUNE_HIDDEN)
+      PYR_TRY(list_survivors(e, head, scores, lane->rows - s->coming, e->hidden,
+                             &e->hidden_kept));
   }
   return PYR_OK;
 }
 
-/* All lanes' scores go into one block, lane after lane; each lane's survivors into its own part of
- * idx. */
-static pyr_status rank_pool(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *w,
-                            const pyr_verdict *v) {
-  pyr_cache *cache = j->cache;
-  pyr_backend *be = cache->pool->be;
-  int64_t most = pool_most(j), begin = 0;
-  float *scores = w->scores;
-  pyr_status status = PYR_OK;
-  for (int head = 0; head < cache->heads && status == PYR_OK; head++) {
-    pyr_split s = pyr_judge_split(j, head);
-    float *score;
-    w->segments[head] = (pyr_segment){ .n = s.judged, .least = s.least, .at = begin + s.first,
-                                       .offset = (int32_t)s.first };
-    w->counts[head] = 0;
-    v->at[head] = begin;
-    begin += s.rows;
-    if (s.judged == 0 || most == 0) continue;
-    signals->begin = s.first;
-    signals->end = s.first + s.judged;
-    status = pyr_score_eval(&j->plan->score, signals, head, 1, w->scratch, &score);
-    if (status == PYR_OK) status = be->copy(be, scores, score, (size_t)s.judged * sizeof *score);
-    scores += s.judged;
+/* One budget for all lanes. Their scores lie one after the other, and the highest survive wherever
+ * they are. Each lane has a part of idx as long as its rows, and its guards are put around what was
+ * chosen of it:
+ *
+ *     scores    lane 0: a b c d    lane 1: e f         budget 3: b, c, f are the highest
+ *     idx       [0 1|b c|6 7 . .] [0 1|f|4 5 .]        first | chosen | last, of each lane */
+static pyr_status rank_together(pyr_eviction *e, pyr_signals *signals) {
+  const pyr_splits *s = &e->splits;
+  pyr_backend *be = s->cache->pool->be;
+  int64_t begin = 0;
+  float *to = e->scores;
+  for (int head = 0; head < s->cache->heads; head++) {
+    const pyr_split *lane = &s->lanes[head];
+    float *scores;
+    e->at[head] = begin;
+    e->segments[head] = (pyr_segment){ .n = lane->candidates, .least = lane->min,
+                                       .at = begin + lane->first,
+                                       .offset = (int32_t)lane->first };
+    e->counts[head] = 0;
+    begin += lane->rows;
+    if (lane->candidates == 0 || s->pooled == 0) continue;
+    PYR_TRY(score(e, signals, head, 1, &scores));
+    PYR_TRY(be->copy(be, to, scores, (size_t)lane->candidates * sizeof *to));
+    to += lane->candidates;
   }
-  if (status == PYR_OK && most > 0) status = choose(j, w, w->scores, cache->heads, most, v->idx);
-  for (int head = 0; head < cache->heads && status == PYR_OK; head++) {
-    pyr_split s = pyr_judge_split(j, head);
-    int64_t chosen = w->counts[head];
-    int32_t *idx = v->idx + v->at[head];
-    if (s.first) status = be->iota(be, idx, 0, s.first);
-    if (status == PYR_OK && s.last)
-      status = be->iota(be, idx + s.first + chosen, (int32_t)(s.rows - s.last), s.last);
-    v->kept[head] = s.first + chosen + s.last;
+  if (s->pooled > 0) PYR_TRY(choose(e, e->scores, s->cache->heads, s->pooled, e->idx));
+  for (int head = 0; head < s->cache->heads; head++) {
+    const pyr_split *lane = &s->lanes[head];
+    int64_t chosen = e->counts[head];
+    int32_t *idx = e->idx + e->at[head];
+    if (lane->first) PYR_TRY(be->iota(be, idx, 0, lane->first));
+    if (lane->last)
+      PYR_TRY(be->iota(be, idx + lane->first + chosen, (int32_t)(lane->rows - lane->last),
+                       lane->last));
+    e->kept[head] = lane->first + chosen + lane->last;
   }
+  return PYR_OK;
+}
+
+static pyr_status rank(pyr_eviction *e, pyr_signals *signals) {
+  if (!e->splits.needed) return PYR_OK;
+  return e->plan.share == PYR_SHARE_POOL ? rank_together(e, signals) : rank_sets(e, signals);
+}
+
+/* ---- 5. gather ------------------------------------------------------------------------------- */
+
+/* Keys of a compacted layer lie rotated to their rows' indices. Those that came since the last cut
+ * came rotated to their index; from now on that is noted, as the index is about to change. */
+static pyr_status note_born(const pyr_eviction *e, int head) {
+  const pyr_splits *s = &e->splits;
+  const pyr_layer_state *state = &s->cache->states[s->layer];
+  pyr_backend *be = s->cache->pool->be;
+  pyr_lane *lanes = pyr_cache_lane(s->cache, s->layer, head);
+  if (!state->compact) return PYR_OK;
+  for (int i = 0; i < s->members; i++)
+    PYR_TRY(be->iota(be, lanes[i].born + state->turned, (int32_t)state->turned,
+                     lanes[i].rows - state->turned));
+  return PYR_OK;
+}
+
+static pyr_status merge_losers(const pyr_eviction *e, int head, const int32_t *idx, int64_t kept) {
+  const pyr_splits *s = &e->splits;
+  pyr_backend *be = s->cache->pool->be;
+  pyr_lane *lanes = pyr_cache_lane(s->cache, s->layer, head);
+  for (int i = 0; i < s->members; i++) {
+    PYR_TRY(pyr_lane_unshare(s->cache, &lanes[i], 0));
+    pyr_lane_view view = pyr_lane_get_view(&lanes[i]);
+    PYR_TRY(be->merge(be, &view, s->cache->pool->layout, idx, kept, e->plan.threshold, e->links));
+  }
+  return PYR_OK;
+}
+
+/* Keys of the rows that stayed are turned to their new indices: at the first cut from where they
+ * were born, later from the index that they stood at, which idx holds. */
+static pyr_status turn_keys(const pyr_eviction *e, int head, const int32_t *idx) {
+  const pyr_splits *s = &e->splits;
+  pyr_backend *be = s->cache->pool->be;
+  const pyr_model *model = s->cache->pool->model;
+  pyr_lane *lanes = pyr_cache_lane(s->cache, s->layer, head);
+  bool again = s->cache->states[s->layer].compact;
+  for (int i = 0; i < s->members; i++) {
+    if (!again) PYR_TRY(pyr_lane_widen(s->cache, &lanes[i]));
+    PYR_TRY(pyr_lane_unshare(s->cache, &lanes[i], again ? s->lanes[head].first : 0));
+    pyr_lane_view view = pyr_lane_get_view(&lanes[i]);
+    if (!again)
+      PYR_TRY(be->copy(be, view.born, view.positions, (size_t)view.rows * sizeof *view.born));
+    PYR_TRY(be->rotate(be, &view, s->cache->pool->layout, view.born, again ? idx : NULL,
+                       model->rope_freq, model->config.rope_dims, model->config.rope_style));
+  }
+  return PYR_OK;
+}
+
+/* All rows but the survivors leave the lanes of the set that begins at `head`. The first rows are
+ * guarded and stay where they are, and so do their pages, shared with forks or not:
+ *
+ *     page     0          1          2              before: 80 rows, first 40, 20 survivors behind
+ *     row      0 ... 31   32 ... 63  64 ... 79
+ *     after    0 ... 31   32 ... 59                 page 0 is not touched, page 2 goes back */
+static pyr_status gather_set(const pyr_eviction *e, int head) {
+  const pyr_splits *s = &e->splits;
+  pyr_cache *cache = s->cache;
+  pyr_lane *lanes = pyr_cache_lane(cache, s->layer, head);
+  const int32_t *idx = e->idx + e->at[head];
+  int64_t kept = e->kept[head];
+  bool moves = !e->plan.merge && !s->turns;            /* rows keep their K and V */
+  if (kept >= lanes->rows) return PYR_OK;
+  PYR_TRY(note_born(e, head));
+  if (cache->undo)
+    PYR_TRY(pyr_undo_lanes(cache->undo, s->layer, head, s->members, idx, kept, moves));
+  if (e->plan.merge) PYR_TRY(merge_losers(e, head, idx, kept));
+  PYR_TRY(pyr_lanes_gather(cache, lanes, s->members, e->views, idx, kept, s->lanes[head].first));
+  return s->turns ? turn_keys(e, head, idx) : PYR_OK;
+}
+
+static pyr_status gather(const pyr_eviction *e) {
+  const pyr_splits *s = &e->splits;
+  pyr_layer_state *state = &s->cache->states[s->layer];
+  int64_t before = pyr_cache_layer_rows(s->cache, s->layer);
+  if (!s->needed || !(e->plan.prune & PYR_PRUNE_CACHE)) return PYR_OK;
+  for (int head = 0; head < s->cache->heads; head += s->members) PYR_TRY(gather_set(e, head));
+  int64_t after = pyr_cache_layer_rows(s->cache, s->layer);
+  if (s->turns && after < before) state->compact = true, state->turned = after;
+  return PYR_OK;
+}
+
+/* ---- 6. hand on: a layer in prefill ---------------------------------------------------------- */
+
+void pyr_layer_plan_layout_host(pyr_layer_plan *p, const pyr_cache *cache, pyr_arena *host) {
+  layout_own_host(&p->eviction, cache->heads, host);
+  layout_scratch_host(&p->eviction, cache->heads, host);
+  pyr_observe_layout_host(&p->seen, cache->heads, host);
+}
+
+/* Logits of all positions need every token to reach the last layer. */
+static pyr_status check_all_logits(const pyr_layer_plan *p, const pyr_shape *shape) {
+  const pyr_plan *plan = &p->eviction.plan;
+  const pyr_cache *cache = p->eviction.splits.cache;
+  if (!(plan->prune & PYR_PRUNE_HIDDEN)) return PYR_OK;
+  if (plan->keep >= shape->rows && plan->mass == 0) return PYR_OK;
+  return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT,
+                               "logits of every position need every token to reach the last "
+                               "layer, but policy %s prunes hidden states at layer %d (append "
+                               "with pruning off instead)",
+                               cache->policy.name ? cache->policy.name : "?", shape->layer + 1);
+}
+
+pyr_status pyr_layer_plan_ask(pyr_layer_plan *p, pyr_cache *cache, int layer, int64_t prompt,
+                              int64_t alive, int flags) {
+  pyr_shape shape = shape_of(cache, layer);
+  shape.prompt = prompt;
+  shape.past = p->before = shape.rows;
+  shape.rows += alive;
+  shape.tokens += prompt;
+  p->last_position = cache->tokens + prompt - 1;
+  p->asked = !(flags & PYR_PREFILL_NO_PRUNE);
+  if (!p->asked) {
+    keep_everything(&p->eviction, cache, &shape, alive);
+    p->trigger = cache->states[layer].trigger;
+    return PYR_OK;
+  }
+  PYR_TRY(ask(&p->eviction, cache, PYR_WHEN_PREFILL, &shape, alive));
+  if (flags & PYR_PREFILL_ALL) PYR_TRY(check_all_logits(p, &shape));
+  shape.rows = p->eviction.splits.rows_after;
+  return pyr_policy_ask_trigger(cache, &shape, &p->eviction.plan, &p->trigger);
+}
+
+static void layout(pyr_layer_plan *p, pyr_arena *arena) {
+  pyr_observe_layout(&p->seen, arena);
+  if (!p->eviction.splits.needed) return;
+  layout_own(&p->eviction, arena);
+  layout_scratch(&p->eviction, arena);
+}
+
+pyr_status pyr_layer_plan_begin(pyr_layer_plan *p, int32_t *fault) {
+  pyr_pool *pool = p->eviction.splits.cache->pool;
+  pyr_arena count = { 0 };
+  pyr_observe_begin(&p->seen, &p->eviction.splits, &p->trigger, p->asked, p->last_position, fault);
+  layout(p, &count);
+  p->block_bytes = count.used;
+  if (p->block_bytes == 0) return PYR_OK;
+  p->block = pool->be->alloc(pool->be, p->block_bytes);
+  if (!p->block) return pyr_nomem(pool->rt, p->block_bytes, "the scores of a layer");
+  pyr_arena arena = { .block = p->block };
+  layout(p, &arena);
+  return pyr_observe_zero(&p->seen);
+}
+
+void pyr_layer_plan_free(pyr_layer_plan *p) {
+  if (!p->block) return;
+  pyr_backend *be = p->eviction.splits.cache->pool->be;
+  be->release(be, p->block, p->block_bytes);
+  p->block = NULL;
+}
+
+pyr_status pyr_layer_plan_observe(pyr_layer_plan *p, const pyr_attention *a,
+                                  const int32_t *turned_to, int64_t at) {
+  pyr_eviction *e = &p->eviction;
+  pyr_trace_start(&e->trace, &e->splits);
+  pyr_status status = pyr_observe_queries(&p->seen, a, turned_to, at);
+  pyr_trace_stop(&e->trace, &e->splits);
   return status;
 }
 
-pyr_status pyr_judge_rank(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *work,
-                          const pyr_verdict *verdict, int64_t *hidden) {
-  if (!pyr_judge_needed(j)) return PYR_OK;
-  if (j->plan->share == PYR_SHARE_POOL) return rank_pool(j, signals, work, verdict);
-  return rank_groups(j, signals, work, verdict, hidden);
+pyr_status pyr_layer_plan_end(pyr_layer_plan *p, const int32_t **survivors, int64_t *kept) {
+  pyr_eviction *e = &p->eviction;
+  const pyr_splits *s = &e->splits;
+  pyr_layer_state *state = &s->cache->states[s->layer];
+  *survivors = NULL;
+  pyr_trace_start(&e->trace, s);
+  pyr_trace_rows(&e->trace, s);
+  if (p->asked && pyr_signal_is_attention(&p->trigger.track))
+    PYR_TRY(pyr_track_forget(s->cache, s->layer));
+  PYR_TRY(pyr_observe_end(&p->seen));
+  PYR_TRY(rank(e, &p->seen.signals));
+  PYR_TRY(gather(e));
+  if (s->needed && (e->plan.prune & PYR_PRUNE_HIDDEN))
+    *survivors = e->hidden, *kept = e->hidden_kept;
+  PYR_TRY(pyr_cache_check_layer(s->cache, s->layer));
+  if (!p->asked) return PYR_OK;
+  state->trigger = p->trigger;
+  state->since = 0;
+  state->past = p->before;
+  state->unjudged = p->trigger.window;
+  pyr_trace_stop(&e->trace, s);
+  return pyr_trace_tell(&e->trace, s, p->last_position + 1, *kept);
 }
 
-pyr_status pyr_judge_evict(const pyr_judge *j, const pyr_judge_work *work,
-                           const pyr_verdict *verdict) {
-  pyr_cache *cache = j->cache;
-  int groups = group_count(j), count = cache->heads / groups;
-  bool compact = compacts(j);
-  int64_t rows = pyr_cache_layer_rows(cache, j->layer);
-  pyr_status status = PYR_OK;
-  if (!pyr_judge_needed(j) || !(j->plan->prune & PYR_PRUNE_CACHE)) return PYR_OK;
-  for (int head = 0; head < cache->heads && status == PYR_OK; head += count) {
-    pyr_split s = pyr_judge_split(j, head);
-    status = evict(j, work, head, count, verdict->idx + verdict->at[head], verdict->kept[head],
-                   s.first);
+/* ---- 6. hand on: plans on rows that are there ------------------------------------------------ */
+
+void pyr_evictions_layout_host(pyr_evictions *es, int64_t room, int32_t heads, pyr_arena *host) {
+  pyr_eviction scratch = { 0 };
+  PYR_PART(host, es->each, room);
+  PYR_PART(host, es->found, room);
+  if (room > 0) layout_scratch_host(&scratch, heads, host);
+  for (int64_t i = 0; i < room; i++) {
+    if (es->each) es->each[i] = scratch;
+    layout_own_host(es->each ? &es->each[i] : &scratch, heads, host);
   }
-  if (status == PYR_OK && compact && pyr_cache_layer_rows(cache, j->layer) < rows) {
-    cache->states[j->layer].compact = true;
-    cache->states[j->layer].turned = pyr_cache_layer_rows(cache, j->layer);
+}
+
+pyr_status pyr_evictions_ask(pyr_evictions *es, pyr_cache *cache, int layer, pyr_when when) {
+  pyr_shape shape = shape_of(cache, layer);
+  int64_t coming = when == PYR_WHEN_DECODE ? 1 : 0;
+  shape.prompt = shape.rows;
+  if (when == PYR_WHEN_DECODE) {
+    shape.prompt = cache->prompt;
+    shape.past = cache->states[layer].past;
+    shape.rows += 1;
+    shape.tokens += 1;
+    shape.waiting = pyr_track_waiting(cache, layer, shape.rows);
   }
-  return status;
+  return ask(&es->each[es->count++], cache, when, &shape, coming);
+}
+
+pyr_status pyr_evictions_prepare(pyr_evictions *es) {
+  for (int64_t i = 0; i < es->count; i++) {
+    const pyr_splits *s = &es->each[i].splits;
+    for (int head = 0; head < s->cache->heads; head++) {
+      pyr_lane *lane = pyr_cache_lane(s->cache, s->layer, head);
+      if (s->turns) PYR_TRY(pyr_lane_widen(s->cache, lane));
+      PYR_TRY(pyr_lane_unshare(s->cache, lane, pyr_split_first_written(s, head)));
+    }
+  }
+  return PYR_OK;
+}
+
+/* Each has its own list of survivors, as all are ranked before the first gathers; the scratch they
+ * take in turns, and the greediest says how much it is. */
+void pyr_evictions_layout(pyr_evictions *es, pyr_arena *arena) {
+  size_t most = 0;
+  char *scratch;
+  PYR_PART(arena, es->faults, es->count);
+  for (int64_t i = 0; i < es->count; i++) {
+    pyr_arena one = { 0 };
+    layout_own(&es->each[i], arena);
+    layout_scratch(&es->each[i], &one);
+    if (one.used > most) most = one.used;
+  }
+  PYR_PART(arena, scratch, (int64_t)most);
+  for (int64_t i = 0; i < es->count; i++) {
+    pyr_arena one = { .block = scratch };
+    layout_scratch(&es->each[i], &one);
+  }
+}
+
+pyr_status pyr_evictions_rank(pyr_evictions *es) {
+  if (es->count == 0) return PYR_OK;
+  pyr_backend *be = es->each[0].splits.cache->pool->be;
+  PYR_TRY(be->fill(be, (float *)es->faults, NULL, es->count, 2, 0, 0.0f));
+  for (int64_t i = 0; i < es->count; i++) {
+    pyr_eviction *e = &es->each[i];
+    const pyr_splits *s = &e->splits;
+    const pyr_score_op *track = &s->cache->states[s->layer].trigger.track;
+    pyr_signals signals = { .cache = s->cache, .layer = s->layer, .tracked = track,
+                            .tracked_queries = track->n, .fault = es->faults + i };
+    pyr_trace_start(&e->trace, s);
+    pyr_trace_rows(&e->trace, s);
+    PYR_TRY(rank(e, &signals));
+    pyr_trace_stop(&e->trace, s);
+  }
+  return PYR_OK;
+}
+
+pyr_status pyr_evictions_check(pyr_evictions *es) {
+  if (es->count == 0) return PYR_OK;
+  pyr_backend *be = es->each[0].splits.cache->pool->be;
+  PYR_TRY(be->download(be, es->found, es->faults, (size_t)es->count * sizeof *es->found));
+  for (int64_t i = 0; i < es->count; i++) {
+    const pyr_splits *s = &es->each[i].splits;
+    if (es->found[i])
+      return pyr_policy_not_finite(s->cache, s->layer, s->when, &es->each[i].plan.score);
+  }
+  return PYR_OK;
+}
+
+/* After a step: the next firing is counted from here. */
+static pyr_status start_anew(const pyr_splits *s) {
+  pyr_layer_state *state = &s->cache->states[s->layer];
+  state->since = 0;
+  state->unjudged = state->trigger.window;
+  if (state->trigger.once || !pyr_signal_is_attention(&state->trigger.track)) return PYR_OK;
+  return pyr_track_forget(s->cache, s->layer);
+}
+
+pyr_status pyr_evictions_gather(pyr_evictions *es) {
+  for (int64_t i = 0; i < es->count; i++) {
+    pyr_eviction *e = &es->each[i];
+    const pyr_splits *s = &e->splits;
+    pyr_trace_start(&e->trace, s);
+    PYR_TRY(gather(e));
+    if (s->when == PYR_WHEN_DECODE) PYR_TRY(start_anew(s));
+    pyr_trace_stop(&e->trace, s);
+    PYR_TRY(pyr_cache_check_layer(s->cache, s->layer));
+    PYR_TRY(pyr_trace_tell(&e->trace, s, s->cache->tokens, 0));
+  }
+  return PYR_OK;
 }

@@ -1,10 +1,10 @@
-/* evict.h — carries one plan out on the lanes of one layer: who is judged, who survives, what
- * becomes of the losers.
+/* evict.h — carries a policy's plan out on the lanes of one layer: ask, score, split, select,
+ * gather, hand on. The algorithm is told in evict.c.
  *
- * A lane's rows are [guarded][judged][guarded]. Lanes may differ in length; each is split by its
- * own rows, guards and windows count from its own ends, and a lane that holds no more than it may
- * keep is left whole. Who survives of the judged is decided by lane, by layer or over all lanes
- * together (pyr_share), by a count or by a share of the sum (mass).
+ * Two users. A prefill has a plan for each layer (pyr_layer_plan), which lives as long as the layer
+ * reads the prompt. A decode step, and a cache that evicts at rest, carry out a batch of plans on
+ * rows that are there (pyr_evictions): all are ranked before the first row moves, so that one that
+ * fails leaves everything as it was. Both are made of the same eviction.
  *
  * Losers leave the cache. With `merge` they leave something behind (D2O, arXiv 2406.13035; CaM,
  * ICML 2024): of the rows of its lane that survive, guarded ones included, each loser l is given to
@@ -16,77 +16,89 @@
  *                                            l with t(l) = s.
  * Keys are those of the cache, after RoPE. A survivor keeps its position and its history; what it
  * took in before counts no more than any row when it is given others later. (D2O weighs by exp(cos)
- * and moves its threshold; CaM merges only values, by attention.)
- *
- * Counts that a plan fixes are never read back from the device. Under mass and pool they depend on
- * scores: then one number a lane is, before its rows move. */
-#ifndef PYR_JUDGE_H
-#define PYR_JUDGE_H
+ * and moves its threshold; CaM merges only values, by attention.) */
+#ifndef PYR_EVICT_H
+#define PYR_EVICT_H
 
-#include "policy/score.h"
+#include "policy/observe.h"
+#include "policy/trace.h"
 
-typedef struct pyr_judge {
-  pyr_cache *cache;
-  int32_t layer;
-  const pyr_plan *plan;
-  bool decode;             /* else prefill */
-  int64_t fresh;           /* prefill: tokens of this prefill that reach the layer */
-  int64_t more;            /* of all rows, those that are yet to be added to each lane */
-} pyr_judge;
+typedef struct pyr_eviction {        /* one plan, on the lanes of one layer; may not move */
+  pyr_plan plan;
+  pyr_splits splits;                 /* how it falls on the lanes */
 
-typedef struct pyr_split { /* rows = first + judged + last; of the judged, least..most survive
-                              (pool: together) */
-  int64_t rows, first, judged, last, least, most;
-} pyr_split;
+  /* who survives, from ranking until they are all that is left */
+  int32_t *idx;                      /* backend memory: row indices, ascending, set after set … */
+  int64_t *at, *kept;                /* … host [heads]: by a set's first lane, where it begins in
+                                        idx, and how many rows it has */
+  int32_t *hidden;                   /* backend memory: where hidden states are pruned, the indices
+                                        of the alive tokens that survive, … */
+  int64_t hidden_kept;               /* … so many */
 
-pyr_split pyr_judge_split(const pyr_judge *j, int head);
-bool pyr_judge_needed(const pyr_judge *j);                  /* whether any row may go */
-/* at most so many rows are left in the longest lane */
-int64_t pyr_judge_rows_after(const pyr_judge *j);
-int64_t pyr_judge_longest(const pyr_judge *j);  /* judged rows, of the lane that has most */
-/* The first row of a lane that running the plan writes; pages before it may stay shared. */
-int64_t pyr_judge_first_written(const pyr_judge *j, int head);
-/* Whether running it will turn keys: lanes need wide pages then. */
-bool pyr_judge_turns(const pyr_judge *j);
-/* Why the plan cannot be run on these lanes: NULL, or what is wrong with *field. */
-const char *pyr_judge_fault(const pyr_judge *j, const char **field);
+  pyr_trace_run trace;               /* for whoever is told what became of the plan */
 
-/* What running takes; pyr_judge_carve and pyr_judge_carve_verdict lay it out. */
-typedef struct pyr_judge_work {    /* while it ranks and while it evicts; judges may take turns with
-                                      it */
-  float *scratch, *scores;
-  int32_t *chosen, *cuts, *links;  /* backend memory, as are the floats */
-  pyr_lane_view *views;            /* host [2 * heads] */
-  pyr_segment *segments;           /* host [heads] */
-  int32_t *counts;                 /* host [heads] */
-} pyr_judge_work;
+  /* scratch, while it ranks and while it gathers: evictions may take turns with it */
+  float *work, *scores;              /* of an evaluation; of all lanes, where their budget is one */
+  int32_t *chosen, *cuts, *links;    /* backend memory, as are the floats */
+  pyr_lane_view *views;              /* host [2 * heads] */
+  pyr_segment *segments;             /* host [heads] */
+  int32_t *counts;                   /* host [heads] */
+} pyr_eviction;
 
-typedef struct pyr_verdict {       /* who survives, from ranking until they are all that is left */
-  int32_t *idx;                    /* backend memory: the survivors of each group of lanes that is
-                                      judged together, ascending … */
-  int32_t *hidden;                 /* … and of the alive tokens, where hidden states are pruned */
-  int64_t *at, *kept;              /* host [heads], by a group's first lane: where its own begin in
-                                      idx, and how many they are */
-} pyr_verdict;
+/* ---- prefill: the plan of one layer ---------------------------------------------------------- */
 
-/* Lays work out from `base` on (NULL: only counts) and returns how many 4-byte values it takes.
- * `depth` as from pyr_score_check. */
-int64_t pyr_judge_carve(const pyr_judge *j, int depth, float *base, pyr_judge_work *work);
-int64_t pyr_judge_carve_verdict(const pyr_judge *j, int32_t *base, pyr_verdict *verdict);
-size_t pyr_judge_host_bytes(const pyr_cache *cache);
-size_t pyr_judge_verdict_bytes(const pyr_cache *cache);  /* a multiple of 8, as is the one before */
-void pyr_judge_carve_host(const pyr_cache *cache, void *host, pyr_judge_work *work);
-void pyr_judge_carve_verdict_host(const pyr_cache *cache, void *host, pyr_verdict *verdict);
+typedef struct pyr_layer_plan {      /* may not move while the layer reads */
+  pyr_eviction eviction;
+  pyr_observation seen;              /* what its score, and tracking, take of the queries */
+  pyr_trigger trigger;               /* that the layer gets, or goes on with */
+  bool asked;                        /* the policy was; else all rows stay, and so does the
+                                        trigger */
+  int64_t before;                    /* the longest lane's rows before this prefill */
+  int64_t last_position;             /* of the prompt's last token */
+  void *block;                       /* backend memory */
+  size_t block_bytes;
+} pyr_layer_plan;
 
-/* Ranks the rows, all of which are there (`more` is 0), and writes who survives; no row moves yet.
- * Where hidden states are pruned, verdict->hidden holds the surviving alive tokens' indices,
- * *hidden of them; elsewhere `hidden` is NULL. Scores that are NaN or infinite set *signals->fault,
- * in backend memory, which is the caller's to look at before he goes on. */
-pyr_status pyr_judge_rank(const pyr_judge *j, pyr_signals *signals, const pyr_judge_work *work,
-                          const pyr_verdict *verdict, int64_t *hidden);
-/* Evicts all others; without PYR_PRUNE_CACHE, none. Cannot run out of memory where pages are
- * unshared from pyr_judge_first_written on, and wide where keys are turned. */
-pyr_status pyr_judge_evict(const pyr_judge *j, const pyr_judge_work *work,
-                           const pyr_verdict *verdict);
+/* Once a prefill: the host memory that its layers take in turns. */
+void pyr_layer_plan_layout_host(pyr_layer_plan *p, const pyr_cache *cache, pyr_arena *host);
+/* `alive` of `prompt` tokens are about to reach the layer. flags: the prefill's (PYR_PREFILL_…).
+ * */
+pyr_status pyr_layer_plan_ask(pyr_layer_plan *p, pyr_cache *cache, int layer, int64_t prompt,
+                              int64_t alive, int flags);
+/* Takes the memory that scoring and selecting need, before anything is computed. `fault`: backend
+ * memory, 0; becomes 1 if a score is NaN or infinite, and who survives means nothing. PYR_MEMORY.
+ * pyr_layer_plan_free is due after it, whatever it returns. */
+pyr_status pyr_layer_plan_begin(pyr_layer_plan *p, int32_t *fault);
+/* Looks at the queries of a chunk (observe.h: where it wants them), after their attention. */
+pyr_status pyr_layer_plan_observe(pyr_layer_plan *p, const pyr_attention *a,
+                                  const int32_t *turned_to, int64_t at);
+/* The layer has read all tokens: ranks, evicts, and sets
+ * the layer's decode state. *survivors: the alive tokens to hand on, in backend memory [*kept],
+ * valid until pyr_layer_plan_free; NULL: all. */
+pyr_status pyr_layer_plan_end(pyr_layer_plan *p, const int32_t **survivors, int64_t *kept);
+void pyr_layer_plan_free(pyr_layer_plan *p);
+
+/* ---- a batch of plans on rows that are there ------------------------------------------------- */
+
+typedef struct pyr_evictions {
+  pyr_eviction *each;                /* host [count], of room for as many as were laid out */
+  int64_t count;
+  int32_t *faults;                   /* backend memory [count]: 1 where a score was no number … */
+  int32_t *found;                    /* … and, once it has been read, host [count] */
+} pyr_evictions;
+
+void pyr_evictions_layout_host(pyr_evictions *es, int64_t room, int32_t heads, pyr_arena *host);
+/* Adds a plan: PYR_WHEN_DECODE, for the end of the coming step; or PYR_WHEN_EVICT. */
+pyr_status pyr_evictions_ask(pyr_evictions *es, pyr_cache *cache, int layer, pyr_when when);
+/* Before a step: makes writable what its plans will write, so that they cannot run out of memory.
+ * */
+pyr_status pyr_evictions_prepare(pyr_evictions *es);
+void pyr_evictions_layout(pyr_evictions *es, pyr_arena *arena);
+pyr_status pyr_evictions_rank(pyr_evictions *es);      /* who survives; no row moves */
+/* PYR_POLICY: a score was no number. Waits. */
+pyr_status pyr_evictions_check(pyr_evictions *es);
+/* All others leave. Cannot run out of memory where lanes were prepared; whoever is told of a plan
+ * may say no, though, when rows are gone already: then the caller puts them back (undo.h). */
+pyr_status pyr_evictions_gather(pyr_evictions *es);
 
 #endif

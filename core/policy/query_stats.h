@@ -5,26 +5,27 @@
  * and covariance of the prompt's, turned to where they will stand. Moments are gathered chunk by
  * chunk from the queries that a plan is shown, in memory that does not depend on how many there
  * are; `skip` leaves out the first ones, which are unlike the rest. */
-#ifndef PYR_QUERIES_H
-#define PYR_QUERIES_H
+#ifndef PYR_QUERY_STATS_H
+#define PYR_QUERY_STATS_H
 
+#include "base/arena.h"
 #include "cache/cache.h"
 
-typedef struct pyr_queries {
-  pyr_moments moments;     /* over the caller's block */
+typedef struct pyr_query_stats {
+  pyr_moments moments;     /* over parts of the caller's arena */
   int64_t skip, count;     /* first queries left out; queries added */
-} pyr_queries;
+} pyr_query_stats;
 
-int64_t pyr_queries_floats(const pyr_model *model, bool covariance, int64_t alive);
-void pyr_queries_begin(pyr_queries *q, const pyr_model *model, bool covariance, int64_t alive,
-                       int64_t skip, float *block);
+/* For a prompt of which `alive` tokens reach the layer; `covariance`: or only means. */
+void pyr_query_stats_layout(pyr_query_stats *q, const pyr_model *model, bool covariance,
+                            int64_t alive, int64_t skip, pyr_arena *arena);
 /* Adds alive queries [at, at + a->n) but for the first `skip`; rope turned them to turned_to
  * [a->n]. */
-pyr_status pyr_queries_add(pyr_queries *q, pyr_backend *be, const pyr_attention *a,
-                           const int32_t *turned_to, int64_t at);
+pyr_status pyr_query_stats_add(pyr_query_stats *q, pyr_backend *be, const pyr_attention *a,
+                               const int32_t *turned_to, int64_t at);
 /* Makes of the sums what the backend's `expected` reads, for queries at positions [next, next +
  * future). */
-pyr_status pyr_queries_end(pyr_queries *q, pyr_backend *be, const pyr_model *model, int64_t next,
-                           int64_t future);
+pyr_status pyr_query_stats_end(pyr_query_stats *q, pyr_backend *be, const pyr_model *model,
+                               int64_t next, int64_t future);
 
 #endif

@@ -325,11 +325,11 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
   pyr_status status = PYR_OK;
   switch ((pyr_score_code)op->code) {
   case PYR_S_ATTENTION: case PYR_S_HISTORY: {
-    int64_t queries = s->mass[index] ? s->queries[index] : s->tracked_queries;
+    int64_t queries = s->attention[index] ? s->queries[index] : s->tracked_queries;
     float scale = op->code == PYR_S_ATTENTION && op->a == PYR_MEAN
         && queries > 0 ? 1.0f / (float)queries : 1.0f;
-    if (s->mass[index])
-      return be->reduce_rows(be, out, s->mass[index] + (int64_t)head * group * s->stride,
+    if (s->attention[index])
+      return be->reduce_rows(be, out, s->attention[index] + (int64_t)head * group * s->stride,
                              count * group, s->stride, n, (pyr_reduce)op->b, scale);
     for (int i = 0; i < count && status == PYR_OK; i++)
       status = be->copy(be, temp + i * n, first[i].history + s->begin, (size_t)n * sizeof(float));

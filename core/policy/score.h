@@ -36,11 +36,11 @@ typedef struct pyr_signals {
   pyr_cache *cache;
   int32_t layer;
   int64_t begin, end;              /* the judged rows of the lanes that are evaluated next */
-  float *mass[PYR_SCORE_MAX];      /* by op: [query heads, stride] accumulated by the backend's
-                                      mass; or NULL: … */
+  float *attention[PYR_SCORE_MAX]; /* by op: [query heads, stride] what queries gave to each row,
+                                      summed (or the highest); NULL: the lanes' history has it */
   int64_t stride;                  /* at least end-begin, which may be another for each lane */
-  int64_t queries[PYR_SCORE_MAX];  /* … how many queries each of those saw */
-  pyr_queries queries_of[PYR_SCORE_MAX];   /* by op: PYR_S_EXPECTED's, ended */
+  int64_t queries[PYR_SCORE_MAX];  /* by op: how many queries each of those saw */
+  pyr_query_stats queries_of[PYR_SCORE_MAX];   /* by op: PYR_S_EXPECTED's, ended */
   const pyr_score_op *tracked;     /* … the lanes' history then holds this signal, NULL if nothing
                                       is tracked */
   int64_t tracked_queries;

@@ -6,9 +6,9 @@
 
 /* A device works on while the host goes ahead: its clock is read when it has done what it was
  * given, which is when four bytes of the layer have come. */
-static double now(const pyr_judge *j) {
-  const pyr_lane *lane = pyr_cache_lane(j->cache, j->layer, 0);
-  pyr_backend *be = j->cache->pool->be;
+static double now(const pyr_splits *s) {
+  const pyr_lane *lane = pyr_cache_lane(s->cache, s->layer, 0);
+  pyr_backend *be = s->cache->pool->be;
   struct timespec t;
   int32_t word;
   if (lane->rows > 0) (void)be->download(be, &word, lane->positions, sizeof word);
@@ -16,33 +16,33 @@ static double now(const pyr_judge *j) {
   return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
-void pyr_trace_start(pyr_trace_run *t, const pyr_judge *j) {
-  if (pyr_trace_wanted(j->cache)) t->began = now(j);
+void pyr_trace_start(pyr_trace_run *t, const pyr_splits *s) {
+  if (pyr_trace_wanted(s->cache)) t->began = now(s);
 }
 
-void pyr_trace_stop(pyr_trace_run *t, const pyr_judge *j) {
-  if (pyr_trace_wanted(j->cache)) t->seconds += now(j) - t->began;
+void pyr_trace_stop(pyr_trace_run *t, const pyr_splits *s) {
+  if (pyr_trace_wanted(s->cache)) t->seconds += now(s) - t->began;
 }
 
-static void spread_add(pyr_spread *s, int64_t value, bool first) {
-  s->min = first ? value : pyr_min(s->min, value);
-  s->max = first ? value : pyr_max(s->max, value);
-  s->sum = first ? value : s->sum + value;
+static void spread_add(pyr_spread *to, int64_t value, bool first) {
+  to->min = first ? value : pyr_min(to->min, value);
+  to->max = first ? value : pyr_max(to->max, value);
+  to->sum = first ? value : to->sum + value;
 }
 
-static pyr_spread spread_of_rows(const pyr_judge *j) {
+static pyr_spread spread_of_rows(const pyr_splits *s) {
   pyr_spread spread = { 0, 0, 0 };
-  for (int head = 0; head < j->cache->heads; head++)
-    spread_add(&spread, pyr_cache_lane(j->cache, j->layer, head)->rows, head == 0);
+  for (int head = 0; head < s->cache->heads; head++)
+    spread_add(&spread, pyr_cache_lane(s->cache, s->layer, head)->rows, head == 0);
   return spread;
 }
 
-void pyr_trace_rows(pyr_trace_run *t, const pyr_judge *j) {
-  if (!pyr_trace_wanted(j->cache)) return;
-  t->policy = j->cache->policy;
-  t->rows = spread_of_rows(j);
-  for (int head = 0; head < j->cache->heads; head++)
-    spread_add(&t->judged, pyr_judge_split(j, head).judged, head == 0);
+void pyr_trace_rows(pyr_trace_run *t, const pyr_splits *s) {
+  if (!pyr_trace_wanted(s->cache)) return;
+  t->policy = s->cache->policy;
+  t->rows = spread_of_rows(s);
+  for (int head = 0; head < s->cache->heads; head++)
+    spread_add(&t->candidates, s->lanes[head].candidates, head == 0);
 }
 
 /* Whether a plan asks for nothing but all rows, as that of a policy which returned none does. */
@@ -52,22 +52,22 @@ static bool says_nothing(const pyr_plan *plan, int64_t rows) {
       && plan->rotate == PYR_ROTATE_KEEP;
 }
 
-pyr_status pyr_trace_tell(const pyr_trace_run *t, const pyr_judge *j, int64_t tokens,
+pyr_status pyr_trace_tell(const pyr_trace_run *t, const pyr_splits *s, int64_t tokens,
                           int64_t hidden_kept) {
-  const pyr_cache *cache = j->cache;
+  const pyr_cache *cache = s->cache;
   char ranked_by[PYR_SCORE_TEXT];
   if (!pyr_trace_wanted(cache)) return PYR_OK;
   pyr_trace record = {
-    .size = sizeof record, .policy = &t->policy, .plan = j->plan,
-    .when = j->decode ? PYR_WHEN_DECODE : j->fresh ? PYR_WHEN_PREFILL : PYR_WHEN_EVICT,
-    .layer = j->layer, .layers = cache->layers, .lanes = cache->heads, .tokens = tokens,
-    .rows = t->rows, .judged = t->judged, .kept = spread_of_rows(j), .hidden = j->fresh,
+    .size = sizeof record, .policy = &t->policy, .plan = s->plan, .when = s->when,
+    .layer = s->layer, .layers = cache->layers, .lanes = cache->heads, .tokens = tokens,
+    .rows = t->rows, .judged = t->candidates, .kept = spread_of_rows(s),
+    .hidden = s->when == PYR_WHEN_PREFILL ? s->coming : 0,
     .hidden_kept = hidden_kept, .seconds = t->seconds,
-    .bytes = pyr_cache_layer_bytes(cache, j->layer),
+    .bytes = pyr_cache_layer_bytes(cache, s->layer),
   };
   record.evicted = record.rows.sum - record.kept.sum;
   bool all_stay = record.evicted == 0 && record.hidden_kept == record.hidden;
-  pyr_score_text(&j->plan->score, ranked_by);
-  record.why = says_nothing(j->plan, record.rows.max) ? "no plan" : all_stay ? "fits" : ranked_by;
+  pyr_score_text(&s->plan->score, ranked_by);
+  record.why = says_nothing(s->plan, record.rows.max) ? "no plan" : all_stay ? "fits" : ranked_by;
   return cache->tracer.trace(cache->tracer.ud, &record);
 }

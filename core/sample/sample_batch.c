@@ -1,6 +1,22 @@
 /* sample_batch.c — see sample_batch.h. The host picks where logits are in its memory; else a device
- * does, and only ids come back. */
+ * does, and only ids come back: 4 bytes a sequence instead of its vocabulary.
+ *
+ * A device is asked for as many picks at once as are known beforehand. Where one sampler serves
+ * several sequences, its second pick is known beforehand if it only draws the next random number;
+ * if it remembers ids (penalties), its second pick depends on what the first came to. Then the
+ * batch is cut there, and the rest is asked once the first part is back:
+ *
+ *     sequences      0   1   2   3
+ *     samplers       a   b   a   c          a remembers what it picked
+ *     asked at once  [ a   b ]              then, knowing a's first id,
+ *                            [ a   c ] */
 #include "sample/sample_batch.h"
+
+void pyr_sample_batch_layout(pyr_sample_batch *b, int count, pyr_arena *host) {
+  PYR_PART(host, b->asked, count);
+  PYR_PART(host, b->of, count);
+  PYR_PART(host, b->ids, count);
+}
 
 /* The message of a sampler's runtime, for a caller who looks into another. */
 static pyr_status pass_on(pyr_runtime *rt, const pyr_sampler *s, pyr_status status) {
@@ -8,12 +24,8 @@ static pyr_status pass_on(pyr_runtime *rt, const pyr_sampler *s, pyr_status stat
   return other == rt ? status : pyr_runtime_set_error(rt, status, "%s", pyr_runtime_error(other));
 }
 
-size_t pyr_pick_bytes(int count) {
-  return (size_t)count * (sizeof(pyr_pick) + 2 * sizeof(int32_t));
-}
-
-pyr_status pyr_pick_prepare(pyr_backend *be, pyr_sampler *const *samplers, int count,
-                            int32_t vocab) {
+pyr_status pyr_sample_batch_prepare(pyr_backend *be, pyr_sampler *const *samplers, int count,
+                                    int32_t vocab) {
   pyr_work work = { .tokens = 1, .rows = 1, .sequences = count, .heads = 1, .kv_heads = 1,
                     .head_dim = 1, .cols = 1, .outputs = vocab };
   for (int i = 0; i < count; i++) {
@@ -34,59 +46,49 @@ pyr_status pyr_pick_prepare(pyr_backend *be, pyr_sampler *const *samplers, int c
 static pyr_status pick_here(pyr_backend *be, pyr_sampler *const *samplers, const float *logits,
                             int32_t vocab, int count, int32_t *ids) {
   for (int i = 0; i < count; i++) {
-    pyr_status status = samplers[i] ? pyr_sampler_pick(samplers[i], logits + (int64_t)i * vocab,
-                                                       vocab, &ids[i]) : PYR_OK;
+    if (samplers[i] == NULL) continue;
+    pyr_status status = pyr_sampler_pick(samplers[i], logits + (int64_t)i * vocab, vocab, &ids[i]);
     if (status != PYR_OK && status != PYR_ARGUMENT) return pass_on(be->rt, samplers[i], status);
   }
   return PYR_OK;
 }
 
-typedef struct picking {
-  pyr_pick *picks;               /* [count] */
-  int32_t *of, *ids;             /* [count] which sequences they are of, and what they came to */
-  int count;
-} picking;
-
-/* Asks the samplers from sequence *at on, until one is met that remembers what it was asked for
- * before. */
-static pyr_status ask(picking *p, pyr_sampler *const *samplers, const float *logits, int32_t vocab,
-                      int count, int *at) {
-  p->count = 0;
+/* Asks the samplers from sequence *at on, until one is met whose pick is not known beforehand. */
+static pyr_status ask(pyr_sample_batch *b, pyr_sampler *const *samplers, const float *logits,
+                      int32_t vocab, int count, int *at) {
+  b->asked_count = 0;
   for (; *at < count; ++*at) {
     pyr_sampler *s = samplers[*at];
-    int before = 0;
+    int before = 0;                                    /* picks of this sampler in this part */
     if (s == NULL) continue;
-    for (int j = 0; j < p->count; j++) before += samplers[p->of[j]] == s;
+    for (int j = 0; j < b->asked_count; j++) before += samplers[b->of[j]] == s;
     if (before > 0 && pyr_sampler_remembers(s)) break;
-    pyr_pick *pick = &p->picks[p->count];
-    pyr_status status = pyr_sampler_ask(s, vocab, before, pick);
-    if (status != PYR_OK) return status;
+    pyr_pick *pick = &b->asked[b->asked_count];
+    PYR_TRY(pyr_sampler_ask(s, vocab, before, pick));
     pick->logits = logits + (int64_t)*at * vocab;
-    p->of[p->count++] = *at;
+    b->of[b->asked_count++] = *at;
   }
   return PYR_OK;
 }
 
-pyr_status pyr_pick_all(pyr_backend *be, pyr_sampler *const *samplers, const float *logits,
-                        int32_t vocab, int count, int32_t *ids, void *room) {
-  picking p = { .picks = room, .of = (int32_t *)(void *)((pyr_pick *)room + count) };
-  p.ids = p.of + count;
-  pyr_status status = PYR_OK;
+pyr_status pyr_sample_batch_pick(pyr_sample_batch *b, pyr_backend *be,
+                                 pyr_sampler *const *samplers, const float *logits, int32_t vocab,
+                                 int count, int32_t *ids) {
   for (int i = 0; i < count; i++) ids[i] = -1;
   if (!be->pick) return pick_here(be, samplers, logits, vocab, count, ids);
-  for (int at = 0; at < count && status == PYR_OK;) {
-    status = ask(&p, samplers, logits, vocab, count, &at);
-    if (status != PYR_OK) status = pass_on(be->rt, samplers[at], status);
-    if (status == PYR_OK) status = be->pick(be, p.picks, p.count, vocab, p.ids);
-    for (int j = 0; j < p.count && status == PYR_OK; j++) {
-      ids[p.of[j]] = p.ids[j];
-      if (p.ids[j] >= 0) {
-        pyr_sampler_took(samplers[p.of[j]], p.ids[j]);
-      } else {  /* its sampler has not moved: what was asked behind it, is asked again */
-        at = p.of[j] + 1;
+  for (int at = 0; at < count;) {
+    pyr_status status = ask(b, samplers, logits, vocab, count, &at);
+    if (status != PYR_OK) return pass_on(be->rt, samplers[at], status);
+    PYR_TRY(be->pick(be, b->asked, b->asked_count, vocab, b->ids));
+    for (int j = 0; j < b->asked_count; j++) {
+      pyr_sampler *s = samplers[b->of[j]];
+      ids[b->of[j]] = b->ids[j];
+      if (b->ids[j] < 0) {  /* it has not moved: what was asked of it behind this is asked again */
+        at = b->of[j] + 1;
         break;
       }
+      pyr_sampler_took(s, b->ids[j]);
     }
   }
-  return status;
+  return PYR_OK;
 }

@@ -19,7 +19,7 @@ end
 -- A unit of the core (core/ROOM/NAME.c and .h) may include units of lower rank only, and its own
 -- header.
 local rank = {
-  pyramid = 0, ["base/plain"] = 0, ["base/fingerprint"] = 0,
+  pyramid = 0, ["base/plain"] = 0, ["base/fingerprint"] = 0, ["base/arena"] = 0,
   ["base/disk"] = 0.5, ["base/versioned"] = 0.5,
   ["base/tensor"] = 1, ["base/dtype"] = 1, ["base/runtime"] = 1, ["sample/sample_math"] = 1,
   ["backend/op_args"] = 2,
@@ -30,9 +30,11 @@ local rank = {
   ["text/decode_piece"] = 5, ["text/decode"] = 5, ["text/fingerprint"] = 5,
   ["backend/open"] = 5, ["model/model"] = 5, ["sample/sample_batch"] = 5,
   ["cache/cache"] = 6,
-  ["cache/undo"] = 7, ["cache/check"] = 7, ["policy/query_stats"] = 7,
-  ["policy/score"] = 8, ["policy/evict"] = 9, ["policy/trace"] = 9.5, ["policy/plan"] = 10,
-  ["cache/session"] = 11, ["policy/evict_now"] = 11, ["model/forward"] = 11,
+  ["cache/undo"] = 7, ["cache/check"] = 7, ["cache/truncate"] = 7,
+  ["policy/query_stats"] = 7, ["policy/split"] = 7,
+  ["policy/score"] = 8, ["policy/policy"] = 9, ["policy/track"] = 9, ["policy/trace"] = 9,
+  ["policy/observe"] = 10,
+  ["cache/session"] = 11, ["policy/evict"] = 11, ["policy/evict_now"] = 12, ["model/forward"] = 12,
 }
 
 local kernels_may = { pyramid = true, ["base/tensor"] = true, ["base/dtype"] = true,

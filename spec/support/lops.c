@@ -699,10 +699,14 @@ static int ops_pick(lua_State *L) {
   }
   const float *logits = copy_floats(L, be, lua_gettop(L), NULL);
   int32_t *ids = new_block(L, (size_t)count * sizeof *ids, 0xa5);
-  void *room = new_block(L, pyr_pick_bytes(count), 0xa5);
-  pyr_status status = pyr_pick_prepare(be, samplers, count, (int32_t)vocab);
+  pyr_sample_batch batch;
+  pyr_arena size = { 0 }, room = { 0 };
+  pyr_sample_batch_layout(&batch, count, &size);
+  room.block = new_block(L, size.used, 0xa5);
+  pyr_sample_batch_layout(&batch, count, &room);
+  pyr_status status = pyr_sample_batch_prepare(be, samplers, count, (int32_t)vocab);
   if (status == PYR_OK)
-    status = pyr_pick_all(be, samplers, logits, (int32_t)vocab, count, ids, room);
+    status = pyr_sample_batch_pick(&batch, be, samplers, logits, (int32_t)vocab, count, ids);
   if (status != PYR_OK) return fail(L, be, status);
   lua_pushlstring(L, (const char *)ids, (size_t)count * sizeof *ids);
   return 1;

@@ -1,0 +1,75 @@
+/* truncate.c — a cache goes back to a token, as if what follows had never been read.
+ *
+ * A row's place in a lane follows its position, so each lane loses its end. What a later token has
+ * changed in rows before it stays: evicted rows do not come back, nor does a key that was turned or
+ * merged. What later queries gave to tracked rows cannot be taken out of a sum again, so a cache
+ * that tracks is refused. */
+#include "cache/cache.h"
+
+/* How many rows of a lane are of the first n tokens; positions ascend. */
+static int64_t rows_before(const int32_t *positions, int64_t rows, int64_t n) {
+  int64_t low = 0, high = rows;
+  while (low < high) {
+    int64_t middle = low + (high - low) / 2;
+    if (positions[middle] < n) low = middle + 1; else high = middle;
+  }
+  return low;
+}
+
+static void truncate_state(pyr_layer_state *state, int64_t dropped, int64_t rows) {
+  state->unjudged = pyr_max(state->unjudged - dropped, 0);
+  state->since = pyr_max(state->since - dropped, 0);
+  state->past = pyr_min(state->past, rows);
+  state->turned = pyr_min(state->turned, rows);
+}
+
+pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
+  pyr_runtime *rt = cache->pool->rt;
+  int64_t lanes = (int64_t)cache->layers * cache->heads, longest = 1, held = 0;
+  if (n < 0 || n > cache->tokens)
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT,
+                                 "truncate: the cache has read %lld tokens, and cannot go on "
+                                 "from token %lld", (long long)cache->tokens, (long long)n);
+  if (n == cache->tokens) return PYR_OK;
+  if (n == 0) return pyr_cache_clear(cache);
+  for (int layer = 0; layer < cache->layers; layer++) {
+    if (pyr_trigger_tracks(&cache->states[layer].trigger))
+      return pyr_runtime_set_error(rt, PYR_POLICY,
+                                   "truncate: policy %s tracks attention, and what tokens from "
+                                   "%lld on gave to earlier "
+                                   "rows cannot be taken back (fork the cache before it reads "
+                                   "them)",
+                                   cache->policy.name ? cache->policy.name : "?", (long long)n);
+    longest = pyr_max(longest, pyr_cache_layer_rows(cache, layer));
+  }
+  size_t bytes = (size_t)longest * sizeof(int32_t), keep_bytes = (size_t)lanes * sizeof(int64_t);
+  int32_t *positions = pyr_alloc(rt, bytes);
+  int64_t *keep = pyr_alloc(rt, keep_bytes);
+  pyr_status status = positions && keep ? PYR_OK
+      : pyr_nomem(rt, bytes + keep_bytes, "truncating a cache");
+  for (int64_t i = 0; i < lanes && status == PYR_OK; i++) {
+    const pyr_lane *lane = &cache->lanes[i];
+    keep[i] = 0;
+    status = pyr_cache_positions(cache, (int)(i / cache->heads), (int)(i % cache->heads),
+                                 positions);
+    if (status == PYR_OK) keep[i] = rows_before(positions, lane->rows, n);
+    if (status == PYR_OK && keep[i] == 0)
+      status = pyr_runtime_set_error(rt, PYR_POLICY,
+                                     "truncate: layer %lld holds no row of the first %lld tokens "
+                                     "any more", (long long)(i / cache->heads) + 1, (long long)n);
+  }
+  for (int64_t i = 0; i < lanes && status == PYR_OK; i++) {
+    pyr_lane_truncate(cache, &cache->lanes[i], keep[i]);
+    held += keep[i];
+  }
+  for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
+    truncate_state(&cache->states[layer], cache->tokens - n, pyr_cache_layer_rows(cache, layer));
+  if (status == PYR_OK) {
+    cache->tokens = n;
+    cache->prompt = pyr_min(cache->prompt, n);
+    cache->evicted = lanes * n - held;
+  }
+  pyr_release(rt, positions, bytes);
+  pyr_release(rt, keep, keep_bytes);
+  return status;
+}

@@ -1,0 +1,182 @@
+/* observe.c — see observe.h. */
+#include "policy/observe.h"
+#include "model/model.h"
+
+static const pyr_model *model_of(const pyr_observation *o) { return o->splits->cache->pool->model; }
+
+/* Whether the score's i-th operation reads sums of its own. A history that the lanes hold is read
+ * there, unless a maximum over query heads is asked for, of which a lane holds only the mean. */
+static bool needs_sums(const pyr_observation *o, const pyr_score_op *op) {
+  bool over_heads = op->b == PYR_MAX && model_of(o)->config.heads != o->splits->cache->heads;
+  if (pyr_signal_is_attention(op)) return true;
+  return pyr_signal_is_history(op)
+      && (over_heads || !pyr_signal_is_history(&o->trigger->track));
+}
+
+void pyr_observe_begin(pyr_observation *o, const pyr_splits *splits, const pyr_trigger *trigger,
+                       bool restarts, int64_t last_position, int32_t *fault) {
+  pyr_range *ranges = o->ranges;
+  *o = (pyr_observation){ .splits = splits, .trigger = trigger, .last_position = last_position,
+                          .ranges = ranges };
+  o->signals = (pyr_signals){ .cache = splits->cache, .layer = splits->layer,
+                              .stride = splits->longest, .fault = fault,
+                              .tracked = pyr_trigger_tracks(trigger) ? &trigger->track : NULL };
+  o->track = pyr_track_prompt(splits, trigger, restarts, last_position);
+  if (o->track.queries > 0)
+    o->tracked_stride = splits->rows - pyr_track_begin(&o->track, splits->rows);
+}
+
+void pyr_observe_layout_host(pyr_observation *o, int32_t heads, pyr_arena *host) {
+  PYR_PART(host, o->ranges, heads);
+}
+
+void pyr_observe_layout(pyr_observation *o, pyr_arena *arena) {
+  const pyr_model *model = model_of(o);
+  const pyr_score *score = &o->splits->plan->score;
+  int32_t heads = model->config.heads;
+  int64_t alive = o->splits->coming, stride = o->signals.stride;
+  int ops = o->splits->needed && stride > 0 ? score->length : 0;
+  size_t begin = arena->used;
+  PYR_PART(arena, o->zeros, 0);
+  for (int i = 0; i < ops; i++)
+    if (needs_sums(o, &score->ops[i])) PYR_PART(arena, o->signals.attention[i], heads * stride);
+  if (o->track.queries > 0) PYR_PART(arena, o->tracked, heads * o->tracked_stride);
+  o->zero_count = (int64_t)((arena->used - begin) / sizeof *o->zeros);
+  if (o->track.queries > 0) PYR_PART(arena, o->mean, o->tracked_stride);
+  for (int i = 0; i < ops; i++) {
+    const pyr_score_op *op = &score->ops[i];
+    if (!pyr_signal_is_expected(op)) continue;
+    o->expects = true;
+    pyr_query_stats_layout(&o->signals.queries_of[i], model, op->a, alive, (int64_t)op->x, arena);
+  }
+}
+
+pyr_status pyr_observe_zero(pyr_observation *o) {
+  pyr_backend *be = o->splits->cache->pool->be;
+  return o->zero_count ? be->fill(be, o->zeros, NULL, o->zero_count, 2, 0, 0.0f) : PYR_OK;
+}
+
+/* ---- chunk by chunk -------------------------------------------------------------------------- */
+
+/* How many of the last alive queries the score's i-th operation looks at. */
+static int64_t queries_of(const pyr_observation *o, int i) {
+  const pyr_score_op *op = &o->splits->plan->score.ops[i];
+  int64_t alive = o->splits->coming;
+  return pyr_signal_is_attention(op) && op->n > 0 ? pyr_min(op->n, alive) : alive;
+}
+
+bool pyr_observe_wants(const pyr_observation *o, int64_t at, int64_t n) {
+  int64_t behind = o->splits->coming - (at + n);      /* alive queries after these */
+  if (o->expects || (o->tracked && behind < o->track.queries)) return true;
+  for (int i = 0; i < o->splits->plan->score.length; i++)
+    if (o->signals.attention[i] && behind < queries_of(o, i)) return true;
+  return false;
+}
+
+/* The rows that sums are of, in each lane: candidates, or what is tracked. Rows that are not stored
+ * yet are seen by no query so far. */
+static void set_ranges(pyr_observation *o, bool tracked) {
+  const pyr_splits *s = o->splits;
+  for (int head = 0; head < s->cache->heads; head++) {
+    const pyr_split *lane = &s->lanes[head];
+    int64_t stored = pyr_cache_lane(s->cache, s->layer, head)->rows;
+    int64_t begin = tracked ? pyr_track_begin(&o->track, lane->rows) : lane->first;
+    int64_t end = tracked ? stored : pyr_min(lane->first + lane->candidates, stored);
+    o->ranges[head] = (pyr_range){ begin, end, lane->rows };
+  }
+}
+
+/* Adds what those of a's queries gave that are among the last `queries` alive. `m` says to what,
+ * and how they count. */
+static pyr_status add(pyr_observation *o, pyr_mass m, const pyr_attention *a, int64_t at,
+                      int64_t queries) {
+  pyr_cache *cache = o->splits->cache;
+  pyr_backend *be = cache->pool->be;
+  const pyr_model *model = model_of(o);
+  int32_t heads = model->config.heads;
+  int64_t skip = pyr_max(0, o->splits->coming - queries - at);
+  if (skip >= a->n) return PYR_OK;
+  m.q = a->q + skip * heads * model->config.head_dim;
+  m.lse = a->lse + skip * heads;
+  m.q_pos = a->q_pos + skip;
+  m.n = a->n - skip;
+  m.lanes = a->lanes;
+  m.ranges = o->ranges;
+  m.window = a->window;
+  m.place = (int32_t)(at + skip);
+  return be->mass(be, &m, cache->pool->layout, heads, cache->heads, model->scale);
+}
+
+/* A score's ramp counts queries by their place among those alive: where earlier layers dropped
+ * tokens, positions have gaps, but "the last n queries" does not. */
+static pyr_status add_to_score(pyr_observation *o, int i, const pyr_attention *a, int64_t at) {
+  const pyr_score_op *op = &o->splits->plan->score.ops[i];
+  int64_t queries = queries_of(o, i);
+  pyr_weighting w = { .queries = 0, .ramp = 1.0f };
+  if (pyr_signal_is_attention(op) && op->n > 0)
+    w = (pyr_weighting){ .queries = (int32_t)queries, .ramp = op->x,
+                         .due = o->splits->coming - 1 };
+  o->signals.queries[i] = queries;
+  pyr_mass m = { .out = o->signals.attention[i], .stride = o->signals.stride,
+                 .reduce = op->a == PYR_MAX ? PYR_MAX : PYR_SUM, .weighting = w,
+                 .by_place = true };
+  return add(o, m, a, at, queries);
+}
+
+/* Due dates are positions. */
+static pyr_status add_to_tracked(pyr_observation *o, const pyr_attention *a, int64_t at) {
+  pyr_mass m = { .out = o->tracked, .stride = o->tracked_stride, .reduce = PYR_SUM,
+                 .weighting = o->track.weighting, .by_place = false };
+  return add(o, m, a, at, o->track.queries);
+}
+
+pyr_status pyr_observe_queries(pyr_observation *o, const pyr_attention *a,
+                               const int32_t *turned_to, int64_t at) {
+  pyr_backend *be = o->splits->cache->pool->be;
+  const pyr_score *score = &o->splits->plan->score;
+  set_ranges(o, false);
+  for (int i = 0; i < score->length; i++) {
+    if (o->expects && pyr_signal_is_expected(&score->ops[i]))
+      PYR_TRY(pyr_query_stats_add(&o->signals.queries_of[i], be, a, turned_to, at));
+    if (o->signals.attention[i]) PYR_TRY(add_to_score(o, i, a, at));
+  }
+  set_ranges(o, true);
+  return o->tracked ? add_to_tracked(o, a, at) : PYR_OK;
+}
+
+/* ---- at the end of the prompt ---------------------------------------------------------------- */
+
+/* Of what a lane's query heads gave, its rows' history gets the mean. */
+static pyr_status flush_tracked(pyr_observation *o) {
+  pyr_cache *cache = o->splits->cache;
+  pyr_backend *be = cache->pool->be;
+  int32_t group = model_of(o)->config.heads / cache->heads;
+  for (int head = 0; head < cache->heads; head++) {
+    pyr_lane *lane = pyr_cache_lane(cache, o->splits->layer, head);
+    int64_t begin = pyr_track_begin(&o->track, lane->rows), n = lane->rows - begin;
+    const float *from = o->tracked + (int64_t)head * group * o->tracked_stride;
+    PYR_TRY(be->reduce_rows(be, o->mean, from, group, o->tracked_stride, n, PYR_MEAN, 1.0f));
+    PYR_TRY(be->arith(be, lane->history + begin, o->mean, n, PYR_S_ADD));
+  }
+  return PYR_OK;
+}
+
+/* Expected are queries behind the rows as they are rotated: by their indices where the layer is
+ * compacted. */
+static pyr_status end_query_stats(pyr_observation *o) {
+  pyr_cache *cache = o->splits->cache;
+  int layer = o->splits->layer;
+  const pyr_score *score = &o->splits->plan->score;
+  int64_t next = cache->states[layer].compact ? pyr_cache_layer_rows(cache, layer)
+      : o->last_position + 1;
+  for (int i = 0; i < score->length; i++)
+    if (pyr_signal_is_expected(&score->ops[i]))
+      PYR_TRY(pyr_query_stats_end(&o->signals.queries_of[i], cache->pool->be, model_of(o), next,
+                                  score->ops[i].n));
+  return PYR_OK;
+}
+
+pyr_status pyr_observe_end(pyr_observation *o) {
+  if (o->tracked) PYR_TRY(flush_tracked(o));
+  return o->expects ? end_query_stats(o) : PYR_OK;
+}

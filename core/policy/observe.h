@@ -1,0 +1,56 @@
+/* observe.h — what a plan's score and the layer's tracking take of a prompt's queries, gathered
+ * while the layer reads the prompt.
+ *
+ * The attention of n tokens to n rows is n * n numbers, which nobody stores. But a score asks for
+ * sums over queries (or the highest): one number a row and query head. So right after a chunk's
+ * attention, while the denominators of its softmax are at hand (`lse`), its queries are looked at
+ * once more, and what they gave to each candidate is added:
+ *
+ *     sum[h][j] += w(q, j) * exp(scale * q_h . k_j - lse_h(q))      (the backend's `mass`)
+ *
+ *                    candidates of a lane
+ *     queries   ..................................
+ *     of the    ..................................    most scores ask for the last few queries
+ *     prompt    ##################################    (a recent window): only chunks that hold some
+ *               ##################################    of those are looked at (pyr_observe_wants)
+ *                sum over these rows, per query head
+ *
+ * Tracking (track.h) asks the same for all rows that a decode plan may rank, and its sums go to the
+ * lanes' history. Expected attention asks for the queries' mean and covariance (query_stats.h). */
+#ifndef PYR_OBSERVE_H
+#define PYR_OBSERVE_H
+
+#include "base/arena.h"
+#include "policy/track.h"
+
+typedef struct pyr_observation {
+  const pyr_splits *splits;        /* of the plan that is about to run */
+  const pyr_trigger *trigger;      /* that the layer has, or gets */
+  int64_t last_position;           /* of the prompt's last token */
+  pyr_signals signals;             /* what the score reads */
+  bool expects;                    /* the score expects attention: every query is looked at */
+  pyr_prompt_track track;          /* what is tracked, into … */
+  float *tracked;                  /* … [query heads, tracked_stride], or NULL: nothing */
+  int64_t tracked_stride;
+  float *mean;                     /* [tracked_stride] over the heads of a lane */
+  pyr_range *ranges;               /* host [K/V heads] */
+  float *zeros;                    /* sums begin at zero: these, … */
+  int64_t zero_count;
+} pyr_observation;
+
+/* `restarts`: the layer gets its trigger now. `fault` is backend memory, as in pyr_signals. */
+void pyr_observe_begin(pyr_observation *o, const pyr_splits *splits, const pyr_trigger *trigger,
+                       bool restarts, int64_t last_position, int32_t *fault);
+void pyr_observe_layout_host(pyr_observation *o, int32_t heads, pyr_arena *host);
+void pyr_observe_layout(pyr_observation *o, pyr_arena *arena);
+pyr_status pyr_observe_zero(pyr_observation *o);
+/* Whether alive queries [at, at + n) are to be looked at. */
+bool pyr_observe_wants(const pyr_observation *o, int64_t at, int64_t n);
+/* Looks at alive queries [at, at + a->n), after their attention; a->lse is set. turned_to [a->n]:
+ * the positions that rope turned them to, which in a compacted layer are not theirs. */
+pyr_status pyr_observe_queries(pyr_observation *o, const pyr_attention *a,
+                               const int32_t *turned_to, int64_t at);
+/* All queries have been seen: signals are complete, and history holds what was tracked. */
+pyr_status pyr_observe_end(pyr_observation *o);
+
+#endif

@@ -1,0 +1,213 @@
+/* policy.c — see policy.h. */
+#include "policy/policy.h"
+#include "model/model.h"
+
+#include <string.h>
+
+static const char *const when_names[] = {
+  [PYR_WHEN_PREFILL] = "prefill", [PYR_WHEN_DECODE] = "decode", [PYR_WHEN_EVICT] = "evict",
+};
+
+static const char *policy_name(const pyr_cache *cache) {
+  return cache->policy.name ? cache->policy.name : "?";
+}
+
+/* Whose answer is checked, for messages. `when`: of when_names, or "trigger". */
+typedef struct pyr_answer { pyr_cache *cache; int32_t layer; const char *when; } pyr_answer;
+
+static pyr_status refuse(const pyr_answer *a, const char *field, const char *what) {
+  return pyr_runtime_set_error(a->cache->pool->rt, PYR_POLICY, "policy %s, layer %d, %s: %s %s",
+                               policy_name(a->cache), (int)a->layer + 1, a->when, field, what);
+}
+
+/* ---- plans ----------------------------------------------------------------------------------- */
+
+/* `keep` for each K/V head; plan->keep becomes the highest of them. */
+static pyr_status check_list(const pyr_answer *a, const pyr_shape *shape, pyr_plan *plan) {
+  if (plan->share != PYR_SHARE_HEAD)
+    return refuse(a, "keep", "is a list, which needs share = \"head\"");
+  if (plan->keep_count != shape->kv_heads || plan->keep_count > PYR_KEEP_HEADS)
+    return refuse(a, "keep", "must list one number for each K/V head, of which there may be 128");
+  plan->keep = plan->keep_of[0];
+  for (int32_t head = 0; head < plan->keep_count; head++) {
+    if (plan->keep_of[head] < 1) return refuse(a, "keep", "is less than 1");
+    if (plan->keep_of[head] < plan->least) return refuse(a, "least", "is more than keep");
+    plan->keep = pyr_max(plan->keep, plan->keep_of[head]);
+  }
+  return PYR_OK;
+}
+
+static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_plan *plan,
+                             pyr_when when) {
+  int depth;
+  const char *fault;
+  bool hidden = plan->prune & PYR_PRUNE_HIDDEN;
+  if (plan->keep_count) PYR_TRY(check_list(a, shape, plan));
+  if (plan->keep < 1) return refuse(a, "keep", "is less than 1");
+  if (plan->keep > shape->rows) return refuse(a, "keep", "asks for more rows than there are");
+  if (plan->first < 0) return refuse(a, "guard.first", "is negative");
+  if (plan->last < 0) return refuse(a, "guard.last", "is negative");
+  if (plan->share < PYR_SHARE_LAYER || plan->share > PYR_SHARE_POOL)
+    return refuse(a, "share", "is unknown");
+  if (plan->prune < PYR_PRUNE_CACHE || plan->prune > PYR_PRUNE_BOTH)
+    return refuse(a, "prune", "is unknown");
+  if (hidden && plan->share != PYR_SHARE_LAYER)
+    return refuse(a, "share", "must be \"layer\" where hidden states are pruned");
+  if (!(plan->mass >= 0 && plan->mass <= 1)) return refuse(a, "mass", "lies outside (0, 1]");
+  if (plan->least < 0) return refuse(a, "least", "is negative");
+  if (plan->least > plan->keep) return refuse(a, "least", "is more than keep");
+  if (plan->least > 0 && plan->mass == 0 && plan->share != PYR_SHARE_POOL)
+    return refuse(a, "least", "needs mass or share = \"pool\"");
+  if (plan->merge && !(plan->threshold >= -1 && plan->threshold <= 1))
+    return refuse(a, "merge.threshold", "lies outside [-1, 1]");
+  if (plan->merge && !(plan->prune & PYR_PRUNE_CACHE))
+    return refuse(a, "merge",
+                  "needs losers: prune = \"hidden\" leaves the layer's own rows whole");
+  if (plan->rotate != PYR_ROTATE_KEEP && plan->rotate != PYR_ROTATE_COMPACT)
+    return refuse(a, "rotate", "is unknown");
+  if (plan->rotate == PYR_ROTATE_COMPACT && (plan->share != PYR_SHARE_LAYER || hidden))
+    return refuse(a, "rotate", "\"compact\" needs share = \"layer\" and prune = \"cache\"");
+  if ((fault = pyr_score_check(&plan->score, &depth)) != NULL) return refuse(a, "score", fault);
+  fault = pyr_score_refused(&plan->score, a->cache, when != PYR_WHEN_DECODE);
+  return fault ? refuse(a, "score", fault) : PYR_OK;
+}
+
+/* After the last layer there is none to hand survivors to: a plan that would drop hidden states
+ * drops the prompt's rows only, or nothing where it leaves rows alone. */
+static void adjust_last_layer(const pyr_shape *shape, pyr_plan *plan) {
+  if (shape->layer != shape->layers - 1 || !(plan->prune & PYR_PRUNE_HIDDEN)) return;
+  if (plan->prune == PYR_PRUNE_HIDDEN) plan->keep = shape->rows, plan->mass = 0, plan->least = 0;
+  plan->prune = PYR_PRUNE_CACHE;
+  plan->last = pyr_max(plan->last, 1);
+  plan->first = pyr_max(plan->first, shape->past);
+}
+
+/* A decode plan ranks by what the trigger tracks, or by rows alone. */
+static pyr_status check_decode(const pyr_answer *a, const pyr_trigger *trigger, pyr_plan *plan) {
+  if (trigger->once && plan->last > trigger->window)
+    return refuse(a, "guard.last",
+                  "exceeds the trigger's window, by which rows judged once are counted");
+  if (plan->score.length == 0 && pyr_trigger_tracks(trigger))
+    plan->score = (pyr_score){ 1, { trigger->track } };
+  for (int i = 0; i < plan->score.length; i++) {
+    const char *fault = pyr_score_untracked(&plan->score.ops[i], &trigger->track);
+    if (fault) return refuse(a, "score", fault);
+  }
+  return PYR_OK;
+}
+
+static pyr_status check_at_rest(const pyr_answer *a, const pyr_shape *shape,
+                                const pyr_trigger *trigger, const pyr_plan *plan) {
+  if (plan->prune & PYR_PRUNE_HIDDEN)
+    return refuse(a, "prune", "drops hidden states, which are there while a prefill runs only "
+                  "(\"cache\" drops rows)");
+  for (int i = 0; i < plan->score.length; i++) {
+    const pyr_score_op *op = &plan->score.ops[i];
+    if (pyr_signal_is_expected(op))
+      return refuse(a, "score", "expects attention from the queries of a prompt, which only a "
+                    "running prefill knows");
+    if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
+    if (pyr_score_untracked(op, &trigger->track))
+      return refuse(a, "score", "ranks by attention that the cache does not track, and only a "
+                    "running prefill knows");
+    if (op->b == PYR_MAX && shape->heads != shape->kv_heads)
+      return refuse(a, "score", "takes a maximum over the query heads of a K/V head, of which "
+                    "only the mean is tracked");
+  }
+  return PYR_OK;
+}
+
+pyr_status pyr_policy_ask(pyr_cache *cache, pyr_when when, const pyr_shape *shape,
+                          pyr_plan *plan) {
+  const pyr_policy *policy = &cache->policy;
+  const pyr_trigger *trigger = &cache->states[shape->layer].trigger;
+  const pyr_answer a = { cache, shape->layer, when_names[when] };
+  memset(plan, 0, sizeof *plan);
+  plan->keep = shape->rows;
+  plan->prune = PYR_PRUNE_CACHE;
+  if (when == PYR_WHEN_DECODE) {
+    PYR_TRY(policy->decode(policy->ud, shape, plan));
+    plan->prune = PYR_PRUNE_CACHE;
+  } else if (policy->prefill) {
+    PYR_TRY(policy->prefill(policy->ud, shape, plan));
+  } else {
+    return PYR_OK;
+  }
+  PYR_TRY(check_plan(&a, shape, plan, when));
+  switch (when) {
+  case PYR_WHEN_PREFILL: adjust_last_layer(shape, plan); return PYR_OK;
+  case PYR_WHEN_DECODE:  return check_decode(&a, trigger, plan);
+  case PYR_WHEN_EVICT:    return check_at_rest(&a, shape, trigger, plan);
+  }
+  return PYR_OK;
+}
+
+pyr_status pyr_policy_check_lanes(const pyr_splits *splits) {
+  const pyr_answer a = { splits->cache, splits->layer, when_names[splits->when] };
+  const char *field, *fault = pyr_splits_fault(splits, &field);
+  return fault ? refuse(&a, field, fault) : PYR_OK;
+}
+
+pyr_status pyr_policy_not_finite(const pyr_cache *cache, int layer, pyr_when when,
+                                 const pyr_score *score) {
+  char text[PYR_SCORE_TEXT];
+  pyr_score_text(score, text);
+  return pyr_runtime_set_error(cache->pool->rt, PYR_POLICY,
+                               "policy %s, layer %d, %s: score %s is NaN or infinite at some row: "
+                               "only numbers rank (bound what it divides by, and use large "
+                               "numbers for never and always)",
+                               policy_name(cache), layer + 1, when_names[when], text);
+}
+
+/* ---- triggers -------------------------------------------------------------------------------- */
+
+static pyr_status check_trigger(pyr_cache *cache, const pyr_shape *shape,
+                                const pyr_trigger *trigger) {
+  const pyr_answer a = { cache, shape->layer, "trigger" };
+  if (trigger->every < 0) return refuse(&a, "every", "is negative");
+  if (trigger->over < 0) return refuse(&a, "over", "is negative");
+  if (trigger->window < 0) return refuse(&a, "window", "is negative");
+  if (trigger->once && (trigger->every == 0 || trigger->over > 0))
+    return refuse(&a, "once", "needs `every`, and not `over`");
+  if (!pyr_trigger_tracks(trigger)) return PYR_OK;
+  int depth;
+  pyr_score alone = { 1, { trigger->track } };
+  const char *fault = pyr_score_check(&alone, &depth);
+  if (fault) return refuse(&a, "track", fault);
+  /* A row has one accumulator, which is a sum over queries and heads. */
+  if (trigger->track.a == PYR_MAX)
+    return refuse(&a, "track", "cannot keep a maximum over queries");
+  if (trigger->track.b == PYR_MAX && shape->heads != shape->kv_heads)
+    return refuse(&a, "track",
+                  "cannot keep a maximum over the query heads of a K/V head; track their mean");
+  return PYR_OK;
+}
+
+/* A history that earlier prompts have added to holds the mean over heads, decayed in one way. */
+static pyr_status check_history(pyr_cache *cache, const pyr_shape *shape, const pyr_plan *plan,
+                                const pyr_trigger *trigger) {
+  const pyr_answer a = { cache, shape->layer, when_names[PYR_WHEN_PREFILL] };
+  if (!pyr_signal_is_history(&trigger->track) || shape->past == 0) return PYR_OK;
+  for (int i = 0; i < plan->score.length; i++) {
+    const pyr_score_op *op = &plan->score.ops[i];
+    if (!pyr_signal_is_history(op)) continue;
+    if (op->b == PYR_MAX && shape->heads != shape->kv_heads)
+      return refuse(&a, "score", "wants history{heads=max}, of which earlier prompts left the "
+                    "mean over a K/V head");
+    const char *fault = pyr_score_untracked(op, &trigger->track);
+    if (fault) return refuse(&a, "score", fault);
+  }
+  return PYR_OK;
+}
+
+pyr_status pyr_policy_ask_trigger(pyr_cache *cache, const pyr_shape *shape, const pyr_plan *plan,
+                                  pyr_trigger *trigger) {
+  const pyr_policy *policy = &cache->policy;
+  memset(trigger, 0, sizeof *trigger);
+  trigger->track.code = PYR_SCORE_CODES;
+  if (policy->trigger && policy->decode) {
+    PYR_TRY(policy->trigger(policy->ud, shape, trigger));
+    PYR_TRY(check_trigger(cache, shape, trigger));
+  }
+  return check_history(cache, shape, plan, trigger);
+}

@@ -1,0 +1,112 @@
+/* split.c — see split.h. */
+#include "policy/split.h"
+#include "model/model.h"
+
+#include <string.h>
+
+/* The guards of a lane that will hold `rows` rows, and holds `held` now. */
+static void guard(pyr_split *lane, const pyr_splits *s, int64_t held) {
+  const pyr_layer_state *state = &s->cache->states[s->layer];
+  int64_t first = s->plan->first, last = s->plan->last;
+  if (s->when == PYR_WHEN_DECODE) {
+    /* The window is guarded. Where rows are ranked once, those that were are guarded, too:
+     *
+     *     positions   0  1  2  5    7  8  9 10    11 12 13       window 3, every 4 steps
+     *                 ranked        unranked                      held 11, unranked 7:
+     *                 [  first ]    candidates    [ last ]        first = 11 - 7 = 4
+     *
+     * A step adds a row to `held` and one to `unranked`, so that their difference is the same
+     * before it as after it. */
+    if (state->trigger.once) first = pyr_max(first, held - state->unjudged);
+    last = pyr_max(last, state->trigger.window);
+  } else if (s->plan->prune & PYR_PRUNE_HIDDEN) {
+    /* Hidden states are there for the prompt's own tokens only: no row stored before can go. The
+     * last token cannot go either: its logits are what a prefill is for. */
+    first = pyr_max(first, lane->rows - s->coming);
+    last = pyr_max(last, 1);
+  }
+  lane->first = pyr_min(first, lane->rows);
+  lane->last = pyr_min(last, lane->rows - lane->first);
+}
+
+static pyr_split split_lane(const pyr_splits *s, int head) {
+  const pyr_plan *plan = s->plan;
+  int64_t held = pyr_cache_lane(s->cache, s->layer, head)->rows;
+  pyr_split lane = { .rows = held + s->coming };
+  guard(&lane, s, held);
+  lane.candidates = lane.rows - lane.first - lane.last;
+  int64_t guards = lane.first + lane.last;
+  int64_t keep = plan->keep_count ? plan->keep_of[head] : plan->keep;
+  bool pooled = plan->share == PYR_SHARE_POOL;
+  lane.max = pooled ? lane.candidates : pyr_min(pyr_max(keep - guards, 0), lane.candidates);
+  lane.min = pooled || plan->mass > 0
+      ? pyr_min(pyr_max(pyr_max(plan->least, 1) - guards, 0), lane.candidates) : lane.max;
+  lane.max = pyr_max(lane.max, lane.min);
+  return lane;
+}
+
+bool pyr_split_loses(const pyr_splits *s, int head) {
+  const pyr_split *lane = &s->lanes[head];
+  return lane->max < lane->candidates || (s->plan->mass > 0 && lane->min < lane->candidates);
+}
+
+void pyr_splits_make(pyr_splits *out, pyr_cache *cache, int layer, const pyr_plan *plan,
+                     pyr_when when, int64_t coming, pyr_split *lanes) {
+  pyr_splits s = { .cache = cache, .layer = layer, .plan = plan, .when = when,
+                   .coming = coming, .lanes = lanes };
+  int64_t budget = plan->keep * cache->heads, promised = 0;
+  bool pooled = plan->share == PYR_SHARE_POOL, loses = false;
+  for (int head = 0; head < cache->heads; head++) {
+    const pyr_split *lane = &lanes[head];
+    lanes[head] = split_lane(&s, head);
+    s.rows = pyr_max(s.rows, lane->rows);
+    s.longest = pyr_max(s.longest, lane->candidates);
+    s.total += lane->candidates;
+    budget -= lane->first + lane->last;
+    promised += lane->min;
+    loses = loses || pyr_split_loses(&s, head);
+  }
+  /* A budget shared by all lanes: `keep` rows a lane on average less all guards, but never less
+   * than the lanes are promised. Of lanes of 16 and 10 rows with guards 4 and 4 and keep 10:
+   * 2 * 10 - 16 = 4 of the 8 + 2 candidates. */
+  s.pooled = pyr_min(pyr_max(budget, promised), s.total);
+  s.needed = pooled ? s.pooled < s.total || (plan->mass > 0 && promised < s.total) : loses;
+  for (int head = 0; head < cache->heads; head++) {
+    const pyr_split *lane = &lanes[head];
+    int64_t survive = pooled ? pyr_min(lane->max, s.pooled) : lane->max;
+    s.rows_after = pyr_max(s.rows_after, plan->prune & PYR_PRUNE_CACHE
+                           ? lane->first + survive + lane->last : lane->rows);
+  }
+  bool together = plan->share == PYR_SHARE_LAYER && pyr_cache_lanes_equal(cache, layer);
+  s.groups = together ? 1 : cache->heads;
+  s.members = cache->heads / s.groups;
+  s.turns = s.needed && (plan->rotate == PYR_ROTATE_COMPACT || cache->states[layer].compact);
+  *out = s;
+}
+
+int64_t pyr_split_first_written(const pyr_splits *s, int head) {
+  /* merging changes survivors anywhere; where keys are turned for the first time, all are */
+  bool anywhere = s->plan->merge || (s->turns && !s->cache->states[s->layer].compact);
+  return anywhere ? 0 : s->lanes[head].first;
+}
+
+const char *pyr_splits_fault(const pyr_splits *s, const char **field) {
+  const pyr_plan *plan = s->plan;
+  const int32_t *window = s->cache->pool->model->config.window;
+  bool equal = pyr_cache_lanes_equal(s->cache, s->layer), ranks = plan->prune & PYR_PRUNE_HIDDEN;
+  if (!s->needed) return NULL;
+  for (int head = 0; head < s->cache->heads; head++)
+    ranks = ranks || (pyr_split_loses(s, head) && s->lanes[head].max > 0);
+  *field = "share";
+  if (plan->share == PYR_SHARE_LAYER && !equal && ranks)
+    return "is \"layer\", but the heads hold unequal numbers of rows (\"head\" and \"pool\" "
+           "judge each by its own)";
+  *field = "rotate";
+  if (!s->turns || !(plan->prune & PYR_PRUNE_CACHE)) return NULL;
+  if (window && window[s->layer] > 0)
+    return "cannot be \"compact\" in a layer with a sliding window";
+  if (!equal) return "cannot be \"compact\" where the heads hold unequal numbers of rows";
+  if (plan->share != PYR_SHARE_LAYER)
+    return "was \"compact\": the layer's heads must go on sharing their rows (share = \"layer\")";
+  return NULL;
+}

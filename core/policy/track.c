@@ -1,0 +1,91 @@
+/* track.c — see track.h. */
+#include "policy/track.h"
+
+static const pyr_weighting each_query_counts = { .queries = 0, .ramp = 1.0f };
+
+static int64_t steps_until(const pyr_trigger *trigger, int64_t since, int64_t rows) {
+  int64_t steps = INT64_MAX;
+  if (trigger->every > 0) steps = pyr_max(trigger->every - since, 1);
+  if (trigger->over > 0) steps = pyr_min(steps, pyr_max(trigger->over + 1 - rows, 1));
+  return steps;
+}
+
+/* Seen from a cache whose next query has position `next`, `steps` steps before the trigger fires;
+ * rows count from `end` rows behind those that each lane holds now. */
+static pyr_weighting weighting_of(const pyr_trigger *trigger, int64_t next, int64_t steps,
+                                  int64_t end) {
+  pyr_weighting w = each_query_counts;
+  if (!pyr_signal_is_attention(&trigger->track) || steps == INT64_MAX) return w;
+  w.queries = trigger->track.n;
+  w.ramp = trigger->track.x;
+  w.due = next + steps - 1;
+  if (trigger->once) {
+    w.threshold = steps - trigger->window - end;
+    w.every = trigger->every;
+  }
+  return w;
+}
+
+/* ---- decode ---------------------------------------------------------------------------------- */
+
+int64_t pyr_track_steps_left(const pyr_cache *cache, int layer) {
+  const pyr_layer_state *state = &cache->states[layer];
+  return steps_until(&state->trigger, state->since, pyr_cache_layer_rows(cache, layer));
+}
+
+int64_t pyr_track_waiting(const pyr_cache *cache, int layer, int64_t rows) {
+  const pyr_layer_state *state = &cache->states[layer];
+  int64_t ranked = 0;
+  if (state->trigger.once)
+    ranked = pyr_max(0, pyr_cache_layer_rows(cache, layer) - state->unjudged);
+  return pyr_max(0, rows - state->trigger.window - ranked);
+}
+
+bool pyr_track_step(const pyr_cache *cache, int layer, pyr_track *out) {
+  const pyr_trigger *trigger = &cache->states[layer].trigger;
+  int64_t steps = pyr_track_steps_left(cache, layer);
+  if (!pyr_trigger_tracks(trigger) || steps == INT64_MAX) return false;
+  /* the step's own row is stored before its attention: it is the lane's last, j = -1 */
+  out->weighting = weighting_of(trigger, cache->tokens, steps, 1);
+  out->decay = pyr_signal_is_history(&trigger->track) ? trigger->track.x : 1.0f;
+  return true;
+}
+
+pyr_status pyr_track_forget(pyr_cache *cache, int layer) {
+  pyr_backend *be = cache->pool->be;
+  for (int head = 0; head < cache->heads; head++) {
+    pyr_lane *lane = pyr_cache_lane(cache, layer, head);
+    if (lane->history && lane->rows)
+      PYR_TRY(be->fill(be, lane->history, NULL, lane->rows, 2, 0, 0.0f));
+  }
+  return PYR_OK;
+}
+
+/* ---- prefill --------------------------------------------------------------------------------- */
+
+pyr_prompt_track pyr_track_prompt(const pyr_splits *splits, const pyr_trigger *trigger,
+                                  bool restarts, int64_t last_position) {
+  pyr_prompt_track t = { .last = INT64_MAX, .weighting = each_query_counts };
+  if (!pyr_trigger_tracks(trigger)) return t;
+  t.queries = splits->coming;
+  if (!pyr_signal_is_attention(&trigger->track)) return t;
+  int64_t since = restarts ? 0 : splits->cache->states[splits->layer].since;
+  int64_t steps = steps_until(trigger, since, splits->rows_after);
+  if (steps == INT64_MAX) {
+    t.queries = 0;
+    return t;
+  }
+  t.weighting = weighting_of(trigger, last_position + 1, steps, 0);
+  /* Of the last n queries before the first firing, `steps` are yet to come: with n = 10 and the 4
+   * steps above, the prompt's last 6 count. */
+  if (trigger->track.n > 0)
+    t.queries = pyr_max(0, pyr_min(t.queries, trigger->track.n - steps));
+  /* Rows before the window are never candidates. */
+  if (trigger->once) t.last = trigger->window;
+  if (t.last == 0) t.queries = 0;
+  return t;
+}
+
+int64_t pyr_track_begin(const pyr_prompt_track *track, int64_t rows) {
+  return pyr_max(0, rows - pyr_min(rows, track->last));
+}
