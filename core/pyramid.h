@@ -281,7 +281,8 @@ typedef enum pyr_score_code {
   PYR_S_POOL,          /* a: 0 average, 1 maximum, over a centred window of odd width n within the
                           judged rows */
   PYR_S_NORMALIZE,     /* divide by the sum over the judged rows */
-  PYR_S_KEY_SIMILARITY,/* push the cosine of K to the mean of the judged rows' normalised K (KeyDiff, arXiv 2504.15364) */
+  PYR_S_KEY_SIMILARITY,/* push the cosine of K to the mean of the judged rows' normalised K
+                          (KeyDiff, arXiv 2504.15364) */
   PYR_S_EXPECTED,      /* push attention expected of the next n positions (arXiv 2510.00636). a: 0
                           by the mean of the prompt's queries only, 1 and their covariance; b:
                           pyr_reduce over heads; x: the prompt's first queries, left out. Prefill
@@ -792,7 +793,7 @@ void pyr_host_cancel(pyr_host *host);
 const char *pyr_host_error(const pyr_host *host);
 void pyr_host_close(pyr_host *host);
 
-/* ---- conversations: turns in the model's chat format, in one cache that each turn only adds to  */
+/* ---- conversations: turns in the model's chat format, in one cache that each turn only adds to */
 
 typedef struct pyr_conversation_options {
   size_t size;

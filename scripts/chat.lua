@@ -80,7 +80,7 @@ local function say(line)
   local stats, message, code = talk:say(given, { sampler = picker, max_tokens = args.max_tokens,
     stop = args.stop,
     on_prompt = function(tokens, anew)
-      progress, first = picture.progress(("reading %d tokens"):format(tokens)), anew
+      progress, first = picture.progress(("prefill of %d tokens"):format(tokens)), anew
     end,
     progress = function(...) return progress.update(...) end,
     on_piece = function(piece, _, run)

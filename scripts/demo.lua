@@ -92,7 +92,7 @@ local function score(model, entry, rest)
 end
 
 local function read(model, entry, ids)
-  local progress <close> = picture.progress("  reading", { after = 0 })
+  local progress <close> = picture.progress("  prefill", { after = 0 })
   entry.cache = cli.must(model:cache(cli.cache_options(args, entry.policy)))
   cli.must(entry.cache:prefill(ids, { progress = progress.update }))
   entry.bytes, entry.fraction = entry.cache:bytes(), entry.cache:fraction()
@@ -205,8 +205,8 @@ local function draw_numbers(entries, questions, rounds, tokens)
   print(pic:rule(("What that saves (best of %d rounds)"):format(rounds)))
   local base = entries[1]
   local cross = pic.ascii and "x" or "×"
-  local rows = { { "" }, { "rows kept" }, { "computed" }, { "KV cache" }, { "reading" },
-    { "writing" }, { "perplexity" }, { "answers" } }
+  local rows = { { "" }, { "rows kept" }, { "computed" }, { "KV cache" }, { "prefill" },
+    { "decode" }, { "perplexity" }, { "answers" } }
   for i, entry in ipairs(entries) do
     local function ratio(value, cell)
       return i == 1 and cell or ("%s  %s"):format(cell,

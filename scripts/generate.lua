@@ -80,7 +80,7 @@ local model <close> = cli.open_text_model(args)
 local ids = prompt_ids(model, text)
 local cache <close> = cli.must(model:cache(cli.cache_options(args, policy)))
 
-local progress <close> = picture.progress(("reading %d tokens"):format(#ids))
+local progress <close> = picture.progress(("prefill of %d tokens"):format(#ids))
 local run <close> = cli.must(model:generate(ids,
   { cache = cache, sampler = cli.sampler(args), max_tokens = args.max_tokens, stop = args.stop,
     ignore_eos = args.ignore_eos, progress = progress.update }))

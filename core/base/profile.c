@@ -174,8 +174,9 @@ WRAPPER(rotate, (pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout,
                          3.0 * (double)lane->rows * dims, 2.0 * (double)lane->rows * row_of(layout))
 WRAPPER(mass, (pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads,
                int32_t kv_heads, float scale), (be, m, layout, heads, kv_heads, scale),
-                   2.0 * (double)m->n * ranged_rows(m,
-                                                    kv_heads) * (heads / kv_heads) * layout.head_dim, ranged_rows(m, kv_heads) * (row_of(layout) + 8.0 * (heads / kv_heads)) + 4.0 * (double)m->n * heads * layout.head_dim)
+        2.0 * (double)m->n * ranged_rows(m, kv_heads) * (heads / kv_heads) * layout.head_dim,
+        ranged_rows(m, kv_heads) * (row_of(layout) + 8.0 * (heads / kv_heads))
+          + 4.0 * (double)m->n * heads * layout.head_dim)
 WRAPPER(reduce_rows, (pyr_backend *be, float *out, const float *in, int32_t rows, int64_t stride,
                       int64_t n, pyr_reduce how, float scale),
                           (be, out, in, rows, stride, n, how, scale), (double)rows * (double)n,

@@ -85,7 +85,13 @@ static int32_t counted_at(const pyr_mass *m, int64_t i) {
 }
 
 /* A few queries of a tile: where they stand, and which of the tile's rows they see. */
-typedef struct few { int64_t first; int n; bool all; int32_t position[FEW]; pyr_span seen[FEW]; } few;
+typedef struct few {
+  int64_t first;
+  int n;
+  bool all;
+  int32_t position[FEW];
+  pyr_span seen[FEW];
+} few;
 
 /* Their mass on one strip for one head, from their scores. */
 static void strip_mass(const mass_call *c, const mass_scratch *s, const few *q, int64_t head,

@@ -103,7 +103,8 @@ static int begin_of(const pyr_score *score, int last) {
     const pyr_score_op *op = &score->ops[i];
     switch ((pyr_score_code)op->code) {
     case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV: wanted += 1; break;
-    case PYR_S_POOL: case PYR_S_NORMALIZE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP: break;
+    case PYR_S_POOL: case PYR_S_NORMALIZE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP:
+      break;
     case PYR_S_CUSTOM: wanted += op->a - 1; break;
     default: wanted--;
     }

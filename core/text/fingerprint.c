@@ -5,7 +5,9 @@
 
 uint64_t pyr_tokenizer_fingerprint(const pyr_tokenizer *t) {
   /* not what encoding notes */
-  enum { SEEN = PYR_BIT_PRESENT | PYR_BIT_MODEL | PYR_BIT_CLOSED | PYR_BIT_LITERAL | PYR_BIT_ADDED };
+  enum {
+    SEEN = PYR_BIT_PRESENT | PYR_BIT_MODEL | PYR_BIT_CLOSED | PYR_BIT_LITERAL | PYR_BIT_ADDED
+  };
   const pyr_tokenizer_options *o = &t->options;
   const int32_t numbers[] = { o->vocab, o->unknown, !!o->byte_level, !!o->byte_fallback,
                               !!o->by_score, !!o->whole_words, !!o->fuse_unknown, t->before_count,

@@ -289,8 +289,8 @@ static pyr_status copy_bytes(pyr_tokenizer *t, const char *s, size_t n, uint8_t 
 
 static bool knows(pyr_stage stage, const pyr_text_step *s) {
   switch (s->kind) {
-    case PYR_STEP_NFD: case PYR_STEP_NFC: case PYR_STEP_NFKD: case PYR_STEP_NFKC: case PYR_STEP_LOWER:
-    case PYR_STEP_STRIP: return stage == PYR_NORMALIZE;
+    case PYR_STEP_NFD: case PYR_STEP_NFC: case PYR_STEP_NFKD: case PYR_STEP_NFKC:
+    case PYR_STEP_LOWER: case PYR_STEP_STRIP: return stage == PYR_NORMALIZE;
     case PYR_STEP_SUBSTITUTE: return stage == PYR_NORMALIZE && s->pattern_length > 0;
     case PYR_STEP_PREPEND: return stage != PYR_DECODE && s->text_length > 0;
     case PYR_STEP_REPLACE: return s->pattern_length > 0;

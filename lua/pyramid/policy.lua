@@ -368,8 +368,9 @@ function Policy:bind()
       return flat(f(options_for(l), l))
     end
   end
-  return { slots, name = self.name, options = copy(self.in_force), prefill = bound(d.prefill, flat_plan),
-    trigger = bound(d.trigger, flat_trigger), decode = bound(d.decode, flat_plan) }
+  return { slots, name = self.name, options = copy(self.in_force),
+    prefill = bound(d.prefill, flat_plan), trigger = bound(d.trigger, flat_trigger),
+      decode = bound(d.decode, flat_plan) }
 end
 
 function Policy:__tostring()

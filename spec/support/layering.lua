@@ -214,7 +214,9 @@ end
 if build then
   local folders = ("%s/obj/core %s/obj/lua"):format(build, build)
   local emulated = build .. "/emulated/kernels"
-  if #lines_of("ls -d " .. emulated .. " 2>/dev/null") > 0 then folders = folders .. " " .. emulated end
+  if #lines_of("ls -d " .. emulated .. " 2>/dev/null") > 0 then
+    folders = folders .. " " .. emulated
+  end
   local units, needs, home = symbols_of(folders)
   for _, circle in ipairs(circles_of(units, needs, home)) do
     table.sort(circle)
@@ -226,7 +228,8 @@ if build then
     argued[name] = nil
   end
   for name in pairs(argued) do
-    complain("no circle of calls any more, but listed as one in spec/support/layering.lua: %s", name)
+    complain("no circle of calls any more, but listed as one in spec/support/layering.lua: %s",
+      name)
   end
 end
 

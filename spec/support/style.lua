@@ -41,7 +41,9 @@ local function look(path)
     if text ~= "" then
       lines = lines + 1
       if lua then
-        if not long and (text:find "^%-%-" or text:find "%s%-%- %S") then comments = comments + 1 end
+        if not long and (text:find "^%-%-" or text:find "%s%-%- %S") then
+          comments = comments + 1
+        end
       elseif inside or text:find "/%*" or text:find "//" then comments = comments + 1 end
     end
     if lua then

@@ -217,8 +217,8 @@ describe("pyramid bench", function()
 
     local names = {}
     for _, result in ipairs(model.results) do
-      assert.equal("against_first against_peer cache_dtype case computed engine "
-        .. "first_token_seconds flash_attention judging kept "
+      assert.equal("against_first against_peer cache_dtype case computed engine evicting "
+        .. "first_token_seconds flash_attention kept "
         .. "kv_bytes label limit median_seconds name of_limit peak_bytes policy profile seconds "
         .. "spread tokens_per_second",
         keys(result))
@@ -234,7 +234,7 @@ describe("pyramid bench", function()
         total = total + entry.seconds
         if entry.name == "mass" or entry.name == "select" then spent = spent + entry.seconds end
       end
-      assert.is_true(result.judging >= spent / total and result.judging < 1)
+      assert.is_true(result.evicting >= spent / total and result.evicting < 1)
       assert.equal("bytes calls flops name seconds", keys(result.profile[1]))
       assert.equal(result.case.kind == "batch", type(result.first_token_seconds) == "number")
       -- a prompt's limit is oneDNN's rate, which a build without it does not know

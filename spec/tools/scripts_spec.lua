@@ -597,7 +597,7 @@ describe("pyramid demo", function()
       assert.equal(tokens, full)
       assert.is_true(tonumber(kept) <= tonumber(tokens))
     end
-    for _, word in ipairs { "rows kept", "computed", "KV cache", "reading", "writing",
+    for _, word in ipairs { "rows kept", "computed", "KV cache", "prefill", "decode",
       "perplexity", "answers" } do
       assert.matches("\n  " .. word .. " +%S", out)
     end

@@ -29,7 +29,7 @@ local LEAST = 2                   -- samples of a case, however long they take
 ---  tokens a second: read (prefill), made by one sequence (decode) or by all (batch)
 ---@field ceilings (number|false)[]
 ---  what the machine could do around each run, in what bounds the case; false: not measured
----@field judging? number  share of the profiled run's time in which rows were scored and chosen
+---@field evicting? number  share of the profiled run's time in which rows were scored and chosen
 
 ---A case in a few words.
 ---@param case pyramid.BenchCase
@@ -191,16 +191,16 @@ local function take_turns(entrants, case, rules, leave_out)
 end
 
 -- What a forward pass and the moving of rows would take without a policy's scores and choices.
-local not_judging = {}
+local not_evicting = {}
 for name in ([[linear attention embed rms_norm rope silu_mul take_rows take_i32 store gather merge rotate copy upload
-  download]]):gmatch "%S+" do not_judging[name] = true end
+  download]]):gmatch "%S+" do not_evicting[name] = true end
 
 -- The share of profiled time in which rows were scored and chosen.
-local function judging(profile)
+local function evicting(profile)
   local total, spent = 0, 0
   for _, entry in ipairs(profile or {}) do
     total = total + entry.seconds
-    if not not_judging[entry.name] then spent = spent + entry.seconds end
+    if not not_evicting[entry.name] then spent = spent + entry.seconds end
   end
   return total > 0 and spent / total or nil
 end
@@ -221,7 +221,7 @@ local function conclude(entrant, case)
       kv_bytes = last.kv_bytes,
     ceilings = ceilings, kept = last.kept, computed = last.computed, peak_bytes = entrant.peak,
       profile = entrant.profile,
-    judging = judging(entrant.profile),
+    evicting = evicting(entrant.profile),
   }
 end
 

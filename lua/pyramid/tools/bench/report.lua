@@ -59,7 +59,7 @@ end
 -- ---- rows ---------------------------------------------------------------------------------------
 
 local head = { "case", "policy", "rows as", "tok/s", "±", "of limit", "vs first", "vs peer",
-  "first token", "rows", "computed", "judging", "KV", "resident", "where time goes" }
+  "first token", "rows", "computed", "evicting", "KV", "resident", "where time goes" }
 local aligns = "<<<>>>>>>>>>>><"
 
 local function row_of(result)
@@ -67,7 +67,7 @@ local function row_of(result)
     percent(result.spread), result.of_limit and percent(result.of_limit) .. " " .. result.limit
       or "", times(result.against_first), times(result.against_peer),
         result.first and picture.seconds(result.first) or "", percent(result.kept),
-          percent(result.computed), result.judging and ("%.1f %%"):format(100 * result.judging)
+          percent(result.computed), result.evicting and ("%.1f %%"):format(100 * result.evicting)
             or "", bytes(result.kv_bytes), bytes(result.peak_bytes), where(result.profile) }
 end
 
@@ -316,7 +316,7 @@ local function result_json(result)
     against_first = or_null(result.against_first), against_peer = or_null(result.against_peer),
       kv_bytes = or_null(result.kv_bytes),
     kept = or_null(result.kept), computed = or_null(result.computed),
-      judging = or_null(result.judging),
+      evicting = or_null(result.evicting),
     peak_bytes = or_null(result.peak_bytes),
     profile = result.profile and list(result.profile) or null,
   }
