@@ -180,18 +180,18 @@ static __device__ __forceinline__ float hash_unit(uint64_t seed, int32_t positio
   return static_cast<float>((z ^ (z >> 31)) >> 40) * 0x1p-24f;
 }
 
-static __global__ void fill_kernel(float *out, const int32_t *positions, int64_t n, int what,
-                                   uint64_t seed, float value) {
+static __global__ void fill_kernel(float *out, const int32_t *positions, int64_t n,
+                                   pyr_filling what, uint64_t seed, float value) {
   int64_t i = thread_of_grid();
   if (i >= n) return;
-  if (what == 0) out[i] = static_cast<float>(positions[i]);
-  else if (what == 1) out[i] = hash_unit(seed, positions[i]);
-  else if (what == 2) out[i] = value;
+  if (what == PYR_FILL_POSITION) out[i] = static_cast<float>(positions[i]);
+  else if (what == PYR_FILL_HASH) out[i] = hash_unit(seed, positions[i]);
+  else if (what == PYR_FILL_VALUE) out[i] = value;
   else out[i] = n == 1 ? 1.0f : static_cast<float>(i) / static_cast<float>(n - 1);
 }
 
 static pyr_status cuda_fill(pyr_backend *be, float *out, const int32_t *positions, int64_t n,
-                            int what, uint64_t seed, float value) {
+                            pyr_filling what, uint64_t seed, float value) {
   if (n <= 0) return PYR_OK;
   PYR_LAUNCH(fill_kernel, blocks_of(n), THREADS, 0, cuda_of(be), out, positions, n, what, seed,
              value);

@@ -102,7 +102,7 @@ struct pyr_backend {
                        const int32_t *stood /* [rows] */, const float *freq /* [dims/2] */,
                            int32_t dims, pyr_rope_style style);
 
-  /* scores: vectors of one f32 per judged row; groups of `count` lanes or heads */
+  /* scores: vectors of one f32 a candidate; groups of `count` lanes or heads */
   pyr_status (*mass)(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads,
                      int32_t kv_heads, float scale);
   /* out[n] = reduce over r of in[r*stride + i], r < count (PYR_MEAN, PYR_SUM, PYR_MAX), times
@@ -133,10 +133,9 @@ struct pyr_backend {
   pyr_status (*finite)(pyr_backend *be, int32_t *fault, const float *x, int64_t n);
   /* out[i] = first + i */
   pyr_status (*iota)(pyr_backend *be, int32_t *out, int32_t first, int64_t n);
-  /* out[i] = positions[i] (what 0), a hash of (seed, positions[i]) in [0, 1) (1), value (2), or
-   * i/(n-1) (3; 1 if n == 1) */
-  pyr_status (*fill)(pyr_backend *be, float *out, const int32_t *positions, int64_t n, int what,
-                     uint64_t seed, float value);
+  /* positions, seed and value: as pyr_filling says; what it does not read may be NULL or 0 */
+  pyr_status (*fill)(pyr_backend *be, float *out, const int32_t *positions, int64_t n,
+                     pyr_filling what, uint64_t seed, float value);
 
   /* signals of rows (scores, as above), each from its own lane */
   pyr_status (*read_rows)(pyr_backend *be, float *out /* [end-begin, head_dim] */,
@@ -193,6 +192,14 @@ struct pyr_backend {
   pyr_status (*measure)(pyr_backend *be, pyr_ceiling what, int64_t size, int times,
                         double *seconds);
 };
+
+static inline pyr_status pyr_fill_value(pyr_backend *be, float *out, int64_t n, float value) {
+  return be->fill(be, out, NULL, n, PYR_FILL_VALUE, 0, value);
+}
+/* n values of four bytes each, floats or integers */
+static inline pyr_status pyr_fill_zeros(pyr_backend *be, void *out, int64_t n) {
+  return pyr_fill_value(be, (float *)out, n, 0.0f);
+}
 
 pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *be);  /* fills *be */
 

@@ -169,6 +169,13 @@ typedef struct pyr_pick {        /* one token id out of logits, by the steps of 
   uint64_t random;               /* 53 random bits */
 } pyr_pick;
 
+typedef enum pyr_filling {       /* what `fill` writes to out[i] */
+  PYR_FILL_POSITION,             /* positions[i] */
+  PYR_FILL_HASH,                 /* a hash of (seed, positions[i]), in [0, 1) */
+  PYR_FILL_VALUE,                /* the value */
+  PYR_FILL_PLACE                 /* i / (n - 1), from 0 to 1; 1 if n == 1 */
+} pyr_filling;
+
 typedef struct pyr_facts {       /* what a device is; texts of the driver and of CUDA's runtime are
                                     versions of CUDA */
   char name[128], arch[16], driver[16], runtime[16];

@@ -206,7 +206,7 @@ WRAPPER(finite, (pyr_backend *be, int32_t *fault, const float *x, int64_t n), (b
         (double)n, 4.0 * (double)n)
 WRAPPER(iota, (pyr_backend *be, int32_t *out, int32_t first, int64_t n), (be, out, first, n), 0,
         4.0 * (double)n)
-WRAPPER(fill, (pyr_backend *be, float *out, const int32_t *positions, int64_t n, int what,
+WRAPPER(fill, (pyr_backend *be, float *out, const int32_t *positions, int64_t n, pyr_filling what,
                uint64_t seed, float value), (be, out, positions, n, what, seed, value), 0,
                    8.0 * (double)n)
 

@@ -205,12 +205,15 @@ static float hash_unit(uint64_t seed, int32_t position) {
 }
 
 static pyr_status cpu_fill(pyr_backend *be, float *out, const int32_t *positions, int64_t n,
-                           int what, uint64_t seed, float value) {
+                           pyr_filling what, uint64_t seed, float value) {
   (void)be;
   for (int64_t i = 0; i < n; i++)
-    out[i] = what == 0 ? (float)positions[i] : what == 1 ? hash_unit(seed, positions[i])
-        : what == 2 ? value :
-             n == 1 ? 1.0f : (float)i / (float)(n - 1);
+    switch (what) {
+    case PYR_FILL_POSITION: out[i] = (float)positions[i]; break;
+    case PYR_FILL_HASH:     out[i] = hash_unit(seed, positions[i]); break;
+    case PYR_FILL_VALUE:    out[i] = value; break;
+    case PYR_FILL_PLACE:    out[i] = n == 1 ? 1.0f : (float)i / (float)(n - 1); break;
+    }
   return PYR_OK;
 }
 

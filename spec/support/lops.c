@@ -771,8 +771,9 @@ static int ops_fill(lua_State *L) {
   int64_t n = luaL_checkinteger(L, 2);
   const int32_t *positions = copy_ints(L, be, 4, NULL);
   float *out = new_floats(L, be, n);
-  pyr_status status = be->fill(be, out, positions, n, luaL_checkoption(L, 3, NULL, names),
-                               (uint64_t)luaL_optinteger(L, 5, 0), (float)luaL_optnumber(L, 6, 0));
+  pyr_filling what = (pyr_filling)luaL_checkoption(L, 3, NULL, names);
+  pyr_status status = be->fill(be, out, positions, n, what, (uint64_t)luaL_optinteger(L, 5, 0),
+                               (float)luaL_optnumber(L, 6, 0));
   return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
