@@ -122,8 +122,7 @@ static pyr_status rows_move(pyr_cache *cache, pyr_lane *lane, int64_t room, bool
       status = be->copy(be, tracked, lane->history, used);
     if (status == PYR_OK && tracked) {   /* what is new, or new to tracking, starts at zero */
       int64_t from = lane->history ? lane->rows : 0;
-      if (room > from)
-        status = be->fill(be, (float *)tracked + from, NULL, room - from, 2, 0, 0.0f);
+      if (room > from) status = pyr_fill_zeros(be, (float *)tracked + from, room - from);
     }
     if (status != PYR_OK) {
       be->release(be, positions, bytes);
@@ -250,8 +249,7 @@ void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane) {
   /* Rows yet to come start with no history, whatever lay there. */
   if (held > lane->row_room) held = lane->row_room;
   if (lane->history && held > lane->rows)
-    (void)cache->pool->be->fill(cache->pool->be, lane->history + lane->rows, NULL,
-                                held - lane->rows, 2, 0, 0.0f);
+    (void)pyr_fill_zeros(cache->pool->be, lane->history + lane->rows, held - lane->rows);
 }
 
 void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows) {

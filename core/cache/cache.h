@@ -1,10 +1,18 @@
 /* cache.h — one sequence's rows: layers -> lanes -> pages.
  *
- * A lane is the rows of one KV head of one layer: K and V in pages, and beside them, one entry a
- * row, the original positions and (where the policy tracks attention) a history. Lanes of a layer
- * may differ in length. The cache knows nothing of scores and plans (policy/) nor of transformers
- * (forward.c); it appends, gathers, shares, rolls back and counts. Rows are written by the backend
- * through lane views. */
+ * A row is one token's K and V under one KV head of one layer. A lane is the rows of one KV head of
+ * one layer, in the order of their positions: K and V in pages, and beside them, one entry a row,
+ * the original positions and (where the policy tracks attention) a history. A lane of 70 rows:
+ *
+ *     pages        [ rows 0..31 ][ rows 32..63 ][ rows 64..69, room for 26 more ]
+ *     positions      0 1 2 5 ..    40 41 47 ..    110 .. 115     ascending; gaps are evicted rows
+ *     history        .3 .1 0 ..                   .. | 0 0 0     zeros behind the last row
+ *     born                                        only where pages are wide
+ *
+ * Row r lies in page r / 32. A row's index changes as rows before it are evicted; its position
+ * never does. Lanes of a layer may differ in length. The cache knows nothing of scores and plans
+ * (policy/) nor of transformers (forward.c); it appends, gathers, shares, rolls back and counts.
+ * Rows are written by the backend through lane views. */
 #ifndef PYR_CACHE_H
 #define PYR_CACHE_H
 
@@ -32,7 +40,8 @@ typedef struct pyr_lane {
 
 typedef struct pyr_layer_state {  /* what decode plans need to know of a layer */
   pyr_trigger trigger;
-  int64_t unjudged;  /* once: a lane's last rows that were not judged yet, where it has as many */
+  int64_t unranked;        /* once: a lane's last rows that no plan has ranked yet, where it has as
+                              many */
   int64_t since;           /* steps since the prefill or since the trigger fired */
   int64_t past;            /* rows held before the last prefill */
   bool compact;            /* keys lie rotated to their rows' indices, and new ones to the next:

@@ -39,7 +39,7 @@ static const char *check_numbers(const pyr_lane *lane, const int32_t *positions,
 
 static const char *check_layer(const pyr_cache *cache, int layer) {
   const pyr_layer_state *state = &cache->states[layer];
-  if (state->since < 0 || state->unjudged < 0 || state->past < 0) return "counts are not negative";
+  if (state->since < 0 || state->unranked < 0 || state->past < 0) return "counts are not negative";
   if (!state->compact) return NULL;
   if (!pyr_cache_lanes_equal(cache, layer)) return "lanes of a compacted layer are equally long";
   if (state->turned > pyr_cache_layer_rows(cache, layer)) return "rows that were turned are there";

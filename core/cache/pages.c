@@ -44,7 +44,7 @@ pyr_pool *pyr_pool_retain(pyr_pool *pool) {
 
 void pyr_pool_free(pyr_pool *pool) {
   if (pool == NULL || --pool->refs > 0) return;
-  pool->be->release(pool->be, pool->work, pool->work_bytes);
+  pool->be->release(pool->be, pool->workspace, pool->workspace_bytes);
   pyr_model *model = pool->model;
   pyr_release(pool->rt, pool, sizeof *pool);
   pyr_model_free(model);
@@ -170,14 +170,14 @@ void pyr_page_free(pyr_pool *pool, pyr_page *page) {
   slab->free = page;
 }
 
-pyr_status pyr_pool_work(pyr_pool *pool, size_t bytes, void **out) {
-  if (bytes > pool->work_bytes) {
+pyr_status pyr_pool_workspace(pyr_pool *pool, size_t bytes, void **out) {
+  if (bytes > pool->workspace_bytes) {
     void *fresh = pool->be->alloc(pool->be, bytes);
     if (!fresh) return pyr_nomem(pool->rt, bytes, "the decode workspace");
-    pool->be->release(pool->be, pool->work, pool->work_bytes);
-    pool->work = fresh;
-    pool->work_bytes = bytes;
+    pool->be->release(pool->be, pool->workspace, pool->workspace_bytes);
+    pool->workspace = fresh;
+    pool->workspace_bytes = bytes;
   }
-  *out = pool->work;
+  *out = pool->workspace;
   return PYR_OK;
 }

@@ -5,7 +5,17 @@
  * reads them faster than if each lay for itself. A slab goes back to the allocator with its last
  * page, and slabs are a small part of what is held; the pool's bytes are those of pages in use,
  * what its caches hold. The pool also counts the per-row bookkeeping of lanes (positions, history),
- * and keeps the workspace of decode steps between them. */
+ * and keeps the workspace of decode steps between them.
+ *
+ *     slab   [page 0][page 1] ... [page 15]        one allocation, pages begin at 4096 bytes
+ *               |       |
+ *     lane A   rows 0..31  (refs 2) --+
+ *     lane A'  a fork of it       ----+            shared until one of them writes into it
+ *
+ *     page   [K of 32 rows][V of 32 rows]          plain
+ *            [K of 32 rows][V of 32 rows][K as it came]   wide: of lanes whose keys are turned
+ *
+ * In bytes: head_dim 64 in f16 makes rows of 128 bytes, a plain page 2 * 32 * 128 = 8192 bytes. */
 #ifndef PYR_PAGES_H
 #define PYR_PAGES_H
 
@@ -33,8 +43,8 @@ struct pyr_pool {
   size_t held;             /* pages in use and bookkeeping, each shared page once */
   pyr_slab *open[PYR_PAGE_KINDS];   /* slabs that have free pages: the first is used up first */
   int64_t pages[PYR_PAGE_KINDS];    /* in use */
-  void *work;              /* the decode step's workspace, backend memory */
-  size_t work_bytes;
+  void *workspace;         /* of decode steps, kept between them; backend memory */
+  size_t workspace_bytes;
 };
 
 pyr_pool *pyr_pool_retain(pyr_pool *pool);
@@ -50,6 +60,6 @@ pyr_status pyr_pool_charge(pyr_pool *pool, size_t before, size_t bytes);
 
 /* The decode workspace, at least `bytes` long; contents are not kept when it grows. Not counted
  * against the budget. */
-pyr_status pyr_pool_work(pyr_pool *pool, size_t bytes, void **out);
+pyr_status pyr_pool_workspace(pyr_pool *pool, size_t bytes, void **out);
 
 #endif

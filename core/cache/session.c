@@ -107,7 +107,7 @@ static void pack_state(const pyr_layer_state *state, int64_t out[STATE]) {
   uint32_t bits;
   memcpy(&bits, &t->track.x, sizeof bits);
   int64_t numbers[STATE] = { t->every, t->over, t->window, t->once, t->track.code, t->track.a,
-                             t->track.b, t->track.n, bits, state->unjudged, state->since,
+                             t->track.b, t->track.n, bits, state->unranked, state->since,
                                  state->past, state->compact, state->turned };
   memcpy(out, numbers, sizeof numbers);
 }
@@ -122,7 +122,7 @@ static void unpack_state(const int64_t in[STATE], pyr_layer_state *state) {
   t->once = (int32_t)in[3];
   t->track = (pyr_score_op){ (uint8_t)in[4], (uint8_t)in[5], (uint8_t)in[6], (int32_t)in[7], 0.0f };
   memcpy(&t->track.x, &bits, sizeof bits);
-  state->unjudged = in[9];
+  state->unranked = in[9];
   state->since = in[10];
   state->past = in[11];
   state->compact = in[12] != 0;

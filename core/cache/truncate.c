@@ -17,7 +17,7 @@ static int64_t rows_before(const int32_t *positions, int64_t rows, int64_t n) {
 }
 
 static void truncate_state(pyr_layer_state *state, int64_t dropped, int64_t rows) {
-  state->unjudged = pyr_max(state->unjudged - dropped, 0);
+  state->unranked = pyr_max(state->unranked - dropped, 0);
   state->since = pyr_max(state->since - dropped, 0);
   state->past = pyr_min(state->past, rows);
   state->turned = pyr_min(state->turned, rows);

@@ -72,8 +72,8 @@ static pyr_status copy_of(pyr_cache *cache, const void *from, int64_t rows, void
   *out = be->alloc(be, bytes);
   if (!*out) return pyr_nomem(cache->pool->rt, bytes, "a prefill");
   pyr_status status = be->copy(be, *out, from, (size_t)rows * sizeof(int32_t));
-  return status == PYR_OK && room > rows ? be->fill(be, (float *)*out + rows, NULL, room - rows, 2,
-                                                    0, 0.0f) : status;
+  if (status != PYR_OK || room == rows) return status;
+  return pyr_fill_zeros(be, (float *)*out + rows, room - rows);
 }
 
 pyr_status pyr_undo_layer(pyr_undo *undo, int layer) {
@@ -117,10 +117,10 @@ static pyr_lane_view aside_view(const pyr_cache *cache, const pyr_undo_lane *u) 
 static pyr_status list_losers(pyr_backend *be, float *work, int32_t *losers, int64_t rows,
                               int64_t older, const int32_t *idx, int64_t kept, int64_t lost) {
   float *lose = work, *stay = work + rows;
-  pyr_status s = be->fill(be, lose, NULL, rows, 2, 0, 1.0f);
+  pyr_status s = pyr_fill_value(be, lose, rows, 1.0f);
   if (s == PYR_OK) s = be->mark(be, stay, rows, idx, kept);
   if (s == PYR_OK) s = be->arith(be, lose, stay, rows, PYR_S_SUB);
-  if (s == PYR_OK && rows > older) s = be->fill(be, stay, NULL, rows - older, 2, 0, 0.5f);
+  if (s == PYR_OK && rows > older) s = pyr_fill_value(be, stay, rows - older, 0.5f);
   if (s == PYR_OK && rows > older) s = be->arith(be, lose + older, stay, rows - older, PYR_S_MUL);
   return s == PYR_OK ? be->select(be, losers, lose, rows, lost, 0) : s;
 }

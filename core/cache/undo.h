@@ -8,6 +8,12 @@
  *     not all that there were;
  *   - or its pages are kept, where keys or values change (merged, turned) or a fork holds the pages
  *     anyway: survivors then go to fresh pages.
+ *
+ *     before     0 1 2 3 | 4 5            an older lane of 4 rows gets two more; its plan evicts 1
+ *     after      0 2 3 4 5                and would leave this;
+ *     aside      1                        row 1 is copied here first, and the positions 0..3
+ *     restored   0 1 2 3                  by position: 0, 2, 3 from the lane, 1 from aside
+ *
  * What is put aside is working memory of the call, as activations are; kept pages count as the
  * pool's. While an undo lives, a lane keeps the pages that its older rows took (pyr_lane.floor), so
  * that going back needs no memory, and cannot fail for want of it. */

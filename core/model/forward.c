@@ -11,6 +11,21 @@
  *     store k, v;  x += attention(q, rows) W_o
  *     h = rms_norm(x);  x += (silu(h W_gate) * h W_up) W_down
  *
+ * The walk of a layer in prefill, top to bottom in this file:
+ *
+ *     prefill_layer     asks for the layer's plan and trigger, makes room in its lanes (cache.h),
+ *                       and takes the plan's memory: from here on little can fail
+ *       prefill_run
+ *         prefill_chunk for each 512 alive tokens: q, k, v; K and V join the lanes; attention; the
+ *                       plan looks at the queries (observe.h); output projection and MLP
+ *         the plan      ranks the layer's rows, and the losers leave (evict.c)
+ *         hand on       x and pos keep the survivors' rows only: `alive` becomes smaller
+ *
+ *     alive   10 -> [layer 0] -> 8 -> [layer 1] -> 7 -> ...      tokens that each layer computes
+ *
+ * A step is pyr_step_pick, in four phases: refuse what cannot be done; host memory; ask, reserve,
+ * compute and rank, all or nothing (step_run); evict and sample.
+ *
  * Positions. A token has the position at which it was read, by which rows are told apart, masked
  * and tracked. Its q and k are rotated to the same position, but in layers whose keys were
  * compacted (pyr_layer_state): there to the number of rows before it. The model's context bounds
@@ -291,7 +306,7 @@ static pyr_status prefill_layers(pyr_prefill *p, const int32_t *ids, float *logi
   pyr_backend *be = f->be;
   const pyr_model_config *c = &f->model->config;
   PYR_TRY(be->upload(be, f->ids, ids, (size_t)p->n * sizeof *ids));
-  PYR_TRY(be->fill(be, (float *)f->faults, NULL, c->layers, 2, 0, 0.0f));
+  PYR_TRY(pyr_fill_zeros(be, f->faults, c->layers));
   PYR_TRY(be->embed(be, f->x, &f->model->embed, f->ids, p->n));
   PYR_TRY(be->iota(be, f->pos, (int32_t)cache->tokens, p->n));
   for (int layer = 0; layer < c->layers; layer++) PYR_TRY(prefill_layer(p, layer));
@@ -371,7 +386,7 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
     cache->tokens += n;
     if (!(flags & PYR_PREFILL_NO_PRUNE)) cache->prompt = n;
     for (int layer = 0; layer < cache->layers && (flags & PYR_PREFILL_NO_PRUNE); layer++)
-      cache->states[layer].unjudged += n;
+      cache->states[layer].unranked += n;
     pyr_undo_keep(undo);
   } else if (undo) {
     pyr_undo_restore(undo);
@@ -491,7 +506,7 @@ static pyr_status step_reserve(pyr_decode *d, const pyr_work *work) {
   layout(&d->f, &extent, &count);
   pyr_evictions_layout(&d->due, &count);
   PYR_TRY(be->reserve(be, work));
-  PYR_TRY(pyr_pool_work(d->caches[0]->pool, count.used, &arena.block));
+  PYR_TRY(pyr_pool_workspace(d->caches[0]->pool, count.used, &arena.block));
   PYR_TRY(step_reserve_rows(d));
   layout(&d->f, &extent, &arena);
   pyr_evictions_layout(&d->due, &arena);
@@ -579,7 +594,7 @@ static void step_tally(const pyr_decode *d, int by) {
     d->caches[i]->tokens += by;
     d->caches[i]->computed += by * layers;
     for (int layer = 0; layer < layers; layer++)
-      d->caches[i]->states[layer].since += by, d->caches[i]->states[layer].unjudged += by;
+      d->caches[i]->states[layer].since += by, d->caches[i]->states[layer].unranked += by;
   }
 }
 

@@ -401,7 +401,7 @@ pyr_status pyr_layer_plan_end(pyr_layer_plan *p, const int32_t **survivors, int6
   state->trigger = p->trigger;
   state->since = 0;
   state->past = p->before;
-  state->unjudged = p->trigger.window;
+  state->unranked = p->trigger.window;
   pyr_trace_stop(&e->trace, s);
   return pyr_trace_tell(&e->trace, s, p->last_position + 1, *kept);
 }
@@ -467,7 +467,7 @@ void pyr_evictions_layout(pyr_evictions *es, pyr_arena *arena) {
 pyr_status pyr_evictions_rank(pyr_evictions *es) {
   if (es->count == 0) return PYR_OK;
   pyr_backend *be = es->each[0].splits.cache->pool->be;
-  PYR_TRY(be->fill(be, (float *)es->faults, NULL, es->count, 2, 0, 0.0f));
+  PYR_TRY(pyr_fill_zeros(be, es->faults, es->count));
   for (int64_t i = 0; i < es->count; i++) {
     pyr_eviction *e = &es->each[i];
     const pyr_splits *s = &e->splits;
@@ -498,7 +498,7 @@ pyr_status pyr_evictions_check(pyr_evictions *es) {
 static pyr_status start_anew(const pyr_splits *s) {
   pyr_layer_state *state = &s->cache->states[s->layer];
   state->since = 0;
-  state->unjudged = state->trigger.window;
+  state->unranked = state->trigger.window;
   if (state->trigger.once || !pyr_signal_is_attention(&state->trigger.track)) return PYR_OK;
   return pyr_track_forget(s->cache, s->layer);
 }

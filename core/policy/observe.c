@@ -53,7 +53,7 @@ void pyr_observe_layout(pyr_observation *o, pyr_arena *arena) {
 
 pyr_status pyr_observe_zero(pyr_observation *o) {
   pyr_backend *be = o->splits->cache->pool->be;
-  return o->zero_count ? be->fill(be, o->zeros, NULL, o->zero_count, 2, 0, 0.0f) : PYR_OK;
+  return o->zero_count ? pyr_fill_zeros(be, o->zeros, o->zero_count) : PYR_OK;
 }
 
 /* ---- chunk by chunk -------------------------------------------------------------------------- */

@@ -1,7 +1,7 @@
 /* score.c — evaluation of score programs on a small stack of vectors.
  *
  * Scratch is laid out as [temp: heads vectors][stack: depth vectors]; a vector is one f32 per
- * judged row. A signal of several lanes or query heads is first gathered into temp (or already lies
+ * candidate. A signal of several lanes or query heads is first gathered into temp (or already lies
  * in a mass accumulator), then reduced into the stack. Vectors of the stack are told apart by
  * index, so operators work in place.
  *
@@ -200,8 +200,8 @@ const char *pyr_score_untracked(const pyr_score_op *op, const pyr_score_op *trac
                    : "ranks by history of another decay than the trigger tracks";
 }
 
-int64_t pyr_score_scratch(const pyr_cache *cache, int depth, int64_t judged) {
-  return ((int64_t)depth + cache->pool->model->config.heads) * judged;
+int64_t pyr_score_scratch(const pyr_cache *cache, int depth, int64_t candidates) {
+  return ((int64_t)depth + cache->pool->model->config.heads) * candidates;
 }
 
 static uint64_t mix_seed(uint32_t seed, int32_t layer) {
@@ -226,7 +226,7 @@ static pyr_status eval_table(const pyr_signals *s, int32_t number, int head, int
       int64_t i = s->layer * table.width + h;
       sum += h < table.width && i < table.count ? table.values[i] : 0;
     }
-    return be->fill(be, out, NULL, n, 2, 0, sum / (float)count);
+    return pyr_fill_value(be, out, n, sum / (float)count);
   }
   for (int64_t i = 0; i < n && status == PYR_OK; i += AT_ONCE) {
     int64_t some = n - i < AT_ONCE ? n - i : AT_ONCE;
@@ -355,14 +355,14 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
   case PYR_S_TABLE:
     return eval_table(s, op->n, head, count, out);
   case PYR_S_PLACE:
-    return be->fill(be, out, NULL, n, 3, 0, 0.0f);
+    return be->fill(be, out, NULL, n, PYR_FILL_PLACE, 0, 0.0f);
   case PYR_S_POSITION:
-    return be->fill(be, out, first->positions + s->begin, n, 0, 0, 0.0f);
+    return be->fill(be, out, first->positions + s->begin, n, PYR_FILL_POSITION, 0, 0.0f);
   case PYR_S_RANDOM:
-    return be->fill(be, out, first->positions + s->begin, n, 1,
+    return be->fill(be, out, first->positions + s->begin, n, PYR_FILL_HASH,
                     mix_seed((uint32_t)op->n, s->layer), 0.0f);
   default:
-    return be->fill(be, out, NULL, n, 2, 0, op->x);
+    return pyr_fill_value(be, out, n, op->x);
   }
 }
 

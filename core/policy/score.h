@@ -1,6 +1,17 @@
-/* score.h — a score program: checked once, then evaluated over the judged rows of a lane group.
+/* score.h — a score program: checked once, then evaluated over the candidates of a lane, or of
+ * several lanes that share one set of survivors.
  *
- * A program is postfix: signals push a vector of one value per judged row, operators pop and push.
+ * A program is postfix: signals push a vector of one value a candidate, operators pop and push.
+ * Attention, smoothed over neighbours, and later rows first among equals, of four candidates:
+ *
+ *     operation                stack after it
+ *     attention n = 32         [.1 .5 .2 .2]
+ *     pool max, width 3        [.5 .5 .5 .2]
+ *     position                 [.5 .5 .5 .2] [4 5 6 7]
+ *     const 0.001              [.5 .5 .5 .2] [4 5 6 7] [.001 .001 .001 .001]
+ *     mul                      [.5 .5 .5 .2] [.004 .005 .006 .007]
+ *     add                      [.504 .505 .506 .207]         one vector is left: the score
+ *
  * Its static check finds the stack depth, so that evaluation needs one block of scratch and never
  * allocates. */
 #ifndef PYR_SCORE_H
@@ -35,7 +46,7 @@ const char *pyr_score_untracked(const pyr_score_op *op, const pyr_score_op *trac
 typedef struct pyr_signals {
   pyr_cache *cache;
   int32_t layer;
-  int64_t begin, end;              /* the judged rows of the lanes that are evaluated next */
+  int64_t begin, end;              /* the candidates of the lanes that are evaluated next */
   float *attention[PYR_SCORE_MAX]; /* by op: [query heads, stride] what queries gave to each row,
                                       summed (or the highest); NULL: the lanes' history has it */
   int64_t stride;                  /* at least end-begin, which may be another for each lane */
@@ -53,7 +64,7 @@ enum { PYR_SCORE_TEXT = 160 };
 void pyr_score_text(const pyr_score *score, char out[PYR_SCORE_TEXT]);
 
 /* Floats of scratch that pyr_score_eval needs. */
-int64_t pyr_score_scratch(const pyr_cache *cache, int depth, int64_t judged);
+int64_t pyr_score_scratch(const pyr_cache *cache, int depth, int64_t candidates);
 
 /* Evaluates over lanes [head, head + count) of the layer; *out points into scratch, [end-begin]. */
 pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, int head, int count,

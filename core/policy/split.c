@@ -17,7 +17,7 @@ static void guard(pyr_split *lane, const pyr_splits *s, int64_t held) {
      *
      * A step adds a row to `held` and one to `unranked`, so that their difference is the same
      * before it as after it. */
-    if (state->trigger.once) first = pyr_max(first, held - state->unjudged);
+    if (state->trigger.once) first = pyr_max(first, held - state->unranked);
     last = pyr_max(last, state->trigger.window);
   } else if (s->plan->prune & PYR_PRUNE_HIDDEN) {
     /* Hidden states are there for the prompt's own tokens only: no row stored before can go. The

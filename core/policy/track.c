@@ -37,7 +37,7 @@ int64_t pyr_track_waiting(const pyr_cache *cache, int layer, int64_t rows) {
   const pyr_layer_state *state = &cache->states[layer];
   int64_t ranked = 0;
   if (state->trigger.once)
-    ranked = pyr_max(0, pyr_cache_layer_rows(cache, layer) - state->unjudged);
+    ranked = pyr_max(0, pyr_cache_layer_rows(cache, layer) - state->unranked);
   return pyr_max(0, rows - state->trigger.window - ranked);
 }
 
@@ -55,8 +55,7 @@ pyr_status pyr_track_forget(pyr_cache *cache, int layer) {
   pyr_backend *be = cache->pool->be;
   for (int head = 0; head < cache->heads; head++) {
     pyr_lane *lane = pyr_cache_lane(cache, layer, head);
-    if (lane->history && lane->rows)
-      PYR_TRY(be->fill(be, lane->history, NULL, lane->rows, 2, 0, 0.0f));
+    if (lane->history && lane->rows) PYR_TRY(pyr_fill_zeros(be, lane->history, lane->rows));
   }
   return PYR_OK;
 }

@@ -19,6 +19,15 @@
  *      2407.01082)
  *   8. one of those is drawn, with the probabilities renormalised, in the order of their ids.
  *
+ * In numbers: logits 2.0, 1.0, 0.5, -1.0 of ids 0 to 3, id 0 seen once, repetition penalty 2,
+ * temperature 0.5, top_p 0.9:
+ *
+ *     penalty        1.0   1.0   0.5  -1.0        id 0 was seen: 2.0 / 2
+ *     temperature    2.0   2.0   1.0  -2.0
+ *     probability    .419  .419  .154  .008
+ *     top_p 0.9      .419  .419  .154   -         .838 is below 0.9, so id 2 stays, too
+ *     drawn          of ids 0, 1, 2 in this order, with these over their sum, .992
+ *
  * NaN and infinite logits are never picked. Equal logits count as descending by id, and
  * probabilities are whole numbers (sample_math.h), so that every step has one answer, on every
  * device.
