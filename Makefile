@@ -108,6 +108,8 @@ ISA_AVX2   := -mavx2 -mfma -mf16c
 ISA_AVX512 := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni $(ISA_AVX2)
 $(B)/obj/core/cpu/isa/kernels_avx2%:   ISA := $(ISA_AVX2)
 $(B)/obj/core/cpu/isa/kernels_avx512%: ISA := $(ISA_AVX512)
+ISA_AMX    := $(AMX) $(ISA_AVX512)
+$(B)/obj/core/cpu/isa/kernels_amx%:    ISA := $(ISA_AMX)
 endif
 
 # V=1 shows commands in full.
@@ -344,7 +346,7 @@ WARNINGS := -Wconversion -Wshadow -Werror -c -o /dev/null
 check-warnings: deps
 	@for f in $(filter-out %/bundle.c,$(SOURCES)) $(PROGRAM) $(SPEC_C) $(STREAM_C); do \
 	  case $$f in \
-	    *kernels_avx512*) isa="$(ISA_AVX512)" ;; *kernels_avx2*) isa="$(ISA_AVX2)" ;; *) isa= ;; esac; \
+	    *kernels_amx*) isa="$(ISA_AMX)" ;; *kernels_avx512*) isa="$(ISA_AVX512)" ;; *kernels_avx2*) isa="$(ISA_AVX2)" ;; *) isa= ;; esac; \
 	  $(CC) $(C11) $(WITH) -O1 $$isa $(INCLUDES) $(WARNINGS) $$f || exit 1; done
 
 # What .ci/run asks after `make test`: the sources' style, who may include whom, warnings, a minute

@@ -99,7 +99,11 @@ typedef struct pyr_runtime_options {
                            "avx512" force one; "avx512bf16": a prompt's products with bf16 or
                            quantised weights round activations to bf16; "avx512int8": as that, and
                            quantised weights take activations of 8 bits; they are held, in an order
-                           of their own, within memory_limit */
+                           of their own, within memory_limit; "amxbf16", "amxint8": likewise, and
+                           all of these products of a prompt are of bf16 by matrix tiles, for which
+                           the process asks the system (from then on signal stacks must be as large
+                           as sysconf(_SC_MINSIGSTKSZ) says); "bf16", "int8": the best of each that
+                           there is. pyr_runtime_isa says which */
   int threads;          /* 0: the processors this process may run on; otherwise 1..256 */
   size_t memory_limit;  /* bytes the runtime may hold at once, mapped files excluded; 0: no limit */
   pyr_alloc_fn alloc;   /* NULL: malloc family */

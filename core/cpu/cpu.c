@@ -61,6 +61,8 @@ static pyr_status reserve_tokens(pyr_backend *be, const pyr_work *work) {
   if (!fits) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
   bytes = work->tokens >= PYR_SMALL_N ? pyr_cpu_grouped_bytes(work->tokens, work->cols) : 0;
   if (cpu->matmul && bytes == 0) bytes = (size_t)(work->tokens * work->cols) * sizeof(uint16_t);
+  if (cpu->tiles && bytes < pyr_cpu_amx_tokens(work->tokens, work->cols))
+    bytes = pyr_cpu_amx_tokens(work->tokens, work->cols);
   pyr_status status = grow(be, &cpu->tokens, &cpu->tokens_bytes, bytes);
   if (status != PYR_OK || !cpu->int8) return status;
   if (!pyr_mul_size((size_t)work->tokens, cpu->kernels->int8_bytes(work->cols), &bytes))
@@ -91,7 +93,8 @@ static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
                     pyr_cpu_merge_scratch(k, work->head_dim),
                     pyr_cpu_rotate_scratch(work->head_dim),
                     pyr_cpu_signals_scratch(k, work->head_dim, work->rows),
-                    cpu->matmul ? pyr_cpu_bf16_scratch(work->tokens, work->cols) : 0 };
+                    cpu->matmul ? pyr_cpu_bf16_scratch(work->tokens, work->cols) : 0,
+                    cpu->tiles ? pyr_cpu_amx_scratch(work->cols) : 0 };
   size_t each = cpu->scratch_each, threads = (size_t)pyr_runtime_threads(be->rt), bytes;
   for (size_t i = 0; i < sizeof need / sizeof *need; i++)
     if (need[i] > each) each = need[i];
@@ -145,21 +148,45 @@ static void cpu_close(pyr_backend *be) {
 
 /* The kernels of avx512 with rounded products, only for those who ask for them: "avx512bf16"
  * multiplies a prompt's tokens as bf16; "avx512int8" those with bf16 weights, and all that meet
- * quantised weights as bytes. */
-static const char bf16_name[] = "avx512bf16", int8_name[] = "avx512int8";
+ * quantised weights as bytes; "amxbf16" and "amxint8" likewise, and prompts meet both kinds of
+ * weights as bf16, by matrix tiles. "bf16" and "int8" are whichever of each there is, and then go
+ * by its name. */
+typedef enum use_of_tiles { NEVER, WHERE_THEY_ARE, ALWAYS } use_of_tiles;
+typedef struct rounding { const char *asked; bool int8; use_of_tiles tiles; } rounding;
+static const rounding roundings[] = {
+  { "bf16", false, WHERE_THEY_ARE }, { "amxbf16", false, ALWAYS }, { "avx512bf16", false, NEVER },
+  { "int8", true, WHERE_THEY_ARE }, { "amxint8", true, ALWAYS }, { "avx512int8", true, NEVER },
+};
+
+static const rounding *rounding_of(const char *isa) {
+  for (size_t i = 0; isa && i < sizeof roundings / sizeof *roundings; i++)
+    if (strcmp(isa, roundings[i].asked) == 0) return &roundings[i];
+  return NULL;
+}
 
 static pyr_status missing(pyr_runtime *rt, const char *isa) {
   return pyr_runtime_set_error(rt, PYR_DEVICE, "this processor or build has no \"%s\" kernels",
                                isa);
 }
 
+static pyr_status open_rounding(pyr_runtime *rt, pyr_cpu *cpu, const rounding *asked,
+                                const char **name) {
+  cpu->int8 = asked->int8;
+  if (asked->tiles != NEVER) cpu->tiles = pyr_tiles_open();
+  if (!cpu->tiles && asked->tiles == ALWAYS) return missing(rt, asked->asked);
+  pyr_status status = cpu->tiles ? PYR_OK : pyr_matmul_open(rt, &cpu->matmul);
+  if (status == PYR_OK && !cpu->tiles && !cpu->matmul && !cpu->int8)
+    status = missing(rt, asked->asked);
+  *name = cpu->tiles ? cpu->int8 ? "amxint8" : "amxbf16" : cpu->int8 ? "avx512int8" : "avx512bf16";
+  return status;
+}
+
 pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *be) {
   static const pyr_kernels *const best_first[] = { &pyr_kernels_avx512, &pyr_kernels_avx2,
                                                    &pyr_kernels_base };
   const pyr_kernels *kernels = NULL;
-  bool bf16 = isa != NULL && strcmp(isa, bf16_name) == 0,
-      int8 = isa != NULL && strcmp(isa, int8_name) == 0;
-  const char *wanted = bf16 || int8 ? pyr_kernels_avx512.name : isa;
+  const rounding *asked = rounding_of(isa);
+  const char *wanted = asked ? pyr_kernels_avx512.name : isa;
   for (int i = 0; i < 3 && kernels == NULL; i++)
     if (supported(best_first[i]) && (isa == NULL
                                      || (wanted && strcmp(wanted,
@@ -169,16 +196,14 @@ pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *b
   pyr_cpu *cpu = pyr_alloc_zero(rt, sizeof *cpu);
   if (cpu == NULL) return pyr_nomem(rt, sizeof *cpu, "the CPU backend");
   cpu->kernels = kernels;
-  cpu->int8 = int8;
-  pyr_status status = bf16 || int8 ? pyr_matmul_open(rt, &cpu->matmul) : PYR_OK;
-  if (status == PYR_OK && bf16 && cpu->matmul == NULL) status = missing(rt, isa);
+  const char *name = kernels->name;
+  pyr_status status = asked ? open_rounding(rt, cpu, asked, &name) : PYR_OK;
   if (status != PYR_OK) {
     pyr_release(rt, cpu, sizeof *cpu);
     return status;
   }
   *be = (pyr_backend){
-    .name = int8 ? int8_name : bf16 ? bf16_name : kernels->name, .rt = rt, .state = cpu,
-        .close = cpu_close,
+    .name = name, .rt = rt, .state = cpu, .close = cpu_close,
     .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy, .upload = cpu_copy,
         .download = cpu_copy,
     .reserve = cpu_reserve, .interleaved = pyr_cpu_interleaved, .interleave = pyr_cpu_interleave,

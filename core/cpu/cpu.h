@@ -5,11 +5,13 @@
 
 #include "backend/backend.h"
 #include "cpu/isa/kernels.h"
+#include "cpu/isa/tiles.h"
 #include "cpu/matmul.h"
 
 typedef struct pyr_cpu {
   const pyr_kernels *kernels;
-  pyr_matmul *matmul;      /* NULL: products are not rounded to bf16 */
+  pyr_matmul *matmul;      /* NULL: products are not rounded to bf16, or made by tiles */
+  const pyr_tiles *tiles;  /* NULL: none, or not asked for */
   uint8_t *tokens;         /* those of one product as bf16, or as f32 in groups of PYR_TOKEN_GROUP,
                               value beside value */
   size_t tokens_bytes;
@@ -54,6 +56,7 @@ static inline pyr_arena pyr_cpu_arena(const pyr_cpu *cpu, int worker) {
  * lane's. */
 size_t pyr_cpu_linear_scratch(const pyr_kernels *k, int64_t cols);
 size_t pyr_cpu_bf16_scratch(int64_t tokens, int64_t cols);
+size_t pyr_cpu_amx_scratch(int64_t cols);
 size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim,
                                  int64_t rows);
 size_t pyr_cpu_mass_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim);
@@ -132,7 +135,7 @@ void pyr_cpu_weights(const pyr_kernels *k, float *dst, const pyr_tensor *w, int6
 
 /* What attention and the score pass of many queries multiply with. */
 static inline const pyr_products *pyr_cpu_products(const pyr_cpu *cpu) {
-  return cpu->matmul ? &cpu->kernels->bf16 : &cpu->kernels->f32;
+  return cpu->matmul || cpu->tiles ? &cpu->kernels->bf16 : &cpu->kernels->f32;
 }
 
 /* Rows from `row` on that lie in one page, at most `count`. */
@@ -181,6 +184,12 @@ pyr_status pyr_cpu_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout 
 bool pyr_cpu_bf16_takes(const pyr_cpu *cpu, pyr_dtype dtype, int64_t n);
 pyr_status pyr_cpu_linear_bf16(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
                                const float *bias, int64_t n, int flags);
+/* Many tokens where the processor has matrix tiles (linear_amx.c), whether it takes them, and the
+ * bytes of n tokens in tiles. */
+bool pyr_cpu_amx_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n, int flags);
+pyr_status pyr_cpu_linear_amx(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
+                              const float *bias, int64_t n, int flags);
+size_t pyr_cpu_amx_tokens(int64_t n, int64_t cols);
 /* Quantised weights where bytes are multiplied in hardware (linear_int8.c), and whether it takes
  * them and n tokens. */
 bool pyr_cpu_int8_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n);

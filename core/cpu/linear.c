@@ -20,7 +20,7 @@
  * it nor on the other tokens.
  *
  * Does not own: dequantisation (formats.inc, dtype.c); products in lower precision (linear_bf16.c,
- * linear_int8.c). */
+ * linear_int8.c, linear_amx.c). */
 #include "cpu/cpu.h"
 
 #include <string.h>
@@ -208,6 +208,8 @@ pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr
                 .rows = w->shape[0], .cols = w->shape[1], .accumulate = flags & PYR_LINEAR_ADD };
   if (n <= 0 || p.rows <= 0) return PYR_OK;
   p.plain = n > p.k->dot_rows && pyr_dtype_block(w->dtype) > 1;
+  if (pyr_cpu_amx_takes(cpu, w, n, flags))
+    return pyr_cpu_linear_amx(be, out, x, w, bias, n, flags);
   if (pyr_cpu_int8_takes(cpu, w, n)) return pyr_cpu_linear_int8(be, out, x, w, bias, n, flags);
   if ((cpu->int8 || !(flags & PYR_LINEAR_EXACT)) && pyr_cpu_bf16_takes(cpu, w->dtype, n))
     return pyr_cpu_linear_bf16(be, out, x, w, bias, n, flags);

@@ -1,5 +1,5 @@
 /* linear_bf16.c — matrix products of many tokens where the processor multiplies bf16 in hardware:
- * twice the rate of f32.
+ * twice the rate of f32. Matrix tiles have a file of their own (linear_amx.c).
  *
  * Only where the runtime was asked for it (isa "avx512bf16" or "avx512int8"; precision = "bf16" or
  * "int8" in Lua): it costs about 1e-2 of a logit vector's norm. Under "avx512bf16" decode steps

@@ -1,11 +1,11 @@
 /* linear_int8.c — matrix products with quantised weights by products of bytes: decode steps and
- * small batches run at the speed of reading the weights, prompts faster than bf16 would be.
+ * small batches run at the speed of reading the weights, prompts faster than by vectors of bf16.
  *
- * Only where the runtime was asked for it (isa "avx512int8"; precision = "int8" in Lua).
- * Activations are rounded to 8 bits in groups of 32, each with its scale, once for the whole call;
- * products and the sums of four are exact, what follows is f32 (int8.inc). Where weights lie
- * interleaved (interleave.c) any number of tokens is taken; otherwise few. A token's result does
- * not depend on the others of the call. */
+ * Only where the runtime was asked for it (isa "avx512int8" or "amxint8"; precision = "int8" in
+ * Lua). Activations are rounded to 8 bits in groups of 32, each with its scale, once for the whole
+ * call; products and the sums of four are exact, what follows is f32 (int8.inc). Where weights lie
+ * interleaved (interleave.c) any number of tokens is taken, but for prompts that go by matrix tiles
+ * (linear_amx.c); otherwise few. A token's result does not depend on the others of the call. */
 #include "cpu/cpu.h"
 
 enum {
@@ -29,8 +29,9 @@ typedef struct call {
 
 bool pyr_cpu_int8_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n) {
   bool bytes = pyr_dtype_kernels(w->dtype, false) & PYR_KERNEL_BYTES;
+  bool rounds = cpu->matmul || cpu->tiles;
   return cpu->int8 && (w->interleaved
-                       || (bytes && n < (cpu->matmul ? BEFORE_BF16 : PYR_SMALL_N)));
+                       || (bytes && n < (rounds ? BEFORE_BF16 : PYR_SMALL_N)));
 }
 
 /* Tokens of groups [begin, end), each of those that are multiplied together. */

@@ -19,14 +19,12 @@ bool pyr_matmul_run(pyr_matmul *mm, const pyr_product *p, int worker, float *out
 
 #else
 
+#include "cpu/isa/tiles.h"
 #include "cpu/onednn.h"
 
 #include <math.h>
 #include <string.h>
 #include <time.h>
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
 
 enum { PRODUCTS = 128, ALIGN = 64 };         /* shapes kept; a model has a dozen, for each number of
                                                 tokens */
@@ -81,21 +79,12 @@ __attribute__((target("avx512f,avx512bf16"))) static double time_products(bool p
   return (double)(ended.tv_sec - began.tv_sec) + 1e-9 * (double)(ended.tv_nsec - began.tv_nsec);
 }
 
-/* Matrix tiles (AMX), where the system lets them be used. */
-static bool has_tiles(void) {
-  unsigned a, b, c, d, low, high;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false;
-  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  return (low >> 17 & 3) == 3;
-}
-
 /* Having the instruction is not enough: AMD's processors do pairs of bf16 at twice the rate of f32,
  * Intel's, without their matrix tiles, at half of it. That factor of four is told apart in 50 us,
  * by the fastest of a few runs each. */
 static bool has_fast_bf16(void) {
   if (!__builtin_cpu_supports("avx512bf16") || !__builtin_cpu_supports("avx512bw")) return false;
-  if (has_tiles()) return true;
+  if (pyr_tiles_present()) return true;
   double pairs = INFINITY, single = INFINITY;
   for (int i = 0; i < TIMES; i++) {
     pairs = fmin(pairs, time_products(true));

@@ -27,7 +27,7 @@ local model_keys = { device = "string", threads = "integer", weights = "string",
     scaling = "string", map = "boolean", progress = "function", policy_seconds = "number" }
 
 -- device, precision -> the kernels that have it
-local rounded = { cpu = { bf16 = "avx512bf16", int8 = "avx512int8" }, other = { bf16 = "bf16" } }
+local rounded = { cpu = { bf16 = "bf16", int8 = "int8" }, other = { bf16 = "bf16" } }
 
 ---@class pyramid.ModelOptions
 ---@field device? "cpu"|"cuda"|"emulated"
@@ -38,14 +38,17 @@ local rounded = { cpu = { bf16 = "avx512bf16", int8 = "avx512int8" }, other = { 
 ---  "f32", "f16", "bf16", "q8_0", "q4_0": converts; nil: as in the file, but what no kernel reads
 ---  (q4_1, q2_k, iq4_nl, …) becomes q8_0, as `model.warnings` then says
 ---@field memory? integer|string     most bytes the runtime may hold, mapped files excluded
----@field isa? string                CPU kernels: "base", "avx2", "avx512"; nil: the best
+---@field isa? string
+---  CPU kernels: "base", "avx2", "avx512", or one that rounds: "avx512bf16", "avx512int8",
+---  "amxbf16", "amxint8"; nil: the best for the precision
 ---@field precision? "f32"|"bf16"|"int8"
 ---  of matrix products. "f32" (the default) multiplies activations as they are; "bf16" rounds a
 ---  prompt's where the processor multiplies bf16 and the weights are bf16 or quantised: about twice
 ---  as fast, logits within about 1 % of their norm; "int8" rounds those of quantised weights to 8
 ---  bits, in groups of 32, where it multiplies bytes: prompts and steps; all else as "bf16", large
 ---  batches of steps too. Quantised weights are then held in an order of their own, not in the
----  mapped file, and count against `memory`
+---  mapped file, and count against `memory`. Where the processor has matrix tiles (AMX) both
+---  multiply prompts in bf16 by them: `model:runtime():isa()` is then "amxbf16" or "amxint8"
 ---@field context? integer           positions, instead of those that the model was made for
 ---@field scaling? "none"|"linear"|"yarn"
 ---  what RoPE does to make room for a longer context: nothing (nil, "none"), divide all angles

@@ -12,6 +12,7 @@
 #   CJSON_ARCHIVE lua-cjson, where it is a library to link with (Debian); empty: it is a module or
 #   absent, and left to users
 #   ONEDNN         1 or 0
+#   AMX            flags for matrix tiles, where compiler and assembler know them
 #   MISSING        what a build cannot do without and is not there, in words
 set -e
 out=$1 cc=$2 asked=$3
@@ -30,6 +31,10 @@ fi
 compiles() { # FLAGS TEXT: the preprocessor takes it
   # shellcheck disable=SC2086
   printf '%b' "$2" | $cc $1 -E -x c - >/dev/null 2>&1
+}
+assembles() { # FLAGS TEXT: the compiler and its assembler take it
+  # shellcheck disable=SC2086
+  printf '%b' "$2" | $cc $1 -x c - -c -o "$folder/system.probe" >/dev/null 2>&1 && rm -f "$folder/system.probe"
 }
 archive() { # NAME…: the first lib NAME.a that the compiler finds
   for name in "$@"; do
@@ -58,7 +63,7 @@ for name in lua5.4 lua-5.4 lua54 lua; do
   [ "$("$name" -e 'io.write(_VERSION)' 2>/dev/null)" = "Lua 5.4" ] && { lua=$name; break; }
 done
 
-cflags= archive= link= cjson= found=
+cflags= archive= link= cjson= found= amx=
 if ! compiles "" ""; then lack "a C compiler ($cc)"
 else
   header_is="#include <lua.h>\n#if LUA_VERSION_NUM != 504\n#error\n#endif\n"
@@ -74,6 +79,8 @@ else
   [ -n "$archive" ] && ! grep -q 'Lua 5\.4' "$archive" && archive=
   link=$(links lua5.4 lua-5.4 lua54 lua)
   [ "$archive$link" ] || lack "a library of Lua 5.4 (liblua5.4.a or liblua5.4.so)"
+  tiles="-mamx-tile -mamx-bf16 -mavx512bf16 -mprfchw"
+  assembles "$tiles" 'void f(void) { __asm__ volatile("tdpbf16ps %%tmm1, %%tmm2, %%tmm0; tilerelease" ::); }\n' && amx=$tiles
   cjson=$(archive lua5.4-cjson)
   compiles "" '#define PCRE2_CODE_UNIT_WIDTH 8\n#include <pcre2.h>\n' || lack "the header pcre2.h"
   onednn=$asked
@@ -98,6 +105,7 @@ LUA_PC := $pc
 LUA_ARCHIVE := $archive
 LUA_LINK := $link
 CJSON_ARCHIVE := $cjson
+AMX := $amx
 ONEDNN := ${onednn:-1}
 MISSING := $missing
 MK

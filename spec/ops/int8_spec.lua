@@ -138,8 +138,7 @@ describe("int8 products", function()
         ops.linear(one, x, dtype, w, 5, 64))
     end
     local pyramid = require "pyramid"
-    local model <close> = assert(pyramid.model("models/tiny",
-      { precision = "int8", weights = "q8_0" }))
+    local model <close> = assert(pyramid.model("models/tiny", { isa = isa, weights = "q8_0" }))
     local exact <close> = assert(pyramid.model("models/tiny", { weights = "q8_0" }))
     assert.equal(isa, model:runtime():isa())
     assert.equal("avx512", exact:runtime():isa())

@@ -118,7 +118,7 @@ end)
 
 describe("output_norm", function()
   -- the latter with weights interleaved
-  local rounding = reference.teams("avx512bf16", "avx512int8")
+  local rounding = reference.teams("avx512bf16", "avx512int8", "amxint8")
   it("is the sum of absolute values of W_o v, head by head", function()
     local weights, blocks = helper.dtypes "weights"
     for _, dtype in ipairs(weights) do

@@ -777,6 +777,17 @@ static int ops_fill(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
+/* tiles_in_use() -> whether this thread holds anything in matrix tiles, or their shapes (AMX): on
+ * x86 with xgetbv's second register alone */
+static int ops_tiles_in_use(lua_State *L) {
+  unsigned low = 0, high = 0;
+#if defined(__x86_64__)
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(1));
+#endif
+  lua_pushboolean(L, (low >> 17 & 3) != 0);
+  return 1;
+}
+
 /* ---- entry ----------------------------------------------------------------------------------- */
 
 __attribute__((visibility("default"))) int luaopen_pyramid_specs(lua_State *L);
@@ -798,7 +809,7 @@ int luaopen_pyramid_specs(lua_State *L) {
     { "reduce_rows", ops_reduce_rows }, { "arith", ops_arith }, { "pool", ops_pool },
         { "normalize", ops_normalize },
     { "select", ops_select }, { "pick", ops_pick }, { "iota", ops_iota }, { "fill", ops_fill },
-        { NULL, NULL }
+    { "tiles_in_use", ops_tiles_in_use }, { NULL, NULL }
   };
   if (luaL_newmetatable(L, DEVICE_BLOCK)) {
     lua_pushcfunction(L, free_device_block);

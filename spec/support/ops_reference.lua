@@ -55,7 +55,7 @@ end
 local runtimes = reference.teams("base", "avx2", "avx512")
 
 --- Those that round operands to bf16: none, where the processor does not multiply it.
-reference.rounding = reference.teams "avx512bf16"
+reference.rounding = reference.teams("avx512bf16", "amxbf16")
 
 --- The CUDA backend: on the device that is asked for (PYRAMID_DEVICE), else its kernels run by the
 --- processor. There is one of them: it has no threads that could differ.

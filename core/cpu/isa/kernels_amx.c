@@ -1,0 +1,389 @@
+/* kernels_amx.c — packs tokens and weights of any dtype into tiles of bf16, and multiplies them by
+ * matrix tiles (tiles.h). Empty where the compiler does not make such code.
+ *
+ * Weights are turned into bf16 16 rows at a time. From rows as they lie a vector holds 32 values of
+ * one row, 16 pairs; 16 such vectors, rows for columns, are a tile. In the interleaved order a
+ * vector of words has four values of each row already: its bytes become floats under a vector of
+ * scales, and two values of k are shuffled into pairs; nothing is transposed.
+ *
+ * Instructions on tiles are spelt out: GCC 12's _tile_loadconfig and _tile_loadd tell the compiler
+ * too little of the memory that they read, which it may then write later. */
+#include "cpu/isa/kernels.h"
+#include "cpu/isa/tiles.h"
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__)
+
+#pragma GCC diagnostic ignored "-Wunused-function"   /* of what is in formats.inc */
+#include "simd.inc"
+#include "formats.inc"
+
+/* ---- packing --------------------------------------------------------------------------------- */
+
+enum { LINE = PYR_TILE_VALUES / PYR_TILE };          /* values in a tile's row: 64 bytes */
+
+/* 32 values as bf16, in their order. */
+INLINE __m512i rounded(vf first, vf second) {
+  return (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+}
+
+/* Sixteen vectors of sixteen words, rows for columns, into the rows of a tile. */
+INLINE void put_transposed(uint16_t *to, const __m512i r[PYR_TILE]) {
+  __m512i two[PYR_TILE], four[PYR_TILE];
+#pragma GCC unroll 8
+  for (int i = 0; i < PYR_TILE; i += 2)
+    two[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]), two[i + 1] = _mm512_unpackhi_epi32(r[i],
+                                                                                      r[i + 1]);
+#pragma GCC unroll 4
+  for (int i = 0; i < PYR_TILE; i += 4) {     /* four[i + c]: column c of each quarter, of 4 rows */
+    four[i] = _mm512_unpacklo_epi64(two[i], two[i + 2]);
+    four[i + 1] = _mm512_unpackhi_epi64(two[i], two[i + 2]);
+    four[i + 2] = _mm512_unpacklo_epi64(two[i + 1], two[i + 3]);
+    four[i + 3] = _mm512_unpackhi_epi64(two[i + 1], two[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; c++) {
+    __m512i a = _mm512_shuffle_i32x4(four[c], four[4 + c], 0x88);         /* quarters 0, 2 */
+    __m512i b = _mm512_shuffle_i32x4(four[8 + c], four[12 + c], 0x88);
+    __m512i d = _mm512_shuffle_i32x4(four[c], four[4 + c], 0xdd);         /* 1, 3 */
+    __m512i e = _mm512_shuffle_i32x4(four[8 + c], four[12 + c], 0xdd);
+    _mm512_store_si512(to + LINE * c, _mm512_shuffle_i32x4(a, b, 0x88));
+    _mm512_store_si512(to + LINE * (4 + c), _mm512_shuffle_i32x4(d, e, 0x88));
+    _mm512_store_si512(to + LINE * (8 + c), _mm512_shuffle_i32x4(a, b, 0xdd));
+    _mm512_store_si512(to + LINE * (12 + c), _mm512_shuffle_i32x4(d, e, 0xdd));
+  }
+}
+
+static void pack_tokens(uint16_t *to, const float *x, int count, int64_t cols) {
+  for (int64_t c = 0; c < cols; c += PYR_TILE_STEP, to += PYR_TILE_NEXT) {
+    int64_t left = cols - c;
+    __mmask16 first = (__mmask16)(left < VL ? (1 << left) - 1 : 0xffff);
+    __mmask16 second = (__mmask16)(left < VL ? 0 : left < 2 * VL ? (1 << (left - VL)) - 1 : 0xffff);
+    for (int t = 0; t < PYR_TILE; t++) {
+      const float *from = x + t * cols + c;
+      __m512i values = _mm512_setzero_si512();
+      if (t < count)
+        values = rounded((vf)_mm512_maskz_loadu_ps(first, from),
+                         (vf)_mm512_maskz_loadu_ps(second, from + VL));
+      _mm512_store_si512(to + t * LINE, values);
+    }
+  }
+}
+
+typedef struct rows_args { const uint8_t *w; size_t stride; int count; } rows_args;
+
+/* A step of k that is whole, of 16 rows or fewer. */
+INLINE void pack_group(uint16_t *to, const rows_args *a, const pyr_dtype dtype, int64_t g,
+                       const int odd, float s[][SCALES]) {
+  __m512i r[PYR_TILE];
+  for (int i = 0; i < a->count; i++) {
+    vf t[GROUP_VECTORS];
+    load_group(t, a->w + (size_t)i * a->stride, dtype, g, odd, s[i]);
+    r[i] = rounded(t[0], t[1]);
+  }
+  for (int i = a->count; i < PYR_TILE; i++) r[i] = _mm512_setzero_si512();
+  put_transposed(to, r);
+}
+
+INLINE void pack_groups(uint16_t *to, const rows_args *a, const pyr_dtype dtype, int64_t groups) {
+  float s[PYR_TILE][SCALES];
+  int64_t g = 0;
+  for (; g + 2 <= groups; g += 2, to += 2 * PYR_TILE_NEXT) {
+    if (has_scales(dtype) && g % 8 == 0)
+      for (int i = 0; i < a->count; i++) load_scales(s[i], a->w + (size_t)i * a->stride, dtype, g);
+    pack_group(to, a, dtype, g, 0, s);
+    pack_group(to + PYR_TILE_NEXT, a, dtype, g + 1, 1, s);
+  }
+  if (g < groups) pack_group(to, a, dtype, g, 0, s);
+}
+
+/* bf16 is what it shall become; it has no blocks, so that the last step may be part of one. */
+static void pack_bf16(uint16_t *to, const rows_args *a, int64_t cols) {
+  for (int64_t c = 0; c < cols; c += PYR_TILE_STEP, to += PYR_TILE_NEXT) {
+    __mmask32 some = cols - c < PYR_TILE_STEP ? (1u << (cols - c)) - 1 : 0xffffffffu;
+    __m512i r[PYR_TILE];
+#pragma GCC unroll 16
+    for (int i = 0; i < PYR_TILE; i++)
+      r[i] = i < a->count ? _mm512_maskz_loadu_epi16(some, a->w + (size_t)i * a->stride + 2 * c)
+                          : _mm512_setzero_si512();
+    put_transposed(to, r);
+  }
+}
+
+static void pack_rows(uint16_t *to, const void *w, size_t stride, pyr_dtype dtype, int count,
+                      int64_t cols) {
+  rows_args a = { w, stride, count };
+  if (dtype == PYR_BF16) {
+    pack_bf16(to, &a, cols);
+    return;
+  }
+#define ACTION(type) pack_groups(to, &a, type, cols / GROUP)
+  FOR_WEIGHT_DTYPE(dtype, ACTION)
+#undef ACTION
+}
+
+/* ---- packing what lies interleaved ----------------------------------------------------------- */
+
+/* Values k and k + 1 of 16 rows as a row of a tile. */
+INLINE void put_pair(uint16_t *to, vf even, vf odd) {
+  const __m512i places = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9,
+                                          24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1,
+                                          16, 0);
+  _mm512_store_si512(to, _mm512_permutexvar_epi16(places, rounded(even, odd)));
+}
+
+/* Bytes of words, signed; and four bits of them from bit `at` on, times scale plus min. */
+INLINE vf signed_byte(__m512i words, const int i) {
+  return vof_i32((vi)_mm512_srai_epi32(_mm512_slli_epi32(words, (unsigned)(24 - 8 * i)), 24));
+}
+INLINE vf four_bits(__m512i words, const int at, vf scale, vf min) {
+  const __m512i all = _mm512_set_epi32(0x41700000, 0x41600000, 0x41500000, 0x41400000, 0x41300000,
+                                       0x41200000, 0x41100000, 0x41000000, 0x40e00000, 0x40c00000,
+                                       0x40a00000, 0x40800000, 0x40400000, 0x40000000, 0x3f800000,
+                                       0);      /* 15.0f, …, 1.0f, 0: by the low four bits */
+  __m512 q = _mm512_permutexvar_ps(_mm512_srli_epi32(words, (unsigned)at), (__m512)all);
+  return vfma((vf)q, scale, min);
+}
+
+INLINE __m512i words_at(const uint8_t *w) { return _mm512_loadu_si512(w); }
+INLINE vf halves_at(const uint8_t *w) { return vload_f16(w); }
+
+INLINE void put_nibbles(uint16_t *to, __m512i words, const int shift, vf scale, vf min) {
+  put_pair(to, four_bits(words, shift, scale, min), four_bits(words, shift + 8, scale, min));
+  put_pair(to + LINE, four_bits(words, shift + 16, scale, min),
+           four_bits(words, shift + 24, scale, min));
+}
+
+static void stack_of_q8_0(uint16_t *to, const uint8_t *w, int64_t cols) {
+  for (int64_t c = 0; c < cols; c += GROUP, w += PYR_STACK * 34, to += PYR_TILE_NEXT) {
+    vf scale = halves_at(w);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+      __m512i q = words_at(w + 32 + 64 * i);
+      uint16_t *line = to + 2 * i * LINE;
+      put_pair(line, signed_byte(q, 0) * scale, signed_byte(q, 1) * scale);
+      put_pair(line + LINE, signed_byte(q, 2) * scale, signed_byte(q, 3) * scale);
+    }
+  }
+}
+
+/* Low bits are values 0 to 15 of a block, high ones 16 to 31. */
+static void stack_of_q4_0(uint16_t *to, const uint8_t *w, int64_t cols) {
+  for (int64_t c = 0; c < cols; c += GROUP, w += PYR_STACK * 18, to += PYR_TILE_NEXT) {
+    vf scale = halves_at(w), min = scale * vset(-8);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+      __m512i q = words_at(w + 32 + 64 * i);
+      put_nibbles(to + 2 * i * LINE, q, 0, scale, min);
+      put_nibbles(to + (8 + 2 * i) * LINE, q, 4, scale, min);
+    }
+  }
+}
+
+INLINE vf byte_of_words(__m512i words, int i) {
+  return vof_i32((vi)_mm512_and_si512(_mm512_srl_epi32(words, _mm_cvtsi32_si128(8 * i)),
+                                      _mm512_set1_epi32(255)));
+}
+
+/* A word with the factors of scales and mins, then eight of each, 6 bits wide, in three words;
+ * then, for each two groups, eight words: one in their low bits, the other in their high ones. */
+static void stack_of_q4_k(uint16_t *to, const uint8_t *w, int64_t cols) {
+  const __m512i six = _mm512_set1_epi32(0x3f3f3f3f), four = _mm512_set1_epi32(0x0f0f0f0f),
+      two = _mm512_set1_epi32(0x30303030);
+  for (int64_t c = 0; c < cols; c += 256) {
+    __m512i d = words_at(w), a = words_at(w + 64), b = words_at(w + 128), e = words_at(w + 192);
+    vf d_scale = (vf)_mm512_cvtph_ps(_mm512_cvtepi32_epi16(d));
+    vf d_min = -(vf)_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(d, 16)));
+    __m512i scales[2] = { _mm512_and_si512(a, six),
+                          _mm512_or_si512(_mm512_and_si512(e, four),
+                                          _mm512_and_si512(_mm512_srli_epi32(a, 2), two)) };
+    __m512i mins[2] = { _mm512_and_si512(b, six),
+                        _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(e, 4), four),
+                                        _mm512_and_si512(_mm512_srli_epi32(b, 2), two)) };
+    w += 256;
+    for (int pair = 0; pair < 4; pair++, w += 512, to += 2 * PYR_TILE_NEXT) {
+      vf scale[2], min[2];
+#pragma GCC unroll 2
+      for (int g = 0; g < 2; g++) {
+        scale[g] = d_scale * byte_of_words(scales[pair / 2], pair % 2 * 2 + g);
+        min[g] = d_min * byte_of_words(mins[pair / 2], pair % 2 * 2 + g);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; i++) {
+        __m512i q = words_at(w + 64 * i);
+        put_nibbles(to + 2 * i * LINE, q, 0, scale[0], min[0]);
+        put_nibbles(to + PYR_TILE_NEXT + 2 * i * LINE, q, 4, scale[1], min[1]);
+      }
+    }
+  }
+}
+
+/* The factor, four words of scales; then parts: each half of a block, and each half of its four
+ * runs (groups): four times a word of low bits of runs 0 and 2, of runs 1 and 3, and of the high
+ * two bits of all four (interleave.c). */
+static void stack_of_q6_k(uint16_t *to, const uint8_t *w, int64_t cols) {
+  const __m512i top = _mm512_set1_epi8(48), low_bits = _mm512_set1_epi8(15);
+  for (int64_t c = 0; c < cols; c += 256, to += 8 * PYR_TILE_NEXT) {
+    const uint8_t *head = w;
+    w += 32 + 256;
+    for (int part = 0; part < 4; part++, w += 12 * 64) {
+      const int half = part / 2, which = part % 2;
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) {
+        __m512i scales = words_at(head + 32 + 64 * (2 * half + j / 2));
+        __m512i moved = _mm512_sll_epi32(scales, _mm_cvtsi32_si128(24 - 8 * (j % 2 * 2 + which)));
+        vf scale = halves_at(head) * vof_i32((vi)_mm512_srai_epi32(moved, 24)),
+            min = scale * vset(-32);
+        uint16_t *line = to + (4 * half + j) * PYR_TILE_NEXT + 8 * which * LINE;
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++, line += 2 * LINE) {
+          __m512i low = words_at(w + 192 * i + 64 * (j % 2)), high = words_at(w + 192 * i + 128);
+          low = _mm512_and_si512(j < 2 ? low : _mm512_srli_epi16(low, 4), low_bits);
+          high = j == 0 ? _mm512_slli_epi16(high, 4) : j == 1 ? _mm512_slli_epi16(high, 2) :
+                 j == 2 ? high : _mm512_srli_epi16(high, 2);
+          __m512i q = _mm512_or_si512(low, _mm512_and_si512(high, top));
+          put_pair(line, vfma(signed_byte(q, 0), scale, min), vfma(signed_byte(q, 1), scale, min));
+          put_pair(line + LINE, vfma(signed_byte(q, 2), scale, min),
+                   vfma(signed_byte(q, 3), scale, min));
+        }
+      }
+    }
+  }
+}
+
+static void pack_stack(uint16_t *to, const void *stack, pyr_dtype dtype, int64_t cols) {
+  switch (dtype) {
+    case PYR_Q8_0: stack_of_q8_0(to, stack, cols); break;
+    case PYR_Q4_0: stack_of_q4_0(to, stack, cols); break;
+    case PYR_Q4_K: stack_of_q4_k(to, stack, cols); break;
+    case PYR_Q6_K: stack_of_q6_k(to, stack, cols); break;
+    case PYR_F32: case PYR_F16: case PYR_BF16: case PYR_Q5_K: PYR_CASES_NOT_WEIGHTS: break;
+  }
+}
+
+/* ---- tiles ----------------------------------------------------------------------------------- */
+
+typedef struct tile_shapes {                         /* as `ldtilecfg` wants it */
+  uint8_t palette, start, reserved[14];
+  uint16_t bytes[16];
+  uint8_t rows[16];
+} tile_shapes;
+
+/* All eight are 16 rows of 64 bytes. */
+static void begin(void) {
+  static const tile_shapes shapes = {
+    .palette = 1, .bytes = { 64, 64, 64, 64, 64, 64, 64, 64 },
+    .rows = { 16, 16, 16, 16, 16, 16, 16, 16 },
+  };
+  __asm__ volatile("ldtilecfg %0" :: "m"(shapes));
+}
+static void end(void) { __asm__ volatile("tilerelease" ::: "memory"); }
+
+#define TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile ::: "memory")
+#define TILE_LOAD(tile, from, stride) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile :: "r"(from), "r"(stride) : "memory")
+#define TILE_STORE(tile, to, stride) \
+    __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" :: "r"(to), "r"(stride) : "memory")
+#define TILE_PRODUCT(sum, x, w) \
+    __asm__ volatile("tdpbf16ps %%tmm" #w ", %%tmm" #x ", %%tmm" #sum ::: "memory")
+
+/* Lines of x that will be read soon; and of two rows of out, that will be read or written. Any
+ * address does no harm. */
+INLINE void ask_for(const uint16_t *x, const int first, const int some) {
+#pragma GCC unroll 8
+  for (int i = first; i < first + some; i++) __builtin_prefetch(x + LINE * i, 0, 3);
+}
+INLINE void ask_to_write(float *row, int64_t ld) {
+  for (int i = 0; i < 2; i++, row += ld)
+    __builtin_prefetch(row, 1, 3), __builtin_prefetch(row + PYR_TILE, 1, 3);
+}
+
+/* Sums in tiles 0 to 3: two token tiles (4, 5) times two of weights (6, 7), of which the second
+ * ones may be missing; `two_x` and `two_w` are constants. Sums go to `to` and begin at what is
+ * there, if `add`.
+ *
+ * What the next step multiplies is loaded as soon as the last product of this step that reads the
+ * tile has begun, and x, which streams from the second cache, is asked for AHEAD steps earlier, a
+ * few lines at a time: a core that runs two threads holds few instructions of each, and would
+ * else wait for each load. That is half as fast again there; alone a thread runs as before. */
+enum { AHEAD = 4 };
+
+INLINE void tile_block(const pyr_tile_product *p, float *to, int64_t ld, bool add, const bool two_x,
+                       const bool two_w) {
+  const int64_t stride = ld * (int64_t)sizeof(float), line = 64;
+  const uint16_t *x = p->x, *w = p->w;
+  float *below = to + PYR_TILE * ld, *next = p->out + PYR_TILE_BLOCK * p->ld;
+  if (add) {
+    TILE_LOAD(0, to, stride);
+    if (two_w) TILE_LOAD(1, to + PYR_TILE, stride);
+    if (two_x) TILE_LOAD(2, below, stride);
+    if (two_x && two_w) TILE_LOAD(3, below + PYR_TILE, stride);
+  } else {
+    TILE_ZERO(0);
+    if (two_w) TILE_ZERO(1);
+    if (two_x) TILE_ZERO(2);
+    if (two_x && two_w) TILE_ZERO(3);
+  }
+  TILE_LOAD(4, x, line);
+  TILE_LOAD(6, w, line);
+  if (two_x) TILE_LOAD(5, x + PYR_TILE_VALUES, line);
+  if (two_w) TILE_LOAD(7, w + PYR_TILE_VALUES, line);
+  for (int64_t k = 1; k < p->steps; k++) {     /* tiles 4 to 7 are those of step k - 1 */
+    const uint16_t *ahead = x + AHEAD * PYR_TILE_NEXT;
+    x += PYR_TILE_NEXT, w += PYR_TILE_NEXT;
+    if (k <= PYR_TILE) ask_to_write(next, p->ld), next += 2 * p->ld;
+    TILE_PRODUCT(0, 4, 6);
+    ask_for(ahead, 0, 8);
+    if (two_x) TILE_PRODUCT(2, 5, 6);
+    ask_for(ahead, 8, 8);
+    TILE_LOAD(6, w, line);
+    if (two_w) TILE_PRODUCT(1, 4, 7);
+    if (two_x) ask_for(ahead, 16, 8);
+    TILE_LOAD(4, x, line);
+    if (two_x && two_w) TILE_PRODUCT(3, 5, 7);
+    if (two_x) ask_for(ahead, 24, 8);
+    if (two_x) TILE_LOAD(5, x + PYR_TILE_VALUES, line);
+    if (two_w) TILE_LOAD(7, w + PYR_TILE_VALUES, line);
+  }
+  TILE_PRODUCT(0, 4, 6);
+  if (two_x) TILE_PRODUCT(2, 5, 6);
+  if (two_w) TILE_PRODUCT(1, 4, 7);
+  if (two_x && two_w) TILE_PRODUCT(3, 5, 7);
+  TILE_STORE(0, to, stride);
+  if (two_w) TILE_STORE(1, to + PYR_TILE, stride);
+  if (two_x) TILE_STORE(2, below, stride);
+  if (two_x && two_w) TILE_STORE(3, below + PYR_TILE, stride);
+}
+
+static void whole_tiles(const pyr_tile_product *p, float *to, int64_t ld, bool add) {
+  bool two_x = p->tokens > PYR_TILE, two_w = p->rows > PYR_TILE;
+  if (two_x && two_w) tile_block(p, to, ld, add, true, true);
+  else if (two_x) tile_block(p, to, ld, add, true, false);
+  else if (two_w) tile_block(p, to, ld, add, false, true);
+  else tile_block(p, to, ld, add, false, false);
+}
+
+/* What does not fill its tiles, or has a bias, which sums then begin at, goes by a block of whole
+ * ones. Each sum is the same chain either way. */
+static void multiply(const pyr_tile_product *p) {
+  if (p->tokens % PYR_TILE == 0 && p->rows % PYR_TILE == 0 && !p->bias) {
+    whole_tiles(p, p->out, p->ld, p->add);
+    return;
+  }
+  float block[PYR_TILE_BLOCK * PYR_TILE_BLOCK] __attribute__((aligned(64))) = { 0 };
+  for (int t = 0; t < p->tokens && (p->add || p->bias); t++)
+    for (int r = 0; r < p->rows; r++)
+      block[t * PYR_TILE_BLOCK + r] = (p->add ? p->out[t * p->ld + r] : 0)
+          + (p->bias ? p->bias[r] : 0);
+  whole_tiles(p, block, PYR_TILE_BLOCK, p->add || p->bias);
+  for (int t = 0; t < p->tokens; t++)
+    memcpy(p->out + t * p->ld, block + t * PYR_TILE_BLOCK, (size_t)p->rows * sizeof(float));
+}
+
+const pyr_tiles pyr_tiles_amx = {
+  .compiled = true, .begin = begin, .end = end, .pack_tokens = pack_tokens, .pack_rows = pack_rows,
+  .pack_stack = pack_stack, .multiply = multiply,
+};
+
+#else
+const pyr_tiles pyr_tiles_amx = { .compiled = false };
+#endif
