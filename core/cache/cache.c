@@ -169,7 +169,7 @@ static pyr_status rows_resize(pyr_cache *cache, pyr_lane *lane, int64_t cap, boo
   return PYR_OK;
 }
 
-/* Replaces a shared page by a copy. */
+/* Replaces a shared page by a copy; a page with one reference is writable as it is. */
 static pyr_status page_unshare(pyr_cache *cache, pyr_lane *lane, int64_t index) {
   pyr_pool *pool = cache->pool;
   pyr_page *page = lane->pages[index], *fresh = NULL;
@@ -288,6 +288,19 @@ pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from) {
   return status;
 }
 
+/* Gathering. Rows idx move to rows 0.. of their lane; idx ascends, so that no row moves over one
+ * that is yet to move, and one pass in place is safe. The first `fixed` rows stay where they are, so
+ * the pages that hold only those are not touched, and may stay shared:
+ *
+ *     idx, fixed 40        0 .. 39   44 47 51 ... (20 rows)
+ *     page 0  rows 0..31   stays as it is, shared or not            skip = 40 / 32 = 1 page
+ *     page 1  rows 32..63  rows 32..39 stay, 20 rows come behind    changed; copied if it is shared
+ *     page 2  rows 64..    holds nothing any more                   goes back
+ *
+ * Where a changed page is shared, survivors are written to a fresh page and the shared one loses a
+ * reference: all fresh pages are there before the first row moves, so that a lack of memory changes
+ * nothing. */
+
 /* Pages to take the place of shared ones among `changed` pages from `skip` on of each lane, in
  * fresh [count, changed] (NULL where a page stays), and in data what the tables will then hold. */
 static pyr_status fresh_pages(pyr_cache *cache, const pyr_lane *lanes, int count, int64_t skip,
@@ -371,7 +384,8 @@ static void lane_free(pyr_cache *cache, pyr_lane *lane) {
   memset(lane, 0, sizeof *lane);
 }
 
-/* Shares all pages of src. The destination is empty. */
+/* Shares all pages of src. The destination is empty. What lies beside the rows is copied: it is
+ * small, and a fork's history goes its own way from the next step on. */
 static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *src) {
   pyr_status status = table_grow(cache, dst, src->page_count);
   if (status != PYR_OK) return status;

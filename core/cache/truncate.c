@@ -6,7 +6,8 @@
  * that tracks is refused. */
 #include "cache/cache.h"
 
-/* How many rows of a lane are of the first n tokens; positions ascend. */
+/* How many rows of a lane are of the first n tokens. Positions ascend, so bisection finds it: rows
+ * before `low` are of those tokens, rows from `high` on are not. */
 static int64_t rows_before(const int32_t *positions, int64_t rows, int64_t n) {
   int64_t low = 0, high = rows;
   while (low < high) {

@@ -4,7 +4,14 @@
  * Expected Attention (arXiv 2510.00636) takes the queries yet to come for Gaussian, with the mean
  * and covariance of the prompt's, turned to where they will stand. Moments are gathered chunk by
  * chunk from the queries that a plan is shown, in memory that does not depend on how many there
- * are; `skip` leaves out the first ones, which are unlike the rest. */
+ * are; `skip` leaves out the first ones, which are unlike the rest.
+ *
+ *     q(t) = R(t) u,  u ~ N(mean, covariance)       R(t): rope's rotation to position t
+ *     expected weight of row k  =  exp(scale * m . k + scale^2 / 2 * k^T C k)
+ *         m, C: mean and covariance turned by the mean rotation of the positions to come
+ *
+ * A head of 64 dimensions takes 64 floats for the mean and 64 * 64 for the covariance: 16 KiB,
+ * whether the prompt has 100 tokens or 100,000. */
 #ifndef PYR_QUERY_STATS_H
 #define PYR_QUERY_STATS_H
 

@@ -1,6 +1,6 @@
 /* score.c — evaluation of score programs on a small stack of vectors.
  *
- * Scratch is laid out as [temp: heads vectors][stack: depth vectors]; a vector is one f32 per
+ * Scratch is laid out as [temp: heads vectors][stack: depth vectors]; a vector is one f32 a
  * candidate. A signal of several lanes or query heads is first gathered into temp (or already lies
  * in a mass accumulator), then reduced into the stack. Vectors of the stack are told apart by
  * index, so operators work in place.
@@ -314,7 +314,16 @@ static pyr_status eval_lane(const pyr_score_op *op, const pyr_signals *s,
   }
 }
 
-/* Pushes one signal of lanes [head, head+count) to `out`. */
+/* Pushes one signal of lanes [head, head + count) to `out`: one number a candidate. A set of lanes
+ * has one vector, so what each lane (or each of its query heads) has is reduced to one. With two
+ * K/V heads of three query heads each, and four candidates:
+ *
+ *     attention    6 vectors, one a query head    -> op->b over all 6 (mean, sum or highest)
+ *     history      2 vectors, one a lane          -> as well; each is a mean over its heads already
+ *     key_norm     2 vectors, one a lane          -> their mean
+ *     position     1 vector: lanes that share a set hold the same positions
+ *
+ * Attention comes as a sum over queries; where the mean is asked for, `scale` divides it. */
 static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signals *s, int head,
                               int count, float *temp, float *out) {
   const pyr_score_op *op = &score->ops[index];
@@ -366,6 +375,10 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
   }
 }
 
+/* Invariant: before each operation the stack holds `height` vectors of n floats, the deepest first;
+ * pyr_score_check has proved that none is popped which is not there, and how high it gets. Whether
+ * all scores are numbers is noted in device memory as the program runs, and read by the caller when
+ * he waits for the device anyway. */
 pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, int head, int count,
                           float *scratch, float **out) {
   static const pyr_score by_position = { 1, { { PYR_S_POSITION, 0, 0, 0, 0.0f } } };

@@ -3,6 +3,8 @@
 
 static const pyr_weighting each_query_counts = { .queries = 0, .ramp = 1.0f };
 
+/* Counted from the last firing, at least one: a trigger that is overdue fires at the end of the
+ * next step. every 4, one step since: 3. over 100, 98 rows held: the third step makes it 101. */
 static int64_t steps_until(const pyr_trigger *trigger, int64_t since, int64_t rows) {
   int64_t steps = INT64_MAX;
   if (trigger->every > 0) steps = pyr_max(trigger->every - since, 1);
