@@ -8,7 +8,7 @@ local reference = require "spec.support.ops_reference"
 
 local blocks = { bf16 = 1, q8_0 = 32, q4_0 = 32, q4_k = 256, q5_k = 256, q6_k = 256 }
 local interleaved = { q8_0 = true, q4_0 = true, q4_k = true, q6_k = true }
-local fewest = 32           -- tokens from which interleaved weights go by tiles
+local fewest = ops.small_n  -- tokens from which interleaved weights go by tiles
 
 local teams = reference.teams "amxint8"
 local one, bytes = teams[1] and teams[1][1], core.runtime { isa = "avx512int8", threads = 1 }
@@ -67,23 +67,23 @@ describe("products by matrix tiles", function()
 
   for dtype, block in pairs(blocks) do
     it("equal plain sums: " .. dtype, function()
-      for _, n in ipairs { 32, 33, 47, 48, 49, 64, 65, 100 } do
+      for _, n in ipairs { 48, 49, 63, 64, 65, 80, 81, 100 } do
         compare(dtype, n, 16 * math.random(1, 5), block * math.random(1, 256 // block * 2))
         compare(dtype, n, math.random(1, 70), block * math.random(1, 256 // block))
       end
       for _, rows in ipairs { 1, 15, 16, 17, 31, 32, 33, 63, 127, 144, 257, 304 } do
-        compare(dtype, 35, rows, block == 1 and 33 or block)
+        compare(dtype, 51, rows, block == 1 and 33 or block)
       end
       compare(dtype, 520, 48, block == 1 and 31 or block)
     end)
 
     it("read rows that lie apart: " .. dtype, function()
-      compare(dtype, 40, 48, 256, { pad = 2 * block })
+      compare(dtype, 50, 48, 256, { pad = 2 * block })
       compare(dtype, 33, 13, 512, { pad = 2 })
     end)
 
     it("add a bias, and to what is there: " .. dtype, function()
-      for _, shape in ipairs { { 32, 32 }, { 37, 48 }, { 64, 37 } } do
+      for _, shape in ipairs { { 48, 32 }, { 53, 48 }, { 64, 37 } } do
         compare(dtype, shape[1], shape[2], 256, { bias = true })
         compare(dtype, shape[1], shape[2], 256, { accumulate = true })
         compare(dtype, shape[1], shape[2], 256, { bias = true, accumulate = true })
@@ -94,7 +94,7 @@ describe("products by matrix tiles", function()
       for _, rows in ipairs { 48, 29 } do
         local cols, n = 512, 100
         local result, x, w = compare(dtype, n, rows, cols)
-        for _, some in ipairs { { 0, 32 }, { 1, 33 }, { 17, 32 }, { 60, 40 }, { 3, 97 } } do
+        for _, some in ipairs { { 0, 48 }, { 1, 49 }, { 17, 63 }, { 40, 60 }, { 3, 97 } } do
           local alone = assert(ops.linear(one, tokens(x, cols, some[1], some[2]), dtype, w, rows,
             cols))
           assert.is_true(alone == tokens(result, rows, some[1], some[2]),
@@ -122,12 +122,12 @@ describe("products by matrix tiles", function()
 
   it("go in panels and blocks of tokens where k is long", function()
     compare("bf16", 70, 40, 6401)
-    compare("q8_0", 33, 48, 13056)
+    compare("q8_0", 49, 48, 13056)
     compare("q8_0", 130, 16, 3072, { accumulate = true })
   end)
 
   it("keep what is not finite to its token", function()
-    local rows, cols, n = 48, 64, 40
+    local rows, cols, n = 48, 64, 50
     local w = reference.matrix("q8_0", rows, cols)
     local x, x_bytes = reference.random(n * cols)
     local clean = ops.numbers(assert(ops.linear(one, x_bytes, "q8_0", w, rows, cols)))
