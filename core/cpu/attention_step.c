@@ -17,13 +17,13 @@
 #include <math.h>
 #include <string.h>
 
-_Static_assert(PYR_STRAND == PYR_PAGE_ROWS, "a page is what the kernels take at once");
+_Static_assert(PYR_KV_BLOCK == PYR_PAGE_ROWS, "a page is what the kernels take at once");
 
 typedef struct step_scratch {
   float *q;                /* [group][dims] */
   float *rows[2];          /* [PYR_PAGE_ROWS][dims] keys, values as f32, where the kernels do not
                               read them as they are */
-  float *p, *share;        /* [group][PYR_STRAND], [group]: see pyr_strand */
+  float *p, *share;        /* [group][PYR_KV_BLOCK], [group]: see pyr_kv_block */
   float *scores;           /* [group][ld] of a lane that is tracked */
   float *parts;            /* what segments leave, if one task walks them all */
   int64_t dims, ld;
@@ -35,7 +35,7 @@ static step_scratch step_scratch_of(pyr_arena *arena, int32_t group, int32_t hea
   s.q = pyr_arena_take(arena, group * s.dims, sizeof(float));
   for (int what = 0; what < 2; what++)
     s.rows[what] = pyr_arena_take(arena, PYR_PAGE_ROWS * s.dims, sizeof(float));
-  s.p = pyr_arena_take(arena, group * PYR_STRAND, sizeof(float));
+  s.p = pyr_arena_take(arena, group * PYR_KV_BLOCK, sizeof(float));
   s.share = pyr_arena_take(arena, group, sizeof(float));
   s.scores = pyr_arena_take(arena, group * s.ld, sizeof(float));
   s.parts = pyr_arena_take(arena, pyr_cpu_segments_max(rows) * pyr_cpu_part_size(group, s.dims),
@@ -81,22 +81,22 @@ static pyr_piece piece_at(const pyr_attend *t, const step_scratch *s, const pyr_
 static void attend_segment(const pyr_attend *t, const pyr_stretch *now, const pyr_stretch *next,
                            const step_scratch *s, float *scores, float *part) {
   int group = t->group;
-  pyr_strand strand = { .q = s->q, .top = part, .sum = part + group,
+  pyr_kv_block block = { .q = s->q, .top = part, .sum = part + group,
                         .out = part + pyr_cpu_part_outs(group), .p = s->p, .share = s->share,
                         .scores = scores, .ld = s->ld, .heads = group, .dims = (int)s->dims };
   pyr_piece scored = { 0 }, mixed = { 0 };
-  for (int h = 0; h < group; h++) strand.top[h] = -INFINITY, strand.sum[h] = strand.share[h] = 0;
-  memset(strand.out, 0, (size_t)(group * s->dims) * sizeof(float));
+  for (int h = 0; h < group; h++) block.top[h] = -INFINITY, block.sum[h] = block.share[h] = 0;
+  memset(block.out, 0, (size_t)(group * s->dims) * sizeof(float));
   pyr_dtype dtype = in_place(t, s) ? t->layout.dtype : PYR_F32;
   for (int64_t row = now->rows.low, run; row < now->rows.high; row += run) {
     run = pyr_cpu_run_in_page(row, now->rows.high - row);
     scored = piece_at(t, s, now, next, row, run, 0);
-    t->k->strand(&strand, &scored, &mixed, dtype);
+    t->k->kv_block(&block, &scored, &mixed, dtype);
     mixed = piece_at(t, s, now, next, row, run, 1);
-    if (scores) strand.scores += run;
+    if (scores) block.scores += run;
   }
   scored.count = 0;
-  t->k->strand(&strand, &scored, &mixed, dtype);
+  t->k->kv_block(&block, &scored, &mixed, dtype);
 }
 
 /* ---- joining them ---------------------------------------------------------------------------- */

@@ -25,7 +25,7 @@ enum {
   PYR_STACK = 16,        /* weight rows that lie interleaved (interleave.c), … */
   PYR_STACKS = 2,        /* … such stacks that `dot_stacks` takes at most, … */
   PYR_STACK_TOKENS = 8,  /* … and rows of x */
-  PYR_STRAND = 32,       /* rows that `strand` takes at once: a page's */
+  PYR_KV_BLOCK = 32,       /* rows that `kv_block` takes at once: a page's */
 };
 
 /* Columns of a softmax that runs over tiles of rows: per column the maximum so far and the sum of
@@ -69,16 +69,16 @@ typedef struct pyr_products {
 } pyr_products;
 
 /* Decode: one query for each of `heads` heads along the rows of a lane (see kv_block.inc). */
-typedef struct pyr_strand {
+typedef struct pyr_kv_block {
   const float *q;                /* [heads][dims], scaled; dims a multiple of PYR_PAD */
   float *top, *sum, *out;        /* [heads], [heads], [heads][dims] so far; at first -inf, 0, 0 */
-  float *p, *share;  /* [heads][PYR_STRAND], [heads] between calls; share is 0 at first */
+  float *p, *share;  /* [heads][PYR_KV_BLOCK], [heads] between calls; share is 0 at first */
   float *scores;                 /* NULL, or [heads][ld] where the scores are to be kept, too */
   int64_t ld;
   int heads, dims;
-} pyr_strand;
+} pyr_kv_block;
 
-typedef struct pyr_piece {       /* at most PYR_STRAND keys or values */
+typedef struct pyr_piece {       /* at most PYR_KV_BLOCK keys or values */
   const void *rows, *ahead;      /* `ahead`: as many that will be read next, to be asked for; any
                                     address does no harm */
   size_t stride;                 /* bytes from row to row */
@@ -89,7 +89,7 @@ typedef struct pyr_kernels {
   const char *name;              /* "base", …; NULL: not compiled in */
   int nr;                        /* panel width of gemm */
   int dot_rows;                  /* rows of x that `dot` takes at most */
-  int row_heads;                 /* see `strand` */
+  int row_heads;                 /* see `kv_block` */
 
   /* n values of any dtype (n a multiple of its block; any n for f32, f16, bf16) to f32 */
   void (*to_f32)(float *dst, const void *src, pyr_dtype dtype, int64_t n);
@@ -120,7 +120,7 @@ typedef struct pyr_kernels {
   /* scores the rows of `scored`, and mixes in those of `mixed`: the values of the rows that the
    * call before scored. Rows are f32, f16, bf16 or q8_0; up to row_heads heads take them as they
    * are, more are better served from f32. */
-  void (*strand)(const pyr_strand *s, const pyr_piece *scored, const pyr_piece *mixed,
+  void (*kv_block)(const pyr_kv_block *s, const pyr_piece *scored, const pyr_piece *mixed,
                  pyr_dtype dtype);
   /* out[j] = q . row j; out += sum over j of p[j] * row j: rows of `dims` f32, a multiple of
    * PYR_PAD, that follow each other */
