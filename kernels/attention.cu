@@ -5,16 +5,16 @@
  * rows they walk ROWS at a time from multiples of ROWS, each tile in shared memory as f32, CHUNK
  * dimensions at once. A lane of the warp has a row of the tile:
  *
- *     s = scale * q . k each lane its row; q in shared memory
- *     m' = max(m, max s); p = exp(s - m'); l' = exp(m - m') l + sum p the recurrence of online
- *     softmax, over the warp
- *     out' = exp(m - m') out + sum p v each lane its dimensions, every 32nd
+ *     s = scale * q . k                                        each lane its row; q is shared
+ *     m' = max(m, max s); p = exp(s - m'); alpha = exp(m - m') over the warp
+ *     l' = alpha l + sum p
+ *     out' = alpha out + sum p v                               each lane its dimensions, each 32nd
  *
  * Invisible rows weigh exactly 0 and tiles lie alike for all, so that a query's result does not
  * depend on its neighbours.
  *
  * One query a sequence (decode): lanes are walked in segments of SEGMENT rows, a block for each,
- * which leave (top, sum, out) in scratch; a second kernel joins a head's segments in their order.
+ * which leave (m, l, out) in scratch; a second kernel joins a head's segments in their order.
  * Where history is tracked the scores stay in scratch too, and a third kernel makes probabilities
  * of them: rows are not read again. A query that sees nothing gets 0, with lse = -inf. */
 #include "attention.cuh"
@@ -39,12 +39,12 @@ static __device__ __forceinline__ row_span block_span(row_span mine, int64_t *lo
   return all;
 }
 
-struct column { float top, sum; };
+struct column { float m, l; };
 
 /* A tile's scores for the warp's column: the lane's row, which lies at `row`. */
 static __device__ __forceinline__ float tile_score(const attend_args &a, const pyr_lane_view &lane,
                                                    const float *q, float *tile, int64_t row,
-                                                       int64_t count) {
+                                                   int64_t count) {
   float sum = 0;
   for (int from = 0; from < a.f.d; from += CHUNK) {
     int width = a.f.d - from < CHUNK ? a.f.d - from : CHUNK;
@@ -57,11 +57,11 @@ static __device__ __forceinline__ float tile_score(const attend_args &a, const p
   return sum;
 }
 
-/* out' = shrink out + sum p v over the tile; DIMS: the dimensions that a lane has. */
+/* out' = alpha out + sum p v over the tile; DIMS: the dimensions that a lane has. */
 template <int DIMS>
 static __device__ __forceinline__ void tile_mix(const attend_args &a, const pyr_lane_view &lane,
-                                                float (&out)[DIMS], float p, float shrink,
-                                                    float *tile, int64_t row, int64_t count) {
+                                                float (&out)[DIMS], float p, float alpha,
+                                                float *tile, int64_t row, int64_t count) {
 #pragma unroll
   for (int chunk = 0; chunk < DIMS; chunk += CHUNK / WARP) {
     int from = chunk * WARP, width = a.f.d - from < CHUNK ? a.f.d - from : CHUNK;
@@ -70,13 +70,13 @@ static __device__ __forceinline__ void tile_mix(const attend_args &a, const pyr_
     load_tile(tile, ROWS, CHUNK + 1, lane, a.f, from, width, row, count, 1);
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < CHUNK / WARP; i++) out[chunk + i] *= shrink;
+    for (int i = 0; i < CHUNK / WARP; i++) out[chunk + i] *= alpha;
     for (int j = 0; j < ROWS; j++) {
-      float share = __shfl_sync(ALL_LANES, p, j);
+      float p_j = __shfl_sync(ALL_LANES, p, j);
 #pragma unroll
       for (int i = 0; i < CHUNK / WARP; i++)
         if (lane_of_warp() + i * WARP < width)
-          out[chunk + i] += share * tile[j * (CHUNK + 1) + lane_of_warp() + i * WARP];
+          out[chunk + i] += p_j * tile[j * (CHUNK + 1) + lane_of_warp() + i * WARP];
     }
   }
 }
@@ -84,15 +84,15 @@ static __device__ __forceinline__ void tile_mix(const attend_args &a, const pyr_
 template <int DIMS>
 static __device__ __forceinline__ void put_column(const attend_args &a, const attend_call &call,
                                                   int64_t query, int64_t head, int64_t segment,
-                                                      const column &c, const float (&out)[DIMS]) {
+                                                  const column &c, const float (&out)[DIMS]) {
   bool part = a.segments > 0;
   int64_t at = query * a.heads + head;
-  float inverse = part ? 1.0f : c.sum > 0 || c.sum != c.sum ? 1.0f / c.sum : 0.0f;
+  float inverse = part ? 1.0f : c.l > 0 || c.l != c.l ? 1.0f / c.l : 0.0f;
   float *to = part ? a.parts + ((blockIdx.z * a.heads + head) * a.segments + segment) * (2 + a.f.d)
       : call.out + at * a.f.d;
   if (lane_of_warp() == 0) {
-    if (part) to[0] = c.top, to[1] = c.sum;
-    else if (call.lse) call.lse[at] = c.sum == 0 ? -INFINITY : c.top + logf(c.sum);
+    if (part) to[0] = c.m, to[1] = c.l;
+    else if (call.lse) call.lse[at] = c.l == 0 ? -INFINITY : c.m + logf(c.l);
   }
   if (part) to += 2;
 #pragma unroll
@@ -131,11 +131,11 @@ template <int DIMS> static __global__ void attend_kernel(attend_args a) {
     bool visible = mine >= seen.low && mine < seen.high;
     if (!visible) s = -INFINITY;
     else if (scores) scores[mine] = s;
-    float top = fmaxf(c.top, warp_max(s)), base = top == -INFINITY ? 0 : top,
-        shrink = expf(c.top - base), p = expf(s - base);
-    c.sum = c.sum * shrink + warp_sum(p);
-    c.top = top;
-    tile_mix<DIMS>(a, lane, out, p, shrink, tile, row, count);
+    float m = fmaxf(c.m, warp_max(s)), base = m == -INFINITY ? 0 : m,
+        alpha = expf(c.m - base), p = expf(s - base);
+    c.l = c.l * alpha + warp_sum(p);
+    c.m = m;
+    tile_mix<DIMS>(a, lane, out, p, alpha, tile, row, count);
   }
   if (real) put_column<DIMS>(a, call, query, head, segment, c, out);
 }
@@ -149,23 +149,23 @@ static __global__ void join_kernel(attend_args a) {
   const pyr_lane_view lane = call.lanes[head / a.group];
   int64_t count = segments_of(visible_rows(lane.positions, lane.rows, call.q_pos[0], call.window));
   const float *parts = a.parts + at * a.segments * size;
-  float top = parts[0], sum = 0;
-  for (int64_t i = 1; i < count; i++) top = fmaxf(top, parts[i * size]);
+  float m = parts[0], l = 0;
+  for (int64_t i = 1; i < count; i++) m = fmaxf(m, parts[i * size]);
   for (int64_t i = 0; i < count; i++)
-    sum += parts[i * size + 1] * (parts[i * size] == top ? 1.0f : expf(parts[i * size] - top));
-  float inverse = sum > 0 || sum != sum ? 1.0f / sum : 0.0f;
+    l += parts[i * size + 1] * (parts[i * size] == m ? 1.0f : expf(parts[i * size] - m));
+  float inverse = l > 0 || l != l ? 1.0f / l : 0.0f;
   for (int64_t d = threadIdx.x; d < a.f.d; d += blockDim.x) {
     float out = 0;
     for (int64_t i = 0; i < count; i++) {
-      float share = parts[i * size] == top ? 1.0f : expf(parts[i * size] - top);
-      out += parts[i * size + 2 + d] * share;
+      float alpha = parts[i * size] == m ? 1.0f : expf(parts[i * size] - m);
+      out += parts[i * size + 2 + d] * alpha;
     }
     call.out[head * a.f.d + d] = out * inverse;
   }
   if (threadIdx.x != 0) return;
-  if (call.lse) call.lse[head] = sum == 0 ? -INFINITY : top + logf(sum);
-  a.finals[at * 2] = top;
-  a.finals[at * 2 + 1] = sum;
+  if (call.lse) call.lse[head] = l == 0 ? -INFINITY : m + logf(l);
+  a.finals[at * 2] = m;
+  a.finals[at * 2 + 1] = l;
 }
 
 /* w(q, j) of pyr_weighting. */
@@ -187,9 +187,9 @@ static __global__ void track_kernel(attend_args a) {
   float mean = 0;
   for (int h = 0; h < a.group && j >= seen.low && j < seen.high; h++) {
     int64_t at = static_cast<int64_t>(blockIdx.z) * a.heads + blockIdx.y * a.group + h;
-    float top = a.finals[at * 2], sum = a.finals[at * 2 + 1];
-    if (sum > 0)
-      mean += expf(a.scores[at * a.rows + j] - top) / (sum * static_cast<float>(a.group));
+    float m = a.finals[at * 2], l = a.finals[at * 2 + 1];
+    if (l > 0)
+      mean += expf(a.scores[at * a.rows + j] - m) / (l * static_cast<float>(a.group));
   }
   lane.history[j] = call.track.decay * lane.history[j]
       + weight_of(call.track.weighting, call.q_pos[0], j - lane.rows) * mean;

@@ -34,8 +34,8 @@ struct attend_args {
                                       compared byte by byte (step.cu) */
   unsigned column_blocks;          /* blocks beside each other in grid.x; then the next segment */
   int64_t segments;                /* of the longest lane; 0: many queries, whole lanes */
-  float *parts;                    /* [calls][heads][segments][2 + d] top, sum, out */
-  float *finals;                   /* [calls][heads][2] top and sum of the whole lane */
+  float *parts;                    /* [calls][heads][segments][2 + d] m, l, out */
+  float *finals;                   /* [calls][heads][2] m and l of the whole lane */
   float *scores;                   /* [calls][heads][rows]; NULL: nothing is tracked */
   int64_t rows;
 };

@@ -39,7 +39,7 @@ template <typename T, rows_come COME, int D, int WARPS>
 static __global__ void __launch_bounds__(WARPS * WARP,
                                          D <= 64 ? 3 : 2) decode_kernel(attend_args a) {
   constexpr int TERMS = T::exact, PLANE = COLUMNS * D, STAGE = 2 * ROWS * D, JOIN = D + 8;
-  __shared__ float backs[COLUMNS], tops[WARPS][COLUMNS], sums[WARPS][COLUMNS];
+  __shared__ float backs[COLUMNS], ms[WARPS][COLUMNS], ls[WARPS][COLUMNS];
   PYR_SHARED(uint16_t, q);
   int warp = warp_of_block(), thread = lane_of_warp();
   uint16_t *stages = q + TERMS * PLANE + warp * 2 * STAGE;
@@ -93,7 +93,7 @@ static __global__ void __launch_bounds__(WARPS * WARP,
     __syncwarp();
     uint16_t *k = tile_of_stage<COME, D, ROWS>(stages, stage, thread, WARP);
     if (COME == WIDENED) __syncwarp();
-    float s[1][ROWS / 8][4], shrink[1][2];
+    float s[1][ROWS / 8][4], alpha[1][2];
     tile_scores<T, D, TERMS, 1, ROWS>(s, q, 0, PLANE, k);
     int64_t at = row + thread % 4 * 2;
 #pragma unroll
@@ -105,8 +105,8 @@ static __global__ void __launch_bounds__(WARPS * WARP,
         if (j < seen.low || j >= seen.high) s[0][n][i] = -INFINITY;
         else if (scores && r < real) scores[r * a.rows + j] = s[0][n][i] * (a.scale * backs[r]);
       }
-    tile_shares<T, D, 1, ROWS>(c, s, scale, shrink);
-    tile_mix<T, D, TERMS, 1, ROWS>(c, s, shrink, k + ROWS * D);
+    tile_softmax<T, D, 1, ROWS>(c, s, scale, alpha);
+    tile_mix<T, D, TERMS, 1, ROWS>(c, s, alpha, k + ROWS * D);
     __syncwarp();                                      /* the stage is free */
   }
   copy_wait<0>();
@@ -118,8 +118,8 @@ static __global__ void __launch_bounds__(WARPS * WARP,
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int r = row_of_tile(0, half);
-    float sum = quad_sum(c.sum[0][half]);
-    if (thread % 4 == 0) tops[warp][r] = c.top[0][half], sums[warp][r] = sum;
+    float l = quad_sum(c.l[0][half]);
+    if (thread % 4 == 0) ms[warp][r] = c.m[0][half], ls[warp][r] = l;
 #pragma unroll
     for (int n = 0; n < D / 8; n++) {
       float2 two = make_float2(c.out[0][n][2 * half], c.out[0][n][2 * half + 1]);
@@ -129,22 +129,22 @@ static __global__ void __launch_bounds__(WARPS * WARP,
   __syncthreads();
   const float unit = 1.0f / static_cast<float>(1 << T::shift);
   for (int r = warp; r < real; r += WARPS) {
-    float top = -INFINITY, sum = 0, share[WARPS], factor = a.scale * backs[r];
+    float m = -INFINITY, l = 0, alpha[WARPS], factor = a.scale * backs[r];
     float *part = a.parts + ((blockIdx.z * a.heads + head + r) * a.segments + segment) * (2
         + a.f.d);
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) top = fmaxf(top, tops[w][r]);
+    for (int w = 0; w < WARPS; w++) m = fmaxf(m, ms[w][r]);
 #pragma unroll
     for (int w = 0; w < WARPS; w++) {
-      share[w] = top == -INFINITY ? unit
-          : power_of_two((tops[w][r] - top) * factor * LOG2_E) * unit;
-      sum += sums[w][r] * share[w];
+      alpha[w] = m == -INFINITY ? unit
+          : power_of_two((ms[w][r] - m) * factor * LOG2_E) * unit;
+      l += ls[w][r] * alpha[w];
     }
-    if (thread == 0) part[0] = top * factor, part[1] = sum;
+    if (thread == 0) part[0] = m * factor, part[1] = l;
     for (int d = thread; d < a.f.d; d += WARP) {
       float out = 0;
 #pragma unroll
-      for (int w = 0; w < WARPS; w++) out += all[w * STAGE + r * JOIN + d] * share[w];
+      for (int w = 0; w < WARPS; w++) out += all[w * STAGE + r * JOIN + d] * alpha[w];
       part[2 + d] = out;
     }
   }

@@ -86,31 +86,31 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
     if (row < mine.all_low || row + ROWS > mine.all_high) {
       int at = row + lane_of_warp() % 4 * 2;
 #pragma unroll
-      for (int m = 0; m < MT; m++)
+      for (int mt = 0; mt < MT; mt++)
 #pragma unroll
         for (int n = 0; n < ROWS / 8; n++)
 #pragma unroll
           for (int i = 0; i < 4; i++) {
-            int j = at + n * 8 + i % 2, r = first + row_of_tile(m, i / 2);
-            if (j < lows[r] || j >= highs[r]) s[m][n][i] = -INFINITY;
+            int j = at + n * 8 + i % 2, r = first + row_of_tile(mt, i / 2);
+            if (j < lows[r] || j >= highs[r]) s[mt][n][i] = -INFINITY;
           }
     }
-    float scale[MT][2], shrink[MT][2];
+    float scale[MT][2], alpha[MT][2];
 #pragma unroll
-    for (int m = 0; m < MT; m++)
+    for (int mt = 0; mt < MT; mt++)
 #pragma unroll
       for (int half = 0; half < 2; half++)
-        scale[m][half] = a.scale * LOG2_E * backs[first + row_of_tile(m, half)];
-    tile_shares<T, D, MT, ROWS>(c, s, scale, shrink);
-    tile_mix<T, D, TERMS, MT, ROWS>(c, s, shrink, k + ROWS * D);
+        scale[mt][half] = a.scale * LOG2_E * backs[first + row_of_tile(mt, half)];
+    tile_softmax<T, D, MT, ROWS>(c, s, scale, alpha);
+    tile_mix<T, D, TERMS, MT, ROWS>(c, s, alpha, k + ROWS * D);
   }
 
 #pragma unroll
-  for (int m = 0; m < MT; m++)
+  for (int mt = 0; mt < MT; mt++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float sum = quad_sum(c.sum[m][half]), inverse = sum > 0 || sum != sum ? 1.0f / sum : 0.0f;
-      int64_t at = base + first + row_of_tile(m, half);
+      float l = quad_sum(c.l[mt][half]), inverse = l > 0 || l != l ? 1.0f / l : 0.0f;
+      int64_t at = base + first + row_of_tile(mt, half);
       if (at >= columns_of_call) continue;
       int64_t to = at / a.group * a.heads + static_cast<int64_t>(blockIdx.y) * a.group
           + at % a.group;
@@ -119,13 +119,13 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
       for (int n = 0; n < D / 8; n++) {
         int d = n * 8 + lane_of_warp() % 4 * 2;
         if (d < a.f.d)
-          *reinterpret_cast<float2 *>(out + d) = make_float2(c.out[m][n][2 * half] * inverse,
-                                                             c.out[m][n][2 * half + 1] * inverse);
+          *reinterpret_cast<float2 *>(out + d) = make_float2(c.out[mt][n][2 * half] * inverse,
+                                                             c.out[mt][n][2 * half + 1] * inverse);
       }
       if (call.lse && lane_of_warp() % 4 == 0)
-        call.lse[to] = sum == 0 ? -INFINITY
-                                : c.top[m][half] * (a.scale * backs[at - base])
-                                    + (logf(sum) - static_cast<float>(T::shift) * LN_2);
+        call.lse[to] = l == 0 ? -INFINITY
+                                : c.m[mt][half] * (a.scale * backs[at - base])
+                                    + (logf(l) - static_cast<float>(T::shift) * LN_2);
     }
 }
 

@@ -23,9 +23,9 @@ static __device__ __forceinline__ float quad_max(float x) {
   return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
 }
 
-/* The row of the products that a lane's values [half] of the m-th 16 belong to. */
-static __device__ __forceinline__ int row_of_tile(int m, int half) {
-  return m * 16 + half * 8 + lane_of_warp() / 4;
+/* The row of the products that a lane's values [half] of the mt-th 16 belong to. */
+static __device__ __forceinline__ int row_of_tile(int mt, int half) {
+  return mt * 16 + half * 8 + lane_of_warp() / 4;
 }
 
 /* How rows become tiles: as they lie, widened to halves (fp8_e4m3), or rounded. */
@@ -39,7 +39,7 @@ enum rows_come { AS_THEY_LIE, WIDENED, ROUNDED };
 template <int D, int ROWS, int EACH, typename Place>
 static __device__ __forceinline__ void copy_chunks(const Place &place, const pyr_lane_view &lane,
                                                    const row_format &f, int64_t row, int64_t rows,
-                                                       int what, int thread, int threads) {
+                                                   int what, int thread, int threads) {
   const uint8_t *first = row_at(lane, f.bytes, row, what);
 #pragma unroll 2
   for (int i = thread; i < ROWS * D / EACH; i += threads) {
@@ -53,7 +53,7 @@ static __device__ __forceinline__ void copy_chunks(const Place &place, const pyr
 template <typename T, int D, int ROWS>
 static __device__ __forceinline__ void round_rows(uint16_t *tile, const pyr_lane_view &lane,
                                                   const row_format &f, int64_t row, int64_t rows,
-                                                      int what, int thread, int threads) {
+                                                  int what, int thread, int threads) {
   const uint8_t *first = row_at(lane, f.bytes, row, what);
   for (int i = thread; i < ROWS * D / 8; i += threads) {
     int r = i / (D / 8), chunk = i % (D / 8);
@@ -75,8 +75,8 @@ static __device__ __forceinline__ void round_rows(uint16_t *tile, const pyr_lane
 template <typename T, rows_come COME, int D, int ROWS>
 static __device__ __forceinline__ void fetch_stage(uint16_t *stages, int stage,
                                                    const pyr_lane_view &lane, const row_format &f,
-                                                       int64_t row, int64_t rows, int thread,
-                                                           int threads) {
+                                                   int64_t row, int64_t rows, int thread,
+                                                   int threads) {
 #pragma unroll(COME == ROUNDED ? 1 : 2)  /* what is rounded takes registers enough as it is */
   for (int what = 0; what < 2; what++) {
     int at = (stage * 2 + what) * ROWS * D;
@@ -115,26 +115,26 @@ static __device__ __forceinline__ uint16_t *tile_of_stage(uint16_t *stages, int 
 
 /* ---- a tile of rows -------------------------------------------------------------------------- */
 
-/* A warp's columns: what they have seen so far. Of each column, `top` is the highest score,
- * unscaled, and `sum` this lane's share of the sum of 2^((s - top) scale + shift). */
+/* A warp's columns: what they have seen so far. Of each column, `m` is the highest score,
+ * unscaled, and `l` this lane's part of the sum of 2^((s - m) scale + shift). */
 template <int D, int MT> struct columns {
-  float top[MT][2], sum[MT][2], out[MT][D / 8][4];
+  float m[MT][2], l[MT][2], out[MT][D / 8][4];
 };
 
 template <int MT, int N> static __device__ __forceinline__ void zero(float (&s)[MT][N][4]) {
 #pragma unroll
-  for (int m = 0; m < MT; m++)
+  for (int mt = 0; mt < MT; mt++)
 #pragma unroll
     for (int n = 0; n < N; n++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) s[m][n][i] = 0;
+      for (int i = 0; i < 4; i++) s[mt][n][i] = 0;
 }
 
 template <int D, int MT> static __device__ __forceinline__ void clear(columns<D, MT> &c) {
 #pragma unroll
-  for (int m = 0; m < MT; m++) {
-    c.top[m][0] = c.top[m][1] = -INFINITY;
-    c.sum[m][0] = c.sum[m][1] = 0;
+  for (int mt = 0; mt < MT; mt++) {
+    c.m[mt][0] = c.m[mt][1] = -INFINITY;
+    c.l[mt][0] = c.l[mt][1] = 0;
   }
   zero(c.out);
 }
@@ -160,72 +160,72 @@ static __device__ __forceinline__ void tile_scores(float (&s)[MT][ROWS / 8][4], 
 #pragma unroll
     for (int t = 0; t < TERMS; t++)
 #pragma unroll
-      for (int m = 0; m < MT; m++) {
+      for (int mt = 0; mt < MT; mt++) {
         uint32_t a[4];
-        load_a<D>(a, q + t * plane, first + m * 16, col);
+        load_a<D>(a, q + t * plane, first + mt * 16, col);
 #pragma unroll
         for (int n = 0; n < ROWS / 16; n++) {
-          mma<T>((t == 0 ? s : less)[m][2 * n], a, b[n][0], b[n][1]);
-          mma<T>((t == 0 ? s : less)[m][2 * n + 1], a, b[n][2], b[n][3]);
+          mma<T>((t == 0 ? s : less)[mt][2 * n], a, b[n][0], b[n][1]);
+          mma<T>((t == 0 ? s : less)[mt][2 * n + 1], a, b[n][2], b[n][3]);
         }
       }
   }
   if constexpr (TERMS > 1) {
 #pragma unroll
-    for (int m = 0; m < MT; m++)
+    for (int mt = 0; mt < MT; mt++)
 #pragma unroll
       for (int n = 0; n < ROWS / 8; n++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) s[m][n][i] += less[m][n][i];
+        for (int i = 0; i < 4; i++) s[mt][n][i] += less[mt][n][i];
   }
 }
 
-/* Scores become shares 2^((s - top) scale + shift) of the new top; `shrink` brings what was seen
- * before down to it. `scale` is that of each column, times log2 e. */
+/* Scores become p = 2^((s - m) scale + shift) of the new m; `alpha` brings what was seen before
+ * down to it. `scale` is that of each column, times log2 e. */
 template <typename T, int D, int MT, int ROWS>
-static __device__ __forceinline__ void tile_shares(columns<D, MT> &c, float (&s)[MT][ROWS / 8][4],
-                                                   const float (&scale)[MT][2],
-                                                       float (&shrink)[MT][2]) {
+static __device__ __forceinline__ void tile_softmax(columns<D, MT> &c, float (&s)[MT][ROWS / 8][4],
+                                                    const float (&scale)[MT][2],
+                                                    float (&alpha)[MT][2]) {
 #pragma unroll
-  for (int m = 0; m < MT; m++)
+  for (int mt = 0; mt < MT; mt++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float top = -INFINITY, sum = 0;
+      float m = -INFINITY, l = 0;
 #pragma unroll
       for (int n = 0; n < ROWS / 8; n++)
-        top = fmaxf(top, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
-      top = fmaxf(c.top[m][half], quad_max(top));
-      float base = top == -INFINITY ? 0.0f : top;
-      shrink[m][half] = power_of_two((c.top[m][half] - base) * scale[m][half]);
-      c.top[m][half] = top;
+        m = fmaxf(m, fmaxf(s[mt][n][2 * half], s[mt][n][2 * half + 1]));
+      m = fmaxf(c.m[mt][half], quad_max(m));
+      float base = m == -INFINITY ? 0.0f : m;
+      alpha[mt][half] = power_of_two((c.m[mt][half] - base) * scale[mt][half]);
+      c.m[mt][half] = m;
 #pragma unroll
       for (int n = 0; n < ROWS / 8; n++)
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; i++) {
-          s[m][n][i] = power_of_two((s[m][n][i] - base) * scale[m][half]
+          s[mt][n][i] = power_of_two((s[mt][n][i] - base) * scale[mt][half]
                                     + static_cast<float>(T::shift));
-          sum += s[m][n][i];
+          l += s[mt][n][i];
         }
-      c.sum[m][half] = c.sum[m][half] * shrink[m][half] + sum;
+      c.l[mt][half] = c.l[mt][half] * alpha[mt][half] + l;
     }
 }
 
-/* out = shrink out + shares v; where the scores lay as c of a product the shares are a of the next
- * one. They are used up. */
+/* out = alpha out + p v; where the scores lay as c of a product p is a of the next one. It is used
+ * up. */
 template <typename T, int D, int TERMS, int MT, int ROWS>
 static __device__ __forceinline__ void tile_mix(columns<D, MT> &c, float (&s)[MT][ROWS / 8][4],
-                                                const float (&shrink)[MT][2], uint16_t *v) {
+                                                const float (&alpha)[MT][2], uint16_t *v) {
   uint32_t a[ROWS / 16][TERMS][MT][4];
 #pragma unroll
   for (int k = 0; k < ROWS / 16; k++)
 #pragma unroll
     for (int t = 0; t < TERMS; t++)
 #pragma unroll
-      for (int m = 0; m < MT; m++)
+      for (int mt = 0; mt < MT; mt++)
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-          float (&of)[4] = s[m][2 * k + i / 2];
-          a[k][t][m][i] = take_pair<T>(of[i % 2 * 2], of[i % 2 * 2 + 1]);
+          float (&of)[4] = s[mt][2 * k + i / 2];
+          a[k][t][mt][i] = take_pair<T>(of[i % 2 * 2], of[i % 2 * 2 + 1]);
         }
 #pragma unroll
   for (int n = 0; n < D / 16; n++) {
@@ -236,27 +236,27 @@ static __device__ __forceinline__ void tile_mix(columns<D, MT> &c, float (&s)[MT
       uint32_t b[4];
       load_b_down<D>(b, v, k * 16, n * 16);
 #pragma unroll
-      for (int m = 0; m < MT; m++)
+      for (int mt = 0; mt < MT; mt++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-          float (&out)[4] = TERMS > 1 ? sum[m][half] : c.out[m][2 * n + half];
+          float (&out)[4] = TERMS > 1 ? sum[mt][half] : c.out[mt][2 * n + half];
           if (TERMS == 1 && k == 0)
 #pragma unroll
-            for (int i = 0; i < 4; i++) out[i] *= shrink[m][i / 2];
+            for (int i = 0; i < 4; i++) out[i] *= alpha[mt][i / 2];
 #pragma unroll
           for (int t = TERMS - 1; t >= 0; t--)
-            mma<T>(out, a[k][t][m], b[2 * half], b[2 * half + 1]);
+            mma<T>(out, a[k][t][mt], b[2 * half], b[2 * half + 1]);
         }
     }
     if constexpr (TERMS > 1) {
 #pragma unroll
-      for (int m = 0; m < MT; m++)
+      for (int mt = 0; mt < MT; mt++)
 #pragma unroll
         for (int half = 0; half < 2; half++)
 #pragma unroll
           for (int i = 0; i < 4; i++)
-            c.out[m][2 * n + half][i] = c.out[m][2 * n + half][i] * shrink[m][i / 2]
-                + sum[m][half][i];
+            c.out[mt][2 * n + half][i] = c.out[mt][2 * n + half][i] * alpha[mt][i / 2]
+                + sum[mt][half][i];
     }
   }
 }

@@ -32,7 +32,7 @@ enum { TILE = 64, COLUMNS = 192 };
 typedef struct tile_scratch {
   float *q;                /* [slices][head_dim][nr] transposed and scaled */
   float *out;              /* [slices][dims][nr] */
-  float *top, *sum;        /* [columns] */
+  float *m, *l;            /* [columns] of the softmax so far */
   int32_t *low, *high;     /* [columns] rows each sees */
   float *rows;             /* [TILE][head_dim] K, or [nr][dims]: queries, results */
   float *k, *v;            /* [head_dim][TILE], [TILE][dims] of elements (see pyr_products) */
@@ -46,8 +46,8 @@ static tile_scratch tile_scratch_of(pyr_arena *arena, int nr, int32_t group, int
                      .dims = pyr_round_up(head_dim, PYR_UNIT) };
   s.q = pyr_arena_take(arena, s.columns * head_dim, sizeof(float));
   s.out = pyr_arena_take(arena, s.columns * s.dims, sizeof(float));
-  s.top = pyr_arena_take(arena, s.columns, sizeof(float));
-  s.sum = pyr_arena_take(arena, s.columns, sizeof(float));
+  s.m = pyr_arena_take(arena, s.columns, sizeof(float));
+  s.l = pyr_arena_take(arena, s.columns, sizeof(float));
   s.low = pyr_arena_take(arena, s.columns, sizeof(int32_t));
   s.high = pyr_arena_take(arena, s.columns, sizeof(int32_t));
   s.rows = pyr_arena_take(arena, TILE * s.dims, sizeof(float));
@@ -70,8 +70,8 @@ static void begin_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch
       pyr_span seen = pyr_cpu_visible(&a->lanes[g], a->q_pos[q0 + c / t->group], a->window);
       s->low[c] = (int32_t)seen.low, s->high[c] = (int32_t)seen.high;
     } else s->low[c] = s->low[c - 1], s->high[c] = s->high[c - 1];
-    s->top[c] = -INFINITY;
-    s->sum[c] = 0;
+    s->m[c] = -INFINITY;
+    s->l[c] = 0;
   }
   for (int64_t c = 0; c < padded; c += nr) {
     int64_t some = pyr_min(nr, columns - c);
@@ -93,10 +93,10 @@ static void end_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch *
     for (int64_t i = 0; i < pyr_min(nr, columns - c); i++) {
       int64_t at = (q0 + (c + i) / t->group) * t->heads + (int64_t)g * t->group
           + (c + i) % t->group;
-      float sum = s->sum[c + i], inverse = sum > 0 || sum != sum ? 1.0f / sum : 0,
+      float l = s->l[c + i], inverse = l > 0 || l != l ? 1.0f / l : 0,
           *out = a->out + at * d;
       for (int64_t j = 0; j < d; j++) out[j] = s->rows[i * s->dims + j] * inverse;
-      if (a->lse) a->lse[at] = sum == 0 ? -INFINITY : s->top[c + i] + logf(sum);
+      if (a->lse) a->lse[at] = l == 0 ? -INFINITY : s->m[c + i] + logf(l);
     }
   }
 }
@@ -116,7 +116,7 @@ static void attend_rows(const pyr_attend *t, tile_scratch *s, int64_t row, int64
     memset(s->scores, 0, (size_t)(m * nr) * sizeof(float));
     t->products->gemm(s->scores, nr, s->k + from, TILE, s->q + c * d, nr, m, pyr_ceil_div(d, per));
     pyr_tile tile = { .scores = s->scores, .low = s->low + c, .high = s->high + c,
-                      .top = s->top + c, .sum = s->sum + c, .out = s->out + c * s->dims,
+                      .m = s->m + c, .l = s->l + c, .out = s->out + c * s->dims,
                           .first = (int32_t)(row + from), .rows = (int32_t)(to - from),
                               .dims = (int32_t)s->dims };
     t->k->softmax_tile(&tile);

@@ -4,9 +4,9 @@
  * the group (kv_block.inc), in segments of PYR_SEGMENT rows, counted from row 0. A segment leaves,
  * for each head,
  *
- *     top = max s,   sum = sum exp(s - top),   out = sum exp(s - top) v
+ *     m = max s,   l = sum exp(s - m),   out = sum exp(s - m) v
  *
- * and segments are joined in their order by top' = max top; sum' = sum of sum * exp(top - top');
+ * and segments are joined in their order by m' = max m; alpha = exp(m - m'); l' = sum of alpha l;
  * out' likewise. Each segment is a task, and the last to end joins them: long lanes share threads,
  * and the result does not depend on how many there are.
  *
@@ -23,7 +23,7 @@ typedef struct step_scratch {
   float *q;                /* [group][dims] */
   float *rows[2];          /* [PYR_PAGE_ROWS][dims] keys, values as f32, where the kernels do not
                               read them as they are */
-  float *p, *share;        /* [group][PYR_KV_BLOCK], [group]: see pyr_kv_block */
+  float *p, *alpha;        /* [group][PYR_KV_BLOCK], [group]: see pyr_kv_block */
   float *scores;           /* [group][ld] of a lane that is tracked */
   float *parts;            /* what segments leave, if one task walks them all */
   int64_t dims, ld;
@@ -36,7 +36,7 @@ static step_scratch step_scratch_of(pyr_arena *arena, int32_t group, int32_t hea
   for (int what = 0; what < 2; what++)
     s.rows[what] = pyr_arena_take(arena, PYR_PAGE_ROWS * s.dims, sizeof(float));
   s.p = pyr_arena_take(arena, group * PYR_KV_BLOCK, sizeof(float));
-  s.share = pyr_arena_take(arena, group, sizeof(float));
+  s.alpha = pyr_arena_take(arena, group, sizeof(float));
   s.scores = pyr_arena_take(arena, group * s.ld, sizeof(float));
   s.parts = pyr_arena_take(arena, pyr_cpu_segments_max(rows) * pyr_cpu_part_size(group, s.dims),
                            sizeof(float));
@@ -81,11 +81,11 @@ static pyr_piece piece_at(const pyr_attend *t, const step_scratch *s, const pyr_
 static void attend_segment(const pyr_attend *t, const pyr_stretch *now, const pyr_stretch *next,
                            const step_scratch *s, float *scores, float *part) {
   int group = t->group;
-  pyr_kv_block block = { .q = s->q, .top = part, .sum = part + group,
-                        .out = part + pyr_cpu_part_outs(group), .p = s->p, .share = s->share,
+  pyr_kv_block block = { .q = s->q, .m = part, .l = part + group,
+                        .out = part + pyr_cpu_part_outs(group), .p = s->p, .alpha = s->alpha,
                         .scores = scores, .ld = s->ld, .heads = group, .dims = (int)s->dims };
   pyr_piece scored = { 0 }, mixed = { 0 };
-  for (int h = 0; h < group; h++) block.top[h] = -INFINITY, block.sum[h] = block.share[h] = 0;
+  for (int h = 0; h < group; h++) block.m[h] = -INFINITY, block.l[h] = block.alpha[h] = 0;
   memset(block.out, 0, (size_t)(group * s->dims) * sizeof(float));
   pyr_dtype dtype = in_place(t, s) ? t->layout.dtype : PYR_F32;
   for (int64_t row = now->rows.low, run; row < now->rows.high; row += run) {
@@ -106,19 +106,19 @@ static void join(const pyr_attend *t, const pyr_attend_unit *u, const step_scrat
   int64_t d = t->layout.head_dim, size = pyr_cpu_part_size(t->group, s->dims);
   for (int h = 0; h < t->group; h++) {
     int64_t at = (int64_t)u->g * t->group + h;
-    float top = parts[h], sum = 0, *out = u->a->out + at * d;
-    for (int64_t i = 1; i < count; i++) top = fmaxf(top, parts[i * size + h]);
+    float m = parts[h], l = 0, *out = u->a->out + at * d;
+    for (int64_t i = 1; i < count; i++) m = fmaxf(m, parts[i * size + h]);
     for (int64_t i = 0; i < count; i++) {
       const float *part = parts + i * size,
           *from = part + pyr_cpu_part_outs(t->group) + h * s->dims;
       /* equal also where nothing is seen: both -inf */
-      float share = part[h] == top ? 1.0f : expf(part[h] - top);
-      sum += part[t->group + h] * share;
-      for (int64_t j = 0; j < d; j++) out[j] = (i > 0 ? out[j] : 0) + from[j] * share;
+      float alpha = part[h] == m ? 1.0f : expf(part[h] - m);
+      l += part[t->group + h] * alpha;
+      for (int64_t j = 0; j < d; j++) out[j] = (i > 0 ? out[j] : 0) + from[j] * alpha;
     }
-    float inverse = sum > 0 || sum != sum ? 1.0f / sum : 0;
+    float inverse = l > 0 || l != l ? 1.0f / l : 0;
     for (int64_t j = 0; j < d; j++) out[j] *= inverse;
-    if (u->a->lse) u->a->lse[at] = sum == 0 ? -INFINITY : top + logf(sum);
+    if (u->a->lse) u->a->lse[at] = l == 0 ? -INFINITY : m + logf(l);
   }
 }
 
@@ -131,13 +131,13 @@ static void track_step(const pyr_attend *t, const pyr_attend_unit *u, const step
   float *mean = s->scores, slope = pyr_cpu_slope(w);
   int64_t n = u->seen.high - u->seen.low, position = u->a->q_pos[0];
   for (int h = 0; h < t->group; h++) {
-    float *p = s->scores + h * s->ld, sum;
-    t->k->softmax(p, n, &sum);
-    float share = sum > 0 ? 1.0f / (sum * (float)t->group) : 0;
+    float *p = s->scores + h * s->ld, l;
+    t->k->softmax(p, n, &l);
+    float each = l > 0 ? 1.0f / (l * (float)t->group) : 0;
     if (h == 0)
-      for (int64_t j = 0; j < n; j++) mean[j] = p[j] * share;
+      for (int64_t j = 0; j < n; j++) mean[j] = p[j] * each;
     else
-      for (int64_t j = 0; j < n; j++) mean[j] += p[j] * share;
+      for (int64_t j = 0; j < n; j++) mean[j] += p[j] * each;
   }
   for (int64_t j = 0; j < lane->rows; j++) lane->history[j] *= track->decay;
   for (int64_t j = 0; j < n; j++) {

@@ -28,12 +28,12 @@ enum {
   PYR_KV_BLOCK = 32,       /* rows that `kv_block` takes at once: a page's */
 };
 
-/* Columns of a softmax that runs over tiles of rows: per column the maximum so far and the sum of
- * exp(score - max). */
+/* Columns of a softmax that runs over tiles of rows: per column the maximum so far, m, and the sum
+ * of exp(score - m), l. */
 typedef struct pyr_tile {
-  float *scores;                 /* [rows, nr] scores in, probabilities (relative to `top`) out */
+  float *scores;                 /* [rows, nr] scores in, probabilities (relative to `m`) out */
   const int32_t *low, *high;     /* [nr] column c sees rows low[c] <= row < high[c] */
-  float *top, *sum;              /* [nr] updated */
+  float *m, *l;                  /* [nr] updated */
   float *out;                    /* [dims, nr] rescaled to the new maximum */
   int32_t first, rows, dims;     /* the tile's first row, as low and high count */
 } pyr_tile;
@@ -71,8 +71,8 @@ typedef struct pyr_products {
 /* Decode: one query for each of `heads` heads along the rows of a lane (see kv_block.inc). */
 typedef struct pyr_kv_block {
   const float *q;                /* [heads][dims], scaled; dims a multiple of PYR_PAD */
-  float *top, *sum, *out;        /* [heads], [heads], [heads][dims] so far; at first -inf, 0, 0 */
-  float *p, *share;  /* [heads][PYR_KV_BLOCK], [heads] between calls; share is 0 at first */
+  float *m, *l, *out;            /* [heads], [heads], [heads][dims] so far; at first -inf, 0, 0 */
+  float *p, *alpha;  /* [heads][PYR_KV_BLOCK], [heads] between calls; alpha is 0 at first */
   float *scores;                 /* NULL, or [heads][ld] where the scores are to be kept, too */
   int64_t ld;
   int heads, dims;
@@ -126,9 +126,9 @@ typedef struct pyr_kernels {
    * PYR_PAD, that follow each other */
   void (*dots)(float *out, const float *q, const float *rows, int64_t count, int dims);
   void (*mix)(float *out, const float *p, const float *rows, int64_t count, int dims);
-  /* x[i] = exp(x[i] - max); returns the maximum, and the sum in *sum; an empty or all -inf x gives
+  /* x[i] = exp(x[i] - m); returns the maximum m, and the sum in *l; an empty or all -inf x gives
    * -inf and 0 */
-  float (*softmax)(float *x, int64_t n, float *sum);
+  float (*softmax)(float *x, int64_t n, float *l);
 
   float (*square_sum)(const float *x, int64_t n);
   void (*silu_mul)(float *gate, const float *up, int64_t n);
