@@ -62,7 +62,7 @@ static void fill(pyr_backend *be) {
   cuda_elementwise_fill(be);
   cuda_scores_fill(be);
   cuda_linear_fill(be);
-  cuda_stack_fill(be);
+  cuda_pack_fill(be);
   cuda_rows_fill(be);
   cuda_merge_fill(be);
   cuda_attention_fill(be);

@@ -138,7 +138,7 @@ void cuda_memory_fill(pyr_backend *be);        /* memory.cu: alloc, release, and
 void cuda_elementwise_fill(pyr_backend *be);   /* elementwise.cu: single values and tokens */
 void cuda_scores_fill(pyr_backend *be);        /* scores.cu: vectors of scores */
 void cuda_linear_fill(pyr_backend *be);        /* linear.cu */
-void cuda_stack_fill(pyr_backend *be);         /* pack.cu: interleaved, interleave */
+void cuda_pack_fill(pyr_backend *be);         /* pack.cu: interleaved, interleave */
 void cuda_rows_fill(pyr_backend *be);  /* rows.cu: store, gather, rotate, row_norms, read_rows */
 void cuda_merge_fill(pyr_backend *be);         /* merge.cu */
 void cuda_attention_fill(pyr_backend *be);     /* attention.cu */

@@ -15,7 +15,7 @@ struct linear_call {
   const float *x;
   const uint8_t *w;
   size_t stride;
-  int64_t dtype;                     /* or STACKED; as wide as the rest because calls are compared
+  int64_t dtype;                     /* or PACKED; as wide as the rest because calls are compared
                                         byte by byte (step.cu) */
   const float *bias;
   int64_t n, rows, cols;

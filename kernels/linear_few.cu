@@ -1,7 +1,7 @@
 /* linear_few.cu — matrix products of few tokens, and of decode steps: what counts is that weights
  * are read once, and fast.
  *
- * Weights of 16 bits, and q8_0 in stacks (pack.cuh), go through tensor cores. A warp has 32 rows of
+ * Weights of 16 bits, and q8_0 in packs (pack.cuh), go through tensor cores. A warp has 32 rows of
  * w and walks its columns STEP at a time; a lane loads 16 bytes of a row at once, straight into
  * registers, and takes them as operand `a` as they come: which columns of w a product calls its 2t,
  * 2t+1, 2t+8 and 2t+9 does not matter, as long as x is taken in the same order. So a warp has 8 KiB
@@ -77,15 +77,15 @@ template <typename TYPE> struct plain_weights {
   static __device__ __forceinline__ float scale(const piece &, int) { return 1; }
 };
 
-struct stacked_weights {
+struct packed_weights {
   typedef f16 T;
   static constexpr bool scaled = true;
   struct piece { uint4 bytes; uint16_t scales[2]; };
   static __device__ __forceinline__ piece load(const linear_call &c, int64_t row, int64_t col) {
     piece p = { make_uint4(0, 0, 0, 0), { 0, 0 } };
     if (row >= c.rows || col >= c.cols) return p;
-    const uint8_t *block = stack_block(c.w, c.stride, row, col);
-    p.bytes = *reinterpret_cast<const uint4 *>(block + 2 * STACK + lane_of_warp() * 16);
+    const uint8_t *block = pack_block(c.w, c.stride, row, col);
+    p.bytes = *reinterpret_cast<const uint4 *>(block + 2 * PACK + lane_of_warp() * 16);
     p.scales[0] = reinterpret_cast<const uint16_t *>(block)[lane_of_warp() / 4];
     p.scales[1] = reinterpret_cast<const uint16_t *>(block)[lane_of_warp() / 4 + 8];
     return p;
@@ -140,7 +140,7 @@ static __device__ __forceinline__ range range_of(const linear_call &c, int64_t t
 template <typename W>
 static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const linear_call &c,
                                                      const typename W::piece (&w)[MT][CHUNKS],
-                                                         int64_t token, int64_t col) {
+                                                     int64_t token, int64_t col) {
   typedef typename W::T T;
   int lane = lane_of_warp();
   int64_t mine = token + lane / 4;
@@ -194,7 +194,7 @@ static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const 
 template <typename W, int N>
 static __global__ void __launch_bounds__(WARPS * WARP,
                                          N == 4 || (N == 2 && W::T::narrow) ? 2
-                                             : 3) stream_kernel(stream_call s) {
+                                         : 3) stream_kernel(stream_call s) {
   __shared__ bool last;
   const linear_call &c = s.c;
   int lane = lane_of_warp();
@@ -273,7 +273,7 @@ static pyr_status stream(pyr_backend *be, const linear_call &c) {
     s.c.n = c.n - first < MOST_TOKENS ? c.n - first : MOST_TOKENS;
     s.c.x = c.x + first * c.cols;
     s.c.out = c.out + first * c.rows;
-    if (c.dtype == STACKED) launch_stream<stacked_weights>(s, grid, cuda_of(be));
+    if (c.dtype == PACKED) launch_stream<packed_weights>(s, grid, cuda_of(be));
     else if (c.dtype == PYR_F16) launch_stream<plain_weights<f16>>(s, grid, cuda_of(be));
     else launch_stream<plain_weights<bf16>>(s, grid, cuda_of(be));
     status = cuda_launched(be, "linear");
@@ -319,7 +319,7 @@ template <int DTYPE> static pyr_status multiply_any(pyr_backend *be, const linea
 static bool aligned(const void *at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; }
 
 bool cuda_streams(const linear_call &c) {
-  bool fits = c.dtype == STACKED || ((c.dtype == PYR_F16 || c.dtype == PYR_BF16) && c.cols % 8 == 0
+  bool fits = c.dtype == PACKED || ((c.dtype == PYR_F16 || c.dtype == PYR_BF16) && c.cols % 8 == 0
                                      && c.stride % 16 == 0);
   return fits && aligned(c.w) && aligned(c.x) && c.rows <= static_cast<int64_t>(ROWS * ARRIVALS);
 }
@@ -327,7 +327,7 @@ bool cuda_streams(const linear_call &c) {
 pyr_status cuda_linear_few(pyr_backend *be, const linear_call &c) {
   if (cuda_streams(c)) return stream(be, c);
 #define MULTIPLY(dtype) return multiply_any<dtype>(be, c)
-  if (c.dtype != STACKED)
+  if (c.dtype != PACKED)
     switch (static_cast<pyr_dtype>(c.dtype)) {
       PYR_WEIGHT_CASES(MULTIPLY)
       PYR_CASES_NOT_WEIGHTS: break;

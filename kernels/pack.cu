@@ -4,45 +4,45 @@
 static int32_t cuda_interleaved(const pyr_backend *, const pyr_tensor *w) {
   bool streamed = w->shape[0] <= static_cast<int64_t>(STREAM_ROWS * ARRIVALS);
   bool packs = (pyr_dtype_kernels(w->dtype, true) & PYR_KERNEL_PACKS) != 0;
-  return w->rank == 2 && packs && w->shape[0] % STACK == 0 && streamed ? STACK : 0;
+  return w->rank == 2 && packs && w->shape[0] % PACK == 0 && streamed ? PACK : 0;
 }
 
-/* A block for each stack and 32 columns; a thread for each value. */
-static __global__ void stack_kernel(uint8_t *to, const uint8_t *rows, size_t stride) {
-  uint8_t *stack = to + static_cast<size_t>(blockIdx.y) * STACK * stride + blockIdx.x * STACK_BLOCK;
-  const uint8_t *from = rows + static_cast<size_t>(blockIdx.y) * STACK * stride + blockIdx.x * 34;
-  for (int i = static_cast<int>(threadIdx.x); i < STACK * 34; i += static_cast<int>(blockDim.x)) {
+/* A block for each pack and 32 columns; a thread for each value. */
+static __global__ void pack_kernel(uint8_t *to, const uint8_t *rows, size_t stride) {
+  uint8_t *pack = to + static_cast<size_t>(blockIdx.y) * PACK * stride + blockIdx.x * PACK_BLOCK;
+  const uint8_t *from = rows + static_cast<size_t>(blockIdx.y) * PACK * stride + blockIdx.x * 34;
+  for (int i = static_cast<int>(threadIdx.x); i < PACK * 34; i += static_cast<int>(blockDim.x)) {
     int row = i / 34, at = i % 34;
-    stack[at < 2 ? row * 2 + at : stack_place(row,
+    pack[at < 2 ? row * 2 + at : pack_place(row,
                                               at - 2)] = from[static_cast<size_t>(row) * stride
                                                               + at];
   }
 }
 
-/* The rows may be the host's; they pass through scratch, so many stacks at a time as fit it. */
+/* The rows may be the host's; they pass through scratch, so many packs at a time as fit it. */
 static pyr_status cuda_interleave(pyr_backend *be, void *to, const pyr_tensor *w) {
   pyr_cuda *cuda = cuda_of(be);
-  size_t stack = STACK * w->stride;
-  pyr_status status = cuda_grow_scratch(be, stack);
-  int64_t stacks = w->shape[0] / STACK, most = static_cast<int64_t>(cuda->scratch_bytes / stack);
+  size_t pack = PACK * w->stride;
+  pyr_status status = cuda_grow_scratch(be, pack);
+  int64_t packs = w->shape[0] / PACK, most = static_cast<int64_t>(cuda->scratch_bytes / pack);
   if (most > 65535) most = 65535;
-  for (int64_t first = 0; first < stacks && status == PYR_OK; first += most) {
-    int64_t some = stacks - first < most ? stacks - first : most;
-    size_t at = static_cast<size_t>(first) * stack, bytes = static_cast<size_t>(some) * stack;
+  for (int64_t first = 0; first < packs && status == PYR_OK; first += most) {
+    int64_t some = packs - first < most ? packs - first : most;
+    size_t at = static_cast<size_t>(first) * pack, bytes = static_cast<size_t>(some) * pack;
     status = cuda_status(be, "interleave", cudaMemcpyAsync(cuda->scratch,
                                                            static_cast<const uint8_t *>(w->data)
                                                                + at, bytes, cudaMemcpyDefault,
                                                                    cuda->stream));
     if (status != PYR_OK) break;
     dim3 grid(static_cast<unsigned>(w->shape[1] / 32), static_cast<unsigned>(some));
-    PYR_LAUNCH(stack_kernel, grid, 256, 0, cuda, static_cast<uint8_t *>(to) + at, cuda->scratch,
+    PYR_LAUNCH(pack_kernel, grid, 256, 0, cuda, static_cast<uint8_t *>(to) + at, cuda->scratch,
                w->stride);
     status = cuda_launched(be, "interleave");
   }
   return status;
 }
 
-void cuda_stack_fill(pyr_backend *be) {
+void cuda_pack_fill(pyr_backend *be) {
   be->interleaved = cuda_interleaved;
   be->interleave = cuda_interleave;
 }

@@ -1,38 +1,38 @@
 /* pack.cuh — the order in which the device holds a model's q8_0 weights: as many bytes as before,
  * but aligned, and as a warp's lanes take them for the tensor cores (mma.cuh).
  *
- * STACK rows that follow each other are a stack. Block by block of 32 columns it has their scales,
+ * PACK rows that follow each other are a pack. Block by block of 32 columns it has their scales,
  * row beside row, and then 16 bytes for each lane: of rows g = lane / 4 and g + 8 the columns 8 t
  * to 8 t + 7, t = lane % 4. */
-#ifndef PYR_CUDA_STACK_CUH
-#define PYR_CUDA_STACK_CUH
+#ifndef PYR_CUDA_PACK_CUH
+#define PYR_CUDA_PACK_CUH
 
 #include "convert.cuh"
 
-/* STACKED: beside dtypes, for weight_at */
-static constexpr int STACK = 16, STACK_BLOCK = STACK * 34, STACKED = 64;
+/* PACKED: beside dtypes, for weight_at */
+static constexpr int PACK = 16, PACK_BLOCK = PACK * 34, PACKED = 64;
 
-/* The block of column i in the stack of a row, and where in it that row has its value of column i.
+/* The block of column i in the pack of a row, and where in it that row has its value of column i.
  * */
-static __device__ __forceinline__ const uint8_t *stack_block(const uint8_t *w, size_t stride,
-                                                             int64_t row, int64_t i) {
-  return w + static_cast<size_t>(row / STACK * STACK) * stride + i / 32 * STACK_BLOCK;
+static __device__ __forceinline__ const uint8_t *pack_block(const uint8_t *w, size_t stride,
+                                                            int64_t row, int64_t i) {
+  return w + static_cast<size_t>(row / PACK * PACK) * stride + i / 32 * PACK_BLOCK;
 }
-static __host__ __device__ __forceinline__ int stack_place(int row, int col) {
-  return 2 * STACK + (row % 8 * 4 + col / 8) * 16 + row / 8 * 8 + col % 8;
+static __host__ __device__ __forceinline__ int pack_place(int row, int col) {
+  return 2 * PACK + (row % 8 * 4 + col / 8) * 16 + row / 8 * 8 + col % 8;
 }
 
-/* Value i of a row of weights; dtype: STACKED if they lie so. */
+/* Value i of a row of weights; dtype: PACKED if they lie so. */
 static __device__ __forceinline__ float weight_at(const uint8_t *w, size_t stride, int dtype,
                                                   int64_t row, int64_t i) {
-  if (dtype != STACKED) return value_at(w + static_cast<size_t>(row) * stride, dtype, i);
-  const uint8_t *block = stack_block(w, stride, row, i);
-  int r = static_cast<int>(row % STACK), col = static_cast<int>(i % 32);
-  return __fmul_rn(static_cast<float>(static_cast<int8_t>(block[stack_place(r, col)])),
+  if (dtype != PACKED) return value_at(w + static_cast<size_t>(row) * stride, dtype, i);
+  const uint8_t *block = pack_block(w, stride, row, i);
+  int r = static_cast<int>(row % PACK), col = static_cast<int>(i % 32);
+  return __fmul_rn(static_cast<float>(static_cast<int8_t>(block[pack_place(r, col)])),
                    f32_of_f16(load16(block + 2 * r)));
 }
 static inline int weight_dtype(const pyr_tensor *w) {
-  return w->interleaved ? STACKED : static_cast<int>(w->dtype);
+  return w->interleaved ? PACKED : static_cast<int>(w->dtype);
 }
 
 #endif

@@ -1,10 +1,10 @@
 /* interleave.c — the order of quantised weights in which few tokens are multiplied fastest.
  *
- * PYR_STACK rows that follow each other are a stack, as many bytes as before. Block by block of
+ * PYR_PACK rows that follow each other are a pack, as many bytes as before. Block by block of
  * their values, first the two bytes that no word of four holds (the scale of q8_0, q4_0 and q6_k),
  * row beside row, then the block's words, each row beside row: a vector of words has one of each
  * row. A product then needs no scale spread over a vector, no sum across one, and unpacks each byte
- * once for all tokens (dot_stacks of int8.inc), which reads them in the order in which they lie:
+ * once for all tokens (dot_packs of int8.inc), which reads them in the order in which they lie:
  * that of q6_k is its own. All other readers get rows back through pyr_cpu_weights.
  *
  * Does not own: who asks for it and where it lies (bind_matrix of model.c). */
@@ -19,9 +19,9 @@ PYR_DTYPE_TABLE(FITS, )
 
 int32_t pyr_cpu_interleaved(const pyr_backend *be, const pyr_tensor *w) {
   const pyr_cpu *cpu = pyr_cpu_of(be);
-  bool fits = w->rank == 2 && w->shape[0] % PYR_STACK == 0
+  bool fits = w->rank == 2 && w->shape[0] % PYR_PACK == 0
       && (pyr_dtype_kernels(w->dtype, false) & PYR_KERNEL_PACKS);
-  return cpu->int8 && fits ? PYR_STACK : 0;
+  return cpu->int8 && fits ? PYR_PACK : 0;
 }
 
 /* q6_k's words (see dtype.c): the scales; then, for each half of the block and each half of its
@@ -44,39 +44,39 @@ static block_form form_of(pyr_dtype dtype) {
       : (block_form){ bytes, odd, 0, odd, NULL };
 }
 
-/* Where they lie in the block of its stack. */
+/* Where they lie in the block of its pack. */
 static size_t odd_in(const block_form *f, int64_t row) { return (size_t)row * f->odd; }
 static size_t words_in(const block_form *f, int64_t row) {
-  return PYR_STACK * f->odd + (size_t)row * WORD;
+  return PYR_PACK * f->odd + (size_t)row * WORD;
 }
 
-/* Where the i-th word of a stack's row stands in its own block. */
+/* Where the i-th word of a pack's row stands in its own block. */
 static size_t word_from(const block_form *f, size_t i) {
   return f->words_at + WORD * (f->order ? f->order[i] : i);
 }
 
 typedef struct call { uint8_t *to; const pyr_tensor *w; } call;
 
-static void interleave_stack(void *ctx, int64_t task, int worker) {
+static void interleave_pack(void *ctx, int64_t task, int worker) {
   const call *c = ctx;
   (void)worker;
   block_form f = form_of(c->w->dtype);
   int64_t blocks = c->w->shape[1] / pyr_dtype_block(c->w->dtype);
-  const uint8_t *rows = (const uint8_t *)c->w->data + (size_t)(task * PYR_STACK) * c->w->stride;
-  uint8_t *stack = c->to + (size_t)(task * PYR_STACK * blocks) * f.bytes;
-  for (int64_t b = 0; b < blocks; b++, stack += PYR_STACK * f.bytes)
-    for (int64_t r = 0; r < PYR_STACK; r++) {
+  const uint8_t *rows = (const uint8_t *)c->w->data + (size_t)(task * PYR_PACK) * c->w->stride;
+  uint8_t *pack = c->to + (size_t)(task * PYR_PACK * blocks) * f.bytes;
+  for (int64_t b = 0; b < blocks; b++, pack += PYR_PACK * f.bytes)
+    for (int64_t r = 0; r < PYR_PACK; r++) {
       const uint8_t *from = rows + (size_t)r * c->w->stride + (size_t)b * f.bytes;
-      uint8_t *to = stack + words_in(&f, r);
-      memcpy(stack + odd_in(&f, r), from + f.odd_at, f.odd);
-      for (size_t i = 0; i < f.bytes / WORD; i++, to += PYR_STACK * WORD)
+      uint8_t *to = pack + words_in(&f, r);
+      memcpy(pack + odd_in(&f, r), from + f.odd_at, f.odd);
+      for (size_t i = 0; i < f.bytes / WORD; i++, to += PYR_PACK * WORD)
         memcpy(to, from + word_from(&f, i), WORD);
     }
 }
 
 pyr_status pyr_cpu_interleave(pyr_backend *be, void *to, const pyr_tensor *w) {
   call c = { to, w };
-  pyr_parallel(be->rt, interleave_stack, &c, w->shape[0] / PYR_STACK);
+  pyr_parallel(be->rt, interleave_pack, &c, w->shape[0] / PYR_PACK);
   return PYR_OK;
 }
 
@@ -91,15 +91,15 @@ void pyr_cpu_weights(const pyr_kernels *k, float *dst, const pyr_tensor *w, int6
     return;
   }
   uint8_t plain[SOME * MOST_BLOCK];
-  const uint8_t *stack = data + (size_t)(row / PYR_STACK * PYR_STACK) * w->stride
-      + PYR_STACK * (size_t)first * f.bytes;
+  const uint8_t *pack = data + (size_t)(row / PYR_PACK * PYR_PACK) * w->stride
+      + PYR_PACK * (size_t)first * f.bytes;
   for (int64_t left = n / block; left > 0;) {
     int64_t some = pyr_min(left, SOME);
     uint8_t *to = plain;
-    for (int64_t b = 0; b < some; b++, stack += PYR_STACK * f.bytes, to += f.bytes) {
-      const uint8_t *from = stack + words_in(&f, row % PYR_STACK);
-      memcpy(to + f.odd_at, stack + odd_in(&f, row % PYR_STACK), f.odd);
-      for (size_t i = 0; i < f.bytes / WORD; i++, from += PYR_STACK * WORD)
+    for (int64_t b = 0; b < some; b++, pack += PYR_PACK * f.bytes, to += f.bytes) {
+      const uint8_t *from = pack + words_in(&f, row % PYR_PACK);
+      memcpy(to + f.odd_at, pack + odd_in(&f, row % PYR_PACK), f.odd);
+      for (size_t i = 0; i < f.bytes / WORD; i++, from += PYR_PACK * WORD)
         memcpy(to + word_from(&f, i), from, WORD);
     }
     k->to_f32(dst, plain, w->dtype, some * block);

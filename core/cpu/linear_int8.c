@@ -12,7 +12,7 @@ enum {
   BEFORE_BF16 = 16,          /* tokens from which bf16 (linear_bf16.c) is faster with rows as they
                                 lie, where the processor has it */
   TOKENS = 96,               /* of many, so many at a time stay in the second cache while a task's
-                                stacks go by */
+                                packs go by */
 };
 
 typedef struct call {
@@ -47,16 +47,16 @@ static void quantize_groups(const void *ctx, int64_t begin, int64_t end) {
   }
 }
 
-/* Stacks of interleaved weight rows times tokens [begin, end). */
-static void run_stacks(const call *c, int64_t row, int stacks, int64_t begin, int64_t end) {
+/* Packs of interleaved weight rows times tokens [begin, end). */
+static void run_packs(const call *c, int64_t row, int packs, int64_t begin, int64_t end) {
   const uint8_t *w = (const uint8_t *)c->w->data + (size_t)row * c->w->stride;
-  for (int64_t t = begin; t < end; t += PYR_STACK_TOKENS) {
-    float sum[PYR_STACK_TOKENS * PYR_STACKS * PYR_STACK];
-    int some = (int)pyr_min(PYR_STACK_TOKENS, end - t);
-    c->cpu->kernels->dot_stacks(sum, w, c->w->dtype, stacks, c->cpu->x8 + (size_t)t * c->each,
+  for (int64_t t = begin; t < end; t += PYR_PACK_TOKENS) {
+    float sum[PYR_PACK_TOKENS * PYR_PACKS * PYR_PACK];
+    int some = (int)pyr_min(PYR_PACK_TOKENS, end - t);
+    c->cpu->kernels->dot_packs(sum, w, c->w->dtype, packs, c->cpu->x8 + (size_t)t * c->each,
                                 some, c->cols, t == begin);
-    pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_STACKS * PYR_STACK, some,
-                     stacks * PYR_STACK, c->bias ? c->bias + row : NULL, c->accumulate);
+    pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_PACKS * PYR_PACK, some,
+                     packs * PYR_PACK, c->bias ? c->bias + row : NULL, c->accumulate);
   }
 }
 
@@ -67,8 +67,8 @@ static void run_task(void *ctx, int64_t task, int worker) {
   pyr_span run = pyr_cpu_run(&c->runs, task);
   if (c->w->interleaved) {
     for (int64_t t = 0; t < c->n; t += TOKENS)
-      for (int64_t row = run.low; row < run.high; row += PYR_STACKS * PYR_STACK)
-        run_stacks(c, row, (int)pyr_min(PYR_STACKS, (run.high - row) / PYR_STACK), t,
+      for (int64_t row = run.low; row < run.high; row += PYR_PACKS * PYR_PACK)
+        run_packs(c, row, (int)pyr_min(PYR_PACKS, (run.high - row) / PYR_PACK), t,
                    pyr_min(c->n, t + TOKENS));
     return;
   }
@@ -90,12 +90,12 @@ pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, cons
                                const float *bias, int64_t n, int flags) {
   pyr_cpu *cpu = pyr_cpu_of(be);
   call c = { .cpu = cpu, .w = w, .x = x, .bias = bias, .out = out, .n = n, .rows = w->shape[0],
-             .cols = w->shape[1], .together = w->interleaved ? PYR_STACK_TOKENS : 1,
+             .cols = w->shape[1], .together = w->interleaved ? PYR_PACK_TOKENS : 1,
                  .each = cpu->kernels->int8_bytes(w->shape[1]),
                      .accumulate = flags & PYR_LINEAR_ADD };
   if ((size_t)n * c.each > cpu->x8_bytes)
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
-  c.runs = pyr_cpu_runs(c.rows, w->stride, w->interleaved ? PYR_STACK : PYR_DOT_WEIGHTS,
+  c.runs = pyr_cpu_runs(c.rows, w->stride, w->interleaved ? PYR_PACK : PYR_DOT_WEIGHTS,
                         pyr_runtime_threads(be->rt));
   pyr_cpu_spans(be, quantize_groups, &c, pyr_ceil_div(n, c.together), c.together * c.cols);
   pyr_parallel(be->rt, run_task, &c, pyr_cpu_run_count(&c.runs));

@@ -15,7 +15,7 @@ local widened = { stack = 120, spills = 160 }
 
 -- Sums of 32 tokens, and of each block of 32 columns, beside 4 KiB of weights under way: some
 -- twenty values a step of over a thousand instructions.
-local stacks = { stack = 48, spills = 56 }
+local packs = { stack = 48, spills = 56 }
 
 -- Two registers more than blocks of so many threads leave a lane, outside of the inner loop.
 local few = { stack = 8, spills = 8 }
@@ -34,6 +34,6 @@ return {
     ["prefill_kernel<bf16,2,256,1,1>"] = tile,
   ["decode_kernel<bf16,0,256,2>"] = tile, ["decode_kernel<f16,0,256,2>"] = tile,
     ["decode_kernel<f16,1,256,2>"] = widened,
-  ["stream_kernel<stacked_weights,4>"] = stacks,
+  ["stream_kernel<packed_weights,4>"] = packs,
   output_kernel = few,
 }

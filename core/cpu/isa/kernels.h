@@ -22,9 +22,9 @@ enum {
                             widest vector) */
   PYR_DOT_WEIGHTS = 4,   /* weight rows that `dot` takes at once */
   PYR_DOT_ROWS_MAX = 4,  /* no kernels' dot_rows is larger */
-  PYR_STACK = 16,        /* weight rows that lie interleaved (interleave.c), … */
-  PYR_STACKS = 2,        /* … such stacks that `dot_stacks` takes at most, … */
-  PYR_STACK_TOKENS = 8,  /* … and rows of x */
+  PYR_PACK = 16,        /* weight rows that lie interleaved (interleave.c), … */
+  PYR_PACKS = 2,        /* … such packs that `dot_packs` takes at most, … */
+  PYR_PACK_TOKENS = 8,  /* … and rows of x */
   PYR_KV_BLOCK = 32,       /* rows that `kv_block` takes at once: a page's */
 };
 
@@ -106,12 +106,12 @@ typedef struct pyr_kernels {
   void (*quantize)(void *row, const float *x, int64_t k, pyr_dtype dtype);
   void (*dot_int8)(float *out, const void *w, size_t w_stride, pyr_dtype dtype, int rows,
                    const void *x, int n, int64_t k);
-  /* out[r*PYR_STACKS*PYR_STACK + i]: likewise, for stacks of interleaved weight rows, of q8_0,
-   * q4_0, q4_k or q6_k, that follow each other, and n <= PYR_STACK_TOKENS rows of x, which
+  /* out[r*PYR_PACKS*PYR_PACK + i]: likewise, for packs of interleaved weight rows, of q8_0,
+   * q4_0, q4_k or q6_k, that follow each other, and n <= PYR_PACK_TOKENS rows of x, which
    * quantize_tokens has made together of such that follow each other: in n * int8_bytes(k) bytes.
    * `first`: these weights have not been read lately, and those behind them will not have been */
   void (*quantize_tokens)(void *tokens, const float *x, int n, int64_t k, pyr_dtype dtype);
-  void (*dot_stacks)(float *out, const void *w, pyr_dtype dtype, int stacks, const void *tokens,
+  void (*dot_packs)(float *out, const void *w, pyr_dtype dtype, int packs, const void *tokens,
                      int n, int64_t k, bool first);
   pyr_products f32, bf16;        /* bf16.gemm is NULL where no such code is compiled in */
 
