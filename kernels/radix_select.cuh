@@ -2,12 +2,12 @@
  * that fills so much of a sum. In linear time, without a sort, by one block of as many threads as
  * there are.
  *
- * Values have keys ordered as they are, and a radix descent over 11, 11 and 10 bits fixes the last
+ * Values have keys ordered as they are, and a radix select over 11, 11 and 10 bits fixes the last
  * key that is chosen: count the keys that agree with what is fixed, and add up what they weigh, by
  * their next digit; walk down from the highest until enough are passed. Counting is by atomic
  * additions of integers, so no order shows. */
-#ifndef PYR_CUDA_DESCENT_CUH
-#define PYR_CUDA_DESCENT_CUH
+#ifndef PYR_CUDA_RADIX_SELECT_CUH
+#define PYR_CUDA_RADIX_SELECT_CUH
 
 #include "convert.cuh"
 
@@ -17,7 +17,7 @@ static constexpr uint64_t ALL = UINT64_MAX;
 struct cut { uint32_t key; int32_t equal; };         /* every key above is chosen, and the first
                                                         `equal` of those that equal it */
 
-struct descent {             /* shared */
+struct radix_select {                                /* shared */
   int count[DIGITS];
   unsigned long long sum[DIGITS], parts[WARP];
   int64_t counts[WARP];
@@ -38,7 +38,7 @@ static __device__ __forceinline__ float score_of(uint32_t key) {
 
 static __device__ __forceinline__ cut no_cut() { return cut{ 0xffffffffu, 0 }; }
 
-/* ---- the descent ----------------------------------------------------------------------------- */
+/* ---- radix select ---------------------------------------------------------------------------- */
 
 /* Sums over this lane and those before it. */
 static __device__ __forceinline__ void scan_warp(int64_t *count, unsigned long long *sum) {
@@ -53,7 +53,7 @@ static __device__ __forceinline__ void scan_warp(int64_t *count, unsigned long l
  * is left of both, and what a row of that digit counts. A warp has a run of digits, the highest
  * first, and a lane one or two of them; the warp where the sums over warps get there looks among
  * its lanes. */
-static __device__ void find_digit(descent *s, int digits) {
+static __device__ void find_digit(radix_select *s, int digits) {
   int lane = lane_of_warp(), warp = warp_of_block(),
       each = digits / THREADS > 0 ? digits / THREADS : 1;
   int high = digits - 1 - static_cast<int>(threadIdx.x) * each;
@@ -97,7 +97,7 @@ static __device__ void find_digit(descent *s, int digits) {
 
 /* Adds to the histograms of the next digit what agrees with what is fixed. */
 struct digits_of {
-  descent *s;
+  radix_select *s;
   uint32_t fixed, mask;
   int shift, digits;
   __device__ __forceinline__ void operator()(uint32_t key, int count,
@@ -113,7 +113,7 @@ struct digits_of {
  * 1, and one of them is reached. each(add) calls add(key, how many, what they weigh together) for
  * the values of the calling thread; a key always weighs the same where weights are asked for. */
 template <typename Each>
-static __device__ __forceinline__ cut find_cut(descent *s, const Each &each, int64_t wanted,
+static __device__ __forceinline__ cut find_cut(radix_select *s, const Each &each, int64_t wanted,
                                                uint64_t target) {
   uint32_t fixed = 0, mask = 0;
   if (threadIdx.x == 0) s->wanted = wanted, s->target = target;

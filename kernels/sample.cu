@@ -3,7 +3,7 @@
  * sequence.
  *
  * Logits are read where they are; what penalties and biases make of them is a copy. The highest is
- * found in one pass. Where a token is drawn, top_k, top_p and the draw itself are descents
+ * found in one pass. Where a token is drawn, top_k, top_p and the draw itself are radix selects
  * (radix_select.cuh): by logits after so many, by logits with a share of the weights, and by ids
  * with the place that the random number says. A thread has every THREADS-th id in all of them, so
  * that what it writes only it reads. */
@@ -42,7 +42,7 @@ struct id_keys {
 
 /* The highest finite logit's key and, in the low half, how far its id is below 2^32; 0: there is
  * none. Given to all. */
-static __device__ unsigned long long highest_of(descent *s, const float *logits, int64_t vocab) {
+static __device__ unsigned long long highest_of(radix_select *s, const float *logits, int64_t vocab) {
   unsigned long long best = 0;
   for (int64_t i = threadIdx.x; i < vocab; i += THREADS) {
     unsigned long long mine =
@@ -61,7 +61,7 @@ static __device__ unsigned long long highest_of(descent *s, const float *logits,
   return best;
 }
 
-/* What a descent by logits keeps: those above its last key, and of those that equal it the ids up
+/* What a radix select by logits keeps: those above its last key, and of those that equal it the ids up
  * to `last`. */
 struct kept {
   uint32_t key;
@@ -74,7 +74,7 @@ struct kept {
 
 /* weigh(i): what id i weighs, 0 if it is not among them. */
 template <typename Weigh>
-static __device__ kept keep(descent *s, const float *logits, int64_t vocab, int64_t wanted,
+static __device__ kept keep(radix_select *s, const float *logits, int64_t vocab, int64_t wanted,
                             uint64_t target, const Weigh &weigh) {
   cut c = find_cut(s, [&](const digits_of &add) {
     for (int64_t i = threadIdx.x; i < vocab; i += THREADS) {
@@ -91,7 +91,7 @@ static __device__ kept keep(descent *s, const float *logits, int64_t vocab, int6
 }
 
 /* A token above temperature 0; `top` is the highest logit. */
-static __device__ int32_t draw(descent *s, const pick_call &c, const float *logits, int64_t vocab,
+static __device__ int32_t draw(radix_select *s, const pick_call &c, const float *logits, int64_t vocab,
                                float top) {
   unsigned long long finite = 0, sum = 0, *weight = c.weight;
   kept few = { 0, INT32_MAX };
@@ -127,7 +127,7 @@ static __device__ int32_t draw(descent *s, const pick_call &c, const float *logi
 
 static __global__ void __launch_bounds__(THREADS) pick_kernel(const pick_call *calls, int32_t *ids,
                                                               int64_t vocab) {
-  __shared__ descent state;
+  __shared__ radix_select state;
   const pick_call &c = calls[blockIdx.x];
   const float *logits = c.p.logits;
   if (c.p.changed > 0) {

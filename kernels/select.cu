@@ -1,6 +1,6 @@
 /* select.cu — the rows of highest scores, in linear time and without a sort: so many of one vector
  * (select), or so many, or so much of the sum, of several vectors together (choose). The algorithm
- * is that of core/cpu/select.c: the descent of radix_select.cuh, and a pass that writes what lies
+ * is that of core/cpu/select.c: the select of radix_select.cuh, and a pass that writes what lies
  * above the last key and the first of what equals it.
  *
  * One block of as many threads as there are does it all: at 4096 scores four of them a thread, so
@@ -16,7 +16,7 @@
 static constexpr int64_t MOST = 1 << 27;
 
 struct shared_state {
-  descent d;
+  radix_select d;
   int ranks[WARP];
   float tops[WARP];
 };
@@ -38,7 +38,7 @@ static __device__ __forceinline__ cut own_cut(const segments &a, int32_t s) {
   return a.own ? cut{ static_cast<uint32_t>(a.own[2 * s]), a.own[2 * s + 1] } : no_cut();
 }
 
-static __device__ cut find_cut(descent *s, const segments &a, int64_t wanted, uint64_t target) {
+static __device__ cut find_cut(radix_select *s, const segments &a, int64_t wanted, uint64_t target) {
   return find_cut(s, [&](const digits_of &add) {
     const float *score = a.score;
     for (int32_t g = 0; g < a.count; score += a.list[g++].n) {

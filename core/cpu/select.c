@@ -10,7 +10,7 @@
  * and ties go to the lower row.
  *
  * For a share of the sum the walk also adds up what the keys of each digit hold, and stops in the
- * digit in which enough is held: the same descent, with one more sum a digit. Scores are added as
+ * digit in which enough is held: the same walk, with one more sum a digit. Scores are added as
  * integers (see pyr_choice), so the sums do not depend on any order.
  *
  * Four passes over the scores, one histogram on the stack. */
