@@ -42,7 +42,8 @@ struct id_keys {
 
 /* The highest finite logit's key and, in the low half, how far its id is below 2^32; 0: there is
  * none. Given to all. */
-static __device__ unsigned long long highest_of(radix_select *s, const float *logits, int64_t vocab) {
+static __device__ unsigned long long highest_of(radix_select *s, const float *logits,
+                                                int64_t vocab) {
   unsigned long long best = 0;
   for (int64_t i = threadIdx.x; i < vocab; i += THREADS) {
     unsigned long long mine =
@@ -61,8 +62,8 @@ static __device__ unsigned long long highest_of(radix_select *s, const float *lo
   return best;
 }
 
-/* What a radix select by logits keeps: those above its last key, and of those that equal it the ids up
- * to `last`. */
+/* What a radix select by logits keeps: those above its last key, and of those that equal it the ids
+ * up to `last`. */
 struct kept {
   uint32_t key;
   int32_t last;
@@ -91,8 +92,8 @@ static __device__ kept keep(radix_select *s, const float *logits, int64_t vocab,
 }
 
 /* A token above temperature 0; `top` is the highest logit. */
-static __device__ int32_t draw(radix_select *s, const pick_call &c, const float *logits, int64_t vocab,
-                               float top) {
+static __device__ int32_t draw(radix_select *s, const pick_call &c, const float *logits,
+                               int64_t vocab, float top) {
   unsigned long long finite = 0, sum = 0, *weight = c.weight;
   kept few = { 0, INT32_MAX };
   for (int64_t i = threadIdx.x; i < vocab; i += THREADS) finite += is_finite(logits[i]);

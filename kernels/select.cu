@@ -38,7 +38,8 @@ static __device__ __forceinline__ cut own_cut(const segments &a, int32_t s) {
   return a.own ? cut{ static_cast<uint32_t>(a.own[2 * s]), a.own[2 * s + 1] } : no_cut();
 }
 
-static __device__ cut find_cut(radix_select *s, const segments &a, int64_t wanted, uint64_t target) {
+static __device__ cut find_cut(radix_select *s, const segments &a, int64_t wanted,
+                               uint64_t target) {
   return find_cut(s, [&](const digits_of &add) {
     const float *score = a.score;
     for (int32_t g = 0; g < a.count; score += a.list[g++].n) {
