@@ -10,6 +10,19 @@
  *     online softmax down each column (softmax_tile)                    m, l, and out rescaled
  *     out[d][c] += sum over j of v[j][d] * s[j][c]                      gemm, on V as it lies
  *
+ * The walk of a tile, for one head a lane (192 columns are 192 queries, at positions 208 to 399 of
+ * 400 rows) and slices of 32 columns. Across: slices, by their first query; down: tiles of rows.
+ *
+ *                  208   240   272   304   336   368
+ *      0 .. 191     #     #     #     #     #     #      three tiles; # all rows are seen
+ *    192 .. 255     /     /     #     #     #     #      / the diagonal goes through: what lies
+ *    256 .. 319     .     /     /     /     #     #        beyond it is -inf to the softmax
+ *    320 .. 383     .     .     .     /     /     /      . no query sees any: left out
+ *    384 .. 399     .     .     .     .     .     /
+ *
+ * K and V of a tile of rows are read and widened once for the six slices beside each other; m, l
+ * and out of a slice wait in scratch while the other slices have their turn.
+ *
  * Where products are rounded to bf16 their operands are pairs along d, and then along j; sums and
  * the softmax stay f32.
  *
@@ -59,7 +72,8 @@ static tile_scratch tile_scratch_of(pyr_arena *arena, int nr, int32_t group, int
 }
 
 /* The columns of a tile, query-major: column qi * group + h is query q0 + qi of the group's head h.
- * */
+ * So columns' spans of rows ascend from left to right, and the first and the last column bound what
+ * a slice sees. Columns that fill the last slice up see nothing. */
 static void begin_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch *s, int g,
                        int64_t q0, int64_t columns) {
   int64_t nr = t->k->nr, d = t->layout.head_dim, padded = pyr_round_up(columns, nr);
@@ -101,7 +115,11 @@ static void end_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch *
   }
 }
 
-/* Rows [row, row+rows) against every slice of columns that sees any of them. */
+/* Rows [row, row+rows) against every slice of columns that sees any of them.
+ *
+ * Only rows [from, to) of the tile are multiplied, those that some column of the slice sees. `from`
+ * goes down to a multiple of PYR_UNIT, as gemm takes rows by the unit and pairs of bf16 may not be
+ * torn; what that adds weighs 0 like any row that is not seen. */
 static void attend_rows(const pyr_attend *t, tile_scratch *s, int64_t row, int64_t rows,
                         int64_t columns) {
   int64_t nr = t->k->nr, d = t->layout.head_dim, per = t->products->per;

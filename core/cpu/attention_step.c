@@ -7,7 +7,14 @@
  *     m = max s,   l = sum exp(s - m),   out = sum exp(s - m) v
  *
  * and segments are joined in their order by m' = max m; alpha = exp(m - m'); l' = sum of alpha l;
- * out' likewise. Each segment is a task, and the last to end joins them: long lanes share threads,
+ * out' likewise. With scores 1 and 3 in one segment and 2 in the next, of rows v1, v2 and v3:
+ *
+ *     segment 0    m = 3    l = 1 + e^-2 = 1.135    out = 0.135 v1 + v2
+ *     segment 1    m = 2    l = 1                   out = v3
+ *     joined       m = 3    l = 1.135 + e^-1 * 1    out = 0.135 v1 + v2 + 0.368 v3
+ *
+ * and out / l is softmax(1, 3, 2) over the rows, as if they had been walked at once. Each segment
+ * is a task, and the last to end joins them: long lanes share threads,
  * and the result does not depend on how many there are.
  *
  * Where the lane's history is tracked (see pyr_track) the scores of all its rows are kept to its
@@ -51,6 +58,9 @@ size_t pyr_cpu_step_scratch(int32_t group, int32_t head_dim, int64_t rows) {
 
 /* ---- one segment ----------------------------------------------------------------------------- */
 
+/* Decode runs at the speed at which rows come out of memory, so each page is asked for while the
+ * one before it is being worked on. */
+
 /* What is read after the run that ends before `row`: the stretch's next page, or the first one that
  * this thread is likely to read then. */
 static const void *after(const pyr_stretch *now, const pyr_stretch *next, size_t bytes, int64_t row,
@@ -84,6 +94,8 @@ static void attend_segment(const pyr_attend *t, const pyr_stretch *now, const py
   pyr_kv_block block = { .q = s->q, .m = part, .l = part + group,
                         .out = part + pyr_cpu_part_outs(group), .p = s->p, .alpha = s->alpha,
                         .scores = scores, .ld = s->ld, .heads = group, .dims = (int)s->dims };
+  /* A page's keys are scored in one call, its values mixed in the next, beside the keys of the page
+   * after it:  call 0: K0;  call 1: K1, V0;  call 2: K2, V1;  last: V2. */
   pyr_piece scored = { 0 }, mixed = { 0 };
   for (int h = 0; h < group; h++) block.m[h] = -INFINITY, block.l[h] = block.alpha[h] = 0;
   memset(block.out, 0, (size_t)(group * s->dims) * sizeof(float));
@@ -101,6 +113,9 @@ static void attend_segment(const pyr_attend *t, const pyr_stretch *now, const py
 
 /* ---- joining them ---------------------------------------------------------------------------- */
 
+/* Parts are added in the order of segments, by whichever task ends last: the sums are the same. A
+ * segment in which nothing is seen has m = -inf and l = 0, and adds nothing; if that is so of all,
+ * out is 0. A NaN in a score goes through l to out: it is not hidden behind `l > 0`. */
 static void join(const pyr_attend *t, const pyr_attend_unit *u, const step_scratch *s,
                  const float *parts, int64_t count) {
   int64_t d = t->layout.head_dim, size = pyr_cpu_part_size(t->group, s->dims);

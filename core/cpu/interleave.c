@@ -3,7 +3,17 @@
  * PYR_PACK rows that follow each other are a pack, as many bytes as before. Block by block of
  * their values, first the two bytes that no word of four holds (the scale of q8_0, q4_0 and q6_k),
  * row beside row, then the block's words, each row beside row: a vector of words has one of each
- * row. A product then needs no scale spread over a vector, no sum across one, and unpacks each byte
+ * row. Of q8_0, whose block is a scale s of two bytes and 32 bytes, 8 words w:
+ *
+ *     before    row r:      s_r   w_r,0  w_r,1 … w_r,7                34 bytes, in 16 places
+ *
+ *     a pack    scales:     s_0   s_1   …  s_15                       16 x 2 bytes
+ *               words 0:    w_0,0   w_1,0   …  w_15,0                 16 x 4 bytes: one vector, of
+ *               words 1:    w_0,1   w_1,1   …  w_15,1                 values 0 to 3 of every row;
+ *               …                                                     then their values 4 to 7, …
+ *               words 7:    w_0,7   w_1,7   …  w_15,7                 544 bytes: 16 times 34
+ *
+ * A product then needs no scale spread over a vector, no sum across one, and unpacks each byte
  * once for all tokens (dot_packs of int8.inc), which reads them in the order in which they lie:
  * that of q6_k is its own. All other readers get rows back through pyr_cpu_weights.
  *

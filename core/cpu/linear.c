@@ -15,6 +15,12 @@
  *
  *     out[t, r] += sum over j in the step of x[t, j] * w[r, j]
  *
+ * For 1,000 tokens, 576 weight rows and one thread, with slices of 32 rows, 8 to a panel:
+ *
+ *                     0 .. 255    256 .. 511    512 .. 575
+ *     tokens 0..503   task 0      task 1        task 2          a task walks k: STEP of its panel,
+ *     tokens 504..999 task 3      task 4        task 5          all its tokens, the next STEP
+ *
  * by the `gemm` primitive, whose result for one element does not depend on how tokens and rows are
  * cut. So the cut may follow the number of threads, and still a token's result depends neither on
  * it nor on the other tokens.
@@ -134,6 +140,10 @@ static void group_tokens(const void *ctx, int64_t begin, int64_t end) {
     p->k->f32.transpose(p->groups + t * p->cols, FEW, p->x + t * p->cols, p->cols,
                         (int)pyr_min(FEW, p->n - t), p->cols, 1.0f);
 }
+
+/* Whole slices and groups are multiplied into `out` itself. At the edges gemm would write beyond
+ * them, as it knows only whole slices: there the product is made in `edge`, and what is real of it
+ * is added. The value is the same either way, one chain of k, added once a step. */
 
 /* out[t, r] for `m` <= FEW tokens from t, which are x, and the rows of one slice, one step of k
  * further. */

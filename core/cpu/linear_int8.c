@@ -47,7 +47,9 @@ static void quantize_groups(const void *ctx, int64_t begin, int64_t end) {
   }
 }
 
-/* Packs of interleaved weight rows times tokens [begin, end). */
+/* Packs of interleaved weight rows times tokens [begin, end). The packs stay in a near cache while
+ * tokens go by, PYR_PACK_TOKENS at a time: the first turn (`t == begin`) is told that it reads them
+ * from memory, and asks for what lies behind them. */
 static void run_packs(const call *c, int64_t row, int packs, int64_t begin, int64_t end) {
   const uint8_t *w = (const uint8_t *)c->w->data + (size_t)row * c->w->stride;
   for (int64_t t = begin; t < end; t += PYR_PACK_TOKENS) {
@@ -60,6 +62,9 @@ static void run_packs(const call *c, int64_t row, int packs, int64_t begin, int6
   }
 }
 
+/* A run of weight rows. Where there are many tokens, TOKENS of them are multiplied with the whole
+ * run before the next: their bytes stay in the second cache, and the run is read once for each
+ * TOKENS. */
 static void run_task(void *ctx, int64_t task, int worker) {
   const call *c = ctx;
   const pyr_kernels *k = c->cpu->kernels;

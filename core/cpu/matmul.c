@@ -1,5 +1,12 @@
 /* matmul.c — see matmul.h. Without oneDNN (PYR_NO_DNNL) there is no bf16 product and linear.c uses
- * its own kernels. */
+ * its own kernels.
+ *
+ * oneDNN makes code for each shape of a product (a primitive), which takes longer than to run it:
+ * it is kept, by shape, in a list that is searched from its beginning. A prompt of any length asks
+ * for the same few again: chunks are of one length but the last. When PRODUCTS are kept, the one
+ * that was asked for longest ago makes room. A primitive may run on several workers at once, as
+ * each has a stream and scratch of its own; only `prepare`, which one thread calls before the team
+ * begins, changes the list. */
 #include "cpu/matmul.h"
 
 #if defined(PYR_NO_DNNL)
@@ -152,6 +159,9 @@ static bool same_shape(const pyr_matmul_shape *a, const pyr_matmul_shape *b) {
   return a->m == b->m && a->n == b->n && a->k == b->k && a->ldb == b->ldb;
 }
 
+/* out [m][n] f32 = a [m][k] bf16 times b, which is read as [k][n] though it lies as n weight rows,
+ * ldb values apart: strides say so, and nothing is transposed beforehand. */
+
 /* Makes p's primitive; the caller has set one OpenMP thread, which oneDNN plans for. */
 static dnnl_status_t make_primitive(pyr_matmul *mm, pyr_product *p) {
   const pyr_matmul_shape *s = &p->shape;
@@ -235,6 +245,8 @@ pyr_status pyr_matmul_prepare(pyr_matmul *mm, const pyr_matmul_shape *shape,
 
 /* ---- running --------------------------------------------------------------------------------- */
 
+/* oneDNN asks OpenMP, thread by thread, how many threads it may use: one, as the runtime's team
+ * already has them all at work. What the thread had before is put back. */
 bool pyr_matmul_run(pyr_matmul *mm, const pyr_product *p, int worker, float *out,
                     const uint16_t *a, const uint16_t *b) {
   worker_state *w = &mm->workers[worker];
