@@ -4,8 +4,8 @@
  * The formats are those of core/base/dtype.c, and so is the arithmetic, product by product: a row
  * reads the same here and there. `dtype` is a constant where a kernel is compiled for each dtype,
  * and then the switch goes. */
-#ifndef PYR_CUDA_NUMBER_CUH
-#define PYR_CUDA_NUMBER_CUH
+#ifndef PYR_CUDA_CONVERT_CUH
+#define PYR_CUDA_CONVERT_CUH
 
 #include "cuda.cuh"
 #include "warp.cuh"

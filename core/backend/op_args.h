@@ -1,8 +1,8 @@
 /* op_args.h — what the backend's operations are told: how rows lie, how many of what a call may
  * have, and one description for each operation that takes more than a few arguments. Which memory a
  * pointer is of, backend.h says. */
-#ifndef PYR_CALLS_H
-#define PYR_CALLS_H
+#ifndef PYR_OP_ARGS_H
+#define PYR_OP_ARGS_H
 
 #include "base/runtime.h"
 #include "base/tensor.h"

@@ -289,7 +289,7 @@ pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from) {
 }
 
 /* Gathering. Rows idx move to rows 0.. of their lane; idx ascends, so that no row moves over one
- * that is yet to move, and one pass in place is safe. The first `fixed` rows stay where they are, so
+ * that is yet to move, and one pass in place is safe. The first `fixed` rows stay where they are:
  * the pages that hold only those are not touched, and may stay shared:
  *
  *     idx, fixed 40        0 .. 39   44 47 51 ... (20 rows)

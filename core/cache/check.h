@@ -1,10 +1,10 @@
 /* check.h — what must be true of a layer's lanes whenever a plan has been carried out. Debug builds
  * look (make DEBUG=1, which sets PYR_DEBUG); elsewhere it is nothing.
  *
- * A lane of 130 rows, with pages of 64:
+ * A lane of 70 rows, with pages of 32:
  *
- *     pages      [ 0..63 ][ 64..127 ][ 128..191 ]   three, as many as its rows need; each is held
- *     positions   0 1 4 … ascending …    | unused   130 of them, in room for 192 or more
+ *     pages      [ 0..31 ][ 32..63 ][ 64..95 ]   three, as many as its rows need; each is held
+ *     positions   0 1 4 … ascending …    | unused   70 of them, in room for 96 or more
  *     history     0.3 0.1 …              | 0 0 0    zeros behind the last row: a row that comes
  *                                                   begins with none */
 #ifndef PYR_CHECK_H

@@ -85,7 +85,7 @@ static void pack_panel(const call *c, uint16_t *panel, int64_t row, int64_t coun
   const uint8_t *w = (const uint8_t *)c->w->data + (size_t)row * c->w->stride;
   for (int64_t r = 0; r < count; r += PYR_TILE, w += PYR_TILE * c->w->stride) {
     uint16_t *to = tiles_at(c, panel, r / PYR_TILE);
-    if (c->w->interleaved) tiles->pack_stack(to, w, c->w->dtype, c->cols);
+    if (c->w->interleaved) tiles->tile_pack(to, w, c->w->dtype, c->cols);
     else tiles->pack_rows(to, w, c->w->stride, c->w->dtype, (int)pyr_min(PYR_TILE, count - r),
                           c->cols);
   }

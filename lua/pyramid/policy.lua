@@ -551,7 +551,7 @@ end
 
 -- The rows that a prefill plan keeps, on average over heads; what it prunes; whether the rows are
 -- the most that it may keep (under `mass`, where scores decide). Refuses what the core refuses
--- (plan.c).
+-- (core/policy/policy.c).
 local function kept_by(prefill, o, l)
   if not prefill then return nil end
   local keep, first, last, share, prune, _, least, mass = flat_plan(prefill(o, l), l)

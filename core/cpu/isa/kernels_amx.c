@@ -153,8 +153,8 @@ INLINE void put_nibbles(uint16_t *to, __m512i words, const int shift, vf scale, 
            four_bits(words, shift + 24, scale, min));
 }
 
-static void stack_of_q8_0(uint16_t *to, const uint8_t *w, int64_t cols) {
-  for (int64_t c = 0; c < cols; c += GROUP, w += PYR_STACK * 34, to += PYR_TILE_NEXT) {
+static void pack_of_q8_0(uint16_t *to, const uint8_t *w, int64_t cols) {
+  for (int64_t c = 0; c < cols; c += GROUP, w += PYR_PACK * 34, to += PYR_TILE_NEXT) {
     vf scale = halves_at(w);
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) {
@@ -167,8 +167,8 @@ static void stack_of_q8_0(uint16_t *to, const uint8_t *w, int64_t cols) {
 }
 
 /* Low bits are values 0 to 15 of a block, high ones 16 to 31. */
-static void stack_of_q4_0(uint16_t *to, const uint8_t *w, int64_t cols) {
-  for (int64_t c = 0; c < cols; c += GROUP, w += PYR_STACK * 18, to += PYR_TILE_NEXT) {
+static void pack_of_q4_0(uint16_t *to, const uint8_t *w, int64_t cols) {
+  for (int64_t c = 0; c < cols; c += GROUP, w += PYR_PACK * 18, to += PYR_TILE_NEXT) {
     vf scale = halves_at(w), min = scale * vset(-8);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++) {
@@ -186,7 +186,7 @@ INLINE vf byte_of_words(__m512i words, int i) {
 
 /* A word with the factors of scales and mins, then eight of each, 6 bits wide, in three words;
  * then, for each two groups, eight words: one in their low bits, the other in their high ones. */
-static void stack_of_q4_k(uint16_t *to, const uint8_t *w, int64_t cols) {
+static void pack_of_q4_k(uint16_t *to, const uint8_t *w, int64_t cols) {
   const __m512i six = _mm512_set1_epi32(0x3f3f3f3f), four = _mm512_set1_epi32(0x0f0f0f0f),
       two = _mm512_set1_epi32(0x30303030);
   for (int64_t c = 0; c < cols; c += 256) {
@@ -220,7 +220,7 @@ static void stack_of_q4_k(uint16_t *to, const uint8_t *w, int64_t cols) {
 /* The factor, four words of scales; then parts: each half of a block, and each half of its four
  * runs (groups): four times a word of low bits of runs 0 and 2, of runs 1 and 3, and of the high
  * two bits of all four (interleave.c). */
-static void stack_of_q6_k(uint16_t *to, const uint8_t *w, int64_t cols) {
+static void pack_of_q6_k(uint16_t *to, const uint8_t *w, int64_t cols) {
   const __m512i top = _mm512_set1_epi8(48), low_bits = _mm512_set1_epi8(15);
   for (int64_t c = 0; c < cols; c += 256, to += 8 * PYR_TILE_NEXT) {
     const uint8_t *head = w;
@@ -250,12 +250,12 @@ static void stack_of_q6_k(uint16_t *to, const uint8_t *w, int64_t cols) {
   }
 }
 
-static void pack_stack(uint16_t *to, const void *stack, pyr_dtype dtype, int64_t cols) {
+static void tile_pack(uint16_t *to, const void *pack, pyr_dtype dtype, int64_t cols) {
   switch (dtype) {
-    case PYR_Q8_0: stack_of_q8_0(to, stack, cols); break;
-    case PYR_Q4_0: stack_of_q4_0(to, stack, cols); break;
-    case PYR_Q4_K: stack_of_q4_k(to, stack, cols); break;
-    case PYR_Q6_K: stack_of_q6_k(to, stack, cols); break;
+    case PYR_Q8_0: pack_of_q8_0(to, pack, cols); break;
+    case PYR_Q4_0: pack_of_q4_0(to, pack, cols); break;
+    case PYR_Q4_K: pack_of_q4_k(to, pack, cols); break;
+    case PYR_Q6_K: pack_of_q6_k(to, pack, cols); break;
     case PYR_F32: case PYR_F16: case PYR_BF16: case PYR_Q5_K: PYR_CASES_NOT_WEIGHTS: break;
   }
 }
@@ -381,7 +381,7 @@ static void multiply(const pyr_tile_product *p) {
 
 const pyr_tiles pyr_tiles_amx = {
   .compiled = true, .begin = begin, .end = end, .pack_tokens = pack_tokens, .pack_rows = pack_rows,
-  .pack_stack = pack_stack, .multiply = multiply,
+  .tile_pack = tile_pack, .multiply = multiply,
 };
 
 #else

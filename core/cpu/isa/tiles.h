@@ -54,8 +54,8 @@ typedef struct pyr_tiles {
   /* as many weight rows of any dtype, `stride` bytes apart */
   void (*pack_rows)(uint16_t *to, const void *w, size_t stride, pyr_dtype dtype, int count,
                     int64_t cols);
-  /* PYR_STACK rows that lie interleaved (interleave.c) */
-  void (*pack_stack)(uint16_t *to, const void *stack, pyr_dtype dtype, int64_t cols);
+  /* PYR_PACK rows that lie interleaved (interleave.c) */
+  void (*tile_pack)(uint16_t *to, const void *pack, pyr_dtype dtype, int64_t cols);
   void (*multiply)(const pyr_tile_product *p);
 } pyr_tiles;
 
