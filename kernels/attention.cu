@@ -16,12 +16,41 @@
  * One query a sequence (decode): lanes are walked in segments of SEGMENT rows, a block for each,
  * which leave (m, l, out) in scratch; a second kernel joins a head's segments in their order.
  * Where history is tracked the scores stay in scratch too, and a third kernel makes probabilities
- * of them: rows are not read again. A query that sees nothing gets 0, with lse = -inf. */
+ * of them: rows are not read again. A query that sees nothing gets 0, with lse = -inf.
+ *
+ * How three rows with scores 1, 3 and 4 are summed up, the first two in one tile, v_j a row's
+ * values:
+ *
+ *                     m     alpha    p              l        out
+ *     tile (1, 3)     3     0        .135  1        1.135    .135 v0 + v1
+ *     tile (4)        4     .368     1              1.418    .050 v0 + .368 v1 + v2
+ *     at the end      out / l = .035 v0 + .259 v1 + .705 v2 = softmax(1, 3, 4) . v
+ *
+ * Segments are joined by the same rule: (m, l, out) of one is a tile to the other. lse = m + log l
+ * = 4.349, of which mass.cu makes each row's probability again: exp(4 - 4.349) = .705.
+ *
+ * Shared memory of attend_kernel: static 64 bytes, dynamic 4 (32 * 129 + 4 d), for d = 128 18.1
+ * KiB. Sums are f32, over dimensions in their order, over rows tile by tile. What bounds it is
+ * shared memory: each product of q and k reads one value of the tile. It is the way of rows that
+ * tensor cores do not take, and of f32, where exact is what was asked for. */
 #include "attention.cuh"
 
 static constexpr int WARPS = 4, ROWS = WARP, CHUNK = 128, MOST_DIMS = 512;
 
-/* The rows that any column of the block sees; lows, highs: shared, [WARPS]. */
+/* Columns of a block, for a group of 3 heads (9 heads, 3 lanes) and WARPS = 4:
+ *
+ *     column   0    1    2    3  |  4    5    6    7
+ *     query    0    0    0    1  |  1    1    2    2
+ *     head     0    1    2    0  |  1    2    0    1     of the lane's group
+ *     warp     0    1    2    3  |  0    1    2    3
+ *              block 0              block 1
+ *
+ * Their spans differ by a row or so, and the tiles that one of them reads are the others' too.
+ * CHUNK + 1 floats from row to row: lanes read one column of all rows, and 129 is odd, so that they
+ * do not meet in a bank. */
+/* The rows that any column of the block sees; lows, highs: shared, [WARPS]. A warp without a
+ * column, or whose column sees nothing, asks for nothing, yet walks with the others: all load the
+ * tiles, and all reach the barriers. The second barrier lets lows and highs be used again. */
 static __device__ __forceinline__ row_span block_span(row_span mine, int64_t *lows,
                                                       int64_t *highs) {
   if (lane_of_warp() == 0) {
@@ -39,9 +68,12 @@ static __device__ __forceinline__ row_span block_span(row_span mine, int64_t *lo
   return all;
 }
 
+/* What a column has seen: m the highest score, l the sum of exp(s - m). The same in all lanes. */
 struct column { float m, l; };
 
-/* A tile's scores for the warp's column: the lane's row, which lies at `row`. */
+/* A tile's scores for the warp's column: the lane's row, which lies at `row`. q is scaled already.
+ * The first barrier: nobody reads what was in the tile before. The second: the chunk is whole. Sums
+ * go on over chunks, so that a head of 256 dimensions is one sum as one of 128 is. */
 static __device__ __forceinline__ float tile_score(const attend_args &a, const pyr_lane_view &lane,
                                                    const float *q, float *tile, int64_t row,
                                                    int64_t count) {
@@ -57,7 +89,9 @@ static __device__ __forceinline__ float tile_score(const attend_args &a, const p
   return sum;
 }
 
-/* out' = alpha out + sum p v over the tile; DIMS: the dimensions that a lane has. */
+/* out' = alpha out + sum p v over the tile; DIMS: the dimensions that a lane has: lane, lane + 32,
+ * …. p is each lane's own row's, so it is handed round, row after row of the tile: 32 shuffles for
+ * each chunk. Rows that nobody loaded are zeros in the tile, and weigh 0. */
 template <int DIMS>
 static __device__ __forceinline__ void tile_mix(const attend_args &a, const pyr_lane_view &lane,
                                                 float (&out)[DIMS], float p, float alpha,
@@ -87,6 +121,8 @@ static __device__ __forceinline__ void put_column(const attend_args &a, const at
                                                   const column &c, const float (&out)[DIMS]) {
   bool part = a.segments > 0;
   int64_t at = query * a.heads + head;
+  /* l is 0 where nothing was seen: out is zeros then. A NaN in l must reach the output, and be
+   * noticed. */
   float inverse = part ? 1.0f : c.l > 0 || c.l != c.l ? 1.0f / c.l : 0.0f;
   float *to = part ? a.parts + ((blockIdx.z * a.heads + head) * a.segments + segment) * (2 + a.f.d)
       : call.out + at * a.f.d;
@@ -100,7 +136,9 @@ static __device__ __forceinline__ void put_column(const attend_args &a, const at
     if (lane_of_warp() + i * WARP < a.f.d) to[lane_of_warp() + i * WARP] = out[i] * inverse;
 }
 
-/* Grid: blocks of columns, segment after segment; lanes; calls. */
+/* Grid: blocks of columns, segment after segment; lanes; calls. With 3 column blocks and 5 segments
+ * x counts 15: x % 3 is the block of columns, x / 3 the segment. Neighbours then read the same
+ * rows, which the second of them finds in L2. */
 template <int DIMS> static __global__ void attend_kernel(attend_args a) {
   __shared__ int64_t lows[WARPS], highs[WARPS];
   PYR_SHARED(float, shared);  /* [ROWS][CHUNK + 1] a tile; [WARPS][d] the columns' queries */
@@ -125,12 +163,17 @@ template <int DIMS> static __global__ void attend_kernel(attend_args a) {
       ? a.scores + (blockIdx.z * a.heads + head) * a.rows : nullptr;
   row_span all = block_span(seen, lows, highs);
   column c = { -INFINITY, 0 };
+  /* Before each turn c and out are of the column's visible rows below `row`. Tiles begin at
+   * multiples of ROWS of the lane whatever is seen, so that a row meets the same others in its
+   * tile, and sums are the same, whoever shares the block. */
   for (int64_t row = all.low / ROWS * ROWS; row < all.high; row += ROWS) {
     int64_t count = all.high - row < ROWS ? all.high - row : ROWS, mine = row + lane_of_warp();
     float s = tile_score(a, lane, q, tile, row, count);
     bool visible = mine >= seen.low && mine < seen.high;
     if (!visible) s = -INFINITY;
     else if (scores) scores[mine] = s;
+    /* As long as nothing was seen m is -inf, and -inf - -inf would be NaN: base 0 gives p = alpha =
+     * 0. */
     float m = fmaxf(c.m, warp_max(s)), base = m == -INFINITY ? 0 : m,
         alpha = expf(c.m - base), p = expf(s - base);
     c.l = c.l * alpha + warp_sum(p);
@@ -142,7 +185,11 @@ template <int DIMS> static __global__ void attend_kernel(attend_args a) {
 
 /* ---- one query a sequence -------------------------------------------------------------------- */
 
-/* Grid: heads, calls. Joins the segments of a head, in their order. */
+/* Grid: heads, calls. Joins the segments of a head, in their order. A thread for each dimension; m
+ * and l are found by all of them, which read the same few numbers: 8192 rows have 32 segments. With
+ * segments (m, l) = (3, 1.135) and (4, 1): m = 4, l = 1.135 e^-1 + 1 = 1.418. A segment that holds
+ * m weighs exactly 1, also if m is infinite. The launch has room for more segments than the lane
+ * has; those beyond `count` were not written, and are not read. */
 static __global__ void join_kernel(attend_args a) {
   const attend_call &call = a.calls[blockIdx.y];
   int64_t head = blockIdx.x, at = blockIdx.y * a.heads + head, size = 2 + a.f.d;
@@ -168,7 +215,9 @@ static __global__ void join_kernel(attend_args a) {
   a.finals[at * 2 + 1] = l;
 }
 
-/* w(q, j) of pyr_weighting. */
+/* w(q, j) of pyr_weighting: 1 for the oldest of the `queries` that count for row j, `ramp` for the
+ * last, which is due; 0 for others. With queries = 3, ramp = 1.2 and due = 10 the queries at 8, 9
+ * and 10 weigh 1, 1.1 and 1.2. */
 static __device__ __forceinline__ float weight_of(const pyr_weighting &w, int64_t position,
                                                   int64_t j) {
   if (w.queries == 0) return 1;
@@ -177,7 +226,10 @@ static __device__ __forceinline__ float weight_of(const pyr_weighting &w, int64_
   return age < 0 || position > due ? 0.0f : 1.0f + slope * static_cast<float>(age);
 }
 
-/* Grid: rows, lanes, calls. history = decay * history + w * mean over the lane's heads of p. */
+/* Grid: rows, lanes, calls. history = decay * history + w * mean over the lane's heads of p. A
+ * thread for a row, so that its sum runs over heads in their order, and no two add to one row. p
+ * is made of the scores that were left, exp(s - m) / l, with m and l of the whole lane, which the
+ * segments did not know. Rows are counted from the lane's end (j - rows), as due dates are. */
 static __global__ void track_kernel(attend_args a) {
   const attend_call &call = a.calls[blockIdx.z];
   const pyr_lane_view lane = call.lanes[blockIdx.y];
@@ -197,6 +249,8 @@ static __global__ void track_kernel(attend_args a) {
 
 /* ---- the operation --------------------------------------------------------------------------- */
 
+/* Scratch of a decode step. segments_for(rows): the most that a span of so many rows can touch; a
+ * span that begins in the middle of a segment touches one more than its length says. */
 struct step_scratch { float *parts, *finals, *scores; };
 static int64_t segments_for(int64_t rows) { return rows / SEGMENT + 2; }
 static step_scratch step_scratch_of(cuda_arena *arena, int64_t count, int64_t heads, int64_t d,
@@ -221,6 +275,8 @@ size_t cuda_attention_table(const pyr_work *work) {
                                                  + static_cast<size_t>(work->kv_heads) * lane);
 }
 
+/* What the calls of one launch have together: how many they are, the longest lane, the most
+ * queries. */
 struct batch { int count; int64_t rows, queries; bool tracked; };
 
 /* The calls of a launch, by their number of queries, for each has its own way: one (steps), or
@@ -252,6 +308,8 @@ static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int
   if (calls == nullptr || lanes == nullptr) return nullptr;
   for (int i = 0; i < count; i++) {
     if (!takes(a[i], n)) continue;
+    /* The descriptions point at each other by the device's addresses, and are filled in by the
+     * host's: both run along the same table, one call and its kv_heads lanes at a time. */
     *calls = attend_call{ a[i].out, a[i].lse, a[i].q, a[i].q_pos, device_lanes, a[i].n,
                           a[i].window, n.most == 1 && a[i].track,
                           {} };
@@ -264,6 +322,8 @@ static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int
   return device_calls;
 }
 
+/* DIMS is 4, 8 or 16 of a lane: heads of up to 128, 256 and 512 dimensions. out[] is in registers
+ * only if its length is known, so there are three kernels. */
 static void launch(const attend_args &a, dim3 grid, pyr_cuda *cuda) {
   size_t shared = static_cast<size_t>(ROWS * (CHUNK + 1) + WARPS * a.f.d) * sizeof(float);
   if (a.f.d <= CHUNK) PYR_LAUNCH(attend_kernel<4>, grid, WARPS * WARP, shared, cuda, a);
@@ -271,6 +331,14 @@ static void launch(const attend_args &a, dim3 grid, pyr_cuda *cuda) {
   else PYR_LAUNCH(attend_kernel<16>, grid, WARPS * WARP, shared, cuda, a);
 }
 
+/* One launch for all calls with n in [least, most]. In a decode step:
+ *
+ *     segments kernel   (m, l, out) of each call, head and segment into parts; scores if tracked
+ *     join_kernel       out and lse of each head; m and l into finals
+ *     track_kernel      history, if any call is tracked
+ *
+ * They are launched whatever lanes hold, with grids that change only as the longest lane comes
+ * to another segment: the graph of a step is kept meanwhile. */
 static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count, pyr_layout layout,
                          int32_t heads, int32_t kv_heads, float scale, numbers n, bool rounded) {
   bool steps = n.most == 1;
@@ -317,6 +385,13 @@ static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count,
   return cuda_launched(be, "attention");
 }
 
+/* By their number of queries n, where the runtime rounds:
+ *
+ *     n = 1                      a decode step, exact, in segments
+ *     2 <= n < PYR_SMALL_N       exact, whole lanes
+ *     n >= PYR_SMALL_N           rounded operands
+ *
+ * and where it does not, all n >= 2 are exact. A call is in one of the launches. */
 static pyr_status cuda_attention(pyr_backend *be, const pyr_attention *a, int count,
                                  pyr_layout layout, int32_t heads, int32_t kv_heads, float scale) {
   if (layout.head_dim > MOST_DIMS)

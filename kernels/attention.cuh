@@ -11,11 +11,23 @@
 
 /* Rows of a lane that one block of a decode step walks. It is the same for all calls, so that how a
  * sequence's sums are joined does not depend on its company: 8192 rows of 8 lanes make 256 blocks,
- * two for each multiprocessor of the largest devices. */
+ * two for each multiprocessor of the largest devices.
+ *
+ * Segments begin at multiples of SEGMENT of the lane, not at the first row that is seen. So a lane
+ * that grows by a row leaves all segments but its last one as they were:
+ *
+ *     a window shows rows [300, 700):
+ *     lane       0         256       512       768
+ *                |         | ########|#######  |
+ *     segment              |    0    |    1    |       rows [300, 512) and [512, 700) */
 static constexpr int SEGMENT = 256;
 
+/* One sequence's attention in one layer, as kernels read it from the table of descriptions. A
+ * launch has many, and blockIdx.z says which; what differs from step to step lies here, so that the
+ * arguments of a noted kernel stay the same (step.cu). */
 struct attend_call {
   float *out, *lse;
+  /* q, out: [n][heads][d]; lse: [n][heads], or NULL; q_pos: [n] */
   const float *q;
   const int32_t *q_pos;
   const pyr_lane_view *lanes;      /* [kv_heads] */
@@ -25,6 +37,12 @@ struct attend_call {
   pyr_track track;
 };
 
+/* What all calls of a launch share. `parts`, `finals` and `scores` are scratch of decode steps,
+ * where `segments` > 0. For one call of 2 heads, d = 64, and 600 rows, rounded up to 768:
+ *
+ *     parts    [2][5][66]   a head's segments beside each other, as join_kernel reads them
+ *     finals   [2][2]
+ *     scores   [2][768]     scaled, before softmax; written only for rows that the query sees */
 struct attend_args {
   const attend_call *calls;
   row_format f;
@@ -45,6 +63,7 @@ static __device__ __forceinline__ int64_t segments_of(row_span seen) {
   return seen.high > seen.low ? (seen.high - 1) / SEGMENT - seen.low / SEGMENT + 1 : 1;
 }
 
+/* The rows of a span that lie in its segment-th segment; empty (low >= high) beyond the last. */
 static __device__ __forceinline__ row_span segment_of(row_span seen, int64_t segment) {
   int64_t begin = (seen.low / SEGMENT + segment) * SEGMENT, end = begin + SEGMENT;
   return row_span{ begin > seen.low ? begin : seen.low, end < seen.high ? end : seen.high };

@@ -13,17 +13,33 @@
  *
  * Shared memory, bytes: queries 32 D TERMS, rows WARPS * 128 D: for D = 128 72 KiB (f16) or 76 KiB
  * (bf16). Rows of fp8_e4m3 are copied as bytes, and a warp makes halves of them before it works on
- * them. Rows of f32 and q8_0, and heads that no D fits, are attention.cu's. */
+ * them. Rows of f32 and q8_0, and heads that no D fits, are attention.cu's.
+ *
+ * A segment of 256 rows, 16 at a time, by four warps (w0 … w3), four turns each:
+ *
+ *     rows   0    16   32   48   64   80   96   112  128 …
+ *            w0   w1   w2   w3   w0   w1   w2   w3   w0 …
+ *
+ *     of w0:     copy 0 | copy 64  | copy 128 | copy 192 |
+ *                       | work 0   | work 64  | work 128 | work 192
+ *
+ * At the end each warp has (m, l, out) of its own rows, for 16 columns; the block adds them up like
+ * segments, with alpha_w = exp(m_w - m), over warps in their order. */
 #include "attention_tile.cuh"
 
 static constexpr int ROWS = 16, COLUMNS = 16;
 
 /* The first row at or after `low` whose position is above `position`, by a whole warp: each step
- * asks 32 rows at once. */
+ * asks 32 rows at once, so that 8192 rows take three steps where halving takes thirteen, and each
+ * step is a wait for memory. Rows asked are `step` apart; positions ascend, so that the answer lies
+ * between the last that is not above and the first that is. Of 100 rows: step 4, lanes ask 0, 4, …,
+ * 96 (and beyond); 7 of them are not above: the answer is one of rows 25 to 28, and one more step
+ * finds it. */
 static __device__ __forceinline__ int64_t first_above(const int32_t *positions, int64_t low,
                                                       int64_t high, int64_t position) {
   while (low < high) {
     int64_t step = (high - low + WARP - 1) / WARP, at = low + step * lane_of_warp();
+    /* Invariant: rows before low are not above; the row at high, if there is one, is. */
     int below = __popc(__ballot_sync(ALL_LANES, at < high && positions[at] <= position));
     if (below == 0) return low;
     int64_t end = low + below * step;                  /* row low + (below - 1) * step is not above,
@@ -42,6 +58,8 @@ static __global__ void __launch_bounds__(WARPS * WARP,
   __shared__ float backs[COLUMNS], ms[WARPS][COLUMNS], ls[WARPS][COLUMNS];
   PYR_SHARED(uint16_t, q);
   int warp = warp_of_block(), thread = lane_of_warp();
+  /* Dynamic shared memory: q [TERMS][16][D], then of each warp two stages [2][16][D], all of 16
+   * bits. */
   uint16_t *stages = q + TERMS * PLANE + warp * 2 * STAGE;
   const attend_call &call = a.calls[blockIdx.z];
   const pyr_lane_view lane = call.lanes[blockIdx.y];
@@ -51,6 +69,8 @@ static __global__ void __launch_bounds__(WARPS * WARP,
   head += static_cast<int>(blockIdx.y) * a.group;
   int32_t position = call.q_pos[0];
 
+  /* A group is closed also where nothing was asked for, so that copy_wait<1> below always means:
+   * all but the group asked for last have come. */
   auto fetch = [&](int64_t row, int stage) {
     if (row < lane.rows)
       fetch_stage<T, COME, D, ROWS>(stages, stage, lane, a.f, row, lane.rows, thread, WARP);
@@ -80,6 +100,7 @@ static __global__ void __launch_bounds__(WARPS * WARP,
   }
   seen = segment_of(seen, segment);
 
+  /* Scores are kept of real columns only: a group of 3 heads has 13 columns that are zeros. */
   float scale[1][2], *scores = a.scores && call.tracked
       ? a.scores + (blockIdx.z * a.heads + head) * a.rows : nullptr;
 #pragma unroll
@@ -87,6 +108,8 @@ static __global__ void __launch_bounds__(WARPS * WARP,
     scale[0][half] = a.scale * LOG2_E * backs[row_of_tile(0, half)];
   columns<D, 1> c;
   clear(c);
+  /* Before each turn: c is of the warp's tiles before `row`, which is in `stage` or on its way; the
+   * other stage is free. No barrier of the block: all of it is the warp's own. */
   for (int stage = 0; row < seen.high; row += WARPS * ROWS, stage ^= 1) {
     fetch(row + WARPS * ROWS < seen.high ? row + WARPS * ROWS : lane.rows, stage ^ 1);
     copy_wait<1>();
@@ -127,6 +150,7 @@ static __global__ void __launch_bounds__(WARPS * WARP,
     }
   }
   __syncthreads();
+  /* p was lifted by 2^shift, in l and in out alike; `unit` takes that back. */
   const float unit = 1.0f / static_cast<float>(1 << T::shift);
   for (int r = warp; r < real; r += WARPS) {
     float m = -INFINITY, l = 0, alpha[WARPS], factor = a.scale * backs[r];
@@ -153,6 +177,9 @@ static __global__ void __launch_bounds__(WARPS * WARP,
 template <typename T, rows_come COME, int D, int WARPS>
 static void launch(pyr_backend *be, const attend_args &a, unsigned lanes, unsigned calls) {
   constexpr int BYTES = 2 * (T::exact * COLUMNS * D + WARPS * 4 * ROWS * D);
+  /* The stages are free by then: the warps' sums [16][D + 8] f32 lie in them. 8 floats more than D
+   * from row to row, so that the eight columns that a warp writes at once do not meet in the banks.
+   */
   static_assert(COLUMNS * (D + 8) * 4 <= 2 * 4 * ROWS * D, "a warp's sums fit its stages");
   attend_args wide = a;
   wide.column_blocks = static_cast<unsigned>(ceil_div(a.group, COLUMNS));

@@ -13,7 +13,19 @@
  * sums, D / 2 MT of a lane's at most 255. Rows of fp8_e4m3 become halves where they lie: the bytes
  * of both stages have the place of one, the halves that of the other. Rows of f32 and q8_0 are
  * rounded to bf16 on their way, where calls are rounded; else they, and heads that no D fits, are
- * attention.cu's. */
+ * attention.cu's.
+ *
+ * What is read, drawn for pages of 32 rows and 64 queries of one head (x: masked, #: whole, blank:
+ * not read), and the same with a window of 64:
+ *
+ *     rows           0    32   64   96   128        0    32   64   96   128
+ *     queries   0-63   x    x                         x    x
+ *              64-127  #    #    x    x               x    x    x    x
+ *             128-191  #    #    #    #    x …                  x    x    x …
+ *
+ * A page costs a column 64 D multiply-adds, and a block 128 D bytes (of 16 bits): 128 MT operations
+ * for two bytes, and blocks of one lane find the bytes in L2. So products count, and what stands
+ * beside them: an exp2 for each row and column, and a barrier for each page. */
 #include "attention_tile.cuh"
 
 static constexpr int WARPS = 4, ROWS = PYR_PAGE_ROWS;
@@ -21,6 +33,9 @@ static constexpr int WARPS = 4, ROWS = PYR_PAGE_ROWS;
 /* The lowest and the highest row that one, or that every column of `columns` sees. */
 struct bounds { int any_low, any_high, all_low, all_high; };
 
+/* The least and greatest of lows and highs over `columns` columns, given to the whole warp. A
+ * column that sees nothing has low = INT32_MAX and high = 0: it asks for no row, and any page is
+ * masked for it, as all_low and all_high are then beyond all rows. */
 static __device__ __forceinline__ bounds bounds_of(const int *lows, const int *highs, int columns) {
   int any_low = INT32_MAX, any_high = 0, all_low = 0, all_high = INT32_MAX;
   for (int i = lane_of_warp(); i < columns; i += WARP) {
@@ -45,6 +60,9 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
   int thread = static_cast<int>(threadIdx.x), warp = warp_of_block(), first = warp * MT * 16;
   int64_t columns_of_call = call.n * a.group,
       base = static_cast<int64_t>(gridDim.x - 1 - blockIdx.x) * TILE;
+  /* Blocks start in the order of their numbers, and the last queries see most: they come first, and
+   * the short ones fill what is left at the end. A call of fewer columns than the longest has idle
+   * blocks. */
   if (base >= columns_of_call) return;
 
   if (thread < TILE) {  /* columns beyond the last are like it, and written nowhere */
@@ -54,6 +72,8 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
     lows[thread] = seen.low < seen.high ? static_cast<int>(seen.low) : INT32_MAX;
     highs[thread] = seen.low < seen.high ? static_cast<int>(seen.high) : 0;
   }
+  /* A warp for a column: its query's head, split into terms. What f16 scales up, `back` takes back.
+   */
   for (int r = warp; r < TILE; r += WARPS) {
     int64_t at = base + r, query = at / a.group,
         head = static_cast<int64_t>(blockIdx.y) * a.group + at % a.group;
@@ -70,6 +90,10 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
     copy_commit();
   };
 
+  /* Before each turn: c is of the rows [begin, row) that the warp's columns see; rows [row, row +
+   * ROWS) are in `stage` or on their way; the other stage may still be read by slower warps. The
+   * barrier ends that, and then the next page is asked for, so that it travels while this one is
+   * worked on. */
   columns<D, MT> c;
   clear(c);
   int stage = 0, begin = block.any_low / ROWS * ROWS;
@@ -79,11 +103,15 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
     __syncthreads();  /* this stage is there, and nobody works on the other any more */
     if (row + ROWS < block.any_high) fetch(row + ROWS, stage ^ 1);
     uint16_t *k = tile_of_stage<COME, D, ROWS>(stages, stage, thread, WARPS * WARP);
+    /* The halves have one place for both stages; the barrier above freed it. */
     if (COME == WIDENED) __syncthreads();
+    /* A warp that sees nothing of the page goes on to the barrier; all turns have the same
+     * barriers. */
     if (row >= mine.any_high || row + ROWS <= mine.any_low) continue;
     float s[MT][ROWS / 8][4];
     tile_scores<T, D, TERMS, MT, ROWS>(s, q, first, PLANE, k);
     if (row < mine.all_low || row + ROWS > mine.all_high) {
+      /* The page holds a bound of some column. Element i of s[mt][n] is of row at + 8 n + i % 2. */
       int at = row + lane_of_warp() % 4 * 2;
 #pragma unroll
       for (int mt = 0; mt < MT; mt++)
@@ -109,6 +137,8 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
   for (int mt = 0; mt < MT; mt++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
+      /* Each lane writes two neighbouring dimensions of its two columns: 8 bytes, four lanes 32
+       * together. */
       float l = quad_sum(c.l[mt][half]), inverse = l > 0 || l != l ? 1.0f / l : 0.0f;
       int64_t at = base + first + row_of_tile(mt, half);
       if (at >= columns_of_call) continue;
@@ -122,6 +152,7 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
           *reinterpret_cast<float2 *>(out + d) = make_float2(c.out[mt][n][2 * half] * inverse,
                                                              c.out[mt][n][2 * half + 1] * inverse);
       }
+      /* l holds 2^shift times the sum: the logarithm gives it back. m is unscaled: scale it now. */
       if (call.lse && lane_of_warp() % 4 == 0)
         call.lse[to] = l == 0 ? -INFINITY
                                 : c.m[mt][half] * (a.scale * backs[at - base])

@@ -4,7 +4,18 @@
  *
  * With q split into TERMS rows of 16 bits, and probabilities likewise, products of rows of 16 bits
  * lose no more than sums in f32 do: that is how a call is computed exactly. With one term both are
- * rounded. */
+ * rounded.
+ *
+ * A product has 16 columns (query and head) as its rows, and 8 rows of the lane as its columns.
+ * What a lane of the warp holds of s, for g = lane / 4 and t = lane % 4, is what mma.cuh says of c:
+ *
+ *            rows of the tile    0 1 2 3 4 5 6 7   8 …
+ *     column g                   . . . . x x . .          s[mt][0][0], s[mt][0][1], here t = 2
+ *     column g + 8               . . . . x x . .          s[mt][0][2], s[mt][0][3]
+ *
+ * So four lanes have a column's scores, and m and l are joined over those (quad_max, quad_sum); and
+ * p lies already as operand `a` of the next product, p v, is to lie: nothing goes through shared
+ * memory between the two. */
 #ifndef PYR_CUDA_ATTENTION_TILE_CUH
 #define PYR_CUDA_ATTENTION_TILE_CUH
 
@@ -13,7 +24,8 @@
 
 static constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 
-/* Sums and maxima over the four lanes that share rows of the products (see mma.cuh). */
+/* Sums and maxima over the four lanes that share rows of the products (see mma.cuh): lanes 4g to 4g
+ * + 3, whose numbers differ in the two lowest bits. */
 static __device__ __forceinline__ float quad_sum(float x) {
   x += __shfl_xor_sync(ALL_LANES, x, 1);
   return x + __shfl_xor_sync(ALL_LANES, x, 2);
@@ -28,7 +40,9 @@ static __device__ __forceinline__ int row_of_tile(int mt, int half) {
   return mt * 16 + half * 8 + lane_of_warp() / 4;
 }
 
-/* How rows become tiles: as they lie, widened to halves (fp8_e4m3), or rounded. */
+/* How rows become tiles: as they lie (f16, bf16), copied without passing through registers; widened
+ * to halves (fp8_e4m3), copied as bytes, half as many; or rounded (f32, q8_0), read, rounded and
+ * stored by the threads, which wait for them. */
 enum rows_come { AS_THEY_LIE, WIDENED, ROUNDED };
 
 /* ---- rows into shared memory ----------------------------------------------------------------- */
@@ -77,6 +91,12 @@ static __device__ __forceinline__ void fetch_stage(uint16_t *stages, int stage,
                                                    const pyr_lane_view &lane, const row_format &f,
                                                    int64_t row, int64_t rows, int thread,
                                                    int threads) {
+/* Stages in shared memory, for D = 64 and 32 rows, in values of 16 bits:
+ *
+ *     as they lie    | K of stage 0 | V of stage 0 | K of stage 1 | V of stage 1 |   4 * 2048
+ *     widened        | bytes: K0 V0 K1 V1          | halves: K     | V           |
+ *
+ * Bytes are half as long, so both stages of them fit the first half. */
 #pragma unroll(COME == ROUNDED ? 1 : 2)  /* what is rounded takes registers enough as it is */
   for (int what = 0; what < 2; what++) {
     int at = (stage * 2 + what) * ROWS * D;
@@ -100,6 +120,8 @@ static __device__ __forceinline__ uint16_t *tile_of_stage(uint16_t *stages, int 
                                                           int threads) {
   constexpr int STAGE = 2 * ROWS * D;
   if (COME != WIDENED) return stages + stage * STAGE;
+  /* STAGE values are STAGE bytes of fp8_e4m3, hence the stage's place. Eight of them, 8 bytes,
+   * become one chunk of 16. */
   const uint8_t *raw = reinterpret_cast<const uint8_t *>(stages) + stage * STAGE;
 #pragma unroll 2
   for (int i = thread; i < STAGE / 8; i += threads) {
@@ -115,8 +137,12 @@ static __device__ __forceinline__ uint16_t *tile_of_stage(uint16_t *stages, int 
 
 /* ---- a tile of rows -------------------------------------------------------------------------- */
 
-/* A warp's columns: what they have seen so far. Of each column, `m` is the highest score,
- * unscaled, and `l` this lane's part of the sum of 2^((s - m) scale + shift). */
+/* A warp's columns: what they have seen so far. Of each column, `m` is the highest score, unscaled,
+ * and `l` this lane's part of the sum of 2^((s - m) scale + shift). Registers of a lane: MT (4 + D
+ * / 2), of which out has MT D / 2: 128 with D = 128 and MT = 2.
+ *
+ * m is the same in the four lanes of a column, l is not: it is summed over them once, at the end.
+ */
 template <int D, int MT> struct columns {
   float m[MT][2], l[MT][2], out[MT][D / 8][4];
 };
@@ -149,6 +175,8 @@ template <int D, int MT> static __device__ __forceinline__ void clear(columns<D,
 template <typename T, int D, int TERMS, int MT, int ROWS>
 static __device__ __forceinline__ void tile_scores(float (&s)[MT][ROWS / 8][4], uint16_t *q,
                                                    int first, int plane, uint16_t *k) {
+  /* Invariant: s and less hold the products of dimensions below col. Each operand b is loaded once,
+   * and serves all terms and all MT; each a serves all rows of the tile. */
   float less[MT][ROWS / 8][4];
   zero(s);
   zero(less);
@@ -190,6 +218,9 @@ static __device__ __forceinline__ void tile_softmax(columns<D, MT> &c, float (&s
   for (int mt = 0; mt < MT; mt++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
+      /* `half` is which of the lane's two columns: g or g + 8. Scores are compared unscaled, as
+       * scale > 0. A tile that is invisible as a whole leaves m = -inf; base 0 then makes 2^-inf =
+       * 0 of all. */
       float m = -INFINITY, l = 0;
 #pragma unroll
       for (int n = 0; n < ROWS / 8; n++)
@@ -215,6 +246,12 @@ static __device__ __forceinline__ void tile_softmax(columns<D, MT> &c, float (&s
 template <typename T, int D, int TERMS, int MT, int ROWS>
 static __device__ __forceinline__ void tile_mix(columns<D, MT> &c, float (&s)[MT][ROWS / 8][4],
                                                 const float (&alpha)[MT][2], uint16_t *v) {
+  /* c of two products beside each other, rows 8k .. 8k + 15 of the tile, are one a (mma.cuh):
+   *
+   *     a[0] = s[2k][0, 1]   column g        a[2] = s[2k + 1][0, 1]
+   *     a[1] = s[2k][2, 3]   column g + 8    a[3] = s[2k + 1][2, 3]
+   *
+   * take_pair leaves in s what rounding lost, of which the next term is made. */
   uint32_t a[ROWS / 16][TERMS][MT][4];
 #pragma unroll
   for (int k = 0; k < ROWS / 16; k++)
@@ -229,6 +266,9 @@ static __device__ __forceinline__ void tile_mix(columns<D, MT> &c, float (&s)[MT
         }
 #pragma unroll
   for (int n = 0; n < D / 16; n++) {
+    /* 16 dimensions at a time. Rounded calls add to out in place, brought down by alpha before the
+     * first product; exact ones sum the tile up by itself, the least terms first, and then add in
+     * f32. */
     float sum[MT][2][4];
     zero(sum);
 #pragma unroll
