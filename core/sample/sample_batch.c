@@ -43,6 +43,7 @@ pyr_status pyr_sample_batch_prepare(pyr_backend *be, pyr_sampler *const *sampler
   return be->pick ? be->reserve(be, &work) : PYR_OK;
 }
 
+/* A sequence without a finite logit (PYR_ARGUMENT) keeps its -1, and the others go on. */
 static pyr_status pick_here(pyr_backend *be, pyr_sampler *const *samplers, const float *logits,
                             int32_t vocab, int count, int32_t *ids) {
   for (int i = 0; i < count; i++) {
@@ -53,7 +54,9 @@ static pyr_status pick_here(pyr_backend *be, pyr_sampler *const *samplers, const
   return PYR_OK;
 }
 
-/* Asks the samplers from sequence *at on, until one is met whose pick is not known beforehand. */
+/* Asks the samplers from sequence *at on, until one is met whose pick is not known beforehand.
+ * Invariant: asked[0..asked_count) are picks that depend on none of each other, of sequences
+ * of[..] in ascending order, all below *at. */
 static pyr_status ask(pyr_sample_batch *b, pyr_sampler *const *samplers, const float *logits,
                       int32_t vocab, int count, int *at) {
   b->asked_count = 0;
@@ -71,6 +74,7 @@ static pyr_status ask(pyr_sample_batch *b, pyr_sampler *const *samplers, const f
   return PYR_OK;
 }
 
+/* Each round takes at least one sequence more: what `ask` begins with can always be asked. */
 pyr_status pyr_sample_batch_pick(pyr_sample_batch *b, pyr_backend *be,
                                  pyr_sampler *const *samplers, const float *logits, int32_t vocab,
                                  int count, int32_t *ids) {

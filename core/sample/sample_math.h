@@ -34,6 +34,18 @@ static inline uint64_t pyr_pick_high(uint64_t a, uint64_t b) {
 #define PYR_WEIGHT_ONE ((uint64_t)1 << 44)
 #define PYR_PICK_VOCAB (1 << 19)   /* the largest vocabulary whose sums fit */
 
+/* exp(x) = 2^whole * exp(r), with r = x - whole * ln 2 between -0.35 and 0.35. ln 2 is taken off
+ * in two parts: the first, 355 / 512, times a whole number is exact in f32; the second is what
+ * is missing. The polynomial ends at r^7 / 7!, and what it leaves out is below 2^-27. In
+ * numbers, for logit 1.0 where the highest is 2.0, at temperature 0.5:
+ *
+ *     x       -2                            (1 - 2) / 0.5
+ *     whole   -3                            -2 / ln 2 = -2.885
+ *     r       0.0794                        -2 + 3 * 0.6931
+ *     p       1.0827                        exp(r)
+ *     weight  p * 2^24 << (20 - 3)          0.1353 * 2^44
+ *
+ * -30.5 is where 2^44 * exp(x) falls below 1: there, the weight is 0 whatever the rounding. */
 PYR_PICK_INLINE uint64_t pyr_pick_weight(float logit, float highest, float temperature) {
   float x = PYR_DIV(PYR_SUB(logit, highest), temperature), p = 1.0f / 5040;
   if (!(x > -30.5f)) return 0;
@@ -51,7 +63,8 @@ PYR_PICK_INLINE uint64_t pyr_pick_weight(float logit, float highest, float tempe
   return shift >= 0 ? bits << shift : bits >> -shift;
 }
 
-/* A logit with what is known of its id: a bias, and how often it was seen. */
+/* A logit with what is known of its id: a bias, and how often it was seen. A penalty makes a
+ * logit smaller whatever its sign: 2.0 under repetition 2 becomes 1.0, -1.0 becomes -2.0. */
 PYR_PICK_INLINE float pyr_pick_adjust(float logit, float bias, int32_t count, float repeat,
                                       float frequency, float presence) {
   logit = PYR_ADD(logit, bias);
@@ -60,13 +73,16 @@ PYR_PICK_INLINE float pyr_pick_adjust(float logit, float bias, int32_t count, fl
   return PYR_SUB(logit, PYR_ADD(PYR_MUL(frequency, (float)count), presence));
 }
 
-/* The least sum that holds the share p of `sum`, which is above 0. */
+/* The least sum that holds the share p of `sum`, which is above 0. The product is a double on
+ * host and device, of 53 bits, and rounded in the same way; so both come to the same whole
+ * number. */
 PYR_PICK_INLINE uint64_t pyr_pick_share(float p, uint64_t sum) {
   uint64_t share = (uint64_t)ceil((double)p * (double)sum);
   return share < 1 ? 1 : share > sum ? sum : share;
 }
 
-/* A place below `sum`, which is above 0, by 53 random bits: random * sum / 2^53. */
+/* A place below `sum`, which is above 0, by 53 random bits: random * sum / 2^53. Of the
+ * product's 117 bits, those from bit 53 on: 64 - 53 = 11 places between its halves. */
 PYR_PICK_INLINE uint64_t pyr_pick_place(uint64_t random, uint64_t sum) {
   return (PYR_HIGH(random, sum) << 11) | ((random * sum) >> 53);
 }

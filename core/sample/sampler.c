@@ -45,6 +45,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* The longest ring takes 4 MiB, and its table 32 MiB. Up to 16 entries are sorted by insertion:
+ * to split so few once more costs more than it saves. */
 enum { PYR_PENALTY_LAST_MAX = 1 << 20, PYR_SORT_FEW = 16 };
 
 typedef struct entry { float value; int32_t id; uint64_t weight; } entry;
@@ -93,6 +95,8 @@ static uint64_t random_next(uint64_t s[4]) {
 
 /* ---- ids seen -------------------------------------------------------------------------------- */
 
+/* 2654435769 is 2^32 over the golden ratio: neighbouring ids come to lie far apart. The low bits
+ * of a product depend on the low bits of its factors alone, so the lowest 8 are left out. */
 static size_t home_of(size_t slots, int32_t id) {
   return ((uint32_t)id * 2654435769u >> 8) & (slots - 1);
 }
@@ -105,6 +109,8 @@ static size_t slot_of(const seen *table, size_t slots, int32_t id) {
   return i;
 }
 
+/* The new table is full before the old one goes: where memory is short, nothing has changed.
+ * `used` stays, as each id finds one slot again. */
 static pyr_status resize_table(pyr_sampler *s, size_t slots) {
   seen *table = pyr_alloc(s->rt, slots * sizeof *table);
   if (table == NULL) return pyr_nomem(s->rt, slots * sizeof *table, "the sampler's history");
@@ -117,7 +123,8 @@ static pyr_status resize_table(pyr_sampler *s, size_t slots) {
   return PYR_OK;
 }
 
-/* Makes sure that one more id finds a slot. */
+/* Makes sure that one more id finds a slot. A ring's table never grows: it was made for
+ * `penalty_last` different ids and one more. */
 static pyr_status reserve_slot(pyr_sampler *s) {
   return 2 * (s->used + 1) > s->slots && s->ring == NULL ? resize_table(s, s->slots * 2) : PYR_OK;
 }
@@ -133,7 +140,15 @@ static seen *take_slot(pyr_sampler *s, int32_t id) {
 }
 
 /* Counts down, and closes the gap that an id leaves when it is gone, so that linear probing needs
- * no tombstones. */
+ * no tombstones. Invariant of the loop: but for `gap`, every id is found by probing from its
+ * home. An entry moves into the gap unless its home lies behind it, cyclically: then probing
+ * never passed the gap.
+ *
+ *     slot       2   3   4   5   6
+ *     id         a   b   c   d   .          homes: a, b 2;  c 3;  d 5
+ *     a leaves   .   b   c   d   .          b has its home at 2, moves to 2: the gap is 3
+ *                b   .   c   d   .          c has its home at 3, moves to 3: the gap is 4
+ *                b   c   .   d   .          d is at home: it stays. The next slot is empty: done */
 static void discount(pyr_sampler *s, int32_t id) {
   size_t mask = s->slots - 1, gap = slot_of(s->table, s->slots, id);
   if (--s->table[gap].count > 0) return;
@@ -147,7 +162,9 @@ static void discount(pyr_sampler *s, int32_t id) {
   s->table[gap].id = -1;
 }
 
-/* Remembers one id; its slot is reserved. */
+/* Remembers one id; its slot is reserved. With a ring of 3 that holds 7, 9, 7, id 4 takes the
+ * place of the oldest: 7 is counted once less, 4 once more, and the table has 7, 9 and 4 with a
+ * count of 1 each. */
 static void remember(pyr_sampler *s, int32_t id) {
   if (s->ring) {
     if (s->ring_held == s->o.penalty_last) discount(s, s->ring[s->ring_at]);
@@ -181,7 +198,9 @@ static int by_id(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-/* Ascending by id, those of one id added up; returns how many are left. */
+/* Ascending by id, those of one id added up; returns how many are left. Invariant: bias[0..kept)
+ * ascends strictly by id, and kept <= i. Ids 5, 2, 5 with 1.0, 0.5, 2.0 become 2, 5 with 0.5,
+ * 3.0. */
 static int32_t merge_biases(pyr_logit_bias *bias, int32_t count) {
   int32_t kept = 0;
   qsort(bias, (size_t)count, sizeof *bias, by_id);
@@ -232,6 +251,9 @@ static pyr_status check_options(pyr_runtime *rt, const pyr_sampler_options *o) {
   return PYR_OK;
 }
 
+/* Owns from here on: a reference to the runtime, its biases, the table and the ring; the work
+ * arrays come with the first pick that wants them. On failure all of it goes back, and *out is
+ * as it was. */
 pyr_status pyr_sampler_new(pyr_runtime *rt, const pyr_sampler_options *options, pyr_sampler **out) {
   static const pyr_sampler_options greedy;
   if (options == NULL) options = &greedy;
@@ -288,6 +310,7 @@ void pyr_sampler_free(pyr_sampler *s) {
   pyr_runtime_free(rt);
 }
 
+/* As new: the same seed gives the same picks again. Memory stays. */
 void pyr_sampler_reset(pyr_sampler *s) {
   uint64_t state = s->o.seed;
   for (int i = 0; i < 4; i++) s->random[i] = splitmix64(&state);
@@ -303,7 +326,9 @@ static inline bool before(entry a, entry b) {
   return a.value > b.value || (a.value == b.value && a.id < b.id);
 }
 
-/* Restores the heap h[0..n), whose top is its last entry in this order, below i. */
+/* Restores the heap h[0..n), whose top is its last entry in this order, below i. Invariant of
+ * the loop: h[i] is free, and both of its subtrees are heaps; `moving` fits above all that was
+ * passed. */
 static void sift_down(entry *h, size_t n, size_t i) {
   entry moving = h[i];
   for (;;) {
@@ -319,7 +344,13 @@ static void sift_down(entry *h, size_t n, size_t i) {
 
 /* Step 5: fills h, in no order, with the k first of logits[n], or with all of them if there are no
  * more; those of no weight, and those that cannot be picked, left out. Returns how many there are.
- * */
+ * The heap's top is the weakest of those held, so that one comparison decides. For k = 3:
+ *
+ *     logits   1.0  4.0  2.0            three are held, and become a heap: 1.0 on top
+ *              3.0                      beats 1.0, takes its place, and sinks: 2.0 on top
+ *              0.5                      does not beat 2.0: passed over
+ *
+ * Bounded by n comparisons and, for random logits, k * log(n / k) sinkings of log k steps each. */
 static size_t collect(entry *h, const float *logits, size_t n, size_t k, float highest,
                       float temperature) {
   size_t held = 0;
@@ -363,7 +394,16 @@ static entry middle_of(entry a, entry b, entry c, bool ids) {
 
 /* Moves the fewest first entries that weigh `enough` together to the front of h, the last of them
  * last; returns how many. Quickselect by weight: what is left of the answer lies in h[low..high),
- * and h[0..low) is kept and weighs `mass`, not yet enough. */
+ * and h[0..low) is kept and weighs `mass`, not yet enough. An example for top_p 0.75: weights 5
+ * 3 2 1 1 in the order of values sum to 12, enough is 9. 5 + 3 is less, 5 + 3 + 2 is not: three
+ * are kept. And for the draw, in the order of ids 1, 4, 7 with weights 3, 2, 5: the place `at`
+ * of 0..9 is id 1's below 3, id 4's below 5, id 7's from there on; enough is at + 1.
+ *
+ *     h    [ kept: mass, not enough ][ low .. answer is here .. high ][ not wanted ]
+ *
+ * Each pass makes the middle part shorter: the pivot itself moves before `at`, and as it is the
+ * middle one of three different entries, at least one stays behind it. Passes halve it on
+ * average. */
 static size_t cut_tail(entry *h, size_t n, uint64_t enough, bool ids) {
   size_t low = 0, high = n;
   uint64_t mass = 0;
@@ -390,7 +430,8 @@ static size_t cut_tail(entry *h, size_t n, uint64_t enough, bool ids) {
   return low;
 }
 
-/* Step 7: drops what weighs less than min_p. */
+/* Step 7: drops what weighs less than min_p. A weight says what part of the most probable's an
+ * id has, as that one weighs PYR_WEIGHT_ONE. */
 static size_t drop_light(entry *h, size_t n, float min_p) {
   uint64_t least = pyr_pick_share(min_p, PYR_WEIGHT_ONE);
   size_t kept = 0;
@@ -405,7 +446,8 @@ static uint64_t sum_weights(const entry *h, size_t n) {
   return sum;
 }
 
-/* Steps 4-8 for a temperature above 0. */
+/* Steps 4-8 for a temperature above 0. The heaviest weighs 2^44 and stays through all of them,
+ * so that there is always one to draw. */
 static int32_t draw(pyr_sampler *s, const float *logits, size_t n, float highest) {
   const pyr_sampler_options *o = &s->o;
   entry *h = s->entries;
@@ -420,6 +462,8 @@ static int32_t draw(pyr_sampler *s, const float *logits, size_t n, float highest
 
 /* ---- picking --------------------------------------------------------------------------------- */
 
+/* Both or neither; contents are not kept. After the first pick of a vocabulary nothing is
+ * allocated. */
 static pyr_status grow_work(pyr_sampler *s, size_t n) {
   if (n <= s->capacity) return PYR_OK;
   float *logits = pyr_alloc(s->rt, n * sizeof *logits);
@@ -437,7 +481,8 @@ static pyr_status grow_work(pyr_sampler *s, size_t n) {
   return PYR_OK;
 }
 
-/* Steps 1-3, in place. */
+/* Steps 1-3, in place. Biases first, for all ids, then penalties: both loops touch only ids that
+ * have any. Those of other vocabularies (ids accepted beyond it) are passed over. */
 static void adjust(const pyr_sampler *s, float *l, int32_t vocab) {
   const pyr_sampler_options *o = &s->o;
   for (int32_t i = 0; i < o->bias_count; i++)
@@ -463,6 +508,8 @@ pyr_status pyr_sampler_check(const pyr_sampler *s, int32_t vocab) {
   return PYR_OK;
 }
 
+/* All that can fail comes before the random state and the counts move, but for logits of which
+ * none is finite, where neither has moved. */
 pyr_status pyr_sampler_pick(pyr_sampler *s, const float *logits, int32_t vocab, int32_t *out) {
   pyr_status status = pyr_sampler_check(s, vocab);
   bool adjusted = s->o.bias_count > 0 || (s->penalised && s->used > 0),
@@ -491,6 +538,7 @@ pyr_status pyr_sampler_pick(pyr_sampler *s, const float *logits, int32_t vocab, 
 
 pyr_runtime *pyr_sampler_runtime(const pyr_sampler *s) { return s->rt; }
 
+/* Twice what is wanted, as each pick may bring a new id. */
 static pyr_status grow_changes(pyr_sampler *s, size_t n) {
   if (n <= s->change_room) return PYR_OK;
   n *= 2;
@@ -502,7 +550,8 @@ static pyr_status grow_changes(pyr_sampler *s, size_t n) {
   return PYR_OK;
 }
 
-/* All ids that steps 1-3 change, once each. */
+/* All ids that steps 1-3 change, once each. Biased ids first, with their counts; then the ids
+ * seen that have no bias. A device applies them in any order, as no id is there twice. */
 static int32_t list_changes(pyr_sampler *s, int32_t vocab) {
   pyr_change *to = s->changes;
   for (int32_t i = 0; i < s->o.bias_count; i++, to++) {
@@ -520,6 +569,8 @@ static int32_t list_changes(pyr_sampler *s, int32_t vocab) {
 bool pyr_sampler_draws(const pyr_sampler *s) { return s->o.temperature > 0; }
 bool pyr_sampler_remembers(const pyr_sampler *s) { return s->penalised; }
 
+/* `picks` ids may all be new ones: used + picks slots, at most half of the table. With 120 of
+ * 256 taken and 8 picks, 2 * 129 is more than 256, so the table grows to 512 at once. */
 pyr_status pyr_sampler_reserve(pyr_sampler *s, int32_t vocab, int picks, bool device,
                                int64_t *changes) {
   size_t seen_then = s->penalised ? s->used + (size_t)picks : 0, slots = s->slots;
@@ -533,6 +584,8 @@ pyr_status pyr_sampler_reserve(pyr_sampler *s, int32_t vocab, int picks, bool de
   return status;
 }
 
+/* Random numbers are taken from a copy: the sampler's own state moves as picks come back
+ * (pyr_sampler_took), one by one and in the same order. */
 pyr_status pyr_sampler_ask(pyr_sampler *s, int32_t vocab, int before, pyr_pick *out) {
   const pyr_sampler_options *o = &s->o;
   uint64_t random[4];
