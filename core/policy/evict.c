@@ -59,7 +59,9 @@ static void layout_scratch_host(pyr_eviction *e, int32_t heads, pyr_arena *host)
   PYR_PART(host, e->counts, heads);
 }
 
-/* … and of the backend, which depends on the plan. */
+/* … and of the backend, which depends on the plan. idx has room for every row of each set's
+ * first lane: sets of 3 lanes of 70 rows take 70 entries, as they share one list; 3 sets of one
+ * lane take 210. */
 static void layout_own(pyr_eviction *e, pyr_arena *arena) {
   const pyr_splits *s = &e->splits;
   int64_t listed = 0;
@@ -68,6 +70,8 @@ static void layout_own(pyr_eviction *e, pyr_arena *arena) {
   if (e->plan.prune & PYR_PRUNE_HIDDEN) PYR_PART(arena, e->hidden, s->coming);
 }
 
+/* cuts: two numbers a segment, the key where it ends and how many equal ones are taken; links:
+ * for each row what it was given to, and the losers (merge). */
 static void layout_scratch(pyr_eviction *e, pyr_arena *arena) {
   const pyr_splits *s = &e->splits;
   bool pooled = e->plan.share == PYR_SHARE_POOL;
@@ -99,6 +103,8 @@ static pyr_status ask(pyr_eviction *e, pyr_cache *cache, pyr_when when, const py
   return pyr_policy_check_lanes(&e->splits);
 }
 
+/* Stands for a plan where the policy is not asked: every row survives, so `needed` is false and
+ * the steps below do nothing. */
 static void keep_everything(pyr_eviction *e, pyr_cache *cache, const pyr_shape *shape,
                             int64_t coming) {
   e->trace = (pyr_trace_run){ 0 };
@@ -158,7 +164,9 @@ static pyr_status list_survivors(const pyr_eviction *e, int head, const float *s
                   lane->last);
 }
 
-/* One set after the other: that of all lanes, or each lane's own. */
+/* One set after the other: that of all lanes, or each lane's own. Invariant: `at` is where the
+ * set's part of idx begins; a set that loses nothing keeps its part, empty, so that e->at is
+ * right for those behind it. */
 static pyr_status rank_sets(pyr_eviction *e, pyr_signals *signals) {
   const pyr_splits *s = &e->splits;
   int64_t at = 0;
@@ -226,7 +234,8 @@ static pyr_status rank(pyr_eviction *e, pyr_signals *signals) {
 /* ---- 5. gather ------------------------------------------------------------------------------- */
 
 /* Keys of a compacted layer lie rotated to their rows' indices. Those that came since the last cut
- * came rotated to their index; from now on that is noted, as the index is about to change. */
+ * came rotated to their index; from now on that is noted, as the index is about to change.
+ * turned 40, 50 rows: rows 40 to 49 came rotated to 40 .. 49, and get born = 40 .. 49. */
 static pyr_status note_born(const pyr_eviction *e, int head) {
   const pyr_splits *s = &e->splits;
   const pyr_layer_state *state = &s->cache->states[s->layer];
@@ -239,6 +248,8 @@ static pyr_status note_born(const pyr_eviction *e, int head) {
   return PYR_OK;
 }
 
+/* Survivors take in before rows move, as losers are still there; any page may be written, so all
+ * are made the lane's own first. */
 static pyr_status merge_losers(const pyr_eviction *e, int head, const int32_t *idx, int64_t kept) {
   const pyr_splits *s = &e->splits;
   pyr_backend *be = s->cache->pool->be;
@@ -252,7 +263,9 @@ static pyr_status merge_losers(const pyr_eviction *e, int head, const int32_t *i
 }
 
 /* Keys of the rows that stayed are turned to their new indices: at the first cut from where they
- * were born, later from the index that they stood at, which idx holds. */
+ * were born, later from the index that they stood at, which idx holds. Of rows 0, 1, 4, 6 that
+ * stay, the third stood at index 4 and now stands at 2. Its key came at position 9, and is turned
+ * from there, by -7, not once more by -2: so errors do not add up over cuts. */
 static pyr_status turn_keys(const pyr_eviction *e, int head, const int32_t *idx) {
   const pyr_splits *s = &e->splits;
   pyr_backend *be = s->cache->pool->be;
@@ -352,6 +365,8 @@ static void layout(pyr_layer_plan *p, pyr_arena *arena) {
   layout_scratch(&p->eviction, arena);
 }
 
+/* The same layout counts first and then cuts the block: one allocation a layer, given back with
+ * it. */
 pyr_status pyr_layer_plan_begin(pyr_layer_plan *p, int32_t *fault) {
   pyr_pool *pool = p->eviction.splits.cache->pool;
   pyr_arena count = { 0 };
@@ -382,6 +397,8 @@ pyr_status pyr_layer_plan_observe(pyr_layer_plan *p, const pyr_attention *a,
   return status;
 }
 
+/* The order matters: what was tracked is forgotten before this prompt's is added, it is added
+ * before rows are ranked (a score may read it), and rows move last. */
 pyr_status pyr_layer_plan_end(pyr_layer_plan *p, const int32_t **survivors, int64_t *kept) {
   pyr_eviction *e = &p->eviction;
   const pyr_splits *s = &e->splits;
@@ -433,6 +450,8 @@ pyr_status pyr_evictions_ask(pyr_evictions *es, pyr_cache *cache, int layer, pyr
   return ask(&es->each[es->count++], cache, when, &shape, coming);
 }
 
+/* Pages that hold first guarded rows alone stay shared; copies of the others count against the
+ * budget, which may say no here, before anything is computed. */
 pyr_status pyr_evictions_prepare(pyr_evictions *es) {
   for (int64_t i = 0; i < es->count; i++) {
     const pyr_splits *s = &es->each[i].splits;
@@ -494,7 +513,9 @@ pyr_status pyr_evictions_check(pyr_evictions *es) {
   return PYR_OK;
 }
 
-/* After a step: the next firing is counted from here. */
+/* After a step: the next firing is counted from here. The window's rows have not been ranked, so
+ * they are what `unranked` starts from. Rows judged once keep what they have: their due dates
+ * say which queries count. */
 static pyr_status start_anew(const pyr_splits *s) {
   pyr_layer_state *state = &s->cache->states[s->layer];
   state->since = 0;

@@ -32,7 +32,8 @@ static pyr_status rank(pyr_cache *cache, pyr_evictions *es, pyr_arena *block) {
   return pyr_evictions_check(es);
 }
 
-/* Whether moving rows takes memory. */
+/* Whether moving rows takes memory. Looks at every page's references: some thousands of numbers,
+ * where a snapshot would retain each page and copy positions. */
 static bool may_fail(const pyr_cache *cache, const pyr_evictions *es) {
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++)
     for (int64_t p = 0; p < cache->lanes[i].page_count; p++)
@@ -49,6 +50,8 @@ static pyr_status keep_losers(pyr_cache *cache, pyr_undo **undo) {
   return PYR_OK;
 }
 
+/* One way back at most: a snapshot where memory may be short, an undo where only a listener may
+ * say no, none where nothing can fail. */
 static pyr_status gather(pyr_cache *cache, pyr_evictions *es) {
   pyr_cache *snapshot = NULL;
   pyr_undo *undo = NULL;
@@ -63,6 +66,8 @@ static pyr_status gather(pyr_cache *cache, pyr_evictions *es) {
   return status;
 }
 
+/* A policy lent for the call stands in for the cache's own while plans are asked for, and is
+ * taken out before rows move, whatever came of it. */
 pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy) {
   pyr_runtime *rt = cache->pool->rt;
   pyr_backend *be = cache->pool->be;

@@ -13,6 +13,8 @@ static bool needs_sums(const pyr_observation *o, const pyr_score_op *op) {
       && (over_heads || !pyr_signal_is_history(&o->trigger->track));
 }
 
+/* Takes no memory: `ranges` was laid out once for all layers and is kept; all else is the
+ * layer's. */
 void pyr_observe_begin(pyr_observation *o, const pyr_splits *splits, const pyr_trigger *trigger,
                        bool restarts, int64_t last_position, int32_t *fault) {
   pyr_range *ranges = o->ranges;
@@ -30,6 +32,11 @@ void pyr_observe_layout_host(pyr_observation *o, int32_t heads, pyr_arena *host)
   PYR_PART(host, o->ranges, heads);
 }
 
+/* Sums come first and lie in one run, which pyr_observe_zero fills in one call; means and
+ * moments behind it are written before they are read.
+ *
+ *     [ sums of op 0 ][ sums of op 2 ] ... [ tracked ]   [ mean ][ moments ... ]
+ *     ^ zeros                                        ^ zero_count floats later */
 void pyr_observe_layout(pyr_observation *o, pyr_arena *arena) {
   const pyr_model *model = model_of(o);
   const pyr_score *score = &o->splits->plan->score;
@@ -65,6 +72,9 @@ static int64_t queries_of(const pyr_observation *o, int i) {
   return pyr_signal_is_attention(op) && op->n > 0 ? pyr_min(op->n, alive) : alive;
 }
 
+/* Of 1,100 alive tokens in chunks at 0, 512 and 1,024, a score of the last 100 queries wants the
+ * second chunk (76 queries behind it) and the third (none behind it), and not the first (588
+ * behind it). */
 bool pyr_observe_wants(const pyr_observation *o, int64_t at, int64_t n) {
   int64_t behind = o->splits->coming - (at + n);      /* alive queries after these */
   if (o->expects || (o->tracked && behind < o->track.queries)) return true;
@@ -146,7 +156,9 @@ pyr_status pyr_observe_queries(pyr_observation *o, const pyr_attention *a,
 
 /* ---- at the end of the prompt ---------------------------------------------------------------- */
 
-/* Of what a lane's query heads gave, its rows' history gets the mean. */
+/* Of what a lane's query heads gave, its rows' history gets the mean. Of two query heads that
+ * gave a row 0.4 and 0.2, its history gets 0.3 more. `tracked` has a vector for each query head,
+ * and a lane's lie one after the other. */
 static pyr_status flush_tracked(pyr_observation *o) {
   pyr_cache *cache = o->splits->cache;
   pyr_backend *be = cache->pool->be;

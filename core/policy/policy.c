@@ -22,7 +22,8 @@ static pyr_status refuse(const pyr_answer *a, const char *field, const char *wha
 
 /* ---- plans ----------------------------------------------------------------------------------- */
 
-/* `keep` for each K/V head; plan->keep becomes the highest of them. */
+/* `keep` for each K/V head; plan->keep becomes the highest of them. A list of 6, 10, 8 and 8
+ * makes keep 10: what asks for one number, as the shape does, gets the most that any lane holds. */
 static pyr_status check_list(const pyr_answer *a, const pyr_shape *shape, pyr_plan *plan) {
   if (plan->share != PYR_SHARE_HEAD)
     return refuse(a, "keep", "is a list, which needs share = \"head\"");
@@ -37,6 +38,9 @@ static pyr_status check_list(const pyr_answer *a, const pyr_shape *shape, pyr_pl
   return PYR_OK;
 }
 
+/* Every number is checked here, so that what follows (split.c, evict.c) may take a plan at its
+ * word. The order is that in which a message helps most: a wrong `keep` before what follows from
+ * it. */
 static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_plan *plan,
                              pyr_when when) {
   int depth;
@@ -73,7 +77,9 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
 }
 
 /* After the last layer there is none to hand survivors to: a plan that would drop hidden states
- * drops the prompt's rows only, or nothing where it leaves rows alone. */
+ * drops the prompt's rows only, or nothing where it leaves rows alone. A cache of 100 rows reads
+ * a prompt of 20: at the last layer, keep 60 with prune = "both" guards the first 100, as only
+ * alive tokens were ranked in the layers before. */
 static void adjust_last_layer(const pyr_shape *shape, pyr_plan *plan) {
   if (shape->layer != shape->layers - 1 || !(plan->prune & PYR_PRUNE_HIDDEN)) return;
   if (plan->prune == PYR_PRUNE_HIDDEN) plan->keep = shape->rows, plan->mass = 0, plan->least = 0;
@@ -82,7 +88,9 @@ static void adjust_last_layer(const pyr_shape *shape, pyr_plan *plan) {
   plan->first = pyr_max(plan->first, shape->past);
 }
 
-/* A decode plan ranks by what the trigger tracks, or by rows alone. */
+/* A decode plan ranks by what the trigger tracks, or by rows alone. A score left out is what the
+ * trigger tracks: the one thing that is known of every row without more work. All its other
+ * signals of attention must be the tracked one, as no other was summed up. */
 static pyr_status check_decode(const pyr_answer *a, const pyr_trigger *trigger, pyr_plan *plan) {
   if (trigger->once && plan->last > trigger->window)
     return refuse(a, "guard.last",
@@ -96,6 +104,7 @@ static pyr_status check_decode(const pyr_answer *a, const pyr_trigger *trigger, 
   return PYR_OK;
 }
 
+/* At rest there are rows and what they were given, but no queries and no hidden states. */
 static pyr_status check_at_rest(const pyr_answer *a, const pyr_shape *shape,
                                 const pyr_trigger *trigger, const pyr_plan *plan) {
   if (plan->prune & PYR_PRUNE_HIDDEN)
@@ -117,6 +126,8 @@ static pyr_status check_at_rest(const pyr_answer *a, const pyr_shape *shape,
   return PYR_OK;
 }
 
+/* The plan begins as "all rows stay": a policy that leaves it alone has none. In decode hidden
+ * states are gone after each step, so `prune` is not asked for. */
 pyr_status pyr_policy_ask(pyr_cache *cache, pyr_when when, const pyr_shape *shape,
                           pyr_plan *plan) {
   const pyr_policy *policy = &cache->policy;
@@ -200,6 +211,7 @@ static pyr_status check_history(pyr_cache *cache, const pyr_shape *shape, const 
   return PYR_OK;
 }
 
+/* A trigger without a decode plan would fire for nothing: it is not asked for. */
 pyr_status pyr_policy_ask_trigger(pyr_cache *cache, const pyr_shape *shape, const pyr_plan *plan,
                                   pyr_trigger *trigger) {
   const pyr_policy *policy = &cache->policy;

@@ -2,6 +2,8 @@
 #include "policy/query_stats.h"
 #include "model/model.h"
 
+/* A piece's angles take 256 * rope_dims floats, 64 KiB for 64 of them, whatever a chunk's
+ * length. */
 enum { PIECE = 256 };      /* queries whose angles are held at a time */
 
 void pyr_query_stats_layout(pyr_query_stats *q, const pyr_model *model, bool covariance,
@@ -17,6 +19,9 @@ void pyr_query_stats_layout(pyr_query_stats *q, const pyr_model *model, bool cov
   PYR_PART(arena, q->moments.turns, piece * c->rope_dims);
 }
 
+/* The first `skip` alive queries are left out: of chunks at 0 and 512 with skip 600, the first
+ * gives none, the second begins at its query 88. The first piece that counts also sets the shift
+ * that sums are taken from (`count` is 0 then). */
 pyr_status pyr_query_stats_add(pyr_query_stats *q, pyr_backend *be, const pyr_attention *a,
                                const int32_t *turned_to, int64_t at) {
   const pyr_moments *m = &q->moments;

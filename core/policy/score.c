@@ -16,8 +16,15 @@
 #include <stdio.h>
 #include <string.h>
 
+/* Two arrays of 1 KiB each, so that no memory is asked for. */
 enum { AT_ONCE = 256 };    /* numbers of a table on the stack */
 
+/* Runs the program on heights alone, without a row: what each operation takes must be there, one
+ * value is left at the end, and the highest height is what a run needs. attention, pool 7,
+ * value_norm, *:
+ *
+ *     operation    attention   pool 7       value_norm   *
+ *     height       1           1 (2 once)   2            1       depth 2, one value left: sound */
 const char *pyr_score_check(const pyr_score *score, int *depth) {
   int height = 0, highest = 1;
   if (score->length < 0 || score->length > PYR_SCORE_MAX) return "has too many operations";
@@ -96,7 +103,12 @@ static void add_text(score_text *t, const char *format, ...) {
   if (n > 0) t->at += n < t->end - t->at ? n : t->end - t->at - 1;
 }
 
-/* The first operation of the value that operation `last` leaves. */
+/* The first operation of the value that operation `last` leaves. Walks back, and counts the
+ * values still wanted: a signal gives one, an operator wants more.
+ *
+ *     index      0           1            2      3
+ *     op         attention   value_norm   *      position
+ *     wanted     0           1            2      begin_of(2) starts at 1, and ends with 0 at index 0 */
 static int begin_of(const pyr_score *score, int last) {
   int wanted = 1;
   for (int i = last; i >= 0; i--) {
@@ -113,7 +125,8 @@ static int begin_of(const pyr_score *score, int last) {
   return 0;
 }
 
-/* As deep as the program is long, which is PYR_SCORE_MAX. */
+/* As deep as the program is long, which is PYR_SCORE_MAX. Reads the program from its end, so
+ * operands are found by begin_of: what is before the last one's begin is the one before it. */
 static void add_value(score_text *t, const pyr_score *score, int last) {
   static const char *const names[PYR_SCORE_CODES] = {
     [PYR_S_ATTENTION] = "attention", [PYR_S_HISTORY] = "history", [PYR_S_KEY_NORM] = "key_norm",
@@ -204,13 +217,16 @@ int64_t pyr_score_scratch(const pyr_cache *cache, int depth, int64_t candidates)
   return ((int64_t)depth + cache->pool->model->config.heads) * candidates;
 }
 
+/* 2^64 over the golden ratio: seeds and layers that follow each other give states far apart. */
 static uint64_t mix_seed(uint32_t seed, int32_t layer) {
   return ((uint64_t)seed << 32 | (uint32_t)layer) * 0x9e3779b97f4a7c15u;
 }
 
 /* ---- the policy's tables and functions ------------------------------------------------------- */
 
-/* out[i] = the table's number for the row, or for the lanes [head, head + count): their mean. */
+/* out[i] = the table's number for the row, or for the lanes [head, head + count): their mean. A
+ * table by head has one number for each layer and head, [layer * width + head], and fills the
+ * vector with it; one by position is looked up row by row. What lies outside a table counts 0. */
 static pyr_status eval_table(const pyr_signals *s, int32_t number, int head, int count,
                              float *out) {
   pyr_backend *be = s->cache->pool->be;
@@ -256,7 +272,12 @@ pyr_status pyr_custom_rows(const pyr_custom_view *view, int values, float *out) 
 }
 
 /* Shows each lane and the inputs (vectors from `in` on) to the policy's function; the mean of what
- * it returns to `out`. */
+ * it returns to `out`. One host block serves all lanes in turn, and goes back before the mean is
+ * taken:
+ *
+ *     [ input 0 .. input a-1 : n floats each ][ result : n floats ][ positions : n int32 ]
+ *
+ * Two transfers a lane and one for all inputs: for a device that is slow, and bounded by it. */
 static pyr_status eval_custom(const pyr_score_op *op, const pyr_signals *s, int head, int count,
                               const float *in, float *temp, float *out) {
   pyr_cache *cache = s->cache;
@@ -458,7 +479,8 @@ static pyr_status check_scores(const pyr_cache *cache, int layer, int head, cons
 }
 
 /* Adds a lane's scores, over `lanes`, to out[position]. work: the scratch of an evaluation; host:
- * [rows] of each kind. */
+ * [rows] of each kind. A position that a lane does not hold gets nothing from it: over 4 lanes
+ * of which 3 hold position 9, out[9] is the sum of 3 scores over 4. */
 static pyr_status add_lane(const pyr_cache *cache, int layer, int head, const pyr_score *score,
                            float lanes, float *work, float *host, float *out) {
   pyr_backend *be = cache->pool->be;
@@ -479,6 +501,8 @@ static pyr_status add_lane(const pyr_cache *cache, int layer, int head, const py
   return status;
 }
 
+/* Scratch is laid out for the longest lane and serves all in turn. Lanes are evaluated one by
+ * one, whatever the policy's `share`, from what the rows hold and have been given so far. */
 pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const pyr_score *score,
                             float *out) {
   pyr_runtime *rt = cache->pool->rt;

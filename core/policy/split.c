@@ -29,6 +29,9 @@ static void guard(pyr_split *lane, const pyr_splits *s, int64_t held) {
   lane->last = pyr_min(last, lane->rows - lane->first);
 }
 
+/* Guards win over `keep`: of 16 rows with guards 4 and 4, keep 6 selects max(6 - 8, 0) = 0, and
+ * 8 rows stay. Under `mass`, `max` is what keep allows and `min` what `least` promises; under
+ * pool a lane may keep all its candidates, as only the sum over lanes is bounded. */
 static pyr_split split_lane(const pyr_splits *s, int head) {
   const pyr_plan *plan = s->plan;
   int64_t held = pyr_cache_lane(s->cache, s->layer, head)->rows;
@@ -84,6 +87,7 @@ void pyr_splits_make(pyr_splits *out, pyr_cache *cache, int layer, const pyr_pla
   *out = s;
 }
 
+/* Pages before that row stay shared with forks, and need not be copied. */
 int64_t pyr_split_first_written(const pyr_splits *s, int head) {
   /* merging changes survivors anywhere; where keys are turned for the first time, all are */
   bool anywhere = s->plan->merge || (s->turns && !s->cache->states[s->layer].compact);

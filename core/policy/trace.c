@@ -16,6 +16,7 @@ static double now(const pyr_splits *s) {
   return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
+/* Where nobody listens nothing is measured: a clock's reading waits for the device. */
 void pyr_trace_start(pyr_trace_run *t, const pyr_splits *s) {
   if (pyr_trace_wanted(s->cache)) t->began = now(s);
 }
@@ -52,6 +53,8 @@ static bool says_nothing(const pyr_plan *plan, int64_t rows) {
       && plan->rotate == PYR_ROTATE_KEEP;
 }
 
+/* The record and the words in it live on the stack: who is told copies what he keeps. What he
+ * returns is the plan's status, so he can stop it. */
 pyr_status pyr_trace_tell(const pyr_trace_run *t, const pyr_splits *s, int64_t tokens,
                           int64_t hidden_kept) {
   const pyr_cache *cache = s->cache;

@@ -35,6 +35,7 @@ int64_t pyr_track_steps_left(const pyr_cache *cache, int layer) {
   return steps_until(&state->trigger, state->since, pyr_cache_layer_rows(cache, layer));
 }
 
+/* Of 14 rows, with the last 3 in the window and 4 ranked before: 14 - 3 - 4 = 7 wait. */
 int64_t pyr_track_waiting(const pyr_cache *cache, int layer, int64_t rows) {
   const pyr_layer_state *state = &cache->states[layer];
   int64_t ranked = 0;
@@ -87,6 +88,7 @@ pyr_prompt_track pyr_track_prompt(const pyr_splits *splits, const pyr_trigger *t
   return t;
 }
 
+/* Rows before it get nothing: of 70 rows with a window of 32, sums are kept from row 38 on. */
 int64_t pyr_track_begin(const pyr_prompt_track *track, int64_t rows) {
   return pyr_max(0, rows - pyr_min(rows, track->last));
 }
