@@ -8,6 +8,7 @@ local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
 local gguf = require "pyramid.loaders.gguf"
 local rope = require "pyramid.loaders.rope"
+local switches = require "pyramid.loaders.switches"
 
 local gguf_model = {}
 
@@ -50,29 +51,27 @@ function Keys:count(key, limit, default)
   return n
 end
 
---- Things that would change the arithmetic.
+--- Kinds of files that Pyramid does not have.
 local function refuse(keys)
   if keys:get("expert_count", "integer", 0) > 0 then
     fault.raise("unsupported", "%s: metadata %sexpert_count: a mixture of experts", keys.path,
       keys.prefix)
-  end
-  if not keys:get("attention.causal", "boolean", true) then
-    fault.raise("unsupported", "%s: metadata %sattention.causal is false", keys.path, keys.prefix)
-  end
-  for _, key in ipairs {
-    "attention.max_alibi_bias", "attention.clamp_kqv", "attention.scale", "logit_scale",
-      "residual_scale", "embedding_scale",
-    "attention.temperature_length", "attention.temperature_scale",
-  } do
-    if keys:get(key, "number", 0) ~= 0 then
-      fault.raise("unsupported", "%s: metadata %s%s is set", keys.path, keys.prefix, key)
-    end
   end
   local parts = keys.metadata["split.count"]
   if math.type(parts) == "integer" and parts > 1 then
     fault.raise("unsupported", "%s: one of %d parts of a split file; join them first", keys.path,
       parts)
   end
+end
+
+--- Switches that would change the arithmetic (loaders/switches.lua).
+local function refuse_switches(keys, facts)
+  switches.refuse("gguf", function(key, kind)
+    if keys.metadata[keys.prefix .. key] == nil then return nil end
+    local value = keys:get(key, kind)
+    if value == 0 then return nil end              -- a number that is not set
+    return value
+  end, facts, function(key) return ("%s: metadata %s%s"):format(keys.path, keys.prefix, key) end)
 end
 
 --- The divisors that rope_freqs.weight holds (Llama 3.1's scaling, worked out by the converter), or
@@ -191,6 +190,7 @@ function gguf_model.open(path)
     fault.raise("unsupported", "%s: metadata %sattention.value_length differs from key_length",
       path, keys.prefix)
   end
+  refuse_switches(keys, { head_dim = head_dim, layers = layers, width = width, family = family })
   local kv_heads = keys:count("attention.head_count_kv", heads, heads)
   if heads % kv_heads ~= 0 then
     fault.raise("format",

@@ -8,6 +8,7 @@ local files = require "pyramid.files"
 local json = require "pyramid.loaders.json"
 local rope = require "pyramid.loaders.rope"
 local safetensors = require "pyramid.loaders.safetensors"
+local switches = require "pyramid.loaders.switches"
 
 local exists = files.exists
 local hf = {}
@@ -35,7 +36,7 @@ local function find_family(c, what)
   return family
 end
 
---- Switches that would change the arithmetic.
+--- Kinds of checkpoints that Pyramid does not have.
 local function refuse(c, what)
   local quantization = c.quantization_config
   if type(quantization) == "table" then
@@ -43,21 +44,19 @@ local function refuse(c, what)
       "%s: quantization_config (%s); only unquantised checkpoints and GGUF files can be read",
         what, fault.quote(quantization.quant_method or "no method named"))
   end
-  local act = json.field(c, "hidden_act", "string", what, "silu")
-  if act ~= "silu" and act ~= "swish" then
-    fault.raise("unsupported", "%s: hidden_act %s (known: silu)", what, fault.quote(act))
-  end
-  if json.field(c, "mlp_bias", "boolean", what, false) then
-    fault.raise("unsupported", "%s: mlp_bias is true", what)
-  end
-  if json.field(c, "partial_rotary_factor", "number", what, 1) ~= 1 then
-    fault.raise("unsupported", "%s: partial_rotary_factor is not 1", what)
-  end
   for _, key in ipairs { "num_local_experts", "num_experts", "n_routed_experts" } do
     if json.field(c, key, "integer", what, 0) > 1 then
       fault.raise("unsupported", "%s: %s: a mixture of experts", what, key)
     end
   end
+end
+
+--- Switches that would change the arithmetic (loaders/switches.lua).
+local function refuse_switches(c, facts, what)
+  switches.refuse("hf", function(key, kind)
+    if c[key] == false and kind ~= "boolean" then return nil end
+    return json.field(c, key, kind, what)
+  end, facts, function(key) return what .. ": " .. key end)
 end
 
 -- What config.json calls the fields of the rotary part.
@@ -88,7 +87,7 @@ local function read_rope(c, family, head_dim, context, what)
     type = kind == "default" and "none" or kind, style = "half", dims = head_dim,
       names = rope_names,
     base = number("rope_theta") or json.field(c, "rope_theta", "number", what,
-      family.defaults.rope_theta),
+      family.defaults.rope_theta) or json.required(c, "rope_theta", "number", what),
     factor = number("factor"),
     original = json.field(c, "original_max_position_embeddings", "number", what)
       or number("original_max_position_embeddings", context),
@@ -173,16 +172,18 @@ local function read_config(dir)
       "%s: num_attention_heads (%d) is no multiple of num_key_value_heads (%d)", what, heads,
         kv_heads)
   end
-  local norm_eps = json.required(c, "rms_norm_eps", "number", what)
-  if not (norm_eps > 0 and norm_eps <= 0.1) then               -- as core/model/model.c has it
-    fault.raise("format", "%s: rms_norm_eps is %s, outside (0, 0.1]", what, fault.quote(norm_eps))
-  end
   local head_dim = json.field(c, "head_dim", "integer", what) and count("head_dim", 512)
   if not head_dim then
     if width % heads ~= 0 then
       fault.raise("format", "%s: hidden_size is no multiple of num_attention_heads", what)
     end
     head_dim = width // heads
+  end
+  refuse_switches(c, { head_dim = head_dim, layers = layers, width = width, family = family },
+    what)
+  local norm_eps = json.required(c, "rms_norm_eps", "number", what)
+  if not (norm_eps > 0 and norm_eps <= 0.1) then               -- as core/model/model.c has it
+    fault.raise("format", "%s: rms_norm_eps is %s, outside (0, 0.1]", what, fault.quote(norm_eps))
   end
   local context = count("max_position_embeddings", 1 << 30)
   local r = read_rope(c, family, head_dim, context, what)
