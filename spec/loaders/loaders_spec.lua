@@ -203,7 +203,11 @@ describe("a family", function()
     end
     lfs.rmdir(dir)
     assert(ok, err)
-    assert.truthy(listed:find("llama mistral qwen2 qwen3", 1, true))
+    for name in lfs.dir "lua/pyramid/families" do
+      local bundled = name:match "^(.*)%.lua$"
+      assert.equal(bundled ~= nil and bundled ~= "init",
+        (" " .. listed .. " "):find(" " .. name:gsub("%.lua$", "") .. " ", 1, true) ~= nil, name)
+    end
     assert.truthy(listed:find("toy", 1, true))
   end)
 

@@ -6,11 +6,15 @@ local lfs = require "lfs"
 local formats = require "spec.support.formats"
 local helper = require "spec.helper"
 local core = require "pyramid.core"
+local dtypes = require "pyramid.loaders.dtypes"
+local families = require "pyramid.families"
 local gguf = require "pyramid.loaders.gguf"
 local loaders = require "pyramid.loaders"
 local safetensors = require "pyramid.loaders.safetensors"
 
 local kv, types = formats.kv, formats.types
+
+local function known_families() return table.concat(families.list(), ", ") end
 
 --- Writes the bytes, calls read(path), and wants nil, a message with the path (and `word` in it),
 --- and one of the codes.
@@ -87,7 +91,9 @@ describe("a broken safetensors file", function()
     } do
       file(header(text), word)
     end
-    file(one { dtype = "F33" }, "unknown dtype")
+    file(one { dtype = "F33" }, "tensor a is of dtype F33, which this build does not know "
+      .. "(models can use: " .. table.concat(dtypes.loadable "safetensors", ", ") .. ")",
+        "unsupported")
     file(one { shape = { 1 << 40, 1 << 40 } }, "overflow")
     file(one { shape = { 2, 4 } }, "need 32")
   end)
@@ -200,8 +206,9 @@ describe("a broken GGUF file", function()
     file(with { shape = { -1, 3 } }, "tensor t")
     file(with { shape = { 1 << 40, 1 << 40 } }, "overflow")
     file(with { shape = { 1 << 62 } }, "overflow")
-    file(with { type = 99 }, "dtype 99")
-    file(with { type = 4 }, "dtype 4")
+    file(with { type = 99 }, "tensor t is of GGUF's type 99, which this build does not know "
+      .. "(models can use: " .. table.concat(dtypes.loadable "gguf", ", ") .. ")", "unsupported")
+    file(with { type = 4 }, "type 4,", "unsupported")
     file(with { type = types.q8_0, shape = { 2, 31 } }, "block of 32")
     file(with { type = types.q4_k, shape = { 255 } }, "block of 256")
     file(with { shape = { 2, 300 } }, "outside")
@@ -306,7 +313,7 @@ describe("a broken model", function()
     it("may be of an architecture that nobody knows", function()
       local parts = formats.gguf_of("qwen3", "bf16",
         { ["general.architecture"] = kv("general.architecture", "string", "mamba") })
-      file(formats.gguf(parts), "known: llama, mistral, qwen2, qwen3", "unsupported")
+      file(formats.gguf(parts), "known: " .. known_families(), "unsupported")
       for _, name in ipairs { "init", "../x", "a.b", "" } do
         parts = formats.gguf_of("qwen3", "bf16",
           { ["general.architecture"] = kv("general.architecture", "string", name) })
@@ -448,7 +455,7 @@ describe("a broken model", function()
       local null = cjson.null
       for key, cases in pairs {
         model_type = {
-          { "gpt2", "known families: llama, mistral, qwen2, qwen3", "unsupported" },
+          { "gpt2", "known families: " .. known_families(), "unsupported" },
             { "../../x", "known", "unsupported" },
         },
         architectures = { { { "Qwen2ForSequenceClassification" }, "Qwen2ForSequence",

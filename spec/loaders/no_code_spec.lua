@@ -13,10 +13,13 @@ local here = io.popen("pwd"):read "l"
 local library = io.popen("realpath " .. quote(shell.build)):read "l"
 
 describe("no file brings code:", function()
-  local folder
+  local folder, known
 
   setup(function()
     folder = shell.folder()
+    -- asked of a program of its own: other specs register families in this one
+    known = shell.run(program
+      .. [[ -e 'io.write(table.concat(require("pyramid.families").list(), ", "))']])
     -- Code under every name that a search in the current directory could try.
     local shout = 'io.stderr:write("CODE RAN: ", ..., "\\n")\nreturn require("pyramid.families").family { name = "evil", '
       .. 'architectures = { "EvilForCausalLM" } }\n'
@@ -49,7 +52,7 @@ describe("no file brings code:", function()
       for _, line in ipairs { "inspect model", "inspect model/",
         "-e 'print(require \"pyramid\".model(\"model\"))'" } do
         local out, err = run(line)
-        assert.matches("known families: llama, mistral, qwen2, qwen3", out .. err)
+        assert.truthy((out .. err):find("known families: " .. known, 1, true), out .. err)
         assert.not_matches("CODE RAN", out .. err)
       end
     end)

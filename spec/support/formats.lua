@@ -144,17 +144,19 @@ end
 --- A family fixture (bf16) as the fields of formats.gguf; dtype "bf16" or "f32", both exact. Norms
 --- and biases are f32.
 function formats.gguf_of(family, dtype, more)
+  local families = require "pyramid.families"
   local safetensors = require "pyramid.loaders.safetensors"
   local dir = helper.fixture("families/" .. family)
   local config = helper.json(dir .. "/config.json")
   local arch = config.model_type == "mistral" and "llama" or config.model_type
+  local permuted = families.find(arch).gguf_rope == "interleaved"
   local file = assert(safetensors.read(dir .. "/model.safetensors"))
   local bytes = helper.read(file.path)
   local tensors = {}
   for i, t in ipairs(file.tensors) do
     local name, data = t.name, bytes:sub(t.offset + 1, t.offset + t.bytes)
     local which = name:match "self_attn%.([qk])_proj"
-    if arch == "llama" and which then
+    if permuted and which then
       data = permute(data, t.shape[1], which == "q" and config.num_attention_heads
         or config.num_key_value_heads)
     end

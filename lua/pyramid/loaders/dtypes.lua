@@ -86,11 +86,13 @@ for _, info in ipairs(dtypes.all) do
 end
 
 --- Names of all dtypes that a model's weights may be of in its file, sorted.
+---@param format? "gguf"|"safetensors"  only those that such files can have
 ---@return string[]
-function dtypes.loadable()
+function dtypes.loadable(format)
   local out = {}
   for _, info in ipairs(dtypes.all) do
-    if info.weights or dtypes.converted[info.name] then out[#out + 1] = info.name end
+    local held = not format or info[format] ~= nil
+    if held and (info.weights or dtypes.converted[info.name]) then out[#out + 1] = info.name end
   end
   table.sort(out)
   return out

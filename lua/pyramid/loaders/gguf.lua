@@ -204,7 +204,11 @@ local function read_tensor(reader, i)
   while #shape > 2 and shape[1] == 1 do table.remove(shape, 1) end
   local kind = reader:take("<I4", 4, what)
   local dtype = dtypes.gguf[kind]
-  if not dtype then reader:bad("%s: unknown dtype %d", what, kind) end
+  if not dtype then
+    fault.raise("unsupported", "%s: %s is of GGUF's type %d, which this build does not know "
+      .. "(models can use: %s)", reader.path, what, kind,
+        table.concat(dtypes.loadable "gguf", ", "))
+  end
   local offset = reader:count(what)
   local bytes, why = dtypes.bytes(dtype, shape)
   if why == "block" then

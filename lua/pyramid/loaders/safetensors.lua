@@ -48,7 +48,11 @@ local function read_tensor(path, name, entry, base, limit)
   if type(entry) ~= "table" then fault.raise("format", "%s is not an object", what) end
   local dtype_name = json.required(entry, "dtype", "string", what)
   local dtype = dtypes.safetensors[dtype_name]
-  if not dtype then fault.raise("format", "%s: unknown dtype %s", what, fault.quote(dtype_name)) end
+  if not dtype then
+    fault.raise("unsupported", "%s is of dtype %s, which this build does not know "
+      .. "(models can use: %s)", what, fault.quote(dtype_name),
+        table.concat(dtypes.loadable "safetensors", ", "))
+  end
   local shape = read_shape(json.required(entry, "shape", "table", what), what)
   local span = json.required(entry, "data_offsets", "table", what)
   local first, last = math.type(span[1]) and math.tointeger(span[1]),
