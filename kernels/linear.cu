@@ -13,17 +13,26 @@
 #include "blas.cuh"
 #include "linear.cuh"
 
+/* A tile of 64 tokens by 64 rows of w: 256 threads, of which each makes 4 x 4 outputs. For each
+ * column it reads 4 + 4 values out of shared memory and makes 16 multiply-adds of them; without the
+ * square it would read two for one. */
 static constexpr int TILE = 64, STEP = 16, EACH = 4;
 enum : int64_t { STRIP_VALUES = 1 << 24 };           /* dequantised weights at a time, for cuBLAS */
 
 /* ---- many tokens ----------------------------------------------------------------------------- */
 
-/* Thread (i, j) of 16 x 16 makes outputs of tokens 4i.. and rows 4j.. of the tile. */
+/* Grid: tiles of rows, tiles of tokens. Thread (i, j) of 16 x 16 makes outputs of tokens 4i.. and
+ * rows 4j.. of the tile. Shared memory: two operands [16][65] f32, 8,320 bytes, columns first, so
+ * that the four values that a thread reads are neighbours; the 65th keeps threads that write 16
+ * columns of one row out of each other's banks. f32 sums on plain cores: products bound it. */
 template <int DTYPE> static __global__ void tile_kernel(linear_call c) {
   __shared__ float x[STEP][TILE + 1], w[STEP][TILE + 1];
   int thread = static_cast<int>(threadIdx.x), ty = thread / 16 * EACH, tx = thread % 16 * EACH;
   int64_t token = static_cast<int64_t>(blockIdx.y) * TILE,
       row = static_cast<int64_t>(blockIdx.x) * TILE;
+  /* Invariant of the loop: sum[a][b] is the product over columns below col, added in their order.
+   * The first barrier: operands are whole before they are read. The second: all have read them
+   * before the next are written. Beyond the matrix they are zeros, which add nothing. */
   float sum[EACH][EACH] = {};
   for (int64_t col = 0; col < c.cols; col += STEP) {
     for (int e = thread; e < TILE * STEP; e += static_cast<int>(blockDim.x)) {
@@ -73,12 +82,16 @@ static __global__ void round_kernel(uint16_t *out, int64_t ld, const uint8_t *ro
 /* Rounded rows begin at multiples of 16 bytes. */
 static int64_t ld_of(int64_t cols) { return round_up(cols, 8); }
 
+/* Quantised weights become bf16 a strip at a time: of 4,096 columns 4,096 rows, 32 MiB. A matrix of
+ * 14,336 rows takes four strips: the first three of 4,096 and one of 2,048, each a product into its
+ * own columns of out. */
 /* A multiple of 64 rows, so that outputs and biases of a strip are as aligned as the matrix's. */
 static int64_t strip_of(int64_t cols) {
   int64_t rows = STRIP_VALUES / ld_of(cols) / 64 * 64;
   return rows > 64 ? rows : 64;
 }
 
+/* Scratch of a rounded product: x rounded, a strip of w rounded, and what the library works in. */
 struct rounded_scratch { uint16_t *x, *w; uint8_t *workspace; };
 static rounded_scratch rounded_scratch_of(cuda_arena *arena, int64_t tokens, int64_t cols) {
   return rounded_scratch{ arena->take<uint16_t>(tokens * ld_of(cols)),
@@ -120,6 +133,9 @@ static pyr_status rounded(pyr_backend *be, const linear_call &c, bool *taken) {
     x = s.x;
     ld_x = ld;
   }
+  /* Weights of 16 bits, or f32, are read where they lie: one strip, which is the matrix. A strip's
+   * outputs are columns [row, row + some) of out. If the library refuses the first strip nothing
+   * was written yet, and the caller goes another way; a refusal later is an error. */
   int64_t strip = direct ? c.rows : strip_of(c.cols), size = type == BLAS_F32 ? 4 : 2;
   for (int64_t row = 0; row < c.rows && status == PYR_OK; row += strip) {
     int64_t some = c.rows - row < strip ? c.rows - row : strip;
@@ -151,6 +167,12 @@ static pyr_status cuda_linear(pyr_backend *be, float *out, const float *x, const
   linear_call c = { out, x, static_cast<const uint8_t *>(w->data), w->stride, weight_dtype(w),
                     bias, n, w->shape[0], w->shape[1], (flags & PYR_LINEAR_ADD) != 0 };
   if (n <= 0 || c.rows <= 0) return PYR_OK;
+  /* Which way, in the order in which they are asked:
+   *
+   *     many tokens, runtime rounds        cuBLASLt, unless it refuses the shape
+   *     16 bits or packs, aligned          tensor cores, weights streamed (linear_few.cu)
+   *     few tokens                         a warp for a row of w (linear_few.cu)
+   *     else                               tiles, above */
   bool few = n < PYR_SMALL_N || (flags & PYR_LINEAR_EXACT), taken = !few && cuda_of(be)->rounded;
   if (taken) {
     pyr_status status = rounded(be, c, &taken);

@@ -10,6 +10,8 @@
 
 enum { STREAM_ROWS = 128 };          /* of a block that streams weights (linear_few.cu) */
 
+/* One product, or a part of one. out [n][rows], x [n][cols], bias [rows] or NULL: f32. w: rows of
+ * `stride` bytes of `dtype`; of packs (pack.cuh), PACK rows to PACK * stride bytes. */
 struct linear_call {
   float *out;
   const float *x;
@@ -22,6 +24,8 @@ struct linear_call {
   int64_t add;                       /* to what is there, if not 0 */
 };
 
+/* The one place where a sum leaves a kernel: bias first, then what was there, whatever the kernel.
+ */
 static __device__ __forceinline__ void put_out(const linear_call &c, int64_t token, int64_t row,
                                                float sum) {
   float *out = c.out + token * c.rows + row;

@@ -21,20 +21,35 @@
  *
  * Other weights (otherwise quantised, f32, or not aligned to 16 bytes): a warp for a row, which it
  * reads once for TOKENS tokens; lanes take every 32nd value, and their sums are added by a
- * butterfly. */
+ * butterfly.
+ *
+ * Which columns of w a lane's 16 bytes are (t = lane % 4, rows g and g + 8 alike), and what the
+ * product calls them; x is taken in the same order, so that each value of w meets its own of x:
+ *
+ *     columns of w     8t  8t+1 | 8t+2  8t+3 | 8t+4  8t+5 | 8t+6  8t+7
+ *     first product    2t  2t+1 | 2t+8  2t+9 |
+ *     second product                         | 2t    2t+1 | 2t+8  2t+9
+ *
+ * How matrices are cut, rows x columns: 576 x 576 is 5 blocks of rows and 5 steps, and each step is
+ * a part: 25 blocks of four warps. 4,096 x 4,096 is 32 blocks of rows, wants 17 parts, and has 32
+ * steps: two to a part make 16 parts, 512 blocks. 49,152 x 576 is 384 blocks of rows, two parts. */
 #include "linear.cuh"
 #include "mma.cuh"
 
 /* ---- tensor cores ---------------------------------------------------------------------------- */
 
+/* A block has 128 rows, a warp 32 of them (MT times 16), and a step 128 columns: 4 chunks of 32, of
+ * which a lane loads 8 values of each of its 4 rows. */
 static constexpr int WARPS = 4, MT = 2, ROWS = STREAM_ROWS, CHUNK = 32, CHUNKS = 4,
     STEP = CHUNK * CHUNKS, MOST_TOKENS = 32;
+/* Warps that fill the device: sixteen for each multiprocessor of an H200. */
 enum : int64_t { WANTED = 132 * 16 };          /* warps */
 
 struct cut { int64_t cols, parts; };           /* columns of a part, a multiple of STEP */
 
 static cut cut_of(int64_t rows, int64_t cols) {
   int64_t steps = ceil_div(cols, STEP), parts = ceil_div(WANTED, ceil_div(rows, ROWS) * WARPS);
+  /* Whole steps to a part, as many for all but the last: parts that would be empty are not made. */
   int64_t each = ceil_div(steps, parts < steps ? parts : steps);
   return cut{ each * STEP, ceil_div(steps, each) };
 }
@@ -60,6 +75,8 @@ template <typename TYPE> struct plain_weights {
   typedef TYPE T;
   static constexpr bool scaled = false;
   struct piece { uint4 low, high; };                 /* of row g, and of row g + 8 */
+  /* A lane's 16 bytes of a row: eight neighbouring columns. Four lanes together read 64 bytes of
+   * it. */
   static __device__ __forceinline__ uint4 row_at(const linear_call &c, int64_t row, int64_t col) {
     if (row >= c.rows || col >= c.cols) return make_uint4(0, 0, 0, 0);
     return *reinterpret_cast<const uint4 *>(c.w + static_cast<size_t>(row) * c.stride + col * 2);
@@ -77,6 +94,10 @@ template <typename TYPE> struct plain_weights {
   static __device__ __forceinline__ float scale(const piece &, int) { return 1; }
 };
 
+/* q8_0 in packs: a lane's 16 bytes are of both its rows, 8 columns each, and lie where they are
+ * wanted: the warp reads 512 bytes in a row, and beside them 16 scales. Bytes become halves
+ * exactly, so that the product of a block of 32 columns is one of whole numbers, scaled in f32
+ * afterwards. */
 struct packed_weights {
   typedef f16 T;
   static constexpr bool scaled = true;
@@ -119,6 +140,10 @@ static __device__ __forceinline__ void values_at(const linear_call &c, int64_t t
 struct range { float up, back; };
 template <typename T>
 static __device__ __forceinline__ range range_of(const linear_call &c, int64_t token, int64_t col) {
+  /* bf16 has f32's range and needs none of this. Of f16, with a highest value of 3 in a step: 2^1
+   * <= 3 < 2^2, so that up = 2^(9 - 1) = 256 and back = 2^-8; 3 becomes 768. Then second terms,
+   * 2^-11 of the first, are normal numbers, too. Exponents are kept to where both powers are
+   * normal. */
   if (!T::narrow) return range{ 1, 1 };
   float top = 0, x[8];
 #pragma unroll
@@ -127,6 +152,7 @@ static __device__ __forceinline__ range range_of(const linear_call &c, int64_t t
 #pragma unroll
     for (int i = 0; i < 8; i++) top = fmaxf(top, fabsf(x[i]));
   }
+  /* The four lanes of a token: together they have all columns of the step. */
   top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 1));
   top = fmaxf(top, __shfl_xor_sync(ALL_LANES, top, 2));
   int exponent = static_cast<int>(__float_as_uint(top) >> 23);  /* biased by 127 */
@@ -136,7 +162,16 @@ static __device__ __forceinline__ range range_of(const linear_call &c, int64_t t
 }
 
 /* Adds the products of a step, of 8 tokens from `token` on; w: what the lane has of the warp's
- * rows. */
+ * rows. As operand b a lane has token lane / 4 and reads its x; as c it has rows g and g + 8 of
+ * tokens 2t and 2t + 1: what scales a token is asked of the lane that read it.
+ *
+ * What sums are made of, and where they are rounded to f32:
+ *
+ *     plain     most, less    4 chunks, 8 products (most: of the first terms; less: of the others)
+ *               step          most + less, once a step
+ *     scaled    most          one block of 32 columns, all terms
+ *               step          += most * the block's scale, four times
+ *     both      sum           += step * back */
 template <typename W>
 static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const linear_call &c,
                                                      const typename W::piece (&w)[MT][CHUNKS],
@@ -156,6 +191,7 @@ static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const 
 #pragma unroll
       for (int i = 0; i < 8; i++) x[i] *= r.up;
     }
+    /* take_pair leaves in x what rounding lost; the next term is made of that. */
     uint32_t b[T::exact][4];
 #pragma unroll
     for (int term = 0; term < T::exact; term++)
@@ -190,7 +226,9 @@ static __device__ __forceinline__ void multiply_step(float (&sum)[MT][4], const 
     for (int i = 0; i < 4; i++) sum[m][i] += step[m][i] * back[i % 2];
 }
 
-/* Grid: blocks of rows, parts of columns. 8 N tokens. */
+/* Grid: blocks of rows, parts of columns. 8 N tokens. No shared memory but `last`. All loads of a
+ * step are issued before the first product waits for one: that is what keeps bytes under way. A
+ * multiprocessor has three blocks, or two where N sums ask for more registers. */
 template <typename W, int N>
 static __global__ void __launch_bounds__(WARPS * WARP,
                                          N == 4 || (N == 2 && W::T::narrow) ? 2
@@ -202,6 +240,7 @@ static __global__ void __launch_bounds__(WARPS * WARP,
       row = block_row + warp_of_block() * MT * 16;
   int64_t begin = blockIdx.y * s.part_cols, end = begin + s.part_cols < c.cols
       ? begin + s.part_cols : c.cols;
+  /* Invariant: sum is of columns [begin, col), of the warp's 32 rows and up to 8 N tokens. */
   float sum[N][MT][4] = {};
   for (int64_t col = begin; col < end; col += STEP) {
     typename W::piece w[MT][CHUNKS];
@@ -228,6 +267,16 @@ static __global__ void __launch_bounds__(WARPS * WARP,
       }
   if (whole) return;
 
+  /* Parts meet: each has written its sums and counts itself in; who counts last finds all others
+   * written, and adds them. Which block that is depends on timing, what it adds does not. For three
+   * parts and one block of rows, in some order of arrival:
+   *
+   *     part 1   writes, arrived 0 -> 1, ends
+   *     part 0   writes, arrived 1 -> 2, ends
+   *     part 2   writes, arrived 2 -> 3: last; sets arrived to 0; out = part 0 + part 1 + part 2
+   *
+   * The fences order writes before the count, and the count before the reads; __ldcg reads out of
+   * L2, as this multiprocessor's L1 may know those places from before. */
   __threadfence();  /* the sums are seen by whoever sees that this block has arrived */
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -270,6 +319,7 @@ static pyr_status stream(pyr_backend *be, const linear_call &c) {
   if (parts.parts > 1) s.sums = arena.take<float>(parts.parts * tokens * c.rows);
   pyr_status status = cuda_check(be, "linear", arena.used);
   for (int64_t first = 0; first < c.n && status == PYR_OK; first += MOST_TOKENS) {
+    /* Weights are read again for each 32 tokens. */
     s.c.n = c.n - first < MOST_TOKENS ? c.n - first : MOST_TOKENS;
     s.c.x = c.x + first * c.cols;
     s.c.out = c.out + first * c.rows;
@@ -285,6 +335,10 @@ static pyr_status stream(pyr_backend *be, const linear_call &c) {
 
 static constexpr int ROWS_OF_BLOCK = 8, TOKENS = 8;
 
+/* Grid: blocks of ROWS_OF_BLOCK rows, groups of TOKENS tokens. A lane has columns lane, lane + 32,
+ * …; sum[t] is its part of the row's product with token t, f32, and warp_sum joins the lanes in a
+ * fixed order. A value of w is made f32 once for eight tokens. Bytes of w bound it, or, of the
+ * dtypes that take many instructions to unpack, those. */
 template <int DTYPE> static __global__ void few_kernel(linear_call c) {
   int64_t row = static_cast<int64_t>(blockIdx.x) * ROWS_OF_BLOCK + warp_of_block(),
       first = static_cast<int64_t>(blockIdx.y) * TOKENS;
@@ -319,6 +373,9 @@ template <int DTYPE> static pyr_status multiply_any(pyr_backend *be, const linea
 static bool aligned(const void *at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; }
 
 bool cuda_streams(const linear_call &c) {
+  /* Loads are of 16 bytes: all rows must begin at a multiple of them, and so must x, whose rows
+   * then do, too, as columns are a multiple of 8. Each block of rows needs a counter in `arrived`.
+   */
   bool fits = c.dtype == PACKED || ((c.dtype == PYR_F16 || c.dtype == PYR_BF16) && c.cols % 8 == 0
                                      && c.stride % 16 == 0);
   return fits && aligned(c.w) && aligned(c.x) && c.rows <= static_cast<int64_t>(ROWS * ARRIVALS);

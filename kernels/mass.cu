@@ -8,11 +8,17 @@
  * those are joined in the order of warps, so that results do not depend on timing. Queries that
  * count for no row of a tile, or see none, are skipped. Semantics: core/cpu/mass.c.
  *
- * This is for rows and heads that mass_tiles.cu, on tensor cores, does not take. */
+ * This is for rows and heads that mass_tiles.cu, on tensor cores, does not take.
+ *
+ * Shared memory, bytes: parts 1,024; the tile 4 rows * (d | 1), for d = 128 16.1 KiB, for 512 32.1
+ * KiB with half as many rows. Sums are f32: a warp's over its queries i, i + 8, …, then over warps.
+ * A block reads its rows once and all queries of its head that count: products in f32 bound it. */
 #include "mass.cuh"
 
 static constexpr int WARPS = 8;
 
+/* Joins what the warps hold for a row, warp 0's first. A NaN in a later warp does not win a
+ * maximum. */
 static __device__ __forceinline__ float join_warps(const float *parts, int row, bool max) {
   float x = parts[row];
   for (int w = 1; w < WARPS; w++) {
@@ -37,9 +43,13 @@ static __global__ void mass_kernel(mass_args a) {
   load_tile(tile, rows, ld, view, a.f, 0, a.f.d, row, left, 0);
   __syncthreads();
   int32_t position = real ? view.positions[mine] : 0;
+  /* Lanes beyond the tile's rows compute with another lane's row, and write nothing; they take
+   * part, as every lane of a warp must in a ballot. */
   counting c = counting_of(a.weighting, mine - range.origin);
   const float *k = tile + lane % rows * ld;
   float sum = a.max ? -INFINITY : 0.0f;
+  /* Before each turn: sum is of the warp's queries before i that count for the lane's row and see
+   * it. */
   for (int64_t i = warp_of_block(); i < a.n; i += WARPS) {
     int64_t at = a.by_place ? a.place + i : a.q_pos[i],
         age = static_cast<int64_t>(a.q_pos[i]) - position;

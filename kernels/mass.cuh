@@ -5,6 +5,8 @@
 
 #include "convert.cuh"
 
+/* A call, as both kernels read it. out: [heads][stride], row range.begin of a head's lane first; q:
+ * [n][heads][d]; lse: [n][heads]; `slope`: what the weight rises by from query to query. */
 struct mass_args {
   float *out;
   int64_t stride;
@@ -21,7 +23,8 @@ struct mass_args {
   bool max, by_place;
 };
 
-/* The positions of the queries that count for a row: base <= position <= due. */
+/* The positions of the queries that count for a row: base <= position <= due. With 3 queries and
+ * due = 10: base = 8, and queries at 8, 9 and 10 count, with 1, 1 + slope and 1 + 2 slope. */
 struct counting { int64_t base, due; };
 
 static __device__ __forceinline__ counting counting_of(const pyr_weighting &w, int64_t j) {

@@ -9,13 +9,29 @@
  * sees, any of the rows are not read, and only where some do not are they asked one by one.
  *
  * Shared memory, bytes: 128 D TERMS and 1 KiB: for D = 128 17 KiB rounded, 33 KiB (f16) and 49 KiB
- * (bf16) exact. */
+ * (bf16) exact.
+ *
+ * What a lane holds, g = lane / 4, t = lane % 4, of each 16 rows and 16 queries:
+ *
+ *     operand a    k of rows g and g + 8, all dimensions, in registers, loaded once
+ *     operand b    queries, out of shared memory, by load_b: 8 columns for each of c[0] and c[1]
+ *     c            rows g and g + 8, of queries 2t, 2t + 1, and 2t + 8, 2t + 9
+ *
+ * and p = 2^(c * scale - lse) of each is added to one of two sums of its rows. So a row's queries
+ * are shared by four lanes: lane t has queries 2t, 2t + 1, 2t + 8, 2t + 9 of each 16, in their
+ * order.
+ *
+ * Rows are the operand that stays, as there are more of them than of queries that count: a window
+ * of 64 recent queries over 8,192 rows is two stages for each of 64 blocks and head. Each query
+ * costs a row 2 D operations and one exp2; K is read once for each head of its group, out of L2
+ * after the first. */
 #include "mass.cuh"
 #include "mma.cuh"
 
 static constexpr int WARPS = 4, QUERIES = 32;
 static constexpr float LOG2_E = 1.44269504f;
 
+/* 1,024 bytes static shared memory for both stages. */
 /* Of the queries of a stage: what their products are multiplied with, times log2 e; lse times log2
  * e, +inf where there is no query or it saw nothing; their positions, the least where there is
  * none; and what they count as. */
@@ -52,6 +68,9 @@ static __device__ __forceinline__ int64_t next_queries(const mass_args &a, const
                                                        const judged &last, int64_t i) {
   for (; i < a.n; i += QUERIES) {
     int64_t end = (i + QUERIES < a.n ? i + QUERIES : a.n) - 1;
+    /* The stage's last query is the one that may see the block's first row, and may count for it;
+     * its first query the one that may still be within the window of the block's last row, and not
+     * past its due date. If even these fail no pair of the stage and the block succeeds. */
     bool sees = a.q_pos[end] >= first.position;
     if (a.window > 0) sees = sees && static_cast<int64_t>(a.q_pos[i]) - last.position < a.window;
     if (sees && counted_at(a, end) >= first.base && counted_at(a, i) <= last.due) return i;
@@ -119,6 +138,9 @@ static __global__ void __launch_bounds__(WARPS * WARP) mass_tiles_kernel(mass_ar
     }
   };
 
+  /* Before each turn: mass is of the queries before i; those of [i, i + QUERIES) are in `stage`.
+   * The next that count are found, read and split into the other stage while the tensor cores work.
+   */
   int stage = 0;
   int64_t i = next_queries(a, first, last, 0);
   if (i < a.n) fetch(i, 0);
@@ -128,6 +150,10 @@ static __global__ void __launch_bounds__(WARPS * WARP) mass_tiles_kernel(mass_ar
     if (next < a.n) fetch(next, stage ^ 1);
     uint16_t *tile = tiles + stage * TERMS * PLANE;
     const stage_queries &s = stages[stage];
+    /* All pairs of the stage and the block count: the oldest query sees the newest row and has
+     * begun to count for it, and the newest query is not past the due date of the oldest row, nor
+     * its window. Otherwise each pair is asked. A query that saw nothing has lse = +inf: p = 0
+     * either way. */
     bool whole = i + QUERIES <= a.n && a.q_pos[i] >= last.position
         && counted_at(a, i) >= last.base &&
                  counted_at(a, i + QUERIES - 1) <= first.due &&

@@ -20,7 +20,22 @@
  *   copy_commit(), copy_wait<n>() closes a group of this thread's copies; waits until at most n
  *   groups are under way. What others
  *                                 copied is seen after a barrier that follows their wait
- *   times_256(halves)             two halves, each times 256 */
+ *   times_256(halves)             two halves, each times 256
+ *
+ * Which lane (and register) has what, L0 to L31:
+ *
+ *     a, columns    0 1    2 3    4 5    6 7    8 9    …  14 15
+ *     row 0         L0 0   L1 0   L2 0   L3 0   L0 2   …  L3 2
+ *     row 1         L4 0   L5 0   L6 0   L7 0   L4 2   …  L7 2
+ *     row 8         L0 1   L1 1   L2 1   L3 1   L0 3   …  L3 3
+ *
+ *     c, columns    0      1      2      3      …  7
+ *     row 0         L0 0   L0 1   L1 0   L1 1   …  L3 1
+ *     row 8         L0 2   L0 3   L1 2   L1 3   …  L3 3
+ *
+ * An exact f32 in terms: 3.14159274 is, in bf16, 3.140625 + 0.000968933 - 0.00000119: 8 bits each,
+ * 24 together. Of two factors only one is split: the other, rows or weights of 16 bits, is exact.
+ */
 #ifndef PYR_CUDA_MMA_CUH
 #define PYR_CUDA_MMA_CUH
 
@@ -165,15 +180,24 @@ static __device__ __forceinline__ void halves_of_fp8(uint32_t bytes, uint32_t &f
 /* ---- tiles ----------------------------------------------------------------------------------- */
 
 /* Tiles of 16-bit values lie in shared memory by rows of D, in chunks of 8 values (16 bytes), of
- * which row r has chunk c at c with its low bits exchanged by those of r: the eight rows of a
- * matrix then lie in eight different quarters of the banks, whether they are read (load_matrices)
- * or written. D is a multiple of 64. */
+ * which row r has chunk c at c with its low bits exchanged by those of r. D is a multiple of 64, so
+ * that each row begins at the first bank. Where chunks lie, D = 64:
+ *
+ *     place    0 1 2 3 4 5 6 7
+ *     row 0    0 1 2 3 4 5 6 7
+ *     row 1    1 0 3 2 5 4 7 6
+ *     row 2    2 3 0 1 6 7 4 5
+ *     row 3    3 2 1 0 7 6 5 4     … row 7: 7 6 5 4 3 2 1 0, row 8 as row 0
+ *
+ * The eight rows of a matrix have one chunk in eight different places, each of four banks: all 32
+ * banks serve them at once, whether they are read (load_matrices) or written. */
 template <int D>
 static __device__ __forceinline__ uint16_t *chunk_at(uint16_t *tile, int row, int chunk) {
   return tile + row * D + ((chunk ^ (row & 7)) << 3);
 }
 
-/* a of rows [row, row + 16), columns [col, col + 16) of a tile. */
+/* a of rows [row, row + 16), columns [col, col + 16) of a tile. Lanes 0-15 give the rows' first
+ * chunks, lanes 16-31 their second ones: the four matrices come as a[0] to a[3] are to be. */
 template <int D>
 static __device__ __forceinline__ void load_a(uint32_t (&a)[4], uint16_t *tile, int row, int col) {
   int lane = lane_of_warp();
@@ -182,7 +206,7 @@ static __device__ __forceinline__ void load_a(uint32_t (&a)[4], uint16_t *tile, 
 
 /* b of two products beside each other, whose columns are rows [row, row + 8) and [row + 8, row +
  * 16) of a tile: b[0], b[1] of the first, b[2], b[3] of the second. Their 16 rows are columns [col,
- * col + 16). */
+ * col + 16). b is wanted columns first, and a row of the tile is a column of b: no transposing. */
 template <int D>
 static __device__ __forceinline__ void load_b(uint32_t (&b)[4], uint16_t *tile, int row, int col) {
   int lane = lane_of_warp();
@@ -217,6 +241,8 @@ static __device__ __forceinline__ float put_split(uint16_t *tile, int row, int p
     float top = 0;
 #pragma unroll
     for (int i = 0; i < D / WARP; i++) top = fmaxf(top, fabsf(x[i]));
+    /* A highest value of 3 is scaled by 2^8 to 768, and back = 2^-8. All zeros: by 2^116, to zeros.
+     */
     int exponent = static_cast<int>(__float_as_uint(warp_max(top)) >> 23);  /* biased by 127 */
     exponent = exponent < 20 ? 20 : exponent > 240 ? 240 : exponent;
     float scale = __uint_as_float(static_cast<uint32_t>(254 - exponent + 9) << 23);

@@ -1,13 +1,17 @@
 /* pack.cu — brings q8_0 weights into the order of pack.cuh when a model is loaded. */
 #include "linear.cuh"
 
+/* Rows to a pack, 0 if the tensor stays as it is: a matrix of whole packs, of a dtype that packs,
+ * and small enough for a counter for each block of rows, or linear_few.cu could not read it. */
 static int32_t cuda_interleaved(const pyr_backend *, const pyr_tensor *w) {
   bool streamed = w->shape[0] <= static_cast<int64_t>(STREAM_ROWS * ARRIVALS);
   bool packs = (pyr_dtype_kernels(w->dtype, true) & PYR_KERNEL_PACKS) != 0;
   return w->rank == 2 && packs && w->shape[0] % PACK == 0 && streamed ? PACK : 0;
 }
 
-/* A block for each pack and 32 columns; a thread for each value. */
+/* A block for each pack and 32 columns; a thread for each byte of it: 2 of the scale, 32 values.
+ * Row by row as it is read; the first two bytes of a row's block go to its scale's place, the
+ * others where pack_place says. Runs once, when a model is loaded: bytes bound it. */
 static __global__ void pack_kernel(uint8_t *to, const uint8_t *rows, size_t stride) {
   uint8_t *pack = to + static_cast<size_t>(blockIdx.y) * PACK * stride + blockIdx.x * PACK_BLOCK;
   const uint8_t *from = rows + static_cast<size_t>(blockIdx.y) * PACK * stride + blockIdx.x * 34;
@@ -19,7 +23,9 @@ static __global__ void pack_kernel(uint8_t *to, const uint8_t *rows, size_t stri
   }
 }
 
-/* The rows may be the host's; they pass through scratch, so many packs at a time as fit it. */
+/* The rows may be the host's; they pass through scratch, so many packs at a time as fit it, and as
+ * the grid's y allows. All on one stream: the next copy waits until the kernel has read the last.
+ */
 static pyr_status cuda_interleave(pyr_backend *be, void *to, const pyr_tensor *w) {
   pyr_cuda *cuda = cuda_of(be);
   size_t pack = PACK * w->stride;

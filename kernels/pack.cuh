@@ -3,7 +3,18 @@
  *
  * PACK rows that follow each other are a pack. Block by block of 32 columns it has their scales,
  * row beside row, and then 16 bytes for each lane: of rows g = lane / 4 and g + 8 the columns 8 t
- * to 8 t + 7, t = lane % 4. */
+ * to 8 t + 7, t = lane % 4.
+ *
+ * A block of a pack, 16 rows by 32 columns, is 544 bytes, as 16 blocks of q8_0 are:
+ *
+ *     bytes    0          32       48       64            544
+ *              | scales   | lane 0 | lane 1 | … | lane 31 |
+ *                16 f16     row 0, columns 0-7, then row 8, columns 0-7
+ *                                    row 0, columns 8-15, then row 8, columns 8-15
+ *
+ * Row 9, column 19: lane (9 % 8) * 4 + 19 / 8 = 6, the second half of its bytes, column 3 of that:
+ * byte 32 + 6 * 16 + 8 + 3 = 139. q8_0's own blocks of 34 bytes begin at multiples of 2: no lane
+ * could load 16 bytes of them at once. */
 #ifndef PYR_CUDA_PACK_CUH
 #define PYR_CUDA_PACK_CUH
 

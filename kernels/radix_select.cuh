@@ -5,7 +5,19 @@
  * Values have keys ordered as they are, and a radix select over 11, 11 and 10 bits fixes the last
  * key that is chosen: count the keys that agree with what is fixed, and add up what they weigh, by
  * their next digit; walk down from the highest until enough are passed. Counting is by atomic
- * additions of integers, so no order shows. */
+ * additions of integers, so no order shows.
+ *
+ * With keys of two decimal digits, 93 71 47 45 42 12, where do the 4 highest end?
+ *
+ *     pass 1, tens      9: 1   7: 1   4: 3   1: 1      1, 2, 5 >= 4: digit 4, and 2 are left
+ *     pass 2, units     of 4x:  7: 1   5: 1   2: 1     1, 2 >= 2: digit 5, and 1 is left
+ *     cut               { 45, 1 }: all above 45, and the first 1 of those that are 45
+ *
+ * And if each weighs what it is, where are 200 reached? 93 + 71 = 164, + 134 >= 200: digit 4, 36
+ * left; 47 >= 36: digit 7; cut { 47, 1 }. Real keys have 32 bits: | 11 | 11 | 10 |, three passes.
+ *
+ * Shared memory: about 25 KiB, of which the histograms are 24. Time is three readings of the
+ * values, which L2 holds, and the collisions of atomics where many share a digit. */
 #ifndef PYR_CUDA_RADIX_SELECT_CUH
 #define PYR_CUDA_RADIX_SELECT_CUH
 
@@ -27,6 +39,9 @@ struct radix_select {                                /* shared */
   int digit;
 };
 
+/* Floats as whole numbers in the same order: of positive ones the sign is set, of negative ones all
+ * bits are turned over. -1 < -0 = 0 < 1 become 0x407fffff < 0x80000000 < 0xbf800000; -0 + 0 is 0;
+ * NaN is below everything. */
 static __device__ __forceinline__ uint32_t key_of(float x) {
   uint32_t bits = __float_as_uint(x + 0.0f);
   return x != x ? 0u : bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
@@ -36,6 +51,7 @@ static __device__ __forceinline__ float score_of(uint32_t key) {
   return __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu));
 }
 
+/* Nothing is chosen: no key is above this one, and none of its equals is taken. */
 static __device__ __forceinline__ cut no_cut() { return cut{ 0xffffffffu, 0 }; }
 
 /* ---- radix select ---------------------------------------------------------------------------- */
@@ -57,6 +73,13 @@ static __device__ void find_digit(radix_select *s, int digits) {
   int lane = lane_of_warp(), warp = warp_of_block(),
       each = digits / THREADS > 0 ? digits / THREADS : 1;
   int high = digits - 1 - static_cast<int>(threadIdx.x) * each;
+  /* The thread's own digits, high and down; then of the warp's lanes up to this one; then of warps.
+   * At every level the first place where the sums reach what is sought is the place: sums only
+   * grow.
+   *
+   *     warp       0     1     2     3 …        all: over warps; first = 2, before = 9
+   *     count      4     5     6     2          wanted 12: 4, 9, 15 >= 12
+   *     lane of 2  1 0 3 2 0 …               counts: 10, 10, 13 >= 12: that lane looks, wanted 2 */
   int64_t count = 0;
   unsigned long long sum = 0;
   for (int i = 0; i < each; i++) count += s->count[high - i], sum += s->sum[high - i];
@@ -82,6 +105,7 @@ static __device__ void find_digit(radix_select *s, int digits) {
   if (warp != first || lane != __ffs(static_cast<int>(reached)) - 1) return;
   wanted -= counts - count;
   if (target != ALL) target -= sums - sum;
+  /* One or two digits: it ends at the latest at the thread's last, which reaches what is sought. */
   int digit = high;
   while (s->count[digit] < wanted && s->sum[digit] < target) {
     wanted -= s->count[digit];
@@ -117,6 +141,10 @@ static __device__ __forceinline__ cut find_cut(radix_select *s, const Each &each
                                                uint64_t target) {
   uint32_t fixed = 0, mask = 0;
   if (threadIdx.x == 0) s->wanted = wanted, s->target = target;
+  /* Before each pass: `fixed`, under `mask`, is the beginning of the last key that is chosen;
+   * s->wanted and s->target are what keys with that beginning still have to give. Barriers: the
+   * histogram is empty before any adds to it; all have added before it is read; the digit is known
+   * before it is used, and everyone has it before the next pass empties the histogram. */
   for (int step = 0; step < 3; step++) {
     int shift = step == 0 ? 21 : step == 1 ? 10 : 0, digits = step == 2 ? 1024 : 2048;
     for (int i = static_cast<int>(threadIdx.x); i < digits; i += THREADS)
@@ -131,6 +159,7 @@ static __device__ __forceinline__ cut find_cut(radix_select *s, const Each &each
   }
   uint64_t left = s->target, one = s->each, enough = left != ALL
       && one > 0 ? left / one + (left % one > 0) : ALL;
+  /* Of the last key, so many as the count allows, or as fill the target: 36 of 47 take one. */
   int64_t most = s->wanted;
   __syncthreads();
   return cut{ fixed, static_cast<int32_t>(enough < static_cast<uint64_t>(most)

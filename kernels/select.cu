@@ -7,7 +7,20 @@
  * that a pass is short next to a launch, and passes need no launches between them. Counting is by
  * atomic additions of integers, so no order shows. Of the rows that a segment chooses for itself,
  * those that equal its last key are counted out of a histogram together, as they are all alike;
- * only the last pass asks which rows they are, by their rank. */
+ * only the last pass asks which rows they are, by their rank.
+ *
+ * select, k = 3 of the scores 5 1 4 4 2 4: the cut is { 4, 2 }; rows 0, 2 and 3, in their order. Of
+ * equal scores the lower rows are taken.
+ *
+ * choose, at least 1 of each of two segments, 4 in all (A: 9 1 8, B: 7 6 2):
+ *
+ *     own cuts       A { 9, 1 }   B { 7, 1 }
+ *     common cut     2 more of 1 8 | 6 2: { 6, 1 }
+ *     rows           A 0 2        B 0 1            chosen: 2, 2
+ *
+ * With a mass the common cut is where the scores held reach that share of the sum of all, or `most`
+ * rows are reached. Sums are of whole numbers, so that no order shows: at most 2^36 for a score,
+ * and 2^27 of those fit 64 bits. */
 #include "radix_select.cuh"
 
 #include <cfloat>
@@ -15,6 +28,7 @@
 
 static constexpr int64_t MOST = 1 << 27;
 
+/* Static shared memory of both kernels: the radix select, and a number for each warp. */
 struct shared_state {
   radix_select d;
   int ranks[WARP];
@@ -38,6 +52,9 @@ static __device__ __forceinline__ cut own_cut(const segments &a, int32_t s) {
   return a.own ? cut{ static_cast<uint32_t>(a.own[2 * s]), a.own[2 * s + 1] } : no_cut();
 }
 
+/* Where the common choice ends. What a segment chose for itself lies above its own cut: keys up to
+ * it are counted, and of its equals `own.equal` are taken off again, by one thread, as they are all
+ * alike: of 4 rows that equal the cut, 2 of them chosen, 4 are added and 2 subtracted. */
 static __device__ cut find_cut(radix_select *s, const segments &a, int64_t wanted,
                                uint64_t target) {
   return find_cut(s, [&](const digits_of &add) {
@@ -65,6 +82,7 @@ static __device__ __forceinline__ int rank_of(shared_state *s, bool flag, int *a
   int rank = __popc(votes & ((1u << lane_of_warp()) - 1)), total = 0;
   if (lane_of_warp() == 0) s->ranks[warp_of_block()] = __popc(votes);
   __syncthreads();
+  /* Sums over warps before this one. The second barrier lets `ranks` be used again. */
   for (int w = 0; w < THREADS / WARP; w++) {
     if (w == warp_of_block()) rank += total;
     total += s->ranks[w];
@@ -83,6 +101,9 @@ static __device__ int32_t write_rows(shared_state *s, const float *score, int64_
     int64_t i = tile + threadIdx.x;
     bool inside = i < n;
     uint32_t key = inside ? key_of(score[i]) : 0;
+    /* Before each tile: `written` rows below it were chosen; own.equal and common->equal are what
+     * may still be taken of those that equal the cuts. Rows are ranked by their place in the tile,
+     * so that the lower ones are taken, and written in their order. */
     int equals = 0, seconds = 0, all, rank = 0;        /* nothing is ranked of which none is left to
                                                           take */
     if (own.equal > 0) rank = rank_of(s, inside && key == own.key, &equals);
@@ -101,6 +122,7 @@ static __device__ int32_t write_rows(shared_state *s, const float *score, int64_
 
 /* ---- select ---------------------------------------------------------------------------------- */
 
+/* One block. n scores are one segment, which chooses nothing for itself. */
 static __global__ void __launch_bounds__(THREADS) select_kernel(int32_t *idx, const float *score,
     int64_t n, int64_t k, int32_t offset) {
   __shared__ shared_state state;
@@ -165,6 +187,9 @@ static __device__ uint64_t target_of(shared_state *s, const segments &a, double 
   return target > held ? target - held : 0;
 }
 
+/* One block. First each segment's own cut, into work [2 * count]; then the common one, over what is
+ * left of all of them; then rows are written, segment after segment, from the common cut's equals
+ * what earlier segments left. The barrier: thread 0 wrote the cuts, all read them. */
 static __global__ void __launch_bounds__(THREADS) choose_kernel(choice c) {
   __shared__ shared_state state;
   segments a = { c.score, c.list, c.count, c.work, 0 };
