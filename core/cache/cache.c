@@ -17,6 +17,8 @@ enum { LISTS = 256 };            /* lanes whose page tables go to the backend in
 
 static int64_t pages_for(int64_t rows) { return (rows + PYR_PAGE_ROWS - 1) / PYR_PAGE_ROWS; }
 
+/* Holds until the lane's pages or arrays change. A table that is not up to date is left out, and
+ * the backend reads the host's. */
 pyr_lane_view pyr_lane_get_view(const pyr_lane *lane) {
   void **table = lane->listed == lane->page_count ? lane->table : NULL;
   return (pyr_lane_view){ lane->data, lane->positions, lane->history, lane->rows, table,
@@ -26,7 +28,9 @@ pyr_lane_view pyr_lane_get_view(const pyr_lane *lane) {
 /* ---- the page table -------------------------------------------------------------------------- */
 
 /* Room for `count` pages in the table (host arrays, and the backend's); grows by half, so that
- * appending is linear. */
+ * appending is linear. Capacities are 4, 10, 19, 32, 52, …: a lane of 10,000 rows, 313 pages,
+ * has moved its table ten times or so. What is new is complete before the old one goes, so a
+ * failure changes nothing. */
 static pyr_status table_grow(pyr_cache *cache, pyr_lane *lane, int64_t count) {
   if (count <= lane->page_cap) return PYR_OK;
   pyr_runtime *rt = cache->pool->rt;
@@ -57,10 +61,13 @@ static pyr_status table_grow(pyr_cache *cache, pyr_lane *lane, int64_t count) {
   return PYR_OK;
 }
 
+/* From page `from` on the backend's table is no longer what `data` says. */
 static void forget_listed(pyr_lane *lane, int64_t from) {
   if (lane->listed > from) lane->listed = from;
 }
 
+/* Invariant: lists[0..found) are those of lanes [first, i] that are not up to date; all before
+ * `first` are. 32 layers of 8 lanes go over in one call. */
 pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count) {
   pyr_backend *be = cache->pool->be;
   pyr_page_list lists[LISTS];
@@ -80,7 +87,12 @@ pyr_status pyr_lanes_list(pyr_cache *cache, pyr_lane *lanes, int64_t count) {
 /* ---- what lies beside the rows --------------------------------------------------------------- */
 
 /* How many rows to make room for where `cap` are wanted. Sanitizers see the end of an allocation:
- * there it is the last row's. */
+ * there it is the last row's. A lane that grows by pages of 32 rows moves at 32, 64, 96, 144,
+ * 216, 324 … rows. Shrinking, it moves when less than half is wanted: so a lane that lost a few
+ * rows and gets them again stays put.
+ *
+ *     room 144   cap 128  stays 144        room 144   cap 160  becomes 216
+ *     room 144   cap  64  becomes 64       room 144   cap 256  becomes 256 */
 static int64_t room_for(const pyr_lane *lane, int64_t cap) {
 #if defined(__SANITIZE_ADDRESS__)
   return (void)lane, cap;
@@ -91,6 +103,9 @@ static int64_t room_for(const pyr_lane *lane, int64_t cap) {
 #endif
 }
 
+/* What counts against the budget: of 96 rows with a history, 96 * (4 + 4) = 768 bytes. It is
+ * row_cap that counts, not row_room, so that the count does not depend on how a lane came to its
+ * length. */
 static size_t bytes_beside(int64_t rows, bool history, bool born) {
   return (size_t)rows * (sizeof(int32_t) + (history ? sizeof(float) : 0)
                          + (born ? sizeof(int32_t) : 0));
@@ -101,7 +116,9 @@ static size_t bytes_of_lane(const pyr_lane *lane) {
 }
 static int kind_of(const pyr_lane *lane) { return lane->wide ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN; }
 
-/* Moves them to blocks for `room` rows. */
+/* Moves them to blocks for `room` rows. All three arrays, or none: on failure those that were
+ * made go back, and the lane has what it had. Only what is used is copied; born is not copied to
+ * a lane that becomes wide, as its caller fills it. */
 static pyr_status rows_move(pyr_cache *cache, pyr_lane *lane, int64_t room, bool history,
                             bool wide) {
   pyr_backend *be = cache->pool->be;
@@ -143,7 +160,8 @@ static pyr_status rows_move(pyr_cache *cache, pyr_lane *lane, int64_t room, bool
 }
 
 /* positions (and history and born, if the lane has or should have them) for `cap` rows, cap >=
- * rows. */
+ * rows. Neither history nor width is ever taken from a lane here: `history` and `wide` may only
+ * add them. The pool is charged before memory is asked for, and given back where there was none. */
 static pyr_status rows_resize(pyr_cache *cache, pyr_lane *lane, int64_t cap, bool history,
                               bool wide) {
   bool had = lane->history != NULL, was = lane->wide;
@@ -169,7 +187,9 @@ static pyr_status rows_resize(pyr_cache *cache, pyr_lane *lane, int64_t cap, boo
   return PYR_OK;
 }
 
-/* Replaces a shared page by a copy; a page with one reference is writable as it is. */
+/* Replaces a shared page by a copy; a page with one reference is writable as it is. The copy is
+ * whole, whatever rows of it are used. The other holders keep the old page; this lane's
+ * reference to it goes when the copy is complete. */
 static pyr_status page_unshare(pyr_cache *cache, pyr_lane *lane, int64_t index) {
   pyr_pool *pool = cache->pool;
   pyr_page *page = lane->pages[index], *fresh = NULL;
@@ -189,7 +209,9 @@ static pyr_status page_unshare(pyr_cache *cache, pyr_lane *lane, int64_t index) 
 }
 
 /* Pages for all rows of `lane`, of which each is the wide one of its own: K and V copied, the third
- * plane left as it is. */
+ * plane left as it is. Old and new pages are held at the same time, and the budget must bear
+ * both: 10 plain pages of 8 KiB take 10 wide ones of 12 KiB more until the plain ones go. The
+ * last loop runs either way: it frees the old pages, or the new ones. */
 pyr_status pyr_lane_widen(pyr_cache *cache, pyr_lane *lane) {
   pyr_pool *pool = cache->pool;
   pyr_backend *be = pool->be;
@@ -217,6 +239,7 @@ pyr_status pyr_lane_widen(pyr_cache *cache, pyr_lane *lane) {
   return status;
 }
 
+/* Room in the table stays. From the last page on, so that page_count is right at every moment. */
 static void drop_pages(pyr_cache *cache, pyr_lane *lane, int64_t keep) {
   while (lane->page_count > keep) pyr_page_free(cache->pool, lane->pages[--lane->page_count]);
   forget_listed(lane, lane->page_count);
@@ -224,6 +247,10 @@ static void drop_pages(pyr_cache *cache, pyr_lane *lane, int64_t keep) {
 
 /* ---- lanes ----------------------------------------------------------------------------------- */
 
+/* A lane of 70 rows, for 30 more: 100 rows want 4 pages, and one comes. Row 70 lies in page 2,
+ * where rows 64 to 69 are: if a fork holds it, too, it is copied. At 64 rows the next one begins
+ * a page of its own, and nothing is copied. A copy that was made stays where a later part fails:
+ * it holds the same rows. */
 pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history) {
   int64_t count = pages_for(lane->rows + more), before = lane->page_count;
   pyr_status status = table_grow(cache, lane, count);
@@ -242,6 +269,8 @@ pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool
   return status;
 }
 
+/* Shrinking cannot fail (rows_resize keeps what it has, if it must). Pages up to the floor stay
+ * while an undo lives. */
 void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane) {
   int64_t held = lane->row_cap, stay = lane->floor > lane->rows ? lane->floor : lane->rows;
   drop_pages(cache, lane, pages_for(stay));
@@ -257,6 +286,9 @@ void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows) {
   pyr_lane_trim(cache, lane);
 }
 
+/* The count of what is held changes without asking the budget: these rows were held before, and
+ * going back must not fail. With `pages` the lane's own go; without, those that hold `rows` rows
+ * stay. */
 void pyr_lane_put_back(pyr_cache *cache, pyr_lane *lane, int64_t rows, int32_t *positions,
                        float *history, int32_t *born, pyr_page **pages, int64_t count) {
   pyr_pool *pool = cache->pool;
@@ -281,6 +313,7 @@ void pyr_lane_put_back(pyr_cache *cache, pyr_lane *lane, int64_t rows, int32_t *
   pool->held = pool->held - before + bytes_of_lane(lane);
 }
 
+/* Those copied before one fails stay copied. */
 pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from) {
   pyr_status status = PYR_OK;
   for (int64_t p = from / PYR_PAGE_ROWS; p < lane->page_count && status == PYR_OK; p++)
@@ -302,7 +335,8 @@ pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from) {
  * nothing. */
 
 /* Pages to take the place of shared ones among `changed` pages from `skip` on of each lane, in
- * fresh [count, changed] (NULL where a page stays), and in data what the tables will then hold. */
+ * fresh [count, changed] (NULL where a page stays), and in data what the tables will then hold.
+ * What is in `fresh` when it fails is the caller's to free. */
 static pyr_status fresh_pages(pyr_cache *cache, const pyr_lane *lanes, int count, int64_t skip,
                               int64_t changed, pyr_page **fresh, void **data) {
   for (int64_t i = 0; i < count * changed; i++) {
@@ -315,6 +349,9 @@ static pyr_status fresh_pages(pyr_cache *cache, const pyr_lane *lanes, int count
   return PYR_OK;
 }
 
+/* Destinations are views of the changed pages alone: row 0 of views[i] is row `offset` of its
+ * lane, and idx + offset begins with it. Sources are whole lanes. One call moves all lanes, as
+ * they have the same list. */
 pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_lane_view *views,
                             const int32_t *idx, int64_t keep, int64_t fixed) {
   pyr_pool *pool = cache->pool;
@@ -370,6 +407,8 @@ pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_la
   return status;
 }
 
+/* Sizes are those of the capacities, as they were allocated. The lane is empty then, and may be
+ * used again. */
 static void lane_free(pyr_cache *cache, pyr_lane *lane) {
   pyr_runtime *rt = cache->pool->rt;
   pyr_backend *be = cache->pool->be;
@@ -385,7 +424,9 @@ static void lane_free(pyr_cache *cache, pyr_lane *lane) {
 }
 
 /* Shares all pages of src. The destination is empty. What lies beside the rows is copied: it is
- * small, and a fork's history goes its own way from the next step on. */
+ * small, and a fork's history goes its own way from the next step on. Pages get a reference
+ * each, and cost nothing until one of both writes. If it fails the destination holds a part, and
+ * is whole enough for lane_free. */
 static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *src) {
   pyr_status status = table_grow(cache, dst, src->page_count);
   if (status != PYR_OK) return status;
@@ -411,13 +452,15 @@ static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *sr
 
 /* ---- caches ---------------------------------------------------------------------------------- */
 
-/* No trigger, nothing tracked. */
+/* No trigger, nothing tracked. A track code of PYR_SCORE_CODES is that of no signal. */
 static void reset_states(pyr_cache *cache) {
   memset(cache->states, 0, (size_t)cache->layers * sizeof *cache->states);
   for (int layer = 0; layer < cache->layers; layer++)
     cache->states[layer].trigger.track.code = PYR_SCORE_CODES;
 }
 
+/* Keeps the pool, and the policy by its own callback, last: until then nothing of the policy's
+ * need be given back. A fresh cache has no page. */
 pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *policy,
                          pyr_cache **out) {
   pyr_runtime *rt = pool->rt;
@@ -444,12 +487,15 @@ pyr_status pyr_cache_new(pyr_model *model, pyr_pool *pool, const pyr_policy *pol
   return PYR_OK;
 }
 
+/* Legal on a cache that was only half made. */
 static void free_lanes(pyr_cache *cache) {
   if (cache->lanes)
     for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++)
       lane_free(cache, &cache->lanes[i]);
 }
 
+/* Policy and tracer are let go after the cache's own memory, the pool last of all: their
+ * callbacks run when the cache is gone and cannot be asked for. */
 void pyr_cache_free(pyr_cache *cache) {
   if (cache == NULL) return;
   pyr_runtime *rt = cache->pool->rt;
@@ -468,6 +514,7 @@ void pyr_cache_free(pyr_cache *cache) {
   pyr_pool_free(pool);
 }
 
+/* The new one is kept before the old one goes: both may be the same. */
 pyr_status pyr_cache_on_trace(pyr_cache *cache, const pyr_tracer *tracer) {
   pyr_tracer before = cache->tracer, own;
   const char *fault = pyr_take_options(&own, sizeof own, sizeof own, tracer);
@@ -482,6 +529,8 @@ pyr_status pyr_cache_on_trace(pyr_cache *cache, const pyr_tracer *tracer) {
 pyr_model *pyr_cache_model(const pyr_cache *cache) { return cache->pool->model; }
 pyr_pool *pyr_cache_pool(const pyr_cache *cache) { return cache->pool; }
 
+/* Costs a reference a page and a copy of positions and history: of 32 layers, 8 lanes and 4,096
+ * rows, 4 MiB of positions, where the rows themselves, of 128 values in f16, are 512 MiB. */
 pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out) {
   pyr_cache *copy = NULL;
   pyr_status status = pyr_cache_new(cache->pool->model, cache->pool,
@@ -507,6 +556,8 @@ pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out) {
   return pyr_cache_snapshot(cache, out);
 }
 
+/* Who holds the cache goes on holding it: the struct stays, its contents are the snapshot's.
+ * What was spoiled goes with the other struct. */
 void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot) {
   pyr_cache spoiled = *cache;
   *cache = *snapshot;
@@ -518,6 +569,7 @@ void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot) {
   pyr_cache_free(snapshot);
 }
 
+/* Its policy, tracer and note stay. */
 pyr_status pyr_cache_clear(pyr_cache *cache) {
   free_lanes(cache);
   reset_states(cache);
@@ -541,6 +593,8 @@ int64_t pyr_cache_rows(const pyr_cache *cache, int layer, int head) {
   return pyr_cache_lane(cache, layer, head)->rows;
 }
 
+/* Lanes differ in length where plans gave each its own share (share = "pool", mass, `keep` by
+ * head). */
 int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer) {
   int64_t rows = 0;
   for (int head = 0; head < cache->heads; head++) {
@@ -557,6 +611,7 @@ bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer) {
   return true;
 }
 
+/* Waits for the device, if there is one. */
 pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head, int32_t *out) {
   pyr_backend *be = cache->pool->be;
   if (pyr_cache_rows(cache, layer, head) < 0)
@@ -567,6 +622,8 @@ pyr_status pyr_cache_positions(const pyr_cache *cache, int layer, int head, int3
       : PYR_OK;
 }
 
+/* A page that forks share counts in each of them, and once in the pool: the sum over caches may
+ * be more than the pool holds. */
 size_t pyr_cache_bytes(const pyr_cache *cache) {
   size_t bytes = 0;
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads; i++) {
@@ -577,6 +634,8 @@ size_t pyr_cache_bytes(const pyr_cache *cache) {
   return bytes;
 }
 
+/* Counted from rows, not from what is held: a lane of 70 rows takes 3 pages and 96 entries
+ * beside them. */
 size_t pyr_cache_layer_bytes(const pyr_cache *cache, int layer) {
   size_t bytes = 0;
   for (int head = 0; head < cache->heads; head++) {
@@ -588,6 +647,7 @@ size_t pyr_cache_layer_bytes(const pyr_cache *cache, int layer) {
   return bytes;
 }
 
+/* Two layers of two lanes have seen 10 tokens, and hold 10, 10, 6 and 6 rows: 32 of 40, 0.8. */
 double pyr_cache_fraction(const pyr_cache *cache) {
   int64_t lanes = (int64_t)cache->layers * cache->heads, rows = 0;
   for (int64_t i = 0; i < lanes; i++) rows += cache->lanes[i].rows;

@@ -38,6 +38,9 @@ typedef struct pyr_lane {
   int64_t floor;           /* pages of so many rows stay, whoever leaves (undo.h) */
 } pyr_lane;
 
+/* In numbers: a trigger that fires every 4 steps with a window of 3, each row ranked once. A
+ * prompt left 6 rows, two steps came: since 2, unranked 3 + 2 = 5, past 0. Of the 8 rows the
+ * first 3 have been ranked, or lay before the window; the last 5 have not. */
 typedef struct pyr_layer_state {  /* what decode plans need to know of a layer */
   pyr_trigger trigger;
   int64_t unranked;        /* once: a lane's last rows that no plan has ranked yet, where it has as
@@ -85,7 +88,8 @@ size_t pyr_cache_layer_bytes(const pyr_cache *cache, int layer);
 
 /* Makes room for `more` rows in a lane and makes the pages they touch writable (a shared tail page
  * is copied). `history`: whether rows carry one; a history that appears later starts at zero. All
- * or nothing. */
+ * or nothing. Bounded by the pages that are new and one that is copied, however long the lane
+ * is; what lies beside the rows moves only when its room is used up. */
 pyr_status pyr_lane_reserve(pyr_cache *cache, pyr_lane *lane, int64_t more, bool history);
 /* Brings the page tables of `count` lanes that follow each other up to date on the backend, if it
  * has any. */
@@ -102,16 +106,19 @@ void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane);
  * Takes all of it over. Cannot fail. */
 void pyr_lane_put_back(pyr_cache *cache, pyr_lane *lane, int64_t rows, int32_t *positions,
                        float *history, int32_t *born, pyr_page **pages, int64_t count);
-/* Copies shared pages from row `from` on, so that a later gather cannot fail. */
+/* Copies shared pages from row `from` on, so that a later gather cannot fail. A fork of a lane
+ * of 3 pages, unshared from row 40 on, has page 0 in common and pages 1 and 2 of its own. */
 pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from);
 /* Keeps rows idx[0..keep), ascending backend memory, of which the first `fixed` are known to be
  * 0..fixed-1, in each of `count` lanes that follow each other and hold equally many: pages of those
  * stay shared. Fails, and allocates, only where shared pages must be copied; then the lanes are as
- * before. views: scratch, host [2 * count]. */
+ * before. views: scratch, host [2 * count]. Bytes moved: at most those of the rows behind
+ * `fixed` that stay. */
 pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_lane_view *views,
                             const int32_t *idx, int64_t keep, int64_t fixed);
 
-/* A copy that shares all pages; also the snapshot that a failed prefill returns to. */
+/* A copy that shares all pages; also the snapshot that a failed prefill returns to. Takes
+ * references to pages, no bytes of the budget but what lies beside the rows. */
 pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out);
 /* swaps contents; frees the snapshot */
 void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot);

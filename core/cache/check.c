@@ -5,6 +5,7 @@
 
 static int64_t pages_for(int64_t rows) { return (rows + PYR_PAGE_ROWS - 1) / PYR_PAGE_ROWS; }
 
+/* While an undo lives a lane may hold more pages than its rows need: those up to its floor. */
 static const char *check_pages(const pyr_lane *lane) {
   int64_t rows = pyr_max(lane->rows, lane->floor);
   if (lane->rows < 0) return "rows are not negative";
@@ -18,6 +19,7 @@ static const char *check_pages(const pyr_lane *lane) {
   return NULL;
 }
 
+/* rows <= row_cap <= row_room: what is used, what counts as held, what is allocated. */
 static const char *check_beside(const pyr_lane *lane) {
   if (lane->rows > lane->row_cap) return "rows have room beside them";
   if (lane->row_cap > lane->row_room) return "what counts as held is there";
@@ -27,6 +29,7 @@ static const char *check_beside(const pyr_lane *lane) {
   return NULL;
 }
 
+/* History is checked as far as it counts as held. */
 static const char *check_numbers(const pyr_lane *lane, const int32_t *positions,
                                  const float *history) {
   for (int64_t row = 0; row < lane->rows; row++)
@@ -37,6 +40,7 @@ static const char *check_numbers(const pyr_lane *lane, const int32_t *positions,
   return NULL;
 }
 
+/* Compacted keys stand rotated to their rows' indices, which one list for all lanes moves. */
 static const char *check_layer(const pyr_cache *cache, int layer) {
   const pyr_layer_state *state = &cache->states[layer];
   if (state->since < 0 || state->unranked < 0 || state->past < 0) return "counts are not negative";

@@ -5,6 +5,9 @@
 static bool on_cpu(const pyr_dtype_info *info) { return info->cpu & PYR_KERNEL_ROWS; }
 static bool on_device(const pyr_dtype_info *info) { return info->device & PYR_KERNEL_ROWS; }
 
+/* Refuses a dtype that cannot hold rows before it takes anything. The pool keeps its model:
+ * caches keep the pool, so a model outlives the last cache of it. Slabs come with the first
+ * page. */
 pyr_status pyr_pool_new(pyr_model *model, pyr_dtype dtype, size_t budget, pyr_pool **out) {
   pyr_runtime *rt = pyr_model_runtime(model);
   const pyr_model_config *config = pyr_model_get_config(model);
@@ -42,6 +45,8 @@ pyr_pool *pyr_pool_retain(pyr_pool *pool) {
   return pool;
 }
 
+/* With the last reference no page is held: caches hold the pool, and give their pages back
+ * first. So there is no slab left to free, only the workspace. */
 void pyr_pool_free(pyr_pool *pool) {
   if (pool == NULL || --pool->refs > 0) return;
   pool->be->release(pool->be, pool->workspace, pool->workspace_bytes);
@@ -52,6 +57,9 @@ void pyr_pool_free(pyr_pool *pool) {
 
 size_t pyr_pool_bytes(const pyr_pool *pool) { return pool->held; }
 
+/* Written so that nothing overflows: held may be above the budget (rows put back after a failure
+ * are not asked for), and `bytes` may be anything. Budget 100,000, 95,000 held: 5,000 more fit,
+ * 5,001 do not. */
 static pyr_status check_budget(const pyr_pool *pool, size_t bytes) {
   if (pool->budget && (pool->held > pool->budget || bytes > pool->budget - pool->held))
     return pyr_runtime_set_error(pool->rt, PYR_BUDGET,
@@ -68,6 +76,15 @@ pyr_status pyr_pool_charge(pyr_pool *pool, size_t before, size_t bytes) {
 
 /* ---- pages ----------------------------------------------------------------------------------- */
 
+/* A slab of 16 pages, of which 3 are in use:
+ *
+ *     block   |pad|[0][1][2][3] ... [15]        pages begin at a multiple of 4096
+ *     pages     0 1 2 in use: refs >= 1
+ *     free      3 -> 4 -> ... -> 15             linked through `next`, the lowest first
+ *     used 3    the slab is listed in pool->open[kind], as it has free pages
+ *
+ * Invariants: a slab is listed while, and only while, it has a free page; used + free pages =
+ * count; a slab of which none is used is gone. */
 struct pyr_slab {
   pyr_slab *before, *after;      /* in the pool's list, while it has free pages */
   void *block;                   /* backend memory */
@@ -89,6 +106,9 @@ enum {
 #if defined(__SANITIZE_ADDRESS__)
 static int64_t slab_pages(const pyr_pool *pool, int kind) { return (void)pool, (void)kind, 1; }
 #else
+/* Of pages of 8192 bytes, at most 1 MiB / 8192 = 128: with none in use 16 are taken at once,
+ * with 400 in use 400 / 8 = 50, from 1,024 on 128. What is taken and not used is so an eighth of
+ * what is held, or 16 pages, at most. A page larger than 1 MiB is alone. */
 static int64_t slab_pages(const pyr_pool *pool, int kind) {
   int64_t most = (int64_t)(SLAB_BYTES / pool->page_bytes[kind]),
       wanted = pool->pages[kind] / SLAB_PART;
@@ -101,6 +121,8 @@ static size_t slab_bytes(int64_t count) {
   return sizeof(pyr_slab) + (size_t)count * sizeof(pyr_page);
 }
 
+/* At the front: the slab that last got a page back is used up first, and the others may run
+ * empty and go. */
 static void list_slab(pyr_pool *pool, pyr_slab *slab) {
   slab->before = NULL;
   slab->after = pool->open[slab->kind];
@@ -114,7 +136,8 @@ static void unlist_slab(pyr_pool *pool, pyr_slab *slab) {
   if (slab->after) slab->after->before = slab->before;
 }
 
-/* A slab of `count` pages, if there is memory for it. */
+/* A slab of `count` pages, if there is memory for it. A page that is alone is not aligned: 4096
+ * bytes would be lost for each. The host's part and the backend's come together, or neither. */
 static pyr_slab *slab_new(pyr_pool *pool, int kind, int64_t count) {
   size_t bytes = (size_t)count * pool->page_bytes[kind] + (count > 1 ? ALIGN : 0);
   pyr_slab *slab = pyr_alloc(pool->rt, slab_bytes(count));
@@ -134,6 +157,8 @@ static pyr_slab *slab_new(pyr_pool *pool, int kind, int64_t count) {
   return slab;
 }
 
+/* Where memory is short a smaller slab is tried: of 50 pages, then 12, then 3. The budget is
+ * asked first, and counts the page, not the slab. On failure nothing has changed. */
 pyr_status pyr_page_new(pyr_pool *pool, int kind, pyr_page **out) {
   pyr_status status = check_budget(pool, pool->page_bytes[kind]);
   if (status != PYR_OK) return status;
@@ -154,6 +179,8 @@ pyr_status pyr_page_new(pyr_pool *pool, int kind, pyr_page **out) {
 
 void pyr_page_retain(pyr_page *page) { page->refs++; }
 
+/* The page's memory is not cleared: who gets it next writes rows before it reads them. The slab
+ * goes with its last page, so memory returns as caches shrink. */
 void pyr_page_free(pyr_pool *pool, pyr_page *page) {
   if (page == NULL || --page->refs > 0) return;
   pyr_slab *slab = page->slab;
@@ -170,6 +197,8 @@ void pyr_page_free(pyr_pool *pool, pyr_page *page) {
   slab->free = page;
 }
 
+/* It never shrinks, and the old block serves on if a larger one cannot be had. One step at a
+ * time uses it: steps of one pool follow each other. */
 pyr_status pyr_pool_workspace(pyr_pool *pool, size_t bytes, void **out) {
   if (bytes > pool->workspace_bytes) {
     void *fresh = pool->be->alloc(pool->be, bytes);

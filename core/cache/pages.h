@@ -47,15 +47,20 @@ struct pyr_pool {
   size_t workspace_bytes;
 };
 
+/* References are counted without locks: pools, caches and models of one runtime belong
+ * to one thread at a time. */
 pyr_pool *pyr_pool_retain(pyr_pool *pool);
 
-/* A fresh page with one reference, contents undefined. PYR_BUDGET or PYR_MEMORY. */
+/* A fresh page with one reference, contents undefined. PYR_BUDGET or PYR_MEMORY. Plain pages of
+ * a lane's rows 0 to 31 take page_bytes[PYR_PAGE_PLAIN] of the budget, whoever shares them
+ * later. */
 pyr_status pyr_page_new(pyr_pool *pool, int kind, pyr_page **out);
 void pyr_page_retain(pyr_page *page);
 void pyr_page_free(pyr_pool *pool, pyr_page *page);  /* drops one reference; NULL is legal */
 
 /* Bookkeeping of a lane grows or shrinks to so many bytes. PYR_BUDGET: nothing has changed; never
- * for less than there was. */
+ * for less than there was. A lane whose bookkeeping grows from 64 to 96 rows, without a history,
+ * charges 256 and 384 bytes: 128 more. */
 pyr_status pyr_pool_charge(pyr_pool *pool, size_t before, size_t bytes);
 
 /* The decode workspace, at least `bytes` long; contents are not kept when it grows. Not counted

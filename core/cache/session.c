@@ -28,10 +28,32 @@
 #include <string.h>
 #include <unistd.h>
 
+/* Byte by byte, of 2 layers with one K/V head, rows of 64 values in f16 (128 bytes), 40 rows in
+ * the first lane and 24 in the second, no history, nothing compacted, no note:
+ *
+ *         0   header              256      magic 8, version and order 8, shape 16, hashes 32,
+ *                                          counters 32, name 160
+ *       256   state of layer 0    112      14 numbers of 8 bytes
+ *       368   state of layer 1    112
+ *       480   lane 0: 40, 0        16      rows, and whether a history follows
+ *       496   positions           160      40 * 4
+ *       656   page 0: K          4096      32 * 128
+ *      4752   page 0: V          4096
+ *      8848   page 1: K          1024      8 * 128: only rows that are there
+ *      9872   page 1: V          1024
+ *     10896   lane 1: 24, 0        16
+ *     10912   positions            96
+ *     11008   page 0: K, V       6144      2 * 24 * 128
+ *     17152   length of the note    8      0
+ *     17160   check                 8      FNV-1a of bytes 0 to 17159
+ *     17168   end
+ *
+ * Beside positions and rows there are 16 bytes a lane, 112 a layer and 272 a file. */
 enum { PYR_CACHE_VERSION = 4, PYR_CACHE_ORDER = 0x01020304,
        NOTE_MOST = 64 << 20 /* bytes: any conversation's messages */ };
 static const char cache_magic[8] = { 'P', 'Y', 'R', 'C', 'A', 'C', 'H', 'E' };
 
+/* Written as it lies in memory: its members leave no gaps, 256 bytes in all. */
 typedef struct pyr_cache_header {
   char magic[8];
   uint32_t version, order;
@@ -52,6 +74,7 @@ typedef struct pyr_stream {
   uint64_t left;                   /* reading: bytes before the check sum */
 } pyr_stream;
 
+/* The check is taken along as bytes go out, so that nothing is read twice; likewise in `get`. */
 static pyr_status put(pyr_stream *s, const void *data, size_t bytes) {
   char why[PYR_WHY_BYTES];
   s->hash = pyr_fnv(s->hash, data, bytes);
@@ -59,6 +82,8 @@ static pyr_status put(pyr_stream *s, const void *data, size_t bytes) {
       : pyr_runtime_set_error(s->rt, pyr_disk_status(), "%s", why);
 }
 
+/* Never reads into the check: `left` is what lies before it. So a file that ends early is
+ * noticed in the field that it ends in, and one that is longer at the end of the note. */
 static pyr_status get(pyr_stream *s, void *data, size_t bytes, const char *field) {
   if (bytes > s->left || (bytes && fread(data, 1, bytes, s->file) != bytes))
     return pyr_runtime_set_error(s->rt, PYR_FORMAT, "%s: truncated in %s", s->path, field);
@@ -67,17 +92,21 @@ static pyr_status get(pyr_stream *s, void *data, size_t bytes, const char *field
   return PYR_OK;
 }
 
+/* Rows are stored rotated: under other frequencies, or another gain, they would mean something
+ * else. */
 static uint64_t rope_hash(const pyr_model *model) {
   const pyr_model_config *c = &model->config;
   uint64_t hash = pyr_fnv(PYR_FNV_START, c->rope_freq, (size_t)(c->rope_dims / 2) * sizeof(float));
   return pyr_fnv(hash, &c->rope_gain, sizeof c->rope_gain);
 }
 
+/* 0 where nothing ever fires. */
 static uint64_t policy_hash(const pyr_policy *policy) {
   const char *name = policy->name ? policy->name : "";
   return policy->decode && policy->trigger ? pyr_fnv(PYR_FNV_START, name, strlen(name)) : 0;
 }
 
+/* Zeroed first, so that no byte of the file is left to chance and equal caches make equal files. */
 static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
   pyr_model *model = cache->pool->model;
   memset(h, 0, sizeof *h);
@@ -102,6 +131,8 @@ static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
 enum { STATE = 14 };   /* a layer's state as so many 64-bit numbers; the ramp or decay travels as
                           its bits */
 
+/* The order is the file's: [0..2] every, over, window; [3] once; [4..8] the tracked signal, its
+ * number x by its bits; [9..13] the decode state. */
 static void pack_state(const pyr_layer_state *state, int64_t out[STATE]) {
   const pyr_trigger *t = &state->trigger;
   uint32_t bits;
@@ -112,6 +143,7 @@ static void pack_state(const pyr_layer_state *state, int64_t out[STATE]) {
   memcpy(out, numbers, sizeof numbers);
 }
 
+/* Numbers have been checked against their types (load_state), so nothing is cut off. */
 static void unpack_state(const int64_t in[STATE], pyr_layer_state *state) {
   uint32_t bits = (uint32_t)in[8];
   pyr_trigger *t = &state->trigger;
@@ -131,7 +163,9 @@ static void unpack_state(const int64_t in[STATE], pyr_layer_state *state) {
 
 /* ---- save ------------------------------------------------------------------------------------ */
 
-/* The rows of one plane (K or V) of a page lie together; `buffer` holds a page. */
+/* The rows of one plane (K or V) of a page lie together; `buffer` holds a page. K comes first, n
+ * rows of it, and V, n rows: in memory V begins PYR_PAGE_ROWS rows behind K, whether the page is
+ * full or not. Bounded by one page and the numbers of one lane, however long it is. */
 static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lane *lane,
                             char *buffer, void *rows_buffer, const pyr_layer_state *state) {
   bool compact = state->compact;
@@ -172,6 +206,8 @@ pyr_status pyr_cache_save(const pyr_cache *cache, const char *path) {
   return pyr_cache_save_note(cache, path, NULL, 0);
 }
 
+/* The cache is only read. A save that fails leaves the destination as it was: what was written
+ * beside it is removed (pyr_output_abandon, which does nothing after a commit). */
 pyr_status pyr_cache_save_note(const pyr_cache *cache, const char *path, const char *note,
                                size_t length) {
   pyr_runtime *rt = cache->pool->rt;
@@ -228,7 +264,8 @@ static pyr_status bad(pyr_stream *s, const char *field, const char *what) {
   return pyr_runtime_set_error(s->rt, PYR_FORMAT, "%s: %s %s", s->path, field, what);
 }
 
-/* "NAME (weights 0123456789abcdef)", fit for a message whatever the file holds. */
+/* "NAME (weights 0123456789abcdef)", fit for a message whatever the file holds. Bytes that a
+ * terminal would act on become "?". */
 static void describe(char out[232], const pyr_cache_header *h) {
   char name[sizeof h->name];
   memcpy(name, h->name, sizeof name);
@@ -256,7 +293,9 @@ static pyr_status check_model(pyr_stream *s, const pyr_cache_header *h,
                                    into);
 }
 
-/* *same: whether the policy it is loaded under is the one it was saved under. */
+/* *same: whether the policy it is loaded under is the one it was saved under. From what it is
+ * (magic, version, byte order) to whose it is (model, tokenizer) to how it lies (shape, rope,
+ * dtype): the first that does not fit is the message that helps. */
 static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   pyr_cache_header h, mine;
   fill_header(cache, &mine);
@@ -293,6 +332,10 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   return PYR_OK;
 }
 
+/* Counts are checked before memory is asked for: rows against the tokens seen, and their bytes
+ * against what is left of the file, so that 16 bad bytes cannot ask for gigabytes. Invariant of
+ * the positions' loop: `before` is the last one read, so that they ascend over chunks, too. Page
+ * by page: rows behind the last are sent as zeros, not as what lay in the buffer. */
 static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, char *buffer,
                             const pyr_layer_state *state) {
   pyr_backend *be = cache->pool->be;
@@ -343,6 +386,7 @@ static pyr_status load_lane(pyr_stream *s, pyr_cache *cache, pyr_lane *lane, cha
   return status;
 }
 
+/* At most 64 MiB, and at most what the file has left. */
 static pyr_status load_note(pyr_stream *s, pyr_cache *cache) {
   uint64_t length;
   pyr_status status = get(s, &length, sizeof length, "the note");
@@ -355,7 +399,9 @@ static pyr_status load_note(pyr_stream *s, pyr_cache *cache) {
   return get(s, cache->note, (size_t)length, "the note");
 }
 
-/* Under another policy, nothing fires until the next prefill asks it for its triggers. */
+/* Under another policy, nothing fires until the next prefill asks it for its triggers. Ranges
+ * are those of the types that they go into: bytes from 3 to 6, 32 bits of a float at 8, counts
+ * that fit int32 elsewhere. */
 static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer, bool same) {
   int64_t numbers[STATE];
   pyr_status status = get(s, numbers, sizeof numbers, "a layer's state");
@@ -377,6 +423,9 @@ static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer, bool sa
       : PYR_OK;
 }
 
+/* A new cache is filled and handed out only when the check has matched; else it is freed, pages
+ * and all, and *out is as it was. The check comes last, so every field before it is checked by
+ * itself first: nothing in between may trust the file. */
 pyr_status pyr_cache_load(pyr_model *model, pyr_pool *pool, const pyr_policy *policy,
                           const char *path, pyr_cache **out) {
   pyr_runtime *rt = pool->rt;

@@ -7,7 +7,8 @@
 #include "cache/cache.h"
 
 /* How many rows of a lane are of the first n tokens. Positions ascend, so bisection finds it: rows
- * before `low` are of those tokens, rows from `high` on are not. */
+ * before `low` are of those tokens, rows from `high` on are not. Positions 0 2 5 7 9 and n = 6:
+ * 3 rows. Found in log2(rows) looks. */
 static int64_t rows_before(const int32_t *positions, int64_t rows, int64_t n) {
   int64_t low = 0, high = rows;
   while (low < high) {
@@ -17,6 +18,8 @@ static int64_t rows_before(const int32_t *positions, int64_t rows, int64_t n) {
   return low;
 }
 
+/* A lane loses its end, where its unranked rows are; 100 steps since the trigger
+ * fired are 90 if ten tokens go. Where more go than came since, the count begins anew. */
 static void truncate_state(pyr_layer_state *state, int64_t dropped, int64_t rows) {
   state->unranked = pyr_max(state->unranked - dropped, 0);
   state->since = pyr_max(state->since - dropped, 0);
@@ -24,6 +27,9 @@ static void truncate_state(pyr_layer_state *state, int64_t dropped, int64_t rows
   state->turned = pyr_min(state->turned, rows);
 }
 
+/* Two passes: the first finds out what each lane keeps, and may refuse; the second drops the
+ * rest, and cannot fail. Of 4 lanes cut to 6 tokens that hold 3 rows each, 4 * 6 - 12 = 12 rows
+ * count as evicted: what was dropped of tokens that are gone counts no more. */
 pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
   pyr_runtime *rt = cache->pool->rt;
   int64_t lanes = (int64_t)cache->layers * cache->heads, longest = 1, held = 0;
@@ -43,6 +49,7 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
                                    cache->policy.name ? cache->policy.name : "?", (long long)n);
     longest = pyr_max(longest, pyr_cache_layer_rows(cache, layer));
   }
+  /* Two host arrays: positions of one lane at a time, and what each lane keeps. */
   size_t bytes = (size_t)longest * sizeof(int32_t), keep_bytes = (size_t)lanes * sizeof(int64_t);
   int32_t *positions = pyr_alloc(rt, bytes);
   int64_t *keep = pyr_alloc(rt, keep_bytes);

@@ -38,11 +38,19 @@ static size_t page_bytes(const pyr_cache *cache, bool wide) {
   return cache->pool->page_bytes[wide ? PYR_PAGE_WIDE : PYR_PAGE_PLAIN];
 }
 
+/* What is put aside lies in one block: 40 lost rows take two pages, and behind them three arrays
+ * of 40 numbers, whether the lane has a history and births or not:
+ *
+ *     aside   [ page 0: rows 0..31 ][ page 1: rows 32..39 ][ positions ][ history ][ born ] */
 static size_t aside_bytes(const pyr_cache *cache, const pyr_undo_lane *u) {
   return (size_t)pages_for(u->lost) * page_bytes(cache, u->wide)
       + 3 * (size_t)u->lost * sizeof(int32_t);
 }
 
+/* What is copied here is small: counters and states. What depends on rows is copied by layer
+ * (pyr_undo_layer), as late as possible, so that a prefill that is refused early has cost
+ * nothing. The floor of a lane of 70 rows is 70: three pages stay, even if its plan leaves 10
+ * rows. */
 pyr_status pyr_undo_new(pyr_cache *cache, pyr_undo **out) {
   pyr_runtime *rt = cache->pool->rt;
   size_t states = (size_t)cache->layers * sizeof *cache->states;
@@ -76,6 +84,8 @@ static pyr_status copy_of(pyr_cache *cache, const void *from, int64_t rows, void
   return pyr_fill_zeros(be, (float *)*out + rows, room - rows);
 }
 
+/* 12 bytes a row at most. If it fails half way, `copied` says of which lanes there is a copy,
+ * and the others have not changed. */
 pyr_status pyr_undo_layer(pyr_undo *undo, int layer) {
   pyr_cache *cache = undo->cache;
   pyr_status status = PYR_OK;
@@ -95,6 +105,8 @@ pyr_status pyr_undo_layer(pyr_undo *undo, int layer) {
 
 /* ---- before an eviction ---------------------------------------------------------------------- */
 
+/* The second reference makes every page a shared one: gathering then writes survivors to fresh
+ * pages, and these stay as they are. */
 static pyr_status keep_pages(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u) {
   int64_t count = pages_for(u->rows);
   u->pages = pyr_alloc(cache->pool->rt, (size_t)count * sizeof *u->pages);
@@ -105,6 +117,8 @@ static pyr_status keep_pages(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u)
   return PYR_OK;
 }
 
+/* A lane like any other to the backend's gather, which writes into it, and from which rows come
+ * back. */
 static pyr_lane_view aside_view(const pyr_cache *cache, const pyr_undo_lane *u) {
   char *beside = u->aside + (size_t)pages_for(u->lost) * page_bytes(cache, u->wide);
   int32_t *numbers = (int32_t *)beside;
@@ -113,7 +127,14 @@ static pyr_lane_view aside_view(const pyr_cache *cache, const pyr_undo_lane *u) 
 }
 
 /* losers [lost] of a lane's `rows`: all of its first `older` that are not among idx, and as many
- * others as make `lost`. */
+ * others as make `lost`. Their number follows from counts alone, min(rows - kept, older): it
+ * need not be read back from a device. So where new rows leave, too, some of them fill up. Rows
+ * 0 to 3 are old, 4 and 5 new, rows 0, 2 and 4 stay, 3 leave:
+ *
+ *     stay        1  0  1  0  1  0
+ *     lose        0  1  0  1  0  1        1 - stay
+ *     weighed     0  1  0  1  0  0.5      new rows count half, so old losers come first
+ *     losers         1     3     5        the 3 highest; row 5 only fills up */
 static pyr_status list_losers(pyr_backend *be, float *work, int32_t *losers, int64_t rows,
                               int64_t older, const int32_t *idx, int64_t kept, int64_t lost) {
   float *lose = work, *stay = work + rows;
@@ -125,6 +146,8 @@ static pyr_status list_losers(pyr_backend *be, float *work, int32_t *losers, int
   return s == PYR_OK ? be->select(be, losers, lose, rows, lost, 0) : s;
 }
 
+/* What is allocated here is the undo's, also where a later part fails: it goes with lane_free.
+ * `ready` only says that the rows have been copied. */
 static pyr_status put_aside(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u,
                             const int32_t *losers) {
   pyr_backend *be = cache->pool->be;
@@ -143,6 +166,9 @@ static pyr_status put_aside(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u,
   return status;
 }
 
+/* Rows can only be put aside if every page of older rows is the lane's own: else survivors go to
+ * fresh pages (cache.c), and the shared ones, kept, still hold all of them. Nothing is done where
+ * no row leaves. On failure the lanes have not changed yet. */
 pyr_status pyr_undo_lanes(pyr_undo *undo, int layer, int head, int count, const int32_t *idx,
                           int64_t kept, bool moves) {
   pyr_cache *cache = undo->cache;
@@ -172,6 +198,8 @@ pyr_status pyr_undo_lanes(pyr_undo *undo, int layer, int head, int count, const 
 
 /* ---- the end --------------------------------------------------------------------------------- */
 
+/* Sizes follow from `rows` and `lost`, as they did when it was allocated; NULL is legal
+ * throughout. */
 static void lane_free(pyr_cache *cache, pyr_undo_lane *u) {
   pyr_backend *be = cache->pool->be;
   pyr_runtime *rt = cache->pool->rt;
@@ -186,6 +214,7 @@ static void lane_free(pyr_cache *cache, pyr_undo_lane *u) {
   pyr_release(rt, u->at, u->at ? u->at_bytes : 0);
 }
 
+/* With it goes the cache's own pointer: from here on the cache may begin another. */
 static void undo_free(pyr_undo *undo) {
   pyr_cache *cache = undo->cache;
   pyr_runtime *rt = cache->pool->rt;
@@ -195,6 +224,8 @@ static void undo_free(pyr_undo *undo) {
   pyr_release(rt, undo, undo_bytes(cache));
 }
 
+/* Without the floor a lane gives back what its rows no longer need: pages that it held for the
+ * case that did not come. */
 void pyr_undo_keep(pyr_undo *undo) {
   if (undo == NULL) return;
   pyr_cache *cache = undo->cache;
@@ -206,13 +237,24 @@ void pyr_undo_keep(pyr_undo *undo) {
   undo_free(undo);
 }
 
+/* Row 40 of plane V lies in page 1 at (1 * 32 + 8) rows from its beginning. */
 static char *row_at(const pyr_cache *cache, void *const *data, int64_t row, int plane) {
   size_t bytes = pyr_row_bytes(cache->pool->layout.dtype, cache->pool->layout.head_dim);
   return (char *)data[row / PYR_PAGE_ROWS] + (size_t)(plane * PYR_PAGE_ROWS
                                                       + row % PYR_PAGE_ROWS) * bytes;
 }
 
-/* Rows that were put aside go back between those that stayed. */
+/* Rows that were put aside go back between those that stayed. Invariant: rows above r are as
+ * they were, and what rows 0..r need lies in rows 0..j of the lane, with j <= r, or aside. A
+ * survivor's index never grew, so it is copied up or stays. Row 1 of four was lost, two came:
+ *
+ *     was    positions 0 1 2 3      lane now  0 2 3 4 5      aside  1
+ *     r = 3  position 3 stands at j = 2: copied to row 3     0 2 3 3 5
+ *     r = 2  position 2 stands at j = 1: copied to row 2     0 2 2 3 5
+ *     r = 1  position 1 is aside:        copied to row 1     0 1 2 3 5
+ *     r = 0  stands where it was, as all before it: done
+ *
+ * Positions and history are not moved here: whole copies of them take their place (lane_back). */
 static pyr_status rows_back(pyr_cache *cache, pyr_lane *lane, const pyr_undo_lane *u) {
   pyr_backend *be = cache->pool->be;
   size_t bytes = pyr_row_bytes(cache->pool->layout.dtype, cache->pool->layout.head_dim);
@@ -236,7 +278,10 @@ static pyr_status rows_back(pyr_cache *cache, pyr_lane *lane, const pyr_undo_lan
   return s;
 }
 
-/* Cannot fail unless the device does. */
+/* Cannot fail unless the device does. Three ways back. Nothing copied: no older row has changed,
+ * new ones are dropped. Rows aside: they have been copied back, and what lay beside them takes
+ * its place. Pages kept: they take the place of the lane's, with their references. The last two
+ * hand the copies over to the lane. */
 static void lane_back(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u) {
   if (!u->pages && u->ready) (void)rows_back(cache, lane, u);
   lane->floor = 0;
@@ -253,6 +298,7 @@ static void lane_back(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u) {
   u->page_count = 0;
 }
 
+/* After the rows, the counters: a failed call has never been. */
 void pyr_undo_restore(pyr_undo *undo) {
   pyr_cache *cache = undo->cache;
   for (int64_t i = 0; i < lane_count(cache); i++)

@@ -24,6 +24,7 @@
 
 typedef struct pyr_undo pyr_undo;
 
+/* Fails by lack of memory alone; then there is no undo, and lanes are as before. */
 pyr_status pyr_undo_new(pyr_cache *cache, pyr_undo **out);  /* cache->undo; lanes are marked */
 pyr_status pyr_undo_layer(pyr_undo *undo, int layer);  /* before the layer's tokens are stored */
 /* Before `count` equally long lanes from `head` on evict all but rows idx[0..kept). `moves`: rows

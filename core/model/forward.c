@@ -42,6 +42,10 @@
 #include "policy/policy.h"
 #include "cache/undo.h"
 
+/* Tokens of a chunk: enough that products are bound by arithmetic and not by reading weights,
+ * and few enough that activations stay small. Of width 576, 9 heads of 64 and an MLP of 1,536, a
+ * chunk takes 512 * (576 + 576 + 2 * 192 + 576 + 9 + 2 * 1,536) * 4 bytes, 10 MiB; the residual
+ * stream, all tokens of it, 2,304 bytes a token. */
 enum { PYR_CHUNK = 512 };
 
 typedef struct pyr_forward {       /* the activations of one chunk, backend memory */
@@ -65,6 +69,8 @@ typedef struct pyr_forward {       /* the activations of one chunk, backend memo
 /* What the activations are of: all tokens, those of a chunk, those whose logits are wanted. */
 typedef struct pyr_extent { int64_t tokens, chunk, logit_rows, turned, faults; } pyr_extent;
 
+/* Counts, and then cuts (arena.h): the one place that knows what a forward pass holds. Parts
+ * that a pass has no use for have no length. */
 static void layout(pyr_forward *f, const pyr_extent *e, pyr_arena *arena) {
   const pyr_model_config *c = &f->model->config;
   int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
@@ -84,6 +90,9 @@ static void layout(pyr_forward *f, const pyr_extent *e, pyr_arena *arena) {
   PYR_PART(arena, f->faults, e->faults);
 }
 
+/* The bounds by which a backend reserves its scratch: the longest row that is multiplied or
+ * normed, the most outputs of a product. Reserved once for all layers, so that none of them can
+ * fail for want of it. */
 static pyr_work work_of(const pyr_model *model, int64_t tokens, int64_t rows, int64_t sequences) {
   const pyr_model_config *c = &model->config;
   int64_t cols = pyr_max(pyr_max(c->width, c->ff), (int64_t)c->heads * c->head_dim);
@@ -94,7 +103,8 @@ static pyr_work work_of(const pyr_model *model, int64_t tokens, int64_t rows, in
 
 /* ---- one layer ------------------------------------------------------------------------------- */
 
-/* out [n, heads, head_dim] = f->h W + b, normed and rotated to `pos`: queries or keys. */
+/* out [n, heads, head_dim] = f->h W + b, normed and rotated to `pos`: queries or keys. The norm,
+ * where a family has one (Qwen3), is each head's own, and comes before the rotation. */
 static pyr_status layer_rotated(pyr_forward *f, float *out, const pyr_tensor *w, const float *bias,
                                 const float *norm, int32_t heads, const int32_t *pos, int64_t n) {
   const pyr_model_config *c = &f->model->config;
@@ -105,7 +115,8 @@ static pyr_status layer_rotated(pyr_forward *f, float *out, const pyr_tensor *w,
                   c->rope_style, c->rope_gain);
 }
 
-/* x [n, width] -> q (where wanted), k, v; q and k rotated to `rot`. */
+/* x [n, width] -> q (where wanted), k, v; q and k rotated to `rot`. f->h is free again
+ * afterwards. Products: n * width * (heads + 2 * kv_heads) * head_dim. */
 static pyr_status layer_project(pyr_forward *f, const pyr_layer *l, const float *x,
                                 const int32_t *rot, int64_t n, bool queries) {
   const pyr_model_config *c = &f->model->config;
@@ -116,18 +127,23 @@ static pyr_status layer_project(pyr_forward *f, const pyr_layer *l, const float 
   return be->linear(be, f->v, f->h, &l->v, l->v_bias, n, f->exact);
 }
 
+/* Views hold addresses of pages and tables: they are made anew whenever rows were reserved or
+ * moved. */
 static void get_views(const pyr_cache *cache, int layer, pyr_lane_view *views) {
   for (int head = 0; head < cache->heads; head++)
     views[head] = pyr_lane_get_view(pyr_cache_lane(cache, layer, head));
 }
 
-/* Counts n rows that were stored in a layer's lanes, of which `views` are. */
+/* Counts n rows that were stored in a layer's lanes, of which `views` are. In the lanes and in
+ * the views that were made of them, so that attention sees the rows. */
 static void add_rows(pyr_cache *cache, int layer, pyr_lane_view *views, int64_t n) {
   for (int head = 0; head < cache->heads; head++)
     views[head].rows = pyr_cache_lane(cache, layer, head)->rows += n;
 }
 
-/* x += att W_o;  x += mlp(x). */
+/* x += att W_o;  x += mlp(x). Both products add to the residual stream themselves
+ * (PYR_LINEAR_ADD), so x is read and written once each. Products: n * width * (heads * head_dim
+ * + 3 * ff), most of a layer's work. */
 static pyr_status layer_finish(pyr_forward *f, const pyr_layer *l, float *x, const float *att,
                                int64_t n) {
   const pyr_model_config *c = &f->model->config;
@@ -140,13 +156,17 @@ static pyr_status layer_finish(pyr_forward *f, const pyr_layer *l, float *x, con
   return be->linear(be, x, f->gate, &l->down, NULL, n, PYR_LINEAR_ADD | f->exact);
 }
 
-/* logits of x [n, width] into f->logits. */
+/* logits of x [n, width] into f->logits. Products: n * width * vocab. Of one token alone, a
+ * vocabulary of 49,152 costs as much as 8 layers of the small model above. */
 static pyr_status project_logits(pyr_forward *f, const float *x, int64_t n) {
   const pyr_model_config *c = &f->model->config;
   PYR_TRY(f->be->rms_norm(f->be, f->h, x, f->model->out_norm, n, c->width, c->norm_eps));
   return f->be->linear(f->be, f->logits, f->h, &f->model->output, NULL, n, f->exact);
 }
 
+/* The context bounds what is rotated to: of a compacted layer with 300 rows the next token is
+ * rotated to 300, whatever has been read; of others to the number of tokens read. Positions
+ * themselves are only bounded by 2^31. */
 static pyr_status check_tokens(const pyr_cache *cache, const int32_t *ids, int64_t n) {
   const pyr_model_config *c = &cache->pool->model->config;
   pyr_runtime *rt = cache->pool->rt;
@@ -193,7 +213,10 @@ typedef struct pyr_prefill {
   int32_t *faults;                 /* host [layers] */
 } pyr_prefill;
 
-/* Room for the alive tokens in each lane of the layer, and a way back for what lies there. */
+/* Room for the alive tokens in each lane of the layer, and a way back for what lies there. Undo
+ * first: it copies what a plan may change while that is still as it was. Reserving room for
+ * tokens that will be evicted a moment later is the price of ranking them: one layer's worth at
+ * a time. */
 static pyr_status prefill_reserve(pyr_prefill *p, int layer) {
   pyr_cache *cache = p->cache;
   bool history = pyr_trigger_tracks(&p->plan.trigger);
@@ -203,7 +226,10 @@ static pyr_status prefill_reserve(pyr_prefill *p, int layer) {
   return pyr_lanes_list(cache, pyr_cache_lane(cache, layer, 0), cache->heads);
 }
 
-/* Alive tokens [at, at + n) through the layer. */
+/* Alive tokens [at, at + n) through the layer. Of 1,200 alive tokens the chunks are [0, 512),
+ * [512, 1024), [1024, 1200). Each attends to all rows stored so far, its own included: causal,
+ * as positions mask. In the last layer all three store K and V, and only token 1,199 goes on to
+ * the MLP. */
 static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n) {
   pyr_forward *f = &p->f;
   pyr_backend *be = f->be;
@@ -241,7 +267,10 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n
   return layer_finish(f, l, x + skip * c->width, f->att + skip * c->heads * c->head_dim, n - skip);
 }
 
-/* All alive tokens through the layer, whose plan has memory now; then the plan runs. */
+/* All alive tokens through the layer, whose plan has memory now; then the plan runs. Invariant:
+ * at the loop's head, tokens [0, at) are through the layer, their K and V are stored, and f->x
+ * holds their residual stream after it; tokens from `at` on are as the layer before left them.
+ * Progress counts prompt tokens, of which an alive one stands for n / alive. */
 static pyr_status prefill_run(pyr_prefill *p, int layer) {
   pyr_forward *f = &p->f;
   const pyr_model_config *c = &f->model->config;
@@ -264,6 +293,8 @@ static pyr_status prefill_run(pyr_prefill *p, int layer) {
   return PYR_OK;
 }
 
+/* The plan's memory lives from begin to free, around one layer: the next layer's takes its
+ * place. */
 static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   PYR_TRY(pyr_layer_plan_ask(&p->plan, p->cache, layer, p->n, p->alive, p->flags));
   PYR_TRY(prefill_reserve(p, layer));
@@ -274,6 +305,8 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   return s;
 }
 
+/* A chunk of logits at a time: 512 * 49,152 floats are 96 MiB, those of a whole prompt may be
+ * gigabytes. */
 static pyr_status prefill_logits(pyr_prefill *p, float *logits) {
   pyr_forward *f = &p->f;
   const pyr_model_config *c = &f->model->config;
@@ -299,7 +332,10 @@ static pyr_status prefill_check(const pyr_prefill *p) {
   return PYR_OK;
 }
 
-/* From ids to logits (NULL: not wanted); all memory but the lanes' and the plans' is there. */
+/* From ids to logits (NULL: not wanted); all memory but the lanes' and the plans' is there. The
+ * order is that of the computation: nothing goes back to the host before the last layer has been
+ * asked for, so a device is never waited for in between, but where a plan's
+ * counts depend on scores, or its policy ranks by a function of its own. */
 static pyr_status prefill_layers(pyr_prefill *p, const int32_t *ids, float *logits) {
   pyr_cache *cache = p->cache;
   pyr_forward *f = &p->f;
@@ -323,7 +359,9 @@ static void prefill_layout_host(pyr_prefill *p, pyr_arena *host) {
 }
 
 /* Takes the memory of a whole prefill: activations in *block, host arrays in *host. The caller
- * releases both, whatever is returned. */
+ * releases both, whatever is returned. Two blocks, so that failure has two things to give back,
+ * whatever was laid out in them. rows: the most that a lane can hold during the pass, before
+ * anything is evicted. */
 static pyr_status prefill_memory(pyr_prefill *p, bool logits, pyr_arena *block, pyr_arena *host) {
   pyr_cache *cache = p->cache;
   pyr_backend *be = p->f.be;
@@ -348,6 +386,9 @@ static pyr_status prefill_memory(pyr_prefill *p, bool logits, pyr_arena *block, 
   return be->reserve(be, &work);
 }
 
+/* What an older row can lose: its place, its key or its values (a plan evicts, turns or merges),
+ * or what was tracked of it (a trigger starts anew, or adds). A cache without a policy only
+ * appends. */
 static bool changes_older_rows(const pyr_cache *cache, int flags) {
   if (cache->policy.prefill && !(flags & PYR_PREFILL_NO_PRUNE)) return true;
   if (cache->policy.trigger && !(flags & PYR_PREFILL_NO_PRUNE)) return true;
@@ -356,6 +397,9 @@ static bool changes_older_rows(const pyr_cache *cache, int flags) {
   return false;
 }
 
+/* Three ways back, from the most that may have changed to the least: undo, where older rows may
+ * have; clear, where there were none; drop_marked, where only new rows came. Counters move at
+ * the end, but for `computed` and `evicted`, which are put back. */
 pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, int flags,
                              float *logits) {
   pyr_runtime *rt = cache->pool->rt;
@@ -417,6 +461,7 @@ typedef struct pyr_decode {
   pyr_sample_batch samples;
 } pyr_decode;
 
+/* A sequence twice would append two rows to one lane with one position. */
 static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int count) {
   pyr_pool *pool = caches[0]->pool;
   for (int i = 0; i < count; i++) {
@@ -438,7 +483,9 @@ static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int c
   return PYR_OK;
 }
 
-/* How much of everything the step takes. */
+/* How much of everything the step takes. A plan is due where one step is left: this one.
+ * `turned` is only laid out where some layer of some cache is compacted; then for all layers and
+ * sequences, as rot[layer * count + i]. */
 static void step_count_up(pyr_decode *d) {
   int layers = d->f.model->config.layers;
   bool compact = false;
@@ -451,6 +498,7 @@ static void step_count_up(pyr_decode *d) {
   if (compact) d->turned = (int64_t)layers * d->count;
 }
 
+/* Counts, and then cuts, as `layout` does, with parts that the host alone reads. */
 static void step_layout_host(pyr_decode *d, bool samples, pyr_arena *host) {
   int32_t heads = d->f.model->config.kv_heads;
   PYR_PART(host, d->rows, d->count);
@@ -463,7 +511,12 @@ static void step_layout_host(pyr_decode *d, bool samples, pyr_arena *host) {
   if (samples) pyr_sample_batch_layout(&d->samples, d->count, host);
 }
 
-/* Positions of the step's tokens, and what q and k are rotated to in each layer. */
+/* Positions of the step's tokens, and what q and k are rotated to in each layer. Sequences of 40
+ * and 900 tokens, the first compacted to 20 rows in layer 1 and not in layer 0:
+ *
+ *     pos                40  900
+ *     rot    layer 0     40  900
+ *            layer 1     20  900 */
 static void step_place(pyr_decode *d) {
   for (int i = 0; i < d->count; i++) d->pos[i] = (int32_t)d->caches[i]->tokens;
   for (int64_t i = 0; i < d->turned; i++) {
@@ -474,7 +527,8 @@ static void step_place(pyr_decode *d) {
   }
 }
 
-/* Asks the policies of all caches for the plans that will run at the end of this step. */
+/* Asks the policies of all caches for the plans that will run at the end of this step. In the
+ * order of sequences and then layers; room for due_count of them has been laid out. */
 static pyr_status step_ask(pyr_decode *d) {
   for (int i = 0; i < d->count; i++)
     for (int layer = 0; layer < d->f.model->config.layers; layer++)
@@ -483,7 +537,9 @@ static pyr_status step_ask(pyr_decode *d) {
   return PYR_OK;
 }
 
-/* Makes room for one row in every lane, and makes writable what this step's plans will gather. */
+/* Makes room for one row in every lane, and makes writable what this step's plans will gather.
+ * Most steps find room: a lane takes a new page every 32 steps. Page tables go over last, when
+ * all pages are known. */
 static pyr_status step_reserve_rows(pyr_decode *d) {
   const pyr_model_config *c = &d->f.model->config;
   for (int i = 0; i < d->count; i++)
@@ -497,7 +553,9 @@ static pyr_status step_reserve_rows(pyr_decode *d) {
   return PYR_OK;
 }
 
-/* All memory of the step, in the workspace that the pool keeps between steps. */
+/* All memory of the step, in the workspace that the pool keeps between steps. The backend's
+ * scratch, the workspace, then rows: what fails leaves lanes that have room to spare, and
+ * step_undo gives that back (pyr_lane_truncate trims). */
 static pyr_status step_reserve(pyr_decode *d, const pyr_work *work) {
   pyr_backend *be = d->f.be;
   pyr_extent extent = { .tokens = d->count, .chunk = d->count, .logit_rows = d->count,
@@ -528,7 +586,7 @@ static pyr_status step_keep_losers(pyr_decode *d) {
   return PYR_OK;
 }
 
-/* Rows are as they were before the step. */
+/* Rows are as they were before the step. An undo, where there is one, has the marks and more. */
 static void step_undo(const pyr_decode *d) {
   for (int i = 0; i < d->count; i++) {
     if (d->caches[i]->undo) pyr_undo_restore(d->caches[i]->undo);
@@ -536,6 +594,9 @@ static void step_undo(const pyr_decode *d) {
   }
 }
 
+/* One product for all sequences, so that weights are read once; then each sequence's row to its
+ * own lanes, and its query along them. Invariant: views[i * kv_heads + g] is lane g of sequence
+ * i in this layer, and holds the step's row once add_rows has counted it. */
 static pyr_status step_layer(pyr_decode *d, int layer) {
   pyr_forward *f = &d->f;
   const pyr_model_config *c = &f->model->config;
@@ -563,6 +624,7 @@ static pyr_status step_layer(pyr_decode *d, int layer) {
   return layer_finish(f, l, f->x, f->att, d->count);
 }
 
+/* Reads every weight once: at one sequence that is what a step costs. */
 static pyr_status step_layers(pyr_decode *d) {
   pyr_backend *be = d->f.be;
   const pyr_model *model = d->f.model;
@@ -587,7 +649,8 @@ static pyr_status step_compute(pyr_decode *d, const int32_t *ids, const pyr_work
   return s == PYR_OK ? ended : s;
 }
 
-/* One token more, or (by -1) one less again. */
+/* One token more, or (by -1) one less again. Before plans run: a trigger's `since` and
+ * `unranked` count the step that is being ended. */
 static void step_tally(const pyr_decode *d, int by) {
   int layers = d->f.model->config.layers;
   for (int i = 0; i < d->count; i++) {
@@ -599,7 +662,8 @@ static void step_tally(const pyr_decode *d, int by) {
 }
 
 /* To the host; at once where the caller's vectors follow each other, as a device is waited for each
- * time. */
+ * time. Vectors of 4 sequences of which the first three follow each other and the fourth lies
+ * elsewhere: two transfers. */
 static pyr_status step_logits(const pyr_decode *d, float *const *logits) {
   int64_t vocab = d->f.model->config.vocab;
   for (int i = 0, together; logits && i < d->count; i += together) {
@@ -613,7 +677,9 @@ static pyr_status step_logits(const pyr_decode *d, float *const *logits) {
   return PYR_OK;
 }
 
-/* All that can fail while rows can still be dropped again: on failure the caller does. */
+/* All that can fail while rows can still be dropped again: on failure the caller does. Rows are
+ * there (step_compute), and are counted (step_tally), before plans rank them; on failure both
+ * are taken back, the count here and the rows by the caller. */
 static pyr_status step_run(pyr_decode *d, const int32_t *ids, float *const *logits) {
   pyr_work work = work_of(d->f.model, d->count, d->longest, d->count);
   PYR_TRY(step_ask(d));
@@ -630,7 +696,8 @@ static pyr_status step_run(pyr_decode *d, const int32_t *ids, float *const *logi
   return s;
 }
 
-/* The due plans' losers leave. Only where they were kept can a no bring them back. */
+/* The due plans' losers leave. Only where they were kept can a no bring them back. All caches'
+ * undos end here, kept or restored: none outlives a step. */
 static pyr_status step_evict(pyr_decode *d) {
   bool kept = d->due.count > 0 && d->due.each[0].splits.cache->undo;
   pyr_status s = pyr_evictions_gather(&d->due);

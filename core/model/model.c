@@ -26,12 +26,16 @@
 #include <stdio.h>
 #include <string.h>
 
+/* A piece of 4 Mi values is 8 MiB of f16: some milliseconds of work, so that progress is told
+ * often and a cancel is soon heard. */
 #define PIECE_VALUES (4 << 20)   /* values converted between two reports of progress */
 
+/* Released with the model, one by one; the last one may be given back alone (disown). */
 struct pyr_owned { void *ptr; size_t bytes; };   /* a block of backend memory */
 
 /* ---- roles ----------------------------------------------------------------------------------- */
 
+/* The dimensions that shapes are made of; dim_of says how large each is in a configuration. */
 typedef enum dim { ONE, WIDTH, FF, VOCAB, HEAD, Q_ROWS, KV_ROWS } dim;
 
 /* What a role is called in messages, its shape, and where it lies: in pyr_layer, or in pyr_model
@@ -62,6 +66,7 @@ static const struct role {
   [PYR_W_DOWN]      = { "down", WIDTH, FF, true, true, offsetof(pyr_layer, down) },
 };
 
+/* Of 9 query heads and 3 K/V heads of 64 values: Q_ROWS is 576, KV_ROWS 192. */
 static int64_t dim_of(const pyr_model_config *c, dim d) {
   switch (d) {
     case WIDTH: return c->width;
@@ -82,6 +87,7 @@ static void *place_of(pyr_model *model, pyr_role role, int layer) {
   return base + roles[role].place;
 }
 
+/* A model begins as zeros, and what is bound is none: a rank of 2, or an address. */
 static bool is_bound(pyr_model *model, pyr_role role, int layer) {
   void *place = place_of(model, role, layer);
   return is_vector(role) ? *(float **)place != NULL : ((pyr_tensor *)place)->rank != 0;
@@ -89,6 +95,9 @@ static bool is_bound(pyr_model *model, pyr_role role, int layer) {
 
 /* ---- configuration --------------------------------------------------------------------------- */
 
+/* Ranges are wide enough for any model known, and narrow enough that products of two of them fit
+ * in 64 bits: vocab * width is at most 2^22 * 2^18 = 2^40 values. Single numbers come first,
+ * then what they must be to each other; whatever follows may rely on all of it. */
 static pyr_status check_config(pyr_runtime *rt, const pyr_model_config *c) {
   const struct { const char *name; int64_t value, low, high; } ranges[] = {
     { "layers", c->layers, 1, 1024 },        { "heads", c->heads, 1, 1024 },
@@ -127,7 +136,8 @@ static pyr_status check_config(pyr_runtime *rt, const pyr_model_config *c) {
   return PYR_OK;
 }
 
-/* Values of all the matrices that a model of this configuration can have, for progress. */
+/* Values of all the matrices that a model of this configuration can have, for progress. Optional
+ * matrices count, too: a model whose output is tied to its embedding stops short of the end, and pyr_model_ready reports the rest. */
 static int64_t values_expected(const pyr_model_config *c) {
   int64_t total = 0;
   for (int r = 0; r < PYR_ROLES; r++)
@@ -140,6 +150,9 @@ static int64_t values_expected(const pyr_model_config *c) {
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
+/* Owns: copies of the configuration's arrays, so the caller's may go; the frequencies a second
+ * time in backend memory. On failure pyr_model_free gives back what there is, as each member is
+ * NULL till then. */
 pyr_status pyr_model_new(pyr_runtime *rt, const pyr_model_config *config, pyr_model **out) {
   pyr_status status = check_config(rt, config);
   if (status != PYR_OK) return status;
@@ -177,11 +190,14 @@ fail:
   return status;
 }
 
+/* Pools hold it, and whoever made it: the weights go with the last of them. */
 pyr_model *pyr_model_retain(pyr_model *model) {
   model->refs++;
   return model;
 }
 
+/* Files last of the weights: tensors point into them. The runtime goes at the very end, as the
+ * memory is its. */
 void pyr_model_free(pyr_model *model) {
   if (!model || --model->refs > 0) return;
   pyr_runtime *rt = model->rt;
@@ -208,7 +224,8 @@ uint64_t pyr_model_bytes(const pyr_model *model) { return model->bytes; }
 /* ---- memory of weights ----------------------------------------------------------------------- */
 
 /* Room for one more element in an array of the model's; NULL if there is none, and the array is as
- * before. */
+ * before. 16, 32, 64 … elements, so that a model of some hundred weights moves its lists a few
+ * times. */
 static void *grow(pyr_runtime *rt, void *array, size_t size, size_t count, size_t *room) {
   if (count < *room) return array;
   size_t more = *room ? *room * 2 : 16;
@@ -217,6 +234,8 @@ static void *grow(pyr_runtime *rt, void *array, size_t size, size_t count, size_
   return grown;
 }
 
+/* The list has room before memory is asked for: so what has been allocated is always noted, and
+ * never lost. */
 static pyr_status own(pyr_model *model, size_t bytes, void **out) {
   pyr_backend *be = pyr_runtime_backend(model->rt);
   struct pyr_owned *owned = grow(model->rt, model->owned, sizeof *owned, model->owned_count,
@@ -237,6 +256,7 @@ static void disown(pyr_model *model) {
   be->release(be, last.ptr, last.bytes);
 }
 
+/* Once for each file, however many tensors lie in it: a model in 4 shards keeps 4. */
 static pyr_status keep_file(pyr_model *model, pyr_file *file) {
   for (size_t i = 0; i < model->file_count; i++)
     if (model->files[i] == file) return PYR_OK;
@@ -248,7 +268,9 @@ static pyr_status keep_file(pyr_model *model, pyr_file *file) {
   return PYR_OK;
 }
 
-/* Where a backend computes in the host's memory, mappings serve as they are. */
+/* Where a backend computes in the host's memory, mappings serve as they are. Then a matrix that
+ * keeps its dtype and lies aligned costs no memory: the system reads its pages from the file as
+ * they are used, and shares them between processes. */
 static bool reads_host_memory(const pyr_backend *be) { return !be->own_memory; }
 
 /* ---- binding --------------------------------------------------------------------------------- */
@@ -263,6 +285,8 @@ static bool is_converted(const pyr_dtype_info *info) {
   return pyr_dtype_describe(info->at_load) != info;
 }
 
+/* Two cases for the message: a type that some backend takes, or that converts, is to be bound
+ * converted; any other is refused with the names of those that would do. */
 static pyr_status refuse_dtype(pyr_model *model, const char *path, const char *name,
                                const pyr_dtype_info *info) {
   char known[128], converted[160], how[320];
@@ -277,6 +301,7 @@ static pyr_status refuse_dtype(pyr_model *model, const char *path, const char *n
                                name, info->name, how);
 }
 
+/* Read by all workers of a piece at once, written by none of them. */
 struct conversion {   /* rows [first, first+n) of a matrix, one task each */
   const pyr_tensor *from;
   pyr_dtype as;
@@ -286,6 +311,7 @@ struct conversion {   /* rows [first, first+n) of a matrix, one task each */
   float *scratch;     /* [workers, cols] */
 };
 
+/* Rows are independent, and each worker has a row of f32 of its own. */
 static void convert_row(void *ctx, int64_t task, int worker) {
   const struct conversion *c = ctx;
   int64_t cols = c->from->shape[1];
@@ -295,7 +321,15 @@ static void convert_row(void *ctx, int64_t task, int worker) {
   pyr_row_from_f32(c->out + (size_t)task * c->stride, c->as, values, cols);
 }
 
-/* Fills `to` (backend memory) with the rows of `from` in the dtype and the order of `bound`. */
+/* Fills `to` (backend memory) with the rows of `from` in the dtype and the order of `bound`. A
+ * piece is whole rows, and whole packs where rows lie interleaved: of 576 columns and packs of
+ * 16, (4,194,304 / 576 / 16 + 1) * 16 = 7,296 rows. Three ways, by where a piece is made ready:
+ *
+ *     dtype kept                from (the file)                     -> interleave or upload
+ *     converted, host memory    straight into its place             -> nothing
+ *     converted, otherwise      staging (one piece)                 -> interleave or upload
+ *
+ * So beside the matrix itself one piece and a row for each worker are held, whatever its size. */
 static pyr_status fill_matrix(pyr_model *model, char *to, const pyr_tensor *bound,
                               const pyr_tensor *from) {
   pyr_runtime *rt = model->rt;
@@ -345,6 +379,7 @@ done:
   return status;
 }
 
+/* Norms and biases are f32 everywhere, whatever the file has: they are small, and added exactly. */
 static pyr_status bind_vector(pyr_model *model, float **place, const pyr_tensor *view) {
   pyr_runtime *rt = model->rt;
   pyr_backend *be = pyr_runtime_backend(rt);
@@ -363,7 +398,9 @@ static pyr_status bind_vector(pyr_model *model, float **place, const pyr_tensor 
   return status;
 }
 
-/* A weight's part of the fingerprint, from how it lies in its file. */
+/* A weight's part of the fingerprint, from how it lies in its file. Weights add up to the
+ * model's fingerprint in any order, as each is mixed by itself first; role and layer are part of
+ * it, so that two that changed places are told apart. Large ones are sampled. */
 static uint64_t print_of(pyr_role role, int layer, const pyr_tensor *view) {
   const int64_t head[5] = { role, layer, view->dtype, view->shape[0], view->shape[1] };
   size_t bytes = view->rank == 2 ? view->stride * (size_t)view->shape[0]
@@ -371,7 +408,10 @@ static uint64_t print_of(pyr_role role, int layer, const pyr_tensor *view) {
   return pyr_fnv_mix(pyr_fnv_sample(pyr_fnv(PYR_FNV_START, head, sizeof head), view->data, bytes));
 }
 
-/* `looked_up`: single rows are read, as they lie in the file. */
+/* `looked_up`: single rows are read, as they lie in the file. Two ends: the matrix stays in its
+ * mapping and costs nothing but a reference to the file; or it is copied or converted to memory
+ * of the model's, and the file's pages may leave the page cache (pyr_file_forget). `place` is
+ * written last: until then nothing is bound. */
 static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_tensor_spec *spec,
                               const pyr_tensor *view, bool aligned, bool looked_up, int as) {
   pyr_backend *be = pyr_runtime_backend(model->rt);
@@ -410,6 +450,8 @@ static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_ten
   return PYR_OK;
 }
 
+/* Order of checks: what the caller got wrong (role, layer, dtype, twice), then what the file has
+ * (type, shape). After a failure the role is free, and may be bound again. */
 pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_tensor_spec *spec,
                           int as) {
   pyr_runtime *rt = model->rt;
@@ -465,6 +507,7 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
   return status;
 }
 
+/* By address: a view into a mapped file begins inside of it. A model has a few files at most. */
 static bool lies_in_mapping(const pyr_model *model, const pyr_tensor *t) {
   for (size_t i = 0; i < model->file_count; i++) {
     uintptr_t begin = (uintptr_t)pyr_file_data(model->files[i]), at = (uintptr_t)t->data;
@@ -474,6 +517,7 @@ static bool lies_in_mapping(const pyr_model *model, const pyr_tensor *t) {
   return false;
 }
 
+/* Reads samples of the mapped weights the first time it is asked, and keeps the result. */
 uint64_t pyr_model_fingerprint(pyr_model *model) {
   if (!model->ready || model->printed) return model->print;
   for (int layer = 0; layer < model->config.layers; layer++)
@@ -488,6 +532,8 @@ uint64_t pyr_model_fingerprint(pyr_model *model) {
   return model->print;
 }
 
+/* A name of more than 159 bytes is cut before the character that would not fit: bytes 10xxxxxx
+ * go on with one, and are skipped backwards. */
 void pyr_model_identify(pyr_model *model, const char *name, uint64_t tokenizer) {
   size_t bytes = name ? strlen(name) : 0;
   if (bytes >= sizeof model->name) {
@@ -500,6 +546,11 @@ void pyr_model_identify(pyr_model *model, const char *name, uint64_t tokenizer) 
   model->tokenizer = tokenizer;
 }
 
+/* What layer 0 has of optional weights is what all must have.
+ *
+ *     q_bias in layer   0  1  2  3         wanted in all
+ *                       x  x  .  x         layer 2: "missing"
+ *                       .  .  x  .         layer 2: "there, but layer 0 has none" */
 pyr_status pyr_model_ready(pyr_model *model) {
   if (model->ready) return PYR_OK;
   for (int layer = 0; layer < model->config.layers; layer++)

@@ -108,7 +108,7 @@ static void add_text(score_text *t, const char *format, ...) {
  *
  *     index      0           1            2      3
  *     op         attention   value_norm   *      position
- *     wanted     0           1            2      begin_of(2) starts at 1, and ends with 0 at index 0 */
+ *     wanted     0           1            2      begin_of(2) begins with 1, ends at index 0 */
 static int begin_of(const pyr_score *score, int last) {
   int wanted = 1;
   for (int i = last; i >= 0; i--) {
