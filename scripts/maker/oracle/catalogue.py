@@ -11,6 +11,7 @@ pyramidinfer.py's. n: the prompt's tokens; budget: `rows`, or ceil(ratio*n) wher
                 what all queries gave, which before each step is multiplied by 1 - 1/history. The last ceil(budget*recent)
                 rows stay (arXiv 2305.17118, with sums for its counts).
 
+    pip install -r scripts/maker/oracle/requirements.txt
     python scripts/maker/oracle/catalogue.py           makes the golden data of both models (a few minutes)
 """
 import math, os, sys

@@ -5,6 +5,7 @@ Owns spec/fixtures/chat/golden.json; the templates beside it (*.jinja) are the m
 are rendered with and without a generation prompt; "calls" have tools, calls of them, parts and thinking turned off.
 null: the template refuses them.
 
+    pip install -r scripts/maker/oracle/requirements.txt
     python scripts/maker/oracle/chat.py
 """
 import glob

@@ -16,6 +16,7 @@ budget: `rows`, or ceil(ratio*n) where rows is 0. Attention is averaged over the
              there are more than budget + slack rows, the newest query's attention included.
 Ties go to the lower position. Positions stay what they were.
 
+    pip install -r scripts/maker/oracle/requirements.txt
     python scripts/maker/oracle/evictors.py           makes the golden data of both models (a few minutes)
     python scripts/maker/oracle/evictors.py --check   compares: logits with transformers, decisions with float32
 """

@@ -10,6 +10,7 @@ The weights are drawn so that a wrong engine cannot pass by luck: attention is p
 taken only if at each of the 200 greedy steps the best logit leads the second by more than MARGIN of the largest
 magnitude, so that equality of ids is a fair test in float32.
 
+    pip install -r scripts/maker/oracle/requirements.txt
     python scripts/maker/oracle/families.py            makes every family anew (the same bytes each time)
     python scripts/maker/oracle/families.py qwen3      makes one
     python scripts/maker/oracle/families.py --check    compares the stored logits with float64 runs and with perturbed models

@@ -6,6 +6,7 @@ Owns spec/fixtures/fp8/. Source: torch.float8_e4m3fn. Nothing here knows Pyramid
     e4m3.bin   the 256 values as f32, in the order of their bytes; then 3000 values as f32, which no rounding takes beyond 448;
                then the bytes that those become
 
+    pip install -r scripts/maker/oracle/requirements.txt
     python scripts/maker/oracle/fp8_fixtures.py
 """
 import os

@@ -16,6 +16,7 @@ Pyramid.
     converted.gguf      tensor T and T.f32 as in dtypes.gguf, of the dtypes that models hold only converted, and a second
                         tensor T.edges of scales and bits at their ends
 
+    pip install -r scripts/maker/oracle/requirements.txt
     python scripts/maker/oracle/gguf_fixtures.py              all of it
     python scripts/maker/oracle/gguf_fixtures.py converted    only converted.gguf, which needs no torch
 """
@@ -32,6 +33,7 @@ DTYPES = dict(f32=T.F32, f16=T.F16, bf16=T.BF16, q8_0=T.Q8_0, q4_0=T.Q4_0, q4_k=
 SCALES = {T.Q8_0: [0], T.Q4_0: [0], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208],
           T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2],
           T.Q2_K: [80, 82], T.Q3_K: [108], T.IQ4_NL: [0], T.IQ4_XS: [0]}  # where the f16 scales of a block lie
+OWN_RULES = (T.F32, T.F16, T.BF16, T.F64, T.MXFP4, T.NVFP4)  # no f16 scales: write_dtypes and random_values know what to draw
 
 NAMES = {"model.embed_tokens.": "token_embd.", "model.norm.": "output_norm.", "lm_head.": "output.",
          "input_layernorm.": "attn_norm.", "post_attention_layernorm.": "ffn_norm.", "self_attn.q_proj.": "attn_q.",
@@ -47,6 +49,23 @@ def random_blocks(rng, dtype, rows, blocks, low=2.0 ** -9, high=2.0 ** -5):
         scale = (rng.uniform(low, high, (rows, blocks, 1)) * rng.choice([-1, 1], (rows, blocks, 1))).astype(np.float16)
         raw[..., at:at + 2] = scale.view(np.uint8)
     return raw.reshape(rows, -1)
+
+
+def check_scales():
+    """A type whose scales are drawn like its other bits would make NaN and infinities, which hold no decoder to anything."""
+    for name, dtype in {**CONVERTED, **DTYPES}.items():
+        if dtype not in SCALES and dtype not in OWN_RULES:
+            sys.exit(f"gguf_fixtures.py: {name}: SCALES does not say where the f16 scales of its blocks lie; "
+                     "nothing was written")
+
+
+def sane(name, dtype, values):
+    """Values as moderate scales make them: below 2^-5 * 128 * 64, the largest level and factor there are. A scale that was
+    drawn like any other bits shows."""
+    if not (np.abs(values) < (256 if dtype in SCALES else np.inf)).all():
+        sys.exit(f"gguf_fixtures.py: {name}: wild values: do all f16 scales of a block stand in SCALES? "
+                 "Its file was not written")
+    return values
 
 
 def add(writer, name, array, dtype):
@@ -71,7 +90,7 @@ def write_dtypes():
     for name, dtype in DTYPES.items():
         if dtype in SCALES:
             raw = random_blocks(rng, dtype, 3, 512 // GGML_QUANT_SIZES[dtype][0])
-            values = quants.dequantize(raw, dtype)
+            values = sane(name, dtype, quants.dequantize(raw, dtype))
         elif dtype == T.F32:
             raw = values = rng.standard_normal((3, 512)).astype(np.float32)
         else:  # every magnitude, both signs, zeros, denormals and infinities
@@ -132,6 +151,8 @@ def write_converted():
             raw = random_values(rng, dtype, rows, 8, edges)
             with np.errstate(all="ignore"):
                 values = raw.astype(np.float32) if dtype == T.F64 else quants.dequantize(raw, dtype)
+            if not edges:
+                sane(name, dtype, values)
             add(writer, name + suffix, raw, dtype)
             add(writer, name + suffix + ".f32", values, T.F32)
     close(writer)
@@ -249,6 +270,7 @@ def write_kquants():
 
 
 def main():
+    check_scales()
     os.makedirs(OUT, exist_ok=True)
     write_converted()
     if sys.argv[1:] == ["converted"]:

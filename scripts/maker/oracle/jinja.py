@@ -4,6 +4,7 @@
 Owns spec/fixtures/jinja/golden.json: each entry is a template, alone and with a newline at its end, and its output, or
 null where jinja2 refuses it. Needs jinja2 only.
 
+    pip install -r scripts/maker/oracle/requirements.txt
     python scripts/maker/oracle/jinja.py
 """
 import datetime

@@ -12,6 +12,7 @@ here ("avg"), and for "max" the pooling is replaced (for a model whose KV heads 
 pools before it averages over these). A score of infinity means "first of all". A case is kept only if its line between
 kept and lost is no tie.
 
+    pip install -r scripts/maker/oracle/requirements-kvpress.txt
     python scripts/maker/oracle/kvpress_scores.py     makes the golden data of both models
 """
 import json, os, sys

@@ -6,6 +6,8 @@ It knows nothing of Pyramid's engine; float64 throughout, RoPE angles included.
 Prompts are stretches of one pool of random ids. A stretch is taken only if no decision hangs on a relative difference
 of scores (or of the two best logits) below a margin and no count on a rounding, and if a float32 run then decides the
 same with logits within NOISE.
+
+Packages: requirements.txt, beside this file.
 """
 import json, math, os, sys
 

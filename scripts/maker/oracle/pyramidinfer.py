@@ -16,6 +16,7 @@ Generation (step): the last R = r rows are recent. A row that leaves them waits;
 judged by the same weighted mean of what the last R queries (the prompt's count) gave them, and the best
 max(1, floor(exceed * gen_ratio * g_i)) stay for ever. g_i falls from 1 to gen_decay.
 
+    pip install -r scripts/maker/oracle/requirements.txt
     python scripts/maker/oracle/pyramidinfer.py           makes both models and their golden data (a few minutes)
     python scripts/maker/oracle/pyramidinfer.py --check   compares: unpruned logits with transformers, decisions with float32
 """

@@ -11,6 +11,7 @@ The library's tokenizer is made anew from the vocabulary in the GGUF file (`make
 SmolLM2's tokenizer.json names: single digits, then GPT-2's words and byte alphabet. Texts hold characters of Unicode 14
 at most: later ones are letters to the one library and nothing to the other, by the Unicode of their regular expressions.
 
+    pip install -r scripts/maker/oracle/requirements.txt
     python scripts/maker/oracle/smollm2.py                     makes it anew (the same bytes each time)
     python scripts/maker/oracle/smollm2.py TEXTS.json OUT.json the ids of other texts, for a look at more of them
 """

@@ -16,6 +16,7 @@ merged, and that is the real thing: the expressions and settings are those of th
 
 A golden.json may also say { "same_as": folder }.
 
+    pip install -r scripts/maker/oracle/requirements.txt
     python scripts/maker/oracle/tokenizer_fixtures.py          makes all anew (the same bytes each time)
 """
 import json
