@@ -22,16 +22,19 @@ typedef struct pyr_device_host {
 } pyr_device_host;
 
 /* What both sides must agree on, in one number: the sizes of both tables, of what the operations
- * are told (op_args.h), and how many dtypes there are. Objects of another number are refused. */
+ * are told and tell (each struct of op_args.h), and how many dtypes there are. Objects of another
+ * number are refused. */
 #define PYR_MIX(hash, size) ((hash) * 33u + (unsigned)(size))
 #define PYR_MIX4(hash, a, b, c, d) \
   PYR_MIX(PYR_MIX(PYR_MIX(PYR_MIX(hash, sizeof(a)), sizeof(b)), sizeof(c)), sizeof(d))
 enum {
-  PYR_DEVICE_VERSION = (int)(PYR_MIX4(PYR_MIX4(PYR_MIX4(PYR_MIX4(PYR_MIX(5381u, PYR_DTYPES),
-    pyr_backend, pyr_device_host, pyr_lane_view, pyr_page_list), pyr_layout, pyr_work,
-        pyr_weighting, pyr_track),
-    pyr_attention, pyr_append, pyr_mass, pyr_choice), pyr_segment, pyr_moments, pyr_change,
-        pyr_pick) & 0x7fffffffu)
+  PYR_DEVICE_VERSION = (int)(
+    PYR_MIX4(PYR_MIX4(PYR_MIX4(PYR_MIX4(PYR_MIX4(PYR_MIX(5381u, PYR_DTYPES),
+      pyr_backend, pyr_device_host, pyr_lane_view, pyr_page_list),
+      pyr_layout, pyr_work, pyr_weighting, pyr_track),
+      pyr_attention, pyr_append, pyr_range, pyr_mass),
+      pyr_segment, pyr_choice, pyr_moments, pyr_change),
+      pyr_pick, pyr_facts, pyr_step_counts, pyr_way_counts) & 0x7fffffffu)
 };
 
 /* Fills *be. PYR_DEVICE with a message if there is no such device, or it fails. `isa`: NULL, or

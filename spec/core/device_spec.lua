@@ -252,6 +252,30 @@ describe("a device", function()
   end)
 end)
 
+describe("the version of a device's object", function()
+  -- Structs of `args` that `version` does not mix in.
+  local function forgotten(args, version)
+    local mixed, out, found = {}, {}, 0
+    for name in version:gmatch "pyr_[%w_]+" do mixed[name] = true end
+    for name in args:gmatch "typedef struct (pyr_[%w_]+)" do
+      found = found + 1
+      if not mixed[name] then out[#out + 1] = name end
+    end
+    return out, found
+  end
+
+  it("has the size of every struct that the backends' operations are given", function()
+    local version = helper.read("core/backend/plugin.h"):match "PYR_DEVICE_VERSION = (.-)};"
+    local args = helper.read "core/backend/op_args.h"
+    local out, found = forgotten(args, version)
+    assert.same({}, out)
+    assert.truthy(found > 15, found)
+    assert.same({ "pyr_new" }, (forgotten(args .. "typedef struct pyr_new { int n; } pyr_new;",
+      version)))
+    assert.same({ "pyr_range" }, (forgotten(args, (version:gsub("pyr_range", "pyr_ranges")))))
+  end)
+end)
+
 describe("the emulator", function()
   -- It finds shared memory of a kernel by the kernel's name.
   it("is told of all shared memory, as only kernels declare any", function()
