@@ -1,5 +1,8 @@
 /* score.c — evaluation of score programs on a small stack of vectors.
  *
+ * Switches over codes have no `default:` and name those that they leave out, so that the compiler
+ * (-Wswitch) lists every place that a new code has to be thought of.
+ *
  * Scratch is laid out as [temp: heads vectors][stack: depth vectors]; a vector is one f32 a
  * candidate. A signal of several lanes or query heads is first gathered into temp (or already lies
  * in a mass accumulator), then reduced into the stack. Vectors of the stack are told apart by
@@ -30,6 +33,7 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
   if (score->length < 0 || score->length > PYR_SCORE_MAX) return "has too many operations";
   for (int i = 0; i < score->length; i++) {
     const pyr_score_op *op = &score->ops[i];
+    if (op->code >= PYR_SCORE_CODES) return "has an unknown operation";
     switch ((pyr_score_code)op->code) {
     case PYR_S_ATTENTION:
       if (op->n < 0) return "asks for attention of a negative number of queries";
@@ -81,8 +85,7 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
       if (op->code == PYR_S_TOP && op->n < 0) return "takes a negative number of rows";
       if (height < 1) return "transforms a value that is not there";
       break;
-    case PYR_SCORE_CODES: default:
-      return "has an unknown operation";
+    case PYR_SCORE_CODES: break;
     }
     if (height > highest) highest = height;
   }
@@ -118,30 +121,54 @@ static int begin_of(const pyr_score *score, int last) {
     case PYR_S_POOL: case PYR_S_NORMALIZE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP:
       break;
     case PYR_S_CUSTOM: wanted += op->a - 1; break;
-    default: wanted--;
+    case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
+    case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
+    case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
+    case PYR_S_PLACE:
+      wanted--;
+      break;
+    case PYR_SCORE_CODES: break;
     }
     if (wanted == 0) return i;
   }
   return 0;
 }
 
+static const char *name_of(pyr_score_code code) {
+  switch (code) {
+  case PYR_S_ATTENTION: return "attention";
+  case PYR_S_HISTORY: return "history";
+  case PYR_S_KEY_NORM: return "key_norm";
+  case PYR_S_VALUE_NORM: return "value_norm";
+  case PYR_S_POSITION: return "position";
+  case PYR_S_RANDOM: return "random";
+  case PYR_S_CONST: return "const";
+  case PYR_S_ADD: return "+";
+  case PYR_S_SUB: return "-";
+  case PYR_S_MUL: return "*";
+  case PYR_S_DIV: return "/";
+  case PYR_S_POOL: return "pool";
+  case PYR_S_NORMALIZE: return "normalize";
+  case PYR_S_KEY_SIMILARITY: return "key_similarity";
+  case PYR_S_EXPECTED: return "expected";
+  case PYR_S_LAG: return "lag";
+  case PYR_S_OUTPUT_NORM: return "output_norm";
+  case PYR_S_TABLE: return "table";
+  case PYR_S_PLACE: return "place";
+  case PYR_S_SOFTMAX: return "softmax";
+  case PYR_S_CHUNK: return "chunk";
+  case PYR_S_TOP: return "top";
+  case PYR_S_CUSTOM: return "custom";
+  case PYR_SCORE_CODES: break;
+  }
+  return "?";
+}
+
 /* As deep as the program is long, which is PYR_SCORE_MAX. Reads the program from its end, so
  * operands are found by begin_of: what is before the last one's begin is the one before it. */
 static void add_value(score_text *t, const pyr_score *score, int last) {
-  static const char *const names[PYR_SCORE_CODES] = {
-    [PYR_S_ATTENTION] = "attention", [PYR_S_HISTORY] = "history", [PYR_S_KEY_NORM] = "key_norm",
-        [PYR_S_VALUE_NORM] = "value_norm",
-    [PYR_S_POSITION] = "position", [PYR_S_RANDOM] = "random", [PYR_S_ADD] = "+", [PYR_S_SUB] = "-",
-        [PYR_S_MUL] = "*",
-    [PYR_S_DIV] = "/", [PYR_S_POOL] = "pool", [PYR_S_NORMALIZE] = "normalize",
-        [PYR_S_SOFTMAX] = "softmax", [PYR_S_CHUNK] = "chunk",
-    [PYR_S_TOP] = "top", [PYR_S_KEY_SIMILARITY] = "key_similarity",
-        [PYR_S_OUTPUT_NORM] = "output_norm", [PYR_S_TABLE] = "table",
-    [PYR_S_PLACE] = "place", [PYR_S_EXPECTED] = "expected", [PYR_S_LAG] = "lag",
-        [PYR_S_CUSTOM] = "custom",
-  };
   const pyr_score_op *op = &score->ops[last];
-  const char *name = op->code < PYR_SCORE_CODES && names[op->code] ? names[op->code] : "?";
+  const char *name = name_of((pyr_score_code)op->code);
   int inputs[UINT8_MAX], at = last - 1;
   switch ((pyr_score_code)op->code) {
   case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV:
@@ -167,7 +194,12 @@ static void add_value(score_text *t, const pyr_score *score, int last) {
     add_text(t, ")");
     break;
   case PYR_S_CONST: add_text(t, "%g", (double)op->x); break;
-  default: add_text(t, "%s", name);
+  case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
+  case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_KEY_SIMILARITY: case PYR_S_EXPECTED:
+  case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE: case PYR_S_PLACE:
+  case PYR_SCORE_CODES:
+    add_text(t, "%s", name);
+    break;
   }
 }
 
@@ -322,6 +354,12 @@ static pyr_status eval_by_head(const pyr_score_op *op, int index, const pyr_sign
   return status;
 }
 
+/* Where a code comes that has no signal there: pyr_score_check has let none of these by. */
+static pyr_status no_signal(const pyr_signals *s, const pyr_score_op *op) {
+  return pyr_runtime_set_error(s->cache->pool->rt, PYR_POLICY, "score: %s is no signal here",
+                               name_of((pyr_score_code)op->code));
+}
+
 /* One vector for a lane. */
 static pyr_status eval_lane(const pyr_score_op *op, const pyr_signals *s,
                             const pyr_lane_view *lane, float *out) {
@@ -330,9 +368,16 @@ static pyr_status eval_lane(const pyr_score_op *op, const pyr_signals *s,
   switch ((pyr_score_code)op->code) {
   case PYR_S_KEY_SIMILARITY: return be->key_similarity(be, out, lane, layout, s->begin, s->end);
   case PYR_S_LAG: return be->lag(be, out, lane, layout, s->begin, s->end, op->n, op->a);
-  default: return be->row_norms(be, out, lane, layout, s->begin, s->end,
-                                op->code == PYR_S_VALUE_NORM);
+  case PYR_S_KEY_NORM: return be->row_norms(be, out, lane, layout, s->begin, s->end, 0);
+  case PYR_S_VALUE_NORM: return be->row_norms(be, out, lane, layout, s->begin, s->end, 1);
+  /* None of these comes here: they are not of one lane, or no signals. */
+  case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_POSITION: case PYR_S_RANDOM:
+  case PYR_S_CONST: case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV:
+  case PYR_S_POOL: case PYR_S_NORMALIZE: case PYR_S_EXPECTED: case PYR_S_OUTPUT_NORM:
+  case PYR_S_TABLE: case PYR_S_PLACE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP:
+  case PYR_S_CUSTOM: case PYR_SCORE_CODES: break;
   }
+  return no_signal(s, op);
 }
 
 /* Pushes one signal of lanes [head, head + count) to `out`: one number a candidate. A set of lanes
@@ -391,9 +436,14 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
   case PYR_S_RANDOM:
     return be->fill(be, out, first->positions + s->begin, n, PYR_FILL_HASH,
                     mix_seed((uint32_t)op->n, s->layer), 0.0f);
-  default:
+  case PYR_S_CONST:
     return pyr_fill_value(be, out, n, op->x);
+  /* These work on the stack, in pyr_score_eval. */
+  case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV: case PYR_S_POOL:
+  case PYR_S_NORMALIZE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP: case PYR_S_CUSTOM:
+  case PYR_SCORE_CODES: break;
   }
+  return no_signal(s, op);
 }
 
 /* Invariant: before each operation the stack holds `height` vectors of n floats, the deepest first;
@@ -447,9 +497,14 @@ pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, in
       status = eval_custom(op, signals, head, count, stack + height * n, temp, stack + height * n);
       height++;
       break;
-    default:
+    case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
+    case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
+    case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
+    case PYR_S_PLACE:
       status = eval_signal(score, i, signals, head, count, temp, stack + height * n);
       height++;
+      break;
+    case PYR_SCORE_CODES: break;
     }
   }
   *out = stack;

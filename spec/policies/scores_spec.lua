@@ -1,6 +1,6 @@
 -- The score algebra at work: what its signals and operators give a lane, tables, functions, another
 -- cache's scores; and programs and functions that misbehave. Single operations are in
--- ops_signals_spec.lua and ops_scores_spec.lua.
+-- spec/ops/signals_spec.lua and spec/ops/scores_spec.lua.
 local core = require "pyramid.core"
 local helper = require "spec.helper"
 local policy = require "pyramid.policy"
@@ -473,13 +473,45 @@ describe("scores at work", function()
     assert.is_false(pcall(score.from, probe, score.attention { queries = 3 }))
   end)
 
+  -- The last code of pyr_score_code, by the header: codes count from 0.
+  local function last_code()
+    local list = helper.read("core/pyramid.h"):match "enum pyr_score_code {(.-)PYR_SCORE_CODES"
+    local count = -1
+    for _ in list:gsub("/%*.-%*/", ""):gmatch "PYR_S_%u" do count = count + 1 end
+    return count
+  end
+
+  it("have a name in traces, whatever their code", function()
+    local pool <close> = assert(core.pool(model:native(), "f16", 0))
+    local position = string.pack("<BBBxi4f", 4, 0, 0, 0, 0)
+    -- Why rows left, by a program of the code behind so many positions; nil if it is refused.
+    local function told(code, behind)
+      local program = position:rep(behind) .. string.pack("<BBBxi4f", code, 0, 0, 1, 0)
+      local function custom(lane) return lane.positions end
+      local object = code == 22 and { custom } or vector { 1, 2, 3 }
+      local why
+      local cache <close> = assert(core.cache(model:native(), pool, { { [1] = object },
+        name = "named", prefill = function() return 10, 1, 2, 0, 1, program, 0, 0, nil, 0 end }))
+      cache:tell(function(record) why = record.why end)
+      return cache:read(prompt(40), false, true) and why
+    end
+    for code = 0, last_code() do
+      local why = told(code, 0) or told(code, 1) or told(code, 2)
+      assert.truthy(why, "code " .. code)
+      assert.not_matches("?", why, 1, true)
+      assert.truthy(why:find "%w" and why ~= "fits" and why ~= "no plan", why)
+    end
+    assert.falsy(told(last_code() + 1, 0) or told(last_code() + 1, 1))
+  end)
+
   -- Any program is refused or runs; a sanitizer watches. Codes, parameters and numbers are drawn
   -- beyond what is legal.
   it("never run a program that is not sound", function()
+    local last = last_code()
     local function draw()
       local program = {}
       for i = 1, math.random(1, math.random() < 0.7 and 4 or 33) do
-        local code = i == 1 and math.random(0, 6) or math.random(0, 24)
+        local code = i == 1 and math.random(0, 6) or math.random(0, last + 2)
         program[i] = string.pack("<BBBxi4f", code,
           math.random() < 0.8 and math.random(0, 2) or math.random(0, 255), math.random(0, 3),
             ({ -1, 0, 1, 3, 5, 7, 64, 0x7fffffff, math.random(-9, 99) })[math.random(9)],
