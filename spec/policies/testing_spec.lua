@@ -87,6 +87,41 @@ describe("testing.run", function()
     end })
   end)
 
+  it("adds in f32, as the core does: a large sum swallows what is small beside it", function()
+    local pyramid = require "pyramid"
+    local model <close> = assert(pyramid.model("models/tiny", { device = "cpu", threads = 1 }))
+    local config, n, norms = model.config, 48, {}
+    local ids = helper.ids(n, config.vocab, 11)
+    local whole <close> = assert(model:cache { dtype = "f32" })
+    assert(whole:prefill(ids))
+    for layer = 1, config.layers do
+      norms[layer] = {}
+      for head = 1, config.kv_heads do
+        norms[layer][head] = assert(whole:scores(score.key_norm(), { layer = layer, head = head }))
+      end
+    end
+    -- Beside 1e9 nothing is left of a norm, and the lower rows stay; beside 1e6 sixteenths are.
+    for _, large in ipairs { 1e9, 1e6, 1 } do
+      local p = keeping(n // 4, { share = "head",
+        score = score.place():top(n // 2) * large + score.key_norm() })
+      local cache <close> = assert(model:cache { dtype = "f32", policy = p })
+      assert(cache:prefill(ids))
+      local run = testing.run(p, { prompt = n, layers = config.layers, heads = config.heads,
+        kv_heads = config.kv_heads,
+        keys = function(layer, head, position) return norms[layer][head][position + 1] end })
+      for layer = 1, config.layers do
+        for head = 1, config.kv_heads do
+          assert.keeps(run[layer][head], cache:positions(layer, head))
+        end
+      end
+      if large == 1e9 then
+        local lower = {}
+        for i = 1, n // 4 do lower[i] = n // 2 + i - 1 end
+        assert.keeps(run, lower)
+      end
+    end
+  end)
+
   it("lets heads compete for one budget, and counts rows by the share of scores that they hold",
     function()
     local values = function(_, head, position) return head == 1 and position < 5 and 10

@@ -1,6 +1,12 @@
 --- What a score program says of rows, in plain Lua: a stack of lists with one number for each
 --- judged row. Part of pyramid.testing. An operation that the core learns is taught here by one
 --- entry of `operations`.
+---
+--- The core's stack holds f32, and what f32 swallows changes which rows stay: 1e9 + 3 is 1e9 there,
+--- for its neighbours are 64 apart. So each list is rounded to f32 when an operation has made it.
+--- Within one operation numbers are doubles, and sums are taken in the order of rows, of lanes, of
+--- query heads: the core sums in f32 in orders of its own (in parts, by the width of a vector), so
+--- that its last bits are its own, and only scores that differ by less than these rank otherwise.
 local plans = require "pyramid.testing.plans"
 local policy = require "pyramid.policy"
 local new_vector = require "pyramid.vector"
@@ -335,6 +341,22 @@ local operations = {
 }
 
 local LARGEST = 0x1.fffffffp127                          -- what is beyond rounds to no f32
+local RUN = 64                                           -- rounded at once
+local formats = {}
+for n = 1, RUN do formats[n] = "<" .. ("f"):rep(n) end
+
+-- The numbers, each the nearest f32 (ties to even): what a stack in f32 makes of them. A new list,
+-- as a signal's may be the caller's.
+local function rounded(values)
+  local out = {}
+  for at = 1, #values, RUN do
+    local n = math.min(RUN, #values - at + 1)
+    local format = formats[n]
+    table.move({ string.unpack(format, string.pack(format, table.unpack(values, at, at + n - 1))) },
+      1, n, at, out)
+  end
+  return out
+end
 
 local function finite(values)
   for _, x in ipairs(values) do
@@ -357,18 +379,18 @@ function scores.evaluate(program, group)
     if not operation then
       plans.not_simulated(("the score operation '%s'"):format(names[code] or "code " .. code))
     end
+    local made
     if names[code] == "custom" then
       local inputs = table.move(stack, #stack - a + 1, #stack, 1, {})
       for _ = 1, a do table.remove(stack) end
-      stack[#stack + 1] = operation.run(group, { n = n }, inputs)
-      if not finite(stack[#stack]) then return nil end
-      goto next
+      made = operation.run(group, { n = n }, inputs)
+    else
+      local second = operation.pops == 2 and table.remove(stack) or nil
+      local first = operation.pops >= 1 and table.remove(stack) or nil
+      made = operation.run(group, { a = a, b = b, n = n, x = x }, first, second)
     end
-    local second = operation.pops == 2 and table.remove(stack) or nil
-    local first = operation.pops >= 1 and table.remove(stack) or nil
-    stack[#stack + 1] = operation.run(group, { a = a, b = b, n = n, x = x }, first, second)
-    if not finite(stack[#stack]) then return nil end
-    ::next::
+    if not finite(made) then return nil end
+    stack[#stack + 1] = rounded(made)
   end
   return stack[1]
 end
