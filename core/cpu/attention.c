@@ -38,6 +38,8 @@
 #include <math.h>
 #include <string.h>
 
+/* Of head_dim 64, K and V of a tile take 16 KiB each as f32, its scores for 32 columns 8 KiB; q
+ * and out of all columns 48 KiB each. */
 enum { TILE = 64, COLUMNS = 192 };
 
 /* ---- many queries ---------------------------------------------------------------------------- */
@@ -99,6 +101,8 @@ static void begin_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch
   memset(s->out, 0, (size_t)(padded * s->dims) * sizeof(float));
 }
 
+/* Out was summed with dimensions down and queries across; here it is turned back, a slice at a
+ * time, and divided by l. A NaN in l goes through to out; l = 0, nothing seen, gives 0. */
 static void end_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch *s, int g,
                      int64_t q0, int64_t columns) {
   int64_t nr = t->k->nr, d = t->layout.head_dim;
@@ -145,6 +149,8 @@ static void attend_rows(const pyr_attend *t, tile_scratch *s, int64_t row, int64
   }
 }
 
+/* Invariant: at the loop's head m, l and out of every column are those of rows before `row`.
+ * Products: 2 * rows * columns * head_dim, of those tiles that are seen. */
 static void attend_tile(const pyr_attend *t, const pyr_attention *a, int g, int64_t q0,
                         pyr_arena arena) {
   const pyr_lane_view *lane = &a->lanes[g];
@@ -174,6 +180,8 @@ size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t he
   return many.used > one ? many.used : one;
 }
 
+/* Tiles of queries are numbered from the last: of 6 tasks on 2 lanes, 0 and 1 are the third
+ * tile, 2 and 3 the second, 4 and 5 the first, which sees the fewest rows. */
 static void attend_task(void *ctx, int64_t task, int worker) {
   const pyr_attend *t = ctx;
   pyr_attend_unit *u = pyr_cpu_unit_of(t, task);
@@ -184,6 +192,8 @@ static void attend_task(void *ctx, int64_t task, int worker) {
                    (u->tasks / t->kv_heads - 1 - task / t->kv_heads) * t->tile, arena);
 }
 
+/* Scratch is asked for by the longest lane of a single query: others walk in tiles. Units and
+ * parts lie in memory that all tasks share. */
 pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout,
                              int32_t heads, int32_t kv_heads, float scale) {
   pyr_cpu *cpu = pyr_cpu_of(be);

@@ -36,6 +36,7 @@ typedef struct step_scratch {
   int64_t dims, ld;
 } step_scratch;
 
+/* `rows` bounds what is laid out for one task: all rows of a lane that it walks, or one segment. */
 static step_scratch step_scratch_of(pyr_arena *arena, int32_t group, int32_t head_dim,
                                     int64_t rows) {
   step_scratch s = { .dims = pyr_cpu_part_dims(head_dim), .ld = pyr_round_up(rows, PYR_PAD) };
@@ -76,7 +77,9 @@ static bool in_place(const pyr_attend *t, const step_scratch *s) {
   return s->dims == t->layout.head_dim && t->group <= t->k->row_heads;
 }
 
-/* Rows that lie in one page, as the kernels are to read them. */
+/* Rows that lie in one page, as the kernels are to read them. In place nothing is copied: the
+ * kernels widen as they read. Otherwise up to 32 rows go to scratch, and `ahead` points at what
+ * is there already, which does no harm. */
 static pyr_piece piece_at(const pyr_attend *t, const step_scratch *s, const pyr_stretch *now,
                           const pyr_stretch *next, int64_t row, int64_t count, int what) {
   size_t bytes = pyr_row_bytes(t->layout.dtype, t->layout.head_dim);
@@ -87,7 +90,9 @@ static pyr_piece piece_at(const pyr_attend *t, const step_scratch *s, const pyr_
   return (pyr_piece){ s->rows[what], s->rows[what], (size_t)s->dims * sizeof(float), (int)count };
 }
 
-/* One segment; `scores` [group][ld], from its first row on, if they are to be kept. */
+/* One segment; `scores` [group][ld], from its first row on, if they are to be kept. Invariant:
+ * m, l and out of `part` are those of the pages before the last one scored; that one's p wait in
+ * the block until its values are mixed in. Bytes: each row's K and V once, for all heads. */
 static void attend_segment(const pyr_attend *t, const pyr_stretch *now, const pyr_stretch *next,
                            const step_scratch *s, float *scores, float *part) {
   int group = t->group;
@@ -138,7 +143,9 @@ static void join(const pyr_attend *t, const pyr_attend_unit *u, const step_scrat
 }
 
 /* history = decay * history + w * mean over the group's heads of p; rows that are not seen have p =
- * 0. */
+ * 0. A row gets decay * history + weight * mean. Of two heads that gave it 0.2 and 0.4, with a
+ * weight of 1.1 and no decay (1.0): 0.33 more. The mean is made in the first head's scores,
+ * which nobody needs afterwards. */
 static void track_step(const pyr_attend *t, const pyr_attend_unit *u, const step_scratch *s) {
   const pyr_track *track = u->a->track;
   const pyr_weighting *w = &track->weighting;
@@ -175,7 +182,8 @@ static pyr_stretch stretch_of(const pyr_attend *t, int64_t task) {
   return u->a->n == 1 ? pyr_cpu_segment_at(u, task - u->first) : (pyr_stretch){ 0 };
 }
 
-/* All of a lane in one task. */
+/* All of a lane in one task. Segments in order, each with what is read after it: the next one,
+ * or this thread's next task. */
 static void attend_lane(const pyr_attend *t, const pyr_attend_unit *u, const pyr_stretch *next,
                         const step_scratch *s) {
   int64_t size = pyr_cpu_part_size(t->group, s->dims), count = pyr_cpu_segments_of(u);
@@ -189,6 +197,8 @@ static void attend_lane(const pyr_attend *t, const pyr_attend_unit *u, const pyr
   if (pyr_cpu_is_tracked(u)) track_step(t, u, s);
 }
 
+/* Queries are scaled and padded once a task, not once a row. The counter of segments left is the
+ * only thing that tasks share: who takes it to 0 sees all parts. */
 void pyr_cpu_attend_step(const pyr_attend *t, pyr_attend_unit *u, int64_t task, pyr_arena arena) {
   int64_t d = t->layout.head_dim;
   step_scratch s = step_scratch_of(&arena, t->group, (int32_t)d,

@@ -15,11 +15,14 @@ void pyr_cpu_attend_shared(pyr_attend *t, pyr_arena *shared, int64_t count, int6
   t->parts = pyr_arena_take(shared, parts * part, sizeof(float));
 }
 
+/* Rows 500 to 1,099 lie in segments 0, 1 and 2: 1,099 / 512 - 500 / 512 + 1 = 3, the first of 12
+ * rows. */
 int64_t pyr_cpu_segments_of(const pyr_attend_unit *u) {
   if (u->seen.high <= u->seen.low) return 1;
   return (u->seen.high - 1) / PYR_SEGMENT - u->seen.low / PYR_SEGMENT + 1;
 }
 
+/* Of those, segment 0 is rows 500 to 511, 1 is 512 to 1,023, 2 is 1,024 to 1,099. */
 pyr_stretch pyr_cpu_segment_at(const pyr_attend_unit *u, int64_t segment) {
   int64_t begin = (u->seen.low / PYR_SEGMENT + segment) * PYR_SEGMENT;
   return (pyr_stretch){ &u->a->lanes[u->g], { pyr_max(u->seen.low, begin),
@@ -38,6 +41,8 @@ static void cut_lane(pyr_attend *t, pyr_attend_unit *u) {
   atomic_init(&u->left, (int)segments);
 }
 
+/* Invariant: t->tasks is the number of the next unit's first task, and t->parts where its parts
+ * begin. */
 void pyr_cpu_attend_cut(pyr_attend *t, const pyr_attention *a, int count) {
   for (int i = 0; i < count; i++)
     for (int g = 0; g < (a[i].n == 1 ? t->kv_heads : 1); g++) {
@@ -49,6 +54,7 @@ void pyr_cpu_attend_cut(pyr_attend *t, const pyr_attention *a, int count) {
     }
 }
 
+/* Invariant: units[low].first <= task, and the unit lies in [low, high]. */
 pyr_attend_unit *pyr_cpu_unit_of(const pyr_attend *t, int64_t task) {
   int64_t low = 0, high = t->count - 1;      /* the last unit that begins at or before the task */
   while (low < high) {

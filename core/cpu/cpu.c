@@ -20,6 +20,9 @@ enum { ALIGN = 64 };
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
+/* Of a block at an address that ends in 0x10: shift is 64 - 16 = 48, what is handed out ends in
+ * 0x40, and the byte before it says 48. A block that is aligned already is shifted by 64, so
+ * that there is always room for that byte, and a shift of at most 64 fits into it. */
 static void *cpu_alloc(pyr_backend *be, size_t bytes) {
   if (bytes > SIZE_MAX - ALIGN) return NULL;
   uint8_t *block = pyr_alloc(be->rt, bytes + ALIGN);
@@ -29,19 +32,22 @@ static void *cpu_alloc(pyr_backend *be, size_t bytes) {
   return block + shift;
 }
 
+/* `bytes` as they were asked for: the runtime counts what is held by them. */
 static void cpu_release(pyr_backend *be, void *ptr, size_t bytes) {
   if (ptr == NULL) return;
   uint8_t *block = ptr;
   pyr_release(be->rt, block - block[-1], bytes + ALIGN);
 }
 
+/* memmove, as callers move parts of one block, too. */
 static pyr_status cpu_copy(pyr_backend *be, void *dst, const void *src, size_t bytes) {
   (void)be;
   if (bytes) memmove(dst, src, bytes);
   return PYR_OK;
 }
 
-/* Makes a buffer of the backend's as large as asked. */
+/* Makes a buffer of the backend's as large as asked. Contents are not kept. On failure the old
+ * buffer stays, and is as large as it was. */
 static pyr_status grow(pyr_backend *be, uint8_t **buffer, size_t *have, size_t bytes) {
   if (bytes <= *have) return PYR_OK;
   uint8_t *fresh = cpu_alloc(be, bytes);
@@ -52,7 +58,10 @@ static pyr_status grow(pyr_backend *be, uint8_t **buffer, size_t *have, size_t b
   return PYR_OK;
 }
 
-/* Room for the tokens of one product, rounded or in groups. */
+/* Room for the tokens of one product, rounded or in groups. The largest of what the ways to
+ * multiply ask for: 512 tokens of 1,536 values take 516 * 1,536 * 4 bytes in groups of 12, 3
+ * MiB, and half as much as bf16. Only one way is taken a call, so they share one buffer. Bytes
+ * have one of their own. */
 static pyr_status reserve_tokens(pyr_backend *be, const pyr_work *work) {
   pyr_cpu *cpu = pyr_cpu_of(be);
   size_t bytes = 0;
@@ -70,7 +79,8 @@ static pyr_status reserve_tokens(pyr_backend *be, const pyr_work *work) {
   return grow(be, &cpu->x8, &cpu->x8_bytes, bytes);
 }
 
-/* Room for what the tasks of one attention share. */
+/* Room for what the tasks of one attention share. Laid out once more without memory, by the same
+ * function as in the call: sizes cannot disagree. */
 static pyr_status reserve_shared(pyr_backend *be, const pyr_work *work, int32_t group) {
   pyr_cpu *cpu = pyr_cpu_of(be);
   pyr_attend t = { .kv_heads = work->kv_heads, .group = group,
@@ -82,7 +92,8 @@ static pyr_status reserve_shared(pyr_backend *be, const pyr_work *work, int32_t 
 
 /* Scratch grows and never shrinks; it is replaced, not resized, as nothing in it outlives a call.
  * What a call needs depends on few of the bounds: the score of a decode step is kept for all rows
- * of a lane, everything else is tiled. */
+ * of a lane, everything else is tiled. A worker's part is as large as the greediest operation
+ * asks, as each takes its turn with it. */
 static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
   pyr_cpu *cpu = pyr_cpu_of(be);
   const pyr_kernels *k = cpu->kernels;
@@ -120,6 +131,7 @@ static bool has_f16c(void) {
 }
 #endif
 
+/* What a table's code was compiled for must be there, all of it: avx512 also uses what avx2 has. */
 static bool supported(const pyr_kernels *k) {
   if (k->name == NULL) return false;
 #if defined(__x86_64__) || defined(__i386__)
@@ -134,6 +146,7 @@ static bool supported(const pyr_kernels *k) {
   return k == &pyr_kernels_base;
 }
 
+/* Legal on a backend that was only half opened: NULL buffers have no bytes. */
 static void cpu_close(pyr_backend *be) {
   pyr_cpu *cpu = pyr_cpu_of(be);
   if (cpu == NULL) return;
@@ -169,6 +182,9 @@ static pyr_status missing(pyr_runtime *rt, const char *isa) {
                                isa);
 }
 
+/* Tiles first, then oneDNN's products of bf16, then bytes alone: "bf16" without any of the first
+ * two is refused, while "int8" is left with its bytes. What was opened before a failure is freed
+ * by the caller, and holds nothing else. */
 static pyr_status open_rounding(pyr_runtime *rt, pyr_cpu *cpu, const rounding *asked,
                                 const char **name) {
   cpu->int8 = asked->int8;
@@ -181,6 +197,8 @@ static pyr_status open_rounding(pyr_runtime *rt, pyr_cpu *cpu, const rounding *a
   return status;
 }
 
+/* The best kernels that this processor runs, or those that were asked for by name, or none. The
+ * table is written last: until then `be` is as it was. */
 pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *be) {
   static const pyr_kernels *const best_first[] = { &pyr_kernels_avx512, &pyr_kernels_avx2,
                                                    &pyr_kernels_base };

@@ -24,6 +24,8 @@ typedef struct pyr_cpu {
   size_t shared_bytes;
 } pyr_cpu;
 
+/* 12 is gemm's own tile at its widest (gemm.inc), and a multiple of PYR_UNIT, as its narrower
+ * ones want. */
 enum { PYR_TOKEN_GROUP = 12 };
 
 static inline pyr_cpu *pyr_cpu_of(const pyr_backend *be) { return be->state; }
@@ -83,7 +85,18 @@ typedef struct pyr_span { int64_t low, high; } pyr_span;
 
 /* Rows of a weight, cut into runs, a task each. A thread's first run is half its share, its next
  * one half of what is then left, and so on, down to `least` bytes: long runs, which are read ahead,
- * and yet an end for all threads at about the same time. Runs begin at multiples of `unit`. */
+ * and yet an end for all threads at about the same time. Runs begin at multiples of `unit`.
+ * 4,096 rows of 612 bytes in packs of 16, for 4 threads: `least` is 64 KiB / 612 = 108, rounded
+ * up 112.
+ *
+ *     round    left    a run                     runs of the 4 threads
+ *       1      4096    4096 / 8 = 512            0 .. 2047
+ *       2      2048    256                       2048 .. 3071
+ *       3      1024    128                       3072 .. 3583
+ *       4       512    64, at least 112          3584 .. 4031
+ *       5        64    112, cut to what is left  4032 .. 4095         17 runs in all
+ *
+ * One thread gets all of it in one run. */
 typedef struct pyr_runs { int64_t rows, unit, least; int threads; } pyr_runs;
 
 static inline pyr_runs pyr_cpu_runs(int64_t rows, size_t stride, int64_t unit, int threads) {
@@ -97,7 +110,8 @@ static inline int64_t pyr_cpu_run_length(const pyr_runs *r, int64_t left) {
   return pyr_max(r->least, pyr_round_up(pyr_ceil_div(left, 2 * r->threads), r->unit));
 }
 
-/* The rows of a run; empty after the last one. */
+/* The rows of a run; empty after the last one. Invariant: rows before `begin` belong to earlier
+ * rounds, and `task` counts from this one. A handful of rounds: each leaves half. */
 static inline pyr_span pyr_cpu_run(const pyr_runs *r, int64_t task) {
   for (int64_t begin = 0;; task -= r->threads) {
     int64_t left = r->rows - begin, run = pyr_cpu_run_length(r, left);
@@ -108,6 +122,7 @@ static inline pyr_span pyr_cpu_run(const pyr_runs *r, int64_t task) {
   }
 }
 
+/* Ends with the round whose runs, all together, hold what is left. */
 static inline int64_t pyr_cpu_run_count(const pyr_runs *r) {
   int64_t left = r->rows, run, count = 0;
   for (; left > (run = pyr_cpu_run_length(r, left)) * r->threads; left -= run * r->threads)
@@ -116,7 +131,8 @@ static inline int64_t pyr_cpu_run_count(const pyr_runs *r) {
 }
 
 /* Writes what `dot` left, `width` sums a token, for `count` weight rows and `some` tokens, `rows`
- * floats apart. */
+ * floats apart. The kernels leave sums in a layout of their own, as they know nothing of what
+ * lies beside them in `out`; bias and addition are made here, once a value. */
 static inline void pyr_cpu_put_dots(float *out, int64_t rows, const float *sum, int width,
                                     int some, int count, const float *bias, bool accumulate) {
   for (int r = 0; r < some; r++, out += rows)
@@ -143,7 +159,8 @@ static inline int64_t pyr_cpu_run_in_page(int64_t row, int64_t count) {
   return pyr_min(count, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS);
 }
 
-/* K (what = 0) or V (1) of a row; `bytes` is pyr_row_bytes. */
+/* K (what = 0) or V (1) of a row; `bytes` is pyr_row_bytes. Row 40 of V, of 128 bytes a row:
+ * page 1, (40 % 32 + 1 * 32) * 128 = 5,120 bytes into it. */
 static inline uint8_t *pyr_cpu_row_at(const pyr_lane_view *lane, size_t bytes, int64_t row,
                                       int what) {
   return (uint8_t *)lane->pages[row / PYR_PAGE_ROWS]
@@ -155,14 +172,18 @@ static inline uint8_t *pyr_cpu_row_at(const pyr_lane_view *lane, size_t bytes, i
 void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane,
                        pyr_layout layout, int64_t begin, int64_t count, int what);
 
-/* Rows [low, high) that a query at `position` sees: positions ascend, so they are a run. */
+/* Rows [low, high) that a query at `position` sees: positions ascend, so they are a run. Of rows
+ * at positions 0 1 4 6 9, a query at 6 sees [0, 4); with a window of 3, positions 4 to 6, it
+ * sees [2, 4). */
 pyr_span pyr_cpu_visible(const pyr_lane_view *lane, int32_t position, int32_t window);
 
-/* due(j) of pyr_weighting. */
+/* due(j) of pyr_weighting. With due 9, threshold 1, every 4 (track.h): rows j <= 0 are due at 9,
+ * 1 to 4 at 13, 5 to 8 at 17. */
 static inline int64_t pyr_cpu_due(const pyr_weighting *w, int64_t j) {
   return w->due + (w->every > 0 && j >= w->threshold
                    ? ((j - w->threshold) / w->every + 1) * w->every : 0);
 }
+/* A ramp to 1.3 over 4 queries: 0.1 from one to the next. */
 static inline float pyr_cpu_slope(const pyr_weighting *w) {
   return w->queries > 1 ? (w->ramp - 1.0f) / (float)(w->queries - 1) : 0.0f;
 }

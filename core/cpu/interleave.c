@@ -27,6 +27,7 @@ enum { WORD = 4, MOST_BLOCK = 210 };     /* bytes of q6_k, the largest block */
   _Static_assert(bytes <= MOST_BLOCK, #name ": a block larger than MOST_BLOCK");
 PYR_DTYPE_TABLE(FITS, )
 
+/* Rows that do not fill packs stay as they are, all of them: a weight has one order. */
 int32_t pyr_cpu_interleaved(const pyr_backend *be, const pyr_tensor *w) {
   const pyr_cpu *cpu = pyr_cpu_of(be);
   bool fits = w->rank == 2 && w->shape[0] % PYR_PACK == 0
@@ -36,7 +37,8 @@ int32_t pyr_cpu_interleaved(const pyr_backend *be, const pyr_tensor *w) {
 
 /* q6_k's words (see dtype.c): the scales; then, for each half of the block and each half of its
  * runs of 32 values, four times a word of low bits of runs 0 and 2, one of runs 1 and 3, and one of
- * the high two bits of all four. */
+ * the high two bits of all four. Of a block's 52 words, 0 to 31 are low bits, 32 to 47 the high
+ * two, 48 to 51 the scales; its own scale is the odd two bytes at 208. */
 static const uint8_t q6_k_words[] = {
   48, 49, 50, 51,
    0,  8, 32,   1,  9, 33,   2, 10, 34,   3, 11, 35,      4, 12, 36,   5, 13, 37,   6, 14, 38,   7,
@@ -46,7 +48,8 @@ static const uint8_t q6_k_words[] = {
 };
 
 /* A block of a row: `odd` bytes at odd_at, and words from words_at on, in the order of `order`, if
- * there is one. */
+ * there is one. q8_0: 34 bytes, 2 odd ones at 0, 8 words from 2 on. q6_k: 210 bytes, 2 odd ones
+ * at 208, 52 words from 0 on, in the order above. */
 typedef struct block_form { size_t bytes, odd, odd_at, words_at; const uint8_t *order; } block_form;
 static block_form form_of(pyr_dtype dtype) {
   size_t bytes = pyr_dtype_block_bytes(dtype), odd = bytes % WORD;
@@ -54,7 +57,8 @@ static block_form form_of(pyr_dtype dtype) {
       : (block_form){ bytes, odd, 0, odd, NULL };
 }
 
-/* Where they lie in the block of its pack. */
+/* Where they lie in the block of its pack. Of row 3 in a pack of q8_0: its scale at 3 * 2, its
+ * first word at 16 * 2 + 3 * 4, its next ones each 64 bytes on. */
 static size_t odd_in(const block_form *f, int64_t row) { return (size_t)row * f->odd; }
 static size_t words_in(const block_form *f, int64_t row) {
   return PYR_PACK * f->odd + (size_t)row * WORD;
@@ -67,6 +71,8 @@ static size_t word_from(const block_form *f, size_t i) {
 
 typedef struct call { uint8_t *to; const pyr_tensor *w; } call;
 
+/* A task writes the pack of its own 16 rows, block by block: both are read and written once, in
+ * order of memory but for the 16 rows' strides. */
 static void interleave_pack(void *ctx, int64_t task, int worker) {
   const call *c = ctx;
   (void)worker;
@@ -90,6 +96,9 @@ pyr_status pyr_cpu_interleave(pyr_backend *be, void *to, const pyr_tensor *w) {
   return PYR_OK;
 }
 
+/* Of packs, the row is put together again 4 blocks at a time, in 840 bytes of stack, and then
+ * read like any other. Slower than rows as they lie: for the few who read rows of such a weight
+ * (embeddings are never interleaved). */
 void pyr_cpu_weights(const pyr_kernels *k, float *dst, const pyr_tensor *w, int64_t row,
                      int64_t col, int64_t n) {
   enum { SOME = 4 };                     /* blocks at a time */

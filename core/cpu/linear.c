@@ -31,6 +31,8 @@
 
 #include <string.h>
 
+/* A slice of 32 rows and a step of 256 takes 32 KiB, a panel of 8 slices 256 KiB: what is used
+ * again for the next tokens stays in the first and in the second cache. */
 enum {
   STEP = 256,             /* of k; a multiple of every dtype's block */
   PANEL = 256,            /* weight rows a task at most */
@@ -59,6 +61,7 @@ typedef struct product {
   int64_t tokens, panel, panels;        /* … a task's block, and panels in all */
 } product;
 
+/* col begins a block: q8_0's column 64 lies 2 * 34 bytes into its row. */
 static const uint8_t *weight_at(const pyr_tensor *w, int64_t row, int64_t col) {
   return (const uint8_t *)w->data + (size_t)row * w->stride +
          (size_t)(col / pyr_dtype_block(w->dtype)) * pyr_dtype_block_bytes(w->dtype);
@@ -66,7 +69,9 @@ static const uint8_t *weight_at(const pyr_tensor *w, int64_t row, int64_t col) {
 
 /* ---- few tokens ------------------------------------------------------------------------------ */
 
-/* `rows` weight rows from `row` on (at most PYR_DOT_WEIGHTS) times every token. */
+/* `rows` weight rows from `row` on (at most PYR_DOT_WEIGHTS) times every token. Bound by the
+ * bytes of the weights: 4 rows are read, and stay near while the tokens go by, `dot_rows` at a
+ * time. Invariant: out[0 .. t) of these rows are done. */
 static void few_rows(const product *p, float *plain, int64_t row, int rows) {
   const void *w = weight_at(p->w, row, 0);
   size_t stride = p->w->stride;
@@ -102,6 +107,7 @@ typedef struct panel_scratch {
   float *edge;    /* [FEW][nr] for slices and tokens that do not fill a tile */
 } panel_scratch;
 
+/* Three pieces of the worker's scratch; with a base of NULL it only counts. */
 static panel_scratch scratch_of(pyr_arena *arena, int nr) {
   return (panel_scratch){
     .panel = pyr_arena_take(arena, (int64_t)PANEL * STEP, sizeof(float)),
@@ -118,7 +124,11 @@ size_t pyr_cpu_linear_scratch(const pyr_kernels *k, int64_t cols) {
 }
 
 /* Weight rows [first, first+count), columns [col, col+step) as a slice [step][nr]; rows beyond
- * count are zero. */
+ * count are zero.
+ *
+ *     weight rows      r0: a b c d ...        slice[step][nr]    a e i .      column `col`
+ *                      r1: e f g h ...   ->                      b f j .      the next column
+ *                      r2: i j k l ...                           c g k .      (count 3, nr 4) */
 static void load_slice(const product *p, const panel_scratch *s, float *slice, int64_t first,
                        int count, int64_t col, int64_t step) {
   int nr = p->k->nr;
@@ -133,7 +143,9 @@ static void load_slice(const product *p, const panel_scratch *s, float *slice, i
   p->k->f32.transpose(slice, nr, s->rows, STEP, count, step, 1.0f);
 }
 
-/* Tokens of groups [begin, end), transposed. */
+/* Tokens of groups [begin, end), transposed. groups[g][c][i] is value c of token 12 g + i: a
+ * column's values of 12 tokens lie side by side, as gemm spreads one after the other over a
+ * vector. A last group that is not full is filled with zeros, by fours. */
 static void group_tokens(const void *ctx, int64_t begin, int64_t end) {
   const product *p = ctx;
   for (int64_t t = begin * FEW; t < pyr_min(end * FEW, p->n); t += FEW)
@@ -161,6 +173,8 @@ static void slice_product(const product *p, const panel_scratch *s, const float 
     for (int r = 0; r < count; r++) out[i * p->rows + r] += s->edge[i * k->nr + r];
 }
 
+/* The sum begins with what was there, or 0, and with the bias: products are added to it step by
+ * step. */
 static void begin_block(const product *p, int64_t t0, int64_t t1, int64_t row, int64_t count) {
   for (int64_t t = t0; t < t1; t++) {
     float *out = p->out + t * p->rows + row;
@@ -170,6 +184,9 @@ static void begin_block(const product *p, int64_t t0, int64_t t1, int64_t row, i
   }
 }
 
+/* Invariant: at the head of the outer loop out[t, r] of the block holds bias and products of
+ * columns [0, col). Each weight of the panel is turned into f32 once a task, and meets all
+ * tokens of the block. Products: tokens * count * cols. */
 static void many_task(void *ctx, int64_t task, int worker) {
   const product *p = ctx;
   pyr_arena arena = pyr_cpu_arena(p->cpu, worker);
@@ -193,7 +210,16 @@ static void many_task(void *ctx, int64_t task, int worker) {
 
 /* Large blocks use what they dequantise more often; small ones share the work out evenly. Blocks
  * are halved, panels first, as each block of tokens dequantises all panels anew, until there are
- * four tasks a thread or a half would cost too much. */
+ * four tasks a thread or a half would cost too much. 1,000 tokens, 576 rows, slices of 32, 8
+ * threads want 32 tasks:
+ *
+ *     panel   tokens a block      tasks
+ *      256         516            2 * 3 =  6
+ *      128         516            2 * 5 = 10
+ *       64         516            2 * 9 = 18         half of it would be below LEAST_PANEL
+ *       64         258            4 * 9 = 36         enough: blocks of ceil(1000 / 4), up to 252
+ *
+ * The last line makes blocks about equally long, in whole groups. */
 static void cut(product *p, int threads) {
   int64_t nr = p->k->nr, panel = PANEL / nr * nr, tokens = TOKENS;
   for (;;) {
@@ -211,6 +237,8 @@ static void cut(product *p, int threads) {
 
 /* ---- the operation --------------------------------------------------------------------------- */
 
+/* The ways are tried from the fastest to the exact one; who takes what is said by each way's
+ * `takes`. */
 pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
                           const float *bias, int64_t n, int flags) {
   pyr_cpu *cpu = pyr_cpu_of(be);

@@ -48,6 +48,7 @@ typedef struct panel_scratch {
   float *values;                         /* [cols], of quantised weights */
 } panel_scratch;
 
+/* 512 tokens take 512 * 256 * 4 bytes of results, 512 KiB, and 128 rows of 1,536 values 384 KiB. */
 static panel_scratch scratch_of(pyr_arena *arena, int64_t tokens, int64_t cols) {
   return (panel_scratch){ .out = pyr_arena_take(arena, tokens * PANEL, sizeof(float)),
                           .panel = pyr_arena_take(arena, QUANT_PANEL * cols, sizeof(uint16_t)),
@@ -60,6 +61,7 @@ size_t pyr_cpu_bf16_scratch(int64_t tokens, int64_t cols) {
   return arena.used;
 }
 
+/* Once a call, whatever the number of panels. */
 static void round_rows(const void *ctx, int64_t begin, int64_t end) {
   const call *c = ctx;
   c->cpu->kernels->from_f32(c->x16 + begin * c->cols, PYR_BF16, c->x + begin * c->cols,
@@ -79,6 +81,8 @@ static const uint16_t *load_panel(const call *c, const panel_scratch *s, int64_t
   return s->panel;
 }
 
+/* Its product is contiguous, [n][count], as oneDNN is fastest so; put_dots spreads it over
+ * `out`. A failure is noted and told when all tasks have ended: tasks cannot return one. */
 static void panel_task(void *ctx, int64_t task, int worker) {
   call *c = ctx;
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
@@ -97,6 +101,8 @@ static void panel_task(void *ctx, int64_t task, int worker) {
                      (int)count, c->bias ? c->bias + row : NULL, c->accumulate);
 }
 
+/* 1,536 rows on 4 threads: a sixteenth is 96, rounded up to 128, so 12 panels. At most two
+ * shapes a call: whole panels, and the last one. Both are made before the team begins. */
 pyr_status pyr_cpu_linear_bf16(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
                                const float *bias, int64_t n, int flags) {
   pyr_cpu *cpu = pyr_cpu_of(be);

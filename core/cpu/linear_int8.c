@@ -27,6 +27,7 @@ typedef struct call {
   bool accumulate;
 } call;
 
+/* Interleaved weights have no other way but tiles, so any number of tokens is taken. */
 bool pyr_cpu_int8_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n) {
   bool bytes = pyr_dtype_kernels(w->dtype, false) & PYR_KERNEL_BYTES;
   bool rounds = cpu->matmul || cpu->tiles;
@@ -34,7 +35,10 @@ bool pyr_cpu_int8_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n) {
                        || (bytes && n < (rounds ? BEFORE_BF16 : PYR_SMALL_N)));
 }
 
-/* Tokens of groups [begin, end), each of those that are multiplied together. */
+/* Tokens of groups [begin, end), each of those that are multiplied together. 8 tokens that are
+ * multiplied together lie value beside value (quantize_tokens); else each token is a row of its
+ * own. Either takes 2.25 bytes a value: a byte, an offset of 4 bytes for each 4 and a scale and
+ * a sum for each 32. */
 static void quantize_groups(const void *ctx, int64_t begin, int64_t end) {
   const call *c = ctx;
   const pyr_kernels *k = c->cpu->kernels;
@@ -49,7 +53,8 @@ static void quantize_groups(const void *ctx, int64_t begin, int64_t end) {
 
 /* Packs of interleaved weight rows times tokens [begin, end). The packs stay in a near cache while
  * tokens go by, PYR_PACK_TOKENS at a time: the first turn (`t == begin`) is told that it reads them
- * from memory, and asks for what lies behind them. */
+ * from memory, and asks for what lies behind them. sum[t][s][i]: token t, pack s of two, row i
+ * of 16. Bound by the weights' bytes where few tokens come. */
 static void run_packs(const call *c, int64_t row, int packs, int64_t begin, int64_t end) {
   const uint8_t *w = (const uint8_t *)c->w->data + (size_t)row * c->w->stride;
   for (int64_t t = begin; t < end; t += PYR_PACK_TOKENS) {
@@ -91,6 +96,7 @@ static void run_task(void *ctx, int64_t task, int worker) {
   }
 }
 
+/* 96 tokens of 1,536 values are 324 KiB as bytes: that is what TOKENS keeps in the second cache. */
 pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
                                const float *bias, int64_t n, int flags) {
   pyr_cpu *cpu = pyr_cpu_of(be);

@@ -17,6 +17,8 @@
 #include <math.h>
 #include <string.h>
 
+/* Of head_dim 64 a tile of keys takes 32 KiB, and stays in the first cache's reach while all
+ * queries of all heads go by. */
 enum { ROWS = 128, FEW = 12 };
 
 typedef struct mass_call {
@@ -30,6 +32,8 @@ typedef struct mass_call {
   float scale;
 } mass_call;
 
+/* Of a group of 3 heads: 32 KiB each for rows and k, 3 KiB for q, 1.5 KiB for scores and for
+ * mass. */
 typedef struct mass_scratch {
   float *rows;             /* [ROWS][head_dim] */
   float *k, *q;            /* [head_dim][ROWS], [head_dim][FEW] of elements (see pyr_products) */
@@ -60,10 +64,14 @@ static int32_t clamp_i32(int64_t x) {
   return (int32_t)pyr_max(INT32_MIN, pyr_min(INT32_MAX, x));
 }
 
-/* The positions of queries that count for any row of a tile, and of those that count for all. */
+/* The positions of queries that count for any row of a tile, and of those that count for all. Of
+ * rows that count for queries 6 to 9 and others for 10 to 13: any 6 .. 13, all 10 .. 9, which is
+ * none. A query outside `any` is skipped, one inside `all` needs no comparison row by row. */
 typedef struct counting { int32_t any_from, any_to, all_from, all_to; } counting;
 
-/* Fills base and due for `rows` rows from j; rows beyond count for nobody. */
+/* Fills base and due for `rows` rows from j; rows beyond count for nobody. A row with due 9 and
+ * 4 queries gets base 6: queries 6, 7, 8, 9 weigh 1, 1 + slope, 1 + 2 slope and 1 + 3 slope.
+ * Where every query counts, base and due are the least and the largest numbers there are. */
 static counting weigh_rows(const pyr_weighting *w, const mass_scratch *s, int64_t j, int64_t rows) {
   counting c = { INT32_MAX, INT32_MIN, INT32_MIN, INT32_MAX };
   for (int64_t i = 0; i < ROWS; i++) {
@@ -80,6 +88,8 @@ static counting weigh_rows(const pyr_weighting *w, const mass_scratch *s, int64_
   return c;
 }
 
+/* A ramp counts by place where layers before dropped tokens: alive queries 7 and 9 of positions
+ * 40 and 90 are two places apart. */
 static int32_t counted_at(const pyr_mass *m, int64_t i) {
   return m->by_place ? m->place + (int32_t)i : m->q_pos[i];
 }
@@ -93,7 +103,13 @@ typedef struct few {
   pyr_span seen[FEW];
 } few;
 
-/* Their mass on one strip for one head, from their scores. */
+/* Their mass on one strip for one head, from their scores.
+ *
+ *     strip of nr rows, from `at`      |. . . . . . . . |
+ *     a query sees rows [low, high)        |=====|              cut to the strip by the kernel
+ *     whole                            |===============|        all queries, all rows: no masks
+ *
+ * Queries with lse = -inf saw nothing in attention, and give nothing here. */
 static void strip_mass(const mass_call *c, const mass_scratch *s, const few *q, int64_t head,
                        int h, int64_t at, int64_t rows) {
   int32_t low[FEW], high[FEW];
@@ -115,6 +131,8 @@ static void strip_mass(const mass_call *c, const mass_scratch *s, const few *q, 
   c->k->mass_strip(&strip);
 }
 
+/* Products: queries * rows * head_dim for each head of the group. Scores are zeroed first, as
+ * gemm adds. */
 static void mass_queries(const mass_call *c, const mass_scratch *s, int g, const few *q,
                          int64_t rows) {
   int64_t nr = c->k->nr, d = c->layout.head_dim, padded = pyr_round_up(q->n, PYR_UNIT);
@@ -131,6 +149,9 @@ static void mass_queries(const mass_call *c, const mass_scratch *s, int g, const
   }
 }
 
+/* Invariant of the loop: s.mass holds, for each head and row, what queries before q0 gave, in
+ * their order. `out` is touched once, at the end, by this task alone: tiles do not overlap. Keys
+ * are loaded once, however many queries there are. */
 static void mass_task(void *ctx, int64_t task, int worker) {
   const mass_call *c = ctx;
   const pyr_mass *m = c->m;
@@ -169,6 +190,8 @@ static void mass_task(void *ctx, int64_t task, int worker) {
   }
 }
 
+/* Whole strips a tile: of 24 rows, 120 of 128. Tasks are counted by the longest range; of
+ * shorter lanes the last ones find no rows, and end. */
 pyr_status pyr_cpu_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads,
                         int32_t kv_heads, float scale) {
   pyr_cpu *cpu = pyr_cpu_of(be);

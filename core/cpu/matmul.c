@@ -36,6 +36,7 @@ bool pyr_matmul_run(pyr_matmul *mm, const pyr_product *p, int worker, float *out
 enum { PRODUCTS = 128, ALIGN = 64 };         /* shapes kept; a model has a dozen, for each number of
                                                 tokens */
 
+/* Owns its primitive and layouts (free_primitive); zeroed it owns nothing. */
 struct pyr_product {
   pyr_matmul_shape shape;
   dnnl_primitive_t primitive;
@@ -60,6 +61,7 @@ struct pyr_matmul {
   uint64_t clock;
 };
 
+/* oneDNN's own lack of memory is ours: the message and the status are those of any other. */
 static pyr_status failed(pyr_matmul *mm, dnnl_status_t status, const char *what) {
   if (status == dnnl_out_of_memory) return pyr_nomem(mm->rt, 0, what);
   return pyr_runtime_set_error(mm->rt, PYR_DEVICE, "oneDNN failed (%d) in %s", (int)status, what);
@@ -103,6 +105,8 @@ static bool has_fast_bf16(void) {
 static bool has_fast_bf16(void) { return false; }
 #endif
 
+/* *out is NULL where bf16 would be no faster: then linear.c's own products serve. An engine for
+ * all, a stream for each worker; what there is of it goes back on failure. */
 pyr_status pyr_matmul_open(pyr_runtime *rt, pyr_matmul **out) {
   *out = NULL;
   if (!has_fast_bf16()) return PYR_OK;
@@ -137,6 +141,7 @@ static void free_primitive(pyr_product *p) {
   pyr_dnnl_layout_free(&p->scratch);
 }
 
+/* Also on one that was half made: members are NULL until they are there. */
 void pyr_matmul_close(pyr_matmul *mm) {
   if (mm == NULL) return;
   pyr_runtime *rt = mm->rt;
@@ -155,6 +160,7 @@ void pyr_matmul_close(pyr_matmul *mm) {
 
 /* ---- primitives ------------------------------------------------------------------------------ */
 
+/* A model's matrices have about a dozen shapes, and each number of tokens makes them anew. */
 static bool same_shape(const pyr_matmul_shape *a, const pyr_matmul_shape *b) {
   return a->m == b->m && a->n == b->n && a->k == b->k && a->ldb == b->ldb;
 }
@@ -162,7 +168,9 @@ static bool same_shape(const pyr_matmul_shape *a, const pyr_matmul_shape *b) {
 /* out [m][n] f32 = a [m][k] bf16 times b, which is read as [k][n] though it lies as n weight rows,
  * ldb values apart: strides say so, and nothing is transposed beforehand. */
 
-/* Makes p's primitive; the caller has set one OpenMP thread, which oneDNN plans for. */
+/* Makes p's primitive; the caller has set one OpenMP thread, which oneDNN plans for. The layouts
+ * and the primitive stay with p, made or not; the description and the attributes are given back
+ * here. */
 static dnnl_status_t make_primitive(pyr_matmul *mm, pyr_product *p) {
   const pyr_matmul_shape *s = &p->shape;
   dnnl_dims_t a = { s->m, s->k }, b = { s->k, s->n }, out = { s->m, s->n };
@@ -185,7 +193,8 @@ static dnnl_status_t make_primitive(pyr_matmul *mm, pyr_product *p) {
   return code;
 }
 
-/* Every worker's scratch at least as large as the primitive asks. */
+/* Every worker's scratch at least as large as the primitive asks. Where one worker's cannot
+ * grow, those before it are larger than needed, which does no harm. */
 static pyr_status grow_scratch(pyr_matmul *mm, size_t bytes) {
   for (int i = 0; i < mm->threads; i++) {
     worker_state *w = &mm->workers[i];
@@ -200,7 +209,9 @@ static pyr_status grow_scratch(pyr_matmul *mm, size_t bytes) {
   return PYR_OK;
 }
 
-/* The place for one more primitive: a new one, or that of the primitive longest unused. */
+/* The place for one more primitive: a new one, or that of the primitive longest unused. A place
+ * is only emptied when its successor is made (pyr_matmul_prepare): nothing is lost if that
+ * fails. */
 static pyr_product *take_place(pyr_matmul *mm) {
   if (mm->count < PRODUCTS) {
     pyr_product *place = pyr_alloc_zero(mm->rt, sizeof *place);
@@ -213,6 +224,8 @@ static pyr_product *take_place(pyr_matmul *mm) {
   return place;
 }
 
+/* Search first: a prompt asks for the same shapes in each layer. Then all that can fail, and at
+ * the end the place: *out stays good until PRODUCTS other shapes have been asked for. */
 pyr_status pyr_matmul_prepare(pyr_matmul *mm, const pyr_matmul_shape *shape,
                               const pyr_product **out) {
   for (int i = 0; i < mm->count; i++)

@@ -17,7 +17,8 @@
 #include <math.h>
 #include <string.h>
 
-/* PIECE: a multiple of every cache dtype's block */
+/* PIECE: a multiple of every cache dtype's block Tiles of survivors; slices of losers a task,
+ * whose best matches so far lie on its stack. */
 enum { ROWS = 64, SLICES = 4, MOST_NR = 64, PIECE = 256 };
 
 typedef struct merge_call {
@@ -54,7 +55,8 @@ size_t pyr_cpu_merge_scratch(const pyr_kernels *k, int32_t head_dim) {
   return count.used;
 }
 
-/* The keys of n rows, each scaled to length 1 (rows of zeros stay so), as dst [head_dim][ld]. */
+/* The keys of n rows, each scaled to length 1 (rows of zeros stay so), as dst [head_dim][ld].
+ * Row by row, as losers and survivors lie scattered over the lane's pages. */
 static void load_directions(const merge_call *c, float *rows, float *dst, int64_t ld,
                             const int32_t *which, int64_t n) {
   int64_t d = c->layout.head_dim;
@@ -67,6 +69,9 @@ static void load_directions(const merge_call *c, float *rows, float *dst, int64_
   c->k->f32.transpose(dst, ld, rows, d, (int)n, d, 1.0f);
 }
 
+/* Invariant: best[i] and target[i] are the most similar of the survivors before `row`, the first
+ * one where several are. Survivors' keys are prepared once a task, and meet SLICES * nr losers.
+ * Products: losers * survivors * head_dim in all. */
 static void find_task(void *ctx, int64_t task, int worker) {
   const merge_call *c = ctx;
   int64_t nr = c->k->nr, d = c->layout.head_dim, first = task * SLICES * nr,
@@ -97,6 +102,9 @@ static void find_task(void *ctx, int64_t task, int worker) {
     c->links[c->losers[first + i]] = best[i] >= c->threshold ? target[i] : -1;
 }
 
+/* A survivor's list is walked for K and then for V, PIECE values at a time. Where keys are kept
+ * as they came, the merged key has come from nowhere but its own index (born = row): later turns
+ * begin from the merged key. */
 static void mean_span(const void *ctx, int64_t begin, int64_t end) {
   const merge_call *c = ctx;
   pyr_dtype dtype = c->layout.dtype;
@@ -122,6 +130,14 @@ static void mean_span(const void *ctx, int64_t begin, int64_t end) {
   }
 }
 
+/* Rows 0 to 5, of which 0, 2 and 5 stay; 1 and 3 are most like 0, and 4 like 5:
+ *
+ *     row              0   1   2   3   4   5
+ *     after the find  -1   0  -1   0   5  -1        a loser's target; survivors have none
+ *     lists            1   3  -1  -1  -1   4        0: 1, 3.   2: none.   5: 4
+ *
+ * so row 0 becomes the mean of rows 0, 1 and 3. Linking goes over losers from the last: 4, then
+ * 3, then 1, which comes before 3. */
 pyr_status pyr_cpu_merge(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout,
                          const int32_t *idx, int64_t k, float threshold, int32_t *links) {
   int32_t *losers = links + lane->rows;

@@ -10,10 +10,13 @@
 
 size_t pyr_row_bytes(pyr_dtype dtype, int head_dim) { return pyr_dtype_bytes(dtype, head_dim); }
 
+/* head_dim 64 in f16: 2 * 32 * 128 = 8,192 bytes, 12,288 if wide. */
 size_t pyr_page_bytes(pyr_dtype dtype, int head_dim, bool wide) {
   return (size_t)((wide ? 3 : 2) * PYR_PAGE_ROWS) * pyr_row_bytes(dtype, head_dim);
 }
 
+/* Invariant: rows before `begin` are in dst. A run lies in one page, so that it is read by one
+ * call: rows 30 to 70 are 30..31, 32..63 and 64..70. */
 void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane,
                        pyr_layout layout, int64_t begin, int64_t count, int what) {
   int64_t d = layout.head_dim;
@@ -60,7 +63,8 @@ typedef struct store_call {
   int32_t kv_heads;
 } store_call;
 
-/* Tokens [begin, end) of one sequence, in all its lanes. */
+/* Tokens [begin, end) of one sequence, in all its lanes. Rows are written behind those there
+ * are; who counts them is the caller. */
 static void store_tokens(const store_call *c, const pyr_append *a, int64_t begin, int64_t end) {
   int64_t d = c->layout.head_dim;
   for (int64_t i = begin; i < end; i++)
@@ -103,7 +107,10 @@ typedef struct gather_call {
 } gather_call;
 
 /* Rows only move towards the front (idx ascends, so idx[i] >= i), and in order; so dst may be src,
- * and no row is overwritten before it has moved. Neighbours that stay neighbours move together. */
+ * and no row is overwritten before it has moved. Neighbours that stay neighbours move together.
+ * idx 0 1 2 5 6 9, in one page: rows 0 to 2 are where they should be, 5 and 6 move together to 3
+ * and 4, 9 to 5. A run ends where either page does. What lies beside the rows moves along,
+ * unless source and destination are the same. */
 static void gather_lane(void *ctx, int64_t task, int worker) {
   const gather_call *c = ctx;
   const pyr_lane_view *dst = &c->dst[task], *src = &c->src[task];
@@ -156,7 +163,12 @@ size_t pyr_cpu_rotate_scratch(int32_t head_dim) {
 }
 
 /* The rows of one page. From `from` to the row's index is the angle (index - from) * freq, whatever
- * turns lay between. */
+ * turns lay between. Of head_dim 64 in f16, in one lane:
+ *
+ *     index j    from    stood      what is done
+ *        0         0       0        nothing: it stands where it did
+ *        2         9       9        never turned: K is kept as it came, then turned by 2 - 9
+ *        3        12       5        turned before: from the key as it came, by 3 - 12 */
 static void rotate_page(void *ctx, int64_t page, int worker) {
   const rotate_call *c = ctx;
   int64_t begin = page * PYR_PAGE_ROWS, end = pyr_min(begin + PYR_PAGE_ROWS, c->lane->rows);

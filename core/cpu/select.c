@@ -23,6 +23,12 @@
 enum { DIGITS = 2048, MOST = 1 << 27 };
 static const struct { int shift, bits; } steps[] = { { 21, 11 }, { 10, 11 }, { 0, 10 } };
 
+/*     x       bits         key
+ *      1.0    3f800000     bf800000
+ *      0.0    00000000     80000000       -0 + 0 is +0
+ *     -1.0    bf800000     407fffff
+ *     -inf    ff800000     007fffff
+ *      NaN                 00000000       below everything: it is never chosen before a number */
 static inline uint32_t key_of(float x) {
   uint32_t bits = pyr_bits_of_f32(x + 0.0f);
   uint32_t ordered = bits ^ ((uint32_t)-(int32_t)(bits >> 31) | 0x80000000u);
@@ -39,6 +45,12 @@ static inline bool takes(cut *c, uint32_t key) {
   return key > c->key || (key == c->key && c->equal-- > 0);
 }
 
+/* Invariant at each step: the k-th highest key begins with `fixed` (under `mask`), and it is the
+ * k-th among the keys that do. With decimal digits: of keys 53 51 48 51 20 20 the 3 highest,
+ *
+ *     tens      5: 3   4: 1   2: 2        three have a 5: fixed 5_, still the 3rd
+ *     units     3: 1   1: 2               one is passed, the 2nd of the others is a 1: fixed 51
+ *     cut       key 51, equal 2           53, and the first two that equal 51 */
 static cut cut_of(const float *score, int64_t n, int64_t k) {
   uint32_t fixed = 0, mask = 0;
   if (k == 0) return none;
@@ -56,6 +68,7 @@ static cut cut_of(const float *score, int64_t n, int64_t k) {
   return (cut){ fixed, (int32_t)k };
 }
 
+/* The last pass ends with the k-th row taken. n * 4 looks, 16 KiB of stack for the counts. */
 pyr_status pyr_cpu_select(pyr_backend *be, int32_t *idx, const float *score, int64_t n, int64_t k,
                           int32_t offset) {
   if (k < 0 || k > n)
@@ -81,6 +94,8 @@ static cut own_cut(const pyr_choice *c, int32_t segment) {
   return (cut){ (uint32_t)c->work[2 * segment], c->work[2 * segment + 1] };
 }
 
+/* The highest score of 0.75 has e = 0: it counts 0.75 * 2^36, and one of 2^-36 counts 1. What is
+ * 2^37 times smaller than the highest counts nothing. */
 static double unit_of(const pyr_choice *c, int64_t n) {
   float top = 0;
   int e;
@@ -91,7 +106,8 @@ static double unit_of(const pyr_choice *c, int64_t n) {
   return ldexp(1.0, 36 - e);
 }
 
-/* The sum of all scores; *held: that of the segments' own. */
+/* The sum of all scores; *held: that of the segments' own. Segments' own are found as select
+ * finds them, with the cuts that `work` holds. */
 static uint64_t sum_of(const pyr_choice *c, double unit, uint64_t *held) {
   const float *score = c->score;
   uint64_t sum = 0;
@@ -109,7 +125,10 @@ static uint64_t sum_of(const pyr_choice *c, double unit, uint64_t *held) {
 
 /* Where the chosen end among rows that no segment has chosen for itself: after `wanted` of them, or
  * with the first that fills `target`. Both are at least 1, and there are at least `wanted` such
- * rows. */
+ * rows. Invariant at each step: rows whose key is above `fixed` (under `mask`) are chosen;
+ * `wanted` and `target` are what is left of both bounds, and the keys that begin with `fixed`
+ * come to one of them. If each of the last key's rows counts 5 and 12 are left to fill, 12 / 5
+ * and one for the rest: 3 rows. */
 static cut shared_cut(const pyr_choice *c, int64_t wanted, uint64_t target, double unit) {
   uint32_t fixed = 0, mask = 0;
   uint64_t each = 0;                                   /* what a row with the key found counts */
@@ -140,6 +159,16 @@ static cut shared_cut(const pyr_choice *c, int64_t wanted, uint64_t target, doub
   return (cut){ fixed, (int32_t)(enough < (uint64_t)wanted ? (int64_t)enough : wanted) };
 }
 
+/* Two segments, at least one of each, three in all:
+ *
+ *     scores       0.5  0.3  0.1     0.4  0.05
+ *     own          0.5               0.4                  cut_of, of each alone
+ *     shared            0.3                               one more of 0.3, 0.1, 0.05
+ *     chosen       rows 0, 1         row 0
+ *
+ * Under mass 0.7 the sum is 1.35, its share 0.945, of which 0.9 is held: 0.3 fills the rest, and
+ * the result is the same; under mass 0.6, 0.81, nothing more is wanted. Segments' rows come out
+ * ascending, each in its own part of idx. */
 pyr_status pyr_cpu_choose(pyr_backend *be, const pyr_choice *c) {
   int64_t n = 0, least = 0;
   double unit = 0;

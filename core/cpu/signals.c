@@ -24,9 +24,11 @@
 #include <math.h>
 #include <string.h>
 
-/* rows, queries, rows of W_o at a time; a dtype's longest block */
+/* rows, queries, rows of W_o at a time; a dtype's longest block A tile of 128 rows of 64 values
+ * is 32 KiB, a block of 64 queries 16 KiB. */
 enum { TILE = 128, BLOCK = 64, STRIP = 32, Q_BLOCK = 256 };
 
+/* What a task reads; each operation fills in what is its own. */
 typedef struct signal_call {
   const pyr_kernels *k;
   pyr_cpu *cpu;
@@ -57,6 +59,7 @@ static signal_call call_of(pyr_backend *be, float *out, const pyr_lane_view *lan
 /* ---- scratch --------------------------------------------------------------------------------- */
 
 typedef struct anchor_scratch { float *anchor, *rows, *weights; } anchor_scratch;
+/* 4 is sizeof(float), here and below. */
 static anchor_scratch anchor_scratch_of(pyr_arena *arena, int64_t dims) {
   return (anchor_scratch){ pyr_arena_take(arena, dims, 4), pyr_arena_take(arena, TILE * dims, 4),
                            pyr_arena_take(arena, TILE, 4) };
@@ -100,6 +103,7 @@ static moment_scratch moment_scratch_of(pyr_arena *arena, int nr, int64_t d) {
                            pyr_arena_take(arena, padded * ld, 4), ld, padded };
 }
 
+/* The largest of four layouts, as only one runs at a time. */
 size_t pyr_cpu_signals_scratch(const pyr_kernels *k, int32_t head_dim, int64_t lag) {
   pyr_arena parts[4] = { { NULL, 0 } };
   size_t most = 0;
@@ -134,7 +138,8 @@ static pyr_status cpu_read_rows(pyr_backend *be, float *out, const pyr_lane_view
   return PYR_OK;
 }
 
-/* The tile's keys go to `rows`, one over the length of each (0 for a zero) to `weights`. */
+/* The tile's keys go to `rows`, one over the length of each (0 for a zero) to `weights`. Rows
+ * are padded with zeros to whole vectors, which add nothing to a length or a product. */
 static int64_t weigh_keys(const signal_call *c, const anchor_scratch *s, int64_t tile) {
   int64_t row = c->begin + tile * TILE, rows = pyr_min(TILE, c->end - row);
   pyr_cpu_load_rows(c->k, s->rows, c->dims, c->lane, c->layout, row, rows, 0);
@@ -145,6 +150,8 @@ static int64_t weigh_keys(const signal_call *c, const anchor_scratch *s, int64_t
   return rows;
 }
 
+/* cos(k, a) = (k . a) / |k|, as the anchor has length 1: rows (3, 4) with the anchor (1, 0) give
+ * 3 * 1/5 = 0.6. */
 static void similarity_task(void *ctx, int64_t tile, int worker) {
   const signal_call *c = ctx;
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
@@ -155,7 +162,9 @@ static void similarity_task(void *ctx, int64_t tile, int worker) {
   for (int64_t i = 0; i < rows; i++) out[i] *= s.weights[i];
 }
 
-/* The anchor, made of length 1, lies in worker 0's scratch, before what that worker's tasks use. */
+/* The anchor, made of length 1, lies in worker 0's scratch, before what that worker's tasks use.
+ * First the anchor, by this thread alone, then the tiles by all. A row of zeros has no direction
+ * and gives 0. Bytes: every key twice. */
 static pyr_status cpu_key_similarity(pyr_backend *be, float *out, const pyr_lane_view *lane,
                                      pyr_layout layout, int64_t begin, int64_t end) {
   signal_call c = call_of(be, out, lane, layout, begin, end);
@@ -177,7 +186,16 @@ static pyr_status cpu_key_similarity(pyr_backend *be, float *out, const pyr_lane
 
 /* ---- lag ------------------------------------------------------------------------------------- */
 
-/* spread[i] of the run's rows, of K or V, over the range of the run behind it; then its softmax. */
+/* spread[i] of the run's rows, of K or V, over the range of the run behind it; then its softmax.
+ * Of d = 2 and runs of 2 rows: rows (1, 4), (2, 4) and behind them (0, 4), (4, 8).
+ *
+ *     low, high      (0, 4) .. (4, 8)                    per dimension, of the run behind
+ *     scaled         (0.25, 0)   (0.5, 0)                (x - low) / (high - low)
+ *     mean           0.125       0.25
+ *     spread         0.177       0.354                   over d - 1 = 1
+ *     softmax        0.456       0.544
+ *
+ * A dimension in which the run behind does not vary gives 0. */
 static void lag_softmax(const signal_call *c, const lag_scratch *s, float *spread, int64_t row,
                         int what) {
   int64_t d = c->d;
@@ -205,7 +223,9 @@ static void lag_softmax(const signal_call *c, const lag_scratch *s, float *sprea
   for (int64_t r = 0; r < c->lag; r++) spread[r] /= sum;
 }
 
-/* A run is judged as a whole, also where only some of its rows are. */
+/* A run is judged as a whole, also where only some of its rows are. Ranked, a row gets the part
+ * of its run that lies below it: of 0.1, 0.4, 0.2, 0.3 the third gets 1 / 4. The last run that
+ * has one behind it is the last that is judged: rows after it get 1 (cpu_lag). */
 static void lag_task(void *ctx, int64_t run, int worker) {
   const signal_call *c = ctx;
   pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
@@ -223,6 +243,8 @@ static void lag_task(void *ctx, int64_t run, int worker) {
   }
 }
 
+/* 100 rows from begin on, in runs of 32: 3 whole runs, of which the third has no whole one
+ * behind it, so 2 are judged and rows from 64 on get 1. */
 static pyr_status cpu_lag(pyr_backend *be, float *out, const pyr_lane_view *lane,
                           pyr_layout layout, int64_t begin, int64_t end, int64_t lag, int ranked) {
   signal_call c = call_of(be, out, lane, layout, begin, end);
@@ -237,6 +259,7 @@ static pyr_status cpu_lag(pyr_backend *be, float *out, const pyr_lane_view *lane
 
 /* ---- products with a tile of rows ------------------------------------------------------------ */
 
+/* rows_t is [d][TILE]: the tile's rows side by side, as gemm's right operand. */
 static int64_t load_tile(const signal_call *c, const product_scratch *s, int64_t tile, int what,
                          const pyr_products *products) {
   int64_t row = c->begin + tile * TILE, rows = pyr_min(TILE, c->end - row);
@@ -247,10 +270,14 @@ static int64_t load_tile(const signal_call *c, const product_scratch *s, int64_t
 }
 
 /* The tile's rows are cut into strips of nr; TILE need not be a multiple of it, so the last strip
- * may look back. */
+ * may look back. Of strips of 24: 0, 24, 48, 72, 96, and then not 120 but 104 = 128 - 24:
+ * columns 104 to 119 have been counted already, and `done` says that counting goes on at 120. */
 static int64_t strip_at(int64_t at, int64_t nr) { return pyr_min(at, TILE - nr); }
 
-/* Task: a tile of rows and a query head. */
+/* Task: a tile of rows and a query head. |W_o v|_1 of a row: W_o's columns that belong to the
+ * head, STRIP rows of it at a time, times the tile's values; of each product only its size is
+ * added. Columns begin with a block of their dtype, so up to two blocks more are read than the
+ * head has. Products: rows * d * width for each head. */
 static void output_task(void *ctx, int64_t task, int worker) {
   const signal_call *c = ctx;
   int64_t tile = task % c->tiles, h = task / c->tiles, d = c->d, nr = c->k->nr;
@@ -288,7 +315,9 @@ static pyr_status cpu_output_norm(pyr_backend *be, float *out, const pyr_lane_vi
                    (end - begin) * c.d * o->shape[0] * count);
 }
 
-/* Task: a tile of rows, for all heads that read it. */
+/* Task: a tile of rows, for all heads that read it. sum over i of (mean_i + (C k)_i) * k_i,
+ * which is m . k + k^T C k: C k by gemm, the rest value by value. m and C already hold scale and
+ * the half (moments_end_task). Without a covariance only m . k is left. */
 static void expected_task(void *ctx, int64_t tile, int worker) {
   const signal_call *c = ctx;
   int64_t d = c->d, nr = c->k->nr, padded = pyr_round_up(d, PYR_UNIT);
@@ -325,7 +354,8 @@ static pyr_status cpu_expected(pyr_backend *be, float *out, const pyr_lane_view 
 /* ---- moments of queries ---------------------------------------------------------------------- */
 
 /* Cosines and sines of each query's angles, over the gain: what turns it back. They serve all
- * heads. */
+ * heads. A position's angles are the same in all heads, so 512 queries of 9 heads need 512 of
+ * them. */
 static void turn_span(const void *ctx, int64_t begin, int64_t end) {
   const signal_call *c = ctx;
   int32_t pairs = c->m->dims / 2;
@@ -354,6 +384,13 @@ static void turn_back(const signal_call *c, float *out, int64_t i, int64_t head)
   memcpy(out + m->dims, q + m->dims, (size_t)(c->d - m->dims) * sizeof(float));
 }
 
+/* Sums are taken from `shift`, the mean of the first piece: numbers near 0 lose less than the
+ * squares of large ones would. Of 101, 103 and 105 with shift 103: -2, 0, 2; sum 0, sum of
+ * squares 8; mean 103 + 0 / 3, variance 8 / 3 - 0.
+ *
+ * The block's queries are multiplied with themselves, C += Q^T Q, by whole panels: what a block
+ * has in excess of `some` is not summed over, and what columns have in excess of d is 0 and left
+ * out. */
 static void moments_task(void *ctx, int64_t head, int worker) {
   const signal_call *c = ctx;
   const pyr_moments *m = c->m;
@@ -397,7 +434,9 @@ static pyr_status cpu_moments(pyr_backend *be, const pyr_moments *m, const float
   return run_tasks(be, "moments", moments_task, &c, m->heads, n * m->heads * c.d * c.d);
 }
 
-/* Turns a vector's pairs, `step` floats from value to value, by the mean rotation (co, si). */
+/* Turns a vector's pairs, `step` floats from value to value, by the mean rotation (co, si). Both
+ * sides of the covariance are turned, R C R^T: its rows with step 1, then its columns with step
+ * d. */
 static void turn_mean(const pyr_moments *m, float *x, int64_t step) {
   int32_t pairs = m->dims / 2, each = m->style == PYR_ROPE_HALF ? 1 : 2,
       other = m->style == PYR_ROPE_HALF ? pairs : 1;
@@ -408,6 +447,9 @@ static void turn_mean(const pyr_moments *m, float *x, int64_t step) {
   }
 }
 
+/* From sums to moments, in place: mean = sum / n, C = outer / n - mean mean^T, both from the
+ * shift, then the mean without it; times what `expected` would multiply with: scale, and scale^2
+ * / 2. Without a query nothing is expected. */
 static void moments_end_task(void *ctx, int64_t head, int worker) {
   const signal_call *c = ctx;
   const pyr_moments *m = c->m;
@@ -431,6 +473,8 @@ static void moments_end_task(void *ctx, int64_t head, int worker) {
   for (int64_t j = 0; outer && j < d; j++) turn_mean(m, outer + j, d);
 }
 
+/* The mean rotation of the positions to come: over many of them fast pairs cancel out (co and si
+ * near 0), slow ones stay. Summed in f64, as there may be 65,536. */
 static pyr_status cpu_moments_end(pyr_backend *be, const pyr_moments *m, int64_t count,
                                   int64_t next, int64_t future, float scale) {
   signal_call c = { .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .d = m->head_dim, .m = m,
@@ -451,6 +495,8 @@ static pyr_status cpu_moments_end(pyr_backend *be, const pyr_moments *m, int64_t
 
 /* ---- vectors of scores ----------------------------------------------------------------------- */
 
+/* By one thread: a vector of candidates is short beside the rows that it ranks. An empty or all
+ * -inf vector divides by 0, and is seen as NaN. */
 static pyr_status cpu_softmax(pyr_backend *be, float *x, int64_t n) {
   float sum;
   pyr_cpu_of(be)->kernels->softmax(x, n, &sum);
@@ -458,6 +504,7 @@ static pyr_status cpu_softmax(pyr_backend *be, float *x, int64_t n) {
   return PYR_OK;
 }
 
+/* 1 2 3 10 20 in runs of 3 becomes 2 2 2 15 15: the last run may be shorter. Summed in f64. */
 static pyr_status cpu_chunk(pyr_backend *be, float *x, int64_t n, int64_t width) {
   if (width < 1)
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "chunk: runs of %lld values",
@@ -471,6 +518,7 @@ static pyr_status cpu_chunk(pyr_backend *be, float *x, int64_t n, int64_t width)
   return PYR_OK;
 }
 
+/* 1 for rows of idx, 0 for all others. */
 static pyr_status cpu_mark(pyr_backend *be, float *out, int64_t n, const int32_t *idx, int64_t k) {
   (void)be;
   memset(out, 0, (size_t)n * sizeof(float));

@@ -137,7 +137,8 @@ static pyr_status check_config(pyr_runtime *rt, const pyr_model_config *c) {
 }
 
 /* Values of all the matrices that a model of this configuration can have, for progress. Optional
- * matrices count, too: a model whose output is tied to its embedding stops short of the end, and pyr_model_ready reports the rest. */
+ * matrices count, too: a model whose output is tied to its embedding stops short of the end, and
+ * pyr_model_ready reports the rest. */
 static int64_t values_expected(const pyr_model_config *c) {
   int64_t total = 0;
   for (int r = 0; r < PYR_ROLES; r++)
