@@ -6,6 +6,8 @@
 
 #include <cstring>
 
+/* Operations follow each other on one stream, so that they share scratch and table: the most that
+ * any one needs is enough for all. */
 static pyr_status cuda_reserve(pyr_backend *be, const pyr_work *work) {
   size_t need[] = { cuda_attention_scratch(work), cuda_signals_scratch(work),
                     cuda_linear_few_scratch(work), cuda_pick_scratch(work),
@@ -22,6 +24,8 @@ static pyr_status cuda_reserve(pyr_backend *be, const pyr_work *work) {
 
 void cuda_blas_close(pyr_cuda *cuda);   /* linear.cu */
 
+/* Also closes what was opened in part: everything is NULL, or there. The device must have come to
+ * the end of what it does before memory goes that it reads. */
 static void cuda_close(pyr_backend *be) {
   pyr_cuda *cuda = cuda_of(be);
   if (cuda == nullptr) return;

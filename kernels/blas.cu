@@ -93,6 +93,7 @@ cudaError_t blas_open(void **handle, cudaStream_t stream) {
   return error;
 }
 
+/* Gives back what a plan has of the library; it may have been described in part. */
 static void drop(blas *b, plan *p) {
   if (p->desc) (void)b->MatmulDescDestroy(p->desc);
   for (cublasLtMatrixLayout_t layout : { p->w, p->x, p->out })
@@ -150,6 +151,8 @@ static bool describe(blas *b, plan *p) {
          b->MatrixLayoutCreate(&p->out, CUDA_R_32F, rows, n, s.ld_out) == CUBLAS_STATUS_SUCCESS;
 }
 
+/* The algorithm that the library thinks fastest among those that sum each output in one place (no
+ * reduction over blocks), in the workspace there is, at the alignment there is. */
 static bool choose(blas *b, plan *p) {
   cublasLtMatmulPreference_t wish;
   cublasLtMatmulHeuristicResult_t result;

@@ -3,7 +3,21 @@
  *
  * The formats are those of core/base/dtype.c, and so is the arithmetic, product by product: a row
  * reads the same here and there. `dtype` is a constant where a kernel is compiled for each dtype,
- * and then the switch goes. */
+ * and then the switch goes.
+ *
+ * What blocks of quantised weights look like, in bytes from the first:
+ *
+ *     q8_0   34, of 32 values    f16 scale, 32 int8                            scale * q
+ *     q4_0   18, of 32           f16 scale, 16 bytes: values 0-15 in their low
+ *                                nibbles, 16-31 in their high ones             scale * (q - 8)
+ *     q4_k   144, of 256         f16 scale, f16 min, 12 bytes: 8 scales and 8
+ *                                mins of 6 bits, 128 bytes of nibbles       scale * s * q - min * m
+ *     q5_k   176, of 256         the same, with 32 bytes of fifth bits before the 128
+ *     q6_k   210, of 256         128 bytes of low nibbles, 64 of high pairs of bits,
+ *                                16 int8 scales, f16 scale
+ *
+ * A lane that reads every 32nd value of a row reads a block of 32 together with its warp: the
+ * block's scale is one load for all. */
 #ifndef PYR_CUDA_CONVERT_CUH
 #define PYR_CUDA_CONVERT_CUH
 
@@ -33,12 +47,18 @@ static __device__ __forceinline__ float f32_of_bf16(uint16_t h) {
   return __uint_as_float(static_cast<uint32_t>(h) << 16);
 }
 
+/* To the nearest, ties to even: half a unit of the last place less one bit is added, and that bit
+ * where the last place is odd. NaN keeps its sign and stays quiet: it must not round up to
+ * infinity. */
 static __device__ __forceinline__ uint16_t bf16_of_f32(float x) {
   uint32_t bits = __float_as_uint(x), quiet = (bits >> 16) | 0x40u,
       even = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? quiet : even);
 }
 
+/* e4m3: sign, 4 bits of exponent (bias 7), 3 of mantissa. 0x3c000000 is the difference of the
+ * biases, 120 << 23. 0x38 is 7 and 0: 1. Below 8 (no exponent): units of 2^-9. 0x7f is NaN; no
+ * infinities. */
 static __device__ __forceinline__ float f32_of_fp8(uint8_t b) {
   uint32_t sign = static_cast<uint32_t>(b & 0x80u) << 24, rest = b & 0x7fu;
   uint32_t normal = (rest << 20) + 0x3c000000u,
@@ -46,6 +66,8 @@ static __device__ __forceinline__ float f32_of_fp8(uint8_t b) {
   return __uint_as_float((rest == 0x7fu ? 0x7fc00000u : rest < 8u ? small : normal) | sign);
 }
 
+/* To the nearest, ties to even, 448 at most. Small ones, below 2^-6: 2^14 has a last place of 2^-9,
+ * so that adding it rounds to such units, whose number is then in the low bits. */
 static __device__ __forceinline__ uint8_t fp8_of_f32(float x) {
   uint32_t bits = __float_as_uint(x), sign = (bits >> 24) & 0x80u, rest = bits & 0x7fffffffu;
   uint32_t large = rest > 0x7f800000u ? 0x7fu : 0x7eu,
@@ -92,12 +114,14 @@ static __device__ __forceinline__ float value_of_q6_k(const uint8_t *row, int64_
                    static_cast<float>((low | high << 4) - 32));
 }
 
+/* Value i: 4 bits, low nibbles of the bytes first. */
 static __device__ __forceinline__ float value_of_q4_0(const uint8_t *row, int64_t i) {
   const uint8_t *block = row + i / 32 * 18;
   int at = static_cast<int>(i % 32), q = at < 16 ? block[2 + at] & 15 : block[2 + at - 16] >> 4;
   return __fmul_rn(f32_of_f16(load16(block)), static_cast<float>(q - 8));
 }
 
+/* Value i: a whole number of 8 bits, exact in f32 as the scale is; the product is rounded once. */
 static __device__ __forceinline__ float value_of_q8_0(const uint8_t *row, int64_t i) {
   const uint8_t *block = row + i / 32 * 34;
   return __fmul_rn(static_cast<float>(static_cast<int8_t>(block[2 + i % 32])),
@@ -171,6 +195,10 @@ static __device__ __forceinline__ uint8_t *row_at(const pyr_lane_view &lane, int
 /* Rows [low, high) that a query at `position` sees: positions ascend, so they are a run. */
 struct row_span { int64_t low, high; };
 
+/* Rows [low, high) that a query at `position` sees: the first row above it, and the first within
+ * its window, by bisection. Positions 0 3 4 8 9, a query at 8: rows [0, 4); with a window of 5,
+ * which begins at position 4, rows [2, 4). Most often the last row is the query's own: nothing is
+ * searched. */
 static __device__ __forceinline__ row_span visible_rows(const int32_t *positions, int64_t rows,
                                                         int32_t position, int32_t window) {
   int64_t low = 0, high = rows;  /* first row whose position is above: most often there is none */
@@ -191,7 +219,8 @@ static __device__ __forceinline__ row_span visible_rows(const int32_t *positions
 }
 
 /* due(j) of pyr_weighting. Rows are counted in 32 bits, and so the division is: one of 64 bits is a
- * call. */
+ * call. With due = 100, every = 16 and threshold = -20 (counted from the lane's end) rows before
+ * -20 are due at 100, -20 to -5 at 116, -4 to -1 at 132. */
 static __device__ __forceinline__ int64_t due_of(const pyr_weighting &w, int64_t j) {
   if (w.every <= 0 || j < w.threshold) return w.due;
   if (w.every > INT32_MAX) return w.due + w.every;

@@ -15,6 +15,7 @@ static __device__ __forceinline__ int64_t thread_of_grid() {
 
 /* ---- embed ----------------------------------------------------------------------------------- */
 
+/* A block for a token: its row of the table as f32, of any dtype. */
 static __global__ void embed_kernel(float *out, const uint8_t *table, size_t stride, int dtype,
                                     int64_t cols, const int32_t *ids) {
   const uint8_t *row = table + static_cast<size_t>(ids[blockIdx.x]) * stride;
@@ -33,7 +34,9 @@ static pyr_status cuda_embed(pyr_backend *be, float *out, const pyr_tensor *tabl
 
 /* ---- rms_norm -------------------------------------------------------------------------------- */
 
-/* out = weight * x / sqrt(mean of x^2 + eps); out may be x */
+/* out = weight * x / sqrt(mean of x^2 + eps); out may be x. A block for a token; sums are f32, a
+ * thread's over every blockDim-th value, then by block_sum: the order depends on d alone. x = (3,
+ * 4): the mean of squares is 12.5, and out = weight * (.849, 1.131). */
 static __global__ void rms_norm_kernel(float *out, const float *x, const float *weight, int64_t d,
                                        float eps) {
   __shared__ float parts[WARP];
@@ -48,6 +51,7 @@ static __global__ void rms_norm_kernel(float *out, const float *x, const float *
 static pyr_status cuda_rms_norm(pyr_backend *be, float *out, const float *x, const float *weight,
                                 int64_t n, int64_t d, float eps) {
   if (n <= 0) return PYR_OK;
+  /* A head's norm is a few values for many rows: one warp, whose sum needs no second step. */
   unsigned threads = d > 512 ? THREADS : WARP;
   PYR_LAUNCH(rms_norm_kernel, static_cast<unsigned>(n), threads, 0, cuda_of(be), out, x, weight, d,
              eps);
@@ -56,6 +60,8 @@ static pyr_status cuda_rms_norm(pyr_backend *be, float *out, const float *x, con
 
 /* ---- rope ------------------------------------------------------------------------------------ */
 
+/* `step` values from pair to pair, `other` from a pair's first to its second: of 64 dimensions pair
+ * 3 is values 3 and 35 (halves), or 6 and 7. */
 struct rope_call {
   float *x;
   const int32_t *pos;
@@ -94,6 +100,7 @@ static pyr_status cuda_rope(pyr_backend *be, float *x, const int32_t *pos, const
 
 /* ---- silu_mul -------------------------------------------------------------------------------- */
 
+/* A thread for a value: silu(gate) * up, in place. Bytes bound it. */
 static __global__ void silu_mul_kernel(float *gate, const float *up, int64_t count) {
   int64_t i = thread_of_grid();
   if (i < count) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
@@ -107,7 +114,10 @@ static pyr_status cuda_silu_mul(pyr_backend *be, float *gate, const float *up, i
 
 /* ---- take ------------------------------------------------------------------------------------ */
 
-/* A block for each 32 columns of x [.., d]; a tile is a row for each of its warps. */
+/* A block for each 32 columns of x [.., d]; a tile is a row for each of its warps. Rows 0 2 3 of
+ * four move in place because idx ascends: idx[i] >= i, and later tiles read only what lies behind
+ * all that was written. The barriers: a tile is read before it is written, and written before the
+ * next is read. Values are moved as bits: they may be ids as well as floats. */
 static __global__ void take_kernel(uint32_t *x, const int32_t *idx, int64_t k, int64_t d) {
   int64_t column = static_cast<int64_t>(blockIdx.x) * WARP + lane_of_warp(),
       warps = blockDim.x / WARP;
@@ -148,7 +158,7 @@ static pyr_status cuda_take_i32(pyr_backend *be, int32_t *x, const int32_t *idx,
 
 /* ---- iota, fill, mark, arith ----------------------------------------------------------------- */
 
-/* Threads that find a fault all write the same. */
+/* A thread for a value. Threads that find a fault all write the same, so that no order shows. */
 static __global__ void finite_kernel(int32_t *fault, const float *x, int64_t n) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < n && (__float_as_uint(x[i]) & 0x7f800000u) == 0x7f800000u) *fault = 1;
@@ -160,6 +170,7 @@ static pyr_status cuda_finite(pyr_backend *be, int32_t *fault, const float *x, i
   return cuda_launched(be, "finite");
 }
 
+/* first, first + 1, … */
 static __global__ void iota_kernel(int32_t *out, int32_t first, int64_t n) {
   int64_t i = thread_of_grid();
   if (i < n) out[i] = first + static_cast<int32_t>(i);
@@ -180,6 +191,8 @@ static __device__ __forceinline__ float hash_unit(uint64_t seed, int32_t positio
   return static_cast<float>((z ^ (z >> 31)) >> 40) * 0x1p-24f;
 }
 
+/* A thread for a value: the row's position, a hash of it, one value, or places from 0 to 1: of 5
+ * rows 0 .25 .5 .75 1. */
 static __global__ void fill_kernel(float *out, const int32_t *positions, int64_t n,
                                    pyr_filling what, uint64_t seed, float value) {
   int64_t i = thread_of_grid();
@@ -198,6 +211,7 @@ static pyr_status cuda_fill(pyr_backend *be, float *out, const int32_t *position
   return cuda_launched(be, "fill");
 }
 
+/* 1 where idx says; zeros were written before, on the same stream. */
 static __global__ void mark_kernel(float *out, const int32_t *idx, int64_t k) {
   int64_t i = thread_of_grid();
   if (i < k) out[idx[i]] = 1.0f;
@@ -213,6 +227,7 @@ static pyr_status cuda_mark(pyr_backend *be, float *out, int64_t n, const int32_
   return cuda_launched(be, "mark");
 }
 
+/* A thread for a value, in place; x / 0 is 0. */
 static __global__ void arith_kernel(float *a, const float *b, int64_t n, int code) {
   int64_t i = thread_of_grid();
   if (i >= n) return;

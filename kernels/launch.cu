@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+/* At once. What the device says of it is asked later (cuda_launched), so that no launch waits. */
 static void launch_now(pyr_cuda *cuda, const cuda_kernel &kernel, dim3 grid, unsigned block,
                        size_t shared, void **arguments) {
 #ifdef PYR_EMULATED
@@ -16,6 +17,8 @@ static void launch_now(pyr_cuda *cuda, const cuda_kernel &kernel, dim3 grid, uns
 #endif
 }
 
+/* Bytes that a kernel's arguments take in a graph's buffer: 8, 4 and 200 bytes take 16 + 16 + 208.
+ */
 static size_t room_of(const cuda_kernel &kernel) {
   size_t room = 0;
   for (int i = 0; i < kernel.count; i++) room += (kernel.sizes[i] + 15u) / 16 * 16;
@@ -34,6 +37,7 @@ static bool put_arguments(const step_graph *g, const step_node *node, void **arg
   return changed;
 }
 
+/* CUDA reads arguments through a list of their addresses, while it is told; they may move later. */
 bool cuda_node_params(const step_graph *g, const step_node *node, void **at,
                       cudaKernelNodeParams *params) {
   uint8_t *from = g->arguments + node->at;
@@ -51,6 +55,7 @@ bool cuda_node_params(const step_graph *g, const step_node *node, void **at,
   return true;
 }
 
+/* Both go: nodes of a graph that changed in number have no place in the old one. */
 void cuda_drop_exec(step_graph *g) {
   if (g->exec) (void)cudaGraphExecDestroy(g->exec);
   if (g->graph) (void)cudaGraphDestroy(g->graph);
@@ -58,6 +63,8 @@ void cuda_drop_exec(step_graph *g) {
   g->graph = nullptr;
 }
 
+/* Room for `wanted`, twice as much if it must be made: then n additions copy 2 n at most. False: no
+ * memory, and the list is as it was. */
 template <typename T>
 static bool grow(pyr_cuda *cuda, T **list, size_t used, size_t *room, size_t wanted) {
   if (wanted <= *room) return true;
@@ -91,8 +98,10 @@ static void allow(pyr_cuda *cuda, const void *function) {
     steps->allowed[steps->allowed_count++] = function;
 }
 
+/* A grid that changes is told like an argument: the graph's shape stays. */
 static bool same(dim3 a, dim3 b) { return a.x == b.x && a.y == b.y && a.z == b.z; }
 
+/* Puts a node's new arguments and grid into the graph that the device has. */
 static void tell(pyr_cuda_steps *steps, step_graph *g, const step_node *node) {
   void *at[64];
   cudaKernelNodeParams params;
@@ -105,6 +114,9 @@ static void tell(pyr_cuda_steps *steps, step_graph *g, const step_node *node) {
   cuda_drop_exec(g);  /* it is made again, with what it could not be told */
 }
 
+/* The next kernel of the step that has begun. Invariant: nodes [0, at) are what this step launched
+ * so far; if exec is not NULL the device's graph has exactly nodes [0, count), with their
+ * arguments. */
 static void note(pyr_cuda *cuda, const cuda_kernel &kernel, dim3 grid, unsigned block,
                  size_t shared, void **arguments) {
   pyr_cuda_steps *steps = cuda->steps;
@@ -139,6 +151,7 @@ static void note(pyr_cuda *cuda, const cuda_kernel &kernel, dim3 grid, unsigned 
   steps->at++;
 }
 
+/* Every kernel of the backend comes through here. */
 void cuda_launch(pyr_cuda *cuda, const cuda_kernel &kernel, dim3 grid, unsigned block,
                  size_t shared, void **arguments) {
   if (shared > 0) allow(cuda, kernel.function);

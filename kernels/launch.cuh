@@ -30,6 +30,8 @@ struct cuda_kernel {
 void cuda_launch(pyr_cuda *cuda, const cuda_kernel &kernel, dim3 grid, unsigned block,
                  size_t shared, void **arguments);
 
+/* What is known of a kernel by its parameters' types: their sizes, and how the emulator calls it.
+ */
 template <typename... P> struct cuda_signature {
   static constexpr uint16_t sizes[sizeof...(P)] = { sizeof(P)... };
 #ifdef PYR_EMULATED
@@ -46,6 +48,8 @@ template <typename... P> struct cuda_signature {
 };
 template <typename... P> constexpr uint16_t cuda_signature<P...>::sizes[sizeof...(P)];
 
+/* Arguments become what the parameters are (an int of an int64_t is widened here), and are then
+ * only bytes at addresses: `values` lives until cuda_launch has copied or launched them. */
 template <typename... P, typename... A>
 static inline void cuda_launch_kernel(pyr_cuda *cuda, const char *name, void (*kernel)(P...),
                                       dim3 grid, unsigned block, size_t shared, A... arguments) {

@@ -48,6 +48,8 @@ pyr_status cuda_check(pyr_backend *be, const char *operation, size_t needed) {
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
+/* Counted first, so that the limit holds before memory is asked for. Zero bytes are one: an address
+ * tells it from a failure. */
 static void *cuda_alloc(pyr_backend *be, size_t bytes) {
   pyr_cuda *cuda = cuda_of(be);
   void *ptr = nullptr;
@@ -110,6 +112,7 @@ static pyr_status no_memory(pyr_backend *be, size_t bytes) {
                                       bytes);
 }
 
+/* Kernels that still use the old scratch are before its release in the stream: nobody waits. */
 pyr_status cuda_grow_scratch(pyr_backend *be, size_t bytes) {
   pyr_cuda *cuda = cuda_of(be);
   if (bytes <= cuda->scratch_bytes) return PYR_OK;
@@ -121,6 +124,7 @@ pyr_status cuda_grow_scratch(pyr_backend *be, size_t bytes) {
   return PYR_OK;
 }
 
+/* All or nothing: both pieces are there before the old ones go. */
 static pyr_status table_of(pyr_backend *be, cuda_table *table, size_t bytes) {
   uint8_t *fresh = static_cast<uint8_t *>(cuda_alloc(be, bytes));
   uint8_t *ring = static_cast<uint8_t *>(lock_alloc(be, table->slots * bytes));
@@ -147,6 +151,15 @@ pyr_status cuda_grow_table(pyr_backend *be, cuda_table *table, size_t bytes) {
   return table_of(be, table, least);
 }
 
+/* The ring of tables: [slots][bytes], two halves. A table takes what it used, not a slot; one that
+ * may not fit the half begins in the other one, which must be free by then:
+ *
+ *     half 0                         half 1
+ *     | t1 | t2 | t3 | t4 | (rest)   | t5 | t6 | t7 | …
+ *                           left[0]: recorded when t5 begins here
+ *
+ * Before a table begins in half 0 again left[0] is waited for: the copies out of it were issued a
+ * whole half ago, and are most often done. */
 void cuda_table_turn(pyr_backend *be) {
   pyr_cuda *cuda = cuda_of(be);
   cuda_table *t = cuda->table;
@@ -164,6 +177,8 @@ void cuda_table_begin(pyr_backend *be) {
   if (cuda_of(be)->table == &cuda_of(be)->tables[CALL_TABLE]) cuda_table_turn(be);
 }
 
+/* Pieces begin at multiples of 16, on both sides alike: `at` is the same in the ring's table and in
+ * the device's. */
 void *cuda_table_room(pyr_backend *be, size_t bytes, void **device) {
   cuda_table *t = cuda_of(be)->table;
   size_t at = t->used, room = t->bytes - at;
@@ -182,6 +197,8 @@ bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *la
   void **device, **pages = cuda_room(be, last - first, &device);
   if (pages == nullptr) return false;
   memcpy(pages, lane->pages + first, static_cast<size_t>(last - first) * sizeof *pages);
+  /* Only entries [first, last) are described; kernels index by the lane's page as the host does,
+   * and never ask for others. */
   view->pages = device - first;
   return true;
 }
@@ -193,6 +210,7 @@ pyr_status cuda_table_send(pyr_backend *be, const char *operation, bool fits) {
     return cuda_refuse(be, operation,
                        "more rows, lanes or sequences than the scratch that is reserved can "
                        "describe");
+  /* A step's table goes to the device once, at its end (step.cu). */
   if (t->used == 0 || t == &cuda->tables[STEP_TABLE]) return PYR_OK;
   return cuda_status(be, operation, cudaMemcpyAsync(t->device, t->ring + t->at, t->used,
                                                     cudaMemcpyHostToDevice, cuda->stream));

@@ -8,11 +8,25 @@
  * First every loser's t(l) into links[l], -1 for none: a warp has a loser, whose direction lies in
  * shared memory; the block's warps share tiles of survivors, a survivor for each lane. Which rows
  * go follows from idx alone: the l-th loser is the row r with l = r - (survivors below r), found by
- * bisection. Then a warp for each survivor walks the losers in order and adds its own. */
+ * bisection. Then a warp for each survivor walks the losers in order and adds its own.
+ *
+ * Of 8 rows 0 2 3 6 are kept; idx[i] - i, 0 1 1 3, is how many losers lie below the i-th survivor:
+ *
+ *     l                 0    1    2    3
+ *     idx[i] - i <= l   1    3    3    4      survivors below the loser
+ *     row               1    4    5    7      l + that
+ *
+ * If rows 1 and 5 are most like row 2, and like enough, its key becomes (k_2 + k_1 + k_5) / 3.
+ * find_kernel costs 4 d operations for each pair of loser and survivor, in f32, which bound it;
+ * tiles of survivors serve the four losers of a block. mean_kernel reads each loser once.
+ *
+ * Shared memory, bytes: 4 (tile rows * (d | 1) + 4 d), for d = 128 18.1 KiB; 16 d. Sums are f32.
+ * Ties between survivors go to the lower row. */
 #include "convert.cuh"
 
 static constexpr int WARPS = 4;
 
+/* links: [rows] of the lane, by the loser's row, not its number. */
 struct merge_args {
   pyr_lane_view lane;
   row_format f;
@@ -32,6 +46,7 @@ static __device__ __forceinline__ int64_t loser_at(const merge_args &a, int64_t 
   return l + low;
 }
 
+/* A row of zeros is like nothing: its cosine with all is 0. */
 static __device__ __forceinline__ float inverse_length(float squares) {
   float size = sqrtf(squares);
   return size > 0 ? 1.0f / size : 0.0f;
@@ -49,6 +64,10 @@ static __device__ __forceinline__ void load_loser(const merge_args &a, float *to
   for (int i = lane_of_warp(); i < a.f.d; i += WARP) to[i] *= inverse;
 }
 
+/* Grid: four losers to a block, one for each warp. Warps without one walk along, as the barriers
+ * ask it of them. Before each tile: best and target are of the lane's survivors so far, every 32nd
+ * (or 16th); only a better one replaces them, so that of equals the first stays. The butterfly
+ * takes the better, or the lower, in the end. */
 static __global__ void find_kernel(merge_args a) {
   PYR_SHARED(float, shared);               /* [tile_rows][ld] survivors; [WARPS][d] losers */
   int rows = tile_rows(a.f.d), ld = tile_ld(a.f.d), lane = lane_of_warp();
@@ -83,7 +102,9 @@ static __global__ void find_kernel(merge_args a) {
     a.links[mine] = best >= a.threshold && target != INT32_MAX ? target : -1;
 }
 
-/* A warp for a survivor; its sum lies in shared memory. */
+/* Grid: four survivors to a block, a warp for each; its sum lies in shared memory. Nobody writes a
+ * loser, and a survivor only its own warp: order makes no difference. A warp asks 32 losers at once
+ * whose they are, and adds those that are its own in their order. */
 static __global__ void mean_kernel(merge_args a) {
   PYR_SHARED(float, shared);
   int64_t i = static_cast<int64_t>(blockIdx.x) * WARPS + warp_of_block();

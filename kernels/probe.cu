@@ -51,6 +51,7 @@ static pyr_status timed(pyr_backend *be, int times, double *seconds, const F &f)
   return cuda_status(be, "probe", error);
 }
 
+/* The ceiling of bytes: `bytes` read and as many written, within the device. */
 static pyr_status time_copy(pyr_backend *be, const uint8_t *memory, int64_t bytes, int times,
                             double *seconds) {
   pyr_cuda *cuda = cuda_of(be);
@@ -61,6 +62,7 @@ static pyr_status time_copy(pyr_backend *be, const uint8_t *memory, int64_t byte
   });
 }
 
+/* The ceiling of products: a square matrix by another. memory: out, x, w, workspace. */
 static pyr_status time_product(pyr_backend *be, uint8_t *memory, pyr_dtype dtype, int64_t side,
                                int times, double *seconds) {
   pyr_cuda *cuda = cuda_of(be);
@@ -77,6 +79,8 @@ static pyr_status time_product(pyr_backend *be, uint8_t *memory, pyr_dtype dtype
   return timed(be, times, seconds, [=] { return blas_multiply(cuda->blas, product); });
 }
 
+/* size: bytes of a copy, or the side of square matrices. Memory is asked for and given back here:
+ * no operation's scratch is used, which would grow by it. */
 static pyr_status cuda_measure(pyr_backend *be, pyr_ceiling what, int64_t size, int times,
                                double *seconds) {
   pyr_dtype dtype = what == PYR_CEILING_F32 ? PYR_F32 : what == PYR_CEILING_F16 ? PYR_F16
@@ -114,6 +118,7 @@ static pyr_status cuda_facts(pyr_backend *, pyr_facts *out) {
 
 #else
 
+/* Gives the pool's unused memory back to the driver, so that another runtime can have it. */
 static pyr_status cuda_trim(pyr_backend *be) {
   cudaMemPool_t pool;
   cudaError_t error = cudaStreamSynchronize(cuda_of(be)->stream);

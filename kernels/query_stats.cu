@@ -6,7 +6,13 @@
  *     sum <- scale R (sum/n + shift), outer <- scale^2/2 R (outer/n - sum sum^T/n^2) R^T, R the
  *     mean of rotations to come
  *
- * Every sum runs over queries in their order. */
+ * Every sum runs over queries in their order.
+ *
+ * Shared memory of moments_kernel: 16 queries as f32, 64 d bytes. A block has 16 rows of `outer`, a
+ * thread one column of it (two where d > 256), in registers: 16 or 32 sums. Each query costs a head
+ * 2 d^2 operations; a tile of queries is read d / 16 times, which L2 serves. `shift`, the mean of
+ * the first queries, keeps sums near 0: of numbers near 100 whose spread is 1, squares would leave
+ * f32 three digits. */
 #include "convert.cuh"
 
 static constexpr int THREADS = 256, QUERIES = 16, STRIP = 16, MOST_DIMS = 512,
@@ -20,6 +26,7 @@ struct moment_args {
   int pairs, step, other;  /* values from pair to pair, and from a pair's first to its second */
 };
 
+/* How pairs of RoPE lie: values 3 and 35 of 64 (halves), or 6 and 7. */
 static moment_args args_of(const pyr_moments *m, const float *q, const int32_t *q_pos, int64_t n) {
   bool half = m->style == PYR_ROPE_HALF;
   return moment_args{ *m, q, q_pos, n, m->dims / 2, half ? 1 : 2, half ? m->dims / 2 : 1 };
@@ -50,7 +57,8 @@ static __device__ __forceinline__ float turned_back(const moment_args &a, int64_
   return second ? y * co - x * si : x * co + y * si;
 }
 
-/* A block for a head: shift becomes the mean of the first queries, the sums 0. */
+/* A block for a head: shift becomes the mean of the first queries, the sums 0. A thread for a
+ * dimension, so that its sum runs over queries in their order. */
 static __global__ void shift_kernel(moment_args a) {
   int64_t head = blockIdx.x, d = a.m.head_dim;
   for (int c = static_cast<int>(threadIdx.x); c < d; c += THREADS) {
@@ -64,7 +72,8 @@ static __global__ void shift_kernel(moment_args a) {
 }
 
 /* Grid: strips of STRIP rows of `outer`, heads. A thread has columns of it; QUERIES queries at a
- * time lie in shared memory. The first strip's block adds to `sum`. */
+ * time lie in shared memory. The first strip's block adds to `sum`. Before each tile: outer and sum
+ * are of queries before `at`. The barriers: all have used the last tile; this one is whole. */
 static __global__ void __launch_bounds__(THREADS) moments_kernel(moment_args a) {
   PYR_SHARED(float, tile);                           /* [QUERIES][d] */
   int64_t head = blockIdx.y;
@@ -140,7 +149,15 @@ static __device__ __forceinline__ void turn_pair(const moment_args &a, float *x,
   *second = si * was + co * *second;
 }
 
-/* A block for a head. */
+/* A block for a head, in five steps, a barrier between any two:
+ *
+ *     sum <- sum / n
+ *     outer <- (outer / n - sum sum^T) scale^2 / 2       the covariance; needs sum as it is now
+ *     sum <- (sum + shift) scale                         the mean
+ *     sum <- R sum, and each row of outer likewise       outer R^T
+ *     each column of outer                               R outer R^T
+ *
+ * A thread turns one pair of one vector at a time, so that nobody else reads what it writes. */
 static __global__ void end_kernel(moment_args a, int64_t queries, float scale) {
   int64_t head = blockIdx.x, d = a.m.head_dim, count = d * d;
   float *sum = a.m.sum + head * d, *outer = a.m.outer ? a.m.outer + head * count : nullptr,

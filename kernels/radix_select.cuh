@@ -144,7 +144,7 @@ static __device__ __forceinline__ cut find_cut(radix_select *s, const Each &each
   /* Before each pass: `fixed`, under `mask`, is the beginning of the last key that is chosen;
    * s->wanted and s->target are what keys with that beginning still have to give. Barriers: the
    * histogram is empty before any adds to it; all have added before it is read; the digit is known
-   * before it is used, and everyone has it before the next pass empties the histogram. */
+   * before it is used. */
   for (int step = 0; step < 3; step++) {
     int shift = step == 0 ? 21 : step == 1 ? 10 : 0, digits = step == 2 ? 1024 : 2048;
     for (int i = static_cast<int>(threadIdx.x); i < digits; i += THREADS)

@@ -1,6 +1,15 @@
 /* rows.cu — the rows of a cache lane: written, moved, rotated, read as f32, measured. A page is
  * PYR_PAGE_ROWS rows of K, then as many of V (backend.h); where a row lies, row_at says. Semantics:
- * core/cpu/rows.c. */
+ * core/cpu/rows.c.
+ *
+ * A page of 32 rows, d = 64 of f16, 128 bytes a row; a wide page has keys as they came, too,
+ * behind:
+ *
+ *     bytes   0                 4,096             8,192             12,288
+ *             | K 0 | K 1 | …   | V 0 | V 1 | …   | K as they came  |
+ *     row 37 of a lane: page 1, 5 rows on: K at 640, V at 4,096 + 640
+ *
+ * Bytes bound all of these kernels. */
 #include "convert.cuh"
 
 static constexpr int WARPS = 8;
@@ -13,7 +22,10 @@ static __device__ __forceinline__ int64_t row_of_grid() {
 /* ---- store ----------------------------------------------------------------------------------- */
 
 /* A warp for a row of K and of V: a token's in one of its sequence's lanes. One launch for all
- * sequences, calls [count]. */
+ * sequences, calls [count]. Grid: rows of the longest call, eight to a block; calls. k and v are
+ * [n][kv_heads][d], so that row `from` of them is of token from / kv_heads, lane from % kv_heads:
+ * with 3 lanes row 7 is token 2's in lane 1. Rows are written behind those that the lane has; the
+ * caller counts them in afterwards. */
 static __global__ void store_kernel(const pyr_append *calls, row_format f, int32_t kv_heads) {
   const pyr_append a = calls[blockIdx.y];
   int64_t from = row_of_grid(), i = from / kv_heads;
@@ -51,6 +63,7 @@ static pyr_status cuda_store(pyr_backend *be, const pyr_append *a, int count, py
 
 /* ---- page tables ----------------------------------------------------------------------------- */
 
+/* An entry of a lane's page table on the device, and the page that it is to name. */
 struct listed { void **at; void *page; };
 
 static __global__ void list_kernel(const listed *list, int64_t count) {
@@ -69,6 +82,8 @@ static pyr_status cuda_list_pages(pyr_backend *be, const pyr_page_list *lists, i
     cuda_table_begin(be);
     list = cuda_room(be, some, &device);
     for (int64_t i = 0; list && i < some; i++, at++) {
+      /* Entries run through the lists one after the other; lists that are empty are stepped over.
+       */
       while (at == lists->end) at = (++lists)->begin;
       list[i] = listed{ lists->table + at, lists->pages[at] };
     }
@@ -86,9 +101,18 @@ static pyr_status cuda_list_pages(pyr_backend *be, const pyr_page_list *lists, i
 /* ---- gather ---------------------------------------------------------------------------------- */
 
 /* Rows move only towards the front, and a block moves a column of all of a lane's, a tile at a
- * time: all of a tile is read before any of it is written, and later tiles read only rows behind
- * it. Columns are COLUMN bytes of a plane, a piece of PIECE bytes for a thread; the last block
- * moves what lies beside the pages. All lanes of a launch have wide pages, or none. */
+ * time. All of a tile is read before any of it is written (the first barrier), and written before
+ * the next is read (the second). idx ascends, so that idx[i] >= i: what later tiles read lies
+ * behind all that was written. Rows 0 2 3 6 are kept, in tiles of two:
+ *
+ *     rows             a b c d e f g h
+ *     tile 1: 0 2      a c c d e f g h
+ *     tile 2: 3 6      a c d g e f g h      the first four are the lane now
+ *
+ * Columns are PIECES pieces of a row, a piece for a thread: with 256 threads a tile is 32 rows. K,
+ * V and keys as they came are moved alike, by blocks of their own; the last block moves what lies
+ * beside the pages. d = 128 of f16: 16 pieces of 16 bytes, 2 columns, 5 blocks a lane (7 where
+ * pages are wide). All lanes of a launch have wide pages, or none. */
 static constexpr int PIECES = 8;                     /* pieces of a row that a block moves */
 
 template <typename PIECE>
@@ -128,6 +152,8 @@ static __global__ void gather_kernel(const pyr_lane_view *to_lanes,
   }
 }
 
+/* 16 bytes at once, where rows are whole multiples of it; else 2, as q8_0's of 64 values, 68 bytes.
+ */
 struct piece16 { uint64_t half[2]; };
 
 static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src,
@@ -158,6 +184,9 @@ static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const p
 
 /* ---- rotate ---------------------------------------------------------------------------------- */
 
+/* How a key's pairs lie: `step` values from pair to pair, `other` from a pair's first to its
+ * second. With 64 dimensions pair 3 is values 3 and 35 (halves: step 1, other 32) or 6 and 7 (step
+ * 2, other 1). */
 struct rotate_call {
   pyr_lane_view lane;
   const int32_t *from, *stood;
@@ -166,8 +195,12 @@ struct rotate_call {
   int pairs, step, other;
 };
 
-/* A warp for a row, which lies in shared memory as f32 meanwhile. The angle is (index - from) *
- * freq, whatever turns lay between. */
+/* A warp for a row, which lies in shared memory as f32 meanwhile: [8][d]. The angle is (index -
+ * from) * freq, whatever turns lay between: a key of position 9 that stands in row 4 is turned by
+ * -5, and by -6 when it comes to row 3. In wide pages each turn begins with the key as it came, so
+ * that what rounding loses does not add up; it is put aside at the first turn. Rows that stand
+ * where they are to stand are left alone. Each row is its warp's alone: no barriers of the block.
+ */
 static __global__ void rotate_kernel(rotate_call c) {
   PYR_SHARED(float, rows);
   int64_t j = row_of_grid();
@@ -207,6 +240,7 @@ static pyr_status cuda_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_la
 
 /* ---- norms, rows as f32 ---------------------------------------------------------------------- */
 
+/* A warp for a row: the length of K (what = 0) or V (1), f32, lanes joined by a butterfly. */
 static __global__ void row_norms_kernel(float *out, pyr_lane_view lane, row_format f,
                                         int64_t begin, int64_t end, int what) {
   int64_t i = row_of_grid();
@@ -232,6 +266,7 @@ static pyr_status cuda_row_norms(pyr_backend *be, float *out, const pyr_lane_vie
   return cuda_launched(be, "row_norms");
 }
 
+/* A warp for a row, as f32, rows beside each other. */
 static __global__ void read_rows_kernel(float *out, pyr_lane_view lane, row_format f,
                                         int64_t begin, int64_t end, int what) {
   int64_t i = row_of_grid();

@@ -6,7 +6,22 @@
  * found in one pass. Where a token is drawn, top_k, top_p and the draw itself are radix selects
  * (radix_select.cuh): by logits after so many, by logits with a share of the weights, and by ids
  * with the place that the random number says. A thread has every THREADS-th id in all of them, so
- * that what it writes only it reads. */
+ * that what it writes only it reads.
+ *
+ * From logits to an id, each step a pass over the vocabulary by 1,024 threads, or a radix select
+ * (three passes):
+ *
+ *     changes      penalties and biases, in a copy
+ *     highest      of finite logits; ties to the lower id. Temperature 0 ends here
+ *     top_k        keep: logits, by count
+ *     weights      whole numbers, of logits less the highest over the temperature
+ *     top_p        keep: logits, by the sum of weights
+ *     min_p        weights below a share of the highest's
+ *     draw         ids, by the sum of weights
+ *
+ * Weights 6 3 1 of ids 0 to 2: the random number makes a place from 0 to 9 of it; at place 7 the
+ * sums 6, 9, 10 reach 7 + 1 with id 1. Static shared memory: the radix select's 25 KiB. Launches
+ * and passes over L2 bound it: a vocabulary of 49,152 is 48 ids a thread. */
 #include "radix_select.cuh"
 
 #define PYR_PICK_INLINE static __device__ __forceinline__
@@ -23,11 +38,14 @@ struct pick_call {
   unsigned long long *weight;  /* [vocab], if it draws */
 };
 
+/* Neither infinite nor NaN: the exponent is not all ones. */
 static __device__ __forceinline__ bool is_finite(float x) {
   return (__float_as_uint(x) & 0x7f800000u) != 0x7f800000u;
 }
 
-/* Ids as keys, the first one highest, spread over all digits. */
+/* Ids as keys, the first one highest, spread over all digits. A vocabulary of 5 has last = 7 and
+ * shift = 29: ids 0, 1, 2 are 7, 6, 5 in the three highest bits. Radix selects then find the end of
+ * so many ids, or of so much weight, counted from id 0. */
 struct id_keys {
   uint32_t last;
   int shift;
@@ -63,7 +81,7 @@ static __device__ unsigned long long highest_of(radix_select *s, const float *lo
 }
 
 /* What a radix select by logits keeps: those above its last key, and of those that equal it the ids
- * up to `last`. */
+ * up to `last`. With 5 4 4 4 1 and three wanted: above 4, and 4 up to id 2. */
 struct kept {
   uint32_t key;
   int32_t last;
@@ -73,7 +91,8 @@ struct kept {
   }
 };
 
-/* weigh(i): what id i weighs, 0 if it is not among them. */
+/* weigh(i): what id i weighs, 0 if it is not among them. Two selects: the last logit, then, of the
+ * ids that have it, the last: the first c.equal of them. */
 template <typename Weigh>
 static __device__ kept keep(radix_select *s, const float *logits, int64_t vocab, int64_t wanted,
                             uint64_t target, const Weigh &weigh) {
@@ -91,7 +110,8 @@ static __device__ kept keep(radix_select *s, const float *logits, int64_t vocab,
   return kept{ c.key, keys.id(last.key) };
 }
 
-/* A token above temperature 0; `top` is the highest logit. */
+/* A token above temperature 0; `top` is the highest logit. Whole numbers add up to the same in any
+ * order, so that atomics and threads choose what the host chooses. */
 static __device__ int32_t draw(radix_select *s, const pick_call &c, const float *logits,
                                int64_t vocab, float top) {
   unsigned long long finite = 0, sum = 0, *weight = c.weight;
@@ -126,6 +146,8 @@ static __device__ int32_t draw(radix_select *s, const pick_call &c, const float 
   return keys.id(last.key);
 }
 
+/* A block for a sequence. The barriers: the copy is whole before it is changed, and changed before
+ * it is read. Each id is changed once at most. -1: no logit is finite. */
 static __global__ void __launch_bounds__(THREADS) pick_kernel(const pick_call *calls, int32_t *ids,
                                                               int64_t vocab) {
   __shared__ radix_select state;
@@ -151,6 +173,7 @@ static __global__ void __launch_bounds__(THREADS) pick_kernel(const pick_call *c
 
 /* ---- the operation --------------------------------------------------------------------------- */
 
+/* A copy of the logits only where something changes them, weights only where a token is drawn. */
 static void put_room(cuda_arena *arena, pick_call *call, int64_t vocab) {
   if (call->p.changed > 0) call->adjusted = arena->take<float>(vocab);
   if (call->p.temperature > 0) call->weight = arena->take<unsigned long long>(vocab);

@@ -1,6 +1,9 @@
 /* scores.cu — vectors of scores: reduced over heads, pooled, normalised, softmax, chunks. As in
  * core/cpu/elementwise.c and signals.c; what needs the whole vector is one block's work, whose sums
- * run in a fixed order. */
+ * run in a fixed order.
+ *
+ * A thread for a value where values are independent; else a block or a warp for what belongs
+ * together. Vectors are as long as a lane: launches bound these kernels. */
 #include "convert.cuh"
 
 static constexpr int THREADS = 256;
@@ -9,7 +12,8 @@ static unsigned blocks_of(int64_t n) { return static_cast<unsigned>(ceil_div(n, 
 
 /* ---- reduce_rows ----------------------------------------------------------------------------- */
 
-/* A thread for a column, row after row. NaN wins a maximum, so that it is seen. */
+/* A thread for a column, row after row: sum, mean (a sum, scaled) or maximum over `count` heads. In
+ * a maximum a NaN wins over what came before it: y <= x is false then. */
 static __global__ void reduce_rows_kernel(float *out, const float *in, int32_t count,
                                           int64_t stride, int64_t n, int how, float factor) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -33,7 +37,9 @@ static pyr_status cuda_reduce_rows(pyr_backend *be, float *out, const float *in,
 
 /* ---- pool ------------------------------------------------------------------------------------ */
 
-/* A thread for an output, its window from left to right. */
+/* A thread for an output, its window from left to right: the mean (how = 0) or the maximum of up to
+ * 2 half + 1 values; at the ends the window is cut. Of 1 5 2 with half = 1: means 3, 2.67, 3.5;
+ * maxima 5 5 5. Not in place: neighbours read what it would write. */
 static __global__ void pool_kernel(float *out, const float *in, int64_t n, int64_t half, int how) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= n) return;
@@ -74,6 +80,8 @@ static pyr_status cuda_normalize(pyr_backend *be, float *x, int64_t n) {
   return cuda_launched(be, "normalize");
 }
 
+/* One block: exp(x - top) over their sum. Each thread has every 1,024th value, and what it writes
+ * only it reads: the barriers are those of the block's sums. If all are -inf, top is 0. */
 static __global__ void softmax_kernel(float *x, int64_t n) {
   __shared__ float parts[WARP];
   float top = -INFINITY, sum = 0;
@@ -93,7 +101,8 @@ static pyr_status cuda_softmax(pyr_backend *be, float *x, int64_t n) {
 
 /* ---- chunk ----------------------------------------------------------------------------------- */
 
-/* A warp for a run: each value becomes the run's mean. */
+/* A warp for a run: each value becomes the run's mean, in double precision. 1 2 6 4 with a width of
+ * 3 become 3 3 3 4: the last run may be short. */
 static __global__ void chunk_kernel(float *x, int64_t n, int64_t width) {
   int64_t run = static_cast<int64_t>(blockIdx.x) * (blockDim.x / WARP) + warp_of_block(),
       at = run * width;

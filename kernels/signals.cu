@@ -12,6 +12,7 @@ static constexpr int WARPS = 4, THREADS = WARPS * WARP;
 
 /* ---- scratch --------------------------------------------------------------------------------- */
 
+/* Of key_similarity: the anchor, one vector. Of lag: what each row's K and V were given. */
 struct signal_scratch { float *anchor, *spreads; };  /* [d]; [2][rows] of K and of V */
 static signal_scratch signal_scratch_of(cuda_arena *arena, int64_t d, int64_t rows) {
   return signal_scratch{ arena->take<float>(d), arena->take<float>(2 * rows) };
@@ -23,7 +24,7 @@ size_t cuda_signals_scratch(const pyr_work *work) {
   return arena.used;
 }
 
-/* Joins what the warps hold for each row of a tile, by warp 0. */
+/* Joins what the warps hold for each row of a tile, by warp 0; only its lanes' results count. */
 static __device__ __forceinline__ float join_warps(float *parts, float mine) {
   parts[threadIdx.x] = mine;
   __syncthreads();
@@ -32,6 +33,7 @@ static __device__ __forceinline__ float join_warps(float *parts, float mine) {
   return sum;
 }
 
+/* A call on rows [begin, end) of one lane. */
 struct tile_args {
   float *out;                      /* [heads][end - begin] */
   pyr_lane_view lane;
@@ -50,7 +52,9 @@ static unsigned tiles_of(const tile_args &a) {
 /* ---- key_similarity -------------------------------------------------------------------------- */
 
 /* One block: the sum of keys scaled to length 1, itself scaled to length 1. A warp has every
- * WARPS-th row, and sums of its own. */
+ * WARPS-th row, and sums of its own, [4][d] in shared memory; dimensions are then summed over warps
+ * in their order. Keys (3, 4) and (0, 2): (.6, .8) + (0, 1) = (.6, 1.8), scaled (.316, .949). One
+ * block is slow for long lanes, but has no second pass; the sum's order is the same for all. */
 static __global__ void __launch_bounds__(THREADS) anchor_kernel(float *anchor, tile_args a) {
   __shared__ float parts[WARP];
   PYR_SHARED(float, sums);                           /* [WARPS][d] */
@@ -78,7 +82,7 @@ static __global__ void __launch_bounds__(THREADS) anchor_kernel(float *anchor, t
     anchor[c] = length > 0 ? sums[c] / length : 0.0f;
 }
 
-/* A warp for a row: its cosine with the anchor. */
+/* A warp for a row: its cosine with the anchor. Bytes bound it: the lane's keys are read once. */
 static __global__ void __launch_bounds__(THREADS) similarity_kernel(const float *anchor,
     tile_args a) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * WARPS + warp_of_block();
@@ -115,7 +119,11 @@ static pyr_status cuda_key_similarity(pyr_backend *be, float *out, const pyr_lan
 /* ---- lag ------------------------------------------------------------------------------------- */
 
 /* The spread of each row of a run of K or V over the range of the run behind it, then its softmax
- * over the run, by a block. */
+ * over the run, by a block. In dimension c, of the run behind: low_c and 1 / (high_c - low_c); a
+ * row becomes y_c = (x_c - low_c) / (high_c - low_c), and its spread is the standard deviation of y
+ * over its dimensions (d - 1 below). Behind, dimension 0 runs from 1 to 3, dimension 1 from 0 to 8:
+ * row (2, 8) is (.5, 1), with a spread of .354. First a thread for each dimension, then a warp for
+ * each row, then threads for rows again: the barriers stand between. */
 static __device__ void lag_softmax(const tile_args &a, float *spread, float *low, float *parts,
                                    int64_t row, int64_t lag, int what) {
   float *inverse = low + a.f.d, top = -INFINITY, sum = 0;
@@ -152,7 +160,10 @@ static __device__ void lag_softmax(const tile_args &a, float *spread, float *low
   for (int64_t r = threadIdx.x; r < lag; r += THREADS) spread[r] /= sum;
 }
 
-/* A block for a run, which is judged as a whole, also where only some of its rows are wanted. */
+/* A block for a run, which is judged as a whole, also where only some of its rows are wanted. With
+ * 7 rows and lag = 2 runs 0-1 and 2-3 are judged, by 2-3 and 4-5; 4-5 has no whole run behind it,
+ * and gets 1 as row 6 does. Ranked: how many of the run are below, of its length; of .1 .4 .2 come
+ * 0, 2/3 and 1/3, and equals in their order. */
 static __global__ void __launch_bounds__(THREADS) lag_kernel(tile_args a, float *spreads,
                                                              int64_t all, int64_t lag, int ranked) {
   __shared__ float parts[WARP];
@@ -172,6 +183,7 @@ static __global__ void __launch_bounds__(THREADS) lag_kernel(tile_args a, float 
   }
 }
 
+/* What has no whole run behind it gets 1: nothing that was judged gets more. */
 static __global__ void ones_kernel(float *out, int64_t n) {
   int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i < n) out[i] = 1.0f;
@@ -203,8 +215,11 @@ static pyr_status cuda_lag(pyr_backend *be, float *out, const pyr_lane_view *lan
 
 /* ---- output_norm ----------------------------------------------------------------------------- */
 
-/* Grid: tiles of rows, query heads. A warp has every WARPS-th row of the projection; its columns of
- * the head, in shared memory. */
+/* Grid: tiles of rows, query heads. The sum over the projection's rows w of |o_w . v|: what a row's
+ * values would move in the hidden state, if all attention went there. A warp has every WARPS-th row
+ * of the projection; its columns of the head, in shared memory as f32: no others read them, so that
+ * __syncwarp is enough. A lane of each warp has the same row of the lane's; four warps hold four
+ * parts of its sum. Products bound it: 2 width d operations for each row and head. */
 static __global__ void __launch_bounds__(THREADS) output_kernel(tile_args a, const uint8_t *o,
     size_t stride, int dtype, int64_t width) {
   __shared__ float parts[THREADS];
@@ -247,7 +262,9 @@ static pyr_status cuda_output_norm(pyr_backend *be, float *out, const pyr_lane_v
 /* ---- expected -------------------------------------------------------------------------------- */
 
 /* Grid: tiles of rows, query heads. mean . k + k^T outer k: a warp has every WARPS-th dimension i,
- * and adds (mean_i + outer_i . k) k_i. */
+ * and adds (mean_i + outer_i . k) k_i. All lanes read the same outer[j] at once, out of L1. With
+ * mean (1, 0), outer ((2, 1), (1, 2)) and k = (1, 1): (1 + 3) + (0 + 3) = 7. NULL: only the mean
+ * counts. */
 static __global__ void __launch_bounds__(THREADS) expected_kernel(tile_args a, const float *means,
     const float *outers) {
   __shared__ float parts[THREADS];

@@ -10,13 +10,28 @@
  *
  * Where a step is large (more than MOST_LANES), launches take no time worth saving, and writing all
  * descriptions before the first kernel runs would: then kernels are launched as they come, as in a
- * prefill. */
+ * prefill.
+ *
+ * Three steps, of kernels A B C D (' : other arguments):
+ *
+ *     noted            the graph had     what happens
+ *     A B C D          nothing           four nodes; built, launched
+ *     A B' C D         A B C D           B's node is told its new arguments; launched
+ *     A B E            A B' C D          from E on everything is new: built again, launched
+ *     A B              A B E             E is cut off: built again, launched
+ *
+ * Graphs are kept for the last eight pairs of model and number of sequences: batches whose
+ * sequences end one by one pass through few. A step is a chain: its kernels depend on each other
+ * anyway, and the order of a stream is what they were written for. */
 #include "step.cuh"
 
 #include <cstring>
 
+/* Lanes of all layers and sequences: 30 layers of 3 heads are 90 a sequence, and 91 sequences of
+ * such a model go together. */
 enum : int64_t { MOST_LANES = 8192 };
 
+/* Gives back all of a graph; its place is free. */
 static void forget(pyr_backend *be, step_graph *g) {
   const pyr_device_host *host = cuda_of(be)->host;
   cuda_drop_exec(g);
@@ -25,6 +40,7 @@ static void forget(pyr_backend *be, step_graph *g) {
   *g = step_graph{};
 }
 
+/* The graph of a model and a number of sequences, or the one used longest ago, emptied for it. */
 static step_graph *graph_for(pyr_backend *be, const void *model, int64_t sequences) {
   pyr_cuda_steps *steps = cuda_of(be)->steps;
   step_graph *oldest = steps->graphs;
@@ -38,6 +54,9 @@ static step_graph *graph_for(pyr_backend *be, const void *model, int64_t sequenc
   return oldest;
 }
 
+/* From here to cuda_step_end kernels are noted, and descriptions go to the step's own table, which
+ * must hold all of the step's: none of them may be written over before the graph has run. Large
+ * steps return without any of that: `now` stays NULL, and launches are launches. */
 static pyr_status cuda_step_begin(pyr_backend *be, const void *model, const pyr_work *work,
                                   int layers) {
   pyr_cuda *cuda = cuda_of(be);
@@ -57,6 +76,7 @@ static pyr_status cuda_step_begin(pyr_backend *be, const void *model, const pyr_
   return PYR_OK;
 }
 
+/* The device's graph of what was noted, each node after the one before. */
 static cudaError_t build(step_graph *g) {
   cudaError_t error = cudaGraphCreate(&g->graph, 0);
   for (size_t i = 0; i < g->count && error == cudaSuccess; i++) {
@@ -74,6 +94,10 @@ static cudaError_t build(step_graph *g) {
   return error == cudaSuccess ? cudaGraphInstantiate(&g->exec, g->graph, 0) : error;
 }
 
+/* In this order: what was noted of fewer kernels than the graph has cuts it off; the table is
+ * copied; the graph is built, if nothing of it is kept; it is launched. Copy and launch are on one
+ * stream, so that the kernels find the table. `run` false: the step failed before its end, and
+ * nothing runs. */
 static pyr_status cuda_step_end(pyr_backend *be, bool run) {
   pyr_cuda *cuda = cuda_of(be);
   pyr_cuda_steps *steps = cuda->steps;

@@ -5,6 +5,11 @@
 
 #include "cuda.cuh"
 
+/* A kernel of a step, as the graph has it. Arguments lie apart, in one buffer, one kernel's behind
+ * the other's, so that nodes are small and all alike:
+ *
+ *     nodes        | A at 0 | B at 48 | C at 64 |
+ *     arguments    | A: 16 16 16 | B: 16 | C: … |     each argument rounded up to 16 bytes */
 struct step_node {
   cuda_kernel kernel;
   dim3 grid;
@@ -14,6 +19,7 @@ struct step_node {
   cudaGraphNode_t node;
 };
 
+/* A graph that is kept: of one model, for one number of sequences. */
 struct step_graph {
   const void *model;                 /* NULL: not in use */
   int64_t sequences;
@@ -22,10 +28,13 @@ struct step_graph {
   size_t count, nodes_room;
   uint8_t *arguments;
   size_t arguments_used, arguments_room;
+  /* nodes [count] in the order of their launches; each waits for the one before, as on a stream */
   cudaGraph_t graph;
   cudaGraphExec_t exec;              /* NULL: nodes have come or gone since */
 };
 
+/* What the runtime keeps of its steps. `failed` stays set from the kernel that could not be noted
+ * to the end of the step: a step goes to the device whole, or not at all. */
 struct pyr_cuda_steps {
   step_graph graphs[8];              /* one for each number of sequences that steps lately had */
   step_graph *now;                   /* what is being noted; NULL: nothing is */

@@ -12,11 +12,14 @@ static __device__ __forceinline__ int warp_of_block() {
   return static_cast<int>(threadIdx.x) / WARP;
 }
 
+/* A butterfly: in step 16 lane i adds what lane i ^ 16 holds, then 8, 4, 2, 1. All lanes end with
+ * the same sum, added in the same tree: ((x0 + x16) + (x8 + x24)) + … */
 template <typename T> static __device__ __forceinline__ T warp_sum(T x) {
   for (int other = WARP / 2; other > 0; other /= 2) x += __shfl_xor_sync(ALL_LANES, x, other);
   return x;
 }
 
+/* fmaxf: a NaN beside a number is passed over. */
 static __device__ __forceinline__ float warp_max(float x) {
   for (int other = WARP / 2; other > 0; other /= 2)
     x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, other));
@@ -32,7 +35,8 @@ static __device__ __forceinline__ int warp_max(int x) {
 }
 
 /* Sums of a block of at most 1024 threads, given to all. `parts` [32] is shared, and free again
- * when the call returns. */
+ * when the call returns. Warps first, then their sums in order, by every thread for itself. The
+ * first barrier: all parts are there. The second: all have read them. */
 template <typename T> static __device__ __forceinline__ T block_sum(T x, T *parts) {
   x = warp_sum(x);
   if (lane_of_warp() == 0) parts[warp_of_block()] = x;
