@@ -1,9 +1,11 @@
 -- Logits of every family equal those of Hugging Face transformers
 -- (scripts/maker/oracle/families.py), however the tokens come.
+local core = require "pyramid.core"
+local families = require "pyramid.families"
 local helper = require "spec.helper"
 local pyramid = require "pyramid"
 
-local families = {
+local fixtures = {
   "llama-mha", "llama-gqa-llama3", "llama-linear", "llama-yarn", "llama-rope-parameters",
     "codellama", "mistral", "qwen2",
   "qwen2-untied", "qwen3",
@@ -12,6 +14,17 @@ local families = {
 local function folder(family)
   return helper.fixture("families/" .. family)
 end
+
+it("each bundled family has golden logits", function()
+  local held = {}
+  for _, name in ipairs(fixtures) do
+    held[helper.json(folder(name) .. "/config.json").model_type] = true
+  end
+  for _, name in ipairs(families.list()) do
+    local bundled = core.bundled("module", "pyramid.families." .. name) ~= nil
+    assert.is_true(held[name] or not bundled, name .. " is in none of spec/fixtures/families")
+  end
+end)
 
 -- reference(i): the golden logits of position i, from 1
 local function reference(bytes, sequence)
@@ -27,7 +40,7 @@ local function assert_all(logits, ref, from, what)
   end
 end
 
-for _, family in ipairs(families) do
+for _, family in ipairs(fixtures) do
   describe("family " .. family, function()
     local golden = helper.json(folder(family) .. "/golden.json")
     local bytes = helper.read(folder(family) .. "/golden.bin")

@@ -69,6 +69,32 @@ describe("docs/pyramidinfer.md", function()
   end)
 end)
 
+describe("docs/adding-a-family.md", function()
+  -- Its Tulip is Qwen3's fixture under another name.
+  it("has samples that run, one after the other", function()
+    local folder, fixture, text = shell.folder(), helper.fixture "families/qwen3", ""
+    local program = io.popen("realpath " .. shell.quote(shell.program)):read "l"
+    assert(os.execute(("mkdir -p %s/path/to/tulip"):format(folder)))
+    local config = helper.read(fixture .. "/config.json")
+    config = config:gsub('"qwen3"', '"tulip"'):gsub("Qwen3ForCausalLM", "TulipForCausalLM")
+    helper.write(folder .. "/path/to/tulip/config.json", config)
+    helper.write(folder .. "/path/to/tulip/model.safetensors",
+      helper.read(fixture .. "/model.safetensors"))
+    for _, block in ipairs(samples.blocks(helper.read "docs/adding-a-family.md")) do
+      if block.kind == "lua" then text = text .. block.text end
+    end
+    helper.write(folder .. "/sample.lua", text)
+    local out, err, status = shell.run(("cd %s && %s sample.lua"):format(folder, program))
+    shell.remove(folder)
+    assert.equal(0, status, err)
+    assert.matches("^pyramid%.model %(tulip, 3 layers, 4 heads over 2 of 32, .-\n%d[%d ]+\n$", out)
+    assert.equal(20, select(2, out:match "\n(.+)$":gsub("%d+", "")))
+    -- the comment behind print shows the line's beginning
+    local shown = text:match "print%(model%)%s+%-%- (.-)…"
+    assert.equal(shown, out:sub(1, #shown))
+  end)
+end)
+
 -- The anchors of a page's headings, as GitHub makes them: the second of a name ends in -1.
 local function anchors_of(text)
   local anchors, seen = {}, {}
