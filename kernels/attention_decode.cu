@@ -174,6 +174,7 @@ static __global__ void __launch_bounds__(WARPS * WARP,
   }
 }
 
+/* Grid as attend_kernel's, with 16 heads to a block of columns: a group of 3 is one block. */
 template <typename T, rows_come COME, int D, int WARPS>
 static void launch(pyr_backend *be, const attend_args &a, unsigned lanes, unsigned calls) {
   constexpr int BYTES = 2 * (T::exact * COLUMNS * D + WARPS * 4 * ROWS * D);
@@ -187,6 +188,7 @@ static void launch(pyr_backend *be, const attend_args &a, unsigned lanes, unsign
   PYR_LAUNCH((decode_kernel<T, COME, D, WARPS>), grid, WARPS * WARP, BYTES, cuda_of(be), wide);
 }
 
+/* Two warps where heads are wide, as each has stages of its own: 2 * 128 * 256 bytes are 64 KiB. */
 template <typename T, rows_come COME>
 static void launch_any(pyr_backend *be, const attend_args &a, unsigned lanes, unsigned calls) {
   if (a.f.d <= 64) launch<T, COME, 64, 4>(be, a, lanes, calls);

@@ -30,7 +30,9 @@
 
 static constexpr int WARPS = 4, ROWS = PYR_PAGE_ROWS;
 
-/* The lowest and the highest row that one, or that every column of `columns` sees. */
+/* The lowest and the highest row that one, or that every column of `columns` sees. Columns that see
+ * [0, 40) and [0, 41): any [0, 41), all [0, 40). Page 0 (rows 0 to 31) is whole, page 1 is masked,
+ * page 2 is not read. */
 struct bounds { int any_low, any_high, all_low, all_high; };
 
 /* The least and greatest of lows and highs over `columns` columns, given to the whole warp. A
@@ -160,6 +162,8 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
     }
 }
 
+/* Dynamic shared memory: the queries' terms, and two stages of K and V of a page, all of 16 bits.
+ */
 template <typename T, rows_come COME, int D, int TERMS, int MT>
 static void launch(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes,
                    unsigned calls) {
@@ -168,6 +172,7 @@ static void launch(pyr_backend *be, const attend_args &a, int64_t columns, unsig
   PYR_LAUNCH((prefill_kernel<T, COME, D, TERMS, MT>), grid, WARPS * WARP, BYTES, cuda_of(be), a);
 }
 
+/* MT = 2 serves twice the columns with each page, as long as sums fit a lane's registers. */
 template <typename T, rows_come COME>
 static void launch_rounded(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes,
                            unsigned calls) {
@@ -176,6 +181,8 @@ static void launch_rounded(pyr_backend *be, const attend_args &a, int64_t column
   else launch<T, COME, 256, 1, 1>(be, a, columns, lanes, calls);
 }
 
+/* Sums of a tile by itself and of lesser terms take registers, too: MT = 1 from 65 dimensions on.
+ */
 template <typename T, rows_come COME>
 static void launch_exact(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes,
                          unsigned calls) {

@@ -1,4 +1,9 @@
-/* blas.cu — see blas.cuh. */
+/* blas.cu — see blas.cuh.
+ *
+ * Why a plan is kept: the library works out its algorithm on the host, for as long as the device has
+ * nothing to do. A shape is all that the choice depends on, alignments of addresses included, so
+ * that a plan fits every call of its shape; only addresses are told anew. The plan used longest ago
+ * makes room. */
 #include "blas.cuh"
 
 #ifdef PYR_EMULATED
@@ -118,6 +123,7 @@ static int64_t alignment_of(const void *at, int64_t stride) {
   return static_cast<int64_t>(bits & (~bits + 1));
 }
 
+/* What an algorithm is chosen by. */
 static shape shape_of(const blas_product &p) {
   int64_t size = p.type == BLAS_F32 ? 4 : 2;
   return shape{ p.n, p.rows, p.cols, p.ld_out, p.ld_x, p.ld_w, p.type, p.bias != nullptr,
@@ -196,6 +202,7 @@ static plan *plan_for(blas *b, const shape &wanted, const float *bias) {
   return nullptr;
 }
 
+/* cudaErrorNotSupported: the library has no algorithm for the shape; nothing was launched. */
 cudaError_t blas_multiply(void *handle, const blas_product &p) {
   blas *b = static_cast<blas *>(handle);
   const float one = 1, zero = 0;

@@ -21,6 +21,9 @@ extern "C" {
 }
 
 enum : size_t { ARRIVALS = 4096 };
+/* ARRIVALS: counters for blocks of rows of one matrix (linear_few.cu): 4,096 of 128 rows.
+ * CALL_TABLE: of one call at a time; STEP_TABLE: of all calls of a step that goes to the device
+ * whole. */
 enum { CALL_TABLE, STEP_TABLE, TABLES };
 
 struct cuda_table {
@@ -31,6 +34,7 @@ struct cuda_table {
   cudaEvent_t left[2];         /* the copies out of each half when it was left last */
 };
 
+/* The backend's state. One thread at a time calls into it; kernels see none of it. */
 struct pyr_cuda {
   const pyr_device_host *host;
   pyr_runtime *rt;
@@ -50,6 +54,7 @@ static inline pyr_cuda *cuda_of(const pyr_backend *be) {
   return static_cast<pyr_cuda *>(be->state);
 }
 
+/* ceil_div(10, 4) = 3; round_up(10, 4) = 12. n is not negative. */
 static inline int64_t ceil_div(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 static inline int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 

@@ -25,7 +25,9 @@ static size_t room_of(const cuda_kernel &kernel) {
   return room;
 }
 
-/* Copies arguments to where the node has them; true if that changed anything. */
+/* Copies arguments to where the node has them; true if that changed anything. Compared byte by
+ * byte: structures that are arguments have no padding whose bytes nobody set, or a node would be
+ * told for nothing. */
 static bool put_arguments(const step_graph *g, const step_node *node, void **arguments) {
   uint8_t *to = g->arguments + node->at;
   bool changed = false;

@@ -310,6 +310,7 @@ size_t cuda_linear_few_scratch(const pyr_work *work) {
   return arena.used;
 }
 
+/* Cuts the matrix, and goes over the tokens MOST_TOKENS at a time. */
 static pyr_status stream(pyr_backend *be, const linear_call &c) {
   cuda_arena arena = cuda_scratch(be);
   cut parts = cut_of(c.rows, c.cols);
@@ -370,6 +371,7 @@ template <int DTYPE> static pyr_status multiply_any(pyr_backend *be, const linea
 
 /* ---- which ----------------------------------------------------------------------------------- */
 
+/* Of 16 bytes, what a lane loads at once. */
 static bool aligned(const void *at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; }
 
 bool cuda_streams(const linear_call &c) {

@@ -41,6 +41,7 @@ struct stage_queries { float scale[QUERIES], lse[QUERIES]; int32_t position[QUER
 /* A row: its position, and who counts for it; nobody where there is no row. */
 struct judged { int32_t position, base, due; };
 
+/* Positions have 32 bits; bounds that lie beyond them count for all, or for none, as before. */
 static __device__ __forceinline__ int32_t clamp_i32(int64_t x) {
   return static_cast<int32_t>(x < INT32_MIN ? INT32_MIN : x > INT32_MAX ? INT32_MAX : x);
 }
@@ -52,6 +53,7 @@ static __device__ __forceinline__ judged judged_at(const mass_args &a, const pyr
   return judged{ lane.positions[row], clamp_i32(c.base), clamp_i32(c.due) };
 }
 
+/* What a query counts as: its place in the prompt, or its position. */
 static __device__ __forceinline__ int32_t counted_at(const mass_args &a, int64_t i) {
   return a.by_place ? a.place + static_cast<int32_t>(i) : a.q_pos[i];
 }
@@ -213,6 +215,7 @@ static __global__ void __launch_bounds__(WARPS * WARP) mass_tiles_kernel(mass_ar
     }
 }
 
+/* Two stages of queries; a block for each 64 MT rows and head. */
 template <typename T, bool ROUND, int D, int TERMS, int MT>
 static void launch(pyr_backend *be, const mass_args &a, int64_t longest) {
   constexpr int BYTES = 2 * 2 * TERMS * QUERIES * D;

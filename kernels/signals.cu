@@ -42,6 +42,7 @@ struct tile_args {
   int first;                       /* of the query heads */
 };
 
+/* Dynamic shared memory of a tile, and how many tiles a call has. */
 static size_t tile_bytes(row_format f) {
   return static_cast<size_t>(tile_rows(f.d) * tile_ld(f.d)) * sizeof(float);
 }

@@ -86,9 +86,18 @@ cudaError_t fail(cudaError_t error, const char *format, ...) {
 
 /* ---- fibres ---------------------------------------------------------------------------------- */
 
+/* What a fibre is at. A block of two warps, of two lanes each for short, and a shuffle before a
+ * barrier (t0 … t3; what each does when it is entered):
+ *
+ *     t0  runs to the shuffle              IN_WARP
+ *     t1  is the last: completes it, on    AT_BARRIER
+ *     t0  its turn is over: on             AT_BARRIER
+ *     t2, t3 likewise                      AT_BARRIER, all four: the barrier opens, all are READY
+ */
 enum waiting { READY, IN_WARP, AT_BARRIER, DONE };
 
 #if defined(__x86_64__)
+/* A fibre that waits is a stack pointer: what a call must leave as it was lies on its stack. */
 typedef void *context;
 extern "C" void pyr_emulate_switch(void **save, void *load) __attribute__((visibility("hidden")));
 asm(R"(
@@ -141,6 +150,7 @@ struct copies { int count, closed; copy list[COPIES]; };
 
 /* A block that runs, or is held back. There are two at most. */
 struct block_state {
+  /* Everything that a device has once for a block that runs on it. */
   fiber *fibers;           /* [THREADS], with their stacks, from the first launch on */
   copies *in_flight;       /* [THREADS] */
   warp warps[THREADS / 32];
@@ -162,6 +172,8 @@ struct known_kernel {
 };
 struct known_launch { const void *function; dim3 grid, block; size_t shared, count; };
 
+/* The launch that runs: there is one at a time in the process, which `lock` sees to. `here` is the
+ * block that runs, `current` its thread that does, `home` where fibres come from and return to. */
 block_state blocks[2], *here = blocks;
 context home;
 #if SANITIZED
@@ -175,6 +187,8 @@ void *const *arguments_of_it;
 bool broken;               /* the launch has failed */
 std::recursive_mutex lock;
 
+/* From home into a fibre, until it waits or is done. A sanitizer is told of each change of stacks.
+ */
 void enter_fiber(fiber *f) {
 #if SANITIZED
   void *fake = nullptr;
@@ -190,6 +204,7 @@ void enter_fiber(fiber *f) {
 #endif
 }
 
+/* From a fibre back home; returns when it is entered again. */
 void leave_fiber(fiber *f) {
 #if SANITIZED
   __sanitizer_start_switch_fiber(f->state == DONE ? nullptr : &f->fake, home_stack, home_size);
@@ -204,6 +219,8 @@ void leave_fiber(fiber *f) {
 #endif
 }
 
+/* What a fibre does: the kernel, as one thread. Copies that nobody waited for would land in shared
+ * memory that another block has by then. */
 void fiber_main() {
 #if SANITIZED
   __sanitizer_finish_switch_fiber(nullptr, &home_stack, &home_size);
@@ -220,6 +237,11 @@ void fiber_main() {
   abort();                 /* a fibre that is done is never entered again */
 }
 
+/* A fibre at the beginning of the kernel, its stack empty but for what the first switch pops: six
+ * registers and the address of fiber_main.
+ *
+ *     top of the stack    | NULL | fiber_main | 0 | 0 | 0 | 0 | 0 | 0 |
+ *                                                                   ^ f->at */
 void start_fiber(fiber *f) {
   f->state = READY;
   copies *own = &here->in_flight[f - here->fibers];
@@ -242,6 +264,7 @@ void start_fiber(fiber *f) {
 #endif
 }
 
+/* Once for each of the two blocks; they are used again by all launches. False: no memory. */
 bool make_fibers(block_state *b) {
   if (b->fibers) return true;
   fiber *fresh = static_cast<fiber *>(calloc(THREADS, sizeof *fresh));
@@ -269,6 +292,8 @@ void break_off(fiber *f) {
 
 /* ---- a block --------------------------------------------------------------------------------- */
 
+/* A lane that waits in a warp operation runs on when the warp has completed it: its turn is past.
+ */
 bool runnable(unsigned t) {
   const fiber *f = &here->fibers[t];
   return f->state == READY || (f->state == IN_WARP && here->warps[t / 32].turn != f->turn);
@@ -276,6 +301,8 @@ bool runnable(unsigned t) {
 
 /* Lets the lanes of a warp run until all wait for others. */
 void run_warp(unsigned first) {
+  /* Each round enters every lane that can run; when a whole round enters none, all are done, at a
+   * barrier, or wait for lanes that are. */
   for (bool any = true; any && !broken;) {
     any = false;
     for (unsigned i = 0; i < 32 && !broken; i++) {
@@ -290,7 +317,9 @@ void run_warp(unsigned first) {
   }
 }
 
-/* What threads wait for when none can run; true if the block goes on. */
+/* What threads wait for when none can run; true if the block goes on. False when all are done, or
+ * with an error: of lanes that wait in a warp operation for lanes that will not come; of threads
+ * that returned while others wait; of threads at different barriers, told apart by their lines. */
 bool open_barrier() {
   fiber *fibers = here->fibers;
   unsigned done = 0, first = THREADS;
@@ -340,6 +369,7 @@ UNSEEN void move_bytes(uint8_t *to, const uint8_t *from, size_t bytes) {
   volatile uint8_t *out = to;
   for (size_t i = 0; i < bytes; i++) out[i] = from[i];
 }
+/* Shared memory of a block begins as NaN: what it reads before it wrote it shows. */
 void poison_statics(const known_kernel &k) {
 #if !SANITIZED             /* sizes in the table of symbols hold the sanitizer's guards */
   for (const piece &p : k.pieces) memset(p.at, 0xff, p.bytes);
@@ -348,6 +378,8 @@ void poison_statics(const known_kernel &k) {
 #endif
 }
 
+/* A kernel's static variables are one block's at a time: those of a block that is held back are put
+ * aside while others run, and put back before it goes on. */
 void save_statics(const known_kernel &k, block_state *b) {
   b->static_shared.resize(k.static_bytes);
   size_t at = 0;
@@ -361,6 +393,7 @@ void restore_statics(const known_kernel &k, const block_state *b) {
     move_bytes(p.at, b->static_shared.data() + at, p.bytes), at += p.bytes;
 }
 
+/* The object (library or program) that a kernel lies in, where it is loaded, and its file. */
 struct object_file { const void *inside; ElfW(Addr) base; const char *path; };
 int find_object(dl_phdr_info *info, size_t, void *data) {
   object_file *o = static_cast<object_file *>(data);
@@ -435,6 +468,8 @@ known_kernel *know_kernel(const void *function) {
 
 /* ---- a launch -------------------------------------------------------------------------------- */
 
+/* A block before its first instruction: its shared memory poisoned, its fibres at their beginning.
+ */
 void begin_block(block_state *b, const known_kernel &k, size_t shared, dim3 index, bool backwards) {
   here = b;
   b->index = blockIdx = index;
@@ -451,7 +486,8 @@ void run_warps(unsigned from, unsigned some) {
     run_warp(here->backwards ? threads - 32 - i * 32 : i * 32);
 }
 
-/* From its warp `from` on to its end. */
+/* From its warp `from` on to its end. Warps before it have run already, and wait. Each turn of the
+ * loop runs all warps up to the next barrier, and opens it. */
 void finish_block(unsigned from) {
   unsigned all = threads / 32;
   do {
@@ -460,7 +496,14 @@ void finish_block(unsigned from) {
   } while (!broken && open_barrier());
 }
 
-/* All blocks of a launch, rising or falling; `held` warps of the first run before all others do. */
+/* All blocks of a launch, rising or falling; `held` warps of the first run before all others do. Of
+ * a grid of 4 blocks of 4 warps:
+ *
+ *     rising, held 1     0: warp 0   1 2 3   0: warps 1 2 3 and on
+ *     falling, held 2    3: warps 3 2   2 1 0   3: warps 1 0 and on
+ *
+ * Of every other block threads rise where the others fall. The block a kernel that expects its
+ * blocks in some order, or all of them at once, is found out. */
 void run_blocks(const known_kernel &k, size_t shared, bool falling, unsigned held) {
   uint64_t count = static_cast<uint64_t>(gridDim.x) * gridDim.y * gridDim.z;
   for (uint64_t i = 0; i < count && !broken; i++) {
@@ -490,6 +533,8 @@ static_assert(sizeof(header) == 128, "blocks stay aligned to 64 bytes");
 header *allocated;
 size_t allocated_bytes;
 
+/* All device memory, block behind block, into one vector; and back; and compared with it. Scratch
+ * counts, too: what a kernel leaves there must not depend on the order, either. */
 void copy_memory(std::vector<uint8_t> *copy) {
   /* and stays: fresh memory is slow to come by */
   if (copy->size() < allocated_bytes) copy->resize(allocated_bytes);
@@ -543,6 +588,8 @@ void note_launch(known_kernel *k, size_t shared) {
   k->most = shared;
 }
 
+/* Whether a device would take the launch; what is wrong with it is told by the first that applies.
+ */
 bool check_launch(const known_kernel *k, dim3 grid, dim3 block, size_t shared) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffff || grid.y > 65535
       || grid.z > 65535)
@@ -572,6 +619,9 @@ bool check_launch(const known_kernel *k, dim3 grid, dim3 block, size_t shared) {
 
 }   // namespace
 
+/* One launch, done when this returns. Of a new shape: in falling order, from a copy of all memory,
+ * and again in rising order from the same; both must leave the same bytes. Then memory is as the
+ * rising order left it. */
 void pyr_emulate_launch(const pyr_emulate_kernel &which, dim3 grid, dim3 block, size_t shared,
                         void *const *arguments) {
   std::lock_guard<std::recursive_mutex> guard(lock);
@@ -632,6 +682,9 @@ static const uint64_t *meet(int kind, uint64_t value, void (*all)(void *const *e
     break_off(f);
   }
   unsigned turn = w->turn;
+  /* Values of this turn; those of the last one may still be read by lanes that have not run since.
+   * A lane cannot come to the next turn but one before all have come to the next: two are enough.
+   */
   uint64_t *values = w->value[turn & 1];
   w->kind = kind;
   w->arrived |= 1u << lane;
@@ -652,6 +705,7 @@ static const uint64_t *meet(int kind, uint64_t value, void (*all)(void *const *e
   return values;
 }
 
+/* The value of lane `from`, once all have come. Masks of less than a warp are not emulated. */
 uint64_t pyr_emulate_exchange(int kind, unsigned mask, uint64_t value, int from) {
   if (mask != 0xffffffffu) {
     fail(cudaErrorLaunchFailure, "%s: thread %u names only some lanes of its warp (mask %08x)",
@@ -675,6 +729,8 @@ unsigned pyr_emulate_ballot(unsigned mask, bool predicate) {
 
 /* ---- asynchronous copies --------------------------------------------------------------------- */
 
+/* Only notes the copy, and poisons its target: it is made when it is waited for, so that a kernel
+ * which reads too early reads NaN. */
 void pyr_emulate_copy(void *to, const void *from, bool real) {
   copies *c = &here->in_flight[current];
   if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16
@@ -689,8 +745,11 @@ void pyr_emulate_copy(void *to, const void *from, bool real) {
   c->list[c->count++] = copy{ to, from, c->closed, real };
 }
 
+/* Copies noted so far and not yet in a group are one now; later ones have the next number. */
 void pyr_emulate_commit(void) { here->in_flight[current].closed++; }
 
+/* Makes the copies of all groups but the `left` last: with 3 groups closed and left = 1 those of 0
+ * and 1. What is in no group yet stays under way. */
 void pyr_emulate_wait(int left) {
   copies *c = &here->in_flight[current];
   int kept = 0;
@@ -750,6 +809,7 @@ std::mutex flights_lock;
 std::vector<flight> locked, flights;      /* blocks; copies */
 uint64_t copies;
 
+/* Copies up to that number are done, as the stream, or an event behind them, was waited for. */
 void landed(uint64_t number) {
   size_t kept = 0;
   for (const flight &f : flights)
@@ -811,6 +871,8 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 
 /* ---- graphs ---- */
 
+/* A graph is a list, as each node waits for the one before. What is instantiated has copies of the
+ * nodes, with their arguments' bytes, and knows whose copies they are: nodes are told there. */
 struct pyr_emulate_node { pyr_emulate_kernel kernel; dim3 grid,
                           block; size_t shared; std::vector<std::vector<uint8_t>> arguments; };
 struct pyr_emulate_graph { std::vector<pyr_emulate_node *> nodes; };
@@ -820,6 +882,7 @@ struct pyr_emulate_exec {
 namespace {
 std::vector<pyr_emulate_kernel> named;
 
+/* What the driver knows of a kernel's parameters, here of those that were named. */
 const pyr_emulate_kernel *kernel_of(const void *function) {
   for (const pyr_emulate_kernel &k : named)
     if (k.function == function) return &k;
@@ -885,6 +948,7 @@ cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t exec, cudaGraphNode
       return fill_node(&exec->nodes[i], params) ? cudaSuccess : cudaErrorInvalidValue;
   return cudaErrorInvalidValue;
 }
+/* One launch after the other, with all checks that launches have. */
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
   for (pyr_emulate_node &node : exec->nodes) {
     std::vector<void *> at;

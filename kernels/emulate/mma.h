@@ -14,6 +14,7 @@ void pyr_emulate_copy(void *to, const void *from, bool real);                   
 void pyr_emulate_commit(void);
 void pyr_emulate_wait(int left);
 
+/* To f32, toward zero: 1 + 2^-24 + 2^-30 becomes 1, where rounding would give 1 + 2^-23. */
 static inline float pyr_emulate_toward_zero(double x) {
   float y = static_cast<float>(x);
   return std::fabs(static_cast<double>(y)) > std::fabs(x)
@@ -23,15 +24,20 @@ static inline float pyr_emulate_toward_zero(double x) {
 struct pyr_emulate_operands { float *c; const uint32_t *a; uint32_t b[2]; };
 struct pyr_emulate_matrices { uint32_t *r; const uint16_t *row; };
 
+/* The low (i = 0) or the high half of a register. */
 static inline uint16_t half_of(uint32_t pair, int i) {
   return static_cast<uint16_t>(pair >> 16 * i);
 }
 
+/* Where c's value (row, col) lies: lane row % 8 * 4 + col / 2, register row / 8 * 2 + col % 2. Of
+ * row 9, column 5: lane 6, c[3]. */
 static inline float &c_of(void *const *each, int row, int col) {
   return static_cast<const pyr_emulate_operands *>(each[row % 8 * 4 + col / 2])->c[row / 8 * 2
       + col % 2];
 }
 
+/* Takes the operands of all lanes apart into plain matrices, as mma.cuh lays them out, multiplies,
+ * and puts the sums back where the lanes have c. In double precision a product is exact. */
 template <typename T> static void pyr_emulate_multiply(void *const *each) {
   float a[16][16], b[16][8];
   for (int lane = 0; lane < 32; lane++) {
@@ -59,6 +65,9 @@ static inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint3
   pyr_emulate_together(PYR_MMA, &mine, pyr_emulate_multiply<T>);
 }
 
+/* Lane l gets of each of four 8 x 8 matrices row l / 4, columns 2 (l % 4) and the next; transposed,
+ * column l / 4 and two rows. Row r of the m-th is where lane 8 m + r points. All are read before
+ * any is written. */
 template <bool TRANSPOSED> static void pyr_emulate_load(void *const *each) {
   uint32_t r[32][4];
   for (int lane = 0; lane < 32; lane++)
