@@ -68,6 +68,33 @@ describe("the table of dtypes", function()
     end
   end)
 
+  it("has what loaders call foreign nowhere else", function()
+    local text = helper.read "lua/pyramid/loaders/dtypes.lua"
+    local function foreign(name) return (text:match("\nlocal " .. name .. " = (%b{})")) end
+    for _, info in ipairs(all) do
+      if info.gguf then
+        assert.is_nil(foreign "foreign_gguf":find(("[%d] ="):format(info.gguf), 1, true), info.name)
+      end
+      if info.safetensors then
+        assert.is_nil(foreign "foreign_safetensors":find("%f[%w_]" .. info.safetensors .. " ="),
+          info.name)
+      end
+    end
+    assert.truthy(foreign "foreign_gguf":find("[9] =", 1, true))
+    assert.truthy(foreign "foreign_safetensors":find("%f[%w_]I64 ="))
+  end)
+
+  it("has entries that the README names", function()
+    local page = helper.read "README.md"
+    local weights, cache = page:match "\n| weights | (.-) |\n", page:match "\n| cache | (.-) |\n"
+    for _, info in ipairs(all) do
+      local pattern = "%f[%w_]" .. info.name .. "%f[^%w_]"
+      local loads = info.weights or dtypes.converted[info.name]
+      assert.is_true(not loads or weights:find(pattern) ~= nil, "weights: " .. info.name)
+      assert.is_true(not info.rows or cache:find(pattern) ~= nil, "cache: " .. info.name)
+    end
+  end)
+
   it("has blocks that become the values of their definitions", function()
     for _, info in ipairs(all) do
       if file_blocks.types[info.name] then
