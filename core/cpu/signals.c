@@ -495,8 +495,8 @@ static pyr_status cpu_moments_end(pyr_backend *be, const pyr_moments *m, int64_t
 
 /* ---- vectors of scores ----------------------------------------------------------------------- */
 
-/* By one thread: a vector of candidates is short beside the rows that it ranks. An empty or all
- * -inf vector divides by 0, and is seen as NaN. */
+/* By one thread: a vector of candidates is short beside the rows that it ranks. An all -inf vector
+ * divides by 0, and is seen as NaN. */
 static pyr_status cpu_softmax(pyr_backend *be, float *x, int64_t n) {
   float sum;
   pyr_cpu_of(be)->kernels->softmax(x, n, &sum);
