@@ -426,7 +426,8 @@ static void lane_free(pyr_cache *cache, pyr_lane *lane) {
 /* Shares all pages of src. The destination is empty. What lies beside the rows is copied: it is
  * small, and a fork's history goes its own way from the next step on. Pages get a reference
  * each, and cost nothing until one of both writes. If it fails the destination holds a part, and
- * is whole enough for lane_free. */
+ * is whole enough for lane_free. Capacities of its own: row_cap is the source's, and charged
+ * anew, as positions are its own. */
 static pyr_status lane_share(pyr_cache *cache, pyr_lane *dst, const pyr_lane *src) {
   pyr_status status = table_grow(cache, dst, src->page_count);
   if (status != PYR_OK) return status;
@@ -552,6 +553,8 @@ pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out) {
   return PYR_OK;
 }
 
+/* A fork of a cache of 1 GB costs some MB until both go on; each page that one of them changes
+ * is then copied once. */
 pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out) {
   return pyr_cache_snapshot(cache, out);
 }

@@ -202,6 +202,7 @@ static pyr_status save_lane(pyr_stream *s, const pyr_cache *cache, const pyr_lan
   return status;
 }
 
+/* Without a note: its length is 0. */
 pyr_status pyr_cache_save(const pyr_cache *cache, const char *path) {
   return pyr_cache_save_note(cache, path, NULL, 0);
 }
@@ -260,6 +261,7 @@ done:
 
 /* ---- load ------------------------------------------------------------------------------------ */
 
+/* The message names the file, the field and what is wrong with it. */
 static pyr_status bad(pyr_stream *s, const char *field, const char *what) {
   return pyr_runtime_set_error(s->rt, PYR_FORMAT, "%s: %s %s", s->path, field, what);
 }

@@ -21,6 +21,7 @@
 enum { PYR_SEGMENT = 512 };   /* rows of a lane that one task of one query walks; whole pages */
 _Static_assert(PYR_SEGMENT % PYR_PAGE_ROWS == 0, "segments begin with a page");
 
+/* Written by the cut, read by tasks; `left` alone changes while they run. */
 typedef struct pyr_attend_unit {
   const pyr_attention *a;
   int g;                         /* one query: the lane */
@@ -30,6 +31,7 @@ typedef struct pyr_attend_unit {
   atomic_int left;               /* and how many have not */
 } pyr_attend_unit;
 
+/* One call of attention, shared by all of its tasks. */
 typedef struct pyr_attend {
   const pyr_kernels *k;
   const pyr_products *products;  /* of many queries */
@@ -43,9 +45,11 @@ typedef struct pyr_attend {
   float scale;
 } pyr_attend;
 
+/* Rows that one task walks, and the lane they are of; an empty one, zeros, is none. */
 typedef struct pyr_stretch { const pyr_lane_view *lane; pyr_span rows; } pyr_stretch;
 
-/* What a segment leaves for the join: [group] m, [group] l, [group][dims] outs, at these places. */
+/* What a segment leaves for the join: [group] m, [group] l, [group][dims] outs, at these places.
+ * Of 3 heads of 64 values: m 0 .. 2, l 3 .. 5, outs from 16 on, 16 + 3 * 64 = 208 floats a part. */
 static inline int64_t pyr_cpu_part_dims(int32_t head_dim) {
   return pyr_round_up(head_dim, PYR_PAD);
 }
@@ -54,10 +58,12 @@ static inline int64_t pyr_cpu_part_size(int32_t group, int64_t dims) {
   return pyr_cpu_part_outs(group) + group * dims;
 }
 
-/* Segments that hold rows of a run of n rows, at most. */
+/* Segments that hold rows of a run of n rows, at most. 600 rows that begin at 500 touch segments
+ * 0, 1 and 2: one more at either end than 600 / 512. */
 static inline int64_t pyr_cpu_segments_max(int64_t n) { return n / PYR_SEGMENT + 2; }
 
-/* Whether the lane keeps what its rows were given: one task then walks all of it. */
+/* Whether the lane keeps what its rows were given: one task then walks all of it. Cache and
+ * policy decide; a lane without a history has nowhere to keep it. */
 static inline bool pyr_cpu_is_tracked(const pyr_attend_unit *u) {
   return u->a->track && u->a->lanes[u->g].history;
 }

@@ -69,6 +69,7 @@ static size_t word_from(const block_form *f, size_t i) {
   return f->words_at + WORD * (f->order ? f->order[i] : i);
 }
 
+/* One for all tasks: packs do not overlap. */
 typedef struct call { uint8_t *to; const pyr_tensor *w; } call;
 
 /* A task writes the pack of its own 16 rows, block by block: both are read and written once, in
@@ -90,6 +91,7 @@ static void interleave_pack(void *ctx, int64_t task, int worker) {
     }
 }
 
+/* `to` is as large as w's data, and may not be it. */
 pyr_status pyr_cpu_interleave(pyr_backend *be, void *to, const pyr_tensor *w) {
   call c = { to, w };
   pyr_parallel(be->rt, interleave_pack, &c, w->shape[0] / PYR_PACK);

@@ -90,6 +90,8 @@ static void few_rows(const product *p, float *plain, int64_t row, int rows) {
   }
 }
 
+/* `plain` is where rows in blocks become f32 once, in the worker's scratch: 4 rows of cols
+ * floats. */
 static void few_task(void *ctx, int64_t task, int worker) {
   const product *p = ctx;
   pyr_span run = pyr_cpu_run(&p->runs, task);
@@ -158,7 +160,8 @@ static void group_tokens(const void *ctx, int64_t begin, int64_t end) {
  * is added. The value is the same either way, one chain of k, added once a step. */
 
 /* out[t, r] for `m` <= FEW tokens from t, which are x, and the rows of one slice, one step of k
- * further. */
+ * further. Of 30 rows in slices of 32, or 7 tokens: the product is made in `edge`, 12 x 32, and
+ * 7 x 30 of it added. */
 static void slice_product(const product *p, const panel_scratch *s, const float *slice,
                           const float *x, int64_t t, int m, int64_t row, int count, int64_t step) {
   const pyr_kernels *k = p->k;

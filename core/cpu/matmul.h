@@ -17,6 +17,8 @@
 typedef struct pyr_matmul pyr_matmul;
 typedef struct pyr_product pyr_product;  /* a primitive for one shape; owned by the pyr_matmul */
 
+/* 512 tokens, a panel of 128 rows, 1,536 columns: m 512, n 128, k 1,536; ldb 1,536 where the
+ * panel was made in scratch, the weight's own stride / 2 where it is used as it lies. */
 typedef struct pyr_matmul_shape {
   int64_t m, n, k;
   int64_t ldb;           /* values from row to row of b; a and out are contiguous */
@@ -25,6 +27,7 @@ typedef struct pyr_matmul_shape {
 /* *out is NULL, and the status PYR_OK, where the processor or the build has no fast bf16 product.
  * */
 pyr_status pyr_matmul_open(pyr_runtime *rt, pyr_matmul **out);
+/* Gives back all primitives; none may be running. */
 void pyr_matmul_close(pyr_matmul *mm);       /* NULL is legal */
 pyr_status pyr_matmul_prepare(pyr_matmul *mm, const pyr_matmul_shape *shape,
                               const pyr_product **out);

@@ -60,6 +60,7 @@ static inline dnnl_status_t pyr_dnnl_matmul(dnnl_primitive_desc_t *pd, dnnl_engi
 typedef const dnnl_memory_desc_t *pyr_dnnl_layout_ref;
 static inline pyr_dnnl_layout_ref pyr_dnnl_layout_of(const pyr_dnnl_layout *l) { return l; }
 
+/* A value: nothing is owned. */
 static inline void pyr_dnnl_layout_free(pyr_dnnl_layout *l) { (void)l; }
 
 static inline dnnl_status_t pyr_dnnl_layout_make(pyr_dnnl_layout *l, const dnnl_dims_t dims,

@@ -77,6 +77,8 @@ static void store_tokens(const store_call *c, const pyr_append *a, int64_t begin
     }
 }
 
+/* One long prompt is cut by tokens, a batch of steps by sequences: either way a task writes rows
+ * that no other writes. */
 static void store_span(const void *ctx, int64_t begin, int64_t end) {
   const store_call *c = ctx;
   store_tokens(c, c->a, begin, end);
@@ -87,6 +89,7 @@ static void store_sequences(const void *ctx, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i++) store_tokens(c, &c->a[i], 0, c->a[i].n);
 }
 
+/* Cost: K and V of every head, as many values as are written. */
 static pyr_status cpu_store(pyr_backend *be, const pyr_append *a, int count, pyr_layout layout,
                             int32_t kv_heads) {
   store_call c = { pyr_cpu_of(be)->kernels, a, layout,
@@ -135,6 +138,7 @@ static void gather_lane(void *ctx, int64_t task, int worker) {
   }
 }
 
+/* A lane is a task, as its rows must move in order. */
 static pyr_status cpu_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src,
                              int count, pyr_layout layout, const int32_t *idx, int64_t k) {
   gather_call c = { dst, src, pyr_row_bytes(layout.dtype, layout.head_dim), idx, k };
@@ -193,6 +197,7 @@ static void rotate_page(void *ctx, int64_t page, int worker) {
   }
 }
 
+/* A page is a task. A pair costs two sines, about 16 products. */
 static pyr_status cpu_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout,
                              const int32_t *from, const int32_t *stood, const float *freq,
                                  int32_t dims, pyr_rope_style style) {
@@ -221,6 +226,8 @@ typedef struct norm_call {
 enum { PIECE = 256 };   /* values of a row in registers and on the stack at a time; a multiple of
                            every cache dtype's block */
 
+/* Of (3, 4): 5. Pieces are summed from the first dimension to the last, so that a row's norm
+ * does not depend on the span that it is in. */
 static void norm_span(const void *ctx, int64_t begin, int64_t end) {
   const norm_call *c = ctx;
   float piece[PIECE];
@@ -236,6 +243,7 @@ static void norm_span(const void *ctx, int64_t begin, int64_t end) {
   }
 }
 
+/* Bytes: each row once, of K or of V alone. */
 static pyr_status cpu_row_norms(pyr_backend *be, float *out, const pyr_lane_view *lane,
                                 pyr_layout layout, int64_t begin, int64_t end, int what) {
   norm_call c = { pyr_cpu_of(be)->kernels, out, lane, layout,

@@ -15,6 +15,7 @@
 
 #include "base/dtype.h"
 
+/* A head_dim of 90 takes 96 floats where PYR_PAD counts, and 92 where PYR_UNIT does. */
 enum {
   PYR_UNIT = 4,          /* m of gemm, and dimensions of a head in scratch, are padded to a multiple
                             of this */
@@ -29,7 +30,9 @@ enum {
 };
 
 /* Columns of a softmax that runs over tiles of rows: per column the maximum so far, m, and the sum
- * of exp(score - m), l. */
+ * of exp(score - m), l. A tile of 64 rows by 32 columns, of queries at positions 208 to 239,
+ * with rows from 192 on: column 0 sees tile rows 0 to 16 (low 0, high 209, first 192), column 31
+ * rows 0 to 47. What lies beyond is -inf. */
 typedef struct pyr_tile {
   float *scores;                 /* [rows, nr] scores in, probabilities (relative to `m`) out */
   const int32_t *low, *high;     /* [nr] column c sees rows low[c] <= row < high[c] */
@@ -38,7 +41,8 @@ typedef struct pyr_tile {
   int32_t first, rows, dims;     /* the tile's first row, as low and high count */
 } pyr_tile;
 
-/* The attention of a few queries to a run of rows, weighted (see pyr_weighting). */
+/* The attention of a few queries to a run of rows, weighted (see pyr_weighting). low and high
+ * count from the strip, and may lie beyond its ends; base and due are positions. */
 typedef struct pyr_strip {
   float *mass;                   /* [nr] += or max=, queries in order */
   const float *scores;           /* [n][nr] */
@@ -53,7 +57,8 @@ typedef struct pyr_strip {
 } pyr_strip;
 
 /* `gemm` and what prepares its operands, whose elements are single values of the summed index, or
- * pairs of them rounded to bf16: in 32 bits either way, so that both are laid out alike. */
+ * pairs of them rounded to bf16: in 32 bits either way, so that both are laid out alike. A sum
+ * over 5 values takes 5 elements of one, or 3 of two, whose last is paired with 0. */
 typedef struct pyr_products {
   int per;                       /* values an element */
   /* dst[c*ld + r] = the element of src[r*stride + c], times scale, for r < rows and c < cols, which
@@ -68,7 +73,9 @@ typedef struct pyr_products {
   void (*pair)(float *dst, const float *src, int64_t stride, int64_t rows, int64_t cols);
 } pyr_products;
 
-/* Decode: one query for each of `heads` heads along the rows of a lane (see kv_block.inc). */
+/* Decode: one query for each of `heads` heads along the rows of a lane (see kv_block.inc).
+ * Between calls p holds the weights of the page that was scored last, and alpha what they make
+ * of the out before them: both wait for that page's values. */
 typedef struct pyr_kv_block {
   const float *q;                /* [heads][dims], scaled; dims a multiple of PYR_PAD */
   float *m, *l, *out;            /* [heads], [heads], [heads][dims] so far; at first -inf, 0, 0 */
@@ -78,6 +85,7 @@ typedef struct pyr_kv_block {
   int heads, dims;
 } pyr_kv_block;
 
+/* A page's keys, or its values. Where rows are read in scratch, `ahead` is the scratch. */
 typedef struct pyr_piece {       /* at most PYR_KV_BLOCK keys or values */
   const void *rows, *ahead;      /* `ahead`: as many that will be read next, to be asked for; any
                                     address does no harm */
@@ -85,6 +93,9 @@ typedef struct pyr_piece {       /* at most PYR_KV_BLOCK keys or values */
   int count;
 } pyr_piece;
 
+/* One table for each instruction set. What is NULL in one is not asked for by the operations:
+ * they look at cpu->int8, matmul and tiles, which are only set where the code and the processor
+ * have it. */
 typedef struct pyr_kernels {
   const char *name;              /* "base", …; NULL: not compiled in */
   int nr;                        /* panel width of gemm */
