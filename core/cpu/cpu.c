@@ -163,7 +163,8 @@ static void cpu_close(pyr_backend *be) {
  * multiplies a prompt's tokens as bf16; "avx512int8" those with bf16 weights, and all that meet
  * quantised weights as bytes; "amxbf16" and "amxint8" likewise, and prompts meet both kinds of
  * weights as bf16, by matrix tiles. "bf16" and "int8" are whichever of each there is, and then go
- * by its name. */
+ * by its name. "bf16" takes tiles where there are some, "amxbf16" insists on them, "avx512bf16"
+ * leaves them alone. */
 typedef enum use_of_tiles { NEVER, WHERE_THEY_ARE, ALWAYS } use_of_tiles;
 typedef struct rounding { const char *asked; bool int8; use_of_tiles tiles; } rounding;
 static const rounding roundings[] = {
@@ -171,6 +172,7 @@ static const rounding roundings[] = {
   { "int8", true, WHERE_THEY_ARE }, { "amxint8", true, ALWAYS }, { "avx512int8", true, NEVER },
 };
 
+/* NULL: kernels of f32, asked for by their name or not at all. */
 static const rounding *rounding_of(const char *isa) {
   for (size_t i = 0; isa && i < sizeof roundings / sizeof *roundings; i++)
     if (strcmp(isa, roundings[i].asked) == 0) return &roundings[i];

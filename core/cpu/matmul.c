@@ -44,6 +44,7 @@ struct pyr_product {
   uint64_t used;                             /* when it was last asked for */
 };
 
+/* A stream is one worker's: primitives that run at once do not meet. */
 typedef struct worker_state {                /* what one worker needs of its own */
   dnnl_stream_t stream;
   void *scratch;                             /* aligned, inside block */
@@ -51,6 +52,7 @@ typedef struct worker_state {                /* what one worker needs of its own
   size_t bytes;
 } worker_state;
 
+/* Owns everything below; `clock` counts what was asked for, so the least `used` is the oldest. */
 struct pyr_matmul {
   pyr_runtime *rt;
   dnnl_engine_t engine;

@@ -17,7 +17,7 @@
 #include <math.h>
 #include <string.h>
 
-/* PIECE: a multiple of every cache dtype's block Tiles of survivors; slices of losers a task,
+/* PIECE: a multiple of every cache dtype's block. Tiles of survivors; slices of losers a task,
  * whose best matches so far lie on its stack. */
 enum { ROWS = 64, SLICES = 4, MOST_NR = 64, PIECE = 256 };
 

@@ -55,6 +55,7 @@ pyr_span pyr_cpu_visible(const pyr_lane_view *lane, int32_t position, int32_t wi
 
 /* ---- store ----------------------------------------------------------------------------------- */
 
+/* Shared by all tasks, written by none; so are the other calls' below. */
 typedef struct store_call {
   const pyr_kernels *kernels;
   const pyr_append *a;
@@ -84,6 +85,7 @@ static void store_span(const void *ctx, int64_t begin, int64_t end) {
   store_tokens(c, c->a, begin, end);
 }
 
+/* In decode n is 1: a row for each sequence and head. */
 static void store_sequences(const void *ctx, int64_t begin, int64_t end) {
   const store_call *c = ctx;
   for (int64_t i = begin; i < end; i++) store_tokens(c, &c->a[i], 0, c->a[i].n);
@@ -102,6 +104,7 @@ static pyr_status cpu_store(pyr_backend *be, const pyr_append *a, int count, pyr
 
 /* ---- gather ---------------------------------------------------------------------------------- */
 
+/* dst and src: [count] lanes each, the same list for all. */
 typedef struct gather_call {
   const pyr_lane_view *dst, *src;
   size_t bytes;
@@ -148,6 +151,8 @@ static pyr_status cpu_gather(pyr_backend *be, const pyr_lane_view *dst, const py
 
 /* ---- rotation -------------------------------------------------------------------------------- */
 
+/* from: where keys were rotated to as they came; stood: the index they have been turned to
+ * since, or NULL at the first turn. */
 typedef struct rotate_call {
   const pyr_kernels *kernels;
   pyr_cpu *cpu;

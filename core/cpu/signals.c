@@ -24,8 +24,8 @@
 #include <math.h>
 #include <string.h>
 
-/* rows, queries, rows of W_o at a time; a dtype's longest block A tile of 128 rows of 64 values
- * is 32 KiB, a block of 64 queries 16 KiB. */
+/* rows, queries, rows of W_o at a time; a dtype's longest block. A tile of 128 rows of 64 values is
+ * 32 KiB, a block of 64 queries 16 KiB. */
 enum { TILE = 128, BLOCK = 64, STRIP = 32, Q_BLOCK = 256 };
 
 /* What a task reads; each operation fills in what is its own. */
@@ -48,6 +48,7 @@ typedef struct signal_call {
   bool opening;
 } signal_call;
 
+/* Rows [begin, end) of one lane, in tiles of 128: 300 rows are 3 tiles, the last of 44 rows. */
 static signal_call call_of(pyr_backend *be, float *out, const pyr_lane_view *lane,
                            pyr_layout layout, int64_t begin, int64_t end) {
   return (signal_call){ .k = pyr_cpu_of(be)->kernels, .cpu = pyr_cpu_of(be), .layout = layout,
@@ -115,6 +116,7 @@ size_t pyr_cpu_signals_scratch(const pyr_kernels *k, int32_t head_dim, int64_t l
   return most;
 }
 
+/* `cost` in multiply-adds decides whether the team is woken (team.c). */
 static pyr_status run_tasks(pyr_backend *be, const char *what, pyr_task_fn fn, signal_call *c,
                             int64_t tasks, int64_t cost) {
   pyr_status status = pyr_cpu_check(be, what, pyr_cpu_signals_scratch(c->k, (int32_t)c->d, c->lag));
@@ -124,6 +126,7 @@ static pyr_status run_tasks(pyr_backend *be, const char *what, pyr_task_fn fn, s
 
 /* ---- keys and values of one lane ------------------------------------------------------------- */
 
+/* Rows as f32, for functions of the policy's. */
 static void read_span(const void *ctx, int64_t begin, int64_t end) {
   const signal_call *c = ctx;
   pyr_cpu_load_rows(c->k, c->out + begin * c->d, c->d, c->lane, c->layout, c->begin + begin,
@@ -369,7 +372,8 @@ static void turn_span(const void *ctx, int64_t begin, int64_t end) {
   }
 }
 
-/* Query i of a head as it was before RoPE: (a, b) becomes (a cos + b sin, b cos - a sin). */
+/* Query i of a head as it was before RoPE: (a, b) becomes (a cos + b sin, b cos - a sin). Pairs
+ * are those of rope_span: value p with p + pairs, or 2 p with 2 p + 1. */
 static void turn_back(const signal_call *c, float *out, int64_t i, int64_t head) {
   const pyr_moments *m = c->m;
   int32_t pairs = m->dims / 2, step = m->style == PYR_ROPE_HALF ? 1 : 2,
