@@ -1,7 +1,16 @@
 /* backend.cu — opens and closes the CUDA backend, and asks all operations what they need.
  *
  * Owns the device's stream and the state that pyr_cuda is. Knows all operations, and none of them
- * calls it: memory, scratch and tables, which they share, are below them, in memory.cu. */
+ * calls it: memory, scratch and tables, which they share, are below them, in memory.cu.
+ *
+ *     backend.cu      opens, closes, reserves; knows all operations
+ *        |  fill
+ *     attention.cu, linear.cu, rows.cu, select.cu …      operations: launchers and kernels
+ *        |  PYR_LAUNCH            |  scratch, tables, errors
+ *     launch.cu, step.cu       memory.cu
+ *
+ * The object is opened at run time by a host that was built without CUDA: what it needs of the host
+ * (memory, messages) comes as a table of functions, and only pyr_device_open is seen outside. */
 #include "cuda.cuh"
 
 #include <cstring>
@@ -59,6 +68,7 @@ static cudaError_t open_device(pyr_cuda *cuda) {
   return error;
 }
 
+/* Each file puts its operations into the table: a new one is a line here. */
 static void fill(pyr_backend *be) {
   be->close = cuda_close;
   be->reserve = cuda_reserve;
@@ -81,6 +91,9 @@ static void fill(pyr_backend *be) {
 
 extern "C" __attribute__((visibility("default"))) pyr_status pyr_device_open(
     const pyr_device_host *host, pyr_runtime *rt, const char *isa, pyr_backend *be) {
+  /* In the order in which a user can do something about it: the object does not fit the library,
+   * the name is unknown, there is no device, there is no memory. A failure closes what was opened,
+   * and *be stays as it was. */
   int devices = 0;
   if (host->version != PYR_DEVICE_VERSION)
     return host->set_error(rt, PYR_DEVICE,
@@ -105,6 +118,8 @@ extern "C" __attribute__((visibility("default"))) pyr_status pyr_device_open(
   cuda->rt = rt;
   cuda->rounded = isa != nullptr;
   cuda->table = &cuda->tables[CALL_TABLE];
+  /* Of calls two tables to a half of the ring, at their largest; of steps, whose tables are long,
+   * one. */
   cuda->tables[CALL_TABLE].slots = 4;
   cuda->tables[STEP_TABLE].slots = 2;
   pyr_backend fresh = {};

@@ -1,7 +1,7 @@
 /* blas.cu — see blas.cuh.
  *
- * Why a plan is kept: the library works out its algorithm on the host, for as long as the device has
- * nothing to do. A shape is all that the choice depends on, alignments of addresses included, so
+ * Why a plan is kept: the library works its algorithm out on the host, each time it is asked. A
+ * shape is all that the choice depends on, alignments of addresses included, so
  * that a plan fits every call of its shape; only addresses are told anew. The plan used longest ago
  * makes room. */
 #include "blas.cuh"

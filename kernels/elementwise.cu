@@ -3,11 +3,16 @@
  *
  * Tokens: a block for each. Values: a thread for each. Rows that move to the front in place: a
  * block walks a column of them, reading a tile of rows before it writes any of that tile's; as
- * indices ascend, no row is written before it was read. */
+ * indices ascend, no row is written before it was read.
+ *
+ * What bounds them: bytes, where there are many tokens; in a decode step the launch, which is why
+ * those of a step go to the device together (step.cu). Sums are f32. Nothing here has dynamic
+ * shared memory; rms_norm has 128 bytes of static. */
 #include "convert.cuh"
 
 static constexpr int THREADS = 256;
 
+/* One thread a value, 256 to a block; the last block's threads beyond n do nothing. */
 static unsigned blocks_of(int64_t n) { return static_cast<unsigned>(ceil_div(n, THREADS)); }
 static __device__ __forceinline__ int64_t thread_of_grid() {
   return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -87,6 +92,7 @@ static __global__ void rope_kernel(rope_call c) {
   }
 }
 
+/* Of `dims` dimensions of each head pairs are turned; what lies beyond is left alone. */
 static pyr_status cuda_rope(pyr_backend *be, float *x, const int32_t *pos, const float *freq,
                             int64_t n, int32_t heads, int32_t head_dim, int32_t dims,
                                 pyr_rope_style style, float gain) {
@@ -142,6 +148,8 @@ static __global__ void take_i32_kernel(int32_t *x, const int32_t *idx, int64_t k
   }
 }
 
+/* x[i] <- x[idx[i]] for rows i below k, idx ascending. A launch for all columns: blocks share no
+ * column, so that none waits for another. */
 static pyr_status cuda_take_rows(pyr_backend *be, float *x, const int32_t *idx, int64_t k,
                                  int64_t d) {
   if (k <= 0) return PYR_OK;
@@ -184,6 +192,8 @@ static pyr_status cuda_iota(pyr_backend *be, int32_t *out, int32_t first, int64_
 
 /* The finaliser of splitmix64, as in core/cpu/elementwise.c; 24 bits make a float. */
 static __device__ __forceinline__ float hash_unit(uint64_t seed, int32_t position) {
+  /* Of a position and a seed always the same, whatever was asked before: a random policy that is
+   * run again keeps the same rows. */
   uint64_t z = seed + (static_cast<uint64_t>(static_cast<uint32_t>(position))
                        + 1) * 0x9E3779B97F4A7C15u;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -237,6 +247,7 @@ static __global__ void arith_kernel(float *a, const float *b, int64_t n, int cod
   else a[i] = b[i] == 0 ? 0 : a[i] / b[i];
 }
 
+/* Which arithmetic is told before anything is launched: the kernel has no way to fail. */
 static pyr_status cuda_arith(pyr_backend *be, float *a, const float *b, int64_t n,
                              pyr_score_code code) {
   if (code != PYR_S_ADD && code != PYR_S_SUB && code != PYR_S_MUL && code != PYR_S_DIV)

@@ -1,6 +1,12 @@
 /* launch.cu — launches of kernels: at once, or noted as part of the step that has begun (step.cu).
  *
- * Here kernels are also allowed their shared memory, before their first launch. */
+ * Here kernels are also allowed their shared memory, before their first launch.
+ *
+ * Two ways of one call:
+ *
+ *     cuda_launch --- no step has begun ---> launch_now: the device has it
+ *                \--- a step has begun  ---> note: node at is compared, told, or added
+ *                                            step_end launches the graph */
 #include "step.cuh"
 
 #include <cstring>

@@ -4,7 +4,18 @@
  * Owns the table's memory operations, and what of pyr_cuda they fill. Lies below the operations and
  * calls none of them. Device memory comes from the device's own pool in the order of the stream,
  * and counts against the runtime's limit. A failed launch or copy is reported by the operation that
- * issued it where the device knows by then, else by the next that waits. */
+ * issued it where the device knows by then, else by the next that waits.
+ *
+ * Where things lie, and who waits for whom:
+ *
+ *     host                                     device
+ *     ring (page-locked)  --- copy --->        table: descriptions that kernels read
+ *                                              scratch: numbers between kernels of one operation
+ *                                              arrived: counters, 0 between kernels
+ *     download            <--- copy ---        what was computed; the call waits for it
+ *
+ * All copies and kernels are on one stream: what was issued first is done first. So the table may
+ * be written over by the next copy while the host runs ahead, and only the ring needs events. */
 #include "cuda.cuh"
 
 #include <cstring>
@@ -60,6 +71,7 @@ static void *cuda_alloc(pyr_backend *be, size_t bytes) {
   return nullptr;
 }
 
+/* In the order of the stream: kernels issued before it still find the memory. */
 static void cuda_release(pyr_backend *be, void *ptr, size_t bytes) {
   if (ptr == nullptr) return;
   (void)cudaFreeAsync(ptr, cuda_of(be)->stream);
@@ -97,6 +109,8 @@ static pyr_status cuda_upload(pyr_backend *be, void *dst, const void *host, size
                                                    cuda_of(be)->stream));
 }
 
+/* Waits for all that was issued before: the host reads the bytes when it returns. An error of any
+ * kernel before it shows here, if not earlier. */
 static pyr_status cuda_download(pyr_backend *be, void *host, const void *src, size_t bytes) {
   cudaStream_t stream = cuda_of(be)->stream;
   if (bytes == 0) return PYR_OK;
@@ -188,6 +202,9 @@ void *cuda_table_room(pyr_backend *be, size_t bytes, void **device) {
   return t->ring + t->at + at;
 }
 
+/* A lane of rows [begin, end) whose table is the host's has entries of pages begin / 32 to (end -
+ * 1) / 32 copied: of rows [40, 100) pages 1, 2 and 3, whose entries the view finds at [1], [2],
+ * [3]. */
 bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin,
                    int64_t end) {
   int64_t first = begin / PYR_PAGE_ROWS, last = ceil_div(end, PYR_PAGE_ROWS);
@@ -224,6 +241,7 @@ pyr_status cuda_send_lane(pyr_backend *be, const char *operation, pyr_lane_view 
 
 /* ---- open and close -------------------------------------------------------------------------- */
 
+/* The least of everything: the first `reserve` makes it as large as a model's work needs. */
 pyr_status cuda_memory_open(pyr_backend *be) {
   pyr_cuda *cuda = cuda_of(be);
   size_t bytes = ARRIVALS * sizeof *cuda->arrived;

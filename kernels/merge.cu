@@ -26,7 +26,7 @@
 
 static constexpr int WARPS = 4;
 
-/* links: [rows] of the lane, by the loser's row, not its number. */
+/* links: by the loser's row, not its number. */
 struct merge_args {
   pyr_lane_view lane;
   row_format f;
@@ -38,6 +38,8 @@ struct merge_args {
 
 /* The l-th row that is not among idx: the survivors below it are those with idx[i] - i <= l. */
 static __device__ __forceinline__ int64_t loser_at(const merge_args &a, int64_t l) {
+  /* Invariant: of survivors before low idx[i] - i <= l, from high on it is above. It never falls.
+   */
   int64_t low = 0, high = a.kept;
   while (low < high) {
     int64_t middle = low + (high - low) / 2;
@@ -115,6 +117,8 @@ static __global__ void mean_kernel(merge_args a) {
     uint8_t *to = row_at(a.lane, a.f.bytes, row, what);
     float count = 1;
     for (int c = lane_of_warp(); c < a.f.d; c += WARP) sum[c] = cache_value_at(to, a.f.dtype, c);
+    /* Before each turn: sum is of this row and of its losers among the first `first`, `count` rows;
+     * a lane has every 32nd dimension of it. */
     for (int64_t first = 0; first < a.lost; first += WARP) {
       int64_t l = first + lane_of_warp(), loser = l < a.lost ? loser_at(a, l) : 0;
       unsigned found = __ballot_sync(ALL_LANES, l < a.lost && a.links[loser] == row);

@@ -1,4 +1,9 @@
-/* pack.cu — brings q8_0 weights into the order of pack.cuh when a model is loaded. */
+/* pack.cu — brings q8_0 weights into the order of pack.cuh when a model is loaded.
+ *
+ *     rows in a file     | row 0: block 0 | block 1 | … | row 1: block 0 | block 1 | …
+ *     a pack of 16       | block 0 of rows 0-15          | block 1 of rows 0-15          | …
+ *
+ * The bytes are the same, and as many: nothing is rounded, and pack_place says where each is. */
 #include "linear.cuh"
 
 /* Rows to a pack, 0 if the tensor stays as it is: a matrix of whole packs, of a dtype that packs,

@@ -3,7 +3,11 @@
  *
  * Times are the host's, from one wait for the stream to the next, over `times` runs after one that
  * is not counted. Operands are random numbers: processors that multiply constants draw less power,
- * and run faster than they do on a model. */
+ * and run faster than they do on a model.
+ *
+ * Bytes that `measure` reads and writes, or products and sums, of a run: a copy of n bytes 2 n; a
+ * product of matrices of side n 2 n^3. What is asked for should be larger than caches, and take much
+ * longer than the waits at both ends. */
 #include "blas.cuh"
 #include "cuda.cuh"
 
@@ -11,6 +15,7 @@
 #include <cstring>
 #include <ctime>
 
+/* Seconds, from some point in the past; never backwards. */
 static double now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
@@ -18,7 +23,7 @@ static double now(void) {
 }
 
 /* Blocks of 256 threads walk over n values with the grid's stride; a value depends on its index
- * only. */
+ * only: splitmix64's finaliser, of which 24 bits become a number from -1 to 1. */
 static __global__ void random_kernel(uint8_t *out, int dtype, int64_t n) {
   int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x
@@ -32,6 +37,7 @@ static __global__ void random_kernel(uint8_t *out, int dtype, int64_t n) {
   }
 }
 
+/* At most 4,096 blocks: each walks on until all n values are written. */
 static void fill_random(pyr_cuda *cuda, void *out, pyr_dtype dtype, int64_t n) {
   int64_t blocks = ceil_div(n, 256);
   PYR_LAUNCH(random_kernel, static_cast<unsigned>(blocks < 4096 ? blocks : 4096), 256, 0, cuda,

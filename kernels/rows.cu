@@ -36,6 +36,7 @@ static __global__ void store_kernel(const pyr_append *calls, row_format f, int32
   if (lane_of_warp() == 0) lane.positions[lane.rows + i] = a.positions[i];
 }
 
+/* Page tables of lanes cover only the rows that are written. */
 static pyr_status cuda_store(pyr_backend *be, const pyr_append *a, int count, pyr_layout layout,
                              int32_t kv_heads) {
   pyr_append *calls, *device_calls;
@@ -156,6 +157,8 @@ static __global__ void gather_kernel(const pyr_lane_view *to_lanes,
  */
 struct piece16 { uint64_t half[2]; };
 
+/* `count` lanes in one launch, all with the same idx. A lane may be gathered into itself, or into
+ * another one: dst and src are described apart. */
 static pyr_status cuda_gather(pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src,
                               int count, pyr_layout layout, const int32_t *idx, int64_t k) {
   pyr_lane_view *to, *from, *device_to, *device_from;

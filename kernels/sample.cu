@@ -62,6 +62,8 @@ struct id_keys {
  * none. Given to all. */
 static __device__ unsigned long long highest_of(radix_select *s, const float *logits,
                                                 int64_t vocab) {
+  /* Key and id in one number, of which the larger wins: the higher logit, or of equals the lower
+   * id, whose complement is higher. Maxima have no order: warps and threads join as they like. */
   unsigned long long best = 0;
   for (int64_t i = threadIdx.x; i < vocab; i += THREADS) {
     unsigned long long mine =
@@ -114,6 +116,7 @@ static __device__ kept keep(radix_select *s, const float *logits, int64_t vocab,
  * order, so that atomics and threads choose what the host chooses. */
 static __device__ int32_t draw(radix_select *s, const pick_call &c, const float *logits,
                                int64_t vocab, float top) {
+  /* top_k counts finite logits only: if there are no more than it asks for, it keeps all. */
   unsigned long long finite = 0, sum = 0, *weight = c.weight;
   kept few = { 0, INT32_MAX };
   for (int64_t i = threadIdx.x; i < vocab; i += THREADS) finite += is_finite(logits[i]);
@@ -131,6 +134,7 @@ static __device__ int32_t draw(radix_select *s, const pick_call &c, const float 
   few = kept{ 0, INT32_MAX };
   if (c.p.top_p > 0 && c.p.top_p < 1)
     few = keep(s, logits, vocab, INT64_MAX, pyr_pick_share(c.p.top_p, sum), weigh);
+  /* What the highest weighs is PYR_WEIGHT_ONE; 0 where top_p or min_p drop a token. */
   uint64_t least = c.p.min_p > 0 ? pyr_pick_share(c.p.min_p, PYR_WEIGHT_ONE) : 1;
   sum = 0;
   for (int64_t i = threadIdx.x; i < vocab; i += THREADS) {
@@ -179,6 +183,7 @@ static void put_room(cuda_arena *arena, pick_call *call, int64_t vocab) {
   if (call->p.temperature > 0) call->weight = arena->take<unsigned long long>(vocab);
 }
 
+/* As if every sequence that picks here changed logits and drew. */
 size_t cuda_pick_scratch(const pyr_work *work) {
   cuda_arena arena = { nullptr, 0 };
   pick_call any = {};
@@ -194,6 +199,8 @@ size_t cuda_pick_table(const pyr_work *work) {
       + static_cast<size_t>(work->changes) * sizeof(pyr_change);
 }
 
+/* Describes one sequence: its changes go into the table, what it needs of scratch behind the last
+ * one's. */
 static bool put_pick(pyr_backend *be, pick_call *to, const pyr_pick &pick, cuda_arena *arena,
                      int64_t vocab) {
   pyr_change *device = nullptr, *changes = pick.changed > 0 ? cuda_room(be, pick.changed, &device)
@@ -207,6 +214,7 @@ static bool put_pick(pyr_backend *be, pick_call *to, const pyr_pick &pick, cuda_
   return true;
 }
 
+/* One launch for all sequences, then one copy of their ids to the host, who waits for it. */
 static pyr_status cuda_pick(pyr_backend *be, const pyr_pick *picks, int count, int64_t vocab,
                             int32_t *ids) {
   cuda_arena arena = cuda_scratch(be);

@@ -3,7 +3,10 @@
  * run in a fixed order.
  *
  * A thread for a value where values are independent; else a block or a warp for what belongs
- * together. Vectors are as long as a lane: launches bound these kernels. */
+ * together. Vectors are as long as a lane: launches bound these kernels.
+ *
+ * Sums over heads and windows are f32; normalize and chunk sum in f64, as their values may be many
+ * and alike. Shared memory: 128 or 256 bytes, a number for each warp. */
 #include "convert.cuh"
 
 static constexpr int THREADS = 256;
@@ -26,6 +29,7 @@ static __global__ void reduce_rows_kernel(float *out, const float *in, int32_t c
   out[i] = x * factor;
 }
 
+/* A mean is a sum times scale / count, one product for both. */
 static pyr_status cuda_reduce_rows(pyr_backend *be, float *out, const float *in, int32_t count,
                                    int64_t stride, int64_t n, pyr_reduce how, float scale) {
   if (n <= 0) return PYR_OK;
@@ -114,6 +118,7 @@ static __global__ void chunk_kernel(float *x, int64_t n, int64_t width) {
     x[at + i] = static_cast<float>(sum / static_cast<double>(some));
 }
 
+/* A width beyond n is n: one run. */
 static pyr_status cuda_chunk(pyr_backend *be, float *x, int64_t n, int64_t width) {
   if (width < 1) return cuda_refuse(be, "chunk", "runs of less than one value");
   if (n <= 0) return PYR_OK;

@@ -35,7 +35,9 @@ struct shared_state {
   float tops[WARP];
 };
 
-/* What a score counts in a sum; `unit` is 2^(36 - e), or 0 where nothing is summed. */
+/* What a score counts in a sum; `unit` is 2^(36 - e), or 0 where nothing is summed. A highest score
+ * of .375 has e = -1, so that unit is 2^37 and .375 weighs 3/4 of 2^36. Scores below 0, and NaN,
+ * weigh nothing; an infinite one as much as the highest number. */
 static __device__ __forceinline__ uint64_t weight_of(float x, double unit) {
   return x > 0 ? static_cast<uint64_t>(static_cast<double>(x < FLT_MAX ? x : FLT_MAX) * unit) : 0;
 }
@@ -78,6 +80,8 @@ static __device__ cut find_cut(radix_select *s, const segments &a, int64_t wante
 
 /* How many threads before this one have the flag; *all: how many of the block. */
 static __device__ __forceinline__ int rank_of(shared_state *s, bool flag, int *all) {
+  /* Within the warp: how many lanes below have the flag. Lanes 0, 3 and 4 have it: votes 11001, and
+   * lane 4 counts the bits below its own: 2. */
   unsigned votes = __ballot_sync(ALL_LANES, flag);
   int rank = __popc(votes & ((1u << lane_of_warp()) - 1)), total = 0;
   if (lane_of_warp() == 0) s->ranks[warp_of_block()] = __popc(votes);
@@ -132,6 +136,7 @@ static __global__ void __launch_bounds__(THREADS) select_kernel(int32_t *idx, co
   write_rows(&state, score, n, no_cut(), &common, idx, offset);
 }
 
+/* k = 0 launches nothing: the select seeks one row at least. */
 static pyr_status cuda_select(pyr_backend *be, int32_t *idx, const float *score, int64_t n,
                               int64_t k, int32_t offset) {
   if (k < 0 || k > n)
@@ -168,6 +173,8 @@ static __device__ double unit_of(shared_state *s, const float *score, int64_t n)
 /* What is still to be held: the share of the sum of all scores, less what the segments' own hold.
  * */
 static __device__ uint64_t target_of(shared_state *s, const segments &a, double mass) {
+  /* Scores 9 1 8 | 7 6 2 as weights, mass .8: 33 in all, 26.4 wanted, so 27; own cuts hold 9 + 7:
+   * 11 are left, which 8 and 6 fill. */
   unsigned long long sum = 0, held = 0;
   const float *score = a.score;
   for (int32_t g = 0; g < a.count; score += a.list[g++].n) {
@@ -216,6 +223,8 @@ static __global__ void __launch_bounds__(THREADS) choose_kernel(choice c) {
   }
 }
 
+/* What does not fit is told before the launch: kernels have no way to fail. Counts are left on the
+ * device, and the host does not wait for them. */
 static pyr_status cuda_choose(pyr_backend *be, const pyr_choice *c) {
   int64_t n = 0, least = 0;
   bool fits = c->mass >= 0 && c->mass <= 1;

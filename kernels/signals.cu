@@ -5,7 +5,11 @@
  *
  * Where rows meet a matrix, a block has a tile of rows in shared memory as f32, a row for each lane
  * of its warps, and the warps share the matrix' rows; their sums are joined in the order of warps.
- * */
+ *
+ * What bounds them: key_similarity and lag read rows once or twice, bytes; output_norm and expected
+ * multiply each row with a matrix in f32. Shared memory, bytes: static 128 (anchor, lag) or 512
+ * (parts); dynamic of key_similarity 16 d, of lag 8 d, of the others a tile, 4 rows * (d | 1), and,
+ * of output_norm, 16 d. Sums are f32. Equal ranks go by the lower row first (lag). */
 #include "pack.cuh"
 
 static constexpr int WARPS = 4, THREADS = WARPS * WARP;
@@ -100,6 +104,7 @@ static __global__ void __launch_bounds__(THREADS) similarity_kernel(const float 
   if (lane_of_warp() == 0) a.out[i] = length > 0 ? dot / length : 0.0f;
 }
 
+/* Two launches: the second needs the whole of what the first made, and the stream sees to it. */
 static pyr_status cuda_key_similarity(pyr_backend *be, float *out, const pyr_lane_view *lane,
                                       pyr_layout layout, int64_t begin, int64_t end) {
   tile_args a = { out, {}, format_of(layout), begin, end, 0 };
@@ -154,6 +159,8 @@ static __device__ void lag_softmax(const tile_args &a, float *spread, float *low
       spread[r] = a.f.d > 1 ? sqrtf(squares / static_cast<float>(a.f.d - 1)) : 0.0f;
   }
   __syncthreads();
+  /* Softmax over the run. A thread writes rows r, r + THREADS, …, and only reads those again, up to
+   * the next barrier: block_max and block_sum have it. */
   for (int64_t r = threadIdx.x; r < lag; r += THREADS) top = fmaxf(top, spread[r]);
   top = block_max(top, parts);
   for (int64_t r = threadIdx.x; r < lag; r += THREADS) sum += spread[r] = expf(spread[r] - top);
@@ -190,6 +197,9 @@ static __global__ void ones_kernel(float *out, int64_t n) {
   if (i < n) out[i] = 1.0f;
 }
 
+/* runs: how many begin within [begin, end) and have a whole run behind them, in the lane. The last
+ * of them may reach beyond `end`: it is judged as a whole, and written as far as it was asked for.
+ */
 static pyr_status cuda_lag(pyr_backend *be, float *out, const pyr_lane_view *lane,
                            pyr_layout layout, int64_t begin, int64_t end, int64_t lag, int ranked) {
   tile_args a = { out, {}, format_of(layout), begin, end, 0 };
@@ -246,6 +256,7 @@ static __global__ void __launch_bounds__(THREADS) output_kernel(tile_args a, con
     a.out[blockIdx.y * (a.end - a.begin) + (row - a.begin) + lane_of_warp()] = sum;
 }
 
+/* A launch for all heads of one lane: they share its values. */
 static pyr_status cuda_output_norm(pyr_backend *be, float *out, const pyr_lane_view *lane,
                                    pyr_layout layout, int64_t begin, int64_t end,
                                        const pyr_tensor *o, int32_t first, int32_t count) {

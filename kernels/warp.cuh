@@ -1,10 +1,15 @@
 /* warp.cuh — sums and maxima over a warp and over a block. The order is fixed: results do not
- * depend on timing. */
+ * depend on timing.
+ *
+ * A sum over lanes is the same in all of them, so that all can go on with it, and no second
+ * exchange tells it. Sums of f32 are not associative: (1 + 2^24) - 2^24 is 0, 1 + (2^24 - 2^24) is
+ * 1. So trees and orders are part of what a function promises. */
 #ifndef PYR_CUDA_WARP_CUH
 #define PYR_CUDA_WARP_CUH
 
 #include "device.cuh"
 
+/* Blocks are of one dimension: threads 0 to 31 are warp 0. */
 static __device__ __forceinline__ int lane_of_warp() {
   return static_cast<int>(threadIdx.x) % WARP;
 }
@@ -48,6 +53,7 @@ template <typename T> static __device__ __forceinline__ T block_sum(T x, T *part
   return x;
 }
 
+/* As block_sum. */
 static __device__ __forceinline__ float block_max(float x, float *parts) {
   x = warp_max(x);
   if (lane_of_warp() == 0) parts[warp_of_block()] = x;
