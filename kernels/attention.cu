@@ -267,6 +267,8 @@ size_t cuda_attention_scratch(const pyr_work *work) {
   return arena.used;
 }
 
+/* Bytes of descriptions: of each sequence a call, and of each of its lanes a view and, where the
+ * page table is the host's, as many addresses as it has pages. */
 size_t cuda_attention_table(const pyr_work *work) {
   /* `gather` describes what lanes are to be beside what they are */
   size_t lane = 2 * (sizeof(pyr_lane_view) + static_cast<size_t>(ceil_div(work->rows,

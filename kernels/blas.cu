@@ -21,7 +21,7 @@ static float operand(const void *x, blas_type type, int64_t i) {
   return value_at(row, type == BLAS_F32 ? PYR_F32 : type == BLAS_F16 ? PYR_F16 : PYR_BF16, i);
 }
 
-/* As the library may, it has nothing for some shapes. */
+/* As the library may, it has nothing for some shapes: so the way round is taken in specs, too. */
 cudaError_t blas_multiply(void *, const blas_product &p) {
   if (p.ld_out % 2 != 0) return cudaErrorNotSupported;
   for (int64_t i = 0; i < p.n; i++)
@@ -77,6 +77,8 @@ struct blas {
   plan plans[PLANS];
 };
 
+/* The library of CUDA 13, or else what the system calls it. It is not linked: the backend's object
+ * opens without it, and reports it missing when products are to be rounded. */
 cudaError_t blas_open(void **handle, cudaStream_t stream) {
   void *library = dlopen("libcublasLt.so.13", RTLD_NOW | RTLD_LOCAL);
   if (!library) library = dlopen("libcublasLt.so", RTLD_NOW | RTLD_LOCAL);
@@ -117,7 +119,8 @@ void blas_close(void *handle) {
 /* ---- plans ----------------------------------------------------------------------------------- */
 
 /* The largest power of two, 256 at most, that an address and the bytes from row to row are
- * multiples of. */
+ * multiples of: of address 0x1040 and rows of 96 bytes 32. The lowest bit that is set in either, or
+ * 256. */
 static int64_t alignment_of(const void *at, int64_t stride) {
   uint64_t bits = reinterpret_cast<uintptr_t>(at) | static_cast<uint64_t>(stride) | 256;
   return static_cast<int64_t>(bits & (~bits + 1));

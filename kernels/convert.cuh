@@ -84,7 +84,12 @@ static __device__ __forceinline__ uint16_t load16(const uint8_t *p) {
 
 /* ---- one value of a row ---------------------------------------------------------------------- */
 
-/* The scale and the min of 32 values, the g-th of a q4_k or q5_k block, as in dtype.c. */
+/* The scale and the min of 32 values, the g-th of a q4_k or q5_k block, as in dtype.c. Eight of
+ * each, of 6 bits, in 12 bytes; those of groups 4 to 7 are cut in two:
+ *
+ *     byte i = 0-3      | 2 high bits of scale i + 4 | scale i, 6 bits |
+ *     byte 4 + i        | 2 high bits of min i + 4   | min i, 6 bits   |
+ *     byte 8 + i        | 4 low bits of min i + 4 | 4 low bits of scale i + 4 | */
 static __device__ __forceinline__ void scale_of(const uint8_t *block, int g, float *scale,
                                                 float *min) {
   const uint8_t *s = block + 4;
@@ -94,6 +99,9 @@ static __device__ __forceinline__ void scale_of(const uint8_t *block, int g, flo
   *min = __fmul_rn(f32_of_f16(load16(block + 2)), static_cast<float>(b));
 }
 
+/* Value i of q4_k, or of q5_k (fifth). 64 values share 32 bytes, the first 32 in the low nibbles:
+ * value 40 is the 8th of group 1, the high nibble of byte 8; its fifth bit is bit 1 of high byte 8.
+ * The product and the difference are rounded by themselves, as dtype.c does it: no multiply-add. */
 static __device__ __forceinline__ float value_of_k(const uint8_t *row, bool fifth, int64_t i) {
   const uint8_t *block = row + i / 256 * (fifth ? 176 : 144), *q = block + (fifth ? 48 : 16);
   int r = static_cast<int>(i % 256), g = r / 32, at = r % 32, byte = q[g / 2 * 32 + at];
@@ -104,6 +112,9 @@ static __device__ __forceinline__ float value_of_k(const uint8_t *row, bool fift
   return __fsub_rn(__fmul_rn(scale, static_cast<float>(value)), min);
 }
 
+/* Value i of q6_k: two halves of 128 values, each four runs of 32. Value 200 is in half 1, run 2,
+ * at 8: low bits in the high nibble of byte 64 + 8, high bits 4 and 5 of byte 128 + 32 + 8, scale
+ * 12. */
 static __device__ __forceinline__ float value_of_q6_k(const uint8_t *row, int64_t i) {
   const uint8_t *block = row + i / 256 * 210;
   int r = static_cast<int>(i % 256), half = r / 128, run = r % 128 / 32, at = r % 32;
@@ -146,7 +157,9 @@ static __device__ __forceinline__ float value_at(const uint8_t *row, int dtype, 
 
 /* ---- whole rows from f32 --------------------------------------------------------------------- */
 
-/* x / d rounded half away from zero, |x| at most 127 d; NaN as if it were larger. */
+/* x / d rounded half away from zero, |x| at most 127 d; NaN as if it were larger. In whole numbers
+ * and products, the same on host and device: 2.5 is 2 + (int)(2 * .5) = 3, 2.4 is 2 + (int) .8 = 2.
+ */
 static __device__ __forceinline__ int8_t quantum_of(float x, float inverse) {
   const int largest = 0x42fe0000;                      /* 127 as a float's bits */
   uint32_t bits = __float_as_uint(__fmul_rn(x, inverse));
@@ -185,7 +198,9 @@ static __device__ __forceinline__ void write_row(uint8_t *row, int dtype, const 
 
 /* ---- rows of lanes --------------------------------------------------------------------------- */
 
-/* K (what = 0) or V (1) of a row; `bytes` is the row's. The lane's page table is the device's. */
+/* K (what = 0) or V (1) of a row; `bytes` is the row's. The lane's page table is the device's. Two
+ * reads that wait for each other, the page's address and then the row: kernels ask for the first
+ * rows as early as they can. */
 static __device__ __forceinline__ uint8_t *row_at(const pyr_lane_view &lane, int bytes,
                                                   int64_t row, int what) {
   return static_cast<uint8_t *>(lane.pages[row / PYR_PAGE_ROWS])
@@ -257,7 +272,9 @@ static __host__ __device__ __forceinline__ int tile_rows(int d) {
 static __host__ __device__ __forceinline__ int tile_ld(int d) { return d | 1; }
 
 /* Dimensions [from, from + width) of rows [row, row + count) of K (what = 0) or V (1) into tile
- * [rows][ld], by a whole block; rows beyond `count` become zeros. */
+ * [rows][ld], by a whole block; rows beyond `count` become zeros. The caller's barriers stand
+ * before (the last tile is used) and after (this one is whole). Neighbouring threads read
+ * neighbouring dimensions of a row, so that a warp's reads are whole lines. */
 static __device__ __forceinline__ void load_tile(float *tile, int rows, int ld,
                                                  const pyr_lane_view &lane, row_format f, int from,
                                                      int width, int64_t row, int64_t count,

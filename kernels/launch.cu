@@ -87,8 +87,9 @@ static bool grow(pyr_cuda *cuda, T **list, size_t used, size_t *room, size_t wan
 }
 
 /* Once for each kernel that has dynamic shared memory: it may have as much as the device gives a
- * block, beside its static part. The amount is the device's and never a launch's, as runtimes of a
- * process share it. A refusal shows in the launch. */
+ * block, beside its static part: of 227 KiB and 1 KiB static, 226. The amount is the device's and
+ * never a launch's, as runtimes of a process share it: one that allowed less would take from
+ * another. A refusal shows in the launch. */
 static void allow(pyr_cuda *cuda, const void *function) {
   pyr_cuda_steps *steps = cuda->steps;
   cudaFuncAttributes facts;

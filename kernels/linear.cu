@@ -28,6 +28,9 @@ enum : int64_t { STRIP_VALUES = 1 << 24 };           /* dequantised weights at a
 template <int DTYPE> static __global__ void tile_kernel(linear_call c) {
   __shared__ float x[STEP][TILE + 1], w[STEP][TILE + 1];
   int thread = static_cast<int>(threadIdx.x), ty = thread / 16 * EACH, tx = thread % 16 * EACH;
+  /*     rows of w      0-3     4-7     …  60-63
+   *     tokens 0-3     thr 0   thr 1   …  thr 15
+   *     tokens 4-7     thr 16  thr 17  …  thr 31       a warp has 8 tokens by 64 rows */
   int64_t token = static_cast<int64_t>(blockIdx.y) * TILE,
       row = static_cast<int64_t>(blockIdx.x) * TILE;
   /* Invariant of the loop: sum[a][b] is the product over columns below col, added in their order.
@@ -111,7 +114,14 @@ void cuda_blas_close(pyr_cuda *cuda) {
   cuda->blas = nullptr;
 }
 
-/* *taken: false if the library has no way to multiply such matrices; nothing is done then. */
+/* *taken: false if the library has no way to multiply such matrices; nothing is done then.
+ *
+ *     x (f32)    --- round_kernel --->  s.x, 16 bits    |
+ *     w          --- round_kernel --->  s.w, a strip    | cuBLASLt ---> out, a strip of columns
+ *     (or as it lies)                                   |
+ *
+ * All of it is issued on one stream: a strip's product has read s.w before the next strip is
+ * written. */
 static pyr_status rounded(pyr_backend *be, const linear_call &c, bool *taken) {
   pyr_cuda *cuda = cuda_of(be);
   cuda_arena arena = cuda_scratch(be);

@@ -62,6 +62,8 @@ static int64_t most_sums(int64_t rows, int64_t cols) {
   return few < 2 * cut_rows ? few : 2 * cut_rows;
 }
 
+/* A product of at most 32 tokens. sums: [parts][tokens][rows] f32, of which each part writes its
+ * own. */
 struct stream_call {
   linear_call c;
   int64_t part_cols;

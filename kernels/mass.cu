@@ -42,6 +42,11 @@ static __global__ void mass_kernel(mass_args a) {
   bool real = lane < rows && lane < left;
   load_tile(tile, rows, ld, view, a.f, 0, a.f.d, row, left, 0);
   __syncthreads();
+  /* A row at position 98, due at 101 with 3 queries, and queries at 97 to 103:
+   *
+   *     query      97     98     99     100        101          102    103
+   *     sees it    no     yes    yes    yes        yes          yes    yes
+   *     counts     no     no     1      1 + slope  1 + 2 slope  no     no */
   int32_t position = real ? view.positions[mine] : 0;
   /* Lanes beyond the tile's rows compute with another lane's row, and write nothing; they take
    * part, as every lane of a warp must in a ballot. */

@@ -27,6 +27,7 @@ struct mass_args {
  * due = 10: base = 8, and queries at 8, 9 and 10 count, with 1, 1 + slope and 1 + 2 slope. */
 struct counting { int64_t base, due; };
 
+/* Who counts for row j; all queries, where no number of them is given. */
 static __device__ __forceinline__ counting counting_of(const pyr_weighting &w, int64_t j) {
   if (w.queries == 0) return counting{ INT64_MIN, INT64_MAX };
   int64_t due = due_of(w, j);

@@ -80,7 +80,8 @@ static __device__ __forceinline__ int64_t next_queries(const mass_args &a, const
   return i;
 }
 
-/* Two values of a row as they are, or rounded. */
+/* Two values of a row as they are, or rounded; zeros beyond the head's dimensions, and of no row.
+ */
 template <typename T, bool ROUND>
 static __device__ __forceinline__ uint32_t pair_at(const uint8_t *row, const row_format &f,
                                                    int at) {
@@ -225,6 +226,9 @@ static void launch(pyr_backend *be, const mass_args &a, int64_t longest) {
              a);
 }
 
+/* D is the next of 64, 128, 256: what lies beyond the head's dimensions are zeros. MT = 1 at 256,
+ * as K of 16 rows is D / 4 of a lane's registers: 64 with D = 128 and MT = 2, and with D = 256 and
+ * MT = 1. */
 template <typename T, bool ROUND, int TERMS>
 static void launch_any(pyr_backend *be, const mass_args &a, int64_t longest) {
   if (a.f.d <= 64) launch<T, ROUND, 64, TERMS, 2>(be, a, longest);

@@ -37,6 +37,9 @@ enum : size_t { LEAST_SCRATCH = 1 << 16 };
 
 /* ---- errors ---------------------------------------------------------------------------------- */
 
+/* CUDA keeps an error until it is asked for, and tells it to whoever asks: here it is taken, so
+ * that the next operation is not blamed for it. Out of memory is a code of its own, as a caller can
+ * do something about it: a shorter cache, fewer sequences. */
 pyr_status cuda_status(pyr_backend *be, const char *operation, cudaError_t error) {
   if (error == cudaSuccess) return PYR_OK;
   (void)cudaGetLastError();                          /* or a later call would be told of it again */
@@ -49,6 +52,7 @@ pyr_status cuda_refuse(pyr_backend *be, const char *operation, const char *what)
   return cuda_of(be)->host->set_error(be->rt, PYR_ARGUMENT, "%s: %s", operation, what);
 }
 
+/* What a caller did not reserve is its fault, and told before anything is launched. */
 pyr_status cuda_check(pyr_backend *be, const char *operation, size_t needed) {
   pyr_cuda *cuda = cuda_of(be);
   if (needed <= cuda->scratch_bytes) return PYR_OK;
@@ -78,7 +82,8 @@ static void cuda_release(pyr_backend *be, void *ptr, size_t bytes) {
   cuda_of(be)->host->discharge(be->rt, bytes);
 }
 
-/* Page-locked memory of the host's; given back when the copies out of it are done. */
+/* Page-locked memory of the host's, for copies that the device makes by itself while the host goes
+ * on; given back when the copies out of it are done. */
 static void *lock_alloc(pyr_backend *be, size_t bytes) {
   pyr_cuda *cuda = cuda_of(be);
   void *ptr = nullptr;
@@ -121,6 +126,7 @@ static pyr_status cuda_download(pyr_backend *be, void *host, const void *src, si
 
 /* ---- scratch and tables ---------------------------------------------------------------------- */
 
+/* The message says what was asked for, as a user can lower it. */
 static pyr_status no_memory(pyr_backend *be, size_t bytes) {
   return cuda_of(be)->host->set_error(be->rt, PYR_MEMORY, "out of memory: scratch needs %zu bytes",
                                       bytes);

@@ -6,8 +6,8 @@
  * and run faster than they do on a model.
  *
  * Bytes that `measure` reads and writes, or products and sums, of a run: a copy of n bytes 2 n; a
- * product of matrices of side n 2 n^3. What is asked for should be larger than caches, and take much
- * longer than the waits at both ends. */
+ * product of matrices of side n 2 n^3. What is asked for should be larger than caches, and take
+ * much longer than the waits at both ends. */
 #include "blas.cuh"
 #include "cuda.cuh"
 

@@ -228,6 +228,7 @@ static __global__ void rotate_kernel(rotate_call c) {
   write_row(at, c.f.dtype, row, c.f.d);
 }
 
+/* One lane; from, stood: [rows], on the device. */
 static pyr_status cuda_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout,
                               const int32_t *from, const int32_t *stood, const float *freq,
                                   int32_t dims, pyr_rope_style style) {

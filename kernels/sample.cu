@@ -59,7 +59,9 @@ struct id_keys {
 };
 
 /* The highest finite logit's key and, in the low half, how far its id is below 2^32; 0: there is
- * none. Given to all. */
+ * none. Given to all. Of logits 2 7 7 the ids 1 and 2 have one key; 2^32 - 1 - 1 is the larger
+ * half, so that id 1 is found. Warps join by a butterfly, then every thread reads the warps'
+ * results; the second barrier lets `parts` be used again. */
 static __device__ unsigned long long highest_of(radix_select *s, const float *logits,
                                                 int64_t vocab) {
   /* Key and id in one number, of which the larger wins: the higher logit, or of equals the lower

@@ -42,6 +42,7 @@ static __device__ __forceinline__ uint64_t weight_of(float x, double unit) {
   return x > 0 ? static_cast<uint64_t>(static_cast<double>(x < FLT_MAX ? x : FLT_MAX) * unit) : 0;
 }
 
+/* Scores of `count` segments, one behind the other in `score`; segment s has list[s].n of them. */
 struct segments {
   const float *score;
   const pyr_segment *list;
@@ -149,6 +150,8 @@ static pyr_status cuda_select(pyr_backend *be, int32_t *idx, const float *score,
 
 /* ---- choose ---------------------------------------------------------------------------------- */
 
+/* A call of choose. work: [2 * count], the segments' own cuts; idx: where each segment's rows go,
+ * at list[s].at; chosen: [count] how many. */
 struct choice {
   const float *score;
   const pyr_segment *list;
@@ -158,7 +161,8 @@ struct choice {
   int32_t *idx, *chosen, *work;
 };
 
-/* 2^(36 - e), with 2^e the least power of two above the highest score; 0 if that is not above 0. */
+/* 2^(36 - e), with 2^e the least power of two above the highest score; 0 if that is not above 0. So
+ * the highest weighs between 2^35 and 2^36, whatever the scores' scale. */
 static __device__ double unit_of(shared_state *s, const float *score, int64_t n) {
   float top = 0;
   int e;

@@ -132,6 +132,10 @@ static pyr_status cuda_key_similarity(pyr_backend *be, float *out, const pyr_lan
  * each row, then threads for rows again: the barriers stand between. */
 static __device__ void lag_softmax(const tile_args &a, float *spread, float *low, float *parts,
                                    int64_t row, int64_t lag, int what) {
+  /*     rows     row … row + lag - 1      row + lag … row + 2 lag - 1
+   *              the run: judged          behind it: its range in each dimension is the measure
+   *
+   * What its follower's range explains is ordinary; a row that spreads far over it is kept. */
   float *inverse = low + a.f.d, top = -INFINITY, sum = 0;
   for (int c = static_cast<int>(threadIdx.x); c < a.f.d; c += THREADS) {
     float least = INFINITY, most = -INFINITY;
@@ -301,6 +305,7 @@ static __global__ void __launch_bounds__(THREADS) expected_kernel(tile_args a, c
     a.out[blockIdx.y * (a.end - a.begin) + (row - a.begin) + lane_of_warp()] = sum;
 }
 
+/* means, outers: of all query heads, [heads][d] and [heads][d][d], as moments_end left them. */
 static pyr_status cuda_expected(pyr_backend *be, float *out, const pyr_lane_view *lane,
                                 pyr_layout layout, int64_t begin, int64_t end,
                                     const pyr_moments *m, int32_t first, int32_t count) {

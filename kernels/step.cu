@@ -131,6 +131,7 @@ static pyr_status cuda_step_end(pyr_backend *be, bool run) {
   return cuda_status(be, "step", error);
 }
 
+/* How many graphs were built and launched, nodes told, kernels launched by themselves. */
 static void cuda_step_counts(pyr_backend *be, pyr_step_counts *out) {
   *out = cuda_of(be)->steps->counts;
 }

@@ -527,7 +527,14 @@ void run_blocks(const known_kernel &k, size_t shared, bool falling, unsigned hel
   finish_block(held);
 }
 
-/* Memory of the device, block behind block. */
+/* Memory of the device, block behind block in a list:
+ *
+ *     | size, before, after … guard | what was asked for | guard |
+ *       128 bytes, 64 of them guard   0xff at first        64
+ *
+ * Guards are looked at when the block is given back; a kernel that wrote into them is named too
+ * late, but it is seen. Where a sanitizer watches there is none behind, so that it sees the access
+ * itself. */
 struct header { uint64_t size; header *before, *after; uint64_t unused[5]; uint8_t guard[GUARD]; };
 static_assert(sizeof(header) == 128, "blocks stay aligned to 64 bytes");
 header *allocated;
@@ -563,7 +570,8 @@ void compare_memory(const std::vector<uint8_t> &copy) {
   }
 }
 
-/* Whether the launch is one of the first of its shape. */
+/* Whether the launch is one of the first of its shape. Both orders take more than twice as long,
+ * copies included: later launches take one of them. */
 bool first_launches(const void *function, dim3 grid, dim3 block, size_t shared) {
   static std::vector<known_launch> launches;
   for (known_launch &l : launches)
@@ -661,8 +669,10 @@ void pyr_emulate_launch(const pyr_emulate_kernel &which, dim3 grid, dim3 block, 
 
 /* ---- what threads wait for ------------------------------------------------------------------- */
 
+/* Of the block that runs: two may be alive. */
 void *pyr_emulate_shared(void) { return here->dynamic_shared; }
 
+/* Returns when all threads of the block stand here. */
 void pyr_emulate_barrier(int line) {
   fiber *f = &here->fibers[current];
   f->state = AT_BARRIER;
@@ -719,6 +729,7 @@ void pyr_emulate_together(int kind, void *mine, void (*all)(void *const *each)) 
   meet(kind, reinterpret_cast<uint64_t>(mine), all);
 }
 
+/* All lanes' predicates, a bit each, out of the values that they handed in. */
 unsigned pyr_emulate_ballot(unsigned mask, bool predicate) {
   const warp *w = &here->warps[current / 32];
   unsigned turn = w->turn, votes = 0;
@@ -762,6 +773,7 @@ void pyr_emulate_wait(int left) {
   c->count = kept;
 }
 
+/* What a kernel may have of dynamic memory, beside its static part: a device refuses more. */
 cudaError_t cudaFuncSetAttribute(const void *address, cudaFuncAttribute, int bytes) {
   std::lock_guard<std::recursive_mutex> guard(lock);
   known_kernel *k = know_kernel(address);
@@ -817,6 +829,7 @@ void landed(uint64_t number) {
   flights.resize(kept);
 }
 
+/* Whether bytes [from, to) meet any of the list. */
 bool overlap(const std::vector<flight> &list, const uint8_t *from, const uint8_t *to) {
   for (const flight &f : list)
     if (from < f.to && f.from < to) return true;
@@ -830,6 +843,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t) {
   return last;
 }
 
+/* Remembered, so that copies out of it are known from others, which are done when they return. */
 cudaError_t cudaHostAlloc(void **ptr, size_t bytes, unsigned) {
   std::lock_guard<std::mutex> hold(flights_lock);
   *ptr = malloc(bytes);
@@ -839,6 +853,7 @@ cudaError_t cudaHostAlloc(void **ptr, size_t bytes, unsigned) {
   return cudaSuccess;
 }
 
+/* Refused while a copy out of it is under way, as a device would read what is no more. */
 cudaError_t cudaFreeHost(void *ptr) {
   std::lock_guard<std::mutex> hold(flights_lock);
   for (size_t i = 0; i < locked.size(); i++) {
@@ -858,6 +873,7 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
   return *event ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) { free(event); return cudaSuccess; }
+/* What has been issued so far is behind the event. */
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
   std::lock_guard<std::mutex> hold(flights_lock);
   event->behind = copies;
@@ -889,6 +905,7 @@ const pyr_emulate_kernel *kernel_of(const void *function) {
   return nullptr;
 }
 
+/* Arguments are copied out of the caller's list, as CUDA does: it may reuse its memory. */
 bool fill_node(pyr_emulate_node *node, const cudaKernelNodeParams *p) {
   std::lock_guard<std::recursive_mutex> guard(lock);
   const pyr_emulate_kernel *k = kernel_of(p->func);
@@ -916,6 +933,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   delete graph;
   return cudaSuccess;
 }
+/* Only chains: a node that does not wait for the last one is refused, as step.cu makes none. */
 cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *node, cudaGraph_t graph,
                                    const cudaGraphNode_t *after, size_t count,
                                        const cudaKernelNodeParams *params) {
@@ -941,6 +959,8 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
   delete exec;
   return cudaSuccess;
 }
+/* Another kernel in a node's place is refused, as CUDA refuses some: the graph is then built again.
+ */
 cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t exec, cudaGraphNode_t node,
                                              const cudaKernelNodeParams *params) {
   for (size_t i = 0; i < exec->nodes.size(); i++)
@@ -958,6 +978,8 @@ cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
   return last;
 }
 
+/* NaN at first: a kernel that reads what nobody wrote shows it. In the list before anyone else
+ * looks. */
 cudaError_t cudaMallocAsync(void **ptr, size_t bytes, cudaStream_t) {
   void *block;
   if (bytes > SIZE_MAX / 2 || posix_memalign(&block, 64, sizeof(header) + bytes + behind) != 0)
@@ -977,6 +999,7 @@ cudaError_t cudaMallocAsync(void **ptr, size_t bytes, cudaStream_t) {
   return cudaSuccess;
 }
 
+/* Poisoned once more, so that who reads it later reads nonsense, and no old truth. */
 cudaError_t cudaFreeAsync(void *ptr, cudaStream_t) {
   if (ptr == nullptr) return cudaSuccess;
   header *h = static_cast<header *>(ptr) - 1;
@@ -1020,6 +1043,7 @@ cudaError_t cudaMemsetAsync(void *ptr, int value, size_t bytes, cudaStream_t) {
   return last;
 }
 
+/* A failure is told once; until then launches do nothing. */
 cudaError_t cudaGetLastError(void) {
   cudaError_t error = last;
   last = cudaSuccess;
