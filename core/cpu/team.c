@@ -10,8 +10,8 @@ enum {
   WAKING = 1 << 17,      /* multiply-adds that one thread does while the others are being woken */
 };
 
-/* No operation allocates: what it needs was reserved, or it is refused before it has written
- * anything. */
+/* An operation's scratch was reserved, or it is refused before it has written anything. (oneDNN's
+ * primitives are made as they are asked for: matmul.c.) */
 pyr_status pyr_cpu_check(pyr_backend *be, const char *operation, size_t needed) {
   if (needed <= pyr_cpu_of(be)->scratch_each) return PYR_OK;
   return pyr_runtime_set_error(be->rt, PYR_ARGUMENT,
