@@ -196,6 +196,8 @@ static void launch_any(pyr_backend *be, const attend_args &a, unsigned lanes, un
   else launch<T, COME, 256, 2>(be, a, lanes, calls);
 }
 
+/* Steps are exact: f16 with 2 terms, bf16 with 3, fp8_e4m3 widened to f16 with 2 (d a multiple of
+ * 16 there). Heads: d a multiple of 8, up to 256. */
 bool cuda_attention_decode(pyr_backend *be, const attend_args &a, unsigned lanes, unsigned calls) {
   if (!(a.scale > 0) || a.f.d % 8 != 0 || a.f.d > 256) return false;
   if (a.f.dtype == PYR_F16) launch_any<f16, AS_THEY_LIE>(be, a, lanes, calls);

@@ -190,6 +190,17 @@ static void launch_exact(pyr_backend *be, const attend_args &a, int64_t columns,
   else launch<T, COME, 128, T::exact, 1>(be, a, columns, lanes, calls);
 }
 
+/* Which rows come how, and how many terms queries and probabilities have:
+ *
+ *     rows          rounded                                  exact
+ *     f16           as they lie, f16, 1 term                 as they lie, f16, 2 terms
+ *     bf16          as they lie, bf16, 1 term                as they lie, bf16, 3 terms
+ *     fp8_e4m3      widened to f16, 1 term; rounded to       widened to f16, 2 terms,
+ *                   f16 if d is no multiple of 16            if d is a multiple of 16
+ *     f32, q8_0     rounded to bf16, 1 term                  no: attention.cu's
+ *
+ * Heads: d a multiple of 8, up to 256 rounded and 128 exact. scale > 0, as scores are compared
+ * before they are scaled. */
 bool cuda_attention_prefill(pyr_backend *be, const attend_args &a, int64_t columns, unsigned lanes,
                             unsigned calls) {
   bool rounded = a.rounded, half = a.f.dtype == PYR_F16, brain = a.f.dtype == PYR_BF16;

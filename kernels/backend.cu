@@ -51,7 +51,8 @@ static void cuda_close(pyr_backend *be) {
   be->state = nullptr;
 }
 
-/* The pool keeps what is given back to it: without this each wait returns it to the driver. */
+/* The stream does not wait for the default one, which is others'. The pool keeps what is given back
+ * to it: without this each wait returns it to the driver. */
 static cudaError_t open_device(pyr_cuda *cuda) {
   cudaError_t error = cudaSetDevice(0);
 #ifndef PYR_EMULATED

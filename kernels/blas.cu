@@ -51,6 +51,7 @@ cudaError_t blas_multiply(void *, const blas_product &p) {
 
 struct shape {
   int64_t n, rows, cols, ld_out, ld_x, ld_w;
+  /* bias: whether there is one; its address is told with each call */
   int64_t type, bias, align_out, align_x, align_w;   /* as wide as the rest: shapes are compared
                                                         byte by byte */
 };
@@ -187,8 +188,9 @@ static bool choose(blas *b, plan *p) {
   return chosen;
 }
 
-/* The bias is told before an algorithm is asked for: some versions give none for an epilogue that
- * has nothing to add. */
+/* The plan of a shape, made if there is none; NULL: the library has no algorithm. The bias is told
+ * before an algorithm is asked for: some versions give none for an epilogue that has nothing to
+ * add. A plan that could not be made leaves its place empty, of no shape, and used longest ago. */
 static plan *plan_for(blas *b, const shape &wanted, const float *bias) {
   plan *oldest = b->plans;
   for (int i = 0; i < b->count; i++) {

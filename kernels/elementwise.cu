@@ -139,7 +139,8 @@ static __global__ void take_kernel(uint32_t *x, const int32_t *idx, int64_t k, i
   }
 }
 
-/* The same of single values: a tile is a value for each thread. */
+/* The same of single values: one block, a tile of which is a value for each thread. Indices 1 4 5
+ * of 10 11 12 13 14 15: 11 14 15 stand in front afterwards. */
 static __global__ void take_i32_kernel(int32_t *x, const int32_t *idx, int64_t k) {
   for (int64_t tile = 0; tile < k; tile += blockDim.x) {
     int64_t at = tile + threadIdx.x;

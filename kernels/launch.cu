@@ -155,6 +155,7 @@ static void note(pyr_cuda *cuda, const cuda_kernel &kernel, dim3 grid, unsigned 
   step_node *fresh = g->nodes + g->count++;
   *fresh = step_node{ kernel, grid, block, shared, from, nullptr };
   g->arguments_used += room;
+  /* Padding between arguments is zeros. */
   memset(g->arguments + from, 0, room);
   (void)put_arguments(g, fresh, arguments);
   steps->at++;

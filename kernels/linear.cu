@@ -102,6 +102,8 @@ static rounded_scratch rounded_scratch_of(cuda_arena *arena, int64_t tokens, int
                               arena->take<uint8_t>(BLAS_WORKSPACE) };
 }
 
+/* Of the most tokens and columns that a call will have: 2,048 tokens of 4,096 columns take 16 MiB,
+ * the strip 32 MiB, the workspace 32 MiB. */
 size_t cuda_linear_scratch(const pyr_work *work) {
   cuda_arena arena = { nullptr, 0 };
   rounded_scratch_of(&arena, work->tokens, work->cols > 0 ? work->cols : 1);

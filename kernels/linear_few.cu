@@ -305,6 +305,7 @@ template <typename W> static void launch_stream(const stream_call &s, dim3 grid,
   else PYR_LAUNCH((stream_kernel<W, 4>), grid, WARPS * WARP, 0, cuda, s);
 }
 
+/* Only for matrices that are cut: sums of up to 32 tokens, whatever parts there are. */
 size_t cuda_linear_few_scratch(const pyr_work *work) {
   cuda_arena arena = { nullptr, 0 };
   int64_t tokens = work->tokens < MOST_TOKENS ? work->tokens : MOST_TOKENS;

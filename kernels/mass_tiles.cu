@@ -236,6 +236,13 @@ static void launch_any(pyr_backend *be, const mass_args &a, int64_t longest) {
   else launch<T, ROUND, 256, TERMS, 1>(be, a, longest);
 }
 
+/*     rows          rounded                        exact
+ *     f16           f16, 1 term                    f16, 2 terms
+ *     bf16          bf16, 1 term                   bf16, 3 terms
+ *     fp8_e4m3      rounded to bf16, 1 term        made f16, which is exact, 2 terms
+ *     f32, q8_0     rounded to bf16, 1 term        no: mass.cu's
+ *
+ * Heads: d even, up to 256. Terms are the queries', as rows stay what they are. */
 bool cuda_mass_tiles(pyr_backend *be, const mass_args &a, int64_t longest) {
   bool rounded = cuda_of(be)->rounded && a.n >= PYR_SMALL_N, half = a.f.dtype == PYR_F16,
       brain = a.f.dtype == PYR_BF16;

@@ -6,8 +6,9 @@
  * The bytes are the same, and as many: nothing is rounded, and pack_place says where each is. */
 #include "linear.cuh"
 
-/* Rows to a pack, 0 if the tensor stays as it is: a matrix of whole packs, of a dtype that packs,
- * and small enough for a counter for each block of rows, or linear_few.cu could not read it. */
+/* Rows to a pack, or 0 if the tensor stays as it is. Packs take a matrix of whole packs, of a dtype
+ * that packs, of no more rows than there are counters for blocks of them: linear_few.cu could not
+ * read it otherwise. */
 static int32_t cuda_interleaved(const pyr_backend *, const pyr_tensor *w) {
   bool streamed = w->shape[0] <= static_cast<int64_t>(STREAM_ROWS * ARRIVALS);
   bool packs = (pyr_dtype_kernels(w->dtype, true) & PYR_KERNEL_PACKS) != 0;

@@ -72,7 +72,8 @@ static __global__ void list_kernel(const listed *list, int64_t count) {
   if (i < count) *list[i].at = list[i].page;
 }
 
-/* As many at a time as the descriptions of one call have room for. */
+/* Writes addresses of pages into lanes' own page tables on the device. As many at a time as the
+ * descriptions of one call have room for. */
 static pyr_status cuda_list_pages(pyr_backend *be, const pyr_page_list *lists, int count) {
   const int64_t most = static_cast<int64_t>(cuda_of(be)->tables[CALL_TABLE].bytes / sizeof(listed));
   int64_t left = 0;

@@ -119,6 +119,8 @@ static __device__ kept keep(radix_select *s, const float *logits, int64_t vocab,
 static __device__ int32_t draw(radix_select *s, const pick_call &c, const float *logits,
                                int64_t vocab, float top) {
   /* top_k counts finite logits only: if there are no more than it asks for, it keeps all. */
+  /* Barriers are those of block_sum and find_cut: a thread has the same ids in each pass, and reads
+   * no weight that another wrote. */
   unsigned long long finite = 0, sum = 0, *weight = c.weight;
   kept few = { 0, INT32_MAX };
   for (int64_t i = threadIdx.x; i < vocab; i += THREADS) finite += is_finite(logits[i]);

@@ -53,6 +53,7 @@ static __global__ void pool_kernel(float *out, const float *in, int64_t n, int64
   out[i] = how == 0 ? x / static_cast<float>(high - low) : x;
 }
 
+/* The width is odd, so that a window has a middle: half before it, half behind. */
 static pyr_status cuda_pool(pyr_backend *be, float *out, const float *in, int64_t n, int32_t width,
                             int how) {
   if (width < 1 || width % 2 == 0) return cuda_refuse(be, "pool", "the width is not odd");
@@ -78,6 +79,7 @@ static __global__ void normalize_kernel(float *x, int64_t n) {
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) x[i] = static_cast<float>(x[i] / sum);
 }
 
+/* In place: 1 3 4 become .125 .375 .5. */
 static pyr_status cuda_normalize(pyr_backend *be, float *x, int64_t n) {
   if (n <= 0) return PYR_OK;
   PYR_LAUNCH(normalize_kernel, 1, WHOLE, 0, cuda_of(be), x, n);

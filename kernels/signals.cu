@@ -28,7 +28,10 @@ size_t cuda_signals_scratch(const pyr_work *work) {
   return arena.used;
 }
 
-/* Joins what the warps hold for each row of a tile, by warp 0; only its lanes' results count. */
+/* Joins what the warps hold for each row of a tile, by warp 0; only its lanes' results count:
+ *
+ *     parts     warp 0: rows 0-31 | warp 1: rows 0-31 | warp 2 | warp 3
+ *     row r     parts[r] + parts[32 + r] + parts[64 + r] + parts[96 + r], in this order */
 static __device__ __forceinline__ float join_warps(float *parts, float mine) {
   parts[threadIdx.x] = mine;
   __syncthreads();
