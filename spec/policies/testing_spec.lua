@@ -385,6 +385,23 @@ describe("testing.check", function()
     assert.matches("problem: keeps everything", select(2, testing.check(lazy, { prunes = true })))
   end)
 
+  it("names an option that changes no plan", function()
+    local d = { defaults = { ratio = 0.5, sink = 4, merge = false, near = 0.5 },
+      limits = { ratio = { 0, 1 }, sink = { 0, 9 }, near = { 0, 1 } },
+      prefill = function(o, l)
+        return { keep = math.max(1, math.floor(o.ratio * l.rows)),
+          merge = o.merge and { threshold = o.near } or nil }
+      end }
+    local report = assert(testing.check(with(d)))        -- `near` counts where `merge` is on
+    assert.same({ "option 'sink' changes no plan at any shape that was tried" }, report.notes)
+    d.prefill = function(o, l)                           -- only in a deep layer of a long prompt
+      local first = l.index == 5 and l.prompt > 9999 and o.sink or 0
+      return { keep = math.max(1, math.floor(o.ratio * l.rows)), guard = { first = first },
+        merge = o.merge and { threshold = o.near } or nil }
+    end
+    assert.same({}, assert(testing.check(with(d))).notes)
+  end)
+
   it("holds a policy to budgets that fall with depth, where that is claimed", function()
     assert(testing.check(with {}, { falls = true }))
     local rising = with { prefill = function(_,
@@ -394,7 +411,11 @@ describe("testing.check", function()
   end)
 
   it("checks a folder, and names the file", function()
-    assert.truthy(#assert(testing.check_folder "policies") >= 5)
+    local reports = assert(testing.check_folder "policies")
+    assert.truthy(#reports >= 5)
+    for _, report in ipairs(reports) do
+      assert.not_matches("changes no plan", table.concat(report.notes, "\n"), report.name)
+    end
     local folder = shell.folder()
     assert.matches("holds no policy files", select(2, testing.check_folder(folder)))
     helper.write(folder .. "/one.lua", "return { name = 'two', doc = 'misnamed' }")

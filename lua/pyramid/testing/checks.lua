@@ -130,10 +130,12 @@ local function check_plans(report, p, all, what)
     walk(config, prompt, past, function(kind, l, lanes, trigger)
       local shown = copy(l)
       local given, twice = asker[kind](asker, l, trigger), again[kind](again, l, trigger)
+      local text, text_of_twice = text_of(given), text_of(twice)
       report.plans = report.plans + 1
-      if text_of(given) ~= text_of(twice) then
+      if report.answers then report.answers[#report.answers + 1] = text end
+      if text ~= text_of_twice then
         error(("policy %s, layer %d, %s: two plans for one shape: %s and %s"):format(p.name,
-          l.index, kind, text_of(given), text_of(twice)), 0)
+          l.index, kind, text, text_of_twice), 0)
       end
       if differs(l, shown) then
         error(("policy %s, layer %d, %s: changes the shape it is given"):format(p.name, l.index,
@@ -150,6 +152,7 @@ local function check_plans(report, p, all, what)
   local places, order = {}, {}                   -- by what is wrong: where first, and how often
   each_shape(p, report.config, all, function(config, asker, prompt, past)
     local ok, message = pcall(try, config, asker, prompt, past)
+    if not ok and report.answers then report.answers[#report.answers + 1] = message end
     if not ok and plans.is_not_simulated(message) then
       drops = true  -- who knows; do not say that it keeps everything
       add(report.notes, "%s", message)
@@ -190,18 +193,56 @@ local function extremes(default, limit)
   return { low, high }
 end
 
-local function check_options(report, p)
+-- All that a policy answers at the shapes, as one text; what is wrong with it goes to `report`, if
+-- there is one.
+local function answers_of(report, p, all, what, config)
+  report = report or { problems = {}, notes = {}, plans = 0, config = config }
+  report.answers = {}
+  check_plans(report, p, all, what or "")
+  local text = table.concat(report.answers, "\n")
+  report.answers = nil
+  return text
+end
+
+-- Whether an option that changes nothing at a few shapes does so at all of them, or beside another
+-- option at its limits: one of a merge that is off, for example.
+local function changes_elsewhere(report, p, key, values)
   local d = p.definition
+  local function differs_from(base, all)
+    local before = answers_of(nil, base, all, nil, report.config)
+    for _, value in ipairs(values) do
+      local ok, changed = pcall(base.with, base, { [key] = value })
+      if ok and answers_of(nil, changed, all, nil, report.config) ~= before then return true end
+    end
+    return false
+  end
+  if differs_from(p, true) then return true end
+  for _, other in ipairs(options.sorted_keys(d.defaults)) do
+    for _, value in ipairs(other ~= key and extremes(d.defaults[other], d.limits[other]) or {}) do
+      local ok, base = pcall(p.with, p, { [other] = value })
+      if ok and differs_from(base, false) then return true end
+    end
+  end
+  return false
+end
+
+local function check_options(report, p)
+  local d, silent = p.definition, {}
+  local before = answers_of(nil, p, false, nil, report.config)
   for _, key in ipairs(options.sorted_keys(d.defaults)) do
     local default, limit = d.defaults[key], d.limits[key]
     if type(default) ~= "boolean" and not limit then
       add(report.notes, "option '%s' has no limits", key)
     end
-    for _, value in ipairs(extremes(default, limit)) do
+    local values, changes = extremes(default, limit), false
+    for _, value in ipairs(values) do
       local ok, changed = pcall(p.with, p, { [key] = value })
-      if ok then check_plans(report, changed, false, ("%s=%s: "):format(key, tostring(value)))
+      if ok then
+        local what = ("%s=%s: "):format(key, tostring(value))
+        changes = answers_of(report, changed, false, what) ~= before or changes
       else add(report.problems, "%s", changed) end
     end
+    if #values > 0 and not changes then silent[#silent + 1] = { key = key, values = values } end
   end
   for _, name in ipairs(options.sorted_keys(d.presets)) do
     local ok, changed = pcall(p.with, p, { preset = name })
@@ -209,6 +250,11 @@ local function check_options(report, p)
       check_plans(report, changed, false, ("preset=%s: "):format(name))
     else
       add(report.problems, "%s", changed)
+    end
+  end
+  for _, option in ipairs(#report.problems == 0 and silent or {}) do
+    if not changes_elsewhere(report, p, option.key, option.values) then
+      add(report.notes, "option '%s' changes no plan at any shape that was tried", option.key)
     end
   end
 end
@@ -336,7 +382,8 @@ local check_keys = { name = "string", falls = "boolean", prunes = "boolean", con
 ---  of the one model that it is made for; its plans are asked for in that shape alone
 
 ---Checks a policy, without a model: its definition; that plans are pure and valid at every shape
----and with every option at its limits; that a simulation keeps what the forecast says, in order,
+---and with every option at its limits, and that each option changes some plan (else a note says
+---which does not); that a simulation keeps what the forecast says, in order,
 ---and brings nothing back. Returns a report, or nil and a text that names every problem.
 ---@param which pyramid.PolicyLike
 ---@param given? pyramid.testing.Wanted
