@@ -388,8 +388,10 @@ function Score:chunk(rows)
   return transformed(self, (":chunk(%d)"):format(rows), "chunk", 0, 0, rows)
 end
 
----1 for the `rows` judged rows that are highest by it, 0 for the others: `a:top(n) * 1e9 + b` takes
----n by a, the rest by b.
+---1 for the `rows` judged rows that are highest by it, 0 for the others. As a mask, multiply:
+---`a:top(n) * b`, with b above 0, ranks by b the n rows that are highest by a, and all others below
+---them. `a:top(n) * 1e9 + b` takes n by a and the rest by b, for plans that keep n rows or more: a
+---sum this large loses b among the rows marked 1, as scores are f32, whose steps are 64 at 1e9.
 ---@param rows integer
 ---@return pyramid.Score
 function Score:top(rows)

@@ -38,7 +38,8 @@ local scorer = {}
 ---  budget is known it is asked with what the options say, unless there is a `floor`
 ---@field floor? fun(o: table): integer   the least budget, instead of the guards
 ---@field budget? fun(o: table, l: pyramid.Layer): integer
----  rows wanted in a layer, instead of what `rows` and `ratio` say
+---  rows wanted in a layer, instead of what `rows` and `ratio` say: a lane's rows in all after the
+---  prompt, so begin with l.past +
 ---@field share? "head"|"layer"|"pool"    "head", unless said
 ---@field more? fun(o: table, l: pyramid.Layer, keep: integer): pyramid.Plan
 ---  what else the plan has: least, mass, merge, prune, rotate

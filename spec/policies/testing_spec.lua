@@ -87,6 +87,19 @@ describe("testing.run", function()
     end })
   end)
 
+  it("judges the rows of earlier prompts again, unless they are guarded", function()
+    local values = function(_, _, position) return position >= 8 and position + 1 or 1 end
+    local function by_value(guard)
+      return policy { name = "later", prefill = function(_, l)
+        return { keep = l.past + 2, guard = guard and { first = l.past },
+          score = score.value_norm() }
+      end }
+    end
+    local given = { prompt = { 4, 8 }, layers = 1, heads = 1, values = values }
+    assert.keeps(testing.run(by_value(false), given), { 8, 9, 10, 11 })
+    assert.keeps(testing.run(by_value(true), given), { 0, 1, 10, 11 })
+  end)
+
   it("adds in f32, as the core does: a large sum swallows what is small beside it", function()
     local pyramid = require "pyramid"
     local model <close> = assert(pyramid.model("models/tiny", { device = "cpu", threads = 1 }))
