@@ -396,6 +396,26 @@ describe("--trace", function()
     assert.matches("goes with no model", err)
   end)
 
+  it("says a score once and in full, and of whom the counts are", function()
+    local long = "(attention * " .. ("(value_norm + position) * "):rep(6) .. "key_norm)"
+    local records = {}
+    for layer, why in ipairs { long, "fits", long, long, "position", long } do
+      records[layer] = { policy = "p", layer = layer, layers = 6, when = "prefill", tokens = 50,
+        rows = { mean = 50 }, candidates = { mean = 40 }, kept = { mean = 20 }, hidden = 50,
+          hidden_kept = layer == 3 and 20 or 50, evicted = why == "fits" and 0 or 60,
+          seconds = 0.001, bytes = 1024, why = why }
+    end
+    local pic = picture.new(io.stdout, { width = 80, colour = false, ascii = true })
+    local lines = trace.draw(pic, trace.runs(records)[1])
+    local drawn = table.concat(lines, "\n")
+    local said = drawn:gsub("\n +", " ")
+    assert.truthy(said:find("layers 1, 3-4, 6: ranked by " .. long .. "\n", 1, true), said)
+    assert.truthy(said:find("layer 2: fits\nlayer 5: ranked by position\n", 1, true), said)
+    assert.truthy(said:find("kept: per head.*evicted: all heads"), said)
+    assert.equal(1, select(2, drawn:gsub("attention", "")))
+    for _, line in ipairs(lines) do assert.is_true(picture.columns(line) <= 80, line) end
+  end)
+
   it("shows no more moments than fit", function()
     local records = {}
     for i = 1, 300 do

@@ -162,6 +162,48 @@ local function plans_of(layer)
   return table.concat(words, ", ")
 end
 
+-- Ascending numbers in words: "1-4, 7".
+local function ranges_of(numbers)
+  local parts, from = {}, 1
+  for i, n in ipairs(numbers) do
+    if numbers[i + 1] ~= n + 1 then
+      parts[#parts + 1] = from == i and ("%d"):format(n) or ("%d-%d"):format(numbers[from], n)
+      from = i + 1
+    end
+  end
+  return table.concat(parts, ", ")
+end
+
+-- A text in lines of a width, cut at spaces; all but the first are indented.
+local function wrapped(text, width)
+  local lines, line = {}, ""
+  for word in text:gmatch "%S+" do
+    if line ~= "" and picture.columns(line) + 1 + picture.columns(word) > width then
+      lines[#lines + 1], line = line, "   "
+    end
+    line = line == "" and word or line .. " " .. word
+  end
+  lines[#lines + 1] = line
+  return lines
+end
+
+-- By what rows were ranked, once and in full for all layers where that is the same.
+local function reasons_of(pic, run)
+  local layers, order, lines = {}, {}, {}
+  for _, layer in ipairs(run.layers) do
+    if not layers[layer.why] then layers[layer.why], order[#order + 1] = {}, layer.why end
+    table.insert(layers[layer.why], layer.layer)
+  end
+  for _, why in ipairs(order) do
+    local some = layers[why]
+    local ranks = why ~= "fits" and why ~= "no plan"
+    local text = ("%s %s: %s%s"):format(#some == 1 and "layer" or "layers", ranges_of(some),
+      ranks and "ranked by " or "", why)
+    for _, line in ipairs(wrapped(text, pic.width)) do lines[#lines + 1] = line end
+  end
+  return lines
+end
+
 local function table_of(pic, run)
   local hides = false
   for _, layer in ipairs(run.layers) do
@@ -169,7 +211,7 @@ local function table_of(pic, run)
   end
   local head = { "layer", "plans", "rows", "ranked", "kept", "evicted" }
   if hides then head[#head + 1] = "tokens on" end
-  for _, name in ipairs { "seconds", "KiB", "why" } do head[#head + 1] = name end
+  for _, name in ipairs { "seconds", "KiB" } do head[#head + 1] = name end
   local rows = { {} }
   for i, name in ipairs(head) do rows[1][i] = pic:paint(name, "dim") end
   for i, layer in ipairs(run.layers) do
@@ -181,10 +223,9 @@ local function table_of(pic, run)
     end
     row[#row + 1] = ("%.4f"):format(layer.seconds)
     row[#row + 1] = ("%.1f"):format(layer.bytes / 1024)
-    row[#row + 1] = layer.why
     rows[i + 1] = row
   end
-  local lines = picture.table(rows, hides and "><>>>>>>><" or "><>>>>>><")
+  local lines = picture.table(rows, "><>")
   for i, line in ipairs(lines) do lines[i] = pic:cut(line, pic.width) end
   return lines
 end
@@ -213,7 +254,8 @@ local function moments_of(pic, run)
   return lines
 end
 
----A run as lines of text: a table by layer, and rows before and after each plan over time.
+---A run as lines of text: what ranked its rows, a table by layer, and rows before and after each
+---plan over time.
 ---@param pic pyramid.Picture
 ---@param run pyramid.TracedRun
 ---@return string[]
@@ -221,9 +263,12 @@ function trace.draw(pic, run)
   local _ <close> = core.plain_locale()
   local lines = { pic:paint(pic:cut(run.label, pic.width), "bold") }
   if run.model then lines[2] = pic:paint(pic:cut(run.model, pic.width), "dim") end
-  lines[#lines + 1] = ("%d plans, %d rows evicted, in %s"):format(run.plans, run.evicted,
+  lines[#lines + 1] = ("%d plans, %d rows evicted over all heads, in %s"):format(run.plans, run.evicted,
     picture.seconds(run.seconds))
+  for _, line in ipairs(reasons_of(pic, run)) do lines[#lines + 1] = line end
   lines[#lines + 1] = ""
+  lines[#lines + 1] = pic:paint(pic:cut("rows, ranked, kept: per head, mean over plans; "
+    .. "evicted: all heads and plans", pic.width), "dim")
   for _, line in ipairs(table_of(pic, run)) do lines[#lines + 1] = line end
   lines[#lines + 1] = ""
   lines[#lines + 1] = pic:paint("rows of a head over time: what stayed, what left; tokens seen, "
