@@ -263,8 +263,8 @@ function trace.draw(pic, run)
   local _ <close> = core.plain_locale()
   local lines = { pic:paint(pic:cut(run.label, pic.width), "bold") }
   if run.model then lines[2] = pic:paint(pic:cut(run.model, pic.width), "dim") end
-  lines[#lines + 1] = ("%d plans, %d rows evicted over all heads, in %s"):format(run.plans, run.evicted,
-    picture.seconds(run.seconds))
+  lines[#lines + 1] = ("%d plans, %d rows evicted over all heads, in %s"):format(run.plans,
+    run.evicted, picture.seconds(run.seconds))
   for _, line in ipairs(reasons_of(pic, run)) do lines[#lines + 1] = line end
   lines[#lines + 1] = ""
   lines[#lines + 1] = pic:paint(pic:cut("rows, ranked, kept: per head, mean over plans; "
