@@ -261,13 +261,13 @@ static __global__ void row_norms_kernel(float *out, pyr_lane_view lane, row_form
 }
 
 static pyr_status cuda_row_norms(pyr_backend *be, float *out, const pyr_lane_view *lane,
-                                 pyr_layout layout, int64_t begin, int64_t end, int what) {
+                                 pyr_layout layout, int64_t begin, int64_t end, pyr_plane plane) {
   pyr_lane_view view;
   if (end <= begin) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "row_norms", &view, lane, begin, end);
   if (status != PYR_OK) return status;
   PYR_LAUNCH(row_norms_kernel, blocks_of(end - begin), WARPS * WARP, 0, cuda_of(be), out, view,
-             format_of(layout), begin, end, what);
+             format_of(layout), begin, end, plane);
   return cuda_launched(be, "row_norms");
 }
 
@@ -282,13 +282,13 @@ static __global__ void read_rows_kernel(float *out, pyr_lane_view lane, row_form
 }
 
 static pyr_status cuda_read_rows(pyr_backend *be, float *out, const pyr_lane_view *lane,
-                                 pyr_layout layout, int64_t begin, int64_t end, int what) {
+                                 pyr_layout layout, int64_t begin, int64_t end, pyr_plane plane) {
   pyr_lane_view view;
   if (end <= begin) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "read_rows", &view, lane, begin, end);
   if (status != PYR_OK) return status;
   PYR_LAUNCH(read_rows_kernel, blocks_of(end - begin), WARPS * WARP, 0, cuda_of(be), out, view,
-             format_of(layout), begin, end, what);
+             format_of(layout), begin, end, plane);
   return cuda_launched(be, "read_rows");
 }
 

@@ -55,7 +55,7 @@ static __global__ void pool_kernel(float *out, const float *in, int64_t n, int64
 
 /* The width is odd, so that a window has a middle: half before it, half behind. */
 static pyr_status cuda_pool(pyr_backend *be, float *out, const float *in, int64_t n, int32_t width,
-                            int how) {
+                            pyr_pooling how) {
   if (width < 1 || width % 2 == 0) return cuda_refuse(be, "pool", "the width is not odd");
   if (n <= 0) return PYR_OK;
   PYR_LAUNCH(pool_kernel, blocks_of(n), THREADS, 0, cuda_of(be), out, in, n,

@@ -109,14 +109,13 @@ struct pyr_backend {
    * `scale` */
   pyr_status (*reduce_rows)(pyr_backend *be, float *out, const float *in, int32_t count,
                             int64_t stride, int64_t n, pyr_reduce how, float scale);
-  /* out[i] = sqrt of the sum of squares of K (what = 0) or V (1) of rows [begin, end) */
+  /* out[i] = sqrt of the sum of squares of K or V of rows [begin, end) */
   pyr_status (*row_norms)(pyr_backend *be, float *out, const pyr_lane_view *lane,
-                          pyr_layout layout, int64_t begin, int64_t end, int what);
+                          pyr_layout layout, int64_t begin, int64_t end, pyr_plane plane);
   pyr_status (*arith)(pyr_backend *be, float *a /* in place */, const float *b, int64_t n,
                       pyr_score_code code /* ADD..DIV; x/0 = 0 */);
   pyr_status (*pool)(pyr_backend *be, float *out, const float *in, int64_t n,
-                     int32_t width /* odd */,
-                         int how /* 0 average over the values inside, 1 maximum */);
+                     int32_t width /* odd; at the ends, of the values inside */, pyr_pooling how);
   /* by the sum; a zero sum leaves x */
   pyr_status (*normalize)(pyr_backend *be, float *x, int64_t n);
   pyr_status (*softmax)(pyr_backend *be, float *x, int64_t n);
@@ -140,7 +139,7 @@ struct pyr_backend {
   /* signals of rows (scores, as above), each from its own lane */
   pyr_status (*read_rows)(pyr_backend *be, float *out /* [end-begin, head_dim] */,
                           const pyr_lane_view *lane, pyr_layout layout, int64_t begin, int64_t end,
-                              int what);
+                          pyr_plane plane);
   /* out[i] = cos(k_i, mean over [begin, end) of k_j/|k_j|); 0 if either is zero */
   pyr_status (*key_similarity)(pyr_backend *be, float *out, const pyr_lane_view *lane,
                                pyr_layout layout, int64_t begin, int64_t end);

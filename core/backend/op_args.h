@@ -17,7 +17,10 @@
 size_t pyr_row_bytes(pyr_dtype dtype, int head_dim);               /* one K or one V row */
 /* (wide ? 3 : 2) * PYR_PAGE_ROWS * pyr_row_bytes */
 size_t pyr_page_bytes(pyr_dtype dtype, int head_dim, bool wide);
-enum { PYR_PLANE_K, PYR_PLANE_V, PYR_PLANE_CAME };
+typedef enum pyr_plane { PYR_PLANE_K, PYR_PLANE_V, PYR_PLANE_CAME } pyr_plane;
+
+/* What `pool` makes of the values in its window, as a score's operation says it. */
+typedef enum pyr_pooling { PYR_POOL_AVERAGE, PYR_POOL_MAXIMUM } pyr_pooling;
 
 typedef struct pyr_lane_view {   /* the rows of one lane, for reading or for in-place writing */
   void **pages;                  /* host array; page p holds rows [p*PYR_PAGE_ROWS, …) */

@@ -182,13 +182,14 @@ WRAPPER(reduce_rows, (pyr_backend *be, float *out, const float *in, int32_t rows
                           (be, out, in, rows, stride, n, how, scale), (double)rows * (double)n,
                               4.0 * (double)n * (rows + 1.0))
 WRAPPER(row_norms, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout,
-                    int64_t begin, int64_t end, int what),
-                        (be, out, lane, layout, begin, end, what),
+                    int64_t begin, int64_t end, pyr_plane plane),
+                        (be, out, lane, layout, begin, end, plane),
                             2.0 * (double)(end - begin) * layout.head_dim,
                                 (double)(end - begin) * (row_of(layout) + 4.0))
 WRAPPER(arith, (pyr_backend *be, float *a, const float *b, int64_t n, pyr_score_code code),
         (be, a, b, n, code), (double)n, 12.0 * (double)n)
-WRAPPER(pool, (pyr_backend *be, float *out, const float *in, int64_t n, int32_t width, int how),
+WRAPPER(pool, (pyr_backend *be, float *out, const float *in, int64_t n, int32_t width,
+               pyr_pooling how),
         (be, out, in, n, width, how), (double)n * width, 8.0 * (double)n)
 WRAPPER(normalize, (pyr_backend *be, float *x, int64_t n), (be, x, n), 2.0 * (double)n,
         12.0 * (double)n)
@@ -217,8 +218,8 @@ WRAPPER(chunk, (pyr_backend *be, float *x, int64_t n, int64_t width), (be, x, n,
 WRAPPER(mark, (pyr_backend *be, float *out, int64_t n, const int32_t *idx, int64_t k),
         (be, out, n, idx, k), 0, 4.0 * (double)(n + k))
 WRAPPER(read_rows, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout,
-                    int64_t begin, int64_t end, int what),
-                        (be, out, lane, layout, begin, end, what), 0,
+                    int64_t begin, int64_t end, pyr_plane plane),
+                        (be, out, lane, layout, begin, end, plane), 0,
                             (double)(end - begin) * (row_of(layout) + 4.0 * layout.head_dim))
 WRAPPER(key_similarity, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout,
                          int64_t begin, int64_t end), (be, out, lane, layout, begin, end),

@@ -160,10 +160,10 @@ static void attend_tile(const pyr_attend *t, const pyr_attention *a, int g, int6
   int64_t end = s.high[columns - 1];
   for (int64_t row = s.low[0] / TILE * TILE; row < end; row += TILE) {
     int64_t rows = pyr_min(TILE, end - row);
-    pyr_cpu_load_rows(t->k, s.rows, d, lane, t->layout, row, rows, 0);
+    pyr_cpu_load_rows(t->k, s.rows, d, lane, t->layout, row, rows, PYR_PLANE_K);
     t->products->transpose(s.k, TILE, s.rows, d, (int)rows, d, 1.0f);
     float *v = t->products->pair ? s.rows : s.v;
-    pyr_cpu_load_rows(t->k, v, s.dims, lane, t->layout, row, rows, 1);
+    pyr_cpu_load_rows(t->k, v, s.dims, lane, t->layout, row, rows, PYR_PLANE_V);
     if (t->products->pair) t->products->pair(s.v, v, s.dims, rows, s.dims);
     attend_rows(t, &s, row, rows, columns);
   }

@@ -159,18 +159,18 @@ static inline int64_t pyr_cpu_run_in_page(int64_t row, int64_t count) {
   return pyr_min(count, PYR_PAGE_ROWS - row % PYR_PAGE_ROWS);
 }
 
-/* K (what = 0) or V (1) of a row; `bytes` is pyr_row_bytes. Row 40 of V, of 128 bytes a row:
+/* K or V of a row, or K as it came; `bytes` is pyr_row_bytes. Row 40 of V, of 128 bytes a row:
  * page 1, (40 % 32 + 1 * 32) * 128 = 5,120 bytes into it. */
 static inline uint8_t *pyr_cpu_row_at(const pyr_lane_view *lane, size_t bytes, int64_t row,
-                                      int what) {
+                                      pyr_plane plane) {
   return (uint8_t *)lane->pages[row / PYR_PAGE_ROWS]
-      + (size_t)(row % PYR_PAGE_ROWS + what * PYR_PAGE_ROWS) * bytes;
+      + (size_t)(row % PYR_PAGE_ROWS + plane * PYR_PAGE_ROWS) * bytes;
 }
 
-/* Rows [begin, begin+count) of K (what = 0) or V (1) as f32, `ld` >= head_dim floats apart; the
+/* Rows [begin, begin+count) of K or V as f32, `ld` >= head_dim floats apart; the
  * rest of each is zeroed. */
 void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane,
-                       pyr_layout layout, int64_t begin, int64_t count, int what);
+                       pyr_layout layout, int64_t begin, int64_t count, pyr_plane plane);
 
 /* Rows [low, high) that a query at `position` sees: positions ascend, so they are a run. Of rows
  * at positions 0 1 4 6 9, a query at 6 sees [0, 4); with a window of 3, positions 4 to 6, it

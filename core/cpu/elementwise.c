@@ -155,7 +155,12 @@ static pyr_status cpu_arith(pyr_backend *be, float *a, const float *b, int64_t n
   }
 }
 
-typedef struct pool_call { float *out; const float *in; int64_t n, half; int how; } pool_call;
+typedef struct pool_call {
+  float *out;
+  const float *in;
+  int64_t n, half;
+  pyr_pooling how;
+} pool_call;
 
 /* Each output sums (or compares) its own window, from left to right: no running sum, whose errors
  * would travel. 1 5 2 4 with a width of 3: means 3, 2.67, 3.67, 3, as at the ends only what is
@@ -166,13 +171,13 @@ static void pool_span(const void *ctx, int64_t begin, int64_t end) {
     int64_t low = pyr_max(0, i - c->half), high = pyr_min(c->n, i + c->half + 1);
     float x = c->in[low];
     for (int64_t j = low + 1; j < high; j++)
-      x = c->how == 0 ? x + c->in[j] : c->in[j] <= x ? x : c->in[j];
-    c->out[i] = c->how == 0 ? x / (float)(high - low) : x;
+      x = c->how == PYR_POOL_AVERAGE ? x + c->in[j] : c->in[j] <= x ? x : c->in[j];
+    c->out[i] = c->how == PYR_POOL_AVERAGE ? x / (float)(high - low) : x;
   }
 }
 
 static pyr_status cpu_pool(pyr_backend *be, float *out, const float *in, int64_t n, int32_t width,
-                           int how) {
+                           pyr_pooling how) {
   if (width < 1 || width % 2 == 0)
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "pool: width %d is not odd", (int)width);
   pool_call c = { out, in, n, width / 2, how };

@@ -166,7 +166,7 @@ static void mass_task(void *ctx, int64_t task, int worker) {
   bool max = m->reduce == PYR_MAX;
   counting counts = weigh_rows(&m->weighting, &s, row - range.origin, rows);
   for (int64_t i = 0; i < ROWS * c->group; i++) s.mass[i] = max ? -INFINITY : 0;
-  pyr_cpu_load_rows(c->k, s.rows, d, lane, c->layout, row, rows, 0);
+  pyr_cpu_load_rows(c->k, s.rows, d, lane, c->layout, row, rows, PYR_PLANE_K);
   if (rows < ROWS) memset(s.k, 0, (size_t)(ROWS * d) * sizeof(float));
   c->products->transpose(s.k, ROWS, s.rows, d, (int)rows, d, 1.0f);
   for (int64_t q0 = 0; q0 < m->n; q0 += FEW) {

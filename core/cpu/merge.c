@@ -62,7 +62,7 @@ static void load_directions(const merge_call *c, float *rows, float *dst, int64_
   int64_t d = c->layout.head_dim;
   for (int64_t i = 0; i < n; i++) {
     float *row = rows + i * d;
-    pyr_cpu_load_rows(c->k, row, d, c->lane, c->layout, which[i], 1, 0);
+    pyr_cpu_load_rows(c->k, row, d, c->lane, c->layout, which[i], 1, PYR_PLANE_K);
     float size = sqrtf(c->k->square_sum(row, d)), inverse = size > 0 ? 1.0f / size : 0;
     for (int64_t j = 0; j < d; j++) row[j] *= inverse;
   }

@@ -18,12 +18,12 @@ size_t pyr_page_bytes(pyr_dtype dtype, int head_dim, bool wide) {
 /* Invariant: rows before `begin` are in dst. A run lies in one page, so that it is read by one
  * call: rows 30 to 70 are 30..31, 32..63 and 64..70. */
 void pyr_cpu_load_rows(const pyr_kernels *k, float *dst, int64_t ld, const pyr_lane_view *lane,
-                       pyr_layout layout, int64_t begin, int64_t count, int what) {
+                       pyr_layout layout, int64_t begin, int64_t count, pyr_plane plane) {
   int64_t d = layout.head_dim;
   size_t bytes = pyr_row_bytes(layout.dtype, layout.head_dim);
   while (count > 0) {
     int64_t run = pyr_cpu_run_in_page(begin, count);
-    const uint8_t *src = pyr_cpu_row_at(lane, bytes, begin, what);
+    const uint8_t *src = pyr_cpu_row_at(lane, bytes, begin, plane);
     if (ld == d) {
       k->to_f32(dst, src, layout.dtype, run * d);
     } else {
@@ -225,7 +225,7 @@ typedef struct norm_call {
   pyr_layout layout;
   size_t bytes;
   int64_t begin;
-  int what;
+  pyr_plane plane;
 } norm_call;
 
 enum { PIECE = 256 };   /* values of a row in registers and on the stack at a time; a multiple of
@@ -237,7 +237,7 @@ static void norm_span(const void *ctx, int64_t begin, int64_t end) {
   const norm_call *c = ctx;
   float piece[PIECE];
   for (int64_t i = begin; i < end; i++) {
-    const uint8_t *row = pyr_cpu_row_at(c->lane, c->bytes, c->begin + i, c->what);
+    const uint8_t *row = pyr_cpu_row_at(c->lane, c->bytes, c->begin + i, c->plane);
     float sum = 0;
     for (int64_t d = 0; d < c->layout.head_dim; d += PIECE) {
       int64_t n = pyr_min(PIECE, c->layout.head_dim - d);
@@ -250,9 +250,9 @@ static void norm_span(const void *ctx, int64_t begin, int64_t end) {
 
 /* Bytes: each row once, of K or of V alone. */
 static pyr_status cpu_row_norms(pyr_backend *be, float *out, const pyr_lane_view *lane,
-                                pyr_layout layout, int64_t begin, int64_t end, int what) {
+                                pyr_layout layout, int64_t begin, int64_t end, pyr_plane plane) {
   norm_call c = { pyr_cpu_of(be)->kernels, out, lane, layout,
-                  pyr_row_bytes(layout.dtype, layout.head_dim), begin, what };
+                  pyr_row_bytes(layout.dtype, layout.head_dim), begin, plane };
   pyr_cpu_spans(be, norm_span, &c, end - begin, layout.head_dim);
   return PYR_OK;
 }

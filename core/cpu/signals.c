@@ -44,7 +44,8 @@ typedef struct signal_call {
   int64_t n, lag, tiles, next, future, count;
   int32_t first, heads;
   float scale;
-  int what, ranked;
+  pyr_plane plane;
+  int ranked;
   bool opening;
 } signal_call;
 
@@ -130,13 +131,13 @@ static pyr_status run_tasks(pyr_backend *be, const char *what, pyr_task_fn fn, s
 static void read_span(const void *ctx, int64_t begin, int64_t end) {
   const signal_call *c = ctx;
   pyr_cpu_load_rows(c->k, c->out + begin * c->d, c->d, c->lane, c->layout, c->begin + begin,
-                    end - begin, c->what);
+                    end - begin, c->plane);
 }
 
 static pyr_status cpu_read_rows(pyr_backend *be, float *out, const pyr_lane_view *lane,
-                                pyr_layout layout, int64_t begin, int64_t end, int what) {
+                                pyr_layout layout, int64_t begin, int64_t end, pyr_plane plane) {
   signal_call c = call_of(be, out, lane, layout, begin, end);
-  c.what = what;
+  c.plane = plane;
   pyr_cpu_spans(be, read_span, &c, end - begin, layout.head_dim);
   return PYR_OK;
 }
@@ -145,7 +146,7 @@ static pyr_status cpu_read_rows(pyr_backend *be, float *out, const pyr_lane_view
  * are padded with zeros to whole vectors, which add nothing to a length or a product. */
 static int64_t weigh_keys(const signal_call *c, const anchor_scratch *s, int64_t tile) {
   int64_t row = c->begin + tile * TILE, rows = pyr_min(TILE, c->end - row);
-  pyr_cpu_load_rows(c->k, s->rows, c->dims, c->lane, c->layout, row, rows, 0);
+  pyr_cpu_load_rows(c->k, s->rows, c->dims, c->lane, c->layout, row, rows, PYR_PLANE_K);
   for (int64_t i = 0; i < rows; i++) {
     float length = sqrtf(c->k->square_sum(s->rows + i * c->dims, c->dims));
     s->weights[i] = length > 0 ? 1.0f / length : 0.0f;

@@ -297,7 +297,7 @@ pyr_status pyr_custom_rows(const pyr_custom_view *view, int values, float *out) 
   float *rows = be->alloc(be, bytes);
   if (!rows) return pyr_nomem(s->cache->pool->rt, bytes, "the rows of a custom score");
   pyr_status status = be->read_rows(be, rows, &lane, s->cache->pool->layout, s->begin, s->end,
-                                    values);
+                                    values ? PYR_PLANE_V : PYR_PLANE_K);
   if (status == PYR_OK) status = be->download(be, out, rows, bytes);
   be->release(be, rows, bytes);
   return status;
@@ -367,9 +367,12 @@ static pyr_status eval_lane(const pyr_score_op *op, const pyr_signals *s,
   pyr_layout layout = s->cache->pool->layout;
   switch ((pyr_score_code)op->code) {
   case PYR_S_KEY_SIMILARITY: return be->key_similarity(be, out, lane, layout, s->begin, s->end);
-  case PYR_S_LAG: return be->lag(be, out, lane, layout, s->begin, s->end, op->n, op->a);
-  case PYR_S_KEY_NORM: return be->row_norms(be, out, lane, layout, s->begin, s->end, 0);
-  case PYR_S_VALUE_NORM: return be->row_norms(be, out, lane, layout, s->begin, s->end, 1);
+  case PYR_S_LAG: return be->lag(be, out, lane, layout, s->begin, s->end, op->n,
+                                 (pyr_pooling)op->a);
+  case PYR_S_KEY_NORM: return be->row_norms(be, out, lane, layout, s->begin, s->end,
+                                               PYR_PLANE_K);
+  case PYR_S_VALUE_NORM: return be->row_norms(be, out, lane, layout, s->begin, s->end,
+                                                 PYR_PLANE_V);
   /* None of these comes here: they are not of one lane, or no signals. */
   case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_POSITION: case PYR_S_RANDOM:
   case PYR_S_CONST: case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV:
@@ -474,7 +477,7 @@ pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, in
       height--;
       break;
     case PYR_S_POOL:
-      status = be->pool(be, top + n, top, n, op->n, op->a);
+      status = be->pool(be, top + n, top, n, op->n, (pyr_pooling)op->a);
       if (status == PYR_OK) status = be->copy(be, top, top + n, (size_t)n * sizeof(float));
       break;
     case PYR_S_NORMALIZE:

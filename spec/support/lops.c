@@ -480,7 +480,7 @@ static int ops_row_norms(lua_State *L) {
   int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
   float *out = new_floats(L, be, end - begin);
   pyr_status status = be->row_norms(be, out, &lane, l.layout, begin, end,
-                                    (int)luaL_checkinteger(L, 6));
+                                    (pyr_plane)luaL_checkinteger(L, 6));
   return status == PYR_OK ? push_floats(L, be, out, end - begin) : fail(L, be, status);
 }
 
@@ -501,7 +501,7 @@ static int ops_read_rows(lua_State *L) {
       n = (end - begin) * l.layout.head_dim;
   float *out = new_floats(L, be, n);
   pyr_status status = be->read_rows(be, out, &lane, l.layout, begin, end,
-                                    (int)luaL_checkinteger(L, 6));
+                                    (pyr_plane)luaL_checkinteger(L, 6));
   return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
@@ -628,7 +628,7 @@ static int ops_pool(lua_State *L) {
   const float *in = copy_floats(L, be, 2, &n);
   float *out = new_floats(L, be, n);
   pyr_status status = be->pool(be, out, in, n, (int32_t)luaL_checkinteger(L, 3),
-                               luaL_checkoption(L, 4, NULL, names));
+                               (pyr_pooling)luaL_checkoption(L, 4, NULL, names));
   return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
