@@ -44,10 +44,10 @@ cudaError_t blas_multiply(void *, const blas_product &p) {
 
 /* The functions of libcublasLt that are used. */
 #define FUNCTIONS(X) \
-  X(Create) X(Destroy) X(Matmul) X(MatmulAlgoGetHeuristic) X(MatrixLayoutCreate) X( \
-      MatrixLayoutDestroy) X(MatmulDescCreate) \
-  X(MatmulDescDestroy) X(MatmulDescSetAttribute) X(MatmulPreferenceCreate) X(
-      MatmulPreferenceDestroy) X(MatmulPreferenceSetAttribute)
+  X(Create) X(Destroy) X(Matmul) X(MatmulAlgoGetHeuristic) \
+  X(MatrixLayoutCreate) X(MatrixLayoutDestroy) \
+  X(MatmulDescCreate) X(MatmulDescDestroy) X(MatmulDescSetAttribute) \
+  X(MatmulPreferenceCreate) X(MatmulPreferenceDestroy) X(MatmulPreferenceSetAttribute)
 
 struct shape {
   int64_t n, rows, cols, ld_out, ld_x, ld_w;
