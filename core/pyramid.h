@@ -263,7 +263,7 @@ typedef struct pyr_shape {  /* what a policy is told of a layer; all it may depe
   int64_t prompt;           /* tokens of the prefill that is running, or ran last */
   int64_t past;             /* rows the layer held before that prefill */
   int64_t rows;             /* rows the layer holds when the plan runs (its longest lane) */
-  int64_t waiting;          /* decode: rows that may be judged now: neither judged before nor in the
+  int64_t waiting;          /* decode: rows that may be ranked now: neither ranked before nor in the
                                window */
   int64_t tokens;           /* tokens the cache has seen */
   int32_t heads, kv_heads, head_dim;
@@ -283,9 +283,9 @@ typedef enum pyr_score_code {
   PYR_S_CONST,         /* push x for every row */
   PYR_S_ADD, PYR_S_SUB, PYR_S_MUL, PYR_S_DIV,  /* pop two, push one */
   PYR_S_POOL,          /* a: 0 average, 1 maximum, over a centred window of odd width n within the
-                          judged rows */
-  PYR_S_NORMALIZE,     /* divide by the sum over the judged rows */
-  PYR_S_KEY_SIMILARITY,/* push the cosine of K to the mean of the judged rows' normalised K
+                          candidates */
+  PYR_S_NORMALIZE,     /* divide by the sum over the candidates */
+  PYR_S_KEY_SIMILARITY,/* push the cosine of K to the mean of the candidates' normalised K
                           (KeyDiff, arXiv 2504.15364) */
   PYR_S_EXPECTED,      /* push attention expected of the next n positions (arXiv 2510.00636). a: 0
                           by the mean of the prompt's queries only, 1 and their covariance; b:
@@ -296,11 +296,11 @@ typedef enum pyr_score_code {
   PYR_S_OUTPUT_NORM,   /* push the L1 norm of W_o V, mean over the query heads (CriticalKV, arXiv
                           2502.03805) */
   PYR_S_TABLE,         /* push numbers of the policy's table n */
-  PYR_S_PLACE,         /* push 0 for the first judged row to 1 for the last, evenly */
-  PYR_S_SOFTMAX,       /* exp, divided by its sum over the judged rows */
-  PYR_S_CHUNK,         /* the mean over chunks of n consecutive judged rows; the last chunk may be
+  PYR_S_PLACE,         /* push 0 for the first candidate to 1 for the last, evenly */
+  PYR_S_SOFTMAX,       /* exp, divided by its sum over the candidates */
+  PYR_S_CHUNK,         /* the mean over chunks of n consecutive candidates; the last chunk may be
                           shorter */
-  PYR_S_TOP,           /* 1 for the n highest judged rows (ties to the lower), 0 for others */
+  PYR_S_TOP,           /* 1 for the n highest candidates (ties to the lower), 0 for others */
   PYR_S_CUSTOM,  /* pop a, push what the policy's `custom` makes of them; n: which. Prefill only */
   PYR_SCORE_CODES
 } pyr_score_code;
@@ -315,8 +315,8 @@ typedef struct pyr_score { int32_t length; pyr_score_op ops[PYR_SCORE_MAX]; } py
 
 /* Who survives together: one set for all lanes of the layer, which then must be of one length; a
  * set for each KV head; or a budget pooled over the layer's KV heads (AdaKV, arXiv 2407.11550):
- * `keep` rows a lane on average, the judged of all lanes ranked together, ties to the lower head,
- * then to the lower row. */
+ * `keep` rows a lane on average, the candidates of all lanes ranked together, ties to the lower
+ * head, then to the lower row. */
 typedef enum pyr_share { PYR_SHARE_LAYER = 0, PYR_SHARE_HEAD, PYR_SHARE_POOL } pyr_share;
 typedef enum pyr_prune { PYR_PRUNE_CACHE = 1, PYR_PRUNE_HIDDEN = 2, PYR_PRUNE_BOTH = 3 } pyr_prune;
 /* PYR_ROTATE_COMPACT: once rows are evicted, keys are rotated to the positions 0..rows-1, and the
@@ -327,16 +327,16 @@ typedef enum pyr_prune { PYR_PRUNE_CACHE = 1, PYR_PRUNE_HIDDEN = 2, PYR_PRUNE_BO
 typedef enum pyr_rotate { PYR_ROTATE_KEEP = 0, PYR_ROTATE_COMPACT } pyr_rotate;
 #define PYR_KEEP_HEADS 128
 
-typedef struct pyr_plan {  /* each lane is judged by its own rows; one that holds no more than it
+typedef struct pyr_plan {  /* each lane is cut by its own rows; one that holds no more than it
                               may keep is left whole */
   int64_t keep;         /* rows of a lane that survive, guards included; 1..rows; rows: nothing is
-                           judged */
+                           ranked */
   int32_t keep_count;   /* 0, or kv_heads (<= PYR_KEEP_HEADS; needs PYR_SHARE_HEAD): … */
   int32_t keep_of[PYR_KEEP_HEADS];   /* … `keep` of each head */
   int64_t first, last;  /* guarded rows at either end; guards win over keep where they exceed it */
   int64_t least;        /* with PYR_SHARE_POOL or mass: rows of a lane that survive at least, guards
                            included; <= keep */
-  double mass;          /* 0, or in (0, 1]: as few of the judged rows as hold this share of the sum
+  double mass;          /* 0, or in (0, 1]: as few of the candidates as hold this share of the sum
                            of their scores (a score below 0 counts 0), at least `least` and at most
                            `keep` rows with the guards */
   pyr_share share;      /* PYR_PRUNE_HIDDEN needs PYR_SHARE_LAYER */
@@ -352,8 +352,8 @@ typedef struct pyr_plan {  /* each lane is judged by its own rows; one that hold
 typedef struct pyr_trigger {  /* when decode plans run, and what is tracked until then */
   int64_t every;        /* after this many steps; 0: never by count */
   int64_t over;         /* when the longest lane holds more rows than this; 0: never by length */
-  int64_t window;       /* the last rows, never judged in decode */
-  int32_t once;         /* a row is judged once: survivors, and all rows before the prompt's window,
+  int64_t window;       /* the last rows, never ranked in decode */
+  int32_t once;         /* a row is ranked once: survivors, and all rows before the prompt's window,
                            are left alone */
   pyr_score_op track;   /* the PYR_S_ATTENTION or PYR_S_HISTORY signal that decode plans rank by
                            (with its n and x, or they are refused), or any other code: none. Tracked
@@ -373,13 +373,13 @@ typedef struct pyr_table {
  * results' mean ranks. */
 typedef struct pyr_custom_view {
   int32_t layer, head, head_dim, inputs;
-  int64_t rows;         /* judged */
+  int64_t rows;         /* candidates */
   const int32_t *positions;           /* [rows] */
   const float *const *input;          /* [inputs][rows] what was popped, the deepest first; the same
                                          for all heads of a set */
   const void *source;   /* the core's */
 } pyr_custom_view;
-/* Copies the judged rows' K (values = 0) or V (1) to out [rows, head_dim]. */
+/* Copies the candidates' K (values = 0) or V (1) to out [rows, head_dim]. */
 pyr_status pyr_custom_rows(const pyr_custom_view *view, int values, float *out);
 
 /* A policy: pure callbacks; NULL means nothing to do. An error status carries its message through
