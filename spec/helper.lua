@@ -76,6 +76,23 @@ function helper.json(path)
   return cjson.decode(helper.read(path))
 end
 
+--- JSON has no integers: the options of a golden file with those that are whole as integers.
+function helper.with_integers(options)
+  local out = {}
+  for key, value in pairs(options) do
+    out[key] = math.type(value) == "float" and math.tointeger(value) or value
+  end
+  return out
+end
+
+--- Options as text, for names of specs.
+function helper.said(options)
+  local out = {}
+  for key, value in pairs(options) do out[#out + 1] = key .. " " .. tostring(value) end
+  table.sort(out)
+  return #out > 0 and table.concat(out, ", ") or "defaults"
+end
+
 --- `count` little-endian f32 from byte `offset` (from 0) of `bytes`, as a sequence.
 function helper.floats(bytes, offset, count)
   local out, block = {}, 128

@@ -5,21 +5,6 @@ local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
 local score = require "pyramid.score"
 
-local function with_integers(given)
-  local out = {}
-  for key, value in pairs(given) do
-    out[key] = math.type(value) == "float" and math.tointeger(value) or value
-  end
-  return out
-end
-
-local function said(given)
-  local out = {}
-  for key, value in pairs(given) do out[#out + 1] = key .. " " .. tostring(value) end
-  table.sort(out)
-  return table.concat(out, ", ")
-end
-
 -- The same policy, showing each layer's and head's scores of the judged rows to `seen` as it ranks
 -- by them.
 local function watched(p, seen)
@@ -46,8 +31,8 @@ for _, name in ipairs { "mha", "gqa" } do
     teardown(function() model:close() end)
 
     for _, case in ipairs(golden.cases) do
-      local given = with_integers(case.options)
-      it(("%s (%s), %d tokens"):format(case.policy, said(given), case.count), function()
+      local given = helper.with_integers(case.options)
+      it(("%s (%s), %d tokens"):format(case.policy, helper.said(given), case.count), function()
         local p = assert(pyramid.policy(case.policy, given))
         local ids, seen = helper.slice(golden.pool, case.first + 1, case.first + case.count), {}
         for _, each in ipairs { p, watched(p, seen) } do

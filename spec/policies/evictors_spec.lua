@@ -4,22 +4,6 @@
 local helper = require "spec.helper"
 local pyramid = require "pyramid"
 
--- JSON has no integers.
-local function with_integers(options)
-  local out = {}
-  for key, value in pairs(options) do
-    out[key] = math.type(value) == "float" and math.tointeger(value) or value
-  end
-  return out
-end
-
-local function said(options)
-  local out = {}
-  for key, value in pairs(options) do out[#out + 1] = key .. " " .. tostring(value) end
-  table.sort(out)
-  return #out > 0 and table.concat(out, ", ") or "defaults"
-end
-
 -- Every head of every layer holds the rows of its bit map.
 local function assert_kept(maps, sequence, what)
   for layer, heads in ipairs(maps) do
@@ -51,8 +35,8 @@ for _, folder in ipairs { "evictors/mha", "evictors/gqa", "catalogue/mha", "cata
   -- Cases of one policy and one set of options follow each other.
   local settings, last = {}, nil
   for _, case in ipairs(golden.cases) do
-    case.options = with_integers(case.options)
-    local title = ("%s, %s (%s)"):format(case.policy, name, said(case.options))
+    case.options = helper.with_integers(case.options)
+    local title = ("%s, %s (%s)"):format(case.policy, name, helper.said(case.options))
     if title ~= last then settings[#settings + 1] = { title = title, cases = {} } end
     table.insert(settings[#settings].cases, case)
     last = title
