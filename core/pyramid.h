@@ -323,7 +323,7 @@ typedef enum pyr_prune { PYR_PRUNE_CACHE = 1, PYR_PRUNE_HIDDEN = 2, PYR_PRUNE_BO
  * layer's later tokens are placed behind them (StreamingLLM's positions within the cache, arXiv
  * 2309.17453). The layer stays so from then on. Every turn begins at the key as it came, which is
  * kept beside it, so that keys do not wear out: such a layer's rows take half as many bytes more.
- * */
+ */
 typedef enum pyr_rotate { PYR_ROTATE_KEEP = 0, PYR_ROTATE_COMPACT } pyr_rotate;
 #define PYR_KEEP_HEADS 128
 
@@ -637,7 +637,7 @@ int pyr_tokenizer_flags(const pyr_tokenizer *t, int32_t id);
 
 /* A decoder turns ids into text one by one and never cuts a UTF-8 character: bytes wait until the
  * character is whole. Bytes that can be no character become U+FFFD, one for each maximal subpart.
- * */
+ */
 typedef struct pyr_decoder pyr_decoder;
 #define PYR_DECODE_PLAIN 1      /* special tokens are left out */
 #define PYR_DECODE_BYTES 2      /* bytes as they are, UTF-8 or not, nothing waits */

@@ -81,7 +81,7 @@ pyr_status cuda_refuse(pyr_backend *be, const char *operation, const char *what)
 
 /* Pieces of the scratch, each 256-byte aligned, as cuBLAS wants its workspace. With base NULL it
  * only counts, so that the code that lays scratch out also tells `reserve` how much to set aside.
- * */
+ */
 struct cuda_arena {
   uint8_t *base;
   size_t used;
@@ -123,7 +123,7 @@ pyr_status cuda_grow_table(pyr_backend *be, cuda_table *table, size_t bytes);
 void cuda_table_turn(pyr_backend *be);
 /* The page table of rows [begin, end) of a lane: view->pages becomes the device's, indexed as the
  * host's is. It is the lane's own there, if that is up to date; else it is described with the call.
- * */
+ */
 bool cuda_put_lane(pyr_backend *be, pyr_lane_view *view, const pyr_lane_view *lane, int64_t begin,
                    int64_t end);
 pyr_status cuda_table_send(pyr_backend *be, const char *operation, bool fits);

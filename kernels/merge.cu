@@ -1,9 +1,9 @@
 /* merge.cu — rows that go are merged into the most similar row that stays. As core/cpu/merge.c:
  *
- *     t(l) = argmax over survivors s of cos(l, s) = k_l . k_s / (|k_l| |k_s|) for each loser l,
- *     ties to the lower s
- *     k_s, v_s <- (k_s + sum of k_l) / (1 + their number), over the losers l of s with cos >=
- *     threshold; likewise v
+ *     t(l) = argmax over survivors s of cos(l, s), for each loser l; ties to the lower s
+ *     cos(l, s) = k_l . k_s / (|k_l| |k_s|)
+ *     k_s <- (k_s + sum of k_l) / (1 + their number), over the losers l of s with
+ *            cos >= threshold; likewise v_s
  *
  * First every loser's t(l) into links[l], -1 for none: a warp has a loser, whose direction lies in
  * shared memory; the block's warps share tiles of survivors, a survivor for each lane. Which rows

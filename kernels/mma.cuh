@@ -5,8 +5,8 @@
  * The 32 lanes of a warp hold a matrix together; with g = lane / 4 and t = lane % 4, and two 16-bit
  * values a register, the even column (or, of b, row) in the low half:
  *
- *     a  16 x 16   a[0]: row g, columns 2t, 2t+1 a[1]: row g + 8 a[2]: row g, columns 2t+8, 2t+9
- *                  a[3]: row g + 8, those
+ *     a  16 x 16   a[0]: row g, columns 2t, 2t+1        a[1]: row g + 8, those columns
+ *                  a[2]: row g, columns 2t+8, 2t+9      a[3]: row g + 8, those columns
  *     b  16 x 8    b0: rows 2t, 2t+1 of column g    b1: rows 2t+8, 2t+9 of column g
  *     c  16 x 8    c[0], c[1]: row g, columns 2t, 2t+1    c[2], c[3]: row g + 8
  *
@@ -18,8 +18,8 @@
  *   copy_async(to, from, real)    16 bytes from global to shared memory, zeros if not `real`; both
  *                                 aligned to 16
  *   copy_commit(), copy_wait<n>() closes a group of this thread's copies; waits until at most n
- *   groups are under way. What others
- *                                 copied is seen after a barrier that follows their wait
+ *                                 groups are under way. What others copied is seen after a barrier
+ *                                 that follows their wait
  *   times_256(halves)             two halves, each times 256
  *
  * Which lane (and register) has what, L0 to L31:

@@ -24,7 +24,7 @@
 static constexpr int PACK = 16, PACK_BLOCK = PACK * 34, PACKED = 64;
 
 /* The block of column i in the pack of a row, and where in it that row has its value of column i.
- * */
+ */
 static __device__ __forceinline__ const uint8_t *pack_block(const uint8_t *w, size_t stride,
                                                             int64_t row, int64_t i) {
   return w + static_cast<size_t>(row / PACK * PACK) * stride + i / 32 * PACK_BLOCK;

@@ -175,7 +175,7 @@ static __device__ double unit_of(shared_state *s, const float *score, int64_t n)
 }
 
 /* What is still to be held: the share of the sum of all scores, less what the segments' own hold.
- * */
+ */
 static __device__ uint64_t target_of(shared_state *s, const segments &a, double mass) {
   /* Scores 9 1 8 | 7 6 2 as weights, mass .8: 33 in all, 26.4 wanted, so 27; own cuts hold 9 + 7:
    * 11 are left, which 8 and 6 fill. */

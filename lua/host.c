@@ -172,7 +172,7 @@ static pyr_status end(pyr_host *host, pyr_status status) {
 }
 
 /* The results nil, message, code of a method at index, … into the host; anything else is success.
- * */
+ */
 static void take_results(lua_State *L, host_call *call, int index) {
   call->status = PYR_OK;
   if (!lua_isnil(L, index)) return;

@@ -15,7 +15,7 @@
  * ends an outer one ends those within it. A debug hook of the user's is called on meanwhile and put
  * back afterwards. What no hook sees, a guard cannot end: one call of a C function, finalizers, and
  * an xpcall's handler while it is given the guard's own error; Lua runs the last two without hooks.
- * */
+ */
 #include "lauxpyr.h"
 
 enum {

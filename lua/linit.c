@@ -66,7 +66,7 @@ static int load_module(lua_State *L) {
 /* ---- what standard Lua lacks and scripts need ------------------------------------------------ */
 
 /* core.clock() -> seconds since some moment, as a watch counts them (os.clock adds up all threads)
- * */
+ */
 static int core_clock(lua_State *L) {
   lua_pushnumber(L, pyr_lua_now());
   return 1;
@@ -162,7 +162,7 @@ static int search_vendored(lua_State *L) {
 }
 
 /* preload[name] = the value on top of the stack (popped), unless the host has put something there.
- * */
+ */
 static void set_preload(lua_State *L, int preload, const char *name) {
   if (lua_getfield(L, preload, name) == LUA_TNIL) {
     lua_pushvalue(L, -2);

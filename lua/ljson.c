@@ -7,12 +7,13 @@
  * outside the stack, so that an allocation that fails is an error like any other. (lua-cjson ends
  * the process there.)
  *
- *   object → table, refused if a key comes twice     array → sequence null → json_null, a light
- *                                                    userdata
- *   number without fraction or exponent that fits 64 bits → integer, any other → float, refused
- *   beyond the range of doubles
- *   string → bytes of UTF-8, which must be valid; \uD83D\uDE00 → one character, half of such a pair
- *   is refused
+ *   object → table, refused if a key comes twice
+ *   array  → sequence
+ *   null   → json_null, a light userdata
+ *   number → integer, without fraction or exponent and within 64 bits; any other → float, refused
+ *            beyond the range of doubles
+ *   string → bytes of UTF-8, which must be valid; \uD83D\uDE00 → one character, half of such a
+ *            pair is refused
  *
  * Numbers are read in the C locale whatever the process's is. Recursion is bounded by the depth
  * that callers give, work and memory by the text: a value is at least two bytes of it, and costs at

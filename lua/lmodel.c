@@ -3,7 +3,8 @@
  *   core.file_open(runtime, path) -> file, mapped; core.file_read(runtime, path) -> file, read
  *   file:size() :close()
  *   core.model_new(runtime, config) -> model
- *   model:bind(role, layer, spec, as) -> true      model:ready() -> true model:bytes() :close()
+ *   model:bind(role, layer, spec, as) -> true      model:ready() -> true
+ *   model:bytes() -> integer                       model:close()
  *   model:identify(name, tokenizer's fingerprint)  model:fingerprint() -> integer
  *
  * Owns: the two userdata classes and the spelling of roles and dtypes. Does not own: where a tensor
@@ -46,7 +47,7 @@ static lua_Integer integer_field(lua_State *L, int arg, const char *key) {
 }
 
 /* Likewise as an int32: what does not fit becomes an extreme that the core's range check refuses.
- * */
+ */
 static int32_t int32_field(lua_State *L, int arg, const char *key) {
   lua_Integer value = integer_field(L, arg, key);
   return value > INT32_MAX ? INT32_MAX : value < INT32_MIN ? INT32_MIN : (int32_t)value;

@@ -194,7 +194,7 @@ static void free_product(product *p) {
 }
 
 /* Seconds a product of two square matrices takes; PYR_UNSUPPORTED where there is none of that kind.
- * */
+ */
 static pyr_status time_products(int kind, int threads, int64_t size, lua_Integer times,
                                 double *seconds) {
   static const dnnl_data_type_t types[][3] = {

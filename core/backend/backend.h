@@ -48,7 +48,7 @@ struct pyr_backend {
                          const float *weight /* [d] */, int64_t n, int64_t d, float eps);
                          /* out may be x */
   /* out[n, w.shape[0]] = x[n, w.shape[1]] . w^T (+ bias [w.shape[0]] or NULL); flags: PYR_LINEAR_…
-   * */
+   */
   pyr_status (*linear)(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
                        const float *bias, int64_t n, int flags);
   /* How many rows of w that follow each other should lie interleaved for `linear` to read them
@@ -76,7 +76,7 @@ struct pyr_backend {
   pyr_status (*attention)(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout,
                           int32_t heads, int32_t kv_heads, float scale);
   /* table[begin, end) = pages[begin, end) for each list. NULL: the backend reads the host's tables.
-   * */
+   */
   pyr_status (*list_pages)(pyr_backend *be, const pyr_page_list *lists /* host */, int count);
   /* for each of `count` lanes, rows idx[0..k) of src move to rows 0..k of dst (pages, positions and
    * history); dst may be src; the pages of dst are writable. dst, src: host [count]; idx [k]

@@ -30,7 +30,7 @@ static inline uint64_t pyr_fnv_sample(uint64_t hash, const void *data, size_t by
 }
 
 /* Fingerprints that are added up come through this, so that what differs twice does not cancel out.
- * */
+ */
 static inline uint64_t pyr_fnv_mix(uint64_t x) {
   x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
   x = (x ^ x >> 27) * 0x94d049bb133111ebu;

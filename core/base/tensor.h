@@ -1,5 +1,5 @@
 /* tensor.h — a typed view of memory. It owns nothing and does nothing: operations are in backend.h.
- * */
+ */
 #ifndef PYR_TENSOR_H
 #define PYR_TENSOR_H
 

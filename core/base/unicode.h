@@ -22,7 +22,7 @@ void pyr_buffer_free(pyr_runtime *rt, pyr_buffer *b);
 size_t pyr_utf8_valid(const uint8_t *s, size_t n);
 /* Length of the ill-formed sequence at s[0..n), n > 0: a maximal subpart in Unicode's words (what
  * one U+FFFD stands for), 1..3. 0 if it is merely cut short: all n bytes could begin a character.
- * */
+ */
 size_t pyr_utf8_broken(const uint8_t *s, size_t n);
 /* Decodes the character at s, which must be well-formed; *length gets its bytes. */
 uint32_t pyr_utf8_decode(const uint8_t *s, size_t *length);

@@ -4,11 +4,11 @@
  *
  *     caller's   size | a | b |             older: c is taken as zero
  *     library's  size | a | b | c |
- *     caller's   size | a | b | c | d | newer: refused unless d is zero, as what it asks for would
- *                not be done
+ *     caller's   size | a | b | c | d |     newer: refused unless d is zero, as what it
+ *                                             asks for would not be done
  *
  * Size 0 stands for the members of version 0.1, `first` bytes, however long the struct is by now.
- * */
+ */
 #ifndef PYR_VERSIONED_H
 #define PYR_VERSIONED_H
 

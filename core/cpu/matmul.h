@@ -25,7 +25,7 @@ typedef struct pyr_matmul_shape {
 } pyr_matmul_shape;
 
 /* *out is NULL, and the status PYR_OK, where the processor or the build has no fast bf16 product.
- * */
+ */
 pyr_status pyr_matmul_open(pyr_runtime *rt, pyr_matmul **out);
 /* Gives back all primitives; none may be running. */
 void pyr_matmul_close(pyr_matmul *mm);       /* NULL is legal */

@@ -1,6 +1,7 @@
 /* merge.c — rows that go are merged into the most similar row that stays.
  *
- *     t(l) = argmax over survivors s of cos(l, s) = k_l . k_s / (|k_l| |k_s|) for each loser l
+ *     t(l)  = argmax over survivors s of cos(l, s), for each loser l
+ *     cos(l, s) = k_l . k_s / (|k_l| |k_s|)
  *     M(s)  = { l : t(l) = s and cos(l, s) >= threshold }
  *     k_s, v_s <- (k_s + sum over M(s) of k_l) / (1 + |M(s)|), likewise v
  *

@@ -18,7 +18,7 @@
  *                      E exp(q.k / sqrt(d)) = exp(m.k / sqrt(d) + k^T C k / (2 d))
  *
  * Every value is a chain of additions in the order of its inputs, whatever the tile or the thread.
- * */
+ */
 #include "cpu/cpu.h"
 
 #include <math.h>

@@ -321,7 +321,7 @@ static pyr_status prefill_logits(pyr_prefill *p, float *logits) {
 }
 
 /* After all results are there: whether every layer's scores were numbers. Waits for nothing else.
- * */
+ */
 static pyr_status prefill_check(const pyr_prefill *p) {
   pyr_backend *be = p->f.be;
   int layers = p->cache->layers;

@@ -61,8 +61,7 @@ typedef struct pyr_layer_plan {      /* may not move while the layer reads */
 
 /* Once a prefill: the host memory that its layers take in turns. */
 void pyr_layer_plan_layout_host(pyr_layer_plan *p, const pyr_cache *cache, pyr_arena *host);
-/* `alive` of `prompt` tokens are about to reach the layer. flags: the prefill's (PYR_PREFILL_…).
- * */
+/* `alive` of `prompt` tokens are about to reach the layer. flags: the prefill's (PYR_PREFILL_…). */
 pyr_status pyr_layer_plan_ask(pyr_layer_plan *p, pyr_cache *cache, int layer, int64_t prompt,
                               int64_t alive, int flags);
 /* Takes the memory that scoring and selecting need, before anything is computed. `fault`: backend
@@ -91,7 +90,7 @@ void pyr_evictions_layout_host(pyr_evictions *es, int64_t room, int32_t heads, p
 /* Adds a plan: PYR_WHEN_DECODE, for the end of the coming step; or PYR_WHEN_EVICT. */
 pyr_status pyr_evictions_ask(pyr_evictions *es, pyr_cache *cache, int layer, pyr_when when);
 /* Before a step: makes writable what its plans will write, so that they cannot run out of memory.
- * */
+ */
 pyr_status pyr_evictions_prepare(pyr_evictions *es);
 void pyr_evictions_layout(pyr_evictions *es, pyr_arena *arena);
 pyr_status pyr_evictions_rank(pyr_evictions *es);      /* who survives; no row moves */

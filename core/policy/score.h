@@ -39,7 +39,7 @@ static inline bool pyr_signal_is_expected(const pyr_score_op *op) {
 const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bool prefill);
 
 /* Why rows' tracked attention does not answer what `op` asks, or NULL (also if it asks for none).
- * */
+ */
 const char *pyr_score_untracked(const pyr_score_op *op, const pyr_score_op *track);
 
 /* Where signals come from. */

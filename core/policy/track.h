@@ -40,7 +40,7 @@
  *
  * A trigger by length (`over`) fires by the longest lane. Where a prefill's plan does not fix how
  * long that will be (share = "pool", mass), dates are first reckoned from the most that it can be.
- * */
+ */
 #ifndef PYR_TRACK_H
 #define PYR_TRACK_H
 

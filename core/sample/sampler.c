@@ -102,7 +102,7 @@ static size_t home_of(size_t slots, int32_t id) {
 }
 
 /* Where an id is, or would be put. At most half of the slots are taken, so there is an end to it.
- * */
+ */
 static size_t slot_of(const seen *table, size_t slots, int32_t id) {
   size_t i = home_of(slots, id);
   while (table[i].id >= 0 && table[i].id != id) i = (i + 1) & (slots - 1);

@@ -83,7 +83,7 @@ static void sift_up(pyr_candidate *heap, size_t i) {
 }
 
 /* The heap never holds more than 3 n candidates: n at first, two more for each of at most n merges.
- * */
+ */
 static pyr_status merge_long(pyr_tokenizer *t, const uint8_t *word, pyr_symbol *s, size_t *count) {
   size_t n = *count, size = 0;
   t->heap.length = 0;

@@ -313,7 +313,7 @@ static bool begins(const uint8_t *s, size_t n, const pyr_step_data *step) {
 }
 
 /* Runs the NORMALIZE steps; *out points to s, or into the tokenizer's scratch until the next call.
- * */
+ */
 pyr_status pyr_normalize(pyr_tokenizer *t, const uint8_t *s, size_t n, bool at_start,
                          const uint8_t **out, size_t *out_n) {
   const pyr_step_list *list = &t->stages[PYR_NORMALIZE];

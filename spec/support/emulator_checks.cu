@@ -172,7 +172,7 @@ static void graph_checks(int *out) {
 }
 
 /* Static shared memory counts beside dynamic; only what was allowed passes 48 KiB, and nothing 99.
- * */
+ */
 static void shared_checks(int *out) {
   const void *much = reinterpret_cast<const void *>(holds_much),
       *little = reinterpret_cast<const void *>(adds);

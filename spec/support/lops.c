@@ -113,7 +113,7 @@ static int ops_alloc(lua_State *L) {
 }
 
 /* reserve(runtime, { tokens, rows, sequences, heads, kv_heads, head_dim, cols, outputs }) -> true
- * */
+ */
 static int ops_reserve(lua_State *L) {
   pyr_backend *be = begin_call(L);
   pyr_work work = { .tokens = int_field(L, 2, "tokens", 1), .rows = int_field(L, 2, "rows", 1),
@@ -169,7 +169,7 @@ static pyr_status order_weights(lua_State *L, pyr_backend *be, pyr_tensor *w) {
 
 /* linear(runtime, x, dtype, w, rows, cols [, bias [, out [, stride]]]) -> floats; out: accumulates
  * to it. Without a stride w is brought into the order in which the backend wants a model's weights.
- * */
+ */
 static int ops_linear(lua_State *L) {
   pyr_backend *be = begin_call(L);
   pyr_dtype dtype = check_dtype(L, 3);
@@ -555,7 +555,7 @@ static int ops_output_norm(lua_State *L) {
 
 /* expected(runtime, layout, lane, { from, to, first, count, q, q_pos, pieces, freq, style, gain,
  * next, future, covariance }) -> floats [count, to-from]; the queries are added in `pieces` calls
- * */
+ */
 static int ops_expected(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);

@@ -1,14 +1,11 @@
 --- The rule by which all policies are measured: what is scored or answered comes from logits that
 --- were computed AFTER the policy's cut.
 ---
----   read under the policy, which cuts            read after the cut: sees what is left scored, or
----                                                generated
----   ┌──────────────────────────────────────┐    ┌──────────────────────────────────┐
----                                               ┌────────────────────
----   │ a document, a context, a question …  │    │ the context's last tokens │ ──▶ │ the first
----                                               target …
----   └──────────────────────────────────────┘    └──────────────────────────────────┘
----                                               └────────────────────
+---   1. read under the policy      2. read after the cut, with         3. scored, or
+---      (which cuts)                  what is left in the cache           generated
+---   ┌───────────────────────┐   ┌───────────────────────────┐     ┌──────────────────
+---   │ a document, a context │   │ the context's last tokens │ ──▶ │ the first target …
+---   └───────────────────────┘   └───────────────────────────┘     └──────────────────
 ---
 --- The logits that reading under a policy returns are not alike: where hidden states are pruned
 --- they have lost what the policy dropped, where only rows are dropped they are still the full
