@@ -15,12 +15,16 @@
  *   string → bytes of UTF-8, which must be valid; \uD83D\uDE00 → one character, half of such a
  *            pair is refused
  *
+ * Three words are no JSON, and are read where a caller asks for them: NaN, Infinity and -Infinity,
+ * spelled so and no other way, which Python's json module writes for such floats.
+ *
  * Numbers are read in the C locale whatever the process's is. Recursion is bounded by the depth
  * that callers give, work and memory by the text: a value is at least two bytes of it, and costs at
  * most an empty table and its slot. */
 #include "lauxpyr.h"
 #include "base/plain.h"
 
+#include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,6 +38,7 @@ typedef struct reader {
   lua_State *L;
   const char *text, *end, *at;     /* Lua's string: a zero byte stands at the end */
   int depth, depth_most;
+  bool nonfinite;                  /* NaN and infinities are read, too */
   lua_Integer values, values_most;
 } reader;
 
@@ -284,9 +289,21 @@ static bool take_word(reader *r, const char *word) {
   return true;
 }
 
+/* The three words of Python's for floats that JSON has no number for. */
+static bool take_nonfinite(reader *r) {
+  lua_Number value;
+  if (take_word(r, "NaN")) value = (lua_Number)NAN;
+  else if (take_word(r, "Infinity")) value = (lua_Number)HUGE_VAL;
+  else if (take_word(r, "-Infinity")) value = -(lua_Number)HUGE_VAL;
+  else return false;
+  lua_pushnumber(r->L, value);
+  return true;
+}
+
 static void push_value(reader *r) {
   char c = skip_space(r);
   if (++r->values > r->values_most) bad_limit(r, r->at, "too many values", r->values_most);
+  if (r->nonfinite && take_nonfinite(r)) return;
   if (c == '"') r->at++, push_string(r);
   else if (c == '{') push_object(r);
   else if (c == '[') push_array(r);
@@ -307,13 +324,14 @@ static int decode(lua_State *L) {
   return 1;
 }
 
-/* core.json_decode(text, depth, values) -> value; or nil, message */
+/* core.json_decode(text, depth, values, nonfinite | nil) -> value; or nil, message */
 static int json_decode(lua_State *L) {
   size_t length;
   const char *text = luaL_checklstring(L, 1, &length);
   lua_Integer depth = luaL_checkinteger(L, 2), values = luaL_checkinteger(L, 3);
   luaL_argcheck(L, depth >= 1 && depth <= DEPTH_LIMIT, 2, "a depth from 1 to 200");
-  reader r = { L, text, text + length, text, 0, (int)depth, 0, values };
+  reader r = { .L = L, .text = text, .end = text + length, .at = text, .depth_most = (int)depth,
+               .nonfinite = lua_toboolean(L, 4), .values_most = values };
   lua_settop(L, 1);
   lua_pushcfunction(L, decode);
   lua_pushvalue(L, 1);

@@ -18,6 +18,8 @@ local json = {
 ---@class pyramid.JsonLimits
 ---@field depth? integer   levels of nesting, up to 200
 ---@field values? integer  numbers, strings, objects, … in all
+---@field nonfinite? boolean
+---  reads NaN, Infinity and -Infinity, which Python's json module writes and JSON does not have
 
 ---The value of a JSON text.
 ---@param text string
@@ -27,7 +29,7 @@ local json = {
 ---@return string? code    "format"
 function json.decode(text, limits)
   local value, message = core.json_decode(text, limits and limits.depth or json.DEPTH_MAX,
-    limits and limits.values or json.VALUES_MAX)
+    limits and limits.values or json.VALUES_MAX, limits and limits.nonfinite)
   if value == nil then return nil, message, "format" end
   return value
 end

@@ -93,6 +93,25 @@ describe("reading JSON", function()
     end
   end)
 
+  -- As Python's json.loads reads them: these spellings and no others.
+  it("reads NaN and infinities where asked to, and nothing else that JSON lacks", function()
+    local function read(text) return json.decode(text, { nonfinite = true }) end
+    local list = assert(read '[NaN, Infinity,-Infinity,-1, {"a":NaN}]')
+    assert.is_true(list[1] ~= list[1] and list[5].a ~= list[5].a)
+    assert.same({ math.huge, -math.huge, -1 }, { list[2], list[3], list[4] })
+    for _, case in ipairs(refused) do
+      local python = case[1] == "NaN" or case[1]:find "^-?Infinity$" ~= nil
+      assert.equal(python, read(case[1]) ~= nil, case[1])
+    end
+    for _, text in ipairs { "-NaN", "+Infinity", "nan", "inf", "Inf", "infinity", "- Infinity",
+      "--Infinity", "NaN1", "Infinityx", "{NaN:1}", "{Infinity:1}", "-Inf", "[Na]", "-I",
+      "N", "Infinit" } do
+      assert.is_nil(read(text), text)
+    end
+    assert.truthy(read('[NaN,NaN]') and not json.decode('[NaN,NaN]', { nonfinite = true,
+      values = 2 }))
+  end)
+
   it("bounds depth and count, and names the limit", function()
     local function nested(n) return ("["):rep(n) .. ("]"):rep(n) end
     assert.truthy(json.decode(nested(json.DEPTH_MAX)))

@@ -517,6 +517,29 @@ describe("a broken model", function()
       end
     end)
 
+    it("may say NaN or Infinity, as Python writes them, where no number is needed", function()
+      local text = helper.read(original .. "/config.json"):gsub("}%s*$", "")
+      put(text .. ',"time_step_limit":[0.0,Infinity,-Infinity],"unused":NaN}')
+      assert(load(dir))
+      for key, at in pairs { rms_norm_eps = "rms_norm_eps", rope_theta = "rope_theta",
+        attention_factor = '"rope_scaling":{"rope_type":"yarn","attention_factor"',
+        factor = '"rope_scaling":{"rope_type":"linear","factor"',
+        logit_scale = "logit_scale" } do
+        for _, word in ipairs { "NaN", "Infinity", "-Infinity" } do
+          local config = helper.json(original .. "/config.json")
+          config[key], config.rope_scaling = nil, key:find "factor" and nil or config.rope_scaling
+          local open = at:find '"' and at or '"' .. at .. '"'
+          put((cjson.encode(config):gsub("}$", "")) .. "," .. open .. ":" .. word
+            .. (at:find "{" and "}}" or "}"))
+          wants(("%s is %s"):format(key, word))
+        end
+      end
+      put(text .. ',"vocab_size2":nan}')
+      wants "not valid JSON"
+      put(text .. "}", ("<i8"):pack(12) .. '{"x":   NaN}')
+      wants "not valid JSON"
+    end)
+
     it("may lack weights, have more, or cut ones", function()
       local file = assert(safetensors.read(original .. "/model.safetensors"))
       local list = {}

@@ -106,7 +106,7 @@ local function read(file, path, size)
   if text:byte() ~= 0x7b then
     fault.raise("format", "%s: the header does not begin with '{'", path)
   end
-  local header = json.decode(text, path .. ": header")
+  local header = json.decode(text, path .. ": header", true)
 
   local out = { path = path, metadata = {}, tensors = {} }
   for name, entry in pairs(header) do
