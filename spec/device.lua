@@ -9,9 +9,9 @@
 -- or it crashed) counts as one failure, with the end of what it printed. Exits 1 if anything
 -- failed, or if the device cannot be had.
 package.path = "spec/?.lua;./?.lua;" .. package.path
-local cjson = require "cjson"
 local core = require "pyramid.core"
 local machine = require "pyramid.tools.bench.machine"
+local parts = require "spec.support.parts"
 local report = require "pyramid.tools.bench.report"
 local shell = require "spec.support.shell"
 
@@ -43,51 +43,16 @@ runtime:close()
 local files = require "spec.support.files"(words)
 if #files == 0 then fail("no spec file's path contains: ", table.concat(words, ", ")) end
 
-local folder = given.out .. "/specs"
-assert(os.execute(("mkdir -p %s && rm -rf %s/*"):format(shell.quote(folder), shell.quote(folder))))
-local function path(name, suffix) return ("%s/%s.%s"):format(folder, name, suffix) end
-for _, name in ipairs(files) do
-  assert(os.execute("mkdir -p " .. shell.quote((path(name, ""):match "^(.*)/"))))
-end
-
-local list <close> = assert(io.open(folder .. "/list", "w"))
-list:write(table.concat(files, "\n"), "\n")
-list:close()
 local began = core.clock()
-local command = 'timeout "$3" "$2" spec/run.lua --record="$1/$4.json" "spec/$4.lua" >"$1/$4.txt" 2>&1; '
-  .. 'echo $? >"$1/$4.status"; echo "$4"'
-local each = ("xargs -P %d -I{} sh -c %s sh %s %s %d {} <%s/list"):format(jobs,
-  shell.quote(command), shell.quote(folder), shell.quote(shell.program), limit, shell.quote(folder))
-for name in assert(io.popen(each)):lines() do
-  io.write(name, "\n")
-  io.flush()
-end
-
-local function read(name, suffix)
-  local file = io.open(path(name, suffix), "rb")
-  local text = file and file:read "a"
-  if file then file:close() end
-  return text
-end
-
-record.passed, record.failed, record.pending, record.seconds = 0, 0, 0, core.clock() - began
-record.files, record.failures, record.pendings = report.list {}, report.list {}, report.list {}
-for _, name in ipairs(files) do
-  local ok, part = pcall(cjson.decode, read(name, "json") or "")
-  local status = (read(name, "status") or ""):match "%d+" or "none"
-  if not ok or (status ~= "0" and part.failed == 0) then
-    local tail = (read(name, "txt") or ""):sub(-600)
-    local why = status == "124" and ("more than %d s"):format(limit) or "exit status " .. status
-    part = { passed = 0, failed = 1, pending = 0,
-      failures = { ("%s: %s: %s"):format(name, why, tail) }, pendings = {} }
-    part.files = { { name = name, passed = 0, failed = 1, pending = 0 } }
-  end
-  for _, key in ipairs { "passed", "failed", "pending" } do
-    record[key] = record[key] + part[key]
-  end
-  for _, key in ipairs { "files", "failures", "pendings" } do
-    table.move(part[key], 1, #part[key], #record[key] + 1, record[key])
-  end
+local found = parts.run { first = files, folder = given.out .. "/specs", jobs = jobs, limit = limit,
+  done = function(part)
+    io.write(part.name, "\n")
+    io.flush()
+  end }
+record.seconds = core.clock() - began
+for _, key in ipairs { "passed", "failed", "pending" } do record[key] = found[key] end
+for _, key in ipairs { "files", "failures", "pendings" } do
+  record[key] = report.list(found[key])
 end
 
 local function number(value, scale, unit)

@@ -1,37 +1,56 @@
 -- run.lua [WORD…] [-OPTION…]: runs the specs inside our own host: `build/pyramid spec/run.lua`.
 -- Words pick spec files (spec/support/files.lua), a path is one file; options go to Busted
--- (`--filter=…`, `--verbose`), but `--record=FILE`: what passed and what failed is written there as
--- JSON, and `--stress[=N]`: full collections wherever the binding allocates, in the first N calls
--- of each of its functions and some later ones (spec/support/stress.c). PYRAMID_DEVICE is the
--- device of all that asks for none.
+-- (`--filter=…`, `--verbose`), but these:
+--
+--   --jobs=N       so many processes at once, each for a file (spec/support/parts.lua); without it
+--                  as many as this process may have processors, on a device of its own 1. 1, or a
+--                  single file: all in this process
+--   --record=FILE  what passed and what failed is written there as JSON
+--   --stress[=N]   full collections wherever the binding allocates, in the first N calls of each of
+--                  its functions and some later ones (spec/support/stress.c); in one process
+--   --part         this process runs a file for another run.lua, which prints what all files left
+--
+-- PYRAMID_DEVICE is the device of all that asks for none.
 local core = require "pyramid.core"
 
 local device = core.default_device()
-if device ~= "cpu" then
-  local runtime, message = core.runtime { device = device }
-  if not runtime then
-    io.stderr:write(("PYRAMID_DEVICE=%s: %s\n"):format(device, message))
-    os.exit(1)
-  end
-  runtime:close()
+local runtime, message = core.runtime { device = device }
+if not runtime then
+  io.stderr:write(("PYRAMID_DEVICE=%s: %s\n"):format(device, message))
+  os.exit(1)
 end
+local jobs = device == "cuda" and 1 or runtime:threads()
+runtime:close()
 
-local files, words, options, stressed = {}, {}, {}, nil
+local files, words, options, stressed, record, part = {}, {}, {}, nil, nil, nil
 for _, word in ipairs(arg) do
-  local record = word:match "^%-%-record=(.+)$"
-  if record then table.move({ "-Xoutput", record }, 1, 2, #options + 1, options)
-  elseif word:find "^%-%-stress" then stressed = tonumber(word:match "^%-%-stress=(%d+)$" or 5)
-  elseif word:sub(1, 1) == "-" then options[#options + 1] = word
-  else words[#words + 1] = word end
+  record = word:match "^%-%-record=(.+)$" or record
+  if word:find "^%-%-stress" then stressed = tonumber(word:match "^%-%-stress=(%d+)$" or 5)
+  elseif word:find "^%-%-jobs=" then jobs = tonumber(word:match "^%-%-jobs=([1-9]%d*)$")
+  elseif word == "--part" then part = true
+  elseif word:sub(1, 1) ~= "-" then words[#words + 1] = word
+  elseif not word:find "^%-%-record=" then options[#options + 1] = word end
+end
+if not jobs then
+  io.stderr:write "--jobs=N: N is a whole number, at least 1\n"
+  os.exit(1)
 end
 
 package.path = "spec/?.lua;./?.lua;" .. package.path
-for i, name in ipairs(require "spec.support.files"(words)) do
-  files[i] = "spec/" .. name .. ".lua"
-end
-if #files == 0 then
+local names = require "spec.support.files"(words)
+if #names == 0 then
   io.stderr:write("no spec file's path contains: ", table.concat(words, ", "), "\n")
   os.exit(1)
+end
+for i, name in ipairs(names) do files[i] = "spec/" .. name .. ".lua" end
+
+if jobs > 1 and #files > 1 and not stressed then
+  os.exit(require "spec.support.parts".main { files = names, jobs = jobs, options = options,
+    record = record })
+end
+if record or part then
+  table.move({ "-Xoutput", record or "/dev/null", part and "-Xoutput", part and "part" }, 1, 4,
+    #options + 1, options)
 end
 
 -- luacheck: ignore

@@ -1,10 +1,12 @@
 -- What `make test` prints: a line for each spec file, what failed and why, and at the end, alone on
 -- a line, "N passed, N failed" or "N passed, N failed, N pending". `-Xoutput FILE` has it as JSON,
--- too.
+-- too; with `-Xoutput part` behind it only the file's line is printed: spec/support/parts.lua has
+-- the rest from there.
 local busted = require "busted"
 local base = require "busted.outputHandlers.base"
 local cjson = require "cjson"
 local core = require "pyramid.core"
+local parts = require "spec.support.parts"
 local now = require "system".monotime
 
 return function(options)
@@ -12,7 +14,7 @@ return function(options)
   local passed, failed, skipped = 0, 0, 0
   local before   -- the same when the current file began
   local failures, pendings, files = {}, {}, {}
-  local record = (options.arguments or {})[1]
+  local path, part = table.unpack(options.arguments or {})
 
   local function describe(element, message, trace)
     if type(message) == "table" and message.message then message = message.message end
@@ -77,15 +79,12 @@ return function(options)
   end
 
   local function suite_end()
-    for _, text in ipairs(pendings) do io.write("pending: ", text, "\n") end
-    for _, text in ipairs(failures) do io.write("\nFAILED  ", text, "\n") end
-    io.write(("\n%d passed, %d failed%s\n"):format(passed, failed,
-      skipped > 0 and (", %d pending"):format(skipped) or ""))
-    if record then
-      local out <close> = assert(io.open(record, "w"))
-      assert(out:write(cjson.encode { device = core.default_device(), passed = passed,
-        failed = failed, pending = skipped, files = files, failures = failures,
-          pendings = pendings }, "\n"))
+    local record = { device = core.default_device(), passed = passed, failed = failed,
+      pending = skipped, files = files, failures = failures, pendings = pendings }
+    if not part then parts.finish(record) end
+    if path then
+      local out <close> = assert(io.open(path, "w"))
+      assert(out:write(cjson.encode(record), "\n"))
     end
     return nil, true
   end
