@@ -269,17 +269,81 @@ static void q8_0_from_f32(uint8_t *restrict dst, const float *restrict src) {
   }
 }
 
-static void q4_0_from_f32(uint8_t *restrict dst, const float *restrict src) {
+/* The first value of the largest magnitude: with its sign it becomes -8 in q4_0, -16 in q5_0. */
+static int first_largest(const float *src) {
   uint32_t most = largest_bits(src);
-  int first = 0;   /* the first value of the largest magnitude, with its sign, becomes -8 */
+  int first = 0;
   while (first < 31 && (pyr_bits_of_f32(src[first]) & 0x7fffffffu) != most) first++;
-  float d = src[first] / -8.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
+  return first;
+}
+
+static void q4_0_from_f32(uint8_t *restrict dst, const float *restrict src) {
+  float d = src[first_largest(src)] / -8.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
   store16(dst, pyr_f16_of_f32(d));
   for (int i = 0; i < 16; i++) {
     int low = (int)clamp(src[i] * inverse + 8.5f, 0, 15),
         high = (int)clamp(src[16 + i] * inverse + 8.5f, 0, 15);
     dst[2 + i] = (uint8_t)(low | high << 4);
   }
+}
+
+/* The least and the largest value of a block, in eight lanes, so that compilers keep them in
+ * registers: comparing one value after the other waits for each. A NaN may hide the others of its
+ * lane. */
+static void ends_of(const float *restrict src, float *least, float *most) {
+  float low[8], high[8];
+  for (int i = 0; i < 8; i++) low[i] = high[i] = src[i];
+  for (int i = 8; i < 32; i += 8)
+    for (int lane = 0; lane < 8; lane++) {
+      float x = src[i + lane];
+      low[lane] = x < low[lane] ? x : low[lane];
+      high[lane] = x > high[lane] ? x : high[lane];
+    }
+  for (int i = 1; i < 8; i++) {
+    low[0] = low[i] < low[0] ? low[i] : low[0];
+    high[0] = high[i] > high[0] ? high[i] : high[0];
+  }
+  *least = low[0];
+  *most = high[0];
+}
+
+/* The inverse of fives_of: from a block's h on. */
+static void put_fives(uint8_t *dst, const int q[32]) {
+  uint32_t h = 0;
+  for (int i = 0; i < 32; i++) h |= (uint32_t)(q[i] >> 4) << i;
+  memcpy(dst, &h, 4);
+  for (int i = 0; i < 16; i++) dst[4 + i] = (uint8_t)((q[i] & 15) | (q[16 + i] & 15) << 4);
+}
+
+/* q4_1 and q5_1 spread `steps` steps from the least value of a block to the largest: of values from
+ * -1 to 2, q4_1 has d = 0.2 and m = -1, and 0.33 becomes (int)(1.33 / 0.2 + 0.5) = 7. */
+static void steps_of(uint8_t *restrict dst, const float *restrict src, float steps, int q[32]) {
+  float least, most;
+  ends_of(src, &least, &most);
+  float d = (most - least) / steps, inverse = d != 0 ? 1.0f / d : 0.0f;
+  store16(dst, pyr_f16_of_f32(d));
+  store16(dst + 2, pyr_f16_of_f32(least));
+  for (int i = 0; i < 32; i++) q[i] = (int)clamp((src[i] - least) * inverse + 0.5f, 0, steps);
+}
+
+static void q4_1_from_f32(uint8_t *restrict dst, const float *restrict src) {
+  int q[32];
+  steps_of(dst, src, 15, q);
+  for (int i = 0; i < 16; i++) dst[4 + i] = (uint8_t)(q[i] | q[16 + i] << 4);
+}
+
+static void q5_0_from_f32(uint8_t *restrict dst, const float *restrict src) {
+  float d = src[first_largest(src)] / -16.0f, inverse = d != 0 ? 1.0f / d : 0.0f;
+  int q[32];
+  store16(dst, pyr_f16_of_f32(d));
+  for (int i = 0; i < 32; i++) q[i] = (int)clamp(src[i] * inverse + 16.5f, 0, 31);
+  put_fives(dst + 2, q);
+}
+
+static void q5_1_from_f32(uint8_t *restrict dst, const float *restrict src) {
+  int q[32];
+  steps_of(dst, src, 31, q);
+  put_fives(dst + 4, q);
 }
 
 /* ---- rows ------------------------------------------------------------------------------------ */

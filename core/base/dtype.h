@@ -54,9 +54,9 @@
   X(arg, Q6_K,     q6_k,     WEIGHT, 256, 210, 1, ONE_WAY, 14, NULL,   Q6_K, \
     WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
   X(arg, FP8_E4M3, fp8_e4m3, ROW,      1,   1, 1, TWO_WAY, -1, NULL,   FP8_E4M3, ROWS, ROWS) \
-  X(arg, Q4_1,     q4_1,     FILE,    32,  20, 1, ONE_WAY,  3, NULL,   Q8_0, NONE, NONE) \
-  X(arg, Q5_0,     q5_0,     FILE,    32,  22, 1, ONE_WAY,  6, NULL,   Q8_0, NONE, NONE) \
-  X(arg, Q5_1,     q5_1,     FILE,    32,  24, 1, ONE_WAY,  7, NULL,   Q8_0, NONE, NONE) \
+  X(arg, Q4_1,     q4_1,     FILE,    32,  20, 1, TWO_WAY,  3, NULL,   Q8_0, NONE, NONE) \
+  X(arg, Q5_0,     q5_0,     FILE,    32,  22, 1, TWO_WAY,  6, NULL,   Q8_0, NONE, NONE) \
+  X(arg, Q5_1,     q5_1,     FILE,    32,  24, 1, TWO_WAY,  7, NULL,   Q8_0, NONE, NONE) \
   X(arg, Q2_K,     q2_k,     FILE,   256,  84, 1, ONE_WAY, 10, NULL,   Q8_0, NONE, NONE) \
   X(arg, Q3_K,     q3_k,     FILE,   256, 110, 1, ONE_WAY, 11, NULL,   Q8_0, NONE, NONE) \
   X(arg, IQ4_NL,   iq4_nl,   FILE,    32,  18, 1, ONE_WAY, 20, NULL,   Q8_0, NONE, NONE) \
@@ -147,7 +147,8 @@ void pyr_row_to_f32(float *dst, const void *src, pyr_dtype dtype, int64_t n);
 
 /* Converts n values (a multiple of the block) to a writable dtype; others are left untouched. f16,
  * bf16 and fp8_e4m3 round to nearest even, and what is beyond 448 becomes 448 in fp8_e4m3; NaN
- * stays NaN. Blocks: q8_0 rounds half away from zero, q4_0 truncates x/d + 8.5, as ggml does. */
+ * stays NaN. Blocks, as ggml makes them: q8_0 rounds half away from zero; q4_0 and q5_0 truncate
+ * x/d + 8.5 and x/d + 16.5, q4_1 and q5_1 (x - m)/d + 0.5. */
 void pyr_row_from_f32(void *dst, pyr_dtype dtype, const float *src, int64_t n);
 
 /* ---- single values, for kernels that do their own loops -------------------------------------- */

@@ -106,9 +106,11 @@ describe("the table of dtypes", function()
   end)
 
   -- Half of a step, of a value or of the block's largest value; q4_0's steps go from -8 to 7, so
-  -- that at the other end one is a whole step off. A scale is an f16, 2^-12 off.
+  -- that at the other end one is a whole step off, and so q5_0's; those of q4_1 and q5_1 share out
+  -- at most twice the largest value. A scale is an f16, 2^-12 off.
   local of_value = { f32 = 0, f16 = 2 ^ -11, bf16 = 2 ^ -8, fp8_e4m3 = 2 ^ -4 }
-  local of_largest = { q8_0 = 0.5 / 127 + 2 ^ -11, q4_0 = 1 / 8 + 2 ^ -11 }
+  local of_largest = { q8_0 = 0.5 / 127 + 2 ^ -11, q4_0 = 1 / 8 + 2 ^ -11,
+    q5_0 = 1 / 16 + 2 ^ -11, q4_1 = 1 / 15 + 2 ^ -9, q5_1 = 1 / 31 + 2 ^ -9 }
 
   it("comes back from what is written, within half a step", function()
     local values = {}

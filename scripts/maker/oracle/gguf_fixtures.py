@@ -13,12 +13,13 @@ Pyramid.
     codellama-q8_0.gguf families/codellama in q8_0, with golden logits of the dequantised weights beside it
     kquants.gguf        one wide layer whose matrices are q4_k, q5_k, q6_k, q4_0 and q8_0, with golden logits likewise
 
+    made.gguf           from.f32, and from.T: what it becomes, for each dtype T of MADE
     converted.gguf      tensor T and T.f32 as in dtypes.gguf, of the dtypes that models hold only converted, and a second
                         tensor T.edges of scales and bits at their ends
 
     pip install -r scripts/maker/oracle/requirements.txt
     python scripts/maker/oracle/gguf_fixtures.py              all of it
-    python scripts/maker/oracle/gguf_fixtures.py converted    only converted.gguf, which needs no torch
+    python scripts/maker/oracle/gguf_fixtures.py converted    only converted.gguf and made.gguf, which need no torch
 """
 import json, os, sys
 
@@ -30,6 +31,7 @@ OUT = os.path.join(ROOT, "gguf")
 CONVERTED = dict(q4_1=T.Q4_1, q5_0=T.Q5_0, q5_1=T.Q5_1, q2_k=T.Q2_K, q3_k=T.Q3_K, iq4_nl=T.IQ4_NL, iq4_xs=T.IQ4_XS,
                  mxfp4=T.MXFP4, nvfp4=T.NVFP4, f64=T.F64)
 DTYPES = dict(f32=T.F32, f16=T.F16, bf16=T.BF16, q8_0=T.Q8_0, q4_0=T.Q4_0, q4_k=T.Q4_K, q5_k=T.Q5_K, q6_k=T.Q6_K)
+MADE = dict(q4_1=T.Q4_1, q5_0=T.Q5_0, q5_1=T.Q5_1)
 SCALES = {T.Q8_0: [0], T.Q4_0: [0], T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208],
           T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2],
           T.Q2_K: [80, 82], T.Q3_K: [108], T.IQ4_NL: [0], T.IQ4_XS: [0]}  # where the f16 scales of a block lie
@@ -158,6 +160,22 @@ def write_converted():
     close(writer)
 
 
+def write_made():
+    """Random rows of all sizes; a block of one value, one of zeros, and ties of rounding in each format."""
+    rng = np.random.default_rng(17)
+    writer = GGUFWriter(os.path.join(OUT, "made.gguf"), "none")
+    source = (rng.standard_normal((8, 256)) * 10.0 ** np.arange(-5, 3)[:, None]).astype(np.float32)
+    source[0, :32], source[0, 32:64] = 0, 0.3
+    source[1, :32] = np.arange(32) / 2 - 7.5
+    source[1, 32:64] = (np.arange(32) - 16.5) / 4
+    source[1, 64:96] = -np.abs(source[1, 64:96])
+    source[2, :32] = np.abs(source[2, :32]) + 1
+    add(writer, "from.f32", source, T.F32)
+    for name, dtype in MADE.items():
+        add(writer, "from." + name, quants.quantize(source, dtype), dtype)
+    close(writer)
+
+
 def read_family(name):
     from safetensors import safe_open
     folder = os.path.join(ROOT, "families", name)
@@ -273,6 +291,7 @@ def main():
     check_scales()
     os.makedirs(OUT, exist_ok=True)
     write_converted()
+    write_made()
     if sys.argv[1:] == ["converted"]:
         return
     write_dtypes()
