@@ -288,7 +288,8 @@ describe("a broken model", function()
         ["qwen3.attention.sliding_window"] = { { { "u32", 8 }, "sliding_window", "unsupported" } },
         ["qwen3.attention.causal"] = { { { "bool", 0 }, "causal", "unsupported" } },
         ["qwen3.attention.clamp_kqv"] = { { { "f32", 1 }, "clamp_kqv", "unsupported" } },
-        ["split.count"] = { { { "u16", 2 }, "parts", "unsupported" } },
+        ["split.count"] = { { { "u16", 2 }, "split.no is missing" },
+          { { "string", "2" }, "split.count" } },
       } do
         for _, case in ipairs(cases) do
           local more = { [key] = case[1] and kv(key, case[1][1], case[1][2]) or false }

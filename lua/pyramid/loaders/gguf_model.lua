@@ -6,7 +6,7 @@
 local families = require "pyramid.families"
 local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
-local gguf = require "pyramid.loaders.gguf"
+local gguf_split = require "pyramid.loaders.gguf_split"
 local rope = require "pyramid.loaders.rope"
 local switches = require "pyramid.loaders.switches"
 
@@ -56,11 +56,6 @@ local function refuse(keys)
   if keys:get("expert_count", "integer", 0) > 0 then
     fault.raise("unsupported", "%s: metadata %sexpert_count: a mixture of experts", keys.path,
       keys.prefix)
-  end
-  local parts = keys.metadata["split.count"]
-  if math.type(parts) == "integer" and parts > 1 then
-    fault.raise("unsupported", "%s: one of %d parts of a split file; join them first", keys.path,
-      parts)
   end
 end
 
@@ -162,11 +157,11 @@ end
 
 local function has(tensors, name) return tensors[name] ~= nil end
 
---- What a GGUF file holds; raises faults.
+--- What a GGUF file holds, or all parts of a split one, given the first; raises faults.
 ---@param path string
 ---@return pyramid.Source
 function gguf_model.open(path)
-  local file = fault.check(gguf.read(path))
+  local file = fault.check(gguf_split.open(path))
   local metadata = file.metadata
   local family = find_family(metadata, path)
   local keys = setmetatable({ path = path, prefix = family.name .. ".", metadata = metadata }, Keys)
