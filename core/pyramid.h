@@ -255,6 +255,10 @@ uint64_t pyr_model_bytes(const pyr_model *model);            /* weights, mapped 
  * a change between the samples alone; the same weights in another format are other ones. */
 void pyr_model_identify(pyr_model *model, const char *name, uint64_t tokenizer);
 uint64_t pyr_model_fingerprint(pyr_model *model);
+/* What n ids are as they enter the first layer: out [n, width], host memory. Handed to
+ * pyr_cache_prefill_embeddings they are the same to the model as the ids, bit for bit.
+ * PYR_ARGUMENT: an id outside the vocabulary. */
+pyr_status pyr_model_embed(pyr_model *model, const int32_t *ids, int64_t n, float *out);
 
 /* ---- policies: plans of what a cache keeps --------------------------------------------------- */
 
@@ -428,6 +432,13 @@ pyr_pool *pyr_cache_pool(const pyr_cache *cache);
  * are as before. */
 pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, int flags,
                              float *logits);
+/* The same of rows [n, width] instead of ids, host memory, for what is no text: images, audio,
+ * series, learned prompts. They are taken as they enter the first layer, that is, after whatever
+ * the model does to its embeddings (a scale, where a family has one), and count as tokens in all
+ * else: positions, policies, tokens seen, saved caches. Calls of the two kinds may alternate.
+ * PYR_ARGUMENT: a number that is not finite. */
+pyr_status pyr_cache_prefill_embeddings(pyr_cache *cache, const float *rows, int64_t n, int flags,
+                                        float *logits);
 /* One token on for each of `count` distinct caches of one model, in one forward pass; logits[i] is
  * [vocab] or NULL. All or nothing. */
 pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits);

@@ -9,6 +9,9 @@
  *   core.cache_methods                                 the class's methods, to which
  *                                                      lua/pyramid/cache.lua adds
  *   cache:read(ids, all, prune) -> logits, or { logits, … } with all
+ *   cache:read_embeddings(rows, all, prune)            likewise; rows: packed f32, a matrix, or a
+ *                                                      sequence of sequences or vectors
+ *   core.embed(model, ids) -> packed f32, a row of the model's width for each id
  *   cache:step(id) -> logits   :rows(layer, head) :positions(layer, head) -> { position, … }
  *                              :bytes() :fraction()
  *   cache:evaluate(program, layer, head) -> a vector of one number a token seen; layer, head 0: the
@@ -183,11 +186,54 @@ static int32_t *read_ids(lua_State *L, int arg, lua_Integer *n) {
   return ids;
 }
 
-static int cache_read(lua_State *L) {
+/* The rows at `arg`, n of them, each of `width` numbers: a matrix's own, which the stack holds, or
+ * a copy that is pushed. Raises on another shape; what the numbers are is the core's to judge. */
+static const float *read_rows(lua_State *L, int arg, int64_t width, lua_Integer *n) {
+  int64_t rows, cols;
+  size_t bytes, row_bytes = (size_t)width * sizeof(float);
+  if (lua_type(L, arg) == LUA_TSTRING) {
+    const char *packed = lua_tolstring(L, arg, &bytes);
+    if (bytes % row_bytes)
+      luaL_error(L, "embeddings: %I bytes are no rows of %I numbers in f32 (%I bytes each)",
+                 (LUAI_UACINT)bytes, (LUAI_UACINT)width, (LUAI_UACINT)row_bytes);
+    *n = (lua_Integer)(bytes / row_bytes);
+    float *out = pyr_lua_new_vector(L, *n, width);
+    memcpy(out, packed, bytes);
+    return out;
+  }
+  const float *data = pyr_lua_to_vector(L, arg, &rows, &cols);
+  if (data) {
+    if (cols != width)
+      luaL_error(L, "embeddings: the matrix has %I columns, and the model's width is %I",
+                 (LUAI_UACINT)cols, (LUAI_UACINT)width);
+    *n = rows;
+    return data;
+  }
+  if (!lua_istable(L, arg))
+    luaL_error(L, "embeddings: packed f32, a matrix or a sequence of rows is wanted, not a %s",
+               luaL_typename(L, arg));
+  *n = luaL_len(L, arg);
+  float *out = pyr_lua_new_vector(L, *n, width);
+  for (lua_Integer i = 0; i < *n; i++) {
+    lua_geti(L, arg, i + 1);
+    lua_Integer length = lua_isnil(L, -1) || lua_isnumber(L, -1) ? -1 : luaL_len(L, -1);
+    if (length >= 0 && length != width)
+      luaL_error(L, "embeddings: row %I has %I numbers, and the model's width is %I",
+                 (LUAI_UACINT)(i + 1), (LUAI_UACINT)length, (LUAI_UACINT)width);
+    pyr_lua_read_vector(L, lua_gettop(L), out + i * width, width);
+    lua_pop(L, 1);
+  }
+  return out;
+}
+
+/* cache:read and cache:read_embeddings: what is at 2 is one or the other. */
+static int read_prompt(lua_State *L, bool embeddings) {
   lua_Integer n;
   bool all = lua_toboolean(L, 3), prune = lua_isnoneornil(L, 4) || lua_toboolean(L, 4);
-  const int32_t *ids = read_ids(L, 2, &n);
-  int32_t vocab = pyr_model_get_config(pyr_cache_model(check_idle(L, 1)->cache))->vocab;
+  const pyr_model_config *config = pyr_model_get_config(pyr_cache_model(check_idle(L, 1)->cache));
+  int32_t vocab = config->vocab, width = config->width;
+  const float *rows = embeddings ? read_rows(L, 2, width, &n) : NULL;
+  const int32_t *ids = embeddings ? NULL : read_ids(L, 2, &n);
   int64_t count = all ? n : 1;
   if (count > INT64_MAX / 8 / vocab)
     return luaL_error(L, "logits of %I positions are too many", (LUAI_UACINT)count);
@@ -197,9 +243,9 @@ static int cache_read(lua_State *L) {
   pyr_cache *cache = box->cache;
   lua_State *outer = pyr_lua_enter(L);
   box->busy = true;
-  pyr_status status = pyr_cache_prefill(cache, ids, n,
-                                        (all ? PYR_PREFILL_ALL : 0) | (prune ? 0
-                                            : PYR_PREFILL_NO_PRUNE), logits);
+  int flags = (all ? PYR_PREFILL_ALL : 0) | (prune ? 0 : PYR_PREFILL_NO_PRUNE);
+  pyr_status status = rows ? pyr_cache_prefill_embeddings(cache, rows, n, flags, logits)
+      : pyr_cache_prefill(cache, ids, n, flags, logits);
   box->busy = false;
   pyr_lua_leave(L, outer);
   if (status != PYR_OK) return fail(L, cache, status);
@@ -212,6 +258,22 @@ static int cache_read(lua_State *L) {
     pyr_lua_push_logits(L, buffer, i, vocab);
     lua_rawseti(L, -2, i + 1);
   }
+  return 1;
+}
+
+static int cache_read(lua_State *L) { return read_prompt(L, false); }
+static int cache_read_embeddings(lua_State *L) { return read_prompt(L, true); }
+
+static int core_embed(lua_State *L) {
+  lua_Integer n;
+  lua_settop(L, 2);
+  const int32_t *ids = read_ids(L, 2, &n);
+  int64_t width = pyr_model_get_config(pyr_lua_check_model(L, 1))->width;
+  float *rows = pyr_lua_new_vector(L, n, width);
+  pyr_model *model = pyr_lua_check_model(L, 1);
+  pyr_status status = pyr_model_embed(model, ids, n, rows);
+  if (status != PYR_OK) return pyr_lua_fail(L, pyr_model_runtime(model), status);
+  lua_pushlstring(L, (const char *)rows, (size_t)(n * width) * sizeof *rows);
   return 1;
 }
 
@@ -513,7 +575,8 @@ static int cache_show(lua_State *L) {
 void pyr_lua_open_cache(lua_State *L) {
   static const luaL_Reg pool_methods[] = { { "bytes", pool_bytes }, { NULL, NULL } };
   static const luaL_Reg cache_methods[] = {
-    { "read", cache_read }, { "step", cache_step }, { "rows", cache_rows },
+    { "read", cache_read }, { "read_embeddings", cache_read_embeddings },
+        { "step", cache_step }, { "rows", cache_rows },
         { "positions", cache_positions },
     { "evaluate", cache_evaluate },
     { "bytes", cache_bytes }, { "fraction", cache_fraction }, { "tokens", cache_tokens },
@@ -526,7 +589,8 @@ void pyr_lua_open_cache(lua_State *L) {
   };
   static const luaL_Reg functions[] = { { "pool", core_pool }, { "cache", core_cache },
                                         { "load_cache", core_load_cache },
-                                        { "step", core_step }, { "set_owner", cache_set_owner },
+                                        { "step", core_step }, { "embed", core_embed },
+                                        { "set_owner", cache_set_owner },
                                             { NULL, NULL } };
   pyr_lua_new_class(L, POOL, pool_methods, pool_close);
   pyr_lua_new_class(L, CACHE, cache_methods, cache_close);

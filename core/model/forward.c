@@ -42,6 +42,8 @@
 #include "policy/policy.h"
 #include "cache/undo.h"
 
+#include <math.h>
+
 /* Tokens of a chunk: enough that products are bound by arithmetic and not by reading weights,
  * and few enough that activations stay small. Of width 576, 9 heads of 64 and an MLP of 1,536, a
  * chunk takes 512 * (576 + 576 + 2 * 192 + 576 + 9 + 2 * 1,536) * 4 bytes, 10 MiB; the residual
@@ -115,6 +117,14 @@ static pyr_status layer_rotated(pyr_forward *f, float *out, const pyr_tensor *w,
                   c->rope_style, c->rope_gain);
 }
 
+/* ids [n], backend memory -> out [n, width], as they enter the first layer: the one place that
+ * knows how, for prefill, steps and pyr_model_embed, so that rows which a caller takes out and
+ * hands in again are those that ids would have become, bit for bit. */
+static pyr_status embed_ids(pyr_backend *be, const pyr_model *model, float *out,
+                            const int32_t *ids, int64_t n) {
+  return be->embed(be, out, &model->embed, ids, n);
+}
+
 /* x [n, width] -> q (where wanted), k, v; q and k rotated to `rot`. f->h is free again
  * afterwards. Products: n * width * (heads + 2 * kv_heads) * head_dim. */
 static pyr_status layer_project(pyr_forward *f, const pyr_layer *l, const float *x,
@@ -164,17 +174,39 @@ static pyr_status project_logits(pyr_forward *f, const float *x, int64_t n) {
   return f->be->linear(f->be, f->logits, f->h, &f->model->output, NULL, n, f->exact);
 }
 
-/* The context bounds what is rotated to: of a compacted layer with 300 rows the next token is
- * rotated to 300, whatever has been read; of others to the number of tokens read. Positions
- * themselves are only bounded by 2^31. */
-static pyr_status check_tokens(const pyr_cache *cache, const int32_t *ids, int64_t n) {
-  const pyr_model_config *c = &cache->pool->model->config;
-  pyr_runtime *rt = cache->pool->rt;
+/* Before anything is touched: an id is an index into the table of embeddings, which no kernel
+ * checks again. Tokens are counted from 1 in messages, as Lua's lists are. */
+static pyr_status check_ids(pyr_runtime *rt, const pyr_model_config *c, const int32_t *ids,
+                            int64_t n) {
   for (int64_t i = 0; i < n; i++)
     if (ids[i] < 0 || ids[i] >= c->vocab)
       return pyr_runtime_set_error(rt, PYR_ARGUMENT,
                                    "token %lld has id %d, outside the vocabulary of %d",
                                        (long long)i + 1, (int)ids[i], (int)c->vocab);
+  return PYR_OK;
+}
+
+/* One NaN in one row would be in every later token's attention, and in all that is saved of it; an
+ * infinity is a NaN after the first norm. What is finite is let through, however large: how far
+ * from the table's rows a caller's may lie is the model's affair. Called once n is known to fit the
+ * context, so that n * width cannot overflow. */
+static pyr_status check_embeddings(pyr_runtime *rt, const pyr_model_config *c, const float *rows,
+                                   int64_t n) {
+  for (int64_t i = 0; i < n * c->width; i++)
+    if (!isfinite(rows[i]))
+      return pyr_runtime_set_error(rt, PYR_ARGUMENT,
+                                   "embedding %lld is not finite at number %lld of %d",
+                                       (long long)(i / c->width + 1), (long long)(i % c->width + 1),
+                                           (int)c->width);
+  return PYR_OK;
+}
+
+/* The context bounds what is rotated to: of a compacted layer with 300 rows the next token is
+ * rotated to 300, whatever has been read; of others to the number of tokens read. Positions
+ * themselves are only bounded by 2^31. */
+static pyr_status check_room(const pyr_cache *cache, int64_t n) {
+  const pyr_model_config *c = &cache->pool->model->config;
+  pyr_runtime *rt = cache->pool->rt;
   int64_t before = 0;  /* the position that the first of them is rotated to, at most */
   for (int layer = 0; layer < cache->layers; layer++)
     before = pyr_max(before, cache->states[layer].compact ? pyr_cache_layer_rows(cache, layer)
@@ -205,6 +237,8 @@ static void drop_marked(pyr_cache *cache) {
 typedef struct pyr_prefill {
   pyr_cache *cache;
   pyr_forward f;
+  const int32_t *ids;              /* host [n] the prompt: tokens, … */
+  const float *embeddings;         /* host [n, width] … or rows in their place; one is NULL */
   int64_t n, alive;                /* tokens of the prompt; those that reach the layer */
   int flags;
   pyr_layer_plan plan;             /* of the layer that is running */
@@ -332,18 +366,34 @@ static pyr_status prefill_check(const pyr_prefill *p) {
   return PYR_OK;
 }
 
-/* From ids to logits (NULL: not wanted); all memory but the lanes' and the plans' is there. The
- * order is that of the computation: nothing goes back to the host before the last layer has been
- * asked for, so a device is never waited for in between, but where a plan's
- * counts depend on scores, or its policy ranks by a function of its own. */
-static pyr_status prefill_layers(pyr_prefill *p, const int32_t *ids, float *logits) {
+/* The prompt becomes the residual stream, the only place where ids and embeddings differ: all that
+ * follows knows tokens by their rows and positions alone.
+ *
+ *     ids          17, 4, 301  ->  rows 17, 4, 301 of the table ─┐
+ *                                                                ├─ x [3, width] -> layer 0
+ *     embeddings   3 rows of the caller's ───────────────────────┘
+ *
+ * Of a width of 576, 4,000 rows are 9.2 MB that go over to a device, against 16 KB of ids. */
+static pyr_status prefill_source(pyr_prefill *p) {
+  pyr_forward *f = &p->f;
+  if (p->embeddings)
+    return f->be->upload(f->be, f->x, p->embeddings,
+                         (size_t)(p->n * f->model->config.width) * sizeof *p->embeddings);
+  PYR_TRY(f->be->upload(f->be, f->ids, p->ids, (size_t)p->n * sizeof *p->ids));
+  return embed_ids(f->be, f->model, f->x, f->ids, p->n);
+}
+
+/* From the prompt to logits (NULL: not wanted); all memory but the lanes' and the plans' is there.
+ * The order is that of the computation: nothing goes back to the host before the last layer has
+ * been asked for, so a device is never waited for in between, but where a plan's counts depend on
+ * scores, or its policy ranks by a function of its own. */
+static pyr_status prefill_layers(pyr_prefill *p, float *logits) {
   pyr_cache *cache = p->cache;
   pyr_forward *f = &p->f;
   pyr_backend *be = f->be;
   const pyr_model_config *c = &f->model->config;
-  PYR_TRY(be->upload(be, f->ids, ids, (size_t)p->n * sizeof *ids));
   PYR_TRY(pyr_fill_zeros(be, f->faults, c->layers));
-  PYR_TRY(be->embed(be, f->x, &f->model->embed, f->ids, p->n));
+  PYR_TRY(prefill_source(p));
   PYR_TRY(be->iota(be, f->pos, (int32_t)cache->tokens, p->n));
   for (int layer = 0; layer < c->layers; layer++) PYR_TRY(prefill_layer(p, layer));
   if (logits) PYR_TRY(prefill_logits(p, logits));
@@ -400,20 +450,23 @@ static bool changes_older_rows(const pyr_cache *cache, int flags) {
 /* Three ways back, from the most that may have changed to the least: undo, where older rows may
  * have; clear, where there were none; drop_marked, where only new rows came. Counters move at
  * the end, but for `computed` and `evicted`, which are put back. */
-pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, int flags,
-                             float *logits) {
+static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *embeddings, int64_t n,
+                          int flags, float *logits) {
   pyr_runtime *rt = cache->pool->rt;
   pyr_backend *be = cache->pool->be;
   const pyr_model *model = cache->pool->model;
   pyr_undo *undo = NULL;
-  pyr_prefill p = { .cache = cache, .n = n, .alive = n, .flags = flags,
+  pyr_prefill p = { .cache = cache, .ids = ids, .embeddings = embeddings, .n = n, .alive = n,
+                    .flags = flags,
                     .f = { .model = model, .be = be, .layout = cache->pool->layout } };
   if (!model->ready) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the model is not ready");
   if (pyr_runtime_here(rt) != PYR_OK) return PYR_DEVICE;
   if (n < 1)
     return pyr_runtime_set_error(rt, PYR_ARGUMENT,
                                  "the prompt is empty: a prefill needs at least one token");
-  PYR_TRY(check_tokens(cache, ids, n));
+  if (ids) PYR_TRY(check_ids(rt, &model->config, ids, n));
+  PYR_TRY(check_room(cache, n));
+  if (embeddings) PYR_TRY(check_embeddings(rt, &model->config, embeddings, n));
 
   /* A failure drops the new rows again; more is needed only where older rows, or what is tracked of
    * them, change. */
@@ -423,7 +476,7 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
 
   pyr_arena block = { 0 }, host = { 0 };
   pyr_status s = prefill_memory(&p, logits != NULL, &block, &host);
-  if (s == PYR_OK) s = prefill_layers(&p, ids, logits);
+  if (s == PYR_OK) s = prefill_layers(&p, logits);
   be->release(be, block.block, block.used);
   pyr_release(rt, host.block, host.used);
   if (s == PYR_OK) {
@@ -441,6 +494,41 @@ pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, in
     cache->computed = computed;
     cache->evicted = evicted;
   }
+  return s;
+}
+
+pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, int flags,
+                             float *logits) {
+  return prefill(cache, ids, NULL, n, flags, logits);
+}
+
+pyr_status pyr_cache_prefill_embeddings(pyr_cache *cache, const float *rows, int64_t n, int flags,
+                                        float *logits) {
+  return prefill(cache, NULL, rows, n, flags, logits);
+}
+
+/* In chunks, so that what it takes on a device does not grow with n: of width 576, 512 ids and
+ * their rows are 1.2 MB. */
+pyr_status pyr_model_embed(pyr_model *model, const int32_t *ids, int64_t n, float *out) {
+  pyr_runtime *rt = model->rt;
+  pyr_backend *be = pyr_runtime_backend(rt);
+  int64_t width = model->config.width, chunk = pyr_min(n, PYR_CHUNK);
+  if (!model->ready) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the model is not ready");
+  if (pyr_runtime_here(rt) != PYR_OK) return PYR_DEVICE;
+  PYR_TRY(check_ids(rt, &model->config, ids, n));
+  if (n < 1) return PYR_OK;
+  size_t row_bytes = (size_t)width * sizeof *out, bytes = (size_t)chunk * (row_bytes + sizeof *ids);
+  float *rows = be->alloc(be, bytes);
+  if (!rows) return pyr_nomem(rt, bytes, "rows of embeddings");
+  int32_t *place = (int32_t *)(rows + chunk * width);
+  pyr_status s = PYR_OK;
+  for (int64_t at = 0; at < n && s == PYR_OK; at += chunk) {
+    int64_t count = pyr_min(chunk, n - at);
+    s = be->upload(be, place, ids + at, (size_t)count * sizeof *ids);
+    if (s == PYR_OK) s = embed_ids(be, model, rows, place, count);
+    if (s == PYR_OK) s = be->download(be, out + at * width, rows, (size_t)count * row_bytes);
+  }
+  be->release(be, rows, bytes);
   return s;
 }
 
@@ -478,7 +566,8 @@ static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int c
     if (caches[i]->tokens == 0)
       return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
                                    "a step needs a cache that has read a prompt");
-    PYR_TRY(check_tokens(caches[i], ids + i, 1));
+    PYR_TRY(check_ids(pool->rt, &pool->model->config, ids + i, 1));
+    PYR_TRY(check_room(caches[i], 1));
   }
   return PYR_OK;
 }
@@ -628,7 +717,7 @@ static pyr_status step_layer(pyr_decode *d, int layer) {
 static pyr_status step_layers(pyr_decode *d) {
   pyr_backend *be = d->f.be;
   const pyr_model *model = d->f.model;
-  PYR_TRY(be->embed(be, d->f.x, &model->embed, d->f.ids, d->count));
+  PYR_TRY(embed_ids(be, model, d->f.x, d->f.ids, d->count));
   for (int layer = 0; layer < model->config.layers; layer++) PYR_TRY(step_layer(d, layer));
   return project_logits(&d->f, d->f.x, d->count);
 }

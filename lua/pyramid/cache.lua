@@ -38,6 +38,7 @@ local cache = {}
 ---@field clear fun(self: pyramid.Cache): true?, string?, string?    forgets every token
 ---@field close fun(self: pyramid.Cache)               gives its pages back
 ---@field package read fun(self: pyramid.Cache, ids: integer[], all?: boolean, prune?: boolean): any
+---@field package read_embeddings fun(self: pyramid.Cache, rows: pyramid.Embeddings, all?: boolean, prune?: boolean): any
 ---@field package evaluate fun(self: pyramid.Cache, program?: string, layer: integer, head: integer): any
 ---@field package cut fun(self: pyramid.Cache, bound?: table): true?, string?, string?
 ---@field package owner fun(self: pyramid.Cache): pyramid.Model
@@ -171,23 +172,39 @@ local prefill_keys = { all = "boolean", prune = "boolean", progress = "function"
 ---@field progress? fun(done: integer, total: integer): boolean?
 ---  called between layers and chunks; returning true cancels
 
----Reads tokens. Returns the last position's logits; with `all`, a sequence of every position's. On
----any failure the rows are as before.
----@param ids integer[]
+---Rows of the model's width, one for what would be a token: packed f32 as the machine has them, a
+---matrix, or a sequence of rows, each a sequence or a vector.
+---@alias pyramid.Embeddings string|pyramid.Vector|(number[]|pyramid.Vector)[]
+
+---@class pyramid.EmbeddedPrompt
+---@field embeddings pyramid.Embeddings
+---  as they enter the first layer: after a scale that the model gives its embeddings, where it has
+---  one. model:embed(ids) gives those of ids
+
+---Reads tokens, or rows that stand for tokens where something is no text: `{ embeddings = rows }`.
+---The two may alternate over several calls; a row has a position, is judged by policies and counts
+---in `tokens` as a token does. Returns the last position's logits; with `all`, a sequence of every
+---position's. On any failure (a row that holds NaN or an infinity is one) the rows are as before.
+---@param prompt integer[]|pyramid.EmbeddedPrompt
 ---@param given? pyramid.PrefillOptions
 ---@return pyramid.Logits|pyramid.Logits[]|nil logits
 ---@return string? message
 ---@return string? code
-function Cache:prefill(ids, given)
+function Cache:prefill(prompt, given)
   given = options.check("cache:prefill", given, prefill_keys)
-  if not given.progress then return self:read(ids, given.all, given.prune) end
+  local read, source = self.read, prompt
+  if type(prompt) == "table" and rawget(prompt, "embeddings") ~= nil then
+    options.check("cache:prefill", prompt, { embeddings = "any" })
+    read, source = self.read_embeddings, prompt.embeddings
+  end
+  if not given.progress then return read(self, source, given.all, given.prune) end
   local open, runtime = pcall(function(owner) return owner:runtime() end, self:owner())
   if not open then
     error("cache:prefill: progress needs the model, which is closed; read without it", 2)
   end
   runtime:on_progress(given.progress)
   local _ <close> = setmetatable({}, { __close = function() runtime:on_progress(nil) end })
-  return self:read(ids, given.all, given.prune)
+  return read(self, source, given.all, given.prune)
 end
 
 ---Evicts at once: in each layer what the prefill plan of a policy (left out: the cache's own) says

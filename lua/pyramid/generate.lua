@@ -126,7 +126,7 @@ end
 ---Starts a generation: reads the prompt at once (so that `nil, message, code` comes from here),
 ---then yields pieces.
 ---@param model pyramid.Model
----@param prompt string|integer[]
+---@param prompt string|integer[]|pyramid.EmbeddedPrompt
 ---@param given? pyramid.GenerateOptions
 ---@return pyramid.Generation?
 ---@return string? message
@@ -144,7 +144,7 @@ function generate.start(model, prompt, given)
     ids, message, code = model:encode(prompt, { special = given.special ~= false, add = add })
     if not ids then return nil, message, code end
   elseif type(prompt) ~= "table" then
-    error("model:generate: the prompt is a text or a sequence of ids", 2)
+    error("model:generate: the prompt is a text, a sequence of ids or { embeddings = rows }", 2)
   end
   local cache, own = given.cache, false
   if cache and (given.policy or given.dtype or given.budget or given.policy_seconds
@@ -163,11 +163,12 @@ function generate.start(model, prompt, given)
   local picker, decoder, logits, accepted = given.sampler or {}, nil, nil, nil
   if type(picker) == "table" then picker, message, code = sampler(picker) end
   if picker then decoder, message, code = tokenizer:decoder { continues = true } end
-  local began = clock()
+  local began, before = clock(), cache:tokens()
   if decoder then
     logits, message, code = cache:prefill(ids, { progress = given.progress, prune = given.prune })
   end
-  if logits then accepted, message, code = picker:accept(ids) end
+  -- rows that stand for no ids are nothing that a penalty could know again
+  if logits then accepted, message, code = picker:accept(ids.embeddings and {} or ids) end
   if not accepted then
     if own then cache:close() end
     return nil, message, code
@@ -180,9 +181,9 @@ function generate.start(model, prompt, given)
     logprobs = given.logprobs and {} or nil, alternatives = math.type(given.logprobs) == "integer"
       and given.logprobs or 0,
     pending = "",   -- decoded text that may be the beginning of a stop text
-    stats = { prompt_tokens = #ids, generated_tokens = 0, prefill_seconds = clock() - began,
-      decode_seconds = 0, cache_bytes = cache:bytes(), cache_fraction = cache:fraction(),
-        pruned = cache:evicted() > 0 },
+    stats = { prompt_tokens = cache:tokens() - before, generated_tokens = 0,
+      prefill_seconds = clock() - began, decode_seconds = 0, cache_bytes = cache:bytes(),
+        cache_fraction = cache:fraction(), pruned = cache:evicted() > 0 },
   }, Generation)
   return self, nil, nil, self
 end

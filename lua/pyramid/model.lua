@@ -157,6 +157,15 @@ function Model:decode(ids, given)
   return self.tokenizer:decode(ids, given)
 end
 
+---What ids are to the first layer: packed f32, a row of `config.width` numbers for each.
+---`cache:prefill { embeddings = … }` reads them, alone or among rows of one's own, as it reads the
+---ids.
+---@param ids integer[]
+---@return string?
+---@return string? message
+---@return string? code
+function Model:embed(ids) return core.embed(self:native(), ids) end
+
 ---A cache for one sequence.
 ---@param given? pyramid.CacheOptions
 ---@return pyramid.Cache?
@@ -193,7 +202,7 @@ end
 function Model:batch(given) return batch.new(self, given) end
 
 ---Generates text: an iterator of pieces and ids.
----@param prompt string|integer[]
+---@param prompt string|integer[]|pyramid.EmbeddedPrompt
 ---@param given? pyramid.GenerateOptions
 ---@return pyramid.Generation?
 ---@return string? message

@@ -74,6 +74,25 @@ describe("generation", function()
     assert.has_error(function() model:generate(prompt, { cache = cache, budget = 3 }) end)
   end)
 
+  it("goes on behind rows, whose ids no penalty knows", function()
+    local ids = assert(model:encode(prompt))
+    local rows, cache <close> = assert(model:embed(ids)), assert(model:cache())
+    local last = rows:sub(-4 * model.config.width)
+    assert(cache:prefill { embeddings = rows:sub(1, -4 * model.config.width - 1) })
+    local run <close> = assert(model:generate({ embeddings = last },
+      { cache = cache, max_tokens = 20, ignore_eos = true }))
+    assert.equal(1, run.stats.prompt_tokens)
+    local pieces = {}
+    for piece in run do pieces[#pieces + 1] = piece end
+    assert.equal((collect { max_tokens = 20, ignore_eos = true }), table.concat(pieces))
+    -- nothing was seen before the first pick: it is what the model alone says
+    local penalty = { repeat_penalty = 1e6 }
+    local again = assert(model:generate({ embeddings = rows },
+      { sampler = penalty, max_tokens = 1 }))
+    assert.equal((collect { max_tokens = 1 }), again())
+    again:close()
+  end)
+
   it("closes its own cache when the loop is left", function()
     local run
     do
