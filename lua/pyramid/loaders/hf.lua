@@ -9,6 +9,7 @@ local json = require "pyramid.loaders.json"
 local rope = require "pyramid.loaders.rope"
 local safetensors = require "pyramid.loaders.safetensors"
 local switches = require "pyramid.loaders.switches"
+local wrapper = require "pyramid.loaders.wrapper"
 
 local exists = files.exists
 local hf = {}
@@ -129,12 +130,13 @@ local function read_window(c, family, layers, what)
   return window
 end
 
---- Token ids that end a text: all that generation_config.json and config.json name, each once.
-local function read_eos(c, dir, what)
+--- Token ids that end a text: all that generation_config.json and config.json name, each once;
+--- `c` is the latter, `text` its part about text, or all of it.
+local function read_eos(c, text, dir, what)
   local path = dir .. "/generation_config.json"
   local generation = exists(path) and json.decode(json.read(path, CONFIG_MAX), path) or {}
   local out, seen = {}, {}
-  for _, file in ipairs { { path, generation }, { what, c } } do
+  for _, file in ipairs { { path, generation }, { what, c }, { what, text } } do
     local eos = file[2].eos_token_id
     if eos == json.null then eos = nil end
     for _, id in ipairs(type(eos) == "table" and eos or { eos }) do
@@ -149,8 +151,9 @@ end
 
 --- From config.json to what pyramid.core and users are told.
 local function read_config(dir)
-  local what = dir .. "/config.json"
-  local c = json.decode(json.read(what, CONFIG_MAX), what)
+  local path = dir .. "/config.json"
+  local outer = json.decode(json.read(path, CONFIG_MAX), path)
+  local c, what, note = wrapper.text_of(outer, path)
   local family = find_family(c, what)
   refuse(c, what)
   for key, value in pairs(family.defaults) do
@@ -185,6 +188,8 @@ local function read_config(dir)
   if not (norm_eps > 0 and norm_eps <= 0.1) then               -- as core/model/model.c has it
     fault.raise("format", "%s: rms_norm_eps is %s, outside (0, 0.1]", what, fault.quote(norm_eps))
   end
+  local tied = json.field(c, "tie_word_embeddings", "boolean", what)
+  if tied == nil and not note then tied = false end            -- else settle_tied finds it out
   local context = count("max_position_embeddings", 1 << 30)
   local r = read_rope(c, family, head_dim, context, what)
   -- what scaling reaches: yarn says so, Vicuna names it
@@ -197,11 +202,14 @@ local function read_config(dir)
     ff = count("intermediate_size", 1 << 20), vocab = count("vocab_size", 1 << 22),
     context = math.max(context, math.floor(math.min(reach, 1 << 30))),
     norm_eps = norm_eps, rope = r,
-    tied = json.field(c, "tie_word_embeddings", "boolean", what, false),
+    tied = tied,
     window = read_window(c, family, layers, what),
       biased = json.field(c, "attention_bias", "boolean", what, false),
-    bos = json.field(c, "bos_token_id", "integer", what), eos = read_eos(c, dir, what),
-  }, what
+    bos = json.field(c, "bos_token_id", "integer", what) or json.field(outer, "bos_token_id",
+      "integer", path),
+    eos = read_eos(outer, c, dir, path),
+    further = json.field(c, "num_nextn_predict_layers", "integer", what, 0),
+  }, what, note
 end
 
 -- ---- weights ------------------------------------------------------------------------------------
@@ -283,6 +291,7 @@ end
 --- does, they are one only if they are equal. If it holds only the output matrix, that is both.
 local function settle_tied(config, tensors, names, what)
   local embed, output = tensors[names.embed], tensors[names.output]
+  if config.tied == nil then config.tied = not output end    -- a wrapper that leaves it out
   if not config.tied or not output then return nil end
   if not embed then
     tensors[names.embed] = output
@@ -298,22 +307,25 @@ end
 ---@param dir string
 ---@return pyramid.Source
 function hf.open(dir)
-  local family, config, what = read_config(dir)
+  local family, config, what, note = read_config(dir)
   local optional = {}
   for _, role in ipairs(family.weights) do optional[role] = true end
   if config.biased and not optional.q_bias then  -- Qwen2 has biases of its own, whatever this says
     for _, role in ipairs { "q_bias", "k_bias", "v_bias", "o_bias" } do optional[role] = true end
   end
-  config.biased = nil
+  local further = config.further
+  config.biased, config.further = nil, nil
   config.rope.freq, config.rope.gain = rope.compute(config.rope, what)
-  local ignored, tensors, names = { "%.rotary_emb%.inv_freq$" }, read_weights(dir), family.names.hf
-  local untied = settle_tied(config, tensors, names, what)
-  if config.tied then ignored[2] = "^lm_head%.weight$" end
+  local tensors, warnings = read_weights(dir), {}
+  local names, own = wrapper.names_of(tensors, family.names.hf, dir)
+  warnings[1] = note
+  warnings[#warnings + 1] = settle_tied(config, tensors, names, what)
   return {
     format = "hf", path = dir, family = family, config = config, tensors = tensors,
-      optional = optional,
-    names = names, warnings = { untied }, ignored = ignored,
-      tokenizer = exists(dir .. "/tokenizer.json") and dir or nil,
+      optional = optional, names = names, warnings = warnings,
+    ignored = config.tied and { "^" .. names.output:gsub("%p", "%%%0") .. "$" } or {},
+    may_ignore = function(name) return wrapper.may_ignore(name, own, config.layers, further) end,
+    tokenizer = exists(dir .. "/tokenizer.json") and dir or nil,
   }
 end
 

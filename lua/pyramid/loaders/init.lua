@@ -3,7 +3,8 @@
 -- header says is checked once more by the core.
 --
 -- A model that loads is the model that was saved: a weight that is missing is an error, and so is a
--- tensor left over.
+-- tensor left over, but for those of which the format's loader knows that text does not go through
+-- them; a line says so.
 
 local core = require "pyramid.core"
 local families = require "pyramid.families"
@@ -11,6 +12,7 @@ local dtypes = require "pyramid.loaders.dtypes"
 local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
 local rope = require "pyramid.loaders.rope"
+local wrapper = require "pyramid.loaders.wrapper"
 local formats = { hf = require "pyramid.loaders.hf", gguf = require "pyramid.loaders.gguf_model" }
 
 local loaders = {}
@@ -41,6 +43,8 @@ local loaders = {}
 ---@field optional table<string, boolean> roles beyond the base that the model has
 ---@field names table<string, string>     role to name
 ---@field ignored string[]                patterns of names that may be left over
+---@field may_ignore (fun(name: string): boolean)?  others that may be, with a note
+---@field leftover string[]?              those, once the weights were listed
 ---@field tokenizer string|pyramid.Gguf|nil
 ---  what pyramid.tokenizer needs: a directory, or a file's header
 ---@field warnings string[]?              what its user should know, a line each
@@ -113,10 +117,14 @@ local function list_weights(source)
     end
   end
   local left = {}
+  source.leftover = {}
   for name in pairs(source.tensors) do
     local ignore = used[name]
     for _, pattern in ipairs(source.ignored) do ignore = ignore or name:find(pattern) end
-    if not ignore then left[#left + 1] = name end
+    if not ignore then
+      local list = source.may_ignore and source.may_ignore(name) and source.leftover or left
+      list[#list + 1] = name
+    end
   end
   if #left > 0 then
     table.sort(left)
@@ -255,6 +263,7 @@ end
 function loaders.warnings(source, weights, as)
   local out = {}
   for _, message in ipairs(source.warnings or {}) do out[#out + 1] = message end
+  out[#out + 1] = wrapper.describe(source.leftover or {}, source.path)
   add_conversions(out, source, weights, as)
   return out
 end
