@@ -48,7 +48,7 @@ endif
 # Debian's names; scripts/maker/deps.sh knows those of other systems. The program, the specs, what
 # looks at the sources.
 NEEDS        := gcc libc6-dev lua5.4 liblua5.4-dev lua-argparse libpcre2-dev lua-cjson-dev $(if $(filter 0,$(ONEDNN)),,libdnnl-dev)
-NEEDS_TEST   := $(NEEDS) g++ pkg-config lua-busted locales
+NEEDS_TEST   := $(NEEDS) g++ pkg-config lua-busted locales curl
 NEEDS_CHECK  := $(NEEDS_TEST) lua-check
 NEEDS_MODELS := python3 python3-pip
 # What hosts of other makes are tried with; specs of those that are missing stay pending.

@@ -16,6 +16,7 @@ name_for() { # MANAGER PACKAGE
     dnf:liblua5.4-dev) echo lua-devel lua-static ;; pacman:liblua5.4-dev) ;; apk:liblua5.4-dev) echo lua5.4-dev ;;
     dnf:libpcre2-dev) echo pcre2-devel ;; pacman:libpcre2-dev) echo pcre2 ;; apk:libpcre2-dev) echo pcre2-dev ;;
     dnf:libdnnl-dev) echo onednn-devel ;; pacman:libdnnl-dev) echo onednn ;; apk:libdnnl-dev) echo onednn-dev ;;
+    dnf:curl | pacman:curl | apk:curl) echo curl ;;
     dnf:lua-argparse) echo lua-argparse ;; pacman:lua-argparse) echo lua54-argparse ;; apk:lua-argparse) echo lua-argparse ;;
     dnf:locales) echo glibc-locale-source ;;
     apk:lua-cjson-dev) echo lua5.4-cjson ;;

@@ -13,6 +13,7 @@ local options = require "pyramid.options"
 local picture = require "pyramid.tools.picture"
 local policy = require "pyramid.policy"
 local sampler = require "pyramid.sampler"
+local store = require "pyramid.tools.store"
 
 -- A script is a program: from here on it reads and writes numbers and sorts as in the C locale,
 -- whatever runs it.
@@ -118,7 +119,8 @@ cli.device_help = "Where it runs: cpu, or cuda, where libpyramid_cuda.so and a G
 
 ---@param parser table
 function cli.add_model(parser)
-  option(parser, "--model", "PATH", "A Hugging Face folder or a .gguf file.",
+  option(parser, "--model", "PATH",
+    "A Hugging Face folder, a .gguf file, or a name that `pyramid models` lists.",
     { short = "-m", default = cli.default_model })
   option(parser, "--weights", "DTYPE",
     ("Convert the weights: %s."):format(table.concat(dtypes.writable, ", ")))
@@ -278,8 +280,8 @@ end
 
 local exists = files.exists
 
----Where a model is: as it is named, or in one of the folders that scripts and policies are found
----in.
+---Where a model is: as it is named, in one of the folders that scripts and policies are found in,
+---or among those that were fetched.
 ---@param path string
 ---@return string
 function cli.find_model(path)
@@ -287,7 +289,15 @@ function cli.find_model(path)
   for _, root in ipairs(require "pyramid.paths") do
     if exists(root .. "/" .. path) then return root .. "/" .. path end
   end
-  return path
+  return store.find(path) or path
+end
+
+-- Names of what was fetched, for a message.
+local function fetched_names()
+  local names = {}
+  for i, entry in ipairs(store.list()) do names[i] = entry.name end
+  return #names == 0 and "none so far" or table.concat(names, ", ", 1, math.min(#names, 12))
+    .. (#names > 12 and ", …" or "")
 end
 
 ---The same, or the end of the program.
@@ -299,9 +309,10 @@ function cli.need_model(path, how)
   if not exists(found) then
     cli.fail(("there is no model '%s'"):format(path), (path == cli.default_model
         and "The default model lies in Pyramid's repository: run this there, or set PYRAMID_PATH to its folder.\n" or "")
-      .. ("Give %s: a Hugging Face folder (config.json, tokenizer.json, model.safetensors) or a "
-        .. ".gguf file.")
-        :format(how or "--model PATH"))
+      .. ("Give %s: a Hugging Face folder (config.json, tokenizer.json, model.safetensors), a .gguf "
+        .. "file,\nor a name that `pyramid models` lists (%s). `pyramid get` fetches: %s, "
+        .. "ORG/REPO, or a URL."):format(how or "--model PATH", fetched_names(),
+          table.concat(store.names(), ", ")))
   end
   return found
 end
