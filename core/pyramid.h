@@ -199,6 +199,10 @@ typedef struct pyr_tensor_spec {  /* where a tensor lies; checked against the ma
   pyr_dtype dtype;
   int rank;                         /* 1 or 2 */
   int64_t shape[2];  /* row-major: [out, in] for a matrix, the contiguous dimension last */
+  int64_t run, step;  /* 0: rows follow each other. Else row r (a vector's value r) is row r / run *
+                         step + r % run of a larger one that begins at `offset` and ends with the
+                         last row taken; f32, f16, bf16 */
+  int transposed;     /* 1: the file has [in, out] of a matrix whose shape is given as [out, in] */
 } pyr_tensor_spec;
 
 /* ---- model ----------------------------------------------------------------------------------- */
@@ -208,15 +212,75 @@ typedef struct pyr_model pyr_model;
 typedef enum pyr_rope_style { PYR_ROPE_HALF = 0 /* pairs (i, i+d/2) */,
                               PYR_ROPE_INTERLEAVED /* pairs (2i, 2i+1) */ } pyr_rope_style;
 
+/* Switches of the decoder. What is 0 is Llama's, so that a configuration says only where a model
+ * differs. docs/adding-a-family.md has the models behind each. */
+typedef enum pyr_norm_kind {
+  PYR_NORM_RMS = 0,         /* x / sqrt(mean x^2 + eps), times weights */
+  PYR_NORM_LAYER            /* (x - mean) / sqrt(variance + eps), times weights, plus a bias */
+} pyr_norm_kind;
+
+typedef enum pyr_norm_place {
+  PYR_NORM_BEFORE = 0,      /* x += f(norm(x)): attn_norm, ffn_norm */
+  PYR_NORM_AFTER,           /* x += norm(f(x)): attn_post_norm, ffn_post_norm */
+  PYR_NORM_AROUND           /* x += norm(f(norm(x))): all four */
+} pyr_norm_place;
+
+typedef enum pyr_residual {
+  PYR_RESIDUAL_SEQUENTIAL = 0,  /* x += attention(x), then x += mlp(x) */
+  PYR_RESIDUAL_PARALLEL,        /* x += attention(attn_norm(x)) + mlp(ffn_norm(x)) */
+  PYR_RESIDUAL_SHARED           /* the same with one norm, attn_norm, for both */
+} pyr_residual;
+
+typedef enum pyr_qk_norm {  /* how q_norm and k_norm, where a model has them, lie over the heads */
+  PYR_QK_HEAD = 0,          /* [head_dim]: each head is normed, all with the same weights */
+  PYR_QK_EACH,              /* [heads*head_dim]: each head is normed, with weights of its own */
+  PYR_QK_WIDTH              /* [heads*head_dim]: all heads of a token are normed as one vector */
+} pyr_qk_norm;
+
+typedef enum pyr_activation {
+  PYR_ACT_SILU = 0,         /* x / (1 + e^-x) */
+  PYR_ACT_GELU,             /* x/2 (1 + erf(x / sqrt 2)) */
+  PYR_ACT_GELU_TANH,        /* x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) */
+  PYR_ACT_RELU,             /* max(x, 0) */
+  PYR_ACT_RELU2,            /* max(x, 0)^2 */
+  PYR_ACT_SWIGLU_CLAMPED,   /* GPT-OSS: x of at most the limit, times 1 / (1 + e^(-1.702 x)); the
+                               other factor, within plus and minus the limit, plus 1 */
+  PYR_ACTIVATIONS
+} pyr_activation;
+
+enum { PYR_TURN_FIRST = 0, PYR_TURN_SECOND, PYR_TURN_NONE };   /* of pyr_model_config.turns */
+
 typedef struct pyr_model_config {
   int32_t layers, heads, kv_heads, head_dim, width, ff, vocab, context;
   float norm_eps;
   pyr_rope_style rope_style;
-  int32_t rope_dims;        /* leading dimensions of a head that rotate; even, <= head_dim */
+  int32_t rope_dims;        /* leading dimensions of a head that rotate; even, <= head_dim; 0: no
+                               layer rotates */
   const float *rope_freq;   /* [rope_dims/2] radians per position, scaling applied by the loader;
                                copied */
   float rope_gain;          /* multiplies sin and cos (YaRN's attention factor); 1 otherwise */
   const int32_t *window;  /* [layers] sliding window in positions, 0 = none; NULL = none; copied */
+
+  const uint8_t *turns;     /* [layers] PYR_TURN_…: which table turns the layer's q and k; NULL: the
+                               first in all; copied */
+  const float *rope_second; /* [rope_dims/2] the second table (Gemma 3's windowed layers); copied */
+  float rope_second_gain;
+  pyr_norm_kind norm;
+  float norm_offset;        /* added to weights of norms when they are bound (Gemma: 1) */
+  pyr_norm_place norm_place;
+  pyr_qk_norm qk_norm;
+  pyr_residual residual;
+  pyr_activation activation;
+  float activation_limit;   /* PYR_ACT_SWIGLU_CLAMPED's */
+  int32_t plain_mlp;        /* 1: down(act(up x)); 0: down(act(gate x) * up x) */
+  int32_t positions;        /* 1: PYR_W_POSITIONS is added to embeddings */
+  float embed_scale, residual_scale, logit_scale;  /* multiply embeddings, what a half of a layer
+                                                      adds, logits; 0: as they are */
+  float score_scale;        /* multiplies q.k; 0: 1/sqrt(head_dim) */
+  float score_cap, logit_cap;  /* x becomes cap * tanh(x / cap), of scaled q.k and of scaled logits;
+                                  0: as it is */
+  const float *slopes;      /* [heads] ALiBi (arXiv 2108.12409): -d * slopes[h] is added to the score of
+                               head h and a row d positions back; NULL: none; copied */
 } pyr_model_config;
 
 typedef enum pyr_role {     /* which weight a tensor is; shapes in brackets */
@@ -226,19 +290,29 @@ typedef enum pyr_role {     /* which weight a tensor is; shapes in brackets */
   PYR_W_ATTN_NORM,          /* [width]; from here on per layer */
   PYR_W_Q, PYR_W_K, PYR_W_V,            /* [heads*head_dim | kv_heads*head_dim, width] */
   PYR_W_Q_BIAS, PYR_W_K_BIAS, PYR_W_V_BIAS,
-  PYR_W_Q_NORM, PYR_W_K_NORM,           /* [head_dim], optional */
+  PYR_W_Q_NORM, PYR_W_K_NORM,           /* as pyr_qk_norm says, optional */
   PYR_W_O,                              /* [width, heads*head_dim] */
   PYR_W_O_BIAS,
   PYR_W_FFN_NORM,                       /* [width] */
   PYR_W_GATE, PYR_W_UP,                 /* [ff, width] */
   PYR_W_DOWN,                           /* [width, ff] */
+  /* those of switches; not layered: */
+  PYR_W_POSITIONS,                      /* [context, width], learned */
+  PYR_W_OUT_NORM_BIAS,                  /* [width] */
+  PYR_W_OUTPUT_BIAS,                    /* [vocab] */
+  PYR_W_ATTN_NORM_BIAS, PYR_W_FFN_NORM_BIAS,            /* [width]; per layer, as are the rest */
+  PYR_W_ATTN_POST_NORM, PYR_W_FFN_POST_NORM,            /* [width] */
+  PYR_W_GATE_BIAS, PYR_W_UP_BIAS,                       /* [ff] */
+  PYR_W_DOWN_BIAS,                                      /* [width] */
+  PYR_W_SINKS,                          /* [heads] logits of nothing, in each head's softmax
+                                           (GPT-OSS) */
   PYR_ROLES
 } pyr_role;
 
 pyr_status pyr_model_new(pyr_runtime *rt, const pyr_model_config *config, pyr_model **out);
 /* Binds one weight. `as` < 0 keeps the file's dtype (mapped, not copied, where its alignment
  * allows); otherwise converts matrices to `as` (f32, f16, bf16, q8_0, q4_0). Vectors are always
- * kept as f32. `layer` is ignored for the first three roles. PYR_FORMAT: shape or bounds;
+ * kept as f32. `layer` is ignored for roles outside the layers. PYR_FORMAT: shape or bounds;
  * PYR_ARGUMENT: bound twice, role or layer out of range. */
 pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_tensor_spec *spec,
                           int as);

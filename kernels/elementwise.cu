@@ -7,7 +7,7 @@
  *
  * What bounds them: bytes, where there are many tokens; in a decode step the launch, which is why
  * those of a step go to the device together (step.cu). Sums are f32. Nothing here has dynamic
- * shared memory; rms_norm has 128 bytes of static. */
+ * shared memory; norm has 128 bytes of static. */
 #include "convert.cuh"
 
 static constexpr int THREADS = 256;
@@ -37,30 +37,35 @@ static pyr_status cuda_embed(pyr_backend *be, float *out, const pyr_tensor *tabl
   return cuda_launched(be, "embed");
 }
 
-/* ---- rms_norm -------------------------------------------------------------------------------- */
+/* ---- norm ------------------------------------------------------------------------------------ */
 
-/* out = weight * x / sqrt(mean of x^2 + eps); out may be x. A block for a token; sums are f32, a
- * thread's over every blockDim-th value, then by block_sum: the order depends on d alone. x = (3,
- * 4): the mean of squares is 12.5, and out = weight * (.849, 1.131). */
-static __global__ void rms_norm_kernel(float *out, const float *x, const float *weight, int64_t d,
-                                       float eps) {
+/* A block for a row; out may be x. Sums are f32, a thread's over every blockDim-th value, then by
+ * block_sum: the order depends on d alone. x = (3, 4): the mean of squares is 12.5, and out =
+ * weight * (.849, 1.131); as LayerNorm the mean is 3.5, and out = weight * (-1, 1) + bias. */
+static __global__ void norm_kernel(float *out, const float *x, pyr_norm norm, int64_t d) {
   __shared__ float parts[WARP];
-  const float *row = x + blockIdx.x * d;
-  float sum = 0;
-  for (int64_t i = threadIdx.x; i < d; i += blockDim.x) sum += row[i] * row[i];
-  float scale = 1.0f / sqrtf(block_sum(sum, parts) / static_cast<float>(d) + eps);
+  const float *row = x + blockIdx.x * d, *weight = norm.weight + blockIdx.x % norm.period * d;
+  float mean = 0, sum = 0;
+  if (norm.kind == PYR_NORM_LAYER) {
+    for (int64_t i = threadIdx.x; i < d; i += blockDim.x) sum += row[i];
+    mean = block_sum(sum, parts) / static_cast<float>(d);
+    sum = 0;
+    __syncthreads();                         /* `parts` is read before it is written again */
+  }
+  for (int64_t i = threadIdx.x; i < d; i += blockDim.x) sum += (row[i] - mean) * (row[i] - mean);
+  float scale = 1.0f / sqrtf(block_sum(sum, parts) / static_cast<float>(d) + norm.eps);
   for (int64_t i = threadIdx.x; i < d; i += blockDim.x)
-    out[blockIdx.x * d + i] = row[i] * scale * weight[i];
+    out[blockIdx.x * d + i] = (row[i] - mean) * scale * weight[i]
+        + (norm.bias != nullptr ? norm.bias[i] : 0.0f);
 }
 
-static pyr_status cuda_rms_norm(pyr_backend *be, float *out, const float *x, const float *weight,
-                                int64_t n, int64_t d, float eps) {
+static pyr_status cuda_norm(pyr_backend *be, float *out, const float *x, const pyr_norm *norm,
+                            int64_t n, int64_t d) {
   if (n <= 0) return PYR_OK;
   /* A head's norm is a few values for many rows: one warp, whose sum needs no second step. */
   unsigned threads = d > 512 ? THREADS : WARP;
-  PYR_LAUNCH(rms_norm_kernel, static_cast<unsigned>(n), threads, 0, cuda_of(be), out, x, weight, d,
-             eps);
-  return cuda_launched(be, "rms_norm");
+  PYR_LAUNCH(norm_kernel, static_cast<unsigned>(n), threads, 0, cuda_of(be), out, x, *norm, d);
+  return cuda_launched(be, "norm");
 }
 
 /* ---- rope ------------------------------------------------------------------------------------ */
@@ -106,18 +111,71 @@ static pyr_status cuda_rope(pyr_backend *be, float *x, const int32_t *pos, const
   return cuda_launched(be, "rope");
 }
 
-/* ---- silu_mul -------------------------------------------------------------------------------- */
+/* ---- activate, scale, add -------------------------------------------------------------------- */
 
-/* A thread for a value: silu(gate) * up, in place. Bytes bound it. */
-static __global__ void silu_mul_kernel(float *gate, const float *up, int64_t count) {
-  int64_t i = thread_of_grid();
-  if (i < count) gate[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+/* x Phi(x), by erfc on the side where Phi is small (as core/cpu/isa/kernels.inc). */
+static __device__ float gelu(float x) {
+  float half_tail = 0.5f * fabsf(x) * erfcf(fabsf(x) * 0.70710678118654752f);
+  return fmaxf(x, 0.0f) - half_tail;
 }
 
-static pyr_status cuda_silu_mul(pyr_backend *be, float *gate, const float *up, int64_t count) {
+static __device__ float gelu_tanh(float x) {
+  float u = 0.79788456080286536f * (x + 0.044715f * x * x * x);
+  return x / (1.0f + expf(-2.0f * u));
+}
+
+static __device__ float activated(float x, float up, bool gated, int act, float limit) {
+  switch (act) {
+    case PYR_ACT_SILU: x = x / (1.0f + expf(-x)); break;
+    case PYR_ACT_GELU: x = gelu(x); break;
+    case PYR_ACT_GELU_TANH: x = gelu_tanh(x); break;
+    case PYR_ACT_RELU: x = fmaxf(x, 0.0f); break;
+    case PYR_ACT_RELU2: x = fmaxf(x, 0.0f) * fmaxf(x, 0.0f); break;
+    default:                                                     /* PYR_ACT_SWIGLU_CLAMPED */
+      x = fminf(x, limit);
+      return x / (1.0f + expf(-1.702f * x)) * (fminf(fmaxf(up, -limit), limit) + 1.0f);
+  }
+  return gated ? x * up : x;
+}
+
+/* A thread for a value: act(gate) * up, or act(gate) where up is NULL, in place. Bytes bound it. */
+static __global__ void activate_kernel(float *gate, const float *up, int64_t count, int act,
+                                       float limit) {
+  int64_t i = thread_of_grid();
+  if (i < count)
+    gate[i] = activated(gate[i], up != nullptr ? up[i] : 0.0f, up != nullptr, act, limit);
+}
+
+static pyr_status cuda_activate(pyr_backend *be, float *gate, const float *up, int64_t count,
+                                pyr_activation act, float limit) {
   if (count <= 0) return PYR_OK;
-  PYR_LAUNCH(silu_mul_kernel, blocks_of(count), THREADS, 0, cuda_of(be), gate, up, count);
-  return cuda_launched(be, "silu_mul");
+  PYR_LAUNCH(activate_kernel, blocks_of(count), THREADS, 0, cuda_of(be), gate, up, count,
+             static_cast<int>(act), limit);
+  return cuda_launched(be, "activate");
+}
+
+/* A thread for a value: factor * x, capped where cap > 0. Bytes bound it. */
+static __global__ void scale_kernel(float *x, int64_t count, float factor, float cap) {
+  int64_t i = thread_of_grid();
+  if (i < count) x[i] = cap > 0 ? cap * tanhf(factor * x[i] / cap) : factor * x[i];
+}
+
+static pyr_status cuda_scale(pyr_backend *be, float *x, int64_t count, float factor, float cap) {
+  if (count <= 0) return PYR_OK;
+  PYR_LAUNCH(scale_kernel, blocks_of(count), THREADS, 0, cuda_of(be), x, count, factor, cap);
+  return cuda_launched(be, "scale");
+}
+
+static __global__ void add_kernel(float *x, const float *y, int64_t count, float factor) {
+  int64_t i = thread_of_grid();
+  if (i < count) x[i] += factor * y[i];
+}
+
+static pyr_status cuda_add(pyr_backend *be, float *x, const float *y, int64_t count,
+                           float factor) {
+  if (count <= 0) return PYR_OK;
+  PYR_LAUNCH(add_kernel, blocks_of(count), THREADS, 0, cuda_of(be), x, y, count, factor);
+  return cuda_launched(be, "add");
 }
 
 /* ---- take ------------------------------------------------------------------------------------ */
@@ -262,9 +320,11 @@ static pyr_status cuda_arith(pyr_backend *be, float *a, const float *b, int64_t 
 
 void cuda_elementwise_fill(pyr_backend *be) {
   be->embed = cuda_embed;
-  be->rms_norm = cuda_rms_norm;
+  be->norm = cuda_norm;
   be->rope = cuda_rope;
-  be->silu_mul = cuda_silu_mul;
+  be->activate = cuda_activate;
+  be->scale = cuda_scale;
+  be->add = cuda_add;
   be->take_rows = cuda_take_rows;
   be->take_i32 = cuda_take_i32;
   be->finite = cuda_finite;

@@ -119,8 +119,9 @@ static pyr_status cuda_moments(pyr_backend *be, const pyr_moments *m, const floa
   if (n <= 0) return PYR_OK;
   if (m->head_dim > MOST_DIMS)
     return cuda_refuse(be, "moments", "heads of more than 512 dimensions");
-  PYR_LAUNCH(turns_kernel, static_cast<unsigned>(ceil_div(n * a.pairs, THREADS)), THREADS, 0, cuda,
-             a);
+  if (a.pairs > 0)                                   /* none: heads that do not turn */
+    PYR_LAUNCH(turns_kernel, static_cast<unsigned>(ceil_div(n * a.pairs, THREADS)), THREADS, 0,
+               cuda, a);
   if (begin) PYR_LAUNCH(shift_kernel, heads, THREADS, 0, cuda, a);
   PYR_LAUNCH(moments_kernel, dim3(strips, heads), THREADS,
              static_cast<size_t>(QUERIES * m->head_dim) * sizeof(float), cuda, a);
@@ -188,8 +189,9 @@ static pyr_status cuda_moments_end(pyr_backend *be, const pyr_moments *m, int64_
                                    int64_t next, int64_t future, float scale) {
   moment_args a = args_of(m, nullptr, nullptr, 0);
   pyr_cuda *cuda = cuda_of(be);
-  PYR_LAUNCH(mean_turns_kernel, static_cast<unsigned>(ceil_div(a.pairs, THREADS)), THREADS, 0,
-             cuda, a, next, future);
+  if (a.pairs > 0)
+    PYR_LAUNCH(mean_turns_kernel, static_cast<unsigned>(ceil_div(a.pairs, THREADS)), THREADS, 0,
+               cuda, a, next, future);
   PYR_LAUNCH(end_kernel, static_cast<unsigned>(m->heads), THREADS, 0, cuda, a, count, scale);
   return cuda_launched(be, "moments_end");
 }

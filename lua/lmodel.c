@@ -25,13 +25,16 @@ typedef struct model_box { pyr_model *model; bool busy; } model_box;
 
 static const char *const role_names[] = {   /* in pyr_role's order */
   [PYR_W_EMBED] = "embed", [PYR_W_OUT_NORM] = "out_norm", [PYR_W_OUTPUT] = "output",
-      [PYR_W_ATTN_NORM] = "attn_norm",
-  [PYR_W_Q] = "q", [PYR_W_K] = "k", [PYR_W_V] = "v", [PYR_W_Q_BIAS] = "q_bias",
-      [PYR_W_K_BIAS] = "k_bias",
-  [PYR_W_V_BIAS] = "v_bias", [PYR_W_Q_NORM] = "q_norm", [PYR_W_K_NORM] = "k_norm", [PYR_W_O] = "o",
+  [PYR_W_ATTN_NORM] = "attn_norm", [PYR_W_Q] = "q", [PYR_W_K] = "k", [PYR_W_V] = "v",
+  [PYR_W_Q_BIAS] = "q_bias", [PYR_W_K_BIAS] = "k_bias", [PYR_W_V_BIAS] = "v_bias",
+  [PYR_W_Q_NORM] = "q_norm", [PYR_W_K_NORM] = "k_norm", [PYR_W_O] = "o",
   [PYR_W_O_BIAS] = "o_bias", [PYR_W_FFN_NORM] = "ffn_norm", [PYR_W_GATE] = "gate",
-      [PYR_W_UP] = "up",
-  [PYR_W_DOWN] = "down", [PYR_ROLES] = NULL,
+  [PYR_W_UP] = "up", [PYR_W_DOWN] = "down", [PYR_W_POSITIONS] = "positions",
+  [PYR_W_OUT_NORM_BIAS] = "out_norm_bias", [PYR_W_OUTPUT_BIAS] = "output_bias",
+  [PYR_W_ATTN_NORM_BIAS] = "attn_norm_bias", [PYR_W_FFN_NORM_BIAS] = "ffn_norm_bias",
+  [PYR_W_ATTN_POST_NORM] = "attn_post_norm", [PYR_W_FFN_POST_NORM] = "ffn_post_norm",
+  [PYR_W_GATE_BIAS] = "gate_bias", [PYR_W_UP_BIAS] = "up_bias",
+  [PYR_W_DOWN_BIAS] = "down_bias", [PYR_W_SINKS] = "sinks", [PYR_ROLES] = NULL,
 };
 
 /* ---- fields of argument tables --------------------------------------------------------------- */
@@ -168,24 +171,23 @@ static model_box *check_idle(lua_State *L, int arg) {
   return box;
 }
 
-/* Reads rope_freq (numbers) into memory that the stack keeps alive. */
-static const float *read_freq(lua_State *L, int arg, int32_t dims) {
-  lua_getfield(L, arg, "rope_freq");
+/* Numbers of the sequence `key` into memory that the stack keeps alive; NULL if there is none. */
+static const float *read_numbers(lua_State *L, int arg, const char *key, int32_t wanted) {
+  if (lua_getfield(L, arg, key) == LUA_TNIL) return NULL;
   luaL_checktype(L, -1, LUA_TTABLE);
-  lua_Unsigned count = lua_rawlen(L, -1);      /* read one by one below: a shorter one is then
-                                                  refused */
-  if (dims < 2 || count != (lua_Unsigned)dims / 2)
-    luaL_error(L, "field 'rope_freq' has %I values, not rope_dims/2", (LUAI_UACINT)count);
-  float *freq = lua_newuserdatauv(L, count * sizeof *freq, 0);
+  lua_Unsigned count = lua_rawlen(L, -1);
+  if (wanted < 0 || count != (lua_Unsigned)wanted)
+    luaL_error(L, "field '%s' has %I values, not %d", key, (LUAI_UACINT)count, (int)wanted);
+  float *values = lua_newuserdatauv(L, (count + 1) * sizeof *values, 0);
   for (lua_Unsigned i = 0; i < count; i++) {
     int exact;
     lua_rawgeti(L, -2, (lua_Integer)i + 1);
-    freq[i] = (float)lua_tonumberx(L, -1, &exact);
+    values[i] = (float)lua_tonumberx(L, -1, &exact);
     if (!exact)
-      luaL_error(L, "field 'rope_freq' has a %s at %I", luaL_typename(L, -1), (LUAI_UACINT)i + 1);
+      luaL_error(L, "field '%s' has a %s at %I", key, luaL_typename(L, -1), (LUAI_UACINT)i + 1);
     lua_pop(L, 1);
   }
-  return freq;
+  return values;
 }
 
 /* Reads window (integers, one a layer, 0 for none), or returns NULL if there is none. */
@@ -209,27 +211,94 @@ static const int32_t *read_window(lua_State *L, int arg, int32_t layers) {
   return window;
 }
 
+/* One of `names` in the sequence `turns` for each layer; NULL if there is none. */
+static const uint8_t *read_turns(lua_State *L, int arg, int32_t layers) {
+  static const char *const names[] = { "first", "second", "none", NULL };
+  if (lua_getfield(L, arg, "turns") == LUA_TNIL) return NULL;
+  luaL_checktype(L, -1, LUA_TTABLE);
+  lua_Unsigned count = lua_rawlen(L, -1);
+  if (layers < 1 || count != (lua_Unsigned)layers)
+    luaL_error(L, "field 'turns' has %I values, not one a layer", (LUAI_UACINT)count);
+  uint8_t *turns = lua_newuserdatauv(L, count * sizeof *turns, 0);
+  for (lua_Unsigned i = 0; i < count; i++) {
+    lua_rawgeti(L, -2, (lua_Integer)i + 1);
+    turns[i] = (uint8_t)luaL_checkoption(L, -1, NULL, names);
+    lua_pop(L, 1);
+  }
+  return turns;
+}
+
+/* Field `key`, one of `names`; the first of them where there is none. */
+static int name_field(lua_State *L, const char *key, const char *const *names) {
+  lua_getfield(L, 2, key);
+  int which = luaL_checkoption(L, -1, names[0], names);
+  lua_pop(L, 1);
+  return which;
+}
+
+static float optional_number(lua_State *L, const char *key) {
+  bool there = lua_getfield(L, 2, key) != LUA_TNIL;
+  lua_pop(L, 1);
+  return there ? (float)number_field(L, 2, key) : 0;
+}
+
+static int32_t flag_field(lua_State *L, const char *key) {
+  lua_getfield(L, 2, key);
+  int32_t flag = lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  return flag;
+}
+
+/* Of the configuration's switches, those that are names, flags and single numbers. */
+static void read_switches(lua_State *L, pyr_model_config *c) {
+  static const char *const norms[] = { "rms", "layer", NULL };
+  static const char *const places[] = { "before", "after", "around", NULL };
+  static const char *const qk_norms[] = { "head", "each", "width", NULL };
+  static const char *const residuals[] = { "sequential", "parallel", "shared", NULL };
+  static const char *const activations[] = { "silu", "gelu", "gelu_tanh", "relu", "relu2",
+                                             "swiglu_clamped", NULL };
+  c->norm = (pyr_norm_kind)name_field(L, "norm", norms);
+  c->norm_offset = optional_number(L, "norm_offset");
+  c->norm_place = (pyr_norm_place)name_field(L, "norm_place", places);
+  c->qk_norm = (pyr_qk_norm)name_field(L, "qk_norm", qk_norms);
+  c->residual = (pyr_residual)name_field(L, "residual", residuals);
+  c->activation = (pyr_activation)name_field(L, "activation", activations);
+  c->activation_limit = optional_number(L, "activation_limit");
+  c->plain_mlp = flag_field(L, "plain_mlp");
+  c->positions = flag_field(L, "positions");
+  c->embed_scale = optional_number(L, "embed_scale");
+  c->residual_scale = optional_number(L, "residual_scale");
+  c->logit_scale = optional_number(L, "logit_scale");
+  c->score_scale = optional_number(L, "score_scale");
+  c->score_cap = optional_number(L, "score_cap");
+  c->logit_cap = optional_number(L, "logit_cap");
+  c->rope_second_gain = optional_number(L, "rope_second_gain");
+}
+
 /* model_new(runtime, config) -> model | nil, message, code. config: the fields of pyr_model_config
- * by their names; rope_style "half" or "interleaved"; rope_freq a sequence; window a sequence or
- * nil. Other keys are left alone. */
+ * by their names, those with a default (0, NULL) only where they differ; rope_style "half" or
+ * "interleaved"; turns a sequence of "first", "second" and "none"; other choices by the names of
+ * read_switches; arrays as sequences. Other keys are left alone. */
 static int model_new(lua_State *L) {
   static const char *const styles[] = { "half", "interleaved", NULL };
   luaL_checktype(L, 2, LUA_TTABLE);
   lua_settop(L, 2);
   pyr_model_config config = {
     .layers = int32_field(L, 2, "layers"), .heads = int32_field(L, 2, "heads"),
-        .kv_heads = int32_field(L, 2, "kv_heads"),
-    .head_dim = int32_field(L, 2, "head_dim"), .width = int32_field(L, 2, "width"),
-        .ff = int32_field(L, 2, "ff"),
+    .kv_heads = int32_field(L, 2, "kv_heads"), .head_dim = int32_field(L, 2, "head_dim"),
+    .width = int32_field(L, 2, "width"), .ff = int32_field(L, 2, "ff"),
     .vocab = int32_field(L, 2, "vocab"), .context = int32_field(L, 2, "context"),
-        .rope_dims = int32_field(L, 2, "rope_dims"),
+    .rope_dims = int32_field(L, 2, "rope_dims"),
     .norm_eps = (float)number_field(L, 2, "norm_eps"),
-        .rope_gain = (float)number_field(L, 2, "rope_gain"),
+    .rope_gain = (float)number_field(L, 2, "rope_gain"),
   };
-  lua_getfield(L, 2, "rope_style");
-  config.rope_style = (pyr_rope_style)luaL_checkoption(L, -1, NULL, styles);
-  config.rope_freq = read_freq(L, 2, config.rope_dims);
+  config.rope_style = (pyr_rope_style)name_field(L, "rope_style", styles);
+  read_switches(L, &config);
+  config.rope_freq = read_numbers(L, 2, "rope_freq", config.rope_dims / 2);
+  config.rope_second = read_numbers(L, 2, "rope_second", config.rope_dims / 2);
+  config.slopes = read_numbers(L, 2, "slopes", config.heads);
   config.window = read_window(L, 2, config.layers);
+  config.turns = read_turns(L, 2, config.layers);
   model_box *box = lua_newuserdatauv(L, sizeof *box, 0);
   *box = (model_box){ NULL, false };
   luaL_setmetatable(L, MODEL_CLASS);
@@ -239,7 +308,8 @@ static int model_new(lua_State *L) {
 }
 
 /* model:bind(role, layer | nil, spec, as | nil) -> true | nil, message, code spec: { name = string,
- * file = file, offset = integer, bytes = integer, dtype = string, shape = { n } or { out, in } } */
+ * file = file, offset = integer, bytes = integer, dtype = string, shape = { n } or { out, in },
+ * run = integer?, step = integer?, transposed = boolean? } */
 static int model_bind(lua_State *L) {
   pyr_role role = (pyr_role)luaL_checkoption(L, 2, NULL, role_names);
   lua_Integer layer = luaL_optinteger(L, 3, 1);
@@ -251,6 +321,12 @@ static int model_bind(lua_State *L) {
   lua_Integer offset = integer_field(L, 4, "offset"), bytes = integer_field(L, 4, "bytes");
   spec.offset = offset < 0 ? UINT64_MAX : (uint64_t)offset;   /* outside of any file */
   spec.bytes = bytes < 0 ? UINT64_MAX : (uint64_t)bytes;
+  if (lua_getfield(L, 4, "run") != LUA_TNIL) {
+    spec.run = integer_field(L, 4, "run");
+    spec.step = integer_field(L, 4, "step");
+  }
+  lua_getfield(L, 4, "transposed");
+  spec.transposed = lua_toboolean(L, -1);
   lua_getfield(L, 4, "dtype");
   spec.dtype = check_dtype(L, -1);
   lua_getfield(L, 4, "shape");

@@ -44,9 +44,8 @@ struct pyr_backend {
   /* operations on each token by itself; n tokens */
   pyr_status (*embed)(pyr_backend *be, float *out /* [n, cols] */, const pyr_tensor *table,
                       const int32_t *ids /* [n], checked by the caller */, int64_t n);
-  pyr_status (*rms_norm)(pyr_backend *be, float *out, const float *x,
-                         const float *weight /* [d] */, int64_t n, int64_t d, float eps);
-                         /* out may be x */
+  pyr_status (*norm)(pyr_backend *be, float *out, const float *x, const pyr_norm *norm, int64_t n,
+                     int64_t d);  /* n rows of d values; out may be x */
   /* out[n, w.shape[0]] = x[n, w.shape[1]] . w^T (+ bias [w.shape[0]] or NULL); flags: PYR_LINEAR_…
    */
   pyr_status (*linear)(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
@@ -61,8 +60,14 @@ struct pyr_backend {
   pyr_status (*rope)(pyr_backend *be, float *x, const int32_t *pos /* [n] */,
                      const float *freq /* [dims/2] */, int64_t n, int32_t heads, int32_t head_dim,
                          int32_t dims, pyr_rope_style style, float gain);
-  pyr_status (*silu_mul)(pyr_backend *be, float *gate /* in place: silu(gate)*up */,
-                         const float *up, int64_t count);
+  pyr_status (*activate)(pyr_backend *be, float *gate /* in place: act(gate) * up */,
+                         const float *up /* or NULL: act(gate) */, int64_t count,
+                         pyr_activation act, float limit /* PYR_ACT_SWIGLU_CLAMPED's, which needs
+                                                            `up` */);
+  /* x = factor * x, in place, and then, where cap > 0, cap * tanh(x / cap) */
+  pyr_status (*scale)(pyr_backend *be, float *x, int64_t count, float factor, float cap);
+  /* x += factor * y */
+  pyr_status (*add)(pyr_backend *be, float *x, const float *y, int64_t count, float factor);
   pyr_status (*take_rows)(pyr_backend *be,
                           float *x /* [n, d] in place: row i becomes row idx[i] */,
                               const int32_t *idx /* [k] ascending */, int64_t k, int64_t d);
@@ -175,9 +180,9 @@ struct pyr_backend {
                      int64_t vocab, int32_t *ids /* host [count] */);
 
   /* Between these two, the operations of a decode step may be noted instead of done: step_end does
-   * them all, or none if not `run`. Only embed, rms_norm, linear, rope, silu_mul, store and
-   * attention are called in between, within `work`, which is reserved, on lanes that have a
-   * `table`. NULL: operations are done as they come. */
+   * them all, or none if not `run`. Only embed, norm, linear, rope, activate, scale, add,
+   * store and attention are called in between, within `work`, which is reserved, on lanes that have
+   * a `table`. NULL: operations are done as they come. */
   pyr_status (*step_begin)(pyr_backend *be, const void *model, const pyr_work *work, int layers);
   pyr_status (*step_end)(pyr_backend *be, bool run);
 

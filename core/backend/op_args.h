@@ -47,6 +47,16 @@ typedef struct pyr_work {        /* upper bounds that `reserve` prepares for */
                                     their changes */
 } pyr_work;
 
+/* Each row by itself: x / sqrt(mean x^2 + eps) * weight, or, of kind PYR_NORM_LAYER, with m the
+ * row's mean, (x - m) / sqrt(mean (x - m)^2 + eps) * weight + bias. */
+typedef struct pyr_norm {
+  pyr_norm_kind kind;
+  float eps;
+  const float *weight;           /* [period, d]: row i takes weights i % period */
+  const float *bias;             /* [d], or NULL: none; none with PYR_NORM_RMS */
+  int64_t period;                /* 1: the same weights for all rows */
+} pyr_norm;
+
 /* How much a query at position q counts for the row of index j: only the last `queries` queries
  * before the row's due date do, weighted by a ramp. The due date is the position of the newest
  * query before the row is judged; it is known in advance because rows are judged in the order in

@@ -21,8 +21,8 @@
 
 /* The operations that are counted: everything but alloc, release and reserve. */
 #define OPERATIONS(X) \
-  X(copy) X(upload) X(download) X(embed) X(rms_norm) X(linear) X(rope) X(silu_mul) X(take_rows) X( \
-      take_i32) X(store) \
+  X(copy) X(upload) X(download) X(embed) X(norm) X(linear) X(rope) X(activate) X(scale) \
+  X(add) X(take_rows) X(take_i32) X(store) \
   X(attention) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) X(row_norms) X(arith) X( \
       pool) X(normalize) X(select) \
   X(choose) X(finite) X(iota) X(fill) X(softmax) X(chunk) X(mark) X(read_rows) X( \
@@ -116,9 +116,9 @@ WRAPPER(download, (pyr_backend *be, void *host, const void *src, size_t bytes),
 WRAPPER(embed, (pyr_backend *be, float *out, const pyr_tensor *table, const int32_t *ids,
                 int64_t n), (be, out, table, ids, n), 0,
                     (double)n * ((double)table->stride + 4.0 * (double)table->shape[1]))
-WRAPPER(rms_norm, (pyr_backend *be, float *out, const float *x, const float *weight, int64_t n,
-                   int64_t d, float eps), (be, out, x, weight, n, d, eps), 4.0 * (double)(n * d),
-                       8.0 * (double)(n * d))
+WRAPPER(norm, (pyr_backend *be, float *out, const float *x, const pyr_norm *norm, int64_t n,
+               int64_t d), (be, out, x, norm, n, d),
+        (norm->kind == PYR_NORM_LAYER ? 7.0 : 4.0) * (double)(n * d), 8.0 * (double)(n * d))
 WRAPPER(linear, (pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
                  const float *bias, int64_t n, int flags), (be, out, x, w, bias, n, flags),
                      2.0 * (double)n * (double)w->shape[0] * (double)w->shape[1],
@@ -129,8 +129,13 @@ WRAPPER(rope, (pyr_backend *be, float *x, const int32_t *pos, const float *freq,
                int32_t heads, int32_t head_dim, int32_t dims, pyr_rope_style style, float gain),
                    (be, x, pos, freq, n, heads, head_dim, dims, style, gain),
                        3.0 * (double)n * heads * dims, 8.0 * (double)n * heads * dims)
-WRAPPER(silu_mul, (pyr_backend *be, float *gate, const float *up, int64_t n), (be, gate, up, n),
-        4.0 * (double)n, 12.0 * (double)n)
+WRAPPER(activate, (pyr_backend *be, float *gate, const float *up, int64_t n, pyr_activation act,
+                   float limit), (be, gate, up, n, act, limit), 4.0 * (double)n,
+        (up ? 12.0 : 8.0) * (double)n)
+WRAPPER(scale, (pyr_backend *be, float *x, int64_t n, float factor, float cap),
+        (be, x, n, factor, cap), (cap > 0 ? 4.0 : 1.0) * (double)n, 8.0 * (double)n)
+WRAPPER(add, (pyr_backend *be, float *x, const float *y, int64_t n, float factor),
+        (be, x, y, n, factor), 2.0 * (double)n, 12.0 * (double)n)
 WRAPPER(take_rows, (pyr_backend *be, float *x, const int32_t *idx, int64_t k, int64_t d),
         (be, x, idx, k, d), 0, 8.0 * (double)(k * d))
 WRAPPER(take_i32, (pyr_backend *be, int32_t *x, const int32_t *idx, int64_t k), (be, x, idx, k), 0,

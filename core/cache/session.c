@@ -96,8 +96,16 @@ static pyr_status get(pyr_stream *s, void *data, size_t bytes, const char *field
  * else. */
 static uint64_t rope_hash(const pyr_model *model) {
   const pyr_model_config *c = &model->config;
-  uint64_t hash = pyr_fnv(PYR_FNV_START, c->rope_freq, (size_t)(c->rope_dims / 2) * sizeof(float));
-  return pyr_fnv(hash, &c->rope_gain, sizeof c->rope_gain);
+  size_t bytes = (size_t)(c->rope_dims / 2) * sizeof(float);
+  uint64_t hash = PYR_FNV_START;
+  bool all_first = true;
+  for (int layer = 0; layer < c->layers; layer++) all_first &= c->turns[layer] == PYR_TURN_FIRST;
+  if (c->rope_freq) hash = pyr_fnv(hash, c->rope_freq, bytes);
+  hash = pyr_fnv(hash, &c->rope_gain, sizeof c->rope_gain);
+  if (all_first) return hash;
+  hash = pyr_fnv(hash, c->turns, (size_t)c->layers * sizeof *c->turns);
+  if (c->rope_second) hash = pyr_fnv(hash, c->rope_second, bytes);
+  return pyr_fnv(hash, &c->rope_second_gain, sizeof c->rope_second_gain);
 }
 
 /* 0 where nothing ever fires. */

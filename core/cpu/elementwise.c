@@ -27,25 +27,38 @@ static pyr_status cpu_embed(pyr_backend *be, float *out, const pyr_tensor *table
   return PYR_OK;
 }
 
-typedef struct norm_call { const pyr_kernels *k; float *out; const float *x,
-                           *weight; int64_t d; float eps; } norm_call;
+typedef struct norm_call { const pyr_kernels *k; float *out; const float *x; const pyr_norm *norm;
+                           int64_t d; } norm_call;
 
-/* out = weight * x / sqrt(mean of x^2 + eps) */
+/* Of (3, 4) with weights 1 and eps 0: the mean of squares is 12.5, so (0.849, 1.131). */
+static void rms_norm(const norm_call *c, float *out, const float *x, const float *weight) {
+  float scale = 1.0f / sqrtf(c->k->square_sum(x, c->d) / (float)c->d + c->norm->eps);
+  for (int64_t j = 0; j < c->d; j++) out[j] = x[j] * scale * weight[j];
+}
+
+/* Of (3, 4): the mean is 3.5, the variance 0.25, so (-1, 1). What is left of x without its mean is
+ * squared, so that a large mean costs the variance no digits. */
+static void layer_norm(const norm_call *c, float *out, const float *x, const float *weight) {
+  const float *bias = c->norm->bias;
+  float mean = c->k->sum(x, c->d) / (float)c->d;
+  for (int64_t j = 0; j < c->d; j++) out[j] = x[j] - mean;
+  float scale = 1.0f / sqrtf(c->k->square_sum(out, c->d) / (float)c->d + c->norm->eps);
+  for (int64_t j = 0; j < c->d; j++) out[j] = out[j] * scale * weight[j];
+  for (int64_t j = 0; bias && j < c->d; j++) out[j] += bias[j];
+}
+
 static void norm_span(const void *ctx, int64_t begin, int64_t end) {
   const norm_call *c = ctx;
-  const float *weight = c->weight;
   for (int64_t i = begin; i < end; i++) {
-    const float *x = c->x + i * c->d;
-    float *out = c->out + i * c->d;
-    float scale = 1.0f / sqrtf(c->k->square_sum(x, c->d) / (float)c->d + c->eps);
-    for (int64_t j = 0; j < c->d; j++) out[j] = x[j] * scale * weight[j];
+    const float *weight = c->norm->weight + i % c->norm->period * c->d;
+    if (c->norm->kind == PYR_NORM_LAYER) layer_norm(c, c->out + i * c->d, c->x + i * c->d, weight);
+    else rms_norm(c, c->out + i * c->d, c->x + i * c->d, weight);
   }
 }
 
-/* Of (3, 4) with weights 1 and eps 0: the mean of squares is 12.5, so (0.849, 1.131). */
-static pyr_status cpu_rms_norm(pyr_backend *be, float *out, const float *x, const float *weight,
-                               int64_t n, int64_t d, float eps) {
-  norm_call c = { pyr_cpu_of(be)->kernels, out, x, weight, d, eps };
+static pyr_status cpu_norm(pyr_backend *be, float *out, const float *x, const pyr_norm *norm,
+                           int64_t n, int64_t d) {
+  norm_call c = { pyr_cpu_of(be)->kernels, out, x, norm, d };
   pyr_cpu_spans(be, norm_span, &c, n, d);
   return PYR_OK;
 }
@@ -90,17 +103,45 @@ static pyr_status cpu_rope(pyr_backend *be, float *x, const int32_t *pos, const 
   return PYR_OK;
 }
 
-typedef struct silu_call { const pyr_kernels *k; float *gate; const float *up; } silu_call;
+typedef struct act_call { const pyr_kernels *k; float *gate; const float *up; pyr_activation act;
+                          float limit; } act_call;
 
-/* x / (1 + e^-x) times up: of gate 1 and up 2, 0.731 * 2 = 1.462. */
-static void silu_span(const void *ctx, int64_t begin, int64_t end) {
-  const silu_call *c = ctx;
-  c->k->silu_mul(c->gate + begin, c->up + begin, end - begin);
+static void act_span(const void *ctx, int64_t begin, int64_t end) {
+  const act_call *c = ctx;
+  c->k->activate(c->gate + begin, c->up ? c->up + begin : NULL, end - begin, c->act, c->limit);
 }
 
-static pyr_status cpu_silu_mul(pyr_backend *be, float *gate, const float *up, int64_t count) {
-  silu_call c = { pyr_cpu_of(be)->kernels, gate, up };
-  pyr_cpu_spans(be, silu_span, &c, count, 4);
+/* SiLU of gate 1 and up 2: 0.731 * 2 = 1.462. */
+static pyr_status cpu_activate(pyr_backend *be, float *gate, const float *up, int64_t count,
+                               pyr_activation act, float limit) {
+  act_call c = { pyr_cpu_of(be)->kernels, gate, up, act, limit };
+  pyr_cpu_spans(be, act_span, &c, count, 4);
+  return PYR_OK;
+}
+
+typedef struct scale_call { float *x; const float *y; float factor, cap; } scale_call;
+
+static void scale_span(const void *ctx, int64_t begin, int64_t end) {
+  const scale_call *c = ctx;
+  for (int64_t i = begin; i < end; i++) c->x[i] *= c->factor;
+  for (int64_t i = begin; c->cap > 0 && i < end; i++) c->x[i] = c->cap * tanhf(c->x[i] / c->cap);
+}
+
+/* 40 with factor 1 and cap 30: 30 tanh(4/3) = 26.1. */
+static pyr_status cpu_scale(pyr_backend *be, float *x, int64_t count, float factor, float cap) {
+  scale_call c = { x, NULL, factor, cap };
+  pyr_cpu_spans(be, scale_span, &c, count, cap > 0 ? 16 : 1);
+  return PYR_OK;
+}
+
+static void add_span(const void *ctx, int64_t begin, int64_t end) {
+  const scale_call *c = ctx;
+  for (int64_t i = begin; i < end; i++) c->x[i] += c->factor * c->y[i];
+}
+
+static pyr_status cpu_add(pyr_backend *be, float *x, const float *y, int64_t count, float factor) {
+  scale_call c = { x, y, factor, 0 };
+  pyr_cpu_spans(be, add_span, &c, count, 1);
   return PYR_OK;
 }
 
@@ -238,9 +279,11 @@ static pyr_status cpu_fill(pyr_backend *be, float *out, const int32_t *positions
 
 void pyr_cpu_elementwise_fill(pyr_backend *be) {
   be->embed = cpu_embed;
-  be->rms_norm = cpu_rms_norm;
+  be->norm = cpu_norm;
   be->rope = cpu_rope;
-  be->silu_mul = cpu_silu_mul;
+  be->activate = cpu_activate;
+  be->scale = cpu_scale;
+  be->add = cpu_add;
   be->take_rows = cpu_take_rows;
   be->take_i32 = cpu_take_i32;
   be->reduce_rows = cpu_reduce_rows;

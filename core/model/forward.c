@@ -6,10 +6,13 @@
  * [tokens, width]; everything else is a chunk long, whatever the prompt's length. A decode step is
  * one pass over `count` sequences of one token each, which read every weight once.
  *
- * One layer (pre-norm decoder: Llama, Mistral, Qwen2, Qwen3):
- *     h = rms_norm(x);  q, k, v = h W + b;  [q, k = rms_norm per head];  q, k = rope(q, k)
- *     store k, v;  x += attention(q, rows) W_o
- *     h = rms_norm(x);  x += (silu(h W_gate) * h W_up) W_down
+ * One layer; what stands in brackets a model has or not, as its configuration says (pyr_model_config
+ * in pyramid.h). Without any of it, it is Llama's:
+ *     h = [norm(x)];  q, k, v = h W [+ b];  [q, k = norm(q), norm(k)];  q, k = [rope](q, k)
+ *     store k, v;  x += [scale *] [norm](attention(q, rows) W_o [+ b])
+ *     h = [norm(x)];  x += [scale *] [norm]((act(h W_gate) [*] [h W_up]) W_down [+ b])
+ *
+ * or in parallel, where both halves begin at the x that the layer was given.
  *
  * The walk of a layer in prefill, top to bottom in this file:
  *
@@ -56,6 +59,8 @@ typedef struct pyr_forward {       /* the activations of one chunk, backend memo
   pyr_layout layout;
   float *x;                        /* [tokens, width] the residual stream */
   float *h;                        /* [chunk, width] normed */
+  float *half;                     /* [chunk, width] what half a layer adds, where it is normed or
+                                      scaled first */
   float *q;                        /* [chunk, heads, head_dim] */
   float *k, *v;                    /* [chunk, kv_heads, head_dim] */
   float *att;                      /* [chunk, heads, head_dim] */
@@ -71,6 +76,11 @@ typedef struct pyr_forward {       /* the activations of one chunk, backend memo
 /* What the activations are of: all tokens, those of a chunk, those whose logits are wanted. */
 typedef struct pyr_extent { int64_t tokens, chunk, logit_rows, turned, faults; } pyr_extent;
 
+/* Whether something happens to what half a layer made before it joins the residual stream. */
+static bool adds_apart(const pyr_model_config *c) {
+  return c->norm_place != PYR_NORM_BEFORE || c->residual_scale != 1;
+}
+
 /* Counts, and then cuts (arena.h): the one place that knows what a forward pass holds. Parts
  * that a pass has no use for have no length. */
 static void layout(pyr_forward *f, const pyr_extent *e, pyr_arena *arena) {
@@ -78,13 +88,14 @@ static void layout(pyr_forward *f, const pyr_extent *e, pyr_arena *arena) {
   int64_t q = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
   PYR_PART(arena, f->x, e->tokens * c->width);
   PYR_PART(arena, f->h, e->chunk * c->width);
+  PYR_PART(arena, f->half, adds_apart(c) ? e->chunk * c->width : 0);
   PYR_PART(arena, f->q, e->chunk * q);
   PYR_PART(arena, f->k, e->chunk * kv);
   PYR_PART(arena, f->v, e->chunk * kv);
   PYR_PART(arena, f->att, e->chunk * q);
   PYR_PART(arena, f->lse, e->chunk * c->heads);
   PYR_PART(arena, f->gate, e->chunk * c->ff);
-  PYR_PART(arena, f->up, e->chunk * c->ff);
+  PYR_PART(arena, f->up, c->plain_mlp ? 0 : e->chunk * c->ff);
   PYR_PART(arena, f->logits, e->logit_rows * c->vocab);
   PYR_PART(arena, f->ids, e->tokens);
   PYR_PART(arena, f->pos, e->tokens);
@@ -105,36 +116,54 @@ static pyr_work work_of(const pyr_model *model, int64_t tokens, int64_t rows, in
 
 /* ---- one layer ------------------------------------------------------------------------------- */
 
-/* out [n, heads, head_dim] = f->h W + b, normed and rotated to `pos`: queries or keys. The norm,
- * where a family has one (Qwen3), is each head's own, and comes before the rotation. */
-static pyr_status layer_rotated(pyr_forward *f, float *out, const pyr_tensor *w, const float *bias,
-                                const float *norm, int32_t heads, const int32_t *pos, int64_t n) {
+/* f->h [n, width] = x normed, or nothing where there is no norm before this half: returns which of
+ * the two the half reads. */
+static pyr_status layer_norm(pyr_forward *f, const float *x, const float *weight,
+                             const float *bias, int64_t n, const float **normed) {
   const pyr_model_config *c = &f->model->config;
-  pyr_backend *be = f->be;
-  PYR_TRY(be->linear(be, out, f->h, w, bias, n, f->exact));
-  if (norm) PYR_TRY(be->rms_norm(be, out, out, norm, n * heads, c->head_dim, c->norm_eps));
-  return be->rope(be, out, pos, f->model->rope_freq, n, heads, c->head_dim, c->rope_dims,
-                  c->rope_style, c->rope_gain);
+  pyr_norm norm = { c->norm, c->norm_eps, weight, bias, 1 };
+  *normed = weight ? f->h : x;
+  return weight ? f->be->norm(f->be, f->h, x, &norm, n, c->width) : PYR_OK;
 }
 
-/* ids [n], backend memory -> out [n, width], as they enter the first layer: the one place that
- * knows how, for prefill, steps and pyr_model_embed, so that rows which a caller takes out and
- * hands in again are those that ids would have become, bit for bit. */
-static pyr_status embed_ids(pyr_backend *be, const pyr_model *model, float *out,
-                            const int32_t *ids, int64_t n) {
-  return be->embed(be, out, &model->embed, ids, n);
+/* Queries or keys [n, heads, head_dim], normed: each head by itself, with weights for all or of its
+ * own, or all heads of a token as one vector. */
+static pyr_status norm_heads(pyr_forward *f, float *x, const float *weight, int32_t heads,
+                             int64_t n) {
+  const pyr_model_config *c = &f->model->config;
+  pyr_norm norm = { c->norm, c->norm_eps, weight, NULL, c->qk_norm == PYR_QK_EACH ? heads : 1 };
+  if (c->qk_norm == PYR_QK_WIDTH)
+    return f->be->norm(f->be, x, x, &norm, n, (int64_t)heads * c->head_dim);
+  return f->be->norm(f->be, x, x, &norm, n * heads, c->head_dim);
 }
 
-/* x [n, width] -> q (where wanted), k, v; q and k rotated to `rot`. f->h is free again
- * afterwards. Products: n * width * (heads + 2 * kv_heads) * head_dim. */
-static pyr_status layer_project(pyr_forward *f, const pyr_layer *l, const float *x,
-                                const int32_t *rot, int64_t n, bool queries) {
-  const pyr_model_config *c = &f->model->config;
+/* out [n, heads, head_dim] = in W + b, normed and rotated to `pos`: queries or keys. The norm, where
+ * a family has one (Qwen3), comes before the rotation. */
+static pyr_status layer_rotated(pyr_forward *f, float *out, const float *in, const pyr_tensor *w,
+                                const float *bias, const float *norm, int32_t heads,
+                                const pyr_turn *turn, const int32_t *pos, int64_t n) {
   pyr_backend *be = f->be;
-  PYR_TRY(be->rms_norm(be, f->h, x, l->attn_norm, n, c->width, c->norm_eps));
-  if (queries) PYR_TRY(layer_rotated(f, f->q, &l->q, l->q_bias, l->q_norm, c->heads, rot, n));
-  PYR_TRY(layer_rotated(f, f->k, &l->k, l->k_bias, l->k_norm, c->kv_heads, rot, n));
-  return be->linear(be, f->v, f->h, &l->v, l->v_bias, n, f->exact);
+  PYR_TRY(be->linear(be, out, in, w, bias, n, f->exact));
+  if (norm) PYR_TRY(norm_heads(f, out, norm, heads, n));
+  if (!turn->freq) return PYR_OK;
+  return be->rope(be, out, pos, turn->freq, n, heads, f->model->config.head_dim, turn->dims,
+                  turn->style, turn->gain);
+}
+
+/* x [n, width] -> q (where wanted), k, v; q and k rotated to `rot`. f->h holds x normed until
+ * layer_finish, which may want it again. Products: n * width * (heads + 2 * kv_heads) *
+ * head_dim. */
+static pyr_status layer_project(pyr_forward *f, int layer, const float *x, const int32_t *rot,
+                                int64_t n, bool queries) {
+  const pyr_model_config *c = &f->model->config;
+  const pyr_layer *l = &f->model->layers[layer];
+  pyr_turn turn = pyr_model_turn(f->model, layer);
+  const float *in;
+  PYR_TRY(layer_norm(f, x, l->attn_norm, l->attn_norm_bias, n, &in));
+  if (queries)
+    PYR_TRY(layer_rotated(f, f->q, in, &l->q, l->q_bias, l->q_norm, c->heads, &turn, rot, n));
+  PYR_TRY(layer_rotated(f, f->k, in, &l->k, l->k_bias, l->k_norm, c->kv_heads, &turn, rot, n));
+  return f->be->linear(f->be, f->v, in, &l->v, l->v_bias, n, f->exact);
 }
 
 /* Views hold addresses of pages and tables: they are made anew whenever rows were reserved or
@@ -151,27 +180,81 @@ static void add_rows(pyr_cache *cache, int layer, pyr_lane_view *views, int64_t 
     views[head].rows = pyr_cache_lane(cache, layer, head)->rows += n;
 }
 
-/* x += att W_o;  x += mlp(x). Both products add to the residual stream themselves
- * (PYR_LINEAR_ADD), so x is read and written once each. Products: n * width * (heads * head_dim
- * + 3 * ff), most of a layer's work. */
-static pyr_status layer_finish(pyr_forward *f, const pyr_layer *l, float *x, const float *att,
-                               int64_t n) {
+/* x += in W + b, the end of half a layer. The product adds to the residual stream itself
+ * (PYR_LINEAR_ADD), so that x is read and written once, but where it is normed or scaled first. */
+static pyr_status layer_add(pyr_forward *f, float *x, const float *in, const pyr_tensor *w,
+                            const float *bias, const float *post_norm, int64_t n) {
   const pyr_model_config *c = &f->model->config;
   pyr_backend *be = f->be;
-  PYR_TRY(be->linear(be, x, att, &l->o, l->o_bias, n, PYR_LINEAR_ADD | f->exact));
-  PYR_TRY(be->rms_norm(be, f->h, x, l->ffn_norm, n, c->width, c->norm_eps));
-  PYR_TRY(be->linear(be, f->gate, f->h, &l->gate, NULL, n, f->exact));
-  PYR_TRY(be->linear(be, f->up, f->h, &l->up, NULL, n, f->exact));
-  PYR_TRY(be->silu_mul(be, f->gate, f->up, n * c->ff));
-  return be->linear(be, x, f->gate, &l->down, NULL, n, PYR_LINEAR_ADD | f->exact);
+  if (!adds_apart(c)) return be->linear(be, x, in, w, bias, n, PYR_LINEAR_ADD | f->exact);
+  PYR_TRY(be->linear(be, f->half, in, w, bias, n, f->exact));
+  pyr_norm norm = { c->norm, c->norm_eps, post_norm, NULL, 1 };
+  if (post_norm) PYR_TRY(be->norm(be, f->half, f->half, &norm, n, c->width));
+  return be->add(be, x, f->half, n * c->width, c->residual_scale);
+}
+
+/* f->gate [n, ff] = act(in W_gate) * in W_up, or act(in W_up). */
+static pyr_status layer_widen(pyr_forward *f, const pyr_layer *l, const float *in, int64_t n) {
+  const pyr_model_config *c = &f->model->config;
+  pyr_backend *be = f->be;
+  float *up = c->plain_mlp ? f->gate : f->up;
+  PYR_TRY(be->linear(be, up, in, &l->up, l->up_bias, n, f->exact));
+  if (!c->plain_mlp) PYR_TRY(be->linear(be, f->gate, in, &l->gate, l->gate_bias, n, f->exact));
+  return be->activate(be, f->gate, c->plain_mlp ? NULL : up, n * c->ff, c->activation,
+                      c->activation_limit);
+}
+
+/* Both halves' ends: x += att W_o, x += mlp(x), for the tokens from `skip` on of the n that
+ * layer_project normed. In parallel the MLP reads what x was before attention was added. Products:
+ * n * width * (heads * head_dim + 3 * ff), most of a layer's work. */
+static pyr_status layer_finish(pyr_forward *f, const pyr_layer *l, float *x, int64_t skip,
+                               int64_t n) {
+  const pyr_model_config *c = &f->model->config;
+  const float *att = f->att + skip * c->heads * c->head_dim, *in = f->h + skip * c->width;
+  x += skip * c->width;
+  n -= skip;
+  if (c->residual == PYR_RESIDUAL_PARALLEL)
+    PYR_TRY(layer_norm(f, x, l->ffn_norm, l->ffn_norm_bias, n, &in));
+  PYR_TRY(layer_add(f, x, att, &l->o, l->o_bias, l->attn_post_norm, n));
+  if (c->residual == PYR_RESIDUAL_SEQUENTIAL)
+    PYR_TRY(layer_norm(f, x, l->ffn_norm, l->ffn_norm_bias, n, &in));
+  PYR_TRY(layer_widen(f, l, in, n));
+  return layer_add(f, x, f->gate, &l->down, l->down_bias, l->ffn_post_norm, n);
+}
+
+/* ids [n], backend memory -> out [n, width], as they enter the first layer but for learned positions:
+ * the one place that knows how, for prefill, steps and pyr_model_embed, so that rows which a caller
+ * takes out and hands in again are those that ids would have become, bit for bit. */
+static pyr_status embed_ids(pyr_backend *be, const pyr_model *model, float *out,
+                            const int32_t *ids, int64_t n) {
+  const pyr_model_config *c = &model->config;
+  PYR_TRY(be->embed(be, out, &model->embed, ids, n));
+  return c->embed_scale == 1 ? PYR_OK : be->scale(be, out, n * c->width, c->embed_scale, 0);
+}
+
+/* f->x [n, width] += rows of the table of positions, where they are learned: through f->h, a chunk
+ * at a time. */
+static pyr_status add_positions(pyr_forward *f, const int32_t *pos, int64_t n) {
+  const pyr_model_config *c = &f->model->config;
+  pyr_backend *be = f->be;
+  for (int64_t at = 0; c->positions && at < n; at += PYR_CHUNK) {
+    int64_t some = pyr_min(PYR_CHUNK, n - at);
+    PYR_TRY(be->embed(be, f->h, &f->model->positions, pos + at, some));
+    PYR_TRY(be->add(be, f->x + at * c->width, f->h, some * c->width, 1));
+  }
+  return PYR_OK;
 }
 
 /* logits of x [n, width] into f->logits. Products: n * width * vocab. Of one token alone, a
  * vocabulary of 49,152 costs as much as 8 layers of the small model above. */
 static pyr_status project_logits(pyr_forward *f, const float *x, int64_t n) {
-  const pyr_model_config *c = &f->model->config;
-  PYR_TRY(f->be->rms_norm(f->be, f->h, x, f->model->out_norm, n, c->width, c->norm_eps));
-  return f->be->linear(f->be, f->logits, f->h, &f->model->output, NULL, n, f->exact);
+  const pyr_model *model = f->model;
+  const pyr_model_config *c = &model->config;
+  pyr_norm norm = { c->norm, c->norm_eps, model->out_norm, model->out_norm_bias, 1 };
+  PYR_TRY(f->be->norm(f->be, f->h, x, &norm, n, c->width));
+  PYR_TRY(f->be->linear(f->be, f->logits, f->h, &model->output, model->output_bias, n, f->exact));
+  if (c->logit_scale == 1 && c->logit_cap == 0) return PYR_OK;
+  return f->be->scale(f->be, f->logits, n * c->vocab, c->logit_scale, c->logit_cap);
 }
 
 /* Before anything is touched: an id is an index into the table of embeddings, which no kernel
@@ -207,7 +290,8 @@ static pyr_status check_embeddings(pyr_runtime *rt, const pyr_model_config *c, c
 static pyr_status check_room(const pyr_cache *cache, int64_t n) {
   const pyr_model_config *c = &cache->pool->model->config;
   pyr_runtime *rt = cache->pool->rt;
-  int64_t before = 0;  /* the position that the first of them is rotated to, at most */
+  /* the position that the first of them is rotated to, at most; learned positions are the tokens' */
+  int64_t before = c->positions ? cache->tokens : 0;
   for (int layer = 0; layer < cache->layers; layer++)
     before = pyr_max(before, cache->states[layer].compact ? pyr_cache_layer_rows(cache, layer)
                       : cache->tokens);
@@ -268,7 +352,6 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n
   pyr_forward *f = &p->f;
   pyr_backend *be = f->be;
   const pyr_model_config *c = &f->model->config;
-  const pyr_layer *l = &f->model->layers[layer];
   float *x = f->x + at * c->width;
   bool wanted = pyr_observe_wants(&p->plan.seen, at, n);
   /* After the last layer only the last token is looked at, unless logits of all are wanted: the
@@ -283,7 +366,7 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n
     PYR_TRY(be->iota(be, f->rot, (int32_t)pyr_cache_layer_rows(p->cache, layer), n));
     rot = f->rot;
   }
-  PYR_TRY(layer_project(f, l, x, rot, n, queries));
+  PYR_TRY(layer_project(f, layer, x, rot, n, queries));
   get_views(p->cache, layer, p->views);
   pyr_append rows = { .lanes = p->views, .k = f->k, .v = f->v, .positions = f->pos + at, .n = n };
   PYR_TRY(be->store(be, &rows, 1, f->layout, c->kv_heads));
@@ -297,8 +380,7 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n
   PYR_TRY(be->attention(be, &a, 1, f->layout, c->heads, c->kv_heads, f->model->scale));
   if (wanted) PYR_TRY(pyr_layer_plan_observe(&p->plan, &a, rot, at));
   if (last_only && !holds_last) return PYR_OK;
-  int64_t skip = last_only ? n - 1 : 0;
-  return layer_finish(f, l, x + skip * c->width, f->att + skip * c->heads * c->head_dim, n - skip);
+  return layer_finish(f, &f->model->layers[layer], x, last_only ? n - 1 : 0, n);
 }
 
 /* All alive tokens through the layer, whose plan has memory now; then the plan runs. Invariant:
@@ -395,6 +477,7 @@ static pyr_status prefill_layers(pyr_prefill *p, float *logits) {
   PYR_TRY(pyr_fill_zeros(be, f->faults, c->layers));
   PYR_TRY(prefill_source(p));
   PYR_TRY(be->iota(be, f->pos, (int32_t)cache->tokens, p->n));
+  PYR_TRY(add_positions(f, f->pos, p->n));
   for (int layer = 0; layer < c->layers; layer++) PYR_TRY(prefill_layer(p, layer));
   if (logits) PYR_TRY(prefill_logits(p, logits));
   if (cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE)) PYR_TRY(prefill_check(p));
@@ -689,10 +772,9 @@ static void step_undo(const pyr_decode *d) {
 static pyr_status step_layer(pyr_decode *d, int layer) {
   pyr_forward *f = &d->f;
   const pyr_model_config *c = &f->model->config;
-  const pyr_layer *l = &f->model->layers[layer];
   int64_t width = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
   const int32_t *rot = d->turned ? f->rot + (int64_t)layer * d->count : f->pos;
-  PYR_TRY(layer_project(f, l, f->x, rot, d->count, true));
+  PYR_TRY(layer_project(f, layer, f->x, rot, d->count, true));
   for (int i = 0; i < d->count; i++) {
     pyr_lane_view *views = d->views + (int64_t)i * c->kv_heads;
     /* before the row is there */
@@ -710,7 +792,7 @@ static pyr_status step_layer(pyr_decode *d, int layer) {
     add_rows(d->caches[i], layer, d->views + (int64_t)i * c->kv_heads, 1);
   PYR_TRY(f->be->attention(f->be, d->attention, d->count, f->layout, c->heads, c->kv_heads,
                            f->model->scale));
-  return layer_finish(f, l, f->x, f->att, d->count);
+  return layer_finish(f, &f->model->layers[layer], f->x, 0, d->count);
 }
 
 /* Reads every weight once: at one sequence that is what a step costs. */
@@ -718,6 +800,7 @@ static pyr_status step_layers(pyr_decode *d) {
   pyr_backend *be = d->f.be;
   const pyr_model *model = d->f.model;
   PYR_TRY(embed_ids(be, model, d->f.x, d->f.ids, d->count));
+  PYR_TRY(add_positions(&d->f, d->f.pos, d->count));
   for (int layer = 0; layer < model->config.layers; layer++) PYR_TRY(step_layer(d, layer));
   return project_logits(&d->f, d->f.x, d->count);
 }

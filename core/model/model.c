@@ -17,6 +17,7 @@
  * configuration implies, and can be cancelled between two pieces of work; the weight being bound is
  * then given back as if it had never come. */
 #include "model/model.h"
+#include "model/source.h"
 #include "backend/backend.h"
 #include "base/dtype.h"
 #include "base/fingerprint.h"
@@ -36,34 +37,57 @@ struct pyr_owned { void *ptr; size_t bytes; };   /* a block of backend memory */
 /* ---- roles ----------------------------------------------------------------------------------- */
 
 /* The dimensions that shapes are made of; dim_of says how large each is in a configuration. */
-typedef enum dim { ONE, WIDTH, FF, VOCAB, HEAD, Q_ROWS, KV_ROWS } dim;
+typedef enum dim { ONE, WIDTH, FF, VOCAB, CONTEXT, HEADS, Q_ROWS, KV_ROWS, Q_NORM,
+                   K_NORM } dim;
 
-/* What a role is called in messages, its shape, and where it lies: in pyr_layer, or in pyr_model
- * for the first three. */
+/* Which models have a weight; MAY: it is there in every layer or in none. */
+typedef enum need { MAY, ALL, BEFORE_ATTENTION, BEFORE_MLP, BEHIND, GATED, LEARNED } need;
+
+/* What a role is called in messages, its shape, and where it lies: in pyr_layer, or, if it is not
+ * layered, in pyr_model. */
 static const struct role {
   const char *name;
   dim rows, cols;        /* rows ONE: a vector */
-  bool layered, required;
+  bool layered;
+  need need;
   size_t place;
 } roles[PYR_ROLES] = {
-  [PYR_W_EMBED]     = { "embed", VOCAB, WIDTH, false, true, offsetof(struct pyr_model, embed) },
-  [PYR_W_OUT_NORM]  = { "out_norm", ONE, WIDTH, false, true, offsetof(struct pyr_model, out_norm) },
-  [PYR_W_OUTPUT]    = { "output", VOCAB, WIDTH, false, false, offsetof(struct pyr_model, output) },
-  [PYR_W_ATTN_NORM] = { "attn_norm", ONE, WIDTH, true, true, offsetof(pyr_layer, attn_norm) },
-  [PYR_W_Q]         = { "q", Q_ROWS, WIDTH, true, true, offsetof(pyr_layer, q) },
-  [PYR_W_K]         = { "k", KV_ROWS, WIDTH, true, true, offsetof(pyr_layer, k) },
-  [PYR_W_V]         = { "v", KV_ROWS, WIDTH, true, true, offsetof(pyr_layer, v) },
-  [PYR_W_Q_BIAS]    = { "q_bias", ONE, Q_ROWS, true, false, offsetof(pyr_layer, q_bias) },
-  [PYR_W_K_BIAS]    = { "k_bias", ONE, KV_ROWS, true, false, offsetof(pyr_layer, k_bias) },
-  [PYR_W_V_BIAS]    = { "v_bias", ONE, KV_ROWS, true, false, offsetof(pyr_layer, v_bias) },
-  [PYR_W_Q_NORM]    = { "q_norm", ONE, HEAD, true, false, offsetof(pyr_layer, q_norm) },
-  [PYR_W_K_NORM]    = { "k_norm", ONE, HEAD, true, false, offsetof(pyr_layer, k_norm) },
-  [PYR_W_O]         = { "o", WIDTH, Q_ROWS, true, true, offsetof(pyr_layer, o) },
-  [PYR_W_O_BIAS]    = { "o_bias", ONE, WIDTH, true, false, offsetof(pyr_layer, o_bias) },
-  [PYR_W_FFN_NORM]  = { "ffn_norm", ONE, WIDTH, true, true, offsetof(pyr_layer, ffn_norm) },
-  [PYR_W_GATE]      = { "gate", FF, WIDTH, true, true, offsetof(pyr_layer, gate) },
-  [PYR_W_UP]        = { "up", FF, WIDTH, true, true, offsetof(pyr_layer, up) },
-  [PYR_W_DOWN]      = { "down", WIDTH, FF, true, true, offsetof(pyr_layer, down) },
+  [PYR_W_EMBED]     = { "embed", VOCAB, WIDTH, false, ALL, offsetof(struct pyr_model, embed) },
+  [PYR_W_OUT_NORM]  = { "out_norm", ONE, WIDTH, false, ALL, offsetof(struct pyr_model, out_norm) },
+  [PYR_W_OUTPUT]    = { "output", VOCAB, WIDTH, false, MAY, offsetof(struct pyr_model, output) },
+  [PYR_W_ATTN_NORM] = { "attn_norm", ONE, WIDTH, true, BEFORE_ATTENTION, offsetof(pyr_layer, attn_norm) },
+  [PYR_W_Q]         = { "q", Q_ROWS, WIDTH, true, ALL, offsetof(pyr_layer, q) },
+  [PYR_W_K]         = { "k", KV_ROWS, WIDTH, true, ALL, offsetof(pyr_layer, k) },
+  [PYR_W_V]         = { "v", KV_ROWS, WIDTH, true, ALL, offsetof(pyr_layer, v) },
+  [PYR_W_Q_BIAS]    = { "q_bias", ONE, Q_ROWS, true, MAY, offsetof(pyr_layer, q_bias) },
+  [PYR_W_K_BIAS]    = { "k_bias", ONE, KV_ROWS, true, MAY, offsetof(pyr_layer, k_bias) },
+  [PYR_W_V_BIAS]    = { "v_bias", ONE, KV_ROWS, true, MAY, offsetof(pyr_layer, v_bias) },
+  [PYR_W_Q_NORM]    = { "q_norm", ONE, Q_NORM, true, MAY, offsetof(pyr_layer, q_norm) },
+  [PYR_W_K_NORM]    = { "k_norm", ONE, K_NORM, true, MAY, offsetof(pyr_layer, k_norm) },
+  [PYR_W_O]         = { "o", WIDTH, Q_ROWS, true, ALL, offsetof(pyr_layer, o) },
+  [PYR_W_O_BIAS]    = { "o_bias", ONE, WIDTH, true, MAY, offsetof(pyr_layer, o_bias) },
+  [PYR_W_FFN_NORM]  = { "ffn_norm", ONE, WIDTH, true, BEFORE_MLP, offsetof(pyr_layer, ffn_norm) },
+  [PYR_W_GATE]      = { "gate", FF, WIDTH, true, GATED, offsetof(pyr_layer, gate) },
+  [PYR_W_UP]        = { "up", FF, WIDTH, true, ALL, offsetof(pyr_layer, up) },
+  [PYR_W_DOWN]      = { "down", WIDTH, FF, true, ALL, offsetof(pyr_layer, down) },
+  [PYR_W_POSITIONS] = { "positions", CONTEXT, WIDTH, false, LEARNED,
+                        offsetof(struct pyr_model, positions) },
+  [PYR_W_OUT_NORM_BIAS]  = { "out_norm_bias", ONE, WIDTH, false, MAY,
+                             offsetof(struct pyr_model, out_norm_bias) },
+  [PYR_W_OUTPUT_BIAS]    = { "output_bias", ONE, VOCAB, false, MAY,
+                             offsetof(struct pyr_model, output_bias) },
+  [PYR_W_ATTN_NORM_BIAS] = { "attn_norm_bias", ONE, WIDTH, true, MAY,
+                             offsetof(pyr_layer, attn_norm_bias) },
+  [PYR_W_FFN_NORM_BIAS]  = { "ffn_norm_bias", ONE, WIDTH, true, MAY,
+                             offsetof(pyr_layer, ffn_norm_bias) },
+  [PYR_W_ATTN_POST_NORM] = { "attn_post_norm", ONE, WIDTH, true, BEHIND,
+                             offsetof(pyr_layer, attn_post_norm) },
+  [PYR_W_FFN_POST_NORM]  = { "ffn_post_norm", ONE, WIDTH, true, BEHIND,
+                             offsetof(pyr_layer, ffn_post_norm) },
+  [PYR_W_GATE_BIAS] = { "gate_bias", ONE, FF, true, MAY, offsetof(pyr_layer, gate_bias) },
+  [PYR_W_UP_BIAS]   = { "up_bias", ONE, FF, true, MAY, offsetof(pyr_layer, up_bias) },
+  [PYR_W_DOWN_BIAS] = { "down_bias", ONE, WIDTH, true, MAY, offsetof(pyr_layer, down_bias) },
+  [PYR_W_SINKS]     = { "sinks", ONE, HEADS, true, MAY, offsetof(pyr_layer, sinks) },
 };
 
 /* Of 9 query heads and 3 K/V heads of 64 values: Q_ROWS is 576, KV_ROWS 192. */
@@ -72,14 +96,44 @@ static int64_t dim_of(const pyr_model_config *c, dim d) {
     case WIDTH: return c->width;
     case FF: return c->ff;
     case VOCAB: return c->vocab;
-    case HEAD: return c->head_dim;
+    case CONTEXT: return c->context;
+    case HEADS: return c->heads;
     case Q_ROWS: return (int64_t)c->heads * c->head_dim;
     case KV_ROWS: return (int64_t)c->kv_heads * c->head_dim;
+    case Q_NORM: return c->qk_norm == PYR_QK_HEAD ? c->head_dim : dim_of(c, Q_ROWS);
+    case K_NORM: return c->qk_norm == PYR_QK_HEAD ? c->head_dim : dim_of(c, KV_ROWS);
     default: return 1;
   }
 }
 
 static bool is_vector(pyr_role role) { return roles[role].rows == ONE; }
+
+/* Whether a model of this configuration cannot do without a weight, … */
+static bool is_required(const pyr_model_config *c, pyr_role role) {
+  switch (roles[role].need) {
+    case ALL: return true;
+    case BEFORE_ATTENTION: return c->norm_place != PYR_NORM_AFTER;
+    case BEFORE_MLP:
+      return c->norm_place != PYR_NORM_AFTER && c->residual != PYR_RESIDUAL_SHARED;
+    case BEHIND: return c->norm_place != PYR_NORM_BEFORE;
+    case GATED: return !c->plain_mlp;
+    case LEARNED: return c->positions != 0;
+    case MAY: break;
+  }
+  return false;
+}
+
+/* … or has no place for it: it would be bound, and never read. */
+static bool is_useless(const pyr_model_config *c, pyr_role role) {
+  bool layer_norm = c->norm == PYR_NORM_LAYER;
+  switch (role) {
+    case PYR_W_GATE_BIAS: return c->plain_mlp != 0;
+    case PYR_W_OUT_NORM_BIAS: return !layer_norm;
+    case PYR_W_ATTN_NORM_BIAS: return !layer_norm || c->norm_place == PYR_NORM_AFTER;
+    case PYR_W_FFN_NORM_BIAS: return !layer_norm || !is_required(c, PYR_W_FFN_NORM);
+    default: return roles[role].need != MAY && !is_required(c, role);
+  }
+}
 
 /* The address of a role's member: a pyr_tensor for matrices, a float * for vectors. */
 static void *place_of(pyr_model *model, pyr_role role, int layer) {
@@ -95,6 +149,41 @@ static bool is_bound(pyr_model *model, pyr_role role, int layer) {
 
 /* ---- configuration --------------------------------------------------------------------------- */
 
+/* A table of RoPE: one of `name`, of dims/2 frequencies. */
+static pyr_status check_turn(pyr_runtime *rt, const char *name, const float *freq, int32_t dims,
+                             float gain) {
+  if (!freq) return pyr_runtime_set_error(rt, PYR_FORMAT, "model: %s is missing", name);
+  if (!(gain > 0 && gain <= 100))
+    return pyr_runtime_set_error(rt, PYR_FORMAT, "model: the gain of %s is %g, outside (0, 100]",
+                                 name, (double)gain);
+  for (int i = 0; i < dims / 2; i++)
+    if (!(freq[i] >= 0 && freq[i] <= 1e4f))
+      return pyr_runtime_set_error(rt, PYR_FORMAT, "model: %s[%d] is %g, outside 0..1e4", name, i,
+                                   (double)freq[i]);
+  return PYR_OK;
+}
+
+/* What each layer has one of. */
+static pyr_status check_layers(pyr_runtime *rt, const pyr_model_config *c) {
+  bool used[3] = { !c->turns };
+  for (int i = 0; c->window && i < c->layers; i++)
+    if (c->window[i] < 0)
+      return pyr_runtime_set_error(rt, PYR_FORMAT, "model: window[%d] is %d", i, c->window[i]);
+  for (int i = 0; c->turns && i < c->layers; i++) {
+    if (c->turns[i] > PYR_TURN_NONE)
+      return pyr_runtime_set_error(rt, PYR_FORMAT, "model: turns[%d] is %d", i, c->turns[i]);
+    used[c->turns[i]] = true;
+  }
+  if (c->rope_dims == 0 && (used[PYR_TURN_FIRST] || used[PYR_TURN_SECOND]))
+    return pyr_runtime_set_error(rt, PYR_FORMAT,
+                                 "model: rope_dims is 0, but there are layers that rotate");
+  if (used[PYR_TURN_FIRST])
+    PYR_TRY(check_turn(rt, "rope_freq", c->rope_freq, c->rope_dims, c->rope_gain));
+  if (used[PYR_TURN_SECOND])
+    PYR_TRY(check_turn(rt, "rope_second", c->rope_second, c->rope_dims, c->rope_second_gain));
+  return PYR_OK;
+}
+
 /* Ranges are wide enough for any model known, and narrow enough that products of two of them fit
  * in 64 bits: vocab * width is at most 2^22 * 2^18 = 2^40 values. Single numbers come first,
  * then what they must be to each other; whatever follows may rely on all of it. */
@@ -104,14 +193,34 @@ static pyr_status check_config(pyr_runtime *rt, const pyr_model_config *c) {
     { "kv_heads", c->kv_heads, 1, c->heads }, { "head_dim", c->head_dim, 2, 512 },
     { "width", c->width, 1, 1 << 18 },       { "ff", c->ff, 1, 1 << 20 },
     { "vocab", c->vocab, 1, 1 << 22 },       { "context", c->context, 1, 1 << 30 },
-    { "rope_dims", c->rope_dims, 2, c->head_dim },
-        { "rope_style", c->rope_style, PYR_ROPE_HALF, PYR_ROPE_INTERLEAVED },
+    { "rope_dims", c->rope_dims, 0, c->head_dim },
+    { "rope_style", c->rope_style, PYR_ROPE_HALF, PYR_ROPE_INTERLEAVED },
+    { "norm", c->norm, PYR_NORM_RMS, PYR_NORM_LAYER },
+    { "norm_place", c->norm_place, PYR_NORM_BEFORE, PYR_NORM_AROUND },
+    { "qk_norm", c->qk_norm, PYR_QK_HEAD, PYR_QK_WIDTH },
+    { "residual", c->residual, PYR_RESIDUAL_SEQUENTIAL, PYR_RESIDUAL_SHARED },
+    { "activation", c->activation, 0, PYR_ACTIVATIONS - 1 },
+    { "plain_mlp", c->plain_mlp, 0, 1 },     { "positions", c->positions, 0, 1 },
+  };
+  const struct { const char *name; float value, low, high; } numbers[] = {
+    { "norm_eps", c->norm_eps, 1e-30f, 0.1f }, { "norm_offset", c->norm_offset, -1e3f, 1e3f },
+    { "activation_limit", c->activation_limit, 0, 1e9f },
+    { "embed_scale", c->embed_scale, -1e6f, 1e6f },
+    { "residual_scale", c->residual_scale, -1e6f, 1e6f },
+    { "logit_scale", c->logit_scale, -1e6f, 1e6f },
+    { "score_scale", c->score_scale, 0, 1e6f },
+    { "score_cap", c->score_cap, 0, 1e9f },  { "logit_cap", c->logit_cap, 0, 1e9f },
   };
   for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
     if (ranges[i].value < ranges[i].low || ranges[i].value > ranges[i].high)
       return pyr_runtime_set_error(rt, PYR_FORMAT, "model: %s is %lld, outside %lld..%lld",
                                    ranges[i].name, (long long)ranges[i].value,
                                        (long long)ranges[i].low, (long long)ranges[i].high);
+  for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+    if (!(numbers[i].value >= numbers[i].low && numbers[i].value <= numbers[i].high))
+      return pyr_runtime_set_error(rt, PYR_FORMAT, "model: %s is %g, outside %g..%g",
+                                   numbers[i].name, (double)numbers[i].value,
+                                   (double)numbers[i].low, (double)numbers[i].high);
   if (c->heads % c->kv_heads != 0)
     return pyr_runtime_set_error(rt, PYR_FORMAT, "model: kv_heads %d does not divide heads %d",
                                  c->kv_heads, c->heads);
@@ -119,21 +228,17 @@ static pyr_status check_config(pyr_runtime *rt, const pyr_model_config *c) {
     return pyr_runtime_set_error(rt, PYR_FORMAT, "model: head_dim %d is odd", c->head_dim);
   if (c->rope_dims % 2 != 0)
     return pyr_runtime_set_error(rt, PYR_FORMAT, "model: rope_dims %d is odd", c->rope_dims);
-  if (!(c->norm_eps > 0 && c->norm_eps <= 0.1f))
-    return pyr_runtime_set_error(rt, PYR_FORMAT, "model: norm_eps is %g, outside (0, 0.1]",
-                                 (double)c->norm_eps);
-  if (!(c->rope_gain > 0 && c->rope_gain <= 100))
-    return pyr_runtime_set_error(rt, PYR_FORMAT, "model: rope_gain is %g, outside (0, 100]",
-                                 (double)c->rope_gain);
-  if (!c->rope_freq) return pyr_runtime_set_error(rt, PYR_FORMAT, "model: rope_freq is missing");
-  for (int i = 0; i < c->rope_dims / 2; i++)
-    if (!(c->rope_freq[i] >= 0 && c->rope_freq[i] <= 1e4f))
-      return pyr_runtime_set_error(rt, PYR_FORMAT, "model: rope_freq[%d] is %g, outside 0..1e4", i,
-                                   (double)c->rope_freq[i]);
-  for (int i = 0; c->window && i < c->layers; i++)
-    if (c->window[i] < 0)
-      return pyr_runtime_set_error(rt, PYR_FORMAT, "model: window[%d] is %d", i, c->window[i]);
-  return PYR_OK;
+  if (c->residual != PYR_RESIDUAL_SEQUENTIAL && c->norm_place != PYR_NORM_BEFORE)
+    return pyr_runtime_set_error(rt, PYR_FORMAT,
+                                 "model: a parallel residual with norms behind its halves");
+  if (c->activation == PYR_ACT_SWIGLU_CLAMPED && (c->plain_mlp || c->activation_limit == 0))
+    return pyr_runtime_set_error(rt, PYR_FORMAT,
+                                 "model: a clamped SwiGLU needs a gate and activation_limit");
+  for (int i = 0; c->slopes && i < c->heads; i++)
+    if (!(c->slopes[i] >= 0 && c->slopes[i] <= 1e4f))
+      return pyr_runtime_set_error(rt, PYR_FORMAT, "model: slopes[%d] is %g, outside 0..1e4", i,
+                                   (double)c->slopes[i]);
+  return check_layers(rt, c);
 }
 
 /* Values of all the matrices that a model of this configuration can have, for progress. Optional
@@ -142,52 +247,70 @@ static pyr_status check_config(pyr_runtime *rt, const pyr_model_config *c) {
 static int64_t values_expected(const pyr_model_config *c) {
   int64_t total = 0;
   for (int r = 0; r < PYR_ROLES; r++)
-    if (!is_vector((pyr_role)r))
-      total += dim_of(c, roles[r].rows) * dim_of(c,
-                                                 roles[r].cols) * (roles[r].layered ? c->layers
-                                                     : 1);
+    if (!is_vector((pyr_role)r) && !is_useless(c, (pyr_role)r))
+      total += dim_of(c, roles[r].rows) * dim_of(c, roles[r].cols)
+          * (roles[r].layered ? c->layers : 1);
   return total;
 }
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
-/* Owns: copies of the configuration's arrays, so the caller's may go; the frequencies a second
- * time in backend memory. On failure pyr_model_free gives back what there is, as each member is
- * NULL till then. */
+/* A copy of `bytes` that the model keeps, of an array that the caller may lose; zeros where the
+ * caller has none. */
+static pyr_status keep_array(pyr_model *model, const void *from, size_t bytes, void *place) {
+  void *copy = pyr_alloc_zero(model->rt, bytes);
+  if (!copy) return pyr_nomem(model->rt, bytes, "a model's configuration");
+  if (from) memcpy(copy, from, bytes);
+  *(void **)place = copy;
+  return PYR_OK;
+}
+
+/* The same for what the backend reads, too: a host copy and one in its memory. Nothing, where there
+ * is none. */
+static pyr_status keep_numbers(pyr_model *model, const float *from, size_t count,
+                               const float **host, float **placed) {
+  pyr_backend *be = pyr_runtime_backend(model->rt);
+  size_t bytes = count * sizeof(float);
+  if (!from || bytes == 0) return PYR_OK;
+  PYR_TRY(keep_array(model, from, bytes, host));
+  *placed = be->alloc(be, bytes);
+  if (!*placed) return pyr_nomem(model->rt, bytes, "a model's configuration");
+  return be->upload(be, *placed, from, bytes);
+}
+
+/* Arrays of the configuration are the caller's; on failure pyr_model_free gives back what there
+ * is, as each member is NULL till then. */
+static pyr_status keep_config(pyr_model *model, const pyr_model_config *config) {
+  pyr_model_config *c = &model->config;
+  size_t layers = (size_t)config->layers, pairs = (size_t)config->rope_dims / 2;
+  if (c->embed_scale == 0) c->embed_scale = 1;
+  if (c->residual_scale == 0) c->residual_scale = 1;
+  if (c->logit_scale == 0) c->logit_scale = 1;
+  model->scale = c->score_scale > 0 ? c->score_scale : 1.0f / sqrtf((float)config->head_dim);
+  PYR_TRY(keep_array(model, config->window, layers * sizeof *c->window, &c->window));
+  PYR_TRY(keep_array(model, config->turns, layers * sizeof *c->turns, &c->turns));
+  PYR_TRY(keep_numbers(model, config->rope_freq, pairs, &c->rope_freq, &model->rope_freq));
+  PYR_TRY(keep_numbers(model, config->rope_second, pairs, &c->rope_second, &model->rope_second));
+  return keep_numbers(model, config->slopes, (size_t)config->heads, &c->slopes, &model->slopes);
+}
+
 pyr_status pyr_model_new(pyr_runtime *rt, const pyr_model_config *config, pyr_model **out) {
-  pyr_status status = check_config(rt, config);
-  if (status != PYR_OK) return status;
-  pyr_backend *be = pyr_runtime_backend(rt);
+  PYR_TRY(check_config(rt, config));
   pyr_model *model = pyr_alloc_zero(rt, sizeof *model);
   if (!model) return pyr_nomem(rt, sizeof *model, "a model");
   model->rt = pyr_runtime_retain(rt);
   model->refs = 1;
   model->config = *config;
-  model->config.rope_freq = NULL;
+  model->config.rope_freq = model->config.rope_second = model->config.slopes = NULL;
   model->config.window = NULL;
-  model->scale = 1.0f / sqrtf((float)config->head_dim);
+  model->config.turns = NULL;
   model->expected = values_expected(config);
-
-  size_t layers = (size_t)config->layers,
-      freq_bytes = (size_t)config->rope_dims / 2 * sizeof(float);
-  float *freq = pyr_alloc(rt, freq_bytes);
-  model->config.rope_freq = freq;
-  int32_t *window = pyr_alloc_zero(rt, layers * sizeof *window);
-  model->config.window = window;
-  model->layers = pyr_alloc_zero(rt, layers * sizeof *model->layers);
-  model->rope_freq = be->alloc(be, freq_bytes);
-  if (!freq || !window || !model->layers || !model->rope_freq) {
-    status = pyr_nomem(rt, layers * sizeof *model->layers, "a model's layers");
-    goto fail;
-  }
-  memcpy(freq, config->rope_freq, freq_bytes);
-  if (config->window) memcpy(window, config->window, layers * sizeof *window);
-  status = be->upload(be, model->rope_freq, freq, freq_bytes);
-  if (status != PYR_OK) goto fail;
-  *out = model;
-  return PYR_OK;
-fail:
-  pyr_model_free(model);
+  size_t bytes = (size_t)config->layers * sizeof *model->layers;
+  model->layers = pyr_alloc_zero(rt, bytes);
+  pyr_status status = model->layers ? keep_config(model, config)
+      : pyr_nomem(rt, bytes, "a model's layers");
+  if (status == PYR_OK) *out = model;
+  else pyr_model_free(model);
   return status;
 }
 
@@ -203,17 +326,23 @@ void pyr_model_free(pyr_model *model) {
   if (!model || --model->refs > 0) return;
   pyr_runtime *rt = model->rt;
   pyr_backend *be = pyr_runtime_backend(rt);
-  size_t layers = (size_t)model->config.layers,
-      freq_bytes = (size_t)model->config.rope_dims / 2 * sizeof(float);
+  const pyr_model_config *c = &model->config;
+  size_t layers = (size_t)c->layers, turn_bytes = (size_t)c->rope_dims / 2 * sizeof(float),
+      slope_bytes = (size_t)c->heads * sizeof(float);
   for (size_t i = 0; i < model->owned_count; i++)
     be->release(be, model->owned[i].ptr, model->owned[i].bytes);
   for (size_t i = 0; i < model->file_count; i++) pyr_file_free(model->files[i]);
-  if (model->rope_freq) be->release(be, model->rope_freq, freq_bytes);
+  if (model->rope_freq) be->release(be, model->rope_freq, turn_bytes);
+  if (model->rope_second) be->release(be, model->rope_second, turn_bytes);
+  if (model->slopes) be->release(be, model->slopes, slope_bytes);
   pyr_release(rt, model->owned, model->owned_room * sizeof *model->owned);
   pyr_release(rt, model->files, model->file_room * sizeof *model->files);
   pyr_release(rt, model->layers, layers * sizeof *model->layers);
-  pyr_release(rt, (void *)model->config.window, layers * sizeof *model->config.window);
-  pyr_release(rt, (void *)model->config.rope_freq, freq_bytes);
+  pyr_release(rt, (void *)c->window, layers * sizeof *c->window);
+  pyr_release(rt, (void *)c->turns, layers * sizeof *c->turns);
+  pyr_release(rt, (void *)c->rope_freq, turn_bytes);
+  pyr_release(rt, (void *)c->rope_second, turn_bytes);
+  pyr_release(rt, (void *)c->slopes, slope_bytes);
   pyr_release(rt, model, sizeof *model);
   pyr_runtime_free(rt);
 }
@@ -304,7 +433,7 @@ static pyr_status refuse_dtype(pyr_model *model, const char *path, const char *n
 
 /* Read by all workers of a piece at once, written by none of them. */
 struct conversion {   /* rows [first, first+n) of a matrix, one task each */
-  const pyr_tensor *from;
+  const pyr_source *from;
   pyr_dtype as;
   int64_t first;
   char *out;          /* where row `first` goes; rows of `stride` bytes */
@@ -315,10 +444,9 @@ struct conversion {   /* rows [first, first+n) of a matrix, one task each */
 /* Rows are independent, and each worker has a row of f32 of its own. */
 static void convert_row(void *ctx, int64_t task, int worker) {
   const struct conversion *c = ctx;
-  int64_t cols = c->from->shape[1];
+  int64_t cols = c->from->cols;
   float *values = c->scratch + (int64_t)worker * cols;
-  const char *row = (const char *)c->from->data + (size_t)(c->first + task) * c->from->stride;
-  pyr_row_to_f32(values, row, c->from->dtype, cols);
+  pyr_source_row(c->from, c->first + task, values);
   pyr_row_from_f32(c->out + (size_t)task * c->stride, c->as, values, cols);
 }
 
@@ -330,17 +458,18 @@ static void convert_row(void *ctx, int64_t task, int worker) {
  *     converted, host memory    straight into its place             -> nothing
  *     converted, otherwise      staging (one piece)                 -> interleave or upload
  *
+ * Rows that the file has in another order (source.h) are converted, if only to their own dtype.
  * So beside the matrix itself one piece and a row for each worker are held, whatever its size. */
 static pyr_status fill_matrix(pyr_model *model, char *to, const pyr_tensor *bound,
-                              const pyr_tensor *from) {
+                              const pyr_source *from) {
   pyr_runtime *rt = model->rt;
   pyr_backend *be = pyr_runtime_backend(rt);
-  int64_t rows = from->shape[0], cols = from->shape[1],
+  int64_t rows = from->rows, cols = from->cols,
       unit = bound->interleaved ? bound->interleaved : 1;
   int64_t piece = (PIECE_VALUES / cols / unit + 1) * unit;
   if (piece > rows) piece = rows;
-  bool convert = bound->dtype != from->dtype, in_place = convert && !bound->interleaved
-      && reads_host_memory(be);
+  bool convert = bound->dtype != from->view.dtype || !pyr_source_contiguous(from),
+      in_place = convert && !bound->interleaved && reads_host_memory(be);
   size_t stride = bound->stride, scratch_bytes = 0,
       staging_bytes = convert && !in_place ? (size_t)piece * stride : 0;
   float *scratch = NULL;
@@ -358,7 +487,7 @@ static pyr_status fill_matrix(pyr_model *model, char *to, const pyr_tensor *boun
   for (int64_t first = 0; first < rows; first += piece) {
     int64_t n = rows - first < piece ? rows - first : piece;
     char *at = to + (size_t)first * stride;
-    const char *ready = (const char *)from->data + (size_t)first * from->stride;
+    const char *ready = (const char *)from->view.data + (size_t)first * from->view.stride;
     if (convert) {
       struct conversion c = { from, bound->dtype, first, in_place ? at : staging, stride, scratch };
       pyr_parallel(rt, convert_row, &c, n);
@@ -380,23 +509,35 @@ done:
   return status;
 }
 
-/* Norms and biases are f32 everywhere, whatever the file has: they are small, and added exactly. */
-static pyr_status bind_vector(pyr_model *model, float **place, const pyr_tensor *view) {
+/* Norms and biases are f32 everywhere, whatever the file has: they are small, and added exactly.
+ * `offset` is added to each value: a file may hold what a norm's weights are beyond 1. */
+static pyr_status bind_vector(pyr_model *model, float **place, const pyr_source *from,
+                              float offset) {
   pyr_runtime *rt = model->rt;
   pyr_backend *be = pyr_runtime_backend(rt);
-  size_t bytes = (size_t)view->shape[0] * sizeof(float);
+  size_t bytes = (size_t)from->cols * sizeof(float);
   void *ptr = NULL;
   float *values = pyr_alloc(rt, bytes);
   if (!values) return pyr_nomem(rt, bytes, "a weight");
   pyr_status status = own(model, bytes, &ptr);
   if (status == PYR_OK) {
-    pyr_row_to_f32(values, view->data, view->dtype, view->shape[0]);
+    pyr_source_row(from, 0, values);
+    for (int64_t i = 0; offset != 0 && i < from->cols; i++) values[i] += offset;
     status = be->upload(be, ptr, values, bytes);
     if (status == PYR_OK) { *place = ptr; model->bytes += bytes; }
     else disown(model);
   }
   pyr_release(rt, values, bytes);
   return status;
+}
+
+/* What norm_offset is added to. */
+static bool is_norm_weight(pyr_role role) {
+  switch (role) {
+    case PYR_W_OUT_NORM: case PYR_W_ATTN_NORM: case PYR_W_FFN_NORM: case PYR_W_Q_NORM:
+    case PYR_W_K_NORM: case PYR_W_ATTN_POST_NORM: case PYR_W_FFN_POST_NORM: return true;
+    default: return false;
+  }
 }
 
 /* A weight's part of the fingerprint, from how it lies in its file. Weights add up to the
@@ -414,40 +555,42 @@ static uint64_t print_of(pyr_role role, int layer, const pyr_tensor *view) {
  * of the model's, and the file's pages may leave the page cache (pyr_file_forget). `place` is
  * written last: until then nothing is bound. */
 static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_tensor_spec *spec,
-                              const pyr_tensor *view, bool aligned, bool looked_up, int as) {
+                              const pyr_source *from, bool looked_up, int as) {
   pyr_backend *be = pyr_runtime_backend(model->rt);
+  const pyr_tensor *view = &from->view;
+  int64_t rows = from->rows, cols = from->cols;
   pyr_dtype dtype = as < 0 ? view->dtype : (pyr_dtype)as;
-  pyr_tensor bound = *view;
+  pyr_tensor bound = { .data = view->data, .dtype = dtype, .rank = 2, .shape = { rows, cols },
+                       .stride = pyr_dtype_bytes(dtype, cols) };
   pyr_status status;
-  bound.dtype = dtype;
-  bound.stride = pyr_dtype_bytes(dtype, view->shape[1]);
-  size_t bytes = bound.stride * (size_t)view->shape[0];   /* no overflow: at most 4 bytes a value of
+  size_t bytes = bound.stride * (size_t)rows;   /* no overflow: at most 4 bytes a value of
                                                              2^22 * 2^20 */
   if (bound.stride == 0)
     return pyr_runtime_set_error(model->rt, PYR_UNSUPPORTED,
                                  "tensor %s: rows of %lld values cannot become %s (blocks of %d)",
                                      spec->name ? spec->name : "(unnamed)",
-                                         (long long)view->shape[1], pyr_dtype_name(dtype),
+                                         (long long)cols, pyr_dtype_name(dtype),
                                              pyr_dtype_block(dtype));
   if (!looked_up && be->interleaved) bound.interleaved = be->interleaved(be, &bound);
-  if (dtype == view->dtype && !bound.interleaved && aligned && reads_host_memory(be)) {
+  if (dtype == view->dtype && !bound.interleaved && from->aligned && pyr_source_contiguous(from)
+      && reads_host_memory(be)) {
     status = keep_file(model, spec->file);
     if (status == PYR_OK)
-      status = pyr_progress(model->rt, model->done + view->shape[0] * view->shape[1],
-                            model->expected);
+      status = pyr_progress(model->rt, model->done + rows * cols, model->expected);
   } else {
     void *ptr = NULL;
     status = own(model, bytes, &ptr);
     if (status != PYR_OK) return status;
-    status = fill_matrix(model, ptr, &bound, view);
+    status = fill_matrix(model, ptr, &bound, from);
     bound.data = ptr;
     if (status != PYR_OK) disown(model);
-    else pyr_file_forget(spec->file, view->data, view->stride * (size_t)view->shape[0]);
+    else if (pyr_source_contiguous(from))
+      pyr_file_forget(spec->file, view->data, view->stride * (size_t)view->shape[0]);
   }
   if (status != PYR_OK) return status;
   *place = bound;
   model->bytes += bytes;
-  model->done += view->shape[0] * view->shape[1];
+  model->done += rows * cols;
   return PYR_OK;
 }
 
@@ -457,8 +600,7 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
                           int as) {
   pyr_runtime *rt = model->rt;
   const pyr_model_config *c = &model->config;
-  pyr_tensor view;
-  bool aligned;
+  pyr_source from;
   if ((int)role < 0 || role >= PYR_ROLES)
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: no role %d", (int)role);
   const char *name = spec->name ? spec->name : roles[role].name;
@@ -474,37 +616,44 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
                                  name);
   if (is_bound(model, role, layer))
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: %s is bound twice", name);
+  if (is_useless(c, role))
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT,
+                                 "model: %s is a %s, which this configuration does not have", name,
+                                 roles[role].name);
 
-  pyr_status status = pyr_tensor_view(rt, spec, &view, &aligned);
+  pyr_status status = pyr_source_open(rt, spec, &from);
   if (status != PYR_OK) return status;
+  const pyr_tensor *view = &from.view;
   const char *path = pyr_file_path(spec->file);
   int64_t rows = dim_of(c, roles[role].rows), cols = dim_of(c, roles[role].cols);
   if (is_vector(role)) {
-    if (view.rank != 1 || view.shape[0] != cols)
+    if (spec->rank != 1 || from.cols != cols)
       return pyr_runtime_set_error(rt, PYR_FORMAT,
                                    "%s: tensor %s: shape [%lld%s], where the model's %s is [%lld]",
-                                       path, name, (long long)view.shape[0],
-                                           view.rank == 1 ? "" : ", …", roles[role].name,
+                                       path, name, (long long)spec->shape[0],
+                                           spec->rank == 1 ? "" : ", …", roles[role].name,
                                                (long long)cols);
-    status = bind_vector(model, place_of(model, role, layer), &view);
-    if (status == PYR_OK) model->print += print_of(role, layer, &view);
+    status = bind_vector(model, place_of(model, role, layer), &from,
+                         is_norm_weight(role) ? c->norm_offset : 0);
+    if (status == PYR_OK) model->print += print_of(role, layer, view);
     return status;
   }
-  const pyr_dtype_info *info = pyr_dtype_describe(view.dtype);
+  const pyr_dtype_info *info = pyr_dtype_describe(view->dtype);
   if (!(is_weight(info) || is_converted(info))
-      || (as < 0 && !multiplies(pyr_runtime_backend(rt), view.dtype)))
+      || (as < 0 && !multiplies(pyr_runtime_backend(rt), view->dtype)))
     return refuse_dtype(model, path, name, info);
-  if (view.rank != 2 || view.shape[0] != rows || view.shape[1] != cols)
+  if (spec->rank != 2 || from.rows != rows || from.cols != cols)
     return pyr_runtime_set_error(rt, PYR_FORMAT,
                                  "%s: tensor %s: shape [%lld, %lld], where the model's %s is "
-                                 "[%lld, %lld]", path, name, (long long)view.shape[0],
-                                     (long long)view.shape[1], roles[role].name, (long long)rows,
+                                 "[%lld, %lld]", path, name, (long long)spec->shape[0],
+                                     (long long)spec->shape[1], roles[role].name, (long long)rows,
                                          (long long)cols);
   pyr_tensor *place = place_of(model, role, layer);
-  status = bind_matrix(model, place, spec, &view, aligned, role == PYR_W_EMBED, as);
+  status = bind_matrix(model, place, spec, &from, role == PYR_W_EMBED || role == PYR_W_POSITIONS,
+                       as);
   /* what stays in a mapping is there when somebody asks: its pages need not be fetched now */
-  if (status == PYR_OK && (place->data != view.data || !pyr_file_mapped(spec->file)))
-    model->print += print_of(role, layer, &view);
+  if (status == PYR_OK && (place->data != view->data || !pyr_file_mapped(spec->file)))
+    model->print += print_of(role, layer, view);
   return status;
 }
 
@@ -556,7 +705,7 @@ pyr_status pyr_model_ready(pyr_model *model) {
   if (model->ready) return PYR_OK;
   for (int layer = 0; layer < model->config.layers; layer++)
     for (int r = 0; r < PYR_ROLES; r++) {
-      bool layered = roles[r].layered, required = roles[r].required,
+      bool layered = roles[r].layered, required = is_required(&model->config, (pyr_role)r),
           bound = is_bound(model, (pyr_role)r, layer);
       if (!layered && (!required || layer > 0)) continue;
       /* what is optional is there in every layer or in none: a half-bound model would run, and be

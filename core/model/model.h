@@ -20,23 +20,40 @@ typedef struct pyr_layer {
   pyr_tensor k, v;                  /* [kv_heads*head_dim, width] */
   float *q_bias;                    /* [heads*head_dim], optional */
   float *k_bias, *v_bias;           /* [kv_heads*head_dim], optional */
-  float *q_norm, *k_norm;           /* [head_dim], optional: RMS norm of each head before RoPE */
+  float *q_norm, *k_norm;           /* as config.qk_norm says, optional: before RoPE */
   pyr_tensor o;                     /* [width, heads*head_dim] */
   float *o_bias;                    /* [width], optional */
   float *ffn_norm;                  /* [width] */
   pyr_tensor gate, up;              /* [ff, width] */
   pyr_tensor down;                  /* [width, ff] */
+  /* those of switches; NULL or of rank 0 where a model has none */
+  float *attn_norm_bias, *ffn_norm_bias;   /* [width] */
+  float *attn_post_norm, *ffn_post_norm;   /* [width] */
+  float *gate_bias, *up_bias;       /* [ff] */
+  float *down_bias;                 /* [width] */
+  float *sinks;                     /* [heads] */
 } pyr_layer;
+
+/* How a layer turns its q and k. */
+typedef struct pyr_turn {
+  const float *freq;                /* [dims/2], backend memory; NULL: it does not, and … */
+  int32_t dims;                     /* … dims is 0, the gain 1 */
+  pyr_rope_style style;
+  float gain;
+} pyr_turn;
 
 struct pyr_model {
   pyr_runtime *rt;                  /* retained */
-  pyr_model_config config;          /* range-checked; rope_freq and window (never NULL: zeros) are
-                                       host copies owned here */
-  float *rope_freq;                 /* [rope_dims/2], backend memory */
-  float scale;                      /* 1/sqrt(head_dim) */
+  pyr_model_config config;          /* range-checked; arrays are host copies owned here, window and
+                                       turns never NULL (zeros); scales that were 0 are 1 */
+  float *rope_freq, *rope_second;   /* [rope_dims/2], backend memory; NULL where there is none */
+  float *slopes;                    /* [heads], backend memory; or NULL */
+  float scale;                      /* of scores: config.score_scale or 1/sqrt(head_dim) */
   pyr_tensor embed;                 /* [vocab, width] */
   pyr_tensor output;                /* [vocab, width]; the same view as embed when tied */
-  float *out_norm;                  /* [width] */
+  float *out_norm, *out_norm_bias;  /* [width] */
+  pyr_tensor positions;             /* [context, width], or of rank 0 */
+  float *output_bias;               /* [vocab], or NULL */
   pyr_layer *layers;                /* [config.layers] */
   bool ready;                       /* set by pyr_model_ready; nothing may be bound afterwards */
 
@@ -54,5 +71,17 @@ struct pyr_model {
   uint64_t tokenizer;               /* fingerprint; 0: none */
   char name[160];                   /* for messages; "" if nobody gave one */
 };
+
+/* Of layer 0 <= layer < config.layers. */
+static inline pyr_turn pyr_model_turn(const pyr_model *model, int layer) {
+  const pyr_model_config *c = &model->config;
+  switch (c->turns[layer]) {
+    case PYR_TURN_FIRST:
+      return (pyr_turn){ model->rope_freq, c->rope_dims, c->rope_style, c->rope_gain };
+    case PYR_TURN_SECOND:
+      return (pyr_turn){ model->rope_second, c->rope_dims, c->rope_style, c->rope_second_gain };
+    default: return (pyr_turn){ NULL, 0, c->rope_style, 1 };
+  }
+}
 
 #endif

@@ -269,7 +269,7 @@ static pyr_status merge_losers(const pyr_eviction *e, int head, const int32_t *i
 static pyr_status turn_keys(const pyr_eviction *e, int head, const int32_t *idx) {
   const pyr_splits *s = &e->splits;
   pyr_backend *be = s->cache->pool->be;
-  const pyr_model *model = s->cache->pool->model;
+  pyr_turn turn = pyr_model_turn(s->cache->pool->model, s->layer);
   pyr_lane *lanes = pyr_cache_lane(s->cache, s->layer, head);
   bool again = s->cache->states[s->layer].compact;
   for (int i = 0; i < s->members; i++) {
@@ -278,8 +278,9 @@ static pyr_status turn_keys(const pyr_eviction *e, int head, const int32_t *idx)
     pyr_lane_view view = pyr_lane_get_view(&lanes[i]);
     if (!again)
       PYR_TRY(be->copy(be, view.born, view.positions, (size_t)view.rows * sizeof *view.born));
-    PYR_TRY(be->rotate(be, &view, s->cache->pool->layout, view.born, again ? idx : NULL,
-                       model->rope_freq, model->config.rope_dims, model->config.rope_style));
+    if (turn.freq)
+      PYR_TRY(be->rotate(be, &view, s->cache->pool->layout, view.born, again ? idx : NULL,
+                         turn.freq, turn.dims, turn.style));
   }
   return PYR_OK;
 }

@@ -54,7 +54,8 @@ void pyr_observe_layout(pyr_observation *o, pyr_arena *arena) {
     const pyr_score_op *op = &score->ops[i];
     if (!pyr_signal_is_expected(op)) continue;
     o->expects = true;
-    pyr_query_stats_layout(&o->signals.queries_of[i], model, op->a, alive, (int64_t)op->x, arena);
+    pyr_query_stats_layout(&o->signals.queries_of[i], model, o->splits->layer, op->a, alive,
+                           (int64_t)op->x, arena);
   }
 }
 

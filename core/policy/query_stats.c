@@ -6,17 +6,18 @@
  * length. */
 enum { PIECE = 256 };      /* queries whose angles are held at a time */
 
-void pyr_query_stats_layout(pyr_query_stats *q, const pyr_model *model, bool covariance,
-                            int64_t alive, int64_t skip, pyr_arena *arena) {
+void pyr_query_stats_layout(pyr_query_stats *q, const pyr_model *model, int layer,
+                            bool covariance, int64_t alive, int64_t skip, pyr_arena *arena) {
   const pyr_model_config *c = &model->config;
   int64_t each = (int64_t)c->heads * c->head_dim, piece = pyr_min(PIECE, pyr_max(alive, 1));
+  pyr_turn turn = pyr_model_turn(model, layer);
   *q = (pyr_query_stats){ .skip = skip, .moments = {
-    .freq = model->rope_freq, .heads = c->heads, .head_dim = c->head_dim, .dims = c->rope_dims,
-    .style = c->rope_style, .gain = c->rope_gain } };
+    .freq = turn.freq, .heads = c->heads, .head_dim = c->head_dim, .dims = turn.dims,
+    .style = turn.style, .gain = turn.gain } };
   PYR_PART(arena, q->moments.shift, each);
   PYR_PART(arena, q->moments.sum, each);
   if (covariance) PYR_PART(arena, q->moments.outer, each * c->head_dim);
-  PYR_PART(arena, q->moments.turns, piece * c->rope_dims);
+  PYR_PART(arena, q->moments.turns, piece * turn.dims);
 }
 
 /* The first `skip` alive queries are left out: of chunks at 0 and 512 with skip 600, the first

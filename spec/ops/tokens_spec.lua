@@ -23,29 +23,57 @@ describe("embed", function()
   end)
 end)
 
-describe("rms_norm", function()
-  it("scales tokens to a mean square of one, in place or apart", function()
+describe("norm", function()
+  -- Plain sums of what `norm` is to make of n rows of x; weights [period][d] in turn.
+  local function normed(kind, x, n, d, weight, bias, eps)
+    local out, period = {}, #weight // d
+    for t = 0, n - 1 do
+      local mean, sum = 0.0, 0.0
+      if kind == "layer" then
+        for i = 1, d do mean = mean + x[t * d + i] / d end
+      end
+      for i = 1, d do sum = sum + (x[t * d + i] - mean) ^ 2 end
+      for i = 1, d do
+        out[t * d + i] = (x[t * d + i] - mean) / (sum / d + eps) ^ 0.5
+          * weight[t % period * d + i] + (bias and bias[i] or 0)
+      end
+    end
+    return out
+  end
+
+  it("scales rows, in place or apart, with weights that they share or take in turn", function()
     for _, d in ipairs(lengths) do
-      for _, n in ipairs { 1, 5 } do
+      for _, case in ipairs { { "rms", 1, 1 }, { "rms", 6, 3 }, { "layer", 5, 1, true },
+        { "layer", 4, 2 } } do
+        local kind, n, period = case[1], case[2], case[3]
         local x, x_bytes = reference.random(n * d, 3)
-        local weight, weight_bytes = reference.random(d)
-        local ref = {}
-        for t = 0, n - 1 do
-          local sum = 0.0
-          for i = 1, d do sum = sum + x[t * d + i] ^ 2 end
-          for i = 1, d do ref[t * d + i] = x[t * d + i] / (sum / d + 1e-5) ^ 0.5 * weight[i] end
-        end
+        local weight, weight_bytes = reference.random(period * d)
+        local bias, bias_bytes
+        if case[4] then bias, bias_bytes = reference.random(d) end
+        local ref = normed(kind, x, n, d, weight, bias, 1e-5)
         reference.each(function(rt)
-          local apart = ops.rms_norm(rt, x_bytes, weight_bytes, 1e-5)
-          assert.equal(apart, ops.rms_norm(rt, x_bytes, weight_bytes, 1e-5, true))
+          local apart = ops.norm(rt, kind, x_bytes, weight_bytes, d, 1e-5, bias_bytes)
+          assert.equal(apart, ops.norm(rt, kind, x_bytes, weight_bytes, d, 1e-5, bias_bytes, true))
           return apart
-        end, function(result, fail) reference.near(result, ref, 1e-6, fail, "norm of " .. d) end)
+        end, function(result, fail)
+          reference.near(result, ref, 2e-6, fail, ("%s norm of %d"):format(kind, d))
+        end)
       end
     end
     local _, many = reference.random(300 * 256)
     local _, weight = reference.random(256)
     -- cut among threads
-    reference.each(function(rt) return ops.rms_norm(rt, many, weight, 1e-6) end, function() end)
+    reference.each(function(rt) return ops.norm(rt, "layer", many, weight, 256, 1e-6) end,
+      function() end)
+  end)
+
+  it("finds the variance of values far from 0", function()
+    local d, x, ones = 257, {}, {}
+    for i = 1, d do x[i], ones[i] = 1000 + i % 2 / 8, 1 end
+    local ref = normed("layer", x, 1, d, ones, nil, 1e-6)
+    reference.each(function(rt)
+      return ops.norm(rt, "layer", ops.floats(x), ops.floats(ones), d, 1e-6)
+    end, function(result, fail) reference.near(result, ref, 1e-3, fail, "far from 0") end)
   end)
 end)
 
@@ -82,38 +110,102 @@ describe("rope", function()
   end)
 end)
 
-describe("silu_mul", function()
-  it("multiplies silu(gate) with up, whatever the size", function()
-    for _, n in ipairs(lengths) do
-      for _, size in ipairs { 0.01, 4, 80 } do
-        local gate, gate_bytes = reference.random(n, size)
-        local up, up_bytes = reference.random(n)
-        local ref = {}
-        for i = 1, n do ref[i] = gate[i] / (1 + math.exp(-gate[i])) * up[i] end
-        reference.each(function(rt) return ops.silu_mul(rt, gate_bytes, up_bytes) end,
-          function(result, fail)
-          reference.near(result, ref, 1e-6, fail, "silu")
-        end)
+describe("activate", function()
+  -- erf of any size by its series, or 1 less the continued fraction of erfc.
+  local function erf(x)
+    if x < 0 then return -erf(-x) end
+    if x > 2.5 then
+      local tail = x
+      for i = 60, 1, -1 do tail = x + i / 2 / tail end
+      return 1 - math.exp(-x * x) / (tail * math.sqrt(math.pi))
+    end
+    local term, sum = x, x
+    for i = 1, 80 do
+      term = -term * x * x / i
+      sum = sum + term / (2 * i + 1)
+    end
+    return 2 / math.sqrt(math.pi) * sum
+  end
+  local function tanh(x) return 1 - 2 / (math.exp(2 * x) + 1) end
+  local function sigmoid(x) return 1 / (1 + math.exp(-x)) end
+  local limit = 7
+  local acts = {
+    silu = function(x) return x * sigmoid(x) end,
+    gelu = function(x) return x / 2 * (1 + erf(x / math.sqrt(2))) end,
+    gelu_tanh = function(x)
+      return x / 2 * (1 + tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x ^ 3)))
+    end,
+    relu = function(x) return math.max(x, 0) end,
+    relu2 = function(x) return math.max(x, 0) ^ 2 end,
+    swiglu_clamped = function(x, up)
+      x, up = math.min(x, limit), math.max(-limit, math.min(up, limit))
+      return x * sigmoid(1.702 * x) * (up + 1)
+    end,
+  }
+
+  it("applies each activation, with another factor and without, whatever the size", function()
+    for name, act in pairs(acts) do
+      for _, n in ipairs(lengths) do
+        for _, size in ipairs { 0.01, 4, 80 } do
+          local gate, gate_bytes = reference.random(n, size)
+          local up, up_bytes = reference.random(n, size)
+          local plain, gated = {}, {}
+          for i = 1, n do
+            plain[i] = act(gate[i], up[i])
+            gated[i] = name == "swiglu_clamped" and plain[i] or plain[i] * up[i]
+          end
+          reference.each(function(rt)
+            return ops.activate(rt, gate_bytes, up_bytes, name, limit)
+          end, function(result, fail) reference.near(result, gated, 1e-6, fail, name) end)
+          if name ~= "swiglu_clamped" then
+            reference.each(function(rt) return ops.activate(rt, gate_bytes, nil, name) end,
+              function(result, fail) reference.near(result, plain, 1e-6, fail, name) end)
+          end
+        end
       end
     end
     local _, many = reference.random(60000)
     -- cut among threads
-    reference.each(function(rt) return ops.silu_mul(rt, many, many) end, function() end)
+    reference.each(function(rt) return ops.activate(rt, many, many, "silu") end, function() end)
   end)
 
   it("is exact to some units of the last place", function()
-    local gate, gate_bytes = reference.random(4000, 60)
-    local ones = {}
-    for i = 1, #gate do ones[i] = 1 end
-    reference.each(function(rt) return ops.silu_mul(rt, gate_bytes, ops.floats(ones)) end,
-      function(result, fail)
-      for i, x in ipairs(ops.numbers(result)) do
-        local ref = gate[i] / (1 + math.exp(-gate[i]))
-        if math.abs(x - ref) > 5e-7 * math.abs(ref) then
-          fail("silu(%.9g) is %.9g, not %.9g", gate[i], x, ref)
+    -- of GELU: of x, where Phi(x) is not small
+    local exact = { silu = 60, gelu = 3, gelu_tanh = 3 }
+    for name, size in pairs(exact) do
+      local gate, gate_bytes = reference.random(2000, size)
+      reference.each(function(rt) return ops.activate(rt, gate_bytes, nil, name) end,
+        function(result, fail)
+        for i, x in ipairs(ops.numbers(result)) do
+          local ref = acts[name](gate[i])
+          local unit = name == "silu" and math.abs(ref) or math.abs(gate[i])
+          if math.abs(x - ref) > 5e-7 * unit then
+            fail("%s(%.9g) is %.9g, not %.9g", name, gate[i], x, ref)
+          end
         end
+      end)
+    end
+  end)
+end)
+
+describe("scale and add", function()
+  it("multiply, cap and add a multiple", function()
+    for _, n in ipairs(lengths) do
+      local x, x_bytes = reference.random(n, 50)
+      local y, y_bytes = reference.random(n)
+      local scaled, capped, added = {}, {}, {}
+      for i = 1, n do
+        scaled[i] = 0.75 * x[i]
+        capped[i] = 30 * (1 - 2 / (math.exp(2 * scaled[i] / 30) + 1))
+        added[i] = x[i] + 0.22 * y[i]
       end
-    end)
+      reference.each(function(rt) return ops.scale(rt, x_bytes, 0.75, 0) end,
+        function(result, fail) reference.near(result, scaled, 1e-6, fail, "scaled") end)
+      reference.each(function(rt) return ops.scale(rt, x_bytes, 0.75, 30) end,
+        function(result, fail) reference.near(result, capped, 1e-6, fail, "capped") end)
+      reference.each(function(rt) return ops.add(rt, x_bytes, y_bytes, 0.22) end,
+        function(result, fail) reference.near(result, added, 1e-6, fail, "added") end)
+    end
   end)
 end)
 

@@ -144,15 +144,19 @@ static int ops_embed(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, out, n * cols) : fail(L, be, status);
 }
 
-/* rms_norm(runtime, x, weight, eps [, in_place]) -> floats */
-static int ops_rms_norm(lua_State *L) {
+/* norm(runtime, "rms" | "layer", x, weight, d, eps [, bias [, in_place]]) -> floats; weight: one or
+ * several rows of d, taken in turn */
+static int ops_norm(lua_State *L) {
+  static const char *const kinds[] = { "rms", "layer", NULL };
   pyr_backend *be = begin_call(L);
-  int64_t count, d;
-  float *x = copy_floats(L, be, 2, &count);
-  const float *weight = copy_floats(L, be, 3, &d);
-  float eps = (float)luaL_checknumber(L, 4), *out = lua_toboolean(L, 5) ? x
-      : new_floats(L, be, count);
-  pyr_status status = be->rms_norm(be, out, x, weight, count / d, d, eps);
+  int64_t count, weights, d = luaL_checkinteger(L, 5);
+  float *x = copy_floats(L, be, 3, &count);
+  const float *weight = copy_floats(L, be, 4, &weights);
+  pyr_norm norm = { .kind = (pyr_norm_kind)luaL_checkoption(L, 2, NULL, kinds),
+                    .eps = (float)luaL_checknumber(L, 6), .weight = weight,
+                    .bias = copy_floats(L, be, 7, NULL), .period = weights / d };
+  float *out = lua_toboolean(L, 8) ? x : new_floats(L, be, count);
+  pyr_status status = be->norm(be, out, x, &norm, count / d, d);
   return status == PYR_OK ? push_floats(L, be, out, count) : fail(L, be, status);
 }
 
@@ -207,13 +211,37 @@ static int ops_rope(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, x, count) : fail(L, be, status);
 }
 
-static int ops_silu_mul(lua_State *L) {
+/* activate(runtime, gate, up | nil, name [, limit]) -> floats */
+static int ops_activate(lua_State *L) {
+  static const char *const names[] = { "silu", "gelu", "gelu_tanh", "relu", "relu2",
+                                       "swiglu_clamped", NULL };   /* in pyr_activation's order */
   pyr_backend *be = begin_call(L);
   int64_t n;
   float *gate = copy_floats(L, be, 2, &n);
   const float *up = copy_floats(L, be, 3, NULL);
-  pyr_status status = be->silu_mul(be, gate, up, n);
+  pyr_activation act = (pyr_activation)luaL_checkoption(L, 4, NULL, names);
+  pyr_status status = be->activate(be, gate, up, n, act, (float)luaL_optnumber(L, 5, 0));
   return status == PYR_OK ? push_floats(L, be, gate, n) : fail(L, be, status);
+}
+
+/* scale(runtime, x, factor, cap) -> floats */
+static int ops_scale(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n;
+  float *x = copy_floats(L, be, 2, &n);
+  pyr_status status = be->scale(be, x, n, (float)luaL_checknumber(L, 3),
+                                (float)luaL_checknumber(L, 4));
+  return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
+}
+
+/* add(runtime, x, y, factor) -> floats */
+static int ops_add(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n;
+  float *x = copy_floats(L, be, 2, &n);
+  const float *y = copy_floats(L, be, 3, NULL);
+  pyr_status status = be->add(be, x, y, n, (float)luaL_checknumber(L, 4));
+  return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
 }
 
 /* take_rows(runtime, x, idx, d), take_i32(runtime, x, idx) -> the first #idx rows or values after
@@ -797,8 +825,8 @@ int luaopen_pyramid_specs(lua_State *L) {
         { "to_f32", ops_to_f32 },
     { "from_f32", ops_from_f32 }, { "alloc", ops_alloc }, { "reserve", ops_reserve },
         { "embed", ops_embed },
-    { "rms_norm", ops_rms_norm }, { "linear", ops_linear }, { "rope", ops_rope },
-        { "silu_mul", ops_silu_mul },
+    { "norm", ops_norm }, { "linear", ops_linear }, { "rope", ops_rope },
+    { "activate", ops_activate }, { "scale", ops_scale }, { "add", ops_add },
     { "take_rows", ops_take_rows }, { "take_i32", ops_take_i32 }, { "store", ops_store },
         { "gather", ops_gather },
     { "merge", ops_merge }, { "rotate", ops_rotate }, { "choose", ops_choose },

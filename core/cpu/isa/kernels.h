@@ -141,8 +141,10 @@ typedef struct pyr_kernels {
    * -inf and 0 */
   float (*softmax)(float *x, int64_t n, float *l);
 
+  float (*sum)(const float *x, int64_t n);
   float (*square_sum)(const float *x, int64_t n);
-  void (*silu_mul)(float *gate, const float *up, int64_t n);
+  /* as the backend's operation */
+  void (*activate)(float *gate, const float *up, int64_t n, pyr_activation act, float limit);
 } pyr_kernels;
 
 extern const pyr_kernels pyr_kernels_base, pyr_kernels_avx2, pyr_kernels_avx512;

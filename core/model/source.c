@@ -1,0 +1,56 @@
+/* source.c — rows of a weight out of a file that holds them in another order. See source.h. */
+#include "model/source.h"
+#include "base/dtype.h"
+
+#include <string.h>
+
+bool pyr_source_contiguous(const pyr_source *s) { return s->run == s->rows && !s->transposed; }
+
+/* What the file must hold, from what the model has: rows [0, last] of the larger matrix, or its
+ * transpose. A vector's values are counted as rows of one value each. */
+pyr_status pyr_source_open(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_source *out) {
+  const char *name = spec->name ? spec->name : "(unnamed)";
+  pyr_tensor_spec held = *spec;
+  int64_t count = spec->shape[0], run = spec->run ? spec->run : count,
+      step = spec->run ? spec->step : count;
+  bool scattered = spec->run != 0, vector = spec->rank == 1;
+  if (scattered || spec->transposed) {
+    if (pyr_dtype_valid((int)spec->dtype) && pyr_dtype_block(spec->dtype) != 1)
+      return pyr_runtime_set_error(rt, PYR_FORMAT,
+                                   "tensor %s: parts of it are wanted, which blocks of %s do not "
+                                   "allow", name, pyr_dtype_name(spec->dtype));
+    if (run < 1 || step < run || count < 1 || count % run != 0 || count / run > INT64_MAX / step
+        || (spec->transposed && (vector || scattered)))
+      return pyr_runtime_set_error(rt, PYR_FORMAT,
+                                   "tensor %s: %lld rows in runs of %lld, %lld apart", name,
+                                   (long long)count, (long long)run, (long long)step);
+  }
+  if (scattered) held.shape[0] = (count / run - 1) * step + run;
+  if (spec->transposed) held.shape[0] = spec->shape[1], held.shape[1] = spec->shape[0];
+  pyr_source s = { .run = run, .step = step, .transposed = spec->transposed != 0,
+                   .vector = vector };
+  PYR_TRY(pyr_tensor_view(rt, &held, &s.view, &s.aligned));
+  s.rows = vector ? 1 : spec->shape[0];
+  s.cols = vector ? spec->shape[0] : spec->shape[1];
+  if (!scattered) s.run = s.step = s.rows;
+  *out = s;
+  return PYR_OK;
+}
+
+/* A scattered vector's values and a transposed row's lie apart, and are read one by one. */
+void pyr_source_row(const pyr_source *s, int64_t row, float *values) {
+  const char *data = s->view.data;
+  size_t size = pyr_dtype_block_bytes(s->view.dtype);
+  if (s->transposed) {
+    for (int64_t i = 0; i < s->cols; i++)
+      pyr_row_to_f32(values + i, data + (size_t)i * s->view.stride + (size_t)row * size,
+                     s->view.dtype, 1);
+  } else if (s->vector && s->run != s->rows) {
+    for (int64_t i = 0; i < s->cols; i++)
+      pyr_row_to_f32(values + i, data + (size_t)(i / s->run * s->step + i % s->run) * size,
+                     s->view.dtype, 1);
+  } else {
+    int64_t at = row / s->run * s->step + row % s->run;
+    pyr_row_to_f32(values, data + (size_t)at * s->view.stride, s->view.dtype, s->cols);
+  }
+}

@@ -1,0 +1,38 @@
+/* source.h — where the rows of a weight come from, when they do not lie in the file as the model
+ * has them.
+ *
+ * A checkpoint may hold several weights in one matrix, rows of them in turn, or a matrix the other
+ * way round. What a model has is then a selection:
+ *
+ *     run 2, step 6 of a matrix with the rows      0 1 2 3 4 5 6 7 8 9 10 11
+ *     are the rows                                 0 1         6 7             (offset 0)
+ *                                                      2 3         8 9         (offset 2 rows)
+ *
+ * as GPT-NeoX and Falcon interleave q, k and v head by head. Transposed: the file has [in, out], as
+ * GPT-2's Conv1D. Owns nothing: views of a file (weights.h). Rows that lie otherwise than they are
+ * bound are converted one by one, through f32; dtypes of files that do so hold in it. */
+#ifndef PYR_SOURCE_H
+#define PYR_SOURCE_H
+
+#include "base/tensor.h"
+#include "base/weights.h"
+
+typedef struct pyr_source {
+  pyr_tensor view;     /* all that the rows are taken from, as the file has it */
+  int64_t rows, cols;  /* as the model has them; a vector is one row */
+  int64_t run, step;   /* row r lies at r / run * step + r % run; run == rows: one after the other */
+  bool transposed, aligned, vector;
+} pyr_source;
+
+/* Checked as pyr_tensor_view checks, and: rows a multiple of run, step >= run, dtypes without
+ * blocks where rows (or a vector's values) are scattered or transposed. PYR_FORMAT names tensor and
+ * field. */
+pyr_status pyr_source_open(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_source *out);
+
+/* Whether the rows lie one after the other, as a view shows them. */
+bool pyr_source_contiguous(const pyr_source *s);
+
+/* values [cols] = row 0 <= row < rows. */
+void pyr_source_row(const pyr_source *s, int64_t row, float *values);
+
+#endif
