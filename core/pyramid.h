@@ -279,8 +279,8 @@ typedef struct pyr_model_config {
   float score_scale;        /* multiplies q.k; 0: 1/sqrt(head_dim) */
   float score_cap, logit_cap;  /* x becomes cap * tanh(x / cap), of scaled q.k and of scaled logits;
                                   0: as it is */
-  const float *slopes;      /* [heads] ALiBi (arXiv 2108.12409): -d * slopes[h] is added to the score of
-                               head h and a row d positions back; NULL: none; copied */
+  const float *slopes;      /* [heads] ALiBi (arXiv 2108.12409): -d * slopes[h] is added to the
+                               score of head h and a row d positions back; NULL: none; copied */
 } pyr_model_config;
 
 typedef enum pyr_role {     /* which weight a tensor is; shapes in brackets */

@@ -93,7 +93,8 @@ static pyr_status get(pyr_stream *s, void *data, size_t bytes, const char *field
 }
 
 /* Rows are stored rotated: under other frequencies, or another gain, they would mean something
- * else. */
+ * else. Where all layers turn by the first table, only that is hashed: so files of models without
+ * further tables, the oldest, go on to load. */
 static uint64_t rope_hash(const pyr_model *model) {
   const pyr_model_config *c = &model->config;
   size_t bytes = (size_t)(c->rope_dims / 2) * sizeof(float);
@@ -108,7 +109,8 @@ static uint64_t rope_hash(const pyr_model *model) {
   return pyr_fnv(hash, &c->rope_second_gain, sizeof c->rope_second_gain);
 }
 
-/* 0 where nothing ever fires. */
+/* 0 where nothing ever fires: such a file may go on under any policy that does not either. By its
+ * name, as what it computes cannot be compared. */
 static uint64_t policy_hash(const pyr_policy *policy) {
   const char *name = policy->name ? policy->name : "";
   return policy->decode && policy->trigger ? pyr_fnv(PYR_FNV_START, name, strlen(name)) : 0;

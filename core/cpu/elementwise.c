@@ -13,6 +13,7 @@ typedef struct embed_call {
     const pyr_kernels *k; float *out; const pyr_tensor *table; const int32_t *ids; } embed_call;
 
 /* A row of the table for each id, whatever its dtype. */
+/* Tokens by themselves: a span of ids, a row each. */
 static void embed_span(const void *ctx, int64_t begin, int64_t end) {
   const embed_call *c = ctx;
   int64_t d = c->table->shape[1];
@@ -27,6 +28,7 @@ static pyr_status cpu_embed(pyr_backend *be, float *out, const pyr_tensor *table
   return PYR_OK;
 }
 
+/* Read by all threads of a call; a span is some rows. */
 typedef struct norm_call { const pyr_kernels *k; float *out; const float *x; const pyr_norm *norm;
                            int64_t d; } norm_call;
 
@@ -47,6 +49,9 @@ static void layer_norm(const norm_call *c, float *out, const float *x, const flo
   for (int64_t j = 0; bias && j < c->d; j++) out[j] += bias[j];
 }
 
+/* One pass over a row for its sum (two for a mean and a variance), one that writes; a row stays
+ * in the first cache in between. Rows take the sets of weights in turn: with one set for each of
+ * 3 heads, rows 0 1 2 3 4 5 are the heads of two tokens, and take sets 0 1 2 0 1 2. */
 static void norm_span(const void *ctx, int64_t begin, int64_t end) {
   const norm_call *c = ctx;
   for (int64_t i = begin; i < end; i++) {
@@ -103,6 +108,7 @@ static pyr_status cpu_rope(pyr_backend *be, float *x, const int32_t *pos, const 
   return PYR_OK;
 }
 
+/* A span is some values: where it begins has no part in what they become. */
 typedef struct act_call { const pyr_kernels *k; float *gate; const float *up; pyr_activation act;
                           float limit; } act_call;
 
@@ -119,6 +125,7 @@ static pyr_status cpu_activate(pyr_backend *be, float *gate, const float *up, in
   return PYR_OK;
 }
 
+/* Of scale, and with y of add. */
 typedef struct scale_call { float *x; const float *y; float factor, cap; } scale_call;
 
 static void scale_span(const void *ctx, int64_t begin, int64_t end) {
@@ -127,13 +134,15 @@ static void scale_span(const void *ctx, int64_t begin, int64_t end) {
   for (int64_t i = begin; c->cap > 0 && i < end; i++) c->x[i] = c->cap * tanhf(c->x[i] / c->cap);
 }
 
-/* 40 with factor 1 and cap 30: 30 tanh(4/3) = 26.1. */
+/* 40 with factor 1 and cap 30: 30 tanh(4/3) = 26.1. Where there is no cap nothing but a product is
+ * done, so that a scale of embeddings costs their traffic. */
 static pyr_status cpu_scale(pyr_backend *be, float *x, int64_t count, float factor, float cap) {
   scale_call c = { x, NULL, factor, cap };
   pyr_cpu_spans(be, scale_span, &c, count, cap > 0 ? 16 : 1);
   return PYR_OK;
 }
 
+/* Each x is read and written once; y may not be x. */
 static void add_span(const void *ctx, int64_t begin, int64_t end) {
   const scale_call *c = ctx;
   for (int64_t i = begin; i < end; i++) c->x[i] += c->factor * c->y[i];

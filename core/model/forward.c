@@ -6,8 +6,8 @@
  * [tokens, width]; everything else is a chunk long, whatever the prompt's length. A decode step is
  * one pass over `count` sequences of one token each, which read every weight once.
  *
- * One layer; what stands in brackets a model has or not, as its configuration says (pyr_model_config
- * in pyramid.h). Without any of it, it is Llama's:
+ * One layer; what stands in brackets a model has or not, as its configuration says
+ * (pyr_model_config in pyramid.h). Without any of it, it is Llama's:
  *     h = [norm(x)];  q, k, v = h W [+ b];  [q, k = norm(q), norm(k)];  q, k = [rope](q, k)
  *     store k, v;  x += [scale *] [norm](attention(q, rows) W_o [+ b])
  *     h = [norm(x)];  x += [scale *] [norm]((act(h W_gate) [*] [h W_up]) W_down [+ b])
@@ -35,10 +35,10 @@
  * the positions that are rotated to.
  *
  * Failure. Plans are asked for before anything is touched; memory is reserved before anything is
- * computed. A failed prefill puts older rows back (undo.h), or drops its rows again where no older
- * row changes; a failed step drops its row. After its reservation a step can fail only if the
- * device does; then rows are as before, but what was tracked of them may have counted the step's
- * attention. */
+ * computed. A failed prefill puts older rows back (undo.h), or drops its rows again where no
+ * older row changes; a failed step drops its row. After its reservation a step can fail only if
+ * the device does; then rows are as before, but what was tracked of them may have counted the
+ * step's attention. */
 #include "model/model.h"
 #include "sample/sample_batch.h"
 #include "policy/evict.h"
@@ -137,8 +137,8 @@ static pyr_status norm_heads(pyr_forward *f, float *x, const float *weight, int3
   return f->be->norm(f->be, x, x, &norm, n * heads, c->head_dim);
 }
 
-/* out [n, heads, head_dim] = in W + b, normed and rotated to `pos`: queries or keys. The norm, where
- * a family has one (Qwen3), comes before the rotation. */
+/* out [n, heads, head_dim] = in W + b, normed and rotated to `pos`: queries or keys. The norm,
+ * where a family has one (Qwen3), comes before the rotation. */
 static pyr_status layer_rotated(pyr_forward *f, float *out, const float *in, const pyr_tensor *w,
                                 const float *bias, const float *norm, int32_t heads,
                                 const pyr_turn *turn, const int32_t *pos, int64_t n) {
@@ -181,7 +181,11 @@ static void add_rows(pyr_cache *cache, int layer, pyr_lane_view *views, int64_t 
 }
 
 /* x += in W + b, the end of half a layer. The product adds to the residual stream itself
- * (PYR_LINEAR_ADD), so that x is read and written once, but where it is normed or scaled first. */
+ * (PYR_LINEAR_ADD), so that x is read and written once. Where the half is normed or scaled first,
+ *
+ *     f->half = in W + b;  f->half = norm(f->half);  x += residual_scale * f->half
+ *
+ * writes and reads a chunk's width once more: of 512 * 576 floats 1.1 MiB, in a cache's reach. */
 static pyr_status layer_add(pyr_forward *f, float *x, const float *in, const pyr_tensor *w,
                             const float *bias, const float *post_norm, int64_t n) {
   const pyr_model_config *c = &f->model->config;
@@ -193,7 +197,8 @@ static pyr_status layer_add(pyr_forward *f, float *x, const float *in, const pyr
   return be->add(be, x, f->half, n * c->width, c->residual_scale);
 }
 
-/* f->gate [n, ff] = act(in W_gate) * in W_up, or act(in W_up). */
+/* f->gate [n, ff] = act(in W_gate) * in W_up, or act(in W_up). Without a gate the product goes
+ * where the gate's would, so that what follows reads one place either way. */
 static pyr_status layer_widen(pyr_forward *f, const pyr_layer *l, const float *in, int64_t n) {
   const pyr_model_config *c = &f->model->config;
   pyr_backend *be = f->be;
@@ -222,9 +227,9 @@ static pyr_status layer_finish(pyr_forward *f, const pyr_layer *l, float *x, int
   return layer_add(f, x, f->gate, &l->down, l->down_bias, l->ffn_post_norm, n);
 }
 
-/* ids [n], backend memory -> out [n, width], as they enter the first layer but for learned positions:
- * the one place that knows how, for prefill, steps and pyr_model_embed, so that rows which a caller
- * takes out and hands in again are those that ids would have become, bit for bit. */
+/* ids [n], backend memory -> out [n, width], as they enter the first layer but for learned
+ * positions: the one place that knows how, for prefill, steps and pyr_model_embed, so that rows
+ * which a caller takes out and hands in again are those that ids would have become, bit for bit. */
 static pyr_status embed_ids(pyr_backend *be, const pyr_model *model, float *out,
                             const int32_t *ids, int64_t n) {
   const pyr_model_config *c = &model->config;
@@ -290,7 +295,8 @@ static pyr_status check_embeddings(pyr_runtime *rt, const pyr_model_config *c, c
 static pyr_status check_room(const pyr_cache *cache, int64_t n) {
   const pyr_model_config *c = &cache->pool->model->config;
   pyr_runtime *rt = cache->pool->rt;
-  /* the position that the first of them is rotated to, at most; learned positions are the tokens' */
+  /* the position that the first of them is rotated to, at most; learned positions are the
+   * tokens' */
   int64_t before = c->positions ? cache->tokens : 0;
   for (int layer = 0; layer < cache->layers; layer++)
     before = pyr_max(before, cache->states[layer].compact ? pyr_cache_layer_rows(cache, layer)

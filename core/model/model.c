@@ -55,7 +55,8 @@ static const struct role {
   [PYR_W_EMBED]     = { "embed", VOCAB, WIDTH, false, ALL, offsetof(struct pyr_model, embed) },
   [PYR_W_OUT_NORM]  = { "out_norm", ONE, WIDTH, false, ALL, offsetof(struct pyr_model, out_norm) },
   [PYR_W_OUTPUT]    = { "output", VOCAB, WIDTH, false, MAY, offsetof(struct pyr_model, output) },
-  [PYR_W_ATTN_NORM] = { "attn_norm", ONE, WIDTH, true, BEFORE_ATTENTION, offsetof(pyr_layer, attn_norm) },
+  [PYR_W_ATTN_NORM] = { "attn_norm", ONE, WIDTH, true, BEFORE_ATTENTION,
+                        offsetof(pyr_layer, attn_norm) },
   [PYR_W_Q]         = { "q", Q_ROWS, WIDTH, true, ALL, offsetof(pyr_layer, q) },
   [PYR_W_K]         = { "k", KV_ROWS, WIDTH, true, ALL, offsetof(pyr_layer, k) },
   [PYR_W_V]         = { "v", KV_ROWS, WIDTH, true, ALL, offsetof(pyr_layer, v) },
@@ -108,7 +109,12 @@ static int64_t dim_of(const pyr_model_config *c, dim d) {
 
 static bool is_vector(pyr_role role) { return roles[role].rows == ONE; }
 
-/* Whether a model of this configuration cannot do without a weight, … */
+/* Whether a model of this configuration cannot do without a weight, …
+ *
+ *     norm_place   before                 after           around
+ *                  attn_norm, ffn_norm    …_post_norm     all four
+ *
+ * of which ffn_norm is gone where both halves share attn_norm. */
 static bool is_required(const pyr_model_config *c, pyr_role role) {
   switch (roles[role].need) {
     case ALL: return true;
@@ -149,7 +155,9 @@ static bool is_bound(pyr_model *model, pyr_role role, int layer) {
 
 /* ---- configuration --------------------------------------------------------------------------- */
 
-/* A table of RoPE: one of `name`, of dims/2 frequencies. */
+/* A frequency of 0 does not turn a pair, which is how a loader says that a part of a head stays as
+ * it is where pairs do not lie at its front; none is faster than a radian a position by much.
+ * A table of RoPE: one of `name`, of dims/2 frequencies. */
 static pyr_status check_turn(pyr_runtime *rt, const char *name, const float *freq, int32_t dims,
                              float gain) {
   if (!freq) return pyr_runtime_set_error(rt, PYR_FORMAT, "model: %s is missing", name);
@@ -163,7 +171,13 @@ static pyr_status check_turn(pyr_runtime *rt, const char *name, const float *fre
   return PYR_OK;
 }
 
-/* What each layer has one of. */
+/* What each layer has one of. Five layers of which every fifth sees all rows and turns by the first
+ * table, as Gemma 3 has them, and one of SmolLM3's that does not turn:
+ *
+ *     window    512     512     512     512     0            0      0      0      0
+ *     turns     second  second  second  second  first        first  first  first  none
+ *
+ * A table is checked where some layer uses it; another may be missing. */
 static pyr_status check_layers(pyr_runtime *rt, const pyr_model_config *c) {
   bool used[3] = { !c->turns };
   for (int i = 0; c->window && i < c->layers; i++)
@@ -255,8 +269,10 @@ static int64_t values_expected(const pyr_model_config *c) {
 
 /* ---- life ------------------------------------------------------------------------------------ */
 
-/* A copy of `bytes` that the model keeps, of an array that the caller may lose; zeros where the
- * caller has none. */
+/* The three of these take their memory one after the other, and give nothing back when one
+ * fails: what was kept is in the model by then, and pyr_model_free knows how long each array is
+ * from the configuration alone. A copy of `bytes` that the model keeps, of an array that the
+ * caller may lose; zeros where the caller has none. */
 static pyr_status keep_array(pyr_model *model, const void *from, size_t bytes, void *place) {
   void *copy = pyr_alloc_zero(model->rt, bytes);
   if (!copy) return pyr_nomem(model->rt, bytes, "a model's configuration");

@@ -7,7 +7,9 @@
 bool pyr_source_contiguous(const pyr_source *s) { return s->run == s->rows && !s->transposed; }
 
 /* What the file must hold, from what the model has: rows [0, last] of the larger matrix, or its
- * transpose. A vector's values are counted as rows of one value each. */
+ * transpose. A vector's values are counted as rows of one value each. Of 8 heads of 64 rows in
+ * runs of 64, 192 apart, the file holds 7 * 192 + 64 = 1,408 rows from the first on: what
+ * follows the last run belongs to k and v. The view checks that so many lie inside of it. */
 pyr_status pyr_source_open(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_source *out) {
   const char *name = spec->name ? spec->name : "(unnamed)";
   pyr_tensor_spec held = *spec;
@@ -37,7 +39,9 @@ pyr_status pyr_source_open(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_sou
   return PYR_OK;
 }
 
-/* A scattered vector's values and a transposed row's lie apart, and are read one by one. */
+/* A scattered vector's values and a transposed row's lie apart, and are read one by one: of GPT-2's
+ * [768, 3072] a row of the model's is a column of the file's, 768 values 12,288 bytes apart. Once,
+ * while the model is loaded. */
 void pyr_source_row(const pyr_source *s, int64_t row, float *values) {
   const char *data = s->view.data;
   size_t size = pyr_dtype_block_bytes(s->view.dtype);

@@ -20,7 +20,7 @@
 typedef struct pyr_source {
   pyr_tensor view;     /* all that the rows are taken from, as the file has it */
   int64_t rows, cols;  /* as the model has them; a vector is one row */
-  int64_t run, step;   /* row r lies at r / run * step + r % run; run == rows: one after the other */
+  int64_t run, step;   /* row r lies at r / run * step + r % run; run == rows: one after another */
   bool transposed, aligned, vector;
 } pyr_source;
 

@@ -23,7 +23,8 @@ typedef struct pyr_query_stats {
   int64_t skip, count;     /* first queries left out; queries added */
 } pyr_query_stats;
 
-/* For a prompt of which `alive` tokens reach the layer, whose rotation it is; `covariance`: or only means. */
+/* For a prompt of which `alive` tokens reach the layer, whose rotation it is; `covariance`: or
+ * only means. */
 void pyr_query_stats_layout(pyr_query_stats *q, const pyr_model *model, int layer,
                             bool covariance, int64_t alive, int64_t skip, pyr_arena *arena);
 /* Adds alive queries [at, at + a->n) but for the first `skip`; rope turned them to turned_to
