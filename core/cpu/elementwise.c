@@ -12,7 +12,8 @@
 typedef struct embed_call {
     const pyr_kernels *k; float *out; const pyr_tensor *table; const int32_t *ids; } embed_call;
 
-/* A row of the table for each id, whatever its dtype. */
+/* A row of the table for each id, whatever its dtype: read where it lies, so of a vocabulary of
+ * 49,152 in q8_0 a prompt touches only the rows of its own words, 612 bytes each of width 576. */
 /* Tokens by themselves: a span of ids, a row each. */
 static void embed_span(const void *ctx, int64_t begin, int64_t end) {
   const embed_call *c = ctx;
