@@ -28,7 +28,7 @@ local rank = {
   ["cache/pages"] = 4, ["text/tokenizer"] = 4,
   ["text/token_alphabet"] = 5, ["text/vocab"] = 5, ["text/bpe"] = 5, ["text/split"] = 5,
   ["text/decode_piece"] = 5, ["text/decode"] = 5, ["text/fingerprint"] = 5,
-  ["backend/open"] = 5, ["model/model"] = 5, ["sample/sample_batch"] = 5,
+  ["backend/open"] = 5, ["model/source"] = 4.5, ["model/model"] = 5, ["sample/sample_batch"] = 5,
   ["cache/cache"] = 6,
   ["cache/undo"] = 7, ["cache/check"] = 7, ["cache/truncate"] = 7,
   ["policy/query_stats"] = 7, ["policy/split"] = 7,
