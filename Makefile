@@ -2,7 +2,8 @@
 # and shows.
 #
 #   make demo                  set up, build the program, and read a long prompt with and without
-#                              PyramidInfer
+#                              PyramidInfer; MODEL=smollm2 (or another that `pyramid get` knows, or
+#                              a path): a page of the handbook, on a real model
 #   make test [SPEC=word …]    set up, build, run the specs (those whose path contains a word:
 #                              "cache", "ops/")
 #   make models                fetches SmolLM2-135M-Instruct (Apache-2.0) and Gemma 3 270M (Gemma
@@ -245,7 +246,7 @@ cuda-check: build
 -include $(OBJECTS:.o=.d) $(MAIN:.o=.d) $(OWN:.o=.d) $(SPECS:.o=.d) $(EMULATED:.o=.d) $(CUDA:.o=.d)
 
 deps:
-	@sh scripts/maker/deps.sh $(NEEDS)
+	@sh scripts/maker/deps.sh $(NEEDS) $(if $(MODEL),curl)
 deps-hosts:
 	@sh scripts/maker/deps.sh $(NEEDS_HOSTS)
 deps-test:
@@ -264,9 +265,11 @@ models:
 AGAIN = $(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 1))
 # The same, saying how much is done and how long the rest will take.
 BUILD = $(AGAIN) --dry-run $1 2>/dev/null | sh scripts/maker/progress.sh plan $(B)/progress && $(AGAIN) PROGRESS=$(B)/progress $1
+# A model that is not there is fetched.
 demo: deps
 	+@$(call BUILD,$(B)/pyramid)
-	@$(B)/pyramid demo
+	@$(if $(MODEL),$(B)/pyramid inspect '$(MODEL)' >/dev/null 2>&1 || $(B)/pyramid get '$(MODEL)')
+	@$(B)/pyramid demo $(if $(MODEL),--model '$(MODEL)' --text docs/glossary.md)
 test: deps-test
 	+@$(call BUILD,build)
 	@PYRAMID_BUILD=$(B) PYRAMID_CFLAGS="$(CFLAGS)" $(B)/pyramid spec/run.lua $(SPEC)

@@ -1,6 +1,8 @@
--- demo.lua: reads a long story under several policies, goes on with it, and draws what each kept.
+-- demo.lua: reads a long story, or a text, under several policies, goes on with it, and draws what
+-- each kept.
 local cli = require "pyramid.tools.cli"
 local core = require "pyramid.core"
+local hidden = require "pyramid.tools.hidden"
 local picture = require "pyramid.tools.picture"
 local recall = require "pyramid.tools.recall"
 local target = require "pyramid.tools.target"
@@ -9,21 +11,34 @@ local world = require "pyramid.tools.world"
 local parser = cli.parser("[options]",
   "Reads a long story under several policies, goes on with it, asks about it, and draws "
   .. "what each policy kept of the KV cache.",
-    "Without --policy: full, pyramidinfer, and pyramidinfer preset=45.")
+    [[
+Without --policy: full, pyramidinfer, and pyramidinfer preset=45; with --text, where the model
+is supposed to be a real one, full, keydiff target=0.5, and pyramidinfer.
+Examples:
+   pyramid demo
+   pyramid get smollm2 && pyramid demo --model smollm2 --text docs/glossary.md]])
 cli.add_model(parser)
 cli.add_policy(parser, true)
 cli.add_cache(parser)
 cli.option(parser, "--seed", "N", "Which story.", { default = "25", integer = 0 })
 cli.option(parser, "--words", "N", "About how many words it has.",
   { default = "950", integer = 50 })
+cli.option(parser, "--text", "FILE", "Read this text instead, of which as many words are taken. "
+  .. "Four facts are put into it, and asked for: any language model can be asked so.")
 local args = cli.parse(parser, arg)
-args.policies = args.policies or { { text = "full" }, { text = "pyramidinfer" },
-  { text = "pyramidinfer preset=45" } }
+args.policies = args.policies
+  or args.text and { { text = "full" }, { text = "keydiff target=0.5" }, { text = "pyramidinfer" } }
+  or { { text = "full" }, { text = "pyramidinfer" }, { text = "pyramidinfer preset=45" } }
 
 local pic = picture.new(io.stdout)
 local story_tokens, scored_tokens, timed_steps = 64, 128, 24
 
--- ---- the story ----------------------------------------------------------------------------------
+-- ---- what is read -------------------------------------------------------------------------------
+
+-- A text with what is asked about it:
+--   what       how it is called          body        the text, and a blank line
+--   opening    begins what is written    rest        how it goes on, which is scored
+--   questions  { question, answer } of the world, or { question, begun, word } of hidden facts
 
 -- A story, up to three questions whose answers were told in its first two thirds, each about
 -- another thing, and how the document goes on: questions with the right answers.
@@ -42,11 +57,53 @@ local function tell()
   end
   -- With the blank line after it: tokens that begin in the story end in it.
   local past = document.body_bytes + 3
-  return document.text:sub(1, past - 1), questions, document.text:sub(past)
+  return { what = "A story", body = document.text:sub(1, past - 1), questions = questions,
+    opening = "The next morning", rest = document.text:sub(past) }
 end
 
-local function show_story(text, tokens)
-  print(pic:rule(("A story of %d tokens"):format(tokens)))
+-- Markdown as a reader sees it, a paragraph a line; links by their labels, but for those that are
+-- paths.
+local function plain(text)
+  text = text:gsub("\r", ""):gsub("%[([^%]]*)%]%([^)]*%)[.,]?", function(label)
+    return label:find "/" and "" or nil
+  end):gsub("%[([^%]]*)%]%([^)]*%)", "%1"):gsub("[*`]+", ""):gsub("%f[^\n\0]#+ ", "")
+  local paragraphs = {}
+  for paragraph in (text .. "\n\n"):gmatch "%s*(.-)%s*\n[ \t]*\n" do
+    if paragraph ~= "" then
+      paragraphs[#paragraphs + 1] = paragraph:gsub("%s*\n%s*", " ")
+    end
+  end
+  return table.concat(paragraphs, "\n\n")
+end
+
+-- The first words of a file's text with facts among them. It is cut where a sentence ends, and at
+-- the latest so that there is something to score.
+local function quote(path)
+  local text = cli.read(path)
+  if path:find "%.md$" then text = plain(text) end
+  local past, words = #text, 0
+  for place in text:gmatch "()%s+%S" do
+    words = words + 1
+    if words == args.words or place > #text * 4 // 5 then
+      past = text:match("[%.!?]()%s", place) or place
+      break
+    end
+  end
+  local rest = text:sub(past):match "^%s*(.*)$"
+  local opening = rest:match "^%S+%s+%S+%s+%S+"
+  if words < 50 or not opening then
+    cli.fail(("%s: too short a text"):format(path), "Give one of at least a hundred words.")
+  end
+  local questions = hidden.of(args.seed)
+  local body = hidden.set(text:sub(1, past - 1), questions, 0.5)
+  for _, fact in ipairs(questions) do fact.question = fact.begun .. " ..." end
+  return { what = "A text", body = body .. "\n\n", questions = questions, opening = opening,
+    rest = rest }
+end
+
+local function show_text(of, tokens)
+  local text = of.body
+  print(pic:rule(("%s of %d tokens"):format(of.what, tokens)))
   local function show(part)
     local writer = pic:writer { indent = 2, width = pic.width - 2, how = "dim" }
     writer:push(part)
@@ -62,21 +119,31 @@ end
 
 -- ---- reading, writing, answering ----------------------------------------------------------------
 
-local function write_on(model, cache)
+local function write_on(model, cache, opening)
   local fork <close> = cli.must(cache:fork())
   local writer = pic:writer { indent = 2, width = pic.width - 2 }
-  writer:push "The next morning"
+  writer:push(opening)
   -- The policy has judged the story, not how it goes on.
-  local run <close> = cli.must(model:generate("The next morning",
+  local run <close> = cli.must(model:generate(opening,
     { cache = fork, special = false, prune = false, max_tokens = story_tokens,
       sampler = { temperature = 0.6, top_k = 20, seed = 3 } }))
   for piece in run do writer:push(piece) end
   writer:finish()
 end
 
+-- The line that answers a question, and whether it is right.
 local function answer(model, cache, question)
   local fork <close> = cli.must(cache:fork())
-  return cli.must(recall.answer(model, fork, question.question))
+  if not question.begun then
+    local line = cli.must(recall.answer(model, fork, question.question))
+    return line, line == question.answer
+  end
+  local run <close> = cli.must(model:generate(question.begun,
+    { cache = fork, special = false, prune = false, max_tokens = 8 }))
+  local line = ""
+  for piece in run do line = line .. piece end
+  line = line:match "^%s*([^\n]*)"
+  return line:match "^.-%." or line, hidden.answers(line, question.word)
 end
 
 -- Perplexity of what follows the story: how much the model still knows of it, whatever it would
@@ -102,6 +169,7 @@ end
 
 -- What an answer says beyond what its question says; the whole of it, if it is worded otherwise.
 local function asked_for(text, question)
+  if question.begun then return (text:gsub("%.$", "")) end
   local head = question.answer:sub(1, question.answer:find(question.value, 1, true) - 1)
   return text:sub(1, #head) == head and text:sub(#head + 1):gsub("%.$", "") or text
 end
@@ -111,14 +179,14 @@ local function show_answers(model, entry, questions)
   local rows, wide = {}, (pic.width - 8) * 11 // 20
   local half = (pic.width - 8 - wide) // 2
   for i, question in ipairs(questions) do
-    local text = answer(model, entry.cache, question)
-    local right = text == question.answer
+    local text, right = answer(model, entry.cache, question)
     if right then entry.right = entry.right + 1 end
     local mark = right and (pic.ascii and "+" or "✓") or (pic.ascii and "-" or "✗")
     rows[i] = { "  " .. pic:paint(mark, right and "good" or "warn"),
       pic:paint(pic:cut(question.question, wide), "dim"),
         pic:cut(text == "" and "(nothing)" or asked_for(text, question), half),
-          right and "" or pic:paint(pic:cut("told: " .. question.value, half), "dim") }
+          right and "" or pic:paint(pic:cut("told: " .. (question.value or question.word), half),
+            "dim") }
   end
   if #rows > 0 then print(table.concat(picture.table(rows, "<", 1), "\n")) end
 end
@@ -129,7 +197,8 @@ end
 -- only some of them.
 local function measure(model, entries, ids)
   local progress <close> = picture.progress("measuring", { after = 0 })
-  local least, most, enough = 4, 8, 5.0          -- rounds, rounds, seconds
+  -- rounds, seconds: at least four, or two of a large model; more while there is time
+  local least, fewest, most, enough = 4, 2, 8, 5.0
   local start, round = core.clock(), 0
   repeat
     round = round + 1
@@ -145,7 +214,9 @@ local function measure(model, entries, ids)
         (stepped - read_at) / timed_steps)
       progress.update((round - 1) * #entries + i, most * #entries)
     end
-  until round == most or (round >= least and core.clock() - start > enough)
+    local took = core.clock() - start
+  until round == most or round >= least and took > enough
+    or round >= fewest and took > 3 * enough
   return round
 end
 
@@ -176,9 +247,9 @@ local function draw_pyramids(entries, tokens, layers)
   print()
 end
 
--- Where in the story the rows lie that are kept: two policies side by side if there is room for it.
-local function draw_strips(entries, tokens, layers)
-  print(pic:rule("Where in the story they lie: " .. pic:legend()))
+-- Where in the text the rows lie that are kept: two policies side by side if there is room for it.
+local function draw_strips(entries, tokens, layers, what)
+  print(pic:rule(("Where in the %s they lie: "):format(what) .. pic:legend()))
   local shown = {}
   for _, entry in ipairs(entries) do
     if entry.fraction < 0.9999 then shown[#shown + 1] = entry end
@@ -229,7 +300,7 @@ local function draw_numbers(entries, questions, rounds, tokens)
   end
   for _, entry in ipairs(entries) do
     if entry.perplexity < 0.98 * base.perplexity then
-      print(pic:paint("\n  (Perplexity of what follows the story. A model that was trained on "
+      print(pic:paint("\n  (Perplexity of what follows. A model that was trained on "
         .. "short texts\n"
         .. "  reads them better than long ones: a smaller cache may even help it.)", "dim"))
       break
@@ -242,8 +313,8 @@ end
 
 local entries = cli.policies(args)
 local model <close> = cli.open_text_model(args)
-local text, questions, rest = tell()
-local ids = cli.must(model:encode(text))
+local subject = args.text and quote(args.text) or tell()
+local ids = cli.must(model:encode(subject.body))
 local layers = model.config.layers
 
 print()
@@ -255,20 +326,20 @@ if args.model == cli.default_model then
       "dim"))
 end
 print()
-show_story(text, #ids)
+show_text(subject, #ids)
 for _, entry in ipairs(entries) do
   print(pic:rule(entry.label .. " goes on"))
   read(model, entry, ids)
-  write_on(model, entry.cache)
-  show_answers(model, entry, questions)
-  score(model, entry, rest)
+  write_on(model, entry.cache, subject.opening)
+  show_answers(model, entry, subject.questions)
+  score(model, entry, subject.rest)
   entry.cache:close()
   print()
 end
 local rounds = measure(model, entries, ids)
 draw_pyramids(entries, #ids, layers)
-draw_strips(entries, #ids, layers)
-draw_numbers(entries, questions, rounds, #ids)
+draw_strips(entries, #ids, layers, args.text and "text" or "story")
+draw_numbers(entries, subject.questions, rounds, #ids)
 local program = arg[-1] or "pyramid"
 print(("%s  %s generate --help\n       %s chat"):format(pic:paint("Next:", "bold"), program,
   program))

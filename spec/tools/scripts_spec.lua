@@ -604,6 +604,25 @@ describe("pyramid demo", function()
     assert.matches("rows kept +100%.0 %%", out)
   end)
 
+  it("reads a text instead, and asks for facts that it has put into it", function()
+    local out, err, status = line("COLUMNS=80 LC_ALL=C.UTF-8",
+      "demo --words 60 --text docs/glossary.md -p full -p streaming rows=16")
+    assert.equal("", err)
+    assert.equal(0, status)
+    for _, each in ipairs(lines_of(out)) do assert.is_true(picture.columns(each) <= 80, each) end
+    assert.matches("A text of %d+ tokens [^\n]+\n  Glossary\n  Words as this project uses them", out)
+    assert.not_matches("%*%*", out)
+    assert.not_matches("%]%(", out)
+    local _, asked = out:gsub("\n  [✓✗]+ %u%l+[^\n]+ %.%.%. +%S", "")
+    assert.equal(8, asked, out)                           -- four facts, two policies
+    for right in out:gmatch "\n  ✓[^\n]+" do assert.not_matches("told:", right) end
+    assert.matches("answers +%d of 4 +%d of 4", out)
+    out, err, status = line("", "demo --text models/tiny/config.json --words 5000")
+    assert.equal("", out)
+    assert.equal(1, status)
+    assert.matches("too short a text\n", err)
+  end)
+
   it("does with ASCII, and with other policies", function()
     local out, _, status = line("COLUMNS=60 LC_ALL=C",
       "demo --words 60 -p full -p streaming rows=16")

@@ -30,6 +30,7 @@ local transfer = {}
 ---@field update? fun(done: integer, total: integer)  told of progress, some times a second
 
 local ATTEMPTS = 1000
+local FILE_LIMIT = 128 + 25      -- a shell's word for curl ended by SIGXFSZ (ulimit -f)
 
 -- curl's ends by a connection that broke (curl(1), EXIT CODES): the next try may do better.
 local broken = { [7] = true, [16] = true, [18] = true, [28] = true, [52] = true, [55] = true,
@@ -181,7 +182,7 @@ local function refuse(url, path, ended)
     fault.raise("io", "%s: refused (%d): not there, or only for those who have signed in", url, http)
   end
   if http >= 400 then fault.raise("io", "%s: the server answers %d", url, http) end
-  if ended.status == 23 or ended.status > 128 then
+  if ended.status == 23 or ended.status == FILE_LIMIT then
     fault.raise("io", "%s: cannot be written (is the disk full?); what has come is kept there", path)
   end
   fault.raise("io", "%s: %s", url, hints[ended.status]
