@@ -39,22 +39,26 @@ static inline float &c_of(void *const *each, int row, int col) {
 /* Takes the operands of all lanes apart into plain matrices, as mma.cuh lays them out, multiplies,
  * and puts the sums back where the lanes have c. In double precision a product is exact. */
 template <typename T> static void pyr_emulate_multiply(void *const *each) {
-  float a[16][16], b[16][8];
+  /* A row of b in registers: of sums that a compiler takes to memory and back, half the time of a
+   * prompt on the emulator went into this. */
+  typedef double row_of_8 __attribute__((vector_size(64)));
+  double a[16][16];
+  row_of_8 b[16];
   for (int lane = 0; lane < 32; lane++) {
     const auto *o = static_cast<const pyr_emulate_operands *>(each[lane]);
     int g = lane / 4, t = lane % 4;
     for (int i = 0; i < 2; i++) {
       for (int r = 0; r < 4; r++)
-        a[g + r % 2 * 8][t * 2 + r / 2 * 8 + i] = T::widen(half_of(o->a[r], i));
-      for (int r = 0; r < 2; r++) b[t * 2 + r * 8 + i][g] = T::widen(half_of(o->b[r], i));
+        a[g + r % 2 * 8][t * 2 + r / 2 * 8 + i]
+            = static_cast<double>(T::widen(half_of(o->a[r], i)));
+      for (int r = 0; r < 2; r++)
+        b[t * 2 + r * 8 + i][g] = static_cast<double>(T::widen(half_of(o->b[r], i)));
     }
   }
   for (int row = 0; row < 16; row++) {
-    double sum[8];
-    for (int col = 0; col < 8; col++) sum[col] = c_of(each, row, col);
-    for (int k = 0; k < 16; k++)
-      for (int col = 0; col < 8; col++)
-        sum[col] += static_cast<double>(a[row][k]) * static_cast<double>(b[k][col]);
+    row_of_8 sum;
+    for (int col = 0; col < 8; col++) sum[col] = static_cast<double>(c_of(each, row, col));
+    for (int k = 0; k < 16; k++) sum += a[row][k] * b[k];
     for (int col = 0; col < 8; col++) c_of(each, row, col) = pyr_emulate_toward_zero(sum[col]);
   }
 }

@@ -47,17 +47,23 @@ end
 
 -- ---- made-up numbers ----------------------------------------------------------------------------
 
+local function stir(z, i)
+  z = (z ~ z >> 29) * 0x9e3779b97f4a7c15 + i + 1
+  return (z ~ z >> 32) * 0xbf58476d1ce4e5b9
+end
+
 ---A function of any integers to numbers above 0, the same for the same seed: few are large, as with
 ---attention.
 ---@param seed integer
 ---@return fun(...: integer): number
 function testing.noise(seed)
-  return function(...)
+  return function(a, b, c, d, ...)   -- named as far as simulations go: they ask millions of times
     local z = seed
-    for i = 1, select("#", ...) do
-      z = (z ~ z >> 29) * 0x9e3779b97f4a7c15 + (select(i, ...)) + 1
-      z = (z ~ z >> 32) * 0xbf58476d1ce4e5b9
-    end
+    if a then z = stir(z, a) end
+    if b then z = stir(z, b) end
+    if c then z = stir(z, c) end
+    if d then z = stir(z, d) end
+    for i = 1, select("#", ...) do z = stir(z, (select(i, ...))) end
     return 1 / (((z ~ z >> 31) >> 40) * 2.0 ^ -24 + 0.01)
   end
 end

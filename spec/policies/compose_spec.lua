@@ -172,9 +172,9 @@ describe("composed policies", function()
   end)
 
   it("pass every check", function()
-    for _, p in ipairs { policy.compose { prefill = "pyramidinfer", decode = "h2o" },
+    for _, p in ipairs { policy.compose { prefill = "pyramidkv", decode = "h2o" },
       policy.layers("streaming", { ["1-2"] = { sinks = 0 }, ["3-"] = { rows = 40 } }),
-        policy.from("h2o", 2) } do
+        policy.from("pyramidinfer", 2) } do
       assert(testing.check(p))
     end
   end)

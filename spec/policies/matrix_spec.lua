@@ -368,6 +368,7 @@ describe("matrix, the folder", function()
     for _, report in ipairs(reports) do
       assert.equal(report.name == "full" or report.name == "guide", report.keeps_everything,
         tostring(report))
+      assert.not_matches("changes no plan", table.concat(report.notes, "\n"), report.name)
     end
   end)
 end)

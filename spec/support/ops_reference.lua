@@ -115,14 +115,18 @@ end
 --- Fails unless packed floats are within `limit` of the values of `ref`, as a fraction of the
 --- largest of those, or of `least` if that is larger (where terms cancel).
 function reference.near(bytes, ref, limit, fail, what, least)
-  local out, size = ops.numbers(bytes), least or 0
+  local out, size, huge = ops.numbers(bytes), least or 0, math.huge
   if #out ~= #ref then fail("%s: %d values, not %d", what, #out, #ref) end
   for i = 1, #ref do
-    if math.abs(ref[i]) < math.huge then size = math.max(size, math.abs(ref[i])) end
+    local x = ref[i]
+    if x < 0 then x = -x end
+    if x > size and x < huge then size = x end
   end
+  local most = limit * size
   for i = 1, #ref do
-    if not (out[i] == ref[i] or math.abs(out[i] - ref[i]) <= limit * size) then
-      fail("%s: value %d of %d is %.9g, not %.9g", what, i, #ref, out[i], ref[i])
+    local x, y = out[i], ref[i]
+    if not (x == y or x - y <= most and y - x <= most) then
+      fail("%s: value %d of %d is %.9g, not %.9g", what, i, #ref, x, y)
     end
   end
 end
@@ -181,8 +185,8 @@ function reference.linear(x, w, rows, cols, bias, out)
   local result = {}
   for t = 0, #x // cols - 1 do
     for r = 0, rows - 1 do
-      local sum = 0.0
-      for i = 1, cols do sum = sum + x[t * cols + i] * w[r * cols + i] end
+      local sum, t0, w0 = 0.0, t * cols, r * cols
+      for i = 1, cols do sum = sum + x[t0 + i] * w[w0 + i] end
       local at = t * rows + r + 1
       result[at] = sum + (bias and bias[r + 1] or 0) + (out and out[at] or 0)
     end
@@ -210,39 +214,43 @@ end
 --- lse and, per query head, p[i][j].
 function reference.attention(layout, call)
   local d, heads, group = layout.head_dim, layout.heads, layout.heads // layout.kv_heads
-  local out, lse, p = {}, {}, {}
+  local out, lse, p, q, window = {}, {}, {}, call.q, call.window or 0
+  local scale, exp, none = layout.scale, math.exp, -math.huge
   for h = 1, heads do p[h] = {} end
   for i, q_pos in ipairs(call.at) do
     for h = 0, heads - 1 do
-      local lane, scores, top = call.lanes[h // group + 1], {}, -math.huge
+      local lane, scores, top = call.lanes[h // group + 1], {}, none
+      local rows, at, k, v = lane.rows, lane.at, lane.k, lane.v
       local q0 = ((i - 1) * heads + h) * d
-      for j = 1, lane.rows do
-        local s = -math.huge
-        if reference.visible(lane.at[j], q_pos, call.window or 0) then
-          local k0 = (j - 1) * d
+      for j = 1, rows do
+        local s = none
+        if reference.visible(at[j], q_pos, window) then
+          local k0 = (j - 1) * d - q0
           s = 0.0
-          for c = 1, d do s = s + call.q[q0 + c] * lane.k[k0 + c] end
-          s = s * layout.scale
+          for c = q0 + 1, q0 + d do s = s + q[c] * k[k0 + c] end
+          s = s * scale
         end
-        scores[j], top = s, math.max(top, s)
+        scores[j] = s
+        if s > top then top = s end
       end
       local sum, mixed = 0.0, {}
       for c = 1, d do mixed[c] = 0.0 end
-      for j = 1, lane.rows do
-        local e = scores[j] == -math.huge and 0 or math.exp(scores[j] - top)
+      for j = 1, rows do
+        local s = scores[j]
+        local e = s == none and 0 or exp(s - top)
         scores[j], sum = e, sum + e
       end
-      for j = 1, lane.rows do
+      for j = 1, rows do
         local e = sum > 0 and scores[j] / sum or 0
         scores[j] = e
         if e > 0 then
           local v0 = (j - 1) * d
-          for c = 1, d do mixed[c] = mixed[c] + e * lane.v[v0 + c] end
+          for c = 1, d do mixed[c] = mixed[c] + e * v[v0 + c] end
         end
       end
       p[h + 1][i] = scores
       table.move(mixed, 1, d, q0 + 1, out)
-      lse[(i - 1) * heads + h + 1] = sum > 0 and top + math.log(sum) or -math.huge
+      lse[(i - 1) * heads + h + 1] = sum > 0 and top + math.log(sum) or none
     end
   end
   return out, lse, p

@@ -112,7 +112,8 @@ function parts.run(given)
     local line = ("xargs -P %d -I{name} sh -c %s sh %s {name} %s <%s/%s.list"):format(
       queue == "first" and given.jobs or 1, shell.quote(EACH), quoted,
       table.concat(command, " "), quoted, queue)
-    for name in assert(io.popen(line)):lines() do
+    local names <close> = assert(io.popen(line))
+    for name in names:lines() do
       ended[name] = part_of(folder, name, given.limit)
       given.done(ended[name])
     end

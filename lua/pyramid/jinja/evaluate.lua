@@ -15,7 +15,7 @@ local evaluate = {}
 
 --- Bounds of one rendering; a conversation of a megabyte stays far below them, a hostile template
 --- ends within seconds.
-local STEPS <const> = 2000000          -- nodes evaluated and items touched
+evaluate.STEPS = 2000000               -- nodes evaluated and items touched; specs lower it
 -- bytes of all texts that were made on the way, rubbish included
 local MADE <const> = 512 << 20
 local OUTPUT <const> = 64 << 20        -- bytes of one text
@@ -31,9 +31,9 @@ local expressions, statements = {}, {}
 
 function Evaluator:step(n)
   self.steps = self.steps + n
-  if self.steps > STEPS then
+  if self.steps > evaluate.STEPS then
     fault.raise("unsupported", self.line, "more than %d steps (the limit of a template's work)",
-      STEPS)
+      evaluate.STEPS)
   end
 end
 

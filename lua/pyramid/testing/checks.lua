@@ -205,22 +205,25 @@ local function answers_of(report, p, all, what, config)
 end
 
 -- Whether an option that changes nothing at a few shapes does so at all of them, or beside another
--- option at its limits: one of a merge that is off, for example.
-local function changes_elsewhere(report, p, key, values)
+-- option at its limits: one of a merge that is off, for example. `known` has what the policy
+-- answers beside each such option, for all options that are asked about.
+local function changes_elsewhere(report, p, key, values, known)
   local d = p.definition
-  local function differs_from(base, all)
-    local before = answers_of(nil, base, all, nil, report.config)
+  local function differs_from(base, all, beside)
+    local before = known[beside] or answers_of(nil, base, all, nil, report.config)
+    known[beside] = before
     for _, value in ipairs(values) do
       local ok, changed = pcall(base.with, base, { [key] = value })
       if ok and answers_of(nil, changed, all, nil, report.config) ~= before then return true end
     end
     return false
   end
-  if differs_from(p, true) then return true end
+  if differs_from(p, true, "") then return true end
   for _, other in ipairs(options.sorted_keys(d.defaults)) do
     for _, value in ipairs(other ~= key and extremes(d.defaults[other], d.limits[other]) or {}) do
       local ok, base = pcall(p.with, p, { [other] = value })
-      if ok and differs_from(base, false) then return true end
+      local beside = ("%s=%s"):format(other, tostring(value))
+      if ok and differs_from(base, false, beside) then return true end
     end
   end
   return false
@@ -252,8 +255,9 @@ local function check_options(report, p)
       add(report.problems, "%s", changed)
     end
   end
+  local known = {}
   for _, option in ipairs(#report.problems == 0 and silent or {}) do
-    if not changes_elsewhere(report, p, option.key, option.values) then
+    if not changes_elsewhere(report, p, option.key, option.values, known) then
       add(report.notes, "option '%s' changes no plan at any shape that was tried", option.key)
     end
   end
