@@ -117,6 +117,7 @@ void pyr_lua_check_keys(lua_State *L, int arg, const char *what, const char *con
 pyr_runtime *pyr_lua_check_runtime(lua_State *L, int arg);
 pyr_file *pyr_lua_check_file(lua_State *L, int arg);
 pyr_model *pyr_lua_check_model(lua_State *L, int arg);
+struct pyr_output *pyr_lua_check_output(lua_State *L, int arg);
 const float *pyr_lua_check_logits(lua_State *L, int arg, int32_t *vocab);
 pyr_sampler *pyr_lua_check_sampler(lua_State *L, int arg);
 /* While it is busy all its methods raise, and it is not closed: for core calls that use it and call

@@ -67,7 +67,7 @@ static int core_open_regular(lua_State *L) {
   return 2;
 }
 
-static pyr_output *check_output(lua_State *L, int arg) {
+pyr_output *pyr_lua_check_output(lua_State *L, int arg) {
   pyr_output *out = luaL_checkudata(L, arg, OUTPUT);
   luaL_argcheck(L, out->file != NULL, arg, "the file is closed");
   return out;
@@ -88,7 +88,7 @@ static int output_write(lua_State *L) {
   for (int i = 2; i <= count; i++) {
     size_t bytes;
     const char *text = luaL_checklstring(L, i, &bytes);
-    if (!pyr_output_write(check_output(L, 1), text, bytes, why)) return fail(L, why);
+    if (!pyr_output_write(pyr_lua_check_output(L, 1), text, bytes, why)) return fail(L, why);
   }
   lua_pushboolean(L, 1);
   return 1;
@@ -96,7 +96,7 @@ static int output_write(lua_State *L) {
 
 static int output_commit(lua_State *L) {
   char why[PYR_WHY_BYTES];
-  if (!pyr_output_commit(check_output(L, 1), why)) return fail(L, why);
+  if (!pyr_output_commit(pyr_lua_check_output(L, 1), why)) return fail(L, why);
   lua_pushboolean(L, 1);
   return 1;
 }

@@ -6,11 +6,13 @@
  *   model:bind(role, layer, spec, as) -> true      model:ready() -> true
  *   model:bytes() -> integer                       model:close()
  *   model:identify(name, tokenizer's fingerprint)  model:fingerprint() -> integer
+ *   core.convert_rows(runtime, output, spec, as, heads, first, n) -> true
  *
  * Owns: the two userdata classes and the spelling of roles and dtypes. Does not own: where a tensor
  * lies in a file and which weight it is (lua/pyramid/loaders and families say so), nor any check of
  * that (core/base/weights.c, core/model/model.c). */
 #include "lauxpyr.h"
+#include "model/convert.h"
 
 #include <limits.h>
 #include <stdbool.h>
@@ -307,29 +309,24 @@ static int model_new(lua_State *L) {
   return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
 }
 
-/* model:bind(role, layer | nil, spec, as | nil) -> true | nil, message, code spec: { name = string,
- * file = file, offset = integer, bytes = integer, dtype = string, shape = { n } or { out, in },
- * run = integer?, step = integer?, transposed = boolean? } */
-static int model_bind(lua_State *L) {
-  pyr_role role = (pyr_role)luaL_checkoption(L, 2, NULL, role_names);
-  lua_Integer layer = luaL_optinteger(L, 3, 1);
-  luaL_checktype(L, 4, LUA_TTABLE);
-  lua_settop(L, 5);
-  int as = lua_isnil(L, 5) ? -1 : (int)check_dtype(L, 5);
-
+/* Reads the tensor's description at `arg`: { name = string, file = file, offset = integer, bytes =
+ * integer, dtype = string, shape = { n } or { out, in }, run = integer?, step = integer?,
+ * transposed = boolean? }. Leaves file and name on the stack, which keeps them; allocates nothing
+ * after it took the file out of its box. */
+static file_box *read_spec(lua_State *L, int arg, pyr_tensor_spec *out) {
   pyr_tensor_spec spec = { .offset = 0 };
-  lua_Integer offset = integer_field(L, 4, "offset"), bytes = integer_field(L, 4, "bytes");
+  lua_Integer offset = integer_field(L, arg, "offset"), bytes = integer_field(L, arg, "bytes");
   spec.offset = offset < 0 ? UINT64_MAX : (uint64_t)offset;   /* outside of any file */
   spec.bytes = bytes < 0 ? UINT64_MAX : (uint64_t)bytes;
-  if (lua_getfield(L, 4, "run") != LUA_TNIL) {
-    spec.run = integer_field(L, 4, "run");
-    spec.step = integer_field(L, 4, "step");
+  if (lua_getfield(L, arg, "run") != LUA_TNIL) {
+    spec.run = integer_field(L, arg, "run");
+    spec.step = integer_field(L, arg, "step");
   }
-  lua_getfield(L, 4, "transposed");
+  lua_getfield(L, arg, "transposed");
   spec.transposed = lua_toboolean(L, -1);
-  lua_getfield(L, 4, "dtype");
+  lua_getfield(L, arg, "dtype");
   spec.dtype = check_dtype(L, -1);
-  lua_getfield(L, 4, "shape");
+  lua_getfield(L, arg, "shape");
   luaL_checktype(L, -1, LUA_TTABLE);
   lua_Unsigned rank = lua_rawlen(L, -1);
   spec.rank = rank > 2 ? 3 : (int)rank;
@@ -337,13 +334,26 @@ static int model_bind(lua_State *L) {
     int exact;
     lua_rawgeti(L, -1, i + 1);
     spec.shape[i] = lua_tointegerx(L, -1, &exact);
-    if (!exact) return luaL_error(L, "field 'shape' has a %s at %d", luaL_typename(L, -1), i + 1);
+    if (!exact) luaL_error(L, "field 'shape' has a %s at %d", luaL_typename(L, -1), i + 1);
     lua_pop(L, 1);
   }
-  lua_getfield(L, 4, "file");
-  if (lua_getfield(L, 4, "name") == LUA_TSTRING) spec.name = lua_tostring(L, -1);
+  lua_getfield(L, arg, "file");
+  if (lua_getfield(L, arg, "name") == LUA_TSTRING) spec.name = lua_tostring(L, -1);
   spec.file = pyr_lua_check_file(L, lua_gettop(L) - 1);
-  file_box *file = lua_touserdata(L, -2);
+  *out = spec;
+  return lua_touserdata(L, -2);
+}
+
+/* model:bind(role, layer | nil, spec, as | nil) -> true | nil, message, code; spec as above */
+static int model_bind(lua_State *L) {
+  pyr_role role = (pyr_role)luaL_checkoption(L, 2, NULL, role_names);
+  lua_Integer layer = luaL_optinteger(L, 3, 1);
+  luaL_checktype(L, 4, LUA_TTABLE);
+  lua_settop(L, 5);
+  int as = lua_isnil(L, 5) ? -1 : (int)check_dtype(L, 5);
+
+  pyr_tensor_spec spec;
+  file_box *file = read_spec(L, 4, &spec);
   model_box *box = check_idle(L, 1);
   pyr_model *model = box->model;
   bool shared = file->busy;                   /* an outer call binds from it, too */
@@ -409,12 +419,33 @@ static int model_tostring(lua_State *L) {
   return 1;
 }
 
+/* ---- converted rows -------------------------------------------------------------------------- */
+
+/* core.convert_rows(runtime, output, spec, as, heads, first, n) -> true | nil, message, code: rows
+ * [first, first + n), from 0, go to a file that is being written (lfile.c), as convert.h has it.
+ * Calls nothing back: progress is the caller's, between two calls. */
+static int core_convert_rows(lua_State *L) {
+  lua_settop(L, 7);
+  pyr_dtype as = check_dtype(L, 4);
+  lua_Integer heads = luaL_checkinteger(L, 5), first = luaL_checkinteger(L, 6),
+      n = luaL_checkinteger(L, 7);
+  luaL_argcheck(L, heads >= 0 && heads <= 1 << 20, 5, "no number of heads");
+  pyr_tensor_spec spec;
+  read_spec(L, 3, &spec);
+  pyr_output *out = pyr_lua_check_output(L, 2);
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+  pyr_status status = pyr_convert_rows(rt, &spec, as, (int32_t)heads, first, n, out);
+  if (status != PYR_OK) return pyr_lua_fail(L, rt, status);
+  lua_pushboolean(L, 1);
+  return 1;
+}
+
 /* ---- entry ----------------------------------------------------------------------------------- */
 
 void pyr_lua_open_model(lua_State *L) {
   static const luaL_Reg functions[] = { { "file_open", file_open }, { "file_read", file_read },
                                         { "model_new", model_new }, { "dtypes", core_dtypes },
-                                        { NULL, NULL } };
+                                        { "convert_rows", core_convert_rows }, { NULL, NULL } };
   static const luaL_Reg file_methods[] = { { "size", file_size }, { "__tostring", file_tostring },
                                            { NULL, NULL } };
   static const luaL_Reg model_methods[] = {

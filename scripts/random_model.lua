@@ -29,7 +29,7 @@ Shapes (layers, width, heads, KV heads, feed-forward):
 end)(), "<>"), "\n"))
 parser:argument("out", "A folder, or a file that ends in .gguf.")
 cli.option(parser, "--shape", "NAME", "What it looks like.", { default = "134m", choices = names })
-cli.option(parser, "--dtype", "DTYPE", "bf16, f16, f32; in GGUF files also q8_0 and q4_0.",
+cli.option(parser, "--dtype", "DTYPE", "bf16, f16, f32; in GGUF files also quantised types.",
   { default = "bf16", choices = random_model.dtypes })
 cli.option(parser, "--format", "NAME", "safetensors or gguf; what OUT's name says, if not given.",
   { choices = { "safetensors", "gguf" } })

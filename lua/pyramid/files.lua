@@ -51,8 +51,8 @@ function files.read(path, limit)
 end
 
 ---Writes a file piece by piece; what is raised in it, and a nil with a message that it returns,
----leave the file as it was.
----@alias pyramid.FileWriter fun(write: fun(...: string)): any, string?, string?
+---leave the file as it was. `out` is the file itself, for writers in C.
+---@alias pyramid.FileWriter fun(write: fun(...: string), out: userdata): any, string?, string?
 
 ---Replaces a file, or makes it: all of it or, on any failure, nothing. Symbolic links are followed
 ---and stay.
@@ -73,7 +73,7 @@ function files.write(path, content)
   end
   if type(content) == "string" then write(content)
   else
-    local value, why, kind = content(write)
+    local value, why, kind = content(write, out)
     if value == nil and why then return nil, why, kind end
   end
   if failed then return nil, message, code end

@@ -28,7 +28,8 @@ local rank = {
   ["cache/pages"] = 4, ["text/tokenizer"] = 4,
   ["text/token_alphabet"] = 5, ["text/vocab"] = 5, ["text/bpe"] = 5, ["text/split"] = 5,
   ["text/decode_piece"] = 5, ["text/decode"] = 5, ["text/fingerprint"] = 5,
-  ["backend/open"] = 5, ["model/source"] = 4.5, ["model/model"] = 5, ["sample/sample_batch"] = 5,
+  ["backend/open"] = 5, ["model/source"] = 4.5, ["model/convert"] = 5, ["model/model"] = 5,
+  ["sample/sample_batch"] = 5,
   ["cache/cache"] = 6,
   ["cache/undo"] = 7, ["cache/check"] = 7, ["cache/truncate"] = 7,
   ["policy/query_stats"] = 7, ["policy/split"] = 7,
@@ -40,7 +41,7 @@ local rank = {
 local kernels_may = { pyramid = true, ["base/tensor"] = true, ["base/dtype"] = true,
   ["base/runtime"] = true, ["backend/backend"] = true, ["sample/sample_math"] = true }
 local binding_may = { pyramid = true, ["base/plain"] = true, ["base/disk"] = true,
-  ["base/versioned"] = true }
+  ["model/convert"] = true, ["base/versioned"] = true }
 local outside = {            -- the program's own
   ["lua/lprobe.c"] = { ["backend/backend"] = true, ["base/runtime"] = true, ["base/dtype"] = true,
     ["cpu/onednn"] = true },

@@ -26,6 +26,8 @@ local unpack = string.unpack
 ---@field version integer
 ---@field alignment integer
 ---@field metadata table<string, any> arrays as sequences; 64-bit counts as Lua integers
+---@field entries { key: string, offset: integer, bytes: integer }[]
+---  where each key lies with its value, for who copies it as it is; as the file orders them
 ---@field tensors pyramid.Tensor[]   as the file orders them
 
 -- A value type: its unpack format and size. Strings and arrays have none.
@@ -177,15 +179,17 @@ function read_value(reader, kind, what)
 end
 
 local function read_metadata(reader, count)
-  local metadata = {}
+  local metadata, entries = {}, {}
   for i = 1, count do
+    local offset = reader:offset()
     local key = reader:string(("metadata key %d"):format(i), KEY_MAX)
     local what = "metadata " .. fault.quote(key)
     if key == "" then reader:bad("metadata key %d is empty", i) end
     if metadata[key] ~= nil then reader:bad("%s comes twice", what) end
     metadata[key] = read_value(reader, reader:take("<I4", 4, what), what)
+    entries[i] = { key = key, offset = offset, bytes = reader:offset() - offset }
   end
-  return metadata
+  return metadata, entries
 end
 
 -- ---- tensors ------------------------------------------------------------------------------------
@@ -288,7 +292,7 @@ local function read(file, path, size)
     reader:bad("metadata count: %d (the limit is %d)", key_count, KEYS_MAX)
   end
 
-  local metadata = read_metadata(reader, key_count)
+  local metadata, entries = read_metadata(reader, key_count)
   local alignment = metadata["general.alignment"]
   if alignment == nil then alignment = 32 end
   if math.type(alignment) ~= "integer" or alignment < 1 or alignment > 1 << 20
@@ -298,7 +302,7 @@ local function read(file, path, size)
   local tensors = read_tensors(reader, tensor_count)
   place_tensors(reader, tensors, alignment)
   return { path = path, version = version, alignment = alignment, metadata = metadata,
-    tensors = tensors }
+    entries = entries, tensors = tensors }
 end
 
 --- Reads metadata and tensor list of a GGUF file.

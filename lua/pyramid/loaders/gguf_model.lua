@@ -155,6 +155,12 @@ local function read_eos(metadata)
   return out
 end
 
+--- Files of models that take ids alone say "none", as llama.cpp has it, or nothing.
+local function has_tokenizer(metadata)
+  local model = metadata["tokenizer.ggml.model"]
+  return model ~= nil and model ~= "none" and model ~= "no_vocab"
+end
+
 local function has(tensors, name) return tensors[name] ~= nil end
 
 --- What a GGUF file holds, or all parts of a split one, given the first; raises faults.
@@ -218,8 +224,7 @@ function gguf_model.open(path)
   return {
     format = "gguf", path = path, family = family, tensors = tensors, optional = optional,
       names = names,
-    ignored = { "^rope_freqs%.weight$" }, tokenizer = metadata["tokenizer.ggml.model"] ~= nil
-      and file or nil,
+    ignored = { "^rope_freqs%.weight$" }, tokenizer = has_tokenizer(metadata) and file or nil,
     config = {
       family = family.name, layers = layers, heads = heads, kv_heads = kv_heads,
       head_dim = head_dim, width = width, ff = keys:count("feed_forward_length", 1 << 20),

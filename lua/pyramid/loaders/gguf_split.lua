@@ -47,8 +47,8 @@ local function find_paths(first, count)
   local paths, number = paths_of(first.path, count)
   local no = count_of(first, "split.no", 0, count - 1)
   if no ~= 0 then
-    fault.raise("format", "%s: metadata split.no is %d: this is part %d of %d, and a model is opened "
-      .. "by its first: %s", first.path, no, no + 1, count, paths and paths[1]
+    fault.raise("format", "%s: metadata split.no is %d: this is part %d of %d, and a model is "
+      .. "opened by its first: %s", first.path, no, no + 1, count, paths and paths[1]
       or ("the file whose name ends in -00001-of-%05d.gguf"):format(count))
   end
   if number ~= 1 then
@@ -110,11 +110,11 @@ local function open(path)
   end
   local wanted = first.metadata["split.tensors.count"]
   if wanted ~= nil and wanted ~= #tensors then
-    fault.raise("format", "%s: metadata split.tensors.count is %s, but its %d parts hold %d tensors",
-      path, fault.quote(wanted), count, #tensors)
+    fault.raise("format", "%s: metadata split.tensors.count is %s, but its %d parts hold %d "
+      .. "tensors", path, fault.quote(wanted), count, #tensors)
   end
   return { path = path, version = first.version, alignment = first.alignment,
-    metadata = first.metadata, tensors = tensors }
+    metadata = first.metadata, entries = first.entries, tensors = tensors }
 end
 
 --- The header of a GGUF file; where it is the first of several parts, with the tensors of all.

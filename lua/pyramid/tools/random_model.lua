@@ -9,6 +9,7 @@ local dtypes = require "pyramid.loaders.dtypes"
 local probe = require "pyramid.probe"
 local families = require "pyramid.families"
 local files = require "pyramid.files"
+local gguf_writer = require "pyramid.tools.gguf_writer"
 local json = require "pyramid.json"
 
 local random_model = {}
@@ -45,15 +46,14 @@ local ROPE_BASE, EPS = 10000.0, 1e-5
 local BOS, EOS, BYTES, WORDS = 1, 2, 3, 259
 local BLOCK_VALUES, ALIGNMENT = 1 << 22, 32
 
--- GGUF's numbers of whole files, and the table of dtypes by name.
-local gguf_file_types = { f32 = 0, f16 = 1, q4_0 = 2, q8_0 = 7, bf16 = 32 }
-local known = {}
+local file_types = gguf_writer.file_types
+local known = {}                             -- the table of dtypes by name
 for _, info in ipairs(dtypes.all) do known[info.name] = info end
 
 --- What the weights can be, sorted.
 ---@type string[]
 random_model.dtypes = {}
-for name in pairs(gguf_file_types) do table.insert(random_model.dtypes, name) end
+for name in pairs(file_types) do table.insert(random_model.dtypes, name) end
 table.sort(random_model.dtypes)
 
 -- ---- what the model holds -----------------------------------------------------------------------
@@ -169,19 +169,6 @@ end
 
 -- ---- GGUF ---------------------------------------------------------------------------------------
 
-local kinds = { u32 = { 4, "<I4" }, i32 = { 5, "<i4" }, f32 = { 6, "<f" }, bool = { 7, "B" },
-  string = { 8, "<s8" } }
-
-local function entry(key, kind, value)
-  return ("<s8I4"):pack(key, kinds[kind][1]) .. kinds[kind][2]:pack(value)
-end
-
-local function array(key, kind, values)
-  local parts = { ("<s8I4I4I8"):pack(key, 9, kinds[kind][1], #values) }
-  for i, value in ipairs(values) do parts[i + 1] = kinds[kind][2]:pack(value) end
-  return table.concat(parts)
-end
-
 -- Words of three letters or more that no two tokens share, as a SentencePiece vocabulary would hold
 -- them.
 local function word_of(i)
@@ -204,55 +191,49 @@ end
 
 local function metadata_of(shape, dtype, name)
   local tokens, scores, types = vocabulary(shape.vocab)
-  return {
-    entry("general.architecture", "string", "llama"), entry("general.name", "string", name),
-    entry("general.alignment", "u32", ALIGNMENT),
-      entry("general.file_type", "u32", gguf_file_types[dtype]),
-    entry("general.quantization_version", "u32", 2),
-    entry("llama.vocab_size", "u32", shape.vocab),
-      entry("llama.context_length", "u32", shape.context),
-    entry("llama.embedding_length", "u32", shape.width),
-      entry("llama.block_count", "u32", shape.layers),
-    entry("llama.feed_forward_length", "u32", shape.ff),
-      entry("llama.attention.head_count", "u32", shape.heads),
-    entry("llama.attention.head_count_kv", "u32", shape.kv_heads),
-      entry("llama.attention.layer_norm_rms_epsilon", "f32", EPS),
-    entry("llama.rope.dimension_count", "u32", shape.width // shape.heads),
-    entry("llama.rope.freq_base", "f32", shape.rope_base or ROPE_BASE),
-    entry("tokenizer.ggml.model", "string", "llama"),
-      entry("tokenizer.ggml.pre", "string", "default"),
-    array("tokenizer.ggml.tokens", "string", tokens), array("tokenizer.ggml.scores", "f32", scores),
-    array("tokenizer.ggml.token_type", "i32", types),
-      entry("tokenizer.ggml.bos_token_id", "u32", BOS),
-    entry("tokenizer.ggml.eos_token_id", "u32", EOS),
-      entry("tokenizer.ggml.unknown_token_id", "u32", 0),
-    entry("tokenizer.ggml.add_bos_token", "bool", 1),
-      entry("tokenizer.ggml.add_eos_token", "bool", 0),
+  local entries = {
+    { "general.architecture", "string", "llama" }, { "general.name", "string", name },
+    { "general.alignment", "u32", ALIGNMENT },
+    { "general.file_type", "u32", file_types[dtype] },
+    { "general.quantization_version", "u32", 2 },
+    { "llama.vocab_size", "u32", shape.vocab }, { "llama.context_length", "u32", shape.context },
+    { "llama.embedding_length", "u32", shape.width },
+    { "llama.block_count", "u32", shape.layers },
+    { "llama.feed_forward_length", "u32", shape.ff },
+    { "llama.attention.head_count", "u32", shape.heads },
+    { "llama.attention.head_count_kv", "u32", shape.kv_heads },
+    { "llama.attention.layer_norm_rms_epsilon", "f32", EPS },
+    { "llama.rope.dimension_count", "u32", shape.width // shape.heads },
+    { "llama.rope.freq_base", "f32", shape.rope_base or ROPE_BASE },
+    { "tokenizer.ggml.model", "string", "llama" }, { "tokenizer.ggml.pre", "string", "default" },
+    { "tokenizer.ggml.tokens", "array:string", tokens },
+    { "tokenizer.ggml.scores", "array:f32", scores },
+    { "tokenizer.ggml.token_type", "array:i32", types },
+    { "tokenizer.ggml.bos_token_id", "u32", BOS }, { "tokenizer.ggml.eos_token_id", "u32", EOS },
+    { "tokenizer.ggml.unknown_token_id", "u32", 0 },
+    { "tokenizer.ggml.add_bos_token", "bool", true },
+    { "tokenizer.ggml.add_eos_token", "bool", false },
   }
+  for i, e in ipairs(entries) do
+    entries[i] = gguf_writer.pack { key = e[1], kind = e[2], value = e[3] }
+  end
+  return entries
 end
 
 local function write_gguf(path, runtime, shape, dtype, seed, name)
-  local list, names, metadata = tensors_of(shape), families.find "llama".names.gguf,
-    metadata_of(shape, dtype, name)
-  local head = { "GGUF" .. ("<I4I8I8"):pack(3, #list, #metadata), table.concat(metadata) }
-  local at = 0
+  local list, names, out = tensors_of(shape), families.find "llama".names.gguf, {}
   for i, t in ipairs(list) do
     local as = #t.shape == 1 and "f32" or dtype                      -- ggml wants norms as f32
-    local dims = #t.shape == 1 and ("<I4I8"):pack(1, t.shape[1])
-      or ("<I4I8I8"):pack(2, t.shape[2], t.shape[1])
-    head[i + 2] = ("<s8"):pack(names[t.role]:format(t.layer)) .. dims
-      .. ("<I4I8"):pack(known[as].gguf, at)
-    local bytes = bytes_of(as, t.shape)
-    at = at + bytes + -bytes % ALIGNMENT
+    out[i] = { name = names[t.role]:format(t.layer), shape = t.shape, type = known[as].gguf,
+      bytes = bytes_of(as, t.shape) }
   end
-  local text = table.concat(head)
+  local head = gguf_writer.head(metadata_of(shape, dtype, name), out, ALIGNMENT)
   return write_file(path, function(write)
-    write(text .. ("\0"):rep(-#text % ALIGNMENT))
-    for _, t in ipairs(list) do
-      local as = #t.shape == 1 and "f32" or dtype
-      write_tensor(write, runtime, t, as, seed,
+    write(head)
+    for i, t in ipairs(list) do
+      write_tensor(write, runtime, t, #t.shape == 1 and "f32" or dtype, seed,
         (t.role == "q" and shape.heads) or (t.role == "k" and shape.kv_heads) or nil)
-      write(("\0"):rep(-bytes_of(as, t.shape) % ALIGNMENT))
+      write(("\0"):rep(out[i].padding))
     end
   end)
 end
@@ -272,7 +253,7 @@ end
 ---with config.json and model.safetensors. Raises if the format cannot hold the dtype, or the dtype
 ---the shape.
 ---@param path string
----@param given { shape: string|pyramid.Shape, dtype?: "bf16"|"f16"|"f32"|"q8_0"|"q4_0", seed?: integer }
+---@param given { shape: string|pyramid.Shape, dtype?: string, seed?: integer }
 ---@return string? path
 ---@return string? message
 ---@return string? code
@@ -284,7 +265,7 @@ function random_model.write(path, given)
   if type(shape) ~= "table" then
     error(("random_model: no shape '%s'"):format(tostring(shape)), 2)
   end
-  if not gguf_file_types[dtype] then
+  if not file_types[dtype] then
     error(("random_model: no dtype '%s' (known: %s)"):format(tostring(dtype),
       table.concat(random_model.dtypes, ", ")), 2)
   end

@@ -1,0 +1,271 @@
+--- Models as GGUF files: a Hugging Face folder or a GGUF file in, one GGUF file out, its matrices
+--- in any number format that values become. What is written loads in llama.cpp, too.
+---
+---   local convert = require "pyramid.tools.convert"
+---   local done = assert(convert.write("SmolLM2", "smollm2-q8_0.gguf", { weights = "q8_0" }))
+---
+--- Tensors go from the mapped source to the file in pieces of a mebibyte or so, by
+--- core/model/convert.c; memory does not grow with the model. The file is seen under its name only
+--- when it is whole. Vectors (norms, biases) become f32, as ggml wants them. Rows that are no whole
+--- blocks of the format asked for are kept in q8_0, or f16, with a line that says so.
+local core = require "pyramid.core"
+local convert_tokenizer = require "pyramid.tools.convert.tokenizer"
+local dtypes = require "pyramid.loaders.dtypes"
+local fault = require "pyramid.loaders.fault"
+local files = require "pyramid.files"
+local gguf_split = require "pyramid.loaders.gguf_split"
+local gguf_writer = require "pyramid.tools.gguf_writer"
+local loaders = require "pyramid.loaders"
+local metadata = require "pyramid.tools.convert.metadata"
+local options = require "pyramid.options"
+
+local convert = {}
+
+-- Values of a piece: 1 MiB of q8_0, 4 MiB of f32.
+local PIECE_VALUES = 1 << 20
+
+--- Names of the formats that matrices can be written in.
+---@type string[]
+convert.dtypes = {}
+
+local known = {}
+for _, info in ipairs(dtypes.all) do
+  known[info.name] = info
+  if info.writable and info.gguf then table.insert(convert.dtypes, info.name) end
+end
+
+---@class pyramid.ConvertOptions
+---@field weights? string          one of convert.dtypes; nil: each matrix as it is
+---@field force? boolean           an existing file is replaced
+---@field threads? integer         0 or nil: all processors
+---@field memory? integer|string   the most bytes that it may hold, mapped files excluded
+---@field progress? fun(done: integer, total: integer)
+
+---@class pyramid.Converted
+---@field path string
+---@field description string       one line
+---@field tensors integer
+---@field bytes integer            of the file
+---@field warnings string[]        what its user should know, a line each
+
+---@class pyramid.ConvertTask      a tensor of the new file
+---@field name string
+---@field from? pyramid.Tensor     where its rows come from; nil: `data` has all
+---@field data? string
+---@field as string                dtype
+---@field heads integer            of which it gets rows in GGUF's order; 0: as they lie
+---@field shape integer[]
+
+-- ---- what a file holds --------------------------------------------------------------------------
+
+-- Matrices that stay as they are, as llama.cpp's own tools leave them: few values on which much
+-- depends.
+local kept_names = { "^position_embd%.", "%.ffn_gate_inp%." }
+
+--- The dtype that a tensor becomes, and whether it is another one than asked for.
+local function dtype_of(name, t, wanted)
+  if #t.shape == 1 then return "f32", false end
+  for _, pattern in ipairs(kept_names) do
+    if name:find(pattern) then wanted = nil end
+  end
+  if wanted == nil then
+    if known[t.dtype].gguf then return t.dtype, false end
+    wanted = dtypes.converted[t.dtype] or "f32"
+  end
+  for _, as in ipairs { wanted, "q8_0", "f16" } do
+    if t.shape[#t.shape] % known[as].block == 0 then return as, as ~= wanted end
+  end
+end
+
+--- What a Hugging Face model becomes: tensors by the family's names, q and k as GGUF has them.
+local function from_hf(source, weights)
+  local names, tasks = source.family.names.gguf, {}
+  local entries, factors = metadata.entries(source)
+  local c, permuted = source.config, source.family.gguf_rope == "interleaved"
+  local heads = permuted and { q = c.heads, q_bias = c.heads, k = c.kv_heads, k_bias = c.kv_heads }
+    or {}
+  for i, w in ipairs(weights) do
+    tasks[i] = { name = names[w.role]:format(w.layer and w.layer - 1), from = w.tensor,
+      heads = heads[w.role] or 0, shape = w.tensor.shape }
+  end
+  if factors then
+    table.insert(tasks, 1, { name = "rope_freqs.weight", as = "f32", heads = 0,
+      shape = { #factors }, data = ("<" .. ("f"):rep(#factors)):pack(table.unpack(factors)) })
+  end
+  local words, warnings = { { key = "tokenizer.ggml.model", kind = "string", value = "none" } }, {}
+  if source.tokenizer then words, warnings = convert_tokenizer.entries(source.path, c.vocab) end
+  table.move(words, 1, #words, #entries + 1, entries)
+  for i, e in ipairs(entries) do entries[i] = gguf_writer.pack(e) end
+  return tasks, entries, 32, warnings
+end
+
+-- Keys that are not copied: what is said anew, and what a file in one piece does not have.
+local function is_own(key)
+  return key == "general.file_type" or key:find "^split%." ~= nil
+end
+
+--- What a GGUF file becomes: its tensors and its metadata, in its order.
+local function from_gguf(source)
+  local file, tasks, entries = fault.check(gguf_split.open(source.path)), {}, {}
+  for i, t in ipairs(file.tensors) do
+    tasks[i] = { name = t.name, from = t, heads = 0, shape = t.shape }
+  end
+  local header <close> = fault.check(files.open(file.path))
+  for _, e in ipairs(file.entries) do
+    if not is_own(e.key) then
+      header:seek("set", e.offset)
+      local bytes = header:read(e.bytes)
+      if not bytes or #bytes ~= e.bytes then fault.raise("io", "%s: cannot be read", file.path) end
+      entries[#entries + 1] = bytes
+    end
+  end
+  if file.metadata["general.quantization_version"] == nil then
+    entries[#entries + 1] = gguf_writer.pack { key = "general.quantization_version", kind = "u32",
+      value = 2 }
+  end
+  return tasks, entries, file.alignment, {}
+end
+
+--- Settles what each tensor becomes; a line for each dtype that is not the one asked for.
+local function settle(tasks, wanted, warnings)
+  local kept, order = {}, {}
+  for _, task in ipairs(tasks) do
+    if task.from then
+      local other
+      task.as, other = dtype_of(task.name, task.from, wanted)
+      if other then
+        local key = ("rows of %d values, in %s"):format(task.shape[#task.shape], task.as)
+        if not kept[key] then order[#order + 1] = key end
+        kept[key] = (kept[key] or 0) + 1
+      end
+    end
+    task.type, task.bytes = known[task.as].gguf, dtypes.bytes(known[task.as], task.shape)
+  end
+  for _, key in ipairs(order) do
+    warnings[#warnings + 1] = ("%d matrices of %s: these are no multiple of %s's block of %d")
+      :format(kept[key], key, wanted, known[wanted].block)
+  end
+end
+
+--- GGUF's number for a file whose matrices are mostly of one dtype, or nil.
+local function file_type(tasks)
+  local by, main = {}, nil
+  for _, task in ipairs(tasks) do
+    if #task.shape > 1 then
+      by[task.as] = (by[task.as] or 0) + task.bytes / known[task.as].bytes * known[task.as].block
+      if not main or by[task.as] > by[main] then main = task.as end
+    end
+  end
+  return gguf_writer.file_types[main]
+end
+
+-- ---- writing ------------------------------------------------------------------------------------
+
+local function count(shape)
+  local n = 1
+  for _, d in ipairs(shape) do n = n * d end
+  return n
+end
+
+--- The rows of one tensor, piece by piece; `tell` hears of the values of each.
+local function write_rows(runtime, file, task, out, tell)
+  local from = task.from
+  local cols = from.shape[#from.shape]
+  local rows = count(from.shape) // cols
+  local spec = {}
+  for key, value in pairs(from) do spec[key] = value end
+  spec.file = file
+  if #from.shape > 1 then spec.shape = { rows, cols } end  -- experts' matrices, one below another
+  local step = math.max(1, PIECE_VALUES // cols)
+  for first = 0, rows - 1, step do
+    local n = math.min(step, rows - first)
+    fault.check_of(from.path,
+      core.convert_rows(runtime, out, spec, task.as, task.heads, first, n))
+    tell(n * cols)
+  end
+end
+
+local function write_all(runtime, path, head, tasks, progress)
+  local done, total, opened = 0, 0, {}
+  for _, task in ipairs(tasks) do total = total + count(task.shape) end
+  local function tell(values)
+    done = done + values
+    if progress then progress(done, total) end
+  end
+  fault.check(files.write(path, function(write, out)
+    write(head)
+    for _, task in ipairs(tasks) do
+      if task.data then
+        write(task.data)
+        tell(count(task.shape))
+      else
+        local from = task.from.path
+        -- one file at a time is mapped: parts and shards come one after the other
+        if not opened[from] then
+          for other, file in pairs(opened) do
+            file:close()
+            opened[other] = nil
+          end
+          opened[from] = fault.check(core.file_open(runtime, from))
+        end
+        write_rows(runtime, opened[from], task, out, tell)
+      end
+      write(("\0"):rep(task.padding))
+    end
+  end))
+end
+
+local function run(from, to, given)
+  if files.kind(to) and not given.force then
+    fault.raise("argument", "%s: is there already (force replaces it)", to)
+  end
+  local source = fault.check(loaders.open(from))
+  local weights = fault.check(loaders.weights(source))
+  local how = source.format == "hf" and from_hf or from_gguf
+  local tasks, entries, alignment, warnings = how(source, weights)
+  for i, message in ipairs(source.warnings or {}) do table.insert(warnings, i, message) end
+  settle(tasks, given.weights, warnings)
+  local number = file_type(tasks)
+  if number then
+    entries[#entries + 1] = gguf_writer.pack { key = "general.file_type", kind = "u32",
+      value = number }
+  end
+  local head = gguf_writer.head(entries, tasks, alignment)
+  local runtime <close> = fault.check(core.runtime { device = "cpu", threads = given.threads,
+    memory = options.bytes("convert", given.memory) })
+  write_all(runtime, to, head, tasks, given.progress)
+  local last = tasks[#tasks]
+  local made = fault.check(loaders.open(to))
+  local description = loaders.describe(made.config, fault.check(loaders.weights(made)))
+  return { path = to, description = description, tensors = #tasks,
+    bytes = #head + last.offset + last.bytes + last.padding, warnings = warnings }
+end
+
+local option_kinds = { weights = "string", force = "boolean", threads = "integer",
+  memory = "integer|string", progress = "function" }
+
+---Writes a model as a GGUF file. A failure leaves whatever is there under that name.
+---@param from string   a Hugging Face folder, or a GGUF file (of a split one, the first part)
+---@param to string
+---@param given? pyramid.ConvertOptions
+---@return pyramid.Converted?
+---@return string? message
+---@return string? code
+function convert.write(from, to, given)
+  local _ <close> = core.plain_locale()
+  given = options.check("convert", given, option_kinds)
+  if type(to) ~= "string" or to == "" or to:find("\0", 1, true) then
+    error("convert: a path to write to is wanted", 2)
+  end
+  if given.weights then
+    local right = false
+    for _, name in ipairs(convert.dtypes) do right = right or name == given.weights end
+    if not right then
+      error(("convert: weights = '%s' (known: %s)"):format(given.weights,
+        table.concat(convert.dtypes, ", ")), 2)
+    end
+  end
+  return fault.catch(run, from, to, given)
+end
+
+return convert
