@@ -15,6 +15,7 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -131,6 +132,7 @@ int main(int argc, char **argv) {
       || listen(listener, 16) != 0 || getsockname(listener, (struct sockaddr *)&at, &length) != 0)
     return 1;
   folder = argv[1];
+  signal(SIGPIPE, SIG_IGN);                      /* clients may leave before their answer */
   char path[2048], named[2048];
   path_of(path, "port.new", "");
   path_of(named, "port", "");

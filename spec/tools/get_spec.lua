@@ -130,7 +130,7 @@ describe("get", function()
   it("goes on at the next call, but only with the same file", function()
     serve("late.gguf", gguf, { ["break"] = 0, etag = '"new"' })
     put("late.gguf.part", gguf:sub(1, 1000))
-    put("late.gguf.part.mark", '"new"')
+    put("late.gguf.part.mark", 'HTTP/1.1 200 OK\r\nETag: "new"\r\n\r\n')
     fails("late.gguf: the connection broke", "late.gguf.part\n./late.gguf.part.mark",
       url .. "/late.gguf")
     assert.same({ "late.gguf bytes=1000-" }, requests())
@@ -143,10 +143,23 @@ describe("get", function()
       whole = { norange = "", etag = '"old"' } } do
       serve(name .. ".gguf", gguf, beside)
       put(name .. ".gguf.part", ("x"):rep(1000))
-      if name ~= "unknown" then put(name .. ".gguf.part.mark", '"old"') end
+      if name ~= "unknown" then
+        put(name .. ".gguf.part.mark", 'HTTP/1.1 200 OK\r\netag: "old"\r\n')
+      end
       gets(("%s/%s.gguf"):format(url, name))
       assert.equal(gguf, helper.read(stored(name .. ".gguf")))
     end
+  end)
+
+  it("keeps what has come of a server without ranges, and its mark", function()
+    serve("slow.gguf", gguf, { ["break"] = 80000, norange = "", etag = '"slow"' })
+    fails("slow.gguf: ", "slow.gguf.part\n./slow.gguf.part.mark", url .. "/slow.gguf")
+    assert.equal(gguf:sub(1, 80000), helper.read(stored "slow.gguf.part"))
+    assert.equal(4, #requests())        -- begun, refused the rest, begun anew, refused again
+    os.remove(root .. "/slow.gguf.norange")             -- the mark that was kept is the file's
+    gets(url .. "/slow.gguf")
+    assert.same({ "slow.gguf bytes=80000-", "slow.gguf bytes=160000-" }, requests())
+    assert.equal(gguf, helper.read(stored "slow.gguf"))
   end)
 
   it("takes nothing whose sum differs", function()

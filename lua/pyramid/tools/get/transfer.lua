@@ -4,9 +4,10 @@
 ---
 --- What has come stays in `path` when a connection breaks, and the next try, of this call or of a
 --- later one, asks for the rest alone. Two things keep two files from becoming one in this way: a
---- published sum that the whole must have; where none is known, the server's own mark of
---- the file (its ETag, kept in path.mark), with which the rest is given only of the same file; and
---- without a mark, what was there is dropped and all of it fetched.
+--- published sum, which the whole must have; or the server's own mark of the file, with which the
+--- rest is given only of the same file: its ETag, in the answer's headers, which curl writes to
+--- path.mark before the first byte comes. Without either, what was there is dropped and all of it
+--- fetched.
 ---
 ---   nothing there       GET                               200, all of it
 ---   6 of 10 MB there    GET, Range: bytes=6000000-        206, the last 4 MB
@@ -30,6 +31,7 @@ local transfer = {}
 ---@field update? fun(done: integer, total: integer)  told of progress, some times a second
 
 local ATTEMPTS = 1000
+local HEADERS_MAX = 1 << 20
 local FILE_LIMIT = 128 + 25      -- a shell's word for curl ended by SIGXFSZ (ulimit -f)
 
 -- curl's ends by a connection that broke (curl(1), EXIT CODES): the next try may do better.
@@ -106,9 +108,9 @@ trap 'exit 130' HUP INT TERM
 ]]
 
 -- Headers of all answers on the way, redirects too: { [name] = value } of each, the last one last.
-local function read_headers(path)
+local function read_headers(text)
   local answers = {}
-  for line in (files.read(path, 1 << 20) or ""):gmatch "[^\r\n]+" do
+  for line in (text or ""):gmatch "[^\r\n]+" do
     if line:find "^HTTP/" then answers[#answers + 1] = {}
     elseif #answers > 0 then
       local name, value = line:match "^([^:]+):%s*(.-)%s*$"
@@ -125,6 +127,8 @@ local function length_of(answers)
     or last.location == nil and last["content-length"] or nil))
 end
 
+local function mark_path(path) return path .. ".mark" end
+
 ---@class pyramid.TransferEnd
 ---@field status integer   curl's exit status
 ---@field http integer     the last answer's, or 0
@@ -133,7 +137,7 @@ end
 
 ---@return pyramid.TransferEnd
 local function run(url, path, headers, given)
-  local heads = os.tmpname()
+  local heads = mark_path(path)
   local words = { "curl", "-sS", "-g", "-f", "-L", "--max-redirs", "8", "--proto", "=http,https",
     "--proto-redir", url:find "^https:" and "=https" or "=http,https", "--connect-timeout", "30",
     "--speed-limit", "1", "--speed-time", "60", "-C", "-", "-D", heads, "-o", path, "-w",
@@ -149,7 +153,7 @@ local function run(url, path, headers, given)
   for line in pipe:lines() do
     local size, status = line:match "^%s*(%d+)$", line:match "^end (%d+)$"
     if size and given.update then
-      total = total or length_of(read_headers(heads))
+      total = total or length_of(read_headers(files.read(heads, HEADERS_MAX)))
       if total then given.update(math.tointeger(size), total) end
     end
     ended.http = math.tointeger(line:match "^http (%d+)$") or ended.http
@@ -160,8 +164,7 @@ local function run(url, path, headers, given)
     end
   end
   pipe:close()
-  ended.answers = read_headers(heads)
-  os.remove(heads)
+  ended.answers = read_headers(files.read(heads, HEADERS_MAX))
   if ended.status == 127 then
     fault.raise("io", "the program curl is not found: install curl, or fetch %s by other means", url)
   end
@@ -175,6 +178,7 @@ end
 
 local function refuse(url, path, ended)
   local http = ended.http
+  if transfer.size(path) == 0 then os.remove(mark_path(path)) end
   if http == 404 or http == 410 then
     fault.raise("io", "%s: there is no such file (%d)", url, http)
   end
@@ -191,9 +195,9 @@ end
 
 -- The server's mark of a file, by which the rest is asked for: a strong ETag, or when it was
 -- changed.
-local function mark_of(answer)
-  local tag = answer.etag
-  return tag and not tag:find "^W/" and tag or answer["last-modified"]
+local function mark_of(answers)
+  local last = answers[#answers] or {}
+  return last.etag and not last.etag:find "^W/" and last.etag or last["last-modified"]
 end
 
 -- The published SHA-256 that a hub sends along, on any of the answers on the way to a file.
@@ -206,32 +210,39 @@ end
 
 -- Brings the rest of a file. Returns the sum that the server has published, or nil.
 local function bring(url, path, given)
-  local mark_path, fruitless, begun_anew = path .. ".mark", 0, false
+  local fruitless, begun_anew = 0, false
   local published
+  local function drop()
+    os.remove(path)
+    os.remove(mark_path(path))
+  end
   for _ = 1, ATTEMPTS do
     local have = transfer.size(path)
-    if given.sum and have > 0 and have == given.size then return nil end
-    local mark = files.read(mark_path, 4096)
+    if given.sum and have > 0 and have == given.size then
+      os.remove(mark_path(path))
+      return nil
+    end
+    local before = files.read(mark_path(path), HEADERS_MAX)
+    local mark = mark_of(read_headers(before))
     if have > (given.size or math.huge) or have > 0 and not given.sum and not mark then
-      os.remove(path)
-      have = 0
+      drop()
+      have, before = 0, nil
     end
     local headers = table.move(given.headers or {}, 1, #(given.headers or {}), 1, {})
     if have > 0 and mark and not given.sum then headers[#headers + 1] = "If-Range: " .. mark end
     local ended = run(url, path, headers, given)
     published = published or sum_of(ended.answers)
     local now = transfer.size(path)
+    if have > 0 and before and (ended.http == 0 or ended.http >= 400) then
+      fault.check(files.write(mark_path(path), before))          -- that answer was not the file's
+    end
     if ended.status == 0 then
-      os.remove(mark_path)
+      os.remove(mark_path(path))
       return published
     elseif (ended.status == 33 or ended.http == 416) and not begun_anew then
       begun_anew = true
-      os.remove(path)
-      os.remove(mark_path)
+      drop()
     elseif broken[ended.status] or ended.http == 429 or ended.http >= 500 then
-      local last = ended.answers[#ended.answers]
-      local new = not given.sum and last and ended.http < 300 and mark_of(last)
-      if new then fault.check(files.write(mark_path, new)) end
       fruitless = now > have and 0 or fruitless + 1
       if fruitless > (given.retries or 3) then refuse(url, path, ended) end
       if fruitless > 0 then os.execute("sleep " .. fruitless) end
