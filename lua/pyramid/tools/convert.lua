@@ -18,6 +18,7 @@ local gguf_writer = require "pyramid.tools.gguf_writer"
 local loaders = require "pyramid.loaders"
 local metadata = require "pyramid.tools.convert.metadata"
 local options = require "pyramid.options"
+local wrapper = require "pyramid.loaders.wrapper"
 
 local convert = {}
 
@@ -100,19 +101,19 @@ local function from_hf(source, weights)
 end
 
 -- Keys that are not copied: what is said anew, and what a file in one piece does not have.
-local function is_own(key)
-  return key == "general.file_type" or key:find "^split%." ~= nil
+local function is_own(key, wanted)
+  return key == "general.file_type" and wanted ~= nil or key:find "^split%." ~= nil
 end
 
 --- What a GGUF file becomes: its tensors and its metadata, in its order.
-local function from_gguf(source)
+local function from_gguf(source, _, wanted)
   local file, tasks, entries = fault.check(gguf_split.open(source.path)), {}, {}
   for i, t in ipairs(file.tensors) do
     tasks[i] = { name = t.name, from = t, heads = 0, shape = t.shape }
   end
   local header <close> = fault.check(files.open(file.path))
   for _, e in ipairs(file.entries) do
-    if not is_own(e.key) then
+    if not is_own(e.key, wanted) then
       header:seek("set", e.offset)
       local bytes = header:read(e.bytes)
       if not bytes or #bytes ~= e.bytes then fault.raise("io", "%s: cannot be read", file.path) end
@@ -200,14 +201,7 @@ local function write_all(runtime, path, head, tasks, progress)
         tell(count(task.shape))
       else
         local from = task.from.path
-        -- one file at a time is mapped: parts and shards come one after the other
-        if not opened[from] then
-          for other, file in pairs(opened) do
-            file:close()
-            opened[other] = nil
-          end
-          opened[from] = fault.check(core.file_open(runtime, from))
-        end
+        opened[from] = opened[from] or fault.check(core.file_open(runtime, from))
         write_rows(runtime, opened[from], task, out, tell)
       end
       write(("\0"):rep(task.padding))
@@ -222,11 +216,12 @@ local function run(from, to, given)
   local source = fault.check(loaders.open(from))
   local weights = fault.check(loaders.weights(source))
   local how = source.format == "hf" and from_hf or from_gguf
-  local tasks, entries, alignment, warnings = how(source, weights)
+  local tasks, entries, alignment, warnings = how(source, weights, given.weights)
   for i, message in ipairs(source.warnings or {}) do table.insert(warnings, i, message) end
+  warnings[#warnings + 1] = wrapper.describe(source.leftover or {}, source.path)
   settle(tasks, given.weights, warnings)
   local number = file_type(tasks)
-  if number then
+  if number and (given.weights or source.format == "hf") then
     entries[#entries + 1] = gguf_writer.pack { key = "general.file_type", kind = "u32",
       value = number }
   end
