@@ -195,9 +195,9 @@ describe("convert", function()
 end)
 
 describe("a tokenizer.json in GGUF's words", function()
-  local function header_of(name)
+  local function header_of(name, vocab)
     local entries, warnings = convert_tokenizer.entries(helper.fixture("tokenizers/" .. name),
-      name:find "llama2" and 760 or 560)
+      vocab or name:find "llama2" and 763 or 562)
     local metadata = {}
     for _, e in ipairs(entries) do metadata[e.key] = e.value end
     return { path = name, metadata = metadata }, warnings
@@ -222,6 +222,14 @@ describe("a tokenizer.json in GGUF's words", function()
         end
       end
     end
+  end)
+
+  it("names no token that the embedding has no row for", function()
+    assert.equal(560, header_of "llama3".metadata["tokenizer.ggml.bos_token_id"])
+    local metadata = header_of("llama3", 560).metadata
+    assert.equal(560, #metadata["tokenizer.ggml.tokens"])
+    assert.is_nil(metadata["tokenizer.ggml.bos_token_id"])
+    assert.is_false(metadata["tokenizer.ggml.add_bos_token"])
   end)
 
   it("or is refused, where GGUF has no word for it", function()

@@ -196,13 +196,16 @@ function convert_tokenizer.entries(dir, vocab)
   if bytes then add("ggml.scores", "array:f32", list_scores(recipe, tokens)) end
   add("ggml.token_type", "array:i32", types)
   if not bytes then add("ggml.merges", "array:string", list_merges(recipe)) end
-  add("ggml.bos_token_id", "u32", recipe.bos)
+  -- an id that the embedding has no row for is none
+  local function held(id) return id and id < vocab and id or nil end
+  local bos, eos = held(recipe.bos), held(recipe.eos[1])
+  add("ggml.bos_token_id", "u32", bos)
   for i, name in ipairs { "eos", "eot", "eom" } do
-    add(("ggml.%s_token_id"):format(name), "u32", recipe.eos[i])
+    add(("ggml.%s_token_id"):format(name), "u32", held(recipe.eos[i]))
   end
-  add("ggml.unknown_token_id", "u32", bytes and recipe.options.unknown or nil)
-  add("ggml.add_bos_token", "bool", recipe.bos ~= nil and recipe.before[1] == recipe.bos)
-  add("ggml.add_eos_token", "bool", recipe.eos[1] ~= nil and recipe.after[1] == recipe.eos[1])
+  add("ggml.unknown_token_id", "u32", bytes and held(recipe.options.unknown) or nil)
+  add("ggml.add_bos_token", "bool", bos ~= nil and recipe.before[1] == bos)
+  add("ggml.add_eos_token", "bool", eos ~= nil and recipe.after[1] == eos)
   if bytes or space then add("ggml.add_space_prefix", "bool", space) end
   add("chat_template", "string", recipe.chat_template)
   return out, compare(dir, out, vocab)
