@@ -848,6 +848,10 @@ typedef struct pyr_generate_options {
   pyr_progress_fn on_progress; /* while the prompt is read, and never later; non-zero:
                                   PYR_CANCELLED. May be NULL */
   void *ud;
+  /* since 0.2, of pyr_host_generate_chat and pyr_host_render alone: */
+  int thinking;                /* for templates that ask: 1 yes, -1 no, 0 what they do unasked */
+  const char *format;          /* a format's name or a template's text; NULL: the model's own */
+  const char *variables;       /* JSON: an object of whatever else the template asks for, or NULL */
 } pyr_generate_options;
 #define PYR_ALTERNATIVES 100
 
@@ -870,11 +874,40 @@ typedef struct pyr_host_stats {
 pyr_status pyr_host_open(const char *model_path, const pyr_host_options *options, pyr_host **out);
 pyr_status pyr_host_generate(pyr_host *host, const char *prompt,
                              const pyr_generate_options *options);
+/* The model's answer to messages in its chat format. JSON: `messages` is a list of objects with
+ * "role" and "content", a text or parts, and whatever the model's template asks for beside them
+ * ("tool_calls", "tool_call_id", "name"); `tools` is NULL or a list of the functions that the model
+ * may call, as OpenAI's API describes them, or with "name", "description" and "parameters" alone.
+ * The template prints objects in the order of their keys. Calls come as text, spelled as the model
+ * spells them. PYR_FORMAT: no JSON; PYR_ARGUMENT: no messages, or the template refuses them;
+ * PYR_UNSUPPORTED: the model has no chat format, or one that is not known. */
+pyr_status pyr_host_generate_chat(pyr_host *host, const char *messages, const char *tools,
+                                  const pyr_generate_options *options);
+/* The prompt that it would read, which lasts until the host's next call. */
+pyr_status pyr_host_render(pyr_host *host, const char *messages, const char *tools,
+                           const pyr_generate_options *options, const char **text, size_t *length);
 /* of the last text of the host or its conversations */
 void pyr_host_get_stats(const pyr_host *host, pyr_host_stats *out);
 /* as generate reads it */
 pyr_status pyr_host_count_tokens(pyr_host *host, const char *text, size_t length, int64_t *out);
 int64_t pyr_host_context(const pyr_host *host);  /* positions that the model has; 0: no model */
+int64_t pyr_host_width(const pyr_host *host);    /* numbers of an embedding; 0: no model */
+
+/* A prompt of texts and of what is none: rows in place of tokens, taken as they enter the model's
+ * first layer (pyr_cache_prefill_embeddings). Parts are read one by one, each as a prompt of its
+ * own for the policy and on_progress; prompt_tokens counts rows, too. */
+typedef struct pyr_part {
+  const char *text;            /* or NULL: rows */
+  size_t length;
+  const float *rows;           /* [count][pyr_host_width(host)], all finite */
+  int64_t count;
+} pyr_part;
+pyr_status pyr_host_generate_parts(pyr_host *host, const pyr_part *parts, int count,
+                                   const pyr_generate_options *options);
+/* The rows of a text's tokens, nothing put around them: *count tokens, of which out has `room`
+ * rows. PYR_ARGUMENT: room is less, and nothing is written (out may be NULL to ask for *count). */
+pyr_status pyr_host_embed(pyr_host *host, const char *text, size_t length, float *out,
+                          int64_t room, int64_t *count);
 /* Ends the call that runs, if one does, with PYR_CANCELLED as soon as it is between two steps of
  * its work or in a policy's code. Async-signal-safe. */
 void pyr_host_cancel(pyr_host *host);
@@ -890,6 +923,10 @@ typedef struct pyr_conversation_options {
   const char *format;          /* a format's name ("chatml") or a template's text; NULL: the model's
                                   own; "none": messages are one plain text, which the model goes on
                                   with */
+  /* since 0.2 */
+  const char *tools;           /* as in pyr_host_generate_chat, or NULL */
+  int thinking;                /* these as in pyr_generate_options */
+  const char *variables;
 } pyr_conversation_options;
 
 typedef struct pyr_message { const char *role, *text; size_t length; } pyr_message;
@@ -906,8 +943,11 @@ pyr_status pyr_conversation_say(pyr_conversation *c, const char *text,
 /* Adds a message of any role that the format knows, without an answer: examples, a conversation of
  * earlier, a correction. */
 pyr_status pyr_conversation_add(pyr_conversation *c, const pyr_message *message);
+/* The same of a message as JSON: calls, what a tool answered, parts. */
+pyr_status pyr_conversation_add_json(pyr_conversation *c, const char *message);
 /* The message of an index from 0, the system's included; its strings last until the conversation's
- * next call. PYR_ARGUMENT: there is none. */
+ * next call. A content of parts is their JSON, one that there is not "". PYR_ARGUMENT: there is
+ * none. */
 pyr_status pyr_conversation_get(pyr_conversation *c, int64_t index, pyr_message *out);
 /* shares memory until one of them goes on */
 pyr_status pyr_conversation_fork(pyr_conversation *c, pyr_conversation **out);

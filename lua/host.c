@@ -42,7 +42,7 @@ struct pyr_host {
   pyr_conversation *closed_inside;        /* conversations closed inside a callback */
   const pyr_generate_options *running;    /* what the callbacks are, while there are any */
   bool writing;                           /* the prompt is read, and there is no progress to tell */
-  int64_t context;
+  int64_t context, width;
   pyr_host_stats stats;
   char message[MESSAGE_BYTES];
 };
@@ -58,7 +58,12 @@ struct pyr_conversation {
 typedef struct host_call {                /* what the protected functions get, each what it needs */
   pyr_host *host;
   const char *text, *role;                /* the model's path, a prompt, a message, a file */
+  const char *tools;                      /* JSON, or NULL */
   size_t length;
+  const pyr_part *parts;                  /* [count] */
+  int count;
+  float *rows;                            /* where rows go, room for `room` numbers */
+  int64_t room;
   const void *options;
   int ref;                                /* a conversation's, in or out */
   int64_t number;
@@ -253,7 +258,9 @@ static int protected_open(lua_State *L) {
   lua_getfield(L, -1, "config");
   lua_getfield(L, -1, "context");
   call->host->context = lua_tointeger(L, -1);
-  lua_settop(L, -4);
+  lua_getfield(L, -2, "width");
+  call->host->width = lua_tointeger(L, -1);
+  lua_settop(L, -5);
   call->host->session = luaL_ref(L, LUA_REGISTRYINDEX);
   return 0;
 }
@@ -402,6 +409,9 @@ static void push_how(lua_State *L, pyr_host *host) {
     lua_pushinteger(L, o->alternatives);
     lua_setfield(L, -2, "logprobs");
   }
+  if (o->thinking) set_flag(L, "thinking", o->thinking > 0);
+  set_text(L, "format", o->format);
+  set_text(L, "variables", o->variables);
   set_callback(L, "on_token", host, call_on_token);
   set_callback(L, "on_progress", host, call_on_progress);
 }
@@ -424,29 +434,101 @@ static void take_stats(lua_State *L, pyr_host_stats *stats) {
   lua_pop(L, 1);
 }
 
+/* Calls the method that lies below its `arguments`, and takes what it did into the statistics. */
+static void run_text(lua_State *L, host_call *call, int arguments) {
+  lua_call(L, arguments, 3);
+  take_results(L, call, -3);
+  if (call->status != PYR_OK) return;
+  lua_settop(L, -3);
+  take_stats(L, &call->host->stats);
+}
+
 static int protected_generate(lua_State *L) {
   host_call *call = lua_touserdata(L, 1);
   push_method(L, call, "generate");
   lua_pushlstring(L, call->text, call->length);
   push_how(L, call->host);
-  lua_call(L, 3, 3);
+  run_text(L, call, 3);
+  return 0;
+}
+
+/* Pushes what Host:generate_chat and Host:render take. */
+static void push_chat(lua_State *L, host_call *call, const char *method) {
+  push_method(L, call, method);
+  lua_pushstring(L, call->text);
+  lua_pushstring(L, call->tools);         /* NULL gives nil */
+  push_how(L, call->host);
+}
+
+static int protected_generate_chat(lua_State *L) {
+  host_call *call = lua_touserdata(L, 1);
+  push_chat(L, call, "generate_chat");
+  run_text(L, call, 4);
+  return 0;
+}
+
+static int protected_render(lua_State *L) {
+  host_call *call = lua_touserdata(L, 1);
+  push_chat(L, call, "render");
+  lua_call(L, 4, 3);
+  take_results(L, call, -3);
+  if (call->status == PYR_OK) call->text = lua_tolstring(L, -3, &call->length);
+  return 0;                               /* the session keeps the text */
+}
+
+/* Rows are copied into a string of Lua's, which counts against the state's limit. */
+static int protected_generate_parts(lua_State *L) {
+  host_call *call = lua_touserdata(L, 1);
+  push_method(L, call, "generate_parts");
+  lua_createtable(L, call->count, 0);
+  for (int i = 0; i < call->count; i++) {
+    const pyr_part *part = &call->parts[i];
+    if (part->text) {
+      lua_pushlstring(L, part->text, part->length ? part->length : strlen(part->text));
+    } else {
+      lua_createtable(L, 0, 1);
+      lua_pushlstring(L, (const char *)part->rows,
+                      (size_t)(part->count * call->host->width) * sizeof *part->rows);
+      lua_setfield(L, -2, "embeddings");
+    }
+    lua_rawseti(L, -2, i + 1);
+  }
+  push_how(L, call->host);
+  run_text(L, call, 3);
+  return 0;
+}
+
+static int protected_embed(lua_State *L) {
+  host_call *call = lua_touserdata(L, 1);
+  push_method(L, call, "embed");
+  lua_pushlstring(L, call->text, call->length);
+  lua_call(L, 2, 3);
   take_results(L, call, -3);
   if (call->status != PYR_OK) return 0;
-  lua_settop(L, -3);
-  take_stats(L, &call->host->stats);
+  size_t bytes;
+  const char *rows = lua_tolstring(L, -3, &bytes);
+  call->number = lua_tointeger(L, -2);
+  if (call->number > call->room)
+    call->status = set_message(call->host, PYR_ARGUMENT, "there is no room for all of the rows");
+  else if (bytes) memcpy(call->rows, rows, bytes);
   return 0;
+}
+
+static pyr_status check_model(pyr_host *host) {
+  if (host->session != LUA_NOREF) return PYR_OK;
+  return set_message(host, PYR_ARGUMENT, "the host has no model: opening it failed");
 }
 
 /* What generating and answering have in common. */
 static pyr_status check_how(pyr_host *host, const pyr_generate_options *options,
                             pyr_generate_options *taken) {
-  const char *wrong = pyr_take_options(taken, sizeof *taken, sizeof *taken, options);
+  size_t first = offsetof(pyr_generate_options, thinking);   /* of version 0.1 */
+  const char *wrong = pyr_take_options(taken, sizeof *taken, first, options);
   if (wrong) {
     snprintf(host->message, sizeof host->message, "the options of a text: %s", wrong);
     return PYR_ARGUMENT;
   }
-  if (host->session == LUA_NOREF)
-    return set_message(host, PYR_ARGUMENT, "the host has no model: opening it failed");
+  if (check_model(host) != PYR_OK) return PYR_ARGUMENT;
   if (taken->max_tokens < 0) return set_message(host, PYR_ARGUMENT, "max_tokens is negative");
   if (taken->alternatives < 0 || taken->alternatives > PYR_ALTERNATIVES)
     return set_message(host, PYR_ARGUMENT,
@@ -476,6 +558,84 @@ pyr_status pyr_host_generate(pyr_host *host, const char *prompt,
   return end(host, status);
 }
 
+pyr_status pyr_host_generate_chat(pyr_host *host, const char *messages, const char *tools,
+                                  const pyr_generate_options *options) {
+  pyr_generate_options taken;
+  pyr_status status = begin(host);
+  if (status != PYR_OK) return status;
+  status = check_how(host, options, &taken);
+  if (status == PYR_OK && messages == NULL) status = set_message(host, PYR_ARGUMENT, "no messages");
+  if (status == PYR_OK) {
+    host_call call = { .host = host, .text = messages, .tools = tools };
+    status = protect(host, protected_generate_chat, &call);
+  }
+  return end(host, status);
+}
+
+pyr_status pyr_host_render(pyr_host *host, const char *messages, const char *tools,
+                           const pyr_generate_options *options, const char **text,
+                               size_t *length) {
+  pyr_generate_options taken;
+  pyr_status status = begin(host);
+  if (status != PYR_OK) return status;
+  status = check_how(host, options, &taken);
+  if (status == PYR_OK && messages == NULL) status = set_message(host, PYR_ARGUMENT, "no messages");
+  if (status == PYR_OK && text == NULL)
+    status = set_message(host, PYR_ARGUMENT, "nowhere to put the text");
+  if (status == PYR_OK) {
+    host_call call = { .host = host, .text = messages, .tools = tools };
+    status = protect(host, protected_render, &call);
+    if (status == PYR_OK) *text = call.text;
+    if (status == PYR_OK && length) *length = call.length;
+  }
+  return end(host, status);
+}
+
+/* Sizes are checked here, before anything is read by them; what the rows hold the core checks. */
+static pyr_status check_parts(pyr_host *host, const pyr_part *parts, int count) {
+  if (count < 1 || parts == NULL) return set_message(host, PYR_ARGUMENT, "no parts");
+  for (int i = 0; i < count; i++) {
+    const pyr_part *part = &parts[i];
+    if (part->text ? part->rows != NULL : part->rows == NULL)
+      return set_message(host, PYR_ARGUMENT, "a part is a text or rows, and not both");
+    if (part->rows && (part->count < 0 || part->count > host->context))
+      return set_message(host, PYR_ARGUMENT,
+                         "a part's count of rows is negative, or more than the model's context");
+  }
+  return PYR_OK;
+}
+
+pyr_status pyr_host_generate_parts(pyr_host *host, const pyr_part *parts, int count,
+                                   const pyr_generate_options *options) {
+  pyr_generate_options taken;
+  pyr_status status = begin(host);
+  if (status != PYR_OK) return status;
+  status = check_how(host, options, &taken);
+  if (status == PYR_OK) status = check_parts(host, parts, count);
+  if (status == PYR_OK) {
+    host_call call = { .host = host, .parts = parts, .count = count };
+    status = protect(host, protected_generate_parts, &call);
+  }
+  return end(host, status);
+}
+
+pyr_status pyr_host_embed(pyr_host *host, const char *text, size_t length, float *out,
+                          int64_t room, int64_t *count) {
+  pyr_status status = begin(host);
+  if (status != PYR_OK) return status;
+  status = check_model(host);
+  if (status == PYR_OK && (text == NULL || count == NULL))
+    status = set_message(host, PYR_ARGUMENT, "no text, or nowhere to put the count");
+  if (status == PYR_OK) {
+    host_call call = { .host = host, .text = text, .length = length ? length : strlen(text),
+                       .rows = out, .room = out ? room : 0 };
+    call.number = -1;
+    status = protect(host, protected_embed, &call);
+    if (call.number >= 0) *count = call.number;
+  }
+  return end(host, status);
+}
+
 static int protected_count(lua_State *L) {
   host_call *call = lua_touserdata(L, 1);
   push_method(L, call, "count");
@@ -489,11 +649,9 @@ static int protected_count(lua_State *L) {
 pyr_status pyr_host_count_tokens(pyr_host *host, const char *text, size_t length, int64_t *out) {
   pyr_status status = begin(host);
   if (status != PYR_OK) return status;
-  if (host->session == LUA_NOREF)
-    status = set_message(host, PYR_ARGUMENT, "the host has no model: opening it failed");
-  else if (text == NULL || out == NULL) status = set_message(host, PYR_ARGUMENT,
-                                                             "no text, or nowhere to put the "
-                                                             "count");
+  status = check_model(host);
+  if (status == PYR_OK && (text == NULL || out == NULL))
+    status = set_message(host, PYR_ARGUMENT, "no text, or nowhere to put the count");
   if (status == PYR_OK) {
     host_call call = { .host = host, .text = text, .length = length ? length : strlen(text) };
     status = protect(host, protected_count, &call);
@@ -507,6 +665,8 @@ void pyr_host_get_stats(const pyr_host *host, pyr_host_stats *out) {
 }
 
 int64_t pyr_host_context(const pyr_host *host) { return host ? host->context : 0; }
+
+int64_t pyr_host_width(const pyr_host *host) { return host ? host->width : 0; }
 
 void pyr_host_cancel(pyr_host *host) {
   if (host) atomic_store_explicit(&host->cancelled, true, memory_order_relaxed);
@@ -554,6 +714,9 @@ static int protected_converse(lua_State *L) {
   lua_newtable(L);
   set_text(L, "system", o->system);
   set_text(L, "format", o->format);
+  set_text(L, "tools", o->tools);
+  if (o->thinking) set_flag(L, "thinking", o->thinking > 0);
+  set_text(L, "variables", o->variables);
   lua_call(L, call->text ? 3 : 2, 3);
   take_results(L, call, -3);
   if (call->status != PYR_OK) return 0;
@@ -597,13 +760,13 @@ static pyr_status open_conversation(pyr_host *host, const char *path,
                                     const pyr_conversation_options *options,
                                         pyr_conversation **out) {
   pyr_conversation_options taken;
-  const char *wrong = pyr_take_options(&taken, sizeof taken, sizeof taken, options);
+  size_t first = offsetof(pyr_conversation_options, tools);  /* of version 0.1 */
+  const char *wrong = pyr_take_options(&taken, sizeof taken, first, options);
   if (wrong) {
     snprintf(host->message, sizeof host->message, "the conversation's options: %s", wrong);
     return PYR_ARGUMENT;
   }
-  if (host->session == LUA_NOREF)
-    return set_message(host, PYR_ARGUMENT, "the host has no model: opening it failed");
+  if (check_model(host) != PYR_OK) return PYR_ARGUMENT;
   if (out == NULL) return set_message(host, PYR_ARGUMENT, "nowhere to put the conversation");
   host_call call = { .host = host, .text = path, .options = &taken };
   return make_conversation(host, protected_converse, &call, out);
@@ -640,11 +803,7 @@ static int protected_say(lua_State *L) {
   if (call->text) lua_pushlstring(L, call->text, call->length);
   else lua_pushnil(L);
   push_how(L, call->host);
-  lua_call(L, 4, 3);
-  take_results(L, call, -3);
-  if (call->status != PYR_OK) return 0;
-  lua_settop(L, -3);
-  take_stats(L, &call->host->stats);
+  run_text(L, call, 4);
   return 0;
 }
 
@@ -684,19 +843,36 @@ pyr_status pyr_conversation_add(pyr_conversation *c, const pyr_message *message)
   return end(c->host, protect(c->host, protected_add, &call));
 }
 
+/* host.add_json(session, conversation, text) */
+static int protected_add_json(lua_State *L) {
+  host_call *call = lua_touserdata(L, 1);
+  push_method(L, call, "add_json");
+  lua_rawgeti(L, LUA_REGISTRYINDEX, call->ref);
+  lua_pushstring(L, call->text);
+  lua_call(L, 3, 3);
+  take_results(L, call, -3);
+  return 0;
+}
+
+pyr_status pyr_conversation_add_json(pyr_conversation *c, const char *message) {
+  pyr_status status = begin(c ? c->host : NULL);
+  if (status != PYR_OK) return status;
+  if (message == NULL) return end(c->host, set_message(c->host, PYR_ARGUMENT, "no message"));
+  host_call call = { .host = c->host, .ref = c->ref, .text = message };
+  return end(c->host, protect(c->host, protected_add_json, &call));
+}
+
+/* host:message(conversation, index): the message keeps the role, the session the text */
 static int protected_get(lua_State *L) {
   host_call *call = lua_touserdata(L, 1);
+  push_method(L, call, "message");
   lua_rawgeti(L, LUA_REGISTRYINDEX, call->ref);
-  lua_getfield(L, -1, "messages");
-  if (call->number < 0 || lua_rawgeti(L, -1, call->number + 1) != LUA_TTABLE) {
-    call->status = set_message(call->host, PYR_ARGUMENT, "the conversation has no such message");
-    return 0;
-  }
-  lua_getfield(L, -1, "role");                        /* the message keeps both strings */
-  lua_getfield(L, -2, "content");
-  call->message->role = lua_tostring(L, -2);
-  call->message->text = lua_tolstring(L, -1, &call->message->length);
-  call->status = PYR_OK;
+  lua_pushinteger(L, call->number < 0 ? 0 : call->number + 1);
+  lua_call(L, 3, 3);
+  take_results(L, call, -3);
+  if (call->status != PYR_OK) return 0;
+  call->message->role = lua_tostring(L, -3);
+  call->message->text = lua_tolstring(L, -2, &call->message->length);
   return 0;
 }
 

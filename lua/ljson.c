@@ -7,7 +7,9 @@
  * outside the stack, so that an allocation that fails is an error like any other. (lua-cjson ends
  * the process there.)
  *
- *   object → table, refused if a key comes twice
+ *   object → table, refused if a key comes twice; where a caller asks for it, with a metatable
+ *            whose `json_keys` is the sequence of its keys as they stand in the text, so that
+ *            templates print what they are given in the order it was given in
  *   array  → sequence
  *   null   → json_null, a light userdata
  *   number → integer, without fraction or exponent and within 64 bits; any other → float, refused
@@ -31,7 +33,7 @@
 
 enum {
   DEPTH_LIMIT = 200,  /* of nesting: each level is a C call and four slots of Lua's stack */
-  SLOTS = 4  /* of the stack a level: a table, a key, a value, a key's double */
+  SLOTS = 5  /* of the stack a level: a table, its keys, a key, a value, a key's double */
 };
 
 typedef struct reader {
@@ -39,6 +41,7 @@ typedef struct reader {
   const char *text, *end, *at;     /* Lua's string: a zero byte stands at the end */
   int depth, depth_most;
   bool nonfinite;                  /* NaN and infinities are read, too */
+  bool ordered;                    /* objects know the order of their keys */
   lua_Integer values, values_most;
 } reader;
 
@@ -254,15 +257,26 @@ static void push_array(reader *r) {
   r->depth--;
 }
 
+/* The table on top, whose keys lie above it, is told their order. */
+static void keep_order(reader *r) {
+  lua_createtable(r->L, 0, 1);
+  lua_insert(r->L, -2);
+  lua_setfield(r->L, -2, "json_keys");
+  lua_setmetatable(r->L, -2);
+}
+
 static void push_object(reader *r) {
+  lua_Integer n = 0;
   enter(r);
+  int object = lua_gettop(r->L);
+  if (r->ordered) lua_newtable(r->L);
   if (skip_space(r) == '}') r->at++;
   else for (;;) {
     if (skip_space(r) != '"') unexpected(r, "a key in quotes");
     const char *key = r->at++;
     push_string(r);
     lua_pushvalue(r->L, -1);
-    if (lua_rawget(r->L, -3) != LUA_TNIL) {
+    if (lua_rawget(r->L, object) != LUA_TNIL) {
       lua_pop(r->L, 1);
       size_t length;
       const char *name = lua_tolstring(r->L, -1, &length);
@@ -270,15 +284,20 @@ static void push_object(reader *r) {
                                   : "a long key comes twice in an object", name));
     }
     lua_pop(r->L, 1);
+    if (r->ordered) {
+      lua_pushvalue(r->L, -1);
+      lua_rawseti(r->L, object + 1, ++n);
+    }
     if (skip_space(r) != ':') unexpected(r, "':'");
     r->at++;
     push_value(r);
-    lua_rawset(r->L, -3);
+    lua_rawset(r->L, object);
     char c = skip_space(r);
     if (c != ',' && c != '}') unexpected(r, "',' or '}'");
     r->at++;
     if (c == '}') break;
   }
+  if (r->ordered) keep_order(r);
   r->depth--;
 }
 
@@ -324,14 +343,16 @@ static int decode(lua_State *L) {
   return 1;
 }
 
-/* core.json_decode(text, depth, values, nonfinite | nil) -> value; or nil, message */
+/* core.json_decode(text, depth, values, nonfinite, ordered) -> value; or nil, message. The last two
+ * may be left out. */
 static int json_decode(lua_State *L) {
   size_t length;
   const char *text = luaL_checklstring(L, 1, &length);
   lua_Integer depth = luaL_checkinteger(L, 2), values = luaL_checkinteger(L, 3);
   luaL_argcheck(L, depth >= 1 && depth <= DEPTH_LIMIT, 2, "a depth from 1 to 200");
   reader r = { .L = L, .text = text, .end = text + length, .at = text, .depth_most = (int)depth,
-               .nonfinite = lua_toboolean(L, 4), .values_most = values };
+               .nonfinite = lua_toboolean(L, 4), .ordered = lua_toboolean(L, 5),
+               .values_most = values };
   lua_settop(L, 1);
   lua_pushcfunction(L, decode);
   lua_pushvalue(L, 1);

@@ -14,6 +14,7 @@ cli.add_model(parser)
 cli.option(parser, "--template", "NAME",
   "The chat format, if not the model's own: llama-2, llama-3, chatml, mistral, …; or none.")
 cli.option(parser, "--system", "TEXT", "What the model is told before the first message.")
+cli.add_tools(parser)
 cli.add_policy(parser)
 cli.add_cache(parser)
 cli.add_trace(parser)
@@ -26,10 +27,13 @@ local policy, label = cli.one_policy(args)
 local model <close> = cli.open_text_model(args)
 local picker = cli.sampler(args, sampling)
 local plain = args.template == "none" or not args.template and not model.tokenizer.chat_template
-if plain and args.system then
-  cli.fail("--system needs a chat format, and there is none",
-    "Name one with --template, or leave --system out.")
+for _, name in ipairs(plain and { "system", "tools" } or {}) do
+  if args[name] then
+    cli.fail(("--%s needs a chat format, and there is none"):format(name),
+      ("Name one with --template, or leave --%s out."):format(name))
+  end
 end
+local told = cli.tools(args, {})
 
 local out, err = picture.new(io.stdout), picture.new(io.stderr)
 local interactive = picture.new(io.stdin).terminal and out.terminal
@@ -42,6 +46,7 @@ local function forget()
   local o = cli.cache_options(args, policy)
   cli.must(model:cache(o)):close()  -- what is wrong with it is said before the first message
   o.system, o.format = args.system, plain and "none" or args.template
+  o.tools, o.thinking = told.tools, told.thinking
   local message
   talk, message = model:conversation(o)
   if not talk then

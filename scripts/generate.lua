@@ -1,5 +1,7 @@
 -- generate.lua: continues a prompt, and says what that took.
+local chat = require "pyramid.chat"
 local cli = require "pyramid.tools.cli"
+local conversation = require "pyramid.conversation"
 local picture = require "pyramid.tools.picture"
 local target = require "pyramid.tools.target"
 
@@ -8,11 +10,17 @@ local parser = cli.parser("[options] [PROMPT]",
 Examples:
    pyramid generate "Once upon a time" --max-tokens 100
    pyramid generate --prompt-file book.txt --policy pyramidinfer ratio=0.6 --stats
+   pyramid generate --messages asked.json --tools tools.json
    pyramid generate -t 0.8 --top-p 0.95 --seed 7 --stop '\n\n' <prompt.txt
 Short: -m --model, -p --policy, -n --max-tokens, -t --temperature, -f --prompt-file.]])
 parser:argument("prompt", "The prompt; without one, --prompt-file or standard input."):args "*"
 cli.option(parser, "--prompt-file", "FILE", "Read the prompt from a file (- is standard input).",
   { short = "-f" })
+cli.option(parser, "--messages", "FILE",
+  "Answer a JSON list of messages, each with role and content, in the model's chat format, instead.")
+cli.option(parser, "--template", "NAME",
+  "Their chat format, if not the model's own: llama-2, llama-3, chatml, mistral, …")
+cli.add_tools(parser)
 cli.add_model(parser)
 cli.add_policy(parser)
 cli.add_cache(parser)
@@ -26,6 +34,42 @@ parser:flag("-s --stats", "Say at the end what was read, kept and how fast.")
 parser:flag("--json", "Print one JSON object instead of the text.")
 local args = cli.parse(parser, arg)
 cli.hints.context = "Shorten the text, or let --context N read only its last N tokens."
+
+-- What goes with a prompt alone, or with messages alone.
+local function check_source()
+  if not args.messages then
+    for _, name in ipairs { "template", "tools", "thinking" } do
+      if args[name] then
+        cli.fail(("--%s goes with --messages"):format(name), "Give the messages in a JSON file.")
+      end
+    end
+    return
+  end
+  if #args.prompt > 0 or args.prompt_file then
+    cli.fail("both a prompt and --messages", "Leave one out.")
+  end
+  if args.context then
+    cli.fail("--context cuts texts, not messages", "Leave out some of the messages.")
+  end
+end
+
+local function read_messages()
+  local messages = cli.read_list(args.messages)
+  local wrong = chat.check(messages) or #messages == 0 and "there are no messages"
+  if wrong then
+    cli.fail(("%s: %s"):format(args.messages, wrong),
+      'Write [{"role": "user", "content": "Hello"}].')
+  end
+  return messages
+end
+
+-- The ids of messages, and what would end the answer where no token does.
+local function chat_ids(model, messages)
+  local ids, o, code = conversation.prompt("generate", model, messages,
+    cli.tools(args, { stop = args.stop, format = args.template }))
+  cli.must(ids, o, code)
+  return ids, o.stop
+end
 
 local function prompt_text()
   if #args.prompt > 0 then
@@ -75,14 +119,18 @@ local function show_stats(model, run, rows, label)
 end
 
 local policy, label = cli.one_policy(args)
-local text = prompt_text()
+check_source()
+local source = args.messages and read_messages() or prompt_text()
 local model <close> = cli.open_text_model(args)
-local ids = prompt_ids(model, text)
+local ids, stop
+if args.messages then ids, stop = chat_ids(model, source)
+else ids, stop = prompt_ids(model, source), args.stop
+end
 local cache <close> = cli.must(model:cache(cli.cache_options(args, policy)))
 
 local progress <close> = picture.progress(("prefill of %d tokens"):format(#ids))
 local run <close> = cli.must(model:generate(ids,
-  { cache = cache, sampler = cli.sampler(args), max_tokens = args.max_tokens, stop = args.stop,
+  { cache = cache, sampler = cli.sampler(args), max_tokens = args.max_tokens, stop = stop,
     ignore_eos = args.ignore_eos, progress = progress.update }))
 progress:close()
 local kept = cache:fraction()                  -- of the prompt

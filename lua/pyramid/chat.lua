@@ -13,6 +13,7 @@
 --- either, and the work on both is bounded (pyramid/jinja/evaluate.lua says by what).
 local core = require "pyramid.core"
 local jinja = require "pyramid.jinja"
+local json = require "pyramid.json"
 local options = require "pyramid.options"
 local text = require "pyramid.jinja.text"
 
@@ -21,7 +22,11 @@ local chat = {}
 ---@class pyramid.Message
 ---@field role string  "system", "user", "assistant", "tool", …: what the template knows
 ---@field content? string|table[]      a text, or parts: { type = "text", text = … }, …
----@field tool_calls? table[]          with any other field that the template asks for
+---@field tool_calls? table[]
+---  of the assistant, as OpenAI's API has them: { type = "function", ["function"] = { name = …,
+---  arguments = { … } } }; the content may then be left out
+---@field tool_call_id? string         of a tool's answer, where the template asks for it; so may be
+---@field name? string                 any other field
 
 --- Formats for models that carry none, in the words of those who have them.
 local formats = {}
@@ -141,30 +146,49 @@ local render_keys = { add_generation_prompt = "boolean", bos = "string", eos = "
   date = "string", thinking = "boolean", tools = "table", documents = "table", variables = "table",
     now = "table" }
 
--- Raises on what no template could be given.
-local function check_messages(messages)
-  if type(messages) ~= "table" then error("chat.render: a sequence of messages is wanted", 3) end
+---What is wrong with messages that no template could be given; nil: nothing.
+---@param messages any
+---@return string?
+function chat.check(messages)
+  if type(messages) ~= "table" then return "a sequence of messages is wanted" end
   for i, message in ipairs(messages) do
     if type(message) ~= "table" or type(message.role) ~= "string" then
-      error(("chat.render: message %d is not { role = text, content = text }"):format(i), 3)
+      return ("message %d is not { role = text, content = text }"):format(i)
     end
-    local kind = type(message.content)
-    if kind ~= "string" and kind ~= "table" and not (kind == "nil" and message.tool_calls) then
-      error(("chat.render: the content of message %d is neither a text nor parts"):format(i), 3)
+    local content = message.content
+    local kind = type(content)
+    local none = content == nil or content == json.null
+    if kind ~= "string" and kind ~= "table" and not (none and message.tool_calls) then
+      return ("the content of message %d is neither a text nor parts"):format(i)
     end
   end
+end
+
+-- Templates expect a tool as OpenAI's API describes it, with the function's description within.
+-- The description alone, with its parameters, is put there; all else goes as it is.
+local function as_tools(tools)
+  local out = {}
+  for i, tool in ipairs(tools) do
+    local bare = type(tool) == "table" and type(tool.name) == "string"
+      and type(tool.parameters) == "table" and tool.type == nil and tool["function"] == nil
+    out[i] = bare and { type = "function", ["function"] = tool } or tool
+  end
+  return out
 end
 
 ---@class pyramid.ChatOptions
 ---@field add_generation_prompt? boolean   ends with what begins the model's answer
 ---@field bos? string                      the texts of those tokens ("" if the model has none)
 ---@field eos? string
----@field tools? table[]  functions the model may call, as OpenAI's API describes them
+---@field tools? table[]
+---  functions the model may call: { name = …, description = …, parameters = a JSON schema }, or
+---  that within { type = "function", ["function"] = … }, as OpenAI's API has it
 ---@field documents? table[]
 ---@field thinking? boolean                templates know it as enable_thinking, or as thinking
 ---@field date? string                     templates know it as date_string
 ---@field now? table  the time, as os.date("*t") makes it; the present otherwise
----@field variables? table<string, any>    whatever else a template asks for
+---@field variables? table<string, any>
+---  whatever else a template asks for (its text names them): custom_tools, reasoning_effort, …
 
 ---The prompt of a conversation, as the template renders it: a template's text, a format's name, or
 ---what chat.compile made of either.
@@ -177,7 +201,8 @@ end
 function chat.render(template, messages, given)
   local _ <close> = core.plain_locale()
   local o = options.check("chat.render", given, render_keys)
-  check_messages(messages)
+  local wrong = chat.check(messages)
+  if wrong then error("chat.render: " .. wrong, 2) end
   local compiled = template
   if type(template) ~= "table" then
     local message, code
@@ -189,10 +214,13 @@ function chat.render(template, messages, given)
   variables.messages = messages
   variables.add_generation_prompt = o.add_generation_prompt or false
   variables.bos_token, variables.eos_token = o.bos or "", o.eos or ""
-  variables.date_string = o.date
-  variables.enable_thinking, variables.thinking = o.thinking, o.thinking
+  if o.date then variables.date_string = o.date end
+  if o.thinking ~= nil then
+    variables.enable_thinking, variables.thinking = o.thinking, o.thinking
+  end
   -- The reference hands these two over as None where there are none.
-  variables.tools, variables.documents = o.tools or jinja.none, o.documents or jinja.none
+  variables.tools = o.tools and as_tools(o.tools) or jinja.none
+  variables.documents = o.documents or jinja.none
   return compiled:render(variables, o.now)
 end
 

@@ -13,11 +13,16 @@
 ---   waiting    ids of the last answer that the cache does not hold yet: its last token, mostly
 ---   seen       ids of all that was read and written, for samplers with penalties
 ---
+--- Messages may hold more than a text: parts, calls of tools, what tools answered. An answer is
+--- kept as the text that the model wrote, with the calls in it in the model's own spelling, which
+--- is what its format tells the past in.
+---
 --- `format = "none"` is for models without a chat format: the messages are one plain text, which
 --- the model goes on with.
 local chat = require "pyramid.chat"
 local generate = require "pyramid.generate"
 local options = require "pyramid.options"
+local packing = require "pyramid.packing"
 local sampler = require "pyramid.sampler"
 
 local conversation = {}
@@ -35,13 +40,16 @@ Conversation.__name = "pyramid.conversation"
 
 local keys = { system = "string", format = "string", policy = "any", dtype = "string",
   budget = "integer|string", policy_seconds = "number", trace = "function", thinking = "boolean",
-  date = "string" }
+  date = "string", tools = "table", documents = "table", variables = "table" }
 
 ---@class pyramid.ConversationOptions: pyramid.CacheOptions
 ---@field system? string      what the model is told before the first message
 ---@field format? string  a chat format's name, a template's text, or "none"; nil: the model's own
 ---@field thinking? boolean   for formats that ask
 ---@field date? string        for formats that tell it
+---@field tools? table[]      functions that the model may call, as in pyramid.ChatOptions
+---@field documents? table[]
+---@field variables? table<string, any>
 
 local function append(ids, more) return table.move(more, 1, #more, #ids + 1, ids) end
 local function begins_with(text, start) return text:sub(1, #start) == start end
@@ -61,6 +69,19 @@ local function render(self, messages, ask)
   local texts = {}
   for i, message in ipairs(messages) do texts[i] = message.content end
   return table.concat(texts)
+end
+
+-- A message as it may be given: a text or parts, of a role, or all of it. Raises, for the caller's
+-- caller, on what is none. nil, message, code where the format is none and it is more than a text.
+local function as_message(self, what, role, given)
+  local one = { role = role, content = given }
+  if type(given) == "table" and given.role ~= nil then one = given end
+  local wrong = chat.check { one }
+  if wrong then error(("%s: %s"):format(what, wrong:gsub(" 1", "", 1)), 3) end
+  if self.format == "none" and type(one.content) ~= "string" then
+    return nil, what .. ': format = "none" knows texts alone', "argument"
+  end
+  return one
 end
 
 -- A format that ends turns with no token of their own needs a text to end at: what it puts between
@@ -105,9 +126,11 @@ function conversation.new(model, given)
   given = options.check("model:conversation", given, keys)
   local format, message, code
   if given.format == "none" and model.tokenizer then
-    if given.system then
-      return nil, 'model:conversation: `system` needs a chat format, and format = "none" is none',
-        "argument"
+    for _, key in ipairs { "system", "tools", "documents", "variables" } do
+      if given[key] then
+        return nil, ('model:conversation: `%s` needs a chat format, and format = "none" is none')
+          :format(key), "argument"
+      end
     end
     format = "none"
   else
@@ -116,8 +139,9 @@ function conversation.new(model, given)
   end
   -- a format that tells the time would tell the past in another way a minute later
   local self = setmetatable({ model = model, format = format,
-    how = { date = given.date, thinking = given.thinking, now = os.date "*t" }, messages = {},
-      waiting = {}, seen = {},
+    how = { date = given.date, thinking = given.thinking, tools = given.tools,
+      documents = given.documents, variables = given.variables, now = os.date "*t" },
+    messages = {}, waiting = {}, seen = {},
     cache_options = { policy = given.policy, dtype = given.dtype, budget = given.budget,
       policy_seconds = given.policy_seconds, trace = given.trace },
     rereads = 0, turn_end = "" },
@@ -130,19 +154,25 @@ function conversation.new(model, given)
   return self
 end
 
----Adds a message without an answer. nil, message, code if the format cannot tell it there.
----@param role string
----@param text string
+---Adds a message without an answer: a role and a text (or parts), or a message with whatever the
+---format asks for. nil, message, code if the format cannot tell it there.
+---@param role string|pyramid.Message
+---@param content? string|table[]
 ---@return true?
 ---@return string? message
 ---@return string? code
-function Conversation:add(role, text)
-  if type(role) ~= "string" or type(text) ~= "string" then
-    error("conversation:add: a role and a text are wanted", 2)
+function Conversation:add(role, content)
+  if type(role) ~= "table" and (type(role) ~= "string" or type(content) ~= "string"
+    and type(content) ~= "table") then
+    error("conversation:add: a role and a text are wanted, or a message", 2)
   end
+  local added, message, code = as_message(self, "conversation:add", role,
+    type(role) == "table" and role or content)
+  if not added then return nil, message, code end
+  local whole
   local messages = copy(self.messages)
-  messages[#messages + 1] = { role = role, content = text }
-  local whole, message, code = render(self, messages, false)
+  messages[#messages + 1] = added
+  whole, message, code = render(self, messages, false)
   if not whole then return nil, message, code end
   self.messages = messages
   return true
@@ -155,7 +185,8 @@ local function addition(self, messages, whole)
   local past = render(self, table.move(messages, 1, self.answered, 1, {}), false)
   if not past or not begins_with(past, self.text) then return nil end
   -- The answer is in the cache as the model wrote it, with its blanks; what the format puts behind
-  -- it is new.
+  -- it is new. One that somebody has put another way, as calls, is not what the cache holds.
+  if type(messages[self.answered].content) ~= "string" then return nil end
   local first, last = past:find(messages[self.answered].content, #self.text + 1, true)
   if not first or not begins_with(whole, past:sub(1, last)) then return nil end
   return whole:sub(last + 1)
@@ -201,17 +232,24 @@ local how_keys = { sampler = "any", max_tokens = "integer", stop = "string|table
 ---Says something, and generates the answer. Returns the answer's statistics (prompt_tokens: those
 ---that were new); the answer is `reply`, why it ended `finish`. On a failure the messages are as
 ---before.
----@param text string|nil   nil: answers what was added
+---@param given string|table[]|pyramid.Message|nil
+---  what the user says, a text or parts; a message, such as a tool's; nil: answers what was added
 ---@param how? pyramid.SayOptions
 ---@return pyramid.GenerationStats?
 ---@return string? message
 ---@return string? code
-function Conversation:say(text, how)
+function Conversation:say(given, how)
   how = options.check("conversation:say", how, how_keys)
-  if text ~= nil and type(text) ~= "string" then error("conversation:say: a text is wanted", 2) end
+  if given ~= nil and type(given) ~= "string" and type(given) ~= "table" then
+    error("conversation:say: a text is wanted, parts or a message", 2)
+  end
   if self.closed then error("the conversation is closed", 2) end
   local messages = copy(self.messages)
-  if text then messages[#messages + 1] = { role = "user", content = text } end
+  if given then
+    local said, why, kind = as_message(self, "conversation:say", "user", given)
+    if not said then return nil, why, kind end
+    messages[#messages + 1] = said
+  end
   if #messages == 0 then return nil, "conversation:say: there is nothing to answer", "argument" end
   local ids, cache, whole = new_ids(self, messages)
   if not ids then return nil, cache, whole end
@@ -293,13 +331,61 @@ end
 ---@field now? table
 ---@field variables? table<string, any>
 
+-- Those that the format is told; the others are the generation's.
 local format_keys = { tools = "table", documents = "table", thinking = "boolean", date = "string",
   now = "table", variables = "table" }
 local answer_keys = { format = "string" }
 for key, kind in pairs(format_keys) do answer_keys[key] = kind end
 for key, kind in pairs(generate.keys) do answer_keys[key] = kind end
 
----The answer to messages, as a generation: model:chat.
+---Messages as a prompt's text, and the options that are left for the generation: the first step of
+---all that answers messages.
+---@param what string  names the caller in messages
+---@param model pyramid.Model
+---@param messages pyramid.Message[]
+---@param given? pyramid.ChatAnswerOptions
+---@return string? text
+---@return pyramid.GenerateOptions|string|nil rest
+---@return string? code
+function conversation.render(what, model, messages, given)
+  local format, message, code = find_format(what, model, given and given.format)
+  if not format then return nil, message, code end
+  local how, rest, whole = {}, {}
+  for key, value in pairs(given or {}) do
+    if format_keys[key] then how[key] = value elseif key ~= "format" then rest[key] = value end
+  end
+  whole, message, code = render_as(model.tokenizer, format, messages, true, how)
+  if not whole then return nil, message, code end
+  -- a format may refuse the messages that this tries it on, which says nothing of those that are
+  -- given
+  local ending = turn_end(model.tokenizer, format, how) or ""
+  if ending ~= "" then
+    local stops = type(rest.stop) == "string" and { rest.stop } or copy(rest.stop or {})
+    stops[#stops + 1] = ending
+    rest.stop = stops
+  end
+  return whole, rest
+end
+
+---The same as ids.
+---@param what string
+---@param model pyramid.Model
+---@param messages pyramid.Message[]
+---@param given? pyramid.ChatAnswerOptions
+---@return integer[]? ids
+---@return pyramid.GenerateOptions|string|nil rest
+---@return string? code
+function conversation.prompt(what, model, messages, given)
+  local whole, rest, code = conversation.render(what, model, messages, given)
+  if not whole then return nil, rest, code end
+  local ids, message
+  ids, message, code = first_ids(model.tokenizer, whole)
+  if not ids then return nil, message, code end
+  return ids, rest
+end
+
+---The answer to messages, as a generation: model:chat, and model:generate with messages.
+---@param what string  "model:chat"
 ---@param model pyramid.Model
 ---@param messages pyramid.Message[]
 ---@param given? pyramid.ChatAnswerOptions
@@ -307,35 +393,19 @@ for key, kind in pairs(generate.keys) do answer_keys[key] = kind end
 ---@return string? message
 ---@return string? code
 ---@return pyramid.Generation? closing
-function conversation.answer(model, messages, given)
-  given = options.check("model:chat", given, answer_keys)
-  if type(messages) ~= "table" or #messages == 0 then
-    error("model:chat: a sequence of messages is wanted", 2)
+function conversation.answer(what, model, messages, given)
+  given = options.check(what, given, answer_keys)
+  local wrong = chat.check(messages)
+  if wrong or #messages == 0 then
+    error(("%s: %s"):format(what, wrong or "a sequence of messages is wanted"), 2)
   end
   local class = given.cache and getmetatable(given.cache)
   if class and class.__name == "pyramid.cache" and given.cache:tokens() > 0 then
-    error("model:chat: it reads messages from their beginning, and the cache holds a text "
+    error(what .. ": it reads messages from their beginning, and the cache holds a text "
       .. "(model:conversation goes on)", 2)
   end
-  local format, message, code = find_format("model:chat", model, given.format)
-  if not format then return nil, message, code end
-  local how, rest = {}, {}
-  for key, value in pairs(given) do
-    if format_keys[key] then how[key] = value elseif key ~= "format" then rest[key] = value end
-  end
-  local whole, ending, ids
-  whole, message, code = render_as(model.tokenizer, format, messages, true, how)
-  if not whole then return nil, message, code end
-  -- a format may refuse the messages that this tries it on, which says nothing of those that are
-  -- given
-  ending = turn_end(model.tokenizer, format, how) or ""
-  if ending ~= "" then
-    local stops = type(given.stop) == "string" and { given.stop } or copy(given.stop or {})
-    stops[#stops + 1] = ending
-    rest.stop = stops
-  end
-  ids, message, code = first_ids(model.tokenizer, whole)
-  if not ids then return nil, message, code end
+  local ids, rest, code = conversation.prompt(what, model, messages, given)
+  if not ids then return nil, rest, code end
   return generate.start(model, ids, rest)
 end
 
@@ -361,10 +431,11 @@ end
 -- ---- in a file ----------------------------------------------------------------------------------
 --
 -- The cache's own file, whose note holds the rest: a line that says so, then in string.pack's words
--- the text (empty: the cache is to be made anew), three counts, and the lists. Any bytes may be in
--- a message, so that JSON would not do.
+-- the text (empty: the cache is to be made anew), three counts, and the lists. Messages are packed
+-- as they are, with calls and parts (packing.lua); in files of version 1 they are a role and a
+-- text.
 
-local head = "pyramid conversation 1\n"
+local heads = { "pyramid conversation 1\n", "pyramid conversation 2\n" }
 local MESSAGES_MOST = 1 << 20      -- of a file: more is no conversation
 
 local function pack_ids(ids)
@@ -395,10 +466,14 @@ end
 function Conversation:save(path)
   if type(path) ~= "string" then error("conversation:save: a path is wanted", 2) end
   if self.closed then error("the conversation is closed", 2) end
-  local parts = { head, string.pack("<s8i8i8i8", self.text or "", self.answered or 0, self.rereads,
-    #self.messages) }
-  for _, message in ipairs(self.messages) do
-    parts[#parts + 1] = string.pack("<s8s8", message.role, message.content)
+  local parts = { heads[2], string.pack("<s8i8i8i8", self.text or "", self.answered or 0,
+    self.rereads, #self.messages) }
+  for i, message in ipairs(self.messages) do
+    local packed, why = packing.pack(message)
+    if not packed then
+      return nil, ("conversation:save: message %d holds %s"):format(i, why), "argument"
+    end
+    parts[#parts + 1] = packed
   end
   parts[#parts + 1] = pack_ids(self.waiting)
   parts[#parts + 1] = pack_ids(self.seen)
@@ -409,15 +484,19 @@ function Conversation:save(path)
 end
 
 local function read_note(self, note, vocab)
-  if note:sub(1, #head) ~= head then error "it begins otherwise" end
-  local text, answered, rereads, count, at = string.unpack("<s8i8i8i8", note, #head + 1)
+  local version = note:sub(1, #heads[1]) == heads[1] and 1 or 2
+  if note:sub(1, #heads[version]) ~= heads[version] then error "it begins otherwise" end
+  local text, answered, rereads, count, at = string.unpack("<s8i8i8i8", note, #heads[version] + 1)
   if count < 0 or count > MESSAGES_MOST or answered < 0 or answered > count or rereads < 0 then
     error "a count is out of range"
   end
   for i = 1, count do
-    local role, content
-    role, content, at = string.unpack("<s8s8", note, at)
-    self.messages[i] = { role = role, content = content }
+    local one = {}
+    if version == 1 then one.role, one.content, at = string.unpack("<s8s8", note, at)
+    else one, at = packing.unpack(note, at) end
+    local wrong = chat.check { one }
+    if wrong then error(wrong) end
+    self.messages[i] = one
   end
   self.waiting, at = unpack_ids(note, at, vocab)
   self.seen, at = unpack_ids(note, at, vocab)

@@ -21,6 +21,9 @@ local json = {
 ---@field nonfinite? boolean
 ---  reads NaN, Infinity and -Infinity, which Python's json module writes and JSON does not have
 
+---@field ordered? boolean
+---  objects know the order of their keys (json.keys), and an empty one that it is no list
+
 ---The value of a JSON text.
 ---@param text string
 ---@param limits? pyramid.JsonLimits
@@ -28,11 +31,26 @@ local json = {
 ---@return string? message with line and column
 ---@return string? code    "format"
 function json.decode(text, limits)
-  local value, message = core.json_decode(text, limits and limits.depth or json.DEPTH_MAX,
-    limits and limits.values or json.VALUES_MAX, limits and limits.nonfinite)
+  limits = limits or {}
+  local value, message = core.json_decode(text, limits.depth or json.DEPTH_MAX,
+    limits.values or json.VALUES_MAX, limits.nonfinite, limits.ordered)
   if value == nil then return nil, message, "format" end
   return value
 end
+
+---The keys of a table in the order they were read in, where it was an object that was read so.
+---@param t table
+---@return string[]?
+function json.keys(t)
+  local meta = getmetatable(t)
+  return type(meta) == "table" and rawget(meta, "json_keys") or nil
+end
+
+---Gives a table the order of its keys.
+---@param t table
+---@param keys string[]
+---@return table t
+function json.with_keys(t, keys) return setmetatable(t, { json_keys = keys }) end
 
 local escapes = { ['"'] = '\\"', ["\\"] = "\\\\", ["\b"] = "\\b", ["\f"] = "\\f", ["\n"] = "\\n",
   ["\r"] = "\\r", ["\t"] = "\\t" }

@@ -201,14 +201,20 @@ end
 ---@return string? code
 function Model:batch(given) return batch.new(self, given) end
 
----Generates text: an iterator of pieces and ids.
----@param prompt string|integer[]|pyramid.EmbeddedPrompt
----@param given? pyramid.GenerateOptions
+---Generates text: an iterator of pieces and ids. Goes on with a text, with ids, or with rows in
+---their place; messages are answered as by `chat`, and its options are known then, too.
+---@param prompt string|integer[]|pyramid.EmbeddedPrompt|pyramid.Message[]
+---@param given? pyramid.GenerateOptions|pyramid.ChatAnswerOptions
 ---@return pyramid.Generation?
 ---@return string? message
 ---@return string? code
 ---@return pyramid.Generation? closing  the generic `for` closes it
-function Model:generate(prompt, given) return generate.start(self, prompt, given) end
+function Model:generate(prompt, given)
+  if type(prompt) == "table" and type(prompt[1]) == "table" then
+    return conversation.answer("model:generate", self, prompt, given)
+  end
+  return generate.start(self, prompt, given)
+end
 
 --- The model's answer to messages in its chat format, from their beginning: a generation as of
 --- `generate`.
@@ -222,7 +228,9 @@ function Model:generate(prompt, given) return generate.start(self, prompt, given
 ---@return string? message
 ---@return string? code
 ---@return pyramid.Generation? closing  the generic `for` closes it
-function Model:chat(messages, given) return conversation.answer(self, messages, given) end
+function Model:chat(messages, given)
+  return conversation.answer("model:chat", self, messages, given)
+end
 
 ---A conversation in the model's chat format; nothing is read before its first turn.
 ---@param given? pyramid.ConversationOptions

@@ -2,6 +2,7 @@
 -- their options. (What a C host sees of conversations is in hosts_spec.lua; what `pyramid chat`
 -- prints in scripts_spec.lua.)
 local chat = require "pyramid.chat"
+local json = require "pyramid.json"
 local make_model = require "spec.support.small_model"
 local pyramid = require "pyramid"
 local shell = require "spec.support.shell"
@@ -64,6 +65,114 @@ describe("a conversation", function()
     assert.is_nil(none)
     assert.equal("argument", code)
     assert.matches("`system` needs a chat format", message)
+  end)
+end)
+
+describe("tools in a conversation", function()
+  -- Tools, their calls and their answers as a template tells them.
+  local format = "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{% for m in messages %}"
+    .. "<|im_start|>{{ m.role }} {{ m.name }}:{% if m.content is string %}{{ m.content }}"
+    .. "{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}"
+    .. "{% for c in m.tool_calls %}({{ c.function.arguments | tojson }}){% endfor %}<|im_end|>"
+    .. "{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
+  local tools = { { name = "look", parameters = { type = "object", properties = {} } } }
+  local arguments = json.decode('{"z": 1, "a": {}, "l": []}', { ordered = true })
+  local call = { role = "assistant", tool_calls = { { type = "function",
+    ["function"] = { name = "look", arguments = arguments } } } }
+
+  local function read_as(wanted, talk, given)
+    local stats = assert(talk:say(given, { max_tokens = 2 }))
+    assert.equal(#assert(small:encode(wanted, { add = false })), stats.prompt_tokens)
+    return talk.reply
+  end
+
+  it("reach the template, with all that messages hold, and are in a saved one", function()
+    local talk <close> = assert(small:conversation { format = format, tools = tools })
+    assert(talk:add("user", "look"))
+    assert(talk:add(call))
+    local begins = '[look]<|im_start|>user :look<|im_end|><|im_start|>assistant :'
+      .. '({"z": 1, "a": {}, "l": []})<|im_end|>'
+    local answer = read_as(begins .. "<|im_start|>tool look:5<|im_end|><|im_start|>", talk,
+      { role = "tool", name = "look", content = "5" })
+    assert.equal(answer, talk.messages[4].content)
+    local path = folder .. "/tools.talk"
+    assert(talk:save(path))
+    local again <close> = assert(small:load_conversation(path, { format = format, tools = tools }))
+    assert.same(talk.messages, again.messages)
+    local reply = talk.reply
+    local more = { { type = "text", text = "and " }, { type = "text", text = "more" } }
+    assert(talk:say(more, { max_tokens = 4 }))
+    assert(again:say(more, { max_tokens = 4 }))
+    assert.equal(talk.reply, again.reply)
+    assert.equal(0, again.rereads)
+    -- an answer told another way is not what the cache holds: it is read again
+    talk.messages[4] = call
+    assert(talk:say("x", { max_tokens = 1 }))
+    assert.equal(1, talk.rereads)
+    assert.is_string(reply)
+  end)
+
+  it("are refused where there is no format, and messages that are none raise", function()
+    for _, given in ipairs { { tools = tools }, { variables = {} }, { documents = {} } } do
+      given.format = "none"
+      assert.equal("argument", select(3, small:conversation(given)))
+    end
+    local plain <close> = assert(small:conversation { format = "none" })
+    for _, message in ipairs { call, { role = "user", content = { { type = "text" } } } } do
+      assert.equal("argument", select(3, plain:add(message)))
+      assert.equal("argument", select(3, plain:say(message)))
+    end
+    local talk <close> = assert(small:conversation { format = format })
+    for _, odd in ipairs { { role = "user" }, { role = 5, content = "x" } } do
+      assert.error_matches(function() talk:add(odd) end, "conversation:add: ")
+      assert.error_matches(function() talk:say(odd) end, "conversation:say: ")
+    end
+    assert.error_matches(function() talk:add "user" end, "a role and a text are wanted")
+    assert.equal(0, #talk.messages)
+    talk.messages[1] = { role = "user", content = "x", look = print }
+    local none, message, code = talk:save(folder .. "/odd.talk")
+    assert.is_nil(none)
+    assert.equal("conversation:save: message 1 holds a function", message)
+    assert.equal("argument", code)
+  end)
+
+  it("saved by version 1, with a role and a text for each message, still load", function()
+    local talk <close> = assert(small:conversation())
+    assert(talk:say("hello", { max_tokens = 3 }))
+    local path = folder .. "/old.talk"
+    local cache <close> = assert(talk.cache:fork())
+    local ids = string.pack("<s8", string.pack("<i4", 5))
+    assert(cache:save(path, "pyramid conversation 1\n" .. string.pack("<s8i8i8i8s8s8", "", 0, 0, 1,
+      "user", "a\0b") .. ids .. ids))
+    local old <close> = assert(small:load_conversation(path))
+    assert.same({ { role = "user", content = "a\0b" } }, old.messages)
+    for _, note in ipairs { "pyramid conversation 3\n", "pyramid conversation 2\n",
+      "pyramid conversation 2\n" .. string.pack("<s8i8i8i8", "", 0, 0, 1) .. "l\xff",
+      "pyramid conversation 2\n" .. string.pack("<s8i8i8i8", "", 0, 0, 1) .. "t" .. ids .. ids,
+      "pyramid conversation 2\n" .. string.pack("<s8i8i8i8", "", 0, 0, 1)
+        .. string.pack("<c1i8", "l", 1):rep(200) } do
+      assert(cache:save(path, note))
+      local none, message, code = small:load_conversation(path)
+      assert.is_nil(none)
+      assert.equal("format", code, message)
+    end
+  end)
+end)
+
+describe("model:generate with messages", function()
+  it("is model:chat", function()
+    local messages = { { role = "user", content = "hello" } }
+    local run <close> = assert(small:generate(messages, { max_tokens = 12, logprobs = true }))
+    local wanted <close> = assert(small:chat(messages, { max_tokens = 12 }))
+    assert.equal(text_of(wanted), text_of(run))
+    assert.equal(run.stats.generated_tokens, #run.logprobs)
+    local told <close> = assert(small:generate(messages, { max_tokens = 0, thinking = true,
+      tools = { {}, {} }, format = "{{ enable_thinking }}{{ tools | length }}" }))
+    assert.equal(#assert(small:encode("True2", { add = false })), told.stats.prompt_tokens)
+    assert.error_matches(function() small:generate { { role = "user" } } end,
+      "model:generate: the content of message 1 is neither a text nor parts", 1, true)
+    assert.error_matches(function() small:generate("hello", { tools = {} }) end,
+      "model:generate: unknown option 'tools'", 1, true)
   end)
 end)
 

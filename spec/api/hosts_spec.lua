@@ -1,6 +1,8 @@
 -- Hosts in other languages, and with other Luas than 5.4 in their process: what libpyramid.so and
 -- pyramid.so do there.
+local chat = require "pyramid.chat"
 local helper = require "spec.helper"
+local json = require "pyramid.json"
 local make_model = require "support.small_model"
 local shell = require "support.shell"
 local quote = shell.quote
@@ -31,7 +33,7 @@ describe("hosts:", function()
     setup, teardown = function() end, function() end  -- luacheck: ignore
   end
   local it = helper.cpu_only("hosts in C, which open it", it)
-  local folder, model, wanted
+  local folder, model, wanted, asked, answer
 
   setup(function()
     folder = shell.folder()
@@ -46,6 +48,13 @@ describe("hosts:", function()
     end
     wanted = table.concat(pieces)
     assert.is_true(#wanted > 10)
+    asked = '[{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]'
+    pieces = {}
+    for piece in assert(mine:chat(json.decode(asked), { max_tokens = 12 })) do
+      pieces[#pieces + 1] = piece
+    end
+    answer = table.concat(pieces)
+    assert.is_true(#answer > 5)
   end)
   teardown(function() shell.remove(folder) end)
 
@@ -74,6 +83,51 @@ describe("hosts:", function()
         model, header)))
   end)
 
+  -- The templates of spec/text/chat_spec.lua, in the library's own Lua, under LuaJIT.
+  needing(has "luajit", "luajit", "templates, tools and rows from LuaJIT", function()
+    local root, cases, expected = helper.fixture "chat/", {}, {}
+    local golden = helper.json(root .. "golden.json")
+    local header = folder .. "/pyramid.i"
+    assert_run(("cc -E -P core/pyramid.h -o %s"):format(header))
+    local function add(case)
+      cases[#cases + 1] = case
+      local read = function(text) return text and json.decode(text, { ordered = true }) end
+      local text, _, code = chat.render(case.format, read(case.messages), {
+        tools = read(case.tools), variables = read(case.variables), bos = "<s>", eos = "<|im_end|>",
+        add_generation_prompt = true, thinking = case.thinking and case.thinking > 0 })
+      expected[#expected + 1] = text or code
+    end
+    add { messages = asked, format = "chatml" }
+    local names = {}
+    for name in pairs(golden.templates) do names[#names + 1] = name end
+    table.sort(names)
+    for _, name in ipairs(names) do
+      local format = helper.read(root .. name .. ".jinja")
+      add { format = format, messages = json.encode(golden.conversations[2]),
+        variables = '{"date_string": "1 Jan 2025"}' }
+      for _, call in ipairs(golden.calls) do
+        add { format = format, messages = json.encode(call.messages), tools = call.tools
+          and json.encode(call.tools), thinking = call.enable_thinking == false and -1 or nil,
+          variables = '{"date_string": "1 Jan 2025"}' }
+      end
+    end
+    local written = {}
+    for i, case in ipairs(cases) do
+      local fields = {}
+      for key, value in pairs(case) do fields[#fields + 1] = ("%s = %q"):format(key, value) end
+      written[i] = "{ " .. table.concat(fields, ", ") .. " }"
+    end
+    helper.write(folder .. "/cases.lua", "return { " .. table.concat(written, ",\n") .. " }")
+    local out, at = assert_run(("%sluajit spec/support/hosts/chat.lua %s %s %s %s/cases.lua")
+      :format(preload(), library, model, header, folder)), 0
+    for text in out:gmatch "([^%z]*)%z" do
+      at = at + 1
+      if at <= #expected then assert.equal(expected[at], text, "case " .. at)
+      else assert.equal(answer, text) end
+    end
+    assert.equal(#expected + 2, at)
+  end)
+
   local has_lua53 = io.open "/usr/include/lua5.3/lua.h"
   if has_lua53 then has_lua53:close() end
   for _, order in ipairs { shared .. " -llua5.3", "-llua5.3 " .. shared } do
@@ -91,12 +145,19 @@ describe("hosts:", function()
       .. "spec/support/hosts/facade.cpp -o %s/cpp %s")
       :format(cflags, folder, shared))
     assert.equal(wanted, assert_run(folder .. "/cpp " .. model))
+    assert_run(("c++ -std=c++17 -Wall -Wextra -Wpedantic -Werror %s -Icore "
+      .. "spec/support/hosts/chat.cpp -o %s/cpp %s")
+      :format(cflags, folder, shared))
+    assert.equal(answer, assert_run(("%s/cpp %s %s"):format(folder, model, quote(asked))))
   end)
 
   needing(has "python3", "python3", "Python, through ctypes", function()
     assert.equal(wanted,
       assert_run(("%spython3 spec/support/hosts/facade.py %s %s"):format(preload(), library,
         model)))
+    assert.equal(answer,
+      assert_run(("%spython3 spec/support/hosts/chat.py %s %s %s"):format(preload(), library,
+        model, quote(asked))))
   end)
 
   for how, link in pairs {

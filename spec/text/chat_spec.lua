@@ -199,6 +199,23 @@ describe("chat", function()
     assert.equal("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", text)
   end)
 
+  it("hands tools over as templates expect them, and variables that no option sets", function()
+    local f = { name = "f", parameters = { type = "object", properties = {} } }
+    local function tools(list)
+      return chat.render("{% for t in tools %}{{ t | tojson }};{% endfor %}", {}, { tools = list })
+    end
+    local wrapped = '{"type": "function", "function": {"name": "f", "parameters": {"type": '
+      .. '"object", "properties": {}}}};'
+    assert.equal(wrapped, tools { f })
+    assert.equal(wrapped, tools { { type = "function", ["function"] = f } })
+    assert.equal('{"name": "f"};', tools { { name = "f" } })
+    local own = { date_string = "today", enable_thinking = true, mood = "good" }
+    local asks = "{{ date_string }} {{ enable_thinking }} {{ mood }}"
+    assert.equal("today True good", chat.render(asks, {}, { variables = own }))
+    assert.equal("now False good", chat.render(asks, {}, { variables = own, date = "now",
+      thinking = false }))
+  end)
+
   it("raises on misuse", function()
     assert.has_error(function() chat.render(nil, {}) end)
     assert.has_error(function() chat.render("chatml", "hello") end)

@@ -3,6 +3,7 @@
 local cjson = require "cjson"
 local evaluate = require "pyramid.jinja.evaluate"
 local jinja = require "pyramid.jinja"
+local json = require "pyramid.json"
 local helper = require "spec.helper"
 
 local golden = helper.json(helper.fixture "jinja/golden.json")
@@ -219,6 +220,17 @@ describe("variables", function()
       render("{{ t | tojson }}", { t = tool }))
     assert.equal('{"properties": {}, "required": []}', render("{{ t | tojson }}",
       { t = { properties = {}, required = {} } }))
+  end)
+
+  it("out of JSON keep the order of their keys, and an empty object is no list", function()
+    local text = '{"zeta": 1, "name": {}, "a": [], "type": {"z": [{}], "b": null}}'
+    local value = assert(json.decode(text, { ordered = true }))
+    assert.equal(text, render("{{ v | tojson }}", { v = value }))
+    assert.equal("zeta name a type ", render("{% for k in v %}{{ k }} {% endfor %}",
+      { v = value }))
+    value.zeta, value.id, value.b = nil, 2, 3                -- what was added comes last
+    assert.equal("name a type id b ", render("{% for k in v %}{{ k }} {% endfor %}",
+      { v = value }))
   end)
 
   it("that hold themselves, functions or keys that are no texts are refused", function()

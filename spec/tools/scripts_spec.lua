@@ -435,6 +435,68 @@ describe("pyramid perplexity", function()
   end)
 end)
 
+describe("messages in files", function()
+  local folder, messages, tools
+
+  setup(function()
+    folder = shell.folder()
+    messages = write(folder .. "/messages.json",
+      '[{"role": "system", "content": "Toby."}, {"role": "user", "content": "Where is he?"}]')
+    tools = write(folder .. "/tools.json",
+      '[{"name": "look", "description": "x", "parameters": {"type": "object", "a": {}}}]')
+  end)
+  teardown(function() shell.remove(folder) end)
+
+  local function generate(arguments) return line("", "generate -n 8 " .. arguments) end
+
+  it("are answered by generate as model:chat does", function()
+    local format = write(folder .. "/format.jinja", "{{ tools | tojson }}{{ enable_thinking }}"
+      .. "{% for m in messages %}|{{ m.content }}{% endfor %}")
+    local told = ("--tools %s --template %s "):format(tools, quote(helper.read(format)))
+    local out, err, status = generate(told .. "--json --thinking off --messages " .. messages)
+    assert.equal(0, status, err)
+    local text = '[{"type": "function", "function": {"name": "look", "description": "x", '
+      .. '"parameters": {"type": "object", "a": {}}}}]False|Toby.|Where is he?'
+    local model <close> = assert(pyramid.model(tiny))
+    local ids = assert(model:encode(text, { add = false, bos = model.tokenizer.adds_bos or nil }))
+    assert.equal(#ids, cjson.decode(out).prompt_tokens)
+    out, err, status = generate("--messages " .. messages)
+    assert.equal(0, status, err)
+    local pieces = {}
+    for piece in assert(model:chat({ { role = "system", content = "Toby." },
+      { role = "user", content = "Where is he?" } }, { max_tokens = 8 })) do
+      pieces[#pieces + 1] = piece
+    end
+    assert.equal(table.concat(pieces) .. "\n", out)
+    -- a conversation is told of the same tools
+    out, err, status = line("", "chat -n 2 -t 0 --thinking on " .. told,
+      "<" .. quote(write(folder .. "/said", "Toby\n/stats\n")))
+    assert.equal(0, status, err)
+    local asked = text:gsub("False.*", "True|Toby")
+    ids = assert(model:encode(asked, { add = false, bos = model.tokenizer.adds_bos or nil }))
+    assert.matches(("last turn: read %d tokens"):format(#ids), out)
+  end)
+
+  it("are refused in words where they are none, or stand beside a prompt", function()
+    local odd = write(folder .. "/odd.json", "[")
+    local object = write(folder .. "/object.json", "{}")
+    local wrong = write(folder .. "/wrong.json", '[{"role": "user"}]')
+    for arguments, pattern in pairs {
+      ["--messages " .. odd] = "odd.json: line 1, column 2: ",
+      ["--messages " .. object] = "object.json: the JSON is no list\nA list begins with",
+      ["--messages " .. wrong] = "wrong.json: the content of message 1 is neither",
+      ["--messages " .. write(folder .. "/none.json", "[]")] = "none.json: there are no messages",
+      ["--messages " .. messages .. " Once"] = "both a prompt and %-%-messages",
+      ["--messages " .. messages .. " --context 5"] = "%-%-context cuts texts",
+      ["--messages " .. messages .. " --tools " .. object] = "the JSON is no list",
+      ["--tools " .. tools .. " Once"] = "%-%-tools goes with %-%-messages",
+      ["--messages /nonesuch"] = "nonesuch: No such file",
+    } do assert_fails(pattern, generate(arguments)) end
+    assert_fails("%-%-tools needs a chat format, and there is none",
+      line("", "chat --template none --tools " .. tools))
+  end)
+end)
+
 describe("pyramid chat", function()
   local folder
 

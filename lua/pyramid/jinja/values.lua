@@ -4,6 +4,7 @@
 --- order), functions and namespaces are tables of the classes below. Lua's nil is never a value
 --- here.
 local fault = require "pyramid.jinja.fault"
+local json = require "pyramid.json"
 local text = require "pyramid.jinja.text"
 
 local values = {}
@@ -92,7 +93,7 @@ end
 -- ---- from Lua -----------------------------------------------------------------------------------
 
 -- Lua's tables have no order; templates that print a dict see the keys in the order that people
--- write them in.
+-- write them in, unless the table came out of a JSON text that had an order of its own.
 local usual = { "type", "id", "function", "role", "name", "description", "parameters", "properties",
   "required", "content",
   "reasoning_content", "tool_calls", "arguments" }
@@ -103,6 +104,18 @@ local function before(a, b)
   local ra, rb = rank[a] or #usual + 1, rank[b] or #usual + 1
   if ra ~= rb then return ra < rb end
   return a < b
+end
+
+-- The order of a table's keys: those that the text had, and any that were added since behind them.
+local function sort_keys(keys, order)
+  if not order then return table.sort(keys, before) end
+  local place = {}
+  for i, name in ipairs(order) do place[name] = i end
+  table.sort(keys, function(a, b)
+    local pa, pb = place[a] or #order + 1, place[b] or #order + 1
+    if pa ~= pb then return pa < pb end
+    return before(a, b)
+  end)
 end
 
 -- An empty table says not what it is; under these keys it is a dict.
@@ -126,7 +139,8 @@ function values.from_lua(v, key, depth, made)
   if depth > DEPTH then
     fault.raise("argument", nil, "a message is nested deeper than %d levels", DEPTH)
   end
-  if v[1] ~= nil or (next(v) == nil and not dict_keys[key]) then
+  local order = json.keys(v)
+  if v[1] ~= nil or (next(v) == nil and not order and not dict_keys[key]) then
     local items = {}
     for i = 1, #v do items[i] = values.from_lua(v[i], nil, depth + 1, made) end
     made[v] = values.list(items)
@@ -139,7 +153,7 @@ function values.from_lua(v, key, depth, made)
     end
     keys[#keys + 1] = name
   end
-  table.sort(keys, before)
+  sort_keys(keys, order)
   local dict = values.dict()
   for _, name in ipairs(keys) do
     values.set(dict, name, values.from_lua(v[name], name, depth + 1, made))

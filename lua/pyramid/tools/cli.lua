@@ -467,6 +467,37 @@ function cli.read(path)
   return cli.must(text, message)
 end
 
+---A JSON file that is to be a list, whose objects keep the order of their keys.
+---@param path string
+---@return table
+function cli.read_list(path)
+  local list, message, code = json.decode(cli.read(path), { ordered = true })
+  if message then cli.must(nil, ("%s: %s"):format(path, message), code) end
+  if type(list) ~= "table" or json.keys(list) then
+    cli.fail(path .. ": the JSON is no list", "A list begins with [.")
+  end
+  return list
+end
+
+---Options of what a chat format is told beside the messages.
+---@param parser table
+function cli.add_tools(parser)
+  option(parser, "--tools", "FILE",
+    "Functions that the model may call: a JSON list of their descriptions.")
+  option(parser, "--thinking", "on|off", "For models that can be told whether to think first.",
+    { choices = { "on", "off" } })
+end
+
+---What they say, as options of model:chat and model:conversation.
+---@param args table
+---@param into table
+---@return table into
+function cli.tools(args, into)
+  into.tools = args.tools and cli.read_list(args.tools) or nil
+  if args.thinking then into.thinking = args.thinking == "on" end
+  return into
+end
+
 ---A word as a shell takes it.
 ---@param word string
 ---@return string

@@ -383,6 +383,155 @@ static void check_conversation(const char *policy) {
   pyr_conversation_close(talk);                 /* after its host */
 }
 
+/* ---- messages, tools, rows ------------------------------------------------------------------- */
+
+#define HELLO "[{\"role\": \"user\", \"content\": \"hello\"}]"
+
+/* What a template is given, by what it makes of it. */
+static void check_rendered(pyr_host *host, const char *template, const char *messages,
+                           const char *tools, int thinking, const char *variables,
+                               const char *wanted) {
+  pyr_generate_options how = { .size = sizeof how, .thinking = thinking, .format = template,
+                               .variables = variables };
+  const char *text = "";
+  size_t length = 0;
+  OK(host, pyr_host_render(host, messages, tools, &how, &text, &length));
+  CHECK(strcmp(text, wanted) == 0 && length == strlen(wanted), "'%s'", text);
+}
+
+static void check_chat(void) {
+  pyr_host *host = open_host("h2o");
+  pyr_conversation *talk = open_talk(host, NULL);
+  answer chat = { 0 }, turn = { 0 };
+  pyr_generate_options how = { .max_tokens = 8, .on_token = on_token, .ud = &chat };
+  OK(host, pyr_host_generate_chat(host, HELLO, NULL, &how));
+  say(host, talk, "hello", 8, &turn);
+  CHECK(chat.tokens > 3 && chat.tokens == turn.tokens && strcmp(chat.text, turn.text) == 0,
+        "'%s', '%s'", chat.text, turn.text);
+
+  /* objects in the order of their keys, whichever that is */
+  check_rendered(host, "{{ tools | tojson }} {{ messages[0].content }}", HELLO,
+                 "[{\"zeta\": 1, \"alpha\": {}, \"name\": []}]", 0, NULL,
+                 "[{\"zeta\": 1, \"alpha\": {}, \"name\": []}] hello");
+  /* a description alone is put where templates look for it */
+  check_rendered(host, "{{ tools[0].type }} {{ tools[0].function.name }}", HELLO,
+                 "[{\"name\": \"f\", \"parameters\": {}}]", 0, NULL, "function f");
+  check_rendered(host, "{{ enable_thinking is defined }}", HELLO, NULL, 0, NULL, "False");
+  check_rendered(host, "{{ enable_thinking }}", HELLO, NULL, -1, NULL, "False");
+  check_rendered(host, "{{ thinking }} {{ mood.x }}", HELLO, NULL, 1, "{\"mood\": {\"x\": 5}}",
+                 "True 5");
+  check_rendered(host, "{% for m in messages %}{{ m.role }}{{ m.tool_calls | length }}"
+                 "{{ m.content is none }};{% endfor %}",
+                 "[{\"role\": \"assistant\", \"content\": null, \"tool_calls\": [{}]},"
+                 "{\"role\": \"tool\", \"content\": [{\"type\": \"text\"}]}]", NULL, 0, NULL,
+                 "assistant1True;tool0False;");
+
+  const char *text;
+  static const struct { const char *messages, *tools, *variables; pyr_status status; } wrong[] = {
+    { NULL, NULL, NULL, PYR_ARGUMENT }, { "[]", NULL, NULL, PYR_ARGUMENT },
+    { "{}", NULL, NULL, PYR_ARGUMENT }, { "hello", NULL, NULL, PYR_FORMAT },
+    { "", NULL, NULL, PYR_FORMAT }, { "null", NULL, NULL, PYR_ARGUMENT },
+    { "[5]", NULL, NULL, PYR_ARGUMENT }, { "[{\"role\": \"user\"}]", NULL, NULL, PYR_ARGUMENT },
+    { HELLO, "{}", NULL, PYR_ARGUMENT }, { HELLO, "[", NULL, PYR_FORMAT },
+    { HELLO, NULL, "[1]", PYR_ARGUMENT }, { HELLO, NULL, "{", PYR_FORMAT },
+  };
+  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+    pyr_generate_options o = { .size = sizeof o, .max_tokens = 1, .variables = wrong[i].variables };
+    pyr_status status = pyr_host_generate_chat(host, wrong[i].messages, wrong[i].tools, &o);
+    CHECK(status == wrong[i].status && *pyr_host_error(host), "%d: %s", (int)i,
+          pyr_status_name(status));
+    status = pyr_host_render(host, wrong[i].messages, wrong[i].tools, &o, &text, NULL);
+    CHECK(status == wrong[i].status, "%d: %s", (int)i, pyr_status_name(status));
+  }
+  CHECK(pyr_host_render(host, HELLO, NULL, NULL, NULL, NULL) == PYR_ARGUMENT, "nowhere");
+  how = (pyr_generate_options){ .size = sizeof how, .format = "chatml" };
+  CHECK(pyr_host_generate(host, "hello", &how) == PYR_ARGUMENT, "a format without messages");
+  how = (pyr_generate_options){ .plain = 1 };
+  CHECK(pyr_host_generate_chat(host, HELLO, NULL, &how) == PYR_ARGUMENT, "plain messages");
+
+  /* a conversation that knows tools, and what they answered */
+  pyr_conversation_options options = { .size = sizeof options,
+    .format = "{{ tools | length }}{% for m in messages %}<{{ m.role }}{{ m.name }}:"
+              "{% if m.content is string %}{{ m.content }}{% else %}{{ m.content[0].text }}"
+              "{% endif %}>{% endfor %}", .tools = "[{}, {}]" };
+  pyr_conversation *with_tools = NULL;
+  OK(host, pyr_conversation_open(host, &options, &with_tools));
+  OK(host, pyr_conversation_add_json(with_tools, "{\"role\": \"tool\", \"name\": \"f\", "
+                                     "\"content\": [{\"type\": \"text\", \"text\": \"5\"}]}"));
+  CHECK(pyr_conversation_add_json(with_tools, "[]") == PYR_ARGUMENT
+        && pyr_conversation_add_json(with_tools, "{") == PYR_FORMAT
+        && pyr_conversation_add_json(with_tools, "{\"role\": 5}") == PYR_ARGUMENT
+        && pyr_conversation_add_json(with_tools, NULL) == PYR_ARGUMENT
+        && pyr_conversation_add_json(NULL, "{}") == PYR_ARGUMENT, "no message");
+  pyr_message message;
+  OK(host, pyr_conversation_get(with_tools, 0, &message));
+  CHECK(strcmp(message.role, "tool") == 0
+        && strcmp(message.text, "[{\"text\":\"5\",\"type\":\"text\"}]") == 0, "%s", message.text);
+  turn = (answer){ 0 };
+  pyr_host_stats stats = say(host, with_tools, NULL, 3, &turn);
+  int64_t count = 0;
+  OK(host, pyr_host_count_tokens(host, "2<toolf:5>", 0, &count));
+  CHECK(stats.prompt_tokens == count, "%d", (int)stats.prompt_tokens);
+  pyr_conversation *odd = NULL;
+  options.tools = "{}";
+  CHECK(pyr_conversation_open(host, &options, &odd) == PYR_ARGUMENT && odd == NULL, "no list");
+  pyr_conversation_close(with_tools);
+  pyr_conversation_close(talk);
+  pyr_host_close(host);
+}
+
+static void check_parts(void) {
+  pyr_host *host = open_host(NULL);
+  int64_t width = pyr_host_width(host), count = 0, again = 0;
+  float rows[64 * 64];
+  answer whole = { 0 }, mixed = { 0 };
+  CHECK(width > 0 && width <= 64 && pyr_host_width(NULL) == 0, "%d", (int)width);
+  /* texts alone are one text, also for what a penalty has seen */
+  pyr_generate_options how = { .max_tokens = 12, .sampler = { .repeat_penalty = 1.5f },
+                               .on_token = on_token, .ud = &whole };
+  pyr_part texts[] = { { .text = "hello there," }, { .text = " you" } };
+  OK(host, pyr_host_generate(host, "hello there, you", &how));
+  how.ud = &mixed;
+  OK(host, pyr_host_generate_parts(host, texts, 2, &how));
+  CHECK(mixed.tokens == whole.tokens && strcmp(mixed.text, whole.text) == 0, "'%s', '%s'",
+        mixed.text, whole.text);
+
+  OK(host, pyr_host_embed(host, " there,", 0, rows, 64, &count));
+  CHECK(count > 2, "%d", (int)count);
+  pyr_part parts[] = { { .text = "hello" }, { .rows = rows, .count = count }, { .text = "" },
+                       { .text = " you???", .length = 4 } };
+  how = (pyr_generate_options){ .max_tokens = 12, .on_token = on_token, .ud = &whole };
+  whole = mixed = (answer){ 0 };
+  OK(host, pyr_host_generate(host, "hello there, you", &how));
+  how.ud = &mixed;
+  OK(host, pyr_host_generate_parts(host, parts, 4, &how));
+  CHECK(mixed.tokens == whole.tokens && strcmp(mixed.text, whole.text) == 0, "'%s', '%s'",
+        mixed.text, whole.text);
+  pyr_host_stats stats;
+  pyr_host_get_stats(host, &stats);
+  OK(host, pyr_host_count_tokens(host, "hello there, you", 0, &again));
+  CHECK(stats.prompt_tokens == again, "%d, %d", (int)stats.prompt_tokens, (int)again);
+
+  rows[width + 1] = NAN;
+  CHECK(pyr_host_generate_parts(host, parts, 4, &how) == PYR_ARGUMENT
+        && strstr(pyr_host_error(host), "embedding 2 is not finite"), "%s", pyr_host_error(host));
+  CHECK(pyr_host_generate_parts(host, parts, 0, &how) == PYR_ARGUMENT
+        && pyr_host_generate_parts(host, NULL, 1, &how) == PYR_ARGUMENT
+        && pyr_host_generate_parts(NULL, parts, 1, &how) == PYR_ARGUMENT
+        && pyr_host_generate_parts(host, &parts[2], 1, &how) == PYR_ARGUMENT, "no parts");
+  pyr_part odd[] = { { .text = "a", .rows = rows }, { 0 }, { .rows = rows, .count = -1 },
+                     { .rows = rows, .count = (int64_t)1 << 60 } };
+  for (int i = 0; i < 4; i++)
+    CHECK(pyr_host_generate_parts(host, odd + i, 1, &how) == PYR_ARGUMENT, "%d", i);
+  again = 0;
+  CHECK(pyr_host_embed(host, " there,", 0, NULL, 0, &again) == PYR_ARGUMENT && again == count,
+        "%d", (int)again);
+  CHECK(pyr_host_embed(host, NULL, 0, rows, 64, &again) == PYR_ARGUMENT
+        && pyr_host_embed(host, "a", 0, rows, 64, NULL) == PYR_ARGUMENT
+        && pyr_host_embed(NULL, "a", 0, rows, 64, &again) == PYR_ARGUMENT, "NULL");
+  pyr_host_close(host);
+}
+
 static void check_arguments(void) {
   pyr_host *host = open_host(NULL);
   pyr_conversation *talk = NULL;
@@ -562,6 +711,8 @@ int main(int argc, char **argv) {
   check_progress();
   check_conversation("full");
   check_conversation("h2o");
+  check_chat();
+  check_parts();
   check_arguments();
   check_cancelling();
   check_closing_inside();
