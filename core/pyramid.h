@@ -248,6 +248,13 @@ typedef enum pyr_activation {
   PYR_ACTIVATIONS
 } pyr_activation;
 
+typedef enum pyr_router {   /* what a router's logits become, before the highest are chosen */
+  PYR_ROUTER_SOFTMAX = 0,   /* Mixtral, Qwen, OLMoE; with router_renormalise also the softmax of the
+                               chosen ones alone (GPT-OSS), which is the same */
+  PYR_ROUTER_SIGMOID,       /* each by itself: 1 / (1 + e^-x) (DeepSeek-V3, GLM-4) */
+  PYR_ROUTERS
+} pyr_router;
+
 enum { PYR_TURN_FIRST = 0, PYR_TURN_SECOND, PYR_TURN_NONE };   /* of pyr_model_config.turns */
 
 typedef struct pyr_model_config {
@@ -281,6 +288,19 @@ typedef struct pyr_model_config {
                                   0: as it is */
   const float *slopes;      /* [heads] ALiBi (arXiv 2108.12409): -d * slopes[h] is added to the
                                score of head h and a row d positions back; NULL: none; copied */
+
+  /* Mixture of experts: of so many MLPs of width expert_ff each token takes the experts_used that
+   * its router ranks highest, and adds them up, weighted. */
+  int32_t experts, experts_used, expert_ff;  /* at most 1024, 32; 0, 0, 0: a plain MLP everywhere */
+  int32_t shared_ff;        /* of an MLP beside them that every token takes; 0: none */
+  pyr_router router;
+  int32_t router_renormalise;  /* 1: weights of a token's experts are divided by their sum */
+  float router_scale;       /* multiplies the weights; 0: as they are */
+  int32_t groups, groups_used;  /* the experts in `groups` runs, at most 32, of which a token has
+                               only the groups_used whose two highest experts are the highest in
+                               sum (DeepSeek-V3; PYR_ROUTER_SIGMOID); 0: any expert */
+  const uint8_t *dense;     /* [layers] 1: the layer has a plain MLP of width ff instead; NULL: none
+                               has; copied */
 } pyr_model_config;
 
 typedef enum pyr_role {     /* which weight a tensor is; shapes in brackets */
@@ -306,6 +326,14 @@ typedef enum pyr_role {     /* which weight a tensor is; shapes in brackets */
   PYR_W_DOWN_BIAS,                                      /* [width] */
   PYR_W_SINKS,                          /* [heads] logits of nothing, in each head's softmax
                                            (GPT-OSS) */
+  /* of layers with experts, whose own gate, up, down and their biases are expert_ff wide: */
+  PYR_W_ROUTER,                         /* [experts, width], f32 always, as PYR_W_SHARED_ROUTER */
+  PYR_W_ROUTER_BIAS,                    /* [experts] added to the router's logits */
+  PYR_W_ROUTER_CORRECTION,              /* [experts] added to what experts are chosen by, and not to
+                                           their weights */
+  PYR_W_SHARED_GATE, PYR_W_SHARED_UP,   /* [shared_ff, width] */
+  PYR_W_SHARED_DOWN,                    /* [width, shared_ff] */
+  PYR_W_SHARED_ROUTER,                  /* [1, width]: its sigmoid weighs the shared expert */
   PYR_ROLES
 } pyr_role;
 
@@ -316,6 +344,10 @@ pyr_status pyr_model_new(pyr_runtime *rt, const pyr_model_config *config, pyr_mo
  * PYR_ARGUMENT: bound twice, role or layer out of range. */
 pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_tensor_spec *spec,
                           int as);
+/* The same of one expert's PYR_W_GATE, _UP, _DOWN or their biases, 0 <= expert < experts. All
+ * experts of a layer are bound in the same dtypes. */
+pyr_status pyr_model_bind_expert(pyr_model *model, pyr_role role, int layer, int expert,
+                                 const pyr_tensor_spec *spec, int as);
 pyr_status pyr_model_ready(pyr_model *model);   /* PYR_FORMAT naming the first weight that is
                                                    missing */
 pyr_model *pyr_model_retain(pyr_model *model);

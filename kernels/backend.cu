@@ -20,6 +20,7 @@
 static pyr_status cuda_reserve(pyr_backend *be, const pyr_work *work) {
   size_t need[] = { cuda_attention_scratch(work), cuda_signals_scratch(work),
                     cuda_linear_few_scratch(work), cuda_pick_scratch(work),
+                    cuda_experts_scratch(work),
                     cuda_of(be)->rounded ? cuda_linear_scratch(work) : 0 };
   size_t tables[] = { cuda_attention_table(work), cuda_pick_table(work) };
   size_t scratch = 0, table = 0;
@@ -77,6 +78,7 @@ static void fill(pyr_backend *be) {
   cuda_elementwise_fill(be);
   cuda_scores_fill(be);
   cuda_linear_fill(be);
+  cuda_experts_fill(be);
   cuda_pack_fill(be);
   cuda_rows_fill(be);
   cuda_merge_fill(be);

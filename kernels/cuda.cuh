@@ -103,6 +103,7 @@ size_t cuda_attention_scratch(const pyr_work *work);
 size_t cuda_signals_scratch(const pyr_work *work);
 size_t cuda_linear_scratch(const pyr_work *work);
 size_t cuda_linear_few_scratch(const pyr_work *work);
+size_t cuda_experts_scratch(const pyr_work *work);
 size_t cuda_attention_table(const pyr_work *work);
 size_t cuda_pick_scratch(const pyr_work *work);
 size_t cuda_pick_table(const pyr_work *work);
@@ -136,6 +137,10 @@ pyr_status cuda_send_lane(pyr_backend *be, const char *operation, pyr_lane_view 
 pyr_status cuda_steps_open(pyr_backend *be);
 void cuda_steps_close(pyr_backend *be);
 
+/* The table's, for operations that end with it (elementwise.cu). */
+pyr_status cuda_activate(pyr_backend *be, float *gate, const float *up, int64_t count,
+                         pyr_activation act, float limit);
+
 /* ---- operations ------------------------------------------------------------------------------ */
 
 /* Each fills its part of the table. */
@@ -143,6 +148,7 @@ void cuda_memory_fill(pyr_backend *be);        /* memory.cu: alloc, release, and
 void cuda_elementwise_fill(pyr_backend *be);   /* elementwise.cu: single values and tokens */
 void cuda_scores_fill(pyr_backend *be);        /* scores.cu: vectors of scores */
 void cuda_linear_fill(pyr_backend *be);        /* linear.cu */
+void cuda_experts_fill(pyr_backend *be);       /* experts.cu: route, experts */
 void cuda_pack_fill(pyr_backend *be);         /* pack.cu: interleaved, interleave */
 void cuda_rows_fill(pyr_backend *be);  /* rows.cu: store, gather, rotate, row_norms, read_rows */
 void cuda_merge_fill(pyr_backend *be);         /* merge.cu */

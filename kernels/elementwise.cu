@@ -111,7 +111,7 @@ static pyr_status cuda_rope(pyr_backend *be, float *x, const int32_t *pos, const
   return cuda_launched(be, "rope");
 }
 
-/* ---- activate, scale, add -------------------------------------------------------------------- */
+/* ---- activate, scale, add, gate_rows --------------------------------------------------------- */
 
 /* x Phi(x), by erfc on the side where Phi is small (as core/cpu/isa/kernels.inc). */
 static __device__ float gelu(float x) {
@@ -146,8 +146,8 @@ static __global__ void activate_kernel(float *gate, const float *up, int64_t cou
     gate[i] = activated(gate[i], up != nullptr ? up[i] : 0.0f, up != nullptr, act, limit);
 }
 
-static pyr_status cuda_activate(pyr_backend *be, float *gate, const float *up, int64_t count,
-                                pyr_activation act, float limit) {
+pyr_status cuda_activate(pyr_backend *be, float *gate, const float *up, int64_t count,
+                         pyr_activation act, float limit) {
   if (count <= 0) return PYR_OK;
   PYR_LAUNCH(activate_kernel, blocks_of(count), THREADS, 0, cuda_of(be), gate, up, count,
              static_cast<int>(act), limit);
@@ -176,6 +176,19 @@ static pyr_status cuda_add(pyr_backend *be, float *x, const float *y, int64_t co
   if (count <= 0) return PYR_OK;
   PYR_LAUNCH(add_kernel, blocks_of(count), THREADS, 0, cuda_of(be), x, y, count, factor);
   return cuda_launched(be, "add");
+}
+
+/* A thread for a value of x [n, d]. The gate of a logit of 0 is 1/2. */
+static __global__ void gate_kernel(float *x, const float *logits, int64_t count, int64_t d) {
+  int64_t i = thread_of_grid();
+  if (i < count) x[i] *= 1.0f / (1.0f + expf(-logits[i / d]));
+}
+
+static pyr_status cuda_gate_rows(pyr_backend *be, float *x, const float *logits, int64_t n,
+                                 int64_t d) {
+  if (n * d <= 0) return PYR_OK;
+  PYR_LAUNCH(gate_kernel, blocks_of(n * d), THREADS, 0, cuda_of(be), x, logits, n * d, d);
+  return cuda_launched(be, "gate_rows");
 }
 
 /* ---- take ------------------------------------------------------------------------------------ */
@@ -325,6 +338,7 @@ void cuda_elementwise_fill(pyr_backend *be) {
   be->activate = cuda_activate;
   be->scale = cuda_scale;
   be->add = cuda_add;
+  be->gate_rows = cuda_gate_rows;
   be->take_rows = cuda_take_rows;
   be->take_i32 = cuda_take_i32;
   be->finite = cuda_finite;

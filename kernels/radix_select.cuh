@@ -39,14 +39,6 @@ struct radix_select {                                /* shared */
   int digit;
 };
 
-/* Floats as whole numbers in the same order: of positive ones the sign is set, of negative ones all
- * bits are turned over. -1 < -0 = 0 < 1 become 0x407fffff < 0x80000000 < 0xbf800000; -0 + 0 is 0;
- * NaN is below everything. */
-static __device__ __forceinline__ uint32_t key_of(float x) {
-  uint32_t bits = __float_as_uint(x + 0.0f);
-  return x != x ? 0u : bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
-}
-
 static __device__ __forceinline__ float score_of(uint32_t key) {
   return __uint_as_float(key ^ (key >> 31 ? 0x80000000u : 0xffffffffu));
 }

@@ -1,5 +1,5 @@
-/* warp.cuh — sums and maxima over a warp and over a block. The order is fixed: results do not
- * depend on timing.
+/* warp.cuh — sums and maxima over a warp and over a block, and the keys that floats are ranked by.
+ * The order is fixed: results do not depend on timing.
  *
  * A sum over lanes is the same in all of them, so that all can go on with it, and no second
  * exchange tells it. Sums of f32 are not associative: (1 + 2^24) - 2^24 is 0, 1 + (2^24 - 2^24) is
@@ -63,6 +63,14 @@ static __device__ __forceinline__ float block_max(float x, float *parts) {
   for (int w = 1; w < warps; w++) x = fmaxf(x, parts[w]);
   __syncthreads();
   return x;
+}
+
+/* Floats as whole numbers in the same order: of positive ones the sign is set, of negative ones all
+ * bits are turned over. -1 < -0 = 0 < 1 become 0x407fffff < 0x80000000 < 0xbf800000; -0 + 0 is 0;
+ * NaN is below everything. */
+static __device__ __forceinline__ uint32_t key_of(float x) {
+  uint32_t bits = __float_as_uint(x + 0.0f);
+  return x != x ? 0u : bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
 }
 
 #endif

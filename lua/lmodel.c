@@ -3,7 +3,8 @@
  *   core.file_open(runtime, path) -> file, mapped; core.file_read(runtime, path) -> file, read
  *   file:size() :close()
  *   core.model_new(runtime, config) -> model
- *   model:bind(role, layer, spec, as) -> true      model:ready() -> true
+ *   model:bind(role, layer, spec, as, expert) -> true
+ *   model:ready() -> true
  *   model:bytes() -> integer                       model:close()
  *   model:identify(name, tokenizer's fingerprint)  model:fingerprint() -> integer
  *   core.convert_rows(runtime, output, spec, as, heads, first, n) -> true
@@ -36,7 +37,11 @@ static const char *const role_names[] = {   /* in pyr_role's order */
   [PYR_W_ATTN_NORM_BIAS] = "attn_norm_bias", [PYR_W_FFN_NORM_BIAS] = "ffn_norm_bias",
   [PYR_W_ATTN_POST_NORM] = "attn_post_norm", [PYR_W_FFN_POST_NORM] = "ffn_post_norm",
   [PYR_W_GATE_BIAS] = "gate_bias", [PYR_W_UP_BIAS] = "up_bias",
-  [PYR_W_DOWN_BIAS] = "down_bias", [PYR_W_SINKS] = "sinks", [PYR_ROLES] = NULL,
+  [PYR_W_DOWN_BIAS] = "down_bias", [PYR_W_SINKS] = "sinks",
+  [PYR_W_ROUTER] = "router", [PYR_W_ROUTER_BIAS] = "router_bias",
+  [PYR_W_ROUTER_CORRECTION] = "router_correction", [PYR_W_SHARED_GATE] = "shared_gate",
+  [PYR_W_SHARED_UP] = "shared_up", [PYR_W_SHARED_DOWN] = "shared_down",
+  [PYR_W_SHARED_ROUTER] = "shared_router", [PYR_ROLES] = NULL,
 };
 
 /* ---- fields of argument tables --------------------------------------------------------------- */
@@ -230,6 +235,22 @@ static const uint8_t *read_turns(lua_State *L, int arg, int32_t layers) {
   return turns;
 }
 
+/* A flag for each layer in the sequence `dense`; NULL if there is none. */
+static const uint8_t *read_dense(lua_State *L, int arg, int32_t layers) {
+  if (lua_getfield(L, arg, "dense") == LUA_TNIL) return NULL;
+  luaL_checktype(L, -1, LUA_TTABLE);
+  lua_Unsigned count = lua_rawlen(L, -1);
+  if (layers < 1 || count != (lua_Unsigned)layers)
+    luaL_error(L, "field 'dense' has %I values, not one a layer", (LUAI_UACINT)count);
+  uint8_t *dense = lua_newuserdatauv(L, count * sizeof *dense, 0);
+  for (lua_Unsigned i = 0; i < count; i++) {
+    lua_rawgeti(L, -2, (lua_Integer)i + 1);
+    dense[i] = (uint8_t)lua_toboolean(L, -1);
+    lua_pop(L, 1);
+  }
+  return dense;
+}
+
 /* Field `key`, one of `names`; the first of them where there is none. */
 static int name_field(lua_State *L, const char *key, const char *const *names) {
   lua_getfield(L, 2, key);
@@ -249,6 +270,25 @@ static int32_t flag_field(lua_State *L, const char *key) {
   int32_t flag = lua_toboolean(L, -1);
   lua_pop(L, 1);
   return flag;
+}
+
+static int32_t optional_int(lua_State *L, const char *key) {
+  bool there = lua_getfield(L, 2, key) != LUA_TNIL;
+  lua_pop(L, 1);
+  return there ? int32_field(L, 2, key) : 0;
+}
+
+static void read_experts(lua_State *L, pyr_model_config *c) {
+  static const char *const routers[] = { "softmax", "sigmoid", NULL };
+  c->experts = optional_int(L, "experts");
+  c->experts_used = optional_int(L, "experts_used");
+  c->expert_ff = optional_int(L, "expert_ff");
+  c->shared_ff = optional_int(L, "shared_ff");
+  c->router = (pyr_router)name_field(L, "router", routers);
+  c->router_renormalise = flag_field(L, "router_renormalise");
+  c->router_scale = optional_number(L, "router_scale");
+  c->groups = optional_int(L, "groups");
+  c->groups_used = optional_int(L, "groups_used");
 }
 
 /* Of the configuration's switches, those that are names, flags and single numbers. */
@@ -296,11 +336,13 @@ static int model_new(lua_State *L) {
   };
   config.rope_style = (pyr_rope_style)name_field(L, "rope_style", styles);
   read_switches(L, &config);
+  read_experts(L, &config);
   config.rope_freq = read_numbers(L, 2, "rope_freq", config.rope_dims / 2);
   config.rope_second = read_numbers(L, 2, "rope_second", config.rope_dims / 2);
   config.slopes = read_numbers(L, 2, "slopes", config.heads);
   config.window = read_window(L, 2, config.layers);
   config.turns = read_turns(L, 2, config.layers);
+  config.dense = read_dense(L, 2, config.layers);
   model_box *box = lua_newuserdatauv(L, sizeof *box, 0);
   *box = (model_box){ NULL, false };
   luaL_setmetatable(L, MODEL_CLASS);
@@ -344,13 +386,19 @@ static file_box *read_spec(lua_State *L, int arg, pyr_tensor_spec *out) {
   return lua_touserdata(L, -2);
 }
 
-/* model:bind(role, layer | nil, spec, as | nil) -> true | nil, message, code; spec as above */
+/* Layers and experts count from 1 in Lua; what is none becomes -1, which the core refuses. */
+static int count_from_0(lua_Integer i) { return i < 1 || i > INT_MAX ? -1 : (int)i - 1; }
+
+/* model:bind(role, layer | nil, spec, as | nil, expert | nil) -> true | nil, message, code; spec as
+ * above; expert: from 1, where the layer has experts */
 static int model_bind(lua_State *L) {
   pyr_role role = (pyr_role)luaL_checkoption(L, 2, NULL, role_names);
   lua_Integer layer = luaL_optinteger(L, 3, 1);
   luaL_checktype(L, 4, LUA_TTABLE);
-  lua_settop(L, 5);
+  lua_settop(L, 6);
   int as = lua_isnil(L, 5) ? -1 : (int)check_dtype(L, 5);
+  bool of_expert = !lua_isnil(L, 6);
+  int expert = count_from_0(luaL_optinteger(L, 6, 1));
 
   pyr_tensor_spec spec;
   file_box *file = read_spec(L, 4, &spec);
@@ -358,10 +406,11 @@ static int model_bind(lua_State *L) {
   pyr_model *model = box->model;
   bool shared = file->busy;                   /* an outer call binds from it, too */
 
-  int at = layer < 1 || layer > INT_MAX ? -1 : (int)layer - 1;
+  int at = count_from_0(layer);
   lua_State *outer = pyr_lua_enter(L);
   box->busy = file->busy = true;
-  pyr_status status = pyr_model_bind(model, role, at, &spec, as);
+  pyr_status status = of_expert ? pyr_model_bind_expert(model, role, at, expert, &spec, as)
+      : pyr_model_bind(model, role, at, &spec, as);
   box->busy = false;
   file->busy = shared;
   pyr_lua_leave(L, outer);

@@ -68,6 +68,13 @@ struct pyr_backend {
   pyr_status (*scale)(pyr_backend *be, float *x, int64_t count, float factor, float cap);
   /* x += factor * y */
   pyr_status (*add)(pyr_backend *be, float *x, const float *y, int64_t count, float factor);
+  /* x[i] [d] *= 1 / (1 + e^-logits[i]), in place */
+  pyr_status (*gate_rows)(pyr_backend *be, float *x, const float *logits /* [n] */, int64_t n,
+                          int64_t d);
+  /* mixtures of experts: who takes which, and their products; each expert's weights are read once
+   * for all the tokens that take it, those of others not at all */
+  pyr_status (*route)(pyr_backend *be, const pyr_route *route);
+  pyr_status (*experts)(pyr_backend *be, const pyr_experts *experts);
   pyr_status (*take_rows)(pyr_backend *be,
                           float *x /* [n, d] in place: row i becomes row idx[i] */,
                               const int32_t *idx /* [k] ascending */, int64_t k, int64_t d);
@@ -181,8 +188,8 @@ struct pyr_backend {
 
   /* Between these two, the operations of a decode step may be noted instead of done: step_end does
    * them all, or none if not `run`. Only embed, norm, linear, rope, activate, scale, add,
-   * store and attention are called in between, within `work`, which is reserved, on lanes that have
-   * a `table`. NULL: operations are done as they come. */
+   * gate_rows, route, experts, store and attention are called in between, within `work`, which is
+   * reserved, on lanes that have a `table`. NULL: operations are done as they come. */
   pyr_status (*step_begin)(pyr_backend *be, const void *model, const pyr_work *work, int layers);
   pyr_status (*step_end)(pyr_backend *be, bool run);
 

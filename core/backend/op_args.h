@@ -45,6 +45,8 @@ typedef struct pyr_work {        /* upper bounds that `reserve` prepares for */
   int64_t cols, outputs;         /* widest input and output of a matrix product */
   int64_t picks, changes;        /* of one call of `pick`: those that draw or change logits; all
                                     their changes */
+  int64_t experts, experts_used; /* of a layer, and of a token; 0: none */
+  int64_t expert_ff;
 } pyr_work;
 
 /* Each row by itself: x / sqrt(mean x^2 + eps) * weight, or, of kind PYR_NORM_LAYER, with m the
@@ -163,6 +165,56 @@ typedef struct pyr_moments {
   pyr_rope_style style;
   float gain;
 } pyr_moments;
+
+/* Which experts each token takes, and with what weight. With s = softmax(logits) or sigmoid(logits)
+ * of a token:
+ *
+ *   experts are ranked by s + correction; ties go to the lower expert, NaN ranks below everything;
+ *   with groups, only those of the groups_used groups whose sum of the two highest is highest;
+ *   weight = scale * s, with `renormalise` divided by the sum of s over the chosen ones first.
+ *
+ * Logits 2 0 1 3, two of four, softmax: s = .237 .032 .087 .644; ids 3 0, weights .644 .237, or,
+ * renormalised, .731 .269. */
+typedef struct pyr_route {
+  const float *logits;           /* [n, experts] */
+  const float *correction;       /* [experts], or NULL: none */
+  int32_t *ids;                  /* [n, used] in the order of their ranks */
+  float *weights;                /* [n, used] likewise */
+  int64_t n;
+  int32_t experts, used;         /* <= PYR_EXPERTS_MAX, <= PYR_EXPERTS_USED_MAX and experts */
+  int32_t groups, groups_used;   /* groups divide experts, into at least two each, and those used
+                                    hold at least `used`; 0: none */
+  pyr_router kind;
+  int32_t renormalise;           /* 0 or 1 */
+  float scale;
+} pyr_route;
+
+#define PYR_EXPERTS_MAX 1024
+#define PYR_EXPERTS_USED_MAX 32
+#define PYR_GROUPS_MAX 32
+#define PYR_ROUTE_LEAST 1e-20f   /* is added to the sum of `renormalise`, which may be 0 */
+
+typedef struct pyr_expert {      /* one MLP of many: down(act(gate x) * up x), each with a bias */
+  pyr_tensor gate, up;           /* [ff, width]; gate of rank 0: down(act(up x)) */
+  pyr_tensor down;               /* [width, ff] */
+  float *gate_bias, *up_bias, *down_bias;   /* [ff], [ff], [width], or NULL */
+} pyr_expert;
+
+/* out[t] (+)= sum over r < used of weights[t, r] * expert ids[t, r] of x[t]. A token's sum has an
+ * order that only its own ids give: nothing of it depends on what other tokens take. */
+typedef struct pyr_experts {
+  float *out;                    /* [n, width] */
+  const float *x;                /* [n, width]; not out */
+  const int32_t *ids;            /* [n, used], a token's all different */
+  const float *weights;          /* [n, used] */
+  const pyr_expert *each;        /* host [experts], all of the same shapes, dtypes and order */
+  const pyr_expert *table;       /* `each` in the backend's memory; NULL: it reads the host's */
+  int64_t n;
+  int32_t experts, used;
+  pyr_activation activation;
+  float limit;                   /* as in `activate` */
+  int flags;                     /* PYR_LINEAR_… */
+} pyr_experts;
 
 typedef struct pyr_change {      /* what is known of an id beside its logit */
   int32_t id;

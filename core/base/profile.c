@@ -22,7 +22,7 @@
 /* The operations that are counted: everything but alloc, release and reserve. */
 #define OPERATIONS(X) \
   X(copy) X(upload) X(download) X(embed) X(norm) X(linear) X(rope) X(activate) X(scale) \
-  X(add) X(take_rows) X(take_i32) X(store) \
+  X(add) X(gate_rows) X(route) X(experts) X(take_rows) X(take_i32) X(store) \
   X(attention) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) X(row_norms) X(arith) X( \
       pool) X(normalize) X(select) \
   X(choose) X(finite) X(iota) X(fill) X(softmax) X(chunk) X(mark) X(read_rows) X( \
@@ -136,6 +136,25 @@ WRAPPER(scale, (pyr_backend *be, float *x, int64_t n, float factor, float cap),
         (be, x, n, factor, cap), (cap > 0 ? 4.0 : 1.0) * (double)n, 8.0 * (double)n)
 WRAPPER(add, (pyr_backend *be, float *x, const float *y, int64_t n, float factor),
         (be, x, y, n, factor), 2.0 * (double)n, 12.0 * (double)n)
+WRAPPER(gate_rows, (pyr_backend *be, float *x, const float *logits, int64_t n, int64_t d),
+        (be, x, logits, n, d), (double)(n * d), 8.0 * (double)(n * d))
+WRAPPER(route, (pyr_backend *be, const pyr_route *r), (be, r), 4.0 * (double)r->n * r->experts,
+        (double)r->n * (4.0 * r->experts + 8.0 * r->used))
+
+/* Values and bytes of one expert's matrices. */
+static double values_of(const pyr_expert *e) {
+  return (double)(e->gate.shape[0] + e->up.shape[0] + e->down.shape[1]) * (double)e->up.shape[1];
+}
+static double bytes_of(const pyr_expert *e) {
+  return size_of(&e->gate) + size_of(&e->up) + size_of(&e->down);
+}
+/* Which experts are taken, a device alone knows: as many different ones as there can be. */
+static double experts_bytes(const pyr_experts *e) {
+  double pairs = (double)e->n * e->used, taken = pairs < e->experts ? pairs : e->experts;
+  return taken * bytes_of(e->each) + 4.0 * pairs * (double)(2 * e->each->up.shape[1]);
+}
+WRAPPER(experts, (pyr_backend *be, const pyr_experts *e), (be, e),
+        2.0 * (double)e->n * e->used * values_of(e->each), experts_bytes(e))
 WRAPPER(take_rows, (pyr_backend *be, float *x, const int32_t *idx, int64_t k, int64_t d),
         (be, x, idx, k, d), 0, 8.0 * (double)(k * d))
 WRAPPER(take_i32, (pyr_backend *be, int32_t *x, const int32_t *idx, int64_t k), (be, x, idx, k), 0,

@@ -2,9 +2,9 @@
  * instruction set.
  *
  * Owns: the table's memory operations and the scratch of every worker. The operations themselves
- * are in linear.c, interleave.c, attention.c, mass.c, signals.c, select.c, merge.c, rows.c and
- * elementwise.c; their inner loops in kernels.inc. This file knows them all, and none of them calls
- * it: what they share is below them, in team.c.
+ * are in linear.c, interleave.c, experts.c, attention.c, mass.c, signals.c, select.c, merge.c,
+ * rows.c and elementwise.c; their inner loops in kernels.inc. This file knows them all, and none of
+ * them calls it: what they share is below them, in team.c.
  *
  * Memory is the host's own, so copy, upload and download are one memcpy. Blocks are aligned to 64
  * bytes by hand, because a host's allocator promises 16: each block is 64 bytes longer than asked
@@ -111,6 +111,8 @@ static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
     if (need[i] > each) each = need[i];
   pyr_status status = reserve_tokens(be, work);
   if (status == PYR_OK) status = reserve_shared(be, work, group);
+  if (status == PYR_OK)
+    status = grow(be, &cpu->mixture, &cpu->mixture_bytes, pyr_cpu_experts_scratch(work));
   if (status != PYR_OK || each == cpu->scratch_each) return status;
   if (!pyr_mul_size(each, threads, &bytes)) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
   uint8_t *scratch = cpu_alloc(be, bytes);
@@ -152,6 +154,7 @@ static void cpu_close(pyr_backend *be) {
   if (cpu == NULL) return;
   cpu_release(be, cpu->scratch, cpu->scratch_each * (size_t)pyr_runtime_threads(be->rt));
   cpu_release(be, cpu->shared, cpu->shared_bytes);
+  cpu_release(be, cpu->mixture, cpu->mixture_bytes);
   cpu_release(be, cpu->tokens, cpu->tokens_bytes);
   cpu_release(be, cpu->x8, cpu->x8_bytes);
   pyr_matmul_close(cpu->matmul);
@@ -233,6 +236,7 @@ pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *b
   };
   pyr_cpu_rows_fill(be);
   pyr_cpu_elementwise_fill(be);
+  pyr_cpu_experts_fill(be);
   pyr_cpu_signals_fill(be);
   return PYR_OK;
 }

@@ -20,6 +20,8 @@ typedef struct pyr_cpu {
   size_t x8_bytes;
   uint8_t *scratch;        /* [threads][scratch_each], 64-byte aligned */
   size_t scratch_each;     /* bytes for each worker; a multiple of 64 */
+  uint8_t *mixture;        /* what a call of `experts` gathers, likewise aligned */
+  size_t mixture_bytes;
   uint8_t *shared;         /* what all tasks of one attention share, likewise aligned */
   size_t shared_bytes;
 } pyr_cpu;
@@ -191,6 +193,8 @@ static inline float pyr_cpu_slope(const pyr_weighting *w) {
 /* The operations, documented in backend.h. */
 pyr_status pyr_cpu_linear(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
                           const float *bias, int64_t n, int flags);
+pyr_status pyr_cpu_activate(pyr_backend *be, float *gate, const float *up, int64_t count,
+                            pyr_activation act, float limit);
 pyr_status pyr_cpu_attention(pyr_backend *be, const pyr_attention *a, int count, pyr_layout layout,
                              int32_t heads, int32_t kv_heads, float scale);
 pyr_status pyr_cpu_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layout, int32_t heads,
@@ -216,6 +220,8 @@ size_t pyr_cpu_amx_tokens(int64_t n, int64_t cols);
 bool pyr_cpu_int8_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n);
 pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
                                const float *bias, int64_t n, int flags);
+size_t pyr_cpu_experts_scratch(const pyr_work *work);
+void pyr_cpu_experts_fill(pyr_backend *be);       /* experts.c: route, experts */
 void pyr_cpu_rows_fill(pyr_backend *be);          /* rows.c: store, gather, rotate, row_norms */
 void pyr_cpu_elementwise_fill(pyr_backend *be);   /* elementwise.c: everything on single values and
                                                      tokens */

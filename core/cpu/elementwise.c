@@ -119,8 +119,8 @@ static void act_span(const void *ctx, int64_t begin, int64_t end) {
 }
 
 /* SiLU of gate 1 and up 2: 0.731 * 2 = 1.462. */
-static pyr_status cpu_activate(pyr_backend *be, float *gate, const float *up, int64_t count,
-                               pyr_activation act, float limit) {
+pyr_status pyr_cpu_activate(pyr_backend *be, float *gate, const float *up, int64_t count,
+                            pyr_activation act, float limit) {
   act_call c = { pyr_cpu_of(be)->kernels, gate, up, act, limit };
   pyr_cpu_spans(be, act_span, &c, count, 4);
   return PYR_OK;
@@ -152,6 +152,24 @@ static void add_span(const void *ctx, int64_t begin, int64_t end) {
 static pyr_status cpu_add(pyr_backend *be, float *x, const float *y, int64_t count, float factor) {
   scale_call c = { x, y, factor, 0 };
   pyr_cpu_spans(be, add_span, &c, count, 1);
+  return PYR_OK;
+}
+
+typedef struct gate_call { float *x; const float *logits; int64_t d; } gate_call;
+
+/* A row whose logit is 0 is halved; of 1.1 and 2, logit 3: 1.048, 1.905. */
+static void gate_span(const void *ctx, int64_t begin, int64_t end) {
+  const gate_call *c = ctx;
+  for (int64_t i = begin; i < end; i++) {
+    float gate = 1.0f / (1.0f + expf(-c->logits[i]));
+    for (int64_t j = 0; j < c->d; j++) c->x[i * c->d + j] *= gate;
+  }
+}
+
+static pyr_status cpu_gate_rows(pyr_backend *be, float *x, const float *logits, int64_t n,
+                                int64_t d) {
+  gate_call c = { x, logits, d };
+  pyr_cpu_spans(be, gate_span, &c, n, d);
   return PYR_OK;
 }
 
@@ -291,9 +309,10 @@ void pyr_cpu_elementwise_fill(pyr_backend *be) {
   be->embed = cpu_embed;
   be->norm = cpu_norm;
   be->rope = cpu_rope;
-  be->activate = cpu_activate;
+  be->activate = pyr_cpu_activate;
   be->scale = cpu_scale;
   be->add = cpu_add;
+  be->gate_rows = cpu_gate_rows;
   be->take_rows = cpu_take_rows;
   be->take_i32 = cpu_take_i32;
   be->reduce_rows = cpu_reduce_rows;

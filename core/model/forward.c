@@ -10,9 +10,12 @@
  * (pyr_model_config in pyramid.h). Without any of it, it is Llama's:
  *     h = [norm(x)];  q, k, v = h W [+ b];  [q, k = norm(q), norm(k)];  q, k = [rope](q, k)
  *     store k, v;  x += [scale *] [norm](attention(q, rows) W_o [+ b])
- *     h = [norm(x)];  x += [scale *] [norm]((act(h W_gate) [*] [h W_up]) W_down [+ b])
+ *     h = [norm(x)];  x += [scale *] [norm](mlp(h))
+ *     mlp(h) = (act(h W_gate) [*] [h W_up]) W_down [+ b]
  *
- * or in parallel, where both halves begin at the x that the layer was given.
+ * or in parallel, where both halves begin at the x that the layer was given. A layer may have many
+ * MLPs, its experts: then mlp(h) is the weighted sum of those few that a router chooses for the
+ * token, [and of one that all tokens share, weighted by sigmoid(h W_shared_router)].
  *
  * The walk of a layer in prefill, top to bottom in this file:
  *
@@ -65,7 +68,11 @@ typedef struct pyr_forward {       /* the activations of one chunk, backend memo
   float *k, *v;                    /* [chunk, kv_heads, head_dim] */
   float *att;                      /* [chunk, heads, head_dim] */
   float *lse;                      /* [chunk, heads] */
-  float *gate, *up;                /* [chunk, ff] */
+  float *gate, *up;                /* [chunk, ff], of plain or shared MLPs */
+  float *router;                   /* [chunk, experts] logits of a token's router, … */
+  int32_t *chosen;                 /* [chunk, experts_used] … what it chooses, and … */
+  float *weights;                  /* [chunk, experts_used] … with what weights */
+  float *share;                    /* [chunk] logits of how much of the shared expert there is */
   float *logits;                   /* [logit_rows, vocab] */
   int32_t *ids, *pos;              /* [tokens] */
   int32_t *rot;  /* [turned] positions that q and k are rotated to, where they are not `pos` */
@@ -81,6 +88,10 @@ static bool adds_apart(const pyr_model_config *c) {
   return c->norm_place != PYR_NORM_BEFORE || c->residual_scale != 1;
 }
 
+/* The widest MLP that is no expert's: what an expert widens lies in scratch of the backend's, where
+ * it may be laid out by expert. */
+static int64_t plain_ff(const pyr_model_config *c) { return pyr_max(c->ff, c->shared_ff); }
+
 /* Counts, and then cuts (arena.h): the one place that knows what a forward pass holds. Parts
  * that a pass has no use for have no length. */
 static void layout(pyr_forward *f, const pyr_extent *e, pyr_arena *arena) {
@@ -94,8 +105,12 @@ static void layout(pyr_forward *f, const pyr_extent *e, pyr_arena *arena) {
   PYR_PART(arena, f->v, e->chunk * kv);
   PYR_PART(arena, f->att, e->chunk * q);
   PYR_PART(arena, f->lse, e->chunk * c->heads);
-  PYR_PART(arena, f->gate, e->chunk * c->ff);
-  PYR_PART(arena, f->up, c->plain_mlp ? 0 : e->chunk * c->ff);
+  PYR_PART(arena, f->gate, e->chunk * plain_ff(c));
+  PYR_PART(arena, f->up, c->plain_mlp ? 0 : e->chunk * plain_ff(c));
+  PYR_PART(arena, f->router, e->chunk * c->experts);
+  PYR_PART(arena, f->chosen, e->chunk * c->experts_used);
+  PYR_PART(arena, f->weights, e->chunk * c->experts_used);
+  PYR_PART(arena, f->share, c->shared_ff > 0 ? e->chunk : 0);
   PYR_PART(arena, f->logits, e->logit_rows * c->vocab);
   PYR_PART(arena, f->ids, e->tokens);
   PYR_PART(arena, f->pos, e->tokens);
@@ -108,10 +123,13 @@ static void layout(pyr_forward *f, const pyr_extent *e, pyr_arena *arena) {
  * fail for want of it. */
 static pyr_work work_of(const pyr_model *model, int64_t tokens, int64_t rows, int64_t sequences) {
   const pyr_model_config *c = &model->config;
-  int64_t cols = pyr_max(pyr_max(c->width, c->ff), (int64_t)c->heads * c->head_dim);
+  int64_t ff = pyr_max(plain_ff(c), c->expert_ff), heads = (int64_t)c->heads * c->head_dim;
+  int64_t cols = pyr_max(pyr_max(c->width, ff), heads);
   return (pyr_work){ .tokens = tokens, .rows = rows, .sequences = sequences, .heads = c->heads,
                      .kv_heads = c->kv_heads, .head_dim = c->head_dim, .cols = cols,
-                         .outputs = pyr_max(cols, c->vocab) };
+                     .outputs = pyr_max(pyr_max(cols, c->experts), c->vocab),
+                     .experts = c->experts, .experts_used = c->experts_used,
+                     .expert_ff = c->expert_ff };
 }
 
 /* ---- one layer ------------------------------------------------------------------------------- */
@@ -180,33 +198,101 @@ static void add_rows(pyr_cache *cache, int layer, pyr_lane_view *views, int64_t 
     views[head].rows = pyr_cache_lane(cache, layer, head)->rows += n;
 }
 
-/* x += in W + b, the end of half a layer. The product adds to the residual stream itself
- * (PYR_LINEAR_ADD), so that x is read and written once. Where the half is normed or scaled first,
+/* Where half a layer leaves what it makes, and how the product that makes it is told to: it adds to
+ * the residual stream itself (PYR_LINEAR_ADD), so that x is read and written once, but where it is
+ * normed or scaled first. */
+static float *half_begin(pyr_forward *f, float *x, int *flags) {
+  bool apart = adds_apart(&f->model->config);
+  *flags = f->exact | (apart ? 0 : PYR_LINEAR_ADD);
+  return apart ? f->half : x;
+}
+
+/* x += what half_begin's place holds, if that is not x:
  *
- *     f->half = in W + b;  f->half = norm(f->half);  x += residual_scale * f->half
+ *     f->half = norm(f->half);  x += residual_scale * f->half
  *
  * writes and reads a chunk's width once more: of 512 * 576 floats 1.1 MiB, in a cache's reach. */
-static pyr_status layer_add(pyr_forward *f, float *x, const float *in, const pyr_tensor *w,
-                            const float *bias, const float *post_norm, int64_t n) {
+static pyr_status half_end(pyr_forward *f, float *x, const float *post_norm, int64_t n) {
   const pyr_model_config *c = &f->model->config;
   pyr_backend *be = f->be;
-  if (!adds_apart(c)) return be->linear(be, x, in, w, bias, n, PYR_LINEAR_ADD | f->exact);
-  PYR_TRY(be->linear(be, f->half, in, w, bias, n, f->exact));
+  if (!adds_apart(c)) return PYR_OK;
   pyr_norm norm = { c->norm, c->norm_eps, post_norm, NULL, 1 };
   if (post_norm) PYR_TRY(be->norm(be, f->half, f->half, &norm, n, c->width));
   return be->add(be, x, f->half, n * c->width, c->residual_scale);
 }
 
-/* f->gate [n, ff] = act(in W_gate) * in W_up, or act(in W_up). Without a gate the product goes
- * where the gate's would, so that what follows reads one place either way. */
-static pyr_status layer_widen(pyr_forward *f, const pyr_layer *l, const float *in, int64_t n) {
+/* x += in W + b, the end of half a layer. */
+static pyr_status layer_add(pyr_forward *f, float *x, const float *in, const pyr_tensor *w,
+                            const float *bias, const float *post_norm, int64_t n) {
+  int flags;
+  float *out = half_begin(f, x, &flags);
+  PYR_TRY(f->be->linear(f->be, out, in, w, bias, n, flags));
+  return half_end(f, x, post_norm, n);
+}
+
+/* The matrices of an MLP that widen, [width of the MLP, width]: the layer's own, or those of the
+ * expert that all tokens share. Gate of rank 0 in plain ones. */
+typedef struct pyr_widening {
+  const pyr_tensor *gate, *up;
+  const float *gate_bias, *up_bias;
+} pyr_widening;
+
+/* f->gate [n, width of the MLP] = act(in W_gate) * in W_up, or act(in W_up). Without a gate the
+ * product goes where the gate's would, so that what follows reads one place either way. */
+static pyr_status layer_widen(pyr_forward *f, const pyr_widening *w, const float *in, int64_t n) {
   const pyr_model_config *c = &f->model->config;
   pyr_backend *be = f->be;
   float *up = c->plain_mlp ? f->gate : f->up;
-  PYR_TRY(be->linear(be, up, in, &l->up, l->up_bias, n, f->exact));
-  if (!c->plain_mlp) PYR_TRY(be->linear(be, f->gate, in, &l->gate, l->gate_bias, n, f->exact));
-  return be->activate(be, f->gate, c->plain_mlp ? NULL : up, n * c->ff, c->activation,
+  PYR_TRY(be->linear(be, up, in, w->up, w->up_bias, n, f->exact));
+  if (!c->plain_mlp) PYR_TRY(be->linear(be, f->gate, in, w->gate, w->gate_bias, n, f->exact));
+  return be->activate(be, f->gate, c->plain_mlp ? NULL : up, n * w->up->shape[0], c->activation,
                       c->activation_limit);
+}
+
+/* out += the shared expert's part, weighed by a router of its own where there is one (Qwen2-MoE):
+ * its logit's sigmoid multiplies what goes into W_down, which is the same as what comes out, as
+ * there is no bias: s (a W_down) = (s a) W_down. `out` has the other experts' part already. */
+static pyr_status layer_share(pyr_forward *f, const pyr_layer *l, float *out, const float *in,
+                              int64_t n) {
+  pyr_backend *be = f->be;
+  pyr_widening w = { &l->shared_gate, &l->shared_up, NULL, NULL };
+  PYR_TRY(layer_widen(f, &w, in, n));
+  if (l->shared_router.rank != 0) {
+    PYR_TRY(be->linear(be, f->share, in, &l->shared_router, NULL, n, PYR_LINEAR_EXACT));
+    PYR_TRY(be->gate_rows(be, f->gate, f->share, n, f->model->config.shared_ff));
+  }
+  return be->linear(be, out, f->gate, &l->shared_down, NULL, n, PYR_LINEAR_ADD | f->exact);
+}
+
+/* x += the mixture of experts of in [n, width]. Who takes which stays on the device:
+ *
+ *     in --- linear, exact ---> router [n, experts] --- route ---> chosen, weights [n, used]
+ *     in, chosen, weights --- experts ---> out --- [+ the shared expert's] ---> x
+ *
+ * The router's products are never rounded: of two experts that are nearly as good, a prompt and a
+ * step, or two precisions, are to take the same one. Products: n * used * 3 * width * expert_ff. Of
+ * 128 experts of 2,048 by 768 a token's 8 are 37.7 million values to read, a prompt's chunk most
+ * likely takes all 128, and 32 tokens meet in each. */
+static pyr_status layer_mix(pyr_forward *f, const pyr_layer *l, float *x, const float *in,
+                            int64_t n) {
+  const pyr_model_config *c = &f->model->config;
+  pyr_backend *be = f->be;
+  int flags;
+  float *out = half_begin(f, x, &flags);
+  pyr_route route = { .logits = f->router, .correction = l->router_correction, .ids = f->chosen,
+                      .weights = f->weights, .n = n, .experts = c->experts,
+                      .used = c->experts_used, .groups = c->groups, .groups_used = c->groups_used,
+                      .kind = c->router, .renormalise = c->router_renormalise,
+                      .scale = c->router_scale };
+  pyr_experts experts = { .out = out, .x = in, .ids = f->chosen, .weights = f->weights,
+                          .each = l->experts, .table = l->table, .n = n, .experts = c->experts,
+                          .used = c->experts_used, .activation = c->activation,
+                          .limit = c->activation_limit, .flags = flags };
+  PYR_TRY(be->linear(be, f->router, in, &l->router, l->router_bias, n, PYR_LINEAR_EXACT));
+  PYR_TRY(be->route(be, &route));
+  PYR_TRY(be->experts(be, &experts));
+  if (c->shared_ff > 0) PYR_TRY(layer_share(f, l, out, in, n));
+  return half_end(f, x, l->ffn_post_norm, n);
 }
 
 /* Both halves' ends: x += att W_o, x += mlp(x), for the tokens from `skip` on of the n that
@@ -223,7 +309,9 @@ static pyr_status layer_finish(pyr_forward *f, const pyr_layer *l, float *x, int
   PYR_TRY(layer_add(f, x, att, &l->o, l->o_bias, l->attn_post_norm, n));
   if (c->residual == PYR_RESIDUAL_SEQUENTIAL)
     PYR_TRY(layer_norm(f, x, l->ffn_norm, l->ffn_norm_bias, n, &in));
-  PYR_TRY(layer_widen(f, l, in, n));
+  if (l->experts) return layer_mix(f, l, x, in, n);
+  pyr_widening w = { &l->gate, &l->up, l->gate_bias, l->up_bias };
+  PYR_TRY(layer_widen(f, &w, in, n));
   return layer_add(f, x, f->gate, &l->down, l->down_bias, l->ffn_post_norm, n);
 }
 

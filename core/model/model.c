@@ -2,9 +2,9 @@
  *
  * A model is made in three steps: pyr_model_new checks every number of the configuration against
  * its range and against the others; pyr_model_bind, once per weight, checks its shape against the
- * configuration and puts it where the backend can read it; pyr_model_ready checks that nothing is
- * missing. What each weight is called and how its file is read is not known here
- * (lua/pyramid/families, lua/pyramid/loaders).
+ * configuration and puts it where the backend can read it (pyr_model_bind_expert those of experts,
+ * one by one); pyr_model_ready checks that nothing is missing. What each weight is called and how
+ * its file is read is not known here (lua/pyramid/families, lua/pyramid/loaders).
  *
  * Where a matrix ends up:
  *
@@ -12,6 +12,14 @@
  *   dtype kept otherwise                             copied to backend memory
  *   converted (`as`)                                 row by row through f32 into backend memory,
  *                                                    rows spread over the team
+ *
+ * A layer has one MLP, or experts, which have one each. The same roles name the weights of both; an
+ * expert's number tells which. Of a model with one plain layer before those of 8 experts:
+ *
+ *     weight { role, layer, expert }   lies in                        has no place
+ *            gate, 0, -1               layers[0].gate                 gate, 0, 5
+ *            gate, 1, 5                layers[1].experts[5].gate      gate, 1, -1
+ *            router, 1, -1             layers[1].router               router, 0, -1
  *
  * A model that reads and converts gigabytes reports progress in values bound, of all that the
  * configuration implies, and can be cancelled between two pieces of work; the weight being bound is
@@ -37,11 +45,13 @@ struct pyr_owned { void *ptr; size_t bytes; };   /* a block of backend memory */
 /* ---- roles ----------------------------------------------------------------------------------- */
 
 /* The dimensions that shapes are made of; dim_of says how large each is in a configuration. */
-typedef enum dim { ONE, WIDTH, FF, VOCAB, CONTEXT, HEADS, Q_ROWS, KV_ROWS, Q_NORM,
-                   K_NORM } dim;
+typedef enum dim { ONE, WIDTH, FF, VOCAB, CONTEXT, HEADS, Q_ROWS, KV_ROWS, Q_NORM, K_NORM,
+                   EXPERTS, SHARED_FF, ROW } dim;
 
-/* Which models have a weight; MAY: it is there in every layer or in none. */
-typedef enum need { MAY, ALL, BEFORE_ATTENTION, BEFORE_MLP, BEHIND, GATED, LEARNED } need;
+/* Which models have a weight; MAY: it is there in every layer or in none (of those that have a
+ * place for it). */
+typedef enum need { MAY, ALL, BEFORE_ATTENTION, BEFORE_MLP, BEHIND, GATED, LEARNED, ROUTED, SHARED,
+                    SHARED_GATED } need;
 
 /* What a role is called in messages, its shape, and where it lies: in pyr_layer, or, if it is not
  * layered, in pyr_model. */
@@ -89,7 +99,39 @@ static const struct role {
   [PYR_W_UP_BIAS]   = { "up_bias", ONE, FF, true, MAY, offsetof(pyr_layer, up_bias) },
   [PYR_W_DOWN_BIAS] = { "down_bias", ONE, WIDTH, true, MAY, offsetof(pyr_layer, down_bias) },
   [PYR_W_SINKS]     = { "sinks", ONE, HEADS, true, MAY, offsetof(pyr_layer, sinks) },
+  [PYR_W_ROUTER]    = { "router", EXPERTS, WIDTH, true, ROUTED, offsetof(pyr_layer, router) },
+  [PYR_W_ROUTER_BIAS]       = { "router_bias", ONE, EXPERTS, true, MAY,
+                                offsetof(pyr_layer, router_bias) },
+  [PYR_W_ROUTER_CORRECTION] = { "router_correction", ONE, EXPERTS, true, MAY,
+                                offsetof(pyr_layer, router_correction) },
+  [PYR_W_SHARED_GATE] = { "shared_gate", SHARED_FF, WIDTH, true, SHARED_GATED,
+                          offsetof(pyr_layer, shared_gate) },
+  [PYR_W_SHARED_UP]   = { "shared_up", SHARED_FF, WIDTH, true, SHARED,
+                          offsetof(pyr_layer, shared_up) },
+  [PYR_W_SHARED_DOWN] = { "shared_down", WIDTH, SHARED_FF, true, SHARED,
+                          offsetof(pyr_layer, shared_down) },
+  /* a matrix of one row: */
+  [PYR_W_SHARED_ROUTER] = { "shared_router", ROW, WIDTH, true, MAY,
+                            offsetof(pyr_layer, shared_router) },
 };
+
+/* One weight of the model; `expert` -1: of the layer itself or, if it is not layered, the model. */
+typedef struct weight { pyr_role role; int layer, expert; } weight;
+
+/* Where a weight of an MLP lies in an expert; SIZE_MAX: experts have none of that role. What a
+ * layer's own MLP calls gate is an expert's gate, too: one table of roles, two places. */
+static size_t place_in_expert(pyr_role role) {
+  switch (role) {
+    case PYR_W_GATE: return offsetof(pyr_expert, gate);
+    case PYR_W_UP: return offsetof(pyr_expert, up);
+    case PYR_W_DOWN: return offsetof(pyr_expert, down);
+    case PYR_W_GATE_BIAS: return offsetof(pyr_expert, gate_bias);
+    case PYR_W_UP_BIAS: return offsetof(pyr_expert, up_bias);
+    case PYR_W_DOWN_BIAS: return offsetof(pyr_expert, down_bias);
+    default: return SIZE_MAX;
+  }
+}
+static bool of_mlp(pyr_role role) { return place_in_expert(role) != SIZE_MAX; }
 
 /* Of 9 query heads and 3 K/V heads of 64 values: Q_ROWS is 576, KV_ROWS 192. */
 static int64_t dim_of(const pyr_model_config *c, dim d) {
@@ -103,11 +145,44 @@ static int64_t dim_of(const pyr_model_config *c, dim d) {
     case KV_ROWS: return (int64_t)c->kv_heads * c->head_dim;
     case Q_NORM: return c->qk_norm == PYR_QK_HEAD ? c->head_dim : dim_of(c, Q_ROWS);
     case K_NORM: return c->qk_norm == PYR_QK_HEAD ? c->head_dim : dim_of(c, KV_ROWS);
+    case EXPERTS: return c->experts;
+    case SHARED_FF: return c->shared_ff;
     default: return 1;
   }
 }
 
+/* Rows or columns of a weight: an expert's MLP has a width of its own. */
+static int64_t extent_of(const pyr_model_config *c, weight w, dim d) {
+  return d == FF && w.expert >= 0 ? c->expert_ff : dim_of(c, d);
+}
+
 static bool is_vector(pyr_role role) { return roles[role].rows == ONE; }
+
+static bool has_experts(const pyr_model_config *c, int layer) {
+  return c->experts > 0 && !(c->dense && c->dense[layer]);
+}
+
+/* How many weights of a role a layer may have: one for each expert where the MLP is theirs. These
+ * two are how all of them are walked over: for i below count_of, weight_of(…, i); of a role of
+ * which a layer has one, i is 0 and the expert -1. */
+static int count_of(const pyr_model_config *c, pyr_role role, int layer) {
+  return of_mlp(role) && has_experts(c, layer) ? c->experts : 1;
+}
+static weight weight_of(const pyr_model_config *c, pyr_role role, int layer, int i) {
+  return (weight){ role, layer, of_mlp(role) && has_experts(c, layer) ? i : -1 };
+}
+
+/* Whether a layer of this kind has a place for a weight:
+ *
+ *                                  a plain layer    one with experts
+ *     gate, up, down, biases       expert -1        each expert
+ *     router and shared_…          no               expert -1
+ *     all others                   expert -1        expert -1 */
+static bool fits_layer(const pyr_model_config *c, weight w) {
+  if (of_mlp(w.role)) return has_experts(c, w.layer) == (w.expert >= 0);
+  if (w.role >= PYR_W_ROUTER) return has_experts(c, w.layer);
+  return w.expert < 0;
+}
 
 /* Whether a model of this configuration cannot do without a weight, …
  *
@@ -115,8 +190,9 @@ static bool is_vector(pyr_role role) { return roles[role].rows == ONE; }
  *                  attn_norm, ffn_norm    …_post_norm     all four
  *
  * of which ffn_norm is gone where both halves share attn_norm. */
-static bool is_required(const pyr_model_config *c, pyr_role role) {
-  switch (roles[role].need) {
+static bool is_required(const pyr_model_config *c, weight w) {
+  if (!fits_layer(c, w)) return false;
+  switch (roles[w.role].need) {
     case ALL: return true;
     case BEFORE_ATTENTION: return c->norm_place != PYR_NORM_AFTER;
     case BEFORE_MLP:
@@ -124,51 +200,67 @@ static bool is_required(const pyr_model_config *c, pyr_role role) {
     case BEHIND: return c->norm_place != PYR_NORM_BEFORE;
     case GATED: return !c->plain_mlp;
     case LEARNED: return c->positions != 0;
+    case ROUTED: return true;
+    case SHARED: return c->shared_ff > 0;
+    case SHARED_GATED: return c->shared_ff > 0 && !c->plain_mlp;
     case MAY: break;
   }
   return false;
 }
 
 /* … or has no place for it: it would be bound, and never read. */
-static bool is_useless(const pyr_model_config *c, pyr_role role) {
+static bool is_useless(const pyr_model_config *c, weight w) {
   bool layer_norm = c->norm == PYR_NORM_LAYER;
-  switch (role) {
+  if (!fits_layer(c, w)) return true;
+  switch (w.role) {
     case PYR_W_GATE_BIAS: return c->plain_mlp != 0;
     case PYR_W_OUT_NORM_BIAS: return !layer_norm;
     case PYR_W_ATTN_NORM_BIAS: return !layer_norm || c->norm_place == PYR_NORM_AFTER;
-    case PYR_W_FFN_NORM_BIAS: return !layer_norm || !is_required(c, PYR_W_FFN_NORM);
-    default: return roles[role].need != MAY && !is_required(c, role);
+    case PYR_W_FFN_NORM_BIAS:
+      return !layer_norm || !is_required(c, (weight){ PYR_W_FFN_NORM, w.layer, -1 });
+    case PYR_W_SHARED_ROUTER: return c->shared_ff == 0;
+    default: return roles[w.role].need != MAY && !is_required(c, w);
   }
 }
 
-/* The address of a role's member: a pyr_tensor for matrices, a float * for vectors. */
-static void *place_of(pyr_model *model, pyr_role role, int layer) {
-  char *base = roles[role].layered ? (char *)&model->layers[layer] : (char *)model;
-  return base + roles[role].place;
+/* The address of a weight: a pyr_tensor for matrices, a float * for vectors. */
+static void *place_of(pyr_model *model, weight w) {
+  if (w.expert >= 0)
+    return (char *)&model->layers[w.layer].experts[w.expert] + place_in_expert(w.role);
+  char *base = roles[w.role].layered ? (char *)&model->layers[w.layer] : (char *)model;
+  return base + roles[w.role].place;
 }
 
 /* A model begins as zeros, and what is bound is none: a rank of 2, or an address. */
-static bool is_bound(pyr_model *model, pyr_role role, int layer) {
-  void *place = place_of(model, role, layer);
-  return is_vector(role) ? *(float **)place != NULL : ((pyr_tensor *)place)->rank != 0;
+static bool is_bound(pyr_model *model, weight w) {
+  void *place = place_of(model, w);
+  return is_vector(w.role) ? *(float **)place != NULL : ((pyr_tensor *)place)->rank != 0;
 }
 
 /* ---- configuration --------------------------------------------------------------------------- */
 
 /* A frequency of 0 does not turn a pair, which is how a loader says that a part of a head stays as
  * it is where pairs do not lie at its front; none is faster than a radian a position by much.
- * A table of RoPE: one of `name`, of dims/2 frequencies. */
+ * A table of RoPE: one of `name`, of dims/2 frequencies, with the gain called `its_gain`. */
 static pyr_status check_turn(pyr_runtime *rt, const char *name, const float *freq, int32_t dims,
-                             float gain) {
+                             const char *its_gain, float gain) {
   if (!freq) return pyr_runtime_set_error(rt, PYR_FORMAT, "model: %s is missing", name);
   if (!(gain > 0 && gain <= 100))
-    return pyr_runtime_set_error(rt, PYR_FORMAT, "model: the gain of %s is %g, outside (0, 100]",
-                                 name, (double)gain);
+    return pyr_runtime_set_error(rt, PYR_FORMAT, "model: %s is %g, outside (0, 100]", its_gain,
+                                 (double)gain);
   for (int i = 0; i < dims / 2; i++)
     if (!(freq[i] >= 0 && freq[i] <= 1e4f))
       return pyr_runtime_set_error(rt, PYR_FORMAT, "model: %s[%d] is %g, outside 0..1e4", name, i,
                                    (double)freq[i]);
   return PYR_OK;
+}
+
+/* `layers` may still be any number: nothing is read of more than there can be. */
+static bool has_plain_layers(const pyr_model_config *c) {
+  if (c->experts == 0) return true;
+  for (int i = 0; c->dense && i < c->layers; i++)
+    if (c->dense[i]) return true;
+  return false;
 }
 
 /* What each layer has one of. Five layers of which every fifth sees all rows and turns by the first
@@ -192,9 +284,38 @@ static pyr_status check_layers(pyr_runtime *rt, const pyr_model_config *c) {
     return pyr_runtime_set_error(rt, PYR_FORMAT,
                                  "model: rope_dims is 0, but there are layers that rotate");
   if (used[PYR_TURN_FIRST])
-    PYR_TRY(check_turn(rt, "rope_freq", c->rope_freq, c->rope_dims, c->rope_gain));
+    PYR_TRY(check_turn(rt, "rope_freq", c->rope_freq, c->rope_dims, "rope_gain",
+                       c->rope_gain));
   if (used[PYR_TURN_SECOND])
-    PYR_TRY(check_turn(rt, "rope_second", c->rope_second, c->rope_dims, c->rope_second_gain));
+    PYR_TRY(check_turn(rt, "rope_second", c->rope_second, c->rope_dims, "rope_second_gain",
+                       c->rope_second_gain));
+  return PYR_OK;
+}
+
+/* Numbers of a mixture of experts, which are in range by themselves: none of them without experts,
+ * and no token that could find fewer experts than it takes. Groups are chosen by their two best.
+ * DeepSeek-V3 has 256 experts in 8 groups of 32; a token takes 8, out of its 4 best groups, which
+ * hold 128. */
+static pyr_status check_experts(pyr_runtime *rt, const pyr_model_config *c) {
+  if (c->experts == 0) {
+    if (c->experts_used || c->expert_ff || c->shared_ff || c->groups || c->dense)
+      return pyr_runtime_set_error(rt, PYR_FORMAT,
+                                   "model: experts is 0, but there are numbers of experts");
+    return PYR_OK;
+  }
+  if (c->experts_used < 1 || c->expert_ff < 1)
+    return pyr_runtime_set_error(rt, PYR_FORMAT,
+                                 "model: %d experts, of which a token takes %d, of width %d",
+                                 c->experts, c->experts_used, c->expert_ff);
+  if (c->groups == 0) return PYR_OK;
+  int32_t each = c->experts / c->groups;
+  if (c->experts % c->groups != 0 || each < 2 || c->groups_used < 1
+      || c->groups_used * each < c->experts_used || c->router != PYR_ROUTER_SIGMOID)
+    return pyr_runtime_set_error(rt, PYR_FORMAT,
+                                 "model: %d of %d groups of %d experts for %d a token: groups hold "
+                                 "at least two experts each, those used at least as many as a "
+                                 "token takes, and the router is a sigmoid", c->groups_used,
+                                 c->groups, c->experts, c->experts_used);
   return PYR_OK;
 }
 
@@ -205,7 +326,8 @@ static pyr_status check_config(pyr_runtime *rt, const pyr_model_config *c) {
   const struct { const char *name; int64_t value, low, high; } ranges[] = {
     { "layers", c->layers, 1, 1024 },        { "heads", c->heads, 1, 1024 },
     { "kv_heads", c->kv_heads, 1, c->heads }, { "head_dim", c->head_dim, 2, 512 },
-    { "width", c->width, 1, 1 << 18 },       { "ff", c->ff, 1, 1 << 20 },
+    { "width", c->width, 1, 1 << 18 },
+    { "ff", c->ff, has_plain_layers(c) ? 1 : 0, 1 << 20 },
     { "vocab", c->vocab, 1, 1 << 22 },       { "context", c->context, 1, 1 << 30 },
     { "rope_dims", c->rope_dims, 0, c->head_dim },
     { "rope_style", c->rope_style, PYR_ROPE_HALF, PYR_ROPE_INTERLEAVED },
@@ -215,6 +337,12 @@ static pyr_status check_config(pyr_runtime *rt, const pyr_model_config *c) {
     { "residual", c->residual, PYR_RESIDUAL_SEQUENTIAL, PYR_RESIDUAL_SHARED },
     { "activation", c->activation, 0, PYR_ACTIVATIONS - 1 },
     { "plain_mlp", c->plain_mlp, 0, 1 },     { "positions", c->positions, 0, 1 },
+    { "experts", c->experts, 0, PYR_EXPERTS_MAX },
+    { "experts_used", c->experts_used, 0, pyr_min(c->experts, PYR_EXPERTS_USED_MAX) },
+    { "expert_ff", c->expert_ff, 0, 1 << 20 }, { "shared_ff", c->shared_ff, 0, 1 << 20 },
+    { "router", c->router, 0, PYR_ROUTERS - 1 },
+    { "router_renormalise", c->router_renormalise, 0, 1 },
+    { "groups", c->groups, 0, PYR_GROUPS_MAX }, { "groups_used", c->groups_used, 0, c->groups },
   };
   const struct { const char *name; float value, low, high; } numbers[] = {
     { "norm_eps", c->norm_eps, 1e-30f, 0.1f }, { "norm_offset", c->norm_offset, -1e3f, 1e3f },
@@ -222,7 +350,7 @@ static pyr_status check_config(pyr_runtime *rt, const pyr_model_config *c) {
     { "embed_scale", c->embed_scale, -1e6f, 1e6f },
     { "residual_scale", c->residual_scale, -1e6f, 1e6f },
     { "logit_scale", c->logit_scale, -1e6f, 1e6f },
-    { "score_scale", c->score_scale, 0, 1e6f },
+    { "score_scale", c->score_scale, 0, 1e6f }, { "router_scale", c->router_scale, -1e6f, 1e6f },
     { "score_cap", c->score_cap, 0, 1e9f },  { "logit_cap", c->logit_cap, 0, 1e9f },
   };
   for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
@@ -252,6 +380,7 @@ static pyr_status check_config(pyr_runtime *rt, const pyr_model_config *c) {
     if (!(c->slopes[i] >= 0 && c->slopes[i] <= 1e4f))
       return pyr_runtime_set_error(rt, PYR_FORMAT, "model: slopes[%d] is %g, outside 0..1e4", i,
                                    (double)c->slopes[i]);
+  PYR_TRY(check_experts(rt, c));
   return check_layers(rt, c);
 }
 
@@ -260,10 +389,13 @@ static pyr_status check_config(pyr_runtime *rt, const pyr_model_config *c) {
  * pyr_model_ready reports the rest. */
 static int64_t values_expected(const pyr_model_config *c) {
   int64_t total = 0;
-  for (int r = 0; r < PYR_ROLES; r++)
-    if (!is_vector((pyr_role)r) && !is_useless(c, (pyr_role)r))
-      total += dim_of(c, roles[r].rows) * dim_of(c, roles[r].cols)
-          * (roles[r].layered ? c->layers : 1);
+  for (int layer = 0; layer < c->layers; layer++)
+    for (int r = 0; r < PYR_ROLES; r++) {
+      weight w = weight_of(c, (pyr_role)r, layer, 0);
+      if (is_vector(w.role) || is_useless(c, w) || (!roles[r].layered && layer > 0)) continue;
+      total += extent_of(c, w, roles[r].rows) * extent_of(c, w, roles[r].cols)
+          * count_of(c, w.role, layer);
+    }
   return total;
 }
 
@@ -294,6 +426,23 @@ static pyr_status keep_numbers(pyr_model *model, const float *from, size_t count
   return be->upload(be, *placed, from, bytes);
 }
 
+/* Room for the experts of all layers that have some, and each such layer's part of it: for 48
+ * layers of 128 experts 6,144 times a pyr_expert, a bit more than a MiB. Layers are gone through
+ * from the last to the first, as `layers` counts how many are left before the part of each. */
+static pyr_status make_experts(pyr_model *model) {
+  const pyr_model_config *c = &model->config;
+  size_t layers = 0;
+  for (int layer = 0; layer < c->layers; layer++) layers += has_experts(c, layer);
+  model->experts_bytes = layers * (size_t)c->experts * sizeof(pyr_expert);
+  if (layers == 0) return PYR_OK;
+  model->experts = pyr_alloc_zero(model->rt, model->experts_bytes);
+  if (!model->experts) return pyr_nomem(model->rt, model->experts_bytes, "a model's experts");
+  for (int layer = c->layers - 1; layer >= 0; layer--)
+    if (has_experts(c, layer))
+      model->layers[layer].experts = model->experts + --layers * (size_t)c->experts;
+  return PYR_OK;
+}
+
 /* Arrays of the configuration are the caller's; on failure pyr_model_free gives back what there
  * is, as each member is NULL till then. */
 static pyr_status keep_config(pyr_model *model, const pyr_model_config *config) {
@@ -302,9 +451,12 @@ static pyr_status keep_config(pyr_model *model, const pyr_model_config *config) 
   if (c->embed_scale == 0) c->embed_scale = 1;
   if (c->residual_scale == 0) c->residual_scale = 1;
   if (c->logit_scale == 0) c->logit_scale = 1;
+  if (c->router_scale == 0) c->router_scale = 1;
   model->scale = c->score_scale > 0 ? c->score_scale : 1.0f / sqrtf((float)config->head_dim);
   PYR_TRY(keep_array(model, config->window, layers * sizeof *c->window, &c->window));
   PYR_TRY(keep_array(model, config->turns, layers * sizeof *c->turns, &c->turns));
+  PYR_TRY(keep_array(model, config->dense, layers * sizeof *c->dense, &c->dense));
+  PYR_TRY(make_experts(model));
   PYR_TRY(keep_numbers(model, config->rope_freq, pairs, &c->rope_freq, &model->rope_freq));
   PYR_TRY(keep_numbers(model, config->rope_second, pairs, &c->rope_second, &model->rope_second));
   return keep_numbers(model, config->slopes, (size_t)config->heads, &c->slopes, &model->slopes);
@@ -319,7 +471,7 @@ pyr_status pyr_model_new(pyr_runtime *rt, const pyr_model_config *config, pyr_mo
   model->config = *config;
   model->config.rope_freq = model->config.rope_second = model->config.slopes = NULL;
   model->config.window = NULL;
-  model->config.turns = NULL;
+  model->config.turns = model->config.dense = NULL;
   model->expected = values_expected(config);
   size_t bytes = (size_t)config->layers * sizeof *model->layers;
   model->layers = pyr_alloc_zero(rt, bytes);
@@ -356,6 +508,8 @@ void pyr_model_free(pyr_model *model) {
   pyr_release(rt, model->layers, layers * sizeof *model->layers);
   pyr_release(rt, (void *)c->window, layers * sizeof *c->window);
   pyr_release(rt, (void *)c->turns, layers * sizeof *c->turns);
+  pyr_release(rt, (void *)c->dense, layers * sizeof *c->dense);
+  pyr_release(rt, model->experts, model->experts ? model->experts_bytes : 0);
   pyr_release(rt, (void *)c->rope_freq, turn_bytes);
   pyr_release(rt, (void *)c->rope_second, turn_bytes);
   pyr_release(rt, (void *)c->slopes, slope_bytes);
@@ -557,10 +711,11 @@ static bool is_norm_weight(pyr_role role) {
 }
 
 /* A weight's part of the fingerprint, from how it lies in its file. Weights add up to the
- * model's fingerprint in any order, as each is mixed by itself first; role and layer are part of
- * it, so that two that changed places are told apart. Large ones are sampled. */
-static uint64_t print_of(pyr_role role, int layer, const pyr_tensor *view) {
-  const int64_t head[5] = { role, layer, view->dtype, view->shape[0], view->shape[1] };
+ * model's fingerprint in any order, as each is mixed by itself first; role, layer and expert are
+ * part of it, so that two that changed places are told apart. Large ones are sampled. */
+static uint64_t print_of(weight w, const pyr_tensor *view) {
+  const int64_t head[5] = { w.role + (w.expert + 1) * 4096, w.layer, view->dtype, view->shape[0],
+                            view->shape[1] };
   size_t bytes = view->rank == 2 ? view->stride * (size_t)view->shape[0]
       : pyr_dtype_bytes(view->dtype, view->shape[0]);
   return pyr_fnv_mix(pyr_fnv_sample(pyr_fnv(PYR_FNV_START, head, sizeof head), view->data, bytes));
@@ -610,19 +765,26 @@ static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_ten
   return PYR_OK;
 }
 
+/* Routers choose, and are small (1 MiB of 128 experts and a width of 2,048): they are f32 whatever
+ * all else is converted to, so that what a token takes does not depend on it. */
+static bool is_router(pyr_role role) {
+  return role == PYR_W_ROUTER || role == PYR_W_SHARED_ROUTER;
+}
+
 /* Order of checks: what the caller got wrong (role, layer, dtype, twice), then what the file has
  * (type, shape). After a failure the role is free, and may be bound again. */
-pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_tensor_spec *spec,
-                          int as) {
+static pyr_status bind_weight(pyr_model *model, weight w, const pyr_tensor_spec *spec, int as) {
   pyr_runtime *rt = model->rt;
   const pyr_model_config *c = &model->config;
+  pyr_role role = w.role;
   pyr_source from;
   if ((int)role < 0 || role >= PYR_ROLES)
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: no role %d", (int)role);
   const char *name = spec->name ? spec->name : roles[role].name;
-  if (roles[role].layered && (layer < 0 || layer >= c->layers))
-    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: layer %d of %s, outside 0..%d", layer,
+  if (roles[role].layered && (w.layer < 0 || w.layer >= c->layers))
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: layer %d of %s, outside 0..%d", w.layer,
                                  roles[role].name, c->layers - 1);
+  if (is_router(role)) as = PYR_F32;
   if (as >= 0 && !(multiplies(pyr_runtime_backend(rt), (pyr_dtype)as)
                    && pyr_dtype_writable((pyr_dtype)as)))
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: weights cannot be converted to dtype %s",
@@ -630,18 +792,19 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
   if (model->ready)
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: %s bound after the model was ready",
                                  name);
-  if (is_bound(model, role, layer))
-    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: %s is bound twice", name);
-  if (is_useless(c, role))
+  if (is_useless(c, w))
     return pyr_runtime_set_error(rt, PYR_ARGUMENT,
-                                 "model: %s is a %s, which this configuration does not have", name,
-                                 roles[role].name);
+                                 "model: %s is a %s, which this configuration does not have%s",
+                                 name, roles[role].name, !of_mlp(role) || fits_layer(c, w) ? ""
+                                     : w.expert < 0 ? " but for experts" : " for experts");
+  if (is_bound(model, w))
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "model: %s is bound twice", name);
 
   pyr_status status = pyr_source_open(rt, spec, &from);
   if (status != PYR_OK) return status;
   const pyr_tensor *view = &from.view;
   const char *path = pyr_file_path(spec->file);
-  int64_t rows = dim_of(c, roles[role].rows), cols = dim_of(c, roles[role].cols);
+  int64_t rows = extent_of(c, w, roles[role].rows), cols = extent_of(c, w, roles[role].cols);
   if (is_vector(role)) {
     if (spec->rank != 1 || from.cols != cols)
       return pyr_runtime_set_error(rt, PYR_FORMAT,
@@ -649,9 +812,9 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
                                        path, name, (long long)spec->shape[0],
                                            spec->rank == 1 ? "" : ", …", roles[role].name,
                                                (long long)cols);
-    status = bind_vector(model, place_of(model, role, layer), &from,
+    status = bind_vector(model, place_of(model, w), &from,
                          is_norm_weight(role) ? c->norm_offset : 0);
-    if (status == PYR_OK) model->print += print_of(role, layer, view);
+    if (status == PYR_OK) model->print += print_of(w, view);
     return status;
   }
   const pyr_dtype_info *info = pyr_dtype_describe(view->dtype);
@@ -664,13 +827,26 @@ pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_
                                  "[%lld, %lld]", path, name, (long long)spec->shape[0],
                                      (long long)spec->shape[1], roles[role].name, (long long)rows,
                                          (long long)cols);
-  pyr_tensor *place = place_of(model, role, layer);
+  pyr_tensor *place = place_of(model, w);
   status = bind_matrix(model, place, spec, &from, role == PYR_W_EMBED || role == PYR_W_POSITIONS,
                        as);
   /* what stays in a mapping is there when somebody asks: its pages need not be fetched now */
   if (status == PYR_OK && (place->data != view->data || !pyr_file_mapped(spec->file)))
-    model->print += print_of(role, layer, view);
+    model->print += print_of(w, view);
   return status;
+}
+
+pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_tensor_spec *spec,
+                          int as) {
+  return bind_weight(model, (weight){ role, layer, -1 }, spec, as);
+}
+
+pyr_status pyr_model_bind_expert(pyr_model *model, pyr_role role, int layer, int expert,
+                                 const pyr_tensor_spec *spec, int as) {
+  if (expert < 0 || expert >= model->config.experts)
+    return pyr_runtime_set_error(model->rt, PYR_ARGUMENT, "model: expert %d, of %d", expert,
+                                 model->config.experts);
+  return bind_weight(model, (weight){ role, layer, expert }, spec, as);
 }
 
 /* By address: a view into a mapped file begins inside of it. A model has a few files at most. */
@@ -686,13 +862,16 @@ static bool lies_in_mapping(const pyr_model *model, const pyr_tensor *t) {
 /* Reads samples of the mapped weights the first time it is asked, and keeps the result. */
 uint64_t pyr_model_fingerprint(pyr_model *model) {
   if (!model->ready || model->printed) return model->print;
-  for (int layer = 0; layer < model->config.layers; layer++)
+  const pyr_model_config *c = &model->config;
+  for (int layer = 0; layer < c->layers; layer++)
     for (int r = 0; r < PYR_ROLES; r++) {
       if (is_vector((pyr_role)r) || (!roles[r].layered && layer > 0)) continue;
-      const pyr_tensor *t = place_of(model, (pyr_role)r, layer);
-      if (r == PYR_W_OUTPUT && t->data == model->embed.data) continue;      /* tied, not bound */
-      if (t->rank != 0 && lies_in_mapping(model, t))
-        model->print += print_of((pyr_role)r, layer, t);
+      for (int i = 0; i < count_of(c, (pyr_role)r, layer); i++) {
+        weight w = weight_of(c, (pyr_role)r, layer, i);
+        const pyr_tensor *t = place_of(model, w);
+        if (r == PYR_W_OUTPUT && t->data == model->embed.data) continue;    /* tied, not bound */
+        if (t->rank != 0 && lies_in_mapping(model, t)) model->print += print_of(w, t);
+      }
     }
   model->printed = true;
   return model->print;
@@ -712,29 +891,97 @@ void pyr_model_identify(pyr_model *model, const char *name, uint64_t tokenizer) 
   model->tokenizer = tokenizer;
 }
 
-/* What layer 0 has of optional weights is what all must have.
+/* The first weight of a kind: of the first layer that has a place for it, and of its first expert.
+ * What that layer has, all of its kind must have; where the first two of four layers are plain,
+ *
+ *     gate_bias of layer 1            is held against layer 0's
+ *     gate_bias of layer 3, expert 2  against expert 0's of layer 2
+ *     q_bias of layer 3               against layer 0's */
+static weight first_of_kind(const pyr_model_config *c, weight w) {
+  weight first = { w.role, 0, w.expert < 0 ? -1 : 0 };
+  while (first.layer < w.layer && !fits_layer(c, first)) first.layer++;
+  return first;
+}
+
+/* "expert 3's up of layer 1", "router of layer 1". */
+static const char *name_of(weight w, char *text, size_t size) {
+  int at = 0;
+  if (w.expert >= 0) at = snprintf(text, size, "expert %d's ", w.expert);
+  snprintf(text + at, size - (size_t)at, "%s of layer %d", roles[w.role].name, w.layer);
+  return text;
+}
+
+/* A weight may be missing in the whole model, but not here alone. And one operation multiplies by
+ * all experts of a layer, so what holds of one matrix must hold of the others: it is told of expert
+ * 0's dtype and order alone. Files have them so; only a caller that binds some of them converted
+ * is refused. */
+static pyr_status check_bound(pyr_model *model, weight w) {
+  const pyr_model_config *c = &model->config;
+  weight first = first_of_kind(c, w);
+  bool bound = is_bound(model, w);
+  /* what is optional is there in every layer or in none: a half-bound model would run, and be
+   * wrong */
+  bool wanted = is_required(c, w) || is_bound(model, first);
+  char name[96], other[96];
+  if (bound != wanted && wanted)
+    return pyr_runtime_set_error(model->rt, PYR_FORMAT, "model: weight %s is missing",
+                                 name_of(w, name, sizeof name));
+  if (bound != wanted)
+    return pyr_runtime_set_error(model->rt, PYR_FORMAT,
+                                 "model: weight %s is there, but %s is not",
+                                 name_of(w, name, sizeof name),
+                                 name_of(first, other, sizeof other));
+  if (w.expert <= 0 || !bound || is_vector(w.role)) return PYR_OK;
+  const pyr_tensor *t = place_of(model, w),
+      *its = place_of(model, (weight){ w.role, w.layer, 0 });
+  if (t->dtype == its->dtype && t->interleaved == its->interleaved) return PYR_OK;
+  return pyr_runtime_set_error(model->rt, PYR_UNSUPPORTED,
+                               "model: weight %s is %s, that of expert 0 %s",
+                               name_of(w, name, sizeof name), pyr_dtype_name(t->dtype),
+                               pyr_dtype_name(its->dtype));
+}
+
+/* A device finds out by itself which experts are taken, so it reads where their matrices lie from
+ * its own memory: copied there once, when all of them are known. A second call of pyr_model_ready,
+ * after a failure, finds the tables that are there. */
+static pyr_status place_tables(pyr_model *model) {
+  pyr_backend *be = pyr_runtime_backend(model->rt);
+  size_t bytes = (size_t)model->config.experts * sizeof(pyr_expert);
+  for (int layer = 0; layer < model->config.layers && !reads_host_memory(be); layer++) {
+    pyr_layer *l = &model->layers[layer];
+    void *table;
+    if (!l->experts || l->table) continue;
+    PYR_TRY(own(model, bytes, &table));
+    pyr_status status = be->upload(be, table, l->experts, bytes);
+    if (status != PYR_OK) {
+      disown(model);
+      return status;
+    }
+    l->table = table;
+  }
+  return PYR_OK;
+}
+
+/* What the first layer has of optional weights is what all must have; of experts, the first.
  *
  *     q_bias in layer   0  1  2  3         wanted in all
  *                       x  x  .  x         layer 2: "missing"
- *                       .  .  x  .         layer 2: "there, but layer 0 has none" */
+ *                       .  .  x  .         layer 2: "there, but q_bias of layer 0 is not" */
 pyr_status pyr_model_ready(pyr_model *model) {
+  const pyr_model_config *c = &model->config;
   if (model->ready) return PYR_OK;
-  for (int layer = 0; layer < model->config.layers; layer++)
+  for (int layer = 0; layer < c->layers; layer++)
     for (int r = 0; r < PYR_ROLES; r++) {
-      bool layered = roles[r].layered, required = is_required(&model->config, (pyr_role)r),
-          bound = is_bound(model, (pyr_role)r, layer);
-      if (!layered && (!required || layer > 0)) continue;
-      /* what is optional is there in every layer or in none: a half-bound model would run, and be
-       * wrong */
-      bool wanted = required || is_bound(model, (pyr_role)r, 0);
-      if (bound == wanted) continue;
-      if (!layered)
+      weight w = weight_of(c, (pyr_role)r, layer, 0);
+      if (roles[r].layered) {
+        for (int i = 0; i < count_of(c, w.role, layer) && fits_layer(c, w); i++)
+          PYR_TRY(check_bound(model, weight_of(c, w.role, layer, i)));
+      } else if (layer == 0 && is_required(c, w) && !is_bound(model, w)) {
         return pyr_runtime_set_error(model->rt, PYR_FORMAT, "model: weight %s is missing",
                                      roles[r].name);
-      return pyr_runtime_set_error(model->rt, PYR_FORMAT, "model: weight %s of layer %d is %s",
-                                   roles[r].name, layer, wanted ? "missing"
-                                       : "there, but layer 0 has none");
+      }
     }
+  PYR_TRY(place_tables(model));
   pyr_status status = pyr_progress(model->rt, model->expected, model->expected);
   if (status != PYR_OK) return status;
   if (model->output.rank == 0) model->output = model->embed;

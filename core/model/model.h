@@ -7,7 +7,7 @@
 #define PYR_MODEL_H
 
 #include "base/runtime.h"
-#include "base/tensor.h"
+#include "backend/op_args.h"
 
 /* Matrices are pyr_tensor [out, in]; vectors are f32 in backend memory. What is optional is NULL
  * where absent, and is absent from all layers or from none. In bytes, of a layer with 576 wide
@@ -32,6 +32,14 @@ typedef struct pyr_layer {
   float *gate_bias, *up_bias;       /* [ff] */
   float *down_bias;                 /* [width] */
   float *sinks;                     /* [heads] */
+  /* of a layer with experts, which has no gate, up and down of its own */
+  pyr_tensor router;                /* [experts, width] f32 */
+  float *router_bias, *router_correction;   /* [experts] */
+  pyr_tensor shared_gate, shared_up;        /* [shared_ff, width] */
+  pyr_tensor shared_down;           /* [width, shared_ff] */
+  pyr_tensor shared_router;         /* [1, width] f32 */
+  pyr_expert *experts;              /* host [config.experts]; NULL: a plain MLP */
+  pyr_expert *table;                /* the same in the backend's memory, if that is its own */
 } pyr_layer;
 
 /* How a layer turns its q and k. */
@@ -44,8 +52,9 @@ typedef struct pyr_turn {
 
 struct pyr_model {
   pyr_runtime *rt;                  /* retained */
-  pyr_model_config config;          /* range-checked; arrays are host copies owned here, window and
-                                       turns never NULL (zeros); scales that were 0 are 1 */
+  pyr_model_config config;          /* range-checked; arrays are host copies owned here; window,
+                                       turns and dense never NULL (zeros); scales that were 0 are
+                                       1 */
   float *rope_freq, *rope_second;   /* [rope_dims/2], backend memory; NULL where there is none */
   float *slopes;                    /* [heads], backend memory; or NULL */
   float scale;                      /* of scores: config.score_scale or 1/sqrt(head_dim) */
@@ -55,6 +64,8 @@ struct pyr_model {
   pyr_tensor positions;             /* [context, width], or of rank 0 */
   float *output_bias;               /* [vocab], or NULL */
   pyr_layer *layers;                /* [config.layers] */
+  pyr_expert *experts;              /* those of all layers, one after the other; or NULL */
+  size_t experts_bytes;
   bool ready;                       /* set by pyr_model_ready; nothing may be bound afterwards */
 
   /* model.c's own */

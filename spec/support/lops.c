@@ -244,6 +244,117 @@ static int ops_add(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
 }
 
+/* gate_rows(runtime, x, logits, d) -> floats */
+static int ops_gate_rows(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n, d = luaL_checkinteger(L, 4);
+  float *x = copy_floats(L, be, 2, NULL);
+  const float *logits = copy_floats(L, be, 3, &n);
+  pyr_status status = be->gate_rows(be, x, logits, n, d);
+  return status == PYR_OK ? push_floats(L, be, x, n * d) : fail(L, be, status);
+}
+
+/* route(runtime, logits, { experts, used, sigmoid (0), renormalise (0), scale (1), groups (0),
+ * groups_used (0) } [, correction]) -> ids, weights */
+static int ops_route(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t count;
+  const float *logits = copy_floats(L, be, 2, &count);
+  pyr_route r = { .logits = logits, .correction = copy_floats(L, be, 4, NULL),
+                  .experts = (int32_t)int_field(L, 3, "experts", 1),
+                  .used = (int32_t)int_field(L, 3, "used", 1),
+                  .groups = (int32_t)int_field(L, 3, "groups", 0),
+                  .groups_used = (int32_t)int_field(L, 3, "groups_used", 0),
+                  .kind = int_field(L, 3, "sigmoid", 0) ? PYR_ROUTER_SIGMOID : PYR_ROUTER_SOFTMAX,
+                  .renormalise = (int32_t)int_field(L, 3, "renormalise", 0),
+                  .scale = (float)number_field(L, 3, "scale", 1) };
+  r.n = count / r.experts;
+  r.ids = new_ints(L, be, r.n * r.used);
+  r.weights = new_floats(L, be, r.n * r.used);
+  pyr_status status = be->route(be, &r);
+  if (status != PYR_OK) return fail(L, be, status);
+  push_ints(L, be, r.ids, r.n * r.used);
+  push_floats(L, be, r.weights, r.n * r.used);
+  return 2;
+}
+
+/* Field `key` of the table at `arg`, one matrix of each expert in a row, as those of `experts`. */
+static pyr_status expert_matrices(lua_State *L, pyr_backend *be, int arg, const char *key,
+                                  int64_t rows, int64_t cols, size_t place, pyr_expert *experts,
+                                  int32_t count) {
+  lua_getfield(L, arg, "dtype");
+  pyr_dtype dtype = check_dtype(L, lua_gettop(L));
+  size_t stride = pyr_dtype_bytes(dtype, cols), bytes;
+  if (lua_getfield(L, arg, key) == LUA_TNIL) return PYR_OK;
+  const char *data = luaL_checklstring(L, -1, &bytes);
+  if (bytes != (size_t)count * (size_t)rows * stride) luaL_argerror(L, arg, key);
+  for (int32_t i = 0; i < count; i++) {
+    size_t each = (size_t)rows * stride;
+    pyr_tensor w = { data_block(L, be, each, data + (size_t)i * each, 0), dtype, 2,
+                     { rows, cols }, stride, 0 };
+    pyr_status status = order_weights(L, be, &w);
+    if (status != PYR_OK) return status;
+    *(pyr_tensor *)(void *)((char *)&experts[i] + place) = w;
+  }
+  return PYR_OK;
+}
+
+/* The same of biases, floats. */
+static void expert_biases(lua_State *L, pyr_backend *be, int arg, const char *key, int64_t n,
+                          size_t place, pyr_expert *experts, int32_t count) {
+  size_t bytes;
+  if (lua_getfield(L, arg, key) == LUA_TNIL) return;
+  const char *data = luaL_checklstring(L, -1, &bytes);
+  if (bytes != (size_t)(count * n) * sizeof(float)) luaL_argerror(L, arg, key);
+  for (int32_t i = 0; i < count; i++) {
+    size_t each = (size_t)n * sizeof(float);
+    *(void **)(void *)((char *)&experts[i] + place) = data_block(L, be, each,
+                                                                 data + (size_t)i * each, 0);
+  }
+}
+
+/* experts(runtime, x, ids, weights, { experts, used, width, ff, dtype, gate | nil, up, down and
+ * gate_bias, up_bias, down_bias | nil: those of all experts in a row; activation, limit } [, out])
+ * -> floats; out: accumulates to it */
+static int ops_experts(lua_State *L) {
+  static const char *const names[] = { "silu", "gelu", "gelu_tanh", "relu", "relu2",
+                                       "swiglu_clamped", NULL };   /* in pyr_activation's order */
+  pyr_backend *be = begin_call(L);
+  int64_t pairs, width = int_field(L, 5, "width", 1), ff = int_field(L, 5, "ff", 1);
+  pyr_experts e = { .x = copy_floats(L, be, 2, NULL), .ids = copy_ints(L, be, 3, &pairs),
+                    .weights = copy_floats(L, be, 4, NULL), .out = copy_floats(L, be, 6, NULL),
+                    .experts = (int32_t)int_field(L, 5, "experts", 1),
+                    .used = (int32_t)int_field(L, 5, "used", 1),
+                    .limit = (float)number_field(L, 5, "limit", 0) };
+  e.n = pairs / e.used;
+  e.flags = e.out ? PYR_LINEAR_ADD : 0;
+  if (!e.out) e.out = new_floats(L, be, e.n * width);
+  lua_getfield(L, 5, "activation");
+  e.activation = (pyr_activation)luaL_checkoption(L, -1, "silu", names);
+  size_t bytes = (size_t)e.experts * sizeof(pyr_expert);
+  pyr_expert *each = new_block(L, bytes, 0);
+  const struct { const char *name; int64_t rows, cols; size_t place; } matrices[] = {
+    { "gate", ff, width, offsetof(pyr_expert, gate) },
+    { "up", ff, width, offsetof(pyr_expert, up) },
+    { "down", width, ff, offsetof(pyr_expert, down) } };
+  pyr_status status = PYR_OK;
+  for (int i = 0; i < 3 && status == PYR_OK; i++)
+    status = expert_matrices(L, be, 5, matrices[i].name, matrices[i].rows, matrices[i].cols,
+                             matrices[i].place, each, e.experts);
+  expert_biases(L, be, 5, "gate_bias", ff, offsetof(pyr_expert, gate_bias), each, e.experts);
+  expert_biases(L, be, 5, "up_bias", ff, offsetof(pyr_expert, up_bias), each, e.experts);
+  expert_biases(L, be, 5, "down_bias", width, offsetof(pyr_expert, down_bias), each, e.experts);
+  e.each = each;
+  if (be->own_memory) e.table = data_block(L, be, bytes, each, 0);
+  int64_t cols = width > ff ? width : ff;
+  pyr_work work = { .tokens = e.n, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1,
+                    .head_dim = 1, .cols = cols, .outputs = cols, .experts = e.experts,
+                    .experts_used = e.used, .expert_ff = ff };
+  if (status == PYR_OK) status = be->reserve(be, &work);
+  if (status == PYR_OK) status = be->experts(be, &e);
+  return status == PYR_OK ? push_floats(L, be, e.out, e.n * width) : fail(L, be, status);
+}
+
 /* take_rows(runtime, x, idx, d), take_i32(runtime, x, idx) -> the first #idx rows or values after
  * the call */
 static int ops_take_rows(lua_State *L) {
@@ -827,6 +938,7 @@ int luaopen_pyramid_specs(lua_State *L) {
         { "embed", ops_embed },
     { "norm", ops_norm }, { "linear", ops_linear }, { "rope", ops_rope },
     { "activate", ops_activate }, { "scale", ops_scale }, { "add", ops_add },
+    { "gate_rows", ops_gate_rows }, { "route", ops_route }, { "experts", ops_experts },
     { "take_rows", ops_take_rows }, { "take_i32", ops_take_i32 }, { "store", ops_store },
         { "gather", ops_gather },
     { "merge", ops_merge }, { "rotate", ops_rotate }, { "choose", ops_choose },
