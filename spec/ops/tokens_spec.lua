@@ -156,10 +156,10 @@ describe("activate", function()
           end
           reference.each(function(rt)
             return ops.activate(rt, gate_bytes, up_bytes, name, limit)
-          end, function(result, fail) reference.near(result, gated, 1e-6, fail, name) end)
+          end, function(result, fail) reference.near(result, gated, 1e-6, fail, name, 1e-20) end)
           if name ~= "swiglu_clamped" then
             reference.each(function(rt) return ops.activate(rt, gate_bytes, nil, name) end,
-              function(result, fail) reference.near(result, plain, 1e-6, fail, name) end)
+              function(result, fail) reference.near(result, plain, 1e-6, fail, name, 1e-20) end)
           end
         end
       end
