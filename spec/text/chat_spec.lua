@@ -16,8 +16,8 @@ describe("a chat prompt equals the model's template:", function()
     local template = helper.read(root .. name .. ".jinja")
 
     -- The text is as expected, or refused with a reason where the reference refuses.
-    local function same(expected, messages, given, where)
-      local got, message, code = chat.render(template, messages, given)
+    local function same(expected, messages, given, where, text)
+      local got, message, code = chat.render(text or template, messages, given)
       if expected == cjson.null then
         assert.is_nil(got, where)
         assert.is_string(message)
@@ -40,6 +40,16 @@ describe("a chat prompt equals the model's template:", function()
         local given = options(true)
         given.tools, given.thinking = call.tools, call.enable_thinking
         same(rows.calls[i], call.messages, given, "call " .. i)
+      end
+    end)
+
+    it(name .. ", with dots for brackets, and blanks within its tags", function()
+      local dots = template:gsub("(%w)%['(role)'%]", "%1.%2"):gsub("(%w)%['(content)'%]", "%1.%2")
+      local blanks = template:gsub("{%%([-+]?) ", "{%%%1 \n  "):gsub(" ([-+]?)%%}", "\t %1%%}")
+      for _, text in ipairs { dots, blanks } do
+        for i, messages in ipairs(golden.conversations) do
+          same(rows.conversations[i][2], messages, options(true), "conversation " .. i, text)
+        end
       end
     end)
 
