@@ -49,13 +49,11 @@ end
 ---@field bytes integer            of the file
 ---@field warnings string[]        what its user should know, a line each
 
----@class pyramid.ConvertTask      a tensor of the new file
----@field name string
+---@class pyramid.ConvertTask: pyramid.GgufTensor  a tensor of the new file
 ---@field from? pyramid.Tensor     where its rows come from; nil: `data` has all
 ---@field data? string
 ---@field as string                dtype
 ---@field heads integer            of which it gets rows in GGUF's order; 0: as they lie
----@field shape integer[]
 
 -- ---- what a file holds --------------------------------------------------------------------------
 
@@ -211,7 +209,7 @@ end
 
 local function run(from, to, given)
   if files.kind(to) and not given.force then
-    fault.raise("argument", "%s: is there already (force replaces it)", to)
+    fault.raise("argument", "%s: is there already", to)
   end
   local source = fault.check(loaders.open(from))
   local weights = fault.check(loaders.weights(source))
