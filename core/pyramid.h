@@ -145,7 +145,8 @@ typedef enum pyr_dtype {
   PYR_F32 = 0, PYR_F16, PYR_BF16,
   PYR_Q8_0, PYR_Q4_0, PYR_Q4_K, PYR_Q5_K, PYR_Q6_K,   /* GGUF block formats, bit-compatible */
   PYR_FP8_E4M3,                                       /* of cache rows only, -448..448 */
-  PYR_Q4_1, PYR_Q5_0, PYR_Q5_1, PYR_Q2_K, PYR_Q3_K,   /* of files only: weights are bound converted
+  PYR_Q4_1, PYR_Q5_0, PYR_Q5_1,                       /* of weights only, as q4_0 and on */
+  PYR_Q2_K, PYR_Q3_K,                                 /* of files only: weights are bound converted
                                                          to another */
   PYR_IQ4_NL, PYR_IQ4_XS, PYR_MXFP4, PYR_NVFP4, PYR_F64,
   PYR_DTYPES
@@ -163,7 +164,7 @@ enum {
 };
 
 typedef struct pyr_dtype_info {  /* an entry of the table of dtypes; grows at its end only */
-  const char *name;              /* "f32", …, "q5_1" */
+  const char *name;              /* "f32", …, "f64" */
   int32_t block;                 /* values that lie together, 1 for plain numbers, … */
   size_t block_bytes;            /* … and their bytes */
   int32_t gguf;                  /* GGUF's number for it, or -1 */
@@ -339,9 +340,9 @@ typedef enum pyr_role {     /* which weight a tensor is; shapes in brackets */
 
 pyr_status pyr_model_new(pyr_runtime *rt, const pyr_model_config *config, pyr_model **out);
 /* Binds one weight. `as` < 0 keeps the file's dtype (mapped, not copied, where its alignment
- * allows); otherwise converts matrices to `as` (f32, f16, bf16, q8_0, q4_0). Vectors are always
- * kept as f32. `layer` is ignored for roles outside the layers. PYR_FORMAT: shape or bounds;
- * PYR_ARGUMENT: bound twice, role or layer out of range. */
+ * allows); otherwise converts matrices to `as` (f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1).
+ * Vectors are always kept as f32. `layer` is ignored for roles outside the layers. PYR_FORMAT:
+ * shape or bounds; PYR_ARGUMENT: bound twice, role or layer out of range. */
 pyr_status pyr_model_bind(pyr_model *model, pyr_role role, int layer, const pyr_tensor_spec *spec,
                           int as);
 /* The same of one expert's PYR_W_GATE, _UP, _DOWN or their biases, 0 <= expert < experts. All

@@ -10,6 +10,9 @@
  *     q8_0   34, of 32 values    f16 scale, 32 int8                            scale * q
  *     q4_0   18, of 32           f16 scale, 16 bytes: values 0-15 in their low
  *                                nibbles, 16-31 in their high ones             scale * (q - 8)
+ *     q4_1   20, of 32           f16 scale, f16 min, 16 bytes likewise          scale * q + min
+ *     q5_0   22, of 32           f16 scale, 32 fifth bits, 16 bytes likewise    scale * (q - 16)
+ *     q5_1   24, of 32           f16 scale, f16 min, 32 fifth bits, 16 bytes    scale * q + min
  *     q4_k   144, of 256         f16 scale, f16 min, 12 bytes: 8 scales and 8
  *                                mins of 6 bits, 128 bytes of nibbles       scale * s * q - min * m
  *     q5_k   176, of 256         the same, with 32 bytes of fifth bits before the 128
@@ -125,11 +128,36 @@ static __device__ __forceinline__ float value_of_q6_k(const uint8_t *row, int64_
                    static_cast<float>((low | high << 4) - 32));
 }
 
-/* Value i: 4 bits, low nibbles of the bytes first. */
+/* Number `at` of 32: 4 bits, low nibbles of the bytes first; and a fifth one. */
+static __device__ __forceinline__ int nibble_of(const uint8_t *q, int at) {
+  return at < 16 ? q[at] & 15 : q[at - 16] >> 4;
+}
+static __device__ __forceinline__ int fifth_of(const uint8_t *bits, int at) {
+  return (bits[at / 8] >> at % 8 & 1) << 4;
+}
+
+/* Value i of formats with blocks of 32. */
 static __device__ __forceinline__ float value_of_q4_0(const uint8_t *row, int64_t i) {
   const uint8_t *block = row + i / 32 * 18;
-  int at = static_cast<int>(i % 32), q = at < 16 ? block[2 + at] & 15 : block[2 + at - 16] >> 4;
+  int q = nibble_of(block + 2, static_cast<int>(i % 32));
   return __fmul_rn(f32_of_f16(load16(block)), static_cast<float>(q - 8));
+}
+static __device__ __forceinline__ float value_of_q4_1(const uint8_t *row, int64_t i) {
+  const uint8_t *block = row + i / 32 * 20;
+  int q = nibble_of(block + 4, static_cast<int>(i % 32));
+  return __fadd_rn(__fmul_rn(f32_of_f16(load16(block)), static_cast<float>(q)),
+                   f32_of_f16(load16(block + 2)));
+}
+static __device__ __forceinline__ float value_of_q5_0(const uint8_t *row, int64_t i) {
+  const uint8_t *block = row + i / 32 * 22;
+  int at = static_cast<int>(i % 32), q = nibble_of(block + 6, at) | fifth_of(block + 2, at);
+  return __fmul_rn(f32_of_f16(load16(block)), static_cast<float>(q - 16));
+}
+static __device__ __forceinline__ float value_of_q5_1(const uint8_t *row, int64_t i) {
+  const uint8_t *block = row + i / 32 * 24;
+  int at = static_cast<int>(i % 32), q = nibble_of(block + 8, at) | fifth_of(block + 4, at);
+  return __fadd_rn(__fmul_rn(f32_of_f16(load16(block)), static_cast<float>(q)),
+                   f32_of_f16(load16(block + 2)));
 }
 
 /* Value i: a whole number of 8 bits, exact in f32 as the scale is; the product is rounded once. */
@@ -147,6 +175,9 @@ static __device__ __forceinline__ float value_at(const uint8_t *row, int dtype, 
     case PYR_BF16: return f32_of_bf16(reinterpret_cast<const uint16_t *>(row)[i]);
     case PYR_Q8_0: return value_of_q8_0(row, i);
     case PYR_Q4_0: return value_of_q4_0(row, i);
+    case PYR_Q4_1: return value_of_q4_1(row, i);
+    case PYR_Q5_0: return value_of_q5_0(row, i);
+    case PYR_Q5_1: return value_of_q5_1(row, i);
     case PYR_Q4_K: return value_of_k(row, false, i);
     case PYR_Q5_K: return value_of_k(row, true, i);
     case PYR_Q6_K: return value_of_q6_k(row, i);

@@ -54,9 +54,12 @@
   X(arg, Q6_K,     q6_k,     WEIGHT, 256, 210, 1, ONE_WAY, 14, NULL,   Q6_K, \
     WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
   X(arg, FP8_E4M3, fp8_e4m3, ROW,      1,   1, 1, TWO_WAY, -1, NULL,   FP8_E4M3, ROWS, ROWS) \
-  X(arg, Q4_1,     q4_1,     FILE,    32,  20, 1, TWO_WAY,  3, NULL,   Q8_0, NONE, NONE) \
-  X(arg, Q5_0,     q5_0,     FILE,    32,  22, 1, TWO_WAY,  6, NULL,   Q8_0, NONE, NONE) \
-  X(arg, Q5_1,     q5_1,     FILE,    32,  24, 1, TWO_WAY,  7, NULL,   Q8_0, NONE, NONE) \
+  X(arg, Q4_1,     q4_1,     WEIGHT,  32,  20, 1, TWO_WAY,  3, NULL,   Q4_1, \
+    WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
+  X(arg, Q5_0,     q5_0,     WEIGHT,  32,  22, 1, TWO_WAY,  6, NULL,   Q5_0, \
+    WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
+  X(arg, Q5_1,     q5_1,     WEIGHT,  32,  24, 1, TWO_WAY,  7, NULL,   Q5_1, \
+    WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
   X(arg, Q2_K,     q2_k,     FILE,   256,  84, 1, ONE_WAY, 10, NULL,   Q8_0, NONE, NONE) \
   X(arg, Q3_K,     q3_k,     FILE,   256, 110, 1, ONE_WAY, 11, NULL,   Q8_0, NONE, NONE) \
   X(arg, IQ4_NL,   iq4_nl,   FILE,    32,  18, 1, ONE_WAY, 20, NULL,   Q8_0, NONE, NONE) \

@@ -1,9 +1,10 @@
 /* interleave.c — the order of quantised weights in which few tokens are multiplied fastest.
  *
  * PYR_PACK rows that follow each other are a pack, as many bytes as before. Block by block of
- * their values, first the two bytes that no word of four holds (the scale of q8_0, q4_0 and q6_k),
- * row beside row, then the block's words, each row beside row: a vector of words has one of each
- * row. Of q8_0, whose block is a scale s of two bytes and 32 bytes, 8 words w:
+ * their values, first the two bytes that no word of four holds (a scale, where the bytes of a block
+ * are no multiple of four), row beside row, then the block's words, each row beside row: a vector
+ * of words has one of each row. Of q8_0, whose block is a scale s of two bytes and 32 bytes, 8
+ * words w:
  *
  *     before    row r:      s_r   w_r,0  w_r,1 … w_r,7                34 bytes, in 16 places
  *
@@ -15,7 +16,8 @@
  *
  * A product then needs no scale spread over a vector, no sum across one, and unpacks each byte
  * once for all tokens (dot_packs of int8.inc), which reads them in the order in which they lie:
- * that of q6_k is its own. All other readers get rows back through pyr_cpu_weights.
+ * that of q6_k is its own. Only the fifth bits of q5_0 and q5_1 are no longer the same words. All
+ * other readers get rows back through pyr_cpu_weights.
  *
  * Does not own: who asks for it and where it lies (bind_matrix of model.c). */
 #include "cpu/cpu.h"
@@ -48,13 +50,36 @@ static const uint8_t q6_k_words[] = {
 };
 
 /* A block of a row: `odd` bytes at odd_at, and words from words_at on, in the order of `order`, if
- * there is one. q8_0: 34 bytes, 2 odd ones at 0, 8 words from 2 on. q6_k: 210 bytes, 2 odd ones
- * at 208, 52 words from 0 on, in the order above. */
-typedef struct block_form { size_t bytes, odd, odd_at, words_at; const uint8_t *order; } block_form;
+ * there is one; word `fifths` has the fifth bits of 32 values, if it is one of them. q8_0: 34
+ * bytes, 2 odd ones at 0, 8 words from 2 on. q5_1: 24 bytes, 6 words from 0 on, fifth bits in
+ * word 1. q6_k: 210 bytes, 2 odd ones at 208, 52 words from 0 on, in the order above. */
+typedef struct block_form {
+  size_t bytes, odd, odd_at, words_at, fifths;
+  const uint8_t *order;
+} block_form;
 static block_form form_of(pyr_dtype dtype) {
   size_t bytes = pyr_dtype_block_bytes(dtype), odd = bytes % WORD;
-  return dtype == PYR_Q6_K ? (block_form){ bytes, odd, bytes - odd, 0, q6_k_words }
-      : (block_form){ bytes, odd, 0, odd, NULL };
+  block_form f = { .bytes = bytes, .odd = odd, .words_at = odd, .fifths = SIZE_MAX };
+  if (dtype == PYR_Q5_0) f.fifths = 0;
+  if (dtype == PYR_Q5_1) f.fifths = 1;
+  if (dtype == PYR_Q6_K) f.odd_at = bytes - odd, f.words_at = 0, f.order = q6_k_words;
+  return f;
+}
+
+/* Fifth bits, of value v in bit v, as packs have them: of value 4 i + j in bit i of byte j, so that
+ * those of four values that follow each other are one shift away from their bytes. And back. A
+ * product puts four bits into four bytes, or the lowest bits of four bytes beside each other: of
+ * 1011 the first makes 1, 1, 0, 1 from the lowest byte up. */
+static uint32_t deal_fifths(uint32_t bits) {
+  uint32_t dealt = 0;
+  for (int i = 0; i < 8; i++) dealt |= ((bits >> 4 * i & 15) * 0x00204081u & 0x01010101u) << i;
+  return dealt;
+}
+static uint32_t gather_fifths(uint32_t dealt) {
+  uint32_t bits = 0;
+  for (int i = 0; i < 8; i++)
+    bits |= ((dealt >> i & 0x01010101u) * 0x01020408u >> 24 & 15) << 4 * i;
+  return bits;
 }
 
 /* Where they lie in the block of its pack. Of row 3 in a pack of q8_0: its scale at 3 * 2, its
@@ -86,8 +111,12 @@ static void interleave_pack(void *ctx, int64_t task, int worker) {
       const uint8_t *from = rows + (size_t)r * c->w->stride + (size_t)b * f.bytes;
       uint8_t *to = pack + words_in(&f, r);
       memcpy(pack + odd_in(&f, r), from + f.odd_at, f.odd);
-      for (size_t i = 0; i < f.bytes / WORD; i++, to += PYR_PACK * WORD)
-        memcpy(to, from + word_from(&f, i), WORD);
+      for (size_t i = 0; i < f.bytes / WORD; i++, to += PYR_PACK * WORD) {
+        uint32_t word;
+        memcpy(&word, from + word_from(&f, i), WORD);
+        if (i == f.fifths) word = deal_fifths(word);
+        memcpy(to, &word, WORD);
+      }
     }
 }
 
@@ -120,8 +149,12 @@ void pyr_cpu_weights(const pyr_kernels *k, float *dst, const pyr_tensor *w, int6
     for (int64_t b = 0; b < some; b++, pack += PYR_PACK * f.bytes, to += f.bytes) {
       const uint8_t *from = pack + words_in(&f, row % PYR_PACK);
       memcpy(to + f.odd_at, pack + odd_in(&f, row % PYR_PACK), f.odd);
-      for (size_t i = 0; i < f.bytes / WORD; i++, from += PYR_PACK * WORD)
-        memcpy(to + word_from(&f, i), from, WORD);
+      for (size_t i = 0; i < f.bytes / WORD; i++, from += PYR_PACK * WORD) {
+        uint32_t word;
+        memcpy(&word, from, WORD);
+        if (i == f.fifths) word = gather_fifths(word);
+        memcpy(to + word_from(&f, i), &word, WORD);
+      }
     }
     k->to_f32(dst, plain, w->dtype, some * block);
     dst += some * block;

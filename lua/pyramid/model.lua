@@ -35,8 +35,8 @@ local rounded = { cpu = { bf16 = "bf16", int8 = "int8" }, other = { bf16 = "bf16
 ---  PYRAMID_DEVICE in the program `pyramid`, else "cpu"; always "cpu" if isa is given
 ---@field threads? integer           0 or nil: all processors
 ---@field weights? string
----  "f32", "f16", "bf16", "q8_0", "q4_0": converts; nil: as in the file, but what no kernel reads
----  (q4_1, q2_k, iq4_nl, …) becomes q8_0, as `model.warnings` then says
+---  "f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1": converts; nil: as in the file,
+---  but what no kernel reads (iq4_xs, mxfp4, nvfp4, …) becomes q8_0, as `model.warnings` then says
 ---@field memory? integer|string     most bytes the runtime may hold, mapped files excluded
 ---@field isa? string
 ---  CPU kernels: "base", "avx2", "avx512", or one that rounds: "avx512bf16", "avx512int8",

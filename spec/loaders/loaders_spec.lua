@@ -435,13 +435,14 @@ describe("loaders.load", function()
 
   it("loads what it has no kernels for converted, and says so", function()
     local parts, plain = formats.gguf_of("codellama", "f32"), formats.gguf_of("codellama", "f32")
-    local counts, kinds = {}, { "q4_1", "q5_0", "q5_1" }
+    local counts, kinds = {}, { "mxfp4", "nvfp4" }
     for i, t in ipairs(parts.tensors) do
       if #t.shape == 2 then
-        local kind = kinds[i % 3 + 1]
-        local values
-        t.data, values = file_blocks.random(kind, t.shape[1] * t.shape[2] // 32, i, -8, -6)
-        t.type, plain.tensors[i].data = file_blocks.types[kind].type, values
+        local kind = kinds[i % 2 + 1]
+        local format, values = file_blocks.types[kind]
+        t.data, values = file_blocks.random(kind, t.shape[1] * t.shape[2] // format.block, i, -8,
+          -6)
+        t.type, plain.tensors[i].data = format.type, values
         counts[kind] = (counts[kind] or 0) + 1
       end
     end
@@ -469,9 +470,9 @@ describe("loaders.load", function()
     local got, warnings = read(parts)
     assert.is_true(got == read(plain, { weights = "q8_0" }))
     assert.same({ line:format "q8_0" }, warnings)
-    for _, model in ipairs { { weights = "q4_1" }, { weights = "q5_1" } } do
+    for _, model in ipairs { { weights = "mxfp4" }, { weights = "q4_k" } } do
       assert.error_matches(function() pyramid.model("models/tiny", model) end,
-        "known: f32, f16, bf16, q8_0, q4_0")
+        "known: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0, q5_1")
     end
   end)
 

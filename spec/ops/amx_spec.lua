@@ -6,8 +6,8 @@ local core = require "pyramid.core"
 local ops = require "pyramid_specs"
 local reference = require "spec.support.ops_reference"
 
-local blocks = { bf16 = 1, q8_0 = 32, q4_0 = 32, q4_k = 256, q5_k = 256, q6_k = 256 }
-local interleaved = { q8_0 = true, q4_0 = true, q4_k = true, q6_k = true }
+local _, blocks = helper.dtypes "bf16"
+local _, interleaved = helper.dtypes "packs"
 local fewest = ops.small_n  -- tokens from which interleaved weights go by tiles
 
 local teams = reference.teams "amxint8"

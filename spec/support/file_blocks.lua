@@ -1,4 +1,4 @@
--- Blocks of the types that models hold only converted, with their values: straight from the
+-- Blocks of the types that are only read, with their values: straight from the
 -- definitions (core/base/dtype.c states them), one value at a time and in doubles. Each value is
 -- exact in a double, or a difference that rounds once, so that packing it as a float gives what a
 -- float's arithmetic does.

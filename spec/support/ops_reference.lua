@@ -133,24 +133,31 @@ end
 
 -- ---- rows and lanes -----------------------------------------------------------------------------
 
---- A matrix of `rows` rows: its bytes and its values as f32. Blocks of k-quants are random bits
---- with small scales.
+-- Where the f16 scales of a block lie, by dtype: of those that values do not become.
+local scales_at = { q4_k = { 0, 2 }, q5_k = { 0, 2 }, q6_k = { 208 } }
+local infos = {}
+for _, info in ipairs(core.dtypes()) do infos[info.name] = info end
+
+--- A matrix of `rows` rows: its bytes and its values as f32. Blocks that values do not become are
+--- random bits with small scales.
 function reference.matrix(dtype, rows, cols)
-  local sizes = { q4_k = 144, q5_k = 176, q6_k = 210 }
-  if not sizes[dtype] then
+  local info, bytes = infos[dtype]
+  if info.writable then
     local _, floats = reference.random(rows * cols)
-    local bytes = ops.from_f32(dtype, floats)
-    return bytes, ops.numbers(ops.to_f32(dtype, bytes))
+    bytes = ops.from_f32(dtype, floats)
+  else
+    local blocks = {}
+    for i = 1, rows * cols // info.block do
+      local bits = {}
+      for j = 1, info.bytes do bits[j] = string.char(math.random(0, 255)) end
+      for _, at in ipairs(assert(scales_at[dtype], dtype)) do
+        local scale = ops.from_f32("f16", ops.floats { math.random() * 0.01 })
+        bits[at + 1], bits[at + 2] = scale:sub(1, 1), scale:sub(2, 2)
+      end
+      blocks[i] = table.concat(bits)
+    end
+    bytes = table.concat(blocks)
   end
-  local blocks = {}
-  for i = 1, rows * cols // 256 do
-    local bits = {}
-    for j = 1, sizes[dtype] do bits[j] = string.char(math.random(0, 255)) end
-    local scales = ops.from_f32("f16", ops.floats { math.random() * 0.01, math.random() * 0.01 })
-    local rest = table.concat(bits, "", dtype == "q6_k" and 3 or 5)
-    blocks[i] = dtype == "q6_k" and rest .. scales:sub(1, 2) or scales .. rest
-  end
-  local bytes = table.concat(blocks)
   return bytes, ops.numbers(ops.to_f32(dtype, bytes))
 end
 
@@ -182,11 +189,13 @@ end
 
 --- out[n, rows] = x[n, cols] . w[rows, cols]^T (+ bias) (+ out)
 function reference.linear(x, w, rows, cols, bias, out)
-  local result = {}
+  local result, w_rows = {}, {}
+  for r = 0, rows - 1 do w_rows[r] = table.move(w, r * cols + 1, (r + 1) * cols, 1, {}) end
   for t = 0, #x // cols - 1 do
+    local x_row = table.move(x, t * cols + 1, (t + 1) * cols, 1, {})
     for r = 0, rows - 1 do
-      local sum, t0, w0 = 0.0, t * cols, r * cols
-      for i = 1, cols do sum = sum + x[t0 + i] * w[w0 + i] end
+      local sum, w_row = 0.0, w_rows[r]
+      for i = 1, cols do sum = sum + x_row[i] * w_row[i] end
       local at = t * rows + r + 1
       result[at] = sum + (bias and bias[r + 1] or 0) + (out and out[at] or 0)
     end

@@ -117,8 +117,8 @@ typedef struct pyr_kernels {
   void (*quantize)(void *row, const float *x, int64_t k, pyr_dtype dtype);
   void (*dot_int8)(float *out, const void *w, size_t w_stride, pyr_dtype dtype, int rows,
                    const void *x, int n, int64_t k);
-  /* out[r*PYR_PACKS*PYR_PACK + i]: likewise, for packs of interleaved weight rows, of q8_0,
-   * q4_0, q4_k or q6_k, that follow each other, and n <= PYR_PACK_TOKENS rows of x, which
+  /* out[r*PYR_PACKS*PYR_PACK + i]: likewise, for packs of interleaved weight rows, of a dtype
+   * that has PYR_KERNEL_PACKS, that follow each other, and n <= PYR_PACK_TOKENS rows of x, which
    * quantize_tokens has made together of such that follow each other: in n * int8_bytes(k) bytes.
    * `first`: these weights have not been read lately, and those behind them will not have been */
   void (*quantize_tokens)(void *tokens, const float *x, int n, int64_t k, pyr_dtype dtype);

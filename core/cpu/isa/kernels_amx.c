@@ -16,6 +16,7 @@
 #pragma GCC diagnostic ignored "-Wunused-function"   /* of what is in formats.inc */
 #include "simd.inc"
 #include "formats.inc"
+#include "packs.inc"
 
 /* ---- packing --------------------------------------------------------------------------------- */
 
@@ -166,16 +167,41 @@ static void pack_of_q8_0(uint16_t *to, const uint8_t *w, int64_t cols) {
   }
 }
 
-/* Low bits are values 0 to 15 of a block, high ones 16 to 31. */
-static void pack_of_q4_0(uint16_t *to, const uint8_t *w, int64_t cols) {
-  for (int64_t c = 0; c < cols; c += GROUP, w += PYR_PACK * 18, to += PYR_TILE_NEXT) {
-    vf scale = halves_at(w), min = scale * vset(-8);
+/* The scale and the min of each row of a block of packs.inc, the offset among the min. */
+INLINE void factors_of(vf *scale, vf *min, const uint8_t *w, const pyr_dtype dtype) {
+  *scale = (vf)block_scales(w, dtype);
+  *min = has_mins(dtype) ? (vf)block_mins(w) : *scale * vset((float)-offset_of(dtype));
+}
+
+/* q4_0 and q4_1: low bits are values 0 to 15 of a block, high ones 16 to 31. */
+INLINE void pack_of_nibbles(uint16_t *to, const uint8_t *w, int64_t cols, const pyr_dtype dtype) {
+  for (int64_t c = 0; c < cols; c += GROUP, to += PYR_TILE_NEXT) {
+    vf scale, min;
+    factors_of(&scale, &min, w, dtype);
+    w += words_behind(dtype);
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-      __m512i q = words_at(w + 32 + 64 * i);
+    for (int i = 0; i < 4; i++, w += 64) {
+      __m512i q = words_at(w);
       put_nibbles(to + 2 * i * LINE, q, 0, scale, min);
       put_nibbles(to + (8 + 2 * i) * LINE, q, 4, scale, min);
     }
+  }
+}
+
+/* q5_0 and q5_1. */
+INLINE void pack_of_fives(uint16_t *to, const uint8_t *w, int64_t cols, const pyr_dtype dtype) {
+  for (int64_t c = 0; c < cols; c += GROUP, to += PYR_TILE_NEXT) {
+    vf scale, min;
+    factors_of(&scale, &min, w, dtype);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+      __m512i q = block_words(w, dtype, i);
+      uint16_t *line = to + 2 * i * LINE;
+      put_pair(line, vfma(signed_byte(q, 0), scale, min), vfma(signed_byte(q, 1), scale, min));
+      put_pair(line + LINE, vfma(signed_byte(q, 2), scale, min),
+               vfma(signed_byte(q, 3), scale, min));
+    }
+    w += PYR_PACK * group_bytes(dtype);
   }
 }
 
@@ -221,7 +247,7 @@ static void pack_of_q4_k(uint16_t *to, const uint8_t *w, int64_t cols) {
  * runs (groups): four times a word of low bits of runs 0 and 2, of runs 1 and 3, and of the high
  * two bits of all four (interleave.c). */
 static void pack_of_q6_k(uint16_t *to, const uint8_t *w, int64_t cols) {
-  const __m512i top = _mm512_set1_epi8(48), low_bits = _mm512_set1_epi8(15);
+  const __m512i top = _mm512_set1_epi8(48);
   for (int64_t c = 0; c < cols; c += 256, to += 8 * PYR_TILE_NEXT) {
     const uint8_t *head = w;
     w += 32 + 256;
@@ -237,7 +263,7 @@ static void pack_of_q6_k(uint16_t *to, const uint8_t *w, int64_t cols) {
 #pragma GCC unroll 4
         for (int i = 0; i < 4; i++, line += 2 * LINE) {
           __m512i low = words_at(w + 192 * i + 64 * (j % 2)), high = words_at(w + 192 * i + 128);
-          low = _mm512_and_si512(j < 2 ? low : _mm512_srli_epi16(low, 4), low_bits);
+          low = j < 2 ? low_bits(low) : high_bits(low);
           high = j == 0 ? _mm512_slli_epi16(high, 4) : j == 1 ? _mm512_slli_epi16(high, 2) :
                  j == 2 ? high : _mm512_srli_epi16(high, 2);
           __m512i q = _mm512_or_si512(low, _mm512_and_si512(high, top));
@@ -253,7 +279,10 @@ static void pack_of_q6_k(uint16_t *to, const uint8_t *w, int64_t cols) {
 static void tile_pack(uint16_t *to, const void *pack, pyr_dtype dtype, int64_t cols) {
   switch (dtype) {
     case PYR_Q8_0: pack_of_q8_0(to, pack, cols); break;
-    case PYR_Q4_0: pack_of_q4_0(to, pack, cols); break;
+    case PYR_Q4_0: pack_of_nibbles(to, pack, cols, PYR_Q4_0); break;
+    case PYR_Q4_1: pack_of_nibbles(to, pack, cols, PYR_Q4_1); break;
+    case PYR_Q5_0: pack_of_fives(to, pack, cols, PYR_Q5_0); break;
+    case PYR_Q5_1: pack_of_fives(to, pack, cols, PYR_Q5_1); break;
     case PYR_Q4_K: pack_of_q4_k(to, pack, cols); break;
     case PYR_Q6_K: pack_of_q6_k(to, pack, cols); break;
     case PYR_F32: case PYR_F16: case PYR_BF16: case PYR_Q5_K: PYR_CASES_NOT_WEIGHTS: break;
