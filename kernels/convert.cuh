@@ -11,6 +11,7 @@
  *     q4_0   18, of 32           f16 scale, 16 bytes: values 0-15 in their low
  *                                nibbles, 16-31 in their high ones             scale * (q - 8)
  *     q4_1   20, of 32           f16 scale, f16 min, 16 bytes likewise          scale * q + min
+ *     iq4_nl 18, of 32           f16 scale, 16 bytes likewise                  scale * level[q]
  *     q5_0   22, of 32           f16 scale, 32 fifth bits, 16 bytes likewise    scale * (q - 16)
  *     q5_1   24, of 32           f16 scale, f16 min, 32 fifth bits, 16 bytes    scale * q + min
  *     q4_k   144, of 256         f16 scale, f16 min, 12 bytes: 8 scales and 8
@@ -148,6 +149,23 @@ static __device__ __forceinline__ float value_of_q4_1(const uint8_t *row, int64_
   return __fadd_rn(__fmul_rn(f32_of_f16(load16(block)), static_cast<float>(q)),
                    f32_of_f16(load16(block + 2)));
 }
+
+/* Eight levels of iq4_nl in a word, the first in its lowest byte: a table of bytes would lie in
+ * memory. */
+static constexpr int8_t IQ4_LEVELS[16] = { PYR_IQ4_LEVELS };
+static constexpr uint64_t eight_levels(int from) {
+  uint64_t word = 0;
+  for (int i = 8; i-- > 0;) word = word << 8 | static_cast<uint8_t>(IQ4_LEVELS[from + i]);
+  return word;
+}
+static constexpr uint64_t IQ4_LOW = eight_levels(0), IQ4_HIGH = eight_levels(8);
+
+static __device__ __forceinline__ float value_of_iq4_nl(const uint8_t *row, int64_t i) {
+  const uint8_t *block = row + i / 32 * 18;
+  int q = nibble_of(block + 2, static_cast<int>(i % 32));
+  auto level = static_cast<int8_t>((q < 8 ? IQ4_LOW : IQ4_HIGH) >> q % 8 * 8);
+  return __fmul_rn(f32_of_f16(load16(block)), static_cast<float>(level));
+}
 static __device__ __forceinline__ float value_of_q5_0(const uint8_t *row, int64_t i) {
   const uint8_t *block = row + i / 32 * 22;
   int at = static_cast<int>(i % 32), q = nibble_of(block + 6, at) | fifth_of(block + 2, at);
@@ -176,6 +194,7 @@ static __device__ __forceinline__ float value_at(const uint8_t *row, int dtype, 
     case PYR_Q8_0: return value_of_q8_0(row, i);
     case PYR_Q4_0: return value_of_q4_0(row, i);
     case PYR_Q4_1: return value_of_q4_1(row, i);
+    case PYR_IQ4_NL: return value_of_iq4_nl(row, i);
     case PYR_Q5_0: return value_of_q5_0(row, i);
     case PYR_Q5_1: return value_of_q5_1(row, i);
     case PYR_Q4_K: return value_of_k(row, false, i);

@@ -99,10 +99,7 @@ static void q5_1_to_f32(float *restrict dst, const uint8_t *restrict src) {
   for (int i = 0; i < 32; i++) dst[i] = d * (float)q[i] + m;
 }
 
-/* The 16 levels that iq4_nl and iq4_xs choose from: closer together where weights are more
- * frequent. */
-static const int8_t levels[16] = { -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69,
-                                   89, 113 };
+static const int8_t levels[16] = { PYR_IQ4_LEVELS };
 /* Twice the values of 4-bit floats with two bits of exponent and one of mantissa. */
 static const int8_t fp4[16] = { 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12 };
 

@@ -62,7 +62,8 @@
     WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
   X(arg, Q2_K,     q2_k,     FILE,   256,  84, 1, ONE_WAY, 10, NULL,   Q8_0, NONE, NONE) \
   X(arg, Q3_K,     q3_k,     FILE,   256, 110, 1, ONE_WAY, 11, NULL,   Q8_0, NONE, NONE) \
-  X(arg, IQ4_NL,   iq4_nl,   FILE,    32,  18, 1, ONE_WAY, 20, NULL,   Q8_0, NONE, NONE) \
+  X(arg, IQ4_NL,   iq4_nl,   WEIGHT,  32,  18, 1, ONE_WAY, 20, NULL,   IQ4_NL, \
+    WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
   X(arg, IQ4_XS,   iq4_xs,   FILE,   256, 136, 1, ONE_WAY, 23, NULL,   Q8_0, NONE, NONE) \
   X(arg, MXFP4,    mxfp4,    FILE,    32,  17, 1, ONE_WAY, 39, NULL,   Q8_0, NONE, NONE) \
   X(arg, NVFP4,    nvfp4,    FILE,    64,  36, 1, ONE_WAY, 40, NULL,   Q8_0, NONE, NONE) \
@@ -153,6 +154,11 @@ void pyr_row_to_f32(float *dst, const void *src, pyr_dtype dtype, int64_t n);
  * stays NaN. Blocks, as ggml makes them: q8_0 rounds half away from zero; q4_0 and q5_0 truncate
  * x/d + 8.5 and x/d + 16.5, q4_1 and q5_1 (x - m)/d + 0.5. */
 void pyr_row_from_f32(void *dst, pyr_dtype dtype, const float *src, int64_t n);
+
+/* The 16 levels that iq4_nl and iq4_xs choose from, by four bits: closer together where weights are
+ * more frequent. */
+#define PYR_IQ4_LEVELS \
+  -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 
 /* ---- single values, for kernels that do their own loops -------------------------------------- */
 

@@ -132,26 +132,25 @@ INLINE void put_pair(uint16_t *to, vf even, vf odd) {
   _mm512_store_si512(to, _mm512_permutexvar_epi16(places, rounded(even, odd)));
 }
 
-/* Bytes of words, signed; and four bits of them from bit `at` on, times scale plus min. */
+/* Bytes of words, signed; and the numbers that four bits of them mean, from bit `at` on, times
+ * scale plus min. */
 INLINE vf signed_byte(__m512i words, const int i) {
   return vof_i32((vi)_mm512_srai_epi32(_mm512_slli_epi32(words, (unsigned)(24 - 8 * i)), 24));
 }
-INLINE vf four_bits(__m512i words, const int at, vf scale, vf min) {
-  const __m512i all = _mm512_set_epi32(0x41700000, 0x41600000, 0x41500000, 0x41400000, 0x41300000,
-                                       0x41200000, 0x41100000, 0x41000000, 0x40e00000, 0x40c00000,
-                                       0x40a00000, 0x40800000, 0x40400000, 0x40000000, 0x3f800000,
-                                       0);      /* 15.0f, …, 1.0f, 0: by the low four bits */
-  __m512 q = _mm512_permutexvar_ps(_mm512_srli_epi32(words, (unsigned)at), (__m512)all);
-  return vfma((vf)q, scale, min);
+static const float zero_to_15[16] = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
+INLINE vf four_bits(__m512i words, const int at, const float meaning[16], vf scale, vf min) {
+  return vfma(vchoose(meaning, (vi)_mm512_srli_epi32(words, (unsigned)at)), scale, min);
 }
 
 INLINE __m512i words_at(const uint8_t *w) { return _mm512_loadu_si512(w); }
 INLINE vf halves_at(const uint8_t *w) { return vload_f16(w); }
 
-INLINE void put_nibbles(uint16_t *to, __m512i words, const int shift, vf scale, vf min) {
-  put_pair(to, four_bits(words, shift, scale, min), four_bits(words, shift + 8, scale, min));
-  put_pair(to + LINE, four_bits(words, shift + 16, scale, min),
-           four_bits(words, shift + 24, scale, min));
+INLINE void put_nibbles(uint16_t *to, __m512i words, const int shift, const float meaning[16],
+                        vf scale, vf min) {
+  put_pair(to, four_bits(words, shift, meaning, scale, min),
+           four_bits(words, shift + 8, meaning, scale, min));
+  put_pair(to + LINE, four_bits(words, shift + 16, meaning, scale, min),
+           four_bits(words, shift + 24, meaning, scale, min));
 }
 
 static void pack_of_q8_0(uint16_t *to, const uint8_t *w, int64_t cols) {
@@ -173,17 +172,20 @@ INLINE void factors_of(vf *scale, vf *min, const uint8_t *w, const pyr_dtype dty
   *min = has_mins(dtype) ? (vf)block_mins(w) : *scale * vset((float)-offset_of(dtype));
 }
 
-/* q4_0 and q4_1: low bits are values 0 to 15 of a block, high ones 16 to 31. */
+/* q4_0, q4_1 and iq4_nl, whose levels have no offset as floats: low bits are values 0 to 15 of a
+ * block, high ones 16 to 31. */
 INLINE void pack_of_nibbles(uint16_t *to, const uint8_t *w, int64_t cols, const pyr_dtype dtype) {
+  const float *meaning = dtype == PYR_IQ4_NL ? iq4_levels : zero_to_15;
   for (int64_t c = 0; c < cols; c += GROUP, to += PYR_TILE_NEXT) {
     vf scale, min;
     factors_of(&scale, &min, w, dtype);
+    if (dtype == PYR_IQ4_NL) min = vset(0);
     w += words_behind(dtype);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; i++, w += 64) {
       __m512i q = words_at(w);
-      put_nibbles(to + 2 * i * LINE, q, 0, scale, min);
-      put_nibbles(to + (8 + 2 * i) * LINE, q, 4, scale, min);
+      put_nibbles(to + 2 * i * LINE, q, 0, meaning, scale, min);
+      put_nibbles(to + (8 + 2 * i) * LINE, q, 4, meaning, scale, min);
     }
   }
 }
@@ -236,8 +238,8 @@ static void pack_of_q4_k(uint16_t *to, const uint8_t *w, int64_t cols) {
 #pragma GCC unroll 8
       for (int i = 0; i < 8; i++) {
         __m512i q = words_at(w + 64 * i);
-        put_nibbles(to + 2 * i * LINE, q, 0, scale[0], min[0]);
-        put_nibbles(to + PYR_TILE_NEXT + 2 * i * LINE, q, 4, scale[1], min[1]);
+        put_nibbles(to + 2 * i * LINE, q, 0, zero_to_15, scale[0], min[0]);
+        put_nibbles(to + PYR_TILE_NEXT + 2 * i * LINE, q, 4, zero_to_15, scale[1], min[1]);
       }
     }
   }
@@ -281,6 +283,7 @@ static void tile_pack(uint16_t *to, const void *pack, pyr_dtype dtype, int64_t c
     case PYR_Q8_0: pack_of_q8_0(to, pack, cols); break;
     case PYR_Q4_0: pack_of_nibbles(to, pack, cols, PYR_Q4_0); break;
     case PYR_Q4_1: pack_of_nibbles(to, pack, cols, PYR_Q4_1); break;
+    case PYR_IQ4_NL: pack_of_nibbles(to, pack, cols, PYR_IQ4_NL); break;
     case PYR_Q5_0: pack_of_fives(to, pack, cols, PYR_Q5_0); break;
     case PYR_Q5_1: pack_of_fives(to, pack, cols, PYR_Q5_1); break;
     case PYR_Q4_K: pack_of_q4_k(to, pack, cols); break;
