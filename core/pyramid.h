@@ -145,10 +145,8 @@ typedef enum pyr_dtype {
   PYR_F32 = 0, PYR_F16, PYR_BF16,
   PYR_Q8_0, PYR_Q4_0, PYR_Q4_K, PYR_Q5_K, PYR_Q6_K,   /* GGUF block formats, bit-compatible */
   PYR_FP8_E4M3,                                       /* of cache rows only, -448..448 */
-  PYR_Q4_1, PYR_Q5_0, PYR_Q5_1,                       /* of weights only, as q4_0 and on */
-  PYR_Q2_K, PYR_Q3_K,
-  PYR_IQ4_NL,
-  /* of files only, and weights are bound converted to another: q2_k, q3_k, and these */
+  PYR_Q4_1, PYR_Q5_0, PYR_Q5_1, PYR_Q2_K, PYR_Q3_K, PYR_IQ4_NL,
+  /* of files only, and weights are bound converted to another: */
   PYR_IQ4_XS, PYR_MXFP4, PYR_NVFP4, PYR_F64,
   PYR_DTYPES
 } pyr_dtype;

@@ -19,6 +19,10 @@
  *     q5_k   176, of 256         the same, with 32 bytes of fifth bits before the 128
  *     q6_k   210, of 256         128 bytes of low nibbles, 64 of high pairs of bits,
  *                                16 int8 scales, f16 scale
+ *     q3_k   110, of 256         32 bytes of third bits, 64 of pairs of bits, 12 bytes: 16
+ *                                scales of 6 bits, f16 scale
+ *     q2_k   84, of 256          16 bytes: 16 scales and mins of 4 bits, 64 of pairs of
+ *                                bits, f16 scale, f16 min
  *
  * A lane that reads every 32nd value of a row reads a block of 32 together with its warp: the
  * block's scale is one load for all. */
@@ -129,6 +133,31 @@ static __device__ __forceinline__ float value_of_q6_k(const uint8_t *row, int64_
                    static_cast<float>((low | high << 4) - 32));
 }
 
+/* Number r of 256 of q3_k and q2_k: two bits, 128 numbers in 32 bytes. */
+static __device__ __forceinline__ int pair_of(const uint8_t *q, int r) {
+  return q[r / 128 * 32 + r % 32] >> r % 128 / 32 * 2 & 3;
+}
+
+/* Value i of q3_k: scale g of 16 has its low bits in a low (g < 8) or high nibble of s[g % 8], and
+ * two more in s[8 + g % 4]. Value 200: g 12, the high nibble of s[4] and the highest bits of s[8];
+ * its third bit is bit 6 of byte 8. */
+static __device__ __forceinline__ float value_of_q3_k(const uint8_t *row, int64_t i) {
+  const uint8_t *block = row + i / 256 * 110, *s = block + 96;
+  int r = static_cast<int>(i % 256), g = r / 16;
+  int scale = (s[g % 8] >> g / 8 * 4 & 15) | (s[8 + g % 4] >> g / 4 * 2 & 3) << 4;
+  int q = pair_of(block + 32, r) - (block[r % 32] >> r / 32 & 1 ? 0 : 4);
+  return __fmul_rn(__fmul_rn(f32_of_f16(load16(block + 108)), static_cast<float>(scale - 32)),
+                   static_cast<float>(q));
+}
+
+static __device__ __forceinline__ float value_of_q2_k(const uint8_t *row, int64_t i) {
+  const uint8_t *block = row + i / 256 * 84;
+  int r = static_cast<int>(i % 256), s = block[r / 16];
+  float scale = __fmul_rn(f32_of_f16(load16(block + 80)), static_cast<float>(s & 15)),
+      min = __fmul_rn(f32_of_f16(load16(block + 82)), static_cast<float>(s >> 4));
+  return __fsub_rn(__fmul_rn(scale, static_cast<float>(pair_of(block + 16, r))), min);
+}
+
 /* Number `at` of 32: 4 bits, low nibbles of the bytes first; and a fifth one. */
 static __device__ __forceinline__ int nibble_of(const uint8_t *q, int at) {
   return at < 16 ? q[at] & 15 : q[at - 16] >> 4;
@@ -200,6 +229,8 @@ static __device__ __forceinline__ float value_at(const uint8_t *row, int dtype, 
     case PYR_Q4_K: return value_of_k(row, false, i);
     case PYR_Q5_K: return value_of_k(row, true, i);
     case PYR_Q6_K: return value_of_q6_k(row, i);
+    case PYR_Q3_K: return value_of_q3_k(row, i);
+    case PYR_Q2_K: return value_of_q2_k(row, i);
     PYR_CASES_NOT_WEIGHTS: break;
   }
   return 0.0f;

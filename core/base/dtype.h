@@ -60,8 +60,10 @@
     WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
   X(arg, Q5_1,     q5_1,     WEIGHT,  32,  24, 1, TWO_WAY,  7, NULL,   Q5_1, \
     WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
-  X(arg, Q2_K,     q2_k,     FILE,   256,  84, 1, ONE_WAY, 10, NULL,   Q8_0, NONE, NONE) \
-  X(arg, Q3_K,     q3_k,     FILE,   256, 110, 1, ONE_WAY, 11, NULL,   Q8_0, NONE, NONE) \
+  X(arg, Q2_K,     q2_k,     WEIGHT, 256,  84, 1, ONE_WAY, 10, NULL,   Q2_K, \
+    WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
+  X(arg, Q3_K,     q3_k,     WEIGHT, 256, 110, 1, ONE_WAY, 11, NULL,   Q3_K, \
+    WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
   X(arg, IQ4_NL,   iq4_nl,   WEIGHT,  32,  18, 1, ONE_WAY, 20, NULL,   IQ4_NL, \
     WEIGHTS | BF16 | BYTES | PACKS, WEIGHTS) \
   X(arg, IQ4_XS,   iq4_xs,   FILE,   256, 136, 1, ONE_WAY, 23, NULL,   Q8_0, NONE, NONE) \

@@ -16,8 +16,8 @@
  *
  * A product then needs no scale spread over a vector, no sum across one, and unpacks each byte
  * once for all tokens (dot_packs of int8.inc), which reads them in the order in which they lie:
- * that of q6_k is its own. Only the fifth bits of q5_0 and q5_1 are no longer the same words. All
- * other readers get rows back through pyr_cpu_weights.
+ * those of q6_k, q3_k and q2_k are their own. Only the fifth bits of q5_0 and q5_1 are no longer
+ * the same words. All other readers get rows back through pyr_cpu_weights.
  *
  * Does not own: who asks for it and where it lies (bind_matrix of model.c). */
 #include "cpu/cpu.h"
@@ -49,6 +49,22 @@ static const uint8_t q6_k_words[] = {
       31, 47,
 };
 
+/* q3_k's: the scales, third bits of all 256 values, then pairs of bits, which lie in the order in
+ * which they are wanted. q2_k's: its two factors, then all in its order. In a pack, vectors of 16
+ * rows, of which the first 32 bytes of q3_k's are half a one:
+ *
+ *     q3_k    d | 3 of scales | 8 of third bits  | 16 of pairs, 4 to each part: 110 * 16 bytes
+ *     q2_k    d and dmin      | 4 of scales and mins of 4 bits | 16 of pairs:   84 * 16 bytes
+ *
+ * Third bits serve all parts: their 512 bytes are read again out of the first cache. */
+static const uint8_t q3_k_words[] = {
+  24, 25, 26,   0, 1, 2, 3, 4, 5, 6, 7,   8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22,
+  23,
+};
+static const uint8_t q2_k_words[] = {
+  20,   0, 1, 2, 3,   4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
+};
+
 /* A block of a row: `odd` bytes at odd_at, and words from words_at on, in the order of `order`, if
  * there is one; word `fifths` has the fifth bits of 32 values, if it is one of them. q8_0: 34
  * bytes, 2 odd ones at 0, 8 words from 2 on. q5_1: 24 bytes, 6 words from 0 on, fifth bits in
@@ -63,13 +79,19 @@ static block_form form_of(pyr_dtype dtype) {
   if (dtype == PYR_Q5_0) f.fifths = 0;
   if (dtype == PYR_Q5_1) f.fifths = 1;
   if (dtype == PYR_Q6_K) f.odd_at = bytes - odd, f.words_at = 0, f.order = q6_k_words;
+  if (dtype == PYR_Q3_K) f.odd_at = bytes - odd, f.words_at = 0, f.order = q3_k_words;
+  if (dtype == PYR_Q2_K) f.order = q2_k_words;
   return f;
 }
 
 /* Fifth bits, of value v in bit v, as packs have them: of value 4 i + j in bit i of byte j, so that
  * those of four values that follow each other are one shift away from their bytes. And back. A
  * product puts four bits into four bytes, or the lowest bits of four bytes beside each other: of
- * 1011 the first makes 1, 1, 0, 1 from the lowest byte up. */
+ * 1011 the first makes 1, 1, 0, 1 from the lowest byte up.
+ *
+ *     in a file     bit    0  1  2  3 |  4  5  6  7 | …        value 0, 1, 2, …
+ *     in a pack     bit    0  8 16 24 |  1  9 17 25 | …        byte j has values j, 4 + j, 8 + j, …
+ */
 static uint32_t deal_fifths(uint32_t bits) {
   uint32_t dealt = 0;
   for (int i = 0; i < 8; i++) dealt |= ((bits >> 4 * i & 15) * 0x00204081u & 0x01010101u) << i;
@@ -89,7 +111,9 @@ static size_t words_in(const block_form *f, int64_t row) {
   return PYR_PACK * f->odd + (size_t)row * WORD;
 }
 
-/* Where the i-th word of a pack's row stands in its own block. */
+/* Where word i of a pack's row stands in its own block: word 4 of q6_k, the first one behind the
+ * scales, at 4 * 0 = 0; word 1 of q8_0 at 2 + 4 * 1 = 6; word 3 of q2_k, whose word 0 is the two
+ * factors, at 4 * 2 = 8. */
 static size_t word_from(const block_form *f, size_t i) {
   return f->words_at + WORD * (f->order ? f->order[i] : i);
 }

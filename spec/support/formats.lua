@@ -14,8 +14,8 @@ local kinds = {
   f32 = { 6, "<f" }, bool = { 7, "<B" }, string = { 8, "<s8" }, u64 = { 10, "<i8" },
     i64 = { 11, "<i8" }, f64 = { 12, "<d" },
 }
-formats.types = { f32 = 0, f16 = 1, q4_0 = 2, q4_1 = 3, q5_0 = 6, q5_1 = 7, q8_0 = 8, q4_k = 12,
-  q5_k = 13, q6_k = 14, iq4_nl = 20, bf16 = 30 }
+formats.types = { f32 = 0, f16 = 1, q4_0 = 2, q4_1 = 3, q5_0 = 6, q5_1 = 7, q8_0 = 8, q2_k = 10,
+  q3_k = 11, q4_k = 12, q5_k = 13, q6_k = 14, iq4_nl = 20, bf16 = 30 }
 
 --- One metadata entry; kind "array:u32" makes a sequence of u32.
 function formats.kv(key, kind, value)

@@ -134,7 +134,8 @@ end
 -- ---- rows and lanes -----------------------------------------------------------------------------
 
 -- Where the f16 scales of a block lie, by dtype: of those that values do not become.
-local scales_at = { iq4_nl = { 0 }, q4_k = { 0, 2 }, q5_k = { 0, 2 }, q6_k = { 208 } }
+local scales_at = { iq4_nl = { 0 }, q4_k = { 0, 2 }, q5_k = { 0, 2 }, q6_k = { 208 },
+  q3_k = { 108 }, q2_k = { 80, 82 } }
 local infos = {}
 for _, info in ipairs(core.dtypes()) do infos[info.name] = info end
 

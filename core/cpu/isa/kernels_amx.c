@@ -143,7 +143,6 @@ INLINE vf four_bits(__m512i words, const int at, const float meaning[16], vf sca
 }
 
 INLINE __m512i words_at(const uint8_t *w) { return _mm512_loadu_si512(w); }
-INLINE vf halves_at(const uint8_t *w) { return vload_f16(w); }
 
 INLINE void put_nibbles(uint16_t *to, __m512i words, const int shift, const float meaning[16],
                         vf scale, vf min) {
@@ -153,9 +152,16 @@ INLINE void put_nibbles(uint16_t *to, __m512i words, const int shift, const floa
            four_bits(words, shift + 24, meaning, scale, min));
 }
 
+/* Bytes below 128. */
+INLINE void put_words(uint16_t *to, __m512i words, vf scale, vf min) {
+  put_pair(to, vfma(signed_byte(words, 0), scale, min), vfma(signed_byte(words, 1), scale, min));
+  put_pair(to + LINE, vfma(signed_byte(words, 2), scale, min),
+           vfma(signed_byte(words, 3), scale, min));
+}
+
 static void pack_of_q8_0(uint16_t *to, const uint8_t *w, int64_t cols) {
   for (int64_t c = 0; c < cols; c += GROUP, w += PYR_PACK * 34, to += PYR_TILE_NEXT) {
-    vf scale = halves_at(w);
+    vf scale = (vf)halves_at(w);
 #pragma GCC unroll 8
     for (int i = 0; i < 8; i++) {
       __m512i q = words_at(w + 32 + 64 * i);
@@ -196,21 +202,13 @@ INLINE void pack_of_fives(uint16_t *to, const uint8_t *w, int64_t cols, const py
     vf scale, min;
     factors_of(&scale, &min, w, dtype);
 #pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-      __m512i q = block_words(w, dtype, i);
-      uint16_t *line = to + 2 * i * LINE;
-      put_pair(line, vfma(signed_byte(q, 0), scale, min), vfma(signed_byte(q, 1), scale, min));
-      put_pair(line + LINE, vfma(signed_byte(q, 2), scale, min),
-               vfma(signed_byte(q, 3), scale, min));
-    }
+    for (int i = 0; i < 8; i++)
+      put_words(to + 2 * i * LINE, block_words(w, dtype, i), scale, min);
     w += PYR_PACK * group_bytes(dtype);
   }
 }
 
-INLINE vf byte_of_words(__m512i words, int i) {
-  return vof_i32((vi)_mm512_and_si512(_mm512_srl_epi32(words, _mm_cvtsi32_si128(8 * i)),
-                                      _mm512_set1_epi32(255)));
-}
+INLINE vf byte_of_words(__m512i words, int i) { return vof_i32((vi)bits_of(words, 8 * i, 255)); }
 
 /* A word with the factors of scales and mins, then eight of each, 6 bits wide, in three words;
  * then, for each two groups, eight words: one in their low bits, the other in their high ones. */
@@ -245,34 +243,22 @@ static void pack_of_q4_k(uint16_t *to, const uint8_t *w, int64_t cols) {
   }
 }
 
-/* The factor, four words of scales; then parts: each half of a block, and each half of its four
- * runs (groups): four times a word of low bits of runs 0 and 2, of runs 1 and 3, and of the high
- * two bits of all four (interleave.c). */
-static void pack_of_q6_k(uint16_t *to, const uint8_t *w, int64_t cols) {
-  const __m512i top = _mm512_set1_epi8(48);
+/* q6_k, q3_k and q2_k (packs.inc): a part is half of each of four groups. */
+INLINE void pack_of_sixteens(uint16_t *to, const uint8_t *w, int64_t cols, const pyr_dtype dtype) {
   for (int64_t c = 0; c < cols; c += 256, to += 8 * PYR_TILE_NEXT) {
     const uint8_t *head = w;
-    w += 32 + 256;
-    for (int part = 0; part < 4; part++, w += 12 * 64) {
+    w += head_bytes(dtype);
+    for (int part = 0; part < 4; part++, w += 64 * part_lines(dtype)) {
       const int half = part / 2, which = part % 2;
 #pragma GCC unroll 4
       for (int j = 0; j < 4; j++) {
-        __m512i scales = words_at(head + 32 + 64 * (2 * half + j / 2));
-        __m512i moved = _mm512_sll_epi32(scales, _mm_cvtsi32_si128(24 - 8 * (j % 2 * 2 + which)));
-        vf scale = halves_at(head) * vof_i32((vi)_mm512_srai_epi32(moved, 24)),
-            min = scale * vset(-32);
+        vf scale = (vf)part_scales(head, dtype, half, which, j);
+        vf min = dtype == PYR_Q2_K ? (vf)part_mins(head, half, which, j)
+            : scale * vset((float)-offset_of(dtype));
         uint16_t *line = to + (4 * half + j) * PYR_TILE_NEXT + 8 * which * LINE;
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; i++, line += 2 * LINE) {
-          __m512i low = words_at(w + 192 * i + 64 * (j % 2)), high = words_at(w + 192 * i + 128);
-          low = j < 2 ? low_bits(low) : high_bits(low);
-          high = j == 0 ? _mm512_slli_epi16(high, 4) : j == 1 ? _mm512_slli_epi16(high, 2) :
-                 j == 2 ? high : _mm512_srli_epi16(high, 2);
-          __m512i q = _mm512_or_si512(low, _mm512_and_si512(high, top));
-          put_pair(line, vfma(signed_byte(q, 0), scale, min), vfma(signed_byte(q, 1), scale, min));
-          put_pair(line + LINE, vfma(signed_byte(q, 2), scale, min),
-                   vfma(signed_byte(q, 3), scale, min));
-        }
+        for (int i = 0; i < 4; i++, line += 2 * LINE)
+          put_words(line, part_words(head, w, dtype, half, which, j, i), scale, min);
       }
     }
   }
@@ -287,7 +273,9 @@ static void tile_pack(uint16_t *to, const void *pack, pyr_dtype dtype, int64_t c
     case PYR_Q5_0: pack_of_fives(to, pack, cols, PYR_Q5_0); break;
     case PYR_Q5_1: pack_of_fives(to, pack, cols, PYR_Q5_1); break;
     case PYR_Q4_K: pack_of_q4_k(to, pack, cols); break;
-    case PYR_Q6_K: pack_of_q6_k(to, pack, cols); break;
+    case PYR_Q3_K: pack_of_sixteens(to, pack, cols, PYR_Q3_K); break;
+    case PYR_Q2_K: pack_of_sixteens(to, pack, cols, PYR_Q2_K); break;
+    case PYR_Q6_K: pack_of_sixteens(to, pack, cols, PYR_Q6_K); break;
     case PYR_F32: case PYR_F16: case PYR_BF16: case PYR_Q5_K: PYR_CASES_NOT_WEIGHTS: break;
   }
 }
