@@ -5,7 +5,7 @@
  * rows they walk ROWS at a time from multiples of ROWS, each tile in shared memory as f32, CHUNK
  * dimensions at once. A lane of the warp has a row of the tile:
  *
- *     s = scale * q . k                                        each lane its row; q is shared
+ *     s = scale * q . k, capped and sloped                     each lane its row; q is shared
  *     m' = max(m, max s); p = exp(s - m'); alpha = exp(m - m') over the warp
  *     l' = alpha l + sum p
  *     out' = alpha out + sum p v                               each lane its dimensions, each 32nd
@@ -17,6 +17,9 @@
  * which leave (m, l, out) in scratch; a second kernel joins a head's segments in their order.
  * Where history is tracked the scores stay in scratch too, and a third kernel makes probabilities
  * of them: rows are not read again. A query that sees nothing gets 0, with lse = -inf.
+ *
+ * A head's sink is a row without a value, seen before all others: m = sink, l = 1, out = 0 to begin
+ * with. Where a column is cut into parts, it joins when they are joined.
  *
  * How three rows with scores 1, 3 and 4 are summed up, the first two in one tile, v_j a row's
  * values:
@@ -139,7 +142,7 @@ static __device__ __forceinline__ void put_column(const attend_args &a, const at
 /* Grid: blocks of columns, segment after segment; lanes; calls. With 3 column blocks and 5 segments
  * x counts 15: x % 3 is the block of columns, x / 3 the segment. Neighbours then read the same
  * rows, which the second of them finds in L2. */
-template <int DIMS> static __global__ void attend_kernel(attend_args a) {
+template <int DIMS, bool BENT> static __global__ void attend_kernel(attend_args a) {
   __shared__ int64_t lows[WARPS], highs[WARPS];
   PYR_SHARED(float, shared);  /* [ROWS][CHUNK + 1] a tile; [WARPS][d] the columns' queries */
   const attend_call &call = a.calls[blockIdx.z];
@@ -162,7 +165,8 @@ template <int DIMS> static __global__ void attend_kernel(attend_args a) {
   float *scores = a.scores && call.tracked && real
       ? a.scores + (blockIdx.z * a.heads + head) * a.rows : nullptr;
   row_span all = block_span(seen, lows, highs);
-  column c = { -INFINITY, 0 };
+  float sink = real && a.segments == 0 ? sink_of(call, head) : -INFINITY;
+  column c = { sink, sink == -INFINITY ? 0.0f : 1.0f };
   /* Before each turn c and out are of the column's visible rows below `row`. Tiles begin at
    * multiples of ROWS of the lane whatever is seen, so that a row meets the same others in its
    * tile, and sums are the same, whoever shares the block. */
@@ -170,6 +174,8 @@ template <int DIMS> static __global__ void attend_kernel(attend_args a) {
     int64_t count = all.high - row < ROWS ? all.high - row : ROWS, mine = row + lane_of_warp();
     float s = tile_score(a, lane, q, tile, row, count);
     bool visible = mine >= seen.low && mine < seen.high;
+    if (BENT && visible)
+      s = bent_score(s, call.cap, slope_of(call, head), call.q_pos[query], lane.positions[mine]);
     if (!visible) s = -INFINITY;
     else if (scores) scores[mine] = s;
     /* As long as nothing was seen m is -inf, and -inf - -inf would be NaN: base 0 gives p = alpha =
@@ -188,16 +194,17 @@ template <int DIMS> static __global__ void attend_kernel(attend_args a) {
 /* Grid: heads, calls. Joins the segments of a head, in their order. A thread for each dimension; m
  * and l are found by all of them, which read the same few numbers: 8192 rows have 32 segments. With
  * segments (m, l) = (3, 1.135) and (4, 1): m = 4, l = 1.135 e^-1 + 1 = 1.418. A segment that holds
- * m weighs exactly 1, also if m is infinite. The launch has room for more segments than the lane
- * has; those beyond `count` were not written, and are not read. */
+ * m weighs exactly 1, also if m is infinite. A sink is one more, the first. The launch has room for
+ * more segments than the lane has; those beyond `count` were not written, and are not read. */
 static __global__ void join_kernel(attend_args a) {
   const attend_call &call = a.calls[blockIdx.y];
   int64_t head = blockIdx.x, at = blockIdx.y * a.heads + head, size = 2 + a.f.d;
   const pyr_lane_view lane = call.lanes[head / a.group];
   int64_t count = segments_of(visible_rows(lane.positions, lane.rows, call.q_pos[0], call.window));
   const float *parts = a.parts + at * a.segments * size;
-  float m = parts[0], l = 0;
-  for (int64_t i = 1; i < count; i++) m = fmaxf(m, parts[i * size]);
+  float sink = sink_of(call, head), m = sink;
+  for (int64_t i = 0; i < count; i++) m = fmaxf(m, parts[i * size]);
+  float l = sink == -INFINITY ? 0.0f : expf(sink - m);
   for (int64_t i = 0; i < count; i++)
     l += parts[i * size + 1] * (parts[i * size] == m ? 1.0f : expf(parts[i * size] - m));
   float inverse = l > 0 || l != l ? 1.0f / l : 0.0f;
@@ -279,7 +286,7 @@ size_t cuda_attention_table(const pyr_work *work) {
 
 /* What the calls of one launch have together: how many they are, the longest lane, the most
  * queries. */
-struct batch { int count; int64_t rows, queries; bool tracked; };
+struct batch { int count; int64_t rows, queries; bool tracked, bent; };
 
 /* The calls of a launch, by their number of queries, for each has its own way: one (steps), or
  * many. */
@@ -287,12 +294,13 @@ struct numbers { int64_t least, most; };
 static bool takes(const pyr_attention &a, numbers n) { return a.n >= n.least && a.n <= n.most; }
 
 static batch batch_of(const pyr_attention *a, int count, int32_t kv_heads, numbers n) {
-  batch b = { 0, 1, 0, false };
+  batch b = { 0, 1, 0, false, false };
   for (int i = 0; i < count; i++) {
     if (!takes(a[i], n)) continue;
     b.count++;
     b.queries = a[i].n > b.queries ? a[i].n : b.queries;
     b.tracked = b.tracked || (n.most == 1 && a[i].track);
+    b.bent = b.bent || a[i].cap > 0 || a[i].slopes;
     for (int32_t g = 0; g < kv_heads; g++)
       b.rows = a[i].lanes[g].rows > b.rows ? a[i].lanes[g].rows : b.rows;
   }
@@ -314,7 +322,7 @@ static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int
      * host's: both run along the same table, one call and its kv_heads lanes at a time. */
     *calls = attend_call{ a[i].out, a[i].lse, a[i].q, a[i].q_pos, device_lanes, a[i].n,
                           a[i].window, n.most == 1 && a[i].track,
-                          {} };
+                          {}, a[i].cap, a[i].slopes, a[i].sinks };
     if (calls->tracked) calls->track = *a[i].track;
     for (int32_t g = 0; g < kv_heads; g++)
       if (!cuda_put_lane(be, lanes++, &a[i].lanes[g], 0, a[i].lanes[g].rows)) return nullptr;
@@ -325,12 +333,13 @@ static const attend_call *put_batch(pyr_backend *be, const pyr_attention *a, int
 }
 
 /* DIMS is 4, 8 or 16 of a lane: heads of up to 128, 256 and 512 dimensions. out[] is in registers
- * only if its length is known, so there are three kernels. */
-static void launch(const attend_args &a, dim3 grid, pyr_cuda *cuda) {
+ * only if its length is known, so there are three kernels, and three for scores that are bent. */
+template <bool BENT> static void launch(const attend_args &a, dim3 grid, pyr_cuda *cuda) {
   size_t shared = static_cast<size_t>(ROWS * (CHUNK + 1) + WARPS * a.f.d) * sizeof(float);
-  if (a.f.d <= CHUNK) PYR_LAUNCH(attend_kernel<4>, grid, WARPS * WARP, shared, cuda, a);
-  else if (a.f.d <= 2 * CHUNK) PYR_LAUNCH(attend_kernel<8>, grid, WARPS * WARP, shared, cuda, a);
-  else PYR_LAUNCH(attend_kernel<16>, grid, WARPS * WARP, shared, cuda, a);
+  if (a.f.d <= CHUNK) PYR_LAUNCH((attend_kernel<4, BENT>), grid, WARPS * WARP, shared, cuda, a);
+  else if (a.f.d <= 2 * CHUNK)
+    PYR_LAUNCH((attend_kernel<8, BENT>), grid, WARPS * WARP, shared, cuda, a);
+  else PYR_LAUNCH((attend_kernel<16, BENT>), grid, WARPS * WARP, shared, cuda, a);
 }
 
 /* One launch for all calls with n in [least, most]. In a decode step:
@@ -354,6 +363,7 @@ static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count,
   a.group = heads / kv_heads;
   a.scale = scale;
   a.rounded = rounded;
+  a.bent = b.bent;
   if (steps) b.rows = round_up(b.rows, SEGMENT);  /* the same launches for a while as lanes grow */
   a.rows = b.rows;
   a.column_blocks = static_cast<unsigned>(ceil_div(b.queries * a.group, WARPS));
@@ -374,7 +384,7 @@ static pyr_status attend(pyr_backend *be, const pyr_attention *calls, int count,
   unsigned calls_of_batch = static_cast<unsigned>(b.count);
   bool tiles = steps ? cuda_attention_decode(be, a, g, calls_of_batch)
                      : cuda_attention_prefill(be, a, b.queries * a.group, g, calls_of_batch);
-  if (!tiles) launch(a, dim3(x, g, calls_of_batch), cuda);
+  if (!tiles) (a.bent ? launch<true> : launch<false>)(a, dim3(x, g, calls_of_batch), cuda);
   cuda->ways.attention += tiles;
   cuda->ways.attention_plain += !tiles;
   if (steps)

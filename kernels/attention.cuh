@@ -35,6 +35,8 @@ struct attend_call {
   int32_t window;
   bool tracked;
   pyr_track track;
+  float cap;                       /* see pyr_attention */
+  const float *slopes, *sinks;     /* [heads], or NULL */
 };
 
 /* What all calls of a launch share. `parts`, `finals` and `scores` are scratch of decode steps,
@@ -42,7 +44,9 @@ struct attend_call {
  *
  *     parts    [2][5][66]   a head's segments beside each other, as join_kernel reads them
  *     finals   [2][2]
- *     scores   [2][768]     scaled, before softmax; written only for rows that the query sees */
+ *     scores   [2][768]     before softmax; written only for rows that the query sees
+ *
+ * finals count each head's sink; parts do not. */
 struct attend_args {
   const attend_call *calls;
   row_format f;
@@ -50,6 +54,8 @@ struct attend_args {
   float scale;
   int rounded;                     /* operands are rounded to 16 bits; no bool, as arguments are
                                       compared byte by byte (step.cu) */
+  int bent;                        /* some call has a cap or slopes: for the launchers, which have
+                                      kernels of their own for that, so that others stay as fast */
   unsigned column_blocks;          /* blocks beside each other in grid.x; then the next segment */
   int64_t segments;                /* of the longest lane; 0: many queries, whole lanes */
   float *parts;                    /* [calls][heads][segments][2 + d] m, l, out */
@@ -57,6 +63,14 @@ struct attend_args {
   float *scores;                   /* [calls][heads][rows]; NULL: nothing is tracked */
   int64_t rows;
 };
+
+/* -inf, which weighs nothing, where a head has no sink. */
+static __device__ __forceinline__ float sink_of(const attend_call &call, int64_t head) {
+  return call.sinks ? call.sinks[head] : -INFINITY;
+}
+static __device__ __forceinline__ float slope_of(const attend_call &call, int64_t head) {
+  return call.slopes ? call.slopes[head] : 0.0f;
+}
 
 /* Segments that hold rows of a span: at least one, if it is empty. */
 static __device__ __forceinline__ int64_t segments_of(row_span seen) {

@@ -51,11 +51,12 @@ static __device__ __forceinline__ int64_t first_above(const int32_t *positions, 
 }
 
 /* Grid: blocks of columns, segment after segment; lanes; calls. */
-template <typename T, rows_come COME, int D, int WARPS>
+template <typename T, rows_come COME, int D, int WARPS, bool BENT>
 static __global__ void __launch_bounds__(WARPS * WARP,
                                          D <= 64 ? 3 : 2) decode_kernel(attend_args a) {
   constexpr int TERMS = T::exact, PLANE = COLUMNS * D, STAGE = 2 * ROWS * D, JOIN = D + 8;
   __shared__ float backs[COLUMNS], ms[WARPS][COLUMNS], ls[WARPS][COLUMNS];
+  __shared__ tile_bend<BENT ? COLUMNS : 1> bend;
   PYR_SHARED(uint16_t, q);
   int warp = warp_of_block(), thread = lane_of_warp();
   /* Dynamic shared memory: q [TERMS][16][D], then of each warp two stages [2][16][D], all of 16
@@ -89,7 +90,9 @@ static __global__ void __launch_bounds__(WARPS * WARP,
     float back = put_split<T, D, TERMS>(q, r, PLANE,
                                         r < real ? call.q + static_cast<int64_t>(head + r) * a.f.d
                                             : nullptr, a.f.d);
-    if (thread == 0) backs[r] = back;
+    if (thread != 0) continue;
+    backs[r] = back;
+    if (BENT) bend.query[r] = position, bend.slope[r] = r < real ? slope_of(call, head + r) : 0.0f;
   }
   if (lane.rows > 0 && lane.positions[lane.rows - 1] > position)
     seen.high = first_above(lane.positions, 0, lane.rows, position);
@@ -105,7 +108,7 @@ static __global__ void __launch_bounds__(WARPS * WARP,
       ? a.scores + (blockIdx.z * a.heads + head) * a.rows : nullptr;
 #pragma unroll
   for (int half = 0; half < 2; half++)
-    scale[0][half] = a.scale * LOG2_E * backs[row_of_tile(0, half)];
+    scale[0][half] = BENT ? LOG2_E : a.scale * LOG2_E * backs[row_of_tile(0, half)];
   columns<D, 1> c;
   clear(c);
   /* Before each turn: c is of the warp's tiles before `row`, which is in `stage` or on its way; the
@@ -118,6 +121,7 @@ static __global__ void __launch_bounds__(WARPS * WARP,
     if (COME == WIDENED) __syncwarp();
     float s[1][ROWS / 8][4], alpha[1][2];
     tile_scores<T, D, TERMS, 1, ROWS>(s, q, 0, PLANE, k);
+    if (BENT) bend_tile<1, ROWS>(s, bend, backs, 0, row, lane, a.scale, call.cap);
     int64_t at = row + thread % 4 * 2;
 #pragma unroll
     for (int n = 0; n < ROWS / 8; n++)
@@ -126,7 +130,8 @@ static __global__ void __launch_bounds__(WARPS * WARP,
         int64_t j = at + n * 8 + i % 2;
         int r = row_of_tile(0, i / 2);
         if (j < seen.low || j >= seen.high) s[0][n][i] = -INFINITY;
-        else if (scores && r < real) scores[r * a.rows + j] = s[0][n][i] * (a.scale * backs[r]);
+        else if (scores && r < real)
+          scores[r * a.rows + j] = BENT ? s[0][n][i] : s[0][n][i] * (a.scale * backs[r]);
       }
     tile_softmax<T, D, 1, ROWS>(c, s, scale, alpha);
     tile_mix<T, D, TERMS, 1, ROWS>(c, s, alpha, k + ROWS * D);
@@ -153,7 +158,7 @@ static __global__ void __launch_bounds__(WARPS * WARP,
   /* p was lifted by 2^shift, in l and in out alike; `unit` takes that back. */
   const float unit = 1.0f / static_cast<float>(1 << T::shift);
   for (int r = warp; r < real; r += WARPS) {
-    float m = -INFINITY, l = 0, alpha[WARPS], factor = a.scale * backs[r];
+    float m = -INFINITY, l = 0, alpha[WARPS], factor = BENT ? 1.0f : a.scale * backs[r];
     float *part = a.parts + ((blockIdx.z * a.heads + head + r) * a.segments + segment) * (2
         + a.f.d);
 #pragma unroll
@@ -185,7 +190,12 @@ static void launch(pyr_backend *be, const attend_args &a, unsigned lanes, unsign
   attend_args wide = a;
   wide.column_blocks = static_cast<unsigned>(ceil_div(a.group, COLUMNS));
   dim3 grid(static_cast<unsigned>(wide.column_blocks * a.segments), lanes, calls);
-  PYR_LAUNCH((decode_kernel<T, COME, D, WARPS>), grid, WARPS * WARP, BYTES, cuda_of(be), wide);
+  if (a.bent)
+    PYR_LAUNCH((decode_kernel<T, COME, D, WARPS, true>), grid, WARPS * WARP, BYTES, cuda_of(be),
+               wide);
+  else
+    PYR_LAUNCH((decode_kernel<T, COME, D, WARPS, false>), grid, WARPS * WARP, BYTES, cuda_of(be),
+               wide);
 }
 
 /* Two warps where heads are wide, as each has stages of its own: 2 * 128 * 256 bytes are 64 KiB. */

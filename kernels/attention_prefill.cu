@@ -50,11 +50,12 @@ static __device__ __forceinline__ bounds bounds_of(const int *lows, const int *h
 }
 
 /* Grid: tiles of columns, those that see most first; lanes; calls. */
-template <typename T, rows_come COME, int D, int TERMS, int MT>
+template <typename T, rows_come COME, int D, int TERMS, int MT, bool BENT>
 static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_args a) {
   constexpr int TILE = 16 * MT * WARPS, PLANE = TILE * D;
   __shared__ int lows[TILE], highs[TILE];
   __shared__ float backs[TILE];
+  __shared__ tile_bend<BENT ? TILE : 1> bend;
   PYR_SHARED(uint16_t, q);
   uint16_t *stages = q + TERMS * PLANE;
   const attend_call &call = a.calls[blockIdx.z];
@@ -73,6 +74,10 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
                                  call.window);
     lows[thread] = seen.low < seen.high ? static_cast<int>(seen.low) : INT32_MAX;
     highs[thread] = seen.low < seen.high ? static_cast<int>(seen.high) : 0;
+    if (BENT) {
+      bend.query[thread] = call.q_pos[column_of_call / a.group];
+      bend.slope[thread] = slope_of(call, blockIdx.y * a.group + column_of_call % a.group);
+    }
   }
   /* A warp for a column: its query's head, split into terms. What f16 scales up, `back` takes back.
    */
@@ -112,6 +117,7 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
     if (row >= mine.any_high || row + ROWS <= mine.any_low) continue;
     float s[MT][ROWS / 8][4];
     tile_scores<T, D, TERMS, MT, ROWS>(s, q, first, PLANE, k);
+    if (BENT) bend_tile<MT, ROWS>(s, bend, backs, first, row, lane, a.scale, call.cap);
     if (row < mine.all_low || row + ROWS > mine.all_high) {
       /* The page holds a bound of some column. Element i of s[mt][n] is of row at + 8 n + i % 2. */
       int at = row + lane_of_warp() % 4 * 2;
@@ -130,7 +136,8 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
     for (int mt = 0; mt < MT; mt++)
 #pragma unroll
       for (int half = 0; half < 2; half++)
-        scale[mt][half] = a.scale * LOG2_E * backs[first + row_of_tile(mt, half)];
+        scale[mt][half] = BENT ? LOG2_E
+            : a.scale * LOG2_E * backs[first + row_of_tile(mt, half)];
     tile_softmax<T, D, MT, ROWS>(c, s, scale, alpha);
     tile_mix<T, D, TERMS, MT, ROWS>(c, s, alpha, k + ROWS * D);
   }
@@ -144,6 +151,16 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
       float l = quad_sum(c.l[mt][half]), inverse = l > 0 || l != l ? 1.0f / l : 0.0f;
       int64_t at = base + first + row_of_tile(mt, half);
       if (at >= columns_of_call) continue;
+      /* l holds 2^shift times the sum; m is unscaled, unless it is bent: scale it now. */
+      float m = BENT || c.m[mt][half] == -INFINITY ? c.m[mt][half]
+          : c.m[mt][half] * (a.scale * backs[at - base]);
+      float sink = sink_of(call, static_cast<int64_t>(blockIdx.y) * a.group + at % a.group);
+      if (sink != -INFINITY) {         /* one row more, without a value */
+        float top = fmaxf(m, sink), down = expf(m - top);
+        l = l * down + expf(sink - top) * static_cast<float>(1 << T::shift);
+        inverse = down / l;
+        m = top;
+      }
       int64_t to = at / a.group * a.heads + static_cast<int64_t>(blockIdx.y) * a.group
           + at % a.group;
       float *out = call.out + to * a.f.d;
@@ -154,11 +171,9 @@ static __global__ void __launch_bounds__(WARPS * WARP) prefill_kernel(attend_arg
           *reinterpret_cast<float2 *>(out + d) = make_float2(c.out[mt][n][2 * half] * inverse,
                                                              c.out[mt][n][2 * half + 1] * inverse);
       }
-      /* l holds 2^shift times the sum: the logarithm gives it back. m is unscaled: scale it now. */
       if (call.lse && lane_of_warp() % 4 == 0)
         call.lse[to] = l == 0 ? -INFINITY
-                                : c.m[mt][half] * (a.scale * backs[at - base])
-                                    + (logf(l) - static_cast<float>(T::shift) * LN_2);
+                                : m + (logf(l) - static_cast<float>(T::shift) * LN_2);
     }
 }
 
@@ -169,7 +184,12 @@ static void launch(pyr_backend *be, const attend_args &a, int64_t columns, unsig
                    unsigned calls) {
   constexpr int TILE = 16 * MT * WARPS, BYTES = 2 * (TERMS * TILE * D + 4 * ROWS * D);
   dim3 grid(static_cast<unsigned>(ceil_div(columns, TILE)), lanes, calls);
-  PYR_LAUNCH((prefill_kernel<T, COME, D, TERMS, MT>), grid, WARPS * WARP, BYTES, cuda_of(be), a);
+  if (a.bent)
+    PYR_LAUNCH((prefill_kernel<T, COME, D, TERMS, MT, true>), grid, WARPS * WARP, BYTES,
+               cuda_of(be), a);
+  else
+    PYR_LAUNCH((prefill_kernel<T, COME, D, TERMS, MT, false>), grid, WARPS * WARP, BYTES,
+               cuda_of(be), a);
 }
 
 /* MT = 2 serves twice the columns with each page, as long as sums fit a lane's registers. */

@@ -208,6 +208,34 @@ static __device__ __forceinline__ void tile_scores(float (&s)[MT][ROWS / 8][4], 
   }
 }
 
+/* Of each column of a block: its query's position and its head's slope. */
+template <int COLUMNS> struct tile_bend { int32_t query[COLUMNS]; float slope[COLUMNS]; };
+
+/* Scores of rows [row, row + ROWS) become what softmax takes: scaled, capped and sloped. From here
+ * on their scale is 1. Columns are those from `first` of the block on. Rows that are not there have
+ * position 0, and are masked later. */
+template <int MT, int ROWS, int COLUMNS>
+static __device__ __forceinline__ void bend_tile(float (&s)[MT][ROWS / 8][4],
+                                                 const tile_bend<COLUMNS> &bend, const float *backs,
+                                                 int first, int64_t row, const pyr_lane_view &lane,
+                                                 float scale, float cap) {
+#pragma unroll
+  for (int n = 0; n < ROWS / 8; n++)
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      int64_t j = row + lane_of_warp() % 4 * 2 + n * 8 + i;
+      int32_t position = j < lane.rows ? lane.positions[j] : 0;
+#pragma unroll
+      for (int mt = 0; mt < MT; mt++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          int r = first + row_of_tile(mt, half);
+          float &of = s[mt][n][2 * half + i];
+          of = bent_score(of * (scale * backs[r]), cap, bend.slope[r], bend.query[r], position);
+        }
+    }
+}
+
 /* Scores become p = 2^((s - m) scale + shift) of the new m; `alpha` brings what was seen before
  * down to it. `scale` is that of each column, times log2 e. */
 template <typename T, int D, int MT, int ROWS>

@@ -290,6 +290,15 @@ static __device__ __forceinline__ uint8_t *row_at(const pyr_lane_view &lane, int
       + (row % PYR_PAGE_ROWS + what * PYR_PAGE_ROWS) * bytes;
 }
 
+/* What a scaled product becomes before it is masked (pyr_attention): cap and slope of 0 leave it.
+ * The distance wraps where a position is none, which is masked afterwards. */
+static __device__ __forceinline__ float bent_score(float s, float cap, float slope, int32_t query,
+                                                   int32_t row) {
+  if (cap > 0) s = cap * tanhf(s / cap);
+  int32_t apart = static_cast<int32_t>(static_cast<uint32_t>(row) - static_cast<uint32_t>(query));
+  return s + slope * static_cast<float>(apart);
+}
+
 /* Rows [low, high) that a query at `position` sees: positions ascend, so they are a run. */
 struct row_span { int64_t low, high; };
 

@@ -3,10 +3,11 @@
  *
  *     out[h][j] += (or max=) over queries i of  w(q_i, j) * exp(scale * q_i . k_j - lse_i)
  *
- * A block has a tile of rows of one lane, in shared memory as f32, and one head; a lane of each
- * warp has a row of it. The block's warps take the queries in turn, each its own sum (or maximum);
- * those are joined in the order of warps, so that results do not depend on timing. Queries that
- * count for no row of a tile, or see none, are skipped. Semantics: core/cpu/mass.c.
+ * with scores capped and sloped where attention's were. A block has a tile of rows of one lane, in
+ * shared memory as f32, and one head; a lane of each warp has a row of it. The block's warps take
+ * the queries in turn, each its own sum (or maximum); those are joined in the order of warps, so
+ * that results do not depend on timing. Queries that count for no row of a tile, or see none, are
+ * skipped. Semantics: core/cpu/mass.c.
  *
  * This is for rows and heads that mass_tiles.cu, on tensor cores, does not take.
  *
@@ -29,7 +30,7 @@ static __device__ __forceinline__ float join_warps(const float *parts, int row, 
 }
 
 /* Grid: tiles of rows, heads. */
-static __global__ void mass_kernel(mass_args a) {
+template <bool BENT> static __global__ void mass_kernel(mass_args a) {
   __shared__ float parts[WARPS * WARP];
   PYR_SHARED(float, tile);
   int head = static_cast<int>(blockIdx.y), g = head / a.group, rows = tile_rows(a.f.d),
@@ -68,6 +69,7 @@ static __global__ void mass_kernel(mass_args a) {
     float s = 0;
     for (int d = 0; d < a.f.d; d++) s += q[d] * a.scale * k[d];
     if (!counts) continue;
+    if (BENT) s = bent_score(s, a.cap, a.slopes ? a.slopes[head] : 0.0f, a.q_pos[i], position);
     float p = expf(s - lse);
     if (a.slope != 0) p *= 1.0f + a.slope * static_cast<float>(at - c.base);
     sum = !a.max ? sum + p : p > sum ? p : sum;
@@ -86,7 +88,7 @@ static pyr_status cuda_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layou
                             int32_t kv_heads, float scale) {
   mass_args a = { m->out, m->stride, m->q, m->lse, m->q_pos, nullptr, nullptr, m->n,
                   format_of(layout), m->weighting, scale, 0, heads, heads / kv_heads, m->window,
-                      m->place, m->reduce == PYR_MAX, m->by_place };
+                      m->place, m->reduce == PYR_MAX, m->by_place, m->cap, m->slopes };
   int64_t longest = 0;
   for (int32_t g = 0; g < kv_heads; g++) {
     int64_t rows = m->ranges[g].end - m->ranges[g].begin;
@@ -115,9 +117,9 @@ static pyr_status cuda_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layou
   if (tiles) return cuda_launched(be, "mass");
   dim3 grid(static_cast<unsigned>(ceil_div(longest, tile_rows(a.f.d))),
             static_cast<unsigned>(heads));
-  PYR_LAUNCH(mass_kernel, grid, WARPS * WARP,
-             static_cast<size_t>(tile_rows(a.f.d) * tile_ld(a.f.d)) * sizeof(float), cuda_of(be),
-                 a);
+  size_t shared = static_cast<size_t>(tile_rows(a.f.d) * tile_ld(a.f.d)) * sizeof(float);
+  if (bends(a)) PYR_LAUNCH(mass_kernel<true>, grid, WARPS * WARP, shared, cuda_of(be), a);
+  else PYR_LAUNCH(mass_kernel<false>, grid, WARPS * WARP, shared, cuda_of(be), a);
   return cuda_launched(be, "mass");
 }
 

@@ -21,7 +21,12 @@ struct mass_args {
   int heads, group;
   int32_t window, place;
   bool max, by_place;
+  float cap;                       /* see pyr_attention */
+  const float *slopes;             /* [heads], or NULL */
 };
+
+/* Whether scores are bent; for the launchers, as kernels that look for it are others. */
+static inline bool bends(const mass_args &a) { return a.cap > 0 || a.slopes; }
 
 /* The positions of the queries that count for a row: base <= position <= due. With 3 queries and
  * due = 10: base = 8, and queries at 8, 9 and 10 count, with 1, 1 + slope and 1 + 2 slope. */

@@ -17,9 +17,9 @@
  *     operand b    queries, out of shared memory, by load_b: 8 columns for each of c[0] and c[1]
  *     c            rows g and g + 8, of queries 2t, 2t + 1, and 2t + 8, 2t + 9
  *
- * and p = 2^(c * scale - lse) of each is added to one of two sums of its rows. So a row's queries
- * are shared by four lanes: lane t has queries 2t, 2t + 1, 2t + 8, 2t + 9 of each 16, in their
- * order.
+ * and p = 2^(c * scale - lse) of each is added to one of two sums of its rows; scores that are
+ * capped or sloped (BENT) get log2 e behind that. So a row's queries are shared by four lanes: lane
+ * t has queries 2t, 2t + 1, 2t + 8, 2t + 9 of each 16, in their order.
  *
  * Rows are the operand that stays, as there are more of them than of queries that count: a window
  * of 64 recent queries over 8,192 rows is two stages for each of 64 blocks and head. Each query
@@ -32,9 +32,9 @@ static constexpr int WARPS = 4, QUERIES = 32;
 static constexpr float LOG2_E = 1.44269504f;
 
 /* 1,024 bytes static shared memory for both stages. */
-/* Of the queries of a stage: what their products are multiplied with, times log2 e; lse times log2
- * e, +inf where there is no query or it saw nothing; their positions, the least where there is
- * none; and what they count as. */
+/* Of the queries of a stage: what their products are multiplied with, times log2 e, unless scores
+ * are bent first; lse times log2 e, +inf where there is no query or it saw nothing; their
+ * positions, the least where there is none; and what they count as. */
 struct stage_queries { float scale[QUERIES], lse[QUERIES]; int32_t position[QUERIES],
                        at[QUERIES]; };
 
@@ -92,7 +92,7 @@ static __device__ __forceinline__ uint32_t pair_at(const uint8_t *row, const row
 }
 
 /* Grid: tiles of rows, heads. */
-template <typename T, bool ROUND, int D, int TERMS, int MT>
+template <typename T, bool ROUND, int D, int TERMS, int MT, bool BENT>
 static __global__ void __launch_bounds__(WARPS * WARP) mass_tiles_kernel(mass_args a) {
   constexpr int ROWS = WARPS * 16 * MT, PLANE = QUERIES * D;
   __shared__ stage_queries stages[2];
@@ -102,6 +102,7 @@ static __global__ void __launch_bounds__(WARPS * WARP) mass_tiles_kernel(mass_ar
   const pyr_range range = a.ranges[head / a.group];
   int64_t begin = range.begin + static_cast<int64_t>(blockIdx.x) * ROWS;
   if (begin >= range.end) return;
+  float slope = BENT && a.slopes ? a.slopes[head] : 0.0f;
   judged first = judged_at(a, view, range, begin);
   judged last = judged_at(a, view, range, begin + ROWS < range.end ? begin + ROWS - 1
                           : range.end - 1);
@@ -134,7 +135,7 @@ static __global__ void __launch_bounds__(WARPS * WARP) mass_tiles_kernel(mass_ar
       float back = put_split<T, D, TERMS>(tile, r, PLANE, from, a.f.d),
           lse = real ? a.lse[(i + r) * a.heads + head] : -INFINITY;
       if (lane != 0) continue;
-      s.scale[r] = a.scale * LOG2_E * back;
+      s.scale[r] = a.scale * (BENT ? 1.0f : LOG2_E) * back;
       s.lse[r] = lse == -INFINITY ? INFINITY : lse * LOG2_E;
       s.position[r] = lse == -INFINITY ? INT32_MIN : a.q_pos[i + r];
       s.at[r] = real ? counted_at(a, i + r) : 0;
@@ -187,7 +188,9 @@ static __global__ void __launch_bounds__(WARPS * WARP) mass_tiles_kernel(mass_ar
 #pragma unroll
           for (int half = 0; half < 2; half++) {
             const judged &row = rows[m][half];
-            float p = power_of_two(c[m][j / 2][half * 2 + j % 2] * scale - lse);
+            float x = c[m][j / 2][half * 2 + j % 2] * scale;
+            if (BENT) x = bent_score(x, a.cap, slope, position, row.position) * LOG2_E;
+            float p = power_of_two(x - lse);
             if (a.slope != 0) p *= 1.0f + a.slope * static_cast<float>(age_of(at, row.base));
             bool counts = whole || (position >= row.position
                                     && (a.window == 0 || position - row.position < a.window)
@@ -222,8 +225,12 @@ static void launch(pyr_backend *be, const mass_args &a, int64_t longest) {
   constexpr int BYTES = 2 * 2 * TERMS * QUERIES * D;
   dim3 grid(static_cast<unsigned>(ceil_div(longest, WARPS * 16 * MT)),
             static_cast<unsigned>(a.heads));
-  PYR_LAUNCH((mass_tiles_kernel<T, ROUND, D, TERMS, MT>), grid, WARPS * WARP, BYTES, cuda_of(be),
-             a);
+  if (bends(a))
+    PYR_LAUNCH((mass_tiles_kernel<T, ROUND, D, TERMS, MT, true>), grid, WARPS * WARP, BYTES,
+               cuda_of(be), a);
+  else
+    PYR_LAUNCH((mass_tiles_kernel<T, ROUND, D, TERMS, MT, false>), grid, WARPS * WARP, BYTES,
+               cuda_of(be), a);
 }
 
 /* D is the next of 64, 128, 256: what lies beyond the head's dimensions are zeros. MT = 1 at 256,

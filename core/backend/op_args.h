@@ -85,7 +85,7 @@ typedef struct pyr_track {       /* history[j] = decay * history[j] + w(q, j) * 
 typedef struct pyr_attention {   /* causal attention of n queries of one sequence over its kv_heads
                                     lanes */
   float *out;                    /* [n, heads, head_dim] */
-  float *lse;  /* [n, heads] log of the softmax denominator: log(sum exp(scale*q.k)); or NULL */
+  float *lse;  /* [n, heads] log of the softmax denominator: log(sum exp(s)); or NULL */
   const float *q;                /* [n, heads, head_dim], after RoPE */
   const int32_t *q_pos;          /* [n] ascending. Row j is visible iff positions[j] <= q_pos[i] and
                                     (window == 0 or q_pos[i] - positions[j] < window);
@@ -94,6 +94,22 @@ typedef struct pyr_attention {   /* causal attention of n queries of one sequenc
   int64_t n;
   int32_t window;
   const pyr_track *track;  /* host; NULL: none. Only with n == 1 and lanes that have a history */
+  /* What a model adds to that; 0 and NULL: nothing. A score is, in this order,
+   *
+   *     s = scale * q.k
+   *     s = cap * tanh(s / cap)                          soft cap (Gemma 2, Grok)
+   *     s = s - (q_pos - position) * slopes[h]           ALiBi (arXiv 2108.12409)
+   *
+   * with both positions as they are compared for the mask, whatever keys are turned to; and each
+   * head's sink (GPT-OSS) is one more score in its denominator, of a row without a value:
+   *
+   *     p_j = exp(s_j) / (exp(sinks[h]) + sum exp(s_k))        out = sum p_j v_j
+   *
+   * so that p adds up to less than 1. lse is the logarithm of that denominator: a query that sees
+   * no row has 0 and its sink. A sink of -inf is none. Calls that are made together have the same
+   * of all three. */
+  float cap;
+  const float *slopes, *sinks;   /* [heads] */
 } pyr_attention;
 
 typedef struct pyr_append {      /* the next n rows of a sequence's kv_heads lanes */
@@ -110,7 +126,7 @@ typedef struct pyr_range {       /* rows [begin, end) of a lane, none if end <= 
 
 typedef struct pyr_mass {        /* attention mass that n queries of one sequence gave to a range of
                                     each lane's rows */
-  float *out;  /* [heads, end-begin] accumulates: += (or max=) w(q, j) * exp(scale*q.k - lse) */
+  float *out;  /* [heads, end-begin] accumulates: += (or max=) w(q, j) * exp(s - lse) */
   int64_t stride;                /* floats from head to head in out, >= every lane's end-begin */
   const float *q;                /* [n, heads, head_dim] as given to attention, with its lse */
   const float *lse;              /* [n, heads] */
@@ -124,6 +140,8 @@ typedef struct pyr_mass {        /* attention mass that n queries of one sequenc
   bool by_place;                 /* the weighting counts the i-th query as place + i, not by its
                                     position: queries whose … */
   int32_t place;                 /* … tokens left earlier layers have no place */
+  float cap;                     /* as in attention, and … */
+  const float *slopes;           /* … likewise; sinks are in its lse */
 } pyr_mass;
 
 typedef struct pyr_segment {     /* one vector of scores in a choice; host */

@@ -4,9 +4,10 @@
  * Many queries. A task is a tile of queries of one lane: `tile` neighbouring queries times the
  * `group` heads that read the lane, COLUMNS in all at most. It walks the lane's rows TILE at a
  * time, from the first that any of its queries sees to the last; turns them into f32 once for all
- * its columns; and for each slice of nr columns takes three steps:
+ * its columns; and for each slice of nr columns takes these steps:
  *
  *     s[j][c]   = sum over d of k[j][d] * q[c][d] * scale               gemm, on K and Q transposed
+ *     [capped, and sloped by the distance]                              only where a call says so
  *     online softmax down each column (softmax_tile)                    m, l, and out rescaled
  *     out[d][c] += sum over j of v[j][d] * s[j][c]                      gemm, on V as it lies
  *
@@ -31,8 +32,11 @@
  * depend on its neighbours in the tile. No matrix larger than TILE x nr exists. The last tiles of
  * queries see most rows and are handed out first.
  *
+ * A head's sink is a row without a value that every query has seen before the others: m begins at
+ * the sink and l at 1, where they begin at -inf and 0 without.
+ *
  * One query a sequence (decode): attention_step.c. Either way a query that sees nothing gets 0,
- * with lse = -inf. */
+ * with lse = -inf or its sink. */
 #include "cpu/attention.h"
 
 #include <math.h>
@@ -49,6 +53,8 @@ typedef struct tile_scratch {
   float *out;              /* [slices][dims][nr] */
   float *m, *l;            /* [columns] of the softmax so far */
   int32_t *low, *high;     /* [columns] rows each sees */
+  int32_t *position;       /* [columns] and their heads' slopes, where there are any */
+  float *slope;
   float *rows;             /* [TILE][head_dim] K, or [nr][dims]: queries, results */
   float *k, *v;            /* [head_dim][TILE], [TILE][dims] of elements (see pyr_products) */
   float *scores;           /* [TILE][nr] */
@@ -65,6 +71,8 @@ static tile_scratch tile_scratch_of(pyr_arena *arena, int nr, int32_t group, int
   s.l = pyr_arena_take(arena, s.columns, sizeof(float));
   s.low = pyr_arena_take(arena, s.columns, sizeof(int32_t));
   s.high = pyr_arena_take(arena, s.columns, sizeof(int32_t));
+  s.position = pyr_arena_take(arena, s.columns, sizeof(int32_t));
+  s.slope = pyr_arena_take(arena, s.columns, sizeof(float));
   s.rows = pyr_arena_take(arena, TILE * s.dims, sizeof(float));
   s.k = pyr_arena_take(arena, TILE * (int64_t)head_dim, sizeof(float));
   s.v = pyr_arena_take(arena, TILE * s.dims, sizeof(float));
@@ -86,8 +94,13 @@ static void begin_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch
       pyr_span seen = pyr_cpu_visible(&a->lanes[g], a->q_pos[q0 + c / t->group], a->window);
       s->low[c] = (int32_t)seen.low, s->high[c] = (int32_t)seen.high;
     } else s->low[c] = s->low[c - 1], s->high[c] = s->high[c - 1];
-    s->m[c] = -INFINITY;
-    s->l[c] = 0;
+    int64_t head = (int64_t)g * t->group + c % t->group;
+    float sink = real && a->sinks ? a->sinks[head] : -INFINITY;
+    s->m[c] = sink;
+    s->l[c] = sink == -INFINITY ? 0 : 1;
+    if (!a->slopes) continue;
+    s->position[c] = real ? a->q_pos[q0 + c / t->group] : 0;
+    s->slope[c] = real ? a->slopes[head] : 0;
   }
   for (int64_t c = 0; c < padded; c += nr) {
     int64_t some = pyr_min(nr, columns - c);
@@ -119,13 +132,22 @@ static void end_tile(const pyr_attend *t, const pyr_attention *a, tile_scratch *
   }
 }
 
-/* Rows [row, row+rows) against every slice of columns that sees any of them.
+/* Scores of the lane's rows from `row` on, of the slice of columns that begins at c. */
+static void bend_tile(const pyr_attend *t, const pyr_attention *a, const tile_scratch *s,
+                      const pyr_lane_view *lane, int64_t row, int64_t rows, int64_t c) {
+  pyr_bend b = { .scores = s->scores, .ld = t->k->nr, .lines = (int)rows, .width = t->k->nr,
+                 .keys_down = true, .cap = a->cap, .slopes = a->slopes ? s->slope + c : NULL,
+                 .line = lane->positions + row, .column = s->position + c };
+  t->k->bend(&b);
+}
+
+/* Rows [row, row+rows) of the lane against every slice of columns that sees any of them.
  *
  * Only rows [from, to) of the tile are multiplied, those that some column of the slice sees. `from`
  * goes down to a multiple of PYR_UNIT, as gemm takes rows by the unit and pairs of bf16 may not be
  * torn; what that adds weighs 0 like any row that is not seen. */
-static void attend_rows(const pyr_attend *t, tile_scratch *s, int64_t row, int64_t rows,
-                        int64_t columns) {
+static void attend_rows(const pyr_attend *t, const pyr_attention *a, tile_scratch *s,
+                        const pyr_lane_view *lane, int64_t row, int64_t rows, int64_t columns) {
   int64_t nr = t->k->nr, d = t->layout.head_dim, per = t->products->per;
   for (int64_t c = 0; c < columns; c += nr) {
     /* spans of later queries begin and end no earlier, so the slice's first and last real column
@@ -137,6 +159,7 @@ static void attend_rows(const pyr_attend *t, tile_scratch *s, int64_t row, int64
     int64_t m = pyr_round_up(to - from, PYR_UNIT);
     memset(s->scores, 0, (size_t)(m * nr) * sizeof(float));
     t->products->gemm(s->scores, nr, s->k + from, TILE, s->q + c * d, nr, m, pyr_ceil_div(d, per));
+    if (pyr_cpu_bends(a)) bend_tile(t, a, s, lane, row + from, to - from, c);
     pyr_tile tile = { .scores = s->scores, .low = s->low + c, .high = s->high + c,
                       .m = s->m + c, .l = s->l + c, .out = s->out + c * s->dims,
                           .first = (int32_t)(row + from), .rows = (int32_t)(to - from),
@@ -165,7 +188,7 @@ static void attend_tile(const pyr_attend *t, const pyr_attention *a, int g, int6
     float *v = t->products->pair ? s.rows : s.v;
     pyr_cpu_load_rows(t->k, v, s.dims, lane, t->layout, row, rows, PYR_PLANE_V);
     if (t->products->pair) t->products->pair(s.v, v, s.dims, rows, s.dims);
-    attend_rows(t, &s, row, rows, columns);
+    attend_rows(t, a, &s, lane, row, rows, columns);
   }
   end_tile(t, a, &s, g, q0, columns);
 }

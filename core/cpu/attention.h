@@ -68,6 +68,9 @@ static inline bool pyr_cpu_is_tracked(const pyr_attend_unit *u) {
   return u->a->track && u->a->lanes[u->g].history;
 }
 
+/* Whether scores become something else before they are masked. */
+static inline bool pyr_cpu_bends(const pyr_attention *a) { return a->cap > 0 || a->slopes; }
+
 /* attention_units.c */
 
 /* Lays out in `shared` what all tasks of a call use: units and parts, for `count` sequences of

@@ -17,6 +17,8 @@
  * is a task, and the last to end joins them: long lanes share threads,
  * and the result does not depend on how many there are.
  *
+ * A head's sink joins them as one more segment, the first, with m the sink, l = 1 and out = 0.
+ *
  * Where the lane's history is tracked (see pyr_track) the scores of all its rows are kept to its
  * end, so that one task walks all segments, with the same result. */
 #include "cpu/attention.h"
@@ -93,12 +95,18 @@ static pyr_piece piece_at(const pyr_attend *t, const step_scratch *s, const pyr_
 /* One segment; `scores` [group][ld], from its first row on, if they are to be kept. Invariant:
  * m, l and out of `part` are those of the pages before the last one scored; that one's p wait in
  * the block until its values are mixed in. Bytes: each row's K and V once, for all heads. */
-static void attend_segment(const pyr_attend *t, const pyr_stretch *now, const pyr_stretch *next,
-                           const step_scratch *s, float *scores, float *part) {
+static void attend_segment(const pyr_attend *t, const pyr_attend_unit *u, const pyr_stretch *now,
+                           const pyr_stretch *next, const step_scratch *s, float *scores,
+                           float *part) {
   int group = t->group;
+  int32_t apart[PYR_KV_BLOCK] = { 0 };     /* the page's rows from the query: -3, -2, -1, 0 */
+  const pyr_attention *a = u->a;
+  pyr_bend bend = { .cap = a->cap, .column = apart,
+                    .slopes = a->slopes ? a->slopes + (int64_t)u->g * group : NULL };
   pyr_kv_block block = { .q = s->q, .m = part, .l = part + group,
                         .out = part + pyr_cpu_part_outs(group), .p = s->p, .alpha = s->alpha,
-                        .scores = scores, .ld = s->ld, .heads = group, .dims = (int)s->dims };
+                        .scores = scores, .ld = s->ld, .heads = group, .dims = (int)s->dims,
+                        .bend = pyr_cpu_bends(a) ? &bend : NULL };
   /* A page's keys are scored in one call, its values mixed in the next, beside the keys of the page
    * after it:  call 0: K0;  call 1: K1, V0;  call 2: K2, V1;  last: V2. */
   pyr_piece scored = { 0 }, mixed = { 0 };
@@ -108,6 +116,8 @@ static void attend_segment(const pyr_attend *t, const pyr_stretch *now, const py
   for (int64_t row = now->rows.low, run; row < now->rows.high; row += run) {
     run = pyr_cpu_run_in_page(row, now->rows.high - row);
     scored = piece_at(t, s, now, next, row, run, 0);
+    for (int64_t j = 0; a->slopes && j < run; j++)
+      apart[j] = now->lane->positions[row + j] - a->q_pos[0];
     t->k->kv_block(&block, &scored, &mixed, dtype);
     mixed = piece_at(t, s, now, next, row, run, 1);
     if (scores) block.scores += run;
@@ -118,6 +128,10 @@ static void attend_segment(const pyr_attend *t, const pyr_stretch *now, const py
 
 /* ---- joining them ---------------------------------------------------------------------------- */
 
+static float sink_of(const pyr_attend_unit *u, int64_t head) {
+  return u->a->sinks ? u->a->sinks[head] : -INFINITY;
+}
+
 /* Parts are added in the order of segments, by whichever task ends last: the sums are the same. A
  * segment in which nothing is seen has m = -inf and l = 0, and adds nothing; if that is so of all,
  * out is 0. A NaN in a score goes through l to out: it is not hidden behind `l > 0`. */
@@ -126,8 +140,9 @@ static void join(const pyr_attend *t, const pyr_attend_unit *u, const step_scrat
   int64_t d = t->layout.head_dim, size = pyr_cpu_part_size(t->group, s->dims);
   for (int h = 0; h < t->group; h++) {
     int64_t at = (int64_t)u->g * t->group + h;
-    float m = parts[h], l = 0, *out = u->a->out + at * d;
-    for (int64_t i = 1; i < count; i++) m = fmaxf(m, parts[i * size + h]);
+    float sink = sink_of(u, at), m = sink, *out = u->a->out + at * d;
+    for (int64_t i = 0; i < count; i++) m = fmaxf(m, parts[i * size + h]);
+    float l = sink == -INFINITY ? 0 : expf(sink - m);
     for (int64_t i = 0; i < count; i++) {
       const float *part = parts + i * size,
           *from = part + pyr_cpu_part_outs(t->group) + h * s->dims;
@@ -154,7 +169,8 @@ static void track_step(const pyr_attend *t, const pyr_attend_unit *u, const step
   int64_t n = u->seen.high - u->seen.low, position = u->a->q_pos[0];
   for (int h = 0; h < t->group; h++) {
     float *p = s->scores + h * s->ld, l;
-    t->k->softmax(p, n, &l);
+    float sink = sink_of(u, (int64_t)u->g * t->group + h), m = t->k->softmax(p, n, &l);
+    if (sink != -INFINITY) l += expf(sink - m);
     float each = l > 0 ? 1.0f / (l * (float)t->group) : 0;
     if (h == 0)
       for (int64_t j = 0; j < n; j++) mean[j] = p[j] * each;
@@ -191,7 +207,7 @@ static void attend_lane(const pyr_attend *t, const pyr_attend_unit *u, const pyr
     pyr_stretch now = pyr_cpu_segment_at(u, i),
         after = i + 1 < count ? pyr_cpu_segment_at(u, i + 1) : *next;
     float *scores = pyr_cpu_is_tracked(u) ? s->scores + (now.rows.low - u->seen.low) : NULL;
-    attend_segment(t, &now, &after, s, scores, s->parts + i * size);
+    attend_segment(t, u, &now, &after, s, scores, s->parts + i * size);
   }
   join(t, u, s, s->parts, count);
   if (pyr_cpu_is_tracked(u)) track_step(t, u, s);
@@ -214,6 +230,7 @@ void pyr_cpu_attend_step(const pyr_attend *t, pyr_attend_unit *u, int64_t task, 
     return;
   }
   pyr_stretch now = pyr_cpu_segment_at(u, task);
-  attend_segment(t, &now, &next, &s, NULL, u->parts + task * pyr_cpu_part_size(t->group, s.dims));
+  attend_segment(t, u, &now, &next, &s, NULL,
+                 u->parts + task * pyr_cpu_part_size(t->group, s.dims));
   if (atomic_fetch_sub(&u->left, 1) == 1) join(t, u, &s, u->parts, u->tasks);
 }

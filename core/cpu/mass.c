@@ -4,8 +4,8 @@
  *     out[h][j] += (or max=) over queries i of  w(q_i, j) * exp(scale * q_i . k_j - lse_i)
  *
  * which is PyramidInfer's ranking signal before heads are averaged (arXiv 2405.12532, eq. 3 and 4),
- * with its ramp as w. No probability is kept; the softmax is not run again, as its denominator is
- * known.
+ * with its ramp as w. Scores are capped and sloped as attention's were. No probability is kept; the
+ * softmax is not run again, as its denominator is known.
  *
  * A task is a tile of rows of one lane. K is turned into f32 and transposed once for all heads of
  * the group and all queries; queries are taken FEW at a time, their scores by `gemm`, and their
@@ -39,6 +39,7 @@ typedef struct mass_scratch {
   float *k, *q;            /* [head_dim][ROWS], [head_dim][FEW] of elements (see pyr_products) */
   float *scores;           /* [FEW][nr] */
   float *mass;             /* [group][ROWS] */
+  int32_t *position;       /* [ROWS] of rows, where there are slopes */
   int32_t *base, *due;  /* [ROWS] a query counts for row j iff base[j] <= its position <= due[j] */
 } mass_scratch;
 
@@ -49,6 +50,7 @@ static mass_scratch mass_scratch_of(pyr_arena *arena, int nr, int32_t group, int
     .q = pyr_arena_take(arena, FEW * (int64_t)head_dim, sizeof(float)),
     .scores = pyr_arena_take(arena, (int64_t)FEW * nr, sizeof(float)),
     .mass = pyr_arena_take(arena, ROWS * (int64_t)group, sizeof(float)),
+    .position = pyr_arena_take(arena, ROWS, sizeof(int32_t)),
     .base = pyr_arena_take(arena, ROWS, sizeof(int32_t)),
     .due = pyr_arena_take(arena, ROWS, sizeof(int32_t)),
   };
@@ -131,6 +133,17 @@ static void strip_mass(const mass_call *c, const mass_scratch *s, const few *q, 
   c->k->mass_strip(&strip);
 }
 
+/* Scores of the strip that begins at row `at` of the tile become those of attention. */
+static void bend_strip(const mass_call *c, const mass_scratch *s, const few *q, int64_t head,
+                       int64_t at) {
+  float slopes[FEW];
+  for (int i = 0; c->m->slopes && i < FEW; i++) slopes[i] = c->m->slopes[head];
+  pyr_bend b = { .scores = s->scores, .ld = c->k->nr, .lines = q->n, .width = c->k->nr,
+                 .cap = c->m->cap, .slopes = c->m->slopes ? slopes : NULL,
+                 .line = c->m->q_pos + q->first, .column = s->position + at };
+  c->k->bend(&b);
+}
+
 /* Products: queries * rows * head_dim for each head of the group. Scores are zeroed first, as
  * gemm adds. */
 static void mass_queries(const mass_call *c, const mass_scratch *s, int g, const few *q,
@@ -144,6 +157,7 @@ static void mass_queries(const mass_call *c, const mass_scratch *s, int g, const
       memset(s->scores, 0, (size_t)(padded * nr) * sizeof(float));
       c->products->gemm(s->scores, nr, s->q, FEW, s->k + at, ROWS, padded,
                         pyr_ceil_div(d, c->products->per));
+      if (c->m->cap > 0 || c->m->slopes) bend_strip(c, s, q, head, at);
       strip_mass(c, s, q, head, h, at, rows);
     }
   }
@@ -166,6 +180,8 @@ static void mass_task(void *ctx, int64_t task, int worker) {
   bool max = m->reduce == PYR_MAX;
   counting counts = weigh_rows(&m->weighting, &s, row - range.origin, rows);
   for (int64_t i = 0; i < ROWS * c->group; i++) s.mass[i] = max ? -INFINITY : 0;
+  for (int64_t i = 0; m->slopes && i < ROWS; i++)
+    s.position[i] = i < rows ? lane->positions[row + i] : 0;
   pyr_cpu_load_rows(c->k, s.rows, d, lane, c->layout, row, rows, PYR_PLANE_K);
   if (rows < ROWS) memset(s.k, 0, (size_t)(ROWS * d) * sizeof(float));
   c->products->transpose(s.k, ROWS, s.rows, d, (int)rows, d, 1.0f);

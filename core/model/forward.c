@@ -9,7 +9,7 @@
  * One layer; what stands in brackets a model has or not, as its configuration says
  * (pyr_model_config in pyramid.h). Without any of it, it is Llama's:
  *     h = [norm(x)];  q, k, v = h W [+ b];  [q, k = norm(q), norm(k)];  q, k = [rope](q, k)
- *     store k, v;  x += [scale *] [norm](attention(q, rows) W_o [+ b])
+ *     store k, v;  x += [scale *] [norm](attention(q, rows, [cap, slopes, sinks]) W_o [+ b])
  *     h = [norm(x)];  x += [scale *] [norm](mlp(h))
  *     mlp(h) = (act(h W_gate) [*] [h W_up]) W_down [+ b]
  *
@@ -470,7 +470,8 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n
   /* attention to all rows so far; the plan's score looks at the same queries once more */
   pyr_attention a = { .out = f->att, .lse = wanted ? f->lse : NULL, .q = f->q,
                       .q_pos = f->pos + at, .lanes = p->views, .n = n,
-                      .window = c->window ? c->window[layer] : 0 };
+                      .window = c->window ? c->window[layer] : 0, .cap = c->score_cap,
+                      .slopes = f->model->slopes, .sinks = f->model->layers[layer].sinks };
   PYR_TRY(be->attention(be, &a, 1, f->layout, c->heads, c->kv_heads, f->model->scale));
   if (wanted) PYR_TRY(pyr_layer_plan_observe(&p->plan, &a, rot, at));
   if (last_only && !holds_last) return PYR_OK;
@@ -879,6 +880,8 @@ static pyr_status step_layer(pyr_decode *d, int layer) {
     d->attention[i] = (pyr_attention){ .out = f->att + i * width, .q = f->q + i * width,
                                        .q_pos = f->pos + i, .lanes = views, .n = 1,
                                        .window = c->window ? c->window[layer] : 0,
+                                       .cap = c->score_cap, .slopes = f->model->slopes,
+                                       .sinks = f->model->layers[layer].sinks,
                                        .track = tracked ? &d->tracks[i] : NULL };
   }
   PYR_TRY(f->be->store(f->be, d->rows, d->count, f->layout, c->kv_heads));

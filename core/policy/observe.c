@@ -114,6 +114,8 @@ static pyr_status add(pyr_observation *o, pyr_mass m, const pyr_attention *a, in
   m.lanes = a->lanes;
   m.ranges = o->ranges;
   m.window = a->window;
+  m.cap = a->cap;
+  m.slopes = a->slopes;
   m.place = (int32_t)(at + skip);
   return be->mass(be, &m, cache->pool->layout, heads, cache->heads, model->scale);
 }

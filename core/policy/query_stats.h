@@ -10,6 +10,9 @@
  *     expected weight of row k  =  exp(scale * m . k + scale^2 / 2 * k^T C k)
  *         m, C: mean and covariance turned by the mean rotation of the positions to come
  *
+ * Soft caps and slopes of scores (pyr_attention) are left out: a capped Gaussian has no such form,
+ * and a slope says only that rows fade with their distance. Sinks divide all rows of a head alike.
+ *
  * A head of 64 dimensions takes 64 floats for the mean and 64 * 64 for the covariance: 16 KiB,
  * whether the prompt has 100 tokens or 100,000. */
 #ifndef PYR_QUERY_STATS_H

@@ -17,23 +17,38 @@ local widened = { stack = 120, spills = 160 }
 -- twenty values a step of over a thousand instructions.
 local packs = { stack = 48, spills = 56 }
 
+-- The last argument of attention's kernels and of the score pass's tiles is whether scores are
+-- capped or sloped: a position, a slope and the steps of tanh beside the above.
+
 -- Two registers more than blocks of so many threads leave a lane, outside of the inner loop.
 local few = { stack = 8, spills = 8 }
 
 return {
   rope_kernel = reduction, rotate_kernel = reduction, turns_kernel = reduction,
     mean_turns_kernel = reduction,
-  ["prefill_kernel<bf16,0,128,1,2>"] = tile, ["prefill_kernel<f16,0,128,1,2>"] = tile,
-    ["prefill_kernel<bf16,2,128,1,2>"] = tile,
-  ["prefill_kernel<f16,1,128,1,2>"] = tile, ["prefill_kernel<f16,1,256,1,1>"] = tile,
-    ["prefill_kernel<f16,1,64,2,2>"] = tile,
-  ["prefill_kernel<bf16,2,64,1,2>"] = tile, ["prefill_kernel<f16,2,64,1,2>"] = tile,
-    ["prefill_kernel<f16,2,128,1,2>"] = tile,
-  ["prefill_kernel<f16,2,256,1,1>"] = tile,
-  ["prefill_kernel<bf16,0,256,1,1>"] = tile, ["prefill_kernel<f16,0,256,1,1>"] = tile,
-    ["prefill_kernel<bf16,2,256,1,1>"] = tile,
-  ["decode_kernel<bf16,0,256,2>"] = tile, ["decode_kernel<f16,0,256,2>"] = tile,
-    ["decode_kernel<f16,1,256,2>"] = widened,
+  ["prefill_kernel<bf16,0,128,1,2,0>"] = tile, ["prefill_kernel<f16,0,128,1,2,0>"] = tile,
+    ["prefill_kernel<bf16,2,128,1,2,0>"] = tile,
+  ["prefill_kernel<f16,1,128,1,2,0>"] = tile, ["prefill_kernel<f16,1,256,1,1,0>"] = tile,
+    ["prefill_kernel<f16,1,64,2,2,0>"] = tile,
+  ["prefill_kernel<bf16,2,64,1,2,0>"] = tile, ["prefill_kernel<f16,2,64,1,2,0>"] = tile,
+    ["prefill_kernel<f16,2,128,1,2,0>"] = tile,
+  ["prefill_kernel<f16,2,256,1,1,0>"] = tile,
+  ["prefill_kernel<bf16,0,256,1,1,0>"] = tile, ["prefill_kernel<f16,0,256,1,1,0>"] = tile,
+    ["prefill_kernel<bf16,2,256,1,1,0>"] = tile,
+  ["decode_kernel<bf16,0,256,2,0>"] = tile, ["decode_kernel<f16,0,256,2,0>"] = tile,
+    ["decode_kernel<f16,1,256,2,0>"] = widened,
+  ["prefill_kernel<bf16,0,128,1,2,1>"] = tile, ["prefill_kernel<f16,0,128,1,2,1>"] = tile,
+    ["prefill_kernel<bf16,2,128,1,2,1>"] = tile,
+  ["prefill_kernel<f16,1,128,1,2,1>"] = tile, ["prefill_kernel<f16,1,256,1,1,1>"] = widened,
+    ["prefill_kernel<f16,1,64,2,2,1>"] = tile,
+  ["prefill_kernel<bf16,2,64,1,2,1>"] = tile, ["prefill_kernel<f16,2,64,1,2,1>"] = tile,
+    ["prefill_kernel<f16,2,128,1,2,1>"] = tile,
+  ["prefill_kernel<f16,2,256,1,1,1>"] = tile,
+  ["prefill_kernel<bf16,0,256,1,1,1>"] = tile, ["prefill_kernel<f16,0,256,1,1,1>"] = tile,
+    ["prefill_kernel<bf16,2,256,1,1,1>"] = tile,
+  ["decode_kernel<bf16,0,256,2,1>"] = widened, ["decode_kernel<f16,0,256,2,1>"] = widened,
+    ["decode_kernel<f16,1,256,2,1>"] = widened,
+  ["mass_tiles_kernel<f16,1,128,2,2,1>"] = few,
   ["stream_kernel<packed_weights,4>"] = packs,
   output_kernel = few,
 }

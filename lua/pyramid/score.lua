@@ -212,7 +212,8 @@ end
 ---Attention that queries at the next `future` positions are expected to give a row: the prompt's
 ---queries without the first `sinks` are taken for Gaussian, with their mean and, unless
 ---`covariance` is false, their covariance, and turned by the mean of RoPE's rotations to those
----positions; softmax over the judged rows, for each query head. Prefill plans only. Source:
+---positions; softmax over the judged rows, for each query head. Where a model caps its scores, adds
+---slopes (ALiBi) or has attention sinks, these are not looked at. Prefill plans only. Source:
 ---Expected Attention, arXiv 2510.00636, which ranks by `(score.expected() + epsilon) *
 ---score.value_norm()`.
 ---@param o? { future?: integer, sinks?: integer, covariance?: boolean, heads?: "mean"|"sum"|"max" }

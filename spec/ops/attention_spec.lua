@@ -41,9 +41,26 @@ local function make_call(layout, n, rows, o)
   return call
 end
 
+--- Gives a call what a model may add to its scores: those of cap, slopes and sinks that `which`
+--- names. Scores are about 1.3 in size, distances up to three times the rows.
+local function bend(layout, which, call)
+  if which:find "cap" then call.cap = 1.5 end
+  if which:find "slopes" then
+    call.slopes = {}
+    for h = 1, layout.heads do call.slopes[h] = 0.3 / 2 ^ h end
+    call.slopes, call.slope_bytes = reference.pack(call.slopes)
+  end
+  if which:find "sinks" then
+    call.sinks = reference.random(layout.heads, 4)
+    if layout.heads > 1 then call.sinks[2] = -math.huge end
+    call.sinks, call.sink_bytes = reference.pack(call.sinks)
+  end
+  return call
+end
+
 local function packed(call)
   return { q = call.q_bytes, q_pos = call.q_pos, lanes = call.lanes, window = call.window,
-    track = call.track }
+    track = call.track, cap = call.cap, slopes = call.slope_bytes, sinks = call.sink_bytes }
 end
 
 local function check(layout, calls, limit, teams)
@@ -316,6 +333,129 @@ describe("attention", function()
   end)
 end)
 
+describe("scores that are capped or sloped, and sinks,", function()
+  local all = "cap, slopes, sinks"
+
+  for _, dtype in ipairs(dtypes) do
+    it("equal their definition, on rows in " .. dtype, function()
+      for _, which in ipairs { "cap", "slopes", "sinks", all } do
+        local layout = layout_of(dtype, 64, 4, 2)
+        check(layout, { bend(layout, which, make_call(layout, 1, 45, { ragged = true })),
+          bend(layout, which, make_call(layout, 1, 33, { window = 20 })),
+          bend(layout, which, make_call(layout, 9, 40, { window = 11 })) })
+      end
+    end)
+  end
+
+  it("come with heads of any size, alone on their lane or many", function()
+    for _, shape in ipairs { { "f16", 20, 3, 3 }, { "f32", 16, 7, 1 }, { "bf16", 80, 6, 2 },
+      { "f16", 128, 5, 1 }, { "f16", 256, 2, 1 }, { "bf16", 264, 1, 1 } } do
+      local layout = layout_of(shape[1], shape[2], shape[3], shape[4])
+      check(layout, { bend(layout, "cap, slopes", make_call(layout, 1, 34)),
+        bend(layout, "cap, slopes", make_call(layout, 21, 40, { ragged = true })) })
+      check(layout, { bend(layout, "slopes, sinks", make_call(layout, 6, 21)) })
+    end
+  end)
+
+  it("cross tiles and segments", function()
+    for _, layout in ipairs { layout_of("f16", 16, 2, 1), layout_of("f32", 16, 2, 1) } do
+      check(layout, { bend(layout, all, make_call(layout, 1, 1100, { ragged = true })),
+        bend(layout, all, make_call(layout, 1, 600, { window = 300 })),
+        bend(layout, all, make_call(layout, 110, 150, { window = 70 })) })
+    end
+  end)
+
+  it("are f32 where operands are rounded to bf16", function()
+    for _, d in ipairs { 20, 64, 256 } do
+      local layout = layout_of("bf16", d, 4, 2)
+      layout.scale = 0.125
+      check(layout, { bend(layout, all, make_call(layout, 70, 90, { rounded = true })),
+        bend(layout, all, make_call(layout, 19, 64, { window = 31, rounded = true })) }, 6e-3,
+        reference.rounding_attention)
+    end
+    for dtype, limit in pairs { f16 = 2e-3, fp8_e4m3 = 2e-3, q8_0 = 1.5e-2 } do
+      local layout = layout_of(dtype, 64, 4, 2)
+      layout.scale = 0.3 / 8
+      local call = bend(layout, all, make_call(layout, 50, 70))
+      local out, lse = reference.attention(layout, call)
+      reference.each(function(rt) return ops.attention(rt, layout, { packed(call) }) end,
+        function(r, fail)
+        reference.near(r[1].out, out, limit, fail, dtype .. ": out")
+        reference.near(r[1].lse, lse, limit, fail, dtype .. ": lse")
+      end, { reference.rounding_device })
+    end
+  end)
+
+  it("give a query the same result in any company", function()
+    local layout = layout_of("f16", 64, 4, 2)
+    local step, many = bend(layout, all, make_call(layout, 1, 70)), make_call(layout, 40, 60)
+    many.cap, many.slopes, many.slope_bytes = step.cap, step.slopes, step.slope_bytes
+    many.sinks, many.sink_bytes = step.sinks, step.sink_bytes
+    local width = layout.heads * layout.head_dim * 4
+    reference.each(function(rt)
+      local some = packed(many)
+      some.q, some.q_pos = many.q_bytes:sub(17 * width + 1, 30 * width),
+        many.q_pos:sub(17 * 4 + 1, 30 * 4)
+      local together = ops.attention(rt, layout, { packed(many), packed(step) })
+      return { together[1].out:sub(17 * width + 1, 30 * width), together[2].out,
+        ops.attention(rt, layout, { some })[1].out,
+        ops.attention(rt, layout, { packed(step) })[1].out }
+    end, function(r, fail)
+      if r[1] ~= r[3] then fail "queries 17 to 29 differ from them among 40" end
+      if r[2] ~= r[4] then fail "a step differs from itself among others" end
+    end)
+  end)
+
+  it("are nothing where the sink is -inf, and all where a query sees nothing", function()
+    local layout = layout_of("f32", 16, 2, 1)
+    for _, n in ipairs { 1, 5 } do
+      local call = make_call(layout, n, n + 20)
+      local with, before = packed(call), packed(call)
+      with.sinks = ops.floats { -math.huge, -math.huge }
+      before.q_pos, before.sinks = ops.ints(reference.ascending(n, -n)), ops.floats { 0.5, -3 }
+      reference.each(function(rt)
+        return { ops.attention(rt, layout, { packed(call) })[1],
+          ops.attention(rt, layout, { with })[1], ops.attention(rt, layout, { before })[1] }
+      end, function(r, fail)
+        if r[1].out ~= r[2].out or r[1].lse ~= r[2].lse then fail "a sink of -inf weighs" end
+        for _, x in ipairs(ops.numbers(r[3].out)) do if x ~= 0 then fail("out is %g", x) end end
+        for i, x in ipairs(ops.numbers(r[3].lse)) do
+          if x ~= (i % 2 == 1 and 0.5 or -3) then fail("lse is %g", x) end
+        end
+      end)
+    end
+  end)
+
+  it("cap a score of any size to seven digits", function()   -- of one row alone, lse is the score
+    local layout, size, q = layout_of("f32", 16, 96, 1), 96, {}
+    layout.scale = 1
+    for h = 1, size do
+      q[(h - 1) * 16 + 1] = 50 * 10 ^ ((h - 60) / 12) * (h % 2 == 0 and 1 or -1)
+      for c = 2, 16 do q[(h - 1) * 16 + c] = 0 end
+    end
+    local ones = {}
+    for c = 1, 16 do ones[c] = 1 end
+    for _, n in ipairs { 1, 2 } do
+      local call = { lanes = { reference.lane(layout, { 3 }, 1, { k = ones, v = ones }) },
+        window = 0, cap = 50, at = { 3, 4 } }
+      call.at[n + 1] = nil
+      local rows = table.move(q, 1, #q, 1, {})
+      if n == 2 then table.move(q, 1, #q, #q + 1, rows) end
+      call.q, call.q_bytes = reference.pack(rows)
+      call.q_pos = ops.ints(call.at)
+      local _, lse = reference.attention(layout, call)
+      reference.each(function(rt) return ops.attention(rt, layout, { packed(call) }) end,
+        function(r, fail)
+        for i, x in ipairs(ops.numbers(r[1].lse)) do
+          if math.abs(x - lse[i]) > 5e-7 * math.abs(lse[i]) then
+            fail("%.9g becomes %.9g, not %.9g", call.q[(i - 1) * 16 + 1], x, lse[i])
+          end
+        end
+      end)
+    end
+  end)
+end)
+
 describe("tracked attention", function()
   local function check_track(layout, call)
     local _, _, p = reference.attention(layout, call)
@@ -352,6 +492,15 @@ describe("tracked attention", function()
     local call = make_call(layout, 1, 1200)
     call.track = { decay = 0.9 }
     check_track(layout, call)
+  end)
+
+  it("adds what is left beside sinks, of capped and sloped scores", function()
+    for _, dtype in ipairs { "f16", "f32" } do
+      local layout = layout_of(dtype, 32, 6, 2)
+      local call = bend(layout, "cap, slopes, sinks", make_call(layout, 1, 300))
+      call.track = { decay = 0.9 }
+      check_track(layout, call)
+    end
   end)
 
   it("counts a query only in the rows' recent windows, ramped", function()
@@ -403,6 +552,7 @@ describe("the score pass", function()
     before, m.out = reference.pack(before)
     m.q, m.q_pos, m.lanes, m.window, m.lse = call.q_bytes, call.q_pos, call.lanes, call.window,
       ops.floats(lse)
+    m.cap, m.slopes = call.cap, call.slope_bytes
     local ref = mass_reference(layout, call, m, p, before)
     reference.each(function(rt) return ops.mass(rt, layout, m) end, function(result, fail)
       local what = ("mass, %s, %d queries, rows %d to %d"):format(layout.dtype, #call.at, m.from,
@@ -446,6 +596,25 @@ describe("the score pass", function()
         end
       end
     end
+  end)
+
+  it("sees capped and sloped scores, and sinks", function()
+    for _, dtype in ipairs(dtypes) do
+      for _, which in ipairs { "cap", "slopes, sinks", "cap, slopes, sinks" } do
+        local layout = layout_of(dtype, 64, 4, 2)
+        local call = bend(layout, which, make_call(layout, 15, 70, { window = 40 }))
+        check_mass(layout, call, { from = 0, to = 60 })
+      end
+    end
+    for _, layout in ipairs { layout_of("f16", 264, 2, 1), layout_of("bf16", 20, 3, 1) } do
+      local call = bend(layout, "cap, slopes, sinks", make_call(layout, 30, 190))
+      check_mass(layout, call, { from = 7, to = 180, reduce = "max", queries = 12, ramp = 1.3,
+        due = call.at[30] - 3 })
+    end
+    local layout = layout_of("bf16", 64, 4, 2)
+    layout.scale = 0.25
+    check_mass(layout, bend(layout, "cap, slopes, sinks", make_call(layout, 61, 90,
+      { rounded = true })), { from = 3, to = 85 }, reference.rounding_attention)
   end)
 
   it("takes the maximum over queries", function()

@@ -464,9 +464,9 @@ static int ops_gather(lua_State *L) {
   return 1;
 }
 
-/* attention(runtime, layout, { { q, q_pos, lanes, window, track }, … } [, unreserved]) -> { { out,
- * lse, history }, … }; lanes without history and a track are not tracked. `no_lse` in a call leaves
- * the lse out. */
+/* attention(runtime, layout, { { q, q_pos, lanes, window, track, cap, slopes, sinks }, … } [,
+ * unreserved]) -> { { out, lse, history }, … }; lanes without history and a track are not tracked.
+ * `no_lse` in a call leaves the lse out. */
 static int ops_attention(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
@@ -487,6 +487,9 @@ static int ops_attention(lua_State *L) {
       return luaL_argerror(L, 3, "q and q_pos differ");
     a->lanes = check_lanes(L, be, call, l.layout, l.kv_heads);
     a->window = (int32_t)int_field(L, call, "window", 0);
+    a->cap = number_field(L, call, "cap", 0);
+    a->slopes = block_field(L, be, call, "slopes", sizeof(float), NULL);
+    a->sinks = block_field(L, be, call, "sinks", sizeof(float), NULL);
     a->out = new_floats(L, be, values);
     a->lse = int_field(L, call, "no_lse", 0) ? NULL : new_floats(L, be, a->n * l.heads);
     lua_getfield(L, call, "track");
@@ -587,7 +590,7 @@ static const pyr_range *check_ranges(lua_State *L, int arg, int count) {
 }
 
 /* mass(runtime, layout, { out, q, lse, q_pos, lanes, ranges | from, to, stride, window, reduce =
- * "sum" | "max", <weighting> }) -> floats */
+ * "sum" | "max", cap, slopes, <weighting> }) -> floats */
 static int ops_mass(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
@@ -603,6 +606,8 @@ static int ops_mass(lua_State *L) {
   m.q = block_field(L, be, 3, "q", sizeof(float), NULL);
   m.lse = block_field(L, be, 3, "lse", sizeof(float), NULL);
   m.q_pos = block_field(L, be, 3, "q_pos", sizeof(int32_t), &m.n);
+  m.cap = number_field(L, 3, "cap", 0);
+  m.slopes = block_field(L, be, 3, "slopes", sizeof(float), NULL);
   m.lanes = check_lanes(L, be, 3, l.layout, l.kv_heads);
   pyr_work work = { .tokens = m.n, .rows = m.lanes[0].rows, .sequences = 1, .heads = l.heads,
                     .kv_heads = l.kv_heads, .head_dim = l.layout.head_dim, .cols = 1 };

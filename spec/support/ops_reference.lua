@@ -220,17 +220,29 @@ function reference.weight(t, q, j)
   return t.queries == 1 and 1 or 1 + (t.ramp - 1) * i / (t.queries - 1)
 end
 
---- Attention as it is defined. call: q (values), at (query positions), lanes, window. Gives out,
---- lse and, per query head, p[i][j].
+--- What a score becomes before it is masked, of a query `apart` positions after the row: capped,
+--- if there is a cap, then sloped.
+function reference.bent(s, cap, slope, apart)
+  if cap and cap > 0 then
+    local e = math.exp(-2 * math.abs(s / cap))
+    s = cap * (1 - e) / (1 + e) * (s < 0 and -1 or 1)
+  end
+  return s - (slope or 0) * apart
+end
+
+--- Attention as it is defined. call: q (values), at (query positions), lanes, window, cap, slopes,
+--- sinks. Gives out, lse and, per query head, p[i][j].
 function reference.attention(layout, call)
   local d, heads, group = layout.head_dim, layout.heads, layout.heads // layout.kv_heads
   local out, lse, p, q, window = {}, {}, {}, call.q, call.window or 0
-  local scale, exp, none = layout.scale, math.exp, -math.huge
+  local scale, cap, exp, none = layout.scale, call.cap, math.exp, -math.huge
   for h = 1, heads do p[h] = {} end
   for i, q_pos in ipairs(call.at) do
     for h = 0, heads - 1 do
-      local lane, scores, top = call.lanes[h // group + 1], {}, none
+      local sink = call.sinks and call.sinks[h + 1] or none
+      local lane, scores, top = call.lanes[h // group + 1], {}, sink
       local rows, at, k, v = lane.rows, lane.at, lane.k, lane.v
+      local slope = call.slopes and call.slopes[h + 1]
       local q0 = ((i - 1) * heads + h) * d
       for j = 1, rows do
         local s = none
@@ -239,11 +251,12 @@ function reference.attention(layout, call)
           s = 0.0
           for c = q0 + 1, q0 + d do s = s + q[c] * k[k0 + c] end
           s = s * scale
+          if cap or slope then s = reference.bent(s, cap, slope, q_pos - at[j]) end
         end
         scores[j] = s
         if s > top then top = s end
       end
-      local sum, mixed = 0.0, {}
+      local sum, mixed = sink > none and exp(sink - top) or 0.0, {}
       for c = 1, d do mixed[c] = 0.0 end
       for j = 1, rows do
         local s = scores[j]

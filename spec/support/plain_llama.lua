@@ -1,6 +1,7 @@
 --- A Llama in plain Lua and double precision, one token at a time, over rows that a spec may drop
 --- and change: what the engine is held against where lanes differ in length. Weights and arithmetic
 --- are spec.support.transformer's.
+local reference = require "spec.support.ops_reference"
 local transformer = require "spec.support.transformer"
 
 local times, add, normed, heads_of = transformer.times, transformer.add, transformer.normed,
@@ -9,6 +10,7 @@ local times, add, normed, heads_of = transformer.times, transformer.add, transfo
 local plain = {}
 plain.__index = plain
 
+--- The model of a folder; fields that may be set: cap, slopes [head], sinks [layer][head].
 function plain.open(folder) return setmetatable({ model = transformer.load(folder) }, plain) end
 
 --- Lanes without rows: lanes[layer][head] is a sequence of { position, k (before rotation), turned
@@ -25,13 +27,17 @@ end
 --- A head's key, rotated to `position`.
 function plain:rotated(key, position) return heads_of(key, 1, position, self.model.base)[1] end
 
-local function attend(q, lane, scale, position, share)
-  local p, top, sum, out = {}, -math.huge, 0.0, {}
+-- how: the head's cap, slope and sink, where it has any
+local function attend(q, lane, scale, position, share, how)
+  local sink = how.sink or -math.huge
+  local p, top, out = {}, sink, {}
   for j, row in ipairs(lane) do
     local s = 0.0
     for i = 1, #q do s = s + q[i] * row.turned[i] end
-    p[j], top = s * scale, math.max(top, s * scale)
+    p[j] = reference.bent(s * scale, how.cap, how.slope, position - row.position)
+    top = math.max(top, p[j])
   end
+  local sum = sink > -math.huge and math.exp(sink - top) or 0.0
   for j = 1, #p do
     p[j] = math.exp(p[j] - top)
     sum = sum + p[j]
@@ -61,7 +67,9 @@ function plain:step(lanes, id, turned)
         turned = self:rotated(keys[head], to), v = values[head] }
     end
     for head, q in ipairs(heads_of(times(w.q, h), model.heads, to, model.base)) do
-      local out = attend(q, lanes[layer][(head - 1) // group + 1], (#q) ^ -0.5, position, 1 / group)
+      local out = attend(q, lanes[layer][(head - 1) // group + 1], (#q) ^ -0.5, position,
+        1 / group, { cap = self.cap, slope = self.slopes and self.slopes[head],
+          sink = self.sinks and self.sinks[layer][head] })
       table.move(out, 1, #out, #mixed + 1, mixed)
     end
     x = add(x, times(w.o, mixed))

@@ -56,6 +56,21 @@ typedef struct pyr_strip {
   const int32_t *low, *high;     /* [n] strip rows low <= i < high are visible */
 } pyr_strip;
 
+/* What a model makes of scores, before they are masked: first the cap, then the slopes (see
+ * pyr_attention). Queries and keys lie either way:
+ *
+ *     keys down      lines are keys, columns queries, whose heads' slopes are [width]    prefill
+ *     else           lines are queries, of slopes [lines], columns keys                  others */
+typedef struct pyr_bend {
+  float *scores;                 /* [lines][width], `ld` floats from line to line; in place */
+  int64_t ld;
+  int lines, width;              /* width: whole vectors */
+  bool keys_down;
+  float cap;                     /* 0: none */
+  const float *slopes;           /* NULL: none, and positions are not read */
+  const int32_t *line, *column;  /* [lines], [width] positions; line NULL: all 0 */
+} pyr_bend;
+
 /* `gemm` and what prepares its operands, whose elements are single values of the summed index, or
  * pairs of them rounded to bf16: in 32 bits either way, so that both are laid out alike. A sum
  * over 5 values takes 5 elements of one, or 3 of two, whose last is paired with 0. */
@@ -83,6 +98,9 @@ typedef struct pyr_kv_block {
   float *scores;                 /* NULL, or [heads][ld] where the scores are to be kept, too */
   int64_t ld;
   int heads, dims;
+  const pyr_bend *bend;          /* NULL, or what becomes of scores before they are kept: its cap,
+                                    slopes [heads], and column [PYR_KV_BLOCK], where the scored
+                                    rows lie from the query */
 } pyr_kv_block;
 
 /* A page's keys, or its values. Where rows are read in scratch, `ahead` is the scratch. */
@@ -126,6 +144,7 @@ typedef struct pyr_kernels {
                      int n, int64_t k, bool first);
   pyr_products f32, bf16;        /* bf16.gemm is NULL where no such code is compiled in */
 
+  void (*bend)(const pyr_bend *bend);
   void (*softmax_tile)(const pyr_tile *tile);
   void (*mass_strip)(const pyr_strip *strip);
   /* scores the rows of `scored`, and mixes in those of `mixed`: the values of the rows that the
