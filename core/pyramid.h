@@ -568,7 +568,9 @@ pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy);
  * cache that evicted nothing is then, bit for bit, one that never read them. Rows below n that were
  * evicted stay so, keys that were turned or merged stay as they are. PYR_POLICY, and nothing is
  * changed, where attention is tracked (what the dropped tokens gave is in sums with the rest), and
- * where a lane holds no row below n any more. All or nothing. */
+ * where a lane holds no row below n any more. PYR_ARGUMENT where a layer with a sliding window has
+ * given back rows that the window of token n shows; the message names the first token that may be.
+ * All or nothing. */
 pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n);
 /* To a file that is whole at any time: the old one or, once this returns, the new one. Devices and
  * pipes are refused. */

@@ -21,6 +21,7 @@
  *                |         | ########|#######  |
  *     segment              |    0    |    1    |       rows [300, 512) and [512, 700) */
 static constexpr int SEGMENT = 256;
+static_assert(PYR_SLIDE_ROWS % SEGMENT == 0, "what slides away are whole segments");
 
 /* One sequence's attention in one layer, as kernels read it from the table of descriptions. A
  * launch has many, and blockIdx.z says which; what differs from step to step lies here, so that the

@@ -8,6 +8,9 @@
 #include "base/tensor.h"
 
 #define PYR_PAGE_ROWS 32   /* rows a page */
+/* Rows leave the front of a lane by so many: a backend's sums over a lane do not change by a bit
+ * if it adds up rows in groups that begin at multiples of a divisor of this. */
+#define PYR_SLIDE_ROWS 512
 
 /* A page holds PYR_PAGE_ROWS rows of K, then as many rows of V, each row head_dim values of the
  * cache dtype. q8_0 rows need head_dim % 32 == 0, fp8_e4m3 an even one. K is stored after RoPE, at

@@ -286,6 +286,31 @@ void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows) {
   pyr_lane_trim(cache, lane);
 }
 
+/* Numbers [from, from + n) of an array go to its beginning, in pieces that do not overlap where
+ * they come from: of 1,300 by 512, three pieces of 512, 512 and 276. */
+static void move_down(pyr_backend *be, int32_t *numbers, int64_t from, int64_t n) {
+  for (int64_t at = 0; numbers && at < n; at += from)
+    (void)be->copy(be, numbers + at, numbers + at + from,
+                   (size_t)pyr_min(from, n - at) * sizeof *numbers);
+}
+
+/* A lane of 1,100 rows that loses 512: pages 0 to 15 go, page 16 becomes the first. Nothing is
+ * asked for, so nothing can fail unless the device does. */
+void pyr_lane_slide(pyr_cache *cache, pyr_lane *lane, int64_t drop) {
+  pyr_backend *be = cache->pool->be;
+  int64_t pages = drop / PYR_PAGE_ROWS, rows = lane->rows - drop;
+  move_down(be, lane->positions, drop, rows);
+  move_down(be, (int32_t *)lane->history, drop, rows);
+  move_down(be, lane->born, drop, rows);
+  for (int64_t p = 0; p < pages; p++) pyr_page_free(cache->pool, lane->pages[p]);
+  lane->page_count -= pages;
+  memmove(lane->pages, lane->pages + pages, (size_t)lane->page_count * sizeof *lane->pages);
+  memmove(lane->data, lane->data + pages, (size_t)lane->page_count * sizeof *lane->data);
+  forget_listed(lane, 0);
+  lane->rows = rows;
+  pyr_lane_trim(cache, lane);
+}
+
 /* The count of what is held changes without asking the budget: these rows were held before, and
  * going back must not fail. With `pages` the lane's own go; without, those that hold `rows` rows
  * stay. */

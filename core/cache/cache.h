@@ -101,6 +101,13 @@ pyr_status pyr_lane_widen(pyr_cache *cache, pyr_lane *lane);
 void pyr_lane_truncate(pyr_cache *cache, pyr_lane *lane, int64_t rows);
 /* Gives back pages beyond the rows held (after a reserve that was not used). */
 void pyr_lane_trim(pyr_cache *cache, pyr_lane *lane);
+/* Drops the first `drop` rows, whole pages of them, of which forks keep theirs. Cannot fail. */
+void pyr_lane_slide(pyr_cache *cache, pyr_lane *lane, int64_t drop);
+/* slide.c: gives back rows of a layer that no query from position `next` on can see, if it has a
+ * sliding window; of all layers, from the cache's next token on. Cannot fail. Looks at counts
+ * alone, but where PYR_SLIDE_ROWS rows have come since the last time. */
+void pyr_cache_slide_layer(pyr_cache *cache, int layer, int64_t next);
+void pyr_cache_slide(pyr_cache *cache);
 /* Gives a lane `rows` rows, what lies beside them (room for whole pages; born: wide pages) and,
  * unless `pages` is NULL, the pages [count] of them, which lose a reference else; what it has goes.
  * Takes all of it over. Cannot fail. */

@@ -3,8 +3,11 @@
  * A row's place in a lane follows its position, so each lane loses its end. What a later token has
  * changed in rows before it stays: evicted rows do not come back, nor does a key that was turned or
  * merged. What later queries gave to tracked rows cannot be taken out of a sum again, so a cache
- * that tracks is refused. */
+ * that tracks is refused. In a layer with a sliding window the next token's query must find the
+ * rows that its window shows; where the lane begins behind the window's first row, they are gone.
+ */
 #include "cache/cache.h"
+#include "model/model.h"
 
 /* How many rows of a lane are of the first n tokens. Positions ascend, so bisection finds it: rows
  * before `low` are of those tokens, rows from `high` on are not. Positions 0 2 5 7 9 and n = 6:
@@ -25,6 +28,21 @@ static void truncate_state(pyr_layer_state *state, int64_t dropped, int64_t rows
   state->since = pyr_max(state->since - dropped, 0);
   state->past = pyr_min(state->past, rows);
   state->turned = pyr_min(state->turned, rows);
+}
+
+/* PYR_ARGUMENT if a query at position n of a lane that begins at `first` would miss rows that the
+ * layer's window (0: none) shows. Window 100, rows from 512 on: n = 600 would see 501 to 599; the
+ * first n that may be is 611. */
+static pyr_status check_window(const pyr_cache *cache, int64_t lane, int64_t first, int64_t n) {
+  const int32_t *windows = cache->pool->model->config.window;
+  int64_t layer = lane / cache->heads, window = windows ? windows[layer] : 0;
+  if (window <= 0 || first == 0 || n - window + 1 >= first) return PYR_OK;
+  return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT,
+                               "truncate: layer %lld has given back rows that its sliding window "
+                               "of %lld shows from token %lld; it can go back to token %lld or "
+                               "later (fork the cache before it reads on)",
+                               (long long)layer + 1, (long long)window, (long long)n,
+                               (long long)(first + window - 1));
 }
 
 /* Two passes: the first finds out what each lane keeps, and may refuse; the second drops the
@@ -61,6 +79,7 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
     status = pyr_cache_positions(cache, (int)(i / cache->heads), (int)(i % cache->heads),
                                  positions);
     if (status == PYR_OK) keep[i] = rows_before(positions, lane->rows, n);
+    if (status == PYR_OK && lane->rows > 0) status = check_window(cache, i, positions[0], n);
     if (status == PYR_OK && keep[i] == 0)
       status = pyr_runtime_set_error(rt, PYR_POLICY,
                                      "truncate: layer %lld holds no row of the first %lld tokens "

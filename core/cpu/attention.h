@@ -20,6 +20,7 @@
 
 enum { PYR_SEGMENT = 512 };   /* rows of a lane that one task of one query walks; whole pages */
 _Static_assert(PYR_SEGMENT % PYR_PAGE_ROWS == 0, "segments begin with a page");
+_Static_assert(PYR_SLIDE_ROWS % PYR_SEGMENT == 0, "what slides away are whole segments");
 
 /* Written by the cut, read by tasks; `left` alone changes while they run. */
 typedef struct pyr_attend_unit {

@@ -513,6 +513,8 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   pyr_status s = pyr_layer_plan_begin(&p->plan, p->f.faults + layer);
   if (s == PYR_OK) s = prefill_run(p, layer);
   pyr_layer_plan_free(&p->plan);
+  /* before the next layer takes room; other prefills must be able to go back until they end */
+  if (s == PYR_OK && p->cache->tokens == 0) pyr_cache_slide_layer(p->cache, layer, p->n);
   return s;
 }
 
@@ -663,6 +665,7 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
     for (int layer = 0; layer < cache->layers && (flags & PYR_PREFILL_NO_PRUNE); layer++)
       cache->states[layer].unranked += n;
     pyr_undo_keep(undo);
+    pyr_cache_slide(cache);
   } else if (undo) {
     pyr_undo_restore(undo);
   } else if (cache->tokens == 0) {
@@ -1013,6 +1016,7 @@ pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count
 
   /* 4. evict, and sample */
   if (s == PYR_OK) s = step_evict(&d);
+  for (int i = 0; i < count && s == PYR_OK; i++) pyr_cache_slide(caches[i]);
   if (s == PYR_OK && samplers)
     s = pyr_sample_batch_pick(&d.samples, be, samplers, d.f.logits, vocab, count, picks);
   pyr_release(pool->rt, host.block, host.used);

@@ -14,7 +14,8 @@ local cache = {}
 ---  reads one token, and gives the logits of the next; evicts where the policy's trigger fires. On
 ---  a failure the rows are as before
 ---@field rows fun(self: pyramid.Cache, layer: integer, head?: integer): integer
----  rows that a lane holds; of head 1, unless said
+---  rows that a lane holds; of head 1, unless said. A layer with a sliding window gives rows back
+---  by 512 once no later query sees them: it holds less than its window and 511
 ---@field positions fun(self: pyramid.Cache, layer: integer, head?: integer): integer[]
 ---  the original positions of a lane's rows, from 0, ascending. Under share = "head" each KV head
 ---  has its own rows, so ask head by head
@@ -29,7 +30,8 @@ local cache = {}
 ---  a second cache that goes on by itself from here; pages are shared until one of them writes
 ---@field truncate fun(self: pyramid.Cache, n: integer): true?, string?, string?
 ---  drops the rows of tokens from n on, and goes on from token n: what was evicted of the rows
----  before stays so. Refused (code "policy") where attention is tracked
+---  before stays so. Refused (code "policy") where attention is tracked, and (code "argument")
+---  below what a sliding window has left; the message names the first token that may be
 ---@field tell fun(self: pyramid.Cache, fn?: fun(record: pyramid.Trace), seconds?: number): true
 ---  tells another function than before of its plans (nil: none); forks made later tell it, too
 ---@field save fun(self: pyramid.Cache, path: string, note?: string): true?, string?, string?

@@ -289,6 +289,42 @@ describe("attention", function()
     end
   end)
 
+  -- What core/cache/slide.c does to a lane: the first rows and their pages are gone.
+  it("does not change by a bit as rows before the window leave, by slides", function()
+    local slide, pages = ops.slide_rows, ops.slide_rows // reference.page_rows
+    for _, dtype in ipairs { "f32", "f16", "bf16", "q8_0" } do
+      local layout = layout_of(dtype, 32, 4, 2)
+      for _, shape in ipairs { { 1, slide + 40, 41 }, { 1, slide + 700, 640 },
+        { 30, slide + 99, 70 }, { 70, slide + 300, 90 } } do
+        local call = packed(make_call(layout, shape[1], shape[2], { window = shape[3] }))
+        local slid, lanes = {}, {}
+        for key, value in pairs(call) do slid[key] = value end
+        for g, lane in ipairs(call.lanes) do
+          local page_bytes = #lane.pages // ((lane.rows + reference.page_rows - 1)
+            // reference.page_rows)
+          lanes[g] = { rows = lane.rows - slide, positions = lane.positions:sub(4 * slide + 1),
+            pages = lane.pages:sub(pages * page_bytes + 1) }
+        end
+        slid.lanes = lanes
+        local function both(rt)
+          local out = {}
+          for i, each in ipairs { call, slid } do
+            local done = assert(ops.attention(rt, layout, { each }))[1]
+            out[i] = done.out .. done.lse
+          end
+          return out
+        end
+        local function equal(r, fail)
+          if r[1] ~= r[2] then
+            fail("%s, %d queries on %d rows: other bits", dtype, shape[1], shape[2])
+          end
+        end
+        reference.each(both, equal)
+        reference.each(both, equal, reference.rounding_attention)
+      end
+    end
+  end)
+
   it("gives 0 where a query sees nothing", function()
     local layout = layout_of("f32", 16, 2, 1)
     for _, n in ipairs { 1, 5 } do

@@ -964,6 +964,8 @@ int luaopen_pyramid_specs(lua_State *L) {
   luaL_newlib(L, functions);
   lua_pushinteger(L, PYR_PAGE_ROWS);
   lua_setfield(L, -2, "page_rows");
+  lua_pushinteger(L, PYR_SLIDE_ROWS);
+  lua_setfield(L, -2, "slide_rows");
   lua_pushinteger(L, PYR_SMALL_N);
   lua_setfield(L, -2, "small_n");
   return 1;
