@@ -192,6 +192,24 @@ pyr_status pyr_file_read(pyr_runtime *rt, const char *path, pyr_file **out);
 void pyr_file_free(pyr_file *file);
 uint64_t pyr_file_size(const pyr_file *file);
 
+/* Matrices that several tensors make up: value = scale * (number - zero), with a scale and a zero
+ * for each group of values. The layouts are Hugging Face checkpoints' and stand in
+ * core/model/packed.h. */
+typedef enum pyr_packing_kind { PYR_PACKED_SCALED = 1 /* fp8_e4m3 and scales */, PYR_PACKED_GPTQ,
+                                PYR_PACKED_AWQ } pyr_packing_kind;
+typedef struct pyr_packing_part {   /* file NULL: there is none */
+  pyr_file *file;
+  uint64_t offset, bytes;
+} pyr_packing_part;
+typedef struct pyr_packing {
+  pyr_packing_kind kind;
+  int bits;                         /* of a number: 8; 4 or 8 of GPTQ; 4 of AWQ */
+  int64_t group[2];                 /* rows and columns that share a scale; rows: of SCALED alone */
+  int zeros_less_one;               /* 1: zeros are held less one (GPTQ's first version) */
+  pyr_dtype scale_dtype;            /* f32, f16 or bf16 */
+  pyr_packing_part scales, zeros, order;
+} pyr_packing;
+
 typedef struct pyr_tensor_spec {  /* where a tensor lies; checked against the mapping before use */
   const char *name;                 /* for messages */
   pyr_file *file;
@@ -203,6 +221,9 @@ typedef struct pyr_tensor_spec {  /* where a tensor lies; checked against the ma
                          step + r % run of a larger one that begins at `offset` and ends with the
                          last row taken; f32, f16, bf16 */
   int transposed;     /* 1: the file has [in, out] of a matrix whose shape is given as [out, in] */
+  const pyr_packing *packing;  /* NULL: the values themselves. Else file, offset and bytes are those
+                                  of the numbers, dtype, run and transposed are not looked at, and
+                                  `as` says what the matrix becomes (-1: f32) */
 } pyr_tensor_spec;
 
 /* ---- model ----------------------------------------------------------------------------------- */

@@ -351,10 +351,63 @@ static int model_new(lua_State *L) {
   return status == PYR_OK ? 1 : pyr_lua_fail(L, rt, status);
 }
 
+/* Where a part lies; its file stays in its table, which the caller's stack holds. */
+static pyr_packing_part read_part(lua_State *L, int arg, const char *key) {
+  pyr_packing_part part = { .file = NULL };
+  if (lua_getfield(L, arg, key) != LUA_TNIL) {
+    int table = lua_gettop(L);
+    luaL_checktype(L, table, LUA_TTABLE);
+    lua_Integer offset = integer_field(L, table, "offset"),
+        bytes = integer_field(L, table, "bytes");
+    part.offset = offset < 0 ? UINT64_MAX : (uint64_t)offset;   /* outside of any file */
+    part.bytes = bytes < 0 ? UINT64_MAX : (uint64_t)bytes;
+    lua_getfield(L, table, "file");
+    part.file = pyr_lua_check_file(L, table + 1);
+    lua_pop(L, 1);
+  }
+  lua_pop(L, 1);
+  return part;
+}
+
+/* The field `packing` of the description at `arg`, in a userdata that is left on the stack with
+ * what it needs; NULL, and nil on the stack, where there is none:
+ * { kind = "scaled" | "gptq" | "awq", bits, group = { rows, columns }, zeros_less_one, scale_dtype,
+ *   scales, zeros, order }, the last three { file, offset, bytes } or nil. */
+static const pyr_packing *read_packing(lua_State *L, int arg) {
+  static const char *const kinds[] = { "scaled", "gptq", "awq", NULL };
+  static const pyr_packing_kind numbers[] = { PYR_PACKED_SCALED, PYR_PACKED_GPTQ,
+                                              PYR_PACKED_AWQ };
+  if (lua_getfield(L, arg, "packing") == LUA_TNIL) return NULL;
+  int table = lua_gettop(L);
+  luaL_checktype(L, table, LUA_TTABLE);
+  pyr_packing *packing = lua_newuserdatauv(L, sizeof *packing, 0);   /* the stack keeps it */
+  *packing = (pyr_packing){ .bits = 0 };
+  lua_getfield(L, table, "kind");
+  packing->kind = numbers[luaL_checkoption(L, -1, NULL, kinds)];
+  lua_Integer bits = integer_field(L, table, "bits");
+  packing->bits = bits < 0 || bits > 64 ? 0 : (int)bits;   /* 0 is refused, as what it was is */
+  lua_getfield(L, table, "group");
+  luaL_checktype(L, -1, LUA_TTABLE);
+  for (int i = 0; i < 2; i++) {
+    lua_rawgeti(L, -1, i + 1);
+    packing->group[i] = luaL_checkinteger(L, -1);
+    lua_pop(L, 1);
+  }
+  lua_getfield(L, table, "zeros_less_one");
+  packing->zeros_less_one = lua_toboolean(L, -1);
+  lua_getfield(L, table, "scale_dtype");
+  packing->scale_dtype = check_dtype(L, -1);
+  packing->scales = read_part(L, table, "scales");
+  packing->zeros = read_part(L, table, "zeros");
+  packing->order = read_part(L, table, "order");
+  lua_settop(L, table + 1);
+  return packing;
+}
+
 /* Reads the tensor's description at `arg`: { name = string, file = file, offset = integer, bytes =
  * integer, dtype = string, shape = { n } or { out, in }, run = integer?, step = integer?,
- * transposed = boolean? }. Leaves file and name on the stack, which keeps them; allocates nothing
- * after it took the file out of its box. */
+ * transposed = boolean?, packing = table? }. Leaves file and name on the stack, which keeps them;
+ * allocates nothing after it took the file out of its box. */
 static file_box *read_spec(lua_State *L, int arg, pyr_tensor_spec *out) {
   pyr_tensor_spec spec = { .offset = 0 };
   lua_Integer offset = integer_field(L, arg, "offset"), bytes = integer_field(L, arg, "bytes");
@@ -379,6 +432,7 @@ static file_box *read_spec(lua_State *L, int arg, pyr_tensor_spec *out) {
     if (!exact) luaL_error(L, "field 'shape' has a %s at %d", luaL_typename(L, -1), i + 1);
     lua_pop(L, 1);
   }
+  spec.packing = read_packing(L, arg);
   lua_getfield(L, arg, "file");
   if (lua_getfield(L, arg, "name") == LUA_TSTRING) spec.name = lua_tostring(L, -1);
   spec.file = pyr_lua_check_file(L, lua_gettop(L) - 1);

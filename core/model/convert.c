@@ -15,7 +15,8 @@ typedef struct conversion {
   int64_t first, run;           /* run: rows, or a vector's values, of a head; 0: in order */
   size_t stride;                /* bytes of a row of `out` */
   char *out;
-  float *scratch;               /* [workers, 2, cols]; NULL if it copies */
+  float *scratch;               /* [workers, each]; NULL if it copies */
+  size_t each;                  /* 2 rows, or what a packed matrix needs */
 } conversion;
 
 /* Where row `row` of the result lies in the source: of a run of 4, row 1 is the first of the second
@@ -35,7 +36,11 @@ static void convert_row(void *ctx, int64_t task, int worker) {
     memcpy(dst, (const char *)c->from.view.data + (size_t)row * c->stride, c->stride);
     return;
   }
-  float *values = c->scratch + (int64_t)worker * 2 * cols;
+  float *values = c->scratch + (size_t)worker * c->each;
+  if (c->from.is_packed) {
+    pyr_packed_rows(&c->from.packed, row, 1, dst, c->stride, c->as, values);
+    return;
+  }
   pyr_source_row(&c->from, row, values);
   if (c->from.vector && c->run > 0) {
     for (int64_t i = 0; i < cols; i++) values[cols + i] = values[source_row(c->run, i)];
@@ -82,7 +87,8 @@ pyr_status pyr_convert_rows(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_dt
   pyr_status status = PYR_OK;
   c.out = pyr_alloc(rt, bytes);
   if (!c.copies) {
-    scratch_bytes = (size_t)pyr_runtime_threads(rt) * 2 * (size_t)c.from.cols * sizeof(float);
+    c.each = c.from.is_packed ? pyr_packed_scratch(&c.from.packed) : 2 * (size_t)c.from.cols;
+    scratch_bytes = (size_t)pyr_runtime_threads(rt) * c.each * sizeof(float);
     c.scratch = pyr_alloc(rt, scratch_bytes);
   }
   if (!c.out || (!c.copies && !c.scratch)) {

@@ -602,22 +602,37 @@ static pyr_status refuse_dtype(pyr_model *model, const char *path, const char *n
 }
 
 /* Read by all workers of a piece at once, written by none of them. */
-struct conversion {   /* rows [first, first+n) of a matrix, one task each */
+struct conversion {   /* rows [first, first+n) of a matrix, one task each; packed: a strip each */
   const pyr_source *from;
   pyr_dtype as;
-  int64_t first;
+  int64_t first, n;
   char *out;          /* where row `first` goes; rows of `stride` bytes */
   size_t stride;
-  float *scratch;     /* [workers, cols] */
+  float *scratch;     /* [workers, each] */
+  size_t each;
 };
+
+/* Rows that a task makes, floats that it needs: a row, or what packed.h says. */
+static int64_t rows_of_task(const pyr_source *from) {
+  return from->is_packed ? PYR_PACKED_STRIP : 1;
+}
+static size_t floats_of_task(const pyr_source *from) {
+  return from->is_packed ? pyr_packed_scratch(&from->packed) : (size_t)from->cols;
+}
 
 /* Rows are independent, and each worker has a row of f32 of its own. */
 static void convert_row(void *ctx, int64_t task, int worker) {
   const struct conversion *c = ctx;
-  int64_t cols = c->from->cols;
-  float *values = c->scratch + (int64_t)worker * cols;
+  float *values = c->scratch + (size_t)worker * c->each;
+  if (c->from->is_packed) {
+    int64_t at = task * PYR_PACKED_STRIP;
+    int n = (int)pyr_min(PYR_PACKED_STRIP, c->n - at);
+    pyr_packed_rows(&c->from->packed, c->first + at, n, c->out + (size_t)at * c->stride, c->stride,
+                    c->as, values);
+    return;
+  }
   pyr_source_row(c->from, c->first + task, values);
-  pyr_row_from_f32(c->out + (size_t)task * c->stride, c->as, values, cols);
+  pyr_row_from_f32(c->out + (size_t)task * c->stride, c->as, values, c->from->cols);
 }
 
 /* Fills `to` (backend memory) with the rows of `from` in the dtype and the order of `bound`. A
@@ -628,7 +643,8 @@ static void convert_row(void *ctx, int64_t task, int worker) {
  *     converted, host memory    straight into its place             -> nothing
  *     converted, otherwise      staging (one piece)                 -> interleave or upload
  *
- * Rows that the file has in another order (source.h) are converted, if only to their own dtype.
+ * Rows that the file has in another order, or packed (source.h), are converted, if only to their
+ * own dtype.
  * So beside the matrix itself one piece and a row for each worker are held, whatever its size. */
 static pyr_status fill_matrix(pyr_model *model, char *to, const pyr_tensor *bound,
                               const pyr_source *from) {
@@ -640,14 +656,14 @@ static pyr_status fill_matrix(pyr_model *model, char *to, const pyr_tensor *boun
   if (piece > rows) piece = rows;
   bool convert = bound->dtype != from->view.dtype || !pyr_source_contiguous(from),
       in_place = convert && !bound->interleaved && reads_host_memory(be);
-  size_t stride = bound->stride, scratch_bytes = 0,
+  size_t stride = bound->stride, scratch_bytes = 0, each = floats_of_task(from),
       staging_bytes = convert && !in_place ? (size_t)piece * stride : 0;
+  int64_t strip = rows_of_task(from);
   float *scratch = NULL;
   char *staging = NULL;
   pyr_status status = PYR_OK;
   if (convert) {
-    if (!pyr_mul_size((size_t)pyr_runtime_threads(rt) * sizeof(float), (size_t)cols,
-                      &scratch_bytes))
+    if (!pyr_mul_size((size_t)pyr_runtime_threads(rt) * sizeof(float), each, &scratch_bytes))
       return pyr_nomem(rt, SIZE_MAX, "conversion");
     scratch = pyr_alloc(rt, scratch_bytes);
     staging = pyr_alloc(rt, staging_bytes);
@@ -657,12 +673,13 @@ static pyr_status fill_matrix(pyr_model *model, char *to, const pyr_tensor *boun
   for (int64_t first = 0; first < rows; first += piece) {
     int64_t n = rows - first < piece ? rows - first : piece;
     char *at = to + (size_t)first * stride;
-    const char *ready = (const char *)from->view.data + (size_t)first * from->view.stride;
+    const char *ready;
     if (convert) {
-      struct conversion c = { from, bound->dtype, first, in_place ? at : staging, stride, scratch };
-      pyr_parallel(rt, convert_row, &c, n);
+      struct conversion c = { from, bound->dtype, first, n, in_place ? at : staging, stride,
+                              scratch, each };
+      pyr_parallel(rt, convert_row, &c, (n + strip - 1) / strip);
       ready = c.out;
-    }
+    } else ready = (const char *)from->view.data + (size_t)first * from->view.stride;
     if (bound->interleaved) {
       pyr_tensor some = { ready, bound->dtype, 2, { n, cols }, stride, 0 };
       status = be->interleave(be, at, &some);
@@ -713,9 +730,11 @@ static bool is_norm_weight(pyr_role role) {
 /* A weight's part of the fingerprint, from how it lies in its file. Weights add up to the
  * model's fingerprint in any order, as each is mixed by itself first; role, layer and expert are
  * part of it, so that two that changed places are told apart. Large ones are sampled. */
-static uint64_t print_of(weight w, const pyr_tensor *view) {
+static uint64_t print_of(weight w, const pyr_tensor *view, const pyr_packed *packed) {
   const int64_t head[5] = { w.role + (w.expert + 1) * 4096, w.layer, view->dtype, view->shape[0],
                             view->shape[1] };
+  if (packed) return pyr_fnv_mix(pyr_packed_print(packed, pyr_fnv(PYR_FNV_START, head,
+                                                                  sizeof head)));
   size_t bytes = view->rank == 2 ? view->stride * (size_t)view->shape[0]
       : pyr_dtype_bytes(view->dtype, view->shape[0]);
   return pyr_fnv_mix(pyr_fnv_sample(pyr_fnv(PYR_FNV_START, head, sizeof head), view->data, bytes));
@@ -755,6 +774,8 @@ static pyr_status bind_matrix(pyr_model *model, pyr_tensor *place, const pyr_ten
     status = fill_matrix(model, ptr, &bound, from);
     bound.data = ptr;
     if (status != PYR_OK) disown(model);
+    else if (from->is_packed)
+      pyr_file_forget(spec->file, from->packed.numbers.at, from->packed.numbers.bytes);
     else if (pyr_source_contiguous(from))
       pyr_file_forget(spec->file, view->data, view->stride * (size_t)view->shape[0]);
   }
@@ -814,7 +835,7 @@ static pyr_status bind_weight(pyr_model *model, weight w, const pyr_tensor_spec 
                                                (long long)cols);
     status = bind_vector(model, place_of(model, w), &from,
                          is_norm_weight(role) ? c->norm_offset : 0);
-    if (status == PYR_OK) model->print += print_of(w, view);
+    if (status == PYR_OK) model->print += print_of(w, view, NULL);
     return status;
   }
   const pyr_dtype_info *info = pyr_dtype_describe(view->dtype);
@@ -828,11 +849,18 @@ static pyr_status bind_weight(pyr_model *model, weight w, const pyr_tensor_spec 
                                      (long long)spec->shape[1], roles[role].name, (long long)rows,
                                          (long long)cols);
   pyr_tensor *place = place_of(model, w);
-  status = bind_matrix(model, place, spec, &from, role == PYR_W_EMBED || role == PYR_W_POSITIONS,
-                       as);
+  bool looked_up = role == PYR_W_EMBED || role == PYR_W_POSITIONS;
+  if (from.is_packed) {   /* a callback may close what its parts lie in */
+    pyr_packing_retain(spec->packing);
+    status = bind_matrix(model, place, spec, &from, looked_up, as);
+    if (status == PYR_OK) model->print += print_of(w, view, &from.packed);
+    pyr_packing_release(spec->packing);
+    return status;
+  }
+  status = bind_matrix(model, place, spec, &from, looked_up, as);
   /* what stays in a mapping is there when somebody asks: its pages need not be fetched now */
   if (status == PYR_OK && (place->data != view->data || !pyr_file_mapped(spec->file)))
-    model->print += print_of(w, view);
+    model->print += print_of(w, view, NULL);
   return status;
 }
 
@@ -870,7 +898,7 @@ uint64_t pyr_model_fingerprint(pyr_model *model) {
         weight w = weight_of(c, (pyr_role)r, layer, i);
         const pyr_tensor *t = place_of(model, w);
         if (r == PYR_W_OUTPUT && t->data == model->embed.data) continue;    /* tied, not bound */
-        if (t->rank != 0 && lies_in_mapping(model, t)) model->print += print_of(w, t);
+        if (t->rank != 0 && lies_in_mapping(model, t)) model->print += print_of(w, t, NULL);
       }
     }
   model->printed = true;

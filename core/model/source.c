@@ -4,13 +4,27 @@
 
 #include <string.h>
 
-bool pyr_source_contiguous(const pyr_source *s) { return s->run == s->rows && !s->transposed; }
+bool pyr_source_contiguous(const pyr_source *s) {
+  return s->run == s->rows && !s->transposed && !s->is_packed;
+}
+
+/* What is packed has no rows to point at: nothing of the view but its shape is to be used. */
+static pyr_status open_packed(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_source *out) {
+  pyr_source s = { .is_packed = true };
+  PYR_TRY(pyr_packed_open(rt, spec, &s.packed));
+  s.rows = s.run = s.step = s.packed.rows;
+  s.cols = s.packed.cols;
+  s.view = (pyr_tensor){ .dtype = PYR_F32, .rank = 2, .shape = { s.rows, s.cols } };
+  *out = s;
+  return PYR_OK;
+}
 
 /* What the file must hold, from what the model has: rows [0, last] of the larger matrix, or its
  * transpose. A vector's values are counted as rows of one value each. Of 8 heads of 64 rows in
  * runs of 64, 192 apart, the file holds 7 * 192 + 64 = 1,408 rows from the first on: what
  * follows the last run belongs to k and v. The view checks that so many lie inside of it. */
 pyr_status pyr_source_open(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_source *out) {
+  if (spec->packing) return open_packed(rt, spec, out);
   const char *name = spec->name ? spec->name : "(unnamed)";
   pyr_tensor_spec held = *spec;
   int64_t count = spec->shape[0], run = spec->run ? spec->run : count,

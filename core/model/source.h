@@ -16,12 +16,15 @@
 
 #include "base/tensor.h"
 #include "base/weights.h"
+#include "model/packed.h"
 
 typedef struct pyr_source {
   pyr_tensor view;     /* all that the rows are taken from, as the file has it */
   int64_t rows, cols;  /* as the model has them; a vector is one row */
   int64_t run, step;   /* row r lies at r / run * step + r % run; run == rows: one after another */
   bool transposed, aligned, vector;
+  bool is_packed;      /* rows come out of `packed`; view is the matrix as f32, without data */
+  pyr_packed packed;
 } pyr_source;
 
 /* Checked as pyr_tensor_view checks, and: rows a multiple of run, step >= run, dtypes without

@@ -485,7 +485,8 @@ describe("a broken model", function()
         tie_word_embeddings = { { false, "lm_head.weight" }, { 0, "tie_word_embeddings" } },
         rope_theta = { { 0, "rope_theta: RoPE base" }, { "x", "rope_theta" } },
         partial_rotary_factor = { { 0.5, "partial_rotary_factor", "unsupported" } },
-        quantization_config = { { { quant_method = "gptq" }, "gptq", "unsupported" } },
+        quantization_config = { { { quant_method = "hqq" }, "hqq", "unsupported" },
+          { { quant_method = "gptq" }, "bits is missing" } },
         num_experts = { { 8, "experts", "unsupported" } },
         rope_scaling = {
           { { type = "dynamic", factor = 2 }, "rope_type: RoPE scaling 'dynamic'", "unsupported" },

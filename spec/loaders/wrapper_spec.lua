@@ -94,7 +94,7 @@ describe("a decoder inside of another model", function()
           .. "layers.0.self_attn.rotary_emb.inv_freq"))
         local warnings, config = last_logits(folder, "llama-mha")
         assert.same({ folder .. "/config.json: a model of type llava; its text part (llama) is "
-          .. "used alone", folder .. ": 4 tensors that text does not go through are ignored: 2 of "
+          .. "used alone", folder .. ": 4 tensors that the decoder does not need are ignored: 2 of "
           .. "vision_tower, 1 of model.multi_modal_projector, 1 of rotary_emb.inv_freq" }, warnings)
         assert.same({ 7, 2 }, config.eos)
         assert.is_false(config.tied)
@@ -148,7 +148,7 @@ describe("a decoder inside of another model", function()
     put(wrap("llama-mha", function(config)
       config.quantization_config = { quant_method = "bitsandbytes" }
     end), {})
-    refuses "text_config: quantization_config (bitsandbytes)"
+    refuses "text_config: quantization_config: quant_method bitsandbytes"
   end)
 end)
 
@@ -170,16 +170,16 @@ describe("names of tensors", function()
       put(config, extra(tensors_of("qwen2", plain(prefix)), "visual.blocks.0.attn.qkv.weight",
         "v_head.summary.weight", prefix .. "layers.1.self_attn.rotary_emb.inv_freq",
         "mtp.layers.0.input_layernorm.weight"))
-      assert.same({ folder .. ": 4 tensors that text does not go through are ignored: 1 of mtp, "
+      assert.same({ folder .. ": 4 tensors that the decoder does not need are ignored: 1 of mtp, "
         .. "1 of rotary_emb.inv_freq, 1 of v_head, 1 of visual" },
         (last_logits(folder, "qwen2")))
     end
     put(config, extra(tensors_of("qwen2", plain "model."), "a.x", "b.x", "b.y", "c.x", "d.x",
       "e.x"))
-    assert.same({ folder .. ": 6 tensors that text does not go through are ignored: 2 of b, 1 of "
+    assert.same({ folder .. ": 6 tensors that the decoder does not need are ignored: 2 of b, 1 of "
       .. "a, 1 of c, 1 of d and 1 other parts" }, (last_logits(folder, "qwen2")))
     put(config, extra(tensors_of("qwen2", plain "model."), "one"))
-    assert.same({ folder .. ": 1 tensor that text does not go through is ignored: 1 of one" },
+    assert.same({ folder .. ": 1 tensor that the decoder does not need is ignored: 1 of one" },
       (last_logits(folder, "qwen2")))
   end)
 
@@ -204,7 +204,7 @@ describe("names of tensors", function()
     put(config:gsub("}%s*$", ',"num_nextn_predict_layers":1}'), tensors)
     refuses "model.layers.4.mlp.up_proj.weight"
     put(config:gsub("}%s*$", ',"num_nextn_predict_layers":2}'), tensors)
-    assert.same({ folder .. ": 2 tensors that text does not go through are ignored: 2 of "
+    assert.same({ folder .. ": 2 tensors that the decoder does not need are ignored: 2 of "
       .. "model.layers" }, (last_logits(folder, "qwen2")))
   end)
 

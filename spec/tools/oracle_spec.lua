@@ -12,8 +12,9 @@ local folder = "scripts/maker/oracle/"
 local packages = { gguf = "gguf", jinja2 = "jinja2", kvpress = "kvpress", numpy = "numpy",
   safetensors = "safetensors", sentencepiece = "sentencepiece", tokenizers = "tokenizers",
   torch = "torch", transformers = "transformers" }
-local own = { datetime = true, glob = true, json = true, math = true, os = true,
-  random = true, shutil = true, sys = true, tempfile = true, unicodedata = true }
+local own = { ast = true, datetime = true, glob = true, importlib = true, json = true, math = true,
+  os = true, pathlib = true, random = true, shutil = true, sys = true, tempfile = true,
+  unicodedata = true }
 
 local scripts = {}
 for name in lfs.dir(folder) do

@@ -6,6 +6,7 @@ local families = require "pyramid.families"
 local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
 local json = require "pyramid.loaders.json"
+local packed = require "pyramid.loaders.packed"
 local rope = require "pyramid.loaders.rope"
 local safetensors = require "pyramid.loaders.safetensors"
 local switches = require "pyramid.loaders.switches"
@@ -39,12 +40,6 @@ end
 
 --- Kinds of checkpoints that Pyramid does not have.
 local function refuse(c, what)
-  local quantization = c.quantization_config
-  if type(quantization) == "table" then
-    fault.raise("unsupported",
-      "%s: quantization_config (%s); only unquantised checkpoints and GGUF files can be read",
-        what, fault.quote(quantization.quant_method or "no method named"))
-  end
   for _, key in ipairs { "num_local_experts", "num_experts", "n_routed_experts" } do
     if json.field(c, key, "integer", what, 0) > 1 then
       fault.raise("unsupported", "%s: %s: a mixture of experts", what, key)
@@ -209,6 +204,7 @@ local function read_config(dir)
       "integer", path),
     eos = read_eos(outer, c, dir, path),
     further = json.field(c, "num_nextn_predict_layers", "integer", what, 0),
+    quantization = json.field(c, "quantization_config", "table", what),
   }, what, note
 end
 
@@ -313,10 +309,13 @@ function hf.open(dir)
   if config.biased and not optional.q_bias then  -- Qwen2 has biases of its own, whatever this says
     for _, role in ipairs { "q_bias", "k_bias", "v_bias", "o_bias" } do optional[role] = true end
   end
-  local further = config.further
-  config.biased, config.further = nil, nil
+  local further, quantization = config.further, config.quantization
+  config.biased, config.further, config.quantization = nil, nil, nil
   config.rope.freq, config.rope.gain = rope.compute(config.rope, what)
   local tensors, warnings = read_weights(dir), {}
+  if quantization then
+    packed.collect(tensors, quantization, what .. ": quantization_config", dir)
+  end
   local names, own = wrapper.names_of(tensors, family.names.hf, dir)
   warnings[1] = note
   warnings[#warnings + 1] = settle_tied(config, tensors, names, what)
@@ -324,7 +323,10 @@ function hf.open(dir)
     format = "hf", path = dir, family = family, config = config, tensors = tensors,
       optional = optional, names = names, warnings = warnings,
     ignored = config.tied and { "^" .. names.output:gsub("%p", "%%%0") .. "$" } or {},
-    may_ignore = function(name) return wrapper.may_ignore(name, own, config.layers, further) end,
+    may_ignore = function(name)
+      return wrapper.may_ignore(name, own, config.layers, further)
+        or quantization ~= nil and packed.may_ignore(tensors, name)
+    end,
     tokenizer = exists(dir .. "/tokenizer.json") and dir or nil,
   }
 end

@@ -11,6 +11,7 @@ local families = require "pyramid.families"
 local dtypes = require "pyramid.loaders.dtypes"
 local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
+local packed = require "pyramid.loaders.packed"
 local rope = require "pyramid.loaders.rope"
 local wrapper = require "pyramid.loaders.wrapper"
 local formats = { hf = require "pyramid.loaders.hf", gguf = require "pyramid.loaders.gguf_model" }
@@ -100,7 +101,7 @@ local function list_weights(source)
     local name = source.names[role]:format(layer and layer - 1)
     local t = source.tensors[name]
     if not t then fault.raise("format", "%s: tensor %s is missing", source.path, name) end
-    if not (t.native or dtypes.converted[t.dtype]) then
+    if not (t.native or t.packed or dtypes.converted[t.dtype]) then
       fault.raise("unsupported", "%s: tensor %s is %s, which models cannot use (they can: %s)",
         t.path, name, t.dtype, table.concat(dtypes.loadable(), ", "))
     end
@@ -227,12 +228,15 @@ local function open_files(runtime, map)
   })
 end
 
+--- What a matrix becomes while it is loaded, unless the option `weights` says; nil: what it is.
+local function target_of(t) return t.packed and t.packed.target or dtypes.converted[t.dtype] end
+
 -- A line for each dtype that matrices become which no kernel reads as they are.
 local function add_conversions(out, source, weights, as)
   local counts, kinds, targets = {}, {}, {}
   for _, w in ipairs(weights) do
     local dtype = w.tensor.dtype
-    local target = dtypes.converted[dtype]
+    local target = target_of(w.tensor)
     if target and #w.tensor.shape > 1 then
       target = as or target
       if not kinds[target] then
@@ -287,9 +291,10 @@ local function load(runtime, path, options)
   for _, w in ipairs(weights) do
     local t = w.tensor
     fault.check_of(t.path, handle:bind(w.role, w.layer, {
-      name = t.name, file = opened[t.path], offset = t.offset, bytes = t.bytes, dtype = t.dtype,
-        shape = t.shape,
-    }, options.weights or dtypes.converted[t.dtype]))
+      name = t.name, file = opened[t.path], offset = t.offset, bytes = t.bytes,
+        dtype = t.packed and "f32" or t.dtype, shape = t.shape,
+        packing = packed.describe(t, opened),
+    }, options.weights or target_of(t)))
   end
   fault.check_of(source.path, handle:ready())
   ok.done = true

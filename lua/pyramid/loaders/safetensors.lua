@@ -21,6 +21,7 @@ local HEADER_MAX = 100000000   -- the format's own limit
 ---@field shape integer[] row-major: { out, in }
 ---@field offset integer  from the file's beginning
 ---@field bytes integer
+---@field packed pyramid.Packed?  it is one part of several: its numbers (loaders/packed.lua)
 
 ---@class pyramid.Safetensors
 ---@field path string

@@ -168,8 +168,8 @@ function wrapper.describe(names, what)
   if #names == 0 then return nil end
   local counts, groups = {}, {}
   for _, name in ipairs(names) do
-    local group = name:match "rotary_emb%.[%w_]+$" or name:match "^model%.[%w_]+"
-      or name:match "^[^%.]*"
+    local group = name:match "rotary_emb%.[%w_]+$" or name:match "%.(%l+_scale)$"
+      or name:match "%.(bias)$" or name:match "^model%.[%w_]+" or name:match "^[^%.]*"
     if not counts[group] then groups[#groups + 1] = group end
     counts[group] = (counts[group] or 0) + 1
   end
@@ -182,7 +182,7 @@ function wrapper.describe(names, what)
     parts[i] = ("%d of %s"):format(counts[group], fault.quote(group))
   end
   local more = #parts > 4 and (" and %d other parts"):format(#parts - 4) or ""
-  return ("%s: %d %s that text does not go through %s ignored: %s%s"):format(what, #names,
+  return ("%s: %d %s that the decoder does not need %s ignored: %s%s"):format(what, #names,
     #names == 1 and "tensor" or "tensors", #names == 1 and "is" or "are",
     table.concat(parts, ", ", 1, math.min(#parts, 4)), more)
 end

@@ -18,6 +18,7 @@ local gguf_writer = require "pyramid.tools.gguf_writer"
 local loaders = require "pyramid.loaders"
 local metadata = require "pyramid.tools.convert.metadata"
 local options = require "pyramid.options"
+local packed = require "pyramid.loaders.packed"
 local wrapper = require "pyramid.loaders.wrapper"
 
 local convert = {}
@@ -67,6 +68,7 @@ local function dtype_of(name, t, wanted)
   for _, pattern in ipairs(kept_names) do
     if name:find(pattern) then wanted = nil end
   end
+  if wanted == nil and t.packed then wanted = t.packed.target end
   if wanted == nil then
     if known[t.dtype].gguf then return t.dtype, false end
     wanted = dtypes.converted[t.dtype] or "f32"
@@ -167,13 +169,14 @@ local function count(shape)
 end
 
 --- The rows of one tensor, piece by piece; `tell` hears of the values of each.
-local function write_rows(runtime, file, task, out, tell)
+local function write_rows(runtime, opened, task, out, tell)
   local from = task.from
   local cols = from.shape[#from.shape]
   local rows = count(from.shape) // cols
   local spec = {}
   for key, value in pairs(from) do spec[key] = value end
-  spec.file = file
+  spec.file, spec.packing = opened[from.path], packed.describe(from, opened)
+  if from.packed then spec.dtype = "f32" end       -- what unpacked rows are
   if #from.shape > 1 then spec.shape = { rows, cols } end  -- experts' matrices, one below another
   local step = math.max(1, PIECE_VALUES // cols)
   for first = 0, rows - 1, step do
@@ -198,9 +201,10 @@ local function write_all(runtime, path, head, tasks, progress)
         write(task.data)
         tell(count(task.shape))
       else
-        local from = task.from.path
-        opened[from] = opened[from] or fault.check(core.file_open(runtime, from))
-        write_rows(runtime, opened[from], task, out, tell)
+        for name in pairs(packed.paths(task.from)) do
+          opened[name] = opened[name] or fault.check(core.file_open(runtime, name))
+        end
+        write_rows(runtime, opened, task, out, tell)
       end
       write(("\0"):rep(task.padding))
     end
