@@ -105,8 +105,8 @@ local load_keys = { runtime = "userdata", memory = "integer|string", ids = "inte
 ---@field runtime? userdata        a core runtime to live in; otherwise it gets its own
 
 ---Loads a tokenizer alone.
----The path is a directory with a tokenizer.json, a tokenizer.json, or a GGUF file; a GGUF header
----may stand for its file.
+---The path is a directory with a tokenizer.json or a SentencePiece tokenizer.model, such a file
+---(NAME.json or NAME.model), or a GGUF file; a GGUF header may stand for its file.
 ---@param path string|pyramid.Gguf
 ---@param given? pyramid.TokenizerOptions
 ---@return pyramid.Tokenizer?

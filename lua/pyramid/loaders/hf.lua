@@ -327,7 +327,8 @@ function hf.open(dir)
       return wrapper.may_ignore(name, own, config.layers, further)
         or quantization ~= nil and packed.may_ignore(tensors, name)
     end,
-    tokenizer = exists(dir .. "/tokenizer.json") and dir or nil,
+    tokenizer = (exists(dir .. "/tokenizer.json") or exists(dir .. "/tokenizer.model")) and dir
+      or nil,
   }
 end
 

@@ -1,17 +1,20 @@
--- Hugging Face tokenizers: tokenizer.json, and beside it in a directory what tokenizer_config.json,
--- special_tokens_map.json, added_tokens.json, generation_config.json and config.json say of special
--- tokens and the chat template.
+-- Hugging Face tokenizers: tokenizer.json, or SentencePiece's tokenizer.model where that is
+-- missing, and beside it in a directory what tokenizer_config.json, special_tokens_map.json,
+-- added_tokens.json, generation_config.json and config.json say of special tokens and the chat
+-- template.
 --
 -- What counts is what transformers 5 makes of these files. Ids around a text come from
--- tokenizer.json's post-processor alone (add_bos_token and add_eos_token are not looked at). Tokens
--- that are named beside tokenizer.json are tokens: those of added_tokens_decoder; where
--- tokenizer_config.json has no such field, those of added_tokens.json and special_tokens_map.json;
--- and every special token that has a name (bos_token, image_token, additional_special_tokens, …).
+-- tokenizer.json's post-processor alone (add_bos_token and add_eos_token are looked at only beside
+-- a tokenizer.model). Tokens that are named beside tokenizer.json are tokens: those of
+-- added_tokens_decoder; where tokenizer_config.json has no such field, those of added_tokens.json
+-- and special_tokens_map.json; and every special token that has a name (bos_token, image_token,
+-- additional_special_tokens, …).
 -- Source: https://github.com/huggingface/tokenizers (the library's serialised form).
 
 local exists = require("pyramid.files").exists
 local fault = require "pyramid.loaders.fault"
 local json = require "pyramid.loaders.json"
+local sentencepiece = require "pyramid.tokenizer.sentencepiece"
 local steps = require "pyramid.tokenizer.steps"
 local core = require "pyramid.core"
 
@@ -121,6 +124,7 @@ end
 ---@param recipe pyramid.Recipe
 ---@param t userdata
 function hf.fill(recipe, t)
+  if recipe.fill then return recipe.fill(recipe, t) end
   local piece, merge = t.piece, t.merge
   for text, id in pairs(recipe.vocab) do
     local ok, message, code = piece(t, math.tointeger(id), text)
@@ -298,6 +302,8 @@ local function read_around(recipe, dir)
   recipe.bos_text = token_text(config, "bos_token", what) or token_text(map, "bos_token", map_path)
   recipe.eos_text = token_text(config, "eos_token", what) or token_text(map, "eos_token", map_path)
   recipe.bos = find_id(recipe, recipe.bos_text) or recipe.bos
+  -- a tokenizer.model's own, which is put before texts, may have been named otherwise
+  if recipe.fill and recipe.before[1] then recipe.before[1] = recipe.bos end
   -- what ends a text: the union of all that say so; the tokenizer's own token, which templates
   -- write, comes first
   local generation = dir .. "/generation_config.json"
@@ -307,20 +313,27 @@ local function read_around(recipe, dir)
   recipe.chat_template = read_template(config, dir, what)
 end
 
---- Reads a tokenizer.json, or a directory that holds one; raises faults.
+--- Reads a tokenizer.json, a tokenizer.model, or a directory that holds one of them (the former, if
+--- both); raises faults.
 ---@param path string
 ---@param directory boolean
 ---@return pyramid.Recipe
 function hf.read(path, directory)
-  if not directory then return read_tokenizer(path) end
-  local file = path .. "/tokenizer.json"
-  if not exists(file) then
-    local other = exists(path .. "/tokenizer.model")
-    fault.raise(other and "unsupported" or "io", "%s: no tokenizer.json%s", path,
-      other and "; tokenizer.model cannot be read, save the tokenizer with transformers" or "")
+  if not directory then
+    if not path:find "%.model$" then return read_tokenizer(path) end
+    local recipe = sentencepiece.read(path, {}, path)
+    add_eos(recipe, recipe.eos_id)
+    return recipe
   end
-  local recipe = read_tokenizer(file)
+  local file, model = path .. "/tokenizer.json", path .. "/tokenizer.model"
+  local recipe
+  if exists(file) then recipe = read_tokenizer(file)
+  elseif exists(model) then
+    local where = path .. "/tokenizer_config.json"
+    recipe = sentencepiece.read(model, read_if_there(where) or {}, where)
+  else fault.raise("io", "%s: no tokenizer.json and no tokenizer.model", path) end
   read_around(recipe, path)
+  add_eos(recipe, recipe.eos_id)
   return recipe
 end
 

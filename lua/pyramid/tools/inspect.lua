@@ -5,6 +5,7 @@ local caches = require "pyramid.cache"
 local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
 local gguf = require "pyramid.loaders.gguf"
+local hf = require "pyramid.tokenizer.hf"
 local json = require "pyramid.loaders.json"
 local loaders = require "pyramid.loaders"
 local options = require "pyramid.options"
@@ -98,9 +99,16 @@ local function gguf_tokenizer(metadata)
     tokens = length(metadata["tokenizer.ggml.tokens"]) }
 end
 
+--- Where there is a SentencePiece model alone; one that cannot be read is told of when it is used.
+local function model_tokenizer(dir)
+  if not files.exists(dir .. "/tokenizer.model") then return nil end
+  local recipe = fault.catch(hf.read, dir, true)
+  return { kind = "BPE, tokenizer.model", tokens = recipe and recipe.options.vocab or 0 }
+end
+
 local function hf_tokenizer(dir)
   local path = dir .. "/tokenizer.json"
-  if not files.exists(path) then return nil end
+  if not files.exists(path) then return model_tokenizer(dir) end
   local t = json.decode(json.read(path, TOKENIZER_MAX), path)
   local model = json.field(t, "model", "table", path, {})
   local tokens = 0

@@ -325,4 +325,5 @@ def main():
     make_sentencepiece()
 
 
-main()
+if __name__ == "__main__":
+    main()

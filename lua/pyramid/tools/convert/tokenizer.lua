@@ -111,14 +111,17 @@ local function list_merges(recipe)
 end
 
 --- Scores in whose order pairs are merged: minus the place of the first merge that makes a piece.
---- What no merge makes comes last.
+--- What no merge makes comes last. A tokenizer.model has scores itself.
 local function list_scores(recipe, tokens)
-  local places = {}
+  local places, scores = {}, {}
+  if recipe.scores then
+    for i = 1, #tokens do scores[i] = recipe.scores[i] or 0.0 end
+    return scores
+  end
   for i = 1, #recipe.merges do
     local left, right = pair_of(recipe, i)
     if left and not places[left .. right] then places[left .. right] = i end
   end
-  local scores = {}
   for i, text in ipairs(tokens) do scores[i] = -(places[text] or #recipe.merges + 1) + 0.0 end
   return scores
 end
@@ -133,7 +136,7 @@ end
 --- Faults where plain text has other ids; lines where only texts do that begin with a space, to
 --- which SentencePiece puts another one and tokenizer.json's Metaspace does not, or that hold
 --- special tokens.
-local function compare(dir, entries, vocab)
+local function compare(dir, file, entries, vocab)
   local metadata, warnings = {}, {}
   for _, e in ipairs(entries) do metadata[e.key] = e.value end
   local given = { ids = vocab }
@@ -142,19 +145,18 @@ local function compare(dir, entries, vocab)
   for _, text in ipairs(probes) do
     local right = same(from, to, text, { special = false })
     if not right and text:find "^ " then
-      warnings[1] = ("%s/tokenizer.json: texts that begin with a space have other ids in GGUF")
-        :format(dir)
+      warnings[1] = ("%s: texts that begin with a space have other ids in GGUF"):format(file)
     elseif not right then
-      fault.raise("unsupported", "%s/tokenizer.json: what GGUF can say of it gives other ids for "
-        .. "the text '%s'", dir, fault.quote(text))
+      fault.raise("unsupported", "%s: what GGUF can say of it gives other ids for the text '%s'",
+        file, fault.quote(text))
     end
   end
   for id = 0, vocab - 1 do
     local piece = from:is_special(id) and from:piece(id)
     for _, text in ipairs(piece and { piece, "a " .. piece .. " b" } or {}) do
       if not same(from, to, text) then
-        warnings[#warnings + 1] = ("%s/tokenizer.json: GGUF does not say all of %s: the ids of "
-          .. "texts with it differ"):format(dir, fault.quote(piece))
+        warnings[#warnings + 1] = ("%s: GGUF does not say all of %s: the ids of texts with it "
+          .. "differ"):format(file, fault.quote(piece))
         return warnings
       end
     end
@@ -165,7 +167,7 @@ end
 -- ---- the door -----------------------------------------------------------------------------------
 
 ---The entries for a folder's tokenizer, and what its user should know, a line each. Raises faults.
----@param dir string     a Hugging Face folder with a tokenizer.json
+---@param dir string     a Hugging Face folder with a tokenizer.json or a tokenizer.model
 ---@param vocab integer  rows of the embedding: as many tokens there are
 ---@return pyramid.GgufEntry[]
 ---@return string[] warnings
@@ -208,7 +210,7 @@ function convert_tokenizer.entries(dir, vocab)
   add("ggml.add_eos_token", "bool", eos ~= nil and recipe.after[1] == eos)
   if bytes or space then add("ggml.add_space_prefix", "bool", space) end
   add("chat_template", "string", recipe.chat_template)
-  return out, compare(dir, out, vocab)
+  return out, compare(dir, recipe.file, out, vocab)
 end
 
 return convert_tokenizer
