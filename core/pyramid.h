@@ -220,7 +220,9 @@ typedef struct pyr_tensor_spec {  /* where a tensor lies; checked against the ma
   int64_t run, step;  /* 0: rows follow each other. Else row r (a vector's value r) is row r / run *
                          step + r % run of a larger one that begins at `offset` and ends with the
                          last row taken; f32, f16, bf16 */
-  int transposed;     /* 1: the file has [in, out] of a matrix whose shape is given as [out, in] */
+  int transposed;     /* 1: the file has [in, out] of a matrix whose shape is given as [out, in];
+                         with a run, which is `out` then, [in, step], of which the first `out`
+                         columns from `offset` on are taken */
   const pyr_packing *packing;  /* NULL: the values themselves. Else file, offset and bytes are those
                                   of the numbers, dtype, run and transposed are not looked at, and
                                   `as` says what the matrix becomes (-1: f32) */

@@ -19,36 +19,50 @@ static pyr_status open_packed(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_
   return PYR_OK;
 }
 
-/* What the file must hold, from what the model has: rows [0, last] of the larger matrix, or its
- * transpose. A vector's values are counted as rows of one value each. Of 8 heads of 64 rows in
- * runs of 64, 192 apart, the file holds 7 * 192 + 64 = 1,408 rows from the first on: what
- * follows the last run belongs to k and v. The view checks that so many lie inside of it. */
+static pyr_status refuse_rows(pyr_runtime *rt, const pyr_tensor_spec *spec) {
+  return pyr_runtime_set_error(rt, PYR_FORMAT, "tensor %s: %lld rows in runs of %lld, %lld apart",
+                               spec->name ? spec->name : "(unnamed)", (long long)spec->shape[0],
+                               (long long)spec->run, (long long)spec->step);
+}
+
+/* `count` pieces of `size`, `step` apart, from the first's beginning to the last's end. */
+static bool reach(int64_t count, int64_t step, int64_t size, int64_t *out) {
+  if (count < 1 || size < 1 || step < size || count > INT64_MAX / 2 / step) return false;
+  *out = (count - 1) * step + size;
+  return true;
+}
+
+/* What the file must hold, from what the model has: rows [0, last] of the larger matrix; or, of a
+ * transposed one, all between its first and last value, as one vector. A vector's values are
+ * counted as rows of one value each. Of 8 heads of 64 rows in runs of 64, 192 apart, the file holds
+ * 7 * 192 + 64 = 1,408 rows from the first on: what follows the last run belongs to k and v. The
+ * view checks that so many lie inside of it. */
 pyr_status pyr_source_open(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_source *out) {
   if (spec->packing) return open_packed(rt, spec, out);
-  const char *name = spec->name ? spec->name : "(unnamed)";
   pyr_tensor_spec held = *spec;
-  int64_t count = spec->shape[0], run = spec->run ? spec->run : count,
-      step = spec->run ? spec->step : count;
-  bool scattered = spec->run != 0, vector = spec->rank == 1;
-  if (scattered || spec->transposed) {
+  pyr_source s = { .run = spec->run, .step = spec->step, .transposed = spec->transposed != 0,
+                   .vector = spec->rank == 1 };
+  bool scattered = spec->run != 0;
+  if (scattered || s.transposed) {
     if (pyr_dtype_valid((int)spec->dtype) && pyr_dtype_block(spec->dtype) != 1)
       return pyr_runtime_set_error(rt, PYR_FORMAT,
                                    "tensor %s: parts of it are wanted, which blocks of %s do not "
-                                   "allow", name, pyr_dtype_name(spec->dtype));
-    if (run < 1 || step < run || count < 1 || count % run != 0 || count / run > INT64_MAX / step
-        || (spec->transposed && (vector || scattered)))
-      return pyr_runtime_set_error(rt, PYR_FORMAT,
-                                   "tensor %s: %lld rows in runs of %lld, %lld apart", name,
-                                   (long long)count, (long long)run, (long long)step);
+                                   "allow", spec->name ? spec->name : "(unnamed)",
+                                   pyr_dtype_name(spec->dtype));
+    if (!scattered) s.run = s.step = spec->shape[0];
+    bool right = s.transposed
+        ? !s.vector && s.run == spec->shape[0]
+          && reach(spec->shape[1], s.step, s.run, &held.shape[0])
+        : s.run > 0 && spec->shape[0] % s.run == 0
+          && reach(spec->shape[0] / s.run, s.step, s.run, &held.shape[0]);
+    if (!right) return refuse_rows(rt, spec);
+    if (s.transposed) held.rank = 1;
   }
-  if (scattered) held.shape[0] = (count / run - 1) * step + run;
-  if (spec->transposed) held.shape[0] = spec->shape[1], held.shape[1] = spec->shape[0];
-  pyr_source s = { .run = run, .step = step, .transposed = spec->transposed != 0,
-                   .vector = vector };
   PYR_TRY(pyr_tensor_view(rt, &held, &s.view, &s.aligned));
-  s.rows = vector ? 1 : spec->shape[0];
-  s.cols = vector ? spec->shape[0] : spec->shape[1];
-  if (!scattered) s.run = s.step = s.rows;
+  s.rows = s.vector ? 1 : spec->shape[0];
+  s.cols = s.vector ? spec->shape[0] : spec->shape[1];
+  if (s.transposed) s.view.stride = (size_t)s.step * pyr_dtype_block_bytes(spec->dtype);
+  if (!scattered && !s.transposed) s.run = s.step = s.rows;
   *out = s;
   return PYR_OK;
 }

@@ -21,7 +21,8 @@
 typedef struct pyr_source {
   pyr_tensor view;     /* all that the rows are taken from, as the file has it */
   int64_t rows, cols;  /* as the model has them; a vector is one row */
-  int64_t run, step;   /* row r lies at r / run * step + r % run; run == rows: one after another */
+  int64_t run, step;   /* row r lies at r / run * step + r % run; run == rows: one after another;
+                          transposed: value i of row r lies at i * step + r */
   bool transposed, aligned, vector;
   bool is_packed;      /* rows come out of `packed`; view is the matrix as f32, without data */
   pyr_packed packed;

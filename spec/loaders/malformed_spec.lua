@@ -281,7 +281,7 @@ describe("a broken model", function()
         ["qwen3.rope.dimension_count"] = { { { "u32", 33 }, "outside" },
           { { "u32", 31 }, "qwen3.rope.dimension_count: RoPE" } },
         ["qwen3.rope.scaling.type"] = {
-          { { "string", "longrope" }, "rope.scaling.type: RoPE scaling 'longrope'", "unsupported" },
+          { { "string", "ntk" }, "rope.scaling.type: RoPE scaling 'ntk'", "unsupported" },
           { { "string", "linear" }, "rope.scaling.factor is missing" },
         },
         ["qwen3.expert_count"] = { { { "u32", 8 }, "experts", "unsupported" } },
@@ -314,7 +314,8 @@ describe("a broken model", function()
     it("may be of an architecture that nobody knows", function()
       local parts = formats.gguf_of("qwen3", "bf16",
         { ["general.architecture"] = kv("general.architecture", "string", "mamba") })
-      file(formats.gguf(parts), "known: " .. known_families(), "unsupported")
+      file(formats.gguf(parts), "known: " .. table.concat(families.gguf_list(), ", "),
+        "unsupported")
       for _, name in ipairs { "init", "../x", "a.b", "" } do
         parts = formats.gguf_of("qwen3", "bf16",
           { ["general.architecture"] = kv("general.architecture", "string", name) })
@@ -456,7 +457,7 @@ describe("a broken model", function()
       local null = cjson.null
       for key, cases in pairs {
         model_type = {
-          { "gpt2", "known families: " .. known_families(), "unsupported" },
+          { "mamba", "known families: " .. known_families(), "unsupported" },
             { "../../x", "known", "unsupported" },
         },
         architectures = { { { "Qwen2ForSequenceClassification" }, "Qwen2ForSequence",
@@ -479,18 +480,19 @@ describe("a broken model", function()
         vocab_size = { { 161, "shape" }, { 0, "outside" }, { 1e12, "outside" } },
         max_position_embeddings = { { 0, "outside" }, { "x", "integer" } },
         rms_norm_eps = { { 0, "rms_norm_eps" }, { -1, "rms_norm_eps" }, { "x", "number" } },
-        hidden_act = { { "gelu", "gelu", "unsupported" }, { 1, "hidden_act" } },
-        mlp_bias = { { true, "mlp_bias", "unsupported" }, { 1, "mlp_bias" } },
+        hidden_act = { { "xielu", "xielu", "unsupported" }, { 1, "hidden_act" } },
+        mlp_bias = { { true, "gate_proj.bias is missing" }, { 1, "mlp_bias" } },
         attention_bias = { { 1, "attention_bias" } },
         tie_word_embeddings = { { false, "lm_head.weight" }, { 0, "tie_word_embeddings" } },
         rope_theta = { { 0, "rope_theta: RoPE base" }, { "x", "rope_theta" } },
-        partial_rotary_factor = { { 0.5, "partial_rotary_factor", "unsupported" } },
+        partial_rotary_factor = { { 0, "partial_rotary_factor" }, { 1.5, "outside (0, 1]" } },
         quantization_config = { { { quant_method = "hqq" }, "hqq", "unsupported" },
           { { quant_method = "gptq" }, "bits is missing" } },
         num_experts = { { 8, "experts", "unsupported" } },
         rope_scaling = {
-          { { type = "dynamic", factor = 2 }, "rope_type: RoPE scaling 'dynamic'", "unsupported" },
-          { { rope_type = "longrope" }, "longrope", "unsupported" },
+          { { type = "ntk", factor = 2 }, "rope_type: RoPE scaling 'ntk'", "unsupported" },
+          { { type = "dynamic" }, "factor is missing" },
+          { { rope_type = "longrope", short_factor = { 1 } }, "short_factor has 1 values" },
           { { rope_type = "linear" }, "factor is missing" },
           { { rope_type = "linear", factor = 0 }, "factor" }, { "linear", "rope_scaling" },
           { { rope_type = "llama3", factor = 8 }, "low_freq_factor is missing" },
@@ -499,7 +501,7 @@ describe("a broken model", function()
           { { rope_type = "llama3", factor = 8, low_freq_factor = 4, high_freq_factor = 4 },
             "low_freq_factor >= high_freq_factor" },
         },
-        rope_parameters = { { { full_attention = { rope_type = "default" } }, "layer to layer",
+        rope_parameters = { { { chunked_attention = { rope_type = "default" } }, "layer to layer",
           "unsupported" } },
         layer_types = {
           { { "chunked_attention", "full_attention", "full_attention" }, "chunked_attention",

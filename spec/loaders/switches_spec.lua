@@ -13,7 +13,7 @@ local null = cjson.null
 local root = 1 / math.sqrt(16)          -- of llama-mha: heads of 16, width 48, 3 layers
 
 -- field = { values that load, values that are refused }
-local rms, silu = { null, "rms", "rms_norm", "rmsnorm" }, { null, "silu", "swish" }
+local rms = { null, "rms", "rms_norm", "rmsnorm" }
 local on, off, one = { { null, true }, { false } }, { { null, false }, { true } },
   { { null, false, 1, 1.0 }, { 0.22, 12, 0 } }
 local config_fields = {
@@ -29,17 +29,13 @@ local config_fields = {
   use_qk_norm = off, qk_layernorm = off,
   no_rope_layers = { { null, {}, { 1, 1, 1 } }, { { 1, 1, 0 }, { 0 } } },
   no_rope_layer_interval = { { null, 0 }, { 4 } },
-  partial_rotary_factor = { { null, 1, 1.0 }, { 0.5 } }, rotary_pct = { { null, 1.0 }, { 0.25 } },
-  rotary_dim = { { null, 16 }, { 8 } }, rope_interleave = off,
-  rope_local_base_freq = { { null }, { 10000.0 } },
+  rope_interleave = off,
   position_embedding_type = { { null, "rope", "rotary" }, { "nope", "absolute" } },
   alibi = off,
   layer_norm_type = { rms, { "default", "layer_norm" } }, norm_type = { rms, { "layernorm" } },
   use_parallel_residual = off, parallel_attn = off,
   apply_residual_connection_post_layernorm = off, do_layer_norm_before = on,
   residual_multiplier = one, scale_depth = { { null, math.sqrt(3) }, { 1.4, 1 } },
-  hidden_act = { silu, { "gelu" } }, hidden_activation = { silu, { "gelu_pytorch_tanh" } },
-  activation_function = { silu, { "relu" } }, mlp_bias = off,
   mlp_multipliers = { { null, { 1.0, 1.0 } }, { { 1.0, 0.5 } } },
   embedding_multiplier = one, scale_emb = one, dim_model_base = { { null, 48 }, { 256 } },
   logits_scaling = { { null, 1.0 }, { 8.0 } }, logit_scale = { { null, 1.0 }, { 0.0625 } },
@@ -149,7 +145,8 @@ describe("switches that change the arithmetic", function()
       ["attn_logit_softcapping is 50 (known: none)"] = { attn_logit_softcapping = 50 },
       ["attention_multiplier is 1 (known: 0.25)"] = { attention_multiplier = 1 },
       ["query_pre_attn_scalar is 256 (known: 16)"] = { query_pre_attn_scalar = 256 },
-      ["hidden_act is gelu (known: silu, swish)"] = { hidden_act = "gelu" },
+      ["hidden_act is xielu (known: gelu, gelu_accurate, gelu_fast, gelu_new, "
+        .. "gelu_pytorch_tanh, relu, relu2, silu, swish)"] = { hidden_act = "xielu" },
       ["no_rope_layers is (a list or an object) (known: nothing but 1)"] =
         { no_rope_layers = { 0 } },
     } do

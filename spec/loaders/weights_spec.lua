@@ -207,6 +207,10 @@ describe("binding", function()
       width = { 0, -5, 1 << 19 }, ff = { 0, 1 << 21 }, vocab = { 0, 1 << 23 },
         context = { 0, -(1 << 40) },
       norm_eps = { 0, -1, 1, 0 / 0, math.huge }, rope_gain = { 0, -1, 0 / 0, 1e9 },
+      norm_offset = { 0 / 0, 1e9 }, embed_scale = { 0 / 0, math.huge },
+      residual_scale = { 0 / 0, 1e9 }, logit_scale = { math.huge }, score_scale = { -1, 0 / 0 },
+      score_cap = { -1, 0 / 0 }, logit_cap = { -1, math.huge }, activation_limit = { -1, 0 / 0 },
+      slopes = { { 1, 1, 1, -1 }, { 0 / 0, 1, 1, 1 } },
     } do
       for _, value in ipairs(values) do
         local none, message, code = core.model_new(runtime, with { [field] = value })

@@ -134,8 +134,8 @@ describe("a decoder inside of another model", function()
   it("is refused by name where it is of no known family, or no configuration", function()
     put(wrap("llama-mha", function(_, text) text.model_type = "mllama_text_model" end), {})
     refuses "config.json: text_config: model_type mllama_text_model (known families: "
-    put(wrap("llama-mha", function(_, text) text.hidden_act = "gelu" end), {})
-    refuses "config.json: text_config: hidden_act is gelu"
+    put(wrap("llama-mha", function(_, text) text.hidden_act = "xielu" end), {})
+    refuses "config.json: text_config: hidden_act is xielu"
     put(wrap("llama-mha", function(_, text) text.model_type = cjson.null end), {})
     refuses("text_config: model_type is missing", "format")
     for _, text in ipairs { "7", '"llama"', "[]" } do

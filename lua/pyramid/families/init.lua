@@ -1,11 +1,10 @@
 -- Families of decoders: what their checkpoints call things, and where they differ from one another.
 --
--- All of them are the same machine (pre-norm, rotary, grouped-query attention, gated SiLU), so a
--- family is a short table: its name, which must be the `model_type` of Hugging Face configurations
--- and the `general.architecture` of GGUF files, and what it has beyond the base below. A new family
--- of Pyramid's own is one new file lua/pyramid/families/<name>.lua, which the build packs; nothing
--- else changes. One of a host's or script's own is registered by a call, before its models are
--- opened:
+-- All of them are one machine with switches (pyr_model_config in core/pyramid.h), so a family is a
+-- short table: its name, which must be the `model_type` of Hugging Face configurations, and what it
+-- has that differs from Llama. A new family of Pyramid's own is one new file
+-- lua/pyramid/families/<name>.lua, which the build packs; nothing else changes. One of a host's or
+-- script's own is registered by a call, before its models are opened:
 --
 --   local families = require "pyramid.families"
 --   families.register(families.family { name = "mine", architectures = { "MineForCausalLM" } })
@@ -17,40 +16,86 @@ local core = require "pyramid.core"
 
 local families = {}
 
---- Weights that every family has; names by format. %d stands for the layer, from 0.
+--- Names of weights by format. %d stands for the layer, from 0.
 local base_names = {
   hf = {
-    embed = "model.embed_tokens.weight", out_norm = "model.norm.weight", output = "lm_head.weight",
+    embed = "model.embed_tokens.weight", out_norm = "model.norm.weight",
+    out_norm_bias = "model.norm.bias", output = "lm_head.weight", output_bias = "lm_head.bias",
     attn_norm = "model.layers.%d.input_layernorm.weight",
-      ffn_norm = "model.layers.%d.post_attention_layernorm.weight",
+    attn_norm_bias = "model.layers.%d.input_layernorm.bias",
+    ffn_norm = "model.layers.%d.post_attention_layernorm.weight",
+    ffn_norm_bias = "model.layers.%d.post_attention_layernorm.bias",
     q = "model.layers.%d.self_attn.q_proj.weight", k = "model.layers.%d.self_attn.k_proj.weight",
     v = "model.layers.%d.self_attn.v_proj.weight", o = "model.layers.%d.self_attn.o_proj.weight",
     q_bias = "model.layers.%d.self_attn.q_proj.bias",
-      k_bias = "model.layers.%d.self_attn.k_proj.bias",
+    k_bias = "model.layers.%d.self_attn.k_proj.bias",
     v_bias = "model.layers.%d.self_attn.v_proj.bias",
-      o_bias = "model.layers.%d.self_attn.o_proj.bias",
+    o_bias = "model.layers.%d.self_attn.o_proj.bias",
     q_norm = "model.layers.%d.self_attn.q_norm.weight",
-      k_norm = "model.layers.%d.self_attn.k_norm.weight",
+    k_norm = "model.layers.%d.self_attn.k_norm.weight",
+    sinks = "model.layers.%d.self_attn.sinks",
     gate = "model.layers.%d.mlp.gate_proj.weight", up = "model.layers.%d.mlp.up_proj.weight",
     down = "model.layers.%d.mlp.down_proj.weight",
+    gate_bias = "model.layers.%d.mlp.gate_proj.bias", up_bias = "model.layers.%d.mlp.up_proj.bias",
+    down_bias = "model.layers.%d.mlp.down_proj.bias",
   },
   gguf = {
-    embed = "token_embd.weight", out_norm = "output_norm.weight", output = "output.weight",
-    attn_norm = "blk.%d.attn_norm.weight", ffn_norm = "blk.%d.ffn_norm.weight",
+    embed = "token_embd.weight", positions = "position_embd.weight",
+    out_norm = "output_norm.weight", out_norm_bias = "output_norm.bias",
+    output = "output.weight", output_bias = "output.bias",
+    attn_norm = "blk.%d.attn_norm.weight", attn_norm_bias = "blk.%d.attn_norm.bias",
+    attn_post_norm = "blk.%d.post_attention_norm.weight",
+    ffn_norm = "blk.%d.ffn_norm.weight", ffn_norm_bias = "blk.%d.ffn_norm.bias",
+    ffn_post_norm = "blk.%d.post_ffw_norm.weight",
     q = "blk.%d.attn_q.weight", k = "blk.%d.attn_k.weight", v = "blk.%d.attn_v.weight",
-      o = "blk.%d.attn_output.weight",
+    o = "blk.%d.attn_output.weight",
     q_bias = "blk.%d.attn_q.bias", k_bias = "blk.%d.attn_k.bias", v_bias = "blk.%d.attn_v.bias",
     o_bias = "blk.%d.attn_output.bias", q_norm = "blk.%d.attn_q_norm.weight",
-      k_norm = "blk.%d.attn_k_norm.weight",
+    k_norm = "blk.%d.attn_k_norm.weight", sinks = "blk.%d.attn_sinks.weight",
     gate = "blk.%d.ffn_gate.weight", up = "blk.%d.ffn_up.weight", down = "blk.%d.ffn_down.weight",
+    gate_bias = "blk.%d.ffn_gate.bias", up_bias = "blk.%d.ffn_up.bias",
+    down_bias = "blk.%d.ffn_down.bias",
   },
 }
 
---- Roles of weights outside the layers, and those of each layer; `optional` ones are bound where a
---- family or its configuration asks for them, and only there.
-families.global_roles = { "embed", "out_norm", "output" }
-families.layer_roles = { "attn_norm", "q", "k", "v", "o", "ffn_norm", "gate", "up", "down" }
-families.optional_roles = { "q_bias", "k_bias", "v_bias", "o_bias", "q_norm", "k_norm" }
+--- Matrices of several weights in one, by format, without ".weight" and ".bias": where a checkpoint
+--- has one, its weights are parts of it.
+local base_fused = {
+  hf = {}, gguf = { qkv = { name = "blk.%d.attn_qkv" } },
+}
+
+--- Roles outside the layers, and in each, in the order in which they are bound. Whether a model has
+--- one, families.has says.
+families.global_roles = { "embed", "positions", "out_norm", "out_norm_bias", "output",
+  "output_bias" }
+families.layer_roles = {
+  "attn_norm", "attn_norm_bias", "q", "k", "v", "q_bias", "k_bias", "v_bias", "q_norm", "k_norm",
+  "sinks", "o", "o_bias", "attn_post_norm", "ffn_norm", "ffn_norm_bias", "gate", "gate_bias", "up",
+  "up_bias", "down", "down_bias", "ffn_post_norm",
+}
+
+--- Roles that a switch decides about; other roles than these are of every model, or (what has a name
+--- in `optional`) of those that a family or a checkpoint says.
+local decided = {
+  positions = function(d) return d.positions end,
+  attn_norm = function(d) return d.norm_place ~= "after" end,
+  ffn_norm = function(d) return d.norm_place ~= "after" and d.residual ~= "shared" end,
+  attn_post_norm = function(d) return d.norm_place == "after" or d.norm_place == "around" end,
+  ffn_post_norm = function(d) return d.norm_place == "after" or d.norm_place == "around" end,
+  gate = function(d) return not d.plain_mlp end,
+}
+local always = { embed = true, out_norm = true, output = true, q = true, k = true, v = true, o = true,
+  up = true, down = true }
+
+---Whether a model has a weight.
+---@param role string
+---@param decoder table                    its switches
+---@param optional table<string, boolean>  roles beyond what switches say
+---@return boolean
+function families.has(role, decoder, optional)
+  if decided[role] then return decided[role](decoder) and true or false end
+  return always[role] or optional[role] or false
+end
 
 --- Sliding windows from a Hugging Face configuration, one for each layer (0: none), or nil. A
 --- family names one of these.
@@ -86,18 +131,55 @@ function windows.upper(c, layers)
   return out
 end
 
+---A window in the layers that `layer_types` names, or else in all but each n-th.
+---@param c table           config.json; sliding_window_pattern: n
+---@param layers integer
+---@return integer[]?
+function windows.every(c, layers)
+  if not c.sliding_window then return nil end
+  local out = {}
+  for i = 1, layers do
+    local slides = i % (c.sliding_window_pattern or 1) ~= 0
+    if c.layer_types then slides = c.layer_types[i] == "sliding_attention" end
+    out[i] = slides and c.sliding_window or 0
+  end
+  return out
+end
+
+---@class pyramid.Fused       a matrix, and perhaps a bias, of several weights
+---@field name string           without ".weight" and ".bias"
+---@field groups boolean?
+---  rows go by K/V head: the queries of one, its key, its value; else all of q, all of k, all of v
+---@field transposed boolean?   [in, out]
+
 ---@class pyramid.Family
----@field name string            model_type and general.architecture
+---@field name string            model_type of config.json
 ---@field architectures string[] what config.json may call it
+---@field gguf string?           general.architecture of GGUF files, where it is another name
 ---@field weights string[]?      optional roles that its checkpoints have
+---@field decoder table?         switches that all of its models have (pyr_model_config)
+---@field fields table<string, string>?   what its config.json calls the base's fields
 ---@field defaults table?        what its config.json means where it is silent
----@field window string?         "all" or "upper": which layers slide (default: none do)
+---@field window string?
+---  "all", "upper" or "every": which layers slide where no layer_types say so (default: none do)
+---@field rope string?       "interleaved" where pairs that turn are neighbours (default "half")
 ---@field gguf_rope string?  "interleaved" where GGUF files hold q and k permuted (default "half")
 ---@field names table?
 ---  { hf = { role = pattern }, gguf = { role = pattern } } where names differ from the base
+---@field fused table?       { hf = { qkv = Fused, gate_up = Fused }, gguf = … }
+---@field transposed table<string, boolean>?  roles whose matrices config.json's files hold as [in, out]
+---@field from_hf? fun(get: pyramid.FieldReader, config: pyramid.Config)
+---  sets switches (config.decoder), and config.weights where they depend on it, by what config.json
+---  says; what is got here counts as read
+---@field from_gguf? fun(get: pyramid.FieldReader, config: pyramid.Config)  the same of metadata
 
-local known = { name = 1, architectures = 1, weights = 1, defaults = 1, window = 1, gguf_rope = 1,
-  names = 1 }
+---A field of a configuration, of a type; raises a fault where it is of another, or where it is
+---missing and there is no default.
+---@alias pyramid.FieldReader fun(key: string, kind: string, default: any): any
+
+local known = { name = 1, architectures = 1, gguf = 1, weights = 1, decoder = 1, fields = 1,
+  defaults = 1, window = 1, rope = 1, gguf_rope = 1, names = 1, fused = 1, transposed = 1,
+  from_hf = 1, from_gguf = 1 }
 local Family = {}
 
 --- Makes a family; what its file returns.
@@ -120,17 +202,21 @@ function families.family(t)
     error(("family %s: architectures must be a list"):format(t.name), 2)
   end
   if t.window ~= nil and not windows[t.window] then
-    error(("family %s: window = '%s' (known: all, none, upper)"):format(t.name,
+    error(("family %s: window = '%s' (known: all, every, none, upper)"):format(t.name,
       tostring(t.window)), 2)
   end
-  local names = {}
+  local names, fused = {}, {}
   for format, base in pairs(base_names) do
     names[format] = setmetatable(t.names and t.names[format] or {}, { __index = base })
+    fused[format] = setmetatable(t.fused and t.fused[format] or {},
+      { __index = base_fused[format] })
   end
   return setmetatable({
-    name = t.name, architectures = t.architectures, weights = t.weights or {},
-      defaults = t.defaults or {},
-    window = windows[t.window or "none"], gguf_rope = t.gguf_rope or "half", names = names,
+    name = t.name, architectures = t.architectures, gguf = t.gguf or t.name,
+    weights = t.weights or {}, decoder = t.decoder or {}, fields = t.fields or {},
+    defaults = t.defaults or {}, window = windows[t.window or "none"], rope = t.rope or "half",
+    gguf_rope = t.gguf_rope or "half", names = names, fused = fused,
+    transposed = t.transposed or {}, from_hf = t.from_hf, from_gguf = t.from_gguf,
   }, Family)
 end
 
@@ -172,6 +258,29 @@ function families.find(name)
   if not name:find("^[%w_]+$") or not is_bundled(name) then return nil end
   local family = require("pyramid.families." .. name)
   return getmetatable(family) == Family and family or nil
+end
+
+--- The family of a GGUF file's general.architecture, or nil if there is none.
+---@param architecture string
+---@return pyramid.Family?
+function families.of_gguf(architecture)
+  for _, name in ipairs(families.list()) do
+    local family = families.find(name)
+    if family and family.gguf == architecture then return family end
+  end
+  return nil
+end
+
+--- What GGUF files call the families, sorted.
+---@return string[]
+function families.gguf_list()
+  local out = {}
+  for _, name in ipairs(families.list()) do
+    local family = families.find(name)
+    out[#out + 1] = family and family.gguf
+  end
+  table.sort(out)
+  return out
 end
 
 --- Names of the families that are bundled or registered, sorted.

@@ -29,6 +29,10 @@ local dtypes = {}
 ---@type pyramid.DtypeInfo[]
 dtypes.all = core.dtypes()
 
+--- Pyramid's own, by name.
+---@type table<string, pyramid.DtypeInfo>
+dtypes.by_name = {}
+
 --- Bytes of a value, by name.
 ---@type table<string, number>
 dtypes.value_bytes = {}
@@ -77,6 +81,7 @@ dtypes.safetensors = make(foreign_safetensors)
 for _, info in ipairs(dtypes.all) do
   local converted = info.at_load ~= info.name and info.at_load or nil
   local own = { name = info.name, block = info.block, bytes = info.bytes, native = info.weights }
+  dtypes.by_name[info.name] = info
   if info.gguf then dtypes.gguf[info.gguf] = own end
   if info.safetensors then dtypes.safetensors[info.safetensors] = own end
   if info.weights and info.writable then table.insert(dtypes.writable, info.name) end

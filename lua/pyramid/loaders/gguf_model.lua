@@ -7,6 +7,7 @@ local families = require "pyramid.families"
 local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
 local gguf_split = require "pyramid.loaders.gguf_split"
+local parts = require "pyramid.loaders.parts"
 local rope = require "pyramid.loaders.rope"
 local switches = require "pyramid.loaders.switches"
 
@@ -60,9 +61,9 @@ local function refuse(keys)
 end
 
 --- Switches that would change the arithmetic (loaders/switches.lua).
-local function refuse_switches(keys, facts)
+local function refuse_switches(keys, facts, read)
   switches.refuse("gguf", function(key, kind)
-    if keys.metadata[keys.prefix .. key] == nil then return nil end
+    if read[key] or keys.metadata[keys.prefix .. key] == nil then return nil end
     local value = keys:get(key, kind)
     if value == 0 then return nil end              -- a number that is not set
     return value
@@ -113,7 +114,15 @@ local function read_rope(keys, family, head_dim, context, tensors)
     beta_fast = keys:get("rope.scaling.yarn_beta_fast", "number", 32),
     beta_slow = keys:get("rope.scaling.yarn_beta_slow", "number", 1), truncate = true,
     factors = read_factors(tensors["rope_freqs.weight"]), names = rope_names(keys.prefix),
+    short = read_factors(tensors["rope_factors_short.weight"]),
+    long = read_factors(tensors["rope_factors_long.weight"]), context = context,
   }
+  if r.short and r.long then
+    r.type, r.factor = "longrope", r.original > 0 and context / r.original or nil
+    r.gain = keys:get("rope.scaling.attn_factor", "number", 0)
+    if r.gain == 0 then r.gain = nil end
+    return r
+  end
   if kind ~= "yarn" then return r end
   local mix, log = keys:get("rope.scaling.yarn_ext_factor", "number", 1),
     keys:get("rope.scaling.yarn_log_multiplier", "number", 0)
@@ -129,15 +138,35 @@ local function read_rope(keys, family, head_dim, context, tensors)
   return r
 end
 
+--- The sliding window of each layer, or nil.
+local function read_window(keys, family, layers)
+  local width = keys:get("attention.sliding_window", "integer", 0)
+  if width == 0 then return nil end
+  -- q and k of permuted files come from Mistral, too; of others the family knows which layers slide
+  local window = width > 0 and family.window({
+    sliding_window = width,
+    sliding_window_pattern = family.defaults.sliding_window_pattern,
+  }, layers)
+  if width > 0 and not window and family.gguf_rope == "interleaved" then
+    window = {}
+    for i = 1, layers do window[i] = width end
+  end
+  if not window then
+    fault.raise("unsupported", "%s: metadata %sattention.sliding_window of a %s", keys.path,
+      keys.prefix, family.name)
+  end
+  return window
+end
+
 local function find_family(metadata, path)
   local name = metadata["general.architecture"]
   if type(name) ~= "string" then
     fault.raise("format", "%s: metadata general.architecture is missing", path)
   end
-  local family = families.find(name)
+  local family = families.of_gguf(name)
   if not family then
     fault.raise("unsupported", "%s: architecture %s (known: %s)", path, fault.quote(name),
-      table.concat(families.list(), ", "))
+      table.concat(families.gguf_list(), ", "))
   end
   return family
 end
@@ -170,7 +199,7 @@ function gguf_model.open(path)
   local file = fault.check(gguf_split.open(path))
   local metadata = file.metadata
   local family = find_family(metadata, path)
-  local keys = setmetatable({ path = path, prefix = family.name .. ".", metadata = metadata }, Keys)
+  local keys = setmetatable({ path = path, prefix = family.gguf .. ".", metadata = metadata }, Keys)
   refuse(keys)
   if #file.tensors == 0 then
     fault.raise("unsupported", "%s: holds a vocabulary only, no weights", path)
@@ -180,8 +209,9 @@ function gguf_model.open(path)
 
   local names, optional = family.names.gguf, {}
   for _, role in ipairs(family.weights) do optional[role] = true end
-  for _, role in ipairs { "q_bias", "k_bias", "v_bias", "o_bias" } do
-    -- Llamas with attention_bias
+  for _, role in ipairs { "q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias",
+    "down_bias" } do
+    -- Llamas with attention_bias or mlp_bias
     if has(tensors, names[role]:format(0)) then optional[role] = true end
   end
   local layers, heads = keys:count("block_count", 1024), keys:count("attention.head_count", 1024)
@@ -191,48 +221,57 @@ function gguf_model.open(path)
     fault.raise("unsupported", "%s: metadata %sattention.value_length differs from key_length",
       path, keys.prefix)
   end
-  refuse_switches(keys, { head_dim = head_dim, layers = layers, width = width, family = family })
   local kv_heads = keys:count("attention.head_count_kv", heads, heads)
   if heads % kv_heads ~= 0 then
     fault.raise("format",
       "%s: metadata %sattention.head_count (%d) is no multiple of %sattention.head_count_kv (%d)",
         path, keys.prefix, heads, keys.prefix, kv_heads)
   end
-  local norm_eps = keys:get("attention.layer_norm_rms_epsilon", "number")
+  local eps = family.decoder.norm == "layer" and "attention.layer_norm_epsilon"
+    or "attention.layer_norm_rms_epsilon"
+  local norm_eps = keys:get(eps, "number")
   if not (norm_eps > 0 and norm_eps <= 0.1) then               -- as core/model/model.c has it
-    fault.raise("format",
-      "%s: metadata %sattention.layer_norm_rms_epsilon is %s, outside (0, 0.1]", path, keys.prefix,
-        fault.quote(norm_eps))
+    fault.raise("format", "%s: metadata %s%s is %s, outside (0, 0.1]", path, keys.prefix, eps,
+      fault.quote(norm_eps))
   end
   local context = keys:count("context_length", 1 << 30)
   local embed = tensors[names.embed]
   if not embed then fault.raise("format", "%s: tensor %s is missing", path, names.embed) end
-  local r = read_rope(keys, family, head_dim, context, tensors)
-  r.freq, r.gain = rope.compute(r, path)
-
-  local window, slide = nil, keys:get("attention.sliding_window", "integer", 0)
-  if slide ~= 0 then
-    -- q and k of these files come from Mistral; for others it is not said which layers slide
-    if slide < 0 or family.gguf_rope ~= "interleaved" then
-      fault.raise("unsupported", "%s: metadata %sattention.sliding_window of a %s", path,
-        keys.prefix, family.name)
-    end
-    window = {}
-    for i = 1, layers do window[i] = slide end
-  end
   local bos = metadata["tokenizer.ggml.bos_token_id"]
-  return {
-    format = "gguf", path = path, family = family, tensors = tensors, optional = optional,
-      names = names,
-    ignored = { "^rope_freqs%.weight$" }, tokenizer = has_tokenizer(metadata) and file or nil,
-    config = {
-      family = family.name, layers = layers, heads = heads, kv_heads = kv_heads,
-      head_dim = head_dim, width = width, ff = keys:count("feed_forward_length", 1 << 20),
-      vocab = embed.shape[1], context = context,
-      norm_eps = norm_eps, rope = r, tied = not has(tensors, names.output),
-      window = window, bos = math.type(bos) == "integer" and bos or nil, eos = read_eos(metadata),
-    },
+  local config = {
+    family = family.name, layers = layers, heads = heads, kv_heads = kv_heads,
+    head_dim = head_dim, width = width, ff = keys:count("feed_forward_length", 1 << 20),
+    vocab = embed.shape[1], context = context, norm_eps = norm_eps,
+    tied = not has(tensors, names.output), window = read_window(keys, family, layers),
+    bos = math.type(bos) == "integer" and bos or nil, eos = read_eos(metadata), decoder = {},
   }
+  for key, value in pairs(family.decoder) do config.decoder[key] = value end
+  if family.gguf_rope == "none" then
+    config.rope, config.decoder.turns = rope.none(), {}
+    for i = 1, layers do config.decoder.turns[i] = "none" end
+  else
+    config.rope = read_rope(keys, family, head_dim, context, tensors)
+  end
+  local read = {}
+  if family.from_gguf then
+    family.from_gguf(function(key, kind, default)
+      read[key] = true
+      if keys.metadata[keys.prefix .. key] == nil then return default end
+      return keys:get(key, kind)
+    end, config)
+  end
+  refuse_switches(keys, { head_dim = head_dim, layers = layers, width = width, family = family },
+    read)
+  rope.finish(config, path)
+  local source = {
+    format = "gguf", path = path, family = family, tensors = tensors, optional = optional,
+    names = names, fused = family.fused.gguf, config = config,
+    ignored = { "^rope_freqs%.weight$", "^rope_factors_long%.weight$",
+      "^rope_factors_short%.weight$" },
+    tokenizer = has_tokenizer(metadata) and file or nil,
+  }
+  parts.split(source)
+  return source
 end
 
 return gguf_model

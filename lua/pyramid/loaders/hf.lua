@@ -7,6 +7,7 @@ local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
 local json = require "pyramid.loaders.json"
 local packed = require "pyramid.loaders.packed"
+local parts = require "pyramid.loaders.parts"
 local rope = require "pyramid.loaders.rope"
 local safetensors = require "pyramid.loaders.safetensors"
 local switches = require "pyramid.loaders.switches"
@@ -47,12 +48,35 @@ local function refuse(c, what)
   end
 end
 
---- Switches that would change the arithmetic (loaders/switches.lua).
-local function refuse_switches(c, facts, what)
+--- Switches that would change the arithmetic (loaders/switches.lua) and that nobody has read.
+local function refuse_switches(c, facts, what, read)
   switches.refuse("hf", function(key, kind)
-    if c[key] == false and kind ~= "boolean" then return nil end
+    if read[key] or (c[key] == false and kind ~= "boolean") then return nil end
     return json.field(c, key, kind, what)
   end, facts, function(key) return what .. ": " .. key end)
+end
+
+--- What config.json calls activations, and what pyramid.core does.
+local activations = {
+  silu = "silu", swish = "silu", gelu = "gelu", gelu_new = "gelu_tanh", gelu_fast = "gelu_tanh",
+  gelu_pytorch_tanh = "gelu_tanh", gelu_accurate = "gelu_tanh", relu = "relu", relu2 = "relu2",
+}
+
+--- The activation of the MLP: the field that is there, or the family's own.
+local function read_activation(c, family, what)
+  if family.decoder.activation then return family.decoder.activation end
+  for _, key in ipairs { "hidden_activation", "hidden_act", "activation_function" } do
+    local name = json.field(c, key, "string", what)
+    if name and activations[name] then return activations[name] end
+    if name then
+      local known = {}
+      for known_name in pairs(activations) do known[#known + 1] = known_name end
+      table.sort(known)
+      fault.raise("unsupported", "%s: %s is %s (known: %s)", what, key, fault.quote(name),
+        table.concat(known, ", "))
+    end
+  end
+  return "silu"
 end
 
 -- What config.json calls the fields of the rotary part.
@@ -62,28 +86,50 @@ local rope_names = {
   low = "low_freq_factor", high = "high_freq_factor",
 }
 
---- The rotary part, from the classic form (rope_theta, rope_scaling) and the new one
---- (rope_parameters).
-local function read_rope(c, family, head_dim, context, what)
+--- Which parameters the rotary part has: the classic form (rope_theta, rope_scaling), the new one
+--- (rope_parameters), or that by kinds of layers. A second table where windowed layers turn by one of
+--- their own.
+local function rope_tables(c, what)
   local p = json.field(c, "rope_parameters", "table", what)
     or json.field(c, "rope_scaling", "table", what) or {}
   local where = what .. ": RoPE parameters"
+  local full, sliding = p.full_attention, p.sliding_attention
   for key, value in pairs(p) do
-    if type(value) == "table" then
+    if type(value) == "table" and value ~= full and value ~= sliding and key ~= "short_factor"
+      and key ~= "long_factor" then
       fault.raise("unsupported", "%s differ from layer to layer (%s)", where, fault.quote(key))
     end
   end
-  local number = function(key, default) return json.field(p, key, "number", where, default) end
-  if number("partial_rotary_factor", 1) ~= 1 then
-    fault.raise("unsupported", "%s: partial_rotary_factor is not 1", where)
+  if type(full) == "table" then
+    return full, type(sliding) == "table" and sliding or nil, where
   end
+  local base = json.field(c, "rope_local_base_freq", "number", what)
+  return p, base and { rope_theta = base } or nil, where
+end
+
+--- How many dimensions of a head turn.
+local function rope_dims(c, p, head_dim, what, where)
+  local part = json.field(p, "partial_rotary_factor", "number", where)
+    or json.field(c, "partial_rotary_factor", "number", what)
+    or json.field(c, "rotary_pct", "number", what, 1)
+  if not (part > 0 and part <= 1) then
+    fault.raise("format", "%s: partial_rotary_factor is %s, outside (0, 1]", where,
+      fault.quote(part))
+  end
+  return json.field(c, "rotary_dim", "integer", what) or math.floor(head_dim * part)
+end
+
+--- A table of the rotary part. `p`: its parameters; `base`: rope_theta where they do not say.
+local function read_rope(c, family, p, head_dim, context, what, where)
+  local number = function(key, default) return json.field(p, key, "number", where, default) end
+  local list = function(key) return json.field(p, key, "table", where) end
   local kind = json.field(p, "rope_type", "string", where)
     or json.field(p, "type", "string", where, "default")
   local r = {
-    type = kind == "default" and "none" or kind, style = "half", dims = head_dim,
-      names = rope_names,
-    base = number("rope_theta") or json.field(c, "rope_theta", "number", what,
-      family.defaults.rope_theta) or json.required(c, "rope_theta", "number", what),
+    type = kind == "default" and "none" or kind == "su" and "longrope" or kind,
+    style = family.rope, dims = rope_dims(c, p, head_dim, what, where), names = rope_names,
+    base = number("rope_theta") or json.field(c, family.fields.rope_theta or "rope_theta", "number",
+      what, family.defaults.rope_theta) or json.required(c, "rope_theta", "number", what),
     factor = number("factor"),
     original = json.field(c, "original_max_position_embeddings", "number", what)
       or number("original_max_position_embeddings", context),
@@ -91,6 +137,7 @@ local function read_rope(c, family, head_dim, context, what)
     beta_fast = number("beta_fast", 32), beta_slow = number("beta_slow", 1),
     truncate = json.field(p, "truncate", "boolean", where, true),
     gain = number("attention_factor"),
+    short = list "short_factor", long = list "long_factor", context = context,
   }
   if r.type == "yarn" then
     if not r.factor and r.original > 0 then r.factor = context / r.original end
@@ -98,6 +145,12 @@ local function read_rope(c, family, head_dim, context, what)
     if not r.gain and scale ~= 0 and all ~= 0 and r.factor and r.factor > 1 then
       r.gain = (0.1 * scale * math.log(r.factor) + 1) / (0.1 * all * math.log(r.factor) + 1)
     end
+  elseif r.type == "longrope" and r.original > 0 then
+    r.factor = number("factor", context / r.original)
+  end
+  if number("llama_4_scaling_beta", 0) ~= 0 then
+    fault.raise("unsupported", "%s: llama_4_scaling_beta is not 0: queries that grow with their "
+      .. "position", where)
   end
   return r
 end
@@ -113,7 +166,9 @@ local function read_window(c, family, layers, what)
   local window = family.window({
     sliding_window = width, max_window_layers = json.field(c, "max_window_layers", "integer", what),
     use_sliding_window = json.field(c, "use_sliding_window", "boolean", what, false),
-      layer_types = types,
+    sliding_window_pattern = json.field(c, "sliding_window_pattern", "integer", what)
+      or json.field(c, "_sliding_window_pattern", "integer", what),
+    layer_types = types,
   }, layers)
   for i = 1, types and layers or 0 do
     local slides = types[i] == "sliding_attention"
@@ -123,6 +178,14 @@ local function read_window(c, family, layers, what)
     end
   end
   return window
+end
+
+--- Which table turns each layer; nil where the first turns all.
+local function turns_of(config, second)
+  if not second or not config.window then return nil end
+  local turns = {}
+  for i, width in ipairs(config.window) do turns[i] = width > 0 and "second" or "first" end
+  return turns
 end
 
 --- Token ids that end a text: all that generation_config.json and config.json name, each once;
@@ -154,16 +217,17 @@ local function read_config(dir)
   for key, value in pairs(family.defaults) do
     if c[key] == nil then c[key] = value end
   end
+  local function called(key) return family.fields[key] or key end
   local count = function(key, limit)
-    local n = json.required(c, key, "integer", what)
+    local n = json.required(c, called(key), "integer", what)
     if n < 1 or n > limit then
-      fault.raise("format", "%s: %s is %d, outside 1..%d", what, key, n, limit)
+      fault.raise("format", "%s: %s is %d, outside 1..%d", what, called(key), n, limit)
     end
     return n
   end
   local layers, heads, width = count("num_hidden_layers", 1024),
     count("num_attention_heads", 1024), count("hidden_size", 1 << 18)
-  local kv_heads = json.field(c, "num_key_value_heads", "integer", what)
+  local kv_heads = json.field(c, called "num_key_value_heads", "integer", what)
     and count("num_key_value_heads", heads) or heads
   if heads % kv_heads ~= 0 then
     fault.raise("format",
@@ -177,35 +241,63 @@ local function read_config(dir)
     end
     head_dim = width // heads
   end
-  refuse_switches(c, { head_dim = head_dim, layers = layers, width = width, family = family },
-    what)
-  local norm_eps = json.required(c, "rms_norm_eps", "number", what)
+  local eps = called "rms_norm_eps"
+  local norm_eps = json.required(c, eps, "number", what)
   if not (norm_eps > 0 and norm_eps <= 0.1) then               -- as core/model/model.c has it
-    fault.raise("format", "%s: rms_norm_eps is %s, outside (0, 0.1]", what, fault.quote(norm_eps))
+    fault.raise("format", "%s: %s is %s, outside (0, 0.1]", what, eps, fault.quote(norm_eps))
   end
   local tied = json.field(c, "tie_word_embeddings", "boolean", what)
   if tied == nil and not note then tied = false end            -- else settle_tied finds it out
   local context = count("max_position_embeddings", 1 << 30)
-  local r = read_rope(c, family, head_dim, context, what)
-  -- what scaling reaches: yarn says so, Vicuna names it
-  local reach = r.type == "yarn" and r.original * (r.factor or 1)
-    or json.field(c, "max_sequence_length", "integer", what, 0)
-
-  return family, {
+  local config = {
     family = family.name, layers = layers, heads = heads, kv_heads = kv_heads, head_dim = head_dim,
-      width = width,
-    ff = count("intermediate_size", 1 << 20), vocab = count("vocab_size", 1 << 22),
-    context = math.max(context, math.floor(math.min(reach, 1 << 30))),
-    norm_eps = norm_eps, rope = r,
-    tied = tied,
+    width = width, ff = json.field(c, called "intermediate_size", "integer", what)
+      and count("intermediate_size", 1 << 20) or family.decoder.plain_mlp and 4 * width
+      or count("intermediate_size", 1 << 20),
+    vocab = count("vocab_size", 1 << 22), context = context, norm_eps = norm_eps, tied = tied,
     window = read_window(c, family, layers, what),
-      biased = json.field(c, "attention_bias", "boolean", what, false),
     bos = json.field(c, "bos_token_id", "integer", what) or json.field(outer, "bos_token_id",
       "integer", path),
-    eos = read_eos(outer, c, dir, path),
-    further = json.field(c, "num_nextn_predict_layers", "integer", what, 0),
-    quantization = json.field(c, "quantization_config", "table", what),
-  }, what, note
+    eos = read_eos(outer, c, dir, path), decoder = {},
+  }
+  for key, value in pairs(family.decoder) do config.decoder[key] = value end
+  config.decoder.activation = read_activation(c, family, what)
+  if family.rope == "none" then
+    config.rope, config.decoder.turns = rope.none(), {}
+    for i = 1, layers do config.decoder.turns[i] = "none" end
+  else
+    local first, second, where = rope_tables(c, what)
+    local r = read_rope(c, family, first, head_dim, context, what, where)
+    -- what scaling reaches: yarn says so, Vicuna names it
+    local reach = r.type == "yarn" and r.original * (r.factor or 1)
+      or json.field(c, "max_sequence_length", "integer", what, 0)
+    config.context = math.max(context, math.floor(math.min(reach, 1 << 30)))
+    config.rope = r
+    config.decoder.turns = turns_of(config, second)
+    if config.decoder.turns then
+      config.rope_second = read_rope(c, family, second, head_dim, context, what, where)
+    end
+  end
+  local read = {}
+  if family.from_hf then
+    family.from_hf(function(key, kind, default)
+      read[key] = true
+      if c[key] == false and kind ~= "boolean" then return default end
+      return json.field(c, key, kind, what, default)
+    end, config)
+  end
+  refuse_switches(c, { head_dim = head_dim, layers = layers, width = width, family = family },
+    what, read)
+  local biases = {}
+  if json.field(c, "attention_bias", "boolean", what, false) and not read.attention_bias then
+    for _, role in ipairs { "q_bias", "k_bias", "v_bias", "o_bias" } do biases[role] = true end
+  end
+  if json.field(c, "mlp_bias", "boolean", what, false) and not read.mlp_bias then
+    for _, role in ipairs { "gate_bias", "up_bias", "down_bias" } do biases[role] = true end
+  end
+  return family, config, what, note, biases,
+    json.field(c, "num_nextn_predict_layers", "integer", what, 0),
+    json.field(c, "quantization_config", "table", what)
 end
 
 -- ---- weights ------------------------------------------------------------------------------------
@@ -303,15 +395,10 @@ end
 ---@param dir string
 ---@return pyramid.Source
 function hf.open(dir)
-  local family, config, what, note = read_config(dir)
-  local optional = {}
-  for _, role in ipairs(family.weights) do optional[role] = true end
-  if config.biased and not optional.q_bias then  -- Qwen2 has biases of its own, whatever this says
-    for _, role in ipairs { "q_bias", "k_bias", "v_bias", "o_bias" } do optional[role] = true end
-  end
-  local further, quantization = config.further, config.quantization
-  config.biased, config.further, config.quantization = nil, nil, nil
-  config.rope.freq, config.rope.gain = rope.compute(config.rope, what)
+  local family, config, what, note, optional, further, quantization = read_config(dir)
+  for _, role in ipairs(config.weights or family.weights) do optional[role] = true end
+  config.weights = nil
+  rope.finish(config, what)
   local tensors, warnings = read_weights(dir), {}
   if quantization then
     packed.collect(tensors, quantization, what .. ": quantization_config", dir)
@@ -319,9 +406,9 @@ function hf.open(dir)
   local names, own = wrapper.names_of(tensors, family.names.hf, dir)
   warnings[1] = note
   warnings[#warnings + 1] = settle_tied(config, tensors, names, what)
-  return {
+  local source = {
     format = "hf", path = dir, family = family, config = config, tensors = tensors,
-      optional = optional, names = names, warnings = warnings,
+    optional = optional, names = names, warnings = warnings, fused = family.fused.hf,
     ignored = config.tied and { "^" .. names.output:gsub("%p", "%%%0") .. "$" } or {},
     may_ignore = function(name)
       return wrapper.may_ignore(name, own, config.layers, further)
@@ -330,6 +417,9 @@ function hf.open(dir)
     tokenizer = (exists(dir .. "/tokenizer.json") or exists(dir .. "/tokenizer.model")) and dir
       or nil,
   }
+  parts.split(source)
+  parts.transpose(source, family.transposed)
+  return source
 end
 
 return hf

@@ -12,6 +12,7 @@ local dtypes = require "pyramid.loaders.dtypes"
 local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
 local packed = require "pyramid.loaders.packed"
+local parts = require "pyramid.loaders.parts"
 local rope = require "pyramid.loaders.rope"
 local wrapper = require "pyramid.loaders.wrapper"
 local formats = { hf = require "pyramid.loaders.hf", gguf = require "pyramid.loaders.gguf_model" }
@@ -32,6 +33,8 @@ local loaders = {}
 ---@field tied boolean       the output matrix is the embedding
 ---@field window integer[]?  sliding window of each layer, 0 for none
 ---@field rope pyramid.Rope  with freq and gain computed
+---@field rope_second pyramid.Rope?  of the layers whose decoder.turns is "second"
+---@field decoder table      switches in which it differs from a Llama (pyr_model_config)
 ---@field bos integer?
 ---@field eos integer[]
 
@@ -43,6 +46,7 @@ local loaders = {}
 ---@field tensors table<string, pyramid.Tensor>
 ---@field optional table<string, boolean> roles beyond the base that the model has
 ---@field names table<string, string>     role to name
+---@field fused table<string, pyramid.Fused>  matrices of several weights that it may have
 ---@field ignored string[]                patterns of names that may be left over
 ---@field may_ignore (fun(name: string): boolean)?  others that may be, with a note
 ---@field leftover string[]?              those, once the weights were listed
@@ -98,7 +102,12 @@ end
 local function list_weights(source)
   local config, out, used = source.config, {}, {}
   local function add(role, layer)
-    local name = source.names[role]:format(layer and layer - 1)
+    local name = source.names[role]
+    if not name then
+      fault.raise("unsupported", "%s: the family %s has no name for its %s in %s files",
+        source.path, config.family, role, source.format)
+    end
+    name = name:format(layer and layer - 1)
     local t = source.tensors[name]
     if not t then fault.raise("format", "%s: tensor %s is missing", source.path, name) end
     if not (t.native or t.packed or dtypes.converted[t.dtype]) then
@@ -108,15 +117,14 @@ local function list_weights(source)
     used[name] = true
     out[#out + 1] = { role = role, layer = layer, tensor = t }
   end
-  for _, role in ipairs(families.global_roles) do
-    if role ~= "output" or not config.tied then add(role) end
-  end
-  for layer = 1, config.layers do
-    for _, role in ipairs(families.layer_roles) do add(role, layer) end
-    for _, role in ipairs(families.optional_roles) do
-      if source.optional[role] then add(role, layer) end
+  local function add_those(roles, layer)
+    for _, role in ipairs(roles) do
+      if families.has(role, config.decoder, source.optional)
+        and not (role == "output" and config.tied) then add(role, layer) end
     end
   end
+  add_those(families.global_roles)
+  for layer = 1, config.layers do add_those(families.layer_roles, layer) end
   local left = {}
   source.leftover = {}
   for name in pairs(source.tensors) do
@@ -203,6 +211,15 @@ local function change_context(source, context, scaling)
   local config, r = source.config, source.config.rope
   local trained = config.context
   config.context = context or trained
+  if config.decoder.positions and config.context > trained then
+    fault.raise("unsupported", "%s: context = %d, where positions are learned for %d", source.path,
+      config.context, trained)
+  end
+  if r.context and r.context ~= config.context then
+    r.context = config.context
+    r.gain = nil
+    r.freq, r.gain = rope.compute(r, source.path)
+  end
   if not scaling or scaling == "none" or config.context <= trained then return end
   if r.type ~= "none" then
     fault.raise("unsupported",
@@ -272,19 +289,28 @@ function loaders.warnings(source, weights, as)
   return out
 end
 
+-- What core.model_new is told (lua/lmodel.c).
+local function core_config(config)
+  local out = {
+    layers = config.layers, heads = config.heads, kv_heads = config.kv_heads,
+    head_dim = config.head_dim, width = config.width, ff = config.ff, vocab = config.vocab,
+    context = config.context, norm_eps = config.norm_eps, rope_style = config.rope.style,
+    rope_dims = config.rope.dims, rope_freq = config.rope.freq, rope_gain = config.rope.gain,
+    rope_second = config.rope_second and config.rope_second.freq,
+    rope_second_gain = config.rope_second and config.rope_second.gain, window = config.window,
+  }
+  for key, value in pairs(config.decoder) do out[key] = value end
+  return out
+end
+
 local function load(runtime, path, options)
   local source = open(path)
   change_context(source, options.context, options.scaling)
   local config = source.config
+  if config.decoder.positions then parts.rows(source, "positions", config.first_position or 0,
+    config.context) end
   local weights = list_weights(source)
-  local handle = fault.check_of(source.path, core.model_new(runtime, {
-    layers = config.layers, heads = config.heads, kv_heads = config.kv_heads,
-      head_dim = config.head_dim, width = config.width,
-    ff = config.ff, vocab = config.vocab, context = config.context, norm_eps = config.norm_eps,
-      rope_style = config.rope.style,
-    rope_dims = config.rope.dims, rope_freq = config.rope.freq, rope_gain = config.rope.gain,
-      window = config.window,
-  }))
+  local handle = fault.check_of(source.path, core.model_new(runtime, core_config(config)))
   local ok <close> = setmetatable({},
     { __close = function(state) if not state.done then handle:close() end end })
   local opened <close> = open_files(runtime, options.map)
@@ -293,7 +319,8 @@ local function load(runtime, path, options)
     fault.check_of(t.path, handle:bind(w.role, w.layer, {
       name = t.name, file = opened[t.path], offset = t.offset, bytes = t.bytes,
         dtype = t.packed and "f32" or t.dtype, shape = t.shape,
-        packing = packed.describe(t, opened),
+        run = t.run, step = t.step, transposed = t.transposed,
+      packing = packed.describe(t, opened),
     }, options.weights or target_of(t)))
   end
   fault.check_of(source.path, handle:ready())

@@ -14,6 +14,11 @@
 --            than beta_slow
 --            times are divided by factor, a linear ramp between; gain 0.1 ln(factor) + 1 (arXiv
 --            2309.00071)
+--   dynamic  as if b were b (factor c/original - (factor - 1))^(d / (d - 2)), where the context c is
+--            more than the original one; else as it is
+--   longrope f_i / long[i] where the context is more than the original one, else f_i / short[i];
+--            gain sqrt(1 + ln(factor) / ln(original))  (LongRoPE, arXiv 2402.13753). By the context
+--            that a model is opened for, not by that of a prompt: keys that are stored stay valid
 --   factors  f_i / factors[i]: a table that a GGUF file brings along
 
 local fault = require "pyramid.loaders.fault"
@@ -24,9 +29,12 @@ local rope = {}
 ---@field base number
 ---@field dims integer       leading dimensions of a head that rotate
 ---@field style string       "half" or "interleaved"
----@field type string        "none", "linear", "llama3", "yarn"
----@field factor number?     of linear, llama3, yarn
----@field original number?   context of pre-training, of llama3 and yarn
+---@field type string        "none", "linear", "dynamic", "llama3", "yarn", "longrope"
+---@field factor number?     of linear, dynamic, llama3, yarn, longrope
+---@field original number?   context of pre-training, of dynamic, llama3, yarn and longrope
+---@field context integer?   that the model is opened for, of dynamic and longrope
+---@field short number[]?    divisors of longrope, …
+---@field long number[]?     … and those of a context beyond the original one
 ---@field low number?        low_freq_factor of llama3
 ---@field high number?       high_freq_factor of llama3
 ---@field beta_fast number?  of yarn
@@ -83,8 +91,37 @@ function scale.yarn(r, freq)
   return out, r.gain or (r.factor > 1 and 0.1 * math.log(r.factor) + 1 or 1)
 end
 
+-- The base has been chosen before (base_of).
+scale.dynamic = scale.none
+
+function scale.longrope(r, freq, what)
+  local long = r.context > r.original
+  local divisors, key = long and r.long or r.short, long and "long_factor" or "short_factor"
+  if type(divisors) ~= "table" or #divisors ~= #freq then
+    fault.raise("format", "%s: RoPE scaling longrope: %s has %d values for %d pairs", what, key,
+      type(divisors) == "table" and #divisors or 0, #freq)
+  end
+  local out = {}
+  for i, f in ipairs(freq) do
+    local divisor = divisors[i]
+    if math.type(divisor) == nil or not (divisor > 0 and divisor < 1e6) then
+      fault.raise("format", "%s: RoPE scaling longrope: %s[%d] is %s", what, key, i,
+        fault.quote(divisor))
+    end
+    out[i] = f32(f / f32(divisor))
+  end
+  local gain = r.factor > 1 and math.sqrt(1 + math.log(r.factor) / math.log(r.original)) or 1
+  return out, r.gain or gain
+end
+
+local function base_of(r)
+  if r.type ~= "dynamic" or r.context <= r.original then return r.base end
+  return r.base * (r.factor * r.context / r.original - (r.factor - 1)) ^ (r.dims / (r.dims - 2))
+end
+
 local needs = {
-  none = {}, linear = { "factor" }, llama3 = { "factor", "original", "low", "high" },
+  none = {}, linear = { "factor" }, dynamic = { "factor", "original", "context" },
+  longrope = { "factor", "original", "context" }, llama3 = { "factor", "original", "low", "high" },
   yarn = { "factor", "original", "beta_fast", "beta_slow" },
 }
 
@@ -98,7 +135,8 @@ function rope.compute(r, what)
   local need, names = needs[r.type], r.names or {}
   local function called(key) return names[key] or key end
   if not need then
-    fault.raise("unsupported", "%s: %s: RoPE scaling '%s' (known: none, linear, llama3, yarn)",
+    fault.raise("unsupported", "%s: %s: RoPE scaling '%s' (known: none, linear, dynamic, llama3, "
+      .. "longrope, yarn)",
       what, called "type", fault.quote(r.type))
   end
   for _, key in ipairs(need) do
@@ -118,10 +156,10 @@ function rope.compute(r, what)
     fault.raise("format", "%s: RoPE scaling llama3: %s >= %s", what, called "low", called "high")
   end
 
-  local freq = {}
-  for i = 0, r.dims // 2 - 1 do freq[i + 1] = f32(1 / f32(r.base ^ f32(2 * i / r.dims))) end
+  local freq, base = {}, base_of(r)
+  for i = 0, r.dims // 2 - 1 do freq[i + 1] = f32(1 / f32(base ^ f32(2 * i / r.dims))) end
   local gain
-  freq, gain = scale[r.type](r, freq)
+  freq, gain = scale[r.type](r, freq, what)
   if r.factors then
     if #r.factors ~= #freq then
       fault.raise("format", "%s: %d RoPE factors for %d pairs", what, #r.factors, #freq)
@@ -134,6 +172,22 @@ function rope.compute(r, what)
     end
   end
   return freq, gain or 1
+end
+
+--- Fills in frequencies and gains of a configuration's tables. Raises faults that name `what`.
+---@param config pyramid.Config
+---@param what string
+function rope.finish(config, what)
+  for _, key in ipairs { "rope", "rope_second" } do
+    local r = config[key]
+    if r and r.dims > 0 then r.freq, r.gain = rope.compute(r, what) end
+  end
+end
+
+--- The rotary part of models that have none.
+---@return pyramid.Rope
+function rope.none()
+  return { type = "none", style = "half", dims = 0, base = 1, freq = {}, gain = 1 }
 end
 
 return rope

@@ -73,12 +73,7 @@ switches.all = {
   -- positions
   { hf = "no_rope_layers", kind = "ones", neutral = {} },                              -- SmolLM3
   { hf = "no_rope_layer_interval", kind = "number", neutral = { 0 } },
-  { hf = "partial_rotary_factor", kind = "number", neutral = { 1 } },                  -- Phi
-  { hf = "rotary_pct", kind = "number", neutral = { 1 } },                             -- GPT-NeoX
-  { hf = "rotary_dim", kind = "number", neutral = {},                                  -- GPT-J
-    from = function(facts) return facts.head_dim end },
   { hf = "rope_interleave", kind = "boolean", neutral = { false } },                   -- DeepSeek
-  { hf = "rope_local_base_freq", kind = "number", neutral = {} },                      -- Gemma 3
   { hf = "position_embedding_type", kind = "string", neutral = { "rope", "rotary" } }, -- Granite
   { hf = "alibi", kind = "boolean", neutral = { false } },                             -- Falcon
   { gguf = "attention.max_alibi_bias", kind = "number", neutral = {} },
@@ -95,10 +90,7 @@ switches.all = {
   { hf = "residual_multiplier", gguf = "residual_scale", kind = "number", neutral = { 1 } },
   { hf = "scale_depth", kind = "number", neutral = {},                                 -- MiniCPM
     from = function(facts) return math.sqrt(facts.layers) end },
-  { hf = "hidden_act", kind = "string", neutral = silu },
-  { hf = "hidden_activation", gguf = "hidden_activation", kind = "string", neutral = silu },
-  { hf = "activation_function", kind = "string", neutral = silu },                     -- EXAONE
-  { hf = "mlp_bias", kind = "boolean", neutral = { false } },
+  { gguf = "hidden_activation", kind = "string", neutral = silu },
   { hf = "mlp_multipliers", kind = "ones", neutral = {} },                             -- Falcon-H1
 
   -- embeddings and logits

@@ -79,9 +79,14 @@ local function tensors_of(shape)
   local function add(role, layer)
     list[#list + 1] = { role = role, layer = layer, shape = shapes[role], stream = #list }
   end
-  for _, role in ipairs(families.global_roles) do add(role) end
+  local function add_plain(roles, layer)
+    for _, role in ipairs(roles) do
+      if families.has(role, {}, {}) then add(role, layer) end
+    end
+  end
+  add_plain(families.global_roles)
   for layer = 0, shape.layers - 1 do
-    for _, role in ipairs(families.layer_roles) do add(role, layer) end
+    add_plain(families.layer_roles, layer)
   end
   return list
 end

@@ -1,0 +1,154 @@
+#!/usr/bin/env python3
+"""Golden logits of decoders that differ from Llama by a switch: tiny random models and what transformers says of them.
+
+Owns spec/fixtures/decoders/<name>/: a model directory as transformers saves it (config.json, model.safetensors in bf16),
+golden.json (token ids, offsets, the greedy continuation) and golden.bin (raw little-endian f32 logits). Source: the
+transformers implementation of each family, eager attention, float32 on the CPU. Nothing here knows Pyramid.
+
+Configurations are small and have each switch on. Weights are drawn by what a parameter is, so that a wrong engine cannot
+pass by luck: attention is peaked, norm weights differ from 1, biases from 0. A seed is taken only if at each of the 200
+greedy steps the best logit leads the second by more than MARGIN of the largest magnitude.
+
+    pip install -r scripts/maker/oracle/requirements.txt
+    python scripts/maker/oracle/decoders.py            makes every decoder anew (the same bytes each time)
+    python scripts/maker/oracle/decoders.py gemma2     makes one
+"""
+import json, math, os, re, shutil, sys
+
+import numpy as np
+import torch
+import transformers
+
+from families import NEW, greedy, load, logits_of, random_ids, write_json
+
+transformers.utils.logging.set_verbosity_error()
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "..", "spec", "fixtures", "decoders")
+LENGTHS, PROMPT, MARGIN = (1, 7, 90), 7, 5e-4
+
+TINY = dict(vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=320, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+            tie_word_embeddings=False)
+
+
+def tiny(model_type, *without, **more):
+    config = dict(TINY, **more)
+    for key in without:
+        del config[key]
+    return transformers.AutoConfig.for_model(model_type, **config)
+
+
+DECODERS = {
+    "gemma": lambda: tiny("gemma", head_dim=8, tie_word_embeddings=True),
+    # Soft caps of scores and logits that bend, a scale of scores of its own, a window in every other layer.
+    "gemma2": lambda: tiny("gemma2", head_dim=12, sliding_window=24, query_pre_attn_scalar=9, attn_logit_softcapping=4.0,
+                           final_logit_softcapping=0.25, tie_word_embeddings=True),
+    # Two tables of RoPE, one for windowed layers, of which there are two between full ones.
+    "gemma3": lambda: tiny("gemma3_text", head_dim=8, sliding_window=24, query_pre_attn_scalar=6,
+                           layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                           tie_word_embeddings=True),
+    "phi3": lambda: tiny("phi3", partial_rotary_factor=0.5, sliding_window=None),
+    "gpt2": lambda: transformers.GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=320,
+                                            bos_token_id=1, eos_token_id=2),
+    "gpt-neox": lambda: tiny("gpt_neox", "num_key_value_heads", rotary_pct=0.5),
+    "gpt-neox-sequential": lambda: tiny("gpt_neox", "num_key_value_heads", rotary_pct=0.25, use_parallel_residual=False),
+}
+
+EMBED_SCALE = dict(gemma=32 ** 0.5, gemma2=32 ** 0.5, gemma3_text=32 ** 0.5)
+ONE = re.compile(r"(norm|ln_\w+|layernorm\w*)\.weight$")
+
+
+def draw(name, t, offset, g, width):
+    """A parameter's values, exactly representable in bf16."""
+    normal = lambda std: torch.randn(t.shape, generator=g) * std
+    if ONE.search(name):  # norms: around 1, with what is added to them taken off
+        x = 0.5 + torch.rand(t.shape, generator=g) - offset
+    elif t.dim() == 1:
+        x = normal(0.3)
+    elif re.search(r"embed|wte|wpe|lm_head", name):
+        x = normal((0.15 if tied else 0.5) / EMBED_SCALE.get(name_of_family, 1))  # large, tied ones only repeat
+    else:
+        fan = t.shape[0] if re.search(r"c_attn|c_proj|c_fc", name) and "gpt2" in name_of_family else t.shape[-1]
+        # projections of q and k, alone or in one matrix with v: scores with a standard deviation of 2
+        peaked = re.search(r"(q_proj|k_proj|qkv|query_key_value|c_attn|wqkv|W_pack)\.weight$", name)
+        x = normal((2.0 if peaked else 1.3) / math.sqrt(fan))
+    return x.to(torch.bfloat16)
+
+
+def norm_offset(config):
+    return 1.0 if config.model_type.startswith("gemma") or config.model_type == "nemotron" else 0.0
+
+
+def write_model(folder, config, seed):
+    global name_of_family, tied
+    name_of_family, tied = config.model_type, config.tie_word_embeddings
+    shutil.rmtree(folder, ignore_errors=True)
+    g = torch.Generator().manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for name, t in sorted(model.named_parameters()):
+            t.copy_(draw(name, t, norm_offset(config), g, config.hidden_size))
+    model.save_pretrained(folder)
+    os.chmod(os.path.join(folder, "model.safetensors"), 0o644)
+    if os.path.exists(os.path.join(folder, "generation_config.json")):
+        os.remove(os.path.join(folder, "generation_config.json"))
+
+
+def make(name):
+    folder = os.path.join(ROOT, name)
+    first = 1000 * (1 + list(DECODERS).index(name))
+    for seed in range(first, first + 100):
+        config = DECODERS[name]()
+        write_model(folder, config, seed)
+        model, rng = load(folder), np.random.default_rng(seed)
+        sequences = [random_ids(rng, config.vocab_size, n) for n in LENGTHS]
+        found = greedy(model, sequences[LENGTHS.index(PROMPT)], NEW, MARGIN)
+        if found and len(set(found[0])) >= 12:  # no short cycle
+            break
+    else:
+        sys.exit(f"{name}: no seed gives a fair greedy continuation")
+    blob, index = b"", []
+    for ids in sequences:
+        out = logits_of(model, ids).numpy().astype("<f4")
+        index.append(dict(ids=ids, offset=len(blob), shape=list(out.shape)))
+        blob += out.tobytes()
+    with open(os.path.join(folder, "golden.bin"), "wb") as f:
+        f.write(blob)
+    write_json(os.path.join(folder, "golden.json"), dict(
+        made_with=dict(torch=torch.__version__.split("+")[0], transformers=transformers.__version__), seed=seed,
+        sequences=index, greedy=dict(prompt=sequences[LENGTHS.index(PROMPT)], ids=found[0], least_lead=found[1])))
+    size = sum(e.stat().st_size for e in os.scandir(folder))
+    print(f"{name:22} seed {seed}, {size / 1024:.0f} KiB, {len(set(found[0]))} different ids, least lead {found[1]:.1e}, "
+          f"logits std {np.frombuffer(blob, '<f4').std():.2f}", flush=True)
+
+
+# Model types whose defaults families state; what is no field of a configuration but stands in the class's code.
+CLASSES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox"]
+IN_CODE = dict(gemma2=dict(sliding_window_pattern=2), qwen2=dict(sliding_window=4096), qwen3=dict(sliding_window=4096))
+
+
+def make_defaults():
+    """What the classes take for fields that config.json leaves out, in the names of published files."""
+    out = {}
+    for kind in CLASSES:
+        config = transformers.AutoConfig.for_model(kind)
+        fields = config.to_dict()
+        rope = fields.get("rope_parameters") or {}
+        if "sliding_attention" in rope:
+            fields["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+            rope = rope["full_attention"]
+        for old, new in (("rope_theta", "rope_theta"), ("rotary_pct", "partial_rotary_factor"),
+                         ("partial_rotary_factor", "partial_rotary_factor"), ("rotary_emb_base", "rope_theta")):
+            if old not in fields and new in rope:
+                fields[old] = rope[new]
+        if "_sliding_window_pattern" in fields:
+            fields["sliding_window_pattern"] = fields["_sliding_window_pattern"]
+        fields.update(IN_CODE.get(kind, {}))
+        out[kind] = {k: v for k, v in sorted(fields.items()) if isinstance(v, (bool, int, float, str))}
+    write_json(os.path.join(ROOT, "defaults.json"), out)
+
+
+if __name__ == "__main__":
+    if not sys.argv[1:] or "defaults" in sys.argv:
+        make_defaults()
+    for decoder in [a for a in sys.argv[1:] if a != "defaults"] or ([] if sys.argv[1:] else list(DECODERS)):
+        make(decoder)
