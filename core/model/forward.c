@@ -325,8 +325,10 @@ static pyr_status embed_ids(pyr_backend *be, const pyr_model *model, float *out,
   return c->embed_scale == 1 ? PYR_OK : be->scale(be, out, n * c->width, c->embed_scale, 0);
 }
 
-/* f->x [n, width] += rows of the table of positions, where they are learned: through f->h, a chunk
- * at a time. */
+/* A token's row is its position's: after 900 tokens the next takes row 900, whatever was
+ * evicted, so that the table bounds what a cache can read, and not what it holds. f->x [n,
+ * width] += rows of the table of positions, where they are learned: through f->h, a chunk at a
+ * time. */
 static pyr_status add_positions(pyr_forward *f, const int32_t *pos, int64_t n) {
   const pyr_model_config *c = &f->model->config;
   pyr_backend *be = f->be;

@@ -19,13 +19,19 @@ static pyr_status open_packed(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_
   return PYR_OK;
 }
 
+/* One message for all that runs can get wrong: with the three numbers it says which. A transposed
+ * matrix's run is all of its rows, as its columns are taken whole. */
 static pyr_status refuse_rows(pyr_runtime *rt, const pyr_tensor_spec *spec) {
   return pyr_runtime_set_error(rt, PYR_FORMAT, "tensor %s: %lld rows in runs of %lld, %lld apart",
                                spec->name ? spec->name : "(unnamed)", (long long)spec->shape[0],
                                (long long)spec->run, (long long)spec->step);
 }
 
-/* `count` pieces of `size`, `step` apart, from the first's beginning to the last's end. */
+/* `count` pieces of `size`, `step` apart, from the first's beginning to the last's end:
+ *
+ *     count 3, step 6, size 2      xx....xx....xx      14
+ *
+ * False where that is nothing, where pieces overlap, or where it would not fit 62 bits. */
 static bool reach(int64_t count, int64_t step, int64_t size, int64_t *out) {
   if (count < 1 || size < 1 || step < size || count > INT64_MAX / 2 / step) return false;
   *out = (count - 1) * step + size;
