@@ -22,7 +22,8 @@ it("each bundled family has golden logits", function()
   end
   for _, name in ipairs(families.list()) do
     local bundled = core.bundled("module", "pyramid.families." .. name) ~= nil
-    assert.is_true(held[name] or not bundled, name .. " is in none of spec/fixtures/families and decoders")
+    assert.is_true(held[name] or not bundled,
+      name .. " is in none of spec/fixtures/families and decoders")
   end
 end)
 

@@ -1,5 +1,6 @@
--- Gemma 3: as Gemma 2 without soft caps; every head of q and k is normed before it turns, five layers
--- of six slide, and those turn by a table of their own. 268M to 27B; of the larger the part for text.
+-- Gemma 3: as Gemma 2 without soft caps; every head of q and k is normed before it turns, five
+-- layers of six slide, and those turn by a table of their own. 268M to 27B; of the larger the part
+-- for text.
 local function scale_scores(config, scalar) config.decoder.score_scale = scalar ^ -0.5 end
 
 return require("pyramid.families").family {

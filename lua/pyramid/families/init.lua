@@ -74,8 +74,8 @@ families.layer_roles = {
   "up_bias", "down", "down_bias", "ffn_post_norm",
 }
 
---- Roles that a switch decides about; other roles than these are of every model, or (what has a name
---- in `optional`) of those that a family or a checkpoint says.
+--- Roles that a switch decides about; other roles than these are of every model, or (what has a
+--- name in `optional`) of those that a family or a checkpoint says.
 local decided = {
   positions = function(d) return d.positions end,
   attn_norm = function(d) return d.norm_place ~= "after" end,
@@ -84,8 +84,8 @@ local decided = {
   ffn_post_norm = function(d) return d.norm_place == "after" or d.norm_place == "around" end,
   gate = function(d) return not d.plain_mlp end,
 }
-local always = { embed = true, out_norm = true, output = true, q = true, k = true, v = true, o = true,
-  up = true, down = true }
+local always = { embed = true, out_norm = true, output = true, q = true, k = true, v = true,
+  o = true, up = true, down = true }
 
 ---Whether a model has a weight.
 ---@param role string

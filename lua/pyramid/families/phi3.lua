@@ -1,5 +1,5 @@
--- Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: a Llama whose q, k and v are one matrix, gate and up another;
--- heads of which a part may turn, and LongRoPE.
+-- Phi-3, Phi-3.5, Phi-4 and Phi-4-mini: a Llama whose q, k and v are one matrix, gate and up
+-- another; heads of which a part may turn, and LongRoPE.
 return require("pyramid.families").family {
   name          = "phi3",
   architectures = { "Phi3ForCausalLM" },

@@ -87,8 +87,8 @@ local rope_names = {
 }
 
 --- Which parameters the rotary part has: the classic form (rope_theta, rope_scaling), the new one
---- (rope_parameters), or that by kinds of layers. A second table where windowed layers turn by one of
---- their own.
+--- (rope_parameters), or that by kinds of layers. A second table where windowed layers turn by one
+--- of their own.
 local function rope_tables(c, what)
   local p = json.field(c, "rope_parameters", "table", what)
     or json.field(c, "rope_scaling", "table", what) or {}

@@ -1,6 +1,6 @@
--- Parts of tensors: where a checkpoint holds several weights in one matrix, each becomes a tensor of
--- its own, which says where its rows lie in the whole (pyr_tensor_spec in core/pyramid.h). Nothing
--- is read here, and nothing copied: rows that follow each other stay in their mapping.
+-- Parts of tensors: where a checkpoint holds several weights in one matrix, each becomes a tensor
+-- of its own, which says where its rows lie in the whole (pyr_tensor_spec in core/pyramid.h).
+-- Nothing is read here, and nothing copied: rows that follow each other stay in their mapping.
 --
 --     Phi-3   qkv_proj [q | k | v, width]          three runs of rows, one after the other
 --     NeoX    query_key_value [heads of (q k v), width]    groups: each head's rows in turn

@@ -14,8 +14,8 @@
 --            than beta_slow
 --            times are divided by factor, a linear ramp between; gain 0.1 ln(factor) + 1 (arXiv
 --            2309.00071)
---   dynamic  as if b were b (factor c/original - (factor - 1))^(d / (d - 2)), where the context c is
---            more than the original one; else as it is
+--   dynamic  as if b were b (factor c/original - (factor - 1))^(d / (d - 2)), where the context c
+--            is more than the original one; else as it is
 --   longrope f_i / long[i] where the context is more than the original one, else f_i / short[i];
 --            gain sqrt(1 + ln(factor) / ln(original))  (LongRoPE, arXiv 2402.13753). By the context
 --            that a model is opened for, not by that of a prompt: keys that are stored stay valid
