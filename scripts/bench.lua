@@ -4,6 +4,7 @@ local cases = require "pyramid.tools.bench.cases"
 local cli = require "pyramid.tools.cli"
 local baselines = require "pyramid.tools.bench.baselines"
 local core = require "pyramid.core"
+local families = require "pyramid.families"
 local probe = require "pyramid.probe"
 local largest = require "pyramid.tools.bench.largest"
 local machine = require "pyramid.tools.bench.machine"
@@ -264,8 +265,14 @@ end
 local function parameters_of(config)
   local tied = config.tied and 1 or 2
   local heads, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-  return tied * config.vocab * config.width + config.layers * config.width * (2 * heads + 2 * kv
-    + 3 * config.ff)
+  local d, mlps = config.decoder, 3 * config.layers * config.ff
+  for layer = 1, config.layers do
+    if families.mixes(d, layer) then
+      mlps = mlps + 3 * (d.experts * d.expert_ff + d.shared_ff - config.ff)
+    end
+  end
+  return tied * config.vocab * config.width + config.width * (config.layers * (2 * heads + 2 * kv)
+    + mlps)
 end
 
 -- How oneDNN, or the device's library, would multiply such weights.

@@ -72,6 +72,11 @@ local function print_model(model)
     print(("  layers     %d"):format(c.layers))
     print(("  heads      %d, K/V heads %d, of %d each"):format(c.heads, c.kv_heads, c.head_dim))
     print(("  width      %d, feed-forward %d"):format(c.width, c.ff))
+    if (c.decoder.experts or 0) > 0 then
+      print(("  experts    %d of %d, each %d wide%s"):format(c.decoder.experts_used,
+        c.decoder.experts, c.decoder.expert_ff, c.decoder.shared_ff > 0
+          and (", and one of %d that all tokens take"):format(c.decoder.shared_ff) or ""))
+    end
     print(("  vocabulary %d, output %s"):format(c.vocab,
       c.tied and "tied to the embedding" or "of its own"))
     print(("  context    %d"):format(c.context))

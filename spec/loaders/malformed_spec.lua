@@ -509,7 +509,7 @@ describe("a broken model", function()
           { { "full_attention" }, "layer 2", "unsupported" },
           { { "sliding_attention", "full_attention", "full_attention" }, "layer 1", "unsupported" },
         },
-        sliding_window = { { 0, "sliding_window" }, { -5, "sliding_window" } },
+        sliding_window = { { -5, "sliding_window" } },
         eos_token_id = { { "x", "eos_token_id" }, { { 1, "x" }, "eos_token_id" } },
       } do
         for _, case in ipairs(cases) do

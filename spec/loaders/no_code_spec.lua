@@ -166,7 +166,7 @@ describe("families", function()
       "a name of letters")
     assert.error_matches(function()
       families.family { name = "a", architectures = {}, window = "some" }
-    end, "known: all, every, none, upper")
+    end, "known: all, every, none, upper, used")
   end)
 
   it("that are bundled are all known", function()

@@ -84,7 +84,7 @@ local renames = {
 }
 
 --- Rows of each head: the first half of them and the second are dealt like cards.
-local function permute(data, rows, heads)
+function formats.permute(data, rows, heads)
   local size, out = #data // rows, {}
   local dim = rows // heads
   for head = 0, heads - 1 do
@@ -158,7 +158,7 @@ function formats.gguf_of(family, dtype, more)
     local name, data = t.name, bytes:sub(t.offset + 1, t.offset + t.bytes)
     local which = name:match "self_attn%.([qk])_proj"
     if permuted and which then
-      data = permute(data, t.shape[1], which == "q" and config.num_attention_heads
+      data = formats.permute(data, t.shape[1], which == "q" and config.num_attention_heads
         or config.num_key_value_heads)
     end
     for _, rename in ipairs(renames) do name = name:gsub(rename[1], rename[2]) end

@@ -13,7 +13,7 @@ local packages = { gguf = "gguf", jinja2 = "jinja2", kvpress = "kvpress", numpy 
   safetensors = "safetensors", sentencepiece = "sentencepiece", tokenizers = "tokenizers",
   torch = "torch", transformers = "transformers" }
 local own = { ast = true, datetime = true, glob = true, importlib = true, json = true, math = true,
-  os = true, pathlib = true, random = true, shutil = true, sys = true, tempfile = true,
+  os = true, pathlib = true, random = true, re = true, shutil = true, sys = true, tempfile = true,
   unicodedata = true }
 
 local scripts = {}

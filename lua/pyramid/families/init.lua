@@ -16,7 +16,8 @@ local core = require "pyramid.core"
 
 local families = {}
 
---- Names of weights by format. %d stands for the layer, from 0.
+--- Names of weights by format. %d stands for the layer, from 0; in those of an expert's weights
+--- (expert_…) a second one for the expert. experts_…: of all experts in one tensor.
 local base_names = {
   hf = {
     embed = "model.embed_tokens.weight", out_norm = "model.norm.weight",
@@ -38,6 +39,17 @@ local base_names = {
     down = "model.layers.%d.mlp.down_proj.weight",
     gate_bias = "model.layers.%d.mlp.gate_proj.bias", up_bias = "model.layers.%d.mlp.up_proj.bias",
     down_bias = "model.layers.%d.mlp.down_proj.bias",
+    router = "model.layers.%d.mlp.gate.weight",
+    router_correction = "model.layers.%d.mlp.gate.e_score_correction_bias",
+    shared_gate = "model.layers.%d.mlp.shared_expert.gate_proj.weight",
+    shared_up = "model.layers.%d.mlp.shared_expert.up_proj.weight",
+    shared_down = "model.layers.%d.mlp.shared_expert.down_proj.weight",
+    shared_router = "model.layers.%d.mlp.shared_expert_gate.weight",
+    expert_gate = "model.layers.%d.mlp.experts.%d.gate_proj.weight",
+    expert_up = "model.layers.%d.mlp.experts.%d.up_proj.weight",
+    expert_down = "model.layers.%d.mlp.experts.%d.down_proj.weight",
+    experts_gate_up = "model.layers.%d.mlp.experts.gate_up_proj",
+    experts_down = "model.layers.%d.mlp.experts.down_proj",
   },
   gguf = {
     embed = "token_embd.weight", positions = "position_embd.weight",
@@ -55,6 +67,15 @@ local base_names = {
     gate = "blk.%d.ffn_gate.weight", up = "blk.%d.ffn_up.weight", down = "blk.%d.ffn_down.weight",
     gate_bias = "blk.%d.ffn_gate.bias", up_bias = "blk.%d.ffn_up.bias",
     down_bias = "blk.%d.ffn_down.bias",
+    router = "blk.%d.ffn_gate_inp.weight", router_correction = "blk.%d.exp_probs_b.bias",
+    shared_gate = "blk.%d.ffn_gate_shexp.weight", shared_up = "blk.%d.ffn_up_shexp.weight",
+    shared_down = "blk.%d.ffn_down_shexp.weight",
+    shared_router = "blk.%d.ffn_gate_inp_shexp.weight",
+    expert_gate = "blk.%d.ffn_gate.%d.weight", expert_up = "blk.%d.ffn_up.%d.weight",
+    expert_down = "blk.%d.ffn_down.%d.weight",
+    experts_gate_up = "blk.%d.ffn_gate_up_exps.weight",
+    experts_gate = "blk.%d.ffn_gate_exps.weight", experts_up = "blk.%d.ffn_up_exps.weight",
+    experts_down = "blk.%d.ffn_down_exps.weight",
   },
 }
 
@@ -71,8 +92,20 @@ families.global_roles = { "embed", "positions", "out_norm", "out_norm_bias", "ou
 families.layer_roles = {
   "attn_norm", "attn_norm_bias", "q", "k", "v", "q_bias", "k_bias", "v_bias", "q_norm", "k_norm",
   "sinks", "o", "o_bias", "attn_post_norm", "ffn_norm", "ffn_norm_bias", "gate", "gate_bias", "up",
-  "up_bias", "down", "down_bias", "ffn_post_norm",
+  "up_bias", "down", "down_bias", "router", "router_correction", "shared_gate", "shared_up",
+  "shared_down", "shared_router", "ffn_post_norm",
 }
+
+--- Those of each expert of a layer that has some; their names are "expert_" and these.
+families.expert_roles = { "gate", "up", "down" }
+
+---Whether a layer has experts in place of an MLP.
+---@param decoder table    its model's switches
+---@param layer integer    from 1
+---@return boolean
+function families.mixes(decoder, layer)
+  return (decoder.experts or 0) > 0 and not (decoder.dense and decoder.dense[layer])
+end
 
 --- Roles that a switch decides about; other roles than these are of every model, or (what has a
 --- name in `optional`) of those that a family or a checkpoint says.
@@ -83,16 +116,28 @@ local decided = {
   attn_post_norm = function(d) return d.norm_place == "after" or d.norm_place == "around" end,
   ffn_post_norm = function(d) return d.norm_place == "after" or d.norm_place == "around" end,
   gate = function(d) return not d.plain_mlp end,
+  shared_gate = function(d) return not d.plain_mlp and (d.shared_ff or 0) > 0 end,
+  shared_up = function(d) return (d.shared_ff or 0) > 0 end,
+  shared_down = function(d) return (d.shared_ff or 0) > 0 end,
 }
 local always = { embed = true, out_norm = true, output = true, q = true, k = true, v = true,
-  o = true, up = true, down = true }
+  o = true, up = true, down = true, router = true }
 
----Whether a model has a weight.
+--- Roles of layers that have an MLP (false), or experts (true), alone.
+local of_kind = { gate = false, up = false, down = false, gate_bias = false, up_bias = false,
+  down_bias = false, router = true, router_correction = true, shared_gate = true,
+  shared_up = true, shared_down = true, shared_router = true }
+
+---Whether a model has a weight; of an expert's families.expert_roles tells.
 ---@param role string
 ---@param decoder table                    its switches
 ---@param optional table<string, boolean>  roles beyond what switches say
+---@param layer? integer                   from 1, of roles in layers
 ---@return boolean
-function families.has(role, decoder, optional)
+function families.has(role, decoder, optional, layer)
+  if of_kind[role] ~= nil and of_kind[role] ~= families.mixes(decoder, layer or 1) then
+    return false
+  end
   if decided[role] then return decided[role](decoder) and true or false end
   return always[role] or optional[role] or false
 end
@@ -113,6 +158,14 @@ function windows.all(c, layers)
   local out = {}
   for i = 1, layers do out[i] = c.sliding_window or 0 end
   return c.sliding_window and out or nil
+end
+
+---The same window in every layer, if `use_sliding_window`.
+---@param c table           config.json
+---@param layers integer
+---@return integer[]?
+function windows.used(c, layers)
+  return c.use_sliding_window and windows.all(c, layers) or nil
 end
 
 ---A window in the layers that `layer_types` names, or from `max_window_layers` on; only if
@@ -152,6 +205,12 @@ end
 ---  rows go by K/V head: the queries of one, its key, its value; else all of q, all of k, all of v
 ---@field transposed boolean?   [in, out]
 
+---@class pyramid.FamilyExperts
+---@field ff boolean?            the experts' width is intermediate_size, not moe_intermediate_size
+---@field router string?         "sigmoid" (default "softmax")
+---@field renormalise boolean?   whatever norm_topk_prob says
+---@field gguf_renormalise boolean?  what GGUF files of the family mean by saying nothing
+
 ---@class pyramid.Family
 ---@field name string            model_type of config.json
 ---@field architectures string[] what config.json may call it
@@ -161,11 +220,13 @@ end
 ---@field fields table<string, string>?   what its config.json calls the base's fields
 ---@field defaults table?        what its config.json means where it is silent
 ---@field window string?
----  "all", "upper" or "every": which layers slide where no layer_types say so (default: none do)
+---  "all", "used", "upper" or "every": which layers slide where no layer_types say so (default:
+---  none do)
 ---@field rope string?       "interleaved" where pairs that turn are neighbours (default "half")
 ---@field gguf_rope string?  "interleaved" where GGUF files hold q and k permuted (default "half")
 ---@field names table?
 ---  { hf = { role = pattern }, gguf = { role = pattern } } where names differ from the base
+---@field experts pyramid.FamilyExperts?  its models are mixtures of experts
 ---@field fused table?       { hf = { qkv = Fused, gate_up = Fused }, gguf = … }
 ---@field transposed table<string, boolean>?  roles whose matrices config.json's files hold as [in, out]
 ---@field from_hf? fun(get: pyramid.FieldReader, config: pyramid.Config)
@@ -179,7 +240,7 @@ end
 
 local known = { name = 1, architectures = 1, gguf = 1, weights = 1, decoder = 1, fields = 1,
   defaults = 1, window = 1, rope = 1, gguf_rope = 1, names = 1, fused = 1, transposed = 1,
-  from_hf = 1, from_gguf = 1 }
+  from_hf = 1, from_gguf = 1, experts = 1 }
 local Family = {}
 
 --- Makes a family; what its file returns.
@@ -202,7 +263,7 @@ function families.family(t)
     error(("family %s: architectures must be a list"):format(t.name), 2)
   end
   if t.window ~= nil and not windows[t.window] then
-    error(("family %s: window = '%s' (known: all, every, none, upper)"):format(t.name,
+    error(("family %s: window = '%s' (known: all, every, none, upper, used)"):format(t.name,
       tostring(t.window)), 2)
   end
   local names, fused = {}, {}
@@ -216,7 +277,8 @@ function families.family(t)
     weights = t.weights or {}, decoder = t.decoder or {}, fields = t.fields or {},
     defaults = t.defaults or {}, window = windows[t.window or "none"], rope = t.rope or "half",
     gguf_rope = t.gguf_rope or "half", names = names, fused = fused,
-    transposed = t.transposed or {}, from_hf = t.from_hf, from_gguf = t.from_gguf,
+    transposed = t.transposed or {}, experts = t.experts, from_hf = t.from_hf,
+    from_gguf = t.from_gguf,
   }, Family)
 end
 
@@ -260,24 +322,31 @@ function families.find(name)
   return getmetatable(family) == Family and family or nil
 end
 
---- The family of a GGUF file's general.architecture, or nil if there is none.
+--- The family of a GGUF file's general.architecture, or nil if there is none. Of two of one name,
+--- one has experts (Mixtral's files are Llamas).
 ---@param architecture string
+---@param mixed? boolean  whether the file has experts
 ---@return pyramid.Family?
-function families.of_gguf(architecture)
+function families.of_gguf(architecture, mixed)
+  local found
   for _, name in ipairs(families.list()) do
     local family = families.find(name)
-    if family and family.gguf == architecture then return family end
+    if family and family.gguf == architecture
+      and (not found or (family.experts ~= nil) == (mixed or false)) then found = family end
   end
-  return nil
+  return found
 end
 
 --- What GGUF files call the families, sorted.
 ---@return string[]
 function families.gguf_list()
-  local out = {}
+  local out, seen = {}, {}
   for _, name in ipairs(families.list()) do
     local family = families.find(name)
-    out[#out + 1] = family and family.gguf
+    if family and not seen[family.gguf] then
+      seen[family.gguf] = true
+      out[#out + 1] = family.gguf
+    end
   end
   table.sort(out)
   return out

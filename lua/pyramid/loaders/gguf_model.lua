@@ -4,6 +4,7 @@
 -- https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, and the `gguf` package's constants.
 
 local families = require "pyramid.families"
+local experts = require "pyramid.loaders.experts"
 local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
 local gguf_split = require "pyramid.loaders.gguf_split"
@@ -53,10 +54,10 @@ function Keys:count(key, limit, default)
 end
 
 --- Kinds of files that Pyramid does not have.
-local function refuse(keys)
-  if keys:get("expert_count", "integer", 0) > 0 then
-    fault.raise("unsupported", "%s: metadata %sexpert_count: a mixture of experts", keys.path,
-      keys.prefix)
+local function refuse(keys, family)
+  if not family.experts and keys:get("expert_count", "integer", 0) > 0 then
+    fault.raise("unsupported", "%s: metadata %sexpert_count: a mixture of experts, of the family %s",
+      keys.path, keys.prefix, family.name)
   end
 end
 
@@ -163,7 +164,8 @@ local function find_family(metadata, path)
   if type(name) ~= "string" then
     fault.raise("format", "%s: metadata general.architecture is missing", path)
   end
-  local family = families.of_gguf(name)
+  local count = metadata[name .. ".expert_count"]
+  local family = families.of_gguf(name, math.type(count) == "integer" and count > 0)
   if not family then
     fault.raise("unsupported", "%s: architecture %s (known: %s)", path, fault.quote(name),
       table.concat(families.gguf_list(), ", "))
@@ -200,7 +202,7 @@ function gguf_model.open(path)
   local metadata = file.metadata
   local family = find_family(metadata, path)
   local keys = setmetatable({ path = path, prefix = family.gguf .. ".", metadata = metadata }, Keys)
-  refuse(keys)
+  refuse(keys, family)
   if #file.tensors == 0 then
     fault.raise("unsupported", "%s: holds a vocabulary only, no weights", path)
   end
@@ -253,13 +255,13 @@ function gguf_model.open(path)
     config.rope = read_rope(keys, family, head_dim, context, tensors)
   end
   local read = {}
-  if family.from_gguf then
-    family.from_gguf(function(key, kind, default)
-      read[key] = true
-      if keys.metadata[keys.prefix .. key] == nil then return default end
-      return keys:get(key, kind)
-    end, config)
+  local function get(key, kind, default)
+    read[key] = true
+    if keys.metadata[keys.prefix .. key] == nil then return default end
+    return keys:get(key, kind)
   end
+  if family.experts then experts.from_gguf(get, family, config, tensors, path) end
+  if family.from_gguf then family.from_gguf(get, config) end
   refuse_switches(keys, { head_dim = head_dim, layers = layers, width = width, family = family },
     read)
   rope.finish(config, path)
@@ -271,6 +273,7 @@ function gguf_model.open(path)
     tokenizer = has_tokenizer(metadata) and file or nil,
   }
   parts.split(source)
+  experts.split(source)
   return source
 end
 

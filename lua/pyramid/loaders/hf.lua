@@ -3,6 +3,7 @@
 -- asks for and Pyramid lacks is refused by name.
 
 local families = require "pyramid.families"
+local experts = require "pyramid.loaders.experts"
 local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
 local json = require "pyramid.loaders.json"
@@ -40,10 +41,11 @@ local function find_family(c, what)
 end
 
 --- Kinds of checkpoints that Pyramid does not have.
-local function refuse(c, what)
+local function refuse(c, family, what)
   for _, key in ipairs { "num_local_experts", "num_experts", "n_routed_experts" } do
-    if json.field(c, key, "integer", what, 0) > 1 then
-      fault.raise("unsupported", "%s: %s: a mixture of experts", what, key)
+    if not family.experts and json.field(c, key, "integer", what, 0) > 1 then
+      fault.raise("unsupported", "%s: %s: a mixture of experts, of the family %s", what, key,
+        family.name)
     end
   end
 end
@@ -160,6 +162,7 @@ end
 local function read_window(c, family, layers, what)
   local types = json.field(c, "layer_types", "table", what)
   local width = json.field(c, "sliding_window", "integer", what)
+  if width == 0 and c.use_sliding_window == false then width = nil end   -- as transformers saves it
   if width and (width < 1 or width > 1 << 30) then
     fault.raise("format", "%s: sliding_window is %d", what, width)
   end
@@ -213,7 +216,7 @@ local function read_config(dir)
   local outer = json.decode(json.read(path, CONFIG_MAX), path)
   local c, what, note = wrapper.text_of(outer, path)
   local family = find_family(c, what)
-  refuse(c, what)
+  refuse(c, family, what)
   for key, value in pairs(family.defaults) do
     if c[key] == nil then c[key] = value end
   end
@@ -279,13 +282,13 @@ local function read_config(dir)
     end
   end
   local read = {}
-  if family.from_hf then
-    family.from_hf(function(key, kind, default)
-      read[key] = true
-      if c[key] == false and kind ~= "boolean" then return default end
-      return json.field(c, key, kind, what, default)
-    end, config)
+  local function get(key, kind, default)
+    read[key] = true
+    if c[key] == false and kind ~= "boolean" then return default end
+    return json.field(c, key, kind, what, default)
   end
+  if family.experts then experts.from_hf(get, family, config, what) end
+  if family.from_hf then family.from_hf(get, config) end
   refuse_switches(c, { head_dim = head_dim, layers = layers, width = width, family = family },
     what, read)
   local biases = {}
@@ -418,6 +421,7 @@ function hf.open(dir)
       or nil,
   }
   parts.split(source)
+  experts.split(source)
   parts.transpose(source, family.transposed)
   return source
 end

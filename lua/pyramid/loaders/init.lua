@@ -96,18 +96,18 @@ function loaders.open(path)
   return fault.catch(open, path)
 end
 
---- Every weight that a source must have, in order: role, layer (from 1, or nil), tensor. Raises
---- faults for those that are missing or of a dtype that a model cannot use, and for tensors that
---- nothing asks for.
+--- Every weight that a source must have, in order: role, layer and expert (from 1, or nil), tensor.
+--- Raises faults for those that are missing or of a dtype that a model cannot use, and for tensors
+--- that nothing asks for.
 local function list_weights(source)
   local config, out, used = source.config, {}, {}
-  local function add(role, layer)
-    local name = source.names[role]
+  local function add(role, layer, expert)
+    local name = source.names[expert and "expert_" .. role or role]
     if not name then
       fault.raise("unsupported", "%s: the family %s has no name for its %s in %s files",
         source.path, config.family, role, source.format)
     end
-    name = name:format(layer and layer - 1)
+    name = name:format(layer and layer - 1, expert and expert - 1)
     local t = source.tensors[name]
     if not t then fault.raise("format", "%s: tensor %s is missing", source.path, name) end
     if not (t.native or t.packed or dtypes.converted[t.dtype]) then
@@ -115,16 +115,23 @@ local function list_weights(source)
         t.path, name, t.dtype, table.concat(dtypes.loadable(), ", "))
     end
     used[name] = true
-    out[#out + 1] = { role = role, layer = layer, tensor = t }
+    out[#out + 1] = { role = role, layer = layer, expert = expert, tensor = t }
   end
   local function add_those(roles, layer)
     for _, role in ipairs(roles) do
-      if families.has(role, config.decoder, source.optional)
+      if families.has(role, config.decoder, source.optional, layer)
         and not (role == "output" and config.tied) then add(role, layer) end
     end
   end
   add_those(families.global_roles)
-  for layer = 1, config.layers do add_those(families.layer_roles, layer) end
+  for layer = 1, config.layers do
+    add_those(families.layer_roles, layer)
+    for expert = 1, families.mixes(config.decoder, layer) and config.decoder.experts or 0 do
+      for _, role in ipairs(families.expert_roles) do
+        if role ~= "gate" or not config.decoder.plain_mlp then add(role, layer, expert) end
+      end
+    end
+  end
   local left = {}
   source.leftover = {}
   for name in pairs(source.tensors) do
@@ -145,7 +152,7 @@ end
 
 --- The weights of a source, in the order in which they are bound.
 ---@param source pyramid.Source
----@return { role: string, layer: integer?, tensor: pyramid.Tensor }[]? weights
+---@return { role: string, layer: integer?, expert: integer?, tensor: pyramid.Tensor }[]? weights
 ---@return string? message
 ---@return string? code
 function loaders.weights(source)
@@ -172,9 +179,11 @@ function loaders.describe(config, weights)
   for _, u in ipairs { " K", " M", " B" } do
     if size >= 1000 then size, unit = size / 1000, u end
   end
-  return ("%s, %d layers, %d heads over %d of %d, width %d, vocabulary %d, %.3g%s parameters in "
-    .. "%s"):format(config.family, config.layers, config.heads, config.kv_heads, config.head_dim,
-      config.width, config.vocab, size, unit, main)
+  local d = config.decoder
+  local mixture = (d.experts or 0) > 0 and (", %d of %d experts"):format(d.experts_used, d.experts)
+  return ("%s, %d layers%s, %d heads over %d of %d, width %d, vocabulary %d, %.3g%s parameters in "
+    .. "%s"):format(config.family, config.layers, mixture or "", config.heads, config.kv_heads,
+      config.head_dim, config.width, config.vocab, size, unit, main)
 end
 
 local known_options = { weights = true, context = true, scaling = true, map = true }
@@ -321,7 +330,7 @@ local function load(runtime, path, options)
         dtype = t.packed and "f32" or t.dtype, shape = t.shape,
         run = t.run, step = t.step, transposed = t.transposed,
       packing = packed.describe(t, opened),
-    }, options.weights or target_of(t)))
+    }, options.weights or target_of(t), w.expert))
   end
   fault.check_of(source.path, handle:ready())
   ok.done = true

@@ -37,6 +37,14 @@ local function rows_of(whole, role, first, count, groups, step)
   return part
 end
 
+--- Rows [first, first + count) of a matrix, as a tensor of their own; `role` is for messages.
+---@param whole pyramid.Tensor
+---@param role string
+---@param first integer
+---@param count integer
+---@return pyramid.Tensor
+function parts.take_rows(whole, role, first, count) return rows_of(whole, role, first, count, 1) end
+
 --- Columns [first, first + count) of a matrix that is held transposed: [in, out].
 local function columns_of(whole, role, first, count)
   local dtype = dtype_of(whole, true)

@@ -25,6 +25,7 @@ local inspect = {}
 ---@field offset integer
 ---@field role string?    if the model uses it
 ---@field layer integer?
+---@field expert integer?
 
 ---@class pyramid.Inspection
 ---@field path string
@@ -58,7 +59,7 @@ local function list_tensors(tensors, weights)
     out[#out + 1] = {
       name = t.name, dtype = t.dtype, shape = t.shape, bytes = t.bytes, path = t.path,
         offset = t.offset, role = w.role,
-      layer = w.layer,
+      layer = w.layer, expert = w.expert,
     }
   end
   table.sort(out, function(a, b)

@@ -51,6 +51,14 @@ DECODERS = {
                                             bos_token_id=1, eos_token_id=2),
     "gpt-neox": lambda: tiny("gpt_neox", "num_key_value_heads", rotary_pct=0.5),
     "gpt-neox-sequential": lambda: tiny("gpt_neox", "num_key_value_heads", rotary_pct=0.25, use_parallel_residual=False),
+    # Mixtures of experts: weights renormalised or not, plain layers between, a shared expert with a router of its own.
+    "mixtral": lambda: tiny("mixtral", intermediate_size=20, num_local_experts=6, num_experts_per_tok=2,
+                            sliding_window=24),
+    "qwen2-moe": lambda: tiny("qwen2_moe", num_experts=5, num_experts_per_tok=2, moe_intermediate_size=16,
+                              shared_expert_intermediate_size=24, mlp_only_layers=[1], norm_topk_prob=False),
+    "qwen3-moe": lambda: tiny("qwen3_moe", head_dim=12, num_experts=9, num_experts_per_tok=3, moe_intermediate_size=12,
+                              decoder_sparse_step=2, norm_topk_prob=True),
+    "olmoe": lambda: tiny("olmoe", intermediate_size=16, num_experts=6, num_experts_per_tok=2),
 }
 
 EMBED_SCALE = dict(gemma=32 ** 0.5, gemma2=32 ** 0.5, gemma3_text=32 ** 0.5)
@@ -122,8 +130,10 @@ def make(name):
 
 
 # Model types whose defaults families state; what is no field of a configuration but stands in the class's code.
-CLASSES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox"]
-IN_CODE = dict(gemma2=dict(sliding_window_pattern=2), qwen2=dict(sliding_window=4096), qwen3=dict(sliding_window=4096))
+CLASSES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox",
+           "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
+IN_CODE = dict(gemma2=dict(sliding_window_pattern=2), qwen2=dict(sliding_window=4096), qwen3=dict(sliding_window=4096),
+               qwen2_moe=dict(sliding_window=4096), qwen3_moe=dict(sliding_window=4096))
 
 
 def make_defaults():
