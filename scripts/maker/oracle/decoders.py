@@ -13,7 +13,7 @@ greedy steps the best logit leads the second by more than MARGIN of the largest 
     python scripts/maker/oracle/decoders.py            makes every decoder anew (the same bytes each time)
     python scripts/maker/oracle/decoders.py gemma2     makes one
 """
-import json, math, os, re, shutil, sys
+import json, math, os, re, shutil, sys, zlib
 
 import numpy as np
 import torch
@@ -61,6 +61,10 @@ DECODERS = {
     "olmoe": lambda: tiny("olmoe", intermediate_size=16, num_experts=6, num_experts_per_tok=2),
 }
 
+# Fixtures from before seeds were made of names.
+FIRST_SEEDS = {"gemma": 1000, "gemma2": 2000, "gemma3": 3000, "phi3": 4000, "gpt2": 5000, "gpt-neox": 6000,
+               "gpt-neox-sequential": 7000}
+
 EMBED_SCALE = dict(gemma=32 ** 0.5, gemma2=32 ** 0.5, gemma3_text=32 ** 0.5)
 ONE = re.compile(r"(norm|ln_\w+|layernorm\w*)\.weight$")
 
@@ -101,9 +105,14 @@ def write_model(folder, config, seed):
         os.remove(os.path.join(folder, "generation_config.json"))
 
 
+def first_seed(name):
+    """Where the search for a seed begins: of the name alone, so that entries may stand in any order."""
+    return FIRST_SEEDS.get(name, 1000 + zlib.crc32(name.encode()) % 1000 * 1000)
+
+
 def make(name):
     folder = os.path.join(ROOT, name)
-    first = 1000 * (1 + list(DECODERS).index(name))
+    first = first_seed(name)
     for seed in range(first, first + 100):
         config = DECODERS[name]()
         write_model(folder, config, seed)
