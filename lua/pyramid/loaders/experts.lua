@@ -26,7 +26,8 @@ local function plain_layers(layers, first, step, only)
   return any and dense or nil
 end
 
--- The numbers that there must be, by what they are called.
+-- What was found becomes the model's switches. `called`: what there must be, and its name in
+-- messages.
 local function put(config, family, what, found, called)
   local d = config.decoder
   for key, name in pairs(called) do
@@ -65,7 +66,7 @@ function experts.from_hf(get, family, config, what)
     dense = plain_layers(config.layers, get("first_k_dense_replace", "integer", 0), step,
       get("mlp_only_layers", "table", {})),
   }, { experts = "num_experts", experts_used = "num_experts_per_tok",
-    expert_ff = "moe_intermediate_size", groups_used = "topk_group" })
+    expert_ff = "moe_intermediate_size" })
 end
 
 local routers = { [1] = "softmax", [2] = "sigmoid" }
@@ -101,8 +102,8 @@ function experts.from_gguf(get, family, config, tensors, what)
     router_scale = scale ~= 0 and scale or 1, groups = groups > 1 and groups or 0,
     groups_used = groups > 1 and get("expert_group_used_count", "integer") or 0,
     dense = any and dense or nil,
-  }, { experts_used = "metadata expert_used_count",
-    groups_used = "metadata expert_group_used_count" })
+  }, { experts = ("metadata %s.expert_count"):format(family.gguf),
+    experts_used = ("metadata %s.expert_used_count"):format(family.gguf) })
 end
 
 -- Experts' matrices out of one: `roles` in the order of an expert's rows, `rows` of each.

@@ -80,10 +80,6 @@ end
 
 --- What a Hugging Face model becomes: tensors by the family's names, q and k as GGUF has them.
 local function from_hf(source, weights)
-  if (source.config.decoder.experts or 0) > 0 then
-    fault.raise("unsupported", "%s: a mixture of experts, which is only written from a GGUF file",
-      source.path)
-  end
   local names, tasks = source.family.names.gguf, {}
   local entries, factors = metadata.entries(source)
   local c, permuted = source.config, source.family.gguf_rope == "interleaved"
