@@ -12,7 +12,7 @@ local fixtures = {
   "families/mistral", "families/qwen2", "families/qwen2-untied", "families/qwen3",
   "decoders/gemma", "decoders/gemma2", "decoders/gemma3", "decoders/phi3", "decoders/gpt2",
   "decoders/gpt-neox", "decoders/gpt-neox-sequential", "decoders/mixtral", "decoders/qwen2-moe",
-  "decoders/qwen3-moe", "decoders/olmoe",
+  "decoders/qwen3-moe", "decoders/olmoe", "decoders/glm4-moe",
 }
 
 local function folder(family) return helper.fixture(family) end

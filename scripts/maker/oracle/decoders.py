@@ -59,6 +59,10 @@ DECODERS = {
     "qwen3-moe": lambda: tiny("qwen3_moe", head_dim=12, num_experts=9, num_experts_per_tok=3, moe_intermediate_size=12,
                               decoder_sparse_step=2, norm_topk_prob=True),
     "olmoe": lambda: tiny("olmoe", intermediate_size=16, num_experts=6, num_experts_per_tok=2),
+    # Corrected sigmoids, groups, weights that are scaled, experts behind a plain layer.
+    "glm4-moe": lambda: tiny("glm4_moe", head_dim=12, n_routed_experts=8, num_experts_per_tok=3, n_group=4, topk_group=2,
+                             moe_intermediate_size=12, n_shared_experts=2, routed_scaling_factor=1.7, use_qk_norm=True,
+                             attention_bias=True),
 }
 
 # Fixtures from before seeds were made of names.
@@ -99,6 +103,9 @@ def write_model(folder, config, seed):
     with torch.no_grad():
         for name, t in sorted(model.named_parameters()):
             t.copy_(draw(name, t, norm_offset(config), g, config.hidden_size))
+        for name, t in sorted(model.named_buffers()):
+            if name.endswith("e_score_correction_bias"):
+                t.copy_(draw(name, t, 0, g, config.hidden_size))
     model.save_pretrained(folder)
     os.chmod(os.path.join(folder, "model.safetensors"), 0o644)
     if os.path.exists(os.path.join(folder, "generation_config.json")):
@@ -140,7 +147,7 @@ def make(name):
 
 # Model types whose defaults families state; what is no field of a configuration but stands in the class's code.
 CLASSES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox",
-           "mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
+           "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe"]
 IN_CODE = dict(gemma2=dict(sliding_window_pattern=2), qwen2=dict(sliding_window=4096), qwen3=dict(sliding_window=4096),
                qwen2_moe=dict(sliding_window=4096), qwen3_moe=dict(sliding_window=4096))
 
