@@ -67,7 +67,8 @@ DECODERS = {
 
 # Fixtures from before seeds were made of names.
 FIRST_SEEDS = {"gemma": 1000, "gemma2": 2000, "gemma3": 3000, "phi3": 4000, "gpt2": 5000, "gpt-neox": 6000,
-               "gpt-neox-sequential": 7000}
+               "gpt-neox-sequential": 7000, "mixtral": 8000, "qwen2-moe": 9000, "qwen3-moe": 10000,
+               "olmoe": 11000}
 
 EMBED_SCALE = dict(gemma=32 ** 0.5, gemma2=32 ** 0.5, gemma3_text=32 ** 0.5)
 ONE = re.compile(r"(norm|ln_\w+|layernorm\w*)\.weight$")
