@@ -13,6 +13,10 @@ local fixtures = {
   "decoders/gemma", "decoders/gemma2", "decoders/gemma3", "decoders/phi3", "decoders/gpt2",
   "decoders/gpt-neox", "decoders/gpt-neox-sequential", "decoders/mixtral", "decoders/qwen2-moe",
   "decoders/qwen3-moe", "decoders/olmoe", "decoders/glm4-moe",
+  "decoders/starcoder2", "decoders/stablelm", "decoders/stablelm-parallel", "decoders/phi",
+  "decoders/cohere", "decoders/cohere2", "decoders/opt", "decoders/falcon",
+  "decoders/falcon-groups", "decoders/falcon-alibi", "decoders/nemotron", "decoders/gptj",
+  "decoders/gpt-bigcode", "decoders/gpt-bigcode-heads",
 }
 
 local function folder(family) return helper.fixture(family) end
@@ -66,7 +70,8 @@ for _, family in ipairs(fixtures) do
       local heads = stated "num_attention_heads"
       assert.equal(stated "num_hidden_layers", model.config.layers)
       assert.equal(heads, model.config.heads)
-      assert.equal(stated "num_key_value_heads" or heads, model.config.kv_heads)
+      local one = config.multi_query and not config.new_decoder_architecture
+      assert.equal(one and 1 or stated "num_key_value_heads" or heads, model.config.kv_heads)
       assert.equal(stated "head_dim" or stated "hidden_size" // heads, model.config.head_dim)
       assert.equal(config.vocab_size, model.config.vocab)
       assert.equal(stated "max_position_embeddings", model.config.context)

@@ -35,6 +35,8 @@ local config_fields = {
   layer_norm_type = { rms, { "default", "layer_norm" } }, norm_type = { rms, { "layernorm" } },
   use_parallel_residual = off, parallel_attn = off,
   apply_residual_connection_post_layernorm = off, do_layer_norm_before = on,
+  _remove_final_layer_norm = off, layer_norm_elementwise_affine = on,
+  word_embed_proj_dim = { { null, 48 }, { 32 } },
   residual_multiplier = one, scale_depth = { { null, math.sqrt(3) }, { 1.4, 1 } },
   mlp_multipliers = { { null, { 1.0, 1.0 } }, { { 1.0, 0.5 } } },
   embedding_multiplier = one, scale_emb = one, dim_model_base = { { null, 48 }, { 256 } },

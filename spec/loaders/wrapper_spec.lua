@@ -183,6 +183,16 @@ describe("names of tensors", function()
       (last_logits(folder, "qwen2")))
   end)
 
+  it("may be masks, and lack transformer., as GPT-2 was published", function()
+    local gpt2 = "../decoders/gpt2"
+    put(helper.read(fixture(gpt2) .. "/config.json"), extra(tensors_of(gpt2, function(name)
+      return (name:gsub("^transformer%.", ""))
+    end), "h.0.attn.bias", "h.1.attn.bias", "h.2.attn.masked_bias"))
+    local warnings = last_logits(folder, gpt2)
+    assert.same({ folder .. ": 3 tensors that the decoder does not need are ignored: 2 of bias, "
+      .. "1 of h" }, warnings)
+  end)
+
   it("below the decoder's own must all be asked for, and what changes it anywhere", function()
     for _, prefix in ipairs { "model.", "", "language_model.model." } do
       for _, name in ipairs { prefix .. "layers.0.self_attn.sinks", prefix .. "layers.3.mlp.x",

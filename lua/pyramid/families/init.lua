@@ -119,6 +119,7 @@ local decided = {
   shared_gate = function(d) return not d.plain_mlp and (d.shared_ff or 0) > 0 end,
   shared_up = function(d) return (d.shared_ff or 0) > 0 end,
   shared_down = function(d) return (d.shared_ff or 0) > 0 end,
+  gate_bias = function(d, optional) return not d.plain_mlp and optional.gate_bias end,
 }
 local always = { embed = true, out_norm = true, output = true, q = true, k = true, v = true,
   o = true, up = true, down = true, router = true }
@@ -138,7 +139,7 @@ function families.has(role, decoder, optional, layer)
   if of_kind[role] ~= nil and of_kind[role] ~= families.mixes(decoder, layer or 1) then
     return false
   end
-  if decided[role] then return decided[role](decoder) and true or false end
+  if decided[role] then return decided[role](decoder, optional) and true or false end
   return always[role] or optional[role] or false
 end
 
@@ -214,7 +215,8 @@ end
 ---@class pyramid.Family
 ---@field name string            model_type of config.json
 ---@field architectures string[] what config.json may call it
----@field gguf string?           general.architecture of GGUF files, where it is another name
+---@field gguf string|false|nil
+---  general.architecture of GGUF files, where it is another name; false where there are none
 ---@field weights string[]?      optional roles that its checkpoints have
 ---@field decoder table?         switches that all of its models have (pyr_model_config)
 ---@field fields table<string, string>?   what its config.json calls the base's fields
@@ -230,9 +232,11 @@ end
 ---@field fused table?       { hf = { qkv = Fused, gate_up = Fused }, gguf = … }
 ---@field transposed table<string, boolean>?  roles whose matrices config.json's files hold as [in, out]
 ---@field from_hf? fun(get: pyramid.FieldReader, config: pyramid.Config)
----  sets switches (config.decoder), and config.weights where they depend on it, by what config.json
----  says; what is got here counts as read
----@field from_gguf? fun(get: pyramid.FieldReader, config: pyramid.Config)  the same of metadata
+---  sets switches (config.decoder), and where they depend on it config.weights and config.names
+---  (like those above; { role = pattern }), by what config.json says; what is got here counts as
+---  read
+---@field from_gguf? fun(get: pyramid.FieldReader, config: pyramid.Config, has: fun(name: string): boolean)
+---  the same of metadata, and of which tensors there are
 
 ---A field of a configuration, of a type; raises a fault where it is of another, or where it is
 ---missing and there is no default.
@@ -273,7 +277,8 @@ function families.family(t)
       { __index = base_fused[format] })
   end
   return setmetatable({
-    name = t.name, architectures = t.architectures, gguf = t.gguf or t.name,
+    name = t.name, architectures = t.architectures,
+    gguf = t.gguf == nil and t.name or t.gguf or nil,
     weights = t.weights or {}, decoder = t.decoder or {}, fields = t.fields or {},
     defaults = t.defaults or {}, window = windows[t.window or "none"], rope = t.rope or "half",
     gguf_rope = t.gguf_rope or "half", names = names, fused = fused,
@@ -350,6 +355,18 @@ function families.gguf_list()
   end
   table.sort(out)
   return out
+end
+
+--- What a model of a family calls its weights in files of a format: the family's names, and those
+--- that it has for this model alone (config.names, which is taken out).
+---@param family pyramid.Family
+---@param format string     "hf" or "gguf"
+---@param config pyramid.Config
+---@return table<string, string>
+function families.names(family, format, config)
+  local own = config.names
+  config.names = nil
+  return own and setmetatable(own, { __index = family.names[format] }) or family.names[format]
 end
 
 --- Names of the families that are bundled or registered, sorted.

@@ -210,7 +210,6 @@ function gguf_model.open(path)
   for _, t in ipairs(file.tensors) do tensors[t.name] = t end
 
   local names, optional = family.names.gguf, {}
-  for _, role in ipairs(family.weights) do optional[role] = true end
   for _, role in ipairs { "q_bias", "k_bias", "v_bias", "o_bias", "gate_bias", "up_bias",
     "down_bias" } do
     -- Llamas with attention_bias or mlp_bias
@@ -261,19 +260,25 @@ function gguf_model.open(path)
     return keys:get(key, kind)
   end
   if family.experts then experts.from_gguf(get, family, config, tensors, path) end
-  if family.from_gguf then family.from_gguf(get, config) end
+  if family.from_gguf then
+    family.from_gguf(get, config, function(name) return has(tensors, name) end)
+  end
+  for _, role in ipairs(config.weights or family.weights) do optional[role] = true end
+  config.weights = nil
   refuse_switches(keys, { head_dim = head_dim, layers = layers, width = width, family = family },
     read)
   rope.finish(config, path)
   local source = {
     format = "gguf", path = path, family = family, tensors = tensors, optional = optional,
-    names = names, fused = family.fused.gguf, config = config,
+    names = families.names(family, "gguf", config), fused = family.fused.gguf, config = config,
     ignored = { "^rope_freqs%.weight$", "^rope_factors_long%.weight$",
       "^rope_factors_short%.weight$" },
     tokenizer = has_tokenizer(metadata) and file or nil,
   }
   parts.split(source)
   experts.split(source)
+  parts.flatten(source, "q_norm")
+  parts.flatten(source, "k_norm")
   return source
 end
 

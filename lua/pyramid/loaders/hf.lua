@@ -67,7 +67,8 @@ local activations = {
 --- The activation of the MLP: the field that is there, or the family's own.
 local function read_activation(c, family, what)
   if family.decoder.activation then return family.decoder.activation end
-  for _, key in ipairs { "hidden_activation", "hidden_act", "activation_function" } do
+  for _, key in ipairs { "hidden_activation", family.fields.hidden_act or "hidden_act",
+    "activation_function" } do
     local name = json.field(c, key, "string", what)
     if name and activations[name] then return activations[name] end
     if name then
@@ -406,12 +407,16 @@ function hf.open(dir)
   if quantization then
     packed.collect(tensors, quantization, what .. ": quantization_config", dir)
   end
-  local names, own = wrapper.names_of(tensors, family.names.hf, dir)
+  local names, own, placed = wrapper.names_of(tensors, families.names(family, "hf", config), dir)
+  local fused = {}
+  for kind, whole in pairs(family.fused.hf) do
+    fused[kind] = setmetatable({ name = placed(whole.name) }, { __index = whole })
+  end
   warnings[1] = note
   warnings[#warnings + 1] = settle_tied(config, tensors, names, what)
   local source = {
     format = "hf", path = dir, family = family, config = config, tensors = tensors,
-    optional = optional, names = names, warnings = warnings, fused = family.fused.hf,
+    optional = optional, names = names, warnings = warnings, fused = fused,
     ignored = config.tied and { "^" .. names.output:gsub("%p", "%%%0") .. "$" } or {},
     may_ignore = function(name)
       return wrapper.may_ignore(name, own, config.layers, further)
@@ -423,6 +428,8 @@ function hf.open(dir)
   parts.split(source)
   experts.split(source)
   parts.transpose(source, family.transposed)
+  parts.flatten(source, "q_norm")
+  parts.flatten(source, "k_norm")
   return source
 end
 

@@ -126,6 +126,20 @@ function parts.transpose(source, roles)
   end
 end
 
+--- Vectors of each layer that a checkpoint holds as [heads, head_dim], as one.
+---@param source pyramid.Source
+---@param role string
+function parts.flatten(source, role)
+  local pattern = source.names[role]
+  for layer = 0, pattern and source.config.layers - 1 or -1 do
+    local whole = source.tensors[pattern:format(layer)]
+    if whole and #whole.shape == 2 then
+      source.tensors[whole.name] = setmetatable({ shape = { whole.shape[1] * whole.shape[2] } },
+        { __index = whole })
+    end
+  end
+end
+
 --- Rows [first, first + count) of a table, such as of learned positions that do not begin with
 --- position 0; raises a fault where it has fewer.
 ---@param source pyramid.Source

@@ -86,6 +86,8 @@ switches.all = {
   { hf = "parallel_attn", kind = "boolean", neutral = { false } },                     -- Falcon
   { hf = "apply_residual_connection_post_layernorm", kind = "boolean", neutral = { false } },
   { hf = "do_layer_norm_before", kind = "boolean", neutral = { true } },               -- OPT
+  { hf = "_remove_final_layer_norm", kind = "boolean", neutral = { false } },
+  { hf = "layer_norm_elementwise_affine", kind = "boolean", neutral = { true } },
   { gguf = "swin_norm", kind = "boolean", neutral = { false } },                       -- Chameleon
   { hf = "residual_multiplier", gguf = "residual_scale", kind = "number", neutral = { 1 } },
   { hf = "scale_depth", kind = "number", neutral = {},                                 -- MiniCPM
@@ -94,6 +96,8 @@ switches.all = {
   { hf = "mlp_multipliers", kind = "ones", neutral = {} },                             -- Falcon-H1
 
   -- embeddings and logits
+  { hf = "word_embed_proj_dim", kind = "number", neutral = {},                         -- OPT
+    from = function(facts) return facts.width end },
   { hf = "embedding_multiplier", gguf = "embedding_scale", kind = "number",            -- Granite
     neutral = { 1 } },
   { hf = "scale_emb", kind = "number", neutral = { 1 } },                              -- MiniCPM

@@ -76,6 +76,7 @@ end
 ---@param what string
 ---@return table<string, string> names
 ---@return fun(name: string): string? own   the rest of a name that is the decoder's own
+---@return fun(name: string): string placed  what a name of the family's is called here
 function wrapper.names_of(tensors, names, what)
   local stem, base = stem_of(names)
   local found = {}
@@ -99,11 +100,12 @@ function wrapper.names_of(tensors, names, what)
       found[2])
   end
   local prefix = found[1] or base
+  local function placed(name)
+    if name:sub(1, #base) ~= base or base == "" then return name end
+    return prefix .. name:sub(#base + 1)
+  end
   local out = setmetatable({}, { __index = function(self, role)
-    local name = names[role]
-    if name and name:sub(1, #base) == base and base ~= "" then
-      name = prefix .. name:sub(#base + 1)
-    end
+    local name = names[role] and placed(names[role])
     if role == "output" and not tensors[name] then
       for _, outer in ipairs { prefix:match "^(.*%.)model%.$" or prefix, "language_model." } do
         if tensors[outer .. names.output] then name = outer .. names.output end
@@ -124,7 +126,7 @@ function wrapper.names_of(tensors, names, what)
     if name:sub(1, #prefix) ~= prefix then return nil end
     if parts and not parts[name:match "^[%w_]+"] then return nil end
     return name:sub(#prefix + 1)
-  end
+  end, placed
 end
 
 -- ---- what is left over --------------------------------------------------------------------------
@@ -132,6 +134,8 @@ end
 --- Below the decoder's own prefix: buffers that are computed anew, and parts that text never goes
 --- through.
 local harmless = { "rotary_emb%.inv_freq$", "rotary_emb%.cos_cached$", "rotary_emb%.sin_cached$",
+  -- causal masks of GPT-2, GPT-J, GPT-NeoX and their kin
+  "^h%.%d+%.attn%.bias$", "^layers%.%d+%.attention%.bias$", "%.masked_bias$",
   "^vision_", "^visual%.", "^audio_", "^image_newline$", "^multi_modal_projector%.",
   "^mm_projector%.", "^mtp[%._]" }
 

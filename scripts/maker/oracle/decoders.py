@@ -63,12 +63,37 @@ DECODERS = {
     "glm4-moe": lambda: tiny("glm4_moe", head_dim=12, n_routed_experts=8, num_experts_per_tok=3, n_group=4, topk_group=2,
                              moe_intermediate_size=12, n_shared_experts=2, routed_scaling_factor=1.7, use_qk_norm=True,
                              attention_bias=True),
+
+    "starcoder2": lambda: tiny("starcoder2", sliding_window=24),
+    "stablelm": lambda: tiny("stablelm", use_qkv_bias=True, partial_rotary_factor=0.5),
+    "stablelm-parallel": lambda: tiny("stablelm", use_parallel_residual=True, partial_rotary_factor=0.25, num_hidden_layers=2),
+    "phi": lambda: tiny("phi", partial_rotary_factor=0.5),
+    "cohere": lambda: tiny("cohere", use_qk_norm=True, logit_scale=0.25),
+    # Three layers of four slide and turn, the fourth sees all and does not.
+    "cohere2": lambda: tiny("cohere2", num_hidden_layers=4, sliding_window=24, logit_scale=0.25, attention_bias=True),
+    "opt": lambda: tiny("opt", "num_key_value_heads", "intermediate_size", ffn_dim=48),
+    "falcon": lambda: tiny("falcon", "num_key_value_heads", "intermediate_size", ffn_hidden_size=48),
+    "falcon-groups": lambda: tiny("falcon", "num_key_value_heads", "intermediate_size", num_kv_heads=2,
+                                  new_decoder_architecture=True, num_hidden_layers=2),
+    # Six heads: slopes that are no powers of one base.
+    "falcon-alibi": lambda: tiny("falcon", "num_key_value_heads", "intermediate_size", hidden_size=24, alibi=True, bias=True,
+                                 num_attention_heads=6, multi_query=False, parallel_attn=False),
+    "nemotron": lambda: tiny("nemotron", partial_rotary_factor=0.5, attention_bias=True, mlp_bias=True),
+    "gptj": lambda: transformers.GPTJConfig(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=320, rotary_dim=4,
+                                            bos_token_id=1, eos_token_id=2),
+    "gpt-bigcode": lambda: transformers.GPTBigCodeConfig(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=320,
+                                                         bos_token_id=1, eos_token_id=2),
+    "gpt-bigcode-heads": lambda: transformers.GPTBigCodeConfig(
+        vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=320, multi_query=False, bos_token_id=1, eos_token_id=2),
 }
 
 # Fixtures from before seeds were made of names.
 FIRST_SEEDS = {"gemma": 1000, "gemma2": 2000, "gemma3": 3000, "phi3": 4000, "gpt2": 5000, "gpt-neox": 6000,
                "gpt-neox-sequential": 7000, "mixtral": 8000, "qwen2-moe": 9000, "qwen3-moe": 10000,
                "olmoe": 11000}
+
+# Falcon's eager attention adds ALiBi twice in transformers 5: in the mask, and to the scores.
+ATTENTION = {"falcon-alibi": "sdpa"}
 
 EMBED_SCALE = dict(gemma=32 ** 0.5, gemma2=32 ** 0.5, gemma3_text=32 ** 0.5)
 ONE = re.compile(r"(norm|ln_\w+|layernorm\w*)\.weight$")
@@ -124,7 +149,7 @@ def make(name):
     for seed in range(first, first + 100):
         config = DECODERS[name]()
         write_model(folder, config, seed)
-        model, rng = load(folder), np.random.default_rng(seed)
+        model, rng = load(folder, attention=ATTENTION.get(name, "eager")), np.random.default_rng(seed)
         sequences = [random_ids(rng, config.vocab_size, n) for n in LENGTHS]
         found = greedy(model, sequences[LENGTHS.index(PROMPT)], NEW, MARGIN)
         if found and len(set(found[0])) >= 12:  # no short cycle
@@ -148,9 +173,11 @@ def make(name):
 
 # Model types whose defaults families state; what is no field of a configuration but stands in the class's code.
 CLASSES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox",
+           "starcoder2", "stablelm", "phi", "cohere", "cohere2", "opt", "falcon", "nemotron", "gptj", "gpt_bigcode",
            "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe"]
 IN_CODE = dict(gemma2=dict(sliding_window_pattern=2), qwen2=dict(sliding_window=4096), qwen3=dict(sliding_window=4096),
-               qwen2_moe=dict(sliding_window=4096), qwen3_moe=dict(sliding_window=4096))
+               qwen2_moe=dict(sliding_window=4096), qwen3_moe=dict(sliding_window=4096),
+               cohere2=dict(sliding_window_pattern=4), opt=dict(layer_norm_eps=1e-5), gptj=dict(rope_theta=10000))
 
 
 def make_defaults():

@@ -127,9 +127,9 @@ def write_json(path, value):
         f.write("\n")
 
 
-def load(folder, dtype=torch.float32):
+def load(folder, dtype=torch.float32, attention="eager"):
     torch.set_num_threads(1)  # one order of summation, so that the bytes can be made again
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
     return model.eval()
 
 
