@@ -10,6 +10,10 @@ local shell = require "spec.support.shell"
 -- As the classes of transformers have them (scripts/maker/oracle/decoders.py); a family without a
 -- class there states its own here.
 local published = helper.json(helper.fixture "decoders" .. "/defaults.json")
+published.minicpm = { rms_norm_eps = 1e-6, max_position_embeddings = 2048, rope_theta = 10000,
+  scale_emb = 1, scale_depth = 1, dim_model_base = 1, tie_word_embeddings = true }
+published.internlm2 = { rms_norm_eps = 1e-6, max_position_embeddings = 2048, rope_theta = 10000,
+  bias = true }
 
 -- Families by a fixture of theirs in which these defaults can be told apart.
 local fixtures = { llama = "llama-mha", mistral = "mistral", qwen2 = "qwen2", qwen3 = "qwen3" }

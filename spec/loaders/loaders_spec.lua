@@ -214,7 +214,7 @@ describe("a family", function()
   it("refuses keys that it does not know", function()
     assert.has_error(function() family_of { name = "x", architecture = {} } end,
       "family: unknown key 'architecture' (known: architectures, decoder, defaults, "
-        .. "experts, fields, from_gguf, from_hf, fused, gguf, gguf_rope, name, names, rope, "
+        .. "experts, fields, from_gguf, from_hf, fused, gguf, gguf_key, gguf_rope, name, names, rope, "
         .. "transposed, weights, window)")
   end)
 end)

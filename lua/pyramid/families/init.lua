@@ -151,14 +151,18 @@ local windows = {}
 ---@return nil
 function windows.none() return nil end
 
----The same window in every layer.
+---The same window in every layer, or in those that `layer_types` names.
 ---@param c table           config.json
 ---@param layers integer
 ---@return integer[]?
 function windows.all(c, layers)
+  if not c.sliding_window then return nil end
   local out = {}
-  for i = 1, layers do out[i] = c.sliding_window or 0 end
-  return c.sliding_window and out or nil
+  for i = 1, layers do
+    local slides = not c.layer_types or c.layer_types[i] == "sliding_attention"
+    out[i] = slides and c.sliding_window or 0
+  end
+  return out
 end
 
 ---The same window in every layer, if `use_sliding_window`.
@@ -217,6 +221,8 @@ end
 ---@field architectures string[] what config.json may call it
 ---@field gguf string|false|nil
 ---  general.architecture of GGUF files, where it is another name; false where there are none
+---@field gguf_key string?
+---  metadata, behind that name, by which its files are told from those of another family
 ---@field weights string[]?      optional roles that its checkpoints have
 ---@field decoder table?         switches that all of its models have (pyr_model_config)
 ---@field fields table<string, string>?   what its config.json calls the base's fields
@@ -238,13 +244,13 @@ end
 ---@field from_gguf? fun(get: pyramid.FieldReader, config: pyramid.Config, has: fun(name: string): boolean)
 ---  the same of metadata, and of which tensors there are
 
----A field of a configuration, of a type; raises a fault where it is of another, or where it is
----missing and there is no default.
+---A field of a configuration, of a type ("positive": a number above 0); raises a fault where it is
+---of another.
 ---@alias pyramid.FieldReader fun(key: string, kind: string, default: any): any
 
-local known = { name = 1, architectures = 1, gguf = 1, weights = 1, decoder = 1, fields = 1,
-  defaults = 1, window = 1, rope = 1, gguf_rope = 1, names = 1, fused = 1, transposed = 1,
-  from_hf = 1, from_gguf = 1, experts = 1 }
+local known = { name = 1, architectures = 1, gguf = 1, gguf_key = 1, weights = 1, decoder = 1,
+  fields = 1, defaults = 1, window = 1, rope = 1, gguf_rope = 1, names = 1, fused = 1,
+  transposed = 1, from_hf = 1, from_gguf = 1, experts = 1 }
 local Family = {}
 
 --- Makes a family; what its file returns.
@@ -278,7 +284,7 @@ function families.family(t)
   end
   return setmetatable({
     name = t.name, architectures = t.architectures,
-    gguf = t.gguf == nil and t.name or t.gguf or nil,
+    gguf = t.gguf == nil and t.name or t.gguf or nil, gguf_key = t.gguf_key,
     weights = t.weights or {}, decoder = t.decoder or {}, fields = t.fields or {},
     defaults = t.defaults or {}, window = windows[t.window or "none"], rope = t.rope or "half",
     gguf_rope = t.gguf_rope or "half", names = names, fused = fused,
@@ -328,16 +334,20 @@ function families.find(name)
 end
 
 --- The family of a GGUF file's general.architecture, or nil if there is none. Of two of one name,
---- one has experts (Mixtral's files are Llamas).
+--- one has experts (Mixtral's files are Llamas), or has metadata of its own (OLMo 3's are OLMo 2's
+--- with a window).
 ---@param architecture string
 ---@param mixed? boolean  whether the file has experts
+---@param has? fun(key: string): boolean  whether it has metadata, behind that name
 ---@return pyramid.Family?
-function families.of_gguf(architecture, mixed)
+function families.of_gguf(architecture, mixed, has)
   local found
   for _, name in ipairs(families.list()) do
     local family = families.find(name)
-    if family and family.gguf == architecture
-      and (not found or (family.experts ~= nil) == (mixed or false)) then found = family end
+    local key = family and family.gguf_key
+    if family and family.gguf == architecture and (not key or has and has(key))
+      and (not found or key or not found.gguf_key
+        and (family.experts ~= nil) == (mixed or false)) then found = family end
   end
   return found
 end

@@ -139,14 +139,28 @@ local function read_rope(keys, family, head_dim, context, tensors)
   return r
 end
 
---- The sliding window of each layer, or nil.
+--- The sliding window of each layer, or nil. Files say which layers slide in a list of booleans, or
+--- by a number n, for all but each n-th.
 local function read_window(keys, family, layers)
   local width = keys:get("attention.sliding_window", "integer", 0)
   if width == 0 then return nil end
+  local key = "attention.sliding_window_pattern"
+  local pattern = keys.metadata[keys.prefix .. key]
+  if type(pattern) == "table" then
+    local window = {}
+    for i = 1, layers do
+      if type(pattern[i]) ~= "boolean" then
+        fault.raise("format", "%s: metadata %s%s is no list of a boolean for each layer",
+          keys.path, keys.prefix, key)
+      end
+      window[i] = pattern[i] and width or 0
+    end
+    return window
+  end
   -- q and k of permuted files come from Mistral, too; of others the family knows which layers slide
   local window = width > 0 and family.window({
-    sliding_window = width,
-    sliding_window_pattern = family.defaults.sliding_window_pattern,
+    sliding_window = width, sliding_window_pattern = pattern and keys:count(key, 1 << 20)
+      or family.defaults.sliding_window_pattern,
   }, layers)
   if width > 0 and not window and family.gguf_rope == "interleaved" then
     window = {}
@@ -165,7 +179,8 @@ local function find_family(metadata, path)
     fault.raise("format", "%s: metadata general.architecture is missing", path)
   end
   local count = metadata[name .. ".expert_count"]
-  local family = families.of_gguf(name, math.type(count) == "integer" and count > 0)
+  local family = families.of_gguf(name, math.type(count) == "integer" and count > 0,
+    function(key) return metadata[name .. "." .. key] ~= nil end)
   if not family then
     fault.raise("unsupported", "%s: architecture %s (known: %s)", path, fault.quote(name),
       table.concat(families.gguf_list(), ", "))
@@ -190,6 +205,17 @@ end
 local function has_tokenizer(metadata)
   local model = metadata["tokenizer.ggml.model"]
   return model ~= nil and model ~= "none" and model ~= "no_vocab"
+end
+
+--- A number above 0; `default` for 0, which ggml has for one that is not set.
+local function positive(keys, key, default)
+  local value = keys:get(key, "number")
+  if value == 0 then return default end
+  if not (value > 0 and value < 1e12) then
+    fault.raise("format", "%s: metadata %s%s is %s, where a positive number is wanted", keys.path,
+      keys.prefix, key, fault.quote(value))
+  end
+  return value
 end
 
 local function has(tensors, name) return tensors[name] ~= nil end
@@ -257,6 +283,7 @@ function gguf_model.open(path)
   local function get(key, kind, default)
     read[key] = true
     if keys.metadata[keys.prefix .. key] == nil then return default end
+    if kind == "positive" then return positive(keys, key, default) end
     return keys:get(key, kind)
   end
   if family.experts then experts.from_gguf(get, family, config, tensors, path) end

@@ -170,8 +170,9 @@ local function read_window(c, family, layers, what)
   local window = family.window({
     sliding_window = width, max_window_layers = json.field(c, "max_window_layers", "integer", what),
     use_sliding_window = json.field(c, "use_sliding_window", "boolean", what, false),
-    sliding_window_pattern = json.field(c, "sliding_window_pattern", "integer", what)
-      or json.field(c, "_sliding_window_pattern", "integer", what),
+    sliding_window_pattern = not types and (
+      json.field(c, "sliding_window_pattern", "integer", what)
+        or json.field(c, "_sliding_window_pattern", "integer", what)) or nil,
     layer_types = types,
   }, layers)
   for i = 1, types and layers or 0 do
@@ -209,6 +210,16 @@ local function read_eos(c, text, dir, what)
     end
   end
   return out
+end
+
+--- A number above 0; the core takes 0 for "as it is".
+local function positive(c, key, what, default)
+  local value = json.field(c, key, "number", what, default)
+  if value ~= nil and not (value > 0 and value < 1e12) then
+    fault.raise("format", "%s: %s is %s, where a positive number is wanted", what, key,
+      fault.quote(value))
+  end
+  return value
 end
 
 --- From config.json to what pyramid.core and users are told.
@@ -286,6 +297,7 @@ local function read_config(dir)
   local function get(key, kind, default)
     read[key] = true
     if c[key] == false and kind ~= "boolean" then return default end
+    if kind == "positive" then return positive(c, key, what, default) end
     return json.field(c, key, kind, what, default)
   end
   if family.experts then experts.from_hf(get, family, config, what) end
@@ -297,7 +309,8 @@ local function read_config(dir)
     for _, role in ipairs { "q_bias", "k_bias", "v_bias", "o_bias" } do biases[role] = true end
   end
   if json.field(c, "mlp_bias", "boolean", what, false) and not read.mlp_bias then
-    for _, role in ipairs { "gate_bias", "up_bias", "down_bias" } do biases[role] = true end
+    for _, role in ipairs { "up_bias", "down_bias" } do biases[role] = true end
+    biases.gate_bias = not family.decoder.plain_mlp or nil
   end
   return family, config, what, note, biases,
     json.field(c, "num_nextn_predict_layers", "integer", what, 0),

@@ -19,6 +19,8 @@ import numpy as np
 import torch
 import transformers
 
+from safetensors.torch import load_file, save_file
+
 from families import NEW, greedy, load, logits_of, random_ids, write_json
 
 transformers.utils.logging.set_verbosity_error()
@@ -36,6 +38,63 @@ def tiny(model_type, *without, **more):
         del config[key]
     return transformers.AutoConfig.for_model(model_type, **config)
 
+
+class MiniCPMConfig(transformers.LlamaConfig):
+    """What the configuration class beside MiniCPM's checkpoints adds to Llama's."""
+    model_type = "minicpm"
+    scale_emb: float = 1
+    dim_model_base: int = 1
+    scale_depth: float = 1
+
+
+class MiniCPMForCausalLM(transformers.LlamaForCausalLM):
+    """MiniCPM (arXiv 2404.06395): a Llama with three scalars."""
+    config_class = MiniCPMConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        scale = config.scale_depth / math.sqrt(config.num_hidden_layers)
+        self.model.embed_tokens.register_forward_hook(lambda m, args, out: out * config.scale_emb)
+        for layer in self.model.layers:
+            layer.self_attn.o_proj.register_forward_hook(lambda m, args, out: out * scale)
+            layer.mlp.register_forward_hook(lambda m, args, out: out * scale)
+        wider = config.hidden_size / config.dim_model_base
+        self.lm_head.register_forward_pre_hook(lambda m, args: (args[0] / wider,))
+
+
+transformers.AutoConfig.register("minicpm", MiniCPMConfig)
+transformers.AutoModelForCausalLM.register(MiniCPMConfig, MiniCPMForCausalLM)
+
+
+def as_internlm2(folder):
+    """A Llama's files as InternLM2's: it computes the same, by other names, q, k and v in one matrix: for each K/V head
+    the rows of its queries, of its key, of its value."""
+    path, tensors, out = os.path.join(folder, "config.json"), {}, {}
+    with open(path) as f:
+        config = json.load(f)
+    config.update(model_type="internlm2", architectures=["InternLM2ForCausalLM"], bias=config.pop("attention_bias"))
+    del config["mlp_bias"]
+    write_json(path, config)
+    path = os.path.join(folder, "model.safetensors")
+    tensors = load_file(path)
+    for old, new in (("embed_tokens", "tok_embeddings"), ("lm_head", "output"), ("input_layernorm", "attention_norm"),
+                     ("post_attention_layernorm", "ffn_norm"), ("self_attn.o_proj", "attention.wo"),
+                     ("mlp.gate_proj", "feed_forward.w1"), ("mlp.up_proj", "feed_forward.w3"),
+                     ("mlp.down_proj", "feed_forward.w2")):
+        tensors = {name.replace(old, new): t for name, t in tensors.items()}
+    heads = config["num_key_value_heads"]
+    for name, q in tensors.items():
+        if "q_proj" in name:
+            parts = [tensors[name.replace("q_proj", p + "_proj")] for p in "qkv"]
+            parts = [t.reshape(heads, t.shape[0] // heads, *t.shape[1:]) for t in parts]
+            out[name.replace("self_attn.q_proj", "attention.wqkv")] = torch.cat(parts, 1).flatten(0, 1).contiguous()
+        elif "self_attn" not in name:
+            out[name] = q
+    save_file(out, path, {"format": "pt"})
+
+
+# How a family's checkpoints are published where transformers has its arithmetic under another's name.
+PUBLISHED = {"internlm2": as_internlm2}
 
 DECODERS = {
     "gemma": lambda: tiny("gemma", head_dim=8, tie_word_embeddings=True),
@@ -85,6 +144,28 @@ DECODERS = {
                                                          bos_token_id=1, eos_token_id=2),
     "gpt-bigcode-heads": lambda: transformers.GPTBigCodeConfig(
         vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=320, multi_query=False, bos_token_id=1, eos_token_id=2),
+    # The layer in the middle does not turn.
+    "smollm3": lambda: tiny("smollm3", no_rope_layers=[1, 0, 1], attention_bias=True, mlp_bias=True),
+    "granite": lambda: tiny("granite", embedding_multiplier=6.0, residual_multiplier=0.6, attention_multiplier=0.5,
+                            logits_scaling=2.0),
+    "olmo2": lambda: tiny("olmo2"),
+    # Scaled angles in the full layer alone.
+    "olmo3": lambda: tiny("olmo3", sliding_window=24,
+                          layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+                          rope_parameters=dict(
+                              sliding_attention=dict(rope_type="default", rope_theta=10000.0),
+                              full_attention=dict(rope_type="yarn", rope_theta=10000.0, factor=4.0,
+                                                  original_max_position_embeddings=80))),
+    "glm": lambda: tiny("glm", head_dim=12),
+    "glm4": lambda: tiny("glm4", head_dim=12),
+    "arcee": lambda: tiny("arcee", mlp_bias=True),
+    "seed-oss": lambda: tiny("seed_oss", head_dim=12, attention_out_bias=True),
+    "exaone4": lambda: tiny("exaone4", sliding_window=24,
+                            layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+    "ministral": lambda: tiny("ministral", head_dim=12, sliding_window=24,
+                              layer_types=["full_attention", "sliding_attention", "full_attention"]),
+    "minicpm": lambda: tiny("minicpm", scale_emb=6, scale_depth=1.1, dim_model_base=16),
+    "internlm2": lambda: tiny("llama", attention_bias=True),
 }
 
 # Fixtures from before seeds were made of names.
@@ -95,7 +176,7 @@ FIRST_SEEDS = {"gemma": 1000, "gemma2": 2000, "gemma3": 3000, "phi3": 4000, "gpt
 # Falcon's eager attention adds ALiBi twice in transformers 5: in the mask, and to the scores.
 ATTENTION = {"falcon-alibi": "sdpa"}
 
-EMBED_SCALE = dict(gemma=32 ** 0.5, gemma2=32 ** 0.5, gemma3_text=32 ** 0.5)
+EMBED_SCALE = dict(gemma=32 ** 0.5, gemma2=32 ** 0.5, gemma3_text=32 ** 0.5, granite=6, minicpm=6)
 ONE = re.compile(r"(norm|ln_\w+|layernorm\w*)\.weight$")
 
 
@@ -161,6 +242,7 @@ def make(name):
         out = logits_of(model, ids).numpy().astype("<f4")
         index.append(dict(ids=ids, offset=len(blob), shape=list(out.shape)))
         blob += out.tobytes()
+    PUBLISHED.get(name, lambda _: None)(folder)
     with open(os.path.join(folder, "golden.bin"), "wb") as f:
         f.write(blob)
     write_json(os.path.join(folder, "golden.json"), dict(
@@ -174,10 +256,12 @@ def make(name):
 # Model types whose defaults families state; what is no field of a configuration but stands in the class's code.
 CLASSES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox",
            "starcoder2", "stablelm", "phi", "cohere", "cohere2", "opt", "falcon", "nemotron", "gptj", "gpt_bigcode",
-           "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe"]
+           "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe",
+           "smollm3", "granite", "olmo2", "olmo3", "glm", "glm4", "arcee", "seed_oss", "exaone4", "ministral"]
 IN_CODE = dict(gemma2=dict(sliding_window_pattern=2), qwen2=dict(sliding_window=4096), qwen3=dict(sliding_window=4096),
                qwen2_moe=dict(sliding_window=4096), qwen3_moe=dict(sliding_window=4096),
-               cohere2=dict(sliding_window_pattern=4), opt=dict(layer_norm_eps=1e-5), gptj=dict(rope_theta=10000))
+               cohere2=dict(sliding_window_pattern=4), opt=dict(layer_norm_eps=1e-5), gptj=dict(rope_theta=10000),
+               olmo3=dict(sliding_window_pattern=4))
 
 
 def make_defaults():

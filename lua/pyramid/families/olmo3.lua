@@ -1,0 +1,31 @@
+-- OLMo 3: as OLMo 2, of which three layers of four slide; those turn without the scaling that the
+-- others have. GGUF files call it "olmo2", and have a window.
+local function turn_plainly(_, config)
+  local window = config.window
+  if not window or config.rope_second or config.rope.type == "none" then return end
+  local turns = {}
+  for i, width in ipairs(window) do turns[i] = width > 0 and "second" or "first" end
+  config.decoder.turns = turns
+  config.rope_second = { type = "none", style = config.rope.style, dims = config.rope.dims,
+    base = config.rope.base, names = config.rope.names }
+end
+
+return require("pyramid.families").family {
+  name          = "olmo3",
+  gguf          = "olmo2",
+  gguf_key      = "attention.sliding_window",
+  architectures = { "Olmo3ForCausalLM" },
+  weights       = { "q_norm", "k_norm" },
+  decoder       = { norm_place = "after", qk_norm = "width" },
+  window        = "every",
+  names         = { hf = {
+    attn_post_norm = "model.layers.%d.post_attention_layernorm.weight",
+    ffn_post_norm = "model.layers.%d.post_feedforward_layernorm.weight",
+  } },
+  defaults      = {
+    rms_norm_eps = 1e-5, max_position_embeddings = 2048, rope_theta = 500000,
+    sliding_window = 4096, sliding_window_pattern = 4,
+  },
+  from_hf       = turn_plainly,
+  from_gguf     = turn_plainly,
+}
