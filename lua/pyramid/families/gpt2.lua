@@ -33,4 +33,5 @@ return require("pyramid.families").family {
     layer_norm_epsilon = 1e-5, n_positions = 1024, activation_function = "gelu_new",
     tie_word_embeddings = true,
   },
+  from_gguf     = function(_, config) config.decoder.activation = "gelu_tanh" end,
 }

@@ -76,6 +76,7 @@ local function take(source, fused, list, name, role_of)
     fault.raise("format", "%s: tensor %s: %d rows, where its parts have %d", whole.path, name, held,
       rows)
   end
+  source.tensors[name] = nil       -- before: GGUF files of Phi-3 call gate and up "ffn_up"
   local at, group = 0, rows // c.kv_heads
   for _, item in ipairs(list) do
     local role, count = item[1], item[2]
@@ -88,7 +89,6 @@ local function take(source, fused, list, name, role_of)
     source.tensors[role_of(role)] = part
     at = at + count
   end
-  source.tensors[name] = nil
   return true
 end
 

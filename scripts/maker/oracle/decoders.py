@@ -11,7 +11,7 @@ greedy steps the best logit leads the second by more than MARGIN of the largest 
 
     pip install -r scripts/maker/oracle/requirements.txt
     python scripts/maker/oracle/decoders.py            makes every decoder anew (the same bytes each time)
-    python scripts/maker/oracle/decoders.py gemma2     makes one
+    python scripts/maker/oracle/decoders.py gemma2     makes one; `defaults` and `names` make the two lists beside them
 """
 import json, math, os, re, shutil, sys, zlib
 
@@ -127,9 +127,10 @@ DECODERS = {
     "stablelm": lambda: tiny("stablelm", use_qkv_bias=True, partial_rotary_factor=0.5),
     "stablelm-parallel": lambda: tiny("stablelm", use_parallel_residual=True, partial_rotary_factor=0.25, num_hidden_layers=2),
     "phi": lambda: tiny("phi", partial_rotary_factor=0.5),
-    "cohere": lambda: tiny("cohere", use_qk_norm=True, logit_scale=0.25),
+    "cohere": lambda: tiny("cohere", use_qk_norm=True, logit_scale=0.25, tie_word_embeddings=True),
     # Three layers of four slide and turn, the fourth sees all and does not.
-    "cohere2": lambda: tiny("cohere2", num_hidden_layers=4, sliding_window=24, logit_scale=0.25, attention_bias=True),
+    "cohere2": lambda: tiny("cohere2", num_hidden_layers=4, sliding_window=24, logit_scale=0.25, attention_bias=True,
+                            tie_word_embeddings=True),
     "opt": lambda: tiny("opt", "num_key_value_heads", "intermediate_size", ffn_dim=48),
     "falcon": lambda: tiny("falcon", "num_key_value_heads", "intermediate_size", ffn_hidden_size=48),
     "falcon-groups": lambda: tiny("falcon", "num_key_value_heads", "intermediate_size", num_kv_heads=2,
@@ -285,8 +286,32 @@ def make_defaults():
     write_json(os.path.join(ROOT, "defaults.json"), out)
 
 
+# Fixtures that are written as GGUF files, too (spec/loaders/gguf_names_spec.lua), and what those call their architectures.
+GGUF = {"gemma": "gemma", "phi3": "phi3", "gpt2": "gpt2", "gpt-neox": "gptneox", "gpt-neox-sequential": "gptneox",
+        "starcoder2": "starcoder2", "stablelm": "stablelm", "stablelm-parallel": "stablelm", "phi": "phi2",
+        "cohere": "command-r", "cohere2": "cohere2", "falcon": "falcon", "falcon-groups": "falcon", "nemotron": "nemotron",
+        "gpt-bigcode": "starcoder"}
+
+
+def make_names():
+    """What llama.cpp's converters call the tensors, by the `gguf` package's own table: those outside of layers and of layer 0."""
+    import gguf
+    from safetensors import safe_open
+    out = {}
+    for name, arch in GGUF.items():
+        known = {v: k for k, v in gguf.MODEL_ARCH_NAMES.items()}
+        table = gguf.get_tensor_name_map(known[arch], 1)
+        with safe_open(os.path.join(ROOT, name, "model.safetensors"), "pt") as f:
+            tensors = [t for t in f.keys() if not re.search(r"\.[1-9]\d*\.", t)]
+        out[name] = dict(architecture=arch,
+                         names={t: table.get_name(t, try_suffixes=(".weight", ".bias")) for t in sorted(tensors)})
+    write_json(os.path.join(ROOT, "gguf_names.json"), out)
+
+
 if __name__ == "__main__":
     if not sys.argv[1:] or "defaults" in sys.argv:
         make_defaults()
-    for decoder in [a for a in sys.argv[1:] if a != "defaults"] or ([] if sys.argv[1:] else list(DECODERS)):
+    if not sys.argv[1:] or "names" in sys.argv:
+        make_names()
+    for decoder in [a for a in sys.argv[1:] if a not in ("defaults", "names")] or ([] if sys.argv[1:] else list(DECODERS)):
         make(decoder)

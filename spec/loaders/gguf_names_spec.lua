@@ -1,0 +1,172 @@
+-- Families in GGUF files, as llama.cpp's converters write them: the fixtures, whose logits
+-- families_spec holds against transformers', give the same logits from there. Names of tensors are
+-- those of the `gguf` package (scripts/maker/oracle/decoders.py), keys and rearranged rows those of
+-- the converters.
+local cjson = require "cjson"
+local families = require "pyramid.families"
+local formats = require "spec.support.formats"
+local helper = require "spec.helper"
+local loaders = require "pyramid.loaders"
+local pyramid = require "pyramid"
+local safetensors = require "pyramid.loaders.safetensors"
+local shell = require "spec.support.shell"
+
+local published = helper.json(helper.fixture "decoders" .. "/gguf_names.json")
+
+local function folder_of(name) return helper.fixture("decoders/" .. name) end
+
+-- A field of config.json by the family's name of it; nil for null.
+local function reader(config)
+  local called = families.find(config.model_type).fields
+  return function(key)
+    local value = config[called[key] or key]
+    return value ~= cjson.null and value or nil
+  end
+end
+
+-- [groups of q, k, v] to [q, k, v]: heads of `size` bytes; `queries` a group.
+local function regroup(data, groups, queries)
+  local size, out = #data // (groups * (queries + 2)), { {}, {}, {} }
+  for i = 0, groups * (queries + 2) - 1 do
+    local place = i % (queries + 2)
+    local which = place < queries and 1 or place == queries and 2 or 3
+    table.insert(out[which], data:sub(i * size + 1, (i + 1) * size))
+  end
+  return table.concat(out[1]) .. table.concat(out[2]) .. table.concat(out[3])
+end
+
+-- [rows, columns] of two bytes to [columns, rows].
+local function transpose(data, rows, columns)
+  local out = {}
+  for column = 0, columns - 1 do
+    for row = 0, rows - 1 do
+      local at = 2 * (row * columns + column)
+      out[#out + 1] = data:sub(at + 1, at + 2)
+    end
+  end
+  return table.concat(out)
+end
+
+-- What converters do to tensors: by the model_type, fn(t, config) changes t.shape and t.data, in
+-- bf16.
+local function grouped(t, config)
+  if not t.name:find "query_key_value" then return end
+  local heads = config.num_attention_heads
+  local groups = config.new_decoder_architecture and config.num_kv_heads
+    or config.multi_query and 1 or heads
+  t.data = regroup(t.data, groups, heads // groups)
+end
+local changes = {
+  falcon = grouped, gpt_neox = grouped,
+  gpt2 = function(t)
+    if #t.shape == 1 or not t.name:find "%.c_%l+%." then return end
+    t.data = transpose(t.data, t.shape[1], t.shape[2])
+    t.shape = { t.shape[2], t.shape[1] }
+  end,
+}
+local one_more = { gemma = true, nemotron = true }             -- norms' weights less 1
+
+-- f32 of a vector in bf16, plus `offset`.
+local function widen(data, offset)
+  local wide = data:gsub("..", "\0\0%0")
+  if offset == 0 then return wide end
+  return (wide:gsub("....", function(bytes)
+    return ("<f"):pack(("<f"):unpack(bytes) + offset)
+  end))
+end
+
+-- Keys that only some converters write: { kind, value } by key, of a config.json.
+local more = {
+  cohere = function(c) return { logit_scale = { "f32", c.logit_scale } } end,
+  cohere2 = function(c)
+    return { logit_scale = { "f32", c.logit_scale },
+      ["attention.sliding_window"] = { "u32", c.sliding_window } }
+  end,
+  starcoder2 = function(c)
+    return { ["attention.sliding_window"] = { "u32", c.sliding_window } }
+  end,
+  -- "parallel" even where the layers are not
+  stablelm = function() return { use_parallel_residual = { "bool", 1 } } end,
+  gpt_neox = function(c)
+    return { use_parallel_residual = { "bool", c.use_parallel_residual and 1 or 0 } }
+  end,
+}
+
+local function metadata_of(config, arch)
+  local get, out = reader(config), { formats.kv("general.architecture", "string", arch) }
+  local function set(key, kind, value)
+    if value then out[#out + 1] = formats.kv(arch .. "." .. key, kind, value) end
+  end
+  local heads, width = get "num_attention_heads", get "hidden_size"
+  local head_dim = get "head_dim" or width // heads
+  local kv_heads = config.multi_query and not config.new_decoder_architecture and 1
+    or get "num_key_value_heads"
+  set("block_count", "u32", get "num_hidden_layers")
+  set("context_length", "u32", get "max_position_embeddings")
+  set("embedding_length", "u32", width)
+  set("feed_forward_length", "u32", get "intermediate_size" or 4 * width)
+  set("attention.head_count", "u32", heads)
+  set("attention.head_count_kv", "u32", kv_heads)
+  if head_dim * heads ~= width then set("attention.key_length", "u32", head_dim) end
+  set(config.rms_norm_eps and "attention.layer_norm_rms_epsilon"
+    or "attention.layer_norm_epsilon", "f32", get "rms_norm_eps")
+  local rope = config.rope_parameters
+  if rope then
+    set("rope.freq_base", "f32", rope.rope_theta)
+    set("rope.dimension_count", "u32",
+      math.floor((rope.partial_rotary_factor or 1) * head_dim))
+  end
+  for key, field in pairs(more[config.model_type] and more[config.model_type](config) or {}) do
+    set(key, field[1], field[2])
+  end
+  return out
+end
+
+local function gguf_of(name)
+  local dir, known = folder_of(name), published[name]
+  local config, tensors = helper.json(dir .. "/config.json"), {}
+  local file = assert(safetensors.read(dir .. "/model.safetensors"))
+  local bytes = helper.read(file.path)
+  for i, t in ipairs(file.tensors) do
+    local layer = t.name:match "%.(%d+)%."
+    local first = t.name:gsub("%.%d+%.", ".0.", 1)
+    local as = known.names[first]:gsub("^blk%.0%.", "blk." .. (layer or "") .. ".")
+    local copy = { name = t.name, shape = t.shape,
+      data = bytes:sub(t.offset + 1, t.offset + t.bytes) }
+    if changes[config.model_type] then changes[config.model_type](copy, config) end
+    local wide = #t.shape == 1 or as:find "_norm"
+    local offset = one_more[config.model_type] and as:find "_norm%.weight$" and 1 or 0
+    tensors[i] = { name = as, shape = copy.shape, type = formats.types[wide and "f32" or "bf16"],
+      data = wide and widen(copy.data, offset) or copy.data }
+  end
+  return formats.gguf { metadata = metadata_of(config, known.architecture), tensors = tensors }
+end
+
+describe("families in GGUF files", function()
+  local folder
+  setup(function() folder = shell.folder() end)
+  teardown(function() shell.remove(folder) end)
+
+  for name, known in pairs(published) do
+    it(("have the same logits: %s as %s"):format(name, known.architecture), function()
+      local path = folder .. "/model.gguf"
+      helper.write(path, gguf_of(name))
+      local golden = helper.json(folder_of(name) .. "/golden.json")
+      local sequence = golden.sequences[#golden.sequences]
+      local vocab, bytes = sequence.shape[2], helper.read(folder_of(name) .. "/golden.bin")
+      local model <close> = assert(pyramid.model(path, { threads = 1 }))
+      local cache <close> = assert(model:cache { dtype = "f32" })
+      local logits = assert(cache:prefill(sequence.ids, { all = true }))
+      for i = 1, #logits do
+        helper.assert_near(logits[i],
+          helper.floats(bytes, sequence.offset + 4 * vocab * (i - 1), vocab),
+          ("%s, position %d"):format(name, i))
+      end
+      local its, own = model.config, assert(loaders.open(folder_of(name))).config
+      for _, key in ipairs { "family", "layers", "heads", "kv_heads", "head_dim", "width", "ff",
+        "vocab", "context", "tied", "window" } do
+        assert.same(own[key], its[key], key)
+      end
+    end)
+  end
+end)
