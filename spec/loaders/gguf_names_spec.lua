@@ -56,8 +56,16 @@ local function grouped(t, config)
     or config.multi_query and 1 or heads
   t.data = regroup(t.data, groups, heads // groups)
 end
+-- Rows of q and k as converters of Llamas order them.
+local function permuted(t, config)
+  local which = t.name:match "self_attn%.([qk])_proj"
+  if not which then return end
+  t.data = formats.permute(t.data, t.shape[1], which == "q" and config.num_attention_heads
+    or config.num_key_value_heads)
+end
 local changes = {
   falcon = grouped, gpt_neox = grouped,
+  smollm3 = permuted, granite = permuted, arcee = permuted, minicpm = permuted,
   gpt2 = function(t)
     if #t.shape == 1 or not t.name:find "%.c_%l+%." then return end
     t.data = transpose(t.data, t.shape[1], t.shape[2])
@@ -75,6 +83,32 @@ local function widen(data, offset)
   end))
 end
 
+-- InternLM2's wqkv becomes three tensors, which its converter names itself.
+local function apart(t, config)
+  if not t.name:find "wqkv" then return { t } end
+  local heads, groups = config.num_attention_heads, config.num_key_value_heads
+  local row = #t.data // t.shape[1]
+  local size = t.shape[1] // (heads + 2 * groups)
+  local data, at, out = regroup(t.data, groups, heads // groups), 0, {}
+  for i, which in ipairs { "q", "k", "v" } do
+    local count = which == "q" and heads or groups
+    local rows = data:sub(at + 1, at + count * size * row)
+    if which ~= "v" then rows = formats.permute(rows, count * size, count) end
+    out[i] = { shape = { count * size, t.shape[2] }, data = rows,
+      as = ("blk.%d.attn_%s.%s"):format(t.name:match "%.(%d+)%.", which, t.name:match "%l+$") }
+    at = at + #rows
+  end
+  return out
+end
+
+-- Which layers slide.
+local function pattern(c)
+  local out = {}
+  for i, kind in ipairs(c.layer_types) do out[i] = kind == "sliding_attention" and 1 or 0 end
+  return { ["attention.sliding_window"] = { "u32", c.sliding_window },
+    ["attention.sliding_window_pattern"] = { "array:bool", out } }
+end
+
 -- Keys that only some converters write: { kind, value } by key, of a config.json.
 local more = {
   cohere = function(c) return { logit_scale = { "f32", c.logit_scale } } end,
@@ -87,6 +121,18 @@ local more = {
   end,
   -- "parallel" even where the layers are not
   stablelm = function() return { use_parallel_residual = { "bool", 1 } } end,
+  granite = function(c)
+    return { ["attention.scale"] = { "f32", c.attention_multiplier },
+      embedding_scale = { "f32", c.embedding_multiplier },
+      residual_scale = { "f32", c.residual_multiplier },
+      logit_scale = { "f32", c.logits_scaling } }
+  end,
+  minicpm = function(c)
+    return { embedding_scale = { "f32", c.scale_emb },
+      residual_scale = { "f32", c.scale_depth / c.num_hidden_layers ^ 0.5 },
+      logit_scale = { "f32", c.hidden_size / c.dim_model_base } }
+  end,
+  olmo3 = pattern, exaone4 = pattern,
   gpt_neox = function(c)
     return { use_parallel_residual = { "bool", c.use_parallel_residual and 1 or 0 } }
   end,
@@ -111,7 +157,13 @@ local function metadata_of(config, arch)
   set(config.rms_norm_eps and "attention.layer_norm_rms_epsilon"
     or "attention.layer_norm_epsilon", "f32", get "rms_norm_eps")
   local rope = config.rope_parameters
+  rope = rope and rope.full_attention or rope
   if rope then
+    if rope.rope_type == "yarn" then
+      set("rope.scaling.type", "string", rope.rope_type)
+      set("rope.scaling.factor", "f32", rope.factor)
+      set("rope.scaling.original_context_length", "u32", rope.original_max_position_embeddings)
+    end
     set("rope.freq_base", "f32", rope.rope_theta)
     set("rope.dimension_count", "u32",
       math.floor((rope.partial_rotary_factor or 1) * head_dim))
@@ -127,17 +179,21 @@ local function gguf_of(name)
   local config, tensors = helper.json(dir .. "/config.json"), {}
   local file = assert(safetensors.read(dir .. "/model.safetensors"))
   local bytes = helper.read(file.path)
-  for i, t in ipairs(file.tensors) do
+  for _, t in ipairs(file.tensors) do
     local layer = t.name:match "%.(%d+)%."
     local first = t.name:gsub("%.%d+%.", ".0.", 1)
-    local as = known.names[first]:gsub("^blk%.0%.", "blk." .. (layer or "") .. ".")
     local copy = { name = t.name, shape = t.shape,
       data = bytes:sub(t.offset + 1, t.offset + t.bytes) }
     if changes[config.model_type] then changes[config.model_type](copy, config) end
-    local wide = #t.shape == 1 or as:find "_norm"
-    local offset = one_more[config.model_type] and as:find "_norm%.weight$" and 1 or 0
-    tensors[i] = { name = as, shape = copy.shape, type = formats.types[wide and "f32" or "bf16"],
-      data = wide and widen(copy.data, offset) or copy.data }
+    for _, part in ipairs(config.model_type == "internlm2" and apart(copy, config) or { copy }) do
+      local as = part.as
+        or known.names[first]:gsub("^blk%.0%.", "blk." .. (layer or "") .. ".")
+      local wide = #part.shape == 1 or as:find "_norm"
+      local offset = one_more[config.model_type] and as:find "_norm%.weight$" and 1 or 0
+      tensors[#tensors + 1] = { name = as, shape = part.shape,
+        type = formats.types[wide and "f32" or "bf16"],
+        data = wide and widen(part.data, offset) or part.data }
+    end
   end
   return formats.gguf { metadata = metadata_of(config, known.architecture), tensors = tensors }
 end

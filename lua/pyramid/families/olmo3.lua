@@ -1,13 +1,13 @@
 -- OLMo 3: as OLMo 2, of which three layers of four slide; those turn without the scaling that the
 -- others have. GGUF files call it "olmo2", and have a window.
-local function turn_plainly(_, config)
+local function turn_plainly(config, base)
   local window = config.window
-  if not window or config.rope_second or config.rope.type == "none" then return end
+  if not window or config.rope_second then return end
   local turns = {}
   for i, width in ipairs(window) do turns[i] = width > 0 and "second" or "first" end
   config.decoder.turns = turns
   config.rope_second = { type = "none", style = config.rope.style, dims = config.rope.dims,
-    base = config.rope.base, names = config.rope.names }
+    base = base, names = config.rope.names }
 end
 
 return require("pyramid.families").family {
@@ -26,6 +26,8 @@ return require("pyramid.families").family {
     rms_norm_eps = 1e-5, max_position_embeddings = 2048, rope_theta = 500000,
     sliding_window = 4096, sliding_window_pattern = 4,
   },
-  from_hf       = turn_plainly,
-  from_gguf     = turn_plainly,
+  from_hf       = function(_, config) turn_plainly(config, config.rope.base) end,
+  from_gguf     = function(get, config)
+    turn_plainly(config, get("rope.freq_base_swa", "positive", config.rope.base))
+  end,
 }

@@ -145,8 +145,8 @@ DECODERS = {
                                                          bos_token_id=1, eos_token_id=2),
     "gpt-bigcode-heads": lambda: transformers.GPTBigCodeConfig(
         vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=320, multi_query=False, bos_token_id=1, eos_token_id=2),
-    # The layer in the middle does not turn.
-    "smollm3": lambda: tiny("smollm3", no_rope_layers=[1, 0, 1], attention_bias=True, mlp_bias=True),
+    # The fourth layer does not turn: GGUF files can say no other.
+    "smollm3": lambda: tiny("smollm3", num_hidden_layers=4, attention_bias=True, mlp_bias=True),
     "granite": lambda: tiny("granite", embedding_multiplier=6.0, residual_multiplier=0.6, attention_multiplier=0.5,
                             logits_scaling=2.0),
     "olmo2": lambda: tiny("olmo2"),
@@ -290,7 +290,9 @@ def make_defaults():
 GGUF = {"gemma": "gemma", "phi3": "phi3", "gpt2": "gpt2", "gpt-neox": "gptneox", "gpt-neox-sequential": "gptneox",
         "starcoder2": "starcoder2", "stablelm": "stablelm", "stablelm-parallel": "stablelm", "phi": "phi2",
         "cohere": "command-r", "cohere2": "cohere2", "falcon": "falcon", "falcon-groups": "falcon", "nemotron": "nemotron",
-        "gpt-bigcode": "starcoder"}
+        "gpt-bigcode": "starcoder",
+        "smollm3": "smollm3", "granite": "granite", "olmo2": "olmo2", "olmo3": "olmo2", "glm": "chatglm", "glm4": "glm4",
+        "arcee": "arcee", "seed-oss": "seed_oss", "exaone4": "exaone4", "minicpm": "minicpm", "internlm2": "internlm2"}
 
 
 def make_names():
