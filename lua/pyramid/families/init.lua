@@ -358,7 +358,7 @@ function families.gguf_list()
   local out, seen = {}, {}
   for _, name in ipairs(families.list()) do
     local family = families.find(name)
-    if family and not seen[family.gguf] then
+    if family and family.gguf and not seen[family.gguf] then
       seen[family.gguf] = true
       out[#out + 1] = family.gguf
     end

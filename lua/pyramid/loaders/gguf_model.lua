@@ -9,6 +9,7 @@ local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
 local gguf_split = require "pyramid.loaders.gguf_split"
 local parts = require "pyramid.loaders.parts"
+local refused = require "pyramid.loaders.refused"
 local rope = require "pyramid.loaders.rope"
 local switches = require "pyramid.loaders.switches"
 
@@ -182,8 +183,8 @@ local function find_family(metadata, path)
   local family = families.of_gguf(name, math.type(count) == "integer" and count > 0,
     function(key) return metadata[name .. "." .. key] ~= nil end)
   if not family then
-    fault.raise("unsupported", "%s: architecture %s (known: %s)", path, fault.quote(name),
-      table.concat(families.gguf_list(), ", "))
+    fault.raise("unsupported", "%s: architecture %s%s (known: %s)", path, fault.quote(name),
+      refused.why(name), table.concat(families.gguf_list(), ", "))
   end
   return family
 end

@@ -9,6 +9,7 @@ local files = require "pyramid.files"
 local json = require "pyramid.loaders.json"
 local packed = require "pyramid.loaders.packed"
 local parts = require "pyramid.loaders.parts"
+local refused = require "pyramid.loaders.refused"
 local rope = require "pyramid.loaders.rope"
 local safetensors = require "pyramid.loaders.safetensors"
 local switches = require "pyramid.loaders.switches"
@@ -33,9 +34,9 @@ local function find_family(c, what)
     right = right or name == architecture
   end
   if not right then
-    fault.raise("unsupported", "%s: model_type %s%s (known families: %s)", what, fault.quote(kind),
-      architecture and ", architectures " .. fault.quote(architecture) or "",
-        table.concat(families.list(), ", "))
+    fault.raise("unsupported", "%s: model_type %s%s%s (known families: %s)", what,
+      fault.quote(kind), architecture and ", architectures " .. fault.quote(architecture) or "",
+        refused.why(kind), table.concat(families.list(), ", "))
   end
   return family
 end
