@@ -1,5 +1,4 @@
--- demo.lua: reads a long story, or a text, under several policies, goes on with it, and draws what
--- each kept.
+-- demo.lua: reads a long text under several policies, asks about it, and draws what each kept.
 local cli = require "pyramid.tools.cli"
 local core = require "pyramid.core"
 local hidden = require "pyramid.tools.hidden"
@@ -9,8 +8,7 @@ local target = require "pyramid.tools.target"
 local world = require "pyramid.tools.world"
 
 local parser = cli.parser("[options]",
-  "Reads a long story under several policies, goes on with it, asks about it, and draws "
-  .. "what each policy kept of the KV cache.",
+  "Reads a long text under several policies, asks about it, and draws what each kept.",
     [[
 Without --policy: full, pyramidinfer, and pyramidinfer preset=45; with --text, where the model
 is supposed to be a real one, full, keydiff target=0.5, and pyramidinfer.
