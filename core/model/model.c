@@ -731,8 +731,8 @@ static bool is_norm_weight(pyr_role role) {
  * model's fingerprint in any order, as each is mixed by itself first; role, layer and expert are
  * part of it, so that two that changed places are told apart. Large ones are sampled. */
 static uint64_t print_of(weight w, const pyr_tensor *view, const pyr_packed *packed) {
-  const int64_t head[5] = { (int64_t)w.role + (w.expert + 1) * 4096, w.layer, view->dtype, view->shape[0],
-                            view->shape[1] };
+  const int64_t head[5] = { (int64_t)w.role + (w.expert + 1) * 4096, w.layer, view->dtype,
+                            view->shape[0], view->shape[1] };
   if (packed) return pyr_fnv_mix(pyr_packed_print(packed, pyr_fnv(PYR_FNV_START, head,
                                                                   sizeof head)));
   size_t bytes = view->rank == 2 ? view->stride * (size_t)view->shape[0]

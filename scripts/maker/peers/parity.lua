@@ -1,8 +1,8 @@
--- parity.lua REQUEST.json: what Pyramid makes of a model file, for parity.py, which asks llama.cpp the
--- same. The request: { model, precision, text, windows, tokens, prompts = { text … }, count, threads }:
--- so many windows of so many tokens of the text. Prints { windows = ids of each, nll = sum of -ln p
--- over the second half of each, prompts = ids of each, greedy = { { ids, gaps } … } }: gaps are
--- between the two highest logits.
+-- parity.lua REQUEST.json: what Pyramid makes of a model file, for parity.py, which asks llama.cpp
+-- the same. The request: { model, precision, text, windows, tokens, prompts = { text … }, count,
+-- threads }: so many windows of so many tokens of the text. Prints { windows = ids of each, nll =
+-- sum of -ln p over the second half of each, prompts = ids of each, greedy = { { ids, gaps } … } }:
+-- gaps are between the two highest logits.
 local json = require "pyramid.json"
 local pyramid = require "pyramid"
 
