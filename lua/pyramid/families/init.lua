@@ -231,7 +231,9 @@ end
 ---  "all", "used", "upper" or "every": which layers slide where no layer_types say so (default:
 ---  none do)
 ---@field rope string?       "interleaved" where pairs that turn are neighbours (default "half")
----@field gguf_rope string?  "interleaved" where GGUF files hold q and k permuted (default "half")
+---@field gguf_rope string?
+---  "interleaved" where GGUF files hold pairs that turn as neighbours, because they are, or because
+---  converters permute q and k (default "half")
 ---@field names table?
 ---  { hf = { role = pattern }, gguf = { role = pattern } } where names differ from the base
 ---@field experts pyramid.FamilyExperts?  its models are mixtures of experts
