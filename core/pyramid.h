@@ -477,8 +477,9 @@ typedef struct pyr_plan {  /* each lane is cut by its own rows; one that holds n
   int32_t merge;        /* losers are merged into survivors of their lane (core/policy/evict.h says
                            how), not merely dropped, … */
   float threshold;      /* … where their keys' cosine is at least this; -1..1 */
-  pyr_rotate rotate;    /* PYR_ROTATE_COMPACT needs PYR_SHARE_LAYER, PYR_PRUNE_CACHE and a layer
-                           without sliding window */
+  pyr_rotate rotate;    /* PYR_ROTATE_COMPACT needs PYR_SHARE_LAYER, PYR_PRUNE_CACHE, a layer
+                           without sliding window, and a model without learned positions and
+                           slopes */
   pyr_score score;
 } pyr_plan;
 

@@ -1,6 +1,7 @@
 -- What several specs need: fixtures, golden numbers, distances, temporary paths.
 local cjson = require "cjson"
 local core = require "pyramid.core"
+local lfs = require "lfs"
 
 local helper = {}
 
@@ -40,6 +41,28 @@ end
 --- The path of a file or folder under spec/fixtures.
 function helper.fixture(path)
   return here .. "fixtures/" .. path
+end
+
+--- Decoders that have golden logits, one for each switch: folders of spec/fixtures/decoders.
+---@return string[]
+function helper.decoders()
+  local out = {}
+  for name in lfs.dir(helper.fixture "decoders") do
+    if lfs.attributes(helper.fixture("decoders/" .. name .. "/config.json")) then
+      out[#out + 1] = name
+    end
+  end
+  table.sort(out)
+  return out
+end
+
+--- Bundled policies, by name.
+---@return string[]
+function helper.policies()
+  local out = {}
+  for name in lfs.dir "policies" do out[#out + 1] = name:match "^(.+)%.lua$" end
+  table.sort(out)
+  return out
 end
 
 --- SmolLM2-135M-Instruct, where `make models` has fetched it; else nil.

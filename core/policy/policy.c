@@ -38,6 +38,17 @@ static pyr_status check_list(const pyr_answer *a, const pyr_shape *shape, pyr_pl
   return PYR_OK;
 }
 
+/* Why keys cannot be placed anew: a compacted layer's later tokens would still be told apart by the
+ * positions at which they were read. Layers that turn by no table place nothing, and may be compact
+ * beside others that do. NULL: they can. */
+static const char *fixed_positions(const pyr_cache *cache) {
+  const pyr_model_config *c = &cache->pool->model->config;
+  if (c->positions) return "cannot be \"compact\" in a model that learned its positions";
+  if (c->slopes)
+    return "cannot be \"compact\" in a model that slopes scores by distance (ALiBi)";
+  return NULL;
+}
+
 /* Every number is checked here, so that what follows (split.c, evict.c) may take a plan at its
  * word. The order is that in which a message helps most: a wrong `keep` before what follows from
  * it. */
@@ -71,6 +82,8 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
     return refuse(a, "rotate", "is unknown");
   if (plan->rotate == PYR_ROTATE_COMPACT && (plan->share != PYR_SHARE_LAYER || hidden))
     return refuse(a, "rotate", "\"compact\" needs share = \"layer\" and prune = \"cache\"");
+  if (plan->rotate == PYR_ROTATE_COMPACT && (fault = fixed_positions(a->cache)) != NULL)
+    return refuse(a, "rotate", fault);
   if ((fault = pyr_score_check(&plan->score, &depth)) != NULL) return refuse(a, "score", fault);
   fault = pyr_score_refused(&plan->score, a->cache, when != PYR_WHEN_DECODE);
   return fault ? refuse(a, "score", fault) : PYR_OK;

@@ -102,7 +102,8 @@ Policy.__name = "pyramid.policy"
 ---  "compact": keys are rotated to the positions 0 .. rows-1 after each cut, so that generation
 ---  goes on for ever (StreamingLLM's positions within the cache, arXiv 2309.17453); needs share =
 ---  "layer". Each turn begins at the key as it came, which such a layer keeps beside it: half as
----  many bytes more. "keep" (the default): as they are
+---  many bytes more. Refused where a layer has a sliding window, and where positions are learned or
+---  slopes (ALiBi). "keep" (the default): as they are
 
 ---When `decode` is asked for a plan.
 ---@class pyramid.Trigger

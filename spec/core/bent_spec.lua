@@ -83,4 +83,16 @@ describe("a model with caps, slopes and sinks", function()
       end
     end)
   end
+
+  -- Slopes go by the positions at which rows were read, so that none can be placed anew.
+  it("cannot turn keys to places within the cache where it has slopes", function()
+    local model <close> = open(folder, { slopes = SLOPES })
+    local cache <close> = assert(model:cache { policy = assert(policy.load("streaming",
+      { rows = 16, rotate = true })) })
+    local logits, message, code = cache:prefill { 1, 2, 3 }
+    assert.is_nil(logits)
+    assert.equal("policy", code)
+    assert.equal("policy streaming, layer 1, prefill: rotate cannot be \"compact\" in a model that "
+      .. "slopes scores by distance (ALiBi)", message)
+  end)
 end)

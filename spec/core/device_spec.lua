@@ -64,13 +64,10 @@ describe("the device", function()
       shell.remove(folder)
     end)
 
-    for name in lfs.dir "policies" do
-      if name:find "%.lua$" then
-        name = name:sub(1, -5)
-        it("keeps the rows that the processor keeps: " .. name, function()
-          compare(cpu, device, { policy = helper.squeezed(name) }, 81, 5, name)
-        end)
-      end
+    for _, name in ipairs(helper.policies()) do
+      it("keeps the rows that the processor keeps: " .. name, function()
+        compare(cpu, device, { policy = helper.squeezed(name) }, 81, 5, name)
+      end)
     end
 
     it("holds rows of every dtype", function()

@@ -3,7 +3,6 @@
 -- joins this file.
 local cli = require "pyramid.tools.cli"
 local helper = require "spec.helper"
-local lfs = require "lfs"
 local ops = require "pyramid_specs"
 local plans = require "pyramid.testing.plans"
 local policy = require "pyramid.policy"
@@ -24,11 +23,7 @@ for i = 1, 270 do ids[i] = i * 37 % 271 end
 
 local function prompt(n) return helper.slice(ids, 1, n) end
 
-local names = {}
-for name in lfs.dir "policies" do
-  if name:find "%.lua$" then names[#names + 1] = name:sub(1, -5) end
-end
-table.sort(names)
+local names = helper.policies()
 
 local folder = shell.folder()
 local small, models = {}, {}       -- by kind: small ones to be worked out in Lua, others to be run

@@ -209,7 +209,8 @@ end
 
 -- Attention of the last n queries in decode; where rows are judged at each firing, only of those
 -- since the last. Which of the prompt's queries will count is settled when the prompt has been
--- read, by when the trigger is then due.
+-- read, by when the trigger is then due; where rows are judged once, those that the first firing
+-- leaves in the window by when the next is, and so on.
 local function tracked_attention(self, layer, lanes, op)
   local track, newest = layer.trigger.track, layer.queries[#layer.queries].query
   local function weigh(record)
@@ -443,6 +444,7 @@ local function fire(self, layer)
   if not plan.program and trigger.track then plan.program = track_program(layer.trigger.track) end
   replace(self, layer, plan, select(self, layer, plan, false))
   layer.since, layer.unjudged = 0, trigger.window
+  if trigger.once then layer.due = layer.due + trigger.every end
   if not trigger.once and trigger.track and not trigger.track.history then
     layer.first_query = #layer.queries + 1
   end
