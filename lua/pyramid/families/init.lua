@@ -76,6 +76,10 @@ local base_names = {
     experts_gate_up = "blk.%d.ffn_gate_up_exps.weight",
     experts_gate = "blk.%d.ffn_gate_exps.weight", experts_up = "blk.%d.ffn_up_exps.weight",
     experts_down = "blk.%d.ffn_down_exps.weight",
+    router_bias = "blk.%d.ffn_gate_inp.bias",
+    expert_gate_bias = "blk.%d.ffn_gate.%d.bias", expert_up_bias = "blk.%d.ffn_up.%d.bias",
+    expert_down_bias = "blk.%d.ffn_down.%d.bias", experts_gate_bias = "blk.%d.ffn_gate_exps.bias",
+    experts_up_bias = "blk.%d.ffn_up_exps.bias", experts_down_bias = "blk.%d.ffn_down_exps.bias",
   },
 }
 
@@ -92,11 +96,12 @@ families.global_roles = { "embed", "positions", "out_norm", "out_norm_bias", "ou
 families.layer_roles = {
   "attn_norm", "attn_norm_bias", "q", "k", "v", "q_bias", "k_bias", "v_bias", "q_norm", "k_norm",
   "sinks", "o", "o_bias", "attn_post_norm", "ffn_norm", "ffn_norm_bias", "gate", "gate_bias", "up",
-  "up_bias", "down", "down_bias", "router", "router_correction", "shared_gate", "shared_up",
+  "up_bias", "down", "down_bias", "router", "router_bias", "router_correction", "shared_gate", "shared_up",
   "shared_down", "shared_router", "ffn_post_norm",
 }
 
---- Those of each expert of a layer that has some; their names are "expert_" and these.
+--- Those of each expert of a layer that has some; their names are "expert_" and these. Biases are
+--- there where the role "expert_bias" is among a model's optional ones.
 families.expert_roles = { "gate", "up", "down" }
 
 ---Whether a layer has experts in place of an MLP.
@@ -126,7 +131,7 @@ local always = { embed = true, out_norm = true, output = true, q = true, k = tru
 
 --- Roles of layers that have an MLP (false), or experts (true), alone.
 local of_kind = { gate = false, up = false, down = false, gate_bias = false, up_bias = false,
-  down_bias = false, router = true, router_correction = true, shared_gate = true,
+  down_bias = false, router = true, router_bias = true, router_correction = true, shared_gate = true,
   shared_up = true, shared_down = true, shared_router = true }
 
 ---Whether a model has a weight; of an expert's families.expert_roles tells.

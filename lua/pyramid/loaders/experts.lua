@@ -69,7 +69,8 @@ function experts.from_hf(get, family, config, what)
     expert_ff = "moe_intermediate_size" })
 end
 
-local routers = { [1] = "softmax", [2] = "sigmoid" }
+-- The third is a softmax of the chosen: that of all, divided by the sum of theirs.
+local routers = { [1] = "softmax", [2] = "sigmoid", [3] = "softmax" }
 
 ---The same by GGUF metadata; which layers have a router, tensors tell.
 ---@param get pyramid.FieldReader
@@ -82,7 +83,7 @@ function experts.from_gguf(get, family, config, tensors, what)
   local ff = get("expert_feed_forward_length", "integer", config.ff)
   local kind = get("expert_gating_func", "integer", 0)
   if kind ~= 0 and not routers[kind] then
-    fault.raise("unsupported", "%s: metadata %s.expert_gating_func is %d (known: 1, 2)", what,
+    fault.raise("unsupported", "%s: metadata %s.expert_gating_func is %d (known: 1, 2, 3)", what,
       family.gguf, kind)
   end
   for i = 1, config.layers do dense[i] = tensors[names.router:format(i - 1)] == nil end
@@ -98,7 +99,7 @@ function experts.from_gguf(get, family, config, tensors, what)
   put(config, family, what, {
     experts = get("expert_count", "integer"), experts_used = get("expert_used_count", "integer"),
     expert_ff = ff, shared_ff = shared and shared.shape[1] or 0, router = routers[kind],
-    router_renormalise = get("expert_weights_norm", "boolean", renormalise),
+    router_renormalise = get("expert_weights_norm", "boolean", renormalise) or kind == 3,
     router_scale = scale ~= 0 and scale or 1, groups = groups > 1 and groups or 0,
     groups_used = groups > 1 and get("expert_group_used_count", "integer") or 0,
     dense = any and dense or nil,
@@ -129,6 +130,23 @@ local function split(source, layer, name, roles, rows)
   source.tensors[name] = nil
 end
 
+-- Experts' biases out of a matrix of them.
+local function split_biases(source, layer, role, length)
+  local name = (source.names["experts_" .. role .. "_bias"] or ""):format(layer)
+  local whole, count = source.tensors[name], source.config.decoder.experts
+  if not whole then return end
+  if #whole.shape ~= 2 or whole.shape[1] ~= count or whole.shape[2] ~= length then
+    fault.raise("format", "%s: tensor %s: shape [%s], where %d experts have %d biases each",
+      whole.path, name, table.concat(whole.shape, ", "), count, length)
+  end
+  local flat = setmetatable({ shape = { count * length } }, { __index = whole })
+  for e = 0, count - 1 do
+    source.tensors[source.names["expert_" .. role .. "_bias"]:format(layer, e)] =
+      parts.take_rows(flat, ("%s bias of expert %d"):format(role, e), e * length, length)
+  end
+  source.tensors[name] = nil
+end
+
 --- Replaces tensors of all experts by one for each, under the names that those have alone.
 ---@param source pyramid.Source
 function experts.split(source)
@@ -140,6 +158,9 @@ function experts.split(source)
     split(source, layer, of "gate", { "gate" }, d.expert_ff)
     split(source, layer, of "up", { "up" }, d.expert_ff)
     split(source, layer, of "down", { "down" }, source.config.width)
+    split_biases(source, layer, "gate", d.expert_ff)
+    split_biases(source, layer, "up", d.expert_ff)
+    split_biases(source, layer, "down", source.config.width)
     local router = source.tensors[names.shared_router:format(layer)]
     if router and #router.shape == 1 then                       -- one row, as GGUF files have it
       source.tensors[names.shared_router:format(layer)] = setmetatable(

@@ -128,7 +128,10 @@ local function list_weights(source)
     add_those(families.layer_roles, layer)
     for expert = 1, families.mixes(config.decoder, layer) and config.decoder.experts or 0 do
       for _, role in ipairs(families.expert_roles) do
-        if role ~= "gate" or not config.decoder.plain_mlp then add(role, layer, expert) end
+        if role ~= "gate" or not config.decoder.plain_mlp then
+          add(role, layer, expert)
+          if source.optional.expert_bias then add(role .. "_bias", layer, expert) end
+        end
       end
     end
   end

@@ -93,8 +93,61 @@ def as_internlm2(folder):
     save_file(out, path, {"format": "pt"})
 
 
-# How a family's checkpoints are published where transformers has its arithmetic under another's name.
-PUBLISHED = {"internlm2": as_internlm2}
+def as_gguf(folder):
+    """GPT-OSS as a GGUF file, in llama.cpp's names: experts by themselves, each gate and up out of its turns."""
+    import gguf
+    weights = load_file(os.path.join(folder, "model.safetensors"))
+    config = json.load(open(os.path.join(folder, "config.json")))
+    out = gguf.GGUFWriter(os.path.join(folder, "model.gguf"), "gpt-oss")
+    out.add_block_count(config["num_hidden_layers"])
+    out.add_context_length(config["max_position_embeddings"])
+    out.add_embedding_length(config["hidden_size"])
+    out.add_feed_forward_length(config["intermediate_size"])
+    out.add_expert_feed_forward_length(config["intermediate_size"])
+    out.add_head_count(config["num_attention_heads"])
+    out.add_head_count_kv(config["num_key_value_heads"])
+    out.add_key_length(config["head_dim"])
+    out.add_value_length(config["head_dim"])
+    out.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    out.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    out.add_sliding_window(config["sliding_window"])
+    out.add_expert_count(config["num_local_experts"])
+    out.add_expert_used_count(config["num_experts_per_tok"])
+
+    def add(name, t):
+        if t.dim() == 1 or name.endswith(".bias") or "gate_inp" in name:
+            return out.add_tensor(name, t.float().numpy())
+        raw = t.contiguous().view(torch.uint16).numpy()
+        out.add_tensor(name, raw.view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
+
+    add("token_embd.weight", weights["model.embed_tokens.weight"])
+    add("output_norm.weight", weights["model.norm.weight"])
+    add("output.weight", weights["lm_head.weight"])
+    for i in range(config["num_hidden_layers"]):
+        part = lambda name: weights[f"model.layers.{i}.{name}"]
+        add(f"blk.{i}.attn_norm.weight", part("input_layernorm.weight"))
+        add(f"blk.{i}.post_attention_norm.weight", part("post_attention_layernorm.weight"))
+        for ours, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("output", "o_proj")):
+            for kind in ("weight", "bias"):
+                add(f"blk.{i}.attn_{ours}.{kind}", part(f"self_attn.{theirs}.{kind}"))
+        add(f"blk.{i}.attn_sinks.weight", part("self_attn.sinks"))
+        for kind in ("weight", "bias"):
+            add(f"blk.{i}.ffn_gate_inp.{kind}", part(f"mlp.router.{kind}"))
+        both, bias = part("mlp.experts.gate_up_proj").transpose(1, 2), part("mlp.experts.gate_up_proj_bias")
+        for at, name in enumerate(("gate", "up")):
+            add(f"blk.{i}.ffn_{name}_exps.weight", both[:, at::2])
+            add(f"blk.{i}.ffn_{name}_exps.bias", bias[:, at::2].contiguous())
+        add(f"blk.{i}.ffn_down_exps.weight", part("mlp.experts.down_proj").transpose(1, 2))
+        add(f"blk.{i}.ffn_down_exps.bias", part("mlp.experts.down_proj_bias"))
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    os.remove(os.path.join(folder, "model.safetensors"))
+
+
+# How a family's checkpoints are published where transformers has its arithmetic under another's name, or saves them otherwise.
+PUBLISHED = {"internlm2": as_internlm2, "gpt-oss": as_gguf}
 
 DECODERS = {
     "gemma": lambda: tiny("gemma", head_dim=8, tie_word_embeddings=True),
@@ -110,6 +163,10 @@ DECODERS = {
                                             bos_token_id=1, eos_token_id=2),
     "gpt-neox": lambda: tiny("gpt_neox", "num_key_value_heads", rotary_pct=0.5),
     "gpt-neox-sequential": lambda: tiny("gpt_neox", "num_key_value_heads", rotary_pct=0.25, use_parallel_residual=False),
+    # Sinks, biases of experts and routers, a clamped SwiGLU that clamps, a window in every other layer.
+    "gpt-oss": lambda: tiny("gpt_oss", num_hidden_layers=2, head_dim=8, sliding_window=24, num_local_experts=4,
+                            num_experts_per_tok=2, layer_types=["sliding_attention", "full_attention"],
+                            rope_parameters=dict(rope_type="default", rope_theta=150000.0)),
     # Mixtures of experts: weights renormalised or not, plain layers between, a shared expert with a router of its own.
     "mixtral": lambda: tiny("mixtral", intermediate_size=20, num_local_experts=6, num_experts_per_tok=2,
                             sliding_window=24),
@@ -194,7 +251,8 @@ def draw(name, t, offset, g, width):
         fan = t.shape[0] if re.search(r"c_attn|c_proj|c_fc", name) and "gpt2" in name_of_family else t.shape[-1]
         # projections of q and k, alone or in one matrix with v: scores with a standard deviation of 2
         peaked = re.search(r"(q_proj|k_proj|qkv|query_key_value|c_attn|wqkv|W_pack)\.weight$", name)
-        x = normal((2.0 if peaked else 1.3) / math.sqrt(fan))
+        clamped = name_of_family == "gpt_oss" and name.endswith("gate_up_proj")  # beyond its limit of 7 now and then
+        x = normal((2.0 if peaked else 6.0 if clamped else 1.3) / math.sqrt(fan))
     return x.to(torch.bfloat16)
 
 
@@ -256,10 +314,10 @@ def make(name):
 
 # Model types whose defaults families state; what is no field of a configuration but stands in the class's code.
 CLASSES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox",
-           "starcoder2", "stablelm", "phi", "cohere", "cohere2", "opt", "falcon", "nemotron", "gptj", "gpt_bigcode",
+           "gpt_oss", "starcoder2", "stablelm", "phi", "cohere", "cohere2", "opt", "falcon", "nemotron", "gptj", "gpt_bigcode",
            "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe",
            "smollm3", "granite", "olmo2", "olmo3", "glm", "glm4", "arcee", "seed_oss", "exaone4", "ministral"]
-IN_CODE = dict(gemma2=dict(sliding_window_pattern=2), qwen2=dict(sliding_window=4096), qwen3=dict(sliding_window=4096),
+IN_CODE = dict(gemma2=dict(sliding_window_pattern=2), gpt_oss=dict(sliding_window_pattern=2), qwen2=dict(sliding_window=4096), qwen3=dict(sliding_window=4096),
                qwen2_moe=dict(sliding_window=4096), qwen3_moe=dict(sliding_window=4096),
                cohere2=dict(sliding_window_pattern=4), opt=dict(layer_norm_eps=1e-5), gptj=dict(rope_theta=10000),
                olmo3=dict(sliding_window_pattern=4))
