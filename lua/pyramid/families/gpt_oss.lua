@@ -1,6 +1,6 @@
 -- GPT-OSS: a mixture of experts with biases everywhere, a clamped SwiGLU, a sink in each head's
--- softmax, and a window in every other layer. GGUF files only: in Hugging Face's folders the experts
--- of a layer are one matrix, transposed, whose columns are gates and ups in turn.
+-- softmax, and a window in every other layer. GGUF files only: in Hugging Face's folders the
+-- experts of a layer are one matrix, transposed, whose columns are gates and ups in turn.
 local fault = require "pyramid.loaders.fault"
 
 return require("pyramid.families").family {

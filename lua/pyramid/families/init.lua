@@ -96,7 +96,8 @@ families.global_roles = { "embed", "positions", "out_norm", "out_norm_bias", "ou
 families.layer_roles = {
   "attn_norm", "attn_norm_bias", "q", "k", "v", "q_bias", "k_bias", "v_bias", "q_norm", "k_norm",
   "sinks", "o", "o_bias", "attn_post_norm", "ffn_norm", "ffn_norm_bias", "gate", "gate_bias", "up",
-  "up_bias", "down", "down_bias", "router", "router_bias", "router_correction", "shared_gate", "shared_up",
+  "up_bias", "down", "down_bias", "router",
+  "router_bias", "router_correction", "shared_gate", "shared_up",
   "shared_down", "shared_router", "ffn_post_norm",
 }
 
@@ -131,7 +132,8 @@ local always = { embed = true, out_norm = true, output = true, q = true, k = tru
 
 --- Roles of layers that have an MLP (false), or experts (true), alone.
 local of_kind = { gate = false, up = false, down = false, gate_bias = false, up_bias = false,
-  down_bias = false, router = true, router_bias = true, router_correction = true, shared_gate = true,
+  down_bias = false, router = true, router_bias = true,
+  router_correction = true, shared_gate = true,
   shared_up = true, shared_down = true, shared_router = true }
 
 ---Whether a model has a weight; of an expert's families.expert_roles tells.
