@@ -25,6 +25,7 @@ local config_fields = {
   attn_temperature_tuning = off, attn_output_multiplier = one, attention_in_multiplier = one,
   attention_out_multiplier = one, key_multiplier = one,
   num_kv_shared_layers = { { null, 0 }, { 15 } },
+  sparse_config = { { null, false }, { { dense_len = 8192 } } },
   clip_qkv = { { null, false }, { 8.0 } },
   use_qk_norm = off, qk_layernorm = off,
   no_rope_layers = { { null, {}, { 1, 1, 1 } }, { { 1, 1, 0 }, { 0 } } },

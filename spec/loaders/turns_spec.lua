@@ -53,6 +53,14 @@ describe("layers that turn", function()
     assert.is_nil(turns("exaone4", { sliding_window = cjson.null, layer_types = absent }))
   end)
 
+  it("are listed, whatever the pattern: exaone4", function()
+    assert.equal("first none first", turns("exaone4", { sliding_window_pattern = "LG" }))
+    local source, message = open("exaone4", { sliding_window_pattern = "LG",
+      layer_types = absent })
+    assert.is_nil(source)
+    assert.equal(folder .. "/config.json: sliding_window_pattern is not an integer", message)
+  end)
+
   it("turn plainly where they slide, by either form of the scaling: olmo3", function()
     local new = assert(open("olmo3", {})).config
     local p = helper.json(helper.fixture "decoders/olmo3" .. "/config.json").rope_parameters

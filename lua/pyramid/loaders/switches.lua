@@ -27,7 +27,8 @@ local switches = {}
 ---@class pyramid.Switch
 ---@field hf string?    its name in config.json
 ---@field gguf string?  its name in GGUF metadata, behind the architecture's
----@field kind string   "number", "boolean", "string", or "ones": a list whose elements are all 1
+---@field kind string
+---  "number", "boolean", "string", "table", or "ones": a list whose elements are all 1
 ---@field gguf_kind? string  where it is of another kind in GGUF
 ---@field neutral any[] values that change nothing, beside those above
 ---@field from? fun(facts: pyramid.SwitchFacts): any  a neutral value that depends on the model
@@ -61,6 +62,7 @@ switches.all = {
   { hf = "attention_in_multiplier", kind = "number", neutral = { 1 } },                -- Falcon-H1
   { hf = "attention_out_multiplier", kind = "number", neutral = { 1 } },
   { hf = "key_multiplier", kind = "number", neutral = { 1 } },
+  { hf = "sparse_config", kind = "table", neutral = {} },                              -- MiniCPM4.1
   { gguf = "attention.causal", kind = "boolean", neutral = { true } },
   { hf = "num_kv_shared_layers", gguf = "attention.shared_kv_layers", kind = "number", -- Gemma 3n
     neutral = { 0 } },

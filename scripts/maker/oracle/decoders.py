@@ -345,7 +345,7 @@ def make_defaults():
 
 
 # Fixtures that are written as GGUF files, too (spec/loaders/gguf_names_spec.lua), and what those call their architectures.
-GGUF = {"gemma": "gemma", "phi3": "phi3", "gpt2": "gpt2", "gpt-neox": "gptneox", "gpt-neox-sequential": "gptneox",
+GGUF = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "phi3": "phi3", "gpt2": "gpt2", "gpt-neox": "gptneox", "gpt-neox-sequential": "gptneox",
         "starcoder2": "starcoder2", "stablelm": "stablelm", "stablelm-parallel": "stablelm", "phi": "phi2",
         "cohere": "command-r", "cohere2": "cohere2", "falcon": "falcon", "falcon-groups": "falcon", "nemotron": "nemotron",
         "gpt-bigcode": "starcoder",
