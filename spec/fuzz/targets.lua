@@ -24,6 +24,13 @@ local targets = {}
 local R, pick = math.random, mutate.pick
 local families = { "codellama", "llama-gqa-llama3", "llama-linear", "llama-yarn", "mistral",
   "qwen2", "qwen3" }
+-- Those whose configurations set switches, below spec/fixtures/decoders.
+local decoders = { "gemma2", "gemma3", "gpt2", "falcon-groups", "cohere2", "smollm3", "granite",
+  "olmo3", "glm4", "exaone4", "minicpm", "internlm2" }
+local where = {}
+for _, name in ipairs(decoders) do
+  where[name], families[#families + 1] = "decoders", name
+end
 
 -- Reads once, keeps.
 local kept = {}
@@ -107,7 +114,9 @@ local function with_folder(path, others, name, use)
   return table.unpack(out, 1, out.n)
 end
 
-local function family(name, file) return helper.fixture(("families/%s/%s"):format(name, file)) end
+local function family(name, file)
+  return helper.fixture(("%s/%s/%s"):format(where[name] or "families", name, file))
+end
 
 -- ---- files of models ----------------------------------------------------------------------------
 

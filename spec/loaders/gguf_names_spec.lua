@@ -151,10 +151,16 @@ local more = {
   end,
 }
 
-local function metadata_of(config, arch)
+-- `other`: keys with another { kind, value }; false takes one away.
+local function metadata_of(config, arch, other)
   local get, out = reader(config), { formats.kv("general.architecture", "string", arch) }
   local function set(key, kind, value)
-    if value then out[#out + 1] = formats.kv(arch .. "." .. key, kind, value) end
+    if value and other[key] == nil then
+      out[#out + 1] = formats.kv(arch .. "." .. key, kind, value)
+    end
+  end
+  for key, field in pairs(other) do
+    if field then out[#out + 1] = formats.kv(arch .. "." .. key, field[1], field[2]) end
   end
   local heads, width = get "num_attention_heads", get "hidden_size"
   local head_dim = get "head_dim" or width // heads
@@ -187,7 +193,7 @@ local function metadata_of(config, arch)
   return out
 end
 
-local function gguf_of(name)
+local function gguf_of(name, other)
   local dir, known = folder_of(name), published[name]
   local config, tensors = helper.json(dir .. "/config.json"), {}
   local file = assert(safetensors.read(dir .. "/model.safetensors"))
@@ -208,7 +214,8 @@ local function gguf_of(name)
         data = wide and widen(part.data, offset) or part.data }
     end
   end
-  return formats.gguf { metadata = metadata_of(config, known.architecture), tensors = tensors }
+  return formats.gguf { metadata = metadata_of(config, known.architecture, other or {}),
+    tensors = tensors }
 end
 
 describe("families in GGUF files", function()
@@ -261,4 +268,51 @@ describe("families in GGUF files", function()
       end
     end)
   end
+
+  local function open(name, other)
+    helper.write(folder .. "/model.gguf", gguf_of(name, other))
+    return loaders.open(folder .. "/model.gguf")
+  end
+  local PATTERN = "attention.sliding_window_pattern"
+
+  it("say which layers slide in a list, by a number, or not at all", function()
+    local function window(sliding)
+      return assert(open("exaone4", { [PATTERN] = sliding })).config.window
+    end
+    assert.same({ 24, 0, 24 }, window())
+    assert.same({ 24, 24, 0 }, window { "u32", 3 })
+    assert.same({ 24, 24, 24 }, window(false))             -- each fourth does not
+    local source, message, code = open("exaone4", { [PATTERN] = { "array:bool", { 1, 0 } } })
+    assert.is_nil(source)
+    assert.equal("format", code)
+    assert.matches("model.gguf: metadata exaone4%.attention%.sliding_window_pattern is no list of "
+      .. "a boolean for each layer$", message)
+  end)
+
+  it("of one name are told apart by a key", function()
+    assert.equal("olmo3", assert(open("olmo3")).config.family)
+    local other = { ["attention.sliding_window"] = false, [PATTERN] = false }
+    assert.equal("olmo2", assert(open("olmo3", other)).config.family)
+  end)
+
+  it("leave scalars out, or have none that is negative", function()
+    local function switches(name, other) return assert(open(name, other)).config.decoder end
+    local plain = { ["attention.scale"] = { "f32", 0 }, embedding_scale = false,
+      residual_scale = false, logit_scale = false }
+    local d = switches("granite", plain)
+    assert.same({ nil, nil, nil, 1 }, { d.embed_scale, d.residual_scale, d.score_scale,
+      d.logit_scale })
+    assert.is_nil(d.turns)
+    d = switches("granite", { ["rope.scaling.finetuned"] = { "bool", 0 } })
+    assert.same({ "none", "none", "none" }, d.turns)
+    d = switches("minicpm", { embedding_scale = false, residual_scale = false,
+      logit_scale = false })
+    assert.same({ 12, 1.4 / 3 ^ 0.5, 256 / 32 }, { d.embed_scale, d.residual_scale,
+      d.logit_scale })
+    local source, message, code = open("granite", { embedding_scale = { "f32", -2 } })
+    assert.is_nil(source)
+    assert.equal("format", code)
+    assert.matches("model.gguf: metadata granite%.embedding_scale is %-2%.0, where a positive "
+      .. "number is wanted$", message)
+  end)
 end)
