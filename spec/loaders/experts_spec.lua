@@ -218,7 +218,7 @@ describe("experts in files", function()
       { "expert_count", 6, "shape [5, 16, 32], where 6 experts have 16 rows each" },
       { "expert_count", false, "metadata qwen2moe.expert_count is missing" },
       { "expert_used_count", false, "metadata qwen2moe.expert_used_count is missing" },
-      { "expert_gating_func", 3, "expert_gating_func is 3 (known: 1, 2)", "unsupported" },
+      { "expert_gating_func", 4, "expert_gating_func is 4 (known: 1, 2, 3)", "unsupported" },
     } do
       local key = "qwen2moe." .. case[1]
       helper.write(path, gguf_of("qwen2-moe", false,

@@ -289,6 +289,18 @@ describe("families in GGUF files", function()
       .. "a boolean for each layer$", message)
   end)
 
+  it("of a family of which no layer slides have no window", function()
+    local slides = { ["attention.sliding_window"] = { "u32", 24 } }
+    local backwards = { ["attention.sliding_window"] = { "i32", -1 },
+      [PATTERN] = { "array:bool", { 1, 1, 1 } } }
+    for name, other in pairs { granite = slides, glm = slides, olmo2 = backwards } do
+      local source, message, code = open(name, other)
+      assert.is_nil(source)
+      assert.equal("unsupported", code)
+      assert.matches("attention%.sliding_window of a ", message)
+    end
+  end)
+
   it("of one name are told apart by a key", function()
     assert.equal("olmo3", assert(open("olmo3")).config.family)
     local other = { ["attention.sliding_window"] = false, [PATTERN] = false }

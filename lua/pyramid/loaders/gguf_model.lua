@@ -147,7 +147,7 @@ local function read_window(keys, family, layers)
   if width == 0 then return nil end
   local key = "attention.sliding_window_pattern"
   local pattern = keys.metadata[keys.prefix .. key]
-  if type(pattern) == "table" then
+  if type(pattern) == "table" and width > 0 then
     local window = {}
     for i = 1, layers do
       if type(pattern[i]) ~= "boolean" then
@@ -158,12 +158,12 @@ local function read_window(keys, family, layers)
     end
     return window
   end
-  -- q and k of permuted files come from Mistral, too; of others the family knows which layers slide
+  -- "llama" are Mistrals, too, of which all layers slide; of others the family knows which
   local window = width > 0 and family.window({
     sliding_window = width, sliding_window_pattern = pattern and keys:count(key, 1 << 20)
       or family.defaults.sliding_window_pattern,
   }, layers)
-  if width > 0 and not window and family.gguf_rope == "interleaved" then
+  if width > 0 and not window and family.gguf == "llama" then
     window = {}
     for i = 1, layers do window[i] = width end
   end
