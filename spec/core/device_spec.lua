@@ -18,20 +18,26 @@ for i = 1, 270 do ids[i] = i * 37 % 271 end
 
 local function prompt(n, from) return helper.slice(ids, from or 1, (from or 1) + n - 1) end
 
+-- The same for the smaller vocabularies of spec/fixtures/decoders.
+local few = {}
+for i = 1, 60 do few[i] = i * 37 % 89 + 3 end
+
 --- A prompt of n and some steps on both, with caches of the same options, of which `policy` is made
---- afresh.
+--- afresh; of other ids, if said.
 local function compare(cpu, device, o, n, steps, what)
+  local text = o.ids or ids
   local function cache_of(model)
     return assert(model:cache { policy = o.policy, dtype = o.dtype or "f32" })
   end
   local one <close> = cache_of(cpu)
   local other <close> = cache_of(device)
-  helper.assert_near(assert(other:prefill(prompt(n))), assert(one:prefill(prompt(n))):totable(),
+  local read = helper.slice(text, 1, n)
+  helper.assert_near(assert(other:prefill(read)), assert(one:prefill(read)):totable(),
     what .. ": prompt", o.limit)
   helper.assert_same_rows(one, other, cpu, what .. ": prompt")
   for i = 1, steps do
-    local logits = assert(one:step(ids[n + i]))
-    helper.assert_near(assert(other:step(ids[n + i])), logits:totable(),
+    local logits = assert(one:step(text[n + i]))
+    helper.assert_near(assert(other:step(text[n + i])), logits:totable(),
       ("%s: step %d"):format(what, i), o.limit)
   end
   helper.assert_same_rows(one, other, cpu, what .. ": steps")
@@ -201,6 +207,39 @@ describe("the device", function()
       assert.truthy(code == "memory" or code == "context", code)
     end)
   end)
+end)
+
+-- Decoders with switches whose logits transformers gave: read at once and stepped, a step as one
+-- launch; of some, under a policy too. Prompts are as short as their windows (24) let them be.
+describe("the device, of decoders with switches,", function()
+  local prompts = { cohere = 6, ["falcon-alibi"] = 6, gemma2 = 25, gemma3 = 25, ["glm4-moe"] = 6,
+    ["gpt-neox"] = 6, gpt2 = 6, olmo2 = 6, phi3 = 6, smollm3 = 6 }
+  local kept = { ["falcon-alibi"] = true, gemma3 = true, ["gpt-neox"] = true, gpt2 = true }
+
+  for fixture, n in pairs(prompts) do
+    it("says what transformers says: " .. fixture, function()
+      local path = helper.fixture("decoders/" .. fixture)
+      local golden, bytes = helper.json(path .. "/golden.json"), helper.read(path .. "/golden.bin")
+      local sequence = golden.sequences[#golden.sequences]
+      local vocab = sequence.shape[2]
+      local function reference(i)
+        return helper.floats(bytes, sequence.offset + 4 * vocab * (i - 1), vocab)
+      end
+      local device <close> = assert(pyramid.model(path, { device = name_of_device }))
+      local function launched() return assert(probe.device_steps(device:runtime())).launched end
+      local cache <close> = assert(device:cache { policy = "full", dtype = "f32" })
+      helper.assert_near(assert(cache:prefill(helper.slice(sequence.ids, 1, n))), reference(n),
+        fixture .. ": prompt")
+      local before = launched()
+      for i = n + 1, n + 2 do
+        helper.assert_near(assert(cache:step(sequence.ids[i])), reference(i), fixture .. ": step")
+      end
+      assert.equal(2, launched() - before)
+      if not kept[fixture] then return end
+      local cpu <close> = assert(pyramid.model(path, { device = "cpu", threads = 1 }))
+      compare(cpu, device, { policy = helper.squeezed "pyramidinfer", ids = few }, 20, 1, fixture)
+    end)
+  end
 end)
 
 describe("a device", function()
