@@ -56,6 +56,14 @@ function helper.decoders()
   return out
 end
 
+--- What opens a decoder of those: its folder, or the GGUF file in it.
+---@param name string
+---@return string
+function helper.decoder(name)
+  local folder = helper.fixture("decoders/" .. name)
+  return lfs.attributes(folder .. "/model.gguf") and folder .. "/model.gguf" or folder
+end
+
 --- Bundled policies, by name.
 ---@return string[]
 function helper.policies()

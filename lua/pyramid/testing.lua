@@ -107,10 +107,11 @@ local run_keys = { prompt = "integer|table", layers = "integer", heads = "intege
 ---@field attention? pyramid.testing.Attention|table<integer, number>
 ---  how much a query head looks at a position, in proportion to what else it sees; or a number by
 ---  position, 1 elsewhere
----@field attend? fun(layer: integer, head: integer, query: integer, positions: integer[], held: table): number[]
----  the same for all rows that the query sees at once; called for each layer, query and head, in a
----  model's order. held.merged: { key =, value = } by position of rows that took others in, or nil;
----  held.compact: keys are rotated to the places from 0 that rows have among `positions`
+---@field attend? fun(layer: integer, head: integer, query: integer, positions: integer[], held: table): number[], number?
+---  the same for all rows that the query sees at once, and what it gives to none of them (attention
+---  sinks); called for each layer, query and head, in a model's order. held.merged: by position of
+---  rows that took others in, { key =, value = }, or nil; held.compact: keys are rotated to the
+---  places from 0 that rows have among `positions`
 ---@field keys? pyramid.testing.Rows|table<integer, number|number[]>
 ---  a row's key, or its length; or by position, 1 elsewhere
 ---@field values? pyramid.testing.Rows|table<integer, number|number[]>   likewise

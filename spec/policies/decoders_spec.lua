@@ -25,7 +25,7 @@ for i = 1, PROMPT + STEPS do ids[i] = i * 37 % 89 + 3 end
 local models = {}
 setup(function()
   for _, name in ipairs(fixtures) do
-    models[name] = assert(pyramid.model(helper.fixture("decoders/" .. name), { threads = 1 }))
+    models[name] = assert(pyramid.model(helper.decoder(name), { threads = 1 }))
   end
 end)
 teardown(function()
@@ -74,7 +74,7 @@ local full = {}
 do
   local had, all = {}, {}
   for _, name in ipairs(fixtures) do
-    all[name] = switches_of(assert(loaders.open(helper.fixture("decoders/" .. name))).config)
+    all[name] = switches_of(assert(loaders.open(helper.decoder(name))).config)
   end
   repeat
     local best, most = nil, 0
@@ -212,7 +212,7 @@ local weights = {}
 -- The core keeps what the simulation keeps with a plain decoder's attention, keys and values.
 local function assert_simulated(fixture, p, n, steps)
   local model = models[fixture]
-  weights[fixture] = weights[fixture] or plain.open(helper.fixture("decoders/" .. fixture))
+  weights[fixture] = weights[fixture] or plain.open(helper.decoder(fixture))
   local config, source = model.config, plain.source(weights[fixture], ids)
   local run = testing.run(p, shape_of(config, { prompt = n, steps = steps, attend = source.attend,
     keys = source.keys, values = source.values, outputs = source.outputs,

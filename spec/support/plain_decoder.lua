@@ -32,11 +32,11 @@ local function read(files, t)
   return out
 end
 
---- The model of a folder.
----@param folder string
+--- The model of a path.
+---@param path string
 ---@return table
-function plain.open(folder)
-  local source = assert(loaders.open(folder))
+function plain.open(path)
+  local source = assert(loaders.open(path))
   local config, files = source.config, {}
   local model = { config = config, layers = {} }
   for i = 1, config.layers do model.layers[i] = { experts = {} } end
@@ -140,8 +140,13 @@ end
 local function plain_mlp(config, w, x)
   local act, up = activations[config.decoder.activation or "silu"],
     biased(times(w.up, x), w.up_bias)
-  local gate = w.gate and biased(times(w.gate, x), w.gate_bias)
-  for i, v in ipairs(up) do up[i] = gate and act(gate[i]) * v or act(v) end
+  local gate, limit = w.gate and biased(times(w.gate, x), w.gate_bias),
+    config.decoder.activation_limit
+  for i, v in ipairs(act and {} or up) do
+    local g = math.min(gate[i], limit)
+    up[i] = g / (1 + math.exp(-1.702 * g)) * (math.max(-limit, math.min(v, limit)) + 1)
+  end
+  for i, v in ipairs(act and up or {}) do up[i] = gate and act(gate[i]) * v or act(v) end
   return biased(times(w.down, up), w.down_bias)
 end
 
@@ -261,7 +266,8 @@ function plain.source(model, ids)
         or reference.bent(dot * scale, d.score_cap, d.slopes and d.slopes[head], query - position)
       top = math.max(top, weights[i])
     end
-    local sum = sink > -math.huge and math.exp(sink - top) or 0.0
+    local none = sink > -math.huge and math.exp(sink - top) or 0.0
+    local sum = none
     for c = 1, #q do mixed[c] = 0.0 end
     for i, position in ipairs(positions) do
       local merged = held.merged and held.merged[position]
@@ -272,7 +278,7 @@ function plain.source(model, ids)
     end
     for c = 1, #q do mixed[c] = mixed[c] / sum end
     state.mixed[head] = mixed
-    return weights
+    return weights, none
   end
 
   -- The L1 norm of what a value adds by way of a query head, before any norm behind it.

@@ -74,14 +74,19 @@ local function held_of(layer, kv_head, record)
   return { merged = layer.merged[kv_head], compact = record.compact }
 end
 
--- What a query head gave to each row it saw, by position; the shares add up to 1.
+-- What a query head gave to each row it saw, by position; with what it gave to none the shares add
+-- up to 1.
 local function shares(self, layer, record, head)
   if record.shares[head] then return record.shares[head] end
   local kv_head = (head - 1) * self.run.config.kv_heads // self.run.config.heads + 1
   local seen = table.move(record.lanes[kv_head], 1, record.counts[kv_head], 1, {})
-  local weights = self.given.attend and self.given.attend(layer.index, head, record.query, seen,
-    held_of(layer, kv_head, record))
-  local sum, found = 0.0, {}
+  local weights, sum, found = nil, 0.0, {}
+  if self.given.attend then
+    local none
+    weights, none = self.given.attend(layer.index, head, record.query, seen,
+      held_of(layer, kv_head, record))
+    sum = none or sum
+  end
   for i, position in ipairs(seen) do
     local weight = weights and weights[i] or not weights
       and self.given.attention(layer.index, head, record.query, position)
