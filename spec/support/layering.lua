@@ -28,14 +28,15 @@ local rank = {
   ["cache/pages"] = 4, ["text/tokenizer"] = 4,
   ["text/token_alphabet"] = 5, ["text/vocab"] = 5, ["text/bpe"] = 5, ["text/split"] = 5,
   ["text/decode_piece"] = 5, ["text/decode"] = 5, ["text/fingerprint"] = 5,
-  ["model/packed"] = 4.4, ["model/source"] = 4.5,
+  ["model/packed"] = 4.4, ["model/config"] = 4.5, ["model/source"] = 4.5,
   ["backend/open"] = 5, ["model/convert"] = 5, ["model/model"] = 5, ["sample/sample_batch"] = 5,
   ["cache/cache"] = 6,
   ["cache/undo"] = 7, ["cache/check"] = 7, ["cache/truncate"] = 7, ["cache/slide"] = 7,
   ["policy/query_stats"] = 7, ["policy/split"] = 7,
   ["policy/score"] = 8, ["policy/policy"] = 9, ["policy/track"] = 9, ["policy/trace"] = 9,
   ["policy/observe"] = 10,
-  ["cache/session"] = 11, ["policy/evict"] = 11, ["policy/evict_now"] = 12, ["model/forward"] = 12,
+  ["cache/session"] = 11, ["policy/evict"] = 11, ["policy/evict_now"] = 12, ["model/forward"] = 7,
+  ["model/prefill"] = 12, ["model/step"] = 12,
 }
 
 local kernels_may = { pyramid = true, ["base/tensor"] = true, ["base/dtype"] = true,

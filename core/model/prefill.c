@@ -1,0 +1,344 @@
+/* prefill.c — reading a prompt: ids, or rows of embeddings, into a cache.
+ *
+ * Prefill is layer-major: a layer runs over all tokens still alive, in chunks of PYR_CHUNK, before
+ * the next one begins. That is what lets a plan hand only its survivors on: deeper layers then
+ * compute attention, MLP and K/V for fewer tokens. Between layers only the residual stream lives,
+ * [tokens, width]; everything else is a chunk long, whatever the prompt's length.
+ *
+ * The walk of a layer in prefill, top to bottom in this file:
+ *
+ *     prefill_layer     asks for the layer's plan and trigger, makes room in its lanes (cache.h),
+ *                       and takes the plan's memory: from here on little can fail
+ *       prefill_run
+ *         prefill_chunk for each 512 alive tokens: q, k, v; K and V join the lanes; attention; the
+ *                       plan looks at the queries (observe.h); output projection and MLP
+ *         the plan      ranks the layer's rows, and the losers leave (evict.c)
+ *         hand on       x and pos keep the survivors' rows only: `alive` becomes smaller
+ *
+ *     alive   10 -> [layer 0] -> 8 -> [layer 1] -> 7 -> ...      tokens that each layer computes
+ *
+ * Failure. Plans are asked for before anything is touched; memory is reserved before anything is
+ * computed. A failed prefill puts older rows back (undo.h), or drops its rows again where no
+ * older row changes. */
+#include "model/forward.h"
+#include "policy/evict.h"
+#include "policy/policy.h"
+#include "cache/undo.h"
+
+#include <math.h>
+
+/* One NaN in one row would be in every later token's attention, and in all that is saved of it; an
+ * infinity is a NaN after the first norm. What is finite is let through, however large: how far
+ * from the table's rows a caller's may lie is the model's affair. Called once n is known to fit the
+ * context, so that n * width cannot overflow. */
+static pyr_status check_embeddings(pyr_runtime *rt, const pyr_model_config *c, const float *rows,
+                                   int64_t n) {
+  for (int64_t i = 0; i < n * c->width; i++)
+    if (!isfinite(rows[i]))
+      return pyr_runtime_set_error(rt, PYR_ARGUMENT,
+                                   "embedding %lld is not finite at number %lld of %d",
+                                       (long long)(i / c->width + 1), (long long)(i % c->width + 1),
+                                           (int)c->width);
+  return PYR_OK;
+}
+
+typedef struct pyr_prefill {
+  pyr_cache *cache;
+  pyr_forward f;
+  const int32_t *ids;              /* host [n] the prompt: tokens, … */
+  const float *embeddings;         /* host [n, width] … or rows in their place; one is NULL */
+  int64_t n, alive;                /* tokens of the prompt; those that reach the layer */
+  int flags;
+  pyr_layer_plan plan;             /* of the layer that is running */
+  pyr_lane_view *views;            /* host [kv_heads] */
+  pyr_score *scores;               /* host [layers] what each layer's plan ranked by */
+  int32_t *faults;                 /* host [layers] */
+} pyr_prefill;
+
+/* Room for the alive tokens in each lane of the layer, and a way back for what lies there. Undo
+ * first: it copies what a plan may change while that is still as it was. Reserving room for
+ * tokens that will be evicted a moment later is the price of ranking them: one layer's worth at
+ * a time. */
+static pyr_status prefill_reserve(pyr_prefill *p, int layer) {
+  pyr_cache *cache = p->cache;
+  bool history = pyr_trigger_tracks(&p->plan.trigger);
+  if (cache->undo) PYR_TRY(pyr_undo_layer(cache->undo, layer));
+  for (int head = 0; head < cache->heads; head++)
+    PYR_TRY(pyr_lane_reserve(cache, pyr_cache_lane(cache, layer, head), p->alive, history));
+  return pyr_lanes_list(cache, pyr_cache_lane(cache, layer, 0), cache->heads);
+}
+
+/* Alive tokens [at, at + n) through the layer. Of 1,200 alive tokens the chunks are [0, 512),
+ * [512, 1024), [1024, 1200). Each attends to all rows stored so far, its own included: causal,
+ * as positions mask. In the last layer all three store K and V, and only token 1,199 goes on to
+ * the MLP. */
+static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n) {
+  pyr_forward *f = &p->f;
+  pyr_backend *be = f->be;
+  const pyr_model_config *c = &f->model->config;
+  float *x = f->x + at * c->width;
+  bool wanted = pyr_observe_wants(&p->plan.seen, at, n);
+  /* After the last layer only the last token is looked at, unless logits of all are wanted: the
+   * others leave their K and V and, where a score wants them, their queries. */
+  bool last_only = layer == c->layers - 1 && !(p->flags & PYR_PREFILL_ALL),
+      holds_last = at + n == p->alive;
+  bool queries = !last_only || holds_last || wanted;
+
+  /* K and V of the chunk join the lanes, which are reserved */
+  const int32_t *rot = f->pos + at;
+  if (p->cache->states[layer].compact) {
+    PYR_TRY(be->iota(be, f->rot, (int32_t)pyr_cache_layer_rows(p->cache, layer), n));
+    rot = f->rot;
+  }
+  PYR_TRY(pyr_layer_project(f, layer, x, rot, n, queries));
+  pyr_layer_views(p->cache, layer, p->views);
+  pyr_append rows = { .lanes = p->views, .k = f->k, .v = f->v, .positions = f->pos + at, .n = n };
+  PYR_TRY(be->store(be, &rows, 1, f->layout, c->kv_heads));
+  pyr_layer_add_rows(p->cache, layer, p->views, n);
+  if (!queries) return PYR_OK;
+
+  /* attention to all rows so far; the plan's score looks at the same queries once more */
+  pyr_attention a = { .out = f->att, .lse = wanted ? f->lse : NULL, .q = f->q,
+                      .q_pos = f->pos + at, .lanes = p->views, .n = n,
+                      .window = c->window ? c->window[layer] : 0, .cap = c->score_cap,
+                      .slopes = f->model->slopes, .sinks = f->model->layers[layer].sinks };
+  PYR_TRY(be->attention(be, &a, 1, f->layout, c->heads, c->kv_heads, f->model->scale));
+  if (wanted) PYR_TRY(pyr_layer_plan_observe(&p->plan, &a, rot, at));
+  if (last_only && !holds_last) return PYR_OK;
+  return pyr_layer_finish(f, &f->model->layers[layer], x, last_only ? n - 1 : 0, n);
+}
+
+/* All alive tokens through the layer, whose plan has memory now; then the plan runs. Invariant:
+ * at the loop's head, tokens [0, at) are through the layer, their K and V are stored, and f->x
+ * holds their residual stream after it; tokens from `at` on are as the layer before left them.
+ * Progress counts prompt tokens, of which an alive one stands for n / alive. */
+static pyr_status prefill_run(pyr_prefill *p, int layer) {
+  pyr_forward *f = &p->f;
+  const pyr_model_config *c = &f->model->config;
+  const int32_t *survivors;
+  int64_t kept = p->alive;
+  for (int64_t at = 0; at < p->alive; at += PYR_CHUNK) {
+    PYR_TRY(pyr_progress(p->cache->pool->rt, layer * p->n + at * p->n / p->alive,
+                         c->layers * p->n));
+    PYR_TRY(prefill_chunk(p, layer, at, pyr_min(PYR_CHUNK, p->alive - at)));
+  }
+  p->cache->computed += p->alive;
+  PYR_TRY(pyr_layer_plan_end(&p->plan, &survivors, &kept));
+  if (!survivors) return PYR_OK;
+
+  /* deeper layers get the survivors only, with the positions that they have */
+  PYR_TRY(f->be->take_rows(f->be, f->x, survivors, kept, c->width));
+  PYR_TRY(f->be->take_i32(f->be, f->pos, survivors, kept));
+  p->cache->evicted += (p->alive - kept) * (c->layers - 1 - layer) * c->kv_heads;
+  p->alive = kept;
+  return PYR_OK;
+}
+
+/* The plan's memory lives from begin to free, around one layer: the next layer's takes its
+ * place. */
+static pyr_status prefill_layer(pyr_prefill *p, int layer) {
+  PYR_TRY(pyr_layer_plan_ask(&p->plan, p->cache, layer, p->n, p->alive, p->flags));
+  PYR_TRY(prefill_reserve(p, layer));
+  p->scores[layer] = p->plan.eviction.plan.score;
+  pyr_status s = pyr_layer_plan_begin(&p->plan, p->f.faults + layer);
+  if (s == PYR_OK) s = prefill_run(p, layer);
+  pyr_layer_plan_free(&p->plan);
+  /* before the next layer takes room; other prefills must be able to go back until they end */
+  if (s == PYR_OK && p->cache->tokens == 0) pyr_cache_slide_layer(p->cache, layer, p->n);
+  return s;
+}
+
+/* A chunk of logits at a time: 512 * 49,152 floats are 96 MiB, those of a whole prompt may be
+ * gigabytes. */
+static pyr_status prefill_logits(pyr_prefill *p, float *logits) {
+  pyr_forward *f = &p->f;
+  const pyr_model_config *c = &f->model->config;
+  int64_t at = p->flags & PYR_PREFILL_ALL ? 0 : p->alive - 1;
+  for (; at < p->alive; at += PYR_CHUNK) {
+    int64_t n = pyr_min(PYR_CHUNK, p->alive - at);
+    PYR_TRY(pyr_forward_logits(f, f->x + at * c->width, n));
+    PYR_TRY(f->be->download(f->be, logits, f->logits, (size_t)(n * c->vocab) * sizeof(float)));
+    logits += n * c->vocab;
+  }
+  return PYR_OK;
+}
+
+/* After all results are there: whether every layer's scores were numbers. Waits for nothing else.
+ */
+static pyr_status prefill_check(const pyr_prefill *p) {
+  pyr_backend *be = p->f.be;
+  int layers = p->cache->layers;
+  PYR_TRY(be->download(be, p->faults, p->f.faults, (size_t)layers * sizeof *p->faults));
+  for (int layer = 0; layer < layers; layer++)
+    if (p->faults[layer])
+      return pyr_policy_not_finite(p->cache, layer, PYR_WHEN_PREFILL, &p->scores[layer]);
+  return PYR_OK;
+}
+
+/* The prompt becomes the residual stream, the only place where ids and embeddings differ: all that
+ * follows knows tokens by their rows and positions alone.
+ *
+ *     ids          17, 4, 301  ->  rows 17, 4, 301 of the table ─┐
+ *                                                                ├─ x [3, width] -> layer 0
+ *     embeddings   3 rows of the caller's ───────────────────────┘
+ *
+ * Of a width of 576, 4,000 rows are 9.2 MB that go over to a device, against 16 KB of ids. */
+static pyr_status prefill_source(pyr_prefill *p) {
+  pyr_forward *f = &p->f;
+  if (p->embeddings)
+    return f->be->upload(f->be, f->x, p->embeddings,
+                         (size_t)(p->n * f->model->config.width) * sizeof *p->embeddings);
+  PYR_TRY(f->be->upload(f->be, f->ids, p->ids, (size_t)p->n * sizeof *p->ids));
+  return pyr_forward_embed(f->be, f->model, f->x, f->ids, p->n);
+}
+
+/* From the prompt to logits (NULL: not wanted); all memory but the lanes' and the plans' is there.
+ * The order is that of the computation: nothing goes back to the host before the last layer has
+ * been asked for, so a device is never waited for in between, but where a plan's counts depend on
+ * scores, or its policy ranks by a function of its own. */
+static pyr_status prefill_layers(pyr_prefill *p, float *logits) {
+  pyr_cache *cache = p->cache;
+  pyr_forward *f = &p->f;
+  pyr_backend *be = f->be;
+  const pyr_model_config *c = &f->model->config;
+  PYR_TRY(pyr_fill_zeros(be, f->faults, c->layers));
+  PYR_TRY(prefill_source(p));
+  PYR_TRY(be->iota(be, f->pos, (int32_t)cache->tokens, p->n));
+  PYR_TRY(pyr_forward_add_positions(f, f->pos, p->n));
+  for (int layer = 0; layer < c->layers; layer++) PYR_TRY(prefill_layer(p, layer));
+  if (logits) PYR_TRY(prefill_logits(p, logits));
+  if (cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE)) PYR_TRY(prefill_check(p));
+  return pyr_progress(cache->pool->rt, c->layers * p->n, c->layers * p->n);
+}
+
+static void prefill_layout_host(pyr_prefill *p, pyr_arena *host) {
+  PYR_PART(host, p->views, p->cache->heads);
+  PYR_PART(host, p->scores, p->cache->layers);
+  PYR_PART(host, p->faults, p->cache->layers);
+  pyr_layer_plan_layout_host(&p->plan, p->cache, host);
+}
+
+/* Takes the memory of a whole prefill: activations in *block, host arrays in *host. The caller
+ * releases both, whatever is returned. Two blocks, so that failure has two things to give back,
+ * whatever was laid out in them. rows: the most that a lane can hold during the pass, before
+ * anything is evicted. */
+static pyr_status prefill_memory(pyr_prefill *p, bool logits, pyr_arena *block, pyr_arena *host) {
+  pyr_cache *cache = p->cache;
+  pyr_backend *be = p->f.be;
+  pyr_runtime *rt = cache->pool->rt;
+  int64_t chunk = pyr_min(p->n, PYR_CHUNK), rows = p->n;
+  pyr_extent extent = { .tokens = p->n, .chunk = chunk, .turned = chunk, .faults = cache->layers,
+                        .logit_rows = !logits ? 0 : p->flags & PYR_PREFILL_ALL ? chunk : 1 };
+  pyr_arena count = { 0 }, host_count = { 0 };
+  prefill_layout_host(p, &host_count);
+  host->block = pyr_alloc_zero(rt, host_count.used);
+  if (!host->block) return pyr_nomem(rt, host_count.used, "the activations of a prefill");
+  prefill_layout_host(p, host);
+
+  pyr_forward_layout(&p->f, &extent, &count);
+  block->block = be->alloc(be, count.used);
+  if (!block->block) return pyr_nomem(rt, count.used, "the activations of a prefill");
+  pyr_forward_layout(&p->f, &extent, block);
+
+  for (int layer = 0; layer < cache->layers; layer++)
+    rows = pyr_max(rows, p->n + pyr_cache_layer_rows(cache, layer));
+  pyr_work work = pyr_forward_work(p->f.model, chunk, rows, 1);
+  return be->reserve(be, &work);
+}
+
+/* What an older row can lose: its place, its key or its values (a plan evicts, turns or merges),
+ * or what was tracked of it (a trigger starts anew, or adds). A cache without a policy only
+ * appends. */
+static bool changes_older_rows(const pyr_cache *cache, int flags) {
+  if (cache->policy.prefill && !(flags & PYR_PREFILL_NO_PRUNE)) return true;
+  if (cache->policy.trigger && !(flags & PYR_PREFILL_NO_PRUNE)) return true;
+  for (int layer = 0; layer < cache->layers; layer++)
+    if (pyr_trigger_tracks(&cache->states[layer].trigger)) return true;
+  return false;
+}
+
+/* Three ways back, from the most that may have changed to the least: undo, where older rows may
+ * have; clear, where there were none; drop_marked, where only new rows came. Counters move at
+ * the end, but for `computed` and `evicted`, which are put back. */
+static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *embeddings, int64_t n,
+                          int flags, float *logits) {
+  pyr_runtime *rt = cache->pool->rt;
+  pyr_backend *be = cache->pool->be;
+  const pyr_model *model = cache->pool->model;
+  pyr_undo *undo = NULL;
+  pyr_prefill p = { .cache = cache, .ids = ids, .embeddings = embeddings, .n = n, .alive = n,
+                    .flags = flags,
+                    .f = { .model = model, .be = be, .layout = cache->pool->layout } };
+  if (!model->ready) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the model is not ready");
+  if (pyr_runtime_here(rt) != PYR_OK) return PYR_DEVICE;
+  if (n < 1)
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT,
+                                 "the prompt is empty: a prefill needs at least one token");
+  if (ids) PYR_TRY(pyr_forward_check_ids(rt, &model->config, ids, n));
+  PYR_TRY(pyr_forward_check_room(cache, n));
+  if (embeddings) PYR_TRY(check_embeddings(rt, &model->config, embeddings, n));
+
+  /* A failure drops the new rows again; more is needed only where older rows, or what is tracked of
+   * them, change. */
+  int64_t computed = cache->computed, evicted = cache->evicted;
+  if (cache->tokens > 0 && changes_older_rows(cache, flags)) PYR_TRY(pyr_undo_new(cache, &undo));
+  pyr_forward_mark(cache);
+
+  pyr_arena block = { 0 }, host = { 0 };
+  pyr_status s = prefill_memory(&p, logits != NULL, &block, &host);
+  if (s == PYR_OK) s = prefill_layers(&p, logits);
+  be->release(be, block.block, block.used);
+  pyr_release(rt, host.block, host.used);
+  if (s == PYR_OK) {
+    cache->tokens += n;
+    if (!(flags & PYR_PREFILL_NO_PRUNE)) cache->prompt = n;
+    for (int layer = 0; layer < cache->layers && (flags & PYR_PREFILL_NO_PRUNE); layer++)
+      cache->states[layer].unranked += n;
+    pyr_undo_keep(undo);
+    pyr_cache_slide(cache);
+  } else if (undo) {
+    pyr_undo_restore(undo);
+  } else if (cache->tokens == 0) {
+    pyr_cache_clear(cache);
+  } else {
+    pyr_forward_drop(cache);
+    cache->computed = computed;
+    cache->evicted = evicted;
+  }
+  return s;
+}
+
+pyr_status pyr_cache_prefill(pyr_cache *cache, const int32_t *ids, int64_t n, int flags,
+                             float *logits) {
+  return prefill(cache, ids, NULL, n, flags, logits);
+}
+
+pyr_status pyr_cache_prefill_embeddings(pyr_cache *cache, const float *rows, int64_t n, int flags,
+                                        float *logits) {
+  return prefill(cache, NULL, rows, n, flags, logits);
+}
+
+/* In chunks, so that what it takes on a device does not grow with n: of width 576, 512 ids and
+ * their rows are 1.2 MB. */
+pyr_status pyr_model_embed(pyr_model *model, const int32_t *ids, int64_t n, float *out) {
+  pyr_runtime *rt = model->rt;
+  pyr_backend *be = pyr_runtime_backend(rt);
+  int64_t width = model->config.width, chunk = pyr_min(n, PYR_CHUNK);
+  if (!model->ready) return pyr_runtime_set_error(rt, PYR_ARGUMENT, "the model is not ready");
+  if (pyr_runtime_here(rt) != PYR_OK) return PYR_DEVICE;
+  PYR_TRY(pyr_forward_check_ids(rt, &model->config, ids, n));
+  if (n < 1) return PYR_OK;
+  size_t row_bytes = (size_t)width * sizeof *out, bytes = (size_t)chunk * (row_bytes + sizeof *ids);
+  float *rows = be->alloc(be, bytes);
+  if (!rows) return pyr_nomem(rt, bytes, "rows of embeddings");
+  int32_t *place = (int32_t *)(rows + chunk * width);
+  pyr_status s = PYR_OK;
+  for (int64_t at = 0; at < n && s == PYR_OK; at += chunk) {
+    int64_t count = pyr_min(chunk, n - at);
+    s = be->upload(be, place, ids + at, (size_t)count * sizeof *ids);
+    if (s == PYR_OK) s = pyr_forward_embed(be, model, rows, place, count);
+    if (s == PYR_OK) s = be->download(be, out + at * width, rows, (size_t)count * row_bytes);
+  }
+  be->release(be, rows, bytes);
+  return s;
+}

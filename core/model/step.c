@@ -1,0 +1,323 @@
+/* step.c — a decode step: one token each of `count` sequences, in one pass that reads every weight
+ * once.
+ *
+ * pyr_step_pick goes in four phases: refuse what cannot be done; host memory; ask, reserve, compute
+ * and rank, all or nothing (step_run); evict and sample.
+ *
+ * Failure. Plans are asked for before anything is touched; memory is reserved before anything is
+ * computed. A failed step drops its row. After its reservation a step can fail only if the device
+ * does; then rows are as before, but what was tracked of them may have counted the step's
+ * attention. */
+#include "model/forward.h"
+#include "sample/sample_batch.h"
+#include "policy/evict.h"
+#include "policy/policy.h"
+#include "cache/undo.h"
+
+typedef struct pyr_decode {
+  pyr_cache *const *caches;        /* [count] */
+  int count;
+  int64_t longest;                 /* the most rows of any lane, with the step's */
+  pyr_forward f;
+  int64_t due_count, turned;       /* plans due; positions in `rot`, [layers, count] or none */
+  pyr_evictions due;               /* decode plans that run after this step */
+  pyr_append *rows;                /* host [count] */
+  pyr_attention *attention;        /* host [count] */
+  pyr_track *tracks;               /* host [count] */
+  pyr_lane_view *views;            /* host [count * kv_heads] */
+  int32_t *pos, *rot;              /* host: f.pos and f.rot, before they go over */
+  pyr_sample_batch samples;
+} pyr_decode;
+
+/* A sequence twice would append two rows to one lane with one position. */
+static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int count) {
+  pyr_pool *pool = caches[0]->pool;
+  for (int i = 0; i < count; i++) {
+    if (caches[i]->pool->model != pool->model)
+      return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
+                                   "sequence %d of the step belongs to another model", i + 1);
+    if (caches[i]->pool->layout.dtype != pool->layout.dtype)
+      return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
+                                   "sequence %d of the step has another cache dtype", i + 1);
+    for (int j = 0; j < i; j++)
+      if (caches[i] == caches[j])
+        return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
+                                     "sequences %d and %d of the step are the same", j + 1, i + 1);
+    if (caches[i]->tokens == 0)
+      return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
+                                   "a step needs a cache that has read a prompt");
+    PYR_TRY(pyr_forward_check_ids(pool->rt, &pool->model->config, ids + i, 1));
+    PYR_TRY(pyr_forward_check_room(caches[i], 1));
+  }
+  return PYR_OK;
+}
+
+/* How much of everything the step takes. A plan is due where one step is left: this one.
+ * `turned` is only laid out where some layer of some cache is compacted; then for all layers and
+ * sequences, as rot[layer * count + i]. */
+static void step_count_up(pyr_decode *d) {
+  int layers = d->f.model->config.layers;
+  bool compact = false;
+  for (int i = 0; i < d->count; i++)
+    for (int layer = 0; layer < layers; layer++) {
+      d->longest = pyr_max(d->longest, pyr_cache_layer_rows(d->caches[i], layer) + 1);
+      d->due_count += pyr_track_steps_left(d->caches[i], layer) == 1;
+      compact = compact || d->caches[i]->states[layer].compact;
+    }
+  if (compact) d->turned = (int64_t)layers * d->count;
+}
+
+/* Counts, and then cuts, as `layout` does, with parts that the host alone reads. */
+static void step_layout_host(pyr_decode *d, bool samples, pyr_arena *host) {
+  int32_t heads = d->f.model->config.kv_heads;
+  PYR_PART(host, d->rows, d->count);
+  PYR_PART(host, d->attention, d->count);
+  PYR_PART(host, d->tracks, d->count);
+  PYR_PART(host, d->views, d->count * heads);
+  PYR_PART(host, d->pos, d->count);
+  PYR_PART(host, d->rot, d->turned);
+  pyr_evictions_layout_host(&d->due, d->due_count, heads, host);
+  if (samples) pyr_sample_batch_layout(&d->samples, d->count, host);
+}
+
+/* Positions of the step's tokens, and what q and k are rotated to in each layer. Sequences of 40
+ * and 900 tokens, the first compacted to 20 rows in layer 1 and not in layer 0:
+ *
+ *     pos                40  900
+ *     rot    layer 0     40  900
+ *            layer 1     20  900 */
+static void step_place(pyr_decode *d) {
+  for (int i = 0; i < d->count; i++) d->pos[i] = (int32_t)d->caches[i]->tokens;
+  for (int64_t i = 0; i < d->turned; i++) {
+    const pyr_cache *cache = d->caches[i % d->count];
+    int layer = (int)(i / d->count);
+    d->rot[i] = cache->states[layer].compact ? (int32_t)pyr_cache_layer_rows(cache, layer)
+        : d->pos[i % d->count];
+  }
+}
+
+/* Asks the policies of all caches for the plans that will run at the end of this step. In the
+ * order of sequences and then layers; room for due_count of them has been laid out. */
+static pyr_status step_ask(pyr_decode *d) {
+  for (int i = 0; i < d->count; i++)
+    for (int layer = 0; layer < d->f.model->config.layers; layer++)
+      if (pyr_track_steps_left(d->caches[i], layer) == 1)
+        PYR_TRY(pyr_evictions_ask(&d->due, d->caches[i], layer, PYR_WHEN_DECODE));
+  return PYR_OK;
+}
+
+/* Makes room for one row in every lane, and makes writable what this step's plans will gather.
+ * Most steps find room: a lane takes a new page every 32 steps. Page tables go over last, when
+ * all pages are known. */
+static pyr_status step_reserve_rows(pyr_decode *d) {
+  const pyr_model_config *c = &d->f.model->config;
+  for (int i = 0; i < d->count; i++)
+    for (int layer = 0; layer < c->layers; layer++)
+      for (int head = 0; head < c->kv_heads; head++)
+        PYR_TRY(pyr_lane_reserve(d->caches[i], pyr_cache_lane(d->caches[i], layer, head), 1,
+                                 pyr_trigger_tracks(&d->caches[i]->states[layer].trigger)));
+  PYR_TRY(pyr_evictions_prepare(&d->due));
+  for (int i = 0; i < d->count; i++)
+    PYR_TRY(pyr_lanes_list(d->caches[i], d->caches[i]->lanes, (int64_t)c->layers * c->kv_heads));
+  return PYR_OK;
+}
+
+/* All memory of the step, in the workspace that the pool keeps between steps. The backend's
+ * scratch, the workspace, then rows: what fails leaves lanes that have room to spare, and
+ * step_undo gives that back (pyr_lane_truncate trims). */
+static pyr_status step_reserve(pyr_decode *d, const pyr_work *work) {
+  pyr_backend *be = d->f.be;
+  pyr_extent extent = { .tokens = d->count, .chunk = d->count, .logit_rows = d->count,
+                        .turned = d->turned };
+  pyr_arena count = { 0 }, arena = { 0 };
+  pyr_forward_layout(&d->f, &extent, &count);
+  pyr_evictions_layout(&d->due, &count);
+  PYR_TRY(be->reserve(be, work));
+  PYR_TRY(pyr_pool_workspace(d->caches[0]->pool, count.used, &arena.block));
+  PYR_TRY(step_reserve_rows(d));
+  pyr_forward_layout(&d->f, &extent, &arena);
+  pyr_evictions_layout(&d->due, &arena);
+  return PYR_OK;
+}
+
+/* Where somebody is told of the plans, and may say no when rows are gone already: what the due
+ * plans evict is kept until all were told. Of all caches, as the step is one. */
+static pyr_status step_keep_losers(pyr_decode *d) {
+  bool told = false;
+  for (int64_t i = 0; i < d->due.count; i++)
+    told = told || pyr_trace_wanted(d->due.each[i].splits.cache);
+  for (int64_t i = 0; i < d->due.count && told; i++) {
+    const pyr_splits *s = &d->due.each[i].splits;
+    pyr_undo *undo;
+    if (!s->cache->undo) PYR_TRY(pyr_undo_new(s->cache, &undo));
+    PYR_TRY(pyr_undo_layer(s->cache->undo, s->layer));
+  }
+  return PYR_OK;
+}
+
+/* Rows are as they were before the step. An undo, where there is one, has the marks and more. */
+static void step_undo(const pyr_decode *d) {
+  for (int i = 0; i < d->count; i++) {
+    if (d->caches[i]->undo) pyr_undo_restore(d->caches[i]->undo);
+    else pyr_forward_drop(d->caches[i]);
+  }
+}
+
+/* One product for all sequences, so that weights are read once; then each sequence's row to its
+ * own lanes, and its query along them. Invariant: views[i * kv_heads + g] is lane g of sequence
+ * i in this layer, and holds the step's row once add_rows has counted it. */
+static pyr_status step_layer(pyr_decode *d, int layer) {
+  pyr_forward *f = &d->f;
+  const pyr_model_config *c = &f->model->config;
+  int64_t width = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
+  const int32_t *rot = d->turned ? f->rot + (int64_t)layer * d->count : f->pos;
+  PYR_TRY(pyr_layer_project(f, layer, f->x, rot, d->count, true));
+  for (int i = 0; i < d->count; i++) {
+    pyr_lane_view *views = d->views + (int64_t)i * c->kv_heads;
+    /* before the row is there */
+    bool tracked = pyr_track_step(d->caches[i], layer, &d->tracks[i]);
+    pyr_layer_views(d->caches[i], layer, views);
+    d->rows[i] = (pyr_append){ .lanes = views, .k = f->k + i * kv, .v = f->v + i * kv,
+                               .positions = f->pos + i, .n = 1 };
+    d->attention[i] = (pyr_attention){ .out = f->att + i * width, .q = f->q + i * width,
+                                       .q_pos = f->pos + i, .lanes = views, .n = 1,
+                                       .window = c->window ? c->window[layer] : 0,
+                                       .cap = c->score_cap, .slopes = f->model->slopes,
+                                       .sinks = f->model->layers[layer].sinks,
+                                       .track = tracked ? &d->tracks[i] : NULL };
+  }
+  PYR_TRY(f->be->store(f->be, d->rows, d->count, f->layout, c->kv_heads));
+  for (int i = 0; i < d->count; i++)
+    pyr_layer_add_rows(d->caches[i], layer, d->views + (int64_t)i * c->kv_heads, 1);
+  PYR_TRY(f->be->attention(f->be, d->attention, d->count, f->layout, c->heads, c->kv_heads,
+                           f->model->scale));
+  return pyr_layer_finish(f, &f->model->layers[layer], f->x, 0, d->count);
+}
+
+/* Reads every weight once: at one sequence that is what a step costs. */
+static pyr_status step_layers(pyr_decode *d) {
+  pyr_backend *be = d->f.be;
+  const pyr_model *model = d->f.model;
+  PYR_TRY(pyr_forward_embed(be, model, d->f.x, d->f.ids, d->count));
+  PYR_TRY(pyr_forward_add_positions(&d->f, d->f.pos, d->count));
+  for (int layer = 0; layer < model->config.layers; layer++) PYR_TRY(step_layer(d, layer));
+  return pyr_forward_logits(&d->f, d->f.x, d->count);
+}
+
+/* From ids to logits. A device may note the operations, and do them all at the end; while they are
+ * timed, each is done as it comes. */
+static pyr_status step_compute(pyr_decode *d, const int32_t *ids, const pyr_work *work) {
+  pyr_backend *be = d->f.be;
+  const pyr_model *model = d->f.model;
+  size_t each = sizeof(int32_t);
+  PYR_TRY(be->upload(be, d->f.ids, ids, (size_t)d->count * each));
+  PYR_TRY(be->upload(be, d->f.pos, d->pos, (size_t)d->count * each));
+  if (d->turned) PYR_TRY(be->upload(be, d->f.rot, d->rot, (size_t)d->turned * each));
+  if (!be->step_begin || be->profile) return step_layers(d);
+  PYR_TRY(be->step_begin(be, model, work, model->config.layers));
+  pyr_status s = step_layers(d);
+  pyr_status ended = be->step_end(be, s == PYR_OK);
+  return s == PYR_OK ? ended : s;
+}
+
+/* One token more, or (by -1) one less again. Before plans run: a trigger's `since` and
+ * `unranked` count the step that is being ended. */
+static void step_tally(const pyr_decode *d, int by) {
+  int layers = d->f.model->config.layers;
+  for (int i = 0; i < d->count; i++) {
+    d->caches[i]->tokens += by;
+    d->caches[i]->computed += by * layers;
+    for (int layer = 0; layer < layers; layer++)
+      d->caches[i]->states[layer].since += by, d->caches[i]->states[layer].unranked += by;
+  }
+}
+
+/* To the host; at once where the caller's vectors follow each other, as a device is waited for each
+ * time. Vectors of 4 sequences of which the first three follow each other and the fourth lies
+ * elsewhere: two transfers. */
+static pyr_status step_logits(const pyr_decode *d, float *const *logits) {
+  int64_t vocab = d->f.model->config.vocab;
+  for (int i = 0, together; logits && i < d->count; i += together) {
+    together = 1;
+    if (!logits[i]) continue;
+    while (i + together < d->count && logits[i + together] == logits[i] + together * vocab)
+      together++;
+    PYR_TRY(d->f.be->download(d->f.be, logits[i], d->f.logits + i * vocab,
+                              (size_t)(together * vocab) * sizeof(float)));
+  }
+  return PYR_OK;
+}
+
+/* All that can fail while rows can still be dropped again: on failure the caller does. Rows are
+ * there (step_compute), and are counted (step_tally), before plans rank them; on failure both
+ * are taken back, the count here and the rows by the caller. */
+static pyr_status step_run(pyr_decode *d, const int32_t *ids, float *const *logits) {
+  pyr_work work = pyr_forward_work(d->f.model, d->count, d->longest, d->count);
+  PYR_TRY(step_ask(d));
+  PYR_TRY(step_reserve(d, &work));
+  PYR_TRY(step_keep_losers(d));
+  PYR_TRY(step_compute(d, ids, &work));
+  step_tally(d, 1);
+  pyr_status s = pyr_evictions_rank(&d->due);
+  if (s == PYR_OK) s = step_logits(d, logits);
+  /* whether all scores were numbers: logits are there already or come next, so that there is
+   * nothing else to wait for */
+  if (s == PYR_OK) s = pyr_evictions_check(&d->due);
+  if (s != PYR_OK) step_tally(d, -1);
+  return s;
+}
+
+/* The due plans' losers leave. Only where they were kept can a no bring them back. All caches'
+ * undos end here, kept or restored: none outlives a step. */
+static pyr_status step_evict(pyr_decode *d) {
+  bool kept = d->due.count > 0 && d->due.each[0].splits.cache->undo;
+  pyr_status s = pyr_evictions_gather(&d->due);
+  if (s != PYR_OK && kept) {
+    step_tally(d, -1);
+    step_undo(d);
+  }
+  for (int i = 0; i < d->count && s == PYR_OK; i++) pyr_undo_keep(d->caches[i]->undo);
+  return s;
+}
+
+pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits) {
+  return pyr_step_pick(caches, ids, count, logits, NULL, NULL);
+}
+
+pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count,
+                         float *const *logits, pyr_sampler *const *samplers, int32_t *picks) {
+  if (count < 1) return PYR_OK;
+  pyr_pool *pool = caches[0]->pool;
+  pyr_backend *be = pool->be;
+  int32_t vocab = pool->model->config.vocab;
+  pyr_decode d = { .caches = caches, .count = count,
+                   .f = { .model = pool->model, .be = be, .layout = pool->layout,
+                          .exact = PYR_LINEAR_EXACT } };
+  /* 1. refuse what cannot be done */
+  PYR_TRY(pyr_runtime_here(pool->rt));
+  PYR_TRY(step_check(caches, ids, count));
+  for (int i = 0; samplers && i < count; i++) picks[i] = -1;
+  if (samplers) PYR_TRY(pyr_sample_batch_prepare(be, samplers, count, vocab));
+
+  /* 2. host memory */
+  pyr_arena room = { 0 }, host = { 0 };
+  step_count_up(&d);
+  step_layout_host(&d, samplers != NULL, &room);
+  host.block = pyr_alloc(pool->rt, room.used);
+  if (!host.block) return pyr_nomem(pool->rt, room.used, "a step");
+  step_layout_host(&d, samplers != NULL, &host);
+  step_place(&d);
+
+  /* 3. ask, reserve, compute, rank: all or nothing */
+  for (int i = 0; i < count; i++) pyr_forward_mark(caches[i]);
+  pyr_status s = step_run(&d, ids, logits);
+  if (s != PYR_OK) step_undo(&d);
+
+  /* 4. evict, and sample */
+  if (s == PYR_OK) s = step_evict(&d);
+  for (int i = 0; i < count && s == PYR_OK; i++) pyr_cache_slide(caches[i]);
+  if (s == PYR_OK && samplers)
+    s = pyr_sample_batch_pick(&d.samples, be, samplers, d.f.logits, vocab, count, picks);
+  pyr_release(pool->rt, host.block, host.used);
+  return s;
+}
