@@ -18,7 +18,7 @@ local fixtures = {
   "decoders/starcoder2", "decoders/stablelm", "decoders/stablelm-parallel", "decoders/phi",
   "decoders/cohere", "decoders/cohere2", "decoders/opt", "decoders/falcon",
   "decoders/falcon-groups", "decoders/falcon-alibi", "decoders/nemotron", "decoders/gptj",
-  "decoders/gpt-bigcode", "decoders/gpt-bigcode-heads",
+  "decoders/gpt-bigcode", "decoders/gpt-bigcode-heads", "decoders/mpt",
   "decoders/smollm3", "decoders/granite", "decoders/olmo2", "decoders/olmo3", "decoders/glm",
   "decoders/glm4", "decoders/arcee", "decoders/seed-oss", "decoders/exaone4",
   "decoders/ministral", "decoders/minicpm", "decoders/internlm2",

@@ -146,6 +146,9 @@ local more = {
       final_logit_softcapping = { "f32", c.final_logit_softcapping } }
   end,
   gemma3_text = pattern,
+  mpt = function(c)
+    return { ["attention.max_alibi_bias"] = { "f32", c.attn_config.alibi_bias_max } }
+  end,
   gpt_neox = function(c)
     return { use_parallel_residual = { "bool", c.use_parallel_residual and 1 or 0 } }
   end,

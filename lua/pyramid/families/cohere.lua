@@ -14,11 +14,11 @@ return require("pyramid.families").family {
     logit_scale = 0.0625, tie_word_embeddings = true,
   },
   from_hf       = function(get, config)
-    config.decoder.logit_scale = get("logit_scale", "number", 1)
+    config.decoder.logit_scale = get("logit_scale", "positive", 1)
     if get("use_qk_norm", "boolean", false) then config.weights = { "q_norm", "k_norm" } end
   end,
   from_gguf     = function(get, config, has)
-    config.decoder.logit_scale = get("logit_scale", "number", 1)
+    config.decoder.logit_scale = get("logit_scale", "positive", 1)
     if has "blk.0.attn_q_norm.weight" then config.weights = { "q_norm", "k_norm" } end
   end,
 }

@@ -1,7 +1,7 @@
 -- Command R7B and Command A: as Command R, with a window in three layers of four; the others see
 -- all, and turn nothing.
 local function turn_windows(get, config)
-  config.decoder.logit_scale = get("logit_scale", "number", 1)
+  config.decoder.logit_scale = get("logit_scale", "positive", 1)
   local turns = {}
   for i = 1, config.layers do
     turns[i] = config.window and config.window[i] > 0 and "first" or "none"

@@ -202,6 +202,8 @@ DECODERS = {
                                                          bos_token_id=1, eos_token_id=2),
     "gpt-bigcode-heads": lambda: transformers.GPTBigCodeConfig(
         vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=320, multi_query=False, bos_token_id=1, eos_token_id=2),
+    "mpt": lambda: transformers.MptConfig(vocab_size=96, d_model=24, n_layers=3, n_heads=6, max_seq_len=320, bos_token_id=1,
+                                          eos_token_id=2),  # attn_config: transformers does not look at alibi_bias_max
     # The fourth layer does not turn: GGUF files can say no other.
     "smollm3": lambda: tiny("smollm3", num_hidden_layers=4, attention_bias=True, mlp_bias=True),
     "granite": lambda: tiny("granite", embedding_multiplier=6.0, residual_multiplier=0.6, attention_multiplier=0.5,
@@ -235,7 +237,7 @@ FIRST_SEEDS = {"gemma": 1000, "gemma2": 2000, "gemma3": 3000, "phi3": 4000, "gpt
 ATTENTION = {"falcon-alibi": "sdpa"}
 
 EMBED_SCALE = dict(gemma=32 ** 0.5, gemma2=32 ** 0.5, gemma3_text=32 ** 0.5, granite=6, minicpm=6)
-ONE = re.compile(r"(norm|ln_\w+|layernorm\w*)\.weight$")
+ONE = re.compile(r"(norm|norm_\w+|ln_\w+|layernorm\w*)\.weight$")
 
 
 def draw(name, t, offset, g, width):
@@ -250,7 +252,7 @@ def draw(name, t, offset, g, width):
     else:
         fan = t.shape[0] if re.search(r"c_attn|c_proj|c_fc", name) and "gpt2" in name_of_family else t.shape[-1]
         # projections of q and k, alone or in one matrix with v: scores with a standard deviation of 2
-        peaked = re.search(r"(q_proj|k_proj|qkv|query_key_value|c_attn|wqkv|W_pack)\.weight$", name)
+        peaked = re.search(r"(q_proj|k_proj|qkv|query_key_value|c_attn|wqkv|Wqkv|W_pack)\.weight$", name)
         clamped = name_of_family == "gpt_oss" and name.endswith("gate_up_proj")  # beyond its limit of 7 now and then
         x = normal((2.0 if peaked else 6.0 if clamped else 1.3) / math.sqrt(fan))
     return x.to(torch.bfloat16)
@@ -315,6 +317,7 @@ def make(name):
 # Model types whose defaults families state; what is no field of a configuration but stands in the class's code.
 CLASSES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox",
            "gpt_oss", "starcoder2", "stablelm", "phi", "cohere", "cohere2", "opt", "falcon", "nemotron", "gptj", "gpt_bigcode",
+           "mpt",
            "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe",
            "smollm3", "granite", "olmo2", "olmo3", "glm", "glm4", "arcee", "seed_oss", "exaone4", "ministral"]
 IN_CODE = dict(gemma2=dict(sliding_window_pattern=2), gpt_oss=dict(sliding_window_pattern=2), qwen2=dict(sliding_window=4096), qwen3=dict(sliding_window=4096),
@@ -348,7 +351,7 @@ def make_defaults():
 GGUF = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "phi3": "phi3", "gpt2": "gpt2", "gpt-neox": "gptneox", "gpt-neox-sequential": "gptneox",
         "starcoder2": "starcoder2", "stablelm": "stablelm", "stablelm-parallel": "stablelm", "phi": "phi2",
         "cohere": "command-r", "cohere2": "cohere2", "falcon": "falcon", "falcon-groups": "falcon", "nemotron": "nemotron",
-        "gpt-bigcode": "starcoder",
+        "gpt-bigcode": "starcoder", "mpt": "mpt",
         "smollm3": "smollm3", "granite": "granite", "olmo2": "olmo2", "olmo3": "olmo2", "glm": "chatglm", "glm4": "glm4",
         "arcee": "arcee", "seed-oss": "seed_oss", "exaone4": "exaone4", "minicpm": "minicpm", "internlm2": "internlm2"}
 
@@ -371,7 +374,7 @@ def make_names():
 if __name__ == "__main__":
     if not sys.argv[1:] or "defaults" in sys.argv:
         make_defaults()
-    if not sys.argv[1:] or "names" in sys.argv:
-        make_names()
     for decoder in [a for a in sys.argv[1:] if a not in ("defaults", "names")] or ([] if sys.argv[1:] else list(DECODERS)):
         make(decoder)
+    if not sys.argv[1:] or "names" in sys.argv:
+        make_names()
