@@ -36,7 +36,7 @@ local function find_family(c, what)
   if not right then
     fault.raise("unsupported", "%s: model_type %s%s%s (known families: %s)", what,
       fault.quote(kind), architecture and ", architectures " .. fault.quote(architecture) or "",
-        refused.why(kind), table.concat(families.list(), ", "))
+        refused.why(kind, not family and c), table.concat(families.list(), ", "))
   end
   return family
 end
