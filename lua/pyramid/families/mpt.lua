@@ -44,7 +44,7 @@ return require("pyramid.families").family {
     refuse(attention, "prefix_lm", "boolean", false)
     refuse(attention, "alibi", "boolean", true)
     get("norm_type", "string")                 -- LayerNorm in all of them
-    config.ff = get("expansion_ratio", "integer") * config.width
+    config.ff = get("expansion_ratio", "integer", 4) * config.width
     config.decoder.slopes = alibi.slopes(config.heads, 1,
       json.field(attention, "alibi_bias_max", "integer", where, 8))
   end,

@@ -202,6 +202,11 @@ DECODERS = {
                                                          bos_token_id=1, eos_token_id=2),
     "gpt-bigcode-heads": lambda: transformers.GPTBigCodeConfig(
         vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=320, multi_query=False, bos_token_id=1, eos_token_id=2),
+    "helium": lambda: tiny("helium", head_dim=8, attention_bias=True, mlp_bias=True),
+    "ernie4-5": lambda: tiny("ernie4_5", head_dim=12, use_bias=True, tie_word_embeddings=True),
+    "jais2": lambda: tiny("jais2"),
+    "vaultgemma": lambda: tiny("vaultgemma", head_dim=12, sliding_window=24, query_pre_attn_scalar=9,
+                               attn_logit_softcapping=4.0, final_logit_softcapping=0.25, tie_word_embeddings=True),
     "mpt": lambda: transformers.MptConfig(vocab_size=96, d_model=24, n_layers=3, n_heads=6, max_seq_len=320, bos_token_id=1,
                                           eos_token_id=2),  # attn_config: transformers does not look at alibi_bias_max
     # The fourth layer does not turn: GGUF files can say no other.
@@ -236,7 +241,7 @@ FIRST_SEEDS = {"gemma": 1000, "gemma2": 2000, "gemma3": 3000, "phi3": 4000, "gpt
 # Falcon's eager attention adds ALiBi twice in transformers 5: in the mask, and to the scores.
 ATTENTION = {"falcon-alibi": "sdpa"}
 
-EMBED_SCALE = dict(gemma=32 ** 0.5, gemma2=32 ** 0.5, gemma3_text=32 ** 0.5, granite=6, minicpm=6)
+EMBED_SCALE = dict(vaultgemma=32 ** 0.5, gemma=32 ** 0.5, gemma2=32 ** 0.5, gemma3_text=32 ** 0.5, granite=6, minicpm=6)
 ONE = re.compile(r"(norm|norm_\w+|ln_\w+|layernorm\w*)\.weight$")
 
 
@@ -259,7 +264,7 @@ def draw(name, t, offset, g, width):
 
 
 def norm_offset(config):
-    return 1.0 if config.model_type.startswith("gemma") or config.model_type == "nemotron" else 0.0
+    return 1.0 if "gemma" in config.model_type or config.model_type == "nemotron" else 0.0
 
 
 def write_model(folder, config, seed):
@@ -317,10 +322,10 @@ def make(name):
 # Model types whose defaults families state; what is no field of a configuration but stands in the class's code.
 CLASSES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox",
            "gpt_oss", "starcoder2", "stablelm", "phi", "cohere", "cohere2", "opt", "falcon", "nemotron", "gptj", "gpt_bigcode",
-           "mpt",
+           "mpt", "helium", "ernie4_5", "jais2", "vaultgemma",
            "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe",
            "smollm3", "granite", "olmo2", "olmo3", "glm", "glm4", "arcee", "seed_oss", "exaone4", "ministral"]
-IN_CODE = dict(gemma2=dict(sliding_window_pattern=2), gpt_oss=dict(sliding_window_pattern=2), qwen2=dict(sliding_window=4096), qwen3=dict(sliding_window=4096),
+IN_CODE = dict(vaultgemma=dict(sliding_window_pattern=2), gemma2=dict(sliding_window_pattern=2), gpt_oss=dict(sliding_window_pattern=2), qwen2=dict(sliding_window=4096), qwen3=dict(sliding_window=4096),
                qwen2_moe=dict(sliding_window=4096), qwen3_moe=dict(sliding_window=4096),
                cohere2=dict(sliding_window_pattern=4), opt=dict(layer_norm_eps=1e-5), gptj=dict(rope_theta=10000),
                olmo3=dict(sliding_window_pattern=4))
@@ -351,7 +356,7 @@ def make_defaults():
 GGUF = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "phi3": "phi3", "gpt2": "gpt2", "gpt-neox": "gptneox", "gpt-neox-sequential": "gptneox",
         "starcoder2": "starcoder2", "stablelm": "stablelm", "stablelm-parallel": "stablelm", "phi": "phi2",
         "cohere": "command-r", "cohere2": "cohere2", "falcon": "falcon", "falcon-groups": "falcon", "nemotron": "nemotron",
-        "gpt-bigcode": "starcoder", "mpt": "mpt",
+        "gpt-bigcode": "starcoder", "mpt": "mpt", "ernie4-5": "ernie4_5",
         "smollm3": "smollm3", "granite": "granite", "olmo2": "olmo2", "olmo3": "olmo2", "glm": "chatglm", "glm4": "glm4",
         "arcee": "arcee", "seed-oss": "seed_oss", "exaone4": "exaone4", "minicpm": "minicpm", "internlm2": "internlm2"}
 
