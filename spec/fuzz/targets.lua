@@ -25,8 +25,8 @@ local R, pick = math.random, mutate.pick
 local families = { "codellama", "llama-gqa-llama3", "llama-linear", "llama-yarn", "mistral",
   "qwen2", "qwen3" }
 -- Those whose configurations set switches, below spec/fixtures/decoders.
-local decoders = { "gemma2", "gemma3", "gpt2", "falcon-groups", "cohere2", "smollm3", "granite",
-  "olmo3", "glm4", "exaone4", "minicpm", "internlm2" }
+local decoders = { "gemma2", "gemma3", "gpt2", "gpt-neox", "phi3", "falcon-groups", "cohere2",
+  "smollm3", "granite", "olmo3", "glm4", "exaone4", "minicpm", "internlm2" }
 local where = {}
 for _, name in ipairs(decoders) do
   where[name], families[#families + 1] = "decoders", name

@@ -521,6 +521,61 @@ describe("a broken model", function()
       end
     end)
 
+    -- Fields of other families: of decoders whose switches they are.
+    it("may have fields of a switch that make no model", function()
+      local null = cjson.null
+      for name, fields in pairs {
+        gemma2 = {
+          query_pre_attn_scalar = { { 0, "positive" }, { -8, "positive" }, { "x", "number" } },
+          attn_logit_softcapping = { { -1, "positive" }, { 0, "positive" }, { {}, "number" } },
+          final_logit_softcapping = { { -30, "positive" } },
+        },
+        gemma3 = {
+          layer_types = { { { "sliding_attention" }, "layer 2", "unsupported" },
+            { { 1, 2, 3 }, "layer 1 of type 1", "unsupported" }, { "x", "table" } },
+          sliding_window = { { 0, "sliding_window" }, { 1.5, "integer" } },
+          rope_parameters = { { { full_attention = {}, other = {} }, "layer to layer",
+            "unsupported" }, { { full_attention = { rope_theta = -1 } }, "RoPE base" },
+            { { full_attention = {}, sliding_attention = { rope_theta = 0 } }, "RoPE base" } },
+        },
+        ["gpt-neox"] = {
+          rope_parameters = { { { partial_rotary_factor = 1e-30 }, "partial_rotary_factor: 0 of" },
+            { { partial_rotary_factor = 0.4 }, "partial_rotary_factor: 3 of a head's 8" },
+            { { partial_rotary_factor = "x" }, "number" } },
+          rotary_dim = { { 0, "rotary_dim: 0 of" }, { -2, "rotary_dim: -2 of" },
+            { 64, "rotary_dim: 64 of" }, { 3, "rotary_dim: 3 of" }, { 1e300, "integer" } },
+          intermediate_size = { { 47, "shape" } },
+        },
+        gpt2 = { n_positions = { { 321, "wpe.weight: 320 rows, where 321" }, { 0, "outside" } },
+          n_head = { { 0, "outside" }, { 3, "multiple" } }, n_inner = { { -1, "outside" } } },
+        phi3 = { intermediate_size = { { 47, "gate_up_proj.weight: 96 rows" } },
+          num_key_value_heads = { { 4, "qkv_proj.weight: 64 rows" } } },
+        minicpm = { scale_depth = { { 0, "positive" } }, dim_model_base = { { -1, "positive" } } },
+      } do
+        local path = helper.fixture("decoders/" .. name)
+        helper.write(dir .. "/model.safetensors", helper.read(path .. "/model.safetensors"))
+        for key, cases in pairs(fields) do
+          for _, case in ipairs(cases) do
+            local config = helper.json(path .. "/config.json")
+            config[key] = case[1]
+            put(config, false)
+            wants(case[2], case[3])
+          end
+        end
+        -- whatever stands there: a model, or a failure that names the folder
+        local config = helper.json(path .. "/config.json")
+        for key, right in pairs(helper.json(path .. "/config.json")) do
+          for _, value in ipairs { -1, 1e-300, null, { 1 } } do
+            config[key] = value
+            put(config, false)
+            local loaded, message = load(dir)
+            assert.truthy(loaded or message:find(dir, 1, true), message)
+          end
+          config[key] = right
+        end
+      end
+    end)
+
     it("may say NaN or Infinity, as Python writes them, where no number is needed", function()
       local text = helper.read(original .. "/config.json"):gsub("}%s*$", "")
       put(text .. ',"time_step_limit":[0.0,Infinity,-Infinity],"unused":NaN}')

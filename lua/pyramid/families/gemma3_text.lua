@@ -23,9 +23,9 @@ return require("pyramid.families").family {
   from_hf       = function(get, config)
     local d = config.decoder
     d.norm_offset, d.embed_scale = 1, config.width ^ 0.5
-    d.score_cap = get("attn_logit_softcapping", "number", 0)
-    d.logit_cap = get("final_logit_softcapping", "number", 0)
-    scale_scores(config, get("query_pre_attn_scalar", "number"))
+    d.score_cap = get("attn_logit_softcapping", "positive", 0)
+    d.logit_cap = get("final_logit_softcapping", "positive", 0)
+    scale_scores(config, get("query_pre_attn_scalar", "positive", 256))
   end,
   from_gguf     = function(get, config)
     local d, turns = config.decoder, {}

@@ -14,7 +14,7 @@ return require("pyramid.families").family {
     d.embed_scale = get("embedding_multiplier", "positive")
     d.residual_scale = get("residual_multiplier", "positive")
     d.score_scale = get("attention_multiplier", "positive")
-    d.logit_scale = 1 / get("logits_scaling", "positive")
+    d.logit_scale = 1 / get("logits_scaling", "positive", 1)
   end,
   from_gguf     = function(get, config)
     local d = config.decoder

@@ -10,9 +10,9 @@ return require("pyramid.families").family {
   },
   from_hf       = function(get, config)
     local d = config.decoder
-    d.embed_scale = get("scale_emb", "positive")
-    d.residual_scale = get("scale_depth", "positive") / math.sqrt(config.layers)
-    d.logit_scale = get("dim_model_base", "positive") / config.width
+    d.embed_scale = get("scale_emb", "positive", 1)
+    d.residual_scale = get("scale_depth", "positive", 1) / math.sqrt(config.layers)
+    d.logit_scale = get("dim_model_base", "positive", 1) / config.width
   end,
   -- what early files leave out are numbers of the 2B
   from_gguf     = function(get, config)

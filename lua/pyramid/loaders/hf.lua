@@ -108,30 +108,41 @@ local function rope_tables(c, what)
     return full, type(sliding) == "table" and sliding or nil, where
   end
   local base = json.field(c, "rope_local_base_freq", "number", what)
-  return p, base and { rope_theta = base } or nil, where
+  return p, base and { rope_theta = base } or nil, where, "rope_local_base_freq"
 end
 
---- How many dimensions of a head turn.
+--- How many dimensions of a head turn: a number of their own, a share of the head, or all.
 local function rope_dims(c, p, head_dim, what, where)
-  local part = json.field(p, "partial_rotary_factor", "number", where)
-    or json.field(c, "partial_rotary_factor", "number", what)
-    or json.field(c, "rotary_pct", "number", what, 1)
-  if not (part > 0 and part <= 1) then
-    fault.raise("format", "%s: partial_rotary_factor is %s, outside (0, 1]", where,
-      fault.quote(part))
+  local key, from, dims = "rotary_dim", what, json.field(c, "rotary_dim", "integer", what)
+  for _, place in ipairs(dims and {} or { { p, "partial_rotary_factor", where },
+    { c, "partial_rotary_factor", what }, { c, "rotary_pct", what } }) do
+    local part = json.field(place[1], place[2], "number", place[3])
+    if part then
+      key, from = place[2], place[3]
+      if not (part > 0 and part <= 1) then
+        fault.raise("format", "%s: %s is %s, outside (0, 1]", from, key, fault.quote(part))
+      end
+      dims = math.floor(head_dim * part)
+      break
+    end
   end
-  return json.field(c, "rotary_dim", "integer", what) or math.floor(head_dim * part)
+  if dims and (dims < 2 or dims > head_dim or dims % 2 ~= 0) then
+    fault.raise("format", "%s: %s: %d of a head's %d dimensions turn, where an even number of them "
+      .. "is wanted", from, key, dims, head_dim)
+  end
+  return dims or head_dim
 end
 
---- A table of the rotary part. `p`: its parameters; `base`: rope_theta where they do not say.
-local function read_rope(c, family, p, head_dim, context, what, where)
+--- A table of the rotary part. `p`: its parameters; `base`: what messages call rope_theta.
+local function read_rope(c, family, p, head_dim, context, what, where, base)
   local number = function(key, default) return json.field(p, key, "number", where, default) end
   local list = function(key) return json.field(p, key, "table", where) end
   local kind = json.field(p, "rope_type", "string", where)
     or json.field(p, "type", "string", where, "default")
   local r = {
     type = kind == "default" and "none" or kind == "su" and "longrope" or kind,
-    style = family.rope, dims = rope_dims(c, p, head_dim, what, where), names = rope_names,
+    style = family.rope, dims = rope_dims(c, p, head_dim, what, where),
+    names = setmetatable({ base = base }, { __index = rope_names }),
     base = number("rope_theta") or json.field(c, family.fields.rope_theta or "rope_theta", "number",
       what, family.defaults.rope_theta) or json.required(c, "rope_theta", "number", what),
     factor = number("factor"),
@@ -215,8 +226,9 @@ end
 
 --- A number above 0; the core takes 0 for "as it is".
 local function positive(c, key, what, default)
-  local value = json.field(c, key, "number", what, default)
-  if value ~= nil and not (value > 0 and value < 1e12) then
+  local value = json.field(c, key, "number", what)
+  if value == nil then return default end
+  if not (value > 0 and value < 1e12) then
     fault.raise("format", "%s: %s is %s, where a positive number is wanted", what, key,
       fault.quote(value))
   end
@@ -282,7 +294,7 @@ local function read_config(dir)
     config.rope, config.decoder.turns = rope.none(), {}
     for i = 1, layers do config.decoder.turns[i] = "none" end
   else
-    local first, second, where = rope_tables(c, what)
+    local first, second, where, base = rope_tables(c, what)
     local r = read_rope(c, family, first, head_dim, context, what, where)
     -- what scaling reaches: yarn says so, Vicuna names it
     local reach = r.type == "yarn" and r.original * (r.factor or 1)
@@ -291,7 +303,7 @@ local function read_config(dir)
     config.rope = r
     config.decoder.turns = turns_of(config, second)
     if config.decoder.turns then
-      config.rope_second = read_rope(c, family, second, head_dim, context, what, where)
+      config.rope_second = read_rope(c, family, second, head_dim, context, what, where, base)
     end
   end
   local read = {}

@@ -180,7 +180,7 @@ end
 function rope.finish(config, what)
   for _, key in ipairs { "rope", "rope_second" } do
     local r = config[key]
-    if r and r.dims > 0 then r.freq, r.gain = rope.compute(r, what) end
+    if r and not r.freq then r.freq, r.gain = rope.compute(r, what) end
   end
 end
 
