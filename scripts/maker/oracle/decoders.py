@@ -192,6 +192,8 @@ DECODERS = {
     "falcon": lambda: tiny("falcon", "num_key_value_heads", "intermediate_size", ffn_hidden_size=48),
     "falcon-groups": lambda: tiny("falcon", "num_key_value_heads", "intermediate_size", num_kv_heads=2,
                                   new_decoder_architecture=True, num_hidden_layers=2),
+    "falcon-one-norm": lambda: tiny("falcon", "num_key_value_heads", "intermediate_size", num_kv_heads=2,
+                                    new_decoder_architecture=True, num_ln_in_parallel_attn=1, num_hidden_layers=2),
     # Six heads: slopes that are no powers of one base.
     "falcon-alibi": lambda: tiny("falcon", "num_key_value_heads", "intermediate_size", hidden_size=24, alibi=True, bias=True,
                                  num_attention_heads=6, multi_query=False, parallel_attn=False),
@@ -355,7 +357,7 @@ def make_defaults():
 # Fixtures that are written as GGUF files, too (spec/loaders/gguf_names_spec.lua), and what those call their architectures.
 GGUF = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "phi3": "phi3", "gpt2": "gpt2", "gpt-neox": "gptneox", "gpt-neox-sequential": "gptneox",
         "starcoder2": "starcoder2", "stablelm": "stablelm", "stablelm-parallel": "stablelm", "phi": "phi2",
-        "cohere": "command-r", "cohere2": "cohere2", "falcon": "falcon", "falcon-groups": "falcon", "nemotron": "nemotron",
+        "cohere": "command-r", "cohere2": "cohere2", "falcon": "falcon", "falcon-groups": "falcon", "falcon-one-norm": "falcon", "nemotron": "nemotron",
         "gpt-bigcode": "starcoder", "mpt": "mpt", "ernie4-5": "ernie4_5",
         "smollm3": "smollm3", "granite": "granite", "olmo2": "olmo2", "olmo3": "olmo2", "glm": "chatglm", "glm4": "glm4",
         "arcee": "arcee", "seed-oss": "seed_oss", "exaone4": "exaone4", "minicpm": "minicpm", "internlm2": "internlm2"}
