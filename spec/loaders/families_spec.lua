@@ -21,6 +21,7 @@ local fixtures = {
   "decoders/nemotron", "decoders/gptj",
   "decoders/gpt-bigcode", "decoders/gpt-bigcode-heads", "decoders/mpt",
   "decoders/helium", "decoders/ernie4-5", "decoders/jais2", "decoders/vaultgemma",
+  "decoders/gpt-neo",
   "decoders/smollm3", "decoders/granite", "decoders/olmo2", "decoders/olmo3", "decoders/glm",
   "decoders/glm4", "decoders/arcee", "decoders/seed-oss", "decoders/exaone4",
   "decoders/ministral", "decoders/minicpm", "decoders/internlm2",

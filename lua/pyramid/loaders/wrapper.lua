@@ -135,7 +135,8 @@ end
 --- through.
 local harmless = { "rotary_emb%.inv_freq$", "rotary_emb%.cos_cached$", "rotary_emb%.sin_cached$",
   -- causal masks of GPT-2, GPT-J, GPT-NeoX and their kin
-  "^h%.%d+%.attn%.bias$", "^layers%.%d+%.attention%.bias$", "%.masked_bias$",
+  "^h%.%d+%.attn%.bias$", "^h%.%d+%.attn%.attention%.bias$",
+  "^layers%.%d+%.attention%.bias$", "%.masked_bias$",
   "^vision_", "^visual%.", "^audio_", "^image_newline$", "^multi_modal_projector%.",
   "^mm_projector%.", "^mtp[%._]" }
 

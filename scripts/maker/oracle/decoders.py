@@ -204,6 +204,9 @@ DECODERS = {
                                                          bos_token_id=1, eos_token_id=2),
     "gpt-bigcode-heads": lambda: transformers.GPTBigCodeConfig(
         vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=320, multi_query=False, bos_token_id=1, eos_token_id=2),
+    "gpt-neo": lambda: transformers.GPTNeoConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_layers=3, num_heads=4, max_position_embeddings=320,
+        attention_types=[[["global", "local"], 1], [["global"], 1]], window_size=24, bos_token_id=1, eos_token_id=2),
     "helium": lambda: tiny("helium", head_dim=8, attention_bias=True, mlp_bias=True),
     "ernie4-5": lambda: tiny("ernie4_5", head_dim=12, use_bias=True, tie_word_embeddings=True),
     "jais2": lambda: tiny("jais2"),
@@ -324,7 +327,7 @@ def make(name):
 # Model types whose defaults families state; what is no field of a configuration but stands in the class's code.
 CLASSES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox",
            "gpt_oss", "starcoder2", "stablelm", "phi", "cohere", "cohere2", "opt", "falcon", "nemotron", "gptj", "gpt_bigcode",
-           "mpt", "helium", "ernie4_5", "jais2", "vaultgemma",
+           "mpt", "helium", "ernie4_5", "jais2", "vaultgemma", "gpt_neo",
            "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe",
            "smollm3", "granite", "olmo2", "olmo3", "glm", "glm4", "arcee", "seed_oss", "exaone4", "ministral"]
 IN_CODE = dict(vaultgemma=dict(sliding_window_pattern=2), gemma2=dict(sliding_window_pattern=2), gpt_oss=dict(sliding_window_pattern=2), qwen2=dict(sliding_window=4096), qwen3=dict(sliding_window=4096),

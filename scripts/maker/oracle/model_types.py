@@ -25,7 +25,7 @@ IDS = [1, 2, 3, 4, 5, 6]
 LAYERS, MOST = 2, 5e7
 SMALL = dict.fromkeys(["hidden_size", "n_embd", "d_model"], 64)
 SMALL.update(dict.fromkeys(["num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers"], LAYERS))
-SMALL.update(dict.fromkeys(["num_attention_heads", "n_head", "n_heads", "encoder_attention_heads"], 4))
+SMALL.update(dict.fromkeys(["num_attention_heads", "num_heads", "n_head", "n_heads", "encoder_attention_heads"], 4))
 SMALL.update(dict.fromkeys(["intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "encoder_ffn_dim"], 96))
 SMALL.update(dict.fromkeys(["moe_intermediate_size", "shared_expert_intermediate_size"], 32))
 SMALL.update(dict.fromkeys(["num_experts", "num_local_experts", "n_routed_experts"], 4))
@@ -43,6 +43,9 @@ def shrink(config):
     for key in ("num_key_value_heads", "num_kv_heads"):
         if hasattr(config, key):
             setattr(config, key, 2)
+    if getattr(config, "attention_types", None):
+        config.attention_types = [[config.attention_types[0][0], 1]]  # GPT-Neo: a list and how often it comes
+        config.attention_layers = config.attention_types[0][0]
     for key in ("layer_types", "no_rope_layers"):
         if getattr(config, key, None):
             setattr(config, key, getattr(config, key)[:LAYERS])
