@@ -273,7 +273,7 @@ describe("Ctrl-C", function()
   end
 
   it("lets files be closed and what is to be closed close", function()
-    local status, err, _, out = interrupted(0.5, "-e", [[
+    local status, err, _, out = interrupted(1.5, "-e", [[
       io.stdout:setvbuf "full"
       io.write "begun "
       local x <close> = setmetatable({}, { __close = function() io.write "closed" end })
