@@ -14,7 +14,7 @@ local packages = { gguf = "gguf", jinja2 = "jinja2", kvpress = "kvpress", numpy 
   torch = "torch", transformers = "transformers" }
 local own = { ast = true, datetime = true, glob = true, importlib = true, json = true, math = true,
   os = true, pathlib = true, random = true, re = true, shutil = true, sys = true, tempfile = true,
-  unicodedata = true, zlib = true }
+  unicodedata = true, subprocess = true, zlib = true }
 
 local scripts = {}
 for name in lfs.dir(folder) do
