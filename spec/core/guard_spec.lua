@@ -234,12 +234,14 @@ describe("core.limited", function()
 end)
 
 describe("Ctrl-C", function()
-  -- Status and error text of the program, interrupted after some seconds; how long that took.
+  -- Status and error text of the program, interrupted after some seconds; how long that took. In
+  -- the foreground: else timeout signals its group as well, and a second Ctrl-C ends the program at
+  -- once, as it should.
   local function interrupted(after, ...)
     local words = {}
     for i, word in ipairs { ... } do words[i] = shell.quote(word) end
     local began = core.clock()
-    local out, err, status = shell.run(("timeout --preserve-status -s INT -k 20 %g %s %s"):format(
+    local out, err, status = shell.run(("timeout --foreground --preserve-status -s INT -k 20 %g %s %s"):format(
       after, shell.quote(shell.program), table.concat(words, " ")))
     return status, err, core.clock() - began - after, out
   end

@@ -69,7 +69,9 @@ describe("lag", function()
     end, function(result, fail)
       local what = ("%s, d %d, rows %d of %d from %d, lag %d"):format(layout.dtype,
         layout.head_dim, to - from, lane.rows, from, lag)
-      reference.near(result[1], ref, 1e-5, fail, what)
+      -- two rows alone may all but agree in a channel: spreads are some hundreds then, and f32 has
+      -- their exponentials to 1e-5
+      reference.near(result[1], ref, lag == 2 and 5e-5 or 1e-5, fail, what)
       local ranks, raw = ops.numbers(result[2]), ops.numbers(result[1])
       for i = 1, #raw do
         local start, below = (i - 1) // lag * lag, 0
