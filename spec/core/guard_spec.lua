@@ -241,8 +241,9 @@ describe("Ctrl-C", function()
     local words = {}
     for i, word in ipairs { ... } do words[i] = shell.quote(word) end
     local began = core.clock()
-    local out, err, status = shell.run(("timeout --foreground --preserve-status -s INT -k 20 %g %s %s"):format(
-      after, shell.quote(shell.program), table.concat(words, " ")))
+    local line = "timeout --foreground --preserve-status -s INT -k 20 %g %s %s"
+    local out, err, status = shell.run(line:format(after, shell.quote(shell.program),
+      table.concat(words, " ")))
     return status, err, core.clock() - began - after, out
   end
 

@@ -162,10 +162,14 @@ describe("activate", function()
           end
           reference.each(function(rt)
             return ops.activate(rt, gate_bytes, up_bytes, name, limit)
-          end, function(result, fail) reference.near(result, gated, 1e-6, fail, name, size * size / 1000) end)
+          end, function(result, fail)
+            reference.near(result, gated, 1e-6, fail, name, size * size / 1000)
+          end)
           if name ~= "swiglu_clamped" then
             reference.each(function(rt) return ops.activate(rt, gate_bytes, nil, name) end,
-              function(result, fail) reference.near(result, plain, 1e-6, fail, name, size / 1000) end)
+              function(result, fail)
+                reference.near(result, plain, 1e-6, fail, name, size / 1000)
+              end)
           end
         end
       end
