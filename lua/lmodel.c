@@ -197,20 +197,25 @@ static const float *read_numbers(lua_State *L, int arg, const char *key, int32_t
   return values;
 }
 
-/* Reads window (integers, one a layer, 0 for none), or returns NULL if there is none. */
-static const int32_t *read_window(lua_State *L, int arg, int32_t layers) {
-  if (lua_getfield(L, arg, "window") == LUA_TNIL) return NULL;
+/* Memory for one value of `size` bytes a layer, which the stack keeps alive, above the sequence
+ * `key` that they are read from; raises where that has not one a layer. NULL if there is none. */
+static void *begin_layers(lua_State *L, int arg, const char *key, int32_t layers, size_t size) {
+  if (lua_getfield(L, arg, key) == LUA_TNIL) return NULL;
   luaL_checktype(L, -1, LUA_TTABLE);
   lua_Unsigned count = lua_rawlen(L, -1);
   if (layers < 1 || count != (lua_Unsigned)layers)
-    luaL_error(L, "field 'window' has %I values, not one a layer", (LUAI_UACINT)count);
-  int32_t *window = lua_newuserdatauv(L, count * sizeof *window, 0);
-  for (lua_Unsigned i = 0; i < count; i++) {
+    luaL_error(L, "field '%s' has %I values, not one a layer", key, (LUAI_UACINT)count);
+  return lua_newuserdatauv(L, count * size, 0);
+}
+
+/* Reads window (integers, one a layer, 0 for none), or returns NULL if there is none. */
+static const int32_t *read_window(lua_State *L, int arg, int32_t layers) {
+  int32_t *window = begin_layers(L, arg, "window", layers, sizeof *window);
+  for (int32_t i = 0; window && i < layers; i++) {
     int exact;
-    lua_rawgeti(L, -2, (lua_Integer)i + 1);
+    lua_rawgeti(L, -2, i + 1);
     lua_Integer value = lua_tointegerx(L, -1, &exact);
-    if (!exact)
-      luaL_error(L, "field 'window' has a %s at %I", luaL_typename(L, -1), (LUAI_UACINT)i + 1);
+    if (!exact) luaL_error(L, "field 'window' has a %s at %d", luaL_typename(L, -1), (int)i + 1);
     /* wider than any context: none */
     window[i] = value > INT32_MAX ? 0 : value < 0 ? -1 : (int32_t)value;
     lua_pop(L, 1);
@@ -221,14 +226,9 @@ static const int32_t *read_window(lua_State *L, int arg, int32_t layers) {
 /* One of `names` in the sequence `turns` for each layer; NULL if there is none. */
 static const uint8_t *read_turns(lua_State *L, int arg, int32_t layers) {
   static const char *const names[] = { "first", "second", "none", NULL };
-  if (lua_getfield(L, arg, "turns") == LUA_TNIL) return NULL;
-  luaL_checktype(L, -1, LUA_TTABLE);
-  lua_Unsigned count = lua_rawlen(L, -1);
-  if (layers < 1 || count != (lua_Unsigned)layers)
-    luaL_error(L, "field 'turns' has %I values, not one a layer", (LUAI_UACINT)count);
-  uint8_t *turns = lua_newuserdatauv(L, count * sizeof *turns, 0);
-  for (lua_Unsigned i = 0; i < count; i++) {
-    lua_rawgeti(L, -2, (lua_Integer)i + 1);
+  uint8_t *turns = begin_layers(L, arg, "turns", layers, sizeof *turns);
+  for (int32_t i = 0; turns && i < layers; i++) {
+    lua_rawgeti(L, -2, i + 1);
     turns[i] = (uint8_t)luaL_checkoption(L, -1, NULL, names);
     lua_pop(L, 1);
   }
@@ -237,14 +237,9 @@ static const uint8_t *read_turns(lua_State *L, int arg, int32_t layers) {
 
 /* A flag for each layer in the sequence `dense`; NULL if there is none. */
 static const uint8_t *read_dense(lua_State *L, int arg, int32_t layers) {
-  if (lua_getfield(L, arg, "dense") == LUA_TNIL) return NULL;
-  luaL_checktype(L, -1, LUA_TTABLE);
-  lua_Unsigned count = lua_rawlen(L, -1);
-  if (layers < 1 || count != (lua_Unsigned)layers)
-    luaL_error(L, "field 'dense' has %I values, not one a layer", (LUAI_UACINT)count);
-  uint8_t *dense = lua_newuserdatauv(L, count * sizeof *dense, 0);
-  for (lua_Unsigned i = 0; i < count; i++) {
-    lua_rawgeti(L, -2, (lua_Integer)i + 1);
+  uint8_t *dense = begin_layers(L, arg, "dense", layers, sizeof *dense);
+  for (int32_t i = 0; dense && i < layers; i++) {
+    lua_rawgeti(L, -2, i + 1);
     dense[i] = (uint8_t)lua_toboolean(L, -1);
     lua_pop(L, 1);
   }

@@ -1,12 +1,10 @@
 -- Command R7B and Command A: as Command R, with a window in three layers of four; the others see
 -- all, and turn nothing.
+local rope = require "pyramid.loaders.rope"
+
 local function turn_windows(get, config)
   config.decoder.logit_scale = get("logit_scale", "positive", 1)
-  local turns = {}
-  for i = 1, config.layers do
-    turns[i] = config.window and config.window[i] > 0 and "first" or "none"
-  end
-  config.decoder.turns = turns
+  rope.turn(config, "first", "none")
 end
 
 return require("pyramid.families").family {

@@ -1,10 +1,9 @@
 -- EXAONE 4: norms behind both halves of a layer; every head of q and k is normed. In the 32B three
 -- layers of four slide, and only those turn.
+local rope = require "pyramid.loaders.rope"
+
 local function turn_windowed(_, config)
-  if not config.window then return end
-  local turns = {}
-  for i, width in ipairs(config.window) do turns[i] = width > 0 and "first" or "none" end
-  config.decoder.turns = turns
+  if config.window then rope.turn(config, "first", "none") end
 end
 
 return require("pyramid.families").family {

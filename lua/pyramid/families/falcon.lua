@@ -5,6 +5,7 @@
 --     11B         groups of heads, one norm
 --     RW          as many keys as queries, one after the other, biases, ALiBi
 local alibi = require "pyramid.loaders.alibi"
+local rope = require "pyramid.loaders.rope"
 
 local layer = "transformer.h.%d."
 
@@ -64,7 +65,7 @@ return require("pyramid.families").family {
     if not get("alibi", "boolean", false) then return end
     -- added before scores are scaled, unlike in other models
     config.decoder.slopes = alibi.slopes(config.heads, config.head_dim ^ -0.5)
-    config.decoder.turns = alibi.turn_nothing(config.layers)
+    rope.turn(config, "none", "none")
   end,
   -- of a 40B, converters call the norm of the MLP attn_norm, and the attention's attn_norm_2
   from_gguf     = function(_, config, has)

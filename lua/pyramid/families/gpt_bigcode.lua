@@ -1,33 +1,17 @@
 -- StarCoder and SantaCoder: GPT-2 with one head of keys and values for all queries, and matrices
 -- that lie as [out, in].
-local biases = { "attn_norm_bias", "ffn_norm_bias", "out_norm_bias", "q_bias", "k_bias", "v_bias",
-  "o_bias", "up_bias", "down_bias" }
+local gpt2 = require "pyramid.families.gpt2"
 
 return require("pyramid.families").family {
   name          = "gpt_bigcode",
   gguf          = "starcoder",
   architectures = { "GPTBigCodeForCausalLM" },
-  weights       = biases,
+  weights       = gpt2.weights,
   decoder       = { norm = "layer", plain_mlp = true, positions = true },
   rope          = "none",
   gguf_rope     = "none",
-  fields        = {
-    num_hidden_layers = "n_layer", num_attention_heads = "n_head", hidden_size = "n_embd",
-    intermediate_size = "n_inner", max_position_embeddings = "n_positions",
-    rms_norm_eps = "layer_norm_epsilon",
-  },
-  names         = { hf = {
-    embed = "transformer.wte.weight", positions = "transformer.wpe.weight",
-    out_norm = "transformer.ln_f.weight", out_norm_bias = "transformer.ln_f.bias",
-    attn_norm = "transformer.h.%d.ln_1.weight", attn_norm_bias = "transformer.h.%d.ln_1.bias",
-    ffn_norm = "transformer.h.%d.ln_2.weight", ffn_norm_bias = "transformer.h.%d.ln_2.bias",
-    q = "transformer.h.%d.attn.q.weight", k = "transformer.h.%d.attn.k.weight",
-    v = "transformer.h.%d.attn.v.weight", q_bias = "transformer.h.%d.attn.q.bias",
-    k_bias = "transformer.h.%d.attn.k.bias", v_bias = "transformer.h.%d.attn.v.bias",
-    o = "transformer.h.%d.attn.c_proj.weight", o_bias = "transformer.h.%d.attn.c_proj.bias",
-    up = "transformer.h.%d.mlp.c_fc.weight", up_bias = "transformer.h.%d.mlp.c_fc.bias",
-    down = "transformer.h.%d.mlp.c_proj.weight", down_bias = "transformer.h.%d.mlp.c_proj.bias",
-  } },
+  fields        = gpt2.fields,
+  names         = gpt2.names,
   fused         = { hf = { qkv = { name = "transformer.h.%d.attn.c_attn", groups = true } } },
   defaults      = {
     layer_norm_epsilon = 1e-5, n_positions = 1024, activation_function = "gelu_pytorch_tanh",
@@ -36,5 +20,5 @@ return require("pyramid.families").family {
   from_hf       = function(get, config)
     config.kv_heads = get("multi_query", "boolean", true) and 1 or config.heads
   end,
-  from_gguf     = function(_, config) config.decoder.activation = "gelu_tanh" end,
+  from_gguf     = gpt2.from_gguf,
 }

@@ -7,11 +7,7 @@ return require("pyramid.families").family {
   weights       = { "attn_norm_bias", "out_norm_bias", "output_bias", "up_bias", "down_bias" },
   decoder       = { norm = "layer", plain_mlp = true, residual = "shared" },
   rope          = "interleaved",
-  fields        = {
-    num_hidden_layers = "n_layer", num_attention_heads = "n_head", hidden_size = "n_embd",
-    intermediate_size = "n_inner", max_position_embeddings = "n_positions",
-    rms_norm_eps = "layer_norm_epsilon",
-  },
+  fields        = require("pyramid.families.gpt2").fields,
   names         = { hf = {
     embed = "transformer.wte.weight", out_norm = "transformer.ln_f.weight",
     out_norm_bias = "transformer.ln_f.bias",

@@ -1,5 +1,7 @@
 -- Granite 3 and 4 without experts: a Llama with four scalars, of embeddings, of scores, of what
 -- half a layer adds, and of logits, which are divided by theirs.
+local rope = require "pyramid.loaders.rope"
+
 return require("pyramid.families").family {
   name          = "granite",
   architectures = { "GraniteForCausalLM" },
@@ -23,9 +25,6 @@ return require("pyramid.families").family {
     d.score_scale = get("attention.scale", "positive")
     d.logit_scale = 1 / get("logit_scale", "positive", 1)
     -- how hybrids of which all layers are attention say that none turns
-    if not get("rope.scaling.finetuned", "boolean", true) then
-      d.turns = {}
-      for i = 1, config.layers do d.turns[i] = "none" end
-    end
+    if not get("rope.scaling.finetuned", "boolean", true) then rope.turn(config, "none", "none") end
   end,
 }

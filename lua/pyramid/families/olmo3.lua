@@ -1,13 +1,9 @@
 -- OLMo 3: as OLMo 2, of which three layers of four slide; those turn without the scaling that the
 -- others have. GGUF files call it "olmo2", and have a window.
+local rope = require "pyramid.loaders.rope"
+
 local function turn_plainly(config, base)
-  local window = config.window
-  if not window or config.rope_second then return end
-  local turns = {}
-  for i, width in ipairs(window) do turns[i] = width > 0 and "second" or "first" end
-  config.decoder.turns = turns
-  config.rope_second = { type = "none", style = config.rope.style, dims = config.rope.dims,
-    base = base, names = config.rope.names }
+  if config.window and not config.rope_second then rope.turn_windows_apart(config, base) end
 end
 
 return require("pyramid.families").family {

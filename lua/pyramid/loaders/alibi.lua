@@ -27,13 +27,4 @@ function alibi.slopes(heads, scale, greatest)
   return out
 end
 
---- What decoder.turns says where no layer's q and k turn.
----@param layers integer
----@return string[]
-function alibi.turn_nothing(layers)
-  local out = {}
-  for i = 1, layers do out[i] = "none" end
-  return out
-end
-
 return alibi

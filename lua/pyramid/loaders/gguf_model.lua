@@ -275,8 +275,7 @@ function gguf_model.open(path)
   }
   for key, value in pairs(family.decoder) do config.decoder[key] = value end
   if family.gguf_rope == "none" then
-    config.rope, config.decoder.turns = rope.none(), {}
-    for i = 1, layers do config.decoder.turns[i] = "none" end
+    rope.none(config)
   else
     config.rope = read_rope(keys, family, head_dim, context, tensors)
   end

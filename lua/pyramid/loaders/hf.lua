@@ -197,14 +197,6 @@ local function read_window(c, family, layers, what)
   return window
 end
 
---- Which table turns each layer; nil where the first turns all.
-local function turns_of(config, second)
-  if not second or not config.window then return nil end
-  local turns = {}
-  for i, width in ipairs(config.window) do turns[i] = width > 0 and "second" or "first" end
-  return turns
-end
-
 --- Token ids that end a text: all that generation_config.json and config.json name, each once;
 --- `c` is the latter, `text` its part about text, or all of it.
 local function read_eos(c, text, dir, what)
@@ -291,8 +283,7 @@ local function read_config(dir)
   for key, value in pairs(family.decoder) do config.decoder[key] = value end
   config.decoder.activation = read_activation(c, family, what)
   if family.rope == "none" then
-    config.rope, config.decoder.turns = rope.none(), {}
-    for i = 1, layers do config.decoder.turns[i] = "none" end
+    rope.none(config)
   else
     local first, second, where, base = rope_tables(c, what)
     local r = read_rope(c, family, first, head_dim, context, what, where)
@@ -301,8 +292,8 @@ local function read_config(dir)
       or json.field(c, "max_sequence_length", "integer", what, 0)
     config.context = math.max(context, math.floor(math.min(reach, 1 << 30)))
     config.rope = r
-    config.decoder.turns = turns_of(config, second)
-    if config.decoder.turns then
+    if second and config.window then
+      rope.turn(config, "second", "first")
       config.rope_second = read_rope(c, family, second, head_dim, context, what, where, base)
     end
   end

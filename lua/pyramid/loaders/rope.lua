@@ -184,10 +184,33 @@ function rope.finish(config, what)
   end
 end
 
+--- Says which table turns each layer: "first", "second" or "none", of those with a window and of
+--- the others.
+---@param config pyramid.Config
+---@param windowed string
+---@param full string
+function rope.turn(config, windowed, full)
+  local turns = {}
+  for i = 1, config.layers do
+    turns[i] = config.window and config.window[i] > 0 and windowed or full
+  end
+  config.decoder.turns = turns
+end
+
+--- Layers with a window turn by a table of their own, which nothing scales.
+---@param config pyramid.Config  with `rope` read
+---@param base number
+function rope.turn_windows_apart(config, base)
+  rope.turn(config, "second", "first")
+  config.rope_second = { type = "none", style = config.rope.style, dims = config.rope.dims,
+    base = base, names = config.rope.names }
+end
+
 --- The rotary part of models that have none.
----@return pyramid.Rope
-function rope.none()
-  return { type = "none", style = "half", dims = 0, base = 1, freq = {}, gain = 1 }
+---@param config pyramid.Config
+function rope.none(config)
+  config.rope = { type = "none", style = "half", dims = 0, base = 1, freq = {}, gain = 1 }
+  rope.turn(config, "none", "none")
 end
 
 return rope
