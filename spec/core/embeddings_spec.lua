@@ -5,25 +5,12 @@ local helper = require "spec.helper"
 local plain = require "spec.support.plain_llama"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
-local random_model = require "pyramid.tools.random_model"
-local shell = require "spec.support.shell"
+local random_models = require "spec.support.random_models"
 local vector = require "pyramid.vector"
 
 local SHAPE = { layers = 2, width = 32, heads = 4, kv_heads = 2, ff = 64, vocab = 272,
   context = 256 }
-local other_device = helper.device == "cpu" and "emulated" or helper.device
-local folder, models
-
-setup(function()
-  folder = shell.folder()
-  assert(random_model.write(folder .. "/model", { shape = SHAPE, dtype = "f32", seed = 5 }))
-  models = { cpu = assert(pyramid.model(folder .. "/model", { device = "cpu", threads = 2 })),
-    device = assert(pyramid.model(folder .. "/model", { device = other_device })) }
-end)
-teardown(function()
-  for _, model in pairs(models) do model:close() end
-  shell.remove(folder)
-end)
+local models, folder = random_models(SHAPE)
 
 local function prompt(n, seed) return helper.ids(n, SHAPE.vocab, seed) end
 
@@ -83,7 +70,7 @@ describe("the rows of ids are read as the ids:", function()
   end
 
   it("in chunks, of quantised tables, and where logits of all are wanted", function()
-    local q8 <close> = assert(pyramid.model(folder .. "/model", { device = "cpu", threads = 2,
+    local q8 <close> = assert(pyramid.model(folder() .. "/model", { device = "cpu", threads = 2,
       weights = "q8_0", context = 1024 }))
     local ids = prompt(600, 9)
     local rows = assert(q8:embed(ids))
@@ -119,7 +106,7 @@ end)
 
 describe("rows that no id has", function()
   it("are what a plain transformer makes of them", function()
-    local llama, rows = plain.open(folder .. "/model"), random_rows(5, 7)
+    local llama, rows = plain.open(folder() .. "/model"), random_rows(5, 7)
     for kind, model in pairs(models) do
       local cache <close> = assert(model:cache { dtype = "f32" })
       local lanes, wanted = llama:lanes(), nil
@@ -186,7 +173,7 @@ describe("what is no row", function()
     assert.equal("argument", select(3, model:embed { SHAPE.vocab }))
     assert.has_error(function() model:embed "x" end)
     assert.error_matches(function()
-      local closed = assert(pyramid.model(folder .. "/model"))
+      local closed = assert(pyramid.model(folder() .. "/model"))
       closed:close()
       closed:embed { 1 }
     end, "the model is closed", 1, true)

@@ -6,24 +6,12 @@ local helper = require "spec.helper"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
 local random_model = require "pyramid.tools.random_model"
+local random_models = require "spec.support.random_models"
 local score = require "pyramid.score"
-local shell = require "spec.support.shell"
 
 local SHAPE = { layers = 3, width = 32, heads = 4, kv_heads = 2, ff = 48, vocab = 272,
   context = 512 }
-local other_device = helper.device == "cpu" and "emulated" or helper.device
-local folder, models
-
-setup(function()
-  folder = shell.folder()
-  assert(random_model.write(folder .. "/model", { shape = SHAPE, dtype = "f32", seed = 5 }))
-  models = { cpu = assert(pyramid.model(folder .. "/model", { device = "cpu", threads = 2 })),
-    device = assert(pyramid.model(folder .. "/model", { device = other_device })) }
-end)
-teardown(function()
-  for _, model in pairs(models) do model:close() end
-  shell.remove(folder)
-end)
+local models, folder = random_models(SHAPE)
 
 local function prompt(n, seed) return helper.ids(n, SHAPE.vocab, seed) end
 
@@ -147,7 +135,7 @@ describe("cache:evict", function()
 
   it("turns keys as exactly in hundreds of cuts as in one, bit for bit, in rows of any dtype",
     function()
-    local path = folder .. "/wide"
+    local path = folder() .. "/wide"
     assert(random_model.write(path, { dtype = "f32", seed = 4,
       shape = { layers = 2, width = 64, heads = 2, kv_heads = 1, ff = 48, vocab = 272,
         context = 512 } }))
@@ -156,7 +144,7 @@ describe("cache:evict", function()
         return { keep = keep, guard = { first = 4, last = keep - 4 }, rotate = "compact" }
       end }
     end
-    for _, device in ipairs { "cpu", other_device } do
+    for _, device in ipairs { "cpu", helper.device == "cpu" and "emulated" or helper.device } do
       local model <close> = assert(pyramid.model(path, { device = device }))
       local cuts = device == "cpu" and 300 or 40
       for _, dtype in ipairs { "f32", "f16", "bf16", "q8_0", "fp8_e4m3" } do

@@ -3,26 +3,13 @@
 local helper = require "spec.helper"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
-local random_model = require "pyramid.tools.random_model"
+local random_models = require "spec.support.random_models"
 local score = require "pyramid.score"
-local shell = require "spec.support.shell"
 
 local SHAPE = { layers = 3, width = 32, heads = 4, kv_heads = 2, ff = 48, vocab = 272,
   context = 4096 }
 local PAGE = 32
-local other_device = helper.device == "cpu" and "emulated" or helper.device
-local folder, models
-
-setup(function()
-  folder = shell.folder()
-  assert(random_model.write(folder .. "/model", { shape = SHAPE, dtype = "f32", seed = 5 }))
-  models = { cpu = assert(pyramid.model(folder .. "/model", { device = "cpu", threads = 2 })),
-    device = assert(pyramid.model(folder .. "/model", { device = other_device })) }
-end)
-teardown(function()
-  for _, model in pairs(models) do model:close() end
-  shell.remove(folder)
-end)
+local models = random_models(SHAPE)
 
 local function prompt(n, seed) return helper.ids(n, SHAPE.vocab, seed) end
 
