@@ -309,6 +309,10 @@ typedef struct pyr_model_config {
   float score_scale;        /* multiplies q.k; 0: 1/sqrt(head_dim) */
   float score_cap, logit_cap;  /* x becomes cap * tanh(x / cap), of scaled q.k and of scaled logits;
                                   0: as it is */
+  float temper;             /* multiplies queries: by 1 + temper log(1 + floor(p / temper_length)),
+                               where p is the position that they are rotated to (Ministral 3); 0:
+                               they stay */
+  int32_t temper_length;    /* positions; 0 without temper */
   const float *slopes;      /* [heads] ALiBi (arXiv 2108.12409): -d * slopes[h] is added to the
                                score of head h and a row d positions back; NULL: none; copied */
 

@@ -111,7 +111,7 @@ static pyr_status cuda_rope(pyr_backend *be, float *x, const int32_t *pos, const
   return cuda_launched(be, "rope");
 }
 
-/* ---- activate, scale, add, gate_rows --------------------------------------------------------- */
+/* ---- activate, scale, add, gate_rows, temper ------------------------------------------------- */
 
 /* x Phi(x), by erfc on the side where Phi is small (as core/cpu/isa/kernels.inc). */
 static __device__ float gelu(float x) {
@@ -189,6 +189,24 @@ static pyr_status cuda_gate_rows(pyr_backend *be, float *x, const float *logits,
   if (n * d <= 0) return PYR_OK;
   PYR_LAUNCH(gate_kernel, blocks_of(n * d), THREADS, 0, cuda_of(be), x, logits, n * d, d);
   return cuda_launched(be, "gate_rows");
+}
+
+/* A thread for a value of x [n, d]; no shared memory. Those of a position in the first `length`
+ * stay as they are. */
+static __global__ void temper_kernel(float *x, const int32_t *pos, int64_t count, int64_t d,
+                                     float beta, int32_t length) {
+  int64_t i = thread_of_grid();
+  if (i >= count) return;
+  int32_t whole = pos[i / d] / length;
+  if (whole > 0) x[i] *= 1.0f + beta * logf(1.0f + static_cast<float>(whole));
+}
+
+static pyr_status cuda_temper(pyr_backend *be, float *x, const int32_t *pos, int64_t n, int64_t d,
+                              float beta, int32_t length) {
+  if (n * d <= 0) return PYR_OK;
+  PYR_LAUNCH(temper_kernel, blocks_of(n * d), THREADS, 0, cuda_of(be), x, pos, n * d, d, beta,
+             length);
+  return cuda_launched(be, "temper");
 }
 
 /* ---- take ------------------------------------------------------------------------------------ */
@@ -339,6 +357,7 @@ void cuda_elementwise_fill(pyr_backend *be) {
   be->scale = cuda_scale;
   be->add = cuda_add;
   be->gate_rows = cuda_gate_rows;
+  be->temper = cuda_temper;
   be->take_rows = cuda_take_rows;
   be->take_i32 = cuda_take_i32;
   be->finite = cuda_finite;

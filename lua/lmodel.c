@@ -307,6 +307,8 @@ static void read_switches(lua_State *L, pyr_model_config *c) {
   c->residual_scale = optional_number(L, "residual_scale");
   c->logit_scale = optional_number(L, "logit_scale");
   c->score_scale = optional_number(L, "score_scale");
+  c->temper = optional_number(L, "temper");
+  c->temper_length = optional_int(L, "temper_length");
   c->score_cap = optional_number(L, "score_cap");
   c->logit_cap = optional_number(L, "logit_cap");
   c->rope_second_gain = optional_number(L, "rope_second_gain");

@@ -71,6 +71,9 @@ struct pyr_backend {
   /* x[i] [d] *= 1 / (1 + e^-logits[i]), in place */
   pyr_status (*gate_rows)(pyr_backend *be, float *x, const float *logits /* [n] */, int64_t n,
                           int64_t d);
+  /* x[i] [d] *= 1 + beta log(1 + floor(pos[i] / length)), in place; length > 0 */
+  pyr_status (*temper)(pyr_backend *be, float *x, const int32_t *pos /* [n], >= 0 */, int64_t n,
+                       int64_t d, float beta, int32_t length);
   /* mixtures of experts: who takes which, and their products; each expert's weights are read once
    * for all the tokens that take it, those of others not at all */
   pyr_status (*route)(pyr_backend *be, const pyr_route *route);
@@ -188,8 +191,8 @@ struct pyr_backend {
 
   /* Between these two, the operations of a decode step may be noted instead of done: step_end does
    * them all, or none if not `run`. Only embed, norm, linear, rope, activate, scale, add,
-   * gate_rows, route, experts, store and attention are called in between, within `work`, which is
-   * reserved, on lanes that have a `table`. NULL: operations are done as they come. */
+   * gate_rows, temper, route, experts, store and attention are called in between, within `work`,
+   * which is reserved, on lanes that have a `table`. NULL: operations are done as they come. */
   pyr_status (*step_begin)(pyr_backend *be, const void *model, const pyr_work *work, int layers);
   pyr_status (*step_end)(pyr_backend *be, bool run);
 

@@ -22,7 +22,7 @@
 /* The operations that are counted: everything but alloc, release and reserve. */
 #define OPERATIONS(X) \
   X(copy) X(upload) X(download) X(embed) X(norm) X(linear) X(rope) X(activate) X(scale) \
-  X(add) X(gate_rows) X(route) X(experts) X(take_rows) X(take_i32) X(store) \
+  X(add) X(gate_rows) X(temper) X(route) X(experts) X(take_rows) X(take_i32) X(store) \
   X(attention) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) X(row_norms) X(arith) X( \
       pool) X(normalize) X(select) \
   X(choose) X(finite) X(iota) X(fill) X(softmax) X(chunk) X(mark) X(read_rows) X( \
@@ -138,6 +138,9 @@ WRAPPER(add, (pyr_backend *be, float *x, const float *y, int64_t n, float factor
         (be, x, y, n, factor), 2.0 * (double)n, 12.0 * (double)n)
 WRAPPER(gate_rows, (pyr_backend *be, float *x, const float *logits, int64_t n, int64_t d),
         (be, x, logits, n, d), (double)(n * d), 8.0 * (double)(n * d))
+WRAPPER(temper, (pyr_backend *be, float *x, const int32_t *pos, int64_t n, int64_t d, float beta,
+                 int32_t length), (be, x, pos, n, d, beta, length), (double)(n * d),
+        8.0 * (double)(n * d))
 WRAPPER(route, (pyr_backend *be, const pyr_route *r), (be, r), 4.0 * (double)r->n * r->experts,
         (double)r->n * (4.0 * r->experts + 8.0 * r->used))
 

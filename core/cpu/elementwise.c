@@ -173,6 +173,33 @@ static pyr_status cpu_gate_rows(pyr_backend *be, float *x, const float *logits, 
   return PYR_OK;
 }
 
+typedef struct temper_call {
+  float *x;
+  const int32_t *pos;
+  int64_t d;
+  float beta;
+  int32_t length;
+} temper_call;
+
+/* Whole lengths before a position are counted in integers: with beta 0.1 and length 16,384 rows at
+ * positions 0 to 16,383 stay, the next as many become 1.069 of what they are, then 1.110. */
+static void temper_span(const void *ctx, int64_t begin, int64_t end) {
+  const temper_call *c = ctx;
+  for (int64_t i = begin; i < end; i++) {
+    int32_t whole = c->pos[i] / c->length;
+    if (whole == 0) continue;
+    float factor = 1.0f + c->beta * logf(1.0f + (float)whole);
+    for (int64_t j = 0; j < c->d; j++) c->x[i * c->d + j] *= factor;
+  }
+}
+
+static pyr_status cpu_temper(pyr_backend *be, float *x, const int32_t *pos, int64_t n, int64_t d,
+                             float beta, int32_t length) {
+  temper_call c = { x, pos, d, beta, length };
+  pyr_cpu_spans(be, temper_span, &c, n, d);
+  return PYR_OK;
+}
+
 /* Ascending indices only move things towards the front, so one pass in order is safe in place.
  * idx 0 2 3: row 0 stays, 2 moves to 1, 3 to 2. */
 static pyr_status cpu_take_rows(pyr_backend *be, float *x, const int32_t *idx, int64_t k,
@@ -313,6 +340,7 @@ void pyr_cpu_elementwise_fill(pyr_backend *be) {
   be->scale = cpu_scale;
   be->add = cpu_add;
   be->gate_rows = cpu_gate_rows;
+  be->temper = cpu_temper;
   be->take_rows = cpu_take_rows;
   be->take_i32 = cpu_take_i32;
   be->reduce_rows = cpu_reduce_rows;

@@ -105,6 +105,7 @@ pyr_status pyr_config_check(pyr_runtime *rt, const pyr_model_config *c) {
     { "expert_ff", c->expert_ff, 0, 1 << 20 }, { "shared_ff", c->shared_ff, 0, 1 << 20 },
     { "router", c->router, 0, PYR_ROUTERS - 1 },
     { "router_renormalise", c->router_renormalise, 0, 1 },
+    { "temper_length", c->temper_length, c->temper != 0, 1 << 30 },
     { "groups", c->groups, 0, PYR_GROUPS_MAX }, { "groups_used", c->groups_used, 0, c->groups },
   };
   const struct { const char *name; float value, low, high; } numbers[] = {
@@ -114,6 +115,7 @@ pyr_status pyr_config_check(pyr_runtime *rt, const pyr_model_config *c) {
     { "residual_scale", c->residual_scale, -1e6f, 1e6f },
     { "logit_scale", c->logit_scale, -1e6f, 1e6f },
     { "score_scale", c->score_scale, 0, 1e6f }, { "router_scale", c->router_scale, -1e6f, 1e6f },
+    { "temper", c->temper, 0, 1e3f },
     { "score_cap", c->score_cap, 0, 1e9f },  { "logit_cap", c->logit_cap, 0, 1e9f },
   };
   for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)

@@ -3,6 +3,7 @@
  * One layer; what stands in brackets a model has or not, as its configuration says
  * (pyr_model_config in pyramid.h). Without any of it, it is Llama's:
  *     h = [norm(x)];  q, k, v = h W [+ b];  [q, k = norm(q), norm(k)];  q, k = [rope](q, k)
+ *     [q *= 1 + temper log(1 + floor(position / temper_length))]
  *     store k, v;  x += [scale *] [norm](attention(q, rows, [cap, slopes, sinks]) W_o [+ b])
  *     h = [norm(x)];  x += [scale *] [norm](mlp(h))
  *     mlp(h) = (act(h W_gate) [*] [h W_up]) W_down [+ b]
@@ -116,8 +117,12 @@ pyr_status pyr_layer_project(pyr_forward *f, int layer, const float *x, const in
   pyr_turn turn = pyr_model_turn(f->model, layer);
   const float *in;
   PYR_TRY(layer_norm(f, x, l->attn_norm, l->attn_norm_bias, n, &in));
-  if (queries)
+  if (queries) {
     PYR_TRY(layer_rotated(f, f->q, in, &l->q, l->q_bias, l->q_norm, c->heads, &turn, rot, n));
+    if (c->temper > 0)
+      PYR_TRY(f->be->temper(f->be, f->q, rot, n, (int64_t)c->heads * c->head_dim, c->temper,
+                            c->temper_length));
+  }
   PYR_TRY(layer_rotated(f, f->k, in, &l->k, l->k_bias, l->k_norm, c->kv_heads, &turn, rot, n));
   return f->be->linear(f->be, f->v, in, &l->v, l->v_bias, n, f->exact);
 }

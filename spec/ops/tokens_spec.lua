@@ -219,6 +219,28 @@ describe("scale and add", function()
   end)
 end)
 
+describe("temper", function()
+  it("lets rows grow with the whole lengths before their positions", function()
+    for _, d in ipairs(lengths) do
+      local n, length, beta = math.random(1, 9), math.random(1, 40), math.random() * 0.5
+      local x, x_bytes = reference.random(n * d)
+      local pos, ref = { 0, length - 1, length, 2 * length - 1 }, {}
+      for i = 5, n do pos[i] = math.random(0, 1 << 20) end
+      for i = n + 1, 4 do pos[i] = nil end
+      for t = 0, n - 1 do
+        local factor = 1 + beta * math.log(1 + pos[t + 1] // length)
+        for i = 1, d do ref[t * d + i] = x[t * d + i] * factor end
+      end
+      reference.each(function(rt)
+        return ops.temper(rt, x_bytes, ops.ints(pos), beta, length)
+      end, function(result, fail) reference.near(result, ref, 1e-6, fail, "tempered") end)
+    end
+    local _, none = reference.random(0)
+    reference.each(function(rt) return ops.temper(rt, none, ops.ints {}, 0.1, 8) end,
+      function(result, fail) if result ~= "" then fail("something of nothing") end end)
+  end)
+end)
+
 describe("take", function()
   it("moves chosen rows and numbers to the front", function()
     for _, n in ipairs(lengths) do

@@ -254,6 +254,18 @@ static int ops_gate_rows(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, x, n * d) : fail(L, be, status);
 }
 
+/* temper(runtime, x, pos, beta, length) -> floats */
+static int ops_temper(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t count, n;
+  float *x = copy_floats(L, be, 2, &count);
+  const int32_t *pos = copy_ints(L, be, 3, &n);
+  pyr_status status = be->temper(be, x, pos, n, n > 0 ? count / n : 1,
+                                 (float)luaL_checknumber(L, 4),
+                                 (int32_t)luaL_checkinteger(L, 5));
+  return status == PYR_OK ? push_floats(L, be, x, count) : fail(L, be, status);
+}
+
 /* route(runtime, logits, { experts, used, sigmoid (0), renormalise (0), scale (1), groups (0),
  * groups_used (0) } [, correction]) -> ids, weights */
 static int ops_route(lua_State *L) {
@@ -943,7 +955,8 @@ int luaopen_pyramid_specs(lua_State *L) {
         { "embed", ops_embed },
     { "norm", ops_norm }, { "linear", ops_linear }, { "rope", ops_rope },
     { "activate", ops_activate }, { "scale", ops_scale }, { "add", ops_add },
-    { "gate_rows", ops_gate_rows }, { "route", ops_route }, { "experts", ops_experts },
+    { "gate_rows", ops_gate_rows }, { "temper", ops_temper },
+    { "route", ops_route }, { "experts", ops_experts },
     { "take_rows", ops_take_rows }, { "take_i32", ops_take_i32 }, { "store", ops_store },
         { "gather", ops_gather },
     { "merge", ops_merge }, { "rotate", ops_rotate }, { "choose", ops_choose },

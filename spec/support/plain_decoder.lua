@@ -131,6 +131,13 @@ local function heads_of(config, x, count, norm)
   return heads
 end
 
+-- What queries are multiplied by where they are turned to a position.
+local function tempered(config, position)
+  local d = config.decoder
+  if (d.temper or 0) == 0 then return 1 end
+  return 1 + d.temper * math.log(1 + position // d.temper_length)
+end
+
 local function turn_all(heads, position, r)
   local out = {}
   for h, head in ipairs(heads) do out[h] = turned(head, position, r, r and r.gain or 1) end
@@ -257,13 +264,14 @@ function plain.source(model, ids)
     local sinks = model.layers[layer].sinks
     local sink = sinks and sinks[head] or -math.huge
     local q, weights, top, mixed = state.q[head], {}, sink, {}
+    local sharp = scale * tempered(config, held.compact and #positions - 1 or query)
     for i, position in ipairs(positions) do
       local merged, dot = held.merged and held.merged[position], 0.0
       local k = merged and merged.key or state_of(layer, position).k[kv_head]
       if held.compact then k = turned(k, (query - #positions + 1) - (position - i + 1), r, 1) end
       for c = 1, #q do dot = dot + q[c] * k[c] end
       weights[i] = (window > 0 and position <= query - window) and -math.huge
-        or reference.bent(dot * scale, d.score_cap, d.slopes and d.slopes[head], query - position)
+        or reference.bent(dot * sharp, d.score_cap, d.slopes and d.slopes[head], query - position)
       top = math.max(top, weights[i])
     end
     local none = sink > -math.huge and math.exp(sink - top) or 0.0
@@ -294,7 +302,9 @@ function plain.source(model, ids)
 
   local function expected(layer, head, keys, how)
     local r, queries, flat, dim = rope_of(config, layer), {}, {}, config.head_dim
-    for i, position in ipairs(how.queries) do queries[i] = state_of(layer, position).raw[head] end
+    for i, position in ipairs(how.queries) do
+      queries[i] = scaled(state_of(layer, position).raw[head], tempered(config, position))
+    end
     for _, key in ipairs(keys) do table.move(key, 1, dim, #flat + 1, flat) end
     if #queries == 0 then
       for i = 1, #keys do queries[i] = 0.0 end

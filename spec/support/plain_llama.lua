@@ -10,7 +10,8 @@ local times, add, normed, heads_of = transformer.times, transformer.add, transfo
 local plain = {}
 plain.__index = plain
 
---- The model of a folder; fields that may be set: cap, slopes [head], sinks [layer][head].
+--- The model of a folder; fields that may be set: cap, slopes [head], sinks [layer][head],
+--- temper and temper_length.
 function plain.open(folder) return setmetatable({ model = transformer.load(folder) }, plain) end
 
 --- Lanes without rows: lanes[layer][head] is a sequence of { position, k (before rotation), turned
@@ -66,8 +67,9 @@ function plain:step(lanes, id, turned)
       lane[#lane + 1] = { position = position, history = 0, seen = {}, k = keys[head],
         turned = self:rotated(keys[head], to), v = values[head] }
     end
+    local sharp = 1 + (self.temper or 0) * math.log(1 + to // (self.temper_length or 1))
     for head, q in ipairs(heads_of(times(w.q, h), model.heads, to, model.base)) do
-      local out = attend(q, lanes[layer][(head - 1) // group + 1], (#q) ^ -0.5, position,
+      local out = attend(q, lanes[layer][(head - 1) // group + 1], sharp * (#q) ^ -0.5, position,
         1 / group, { cap = self.cap, slope = self.slopes and self.slopes[head],
           sink = self.sinks and self.sinks[layer][head] })
       table.move(out, 1, #out, #mixed + 1, mixed)
