@@ -24,7 +24,7 @@ local fixtures = {
   "decoders/gpt-neo",
   "decoders/smollm3", "decoders/granite", "decoders/olmo2", "decoders/olmo3", "decoders/glm",
   "decoders/glm4", "decoders/arcee", "decoders/seed-oss", "decoders/exaone4",
-  "decoders/ministral", "decoders/minicpm", "decoders/internlm2",
+  "decoders/ministral", "decoders/ministral3", "decoders/minicpm", "decoders/internlm2",
 }
 
 local function folder(family) return helper.fixture(family) end

@@ -66,6 +66,7 @@ end
 local changes = {
   falcon = grouped, gpt_neox = grouped,
   smollm3 = permuted, granite = permuted, arcee = permuted, minicpm = permuted,
+  ministral3 = permuted,
   gpt2 = function(t)
     if #t.shape == 1 or not t.name:find "%.c_%l+%." then return end
     t.data = transpose(t.data, t.shape[1], t.shape[2])
@@ -146,6 +147,10 @@ local more = {
       final_logit_softcapping = { "f32", c.final_logit_softcapping } }
   end,
   gemma3_text = pattern,
+  ministral3 = function(c)
+    return { ["attention.temperature_scale"] = { "f32", c.rope_parameters.llama_4_scaling_beta },
+      ["rope.scaling.yarn_log_multiplier"] = { "f32", c.rope_parameters.mscale_all_dim } }
+  end,
   mpt = function(c)
     return { ["attention.max_alibi_bias"] = { "f32", c.attn_config.alibi_bias_max } }
   end,
@@ -290,6 +295,38 @@ describe("families in GGUF files", function()
     assert.equal("format", code)
     assert.matches("model.gguf: metadata exaone4%.attention%.sliding_window_pattern is no list of "
       .. "a boolean for each layer$", message)
+  end)
+
+  it("say of YaRN's gain what is taken off it", function()
+    local function gain(log)
+      return assert(open("ministral3", { ["rope.scaling.yarn_log_multiplier"] = log })).config.rope
+        .gain
+    end
+    local grown = math.log(20)
+    for log, wanted in pairs { [1] = 1, [0.5] = (0.1 * grown + 1) / (0.05 * grown + 1),
+      [0] = 0.1 * grown + 1 } do
+      local distance = gain { "f32", log } - wanted
+      assert.is_true(math.abs(distance) < 1e-7, log)
+    end
+    assert.equal(gain { "f32", 0 }, gain(false))
+    local source, message, code = open("ministral3",
+      { ["rope.scaling.yarn_ext_factor"] = { "f32", 0.5 } })
+    assert.is_nil(source)
+    assert.equal("unsupported", code)
+    assert.matches("yarn_ext_factor is 0.5 %(known: 1%)$", message)
+  end)
+
+  it("temper queries by what is there", function()
+    local key = "attention.temperature_scale"
+    local d = assert(open("ministral3")).config.decoder
+    assert.equal(16, d.temper_length)
+    assert.is_nil(assert(open("ministral3", { [key] = false })).config.decoder.temper)
+    for _, wrong in ipairs { -0.5, 2000 } do
+      local source, message, code = open("ministral3", { [key] = { "f32", wrong } })
+      assert.is_nil(source)
+      assert.equal("format", code)
+      assert.matches("attention%.temperature_scale is ", message)
+    end
   end)
 
   it("of a family of which no layer slides have no window", function()

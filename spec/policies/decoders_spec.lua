@@ -290,7 +290,7 @@ end
 
 describe("policies on decoders", function()
   it("turn keys to places within the cache, where positions are turned by", function()
-    for _, case in ipairs { { "gpt-neox" }, { "phi3" }, { "gemma" },
+    for _, case in ipairs { { "gpt-neox" }, { "phi3" }, { "gemma" }, { "ministral3" },
       { "gpt2", "rotate cannot be \"compact\" in a model that learned its positions" },
       { "gemma3", "rotate cannot be \"compact\" in a layer with a sliding window" } } do
       local fixture, refused = case[1], case[2]

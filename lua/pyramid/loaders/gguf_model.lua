@@ -128,14 +128,15 @@ local function read_rope(keys, family, head_dim, context, tensors)
   if kind ~= "yarn" then return r end
   local mix, log = keys:get("rope.scaling.yarn_ext_factor", "number", 1),
     keys:get("rope.scaling.yarn_log_multiplier", "number", 0)
-  if mix ~= 1 or log ~= 0 then
-    fault.raise("unsupported",
-      "%s: metadata %srope.scaling.yarn_*: only ggml's defaults are known", keys.path, keys.prefix)
+  if mix ~= 1 then
+    fault.raise("unsupported", "%s: metadata %srope.scaling.yarn_ext_factor is %s (known: 1)",
+      keys.path, keys.prefix, fault.quote(mix))
   end
   local scale = keys:get("rope.scaling.yarn_attn_factor", "number",
     1) * keys:get("rope.scaling.attn_factor", "number", 1)
-  if scale ~= 1 and r.factor and r.factor > 1 then
-    r.gain = scale * (0.1 * math.log(r.factor) + 1)
+  if (scale ~= 1 or log ~= 0) and r.factor and r.factor > 1 then
+    local grown = math.log(r.factor)
+    r.gain = scale * (0.1 * grown + 1) / (0.1 * log * grown + 1)
   end
   return r
 end

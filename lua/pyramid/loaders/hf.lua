@@ -163,10 +163,7 @@ local function read_rope(c, family, p, head_dim, context, what, where, base)
   elseif r.type == "longrope" and r.original > 0 then
     r.factor = number("factor", context / r.original)
   end
-  if number("llama_4_scaling_beta", 0) ~= 0 then
-    fault.raise("unsupported", "%s: llama_4_scaling_beta is not 0: queries that grow with their "
-      .. "position", where)
-  end
+  r.temper = number("llama_4_scaling_beta", 0)
   return r
 end
 
@@ -306,6 +303,11 @@ local function read_config(dir)
   end
   if family.experts then experts.from_hf(get, family, config, what) end
   if family.from_hf then family.from_hf(get, config) end
+  if (config.rope.temper or 0) ~= 0 then
+    fault.raise("unsupported", "%s: RoPE parameters: llama_4_scaling_beta of a %s: queries that "
+      .. "grow with their position", what, family.name)
+  end
+  config.rope.temper = nil
   refuse_switches(c, { head_dim = head_dim, layers = layers, width = width, family = family },
     what, read)
   local biases = {}

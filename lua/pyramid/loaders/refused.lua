@@ -47,7 +47,6 @@ refused.reasons = {
   gemma4_unified_text = "its layers' heads differ in width",
   gpt_neox_japanese = "its attention has a bias in the last layer alone",
   hrm_text = "its layers are gone through several times",
-  ministral3 = "its queries grow with their position",
   ["modernbert-decoder"] = "its first layer has no norm",
   moshi = "it has several streams of speech",
   nanochat = "its norms have no weights", olmo = "its norms have no weights",

@@ -26,6 +26,8 @@ local sizes = {
     num_hidden_layers = 32, num_attention_heads = 32 },
   mistral = { vocab_size = 32000, hidden_size = 4096, intermediate_size = 14336,
     num_hidden_layers = 32, num_attention_heads = 32 },
+  ministral3 = { vocab_size = 131072, hidden_size = 4096, intermediate_size = 14336,
+    num_hidden_layers = 34, num_attention_heads = 32 },
   qwen2 = { vocab_size = 151936, hidden_size = 4096, intermediate_size = 22016,
     num_hidden_layers = 32, num_attention_heads = 32 },
 }

@@ -234,6 +234,10 @@ DECODERS = {
                             layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
     "ministral": lambda: tiny("ministral", head_dim=12, sliding_window=24,
                               layer_types=["full_attention", "sliding_attention", "full_attention"]),
+    # Queries that grow from position 16 on: most of the 90 tokens lie beyond the original context.
+    "ministral3": lambda: tiny("ministral3", head_dim=12, rope_parameters=dict(
+        rope_type="yarn", rope_theta=10000.0, factor=20.0, original_max_position_embeddings=16, beta_fast=32.0,
+        beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.4)),
     "minicpm": lambda: tiny("minicpm", scale_emb=6, scale_depth=1.1, dim_model_base=16),
     "internlm2": lambda: tiny("llama", attention_bias=True),
 }
@@ -329,7 +333,7 @@ CLASSES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text
            "gpt_oss", "starcoder2", "stablelm", "phi", "cohere", "cohere2", "opt", "falcon", "nemotron", "gptj", "gpt_bigcode",
            "mpt", "helium", "ernie4_5", "jais2", "vaultgemma", "gpt_neo",
            "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe",
-           "smollm3", "granite", "olmo2", "olmo3", "glm", "glm4", "arcee", "seed_oss", "exaone4", "ministral"]
+           "smollm3", "granite", "olmo2", "olmo3", "glm", "glm4", "arcee", "seed_oss", "exaone4", "ministral", "ministral3"]
 IN_CODE = dict(vaultgemma=dict(sliding_window_pattern=2), gemma2=dict(sliding_window_pattern=2), gpt_oss=dict(sliding_window_pattern=2), qwen2=dict(sliding_window=4096), qwen3=dict(sliding_window=4096),
                qwen2_moe=dict(sliding_window=4096), qwen3_moe=dict(sliding_window=4096),
                cohere2=dict(sliding_window_pattern=4), opt=dict(layer_norm_eps=1e-5), gptj=dict(rope_theta=10000),
@@ -363,7 +367,7 @@ GGUF = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "phi3": "phi3"
         "cohere": "command-r", "cohere2": "cohere2", "falcon": "falcon", "falcon-groups": "falcon", "falcon-one-norm": "falcon", "nemotron": "nemotron",
         "gpt-bigcode": "starcoder", "mpt": "mpt", "ernie4-5": "ernie4_5",
         "smollm3": "smollm3", "granite": "granite", "olmo2": "olmo2", "olmo3": "olmo2", "glm": "chatglm", "glm4": "glm4",
-        "arcee": "arcee", "seed-oss": "seed_oss", "exaone4": "exaone4", "minicpm": "minicpm", "internlm2": "internlm2"}
+        "arcee": "arcee", "seed-oss": "seed_oss", "exaone4": "exaone4", "minicpm": "minicpm", "internlm2": "internlm2", "ministral3": "mistral3"}
 
 
 def make_names():
