@@ -7,6 +7,11 @@
  *                                      the faster way's
  *   probe.matmul(kind, threads, size, times) -> seconds     oneDNN multiplies two square matrices;
  *                                                           "f32", "bf16", "int8"
+ *   probe.linear(runtime, dtype, rows, cols, tokens, bytes, times) -> seconds, processor seconds
+ *                                      one of the backend's own products with weights of any dtype,
+ *                                      in the order of a model's; so many matrices in turn as take
+ *                                      `bytes`, as a model's layers do. What all threads together
+ *                                      computed says more where other programs run, too
  *   probe.device(runtime) -> { name=, arch=, driver=, runtime=, memory=, free=, processors= }
  *   probe.device_steps(runtime) -> { single, launched, built, told }: how kernels were launched
  *   (backend.h)
@@ -238,6 +243,107 @@ static int probe_matmul(lua_State *L) {
   return 3;
 }
 
+/* Weights, tokens and results of products that are timed. All bytes of weights are the same: that
+ * makes ordinary numbers of every format, and how long a product takes does not depend on them. */
+typedef struct timed {
+  pyr_backend *be;
+  pyr_tensor w;
+  float *x, *out;
+  int64_t tokens, matrices;
+  size_t each;
+} timed;
+
+enum { SAME = 0x2c };                      /* f16 0x2c2c is 0.065 */
+
+/* The matrices lie one after the other; each is brought into the backend's order by itself. */
+static pyr_status order_matrices(timed *t, void *plain, uint8_t *data) {
+  pyr_backend *be = t->be;
+  pyr_status status = PYR_OK;
+  memset(plain, SAME, t->each);
+  int32_t interleaved = be->interleaved ? be->interleaved(be, &t->w) : 0;
+  for (int64_t i = 0; i < t->matrices && status == PYR_OK; i++) {
+    t->w.data = plain;
+    if (interleaved) status = be->interleave(be, data + (size_t)i * t->each, &t->w);
+    else memset(data + (size_t)i * t->each, SAME, t->each);
+  }
+  t->w.data = data, t->w.interleaved = interleaved;
+  return status;
+}
+
+static double processor_now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* A first round is not counted. */
+static pyr_status run_linear(timed *t, lua_Integer times, double seconds[2]) {
+  pyr_work work = { .tokens = t->tokens, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1,
+                    .head_dim = 1, .cols = t->w.shape[1], .outputs = t->w.shape[0] };
+  pyr_status status = t->be->reserve(t->be, &work);
+  pyr_tensor w = t->w;
+  double began = 0, processor = 0, count = (double)(times * t->matrices);
+  for (int64_t i = 0; i < (times + 1) * t->matrices && status == PYR_OK; i++) {
+    if (i == t->matrices) began = now(), processor = processor_now();
+    w.data = (const uint8_t *)t->w.data + (size_t)(i % t->matrices) * t->each;
+    status = t->be->linear(t->be, t->out, t->x, &w, NULL, t->tokens, 0);
+  }
+  seconds[0] = (now() - began) / count;
+  seconds[1] = (processor_now() - processor) / count;
+  return status;
+}
+
+static pyr_status time_linear(timed *t, lua_Integer times, double seconds[2]) {
+  size_t values = (size_t)(t->tokens * t->w.shape[1]);
+  void *plain = aligned_alloc(64, t->each / 64 * 64 + 64);
+  uint8_t *data = aligned_alloc(64, ((size_t)t->matrices * t->each) / 64 * 64 + 64);
+  t->x = malloc(values * sizeof *t->x);
+  t->out = malloc((size_t)(t->tokens * t->w.shape[0]) * sizeof *t->out);
+  pyr_status status = plain && data && t->x && t->out ? order_matrices(t, plain, data)
+      : PYR_MEMORY;
+  for (size_t i = 0; i < values && status == PYR_OK; i++)
+    t->x[i] = (float)((int)(i * 7 % 29) - 14);
+  if (status == PYR_OK) status = run_linear(t, times, seconds);
+  free(plain);
+  free(data);
+  free(t->x);
+  free(t->out);
+  return status;
+}
+
+static int probe_linear(lua_State *L) {
+  pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
+  int dtype = pyr_dtype_of_name(luaL_checkstring(L, 2));
+  lua_Integer rows = luaL_checkinteger(L, 3), cols = luaL_checkinteger(L, 4),
+      tokens = luaL_checkinteger(L, 5), bytes = luaL_checkinteger(L, 6),
+      times = luaL_optinteger(L, 7, 1);
+  luaL_argcheck(L, pyr_dtype_valid(dtype) && pyr_dtype_kernels((pyr_dtype)dtype, false), 2,
+                "no dtype of weights that are multiplied");
+  luaL_argcheck(L, rows >= 1 && rows <= 1 << 20, 3, "1 to 1048576");
+  luaL_argcheck(L, cols >= 1 && cols <= 1 << 16 && pyr_dtype_bytes((pyr_dtype)dtype, cols) > 0, 4,
+                "no whole number of blocks");
+  luaL_argcheck(L, tokens >= 1 && tokens <= 1 << 16, 5, "1 to 65536");
+  luaL_argcheck(L, bytes >= 0 && bytes <= (lua_Integer)1 << 32, 6, "0 to 4 GiB");
+  luaL_argcheck(L, times >= 1, 7, "at least once");
+  size_t stride = pyr_dtype_bytes((pyr_dtype)dtype, cols);
+  timed t = { .be = pyr_runtime_backend(rt), .tokens = tokens, .each = (size_t)rows * stride,
+              .w = { NULL, (pyr_dtype)dtype, 2, { rows, cols }, stride, 0 } };
+  if (t.be->own_memory) {
+    lua_pushnil(L);
+    lua_pushliteral(L, "the runtime's device is no processor");
+    lua_pushstring(L, pyr_status_name(PYR_UNSUPPORTED));
+    return 3;
+  }
+  t.matrices = (int64_t)(((size_t)bytes + t.each - 1) / t.each);
+  if (t.matrices < 1) t.matrices = 1;
+  double seconds[2] = { 0, 0 };
+  pyr_status status = time_linear(&t, times, seconds);
+  if (status != PYR_OK) return pyr_lua_fail(L, rt, status);
+  lua_pushnumber(L, seconds[0]);
+  lua_pushnumber(L, seconds[1]);
+  return 2;
+}
+
 static int no_device(lua_State *L) {
   lua_pushnil(L);
   lua_pushliteral(L, "the runtime's device is the processor");
@@ -423,7 +529,8 @@ static int random_rows(lua_State *L) {
 
 int pyr_luaopen_probe(lua_State *L) {
   static const luaL_Reg functions[] = {
-    { "read", probe_read }, { "matmul", probe_matmul }, { "version", probe_version },
+    { "read", probe_read }, { "matmul", probe_matmul }, { "linear", probe_linear },
+    { "version", probe_version },
     { "trim", probe_trim }, { "reset_peak", probe_reset_peak },
     { "device", probe_device }, { "device_time", probe_device_time },
     { "device_steps", probe_device_steps }, { "device_ways", probe_device_ways },

@@ -11,6 +11,7 @@ local machine = require "pyramid.tools.bench.machine"
 local options = require "pyramid.options"
 local peers = require "pyramid.tools.bench.peer"
 local picture = require "pyramid.tools.picture"
+local products = require "pyramid.tools.bench.products"
 local pyramid = require "pyramid"
 local random_model = require "pyramid.tools.random_model"
 local report = require "pyramid.tools.bench.report"
@@ -108,6 +109,14 @@ parser:option("--lengths",
     end
     return { math.tointeger(prompt), math.tointeger(generated) }
   end)
+list_option("--products", "SHAPES",
+  "Nothing but products of 1, 8, 32 and 512 tokens with weights of these shapes, such as "
+  .. "576x1536, rows first, for each quantised dtype.", function(word)
+    local rows, cols = word:match "^(%d+)x(%d+)$"
+    rows, cols = math.tointeger(tonumber(rows)), math.tointeger(tonumber(cols))
+    return rows and rows > 0 and rows <= 1 << 20 and cols % 32 == 0 and cols > 0
+      and cols <= 1 << 16 and { rows = rows, cols = cols } or nil
+  end)
 cli.option(parser, "--steps", "N", "Steps of decode that are timed. (default: 32)", { integer = 1 })
 cli.option(parser, "--repeat", "N", "Runs that count. (default: 5)", { integer = 1 })
 cli.option(parser, "--patience", "SECONDS",
@@ -182,6 +191,23 @@ local dtypes = args.cache_dtype or { "f16" }
 if #dtypes == 0 then
   cli.fail("no --cache-dtype", ("Give at least one of %s."):format(table.concat(caches.dtypes,
     ", ")))
+end
+
+if args.products then
+  local runtime <close> = cli.must(core.runtime { isa = args.precision ~= "f32"
+    and args.precision or nil, threads = args.threads })
+  local limits = machine.new_limits()
+  machine.measure(limits, runtime, settings.probe)
+  print(("%s, %d threads, %s; reads %.1f GB/s; int8 by oneDNN %.0f x 10^9 multiply-adds a second")
+    :format(machine.describe().cpu, runtime:threads(), runtime:isa(),
+      machine.most(limits.read) / 1e9, (machine.most(limits.int8) or 0) / 2e9))
+  for _, shape in ipairs(args.products) do
+    shape.tokens, shape.dtypes, shape.turns = { 1, 8, 32, 512 }, products.dtypes(),
+      settings.repeats
+    shape.bytes = args.quick and 1 << 25 or 3 * machine.last_cache()
+    print(products.text(products.measure(runtime, shape), shape))
+  end
+  return
 end
 
 local progress <close> = picture.progress("measuring", { after = 0 })

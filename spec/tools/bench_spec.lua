@@ -3,6 +3,7 @@
 local cjson = require "cjson"
 local core = require "pyramid.core"
 local probe = require "pyramid.probe"
+local products = require "pyramid.tools.bench.products"
 local helper = require "spec.helper"
 local pyramid = require "pyramid"
 local random_model = require "pyramid.tools.random_model"
@@ -77,6 +78,25 @@ describe("probes", function()
     assert.error(function() probe.read(runtime, 100) end)
     assert.error(function() probe.matmul("f32", 0, 64) end)
     assert.error(function() probe.matmul("q8_0", 1, 64) end)
+  end)
+
+  it("time the backend's own products", function()
+    local runtime <close> = assert(core.runtime { threads = 2 })
+    for _, dtype in ipairs(products.dtypes()) do
+      local seconds, processor = assert(probe.linear(runtime, dtype, 48, 256, 3, 1 << 16, 2))
+      assert.is_true(seconds > 0 and processor > 0)
+    end
+    for message, given in pairs { dtype = { "mxfp4", 16, 32, 1, 0 },
+      ["1 to"] = { "q8_0", 0, 32, 1, 0 }, blocks = { "q4_k", 16, 32, 1, 0 },
+      GiB = { "q8_0", 16, 32, 1, 1 << 40 } } do
+      assert.error_matches(function() probe.linear(runtime, table.unpack(given)) end, message)
+    end
+    local given = { dtypes = { "q8_0", "q4_k" }, rows = 16, cols = 32, tokens = { 1, 3 },
+      turns = 1, bytes = 0 }
+    local best = products.measure(runtime, given)
+    assert.is_nil(best.q4_k)                                   -- whose blocks are 256 values
+    assert.is_true(best.q8_0[1] > 0 and best.q8_0[2] > 0)
+    assert.matches("q8_0 +[%d.]+ +[%d.]+$", products.text(best, given))
   end)
 end)
 
