@@ -864,8 +864,9 @@ typedef struct pyr_host_options {
                                   may shrink or vanish while they are used, which a mapping answers
                                   with SIGBUS */
   const char *weights;         /* NULL: as in the file; "f32", "bf16", "q8_0", … */
-  const char *precision;       /* NULL or "f32"; "bf16", "int8": faster products, where the
-                                  processor has them */
+  const char *precision;       /* "f32", the reference; "bf16", "int8": faster products, where the
+                                  processor has them; NULL or "auto": "int8" for models of quantised
+                                  weights, where the memory holds them so, else "f32" */
   const char *policy;          /* a name, or a path to a policy file; NULL: "full" */
   const char *policy_options;  /* "ratio=0.8 recent=0.1", or NULL */
   double policy_seconds;       /* the most that a policy's code may take at a time; 0: 10; below 0:

@@ -23,6 +23,7 @@ int pyr_lua_fail(lua_State *L, const pyr_runtime *rt, pyr_status status);
 /* A host may set this string in the registry: the device of runtimes that are opened without a
  * device and an isa. */
 #define PYR_LUA_DEVICE "pyramid.device"
+#define PYR_LUA_PRECISION "pyramid.precision"
 
 /* Each file's entry: registers its metatables and adds its functions to the table at the top of the
  * stack. */

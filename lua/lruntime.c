@@ -4,6 +4,7 @@
  *   host's default if neither
  *                                it nor an isa is given, "cpu" if only an isa is
  *   core.default_device() -> what the host chose (PYR_LUA_DEVICE), else "cpu"
+ *   core.default_precision() -> the same of PYR_LUA_PRECISION, else "auto"
  *   runtime:threads()  :isa()  :memory()  :memory_peak()  :close()
  *   runtime:profile(true | false | nil) -> { { name=, calls=, seconds=, flops=, bytes= }, … }, what
  *   was counted so far
@@ -78,6 +79,12 @@ static const char *push_default_device(lua_State *L) {
 
 static int core_default_device(lua_State *L) {
   push_default_device(L);
+  return 1;
+}
+
+static int core_default_precision(lua_State *L) {
+  if (lua_getfield(L, LUA_REGISTRYINDEX, PYR_LUA_PRECISION) != LUA_TSTRING)
+    lua_pushliteral(L, "auto");
   return 1;
 }
 
@@ -219,7 +226,8 @@ static int runtime_tostring(lua_State *L) {
 
 void pyr_lua_open_runtime(lua_State *L) {
   static const luaL_Reg functions[] = {
-    { "runtime", core_runtime }, { "default_device", core_default_device }, { NULL, NULL }
+    { "runtime", core_runtime }, { "default_device", core_default_device },
+    { "default_precision", core_default_precision }, { NULL, NULL }
   };
   static const luaL_Reg runtime_methods[] = {
     { "on_progress", runtime_on_progress }, { "threads", runtime_threads },

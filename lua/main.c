@@ -12,7 +12,8 @@
  * source tree, then among the bundled; `pyramid.paths` gives these folders to the policies' own
  * search, and Lua modules are looked for in share/lua/5.4 and lib/lua/5.4 of each, too. The current
  * directory is none of them: nothing that lies beside a model is run, unless its path is given.
- * PYRAMID_DEVICE is the device of models and runtimes that are opened without one (else "cpu").
+ * PYRAMID_DEVICE is the device of models and runtimes that are opened without one (else "cpu"),
+ * PYRAMID_PRECISION the precision of such models (else "auto").
  * Only this file reads the environment, prints, touches signals, and decides the exit status: 0,
  * what os.exit says, or 1 with a traceback.
  *
@@ -353,6 +354,14 @@ static void preload_cjson(lua_State *L) {
 
 typedef struct command { int argc; char **argv; int status; } command;
 
+/* What the environment says becomes a default of the library's. */
+static void choose(lua_State *L, const char *variable, const char *key) {
+  const char *value = getenv(variable);
+  if (!value || !*value) return;
+  lua_pushstring(L, value);
+  lua_setfield(L, LUA_REGISTRYINDEX, key);
+}
+
 static int run(lua_State *L) {
   command *c = lua_touserdata(L, 1);
   luaL_openlibs(L);
@@ -369,11 +378,8 @@ static int run(lua_State *L) {
   preload_cjson(L);
   lua_pushcfunction(L, pyr_luaopen_probe);
   lua_setfield(L, roots + 1, "pyramid.probe");
-  const char *device = getenv("PYRAMID_DEVICE");
-  if (device && *device) {
-    lua_pushstring(L, device);
-    lua_setfield(L, LUA_REGISTRYINDEX, PYR_LUA_DEVICE);
-  }
+  choose(L, "PYRAMID_DEVICE", PYR_LUA_DEVICE);
+  choose(L, "PYRAMID_PRECISION", PYR_LUA_PRECISION);
 
   if (c->argc < 2 || strcmp(c->argv[1], "--help") == 0 || strcmp(c->argv[1], "-h") == 0) {
     c->status = print_help(L, roots, c->argc < 2 ? stderr : stdout);

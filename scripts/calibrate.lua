@@ -21,7 +21,7 @@ Without --text: held-out documents of the world that the default model knows.
 Neither the mass nor a layer alone is what a model forgets in the end: --check
 measures the policy on other documents, beside PyramidInfer's cosine at the same
 share of the rows, and says which did better.]])
-cli.add_model(parser)
+cli.add_model(parser, true)
 cli.option(parser, "--target", "SHARE", "Rows to keep, of all. (default: 0.45, if no --loss)",
   { number = true })
 cli.option(parser, "--loss", "SHARE",
@@ -134,9 +134,9 @@ if args.by == "kl" then
 end
 
 local function about()
-  return ("made for %s by `%s` from %d texts of %d tokens (%s), with pyramid %s."):format(
+  return ("made for %s by `%s` from %d texts of %d tokens (%s), in %s, with pyramid %s."):format(
     model.description or args.model, cli.command_line "calibrate", #texts, length,
-      args.text and "the user's" or "held-out documents", core.version)
+      args.text and "the user's" or "held-out documents", model.precision, core.version)
 end
 
 local function write_policy(path, body)

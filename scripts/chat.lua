@@ -135,7 +135,7 @@ local commands = {
 forget()
 if interactive then
   note(err:cut(model.description, err.width))
-  note(("policy %s; /help lists commands"):format(label))
+  note(("policy %s; %s; /help lists commands"):format(label, cli.products(model)))
 end
 if plain then
   note "There is no chat format (--template NAME would give one): the model goes on with each line as a plain text."

@@ -28,7 +28,7 @@ another share than it was asked for is named by the share it kept.
 DIR/report.html is the report, DIR/results.jsonl has one line for each document
 and policy. The same command goes on where it was ended; other commands may use
 the same DIR. What is there already is not measured again.]])
-cli.add_model(parser)
+cli.add_model(parser, true)
 cli.add_policy(parser, true)
 cli.option(parser, "--budgets", "LIST", "Shares of the rows to keep.",
   { default = "0.2,0.35,0.45,0.6,0.8" })
@@ -135,7 +135,7 @@ end
 local function circumstances(model)
   local runtime = model:runtime()
   return table.concat({ cli.must(compare.fingerprint(model.path)),
-    "weights " .. (args.weights or "as they are"), "precision " .. (args.precision or "f32"),
+    "weights " .. (args.weights or "as they are"), "precision " .. model.precision,
       "rows " .. args.cache_dtype, runtime:isa(), runtime:threads() .. " threads",
         "pyramid " .. core.version }, ", ")
 end
@@ -198,6 +198,7 @@ end
 local function print_tables(entries, model)
   local pic = picture.new(io.stdout)
   print(pic:paint(pic:cut(model.description, pic.width), "dim"))
+  print(pic:paint(cli.products(model), "dim"))
   local group = {}
   for i, entry in ipairs(entries) do
     group[#group + 1] = entry
@@ -268,7 +269,7 @@ local function about(measured, share)
       documents = args.documents, predict = args.predict, windows = text and args.windows or nil,
         text = text and text.name or nil, first_seed = world.held_out + args.seed,
           cache_dtype = args.cache_dtype, weights = args.weights,
-            precision = args.precision or "f32", layers = model.config.layers,
+            precision = model.precision, layers = model.config.layers,
               kv_heads = model.config.kv_heads },
   }
 end

@@ -318,6 +318,7 @@ local layers = model.config.layers
 print()
 print(pic:paint("Pyramid", "bold") .. " " .. core.version .. ": "
   .. pic:cut(model.description, pic.width - 16))
+print(pic:paint(cli.products(model), "dim"))
 if args.model == cli.default_model then
   print(pic:paint(pic:cut(
     "The default model is small and young: judge policies by what they lose to full.", pic.width),

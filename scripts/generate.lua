@@ -109,6 +109,7 @@ local function show_stats(model, run, rows, label)
   for i, count in ipairs(rows) do shown[i] = ("%.0f"):format(count) end
   local _, peak = model:memory()
   for _, pair in ipairs {
+    { "products", cli.products(model) },
     { "policy", label },
     { "KV cache", ("%s in %s, %s of a full cache's rows"):format(cli.bytes(stats.cache_bytes),
       args.cache_dtype, cli.percent(stats.cache_fraction)) },

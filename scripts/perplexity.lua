@@ -24,7 +24,7 @@ cli.option(parser, "--stride", "N",
 cli.option(parser, "--windows", "N", "At most N windows.", { integer = 1 })
 parser:flag("--append",
   "Score all tokens of a window at once: faster, and nothing is dropped meanwhile.")
-cli.add_model(parser)
+cli.add_model(parser, true)
 cli.add_policy(parser, true)
 cli.add_cache(parser)
 cli.add_trace(parser)
@@ -131,6 +131,7 @@ local function print_task(windows, tokens, bytes, model)
     and "standard input" or args.file, windows, windows == 1 and "" or "s", args.context,
       args.predict, tokens, bytes))
   print(pic:paint(pic:cut(model.description, pic.width), "dim"))
+  print(pic:paint(cli.products(model), "dim"))
   print()
   io.stdout:flush()
 end

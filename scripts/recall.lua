@@ -18,7 +18,7 @@ agnostic: a document is read before the question is known, and policies judge it
 An answer is picked from logits after the cut: the question, or its "Answer:", is read when the policy has judged.
 Documents and questions are the same for every policy. An answer is right if the line is, letter for letter.
 rows: of what was read under the policy, the share of rows that it left.]])
-cli.add_model(parser)
+cli.add_model(parser, true)
 cli.add_policy(parser, true)
 cli.option(parser, "--length", "N",
   ("Tokens of a document and %d more for its question and answer; several with commas.")
@@ -155,6 +155,7 @@ end
 local function print_table(entries, lengths, kinds, model)
   local pic = picture.new(io.stdout)
   print(pic:paint(pic:cut(model.description, pic.width), "dim"))
+  print(pic:paint(cli.products(model), "dim"))
   print(("%s answers, %d question%s of a kind; evidence: what survived of the sentences that "
     .. "hold the answers, on average"
     .. " over layers"):format(args.found and "Found" or "Exact", args.questions,

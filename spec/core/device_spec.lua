@@ -84,7 +84,8 @@ describe("the device", function()
 
     it("multiplies with quantised weights, in the order in which it holds them", function()
       local function open(where)
-        return assert(pyramid.model(folder .. "/small", { device = where, weights = "q8_0" }))
+        return assert(pyramid.model(folder .. "/small", { device = where, weights = "q8_0",
+          precision = "f32" }))
       end
       local one <close> = open "cpu"
       local other <close> = open(name_of_device)

@@ -71,7 +71,7 @@ describe("the rows of ids are read as the ids:", function()
 
   it("in chunks, of quantised tables, and where logits of all are wanted", function()
     local q8 <close> = assert(pyramid.model(folder() .. "/model", { device = "cpu", threads = 2,
-      weights = "q8_0", context = 1024 }))
+      weights = "q8_0", context = 1024, precision = "f32" }))
     local ids = prompt(600, 9)
     local rows = assert(q8:embed(ids))
     assert.equal(4 * SHAPE.width * #ids, #rows)

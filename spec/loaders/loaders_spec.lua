@@ -24,6 +24,8 @@ end
 
 --- The golden logits of a family's longest sequence, against those of the model at `path`.
 local function assert_golden(path, name, options, limit)
+  options = options or {}
+  options.precision = options.precision or "f32"
   local golden = helper.json(family(name) .. "/golden.json")
   local bytes = helper.read(family(name) .. "/golden.bin")
   local sequence = golden.sequences[#golden.sequences]
@@ -422,7 +424,8 @@ describe("loaders.load", function()
     for _, name in ipairs { "codellama-q8_0", "kquants" } do
       local golden = helper.json(helper.fixture("gguf/" .. name .. ".json"))
       local bytes, vocab = helper.read(helper.fixture("gguf/" .. name .. ".bin")), golden.shape[2]
-      local model = assert(pyramid.model(helper.fixture("gguf/" .. name .. ".gguf")))
+      local model = assert(pyramid.model(helper.fixture("gguf/" .. name .. ".gguf"),
+        { precision = "f32" }))
       local cache = assert(model:cache { dtype = "f32" })
       local logits = assert(cache:prefill(golden.ids, { all = true }))
       for i = 1, #logits do  -- activations are rounded to 8 bits on the way
@@ -450,6 +453,8 @@ describe("loaders.load", function()
     local function read(parts_of, options)
       local logits, warnings
       with_file(formats.gguf(parts_of), function(path)
+        options = options or {}
+        options.precision = "f32"
         local model <close> = assert(pyramid.model(path, options))
         local cache <close> = assert(model:cache { dtype = "f32" })
         logits, warnings = assert(cache:prefill { 5, 6, 7, 8 }):tostring(), model.warnings

@@ -2,6 +2,7 @@
 -- activations rounded in groups of 32. Processors that do not multiply bytes must say so.
 local helper = require "spec.helper"
 local core = require "pyramid.core"
+local lfs = require "lfs"
 local ops = require "pyramid_specs"
 local reference = require "spec.support.ops_reference"
 
@@ -130,7 +131,7 @@ describe("int8 products", function()
     end)
   end
 
-  it("leave other weights, and those who did not ask, alone", function()
+  it("leave other weights, and precision f32, alone", function()
     local _, x = reference.random(3 * 64)
     for _, dtype in ipairs { "f32", "f16", "bf16" } do
       local w = reference.matrix(dtype, 5, 64)
@@ -139,7 +140,8 @@ describe("int8 products", function()
     end
     local pyramid = require "pyramid"
     local model <close> = assert(pyramid.model("models/tiny", { isa = isa, weights = "q8_0" }))
-    local exact <close> = assert(pyramid.model("models/tiny", { weights = "q8_0" }))
+    local exact <close> = assert(pyramid.model("models/tiny",
+      { weights = "q8_0", precision = "f32" }))
     assert.equal(isa, model:runtime():isa())
     assert.equal("avx512", exact:runtime():isa())
     local function logits(of, prompt)
@@ -162,5 +164,41 @@ describe("int8 products", function()
       assert.is_true(sum / #rounded_steps < 0.03,
         ("steps: mean relative error %.3g"):format(sum / #rounded_steps))
     end
+  end)
+
+  it("are what quantised weights get where nothing says otherwise", function()
+    local pyramid = require "pyramid"
+    local best = core.runtime { isa = "int8" }:isa()
+    for _, case in ipairs {
+      { {}, "f32", "avx512" },                                        -- the file holds bf16
+      { { weights = "f16" }, "f32", "avx512" },
+      { { weights = "q4_0" }, "int8", best },
+      { { weights = "q8_0", precision = "auto" }, "int8", best },
+      { { weights = "q8_0", precision = "f32" }, "f32", "avx512" },
+      { { weights = "q8_0", isa = "avx2" }, "f32", "avx2" },
+      { { weights = "q8_0", isa = isa }, "int8", isa },
+      { { precision = "int8" }, "int8", best },
+      { { precision = "bf16" }, "bf16", core.runtime { isa = "bf16" }:isa() },
+    } do
+      local model <close> = assert(pyramid.model("models/tiny", case[1]))
+      assert.same({ case[2], case[3] }, { model.precision, model:runtime():isa() })
+    end
+  end)
+
+  it("give way to f32 where their order of weights does not fit into the memory", function()
+    local pyramid = require "pyramid"
+    local path = helper.tmp ".gguf"
+    assert(require("pyramid.tools.convert").write("models/tiny", path, { weights = "q8_0" }))
+    local size = lfs.attributes(path, "size")
+    local function open(memory, precision)
+      return pyramid.model(path, { threads = 2, memory = memory, precision = precision })
+    end
+    local plenty, mapped = assert(open(4 * size)), assert(open(size // 2))
+    local none, _, code = open(size // 2, "int8")
+    os.remove(path)
+    assert.same({ "int8", "f32" }, { plenty.precision, mapped.precision })
+    assert.same({ nil, "memory" }, { none, code })
+    plenty:close()
+    mapped:close()
   end)
 end)

@@ -19,7 +19,8 @@ local function family(name) return helper.fixture("families/" .. name) end
 local function new(name) return folder .. "/" .. name end
 
 local function logits_of(path, weights)
-  local model <close> = assert(pyramid.model(path, { weights = weights }))
+  local model <close> = assert(pyramid.model(path,
+    { weights = weights, precision = "f32" }))
   local cache <close> = assert(model:cache { dtype = "f32" })
   return assert(cache:prefill { 5, 9, 100, 2, 77, 31 }):totable()
 end

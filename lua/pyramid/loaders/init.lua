@@ -53,6 +53,9 @@ local loaders = {}
 ---@field tokenizer string|pyramid.Gguf|nil
 ---  what pyramid.tokenizer needs: a directory, or a file's header
 ---@field warnings string[]?              what its user should know, a line each
+---@field weights { role: string, layer: integer?, expert: integer?, tensor: pyramid.Tensor }[]?
+---  in the order in which they are bound; of loaders.prepare, as the next
+---@field quantised boolean?              more of their values are of a dtype of blocks than not
 
 ---@class pyramid.Loaded
 ---@field config pyramid.Config
@@ -301,6 +304,20 @@ function loaders.warnings(source, weights, as)
   return out
 end
 
+-- Whether more of the weights' values are of a dtype of blocks than not, once they are loaded.
+local function quantised(weights, as)
+  local balance = 0
+  for _, w in ipairs(weights) do
+    if #w.tensor.shape > 1 then
+      local n = 1
+      for _, d in ipairs(w.tensor.shape) do n = n * d end
+      local info = dtypes.by_name[as or target_of(w.tensor) or w.tensor.dtype]
+      balance = balance + (info.block > 1 and n or -n)
+    end
+  end
+  return balance > 0
+end
+
 -- What core.model_new is told (lua/lmodel.c).
 local function core_config(config)
   local out = {
@@ -315,13 +332,36 @@ local function core_config(config)
   return out
 end
 
-local function load(runtime, path, options)
+local function prepare(path, options)
   local source = open(path)
   change_context(source, options.context, options.scaling)
-  local config = source.config
-  if config.decoder.positions then parts.rows(source, "positions", config.first_position or 0,
-    config.context) end
-  local weights = list_weights(source)
+  if source.config.decoder.positions then
+    parts.rows(source, "positions", source.config.first_position or 0, source.config.context)
+  end
+  source.weights = list_weights(source)
+  source.quantised = quantised(source.weights, options.weights)
+  return source
+end
+
+--- Reads the headers of a model, and lists the weights that are to be bound. That needs no runtime,
+--- and says which one suits.
+---@param path string       a Hugging Face directory, or a GGUF file
+---@param options { weights: string?, context: integer?, scaling: string?, map: boolean? }?
+---  weights: dtype to convert matrices to
+--- (default: as in the file); context: positions, instead of the model's own; scaling: of RoPE
+--- beyond those
+---@return pyramid.Source?
+---@return string? message
+---@return string? code
+function loaders.prepare(path, options)
+  options = options or {}
+  check_options(options)
+  return fault.catch(prepare, path, options)
+end
+
+local function load(runtime, source, options)
+  if type(source) == "string" then source = prepare(source, options) end
+  local config, weights = source.config, source.weights
   local handle = fault.check_of(source.path, core.model_new(runtime, core_config(config)))
   local ok <close> = setmetatable({},
     { __close = function(state) if not state.done then handle:close() end end })
@@ -346,19 +386,16 @@ local function load(runtime, path, options)
 end
 
 --- Loads a model.
----@param runtime userdata  pyramid.core.runtime
----@param path string       a Hugging Face directory, or a GGUF file
----@param options { weights: string?, context: integer?, scaling: string? }?
----  weights: dtype to convert matrices to
---- (default: as in the file); context: positions, instead of the model's own; scaling: of RoPE
---- beyond those
+---@param runtime userdata               pyramid.core.runtime
+---@param source pyramid.Source|string   of loaders.prepare; or the path
+---@param options? table                 the same as there
 ---@return pyramid.Loaded?
 ---@return string? message
 ---@return string? code
-function loaders.load(runtime, path, options)
+function loaders.load(runtime, source, options)
   options = options or {}
   check_options(options)
-  return fault.catch(load, runtime, path, options)
+  return fault.catch(load, runtime, source, options)
 end
 
 return loaders

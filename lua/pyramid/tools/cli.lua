@@ -118,7 +118,9 @@ cli.device_help = "Where it runs: cpu, or cuda, where libpyramid_cuda.so and a G
   .. "(default: PYRAMID_DEVICE, or cpu)"
 
 ---@param parser table
-function cli.add_model(parser)
+---@param measures? boolean
+---  it measures quality, so that its figures are f32's, alike on all processors, unless it is told
+function cli.add_model(parser, measures)
   option(parser, "--model", "PATH",
     "A Hugging Face folder, a .gguf file, or a name that `pyramid models` lists.",
     { short = "-m", default = cli.default_model })
@@ -132,8 +134,10 @@ function cli.add_model(parser)
     "How RoPE makes room for more of them: none (default), linear, yarn.",
       { choices = { "none", "linear", "yarn" } })
   option(parser, "--precision", "P",
-    "Of matrix products, where the processor has it: f32 (default); bf16 for prompts; int8 for "
-    .. "quantised weights too.")
+    "Of matrix products, where the processor has it: f32; bf16 for prompts; int8 for quantised "
+      .. "weights too; auto: int8 for models of quantised weights, f32 for others."
+      .. (measures and "" or " (default: PYRAMID_PRECISION, or auto)"),
+    { default = measures and "f32" or nil, choices = { "auto", "f32", "bf16", "int8" } })
   parser:flag("--no-map",
     "Read the weights instead of mapping their file: for files on a network, or that others may "
       .. "shorten.")
@@ -573,6 +577,14 @@ function cli.layer_rows(cache, config)
   return rows
 end
 
+---How a model's matrices are multiplied, in a few words: "int8 by avx512int8, 2 threads".
+---@param opened pyramid.Model
+---@return string
+function cli.products(opened)
+  local runtime = opened:runtime()
+  return ("%s by %s, %d threads"):format(opened.precision, runtime:isa(), runtime:threads())
+end
+
 ---What a run was made with, for JSON.
 ---@param opened pyramid.Model
 ---@param chosen pyramid.Policy
@@ -580,7 +592,7 @@ end
 function cli.description(opened, chosen)
   local runtime = opened:runtime()
   return { model = opened.description, path = opened.path, device = runtime:isa(),
-    threads = runtime:threads(), policy = { name = chosen.name,
+    precision = opened.precision, threads = runtime:threads(), policy = { name = chosen.name,
       options = next(chosen.options) and chosen.options or nil }, version = core.version }
 end
 
