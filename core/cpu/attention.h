@@ -1,5 +1,6 @@
-/* attention.h — what the parts of attention share: tiles of many queries (attention.c), one query
- * (attention_step.c), and how a call's work is cut for the threads (attention_units.c).
+/* attention.h — what the parts of attention share: tiles of many queries (attention.c), those whose
+ * products are rounded to bf16 (attention_bf16.c), one query (attention_step.c), and how a call's
+ * work is cut for the threads (attention_units.c).
  *
  * A call's work is cut into units, each a run of tasks: all tiles of a sequence with many queries,
  * or one lane of a sequence with one. For two KV heads, tiles of 64 queries, and lanes of B's of
@@ -35,7 +36,7 @@ typedef struct pyr_attend_unit {
 /* One call of attention, shared by all of its tasks. */
 typedef struct pyr_attend {
   const pyr_kernels *k;
-  const pyr_products *products;  /* of many queries */
+  const pyr_flash *flash;        /* of many queries, whose products are rounded; or NULL */
   pyr_cpu *cpu;
   pyr_attend_unit *units;
   int64_t count, tasks;          /* units, and tasks of all */
@@ -71,6 +72,48 @@ static inline bool pyr_cpu_is_tracked(const pyr_attend_unit *u) {
 
 /* Whether scores become something else before they are masked. */
 static inline bool pyr_cpu_bends(const pyr_attention *a) { return a->cap > 0 || a->slopes; }
+
+/* ---- tiles of many queries ------------------------------------------------------------------- */
+
+/* Columns of a tile at most, but for a group that is larger. Of head_dim 64 they take 48 KiB of q
+ * and as much of out. */
+enum { PYR_COLUMNS = 192 };
+
+/* The columns of a tile, query-major: column qi * group + h is query q0 + qi of the group's head h.
+ * So columns' spans of rows ascend from left to right, and the first and the last column bound what
+ * a slice of them sees. Columns that fill the last slice up see nothing. */
+typedef struct pyr_columns {
+  float *q;                /* [slices][depth][width] transposed and scaled */
+  float *out;              /* [slices][dims][width] */
+  float *m, *l;            /* [columns] of the softmax so far */
+  int32_t *low, *high;     /* [columns] rows each sees */
+  int32_t *position;       /* [columns] and their heads' slopes, where there are any */
+  float *slope;
+  float *rows;             /* [width][dims]: queries, results */
+  int64_t width;           /* of a slice */
+  int64_t depth, dims;     /* elements of the summed index; head_dim padded */
+} pyr_columns;
+
+/* attention_columns.c: takes memory for columns of this width, depth and dims; lets those of a tile
+ * begin, from query q0 of lane g on, transposed by `products`; and writes out and lse. */
+void pyr_cpu_columns_take(pyr_columns *s, pyr_arena *arena, int32_t group);
+void pyr_cpu_columns_begin(const pyr_attend *t, const pyr_attention *a, const pyr_columns *s, int g,
+                           int64_t q0, int64_t columns, const pyr_products *products);
+void pyr_cpu_columns_end(const pyr_attend *t, const pyr_attention *a, const pyr_columns *s, int g,
+                         int64_t q0, int64_t columns);
+/* Scores [rows][width] of the lane's rows from `row` on, of the slice that begins at column c. */
+void pyr_cpu_columns_bend(const pyr_attend *t, const pyr_attention *a, const pyr_columns *s,
+                          float *scores, const pyr_lane_view *lane, int64_t row, int64_t rows,
+                          int64_t c);
+
+/* attention_bf16.c: all of a call that is the only one; a task of one of several; and the bytes of
+ * scratch that a task needs. */
+void pyr_cpu_attend_alone(pyr_attend *t, const pyr_attention *a, pyr_backend *be);
+void pyr_cpu_attend_rounded(const pyr_attend *t, const pyr_attention *a, int g, int64_t q0,
+                            pyr_arena arena);
+size_t pyr_cpu_rounded_scratch(const pyr_flash *flash, int32_t group, int32_t head_dim);
+/* Bytes that all lanes of a call take once they are packed, if many queries share them; else 0. */
+size_t pyr_cpu_packed_bytes(const pyr_work *work);
 
 /* attention_units.c */
 

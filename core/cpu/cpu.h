@@ -24,6 +24,8 @@ typedef struct pyr_cpu {
   size_t mixture_bytes;
   uint8_t *shared;         /* what all tasks of one attention share, likewise aligned */
   size_t shared_bytes;
+  uint8_t *packed;         /* lanes of one attention, packed for all its queries, likewise */
+  size_t packed_bytes;
 } pyr_cpu;
 
 /* 12 is gemm's own tile at its widest (gemm.inc), and a multiple of PYR_UNIT, as its narrower
@@ -61,7 +63,7 @@ static inline pyr_arena pyr_cpu_arena(const pyr_cpu *cpu, int worker) {
 size_t pyr_cpu_linear_scratch(const pyr_kernels *k, int64_t cols);
 size_t pyr_cpu_bf16_scratch(int64_t tokens, int64_t cols);
 size_t pyr_cpu_amx_scratch(int64_t cols);
-size_t pyr_cpu_attention_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim,
+size_t pyr_cpu_attention_scratch(const pyr_cpu *cpu, int32_t group, int32_t head_dim,
                                  int64_t rows);
 size_t pyr_cpu_mass_scratch(const pyr_kernels *k, int32_t group, int32_t head_dim);
 size_t pyr_cpu_merge_scratch(const pyr_kernels *k, int32_t head_dim);
@@ -151,7 +153,12 @@ pyr_status pyr_cpu_interleave(pyr_backend *be, void *to, const pyr_tensor *w);
 void pyr_cpu_weights(const pyr_kernels *k, float *dst, const pyr_tensor *w, int64_t row,
                      int64_t col, int64_t n);
 
-/* What attention and the score pass of many queries multiply with. */
+/* What attention of many queries multiplies with, where it is rounded to bf16; else NULL. */
+static inline const pyr_flash *pyr_cpu_flash(const pyr_cpu *cpu) {
+  return cpu->matmul || cpu->tiles ? &cpu->kernels->flash : NULL;
+}
+
+/* What the score pass multiplies with. */
 static inline const pyr_products *pyr_cpu_products(const pyr_cpu *cpu) {
   return cpu->matmul || cpu->tiles ? &cpu->kernels->bf16 : &cpu->kernels->f32;
 }

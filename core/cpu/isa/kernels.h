@@ -27,6 +27,8 @@ enum {
   PYR_PACKS = 2,        /* … such packs that `dot_packs` takes at most, … */
   PYR_PACK_TOKENS = 8,  /* … and rows of x */
   PYR_KV_BLOCK = 32,       /* rows that `kv_block` takes at once: a page's */
+  PYR_FLASH_ROWS = 64,     /* rows of a block of pyr_flash, */
+  PYR_FLASH_STEP = 32,     /* and values that d is padded to a multiple of there */
 };
 
 /* Columns of a softmax that runs over tiles of rows: per column the maximum so far, m, and the sum
@@ -83,10 +85,49 @@ typedef struct pyr_products {
   /* see above; m a multiple of PYR_UNIT, k elements */
   void (*gemm)(float *c, int64_t ldc, const float *a, int64_t lda, const float *b, int64_t ldb,
                int64_t m, int64_t k);
-  /* where the summed index runs down src: dst[r/per][cols] = each `per` rows of src; NULL where src
-   * will do as it is. cols is a multiple of PYR_UNIT */
-  void (*pair)(float *dst, const float *src, int64_t stride, int64_t rows, int64_t cols);
 } pyr_products;
+
+/* A block of PYR_FLASH_ROWS rows of a lane against a slice of columns, each a query of one head, in
+ * attention whose products are rounded to bf16 (attention_bf16.c). Elements are pairs of bf16, as
+ * above. A slice of 40 columns at the block's rows 16 to 40, which its queries see or see a part
+ * of: first is the block's first row + 16, from 16, rows 25. */
+typedef struct pyr_flash_step {
+  const float *keys, *values;    /* the block, packed */
+  const float *q;                /* [depth][width] elements, scaled */
+  float *out;                    /* [dims][width] */
+  float *scores;                 /* [PYR_FLASH_ROWS][width] */
+  float *p;                      /* [PYR_FLASH_ROWS / 2][width] elements: pairs of rows */
+  float *m, *l, *alpha;          /* [width] as in pyr_tile; alpha is what the step makes of out */
+  const int32_t *low, *high;     /* [width] column c sees rows low[c] <= row < high[c] */
+  int32_t first;                 /* the first of these rows, as low and high count */
+  int from, rows;                /* those of the block that the slice is multiplied with; from is
+                                    a multiple of `unit` */
+  int columns;                   /* of the slice, <= width; others may be computed or not */
+  int depth, dims;               /* elements of d, and d of values, both padded */
+  int width, unit;               /* as in pyr_flash */
+} pyr_flash_step;
+
+/* Three calls make a step, and whoever makes them may change scores after the first (pyr_bend):
+ *
+ *     scores[r][c] = K[from + r] . q[c]
+ *     m, l, alpha, and p = exp(scores - m), rounded; rows that are invisible, or fill up a `unit`,
+ *     weigh 0
+ *     out[d][c] = alpha[c] * out[d][c] + sum over r of V[from + r][d] * p[r][c]
+ *
+ * Every value is one chain in the order of d, or of rows: it does not depend on how columns are
+ * cut into slices. */
+typedef struct pyr_flash {
+  int width, unit;               /* columns of a slice; rows that both products take at once */
+  /* a block from its rows, `ld` floats each: d padded with zeros to whole steps of PYR_FLASH_STEP,
+   * as are rows that are missing. values: `dims` of them, whole vectors */
+  void (*pack_keys)(float *to, const float *rows, int64_t ld);
+  void (*pack_values)(float *to, const float *rows, int64_t ld, int64_t dims);
+  void (*scores)(const pyr_flash_step *step);
+  void (*softmax)(const pyr_flash_step *step);
+  void (*values)(const pyr_flash_step *step);
+} pyr_flash;
+
+static inline int pyr_flash_padded(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
 /* Decode: one query for each of `heads` heads along the rows of a lane (see kv_block.inc).
  * Between calls p holds the weights of the page that was scored last, and alpha what they make
@@ -142,7 +183,8 @@ typedef struct pyr_kernels {
   void (*quantize_tokens)(void *tokens, const float *x, int n, int64_t k, pyr_dtype dtype);
   void (*dot_packs)(float *out, const void *w, pyr_dtype dtype, int packs, const void *tokens,
                      int n, int64_t k, bool first);
-  pyr_products f32, bf16;        /* bf16.gemm is NULL where no such code is compiled in */
+  pyr_products f32, bf16;        /* bf16.gemm is NULL where no such code is compiled in, */
+  pyr_flash flash;               /* and so is all of this */
 
   void (*bend)(const pyr_bend *bend);
   void (*softmax_tile)(const pyr_tile *tile);
