@@ -6,7 +6,7 @@ local machine = require "pyramid.tools.bench.machine"
 local page = require "pyramid.tools.report.comparison"
 local picture = require "pyramid.tools.picture"
 local recall = require "pyramid.tools.recall"
-local results = require "pyramid.tools.results"
+local rivals = require "pyramid.tools.rivals"
 local world = require "pyramid.tools.world"
 
 local parser = cli.parser("[options]",
@@ -29,9 +29,7 @@ DIR/report.html is the report, DIR/results.jsonl has one line for each document
 and policy. The same command goes on where it was ended; other commands may use
 the same DIR. What is there already is not measured again.]])
 cli.add_model(parser, true)
-cli.add_policy(parser, true)
-cli.option(parser, "--budgets", "LIST", "Shares of the rows to keep.",
-  { default = "0.2,0.35,0.45,0.6,0.8" })
+rivals.add_options(parser, "build/compare")
 cli.option(parser, "--lengths", "LIST",
   ("Tokens of a document with what follows it: %d for question and answer, or --predict.")
   :format(recall.room), { default = "1024" })
@@ -52,30 +50,10 @@ cli.option(parser, "--predict", "M", "Tokens scored after each context.",
   { default = "128", integer = 1 })
 cli.option(parser, "--seed", "N", "The first document, counted from the first held-out one.",
   { default = "0", integer = 0 })
-cli.add_cache_dtype(parser)
-cli.add_trace(parser)
-cli.option(parser, "--out", "DIR", "Where results and report go.", { default = "build/compare" })
 parser:flag("--json", "Print one JSON object instead of the table.")
 local args = cli.parse(parser, arg)
 
 -- ---- arguments ----------------------------------------------------------------------------------
-
--- A list of what `convert` makes of its words; `wanted` says what a word should be.
-local function list_of(option, text, convert, wanted)
-  local list, seen = {}, {}
-  for word in (text .. ","):gmatch "([^,]*)," do
-    local value = convert(word)
-    if value == nil then cli.fail(("%s: '%s' is not %s"):format(option, word, wanted)) end
-    if not seen[value] then list[#list + 1] = value end
-    seen[value] = true
-  end
-  return list
-end
-
-local function budget(word)
-  local value = tonumber(word)
-  return value and value > 0 and value <= 1 and value or nil
-end
 
 local function length(word)
   local value = math.tointeger(tonumber(word))
@@ -86,12 +64,10 @@ local function kind(word)
   for _, known in ipairs(recall.kinds) do if word == known then return word end end
 end
 
-local budgets = list_of("--budgets", args.budgets, budget,
-  "a share of the rows, more than 0 and at most 1")
-local lengths = list_of("--lengths", args.lengths, length, "a number of tokens of 200 or more")
-local kinds = args.kinds and list_of("--kinds", args.kinds, kind,
+local budgets = rivals.budgets(args)
+local lengths = rivals.list_of("--lengths", args.lengths, length, "a number of tokens of 200 or more")
+local kinds = args.kinds and rivals.list_of("--kinds", args.kinds, kind,
   "a kind (known: " .. table.concat(recall.kinds, ", ") .. ")")
-table.sort(budgets)
 table.sort(lengths)
 if args.predict >= lengths[1] then
   cli.fail(("--predict %d leaves nothing of a length of %d to read"):format(args.predict,
@@ -102,43 +78,7 @@ if args.questions == 0 and args.documents == 0 and not args.text then
     "At least one of --questions and --documents must be more than 0, or --text given.")
 end
 
-local function policies()
-  if not args.policies then
-    args.policies = {}
-    for i, name in ipairs { "streaming", "h2o", "snapkv", "pyramidinfer",
-      "pyramidinfer preset=45" } do
-      args.policies[i] = { text = name }
-    end
-  end
-  local list = cli.policies(args)
-  for i, given in ipairs(args.policies) do
-    if given.file then
-      local path = given.text:match "^[^\n]+"
-      list[i].source = cli.read(path)
-    end
-  end
-  return list
-end
-
-local variants = cli.must(compare.variants(policies(), budgets))
-
-local function open_results()
-  -- opening the file says what is wrong
-  os.execute("mkdir -p " .. cli.quote(args.out) .. " 2>/dev/null")
-  local path = args.out .. "/results.jsonl"
-  local store, message, code = results.open(path, compare.format)
-  if store then return store end
-  cli.fail(message, code == "format" and "It is left as it is; give another --out DIR." or nil)
-end
-
--- What results depend on besides policies and texts. Threads are among it for the sake of times.
-local function circumstances(model)
-  local runtime = model:runtime()
-  return table.concat({ cli.must(compare.fingerprint(model.path)),
-    "weights " .. (args.weights or "as they are"), "precision " .. model.precision,
-      "rows " .. args.cache_dtype, runtime:isa(), runtime:threads() .. " threads",
-        "pyramid " .. core.version }, ", ")
-end
+local variants = rivals.variants(args, budgets)
 
 -- ---- telling ------------------------------------------------------------------------------------
 
@@ -230,7 +170,7 @@ end
 
 local text = args.text and { name = args.text == "-" and "standard input" or args.text,
   text = cli.read(args.text), windows = args.windows }
-local store <close> = open_results()
+local store <close> = rivals.store(args, compare.format)
 local model <close> = cli.open_text_model(args)
 if lengths[#lengths] > model.config.context then
   cli.fail(("--lengths: %d is more than the model's context of %d"):format(lengths[#lengths],
@@ -243,7 +183,7 @@ do
   local progress <close> = picture.progress "writing documents"
   local message, code
   plan, message, code = compare.plan(model, { variants = variants,
-    circumstances = circumstances(model), lengths = lengths, modes = modes,
+    circumstances = rivals.circumstances(model, args), lengths = lengths, modes = modes,
       questions = args.questions, kinds = kinds, documents = args.documents,
         predict = args.predict, seed = args.seed, text = text,
           cache = { dtype = args.cache_dtype, trace = cli.trace(args) },

@@ -4,6 +4,7 @@ local chart = require "pyramid.tools.report.chart"
 local cjson = require "cjson"
 local compare = require "pyramid.tools.compare"
 local comparison = require "pyramid.tools.report.comparison"
+local engine = require "pyramid.tools.engine"
 local helper = require "helper"
 local html = require "pyramid.tools.report.html"
 local png = require "pyramid.tools.report.png"
@@ -96,7 +97,7 @@ describe("compare", function()
   end
 
   local function plan_of(more)
-    local how = { variants = assert(compare.variants({ given("snapkv", { window = 8 }) },
+    local how = { variants = assert(engine.variants({ given("snapkv", { window = 8 }) },
       { 0.3, 1 })), circumstances = "spec", lengths = { 300 }, modes = { "agnostic" },
         questions = 1, kinds = { "code", "gift" }, documents = 1, predict = 8, seed = 2,
           cache = { dtype = "f32" } }
@@ -106,26 +107,26 @@ describe("compare", function()
 
   it("measures policies at budgets, where they have one, and the full cache first", function()
     assert.same({ "full", "snapkv target=0.2", "snapkv target=0.5", "pyramidinfer target=0.2",
-      "pyramidinfer target=0.5" }, labels(assert(compare.variants({ given "snapkv",
+      "pyramidinfer target=0.5" }, labels(assert(engine.variants({ given "snapkv",
         given "pyramidinfer" }, { 0.2, 0.5 }))))
     assert.same({ "full", "snapkv rows=64", "pyramidinfer ratio=0.8", "pyramidinfer target=0.4" },
-      labels(assert(compare.variants({ given("snapkv", { rows = 64 }),
+      labels(assert(engine.variants({ given("snapkv", { rows = 64 }),
         given("pyramidinfer", { ratio = 0.8 }), given "full",
         given("pyramidinfer", { target = 0.4 }) }, { 0.2, 0.5 }))))
     local preset = given("pyramidinfer", { preset = "45" })
-    local all = assert(compare.variants({ preset, preset }, { 0.2 }))
+    local all = assert(engine.variants({ preset, preset }, { 0.2 }))
     assert.same({ "full", "pyramidinfer preset=45 target=0.2" }, labels(all))
     assert.equal("pyramidinfer preset=45", all[2].series)
     assert.equal(0.2, all[2].policy.options.target)
     local none = { policy = assert(pyramid.policy { name = "none", prefill = function() end }),
       label = "none" }
-    assert.same({ "full", "none" }, labels(assert(compare.variants({ none }, { 0.2 }))))
+    assert.same({ "full", "none" }, labels(assert(engine.variants({ none }, { 0.2 }))))
     local narrow = pyramid.policy { name = "narrow", defaults = { ratio = 0.9 },
       limits = { ratio = { 0.5, 1 } } }
     narrow = assert(pyramid.policy { name = "narrow", defaults = narrow.options,
       limits = { ratio = { 0.5, 1 } },
       prefill = function() end })
-    local list, message = compare.variants({ { policy = narrow, label = "narrow" } }, { 0.2 })
+    local list, message = engine.variants({ { policy = narrow, label = "narrow" } }, { 0.2 })
     assert.is_nil(list)
     assert.matches("policy narrow: option 'ratio' is 0%.2; it must be from 0%.5 to 1", message)
   end)
@@ -274,16 +275,16 @@ describe("compare", function()
     -- Other circumstances are other results.
     again(count, plan_of { circumstances = "elsewhere" })
     again(0)
-    again(#plan.steps, plan_of { variants = assert(compare.variants({ given("streaming",
+    again(#plan.steps, plan_of { variants = assert(engine.variants({ given("streaming",
       { rows = 99 }) }, {})) })
   end)
 
   it("tells models apart by their weights", function()
-    local a, b = assert(compare.fingerprint(tiny)),
-      assert(compare.fingerprint(helper.fixture "families/llama-mha"))
-    assert.equal(a, assert(compare.fingerprint(tiny)))
+    local a, b = assert(engine.fingerprint(tiny)),
+      assert(engine.fingerprint(helper.fixture "families/llama-mha"))
+    assert.equal(a, assert(engine.fingerprint(tiny)))
     assert.not_equal(a, b)
-    local none, message = compare.fingerprint "no/such"
+    local none, message = engine.fingerprint "no/such"
     assert.is_nil(none)
     assert.is_string(message)
     assert.not_equal(results.hash("ab", "c"), results.hash("a", "bc"))

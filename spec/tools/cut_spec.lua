@@ -3,6 +3,7 @@
 local calibrate = require "pyramid.tools.calibrate"
 local compare = require "pyramid.tools.compare"
 local cut = require "pyramid.tools.cut"
+local engine = require "pyramid.tools.engine"
 local helper = require "helper"
 local perplexity = require "pyramid.tools.perplexity"
 local pyramid = require "pyramid"
@@ -103,7 +104,7 @@ describe("what is measured", function()
     local folder = os.tmpname()
     local store <close> = assert(results.open(folder .. ".jsonl", compare.format))
     local plan = assert(compare.plan(model,
-      { variants = assert(compare.variants({ { policy = blind(), label = "blind" } }, {})),
+      { variants = assert(engine.variants({ { policy = blind(), label = "blind" } }, {})),
         circumstances = "spec", lengths = { 220 }, modes = { "agnostic" }, questions = 0,
           documents = 1, predict = 1, seed = 2, cache = { dtype = "f32" } }))
     assert(compare.run(plan, model, store))

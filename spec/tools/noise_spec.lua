@@ -35,6 +35,34 @@ describe("noise", function()
     assert.is_true(noise.wins(61, 39))                                   -- 0.0352
   end)
 
+  it("says how often chance would make as great a difference", function()
+    for _, case in ipairs { { 5, 0, 0.0625 }, { 0, 6, 0.03125 }, { 9, 3, 0.14599609375 },
+      { 61, 39, 0.03520020021770479 }, { 3, 3, 1 }, { 0, 0, 1 },
+      { 800, 700, 0.010559255466711506 }, { 610, 590, 0.5833787795443902 } } do     -- scipy's binomtest
+      assert.near(case[3], noise.mcnemar(case[1], case[2]), 1e-10)
+    end
+  end)
+
+  it("relates two sums, with what belongs together as one", function()
+    local ratio, half = noise.ratio({ 3, 4, 2, 4 }, { 4, 4, 4, 4 })
+    assert.near(13 / 16, ratio, 1e-12)
+    -- all bases alike: the mean's own interval, over their size
+    local mean, around = noise.mean { 3 / 4, 1, 2 / 4, 1 }
+    assert.near(mean, ratio, 1e-12)
+    assert.near(around, half, 1e-12)
+    assert.near(0, select(2, noise.ratio({ 1, 2, 3 }, { 2, 4, 6 })), 1e-12)
+    assert.is_nil((noise.ratio({ 0, 0 }, { 0, 0 })))
+    assert.equal(math.huge, select(2, noise.ratio({ 1 }, { 1 })))
+    assert.has_error(function() noise.ratio({ 1 }, { 1, 2 }) end)
+  end)
+
+  it("has the interval of a share", function()
+    local low, high = noise.interval(34, 40)
+    assert.near(0.7092767563, low, 1e-4)
+    assert.near(0.9293881228, high, 1e-4)
+    assert.same({ 0, 1 }, { noise.interval(0, 0) })
+  end)
+
   it("calls a share greater only beyond both errors", function()
     assert.near((0.867 - 0.711) / 2, noise.share(80, 100), 0.001)        -- Wilson's interval
     assert.is_false(noise.greater(15, 20, 12, 20))

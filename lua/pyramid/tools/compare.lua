@@ -1,10 +1,7 @@
 --- Comparing policies: what a model still knows under each of them, against the rows that it holds
 --- for that.
 ---
----   variants   policies as a user names them, each at several budgets
----   plan       what is to be measured: steps, each of which every variant takes, so that rivals
----              take turns document by document and a machine that gets slower does so for all of
----              them
+---   plan       what is to be measured: steps, each of which every variant takes (pyramid.engine)
 ---   run        measures what is not among the results yet (pyramid.results) and adds it to them
 ---   summary    one entry for each length, mode and variant
 ---
@@ -17,12 +14,10 @@
 ---   kept    what a policy leaves of one document, for a picture
 local core = require "pyramid.core"
 local cut = require "pyramid.tools.cut"
-local files = require "pyramid.files"
-local inspect = require "pyramid.tools.inspect"
+local engine = require "pyramid.tools.engine"
 local noise = require "pyramid.tools.noise"
 local options = require "pyramid.options"
 local perplexity = require "pyramid.tools.perplexity"
-local policy = require "pyramid.policy"
 local recall = require "pyramid.tools.recall"
 local results = require "pyramid.tools.results"
 local target = require "pyramid.tools.target"
@@ -33,104 +28,9 @@ local compare = {}
 --- How lines of a results file are marked.
 compare.format = "pyramid compare 3"
 
---- Shares of the rows that policies are asked to keep, if nothing else is said.
-compare.budgets = { 0.2, 0.35, 0.45, 0.6, 0.8 }
-
 -- A step of one token costs about as much as reading this many, and an answer is about so long: for
 -- estimates of time.
 local step_cost, answer_cost = 6, 30 * 6
-
--- ---- variants -----------------------------------------------------------------------------------
-
----@class pyramid.Variant
----@field label string        the policy with its options, as a user would write it
----@field series string       the same without the budget: what a curve connects
----@field budget number?      the share of the rows asked for
----@field policy pyramid.Policy
----@field id string           equal for equal policies
-
----@param p pyramid.Policy
----@return boolean
-local function keeps_all(p) return not p.definition.prefill and not p.definition.decode end
-
--- The option that says what share of the rows a policy keeps, if it has one that the user left
--- open.
-local function budget_option(p, label)
-  local definition = p.definition
-  for _, key in ipairs { "target", "ratio", "rows", definition.fit or "ratio" } do
-    if label:find("%f[%w_]" .. key .. "=") then return nil end
-  end
-  if definition.fit then return "target" end
-  return type((definition.defaults or {}).ratio) == "number" and "ratio" or nil
-end
-
----Policies at budgets. A policy with an option that says which share of the rows it keeps (`target`
----where it can fit one, else `ratio`) is measured at each; one without, or whose user has chosen
----`ratio`, `target` or `rows`, as it is. The full cache comes first, whether it was asked for or
----not: everything is measured against it.
----@param given { policy: pyramid.Policy, label: string, source?: string }[]
----  source: the text of a policy file
----@param budgets number[]
----@return pyramid.Variant[]?
----@return string? message
----@return string? code
-function compare.variants(given, budgets)
-  local _ <close> = core.plain_locale()
-  local list, seen, owners = {}, {}, {}
-  local function add(p, label, series, budget, source)
-    local id = tostring(p) .. (source and " " .. results.hash(source) or "")
-    if seen[id] then return end
-    seen[id] = true
-    local owner = source or ""  -- two files may name their policies alike
-    if (owners[series] or owner) ~= owner then
-      label, series = label .. " (another)", series .. " (another)"
-    end
-    owners[series] = owner
-    list[#list + 1] = { label = label, series = series, budget = budget, policy = p, id = id }
-  end
-  local full
-  for _, one in ipairs(given) do full = full or keeps_all(one.policy) and one end
-  if full then add(full.policy, full.label, full.label)
-  else add(assert(policy.load "full"), "full", "full") end
-  for _, one in ipairs(given) do
-    local key = budget_option(one.policy, one.label)
-    for _, budget in ipairs(key and budgets or {}) do
-      local at, message, code = policy.load(one.policy, { [key] = budget })
-      if not at then return nil, message, code end
-      add(at, ("%s %s=%g"):format(one.label, key, budget), one.label, budget, one.source)
-    end
-    if not key and not keeps_all(one.policy) then
-      add(one.policy, one.label, one.label, nil, one.source)
-    end
-  end
-  return list
-end
-
----What tells a model's weights from others': a hash of names, shapes and some bytes of every
----tensor. Reading all of them would take longer than many a measurement.
----@param path string
----@return string?
----@return string? message
----@return string? code
-function compare.fingerprint(path)
-  local about, message, code = inspect.model(path)
-  if not about then return nil, message, code end
-  local parts, opened = {}, {}
-  for _, tensor in ipairs(about.tensors) do
-    local file = opened[tensor.path]
-    if not file then
-      file, message, code = files.open(tensor.path)
-      if not file then return nil, message, code end
-      opened[tensor.path] = file
-    end
-    file:seek("set", tensor.offset + math.max(0, tensor.bytes // 2 - 32))
-    parts[#parts + 1] = ("%s %s %s"):format(tensor.name, tensor.dtype,
-      table.concat(tensor.shape, "x"))
-    parts[#parts + 1] = file:read(math.min(64, tensor.bytes)) or ""
-  end
-  for _, file in pairs(opened) do file:close() end
-  return results.hash(table.unpack(parts))
-end
 
 -- ---- the plan -----------------------------------------------------------------------------------
 
@@ -452,36 +352,21 @@ end
 ---@return string? code
 function compare.run(plan, model, store, report)
   local _ <close> = core.plain_locale()
-  local todo, total, done, measured = {}, 0, 0, 0
-  for _, step in ipairs(plan.steps) do
-    local rivals = {}
-    for _, variant in ipairs(plan.given.variants) do
-      if not store:get(compare.key(plan, step, variant)) then rivals[#rivals + 1] = variant end
-    end
-    if #rivals > 0 then
-      todo[#todo + 1] = { step = step, rivals = rivals }
-      total = total + #rivals * step.cost
-    end
-  end
-  for _, turn in ipairs(todo) do
-    local step = turn.step
-    for _, variant in ipairs(turn.rivals) do
-      if report then
-        report(done, total, ("%d tokens, %s: %s"):format(step.length, step.mode or step.kind,
-          variant.label))
-      end
+  return engine.run({
+    steps = plan.steps, variants = plan.given.variants,
+    key = function(step, variant) return compare.key(plan, step, variant) end,
+    name = function(step, variant)
+      return ("%d tokens, %s: %s"):format(step.length, step.mode or step.kind, variant.label)
+    end,
+    measure = function(step, variant)
       local record, message, code = measures[step.kind](plan, model, step, variant)
       if not record then return nil, message, code end
       record.kind, record.policy, record.options = step.kind, variant.label, variant.id
       record.length, record.mode, record.document = step.length, step.mode, step.name
-      local ok
-      ok, message, code = store:add(compare.key(plan, step, variant), record)
-      if not ok then return nil, message, code end
-      done, measured = done + step.cost, measured + 1
-    end
-    step.reference = nil  -- as large as the vocabulary for each target
-  end
-  return measured
+      return record
+    end,
+    done = function(step) step.reference = nil end,  -- as large as the vocabulary for each target
+  }, store, report)
 end
 
 -- ---- what came out ------------------------------------------------------------------------------
@@ -687,7 +572,7 @@ function compare.summary(plan, store)
         name(entry, variant)
         local evicted = (entry.document and entry.document.evicted or 0)
           + (entry.file and entry.file.evicted or 0)
-        entry.silent = not keeps_all(variant.policy) and evicted == 0
+        entry.silent = not engine.keeps_all(variant.policy) and evicted == 0
           and (entry.fraction or 0) > 1 - 1e-9
         each(plan, store, variant, "kept", { length = length, mode = mode },
           function(record) entry.kept = record end)

@@ -47,12 +47,19 @@ function noise.share(right, asked)
   return z * math.sqrt(p * (1 - p) / asked + z * z / (4 * asked * asked)) / (1 + z * z / asked)
 end
 
--- Wilson's interval of a counted share.
+---Wilson's interval of a counted share.
+---@param right number
+---@param asked integer
+---@return number low
+---@return number high
 local function interval(right, asked)
+  if asked == 0 then return 0, 1 end
   local middle, half = (right / asked + 1.96 ^ 2 / (2 * asked)) / (1 + 1.96 ^ 2 / asked),
     noise.share(right, asked)
   return middle - half, middle + half
 end
+
+noise.interval = interval
 
 ---Whether one counted share is greater than another by more than chance would make of equal ones
 ---(Newcombe's interval of a difference, which two Wilson intervals make; half a count on either
@@ -69,20 +76,49 @@ function noise.greater(right, asked, other_right, other_asked)
   return p - q - 0.5 / asked - 0.5 / other_asked > math.sqrt((p - low) ^ 2 + (high - q) ^ 2)
 end
 
----Whether one is better than another that was asked the same: it answered `won` questions that the
----other did not, which answered `lost` that it did not. Chance alone would make it so, or the other
----way round, in fewer than 5 of 100 (the exact test of McNemar, a coin tossed won + lost times).
+---How often chance alone would make as great a difference, in either direction, between two that
+---were asked the same: one answered `won` questions that the other did not, which answered `lost`
+---that it did not (the exact test of McNemar, a coin tossed won + lost times).
+---@param won integer
+---@param lost integer
+---@return number p
+function noise.mcnemar(won, lost)
+  local n, least = won + lost, math.min(won, lost)
+  -- The binomial terms 0 .. least, summed against the last, which is the greatest: 2^-n alone would
+  -- be 0 from n = 1075 on.
+  local last, term, sum = -n * math.log(2), 1.0, 1.0
+  for k = 1, least do last = last + math.log((n - k + 1) / k) end
+  for k = least, 1, -1 do
+    term = term * k / (n - k + 1)
+    sum = sum + term
+  end
+  return math.min(1, 2 * math.exp(last) * sum)
+end
+
+---Whether one is better than another that was asked the same: chance alone would make it so, or the
+---other way round, in fewer than 5 of 100.
 ---@param won integer
 ---@param lost integer
 ---@return boolean
-function noise.wins(won, lost)
-  if won <= lost then return false end
-  local n, term, sum = won + lost, 1.0, 0.0
-  for k = 0, lost do  -- binomial coefficients, in order
-    sum = sum + term
-    term = term * (n - k) / (k + 1)
-  end
-  return 2 * sum * 0.5 ^ n < 0.05
+function noise.wins(won, lost) return won > lost and noise.mcnemar(won, lost) < 0.05 end
+
+---How two sums relate that were measured on the same things: sum(a) / sum(b), and half the width of
+---its interval. What is measured of one thing belongs together: give one pair of numbers for each
+---(of a document, say, the points of all its questions), not one for each question.
+---@param a number[]
+---@param b number[]
+---@return number? ratio   nil where sum(b) is 0
+---@return number half     math.huge for one thing
+function noise.ratio(a, b)
+  if #a ~= #b then error("noise.ratio: the lists are not of the same things", 2) end
+  local over, under, n = 0, 0, #a
+  for i, x in ipairs(a) do over, under = over + x, under + b[i] end
+  if under == 0 then return nil, math.huge end
+  local ratio, squares = over / under, 0
+  if n < 2 then return ratio, math.huge end
+  -- what each thing adds to the ratio's error, to first order (the delta method)
+  for i, x in ipairs(a) do squares = squares + (x - ratio * b[i]) ^ 2 end
+  return ratio, noise.errors(n) * math.sqrt(squares * n / (n - 1)) / under
 end
 
 return noise

@@ -1,8 +1,8 @@
 -- The world generator: endless, seeded documents of simple English in which what was said early is
 -- needed later.
 --
--- Owns: the random numbers, the document under construction and its layout. The words are in
--- world/words.lua, the scenery in world/frames.lua, what can be true and asked for in
+-- Owns: the document under construction and its layout. Random numbers are tools/random.lua's, the
+-- words are in world/words.lua, the scenery in world/frames.lua, what can be true and asked for in
 -- world/facts.lua.
 --
 -- A document is a pure function of (seed, options), the same on every machine: integers of 64 bits,
@@ -13,8 +13,9 @@
 -- Each paragraph takes a frame and sets facts and recollections between the frame's sentences.
 
 local words = require "pyramid.tools.world.words"
-local frames = require "pyramid.tools.world.frames"
 local facts = require "pyramid.tools.world.facts"
+local frames = require "pyramid.tools.world.frames"
+local random = require "pyramid.tools.random"
 
 local world = {}
 
@@ -23,25 +24,6 @@ world.held_out = 1000000000
 
 --- The task kinds, in a fixed order.
 world.kinds = { "attribute", "code", "gift", "moved", "verse", "chain" }
-
--- splitmix64 (Steele, Lea, Flood 2014): the state is a counter, so any seed is a good one.
-
-local Rng = {}
-Rng.__index = Rng
-
-function Rng:next()
-  self.state = self.state + 0x9E3779B97F4A7C15
-  local z = self.state
-  z = (z ~ (z >> 30)) * 0xBF58476D1CE4E5B9
-  z = (z ~ (z >> 27)) * 0x94D049BB133111EB
-  return z ~ (z >> 31)
-end
-
--- 0 .. n-1. The bias of the modulus is below n / 2^63.
-function Rng:below(n) return (self:next() >> 1) % n end
-function Rng:between(a, b) return a + self:below(b - a + 1) end
-function Rng:chance(percent) return self:below(100) < percent end
-function Rng:pick(list) return list[1 + self:below(#list)] end
 
 -- Templates.
 
@@ -81,7 +63,7 @@ local Doc = {}
 Doc.__index = Doc
 
 local function new_doc(seed, kinds)
-  local rng = setmetatable({ state = seed * 2 + 1 }, Rng)
+  local rng = random.new(seed * 2 + 1)
   local doc = setmetatable({
     rng = rng, parts = {}, bytes = 0, words = 0,
     cast = {}, names = {}, nouns = {}, told = {}, questions = {}, asked = {},

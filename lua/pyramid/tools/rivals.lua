@@ -1,0 +1,99 @@
+--- What programs that measure policies against each other have alike: their options, which
+--- policies at which budgets, the file of results, and what results depend on. A part of the
+--- programs: failures end them.
+local cli = require "pyramid.tools.cli"
+local core = require "pyramid.core"
+local engine = require "pyramid.tools.engine"
+local results = require "pyramid.tools.results"
+
+local rivals = {}
+
+---Adds the options that say who is measured, and where results go.
+---@param parser table
+---@param out string      the folder, unless said
+function rivals.add_options(parser, out)
+  cli.add_policy(parser, true)
+  cli.option(parser, "--budgets", "LIST", "Shares of the rows to keep.",
+    { default = "0.2,0.35,0.45,0.6,0.8" })
+  cli.add_cache_dtype(parser)
+  cli.add_trace(parser)
+  cli.option(parser, "--out", "DIR", "Where results and report go.", { default = out })
+end
+
+---A list of what `convert` makes of its words; `wanted` says what a word should be.
+---@param option string
+---@param text string
+---@param convert fun(word: string): any
+---@param wanted string
+---@return any[]
+function rivals.list_of(option, text, convert, wanted)
+  local list, seen = {}, {}
+  for word in (text .. ","):gmatch "([^,]*)," do
+    local value = convert(word)
+    if value == nil then cli.fail(("%s: '%s' is not %s"):format(option, word, wanted)) end
+    if not seen[value] then list[#list + 1] = value end
+    seen[value] = true
+  end
+  return list
+end
+
+local function budget(word)
+  local value = tonumber(word)
+  return value and value > 0 and value <= 1 and value or nil
+end
+
+---The budgets of --budgets, ascending.
+---@param args table
+---@return number[]
+function rivals.budgets(args)
+  local list = rivals.list_of("--budgets", args.budgets, budget,
+    "a share of the rows, more than 0 and at most 1")
+  table.sort(list)
+  return list
+end
+
+---Policies that are measured if none is named.
+rivals.usual = { "streaming", "h2o", "snapkv", "pyramidinfer", "pyramidinfer preset=45" }
+
+---The policies of the arguments at their budgets, the full cache first.
+---@param args table
+---@param budgets number[]
+---@param usual? string[]
+---@return pyramid.Variant[]
+function rivals.variants(args, budgets, usual)
+  if not args.policies then
+    args.policies = {}
+    for i, name in ipairs(usual or rivals.usual) do args.policies[i] = { text = name } end
+  end
+  local list = cli.policies(args)
+  for i, given in ipairs(args.policies) do
+    if given.file then list[i].source = cli.read(given.text:match "^[^\n]+") end
+  end
+  return cli.must(engine.variants(list, budgets))
+end
+
+---The results of --out, which need not be there yet.
+---@param args table
+---@param format string
+---@return pyramid.Results
+function rivals.store(args, format)
+  -- opening the file says what is wrong
+  os.execute("mkdir -p " .. cli.quote(args.out) .. " 2>/dev/null")
+  local store, message, code = results.open(args.out .. "/results.jsonl", format)
+  if store then return store end
+  cli.fail(message, code == "format" and "It is left as it is; give another --out DIR." or nil)
+end
+
+---What results depend on besides policies and texts. Threads are among it for the sake of times.
+---@param model pyramid.Model
+---@param args table
+---@return string
+function rivals.circumstances(model, args)
+  local runtime = model:runtime()
+  return table.concat({ cli.must(engine.fingerprint(model.path)),
+    "weights " .. (args.weights or "as they are"), "precision " .. model.precision,
+      "rows " .. args.cache_dtype, runtime:isa(), runtime:threads() .. " threads",
+        "pyramid " .. core.version }, ", ")
+end
+
+return rivals
