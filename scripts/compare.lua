@@ -65,7 +65,8 @@ local function kind(word)
 end
 
 local budgets = rivals.budgets(args)
-local lengths = rivals.list_of("--lengths", args.lengths, length, "a number of tokens of 200 or more")
+local lengths = rivals.list_of("--lengths", args.lengths, length,
+  "a number of tokens of 200 or more")
 local kinds = args.kinds and rivals.list_of("--kinds", args.kinds, kind,
   "a kind (known: " .. table.concat(recall.kinds, ", ") .. ")")
 table.sort(lengths)

@@ -38,7 +38,7 @@ describe("noise", function()
   it("says how often chance would make as great a difference", function()
     for _, case in ipairs { { 5, 0, 0.0625 }, { 0, 6, 0.03125 }, { 9, 3, 0.14599609375 },
       { 61, 39, 0.03520020021770479 }, { 3, 3, 1 }, { 0, 0, 1 },
-      { 800, 700, 0.010559255466711506 }, { 610, 590, 0.5833787795443902 } } do     -- scipy's binomtest
+      { 800, 700, 0.010559255466711506 }, { 610, 590, 0.5833787795443902 } } do  -- scipy's
       assert.near(case[3], noise.mcnemar(case[1], case[2]), 1e-10)
     end
   end)

@@ -9,12 +9,14 @@ local lfs = require "lfs"
 local folder = "scripts/maker/oracle/"
 
 -- Modules that come from packages; what else is imported is Python's own, or lies in the folder.
-local packages = { gguf = "gguf", jinja2 = "jinja2", kvpress = "kvpress", numpy = "numpy",
+local packages = { fuzzywuzzy = "fuzzywuzzy", gguf = "gguf", jinja2 = "jinja2",
+  kvpress = "kvpress", numpy = "numpy", rouge = "rouge", rouge_score = "rouge-score",
   safetensors = "safetensors", sentencepiece = "sentencepiece", tokenizers = "tokenizers",
   torch = "torch", transformers = "transformers" }
-local own = { ast = true, datetime = true, glob = true, importlib = true, json = true, math = true,
-  os = true, pathlib = true, random = true, re = true, shutil = true, sys = true, tempfile = true,
-  unicodedata = true, subprocess = true, zlib = true }
+local own = { ast = true, collections = true, datetime = true, glob = true, importlib = true,
+  json = true, math = true, os = true, pathlib = true, random = true, re = true, shutil = true,
+  string = true, subprocess = true, sys = true, tempfile = true, unicodedata = true,
+  zlib = true }
 
 local scripts = {}
 for name in lfs.dir(folder) do

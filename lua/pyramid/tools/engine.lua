@@ -1,6 +1,6 @@
 --- What measures policies against the full cache, whatever is measured: variants (policies at
---- budgets), the steps that every variant takes in turn, and a store that a run which was ended goes
---- on from. `compare` and `eval` are two lists of steps and what is measured in one.
+--- budgets), the steps that every variant takes in turn, and a store that a run which was ended
+--- goes on from. `compare` and `eval` are two lists of steps and what is measured in one.
 ---
 ---   variants     policies as a user names them, each at several budgets
 ---   fingerprint  what tells a model's weights from others'
