@@ -527,7 +527,9 @@ end
 ---@field front boolean
 ---  on the front of recall and rows kept, of its length and mode: see compare.pareto
 
-local function mark_front(entries)
+---Marks the entries of one length and mode that are on the front of answers and rows kept.
+---@param entries pyramid.CompareEntry[]
+function compare.mark_front(entries)
   local points = {}
   for _, entry in ipairs(entries) do
     local asked = entry.recall
@@ -540,8 +542,11 @@ local function mark_front(entries)
   for i, point in ipairs(points) do point.entry.front = front[i] end
 end
 
--- A label names a share that was asked for only where it was kept; else it says what was measured.
-local function name(entry, variant)
+---Whether an entry kept what was asked for. A label names a share that was asked for only where it
+---was kept; else it says what was measured.
+---@param entry pyramid.CompareEntry
+---@param variant pyramid.Variant
+function compare.name(entry, variant)
   entry.asked = variant.budget or target.of(variant.policy)
   entry.missed = entry.fraction ~= nil and target.missed(entry.asked, entry.fraction, entry.length)
   if not entry.missed then return end
@@ -569,7 +574,7 @@ function compare.summary(plan, store)
                 file = text_of(plan, store, variant, length, "file") }
         local text = entry.document or entry.file
         entry.fraction = entry.recall and entry.recall.fraction or text and text.context_fraction
-        name(entry, variant)
+        compare.name(entry, variant)
         local evicted = (entry.document and entry.document.evicted or 0)
           + (entry.file and entry.file.evicted or 0)
         entry.silent = not engine.keeps_all(variant.policy) and evicted == 0
@@ -578,7 +583,7 @@ function compare.summary(plan, store)
           function(record) entry.kept = record end)
         entries[i] = entry
       end
-      mark_front(entries)
+      compare.mark_front(entries)
       table.move(entries, 1, #entries, #all + 1, all)
     end
   end

@@ -27,6 +27,28 @@ local cut = {}
 ---@field bytes integer       held then
 ---@field seconds number      that took
 
+---The share of the rows that a policy can evict which a cache holds: rows of the layers that see
+---everything. Layers with a sliding window give rows back by themselves and are not counted, unless
+---there are no others.
+---@param cache pyramid.Cache
+---@param config pyramid.Config
+---@return number
+function cut.share(cache, config)
+  local windows, rows, all, layers = config.window, 0, 0, {}
+  for layer = 1, config.layers do
+    local window = type(windows) == "table" and windows[layer] or 0
+    if window == 0 then layers[#layers + 1] = layer end
+  end
+  if #layers == 0 or #layers == config.layers or cache:tokens() == 0 then
+    return cache:fraction()
+  end
+  for _, layer in ipairs(layers) do
+    for head = 1, config.kv_heads do rows = rows + cache:rows(layer, head) end
+    all = all + cache:tokens() * config.kv_heads
+  end
+  return rows / all
+end
+
 ---Divides ids into what is read under the policy and what is read after its cut.
 ---@param ids integer[]
 ---@param after? integer

@@ -3,6 +3,7 @@
 ---   contains     RULER: the share of the expected texts that stand in the answer, in any case
 ---   contains_any RULER's question answering: whether one of them does
 ---   word         the answer's first word is the expected one
+---   line         its first line is, letter for letter
 ---   exact        SQuAD's exact match: equal without case, punctuation, articles
 ---   f1           SQuAD's F1 over words, normalised the same way
 ---   rouge_l      ROUGE-L as Google's `rouge_score` computes it (F)
@@ -11,7 +12,8 @@
 ---   classification, retrieval, count, edit      LongBench
 ---   choice       the first of A, B, C, D in the answer (L-Eval)
 ---   letters      L-Eval's form for several right letters
----   number       L-Eval's and GSM8K's answer extraction: the number said
+---   number       L-Eval's answer extraction: the number said
+---   final_number GSM8K's: the number after "####", or else the last one
 ---   judged       nothing is scored here: another program judges (HumanEval)
 ---
 --- Several expected answers: the best counts, except for `contains`, which wants them all.
@@ -245,6 +247,10 @@ function scores.word(answer, wanted)
   return mark((answer:match "^%W*(%w+)" or ""):lower() == wanted:lower())
 end
 
+function scores.line(answer, wanted)
+  return mark(answer:match "^%s*([^\n]*)":match "^(.-)%s*$" == wanted)
+end
+
 function scores.exact(answer, wanted)
   return mark(metrics.normalise(answer) == metrics.normalise(wanted))
 end
@@ -321,6 +327,21 @@ end
 
 function scores.number(answer, wanted)
   return mark(metrics.number_in(answer) == metrics.number_in(wanted))
+end
+
+-- Without commas, a currency's sign, a full stop, and what makes 18.00 differ from 18.
+local function final_number(s)
+  local said = s:match "####%s*%$?(%-?[%d.,]+)"
+  if not said then
+    for number in s:gmatch "%-?%$?[%d][%d.,]*" do said = number end
+  end
+  local value = said and tonumber((said:gsub("[,$]", ""):gsub("%.$", "")))
+  return value and value + 0.0
+end
+
+function scores.final_number(answer, wanted)
+  local got, right = final_number(answer), final_number(wanted)
+  return mark(got ~= nil and got == right)
 end
 
 function scores.judged() return 0 end

@@ -1,6 +1,6 @@
---- The report of pyramid.compare as one HTML page: what was found, curves of quality against
---- memory, every number, and pictures of what each policy kept. Tells what is in the entries;
---- measures and decides nothing but how to show it.
+--- The report of pyramid.compare, and of pyramid.eval, as one HTML page: what was found, curves of
+--- quality against memory, every number, and pictures of what each policy kept. Tells what is in
+--- the entries; measures and decides nothing but how to show it.
 local core = require "pyramid.core"
 local chart = require "pyramid.tools.report.chart"
 local compare = require "pyramid.tools.compare"
@@ -25,6 +25,19 @@ local function seconds(value)
   if not value then return "–" end
   return value < 1 and ("%.0f ms"):format(value * 1000) or ("%.2f s"):format(value)
 end
+
+-- What questions are called: compare puts questions about documents, eval tasks (about.protocol).
+local names = { compare = { title = "Cache policies compared: ", score = "Recall",
+  drawn = "exact answers to %d questions; higher is better; lines: 95 %% of what chance could do",
+  axis = "right answers", by = "Right answers by kind of question",
+  column = "Exact answers, and half of the 95 % interval" },
+  eval = { title = "Tasks under cache policies: ", score = "Score",
+    drawn = "mean score of %d questions of the tasks that count; higher is better; lines: 95 %% of "
+      .. "what chance could do",
+    axis = "score", by = "Score by task", column = "Mean over the questions of tasks that count, "
+      .. "and half of the 95 % interval" } }
+
+local function names_of(about) return about.protocol and names.eval or names.compare end
 
 local function plural(n, one, many) return ("%d %s"):format(n, n == 1 and one or many) end
 
@@ -221,24 +234,25 @@ local function title_of(entry, rows, ...)
   return table.concat(lines, "\n")
 end
 
-local function recall_chart(group, series, index, x)
+local function recall_chart(group, series, index, x, called)
   if not group.full.recall then return nil end
   local curves, ys, front = curves_of(group, series, index, rows_of,
     function(entry) return entry.recall and entry.recall.accuracy end, 1, function(entry)
-      return title_of(entry, entry.fraction, ("answers %s (± %.0f points) of %d questions"):format(
-        percent(entry.recall.accuracy), 100 * entry.recall.uncertainty, entry.recall.asked),
-        ("evidence held: %s"):format(percent(entry.recall.evidence)))
+      local r = entry.recall
+      local answers = ("answers %s (± %.0f points) of %d questions"):format(percent(r.accuracy),
+        100 * r.uncertainty, r.asked)
+      return title_of(entry, entry.fraction, answers,
+        r.evidence and ("evidence held: %s"):format(percent(r.evidence)) or nil)
     end, function(entry)
       local r = entry.recall
       return { right = r.right, asked = r.asked, answers = r.answers, half = r.uncertainty,
         most = 1 }
     end)
-  return card("Recall, " .. group.mode,
-    ("exact answers to %d questions; higher is better; lines: 95 %% of what chance could do")
-      :format(group.full.recall.asked),
-    chart.render { describe = spoken("Recall", group), x = x, y = chart.scale(ys, { low = 0 }),
-      x_label = x_label, y_label = "right answers", x_format = percent, y_format = percent,
-      curves = curves, front = front,
+  return card(("%s, %s"):format(called.score, group.mode),
+    called.drawn:format(group.full.recall.asked),
+    chart.render { describe = spoken(called.score, group), x = x,
+      y = chart.scale(ys, { low = 0 }), x_label = x_label, y_label = called.axis,
+      x_format = percent, y_format = percent, curves = curves, front = front,
       reference = { y = group.full.recall.accuracy,
         label = ("full cache %s"):format(percent(group.full.recall.accuracy)) } })
 end
@@ -302,7 +316,9 @@ local function charts_of(group, groups, series, index, about)
   local cards, x = {}, x_of(groups, group.length)
   local function add(svg) cards[#cards + 1] = svg end
   for _, other in ipairs(groups) do
-    if other.length == group.length then add(recall_chart(other, series, index, x)) end
+    if other.length == group.length then
+      add(recall_chart(other, series, index, x, names_of(about)))
+    end
   end
   local plain = { name = ("%d tokens"):format(group.length), full = group.full,
     entries = group.entries }
@@ -399,15 +415,36 @@ local function first_columns(groups, index)
   return columns
 end
 
-local function recall_columns(columns)
+-- Of tasks: what is kept of the full cache's score, and the bytes it is kept in.
+local function pooled_columns(add)
+  add { name = "Of full", down = true, title = "Share of the full cache's score, over the tasks "
+    .. "that count, and half of its 95 % interval", cell = function(entry)
+    local p = entry.pooled
+    if not p or not p.share then return "–" end
+    local half = p.half < math.huge and ("± %.0f"):format(100 * p.half) or ""
+    return ("%s <span class=soft>%s</span>"):format(percent(p.share), half), p.share
+  end }
+  add { name = "p", title = "McNemar: how often chance would make as great a difference from the "
+    .. "full cache", cell = function(entry)
+    local p = entry.pooled
+    return figure(p and p.p, "%.2g"), p and p.p
+  end }
+  add { name = "KV", title = "Bytes held after the cut, mean", cell = function(entry)
+    return size(entry.bytes), entry.bytes
+  end }
+end
+
+local function recall_columns(columns, about)
+  local called = names_of(about)
   local function add(column) columns[#columns + 1] = column end
-  add { name = "Recall", down = true, title = "Exact answers, and half of the 95 % interval",
+  add { name = called.score, down = true, title = called.column,
     cell = function(entry)
     local r = entry.recall
     if not r then return "–" end
     return ("%s <span class=soft>± %.0f</span>"):format(percent(r.accuracy), 100 * r.uncertainty),
       r.accuracy
   end }
+  if about.protocol then return pooled_columns(add) end
   add { name = "Evidence", down = true, cell = function(entry)
     return percent(entry.recall and entry.recall.evidence), entry.recall and entry.recall.evidence
   end, title = "Of the sentences that hold the answers: tokens whose rows are held, mean over "
@@ -451,7 +488,7 @@ end
 local function tables_section(groups, entries, index, about)
   local full = groups[1].full
   local columns = first_columns(groups, index)
-  if full.recall then recall_columns(columns) end
+  if full.recall then recall_columns(columns, about) end
   columns[#columns + 1] = { name = "Notes", word = true,
     cell = function(entry) return notes(entry), entry.front and 0 or 1 end }
   if full.document then text_columns(columns, "document", "") end
@@ -475,11 +512,12 @@ local function tables_section(groups, entries, index, about)
         if not n then return "–" end
         local value = n.right / n.asked
         return percent(value), value, { class = "share", style = ("--v:%.2f"):format(value),
-          title = ("%d of %d"):format(n.right, n.asked) }
+          title = ("%g of %d"):format(n.right, n.asked) }
       end }
     end
-    out[#out + 1] = element("h2", nil, "Right answers by kind of question")
-    out[#out + 1] = table_of("Right answers by kind of question", columns, entries, index)
+    local by = names_of(about).by
+    out[#out + 1] = element("h2", nil, by)
+    out[#out + 1] = table_of(by, columns, entries, index)
   end
   return out
 end
@@ -634,6 +672,18 @@ end
 
 -- ---- how it was measured ------------------------------------------------------------------------
 
+local function task_method(about, add)
+  add("Score: the mean over questions of the task's published metric. A task counts if the full "
+    .. "cache reaches 80 %.")
+  add(("Questions: up to %d about one context. Agnostic: the context is read under the policy, and "
+    .. "each question goes on in a fork of that cache. Aware: context and question are read "
+    .. "together; what calls for the answer is read after the cut. Answers are greedy%s."):format(
+    about.protocol.per_context, about.protocol.chat and ", in the model's chat template" or ""))
+  add("Of full: the sum of scores over the sum of the full cache's on the same questions, over the "
+    .. "tasks that count; its interval takes contexts, not questions, as independent. p: the exact "
+    .. "test of McNemar over questions that one of the two scored higher.")
+end
+
 local function method(groups, about)
   local s, full = about.settings, groups[1].full
   local items = {}
@@ -646,7 +696,8 @@ local function method(groups, about)
     .. "and a question or its “Answer:”, "
     .. "are read when the policy has judged, so that no policy is judged by what the full cache "
     .. "foretold.")
-  if full.recall then
+  if about.protocol then task_method(about, add)
+  elseif full.recall then
     add("Recall: questions about facts that held-out documents tell once. An answer is right if "
       .. "the line generated greedily is "
       .. "the expected one, letter for letter. Agnostic: the document is read under the policy, "
@@ -683,13 +734,16 @@ local function footer(about)
   local budgets = {}
   for i, budget in ipairs(s.budgets) do budgets[i] = ("%g"):format(budget) end
   local documents = {}
-  if s.questions > 0 then
+  if about.protocol then
+    documents[1] = ("%d questions of each task (%s)"):format(s.questions, join(about.kinds))
+    if s.text then documents[2] = "haystacks of " .. s.text end
+  elseif s.questions > 0 then
     documents[1] = ("%d questions of each kind (%s)"):format(s.questions, join(about.kinds))
   end
   if s.documents > 0 then
     documents[#documents + 1] = plural(s.documents, "continued document", "continued documents")
   end
-  if s.text then
+  if s.text and s.windows then
     documents[#documents + 1] = ("up to %s of %s"):format(plural(s.windows, "stretch",
       "stretches"), s.text)
   end
@@ -697,8 +751,10 @@ local function footer(about)
   add("Model", text(("%s (%s)"):format(about.model, about.path)))
   add("Weights", text(("%s, prompt precision %s, cache in %s"):format(s.weights
     or "as in the file", s.precision, s.cache_dtype)))
-  add("Texts", text(("%s; %d tokens scored after each context; seeds from %d"):format(table.concat(
-    documents, "; "), s.predict, s.first_seed)))
+  if s.predict then
+    documents[#documents + 1] = ("%d tokens scored after each context"):format(s.predict)
+  end
+  add("Texts", text(("%s; seeds from %d"):format(table.concat(documents, "; "), s.first_seed)))
   add("Budgets", text(join(budgets)))
   add("Machine", text(("%s, %s, %s%s"):format(m.cpu, about.isa,
     plural(about.threads, "thread", "threads"),
@@ -717,7 +773,8 @@ end
 ---@param about table
 ---  command, date, model, path, version, machine, threads, isa, load?, measured, seconds, kinds,
 ---  settings;
----                      share: how much of it is done, if not all
+---                      share: how much of it is done, if not all; protocol: of eval, chat and
+---                      per_context
 ---@return string
 function comparison.render(entries, about)
   local _ <close> = core.plain_locale()
@@ -730,8 +787,8 @@ function comparison.render(entries, about)
       method(groups, about) } do
     main[#main + 1] = table.concat(part, "\n")
   end
-  local title, names = "Cache policies compared: " .. name, {}
-  for i, group in ipairs(groups) do names[i] = group.name end
+  local title, measured = names_of(about).title .. name, {}
+  for i, group in ipairs(groups) do measured[i] = group.name end
   return table.concat({ "<!DOCTYPE html>", '<html lang="en" class="no-script">', "<head>",
     '<meta charset="utf-8">',
     '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -740,7 +797,7 @@ function comparison.render(entries, about)
     element("header", nil, { element("h1", nil, text(title)),
       element("p", { class = "soft" },
         text(("%s. %s against the full cache: %s."):format(about.model,
-          plural(#series, "policy", "policies"), table.concat(names, "; ")))),
+          plural(#series, "policy", "policies"), table.concat(measured, "; ")))),
       about.share and element("p", { class = "unfinished" },
         ("Not finished: %s is measured. The same command goes on.")
         :format(percent(about.share))) or "" }),
