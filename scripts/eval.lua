@@ -25,6 +25,7 @@ Tasks:
    RULER's, made up to the length; qa_1=SQUAD.json, qa_2=HOTPOTQA.json; ruler: all that need no file
    nq=FILE: Natural Questions with gold passages; word: facts of one word; world: as in recall
    longbench=FILE, leval=FILE, gsm8k=FILE, humaneval=FILE, mmlu=FOLDER: as published
+   mtbench=FILE: conversations whose answers are given; nats a token lost, and no text is written
    data=FILE: your own JSON lines with context, question, answers and metric
 A task counts if the full cache reaches 80 %; the last columns are over those: the share of the
 full cache's score that is kept, with its 95 % interval, and McNemar's p. docs/protocol.md has more.
@@ -126,7 +127,8 @@ local function print_group(pic, entries, plan)
   end
   local head = { "policy", "rows", "KV", "of full", "share of full", "p", "" }
   for i, name in ipairs(names) do
-    table.insert(head, 3 + i, name .. (first.tasks[name].counted and "" or "*"))
+    local of = first.tasks[name]
+    table.insert(head, 3 + i, name .. ((of.counted or of.nats) and "" or "*"))
   end
   table.remove(head, 4 + #names)
   for i, cell in ipairs(head) do head[i] = pic:paint(cell, "dim") end
@@ -136,7 +138,9 @@ local function print_group(pic, entries, plan)
       cli.bytes(math.floor(entry.bytes)) }
     for _, name in ipairs(names) do
       local of = entry.tasks[name]
-      row[#row + 1] = of and percent(of.score) .. points(of.half) or "-"
+      row[#row + 1] = not of and "-" or not of.nats and percent(of.score) .. points(of.half)
+        or entry == first and ("%.3f nats"):format(-of.score)
+        or of.lost and ("%+.3f ±%.3f"):format(of.lost, of.lost_half) or "-"
     end
     local pooled = entry.pooled
     local own = pooled and entry ~= first
@@ -158,7 +162,7 @@ local function print_tables(entries, plan, model)
   local group, starred = {}, false
   for i, entry in ipairs(entries) do
     group[#group + 1] = entry
-    for _, of in pairs(entry.tasks) do starred = starred or not of.counted end
+    for _, of in pairs(entry.tasks) do starred = starred or not of.counted and not of.nats end
     local following = entries[i + 1]
     if not following or following.length ~= entry.length or following.mode ~= entry.mode then
       print_group(pic, group, plan)
@@ -231,6 +235,9 @@ do
   end
 end
 
+local nats = {}                       -- tasks whose scores are log-probabilities
+for _, step in ipairs(plan.steps) do nats[step.task] = step.turns ~= nil or nil end
+
 local began, described = core.clock(), machine.describe()
 
 -- What the page says of the run; `share`: how much of it is done, if not all.
@@ -239,7 +246,7 @@ local function about(measured, share)
     model = model.description, path = model.path, version = core.version, machine = described,
     threads = model:runtime():threads(), isa = model:runtime():isa(), load = machine.load(),
     measured = measured, seconds = core.clock() - began, kinds = plan.tasks, share = share,
-    protocol = { chat = plan.chat, per_context = args.per_context },
+    protocol = { chat = plan.chat, per_context = args.per_context, nats = nats },
     settings = { lengths = lengths, modes = modes, budgets = budgets, questions = args.questions,
       documents = 0, text = args.text, first_seed = args.seed, cache_dtype = args.cache_dtype,
       weights = args.weights, precision = model.precision, layers = model.config.layers,

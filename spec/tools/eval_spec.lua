@@ -317,6 +317,58 @@ describe("eval", function()
     assert.near(0.1, entry.recall.accuracy, 1e-12)
   end)
 
+  it("scores given answers turn by turn, each read when it comes", function()
+    local path = folder .. "/question.jsonl"
+    helper.write(path, '{"question_id":7,"turns":["Who was the baker?","And where did she live, in '
+      .. 'all those long years?"],"reference":["The baker was Mira.","She lived in Dunmore."]}\n'
+      .. '{"question_id":8,"turns":["One?","Two?"]}\n{"question_id":9,"turns":["Three?"]}\n')
+    assert(os.execute(("mkdir -p '%s/model_answer'"):format(folder)))
+    helper.write(folder .. "/model_answer/m.jsonl",
+      '{"question_id":8,"choices":[{"turns":["Yes.","No."]}]}\n')
+    local plan = plan_of { tasks = { { name = "mtbench", path = path } },
+      variants = variants({ given "streaming" }, { 0.5 }) }
+    assert.equal(2, #plan.steps)                             -- one of three has no answer; no modes
+    local store <close> = store_of()
+    assert(eval.run(plan, model, store))
+    local compared = 0
+    for _, step in ipairs(plan.steps) do
+      for _, variant in ipairs(plan.given.variants) do
+        local record = assert(store:get(eval.key(plan, step, variant)))
+        local cache <close> = assert(model:cache { policy = variant.policy, dtype = "f32" })
+        for i, turn in ipairs(step.turns) do
+          assert(cache:prefill(helper.slice(turn.read, 1, #turn.read - 1)))
+          local logits, sum = assert(cache:prefill({ turn.read[#turn.read] }, { prune = false })), 0
+          for _, id in ipairs(turn.answer) do
+            sum = sum + logits:logprob(id)
+            logits = assert(cache:prefill({ id }, { prune = false }))
+          end
+          assert.equal(#turn.answer, record.weights[i])
+          assert.near(sum / #turn.answer, record.scores[i], 1e-4)
+          compared = compared + 1
+        end
+      end
+    end
+    assert.equal(8, compared)
+    local entries = eval.summary(plan, store)
+    local mine, full = entries[2].tasks.mtbench, entries[1].tasks.mtbench
+    assert.is_true(mine.nats)
+    assert.is_false(mine.counted)
+    assert.is_nil(entries[2].pooled)
+    local lost, tokens = 0, 0
+    for i, sum in ipairs(full.sums) do
+      lost, tokens = lost + sum - mine.sums[i], tokens + full.counts[i]
+    end
+    assert.near(lost / tokens, mine.lost, 1e-12)
+    assert.equal(0, full.lost)
+    helper.write(path, '{"question_id":70,"turns":["Who?"]}')
+    local none, message, code = eval.plan(model, { variants = plan.given.variants,
+      circumstances = "spec", tasks = { { name = "mtbench", path = path } }, lengths = { 420 },
+      modes = { "aware" }, questions = 2, per_context = 2, seed = 0, read = read })
+    assert.is_nil(none)
+    assert.matches("no question has an answer for each turn", message)
+    assert.equal("format", code)
+  end)
+
   it("tells of models with windows the share of the rows that can be evicted", function()
     local slides <close> = assert(pyramid.model(helper.fixture "decoders/gemma2"))
     local config = slides.config

@@ -14,6 +14,7 @@
 --- Whatever answers comes from logits after the cut (pyramid.cut).
 local answer = require "pyramid.tools.eval.answer"
 local chat = require "pyramid.chat"
+local conversations = require "pyramid.tools.eval.tasks.conversations"
 local compare = require "pyramid.tools.compare"
 local core = require "pyramid.core"
 local cut = require "pyramid.tools.cut"
@@ -76,8 +77,28 @@ local function format_of(model, given)
   return chat.compile(template)
 end
 
+-- The one step of a conversation, which has no mode: each turn is read when it comes.
+local function conversation_step(model, case, length, given, format, steps)
+  local turns, message, code = conversations.turns(model, case, format)
+  if not turns then return nil, message, code end
+  local tokens, names = 0, {}
+  for i, turn in ipairs(turns) do
+    tokens = tokens + #turn.read + #turn.answer
+    names[i] = table.concat(turn.read, " ") .. "|" .. table.concat(turn.answer, " ")
+  end
+  if tokens <= length then             -- others are left out: a turn has no middle to be cut
+    steps[#steps + 1] = { task = case.task, case = case, turns = turns, length = length,
+      mode = given.modes[#given.modes], cost = tokens, name = ("%s, %s, %s"):format(case.task,
+        case.name, results.hash(table.unpack(names))) }
+  end
+  return true
+end
+
 -- The step of a case in each mode. Its prompts are made here once, for all rivals.
 local function steps_of(model, case, length, given, format, steps)
+  if case.conversation then
+    return conversation_step(model, case, length, given, format, steps)
+  end
   local parts, longest, context = {}, 0, nil
   for i, question in ipairs(case.questions) do
     local made, message, code = prompt.parts(model, case, question, format, context)
@@ -223,6 +244,25 @@ local function aware(plan, model, step, variant, told)
   return true
 end
 
+-- A conversation under one variant: the mean log-probability of each answer's tokens, and how many.
+local function converse(plan, model, step, variant)
+  local cache <close>, message, code = new_cache(plan, model, variant)
+  if not cache then return nil, message, code end
+  local began = core.clock()
+  local scored
+  scored, message, code = conversations.score(cache, step.turns)
+  if not scored then return nil, message, code end
+  local record = { scores = {}, weights = {}, answers = {}, fraction = 0, bytes = 0, tokens = 0 }
+  for i, turn in ipairs(scored) do
+    record.scores[i], record.weights[i], record.answers[i] = turn.sum / turn.tokens, turn.tokens, ""
+    record.fraction, record.bytes = record.fraction + turn.share / #scored,
+      record.bytes + turn.bytes / #scored
+    record.tokens = record.tokens + #step.turns[i].read
+  end
+  record.seconds = core.clock() - began
+  return record
+end
+
 -- One case under one variant: scores and answers of its questions, and what the policy left, as
 -- means over what was read.
 local function measure(plan, model, step, variant)
@@ -239,9 +279,6 @@ local function measure(plan, model, step, variant)
         record.seconds + made.seconds / n
     end)
   if not ok then return nil, message, code end
-  record.task, record.case, record.policy, record.options = step.task, step.case.name,
-    variant.label, variant.id
-  record.length, record.mode, record.metric = step.length, step.mode, step.case.questions[1].metric
   record.whole_seconds = core.clock() - began
   return record
 end
@@ -262,7 +299,16 @@ function eval.run(plan, model, store, report)
     name = function(step, variant)
       return ("%d tokens, %s, %s: %s"):format(step.length, step.mode, step.task, variant.label)
     end,
-    measure = function(step, variant) return measure(plan, model, step, variant) end,
+    measure = function(step, variant)
+      local how = step.turns and converse or measure
+      local record, message, code = how(plan, model, step, variant)
+      if not record then return nil, message, code end
+      record.task, record.case, record.policy, record.options = step.task, step.case.name,
+        variant.label, variant.id
+      record.length, record.mode = step.length, step.mode
+      record.metric = step.case.questions[1].metric
+      return record
+    end,
   }, store, report)
 end
 
@@ -277,6 +323,9 @@ end
 ---@field sums number[]       of the questions of each context
 ---@field counts integer[]
 ---@field counted boolean     the full cache reaches eval.counts
+---@field nats boolean         scores are log-probabilities, and `counts` are tokens
+---@field lost? number         nats a token, over what the full cache has
+---@field lost_half? number    half of its interval
 
 ---@class pyramid.EvalPooled      over the tasks that count, paired with the full cache
 ---@field n integer
@@ -313,14 +362,15 @@ local function collect(plan, store, variant, length, mode)
       and store:get(eval.key(plan, step, variant))
     if record then
       local of = by_task[step.task] or { n = 0, contexts = 0, scores = {}, sums = {}, counts = {},
-        steps = {}, metric = record.metric }
+        nats = record.metric == "likelihood" }
       by_task[step.task] = of
-      of.contexts = of.contexts + 1
-      of.sums[of.contexts], of.counts[of.contexts], of.steps[of.contexts] = 0, #record.scores, step
-      for _, score in ipairs(record.scores) do
+      local at = of.contexts + 1
+      of.contexts, of.sums[at], of.counts[at] = at, 0, 0
+      for i, score in ipairs(record.scores) do
+        local weight = record.weights and record.weights[i] or 1
         of.n = of.n + 1
         of.scores[of.n] = score
-        of.sums[of.contexts] = of.sums[of.contexts] + score
+        of.sums[at], of.counts[at] = of.sums[at] + score * weight, of.counts[at] + weight
       end
       n = n + 1
       fraction, bytes = fraction + record.fraction, bytes + record.bytes
@@ -330,15 +380,24 @@ local function collect(plan, store, variant, length, mode)
   if n == 0 then return nil end
   for _, of in pairs(by_task) do
     local whole = true
-    of.score = 0
-    for _, score in ipairs(of.scores) do
-      of.score, whole = of.score + score / of.n, whole and (score == 0 or score == 1)
-    end
-    if whole and of.contexts == of.n then of.half = noise.share(of.score * of.n, of.n)
-    else of.half = select(2, over_contexts(of.sums, of.counts)) end
+    for _, score in ipairs(of.scores) do whole = whole and (score == 0 or score == 1) end
+    of.score, of.half = over_contexts(of.sums, of.counts)
+    if whole and of.contexts == of.n then of.half = noise.share(of.score * of.n, of.n) end
   end
   return by_task, { fraction = fraction / n, bytes = bytes / n, tokens = tokens / n,
     seconds = seconds / n }
+end
+
+-- What answers that were given lose in probability, a token.
+local function mark_lost(of, full)
+  for name, mine in pairs(of) do
+    local whole = full[name]
+    if mine.nats and whole and whole.contexts == mine.contexts then
+      local differences = {}
+      for i, sum in ipairs(mine.sums) do differences[i] = whole.sums[i] - sum end
+      mine.lost, mine.lost_half = noise.ratio(differences, mine.counts)
+    end
+  end
 end
 
 -- Only what both have measured is compared: a run that was ended has more of the full cache.
@@ -376,7 +435,7 @@ local function as_recall(plan, entry)
   local recall = { asked = 0, right = 0, found = 0, answers = {}, kinds = {} }
   for _, name in ipairs(plan.tasks) do
     local of = entry.tasks[name]
-    if of then
+    if of and not of.nats then
       local right = of.score * of.n
       recall.kinds[name] = { asked = of.n, right = right, found = right }
       if of.counted or not any then
@@ -385,6 +444,7 @@ local function as_recall(plan, entry)
       end
     end
   end
+  if recall.asked == 0 then return nil end
   recall.accuracy = recall.right / recall.asked
   recall.uncertainty = noise.share(recall.right, recall.asked)
   return recall
@@ -405,6 +465,7 @@ function eval.summary(plan, store)
         local of, means = collect(plan, store, variant, length, mode)
         if of then
           full, full_bytes = full or of, full_bytes or means.bytes
+          mark_lost(of, full)
           for name, score in pairs(of) do
             score.counted = full[name] ~= nil and full[name].score >= eval.counts
           end

@@ -14,6 +14,7 @@
 ---   letters      L-Eval's form for several right letters
 ---   number       L-Eval's answer extraction: the number said
 ---   final_number GSM8K's: the number after "####", or else the last one
+---   likelihood   the mean log-probability of a given answer's tokens, in nats (MT-Bench)
 ---   judged       nothing is scored here: another program judges (HumanEval)
 ---
 --- Several expected answers: the best counts, except for `contains`, which wants them all.

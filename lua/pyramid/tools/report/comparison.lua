@@ -416,7 +416,7 @@ local function first_columns(groups, index)
 end
 
 -- Of tasks: what is kept of the full cache's score, and the bytes it is kept in.
-local function pooled_columns(add)
+local function pooled_columns(add, about)
   add { name = "Of full", down = true, title = "Share of the full cache's score, over the tasks "
     .. "that count, and half of its 95 % interval", cell = function(entry)
     local p = entry.pooled
@@ -429,6 +429,15 @@ local function pooled_columns(add)
     local p = entry.pooled
     return figure(p and p.p, "%.2g"), p and p.p
   end }
+  for _, name in ipairs(about.kinds) do
+    if about.protocol.nats[name] then
+      add { name = name .. ", nats lost", title = "A token of answers that are given, over the "
+        .. "full cache", cell = function(entry)
+        local of = entry.tasks[name]
+        return figure(of and of.lost, "%+.3f"), of and of.lost
+      end }
+    end
+  end
   add { name = "KV", title = "Bytes held after the cut, mean", cell = function(entry)
     return size(entry.bytes), entry.bytes
   end }
@@ -444,7 +453,7 @@ local function recall_columns(columns, about)
     return ("%s <span class=soft>± %.0f</span>"):format(percent(r.accuracy), 100 * r.uncertainty),
       r.accuracy
   end }
-  if about.protocol then return pooled_columns(add) end
+  if about.protocol then return pooled_columns(add, about) end
   add { name = "Evidence", down = true, cell = function(entry)
     return percent(entry.recall and entry.recall.evidence), entry.recall and entry.recall.evidence
   end, title = "Of the sentences that hold the answers: tokens whose rows are held, mean over "

@@ -31,6 +31,7 @@ local tasks = {}
 ---@field ids? integer[]      instead of `context`
 ---@field system? string      said to the model before
 ---@field plain? boolean      put without a chat template
+---@field conversation? boolean   its questions are turns, whose answers are scored as they are
 ---@field questions pyramid.EvalQuestion[]
 
 ---What a task is made with.
@@ -53,7 +54,8 @@ local modules = { needles = require "pyramid.tools.eval.tasks.needles",
   tracing = require "pyramid.tools.eval.tasks.tracing", passages = passages,
   facts = require "pyramid.tools.eval.tasks.facts",
   longbench = require "pyramid.tools.eval.tasks.longbench",
-  exams = require "pyramid.tools.eval.tasks.exams" }
+  exams = require "pyramid.tools.eval.tasks.exams",
+  conversations = require "pyramid.tools.eval.tasks.conversations" }
 
 -- The task's module: { name of the module, the module }.
 local function module_of(name)
@@ -83,7 +85,7 @@ function tasks.known(name) return module_of(name) ~= nil end
 ---@return boolean
 function tasks.wants_file(name)
   local kind = module_of(name)
-  return kind == "passages" or kind == "longbench" or kind == "exams"
+  return kind ~= "needles" and kind ~= "tracing" and kind ~= "facts"
 end
 
 ---Whether a task's cases fill the length asked for; the others are as long as their file has them.
@@ -91,7 +93,7 @@ end
 ---@return boolean
 function tasks.fills(name)
   local kind = module_of(name)
-  return kind ~= "longbench" and kind ~= "exams"
+  return kind ~= "longbench" and kind ~= "exams" and kind ~= "conversations"
 end
 
 --- RULER's thirteen.
@@ -161,7 +163,8 @@ local function chosen(cases, given)
     any = false
     for i = 1, #cases do
       local case = cases[(given.seed + i - 1) * stride % #cases + 1]
-      local count = math.min(per, left, #case.questions - taken)
+      -- a conversation is not put by halves
+      local count = math.min(per, case.conversation and per or left, #case.questions - taken)
       if count > 0 then
         any, left = true, left - count
         out[#out + 1] = setmetatable({ name = taken > 0 and ("%s, from question %d"):format(
@@ -199,7 +202,8 @@ function tasks.cases(name, model, given)
       local cases
       cases, message, code = module.tasks[name](given.path, text, given)
       if not cases then return nil, message, code end
-      return chosen(cases, given)
+      return chosen(cases, kind == "conversations"
+        and setmetatable({ per_context = math.maxinteger }, { __index = given }) or given)
     end
     own.passages, message, code = passages.read(name, given.path, text)
     if not own.passages then return nil, message, code end
