@@ -196,17 +196,18 @@ uint64_t pyr_file_size(const pyr_file *file);
  * for each group of values. The layouts are Hugging Face checkpoints' and stand in
  * core/model/packed.h. */
 typedef enum pyr_packing_kind { PYR_PACKED_SCALED = 1 /* fp8_e4m3 and scales */, PYR_PACKED_GPTQ,
-                                PYR_PACKED_AWQ } pyr_packing_kind;
+                                PYR_PACKED_AWQ, PYR_PACKED_MXFP4 } pyr_packing_kind;
 typedef struct pyr_packing_part {   /* file NULL: there is none */
   pyr_file *file;
   uint64_t offset, bytes;
 } pyr_packing_part;
 typedef struct pyr_packing {
   pyr_packing_kind kind;
-  int bits;                         /* of a number: 8; 4 or 8 of GPTQ; 4 of AWQ */
-  int64_t group[2];                 /* rows and columns that share a scale; rows: of SCALED alone */
+  int bits;                         /* of a number: 8; 4 or 8 of GPTQ; 4 of AWQ and MXFP4 */
+  int64_t group[2];                 /* rows and columns that share a scale; rows: of SCALED alone;
+                                       MXFP4: 1, 32 */
   int zeros_less_one;               /* 1: zeros are held less one (GPTQ's first version) */
-  pyr_dtype scale_dtype;            /* f32, f16 or bf16 */
+  pyr_dtype scale_dtype;            /* f32, f16 or bf16; MXFP4's are exponents, a byte each */
   pyr_packing_part scales, zeros, order;
 } pyr_packing;
 
@@ -222,10 +223,12 @@ typedef struct pyr_tensor_spec {  /* where a tensor lies; checked against the ma
                          last row taken; f32, f16, bf16 */
   int transposed;     /* 1: the file has [in, out] of a matrix whose shape is given as [out, in];
                          with a run, which is `out` then, [in, step], of which the first `out`
-                         columns from `offset` on are taken */
+                         columns from `offset` on are taken, … */
+  int64_t every;      /* … or, where this is more than 1, as many that lie so far apart */
   const pyr_packing *packing;  /* NULL: the values themselves. Else file, offset and bytes are those
-                                  of the numbers, dtype, run and transposed are not looked at, and
-                                  `as` says what the matrix becomes (-1: f32) */
+                                  of the numbers, dtype and transposed are not looked at, run and
+                                  step of MXFP4 alone (1 and any), and `as` says what the matrix
+                                  becomes (-1: f32) */
 } pyr_tensor_spec;
 
 /* ---- model ----------------------------------------------------------------------------------- */

@@ -368,12 +368,12 @@ static pyr_packing_part read_part(lua_State *L, int arg, const char *key) {
 
 /* The field `packing` of the description at `arg`, in a userdata that is left on the stack with
  * what it needs; NULL, and nil on the stack, where there is none:
- * { kind = "scaled" | "gptq" | "awq", bits, group = { rows, columns }, zeros_less_one, scale_dtype,
- *   scales, zeros, order }, the last three { file, offset, bytes } or nil. */
+ * { kind = "scaled" | "gptq" | "awq" | "mxfp4", bits, group = { rows, columns }, zeros_less_one,
+ *   scale_dtype, scales, zeros, order }, the last three { file, offset, bytes } or nil. */
 static const pyr_packing *read_packing(lua_State *L, int arg) {
-  static const char *const kinds[] = { "scaled", "gptq", "awq", NULL };
+  static const char *const kinds[] = { "scaled", "gptq", "awq", "mxfp4", NULL };
   static const pyr_packing_kind numbers[] = { PYR_PACKED_SCALED, PYR_PACKED_GPTQ,
-                                              PYR_PACKED_AWQ };
+                                              PYR_PACKED_AWQ, PYR_PACKED_MXFP4 };
   if (lua_getfield(L, arg, "packing") == LUA_TNIL) return NULL;
   int table = lua_gettop(L);
   luaL_checktype(L, table, LUA_TTABLE);
@@ -403,8 +403,8 @@ static const pyr_packing *read_packing(lua_State *L, int arg) {
 
 /* Reads the tensor's description at `arg`: { name = string, file = file, offset = integer, bytes =
  * integer, dtype = string, shape = { n } or { out, in }, run = integer?, step = integer?,
- * transposed = boolean?, packing = table? }. Leaves file and name on the stack, which keeps them;
- * allocates nothing after it took the file out of its box. */
+ * transposed = boolean?, every = integer?, packing = table? }. Leaves file and name on the stack,
+ * which keeps them; allocates nothing after it took the file out of its box. */
 static file_box *read_spec(lua_State *L, int arg, pyr_tensor_spec *out) {
   pyr_tensor_spec spec = { .offset = 0 };
   lua_Integer offset = integer_field(L, arg, "offset"), bytes = integer_field(L, arg, "bytes");
@@ -416,6 +416,7 @@ static file_box *read_spec(lua_State *L, int arg, pyr_tensor_spec *out) {
   }
   lua_getfield(L, arg, "transposed");
   spec.transposed = lua_toboolean(L, -1);
+  if (lua_getfield(L, arg, "every") != LUA_TNIL) spec.every = integer_field(L, arg, "every");
   lua_getfield(L, arg, "dtype");
   spec.dtype = check_dtype(L, -1);
   lua_getfield(L, arg, "shape");

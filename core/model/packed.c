@@ -81,12 +81,14 @@ static pyr_status check_order(pyr_runtime *rt, const char *name, const pyr_packe
 /* What needs no file: kind and bits, dtype of scales, shape in whole words and groups. Dimensions
  * below 2^31 keep every product of two in 64 bits. */
 static pyr_status check_shape(pyr_runtime *rt, const char *name, const pyr_packed *p, int rank) {
-  bool scaled = p->kind == PYR_PACKED_SCALED, gptq = p->kind == PYR_PACKED_GPTQ;
+  bool scaled = p->kind == PYR_PACKED_SCALED, gptq = p->kind == PYR_PACKED_GPTQ,
+      fp4 = p->kind == PYR_PACKED_MXFP4;
   if (!(scaled ? p->bits == 8 : gptq ? p->bits == 4 || p->bits == 8
-        : p->kind == PYR_PACKED_AWQ && p->bits == 4))
+        : (fp4 || p->kind == PYR_PACKED_AWQ) && p->bits == 4))
     return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
                                  "tensor %s: numbers of %d bits in packing %d (known: 4 and 8 of "
-                                 "GPTQ, 4 of AWQ, 8 with scales)", name, p->bits, (int)p->kind);
+                                 "GPTQ, 4 of AWQ and MXFP4, 8 with scales)", name, p->bits,
+                                 (int)p->kind);
   if (p->scale_dtype != PYR_F32 && p->scale_dtype != PYR_F16 && p->scale_dtype != PYR_BF16)
     return pyr_runtime_set_error(rt, PYR_UNSUPPORTED,
                                  "tensor %s: scales of another dtype than f32, f16, bf16", name);
@@ -96,12 +98,31 @@ static pyr_status check_shape(pyr_runtime *rt, const char *name, const pyr_packe
                                  "tensor %s: shape [%lld, %lld] in groups of [%lld, %lld]", name,
                                  (long long)p->rows, (long long)p->cols, (long long)p->group_rows,
                                  (long long)p->group_cols);
+  if (fp4 && (p->group_rows != 1 || p->group_cols != 32 || p->cols % 32 != 0 || p->apart < 1
+              || p->apart > INT32_MAX))
+    return pyr_runtime_set_error(rt, PYR_FORMAT,
+                                 "tensor %s: MXFP4 of shape [%lld, %lld], rows %lld apart: blocks "
+                                 "have 32 columns", name, (long long)p->rows, (long long)p->cols,
+                                 (long long)p->apart);
+  if (fp4) return PYR_OK;
   int each = scaled ? 1 : WORD / p->bits;
   if (p->rows % each != 0 || (gptq && p->cols % each != 0))
     return pyr_runtime_set_error(rt, PYR_FORMAT,
                                  "tensor %s: shape [%lld, %lld] is no whole words of %d numbers",
                                  name, (long long)p->rows, (long long)p->cols, each);
   return PYR_OK;
+}
+
+/* Of 2 rows of 64 columns, 3 apart, the file has 4 rows from the first to the last: 4 * 32 bytes of
+ * numbers, 4 * 2 of scales. */
+static pyr_status open_fp4(pyr_runtime *rt, const char *name, const pyr_tensor_spec *spec,
+                           pyr_packed *p) {
+  int64_t held = (p->rows - 1) * p->apart + 1;
+  const pyr_packing_part numbers = { spec->file, spec->offset, spec->bytes };
+  p->groups = p->cols / 32;
+  PYR_TRY(open_part(rt, name, "numbers", &numbers, product(held, p->cols / 2, 1), &p->numbers));
+  return open_part(rt, name, "scales", &spec->packing->scales, product(held, p->groups, 1),
+                   &p->scales);
 }
 
 /* Of q_proj [4096, 4096] in GPTQ of 4 bits and groups of 128: numbers of 512 * 4096 words, 32
@@ -112,8 +133,14 @@ pyr_status pyr_packed_open(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_pac
   pyr_packed p = { .kind = packing->kind, .bits = packing->bits,
                    .scale_dtype = packing->scale_dtype, .rows = spec->shape[0],
                    .cols = spec->shape[1], .group_rows = packing->group[0],
-                   .group_cols = packing->group[1] };
+                   .group_cols = packing->group[1],
+                   .apart = packing->kind == PYR_PACKED_MXFP4 && spec->run == 1 ? spec->step : 1 };
   PYR_TRY(check_shape(rt, name, &p, spec->rank));
+  if (p.kind == PYR_PACKED_MXFP4) {
+    PYR_TRY(open_fp4(rt, name, spec, &p));
+    *out = p;
+    return PYR_OK;
+  }
   bool scaled = p.kind == PYR_PACKED_SCALED;
   int64_t words = scaled ? p.rows : p.rows / (WORD / p.bits),   /* in a column of numbers */
       scale_rows = scaled ? ceil_div(p.rows, p.group_rows) : p.rows;
@@ -183,7 +210,8 @@ static int awq_shift(int64_t row) {
   return 4 * place[row & 7];
 }
 
-/* scales and zeros [groups, STRIP] of rows [row, row+n). Zeros are held as floats: they are
+/* scales and zeros [groups, STRIP] of rows [row, row+n); of MXFP4 half its scales, as its numbers
+ * are twice what they are. Zeros are held as floats: they are
  * subtracted from numbers of 8 bits at most, which is exact. */
 static void open_strip(const pyr_packed *p, int64_t row, int n, float *scales, float *zeros) {
   int each = p->zeros.at ? WORD / p->bits : 1;
@@ -191,6 +219,10 @@ static void open_strip(const pyr_packed *p, int64_t row, int n, float *scales, f
   for (int64_t g = 0; g < p->groups; g++)
     for (int i = 0; i < n; i++) {
       int64_t r = row + i, at = g * STRIP + i;
+      if (p->kind == PYR_PACKED_MXFP4) {
+        scales[at] = ldexpf(1, p->scales.at[r * p->apart * p->groups + g] - 128);
+        continue;
+      }
       if (!p->zeros.at) {
         scales[at] = scale_at(p, r / p->group_rows * p->groups + g);
         continue;
@@ -214,7 +246,15 @@ static int64_t group_of(const pyr_packed *p, int64_t k) {
  * read once for all rows of the strip. */
 static void unpack(const pyr_packed *p, int64_t row, int n, float *values, const float *scales,
                    const float *zeros) {
-  if (p->kind == PYR_PACKED_SCALED) {
+  if (p->kind == PYR_PACKED_MXFP4) {
+    static const int8_t twice[16] = { 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12 };
+    for (int i = 0; i < n; i++) {
+      const uint8_t *bytes = p->numbers.at + (row + i) * p->apart * (p->cols / 2);
+      for (int64_t k = 0; k < p->cols; k++)
+        values[i * p->cols + k] = scales[k / 32 * STRIP + i]
+            * (float)twice[bytes[k / 2] >> 4 * (k & 1) & 15];
+    }
+  } else if (p->kind == PYR_PACKED_SCALED) {
     for (int i = 0; i < n; i++)
       for (int64_t k = 0; k < p->cols; k++)
         values[i * p->cols + k] = pyr_f32_of_fp8(p->numbers.at[(row + i) * p->cols + k])

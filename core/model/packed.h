@@ -17,11 +17,15 @@
  *     AWQ     numbers  [in, out / 8]: a word is 8 rows of one column, dealt 0 2 4 6 1 3 5 7
  *             zeros    [groups, out / 8], dealt likewise
  *             scales   [groups, out]
+ *     MXFP4   numbers  fp4 [out, in / 2]: a byte is two columns, the first in its low half
+ *             scales   [out, in / 32] exponents e of 2^(e-127); no zeros
+ *             rows may lie `apart` rows of numbers and of scales from each other
  *
  * Sources: DeepSeek-V3's weight format; AutoGPTQ's and GPTQModel's and AutoAWQ's own
- * dequantisation, held against them by scripts/maker/oracle/packed.py. Owns nothing: views of files
- * (weights.h). Nothing that a file says is believed: a description becomes a view only when all
- * parts have just the bytes that its shape asks for, and each column a group that exists. */
+ * dequantisation, held against them by scripts/maker/oracle/packed.py; transformers' of GPT-OSS.
+ * Owns nothing: views of files (weights.h). Nothing that a file says is believed: a description
+ * becomes a view only when all parts have just the bytes that its shape asks for, and each column a
+ * group that exists. */
 #ifndef PYR_PACKED_H
 #define PYR_PACKED_H
 
@@ -38,6 +42,7 @@ typedef struct pyr_packed {
   pyr_dtype scale_dtype;
   uint32_t plus;                  /* added to a word of zeros */
   int64_t rows, cols, group_rows, group_cols, groups;   /* groups: of columns */
+  int64_t apart;                  /* MXFP4: row r lies where a row r * apart would; else 1 */
   pyr_span numbers, scales, zeros, order;               /* at NULL: none */
 } pyr_packed;
 

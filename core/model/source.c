@@ -4,8 +4,11 @@
 
 #include <string.h>
 
+/* Rows that runs are of: a vector's are its values, so that a run of one value is not all of it. */
+static int64_t counted(const pyr_source *s) { return s->vector ? s->cols : s->rows; }
+
 bool pyr_source_contiguous(const pyr_source *s) {
-  return s->run == s->rows && !s->transposed && !s->is_packed;
+  return s->run == counted(s) && !s->transposed && !s->is_packed;
 }
 
 /* What is packed has no rows to point at: nothing of the view but its shape is to be used. */
@@ -47,7 +50,8 @@ pyr_status pyr_source_open(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_sou
   if (spec->packing) return open_packed(rt, spec, out);
   pyr_tensor_spec held = *spec;
   pyr_source s = { .run = spec->run, .step = spec->step, .transposed = spec->transposed != 0,
-                   .vector = spec->rank == 1 };
+                   .every = spec->every > 1 ? spec->every : 1, .vector = spec->rank == 1 };
+  int64_t across = 0;   /* columns of a transposed matrix, from the first taken to the last */
   bool scattered = spec->run != 0;
   if (scattered || s.transposed) {
     if (pyr_dtype_valid((int)spec->dtype) && pyr_dtype_block(spec->dtype) != 1)
@@ -57,8 +61,8 @@ pyr_status pyr_source_open(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_sou
                                    pyr_dtype_name(spec->dtype));
     if (!scattered) s.run = s.step = spec->shape[0];
     bool right = s.transposed
-        ? !s.vector && s.run == spec->shape[0]
-          && reach(spec->shape[1], s.step, s.run, &held.shape[0])
+        ? !s.vector && s.run == spec->shape[0] && reach(s.run, s.every, 1, &across)
+          && reach(spec->shape[1], s.step, across, &held.shape[0])
         : s.run > 0 && spec->shape[0] % s.run == 0
           && reach(spec->shape[0] / s.run, s.step, s.run, &held.shape[0]);
     if (!right) return refuse_rows(rt, spec);
@@ -68,7 +72,7 @@ pyr_status pyr_source_open(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_sou
   s.rows = s.vector ? 1 : spec->shape[0];
   s.cols = s.vector ? spec->shape[0] : spec->shape[1];
   if (s.transposed) s.view.stride = (size_t)s.step * pyr_dtype_block_bytes(spec->dtype);
-  if (!scattered && !s.transposed) s.run = s.step = s.rows;
+  if (!scattered && !s.transposed) s.run = s.step = counted(&s);
   *out = s;
   return PYR_OK;
 }
@@ -80,10 +84,10 @@ void pyr_source_row(const pyr_source *s, int64_t row, float *values) {
   const char *data = s->view.data;
   size_t size = pyr_dtype_block_bytes(s->view.dtype);
   if (s->transposed) {
+    data += (size_t)(row * s->every) * size;
     for (int64_t i = 0; i < s->cols; i++)
-      pyr_row_to_f32(values + i, data + (size_t)i * s->view.stride + (size_t)row * size,
-                     s->view.dtype, 1);
-  } else if (s->vector && s->run != s->rows) {
+      pyr_row_to_f32(values + i, data + (size_t)i * s->view.stride, s->view.dtype, 1);
+  } else if (s->vector && s->run != s->cols) {
     for (int64_t i = 0; i < s->cols; i++)
       pyr_row_to_f32(values + i, data + (size_t)(i / s->run * s->step + i % s->run) * size,
                      s->view.dtype, 1);

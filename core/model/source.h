@@ -9,8 +9,9 @@
  *                                                      2 3         8 9         (offset 2 rows)
  *
  * as GPT-NeoX and Falcon interleave q, k and v head by head. Transposed: the file has [in, out], as
- * GPT-2's Conv1D. Owns nothing: views of a file (weights.h). Rows that lie otherwise than they are
- * bound are converted one by one, through f32; dtypes of files that do so hold in it. */
+ * GPT-2's Conv1D; of GPT-OSS's every second column is a row of the gates, the others are the ups'.
+ * Owns nothing: views of a file (weights.h). Rows that lie otherwise than they are bound are
+ * converted one by one, through f32; dtypes of files that do so hold in it. */
 #ifndef PYR_SOURCE_H
 #define PYR_SOURCE_H
 
@@ -21,8 +22,10 @@
 typedef struct pyr_source {
   pyr_tensor view;     /* all that the rows are taken from, as the file has it */
   int64_t rows, cols;  /* as the model has them; a vector is one row */
-  int64_t run, step;   /* row r lies at r / run * step + r % run; run == rows: one after another;
-                          transposed: value i of row r lies at i * step + r */
+  int64_t run, step;   /* row r, or value r of a vector, lies at r / run * step + r % run; run ==
+                          rows, or cols of a vector: one after another;
+                          transposed: value i of row r lies at i * step + r * every */
+  int64_t every;
   bool transposed, aligned, vector;
   bool is_packed;      /* rows come out of `packed`; view is the matrix as f32, without data */
   pyr_packed packed;

@@ -114,7 +114,9 @@ describe("experts in files", function()
   teardown(function() shell.remove(folder) end)
 
   local function logits_of(path, options)
-    local model = assert(pyramid.model(path, options or { threads = 1 }))
+    options = options or { threads = 1 }
+    options.precision = "f32"
+    local model = assert(pyramid.model(path, options))
     local cache <close> = assert(model:cache { dtype = "f32" })
     local all = {}
     for i, logits in ipairs(assert(cache:prefill(helper.ids(9, 96), { all = true }))) do
@@ -202,6 +204,60 @@ describe("experts in files", function()
     assert.equal(code, got)
     assert.truthy(message:find(words, 1, true), message)
   end
+
+  -- GPT-OSS in mxfp4; change(tensors by their names in layer 0's experts) makes something wrong.
+  local function put_mxfp4(change, config)
+    local tensors, list, by = tensors_of "gpt-oss-mxfp4", {}, {}
+    for _, t in pairs(tensors) do
+      t.dtype = t.name:find "_blocks$" and "U8" or t.name:find "_scales$" and "U8" or "BF16"
+      by[t.name:match "layers%.0%.mlp%.experts%.(.*)" or t.name] = t
+    end
+    if change then change(by) end
+    for _, t in pairs(by) do list[#list + 1] = t end
+    table.sort(list, function(a, b) return a.name < b.name end)
+    local json = config_of "gpt-oss-mxfp4"
+    for key, value in pairs(config or {}) do json[key] = value end
+    helper.write(folder .. "/config.json", cjson.encode(json))
+    helper.write(folder .. "/model.safetensors", formats.safetensors(list))
+    return folder
+  end
+
+  it("in mxfp4 are q8_0 without loss, but for scales beyond a half's", function()
+    local exact = logits_of(put_mxfp4(), { weights = "f32", threads = 1 })
+    for i, row in ipairs((logits_of(put_mxfp4()))) do
+      assert.is_true(helper.distance(row, exact[i]) < 1e-6)
+    end
+    put_mxfp4(function(by)       -- of the first row's block: its smallest, which is no normal float
+      by.down_proj_scales.data = "\0" .. by.down_proj_scales.data:sub(2)
+    end)
+    near(logits_of(folder), (logits_of(folder, { weights = "f32", threads = 1 })))
+  end)
+
+  it("in mxfp4 are refused where parts do not fit", function()
+    local function refused(words, change, config)
+      refuses(words, "format", put_mxfp4(change, config))
+    end
+    refused("down_proj_scales: is missing", function(by) by.down_proj_scales = nil end)
+    refused("down_proj_scales: is of bf16", function(by)
+      local t = by.down_proj_scales
+      t.dtype, t.data = "BF16", t.data:rep(2)
+    end)
+    refused("gate_up_proj_blocks: of shape [4, 128, 16], where [experts, rows, blocks, 16] is",
+      function(by) by.gate_up_proj_blocks.shape = { 4, 128, 16 } end)
+    refused("gate_up_proj_blocks: of shape [4, 128, 2, 8], where", function(by)
+      by.gate_up_proj_blocks.shape = { 4, 128, 2, 8 }
+    end)
+    refused("gate_up_proj_scales: of shape [4, 128], where [4, 128, 1] is wanted", function(by)
+      by.gate_up_proj_scales.shape = { 4, 128 }
+    end)
+    refused("gate_up_proj_blocks: has a dimension of 0", function(by)
+      by.gate_up_proj_blocks.shape, by.gate_up_proj_blocks.data = { 0, 128, 1, 16 }, ""
+    end)
+    refused("shape [4, 128, 32], where 5 experts have 128 rows each", nil,
+      { num_local_experts = 5 })
+    refuses("swiglu_alpha is 2 (known: 1.702)", "unsupported",
+      put_mxfp4(nil, { swiglu_alpha = 2 }))
+  end)
 
   it("are refused where they cannot be", function()
     refuses("2000 experts, at most 1024", "format", put("olmoe", { num_experts = 2000 }))

@@ -13,7 +13,8 @@ local fixtures = {
   "families/mistral", "families/qwen2", "families/qwen2-untied", "families/qwen3",
   "decoders/gemma", "decoders/gemma2", "decoders/gemma3", "decoders/phi3", "decoders/gpt2",
   "decoders/gpt-neox", "decoders/gpt-neox-sequential",
-  "decoders/gpt-oss", "decoders/mixtral", "decoders/qwen2-moe",
+  "decoders/gpt-oss", "decoders/gpt-oss-folder", "decoders/gpt-oss-mxfp4",
+  "decoders/mixtral", "decoders/qwen2-moe",
   "decoders/qwen3-moe", "decoders/olmoe", "decoders/glm4-moe",
   "decoders/starcoder2", "decoders/stablelm", "decoders/stablelm-parallel", "decoders/phi",
   "decoders/cohere", "decoders/cohere2", "decoders/opt", "decoders/falcon",
@@ -64,7 +65,7 @@ for _, family in ipairs(fixtures) do
     setup(function()
       local file = folder(family) .. "/model.gguf"              -- what is read in this form alone
       local path = files.exists(file) and file or folder(family)
-      model = assert(pyramid.model(path, { threads = 2 }))
+      model = assert(pyramid.model(path, { threads = 2, precision = "f32" }))
     end)
     teardown(function() model:close() end)
 

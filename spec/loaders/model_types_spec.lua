@@ -5,10 +5,10 @@ local families = require "pyramid.families"
 local helper = require "spec.helper"
 
 -- Types of the page that load as a family of another name, and families that do not load there:
--- their classes are none of transformers', or their folders cannot be read, only GGUF files.
+-- their classes are none of transformers'.
 local aliases = { ["gpt-sw3"] = "gpt2", gemma3 = "gemma3_text", got_ocr2 = "qwen2",
   moss_transcribe_diarize = "qwen3" }
-local foreign = { internlm2 = true, minicpm = true, gpt_oss = true }
+local foreign = { internlm2 = true, minicpm = true }
 
 describe("docs/model-types.md", function()
   local page = helper.read "docs/model-types.md"

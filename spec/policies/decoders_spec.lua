@@ -25,7 +25,8 @@ for i = 1, PROMPT + STEPS do ids[i] = i * 37 % 89 + 3 end
 local models = {}
 setup(function()
   for _, name in ipairs(fixtures) do
-    models[name] = assert(pyramid.model(helper.decoder(name), { threads = 1 }))
+    models[name] = assert(pyramid.model(helper.decoder(name),
+      { threads = 1, precision = "f32" }))
   end
 end)
 teardown(function()

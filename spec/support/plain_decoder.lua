@@ -11,13 +11,20 @@ local plain = {}
 
 local codes = { f32 = { "f", 4 }, bf16 = { "I2", 2 } }
 
+local fp4 = { [0] = 0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6 }
+
 -- Values of a tensor: rows of a matrix, or a vector. Rows may lie in runs, columns in a wider
--- matrix that is held as [in, out] (pyr_tensor_spec).
+-- matrix that is held as [in, out] (pyr_tensor_spec); of packed ones mxfp4 is known.
 local function read(files, t)
   files[t.path] = files[t.path] or require "spec.helper".read(t.path)
-  local code = assert(codes[t.dtype], t.dtype)
+  local code = t.packed or assert(codes[t.dtype], t.dtype)
   local rows, cols = t.shape[1], t.shape[2] or 1
   local function value(at)
+    if t.packed then
+      local byte = files[t.path]:byte(t.offset + at // 2 + 1)
+      return fp4[byte >> at % 2 * 4 & 15]
+        * 2.0 ^ (files[t.path]:byte(t.packed.scales.offset + at // 32 + 1) - 127)
+    end
     local x = string.unpack("<" .. code[1], files[t.path], t.offset + at * code[2] + 1)
     return code[2] == 2 and string.unpack("<f", string.pack("<I4", x << 16)) or x
   end
@@ -25,7 +32,8 @@ local function read(files, t)
   for r = 0, rows - 1 do
     local row, at = {}, (t.run and not t.transposed) and r // t.run * t.step + r % t.run or r
     for c = 0, cols - 1 do
-      row[c + 1] = value(t.transposed and c * (t.step or rows) + r or at * cols + c)
+      row[c + 1] = value(t.transposed and c * (t.step or rows) + r * (t.every or 1)
+        or at * cols + c)
     end
     out[r + 1] = t.shape[2] and row or row[1]
   end

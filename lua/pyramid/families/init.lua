@@ -221,6 +221,8 @@ end
 ---@field ff boolean?            the experts' width is intermediate_size, not moe_intermediate_size
 ---@field router string?         "sigmoid" (default "softmax")
 ---@field renormalise boolean?   whatever norm_topk_prob says
+---@field transposed boolean?   folders hold their matrices as [in, out]
+---@field dealt boolean?         folders hold a row of the gate and one of the up in turn
 ---@field gguf_renormalise boolean?  what GGUF files of the family mean by saying nothing
 
 ---@class pyramid.Family

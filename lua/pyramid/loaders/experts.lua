@@ -5,6 +5,8 @@
 --     ffn_up_exps [experts, ff, width]                 expert e: rows [e ff, (e + 1) ff) of one
 --                                                      matrix of experts * ff rows
 --     experts.gate_up_proj [experts, 2 ff, width]      expert e: its gate's rows, then its up's
+--     the same of GPT-OSS [experts, width, 2 ff]       transposed and dealt: columns 0, 2, 4, … of
+--                                                      expert e are its gate's rows
 
 local fault = require "pyramid.loaders.fault"
 local parts = require "pyramid.loaders.parts"
@@ -107,42 +109,35 @@ function experts.from_gguf(get, family, config, tensors, what)
     experts_used = ("metadata %s.expert_used_count"):format(family.gguf) })
 end
 
--- Experts' matrices out of one: `roles` in the order of an expert's rows, `rows` of each.
-local function split(source, layer, name, roles, rows)
+-- Parts of a tensor that has those of all experts: matrices (rank 3) or biases (rank 2). `roles`,
+-- of `rows` each, in the order of an expert's rows; `dealt`: one row of each in turn.
+local function split(source, layer, what, roles, rows, rank, suffix)
+  local name = (source.names["experts_" .. what .. suffix] or ""):format(layer)
   local whole, count = source.tensors[name], source.config.decoder.experts
   if not whole then return end
-  local shape = whole.shape
-  local each, cols = #roles * rows, shape[#shape]
-  -- of a single expert GGUF files know no third dimension
-  local fits = #shape == 3 and shape[1] == count and shape[2] == each
-    or #shape == 2 and count == 1 and shape[1] == each
+  local said, shape, each = source.family.experts, whole.shape, #roles * rows
+  -- what lies as [in, out] is taken by columns; packed matrices are not turned
+  local turned = rank == 3 and said.transposed and source.format == "hf" and not whole.packed
+  local dealt = said.dealt and source.format == "hf" and #roles > 1
+  local cols = shape[turned and 2 or 3]
+  -- of a single expert GGUF files know no further dimension
+  local fits = #shape == rank and shape[1] == count and shape[turned and 3 or 2] == each
+    or #shape == rank - 1 and count == 1 and shape[1] == each and not turned
   if not fits then
     fault.raise("format", "%s: tensor %s: shape [%s], where %d experts have %d rows each",
       whole.path, name, table.concat(shape, ", "), count, each)
   end
-  local flat = setmetatable({ shape = { count * each, cols } }, { __index = whole })
+  local flat = parts.reshape(whole, turned and { count * cols, each }
+    or { count * each, rank == 3 and (cols or shape[2]) or nil })
   for e = 0, count - 1 do
     for i, role in ipairs(roles) do
-      source.tensors[source.names["expert_" .. role]:format(layer, e)] = parts.take_rows(flat,
-        ("%s of expert %d"):format(role, e), e * each + (i - 1) * rows, rows)
+      local called = ("%s%s of expert %d"):format(role, suffix:gsub("_", " "), e)
+      local first, every = dealt and i - 1 or (i - 1) * rows, dealt and #roles or 1
+      source.tensors[source.names["expert_" .. role .. suffix]:format(layer, e)] = turned
+        and parts.take_columns(parts.take_rows(flat, called, e * cols, cols), called, first, rows,
+          every)
+        or parts.take_rows(flat, called, e * each + first, rows, every)
     end
-  end
-  source.tensors[name] = nil
-end
-
--- Experts' biases out of a matrix of them.
-local function split_biases(source, layer, role, length)
-  local name = (source.names["experts_" .. role .. "_bias"] or ""):format(layer)
-  local whole, count = source.tensors[name], source.config.decoder.experts
-  if not whole then return end
-  if #whole.shape ~= 2 or whole.shape[1] ~= count or whole.shape[2] ~= length then
-    fault.raise("format", "%s: tensor %s: shape [%s], where %d experts have %d biases each",
-      whole.path, name, table.concat(whole.shape, ", "), count, length)
-  end
-  local flat = setmetatable({ shape = { count * length } }, { __index = whole })
-  for e = 0, count - 1 do
-    source.tensors[source.names["expert_" .. role .. "_bias"]:format(layer, e)] =
-      parts.take_rows(flat, ("%s bias of expert %d"):format(role, e), e * length, length)
   end
   source.tensors[name] = nil
 end
@@ -153,18 +148,17 @@ function experts.split(source)
   local d, names = source.config.decoder, source.names
   if (d.experts or 0) == 0 then return end
   for layer = 0, source.config.layers - 1 do
-    local function of(role) return (names["experts_" .. role] or ""):format(layer) end
-    split(source, layer, of "gate_up", { "gate", "up" }, d.expert_ff)
-    split(source, layer, of "gate", { "gate" }, d.expert_ff)
-    split(source, layer, of "up", { "up" }, d.expert_ff)
-    split(source, layer, of "down", { "down" }, source.config.width)
-    split_biases(source, layer, "gate", d.expert_ff)
-    split_biases(source, layer, "up", d.expert_ff)
-    split_biases(source, layer, "down", source.config.width)
+    for _, kind in ipairs { { 3, "" }, { 2, "_bias" } } do
+      local rank, suffix = table.unpack(kind)
+      split(source, layer, "gate_up", { "gate", "up" }, d.expert_ff, rank, suffix)
+      split(source, layer, "gate", { "gate" }, d.expert_ff, rank, suffix)
+      split(source, layer, "up", { "up" }, d.expert_ff, rank, suffix)
+      split(source, layer, "down", { "down" }, source.config.width, rank, suffix)
+    end
     local router = source.tensors[names.shared_router:format(layer)]
     if router and #router.shape == 1 then                       -- one row, as GGUF files have it
-      source.tensors[names.shared_router:format(layer)] = setmetatable(
-        { shape = { 1, router.shape[1] } }, { __index = router })
+      source.tensors[names.shared_router:format(layer)] =
+        parts.reshape(router, { 1, router.shape[1] })
     end
   end
 end

@@ -371,7 +371,7 @@ local function load(runtime, source, options)
     fault.check_of(t.path, handle:bind(w.role, w.layer, {
       name = t.name, file = opened[t.path], offset = t.offset, bytes = t.bytes,
         dtype = t.packed and "f32" or t.dtype, shape = t.shape,
-        run = t.run, step = t.step, transposed = t.transposed,
+        run = t.run, step = t.step, transposed = t.transposed, every = t.every,
       packing = packed.describe(t, opened),
     }, options.weights or target_of(t), w.expert))
   end

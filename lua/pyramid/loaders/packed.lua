@@ -4,12 +4,15 @@
 --     q_proj.qweight  q_proj.qzeros  q_proj.scales  q_proj.g_idx      GPTQ; AWQ without g_idx
 --     q_proj.weight  q_proj.weight_scale_inv                          fp8, blocks of 128 x 128
 --     q_proj.weight  q_proj.weight_scale                              one scale a matrix, or a row
+--     gate_up_proj_blocks  gate_up_proj_scales                        mxfp4, of all experts
 --
--- become one tensor q_proj.weight with a field `packed`. What it is to become in memory:
+-- become one tensor q_proj.weight (gate_up_proj) with a field `packed`. What it is to become in
+-- memory:
 --
 --     q4_0   GPTQ of 4 bits whose zeros are all 8 and whose columns are in order: nothing is lost
 --     q8_0   other GPTQ and AWQ: nothing is lost either, as a block's scale is its group's; but
 --            with act order neighbours have different scales, and are rounded to 8 bits
+--     q8_0   mxfp4: nothing is lost where its scales are halves (2^-23 to 2^16)
 --     q8_0   fp8: rounded, at half the size of bf16
 --     f16    rows of no whole blocks of 32
 --
@@ -23,7 +26,7 @@ local json = require "pyramid.loaders.json"
 local packed = {}
 
 ---@class pyramid.Packed     what a tensor of several is made of
----@field kind "scaled"|"gptq"|"awq"
+---@field kind "scaled"|"gptq"|"awq"|"mxfp4"
 ---@field bits integer
 ---@field group integer[]    rows and columns that share a scale
 ---@field zeros_less_one boolean?
@@ -273,6 +276,26 @@ methods["compressed-tensors"] = function(self, q, where)
   scaled(self, ".weight_scale", block)
 end
 
+--- Numbers of four bits, two a byte, [experts, rows, blocks, 16], with an exponent for each block
+--- of 32 columns.
+function methods.mxfp4(self)
+  for _, stem in ipairs(self:stems "_blocks") do
+    local name = stem .. "_blocks"
+    local numbers = self:take(name, { u8 = true })
+    local s = numbers.shape
+    if #s ~= 4 or s[4] ~= 16 then
+      self:bad(name, "of shape [%s], where [experts, rows, blocks, 16] is wanted",
+        table.concat(s, ", "))
+    end
+    for _, n in ipairs(s) do
+      if n < 1 or n > DIM_MAX then self:bad(name, "has a dimension of %d", n) end
+    end
+    local scales = self:take(stem .. "_scales", { u8 = true }, { s[1], s[2], s[3] })
+    self:put(stem, "mxfp4", numbers, { s[1], s[2], s[3] * BLOCK }, { kind = "mxfp4", bits = 4,
+      group = { 1, BLOCK }, scales = scales })
+  end
+end
+
 --- What activations are quantised with where they are: ours are not.
 local activation_scales = { "%.input_scale$", "%.output_scale$", "%.activation_scale$",
   "%.[qkv]_scale$", "%.input_scale_ub$" }
@@ -309,6 +332,31 @@ function packed.collect(tensors, q, where, what)
   method(setmetatable({ tensors = tensors, what = what }, Reader), q, where)
 end
 
+--- Rows [first, first + n) of a packed matrix, or as many that lie `every` apart; numbers of
+--- mxfp4, which lie row by row, alone.
+---@param whole pyramid.Tensor
+---@param role string         for messages
+---@param first integer
+---@param n integer
+---@param every integer
+---@return pyramid.Tensor
+function packed.rows(whole, role, first, n, every)
+  local p, cols = whole.packed, whole.shape[2]
+  if p.kind ~= "mxfp4" then
+    fault.raise("unsupported", "%s: tensor %s: parts of it are wanted, which %s does not allow",
+      whole.path, whole.name, whole.dtype)
+  end
+  local held = (n - 1) * every + 1
+  local function lines(t, row)
+    return setmetatable({ offset = t.offset + first * row, bytes = held * row }, { __index = t })
+  end
+  local part = lines(whole, cols // 2)
+  part.name, part.shape = ("%s (%s)"):format(whole.name, role), { n, cols }
+  part.packed = setmetatable({ scales = lines(p.scales, cols // BLOCK) }, { __index = p })
+  if every > 1 then part.run, part.step = 1, every end
+  return part
+end
+
 --- The files that a tensor lies in.
 ---@param t pyramid.Tensor
 ---@return table<string, boolean>
@@ -332,8 +380,8 @@ function packed.describe(t, opened)
     return of and { file = opened[of.path], offset = of.offset, bytes = of.bytes }
   end
   return { kind = p.kind, bits = p.bits, group = p.group, zeros_less_one = p.zeros_less_one,
-    scale_dtype = p.scales.dtype, scales = part(p.scales), zeros = part(p.zeros),
-    order = part(p.order) }
+    scale_dtype = p.kind == "mxfp4" and "f32" or p.scales.dtype, scales = part(p.scales),
+    zeros = part(p.zeros), order = part(p.order) }
 end
 
 return packed

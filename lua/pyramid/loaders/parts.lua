@@ -5,9 +5,11 @@
 --     Phi-3   qkv_proj [q | k | v, width]          three runs of rows, one after the other
 --     NeoX    query_key_value [heads of (q k v), width]    groups: each head's rows in turn
 --     GPT-2   c_attn [width, q | k | v]            transposed: columns of the file
+--     GPT-OSS gate_up_proj [width, (gate, up)]     transposed, every second column
 
 local dtypes = require "pyramid.loaders.dtypes"
 local fault = require "pyramid.loaders.fault"
+local packed = require "pyramid.loaders.packed"
 
 local parts = {}
 
@@ -37,22 +39,43 @@ local function rows_of(whole, role, first, count, groups, step)
   return part
 end
 
---- Rows [first, first + count) of a matrix, as a tensor of their own; `role` is for messages.
+--- The same values in another shape.
+---@param whole pyramid.Tensor
+---@param shape integer[]
+---@return pyramid.Tensor
+function parts.reshape(whole, shape) return setmetatable({ shape = shape }, { __index = whole }) end
+
+--- Rows [first, first + count) of a matrix or values of a vector, as a tensor of their own, or as
+--- many that lie `every` apart; `role` is for messages.
 ---@param whole pyramid.Tensor
 ---@param role string
 ---@param first integer
 ---@param count integer
+---@param every? integer
 ---@return pyramid.Tensor
-function parts.take_rows(whole, role, first, count) return rows_of(whole, role, first, count, 1) end
+function parts.take_rows(whole, role, first, count, every)
+  if whole.packed then return packed.rows(whole, role, first, count, every or 1) end
+  if (every or 1) == 1 then return rows_of(whole, role, first, count, 1) end
+  return rows_of(whole, role, first, 1, count, every)
+end
 
---- Columns [first, first + count) of a matrix that is held transposed: [in, out].
-local function columns_of(whole, role, first, count)
+--- Columns [first, first + count) of a matrix that is held transposed: [in, out]; or as many that
+--- lie `every` apart.
+---@param whole pyramid.Tensor
+---@param role string
+---@param first integer
+---@param count integer
+---@param every? integer
+---@return pyramid.Tensor
+function parts.take_columns(whole, role, first, count, every)
   local dtype = dtype_of(whole, true)
   local ins, outs = whole.shape[1], whole.shape[2]
+  every = every or 1
   return setmetatable({
     name = ("%s (%s)"):format(whole.name, role), offset = whole.offset + first * dtype.bytes,
     shape = { count, ins }, transposed = true, step = outs, run = count,
-    bytes = ((ins - 1) * outs + count) * dtype.bytes,
+    every = every > 1 and every or nil,
+    bytes = ((ins - 1) * outs + (count - 1) * every + 1) * dtype.bytes,
   }, { __index = whole })
 end
 
@@ -84,7 +107,7 @@ local function take(source, fused, list, name, role_of)
     if fused.groups then
       local each = count // c.kv_heads
       part = rows_of(whole, role, at // c.kv_heads, each, c.kv_heads, group)
-    elseif fused.transposed and matrix then part = columns_of(whole, role, at, count)
+    elseif fused.transposed and matrix then part = parts.take_columns(whole, role, at, count)
     else part = rows_of(whole, role, at, count, 1) end
     source.tensors[role_of(role)] = part
     at = at + count
@@ -120,7 +143,7 @@ function parts.transpose(source, roles)
       local name = source.names[role]:format(layer)
       local whole = source.tensors[name]
       if whole and #whole.shape == 2 and not whole.transposed then
-        source.tensors[name] = columns_of(whole, role, 0, whole.shape[2])
+        source.tensors[name] = parts.take_columns(whole, role, 0, whole.shape[2])
       end
     end
   end
@@ -134,8 +157,7 @@ function parts.flatten(source, role)
   for layer = 0, pattern and source.config.layers - 1 or -1 do
     local whole = source.tensors[pattern:format(layer)]
     if whole and #whole.shape == 2 then
-      source.tensors[whole.name] = setmetatable({ shape = { whole.shape[1] * whole.shape[2] } },
-        { __index = whole })
+      source.tensors[whole.name] = parts.reshape(whole, { whole.shape[1] * whole.shape[2] })
     end
   end
 end

@@ -39,6 +39,13 @@ def tiny(model_type, *without, **more):
     return transformers.AutoConfig.for_model(model_type, **config)
 
 
+def gpt_oss(**more):
+    return tiny("gpt_oss", **dict(
+        num_hidden_layers=2, head_dim=8, sliding_window=24, num_local_experts=4, num_experts_per_tok=2,
+        layer_types=["sliding_attention", "full_attention"],
+        rope_parameters=dict(rope_type="default", rope_theta=150000.0), **more))
+
+
 class MiniCPMConfig(transformers.LlamaConfig):
     """What the configuration class beside MiniCPM's checkpoints adds to Llama's."""
     model_type = "minicpm"
@@ -146,8 +153,51 @@ def as_gguf(folder):
     os.remove(os.path.join(folder, "model.safetensors"))
 
 
+FP4 = torch.tensor([0.0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+
+
+def fp4(t):
+    """[experts, in, out] in blocks of 32 along `in`: numbers [experts, out, blocks, 32] and exponents, of the nearest values."""
+    x = t.float().transpose(1, 2).unflatten(2, (-1, 32))
+    exponents = torch.ceil(torch.log2(x.abs().amax(-1) / 6)).clamp(-126, 126)
+    scaled = x / 2.0 ** exponents[..., None]
+    return (scaled[..., None] - FP4).abs().argmin(-1), exponents
+
+
+def round_to_fp4(model):
+    """Weights of experts become values that mxfp4 has, all of which bf16 has, too."""
+    for name, t in model.named_parameters():
+        if re.search(r"experts\.\w+_proj$", name):
+            numbers, exponents = fp4(t)
+            t.copy_((FP4[numbers] * 2.0 ** exponents[..., None]).flatten(2).transpose(1, 2))
+
+
+def as_mxfp4(folder):
+    """GPT-OSS as published: experts' matrices in blocks of fp4, as transformers reads them."""
+    from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+    path = os.path.join(folder, "model.safetensors")
+    tensors = load_file(path)
+    for name in [n for n in tensors if re.search(r"experts\.\w+_proj$", n)]:
+        values = tensors.pop(name)
+        numbers, exponents = fp4(values)
+        blocks = (numbers[..., 0::2] | numbers[..., 1::2] << 4).to(torch.uint8).contiguous()
+        scales = (exponents + 127).to(torch.uint8).contiguous()
+        assert torch.equal(convert_moe_packed_tensors(blocks, scales), values), name
+        tensors[name + "_blocks"], tensors[name + "_scales"] = blocks, scales
+    save_file(tensors, path, {"format": "pt"})
+    path = os.path.join(folder, "config.json")
+    with open(path) as f:
+        config = json.load(f)
+    config["quantization_config"] = dict(quant_method="mxfp4", modules_to_not_convert=["model.layers.*.self_attn",
+                                         "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"])
+    write_json(path, config)
+
+
+# What is done to drawn weights that a format would round.
+ROUNDED = {"gpt-oss-mxfp4": round_to_fp4}
+
 # How a family's checkpoints are published where transformers has its arithmetic under another's name, or saves them otherwise.
-PUBLISHED = {"internlm2": as_internlm2, "gpt-oss": as_gguf}
+PUBLISHED = {"internlm2": as_internlm2, "gpt-oss": as_gguf, "gpt-oss-mxfp4": as_mxfp4}
 
 DECODERS = {
     "gemma": lambda: tiny("gemma", head_dim=8, tie_word_embeddings=True),
@@ -164,9 +214,10 @@ DECODERS = {
     "gpt-neox": lambda: tiny("gpt_neox", "num_key_value_heads", rotary_pct=0.5),
     "gpt-neox-sequential": lambda: tiny("gpt_neox", "num_key_value_heads", rotary_pct=0.25, use_parallel_residual=False),
     # Sinks, biases of experts and routers, a clamped SwiGLU that clamps, a window in every other layer.
-    "gpt-oss": lambda: tiny("gpt_oss", num_hidden_layers=2, head_dim=8, sliding_window=24, num_local_experts=4,
-                            num_experts_per_tok=2, layer_types=["sliding_attention", "full_attention"],
-                            rope_parameters=dict(rope_type="default", rope_theta=150000.0)),
+    "gpt-oss": lambda: gpt_oss(),
+    # Folders: experts transposed, of which gate and up have a column in turn; and in mxfp4.
+    "gpt-oss-folder": lambda: gpt_oss(swiglu_limit=5.0),
+    "gpt-oss-mxfp4": lambda: gpt_oss(intermediate_size=64),
     # Mixtures of experts: weights renormalised or not, plain layers between, a shared expert with a router of its own.
     "mixtral": lambda: tiny("mixtral", intermediate_size=20, num_local_experts=6, num_experts_per_tok=2,
                             sliding_window=24),
@@ -276,7 +327,7 @@ def norm_offset(config):
     return 1.0 if "gemma" in config.model_type or config.model_type == "nemotron" else 0.0
 
 
-def write_model(folder, config, seed):
+def write_model(folder, config, seed, change=lambda model: None):
     global name_of_family, tied
     name_of_family, tied = config.model_type, config.tie_word_embeddings
     shutil.rmtree(folder, ignore_errors=True)
@@ -288,6 +339,7 @@ def write_model(folder, config, seed):
         for name, t in sorted(model.named_buffers()):
             if name.endswith("e_score_correction_bias"):
                 t.copy_(draw(name, t, 0, g, config.hidden_size))
+        change(model)
     model.save_pretrained(folder)
     os.chmod(os.path.join(folder, "model.safetensors"), 0o644)
     if os.path.exists(os.path.join(folder, "generation_config.json")):
@@ -304,7 +356,7 @@ def make(name):
     first = first_seed(name)
     for seed in range(first, first + 100):
         config = DECODERS[name]()
-        write_model(folder, config, seed)
+        write_model(folder, config, seed, ROUNDED.get(name, lambda model: None))
         model, rng = load(folder, attention=ATTENTION.get(name, "eager")), np.random.default_rng(seed)
         sequences = [random_ids(rng, config.vocab_size, n) for n in LENGTHS]
         found = greedy(model, sequences[LENGTHS.index(PROMPT)], NEW, MARGIN)
