@@ -50,6 +50,7 @@ typedef struct pyr_work {        /* upper bounds that `reserve` prepares for */
                                     their changes */
   int64_t experts, experts_used; /* of a layer, and of a token; 0: none */
   int64_t expert_ff;
+  int32_t masses;                /* of any attention (see pyr_masses) */
 } pyr_work;
 
 /* Each row by itself: x / sqrt(mean x^2 + eps) * weight, or, of kind PYR_NORM_LAYER, with m the
@@ -113,6 +114,7 @@ typedef struct pyr_attention {   /* causal attention of n queries of one sequenc
    * of all three. */
   float cap;
   const float *slopes, *sinks;   /* [heads] */
+  struct pyr_masses *masses;     /* host; NULL: none. Only where there is one call, of n > 1 */
 } pyr_attention;
 
 typedef struct pyr_append {      /* the next n rows of a sequence's kv_heads lanes */
@@ -146,6 +148,17 @@ typedef struct pyr_mass {        /* attention mass that n queries of one sequenc
   float cap;                     /* as in attention, and … */
   const float *slopes;           /* … likewise; sinks are in its lse */
 } pyr_mass;
+
+/* What the last queries of an attention give to rows, for a backend that can sum it up while it has
+ * their probabilities. Each of the list is what `mass` would be called with after that attention:
+ * its queries are the last n of the attention's, and out is not negative. A backend that has summed
+ * all of them says so; else nothing was, and the caller calls `mass` for each. */
+typedef struct pyr_masses {
+  const pyr_mass *list;          /* host [count] */
+  int count;
+  bool summed;                   /* out */
+  double seconds;                /* out: of the attention's that this took, about */
+} pyr_masses;
 
 typedef struct pyr_segment {     /* one vector of scores in a choice; host */
   int64_t n;                     /* its rows */

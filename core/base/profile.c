@@ -171,16 +171,6 @@ static double appended(const pyr_append *a, int calls, pyr_layout layout, int32_
 WRAPPER(store, (pyr_backend *be, const pyr_append *a, int calls, pyr_layout layout,
                 int32_t kv_heads), (be, a, calls, layout, kv_heads), 0,
                     appended(a, calls, layout, kv_heads))
-WRAPPER(attention, (pyr_backend *be, const pyr_attention *a, int calls, pyr_layout layout,
-                    int32_t heads, int32_t kv_heads, float scale),
-                        (be, a, calls, layout, heads, kv_heads, scale),
-                            attention_flops(a, calls, layout, heads, kv_heads),
-                                attention_bytes(a, calls, layout, heads, kv_heads))
-WRAPPER(gather, (pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, int lanes,
-                 pyr_layout layout, const int32_t *idx, int64_t k),
-                     (be, dst, src, lanes, layout, idx, k), 0,
-                         4.0 * lanes * (double)k * row_of(layout))
-
 static double ranged_rows(const pyr_mass *m, int32_t kv_heads) {
   double rows = 0;
   for (int32_t g = 0; g < kv_heads; g++)
@@ -188,6 +178,32 @@ static double ranged_rows(const pyr_mass *m, int32_t kv_heads) {
       rows += (double)(m->ranges[g].end - m->ranges[g].begin);
   return rows;
 }
+
+/* Masses that an attention summed are counted as `mass`, with a multiply-add for each pair. */
+static pyr_status profiled_attention(pyr_backend *be, const pyr_attention *a, int calls,
+                                     pyr_layout layout, int32_t heads, int32_t kv_heads,
+                                     float scale) {
+  pyr_profile *p = be->profile;
+  double began = now(), summing = 0;
+  pyr_status status = p->real.attention(be, a, calls, layout, heads, kv_heads, scale);
+  const pyr_masses *masses = a->masses;
+  for (int i = 0; masses && masses->summed && i < masses->count; i++) {
+    const pyr_mass *m = &masses->list[i];
+    double pairs = (double)m->n * ranged_rows(m, kv_heads) * (heads / kv_heads);
+    p->counts[OP_mass].calls++;
+    p->counts[OP_mass].flops += 2.0 * pairs;
+    p->counts[OP_mass].bytes += 4.0 * pairs;
+    summing = masses->seconds;
+  }
+  p->counts[OP_mass].seconds += summing;
+  count(be, OP_attention, began + summing, attention_flops(a, calls, layout, heads, kv_heads),
+        attention_bytes(a, calls, layout, heads, kv_heads));
+  return status;
+}
+WRAPPER(gather, (pyr_backend *be, const pyr_lane_view *dst, const pyr_lane_view *src, int lanes,
+                 pyr_layout layout, const int32_t *idx, int64_t k),
+                     (be, dst, src, lanes, layout, idx, k), 0,
+                         4.0 * lanes * (double)k * row_of(layout))
 
 WRAPPER(merge, (pyr_backend *be, const pyr_lane_view *lane, pyr_layout layout, const int32_t *idx,
                 int64_t k, float threshold, int32_t *links),

@@ -112,6 +112,9 @@ void pyr_cpu_attend_alone(pyr_attend *t, const pyr_attention *a, pyr_backend *be
 void pyr_cpu_attend_rounded(const pyr_attend *t, const pyr_attention *a, int g, int64_t q0,
                             pyr_arena arena);
 size_t pyr_cpu_rounded_scratch(const pyr_flash *flash, int32_t group, int32_t head_dim);
+/* What a task needs more, and all tasks together, where masses are summed. */
+size_t pyr_cpu_kept_scratch(const pyr_flash *flash, const pyr_work *work);
+size_t pyr_cpu_sums_bytes(const pyr_work *work);
 /* Bytes that all lanes of a call take once they are packed, if many queries share them; else 0. */
 size_t pyr_cpu_packed_bytes(const pyr_work *work);
 

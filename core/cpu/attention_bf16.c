@@ -19,12 +19,29 @@
  * itself, in its scratch. The blocks are the same, and so are the results.
  *
  * Blocks begin at multiples of their length, and rows that a query does not see weigh exactly 0:
- * its result does not depend on its neighbours. */
+ * its result does not depend on its neighbours.
+ *
+ * Where the last queries' weights are to be summed (pyr_masses), a tile keeps p of the rows asked
+ * for, and m as it was when they were made, to its end, when lse is known; then
+ *
+ *     mass[h][j] = sum over its columns c of head h of  w(c, j) * exp(m_then[c] - lse[c]) * p[j][c]
+ *
+ * which takes no product and an exp for each column and block. Tiles leave their sums apart, and a
+ * third round adds them up in the order of queries, so that threads do not matter. Of 2,048 rows a
+ * tile keeps 0.75 MiB. */
 #include "cpu/attention.h"
 
+#include <math.h>
+#include <stdatomic.h>
 #include <string.h>
+#include <time.h>
 
-enum { ROWS = PYR_FLASH_ROWS, PACKED = 64 << 20 };
+enum {
+  ROWS = PYR_FLASH_ROWS,
+  PACKED = 64 << 20,       /* bytes of packed lanes, of what a tile keeps, and of the sums that */
+  KEPT = 8 << 20,          /* tiles leave: longer rows leave their sums to `mass` */
+  SUMS = 64 << 20,
+};
 
 /* Floats, each an element, of a block's keys and values: of head_dim 80, 64 * 48 and 80 * 32. */
 typedef struct block_shape { int64_t depth, dims, keys, floats; } block_shape;
@@ -45,7 +62,22 @@ typedef struct packing {
   float *packed;           /* [lanes][blocks] from lane g0 on, or NULL: nothing is */
   int64_t blocks, first;   /* of each lane; first: a row */
   int g0, lanes;
+  pyr_masses *masses;      /* that are summed, or NULL */
+  float *sums;             /* [masses][tiles][heads][longest] what tiles leave */
+  int64_t tiles, longest;  /* of a lane; rows of the longest range */
+  _Atomic int64_t nanoseconds;
 } packing;
+
+/* What a tile keeps for its sums, of rows [begin, end) of its lane, whole blocks; none: no rows. */
+typedef struct keeping {
+  int64_t begin, end;
+  float *p;                /* [blocks][slices][ROWS / 2][width] */
+  float *m;                /* [blocks][columns] */
+  float *lse, *weight, *factor;        /* [columns] */
+  int32_t *position;       /* [columns] */
+  int32_t *base, *due;     /* [ROWS] */
+  float *parts, *mass;     /* [PYR_FLASH_PARTS][vectors of the group], [group][ROWS] */
+} keeping;
 
 typedef struct tile_scratch {
   pyr_columns c;
@@ -74,6 +106,51 @@ size_t pyr_cpu_rounded_scratch(const pyr_flash *flash, int32_t group, int32_t he
   return arena.used;
 }
 
+/* Blocks that hold rows of a run of n, at most, wherever it begins. */
+static int64_t blocks_of(int64_t n) { return n > 0 ? pyr_ceil_div(n, ROWS) + 1 : 0; }
+
+/* Of 2,048 rows and 192 columns p takes 0.75 MiB, m 24 KiB. */
+static keeping keeping_of(pyr_arena *arena, const pyr_flash *flash, int32_t group,
+                          int64_t blocks) {
+  int64_t columns = pyr_round_up(pyr_max(PYR_COLUMNS, group), flash->width);
+  keeping k = { 0 };
+  k.p = pyr_arena_take(arena, blocks * ROWS / 2 * columns, sizeof(float));
+  k.m = pyr_arena_take(arena, blocks * columns, sizeof(float));
+  k.lse = pyr_arena_take(arena, columns, sizeof(float));
+  k.weight = pyr_arena_take(arena, columns, sizeof(float));
+  k.factor = pyr_arena_take(arena, columns, sizeof(float));
+  k.position = pyr_arena_take(arena, columns, sizeof(int32_t));
+  k.base = pyr_arena_take(arena, ROWS, sizeof(int32_t));
+  k.due = pyr_arena_take(arena, ROWS, sizeof(int32_t));
+  k.parts = pyr_arena_take(arena, PYR_FLASH_PARTS * pyr_min(group, columns / PYR_PAD) * PYR_PAD,
+                           sizeof(float));
+  k.mass = pyr_arena_take(arena, (int64_t)group * ROWS, sizeof(float));
+  return k;
+}
+
+static size_t kept_bytes(const pyr_flash *flash, int32_t group, int64_t rows) {
+  pyr_arena arena = { NULL, 0 };
+  keeping_of(&arena, flash, group, blocks_of(rows));
+  return arena.used;
+}
+
+/* What is reserved for masses is for all of them, or for none. */
+size_t pyr_cpu_kept_scratch(const pyr_flash *flash, const pyr_work *work) {
+  if (work->masses == 0 || work->rows > KEPT / 64) return 0;
+  size_t bytes = kept_bytes(flash, work->heads / work->kv_heads, work->rows);
+  return bytes <= KEPT ? bytes : 0;
+}
+
+/* Of 9 heads, tiles of 64 queries and 2,048 rows, 8 tiles of a chunk leave 0.6 MiB a mass. */
+size_t pyr_cpu_sums_bytes(const pyr_work *work) {
+  int32_t group = work->kv_heads > 0 ? work->heads / work->kv_heads : 1;
+  size_t rows, bytes;
+  int64_t tiles = pyr_ceil_div(work->tokens, pyr_max(1, PYR_COLUMNS / group)) * work->masses;
+  bool fits = pyr_mul_size((size_t)work->rows, (size_t)work->heads * sizeof(float), &rows)
+      && pyr_mul_size(rows, (size_t)tiles, &bytes) && bytes <= SUMS;
+  return fits ? bytes : 0;
+}
+
 /* ---- packing --------------------------------------------------------------------------------- */
 
 /* Rows of the lane from `row` on, a block of them, as far as there are any below `end`. */
@@ -89,6 +166,7 @@ static void pack_block(const pyr_attend *t, const pyr_lane_view *lane, float *to
   }
 }
 
+/* Blocks are numbered lane by lane; a lane that is shorter than the longest has fewer. */
 static void pack_task(void *ctx, int64_t task, int worker) {
   const packing *p = ctx;
   const pyr_lane_view *lane = &p->a->lanes[p->g0 + task / p->blocks];
@@ -110,10 +188,17 @@ static const float *block_at(const packing *p, const tile_scratch *s, int g, int
 
 /* ---- tiles of queries ------------------------------------------------------------------------ */
 
+/* Weights of a block that are kept: rows that the slice was not multiplied with weigh 0. */
+static void clear_kept(float *p, int64_t width, int64_t from, int64_t to) {
+  memset(p, 0, (size_t)(from / 2 * width) * sizeof(float));
+  memset(p + to / 2 * width, 0, (size_t)((ROWS - to) / 2 * width) * sizeof(float));
+}
+
 /* The block that begins at `row` against every slice of columns that sees any of it: as in
- * attention.c, but that `from` goes down to a multiple of what the products take at once. */
+ * attention.c, but that `from` goes down to a multiple of what the products take at once. `kept`:
+ * where weights are to lie, [slices][ROWS / 2][width], or NULL. */
 static void attend_block(const packing *p, const tile_scratch *s, int g, const float *block,
-                         int64_t row, int64_t columns) {
+                         int64_t row, int64_t columns, float *kept) {
   const pyr_attend *t = p->t;
   const pyr_flash *flash = t->flash;
   const pyr_columns *c = &s->c;
@@ -121,10 +206,14 @@ static void attend_block(const packing *p, const tile_scratch *s, int g, const f
     int64_t some = pyr_min(c->width, columns - at), unit = flash->unit;
     int64_t from = pyr_max(c->low[at] - row, 0) / unit * unit,
         to = pyr_min(c->high[at + some - 1] - row, ROWS);
+    float *weights = kept ? kept + at * (ROWS / 2) : NULL;
+    if (from >= to && kept) clear_kept(weights, c->width, 0, 0);
     if (from >= to) continue;
+    if (kept) clear_kept(weights, c->width, from, from + pyr_round_up(to - from, unit));
     pyr_flash_step step = {
       .keys = block, .values = block + p->shape.keys, .q = c->q + at * c->depth,
-      .out = c->out + at * c->dims, .scores = s->scores, .p = s->p, .m = c->m + at,
+      .out = c->out + at * c->dims, .scores = s->scores,
+      .p = kept ? weights + from / 2 * c->width : s->p, .m = c->m + at,
       .l = c->l + at, .alpha = s->alpha, .low = c->low + at, .high = c->high + at,
       .first = (int32_t)(row + from), .from = (int)from, .rows = (int)(to - from),
       .columns = (int)some, .depth = (int)c->depth, .dims = (int)c->dims,
@@ -138,18 +227,190 @@ static void attend_block(const packing *p, const tile_scratch *s, int g, const f
   }
 }
 
+/* ---- sums of weights ------------------------------------------------------------------------- */
+
+/* Queries of the attention before the first that the mass looks at. */
+static int64_t skipped(const packing *p, const pyr_mass *m) { return p->a->n - m->n; }
+
+/* Which rows of its lane the tile of queries [q0, q0 + n) keeps: those of the masses that look at
+ * any of these queries. */
+static void keep_begin(const packing *p, keeping *k, int g, int64_t q0, int64_t n) {
+  k->begin = INT64_MAX, k->end = 0;
+  for (int i = 0; i < p->masses->count; i++) {
+    const pyr_mass *m = &p->masses->list[i];
+    if (q0 + n <= skipped(p, m) || m->ranges[g].end <= m->ranges[g].begin) continue;
+    k->begin = pyr_min(k->begin, m->ranges[g].begin / ROWS * ROWS);
+    k->end = pyr_max(k->end, pyr_round_up(m->ranges[g].end, ROWS));
+  }
+}
+
+/* Whether a weighting's due dates depend on rows; of others each query has one weight. */
+static bool by_row(const pyr_weighting *w) { return w->queries > 0 && w->every > 0; }
+
+/* Where the columns of a tile stand, and what they weigh to the mass; lse +inf leaves a column
+ * out: those that fill the tile up, queries before the last n of the mass, others that do not
+ * count, and those that saw nothing. Of 4 queries due at position 9 with a ramp to 1.3, the query
+ * at 8 weighs 1.2, and one at 10 is left out. */
+static void weigh_columns(const packing *p, const keeping *k, const pyr_mass *m, int g, int64_t q0,
+                          int64_t columns, int64_t width) {
+  int64_t group = p->t->group, skip = skipped(p, m);
+  const pyr_weighting *w = &m->weighting;
+  for (int64_t c = 0; c < pyr_round_up(columns, width); c++) {
+    int64_t i = q0 + c / group;
+    bool counts = c < columns && i >= skip;
+    k->lse[c] = INFINITY, k->weight[c] = 1, k->position[c] = 0;
+    if (!counts) continue;
+    int32_t place = m->by_place ? m->place + (int32_t)(i - skip) : p->a->q_pos[i];
+    float lse = p->a->lse[i * p->t->heads + g * group + c % group];
+    k->position[c] = place;
+    if (lse != -INFINITY) k->lse[c] = lse;
+    if (w->queries == 0 || by_row(w)) continue;
+    int64_t age = place - (w->due - w->queries + 1);
+    k->weight[c] = 1.0f + pyr_cpu_slope(w) * (float)age;
+    if (age < 0 || place > w->due) k->lse[c] = INFINITY;
+  }
+}
+
+/* Due dates of a block's rows, the first of which is j rows behind the range's origin, where they
+ * depend on rows. */
+static void date_rows(const keeping *k, const pyr_weighting *w, int64_t j) {
+  for (int64_t i = 0; i < ROWS; i++) {
+    int64_t due = pyr_max(INT32_MIN, pyr_min(INT32_MAX, pyr_cpu_due(w, j + i)));
+    k->due[i] = (int32_t)due;
+    k->base[i] = (int32_t)pyr_max(INT32_MIN, due - w->queries + 1);
+  }
+}
+
+/* A mass's sums of one tile, of rows [begin, end) of its lane; the tile has walked blocks from
+ * `first` on and before `last`, and rows of others get nothing. Of rows 100 to 299, blocks at 64,
+ * 128, 192 and 256 are summed whole, and copied from the rows on that are asked for:
+ *
+ *     block 64     rows 64 .. 99 left out, 100 .. 127 to out[0 .. 27]
+ *     block 128    all to out[28 .. 91]
+ *     …
+ *     block 256    rows 256 .. 299 to out[156 .. 199], 300 .. 319 left out */
+static void sum_mass(const packing *p, const keeping *k, const pyr_columns *c, const pyr_mass *m,
+                     float *to, int g, int64_t columns, int64_t first, int64_t last) {
+  int64_t begin = m->ranges[g].begin, end = m->ranges[g].end, group = p->t->group,
+      all = pyr_round_up(columns, c->width);
+  pyr_flash_sums sums = { .lse = k->lse, .weight = k->weight, .factor = k->factor,
+                          .parts = k->parts, .mass = k->mass, .position = k->position,
+                          .slope = pyr_cpu_slope(&m->weighting), .columns = (int)columns,
+                          .width = (int)c->width, .group = (int)group,
+                          .max = m->reduce == PYR_MAX };
+  for (int64_t row = begin / ROWS * ROWS; row < end; row += ROWS) {
+    int64_t from = pyr_max(begin, row), some = pyr_min(end, row + ROWS) - from,
+        at = (row - k->begin) / ROWS;
+    bool walked = row >= first && row < last;
+    sums.p = k->p + at * (ROWS / 2) * all;
+    sums.m = k->m + at * all;
+    if (by_row(&m->weighting)) {
+      date_rows(k, &m->weighting, row - m->ranges[g].origin);
+      sums.base = k->base, sums.due = k->due;
+    }
+    if (walked) p->t->k->flash_sums(&sums);
+    for (int64_t h = 0; h < group; h++) {
+      float *out = to + h * p->longest + (from - begin);
+      if (walked) memcpy(out, k->mass + h * ROWS + (from - row), (size_t)some * sizeof(float));
+      else memset(out, 0, (size_t)some * sizeof(float));
+    }
+  }
+}
+
+/* What sums take is told apart from attention, for the profile. */
+static int64_t nanoseconds(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* Where the i-th mass's sums of a tile and a head lie. */
+static float *sums_at(const packing *p, int i, int64_t tile, int64_t head) {
+  return p->sums + ((i * p->tiles + tile) * p->t->heads + head) * p->longest;
+}
+
+/* Masses that look at none of the tile's queries have no place for it: add_task begins with the
+ * tile of the first that counts. */
+static void sum_tile(packing *p, const keeping *k, const pyr_columns *c, int g, int64_t q0,
+                     int64_t columns, int64_t first, int64_t last) {
+  int64_t began = nanoseconds();
+  for (int i = 0; i < p->masses->count; i++) {
+    const pyr_mass *m = &p->masses->list[i];
+    if (q0 + columns / p->t->group <= skipped(p, m)) continue;
+    weigh_columns(p, k, m, g, q0, columns, c->width);
+    sum_mass(p, k, c, m, sums_at(p, i, q0 / p->t->tile, (int64_t)g * p->t->group), g, columns,
+             first, last);
+  }
+  atomic_fetch_add(&p->nanoseconds, nanoseconds() - began);
+}
+
+/* A head of a mass: what its tiles left, in their order. */
+static void add_task(void *ctx, int64_t task, int worker) {
+  const packing *p = ctx;
+  int i = (int)(task / p->t->heads);
+  int64_t head = task % p->t->heads;
+  const pyr_mass *m = &p->masses->list[i];
+  const pyr_range *range = &m->ranges[head / p->t->group];
+  float *out = m->out + head * m->stride;
+  (void)worker;
+  for (int64_t tile = skipped(p, m) / p->t->tile; tile < p->tiles; tile++) {
+    const float *from = sums_at(p, i, tile, head);
+    for (int64_t j = 0; j < range->end - range->begin; j++)
+      out[j] = m->reduce == PYR_MAX ? (from[j] > out[j] ? from[j] : out[j]) : out[j] + from[j];
+  }
+}
+
+/* Whether what masses need is reserved; `longest` is set. Lanes keep rows from the first of any
+ * mass to the last of any: two masses of rows 0 to 99 and 900 to 999 keep 1,000. */
+static bool sums_fit(packing *p) {
+  const pyr_masses *masses = p->a->masses;
+  size_t used = pyr_cpu_rounded_scratch(p->t->flash, p->t->group, p->t->layout.head_dim);
+  int64_t kept = 0;
+  if (p->t->group > PYR_FLASH_VECTORS * PYR_PAD) return false;
+  for (int g = 0; g < p->t->kv_heads; g++) {
+    int64_t begin = INT64_MAX, end = 0;
+    for (int i = 0; i < masses->count; i++) {
+      const pyr_range *range = &masses->list[i].ranges[g];
+      if (range->end <= range->begin) continue;
+      p->longest = pyr_max(p->longest, range->end - range->begin);
+      begin = pyr_min(begin, range->begin), end = pyr_max(end, range->end);
+    }
+    kept = pyr_max(kept, end - pyr_min(begin, end));
+  }
+  return used + kept_bytes(p->t->flash, p->t->group, kept) <= p->t->cpu->scratch_each
+      && (size_t)(masses->count * p->tiles * p->t->heads * p->longest) * sizeof(float)
+          <= p->t->cpu->sums_bytes;
+}
+
+/* ---- tiles ----------------------------------------------------------------------------------- */
+
 /* Invariant: at the loop's head m, l and out of every column are those of rows before `row`. */
-static void attend_tile(const packing *p, int g, int64_t q0, pyr_arena arena) {
+static void attend_tile(packing *p, int g, int64_t q0, pyr_arena arena) {
   const pyr_attend *t = p->t;
   int64_t columns = pyr_min(t->tile, p->a->n - q0) * t->group;
   tile_scratch s = tile_scratch_of(&arena, t->flash, t->group, t->layout.head_dim);
+  keeping k = { 0 };
+  if (p->masses) keep_begin(p, &k, g, q0, columns / t->group);
+  if (k.end > k.begin) {
+    keeping taken = keeping_of(&arena, t->flash, t->group, (k.end - k.begin) / ROWS);
+    taken.begin = k.begin, taken.end = k.end;
+    k = taken;
+  }
   pyr_cpu_columns_begin(t, p->a, &s.c, g, q0, columns, &t->k->bf16);
-  int64_t end = s.c.high[columns - 1];
-  for (int64_t row = s.c.low[0] / ROWS * ROWS; row < end; row += ROWS)
-    attend_block(p, &s, g, block_at(p, &s, g, row), row, columns);
+  int64_t first = s.c.low[0] / ROWS * ROWS, end = s.c.high[columns - 1],
+      all = pyr_round_up(columns, s.c.width);
+  for (int64_t row = first; row < end; row += ROWS) {
+    int64_t at = (row - k.begin) / ROWS;
+    bool keeps = row >= k.begin && row < k.end;
+    attend_block(p, &s, g, block_at(p, &s, g, row), row, columns,
+                 keeps ? k.p + at * (ROWS / 2) * all : NULL);
+    if (keeps) memcpy(k.m + at * all, s.c.m, (size_t)all * sizeof(float));
+  }
   pyr_cpu_columns_end(t, p->a, &s.c, g, q0, columns);
+  if (k.end > k.begin) sum_tile(p, &k, &s.c, g, q0, columns, first, end);
 }
 
+/* In company nothing is shared, and masses are left to their own pass. */
 void pyr_cpu_attend_rounded(const pyr_attend *t, const pyr_attention *a, int g, int64_t q0,
                             pyr_arena arena) {
   packing p = { .t = t, .a = a, .shape = shape_of(t->layout.head_dim) };
@@ -170,18 +431,20 @@ size_t pyr_cpu_packed_bytes(const pyr_work *work) {
   return pyr_mul_size(lane, (size_t)work->kv_heads, &all) && all < PACKED ? all : PACKED;
 }
 
+/* Tiles are numbered from the last, as in attention.c. */
 static void alone_task(void *ctx, int64_t task, int worker) {
-  const packing *p = ctx;
-  int64_t tiles = pyr_ceil_div(p->a->n, p->t->tile);
-  attend_tile(p, p->g0 + (int)(task % p->lanes), (tiles - 1 - task / p->lanes) * p->t->tile,
+  packing *p = ctx;
+  attend_tile(p, p->g0 + (int)(task % p->lanes), (p->tiles - 1 - task / p->lanes) * p->t->tile,
               pyr_cpu_arena(p->t->cpu, worker));
 }
 
 /* Positions ascend, so the first query's first row and the last one's last bound all. Lanes differ
  * in length: blocks are those of the longest. */
 void pyr_cpu_attend_alone(pyr_attend *t, const pyr_attention *a, pyr_backend *be) {
-  packing p = { .t = t, .a = a, .shape = shape_of(t->layout.head_dim), .first = INT64_MAX };
-  int64_t end = 0, tiles = pyr_ceil_div(a->n, t->tile);
+  packing p = { .t = t, .a = a, .shape = shape_of(t->layout.head_dim), .first = INT64_MAX,
+                .sums = (float *)(void *)t->cpu->sums, .tiles = pyr_ceil_div(a->n, t->tile) };
+  int64_t end = 0;
+  if (a->masses && sums_fit(&p)) p.masses = a->masses;
   for (int g = 0; g < t->kv_heads; g++) {
     p.first = pyr_min(p.first, pyr_cpu_visible(&a->lanes[g], a->q_pos[0], a->window).low);
     end = pyr_max(end, pyr_cpu_visible(&a->lanes[g], a->q_pos[a->n - 1], a->window).high);
@@ -190,13 +453,19 @@ void pyr_cpu_attend_alone(pyr_attend *t, const pyr_attention *a, pyr_backend *be
   p.blocks = pyr_max(0, pyr_ceil_div(end - p.first, ROWS));
   int64_t room = (int64_t)(t->cpu->packed_bytes / sizeof(float)) / p.shape.floats,
       fit = p.blocks > 0 ? room / p.blocks : 0;
-  bool packs = tiles > 1 && fit > 0;
+  bool packs = p.tiles > 1 && fit > 0;
   int64_t products = a->n * p.blocks * ROWS * t->group * t->layout.head_dim;
   for (int lanes; p.g0 < t->kv_heads; p.g0 += lanes) {
     lanes = p.lanes = (int)(packs ? pyr_min(fit, t->kv_heads - p.g0) : t->kv_heads);
     p.packed = packs ? (float *)(void *)t->cpu->packed : NULL;
     if (packs)
       pyr_cpu_tasks(be, pack_task, &p, lanes * p.blocks, lanes * p.blocks * ROWS * p.shape.dims);
-    pyr_cpu_tasks(be, alone_task, &p, lanes * tiles, 2 * lanes * products);
+    pyr_cpu_tasks(be, alone_task, &p, lanes * p.tiles, 2 * lanes * products);
   }
+  if (!p.masses) return;
+  int64_t began = nanoseconds(), tasks = (int64_t)p.masses->count * t->heads;
+  pyr_cpu_tasks(be, add_task, &p, tasks, tasks * p.tiles * p.longest);
+  p.masses->summed = true;
+  p.masses->seconds = (double)(nanoseconds() - began) * 1e-9
+      + (double)atomic_load(&p.nanoseconds) * 1e-9 / t->threads;
 }

@@ -88,8 +88,11 @@ static pyr_status reserve_shared(pyr_backend *be, const pyr_work *work, int32_t 
   pyr_arena arena = { NULL, 0 };
   pyr_cpu_attend_shared(&t, &arena, work->sequences, work->sequences, work->rows);
   pyr_status status = grow(be, &cpu->shared, &cpu->shared_bytes, arena.used);
+  /* of many queries, where their products are rounded: rows packed, and sums of tiles */
   if (status != PYR_OK || !pyr_cpu_flash(cpu)) return status;
-  return grow(be, &cpu->packed, &cpu->packed_bytes, pyr_cpu_packed_bytes(work));
+  status = grow(be, &cpu->packed, &cpu->packed_bytes, pyr_cpu_packed_bytes(work));
+  if (status != PYR_OK) return status;
+  return grow(be, &cpu->sums, &cpu->sums_bytes, pyr_cpu_sums_bytes(work));
 }
 
 /* Scratch grows and never shrinks; it is replaced, not resized, as nothing in it outlives a call.
@@ -101,7 +104,8 @@ static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
   const pyr_kernels *k = cpu->kernels;
   int32_t group = work->kv_heads > 0 ? work->heads / work->kv_heads : 1;
   size_t need[] = { pyr_cpu_linear_scratch(k, work->cols),
-                    pyr_cpu_attention_scratch(cpu, group, work->head_dim, work->rows),
+                    pyr_cpu_attention_scratch(cpu, group, work->head_dim, work->rows)
+                        + (pyr_cpu_flash(cpu) ? pyr_cpu_kept_scratch(pyr_cpu_flash(cpu), work) : 0),
                     pyr_cpu_mass_scratch(k, group, work->head_dim),
                     pyr_cpu_merge_scratch(k, work->head_dim),
                     pyr_cpu_rotate_scratch(work->head_dim),
@@ -157,6 +161,7 @@ static void cpu_close(pyr_backend *be) {
   cpu_release(be, cpu->scratch, cpu->scratch_each * (size_t)pyr_runtime_threads(be->rt));
   cpu_release(be, cpu->shared, cpu->shared_bytes);
   cpu_release(be, cpu->packed, cpu->packed_bytes);
+  cpu_release(be, cpu->sums, cpu->sums_bytes);
   cpu_release(be, cpu->mixture, cpu->mixture_bytes);
   cpu_release(be, cpu->tokens, cpu->tokens_bytes);
   cpu_release(be, cpu->x8, cpu->x8_bytes);

@@ -26,6 +26,8 @@ typedef struct pyr_cpu {
   size_t shared_bytes;
   uint8_t *packed;         /* lanes of one attention, packed for all its queries, likewise */
   size_t packed_bytes;
+  uint8_t *sums;           /* what tiles of queries leave of masses, likewise */
+  size_t sums_bytes;
 } pyr_cpu;
 
 /* 12 is gemm's own tile at its widest (gemm.inc), and a multiple of PYR_UNIT, as its narrower

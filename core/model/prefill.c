@@ -42,6 +42,10 @@ static pyr_status check_embeddings(pyr_runtime *rt, const pyr_model_config *c, c
   return PYR_OK;
 }
 
+/* Sums of a chunk's attention that room is made for: a score's, and what is tracked for decode.
+ * More are made one after the other. */
+enum { MASSES = 2 };
+
 typedef struct pyr_prefill {
   pyr_cache *cache;
   pyr_forward f;
@@ -97,11 +101,12 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n
   pyr_layer_add_rows(p->cache, layer, p->views, n);
   if (!queries) return PYR_OK;
 
-  /* attention to all rows so far; the plan's score looks at the same queries once more */
+  /* attention to all rows so far; the plan's score looks at the same queries, then or afterwards */
   pyr_attention a = { .out = f->att, .lse = wanted ? f->lse : NULL, .q = f->q,
                       .q_pos = f->pos + at, .lanes = p->views, .n = n,
                       .window = c->window ? c->window[layer] : 0, .cap = c->score_cap,
                       .slopes = f->model->slopes, .sinks = f->model->layers[layer].sinks };
+  if (wanted) pyr_layer_plan_ask_attention(&p->plan, &a, at);
   PYR_TRY(be->attention(be, &a, 1, f->layout, c->heads, c->kv_heads, f->model->scale));
   if (wanted) PYR_TRY(pyr_layer_plan_observe(&p->plan, &a, rot, at));
   if (last_only && !holds_last) return PYR_OK;
@@ -243,6 +248,7 @@ static pyr_status prefill_memory(pyr_prefill *p, bool logits, pyr_arena *block, 
   for (int layer = 0; layer < cache->layers; layer++)
     rows = pyr_max(rows, p->n + pyr_cache_layer_rows(cache, layer));
   pyr_work work = pyr_forward_work(p->f.model, chunk, rows, 1);
+  work.masses = cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE) ? MASSES : 0;
   return be->reserve(be, &work);
 }
 

@@ -389,6 +389,10 @@ void pyr_layer_plan_free(pyr_layer_plan *p) {
   p->block = NULL;
 }
 
+void pyr_layer_plan_ask_attention(pyr_layer_plan *p, pyr_attention *a, int64_t at) {
+  pyr_observe_ask(&p->seen, a, at);
+}
+
 pyr_status pyr_layer_plan_observe(pyr_layer_plan *p, const pyr_attention *a,
                                   const int32_t *turned_to, int64_t at) {
   pyr_eviction *e = &p->eviction;

@@ -68,7 +68,9 @@ pyr_status pyr_layer_plan_ask(pyr_layer_plan *p, pyr_cache *cache, int layer, in
  * memory, 0; becomes 1 if a score is NaN or infinite, and who survives means nothing. PYR_MEMORY.
  * pyr_layer_plan_free is due after it, whatever it returns. */
 pyr_status pyr_layer_plan_begin(pyr_layer_plan *p, int32_t *fault);
-/* Looks at the queries of a chunk (observe.h: where it wants them), after their attention. */
+/* Looks at the queries of a chunk (observe.h: where it wants them), before and after their
+ * attention. */
+void pyr_layer_plan_ask_attention(pyr_layer_plan *p, pyr_attention *a, int64_t at);
 pyr_status pyr_layer_plan_observe(pyr_layer_plan *p, const pyr_attention *a,
                                   const int32_t *turned_to, int64_t at);
 /* The layer has read all tokens: ranks, evicts, and sets

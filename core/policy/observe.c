@@ -13,13 +13,13 @@ static bool needs_sums(const pyr_observation *o, const pyr_score_op *op) {
       && (over_heads || !pyr_signal_is_history(&o->trigger->track));
 }
 
-/* Takes no memory: `ranges` was laid out once for all layers and is kept; all else is the
+/* Takes no memory: ranges and list were laid out once for all layers and are kept; all else is the
  * layer's. */
 void pyr_observe_begin(pyr_observation *o, const pyr_splits *splits, const pyr_trigger *trigger,
                        bool restarts, int64_t last_position, int32_t *fault) {
-  pyr_range *ranges = o->ranges;
+  pyr_observation kept = *o;
   *o = (pyr_observation){ .splits = splits, .trigger = trigger, .last_position = last_position,
-                          .ranges = ranges };
+                          .ranges = { kept.ranges[0], kept.ranges[1] }, .list = kept.list };
   o->signals = (pyr_signals){ .cache = splits->cache, .layer = splits->layer,
                               .stride = splits->longest, .fault = fault,
                               .tracked = pyr_trigger_tracks(trigger) ? &trigger->track : NULL };
@@ -29,7 +29,9 @@ void pyr_observe_begin(pyr_observation *o, const pyr_splits *splits, const pyr_t
 }
 
 void pyr_observe_layout_host(pyr_observation *o, int32_t heads, pyr_arena *host) {
-  PYR_PART(host, o->ranges, heads);
+  PYR_PART(host, o->ranges[0], heads);
+  PYR_PART(host, o->ranges[1], heads);
+  PYR_PART(host, o->list, PYR_SCORE_MAX + 1);
 }
 
 /* Sums come first and lie in one run, which pyr_observe_zero fills in one call; means and
@@ -93,36 +95,34 @@ static void set_ranges(pyr_observation *o, bool tracked) {
     int64_t stored = pyr_cache_lane(s->cache, s->layer, head)->rows;
     int64_t begin = tracked ? pyr_track_begin(&o->track, lane->rows) : lane->first;
     int64_t end = tracked ? stored : pyr_min(lane->first + lane->candidates, stored);
-    o->ranges[head] = (pyr_range){ begin, end, lane->rows };
+    o->ranges[tracked][head] = (pyr_range){ begin, end, lane->rows };
   }
 }
 
-/* Adds what those of a's queries gave that are among the last `queries` alive. `m` says to what,
- * and how they count. */
-static pyr_status add(pyr_observation *o, pyr_mass m, const pyr_attention *a, int64_t at,
-                      int64_t queries) {
-  pyr_cache *cache = o->splits->cache;
-  pyr_backend *be = cache->pool->be;
+/* Asks for what those of a's queries give that are among the last `queries` alive. `m` says to
+ * what, and how they count. */
+static void ask(pyr_observation *o, pyr_mass m, const pyr_attention *a, int64_t at, int64_t queries,
+                const pyr_range *ranges) {
   const pyr_model *model = model_of(o);
   int32_t heads = model->config.heads;
   int64_t skip = pyr_max(0, o->splits->coming - queries - at);
-  if (skip >= a->n) return PYR_OK;
+  if (skip >= a->n) return;
   m.q = a->q + skip * heads * model->config.head_dim;
   m.lse = a->lse + skip * heads;
   m.q_pos = a->q_pos + skip;
   m.n = a->n - skip;
   m.lanes = a->lanes;
-  m.ranges = o->ranges;
+  m.ranges = ranges;
   m.window = a->window;
   m.cap = a->cap;
   m.slopes = a->slopes;
   m.place = (int32_t)(at + skip);
-  return be->mass(be, &m, cache->pool->layout, heads, cache->heads, model->scale);
+  o->list[o->masses.count++] = m;
 }
 
 /* A score's ramp counts queries by their place among those alive: where earlier layers dropped
  * tokens, positions have gaps, but "the last n queries" does not. */
-static pyr_status add_to_score(pyr_observation *o, int i, const pyr_attention *a, int64_t at) {
+static void ask_for_score(pyr_observation *o, int i, const pyr_attention *a, int64_t at) {
   const pyr_score_op *op = &o->splits->plan->score.ops[i];
   int64_t queries = queries_of(o, i);
   pyr_weighting w = { .queries = 0, .ramp = 1.0f };
@@ -133,28 +133,41 @@ static pyr_status add_to_score(pyr_observation *o, int i, const pyr_attention *a
   pyr_mass m = { .out = o->signals.attention[i], .stride = o->signals.stride,
                  .reduce = op->a == PYR_MAX ? PYR_MAX : PYR_SUM, .weighting = w,
                  .by_place = true };
-  return add(o, m, a, at, queries);
+  ask(o, m, a, at, queries, o->ranges[false]);
 }
 
 /* Due dates are positions. */
-static pyr_status add_to_tracked(pyr_observation *o, const pyr_attention *a, int64_t at) {
+static void ask_for_tracked(pyr_observation *o, const pyr_attention *a, int64_t at) {
   pyr_mass m = { .out = o->tracked, .stride = o->tracked_stride, .reduce = PYR_SUM,
                  .weighting = o->track.weighting, .by_place = false };
-  return add(o, m, a, at, o->track.queries);
+  ask(o, m, a, at, o->track.queries, o->ranges[true]);
+}
+
+/* Rows of the chunk are stored by now, so ranges hold those that its queries see. One query is a
+ * step's attention, which sums nothing: `mass` is asked. */
+void pyr_observe_ask(pyr_observation *o, pyr_attention *a, int64_t at) {
+  set_ranges(o, false);
+  set_ranges(o, true);
+  o->masses = (pyr_masses){ .list = o->list };
+  for (int i = 0; i < o->splits->plan->score.length; i++)
+    if (o->signals.attention[i]) ask_for_score(o, i, a, at);
+  if (o->tracked) ask_for_tracked(o, a, at);
+  if (o->masses.count > 0 && a->n > 1) a->masses = &o->masses;
 }
 
 pyr_status pyr_observe_queries(pyr_observation *o, const pyr_attention *a,
                                const int32_t *turned_to, int64_t at) {
-  pyr_backend *be = o->splits->cache->pool->be;
+  const pyr_cache *cache = o->splits->cache;
+  pyr_backend *be = cache->pool->be;
+  const pyr_model *model = model_of(o);
   const pyr_score *score = &o->splits->plan->score;
-  set_ranges(o, false);
-  for (int i = 0; i < score->length; i++) {
+  for (int i = 0; i < score->length; i++)
     if (o->expects && pyr_signal_is_expected(&score->ops[i]))
       PYR_TRY(pyr_query_stats_add(&o->signals.queries_of[i], be, a, turned_to, at));
-    if (o->signals.attention[i]) PYR_TRY(add_to_score(o, i, a, at));
-  }
-  set_ranges(o, true);
-  return o->tracked ? add_to_tracked(o, a, at) : PYR_OK;
+  for (int i = 0; i < o->masses.count && !o->masses.summed; i++)
+    PYR_TRY(be->mass(be, &o->list[i], cache->pool->layout, model->config.heads, cache->heads,
+                     model->scale));
+  return PYR_OK;
 }
 
 /* ---- at the end of the prompt ---------------------------------------------------------------- */

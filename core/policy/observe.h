@@ -15,6 +15,9 @@
  *               ##################################    of those are looked at (pyr_observe_wants)
  *                sum over these rows, per query head
  *
+ * A backend that has these probabilities at hand in attention may sum them there: it is told before
+ * (pyr_observe_ask), and what it leaves is asked of `mass` afterwards.
+ *
  * Tracking (track.h) asks the same for all rows that a decode plan may rank, and its sums go to the
  * lanes' history. Expected attention asks for the queries' mean and covariance (query_stats.h). */
 #ifndef PYR_OBSERVE_H
@@ -33,7 +36,9 @@ typedef struct pyr_observation {
   float *tracked;                  /* … [query heads, tracked_stride], or NULL: nothing */
   int64_t tracked_stride;
   float *mean;                     /* [tracked_stride] over the heads of a lane */
-  pyr_range *ranges;               /* host [K/V heads] */
+  pyr_range *ranges[2];            /* host [K/V heads] each: candidates, and what is tracked */
+  pyr_mass *list;                  /* host [PYR_SCORE_MAX + 1] */
+  pyr_masses masses;               /* of the chunk that is being read: those of the list */
   float *zeros;                    /* sums begin at zero: these, … */
   int64_t zero_count;
 } pyr_observation;
@@ -46,8 +51,11 @@ void pyr_observe_layout(pyr_observation *o, pyr_arena *arena);
 pyr_status pyr_observe_zero(pyr_observation *o);
 /* Whether alive queries [at, at + n) are to be looked at. */
 bool pyr_observe_wants(const pyr_observation *o, int64_t at, int64_t n);
-/* Looks at alive queries [at, at + a->n), after their attention; a->lse is set. turned_to [a->n]:
- * the positions that rope turned them to, which in a compacted layer are not theirs. */
+/* Before the attention of alive queries [at, at + a->n), whose lse is set: lets it sum up what it
+ * can (pyr_masses). */
+void pyr_observe_ask(pyr_observation *o, pyr_attention *a, int64_t at);
+/* Looks at them after it. turned_to [a->n]: the positions that rope turned them to, which in a
+ * compacted layer are not theirs. */
 pyr_status pyr_observe_queries(pyr_observation *o, const pyr_attention *a,
                                const int32_t *turned_to, int64_t at);
 /* All queries have been seen: signals are complete, and history holds what was tracked. */

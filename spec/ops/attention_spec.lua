@@ -738,6 +738,93 @@ describe("the score pass", function()
       { rounded = true })), { from = 3, to = 85 }, reference.rounding_attention)
   end)
 
+  --- A call with masses, of its last queries each, in one attention: against the definition.
+  --- `options`: last, place, reduce, from, to or ranges, and weightings.
+  local function check_summed(layout, call, list)
+    local _, _, p = reference.attention(layout, call)
+    local given, refs = packed(call), {}
+    given.masses = list
+    for i, m in ipairs(list) do
+      m.last = m.last or #call.at
+      m.stride = m.to - m.from + (m.pad or 0)
+      local before = reference.random(layout.heads * m.stride, 0.1)
+      for j = 1, #before do before[j] = math.abs(before[j]) end
+      before, m.out = reference.pack(before)
+      local skip, tail, rows = #call.at - m.last, { lanes = call.lanes, window = call.window }, {}
+      tail.at = table.move(call.at, skip + 1, #call.at, 1, {})
+      for h = 1, layout.heads do rows[h] = table.move(p[h], skip + 1, #call.at, 1, {}) end
+      refs[i] = mass_reference(layout, tail, m, rows, before)
+    end
+    reference.each(function(rt)
+      local r = ops.attention(rt, layout, { given })[1]
+      assert.is_true(r.summed)
+      local out = {}
+      for i = 1, #list do out[i] = r.masses[i] end
+      return out
+    end, function(r, fail)
+      for i, ref in ipairs(refs) do
+        reference.near(r[i], ref, 6e-3, fail, ("mass %d, %d queries on %d rows, d %d, %d/%d heads")
+          :format(i, #call.at, call.lanes[1].rows, layout.head_dim, layout.heads, layout.kv_heads))
+      end
+    end, reference.rounding)
+  end
+
+  it("is attention's own where its products are rounded: many queries, heads and masses", function()
+    for _, shape in ipairs { { 64, 9, 3 }, { 80, 4, 4 }, { 32, 5, 1 }, { 128, 8, 2 }, { 16, 20, 1 },
+      { 20, 14, 2 }, { 264, 1, 1 }, { 16, 200, 1 }, { 48, 16, 1 } } do
+      local layout = layout_of("bf16", shape[1], shape[2], shape[3])
+      layout.scale = 0.125
+      local n = shape[2] > 16 and 9 or math.random(70, 210)
+      local rows = n + math.random(60, 150)
+      local call = make_call(layout, n, rows, { rounded = true })
+      local to = rows - math.random(0, n)
+      check_summed(layout, call, { { from = 0, to = to },
+        { from = math.random(0, 40), to = to, queries = n // 2, ramp = 1.2, due = call.at[n],
+          last = n // 2, pad = 5 } })
+      check_summed(layout, call, { { from = 3, to = to, last = 1, reduce = "max" } })
+    end
+  end)
+
+  it("is attention's own where rows differ: due dates, windows, caps, slopes and sinks", function()
+    for _, which in ipairs { "", "cap", "cap, slopes, sinks" } do
+      for _, window in ipairs { 0, 77 } do
+        local layout = layout_of("bf16", 64, 6, 2)
+        layout.scale = 0.125
+        local n, rows = 150, 260
+        local call = bend(layout, which, make_call(layout, n, rows,
+          { rounded = true, window = window, ragged = true }))
+        local ranges = {}
+        for g, lane in ipairs(call.lanes) do
+          local from = math.random(0, 60)
+          ranges[g] = { from, g == 2 and from or math.random(from, lane.rows), lane.rows }
+        end
+        check_summed(layout, call, {
+          { from = 0, to = 300, ranges = ranges, queries = 9, ramp = 1.2, due = call.at[n] - 7,
+            threshold = -100, every = 4 },
+          { from = 0, to = 300, ranges = ranges, queries = 33, ramp = 1.5, due = call.at[n],
+            reduce = "max", last = 40 } })
+      end
+    end
+  end)
+
+  it("is left to its own pass where a call has more than is reserved", function()
+    local layout = layout_of("f16", 32, 4, 2)
+    local call = packed(make_call(layout, 30, 90))
+    local _, out = reference.random(layout.heads * 50, 0)
+    call.masses = { { from = 0, to = 50, stride = 50, out = out } }
+    local results = {}
+    reference.each(function(rt)
+      local r = ops.attention(rt, layout, { call })[1]
+      results[#results + 1] = r.masses[1]
+      local two = ops.attention(rt, layout, { call, call })
+      assert.is_false(two[2].summed)
+      return two[1].masses[1] .. two[2].masses[1]
+    end, function(r, fail)
+      if r:sub(1, #r // 2) ~= r:sub(#r // 2 + 1) then fail "two passes differ" end
+      reference.near(results[#results], ops.numbers(r:sub(1, #r // 2)), 6e-3, fail, "own pass")
+    end, reference.rounding)
+  end)
+
   it("takes the maximum over queries", function()
     local layout = layout_of("f16", 32, 6, 2)
     check_mass(layout, make_call(layout, 30, 80), { from = 0, to = 60, reduce = "max" })

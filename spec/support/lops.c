@@ -476,8 +476,66 @@ static int ops_gather(lua_State *L) {
   return 1;
 }
 
-/* attention(runtime, layout, { { q, q_pos, lanes, window, track, cap, slopes, sinks }, … } [,
- * unreserved]) -> { { out, lse, history }, … }; lanes without history and a track are not tracked.
+/* Ranges of `count` lanes from the field `ranges`; without it, rows from <= j < to of every lane,
+ * counted from 0. */
+static const pyr_range *check_ranges(lua_State *L, int arg, int count) {
+  pyr_range *ranges = new_block(L, (size_t)count * sizeof *ranges, 0);
+  lua_getfield(L, arg, "ranges");
+  int list = lua_gettop(L);
+  for (int g = 0; g < count; g++) {
+    ranges[g] = (pyr_range){ int_field(L, arg, "from", 0), int_field(L, arg, "to", 0), 0 };
+    if (!lua_istable(L, list)) continue;
+    lua_rawgeti(L, list, g + 1);
+    for (int i = 0; i < 3; i++) {
+      lua_rawgeti(L, list + 1, i + 1);
+      *(i == 0 ? &ranges[g].begin : i == 1 ? &ranges[g].end
+        : &ranges[g].origin) = luaL_checkinteger(L, -1);
+      lua_pop(L, 1);
+    }
+    lua_pop(L, 1);
+  }
+  return ranges;
+}
+
+/* What is asked for of the last `last` queries of an attention: see ops_mass. */
+static pyr_mass check_mass(lua_State *L, pyr_backend *be, int table, const pyr_attention *a,
+                           layout_args l) {
+  int64_t last = int_field(L, table, "last", a->n), skip = a->n - last;
+  pyr_mass m = { .ranges = check_ranges(L, table, l.kv_heads), .window = a->window,
+                 .weighting = check_weighting(L, table), .n = last, .lanes = a->lanes,
+                 .q = a->q + skip * l.heads * l.layout.head_dim, .q_pos = a->q_pos + skip,
+                 .lse = a->lse + skip * l.heads, .cap = a->cap, .slopes = a->slopes };
+  m.stride = int_field(L, table, "stride", 0);
+  m.place = (int32_t)int_field(L, table, "place", -1);
+  m.by_place = m.place >= 0;
+  lua_getfield(L, table, "reduce");
+  m.reduce = strcmp(luaL_optstring(L, -1, "sum"), "max") == 0 ? PYR_MAX : PYR_SUM;
+  lua_pop(L, 1);
+  m.out = block_field(L, be, table, "out", sizeof(float), NULL);
+  return m;
+}
+
+/* The call's field `masses`, a list; NULL if it has none. */
+static pyr_masses *check_masses(lua_State *L, pyr_backend *be, int call, const pyr_attention *a,
+                                layout_args l) {
+  lua_getfield(L, call, "masses");
+  if (!lua_istable(L, -1)) return NULL;
+  int list = lua_gettop(L), count = (int)lua_rawlen(L, list);
+  pyr_masses *masses = new_block(L, sizeof *masses, 0);
+  pyr_mass *each = new_block(L, (size_t)count * sizeof *each, 0);
+  for (int i = 0; i < count; i++) {
+    luaL_checkstack(L, 16, NULL);
+    lua_rawgeti(L, list, i + 1);
+    each[i] = check_mass(L, be, lua_gettop(L), a, l);
+  }
+  *masses = (pyr_masses){ .list = each, .count = count };
+  return masses;
+}
+
+/* attention(runtime, layout, { { q, q_pos, lanes, window, track, cap, slopes, sinks, masses }, … }
+ * [, unreserved]) -> { { out, lse, history, masses, summed }, … }; lanes without history and a
+ * track are not tracked. masses: { out, stride, ranges | from, to, reduce, last, place,
+ * <weighting> } each; what attention does not sum is summed after it. summed: whether it did.
  * `no_lse` in a call leaves the lse out. */
 static int ops_attention(lua_State *L) {
   pyr_backend *be = begin_call(L);
@@ -511,6 +569,8 @@ static int ops_attention(lua_State *L) {
       *track = (pyr_track){ check_weighting(L, at), number_field(L, at, "decay", 1) };
       a->track = track;
     }
+    a->masses = check_masses(L, be, call, a, l);
+    if (a->masses) work.masses = a->masses->count;
     if (a->n > work.tokens) work.tokens = a->n;
     for (int g = 0; g < l.kv_heads; g++)
       if (a->lanes[g].rows > work.rows) work.rows = a->lanes[g].rows;
@@ -518,6 +578,9 @@ static int ops_attention(lua_State *L) {
   pyr_status status = reserved ? be->reserve(be, &work) : PYR_OK;
   if (status == PYR_OK)
     status = be->attention(be, calls, count, l.layout, l.heads, l.kv_heads, l.scale);
+  for (int i = 0; i < count && calls[i].masses && !calls[i].masses->summed; i++)
+    for (int k = 0; k < calls[i].masses->count && status == PYR_OK; k++)
+      status = be->mass(be, &calls[i].masses->list[k], l.layout, l.heads, l.kv_heads, l.scale);
   if (status != PYR_OK) return fail(L, be, status);
   luaL_checkstack(L, 8, NULL);
   lua_createtable(L, count, 0);
@@ -536,6 +599,15 @@ static int ops_attention(lua_State *L) {
         lua_rawseti(L, -2, g + 1);
       }
     lua_setfield(L, -2, "history");
+    const pyr_masses *masses = calls[i].masses;
+    lua_pushboolean(L, masses && masses->summed);
+    lua_setfield(L, -2, "summed");
+    lua_createtable(L, masses ? masses->count : 0, 0);
+    for (int k = 0; masses && k < masses->count; k++) {
+      push_floats(L, be, masses->list[k].out, l.heads * masses->list[k].stride);
+      lua_rawseti(L, -2, k + 1);
+    }
+    lua_setfield(L, -2, "masses");
     lua_rawseti(L, -2, i + 1);
   }
   return 1;
@@ -578,27 +650,6 @@ static int ops_rotate(lua_State *L) {
   if (status != PYR_OK) return fail(L, be, status);
   push_lane(L, be, &lane, l.layout, lane.rows);
   return 1;
-}
-
-/* Ranges of `count` lanes from the field `ranges`; without it, rows from <= j < to of every lane,
- * counted from 0. */
-static const pyr_range *check_ranges(lua_State *L, int arg, int count) {
-  pyr_range *ranges = new_block(L, (size_t)count * sizeof *ranges, 0);
-  lua_getfield(L, arg, "ranges");
-  int list = lua_gettop(L);
-  for (int g = 0; g < count; g++) {
-    ranges[g] = (pyr_range){ int_field(L, arg, "from", 0), int_field(L, arg, "to", 0), 0 };
-    if (!lua_istable(L, list)) continue;
-    lua_rawgeti(L, list, g + 1);
-    for (int i = 0; i < 3; i++) {
-      lua_rawgeti(L, list + 1, i + 1);
-      *(i == 0 ? &ranges[g].begin : i == 1 ? &ranges[g].end
-        : &ranges[g].origin) = luaL_checkinteger(L, -1);
-      lua_pop(L, 1);
-    }
-    lua_pop(L, 1);
-  }
-  return ranges;
 }
 
 /* mass(runtime, layout, { out, q, lse, q_pos, lanes, ranges | from, to, stride, window, reduce =

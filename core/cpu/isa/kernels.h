@@ -28,7 +28,9 @@ enum {
   PYR_PACK_TOKENS = 8,  /* … and rows of x */
   PYR_KV_BLOCK = 32,       /* rows that `kv_block` takes at once: a page's */
   PYR_FLASH_ROWS = 64,     /* rows of a block of pyr_flash, */
-  PYR_FLASH_STEP = 32,     /* and values that d is padded to a multiple of there */
+  PYR_FLASH_STEP = 32,     /* values that d is padded to a multiple of there, */
+  PYR_FLASH_PARTS = 16,    /* rows that sums are made of at once, and vectors of columns at most */
+  PYR_FLASH_VECTORS = 64,
 };
 
 /* Columns of a softmax that runs over tiles of rows: per column the maximum so far, m, and the sum
@@ -127,6 +129,28 @@ typedef struct pyr_flash {
   void (*values)(const pyr_flash_step *step);
 } pyr_flash;
 
+/* What the weights of a block give to its rows, summed over a tile's columns head by head, from p
+ * as the steps left it and m as it was then:
+ *
+ *     mass[h][r] = sum (or max) over columns c of head h of
+ *                  weight[c] * exp(m[c] - lse[c]) * p[r][c]
+ *
+ * Columns are query-major: column c is of head c % group. Where weights depend on rows, base is
+ * not NULL, and a column counts for row r iff base[r] <= position[c] <= due[r], by 1 + slope *
+ * (position[c] - base[r]), as in pyr_strip. */
+typedef struct pyr_flash_sums {
+  const float *p;                /* [slices][PYR_FLASH_ROWS / 2][width] elements */
+  const float *m, *lse, *weight; /* [slices * width]; lse +inf: gives nothing */
+  float *factor;                 /* [slices * width] scratch */
+  float *parts;                  /* [PYR_FLASH_PARTS][group * VL] scratch */
+  float *mass;                   /* [group][PYR_FLASH_ROWS] written */
+  const int32_t *base, *due;     /* [PYR_FLASH_ROWS], or NULL */
+  const int32_t *position;       /* [slices * width] */
+  float slope;
+  int columns, width, group;
+  bool max;
+} pyr_flash_sums;
+
 static inline int pyr_flash_padded(int n, int unit) { return (n + unit - 1) / unit * unit; }
 
 /* Decode: one query for each of `heads` heads along the rows of a lane (see kv_block.inc).
@@ -184,7 +208,8 @@ typedef struct pyr_kernels {
   void (*dot_packs)(float *out, const void *w, pyr_dtype dtype, int packs, const void *tokens,
                      int n, int64_t k, bool first);
   pyr_products f32, bf16;        /* bf16.gemm is NULL where no such code is compiled in, */
-  pyr_flash flash;               /* and so is all of this */
+  pyr_flash flash;               /* and so is all of this, */
+  void (*flash_sums)(const pyr_flash_sums *sums);   /* and this */
 
   void (*bend)(const pyr_bend *bend);
   void (*softmax_tile)(const pyr_tile *tile);

@@ -28,30 +28,13 @@ INLINE __m512i rounded(vf first, vf second) {
 }
 
 /* Sixteen vectors of sixteen words, rows for columns, into the rows of a tile. */
-INLINE void put_transposed(uint16_t *to, const __m512i r[PYR_TILE]) {
-  __m512i two[PYR_TILE], four[PYR_TILE];
-#pragma GCC unroll 8
-  for (int i = 0; i < PYR_TILE; i += 2)
-    two[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]), two[i + 1] = _mm512_unpackhi_epi32(r[i],
-                                                                                      r[i + 1]);
-#pragma GCC unroll 4
-  for (int i = 0; i < PYR_TILE; i += 4) {     /* four[i + c]: column c of each quarter, of 4 rows */
-    four[i] = _mm512_unpacklo_epi64(two[i], two[i + 2]);
-    four[i + 1] = _mm512_unpackhi_epi64(two[i], two[i + 2]);
-    four[i + 2] = _mm512_unpacklo_epi64(two[i + 1], two[i + 3]);
-    four[i + 3] = _mm512_unpackhi_epi64(two[i + 1], two[i + 3]);
-  }
-#pragma GCC unroll 4
-  for (int c = 0; c < 4; c++) {
-    __m512i a = _mm512_shuffle_i32x4(four[c], four[4 + c], 0x88);         /* quarters 0, 2 */
-    __m512i b = _mm512_shuffle_i32x4(four[8 + c], four[12 + c], 0x88);
-    __m512i d = _mm512_shuffle_i32x4(four[c], four[4 + c], 0xdd);         /* 1, 3 */
-    __m512i e = _mm512_shuffle_i32x4(four[8 + c], four[12 + c], 0xdd);
-    _mm512_store_si512(to + LINE * c, _mm512_shuffle_i32x4(a, b, 0x88));
-    _mm512_store_si512(to + LINE * (4 + c), _mm512_shuffle_i32x4(d, e, 0x88));
-    _mm512_store_si512(to + LINE * (8 + c), _mm512_shuffle_i32x4(a, b, 0xdd));
-    _mm512_store_si512(to + LINE * (12 + c), _mm512_shuffle_i32x4(d, e, 0xdd));
-  }
+INLINE void put_transposed(uint16_t *to, const __m512i words[PYR_TILE]) {
+  __m512i r[PYR_TILE];
+#pragma GCC unroll 16
+  for (int i = 0; i < PYR_TILE; i++) r[i] = words[i];
+  turn16(r);
+#pragma GCC unroll 16
+  for (int i = 0; i < PYR_TILE; i++) _mm512_store_si512(to + LINE * i, r[i]);
 }
 
 static void pack_tokens(uint16_t *to, const float *x, int count, int64_t cols) {
