@@ -442,6 +442,8 @@ typedef enum pyr_score_code {
                           shorter */
   PYR_S_TOP,           /* 1 for the n highest candidates (ties to the lower), 0 for others */
   PYR_S_CUSTOM,  /* pop a, push what the policy's `custom` makes of them; n: which. Prefill only */
+  PYR_S_PROBED,  /* push what the last probe tracked of each row (pyr_cache_probe, and a policy's
+                    `prepare`); rows that it did not judge have 0 */
   PYR_SCORE_CODES
 } pyr_score_code;
 
@@ -454,10 +456,14 @@ typedef struct pyr_score_op { uint8_t code, a, b; int32_t n; float x; } pyr_scor
 typedef struct pyr_score { int32_t length; pyr_score_op ops[PYR_SCORE_MAX]; } pyr_score;
 
 /* Who survives together: one set for all lanes of the layer, which then must be of one length; a
- * set for each KV head; or a budget pooled over the layer's KV heads (AdaKV, arXiv 2407.11550):
+ * set for each KV head; a budget pooled over the layer's KV heads (AdaKV, arXiv 2407.11550):
  * `keep` rows a lane on average, the candidates of all lanes ranked together, ties to the lower
- * head, then to the lower row. */
-typedef enum pyr_share { PYR_SHARE_LAYER = 0, PYR_SHARE_HEAD, PYR_SHARE_POOL } pyr_share;
+ * head, then to the lower row; or one budget of all layers that say PYR_SHARE_MODEL, the sum of
+ * their `keep` rows, ties to the lower layer first (KVzip, arXiv 2505.23416). The last needs all
+ * layers' rows at once: plans that run after a policy's `prepare`, and pyr_cache_evict. */
+typedef enum pyr_share {
+  PYR_SHARE_LAYER = 0, PYR_SHARE_HEAD, PYR_SHARE_POOL, PYR_SHARE_MODEL
+} pyr_share;
 typedef enum pyr_prune { PYR_PRUNE_CACHE = 1, PYR_PRUNE_HIDDEN = 2, PYR_PRUNE_BOTH = 3 } pyr_prune;
 /* PYR_ROTATE_COMPACT: once rows are evicted, keys are rotated to the positions 0..rows-1, and the
  * layer's later tokens are placed behind them (StreamingLLM's positions within the cache, arXiv
@@ -474,11 +480,12 @@ typedef struct pyr_plan {  /* each lane is cut by its own rows; one that holds n
   int32_t keep_count;   /* 0, or kv_heads (<= PYR_KEEP_HEADS; needs PYR_SHARE_HEAD): … */
   int32_t keep_of[PYR_KEEP_HEADS];   /* … `keep` of each head */
   int64_t first, last;  /* guarded rows at either end; guards win over keep where they exceed it */
-  int64_t least;        /* with PYR_SHARE_POOL or mass: rows of a lane that survive at least, guards
-                           included; <= keep */
+  int64_t least;        /* with PYR_SHARE_POOL, PYR_SHARE_MODEL or mass: rows of a lane that survive
+                           at least, guards included; <= keep */
   double mass;          /* 0, or in (0, 1]: as few of the candidates as hold this share of the sum
                            of their scores (a score below 0 counts 0), at least `least` and at most
-                           `keep` rows with the guards */
+                           `keep` rows with the guards; the same in all layers that share
+                           PYR_SHARE_MODEL */
   pyr_share share;      /* PYR_PRUNE_HIDDEN needs PYR_SHARE_LAYER */
   pyr_prune prune;      /* in decode always PYR_PRUNE_CACHE */
   int32_t merge;        /* losers are merged into survivors of their lane (core/policy/evict.h says
@@ -595,6 +602,54 @@ pyr_status pyr_cache_clear(pyr_cache *cache);
  * knows (other attention, expected attention, hidden states) is refused by name: PYR_POLICY. All or
  * nothing. */
 pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy);
+/* Reads n tokens over the cache as a prompt of theirs would be, tracks what their queries give to
+ * each row that is there (track: PYR_S_ATTENTION), and leaves no rows. What was tracked is read by
+ * PYR_S_PROBED, in pyr_cache_scores and in plans of pyr_cache_evict, until a call adds, moves or
+ * drops rows; forks and files do not have it. Takes room for n rows of one layer at a time. All or
+ * nothing; what it computed counts in pyr_cache_computed. */
+pyr_status pyr_cache_probe(pyr_cache *cache, const int32_t *ids, int64_t n,
+                           const pyr_score_op *track);
+
+/* A preparing pass: when a prompt has been read whole, it is read once more in blocks, over the
+ * cache and without leaving rows, and what the passes' queries give to the rows of the block that
+ * they repeat is tracked. Then the policy's prefill plans run, of all layers at once, whose scores
+ * may hold PYR_S_PROBED. Each pass reads
+ *
+ *     [ lead ids ][ tokens at .. at + block of the prompt ]
+ *
+ * and judges the prompt's rows at .. at + block. A block of 0: one pass reads the lead alone, and
+ * judges all of the prompt's rows. Source: KVzip, arXiv 2505.23416. */
+typedef enum pyr_among { PYR_AMONG_ALL = 0, PYR_AMONG_BLOCK } pyr_among;
+typedef struct pyr_preparation {
+  size_t size;
+  pyr_score_op track;   /* PYR_S_ATTENTION; n: the last queries of each pass, 0: all. Any other
+                           code: there is no preparing pass, and plans run as ever */
+  int64_t block;        /* tokens that a pass repeats at most; fewer where the context has no
+                           room */
+  const int32_t *first, *lead;   /* what the first pass, and each later one, begins with: ids, and
+                           where -k stands the k tokens of the prompt before the block. Host memory
+                           of the policy's, unchanged until it is asked again */
+  int64_t first_count, lead_count;
+  pyr_among among;      /* PYR_AMONG_BLOCK: attention is taken among the cache's first `sinks` rows,
+                           the block's and the pass's own only (as KVzip takes it), and not among
+                           all rows */
+  int64_t sinks;
+} pyr_preparation;
+
+/* What goes with a policy that prepares. `prepare` is asked once a prompt, before it is read;
+ * shape->layer is 0. Plans then judge the prompt's own rows: rows held before are guarded, and
+ * `keep` counts shape->past of them in each lane, whatever a lane holds. Where no plan would evict,
+ * nothing is read twice. */
+typedef struct pyr_preparer {
+  size_t size;
+  void *ud;
+  pyr_status (*prepare)(void *ud, const pyr_shape *shape, pyr_preparation *out);
+  void (*retain)(void *ud);  /* these two follow the caches that use it; NULL: nothing to do */
+  void (*release)(void *ud);
+} pyr_preparer;
+
+/* Who prepares the plans of a cache, and of what is forked from it; NULL: nobody. */
+pyr_status pyr_cache_on_prepare(pyr_cache *cache, const pyr_preparer *preparer);
 /* Drops the rows of tokens from n on (0 <= n <= tokens seen); the cache goes on from token n. A
  * cache that evicted nothing is then, bit for bit, one that never read them. Rows below n that were
  * evicted stay so, keys that were turned or merged stay as they are. PYR_POLICY, and nothing is
@@ -636,7 +691,10 @@ pyr_status pyr_cache_scores(const pyr_cache *cache, int layer, int head, const p
                             float *out);
 
 /* Seeing inside: what each plan was and came to, told when it has been carried out. */
-typedef enum pyr_when { PYR_WHEN_PREFILL = 0, PYR_WHEN_DECODE, PYR_WHEN_EVICT } pyr_when;
+/* PYR_WHEN_PREPARED: a prefill's plan that runs when all layers have read, after `prepare` */
+typedef enum pyr_when {
+  PYR_WHEN_PREFILL = 0, PYR_WHEN_DECODE, PYR_WHEN_EVICT, PYR_WHEN_PREPARED
+} pyr_when;
 typedef struct pyr_spread { int64_t min, max, sum; } pyr_spread;   /* over the lanes of a layer */
 
 /* One plan in one layer. Filled by the library; all of it lasts until the callback returns. */

@@ -132,6 +132,9 @@ void pyr_lua_hold_sampler(lua_State *L, int arg, int busy);
 void pyr_lua_to_policy(lua_State *L, int arg, pyr_policy *out);
 /* at: what `to` pushed */
 void pyr_lua_start_policy(lua_State *L, int at, pyr_policy *out, pyr_runtime *rt);
+/* What goes with a policy of Lua's that prepares its plans; zeros where it does not. It lives as
+ * long as the policy. */
+pyr_preparer pyr_lua_preparer_of(const pyr_policy *policy);
 /* Pushes the field `options` of the value that a policy was made of; nil where it is not of Lua.
  * Needs three places of stack. */
 int pyr_lua_push_policy_options(lua_State *L, const pyr_policy *policy);

@@ -17,6 +17,7 @@
  *   cache:evaluate(program, layer, head) -> a vector of one number a token seen; layer, head 0: the
  *   mean over all
  *   cache:cut(bound policy or nothing) -> true   :truncate(n) -> true
+ *   cache:see(ids, program) -> true              tracks what reading them would look at
  *   cache:tell(fn or nil, seconds)     who is told of its plans: ltrace.c
  *   cache:fork()  :clear()  :save(path)  :tokens()  :computed()  :evicted()  :close()
  *
@@ -129,6 +130,8 @@ static int make_cache(lua_State *L, const char *path) {
   const pyr_policy *given = policy.ud ? &policy : NULL;
   pyr_status status = path ? pyr_cache_load(model, pool, given, path, &box->cache)
       : pyr_cache_new(model, pool, given, &box->cache);
+  pyr_preparer preparer = pyr_lua_preparer_of(&policy);
+  if (status == PYR_OK) status = pyr_cache_on_prepare(box->cache, &preparer);
   if (given) policy.release(policy.ud);
   if (status != PYR_OK) return pyr_lua_fail(L, pyr_model_runtime(model), status);
   lua_settop(L, 5);
@@ -274,6 +277,25 @@ static int core_embed(lua_State *L) {
   pyr_status status = pyr_model_embed(model, ids, n, rows);
   if (status != PYR_OK) return pyr_lua_fail(L, pyr_model_runtime(model), status);
   lua_pushlstring(L, (const char *)rows, (size_t)(n * width) * sizeof *rows);
+  return 1;
+}
+
+/* (cache, ids, program of one signal) */
+static int cache_see(lua_State *L) {
+  lua_Integer n;
+  pyr_score_op track = { .code = PYR_SCORE_CODES };
+  lua_settop(L, 3);
+  (void)pyr_lua_read_program(L, 3, &track, 1);
+  const int32_t *ids = read_ids(L, 2, &n);
+  cache_box *box = check_idle(L, 1);
+  pyr_cache *cache = box->cache;
+  lua_State *outer = pyr_lua_enter(L);
+  box->busy = true;
+  pyr_status status = pyr_cache_probe(cache, ids, n, &track);
+  box->busy = false;
+  pyr_lua_leave(L, outer);
+  if (status != PYR_OK) return fail(L, cache, status);
+  lua_pushboolean(L, 1);
   return 1;
 }
 
@@ -582,8 +604,8 @@ void pyr_lua_open_cache(lua_State *L) {
     { "bytes", cache_bytes }, { "fraction", cache_fraction }, { "tokens", cache_tokens },
         { "computed", cache_computed },
     { "evicted", cache_evicted }, { "fork", cache_fork }, { "clear", cache_clear },
-        { "cut", cache_cut }, { "tell", cache_tell }, { "truncate", cache_truncate },
-        { "save", cache_save },
+        { "cut", cache_cut }, { "see", cache_see }, { "tell", cache_tell },
+        { "truncate", cache_truncate }, { "save", cache_save },
     { "note", cache_note },
     { "owner", cache_owner }, { "__tostring", cache_show }, { NULL, NULL }
   };

@@ -2,9 +2,11 @@
  *
  * Lua composes and checks (lua/pyramid/policy.lua); what crosses over is flat numbers and a packed
  * score program. The value given to pyr_lua_to_policy is a table { name =, seconds =, prefill =,
- * trigger =, decode =, [1] = }, all optional: how long a call may take (nil or 0: without a limit),
- * and functions
+ * trigger =, decode =, prepare =, [1] = }, all optional: how long a call may take (nil or 0:
+ * without a limit), and functions
  *
+ *   prepare(shape…) -> program, block, first, lead, among, sinks or nothing: no preparing pass;
+ *   first and lead are strings of packed i4
  *   prefill(shape…) -> keep, first, last, share, prune, program, least, mass, threshold, rotate or
  *   nothing: keep all
  *   trigger(shape…) -> every, over, window, once, program or nothing: never fires
@@ -29,12 +31,13 @@
 enum { OP_BYTES = 12 };
 
 typedef struct lua_policy {        /* the callbacks' ud; as many references as caches use it. Its
-                                      user value: the table */
+                                      user values: the table; what the last preparation points to */
   int refs;
   lua_State *main;                 /* for giving the reference back */
   pyr_lua_world *world;
   pyr_runtime *rt;                 /* retained, for messages */
   double seconds;                  /* that a call may take; 0: no limit */
+  bool prepares;                   /* there is a function `prepare` */
   char name[64];
 } lua_policy;
 
@@ -44,6 +47,7 @@ typedef struct policy_call {
   const pyr_shape *shape;
   pyr_plan *plan;
   pyr_trigger *trigger;
+  pyr_preparation *preparation;
 } policy_call;
 
 /* ---- results --------------------------------------------------------------------------------- */
@@ -99,6 +103,33 @@ static void read_trigger(lua_State *L, int at, pyr_trigger *trigger) {
   if (pyr_lua_read_program(L, at + 4, &track, 1) == 1) trigger->track = track;
 }
 
+/* The strings at `at` and `at + 1` are kept with the policy, as what is read points into them. */
+static const int32_t *read_ids(lua_State *L, int at, int64_t *count) {
+  size_t bytes;
+  const char *packed = luaL_checklstring(L, at, &bytes);
+  *count = (int64_t)(bytes / sizeof(int32_t));
+  return (const int32_t *)packed;
+}
+
+static void read_preparation(lua_State *L, int at, const lua_policy *policy, pyr_preparation *out) {
+  pyr_score_op track;
+  if (pyr_lua_read_program(L, at, &track, 1) != 1) luaL_error(L, "track is no single signal");
+  out->track = track;
+  out->block = luaL_checkinteger(L, at + 1);
+  out->first = read_ids(L, at + 2, &out->first_count);
+  out->lead = read_ids(L, at + 3, &out->lead_count);
+  out->among = (pyr_among)luaL_checkinteger(L, at + 4);
+  out->sinks = luaL_checkinteger(L, at + 5);
+  lua_rawgetp(L, LUA_REGISTRYINDEX, policy);
+  lua_createtable(L, 2, 0);
+  for (int i = 0; i < 2; i++) {
+    lua_pushvalue(L, at + 2 + i);
+    lua_rawseti(L, -2, i + 1);
+  }
+  lua_setiuservalue(L, -2, 2);
+  lua_pop(L, 1);
+}
+
 /* ---- calls ----------------------------------------------------------------------------------- */
 
 /* Pushes the table that the policy was made from; needs two places of stack. */
@@ -119,10 +150,11 @@ static int call_policy(lua_State *L) {
   const lua_Integer numbers[] = { s->layer + 1, s->layers, s->prompt, s->past, s->rows, s->waiting,
                                   s->tokens, s->heads, s->kv_heads, s->head_dim };
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) lua_pushinteger(L, numbers[i]);
-  lua_call(L, sizeof numbers / sizeof *numbers, call->plan ? 10 : 5);
+  lua_call(L, sizeof numbers / sizeof *numbers, call->plan ? 10 : call->trigger ? 5 : 6);
   if (lua_isnil(L, 2)) return 0;
   if (call->plan) read_plan(L, 2, call->plan);
-  else read_trigger(L, 2, call->trigger);
+  else if (call->trigger) read_trigger(L, 2, call->trigger);
+  else read_preparation(L, 2, call->policy, call->preparation);
   return 0;
 }
 
@@ -139,17 +171,22 @@ static pyr_status run(policy_call *call) {
 }
 
 static pyr_status on_prefill(void *ud, const pyr_shape *shape, pyr_plan *plan) {
-  policy_call call = { ud, "prefill", shape, plan, NULL };
+  policy_call call = { ud, "prefill", shape, plan, NULL, NULL };
   return run(&call);
 }
 
 static pyr_status on_trigger(void *ud, const pyr_shape *shape, pyr_trigger *trigger) {
-  policy_call call = { ud, "trigger", shape, NULL, trigger };
+  policy_call call = { ud, "trigger", shape, NULL, trigger, NULL };
   return run(&call);
 }
 
 static pyr_status on_decode(void *ud, const pyr_shape *shape, pyr_plan *plan) {
-  policy_call call = { ud, "decode", shape, plan, NULL };
+  policy_call call = { ud, "decode", shape, plan, NULL, NULL };
+  return run(&call);
+}
+
+static pyr_status on_prepare(void *ud, const pyr_shape *shape, pyr_preparation *out) {
+  policy_call call = { ud, "prepare", shape, NULL, NULL, out };
   return run(&call);
 }
 
@@ -288,7 +325,7 @@ void pyr_lua_to_policy(lua_State *L, int arg, pyr_policy *out) {
   if (lua_isnoneornil(L, arg)) return;
   luaL_checktype(L, arg, LUA_TTABLE);
   arg = lua_absindex(L, arg);
-  lua_policy *policy = lua_newuserdatauv(L, sizeof *policy, 1);
+  lua_policy *policy = lua_newuserdatauv(L, sizeof *policy, 2);
   memset(policy, 0, sizeof *policy);
   lua_pushvalue(L, arg);
   lua_setiuservalue(L, -2, 1);
@@ -298,15 +335,16 @@ void pyr_lua_to_policy(lua_State *L, int arg, pyr_policy *out) {
   lua_getfield(L, arg, "seconds");
   policy->seconds = lua_tonumber(L, -1);
   lua_pop(L, 2);
-  static const char *const functions[3] = { "prefill", "trigger", "decode" };
-  int has[3];
-  for (int i = 0; i < 3; i++) {
+  static const char *const functions[] = { "prefill", "trigger", "decode", "prepare" };
+  int has[4];
+  for (int i = 0; i < 4; i++) {
     int type = lua_getfield(L, arg, functions[i]);
     if (type != LUA_TNIL && type != LUA_TFUNCTION)
       luaL_error(L, "policy %s: %s is not a function", policy->name, functions[i]);
     has[i] = type == LUA_TFUNCTION;
     lua_pop(L, 1);
   }
+  policy->prepares = has[3];
   policy->world = pyr_lua_get_world(L);
   lua_rawgeti(L, LUA_REGISTRYINDEX, LUA_RIDX_MAINTHREAD);
   policy->main = lua_tothread(L, -1);
@@ -315,6 +353,13 @@ void pyr_lua_to_policy(lua_State *L, int arg, pyr_policy *out) {
                        .trigger = has[1] ? on_trigger : NULL, .decode = has[2] ? on_decode : NULL,
                            .retain = on_retain,
                        .release = on_release, .table = on_table, .custom = on_custom };
+}
+
+pyr_preparer pyr_lua_preparer_of(const pyr_policy *policy) {
+  const lua_policy *own = policy->ud;
+  if (own == NULL || !own->prepares) return (pyr_preparer){ 0 };
+  return (pyr_preparer){ .size = sizeof(pyr_preparer), .ud = policy->ud, .prepare = on_prepare,
+                         .retain = on_retain, .release = on_release };
 }
 
 int pyr_lua_push_policy_options(lua_State *L, const pyr_policy *policy) {

@@ -5,7 +5,9 @@
  *
  * A record is a table of its own:
  *   policy, options                      its name, and what `options` of the bound policy says
- *   when                                 "prefill", "decode" or "evict"
+ *   when                                 "prefill", "decode", "evict", or "prepared": a prefill's
+ *   plan
+ *                                        that ran after preparing passes
  *   layer, layers, heads, tokens         layer from 1; K/V heads; tokens that the cache has seen
  *   rows, candidates, kept               { min, mean, max } over the heads: before, what was
  *                                        ranked of them, after
@@ -32,7 +34,7 @@ typedef struct lua_tracer {        /* the callback's ud; as many references as c
 
 typedef struct trace_call { const lua_tracer *tracer; const pyr_trace *record; } trace_call;
 
-static const char *const whens[] = { "prefill", "decode", "evict" };
+static const char *const whens[] = { "prefill", "decode", "evict", "prepared" };
 
 /* ---- the record ------------------------------------------------------------------------------ */
 
@@ -74,7 +76,7 @@ static void set_keep(lua_State *L, const pyr_plan *plan) {
 }
 
 static void set_asked(lua_State *L, const pyr_plan *plan) {
-  static const char *const shares[] = { "layer", "head", "pool" };
+  static const char *const shares[] = { "layer", "head", "pool", "model" };
   static const char *const prunes[] = { "none", "cache", "hidden", "both" };
   lua_createtable(L, 0, 8);
   set_keep(L, plan);

@@ -520,7 +520,12 @@ static void free_lanes(pyr_cache *cache) {
       lane_free(cache, &cache->lanes[i]);
 }
 
-/* Policy and tracer are let go after the cache's own memory, the pool last of all: their
+void pyr_cache_end_probe(pyr_cache *cache) {
+  pyr_probed_free(cache->probed);
+  cache->probed = NULL;
+}
+
+/* Policy, preparer and tracer are let go after the cache's own memory, the pool last of all: their
  * callbacks run when the cache is gone and cannot be asked for. */
 void pyr_cache_free(pyr_cache *cache) {
   if (cache == NULL) return;
@@ -528,6 +533,8 @@ void pyr_cache_free(pyr_cache *cache) {
   pyr_pool *pool = cache->pool;
   pyr_policy policy = cache->policy;
   pyr_tracer tracer = cache->tracer;
+  pyr_preparer preparer = cache->preparer;
+  pyr_cache_end_probe(cache);
   free_lanes(cache);
   if (cache->lanes)
     pyr_release(rt, cache->lanes,
@@ -537,6 +544,7 @@ void pyr_cache_free(pyr_cache *cache) {
   pyr_release(rt, cache, sizeof *cache);
   if (policy.release) policy.release(policy.ud);
   if (tracer.release) tracer.release(tracer.ud);
+  if (preparer.release) preparer.release(preparer.ud);
   pyr_pool_free(pool);
 }
 
@@ -552,6 +560,17 @@ pyr_status pyr_cache_on_trace(pyr_cache *cache, const pyr_tracer *tracer) {
   return PYR_OK;
 }
 
+pyr_status pyr_cache_on_prepare(pyr_cache *cache, const pyr_preparer *preparer) {
+  pyr_preparer before = cache->preparer, own;
+  const char *fault = pyr_take_options(&own, sizeof own, sizeof own, preparer);
+  if (fault) return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT, "preparer: %s", fault);
+  if (own.prepare == NULL) own = (pyr_preparer){ 0 };
+  if (own.retain) own.retain(own.ud);
+  cache->preparer = own;
+  if (before.release) before.release(before.ud);
+  return PYR_OK;
+}
+
 pyr_model *pyr_cache_model(const pyr_cache *cache) { return cache->pool->model; }
 pyr_pool *pyr_cache_pool(const pyr_cache *cache) { return cache->pool; }
 
@@ -563,6 +582,7 @@ pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out) {
                                     cache->policy.ud ? &cache->policy : NULL, &copy);
   if (status != PYR_OK) return status;
   (void)pyr_cache_on_trace(copy, &cache->tracer);
+  (void)pyr_cache_on_prepare(copy, &cache->preparer);
   memcpy(copy->states, cache->states, (size_t)cache->layers * sizeof *cache->states);
   copy->tokens = cache->tokens;
   copy->prompt = cache->prompt;
@@ -589,16 +609,21 @@ pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out) {
 void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot) {
   pyr_cache spoiled = *cache;
   *cache = *snapshot;
-  cache->note = spoiled.note;              /* a snapshot has none */
+  /* A snapshot has neither a note nor a probe: rows are as they were, and so is what was found out
+   * of them. */
+  cache->note = spoiled.note;
   cache->note_bytes = spoiled.note_bytes;
+  cache->probed = spoiled.probed;
   spoiled.note = NULL;
   spoiled.note_bytes = 0;
+  spoiled.probed = NULL;
   *snapshot = spoiled;
   pyr_cache_free(snapshot);
 }
 
 /* Its policy, tracer and note stay. */
 pyr_status pyr_cache_clear(pyr_cache *cache) {
+  pyr_cache_end_probe(cache);
   free_lanes(cache);
   reset_states(cache);
   cache->tokens = cache->prompt = cache->computed = cache->evicted = 0;

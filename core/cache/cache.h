@@ -17,6 +17,7 @@
 #define PYR_CACHE_H
 
 #include "cache/pages.h"
+#include "cache/probed.h"
 
 typedef struct pyr_lane {
   pyr_page **pages;        /* [page_cap] the first page_count are held */
@@ -64,7 +65,9 @@ struct pyr_cache {
   int64_t computed;        /* token-layers */
   int64_t evicted;         /* rows dropped or never stored */
   struct pyr_undo *undo;   /* of the call that is running, or NULL */
+  pyr_probed *probed;      /* what a probe found out of the rows held now, or NULL */
   pyr_tracer tracer;       /* retained through its own callback; zeros: none */
+  pyr_preparer preparer;   /* likewise */
   char *note;              /* [note_bytes] what the file that it was loaded from held for its saver;
                               NULL: nothing */
   size_t note_bytes;
@@ -72,6 +75,11 @@ struct pyr_cache {
 
 static inline pyr_lane *pyr_cache_lane(const pyr_cache *cache, int layer, int head) {
   return &cache->lanes[(int64_t)layer * cache->heads + head];
+}
+
+/* What the last probe found out of a lane's rows, from the first on; there was one. */
+static inline float *pyr_cache_lane_probed(const pyr_cache *cache, int layer, int head) {
+  return cache->probed->values + cache->probed->at[(int64_t)layer * cache->heads + head];
 }
 
 /* Whether rows carry a history under this trigger: what queries gave them. */
@@ -123,6 +131,9 @@ pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from);
  * `fixed` that stay. */
 pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_lane_view *views,
                             const int32_t *idx, int64_t keep, int64_t fixed);
+
+/* Rows have changed: what a probe found out of them goes. */
+void pyr_cache_end_probe(pyr_cache *cache);
 
 /* A copy that shares all pages; also the snapshot that a failed prefill returns to. Takes
  * references to pages, no bytes of the budget but what lies beside the rows. */

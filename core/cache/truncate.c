@@ -92,6 +92,7 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
     truncate_state(&cache->states[layer], cache->tokens - n, pyr_cache_layer_rows(cache, layer));
   if (status == PYR_OK) {
+    pyr_cache_end_probe(cache);
     cache->tokens = n;
     cache->prompt = pyr_min(cache->prompt, n);
     cache->evicted = lanes * n - held;

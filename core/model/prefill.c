@@ -17,6 +17,10 @@
  *
  *     alive   10 -> [layer 0] -> 8 -> [layer 1] -> 7 -> ...      tokens that each layer computes
  *
+ * Where a policy prepares its plans (pyr_preparation), they are asked for and checked as above, but
+ * all rows stay until the last layer has read. Then the prompt is read once more, by passes that
+ * leave no rows (probe.h), and the plans of all layers run together (evict_now.c).
+ *
  * Failure. Plans are asked for before anything is touched; memory is reserved before anything is
  * computed. A failed prefill puts older rows back (undo.h), or drops its rows again where no
  * older row changes. */
@@ -24,6 +28,7 @@
 #include "policy/evict.h"
 #include "policy/policy.h"
 #include "cache/undo.h"
+#include "model/probe.h"
 
 #include <math.h>
 
@@ -53,6 +58,8 @@ typedef struct pyr_prefill {
   const float *embeddings;         /* host [n, width] … or rows in their place; one is NULL */
   int64_t n, alive;                /* tokens of the prompt; those that reach the layer */
   int flags;
+  pyr_preparation how;             /* of the passes that follow, where plans wait for them */
+  int64_t total;                   /* token-layers of the call, for progress */
   pyr_layer_plan plan;             /* of the layer that is running */
   pyr_lane_view *views;            /* host [kv_heads] */
   pyr_score *scores;               /* host [layers] what each layer's plan ranked by */
@@ -123,8 +130,7 @@ static pyr_status prefill_run(pyr_prefill *p, int layer) {
   const int32_t *survivors;
   int64_t kept = p->alive;
   for (int64_t at = 0; at < p->alive; at += PYR_CHUNK) {
-    PYR_TRY(pyr_progress(p->cache->pool->rt, layer * p->n + at * p->n / p->alive,
-                         c->layers * p->n));
+    PYR_TRY(pyr_progress(p->cache->pool->rt, layer * p->n + at * p->n / p->alive, p->total));
     PYR_TRY(prefill_chunk(p, layer, at, pyr_min(PYR_CHUNK, p->alive - at)));
   }
   p->cache->computed += p->alive;
@@ -213,7 +219,37 @@ static pyr_status prefill_layers(pyr_prefill *p, float *logits) {
   for (int layer = 0; layer < c->layers; layer++) PYR_TRY(prefill_layer(p, layer));
   if (logits) PYR_TRY(prefill_logits(p, logits));
   if (cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE)) PYR_TRY(prefill_check(p));
-  return pyr_progress(cache->pool->rt, c->layers * p->n, c->layers * p->n);
+  return PYR_OK;
+}
+
+/* Asks whether plans are to wait for passes over the prompt, and counts those in. The context must
+ * have room for them before anything is read. */
+static pyr_status prefill_ask_preparation(pyr_prefill *p) {
+  int64_t tokens;
+  p->how.track.code = PYR_SCORE_CODES;
+  p->total = p->cache->layers * p->n;
+  if (p->flags & PYR_PREFILL_NO_PRUNE) return PYR_OK;
+  PYR_TRY(pyr_policy_ask_preparation(p->cache, p->n, &p->how));
+  p->plan.ahead = pyr_signal_is_attention(&p->how.track);
+  if (!p->plan.ahead) return PYR_OK;
+  PYR_TRY(pyr_probe_tokens(p->cache, &p->how, p->n, &tokens));
+  p->total += p->cache->layers * tokens;
+  return PYR_OK;
+}
+
+/* The prompt has been read, and all its rows are there: probes them, and carries the plans out that
+ * waited. Where none of them evicts, the passes would be for nothing. */
+static pyr_status prefill_prepared(pyr_prefill *p) {
+  pyr_cache *cache = p->cache;
+  const pyr_prompt_source prompt = { p->ids, p->embeddings, p->n };
+  pyr_probed *before = cache->probed;
+  if (!p->plan.ahead || !p->plan.evicts) return PYR_OK;
+  cache->probed = NULL;
+  pyr_status status = pyr_probe_prompt(cache, &p->how, &prompt, cache->layers * p->n, p->total);
+  if (status == PYR_OK) status = pyr_evict_prepared(cache, p->n);
+  pyr_cache_end_probe(cache);
+  cache->probed = before;
+  return status;
 }
 
 static void prefill_layout_host(pyr_prefill *p, pyr_arena *host) {
@@ -291,11 +327,15 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
   pyr_forward_mark(cache);
 
   pyr_arena block = { 0 }, host = { 0 };
-  pyr_status s = prefill_memory(&p, logits != NULL, &block, &host);
+  pyr_status s = prefill_ask_preparation(&p);
+  if (s == PYR_OK) s = prefill_memory(&p, logits != NULL, &block, &host);
   if (s == PYR_OK) s = prefill_layers(&p, logits);
   be->release(be, block.block, block.used);
   pyr_release(rt, host.block, host.used);
+  if (s == PYR_OK) s = prefill_prepared(&p);
+  if (s == PYR_OK) s = pyr_progress(rt, p.total, p.total);
   if (s == PYR_OK) {
+    pyr_cache_end_probe(cache);
     cache->tokens += n;
     if (!(flags & PYR_PREFILL_NO_PRUNE)) cache->prompt = n;
     for (int layer = 0; layer < cache->layers && (flags & PYR_PREFILL_NO_PRUNE); layer++)

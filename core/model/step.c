@@ -315,7 +315,10 @@ pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count
 
   /* 4. evict, and sample */
   if (s == PYR_OK) s = step_evict(&d);
-  for (int i = 0; i < count && s == PYR_OK; i++) pyr_cache_slide(caches[i]);
+  for (int i = 0; i < count && s == PYR_OK; i++) {
+    pyr_cache_end_probe(caches[i]);
+    pyr_cache_slide(caches[i]);
+  }
   if (s == PYR_OK && samplers)
     s = pyr_sample_batch_pick(&d.samples, be, samplers, d.f.logits, vocab, count, picks);
   pyr_release(pool->rt, host.block, host.used);

@@ -53,10 +53,14 @@ static void layout_own_host(pyr_eviction *e, int32_t heads, pyr_arena *host) {
   PYR_PART(host, e->kept, heads);
 }
 
+static void layout_contest_host(pyr_contest *c, int64_t lanes, pyr_arena *host) {
+  PYR_PART(host, c->segments, lanes);
+  PYR_PART(host, c->counts, lanes);
+}
+
 static void layout_scratch_host(pyr_eviction *e, int32_t heads, pyr_arena *host) {
   PYR_PART(host, e->views, 2 * heads);
-  PYR_PART(host, e->segments, heads);
-  PYR_PART(host, e->counts, heads);
+  layout_contest_host(&e->contest, heads, host);
 }
 
 /* … and of the backend, which depends on the plan. idx has room for every row of each set's
@@ -70,18 +74,21 @@ static void layout_own(pyr_eviction *e, pyr_arena *arena) {
   if (e->plan.prune & PYR_PRUNE_HIDDEN) PYR_PART(arena, e->hidden, s->coming);
 }
 
-/* cuts: two numbers a segment, the key where it ends and how many equal ones are taken; links:
- * for each row what it was given to, and the losers (merge). */
+/* cuts: two numbers a segment, the key where it ends and how many equal ones are taken. */
+static void layout_contest(pyr_contest *c, int64_t lanes, int64_t candidates, pyr_arena *arena) {
+  PYR_PART(arena, c->scores, candidates);
+  PYR_PART(arena, c->chosen, lanes);
+  PYR_PART(arena, c->cuts, 2 * lanes);
+}
+
+/* links: for each row what it was given to, and the losers (merge). */
 static void layout_scratch(pyr_eviction *e, pyr_arena *arena) {
   const pyr_splits *s = &e->splits;
   bool pooled = e->plan.share == PYR_SHARE_POOL;
-  int64_t segments = pooled ? s->cache->heads : 1;
   int depth;
   pyr_score_check(&e->plan.score, &depth);
   PYR_PART(arena, e->work, pyr_score_scratch(s->cache, depth, s->longest));
-  if (pooled) PYR_PART(arena, e->scores, s->total);
-  PYR_PART(arena, e->chosen, segments);
-  PYR_PART(arena, e->cuts, 2 * segments);
+  layout_contest(&e->contest, pooled ? s->cache->heads : 1, pooled ? s->total : 0, arena);
   if (e->plan.merge) PYR_PART(arena, e->links, 2 * s->rows);
 }
 
@@ -92,6 +99,14 @@ static pyr_shape shape_of(const pyr_cache *cache, int layer) {
   return (pyr_shape){ .layer = layer, .layers = c->layers, .heads = c->heads,
                       .kv_heads = c->kv_heads, .head_dim = c->head_dim, .tokens = cache->tokens,
                       .rows = pyr_cache_layer_rows(cache, layer) };
+}
+
+/* Rows of the longest lane of a layer when the prefill that is running began. */
+static int64_t rows_marked(const pyr_cache *cache, int layer) {
+  int64_t rows = 0;
+  for (int head = 0; head < cache->heads; head++)
+    rows = pyr_max(rows, pyr_cache_lane(cache, layer, head)->mark);
+  return rows;
 }
 
 /* The plan, and how it falls on lanes that get `coming` rows before it runs. */
@@ -124,15 +139,14 @@ static pyr_status score(const pyr_eviction *e, pyr_signals *signals, int head, i
   return pyr_score_eval(&e->plan.score, signals, head, members, e->work, out);
 }
 
-/* Chooses among the candidates of `count` segments (e->segments), to idx; their counts come to
- * e->counts. */
-static pyr_status choose(const pyr_eviction *e, const float *scores, int32_t count, int64_t most,
-                         int32_t *idx) {
-  pyr_backend *be = e->splits.cache->pool->be;
-  pyr_choice c = { .score = scores, .segments = e->segments, .count = count, .most = most,
-                   .mass = e->plan.mass, .idx = idx, .chosen = e->chosen, .work = e->cuts };
-  PYR_TRY(be->choose(be, &c));
-  return be->download(be, e->counts, e->chosen, (size_t)count * sizeof *e->counts);
+/* Chooses among the candidates of the first `count` segments of a contest, whose scores are given,
+ * to idx; their counts come to c->counts. */
+static pyr_status choose(pyr_backend *be, const pyr_contest *c, const float *scores, int32_t count,
+                         int64_t most, double mass, int32_t *idx) {
+  pyr_choice choice = { .score = scores, .segments = c->segments, .count = count, .most = most,
+                        .mass = mass, .idx = idx, .chosen = c->chosen, .work = c->cuts };
+  PYR_TRY(be->choose(be, &choice));
+  return be->download(be, c->counts, c->chosen, (size_t)count * sizeof *c->counts);
 }
 
 /* Lists the survivors of a lane in idx: guards, selected, guards. Indices are less `skip`, whose
@@ -151,10 +165,10 @@ static pyr_status list_survivors(const pyr_eviction *e, int head, const float *s
   int64_t first = lane->first - skip, selected = lane->max;
   if (first > 0) PYR_TRY(be->iota(be, idx, 0, first));
   if (lane->max > 0 && e->plan.mass > 0) {
-    e->segments[0] = (pyr_segment){ .n = lane->candidates, .least = lane->min, .at = first,
-                                    .offset = (int32_t)first };
-    PYR_TRY(choose(e, scores, 1, lane->max, idx));
-    selected = e->counts[0];
+    e->contest.segments[0] = (pyr_segment){ .n = lane->candidates, .least = lane->min,
+                                            .at = first, .offset = (int32_t)first };
+    PYR_TRY(choose(be, &e->contest, scores, 1, lane->max, e->plan.mass, idx));
+    selected = e->contest.counts[0];
   } else if (lane->max > 0) {
     PYR_TRY(be->select(be, idx + first, scores, lane->candidates, lane->max, (int32_t)first));
   }
@@ -187,35 +201,45 @@ static pyr_status rank_sets(pyr_eviction *e, pyr_signals *signals) {
   return PYR_OK;
 }
 
-/* One budget for all lanes. Their scores lie one after the other, and the highest survive wherever
- * they are. Each lane has a part of idx as long as its rows, and its guards are put around what was
- * chosen of it:
+/* One budget for several lanes. Their scores lie one after the other, and the highest survive
+ * wherever they are. Each lane has a part of idx as long as its rows, and its guards are put around
+ * what was chosen of it:
  *
  *     scores    lane 0: a b c d    lane 1: e f         budget 3: b, c, f are the highest
- *     idx       [0 1|b c|6 7 . .] [0 1|f|4 5 .]        first | chosen | last, of each lane */
-static pyr_status rank_together(pyr_eviction *e, pyr_signals *signals) {
+ *     idx       [0 1|b c|6 7 . .] [0 1|f|4 5 .]        first | chosen | last, of each lane
+ *
+ * Before the choice: the lanes of one layer enter a contest, from its segment `lane` on, with
+ * scores from `to` on, which are only `wanted` where some candidate survives. `from`: where the
+ * choice's idx begins; the layer's own may lie behind it. */
+static pyr_status enter(pyr_eviction *e, pyr_signals *signals, pyr_contest *c, int64_t lane,
+                        const int32_t *from, float *to, bool wanted) {
   const pyr_splits *s = &e->splits;
   pyr_backend *be = s->cache->pool->be;
   int64_t begin = 0;
-  float *to = e->scores;
-  for (int head = 0; head < s->cache->heads; head++) {
-    const pyr_split *lane = &s->lanes[head];
+  for (int head = 0; head < s->cache->heads; head++, lane++) {
+    const pyr_split *split = &s->lanes[head];
     float *scores;
     e->at[head] = begin;
-    e->segments[head] = (pyr_segment){ .n = lane->candidates, .least = lane->min,
-                                       .at = begin + lane->first,
-                                       .offset = (int32_t)lane->first };
-    e->counts[head] = 0;
-    begin += lane->rows;
-    if (lane->candidates == 0 || s->pooled == 0) continue;
+    c->segments[lane] = (pyr_segment){ .n = split->candidates, .least = split->min,
+                                       .at = e->idx - from + begin + split->first,
+                                       .offset = (int32_t)split->first };
+    c->counts[lane] = 0;
+    begin += split->rows;
+    if (split->candidates == 0 || !wanted) continue;
     PYR_TRY(score(e, signals, head, 1, &scores));
-    PYR_TRY(be->copy(be, to, scores, (size_t)lane->candidates * sizeof *to));
-    to += lane->candidates;
+    PYR_TRY(be->copy(be, to, scores, (size_t)split->candidates * sizeof *to));
+    to += split->candidates;
   }
-  if (s->pooled > 0) PYR_TRY(choose(e, e->scores, s->cache->heads, s->pooled, e->idx));
+  return PYR_OK;
+}
+
+/* After it: counts [heads] of what was chosen of the layer's lanes. */
+static pyr_status leave(pyr_eviction *e, const int32_t *counts) {
+  const pyr_splits *s = &e->splits;
+  pyr_backend *be = s->cache->pool->be;
   for (int head = 0; head < s->cache->heads; head++) {
     const pyr_split *lane = &s->lanes[head];
-    int64_t chosen = e->counts[head];
+    int64_t chosen = counts[head];
     int32_t *idx = e->idx + e->at[head];
     if (lane->first) PYR_TRY(be->iota(be, idx, 0, lane->first));
     if (lane->last)
@@ -224,6 +248,15 @@ static pyr_status rank_together(pyr_eviction *e, pyr_signals *signals) {
     e->kept[head] = lane->first + chosen + lane->last;
   }
   return PYR_OK;
+}
+
+static pyr_status rank_together(pyr_eviction *e, pyr_signals *signals) {
+  const pyr_splits *s = &e->splits;
+  PYR_TRY(enter(e, signals, &e->contest, 0, e->idx, e->contest.scores, s->pooled > 0));
+  if (s->pooled > 0)
+    PYR_TRY(choose(s->cache->pool->be, &e->contest, e->contest.scores, s->cache->heads, s->pooled,
+                   e->plan.mass, e->idx));
+  return leave(e, e->contest.counts);
 }
 
 static pyr_status rank(pyr_eviction *e, pyr_signals *signals) {
@@ -339,6 +372,19 @@ static pyr_status check_all_logits(const pyr_layer_plan *p, const pyr_shape *sha
                                cache->policy.name ? cache->policy.name : "?", shape->layer + 1);
 }
 
+/* The plan of a prefill that is read whole first, and then prepared: what it says is checked now,
+ * and carried out when it is asked for again (pyr_evictions_ask). Until then all rows stay. */
+static pyr_status ask_ahead(pyr_layer_plan *p, pyr_cache *cache, pyr_shape *shape, int64_t alive) {
+  const pyr_shape as_read = *shape;
+  PYR_TRY(ask(&p->eviction, cache, PYR_WHEN_PREPARED, shape, alive));
+  shape->rows = p->eviction.splits.rows_after;
+  PYR_TRY(pyr_policy_ask_trigger(cache, shape, &p->eviction.plan, &p->trigger));
+  PYR_TRY(pyr_policy_check_prepared(cache, &as_read, &p->trigger, &p->eviction.plan));
+  p->evicts = p->evicts || p->eviction.splits.needed;
+  keep_everything(&p->eviction, cache, &as_read, alive);
+  return PYR_OK;
+}
+
 pyr_status pyr_layer_plan_ask(pyr_layer_plan *p, pyr_cache *cache, int layer, int64_t prompt,
                               int64_t alive, int flags) {
   pyr_shape shape = shape_of(cache, layer);
@@ -353,6 +399,7 @@ pyr_status pyr_layer_plan_ask(pyr_layer_plan *p, pyr_cache *cache, int layer, in
     p->trigger = cache->states[layer].trigger;
     return PYR_OK;
   }
+  if (p->ahead) return ask_ahead(p, cache, &shape, alive);
   PYR_TRY(ask(&p->eviction, cache, PYR_WHEN_PREFILL, &shape, alive));
   if (flags & PYR_PREFILL_ALL) PYR_TRY(check_all_logits(p, &shape));
   shape.rows = p->eviction.splits.rows_after;
@@ -425,6 +472,7 @@ pyr_status pyr_layer_plan_end(pyr_layer_plan *p, const int32_t **survivors, int6
   state->past = p->before;
   state->unranked = p->trigger.window;
   pyr_trace_stop(&e->trace, s);
+  if (p->ahead) return PYR_OK;         /* told of when it is carried out */
   return pyr_trace_tell(&e->trace, s, p->last_position + 1, *kept);
 }
 
@@ -439,12 +487,18 @@ void pyr_evictions_layout_host(pyr_evictions *es, int64_t room, int32_t heads, p
     if (es->each) es->each[i] = scratch;
     layout_own_host(es->each ? &es->each[i] : &scratch, heads, host);
   }
+  layout_contest_host(&es->contest, room * heads, host);
 }
 
 pyr_status pyr_evictions_ask(pyr_evictions *es, pyr_cache *cache, int layer, pyr_when when) {
   pyr_shape shape = shape_of(cache, layer);
   int64_t coming = when == PYR_WHEN_DECODE ? 1 : 0;
   shape.prompt = shape.rows;
+  if (when == PYR_WHEN_PREPARED) {
+    shape.prompt = es->prompt;
+    shape.past = rows_marked(cache, layer);
+    shape.tokens += es->prompt;
+  }
   if (when == PYR_WHEN_DECODE) {
     shape.prompt = cache->prompt;
     shape.past = cache->states[layer].past;
@@ -453,6 +507,35 @@ pyr_status pyr_evictions_ask(pyr_evictions *es, pyr_cache *cache, int layer, pyr
     shape.waiting = pyr_track_waiting(cache, layer, shape.rows);
   }
   return ask(&es->each[es->count++], cache, when, &shape, coming);
+}
+
+/* Whether a plan shares its budget with other layers' plans. Such plans are ranked when all layers
+ * have been asked, and never while layers read. */
+static bool is_united(const pyr_eviction *e) { return e->plan.share == PYR_SHARE_MODEL; }
+
+/* Layers may keep different numbers of rows, and guard different ones: budgets and candidates add
+ * up. Of two layers of two lanes of 10 rows, one with keep 4 and one with keep 8, guards of 2 each:
+ * 2 * (4 - 2) + 2 * (8 - 2) = 16 of the 32 candidates survive, wherever they are. Who would lose no
+ * row by itself may lose some to another layer, so `needed` is said of all together. */
+pyr_status pyr_evictions_unite(pyr_evictions *es) {
+  int64_t budget = 0, promised = 0;
+  const pyr_eviction *first = NULL;
+  es->total = 0;
+  for (int64_t i = 0; i < es->count; i++) {
+    pyr_eviction *e = &es->each[i];
+    const pyr_splits *s = &e->splits;
+    if (!is_united(e)) continue;
+    if (!first) first = e;
+    if (e->plan.mass != first->plan.mass)
+      return pyr_policy_unequal_mass(s, first->splits.layer);
+    budget += s->budget, promised += s->promised, es->total += s->total;
+  }
+  es->mass = first ? first->plan.mass : 0;
+  es->budget = pyr_min(pyr_max(budget, promised), es->total);
+  bool needed = es->budget < es->total || (es->mass > 0 && promised < es->total);
+  for (int64_t i = 0; i < es->count; i++)
+    if (is_united(&es->each[i])) es->each[i].splits.needed = needed;
+  return PYR_OK;
 }
 
 /* Pages that hold first guarded rows alone stay shared; copies of the others count against the
@@ -482,10 +565,54 @@ void pyr_evictions_layout(pyr_evictions *es, pyr_arena *arena) {
     if (one.used > most) most = one.used;
   }
   PYR_PART(arena, scratch, (int64_t)most);
+  layout_contest(&es->contest, es->total ? es->count * es->each[0].splits.cache->heads : 0,
+                 es->total, arena);
   for (int64_t i = 0; i < es->count; i++) {
     pyr_arena one = { .block = scratch };
     layout_scratch(&es->each[i], &one);
   }
+}
+
+/* What the i-th plan's score reads of a cache at rest: rows, what is tracked, and what a probe
+ * found out; no queries. */
+static pyr_signals signals_of(const pyr_evictions *es, int64_t i) {
+  const pyr_splits *s = &es->each[i].splits;
+  const pyr_score_op *track = &s->cache->states[s->layer].trigger.track;
+  return (pyr_signals){ .cache = s->cache, .layer = s->layer, .tracked = track,
+                        .tracked_queries = track->n, .fault = es->faults + i };
+}
+
+/* Those with share = "model" enter one contest as they come; when all have, one choice decides, and
+ * each is told its part. Lists of survivors lie in one block of memory, so that the choice may
+ * write to all of them. */
+static pyr_status rank_united(pyr_evictions *es) {
+  pyr_contest *c = &es->contest;
+  int32_t heads = es->each[0].splits.cache->heads, lanes = 0;
+  const int32_t *from = NULL;
+  int32_t *idx = NULL;
+  float *to = c->scores;
+  for (int64_t i = 0; i < es->count; i++) {
+    pyr_eviction *e = &es->each[i];
+    if (!is_united(e) || !e->splits.needed) continue;
+    pyr_signals signals = signals_of(es, i);
+    if (!from) from = idx = e->idx;
+    pyr_trace_start(&e->trace, &e->splits);
+    PYR_TRY(enter(e, &signals, c, lanes, from, to, es->budget > 0));
+    pyr_trace_stop(&e->trace, &e->splits);
+    to += e->splits.total;
+    lanes += heads;
+  }
+  if (lanes == 0) return PYR_OK;
+  if (es->budget > 0)
+    PYR_TRY(choose(es->each[0].splits.cache->pool->be, c, c->scores, lanes, es->budget, es->mass,
+                   idx));
+  const int32_t *counts = c->counts;
+  for (int64_t i = 0; i < es->count; i++) {
+    if (!is_united(&es->each[i])) continue;
+    PYR_TRY(leave(&es->each[i], counts));
+    counts += heads;
+  }
+  return PYR_OK;
 }
 
 pyr_status pyr_evictions_rank(pyr_evictions *es) {
@@ -494,16 +621,13 @@ pyr_status pyr_evictions_rank(pyr_evictions *es) {
   PYR_TRY(pyr_fill_zeros(be, es->faults, es->count));
   for (int64_t i = 0; i < es->count; i++) {
     pyr_eviction *e = &es->each[i];
-    const pyr_splits *s = &e->splits;
-    const pyr_score_op *track = &s->cache->states[s->layer].trigger.track;
-    pyr_signals signals = { .cache = s->cache, .layer = s->layer, .tracked = track,
-                            .tracked_queries = track->n, .fault = es->faults + i };
-    pyr_trace_start(&e->trace, s);
-    pyr_trace_rows(&e->trace, s);
-    PYR_TRY(rank(e, &signals));
-    pyr_trace_stop(&e->trace, s);
+    pyr_signals signals = signals_of(es, i);
+    pyr_trace_start(&e->trace, &e->splits);
+    pyr_trace_rows(&e->trace, &e->splits);
+    if (!is_united(e)) PYR_TRY(rank(e, &signals));
+    pyr_trace_stop(&e->trace, &e->splits);
   }
-  return PYR_OK;
+  return rank_united(es);
 }
 
 pyr_status pyr_evictions_check(pyr_evictions *es) {
@@ -538,7 +662,7 @@ pyr_status pyr_evictions_gather(pyr_evictions *es) {
     if (s->when == PYR_WHEN_DECODE) PYR_TRY(start_anew(s));
     pyr_trace_stop(&e->trace, s);
     PYR_TRY(pyr_cache_check_layer(s->cache, s->layer));
-    PYR_TRY(pyr_trace_tell(&e->trace, s, s->cache->tokens, 0));
+    PYR_TRY(pyr_trace_tell(&e->trace, s, s->cache->tokens + es->prompt, 0));
   }
   return PYR_OK;
 }

@@ -1,10 +1,11 @@
 /* evict.h — carries a policy's plan out on the lanes of one layer: ask, score, split, select,
  * gather, hand on. The algorithm is told in evict.c.
  *
- * Two users. A prefill has a plan for each layer (pyr_layer_plan), which lives as long as the layer
- * reads the prompt. A decode step, and a cache that evicts at rest, carry out a batch of plans on
- * rows that are there (pyr_evictions): all are ranked before the first row moves, so that one that
- * fails leaves everything as it was. Both are made of the same eviction.
+ * Three users. A prefill has a plan for each layer (pyr_layer_plan), which lives as long as the
+ * layer reads the prompt. A decode step, a cache that evicts at rest, and a prefill whose plans
+ * wait for a preparing pass carry out a batch of plans on rows that are there (pyr_evictions): all
+ * are ranked before the first row moves, so that one that fails leaves everything as it was. Both
+ * are made of the same eviction.
  *
  * Losers leave the cache. With `merge` they leave something behind (D2O, arXiv 2406.13035; CaM,
  * ICML 2024): of the rows of its lane that survive, guarded ones included, each loser l is given to
@@ -23,6 +24,13 @@
 #include "policy/observe.h"
 #include "policy/trace.h"
 
+typedef struct pyr_contest {         /* scratch of a choice among lanes, of one layer or several */
+  float *scores;                     /* their candidates', one lane after the other, … */
+  int32_t *chosen, *cuts;            /* … and what `choose` works with; backend memory all three */
+  pyr_segment *segments;             /* host, one a lane, as … */
+  int32_t *counts;                   /* … are these: how many were chosen of each */
+} pyr_contest;
+
 typedef struct pyr_eviction {        /* one plan, on the lanes of one layer; may not move */
   pyr_plan plan;
   pyr_splits splits;                 /* how it falls on the lanes */
@@ -38,11 +46,10 @@ typedef struct pyr_eviction {        /* one plan, on the lanes of one layer; may
   pyr_trace_run trace;               /* for whoever is told what became of the plan */
 
   /* scratch, while it ranks and while it gathers: evictions may take turns with it */
-  float *work, *scores;              /* of an evaluation; of all lanes, where their budget is one */
-  int32_t *chosen, *cuts, *links;    /* backend memory, as are the floats */
+  float *work;                       /* backend memory: of an evaluation */
+  int32_t *links;                    /* likewise: who is merged into whom */
   pyr_lane_view *views;              /* host [2 * heads] */
-  pyr_segment *segments;             /* host [heads] */
-  int32_t *counts;                   /* host [heads] */
+  pyr_contest contest;               /* of the layer's lanes [heads] */
 } pyr_eviction;
 
 /* ---- prefill: the plan of one layer ---------------------------------------------------------- */
@@ -53,6 +60,8 @@ typedef struct pyr_layer_plan {      /* may not move while the layer reads */
   pyr_trigger trigger;               /* that the layer gets, or goes on with */
   bool asked;                        /* the policy was; else all rows stay, and so does the
                                         trigger */
+  bool ahead, evicts;                /* plans are only checked as layers read, and carried out once
+                                        all have (PYR_WHEN_PREPARED); whether any of them evicts */
   int64_t before;                    /* the longest lane's rows before this prefill */
   int64_t last_position;             /* of the prompt's last token */
   void *block;                       /* backend memory */
@@ -86,11 +95,18 @@ typedef struct pyr_evictions {
   int64_t count;
   int32_t *faults;                   /* backend memory [count]: 1 where a score was no number … */
   int32_t *found;                    /* … and, once it has been read, host [count] */
+  int64_t prompt;                    /* PYR_WHEN_PREPARED: tokens of the prefill */
+  pyr_contest contest;               /* of the lanes of all layers with share = "model" … */
+  int64_t budget, total;             /* … whose candidates are `total`, of which so many survive */
+  double mass;                       /* … or as few as hold this share of their sum; 0: counts */
 } pyr_evictions;
 
 void pyr_evictions_layout_host(pyr_evictions *es, int64_t room, int32_t heads, pyr_arena *host);
-/* Adds a plan: PYR_WHEN_DECODE, for the end of the coming step; or PYR_WHEN_EVICT. */
+/* Adds a plan: PYR_WHEN_DECODE, for the end of the coming step; PYR_WHEN_EVICT; or
+ * PYR_WHEN_PREPARED, of a cache whose lanes are marked where the prefill began. */
 pyr_status pyr_evictions_ask(pyr_evictions *es, pyr_cache *cache, int layer, pyr_when when);
+/* Once all are asked: brings those with share = "model" together. */
+pyr_status pyr_evictions_unite(pyr_evictions *es);
 /* Before a step: makes writable what its plans will write, so that they cannot run out of memory.
  */
 pyr_status pyr_evictions_prepare(pyr_evictions *es);
@@ -101,5 +117,10 @@ pyr_status pyr_evictions_check(pyr_evictions *es);
 /* All others leave. Cannot run out of memory where lanes were prepared; whoever is told of a plan
  * may say no, though, when rows are gone already: then the caller puts them back (undo.h). */
 pyr_status pyr_evictions_gather(pyr_evictions *es);
+
+/* evict_now.c: the plans of a prefill of `prompt` tokens, of all layers, now that it has been read
+ * and probed. Lanes are marked where the prefill began. On failure rows may have moved: the
+ * prefill's way back (undo.h) puts them right. */
+pyr_status pyr_evict_prepared(pyr_cache *cache, int64_t prompt);
 
 #endif

@@ -1,4 +1,5 @@
-/* evict_now.c — a cache at rest evicts by a policy's prefill plans, all layers at once.
+/* evict_now.c — a cache evicts by a policy's prefill plans, all layers at once: at rest, or at the
+ * end of a prefill that was prepared, whose undo then stands behind it.
  *
  * Plans are asked for as if the rows held were a prompt just read. All layers are ranked before the
  * first row moves, so that a plan that is refused, a score that is no number or memory that is
@@ -12,14 +13,15 @@
 
 /* Asks for all layers' plans, and says who survives. *block: backend memory, the caller's to
  * release, whatever is returned. */
-static pyr_status rank(pyr_cache *cache, pyr_evictions *es, pyr_arena *block) {
+static pyr_status rank(pyr_cache *cache, pyr_evictions *es, pyr_when when, pyr_arena *block) {
   pyr_backend *be = cache->pool->be;
   const pyr_model_config *c = &cache->pool->model->config;
   int64_t rows = 1;
   for (int layer = 0; layer < cache->layers; layer++) {
-    PYR_TRY(pyr_evictions_ask(es, cache, layer, PYR_WHEN_EVICT));
+    PYR_TRY(pyr_evictions_ask(es, cache, layer, when));
     rows = pyr_max(rows, pyr_cache_layer_rows(cache, layer));
   }
+  PYR_TRY(pyr_evictions_unite(es));
   pyr_work work = { .tokens = 1, .rows = rows, .sequences = 1, .heads = c->heads,
                     .kv_heads = c->kv_heads, .head_dim = c->head_dim, .cols = c->width };
   PYR_TRY(be->reserve(be, &work));
@@ -66,30 +68,51 @@ static pyr_status gather(pyr_cache *cache, pyr_evictions *es) {
   return status;
 }
 
-/* A policy lent for the call stands in for the cache's own while plans are asked for, and is
- * taken out before rows move, whatever came of it. */
-pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy) {
+/* Takes the memory of all layers' plans, ranks, and lets `move` the rows. */
+static pyr_status evict(pyr_cache *cache, pyr_evictions *es, pyr_when when,
+                        const pyr_policy *policy,
+                        pyr_status (*move)(pyr_cache *, pyr_evictions *)) {
   pyr_runtime *rt = cache->pool->rt;
   pyr_backend *be = cache->pool->be;
   const pyr_policy own = cache->policy;
-  if (!policy) policy = &own;
+  pyr_arena count = { 0 }, host = { 0 }, block = { 0 };
+  pyr_evictions_layout_host(es, cache->layers, cache->heads, &count);
+  host.block = pyr_alloc_zero(rt, count.used);
+  if (!host.block) return pyr_nomem(rt, count.used, "an eviction");
+  pyr_evictions_layout_host(es, cache->layers, cache->heads, &host);
+  cache->policy = *policy;               /* what is asked, and what errors name */
+  pyr_status status = rank(cache, es, when, &block);
+  cache->policy = own;
+  if (status == PYR_OK) status = move(cache, es);
+  be->release(be, block.block, block.used);
+  pyr_release(rt, host.block, host.used);
+  return status;
+}
+
+/* A policy lent for the call stands in for the cache's own while plans are asked for, and is
+ * taken out before rows move, whatever came of it. */
+pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy) {
+  pyr_evictions es = { 0 };
+  if (!policy) policy = &cache->policy;
   if (!policy->prefill)
-    return pyr_runtime_set_error(rt, PYR_ARGUMENT,
+    return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT,
                                  policy->name ? "policy %s has no prefill plan to evict by"
                                  : "the cache has no policy of its own: say by which to evict",
                                  policy->name);
   if (cache->tokens == 0) return PYR_OK;
-  pyr_evictions es = { 0 };
-  pyr_arena count = { 0 }, host = { 0 }, block = { 0 };
-  pyr_evictions_layout_host(&es, cache->layers, cache->heads, &count);
-  host.block = pyr_alloc_zero(rt, count.used);
-  if (!host.block) return pyr_nomem(rt, count.used, "an eviction");
-  pyr_evictions_layout_host(&es, cache->layers, cache->heads, &host);
-  cache->policy = *policy;               /* what is asked, and what errors name */
-  pyr_status status = rank(cache, &es, &block);
-  cache->policy = own;
-  if (status == PYR_OK) status = gather(cache, &es);
-  be->release(be, block.block, block.used);
-  pyr_release(rt, host.block, host.used);
+  const pyr_policy lent = *policy;
+  pyr_status status = evict(cache, &es, PYR_WHEN_EVICT, &lent, gather);
+  if (status == PYR_OK) pyr_cache_end_probe(cache);
   return status;
+}
+
+static pyr_status gather_prepared(pyr_cache *cache, pyr_evictions *es) {
+  (void)cache;
+  return pyr_evictions_gather(es);
+}
+
+pyr_status pyr_evict_prepared(pyr_cache *cache, int64_t prompt) {
+  pyr_evictions es = { .prompt = prompt };
+  const pyr_policy own = cache->policy;
+  return evict(cache, &es, PYR_WHEN_PREPARED, &own, gather_prepared);
 }

@@ -6,6 +6,7 @@
 
 static const char *const when_names[] = {
   [PYR_WHEN_PREFILL] = "prefill", [PYR_WHEN_DECODE] = "decode", [PYR_WHEN_EVICT] = "evict",
+  [PYR_WHEN_PREPARED] = "prefill",
 };
 
 static const char *policy_name(const pyr_cache *cache) {
@@ -62,8 +63,13 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
   if (plan->keep > shape->rows) return refuse(a, "keep", "asks for more rows than there are");
   if (plan->first < 0) return refuse(a, "guard.first", "is negative");
   if (plan->last < 0) return refuse(a, "guard.last", "is negative");
-  if (plan->share < PYR_SHARE_LAYER || plan->share > PYR_SHARE_POOL)
+  if (plan->share < PYR_SHARE_LAYER || plan->share > PYR_SHARE_MODEL)
     return refuse(a, "share", "is unknown");
+  if (plan->share == PYR_SHARE_MODEL && when == PYR_WHEN_DECODE)
+    return refuse(a, "share", "cannot be \"model\" in decode, where layers fire one by one");
+  if (plan->share == PYR_SHARE_MODEL && when == PYR_WHEN_PREFILL)
+    return refuse(a, "share", "is \"model\", which needs the rows of all layers at once: a policy "
+                  "with `prepare`, or cache:evict");
   if (plan->prune < PYR_PRUNE_CACHE || plan->prune > PYR_PRUNE_BOTH)
     return refuse(a, "prune", "is unknown");
   if (hidden && plan->share != PYR_SHARE_LAYER)
@@ -71,8 +77,8 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
   if (!(plan->mass >= 0 && plan->mass <= 1)) return refuse(a, "mass", "lies outside (0, 1]");
   if (plan->least < 0) return refuse(a, "least", "is negative");
   if (plan->least > plan->keep) return refuse(a, "least", "is more than keep");
-  if (plan->least > 0 && plan->mass == 0 && plan->share != PYR_SHARE_POOL)
-    return refuse(a, "least", "needs mass or share = \"pool\"");
+  if (plan->least > 0 && plan->mass == 0 && plan->share < PYR_SHARE_POOL)
+    return refuse(a, "least", "needs mass, share = \"pool\" or share = \"model\"");
   if (plan->merge && !(plan->threshold >= -1 && plan->threshold <= 1))
     return refuse(a, "merge.threshold", "lies outside [-1, 1]");
   if (plan->merge && !(plan->prune & PYR_PRUNE_CACHE))
@@ -85,7 +91,8 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
   if (plan->rotate == PYR_ROTATE_COMPACT && (fault = fixed_positions(a->cache)) != NULL)
     return refuse(a, "rotate", fault);
   if ((fault = pyr_score_check(&plan->score, &depth)) != NULL) return refuse(a, "score", fault);
-  fault = pyr_score_refused(&plan->score, a->cache, when != PYR_WHEN_DECODE);
+  bool probed = when == PYR_WHEN_PREPARED || (when == PYR_WHEN_EVICT && a->cache->probed);
+  fault = pyr_score_refused(&plan->score, a->cache, when != PYR_WHEN_DECODE, probed);
   return fault ? refuse(a, "score", fault) : PYR_OK;
 }
 
@@ -117,7 +124,8 @@ static pyr_status check_decode(const pyr_answer *a, const pyr_trigger *trigger, 
   return PYR_OK;
 }
 
-/* At rest there are rows and what they were given, but no queries and no hidden states. */
+/* At rest, and after a preparing pass, there are rows and what they were given, but no queries and
+ * no hidden states. */
 static pyr_status check_at_rest(const pyr_answer *a, const pyr_shape *shape,
                                 const pyr_trigger *trigger, const pyr_plan *plan) {
   if (plan->prune & PYR_PRUNE_HIDDEN)
@@ -162,14 +170,29 @@ pyr_status pyr_policy_ask(pyr_cache *cache, pyr_when when, const pyr_shape *shap
   case PYR_WHEN_PREFILL: adjust_last_layer(shape, plan); return PYR_OK;
   case PYR_WHEN_DECODE:  return check_decode(&a, trigger, plan);
   case PYR_WHEN_EVICT:    return check_at_rest(&a, shape, trigger, plan);
+  case PYR_WHEN_PREPARED: return PYR_OK;   /* its trigger is asked for next */
   }
   return PYR_OK;
+}
+
+pyr_status pyr_policy_check_prepared(pyr_cache *cache, const pyr_shape *shape,
+                                     const pyr_trigger *trigger, const pyr_plan *plan) {
+  const pyr_answer a = { cache, shape->layer, when_names[PYR_WHEN_PREPARED] };
+  return check_at_rest(&a, shape, trigger, plan);
 }
 
 pyr_status pyr_policy_check_lanes(const pyr_splits *splits) {
   const pyr_answer a = { splits->cache, splits->layer, when_names[splits->when] };
   const char *field, *fault = pyr_splits_fault(splits, &field);
   return fault ? refuse(&a, field, fault) : PYR_OK;
+}
+
+pyr_status pyr_policy_unequal_mass(const pyr_splits *splits, int other_layer) {
+  return pyr_runtime_set_error(splits->cache->pool->rt, PYR_POLICY,
+                               "policy %s, layer %d, %s: mass is another than layer %d has, with "
+                               "which the layer shares a budget (share = \"model\")",
+                               policy_name(splits->cache), (int)splits->layer + 1,
+                               when_names[splits->when], other_layer + 1);
 }
 
 pyr_status pyr_policy_not_finite(const pyr_cache *cache, int layer, pyr_when when,
@@ -235,4 +258,48 @@ pyr_status pyr_policy_ask_trigger(pyr_cache *cache, const pyr_shape *shape, cons
     PYR_TRY(check_trigger(cache, shape, trigger));
   }
   return check_history(cache, shape, plan, trigger);
+}
+
+/* ---- preparing passes ------------------------------------------------------------------------ */
+
+/* Ids, or how many tokens to copy from before the block, as -k. */
+static bool are_leads(const pyr_cache *cache, const int32_t *ids, int64_t count) {
+  bool fine = count >= 0 && (count == 0 || ids != NULL);
+  for (int64_t i = 0; i < count && fine; i++) fine = ids[i] < cache->pool->model->config.vocab;
+  return fine;
+}
+
+/* The shape is that of the whole cache, as the passes are: the longest lane of any layer says what
+ * is past. What is wrong is told with layer 1, for want of another. */
+pyr_status pyr_policy_ask_preparation(pyr_cache *cache, int64_t n, pyr_preparation *out) {
+  const pyr_preparer *by = &cache->preparer;
+  const pyr_model_config *c = &cache->pool->model->config;
+  const pyr_answer a = { cache, 0, "prepare" };
+  pyr_shape shape = { .layers = c->layers, .heads = c->heads, .kv_heads = c->kv_heads,
+                      .head_dim = c->head_dim, .prompt = n, .tokens = cache->tokens + n };
+  *out = (pyr_preparation){ .size = sizeof *out, .track = { .code = PYR_SCORE_CODES } };
+  if (!by->prepare || !cache->policy.prefill) return PYR_OK;
+  for (int layer = 0; layer < cache->layers; layer++)
+    for (int head = 0; head < cache->heads; head++)
+      shape.past = pyr_max(shape.past, pyr_cache_lane(cache, layer, head)->rows);
+  shape.rows = shape.past + n;
+  PYR_TRY(by->prepare(by->ud, &shape, out));
+  if (out->track.code >= PYR_SCORE_CODES) return PYR_OK;
+  if (!pyr_signal_is_attention(&out->track))
+    return refuse(&a, "track", "is no attention, which is what a pass can track");
+  int depth;
+  pyr_score alone = { 1, { out->track } };
+  const char *fault = pyr_score_check(&alone, &depth);
+  if (fault) return refuse(&a, "track", fault);
+  if (out->block < 0) return refuse(&a, "block", "is negative");
+  if (out->sinks < 0) return refuse(&a, "sinks", "is negative");
+  if (out->among < PYR_AMONG_ALL || out->among > PYR_AMONG_BLOCK)
+    return refuse(&a, "among", "is unknown");
+  if (!are_leads(cache, out->first, out->first_count))
+    return refuse(&a, "first", "has an id outside the vocabulary");
+  if (!are_leads(cache, out->lead, out->lead_count))
+    return refuse(&a, "lead", "has an id outside the vocabulary");
+  if (out->block == 0 && out->first_count == 0)
+    return refuse(&a, "block", "is 0, and there is nothing else that a pass could read");
+  return PYR_OK;
 }

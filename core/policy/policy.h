@@ -11,7 +11,8 @@
 
 /* What the policy says for this moment. Without a callback for it the plan keeps everything. Checks
  * all that does not depend on the rows which the lanes hold (pyr_policy_check_lanes does the rest).
- * PYR_WHEN_EVICT asks for a prefill plan, and refuses what only a running prefill can know. */
+ * PYR_WHEN_EVICT and PYR_WHEN_PREPARED ask for a prefill plan; the first refuses what only a
+ * running prefill can know. */
 pyr_status pyr_policy_ask(pyr_cache *cache, pyr_when when, const pyr_shape *shape,
                           pyr_plan *plan);
 pyr_status pyr_policy_check_lanes(const pyr_splits *splits);
@@ -21,6 +22,18 @@ pyr_status pyr_policy_check_lanes(const pyr_splits *splits);
  * left under this trigger. */
 pyr_status pyr_policy_ask_trigger(pyr_cache *cache, const pyr_shape *shape, const pyr_plan *plan,
                                   pyr_trigger *trigger);
+
+/* Whether the prefill of n tokens is to be prepared, and how: track.code says PYR_S_ATTENTION, or
+ * it is not. Without a plan for prefills there is nothing to prepare. */
+pyr_status pyr_policy_ask_preparation(pyr_cache *cache, int64_t n, pyr_preparation *out);
+
+/* Refuses a plan that runs after a preparing pass, when the layer has the trigger, and asks for
+ * what is not known then. */
+pyr_status pyr_policy_check_prepared(pyr_cache *cache, const pyr_shape *shape,
+                                     const pyr_trigger *trigger, const pyr_plan *plan);
+
+/* The error of layers that compete under different `mass`. */
+pyr_status pyr_policy_unequal_mass(const pyr_splits *splits, int other_layer);
 
 /* The error of a plan whose scores were not all numbers. */
 pyr_status pyr_policy_not_finite(const pyr_cache *cache, int layer, pyr_when when,

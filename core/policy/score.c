@@ -51,6 +51,7 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
       /* fall through */
     case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM: case PYR_S_POSITION: case PYR_S_RANDOM:
     case PYR_S_KEY_SIMILARITY: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE: case PYR_S_PLACE:
+    case PYR_S_PROBED:
       height++;
       break;
     case PYR_S_EXPECTED:
@@ -124,7 +125,7 @@ static int begin_of(const pyr_score *score, int last) {
     case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
     case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
     case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
-    case PYR_S_PLACE:
+    case PYR_S_PLACE: case PYR_S_PROBED:
       wanted--;
       break;
     case PYR_SCORE_CODES: break;
@@ -159,6 +160,7 @@ static const char *name_of(pyr_score_code code) {
   case PYR_S_CHUNK: return "chunk";
   case PYR_S_TOP: return "top";
   case PYR_S_CUSTOM: return "custom";
+  case PYR_S_PROBED: return "probed";
   case PYR_SCORE_CODES: break;
   }
   return "?";
@@ -196,7 +198,7 @@ static void add_value(score_text *t, const pyr_score *score, int last) {
   case PYR_S_CONST: add_text(t, "%g", (double)op->x); break;
   case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
   case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_KEY_SIMILARITY: case PYR_S_EXPECTED:
-  case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE: case PYR_S_PLACE:
+  case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE: case PYR_S_PLACE: case PYR_S_PROBED:
   case PYR_SCORE_CODES:
     add_text(t, "%s", name);
     break;
@@ -218,7 +220,8 @@ static pyr_status find_table(const pyr_cache *cache, int32_t number, pyr_table *
                                    policy->name ? policy->name : "?");
 }
 
-const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bool prefill) {
+const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bool prefill,
+                              bool probed) {
   pyr_table table;
   for (int i = 0; i < score->length; i++) {
     const pyr_score_op *op = &score->ops[i];
@@ -228,6 +231,9 @@ const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bo
       return "refers to a function that the policy does not have";
     if (op->code == PYR_S_CUSTOM && !prefill)
       return "has a custom function, which can rank in prefill only";
+    if (op->code == PYR_S_PROBED && !probed)
+      return "asks for what a probe tracked, and there was none since rows last changed (a "
+             "policy's `prepare`, or cache:probe, makes one)";
     if (op->code == PYR_S_EXPECTED && !prefill)
       return "expects attention from the queries of a prompt, which are known in prefill only";
   }
@@ -378,7 +384,7 @@ static pyr_status eval_lane(const pyr_score_op *op, const pyr_signals *s,
   case PYR_S_CONST: case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV:
   case PYR_S_POOL: case PYR_S_NORMALIZE: case PYR_S_EXPECTED: case PYR_S_OUTPUT_NORM:
   case PYR_S_TABLE: case PYR_S_PLACE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP:
-  case PYR_S_CUSTOM: case PYR_SCORE_CODES: break;
+  case PYR_S_CUSTOM: case PYR_S_PROBED: case PYR_SCORE_CODES: break;
   }
   return no_signal(s, op);
 }
@@ -430,6 +436,12 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
     if (status != PYR_OK) return status;
     return be->reduce_rows(be, out, temp, count * group, n, n,
                            op->code == PYR_S_EXPECTED ? (pyr_reduce)op->b : PYR_MEAN, 1.0f);
+  case PYR_S_PROBED:
+    for (int i = 0; i < count && status == PYR_OK; i++)
+      status = be->copy(be, temp + i * n,
+                        pyr_cache_lane_probed(cache, s->layer, head + i) + s->begin,
+                        (size_t)n * sizeof(float));
+    return status != PYR_OK ? status : be->reduce_rows(be, out, temp, count, n, n, PYR_MEAN, 1.0f);
   case PYR_S_TABLE:
     return eval_table(s, op->n, head, count, out);
   case PYR_S_PLACE:
@@ -503,7 +515,7 @@ pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, in
     case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
     case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
     case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
-    case PYR_S_PLACE:
+    case PYR_S_PLACE: case PYR_S_PROBED:
       status = eval_signal(score, i, signals, head, count, temp, stack + height * n);
       height++;
       break;
@@ -523,7 +535,7 @@ static pyr_status check_scores(const pyr_cache *cache, int layer, int head, cons
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "no lane at layer %d, head %d", layer + 1,
                                  head + 1);
   const char *fault = pyr_score_check(score, depth);
-  if (!fault) fault = pyr_score_refused(score, cache, false);
+  if (!fault) fault = pyr_score_refused(score, cache, false, cache->probed != NULL);
   for (int l = layer < 0 ? 0 : layer; l <= (layer < 0 ? cache->layers - 1 : layer) && !fault; l++) {
     const pyr_score_op *track = &cache->states[l].trigger.track;
     bool tracks = pyr_signal_is_attention(track) || pyr_signal_is_history(track);

@@ -34,9 +34,10 @@ static inline bool pyr_signal_is_expected(const pyr_score_op *op) {
 }
 
 /* What about the program a plan of this cache's policy cannot carry out, or NULL: tables and
- * functions that the policy does not have, and, unless `prefill`, what only a running prefill can
- * know. */
-const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bool prefill);
+ * functions that the policy does not have; unless `prefill`, what only a running prefill can know;
+ * unless `probed`, what a probe tracked. */
+const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bool prefill,
+                              bool probed);
 
 /* Why rows' tracked attention does not answer what `op` asks, or NULL (also if it asks for none).
  */

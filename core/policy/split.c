@@ -5,7 +5,7 @@
 #include <string.h>
 
 /* The guards of a lane that will hold `rows` rows, and holds `held` now. */
-static void guard(pyr_split *lane, const pyr_splits *s, int64_t held) {
+static void guard(pyr_split *lane, const pyr_splits *s, int64_t held, int64_t before) {
   const pyr_layer_state *state = &s->cache->states[s->layer];
   int64_t first = s->plan->first, last = s->plan->last;
   if (s->when == PYR_WHEN_DECODE) {
@@ -19,6 +19,9 @@ static void guard(pyr_split *lane, const pyr_splits *s, int64_t held) {
      * before it as after it. */
     if (state->trigger.once) first = pyr_max(first, held - state->unranked);
     last = pyr_max(last, state->trigger.window);
+  } else if (s->when == PYR_WHEN_PREPARED) {
+    /* Only the prompt's own rows are judged, as only they were repeated. */
+    first = pyr_max(first, before);
   } else if (s->plan->prune & PYR_PRUNE_HIDDEN) {
     /* Hidden states are there for the prompt's own tokens only: no row stored before can go. The
      * last token cannot go either: its logits are what a prefill is for. */
@@ -29,18 +32,30 @@ static void guard(pyr_split *lane, const pyr_splits *s, int64_t held) {
   lane->last = pyr_min(last, lane->rows - lane->first);
 }
 
+/* Rows of a lane that a prefill whose plan runs after a preparing pass has found there. */
+static int64_t before_of(const pyr_splits *s, int head) {
+  return s->when == PYR_WHEN_PREPARED ? pyr_cache_lane(s->cache, s->layer, head)->mark : 0;
+}
+
+/* What the plan lets a lane keep. After a preparing pass old rows all stay, and the plan has
+ * counted those of the longest lane: of lanes that held 40 and 10 rows, keep 50 means 50 and 20. */
+static int64_t keep_of(const pyr_splits *s, int head) {
+  int64_t keep = s->plan->keep_count ? s->plan->keep_of[head] : s->plan->keep;
+  return keep - s->past + before_of(s, head);
+}
+
 /* Guards win over `keep`: of 16 rows with guards 4 and 4, keep 6 selects max(6 - 8, 0) = 0, and
  * 8 rows stay. Under `mass`, `max` is what keep allows and `min` what `least` promises; under
  * pool a lane may keep all its candidates, as only the sum over lanes is bounded. */
 static pyr_split split_lane(const pyr_splits *s, int head) {
   const pyr_plan *plan = s->plan;
-  int64_t held = pyr_cache_lane(s->cache, s->layer, head)->rows;
+  int64_t held = pyr_cache_lane(s->cache, s->layer, head)->rows, before = before_of(s, head);
   pyr_split lane = { .rows = held + s->coming };
-  guard(&lane, s, held);
+  guard(&lane, s, held, before);
   lane.candidates = lane.rows - lane.first - lane.last;
   int64_t guards = lane.first + lane.last;
-  int64_t keep = plan->keep_count ? plan->keep_of[head] : plan->keep;
-  bool pooled = plan->share == PYR_SHARE_POOL;
+  int64_t keep = keep_of(s, head);
+  bool pooled = pyr_splits_compete(s);
   lane.max = pooled ? lane.candidates : pyr_min(pyr_max(keep - guards, 0), lane.candidates);
   lane.min = pooled || plan->mass > 0
       ? pyr_min(pyr_max(pyr_max(plan->least, 1) - guards, 0), lane.candidates) : lane.max;
@@ -57,26 +72,26 @@ void pyr_splits_make(pyr_splits *out, pyr_cache *cache, int layer, const pyr_pla
                      pyr_when when, int64_t coming, pyr_split *lanes) {
   pyr_splits s = { .cache = cache, .layer = layer, .plan = plan, .when = when,
                    .coming = coming, .lanes = lanes };
-  int64_t budget = plan->keep * cache->heads, promised = 0;
-  bool pooled = plan->share == PYR_SHARE_POOL, loses = false;
+  bool pooled = pyr_splits_compete(&s), loses = false;
+  for (int head = 0; head < cache->heads; head++) s.past = pyr_max(s.past, before_of(&s, head));
   for (int head = 0; head < cache->heads; head++) {
     const pyr_split *lane = &lanes[head];
     lanes[head] = split_lane(&s, head);
     s.rows = pyr_max(s.rows, lane->rows);
     s.longest = pyr_max(s.longest, lane->candidates);
     s.total += lane->candidates;
-    budget -= lane->first + lane->last;
-    promised += lane->min;
+    s.budget += keep_of(&s, head) - lane->first - lane->last;
+    s.promised += lane->min;
     loses = loses || pyr_split_loses(&s, head);
   }
   /* A budget shared by all lanes: `keep` rows a lane on average less all guards, but never less
    * than the lanes are promised. Of lanes of 16 and 10 rows with guards 4 and 4 and keep 10:
    * 2 * 10 - 16 = 4 of the 8 + 2 candidates. */
-  s.pooled = pyr_min(pyr_max(budget, promised), s.total);
-  s.needed = pooled ? s.pooled < s.total || (plan->mass > 0 && promised < s.total) : loses;
+  s.pooled = pyr_min(pyr_max(s.budget, s.promised), s.total);
+  s.needed = pooled ? s.pooled < s.total || (plan->mass > 0 && s.promised < s.total) : loses;
   for (int head = 0; head < cache->heads; head++) {
     const pyr_split *lane = &lanes[head];
-    int64_t survive = pooled ? pyr_min(lane->max, s.pooled) : lane->max;
+    int64_t survive = plan->share == PYR_SHARE_POOL ? pyr_min(lane->max, s.pooled) : lane->max;
     s.rows_after = pyr_max(s.rows_after, plan->prune & PYR_PRUNE_CACHE
                            ? lane->first + survive + lane->last : lane->rows);
   }

@@ -29,7 +29,7 @@
 typedef struct pyr_split {   /* of one lane: rows = first + candidates + last */
   int64_t rows, first, candidates, last;
   int64_t min, max;          /* so many candidates survive (share = "pool": max is all of them, as
-                                only their number in all lanes is bounded) */
+                                only their number in all lanes is bounded, and likewise "model") */
 } pyr_split;
 
 typedef struct pyr_splits {  /* of one plan, on all lanes of one layer */
@@ -38,6 +38,7 @@ typedef struct pyr_splits {  /* of one plan, on all lanes of one layer */
   const pyr_plan *plan;
   pyr_when when;
   int64_t coming;            /* rows that each lane gets before the plan runs */
+  int64_t past;              /* after a preparing pass: rows of the longest lane before it */
   pyr_split *lanes;          /* host [heads] */
 
   /* what follows from them */
@@ -46,6 +47,8 @@ typedef struct pyr_splits {  /* of one plan, on all lanes of one layer */
   int32_t groups, members;   /* lanes are ranked in `groups` sets of `members` lanes each, which lie
                                 one after the other: 1 and heads, or heads and 1 */
   int64_t longest, total;    /* candidates of the lane that has most, and of all lanes */
+  int64_t budget, promised;  /* rows that all lanes may keep beside their guards, which may be below
+                                0; candidates that survive whatever the others' scores */
   int64_t pooled;            /* share = "pool": at most so many of all candidates survive */
   int64_t rows;              /* of the longest lane */
   int64_t rows_after;        /* at most so many are left in the longest lane */
@@ -54,6 +57,10 @@ typedef struct pyr_splits {  /* of one plan, on all lanes of one layer */
 /* lanes: room for [heads]. The plan must outlive the splits. */
 void pyr_splits_make(pyr_splits *out, pyr_cache *cache, int layer, const pyr_plan *plan,
                      pyr_when when, int64_t coming, pyr_split *lanes);
+/* Whether lanes compete: of one layer, or of several. */
+static inline bool pyr_splits_compete(const pyr_splits *s) {
+  return s->plan->share == PYR_SHARE_POOL || s->plan->share == PYR_SHARE_MODEL;
+}
 /* Whether any candidate of this lane may go. */
 bool pyr_split_loses(const pyr_splits *s, int head);
 /* The first row of a lane that running the plan writes; pages before it may stay shared. */

@@ -42,6 +42,7 @@ local cache = {}
 ---@field package read fun(self: pyramid.Cache, ids: integer[], all?: boolean, prune?: boolean): any
 ---@field package read_embeddings fun(self: pyramid.Cache, rows: pyramid.Embeddings, all?: boolean, prune?: boolean): any
 ---@field package evaluate fun(self: pyramid.Cache, program?: string, layer: integer, head: integer): any
+---@field package see fun(self: pyramid.Cache, ids: integer[], program: string): true?, string?, string?
 ---@field package cut fun(self: pyramid.Cache, bound?: table): true?, string?, string?
 ---@field package owner fun(self: pyramid.Cache): pyramid.Model
 local Cache = core.cache_methods
@@ -95,7 +96,8 @@ end
 ---@field model string        its description
 ---@field policy string       its name
 ---@field options table       and its options
----@field when "prefill"|"decode"|"evict"
+---@field when "prefill"|"decode"|"evict"|"prepared"
+---  "prepared": a prefill's plan that ran after preparing passes
 ---@field layer integer
 ---@field layers integer
 ---@field heads integer       K/V heads
@@ -127,7 +129,9 @@ function cache.prepare(what, model, given)
   if given.policy ~= nil then
     local found, message, code = policy.load(given.policy)
     if not found then return nil, message, code end
-    bound = found:bind()
+    bound = found:bind(model.tokenizer and function(text)
+      return model:encode(text, { add = false })
+    end)
     bound.seconds = seconds
   end
   if given.policy_seconds and (given.policy_seconds < 0
@@ -222,6 +226,24 @@ function Cache:evict(which)
   local found, message, code = policy.load(which)
   if not found then return nil, message, code end
   return self:cut(found:bind())
+end
+
+---Reads ids over the cache as a continuation of it, tracks what their queries give to each row that
+---is there, and leaves no rows. score.probed() is then what was tracked:
+---cache:scores(score.probed(), { layer =, head = }) gives it as vectors, and cache:evict may rank
+---by it, until a call adds, moves or drops rows. Forks and saved caches do not have it. `track` is
+---one score.attention: `queries` are the last of the ids, `reduce` is over them, `heads` over the
+---query heads of a KV head. On any failure nothing changes.
+---@param ids integer[]
+---@param track pyramid.Score
+---@return true?
+---@return string? message
+---@return string? code
+function Cache:probe(ids, track)
+  if not score.is(track) or not score.is_signal(track) then
+    error(("cache:probe: one score.attention is wanted, not %s"):format(tostring(track)), 2)
+  end
+  return self:see(ids, score.program(track))
 end
 
 ---What a score says of the rows held now: a vector with a number for each token seen (vector[i] is

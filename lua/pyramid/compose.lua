@@ -66,7 +66,7 @@ local function remembering(make, key_of)
   end
 end
 
--- The three functions of a definition, each through around(f, o, l).
+-- The functions of a definition that are asked layer by layer, each through around(f, o, l).
 local function wrap(d, around)
   for _, name in ipairs { "prefill", "trigger", "decode" } do
     local f = d[name]
@@ -141,6 +141,7 @@ function compose.compose(parts)
     end
     local own = options_of(reads, "prefill_", "target")
     d.prefill = its.prefill and function(o, l) return its.prefill(own(o, l), l) end
+    d.prepare = its.prepare and function(o, l) return its.prepare(own(o, l), l) end
   end
   if writes then
     local its = writes.definition

@@ -13,8 +13,8 @@
 ---     decode = function(o, l) return { keep = … } end,
 ---   }
 ---
---- What the functions are shown is pyramid.Layer, what they return pyramid.Plan and
---- pyramid.Trigger; what a policy is made of is pyramid.Definition. Returning nothing keeps
+--- What the functions are shown is pyramid.Layer, what they return pyramid.Plan, pyramid.Trigger
+--- and pyramid.Preparation; what a policy is made of is pyramid.Definition. Returning nothing keeps
 --- everything. Policies are made from policies by policy.compose, .layers, .from and .named: see
 --- compose.lua; those that rank rows by a score within a budget by policy.scorer: see scorer.lua.
 local core = require "pyramid.core"
@@ -62,6 +62,9 @@ Policy.__name = "pyramid.policy"
 ---@field prefill? fun(o: table, l: pyramid.Layer): pyramid.Plan?      before a layer reads a prompt
 ---@field trigger? fun(o: table, l: pyramid.Layer): pyramid.Trigger?   once a prompt
 ---@field decode? fun(o: table, l: pyramid.Layer): pyramid.Plan?       when the trigger fires
+---@field prepare? fun(o: table, l: pyramid.Layer): pyramid.Preparation?
+---  once a prompt: passes that read it once more before the plans of `prefill` run, of all layers
+---  together, on the prompt's own rows. l is of the whole cache: it has no index and no depth
 
 ---The shape of a layer: what a policy's functions are told.
 ---@class pyramid.Layer
@@ -86,13 +89,15 @@ Policy.__name = "pyramid.policy"
 ---@field guard? { first?: integer, last?: integer }   rows at either end that always survive
 ---@field score? pyramid.Score
 ---  what ranks the others; nothing: what the trigger tracks, else the position
----@field share? "layer"|"head"|"pool"
+---@field share? "layer"|"head"|"pool"|"model"
 ---  "layer" (the default): one set for all heads; "head": one for each KV head; "pool": `keep` is
----  the average, and the rows of all KV heads compete for the budget (AdaKV, arXiv 2407.11550)
+---  the average, and the rows of all KV heads compete for the budget (AdaKV, arXiv 2407.11550);
+---  "model": likewise the rows of all layers that say so (KVzip, arXiv 2505.23416), in policies
+---  that `prepare` and in cache:evict, where all layers are there at once
 ---@field mass? number
 ---  0 < p <= 1: only as many of the ranked rows as hold the share p of the sum of their scores
 ---  (top-p; scores below 0 count 0), at most `keep`, which is then all rows unless said
----@field least? integer    rows of a lane that survive at least, under "pool" or `mass`
+---@field least? integer    rows of a lane that survive at least, under "pool", "model" or `mass`
 ---@field merge? true|{ threshold: number }
 ---  a loser is not just dropped, but averaged, key and value, into the row of its head that
 ---  survives and whose key is most similar, if their cosine is at least the threshold; true: -1
@@ -113,13 +118,37 @@ Policy.__name = "pyramid.policy"
 ---@field once? boolean            a row is judged once; needs `every`
 ---@field track? pyramid.Score     one attention or history signal, which decode ranks by
 
+---Passes that read the prompt once more, over its rows and without leaving any, to see what a
+---repetition looks at. Each reads its leading words and then a block of the prompt, and judges the
+---rows of that block; score.probed() is what it tracked.
+---@class pyramid.Preparation
+---@field track pyramid.Score
+---  one attention signal, over the queries of a pass (`queries`: its last ones)
+---@field block integer
+---  tokens of the prompt that a pass repeats; fewer where the context has no room for as many
+---  behind the prompt. 0: one pass reads the leading words alone, and judges the whole prompt
+---@field lead? pyramid.LeadPart[]    what each pass begins with
+---@field first? pyramid.LeadPart[]   what the first one begins with, if that is another
+---@field among? "all"|"block"
+---  what attention is a share of: "all" (the default) rows; "block": the cache's first `sinks`
+---  rows, the block's and the pass's own (KVzip)
+---@field sinks? integer              of "block"; 4
+
+---A text, which is encoded without what the model wants before a text, and left out where the model
+---has no tokenizer; token ids; or how many of the prompt's tokens before the block stand here.
+---@alias pyramid.LeadPart string|integer[]|integer
+
 local definition_keys = { name = "string", doc = "string", defaults = "table", limits = "table",
   presets = "table", prefill = "function", trigger = "function", decode = "function",
-    fit = "string" }
+    prepare = "function", fit = "string" }
 local plan_keys = { keep = true, guard = true, score = true, share = true, mass = true,
   least = true, merge = true, prune = true, rotate = true }
+local preparation_keys = { track = true, block = true, lead = true, first = true, among = true,
+  sinks = true }
 local trigger_keys = { every = true, over = true, window = true, once = true, track = true }
-local shares, prunes = { layer = 0, head = 1, pool = 2 }, { cache = 1, hidden = 2, both = 3 }
+local shares = { layer = 0, head = 1, pool = 2, model = 3 }
+local prunes = { cache = 1, hidden = 2, both = 3 }
+local amongs = { all = 0, block = 1 }
 local rotates = { keep = 0, compact = 1 }
 
 -- ---- from what a policy returns to what the core reads ------------------------------------------
@@ -222,6 +251,49 @@ local function flat_trigger(trigger)
   end
   return integer("every", trigger.every, 0), integer("over", trigger.over, 0),
     integer("window", trigger.window, 0), trigger.once and true or false, track
+end
+
+-- The parts of a lead as packed ids; -k stands for k tokens of the prompt. encode(text) gives ids.
+local function lead_of(field, parts, encode)
+  if type(parts) ~= "table" then refuse(field, "is not a table of parts") end
+  local packed = {}
+  local function add(id, least)
+    local exact = type(id) == "number" and math.tointeger(id)
+    if not exact or exact < least or exact > 0x7fffffff then
+      refuse(field, ("has a part that is no id (%s)"):format(tostring(id)))
+    end
+    packed[#packed + 1] = ("<i4"):pack(exact)
+  end
+  for _, part in ipairs(parts) do
+    if type(part) == "number" then
+      if part < 0 then refuse(field, "takes a negative number of the prompt's tokens") end
+      if part > 0 then add(-part, -0x7fffffff) end
+    else
+      local ids = type(part) == "string" and encode(field, part) or part
+      if type(ids) ~= "table" then
+        refuse(field, ("has a part that is no text, ids or number (%s)"):format(type(part)))
+      end
+      for _, id in ipairs(ids) do add(id, 0) end
+    end
+  end
+  return table.concat(packed)
+end
+
+-- Six values, as lplan.c reads them.
+local function flat_preparation(how, encode)
+  if how == nil then return nil end
+  if type(how) ~= "table" then
+    refuse("what it returned", "is not a table (" .. type(how) .. ")")
+  end
+  check_keys("prepare", how, preparation_keys)
+  local track = program("track", how.track)
+  if not track or not score.is_signal(how.track) then
+    refuse("track", "must be a single attention signal: " .. tostring(how.track))
+  end
+  local lead = how.lead or {}
+  return track, integer("block", how.block), lead_of("first", how.first or lead, encode),
+    lead_of("lead", lead, encode), choice("among", how.among, amongs, "all"),
+      integer("sinks", how.sinks, 4)
 end
 
 ---The layer shape that policies see.
@@ -350,8 +422,10 @@ function Policy:fitted(l)
 end
 
 ---The functions that the core calls, and what their scores refer to by number (see lplan.c).
+---@param encode? fun(text: string): integer[]?, string?
+---  the model's tokens of a text that `prepare` says; without it, texts are left out
 ---@return table
-function Policy:bind()
+function Policy:bind(encode)
   -- known: by prompt; sequences of a batch take turns
   local d, known, slots = self.definition, {}, {}
   local function options_for(l)
@@ -362,16 +436,25 @@ function Policy:bind()
     score.anchor(slots, (select(11, ...)), l.index)
     return ...
   end
+  local function encoded(field, text)
+    if not encode then return {} end
+    local ids, message = encode(text)
+    return ids or refuse(field, ("cannot be encoded: %s"):format(tostring(message)))
+  end
   local function bound(f, flat)
     return f and function(...)
       local l = module.shape(...)
+      if flat == flat_preparation then
+        l.index, l.depth = nil, nil
+        return flat(f(options_for(l), l), encoded)
+      end
       if flat == flat_plan then return keep(l, flat(f(options_for(l), l), l)) end
       return flat(f(options_for(l), l))
     end
   end
   return { slots, name = self.name, options = copy(self.in_force),
     prefill = bound(d.prefill, flat_plan), trigger = bound(d.trigger, flat_trigger),
-      decode = bound(d.decode, flat_plan) }
+      decode = bound(d.decode, flat_plan), prepare = bound(d.prepare, flat_preparation) }
 end
 
 function Policy:__tostring()
@@ -402,6 +485,9 @@ function module.define(definition)
   end
   if definition.decode and not definition.trigger then
     error("policy " .. definition.name .. ": decode needs a trigger that says when", 2)
+  end
+  if definition.prepare and not definition.prefill then
+    error("policy " .. definition.name .. ": prepare needs a prefill plan that it prepares", 2)
   end
   local own = copy(definition)
   own.defaults, own.limits, own.presets = copy(own.defaults), copy(own.limits), copy(own.presets)
@@ -581,9 +667,28 @@ local function kept_by(prefill, o, l)
   return sum % #each == 0 and sum // #each or sum / #each, prune, mass > 0
 end
 
+-- Tokens that the passes over a prompt read, but for texts, whose tokens only a model knows.
+local function pass_tokens(d, o, l)
+  local track, block, first, lead = flat_preparation(d.prepare(o, l), function() return {} end)
+  if not track then return 0 end
+  local function tokens_of(packed, at)
+    local sum = 0
+    for i = 1, #packed, 4 do
+      local id = ("<i4"):unpack(packed, i)
+      sum = sum + (id < 0 and math.min(-id, at) or 1)
+    end
+    return sum
+  end
+  if block <= 0 then return tokens_of(first, 0) end
+  local sum = l.prompt
+  for at = 0, l.prompt - 1, block do sum = sum + tokens_of(at == 0 and first or lead, at) end
+  return sum
+end
+
 ---What a policy would keep at each layer of a prompt of `tokens`, without a model running: rows
----stored, on average over KV heads, and tokens computed, as far as its plans say (they are pure
----functions of shapes; under `mass`, the most).
+---stored, on average over KV heads (under share = "model" over all layers), and tokens computed,
+---with those of preparing passes but for the texts that lead them, as far as its plans say (they
+---are pure functions of shapes; under `mass`, the most).
 ---@param which pyramid.Policy
 ---@param config { layers: integer, heads: integer, kv_heads: integer, head_dim: integer }
 ---@param tokens integer
@@ -591,7 +696,7 @@ end
 ---  most: what the text says decides, and it is no more than that
 function module.forecast(which, config, tokens)
   local _ <close> = core.plain_locale()
-  local d, alive, layers, most = which.definition, tokens, {}, false
+  local d, alive, layers, most, evicts = which.definition, tokens, {}, false, false
   local function shape(index)
     return module.shape(index, config.layers, tokens, 0, alive, 0, tokens, config.heads,
       config.kv_heads, config.head_dim)
@@ -610,6 +715,14 @@ function module.forecast(which, config, tokens)
       if prune & prunes.hidden ~= 0 then alive, most = kept, most or by_mass end
     end
     layers[index] = { rows = rows, computed = computed, most = at_most }
+    evicts = evicts or rows < alive
+  end
+  if d.prepare and evicts then
+    local whole = shape(1)
+    whole.index, whole.depth = nil, nil
+    local ok, passes = module.call(d.prepare, pass_tokens, d, o, whole)
+    if not ok then error(("policy %s, prepare: %s"):format(which.name, tostring(passes)), 0) end
+    for _, layer in ipairs(layers) do layer.computed = layer.computed + passes end
   end
   return layers
 end

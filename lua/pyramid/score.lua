@@ -29,7 +29,7 @@ Score.__metatable = "pyramid.score"
 local codes = { attention = 0, history = 1, key_norm = 2, value_norm = 3, position = 4, random = 5,
   const = 6, add = 7, sub = 8, mul = 9, div = 10, pool = 11, normalize = 12, key_similarity = 13,
     expected = 14, lag = 15, output_norm = 16, table = 17, place = 18, softmax = 19, chunk = 20,
-      top = 21, custom = 22 }
+      top = 21, custom = 22, probed = 23 }
 local reduces = { mean = 0, sum = 1, max = 2 }
 local pools = { avg = 0, average = 0, max = 1 }
 local longest = 32
@@ -200,6 +200,12 @@ function score.key_similarity() return new("key_similarity()", op("key_similarit
 ---heads that read it. Source: CriticalKV, arXiv 2502.03805.
 ---@return pyramid.Score
 function score.output_norm() return new("output_norm()", op("output_norm")) end
+
+---What the last probe tracked of a row: that of a policy's preparing passes, in its prefill plans,
+---or cache:probe's, in cache:evict and cache:scores. Rows that it did not judge have 0. Source:
+---KVzip, arXiv 2505.23416.
+---@return pyramid.Score
+function score.probed() return new("probed()", op("probed")) end
 
 ---0 for the first judged row, 1 for the last, evenly between.
 ---@return pyramid.Score

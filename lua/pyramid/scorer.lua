@@ -40,9 +40,11 @@ local scorer = {}
 ---@field budget? fun(o: table, l: pyramid.Layer): integer
 ---  rows wanted in a layer, instead of what `rows` and `ratio` say: a lane's rows in all after the
 ---  prompt, so begin with l.past +
----@field share? "head"|"layer"|"pool"    "head", unless said
+---@field share? "head"|"layer"|"pool"|"model"    "head", unless said
 ---@field more? fun(o: table, l: pyramid.Layer, keep: integer): pyramid.Plan
----  what else the plan has: least, mass, merge, prune, rotate
+---  what else the plan has: least, mass, merge, prune, rotate, share where options decide it
+---@field prepare? fun(o: table, l: pyramid.Layer): pyramid.Preparation?
+---  passes before the plans run; `score` may then say score.probed()
 ---@field generates? boolean              cuts also while text is generated
 ---@field slack? integer                  default of the option: rows over the budget before a cut
 ---@field window? fun(o: table, l: pyramid.Layer, budget: integer): integer
@@ -54,7 +56,7 @@ local scorer = {}
 local scorer_keys = { name = "string", doc = "string", defaults = "table", limits = "table",
   presets = "table", score = "function", guard = "function", floor = "function",
   budget = "function", share = "string", more = "function", generates = "boolean",
-  slack = "integer", window = "function", track = "function" }
+  slack = "integer", window = "function", track = "function", prepare = "function" }
 
 local common_limits = { ratio = { 0, 1 }, rows = { 0 }, slack = { 0 }, sinks = { 0 },
   recent = { 0 }, window = { 1 }, kernel = { 1, 63, 2 }, pool = { "max", "avg" },
@@ -103,14 +105,14 @@ function scorer.scorer(d)
     local rows = budget(o, l)
     local keep = math.min(rows, l.rows)
     local made = d.more and d.more(o, l, keep) or {}
-    made.keep, made.guard, made.share = keep, guard(o, l, rows), d.share or "head"
+    made.keep, made.guard, made.share = keep, guard(o, l, rows), made.share or d.share or "head"
     made.score = ranked and ranked(o, l, keep)
     return made
   end
 
   return policy {
     name = d.name, doc = d.doc, defaults = defaults, limits = limits, presets = d.presets,
-    fit = "ratio",
+    fit = "ratio", prepare = d.prepare,
     prefill = function(o, l) return plan(o, l, d.score) end,
     trigger = d.generates and function(o, l)
       local rows = budget(o, l)

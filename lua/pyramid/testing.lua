@@ -88,7 +88,8 @@ end
 local run_keys = { prompt = "integer|table", layers = "integer", heads = "integer",
   kv_heads = "integer", head_dim = "integer", steps = "integer", attention = "function|table",
     attend = "function", keys = "function|table", values = "function|table", outputs = "function",
-      expected = "function", seed = "integer", scores = "boolean", watch = "function" }
+      expected = "function", probed = "function|table",
+    seed = "integer", scores = "boolean", watch = "function" }
 
 ---A number for each row that a query head sees: how much it looks at it.
 ---@alias pyramid.testing.Attention fun(layer: integer, head: integer, query: integer, position: integer): number
@@ -121,7 +122,11 @@ local run_keys = { prompt = "integer|table", layers = "integer", heads = "intege
 ---@field expected? fun(layer: integer, head: integer, keys: table, how: table): number[]
 ---  for score.expected: the exponent of each key of a query head; how holds queries (their
 ---  positions), next, future and covariance
----@field seed? integer  of what is not given: attention, keys and values are then noise
+---@field probed? pyramid.testing.Rows|table<integer, number>
+---  for score.probed: what preparing passes look at, a number by row of a KV head; or by position,
+---  0 elsewhere
+---@field seed? integer
+---  of what is not given: attention, keys, values and what is probed are then noise
 ---@field scores? boolean
 ---  false: scores are not worked out, and the oldest survive: for counting rows
 ---@field watch? fun(run: pyramid.testing.Run, step: integer)
@@ -156,6 +161,7 @@ function testing.run(which, given)
     expected = given.expected, watch = given.watch,
     scores = given.scores ~= false,
     attention = source("attention", given.attention, 1.0, noise),
+    probed = source("probed", given.probed, 0.0, function(...) return noise(3, ...) end),
     keys = source("keys", given.keys, 1.0, function(...) return noise(1, ...) end),
     values = source("values", given.values, 1.0, function(...) return noise(2, ...) end) })
 end

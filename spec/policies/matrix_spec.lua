@@ -9,6 +9,7 @@ local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
 local random_model = require "pyramid.tools.random_model"
 local random_policy = require "spec.support.random_policy"
+local score = require "pyramid.score"
 local shell = require "spec.support.shell"
 local testing = require "pyramid.testing"
 local transformer = require "spec.support.transformer"
@@ -75,10 +76,17 @@ local function tracks(p, config, n)
   return trigger and trigger.track ~= nil or false
 end
 
+-- A prompt's plan; of a policy that prepares, as it is after passes.
+local function plan_of(p, asker, config, layer, n, alive)
+  local none = p.definition.prepare and {}
+  for head = 1, none and config.kv_heads or 0 do none[head] = 0 end
+  return asker:prefill(plans.shape(layer, config,
+    { prompt = n, past = 0, rows = alive, tokens = n }), none or nil)
+end
+
 -- Whether a prompt's plan guards its last row: then the newest is always there.
 local function guards_last(p, config, n)
-  local l = plans.shape(1, config, { prompt = n, past = 0, rows = n, tokens = n })
-  return not p.definition.prefill or plans.asker(p):prefill(l).last > 0
+  return not p.definition.prefill or plan_of(p, plans.asker(p), config, 1, n, n).last > 0
 end
 
 -- Looks at a cache after each step: rows ascend, end in the newest where that is guarded, and never
@@ -131,8 +139,7 @@ end
 local function assert_guards(p, cache, config, n)
   local asker, alive, lead, trail = plans.asker(p), n, n, n
   for layer, forecast in ipairs(policy.forecast(p, config, n)) do
-    local plan = asker:prefill(plans.shape(layer, config,
-      { prompt = n, past = 0, rows = alive, tokens = n }))
+    local plan = plan_of(p, asker, config, layer, n, alive)
     local first, last = math.min(plan.first, lead, alive), math.min(plan.last, trail, alive)
     for head = 1, config.kv_heads do
       local positions = cache:positions(layer, head)
@@ -145,7 +152,7 @@ local function assert_guards(p, cache, config, n)
           ("layer %d, head %d: a last row is gone"):format(layer, head))
       end
     end
-    assert.equal(alive, forecast.computed)
+    assert.equal(alive, p.definition.prepare and alive or forecast.computed)
     if plan.prune ~= "cache" then
       alive, lead, trail = plans.left(plan, { alive })[1], math.min(lead, plan.first),
         math.min(trail, plan.last)
@@ -174,6 +181,42 @@ local function simulated(call)
   error(result, 0)
 end
 
+-- What the passes of a policy that prepares looked at, as the core tracked it: { [layer] = { [head]
+-- = { [position] = number } } }; nil for others. A score of zeros beside the plan's own sees it.
+local function probed_by(p, model, prompts)
+  if not p.definition.prepare then return nil end
+  local seen, d = {}, {}
+  for key, value in pairs(p.definition) do d[key] = value end
+  local look = score.custom(function(lane)
+    local numbers, none = lane.seen, {}
+    seen[lane.layer] = seen[lane.layer] or {}
+    seen[lane.layer][lane.head] = seen[lane.layer][lane.head] or {}
+    for i = 1, lane.rows do
+      seen[lane.layer][lane.head][math.tointeger(lane.positions[i])], none[i] = numbers[i], 0
+    end
+    return none
+  end, { seen = score.probed() })
+  local passes = false
+  function d.prepare(o, l)
+    local how = p.definition.prepare(o, l)
+    passes = how ~= nil
+    return how
+  end
+  function d.prefill(o, l)
+    local plan = p.definition.prefill(o, l)
+    if plan and passes then plan.score = (plan.score or score.position()) + look end
+    return plan
+  end
+  local cache <close> = assert(model:cache { policy = policy.define(d):with(p.options),
+    dtype = "f32" })
+  local at = 0
+  for _, n in ipairs(prompts) do
+    assert(cache:prefill(helper.slice(ids, at + 1, at + n)))
+    at = at + n
+  end
+  return function(layer, head, position) return seen[layer][head][position] or 0.0 end
+end
+
 -- The core keeps what the simulation keeps with a float64 transformer's attention, keys and values.
 local function assert_simulated(p, kind, prompts, steps)
   local model, source = small[kind].model, transformer.source(small[kind].weights, ids)
@@ -182,7 +225,8 @@ local function assert_simulated(p, kind, prompts, steps)
     return testing.run(p, { prompt = prompts, steps = steps, layers = config.layers,
       heads = config.heads, kv_heads = config.kv_heads, head_dim = config.head_dim,
         attend = source.attend, keys = source.keys, values = source.values,
-          outputs = source.outputs, expected = source.expected })
+          outputs = source.outputs, expected = source.expected,
+            probed = probed_by(p, model, prompts) })
   end)
   local cache <close> = assert(model:cache { policy = p, dtype = "f32" })
   local at = 0
@@ -270,7 +314,9 @@ for _, name in ipairs(names) do
       .. "nothing", function()
       local model, n = models.MHA, page_rows - 12
       local one <close> = start(model, p, "f16", 1)
-      local cache <close> = start(model, p, "f16", n, { budget = one:bytes() })
+      local cache <close> = assert(model:cache { policy = p, dtype = "f16", budget = one:bytes() })
+      -- passes take room of their own
+      assert(cache:prefill(prompt(n), { prune = not p.definition.prepare }))
       for i = 1, 40 do
         local fits = true
         each_lane(model, function(layer, head) fits = fits

@@ -240,7 +240,7 @@ describe("testing.run", function()
         { share = "head", prune = "hidden" }),
       ["policy keeping, layer 1, prefill: keep is a list, which needs share"] = keeping(9,
         { keep = { 2, 2 } }),
-      ["policy keeping, layer 1, prefill: least needs mass or share"] = keeping(5, { least = 2 }),
+      ["policy keeping, layer 1, prefill: least needs mass, share"] = keeping(5, { least = 2 }),
       ["policy keeping, layer 1, prefill: least is more than keep"] = keeping(5,
         { least = 6, mass = 0.5 }),
       ["policy keeping, layer 1, prefill: rotate \"compact\" needs share"] = keeping(5,

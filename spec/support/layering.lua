@@ -25,7 +25,7 @@ local rank = {
   ["backend/op_args"] = 2,
   ["backend/backend"] = 3, ["base/unicode"] = 3,
   ["backend/plugin"] = 4, ["base/weights"] = 4, ["base/profile"] = 4, ["sample/sampler"] = 4,
-  ["cache/pages"] = 4, ["text/tokenizer"] = 4,
+  ["cache/pages"] = 4, ["cache/probed"] = 5, ["text/tokenizer"] = 4,
   ["text/token_alphabet"] = 5, ["text/vocab"] = 5, ["text/bpe"] = 5, ["text/split"] = 5,
   ["text/decode_piece"] = 5, ["text/decode"] = 5, ["text/fingerprint"] = 5,
   ["model/packed"] = 4.4, ["model/config"] = 4.5, ["model/source"] = 4.5,
@@ -36,7 +36,7 @@ local rank = {
   ["policy/score"] = 8, ["policy/policy"] = 9, ["policy/track"] = 9, ["policy/trace"] = 9,
   ["policy/observe"] = 10,
   ["cache/session"] = 11, ["policy/evict"] = 11, ["policy/evict_now"] = 12, ["model/forward"] = 7,
-  ["model/prefill"] = 12, ["model/step"] = 12,
+  ["model/probe"] = 13, ["model/prefill"] = 14, ["model/step"] = 12,
 }
 
 local kernels_may = { pyramid = true, ["base/tensor"] = true, ["base/dtype"] = true,

@@ -10,8 +10,9 @@ local times, add, normed, heads_of = transformer.times, transformer.add, transfo
 local plain = {}
 plain.__index = plain
 
---- The model of a folder; fields that may be set: cap, slopes [head], sinks [layer][head],
---- temper and temper_length.
+--- The model of a folder; fields that may be set: cap, slopes [head], sinks [layer][head], temper,
+--- temper_length, and watch(row, position of the query, its head, score, weight), called for each
+--- row that it sees.
 function plain.open(folder) return setmetatable({ model = transformer.load(folder) }, plain) end
 
 --- Lanes without rows: lanes[layer][head] is a sequence of { position, k (before rotation), turned
@@ -31,11 +32,12 @@ function plain:rotated(key, position) return heads_of(key, 1, position, self.mod
 -- how: the head's cap, slope and sink, where it has any
 local function attend(q, lane, scale, position, share, how)
   local sink = how.sink or -math.huge
-  local p, top, out = {}, sink, {}
+  local p, scores, top, out = {}, {}, sink, {}
   for j, row in ipairs(lane) do
     local s = 0.0
     for i = 1, #q do s = s + q[i] * row.turned[i] end
     p[j] = reference.bent(s * scale, how.cap, how.slope, position - row.position)
+    scores[j] = p[j]
     top = math.max(top, p[j])
   end
   local sum = sink > -math.huge and math.exp(sink - top) or 0.0
@@ -46,6 +48,7 @@ local function attend(q, lane, scale, position, share, how)
   for i = 1, #q do out[i] = 0.0 end
   for j, row in ipairs(lane) do
     local weight = p[j] / sum
+    if how.watch then how.watch(row, position, how.head, scores[j], weight) end
     row.history = row.history + weight * share
     row.seen[position] = (row.seen[position] or 0) + weight * share
     for i = 1, #q do out[i] = out[i] + weight * row.v[i] end
@@ -70,7 +73,8 @@ function plain:step(lanes, id, turned)
     local sharp = 1 + (self.temper or 0) * math.log(1 + to // (self.temper_length or 1))
     for head, q in ipairs(heads_of(times(w.q, h), model.heads, to, model.base)) do
       local out = attend(q, lanes[layer][(head - 1) // group + 1], sharp * (#q) ^ -0.5, position,
-        1 / group, { cap = self.cap, slope = self.slopes and self.slopes[head],
+        1 / group, { head = head, watch = self.watch, cap = self.cap,
+          slope = self.slopes and self.slopes[head],
           sink = self.sinks and self.sinks[layer][head] })
       table.move(out, 1, #out, #mixed + 1, mixed)
     end

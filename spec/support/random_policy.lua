@@ -19,9 +19,11 @@ for i = 1, 60 do by_position[i] = i * 29 % 61 / 61 end
 for layer = 1, 3 do by_head[layer] = { layer, 0.5, 2, 1 / layer } end
 local tables = { score.table(by_position), score.table(by_head) }
 
--- turned: keys may have been rotated to their places, which the simulation does not follow.
-local function random_score(draw, pick, attention, turned)
+-- turned: keys may have been rotated to their places, which the simulation does not follow. probed:
+-- passes track what the score may say.
+local function random_score(draw, pick, attention, turned, probed)
   local function signal()
+    if probed and draw(3) > 0 then return score.probed() end
     local kind = pick { "attention", "attention", "key_norm", "value_norm", "position", "random",
       "place", "output_norm", "table", "lag", "key_similarity" }
     if kind == "attention" then return attention() end
@@ -46,10 +48,11 @@ local function random_score(draw, pick, attention, turned)
   return s
 end
 
----A policy of a seed; grouped: query heads share KV heads.
+---A policy of a seed; grouped: query heads share KV heads. Every fifth prepares its plans.
 return function(seed, grouped)
   local draw, pick = picker(seed)
-  local decay, compact = draw(2) == 0 and 0.9 or 1, draw(5) == 0
+  local prepared = seed % 5 == 2
+  local decay, compact = draw(2) == 0 and 0.9 or 1, draw(5) == 0 and not prepared
   -- As the trigger's, where it tracks history: what earlier prompts left is of that decay, and of
   -- means over KV heads.
   local function history(choose)
@@ -72,15 +75,21 @@ return function(seed, grouped)
   local plans, ragged = {}, false
   for layer = 1, 8 do
     local prune = pick { "cache", "cache", "hidden", "both" }
+    if prepared then prune = "cache" end
     local share = prune == "cache" and not compact and pick { "layer", "head", "pool", "list" }
       or "layer"
+    if prepared and draw(2) == 0 then share = "model" end
     plans[layer] = { skip = draw(6) == 0, share = share, prune = prune,
       ratio = pick { 0.1, 0.4, 0.6, 0.9 }, first = pick { 0, 1, 4 }, last = pick { 0, 1, 5, 20 },
-        score = draw(8) > 0 and random_score(draw, pick, prompt_attention, compact) or nil,
-          mass = draw(4) == 0 and pick { 0.3, 0.8 } or nil, least = draw(2) == 0 and 3 or nil,
+        score = draw(8) > 0 and random_score(draw, pick, prepared and function()
+          return score.place()
+        end or prompt_attention, compact, prepared) or nil,
+          mass = share ~= "model" and draw(4) == 0 and pick { 0.3, 0.8 } or nil,
+            least = draw(2) == 0 and 3 or nil,
             merge = prune ~= "hidden" and not compact and draw(4) == 0
               and pick { true, { threshold = 0.3 } } or nil }
-    ragged = ragged or share == "pool" or share == "list" or plans[layer].mass ~= nil
+    ragged = ragged or share == "pool" or share == "list" or share == "model"
+      or plans[layer].mass ~= nil
   end
   local once = draw(3) == 0
   local trigger = { every = (once or draw(2) == 0) and pick { 1, 3, 8 } or nil,
@@ -93,11 +102,15 @@ return function(seed, grouped)
     function() return track or score.position() end, compact) end
   if once then decode.last = math.min(decode.last, trigger.window) end
   local function keep(rows, ratio) return math.max(1, math.ceil(rows * ratio)) end
+  local how = { track = score.attention { reduce = pick { "max", "mean" }, heads = pick { "max",
+    "sum" }, queries = pick { 0, 3 } }, block = pick { 0, 1, 7, 20, 100 },
+    lead = { { 5, 9 }, draw(5) }, among = pick { "all", "block" }, sinks = draw(6) }
   return policy {
     name = "random" .. seed,
+    prepare = prepared and function(_, l) return l.prompt > 3 and how or nil end or nil,
     prefill = function(_, l)
       local p = plans[l.index]
-      if p.skip then return nil end
+      if p.skip or prepared and l.prompt <= 3 then return nil end
       local many, shares = keep(l.rows, p.ratio), p.share == "list" and "head" or p.share
       -- Lanes that earlier plans left unequal cannot share one set, nor be handed on as one.
       if l.past > 0 and ragged and shares == "layer" then return nil end
@@ -108,7 +121,8 @@ return function(seed, grouped)
         plan.keep = {}
         for head = 1, l.kv_heads do plan.keep[head] = math.max(1, many - 2 * head) end
       end
-      if p.least and many >= 10 and (p.share == "pool" or p.mass) then plan.least = p.least end
+      local competes = p.share == "pool" or p.share == "model"
+      if p.least and many >= 10 and (competes or p.mass) then plan.least = p.least end
       return plan
     end,
     trigger = function(_, l) return l.index % 3 > 0 and trigger or nil end,

@@ -24,6 +24,7 @@ local simulated = { 1, 3, 33, 90 }
 ---  no plan drops a row, at any shape; false where a plan was not valid
 ---@field config table?             of the one model that it was checked for
 ---@field by_mass boolean  a plan keeps a share of scores: its forecast is the most that it keeps
+---@field by_model boolean  layers share a budget: a forecast is what each keeps on average
 ---@field plans integer             how many were asked for
 local Report = {}
 Report.__index = Report
@@ -78,7 +79,13 @@ end
 -- rows alone say: a prompt, and the first three firings in each layer. Where scores decide which
 -- lane is longest, each is as long as it can be.
 local function walk(config, prompt, past, ask)
-  local alive = prompt
+  local alive, prepared = prompt, nil
+  local whole = plans.shape(1, config, { prompt = prompt, past = past, rows = past + prompt,
+    tokens = past + prompt })
+  if ask("prepare", whole, {}) then
+    prepared = {}
+    for head = 1, config.kv_heads do prepared[head] = past end
+  end
   for index = 1, config.layers do
     local lanes = {}
     for head = 1, config.kv_heads do lanes[head] = past + alive end
@@ -87,11 +94,12 @@ local function walk(config, prompt, past, ask)
         tokens = tokens, waiting = waiting })
     end
     local tokens = past + prompt
-    local plan = ask("prefill", shape(past + alive, tokens), lanes)
+    local plan = ask("prefill", shape(past + alive, tokens), lanes, prepared)
     local left = plans.left(plan, lanes)
     if plan.prune ~= "hidden" then lanes = left end
     if plan.prune ~= "cache" then alive = left[1] - past end
     local trigger = ask("trigger", shape(math.max(table.unpack(lanes)), tokens), lanes)
+    if prepared then ask("rests", shape(past + alive, tokens), lanes, plan, trigger) end
     local unjudged = trigger and trigger.window or 0
     for _ = 1, 3 do
       local longest = math.max(table.unpack(lanes))
@@ -127,7 +135,8 @@ local function check_plans(report, p, all, what)
   local drops, before = false, text_of(p.definition.defaults)
   local function try(config, asker, prompt, past)
     local again = plans.asker(p, true)
-    walk(config, prompt, past, function(kind, l, lanes, trigger)
+    walk(config, prompt, past, function(kind, l, lanes, trigger, tracked)
+      if kind == "rests" then return asker:rests(l, trigger, tracked) end
       local shown = copy(l)
       local given, twice = asker[kind](asker, l, trigger), again[kind](again, l, trigger)
       local text, text_of_twice = text_of(given), text_of(twice)
@@ -141,10 +150,11 @@ local function check_plans(report, p, all, what)
         error(("policy %s, layer %d, %s: changes the shape it is given"):format(p.name, l.index,
           kind), 0)
       end
-      if kind ~= "trigger" then
+      if kind == "prefill" or kind == "decode" then
         asker:fits(kind, l, given, lanes)
         drops = drops or plans.needed(given, lanes)
         report.by_mass = report.by_mass or given.mass > 0
+        report.by_model = report.by_model or given.share == "model"
       end
       return given
     end)
@@ -325,13 +335,19 @@ local function check_simulation(report, p)
       simulation.run(p, { prompts = { prompt }, layers = config.layers, heads = config.heads,
         kv_heads = config.kv_heads,
         head_dim = 16, steps = steps,
-        attention = noise, keys = noise, values = noise, scores = true, watch = function(run, step)
+        attention = noise, keys = noise, values = noise, probed = noise,
+        scores = true, watch = function(run, step)
           if step == 0 then
+            local held, foretold = 0, 0
             for index, rows in ipairs(rows_by_layer(run)) do
               local most = forecast[index].rows
-              if rows > most or rows < most and not report.by_mass then
+              held, foretold = held + rows, foretold + most
+              if (rows > most or rows < most and not report.by_mass) and not report.by_model then
                 say("layer %d keeps %g rows, its forecast is %g", index, rows, most)
               end
+            end
+            if report.by_model and math.abs(held - foretold) > 1e-6 and not report.by_mass then
+              say("all layers keep %g rows, their forecasts are %g", held, foretold)
             end
           end
           watch(run, step)
@@ -399,7 +415,7 @@ function checks.policy(which, given)
   local p, message = policy.load(which)
   if not p then return nil, message end
   local report = setmetatable({ policy = p, name = p.name, problems = {}, notes = {},
-    by_mass = false, plans = 0, config = given.config }, Report)
+    by_mass = false, by_model = false, plans = 0, config = given.config }, Report)
   if given.name and given.name ~= p.name then
     add(report.problems, "its name should be '%s'", given.name)
   end

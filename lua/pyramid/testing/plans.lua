@@ -7,7 +7,10 @@ local score = require "pyramid.score"
 local plans = {}
 
 local OP = "<BBBxi4f"
-local ATTENTION, HISTORY, EXPECTED, CUSTOM, MAX = 0, 1, 14, 22, 2
+local ATTENTION, HISTORY, EXPECTED, CUSTOM, PROBED, MAX = 0, 1, 14, 22, 23, 2
+
+local UNPROBED = "asks for what a probe tracked, and there was none since rows last changed (a "
+  .. "policy's `prepare`, or cache:probe, makes one)"
 
 -- Fields this reference knows; a plan with others is refused rather than misread.
 local plan_fields = { keep = true, guard = true, score = true, share = true, prune = true,
@@ -85,7 +88,7 @@ end
 ---@field keeps integer[]?         … and this is the list
 ---@field first integer
 ---@field last integer
----@field share "layer"|"head"|"pool"
+---@field share "layer"|"head"|"pool"|"model"
 ---@field prune "cache"|"hidden"|"both"
 ---@field mass number              0: rows are counted
 ---@field least integer
@@ -94,12 +97,19 @@ end
 ---@field program string?
 ---@field unjudged integer?
 ---  decode, where rows are judged once: how many at the end of a lane were not yet
+---@field before integer[]?
+---  after preparing passes: by head, rows held before the prompt, which all stay
 ---@field objects table            what the program refers to by number
 
 local function nothing_to_do(l)
   return { keep = l.rows, first = 0, last = 0, share = "layer", prune = "cache", mass = 0,
     least = 0, compact = false, objects = {} }
 end
+
+---Whether lanes compete under a plan: of a layer, or of all layers.
+---@param plan { share: string }
+---@return boolean
+function plans.compete(plan) return plan.share == "pool" or plan.share == "model" end
 
 -- What is wrong with a plan, whatever rows there are; the first thing that a cache would name.
 local function fault(out, l)
@@ -115,8 +125,8 @@ local function fault(out, l)
     or hidden and out.share ~= "layer" and 'share must be "layer" where hidden states are pruned'
     or out.least < 0 and "least is negative"
     or out.least > out.keep and "least is more than keep"
-    or out.least > 0 and out.mass == 0 and out.share ~= "pool"
-      and 'least needs mass or share = "pool"'
+    or out.least > 0 and out.mass == 0 and not plans.compete(out)
+      and 'least needs mass, share = "pool" or share = "model"'
     or out.threshold and out.prune == "hidden"
       and 'merge needs losers: prune = "hidden" leaves the layer\'s own rows whole'
     or out.compact and (out.share ~= "layer" or hidden)
@@ -151,12 +161,74 @@ local function read_plan(self, name, l, plan)
   return out
 end
 
+-- Whether a program holds an operation of this code.
+local function holds(program, wanted)
+  for at = 1, #(program or ""), 12 do
+    if program:byte(at) == wanted then return true end
+  end
+  return false
+end
+
+---What a policy says of passes over a prompt, or nil: none.
+---@param l pyramid.Layer  of the whole cache
+---@return { block: integer, lead: any[], first: any[] }?
+function Asker:prepare(l)
+  if not self.policy.definition.prepare or not self.policy.definition.prefill then return nil end
+  local shown, index = {}, l.index
+  for key, value in pairs(l) do shown[key] = value end
+  shown.index, shown.depth = nil, nil
+  if self.prompt ~= l.prompt then self.options, self.prompt = self.policy:fitted(l), l.prompt end
+  local function asked()
+    if self.bound then
+      self.bound.prepare(index, l.layers, l.prompt, l.past, l.rows, l.waiting, l.tokens, l.heads,
+        l.kv_heads, l.head_dim)
+    end
+    return self.policy.definition.prepare(self.options, shown)
+  end
+  local ok, how = policy.call(self.policy.definition.prepare, asked)
+  if not ok then refuse(self, "prepare", l, tostring(how)) end
+  if how == nil then return nil end
+  local track = signal(score.program(how.track))
+  if track.history then
+    refuse(self, "prepare", l, "track is no attention, which is what a pass can track")
+  end
+  for _, field in ipairs { "block", "sinks" } do
+    if (how[field] or 0) < 0 then refuse(self, "prepare", l, field .. " is negative") end
+  end
+  return { block = how.block, lead = how.lead or {}, first = how.first or how.lead or {},
+    track = tostring(how.track), among = how.among, sinks = how.sinks }
+end
+
+---Tokens that the passes over a prompt read, where texts are none.
+---@param how { block: integer, lead: any[], first: any[] }
+---@param prompt integer
+---@return integer
+function plans.pass_tokens(how, prompt)
+  local sum, block = 0, how.block > 0 and how.block or prompt
+  for at = 0, prompt - 1, block do
+    for _, part in ipairs(at == 0 and how.first or how.lead) do
+      if type(part) == "table" then sum = sum + #part end
+      if type(part) == "number" then sum = sum + math.min(part, at) end
+    end
+  end
+  return sum + (how.block > 0 and prompt or 0)
+end
+
 ---The plan for a prompt. The last layer has no next one to hand survivors to: what hides there
 ---hides nothing.
 ---@param l pyramid.Layer
+---@param prepared? integer[]  it runs after passes; by head, rows held before the prompt
 ---@return pyramid.testing.Plan
-function Asker:prefill(l)
+function Asker:prefill(l, prepared)
   local plan = read_plan(self, "prefill", l, ask(self, "prefill", l))
+  plan.before = prepared
+  if not prepared and plan.share == "model" then
+    refuse(self, "prefill", l, 'share is "model", which needs the rows of all layers at once: a '
+      .. "policy with `prepare`, or cache:evict")
+  end
+  if not prepared and holds(plan.program, PROBED) then
+    refuse(self, "prefill", l, "score " .. UNPROBED)
+  end
   if plan.prune ~= "cache" then
     plan.first, plan.last = math.max(plan.first, l.past), math.max(plan.last, 1)
     if l.index == l.layers then
@@ -204,6 +276,9 @@ local function untracked(program, track)
       or code == HISTORY and not (track and track.history)
     if other then return "ranks by attention that the trigger does not track" end
     if code == CUSTOM then return "has a custom function, which can rank in prefill only" end
+    if code == PROBED then
+      return UNPROBED
+    end
     if code == EXPECTED then
       return "expects attention from the queries of a prompt, which are known in prefill only"
     end
@@ -219,12 +294,42 @@ local function untracked(program, track)
   end
 end
 
+---Raises where a plan that runs after passes asks for what is not known then.
+---@param l pyramid.Layer
+---@param plan pyramid.testing.Plan
+---@param trigger table?
+function Asker:rests(l, plan, trigger)
+  if plan.prune ~= "cache" then
+    refuse(self, "prefill", l, "prune drops hidden states, which are there while a prefill runs "
+      .. 'only ("cache" drops rows)')
+  end
+  if holds(plan.program, EXPECTED) then
+    refuse(self, "prefill", l, "score expects attention from the queries of a prompt, which only a "
+      .. "running prefill knows")
+  end
+  for at = 1, #(plan.program or ""), 12 do
+    local code, _, heads = string.unpack(OP, plan.program, at)
+    if (code == ATTENTION or code == HISTORY)
+      and untracked(plan.program:sub(at, at + 11), trigger and trigger.track) then
+      refuse(self, "prefill", l, "score ranks by attention that the cache does not track, and "
+        .. "only a running prefill knows")
+    end
+    if (code == ATTENTION or code == HISTORY) and heads == MAX and l.heads ~= l.kv_heads then
+      refuse(self, "prefill", l, "score takes a maximum over the query heads of a K/V head, of "
+        .. "which only the mean is tracked")
+    end
+  end
+end
+
 ---The plan of a trigger that fires.
 ---@param l pyramid.Layer
 ---@param trigger table
 ---@return pyramid.testing.Plan
 function Asker:decode(l, trigger)
   local plan = read_plan(self, "decode", l, ask(self, "decode", l))
+  if plan.share == "model" then
+    refuse(self, "decode", l, 'share cannot be "model" in decode, where layers fire one by one')
+  end
   if trigger.once and plan.last > trigger.window then
     refuse(self, "decode", l,
       "guard.last exceeds the trigger's window, by which rows judged once are counted")
@@ -265,19 +370,32 @@ local function within(x, low, high) return math.max(low, math.min(x, high)) end
 ---@field least integer
 ---@field most integer
 
+---What a plan lets a lane keep: of the rows held before passes over a prompt, which all stay, it
+---has counted those of the longest lane.
+---@param plan pyramid.testing.Plan
+---@param head integer
+---@return integer
+function plans.keep_of(plan, head)
+  local keep = plan.keeps and plan.keeps[head] or plan.keep
+  if not plan.before then return keep end
+  return keep - math.max(table.unpack(plan.before)) + plan.before[head]
+end
+
 ---How a plan falls on a lane of so many rows.
 ---@param plan pyramid.testing.Plan
 ---@param rows integer
 ---@param head? integer
 ---@return pyramid.testing.Split
 function plans.split(plan, rows, head)
-  local first = math.min(math.max(plan.first, plan.unjudged and rows - plan.unjudged or 0), rows)
+  local before = plan.before and plan.before[head or 1] or 0
+  local first = math.min(math.max(plan.first, before,
+    plan.unjudged and rows - plan.unjudged or 0), rows)
   local last = math.min(plan.last, rows - first)
   local guards, judged = first + last, rows - first - last
-  local most = within((plan.keeps and plan.keeps[head or 1] or plan.keep) - guards, 0, judged)
+  local most = within(plans.keep_of(plan, head or 1) - guards, 0, judged)
   local least = most
-  if plan.share == "pool" then most = judged end
-  if plan.share == "pool" or plan.mass > 0 then
+  if plans.compete(plan) then most = judged end
+  if plans.compete(plan) or plan.mass > 0 then
     least = within(math.max(plan.least, 1) - guards, 0, judged)
   end
   return { first = first, judged = judged, last = last, least = least,
@@ -295,13 +413,31 @@ end
 -- The splits of lanes of so many rows, and what is judged, promised and, at most, kept of all of
 -- them.
 local function splits_of(plan, lanes)
-  local splits, judged, least, guards = {}, 0, 0, 0
+  local splits, judged, least, budget = {}, 0, 0, 0
   for head, rows in ipairs(lanes) do
     local split = plans.split(plan, rows, head)
-    splits[head], judged, least, guards = split, judged + split.judged, least + split.least,
-      guards + split.first + split.last
+    splits[head], judged, least = split, judged + split.judged, least + split.least
+    budget = budget + plans.keep_of(plan, head) - split.first - split.last
   end
-  return splits, judged, least, math.min(math.max(plan.keep * #lanes - guards, least), judged)
+  return splits, judged, least, math.min(math.max(budget, least), judged), budget
+end
+
+---The splits of the lanes of several layers that share a budget, one after the other, and how many
+---of their judged rows survive at most; nil where all do.
+---@param layers { plan: pyramid.testing.Plan, lanes: integer[] }[]
+---@return pyramid.testing.Split[]?
+---@return integer most
+function plans.united(layers)
+  local all, judged, least, budget, mass = {}, 0, 0, 0, 0
+  for _, layer in ipairs(layers) do
+    local splits, its_judged, its_least, _, its_budget = splits_of(layer.plan, layer.lanes)
+    table.move(splits, 1, #splits, #all + 1, all)
+    judged, least, budget = judged + its_judged, least + its_least, budget + its_budget
+    mass = layer.plan.mass
+  end
+  local most = math.min(math.max(budget, least), judged)
+  if not (most < judged or mass > 0 and least < judged) then return nil, most end
+  return all, most
 end
 
 ---Judged rows that a pool of lanes keeps at most.
@@ -316,7 +452,7 @@ function plans.pooled(plan, lanes) return (select(4, splits_of(plan, lanes))) en
 ---@return boolean
 function plans.needed(plan, lanes)
   local splits, judged, least, most = splits_of(plan, lanes)
-  if plan.share == "pool" then return most < judged or plan.mass > 0 and least < judged end
+  if plans.compete(plan) then return most < judged or plan.mass > 0 and least < judged end
   for _, split in ipairs(splits) do
     if plans.cuts(plan, split) then return true end
   end

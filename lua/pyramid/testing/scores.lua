@@ -31,12 +31,13 @@ local scores = {}
 ---@field next integer                 the position behind them
 ---@field outputs? fun(layer: integer, head: integer, value: number|number[]): number
 ---@field expected? fun(layer: integer, head: integer, keys: table, how: table): number[]
+---@field probed fun(layer: integer, head: integer, position: integer): number
 ---@field reduce fun(list: number[], how: integer): number
 
 -- The core's codes, in order (pyr_score_code).
 local names = { [0] = "attention", "history", "key_norm", "value_norm", "position", "random",
   "const", "add", "sub", "mul", "div", "pool", "normalize", "key_similarity", "expected", "lag",
-    "output_norm", "table", "place", "softmax", "chunk", "top", "custom" }
+    "output_norm", "table", "place", "softmax", "chunk", "top", "custom", "probed" }
 
 local function each(list, f)
   local out = {}
@@ -315,6 +316,9 @@ local operations = {
     return mean_of(each(group.lanes, function(lane) return lag(group, lane, op.n, op.a == 1) end))
   end },
   expected = { pops = 0, run = expected },
+  probed = { pops = 0, run = function(group)
+    return over_lanes(group, function(head, p) return group.probed(group.layer, head, p) end)
+  end },
   output_norm = { pops = 0, run = output_norm },
   table = { pops = 0, run = from_table },
   place = { pops = 0, run = function(group)

@@ -262,7 +262,8 @@ local function group_of(self, layer, lanes, reading, objects)
     attention = attention, history = history, key = key, value = value, compact = layer.compact,
       held = self.run[layer.index], objects = objects or {},
         each = config.heads // config.kv_heads, queries = queries, next = layer.read,
-          outputs = self.given.outputs, expected = self.given.expected, reduce = reduce }
+          outputs = self.given.outputs, expected = self.given.expected,
+            probed = self.given.probed, reduce = reduce }
 end
 
 -- ---- selection ----------------------------------------------------------------------------------
@@ -307,7 +308,7 @@ local function ranked(self, layer, plan, lanes, splits, reading)
     local found = scores.evaluate(plan.program, group_of(self, layer, group, reading, plan.objects))
     return found or error((
       "policy %s, layer %d, %s: score is NaN or infinite at some row: only numbers rank"):format(
-      self.asker.policy.name, layer.index, reading and "prefill" or "decode"), 0)
+      self.asker.policy.name, layer.index, (reading or plan.before) and "prefill" or "decode"), 0)
   end
   if plan.mass > 0 then
     plans.not_simulated "how many rows hold a share of scores that are not worked out"
@@ -317,8 +318,16 @@ local function ranked(self, layer, plan, lanes, splits, reading)
   return alike
 end
 
--- The survivors of each lane, ascending: guarded rows, the chosen of the judged, guarded rows. A
--- lane that loses nothing is the same list as before.
+-- What stays of a lane that is split so: guarded rows, the places chosen of the judged, guarded
+-- rows; nil where all do.
+local function kept_of(all, split, places)
+  local out = table.move(all, 1, split.first, 1, {})
+  for _, place in ipairs(places) do out[#out + 1] = all[split.first + place] end
+  table.move(all, #all - split.last + 1, #all, #out + 1, out)
+  return #out < #all and out or nil
+end
+
+-- The survivors of each lane, ascending. A lane that loses nothing is the same list as before.
 local function select(self, layer, plan, reading)
   local lanes, counts, kept = self.run[layer.index], {}, {}
   for head, lane in ipairs(lanes) do counts[head], kept[head] = #lane, lane end
@@ -334,11 +343,7 @@ local function select(self, layer, plan, reading)
     end
   end
   local function keep(head, places)
-    local all, split = lanes[head], splits[head]
-    local out = table.move(all, 1, split.first, 1, {})
-    for _, place in ipairs(places) do out[#out + 1] = all[split.first + place] end
-    table.move(all, #all - split.last + 1, #all, #out + 1, out)
-    if #out < #all then kept[head] = out end
+    kept[head] = kept_of(lanes[head], splits[head], places) or kept[head]
   end
   local segments, least, most = {}, {}, plan.share == "pool" and plans.pooled(plan, counts) or 0
   for at, group in ipairs(groups) do
@@ -385,18 +390,24 @@ local function rows_of(lanes, more)
   return counts, longest
 end
 
-local function read_layer(self, layer, alive, prompt)
+local function longest_of(lanes)
+  local _, longest = rows_of(lanes, 0)
+  return longest
+end
+
+local function read_layer(self, layer, alive, prompt, prepared)
   local run, config = self.run, self.run.config
   local lanes = run[layer.index]
-  local _, before = rows_of(lanes, 0)
+  local held, before = rows_of(lanes, 0)
   local counts, rows = rows_of(lanes, #alive)
   local l = { prompt = prompt, past = before, rows = rows, tokens = run.seen + prompt }
   local shape = plans.shape(layer.index, config, l)
-  local plan = self.asker:prefill(shape)
+  local plan = self.asker:prefill(shape, prepared and held)
   self.asker:fits("prefill", shape, plan, counts, layer.compact)
   if plan.prune ~= "hidden" then l.rows = math.max(table.unpack(plans.left(plan, counts))) end
   layer.trigger = self.asker:trigger(plans.shape(layer.index, config, l))
   self.asker:remembers(shape, plan, layer.trigger)
+  if prepared then self.asker:rests(shape, plan, layer.trigger) end
   layer.since, layer.past, layer.read = 0, before, run.seen + prompt
   layer.due = layer.read - 1 + plans.steps_until(layer.trigger, 0, l.rows)
   layer.first_query = #layer.queries + 1
@@ -405,12 +416,61 @@ local function read_layer(self, layer, alive, prompt)
   end
   for _, position in ipairs(alive) do remember(self, layer, position) end
   run.work = run.work + #alive
+  layer.plan, layer.unjudged = plan, layer.trigger and layer.trigger.window or 0
+  if prepared then return alive end                       -- plans run when all layers have read
   local kept = select(self, layer, plan, true)
   if plan.prune ~= "hidden" then replace(self, layer, plan, kept) end
-  layer.unjudged = layer.trigger and layer.trigger.window or 0
   if plan.prune == "cache" then return alive end
   -- rows held before are guarded: they lead
   return table.move(kept[1], before + 1, #kept[1], 1, {})
+end
+
+-- The layers whose plans share one budget: their lanes' rows compete, those of lower layers and
+-- heads first among equals.
+local function select_together(self, layers)
+  local parts = {}
+  for at, layer in ipairs(layers) do
+    parts[at] = { plan = layer.plan, lanes = (rows_of(self.run[layer.index], 0)) }
+  end
+  local splits, most = plans.united(parts)
+  if not splits then return end
+  if not self.given.scores then
+    plans.not_simulated "how many rows a layer keeps of a budget that layers share, by no scores"
+  end
+  local segments, least = {}, {}
+  for _, layer in ipairs(layers) do
+    local own = table.move(splits, #segments + 1, #segments + self.run.config.kv_heads, 1, {})
+    for head, split in ipairs(own) do
+      least[#least + 1] = split.least
+      segments[#segments + 1] = most > 0
+        and ranked(self, layer, layer.plan, { head }, own, false) or {}
+    end
+  end
+  local chosen = scores.choose(segments, least, most, layers[1].plan.mass)
+  for at, layer in ipairs(layers) do
+    local kept, lanes, heads = {}, self.run[layer.index], self.run.config.kv_heads
+    for head, lane in ipairs(lanes) do
+      local place = (at - 1) * heads + head
+      kept[head] = kept_of(lane, splits[place], chosen[place]) or lane
+    end
+    replace(self, layer, layer.plan, kept)
+  end
+end
+
+-- The prompt has been read, and its rows are probed: the plans that waited run.
+local function run_prepared(self, how, prompt)
+  local needed, united, apart = false, {}, {}
+  for _, layer in ipairs(self.layers) do
+    local counts = rows_of(self.run[layer.index], 0)
+    needed = needed or plans.needed(layer.plan, counts)
+    table.insert(layer.plan.share == "model" and united or apart, layer)
+  end
+  if not needed then return end
+  self.run.work = self.run.work + plans.pass_tokens(how, prompt) * self.run.config.layers
+  for _, layer in ipairs(apart) do
+    replace(self, layer, layer.plan, select(self, layer, layer.plan, false))
+  end
+  if #united > 0 then select_together(self, united) end
 end
 
 local function snapshot(run)
@@ -426,7 +486,14 @@ local function read(self, prompt)
   local alive = {}
   self.prompt = prompt
   for i = 1, prompt do alive[i] = self.run.seen + i - 1 end
-  for _, layer in ipairs(self.layers) do alive = read_layer(self, layer, alive, prompt) end
+  local past = 0
+  for _, lanes in ipairs(self.run) do past = math.max(past, longest_of(lanes)) end
+  local how = self.asker:prepare(plans.shape(1, self.run.config, { prompt = prompt, past = past,
+    rows = past + prompt, tokens = self.run.seen + prompt }))
+  for _, layer in ipairs(self.layers) do
+    alive = read_layer(self, layer, alive, prompt, how ~= nil)
+  end
+  if how then run_prepared(self, how, prompt) end
   self.run.seen = self.run.seen + prompt
   self.run.prefill = snapshot(self.run)
 end
