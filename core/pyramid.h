@@ -441,7 +441,13 @@ typedef enum pyr_score_code {
   PYR_S_CHUNK,         /* the mean over chunks of n consecutive candidates; the last chunk may be
                           shorter */
   PYR_S_TOP,           /* 1 for the n highest candidates (ties to the lower), 0 for others */
-  PYR_S_CUSTOM,  /* pop a, push what the policy's `custom` makes of them; n: which. Prefill only */
+  PYR_S_CUSTOM,  /* pop a, push what the policy's `custom` makes of them; n: which; b: 1 where it
+                    looks at the layer's inputs too. Prefill only */
+  PYR_S_LEARNED,       /* push a learned map of what the layer read at each row's token: of the
+                          normed hidden state in, w . in + b, mean over the group's lanes (KVzap,
+                          arXiv 2601.07891). The policy's table n has w and b by head:
+                          values[(layer * kv_heads + head) * (width + 1)], b last. Prefill only,
+                          and of the prompt's own rows only */
   PYR_S_PROBED,  /* push what the last probe tracked of each row (pyr_cache_probe, and a policy's
                     `prepare`); rows that it did not judge have 0 */
   PYR_SCORE_CODES
@@ -520,7 +526,7 @@ typedef struct pyr_table {
 /* What a PYR_S_CUSTOM is shown: one lane. Where heads share one set it is asked for each, and the
  * results' mean ranks. */
 typedef struct pyr_custom_view {
-  int32_t layer, head, head_dim, inputs;
+  int32_t layer, head, head_dim, inputs, width;
   int64_t rows;         /* candidates */
   const int32_t *positions;           /* [rows] */
   const float *const *input;          /* [inputs][rows] what was popped, the deepest first; the same
@@ -529,6 +535,9 @@ typedef struct pyr_custom_view {
 } pyr_custom_view;
 /* Copies the candidates' K (values = 0) or V (1) to out [rows, head_dim]. */
 pyr_status pyr_custom_rows(const pyr_custom_view *view, int values, float *out);
+/* Copies what the layer read at the candidates' tokens, normed, to out [rows, width]. PYR_ARGUMENT:
+ * the operation did not say that it looks at them. */
+pyr_status pyr_custom_hidden(const pyr_custom_view *view, float *out);
 
 /* A policy: pure callbacks; NULL means nothing to do. An error status carries its message through
  * pyr_runtime_set_error. Plans are asked for before the work they belong to, so that a policy that

@@ -33,6 +33,7 @@ void pyr_lua_open_tokenizer(lua_State *L);  /* ltokenizer.c */
 void pyr_lua_open_policy(lua_State *L);     /* lplan.c: plans and triggers from tables; policies as
                                                C callbacks */
 void pyr_lua_open_vector(lua_State *L);     /* lvector.c */
+void pyr_lua_open_fit(lua_State *L);        /* lfit.c */
 void pyr_lua_open_cache(lua_State *L);      /* lcache.c: pools, caches, step */
 void pyr_lua_open_logits(lua_State *L);     /* llogits.c */
 void pyr_lua_open_sampler(lua_State *L);    /* lsampler.c */

@@ -132,6 +132,7 @@ static int open_core(lua_State *L) {
   pyr_lua_open_logits(L);
   pyr_lua_open_sampler(L);
   pyr_lua_open_vector(L);
+  pyr_lua_open_fit(L);
   pyr_lua_open_guard(L);
   pyr_lua_open_json(L);
   pyr_lua_open_file(L);

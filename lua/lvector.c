@@ -67,6 +67,13 @@ const float *pyr_lua_to_vector(lua_State *L, int arg, int64_t *rows, int64_t *co
   return v->data;
 }
 
+const float *pyr_lua_read_rows(lua_State *L, int arg, int64_t *rows, int64_t *cols) {
+  const vector *v = check_vector(L, arg);
+  luaL_argcheck(L, v->cols > 0, arg, "a matrix is wanted");
+  *rows = v->rows, *cols = v->cols;
+  return v->data;
+}
+
 void pyr_lua_read_vector(lua_State *L, int arg, float *out, int64_t n) {
   if (luaL_testudata(L, arg, VECTOR)) {
     const vector *v = check_vector(L, arg);

@@ -23,6 +23,9 @@ void pyr_lua_bind_vector(lua_State *L, int scope);
 /* The numbers of the vector at `arg`; NULL if it is none, or shows a lane. Raises nothing; takes
  * two places of stack. */
 const float *pyr_lua_to_vector(lua_State *L, int arg, int64_t *rows, int64_t *cols);
+/* The numbers of the matrix at `arg`, also one that a lane shows while it may be used; raises if it
+ * is none. */
+const float *pyr_lua_read_rows(lua_State *L, int arg, int64_t *rows, int64_t *cols);
 /* Copies the vector or sequence at `arg` to out [n]; raises if it is something else. */
 void pyr_lua_read_vector(lua_State *L, int arg, float *out, int64_t n);
 

@@ -111,12 +111,13 @@ static pyr_status layer_rotated(pyr_forward *f, float *out, const float *in, con
  * pyr_layer_finish, which may want it again. Products: n * width * (heads + 2 * kv_heads) *
  * head_dim. */
 pyr_status pyr_layer_project(pyr_forward *f, int layer, const float *x, const int32_t *rot,
-                             int64_t n, bool queries) {
+                             int64_t n, bool queries, const float **input) {
   const pyr_model_config *c = &f->model->config;
   const pyr_layer *l = &f->model->layers[layer];
   pyr_turn turn = pyr_model_turn(f->model, layer);
   const float *in;
   PYR_TRY(layer_norm(f, x, l->attn_norm, l->attn_norm_bias, n, &in));
+  *input = in;
   if (queries) {
     PYR_TRY(layer_rotated(f, f->q, in, &l->q, l->q_bias, l->q_norm, c->heads, &turn, rot, n));
     if (c->temper > 0)

@@ -54,9 +54,10 @@ pyr_status pyr_forward_embed(pyr_backend *be, const pyr_model *model, float *out
                              const int32_t *ids, int64_t n);
 /* … which this adds to f->x [n, width]; pos [n]. */
 pyr_status pyr_forward_add_positions(pyr_forward *f, const int32_t *pos, int64_t n);
-/* x [n, width] -> f->q (where wanted), f->k, f->v; q and k rotated to `rot` [n]. */
+/* x [n, width] -> f->q (where wanted), f->k, f->v; q and k rotated to `rot` [n]. *in [n, width]:
+ * what the three were made from, until the layer is finished. */
 pyr_status pyr_layer_project(pyr_forward *f, int layer, const float *x, const int32_t *rot,
-                             int64_t n, bool queries);
+                             int64_t n, bool queries, const float **in);
 /* x [n, width] += the ends of both halves, for tokens from `skip` on of the n that were projected
  * last; f->att holds their attention. */
 pyr_status pyr_layer_finish(pyr_forward *f, const pyr_layer *l, float *x, int64_t skip,

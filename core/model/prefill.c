@@ -94,6 +94,7 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n
   bool last_only = layer == c->layers - 1 && !(p->flags & PYR_PREFILL_ALL),
       holds_last = at + n == p->alive;
   bool queries = !last_only || holds_last || wanted;
+  const float *in;
 
   /* K and V of the chunk join the lanes, which are reserved */
   const int32_t *rot = f->pos + at;
@@ -101,7 +102,8 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n
     PYR_TRY(be->iota(be, f->rot, (int32_t)pyr_cache_layer_rows(p->cache, layer), n));
     rot = f->rot;
   }
-  PYR_TRY(pyr_layer_project(f, layer, x, rot, n, queries));
+  PYR_TRY(pyr_layer_project(f, layer, x, rot, n, queries, &in));
+  PYR_TRY(pyr_layer_plan_observe_inputs(&p->plan, in, at, n));
   pyr_layer_views(p->cache, layer, p->views);
   pyr_append rows = { .lanes = p->views, .k = f->k, .v = f->v, .positions = f->pos + at, .n = n };
   PYR_TRY(be->store(be, &rows, 1, f->layout, c->kv_heads));

@@ -207,12 +207,13 @@ static pyr_status probe_chunk(pyr_pass *p, int layer, int64_t at, int64_t n, boo
   float *x = f->x + at * c->width;
   bool last = layer == c->layers - 1;
   const int32_t *rot = f->pos + at;
+  const float *in;
   PYR_TRY(pyr_progress(cache->pool->rt, p->done + layer * p->n + at, p->total));
   if (cache->states[layer].compact) {
     PYR_TRY(be->iota(be, f->rot, (int32_t)pyr_cache_layer_rows(cache, layer), n));
     rot = f->rot;
   }
-  PYR_TRY(pyr_layer_project(f, layer, x, rot, n, true));
+  PYR_TRY(pyr_layer_project(f, layer, x, rot, n, true, &in));
   pyr_layer_views(cache, layer, p->views);
   pyr_append rows = { .lanes = p->views, .k = f->k, .v = f->v, .positions = f->pos + at, .n = n };
   PYR_TRY(be->store(be, &rows, 1, f->layout, c->kv_heads));

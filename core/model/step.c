@@ -171,7 +171,8 @@ static pyr_status step_layer(pyr_decode *d, int layer) {
   const pyr_model_config *c = &f->model->config;
   int64_t width = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
   const int32_t *rot = d->turned ? f->rot + (int64_t)layer * d->count : f->pos;
-  PYR_TRY(pyr_layer_project(f, layer, f->x, rot, d->count, true));
+  const float *in;
+  PYR_TRY(pyr_layer_project(f, layer, f->x, rot, d->count, true, &in));
   for (int i = 0; i < d->count; i++) {
     pyr_lane_view *views = d->views + (int64_t)i * c->kv_heads;
     /* before the row is there */

@@ -426,7 +426,7 @@ pyr_status pyr_layer_plan_begin(pyr_layer_plan *p, int32_t *fault) {
   if (!p->block) return pyr_nomem(pool->rt, p->block_bytes, "the scores of a layer");
   pyr_arena arena = { .block = p->block };
   layout(p, &arena);
-  return pyr_observe_zero(&p->seen);
+  return pyr_observe_start(&p->seen);
 }
 
 void pyr_layer_plan_free(pyr_layer_plan *p) {
@@ -445,6 +445,16 @@ pyr_status pyr_layer_plan_observe(pyr_layer_plan *p, const pyr_attention *a,
   pyr_eviction *e = &p->eviction;
   pyr_trace_start(&e->trace, &e->splits);
   pyr_status status = pyr_observe_queries(&p->seen, a, turned_to, at);
+  pyr_trace_stop(&e->trace, &e->splits);
+  return status;
+}
+
+pyr_status pyr_layer_plan_observe_inputs(pyr_layer_plan *p, const float *in, int64_t at,
+                                         int64_t n) {
+  pyr_eviction *e = &p->eviction;
+  if (!p->seen.learns) return PYR_OK;
+  pyr_trace_start(&e->trace, &e->splits);
+  pyr_status status = pyr_observe_inputs(&p->seen, in, at, n);
   pyr_trace_stop(&e->trace, &e->splits);
   return status;
 }

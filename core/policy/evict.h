@@ -82,6 +82,10 @@ pyr_status pyr_layer_plan_begin(pyr_layer_plan *p, int32_t *fault);
 void pyr_layer_plan_ask_attention(pyr_layer_plan *p, pyr_attention *a, int64_t at);
 pyr_status pyr_layer_plan_observe(pyr_layer_plan *p, const pyr_attention *a,
                                   const int32_t *turned_to, int64_t at);
+/* Looks at what alive tokens [at, at + n) were, normed, when q, k and v were made of them:
+ * in [n, width]. */
+pyr_status pyr_layer_plan_observe_inputs(pyr_layer_plan *p, const float *in, int64_t at,
+                                         int64_t n);
 /* The layer has read all tokens: ranks, evicts, and sets
  * the layer's decode state. *survivors: the alive tokens to hand on, in backend memory [*kept],
  * valid until pyr_layer_plan_free; NULL: all. */

@@ -23,6 +23,7 @@ void pyr_observe_begin(pyr_observation *o, const pyr_splits *splits, const pyr_t
   o->signals = (pyr_signals){ .cache = splits->cache, .layer = splits->layer,
                               .stride = splits->longest, .fault = fault,
                               .tracked = pyr_trigger_tracks(trigger) ? &trigger->track : NULL };
+  o->signals.alive = splits->coming;
   o->track = pyr_track_prompt(splits, trigger, restarts, last_position);
   if (o->track.queries > 0)
     o->tracked_stride = splits->rows - pyr_track_begin(&o->track, splits->rows);
@@ -34,7 +35,24 @@ void pyr_observe_layout_host(pyr_observation *o, int32_t heads, pyr_arena *host)
   PYR_PART(host, o->list, PYR_SCORE_MAX + 1);
 }
 
-/* Sums come first and lie in one run, which pyr_observe_zero fills in one call; means and
+/* Of a learned map [kv_heads, width + 1] the weights, and room for what it gives; for custom scores
+ * the inputs, once. A token of 3 K/V heads takes 12 bytes; its input, width 576, 2,304. */
+static void layout_inputs(pyr_observation *o, int ops, pyr_arena *arena) {
+  const pyr_score *score = &o->splits->plan->score;
+  int64_t heads = o->splits->cache->heads, width = model_of(o)->config.width;
+  bool keeps = false;
+  for (int i = 0; i < ops; i++) {
+    if (!pyr_signal_reads_inputs(&score->ops[i])) continue;
+    o->learns = true;
+    keeps = keeps || !pyr_signal_is_learned(&score->ops[i]);
+    if (!pyr_signal_is_learned(&score->ops[i])) continue;
+    PYR_PART(arena, o->maps[i], heads * width);
+    PYR_PART(arena, o->signals.learned[i], heads * o->splits->coming);
+  }
+  if (keeps) PYR_PART(arena, o->signals.inputs, o->splits->coming * width);
+}
+
+/* Sums come first and lie in one run, which pyr_observe_start fills in one call; means and
  * moments behind it are written before they are read.
  *
  *     [ sums of op 0 ][ sums of op 2 ] ... [ tracked ]   [ mean ][ moments ... ]
@@ -59,10 +77,27 @@ void pyr_observe_layout(pyr_observation *o, pyr_arena *arena) {
     pyr_query_stats_layout(&o->signals.queries_of[i], model, o->splits->layer, op->a, alive,
                            (int64_t)op->x, arena);
   }
+  layout_inputs(o, ops, arena);
 }
 
-pyr_status pyr_observe_zero(pyr_observation *o) {
+/* The rows of a map go over without their constants, which score.c adds. */
+static pyr_status send_map(pyr_observation *o, int i) {
+  pyr_cache *cache = o->splits->cache;
+  pyr_backend *be = cache->pool->be;
+  int64_t width = model_of(o)->config.width;
+  pyr_table table;
+  PYR_TRY(pyr_learned_table(cache, &o->splits->plan->score.ops[i], &table));
+  const float *from = table.values + o->splits->layer * cache->heads * table.width;
+  for (int head = 0; head < cache->heads; head++)
+    PYR_TRY(be->upload(be, o->maps[i] + head * width, from + head * table.width,
+                       (size_t)width * sizeof *from));
+  return PYR_OK;
+}
+
+pyr_status pyr_observe_start(pyr_observation *o) {
   pyr_backend *be = o->splits->cache->pool->be;
+  for (int i = 0; i < o->splits->plan->score.length && o->learns; i++)
+    if (o->maps[i]) PYR_TRY(send_map(o, i));
   return o->zero_count ? pyr_fill_zeros(be, o->zeros, o->zero_count) : PYR_OK;
 }
 
@@ -168,6 +203,25 @@ pyr_status pyr_observe_queries(pyr_observation *o, const pyr_attention *a,
     PYR_TRY(be->mass(be, &o->list[i], cache->pool->layout, model->config.heads, cache->heads,
                      model->scale));
   return PYR_OK;
+}
+
+/* Tokens are the rows of the weight here, and the map's rows what is multiplied with it, so that
+ * what comes out lies head by head:
+ *
+ *     maps [heads, width] . in [n, width]^T  ->  [heads, n], behind those of the chunks before */
+pyr_status pyr_observe_inputs(pyr_observation *o, const float *in, int64_t at, int64_t n) {
+  pyr_cache *cache = o->splits->cache;
+  pyr_backend *be = cache->pool->be;
+  int64_t width = model_of(o)->config.width;
+  pyr_tensor tokens = { .data = in, .dtype = PYR_F32, .rank = 2, .shape = { n, width },
+                        .stride = (size_t)width * sizeof *in };
+  if (at == 0) o->signals.chunk = n;
+  for (int i = 0; i < o->splits->plan->score.length; i++)
+    if (o->maps[i])
+      PYR_TRY(be->linear(be, o->signals.learned[i] + at * cache->heads, o->maps[i], &tokens, NULL,
+                         cache->heads, PYR_LINEAR_EXACT));
+  if (!o->signals.inputs) return PYR_OK;
+  return be->copy(be, o->signals.inputs + at * width, in, (size_t)(n * width) * sizeof *in);
 }
 
 /* ---- at the end of the prompt ---------------------------------------------------------------- */

@@ -19,7 +19,12 @@
  * (pyr_observe_ask), and what it leaves is asked of `mass` afterwards.
  *
  * Tracking (track.h) asks the same for all rows that a decode plan may rank, and its sums go to the
- * lanes' history. Expected attention asks for the queries' mean and covariance (query_stats.h). */
+ * lanes' history. Expected attention asks for the queries' mean and covariance (query_stats.h).
+ *
+ * A learned score asks for no query, but for what the layer read at each token: its normed hidden
+ * state. That is gone when the layer ends, so the map is applied chunk by chunk: to three numbers a
+ * token, where the layer has three K/V heads. Only a custom score that says so has the inputs
+ * themselves kept, [alive, width], until it has run. */
 #ifndef PYR_OBSERVE_H
 #define PYR_OBSERVE_H
 
@@ -32,6 +37,8 @@ typedef struct pyr_observation {
   int64_t last_position;           /* of the prompt's last token */
   pyr_signals signals;             /* what the score reads */
   bool expects;                    /* the score expects attention: every query is looked at */
+  bool learns;                     /* the score reads what the layer read: every input is */
+  float *maps[PYR_SCORE_MAX];      /* by op: PYR_S_LEARNED's, of this layer [K/V heads, width] */
   pyr_prompt_track track;          /* what is tracked, into … */
   float *tracked;                  /* … [query heads, tracked_stride], or NULL: nothing */
   int64_t tracked_stride;
@@ -48,9 +55,12 @@ void pyr_observe_begin(pyr_observation *o, const pyr_splits *splits, const pyr_t
                        bool restarts, int64_t last_position, int32_t *fault);
 void pyr_observe_layout_host(pyr_observation *o, int32_t heads, pyr_arena *host);
 void pyr_observe_layout(pyr_observation *o, pyr_arena *arena);
-pyr_status pyr_observe_zero(pyr_observation *o);
+/* Before the first chunk: sums are zero, and maps are where they are needed. */
+pyr_status pyr_observe_start(pyr_observation *o);
 /* Whether alive queries [at, at + n) are to be looked at. */
 bool pyr_observe_wants(const pyr_observation *o, int64_t at, int64_t n);
+/* Looks at the inputs of alive tokens [at, at + n): in [n, width], what q, k and v were made of. */
+pyr_status pyr_observe_inputs(pyr_observation *o, const float *in, int64_t at, int64_t n);
 /* Before the attention of alive queries [at, at + a->n), whose lse is set: lets it sum up what it
  * can (pyr_masses). */
 void pyr_observe_ask(pyr_observation *o, pyr_attention *a, int64_t at);

@@ -91,6 +91,8 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
   if (plan->rotate == PYR_ROTATE_COMPACT && (fault = fixed_positions(a->cache)) != NULL)
     return refuse(a, "rotate", fault);
   if ((fault = pyr_score_check(&plan->score, &depth)) != NULL) return refuse(a, "score", fault);
+  if (when != PYR_WHEN_PREFILL && pyr_score_reads_inputs(&plan->score))
+    return refuse(a, "score", "reads what the layer read, which is known in prefill only");
   bool probed = when == PYR_WHEN_PREPARED || (when == PYR_WHEN_EVICT && a->cache->probed);
   fault = pyr_score_refused(&plan->score, a->cache, when != PYR_WHEN_DECODE, probed);
   return fault ? refuse(a, "score", fault) : PYR_OK;

@@ -51,7 +51,7 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
       /* fall through */
     case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM: case PYR_S_POSITION: case PYR_S_RANDOM:
     case PYR_S_KEY_SIMILARITY: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE: case PYR_S_PLACE:
-    case PYR_S_PROBED:
+    case PYR_S_LEARNED: case PYR_S_PROBED:
       height++;
       break;
     case PYR_S_EXPECTED:
@@ -125,7 +125,7 @@ static int begin_of(const pyr_score *score, int last) {
     case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
     case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
     case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
-    case PYR_S_PLACE: case PYR_S_PROBED:
+    case PYR_S_PLACE: case PYR_S_LEARNED: case PYR_S_PROBED:
       wanted--;
       break;
     case PYR_SCORE_CODES: break;
@@ -160,6 +160,7 @@ static const char *name_of(pyr_score_code code) {
   case PYR_S_CHUNK: return "chunk";
   case PYR_S_TOP: return "top";
   case PYR_S_CUSTOM: return "custom";
+  case PYR_S_LEARNED: return "learned";
   case PYR_S_PROBED: return "probed";
   case PYR_SCORE_CODES: break;
   }
@@ -198,8 +199,8 @@ static void add_value(score_text *t, const pyr_score *score, int last) {
   case PYR_S_CONST: add_text(t, "%g", (double)op->x); break;
   case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
   case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_KEY_SIMILARITY: case PYR_S_EXPECTED:
-  case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE: case PYR_S_PLACE: case PYR_S_PROBED:
-  case PYR_SCORE_CODES:
+  case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE: case PYR_S_PLACE:
+  case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_SCORE_CODES:
     add_text(t, "%s", name);
     break;
   }
@@ -220,13 +221,28 @@ static pyr_status find_table(const pyr_cache *cache, int32_t number, pyr_table *
                                    policy->name ? policy->name : "?");
 }
 
+pyr_status pyr_learned_table(const pyr_cache *cache, const pyr_score_op *op, pyr_table *out) {
+  return find_table(cache, op->n, out);
+}
+
+/* One map for each layer and K/V head of this model, of its width. */
+static bool fits_model(const pyr_table *table, const pyr_model_config *c) {
+  return table->by == PYR_BY_HEAD && table->width == (int64_t)c->width + 1
+      && table->count == (int64_t)c->layers * c->kv_heads * table->width;
+}
+
 const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bool prefill,
                               bool probed) {
   pyr_table table;
   for (int i = 0; i < score->length; i++) {
     const pyr_score_op *op = &score->ops[i];
-    if (op->code == PYR_S_TABLE && find_table(cache, op->n, &table) != PYR_OK)
+    bool learned = pyr_signal_is_learned(op);
+    if ((op->code == PYR_S_TABLE || learned) && find_table(cache, op->n, &table) != PYR_OK)
       return "refers to a table that the policy does not have";
+    if (learned && !fits_model(&table, &cache->pool->model->config))
+      return "is learned for a model of other layers, heads or width";
+    if (pyr_signal_reads_inputs(op) && !prefill)
+      return "reads what the layer read, which is known in prefill only";
     if (op->code == PYR_S_CUSTOM && !cache->policy.custom)
       return "refers to a function that the policy does not have";
     if (op->code == PYR_S_CUSTOM && !prefill)
@@ -292,6 +308,12 @@ static pyr_status eval_table(const pyr_signals *s, int32_t number, int head, int
   return status;
 }
 
+/* Which of the prompt's alive tokens the lane's first candidate is. Of 100 rows, 60 of them this
+ * prompt's, and candidates from row 44 on: token 4. */
+static int64_t first_alive(const pyr_signals *s, int head) {
+  return s->begin - (pyr_cache_lane(s->cache, s->layer, head)->rows - s->alive);
+}
+
 typedef struct pyr_custom_source { const pyr_signals *signals; int head; } pyr_custom_source;
 
 pyr_status pyr_custom_rows(const pyr_custom_view *view, int values, float *out) {
@@ -307,6 +329,18 @@ pyr_status pyr_custom_rows(const pyr_custom_view *view, int values, float *out) 
   if (status == PYR_OK) status = be->download(be, out, rows, bytes);
   be->release(be, rows, bytes);
   return status;
+}
+
+pyr_status pyr_custom_hidden(const pyr_custom_view *view, float *out) {
+  const pyr_custom_source *source = view->source;
+  const pyr_signals *s = source->signals;
+  pyr_backend *be = s->cache->pool->be;
+  if (!s->inputs)
+    return pyr_runtime_set_error(s->cache->pool->rt, PYR_ARGUMENT,
+                                 "the custom score did not ask for hidden states");
+  int64_t begin = first_alive(s, source->head);
+  return be->download(be, out, s->inputs + begin * view->width,
+                      (size_t)(view->rows * view->width) * sizeof *out);
 }
 
 /* Shows each lane and the inputs (vectors from `in` on) to the policy's function; the mean of what
@@ -331,7 +365,8 @@ static pyr_status eval_custom(const pyr_score_op *op, const pyr_signals *s, int 
   for (int i = 0; i < count && status == PYR_OK; i++) {
     pyr_custom_source source = { s, head + i };
     pyr_custom_view view = { .layer = s->layer, .head = head + i,
-                             .head_dim = cache->pool->layout.head_dim, .inputs = op->a, .rows = n,
+                             .head_dim = cache->pool->layout.head_dim, .inputs = op->a,
+                             .width = cache->pool->model->config.width, .rows = n,
                                  .positions = positions, .input = inputs, .source = &source };
     const int32_t *held = pyr_cache_lane(cache, s->layer, head + i)->positions + s->begin;
     status = be->download(be, positions, held, (size_t)n * sizeof *held);
@@ -384,9 +419,41 @@ static pyr_status eval_lane(const pyr_score_op *op, const pyr_signals *s,
   case PYR_S_CONST: case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV:
   case PYR_S_POOL: case PYR_S_NORMALIZE: case PYR_S_EXPECTED: case PYR_S_OUTPUT_NORM:
   case PYR_S_TABLE: case PYR_S_PLACE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP:
-  case PYR_S_CUSTOM: case PYR_S_PROBED: case PYR_SCORE_CODES: break;
+  case PYR_S_CUSTOM: case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_SCORE_CODES: break;
   }
   return no_signal(s, op);
+}
+
+/* What the map gave to each candidate, gathered from the chunks that they were read in. Of 1,100
+ * tokens, candidates 500 to 600 lie in the first chunk's part of 512 and the second's:
+ *
+ *     learned   [head 0: 0 .. 511][head 1: 0 .. 511] [head 0: 512 .. 1023][head 1: ...] [...]
+ *                          ^ 500 .. 511                       ^ 512 .. 599
+ */
+static pyr_status eval_learned(const pyr_score_op *op, int index, const pyr_signals *s, int head,
+                               int count, float *temp, float *out) {
+  pyr_cache *cache = s->cache;
+  pyr_backend *be = cache->pool->be;
+  int64_t n = s->end - s->begin;
+  pyr_table table;
+  PYR_TRY(pyr_learned_table(cache, op, &table));
+  double constants = 0;
+  for (int i = 0; i < count; i++) {
+    int64_t from = first_alive(s, head + i);
+    for (int64_t done = 0; done < n;) {
+      int64_t token = from + done, chunk = token / s->chunk * s->chunk;
+      int64_t held = pyr_min(s->chunk, s->alive - chunk),
+          some = pyr_min(n - done, chunk + held - token);
+      const float *part = s->learned[index] + chunk * cache->heads + (head + i) * held;
+      PYR_TRY(be->copy(be, temp + i * n + done, part + (token - chunk),
+                       (size_t)some * sizeof *part));
+      done += some;
+    }
+    constants += table.values[((int64_t)s->layer * cache->heads + head + i + 1) * table.width - 1];
+  }
+  PYR_TRY(be->reduce_rows(be, out, temp, count, n, n, PYR_MEAN, 1.0f));
+  PYR_TRY(pyr_fill_value(be, temp, n, (float)(constants / count)));
+  return be->arith(be, out, temp, n, PYR_S_ADD);
 }
 
 /* Pushes one signal of lanes [head, head + count) to `out`: one number a candidate. A set of lanes
@@ -436,6 +503,8 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
     if (status != PYR_OK) return status;
     return be->reduce_rows(be, out, temp, count * group, n, n,
                            op->code == PYR_S_EXPECTED ? (pyr_reduce)op->b : PYR_MEAN, 1.0f);
+  case PYR_S_LEARNED:
+    return eval_learned(op, index, s, head, count, temp, out);
   case PYR_S_PROBED:
     for (int i = 0; i < count && status == PYR_OK; i++)
       status = be->copy(be, temp + i * n,
@@ -515,7 +584,7 @@ pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, in
     case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
     case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
     case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
-    case PYR_S_PLACE: case PYR_S_PROBED:
+    case PYR_S_PLACE: case PYR_S_LEARNED: case PYR_S_PROBED:
       status = eval_signal(score, i, signals, head, count, temp, stack + height * n);
       height++;
       break;

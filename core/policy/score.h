@@ -18,6 +18,7 @@
 #define PYR_SCORE_H
 
 #include "policy/query_stats.h"
+#include "policy/split.h"
 
 /* Checks codes, parameters and stack discipline. Returns NULL and the depth (>= 1, also for the
  * empty program, which ranks by position), or a description of what is wrong. */
@@ -29,6 +30,11 @@ static inline bool pyr_signal_is_attention(const pyr_score_op *op) {
 static inline bool pyr_signal_is_history(const pyr_score_op *op) {
   return op->code == PYR_S_HISTORY;
 }
+static inline bool pyr_signal_is_learned(const pyr_score_op *op) {
+  return op->code == PYR_S_LEARNED;
+}
+/* The table that a PYR_S_LEARNED refers to; checked when its plan was. */
+pyr_status pyr_learned_table(const pyr_cache *cache, const pyr_score_op *op, pyr_table *out);
 static inline bool pyr_signal_is_expected(const pyr_score_op *op) {
   return op->code == PYR_S_EXPECTED;
 }
@@ -53,6 +59,11 @@ typedef struct pyr_signals {
   int64_t stride;                  /* at least end-begin, which may be another for each lane */
   int64_t queries[PYR_SCORE_MAX];  /* by op: how many queries each of those saw */
   pyr_query_stats queries_of[PYR_SCORE_MAX];   /* by op: PYR_S_EXPECTED's, ended */
+  float *learned[PYR_SCORE_MAX];   /* by op: PYR_S_LEARNED's w . in of the prompt's alive tokens, a
+                                      chunk after the other, each [K/V heads][chunk] */
+  float *inputs;                   /* [alive, width] or NULL: no custom score looks at them */
+  int64_t alive, chunk;            /* tokens of this prompt, each lane's last rows; and of a chunk,
+                                      but for the last */
   const pyr_score_op *tracked;     /* … the lanes' history then holds this signal, NULL if nothing
                                       is tracked */
   int64_t tracked_queries;

@@ -4,6 +4,20 @@
 
 #include <string.h>
 
+/* Whether only the prompt's own rows are judged: only they were repeated by a preparing pass, and
+ * of no other is there what the layer read. */
+static bool own_rows_only(const pyr_splits *s) {
+  return s->when == PYR_WHEN_PREPARED
+      || (s->when == PYR_WHEN_PREFILL && pyr_score_reads_inputs(&s->plan->score));
+}
+
+/* Rows of a lane from before the prompt, where only the prompt's own are judged, else 0. */
+static int64_t before_of(const pyr_splits *s, int head) {
+  const pyr_lane *lane = pyr_cache_lane(s->cache, s->layer, head);
+  if (!own_rows_only(s)) return 0;
+  return s->when == PYR_WHEN_PREPARED ? lane->mark : lane->rows;
+}
+
 /* The guards of a lane that will hold `rows` rows, and holds `held` now. */
 static void guard(pyr_split *lane, const pyr_splits *s, int64_t held, int64_t before) {
   const pyr_layer_state *state = &s->cache->states[s->layer];
@@ -19,10 +33,11 @@ static void guard(pyr_split *lane, const pyr_splits *s, int64_t held, int64_t be
      * before it as after it. */
     if (state->trigger.once) first = pyr_max(first, held - state->unranked);
     last = pyr_max(last, state->trigger.window);
-  } else if (s->when == PYR_WHEN_PREPARED) {
-    /* Only the prompt's own rows are judged, as only they were repeated. */
+  } else if (own_rows_only(s)) {
     first = pyr_max(first, before);
-  } else if (s->plan->prune & PYR_PRUNE_HIDDEN) {
+  }
+  if ((s->plan->prune & PYR_PRUNE_HIDDEN) && s->when != PYR_WHEN_PREPARED
+      && s->when != PYR_WHEN_DECODE) {
     /* Hidden states are there for the prompt's own tokens only: no row stored before can go. The
      * last token cannot go either: its logits are what a prefill is for. */
     first = pyr_max(first, lane->rows - s->coming);
@@ -32,13 +47,9 @@ static void guard(pyr_split *lane, const pyr_splits *s, int64_t held, int64_t be
   lane->last = pyr_min(last, lane->rows - lane->first);
 }
 
-/* Rows of a lane that a prefill whose plan runs after a preparing pass has found there. */
-static int64_t before_of(const pyr_splits *s, int head) {
-  return s->when == PYR_WHEN_PREPARED ? pyr_cache_lane(s->cache, s->layer, head)->mark : 0;
-}
-
-/* What the plan lets a lane keep. After a preparing pass old rows all stay, and the plan has
- * counted those of the longest lane: of lanes that held 40 and 10 rows, keep 50 means 50 and 20. */
+/* What the plan lets a lane keep. Where only the prompt's own rows are judged, old ones all stay,
+ * and the plan has counted those of the longest lane: of lanes that held 40 and 10 rows, keep 50
+ * means 50 and 20. */
 static int64_t keep_of(const pyr_splits *s, int head) {
   int64_t keep = s->plan->keep_count ? s->plan->keep_of[head] : s->plan->keep;
   return keep - s->past + before_of(s, head);

@@ -38,7 +38,8 @@ typedef struct pyr_splits {  /* of one plan, on all lanes of one layer */
   const pyr_plan *plan;
   pyr_when when;
   int64_t coming;            /* rows that each lane gets before the plan runs */
-  int64_t past;              /* after a preparing pass: rows of the longest lane before it */
+  int64_t past;              /* rows of the longest lane from before the prompt, where only the
+                                prompt's own are judged, else 0 */
   pyr_split *lanes;          /* host [heads] */
 
   /* what follows from them */
@@ -53,6 +54,16 @@ typedef struct pyr_splits {  /* of one plan, on all lanes of one layer */
   int64_t rows;              /* of the longest lane */
   int64_t rows_after;        /* at most so many are left in the longest lane */
 } pyr_splits;
+
+/* Whether the operation reads what the layer read, which only the prompt's own rows have. */
+static inline bool pyr_signal_reads_inputs(const pyr_score_op *op) {
+  return op->code == PYR_S_LEARNED || (op->code == PYR_S_CUSTOM && op->b);
+}
+static inline bool pyr_score_reads_inputs(const pyr_score *score) {
+  for (int i = 0; i < score->length; i++)
+    if (pyr_signal_reads_inputs(&score->ops[i])) return true;
+  return false;
+}
 
 /* lanes: room for [heads]. The plan must outlive the splits. */
 void pyr_splits_make(pyr_splits *out, pyr_cache *cache, int layer, const pyr_plan *plan,

@@ -29,7 +29,7 @@ Score.__metatable = "pyramid.score"
 local codes = { attention = 0, history = 1, key_norm = 2, value_norm = 3, position = 4, random = 5,
   const = 6, add = 7, sub = 8, mul = 9, div = 10, pool = 11, normalize = 12, key_similarity = 13,
     expected = 14, lag = 15, output_norm = 16, table = 17, place = 18, softmax = 19, chunk = 20,
-      top = 21, custom = 22, probed = 23 }
+      top = 21, custom = 22, learned = 23, probed = 24 }
 local reduces = { mean = 0, sum = 1, max = 2 }
 local pools = { avg = 0, average = 0, max = 1 }
 local longest = 32
@@ -60,9 +60,9 @@ local function new(text, program, parts)
 end
 
 -- A signal that refers to `object` by a number of its own.
-local function refer(text, program, code, a, object, parts)
+local function refer(text, program, code, a, object, parts, b)
   numbered = numbered + 1
-  local self = new(text:format(numbered), program .. op(code, a, 0, numbered), parts)
+  local self = new(text:format(numbered), program .. op(code, a, b, numbered), parts)
   objects[self] = objects[self] or {}
   objects[self][numbered] = object
   return self
@@ -307,18 +307,22 @@ end
 ---`score.custom(f, { seen = score.attention { queries = 32 } })` gives lane.seen. All of them end
 ---with the call. Where heads share one set, fn is asked for each KV head, inputs are the set's, and
 ---the mean of what it returns ranks. Runs once a layer and head, in prefill plans only; what it
----raises ends the prefill. Vectors are in pyramid.vector.
+---raises ends the prefill. Vectors are in pyramid.vector. With `hidden = true` the lane also has
+---`hidden`, a matrix of rows x width: what the layer's q, k and v of each row were made of, normed.
+---Only the prompt's own rows have it, so earlier ones are then guarded.
 ---@param fn fun(lane: pyramid.Lane): pyramid.Vector|number[]
 ---@param inputs? table<string, pyramid.Score>
+---@param o? { hidden?: boolean }
 ---@return pyramid.Score
-function score.custom(fn, inputs)
+function score.custom(fn, inputs, o)
+  o = options.check("score.custom", o, { hidden = "boolean" })
   if type(fn) ~= "function" then
     error(("score.custom: a function is wanted, not a %s"):format(type(fn)), 2)
   end
   inputs = inputs or {}
   if type(inputs) ~= "table" then error("score.custom: inputs are a table of scores by name", 2) end
   local reserved = { layer = true, head = true, rows = true, positions = true, keys = true,
-    values = true }
+    values = true, hidden = true }
   local object, parts, said, program = { fn }, {}, {}, ""
   for name, value in pairs(inputs) do
     if type(name) ~= "string" or not score.is(value) then
@@ -333,7 +337,22 @@ function score.custom(fn, inputs)
     program = program .. programs[inputs[name]]
   end
   return refer("custom#%d" .. ("{" .. table.concat(said, ", ") .. "}"):gsub("%%", "%%%%"), program,
-    "custom", #parts, object, parts)
+    "custom", #parts, object, parts, o.hidden and 1 or 0)
+end
+
+---A learned map of what a layer read: of a row's normed hidden state x, as q, k and v are made of
+---it, `w . x + b`, with w and b of the layer and KV head; the mean where heads share a set. Such a
+---map comes near what a second reading of the prompt says of each row (KVzap, arXiv 2601.07891).
+---`map` is a matrix (pyramid.vector) of layers * KV heads rows, layer after layer, and width + 1
+---columns, the last of which is b. In prefill only, and of the prompt's own rows: those of earlier
+---prompts are guarded.
+---@param map pyramid.Vector
+---@return pyramid.Score
+function score.learned(map)
+  if getmetatable(map) ~= "pyramid.vector" or map:columns() < 2 then
+    error("score.learned: a matrix of (layers * KV heads) x (width + 1) numbers is wanted", 2)
+  end
+  return refer("learned#%d", "", "learned", 0, map)
 end
 
 local function operand(value)

@@ -473,41 +473,50 @@ describe("scores at work", function()
     assert.is_false(pcall(score.from, probe, score.attention { queries = 3 }))
   end)
 
-  -- The last code of pyr_score_code, by the header: codes count from 0.
-  local function last_code()
+  -- The codes of pyr_score_code by name, in the header's order, which counts from 0.
+  local function all_codes()
     local list = helper.read("core/pyramid.h"):match "enum pyr_score_code {(.-)PYR_SCORE_CODES"
-    local count = -1
-    for _ in list:gsub("/%*.-%*/", ""):gmatch "PYR_S_%u" do count = count + 1 end
-    return count
+    local names = {}
+    for name in list:gsub("/%*.-%*/", ""):gmatch "PYR_S_(%u+[%u_]*)" do names[#names + 1] = name end
+    return names
   end
 
   it("have a name in traces, whatever their code", function()
     local pool <close> = assert(core.pool(model:native(), "f16", 0))
     local position = string.pack("<BBBxi4f", 4, 0, 0, 0, 0)
+    local c, map = model.config, {}
+    for head = 1, c.layers * c.kv_heads do map[head] = {} end
+    for _, row in ipairs(map) do for i = 1, c.width + 1 do row[i] = 0 end end
+    map = vector(map)
     -- Why rows left, by a program of the code behind so many positions; nil if it is refused.
-    local function told(code, behind)
+    local function told(name, code, behind)
       local program = position:rep(behind) .. string.pack("<BBBxi4f", code, 0, 0, 1, 0)
       local function custom(lane) return lane.positions end
-      local object = code == 22 and { custom } or vector { 1, 2, 3 }
+      local object = name == "CUSTOM" and { custom } or name == "LEARNED" and map
+        or vector { 1, 2, 3 }
       local why
       local cache <close> = assert(core.cache(model:native(), pool, { { [1] = object },
         name = "named", prefill = function() return 10, 1, 2, 0, 1, program, 0, 0, nil, 0 end }))
       cache:tell(function(record) why = record.why end)
       return cache:read(prompt(40), false, true) and why
     end
-    for code = 0, last_code() do
-      local why = told(code, 0) or told(code, 1) or told(code, 2)
-      assert.truthy(why, "code " .. code)
-      assert.not_matches("?", why, 1, true)
-      assert.truthy(why:find "%w" and why ~= "fits" and why ~= "no plan", why)
+    for i, name in ipairs(all_codes()) do
+      local why = told(name, i - 1, 0) or told(name, i - 1, 1) or told(name, i - 1, 2)
+      if name == "PROBED" then
+        assert.is_nil(why, "nothing was probed")
+      else
+        assert.truthy(why, name)
+        assert.not_matches("?", why, 1, true)
+        assert.truthy(why:find "%w" and why ~= "fits" and why ~= "no plan", why)
+      end
     end
-    assert.falsy(told(last_code() + 1, 0) or told(last_code() + 1, 1))
+    assert.falsy(told("", #all_codes(), 0) or told("", #all_codes(), 1))
   end)
 
   -- Any program is refused or runs; a sanitizer watches. Codes, parameters and numbers are drawn
   -- beyond what is legal.
   it("never run a program that is not sound", function()
-    local last = last_code()
+    local last = #all_codes() - 1
     local function draw()
       local program = {}
       for i = 1, math.random(1, math.random() < 0.7 and 4 or 33) do

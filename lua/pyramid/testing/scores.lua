@@ -37,7 +37,8 @@ local scores = {}
 -- The core's codes, in order (pyr_score_code).
 local names = { [0] = "attention", "history", "key_norm", "value_norm", "position", "random",
   "const", "add", "sub", "mul", "div", "pool", "normalize", "key_similarity", "expected", "lag",
-    "output_norm", "table", "place", "softmax", "chunk", "top", "custom", "probed" }
+    "output_norm", "table", "place", "softmax", "chunk", "top", "custom", "learned",
+      "probed" }
 
 local function each(list, f)
   local out = {}
@@ -320,6 +321,8 @@ local operations = {
     return over_lanes(group, function(head, p) return group.probed(group.layer, head, p) end)
   end },
   output_norm = { pops = 0, run = output_norm },
+  learned = { pops = 0, run = function() plans.not_simulated("hidden states, which a "
+    .. "learned score reads") end },
   table = { pops = 0, run = from_table },
   place = { pops = 0, run = function(group)
     return each(group.rows, function(_, i) return #group.rows > 1 and (i - 1) / (#group.rows - 1)
