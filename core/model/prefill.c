@@ -240,14 +240,17 @@ static pyr_status prefill_ask_preparation(pyr_prefill *p) {
 }
 
 /* The prompt has been read, and all its rows are there: probes them, and carries the plans out that
- * waited. Where none of them evicts, the passes would be for nothing. */
+ * waited. Where none of them evicts, the passes would be for nothing, and somebody may still want
+ * to be told of the plans. */
 static pyr_status prefill_prepared(pyr_prefill *p) {
   pyr_cache *cache = p->cache;
   const pyr_prompt_source prompt = { p->ids, p->embeddings, p->n };
   pyr_probed *before = cache->probed;
-  if (!p->plan.ahead || !p->plan.evicts) return PYR_OK;
+  if (!p->plan.ahead || !(p->plan.evicts || pyr_trace_wanted(cache))) return PYR_OK;
   cache->probed = NULL;
-  pyr_status status = pyr_probe_prompt(cache, &p->how, &prompt, cache->layers * p->n, p->total);
+  pyr_status status = PYR_OK;
+  if (p->plan.evicts)
+    status = pyr_probe_prompt(cache, &p->how, &prompt, cache->layers * p->n, p->total);
   if (status == PYR_OK) status = pyr_evict_prepared(cache, p->n);
   pyr_cache_end_probe(cache);
   cache->probed = before;

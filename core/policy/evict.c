@@ -109,11 +109,20 @@ static int64_t rows_marked(const pyr_cache *cache, int layer) {
   return rows;
 }
 
+/* Whether passes over a prompt cannot see the layer's rows: they come a prompt later, and a sliding
+ * window has moved on by then. What such a layer holds is bounded by its window, and stays. */
+static bool passes_miss(const pyr_cache *cache, int layer) {
+  const int32_t *windows = cache->pool->model->config.window;
+  return windows && windows[layer] > 0;
+}
+
 /* The plan, and how it falls on lanes that get `coming` rows before it runs. */
 static pyr_status ask(pyr_eviction *e, pyr_cache *cache, pyr_when when, const pyr_shape *shape,
                       int64_t coming) {
   e->trace = (pyr_trace_run){ 0 };
-  PYR_TRY(pyr_policy_ask(cache, when, shape, &e->plan));
+  if (when == PYR_WHEN_PREPARED && passes_miss(cache, shape->layer))
+    e->plan = (pyr_plan){ .keep = shape->rows, .prune = PYR_PRUNE_CACHE };
+  else PYR_TRY(pyr_policy_ask(cache, when, shape, &e->plan));
   pyr_splits_make(&e->splits, cache, shape->layer, &e->plan, when, coming, e->splits.lanes);
   return pyr_policy_check_lanes(&e->splits);
 }

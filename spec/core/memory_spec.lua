@@ -51,6 +51,13 @@ local function task(limit, weights)
     end } })
     keep(cache:prefill(prompt(80, model.config.vocab)))
     keep(cache:scores(score.key_norm()))
+    local read = keep(model:cache { policy = pyramid.policy("kvzip", { block = 20 }) })
+    keep(read:prefill(prompt(50, model.config.vocab)))
+    keep(read:prefill(prompt(30, model.config.vocab)))
+    keep(read:probe(prompt(9, model.config.vocab), score.attention { reduce = "max" }))
+    keep(read:evict { name = "by what was seen", prefill = function(_, l)
+      return { keep = math.min(l.rows, 20), share = "model", score = score.probed() }
+    end })
   end)
   os.remove(path)
   if ok then return true end

@@ -1,10 +1,12 @@
 -- Reading over a cache without leaving rows: cache:probe, the passes of a policy that prepares its
 -- plans, and budgets that all layers share (share = "model"). What is tracked equals a plain Lua
 -- transformer's attention; what is kept equals plain Lua's choice; what fails changes nothing.
+local cjson = require "cjson"
 local helper = require "spec.helper"
 local plain = require "spec.support.plain_llama"
 local policy = require "pyramid.policy"
 local pyramid = require "pyramid"
+local random_model = require "pyramid.tools.random_model"
 local random_models = require "spec.support.random_models"
 local score = require "pyramid.score"
 
@@ -522,6 +524,31 @@ describe("a policy that prepares", function()
     assert.is_true(served > 0 and refused > 0)
   end)
 
+  it("leaves layers with a sliding window whole, which passes cannot see", function()
+    local path = folder() .. "/windows"
+    assert(random_model.write(path, { shape = SHAPE, dtype = "f32", seed = 7 }))
+    local config = cjson.decode(helper.read(path .. "/config.json"))
+    config.model_type, config.architectures = "mistral", { "MistralForCausalLM" }
+    config.sliding_window = 24
+    config.layer_types = { "sliding_attention", "full_attention", "sliding_attention" }
+    helper.write(path .. "/config.json", cjson.encode(config))
+    local model <close> = assert(pyramid.model(path, { threads = 2 }))
+    local told = {}
+    local cache <close> = new(model, assert(pyramid.policy("kvzip", { ratio = 0.4 })),
+      { trace = function(r) told[r.layer] = r.why end })
+    local ids = prompt(90, 3)
+    assert(cache:prefill(ids))
+    local full <close> = new(model)
+    assert(full:prefill(ids))
+    for _, layer in ipairs { 1, 3 } do
+      for head = 1, SHAPE.kv_heads do
+        assert.same(full:positions(layer, head), cache:positions(layer, head))
+      end
+    end
+    assert.same({ "no plan", "probed", "no plan" }, told)
+    assert.equal(36 * SHAPE.kv_heads, cache:rows(2, 1) + cache:rows(2, 2))
+  end)
+
   it("is told as a plan that was prepared", function()
     local told = {}
     local cache <close> = new(models.cpu, "kvzip", { trace = function(r) told[#told + 1] = r end })
@@ -534,6 +561,13 @@ describe("a policy that prepares", function()
       kept = kept + r.kept.mean * SHAPE.kv_heads
     end
     assert.equal(15 * SHAPE.layers * SHAPE.kv_heads, math.tointeger(kept))
+    local whole <close> = new(models.cpu, assert(pyramid.policy("kvzip", { ratio = 1 })),
+      { trace = function(r) told[#told + 1] = r end })
+    assert(whole:prefill(prompt(50, 1)))
+    local last = told[#told]
+    assert.same({ "prepared", "fits", 50 }, { last.when, last.why, last.tokens })
+    assert.equal(2 * SHAPE.layers, #told)
+    assert.equal(50 * SHAPE.layers, whole:computed())
   end)
 
   it("is refused by name where it says what cannot be", function()

@@ -484,7 +484,8 @@ local function some_score(depth, plain)
   if plain and (how == 5 or how == 6 or how == 9 or how == 11) then how = 1 end
   local signals = { "key_norm", "value_norm", "position", "key_similarity", "output_norm", "place" }
   local e
-  if how <= 4 then e = score[pick(signals)]()
+  if how == 1 and R(3) == 1 then e = score.probed()
+  elseif how <= 4 then e = score[pick(signals)]()
   elseif how == 5 then e = attempt(score.attention,
     { queries = pick(big), ramp = R(3) == 1 and pick(factors) or nil,
       reduce = pick { "mean", "sum", "max" }, heads = pick { "mean", "sum", "max" } })
@@ -539,7 +540,7 @@ local function some_plan(l, plain)
     plan.guard = { first = R(9) == 1 and pick(big) or R(0, 6),
       last = R(9) == 1 and pick(big) or R(0, 10) }
   end
-  plan.share = by_head and "head" or pick { "layer", "head", "pool" }
+  plan.share = by_head and "head" or pick { "layer", "head", "pool", "model" }
   plan.prune = plan.share == "layer" and pick { "cache", "hidden", "both" } or nil
   plan.rotate = R(4) == 1 and pick { "keep", "compact" } or nil
   plan.merge = R(4) == 1 and pick { true, { threshold = pick { 0, 0.5, -1, 1e38 } } } or nil
@@ -563,6 +564,19 @@ local function some_plan(l, plain)
       "score" }] = nonsense()
   end
   return R(60) == 1 and nonsense() or plan
+end
+
+local function some_preparation()
+  if R(4) == 1 then return nil end
+  local function lead()
+    return pick { {}, { 3 }, { { 1, 2, 3 }, R(0, 40), "text" }, { big[R(#big)] } }
+  end
+  local how = { track = score.attention { reduce = pick { "mean", "sum", "max" },
+    heads = pick { "mean", "sum", "max" }, queries = pick { 0, 1, 5, 1 << 30 } },
+    block = pick { 0, 1, 7, 30, 1 << 40 }, lead = lead(), first = R(2) == 1 and lead() or nil,
+    among = pick { "all", "block" }, sinks = pick { 0, 4, 1 << 40 } }
+  if R(9) == 1 then how[pick { "track", "block", "lead", "among", "sinks" }] = nonsense() end
+  return R(60) == 1 and nonsense() or how
 end
 
 local function some_trigger()
@@ -611,6 +625,7 @@ targets.policy = {
     local valid = R(3) == 1 and random_policy(R(1 << 30),
       model.config.heads ~= model.config.kv_heads)
     local p = valid or pyramid.policy { name = "fuzzed", defaults = {},
+      prepare = R(2) == 1 and some_preparation or nil,
       prefill = function(_, l) return some_plan(l) end,
       trigger = function() return some_trigger() end,
         decode = function(_, l) return some_plan(l, true) end }
@@ -624,6 +639,11 @@ targets.policy = {
       for i = 1, R(90) do ids[i] = R(0, vocab - 1) end
       ok, message, code = cache:prefill(ids, { all = R(9) == 1 or nil })
       if not ok then break end
+      if R(5) == 1 then
+        ok, message, code = cache:probe(ids, score.attention { reduce = pick { "sum", "max" } })
+        if ok and R(2) == 1 then ok, message, code = cache:evict(p) end
+        if not ok then break end
+      end
       if R(4) == 1 and not fork then fork = cache:fork() end
       for _ = 1, R(0, 20) do
         ok, message, code = (fork and R(2) == 1 and fork or cache):step(R(0, vocab - 1))

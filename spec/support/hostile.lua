@@ -93,6 +93,7 @@ local calls = {
     return o.cache:read(setmetatable({}, { __len = function() return 4 end,
       __index = function(_, i) return ids[i] end }))
   end },
+  ["cache:probe"] = { function(o) return o.cache:probe(ids, score.attention()) end },
   ["cache:step"] = { function(o) return o.cache:step(ids[1]) end,
     function(l) return #l:totable() ~= model.config.vocab end },
   ["cache:fork"] = { function(o) return o.cache:fork() end,
