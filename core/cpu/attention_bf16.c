@@ -222,7 +222,7 @@ static void attend_block(const packing *p, const tile_scratch *s, int g, const f
     flash->scores(&step);
     if (pyr_cpu_bends(p->a))
       pyr_cpu_columns_bend(t, p->a, c, s->scores, &p->a->lanes[g], row + from, to - from, at);
-    flash->softmax(&step);
+    t->k->flash_softmax(&step);
     flash->values(&step);
   }
 }
@@ -399,6 +399,7 @@ static void attend_tile(packing *p, int g, int64_t q0, pyr_arena arena) {
   pyr_cpu_columns_begin(t, p->a, &s.c, g, q0, columns, &t->k->bf16);
   int64_t first = s.c.low[0] / ROWS * ROWS, end = s.c.high[columns - 1],
       all = pyr_round_up(columns, s.c.width);
+  if (t->flash->begin) t->flash->begin();
   for (int64_t row = first; row < end; row += ROWS) {
     int64_t at = (row - k.begin) / ROWS;
     bool keeps = row >= k.begin && row < k.end;
@@ -406,6 +407,7 @@ static void attend_tile(packing *p, int g, int64_t q0, pyr_arena arena) {
                  keeps ? k.p + at * (ROWS / 2) * all : NULL);
     if (keeps) memcpy(k.m + at * all, s.c.m, (size_t)all * sizeof(float));
   }
+  if (t->flash->end) t->flash->end();
   pyr_cpu_columns_end(t, p->a, &s.c, g, q0, columns);
   if (k.end > k.begin) sum_tile(p, &k, &s.c, g, q0, columns, first, end);
 }

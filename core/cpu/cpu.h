@@ -157,7 +157,7 @@ void pyr_cpu_weights(const pyr_kernels *k, float *dst, const pyr_tensor *w, int6
 
 /* What attention of many queries multiplies with, where it is rounded to bf16; else NULL. */
 static inline const pyr_flash *pyr_cpu_flash(const pyr_cpu *cpu) {
-  return cpu->matmul || cpu->tiles ? &cpu->kernels->flash : NULL;
+  return cpu->tiles ? &cpu->tiles->flash : cpu->matmul ? &cpu->kernels->flash : NULL;
 }
 
 /* What the score pass multiplies with. */

@@ -109,7 +109,8 @@ typedef struct pyr_flash_step {
   int width, unit;               /* as in pyr_flash */
 } pyr_flash_step;
 
-/* Three calls make a step, and whoever makes them may change scores after the first (pyr_bend):
+/* Three calls make a step, the second of them `flash_softmax`, and whoever makes them may change
+ * scores after the first (pyr_bend):
  *
  *     scores[r][c] = K[from + r] . q[c]
  *     m, l, alpha, and p = exp(scores - m), rounded; rows that are invisible, or fill up a `unit`,
@@ -125,8 +126,9 @@ typedef struct pyr_flash {
   void (*pack_keys)(float *to, const float *rows, int64_t ld);
   void (*pack_values)(float *to, const float *rows, int64_t ld, int64_t dims);
   void (*scores)(const pyr_flash_step *step);
-  void (*softmax)(const pyr_flash_step *step);
   void (*values)(const pyr_flash_step *step);
+  void (*begin)(void);           /* before the first and after the last of a run of calls; NULL: */
+  void (*end)(void);             /* nothing is to be done */
 } pyr_flash;
 
 /* What the weights of a block give to its rows, summed over a tile's columns head by head, from p
@@ -209,7 +211,8 @@ typedef struct pyr_kernels {
                      int n, int64_t k, bool first);
   pyr_products f32, bf16;        /* bf16.gemm is NULL where no such code is compiled in, */
   pyr_flash flash;               /* and so is all of this, */
-  void (*flash_sums)(const pyr_flash_sums *sums);   /* and this */
+  void (*flash_softmax)(const pyr_flash_step *step);   /* this, and this: of any pyr_flash */
+  void (*flash_sums)(const pyr_flash_sums *sums);
 
   void (*bend)(const pyr_bend *bend);
   void (*softmax_tile)(const pyr_tile *tile);

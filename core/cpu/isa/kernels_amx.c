@@ -382,9 +382,119 @@ static void multiply(const pyr_tile_product *p) {
     memcpy(p->out + t * p->ld, block + t * PYR_TILE_BLOCK, (size_t)p->rows * sizeof(float));
 }
 
+/* ---- attention ------------------------------------------------------------------------------- */
+
+/* A block of rows against a slice of two tiles of columns. What is summed over lies in pairs in all
+ * four operands, so that tiles are loaded from where they lie, `stride` bytes from line to line:
+ *
+ *     keys     [rows][d]         as rows are: sixteen rows, 32 values of d, are a tile
+ *     q        [d pairs][WIDE]   sixteen pairs, sixteen columns
+ *     values   [dims][rows]      turned: sixteen dimensions, 32 rows
+ *     p        [row pairs][WIDE] as softmax leaves it
+ *
+ * Scores and out, f32, are lines of WIDE columns, too. Rows are taken in whole steps: weights of
+ * those that fill them up are 0. */
+enum { WIDE = 2 * PYR_TILE, STEP_PAIRS = PYR_TILE_STEP / 2, HALF = PYR_FLASH_ROWS / 2 };
+_Static_assert((int)PYR_FLASH_STEP == (int)PYR_TILE_STEP, "d is padded to whole tiles");
+
+/* Rows in their order: d is padded already, so that a block is one run of values. */
+static void pack_keys(float *to, const float *rows, int64_t ld) {
+  for (int64_t i = 0; i < PYR_FLASH_ROWS * ld; i += PYR_TILE_STEP, to += STEP_PAIRS)
+    _mm512_storeu_si512(to, rounded(vload(rows + i), vload(rows + i + VL)));
+}
+
+/* A tile of values: pairs of 32 rows at sixteen dimensions, pairs for dimensions. */
+static void pack_values(float *to, const float *rows, int64_t ld, int64_t dims) {
+  const __m512i places = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9,
+                                          24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1,
+                                          16, 0);
+  for (int64_t d = 0; d < dims; d += PYR_TILE)
+    for (int64_t r = 0; r < PYR_FLASH_ROWS; r += PYR_TILE_STEP) {
+      __m512i pairs[PYR_TILE];
+#pragma GCC unroll 16
+      for (int i = 0; i < PYR_TILE; i++) {
+        const float *from = rows + (r + 2 * i) * ld + d;
+        pairs[i] = _mm512_permutexvar_epi16(places, rounded(vload(from), vload(from + ld)));
+      }
+      turn16(pairs);
+#pragma GCC unroll 16
+      for (int i = 0; i < PYR_TILE; i++) _mm512_storeu_si512(to + (d + i) * HALF + r / 2, pairs[i]);
+    }
+}
+
+/* Two tiles of lines from `a` on times the slice's columns, over `steps` of 16 pairs: lines are
+ * `line` floats apart, steps of b follow each other. Sums begin at what is in c, if `add`. The
+ * second tile of lines, or of columns, may be missing. */
+INLINE void flash_block(float *c, const float *a, int64_t line, const float *b, int64_t steps,
+                        const bool add, const bool two_a, const bool two_b) {
+  const int64_t across = WIDE * (int64_t)sizeof(float), along = line * (int64_t)sizeof(float);
+  float *below = c + PYR_TILE * WIDE;
+  if (add) {
+    TILE_LOAD(0, c, across);
+    if (two_b) TILE_LOAD(1, c + PYR_TILE, across);
+    if (two_a) TILE_LOAD(2, below, across);
+    if (two_a && two_b) TILE_LOAD(3, below + PYR_TILE, across);
+  } else {
+    TILE_ZERO(0);
+    if (two_b) TILE_ZERO(1);
+    if (two_a) TILE_ZERO(2);
+    if (two_a && two_b) TILE_ZERO(3);
+  }
+  for (int64_t s = 0; s < steps; s++, a += STEP_PAIRS, b += STEP_PAIRS * WIDE) {
+    TILE_LOAD(4, a, along);
+    TILE_LOAD(6, b, across);
+    if (two_a) TILE_LOAD(5, a + PYR_TILE * line, along);
+    if (two_b) TILE_LOAD(7, b + PYR_TILE, across);
+    TILE_PRODUCT(0, 4, 6);
+    if (two_a) TILE_PRODUCT(2, 5, 6);
+    if (two_b) TILE_PRODUCT(1, 4, 7);
+    if (two_a && two_b) TILE_PRODUCT(3, 5, 7);
+  }
+  TILE_STORE(0, c, across);
+  if (two_b) TILE_STORE(1, c + PYR_TILE, across);
+  if (two_a) TILE_STORE(2, below, across);
+  if (two_a && two_b) TILE_STORE(3, below + PYR_TILE, across);
+}
+
+/* All lines of a product, two tiles of them at a time. */
+INLINE void flash_lines(float *c, const float *a, int64_t line, const float *b, int64_t steps,
+                        int lines, bool wide, const bool add) {
+  for (int i = 0; i < lines; i += WIDE, a += WIDE * line, c += WIDE * WIDE) {
+    bool two = lines - i > PYR_TILE;
+    if (two && wide) flash_block(c, a, line, b, steps, add, true, true);
+    else if (two) flash_block(c, a, line, b, steps, add, true, false);
+    else if (wide) flash_block(c, a, line, b, steps, add, false, true);
+    else flash_block(c, a, line, b, steps, add, false, false);
+  }
+}
+
+/* Of d 64 and 64 rows against 32 columns: two steps of four products for each two tiles of rows.
+ * Their lines are keys, so that a softmax runs down columns here, too. */
+static void flash_scores(const pyr_flash_step *t) {
+  flash_lines(t->scores, t->keys + (int64_t)t->from * t->depth, t->depth, t->q,
+              t->depth / STEP_PAIRS, t->rows, t->columns > PYR_TILE, false);
+}
+
+/* Sums begin at out, which is rescaled before, where a maximum rose: after the first blocks of a
+ * tile that is rare, and a pass over out would cost as much as half of the products. */
+static void flash_values(const pyr_flash_step *t) {
+  int steps = pyr_flash_padded(t->rows, PYR_TILE_STEP) / PYR_TILE_STEP;
+  for (int c = 0; c < t->columns; c += VL) {
+    vf alpha = vload(t->alpha + c);
+    if (_mm512_cmp_ps_mask((__m512)alpha, _mm512_set1_ps(1.0f), _CMP_NEQ_UQ) == 0) continue;
+    for (int d = 0; d < t->dims; d++)
+      vstore(t->out + d * WIDE + c, vload(t->out + d * WIDE + c) * alpha);
+  }
+  flash_lines(t->out, t->values + t->from / 2, HALF, t->p, steps, t->dims, t->columns > PYR_TILE,
+              true);
+}
+
 const pyr_tiles pyr_tiles_amx = {
   .compiled = true, .begin = begin, .end = end, .pack_tokens = pack_tokens, .pack_rows = pack_rows,
   .tile_pack = tile_pack, .multiply = multiply,
+  .flash = { .width = WIDE, .unit = PYR_TILE_STEP, .pack_keys = pack_keys,
+             .pack_values = pack_values, .scores = flash_scores, .values = flash_values,
+             .begin = begin, .end = end },
 };
 
 #else

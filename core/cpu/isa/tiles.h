@@ -1,5 +1,5 @@
 /* tiles.h — products of bf16 by matrix tiles (AMX): the inner loops that linear_amx.c is made of,
- * and whether they may run.
+ * those of attention (pyr_flash), and whether they may run.
  *
  * A tile is 16 rows of 64 bytes. The processor has eight, and one instruction
  *
@@ -24,7 +24,7 @@
 #ifndef PYR_CPU_TILES_H
 #define PYR_CPU_TILES_H
 
-#include "base/dtype.h"
+#include "cpu/isa/kernels.h"
 
 enum {
   PYR_TILE = 16,               /* tokens, or weight rows, of a tile */
@@ -57,6 +57,7 @@ typedef struct pyr_tiles {
   /* PYR_PACK rows that lie interleaved (interleave.c) */
   void (*tile_pack)(uint16_t *to, const void *pack, pyr_dtype dtype, int64_t cols);
   void (*multiply)(const pyr_tile_product *p);
+  pyr_flash flash;               /* attention's; its begin and end are those above */
 } pyr_tiles;
 
 extern const pyr_tiles pyr_tiles_amx;
