@@ -9,20 +9,21 @@ local probe = require "pyramid.probe"
 local largest = require "pyramid.tools.bench.largest"
 local machine = require "pyramid.tools.bench.machine"
 local options = require "pyramid.options"
-local peers = require "pyramid.tools.bench.peer"
+local peers = require "pyramid.tools.bench.peers"
 local picture = require "pyramid.tools.picture"
 local products = require "pyramid.tools.bench.products"
 local pyramid = require "pyramid"
 local random_model = require "pyramid.tools.random_model"
 local report = require "pyramid.tools.bench.report"
+local store = require "pyramid.tools.store"
 
 -- What is measured where no option says otherwise.
 local presets = {
-  normal = { prefill = { 128, 512, 2048, 8192 }, depth = { 0, 512, 2048, 8192 },
-    batch = { 1, 4, 8, 16, 32 }, prompt = 512, generated = 256, repeats = 5, steps = 32,
-      patience = 20, limit = 300, probe = { bytes = 1 << 30, size = 2048, times = 3 } },
+  normal = { prefill = { 512, 2048, 7680 }, depth = { 0, 2048, 7680 }, batch = { 32 },
+    prompt = 512, generated = 256, repeats = 7, steps = 32, patience = 120, limit = 600,
+      probe = { bytes = 1 << 30, size = 2048, times = 3 } },
   quick = { prefill = { 128, 512 }, depth = { 0, 512 }, batch = { 1, 4 }, prompt = 64,
-    generated = 32, repeats = 2, steps = 16, patience = 3, limit = 20,
+    generated = 32, repeats = 3, steps = 16, patience = 3, limit = 20,
       probe = { bytes = 1 << 28, size = 1024, times = 2 } },
 }
 
@@ -31,13 +32,15 @@ local presets = {
 local parser = cli.parser("[options]", [[
 Measures this machine's limits (reading memory; oneDNN's products), then
 prefill, decode at several depths, and batches, for each model, policy and
-cache dtype. Baselines take turns, so that drift cancels. Without options it
-takes some minutes.]], [[
+cache dtype: SmolLM2, where it was fetched. All take turns, also with other
+engines, so that drift cancels, and what one is beside another is a ratio of
+the same round. Without options it takes half an hour.]], [[
 Examples:
    pyramid bench --quick
    pyramid bench -m model.gguf --policy full --policy snapkv --batch none
-   pyramid bench --shape 134m,1.1b --weights bf16,q8_0,q4_k_m --peer llama.cpp \
+   pyramid bench --peer openvino --peer llama.cpp --peer transformers --neighbour \
       --python venv/bin/python --json bench.json --markdown bench.md
+   pyramid bench --shape 134m,1.1b --weights bf16,q8_0,q4_k_m --peer llama.cpp
 Lists are separated by commas; "none" is an empty one. What is not measured is
 said, with the reason.]])
 
@@ -82,7 +85,8 @@ parser:flag("--quick", "Few and short cases: about a minute.")
 cli.option(parser, "--model", "PATH", "A model to measure with; may be repeated.",
   { short = "-m", many = true })
 list_option("--shape", "NAMES",
-  ("Random models of these shapes, made where --folder says: %s. (default: 134m)")
+  ("Random models of these shapes, made where --folder says: %s. (default: none; 134m, where "
+    .. "neither a model is given nor SmolLM2 is there)")
   :format(table.concat(shape_names, ", ")), one_of(table.unpack(shape_names)))
 list_option("--weights", "DTYPES",
   ("Weights of shapes: %s, q4_k_m (which the peer makes); of other models \"file\" or what they "
@@ -96,10 +100,10 @@ cli.option(parser, "--policy-file", "FILE", cli.policy_file_help, { many = true 
 list_option("--cache-dtype", "DTYPES",
   ("How rows are stored: %s. (default: f16)"):format(table.concat(caches.dtypes, ", ")),
     one_of(table.unpack(caches.dtypes)))
-list_option("--prefill", "LENGTHS", "Tokens read. (default: 128,512,2048,8192)", count(1))
-list_option("--depth", "LENGTHS", "Tokens before the steps of decode. (default: 0,512,2048,8192)",
+list_option("--prefill", "LENGTHS", "Tokens read. (default: 512,2048,7680)", count(1))
+list_option("--depth", "LENGTHS", "Tokens before the steps of decode. (default: 0,2048,7680)",
   count(0))
-list_option("--batch", "COUNTS", "Sequences of a batch. (default: 1,4,8,16,32)", count(1))
+list_option("--batch", "COUNTS", "Sequences of a batch. (default: 32)", count(1))
 parser:option("--lengths",
   "What each sequence of a batch reads and makes. (default: 512+256)"):argname "PROMPT+MADE"
   :convert(function(given)
@@ -118,11 +122,13 @@ list_option("--products", "SHAPES",
       and cols <= 1 << 16 and { rows = rows, cols = cols } or nil
   end)
 cli.option(parser, "--steps", "N", "Steps of decode that are timed. (default: 32)", { integer = 1 })
-cli.option(parser, "--repeat", "N", "Runs that count. (default: 5)", { integer = 1 })
+cli.option(parser, "--repeat", "N", "Rounds that count. (default: 7; with --quick 3)",
+  { integer = 1 })
 cli.option(parser, "--patience", "SECONDS",
-  "Runs longer than this are made only twice. (default: 20)", { number = true })
+  "Where a run takes longer than this there are three rounds. (default: 120)",
+  { number = true })
 cli.option(parser, "--limit", "SECONDS",
-  "Runs that would take longer are left out. (default: 300)", { number = true })
+  "Runs that would take longer are left out. (default: 600)", { number = true })
 cli.option(parser, "--batch-limit", "SECONDS", "The same for batches. (default: as --limit)",
   { number = true })
 cli.option(parser, "--buffer", "SIZE",
@@ -138,16 +144,20 @@ cli.option(parser, "--threads", "N", "How many threads; 0: one for each processo
   { default = "0", integer = 0 })
 cli.option(parser, "--precision", "P",
   "Of matrix products, where the processor has it: f32; bf16 for prompts; int8 for "
-  .. "quantised weights too.",
-  { default = "f32" })
+  .. "quantised weights too; auto: int8 for quantised weights, else f32. "
+  .. "(default: PYRAMID_PRECISION, or auto)", { choices = { "auto", "f32", "bf16", "int8" } })
 cli.option(parser, "--seed", "N", "Of weights and prompts.", { default = "1", integer = 0 })
 cli.option(parser, "--folder", "DIR", "Where random models are kept.", { default = "build/bench" })
 cli.option(parser, "--peer", "NAME",
-  "Measures llama.cpp too, through llama-cpp-python, on the same GGUF files; or transformers, "
-  .. "with PyTorch's own attention, on the same folders and device.",
-    { choices = { "llama.cpp", "transformers" } })
-cli.option(parser, "--python", "PATH", "The Python that has it.", { default = "python3" })
-cli.option(parser, "--peer-flash", "WHICH", "on, off, or both, of which the faster counts.",
+  "Measures another engine in turns with Pyramid, in a process of its own; may be repeated: "
+  .. "llama.cpp (llama-cpp-python) and openvino (openvino-genai) on the same GGUF files, "
+  .. "transformers with PyTorch's own attention on the same folders and files.",
+    { choices = peers.names, many = true })
+parser:flag("--neighbour", "Measures all of Pyramid's also while another program keeps one "
+  .. "processor busy, and says what that costs.")
+cli.option(parser, "--python", "PATH", "The Python that has them.", { default = "python3" })
+cli.option(parser, "--peer-flash", "WHICH",
+  "llama.cpp's attention: on, off, or both, of which the faster counts.",
   { default = "both", choices = { "on", "off", "both" } })
 cli.option(parser, "--json", "FILE", "Write the report as JSON.")
 cli.option(parser, "--markdown", "FILE", "Write it as a Markdown table.")
@@ -177,7 +187,8 @@ if args.memory then
   end
   memory = size
 end
-local by_transformers = args.peer == "transformers"
+-- transformers alone reads folders as well as GGUF files
+local folders = #args.peer == 1 and args.peer[1] == "transformers"
 
 local groups = cases.groups { prefill = args.prefill or preset.prefill,
   depth = args.depth or preset.depth, steps = settings.steps, batch = args.batch or preset.batch,
@@ -195,7 +206,7 @@ end
 
 if args.products then
   local runtime <close> = cli.must(core.runtime { isa = args.precision ~= "f32"
-    and args.precision or nil, threads = args.threads })
+    and args.precision ~= "auto" and args.precision or nil, threads = args.threads })
   local limits = machine.new_limits()
   machine.measure(limits, runtime, settings.probe)
   print(("%s, %d threads, %s; reads %.1f GB/s; int8 by oneDNN %.0f x 10^9 multiply-adds a second")
@@ -218,21 +229,27 @@ end
 
 -- ---- models -------------------------------------------------------------------------------------
 
--- What is to be measured: { name, weights, path, as (conversion), shape }.
+-- What is to be measured: { name, weights, path, as (conversion), shape, note }.
 local function list_sources()
-  local sources = {}
-  for _, path in ipairs(args.model) do
+  local sources, paths, note_of = {}, args.model, nil
+  if #paths == 0 and not args.shape then
+    paths = { store.find "smollm2" }            -- a real model that is there
+    if #paths == 0 then
+      note_of = "random weights: `make models` or `pyramid get smollm2` fetches a real model"
+    end
+  end
+  for _, path in ipairs(paths) do
     for _, weights in ipairs(args.weights or { "file" }) do
       sources[#sources + 1] = { name = (path:match "([^/]+)/*$" or path)
         .. (weights == "file" and "" or " as " .. weights), weights = weights,
           path = cli.need_model(path), as = weights ~= "file" and weights or nil }
     end
   end
-  for _, shape in ipairs(args.shape or (#args.model == 0 and { "134m" } or {})) do
+  for _, shape in ipairs(args.shape or (#paths == 0 and { "134m" } or {})) do
     for _, weights in ipairs(args.weights or { "bf16" }) do
       sources[#sources + 1] = { name = shape .. " " .. weights, weights = weights, shape = shape,
-        path = ("%s/random-%s-%s-%d%s"):format(args.folder, shape, weights, args.seed,
-          by_transformers and "" or ".gguf") }
+        note = note_of, path = ("%s/random-%s-%s-%d%s"):format(args.folder, shape, weights,
+          args.seed, folders and "" or ".gguf") }
     end
   end
   return sources
@@ -244,7 +261,7 @@ local function exists(path)
 end
 
 -- Makes a random model's file, if it is not there. true, or nil and why not.
-local function make(source, peer, threads)
+local function make(source, started, threads)
   local file = source.path:find "%.gguf$" and source.path or source.path .. "/model.safetensors"
   if not source.shape or exists(file) then return true end
   source.made = true
@@ -254,16 +271,18 @@ local function make(source, peer, threads)
   end
   note("writing " .. source.path)
   if source.weights ~= "q4_k_m" then
-    if by_transformers and source.weights:find "^q" then
+    if folders and source.weights:find "^q" then
       return nil, "the peer's safetensors hold no quantised weights"
     end
     return random_model.write(source.path, { shape = source.shape, dtype = source.weights,
       seed = args.seed })
   end
+  local peer
+  for _, one in ipairs(started) do peer = one.peer == "llama.cpp" and one or peer end
   if not peer then return nil, "K-quants are made by the peer's quantiser (--peer llama.cpp)" end
   local f16 = { shape = source.shape, weights = "f16",
     path = source.path:gsub("q4_k_m(%-%d+%.gguf)$", "f16%1") }
-  local ok, message = make(f16, peer, threads)
+  local ok, message = make(f16, started, threads)
   if not ok then return nil, message end
   return peer:ask("quantize", { source = f16.path, target = source.path, type = source.weights,
     threads = threads })
@@ -303,7 +322,7 @@ end
 
 -- How oneDNN, or the device's library, would multiply such weights.
 local function kind_of(entry, device)
-  if device then return args.precision == "f32" and "f32" or "bf16" end
+  if device then return entry.precision == "f32" and "f32" or "bf16" end
   local size = entry.bytes / entry.parameters
   return size > 3 and "f32" or size > 1.5 and "bf16" or "int8"
 end
@@ -316,60 +335,40 @@ end
 
 -- ---- one model ----------------------------------------------------------------------------------
 
-local function enter_peer(list, peer, source, entry, model)
-  local function leave_out(reason)
-    table.insert(entry.left_out, { engine = peer.name, reason = reason })
-  end
-  if not by_transformers and not source.path:find "%.gguf$" then
-    return leave_out "reads GGUF files only"
-  end
-  if source.as then return leave_out "reads weights as they are in the file" end
+local function enter_peer(list, peer, source, entry, model, ids)
   local runtime = model:runtime()
-  local opened, message = peer:ask("open", { path = source.path, threads = runtime:threads(),
-    device = runtime:isa() == "cuda" and "cuda" or "cpu" })
-  if not opened then return leave_out(message) end
-  entry.peer_load_seconds = opened.seconds
-  if by_transformers then
-    list[#list + 1] = baselines.theirs(peer, { label = "transformers, sdpa",
-      dtype = opened.dtype, seed = args.seed, context = model.config.context })
-    return
-  end
-  for _, dtype in ipairs(dtypes) do
-    for _, flash in ipairs { true, false } do
-      local wanted = args.peer_flash == "both" or (args.peer_flash == "on") == flash
-      if wanted and dtype == "fp8_e4m3" then
-        table.insert(entry.left_out, { engine = peer.name,
-          label = flash and "flash attention" or "flash attention off", cache_dtype = dtype,
-            reason = "has no rows of this dtype" })
-      elseif wanted and not flash and dtype == "q8_0" then
-        table.insert(entry.left_out, { engine = peer.name, label = "flash attention off",
-          cache_dtype = dtype, reason = "needs flash attention for quantised rows" })
-      elseif wanted then
-        list[#list + 1] = baselines.theirs(peer, { flash = flash, dtype = dtype, seed = args.seed,
-          context = model.config.context })
-      end
-    end
-  end
+  local own, refused, seconds = peers.enter(peer, { path = source.path,
+    converted = source.as ~= nil, threads = runtime:threads(), ids = ids,
+      device = runtime:isa() == "cuda" and "cuda" or "cpu", context = model.config.context,
+        dtypes = dtypes, flash = args.peer_flash })
+  entry.peer_load_seconds[peer.name] = seconds
+  table.move(own, 1, #own, #list + 1, list)
+  table.move(refused, 1, #refused, #entry.left_out + 1, entry.left_out)
 end
 
-local function measure(source, entry, peer, threads, run)
-  local ok, message = make(source, peer, threads)
+local function measure(source, entry, started, threads, run)
+  local ok, message = make(source, started, threads)
   if not ok then return nil, message end
   note("opening " .. source.path)
   local model <close>, why = open(source, entry, true)
   if not model then return nil, why end
   entry.description, entry.parameters, entry.bytes = model.description,
     parameters_of(model.config), model:native():bytes()
+  entry.products, entry.precision, entry.note = cli.products(model), model.precision, source.note
   note("measuring the limits")
   machine.measure(entry.limits, model:runtime(), settings.probe)
-  local list, ids = {}, baselines.ids(model.config.vocab, args.seed)
+  local list, ids, all_ids = {}, baselines.ids(model.config.vocab, args.seed)
   for _, dtype in ipairs(dtypes) do
     for _, chosen in ipairs(policies) do
       list[#list + 1] = baselines.ours(model,
         { policy = chosen.policy, label = chosen.label, dtype = dtype, ids = ids })
     end
   end
-  if peer then enter_peer(list, peer, source, entry, model) end
+  for i = 1, args.neighbour and #list or 0 do list[#list + 1] = baselines.beside(list[i]) end
+  for _, peer in ipairs(started) do
+    note(("%s opens %s"):format(peer.name, source.path))
+    enter_peer(list, peer, source, entry, model, all_ids)
+  end
   local device, before = probe.device(model:runtime()), entry.left_out
   local function conclude(results, left_out)
     entry.results, entry.left_out = results, table.move(left_out, 1, #left_out, #before + 1,
@@ -389,7 +388,7 @@ local function measure(source, entry, peer, threads, run)
     repeats = settings.repeats, patience = settings.patience, limit = settings.limit,
     batch_limit = settings.batch_limit, context = model.config.context, done = conclude,
     report = function(text) note(source.name .. ": " .. text) end })
-  if peer then peer:ask "close" end
+  for _, peer in ipairs(started) do peer:ask "close" end
   note("measuring the limits")
   machine.measure(entry.limits, model:runtime(), settings.probe)
   conclude(all, missing)
@@ -441,41 +440,43 @@ end
 
 -- ---- the run ------------------------------------------------------------------------------------
 
-local function start_peer()
-  if not args.peer then return nil end
-  for _, root in ipairs(require "pyramid.paths") do
-    local script = root .. (by_transformers and "/scripts/maker/peers/transformers_sdpa.py"
-      or "/scripts/maker/peers/llamacpp.py")
-    if exists(script) then
-      local started, message = peers.start(args.python, script)
-      if not started then
-        cli.fail(message, by_transformers
-          and "--python PATH names a Python that has torch and transformers."
-          or "--python PATH names a Python that has llama-cpp-python (pip install llama-cpp-python).")
-      end
-      return started
+-- The peers of --peer, each once; they end with the list.
+local function start_peers()
+  local started, seen = {}, {}
+  for _, name in ipairs(args.peer) do
+    if not seen[name] then
+      local peer, message, hint = peers.start(name, args.python)
+      if not peer then cli.fail(message, hint) end
+      started[#started + 1], seen[name] = peer, true
     end
   end
-  cli.fail("scripts/maker/peers was not found",
-    "Run the program out of a source tree, or put the tree on PYRAMID_PATH.")
+  return setmetatable(started, { __close = function(list)
+    for _, peer in ipairs(list) do peer:close() end
+  end })
 end
 
 local sources = list_sources()
-local peer <close> = start_peer()
+local started <close> = start_peers()
+local described = {}
+for i, peer in ipairs(started) do
+  described[i] = { name = peer.name, version = peer.version, system = peer.system,
+    kernels = peer.kernels }
+end
 local began = core.clock()
 local run = { command = cli.command_line("bench"), date = os.date "!%Y-%m-%dT%H:%M:%SZ",
   machine = machine.describe(), settings = settings, load = { before = machine.load() },
-    limits = machine.new_limits(), models = {}, threads = args.threads,
-      peer = peer and { name = peer.name, version = peer.version, system = peer.system } }
+    limits = machine.new_limits(), models = {}, threads = args.threads, peers = described }
 do
   local runtime <close> = cli.must(core.runtime { device = args.device, threads = args.threads })
   run.threads, run.device = runtime:threads(), machine.device(runtime)
 end
 for _, source in ipairs(sources) do
   local entry = { name = source.name, path = source.path, weights = source.weights,
-    load_seconds = {}, results = {}, largest = {}, left_out = {}, limits = machine.new_limits() }
+    load_seconds = {}, peer_load_seconds = {}, results = {}, largest = {}, left_out = {},
+      limits = machine.new_limits() }
   run.models[#run.models + 1] = entry
-  local ok, message = measure(source, entry, peer, run.threads, run)
+  local ok, message = measure(source, entry, started, run.threads, run)
+  if source.note then cli.warn(source.note) end
   if not ok then table.insert(entry.left_out, { reason = message })
   elseif memory then measure_largest(source, entry) end
   if args.discard and source.made then os.execute("rm -rf " .. cli.quote(source.path)) end

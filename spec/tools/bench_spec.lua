@@ -213,23 +213,25 @@ end
 describe("pyramid bench", function()
   it("reports every field of every case", function()
     local report, out, markdown, text = bench()
-    assert.equal("command date device limits load machine models peer seconds settings threads",
+    assert.equal("command date device limits load machine models peers seconds settings threads",
       keys(report))
     assert.equal("architecture commit cores_per_socket cpu flags hypervisor kernel l2 l3 lua "
       .. "memory onednn processors pyramid "
       .. "sockets threads_per_core", keys(report.machine))
     assert.equal("bf16 f32 int8 read", keys(report.limits))
-    -- twice at either end; on the processor also before and after each of two runs of four results
-    -- of decoding
+    -- twice at either end; on the processor also before and after each of three runs of four
+    -- results of decoding
     assert.is_true(report.limits.read.most > 0)
-    assert.equal(4 + (helper.device == "cpu" and 16 or 0), #report.limits.read.samples)
+    assert.equal(4 + (helper.device == "cpu" and 24 or 0), #report.limits.read.samples)
     assert.equal(2, report.threads)
     assert.matches("^pyramid bench %-%-quick ", report.command)
     assert.equal(1, #report.models)
     local model = report.models[1]
     assert.equal("bytes description largest left_out limits load_peak_bytes load_seconds name "
-      .. "parameters path peer_load_seconds "
+      .. "note parameters path peer_load_seconds products "
       .. "results weights", keys(model))
+    assert.matches("^f32 by %w+, 2 threads$", model.products)
+    assert.equal(cjson.null, model.note)
     assert.same({}, model.left_out)
     assert.matches('"left_out": %[%]', text)
     -- norms aside
@@ -237,16 +239,18 @@ describe("pyramid bench", function()
 
     local names = {}
     for _, result in ipairs(model.results) do
-      assert.equal("against_first against_peer cache_dtype case computed engine evicting "
+      assert.equal("against against_first against_quiet cache_dtype case computed engine evicting "
         .. "first_token_seconds flash_attention kept "
-        .. "kv_bytes label limit median_seconds name of_limit peak_bytes policy profile seconds "
-        .. "spread tokens_per_second",
+        .. "kv_bytes label limit limits median_seconds name of_limit peak_bytes policy profile "
+        .. "seconds spread tokens_per_second ways",
         keys(result))
       assert.equal("pyramid", result.engine)
-      assert.equal(cjson.null, result.against_peer)
+      assert.same({}, result.against)
+      assert.equal(cjson.null, result.against_quiet)
+      assert.equal(3, #result.limits)
       assert.is_true(result.tokens_per_second > 0 and result.median_seconds > 0
         and result.spread >= 0)
-      assert.is_true(#result.seconds == 2 and result.kv_bytes > 0 and result.peak_bytes > 0)
+      assert.is_true(#result.seconds == 3 and result.kv_bytes > 0 and result.peak_bytes > 0)
       assert.is_true(result.kept > 0 and result.kept <= 1)
       assert.is_true(#result.profile > 3)
       local spent, total = 0, 0
@@ -274,7 +278,7 @@ describe("pyramid bench", function()
     local full = model.results[5]
     assert.equal(1, full.kept)
     assert.equal(1, full.computed)
-    assert.equal(1, full.against_first)
+    assert.same({ median = 1, least = 1, most = 1, rounds = 3 }, full.against_first)
     assert.same({ kind = "prefill", tokens = 80 }, full.case)
     assert.near(80 / full.median_seconds, full.tokens_per_second, 1e-3 * full.tokens_per_second)
     assert.is_true(model.results[6].kept < 1)
@@ -305,8 +309,8 @@ describe("pyramid bench", function()
     end
     assert.equal("int8", report.models[1].results[1].limit)
     assert.equal("f32", report.models[2].results[1].limit)
-    -- before and after each of two runs of two results, besides twice at either end
-    assert.equal(4 + 8, #report.models[1].limits.int8.samples)
+    -- before and after each of three runs of two results, besides twice at either end
+    assert.equal(4 + 12, #report.models[1].limits.int8.samples)
     assert.equal(4, #report.models[1].limits.f32.samples)
   end)
 
@@ -399,17 +403,50 @@ describe("the largest batch", function()
   end)
 end)
 
+describe("a busy neighbour", function()
+  it("costs what the ratio to the quiet runs says", function()
+    local report = bench("--neighbour", "--policy", "full", "--depth", "none", "--batch", "none",
+      "--prefill", "80")
+    local quiet, busy = table.unpack(report.models[1].results)
+    assert.same({ "full", "full, busy neighbour" }, { quiet.label, busy.label })
+    local ratios = {}
+    for i, seconds in ipairs(busy.seconds) do ratios[i] = quiet.seconds[i] / seconds end
+    table.sort(ratios)
+    assert.near(ratios[2], busy.against_quiet.median, 1e-3 * ratios[2])
+    assert.equal(cjson.null, quiet.against_quiet)
+    assert.equal(cjson.null, busy.of_limit)
+  end)
+
+  it("is a process that ends when it is told to", function()
+    local neighbour = require "pyramid.tools.bench.neighbour"
+    local one = assert(neighbour.start())
+    local alive = ("kill -0 %d 2>/dev/null"):format(one.pid)
+    local function there() return (os.execute(alive)) end
+    assert.is_true(there())
+    one:close()
+    one:close()
+    assert.is_nil(there())
+  end)
+end)
+
 describe("a peer", function()
-  -- It speaks as scripts/maker/peers/llamacpp.py does; flash attention makes it twice as fast, and
-  -- batches are beyond it.
+  -- It speaks as scripts/maker/peers/llamacpp.py does; flash attention makes it twice as fast, it
+  -- gets faster from one run to the next, and batches are beyond it.
   local script = [[
     local cjson = require "cjson"
-    local contexts = {}
+    local contexts, ids = {}, nil
+    local function seconds(r)
+      local context = contexts[r.name]
+      assert(#ids == 32768 and ids[1] >= 3)
+      context.runs = (context.runs or 0) + 1
+      return { seconds = (context.flash and 0.5 or 1) * (context.runs == 3 and 2 or 1) }
+    end
     local ops = {
+      ids = function(r) ids = r.ids return {} end,
       open = function(r) return { seconds = 0.25 } end,
       context = function(r) contexts[r.name] = r return {} end,
       drop = function(r) contexts[r.name] = nil return {} end,
-      prefill = function(r) return { seconds = contexts[r.name].flash and 0.5 or 1 } end,
+      prefill = seconds,
       decode = function(r) return { seconds = contexts[r.name].flash and 0.5 or 1 } end,
       batch = function(r) return { error = "no batches here" } end,
       memory = function(r) return { peak = 1000 } end,
@@ -422,7 +459,7 @@ describe("a peer", function()
       close = function(r) return { open = next(contexts) ~= nil } end,
     }
     local function reply(value) io.write(cjson.encode(value), "\n") io.flush() end
-    reply { name = "llama.cpp", version = "made up 1.0", system = "none" }
+    reply { name = "llama.cpp", version = "made up 1.0", system = "none", kernels = "ABACUS" }
     for line in io.lines() do
       local request = cjson.decode(line)
       reply(ops[request.op](request))
@@ -449,25 +486,37 @@ describe("a peer", function()
 
   it("takes turns and is compared with", function()
     local report, out = with_peer()
-    assert.equal("made up 1.0", report.peer.version)
+    assert.same({ { name = "llama.cpp", version = "made up 1.0", system = "none",
+      kernels = "ABACUS" } }, report.peers)
+    assert.matches("llama.cpp: made up 1.0; kernels: ABACUS", out, 1, true)
     local model = report.models[1]
-    assert.equal(0.25, model.peer_load_seconds)
+    assert.same({ ["llama.cpp"] = 0.25 }, model.peer_load_seconds)
     local by_name = {}
     for _, result in ipairs(model.results) do
       by_name[result.name .. ", " .. result.label] = result
     end
-    local on, off = by_name["prefill 80, llama.cpp, flash on"],
-      by_name["prefill 80, llama.cpp, flash off"]
+    -- the faster way takes the turns, of which the first is a slow one
+    local on = by_name["prefill 80, llama.cpp, flash on"]
+    assert.same({ 1, 0.5, 0.5 }, on.seconds)
     assert.equal(160, on.tokens_per_second)
-    assert.equal(80, off.tokens_per_second)
+    assert.is_nil(by_name["prefill 80, llama.cpp, flash off"])
+    assert.same({ { label = "llama.cpp, flash on", seconds = 0.5 },
+      { label = "llama.cpp, flash off", seconds = 1 } }, on.ways)
     assert.is_true(on.flash_attention)
     assert.equal(cjson.null, on.peak_bytes)                 -- two contexts in one process
     local ours = by_name["prefill 80, full"]
-    assert.near(ours.tokens_per_second / 160, ours.against_peer, 1e-3 * ours.against_peer)
+    local ratios = {}
+    for i, seconds in ipairs(ours.seconds) do ratios[i] = on.seconds[i] / seconds end
+    table.sort(ratios)
+    local against = ours.against["llama.cpp"]
+    for i, key in ipairs { "least", "median", "most" } do
+      assert.near(ratios[i], against[key], 1e-3 * ratios[i])
+    end
+    assert.equal(3, against.rounds)
     assert.equal(8, by_name["decode at 80, llama.cpp, flash on"].tokens_per_second)
     assert.equal(2, #model.left_out)
     assert.equal("no batches here", model.left_out[1].reason)
-    assert.matches("vs peer", out)
+    assert.matches("vs llama.cpp", out, 1, true)
   end)
 
   it("may have one context only, and makes K-quants", function()
@@ -495,6 +544,32 @@ describe("a peer", function()
     report = with_peer("--shape", "none", "--model", in_folder "models/random-tiny-bf16-1.gguf",
       "--weights", "q8_0", "--batch", "none", "--depth", "none", "--prefill", "8")
     assert.matches("as they are in the file", report.models[1].left_out[1].reason)
+  end)
+
+  it("may be one of several", function()
+    helper.write(in_folder "scripts/maker/peers/openvino_genai_cb.py", (script
+      :gsub("llama%.cpp", "openvino"):gsub("{ seconds = 0.25 }",
+        "{ seconds = 0.5, caches = { \"u8\", \"f16\" } }")
+      :gsub("contexts%[r%.name%]%.flash", "contexts[r.name].cache == \"u8\"")
+      :gsub("context%.flash", "context.cache == \"u8\"")))
+    helper.write(in_folder "scripts/maker/peers/transformers_sdpa.py", (script
+      :gsub("llama%.cpp", "transformers"):gsub("{ seconds = 0.25 }",
+        "{ seconds = 0.5, dtypes = { \"f32\", \"bf16\" } }")
+      :gsub("contexts%[r%.name%]%.flash", "false"):gsub("context%.flash", "false")))
+    local report = with_peer("--peer", "openvino", "--peer", "transformers", "--batch", "none",
+      "--depth", "8", "--prefill", "8")
+    local by_name = {}
+    for _, result in ipairs(report.models[1].results) do
+      by_name[result.name .. ", " .. result.label] = result
+    end
+    assert.equal(3, #report.peers)
+    local ours = by_name["decode at 8, full"]
+    assert.equal("llama.cpp openvino transformers bf16 transformers f32", keys(ours.against))
+    assert.near(ours.against.openvino.median, ours.against["transformers bf16"].median / 2,
+      1e-3 * ours.against.openvino.median)
+    assert.equal("u8", by_name["decode at 8, openvino, u8 rows"].cache_dtype)
+    assert.is_nil(by_name["decode at 8, openvino, f16 rows"])
+    assert.equal(4, by_name["decode at 8, transformers, sdpa, f32"].tokens_per_second)
   end)
 
   it("may end at any time", function()

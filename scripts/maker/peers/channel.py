@@ -1,6 +1,9 @@
 """How a peer talks with scripts/bench.lua: one JSON object a line comes in on standard input, one goes out on the descriptor that
 was standard output. From the import of this module on, other words go to standard error. Requests: {"op": NAME, ...}; replies:
 {...} or {"error": TEXT}.
+
+All engines read the same ids: {"op": "ids", "ids": [...]} comes before any that is measured, and from then on a prompt of n tokens
+is the first n of them, what is fed next are those that follow (the list begins anew at its end).
 """
 import json
 import os
@@ -19,6 +22,20 @@ def give_up(reason):
     """The bench says what is missing."""
     reply({"error": reason})
     sys.exit(1)
+
+
+class Ids:
+    """The ids that all engines read; a peer inherits the request that sets them."""
+
+    known = [0]
+
+    def ids(self, request):
+        self.known = request["ids"]
+        return {}
+
+    def take(self, first, count):
+        known = self.known
+        return [known[(first + i) % len(known)] for i in range(count)]
 
 
 def serve(peer):

@@ -2,12 +2,13 @@
 
 Requests and replies, in the form that channel.py says:
 
-    hello                                          {"name", "version", "system", "flash"}
+    hello                                          {"name", "version", "system", "kernels"}
+    ids       ids                                  what prompts and continuations are made of
     open      path threads                         {"seconds"}: the model, mapped
     context   name tokens sequences flash cache    a context of that name; cache is f16, f32, bf16 or q8_0
-    prefill   name tokens seed                     {"seconds"}: reads tokens into an empty sequence 0, logits of the last
-    decode    name depth steps seed                {"seconds"}: after sequence 0's first `depth` tokens, which stay for the next
-    batch     name count prompt generated seed     {"first", "seconds"}: to the first token of all, and to the end
+    prefill   name tokens                          {"seconds"}: reads tokens into an empty sequence 0, logits of the last
+    decode    name depth steps                     {"seconds"}: after sequence 0's first `depth` tokens, which stay for the next
+    batch     name count prompt generated          {"first", "seconds"}: to the first token of all, and to the end
     drop      name                                 frees the context
     memory    reset                                {"peak"}: most bytes resident since the last reset
     quantize  source target type threads           writes another GGUF file; type is one of its names, such as Q4_K_M
@@ -15,7 +16,6 @@ Requests and replies, in the form that channel.py says:
 """
 import ctypes
 import os
-import random
 import sys
 import time
 
@@ -65,7 +65,8 @@ class Batch:
 
 
 class Context:
-    def __init__(self, model, request, threads):
+    def __init__(self, model, request, threads, take):
+        self.take = take
         flash, cache = request["flash"], request["cache"]
         params = lc.llama_context_default_params()
         params.n_ctx = request["tokens"] * request["sequences"]
@@ -86,13 +87,8 @@ class Context:
         if not self.raw:
             raise RuntimeError(f"no context (flash {flash}, cache {cache})")
         self.batch = Batch(max(params.n_batch, request["sequences"]))
-        self.vocab = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(model))
         self.depth = 0                            # tokens of sequence 0
         self.logits = 0
-
-    def ids(self, count, seed):
-        rng = random.Random(seed)
-        return [rng.randrange(3, self.vocab) for _ in range(count)]
 
     def run(self):
         if lc.llama_decode(self.raw, self.batch.raw) != 0:
@@ -109,7 +105,7 @@ class Context:
         self.depth = 0
 
     def prefill(self, request):
-        ids = self.ids(request["tokens"], request["seed"])
+        ids = self.take(0, request["tokens"])
         self.clear()
         began = time.perf_counter()
         for i, token in enumerate(ids):
@@ -124,8 +120,8 @@ class Context:
     def decode(self, request):
         depth, steps = max(1, request["depth"]), request["steps"]
         if self.depth != depth:
-            self.prefill({"tokens": depth, "seed": request["seed"]})
-        ids = self.ids(steps + 2, request["seed"] + 1)
+            self.prefill({"tokens": depth})
+        ids = self.take(depth, steps + 2)
         began = 0.0
         for i, token in enumerate(ids):
             if i == 2:                            # two steps to get going
@@ -138,10 +134,10 @@ class Context:
         return {"seconds": seconds}
 
     def batched(self, request):
-        count, prompt, generated, seed = (request[key] for key in ("count", "prompt", "generated", "seed"))
-        ids = self.ids(count * (prompt + generated), seed)
+        count, prompt, generated = (request[key] for key in ("count", "prompt", "generated"))
+        ids, at = self.take(0, count * prompt), 0
         self.clear()
-        began, at = time.perf_counter(), 0
+        began = time.perf_counter()
         for sequence in range(count):
             for i in range(prompt):
                 self.batch.add(ids[at], i, sequence, i == prompt - 1)
@@ -153,9 +149,8 @@ class Context:
         lc.llama_synchronize(self.raw)
         first = time.perf_counter() - began
         for i in range(generated - 1):            # the prompt gave the first
-            for sequence in range(count):
-                self.batch.add(ids[at], prompt + i, sequence, True)
-                at += 1
+            for sequence, token in enumerate(self.take((i + 1) * count, count)):
+                self.batch.add(token, prompt + i, sequence, True)
             self.run()
             self.finish()
         return {"first": first, "seconds": time.perf_counter() - began}
@@ -176,14 +171,20 @@ def quantize(request):
     return {}
 
 
-class Peer:
+def kernels(system):
+    """The names that ggml's system information has a 1 behind: "CPU : SSE3 = 1 | AVX512 = 1 | REPACK = 1"."""
+    pairs = [part.split("=") for part in system.replace(":", "|").split("|") if "=" in part]
+    return " ".join(name.strip() for name, value in pairs if value.strip() == "1")
+
+
+class Peer(channel.Ids):
     def __init__(self):
         self.model, self.threads, self.contexts = None, 1, {}
 
     def hello(self, _):
-        system = lc.llama_print_system_info()
-        return {"name": "llama.cpp", "version": "llama-cpp-python " + lc.__version__,
-                "system": system.decode("utf-8", "replace").strip()}
+        system = lc.llama_print_system_info().decode("utf-8", "replace").strip()
+        return {"name": "llama.cpp", "version": "llama-cpp-python " + lc.__version__, "system": system,
+                "kernels": kernels(system)}
 
     def open(self, request):
         self.close(request)
@@ -198,7 +199,7 @@ class Peer:
 
     def context(self, request):
         self.drop(request)
-        self.contexts[request["name"]] = Context(self.model, request, self.threads)
+        self.contexts[request["name"]] = Context(self.model, request, self.threads, self.take)
         return {}
 
     def drop(self, request):

@@ -12,12 +12,13 @@
 ---   finish()                        lets go of what `begin` and the measurements made
 ---
 --- A measurement returns { seconds=, … } or nil and what went wrong. Prompts and continuations are
---- random ids, so that nobody can guess. Logits are asked for wherever a generator would need them;
---- in steps, Pyramid picks the highest of them, as a greedy generator does, though what is fed next
---- is another.
+--- random ids, so that nobody can guess, and the same for all. Logits are asked for wherever a
+--- generator would need them; in steps, Pyramid picks the highest of them, as a greedy generator
+--- does, though what is fed next is another.
 local core = require "pyramid.core"
 local probe = require "pyramid.probe"
 local machine = require "pyramid.tools.bench.machine"
+local neighbour = require "pyramid.tools.bench.neighbour"
 local sampler = require "pyramid.sampler"
 
 local baselines = {}
@@ -168,7 +169,9 @@ function Ours:peak(others)
   local runtime = self.model:runtime()
   local peak = probe.device(runtime) and runtime:memory_peak() or machine.peak()
   for _, other in ipairs(others) do
-    if other ~= self and other.state then peak = peak and peak - other.state.cache:bytes() end
+    if other ~= self and not other.quiet and other.state then
+      peak = peak and peak - other.state.cache:bytes()
+    end
   end
   return peak
 end
@@ -183,39 +186,38 @@ end
 ---@class pyramid.Theirs
 ---@field engine string
 ---@field label string
----@field dtype string
----@field flash boolean
+---@field dtype string            of cache rows
+---@field flash? boolean
 local Theirs = {}
 Theirs.__index = Theirs
 
 ---@param peer pyramid.Peer   its model is open
----@param given { label?: string, flash?: boolean, dtype: string, seed: integer, context: integer }
+---@param way { engine: string, label: string, dtype: string, flash?: boolean, context: table }
+---  context: what its context is asked for
+---@param context integer     positions that the model has
 ---@return pyramid.Theirs
-function baselines.theirs(peer, given)
-  local label = given.label or ("%s, flash %s"):format(peer.name, given.flash and "on" or "off")
-  return setmetatable({ engine = peer.name, label = label, peer = peer, flash = given.flash,
-    dtype = given.dtype, seed = given.seed, name = label .. given.dtype, context = given.context },
+function baselines.theirs(peer, way, context)
+  return setmetatable({ engine = way.engine, label = way.label, peer = peer, flash = way.flash,
+    dtype = way.dtype, fields = way.context, name = way.label .. way.dtype, context = context },
       Theirs)
 end
 
 function Theirs:begin(tokens, sequences)
-  return self.peer:ask("context", { name = self.name,
-    tokens = math.min(tokens + SPARE, self.context), sequences = sequences, flash = self.flash,
-      cache = self.dtype })
+  local fields = { name = self.name, tokens = math.min(tokens + SPARE, self.context),
+    sequences = sequences }
+  for key, value in pairs(self.fields) do fields[key] = value end
+  return self.peer:ask("context", fields)
 end
 
-function Theirs:prefill(n)
-  return self.peer:ask("prefill", { name = self.name, tokens = n, seed = self.seed })
-end
+function Theirs:prefill(n) return self.peer:ask("prefill", { name = self.name, tokens = n }) end
 
 function Theirs:decode(depth, steps)
-  return self.peer:ask("decode", { name = self.name, depth = depth, steps = steps,
-    seed = self.seed })
+  return self.peer:ask("decode", { name = self.name, depth = depth, steps = steps })
 end
 
 function Theirs:batch(count, prompt, generated)
   return self.peer:ask("batch", { name = self.name, count = count, prompt = prompt,
-    generated = generated, seed = self.seed })
+    generated = generated })
 end
 
 function Theirs:reset_peak() self.peer:ask("memory", { reset = true }) end
@@ -223,7 +225,7 @@ function Theirs:reset_peak() self.peer:ask("memory", { reset = true }) end
 -- Nothing says how much of the peer's process each of several contexts holds.
 function Theirs:peak(others)
   for _, other in ipairs(others) do
-    if other ~= self and other.engine == self.engine then return nil end
+    if other ~= self and other.peer == self.peer then return nil end
   end
   local reply = self.peer:ask("memory", { reset = false })
   return reply and reply.peak
@@ -231,12 +233,42 @@ end
 
 function Theirs:finish() self.peer:ask("drop", { name = self.name }) end
 
+-- ---- beside a busy neighbour --------------------------------------------------------------------
+
+---@class pyramid.Beside
+---@field quiet pyramid.Ours     the same without the neighbour
+local Beside = {}
+
+-- What is not of its own is the quiet one's.
+function Beside.__index(self, key) return Beside[key] or rawget(self, "quiet")[key] end
+
+---The same baseline while another program keeps one processor busy.
+---@param quiet pyramid.Ours
+---@return pyramid.Beside
+function baselines.beside(quiet)
+  return setmetatable({ quiet = quiet, label = quiet.label .. ", busy neighbour" }, Beside)
+end
+
+for _, name in ipairs { "prefill", "decode", "batch" } do
+  Beside[name] = function(self, ...)
+    local busy <close>, message = neighbour.start()
+    if not busy then return nil, message end
+    return self.quiet[name](self.quiet, ...)
+  end
+end
+
+function Beside:reset_peak() self.quiet:reset_peak() end
+function Beside.peak() return nil end                    -- the quiet one says it
+function Beside.begin() return true end
+function Beside.finish() end
+
 -- ---- ids ----------------------------------------------------------------------------------------
 
 ---Random ids of a vocabulary: ids(first, count) are always the same for the same seed.
 ---@param vocab integer
 ---@param seed integer
 ---@return fun(first: integer, count: integer): integer[]
+---@return integer[]   all of them, before they begin anew
 function baselines.ids(vocab, seed)
   local known = {}
   math.randomseed(seed)
@@ -245,7 +277,7 @@ function baselines.ids(vocab, seed)
     local out = {}
     for i = 1, count do out[i] = known[(first + i - 1) % #known + 1] end
     return out
-  end
+  end, known
 end
 
 baselines.WARM_STEPS = WARM_STEPS

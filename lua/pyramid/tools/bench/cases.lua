@@ -1,14 +1,16 @@
 --- Cases, the turns that baselines take in them, and what comes out.
 ---
 --- In each case every baseline has one run that is not counted, in which Pyramid's are profiled;
---- then they take turns (A B C A B C …), so that a machine that gets slower does so for all. A
---- baseline whose uncounted run took longer than the patience is not made to repeat it: that run
---- counts, and there are two in all. Results are medians.
+--- then they take turns in rounds (A B C A B C …), so that a machine that gets slower does so for
+--- all: what one is beside another is the ratio of their runs of one round, its median and range
+--- over the rounds. Where an engine can be measured in several ways (attention, rows), the one that
+--- was fastest in the second of two uncounted runs takes the turns. A baseline whose uncounted run
+--- took longer than the patience has fewer rounds, that run among them. Times are medians.
 local machine = require "pyramid.tools.bench.machine"
 
 local cases = {}
 
-local LEAST = 2                   -- samples of a case, however long they take
+local LEAST = 3                   -- samples of a case, however long they take
 
 ---@class pyramid.BenchCase
 ---@field kind "prefill"|"decode"|"batch"
@@ -23,7 +25,9 @@ local LEAST = 2                   -- samples of a case, however long they take
 ---@field case pyramid.BenchCase
 ---@field engine string
 ---@field label string
----@field seconds number[]        one for each run that counts
+---@field seconds number[]        one for each run that counts, in the order of the rounds
+---@field ways? { label: string, seconds: number }[]
+---  all ways of this engine that were tried, this one among them
 ---@field median number           seconds
 ---@field rate number
 ---  tokens a second: read (prefill), made by one sequence (decode) or by all (batch)
@@ -97,6 +101,23 @@ local function spread(samples, median)
   return (math.max(table.unpack(samples)) - math.min(table.unpack(samples))) / 2 / median
 end
 
+---@class pyramid.BenchRatio
+---@field median number
+---@field least number
+---@field most number
+---@field rounds integer
+
+---How many times as fast one is as another, round by round.
+---@param ours number[]     seconds of each round
+---@param theirs number[]
+---@return pyramid.BenchRatio
+function cases.ratio(ours, theirs)
+  local ratios = {}
+  for i = 1, math.min(#ours, #theirs) do ratios[i] = theirs[i] / ours[i] end
+  return { median = cases.median(ratios), least = math.min(table.unpack(ratios)),
+    most = math.max(table.unpack(ratios)), rounds = #ratios }
+end
+
 -- ---- what a case will take ----------------------------------------------------------------------
 
 -- Seconds that one run should take, from what the baseline's earlier cases took; nil if nothing
@@ -155,13 +176,45 @@ local function try_all(entrants, rules, play)
   local others = {}
   for i, entrant in ipairs(entrants) do others[i] = entrant.baseline end
   for _, entrant in ipairs(entrants) do
-    entrant.runs, entrant.wanted = {}, 0
+    entrant.runs, entrant.wanted, entrant.trial, entrant.ways = {}, 0, nil, nil
     entrant.baseline:reset_peak()
     local sample = play(entrant, true)
     if sample then
-      entrant.profile, entrant.wanted, entrant.peak = sample.profile, rules.repeats,
-        entrant.baseline:peak(others)
-      if sample.seconds > rules.patience then entrant.runs[1], entrant.wanted = sample, LEAST end
+      entrant.trial, entrant.profile, entrant.wanted = sample, sample.profile, rules.repeats
+      entrant.peak = entrant.baseline:peak(others)
+      if sample.seconds > rules.patience then
+        entrant.runs[1], entrant.wanted = sample, math.min(LEAST, rules.repeats)
+      end
+    end
+  end
+end
+
+-- Of the ways of one engine other than ours, lets only the fastest go on. What an engine compiles
+-- or lays out the first time is behind it in a second run, if that does not take too long.
+local function pick_ways(entrants, rules, play)
+  local by_engine, engines = {}, {}
+  for _, entrant in ipairs(entrants) do
+    local engine = entrant.baseline.engine
+    if entrant.trial and engine ~= "pyramid" then
+      if not by_engine[engine] then
+        by_engine[engine] = {}
+        engines[#engines + 1] = engine
+      end
+      table.insert(by_engine[engine], entrant)
+    end
+  end
+  for _, engine in ipairs(engines) do
+    local ways, best = by_engine[engine], nil
+    local tried = {}
+    for _, entrant in ipairs(#ways > 1 and ways or {}) do
+      local sample = entrant.trial
+      if sample.seconds <= rules.patience then sample = play(entrant) or sample end
+      tried[#tried + 1] = { label = entrant.baseline.label, seconds = sample.seconds }
+      entrant.second = sample.seconds
+      if not best or entrant.second < best.second then best = entrant end
+    end
+    for _, entrant in ipairs(#ways > 1 and ways or {}) do
+      if entrant == best then entrant.ways = tried else entrant.runs, entrant.wanted = {}, 0 end
     end
   end
 end
@@ -176,10 +229,12 @@ local function take_turns(entrants, case, rules, leave_out)
     return sample
   end
   try_all(entrants, rules, play)
+  pick_ways(entrants, rules, play)
   for _ = 1, rules.repeats do
     for _, entrant in ipairs(entrants) do
       if #entrant.runs < entrant.wanted then
         local asks = rules.ceiling and entrant.baseline.engine == "pyramid"
+          and not entrant.baseline.quiet
         local before = asks and rules.ceiling(case)
         local sample = play(entrant)
         if sample and before then sample.ceiling = (before + rules.ceiling(case)) / 2 end
@@ -218,6 +273,7 @@ local function conclude(entrant, case)
       cache_dtype = baseline.dtype, flash = baseline.flash,
     policy = baseline.policy, seconds = seconds, median = median,
       spread = spread(seconds, median),
+    ways = entrant.ways, quiet = baseline.quiet and baseline.quiet.label,
     rate = work_of(case) / median, first = #firsts > 0 and cases.median(firsts) or nil,
       kv_bytes = last.kv_bytes,
     ceilings = ceilings, kept = last.kept, computed = last.computed, peak_bytes = entrant.peak,
@@ -293,6 +349,7 @@ end
 ---@param limits pyramid.Limits
 ---@param kind "f32"|"bf16"|"int8"    see limit_of
 function cases.add_fraction(result, limits, kind)
+  if result.quiet then return end                        -- the neighbour took a part of it
   local flops, bytes = 0, 0
   for _, entry in ipairs(result.profile or {}) do
     if entry.name == "linear" or entry.name == "attention" then

@@ -9,6 +9,8 @@ local peer = {}
 ---@field name string
 ---@field version string
 ---@field system string
+---@field kernels? string    what its products are made of
+---@field peer string        what --peer calls it
 local Peer = {}
 Peer.__index = Peer
 Peer.__name = "pyramid.peer"
@@ -38,6 +40,7 @@ function peer.start(python, script)
     return nil, ("%s (%s): %s"):format(script, python, message)
   end
   self.name, self.version, self.system = hello.name, hello.version, hello.system
+  self.kernels = hello.kernels
   return self
 end
 

@@ -37,58 +37,108 @@ end
 
 local function same(a, b) return cases.name(a.case) == cases.name(b.case) end
 
----Sets in each result of Pyramid's how many times as fast it is as the best of the peer
----(`against_peer`), and as the first policy with the same rows (`against_first`).
+---Sets in each result of Pyramid's how many times as fast it is as each other engine (`against`, by
+---the engine's name), as the first policy with the same rows (`against_first`), and, beside a busy
+---neighbour, as it is without (`against_quiet`): ratios of the same rounds.
 ---@param results pyramid.BenchResult[]
 function report.compare(results)
   for _, result in ipairs(results) do
-    if result.engine == "pyramid" then
-      local best, first
-      for _, other in ipairs(results) do
-        if same(result, other) then
-          if other.engine ~= "pyramid" then best = math.max(best or 0, other.rate)
-          elseif other.cache_dtype == result.cache_dtype then first = first or other.rate end
-        end
+    result.against, result.against_first, result.against_quiet = {}, nil, nil
+    for _, other in ipairs(result.engine == "pyramid" and results or {}) do
+      local alike = same(result, other) and other.cache_dtype == result.cache_dtype
+      if same(result, other) and other.engine ~= "pyramid" and not result.quiet then
+        result.against[other.engine] = cases.ratio(result.seconds, other.seconds)
+      elseif alike and not result.quiet and not other.quiet and not result.against_first then
+        result.against_first = cases.ratio(result.seconds, other.seconds)
+      elseif alike and result.quiet == other.label then
+        result.against_quiet = cases.ratio(result.seconds, other.seconds)
       end
-      result.against_peer = best and result.rate / best
-      result.against_first = first and result.rate / first
     end
   end
 end
 
--- ---- rows ---------------------------------------------------------------------------------------
+-- ---- columns ------------------------------------------------------------------------------------
 
-local head = { "case", "policy", "rows as", "tok/s", "±", "of limit", "vs first", "vs peer",
-  "first token", "rows", "computed", "evicting", "KV", "resident", "where time goes" }
-local aligns = "<<<>>>>>>>>>>><"
-
-local function row_of(result)
-  return { cases.name(result.case), result.label, result.cache_dtype, number(result.rate),
-    percent(result.spread), result.of_limit and percent(result.of_limit) .. " " .. result.limit
-      or "", times(result.against_first), times(result.against_peer),
-        result.first and picture.seconds(result.first) or "", percent(result.kept),
-          percent(result.computed), result.evicting and ("%.1f %%"):format(100 * result.evicting)
-            or "", bytes(result.kv_bytes), bytes(result.peak_bytes), where(result.profile) }
+local function ratio(r)
+  if not r then return "" end
+  if r.least == r.most then return times(r.median) end
+  return ("%.2f× %.2f–%.2f"):format(r.median, r.least, r.most)
 end
 
--- Whether a column tells anything: not if it is empty, nor if all rows are stored alike.
-local function telling(rows, column)
-  local first = rows[2] and rows[2][column]
-  for i = 3, #rows do
-    if rows[i][column] ~= first then return true end
+-- What a neighbour takes away: of a speed of 100, one of 55 has lost 45.
+local function cost(r)
+  return r and ("%.0f %% %.0f–%.0f"):format(100 - 100 * r.median, 100 - 100 * r.most,
+    100 - 100 * r.least) or ""
+end
+
+-- The share of the limit, and the limit in those minutes.
+local function of_limit(result)
+  if not result.of_limit then return "" end
+  local known = {}
+  for _, ceiling in ipairs(result.ceilings or {}) do
+    if ceiling then known[#known + 1] = ceiling end
   end
-  return first ~= "" and head[column] ~= "rows as"
+  local limit = #known > 0 and (" of %.0f"):format(cases.median(known) / 1e9) or ""
+  return percent(result.of_limit) .. limit .. " " .. result.limit
 end
 
--- Rows of the first `last` columns that tell something, and how these are aligned.
-local function rows_of(results, last)
-  local rows, out, sides = { head }, {}, ""
-  for i, result in ipairs(results) do rows[i + 1] = row_of(result) end
-  for r in ipairs(rows) do out[r] = {} end
-  for column = 1, last do
-    if telling(rows, column) then
-      for r, row in ipairs(rows) do table.insert(out[r], row[column]) end
-      sides = sides .. aligns:sub(column, column)
+-- A list of columns: heading, alignment, and what stands in it.
+local function columns_of(results)
+  local list = {
+    { "case", "<", function(r) return cases.name(r.case) end },
+    { "policy", "<", function(r) return r.label end },
+    { "rows as", "<", function(r) return r.cache_dtype end },
+    { "tok/s", ">", function(r) return number(r.rate) end },
+    { "±", ">", function(r) return percent(r.spread) end },
+    { "rounds", ">", function(r) return tostring(#r.seconds) end },
+    { "of limit", ">", of_limit },
+    { "vs first", ">", function(r) return ratio(r.against_first) end },
+  }
+  local seen = {}
+  for _, result in ipairs(results) do
+    if result.engine ~= "pyramid" and not seen[result.engine] then
+      seen[result.engine] = true
+      list[#list + 1] = { "vs " .. result.engine, ">",
+        function(r) return ratio(r.against and r.against[result.engine]) end }
+    end
+  end
+  for _, column in ipairs {
+    { "neighbour costs", ">", function(r) return cost(r.against_quiet) end },
+    { "first token", ">", function(r) return r.first and picture.seconds(r.first) or "" end },
+    { "rows", ">", function(r) return percent(r.kept) end },
+    { "computed", ">", function(r) return percent(r.computed) end },
+    { "evicting", ">", function(r) return r.evicting and ("%.1f %%"):format(100 * r.evicting) or ""
+    end },
+    { "KV", ">", function(r) return bytes(r.kv_bytes) end },
+    { "resident", ">", function(r) return bytes(r.peak_bytes) end },
+    { "where time goes", "<", function(r) return where(r.profile) end },
+  } do list[#list + 1] = column end
+  return list
+end
+
+-- Columns that say the same of all where they say nothing.
+local quiet_if_alike = { ["rows as"] = true, rounds = true }
+
+-- Whether a column tells anything: not if it is empty, nor if it is one of those that may be alike.
+local function telling(name, cells)
+  for i = 2, #cells do
+    if cells[i] ~= cells[1] then return true end
+  end
+  return cells[1] and cells[1] ~= "" and not quiet_if_alike[name]
+end
+
+-- Rows of the columns that tell something, the headings first, and how these are aligned.
+-- `profiles`: with the last column, where time goes.
+local function rows_of(results, profiles)
+  local out, sides = { {} }, ""
+  for i in ipairs(results) do out[i + 1] = {} end
+  for _, column in ipairs(columns_of(results)) do
+    local cells = {}
+    for i, result in ipairs(results) do cells[i] = column[3](result) end
+    if telling(column[1], cells) and (profiles or column[1] ~= "where time goes") then
+      table.insert(out[1], column[1])
+      for i, cell in ipairs(cells) do table.insert(out[i + 1], cell) end
+      sides = sides .. column[2]
     end
   end
   return out, sides
@@ -118,16 +168,16 @@ function report.limits(limits)
 end
 
 local function title(entry)
-  return entry.parameters and ("%s: %.0f million weights, %s"):format(entry.name,
-    entry.parameters / 1e6, cli.bytes(entry.bytes))
+  return entry.parameters and ("%s: %.0f million weights, %s; %s"):format(entry.name,
+    entry.parameters / 1e6, cli.bytes(entry.bytes), entry.products)
     or entry.name
 end
 
 local function loading(entry)
   if #entry.load_seconds == 0 then return nil end
   local parts = { ("loads in %s"):format(picture.seconds(entry.load_seconds[#entry.load_seconds])) }
-  if entry.peer_load_seconds then
-    parts[2] = ("the peer in %s"):format(picture.seconds(entry.peer_load_seconds))
+  for _, name in ipairs(options.sorted_keys(entry.peer_load_seconds)) do
+    parts[#parts + 1] = ("%s in %s"):format(name, picture.seconds(entry.peer_load_seconds[name]))
   end
   if entry.load_peak_bytes then
     parts[#parts + 1] = ("%s resident then"):format(cli.bytes(entry.load_peak_bytes))
@@ -165,7 +215,7 @@ function report.print(entry)
   end
   if loading(entry) then print(pic:paint(loading(entry), "dim")) end
   if #entry.results > 0 then
-    local rows, sides = rows_of(entry.results, #head - 1)
+    local rows, sides = rows_of(entry.results)
     for i, cell in ipairs(rows[1]) do rows[1][i] = pic:paint(cell, "dim") end
     for i = #rows, 3, -1 do
       if rows[i][1] == rows[i - 1][1] then rows[i][1] = "" end        -- a case is named once
@@ -185,13 +235,22 @@ local function load_line(run)
   return before and ("load %.1f before, %.1f after"):format(before, after or before) or nil
 end
 
+-- Which engines were measured, and what their products are made of.
+local function peer_lines(run)
+  local lines = {}
+  for i, peer in ipairs(run.peers) do
+    lines[i] = ("%s: %s; kernels: %s"):format(peer.name, peer.version, peer.kernels or "not said")
+  end
+  return lines
+end
+
 ---Prints what all of it was measured on.
 ---@param run table
 function report.print_end(run)
   local pic = picture.new(io.stdout)
-  print(pic:paint(("%s; %d threads; oneDNN %s%s; %s"):format(run.machine.cpu, run.threads,
-    run.machine.onednn, run.peer and ", " .. run.peer.version or "",
-      load_line(run) or "load unknown"), "dim"))
+  print(pic:paint(("%s; %d threads; oneDNN %s; %s"):format(run.machine.cpu, run.threads,
+    run.machine.onednn, load_line(run) or "load unknown"), "dim"))
+  for _, line in ipairs(peer_lines(run)) do print(pic:paint(line, "dim")) end
   if (run.load.before or 0) > 0.5 then
     print(pic:paint("Other programs were running: these timings are not reliable.", "warn"))
   end
@@ -211,29 +270,34 @@ end
 ---@param run table
 ---@return string
 function report.markdown(run)
-  local lines = {
-    ("Machine: %s; %s."):format(machine_line(run.machine), table.concat(run.machine.flags, " ")),
-    ("Limits: %s."):format(report.limits(run.limits)),
-    ("Pyramid %s%s, oneDNN %s%s; %d threads; medians of up to %d runs, ± half the distance of "
-      .. "the extremes%s."):format(
-      run.machine.pyramid, run.machine.commit and " (" .. run.machine.commit .. ")" or "",
-        run.machine.onednn,
-      run.peer and ", " .. run.peer.version or "", run.threads, run.settings.repeats,
-      load_line(run) and "; " .. load_line(run) or ""),
-    "", "    " .. run.command, "",
-  }
+  local lines = {}
+  local function add(...) lines[#lines + 1] = (...):format(select(2, ...)) end
+  add("Machine: %s; %s.", machine_line(run.machine), table.concat(run.machine.flags, " "))
   if run.device then
-    table.insert(lines, 2, ("Device: %s, %s; driver %s, CUDA %s; %s."):format(run.device.name,
-      run.device.arch, run.device.module or "not known", run.device.runtime,
-        run.device.state or "its state is not known"))
+    add("Device: %s, %s; driver %s, CUDA %s; %s.", run.device.name, run.device.arch,
+      run.device.module or "not known", run.device.runtime,
+        run.device.state or "its state is not known")
   end
+  add("Pyramid %s%s, oneDNN %s; %d threads; medians of up to %d runs, ± half the distance of the "
+    .. "extremes; ratios are of runs of one round, their median and range%s.", run.machine.pyramid,
+      run.machine.commit and " (" .. run.machine.commit .. ")" or "", run.machine.onednn,
+        run.threads, run.settings.repeats, load_line(run) and "; " .. load_line(run) or "")
+  add ""
+  for _, line in ipairs(peer_lines(run)) do add("- %s", line) end
+  for _, entry in ipairs(run.models) do
+    if entry.products then
+      add("- %s%s; %s", title(entry), entry.note and "; " .. entry.note or "",
+        report.limits(entry.limits))
+    end
+  end
+  add("\n    %s\n", run.command)
   local all, names = {}, { "model" }
   for _, entry in ipairs(run.models) do
     for _, result in ipairs(entry.results) do
       all[#all + 1], names[#names + 1] = result, entry.name
     end
   end
-  for i, row in ipairs((rows_of(all, #head))) do
+  for i, row in ipairs((rows_of(all, true))) do
     lines[#lines + 1] = "| " .. names[i] .. " | " .. table.concat(row, " | ") .. " |"
     if i == 1 then lines[#lines + 1] = "|" .. (" --- |"):rep(#row + 1) end
   end
@@ -303,6 +367,13 @@ local function policy_json(policy)
   return { name = policy.name, options = next(policy.options) and policy.options or null }
 end
 
+-- What bounds the case, as it was around each run; null where it was not measured.
+local function limits_of(result)
+  local out = {}
+  for i, ceiling in ipairs(result.ceilings or {}) do out[i] = ceiling or null end
+  return out
+end
+
 local function result_json(result)
   return {
     case = result.case, name = cases.name(result.case), engine = result.engine,
@@ -313,7 +384,9 @@ local function result_json(result)
       tokens_per_second = result.rate,
     first_token_seconds = or_null(result.first), limit = or_null(result.limit),
       of_limit = or_null(result.of_limit),
-    against_first = or_null(result.against_first), against_peer = or_null(result.against_peer),
+    against_first = or_null(result.against_first), against = result.against or {},
+      against_quiet = or_null(result.against_quiet), limits = list(limits_of(result)),
+      ways = result.ways and list(result.ways) or null,
       kv_bytes = or_null(result.kv_bytes),
     kept = or_null(result.kept), computed = or_null(result.computed),
       evicting = or_null(result.evicting),
@@ -347,7 +420,8 @@ local function model_json(entry)
     parameters = or_null(entry.parameters), bytes = or_null(entry.bytes),
       load_seconds = list(entry.load_seconds),
     load_peak_bytes = or_null(entry.load_peak_bytes),
-      peer_load_seconds = or_null(entry.peer_load_seconds),
+      peer_load_seconds = entry.peer_load_seconds, products = or_null(entry.products),
+      note = or_null(entry.note),
     limits = limits_json(entry.limits), results = map(entry.results, result_json),
       left_out = map(entry.left_out, left_out_json),
     largest = map(entry.largest, largest_json),
@@ -368,7 +442,7 @@ function report.json(run)
     command = run.command, date = run.date, seconds = run.seconds,
       machine = machine_json(run.machine), threads = run.threads,
     load = run.load, settings = run.settings, limits = limits_json(run.limits),
-      peer = or_null(run.peer),
+      peers = list(run.peers),
     models = map(run.models, model_json), device = or_null(run.device),
   }, "") .. "\n"
 end
