@@ -7,7 +7,7 @@
  *   model:ready() -> true
  *   model:bytes() -> integer                       model:close()
  *   model:identify(name, tokenizer's fingerprint)  model:fingerprint() -> integer
- *   core.convert_rows(runtime, output, spec, as, heads, first, n) -> true
+ *   core.convert_rows(runtime, output, spec, as, heads, plus, first, n) -> true
  *
  * Owns: the two userdata classes and the spelling of roles and dtypes. Does not own: where a tensor
  * lies in a file and which weight it is (lua/pyramid/loaders and families say so), nor any check of
@@ -522,20 +522,21 @@ static int model_tostring(lua_State *L) {
 
 /* ---- converted rows -------------------------------------------------------------------------- */
 
-/* core.convert_rows(runtime, output, spec, as, heads, first, n) -> true | nil, message, code: rows
- * [first, first + n), from 0, go to a file that is being written (lfile.c), as convert.h has it.
- * Calls nothing back: progress is the caller's, between two calls. */
+/* core.convert_rows(runtime, output, spec, as, heads, plus, first, n) -> true | nil, message, code:
+ * rows [first, first + n), from 0, go to a file that is being written (lfile.c), as convert.h has
+ * it. Calls nothing back: progress is the caller's, between two calls. */
 static int core_convert_rows(lua_State *L) {
-  lua_settop(L, 7);
+  lua_settop(L, 8);
   pyr_dtype as = check_dtype(L, 4);
-  lua_Integer heads = luaL_checkinteger(L, 5), first = luaL_checkinteger(L, 6),
-      n = luaL_checkinteger(L, 7);
+  lua_Integer heads = luaL_checkinteger(L, 5), first = luaL_checkinteger(L, 7),
+      n = luaL_checkinteger(L, 8);
+  float plus = (float)luaL_checknumber(L, 6);
   luaL_argcheck(L, heads >= 0 && heads <= 1 << 20, 5, "no number of heads");
   pyr_tensor_spec spec;
   read_spec(L, 3, &spec);
   pyr_output *out = pyr_lua_check_output(L, 2);
   pyr_runtime *rt = pyr_lua_check_runtime(L, 1);
-  pyr_status status = pyr_convert_rows(rt, &spec, as, (int32_t)heads, first, n, out);
+  pyr_status status = pyr_convert_rows(rt, &spec, as, (int32_t)heads, plus, first, n, out);
   if (status != PYR_OK) return pyr_lua_fail(L, rt, status);
   lua_pushboolean(L, 1);
   return 1;

@@ -12,6 +12,7 @@ typedef struct conversion {
   pyr_source from;
   pyr_dtype as;
   bool copies;                  /* bytes as they are */
+  float plus;                   /* to values of a vector */
   int64_t first, run;           /* run: rows, or a vector's values, of a head; 0: in order */
   size_t stride;                /* bytes of a row of `out` */
   char *out;
@@ -46,6 +47,7 @@ static void convert_row(void *ctx, int64_t task, int worker) {
     for (int64_t i = 0; i < cols; i++) values[cols + i] = values[source_row(c->run, i)];
     values += cols;
   }
+  for (int64_t i = 0; c->plus != 0 && i < cols; i++) values[i] += c->plus;
   pyr_row_from_f32(dst, c->as, values, cols);
 }
 
@@ -73,13 +75,14 @@ static pyr_status plan(pyr_runtime *rt, const pyr_tensor_spec *spec, int32_t hea
                                  pyr_file_path(spec->file), name, (long long)from->cols,
                                  pyr_dtype_name(c->as));
   c->copies = c->as == from->view.dtype && pyr_source_contiguous(from)
-      && !(from->vector && heads > 0);
+      && !(from->vector && (heads > 0 || c->plus != 0));
+  if (!from->vector) c->plus = 0;
   return PYR_OK;
 }
 
 pyr_status pyr_convert_rows(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_dtype as,
-                            int32_t heads, int64_t first, int64_t n, pyr_output *out) {
-  conversion c = { .as = as, .first = first };
+                            int32_t heads, float plus, int64_t first, int64_t n, pyr_output *out) {
+  conversion c = { .as = as, .plus = plus, .first = first };
   char why[PYR_WHY_BYTES];
   size_t bytes, scratch_bytes = 0;
   PYR_TRY(plan(rt, spec, heads, n, &c));

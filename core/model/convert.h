@@ -15,12 +15,13 @@
  * heads > 0: rows, or a vector's values, are counted as GGUF files of Llamas have those of q and k.
  * Within each of `heads` runs of them the first half and the second are dealt like cards, so that
  * what RoPE pairs as (i, i + d/2) lies side by side: of 2 heads of 4 rows, rows 0 … 7 are 0 2 1 3,
- * 4 6 5 7. 0: they lie as the weight has them.
+ * 4 6 5 7. 0: they lie as the weight has them. plus: is added to a vector's values, as GGUF files
+ * hold norms' weights whole of which checkpoints have what they are beyond 1.
  *
  * PYR_ARGUMENT: no such rows, heads that do not divide them into even runs, a dtype that values do
  * not become; PYR_FORMAT: spec is no tensor of the file, or its rows are no whole blocks of `as`;
  * PYR_MEMORY; PYR_IO. The output holds anything then, and is to be given up. */
 pyr_status pyr_convert_rows(pyr_runtime *rt, const pyr_tensor_spec *spec, pyr_dtype as,
-                            int32_t heads, int64_t first, int64_t n, pyr_output *out);
+                            int32_t heads, float plus, int64_t first, int64_t n, pyr_output *out);
 
 #endif

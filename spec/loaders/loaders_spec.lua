@@ -216,8 +216,8 @@ describe("a family", function()
   it("refuses keys that it does not know", function()
     assert.has_error(function() family_of { name = "x", architecture = {} } end,
       "family: unknown key 'architecture' (known: architectures, decoder, defaults, "
-        .. "experts, fields, from_gguf, from_hf, fused, gguf, gguf_key, gguf_rope, name, names, rope, "
-        .. "transposed, weights, window)")
+        .. "experts, fields, from_gguf, from_hf, fused, gguf, gguf_as, gguf_key, gguf_pattern, "
+        .. "gguf_rope, name, names, rope, to_gguf, transposed, weights, window)")
   end)
 end)
 

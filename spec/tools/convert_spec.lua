@@ -1,5 +1,6 @@
 -- `pyramid convert`: what is written answers as the source converted at load does, bit for bit;
 -- tensors, metadata and tokenizers are those of llama.cpp's converter; failures leave nothing.
+local cjson = require "cjson"
 local convert = require "pyramid.tools.convert"
 local convert_tokenizer = require "pyramid.tools.convert.tokenizer"
 local core = require "pyramid.core"
@@ -22,7 +23,9 @@ local function logits_of(path, weights)
   local model <close> = assert(pyramid.model(path,
     { weights = weights, precision = "f32" }))
   local cache <close> = assert(model:cache { dtype = "f32" })
-  return assert(cache:prefill { 5, 9, 100, 2, 77, 31 }):totable()
+  local ids = {}                                  -- more than windows of the fixtures hold
+  for i = 1, 40 do ids[i] = i * 37 % 89 + 3 end
+  return assert(cache:prefill(ids)):totable()
 end
 
 local function by_name(path)
@@ -112,6 +115,67 @@ describe("convert", function()
     assert.equal("none", metadata["tokenizer.ggml.model"])
     local model <close> = assert(pyramid.model(new "mistral-f32.gguf"))
     assert.is_nil(model.tokenizer)
+  end)
+
+  -- What GGUF files cannot say of a fixture, and what it is then refused with; or what its
+  -- config.json says instead, with the same tensors.
+  local none = "there are no GGUF files of its kind"
+  local refused = { ["falcon-alibi"] = "cannot say its turns", ["glm4-moe"] = none,
+    ["gpt-neo"] = none, gptj = none, helium = none, jais2 = none, ministral = none, opt = none,
+    vaultgemma = none, ["gpt-oss-folder"] = "cannot say that activation_limit is 5" }
+  local instead = { gemma2 = { query_pre_attn_scalar = 12 }, gemma3 = { query_pre_attn_scalar = 8 },
+    ["gpt-oss-folder"] = { swiglu_limit = 7 } }
+
+  for _, name in ipairs(helper.decoders()) do
+    local dir = helper.fixture("decoders/" .. name)
+    local path = dir .. "/model.safetensors"
+    if lfs.attributes(path) then
+      it("says the same in GGUF's words: " .. name, function()
+        local out = new(name .. ".gguf")
+        local made, message, code = convert.write(dir, out)
+        if refused[name] then
+          assert.same({ nil, "unsupported" }, { made, code })
+          assert.truthy(message:find(dir .. "/config.json: ", 1, true), message)
+          assert.truthy(message:find(refused[name], 1, true), message)
+          assert.is_nil(lfs.attributes(out))
+        end
+        if instead[name] then
+          assert.is_nil(made)
+          local config = helper.json(dir .. "/config.json")
+          for key, value in pairs(instead[name]) do config[key] = value end
+          dir = shell.folder()
+          helper.write(dir .. "/config.json", cjson.encode(config))
+          helper.write(dir .. "/model.safetensors", helper.read(path))
+          made, message = convert.write(dir, out)
+        end
+        if not refused[name] or instead[name] then
+          assert(made, message)
+          assert.same({}, made.warnings)
+          local distance = helper.distance(logits_of(out), logits_of(dir))
+          assert.is_true(distance < 1e-5, ("%s: %g"):format(name, distance))
+          for tensor, t in pairs(by_name(out)) do
+            if #t.shape == 1 or tensor:find "%.bias$" then assert.equal("f32", t.dtype, tensor) end
+          end
+        end
+        if instead[name] then shell.remove(dir) end
+      end)
+    end
+  end
+
+  it("writes tensors by the names that llama.cpp's converters give them", function()
+    local published = helper.json(helper.fixture "decoders" .. "/gguf_names.json")
+    for name, known in pairs(published) do
+      if not instead[name] then
+        local path = new(name .. "-names.gguf")
+        assert(convert.write(helper.fixture("decoders/" .. name), path))
+        local there = by_name(path)
+        for theirs, ours in pairs(known.names) do
+          local apart = name == "internlm2" and theirs:find "wqkv"
+          assert.truthy(apart or there[ours], ("%s: %s, %s"):format(name, theirs, ours))
+        end
+        assert.equal(known.architecture, gguf.read(path).metadata["general.architecture"])
+      end
+    end
   end)
 
   it("joins what is split", function()
@@ -257,17 +321,18 @@ describe("core.convert_rows", function()
     for _, case in ipairs { { "f16", 0, rows, 1, "rows" }, { "f16", 0, -1, 1, "rows" },
       { "f16", 0, 0, 0, "rows" }, { "f16", 0, 1, math.maxinteger, "rows" },
       { "f16", 3, 0, 1, "heads" }, { "q4_k", 0, 0, 1, "become" } } do
-      local ok, message, code = core.convert_rows(runtime, out, spec, table.unpack(case, 1, 4))
+      local ok, message, code = core.convert_rows(runtime, out, spec, case[1], case[2], 0, case[3],
+        case[4])
       assert.same({ nil, "argument" }, { ok, code })
       assert.truthy(message:find(case[5], 1, true), message)
     end
     spec.offset = 1 << 40
-    local _, message, code = core.convert_rows(runtime, out, spec, "f16", 0, 0, 1)
+    local _, message, code = core.convert_rows(runtime, out, spec, "f16", 0, 0, 0, 1)
     assert.equal("format", code, message)
-    assert.error(function() core.convert_rows(runtime, out, spec, "f16", -1, 0, 1) end)
+    assert.error(function() core.convert_rows(runtime, out, spec, "f16", -1, 0, 0, 1) end)
     spec.offset = t.offset
     out:close()
-    assert.error_matches(function() core.convert_rows(runtime, out, spec, "f16", 0, 0, 1) end,
+    assert.error_matches(function() core.convert_rows(runtime, out, spec, "f16", 0, 0, 0, 1) end,
       "closed")
   end)
 end)

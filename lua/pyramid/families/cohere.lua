@@ -21,4 +21,7 @@ return require("pyramid.families").family {
     config.decoder.logit_scale = get("logit_scale", "positive", 1)
     if has "blk.0.attn_q_norm.weight" then config.weights = { "q_norm", "k_norm" } end
   end,
+  to_gguf       = function(put, config)
+    put("logit_scale", "f32", config.decoder.logit_scale)
+  end,
 }

@@ -1,5 +1,6 @@
 -- Command R7B and Command A: as Command R, with a window in three layers of four; the others see
 -- all, and turn nothing.
+local cohere = require "pyramid.families.cohere"
 local rope = require "pyramid.loaders.rope"
 
 local function turn_windows(get, config)
@@ -22,4 +23,5 @@ return require("pyramid.families").family {
   },
   from_hf       = turn_windows,
   from_gguf     = turn_windows,
+  to_gguf       = cohere.to_gguf,
 }

@@ -9,6 +9,12 @@ local rope = require "pyramid.loaders.rope"
 
 local layer = "transformer.h.%d."
 
+-- Of a 40B, converters call the norm of the MLP attn_norm, and the attention's attn_norm_2.
+local function gguf_names()
+  return { attn_norm = "blk.%d.attn_norm_2.weight", attn_norm_bias = "blk.%d.attn_norm_2.bias",
+    ffn_norm = "blk.%d.attn_norm.weight", ffn_norm_bias = "blk.%d.attn_norm.bias" }
+end
+
 --- Which norms there are, and whether q, k and v, …, have biases.
 local function take(config, residual, biases)
   config.decoder.residual = residual
@@ -67,16 +73,13 @@ return require("pyramid.families").family {
     config.decoder.slopes = alibi.slopes(config.heads, config.head_dim ^ -0.5)
     rope.turn(config, "none", "none")
   end,
-  -- of a 40B, converters call the norm of the MLP attn_norm, and the attention's attn_norm_2
   from_gguf     = function(_, config, has)
     local two = has "blk.0.attn_norm_2.weight"
     take(config, two and "parallel" or "shared", false)
     config.decoder.activation = "gelu"
-    if two then
-      config.names = {
-        attn_norm = "blk.%d.attn_norm_2.weight", attn_norm_bias = "blk.%d.attn_norm_2.bias",
-        ffn_norm = "blk.%d.attn_norm.weight", ffn_norm_bias = "blk.%d.attn_norm.bias",
-      }
-    end
+    if two then config.names = gguf_names() end
+  end,
+  to_gguf       = function(_, config)
+    return config.decoder.residual == "parallel" and gguf_names() or nil
   end,
 }

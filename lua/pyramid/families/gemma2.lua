@@ -33,4 +33,8 @@ return require("pyramid.families").family {
     -- of the 27B model alone not by the heads' own width
     scale_scores(config, config.layers == 46 and config.width // config.heads or config.head_dim)
   end,
+  to_gguf       = function(put, config)
+    put("attn_logit_softcapping", "f32", config.decoder.score_cap)
+    put("final_logit_softcapping", "f32", config.decoder.logit_cap)
+  end,
 }

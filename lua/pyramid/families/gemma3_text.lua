@@ -11,6 +11,7 @@ return require("pyramid.families").family {
   weights       = { "q_norm", "k_norm" },
   decoder       = { norm_place = "around", activation = "gelu_tanh" },
   window        = "every",
+  gguf_pattern  = true,
   names         = gemma2.names,
   defaults      = {
     rms_norm_eps = 1e-6, max_position_embeddings = 131072, rope_theta = 1000000, head_dim = 256,

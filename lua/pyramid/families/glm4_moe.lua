@@ -3,6 +3,7 @@
 -- layers that guess further tokens among the others, are not read.
 return require("pyramid.families").family {
   name          = "glm4_moe",
+  gguf          = false,
   architectures = { "Glm4MoeForCausalLM" },
   experts       = { router = "sigmoid" },
   names         = { hf = {

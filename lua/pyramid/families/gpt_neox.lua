@@ -45,4 +45,7 @@ return require("pyramid.families").family {
     config.decoder.residual = parallel and "parallel" or "sequential"
     config.decoder.activation = "gelu"
   end,
+  to_gguf       = function(put, config)
+    put("use_parallel_residual", "bool", config.decoder.residual == "parallel")
+  end,
 }

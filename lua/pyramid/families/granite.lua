@@ -27,4 +27,11 @@ return require("pyramid.families").family {
     -- how hybrids of which all layers are attention say that none turns
     if not get("rope.scaling.finetuned", "boolean", true) then rope.turn(config, "none", "none") end
   end,
+  to_gguf       = function(put, config)
+    local d = config.decoder
+    put("embedding_scale", "f32", d.embed_scale)
+    put("residual_scale", "f32", d.residual_scale)
+    put("attention.scale", "f32", d.score_scale)
+    put("logit_scale", "f32", 1 / d.logit_scale)
+  end,
 }

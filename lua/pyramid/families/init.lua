@@ -213,6 +213,7 @@ end
 
 ---@class pyramid.Fused       a matrix, and perhaps a bias, of several weights
 ---@field name string           without ".weight" and ".bias"
+---@field apart boolean?        GGUF files have its weights by themselves nevertheless
 ---@field groups boolean?
 ---  rows go by K/V head: the queries of one, its key, its value; else all of q, all of k, all of v
 ---@field transposed boolean?   [in, out]
@@ -232,6 +233,9 @@ end
 ---  general.architecture of GGUF files, where it is another name; false where there are none
 ---@field gguf_key string?
 ---  metadata, behind that name, by which its files are told from those of another family
+---@field gguf_as string?
+---  the same where files are written, if another family reads them
+---@field gguf_pattern boolean?  files list which layers slide, where some do
 ---@field weights string[]?      optional roles that its checkpoints have
 ---@field decoder table?         switches that all of its models have (pyr_model_config)
 ---@field fields table<string, string>?   what its config.json calls the base's fields
@@ -254,6 +258,9 @@ end
 ---  read
 ---@field from_gguf? fun(get: pyramid.FieldReader, config: pyramid.Config, has: fun(name: string): boolean)
 ---  the same of metadata, and of which tensors there are
+---@field to_gguf? fun(put: fun(key: string, kind: string, value: any), config: pyramid.Config): table?
+---  puts metadata that files of the family have beyond the base's; returns names (as config.names)
+---  that this model's have
 
 ---A field of a configuration, of a type ("positive": a number above 0); raises a fault where it is
 ---of another.
@@ -261,7 +268,8 @@ end
 
 local known = { name = 1, architectures = 1, gguf = 1, gguf_key = 1, weights = 1, decoder = 1,
   fields = 1, defaults = 1, window = 1, rope = 1, gguf_rope = 1, names = 1, fused = 1,
-  transposed = 1, from_hf = 1, from_gguf = 1, experts = 1 }
+  transposed = 1, from_hf = 1, from_gguf = 1, to_gguf = 1, gguf_as = 1, gguf_pattern = 1,
+  experts = 1 }
 local Family = {}
 
 --- Makes a family; what its file returns.
@@ -300,7 +308,8 @@ function families.family(t)
     defaults = t.defaults or {}, window = windows[t.window or "none"], rope = t.rope or "half",
     gguf_rope = t.gguf_rope or "half", names = names, fused = fused,
     transposed = t.transposed or {}, experts = t.experts, from_hf = t.from_hf,
-    from_gguf = t.from_gguf,
+    from_gguf = t.from_gguf, to_gguf = t.to_gguf, gguf_as = t.gguf_as,
+    gguf_pattern = t.gguf_pattern,
   }, Family)
 end
 

@@ -16,7 +16,7 @@ return require("pyramid.families").family {
     down = "model.layers.%d.feed_forward.w2.weight",
   } },
   fused         = {
-    hf = { qkv = { name = "model.layers.%d.attention.wqkv", groups = true } },
+    hf = { qkv = { name = "model.layers.%d.attention.wqkv", groups = true, apart = true } },
   },
   defaults      = {
     rms_norm_eps = 1e-6, max_position_embeddings = 2048, rope_theta = 10000, bias = true,

@@ -21,4 +21,10 @@ return require("pyramid.families").family {
     d.residual_scale = get("residual_scale", "positive", 1.4 / math.sqrt(config.layers))
     d.logit_scale = 1 / get("logit_scale", "positive", config.width / 256)
   end,
+  to_gguf       = function(put, config)
+    local d = config.decoder
+    put("embedding_scale", "f32", d.embed_scale)
+    put("residual_scale", "f32", d.residual_scale)
+    put("logit_scale", "f32", 1 / d.logit_scale)
+  end,
 }

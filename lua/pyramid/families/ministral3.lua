@@ -32,4 +32,9 @@ return require("pyramid.families").family {
     temper(config, get("attention.temperature_scale", "number", 0),
       "metadata mistral3.attention.temperature_scale")
   end,
+  to_gguf       = function(put, config)
+    if config.decoder.temper then
+      put("attention.temperature_scale", "f32", config.decoder.temper)
+    end
+  end,
 }

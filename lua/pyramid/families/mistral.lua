@@ -2,6 +2,7 @@
 -- off with a null. GGUF files call it "llama".
 return require("pyramid.families").family {
   name          = "mistral",
+  gguf_as       = "llama",
   architectures = { "MistralForCausalLM" },
   window        = "all",
   gguf_rope     = "interleaved",

@@ -55,4 +55,7 @@ return require("pyramid.families").family {
     end
     config.decoder.slopes = alibi.slopes(config.heads, 1, greatest)
   end,
+  to_gguf       = function(put, config)
+    put("attention.max_alibi_bias", "f32", alibi.greatest(config.decoder.slopes))
+  end,
 }

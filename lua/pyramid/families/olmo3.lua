@@ -14,6 +14,7 @@ return require("pyramid.families").family {
   weights       = { "q_norm", "k_norm" },
   decoder       = { norm_place = "after", qk_norm = "width" },
   window        = "every",
+  gguf_pattern  = true,
   names         = { hf = {
     attn_post_norm = "model.layers.%d.post_attention_layernorm.weight",
     ffn_post_norm = "model.layers.%d.post_feedforward_layernorm.weight",

@@ -30,4 +30,7 @@ return require("pyramid.families").family {
     get("use_parallel_residual", "boolean", false)
     residual(not has "blk.0.ffn_norm.weight", config)
   end,
+  to_gguf       = function(put, config)
+    put("use_parallel_residual", "bool", config.decoder.residual == "shared")
+  end,
 }

@@ -27,4 +27,13 @@ function alibi.slopes(heads, scale, greatest)
   return out
 end
 
+--- The largest bias of slopes that are not scaled.
+---@param slopes number[]
+---@return number
+function alibi.greatest(slopes)
+  local whole = 1
+  while 2 * whole <= #slopes do whole = 2 * whole end
+  return -math.log(slopes[1], 2) * whole
+end
+
 return alibi

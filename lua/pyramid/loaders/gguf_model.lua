@@ -79,9 +79,12 @@ local function read_factors(t)
   if t.dtype ~= "f32" or #t.shape ~= 1 or t.shape[1] > 256 then
     fault.raise("unsupported", "%s: tensor %s is not a vector of f32", t.path, t.name)
   end
-  local file <close> = fault.check(files.open(t.path))
-  file:seek("set", t.offset)
-  local data = file:read(t.bytes)
+  local data = t.data
+  if not data then
+    local file <close> = fault.check(files.open(t.path))
+    file:seek("set", t.offset)
+    data = file:read(t.bytes)
+  end
   if not data or #data ~= t.bytes then fault.raise("io", "%s: cannot be read", t.path) end
   local values = { ("<" .. ("f"):rep(t.shape[1])):unpack(data) }
   values[#values] = nil                                   -- unpack's position
@@ -222,11 +225,12 @@ end
 
 local function has(tensors, name) return tensors[name] ~= nil end
 
---- What a GGUF file holds, or all parts of a split one, given the first; raises faults.
+--- What a GGUF file holds whose header was read, or is still to be written (then a tensor whose
+--- values are looked at has them as `data`); raises faults.
+---@param file { metadata: table, tensors: pyramid.Tensor[] }
 ---@param path string
 ---@return pyramid.Source
-function gguf_model.open(path)
-  local file = fault.check(gguf_split.open(path))
+function gguf_model.of(file, path)
   local metadata = file.metadata
   local family = find_family(metadata, path)
   local keys = setmetatable({ path = path, prefix = family.gguf .. ".", metadata = metadata }, Keys)
@@ -309,5 +313,10 @@ function gguf_model.open(path)
   parts.flatten(source, "k_norm")
   return source
 end
+
+--- What a GGUF file holds, or all parts of a split one, given the first; raises faults.
+---@param path string
+---@return pyramid.Source
+function gguf_model.open(path) return gguf_model.of(fault.check(gguf_split.open(path)), path) end
 
 return gguf_model

@@ -13,6 +13,7 @@ local convert_tokenizer = require "pyramid.tools.convert.tokenizer"
 local dtypes = require "pyramid.loaders.dtypes"
 local fault = require "pyramid.loaders.fault"
 local files = require "pyramid.files"
+local gguf_model = require "pyramid.loaders.gguf_model"
 local gguf_split = require "pyramid.loaders.gguf_split"
 local gguf_writer = require "pyramid.tools.gguf_writer"
 local loaders = require "pyramid.loaders"
@@ -51,10 +52,12 @@ end
 ---@field warnings string[]        what its user should know, a line each
 
 ---@class pyramid.ConvertTask: pyramid.GgufTensor  a tensor of the new file
----@field from? pyramid.Tensor     where its rows come from; nil: `data` has all
+---@field from? pyramid.Tensor[]   where its rows come from, one after another; nil: `data` has all
 ---@field data? string
 ---@field as string                dtype
+---@field vector? boolean          values stay f32, though they are a matrix's
 ---@field heads integer            of which it gets rows in GGUF's order; 0: as they lie
+---@field plus number              what is added to a vector's values
 
 -- ---- what a file holds --------------------------------------------------------------------------
 
@@ -63,10 +66,11 @@ end
 local kept_names = { "^position_embd%.", "%.ffn_gate_inp%." }
 
 --- The dtype that a tensor becomes, and whether it is another one than asked for.
-local function dtype_of(name, t, wanted)
-  if #t.shape == 1 then return "f32", false end
+local function dtype_of(task, wanted)
+  local t, shape = task.from[1], task.shape
+  if #shape == 1 or task.vector then return "f32", false end
   for _, pattern in ipairs(kept_names) do
-    if name:find(pattern) then wanted = nil end
+    if task.name:find(pattern) then wanted = nil end
   end
   if wanted == nil and t.packed then wanted = t.packed.target end
   if wanted == nil then
@@ -74,27 +78,114 @@ local function dtype_of(name, t, wanted)
     wanted = dtypes.converted[t.dtype] or "f32"
   end
   for _, as in ipairs { wanted, "q8_0", "f16" } do
-    if t.shape[#t.shape] % known[as].block == 0 then return as, as ~= wanted end
+    if shape[#shape] % known[as].block == 0 then return as, as ~= wanted end
   end
 end
 
---- What a Hugging Face model becomes: tensors by the family's names, q and k as GGUF has them.
-local function from_hf(source, weights)
-  local names, tasks = source.family.names.gguf, {}
-  local entries, factors = metadata.entries(source)
-  local c, permuted = source.config, source.family.gguf_rope == "interleaved"
+--- Settles what each tensor becomes; a line for each dtype that is not the one asked for.
+local function settle(tasks, wanted, warnings)
+  local kept, order = {}, {}
+  for _, task in ipairs(tasks) do
+    if task.from then
+      local other
+      task.as, other = dtype_of(task, wanted)
+      if other then
+        local key = ("rows of %d values, in %s"):format(task.shape[#task.shape], task.as)
+        if not kept[key] then order[#order + 1] = key end
+        kept[key] = (kept[key] or 0) + 1
+      end
+    end
+    task.type, task.bytes = known[task.as].gguf, dtypes.bytes(known[task.as], task.shape)
+  end
+  for _, key in ipairs(order) do
+    warnings[#warnings + 1] = ("%d matrices of %s: these are no multiple of %s's block of %d")
+      :format(kept[key], key, wanted, known[wanted].block)
+  end
+end
+
+-- Roles of weights of norms, to which what checkpoints hold them less is added.
+local norms = {}
+for role in ([[out_norm attn_norm ffn_norm q_norm k_norm attn_post_norm
+  ffn_post_norm]]):gmatch "%S+" do norms[role] = true end
+
+-- Which matrix of several GGUF files of a family hold a role in, and its suffix there; or nil.
+local function fused_of(family, role)
+  local which = role:match "^(%l+)_bias$" or role
+  local suffix = role == which and ".weight" or ".bias"
+  local qkv, gate_up = family.fused.hf.qkv, family.fused.gguf.gate_up
+  if qkv and not qkv.apart and (which == "q" or which == "k" or which == "v") then
+    return family.fused.gguf.qkv.name .. suffix
+  elseif gate_up and (which == "gate" or which == "up") then return gate_up.name .. suffix end
+end
+
+--- Tensors of a file of Hugging Face's weights: by the family's names, q and k as GGUF has them,
+--- those of several weights with the rows of each behind another's, experts' on top of each other.
+local function tensors_of(source, weights, own)
+  local family, c, tasks, by = source.family, source.config, {}, {}
+  local names = setmetatable(own, { __index = family.names.gguf })
+  local permuted = family.gguf_rope == "interleaved" and family.rope ~= "interleaved"
   local heads = permuted and { q = c.heads, q_bias = c.heads, k = c.kv_heads, k_bias = c.kv_heads }
     or {}
-  for i, w in ipairs(weights) do
-    tasks[i] = { name = names[w.role]:format(w.layer and w.layer - 1), from = w.tensor,
-      heads = heads[w.role] or 0, shape = w.tensor.shape }
+  for _, w in ipairs(weights) do
+    local pattern = w.expert and names["experts_" .. w.role] or fused_of(family, w.role)
+      or names[w.role]
+    if not pattern then
+      fault.raise("unsupported", "%s: GGUF files of a %s have no name for its %s", source.path,
+        family.name, w.role)
+    end
+    local name, t = pattern:format(w.layer and w.layer - 1), w.tensor
+    local task = by[name]
+    if not task then
+      task = { name = name, from = {}, heads = heads[w.role] or 0, rows = 0,
+        shape = table.move(t.shape, 1, #t.shape, 1, {}),
+        plus = norms[w.role] and c.decoder.norm_offset or 0 }
+      by[name] = task
+      tasks[#tasks + 1] = task
+    end
+    table.insert(task.from, t)
+    task.rows = task.rows + t.shape[1]
+    if w.expert then
+      task.shape = { #task.from, table.unpack(t.shape) }
+      task.vector = #t.shape == 1
+    else task.shape[1] = task.rows end
+    if w.role == "shared_router" then task.shape, task.vector = { c.width }, true end
+    if c.decoder.qk_norm == "each" and (w.role == "q_norm" or w.role == "k_norm") then
+      task.shape, task.vector = { t.shape[1] // c.head_dim, c.head_dim }, true
+    end
   end
-  if factors then
-    table.insert(tasks, 1, { name = "rope_freqs.weight", as = "f32", heads = 0,
-      shape = { #factors }, data = ("<" .. ("f"):rep(#factors)):pack(table.unpack(factors)) })
+  return tasks
+end
+
+-- What a file of these tensors and entries would be read as.
+local function foreseen(tasks, entries, path)
+  local file = { metadata = {}, tensors = {} }
+  for _, e in ipairs(entries) do file.metadata[e.key] = e.value end
+  for i, t in ipairs(tasks) do
+    file.tensors[i] = { name = t.name, path = path, shape = t.shape, dtype = t.as, offset = 0,
+      bytes = t.bytes, native = known[t.as].weights, data = t.data }
   end
-  local words, warnings = { { key = "tokenizer.ggml.model", kind = "string", value = "none" } }, {}
-  if source.tokenizer then words, warnings = convert_tokenizer.entries(source.path, c.vocab) end
+  return gguf_model.of(file, path)
+end
+
+--- What a Hugging Face model becomes.
+local function from_hf(source, weights, wanted, to)
+  local entries, divisors, own = metadata.entries(source)
+  local tasks = tensors_of(source, weights, own)
+  for i, t in ipairs(divisors) do
+    table.insert(tasks, i, { name = t[1], as = "f32", shape = { #t[2] },
+      data = ("<" .. ("f"):rep(#t[2])):pack(table.unpack(t[2])) })
+  end
+  local warnings = {}
+  settle(tasks, wanted, warnings)
+  local made = foreseen(tasks, entries, to)
+  metadata.check(source, made)
+  fault.check(loaders.weights(made))
+  local words = { { key = "tokenizer.ggml.model", kind = "string", value = "none" } }
+  if source.tokenizer then
+    local more
+    words, more = convert_tokenizer.entries(source.path, source.config.vocab)
+    table.move(more, 1, #more, #warnings + 1, warnings)
+  end
   table.move(words, 1, #words, #entries + 1, entries)
   for i, e in ipairs(entries) do entries[i] = gguf_writer.pack(e) end
   return tasks, entries, 32, warnings
@@ -109,8 +200,10 @@ end
 local function from_gguf(source, _, wanted)
   local file, tasks, entries = fault.check(gguf_split.open(source.path)), {}, {}
   for i, t in ipairs(file.tensors) do
-    tasks[i] = { name = t.name, from = t, heads = 0, shape = t.shape }
+    tasks[i] = { name = t.name, from = { t }, heads = 0, plus = 0, shape = t.shape }
   end
+  local warnings = {}
+  settle(tasks, wanted, warnings)
   local header <close> = fault.check(files.open(file.path))
   for _, e in ipairs(file.entries) do
     if not is_own(e.key, wanted) then
@@ -124,28 +217,7 @@ local function from_gguf(source, _, wanted)
     entries[#entries + 1] = gguf_writer.pack { key = "general.quantization_version", kind = "u32",
       value = 2 }
   end
-  return tasks, entries, file.alignment, {}
-end
-
---- Settles what each tensor becomes; a line for each dtype that is not the one asked for.
-local function settle(tasks, wanted, warnings)
-  local kept, order = {}, {}
-  for _, task in ipairs(tasks) do
-    if task.from then
-      local other
-      task.as, other = dtype_of(task.name, task.from, wanted)
-      if other then
-        local key = ("rows of %d values, in %s"):format(task.shape[#task.shape], task.as)
-        if not kept[key] then order[#order + 1] = key end
-        kept[key] = (kept[key] or 0) + 1
-      end
-    end
-    task.type, task.bytes = known[task.as].gguf, dtypes.bytes(known[task.as], task.shape)
-  end
-  for _, key in ipairs(order) do
-    warnings[#warnings + 1] = ("%d matrices of %s: these are no multiple of %s's block of %d")
-      :format(kept[key], key, wanted, known[wanted].block)
-  end
+  return tasks, entries, file.alignment, warnings
 end
 
 --- GGUF's number for a file whose matrices are mostly of one dtype, or nil.
@@ -168,21 +240,22 @@ local function count(shape)
   return n
 end
 
---- The rows of one tensor, piece by piece; `tell` hears of the values of each.
-local function write_rows(runtime, opened, task, out, tell)
-  local from = task.from
+--- The rows of a part of a tensor, piece by piece; `tell` hears of the values of each.
+local function write_rows(runtime, opened, task, from, out, tell)
   local cols = from.shape[#from.shape]
   local rows = count(from.shape) // cols
   local spec = {}
-  for key, value in pairs(from) do spec[key] = value end
+  for _, key in ipairs { "name", "offset", "bytes", "dtype", "run", "step", "transposed",
+    "every" } do spec[key] = from[key] end
   spec.file, spec.packing = opened[from.path], packed.describe(from, opened)
   if from.packed then spec.dtype = "f32" end       -- what unpacked rows are
-  if #from.shape > 1 then spec.shape = { rows, cols } end  -- experts' matrices, one below another
+  -- experts' matrices, one below another
+  spec.shape = #from.shape > 1 and { rows, cols } or from.shape
   local step = math.max(1, PIECE_VALUES // cols)
   for first = 0, rows - 1, step do
     local n = math.min(step, rows - first)
     fault.check_of(from.path,
-      core.convert_rows(runtime, out, spec, task.as, task.heads, first, n))
+      core.convert_rows(runtime, out, spec, task.as, task.heads, task.plus, first, n))
     tell(n * cols)
   end
 end
@@ -201,10 +274,12 @@ local function write_all(runtime, path, head, tasks, progress)
         write(task.data)
         tell(count(task.shape))
       else
-        for name in pairs(packed.paths(task.from)) do
-          opened[name] = opened[name] or fault.check(core.file_open(runtime, name))
+        for _, from in ipairs(task.from) do
+          for name in pairs(packed.paths(from)) do
+            opened[name] = opened[name] or fault.check(core.file_open(runtime, name))
+          end
+          write_rows(runtime, opened, task, from, out, tell)
         end
-        write_rows(runtime, opened, task, out, tell)
       end
       write(("\0"):rep(task.padding))
     end
@@ -218,10 +293,9 @@ local function run(from, to, given)
   local source = fault.check(loaders.open(from))
   local weights = fault.check(loaders.weights(source))
   local how = source.format == "hf" and from_hf or from_gguf
-  local tasks, entries, alignment, warnings = how(source, weights, given.weights)
+  local tasks, entries, alignment, warnings = how(source, weights, given.weights, to)
   for i, message in ipairs(source.warnings or {}) do table.insert(warnings, i, message) end
   warnings[#warnings + 1] = wrapper.describe(source.leftover or {}, source.path)
-  settle(tasks, given.weights, warnings)
   local number = file_type(tasks)
   if number and (given.weights or source.format == "hf") then
     entries[#entries + 1] = gguf_writer.pack { key = "general.file_type", kind = "u32",

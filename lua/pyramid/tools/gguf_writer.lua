@@ -31,12 +31,13 @@ local ARRAY = 9
 function gguf_writer.pack(entry)
   local element = entry.kind:match "^array:(%w+)$"
   local kind, value = kinds[element or entry.kind], entry.value
-  if not element then
-    if kind == kinds.bool then value = value and 1 or 0 end
-    return ("<s8I4"):pack(entry.key, kind[1]) .. kind[2]:pack(value)
+  local function bytes(v)
+    if kind == kinds.bool then v = v and 1 or 0 end
+    return kind[2]:pack(v)
   end
-  local parts, format = { ("<s8I4I4I8"):pack(entry.key, ARRAY, kind[1], #value) }, kind[2]
-  for i, v in ipairs(value) do parts[i + 1] = format:pack(v) end
+  if not element then return ("<s8I4"):pack(entry.key, kind[1]) .. bytes(value) end
+  local parts = { ("<s8I4I4I8"):pack(entry.key, ARRAY, kind[1], #value) }
+  for i, v in ipairs(value) do parts[i + 1] = bytes(v) end
   return table.concat(parts)
 end
 
