@@ -3,7 +3,8 @@
  *
  * Little-endian, in order:
  *   header   magic "PYRCACHE", u32 version, u32 byte order mark, then what it must be loaded into
- *            (layers, kv heads, head_dim, dtype, rope hash, fingerprints of weights and tokenizer,
+ *            (layers, kv heads, head_dim, dtype, hash of its arithmetic, fingerprints of weights
+ *            and tokenizer,
  *            the model's name for messages) and the counters (tokens, prompt, computed, evicted)
  *   layers   for each: the trigger's numbers and the decode state
  *   lanes    for each: rows, whether a history follows, positions, history, in a compacted layer
@@ -24,6 +25,7 @@
 #include "policy/score.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -58,7 +60,8 @@ typedef struct pyr_cache_header {
   char magic[8];
   uint32_t version, order;
   int32_t layers, heads, head_dim, dtype;
-  uint64_t rope;                   /* hash of the frequencies: rows are stored rotated */
+  uint64_t arithmetic;             /* hash of the frequencies, as rows are stored rotated, and of
+                                      switches */
   uint64_t policy;                 /* hash of the policy's name: the triggers are its */
   uint64_t weights, tokenizer;     /* fingerprints; tokenizer 0: none */
   int64_t tokens, prompt, computed, evicted;
@@ -109,6 +112,29 @@ static uint64_t rope_hash(const pyr_model *model) {
   return pyr_fnv(hash, &c->rope_second_gain, sizeof c->rope_second_gain);
 }
 
+/* What the same weights would be other models by: switches, as numbers that are 0 where Llama has
+ * none of them, windows and slopes. Of a Llama nothing is mixed in, so that its files, the oldest,
+ * go on to load. */
+static uint64_t switches_hash(const pyr_model *model, uint64_t hash) {
+  const pyr_model_config *c = &model->config;
+  bool own_scale = model->scale != 1.0f / sqrtf((float)c->head_dim), any = c->slopes != NULL;
+  const float numbers[] = {
+    (float)c->norm, c->norm_offset, (float)c->norm_place, (float)c->qk_norm, (float)c->residual,
+    (float)c->activation, c->activation_limit, (float)c->plain_mlp, (float)c->positions,
+    c->embed_scale - 1, c->residual_scale - 1, c->logit_scale - 1, own_scale ? model->scale : 0,
+    c->score_cap, c->logit_cap, c->temper, (float)c->temper_length, (float)c->experts_used,
+    (float)c->router, (float)c->router_renormalise, c->router_scale - 1, (float)c->groups,
+    (float)c->groups_used,
+  };
+  for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) any |= numbers[i] != 0;
+  for (int layer = 0; layer < c->layers; layer++) any |= c->window[layer] != 0;
+  if (!any) return hash;
+  hash = pyr_fnv(hash, numbers, sizeof numbers);
+  hash = pyr_fnv(hash, &c->norm_eps, sizeof c->norm_eps);
+  hash = pyr_fnv(hash, c->window, (size_t)c->layers * sizeof *c->window);
+  return c->slopes ? pyr_fnv(hash, c->slopes, (size_t)c->heads * sizeof *c->slopes) : hash;
+}
+
 /* 0 where nothing ever fires: such a file may go on under any policy that does not either. By its
  * name, as what it computes cannot be compared. */
 static uint64_t policy_hash(const pyr_policy *policy) {
@@ -127,7 +153,7 @@ static void fill_header(const pyr_cache *cache, pyr_cache_header *h) {
   h->heads = cache->heads;
   h->head_dim = cache->pool->layout.head_dim;
   h->dtype = (int32_t)cache->pool->layout.dtype;
-  h->rope = rope_hash(model);
+  h->arithmetic = switches_hash(model, rope_hash(model));
   h->weights = pyr_model_fingerprint(model);
   h->tokenizer = model->tokenizer;
   memcpy(h->name, model->name, sizeof h->name);
@@ -306,8 +332,8 @@ static pyr_status check_model(pyr_stream *s, const pyr_cache_header *h,
 }
 
 /* *same: whether the policy it is loaded under is the one it was saved under. From what it is
- * (magic, version, byte order) to whose it is (model, tokenizer) to how it lies (shape, rope,
- * dtype): the first that does not fit is the message that helps. */
+ * (magic, version, byte order) to whose it is (model, tokenizer) to how it lies (shape,
+ * arithmetic, dtype): the first that does not fit is the message that helps. */
 static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   pyr_cache_header h, mine;
   fill_header(cache, &mine);
@@ -326,7 +352,9 @@ static pyr_status load_header(pyr_stream *s, pyr_cache *cache, bool *same) {
   if ((status = check_model(s, &h, &mine)) != PYR_OK) return status;
   if (h.layers != mine.layers || h.heads != mine.heads || h.head_dim != mine.head_dim)
     return bad(s, "shape", "is that of another model");
-  if (h.rope != mine.rope) return bad(s, "rope", "frequencies are those of another model");
+  if (h.arithmetic != mine.arithmetic)
+    return bad(s, "arithmetic", "is that of another model: its RoPE, windows, scales or other "
+               "switches differ");
   if (h.dtype != mine.dtype) return bad(s, "dtype",
                                         "differs from the cache to load into; ask for the saved "
                                         "one");

@@ -310,22 +310,41 @@ describe("policies on decoders", function()
   end)
 
   -- The same weights under another configuration: rows would mean something else.
-  it("do not go on from files of a model whose layers turn otherwise", function()
-    local folder, path = shell.folder(), helper.tmp()
-    local source = helper.fixture "decoders/gemma3"
-    local config = helper.json(source .. "/config.json")
-    local cache <close> = assert(models.gemma3:cache { policy = "full", dtype = "f32" })
-    assert(cache:prefill(helper.slice(ids, 1, PROMPT)))
-    assert(cache:save(path))
-    config.layer_types = { "full_attention", "full_attention", "sliding_attention" }
-    helper.write(folder .. "/config.json", cjson.encode(config))
-    helper.write(folder .. "/model.safetensors", helper.read(source .. "/model.safetensors"))
-    local other <close> = assert(pyramid.model(folder))
-    local loaded, message, code = other:load_cache(path, { policy = "full", dtype = "f32" })
-    assert.is_nil(loaded)
-    assert.equal("format", code)
-    assert.truthy(message:find(path .. ": rope", 1, true), message)
-    shell.remove(folder)
-    os.remove(path)
+  it("do not go on from files of a model of other arithmetic", function()
+    local saved = {}
+    for _, case in ipairs {
+      { "gemma3", "layer_types", { "full_attention", "full_attention", "sliding_attention" } },
+      { "gemma2", "attn_logit_softcapping", 5 }, { "gemma2", "final_logit_softcapping", 1 },
+      { "gemma2", "query_pre_attn_scalar", 16 }, { "gemma2", "sliding_window", 20 },
+      { "starcoder2", "sliding_window", cjson.null }, { "starcoder2", "hidden_act", "gelu" },
+      { "granite", "residual_multiplier", 0.7 }, { "granite", "embedding_multiplier", 5 },
+      { "mixtral", "num_experts_per_tok", 3 }, { "qwen2-moe", "norm_topk_prob", true },
+      { "gpt-neox", "use_parallel_residual", false }, { "granite", "rms_norm_eps", 1e-3 },
+      { "ministral3", "rope_parameters", "llama_4_scaling_beta", 0.5 },
+    } do
+      local fixture, key, path = case[1], case[2], saved[case[1]]
+      if not path then
+        path = helper.tmp()
+        local cache <close> = assert(models[fixture]:cache { policy = "full", dtype = "f32" })
+        assert(cache:prefill(helper.slice(ids, 1, PROMPT)))
+        assert(cache:save(path))
+        saved[fixture] = path
+        local again <close> = assert(models[fixture]:load_cache(path,
+          { policy = "full", dtype = "f32" }))
+        assert.equal(PROMPT, again:tokens())
+      end
+      local folder, source = shell.folder(), helper.fixture("decoders/" .. fixture)
+      local config = helper.json(source .. "/config.json")
+      if case[4] then config[key][case[3]] = case[4] else config[key] = case[3] end
+      helper.write(folder .. "/config.json", cjson.encode(config))
+      helper.write(folder .. "/model.safetensors", helper.read(source .. "/model.safetensors"))
+      local other <close> = assert(pyramid.model(folder))
+      local loaded, message, code = other:load_cache(path, { policy = "full", dtype = "f32" })
+      assert.is_nil(loaded, fixture .. ", " .. key)
+      assert.equal("format", code)
+      assert.truthy(message:find(path .. ": arithmetic is that of another model", 1, true), message)
+      shell.remove(folder)
+    end
+    for _, path in pairs(saved) do os.remove(path) end
   end)
 end)
