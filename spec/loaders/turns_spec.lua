@@ -3,6 +3,7 @@
 local cjson = require "cjson"
 local helper = require "spec.helper"
 local loaders = require "pyramid.loaders"
+local pyramid = require "pyramid"
 local shell = require "spec.support.shell"
 
 local absent = {}
@@ -78,5 +79,63 @@ describe("layers that turn", function()
     assert.same({ 0, 24, 0 }, assert(open("ministral", {})).config.window)
     assert.same({ 24, 24, 24 },
       assert(open("ministral", { layer_types = absent })).config.window)
+  end)
+end)
+
+-- transformers chose by the length of each sequence: those of 1 and 7 tokens by the short factors,
+-- that of 90 by the long ones.
+describe("factors that are chosen by the context", function()
+  local dir = helper.fixture "decoders/phi3-longrope"
+  local golden = helper.json(dir .. "/golden.json")
+  local bytes = helper.read(dir .. "/golden.bin")
+
+  local function distance(model, sequence)
+    local n, vocab = sequence.shape[1], sequence.shape[2]
+    local want = helper.floats(bytes, sequence.offset + 4 * vocab * (n - 1), vocab)
+    local cache <close> = assert(model:cache { dtype = "f32" })
+    return helper.distance(assert(cache:prefill(sequence.ids)):totable(), want)
+  end
+
+  it("are the short ones where a model is opened for no more than the original", function()
+    for _, context in ipairs { 32, 20 } do
+      local model <close> = assert(pyramid.model(dir, { context = context, threads = 1 }))
+      assert.is_true(distance(model, golden.sequences[1]) < 1e-4)
+      assert.is_true(distance(model, golden.sequences[2]) < 1e-4)
+      assert.same({}, model.warnings)
+    end
+  end)
+
+  it("are the long ones else, and a line says so", function()
+    for _, context in ipairs { 33, 320 } do
+      local model <close> = assert(pyramid.model(dir, { context = context, threads = 1 }))
+      assert.is_true(distance(model, golden.sequences[2]) > 1e-2)
+      if context > 90 then assert.is_true(distance(model, golden.sequences[3]) < 1e-4) end
+      assert.equal(("%s: RoPE scaling longrope is that of texts beyond 32 positions, as the model "
+        .. "is opened for %d; for shorter ones open it with context = 32"):format(dir, context),
+        model.warnings[1])
+    end
+  end)
+
+  it("are of all rows of a cache, saved ones, too", function()
+    local path = helper.tmp()
+    local short <close> = assert(pyramid.model(dir, { context = 32, threads = 1 }))
+    local long <close> = assert(pyramid.model(dir, { threads = 1 }))
+    local cache <close> = assert(long:cache { dtype = "f32" })
+    assert(cache:prefill(helper.slice(golden.sequences[3].ids, 1, 20)))
+    assert(cache:save(path))
+    local loaded, message, code = short:load_cache(path, { dtype = "f32" })
+    os.remove(path)
+    assert.is_nil(loaded)
+    assert.equal("format", code)
+    assert.matches("arithmetic is that of another model", message)
+  end)
+
+  it("leave the gain that a file states", function()
+    for _, name in ipairs { "ministral3", "phi3-longrope" } do
+      local own = assert(loaders.open(helper.fixture("decoders/" .. name))).config.rope.gain
+      local model <close> = assert(pyramid.model(helper.fixture("decoders/" .. name),
+        { context = 24, threads = 1 }))
+      assert.equal(own, model.config.rope.gain)
+    end
   end)
 end)

@@ -232,8 +232,7 @@ local function change_context(source, context, scaling)
   end
   if r.context and r.context ~= config.context then
     r.context = config.context
-    r.gain = nil
-    r.freq, r.gain = rope.compute(r, source.path)
+    r.freq, r.gain = rope.compute(r, source.path)       -- the gain stays what it was
   end
   if not scaling or scaling == "none" or config.context <= trained then return end
   if r.type ~= "none" then
@@ -299,6 +298,7 @@ end
 function loaders.warnings(source, weights, as)
   local out = {}
   for _, message in ipairs(source.warnings or {}) do out[#out + 1] = message end
+  out[#out + 1] = rope.advice(source.config.rope, source.path)
   out[#out + 1] = wrapper.describe(source.leftover or {}, source.path)
   add_conversions(out, source, weights, as)
   return out

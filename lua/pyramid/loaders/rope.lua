@@ -17,9 +17,16 @@
 --   dynamic  as if b were b (factor c/original - (factor - 1))^(d / (d - 2)), where the context c
 --            is more than the original one; else as it is
 --   longrope f_i / long[i] where the context is more than the original one, else f_i / short[i];
---            gain sqrt(1 + ln(factor) / ln(original))  (LongRoPE, arXiv 2402.13753). By the context
---            that a model is opened for, not by that of a prompt: keys that are stored stay valid
+--            gain sqrt(1 + ln(factor) / ln(original))  (LongRoPE, arXiv 2402.13753)
 --   factors  f_i / factors[i]: a table that a GGUF file brings along
+--
+-- The context of dynamic and longrope is the one that a model is opened for, as llama.cpp takes it
+-- (n_ctx of a sequence). transformers takes the length of what was read so far, at each call: a
+-- text that grows beyond the original context goes on with the long factors over keys that the
+-- short ones turned, and answers otherwise than if it had been read at once. Here all rows of a
+-- cache are turned by one table, whatever is read, forked, evicted or saved. Both agree for texts
+-- beyond the original context, and for texts within it where the model is opened for no more than
+-- that (`context = N`).
 
 local fault = require "pyramid.loaders.fault"
 
@@ -172,6 +179,17 @@ function rope.compute(r, what)
     end
   end
   return freq, gain or 1
+end
+
+--- What users should know of a table that was chosen by the context, or nil.
+---@param r pyramid.Rope
+---@param what string
+---@return string?
+function rope.advice(r, what)
+  if r.type ~= "longrope" and r.type ~= "dynamic" or r.context <= r.original then return nil end
+  return ("%s: RoPE scaling %s is that of texts beyond %d positions, as the model is opened for %d; "
+    .. "for shorter ones open it with context = %d"):format(what, r.type, r.original, r.context,
+      r.original)
 end
 
 --- Fills in frequencies and gains of a configuration's tables. Raises faults that name `what`.

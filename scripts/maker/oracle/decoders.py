@@ -209,6 +209,11 @@ DECODERS = {
                            layer_types=["sliding_attention", "full_attention", "sliding_attention"],
                            tie_word_embeddings=True),
     "phi3": lambda: tiny("phi3", partial_rotary_factor=0.5, sliding_window=None),
+    # Of its sequences transformers turns those within 32 positions by the short factors, that of 90 by the long ones.
+    "phi3-longrope": lambda: tiny("phi3", head_dim=8, sliding_window=None, original_max_position_embeddings=32,
+                                  rope_parameters=dict(rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=1.0,
+                                                       original_max_position_embeddings=32, short_factor=[1.0, 1.1, 1.3, 1.2],
+                                                       long_factor=[1.5, 3.0, 6.0, 9.0])),
     "gpt2": lambda: transformers.GPT2Config(vocab_size=96, n_embd=32, n_layer=3, n_head=4, n_positions=320,
                                             bos_token_id=1, eos_token_id=2),
     "gpt-neox": lambda: tiny("gpt_neox", "num_key_value_heads", rotary_pct=0.5),
