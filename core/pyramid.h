@@ -364,6 +364,8 @@ typedef enum pyr_role {     /* which weight a tensor is; shapes in brackets */
   PYR_W_SHARED_GATE, PYR_W_SHARED_UP,   /* [shared_ff, width] */
   PYR_W_SHARED_DOWN,                    /* [width, shared_ff] */
   PYR_W_SHARED_ROUTER,                  /* [1, width]: its sigmoid weighs the shared expert */
+  /* not layered: */
+  PYR_W_EMBED_NORM, PYR_W_EMBED_NORM_BIAS,  /* [width] of a norm behind embeddings (BLOOM) */
   PYR_ROLES
 } pyr_role;
 

@@ -41,7 +41,8 @@ static const char *const role_names[] = {   /* in pyr_role's order */
   [PYR_W_ROUTER] = "router", [PYR_W_ROUTER_BIAS] = "router_bias",
   [PYR_W_ROUTER_CORRECTION] = "router_correction", [PYR_W_SHARED_GATE] = "shared_gate",
   [PYR_W_SHARED_UP] = "shared_up", [PYR_W_SHARED_DOWN] = "shared_down",
-  [PYR_W_SHARED_ROUTER] = "shared_router", [PYR_ROLES] = NULL,
+  [PYR_W_SHARED_ROUTER] = "shared_router", [PYR_W_EMBED_NORM] = "embed_norm",
+  [PYR_W_EMBED_NORM_BIAS] = "embed_norm_bias", [PYR_ROLES] = NULL,
 };
 
 /* ---- fields of argument tables --------------------------------------------------------------- */

@@ -265,8 +265,10 @@ pyr_status pyr_layer_finish(pyr_forward *f, const pyr_layer *l, float *x, int64_
 pyr_status pyr_forward_embed(pyr_backend *be, const pyr_model *model, float *out,
                              const int32_t *ids, int64_t n) {
   const pyr_model_config *c = &model->config;
+  pyr_norm norm = { c->norm, c->norm_eps, model->embed_norm, model->embed_norm_bias, 1 };
   PYR_TRY(be->embed(be, out, &model->embed, ids, n));
-  return c->embed_scale == 1 ? PYR_OK : be->scale(be, out, n * c->width, c->embed_scale, 0);
+  if (c->embed_scale != 1) PYR_TRY(be->scale(be, out, n * c->width, c->embed_scale, 0));
+  return model->embed_norm ? be->norm(be, out, out, &norm, n, c->width) : PYR_OK;
 }
 
 /* A token's row is its position's: after 900 tokens the next takes row 900, whatever was

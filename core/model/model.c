@@ -114,6 +114,10 @@ static const struct role {
   /* a matrix of one row: */
   [PYR_W_SHARED_ROUTER] = { "shared_router", ROW, WIDTH, true, MAY,
                             offsetof(pyr_layer, shared_router) },
+  [PYR_W_EMBED_NORM]      = { "embed_norm", ONE, WIDTH, false, MAY,
+                              offsetof(struct pyr_model, embed_norm) },
+  [PYR_W_EMBED_NORM_BIAS] = { "embed_norm_bias", ONE, WIDTH, false, MAY,
+                              offsetof(struct pyr_model, embed_norm_bias) },
 };
 
 /* One weight of the model; `expert` -1: of the layer itself or, if it is not layered, the model. */
@@ -181,7 +185,7 @@ static weight weight_of(const pyr_model_config *c, pyr_role role, int layer, int
  *     all others                   expert -1        expert -1 */
 static bool fits_layer(const pyr_model_config *c, weight w) {
   if (of_mlp(w.role)) return has_experts(c, w.layer) == (w.expert >= 0);
-  if (w.role >= PYR_W_ROUTER) return has_experts(c, w.layer);
+  if (w.role >= PYR_W_ROUTER && roles[w.role].layered) return has_experts(c, w.layer);
   return w.expert < 0;
 }
 
@@ -215,7 +219,7 @@ static bool is_useless(const pyr_model_config *c, weight w) {
   if (!fits_layer(c, w)) return true;
   switch (w.role) {
     case PYR_W_GATE_BIAS: return c->plain_mlp != 0;
-    case PYR_W_OUT_NORM_BIAS: return !layer_norm;
+    case PYR_W_OUT_NORM_BIAS: case PYR_W_EMBED_NORM_BIAS: return !layer_norm;
     case PYR_W_ATTN_NORM_BIAS: return !layer_norm || c->norm_place == PYR_NORM_AFTER;
     case PYR_W_FFN_NORM_BIAS:
       return !layer_norm || !is_required(c, (weight){ PYR_W_FFN_NORM, w.layer, -1 });
@@ -578,7 +582,8 @@ static pyr_status bind_vector(pyr_model *model, float **place, const pyr_source 
 static bool is_norm_weight(pyr_role role) {
   switch (role) {
     case PYR_W_OUT_NORM: case PYR_W_ATTN_NORM: case PYR_W_FFN_NORM: case PYR_W_Q_NORM:
-    case PYR_W_K_NORM: case PYR_W_ATTN_POST_NORM: case PYR_W_FFN_POST_NORM: return true;
+    case PYR_W_K_NORM: case PYR_W_ATTN_POST_NORM: case PYR_W_FFN_POST_NORM:
+    case PYR_W_EMBED_NORM: return true;
     default: return false;
   }
 }

@@ -61,6 +61,7 @@ struct pyr_model {
   pyr_tensor embed;                 /* [vocab, width] */
   pyr_tensor output;                /* [vocab, width]; the same view as embed when tied */
   float *out_norm, *out_norm_bias;  /* [width] */
+  float *embed_norm, *embed_norm_bias;  /* [width], or NULL */
   pyr_tensor positions;             /* [context, width], or of rank 0 */
   float *output_bias;               /* [vocab], or NULL */
   pyr_layer *layers;                /* [config.layers] */

@@ -18,7 +18,7 @@ local fixtures = {
   "decoders/qwen3-moe", "decoders/olmoe", "decoders/glm4-moe",
   "decoders/starcoder2", "decoders/stablelm", "decoders/stablelm-parallel", "decoders/phi",
   "decoders/cohere", "decoders/cohere2", "decoders/opt", "decoders/falcon",
-  "decoders/falcon-groups", "decoders/falcon-alibi", "decoders/falcon-one-norm",
+  "decoders/bloom", "decoders/falcon-groups", "decoders/falcon-alibi", "decoders/falcon-one-norm",
   "decoders/nemotron", "decoders/gptj",
   "decoders/gpt-bigcode", "decoders/gpt-bigcode-heads", "decoders/mpt",
   "decoders/helium", "decoders/ernie4-5", "decoders/jais2", "decoders/vaultgemma",

@@ -51,7 +51,7 @@ end
 -- bf16.
 local function grouped(t, config)
   if not t.name:find "query_key_value" then return end
-  local heads = config.num_attention_heads
+  local heads = config.num_attention_heads or config.n_head
   local groups = config.new_decoder_architecture and config.num_kv_heads
     or config.multi_query and 1 or heads
   t.data = regroup(t.data, groups, heads // groups)
@@ -64,7 +64,7 @@ local function permuted(t, config)
     or config.num_key_value_heads)
 end
 local changes = {
-  falcon = grouped, gpt_neox = grouped,
+  falcon = grouped, gpt_neox = grouped, bloom = grouped,
   smollm3 = permuted, granite = permuted, arcee = permuted, minicpm = permuted,
   ministral3 = permuted,
   gpt2 = function(t)

@@ -249,6 +249,7 @@ function plain.source(model, ids)
       x = behind(config, model.layers[layer - 1], below.x, below.mixed)
     else
       x = scaled(model.embed[ids[position + 1] + 1], d.embed_scale)
+      if model.embed_norm then x = normed(config, x, model.embed_norm, model.embed_norm_bias) end
       if d.positions then
         x = add(x, model.positions[position + (config.first_position or 0) + 1])
       end

@@ -53,6 +53,7 @@ local base_names = {
   },
   gguf = {
     embed = "token_embd.weight", positions = "position_embd.weight",
+    embed_norm = "token_embd_norm.weight", embed_norm_bias = "token_embd_norm.bias",
     out_norm = "output_norm.weight", out_norm_bias = "output_norm.bias",
     output = "output.weight", output_bias = "output.bias",
     attn_norm = "blk.%d.attn_norm.weight", attn_norm_bias = "blk.%d.attn_norm.bias",
@@ -91,8 +92,8 @@ local base_fused = {
 
 --- Roles outside the layers, and in each, in the order in which they are bound. Whether a model has
 --- one, families.has says.
-families.global_roles = { "embed", "positions", "out_norm", "out_norm_bias", "output",
-  "output_bias" }
+families.global_roles = { "embed", "embed_norm", "embed_norm_bias", "positions", "out_norm",
+  "out_norm_bias", "output", "output_bias" }
 families.layer_roles = {
   "attn_norm", "attn_norm_bias", "q", "k", "v", "q_bias", "k_bias", "v_bias", "q_norm", "k_norm",
   "sinks", "o", "o_bias", "attn_post_norm", "ffn_norm", "ffn_norm_bias", "gate", "gate_bias", "up",

@@ -37,7 +37,6 @@ refused.reasons = {
   ["bert-generation"] = encoder,
   biogpt = "its embeddings are scaled, and positions are learned",
   bitnet = "its norms stand between the matrices of half a layer",
-  bloom = "its embeddings are normed",
   blt = "it gathers bytes into patches",
   codegen = "its rows of q, k and v are dealt over four shards",
   cpmant = "its scores have buckets of relative positions",

@@ -210,6 +210,9 @@ DECODERS = {
                            tie_word_embeddings=True),
     "phi3": lambda: tiny("phi3", partial_rotary_factor=0.5, sliding_window=None),
     # Of its sequences transformers turns those within 32 positions by the short factors, that of 90 by the long ones.
+    # Six heads, as in falcon-alibi. The length of its training stands in files alone.
+    "bloom": lambda: transformers.BloomConfig(vocab_size=96, hidden_size=24, n_layer=3, n_head=6, seq_length=320,
+                                              bos_token_id=1, eos_token_id=2, pad_token_id=0),
     "phi3-longrope": lambda: tiny("phi3", head_dim=8, sliding_window=None, original_max_position_embeddings=32,
                                   rope_parameters=dict(rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=1.0,
                                                        original_max_position_embeddings=32, short_factor=[1.0, 1.1, 1.3, 1.2],
@@ -390,8 +393,8 @@ CLASSES = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text
            "gpt_oss", "starcoder2", "stablelm", "phi", "cohere", "cohere2", "opt", "falcon", "nemotron", "gptj", "gpt_bigcode",
            "mpt", "helium", "ernie4_5", "jais2", "vaultgemma", "gpt_neo",
            "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "glm4_moe",
-           "smollm3", "granite", "olmo2", "olmo3", "glm", "glm4", "arcee", "seed_oss", "exaone4", "ministral", "ministral3"]
-IN_CODE = dict(vaultgemma=dict(sliding_window_pattern=2), gemma2=dict(sliding_window_pattern=2), gpt_oss=dict(sliding_window_pattern=2), qwen2=dict(sliding_window=4096), qwen3=dict(sliding_window=4096),
+           "smollm3", "granite", "olmo2", "olmo3", "glm", "glm4", "arcee", "seed_oss", "exaone4", "ministral", "ministral3", "bloom"]
+IN_CODE = dict(bloom=dict(seq_length=2048), vaultgemma=dict(sliding_window_pattern=2), gemma2=dict(sliding_window_pattern=2), gpt_oss=dict(sliding_window_pattern=2), qwen2=dict(sliding_window=4096), qwen3=dict(sliding_window=4096),
                qwen2_moe=dict(sliding_window=4096), qwen3_moe=dict(sliding_window=4096),
                cohere2=dict(sliding_window_pattern=4), opt=dict(layer_norm_eps=1e-5), gptj=dict(rope_theta=10000),
                olmo3=dict(sliding_window_pattern=4))
@@ -424,7 +427,7 @@ GGUF = {"gemma": "gemma", "gemma2": "gemma2", "gemma3": "gemma3", "phi3": "phi3"
         "cohere": "command-r", "cohere2": "cohere2", "falcon": "falcon", "falcon-groups": "falcon", "falcon-one-norm": "falcon", "nemotron": "nemotron",
         "gpt-bigcode": "starcoder", "mpt": "mpt", "ernie4-5": "ernie4_5",
         "smollm3": "smollm3", "granite": "granite", "olmo2": "olmo2", "olmo3": "olmo2", "glm": "chatglm", "glm4": "glm4",
-        "arcee": "arcee", "seed-oss": "seed_oss", "exaone4": "exaone4", "minicpm": "minicpm", "internlm2": "internlm2", "ministral3": "mistral3"}
+        "arcee": "arcee", "seed-oss": "seed_oss", "exaone4": "exaone4", "minicpm": "minicpm", "internlm2": "internlm2", "ministral3": "mistral3", "bloom": "bloom"}
 
 
 def make_names():
@@ -437,8 +440,10 @@ def make_names():
         table = gguf.get_tensor_name_map(known[arch], 1)
         with safe_open(os.path.join(ROOT, name, "model.safetensors"), "pt") as f:
             tensors = [t for t in f.keys() if not re.search(r"\.[1-9]\d*\.", t)]
-        out[name] = dict(architecture=arch,
-                         names={t: table.get_name(t, try_suffixes=(".weight", ".bias")) for t in sorted(tensors)})
+        suffixes = (".weight", ".bias")
+        # BLOOM's converter takes the prefix away before it looks
+        find = lambda t: table.get_name(t, suffixes) or table.get_name(t.removeprefix("transformer."), suffixes)
+        out[name] = dict(architecture=arch, names={t: find(t) for t in sorted(tensors)})
     write_json(os.path.join(ROOT, "gguf_names.json"), out)
 
 
