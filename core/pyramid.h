@@ -513,7 +513,8 @@ typedef struct pyr_trigger {  /* when decode plans run, and what is tracked unti
                            are left alone */
   pyr_score_op track;   /* the PYR_S_ATTENTION or PYR_S_HISTORY signal that decode plans rank by
                            (with its n and x, or they are refused), or any other code: none. Tracked
-                           per lane as the mean over its heads, from the prompt's queries on */
+                           per lane as the mean over its heads, from the prompt's queries on; or, as
+                           PYR_MAX over both queries and heads, as the highest of all */
 } pyr_trigger;
 
 /* Numbers that a PYR_S_TABLE reads; host memory, unchanged while the policy lives. What lies beyond
@@ -649,8 +650,9 @@ typedef struct pyr_preparation {
 
 /* What goes with a policy that prepares. `prepare` is asked once a prompt, before it is read;
  * shape->layer is 0. Plans then judge the prompt's own rows: rows held before are guarded, and
- * `keep` counts shape->past of them in each lane, whatever a lane holds. Where no plan would evict,
- * nothing is read twice. */
+ * `keep` counts shape->past of them in each lane, whatever a lane holds. Layers with a sliding
+ * window are not asked and stay whole, as passes come too late to see their rows. Where no plan
+ * would evict, nothing is read twice. */
 typedef struct pyr_preparer {
   size_t size;
   void *ud;

@@ -233,7 +233,8 @@ static __device__ __forceinline__ float weight_of(const pyr_weighting &w, int64_
   return age < 0 || position > due ? 0.0f : 1.0f + slope * static_cast<float>(age);
 }
 
-/* Grid: rows, lanes, calls. history = decay * history + w * mean over the lane's heads of p. A
+/* Grid: rows, lanes, calls. history = decay * history + w * mean over the lane's heads of p, or the
+ * highest of history and w * max over them, which in any order is the same. A
  * thread for a row, so that its sum runs over heads in their order, and no two add to one row. p
  * is made of the scores that were left, exp(s - m) / l, with m and l of the whole lane, which the
  * segments did not know. Rows are counted from the lane's end (j - rows), as due dates are. */
@@ -247,11 +248,13 @@ static __global__ void track_kernel(attend_args a) {
   for (int h = 0; h < a.group && j >= seen.low && j < seen.high; h++) {
     int64_t at = static_cast<int64_t>(blockIdx.z) * a.heads + blockIdx.y * a.group + h;
     float m = a.finals[at * 2], l = a.finals[at * 2 + 1];
-    if (l > 0)
-      mean += expf(a.scores[at * a.rows + j] - m) / (l * static_cast<float>(a.group));
+    if (l <= 0) continue;
+    float e = expf(a.scores[at * a.rows + j] - m);
+    mean = call.track.max ? fmaxf(mean, e / l) : mean + e / (l * static_cast<float>(a.group));
   }
-  lane.history[j] = call.track.decay * lane.history[j]
-      + weight_of(call.track.weighting, call.q_pos[0], j - lane.rows) * mean;
+  float x = weight_of(call.track.weighting, call.q_pos[0], j - lane.rows) * mean;
+  lane.history[j] = call.track.max ? fmaxf(lane.history[j], x)
+      : call.track.decay * lane.history[j] + x;
 }
 
 /* ---- the operation --------------------------------------------------------------------------- */

@@ -84,6 +84,8 @@ typedef struct pyr_track {       /* history[j] = decay * history[j] + w(q, j) * 
                                     heads of p_h(j) */
   pyr_weighting weighting;       /* j counts from the lane's end: row j of `rows` is j - rows */
   float decay;
+  int32_t max;                   /* 1: history[j] = max(history[j], w(q, j) * max over the lane's
+                                    heads of p_h(j)), and decay is not looked at */
 } pyr_track;
 
 typedef struct pyr_attention {   /* causal attention of n queries of one sequence over its kv_heads

@@ -87,6 +87,11 @@ static inline bool pyr_trigger_tracks(const pyr_trigger *trigger) {
   return trigger->track.code == PYR_S_ATTENTION || trigger->track.code == PYR_S_HISTORY;
 }
 
+/* Whether that is the highest that any query and any query head gave, and not a sum. */
+static inline bool pyr_trigger_tracks_max(const pyr_trigger *trigger) {
+  return trigger->track.code == PYR_S_ATTENTION && trigger->track.a == PYR_MAX;
+}
+
 pyr_lane_view pyr_lane_get_view(const pyr_lane *lane);
 int64_t pyr_cache_layer_rows(const pyr_cache *cache, int layer);   /* of its longest lane */
 bool pyr_cache_lanes_equal(const pyr_cache *cache, int layer);      /* whether all are as long */

@@ -159,8 +159,9 @@ static void join(const pyr_attend *t, const pyr_attend_unit *u, const step_scrat
 
 /* history = decay * history + w * mean over the group's heads of p; rows that are not seen have p =
  * 0. A row gets decay * history + weight * mean. Of two heads that gave it 0.2 and 0.4, with a
- * weight of 1.1 and no decay (1.0): 0.33 more. The mean is made in the first head's scores,
- * which nobody needs afterwards. */
+ * weight of 1.1 and no decay (1.0): 0.33 more. Or the highest of what it had and weight * max:
+ * 0.44, if it had less. The mean, or maximum, is made in the first head's scores, which nobody
+ * needs afterwards. */
 static void track_step(const pyr_attend *t, const pyr_attend_unit *u, const step_scratch *s) {
   const pyr_track *track = u->a->track;
   const pyr_weighting *w = &track->weighting;
@@ -171,13 +172,13 @@ static void track_step(const pyr_attend *t, const pyr_attend_unit *u, const step
     float *p = s->scores + h * s->ld, l;
     float sink = sink_of(u, (int64_t)u->g * t->group + h), m = t->k->softmax(p, n, &l);
     if (sink != -INFINITY) l += expf(sink - m);
-    float each = l > 0 ? 1.0f / (l * (float)t->group) : 0;
-    if (h == 0)
-      for (int64_t j = 0; j < n; j++) mean[j] = p[j] * each;
-    else
-      for (int64_t j = 0; j < n; j++) mean[j] += p[j] * each;
+    float each = l > 0 ? 1.0f / (track->max ? l : l * (float)t->group) : 0;
+    for (int64_t j = 0; j < n; j++) {
+      float x = p[j] * each;
+      mean[j] = h == 0 ? x : track->max ? fmaxf(mean[j], x) : mean[j] + x;
+    }
   }
-  for (int64_t j = 0; j < lane->rows; j++) lane->history[j] *= track->decay;
+  for (int64_t j = 0; j < lane->rows && !track->max; j++) lane->history[j] *= track->decay;
   for (int64_t j = 0; j < n; j++) {
     float weight = 1;
     if (w->queries > 0) {
@@ -185,7 +186,8 @@ static void track_step(const pyr_attend *t, const pyr_attend_unit *u, const step
           age = position - (due - w->queries + 1);
       weight = age < 0 || position > due ? 0 : 1.0f + slope * (float)age;
     }
-    lane->history[u->seen.low + j] += weight * mean[j];
+    float *history = &lane->history[u->seen.low + j], x = weight * mean[j];
+    *history = track->max ? fmaxf(*history, x) : *history + x;
   }
 }
 

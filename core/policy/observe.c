@@ -69,7 +69,7 @@ void pyr_observe_layout(pyr_observation *o, pyr_arena *arena) {
     if (needs_sums(o, &score->ops[i])) PYR_PART(arena, o->signals.attention[i], heads * stride);
   if (o->track.queries > 0) PYR_PART(arena, o->tracked, heads * o->tracked_stride);
   o->zero_count = (int64_t)((arena->used - begin) / sizeof *o->zeros);
-  if (o->track.queries > 0) PYR_PART(arena, o->mean, o->tracked_stride);
+  if (o->track.queries > 0) PYR_PART(arena, o->mean, 2 * o->tracked_stride);
   for (int i = 0; i < ops; i++) {
     const pyr_score_op *op = &score->ops[i];
     if (!pyr_signal_is_expected(op)) continue;
@@ -173,7 +173,8 @@ static void ask_for_score(pyr_observation *o, int i, const pyr_attention *a, int
 
 /* Due dates are positions. */
 static void ask_for_tracked(pyr_observation *o, const pyr_attention *a, int64_t at) {
-  pyr_mass m = { .out = o->tracked, .stride = o->tracked_stride, .reduce = PYR_SUM,
+  pyr_mass m = { .out = o->tracked, .stride = o->tracked_stride,
+                 .reduce = pyr_trigger_tracks_max(o->trigger) ? PYR_MAX : PYR_SUM,
                  .weighting = o->track.weighting, .by_place = false };
   ask(o, m, a, at, o->track.queries, o->ranges[true]);
 }
@@ -227,9 +228,12 @@ pyr_status pyr_observe_inputs(pyr_observation *o, const float *in, int64_t at, i
 /* ---- at the end of the prompt ---------------------------------------------------------------- */
 
 /* Of what a lane's query heads gave, its rows' history gets the mean. Of two query heads that
- * gave a row 0.4 and 0.2, its history gets 0.3 more. `tracked` has a vector for each query head,
- * and a lane's lie one after the other. */
+ * gave a row 0.4 and 0.2, its history gets 0.3 more; or, where maxima are tracked, becomes 0.4
+ * unless it is more already. `tracked` has a vector for each query head, and a lane's lie one after
+ * the other. Behind the mean there is room for what the history was, of which both the highest is.
+ * */
 static pyr_status flush_tracked(pyr_observation *o) {
+  bool max = pyr_trigger_tracks_max(o->trigger);
   pyr_cache *cache = o->splits->cache;
   pyr_backend *be = cache->pool->be;
   int32_t group = model_of(o)->config.heads / cache->heads;
@@ -237,8 +241,15 @@ static pyr_status flush_tracked(pyr_observation *o) {
     pyr_lane *lane = pyr_cache_lane(cache, o->splits->layer, head);
     int64_t begin = pyr_track_begin(&o->track, lane->rows), n = lane->rows - begin;
     const float *from = o->tracked + (int64_t)head * group * o->tracked_stride;
-    PYR_TRY(be->reduce_rows(be, o->mean, from, group, o->tracked_stride, n, PYR_MEAN, 1.0f));
-    PYR_TRY(be->arith(be, lane->history + begin, o->mean, n, PYR_S_ADD));
+    float *history = lane->history + begin, *was = o->mean + o->tracked_stride;
+    PYR_TRY(be->reduce_rows(be, o->mean, from, group, o->tracked_stride, n,
+                            max ? PYR_MAX : PYR_MEAN, 1.0f));
+    if (!max) {
+      PYR_TRY(be->arith(be, history, o->mean, n, PYR_S_ADD));
+      continue;
+    }
+    PYR_TRY(be->copy(be, was, history, (size_t)n * sizeof *was));
+    PYR_TRY(be->reduce_rows(be, history, o->mean, 2, o->tracked_stride, n, PYR_MAX, 1.0f));
   }
   return PYR_OK;
 }

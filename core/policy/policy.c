@@ -110,17 +110,23 @@ static void adjust_last_layer(const pyr_shape *shape, pyr_plan *plan) {
   plan->first = pyr_max(plan->first, shape->past);
 }
 
-/* A decode plan ranks by what the trigger tracks, or by rows alone. A score left out is what the
- * trigger tracks: the one thing that is known of every row without more work. All its other
- * signals of attention must be the tracked one, as no other was summed up. */
-static pyr_status check_decode(const pyr_answer *a, const pyr_trigger *trigger, pyr_plan *plan) {
+/* A decode plan ranks by what the trigger tracks, or by rows alone. Of maxima over a K/V head's
+ * query heads no mean over these can be made, so the plan has to ask for the maximum, too. A score
+ * left out is what the trigger tracks: the one thing that is known of every row without more work.
+ * All its other signals of attention must be the tracked one, as no other was summed up. */
+static pyr_status check_decode(const pyr_answer *a, const pyr_shape *shape,
+                               const pyr_trigger *trigger, pyr_plan *plan) {
   if (trigger->once && plan->last > trigger->window)
     return refuse(a, "guard.last",
                   "exceeds the trigger's window, by which rows judged once are counted");
   if (plan->score.length == 0 && pyr_trigger_tracks(trigger))
     plan->score = (pyr_score){ 1, { trigger->track } };
   for (int i = 0; i < plan->score.length; i++) {
-    const char *fault = pyr_score_untracked(&plan->score.ops[i], &trigger->track);
+    const pyr_score_op *op = &plan->score.ops[i];
+    const char *fault = pyr_score_untracked(op, &trigger->track);
+    if (!fault && pyr_signal_is_attention(op) && op->a == PYR_MAX && op->b != PYR_MAX
+        && shape->heads != shape->kv_heads)
+      fault = "adds up query heads, of which the trigger tracks the maximum";
     if (fault) return refuse(a, "score", fault);
   }
   return PYR_OK;
@@ -142,9 +148,12 @@ static pyr_status check_at_rest(const pyr_answer *a, const pyr_shape *shape,
     if (pyr_score_untracked(op, &trigger->track))
       return refuse(a, "score", "ranks by attention that the cache does not track, and only a "
                     "running prefill knows");
-    if (op->b == PYR_MAX && shape->heads != shape->kv_heads)
-      return refuse(a, "score", "takes a maximum over the query heads of a K/V head, of which "
-                    "only the mean is tracked");
+    if ((op->b == PYR_MAX) != pyr_trigger_tracks_max(trigger) && shape->heads != shape->kv_heads
+        && (op->b == PYR_MAX || pyr_trigger_tracks_max(trigger)))
+      return refuse(a, "score", op->b == PYR_MAX
+                    ? "takes a maximum over the query heads of a K/V head, of which only the mean "
+                    "is tracked"
+                    : "adds up query heads, of which the trigger tracks the maximum");
   }
   return PYR_OK;
 }
@@ -170,7 +179,7 @@ pyr_status pyr_policy_ask(pyr_cache *cache, pyr_when when, const pyr_shape *shap
   PYR_TRY(check_plan(&a, shape, plan, when));
   switch (when) {
   case PYR_WHEN_PREFILL: adjust_last_layer(shape, plan); return PYR_OK;
-  case PYR_WHEN_DECODE:  return check_decode(&a, trigger, plan);
+  case PYR_WHEN_DECODE:  return check_decode(&a, shape, trigger, plan);
   case PYR_WHEN_EVICT:    return check_at_rest(&a, shape, trigger, plan);
   case PYR_WHEN_PREPARED: return PYR_OK;   /* its trigger is asked for next */
   }
@@ -223,12 +232,17 @@ static pyr_status check_trigger(pyr_cache *cache, const pyr_shape *shape,
   pyr_score alone = { 1, { trigger->track } };
   const char *fault = pyr_score_check(&alone, &depth);
   if (fault) return refuse(&a, "track", fault);
-  /* A row has one accumulator, which is a sum over queries and heads. */
-  if (trigger->track.a == PYR_MAX)
-    return refuse(&a, "track", "cannot keep a maximum over queries");
-  if (trigger->track.b == PYR_MAX && shape->heads != shape->kv_heads)
-    return refuse(&a, "track",
-                  "cannot keep a maximum over the query heads of a K/V head; track their mean");
+  /* A row has one accumulator: a sum over queries and heads, or the highest of all of them. The
+   * highest head's sum over queries would take an accumulator a head. Of two heads and two queries
+   * that gave .1 .5 and .4 .3, the accumulator is 1.3 / 2 or .5; the higher sum, .8, is in neither.
+   */
+  bool max = pyr_trigger_tracks_max(trigger);
+  if (max != (trigger->track.b == PYR_MAX) && shape->heads != shape->kv_heads)
+    return refuse(&a, "track", max
+                  ? "keeps a maximum over queries of all query heads of a K/V head together: heads "
+                  "must be \"max\" too"
+                  : "cannot keep a maximum over the query heads of a K/V head of sums over "
+                  "queries; track their mean, or reduce = \"max\" too");
   return PYR_OK;
 }
 

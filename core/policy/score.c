@@ -261,7 +261,10 @@ const char *pyr_score_untracked(const pyr_score_op *op, const pyr_score_op *trac
   if (!attention && !pyr_signal_is_history(op)) return NULL;
   if (op->code != track->code || (attention && op->n != track->n))
     return "ranks by attention that the trigger does not track";
-  if (attention && op->a == PYR_MAX) return "takes a maximum over queries, which cannot be tracked";
+  if (attention && (op->a == PYR_MAX) != (track->a == PYR_MAX))
+    /* neither can be had of the other */
+    return op->a == PYR_MAX ? "takes a maximum over queries, of which the trigger tracks a sum"
+                            : "adds queries up, of which the trigger tracks a maximum";
   if (op->x == track->x) return NULL;
   return attention ? "ranks by attention of another ramp than the trigger tracks"
                    : "ranks by history of another decay than the trigger tracks";

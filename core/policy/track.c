@@ -51,6 +51,7 @@ bool pyr_track_step(const pyr_cache *cache, int layer, pyr_track *out) {
   /* the step's own row is stored before its attention: it is the lane's last, j = -1 */
   out->weighting = weighting_of(trigger, cache->tokens, steps, 1);
   out->decay = pyr_signal_is_history(&trigger->track) ? trigger->track.x : 1.0f;
+  out->max = pyr_trigger_tracks_max(trigger);
   return true;
 }
 

@@ -584,12 +584,19 @@ describe("tracked attention", function()
     for g, lane in ipairs(call.lanes) do
       local values
       values, lane.history = reference.random(lane.rows, 3)
+      if call.track.max then                   -- what is tracked is never below 0
+        for j, x in ipairs(values) do values[j] = math.abs(x) end
+        values, lane.history = reference.pack(values)
+      end
       refs[g] = {}
       for j = 1, lane.rows do
-        local mean = 0
-        for h = (g - 1) * group + 1, g * group do mean = mean + p[h][1][j] / group end
-        refs[g][j] = call.track.decay * values[j]
-          + reference.weight(call.track, call.at[1], j - 1 - lane.rows) * mean
+        local mean, most = 0, 0
+        for h = (g - 1) * group + 1, g * group do
+          mean, most = mean + p[h][1][j] / group, math.max(most, p[h][1][j])
+        end
+        local weight = reference.weight(call.track, call.at[1], j - 1 - lane.rows)
+        refs[g][j] = call.track.max and math.max(values[j], weight * most)
+          or (call.track.decay or 1) * values[j] + weight * mean
       end
     end
     reference.each(function(rt) return ops.attention(rt, layout, { packed(call) }) end,
@@ -613,6 +620,22 @@ describe("tracked attention", function()
     local call = make_call(layout, 1, 1200)
     call.track = { decay = 0.9 }
     check_track(layout, call)
+  end)
+
+  it("keeps the highest that any query and any head of the lane gave", function()
+    for _, shape in ipairs { { 1, 1 }, { 6, 2 }, { 8, 1 } } do
+      for _, rows in ipairs { 1, 31, 70, 700 } do
+        local layout = layout_of("f16", 32, shape[1], shape[2])
+        local call = make_call(layout, 1, rows,
+          { ragged = rows > 31, window = rows == 70 and 60 or 0 })
+        call.track = { max = 1 }
+        check_track(layout, call)
+        call = bend(layout, "cap, slopes, sinks", make_call(layout, 1, rows))
+        call.track = { max = 1, decay = 0.5, queries = 9, ramp = 0.4, due = call.at[1] + 3,
+          threshold = -20, every = 4 }
+        check_track(layout, call)
+      end
+    end
   end)
 
   it("adds what is left beside sinks, of capped and sloped scores", function()

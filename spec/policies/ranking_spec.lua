@@ -111,12 +111,16 @@ end)
 describe("scores in generation", function()
   it("must be what the trigger tracks, ramp and decay among it", function()
     local ramped, faded = score.attention { queries = 4, ramp = 2 }, score.history { decay = 0.9 }
+    local highest = score.attention { reduce = "max", heads = "max" }
     for said_so, case in pairs {
       ["ranks by attention of another ramp than the trigger tracks"] = { ramped,
         score.attention { queries = 4 } },
       ["ranks by history of another decay than the trigger tracks"] = { faded, score.history() },
-      ["takes a maximum over queries, which cannot be tracked"] = { ramped,
+      ["takes a maximum over queries, of which the trigger tracks a sum"] = { ramped,
         score.attention { queries = 4, ramp = 2, reduce = "max" } },
+      ["adds queries up, of which the trigger tracks a maximum"] = { highest, score.attention() },
+      ["adds up query heads, of which the trigger tracks the maximum"] = { highest,
+        score.attention { reduce = "max" } },
       ["ranks by attention that the trigger does not track"] = { ramped,
         score.attention { queries = 5, ramp = 2 } },
     } do
@@ -131,6 +135,70 @@ describe("scores in generation", function()
       assert.truthy(message:find("policy other, layer 1, decode: score " .. said_so, 1, true),
         message)
       assert.equal(20, cache:tokens())
+    end
+  end)
+end)
+
+describe("tracking", function()
+  it("keeps the highest that any query and head gave, from the prompt on, in files and forks",
+    function()
+    local highest = score.attention { reduce = "max", heads = "max" }
+    local function p(every)
+      return policy { name = "highest", trigger = function()
+        return { every = every, track = highest }
+      end, decode = function(_, l) return { keep = l.rows } end }
+    end
+    for _, model in pairs(models) do
+      local all <close> = assert(model:cache { dtype = "f32", policy = p(1000) })
+      assert(all:prefill(prompt(40)))
+      for i = 1, 9 do assert(all:step(prompt(i)[i])) end
+      local path = helper.tmp()
+      assert(all:save(path))
+      local loaded <close> = assert(model:load_cache(path, { dtype = "f32", policy = p(1000) }))
+      os.remove(path)
+      local seen = {}                -- the same as a prompt's maxima, which custom scores are shown
+      local reads = policy { name = "reads", prefill = function(_, l)
+        return { keep = l.rows - 1, share = "head", score = score.custom(function(lane)
+          seen[lane.layer * 10 + lane.head] = lane.its:totable()
+          return lane.its
+        end, { its = highest }) }
+      end }
+      local whole <close> = assert(model:cache { dtype = "f32", policy = reads })
+      local ids = prompt(40)
+      for i = 1, 9 do ids[#ids + 1] = prompt(i)[i] end
+      assert(whole:prefill(ids))
+      for layer = 1, model.config.layers do
+        for head = 1, model.config.kv_heads do
+          for _, cache in ipairs { all, loaded } do
+            local got = assert(cache:scores(nil, { layer = layer, head = head })):totable()
+            assert.equal(49, #got)
+            for i, x in ipairs(seen[layer * 10 + head]) do assert.near(x, got[i], 2e-5) end
+          end
+        end
+      end
+    end
+  end)
+
+  it("refuses one kind of maximum without the other where query heads share a K/V head", function()
+    for said_so, track in pairs {
+      ["track keeps a maximum over queries of all query heads"] = score.attention {
+        reduce = "max" },
+      ["track cannot keep a maximum over the query heads of a K/V head of"] = score.attention {
+        heads = "max" },
+      ["track cannot keep a maximum over the query heads of a K/V head"] = score.history {
+        heads = "max" },
+    } do
+      local p = policy { name = "half",
+        trigger = function() return { every = 9, track = track } end,
+        decode = function(_, l) return { keep = l.rows } end }
+      local cache <close> = assert(models.GQA:cache { policy = p })
+      local done, message, code = cache:prefill(prompt(20))
+      assert.is_nil(done)
+      assert.equal("policy", code)
+      assert.truthy(message:find("policy half, layer 1, trigger: " .. said_so, 1, true), message)
+      local alone <close> = assert(models.MHA:cache { policy = p })
+      assert(alone:prefill(prompt(20)))
+      assert(alone:step(1))
     end
   end)
 end)

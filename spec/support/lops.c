@@ -16,7 +16,7 @@
  *           of pyr_page_bytes one after the other, wide ones where there is `born`
  *   layout { dtype = "f16", head_dim = 64, heads = 8, kv_heads = 2, scale = 0.125 } (what a call
  *   has no use for, left out)
- *   weighting, track   { queries, ramp, due, threshold, every, decay }
+ *   weighting, track   { queries, ramp, due, threshold, every, decay, max }
  *   ranges  { { begin, end, origin }, … }, one a lane */
 #include "lauxpyr.h"
 #include "backend/backend.h"
@@ -566,7 +566,8 @@ static int ops_attention(lua_State *L) {
     if (lua_istable(L, -1)) {
       int at = lua_gettop(L);
       pyr_track *track = new_block(L, sizeof *track, 0);
-      *track = (pyr_track){ check_weighting(L, at), number_field(L, at, "decay", 1) };
+      *track = (pyr_track){ check_weighting(L, at), number_field(L, at, "decay", 1),
+                            (int32_t)int_field(L, at, "max", 0) };
       a->track = track;
     }
     a->masses = check_masses(L, be, call, a, l);

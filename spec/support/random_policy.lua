@@ -70,6 +70,8 @@ return function(seed, grouped)
       reduce = pick { "mean", "sum" },
       heads = pick(heads) } end,
     function() return score.history { decay = decay, heads = pick(heads) } end,
+    function() return score.attention { queries = pick { 0, 1, 6, 20, 60 }, ramp = pick { 1, 1.5 },
+      reduce = "max", heads = "max" } end,
     function() return nil end,
   }()
   local plans, ragged = {}, false

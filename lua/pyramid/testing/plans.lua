@@ -257,12 +257,12 @@ function Asker:trigger(l)
   if t.once and (t.every == 0 or t.over > 0) then
     refuse(self, "trigger", l, "once needs `every`, and not `over`")
   end
-  if t.track and t.track.reduce == MAX then
-    refuse(self, "trigger", l, "track cannot keep a maximum over queries")
-  end
-  if t.track and t.track.heads == MAX and l.heads ~= l.kv_heads then
-    refuse(self, "trigger", l,
-      "track cannot keep a maximum over the query heads of a K/V head; track their mean")
+  if t.track then t.track.max = not t.track.history and t.track.reduce == MAX end
+  if t.track and t.track.max ~= (t.track.heads == MAX) and l.heads ~= l.kv_heads then
+    refuse(self, "trigger", l, t.track.max and "track keeps a maximum over queries of all query "
+      .. 'heads of a K/V head together: heads must be "max" too'
+      or "track cannot keep a maximum over the query heads of a K/V head of sums over queries; "
+      .. 'track their mean, or reduce = "max" too')
   end
   return t
 end
@@ -282,8 +282,9 @@ local function untracked(program, track)
     if code == EXPECTED then
       return "expects attention from the queries of a prompt, which are known in prefill only"
     end
-    if code == ATTENTION and reduce == MAX then
-      return "takes a maximum over queries, which cannot be tracked"
+    if code == ATTENTION and (reduce == MAX) ~= track.max then
+      return track.max and "adds queries up, of which the trigger tracks a maximum"
+        or "takes a maximum over queries, of which the trigger tracks a sum"
     end
     if code == ATTENTION and x ~= track.x then
       return "ranks by attention of another ramp than the trigger tracks"
@@ -314,7 +315,14 @@ function Asker:rests(l, plan, trigger)
       refuse(self, "prefill", l, "score ranks by attention that the cache does not track, and "
         .. "only a running prefill knows")
     end
-    if (code == ATTENTION or code == HISTORY) and heads == MAX and l.heads ~= l.kv_heads then
+    local max = trigger and trigger.track and trigger.track.max or false
+    if (code == ATTENTION or code == HISTORY) and max and heads ~= MAX
+      and l.heads ~= l.kv_heads then
+      refuse(self, "prefill", l, "score adds up query heads, of which the trigger tracks the "
+        .. "maximum")
+    end
+    if (code == ATTENTION or code == HISTORY) and heads == MAX and not max
+      and l.heads ~= l.kv_heads then
       refuse(self, "prefill", l, "score takes a maximum over the query heads of a K/V head, of "
         .. "which only the mean is tracked")
     end
@@ -336,6 +344,13 @@ function Asker:decode(l, trigger)
   end
   plan.last = math.max(plan.last, trigger.window)
   local wrong = untracked(plan.program, trigger.track)
+  for at = 1, #(plan.program or ""), 12 do
+    local code, reduce, heads = string.unpack(OP, plan.program, at)
+    if not wrong and code == ATTENTION and reduce == MAX and heads ~= MAX
+      and l.heads ~= l.kv_heads then
+      wrong = "adds up query heads, of which the trigger tracks the maximum"
+    end
+  end
   if wrong then refuse(self, "decode", l, "score " .. wrong) end
   return plan
 end

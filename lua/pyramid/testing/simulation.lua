@@ -175,11 +175,12 @@ local function over_heads(self, lanes, how, list_of)
   return across(lists, how)
 end
 
--- What lanes have tracked is the mean over their query heads; reduced over the lanes.
-local function over_lanes(self, lanes, how, list_of)
-  local means = {}
-  for j, lane in ipairs(lanes) do means[j] = over_heads(self, { lane }, 0, list_of) end
-  return across(means, how)
+-- What lanes have tracked is the mean over their query heads, or the highest; reduced over the
+-- lanes.
+local function over_lanes(self, lanes, how, list_of, max)
+  local each = {}
+  for j, lane in ipairs(lanes) do each[j] = over_heads(self, { lane }, max and 2 or 0, list_of) end
+  return across(each, how)
 end
 
 local function divide(list, by)
@@ -223,8 +224,8 @@ local function tracked_attention(self, layer, lanes, op)
       record.query < layer.read and layer.due or newest, track.x)
   end
   local found = over_lanes(self, lanes, op.b, function(head, rows)
-    return gather(self, layer, head, rows, layer.first_query, weigh, plus)
-  end)
+    return gather(self, layer, head, rows, layer.first_query, weigh, track.max and math.max or plus)
+  end, track.max)
   if op.a ~= 0 or track.queries == 0 then return found end
   return divide(found, track.queries)
 end
