@@ -3,6 +3,7 @@ local calibrate = require "pyramid.tools.calibrate"
 local cli = require "pyramid.tools.cli"
 local compare = require "pyramid.tools.compare"
 local core = require "pyramid.core"
+local learn = require "pyramid.tools.learn"
 local noise = require "pyramid.tools.noise"
 local picture = require "pyramid.tools.picture"
 local policy = require "pyramid.policy"
@@ -16,6 +17,7 @@ Examples:
    pyramid calibrate --loss 0.05 --share head --text book.txt --out mine.lua
    pyramid calibrate --target 0.45 --prune both --out mine.lua --check
    pyramid calibrate --heads --target 0.5 --out duo_mine.lua
+   pyramid calibrate --learn --model smollm2 --text book.txt --out build/learned
    pyramid generate --policy-file mine.lua target=0.3 "Once there was"
 Without --text: held-out documents of the world that the default model knows.
 Neither the mass nor a layer alone is what a model forgets in the end: --check
@@ -39,11 +41,15 @@ cli.option(parser, "--by", "WHAT",
   { choices = { "mass", "kl" } })
 parser:flag("--heads",
   "Rank KV heads by attention outside of sinks and recent rows, and write a duo policy.")
+parser:flag("--learn",
+  "Learn from plain text what will be looked at (KVzap), and write a folder that is a policy; with"
+  .. " --text, --length, --texts, --seed and --out.")
 cli.option(parser, "--text", "FILE", "A text to measure on.")
 cli.option(parser, "--length", "N",
   "Tokens of each stretch that is read; if not given, the model's context, at most 1024.",
     { integer = 64 })
-cli.option(parser, "--texts", "N", "How many of them.", { default = "8", integer = 1 })
+cli.option(parser, "--texts", "N", "How many of them. (default: 8; 32 with --learn)",
+  { integer = 1 })
 cli.option(parser, "--seed", "N", "The first document, counted from the first held-out one.",
   { default = "0", integer = 0 })
 cli.option(parser, "--queries", "N",
@@ -57,8 +63,9 @@ cli.option(parser, "--kernel", "N",
     { default = "1", integer = 1 })
 cli.option(parser, "--steps", "N",
   "How finely ratios are told apart. (default: 50; 25 for more than 40 layers)", { integer = 2 })
-cli.option(parser, "--out", "FILE", "The policy file; its name is the policy's.",
-  { default = "build/calibrated.lua" })
+cli.option(parser, "--out", "FILE",
+  "The policy file; its name is the policy's. With --learn: a folder. (default:"
+  .. " build/calibrated.lua, build/learned)")
 parser:flag("--check",
   "Measure the policy on other documents, beside the cosine at the same share of the rows.")
 cli.option(parser, "--questions", "N", "With --check: questions of each kind; 0: none.",
@@ -96,15 +103,20 @@ end
 if args.kernel % 2 == 0 or args.kernel > 63 then
   cli.fail(("--kernel: %d is not an odd number up to 63"):format(args.kernel))
 end
+args.texts = args.texts or (args.learn and 32 or 8)
+args.out = args.out or (args.learn and "build/learned" or "build/calibrated.lua")
 local target = not args.loss and (args.target or 0.45) or nil
 local name = args.out:match "([^/\\]+)%.lua$"
-if not name then cli.fail(("--out: '%s' does not end in .lua"):format(args.out)) end
+if not name and not args.learn then
+  cli.fail(("--out: '%s' does not end in .lua"):format(args.out))
+end
 
--- ---- measuring ----------------------------------------------------------------------------------
+-- ---- texts --------------------------------------------------------------------------------------
 
 local text = args.text and cli.read(args.text)
 local model <close> = cli.open_text_model(args)
-local length = args.length or math.min(model.config.context, 1024)
+local length = args.length
+  or math.min(args.learn and model.config.context // 2 - 32 or model.config.context, 1024)
 if length > model.config.context then
   cli.fail(("--length %d is more than the model's context of %d"):format(length,
     model.config.context))
@@ -116,6 +128,64 @@ end
 
 local texts = cli.must(calibrate.texts(model, { length = length, count = args.texts,
   seed = args.seed, text = text }))
+
+local function about()
+  return ("made for %s by `%s` from %d texts of %d tokens (%s), in %s, with pyramid %s."):format(
+    model.description or args.model, cli.command_line "calibrate", #texts, length,
+      args.text and "the user's" or "held-out documents", model.precision, core.version)
+end
+
+-- ---- learning -----------------------------------------------------------------------------------
+
+local pic = picture.new(io.stdout)
+
+local function print_agreement(learned)
+  print(("rank agreement with a second reading, on %d texts that were left out"):format(
+    learned.held_out))
+  local rows, sum, count = {}, 0, 0
+  for layer, heads in ipairs(learned.agreement) do
+    local mean = 0
+    for _, x in ipairs(heads) do
+      mean, sum, count = mean + x / #heads, sum + x, count + 1
+    end
+    rows[layer] = { tostring(layer), ("%.3f"):format(mean),
+      pic:bar(math.max(mean, 0), math.max(10, pic.width - 30), (layer - 1) / #learned.agreement) }
+  end
+  print(table.concat(picture.table(rows, ">><"), "\n"))
+  print(("%.3f on average over %d heads"):format(sum / count, count))
+  return sum / count
+end
+
+local function learn_and_write()
+  if #texts < 2 then
+    cli.fail("--learn wants two texts and more", "Give a longer --text, or a shorter --length.")
+  end
+  local learned
+  do
+    local progress <close> = picture.progress "reading twice"
+    learned = cli.must(learn.map(model, texts, { progress = progress.update }))
+  end
+  if not os.execute("mkdir -p " .. cli.quote(args.out)) then
+    cli.fail(("--out: the folder '%s' cannot be made"):format(args.out))
+  end
+  for file, bytes in pairs(learn.folder(learned, about())) do
+    cli.write(args.out .. "/" .. file, bytes)
+  end
+  local path = args.out .. "/policy.lua"
+  cli.must(policy.load(path))
+  if args.json then
+    cli.json { file = path, agreement = learned.agreement, rows = learned.rows,
+      texts = learned.texts, held_out = learned.held_out }
+    return
+  end
+  print_agreement(learned)
+  print(("learned from %d rows\npolicy: --policy-file %s target=0.3"):format(learned.rows, path))
+end
+
+if args.learn then return learn_and_write(texts) end
+
+-- ---- measuring ----------------------------------------------------------------------------------
+
 local made
 do
   local progress <close> = picture.progress "measuring attention"
@@ -133,18 +203,11 @@ if args.by == "kl" then
   for t, one in ipairs(made.each) do one.layer = details.each[t] end
 end
 
-local function about()
-  return ("made for %s by `%s` from %d texts of %d tokens (%s), in %s, with pyramid %s."):format(
-    model.description or args.model, cli.command_line "calibrate", #texts, length,
-      args.text and "the user's" or "held-out documents", model.precision, core.version)
-end
-
 local function write_policy(path, body)
   cli.write(path, body)
   return cli.must(policy.load(path:find "[/\\]" and path or "./" .. path))
 end
 
-local pic = picture.new(io.stdout)
 local function percent(x) return ("%.1f %%"):format(100 * x) end
 local function dim(row)
   for i, cell in ipairs(row) do row[i] = pic:paint(cell, "dim") end

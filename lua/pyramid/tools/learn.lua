@@ -1,0 +1,232 @@
+--- Learning what will be looked at: a linear map from a token's hidden state to how much its row
+--- is worth, fitted on plain text (KVzap, arXiv 2601.07891).
+---
+---   teacher   a text is read, and then repeated (KVzip, arXiv 2505.23416): a row is worth the most
+---             attention that any query of the repetition, in any head of its group, gave it
+---   fit       the text is read once more; for each layer, ridge regression from the normed hidden
+---             states to the logarithm of that, for all its KV heads at once
+---   budgets   of texts that were left out: which share of each head's rows is among the best of
+---             all rows, by what the map says
+---   agreement Spearman's rank correlation of map and teacher there, head by head
+---
+--- A text is at most half as long as the model's context, as it is read and repeated.
+---
+--- Only sums are kept (core.ridge), so that memory does not grow with the text.
+local core = require "pyramid.core"
+local maps = require "pyramid.maps"
+local options = require "pyramid.options"
+local policy = require "pyramid.policy"
+local score = require "pyramid.score"
+
+local learn = {}
+
+local LEAST = 1e-5             -- attention below this is all the same
+local SINKS = 4                -- first rows, which are looked at for nothing they say
+local LAMBDA = 0.01            -- of a ridge: see core.ridge
+local LEVELS = 40              -- of budgets
+local HELD_OUT = 4             -- each so many-th text judges, and the others teach
+
+-- ---- what the teacher says ----------------------------------------------------------------------
+
+-- A policy that drops nothing but one row of each lane, so that it may look at all others.
+local function watching(name, fn, inputs, hidden)
+  local watch = score.custom(fn, inputs, { hidden = hidden })
+  return policy { name = name, prefill = function(_, l)
+    return { keep = l.rows - 1, guard = { first = SINKS }, share = "head", score = watch }
+  end }
+end
+
+-- Reads ids under a policy, and forgets them.
+local function reads(model, ids, p)
+  local cache <close>, message, code = model:cache { policy = p }
+  if not cache then return nil, message, code end
+  local logits, problem, kind = cache:prefill(ids)
+  if not logits then return nil, problem, kind end
+  return true
+end
+
+local ASK = "\n\nRepeat the previous context exactly.\n\n"
+local seen = score.attention { reduce = "max", heads = "max" }
+
+-- [layer][head]: a vector, the logarithm of what each row from the fifth on was given.
+local function taught(model, ids)
+  local asked, message, code = {}, nil, nil   -- a model without a tokenizer is just shown the text
+  if model.tokenizer then asked, message, code = model:encode(ASK, { special = false }) end
+  if not asked then return nil, message, code end
+  local cache <close>, problem, kind = model:cache()
+  if not cache then return nil, problem, kind end
+  local logits, what, of = cache:prefill(ids)
+  if not logits then return nil, what, of end
+  local ok, wrong, class = cache:probe(table.move(ids, 1, #ids, #asked + 1, asked), seen)
+  if not ok then return nil, wrong, class end
+  local all = {}
+  for layer = 1, model.config.layers do
+    all[layer] = {}
+    for head = 1, model.config.kv_heads do
+      local given = assert(cache:scores(score.probed(), { layer = layer, head = head }))
+      all[layer][head] = (given:slice(SINKS + 1, #ids) + LEAST):log()
+    end
+  end
+  return all
+end
+
+-- ---- ranks --------------------------------------------------------------------------------------
+
+-- The rank of each number, from 1; equal ones share the mean of theirs.
+local function ranks(list)
+  local order, out = {}, {}
+  for i = 1, #list do order[i] = i end
+  table.sort(order, function(a, b) return list[a] < list[b] end)
+  local i = 1
+  while i <= #order do
+    local j = i
+    while j < #order and list[order[j + 1]] == list[order[i]] do j = j + 1 end
+    for k = i, j do out[order[k]] = (i + j) / 2 end
+    i = j + 1
+  end
+  return out
+end
+
+---Spearman's rank correlation of two lists of one length.
+---@param a number[]
+---@param b number[]
+---@return number
+function learn.spearman(a, b)
+  local x, y = ranks(a), ranks(b)
+  local mean, xy, xx, yy = (#a + 1) / 2, 0.0, 0.0, 0.0
+  for i = 1, #x do
+    local u, v = x[i] - mean, y[i] - mean
+    xy, xx, yy = xy + u * v, xx + u * u, yy + v * v
+  end
+  return xx > 0 and yy > 0 and xy / math.sqrt(xx * yy) or 0.0
+end
+
+-- [row][level]: of each head's numbers, the share that lies among the best level / LEVELS of all.
+local function budgets_of(said)
+  local all = {}
+  for _, list in ipairs(said) do table.move(list, 1, #list, #all + 1, all) end
+  table.sort(all)
+  local out = {}
+  for head, list in ipairs(said) do
+    table.sort(list)
+    local row, at = {}, #list
+    for level = 1, LEVELS do
+      local from = all[math.max(1, #all - math.floor(#all * level / LEVELS + 0.5) + 1)]
+      while at > 0 and list[at] >= from do at = at - 1 end
+      row[level] = level == LEVELS and 1.0 or (#list - at) / #list
+    end
+    out[head] = row
+  end
+  return out
+end
+
+-- ---- the whole ----------------------------------------------------------------------------------
+
+---@class pyramid.Learned
+---@field map pyramid.Vector
+---@field budgets pyramid.Vector
+---@field agreement number[][]    [layer][head]: Spearman's correlation on the texts left out
+---@field rows integer            that the map was fitted to
+---@field texts integer           all of them
+---@field held_out integer        those of them that were left out
+
+local function fit(model, ids, fits)
+  local targets, message, code = taught(model, ids)
+  if not targets then return nil, message, code end
+  return reads(model, ids, watching("learn", function(lane)
+    if lane.head == 1 then fits[lane.layer]:add(lane.hidden, targets[lane.layer]) end
+    return lane.positions
+  end, nil, true))
+end
+
+local function solve(model, fits)
+  local rows = {}
+  for layer = 1, model.config.layers do
+    local map, message, code = fits[layer]:solve(LAMBDA)
+    if not map then return nil, ("layer %d: %s"):format(layer, message), code end
+    for head = 1, #map do rows[#rows + 1] = map[head]:totable() end
+  end
+  return core.vector(rows)
+end
+
+-- What map and teacher say of a text that was left out, added to `said` and `agreement`.
+local function judge(model, ids, map, said, agreement)
+  local targets, message, code = taught(model, ids)
+  if not targets then return nil, message, code end
+  local heads = model.config.kv_heads
+  return reads(model, ids, watching("judge", function(lane)
+    local guess, truth = lane.guess:totable(), targets[lane.layer][lane.head]:totable()
+    local all = said[(lane.layer - 1) * heads + lane.head]
+    table.move(guess, 1, #guess, #all + 1, all)
+    local sums = agreement[lane.layer]
+    sums[lane.head] = (sums[lane.head] or 0.0) + learn.spearman(guess, truth)
+    return lane.positions
+  end, { guess = score.learned(map) }))
+end
+
+local keys = { progress = "function" }
+
+---Learns from texts, each fourth of which is left out to judge by.
+---@param model pyramid.Model
+---@param texts integer[][]       ids, at least 2 texts of more than 64 tokens
+---@param given? { progress?: fun(done: integer, total: integer) }
+---@return pyramid.Learned?
+---@return string? message
+---@return string? code
+function learn.map(model, texts, given)
+  given = options.check("learn.map", given, keys)
+  if #texts < 2 then error("learn.map: at least two texts are wanted", 2) end
+  local c, fits, held = model.config, {}, {}
+  for layer = 1, c.layers do fits[layer] = core.ridge(c.width, c.kv_heads) end
+  local function told(done) if given.progress then given.progress(done, #texts) end end
+  local done = 0
+  for i, ids in ipairs(texts) do
+    if i % HELD_OUT == 0 or i == 2 and #texts < HELD_OUT then
+      held[#held + 1] = ids
+    else
+      local ok, message, code = fit(model, ids, fits)
+      if not ok then return nil, message, code end
+      done = done + 1
+      told(done)
+    end
+  end
+  local map, message, code = solve(model, fits)
+  if not map then return nil, message, code end
+  local said, agreement = {}, {}
+  for head = 1, c.layers * c.kv_heads do said[head] = {} end
+  for layer = 1, c.layers do agreement[layer] = {} end
+  for _, ids in ipairs(held) do
+    local ok, problem, kind = judge(model, ids, map, said, agreement)
+    if not ok then return nil, problem, kind end
+    done = done + 1
+    told(done)
+  end
+  for _, sums in ipairs(agreement) do
+    for head, sum in ipairs(sums) do sums[head] = sum / #held end
+  end
+  return { map = map, budgets = core.vector(budgets_of(said)), agreement = agreement,
+    rows = fits[1]:count(), texts = #texts, held_out = #held }
+end
+
+-- ---- what is written ----------------------------------------------------------------------------
+
+local file_name = "map.safetensors"
+
+---The files of a folder that is a policy: its policy.lua runs as it is.
+---@param learned pyramid.Learned
+---@param about string                one line: of which model, from what
+---@return table<string, string>      bytes by name
+function learn.folder(learned, about)
+  local policy_file = ([[
+-- What a second reading would keep, guessed by a linear map of hidden states;
+-- %s
+-- Options are those of the policy kvzap: target=0.3, ratio, sinks, recent.
+local folder = (...):match "^(.*/)" or "./"
+
+return assert(require "pyramid.policy".load("kvzap", { map = folder .. "%s" }))
+]]):format(about, file_name)
+  return { ["policy.lua"] = policy_file, [file_name] = maps.bytes { map = learned.map,
+    budgets = learned.budgets, metadata = { about = about, rows = tostring(learned.rows) } } }
+end
+
+return learn

@@ -1,0 +1,196 @@
+-- Learned maps: what is learned from texts, the files that hold it, and the policy that goes by it.
+-- Ridge regression and score.learned are in spec/policies/learned_spec.lua.
+local helper = require "spec.helper"
+local learn = require "pyramid.tools.learn"
+local maps = require "pyramid.maps"
+local pyramid = require "pyramid"
+local random_models = require "spec.support.random_models"
+local score = require "pyramid.score"
+local shell = require "spec.support.shell"
+local vector = require "pyramid.vector"
+
+local SHAPE = { layers = 3, width = 32, heads = 4, kv_heads = 2, ff = 48, vocab = 272,
+  context = 512 }
+local LANES = SHAPE.layers * SHAPE.kv_heads
+local models = random_models(SHAPE)
+
+local function texts(count, length)
+  local list = {}
+  for i = 1, count do list[i] = helper.ids(length, SHAPE.vocab, 40 + i) end
+  return list
+end
+
+describe("learning what will be looked at", function()
+  local learned, folder
+  setup(function()
+    learned = assert(learn.map(models.cpu, texts(5, 120)))
+    folder = shell.folder()
+    for name, bytes in pairs(learn.folder(learned, "a spec's.")) do
+      helper.write(folder .. "/" .. name, bytes)
+    end
+  end)
+  teardown(function() shell.remove(folder) end)
+
+  it("makes a map and budgets for each layer and head", function()
+    assert.same({ LANES, SHAPE.width + 1 }, { #learned.map, learned.map:columns() })
+    assert.equal(LANES, #learned.budgets)
+    assert.same({ 5, 1, 4 * 116 }, { learned.texts, learned.held_out, learned.rows })
+    local levels = learned.budgets:columns()
+    for level = 1, levels do
+      local mean = 0.0
+      for head = 1, LANES do mean = mean + learned.budgets[head][level] / LANES end
+      assert.near(level / levels, mean, 2 / 116)
+    end
+    for head = 1, LANES do
+      assert.equal(1, learned.budgets[head][levels])
+      for level = 2, levels do
+        assert.truthy(learned.budgets[head][level] >= learned.budgets[head][level - 1])
+      end
+    end
+  end)
+
+  -- The teacher once more, by hand: what a repetition gives each row, as its logarithm. The map is
+  -- the least squares fit of that, so that no map nearby has a smaller error.
+  it("fits the logarithm of what a repetition gives each row", function()
+    local model, ids = models.cpu, texts(1, 120)[1]
+    local cache <close> = assert(model:cache())
+    assert(cache:prefill(ids))
+    assert(cache:probe(ids, score.attention { reduce = "max", heads = "max" }))
+    local one = assert(learn.map(model, { ids, texts(2, 120)[2] }))
+    local errors, count, flat = 0.0, 0, 0.0
+    local seen = {}
+    local watching <close> = assert(model:cache { policy = { name = "watch",
+      prefill = function(_, l)
+        return { keep = l.rows - 1, guard = { first = 4 }, share = "head",
+          score = score.custom(function(lane)
+            seen[#seen + 1] = { lane.layer, lane.head, lane.said:totable() }
+            return lane.positions
+          end, { said = score.learned(one.map) }) }
+      end } })
+    assert(watching:prefill(ids))
+    assert.equal(LANES, #seen)
+    for _, lane in ipairs(seen) do
+      local given = cache:scores(score.probed(), { layer = lane[1], head = lane[2] })
+      local truth = (given:slice(5, #ids) + 1e-5):log()
+      local mean = truth:mean()
+      for i, said in ipairs(lane[3]) do
+        errors, flat = errors + (said - truth[i]) ^ 2, flat + (mean - truth[i]) ^ 2
+        count = count + 1
+      end
+    end
+    assert.equal(LANES * 116, count)
+    assert.truthy(errors < flat * 0.8, ("%g is not much less than %g"):format(errors, flat))
+  end)
+
+  it("says how it goes, and what it cannot do", function()
+    local told = {}
+    assert(learn.map(models.cpu, texts(4, 40), { progress = function(done, total)
+      told[#told + 1] = done .. "/" .. total
+    end }))
+    assert.same({ "1/4", "2/4", "3/4", "4/4" }, told)
+    assert.has_error(function() learn.map(models.cpu, texts(1, 40)) end)
+    local map, message, code = learn.map(models.cpu, texts(2, 400))
+    assert.is_nil(map)
+    assert.equal("context", code, message)
+  end)
+
+  it("ranks as Spearman does", function()
+    assert.near(1, learn.spearman({ 1, 2, 3 }, { 10, 20, 90 }), 1e-12)
+    assert.near(-1, learn.spearman({ 1, 2, 3 }, { 5, 4, -3 }), 1e-12)
+    -- 1 - 6 * (1 + 1 + 0 + 1 + 1) / (5 * 24)
+    assert.near(0.8, learn.spearman({ 1, 2, 3, 4, 5 }, { 2, 1, 3, 6, 4.5 }), 1e-12)
+    -- ranks 1.5, 1.5, 3 and 1, 2, 3: 1.5 / sqrt(1.5 * 2)
+    assert.near(1.5 / math.sqrt(3), learn.spearman({ 7, 7, 9 }, { 1, 2, 3 }), 1e-12)
+    assert.equal(0, learn.spearman({ 1, 1 }, { 1, 2 }))
+  end)
+
+  describe("a file of maps", function()
+    it("holds what was written, to the bit", function()
+      local read = assert(maps.read(folder .. "/map.safetensors"))
+      for head = 1, LANES do
+        assert.same(learned.map[head]:totable(), read.map[head]:totable())
+        assert.same(learned.budgets[head]:totable(), read.budgets[head]:totable())
+      end
+      assert.equal("a spec's.", read.metadata.about)
+    end)
+
+    it("that is broken is refused by name", function()
+      local good = helper.read(folder .. "/map.safetensors")
+      local function with(map, budgets)
+        return maps.bytes { map = map or learned.map, budgets = budgets or learned.budgets,
+          metadata = {} }
+      end
+      local rows = {}
+      for head = 1, LANES do rows[head] = { 0.5, 0.4 } end
+      local falling = vector(rows)
+      for head = 1, LANES do rows[head] = { 0.5, 1.5 } end
+      local beyond = vector(rows)
+      for wanted, bytes in pairs {
+        ["too few"] = "", ["data_offsets"] = good:sub(1, #good // 2), ["header"] = good:sub(9),
+        ["not finite at number 1"] = with(learned.map * (0 / 0)),
+        ["budgets of head 1 are no rising shares"] = with(nil, falling),
+        ["no rising"] = with(nil, beyond),
+        ["budgets are of 2 heads, map of 6"] = with(nil, vector { { 0.5, 1 }, { 0.5, 1 } }),
+        ["map is no matrix of f32"] = good:gsub('"map"', '"nap"'),
+      } do
+        local path <const> = folder .. "/broken"
+        helper.write(path, bytes)
+        local read, message, code = maps.read(path)
+        assert.is_nil(read, wanted)
+        assert.equal("format", code, message)
+        assert.truthy(message:find(path, 1, true), message)
+        assert.truthy(message:find(wanted, 1, true), message)
+      end
+      assert.equal("io", select(3, maps.read(folder .. "/none")))
+    end)
+  end)
+
+  describe("kvzap", function()
+    it("keeps the share asked for, by budgets of its own for each head", function()
+      local p = assert(pyramid.policy(folder .. "/policy.lua"))
+      assert.equal("kvzap", p.name)
+      for _, target in ipairs { 0.3, 0.6 } do
+        local cache <close> = assert(models.cpu:cache { policy = p:with { target = target } })
+        assert(cache:prefill(helper.ids(300, SHAPE.vocab, 9)))
+        assert.near(target, cache:fraction(), 0.02)
+        local counts = {}
+        for layer = 1, SHAPE.layers do
+          for head = 1, SHAPE.kv_heads do
+            local kept = cache:positions(layer, head)
+            counts[#kept] = true
+            assert.same({ 0, 1, 2, 3 }, helper.slice(kept, 1, 4))
+            assert.same({ 268, 299 }, { kept[#kept - 31], kept[#kept] })
+          end
+        end
+        assert.truthy(next(counts, next(counts)), "all heads keep as many")
+      end
+    end)
+
+    it("judges only a prompt's own rows, in a conversation", function()
+      local cache <close> = assert(models.cpu:cache {
+        policy = assert(pyramid.policy("kvzap", { map = folder .. "/map.safetensors",
+          ratio = 0.4 })) })
+      assert(cache:prefill(helper.ids(150, SHAPE.vocab, 3)))
+      local before = cache:positions(2, 1)
+      assert(cache:prefill(helper.ids(150, SHAPE.vocab, 4)))
+      assert.same(before, helper.slice(cache:positions(2, 1), 1, #before))
+      assert.near(0.4, cache:fraction(), 0.03)
+    end)
+
+    it("keeps what keydiff does without a map, and says what is wrong with one", function()
+      local ids = helper.ids(100, SHAPE.vocab, 3)
+      local cache <close> = assert(models.cpu:cache { policy = "kvzap" })
+      assert(cache:prefill(ids))
+      local like <close> = assert(models.cpu:cache { policy = assert(pyramid.policy("keydiff",
+        { ratio = 0.3, sinks = 4, recent = 32 })) })
+      assert(like:prefill(ids))
+      assert.near(#like:positions(1, 1), #cache:positions(1, 1), 1)
+      local other <close> = assert(models.cpu:cache { policy = assert(pyramid.policy("kvzap",
+        { map = folder .. "/none" })) })
+      local ok, message, code = other:prefill(helper.ids(100, SHAPE.vocab, 3))
+      assert.is_nil(ok)
+      assert.equal("policy", code)
+      assert.truthy(message:find(folder .. "/none", 1, true), message)
+    end)
+  end)
+end)
