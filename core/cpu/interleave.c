@@ -15,7 +15,7 @@
  *               words 7:    w_0,7   w_1,7   …  w_15,7                 544 bytes: 16 times 34
  *
  * A product then needs no scale spread over a vector, no sum across one, and unpacks each byte
- * once for all tokens (dot_packs of int8.inc), which reads them in the order in which they lie:
+ * once for all tokens (dot_pack of int8.inc), which reads them in the order in which they lie:
  * those of q6_k, q3_k and q2_k are their own. Only the fifth bits of q5_0 and q5_1 are no longer
  * the same words. All other readers get rows back through pyr_cpu_weights.
  *

@@ -5,14 +5,22 @@
  * Lua). Activations are rounded to 8 bits in groups of 32, each with its scale, once for the whole
  * call; products and the sums of four are exact, what follows is f32 (int8.inc). Where weights lie
  * interleaved (interleave.c) any number of tokens is taken, but for prompts that go by matrix tiles
- * (linear_amx.c); otherwise few. A token's result does not depend on the others of the call. */
+ * (linear_amx.c); otherwise few. A token's result does not depend on the others of the call.
+ *
+ *     weight rows as they lie    each row is unpacked for up to four tokens        rows_task
+ *     packs, few tokens          16 rows are unpacked for up to eight tokens       packs_task
+ *     packs, many tokens         32 rows are unpacked for all of them              panels_task
+ */
 #include "cpu/cpu.h"
 
 enum {
   BEFORE_BF16 = 16,          /* tokens from which bf16 (linear_bf16.c) is faster with rows as they
                                 lie, where the processor has it */
-  TOKENS = 96,               /* of many, so many at a time stay in the second cache while a task's
-                                packs go by */
+  FROM_PANELS = 96,          /* … and from which packs are unpacked for all of them (panel.inc), */
+  FROM_PANELS_Q3_K = 24,     /* … which saves q3_k the most */
+  TOKENS_BYTES = 640 * 1024, /* of many, so many at a time stay in the second cache while a task's
+                                packs go by, … */
+  TOKENS_MOST = 512,         /* … and sums of so many */
 };
 
 typedef struct call {
@@ -22,7 +30,8 @@ typedef struct call {
   float *out;
   int64_t n, rows, cols;
   pyr_runs runs;
-  int64_t together;           /* tokens that are rounded together */
+  int64_t together, places;   /* tokens that are rounded together, and for how many there is room */
+  int64_t tokens;             /* by panels: of a block */
   size_t each;                /* bytes of a token as int8 */
   bool accumulate;
 } call;
@@ -43,71 +52,150 @@ static void quantize_groups(const void *ctx, int64_t begin, int64_t end) {
   const call *c = ctx;
   const pyr_kernels *k = c->cpu->kernels;
   for (int64_t t = begin * c->together; t < pyr_min(end * c->together, c->n); t += c->together) {
+    int some = (int)pyr_min(c->together, c->n - t);
     uint8_t *to = c->cpu->x8 + (size_t)t * c->each;
     if (c->w->interleaved)
-      k->quantize_tokens(to, c->x + t * c->cols, (int)pyr_min(c->together, c->n - t), c->cols,
+      k->quantize_tokens(to, c->x + t * c->cols, some, c->places ? (int)c->places : some, c->cols,
                          c->w->dtype);
     else k->quantize(to, c->x + t * c->cols, c->cols, c->w->dtype);
   }
 }
 
-/* Packs of interleaved weight rows times tokens [begin, end). The packs stay in a near cache while
- * tokens go by, PYR_PACK_TOKENS at a time: the first turn (`t == begin`) is told that it reads them
- * from memory, and asks for what lies behind them. sum[t][s][i]: token t, pack s of two, row i
- * of 16. Bound by the weights' bytes where few tokens come. */
-static void run_packs(const call *c, int64_t row, int packs, int64_t begin, int64_t end) {
-  const uint8_t *w = (const uint8_t *)c->w->data + (size_t)row * c->w->stride;
-  for (int64_t t = begin; t < end; t += PYR_PACK_TOKENS) {
-    float sum[PYR_PACK_TOKENS * PYR_PACKS * PYR_PACK];
-    int some = (int)pyr_min(PYR_PACK_TOKENS, end - t);
-    c->cpu->kernels->dot_packs(sum, w, c->w->dtype, packs, c->cpu->x8 + (size_t)t * c->each,
-                                some, c->cols, t == begin);
-    pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_PACKS * PYR_PACK, some,
-                     packs * PYR_PACK, c->bias ? c->bias + row : NULL, c->accumulate);
-  }
+/* Of packs, `row` begins one. */
+static const uint8_t *row_at(const call *c, int64_t row) {
+  return (const uint8_t *)c->w->data + (size_t)row * c->w->stride;
 }
 
-/* A run of weight rows. Where there are many tokens, TOKENS of them are multiplied with the whole
- * run before the next: their bytes stay in the second cache, and the run is read once for each
- * TOKENS. Bytes read: the run once for each 96 tokens, and the tokens once for each 32 rows of
- * it, from the second cache. */
-static void run_task(void *ctx, int64_t task, int worker) {
-  const call *c = ctx;
+/* Weight rows as they lie. */
+static void rows_task(const call *c, pyr_span run) {
   const pyr_kernels *k = c->cpu->kernels;
-  (void)worker;
-  pyr_span run = pyr_cpu_run(&c->runs, task);
-  if (c->w->interleaved) {
-    for (int64_t t = 0; t < c->n; t += TOKENS)
-      for (int64_t row = run.low; row < run.high; row += PYR_PACKS * PYR_PACK)
-        run_packs(c, row, (int)pyr_min(PYR_PACKS, (run.high - row) / PYR_PACK), t,
-                   pyr_min(c->n, t + TOKENS));
-    return;
-  }
   for (int64_t row = run.low; row < run.high; row += PYR_DOT_WEIGHTS) {
     int rows = (int)pyr_min(PYR_DOT_WEIGHTS, run.high - row);
-    const uint8_t *w = (const uint8_t *)c->w->data + (size_t)row * c->w->stride;
     for (int64_t t = 0; t < c->n; t += k->dot_rows) {
       float sum[PYR_DOT_ROWS_MAX * PYR_DOT_WEIGHTS];
       int some = (int)pyr_min(k->dot_rows, c->n - t);
-      k->dot_int8(sum, w, c->w->stride, c->w->dtype, rows, c->cpu->x8 + (size_t)t * c->each, some,
-                  c->cols);
+      k->dot_int8(sum, row_at(c, row), c->w->stride, c->w->dtype, rows,
+                  c->cpu->x8 + (size_t)t * c->each, some, c->cols);
       pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_DOT_WEIGHTS, some, rows,
                        c->bias ? c->bias + row : NULL, c->accumulate);
     }
   }
 }
 
-/* 96 tokens of 1,536 values are 324 KiB as bytes: that is what TOKENS keeps in the second cache. */
+/* Packs times few tokens, PYR_PACK_TOKENS at a time. Bound by the weights' bytes: a pack is read
+ * from memory for the first of them, and stays near for the others. */
+static void packs_task(const call *c, pyr_span run) {
+  for (int64_t row = run.low; row < run.high; row += PYR_PACK)
+    for (int64_t t = 0; t < c->n; t += PYR_PACK_TOKENS) {
+      float sum[PYR_PACK_TOKENS * PYR_PACK];
+      int some = (int)pyr_min(PYR_PACK_TOKENS, c->n - t);
+      c->cpu->kernels->dot_pack(sum, row_at(c, row), c->w->dtype,
+                                c->cpu->x8 + (size_t)t * c->each, some, c->cols);
+      pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_PACK, some, PYR_PACK,
+                       c->bias ? c->bias + row : NULL, c->accumulate);
+    }
+}
+
+/* A worker's own: 24 KiB, and 64 KiB of sums of 512 tokens. */
+typedef struct panel_scratch { void *panel; float *sums; } panel_scratch;
+static panel_scratch scratch_of(pyr_arena *arena) {
+  return (panel_scratch){
+    .panel = pyr_arena_take(arena, PYR_PANEL_BYTES, 1),
+    .sums = pyr_arena_take(arena, TOKENS_MOST * PYR_PACKS * PYR_PACK, sizeof(float)),
+  };
+}
+/* Laid out without memory, by the same function as in the call. */
+size_t pyr_cpu_int8_scratch(void) {
+  pyr_arena arena = { NULL, 0 };
+  scratch_of(&arena);
+  return arena.used;
+}
+
+/* Asks for a part of the step that is unpacked next, from group g of the packs `further` on: parts
+ * of it while each of the first tokens are multiplied. Any address does no harm. */
+static void ask_for_step(const call *c, int64_t row, int64_t g, int further, int64_t part,
+                         int64_t parts) {
+  enum { LINE = 64 };
+  if (part >= parts) return;
+  size_t pack = PYR_PACK * c->w->stride, each = PYR_PACK * pyr_dtype_bytes(c->w->dtype, 256),
+      begin = each * (size_t)part / (size_t)parts, end = each * (size_t)(part + 1) / (size_t)parts;
+  const uint8_t *w = row_at(c, row) + (size_t)further * pack + each * (size_t)g / 8;
+  for (int s = 0; s < PYR_PACKS; s++, w += pack)
+    for (size_t at = begin; at < end; at += LINE) __builtin_prefetch(w + at, 0, 2);
+}
+
+/* Of 64 weight rows of 576 columns, and 200 tokens, one task's way is
+ *
+ *     rows 0 .. 31     columns 0 .. 255      unpack, 25 times eight tokens     sums begin
+ *                      columns 256 .. 511    unpack, 25 times eight tokens     sums go on
+ *                      columns 512 .. 575    unpack, 25 times eight tokens     and go to out
+ *     rows 32 .. 63    columns 0 .. 255      …
+ *
+ * Two packs, or one, times tokens [begin, end): a step of k is unpacked, and multiplied with all of
+ * them, before the next. Sums wait in scratch, [tokens][2 packs][16 rows]. A step is 8 groups of 32
+ * values, and what is left of k, of formats of such blocks. */
+static void run_panels(const call *c, const panel_scratch *s, int64_t row, int packs,
+                       int64_t begin, int64_t end) {
+  enum { WIDTH = PYR_PACKS * PYR_PACK, GROUPS = 8 };
+  const pyr_kernels *k = c->cpu->kernels;
+  int64_t groups = c->cols / 32;
+  for (int64_t g = 0; g < groups; g += GROUPS) {
+    int some = (int)pyr_min(GROUPS, groups - g);
+    bool last = g + some == groups;
+    k->unpack_panel(s->panel, row_at(c, row), c->w->dtype, packs, c->cols, g, some);
+    for (int64_t t = begin; t < end; t += PYR_PACK_TOKENS) {
+      float *sums = s->sums + (t - begin) * WIDTH;
+      ask_for_step(c, row, last ? 0 : g + some, last ? packs : 0, (t - begin) / PYR_PACK_TOKENS,
+                   pyr_min(8, pyr_ceil_div(end - begin, PYR_PACK_TOKENS)));
+      k->dot_panel(sums, s->panel, c->w->dtype, packs, c->cpu->x8 + (size_t)t * c->each, c->cols,
+                   g, some);
+      if (last)
+        pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sums, WIDTH,
+                         (int)pyr_min(PYR_PACK_TOKENS, end - t), packs * PYR_PACK,
+                         c->bias ? c->bias + row : NULL, c->accumulate);
+    }
+  }
+}
+
+/* The run is read once for each block of tokens, and these once for each 32 rows of it. */
+static void panels_task(const call *c, pyr_span run, int worker) {
+  pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
+  panel_scratch s = scratch_of(&arena);
+  for (int64_t t = 0; t < c->n; t += c->tokens)
+    for (int64_t row = run.low; row < run.high; row += PYR_PACKS * PYR_PACK)
+      run_panels(c, &s, row, (int)pyr_min(PYR_PACKS, (run.high - row) / PYR_PACK), t,
+                 pyr_min(c->n, t + c->tokens));
+}
+
+/* A run of weight rows. */
+static void run_task(void *ctx, int64_t task, int worker) {
+  const call *c = ctx;
+  pyr_span run = pyr_cpu_run(&c->runs, task);
+  if (!c->w->interleaved) rows_task(c, run);
+  else if (c->places) panels_task(c, run, worker);
+  else packs_task(c, run);
+}
+
+/* Blocks of tokens are about equally long: 600 tokens of 1,536 values, of which 640 KiB hold 280,
+ * go by 3 blocks of 200. */
 pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
                                const float *bias, int64_t n, int flags) {
   pyr_cpu *cpu = pyr_cpu_of(be);
+  bool panels = w->interleaved && n >= (w->dtype == PYR_Q3_K ? FROM_PANELS_Q3_K : FROM_PANELS);
   call c = { .cpu = cpu, .w = w, .x = x, .bias = bias, .out = out, .n = n, .rows = w->shape[0],
              .cols = w->shape[1], .together = w->interleaved ? PYR_PACK_TOKENS : 1,
-                 .each = cpu->kernels->int8_bytes(w->shape[1]),
-                     .accumulate = flags & PYR_LINEAR_ADD };
-  if ((size_t)n * c.each > cpu->x8_bytes)
+             .places = panels ? PYR_PACK_TOKENS : 0, .each = cpu->kernels->int8_bytes(w->shape[1]),
+             .accumulate = flags & PYR_LINEAR_ADD };
+  int64_t room = panels ? pyr_round_up(n, c.places) : n;
+  if ((size_t)room * c.each > cpu->x8_bytes)
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
-  c.runs = pyr_cpu_runs(c.rows, w->stride, w->interleaved ? PYR_PACK : PYR_DOT_WEIGHTS,
+  pyr_status status = panels ? pyr_cpu_check(be, "linear", pyr_cpu_int8_scratch()) : PYR_OK;
+  if (status != PYR_OK) return status;
+  int64_t fit = pyr_max(64, pyr_min(TOKENS_MOST, TOKENS_BYTES / (c.cols + c.cols / 2)));
+  c.tokens = pyr_min(TOKENS_MOST, pyr_round_up(pyr_ceil_div(n, pyr_ceil_div(n, fit)),
+                                               PYR_PACK_TOKENS));
+  c.runs = pyr_cpu_runs(c.rows, w->stride,
+                        panels ? PYR_PACKS * PYR_PACK : w->interleaved ? PYR_PACK : PYR_DOT_WEIGHTS,
                         pyr_runtime_threads(be->rt));
   pyr_cpu_spans(be, quantize_groups, &c, pyr_ceil_div(n, c.together), c.together * c.cols);
   pyr_parallel(be->rt, run_task, &c, pyr_cpu_run_count(&c.runs));

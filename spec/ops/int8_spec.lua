@@ -96,13 +96,17 @@ describe("int8 products", function()
 
     if dtype ~= "q5_k" then  -- which lies as in its file, and whose prompts are multiplied in bf16
       it("give a token of a prompt what it gets alone: " .. dtype, function()
-        local rows, cols, n = 16 * math.random(1, 4), 256 * math.random(1, 2), math.random(97, 130)
+        local rows, cols = 16 * math.random(1, 4), block * math.random(1, 256 // block * 3)
+        local n = math.random(97, 130)
         local result, x, w = compare(dtype, n, rows, cols)
         for _, t in ipairs { 0, math.random(1, n - 2), n - 1 } do
           local alone = assert(ops.linear(one, x:sub(t * cols * 4 + 1, (t + 1) * cols * 4), dtype,
             w, rows, cols))
           assert.is_true(result:sub(t * rows * 4 + 1, (t + 1) * rows * 4) == alone, "token " .. t)
         end
+        compare(dtype, math.random(24, 95), 16 * math.random(1, 3), 256)
+        compare(dtype, math.random(515, 530), 16, 256)        -- more than go by together
+        compare(dtype, 98, 48, 256, { bias = true, accumulate = true })
       end)
     end
 

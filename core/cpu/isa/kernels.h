@@ -24,8 +24,9 @@ enum {
   PYR_DOT_WEIGHTS = 4,   /* weight rows that `dot` takes at once */
   PYR_DOT_ROWS_MAX = 4,  /* no kernels' dot_rows is larger */
   PYR_PACK = 16,        /* weight rows that lie interleaved (interleave.c), … */
-  PYR_PACKS = 2,        /* … such packs that `dot_packs` takes at most, … */
-  PYR_PACK_TOKENS = 8,  /* … and rows of x */
+  PYR_PACK_TOKENS = 8,  /* … rows of x that are multiplied with them together at most, … */
+  PYR_PACKS = 2,        /* … and packs of a panel (panel.inc), */
+  PYR_PANEL_BYTES = 24 * 1024,  /* … which takes no more than that */
   PYR_KV_BLOCK = 32,       /* rows that `kv_block` takes at once: a page's */
   PYR_FLASH_ROWS = 64,     /* rows of a block of pyr_flash, */
   PYR_FLASH_STEP = 32,     /* values that d is padded to a multiple of there, */
@@ -202,13 +203,22 @@ typedef struct pyr_kernels {
   void (*quantize)(void *row, const float *x, int64_t k, pyr_dtype dtype);
   void (*dot_int8)(float *out, const void *w, size_t w_stride, pyr_dtype dtype, int rows,
                    const void *x, int n, int64_t k);
-  /* out[r*PYR_PACKS*PYR_PACK + i]: likewise, for packs of interleaved weight rows, of a dtype
-   * that has PYR_KERNEL_PACKS, that follow each other, and n <= PYR_PACK_TOKENS rows of x, which
-   * quantize_tokens has made together of such that follow each other: in n * int8_bytes(k) bytes.
-   * `first`: these weights have not been read lately, and those behind them will not have been */
-  void (*quantize_tokens)(void *tokens, const float *x, int n, int64_t k, pyr_dtype dtype);
-  void (*dot_packs)(float *out, const void *w, pyr_dtype dtype, int packs, const void *tokens,
-                     int n, int64_t k, bool first);
+  /* out[r*PYR_PACK + i]: likewise, for a pack of interleaved weight rows, of a dtype that has
+   * PYR_KERNEL_PACKS, and n <= PYR_PACK_TOKENS rows of x, which quantize_tokens has made together
+   * of such that follow each other, in as many places: in n * int8_bytes(k) bytes */
+  void (*quantize_tokens)(void *tokens, const float *x, int n, int places, int64_t k,
+                          pyr_dtype dtype);
+  void (*dot_pack)(float *out, const void *w, pyr_dtype dtype, const void *tokens, int n,
+                   int64_t k);
+  /* The same for many rows of x, in PYR_PACK_TOKENS places: `groups` <= 8 groups of 32 values, from
+   * group `first` on, which begins a block, of 1 or 2 packs that follow each other are unpacked
+   * into PYR_PANEL_BYTES that lie at a multiple of 64; and sums[r*PYR_PACKS*PYR_PACK + i] go on by
+   * the products of these, or begin with them where first is 0. Results are dot_pack's to the bit.
+   * Behind the tokens further ones may be asked for; any address does no harm */
+  void (*unpack_panel)(void *panel, const void *w, pyr_dtype dtype, int packs, int64_t k,
+                       int64_t first, int groups);
+  void (*dot_panel)(float *sums, const void *panel, pyr_dtype dtype, int packs,
+                    const void *tokens, int64_t k, int64_t first, int groups);
   pyr_products f32, bf16;        /* bf16.gemm is NULL where no such code is compiled in, */
   pyr_flash flash;               /* and so is all of this, */
   void (*flash_softmax)(const pyr_flash_step *step);   /* this, and this: of any pyr_flash */

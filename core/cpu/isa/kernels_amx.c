@@ -226,24 +226,41 @@ static void pack_of_q4_k(uint16_t *to, const uint8_t *w, int64_t cols) {
   }
 }
 
-/* q6_k, q3_k and q2_k (packs.inc): a part is half of each of four groups. */
+/* q6_k, q3_k and q2_k (packs.inc): words 4 which + i of group j of a half, the scale of such four
+ * words, and their min, the offset among it. */
+INLINE __m512i sixteens_words(const uint8_t *head, const uint8_t *w, const pyr_dtype dtype,
+                              const int half, const int which, const int j, const int i) {
+  if (dtype == PYR_Q6_K) return part_words(w + 64 * part_lines(dtype) * which, j, i);
+  return _mm512_srli_epi16(pair_words(head, w, dtype, half, j, 4 * which + i),
+                           (unsigned)bits_up(dtype, j));
+}
+INLINE void sixteens_factors(vf *scale, vf *min, const uint8_t *head, const pyr_dtype dtype,
+                             const int half, const int which, const int j) {
+  const int four = 2 * half + j / 2, byte = j % 2 * 2 + which;
+  if (dtype == PYR_Q6_K) *scale = (vf)part_scales(head, half, which, j);
+  else *scale = byte_of_words(scale_bytes(head, dtype, four), byte);
+  if (dtype == PYR_Q3_K) *scale = (vf)halves_at(head) * (*scale - vset(32));
+  if (dtype == PYR_Q2_K) *scale = (vf)block_factors(head) * *scale;
+  *min = dtype == PYR_Q2_K ? -(vf)block_mins(head) * byte_of_words(min_bytes(head, four), byte)
+      : *scale * vset((float)-offset_of(dtype));
+}
+
 INLINE void pack_of_sixteens(uint16_t *to, const uint8_t *w, int64_t cols, const pyr_dtype dtype) {
   for (int64_t c = 0; c < cols; c += 256, to += 8 * PYR_TILE_NEXT) {
     const uint8_t *head = w;
     w += head_bytes(dtype);
-    for (int part = 0; part < 4; part++, w += 64 * part_lines(dtype)) {
-      const int half = part / 2, which = part % 2;
+    for (int half = 0; half < 2; half++, w += 2 * 64 * part_lines(dtype))
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) {
-        vf scale = (vf)part_scales(head, dtype, half, which, j);
-        vf min = dtype == PYR_Q2_K ? (vf)part_mins(head, half, which, j)
-            : scale * vset((float)-offset_of(dtype));
-        uint16_t *line = to + (4 * half + j) * PYR_TILE_NEXT + 8 * which * LINE;
+      for (int j = 0; j < 4; j++)
+#pragma GCC unroll 2
+        for (int which = 0; which < 2; which++) {
+          uint16_t *line = to + (4 * half + j) * PYR_TILE_NEXT + 8 * which * LINE;
+          vf scale, min;
+          sixteens_factors(&scale, &min, head, dtype, half, which, j);
 #pragma GCC unroll 4
-        for (int i = 0; i < 4; i++, line += 2 * LINE)
-          put_words(line, part_words(head, w, dtype, half, which, j, i), scale, min);
-      }
-    }
+          for (int i = 0; i < 4; i++, line += 2 * LINE)
+            put_words(line, sixteens_words(head, w, dtype, half, which, j, i), scale, min);
+        }
   }
 }
 
