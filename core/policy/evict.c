@@ -525,7 +525,11 @@ pyr_status pyr_evictions_ask(pyr_evictions *es, pyr_cache *cache, int layer, pyr
     shape.tokens += 1;
     shape.waiting = pyr_track_waiting(cache, layer, shape.rows);
   }
-  return ask(&es->each[es->count++], cache, when, &shape, coming);
+  pyr_eviction *e = &es->each[es->count++];
+  PYR_TRY(ask(e, cache, when, &shape, coming));
+  /* asked for the second time: a policy that is not pure may say something else than it did */
+  return when == PYR_WHEN_PREPARED
+      ? pyr_policy_check_prepared(cache, &shape, &cache->states[layer].trigger, &e->plan) : PYR_OK;
 }
 
 /* Whether a plan shares its budget with other layers' plans. Such plans are ranked when all layers

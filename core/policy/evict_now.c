@@ -8,6 +8,7 @@
  * first time, survivors move to wide pages. Both take memory, so a snapshot is taken first, which
  * shares all pages, and to which a failure returns. */
 #include "policy/evict.h"
+#include "policy/policy.h"
 #include "cache/undo.h"
 #include "model/model.h"
 
@@ -22,6 +23,8 @@ static pyr_status rank(pyr_cache *cache, pyr_evictions *es, pyr_when when, pyr_a
     rows = pyr_max(rows, pyr_cache_layer_rows(cache, layer));
   }
   PYR_TRY(pyr_evictions_unite(es));
+  for (int64_t i = 0; i < es->count && when == PYR_WHEN_PREPARED && !cache->probed; i++)
+    if (es->each[i].splits.needed) return pyr_policy_not_pure(&es->each[i].splits);
   pyr_work work = { .tokens = 1, .rows = rows, .sequences = 1, .heads = c->heads,
                     .kv_heads = c->kv_heads, .head_dim = c->head_dim, .cols = c->width };
   PYR_TRY(be->reserve(be, &work));

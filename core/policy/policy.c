@@ -206,6 +206,11 @@ pyr_status pyr_policy_unequal_mass(const pyr_splits *splits, int other_layer) {
                                when_names[splits->when], other_layer + 1);
 }
 
+pyr_status pyr_policy_not_pure(const pyr_splits *splits) {
+  const pyr_answer a = { splits->cache, splits->layer, when_names[splits->when] };
+  return refuse(&a, "keep", "is another than before the prompt was read: plans must be pure");
+}
+
 pyr_status pyr_policy_not_finite(const pyr_cache *cache, int layer, pyr_when when,
                                  const pyr_score *score) {
   char text[PYR_SCORE_TEXT];

@@ -32,6 +32,10 @@ pyr_status pyr_policy_ask_preparation(pyr_cache *cache, int64_t n, pyr_preparati
 pyr_status pyr_policy_check_prepared(pyr_cache *cache, const pyr_shape *shape,
                                      const pyr_trigger *trigger, const pyr_plan *plan);
 
+/* The error of plans that evict where, before the prompt was read, they said that none would: no
+ * pass has been read for them. */
+pyr_status pyr_policy_not_pure(const pyr_splits *splits);
+
 /* The error of layers that compete under different `mass`. */
 pyr_status pyr_policy_unequal_mass(const pyr_splits *splits, int other_layer);
 

@@ -264,7 +264,8 @@ local function lead_of(field, parts, encode)
     end
     packed[#packed + 1] = ("<i4"):pack(exact)
   end
-  for _, part in ipairs(parts) do
+  for i = 1, #parts do
+    local part = parts[i]
     if type(part) == "number" then
       if part < 0 then refuse(field, "takes a negative number of the prompt's tokens") end
       if part > 0 then add(-part, -0x7fffffff) end
@@ -273,7 +274,7 @@ local function lead_of(field, parts, encode)
       if type(ids) ~= "table" then
         refuse(field, ("has a part that is no text, ids or number (%s)"):format(type(part)))
       end
-      for _, id in ipairs(ids) do add(id, 0) end
+      for at = 1, #ids do add(ids[at], 0) end
     end
   end
   return table.concat(packed)

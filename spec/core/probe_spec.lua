@@ -570,6 +570,29 @@ describe("a policy that prepares", function()
     assert.equal(50 * SHAPE.layers, whole:computed())
   end)
 
+  it("may not change its mind while the prompt is read", function()
+    for words, later in pairs {
+      ["score expects attention from the queries"] = { keep = 5, score = score.expected() },
+      ["prune drops hidden states"] = { keep = 5, prune = "both" },
+      ["keep is another than before the prompt was read"] = { keep = 5, score = score.probed() },
+    } do
+      local asked = 0
+      local p = policy { name = "fickle", prepare = function()
+        return { track = score.attention(), block = 8 }
+      end, prefill = function(_, l)
+        asked = asked + 1
+        local first = words:find "^keep" and { keep = l.rows } or { keep = 9 }
+        return asked <= SHAPE.layers and first or later
+      end }
+      local cache <close> = new(models.cpu, p, { trace = function() end })
+      local done, message, code = cache:prefill(prompt(30, 2))
+      assert.is_nil(done)
+      assert.equal("policy", code)
+      assert.truthy(message:find("policy fickle, layer 1, prefill: " .. words, 1, true), message)
+      assert.equal(0, cache:tokens())
+    end
+  end)
+
   it("is refused by name where it says what cannot be", function()
     local track = score.attention()
     local cases = {
