@@ -231,7 +231,7 @@ static void pack_of_q4_k(uint16_t *to, const uint8_t *w, int64_t cols) {
 INLINE __m512i sixteens_words(const uint8_t *head, const uint8_t *w, const pyr_dtype dtype,
                               const int half, const int which, const int j, const int i) {
   if (dtype == PYR_Q6_K) return part_words(w + 64 * part_lines(dtype) * which, j, i);
-  return _mm512_srli_epi16(pair_words(head, w, dtype, half, j, 4 * which + i),
+  return _mm512_srli_epi32(pair_words(head, w, dtype, half, j, 4 * which + i),
                            (unsigned)bits_up(dtype, j));
 }
 INLINE void sixteens_factors(vf *scale, vf *min, const uint8_t *head, const pyr_dtype dtype,
