@@ -851,6 +851,31 @@ static pyr_status place_tables(pyr_model *model) {
   return PYR_OK;
 }
 
+/* A matrix that embeds and predicts is read in two ways: single rows, which lie well as they are in
+ * the file, and whole at every step, where interleaved rows are read about twice as fast. So where
+ * the backend interleaves, the output is a copy in that order, and the file's rows stay mapped, of
+ * which a prompt touches a few. Of Gemma 3 270M, 262,144 rows of 680 bytes, the copy is 170 MiB:
+ * two thirds of what a step reads. Without room for it both are one, as they are on devices. */
+static pyr_status tie_output(pyr_model *model) {
+  pyr_backend *be = pyr_runtime_backend(model->rt);
+  pyr_tensor output = model->embed;
+  model->output = model->embed;
+  if (output.interleaved || !be->interleaved || !reads_host_memory(be)) return PYR_OK;
+  size_t bytes = output.stride * (size_t)output.shape[0];
+  void *rows;
+  output.interleaved = be->interleaved(be, &output);
+  if (!output.interleaved || own(model, bytes, &rows) != PYR_OK) return PYR_OK;
+  pyr_status status = be->interleave(be, rows, &model->embed);
+  if (status != PYR_OK) {
+    disown(model);
+    return status;
+  }
+  output.data = rows;
+  model->output = output;
+  model->bytes += bytes;
+  return PYR_OK;
+}
+
 /* What the first layer has of optional weights is what all must have; of experts, the first.
  *
  *     q_bias in layer   0  1  2  3         wanted in all
@@ -873,7 +898,7 @@ pyr_status pyr_model_ready(pyr_model *model) {
   PYR_TRY(place_tables(model));
   pyr_status status = pyr_progress(model->rt, model->expected, model->expected);
   if (status != PYR_OK) return status;
-  if (model->output.rank == 0) model->output = model->embed;
-  model->ready = true;
-  return PYR_OK;
+  if (model->output.rank == 0) status = tie_output(model);
+  model->ready = status == PYR_OK;
+  return status;
 }

@@ -59,7 +59,8 @@ struct pyr_model {
   float *slopes;                    /* [heads], backend memory; or NULL */
   float scale;                      /* of scores: config.score_scale or 1/sqrt(head_dim) */
   pyr_tensor embed;                 /* [vocab, width] */
-  pyr_tensor output;                /* [vocab, width]; the same view as embed when tied */
+  pyr_tensor output;                /* [vocab, width]; when tied, embed's view, or its rows in the
+                                       backend's order */
   float *out_norm, *out_norm_bias;  /* [width] */
   float *embed_norm, *embed_norm_bias;  /* [width], or NULL */
   pyr_tensor positions;             /* [context, width], or of rank 0 */

@@ -1,0 +1,43 @@
+-- An output that is tied to the embedding: a copy in the backend's order where products are of
+-- bytes, and the embedding's own rows elsewhere.
+local helper = require "spec.helper"
+local pyramid = require "pyramid"
+local random_model = require "pyramid.tools.random_model"
+local shell = require "spec.support.shell"
+
+describe("a tied output", function()
+  local folder
+  local ids = helper.ids(40, 272, 3)
+  setup(function()
+    folder = shell.folder()
+    assert(random_model.write(folder, { dtype = "f32", seed = 5, shape = { layers = 2, width = 64,
+      heads = 4, kv_heads = 2, ff = 96, vocab = 272, context = 256 } }))
+    local path = folder .. "/config.json"
+    local untied = helper.read(path)
+    local tied, count = untied:gsub('"tie_word_embeddings": *false', '"tie_word_embeddings":true')
+    assert(count == 1, untied)
+    helper.write(path, tied)
+  end)
+  teardown(function() shell.remove(folder) end)
+
+  local function logits(options)
+    local model <close> = assert(pyramid.model(folder, options))
+    local cache <close> = assert(model:cache { dtype = "f32" })
+    local read = assert(cache:prefill(ids)):totable()
+    return read, assert(cache:step(7)):totable(),
+      assert(model:embed { 0, 15, 16, 271 })
+  end
+
+  it("predicts what the embedding's rows say, and leaves those as they are", function()
+    local exact, stepped, rows = logits { weights = "q8_0", precision = "f32", threads = 1 }
+    local read, step, embedded = logits { weights = "q8_0", precision = "int8", threads = 2 }
+    local function near(want, got, what)
+      local sum, off = 0.0, 0.0
+      for i, x in ipairs(want) do sum, off = sum + x * x, off + (x - got[i]) ^ 2 end
+      assert.truthy(off < sum * 0.05 ^ 2, ("%s: %g of %g"):format(what, off, sum))
+    end
+    near(exact, read, "prompt")
+    near(stepped, step, "step")
+    assert.equal(rows, embedded)
+  end)
+end)
