@@ -91,8 +91,6 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
   if (plan->rotate == PYR_ROTATE_COMPACT && (fault = fixed_positions(a->cache)) != NULL)
     return refuse(a, "rotate", fault);
   if ((fault = pyr_score_check(&plan->score, &depth)) != NULL) return refuse(a, "score", fault);
-  if (when != PYR_WHEN_PREFILL && pyr_score_reads_inputs(&plan->score))
-    return refuse(a, "score", "reads what the layer read, which is known in prefill only");
   bool probed = when == PYR_WHEN_PREPARED || (when == PYR_WHEN_EVICT && a->cache->probed);
   fault = pyr_score_refused(&plan->score, a->cache, when != PYR_WHEN_DECODE, probed);
   return fault ? refuse(a, "score", fault) : PYR_OK;
@@ -144,12 +142,13 @@ static pyr_status check_at_rest(const pyr_answer *a, const pyr_shape *shape,
     if (pyr_signal_is_expected(op))
       return refuse(a, "score", "expects attention from the queries of a prompt, which only a "
                     "running prefill knows");
+    if (pyr_signal_reads_inputs(op))
+      return refuse(a, "score", "reads what the layer read, which is known in prefill only");
     if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
     if (pyr_score_untracked(op, &trigger->track))
       return refuse(a, "score", "ranks by attention that the cache does not track, and only a "
                     "running prefill knows");
-    if ((op->b == PYR_MAX) != pyr_trigger_tracks_max(trigger) && shape->heads != shape->kv_heads
-        && (op->b == PYR_MAX || pyr_trigger_tracks_max(trigger)))
+    if ((op->b == PYR_MAX) != pyr_trigger_tracks_max(trigger) && shape->heads != shape->kv_heads)
       return refuse(a, "score", op->b == PYR_MAX
                     ? "takes a maximum over the query heads of a K/V head, of which only the mean "
                     "is tracked"
