@@ -103,14 +103,17 @@ static void *default_alloc(void *ud, void *ptr, size_t old, size_t size) {
   return realloc(ptr, size);
 }
 
+bool pyr_fits(const pyr_runtime *rt, size_t size) {
+  return !rt->limit || (rt->held <= rt->limit && size <= rt->limit - rt->held);
+}
+
 void *pyr_realloc(pyr_runtime *rt, void *ptr, size_t old, size_t size) {
   if (size == 0) {
     pyr_release(rt, ptr, old);
     return NULL;
   }
   if (ptr == NULL) old = 0;
-  if (size > old && rt->limit && (rt->held > rt->limit || size - old > rt->limit - rt->held))
-    return NULL;
+  if (size > old && !pyr_fits(rt, size - old)) return NULL;
   void *fresh = rt->alloc(rt->alloc_ud, ptr, old, size);
   if (fresh == NULL) return NULL;
   rt->held = rt->held - old + size;
@@ -135,7 +138,7 @@ void pyr_release(pyr_runtime *rt, void *ptr, size_t size) {
 }
 
 bool pyr_charge(pyr_runtime *rt, size_t size) {
-  if (rt->limit && (rt->held > rt->limit || size > rt->limit - rt->held)) return false;
+  if (!pyr_fits(rt, size)) return false;
   rt->held += size;
   if (rt->held > rt->peak) rt->peak = rt->held;
   return true;

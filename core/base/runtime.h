@@ -30,6 +30,8 @@ void *pyr_alloc_zero(pyr_runtime *rt, size_t size);
 void *pyr_realloc(pyr_runtime *rt, void *ptr, size_t old, size_t size);  /* NULL leaves ptr alone */
 void pyr_release(pyr_runtime *rt, void *ptr, size_t size);         /* NULL is legal */
 bool pyr_mul_size(size_t a, size_t b, size_t *out);                /* false on overflow */
+/* Whether so much more may be held under the limit. */
+bool pyr_fits(const pyr_runtime *rt, size_t size);
 /* counts memory that is not the host's; false: over the limit */
 bool pyr_charge(pyr_runtime *rt, size_t size);
 void pyr_discharge(pyr_runtime *rt, size_t size);

@@ -855,7 +855,8 @@ static pyr_status place_tables(pyr_model *model) {
  * the file, and whole at every step, where interleaved rows are read about twice as fast. So where
  * the backend interleaves, the output is a copy in that order, and the file's rows stay mapped, of
  * which a prompt touches a few. Of Gemma 3 270M, 262,144 rows of 680 bytes, the copy is 170 MiB:
- * two thirds of what a step reads. Without room for it both are one, as they are on devices. */
+ * two thirds of what a step reads. Under a memory limit it is only made where as much again is left
+ * then, for the caches that are to come; else both are one, as they are on devices. */
 static pyr_status tie_output(pyr_model *model) {
   pyr_backend *be = pyr_runtime_backend(model->rt);
   pyr_tensor output = model->embed;
@@ -864,7 +865,8 @@ static pyr_status tie_output(pyr_model *model) {
   size_t bytes = output.stride * (size_t)output.shape[0];
   void *rows;
   output.interleaved = be->interleaved(be, &output);
-  if (!output.interleaved || own(model, bytes, &rows) != PYR_OK) return PYR_OK;
+  if (!output.interleaved || bytes > SIZE_MAX / 2 || !pyr_fits(model->rt, 2 * bytes)
+      || own(model, bytes, &rows) != PYR_OK) return PYR_OK;
   pyr_status status = be->interleave(be, rows, &model->embed);
   if (status != PYR_OK) {
     disown(model);

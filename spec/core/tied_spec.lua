@@ -7,11 +7,11 @@ local shell = require "spec.support.shell"
 
 describe("a tied output", function()
   local folder
-  local ids = helper.ids(40, 272, 3)
+  local ids = helper.ids(40, 4096, 3)
   setup(function()
     folder = shell.folder()
     assert(random_model.write(folder, { dtype = "f32", seed = 5, shape = { layers = 2, width = 64,
-      heads = 4, kv_heads = 2, ff = 96, vocab = 272, context = 256 } }))
+      heads = 4, kv_heads = 2, ff = 96, vocab = 4096, context = 256 } }))
     local path = folder .. "/config.json"
     local untied = helper.read(path)
     local tied, count = untied:gsub('"tie_word_embeddings": *false', '"tie_word_embeddings":true')
@@ -25,7 +25,7 @@ describe("a tied output", function()
     local cache <close> = assert(model:cache { dtype = "f32" })
     local read = assert(cache:prefill(ids)):totable()
     return read, assert(cache:step(7)):totable(),
-      assert(model:embed { 0, 15, 16, 271 })
+      assert(model:embed { 0, 15, 16, 4095 })
   end
 
   it("predicts what the embedding's rows say, and leaves those as they are", function()
@@ -39,5 +39,20 @@ describe("a tied output", function()
     near(exact, read, "prompt")
     near(stepped, step, "step")
     assert.equal(rows, embedded)
+  end)
+
+  it("is no copy where a memory limit leaves no room for caches beside it", function()
+    if not helper.model then pending "needs models/fetched (make models)" end
+    local function held(memory)
+      local model <close> = assert(pyramid.model(helper.model, { precision = "int8", threads = 1,
+        memory = memory }))
+      return model:runtime():memory(), model.config
+    end
+    local whole, config = held()
+    local without = held(whole)
+    local copy = whole - without
+    assert.truthy(copy > config.vocab * config.width // 2, "no copy was left out")
+    assert.equal(without, held(without + copy * 3 // 2))
+    assert.equal(whole, held(without + 3 * copy))
   end)
 end)
