@@ -14,6 +14,7 @@
 --- Only sums are kept (core.ridge), so that memory does not grow with the text.
 local core = require "pyramid.core"
 local maps = require "pyramid.maps"
+local noise = require "pyramid.tools.noise"
 local options = require "pyramid.options"
 local policy = require "pyramid.policy"
 local score = require "pyramid.score"
@@ -70,36 +71,7 @@ local function taught(model, ids)
   return all
 end
 
--- ---- ranks --------------------------------------------------------------------------------------
-
--- The rank of each number, from 1; equal ones share the mean of theirs.
-local function ranks(list)
-  local order, out = {}, {}
-  for i = 1, #list do order[i] = i end
-  table.sort(order, function(a, b) return list[a] < list[b] end)
-  local i = 1
-  while i <= #order do
-    local j = i
-    while j < #order and list[order[j + 1]] == list[order[i]] do j = j + 1 end
-    for k = i, j do out[order[k]] = (i + j) / 2 end
-    i = j + 1
-  end
-  return out
-end
-
----Spearman's rank correlation of two lists of one length.
----@param a number[]
----@param b number[]
----@return number
-function learn.spearman(a, b)
-  local x, y = ranks(a), ranks(b)
-  local mean, xy, xx, yy = (#a + 1) / 2, 0.0, 0.0, 0.0
-  for i = 1, #x do
-    local u, v = x[i] - mean, y[i] - mean
-    xy, xx, yy = xy + u * v, xx + u * u, yy + v * v
-  end
-  return xx > 0 and yy > 0 and xy / math.sqrt(xx * yy) or 0.0
-end
+-- ---- budgets ------------------------------------------------------------------------------------
 
 -- [row][level]: of each head's numbers, the share that lies among the best level / LEVELS of all.
 local function budgets_of(said)
@@ -159,7 +131,7 @@ local function judge(model, ids, map, said, agreement)
     local all = said[(lane.layer - 1) * heads + lane.head]
     table.move(guess, 1, #guess, #all + 1, all)
     local sums = agreement[lane.layer]
-    sums[lane.head] = (sums[lane.head] or 0.0) + learn.spearman(guess, truth)
+    sums[lane.head] = (sums[lane.head] or 0.0) + noise.spearman(guess, truth)
     return lane.positions
   end, { guess = score.learned(map) }))
 end

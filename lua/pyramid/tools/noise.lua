@@ -121,4 +121,34 @@ function noise.ratio(a, b)
   return ratio, noise.errors(n) * math.sqrt(squares * n / (n - 1)) / under
 end
 
+-- The rank of each number, from 1; equal ones share the middle of theirs.
+local function ranks(list)
+  local order, out = {}, {}
+  for i = 1, #list do order[i] = i end
+  table.sort(order, function(a, b) return list[a] < list[b] end)
+  local i = 1
+  while i <= #order do
+    local j = i
+    while j < #order and list[order[j + 1]] == list[order[i]] do j = j + 1 end
+    for k = i, j do out[order[k]] = (i + j) / 2 end
+    i = j + 1
+  end
+  return out
+end
+
+---Spearman's rank correlation of two lists measured on the same things, from -1 to 1; 0 where one
+---of them is all the same.
+---@param a number[]
+---@param b number[]
+---@return number
+function noise.spearman(a, b)
+  local x, y = ranks(a), ranks(b)
+  local middle, xy, xx, yy = (#a + 1) / 2, 0.0, 0.0, 0.0
+  for i = 1, #x do
+    local u, v = x[i] - middle, y[i] - middle
+    xy, xx, yy = xy + u * v, xx + u * u, yy + v * v
+  end
+  return xx > 0 and yy > 0 and xy / math.sqrt(xx * yy) or 0.0
+end
+
 return noise

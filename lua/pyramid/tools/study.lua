@@ -190,29 +190,11 @@ end
 ---@param at number
 ---@return number
 function study.trend(cells, at)
-  local list = {}
+  local layers, means = {}, {}
   for _, cell in ipairs(cells) do
-    if cell.at == at then list[#list + 1] = cell end
+    if cell.at == at then layers[#layers + 1], means[#means + 1] = cell.layer, cell.mean end
   end
-  local function ranks(key)
-    local order, rank = table.move(list, 1, #list, 1, {}), {}
-    table.sort(order, function(a, b) return a[key] < b[key] end)
-    local i = 1
-    while i <= #order do  -- equal ones share the middle of their ranks
-      local k = i
-      while order[k + 1] and order[k + 1][key] == order[i][key] do k = k + 1 end
-      for j = i, k do rank[order[j]] = (i + k) / 2 end
-      i = k + 1
-    end
-    return rank
-  end
-  local x, y, middle = ranks "layer", ranks "mean", (#list + 1) / 2
-  local xy, xx, yy = 0, 0, 0
-  for _, cell in ipairs(list) do
-    local a, b = x[cell] - middle, y[cell] - middle
-    xy, xx, yy = xy + a * b, xx + a * a, yy + b * b
-  end
-  return xx * yy > 0 and xy / math.sqrt(xx * yy) or 0
+  return noise.spearman(layers, means)
 end
 
 return study
