@@ -1,8 +1,6 @@
 -- compare.lua: what policies cost and save, at several budgets and lengths: a table and a report.
 local cli = require "pyramid.tools.cli"
 local compare = require "pyramid.tools.compare"
-local core = require "pyramid.core"
-local machine = require "pyramid.tools.bench.machine"
 local page = require "pyramid.tools.report.comparison"
 local picture = require "pyramid.tools.picture"
 local recall = require "pyramid.tools.recall"
@@ -195,44 +193,22 @@ do
   end
 end
 
-local began, described = core.clock(), machine.describe()
+local described = rivals.describe("compare", model)
 
 -- What the page says of the run; `share`: how much of it is done, if not all.
 local function about(measured, share)
-  return {
-    command = cli.command_line("compare"), date = os.date "!%Y-%m-%d %H:%M UTC",
-      model = model.description, path = model.path,
-    version = core.version, machine = described, threads = model:runtime():threads(),
-      isa = model:runtime():isa(),
-    load = machine.load(), measured = measured, seconds = core.clock() - began,
-      kinds = kinds or world.kinds, share = share,
-    settings = { lengths = lengths, modes = modes, budgets = budgets, questions = args.questions,
-      documents = args.documents, predict = args.predict, windows = text and args.windows or nil,
-        text = text and text.name or nil, first_seed = world.held_out + args.seed,
-          cache_dtype = args.cache_dtype, weights = args.weights,
-            precision = model.precision, layers = model.config.layers,
-              kv_heads = model.config.kv_heads },
-  }
+  local run = described(measured, share)
+  run.kinds = kinds or world.kinds
+  run.settings = { lengths = lengths, modes = modes, budgets = budgets, questions = args.questions,
+    documents = args.documents, predict = args.predict, windows = text and args.windows or nil,
+    text = text and text.name or nil, first_seed = world.held_out + args.seed,
+    cache_dtype = args.cache_dtype, weights = args.weights, precision = model.precision,
+    layers = model.config.layers, kv_heads = model.config.kv_heads }
+  return run
 end
 
 local report_path = args.out .. "/report.html"
-
-local function measure()
-  local progress <close> = picture.progress "measuring"
-  local written, there = core.clock(), store.count
-  return cli.must(compare.run(plan, model, store, function(done, total, what)
-    progress.note = what
-    progress.update(done, total)
-    -- A long run can be looked at, and leaves a page if it is ended.
-    if core.clock() - written > 60 then
-      cli.write(report_path, page.render(compare.summary(plan, store),
-        about(store.count - there, done / total)))
-      written = core.clock()
-    end
-  end))
-end
-
-local measured = measure()
+local measured = rivals.measure(compare, plan, model, store, report_path, about)
 local entries, run = compare.summary(plan, store), about(measured)
 cli.write(report_path, page.render(entries, run))
 if args.json then

@@ -6,7 +6,6 @@ local exams = require "pyramid.tools.eval.tasks.exams"
 local files = require "pyramid.files"
 local json = require "pyramid.json"
 local lines = require "pyramid.tools.eval.lines"
-local machine = require "pyramid.tools.bench.machine"
 local page = require "pyramid.tools.report.comparison"
 local picture = require "pyramid.tools.picture"
 local rivals = require "pyramid.tools.rivals"
@@ -238,41 +237,22 @@ end
 local nats = {}                       -- tasks whose scores are log-probabilities
 for _, step in ipairs(plan.steps) do nats[step.task] = step.turns ~= nil or nil end
 
-local began, described = core.clock(), machine.describe()
+local described = rivals.describe("eval", model)
 
 -- What the page says of the run; `share`: how much of it is done, if not all.
 local function about(measured, share)
-  return { command = cli.command_line "eval", date = os.date "!%Y-%m-%d %H:%M UTC",
-    model = model.description, path = model.path, version = core.version, machine = described,
-    threads = model:runtime():threads(), isa = model:runtime():isa(), load = machine.load(),
-    measured = measured, seconds = core.clock() - began, kinds = plan.tasks, share = share,
-    protocol = { chat = plan.chat, per_context = args.per_context, nats = nats },
-    settings = { lengths = lengths, modes = modes, budgets = budgets, questions = args.questions,
-      documents = 0, text = args.text, first_seed = args.seed, cache_dtype = args.cache_dtype,
-      weights = args.weights, precision = model.precision, layers = model.config.layers,
-      kv_heads = model.config.kv_heads } }
+  local run = described(measured, share)
+  run.kinds = plan.tasks
+  run.protocol = { chat = plan.chat, per_context = args.per_context, nats = nats }
+  run.settings = { lengths = lengths, modes = modes, budgets = budgets, questions = args.questions,
+    documents = 0, text = args.text, first_seed = args.seed, cache_dtype = args.cache_dtype,
+    weights = args.weights, precision = model.precision, layers = model.config.layers,
+    kv_heads = model.config.kv_heads }
+  return run
 end
 
 local report_path = args.out .. "/report.html"
-
-local function measure()
-  local progress <close> = picture.progress "measuring"
-  local written, there = core.clock(), store.count
-  return cli.must(eval.run(plan, model, store, function(done, total, what)
-    progress.note = what
-    progress.update(done, total)
-    -- A long run can be looked at, and leaves a page if it is ended.
-    if core.clock() - written > 60 then
-      local entries = eval.summary(plan, store)
-      if #entries > 0 then
-        cli.write(report_path, page.render(entries, about(store.count - there, done / total)))
-      end
-      written = core.clock()
-    end
-  end))
-end
-
-local measured = measure()
+local measured = rivals.measure(eval, plan, model, store, report_path, about)
 local entries = eval.summary(plan, store)
 cli.write(report_path, page.render(entries, about(measured)))
 write_scores(plan, store)

@@ -4,6 +4,9 @@
 local cli = require "pyramid.tools.cli"
 local core = require "pyramid.core"
 local engine = require "pyramid.tools.engine"
+local machine = require "pyramid.tools.bench.machine"
+local page = require "pyramid.tools.report.comparison"
+local picture = require "pyramid.tools.picture"
 local results = require "pyramid.tools.results"
 
 local rivals = {}
@@ -94,6 +97,46 @@ function rivals.circumstances(model, args)
     "weights " .. (args.weights or "as they are"), "precision " .. model.precision,
       "rows " .. args.cache_dtype, runtime:isa(), runtime:threads() .. " threads",
         "pyramid " .. core.version }, ", ")
+end
+
+---What a page says of a run, but for its kinds and settings: a function of how many results are
+---new and, before the end, the share of the work that is done. Seconds count from this call.
+---@param name string         the program's
+---@param model pyramid.Model
+---@return fun(measured: integer, share?: number): table
+function rivals.describe(name, model)
+  local began, described = core.clock(), machine.describe()
+  return function(measured, share)
+    return { command = cli.command_line(name), date = os.date "!%Y-%m-%d %H:%M UTC",
+      model = model.description, path = model.path, version = core.version, machine = described,
+      threads = model:runtime():threads(), isa = model:runtime():isa(), load = machine.load(),
+      measured = measured, seconds = core.clock() - began, share = share }
+  end
+end
+
+---Measures what the store lacks. A long run can be looked at, and leaves a page if it is ended:
+---once a minute what is there is written to `path`.
+---@param tool { run: function, summary: function }   compare or eval
+---@param plan table
+---@param model pyramid.Model
+---@param store pyramid.Results
+---@param path string
+---@param about fun(measured: integer, share?: number): table   what the page says of the run
+---@return integer            how many results are new
+function rivals.measure(tool, plan, model, store, path, about)
+  local progress <close> = picture.progress "measuring"
+  local written, there = core.clock(), store.count
+  return cli.must(tool.run(plan, model, store, function(done, total, what)
+    progress.note = what
+    progress.update(done, total)
+    if core.clock() - written > 60 then
+      local entries = tool.summary(plan, store)
+      if #entries > 0 then
+        cli.write(path, page.render(entries, about(store.count - there, done / total)))
+      end
+      written = core.clock()
+    end
+  end))
 end
 
 return rivals
