@@ -74,7 +74,7 @@ static pyr_status reserve_tokens(pyr_backend *be, const pyr_work *work) {
     bytes = pyr_cpu_amx_tokens(work->tokens, work->cols);
   pyr_status status = grow(be, &cpu->tokens, &cpu->tokens_bytes, bytes);
   if (status != PYR_OK || !cpu->int8) return status;
-  if (!pyr_mul_size((size_t)pyr_round_up(work->tokens, PYR_PACK_TOKENS),
+  if (!pyr_mul_size((size_t)pyr_round_up(work->tokens, cpu->tiles ? PYR_TILE : PYR_PACK_TOKENS),
                     cpu->kernels->int8_bytes(work->cols), &bytes))
     return pyr_nomem(be->rt, SIZE_MAX, "scratch");
   return grow(be, &cpu->x8, &cpu->x8_bytes, bytes);
@@ -113,7 +113,7 @@ static pyr_status cpu_reserve(pyr_backend *be, const pyr_work *work) {
                     pyr_cpu_signals_scratch(k, work->head_dim, work->rows),
                     cpu->matmul ? pyr_cpu_bf16_scratch(work->tokens, work->cols) : 0,
                     cpu->tiles ? pyr_cpu_amx_scratch(work->cols) : 0,
-                    cpu->int8 ? pyr_cpu_int8_scratch() : 0 };
+                    cpu->int8 ? pyr_cpu_int8_scratch(cpu, work->cols) : 0 };
   size_t each = cpu->scratch_each, threads = (size_t)pyr_runtime_threads(be->rt), bytes;
   for (size_t i = 0; i < sizeof need / sizeof *need; i++)
     if (need[i] > each) each = need[i];

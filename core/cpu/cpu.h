@@ -229,7 +229,7 @@ size_t pyr_cpu_amx_tokens(int64_t n, int64_t cols);
 bool pyr_cpu_int8_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n);
 pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
                                const float *bias, int64_t n, int flags);
-size_t pyr_cpu_int8_scratch(void);
+size_t pyr_cpu_int8_scratch(const pyr_cpu *cpu, int64_t cols);
 size_t pyr_cpu_experts_scratch(const pyr_work *work);
 void pyr_cpu_experts_fill(pyr_backend *be);       /* experts.c: route, experts */
 void pyr_cpu_rows_fill(pyr_backend *be);          /* rows.c: store, gather, rotate, row_norms */

@@ -9,6 +9,7 @@
  *
  *     weight rows as they lie    each row is unpacked for up to four tokens        rows_task
  *     packs, few tokens          16 rows are unpacked for up to eight tokens       packs_task
+ *     packs, by matrix tiles     16 rows are unpacked for all of them              tiles_task
  *     packs, many tokens         32 rows are unpacked for all of them              panels_task
  */
 #include "cpu/cpu.h"
@@ -18,6 +19,7 @@ enum {
                                 lie, where the processor has it */
   FROM_PANELS = 96,          /* … and from which packs are unpacked for all of them (panel.inc), */
   FROM_PANELS_Q3_K = 24,     /* … which saves q3_k the most */
+  FROM_TILES = 9,            /* … and from which matrix tiles multiply bytes (tile_bytes.inc) */
   TOKENS_BYTES = 640 * 1024, /* of many, so many at a time stay in the second cache while a task's
                                 packs go by, … */
   TOKENS_MOST = 512,         /* … and sums of so many */
@@ -30,6 +32,7 @@ typedef struct call {
   float *out;
   int64_t n, rows, cols;
   pyr_runs runs;
+  const pyr_tiles *tiles;     /* that multiply bytes, or NULL */
   int64_t together, places;   /* tokens that are rounded together, and for how many there is room */
   int64_t tokens;             /* by panels: of a block */
   size_t each;                /* bytes of a token as int8 */
@@ -54,7 +57,8 @@ static void quantize_groups(const void *ctx, int64_t begin, int64_t end) {
   for (int64_t t = begin * c->together; t < pyr_min(end * c->together, c->n); t += c->together) {
     int some = (int)pyr_min(c->together, c->n - t);
     uint8_t *to = c->cpu->x8 + (size_t)t * c->each;
-    if (c->w->interleaved)
+    if (c->tiles) c->tiles->round_tokens(to, c->x + t * c->cols, some, c->cols);
+    else if (c->w->interleaved)
       k->quantize_tokens(to, c->x + t * c->cols, some, c->places ? (int)c->places : some, c->cols,
                          c->w->dtype);
     else k->quantize(to, c->x + t * c->cols, c->cols, c->w->dtype);
@@ -104,11 +108,34 @@ static panel_scratch scratch_of(pyr_arena *arena) {
     .sums = pyr_arena_take(arena, TOKENS_MOST * PYR_PACKS * PYR_PACK, sizeof(float)),
   };
 }
-/* Laid out without memory, by the same function as in the call. */
-size_t pyr_cpu_int8_scratch(void) {
-  pyr_arena arena = { NULL, 0 };
-  scratch_of(&arena);
-  return arena.used;
+/* Or a pack unpacked for tiles. */
+static void *sheet_of(pyr_arena *arena, const pyr_tiles *tiles, int64_t cols) {
+  return pyr_arena_take(arena, (int64_t)tiles->bytes_sheet(cols), 1);
+}
+/* Laid out without memory, by the same functions as in the call. */
+size_t pyr_cpu_int8_scratch(const pyr_cpu *cpu, int64_t cols) {
+  pyr_arena panels = { NULL, 0 }, tiles = { NULL, 0 };
+  scratch_of(&panels);
+  if (cpu->tiles) sheet_of(&tiles, cpu->tiles, cols);
+  return panels.used > tiles.used ? panels.used : tiles.used;
+}
+
+/* Packs times tokens by matrix tiles, PYR_TILE at a time: each pack is unpacked once for all. */
+static void tiles_task(const call *c, pyr_span run, int worker) {
+  pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
+  void *sheet = sheet_of(&arena, c->tiles, c->cols);
+  c->tiles->begin_bytes(c->w->dtype);
+  for (int64_t row = run.low; row < run.high; row += PYR_PACK) {
+    const void *w = c->tiles->unpack_bytes(sheet, row_at(c, row), c->w->dtype, c->cols);
+    for (int64_t t = 0; t < c->n; t += PYR_TILE) {
+      float sum[PYR_TILE * PYR_PACK];
+      int some = (int)pyr_min(PYR_TILE, c->n - t);
+      c->tiles->dot_bytes(sum, w, c->w->dtype, c->cpu->x8 + (size_t)t * c->each, some, c->cols);
+      pyr_cpu_put_dots(c->out + t * c->rows + row, c->rows, sum, PYR_PACK, some, PYR_PACK,
+                       c->bias ? c->bias + row : NULL, c->accumulate);
+    }
+  }
+  c->tiles->end();
 }
 
 /* Asks for a part of the step that is unpacked next, from group g of the packs `further` on: parts
@@ -172,8 +199,15 @@ static void run_task(void *ctx, int64_t task, int worker) {
   const call *c = ctx;
   pyr_span run = pyr_cpu_run(&c->runs, task);
   if (!c->w->interleaved) rows_task(c, run);
+  else if (c->tiles) tiles_task(c, run, worker);
   else if (c->places) panels_task(c, run, worker);
   else packs_task(c, run);
+}
+
+/* Tiles take packs of any number of tokens from FROM_TILES on. */
+static const pyr_tiles *tiles_for(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n) {
+  bool takes = cpu->tiles && w->interleaved && n >= FROM_TILES && cpu->tiles->takes_bytes(w->dtype);
+  return takes ? cpu->tiles : NULL;
 }
 
 /* Blocks of tokens are about equally long: 600 tokens of 1,536 values, of which 640 KiB hold 280,
@@ -181,15 +215,19 @@ static void run_task(void *ctx, int64_t task, int worker) {
 pyr_status pyr_cpu_linear_int8(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
                                const float *bias, int64_t n, int flags) {
   pyr_cpu *cpu = pyr_cpu_of(be);
-  bool panels = w->interleaved && n >= (w->dtype == PYR_Q3_K ? FROM_PANELS_Q3_K : FROM_PANELS);
   call c = { .cpu = cpu, .w = w, .x = x, .bias = bias, .out = out, .n = n, .rows = w->shape[0],
-             .cols = w->shape[1], .together = w->interleaved ? PYR_PACK_TOKENS : 1,
-             .places = panels ? PYR_PACK_TOKENS : 0, .each = cpu->kernels->int8_bytes(w->shape[1]),
-             .accumulate = flags & PYR_LINEAR_ADD };
-  int64_t room = panels ? pyr_round_up(n, c.places) : n;
+             .cols = w->shape[1], .tiles = tiles_for(cpu, w, n),
+             .together = w->interleaved ? PYR_PACK_TOKENS : 1,
+             .each = cpu->kernels->int8_bytes(w->shape[1]), .accumulate = flags & PYR_LINEAR_ADD };
+  bool panels = w->interleaved && !c.tiles
+      && n >= (w->dtype == PYR_Q3_K ? FROM_PANELS_Q3_K : FROM_PANELS);
+  if (panels) c.places = PYR_PACK_TOKENS;
+  if (c.tiles) c.together = PYR_TILE, c.each = c.tiles->bytes_tokens(c.cols) / PYR_TILE;
+  int64_t room = panels || c.tiles ? pyr_round_up(n, c.together) : n;
   if ((size_t)room * c.each > cpu->x8_bytes)
     return pyr_runtime_set_error(be->rt, PYR_ARGUMENT, "linear: more tokens than are reserved");
-  pyr_status status = panels ? pyr_cpu_check(be, "linear", pyr_cpu_int8_scratch()) : PYR_OK;
+  pyr_status status = panels || c.tiles
+      ? pyr_cpu_check(be, "linear", pyr_cpu_int8_scratch(cpu, c.cols)) : PYR_OK;
   if (status != PYR_OK) return status;
   int64_t fit = pyr_max(64, pyr_min(TOKENS_MOST, TOKENS_BYTES / (c.cols + c.cols / 2)));
   c.tokens = pyr_min(TOKENS_MOST, pyr_round_up(pyr_ceil_div(n, pyr_ceil_div(n, fit)),

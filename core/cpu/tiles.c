@@ -17,8 +17,9 @@ enum { ASK_FOR_FEATURE = 0x1023, TILE_DATA = 18 };   /* ARCH_REQ_XCOMP_PERM, XFE
 
 bool pyr_tiles_present(void) {
   unsigned a, b, c, d, low, high;
-  const unsigned bf16 = 1u << 22, tiles = 1u << 24, saved = 3u << 17, own_save = 1u << 27;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & bf16) || !(d & tiles)) return false;
+  const unsigned bf16 = 1u << 22, tiles = 1u << 24, bytes = 1u << 25, all = bf16 | tiles | bytes,
+      saved = 3u << 17, own_save = 1u << 27;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & all) != all) return false;
   if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & own_save)) return false;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return (low & saved) == saved;
@@ -28,7 +29,7 @@ const pyr_tiles *pyr_tiles_open(void) {
   bool has = pyr_tiles_amx.compiled && pyr_tiles_present()
       && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
       && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")
-      && __builtin_cpu_supports("avx512bf16");
+      && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
   return has && syscall(SYS_arch_prctl, ASK_FOR_FEATURE, TILE_DATA) == 0 ? &pyr_tiles_amx : NULL;
 }
 

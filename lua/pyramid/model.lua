@@ -51,7 +51,8 @@ local precisions = { auto = true, f32 = true, bf16 = true, int8 = true }
 ---  bits, in groups of 32, where it multiplies bytes: prompts and steps; all else as "bf16", large
 ---  batches of steps too. Quantised weights are then held in an order of their own, not in the
 ---  mapped file, and count against `memory`. Where the processor has matrix tiles (AMX) both
----  multiply prompts in bf16 by them: `model:runtime():isa()` is then "amxbf16" or "amxint8".
+---  multiply prompts in bf16 by them, and "int8" batches of steps as bytes:
+---  `model:runtime():isa()` is then "amxbf16" or "amxint8".
 ---  "auto" is "int8" where most weights are quantised and the processor multiplies
 ---  bytes, and the model fits into `memory` so; else "f32", and with an `isa` the precision that it
 ---  has. It costs 0.1 to 0.4 % of the perplexity of real models. `model.precision` says which it

@@ -111,10 +111,28 @@ describe("products by matrix tiles", function()
       end)
 
       it("leave few tokens to products of bytes: " .. dtype, function()
-        for _, n in ipairs { 1, 8, fewest - 1 } do
+        for _, n in ipairs { 1, 8, 9, 16, 17, fewest - 1 } do
           local w, x = reference.matrix(dtype, 48, 256), select(2, reference.random(n * 256))
           assert.is_true(ops.linear(one, x, dtype, w, 48, 256)
             == ops.linear(bytes, x, dtype, w, 48, 256))
+        end
+      end)
+
+      it("are those of bytes for any number of steps, to the bit: " .. dtype, function()
+        for _, case in ipairs { { 9, 16, block }, { 40, 80, 3 * block }, { 100, 48, 8 * block } } do
+          local n, rows, cols = case[1], case[2], case[3]
+          local w, x = reference.matrix(dtype, rows, cols), select(2, reference.random(n * cols))
+          local bias, out = select(2, reference.random(rows)), select(2, reference.random(n * rows))
+          for _, rt in ipairs(teams[1]) do
+            for _, b in ipairs { false, bias } do
+              for _, o in ipairs { false, out } do
+                assert.is_true(
+                  ops.linear(rt, x, dtype, w, rows, cols, b or nil, o or nil, nil, true)
+                  == ops.linear(bytes, x, dtype, w, rows, cols, b or nil, o or nil, nil, true),
+                  ("%d x %d x %d"):format(n, rows, cols))
+              end
+            end
+          end
         end
       end)
     end

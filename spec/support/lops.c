@@ -171,13 +171,14 @@ static pyr_status order_weights(lua_State *L, pyr_backend *be, pyr_tensor *w) {
   return status;
 }
 
-/* linear(runtime, x, dtype, w, rows, cols [, bias [, out [, stride]]]) -> floats; out: accumulates
- * to it. Without a stride w is brought into the order in which the backend wants a model's weights.
- */
+/* linear(runtime, x, dtype, w, rows, cols [, bias [, out [, stride [, steps]]]]) -> floats; out:
+ * accumulates to it. Without a stride w is brought into the order in which the backend wants a
+ * model's weights. `steps`: tokens are decode steps, which get the same in any company. */
 static int ops_linear(lua_State *L) {
   pyr_backend *be = begin_call(L);
   pyr_dtype dtype = check_dtype(L, 3);
   int64_t rows = luaL_checkinteger(L, 5), cols = luaL_checkinteger(L, 6), count;
+  int steps = lua_toboolean(L, 10) ? PYR_LINEAR_EXACT : 0;
   size_t stride = (size_t)luaL_optinteger(L, 9, (lua_Integer)pyr_dtype_bytes(dtype, cols));
   const float *x = copy_floats(L, be, 2, &count);
   const void *data = copy_block(L, be, 4, 1, NULL);
@@ -191,8 +192,8 @@ static int ops_linear(lua_State *L) {
                     .head_dim = 1, .cols = cols, .outputs = rows };
   if (out == NULL) out = new_floats(L, be, n * rows);
   if (status == PYR_OK) status = be->reserve(be, &work);
-  if (status == PYR_OK)
-    status = be->linear(be, out, x, &w, bias, n, accumulate ? PYR_LINEAR_ADD : 0);
+  int flags = (accumulate ? PYR_LINEAR_ADD : 0) | steps;
+  if (status == PYR_OK) status = be->linear(be, out, x, &w, bias, n, flags);
   return status == PYR_OK ? push_floats(L, be, out, n * rows) : fail(L, be, status);
 }
 

@@ -17,6 +17,7 @@
 #include "simd.inc"
 #include "formats.inc"
 #include "packs.inc"
+#include "round.inc"
 
 /* ---- packing --------------------------------------------------------------------------------- */
 
@@ -191,38 +192,21 @@ INLINE void pack_of_fives(uint16_t *to, const uint8_t *w, int64_t cols, const py
   }
 }
 
-INLINE vf byte_of_words(__m512i words, int i) { return vof_i32((vi)bits_of(words, 8 * i, 255)); }
-
-/* A word with the factors of scales and mins, then eight of each, 6 bits wide, in three words;
- * then, for each two groups, eight words: one in their low bits, the other in their high ones. */
+/* A block's scales and mins, then, for each two groups, eight words: one in their low bits, the
+ * other in their high ones. */
 static void pack_of_q4_k(uint16_t *to, const uint8_t *w, int64_t cols) {
-  const __m512i six = _mm512_set1_epi32(0x3f3f3f3f), four = _mm512_set1_epi32(0x0f0f0f0f),
-      two = _mm512_set1_epi32(0x30303030);
   for (int64_t c = 0; c < cols; c += 256) {
-    __m512i d = words_at(w), a = words_at(w + 64), b = words_at(w + 128), e = words_at(w + 192);
-    vf d_scale = (vf)_mm512_cvtph_ps(_mm512_cvtepi32_epi16(d));
-    vf d_min = -(vf)_mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(d, 16)));
-    __m512i scales[2] = { _mm512_and_si512(a, six),
-                          _mm512_or_si512(_mm512_and_si512(e, four),
-                                          _mm512_and_si512(_mm512_srli_epi32(a, 2), two)) };
-    __m512i mins[2] = { _mm512_and_si512(b, six),
-                        _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi32(e, 4), four),
-                                        _mm512_and_si512(_mm512_srli_epi32(b, 2), two)) };
+    q4_k_scales of = load_q4_k_scales(w);
     w += 256;
-    for (int pair = 0; pair < 4; pair++, w += 512, to += 2 * PYR_TILE_NEXT) {
-      vf scale[2], min[2];
+    for (int pair = 0; pair < 4; pair++, w += 512, to += 2 * PYR_TILE_NEXT)
 #pragma GCC unroll 2
       for (int g = 0; g < 2; g++) {
-        scale[g] = d_scale * byte_of_words(scales[pair / 2], pair % 2 * 2 + g);
-        min[g] = d_min * byte_of_words(mins[pair / 2], pair % 2 * 2 + g);
-      }
+        vf scale = (vf)q4_k_scale(&of, 2 * pair + g), min = (vf)q4_k_min(&of, 2 * pair + g);
 #pragma GCC unroll 8
-      for (int i = 0; i < 8; i++) {
-        __m512i q = words_at(w + 64 * i);
-        put_nibbles(to + 2 * i * LINE, q, 0, zero_to_15, scale[0], min[0]);
-        put_nibbles(to + PYR_TILE_NEXT + 2 * i * LINE, q, 4, zero_to_15, scale[1], min[1]);
+        for (int i = 0; i < 8; i++)
+          put_nibbles(to + g * PYR_TILE_NEXT + 2 * i * LINE, words_at(w + 64 * i), 4 * g,
+                      zero_to_15, scale, min);
       }
-    }
   }
 }
 
@@ -238,10 +222,10 @@ INLINE void sixteens_factors(vf *scale, vf *min, const uint8_t *head, const pyr_
                              const int half, const int which, const int j) {
   const int four = 2 * half + j / 2, byte = j % 2 * 2 + which;
   if (dtype == PYR_Q6_K) *scale = (vf)part_scales(head, half, which, j);
-  else *scale = byte_of_words(scale_bytes(head, dtype, four), byte);
+  else *scale = (vf)byte_of(scale_bytes(head, dtype, four), byte);
   if (dtype == PYR_Q3_K) *scale = (vf)halves_at(head) * (*scale - vset(32));
   if (dtype == PYR_Q2_K) *scale = (vf)block_factors(head) * *scale;
-  *min = dtype == PYR_Q2_K ? -(vf)block_mins(head) * byte_of_words(min_bytes(head, four), byte)
+  *min = dtype == PYR_Q2_K ? -(vf)block_mins(head) * (vf)byte_of(min_bytes(head, four), byte)
       : *scale * vset((float)-offset_of(dtype));
 }
 
@@ -399,6 +383,8 @@ static void multiply(const pyr_tile_product *p) {
     memcpy(p->out + t * p->ld, block + t * PYR_TILE_BLOCK, (size_t)p->rows * sizeof(float));
 }
 
+#include "tile_bytes.inc"
+
 /* ---- attention ------------------------------------------------------------------------------- */
 
 /* A block of rows against a slice of two tiles of columns. What is summed over lies in pairs in all
@@ -508,7 +494,9 @@ static void flash_values(const pyr_flash_step *t) {
 
 const pyr_tiles pyr_tiles_amx = {
   .compiled = true, .begin = begin, .end = end, .pack_tokens = pack_tokens, .pack_rows = pack_rows,
-  .tile_pack = tile_pack, .multiply = multiply,
+  .tile_pack = tile_pack, .multiply = multiply, .takes_bytes = takes_bytes,
+  .bytes_tokens = bytes_tokens, .bytes_sheet = bytes_sheet, .round_tokens = round_tokens,
+  .begin_bytes = begin_bytes, .unpack_bytes = unpack_bytes, .dot_bytes = dot_bytes,
   .flash = { .width = WIDE, .unit = PYR_TILE_STEP, .pack_keys = pack_keys,
              .pack_values = pack_values, .scores = flash_scores, .values = flash_values,
              .begin = begin, .end = end },

@@ -57,6 +57,19 @@ typedef struct pyr_tiles {
   /* PYR_PACK rows that lie interleaved (interleave.c) */
   void (*tile_pack)(uint16_t *to, const void *pack, pyr_dtype dtype, int64_t cols);
   void (*multiply)(const pyr_tile_product *p);
+  /* products of bytes (tile_bytes.inc), to the bit those of `dot_pack` (kernels.h): which dtypes
+   * have them; bytes of PYR_TILE tokens, and of a pack that is unpacked, of k values */
+  bool (*takes_bytes)(pyr_dtype dtype);
+  size_t (*bytes_tokens)(int64_t k);
+  size_t (*bytes_sheet)(int64_t k);
+  /* `count` <= PYR_TILE tokens, k floats apart */
+  void (*round_tokens)(void *to, const float *x, int count, int64_t k);
+  void (*begin_bytes)(pyr_dtype dtype);      /* instead of `begin`; ended by `end`, too */
+  /* what dot_bytes reads for a pack: `sheet`, filled, or the pack where it lies */
+  const void *(*unpack_bytes)(void *sheet, const void *pack, pyr_dtype dtype, int64_t k);
+  /* out [n][PYR_PACK], of as many tokens as bytes_of rounds up to: n <= PYR_TILE of them; out has
+   * room for PYR_TILE */
+  void (*dot_bytes)(float *out, const void *w, pyr_dtype dtype, const void *x, int n, int64_t k);
   pyr_flash flash;               /* attention's; its begin and end are those above */
 } pyr_tiles;
 
