@@ -467,8 +467,10 @@ typedef struct pyr_score { int32_t length; pyr_score_op ops[PYR_SCORE_MAX]; } py
  * set for each KV head; a budget pooled over the layer's KV heads (AdaKV, arXiv 2407.11550):
  * `keep` rows a lane on average, the candidates of all lanes ranked together, ties to the lower
  * head, then to the lower row; or one budget of all layers that say PYR_SHARE_MODEL, the sum of
- * their `keep` rows, ties to the lower layer first (KVzip, arXiv 2505.23416). The last needs all
- * layers' rows at once: plans that run after a policy's `prepare`, and pyr_cache_evict. */
+ * their `keep` rows, ties to the lower layer first (KVzip, arXiv 2505.23416). While a prompt is
+ * read, those that have read are cut again after each of them (CAKE, arXiv 2503.12491; LAVa,
+ * 2509.09754), so that the budget and one layer is the most that is held; `mass` and `merge` are
+ * refused then, and hidden states go on from all layers whose turn is later. Not in decode. */
 typedef enum pyr_share {
   PYR_SHARE_LAYER = 0, PYR_SHARE_HEAD, PYR_SHARE_POOL, PYR_SHARE_MODEL
 } pyr_share;

@@ -168,7 +168,8 @@ static pyr_status put_aside(pyr_cache *cache, pyr_lane *lane, pyr_undo_lane *u,
 
 /* Rows can only be put aside if every page of older rows is the lane's own: else survivors go to
  * fresh pages (cache.c), and the shared ones, kept, still hold all of them. Nothing is done where
- * no row leaves. On failure the lanes have not changed yet. */
+ * no row leaves, or where pages are kept already: a layer that is cut again has all its older rows
+ * there. On failure the lanes have not changed yet. */
 pyr_status pyr_undo_lanes(pyr_undo *undo, int layer, int head, int count, const int32_t *idx,
                           int64_t kept, bool moves) {
   pyr_cache *cache = undo->cache;
@@ -180,7 +181,7 @@ pyr_status pyr_undo_lanes(pyr_undo *undo, int layer, int head, int count, const 
   for (int i = 0; i < count; i++)
     for (int64_t p = 0; p < pages_for(older) && moves; p++)
       moves = u[i].rows == older && lanes[i].pages[p]->refs == 1;
-  if (older == 0 || lost == 0) return PYR_OK;
+  if (older == 0 || lost == 0 || u->pages) return PYR_OK;
   for (int i = 0; i < count && status == PYR_OK && !moves; i++)
     status = keep_pages(cache, &lanes[i], &u[i]);
   if (status != PYR_OK || !moves) return status;

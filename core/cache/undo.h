@@ -6,8 +6,9 @@
  *   - the losers among its older rows are put aside, where rows only move: the lane's own pages
  *     then serve on, and what a prefill takes beyond the rows that it leaves are those it evicts,
  *     not all that there were;
- *   - or its pages are kept, where keys or values change (merged, turned) or a fork holds the pages
- *     anyway: survivors then go to fresh pages.
+ *   - or its pages are kept, where keys or values change (merged, turned), where the lane may be
+ *     cut again before the prefill ends, or where a fork holds the pages anyway: survivors then go
+ *     to fresh pages.
  *
  *     before     0 1 2 3 | 4 5            an older lane of 4 rows gets two more; its plan evicts 1
  *     after      0 2 3 4 5                and would leave this;

@@ -17,6 +17,9 @@
  *
  *     alive   10 -> [layer 0] -> 8 -> [layer 1] -> 7 -> ...      tokens that each layer computes
  *
+ * Layers that share a budget (share = "model") have all their plans asked for before the first of
+ * them reads; after each, those that have read are cut again (evict.c).
+ *
  * Where a policy prepares its plans (pyr_preparation), they are asked for and checked as above, but
  * all rows stay until the last layer has read. Then the prompt is read once more, by passes that
  * leave no rows (probe.h), and the plans of all layers run together (evict_now.c).
@@ -156,8 +159,10 @@ static pyr_status prefill_layer(pyr_prefill *p, int layer) {
   pyr_status s = pyr_layer_plan_begin(&p->plan, p->f.faults + layer);
   if (s == PYR_OK) s = prefill_run(p, layer);
   pyr_layer_plan_free(&p->plan);
-  /* before the next layer takes room; other prefills must be able to go back until they end */
-  if (s == PYR_OK && p->cache->tokens == 0) pyr_cache_slide_layer(p->cache, layer, p->n);
+  /* before the next layer takes room; other prefills must be able to go back until they end, and
+   * rows that may still be cut stay as they were scored */
+  if (s == PYR_OK && p->cache->tokens == 0 && !p->plan.shares)
+    pyr_cache_slide_layer(p->cache, layer, p->n);
   return s;
 }
 
@@ -219,6 +224,7 @@ static pyr_status prefill_layers(pyr_prefill *p, float *logits) {
   PYR_TRY(be->iota(be, f->pos, (int32_t)cache->tokens, p->n));
   PYR_TRY(pyr_forward_add_positions(f, f->pos, p->n));
   for (int layer = 0; layer < c->layers; layer++) PYR_TRY(prefill_layer(p, layer));
+  PYR_TRY(pyr_layer_plans_end(&p->plan));
   if (logits) PYR_TRY(prefill_logits(p, logits));
   if (cache->policy.prefill && !(p->flags & PYR_PREFILL_NO_PRUNE)) PYR_TRY(prefill_check(p));
   return PYR_OK;
@@ -335,6 +341,7 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
   pyr_status s = prefill_ask_preparation(&p);
   if (s == PYR_OK) s = prefill_memory(&p, logits != NULL, &block, &host);
   if (s == PYR_OK) s = prefill_layers(&p, logits);
+  pyr_layer_plans_free(&p.plan, cache);
   be->release(be, block.block, block.used);
   pyr_release(rt, host.block, host.used);
   if (s == PYR_OK) s = prefill_prepared(&p);

@@ -36,6 +36,10 @@
  * 6. Hand on. Where hidden states are pruned, the survivors' residual streams are all that the next
  *    layer gets. In decode the layer's trigger starts anew.
  *
+ * With share = "model" the rows of all layers compete, and 4 and 5 are done again for the layers
+ * that have read, each time another one has (CAKE, arXiv 2503.12491; LAVa, arXiv 2509.09754): see
+ * pyr_cascade below.
+ *
  * Nothing moves before it is known who survives, and what can fail comes first. */
 #include "policy/evict.h"
 #include "policy/policy.h"
@@ -339,7 +343,9 @@ static pyr_status gather_set(const pyr_eviction *e, int head) {
   pyr_lane *lanes = pyr_cache_lane(cache, s->layer, head);
   const int32_t *idx = e->idx + e->at[head];
   int64_t kept = e->kept[head];
-  bool moves = !e->plan.merge && !s->turns;            /* rows keep their K and V */
+  /* rows keep their K and V, and are not cut again: losers of one cut can be put aside */
+  bool moves = !e->plan.merge && !s->turns
+      && !(e->plan.share == PYR_SHARE_MODEL && s->when == PYR_WHEN_PREFILL);
   if (kept >= lanes->rows) return PYR_OK;
   PYR_TRY(note_born(e, head));
   if (cache->undo)
@@ -358,6 +364,256 @@ static pyr_status gather(const pyr_eviction *e) {
   int64_t after = pyr_cache_layer_rows(s->cache, s->layer);
   if (s->turns && after < before) state->compact = true, state->turned = after;
   return PYR_OK;
+}
+
+/* ---- several plans --------------------------------------------------------------------------- */
+
+void pyr_evictions_layout_host(pyr_evictions *es, int64_t room, int32_t heads, pyr_arena *host) {
+  pyr_eviction scratch = { 0 };
+  PYR_PART(host, es->each, room);
+  PYR_PART(host, es->found, room);
+  if (room > 0) layout_scratch_host(&scratch, heads, host);
+  for (int64_t i = 0; i < room; i++) {
+    if (es->each) es->each[i] = scratch;
+    layout_own_host(es->each ? &es->each[i] : &scratch, heads, host);
+  }
+  layout_contest_host(&es->contest, room * heads, host);
+}
+
+/* Whether a plan shares its budget with other layers' plans. */
+static bool is_united(const pyr_eviction *e) { return e->plan.share == PYR_SHARE_MODEL; }
+
+/* Layers may keep different numbers of rows, and guard different ones: budgets and candidates add
+ * up. Of two layers of two lanes of 10 rows, one with keep 4 and one with keep 8, guards of 2 each:
+ * 2 * (4 - 2) + 2 * (8 - 2) = 16 of the 32 candidates survive, wherever they are. Who would lose no
+ * row by itself may lose some to another layer, so `needed` is said of all together. */
+pyr_status pyr_evictions_unite(pyr_evictions *es) {
+  int64_t budget = 0, promised = 0;
+  const pyr_eviction *first = NULL;
+  es->total = 0;
+  for (int64_t i = 0; i < es->count; i++) {
+    pyr_eviction *e = &es->each[i];
+    const pyr_splits *s = &e->splits;
+    if (!is_united(e)) continue;
+    if (!first) first = e;
+    if (e->plan.mass != first->plan.mass)
+      return pyr_policy_unequal_mass(s, first->splits.layer);
+    budget += s->budget, promised += s->promised, es->total += s->total;
+  }
+  es->mass = first ? first->plan.mass : 0;
+  es->budget = pyr_min(pyr_max(budget, promised), es->total);
+  bool needed = es->budget < es->total || (es->mass > 0 && promised < es->total);
+  for (int64_t i = 0; i < es->count; i++)
+    if (is_united(&es->each[i])) es->each[i].splits.needed = needed;
+  return PYR_OK;
+}
+
+/* ---- 6. hand on: layers that share a budget while they read ---------------------------------- */
+
+/* Rows of all layers compete for one budget, but a prompt is read layer by layer, and to hold all
+ * rows until the last one has read would cost what a full cache costs. So after each layer those
+ * that have read are cut to what the budget still allows them:
+ *
+ *     budget 6, each layer has 4 candidates, none of which is promised to its lane
+ *     after layer 0    a b c d                           4 are held, none has to go
+ *     after layer 1    a . c d | e f . h                 6 of 8: b and g are the lowest
+ *     after layer 2    a . c . | e . . h | i j . .       6 of 6 + 4
+ *
+ * A row that is among the 6 highest of all layers is among the 6 highest of any few of them, and
+ * equals keep their order. So what is left at the end is what one choice among all rows would have
+ * left (CAKE's theorem 1 says it of its own budgets), and never more was held than the budget and
+ * one layer. What later lanes keep whatever happens (`least`) is taken off the budget while they
+ * are to come. Of each row that is held the score is kept: 4 bytes, and 4 of the list of survivors.
+ *
+ * All plans are asked for before the first of these layers reads, as the budget is the sum of what
+ * they say; each is asked again when its turn comes, and must say the same. */
+
+/* The shape of a layer that `alive` of `prompt` tokens are about to reach. */
+static pyr_shape shape_reading(const pyr_cache *cache, int layer, int64_t prompt, int64_t alive) {
+  pyr_shape shape = shape_of(cache, layer);
+  shape.prompt = prompt;
+  shape.past = shape.rows;
+  shape.rows += alive;
+  shape.tokens += prompt;
+  return shape;
+}
+
+static int64_t rows_of(const pyr_splits *s) {
+  int64_t rows = 0;
+  for (int head = 0; head < s->cache->heads; head++) rows += s->lanes[head].rows;
+  return rows;
+}
+
+/* Plans of the layers from `layer` on. Those that do not share are only looked at: a layer that
+ * does must be reached by every token. */
+static pyr_status cascade_ask(pyr_cascade *c, pyr_cache *cache, int layer, int64_t prompt) {
+  for (int next = layer; next < cache->layers; next++) {
+    pyr_eviction *e = &c->es.each[c->es.count];
+    pyr_shape shape = shape_reading(cache, next, prompt, prompt);
+    PYR_TRY(ask(e, cache, PYR_WHEN_PREFILL, &shape, prompt));
+    if (e->plan.prune & PYR_PRUNE_HIDDEN) return pyr_policy_hides(&e->splits);
+    if (!is_united(e)) continue;
+    c->open += e->splits.promised;
+    c->es.count++;
+  }
+  return pyr_evictions_unite(&c->es);
+}
+
+/* Candidates that may be held at a time: the budget's, and those of the layer that has just read.
+ * Of rows, guards come on top. */
+static void cascade_layout(pyr_cascade *c, pyr_arena *arena) {
+  int64_t most = 0, guards = 0, lanes = c->es.count * c->es.each[0].splits.cache->heads;
+  for (int64_t i = 0; i < c->es.count; i++) {
+    const pyr_splits *s = &c->es.each[i].splits;
+    most = pyr_max(most, s->total);
+    guards += rows_of(s) - s->total;
+  }
+  layout_contest(&c->es.contest, lanes, pyr_min(c->es.budget + most, c->es.total), arena);
+  PYR_PART(arena, c->idx, pyr_min(c->es.budget + most, c->es.total) + guards);
+}
+
+static pyr_status cascade_begin(pyr_cascade *c, pyr_cache *cache, int layer, int64_t prompt) {
+  pyr_backend *be = cache->pool->be;
+  int64_t room = cache->layers - layer;
+  pyr_arena count = { 0 }, host = { 0 }, block = { 0 };
+  pyr_evictions_layout_host(&c->es, room, cache->heads, &count);
+  c->host = pyr_alloc_zero(cache->pool->rt, count.used);
+  if (!c->host) return pyr_nomem(cache->pool->rt, count.used, "the scores of all layers");
+  c->host_bytes = count.used;
+  host.block = c->host;
+  pyr_evictions_layout_host(&c->es, room, cache->heads, &host);
+  PYR_TRY(cascade_ask(c, cache, layer, prompt));
+  for (int64_t i = 0; i < c->es.count; i++) c->needed = c->needed || c->es.each[i].splits.needed;
+  if (!c->needed) return PYR_OK;
+  count = (pyr_arena){ 0 };
+  cascade_layout(c, &count);
+  c->block = be->alloc(be, count.used);
+  if (!c->block) return pyr_nomem(cache->pool->rt, count.used, "the scores of all layers");
+  c->block_bytes = count.used;
+  block.block = c->block;
+  cascade_layout(c, &block);
+  return PYR_OK;
+}
+
+/* Whether the layer's plan says now what it said when all were asked: whether it shares, and how
+ * many rows it adds to the budget. By what it ranks, or whom it guards among as many, may differ:
+ * the memory that was laid out holds it, and only the budget was built upon. */
+static bool says_the_same(const pyr_cascade *c, const pyr_eviction *e) {
+  bool united = is_united(e), expected = c->read < c->es.count;
+  const pyr_splits *now = &e->splits, *then = expected ? &c->es.each[c->read].splits : NULL;
+  expected = expected && then->layer == now->layer;
+  if (united != expected || (e->plan.prune & PYR_PRUNE_HIDDEN)) return false;
+  return !united || (now->budget == then->budget && now->total == then->total
+                     && now->promised == then->promised);
+}
+
+/* The layer's plan has been asked for. The first that shares brings all others to light; from then
+ * on every plan is held to what was said there. `needed` decides whether queries are looked at, so
+ * it must be right before the layer reads. */
+static pyr_status cascade_join(pyr_layer_plan *p, pyr_cache *cache, int64_t prompt,
+                               int64_t alive) {
+  pyr_cascade *c = &p->cascade;
+  pyr_eviction *e = &p->eviction;
+  p->shares = is_united(e);
+  if (p->shares && alive < prompt) return pyr_policy_reached_by_few(&e->splits);
+  if (p->shares && !c->host) PYR_TRY(cascade_begin(c, cache, e->splits.layer, prompt));
+  if (c->host && !says_the_same(c, e)) return pyr_policy_not_pure(&e->splits);
+  if (p->shares) e->splits.needed = c->needed;
+  return PYR_OK;
+}
+
+/* Segments and lists of the layers that have read, from their splits; the scores of those that are
+ * held lie as they are. The last one's are asked for: *signals. */
+static pyr_status cascade_enter(pyr_cascade *c, pyr_signals *signals) {
+  int32_t *idx = c->idx;
+  int64_t lanes = 0;
+  for (int64_t i = 0; i < c->read; i++) {
+    pyr_eviction *e = &c->es.each[i];
+    bool last = i == c->read - 1;
+    e->idx = idx;
+    PYR_TRY(enter(e, signals, &c->es.contest, lanes, c->idx, c->es.contest.scores + c->held,
+                  last));
+    if (last) c->held += e->splits.total;
+    idx += rows_of(&e->splits);
+    lanes += e->splits.cache->heads;
+  }
+  return PYR_OK;
+}
+
+/* The scores of the chosen move to the front, where the next layer's come behind them. Segments
+ * say where their rows are listed: behind those before them, by where their scores lie. */
+static pyr_status cascade_pack(pyr_cascade *c, int32_t lanes, int64_t most) {
+  pyr_contest *contest = &c->es.contest;
+  pyr_backend *be = c->es.each[0].splits.cache->pool->be;
+  int64_t at = 0, from = 0;
+  for (int32_t i = 0; i < lanes; i++) {
+    contest->segments[i].at = at, contest->segments[i].offset = (int32_t)from;
+    at += contest->counts[i], from += contest->segments[i].n;
+  }
+  c->held = most;
+  if (most == 0) return PYR_OK;
+  PYR_TRY(choose(be, contest, contest->scores, lanes, most, 0, c->idx));
+  return be->take_i32(be, (int32_t *)contest->scores, c->idx, most);
+}
+
+/* What the layer's lanes hold after a cut, of which `counts` candidates are left. Guards are the
+ * same rows as before, and what is promised to a lane is among its highest, which stayed. */
+static void cascade_shrink(pyr_splits *s, const int32_t *counts) {
+  s->total = 0;
+  for (int head = 0; head < s->cache->heads; head++) {
+    pyr_split *lane = &s->lanes[head];
+    lane->candidates = lane->max = counts[head];
+    lane->rows = lane->first + lane->candidates + lane->last;
+    s->total += lane->candidates;
+  }
+}
+
+/* The layers that have read are cut to what the budget leaves them. Budget 60, of which 4 are open
+ * for lanes that are still to come: 56 may be held. Where fewer are, the scores just wait. */
+static pyr_status cascade_cut(pyr_cascade *c) {
+  pyr_contest *contest = &c->es.contest;
+  const int32_t *counts = contest->counts;
+  pyr_cache *cache = c->es.each[0].splits.cache;
+  int64_t most = c->es.budget - c->open;
+  int32_t lanes = (int32_t)c->read * cache->heads;
+  if (c->held <= most) return PYR_OK;
+  if (most > 0)
+    PYR_TRY(choose(cache->pool->be, contest, contest->scores, lanes, most, 0, c->idx));
+  for (int64_t i = 0; i < c->read; i++, counts += cache->heads) {
+    pyr_eviction *e = &c->es.each[i];
+    PYR_TRY(leave(e, counts));
+    PYR_TRY(gather(e));
+    PYR_TRY(pyr_cache_check_layer(cache, e->splits.layer));
+    cascade_shrink(&e->splits, counts);
+  }
+  return cascade_pack(c, lanes, most);
+}
+
+/* A layer that shares has read: it enters, and all that have read are cut. */
+static pyr_status cascade_run(pyr_layer_plan *p) {
+  pyr_cascade *c = &p->cascade;
+  pyr_eviction *e = &c->es.each[c->read++];
+  e->work = p->eviction.work;
+  c->open -= e->splits.promised;
+  if (!c->needed) return PYR_OK;
+  PYR_TRY(cascade_enter(c, &p->seen.signals));
+  return cascade_cut(c);
+}
+
+pyr_status pyr_layer_plans_end(pyr_layer_plan *p) {
+  for (int64_t i = 0; i < p->cascade.es.count; i++) {
+    const pyr_eviction *e = &p->cascade.es.each[i];
+    PYR_TRY(pyr_trace_tell(&e->trace, &e->splits, p->last_position + 1, e->splits.coming));
+  }
+  return PYR_OK;
+}
+
+void pyr_layer_plans_free(pyr_layer_plan *p, pyr_cache *cache) {
+  pyr_cascade *c = &p->cascade;
+  pyr_backend *be = cache->pool->be;
+  be->release(be, c->block, c->block_bytes);
+  pyr_release(cache->pool->rt, c->host, c->host_bytes);
+  *c = (pyr_cascade){ 0 };
 }
 
 /* ---- 6. hand on: a layer in prefill ---------------------------------------------------------- */
@@ -396,11 +652,9 @@ static pyr_status ask_ahead(pyr_layer_plan *p, pyr_cache *cache, pyr_shape *shap
 
 pyr_status pyr_layer_plan_ask(pyr_layer_plan *p, pyr_cache *cache, int layer, int64_t prompt,
                               int64_t alive, int flags) {
-  pyr_shape shape = shape_of(cache, layer);
-  shape.prompt = prompt;
-  shape.past = p->before = shape.rows;
-  shape.rows += alive;
-  shape.tokens += prompt;
+  pyr_shape shape = shape_reading(cache, layer, prompt, alive);
+  p->before = shape.past;
+  p->shares = false;
   p->last_position = cache->tokens + prompt - 1;
   p->asked = !(flags & PYR_PREFILL_NO_PRUNE);
   if (!p->asked) {
@@ -410,6 +664,7 @@ pyr_status pyr_layer_plan_ask(pyr_layer_plan *p, pyr_cache *cache, int layer, in
   }
   if (p->ahead) return ask_ahead(p, cache, &shape, alive);
   PYR_TRY(ask(&p->eviction, cache, PYR_WHEN_PREFILL, &shape, alive));
+  PYR_TRY(cascade_join(p, cache, prompt, alive));
   if (flags & PYR_PREFILL_ALL) PYR_TRY(check_all_logits(p, &shape));
   shape.rows = p->eviction.splits.rows_after;
   return pyr_policy_ask_trigger(cache, &shape, &p->eviction.plan, &p->trigger);
@@ -418,7 +673,7 @@ pyr_status pyr_layer_plan_ask(pyr_layer_plan *p, pyr_cache *cache, int layer, in
 static void layout(pyr_layer_plan *p, pyr_arena *arena) {
   pyr_observe_layout(&p->seen, arena);
   if (!p->eviction.splits.needed) return;
-  layout_own(&p->eviction, arena);
+  if (!p->shares) layout_own(&p->eviction, arena);     /* else the list is that of all layers */
   layout_scratch(&p->eviction, arena);
 }
 
@@ -480,8 +735,12 @@ pyr_status pyr_layer_plan_end(pyr_layer_plan *p, const int32_t **survivors, int6
   if (p->asked && pyr_signal_is_attention(&p->trigger.track))
     PYR_TRY(pyr_track_forget(s->cache, s->layer));
   PYR_TRY(pyr_observe_end(&p->seen));
-  PYR_TRY(rank(e, &p->seen.signals));
-  PYR_TRY(gather(e));
+  if (p->shares) {
+    PYR_TRY(cascade_run(p));
+  } else {
+    PYR_TRY(rank(e, &p->seen.signals));
+    PYR_TRY(gather(e));
+  }
   if (s->needed && (e->plan.prune & PYR_PRUNE_HIDDEN))
     *survivors = e->hidden, *kept = e->hidden_kept;
   PYR_TRY(pyr_cache_check_layer(s->cache, s->layer));
@@ -491,23 +750,12 @@ pyr_status pyr_layer_plan_end(pyr_layer_plan *p, const int32_t **survivors, int6
   state->past = p->before;
   state->unranked = p->trigger.window;
   pyr_trace_stop(&e->trace, s);
-  if (p->ahead) return PYR_OK;         /* told of when it is carried out */
+  if (p->shares) p->cascade.es.each[p->cascade.read - 1].trace = e->trace;
+  if (p->ahead || p->shares) return PYR_OK;            /* told of when it is settled */
   return pyr_trace_tell(&e->trace, s, p->last_position + 1, *kept);
 }
 
 /* ---- 6. hand on: plans on rows that are there ------------------------------------------------ */
-
-void pyr_evictions_layout_host(pyr_evictions *es, int64_t room, int32_t heads, pyr_arena *host) {
-  pyr_eviction scratch = { 0 };
-  PYR_PART(host, es->each, room);
-  PYR_PART(host, es->found, room);
-  if (room > 0) layout_scratch_host(&scratch, heads, host);
-  for (int64_t i = 0; i < room; i++) {
-    if (es->each) es->each[i] = scratch;
-    layout_own_host(es->each ? &es->each[i] : &scratch, heads, host);
-  }
-  layout_contest_host(&es->contest, room * heads, host);
-}
 
 pyr_status pyr_evictions_ask(pyr_evictions *es, pyr_cache *cache, int layer, pyr_when when) {
   pyr_shape shape = shape_of(cache, layer);
@@ -530,35 +778,6 @@ pyr_status pyr_evictions_ask(pyr_evictions *es, pyr_cache *cache, int layer, pyr
   /* asked for the second time: a policy that is not pure may say something else than it did */
   return when == PYR_WHEN_PREPARED
       ? pyr_policy_check_prepared(cache, &shape, &cache->states[layer].trigger, &e->plan) : PYR_OK;
-}
-
-/* Whether a plan shares its budget with other layers' plans. Such plans are ranked when all layers
- * have been asked, and never while layers read. */
-static bool is_united(const pyr_eviction *e) { return e->plan.share == PYR_SHARE_MODEL; }
-
-/* Layers may keep different numbers of rows, and guard different ones: budgets and candidates add
- * up. Of two layers of two lanes of 10 rows, one with keep 4 and one with keep 8, guards of 2 each:
- * 2 * (4 - 2) + 2 * (8 - 2) = 16 of the 32 candidates survive, wherever they are. Who would lose no
- * row by itself may lose some to another layer, so `needed` is said of all together. */
-pyr_status pyr_evictions_unite(pyr_evictions *es) {
-  int64_t budget = 0, promised = 0;
-  const pyr_eviction *first = NULL;
-  es->total = 0;
-  for (int64_t i = 0; i < es->count; i++) {
-    pyr_eviction *e = &es->each[i];
-    const pyr_splits *s = &e->splits;
-    if (!is_united(e)) continue;
-    if (!first) first = e;
-    if (e->plan.mass != first->plan.mass)
-      return pyr_policy_unequal_mass(s, first->splits.layer);
-    budget += s->budget, promised += s->promised, es->total += s->total;
-  }
-  es->mass = first ? first->plan.mass : 0;
-  es->budget = pyr_min(pyr_max(budget, promised), es->total);
-  bool needed = es->budget < es->total || (es->mass > 0 && promised < es->total);
-  for (int64_t i = 0; i < es->count; i++)
-    if (is_united(&es->each[i])) es->each[i].splits.needed = needed;
-  return PYR_OK;
 }
 
 /* Pages that hold first guarded rows alone stay shared; copies of the others count against the

@@ -4,8 +4,9 @@
  * Three users. A prefill has a plan for each layer (pyr_layer_plan), which lives as long as the
  * layer reads the prompt. A decode step, a cache that evicts at rest, and a prefill whose plans
  * wait for a preparing pass carry out a batch of plans on rows that are there (pyr_evictions): all
- * are ranked before the first row moves, so that one that fails leaves everything as it was. Both
- * are made of the same eviction.
+ * are ranked before the first row moves, so that one that fails leaves everything as it was. And
+ * where layers share a budget while they read (pyr_cascade), the plans of those that have read are
+ * carried out anew after each of them. All are made of the same eviction.
  *
  * Losers leave the cache. With `merge` they leave something behind (D2O, arXiv 2406.13035; CaM,
  * ICML 2024): of the rows of its lane that survive, guarded ones included, each loser l is given to
@@ -52,10 +53,61 @@ typedef struct pyr_eviction {        /* one plan, on the lanes of one layer; may
   pyr_contest contest;               /* of the layer's lanes [heads] */
 } pyr_eviction;
 
+/* ---- a batch of plans on rows that are there ------------------------------------------------- */
+
+typedef struct pyr_evictions {
+  pyr_eviction *each;                /* host [count], of room for as many as were laid out */
+  int64_t count;
+  int32_t *faults;                   /* backend memory [count]: 1 where a score was no number … */
+  int32_t *found;                    /* … and, once it has been read, host [count] */
+  int64_t prompt;                    /* PYR_WHEN_PREPARED: tokens of the prefill */
+  pyr_contest contest;               /* of the lanes of all layers with share = "model" … */
+  int64_t budget, total;             /* … whose candidates are `total`, of which so many survive */
+  double mass;                       /* … or as few as hold this share of their sum; 0: counts */
+} pyr_evictions;
+
+void pyr_evictions_layout_host(pyr_evictions *es, int64_t room, int32_t heads, pyr_arena *host);
+/* Adds a plan: PYR_WHEN_DECODE, for the end of the coming step; PYR_WHEN_EVICT; or
+ * PYR_WHEN_PREPARED, of a cache whose lanes are marked where the prefill began. */
+pyr_status pyr_evictions_ask(pyr_evictions *es, pyr_cache *cache, int layer, pyr_when when);
+/* Once all are asked: brings those with share = "model" together. */
+pyr_status pyr_evictions_unite(pyr_evictions *es);
+/* Before a step: makes writable what its plans will write, so that they cannot run out of memory.
+ */
+pyr_status pyr_evictions_prepare(pyr_evictions *es);
+void pyr_evictions_layout(pyr_evictions *es, pyr_arena *arena);
+pyr_status pyr_evictions_rank(pyr_evictions *es);      /* who survives; no row moves */
+/* PYR_POLICY: a score was no number. Waits. */
+pyr_status pyr_evictions_check(pyr_evictions *es);
+/* All others leave. Cannot run out of memory where lanes were prepared; whoever is told of a plan
+ * may say no, though, when rows are gone already: then the caller puts them back (undo.h). */
+pyr_status pyr_evictions_gather(pyr_evictions *es);
+
+/* evict_now.c: the plans of a prefill of `prompt` tokens, of all layers, now that it has been read
+ * and probed. Lanes are marked where the prefill began. On failure rows may have moved: the
+ * prefill's way back (undo.h) puts them right. */
+pyr_status pyr_evict_prepared(pyr_cache *cache, int64_t prompt);
+
 /* ---- prefill: the plan of one layer ---------------------------------------------------------- */
+
+/* Layers of one prefill that share a budget (share = "model"), and are cut again as later ones are
+ * read. What their rows were scored stays beside the rows that are left. */
+typedef struct pyr_cascade {         /* may not move while the prompt is read */
+  pyr_evictions es;                  /* of all such layers, in their order; faults are not used */
+  bool needed;                       /* whether any of their rows may go */
+  int64_t read;                      /* so many of them have read … */
+  int64_t held;                      /* … and hold so many candidates, whose scores the contest
+                                        has, lane after lane */
+  int64_t open;                      /* candidates that those to come keep whatever happens */
+  int32_t *idx;                      /* backend memory: survivors, layer after layer */
+  void *host, *block;                /* the memory of all this; NULL: no layer shares yet */
+  size_t host_bytes, block_bytes;
+} pyr_cascade;
 
 typedef struct pyr_layer_plan {      /* may not move while the layer reads */
   pyr_eviction eviction;
+  pyr_cascade cascade;               /* of the prefill's layers that share a budget … */
+  bool shares;                       /* … as this one does */
   pyr_observation seen;              /* what its score, and tracking, take of the queries */
   pyr_trigger trigger;               /* that the layer gets, or goes on with */
   bool asked;                        /* the policy was; else all rows stay, and so does the
@@ -91,40 +143,9 @@ pyr_status pyr_layer_plan_observe_inputs(pyr_layer_plan *p, const float *in, int
  * valid until pyr_layer_plan_free; NULL: all. */
 pyr_status pyr_layer_plan_end(pyr_layer_plan *p, const int32_t **survivors, int64_t *kept);
 void pyr_layer_plan_free(pyr_layer_plan *p);
-
-/* ---- a batch of plans on rows that are there ------------------------------------------------- */
-
-typedef struct pyr_evictions {
-  pyr_eviction *each;                /* host [count], of room for as many as were laid out */
-  int64_t count;
-  int32_t *faults;                   /* backend memory [count]: 1 where a score was no number … */
-  int32_t *found;                    /* … and, once it has been read, host [count] */
-  int64_t prompt;                    /* PYR_WHEN_PREPARED: tokens of the prefill */
-  pyr_contest contest;               /* of the lanes of all layers with share = "model" … */
-  int64_t budget, total;             /* … whose candidates are `total`, of which so many survive */
-  double mass;                       /* … or as few as hold this share of their sum; 0: counts */
-} pyr_evictions;
-
-void pyr_evictions_layout_host(pyr_evictions *es, int64_t room, int32_t heads, pyr_arena *host);
-/* Adds a plan: PYR_WHEN_DECODE, for the end of the coming step; PYR_WHEN_EVICT; or
- * PYR_WHEN_PREPARED, of a cache whose lanes are marked where the prefill began. */
-pyr_status pyr_evictions_ask(pyr_evictions *es, pyr_cache *cache, int layer, pyr_when when);
-/* Once all are asked: brings those with share = "model" together. */
-pyr_status pyr_evictions_unite(pyr_evictions *es);
-/* Before a step: makes writable what its plans will write, so that they cannot run out of memory.
- */
-pyr_status pyr_evictions_prepare(pyr_evictions *es);
-void pyr_evictions_layout(pyr_evictions *es, pyr_arena *arena);
-pyr_status pyr_evictions_rank(pyr_evictions *es);      /* who survives; no row moves */
-/* PYR_POLICY: a score was no number. Waits. */
-pyr_status pyr_evictions_check(pyr_evictions *es);
-/* All others leave. Cannot run out of memory where lanes were prepared; whoever is told of a plan
- * may say no, though, when rows are gone already: then the caller puts them back (undo.h). */
-pyr_status pyr_evictions_gather(pyr_evictions *es);
-
-/* evict_now.c: the plans of a prefill of `prompt` tokens, of all layers, now that it has been read
- * and probed. Lanes are marked where the prefill began. On failure rows may have moved: the
- * prefill's way back (undo.h) puts them right. */
-pyr_status pyr_evict_prepared(pyr_cache *cache, int64_t prompt);
+/* All layers have read: tells of the plans that share a budget, which is settled now. */
+pyr_status pyr_layer_plans_end(pyr_layer_plan *p);
+/* Once a prefill, whatever came of it: the memory that layers shared. */
+void pyr_layer_plans_free(pyr_layer_plan *p, pyr_cache *cache);
 
 #endif

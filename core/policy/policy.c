@@ -50,6 +50,20 @@ static const char *fixed_positions(const pyr_cache *cache) {
   return NULL;
 }
 
+/* While layers read, those that share a budget are cut again and again: what a share of the sum of
+ * all scores is nobody knows before the last one, and a row would be averaged into others of whom
+ * it is not known whether they stay. */
+static pyr_status check_shared(const pyr_answer *a, const pyr_plan *plan, pyr_when when) {
+  if (plan->share != PYR_SHARE_MODEL || when != PYR_WHEN_PREFILL) return PYR_OK;
+  if (plan->mass > 0)
+    return refuse(a, "mass", "cannot be said with share = \"model\" while layers read, as it is of "
+                  "the sum of all of them (a policy with `prepare`, or cache:evict)");
+  if (plan->merge)
+    return refuse(a, "merge", "cannot be said with share = \"model\" while layers read, as "
+                  "survivors may still leave (a policy with `prepare`, or cache:evict)");
+  return PYR_OK;
+}
+
 /* Every number is checked here, so that what follows (split.c, evict.c) may take a plan at its
  * word. The order is that in which a message helps most: a wrong `keep` before what follows from
  * it. */
@@ -67,14 +81,12 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
     return refuse(a, "share", "is unknown");
   if (plan->share == PYR_SHARE_MODEL && when == PYR_WHEN_DECODE)
     return refuse(a, "share", "cannot be \"model\" in decode, where layers fire one by one");
-  if (plan->share == PYR_SHARE_MODEL && when == PYR_WHEN_PREFILL)
-    return refuse(a, "share", "is \"model\", which needs the rows of all layers at once: a policy "
-                  "with `prepare`, or cache:evict");
   if (plan->prune < PYR_PRUNE_CACHE || plan->prune > PYR_PRUNE_BOTH)
     return refuse(a, "prune", "is unknown");
   if (hidden && plan->share != PYR_SHARE_LAYER)
     return refuse(a, "share", "must be \"layer\" where hidden states are pruned");
   if (!(plan->mass >= 0 && plan->mass <= 1)) return refuse(a, "mass", "lies outside (0, 1]");
+  PYR_TRY(check_shared(a, plan, when));
   if (plan->least < 0) return refuse(a, "least", "is negative");
   if (plan->least > plan->keep) return refuse(a, "least", "is more than keep");
   if (plan->least > 0 && plan->mass == 0 && plan->share < PYR_SHARE_POOL)
@@ -203,6 +215,18 @@ pyr_status pyr_policy_unequal_mass(const pyr_splits *splits, int other_layer) {
                                "which the layer shares a budget (share = \"model\")",
                                policy_name(splits->cache), (int)splits->layer + 1,
                                when_names[splits->when], other_layer + 1);
+}
+
+pyr_status pyr_policy_hides(const pyr_splits *splits) {
+  const pyr_answer a = { splits->cache, splits->layer, when_names[splits->when] };
+  return refuse(&a, "prune", "drops hidden states, but a layer above shares a budget (share = "
+                "\"model\"), for which all layers from there on must be reached by all tokens");
+}
+
+pyr_status pyr_policy_reached_by_few(const pyr_splits *splits) {
+  const pyr_answer a = { splits->cache, splits->layer, when_names[splits->when] };
+  return refuse(&a, "share", "is \"model\", but layers above have dropped hidden states: layers "
+                "that share a budget must be reached by all tokens");
 }
 
 pyr_status pyr_policy_not_pure(const pyr_splits *splits) {

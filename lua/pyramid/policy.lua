@@ -92,8 +92,9 @@ Policy.__name = "pyramid.policy"
 ---@field share? "layer"|"head"|"pool"|"model"
 ---  "layer" (the default): one set for all heads; "head": one for each KV head; "pool": `keep` is
 ---  the average, and the rows of all KV heads compete for the budget (AdaKV, arXiv 2407.11550);
----  "model": likewise the rows of all layers that say so (KVzip, arXiv 2505.23416), in policies
----  that `prepare` and in cache:evict, where all layers are there at once
+---  "model": likewise the rows of all layers that say so (KVzip, arXiv 2505.23416); while a prompt
+---  is read, earlier layers are cut again after each later one (CAKE, arXiv 2503.12491), and
+---  `mass`, `merge` and hidden states that are pruned are refused. Not in decode
 ---@field mass? number
 ---  0 < p <= 1: only as many of the ranked rows as hold the share p of the sum of their scores
 ---  (top-p; scores below 0 count 0), at most `keep`, which is then all rows unless said

@@ -51,6 +51,12 @@ local function task(limit, weights)
     end } })
     keep(cache:prefill(prompt(80, model.config.vocab)))
     keep(cache:scores(score.key_norm()))
+    local shared = keep(model:cache { policy = { name = "shared", prefill = function(_, l)
+      return { keep = math.min(l.rows, l.past + l.prompt // 2), share = "model",
+        score = score.attention { queries = 9 } }
+    end } })
+    keep(shared:prefill(prompt(80, model.config.vocab)))
+    keep(shared:prefill(prompt(30, model.config.vocab)))
     local read = keep(model:cache { policy = pyramid.policy("kvzip", { block = 20 }) })
     keep(read:prefill(prompt(50, model.config.vocab)))
     keep(read:prefill(prompt(30, model.config.vocab)))

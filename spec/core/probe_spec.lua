@@ -9,6 +9,7 @@ local pyramid = require "pyramid"
 local random_model = require "pyramid.tools.random_model"
 local random_models = require "spec.support.random_models"
 local score = require "pyramid.score"
+local chosen = require "spec.support.one_budget"
 
 local SHAPE = { layers = 3, width = 32, heads = 4, kv_heads = 2, ff = 48, vocab = 272,
   context = 512 }
@@ -634,8 +635,6 @@ describe("a policy that prepares", function()
       assert.equal("policy", code)
       assert.truthy(message:find("policy wrong, layer 1, prefill: " .. words, 1, true), message)
     end
-    refused('share is "model", which needs the rows of all layers at once',
-      { keep = 5, share = "model" })
     refused("score asks for what a probe tracked, and there was none", { keep = 5,
       score = score.probed() })
     refused("score ranks by attention that the cache does not track", { keep = 5,
@@ -656,42 +655,6 @@ end)
 -- ---- one budget for all layers ------------------------------------------------------------------
 
 describe('share = "model"', function()
-  -- What plain Lua keeps: of lanes = { { layer, head, rows = positions, x = scores } }, in order.
-  local function chosen(lanes, plan_of)
-    local budget, entries, kept = 0, {}, {}
-    for i, lane in ipairs(lanes) do
-      local plan = plan_of(lane.layer)
-      local rows = #lane.rows
-      local first = math.min(plan.guard.first, rows)
-      local last = math.min(plan.guard.last, rows - first)
-      budget = budget + plan.keep - first - last
-      local own = {}
-      kept[i] = {}
-      for j, position in ipairs(lane.rows) do
-        if j <= first or j > rows - last then kept[i][position] = true
-        else own[#own + 1] = { lane = i, position = position, x = lane.x[position] } end
-      end
-      table.sort(own, function(a, b) return a.x > b.x or a.x == b.x and a.position < b.position end)
-      local least = math.max(math.min(math.max(plan.least or 0, 1) - first - last, #own), 0)
-      for j, entry in ipairs(own) do
-        if j <= least then
-          kept[i][entry.position], budget = true, budget - 1
-        else
-          entries[#entries + 1] = entry
-        end
-      end
-    end
-    table.sort(entries, function(a, b)
-      if a.x ~= b.x then return a.x > b.x end
-      if a.lane ~= b.lane then return a.lane < b.lane end
-      return a.position < b.position
-    end)
-    for j = 1, math.min(math.max(budget, 0), #entries) do
-      kept[entries[j].lane][entries[j].position] = true
-    end
-    return kept
-  end
-
   for _, kind in ipairs { "cpu", "device" } do
     it("keeps the best rows of all layers that say so, ties to the lower, on the " .. kind,
       function()

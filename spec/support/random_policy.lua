@@ -75,12 +75,13 @@ return function(seed, grouped)
     function() return nil end,
   }()
   local plans, ragged = {}, false
+  local united = not prepared and not compact and draw(4) == 0   -- some layers share a budget
   for layer = 1, 8 do
     local prune = pick { "cache", "cache", "hidden", "both" }
-    if prepared then prune = "cache" end
+    if prepared or united then prune = "cache" end
     local share = prune == "cache" and not compact and pick { "layer", "head", "pool", "list" }
       or "layer"
-    if prepared and draw(2) == 0 then share = "model" end
+    if (prepared or united) and draw(2) == 0 then share = "model" end
     plans[layer] = { skip = draw(6) == 0, share = share, prune = prune,
       ratio = pick { 0.1, 0.4, 0.6, 0.9 }, first = pick { 0, 1, 4 }, last = pick { 0, 1, 5, 20 },
         score = draw(8) > 0 and random_score(draw, pick, prepared and function()
@@ -88,8 +89,8 @@ return function(seed, grouped)
         end or prompt_attention, compact, prepared) or nil,
           mass = share ~= "model" and draw(4) == 0 and pick { 0.3, 0.8 } or nil,
             least = draw(2) == 0 and 3 or nil,
-            merge = prune ~= "hidden" and not compact and draw(4) == 0
-              and pick { true, { threshold = 0.3 } } or nil }
+            merge = prune ~= "hidden" and not compact and (prepared or share ~= "model")
+              and draw(4) == 0 and pick { true, { threshold = 0.3 } } or nil }
     ragged = ragged or share == "pool" or share == "list" or share == "model"
       or plans[layer].mass ~= nil
   end

@@ -161,6 +161,14 @@ local function read_plan(self, name, l, plan)
   return out
 end
 
+-- Fields that a layer which shares a budget while others are still to read cannot have.
+local plan_shared = {
+  mass = 'mass cannot be said with share = "model" while layers read, as it is of the sum of all '
+    .. "of them (a policy with `prepare`, or cache:evict)",
+  merge = 'merge cannot be said with share = "model" while layers read, as survivors may still '
+    .. "leave (a policy with `prepare`, or cache:evict)",
+}
+
 -- Whether a program holds an operation of this code.
 local function holds(program, wanted)
   for at = 1, #(program or ""), 12 do
@@ -222,9 +230,10 @@ end
 function Asker:prefill(l, prepared)
   local plan = read_plan(self, "prefill", l, ask(self, "prefill", l))
   plan.before = prepared
-  if not prepared and plan.share == "model" then
-    refuse(self, "prefill", l, 'share is "model", which needs the rows of all layers at once: a '
-      .. "policy with `prepare`, or cache:evict")
+  for field, what in pairs(not prepared and plan.share == "model" and plan_shared or {}) do
+    if field == "mass" and plan.mass > 0 or field == "merge" and plan.threshold then
+      refuse(self, "prefill", l, what)
+    end
   end
   if not prepared and holds(plan.program, PROBED) then
     refuse(self, "prefill", l, "score " .. UNPROBED)
@@ -237,6 +246,22 @@ function Asker:prefill(l, prepared)
     end
   end
   return plan
+end
+
+---Raises where a layer and others above it cannot share a budget while they read.
+---@param l pyramid.Layer
+---@param plan pyramid.testing.Plan
+---@param alive integer    tokens that reach the layer
+---@param shared boolean   a layer above shares a budget
+function Asker:unites(l, plan, alive, shared)
+  if plan.share == "model" and alive < l.prompt then
+    refuse(self, "prefill", l, 'share is "model", but layers above have dropped hidden states: '
+      .. "layers that share a budget must be reached by all tokens")
+  end
+  if shared and plan.prune ~= "cache" then
+    refuse(self, "prefill", l, 'prune drops hidden states, but a layer above shares a budget '
+      .. '(share = "model"), for which all layers from there on must be reached by all tokens')
+  end
 end
 
 ---The trigger of a layer, or nil if it never fires. `track` is { history, reduce, heads, queries, x

@@ -396,7 +396,7 @@ local function longest_of(lanes)
   return longest
 end
 
-local function read_layer(self, layer, alive, prompt, prepared)
+local function read_layer(self, layer, alive, prompt, prepared, united)
   local run, config = self.run, self.run.config
   local lanes = run[layer.index]
   local held, before = rows_of(lanes, 0)
@@ -405,6 +405,7 @@ local function read_layer(self, layer, alive, prompt, prepared)
   local shape = plans.shape(layer.index, config, l)
   local plan = self.asker:prefill(shape, prepared and held)
   self.asker:fits("prefill", shape, plan, counts, layer.compact)
+  if not prepared then self.asker:unites(shape, plan, #alive, #united > 0) end
   if plan.prune ~= "hidden" then l.rows = math.max(table.unpack(plans.left(plan, counts))) end
   layer.trigger = self.asker:trigger(plans.shape(layer.index, config, l))
   self.asker:remembers(shape, plan, layer.trigger)
@@ -419,6 +420,10 @@ local function read_layer(self, layer, alive, prompt, prepared)
   run.work = run.work + #alive
   layer.plan, layer.unjudged = plan, layer.trigger and layer.trigger.window or 0
   if prepared then return alive end                       -- plans run when all layers have read
+  if plan.share == "model" then                           -- likewise
+    united[#united + 1] = layer
+    return alive
+  end
   local kept = select(self, layer, plan, true)
   if plan.prune ~= "hidden" then replace(self, layer, plan, kept) end
   if plan.prune == "cache" then return alive end
@@ -427,8 +432,9 @@ local function read_layer(self, layer, alive, prompt, prepared)
 end
 
 -- The layers whose plans share one budget: their lanes' rows compete, those of lower layers and
--- heads first among equals.
-local function select_together(self, layers)
+-- heads first among equals. The core cuts them again and again as layers read, and this once, when
+-- all have: what is left must be the same.
+local function select_together(self, layers, reading)
   local parts = {}
   for at, layer in ipairs(layers) do
     parts[at] = { plan = layer.plan, lanes = (rows_of(self.run[layer.index], 0)) }
@@ -444,7 +450,7 @@ local function select_together(self, layers)
     for head, split in ipairs(own) do
       least[#least + 1] = split.least
       segments[#segments + 1] = most > 0
-        and ranked(self, layer, layer.plan, { head }, own, false) or {}
+        and ranked(self, layer, layer.plan, { head }, own, reading) or {}
     end
   end
   local chosen = scores.choose(segments, least, most, layers[1].plan.mass)
@@ -471,7 +477,7 @@ local function run_prepared(self, how, prompt)
   for _, layer in ipairs(apart) do
     replace(self, layer, layer.plan, select(self, layer, layer.plan, false))
   end
-  if #united > 0 then select_together(self, united) end
+  if #united > 0 then select_together(self, united, false) end
 end
 
 local function snapshot(run)
@@ -491,10 +497,12 @@ local function read(self, prompt)
   for _, lanes in ipairs(self.run) do past = math.max(past, longest_of(lanes)) end
   local how = self.asker:prepare(plans.shape(1, self.run.config, { prompt = prompt, past = past,
     rows = past + prompt, tokens = self.run.seen + prompt }))
+  local united = {}
   for _, layer in ipairs(self.layers) do
-    alive = read_layer(self, layer, alive, prompt, how ~= nil)
+    alive = read_layer(self, layer, alive, prompt, how ~= nil, united)
   end
   if how then run_prepared(self, how, prompt) end
+  if #united > 0 then select_together(self, united, true) end
   self.run.seen = self.run.seen + prompt
   self.run.prefill = snapshot(self.run)
 end
