@@ -64,6 +64,10 @@ struct pyr_backend {
                          const float *up /* or NULL: act(gate) */, int64_t count,
                          pyr_activation act, float limit /* PYR_ACT_SWIGLU_CLAMPED's, which needs
                                                             `up` */);
+  /* An MLP at once, with the result of linear, activate and linear; and whether it is taken so,
+   * which depends on shapes, dtypes and flags. NULL, both: never. */
+  bool (*takes_mlp)(const pyr_backend *be, const pyr_mlp *mlp);
+  pyr_status (*mlp)(pyr_backend *be, const pyr_mlp *mlp);
   /* x = factor * x, in place, and then, where cap > 0, cap * tanh(x / cap) */
   pyr_status (*scale)(pyr_backend *be, float *x, int64_t count, float factor, float cap);
   /* x += factor * y */

@@ -252,6 +252,19 @@ typedef struct pyr_experts {
   int flags;                     /* PYR_LINEAR_… */
 } pyr_experts;
 
+/* out (+)= down (act(gate x) * up x): a layer's MLP, or down act(up x) without a gate. */
+typedef struct pyr_mlp {
+  float *out;                    /* [n, down.shape[0]]; not x */
+  const float *x;                /* [n, up.shape[1]] */
+  const pyr_tensor *gate;        /* NULL: none */
+  const pyr_tensor *up, *down;
+  const float *gate_bias, *up_bias, *down_bias;   /* or NULL */
+  int64_t n;
+  pyr_activation activation;
+  float limit;                   /* as in `activate` */
+  int flags;                     /* PYR_LINEAR_…; ADD is of down */
+} pyr_mlp;
+
 typedef struct pyr_change {      /* what is known of an id beside its logit */
   int32_t id;
   float bias;

@@ -21,7 +21,7 @@
 
 /* The operations that are counted: everything but alloc, release and reserve. */
 #define OPERATIONS(X) \
-  X(copy) X(upload) X(download) X(embed) X(norm) X(linear) X(rope) X(activate) X(scale) \
+  X(copy) X(upload) X(download) X(embed) X(norm) X(linear) X(rope) X(activate) X(mlp) X(scale) \
   X(add) X(gate_rows) X(temper) X(route) X(experts) X(take_rows) X(take_i32) X(store) \
   X(attention) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) X(row_norms) X(arith) X( \
       pool) X(normalize) X(select) \
@@ -125,6 +125,17 @@ WRAPPER(linear, (pyr_backend *be, float *out, const float *x, const pyr_tensor *
                          size_of(w) + 4.0 * (double)n * ((double)w->shape[1]
                                                          + (flags & PYR_LINEAR_ADD ? 2.0
                                                             : 1.0) * (double)w->shape[0]))
+static double mlp_values(const pyr_mlp *m) {
+  return (double)m->up->shape[0] * ((m->gate ? 2.0 : 1.0) * (double)m->up->shape[1]
+                                    + (double)m->down->shape[0]);
+}
+static double mlp_bytes(const pyr_mlp *m) {
+  return (m->gate ? size_of(m->gate) : 0) + size_of(m->up) + size_of(m->down)
+      + 4.0 * (double)m->n * ((double)m->up->shape[1] + (m->flags & PYR_LINEAR_ADD ? 2.0 : 1.0)
+                              * (double)m->down->shape[0]);
+}
+WRAPPER(mlp, (pyr_backend *be, const pyr_mlp *m), (be, m), 2.0 * (double)m->n * mlp_values(m),
+        mlp_bytes(m))
 WRAPPER(rope, (pyr_backend *be, float *x, const int32_t *pos, const float *freq, int64_t n,
                int32_t heads, int32_t head_dim, int32_t dims, pyr_rope_style style, float gain),
                    (be, x, pos, freq, n, heads, head_dim, dims, style, gain),

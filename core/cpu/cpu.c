@@ -70,8 +70,8 @@ static pyr_status reserve_tokens(pyr_backend *be, const pyr_work *work) {
   if (!fits) return pyr_nomem(be->rt, SIZE_MAX, "scratch");
   bytes = work->tokens >= PYR_SMALL_N ? pyr_cpu_grouped_bytes(work->tokens, work->cols) : 0;
   if (cpu->matmul && bytes == 0) bytes = (size_t)(work->tokens * work->cols) * sizeof(uint16_t);
-  if (cpu->tiles && bytes < pyr_cpu_amx_tokens(work->tokens, work->cols))
-    bytes = pyr_cpu_amx_tokens(work->tokens, work->cols);
+  size_t both = cpu->tiles ? 2 * pyr_cpu_amx_tokens(work->tokens, work->cols) : 0;   /* an MLP's */
+  if (bytes < both) bytes = both;
   pyr_status status = grow(be, &cpu->tokens, &cpu->tokens_bytes, bytes);
   if (status != PYR_OK || !cpu->int8) return status;
   if (!pyr_mul_size((size_t)pyr_round_up(work->tokens, cpu->tiles ? PYR_TILE : PYR_PACK_TOKENS),
@@ -244,6 +244,7 @@ pyr_status pyr_cpu_backend_open(pyr_runtime *rt, const char *isa, pyr_backend *b
         .select = pyr_cpu_select,
     .choose = pyr_cpu_choose, .merge = pyr_cpu_merge,
   };
+  if (cpu->tiles) be->takes_mlp = pyr_cpu_takes_mlp, be->mlp = pyr_cpu_mlp;
   pyr_cpu_rows_fill(be);
   pyr_cpu_elementwise_fill(be);
   pyr_cpu_experts_fill(be);

@@ -224,6 +224,9 @@ bool pyr_cpu_amx_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n, int f
 pyr_status pyr_cpu_linear_amx(pyr_backend *be, float *out, const float *x, const pyr_tensor *w,
                               const float *bias, int64_t n, int flags);
 size_t pyr_cpu_amx_tokens(int64_t n, int64_t cols);
+/* … and whole MLPs by them. */
+bool pyr_cpu_takes_mlp(const pyr_backend *be, const pyr_mlp *m);
+pyr_status pyr_cpu_mlp(pyr_backend *be, const pyr_mlp *mlp);
 /* Quantised weights where bytes are multiplied in hardware (linear_int8.c), and whether it takes
  * them and n tokens. */
 bool pyr_cpu_int8_takes(const pyr_cpu *cpu, const pyr_tensor *w, int64_t n);

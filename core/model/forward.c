@@ -193,6 +193,27 @@ static pyr_status layer_widen(pyr_forward *f, const pyr_widening *w, const float
                       c->activation_limit);
 }
 
+/* x += the MLP of in [n, width]: at once where the backend does that (core/cpu/linear_amx.c), and
+ * then what is between its products is never written, else by its parts, through f->gate and f->up.
+ * Either way the same sums. */
+static pyr_status layer_mlp(pyr_forward *f, const pyr_layer *l, float *x, const float *in,
+                            int64_t n) {
+  const pyr_model_config *c = &f->model->config;
+  int flags;
+  float *out = half_begin(f, x, &flags);
+  pyr_mlp mlp = { .out = out, .x = in, .gate = c->plain_mlp ? NULL : &l->gate, .up = &l->up,
+                  .down = &l->down, .gate_bias = l->gate_bias, .up_bias = l->up_bias,
+                  .down_bias = l->down_bias, .n = n, .activation = c->activation,
+                  .limit = c->activation_limit, .flags = flags };
+  if (f->be->takes_mlp && f->be->takes_mlp(f->be, &mlp)) {
+    PYR_TRY(f->be->mlp(f->be, &mlp));
+    return half_end(f, x, l->ffn_post_norm, n);
+  }
+  pyr_widening w = { &l->gate, &l->up, l->gate_bias, l->up_bias };
+  PYR_TRY(layer_widen(f, &w, in, n));
+  return layer_add(f, x, f->gate, &l->down, l->down_bias, l->ffn_post_norm, n);
+}
+
 /* out += the shared expert's part, weighed by a router of its own where there is one (Qwen2-MoE):
  * its logit's sigmoid multiplies what goes into W_down, which is the same as what comes out, as
  * there is no bias: s (a W_down) = (s a) W_down. `out` has the other experts' part already. */
@@ -253,10 +274,7 @@ pyr_status pyr_layer_finish(pyr_forward *f, const pyr_layer *l, float *x, int64_
   PYR_TRY(layer_add(f, x, att, &l->o, l->o_bias, l->attn_post_norm, n));
   if (c->residual == PYR_RESIDUAL_SEQUENTIAL)
     PYR_TRY(layer_norm(f, x, l->ffn_norm, l->ffn_norm_bias, n, &in));
-  if (l->experts) return layer_mix(f, l, x, in, n);
-  pyr_widening w = { &l->gate, &l->up, l->gate_bias, l->up_bias };
-  PYR_TRY(layer_widen(f, &w, in, n));
-  return layer_add(f, x, f->gate, &l->down, l->down_bias, l->ffn_post_norm, n);
+  return l->experts ? layer_mix(f, l, x, in, n) : layer_mlp(f, l, x, in, n);
 }
 
 /* ids [n], backend memory -> out [n, width], as they enter the first layer but for learned

@@ -138,6 +138,55 @@ describe("products by matrix tiles", function()
     end
   end
 
+  it("make an MLP at once, to the bit what its parts make", function()
+    local function random(count) return select(2, reference.random(count)) end
+    for i, case in ipairs {
+      { "q8_0", 48, 64, 96, "silu" }, { "q8_0", 65, 288, 160, "gelu_tanh", plain = true },
+      { "q4_0", 50, 96, 352, "silu", bias = true }, { "q4_k", 97, 256, 512, "gelu", out = true },
+      { "bf16", 16, 40, 64, "relu2", plain = true, bias = true }, { "bf16", 17, 70, 96, "silu" },
+      { "q6_k", 530, 256, 256, "swiglu_clamped", limit = 0.5, out = true, bias = true },
+    } do
+      local dtype, n, width, ff, act = table.unpack(case)
+      local m = { width = width, ff = ff, activation = act, limit = case.limit,
+        gate_dtype = dtype, up_dtype = dtype, down_dtype = dtype }
+      if not case.plain then m.gate = reference.matrix(dtype, ff, width) end
+      m.up, m.down = reference.matrix(dtype, ff, width), reference.matrix(dtype, width, ff)
+      if case.bias then
+        m.gate_bias, m.up_bias, m.down_bias = random(ff), random(ff), random(width)
+      end
+      if case.out then m.out = random(n * width) end
+      local x = random(n * width)
+      for _, rt in ipairs(teams[1]) do
+        local up = ops.linear(rt, x, dtype, m.up, ff, width, m.up_bias)
+        local hidden = case.plain and ops.activate(rt, up, nil, act)
+          or ops.activate(rt, ops.linear(rt, x, dtype, m.gate, ff, width, m.gate_bias), up, act,
+            case.limit)
+        assert.is_true(ops.mlp(rt, x, m) == ops.linear(rt, hidden, dtype, m.down, width, ff,
+          m.down_bias, m.out), ("case %d"):format(i))
+      end
+    end
+  end)
+
+  it("leave to its parts an MLP that they do not all take", function()
+    local function taken(dtype, n, width, ff, more)
+      local m = { width = width, ff = ff, activation = "silu", gate_dtype = dtype, up_dtype = dtype,
+        down_dtype = dtype, gate = reference.matrix(dtype, ff, width),
+        up = reference.matrix(dtype, ff, width), down = reference.matrix(dtype, width, ff) }
+      for key, value in pairs(more or {}) do m[key] = value end
+      return ops.mlp(one, select(2, reference.random(n * width)), m) ~= nil
+    end
+    assert.is_true(taken("q8_0", fewest, 64, 64))
+    assert.is_false(taken("q8_0", fewest - 1, 64, 64))
+    assert.is_false(taken("q8_0", fewest, 64, 64, { steps = true }))
+    assert.is_false(taken("f32", 100, 64, 64))
+    assert.is_false(taken("bf16", 100, 64, 80))      -- ends within a tile
+    assert.is_false(taken("q8_0", 100, 64, 64,
+      { down_dtype = "f32", down = reference.matrix("f32", 64, 64) }))
+    assert.is_nil(ops.mlp(bytes, select(2, reference.random(100 * 64)), { width = 64, ff = 64,
+      activation = "silu", up_dtype = "q8_0", up = reference.matrix("q8_0", 64, 64),
+      down_dtype = "q8_0", down = reference.matrix("q8_0", 64, 64) }))
+  end)
+
   it("go in panels and blocks of tokens where k is long", function()
     compare("bf16", 70, 40, 6401)
     compare("q8_0", 49, 48, 13056)

@@ -197,6 +197,58 @@ static int ops_linear(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, out, n * rows) : fail(L, be, status);
 }
 
+/* mlp(runtime, x, { gate, up, down, gate_bias, up_bias, down_bias, gate_dtype, …, width, ff,
+ * activation, limit, out, steps }) -> floats, or nil where the backend takes it by its parts.
+ * Weights are brought into the order in which the backend wants a model's; out: accumulates. */
+static int ops_mlp(lua_State *L) {
+  static const char *const activations[] = { "silu", "gelu", "gelu_tanh", "relu", "relu2",
+                                             "swiglu_clamped", NULL };
+  static const char *const names[] = { "gate", "up", "down" };
+  pyr_backend *be = begin_call(L);
+  int64_t width = int_field(L, 3, "width", 0), ff = int_field(L, 3, "ff", 0), count;
+  const float *x = copy_floats(L, be, 2, &count), *bias[3];
+  pyr_tensor w[3];
+  pyr_status status = PYR_OK;
+  for (int i = 0; i < 3; i++) {
+    char field[32];
+    snprintf(field, sizeof field, "%s_dtype", names[i]);
+    lua_getfield(L, 3, field);
+    pyr_dtype dtype = lua_isnil(L, -1) ? PYR_F32 : check_dtype(L, lua_gettop(L));
+    int64_t rows = i < 2 ? ff : width, cols = i < 2 ? width : ff;
+    snprintf(field, sizeof field, "%s_bias", names[i]);
+    lua_getfield(L, 3, field);
+    bias[i] = copy_floats(L, be, lua_gettop(L), NULL);
+    lua_getfield(L, 3, names[i]);
+    w[i] = (pyr_tensor){ NULL, dtype, 2, { rows, cols }, pyr_dtype_bytes(dtype, cols), 0 };
+    if (lua_isnil(L, -1)) continue;
+    w[i].data = copy_block(L, be, lua_gettop(L), 1, NULL);
+    if (status == PYR_OK) status = order_weights(L, be, &w[i]);
+  }
+  lua_getfield(L, 3, "activation");
+  int act = luaL_checkoption(L, lua_gettop(L), NULL, activations);
+  lua_getfield(L, 3, "limit");
+  float limit = (float)luaL_optnumber(L, lua_gettop(L), 0);
+  lua_getfield(L, 3, "steps");
+  int flags = lua_toboolean(L, -1) ? PYR_LINEAR_EXACT : 0;
+  lua_getfield(L, 3, "out");
+  float *out = copy_floats(L, be, lua_gettop(L), NULL);
+  if (out) flags |= PYR_LINEAR_ADD;
+  int64_t n = count / width, cols = width > ff ? width : ff;
+  if (!out) out = new_floats(L, be, n * width);
+  pyr_work work = { .tokens = n, .rows = 1, .sequences = 1, .heads = 1, .kv_heads = 1,
+                    .head_dim = 1, .cols = cols, .outputs = cols };
+  pyr_mlp mlp = { .out = out, .x = x, .gate = w[0].data ? &w[0] : NULL, .up = &w[1],
+                  .down = &w[2], .gate_bias = bias[0], .up_bias = bias[1], .down_bias = bias[2],
+                  .n = n, .activation = (pyr_activation)act, .limit = limit, .flags = flags };
+  if (!be->takes_mlp || !be->takes_mlp(be, &mlp)) {
+    lua_pushnil(L);
+    return 1;
+  }
+  if (status == PYR_OK) status = be->reserve(be, &work);
+  if (status == PYR_OK) status = be->mlp(be, &mlp);
+  return status == PYR_OK ? push_floats(L, be, out, n * width) : fail(L, be, status);
+}
+
 /* rope(runtime, x, pos, freq, heads, head_dim, "half" | "interleaved", gain) -> floats */
 static int ops_rope(lua_State *L) {
   static const char *const styles[] = { "half", "interleaved", NULL };
@@ -1006,7 +1058,7 @@ int luaopen_pyramid_specs(lua_State *L) {
         { "to_f32", ops_to_f32 },
     { "from_f32", ops_from_f32 }, { "alloc", ops_alloc }, { "reserve", ops_reserve },
         { "embed", ops_embed },
-    { "norm", ops_norm }, { "linear", ops_linear }, { "rope", ops_rope },
+    { "norm", ops_norm }, { "linear", ops_linear }, { "mlp", ops_mlp }, { "rope", ops_rope },
     { "activate", ops_activate }, { "scale", ops_scale }, { "add", ops_add },
     { "gate_rows", ops_gate_rows }, { "temper", ops_temper },
     { "route", ops_route }, { "experts", ops_experts },

@@ -352,7 +352,7 @@ function cases.add_fraction(result, limits, kind)
   if result.quiet then return end                        -- the neighbour took a part of it
   local flops, bytes = 0, 0
   for _, entry in ipairs(result.profile or {}) do
-    if entry.name == "linear" or entry.name == "attention" then
+    if entry.name == "linear" or entry.name == "mlp" or entry.name == "attention" then
       flops, bytes = flops + entry.flops, bytes + entry.bytes
     end
   end
