@@ -404,23 +404,47 @@ function Policy:with(given)
   return new(self.definition, all)
 end
 
+-- How many rows a policy would keep of a prompt, over all layers.
+local function rows_of(candidate, l)
+  local rows = 0
+  for _, layer in ipairs(module.forecast(candidate, l, l.prompt)) do rows = rows + layer.rows end
+  return rows
+end
+
+-- The policy whose rows come nearest to `wanted`, and are no more where that can be: by secants,
+-- and every other time by halves, as rows grow with the option in steps. It ends within a row, or
+-- where the option's interval is a thousandth of a row of one layer.
+local function search(self, l, wanted)
+  local fit = self.definition.fit
+  local range = self.definition.limits[fit] or {}
+  local low, high = range[1] or 0, range[2] or 1
+  local function at(value)
+    local candidate = self:with { target = 0, [fit] = value }
+    return candidate, rows_of(candidate, l) - wanted
+  end
+  local best, below = at(low)
+  if below > 0 then return best end
+  local most, above = at(high)
+  if above <= 0 then return most end
+  for turn = 1, 60 do
+    if below > -1 or (high - low) * l.prompt < 1e-3 then break end
+    local part = turn % 2 == 1 and math.min(math.max(-below / (above - below), 0.01), 0.99) or 0.5
+    local middle = low + (high - low) * part
+    local candidate, off = at(middle)
+    if off > 0 then high, above = middle, off else low, below, best = middle, off, candidate end
+  end
+  return best
+end
+
 ---The options for a prompt: as they are, or, where the option `target` is set, with the option that
 ---`fit` names chosen so that the prompt's rows, on average over layers, come as near to that share
----of a full cache as they can (bisection over the forecast).
+---of a full cache as they can without passing it.
 ---@param l pyramid.Layer
 ---@return table
 function Policy:fitted(l)
   local fit, target = self.definition.fit, self.in_force.target
   if not fit or target <= 0 then return self.in_force end
-  local range = self.definition.limits[fit] or {}
-  local low, high, best = range[1] or 0, range[2] or 1, nil
-  for _ = 1, 40 do
-    local middle, rows = (low + high) / 2, 0
-    best = self:with { target = 0, [fit] = middle }
-    for _, layer in ipairs(module.forecast(best, l, l.prompt)) do rows = rows + layer.rows end
-    if rows > target * l.prompt * l.layers then high = middle else low = middle end
-  end
-  return best.in_force
+  return search(self, l, target * l.prompt * l.layers).in_force
 end
 
 ---The functions that the core calls, and what their scores refer to by number (see lplan.c).
