@@ -78,25 +78,49 @@ typedef struct rope_call {
   float gain;
 } rope_call;
 
+enum { TURNS = 64 };   /* pairs whose sines are made before any head is turned by them */
+
+/* `count` pairs of a head, from `a` and `b` on: value beside value, or every other one. Loops of
+ * their own, as each becomes vectors:
+ *
+ *     half          a: 0 1 2 3 …      b: 32 33 34 35 …     of 64 dimensions
+ *     interleaved   a: 0 2 4 6 …      b:  1  3  5  7 … */
+static void turn_halves(float *restrict a, float *restrict b, const float *co, const float *si,
+                        int32_t count) {
+  for (int32_t i = 0; i < count; i++) {
+    float x = a[i], y = b[i];
+    a[i] = x * co[i] - y * si[i];
+    b[i] = x * si[i] + y * co[i];
+  }
+}
+static void turn_neighbours(float *a, const float *co, const float *si, int32_t count) {
+  for (int32_t i = 0; i < count; i++) {
+    float x = a[2 * i], y = a[2 * i + 1];
+    a[2 * i] = x * co[i] - y * si[i];
+    a[2 * i + 1] = x * si[i] + y * co[i];
+  }
+}
+
 /* (a, b) becomes (a cos - b sin, a sin + b cos), with the angle pos * freq[i]. A token's sines
  * serve all of its heads. Half style of 4 dimensions pairs values 0 and 2, 1 and 3; interleaved
  * 0 and 1, 2 and 3. Dimensions from `dims` on are not turned. */
 static void rope_span(const void *ctx, int64_t begin, int64_t end) {
   const rope_call *c = ctx;
-  int32_t step = c->style == PYR_ROPE_HALF ? 1 : 2,
-      other = c->style == PYR_ROPE_HALF ? c->pairs : 1;
-  for (int64_t t = begin; t < end; t++) {
-    float *token = c->x + t * c->heads * c->head_dim;
-    for (int32_t i = 0; i < c->pairs; i++) {
-      float angle = (float)c->pos[t] * c->freq[i], co = cosf(angle) * c->gain,
-          si = sinf(angle) * c->gain;
+  float co[TURNS], si[TURNS];
+  for (int64_t t = begin; t < end; t++)
+    for (int32_t from = 0; from < c->pairs; from += TURNS) {
+      int32_t some = c->pairs - from < TURNS ? c->pairs - from : TURNS;
+      for (int32_t i = 0; i < some; i++) {
+        float angle = (float)c->pos[t] * c->freq[from + i];
+        co[i] = cosf(angle) * c->gain, si[i] = sinf(angle) * c->gain;
+      }
       for (int32_t h = 0; h < c->heads; h++) {
-        float *pair = token + h * c->head_dim + i * step, a = pair[0], b = pair[other];
-        pair[0] = a * co - b * si;
-        pair[other] = a * si + b * co;
+        float *head = c->x + (t * c->heads + h) * c->head_dim;
+        if (c->style == PYR_ROPE_HALF)
+          turn_halves(head + from, head + c->pairs + from, co, si, some);
+        else turn_neighbours(head + 2 * from, co, si, some);
       }
     }
-  }
 }
 
 /* `dims` may be less than head_dim; the gain (YaRN) scales what is turned. */
