@@ -452,6 +452,9 @@ typedef enum pyr_score_code {
                           and of the prompt's own rows only */
   PYR_S_PROBED,  /* push what the last probe tracked of each row (pyr_cache_probe, and a policy's
                     `prepare`); rows that it did not judge have 0 */
+  PYR_S_REDUNDANCY,    /* push how like the other keys of its lane a row's key is, as a softmax over
+                          the lane; of keys whose cosine is above x the last counts as less so
+                          (R-KV, arXiv 2505.24133) */
   PYR_SCORE_CODES
 } pyr_score_code;
 

@@ -19,6 +19,7 @@
  * any one needs is enough for all. */
 static pyr_status cuda_reserve(pyr_backend *be, const pyr_work *work) {
   size_t need[] = { cuda_attention_scratch(work), cuda_signals_scratch(work),
+                    cuda_redundancy_scratch(work),
                     cuda_linear_few_scratch(work), cuda_pick_scratch(work),
                     cuda_experts_scratch(work),
                     cuda_of(be)->rounded ? cuda_linear_scratch(work) : 0 };
@@ -87,6 +88,7 @@ static void fill(pyr_backend *be) {
   cuda_select_fill(be);
   cuda_pick_fill(be);
   cuda_signals_fill(be);
+  cuda_redundancy_fill(be);
   cuda_moments_fill(be);
   cuda_steps_fill(be);
   cuda_probe_fill(be);

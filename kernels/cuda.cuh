@@ -101,6 +101,7 @@ pyr_status cuda_check(pyr_backend *be, const char *operation, size_t needed);
 /* What operations need, for `reserve`. */
 size_t cuda_attention_scratch(const pyr_work *work);
 size_t cuda_signals_scratch(const pyr_work *work);
+size_t cuda_redundancy_scratch(const pyr_work *work);
 size_t cuda_linear_scratch(const pyr_work *work);
 size_t cuda_linear_few_scratch(const pyr_work *work);
 size_t cuda_experts_scratch(const pyr_work *work);
@@ -158,6 +159,7 @@ void cuda_select_fill(pyr_backend *be);        /* select.cu: select, choose */
 void cuda_pick_fill(pyr_backend *be);          /* sample.cu */
 void cuda_signals_fill(pyr_backend *be);       /* signals.cu: key_similarity, lag, output_norm,
                                                   expected */
+void cuda_redundancy_fill(pyr_backend *be);    /* redundancy.cu */
 void cuda_moments_fill(pyr_backend *be);       /* query_stats.cu: moments, moments_end */
 void cuda_steps_fill(pyr_backend *be);  /* step.cu: step_begin, step_end, step_counts, way_counts */
 void cuda_probe_fill(pyr_backend *be);         /* probe.cu: facts, trim, measure */

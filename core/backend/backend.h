@@ -162,6 +162,12 @@ struct pyr_backend {
   /* out[i] = cos(k_i, mean over [begin, end) of k_j/|k_j|); 0 if either is zero */
   pyr_status (*key_similarity)(pyr_backend *be, float *out, const pyr_lane_view *lane,
                                pyr_layout layout, int64_t begin, int64_t end);
+  /* How like the other keys of its lane a row's key is: of all n rows, with u_i = k_i/|k_i|,
+   * s_i = 1/n (sum over j != i of u_i . u_j - sum over j whose last row alike is i of u_i . u_j);
+   * the last row alike of j is the highest i != j with u_i . u_j > threshold. out = softmax of s
+   * over all n rows, of rows [begin, end). Within the reserved head_dim and rows. */
+  pyr_status (*redundancy)(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                           pyr_layout layout, int64_t begin, int64_t end, float threshold);
   /* Runs of `lag` rows from `begin` on, to the lane's last row. For a row x of a run that has a
    * whole run r behind it, of K and of V: s = std over channels of (x - min r)/(max r - min r),
    * divided by channels - 1, a channel without a range counting as 0; softmax of s over the run.

@@ -26,7 +26,7 @@
   X(attention) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) X(row_norms) X(arith) X( \
       pool) X(normalize) X(select) \
   X(choose) X(finite) X(iota) X(fill) X(softmax) X(chunk) X(mark) X(read_rows) X( \
-      key_similarity) X(lag) X(output_norm) X(moments) \
+      key_similarity) X(redundancy) X(lag) X(output_norm) X(moments) \
   X(moments_end) X(expected) X(pick) X(list_pages)
 
 enum {
@@ -279,6 +279,12 @@ WRAPPER(key_similarity, (pyr_backend *be, float *out, const pyr_lane_view *lane,
                          int64_t begin, int64_t end), (be, out, lane, layout, begin, end),
                              6.0 * (double)(end - begin) * layout.head_dim,
                                  (double)(end - begin) * (row_of(layout) + 4.0))
+/* At most: the search for the last row alike stops early. */
+WRAPPER(redundancy, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout,
+                     int64_t begin, int64_t end, float threshold),
+        (be, out, lane, layout, begin, end, threshold),
+        2.0 * (double)lane->rows * (double)lane->rows * layout.head_dim,
+        (double)lane->rows * (row_of(layout) + 12.0))
 WRAPPER(lag, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout,
               int64_t begin, int64_t end, int64_t lag, int ranked),
                   (be, out, lane, layout, begin, end, lag, ranked),

@@ -67,6 +67,10 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
       if (op->a > 1) return "ranks a lag in an unknown way";
       height++;
       break;
+    case PYR_S_REDUNDANCY:
+      if (!isfinite(op->x)) return "has a threshold of redundancy that is not finite";
+      height++;
+      break;
     case PYR_S_CUSTOM:
       if (height < op->a) return "combines a value that is not there";
       height += 1 - op->a;
@@ -125,7 +129,7 @@ static int begin_of(const pyr_score *score, int last) {
     case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
     case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
     case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
-    case PYR_S_PLACE: case PYR_S_LEARNED: case PYR_S_PROBED:
+    case PYR_S_PLACE: case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_REDUNDANCY:
       wanted--;
       break;
     case PYR_SCORE_CODES: break;
@@ -162,6 +166,7 @@ static const char *name_of(pyr_score_code code) {
   case PYR_S_CUSTOM: return "custom";
   case PYR_S_LEARNED: return "learned";
   case PYR_S_PROBED: return "probed";
+  case PYR_S_REDUNDANCY: return "redundancy";
   case PYR_SCORE_CODES: break;
   }
   return "?";
@@ -200,7 +205,7 @@ static void add_value(score_text *t, const pyr_score *score, int last) {
   case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
   case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_KEY_SIMILARITY: case PYR_S_EXPECTED:
   case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE: case PYR_S_PLACE:
-  case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_SCORE_CODES:
+  case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_REDUNDANCY: case PYR_SCORE_CODES:
     add_text(t, "%s", name);
     break;
   }
@@ -411,6 +416,7 @@ static pyr_status eval_lane(const pyr_score_op *op, const pyr_signals *s,
   pyr_layout layout = s->cache->pool->layout;
   switch ((pyr_score_code)op->code) {
   case PYR_S_KEY_SIMILARITY: return be->key_similarity(be, out, lane, layout, s->begin, s->end);
+  case PYR_S_REDUNDANCY: return be->redundancy(be, out, lane, layout, s->begin, s->end, op->x);
   case PYR_S_LAG: return be->lag(be, out, lane, layout, s->begin, s->end, op->n,
                                  (pyr_pooling)op->a);
   case PYR_S_KEY_NORM: return be->row_norms(be, out, lane, layout, s->begin, s->end,
@@ -492,6 +498,7 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
                                                        (pyr_reduce)op->b, scale);
   }
   case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM: case PYR_S_KEY_SIMILARITY: case PYR_S_LAG:
+  case PYR_S_REDUNDANCY:
     for (int i = 0; i < count && status == PYR_OK; i++) {
       pyr_lane_view lane = pyr_lane_get_view(&first[i]);
       status = eval_lane(op, s, &lane, temp + i * n);
@@ -587,7 +594,7 @@ pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, in
     case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
     case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
     case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
-    case PYR_S_PLACE: case PYR_S_LEARNED: case PYR_S_PROBED:
+    case PYR_S_PLACE: case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_REDUNDANCY:
       status = eval_signal(score, i, signals, head, count, temp, stack + height * n);
       height++;
       break;

@@ -29,7 +29,7 @@ Score.__metatable = "pyramid.score"
 local codes = { attention = 0, history = 1, key_norm = 2, value_norm = 3, position = 4, random = 5,
   const = 6, add = 7, sub = 8, mul = 9, div = 10, pool = 11, normalize = 12, key_similarity = 13,
     expected = 14, lag = 15, output_norm = 16, table = 17, place = 18, softmax = 19, chunk = 20,
-      top = 21, custom = 22, learned = 23, probed = 24 }
+      top = 21, custom = 22, learned = 23, probed = 24, redundancy = 25 }
 local reduces = { mean = 0, sum = 1, max = 2 }
 local pools = { avg = 0, average = 0, max = 1 }
 local longest = 32
@@ -195,6 +195,22 @@ end
 ---(arXiv 2504.15364) keeps the least alike.
 ---@return pyramid.Score
 function score.key_similarity() return new("key_similarity()", op("key_similarity")) end
+
+---How like the other keys of its lane a row's key is: the mean of their cosines, as a softmax over
+---all rows of the lane, guarded ones too. Of rows whose cosine is above `threshold` (0.5) the last
+---one stands for the others: for each row, what it shares with the last one like it is not counted
+---as that one's redundancy. (The authors' code takes, where a row is like none, the first row of
+---all for its last one; this does not.) At most rows * rows * head_dim products. Source: R-KV,
+---arXiv 2505.24133, which ranks by attention less this.
+---@param o? { threshold?: number }
+---@return pyramid.Score
+function score.redundancy(o)
+  local _ <close> = core.plain_locale()
+  o = options.check("score.redundancy", o, { threshold = "number" })
+  local threshold = o.threshold or 0.5
+  if not finite(threshold) then error("score.redundancy: threshold must be a finite number", 2) end
+  return new(("redundancy{threshold=%g}"):format(threshold), op("redundancy", 0, 0, 0, threshold))
+end
 
 ---The length (L1) of what a row's value adds to the residual stream, W_o v, mean over the query
 ---heads that read it. Source: CriticalKV, arXiv 2502.03805.

@@ -52,11 +52,14 @@ local scorer = {}
 ---@field track? fun(o: table, l: pyramid.Layer): pyramid.Score
 ---  the attention or history that is gathered while text is generated, by which rows then are
 ---  ranked instead of `score`
+---@field decode? fun(o: table, l: pyramid.Layer, keep: integer): pyramid.Score
+---  what ranks while text is generated, if it is neither what is tracked alone nor `score`
 
 local scorer_keys = { name = "string", doc = "string", defaults = "table", limits = "table",
   presets = "table", score = "function", guard = "function", floor = "function",
   budget = "function", share = "string", more = "function", generates = "boolean",
-  slack = "integer", window = "function", track = "function", prepare = "function" }
+  slack = "integer", window = "function", track = "function", prepare = "function",
+  decode = "function" }
 
 local common_limits = { ratio = { 0, 1 }, rows = { 0 }, slack = { 0 }, sinks = { 0 },
   recent = { 0 }, window = { 1 }, kernel = { 1, 63, 2 }, pool = { "max", "avg" },
@@ -82,8 +85,8 @@ end
 ---@return pyramid.Policy
 function scorer.scorer(d)
   options.check("policy.scorer", d, scorer_keys)
-  if d.track and not d.generates or d.window and not d.generates then
-    error("policy.scorer: `window` and `track` go with `generates = true`", 2)
+  if (d.track or d.window or d.decode) and not d.generates then
+    error("policy.scorer: `window`, `track` and `decode` go with `generates = true`", 2)
   end
   local defaults, limits = options_of(d)
   local guard = d.guard or sinks_and_recent
@@ -119,7 +122,9 @@ function scorer.scorer(d)
       return { over = rows + o.slack, window = d.window and d.window(o, l, rows),
         track = d.track and d.track(o, l) }
     end or nil,
-    decode = d.generates and function(o, l) return plan(o, l, d.track or d.score) end or nil,
+    decode = d.generates and function(o, l)
+      return plan(o, l, d.decode or d.track or d.score)
+    end or nil,
   }
 end
 

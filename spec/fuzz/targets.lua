@@ -482,7 +482,8 @@ end
 local function some_score(depth, plain)
   local how = R(1, depth > 0 and 18 or 11)
   if plain and (how == 5 or how == 6 or how == 9 or how == 11) then how = 1 end
-  local signals = { "key_norm", "value_norm", "position", "key_similarity", "output_norm", "place" }
+  local signals = { "key_norm", "value_norm", "position", "key_similarity", "output_norm", "place",
+    "redundancy" }
   local e
   if how == 1 and R(3) == 1 then e = score.probed()
   elseif how <= 4 then e = score[pick(signals)]()

@@ -60,6 +60,82 @@ describe("key_similarity", function()
   end)
 end)
 
+describe("redundancy", function()
+  -- A cosine that rounds to the other side of the threshold moves some rows by 1 / rows.
+  local function check(layout, lane, from, to, threshold)
+    local raw, margin = reference.redundancy(lane.k, layout.head_dim, lane.rows, threshold)
+    if margin < 1e-5 then return false end
+    local ref = table.move(reference.softmax(raw), from + 1, to, 1, {})
+    reference.each(function(rt) return ops.redundancy(rt, layout, lane, from, to, threshold) end,
+      function(result, fail)
+      reference.near(result, ref, 2e-6, fail, ("%s, d %d, rows %d to %d of %d, above %g"):format(
+        layout.dtype, layout.head_dim, from, to, lane.rows, threshold))
+    end)
+    return true
+  end
+
+  -- Keys around a few directions, so that many are alike.
+  local function crowded_lane(layout, rows, directions)
+    local d, k, v = layout.head_dim, {}, {}
+    local centres = {}
+    for i = 1, directions * d do centres[i] = math.random() * 2 - 1 end
+    for j = 0, rows - 1 do
+      local centre, noise = math.random(0, directions - 1), math.random()
+      for c = 1, d do
+        k[j * d + c] = centres[centre * d + c] + noise * (math.random() * 2 - 1)
+        v[j * d + c] = math.random()
+      end
+    end
+    return reference.lane(layout, (reference.ascending(rows, 0, 2)), nil, { k = k, v = v })
+  end
+
+  it("is the mean cosine to the other keys, less what a row's last one alike has of it", function()
+    local done = 0
+    each_shape(function(layout)
+      local rows = math.random(1, 300)
+      local from = math.random(0, rows - 1)
+      local lane = crowded_lane(layout, rows, math.random(1, 6))
+      if check(layout, lane, from, math.random(from, rows), 0.5) then done = done + 1 end
+      if check(layout, lane, 0, rows, 0.9) then done = done + 1 end
+    end)
+    assert.is_true(done > 20)
+  end)
+
+  it("finds none alike above 1, and all but a row itself above -2", function()
+    each_shape(function(layout)
+      local lane, from, to = random_lane(layout, 200)
+      assert.is_true(check(layout, lane, from, to, 1.5))
+      assert.is_true(check(layout, lane, from, to, -2))
+    end)
+  end)
+
+  it("knows zeros, equal keys and single rows", function()
+    local layout = { dtype = "f32", head_dim = 16 }
+    local lane = reference.lane(layout, (reference.ascending(70, 0)))
+    local row = 16 * 4
+    local second = lane.pages:sub(row + 1, 2 * row)
+    lane.pages = ("\0"):rep(row) .. second .. second .. lane.pages:sub(3 * row + 1)
+    for c = 1, 16 do lane.k[c], lane.k[32 + c] = 0, lane.k[16 + c] end
+    check(layout, lane, 0, 70, 0.25)
+    check(layout, lane, 2, 2, 0.25)
+    for rows = 1, 3 do
+      local few = reference.lane(layout, (reference.ascending(rows, 0)))
+      check(layout, few, 0, rows, 0.25)
+      check(layout, few, 0, rows, -2)
+    end
+  end)
+
+  it("has NaN where a key has", function()
+    local layout = { dtype = "f32", head_dim = 16 }
+    local lane = reference.lane(layout, (reference.ascending(40, 0)))
+    lane.pages = ("\xff"):rep(4) .. lane.pages:sub(5)
+    reference.each(function(rt) return ops.redundancy(rt, layout, lane, 5, 9, 0.5) end,
+      function(result, fail)
+      for _, x in ipairs(ops.numbers(result)) do if x == x then fail("%g is a number", x) end end
+    end)
+  end)
+end)
+
 describe("lag", function()
   local function check(layout, lane, from, to, lag)
     local ref = reference.lag(lane, layout.head_dim, from, to, lag)

@@ -1,6 +1,7 @@
 -- StreamingLLM, SnapKV and H2O keep the rows that plain oracles keep
 -- (scripts/maker/oracle/evictors.py), head by head; so do those of the catalogue that judge while
--- text is generated (scripts/maker/oracle/catalogue.py).
+-- text is generated (scripts/maker/oracle/catalogue.py), and those that kvpress lacks
+-- (scripts/maker/oracle/newer.py).
 local helper = require "spec.helper"
 local pyramid = require "pyramid"
 
@@ -14,7 +15,8 @@ local function assert_kept(maps, sequence, what)
   end
 end
 
-for _, folder in ipairs { "evictors/mha", "evictors/gqa", "catalogue/mha", "catalogue/gqa" } do
+for _, folder in ipairs { "evictors/mha", "evictors/gqa", "catalogue/mha", "catalogue/gqa",
+  "newer/mha", "newer/gqa" } do
   local name = folder:match "[^/]*$"
   local golden = helper.json(helper.fixture(folder .. "/golden.json"))
   local bytes = helper.read(helper.fixture(folder .. "/golden.bin"))

@@ -11,6 +11,8 @@ local vector = require "pyramid.vector"
 describe("scores", function()
   it("print as the expression that made them, and compare by it", function()
     for text, make in pairs {
+      ["redundancy{threshold=0.5}"] = score.redundancy,
+      ["redundancy{threshold=0.75}"] = function() return score.redundancy { threshold = 0.75 } end,
       ["key_similarity()"] = score.key_similarity, ["output_norm()"] = score.output_norm,
         ["place()"] = score.place,
       ["expected{future=9, sinks=2, covariance=false, heads=max}"] = function()
@@ -49,6 +51,8 @@ describe("scores", function()
       function() score.expected { future = 0 } end, function() score.expected { futur = 9 } end,
       function() score.expected { sinks = -1 } end,
         function() score.expected { heads = "median" } end,
+      function() score.redundancy { threshold = 0 / 0 } end,
+      function() score.redundancy { treshold = 1 } end,
       function() score.lag { lag = 0 } end, function() score.lag { lag = 1.5 } end,
         function() score.lag(128) end,
       function() one:chunk(0) end, function() one:chunk(2.5) end, function() one:top(-1) end,

@@ -778,6 +778,19 @@ static int ops_key_similarity(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, out, end - begin) : fail(L, be, status);
 }
 
+/* redundancy(runtime, layout, lane, from, to, threshold) -> floats */
+static int ops_redundancy(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
+  int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
+  float *out = new_floats(L, be, end - begin);
+  pyr_status status = reserve_rows(be, l, lane.rows);
+  if (status == PYR_OK)
+    status = be->redundancy(be, out, &lane, l.layout, begin, end, (float)luaL_checknumber(L, 6));
+  return status == PYR_OK ? push_floats(L, be, out, end - begin) : fail(L, be, status);
+}
+
 /* lag(runtime, layout, lane, from, to, lag, ranked) -> floats */
 static int ops_lag(lua_State *L) {
   pyr_backend *be = begin_call(L);
@@ -1066,7 +1079,8 @@ int luaopen_pyramid_specs(lua_State *L) {
         { "gather", ops_gather },
     { "merge", ops_merge }, { "rotate", ops_rotate }, { "choose", ops_choose },
     { "attention", ops_attention }, { "mass", ops_mass }, { "row_norms", ops_row_norms },
-    { "read_rows", ops_read_rows }, { "key_similarity", ops_key_similarity }, { "lag", ops_lag },
+    { "read_rows", ops_read_rows }, { "key_similarity", ops_key_similarity },
+    { "redundancy", ops_redundancy }, { "lag", ops_lag },
     { "output_norm", ops_output_norm }, { "expected", ops_expected },
     { "softmax", ops_softmax }, { "chunk", ops_chunk }, { "mark", ops_mark },
     { "reduce_rows", ops_reduce_rows }, { "arith", ops_arith }, { "pool", ops_pool },

@@ -394,6 +394,30 @@ function reference.key_similarity(k, d, from, to)
   return out
 end
 
+--- R-KV's redundancy before its softmax, of all rows; and how near a cosine came to the threshold.
+function reference.redundancy(k, d, rows, threshold)
+  local units, out, margin = {}, {}, math.huge
+  for i = 1, rows do
+    units[i], out[i] = row_of(k, d, i - 1), 0.0
+    local size = norm(units[i])
+    for c = 1, d do units[i][c] = size > 0 and units[i][c] / size or 0.0 end
+  end
+  for i = 1, rows do
+    local last, alike
+    for j = 1, rows do
+      local dot = 0.0
+      for c = 1, d do dot = dot + units[i][c] * units[j][c] end
+      if i ~= j then
+        out[i] = out[i] + dot / rows
+        margin = math.min(margin, math.abs(dot - threshold))
+        if dot > threshold then last, alike = j, dot end
+      end
+    end
+    if last then out[last] = out[last] - alike / rows end
+  end
+  return out, margin
+end
+
 function reference.softmax(x)
   local top, sum, out = -math.huge, 0.0, {}
   for _, y in ipairs(x) do top = math.max(top, y) end

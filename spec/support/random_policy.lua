@@ -25,10 +25,14 @@ local function random_score(draw, pick, attention, turned, probed)
   local function signal()
     if probed and draw(3) > 0 then return score.probed() end
     local kind = pick { "attention", "attention", "key_norm", "value_norm", "position", "random",
-      "place", "output_norm", "table", "lag", "key_similarity" }
+      "place", "output_norm", "table", "lag", "key_similarity", "redundancy" }
     if kind == "attention" then return attention() end
     if kind == "table" then return tables[draw(2) + 1] end
-    if turned and (kind == "lag" or kind == "key_similarity") then return score.place() end
+    if turned and (kind == "lag" or kind == "key_similarity" or kind == "redundancy") then
+      return score.place()
+    end
+    -- no cosine comes near this: above a threshold that some come near, two ways of rounding differ
+    if kind == "redundancy" then return score.redundancy { threshold = -1.5 } end
     if kind == "lag" then return score.lag { lag = pick { 3, 8 }, ranked = draw(2) == 0 } end
     return kind == "random" and score.random(draw(100)) or score[kind]()
   end

@@ -38,7 +38,7 @@ local scores = {}
 local names = { [0] = "attention", "history", "key_norm", "value_norm", "position", "random",
   "const", "add", "sub", "mul", "div", "pool", "normalize", "key_similarity", "expected", "lag",
     "output_norm", "table", "place", "softmax", "chunk", "top", "custom", "learned",
-      "probed" }
+      "probed", "redundancy" }
 
 local function each(list, f)
   local out = {}
@@ -167,6 +167,28 @@ local function similarities(group, lane)
     sum = sum and scores.plus(sum, unit) or unit
   end
   return each(lane.rows, function(position) return cosine(group.key(lane.head, position), sum) end)
+end
+
+-- How like the other keys of the lane each judged row's key is.
+local function redundancy(group, lane, threshold)
+  local all, sums = group.held[lane.head], {}
+  local units = each(all, function(position)
+    local key = group.key(lane.head, position)
+    local size = length(key)
+    return list_of(scores.times(key, size > 0 and 1 / size or 0.0))
+  end)
+  for i in ipairs(all) do sums[i] = 0.0 end
+  for i, unit in ipairs(units) do
+    local last, alike
+    for j, other in ipairs(units) do
+      local dot = 0.0
+      for c, x in ipairs(unit) do dot = dot + x * other[c] end
+      if i ~= j then sums[i] = sums[i] + dot / #all end
+      if i ~= j and dot > threshold then last, alike = j, dot end
+    end
+    if last then sums[last] = sums[last] - alike / #all end
+  end
+  return table.move(softmax(sums), lane.first + 1, lane.first + #lane.rows, 1, {})
 end
 
 -- Softmax over a run of rows of how far their channels spread, in the range that each has in the
@@ -311,6 +333,10 @@ local operations = {
   key_similarity = { pops = 0, run = function(group)
     directions(group, "the similarity of keys")
     return mean_of(each(group.lanes, function(lane) return similarities(group, lane) end))
+  end },
+  redundancy = { pops = 0, run = function(group, op)
+    directions(group, "the redundancy of keys")
+    return mean_of(each(group.lanes, function(lane) return redundancy(group, lane, op.x) end))
   end },
   lag = { pops = 0, run = function(group, op)
     directions(group, "lag")
