@@ -259,6 +259,7 @@ describe("pyramid bench", function()
         if entry.name == "mass" or entry.name == "select" then spent = spent + entry.seconds end
       end
       assert.is_true(result.evicting >= spent / total and result.evicting < 1)
+      if result.label == "full" then assert.is_true(result.evicting < 0.1) end
       assert.equal("bytes calls flops name seconds", keys(result.profile[1]))
       assert.equal(result.case.kind == "batch", type(result.first_token_seconds) == "number")
       -- a prompt's limit is oneDNN's rate, which a build without it does not know

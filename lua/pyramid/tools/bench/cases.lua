@@ -248,7 +248,7 @@ end
 -- What a forward pass and the moving of rows would take without a policy's scores and choices.
 local not_evicting = {}
 for name in ([[linear attention embed norm rope activate scale add gate_rows temper route
-  experts take_rows take_i32 store gather merge
+  experts mlp take_rows take_i32 store gather merge
   rotate copy upload download]]):gmatch "%S+" do not_evicting[name] = true end
 
 -- The share of profiled time in which rows were scored and chosen.
