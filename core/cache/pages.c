@@ -99,16 +99,16 @@ enum {
   ALIGN = 4096,                  /* of the first page of a slab */
   SLAB_PAGES = 16,               /* at least, */
   SLAB_PART = 8,                 /* … else this part of the pages in use, */
-  SLAB_BYTES = 1 << 20,          /* … and so many bytes at most */
+  SLAB_BYTES = 2 << 20,          /* … and so many bytes at most: a large page of the system's */
 };
 
 /* Sanitizers see the end of an allocation: there each page is one. */
 #if defined(__SANITIZE_ADDRESS__)
 static int64_t slab_pages(const pyr_pool *pool, int kind) { return (void)pool, (void)kind, 1; }
 #else
-/* Of pages of 8192 bytes, at most 1 MiB / 8192 = 128: with none in use 16 are taken at once,
- * with 400 in use 400 / 8 = 50, from 1,024 on 128. What is taken and not used is so an eighth of
- * what is held, or 16 pages, at most. A page larger than 1 MiB is alone. */
+/* Of pages of 8192 bytes, at most 2 MiB / 8192 = 256: with none in use 16 are taken at once,
+ * with 400 in use 400 / 8 = 50, from 2,048 on 256. What is taken and not used is so an eighth of
+ * what is held, or 16 pages, at most. A page larger than 2 MiB is alone. */
 static int64_t slab_pages(const pyr_pool *pool, int kind) {
   int64_t most = (int64_t)(SLAB_BYTES / pool->page_bytes[kind]),
       wanted = pool->pages[kind] / SLAB_PART;
