@@ -30,6 +30,15 @@ MARGIN, POOL = 1e-5, 600
 average, highest = torch.nn.functional.avg_pool1d, torch.nn.functional.max_pool1d
 SNAP = dict(window_size=16, kernel_size=5)
 
+
+
+def finch(ratio, window, **how):
+    """The press, told the length of the question that its delimiter would tell it."""
+    press = kvpress.FinchPress(ratio, rerotate_keys=False, **how)
+    press.window_size = window
+    return press
+
+
 # policy, our options, prompt tokens, rows kept (None: as it comes), attention, the press for a compression ratio
 CASES = [
     ("knorm", {}, 150, 60, "sdpa", lambda r: kvpress.KnormPress(r)),
@@ -53,6 +62,10 @@ CASES = [
     ("pyramidkv", dict(window=16, kernel=5, pool="avg", beta=5), 200, 100, "sdpa", lambda r: kvpress.PyramidKVPress(r, beta=5, **SNAP)),
     ("pyramidkv", dict(window=16, kernel=5, pool="avg", beta=4), 400, 100, "sdpa", lambda r: kvpress.PyramidKVPress(r, beta=4, **SNAP)),
     ("pyramidkv", dict(window=16, kernel=5, pool="avg"), 200, 50, "sdpa", lambda r: kvpress.PyramidKVPress(r, **SNAP)),
+    ("curdkv", {}, 150, 60, "sdpa", lambda r: kvpress.CURPress(r)),
+    ("curdkv", dict(sinks=2, run=12), 132, 40, "sdpa", lambda r: kvpress.CURPress(r, num_sinks=2, local_window_size=12)),
+    ("finch", dict(window=16), 150, 60, "sdpa", lambda r: finch(r, 16)),
+    ("finch", dict(window=5, normalize=False), 150, 60, "sdpa", lambda r: finch(r, 5, normalize_scores=False)),
 ]
 
 
@@ -137,7 +150,11 @@ def make(name, seed):
             for layer in (0, -1):
                 scores = seen["scores"][layer]
                 scores = torch.where(scores > 1e30, torch.inf, scores)
+                if policy == "curdkv":             # its sinks have 1, and all rows together 1
+                    scores[:, :options.get("sinks", 4)] = torch.inf
                 blob.extend(scores.numpy().astype("<f4").tobytes())
+        if policy in ("curdkv", "finch"):          # ours are theirs times a number of each head
+            stored["factor"] = True
         cases.append(stored)
         print(f"{name} {policy} {options}: {[len(heads[0]) for heads in seen['kept']]} of {n}, gap {gap:.1e}", flush=True)
     os.makedirs(out, exist_ok=True)

@@ -9,6 +9,8 @@ budget: `rows`, or ceil(ratio*n) where rows is 0; in generation rows are judged 
          cosine of its key to the others', less, for each row whose last similar one it is, their cosine: the last j with
          cos(k_i, k_j) > threshold, over the number of rows (arXiv 2505.24133; where a row is like none, the authors' code
          takes the first row for its last similar one, and this does not).
+  morphkv  The last `recent` rows stay. A row before them has the sum of the attention that the last `recent` queries gave
+         it, mean over the group's heads; with fuse = "max" the highest that any of them gave (arXiv 2503.00979).
 
     pip install -r scripts/maker/oracle/requirements.txt
     python scripts/maker/oracle/newer.py          makes the golden data of both models (a few minutes)
@@ -76,10 +78,26 @@ class RKV(catalogue.Ranked):
         return self.after_prompt(lane, a, self.o["slack"])
 
 
-ORACLES = {"rkv": RKV}
+class Morph(RKV):
+    DEFAULTS = dict(ratio=0.5, rows=0, slack=31, recent=32, fuse="sum")
+
+    def __init__(self, folder, options, dtype=np.float64):
+        super().__init__(folder, options, dtype)
+        self.o["window"] = self.o["recent"]
+
+    def see(self, lane, a):
+        super().see(lane, a.max(0, keepdims=True) if self.o["fuse"] == "max" else a)
+
+    def score(self, lane, a, first, end):
+        return (lane["seen"].max(1) if self.o["fuse"] == "max" else lane["seen"].sum(1))[first:end]
+
+
+ORACLES = {"rkv": RKV, "morphkv": Morph}
 SETTINGS = [
     ("rkv", dict(slack=12)),
     ("rkv", {"rows": 30, "window": 5, "kernel": 3, "lambda": 0.3, "threshold": 0.3, "slack": 9}),
+    ("morphkv", dict(recent=7, slack=6)),
+    ("morphkv", dict(rows=25, recent=9, slack=11, fuse="max")),
 ]
 
 
