@@ -448,8 +448,9 @@ typedef enum pyr_score_code {
   PYR_S_LEARNED,       /* push a learned map of what the layer read at each row's token: of the
                           normed hidden state in, w . in + b, mean over the group's lanes (KVzap,
                           arXiv 2601.07891). The policy's table n has w and b by head:
-                          values[(layer * kv_heads + head) * (width + 1)], b last. Prefill only,
-                          and of the prompt's own rows only */
+                          values[(layer * kv_heads + head) * (width + 1)], b last. In prefill of the
+                          prompt's own rows only, and elsewhere refused, but where the trigger
+                          tracks it: then of all rows, everywhere */
   PYR_S_PROBED,  /* push what the last probe tracked of each row (pyr_cache_probe, and a policy's
                     `prepare`); rows that it did not judge have 0 */
   PYR_S_REDUNDANCY,    /* push how like the other keys of its lane a row's key is, as a softmax over
@@ -493,12 +494,15 @@ typedef struct pyr_plan {  /* each lane is cut by its own rows; one that holds n
   int32_t keep_count;   /* 0, or kv_heads (<= PYR_KEEP_HEADS; needs PYR_SHARE_HEAD): … */
   int32_t keep_of[PYR_KEEP_HEADS];   /* … `keep` of each head */
   int64_t first, last;  /* guarded rows at either end; guards win over keep where they exceed it */
-  int64_t least;        /* with PYR_SHARE_POOL, PYR_SHARE_MODEL or mass: rows of a lane that survive
-                           at least, guards included; <= keep */
+  int64_t least;        /* with PYR_SHARE_POOL, PYR_SHARE_MODEL, mass or bounded: rows of a lane
+                           that survive at least, guards included; <= keep */
   double mass;          /* 0, or in (0, 1]: as few of the candidates as hold this share of the sum
                            of their scores (a score below 0 counts 0), at least `least` and at most
                            `keep` rows with the guards; the same in all layers that share
                            PYR_SHARE_MODEL */
+  int32_t bounded;      /* 1: candidates whose score is below `above` do not survive, but for
+                           `least`; how many do follows what was read, and is at most `keep` */
+  float above;          /* finite; as mass the same in all layers that share PYR_SHARE_MODEL */
   pyr_share share;      /* PYR_PRUNE_HIDDEN needs PYR_SHARE_LAYER */
   pyr_prune prune;      /* in decode always PYR_PRUNE_CACHE */
   int32_t merge;        /* losers are merged into survivors of their lane (core/policy/evict.h says
@@ -519,7 +523,10 @@ typedef struct pyr_trigger {  /* when decode plans run, and what is tracked unti
   pyr_score_op track;   /* the PYR_S_ATTENTION or PYR_S_HISTORY signal that decode plans rank by
                            (with its n and x, or they are refused), or any other code: none. Tracked
                            per lane as the mean over its heads, from the prompt's queries on; or, as
-                           PYR_MAX over both queries and heads, as the highest of all */
+                           PYR_MAX over both queries and heads, as the highest of all. Or
+                           PYR_S_LEARNED: each row is given its number when it is made, also by a
+                           step, and keeps it; a cache tracks one table in all layers and for good,
+                           and rows from before have 0 */
 } pyr_trigger;
 
 /* Numbers that a PYR_S_TABLE reads; host memory, unchanged while the policy lives. What lies beyond

@@ -33,7 +33,9 @@ static __global__ void store_kernel(const pyr_append *calls, row_format f, int32
   const pyr_lane_view lane = a.lanes[from % kv_heads];
   write_row(row_at(lane, f.bytes, lane.rows + i, 0), f.dtype, a.k + from * f.d, f.d);
   write_row(row_at(lane, f.bytes, lane.rows + i, 1), f.dtype, a.v + from * f.d, f.d);
-  if (lane_of_warp() == 0) lane.positions[lane.rows + i] = a.positions[i];
+  if (lane_of_warp() != 0) return;
+  lane.positions[lane.rows + i] = a.positions[i];
+  if (a.learned) lane.history[lane.rows + i] = a.learned[from];
 }
 
 /* Page tables of lanes cover only the rows that are written. */

@@ -1,7 +1,7 @@
 /* select.cu — the rows of highest scores, in linear time and without a sort: so many of one vector
- * (select), or so many, or so much of the sum, of several vectors together (choose). The algorithm
- * is that of core/cpu/select.c: the select of radix_select.cuh, and a pass that writes what lies
- * above the last key and the first of what equals it.
+ * (select), or so many, so much of the sum, or all above a bound, of several vectors together
+ * (choose). The algorithm is that of core/cpu/select.c: the select of radix_select.cuh, and a pass
+ * that writes what lies above the last key and the first of what equals it.
  *
  * One block of as many threads as there are does it all: at 4096 scores four of them a thread, so
  * that a pass is short next to a launch, and passes need no launches between them. Counting is by
@@ -158,6 +158,8 @@ struct choice {
   int32_t count;
   int64_t n, least, most;
   double mass;
+  bool bounded;
+  float above;
   int32_t *idx, *chosen, *work;
 };
 
@@ -198,6 +200,25 @@ static __device__ uint64_t target_of(shared_state *s, const segments &a, double 
   return target > held ? target - held : 0;
 }
 
+/* How many rows at or above a bound no segment has chosen for itself: all of them, less those above
+ * a segment's own cut, and less its equals that it took, which are counted once. 9 and 8 of 9 1 8 |
+ * 7 6 2 are at 8 or above, and 9 was chosen: one. */
+static __device__ int64_t passing(shared_state *s, const segments &a, float above) {
+  unsigned long long n = 0;
+  uint32_t least = key_of(above);
+  const float *score = a.score;
+  for (int32_t g = 0; g < a.count; score += a.list[g++].n) {
+    cut own = own_cut(a, g);
+    for (int64_t i = threadIdx.x; i < a.list[g].n; i += THREADS) {
+      uint32_t key = key_of(score[i]);
+      if (key >= least && key <= own.key) n++;
+    }
+    if (threadIdx.x == 0 && own.key >= least)
+      n -= static_cast<unsigned long long>(own.equal);
+  }
+  return static_cast<int64_t>(block_sum(n, s->d.parts));
+}
+
 /* One block. First each segment's own cut, into work [2 * count]; then the common one, over what is
  * left of all of them; then rows are written, segment after segment, from the common cut's equals
  * what earlier segments left. The barrier: thread 0 wrote the cuts, all read them. */
@@ -217,8 +238,12 @@ static __global__ void __launch_bounds__(THREADS) choose_kernel(choice c) {
     a.unit = unit_of(&state, c.score, c.n);
     target = target_of(&state, a, c.mass);
   }
-  cut common = c.most > c.least && target > 0 ? find_cut(&state.d, a, c.most - c.least, target)
-      : no_cut();
+  int64_t wanted = c.most - c.least;
+  if (c.bounded && wanted > 0) {
+    int64_t some = passing(&state, a, c.above);
+    wanted = some < wanted ? some : wanted;
+  }
+  cut common = wanted > 0 && target > 0 ? find_cut(&state.d, a, wanted, target) : no_cut();
   score = c.score;
   for (int32_t g = 0; g < c.count; score += c.list[g++].n) {
     int32_t written = write_rows(&state, score, c.list[g].n, own_cut(a, g), &common,
@@ -231,7 +256,7 @@ static __global__ void __launch_bounds__(THREADS) choose_kernel(choice c) {
  * device, and the host does not wait for them. */
 static pyr_status cuda_choose(pyr_backend *be, const pyr_choice *c) {
   int64_t n = 0, least = 0;
-  bool fits = c->mass >= 0 && c->mass <= 1;
+  bool fits = c->mass >= 0 && c->mass <= 1 && (!c->bounded || c->above == c->above);
   for (int32_t s = 0; s < c->count; s++) {
     fits = fits && c->segments[s].least >= 0 && c->segments[s].least <= c->segments[s].n;
     n += c->segments[s].n, least += c->segments[s].least;
@@ -249,8 +274,8 @@ static pyr_status cuda_choose(pyr_backend *be, const pyr_choice *c) {
   for (int32_t s = 0; list && s < c->count; s++) list[s] = c->segments[s];
   pyr_status status = cuda_table_send(be, "choose", list != nullptr);
   if (status != PYR_OK) return status;
-  choice call = { c->score, device, c->count, n, least, c->most, c->mass, c->idx, c->chosen,
-                  c->work };
+  choice call = { c->score, device, c->count, n, least, c->most, c->mass, c->bounded, c->above,
+                  c->idx, c->chosen, c->work };
   PYR_LAUNCH(choose_kernel, 1, THREADS, 0, cuda_of(be), call);
   return cuda_launched(be, "choose");
 }

@@ -128,11 +128,13 @@ static int make_cache(lua_State *L, const char *path) {
   pyr_model *model = pyr_lua_check_model(L, 1);
   pyr_lua_start_policy(L, at, &policy, pyr_model_runtime(model));
   const pyr_policy *given = policy.ud ? &policy : NULL;
+  lua_State *outer = pyr_lua_enter(L);     /* a policy may be asked what it tracks */
   pyr_status status = path ? pyr_cache_load(model, pool, given, path, &box->cache)
       : pyr_cache_new(model, pool, given, &box->cache);
   pyr_preparer preparer = pyr_lua_preparer_of(&policy);
   if (status == PYR_OK) status = pyr_cache_on_prepare(box->cache, &preparer);
   if (given) policy.release(policy.ud);
+  pyr_lua_leave(L, outer);
   if (status != PYR_OK) return pyr_lua_fail(L, pyr_model_runtime(model), status);
   lua_settop(L, 5);
   return 1;

@@ -7,14 +7,15 @@
  *
  *   prepare(shape…) -> program, block, first, lead, among, sinks or nothing: no preparing pass;
  *   first and lead are strings of packed i4
- *   prefill(shape…) -> keep, first, last, share, prune, program, least, mass, threshold, rotate or
- *   nothing: keep all
+ *   prefill(shape…) -> keep, first, last, share, prune, program, least, mass, threshold, rotate,
+ *   above or nothing: keep all
  *   trigger(shape…) -> every, over, window, once, program or nothing: never fires
  *   decode(shape…)  -> as prefill
  *
  * keep is a number, or a string of one packed i4 for each head; threshold is nil where losers are
- * not merged. shape… is layer, layers, prompt, past, rows, waiting, tokens, heads, kv_heads,
- * head_dim (layer from 1). A program is packed operations, "<BBBxi4f" each.
+ * not merged, above where scores are not bounded. shape… is layer, layers, prompt, past, rows,
+ * waiting, tokens, heads, kv_heads, head_dim (layer from 1). A program is packed operations,
+ * "<BBBxi4f" each.
  *
  * [1] of the table holds what programs refer to by number: vectors (tables of numbers) and {
  * function, names of its inputs } (custom scores). policy.lua puts them there and keeps them while
@@ -92,6 +93,8 @@ static void read_plan(lua_State *L, int at, pyr_plan *plan) {
   plan->merge = !lua_isnil(L, at + 8);
   plan->threshold = (float)luaL_optnumber(L, at + 8, 0);
   plan->rotate = (pyr_rotate)luaL_checkinteger(L, at + 9);
+  plan->bounded = !lua_isnil(L, at + 10);
+  plan->above = (float)luaL_optnumber(L, at + 10, 0);
 }
 
 static void read_trigger(lua_State *L, int at, pyr_trigger *trigger) {
@@ -150,7 +153,7 @@ static int call_policy(lua_State *L) {
   const lua_Integer numbers[] = { s->layer + 1, s->layers, s->prompt, s->past, s->rows, s->waiting,
                                   s->tokens, s->heads, s->kv_heads, s->head_dim };
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) lua_pushinteger(L, numbers[i]);
-  lua_call(L, sizeof numbers / sizeof *numbers, call->plan ? 10 : call->trigger ? 5 : 6);
+  lua_call(L, sizeof numbers / sizeof *numbers, call->plan ? 11 : call->trigger ? 5 : 6);
   if (lua_isnil(L, 2)) return 0;
   if (call->plan) read_plan(L, 2, call->plan);
   else if (call->trigger) read_trigger(L, 2, call->trigger);

@@ -14,7 +14,8 @@
  *   evicted                              rows, of all heads together
  *   hidden, hidden_kept                  prefill: tokens that reached the layer, that go on
  *   asked                                the plan: keep (a number, or a list), first, last, share,
- *                                        prune, and mass, least, merge, rotate where it has them
+ *                                        prune, and mass, above, least, merge, rotate where it
+ *                                        has them
  *   why                                  "no plan", "fits" or the score that ranked
  *   seconds, bytes                       that it took; of the layer's rows after it
  * What the function raises ends the call that the plan belongs to, as what a policy raises does. */
@@ -85,6 +86,7 @@ static void set_asked(lua_State *L, const pyr_plan *plan) {
   set_string(L, "share", shares[plan->share]);
   set_string(L, "prune", prunes[plan->prune]);
   if (plan->mass > 0) set_float(L, "mass", plan->mass);
+  if (plan->bounded) set_float(L, "above", (double)plan->above);
   if (plan->least > 0) set_number(L, "least", plan->least);
   if (plan->merge) set_float(L, "merge", (double)plan->threshold);
   if (plan->rotate == PYR_ROTATE_COMPACT) set_string(L, "rotate", "compact");

@@ -7,17 +7,7 @@
 local maps, policy, score = require "pyramid.maps", require "pyramid.policy",
   require "pyramid.score"
 
-local read, unlike = {}, -score.key_similarity()  -- by path: the file, and its score
-
-local function learned(path)
-  if not read[path] then
-    local file, message = maps.read(path)
-    if not file then error(message, 0) end
-    file.score = score.learned(file.map)
-    read[path] = file
-  end
-  return read[path]
-end
+local unlike = -score.key_similarity()
 
 return policy {
   name = "kvzap",
@@ -26,7 +16,7 @@ return policy {
   limits = { ratio = { 0, 1 }, sinks = { 0 }, recent = { 0 } },
   fit = "ratio",
   prefill = function(o, l)
-    local file, keep = o.map ~= "" and learned(o.map), {}
+    local file, keep = o.map ~= "" and maps.learned(o.map), {}
     local guarded = math.min(o.sinks + o.recent, l.prompt)
     local share = (o.ratio * l.prompt - guarded) / math.max(l.prompt - guarded, 1)
     for head = 1, l.kv_heads do

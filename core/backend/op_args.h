@@ -123,6 +123,7 @@ typedef struct pyr_append {      /* the next n rows of a sequence's kv_heads lan
   const pyr_lane_view *lanes;    /* host [kv_heads]; rows [rows, rows + n) are there and writable */
   const float *k, *v;            /* [n, kv_heads, head_dim] */
   const int32_t *positions;      /* [n] */
+  const float *learned;          /* [n, kv_heads] what the rows' history becomes; NULL: it stays */
   int64_t n;
 } pyr_append;
 
@@ -172,7 +173,8 @@ typedef struct pyr_segment {     /* one vector of scores in a choice; host */
 /* Which rows of several segments survive together. First every segment's own `least`; then, of all
  * that are left, the highest, ties to the lower segment, then to the lower row, until `most` rows
  * are chosen or, if mass > 0, until the chosen hold the share `mass` of the sum of all scores,
- * whichever comes first: the smallest such set.
+ * whichever comes first: the smallest such set. A score below `above`, where that bounds them, and
+ * NaN, are chosen for a segment's `least` alone; they count in the sum.
  *
  * Sums are exact, so that no order of summing can change a choice: with 2^e the least power of two
  * above the highest score, a score s counts as the integer floor(s * 2^(36 - e)), those below 0 and
@@ -183,7 +185,9 @@ typedef struct pyr_choice {
   const pyr_segment *segments;   /* host [count] */
   int32_t count;
   int64_t most;                  /* from the sum of all `least` to the sum of all `n` */
-  double mass;                   /* 0..1; 0: exactly `most` rows */
+  double mass;                   /* 0..1; 0: exactly `most` rows, as far as `above` lets */
+  bool bounded;                  /* whether it is looked at: … */
+  float above;                   /* … the lowest score that is chosen; no NaN */
   int32_t *idx;
   int32_t *chosen;               /* [count] how many rows of each segment were chosen */
   int32_t *work;                 /* [2 * count] scratch */

@@ -535,6 +535,7 @@ void pyr_cache_free(pyr_cache *cache) {
   pyr_tracer tracer = cache->tracer;
   pyr_preparer preparer = cache->preparer;
   pyr_cache_end_probe(cache);
+  pyr_learned_free(cache->learned);
   free_lanes(cache);
   if (cache->lanes)
     pyr_release(rt, cache->lanes,
@@ -588,6 +589,7 @@ pyr_status pyr_cache_snapshot(const pyr_cache *cache, pyr_cache **out) {
   copy->prompt = cache->prompt;
   copy->computed = cache->computed;
   copy->evicted = cache->evicted;
+  copy->learned = pyr_learned_retain(cache->learned);
   for (int64_t i = 0; i < (int64_t)cache->layers * cache->heads && status == PYR_OK; i++)
     status = lane_share(copy, &copy->lanes[i], &cache->lanes[i]);
   if (status != PYR_OK) {

@@ -17,6 +17,7 @@
 #define PYR_CACHE_H
 
 #include "cache/pages.h"
+#include "cache/learned.h"
 #include "cache/probed.h"
 
 typedef struct pyr_lane {
@@ -66,6 +67,7 @@ struct pyr_cache {
   int64_t evicted;         /* rows dropped or never stored */
   struct pyr_undo *undo;   /* of the call that is running, or NULL */
   pyr_probed *probed;      /* what a probe found out of the rows held now, or NULL */
+  pyr_learned *learned;    /* the map that triggers track, shared with forks; NULL: none so far */
   pyr_tracer tracer;       /* retained through its own callback; zeros: none */
   pyr_preparer preparer;   /* likewise */
   char *note;              /* [note_bytes] what the file that it was loaded from held for its saver;
@@ -82,9 +84,16 @@ static inline float *pyr_cache_lane_probed(const pyr_cache *cache, int layer, in
   return cache->probed->values + cache->probed->at[(int64_t)layer * cache->heads + head];
 }
 
-/* Whether rows carry a history under this trigger: what queries gave them. */
-static inline bool pyr_trigger_tracks(const pyr_trigger *trigger) {
+/* Whether rows carry a history under this trigger: what queries gave them, … */
+static inline bool pyr_trigger_sums(const pyr_trigger *trigger) {
   return trigger->track.code == PYR_S_ATTENTION || trigger->track.code == PYR_S_HISTORY;
+}
+/* … or what a learned map gave them when they were made. */
+static inline bool pyr_trigger_learns(const pyr_trigger *trigger) {
+  return trigger->track.code == PYR_S_LEARNED;
+}
+static inline bool pyr_trigger_tracks(const pyr_trigger *trigger) {
+  return pyr_trigger_sums(trigger) || pyr_trigger_learns(trigger);
 }
 
 /* Whether that is the highest that any query and any query head gave, and not a sum. */

@@ -439,6 +439,24 @@ static pyr_status load_note(pyr_stream *s, pyr_cache *cache) {
   return get(s, cache->note, (size_t)length, "the note");
 }
 
+/* A learned score is tracked by the number of a table, which is this process' own: the policy is
+ * asked for it anew. What else its trigger says stands in the file. */
+static pyr_status load_track(pyr_stream *s, pyr_cache *cache, int layer) {
+  const pyr_policy *policy = &cache->policy;
+  const pyr_model_config *c = &cache->pool->model->config;
+  pyr_layer_state *state = &cache->states[layer];
+  pyr_trigger now = { .track = { .code = PYR_SCORE_CODES } };
+  const pyr_shape shape = { .layer = layer, .layers = c->layers, .heads = c->heads,
+                            .kv_heads = c->kv_heads, .head_dim = c->head_dim,
+                            .prompt = cache->prompt, .past = state->past,
+                            .rows = state->past + cache->prompt, .tokens = cache->tokens };
+  if (policy->trigger) PYR_TRY(policy->trigger(policy->ud, &shape, &now));
+  if (!pyr_trigger_learns(&now))
+    return bad(s, "a layer's state", "tracks a learned score, and the policy none");
+  state->trigger.track = now.track;
+  return PYR_OK;
+}
+
 /* Under another policy, nothing fires until the next prefill asks it for its triggers. Ranges
  * are those of the types that they go into: bytes from 3 to 6, 32 bits of a float at 8, counts
  * that fit int32 elsewhere. */
@@ -458,6 +476,7 @@ static pyr_status load_state(pyr_stream *s, pyr_cache *cache, int layer, bool sa
     return bad(s, "counters", "are out of range");
   if (!pyr_trigger_tracks(trigger)) return PYR_OK;
   int depth;
+  if (pyr_trigger_learns(trigger)) return load_track(s, cache, layer);
   pyr_score alone = { 1, { trigger->track } };
   return pyr_score_check(&alone, &depth) ? bad(s, "a layer's state", "tracks something unknown")
       : PYR_OK;

@@ -58,7 +58,7 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
   if (n == cache->tokens) return PYR_OK;
   if (n == 0) return pyr_cache_clear(cache);
   for (int layer = 0; layer < cache->layers; layer++) {
-    if (pyr_trigger_tracks(&cache->states[layer].trigger))
+    if (pyr_trigger_sums(&cache->states[layer].trigger))
       return pyr_runtime_set_error(rt, PYR_POLICY,
                                    "truncate: policy %s tracks attention, and what tokens from "
                                    "%lld on gave to earlier "

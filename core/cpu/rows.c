@@ -75,6 +75,7 @@ static void store_tokens(const store_call *c, const pyr_append *a, int64_t begin
       c->kernels->from_f32(pyr_cpu_row_at(lane, c->bytes, row, 0), c->layout.dtype, a->k + from, d);
       c->kernels->from_f32(pyr_cpu_row_at(lane, c->bytes, row, 1), c->layout.dtype, a->v + from, d);
       lane->positions[row] = a->positions[i];
+      if (a->learned) lane->history[row] = a->learned[i * c->kv_heads + g];
     }
 }
 

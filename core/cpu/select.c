@@ -1,5 +1,6 @@
 /* select.c — the rows of highest scores, in linear time and without a sort: so many of one vector
- * (select), or so many, or so much of the sum, of several vectors together (choose).
+ * (select), or so many, so much of the sum, or all above a bound, of several vectors together
+ * (choose).
  *
  * Floats become unsigned integers of the same order: the bits of a positive float get their top bit
  * set, those of a negative one are inverted; -0 becomes +0 first, and NaN becomes 0, below -inf. A
@@ -159,6 +160,22 @@ static cut shared_cut(const pyr_choice *c, int64_t wanted, uint64_t target, doub
   return (cut){ fixed, (int32_t)(enough < (uint64_t)wanted ? (int64_t)enough : wanted) };
 }
 
+/* How many rows pass a bound that no segment has chosen for itself: of own 0.5 and 0.4 and the rest
+ * 0.3, 0.1, 0.05, one is at 0.2 or above. */
+static int64_t passing(const pyr_choice *c) {
+  const float *score = c->score;
+  uint32_t least = key_of(c->above);
+  int64_t n = 0;
+  for (int32_t s = 0; s < c->count; s++) {
+    cut own = own_cut(c, s);
+    for (int64_t i = 0; i < c->segments[s].n; i++, score++) {
+      uint32_t key = key_of(*score);
+      if (!takes(&own, key)) n += key >= least;
+    }
+  }
+  return n;
+}
+
 /* Two segments, at least one of each, three in all:
  *
  *     scores       0.5  0.3  0.1     0.4  0.05
@@ -167,13 +184,14 @@ static cut shared_cut(const pyr_choice *c, int64_t wanted, uint64_t target, doub
  *     chosen       rows 0, 1         row 0
  *
  * Under mass 0.7 the sum is 1.35, its share 0.945, of which 0.9 is held: 0.3 fills the rest, and
- * the result is the same; under mass 0.6, 0.81, nothing more is wanted. Segments' rows come out
- * ascending, each in its own part of idx. */
+ * the result is the same; under mass 0.6, 0.81, nothing more is wanted, and no more above 0.35. A
+ * bound is one more count: the highest that are left, but no more than pass it. Segments' rows come
+ * out ascending, each in its own part of idx. */
 pyr_status pyr_cpu_choose(pyr_backend *be, const pyr_choice *c) {
   int64_t n = 0, least = 0;
   double unit = 0;
   uint64_t target = UINT64_MAX, held;
-  bool fits = c->mass >= 0 && c->mass <= 1;
+  bool fits = c->mass >= 0 && c->mass <= 1 && (!c->bounded || c->above == c->above);
   for (int32_t s = 0; s < c->count; s++) {
     fits = fits && c->segments[s].least >= 0 && c->segments[s].least <= c->segments[s].n;
     n += c->segments[s].n, least += c->segments[s].least;
@@ -194,7 +212,9 @@ pyr_status pyr_cpu_choose(pyr_backend *be, const pyr_choice *c) {
     if (target > sum) target = sum;
     target = target > held ? target - held : 0;
   }
-  cut shared = c->most > least && target > 0 ? shared_cut(c, c->most - least, target, unit) : none;
+  int64_t wanted = c->most - least;
+  if (c->bounded && wanted > 0) wanted = pyr_min(wanted, passing(c));
+  cut shared = wanted > 0 && target > 0 ? shared_cut(c, wanted, target, unit) : none;
   score = c->score;
   for (int32_t s = 0; s < c->count; s++) {
     const pyr_segment *segment = &c->segments[s];

@@ -44,6 +44,7 @@ void pyr_forward_layout(pyr_forward *f, const pyr_extent *e, pyr_arena *arena) {
   PYR_PART(arena, f->v, e->chunk * kv);
   PYR_PART(arena, f->att, e->chunk * q);
   PYR_PART(arena, f->lse, e->chunk * c->heads);
+  PYR_PART(arena, f->learned, e->chunk * c->kv_heads);
   PYR_PART(arena, f->gate, e->chunk * plain_ff(c));
   PYR_PART(arena, f->up, c->plain_mlp ? 0 : e->chunk * plain_ff(c));
   PYR_PART(arena, f->router, e->chunk * c->experts);

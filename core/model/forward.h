@@ -28,6 +28,7 @@ typedef struct pyr_forward {       /* the activations of one chunk, backend memo
   float *k, *v;                    /* [chunk, kv_heads, head_dim] */
   float *att;                      /* [chunk, heads, head_dim] */
   float *lse;                      /* [chunk, heads] */
+  float *learned;                  /* [chunk, kv_heads] learned scores, where they are tracked */
   float *gate, *up;                /* [chunk, ff], of plain or shared MLPs */
   float *router;                   /* [chunk, experts] logits of a token's router, … */
   int32_t *chosen;                 /* [chunk, experts_used] … what it chooses, and … */

@@ -107,8 +107,11 @@ static pyr_status prefill_chunk(pyr_prefill *p, int layer, int64_t at, int64_t n
   }
   PYR_TRY(pyr_layer_project(f, layer, x, rot, n, queries, &in));
   PYR_TRY(pyr_layer_plan_observe_inputs(&p->plan, in, at, n));
+  bool learns = pyr_trigger_learns(&p->plan.trigger);
+  if (learns) PYR_TRY(pyr_learned_apply(p->cache->learned, layer, f->learned, in, n));
   pyr_layer_views(p->cache, layer, p->views);
-  pyr_append rows = { .lanes = p->views, .k = f->k, .v = f->v, .positions = f->pos + at, .n = n };
+  pyr_append rows = { .lanes = p->views, .k = f->k, .v = f->v, .positions = f->pos + at, .n = n,
+                      .learned = learns ? f->learned : NULL };
   PYR_TRY(be->store(be, &rows, 1, f->layout, c->kv_heads));
   pyr_layer_add_rows(p->cache, layer, p->views, n);
   if (!queries) return PYR_OK;

@@ -113,6 +113,9 @@ static pyr_status step_reserve_rows(pyr_decode *d) {
   const pyr_model_config *c = &d->f.model->config;
   for (int i = 0; i < d->count; i++)
     for (int layer = 0; layer < c->layers; layer++)
+      PYR_TRY(pyr_learned_need(d->caches[i], &d->caches[i]->states[layer].trigger));
+  for (int i = 0; i < d->count; i++)
+    for (int layer = 0; layer < c->layers; layer++)
       for (int head = 0; head < c->kv_heads; head++)
         PYR_TRY(pyr_lane_reserve(d->caches[i], pyr_cache_lane(d->caches[i], layer, head), 1,
                                  pyr_trigger_tracks(&d->caches[i]->states[layer].trigger)));
@@ -163,6 +166,31 @@ static void step_undo(const pyr_decode *d) {
   }
 }
 
+/* The map that a sequence's layer gives its new rows numbers by; NULL: none. */
+static const pyr_learned *step_map(const pyr_decode *d, int i, int layer) {
+  const pyr_cache *cache = d->caches[i];
+  return pyr_trigger_learns(&cache->states[layer].trigger) ? cache->learned : NULL;
+}
+
+/* f->learned [count, kv_heads] of what the layer read. Forks share a map: sequences that follow
+ * each other and have the same one take one product.
+ *
+ *     sequences   a  a'  b  c         a' is a fork of a, b tracks attention, c has another map
+ *     products    [a a']    [c]       rows of f->learned between them stay as they are, unread
+ */
+static pyr_status step_learn(const pyr_decode *d, int layer, const float *in) {
+  const pyr_model_config *c = &d->f.model->config;
+  for (int i = 0, together; i < d->count; i += together) {
+    const pyr_learned *map = step_map(d, i, layer);
+    together = 1;
+    while (i + together < d->count && step_map(d, i + together, layer) == map) together++;
+    if (map)
+      PYR_TRY(pyr_learned_apply(map, layer, d->f.learned + (int64_t)i * c->kv_heads,
+                                in + (int64_t)i * c->width, together));
+  }
+  return PYR_OK;
+}
+
 /* One product for all sequences, so that weights are read once; then each sequence's row to its
  * own lanes, and its query along them. Invariant: views[i * kv_heads + g] is lane g of sequence
  * i in this layer, and holds the step's row once add_rows has counted it. */
@@ -173,6 +201,7 @@ static pyr_status step_layer(pyr_decode *d, int layer) {
   const int32_t *rot = d->turned ? f->rot + (int64_t)layer * d->count : f->pos;
   const float *in;
   PYR_TRY(pyr_layer_project(f, layer, f->x, rot, d->count, true, &in));
+  PYR_TRY(step_learn(d, layer, in));
   for (int i = 0; i < d->count; i++) {
     pyr_lane_view *views = d->views + (int64_t)i * c->kv_heads;
     /* before the row is there */
@@ -180,6 +209,7 @@ static pyr_status step_layer(pyr_decode *d, int layer) {
     pyr_layer_views(d->caches[i], layer, views);
     d->rows[i] = (pyr_append){ .lanes = views, .k = f->k + i * kv, .v = f->v + i * kv,
                                .positions = f->pos + i, .n = 1 };
+    if (step_map(d, i, layer)) d->rows[i].learned = f->learned + (int64_t)i * c->kv_heads;
     d->attention[i] = (pyr_attention){ .out = f->att + i * width, .q = f->q + i * width,
                                        .q_pos = f->pos + i, .lanes = views, .n = 1,
                                        .window = c->window ? c->window[layer] : 0,

@@ -26,12 +26,13 @@
  *    candidates (split.h). Splits do not depend on scores, so they are worked out as the plan is
  *    asked for: here they tell each lane's counts.
  * 4. Select. The k = |S_c| * d_i candidates of highest score survive (the paper's top-p is this
- *    proportion); ties go to the lower row. Under `mass` it is as few as hold that part of the sum;
- *    with share = "pool" the lanes' candidates compete for one budget. Survivors are a list of row
- *    indices, three ascending runs in one array, so that guards are structure and never compete:
+ *    proportion); ties go to the lower row. Under `mass` it is as few as hold that part of the sum,
+ *    under `above` those whose score is no lower; with share = "pool" the lanes' candidates compete
+ *    for one budget. Survivors are a list of row indices, three ascending runs in one array, so
+ *    that guards are structure and never compete:
  *        idx   0 1 2 3 | 5 9 | 12 13 14 15             first | selected | last
- *    Counts that a plan fixes are never read back from a device. Under mass and pool they depend on
- *    scores: one number a lane is read back, before its rows move.
+ *    Counts that a plan fixes are never read back from a device. Under mass, above and pool they
+ *    depend on scores: one number a lane is read back, before its rows move.
  * 5. Gather. Rows of idx move to the lane's front, pages behind them go back to the pool.
  * 6. Hand on. Where hidden states are pruned, the survivors' residual streams are all that the next
  *    layer gets. In decode the layer's trigger starts anew.
@@ -153,11 +154,16 @@ static pyr_status score(const pyr_eviction *e, pyr_signals *signals, int head, i
 }
 
 /* Chooses among the candidates of the first `count` segments of a contest, whose scores are given,
- * to idx; their counts come to c->counts. */
+ * to idx; their counts come to c->counts. `bounds`: the plan whose mass and bound may choose fewer
+ * than `most`; NULL: exactly as many. */
 static pyr_status choose(pyr_backend *be, const pyr_contest *c, const float *scores, int32_t count,
-                         int64_t most, double mass, int32_t *idx) {
+                         int64_t most, const pyr_plan *bounds, int32_t *idx) {
   pyr_choice choice = { .score = scores, .segments = c->segments, .count = count, .most = most,
-                        .mass = mass, .idx = idx, .chosen = c->chosen, .work = c->cuts };
+                        .idx = idx, .chosen = c->chosen, .work = c->cuts };
+  if (bounds) {
+    choice.mass = bounds->mass;
+    choice.bounded = bounds->bounded, choice.above = bounds->above;
+  }
   PYR_TRY(be->choose(be, &choice));
   return be->download(be, c->counts, c->chosen, (size_t)count * sizeof *c->counts);
 }
@@ -177,10 +183,10 @@ static pyr_status list_survivors(const pyr_eviction *e, int head, const float *s
   const pyr_split *lane = &e->splits.lanes[head];
   int64_t first = lane->first - skip, selected = lane->max;
   if (first > 0) PYR_TRY(be->iota(be, idx, 0, first));
-  if (lane->max > 0 && e->plan.mass > 0) {
+  if (lane->max > 0 && pyr_plan_is_open(&e->plan)) {
     e->contest.segments[0] = (pyr_segment){ .n = lane->candidates, .least = lane->min,
                                             .at = first, .offset = (int32_t)first };
-    PYR_TRY(choose(be, &e->contest, scores, 1, lane->max, e->plan.mass, idx));
+    PYR_TRY(choose(be, &e->contest, scores, 1, lane->max, &e->plan, idx));
     selected = e->contest.counts[0];
   } else if (lane->max > 0) {
     PYR_TRY(be->select(be, idx + first, scores, lane->candidates, lane->max, (int32_t)first));
@@ -268,7 +274,7 @@ static pyr_status rank_together(pyr_eviction *e, pyr_signals *signals) {
   PYR_TRY(enter(e, signals, &e->contest, 0, e->idx, e->contest.scores, s->pooled > 0));
   if (s->pooled > 0)
     PYR_TRY(choose(s->cache->pool->be, &e->contest, e->contest.scores, s->cache->heads, s->pooled,
-                   e->plan.mass, e->idx));
+                   &e->plan, e->idx));
   return leave(e, e->contest.counts);
 }
 
@@ -397,12 +403,15 @@ pyr_status pyr_evictions_unite(pyr_evictions *es) {
     if (!is_united(e)) continue;
     if (!first) first = e;
     if (e->plan.mass != first->plan.mass)
-      return pyr_policy_unequal_mass(s, first->splits.layer);
+      return pyr_policy_unequal(s, "mass", first->splits.layer);
+    if (e->plan.bounded != first->plan.bounded || e->plan.above != first->plan.above)
+      return pyr_policy_unequal(s, "above", first->splits.layer);
     budget += s->budget, promised += s->promised, es->total += s->total;
   }
-  es->mass = first ? first->plan.mass : 0;
+  es->bounds = first ? &first->plan : NULL;
   es->budget = pyr_min(pyr_max(budget, promised), es->total);
-  bool needed = es->budget < es->total || (es->mass > 0 && promised < es->total);
+  bool open = first && pyr_plan_is_open(&first->plan);
+  bool needed = es->budget < es->total || (open && promised < es->total);
   for (int64_t i = 0; i < es->count; i++)
     if (is_united(&es->each[i])) es->each[i].splits.needed = needed;
   return PYR_OK;
@@ -552,7 +561,7 @@ static pyr_status cascade_pack(pyr_cascade *c, int32_t lanes, int64_t most) {
   }
   c->held = most;
   if (most == 0) return PYR_OK;
-  PYR_TRY(choose(be, contest, contest->scores, lanes, most, 0, c->idx));
+  PYR_TRY(choose(be, contest, contest->scores, lanes, most, NULL, c->idx));
   return be->take_i32(be, (int32_t *)contest->scores, c->idx, most);
 }
 
@@ -578,7 +587,7 @@ static pyr_status cascade_cut(pyr_cascade *c) {
   int32_t lanes = (int32_t)c->read * cache->heads;
   if (c->held <= most) return PYR_OK;
   if (most > 0)
-    PYR_TRY(choose(cache->pool->be, contest, contest->scores, lanes, most, 0, c->idx));
+    PYR_TRY(choose(cache->pool->be, contest, contest->scores, lanes, most, NULL, c->idx));
   for (int64_t i = 0; i < c->read; i++, counts += cache->heads) {
     pyr_eviction *e = &c->es.each[i];
     PYR_TRY(leave(e, counts));
@@ -629,7 +638,7 @@ static pyr_status check_all_logits(const pyr_layer_plan *p, const pyr_shape *sha
   const pyr_plan *plan = &p->eviction.plan;
   const pyr_cache *cache = p->eviction.splits.cache;
   if (!(plan->prune & PYR_PRUNE_HIDDEN)) return PYR_OK;
-  if (plan->keep >= shape->rows && plan->mass == 0) return PYR_OK;
+  if (plan->keep >= shape->rows && !pyr_plan_is_open(plan)) return PYR_OK;
   return pyr_runtime_set_error(cache->pool->rt, PYR_ARGUMENT,
                                "logits of every position need every token to reach the last "
                                "layer, but policy %s prunes hidden states at layer %d (append "
@@ -645,6 +654,7 @@ static pyr_status ask_ahead(pyr_layer_plan *p, pyr_cache *cache, pyr_shape *shap
   shape->rows = p->eviction.splits.rows_after;
   PYR_TRY(pyr_policy_ask_trigger(cache, shape, &p->eviction.plan, &p->trigger));
   PYR_TRY(pyr_policy_check_prepared(cache, &as_read, &p->trigger, &p->eviction.plan));
+  PYR_TRY(pyr_learned_need(cache, &p->trigger));
   p->evicts = p->evicts || p->eviction.splits.needed;
   keep_everything(&p->eviction, cache, &as_read, alive);
   return PYR_OK;
@@ -660,14 +670,15 @@ pyr_status pyr_layer_plan_ask(pyr_layer_plan *p, pyr_cache *cache, int layer, in
   if (!p->asked) {
     keep_everything(&p->eviction, cache, &shape, alive);
     p->trigger = cache->states[layer].trigger;
-    return PYR_OK;
+    return pyr_learned_need(cache, &p->trigger);
   }
   if (p->ahead) return ask_ahead(p, cache, &shape, alive);
   PYR_TRY(ask(&p->eviction, cache, PYR_WHEN_PREFILL, &shape, alive));
   PYR_TRY(cascade_join(p, cache, prompt, alive));
   if (flags & PYR_PREFILL_ALL) PYR_TRY(check_all_logits(p, &shape));
   shape.rows = p->eviction.splits.rows_after;
-  return pyr_policy_ask_trigger(cache, &shape, &p->eviction.plan, &p->trigger);
+  PYR_TRY(pyr_policy_ask_trigger(cache, &shape, &p->eviction.plan, &p->trigger));
+  return pyr_learned_need(cache, &p->trigger);
 }
 
 static void layout(pyr_layer_plan *p, pyr_arena *arena) {
@@ -677,10 +688,22 @@ static void layout(pyr_layer_plan *p, pyr_arena *arena) {
   layout_scratch(&p->eviction, arena);
 }
 
+/* Before rows come that are given a learned score, or from which on none is: what older rows carry
+ * is another signal's. A history of 0.7 is a sum of attention to the one and a guess at a logarithm
+ * to the other, so both begin at 0. Rows of this prompt are stored after this, and keep what they
+ * are given. */
+static pyr_status begin_tracking(const pyr_layer_plan *p) {
+  const pyr_splits *s = &p->eviction.splits;
+  const pyr_trigger *before = &s->cache->states[s->layer].trigger;
+  if (!p->asked || pyr_trigger_learns(before) == pyr_trigger_learns(&p->trigger)) return PYR_OK;
+  return pyr_track_forget(s->cache, s->layer);
+}
+
 /* The same layout counts first and then cuts the block: one allocation a layer, given back with
  * it. */
 pyr_status pyr_layer_plan_begin(pyr_layer_plan *p, int32_t *fault) {
   pyr_pool *pool = p->eviction.splits.cache->pool;
+  PYR_TRY(begin_tracking(p));
   pyr_arena count = { 0 };
   pyr_observe_begin(&p->seen, &p->eviction.splits, &p->trigger, p->asked, p->last_position, fault);
   layout(p, &count);
@@ -846,7 +869,7 @@ static pyr_status rank_united(pyr_evictions *es) {
   }
   if (lanes == 0) return PYR_OK;
   if (es->budget > 0)
-    PYR_TRY(choose(es->each[0].splits.cache->pool->be, c, c->scores, lanes, es->budget, es->mass,
+    PYR_TRY(choose(es->each[0].splits.cache->pool->be, c, c->scores, lanes, es->budget, es->bounds,
                    idx));
   const int32_t *counts = c->counts;
   for (int64_t i = 0; i < es->count; i++) {

@@ -63,7 +63,7 @@ typedef struct pyr_evictions {
   int64_t prompt;                    /* PYR_WHEN_PREPARED: tokens of the prefill */
   pyr_contest contest;               /* of the lanes of all layers with share = "model" … */
   int64_t budget, total;             /* … whose candidates are `total`, of which so many survive */
-  double mass;                       /* … or as few as hold this share of their sum; 0: counts */
+  const pyr_plan *bounds;            /* … or as few as its mass and its bound let; NULL: none */
 } pyr_evictions;
 
 void pyr_evictions_layout_host(pyr_evictions *es, int64_t room, int32_t heads, pyr_arena *host);

@@ -35,14 +35,17 @@ void pyr_observe_layout_host(pyr_observation *o, int32_t heads, pyr_arena *host)
   PYR_PART(host, o->list, PYR_SCORE_MAX + 1);
 }
 
-/* Of a learned map [kv_heads, width + 1] the weights, and room for what it gives; for custom scores
- * the inputs, once. A token of 3 K/V heads takes 12 bytes; its input, width 576, 2,304. */
+/* Where rows carry a learned score, nothing is to be done for it: they have it when they are
+ * stored. Of another learned map [kv_heads, width + 1] the weights, and room for what it gives; for
+ * custom scores the inputs, once. A token of 3 K/V heads takes 12 bytes; its input, width 576,
+ * 2,304. */
 static void layout_inputs(pyr_observation *o, int ops, pyr_arena *arena) {
   const pyr_score *score = &o->splits->plan->score;
   int64_t heads = o->splits->cache->heads, width = model_of(o)->config.width;
   bool keeps = false;
   for (int i = 0; i < ops; i++) {
     if (!pyr_signal_reads_inputs(&score->ops[i])) continue;
+    if (o->signals.tracked && pyr_signal_is_carried(&score->ops[i], o->signals.tracked)) continue;
     o->learns = true;
     keeps = keeps || !pyr_signal_is_learned(&score->ops[i]);
     if (!pyr_signal_is_learned(&score->ops[i])) continue;

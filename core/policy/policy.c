@@ -2,6 +2,7 @@
 #include "policy/policy.h"
 #include "model/model.h"
 
+#include <math.h>
 #include <string.h>
 
 static const char *const when_names[] = {
@@ -58,6 +59,9 @@ static pyr_status check_shared(const pyr_answer *a, const pyr_plan *plan, pyr_wh
   if (plan->mass > 0)
     return refuse(a, "mass", "cannot be said with share = \"model\" while layers read, as it is of "
                   "the sum of all of them (a policy with `prepare`, or cache:evict)");
+  if (plan->bounded)
+    return refuse(a, "above", "cannot be said with share = \"model\" while layers read, as their "
+                  "budget is a count (a policy with `prepare`, or cache:evict)");
   if (plan->merge)
     return refuse(a, "merge", "cannot be said with share = \"model\" while layers read, as "
                   "survivors may still leave (a policy with `prepare`, or cache:evict)");
@@ -86,11 +90,12 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
   if (hidden && plan->share != PYR_SHARE_LAYER)
     return refuse(a, "share", "must be \"layer\" where hidden states are pruned");
   if (!(plan->mass >= 0 && plan->mass <= 1)) return refuse(a, "mass", "lies outside (0, 1]");
+  if (plan->bounded && !isfinite(plan->above)) return refuse(a, "above", "is not finite");
   PYR_TRY(check_shared(a, plan, when));
   if (plan->least < 0) return refuse(a, "least", "is negative");
   if (plan->least > plan->keep) return refuse(a, "least", "is more than keep");
-  if (plan->least > 0 && plan->mass == 0 && plan->share < PYR_SHARE_POOL)
-    return refuse(a, "least", "needs mass, share = \"pool\" or share = \"model\"");
+  if (plan->least > 0 && !pyr_plan_is_open(plan) && plan->share < PYR_SHARE_POOL)
+    return refuse(a, "least", "needs mass, above, share = \"pool\" or share = \"model\"");
   if (plan->merge && !(plan->threshold >= -1 && plan->threshold <= 1))
     return refuse(a, "merge.threshold", "lies outside [-1, 1]");
   if (plan->merge && !(plan->prune & PYR_PRUNE_CACHE))
@@ -104,7 +109,8 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
     return refuse(a, "rotate", fault);
   if ((fault = pyr_score_check(&plan->score, &depth)) != NULL) return refuse(a, "score", fault);
   bool probed = when == PYR_WHEN_PREPARED || (when == PYR_WHEN_EVICT && a->cache->probed);
-  fault = pyr_score_refused(&plan->score, a->cache, when != PYR_WHEN_DECODE, probed);
+  fault = pyr_score_refused(&plan->score, a->cache, when != PYR_WHEN_DECODE, probed,
+                            &a->cache->states[a->layer].trigger.track);
   return fault ? refuse(a, "score", fault) : PYR_OK;
 }
 
@@ -114,7 +120,8 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
  * alive tokens were ranked in the layers before. */
 static void adjust_last_layer(const pyr_shape *shape, pyr_plan *plan) {
   if (shape->layer != shape->layers - 1 || !(plan->prune & PYR_PRUNE_HIDDEN)) return;
-  if (plan->prune == PYR_PRUNE_HIDDEN) plan->keep = shape->rows, plan->mass = 0, plan->least = 0;
+  if (plan->prune == PYR_PRUNE_HIDDEN)
+    plan->keep = shape->rows, plan->mass = 0, plan->bounded = 0, plan->least = 0;
   plan->prune = PYR_PRUNE_CACHE;
   plan->last = pyr_max(plan->last, 1);
   plan->first = pyr_max(plan->first, shape->past);
@@ -154,8 +161,11 @@ static pyr_status check_at_rest(const pyr_answer *a, const pyr_shape *shape,
     if (pyr_signal_is_expected(op))
       return refuse(a, "score", "expects attention from the queries of a prompt, which only a "
                     "running prefill knows");
-    if (pyr_signal_reads_inputs(op))
-      return refuse(a, "score", "reads what the layer read, which is known in prefill only");
+    if (pyr_signal_reads_inputs(op) && !pyr_signal_is_carried(op, &trigger->track))
+      return refuse(a, "score", op->code == PYR_S_LEARNED
+                    ? "reads what the layer read, which is known in prefill only, or where the "
+                    "trigger tracks that learned score"
+                    : "reads what the layer read, which is known in prefill only");
     if (!pyr_signal_is_attention(op) && !pyr_signal_is_history(op)) continue;
     if (pyr_score_untracked(op, &trigger->track))
       return refuse(a, "score", "ranks by attention that the cache does not track, and only a "
@@ -209,12 +219,12 @@ pyr_status pyr_policy_check_lanes(const pyr_splits *splits) {
   return fault ? refuse(&a, field, fault) : PYR_OK;
 }
 
-pyr_status pyr_policy_unequal_mass(const pyr_splits *splits, int other_layer) {
+pyr_status pyr_policy_unequal(const pyr_splits *splits, const char *field, int other_layer) {
   return pyr_runtime_set_error(splits->cache->pool->rt, PYR_POLICY,
-                               "policy %s, layer %d, %s: mass is another than layer %d has, with "
+                               "policy %s, layer %d, %s: %s is another than layer %d has, with "
                                "which the layer shares a budget (share = \"model\")",
                                policy_name(splits->cache), (int)splits->layer + 1,
-                               when_names[splits->when], other_layer + 1);
+                               when_names[splits->when], field, other_layer + 1);
 }
 
 pyr_status pyr_policy_hides(const pyr_splits *splits) {
@@ -259,6 +269,8 @@ static pyr_status check_trigger(pyr_cache *cache, const pyr_shape *shape,
   int depth;
   pyr_score alone = { 1, { trigger->track } };
   const char *fault = pyr_score_check(&alone, &depth);
+  if (!fault)
+    fault = pyr_score_refused(&alone, cache, true, false, &trigger->track);
   if (fault) return refuse(&a, "track", fault);
   /* A row has one accumulator: a sum over queries and heads, or the highest of all of them. The
    * highest head's sum over queries would take an accumulator a head. Of two heads and two queries
@@ -271,6 +283,25 @@ static pyr_status check_trigger(pyr_cache *cache, const pyr_shape *shape,
                   "must be \"max\" too"
                   : "cannot keep a maximum over the query heads of a K/V head of sums over "
                   "queries; track their mean, or reduce = \"max\" too");
+  return PYR_OK;
+}
+
+/* Earlier prompts' rows are ranked by a learned score that they carry only as long as it is
+ * tracked: of this prompt's there would be none to compare.
+ *
+ *     prompt 1   tracks map 7, ranks by map 7     its own rows
+ *     prompt 2   tracks map 7, ranks by map 7     those of both, which all carry it
+ *     prompt 2   tracks nothing, ranks by map 7   refused here: split.c has counted on both
+ */
+static pyr_status check_learned(pyr_cache *cache, const pyr_shape *shape, const pyr_plan *plan,
+                                const pyr_trigger *trigger) {
+  const pyr_answer a = { cache, shape->layer, when_names[PYR_WHEN_PREFILL] };
+  const pyr_score_op *before = &cache->states[shape->layer].trigger.track;
+  for (int i = 0; i < plan->score.length && shape->past > 0; i++) {
+    const pyr_score_op *op = &plan->score.ops[i];
+    if (pyr_signal_is_carried(op, before) && !pyr_signal_is_carried(op, &trigger->track))
+      return refuse(&a, "score", "is a learned one that the trigger tracked and tracks no more");
+  }
   return PYR_OK;
 }
 
@@ -301,6 +332,7 @@ pyr_status pyr_policy_ask_trigger(pyr_cache *cache, const pyr_shape *shape, cons
     PYR_TRY(policy->trigger(policy->ud, shape, trigger));
     PYR_TRY(check_trigger(cache, shape, trigger));
   }
+  PYR_TRY(check_learned(cache, shape, plan, trigger));
   return check_history(cache, shape, plan, trigger);
 }
 

@@ -41,8 +41,8 @@ pyr_status pyr_policy_not_pure(const pyr_splits *splits);
 pyr_status pyr_policy_hides(const pyr_splits *splits);
 pyr_status pyr_policy_reached_by_few(const pyr_splits *splits);
 
-/* The error of layers that compete under different `mass`. */
-pyr_status pyr_policy_unequal_mass(const pyr_splits *splits, int other_layer);
+/* The error of layers that compete under different fields `mass` or `above`. */
+pyr_status pyr_policy_unequal(const pyr_splits *splits, const char *field, int other_layer);
 
 /* The error of a plan whose scores were not all numbers. */
 pyr_status pyr_policy_not_finite(const pyr_cache *cache, int layer, pyr_when when,

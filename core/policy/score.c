@@ -236,8 +236,29 @@ static bool fits_model(const pyr_table *table, const pyr_model_config *c) {
       && table->count == (int64_t)c->layers * c->kv_heads * table->width;
 }
 
+/* Numbers are the policy's for as long as it lives, so equal numbers are equal maps; a cache that
+ * was loaded has asked for its number anew, and gets its map with the first row that it makes. */
+pyr_status pyr_learned_need(pyr_cache *cache, const pyr_trigger *trigger) {
+  const pyr_model_config *c = &cache->pool->model->config;
+  pyr_runtime *rt = cache->pool->rt;
+  const char *name = cache->policy.name ? cache->policy.name : "?";
+  pyr_table table;
+  if (!pyr_trigger_learns(trigger)) return PYR_OK;
+  if (cache->learned && cache->learned->number == trigger->track.n) return PYR_OK;
+  if (cache->learned)
+    return pyr_runtime_set_error(rt, PYR_POLICY,
+                                 "policy %s: tracks another learned score than before (make it "
+                                 "once, outside of the policy's functions)", name);
+  PYR_TRY(pyr_learned_table(cache, &trigger->track, &table));
+  if (!fits_model(&table, c))
+    return pyr_runtime_set_error(rt, PYR_POLICY, "policy %s: tracks a score that is learned for a "
+                                 "model of other layers, heads or width", name);
+  return pyr_learned_new(cache->pool, trigger->track.n, table.values, c->layers, c->kv_heads,
+                         c->width, &cache->learned);
+}
+
 const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bool prefill,
-                              bool probed) {
+                              bool probed, const pyr_score_op *track) {
   pyr_table table;
   for (int i = 0; i < score->length; i++) {
     const pyr_score_op *op = &score->ops[i];
@@ -246,7 +267,10 @@ const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bo
       return "refers to a table that the policy does not have";
     if (learned && !fits_model(&table, &cache->pool->model->config))
       return "is learned for a model of other layers, heads or width";
-    if (pyr_signal_reads_inputs(op) && !prefill)
+    if (learned && !prefill && !pyr_signal_is_carried(op, track))
+      return "reads what the layer read, which is known in prefill only, or where the trigger "
+             "tracks that learned score";
+    if (pyr_signal_reads_inputs(op) && !learned && !prefill)
       return "reads what the layer read, which is known in prefill only";
     if (op->code == PYR_S_CUSTOM && !cache->policy.custom)
       return "refers to a function that the policy does not have";
@@ -514,7 +538,11 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
     return be->reduce_rows(be, out, temp, count * group, n, n,
                            op->code == PYR_S_EXPECTED ? (pyr_reduce)op->b : PYR_MEAN, 1.0f);
   case PYR_S_LEARNED:
-    return eval_learned(op, index, s, head, count, temp, out);
+    if (!s->tracked || !pyr_signal_is_carried(op, s->tracked))
+      return eval_learned(op, index, s, head, count, temp, out);
+    for (int i = 0; i < count && status == PYR_OK; i++)
+      status = be->copy(be, temp + i * n, first[i].history + s->begin, (size_t)n * sizeof(float));
+    return status != PYR_OK ? status : be->reduce_rows(be, out, temp, count, n, n, PYR_MEAN, 1.0f);
   case PYR_S_PROBED:
     for (int i = 0; i < count && status == PYR_OK; i++)
       status = be->copy(be, temp + i * n,
@@ -614,10 +642,10 @@ static pyr_status check_scores(const pyr_cache *cache, int layer, int head, cons
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "no lane at layer %d, head %d", layer + 1,
                                  head + 1);
   const char *fault = pyr_score_check(score, depth);
-  if (!fault) fault = pyr_score_refused(score, cache, false, cache->probed != NULL);
   for (int l = layer < 0 ? 0 : layer; l <= (layer < 0 ? cache->layers - 1 : layer) && !fault; l++) {
     const pyr_score_op *track = &cache->states[l].trigger.track;
-    bool tracks = pyr_signal_is_attention(track) || pyr_signal_is_history(track);
+    bool tracks = pyr_trigger_tracks(&cache->states[l].trigger);
+    fault = pyr_score_refused(score, cache, false, cache->probed != NULL, track);
     if (score->length == 0 && !tracks) fault = "is left out, and the cache's policy tracks none";
     for (int i = 0; i < score->length; i++) {
       if (pyr_score_untracked(&score->ops[i], track))

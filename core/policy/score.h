@@ -40,10 +40,14 @@ static inline bool pyr_signal_is_expected(const pyr_score_op *op) {
 }
 
 /* What about the program a plan of this cache's policy cannot carry out, or NULL: tables and
- * functions that the policy does not have; unless `prefill`, what only a running prefill can know;
- * unless `probed`, what a probe tracked. */
+ * functions that the policy does not have; unless `prefill`, what only a running prefill can know,
+ * but for a learned score that the layer's rows carry (`track`); unless `probed`, what a probe
+ * tracked. */
 const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bool prefill,
-                              bool probed);
+                              bool probed, const pyr_score_op *track);
+/* Before rows are made under a trigger: the map that it tracks, if any, is on the backend
+ * (pyr_cache.learned). PYR_POLICY: it is another than the cache has, or fits another model. */
+pyr_status pyr_learned_need(pyr_cache *cache, const pyr_trigger *trigger);
 
 /* Why rows' tracked attention does not answer what `op` asks, or NULL (also if it asks for none).
  */

@@ -5,10 +5,15 @@
 #include <string.h>
 
 /* Whether only the prompt's own rows are judged: only they were repeated by a preparing pass, and
- * of no other is there what the layer read. */
+ * of no other is there what the layer read, unless all carry what was learned of it. */
 static bool own_rows_only(const pyr_splits *s) {
-  return s->when == PYR_WHEN_PREPARED
-      || (s->when == PYR_WHEN_PREFILL && pyr_score_reads_inputs(&s->plan->score));
+  const pyr_score_op *track = &s->cache->states[s->layer].trigger.track;
+  if (s->when != PYR_WHEN_PREFILL) return s->when == PYR_WHEN_PREPARED;
+  for (int i = 0; i < s->plan->score.length; i++) {
+    const pyr_score_op *op = &s->plan->score.ops[i];
+    if (pyr_signal_reads_inputs(op) && !pyr_signal_is_carried(op, track)) return true;
+  }
+  return false;
 }
 
 /* Rows of a lane from before the prompt, where only the prompt's own are judged, else 0. */
@@ -56,8 +61,8 @@ static int64_t keep_of(const pyr_splits *s, int head) {
 }
 
 /* Guards win over `keep`: of 16 rows with guards 4 and 4, keep 6 selects max(6 - 8, 0) = 0, and
- * 8 rows stay. Under `mass`, `max` is what keep allows and `min` what `least` promises; under
- * pool a lane may keep all its candidates, as only the sum over lanes is bounded. */
+ * 8 rows stay. Under `mass` or a bound, `max` is what keep allows and `min` what `least` promises;
+ * under pool a lane may keep all its candidates, as only the sum over lanes is bounded. */
 static pyr_split split_lane(const pyr_splits *s, int head) {
   const pyr_plan *plan = s->plan;
   int64_t held = pyr_cache_lane(s->cache, s->layer, head)->rows, before = before_of(s, head);
@@ -68,7 +73,7 @@ static pyr_split split_lane(const pyr_splits *s, int head) {
   int64_t keep = keep_of(s, head);
   bool pooled = pyr_splits_compete(s);
   lane.max = pooled ? lane.candidates : pyr_min(pyr_max(keep - guards, 0), lane.candidates);
-  lane.min = pooled || plan->mass > 0
+  lane.min = pooled || pyr_plan_is_open(plan)
       ? pyr_min(pyr_max(pyr_max(plan->least, 1) - guards, 0), lane.candidates) : lane.max;
   lane.max = pyr_max(lane.max, lane.min);
   return lane;
@@ -76,7 +81,8 @@ static pyr_split split_lane(const pyr_splits *s, int head) {
 
 bool pyr_split_loses(const pyr_splits *s, int head) {
   const pyr_split *lane = &s->lanes[head];
-  return lane->max < lane->candidates || (s->plan->mass > 0 && lane->min < lane->candidates);
+  return lane->max < lane->candidates
+      || (pyr_plan_is_open(s->plan) && lane->min < lane->candidates);
 }
 
 void pyr_splits_make(pyr_splits *out, pyr_cache *cache, int layer, const pyr_plan *plan,
@@ -99,7 +105,8 @@ void pyr_splits_make(pyr_splits *out, pyr_cache *cache, int layer, const pyr_pla
    * than the lanes are promised. Of lanes of 16 and 10 rows with guards 4 and 4 and keep 10:
    * 2 * 10 - 16 = 4 of the 8 + 2 candidates. */
   s.pooled = pyr_min(pyr_max(s.budget, s.promised), s.total);
-  s.needed = pooled ? s.pooled < s.total || (plan->mass > 0 && s.promised < s.total) : loses;
+  s.needed = pooled ? s.pooled < s.total || (pyr_plan_is_open(plan) && s.promised < s.total)
+      : loses;
   for (int head = 0; head < cache->heads; head++) {
     const pyr_split *lane = &lanes[head];
     int64_t survive = plan->share == PYR_SHARE_POOL ? pyr_min(lane->max, s.pooled) : lane->max;

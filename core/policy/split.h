@@ -14,6 +14,7 @@
  *     keep 6,  guards 4 and 4             guards win: none of the candidates survives, 8 rows stay
  *     keep 20, guards 4 and 4             all 8 candidates survive: the lane is left whole
  *     keep 10, least 9, mass 0.9          1 to 2 survive: as few as hold 0.9 of their scores' sum
+ *     keep 16, above 0.5                  0 to 8 survive: all whose score is 0.5 or more
  *
  * Lanes of one layer may differ in length. Each is cut by its own rows; guards and windows count
  * from its own ends.
@@ -59,10 +60,16 @@ typedef struct pyr_splits {  /* of one plan, on all lanes of one layer */
 static inline bool pyr_signal_reads_inputs(const pyr_score_op *op) {
   return op->code == PYR_S_LEARNED || (op->code == PYR_S_CUSTOM && op->b);
 }
-static inline bool pyr_score_reads_inputs(const pyr_score *score) {
-  for (int i = 0; i < score->length; i++)
-    if (pyr_signal_reads_inputs(&score->ops[i])) return true;
-  return false;
+/* Whether it is a learned score that rows carry, as `track` is what their layer tracks. */
+static inline bool pyr_signal_is_carried(const pyr_score_op *op, const pyr_score_op *track) {
+  return op->code == PYR_S_LEARNED && track->code == PYR_S_LEARNED && op->n == track->n;
+}
+
+/* Whether scores decide how many rows of a lane survive, and `keep` only how many at most. Of such
+ * a plan only the most is known before it runs: memory is reserved for that, and a number a lane is
+ * read back. */
+static inline bool pyr_plan_is_open(const pyr_plan *plan) {
+  return plan->mass > 0 || plan->bounded;
 }
 
 /* lanes: room for [heads]. The plan must outlive the splits. */

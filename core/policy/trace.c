@@ -48,7 +48,7 @@ void pyr_trace_rows(pyr_trace_run *t, const pyr_splits *s) {
 
 /* Whether a plan asks for nothing but all rows, as that of a policy which returned none does. */
 static bool says_nothing(const pyr_plan *plan, int64_t rows) {
-  return plan->keep >= rows && plan->keep_count == 0 && plan->mass <= 0 && plan->first == 0
+  return plan->keep >= rows && plan->keep_count == 0 && !pyr_plan_is_open(plan) && plan->first == 0
       && plan->last == 0 && plan->score.length == 0 && !plan->merge
       && plan->rotate == PYR_ROTATE_KEEP;
 }

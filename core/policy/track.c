@@ -47,7 +47,7 @@ int64_t pyr_track_waiting(const pyr_cache *cache, int layer, int64_t rows) {
 bool pyr_track_step(const pyr_cache *cache, int layer, pyr_track *out) {
   const pyr_trigger *trigger = &cache->states[layer].trigger;
   int64_t steps = pyr_track_steps_left(cache, layer);
-  if (!pyr_trigger_tracks(trigger) || steps == INT64_MAX) return false;
+  if (!pyr_trigger_sums(trigger) || steps == INT64_MAX) return false;
   /* the step's own row is stored before its attention: it is the lane's last, j = -1 */
   out->weighting = weighting_of(trigger, cache->tokens, steps, 1);
   out->decay = pyr_signal_is_history(&trigger->track) ? trigger->track.x : 1.0f;
@@ -69,7 +69,7 @@ pyr_status pyr_track_forget(pyr_cache *cache, int layer) {
 pyr_prompt_track pyr_track_prompt(const pyr_splits *splits, const pyr_trigger *trigger,
                                   bool restarts, int64_t last_position) {
   pyr_prompt_track t = { .last = INT64_MAX, .weighting = each_query_counts };
-  if (!pyr_trigger_tracks(trigger)) return t;
+  if (!pyr_trigger_sums(trigger)) return t;
   t.queries = splits->coming;
   if (!pyr_signal_is_attention(&trigger->track)) return t;
   int64_t since = restarts ? 0 : splits->cache->states[splits->layer].since;

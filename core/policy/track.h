@@ -38,6 +38,9 @@
  * the accumulators start anew after each. History (H2O's sum over every query) needs no dates: each
  * query counts 1, and a decay shrinks what there was at each step.
  *
+ * A learned score needs no queries: a row is given its number when it is made, by a prompt or by a
+ * step, and keeps it. Nothing is weighted, nothing starts anew, and there are no due dates.
+ *
  * A trigger by length (`over`) fires by the longest lane. Where a prefill's plan does not fix how
  * long that will be (share = "pool", mass), dates are first reckoned from the most that it can be.
  */

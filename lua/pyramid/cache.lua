@@ -109,7 +109,7 @@ end
 ---@field hidden? integer     prefill: tokens that reached the layer
 ---@field hidden_kept? integer        of these, those that go on to the next
 ---@field asked table         keep (a number, or a list by head), first, last, share, prune; mass,
----  least, merge (the threshold) and rotate where the plan has them
+---  above, least, merge (the threshold) and rotate where the plan has them
 ---@field why string          "no plan", "fits", or the score by which rows were ranked
 ---@field seconds number      that looking, ranking and evicting took
 ---@field bytes integer       of the layer's rows afterwards

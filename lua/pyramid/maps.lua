@@ -1,5 +1,5 @@
---- Files of learned maps: what `pyramid calibrate --learn` writes and the policy "kvzap" reads. Of
---- each layer and KV head of one model they hold
+--- Files of learned maps: what `pyramid calibrate --learn` writes and the policies "kvzap" and
+--- "dms" read. Of each layer and KV head of one model they hold
 ---
 ---   map       w and b of score.learned, which guesses from a token's hidden state how much its row
 ---             will be looked at
@@ -7,12 +7,18 @@
 ---             of all, evenly from 1 / levels to 1. Heads that are looked at much have more than
 ---             their part
 ---
---- The format is safetensors: two f32 tensors, map [layers * KV heads, width + 1] and budgets
---- [layers * KV heads, levels], and in the metadata what they were learned from.
+--- and of all together, by the same levels,
+---
+---   thresholds  what a row's number must not be below for so many of all rows to pass
+---
+--- The format is safetensors: three f32 tensors, map [layers * KV heads, width + 1], budgets
+--- [layers * KV heads, levels] and thresholds [1, levels], and in the metadata what they were
+--- learned from.
 local core = require "pyramid.core"
 local fault = require "pyramid.loaders.fault"
 local json = require "pyramid.json"
 local safetensors = require "pyramid.loaders.safetensors"
+local score = require "pyramid.score"
 
 local maps = {}
 
@@ -20,7 +26,9 @@ local maps = {}
 ---@field path string
 ---@field map pyramid.Vector          (layers * KV heads) x (width + 1)
 ---@field budgets pyramid.Vector      (layers * KV heads) x levels
+---@field thresholds pyramid.Vector   1 x levels
 ---@field levels integer
+---@field score pyramid.Score         score.learned of the map
 ---@field metadata table<string, string>
 
 local most_bytes = 1 << 30
@@ -74,6 +82,9 @@ local function check(read, path)
       before = share
     end
   end
+  if #read.thresholds ~= 1 or read.thresholds:columns() ~= read.levels then
+    fault.raise("format", "%s: thresholds are not of as many levels as budgets", path)
+  end
   return read
 end
 
@@ -91,10 +102,34 @@ function maps.read(path)
     if not file then fault.raise("io", "%s: cannot be read", path) end
     local read = { path = path, metadata = header.metadata,
       map = matrix(file, path, tensors.map, "map"),
-      budgets = matrix(file, path, tensors.budgets, "budgets") }
+      budgets = matrix(file, path, tensors.budgets, "budgets"),
+      thresholds = matrix(file, path, tensors.thresholds, "thresholds") }
     read.levels = read.budgets:columns()
+    read.score = score.learned(read.map)
     return check(read, path)
   end)
+end
+
+local known = {}                      -- by path, for policies, whose functions ask again and again
+
+---The same for policies: a file is read once, so that its score is always the same one; raises.
+---@param path string
+---@return pyramid.LearnedMap
+function maps.learned(path)
+  if not known[path] then
+    local read, message = maps.read(path)
+    if not read then error(message, 0) end
+    known[path] = read
+  end
+  return known[path]
+end
+
+-- Between two levels along a line; below the first one, from `from`.
+local function between(row, levels, share, from)
+  local place = math.max(0, math.min(share, 1)) * levels
+  local low = math.min(math.floor(place), levels - 1)
+  local at = low == 0 and from or row[low]
+  return at + (row[low + 1] - at) * (place - low)
 end
 
 ---The share of a head's rows that stays where `share` of all are to.
@@ -103,11 +138,16 @@ end
 ---@param share number                0 to 1
 ---@return number
 function maps.budget(read, head, share)
-  local place = math.max(0, math.min(share, 1)) * read.levels
-  local low = math.min(math.floor(place), read.levels - 1)
-  local row = read.budgets[head]
-  local from = low == 0 and 0 or row[low]
-  return from + (row[low + 1] - from) * (place - low)
+  return between(read.budgets[head], read.levels, share, 0)
+end
+
+---What a row's number must not be below for about `share` of the rows of plain text to pass.
+---@param read pyramid.LearnedMap
+---@param share number                0 to 1; less than a level is taken for one
+---@return number
+function maps.threshold(read, share)
+  local row = read.thresholds[1]
+  return between(row, read.levels, share, row[1])
 end
 
 local function tensor_bytes(m)
@@ -123,16 +163,20 @@ local function tensor_bytes(m)
 end
 
 ---The bytes of such a file.
----@param read { map: pyramid.Vector, budgets: pyramid.Vector, metadata: table<string, string> }
+---@param read { map: pyramid.Vector, budgets: pyramid.Vector, thresholds: pyramid.Vector, metadata: table<string, string> }
 ---@return string
 function maps.bytes(read)
-  local map, budgets = tensor_bytes(read.map), tensor_bytes(read.budgets)
-  local header = json.encode { __metadata__ = read.metadata,
-    map = { dtype = "F32", shape = { #read.map, read.map:columns() }, data_offsets = { 0, #map } },
-    budgets = { dtype = "F32", shape = { #read.budgets, read.budgets:columns() },
-      data_offsets = { #map, #map + #budgets } } }
-  header = header .. (" "):rep(-#header % 8)
-  return string.pack("<I8", #header) .. header .. map .. budgets
+  local parts, at, header = {}, 0, { __metadata__ = read.metadata }
+  for i, name in ipairs { "map", "budgets", "thresholds" } do
+    local rows = read[name]
+    parts[i] = tensor_bytes(rows)
+    header[name] = { dtype = "F32", shape = { #rows, rows:columns() },
+      data_offsets = { at, at + #parts[i] } }
+    at = at + #parts[i]
+  end
+  local text = json.encode(header)
+  text = text .. (" "):rep(-#text % 8)
+  return string.pack("<I8", #text) .. text .. table.concat(parts)
 end
 
 return maps

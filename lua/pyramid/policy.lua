@@ -85,7 +85,7 @@ Policy.__name = "pyramid.policy"
 ---@field keep? integer|integer[]
 ---  rows of a lane that survive, guards included; with share = "head" it may be a list, one number
 ---  a KV head. Each head is judged by its own rows, and left whole where it holds no more than
----  that. Must be given, unless `mass` is
+---  that. Must be given, unless `mass` or `above` is
 ---@field guard? { first?: integer, last?: integer }   rows at either end that always survive
 ---@field score? pyramid.Score
 ---  what ranks the others; nothing: what the trigger tracks, else the position
@@ -98,7 +98,12 @@ Policy.__name = "pyramid.policy"
 ---@field mass? number
 ---  0 < p <= 1: only as many of the ranked rows as hold the share p of the sum of their scores
 ---  (top-p; scores below 0 count 0), at most `keep`, which is then all rows unless said
----@field least? integer    rows of a lane that survive at least, under "pool", "model" or `mass`
+---@field above? number
+---  ranked rows whose score is below this leave, so that how many stay follows the text (DMS, arXiv
+---  2506.05345); at most `keep`, which is then all rows unless said. guard.last is the delay. As
+---  `mass` it is refused under "model" while a prompt is read
+---@field least? integer
+---  rows of a lane that survive at least, under "pool", "model", `mass` or `above`
 ---@field merge? true|{ threshold: number }
 ---  a loser is not just dropped, but averaged, key and value, into the row of its head that
 ---  survives and whose key is most similar, if their cosine is at least the threshold; true: -1
@@ -117,7 +122,8 @@ Policy.__name = "pyramid.policy"
 ---@field over? integer            when a lane holds more rows than this
 ---@field window? integer          the last rows, which decode never judges
 ---@field once? boolean            a row is judged once; needs `every`
----@field track? pyramid.Score     one attention or history signal, which decode ranks by
+---@field track? pyramid.Score
+---  one attention, history or learned signal, which decode ranks by
 
 ---Passes that read the prompt once more, over its rows and without leaving any, to see what a
 ---repetition looks at. Each reads its leading words and then a block of the prompt, and judges the
@@ -143,7 +149,7 @@ local definition_keys = { name = "string", doc = "string", defaults = "table", l
   presets = "table", prefill = "function", trigger = "function", decode = "function",
     prepare = "function", fit = "string" }
 local plan_keys = { keep = true, guard = true, score = true, share = true, mass = true,
-  least = true, merge = true, prune = true, rotate = true }
+  above = true, least = true, merge = true, prune = true, rotate = true }
 local preparation_keys = { track = true, block = true, lead = true, first = true, among = true,
   sinks = true }
 local trigger_keys = { every = true, over = true, window = true, once = true, track = true }
@@ -191,7 +197,7 @@ end
 -- One number, or one for each KV head, packed.
 local function keep_of(plan, l)
   local keep = plan.keep
-  if keep == nil and plan.mass ~= nil then keep = l.rows end
+  if keep == nil and (plan.mass ~= nil or plan.above ~= nil) then keep = l.rows end
   if type(keep) ~= "table" then return integer("keep", keep) end
   if #keep ~= l.kv_heads then
     refuse("keep", ("lists %d numbers for %d K/V heads"):format(#keep, l.kv_heads))
@@ -213,6 +219,14 @@ local function mass_of(mass)
   return mass
 end
 
+local function above_of(above)
+  if above == nil then return nil end
+  if type(above) ~= "number" or above ~= above or math.abs(above) > 3.4e38 then
+    refuse("above", ("is no finite number (%s)"):format(tostring(above)))
+  end
+  return above
+end
+
 local function threshold_of(merge)
   if not merge then return nil end
   if merge == true then return -1 end
@@ -225,7 +239,7 @@ local function threshold_of(merge)
   return threshold
 end
 
--- Ten values, as lplan.c reads them.
+-- Eleven values, as lplan.c reads them, and the score.
 local function flat_plan(plan, l)
   if plan == nil then return nil end
   if type(plan) ~= "table" then refuse("the plan", "is not a table (" .. type(plan) .. ")") end
@@ -237,7 +251,7 @@ local function flat_plan(plan, l)
     integer("guard.last", guard.last, 0), choice("share", plan.share, shares, "layer"),
       choice("prune", plan.prune, prunes, "cache"), program("score", plan.score),
         integer("least", plan.least, 0), mass_of(plan.mass), threshold_of(plan.merge),
-          choice("rotate", plan.rotate, rotates, "keep"), plan.score
+          choice("rotate", plan.rotate, rotates, "keep"), above_of(plan.above), plan.score
 end
 
 local function flat_trigger(trigger)
@@ -248,10 +262,11 @@ local function flat_trigger(trigger)
   check_keys("trigger", trigger, trigger_keys)
   local track = program("track", trigger.track)
   if track and not score.is_signal(trigger.track) then
-    refuse("track", "must be a single attention or history signal: " .. tostring(trigger.track))
+    refuse("track", "must be a single attention, history or learned signal: "
+      .. tostring(trigger.track))
   end
   return integer("every", trigger.every, 0), integer("over", trigger.over, 0),
-    integer("window", trigger.window, 0), trigger.once and true or false, track
+    integer("window", trigger.window, 0), trigger.once and true or false, track, trigger.track
 end
 
 -- The parts of a lead as packed ids; -k stands for k tokens of the prompt. encode(text) gives ids.
@@ -459,7 +474,11 @@ function Policy:bind(encode)
     return known[l.prompt]
   end
   local function keep(l, ...)
-    score.anchor(slots, (select(11, ...)), l.index)
+    score.anchor(slots, (select(12, ...)), l.index)
+    return ...
+  end
+  local function hold(...)
+    score.hold(slots, (select(6, ...)))
     return ...
   end
   local function encoded(field, text)
@@ -475,7 +494,7 @@ function Policy:bind(encode)
         return flat(f(options_for(l), l), encoded)
       end
       if flat == flat_plan then return keep(l, flat(f(options_for(l), l), l)) end
-      return flat(f(options_for(l), l))
+      return hold(flat(f(options_for(l), l)))
     end
   end
   return { slots, name = self.name, options = copy(self.in_force),
@@ -663,11 +682,12 @@ function module.parse_options(which, words)
 end
 
 -- The rows that a prefill plan keeps, on average over heads; what it prunes; whether the rows are
--- the most that it may keep (under `mass`, where scores decide). Refuses what the core refuses
+-- the most that it may keep (under `mass` or `above`, where scores decide). Refuses what the core
+-- refuses
 -- (core/policy/policy.c).
 local function kept_by(prefill, o, l)
   if not prefill then return nil end
-  local keep, first, last, share, prune, _, least, mass = flat_plan(prefill(o, l), l)
+  local keep, first, last, share, prune, _, least, mass, _, _, above = flat_plan(prefill(o, l), l)
   if not keep then return nil end
   local each = { keep }
   if type(keep) == "string" then
@@ -690,7 +710,7 @@ local function kept_by(prefill, o, l)
   last = math.min(hidden and math.max(last, 1) or last, l.rows - first)
   local sum = 0
   for _, rows in ipairs(each) do sum = sum + math.max(rows, first + last) end
-  return sum % #each == 0 and sum // #each or sum / #each, prune, mass > 0
+  return sum % #each == 0 and sum // #each or sum / #each, prune, mass > 0 or above ~= nil
 end
 
 -- Tokens that the passes over a prompt read, but for texts, whose tokens only a model knows.
@@ -714,7 +734,7 @@ end
 ---What a policy would keep at each layer of a prompt of `tokens`, without a model running: rows
 ---stored, on average over KV heads (under share = "model" over all layers), and tokens computed,
 ---with those of preparing passes but for the texts that lead them, as far as its plans say (they
----are pure functions of shapes; under `mass`, the most).
+---are pure functions of shapes; under `mass` or `above`, the most).
 ---@param which pyramid.Policy
 ---@param config { layers: integer, heads: integer, kv_heads: integer, head_dim: integer }
 ---@param tokens integer

@@ -73,12 +73,14 @@ end
 ---@return boolean
 function score.is(value) return programs[value] ~= nil end
 
----Whether a score is one attention or history signal and nothing else: what decode can track.
+---Whether a score is one attention, history or learned signal and nothing else: what decode can
+---track.
 ---@param value any
 ---@return boolean
 function score.is_signal(value)
   local program = programs[value]
-  return program ~= nil and #program == 12 and program:byte() <= codes.history
+  if program == nil or #program ~= 12 then return false end
+  return program:byte() <= codes.history or program:byte() == codes.learned
 end
 
 ---The packed program of a score, for the core.
@@ -102,6 +104,13 @@ function score.anchor(slots, value, layer)
       table.insert(slots.custom[layer], number)
     end
   end
+end
+
+---Keeps in `slots` for good what a trigger's `track` refers to.
+---@param slots table
+---@param value? pyramid.Score
+function score.hold(slots, value)
+  for number, object in pairs(objects[value] or {}) do slots[number] = object end
 end
 
 local function choice(what, name, value, set, default)
@@ -360,8 +369,9 @@ end
 ---it, `w . x + b`, with w and b of the layer and KV head; the mean where heads share a set. Such a
 ---map comes near what a second reading of the prompt says of each row (KVzap, arXiv 2601.07891).
 ---`map` is a matrix (pyramid.vector) of layers * KV heads rows, layer after layer, and width + 1
----columns, the last of which is b. In prefill only, and of the prompt's own rows: those of earlier
----prompts are guarded.
+---columns, the last of which is b. In prefill, and of the prompt's own rows: those of earlier
+---prompts are guarded. Where the trigger tracks it (`track`), rows are given it when they are made,
+---generated ones too, and decode, later prompts and cache:evict rank all of them by it.
 ---@param map pyramid.Vector
 ---@return pyramid.Score
 function score.learned(map)

@@ -42,7 +42,7 @@ local scorer = {}
 ---  prompt, so begin with l.past +
 ---@field share? "head"|"layer"|"pool"|"model"    "head", unless said
 ---@field more? fun(o: table, l: pyramid.Layer, keep: integer): pyramid.Plan
----  what else the plan has: least, mass, merge, prune, rotate, share where options decide it
+---  what else the plan has: above, least, mass, merge, prune, rotate, share where options decide it
 ---@field prepare? fun(o: table, l: pyramid.Layer): pyramid.Preparation?
 ---  passes before the plans run; `score` may then say score.probed()
 ---@field generates? boolean              cuts also while text is generated

@@ -55,6 +55,8 @@ describe("cache:evict", function()
     pool = { keep = 40, guard = { first = 2, last = 5 }, share = "pool",
       score = -score.key_similarity() },
     mass = { keep = 60, mass = 0.5, least = 9, share = "head", score = score.value_norm() },
+    above = { keep = 90, above = 0.5, share = "head", guard = { first = 2 },
+      score = score.key_norm() },
     merge = { keep = 40, guard = { last = 5 }, share = "head", merge = { threshold = 0.1 },
       score = score.key_norm() },
     lag = { keep = 40, guard = { first = 2 }, share = "head", score = score.lag { lag = 16 } },
@@ -76,7 +78,8 @@ describe("cache:evict", function()
         assert.is_true(assert(cut:evict(p)))
         assert.same(positions(read), positions(cut), name)
         assert.equal(read:evicted(), cut:evicted(), name)
-        assert.is_true(cut:bytes() < before or name == "compact" or name == "mass", name)
+        assert.is_true(cut:bytes() < before or name == "compact" or name == "mass"
+          or name == "above", name)
         for i = 1, 3 do
           helper.assert_near(assert(cut:step(ids[i])), assert(read:step(ids[i])):totable(),
             name .. ", step " .. i, 1e-5)

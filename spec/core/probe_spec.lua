@@ -744,6 +744,12 @@ describe('share = "model"', function()
       wanted = wanted + 1
       held = held + all[wanted]
     end
+    local bound = policy { name = "bound", prefill = function(_, l)
+      return { above = l.index // 3, share = "model", score = score.value_norm() }
+    end }
+    local unequal = select(2, cache:evict(bound))
+    assert.truthy(unequal:find("policy bound, layer 3, evict: above is another than layer 1 has", 1,
+      true), unequal)
     local message = select(2, cache:evict(p { 0.6, 0.5, 0.6 }))
     assert.truthy(message:find("policy mass, layer 2, evict: mass is another than layer 1 has", 1,
       true), message)

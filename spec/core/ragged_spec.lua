@@ -1,4 +1,4 @@
--- Lanes of unequal length: budgets pooled over heads, budgets by mass, one budget a head, losers
+-- Lanes of unequal length: budgets pooled over heads, by mass, by a bound, one a head, losers
 -- merged, keys compacted. What is kept equals plain Lua's choice; what the model says over it
 -- equals a plain Lua transformer over the same rows.
 local helper = require "spec.helper"
@@ -199,6 +199,55 @@ describe("a plan", function()
         end
       end
     end
+  end)
+
+  it("keeps the rows whose score is no lower than a bound, by head, over a pool, by layer",
+    function()
+    local function mean_of(layer)
+      local mean, a, b = {}, judged(layer, 1), judged(layer, 2)
+      for i = 1, #a do mean[i] = ("f"):unpack(("f"):pack(a[i] + b[i])) / 2 end
+      return mean
+    end
+    local sorted = judged(1, 1)
+    table.sort(sorted)
+    for _, above in ipairs { -1, sorted[1], sorted[#sorted // 2], sorted[#sorted], 1e9 } do
+      for _, least in ipairs { 0, 15 } do
+        for _, keep in ipairs { 20, N } do
+          local promised = math.max(least - FIRST - LAST, 0)
+          local own = { keep = keep < N and keep or nil, least = least, above = above }
+          check(own, function(layer)
+            local chosen = reference.choose({ mean_of(layer) }, { promised },
+              keep - FIRST - LAST, 0, above)[1]
+            return { chosen, chosen }
+          end)
+          own.share = "head"
+          check(own, function(layer)
+            local chosen = {}
+            for head = 1, 2 do
+              chosen[head] = reference.choose({ judged(layer, head) }, { promised },
+                keep - FIRST - LAST, 0, above)[1]
+            end
+            return chosen
+          end)
+          own.share, own.keep = "pool", keep
+          check(own, function(layer)
+            return reference.choose({ judged(layer, 1), judged(layer, 2) }, { promised, promised },
+              2 * (keep - FIRST - LAST), 0, above)
+          end)
+          own.share, own.mass = "head", 0.7
+          check(own, function(layer)
+            local chosen = {}
+            for head = 1, 2 do
+              chosen[head] = reference.choose({ judged(layer, head) }, { promised },
+                keep - FIRST - LAST, 0.7, above)[1]
+            end
+            return chosen
+          end)
+        end
+      end
+    end
+    local p = policy { name = "bound", prefill = function() return { above = 3 } end }
+    assert.same({ rows = N, computed = N, most = true }, policy.forecast(p, model.config, N)[1])
   end)
 
   it("prunes hidden states by mass to the rows that it would keep", function()
@@ -759,6 +808,8 @@ describe("plans that cannot be", function()
     for i, case in ipairs {
       { { mass = 0 }, "mass" }, { { mass = 1.5 }, "mass" }, { { mass = "x" }, "mass" },
         { { mass = 0 / 0 }, "mass" },
+      { { above = "x" }, "above" }, { { above = 0 / 0 }, "above" }, { { above = 1e39 }, "above" },
+      { { above = 1, least = 61 }, "least" },
       { { keep = 20, least = 5 }, "least", true },
         { { keep = 20, least = 25, share = "pool" }, "least" },
       { { keep = 20, least = -1, share = "pool" }, "least", true },

@@ -243,6 +243,8 @@ describe("layers that share a budget while they read", function()
     end
     refused('layer 1, prefill: mass cannot be said with share = "model" while layers read',
       { { mass = 0.5, share = "model", score = score.key_norm() } })
+    refused('layer 1, prefill: above cannot be said with share = "model" while layers read',
+      { { above = 0.5, share = "model", score = score.key_norm() } })
     refused('layer 2, prefill: merge cannot be said with share = "model" while layers read',
       { [2] = { keep = 5, share = "model", score = score.key_norm(), merge = true } })
     refused('layer 3, prefill: prune drops hidden states, but a layer above shares a budget',

@@ -85,7 +85,7 @@ describe("a cache's trace", function()
         return { keep = { 9, 20 }, guard = { first = 2, last = 5 }, share = "head",
           score = -score.key_norm() }
       end
-      return { keep = math.min(50, l.rows), mass = 0.5, least = math.min(10, l.rows),
+      return { keep = math.min(50, l.rows), mass = 0.5, above = -2, least = math.min(10, l.rows),
         merge = { threshold = 0.25 }, prune = "both", score = score.attention { queries = 4 } }
     end }
     local cache <close>, records = traced(p)
@@ -101,7 +101,7 @@ describe("a cache's trace", function()
     assert.equal(n - 7, records[3].candidates.mean)
     assert.equal("(0 - key_norm)", (records[3].why:gsub("%(%)", "")))
     assert.same({ keep = 50, first = 0, last = 0, share = "layer", prune = "both", mass = 0.5,
-      least = 10, merge = 0.25 }, records[4].asked)
+      above = -2, least = 10, merge = 0.25 }, records[4].asked)
     assert.matches("attention", records[4].why)
     assert.is_true(records[4].hidden_kept < n)
     assert.same({ some = 3 }, records[4].options)

@@ -536,7 +536,10 @@ local function some_plan(l, plain)
   elseif how == 7 then
     by_head, plan.keep = true, {}
     for i = 1, l.kv_heads do plan.keep[i] = R(1, math.max(1, l.rows)) end
-  else plan.mass, plan.least = R(), pick { 1, 5, 1 << 30 } end
+  else
+    plan.mass, plan.least = R(), pick { 1, 5, 1 << 30 }
+    plan.above = R(3) == 1 and pick { 0, -1e9, 0.3, 0 / 0, 1e38, 1e300 } or nil
+  end
   if R(3) > 1 then
     plan.guard = { first = R(9) == 1 and pick(big) or R(0, 6),
       last = R(9) == 1 and pick(big) or R(0, 10) }
@@ -555,13 +558,14 @@ local function some_plan(l, plain)
     if plan.merge and plan.prune == "hidden" then plan.merge = nil end
     if type(plan.merge) == "table" then plan.merge.threshold = 0.5 end
     if plan.least then plan.least = 1 end
+    if plan.above then plan.above = 0.1 end
     if plan.mass and plan.share == "pool" then plan.share = "layer" end
     if math.type(plan.keep) == "integer" then
       plan.keep = math.max(1, math.min(plan.keep, l.rows))
     end
   end
   if R(40) == 1 then
-    plan[pick { "keep", "mass", "guard", "share", "prune", "rotate", "merge",
+    plan[pick { "keep", "mass", "above", "guard", "share", "prune", "rotate", "merge",
       "score" }] = nonsense()
   end
   return R(60) == 1 and nonsense() or plan

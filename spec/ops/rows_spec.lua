@@ -36,11 +36,13 @@ describe("store", function()
     for _, lane in ipairs(call.lanes) do
       lane.pages = ("\xa5"):rep(2 * call.room * row_bytes)
       lane.positions = ("\xa5"):rep(4 * call.room)
+      lane.history = ("\xa5"):rep(4 * call.room)
     end
     for _, name in ipairs { "k", "v" } do
       call[name] = select(2, reference.random(n * heads * layout.head_dim, 4))
     end
     call.positions = ops.ints(reference.ascending(n, math.random(0, 9), 5))
+    if math.random(2) == 1 then call.learned = select(2, reference.random(n * heads)) end
     return call
   end
 
@@ -53,6 +55,14 @@ describe("store", function()
         local position = new and call.positions:sub(4 * i + 1, 4 * i + 4) or ("\xa5"):rep(4)
         if lanes[g].positions:sub(4 * j + 1, 4 * j + 4) ~= position then
           fail("%s, d %d: the position of row %d of lane %d", layout.dtype, d, j, g)
+        end
+        local learned = ("\xa5"):rep(4)
+        if new and call.learned then
+          local at = (i * heads + g - 1) * 4
+          learned = call.learned:sub(at + 1, at + 4)
+        end
+        if lanes[g].history:sub(4 * j + 1, 4 * j + 4) ~= learned then
+          fail("%s, d %d: the history of row %d of lane %d", layout.dtype, d, j, g)
         end
         for what, from in pairs { [0] = call.k, call.v } do
           local wanted = ("\xa5"):rep(row_bytes)

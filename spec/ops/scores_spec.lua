@@ -80,17 +80,19 @@ describe("select", function()
 end)
 
 describe("choose", function()
-  local function check(segments, least, most, mass)
+  local function check(segments, least, most, mass, above)
     local packed, values, offset = {}, {}, math.random(0, 9)
     for s, scores in ipairs(segments) do values[s], packed[s] = reference.pack(scores) end
-    local ref = reference.choose(values, least, most, mass)
-    reference.each(function(rt) return ops.choose(rt, packed, least, most, mass, offset) end,
+    local ref = reference.choose(values, least, most, mass, above)
+    reference.each(function(rt)
+      return ops.choose(rt, packed, least, most, mass, offset, above)
+    end,
       function(result, fail)
       for s, rows in ipairs(ref) do
         local wanted = {}
         for i, row in ipairs(rows) do wanted[i] = row + offset end
-        equal(result[s], wanted, fail, ("segment %d of %d, most %d, mass %g"):format(s, #ref, most,
-          mass), true)
+        equal(result[s], wanted, fail, ("segment %d of %d, most %d, mass %g, above %s"):format(s,
+          #ref, most, mass, tostring(above)), true)
       end
     end)
   end
@@ -137,6 +139,33 @@ describe("choose", function()
     check({ all_equal, all_equal }, { 0, 3 }, 100, 0.5)
   end)
 
+  it("takes none below a bound but what each segment is promised", function()
+    for _, lengths_of in ipairs { { 1 }, { 2, 0, 3 }, { 17, 31, 64, 100 }, { 1000, 7 } } do
+      local segments, all = {}, { -math.huge, math.huge, 0, -0.0 }
+      for s, n in ipairs(lengths_of) do
+        segments[s] = reference.random(n, 1)
+        all[#all + 1] = segments[s][math.random(math.max(n, 1))]        -- one that is there
+      end
+      for _, above in ipairs(all) do
+        local n, least, sum = sizes(segments)
+        check(segments, least, math.random(sum, n), 0, above)
+        check(segments, least, n, 0, above)
+        check(segments, least, n, masses[math.random(#masses)], above)
+      end
+    end
+    for _ = 1, 40 do                                                     -- ties at the bound
+      local segments = {}
+      for s = 1, math.random(1, 4) do
+        segments[s] = {}
+        for i = 1, math.random(0, 60) do
+          segments[s][i] = math.random(8) == 1 and 0 / 0 or math.random(-1, 3) / 4
+        end
+      end
+      local n, least, sum = sizes(segments)
+      check(segments, least, math.random(sum, n), 0, math.random(-2, 4) / 4)
+    end
+  end)
+
   it("sums zeros, negatives, infinities, NaN and the smallest numbers as it says", function()
     local odd = { 0.0, -0.0, 1 / 0, -1 / 0, 0 / 0, -(0 / 0), 1e-45, -1e-45, 1e38, -1e38, 1.5, -1.5,
       3e38 }
@@ -171,6 +200,9 @@ describe("choose", function()
       assert.is_nil(result)
       assert.equal("argument", code)
     end
+    local result, _, code = ops.choose(reference.runtime(), { bytes }, { 0 }, 2, 0, 0, 0 / 0)
+    assert.is_nil(result)
+    assert.equal("argument", code)
   end)
 end)
 

@@ -168,6 +168,237 @@ describe("what a layer read", function()
   end)
 end)
 
+describe("a learned score that is tracked", function()
+  local models, folder = random_models { layers = 3, heads = 4, kv_heads = 2,
+    width = 64, ff = 80, vocab = 272, context = 512 }
+  local model, heads, width, map, learned, oracle
+  local ids = {}
+
+  -- By layer, head and position: what the sums say of the hidden states of a prompt.
+  local function worked_out(all)
+    local out = {}
+    local function fn(lane)
+      local row = map[(lane.layer - 1) * heads + lane.head]
+      out[lane.layer] = out[lane.layer] or {}
+      local own = {}
+      for i = 1, lane.rows do
+        own[i] = lane.hidden[i]:dot(row:slice(1, width)) + row[width + 1]
+      end
+      out[lane.layer][lane.head] = own
+      return lane.positions
+    end
+    local cache <close> = assert(model:cache { dtype = "f32", policy = { name = "watch",
+      prefill = function(_, l)
+        return { keep = l.rows - 1, share = "head",
+          score = score.custom(fn, nil, { hidden = true }) }
+      end } })
+    assert(cache:prefill(all))
+    return out
+  end
+
+  setup(function()
+    model = models.cpu
+    width, heads = model.config.width, model.config.kv_heads
+    local rows = {}
+    for i = 1, model.config.layers * heads do
+      rows[i] = {}
+      for j = 1, width + 1 do rows[i][j] = math.random() * 2 - 1 end
+    end
+    map = vector(rows)
+    learned, ids = score.learned(map), helper.ids(90, model.config.vocab, 4)
+    oracle = worked_out(ids)
+    assert.truthy(folder)
+  end)
+
+  local function policy(fields)
+    local p = { name = "tracked", decode = function() return nil end,
+      trigger = function() return { every = 1000, track = learned } end }
+    for key, value in pairs(fields or {}) do p[key] = value end
+    return p
+  end
+
+  local function new(one, p) return assert(one:cache { dtype = "f32", policy = p }) end
+
+  local function each_lane(f)
+    for layer = 1, model.config.layers do
+      for head = 1, heads do f(layer, head) end
+    end
+  end
+
+  local function assert_scores(cache)
+    each_lane(function(layer, head)
+      local given = assert(cache:scores(learned, { layer = layer, head = head }))
+      for _, position in ipairs(cache:positions(layer, head)) do
+        assert.near(oracle[layer][head][position + 1], given[position + 1], 5e-4,
+          ("layer %d, head %d, position %d"):format(layer, head, position))
+      end
+    end)
+  end
+
+  it("is a row's own from the step or prompt that makes it, wherever the row goes", function()
+    for _, kind in ipairs { "cpu", "device" } do
+      local cache <close> = new(models[kind], policy())
+      assert(cache:prefill(helper.slice(ids, 1, 33)))
+      for i = 34, 50 do assert(cache:step(ids[i])) end
+      assert(cache:prefill(helper.slice(ids, 51, 60), { prune = false }))
+      assert(cache:prefill(helper.slice(ids, 61, 70)))
+      local fork <close> = assert(cache:fork())
+      for i = 71, 80 do
+        assert(cache:step(ids[i]))
+        assert(fork:step(ids[i]))
+      end
+      assert_scores(cache)
+      assert_scores(fork)
+      local path = helper.tmp()
+      assert(fork:save(path))
+      local loaded <close> = assert(models[kind]:load_cache(path, { dtype = "f32",
+        policy = policy() }))
+      for i = 81, 90 do assert(loaded:step(ids[i])) end
+      assert_scores(loaded)
+      assert(loaded:truncate(75))
+      for i = 76, 79 do assert(loaded:step(ids[i])) end
+      assert_scores(loaded)
+      local without = { name = "tracked", decode = function() end,
+        trigger = function() return { every = 1000 } end }
+      local ok, message, code = models[kind]:load_cache(path, { dtype = "f32", policy = without })
+      os.remove(path)
+      assert.is_nil(ok)
+      assert.truthy(message:find("tracks a learned score, and the policy none", 1, true), message)
+      assert.equal("format", code)
+    end
+  end)
+
+  it("is each sequence's own in a batch of caches with and without it", function()
+    local all, other = {}, score.learned(map)
+    for i, p in ipairs { policy(), { name = "none" }, policy(),
+      policy { trigger = function() return { every = 1000, track = other } end } } do
+      all[i] = assert(model:cache { dtype = "f32", policy = p })
+    end
+    for _, cache in ipairs(all) do assert(cache:prefill(helper.slice(ids, 1, 20))) end
+    for i = 21, 30 do
+      local same = {}
+      for k in ipairs(all) do same[k] = ids[i] end
+      assert(core.step(all, same))
+    end
+    assert_scores(all[1])
+    assert_scores(all[3])
+    for _, cache in ipairs(all) do cache:close() end
+  end)
+
+  it("says in decode which rows leave, once and behind a window", function()
+    local window, from, to = 6, 30, 80
+    for _, kind in ipairs { "cpu", "device" } do
+      for _, every in ipairs { 1, 4 } do
+        local function plan() return { above = 0.25, share = "head", score = learned } end
+        local cache <close> = new(models[kind], policy { prefill = function()
+          return { above = 0.25, share = "head", score = learned, guard = { last = window } }
+        end, decode = plan, trigger = function()
+          return { every = every, window = window, once = true, track = learned }
+        end })
+        assert(cache:prefill(helper.slice(ids, 1, from)))
+        for i = from + 1, to do assert(cache:step(ids[i])) end
+        -- rows pass on that no plan has judged: those of the window when one fired last
+        local judged = from + (to - from) // every * every - window
+        -- Later tokens see fewer rows than the oracle's: hidden states differ from there on.
+        each_lane(function(layer, head)
+          local given = assert(cache:scores(learned, { layer = layer, head = head }))
+          local held = {}
+          for _, position in ipairs(cache:positions(layer, head)) do held[position] = true end
+          for position = 0, to - 1 do
+            if position >= judged then assert.is_true(held[position])
+            elseif held[position] then
+              assert.is_true(given[position + 1] >= 0.25)
+            elseif position < from then
+              assert.is_true(oracle[layer][head][position + 1] < 0.25 + 1e-3)
+            end
+          end
+          if layer > 1 then return end               -- a first layer's input is the token alone
+          for position = 0, judged - 1 do
+            local x = oracle[layer][head][position + 1]
+            if math.abs(x - 0.25) > 1e-3 then assert.equal(x > 0.25, held[position] or false) end
+          end
+        end)
+      end
+    end
+  end)
+
+  it("ranks earlier prompts' rows and rows at rest", function()
+    local function few(l)
+      return { keep = math.min(12, l.rows), share = "head", score = learned }
+    end
+    local p = policy { prefill = function(_, l) return few(l) end }
+    local cache <close> = new(model, p)
+    assert(cache:prefill(helper.slice(ids, 1, 30)))
+    local before = cache:positions(1, 1)
+    assert.equal(12, #before)
+    assert(cache:prefill(helper.slice(ids, 31, 60)))
+    local best = {}
+    for i = 1, 60 do best[i] = i - 1 end
+    table.sort(best, function(a, b) return oracle[1][1][a + 1] > oracle[1][1][b + 1] end)
+    best = helper.slice(best, 1, 12)
+    table.sort(best)
+    assert.same(best, cache:positions(1, 1))
+    local rest <close> = new(model, policy())
+    assert(rest:prefill(helper.slice(ids, 1, 60)))
+    assert(rest:evict { name = "few", prefill = function(_, l) return few(l) end })
+    assert.same(best, rest:positions(1, 1))
+  end)
+
+  it("is refused by name where it cannot be, and nothing is lost", function()
+    local function refused(p, pattern, first)
+      local cache <close> = new(model, p)
+      if first then assert(cache:prefill(first)) end
+      local held = cache:rows(1, 1)
+      local ok, message, code = cache:prefill(helper.slice(ids, 1, 20))
+      assert.is_nil(ok)
+      assert.truthy(message:find(pattern, 1, true), message)
+      assert.equal("policy", code)
+      assert.equal(held, cache:rows(1, 1))
+      assert.equal(held, cache:tokens())
+    end
+    refused(policy { trigger = function()
+      return { every = 9, track = score.learned(vector { { 1, 2 }, { 3, 4 } }) }
+    end }, "policy tracked, layer 1, trigger: track is learned for a model of other layers")
+    refused(policy { trigger = function(_, l)
+      return { every = 9, track = l.index == 2 and score.learned(map) or learned }
+    end }, "policy tracked: tracks another learned score than before")
+    refused(policy { trigger = function(_, l)
+      return { every = 9, track = l.past == 0 and learned or score.history() }
+    end, prefill = function(_, l) return { keep = l.rows, score = learned } end },
+      "layer 1, prefill: score is a learned one that the trigger tracked and tracks no more",
+      helper.slice(ids, 1, 9))
+    refused(policy { trigger = function() return { every = 9, track = learned + 1 } end },
+      "track must be a single attention, history or learned signal")
+    local cache <close> = new(model, policy { trigger = function()
+      return { every = 1, track = score.history() }
+    end, decode = function(_, l) return { keep = l.rows, score = learned } end })
+    assert(cache:prefill(helper.slice(ids, 1, 20)))
+    local ok, message = cache:step(5)
+    assert.is_nil(ok)
+    assert.truthy(message:find("or where the trigger tracks that learned score", 1, true), message)
+    assert.equal(20, cache:rows(1, 1))
+    assert.is_nil((cache:scores(learned)))
+  end)
+
+  it("leaves sums to start anew when a trigger turns to them", function()
+    local p = policy { trigger = function(_, l)
+      return { every = 1000, track = l.past == 0 and learned or score.history() }
+    end }
+    local cache <close> = new(model, p)
+    local fresh <close> = new(model, policy { trigger = function(_, l)
+      return l.past > 0 and { every = 1000, track = score.history() } or nil
+    end })
+    for _, one in ipairs { cache, fresh } do
+      assert(one:prefill(helper.slice(ids, 1, 20)))
+      assert(one:prefill(helper.slice(ids, 21, 40)))
+    end
+    each_lane(function(layer, head)
+      assert.same(assert(fresh:scores(nil, { layer = layer, head = head })):totable(),
+        assert(cache:scores(nil, { layer = layer, head = head })):totable())
+    end)
+  end)
+end)
+
 describe("a ridge", function()
   it("finds the map that made its rows, and holds weights back as it is told", function()
     local inputs, outputs = math.random(1, 9), math.random(1, 4)

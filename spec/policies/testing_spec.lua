@@ -147,6 +147,10 @@ describe("testing.run", function()
       { prompt = 9, layers = 1, heads = 2, values = values })
     assert.keeps(run[1][1], { 0, 1, 2 })                            -- 30 of 54.26
     assert.keeps(run[1][2], { 4, 5, 6, 7, 8 })
+    run = testing.run(keeping(9, { share = "head", above = 1.06, guard = { last = 1 },
+      score = score.value_norm() }), { prompt = 9, layers = 1, heads = 2, values = values })
+    assert.keeps(run[1][1], { 0, 1, 2, 3, 4, 6, 7, 8 })
+    assert.keeps(run[1][2], { 6, 7, 8 })
     run = testing.run(keeping(9, { keep = { 2, 3 }, share = "head" }),
       { prompt = 9, layers = 1, heads = 2 })
     assert.keeps(run[1][1], { 7, 8 })
@@ -240,7 +244,7 @@ describe("testing.run", function()
         { share = "head", prune = "hidden" }),
       ["policy keeping, layer 1, prefill: keep is a list, which needs share"] = keeping(9,
         { keep = { 2, 2 } }),
-      ["policy keeping, layer 1, prefill: least needs mass, share"] = keeping(5, { least = 2 }),
+      ["policy keeping, layer 1, prefill: least needs mass, above, share"] = keeping(5, { least = 2 }),
       ["policy keeping, layer 1, prefill: least is more than keep"] = keeping(5,
         { least = 6, mass = 0.5 }),
       ["policy keeping, layer 1, prefill: rotate \"compact\" needs share"] = keeping(5,

@@ -443,8 +443,8 @@ static int ops_take_i32(lua_State *L) {
 /* ---- cache rows ------------------------------------------------------------------------------ */
 
 /* store(runtime, layout, calls) -> for each call its lanes; call: { lanes, k = floats, v = floats,
- * positions = ints }, whose lanes have pages and positions for all rows they will hold, and `rows`:
- * how many they hold */
+ * positions = ints, learned = floats or nil }, whose lanes have pages and positions for all rows
+ * they will hold (and a history for what is learned), and `rows`: how many they hold */
 static int ops_store(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
@@ -461,6 +461,11 @@ static int ops_store(lua_State *L) {
     calls[i].k = block_field(L, be, call, "k", sizeof(float), &keys);
     calls[i].v = block_field(L, be, call, "v", sizeof(float), &values);
     calls[i].positions = block_field(L, be, call, "positions", sizeof(int32_t), &calls[i].n);
+    int64_t learned = calls[i].n * l.kv_heads;
+    lua_getfield(L, call, "learned");
+    calls[i].learned = lua_isnil(L, -1) ? NULL
+        : block_field(L, be, call, "learned", sizeof(float), &learned);
+    if (learned != calls[i].n * l.kv_heads) return luaL_argerror(L, 3, "learned differs");
     pyr_lane_view *lanes = check_lanes(L, be, call, l.layout, l.kv_heads);
     calls[i].lanes = lanes;
     if (keys != values || keys != calls[i].n * l.kv_heads * l.layout.head_dim)
@@ -986,8 +991,8 @@ static int ops_pick(lua_State *L) {
   return 1;
 }
 
-/* choose(runtime, { scores, … }, { least, … }, most, mass [, offset]) -> { ints, … }: each
- * segment's chosen rows + offset */
+/* choose(runtime, { scores, … }, { least, … }, most, mass [, offset [, above]]) -> { ints, … }:
+ * each segment's chosen rows + offset */
 static int ops_choose(lua_State *L) {
   pyr_backend *be = begin_call(L);
   luaL_checktype(L, 2, LUA_TTABLE);
@@ -1014,7 +1019,8 @@ static int ops_choose(lua_State *L) {
     lua_pop(L, 1);
   }
   pyr_choice c = { .segments = segments, .count = count, .most = luaL_checkinteger(L, 4),
-                   .mass = luaL_checknumber(L, 5) };
+                   .mass = luaL_checknumber(L, 5), .bounded = !lua_isnoneornil(L, 7),
+                   .above = (float)luaL_optnumber(L, 7, 0) };
   c.score = copy_floats(L, be, lua_gettop(L), NULL);
   c.idx = new_ints(L, be, n);
   c.chosen = new_ints(L, be, count);

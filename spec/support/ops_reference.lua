@@ -293,8 +293,8 @@ local function weights_of(order)
 end
 
 --- Which rows of several segments survive together, by sorting (pyr_choice): ascending rows from 0,
---- a sequence a segment.
-function reference.choose(segments, least, most, mass)
+--- a sequence a segment. `above` is nil where scores are not bounded.
+function reference.choose(segments, least, most, mass, above)
   local order, chosen, own, count, held, sum = {}, {}, {}, 0, 0, 0
   for s, scores in ipairs(segments) do
     chosen[s], own[s] = {}, 0
@@ -322,7 +322,8 @@ function reference.choose(segments, least, most, mass)
   local target = mass == 0 and math.huge or mass == 1 and sum
     or math.min(sum, math.ceil(mass * (sum + 0.0)))
   for _, row in ipairs(order) do
-    if not row.taken and count < most and held < target then take(row) end
+    local passes = above == nil or row.score >= above
+    if not row.taken and passes and count < most and held < target then take(row) end
   end
   for _, rows in ipairs(chosen) do table.sort(rows) end
   return chosen

@@ -92,11 +92,12 @@ return function(seed, grouped)
           return score.place()
         end or prompt_attention, compact, prepared) or nil,
           mass = share ~= "model" and draw(4) == 0 and pick { 0.3, 0.8 } or nil,
+          above = share ~= "model" and draw(8) == 0 and pick { -1, 0, 0.01, 0.5 } or nil,
             least = draw(2) == 0 and 3 or nil,
             merge = prune ~= "hidden" and not compact and (prepared or share ~= "model")
               and draw(4) == 0 and pick { true, { threshold = 0.3 } } or nil }
     ragged = ragged or share == "pool" or share == "list" or share == "model"
-      or plans[layer].mass ~= nil
+      or plans[layer].mass ~= nil or plans[layer].above ~= nil
   end
   local once = draw(3) == 0
   local trigger = { every = (once or draw(2) == 0) and pick { 1, 3, 8 } or nil,
@@ -122,14 +123,14 @@ return function(seed, grouped)
       -- Lanes that earlier plans left unequal cannot share one set, nor be handed on as one.
       if l.past > 0 and ragged and shares == "layer" then return nil end
       local plan = { keep = many, guard = { first = p.first, last = p.last }, share = shares,
-        prune = p.prune, score = p.score, mass = p.mass, merge = p.merge,
+        prune = p.prune, score = p.score, mass = p.mass, above = p.above, merge = p.merge,
           rotate = compact and p.prune == "cache" and "compact" or nil }
       if p.share == "list" then
         plan.keep = {}
         for head = 1, l.kv_heads do plan.keep[head] = math.max(1, many - 2 * head) end
       end
       local competes = p.share == "pool" or p.share == "model"
-      if p.least and many >= 10 and (competes or p.mass) then plan.least = p.least end
+      if p.least and many >= 10 and (competes or p.mass or p.above) then plan.least = p.least end
       return plan
     end,
     trigger = function(_, l) return l.index % 3 > 0 and trigger or nil end,

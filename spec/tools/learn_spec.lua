@@ -47,6 +47,10 @@ describe("learning what will be looked at", function()
         assert.truthy(learned.budgets[head][level] >= learned.budgets[head][level - 1])
       end
     end
+    assert.same({ 1, levels }, { #learned.thresholds, learned.thresholds:columns() })
+    for level = 2, levels do
+      assert.truthy(learned.thresholds[1][level] <= learned.thresholds[1][level - 1])
+    end
   end)
 
   -- The teacher once more, by hand: what a repetition gives each row, as its logarithm. The map is
@@ -101,14 +105,21 @@ describe("learning what will be looked at", function()
         assert.same(learned.map[head]:totable(), read.map[head]:totable())
         assert.same(learned.budgets[head]:totable(), read.budgets[head]:totable())
       end
+      assert.same(learned.thresholds[1]:totable(), read.thresholds[1]:totable())
       assert.equal("a spec's.", read.metadata.about)
+      for _, share in ipairs { 0, 0.025, 0.5, 1 } do
+        local level = math.max(1, math.floor(share * read.levels + 0.5))
+        assert.near(learned.thresholds[1][level], maps.threshold(read, share), 1e-6)
+      end
+      assert.equal(maps.learned(folder .. "/map.safetensors"),
+        maps.learned(folder .. "/map.safetensors"))
     end)
 
     it("that is broken is refused by name", function()
       local good = helper.read(folder .. "/map.safetensors")
-      local function with(map, budgets)
+      local function with(map, budgets, thresholds)
         return maps.bytes { map = map or learned.map, budgets = budgets or learned.budgets,
-          metadata = {} }
+          thresholds = thresholds or learned.thresholds, metadata = {} }
       end
       local rows = {}
       for head = 1, LANES do rows[head] = { 0.5, 0.4 } end
@@ -121,6 +132,7 @@ describe("learning what will be looked at", function()
         ["budgets of head 1 are no rising shares"] = with(nil, falling),
         ["no rising"] = with(nil, beyond),
         ["budgets are of 2 heads, map of 6"] = with(nil, vector { { 0.5, 1 }, { 0.5, 1 } }),
+        ["thresholds are not of as many levels"] = with(nil, nil, vector { { 0.5, 0.4 } }),
         ["map is no matrix of f32"] = good:gsub('"map"', '"nap"'),
       } do
         local path <const> = folder .. "/broken"
@@ -132,6 +144,56 @@ describe("learning what will be looked at", function()
         assert.truthy(message:find(wanted, 1, true), message)
       end
       assert.equal("io", select(3, maps.read(folder .. "/none")))
+    end)
+  end)
+
+  describe("dms", function()
+    local map
+    setup(function() map = folder .. "/map.safetensors" end)
+
+    it("keeps what passes a threshold, so that the share follows the text", function()
+      local p = assert(pyramid.policy("dms", { map = map, ratio = 0.4, window = 8, sinks = 2,
+        every = 4 }))
+      local shares = {}
+      for _, kind in ipairs { "cpu", "device" } do
+        local cache <close> = assert(models[kind]:cache { policy = p, dtype = "f32" })
+        local ids = helper.ids(120, SHAPE.vocab, 9)
+        assert(cache:prefill(ids))
+        for i = 1, 40 do assert(cache:step(ids[i])) end
+        local read = maps.learned(map)
+        local least = maps.threshold(read, 0.4)
+        for layer = 1, SHAPE.layers do
+          for head = 1, SHAPE.kv_heads do
+            local said = assert(cache:scores(read.score, { layer = layer, head = head }))
+            local kept = cache:positions(layer, head)
+            assert.same({ 0, 1 }, helper.slice(kept, 1, 2))
+            assert.same({ 152, 159 }, { kept[#kept - 7], kept[#kept] })
+            for _, position in ipairs(kept) do
+              assert.truthy(position < 2 or position >= 152 or said[position + 1] >= least)
+            end
+          end
+        end
+        shares[#shares + 1] = cache:fraction()
+        assert.truthy(shares[#shares] > 0.1 and shares[#shares] < 0.9)
+      end
+      assert.near(shares[1], shares[2], 0.02)
+    end)
+
+    it("takes a threshold of one's own, and does without a map as keydiff does", function()
+      local ids = helper.ids(100, SHAPE.vocab, 3)
+      for above, rows in pairs { [-99] = 100, [99] = 5 + 4 } do
+        local cache <close> = assert(models.cpu:cache { policy = assert(pyramid.policy("dms",
+          { map = map, above = above, window = 5 })) })
+        assert(cache:prefill(ids))
+        assert.equal(rows, cache:rows(2, 1))
+      end
+      local cache <close> = assert(models.cpu:cache { policy = "dms" })
+      assert(cache:prefill(ids))
+      local like <close> = assert(models.cpu:cache { policy = assert(pyramid.policy("keydiff",
+        { ratio = 0.3, sinks = 4, recent = 128 })) })
+      assert(like:prefill(ids))
+      assert.same(like:positions(1, 1), cache:positions(1, 1))
+      assert(cache:step(5))
     end)
   end)
 

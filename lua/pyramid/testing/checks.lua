@@ -153,7 +153,7 @@ local function check_plans(report, p, all, what)
       if kind == "prefill" or kind == "decode" then
         asker:fits(kind, l, given, lanes)
         drops = drops or plans.needed(given, lanes)
-        report.by_mass = report.by_mass or given.mass > 0
+        report.by_mass = report.by_mass or plans.is_open(given)
         report.by_model = report.by_model or given.share == "model"
       end
       return given

@@ -7,14 +7,14 @@ local score = require "pyramid.score"
 local plans = {}
 
 local OP = "<BBBxi4f"
-local ATTENTION, HISTORY, EXPECTED, CUSTOM, PROBED, MAX = 0, 1, 14, 22, 23, 2
+local ATTENTION, HISTORY, EXPECTED, CUSTOM, LEARNED, PROBED, MAX = 0, 1, 14, 22, 23, 24, 2
 
 local UNPROBED = "asks for what a probe tracked, and there was none since rows last changed (a "
   .. "policy's `prepare`, or cache:probe, makes one)"
 
 -- Fields this reference knows; a plan with others is refused rather than misread.
 local plan_fields = { keep = true, guard = true, score = true, share = true, prune = true,
-  mass = true, least = true, merge = true, rotate = true }
+  mass = true, above = true, least = true, merge = true, rotate = true }
 local trigger_fields = { every = true, over = true, window = true, once = true, track = true }
 
 ---Raises that something cannot be simulated yet. The message begins so that checks can tell it from
@@ -91,6 +91,7 @@ end
 ---@field share "layer"|"head"|"pool"|"model"
 ---@field prune "cache"|"hidden"|"both"
 ---@field mass number              0: rows are counted
+---@field above number?           as in pyramid.Plan
 ---@field least integer
 ---@field threshold number?        of merge
 ---@field compact boolean
@@ -111,6 +112,11 @@ end
 ---@return boolean
 function plans.compete(plan) return plan.share == "pool" or plan.share == "model" end
 
+---Whether scores decide how many rows survive, and `keep` only how many at most.
+---@param plan { mass: number, above: number? }
+---@return boolean
+function plans.is_open(plan) return plan.mass > 0 or plan.above ~= nil end
+
 -- What is wrong with a plan, whatever rows there are; the first thing that a cache would name.
 local function fault(out, l)
   for _, keep in ipairs(out.keeps or {}) do
@@ -125,8 +131,8 @@ local function fault(out, l)
     or hidden and out.share ~= "layer" and 'share must be "layer" where hidden states are pruned'
     or out.least < 0 and "least is negative"
     or out.least > out.keep and "least is more than keep"
-    or out.least > 0 and out.mass == 0 and not plans.compete(out)
-      and 'least needs mass, share = "pool" or share = "model"'
+    or out.least > 0 and not plans.is_open(out) and not plans.compete(out)
+      and 'least needs mass, above, share = "pool" or share = "model"'
     or out.threshold and out.prune == "hidden"
       and 'merge needs losers: prune = "hidden" leaves the layer\'s own rows whole'
     or out.compact and (out.share ~= "layer" or hidden)
@@ -140,7 +146,7 @@ local function read_plan(self, name, l, plan)
   known("plan", plan, plan_fields)
   local guard, keep = plan.guard or {}, plan.keep
   known("guard", guard, { first = true, last = true })
-  if keep == nil then keep = l.rows end                     -- under mass
+  if keep == nil then keep = l.rows end                     -- under mass or above
   local out = nothing_to_do(l)
   if type(keep) == "table" then
     out.keeps = table.move(keep, 1, #keep, 1, {})
@@ -148,7 +154,7 @@ local function read_plan(self, name, l, plan)
   end
   out.keep, out.first, out.last = math.tointeger(keep), math.tointeger(guard.first or 0),
     math.tointeger(guard.last or 0)
-  out.share, out.mass = plan.share or "layer", plan.mass or 0
+  out.share, out.mass, out.above = plan.share or "layer", plan.mass or 0, plan.above
   out.prune = name == "prefill" and plan.prune or "cache"
   out.least, out.compact = math.tointeger(plan.least or 0), plan.rotate == "compact"
   if plan.merge then out.threshold = plan.merge == true and -1 or plan.merge.threshold end
@@ -165,6 +171,8 @@ end
 local plan_shared = {
   mass = 'mass cannot be said with share = "model" while layers read, as it is of the sum of all '
     .. "of them (a policy with `prepare`, or cache:evict)",
+  above = 'above cannot be said with share = "model" while layers read, as their budget is a count '
+    .. "(a policy with `prepare`, or cache:evict)",
   merge = 'merge cannot be said with share = "model" while layers read, as survivors may still '
     .. "leave (a policy with `prepare`, or cache:evict)",
 }
@@ -197,7 +205,7 @@ function Asker:prepare(l)
   if not ok then refuse(self, "prepare", l, tostring(how)) end
   if how == nil then return nil end
   local track = signal(score.program(how.track))
-  if track.history then
+  if not track or track.history then
     refuse(self, "prepare", l, "track is no attention, which is what a pass can track")
   end
   for _, field in ipairs { "block", "sinks" } do
@@ -231,7 +239,8 @@ function Asker:prefill(l, prepared)
   local plan = read_plan(self, "prefill", l, ask(self, "prefill", l))
   plan.before = prepared
   for field, what in pairs(not prepared and plan.share == "model" and plan_shared or {}) do
-    if field == "mass" and plan.mass > 0 or field == "merge" and plan.threshold then
+    if field == "mass" and plan.mass > 0 or field == "merge" and plan.threshold
+      or field == "above" and plan.above then
       refuse(self, "prefill", l, what)
     end
   end
@@ -241,7 +250,9 @@ function Asker:prefill(l, prepared)
   if plan.prune ~= "cache" then
     plan.first, plan.last = math.max(plan.first, l.past), math.max(plan.last, 1)
     if l.index == l.layers then
-      if plan.prune == "hidden" then plan.keep, plan.mass, plan.least = l.rows, 0, 0 end
+      if plan.prune == "hidden" then
+        plan.keep, plan.mass, plan.above, plan.least = l.rows, 0, nil, 0
+      end
       plan.prune = "cache"
     end
   end
@@ -273,6 +284,9 @@ function Asker:trigger(l)
   local given = ask(self, "trigger", l)
   if given == nil then return nil end
   known("trigger", given, trigger_fields)
+  if holds(given.track and score.program(given.track), LEARNED) then
+    plans.not_simulated "a learned score that is tracked, which reads hidden states"
+  end
   local t = { every = given.every or 0, over = given.over or 0, window = given.window or 0,
     once = given.once and true or false, track = given.track
       and signal(score.program(given.track)) }
@@ -435,7 +449,7 @@ function plans.split(plan, rows, head)
   local most = within(plans.keep_of(plan, head or 1) - guards, 0, judged)
   local least = most
   if plans.compete(plan) then most = judged end
-  if plans.compete(plan) or plan.mass > 0 then
+  if plans.compete(plan) or plans.is_open(plan) then
     least = within(math.max(plan.least, 1) - guards, 0, judged)
   end
   return { first = first, judged = judged, last = last, least = least,
@@ -447,7 +461,7 @@ end
 ---@param split pyramid.testing.Split
 ---@return boolean
 function plans.cuts(plan, split)
-  return split.most < split.judged or plan.mass > 0 and split.least < split.judged
+  return split.most < split.judged or plans.is_open(plan) and split.least < split.judged
 end
 
 -- The splits of lanes of so many rows, and what is judged, promised and, at most, kept of all of
@@ -468,15 +482,15 @@ end
 ---@return pyramid.testing.Split[]?
 ---@return integer most
 function plans.united(layers)
-  local all, judged, least, budget, mass = {}, 0, 0, 0, 0
+  local all, judged, least, budget, open = {}, 0, 0, 0, false
   for _, layer in ipairs(layers) do
     local splits, its_judged, its_least, _, its_budget = splits_of(layer.plan, layer.lanes)
     table.move(splits, 1, #splits, #all + 1, all)
     judged, least, budget = judged + its_judged, least + its_least, budget + its_budget
-    mass = layer.plan.mass
+    open = plans.is_open(layer.plan)
   end
   local most = math.min(math.max(budget, least), judged)
-  if not (most < judged or mass > 0 and least < judged) then return nil, most end
+  if not (most < judged or open and least < judged) then return nil, most end
   return all, most
 end
 
@@ -492,7 +506,7 @@ function plans.pooled(plan, lanes) return (select(4, splits_of(plan, lanes))) en
 ---@return boolean
 function plans.needed(plan, lanes)
   local splits, judged, least, most = splits_of(plan, lanes)
-  if plans.compete(plan) then return most < judged or plan.mass > 0 and least < judged end
+  if plans.compete(plan) then return most < judged or plans.is_open(plan) and least < judged end
   for _, split in ipairs(splits) do
     if plans.cuts(plan, split) then return true end
   end

@@ -462,14 +462,16 @@ local function weights_of(order)
 end
 
 ---Of several lists of scores, the places of those that survive together, ascending, a list each:
----the `least` highest of each list, then the highest of all until there are `most` or, if mass > 0,
----until they hold that share of the sum of all.
+---the `least` highest of each list, then the highest of all until there are `most` or, if a plan's
+---mass > 0, until they hold that share of the sum of all; none below `above`, if the plan has one.
 ---@param lists number[][]
 ---@param least integer[]
 ---@param most integer
----@param mass number
+---@param plan { mass: number, above: number? }
 ---@return integer[][]
-function scores.choose(lists, least, most, mass)
+function scores.choose(lists, least, most, plan)
+  local mass, above = plan.mass, plan.above or -math.huge
+  above = ("f"):unpack(("f"):pack(above))
   local order, chosen, count, held, sum = {}, {}, 0, 0, 0
   for at, list in ipairs(lists) do
     chosen[at] = {}
@@ -494,7 +496,7 @@ function scores.choose(lists, least, most, mass)
   local target = mass == 0 and math.huge or mass == 1 and sum
     or math.min(sum, math.ceil(mass * (sum + 0.0)))
   for _, row in ipairs(order) do
-    if not row.taken and count < most and held < target then take(row) end
+    if not row.taken and count < most and held < target and row.score >= above then take(row) end
   end
   for _, places in ipairs(chosen) do table.sort(places) end
   return chosen

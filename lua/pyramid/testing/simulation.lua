@@ -311,8 +311,8 @@ local function ranked(self, layer, plan, lanes, splits, reading)
       "policy %s, layer %d, %s: score is NaN or infinite at some row: only numbers rank"):format(
       self.asker.policy.name, layer.index, (reading or plan.before) and "prefill" or "decode"), 0)
   end
-  if plan.mass > 0 then
-    plans.not_simulated "how many rows hold a share of scores that are not worked out"
+  if plans.is_open(plan) then
+    plans.not_simulated "how many rows stay by scores that are not worked out"
   end
   local alike = {}
   for i = 1, split.judged do alike[i] = 0.0 end
@@ -355,12 +355,12 @@ local function select(self, layer, plan, reading)
         split.least
     elseif plans.cuts(plan, split) then
       local chosen = worth and scores.choose({ ranked(self, layer, plan, group, splits, reading) },
-        { split.least }, split.most, plan.mass)[1] or {}
+        { split.least }, split.most, plan)[1] or {}
       for _, head in ipairs(group) do keep(head, chosen) end
     end
   end
   for head, chosen in ipairs(plan.share == "pool"
-    and scores.choose(segments, least, most, plan.mass) or {}) do
+    and scores.choose(segments, least, most, plan) or {}) do
     keep(head, chosen)
   end
   return kept
@@ -453,7 +453,7 @@ local function select_together(self, layers, reading)
         and ranked(self, layer, layer.plan, { head }, own, reading) or {}
     end
   end
-  local chosen = scores.choose(segments, least, most, layers[1].plan.mass)
+  local chosen = scores.choose(segments, least, most, layers[1].plan)
   for at, layer in ipairs(layers) do
     local kept, lanes, heads = {}, self.run[layer.index], self.run.config.kv_heads
     for head, lane in ipairs(lanes) do

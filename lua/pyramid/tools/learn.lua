@@ -73,23 +73,26 @@ end
 
 -- ---- budgets ------------------------------------------------------------------------------------
 
--- [row][level]: of each head's numbers, the share that lies among the best level / LEVELS of all.
+-- [row][level]: of each head's numbers, the share that lies among the best level / LEVELS of all;
+-- and [level] the least of those.
 local function budgets_of(said)
   local all = {}
   for _, list in ipairs(said) do table.move(list, 1, #list, #all + 1, all) end
   table.sort(all)
-  local out = {}
+  local out, least = {}, {}
+  for level = 1, LEVELS do
+    least[level] = all[math.max(1, #all - math.floor(#all * level / LEVELS + 0.5) + 1)]
+  end
   for head, list in ipairs(said) do
     table.sort(list)
     local row, at = {}, #list
-    for level = 1, LEVELS do
-      local from = all[math.max(1, #all - math.floor(#all * level / LEVELS + 0.5) + 1)]
+    for level, from in ipairs(least) do
       while at > 0 and list[at] >= from do at = at - 1 end
       row[level] = level == LEVELS and 1.0 or (#list - at) / #list
     end
     out[head] = row
   end
-  return out
+  return out, least
 end
 
 -- ---- the whole ----------------------------------------------------------------------------------
@@ -97,6 +100,7 @@ end
 ---@class pyramid.Learned
 ---@field map pyramid.Vector
 ---@field budgets pyramid.Vector
+---@field thresholds pyramid.Vector
 ---@field agreement number[][]    [layer][head]: Spearman's correlation on the texts left out
 ---@field rows integer            that the map was fitted to
 ---@field texts integer           all of them
@@ -176,8 +180,9 @@ function learn.map(model, texts, given)
   for _, sums in ipairs(agreement) do
     for head, sum in ipairs(sums) do sums[head] = sum / #held end
   end
-  return { map = map, budgets = core.vector(budgets_of(said)), agreement = agreement,
-    rows = fits[1]:count(), texts = #texts, held_out = #held }
+  local budgets, thresholds = budgets_of(said)
+  return { map = map, budgets = core.vector(budgets), thresholds = core.vector { thresholds },
+    agreement = agreement, rows = fits[1]:count(), texts = #texts, held_out = #held }
 end
 
 -- ---- what is written ----------------------------------------------------------------------------
@@ -198,7 +203,8 @@ local folder = (...):match "^(.*/)" or "./"
 return assert(require "pyramid.policy".load("kvzap", { map = folder .. "%s" }))
 ]]):format(about, file_name)
   return { ["policy.lua"] = policy_file, [file_name] = maps.bytes { map = learned.map,
-    budgets = learned.budgets, metadata = { about = about, rows = tostring(learned.rows) } } }
+    budgets = learned.budgets, thresholds = learned.thresholds,
+    metadata = { about = about, rows = tostring(learned.rows) } } }
 end
 
 return learn
