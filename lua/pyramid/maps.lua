@@ -1,5 +1,5 @@
---- Files of learned maps: what `pyramid calibrate --learn` writes and the policies "kvzap" and
---- "dms" read. Of each layer and KV head of one model they hold
+--- Files of learned maps: what `pyramid calibrate --learn` writes and the policies "pyramid_plus",
+--- "kvzap" and "dms" read. Of each layer and KV head of one model they hold
 ---
 ---   map       w and b of score.learned, which guesses from a token's hidden state how much its row
 ---             will be looked at

@@ -197,10 +197,11 @@ function learn.folder(learned, about)
   local policy_file = ([[
 -- What a second reading would keep, guessed by a linear map of hidden states;
 -- %s
--- Options are those of the policy kvzap: target=0.3, ratio, sinks, recent.
+-- Options are those of the policy pyramid_plus: target=0.3, ratio, sinks, recent, window.
 local folder = (...):match "^(.*/)" or "./"
 
-return assert(require "pyramid.policy".load("kvzap", { map = folder .. "%s" }))
+return assert(require "pyramid.policy".load("pyramid_plus",
+  { map = folder .. "%s" }))
 ]]):format(about, file_name)
   return { ["policy.lua"] = policy_file, [file_name] = maps.bytes { map = learned.map,
     budgets = learned.budgets, thresholds = learned.thresholds,
