@@ -153,6 +153,9 @@ local function print_agreement(learned)
   end
   print(table.concat(picture.table(rows, ">><"), "\n"))
   print(("%.3f on average over %d heads"):format(sum / count, count))
+  local tokens = 0
+  for _, x in ipairs(learned.deeper) do tokens = tokens + x / math.max(1, #learned.deeper - 1) end
+  print(("%.3f of what tokens are worth to deeper layers, on average"):format(tokens))
   return sum / count
 end
 
@@ -174,12 +177,13 @@ local function learn_and_write()
   local path = args.out .. "/policy.lua"
   cli.must(policy.load(path))
   if args.json then
-    cli.json { file = path, agreement = learned.agreement, rows = learned.rows,
-      texts = learned.texts, held_out = learned.held_out }
+    cli.json { file = path, agreement = learned.agreement, deeper = learned.deeper,
+      rows = learned.rows, texts = learned.texts, held_out = learned.held_out }
     return
   end
   print_agreement(learned)
   print(("learned from %d rows\npolicy: --policy-file %s target=0.3"):format(learned.rows, path))
+  print(("or: --policy-file %s/narrow.lua"):format(args.out))
 end
 
 if args.learn then return learn_and_write(texts) end

@@ -1,5 +1,5 @@
 --- Files of learned maps: what `pyramid calibrate --learn` writes and the policies "pyramid_plus",
---- "kvzap" and "dms" read. Of each layer and KV head of one model they hold
+--- "kvzap", "dms" and "narrow" read. Of each layer and KV head of one model they hold
 ---
 ---   map       w and b of score.learned, which guesses from a token's hidden state how much its row
 ---             will be looked at
@@ -11,9 +11,14 @@
 ---
 ---   thresholds  what a row's number must not be below for so many of all rows to pass
 ---
---- The format is safetensors: three f32 tensors, map [layers * KV heads, width + 1], budgets
---- [layers * KV heads, levels] and thresholds [1, levels], and in the metadata what they were
---- learned from.
+--- and of each layer
+---
+---   tokens    w and b likewise, which guess how much the token's rows in deeper layers together
+---             will be looked at: what the token is worth to them
+---
+--- The format is safetensors: four f32 tensors, map [layers * KV heads, width + 1], budgets
+--- [layers * KV heads, levels], thresholds [1, levels] and tokens [layers, width + 1], and in the
+--- metadata what they were learned from.
 local core = require "pyramid.core"
 local fault = require "pyramid.loaders.fault"
 local json = require "pyramid.json"
@@ -27,8 +32,10 @@ local maps = {}
 ---@field map pyramid.Vector          (layers * KV heads) x (width + 1)
 ---@field budgets pyramid.Vector      (layers * KV heads) x levels
 ---@field thresholds pyramid.Vector   1 x levels
+---@field tokens pyramid.Vector       layers x (width + 1)
 ---@field levels integer
 ---@field score pyramid.Score         score.learned of the map
+---@field deeper pyramid.Score        score.learned of tokens
 ---@field metadata table<string, string>
 
 local most_bytes = 1 << 30
@@ -85,7 +92,21 @@ local function check(read, path)
   if #read.thresholds ~= 1 or read.thresholds:columns() ~= read.levels then
     fault.raise("format", "%s: thresholds are not of as many levels as budgets", path)
   end
+  if #read.map % #read.tokens ~= 0 or read.tokens:columns() ~= read.map:columns() then
+    fault.raise("format", "%s: tokens are %d x %d, which does not go with a map of %d x %d", path,
+      #read.tokens, read.tokens:columns(), #read.map, read.map:columns())
+  end
   return read
+end
+
+-- A layer's row once for each of its KV heads, as score.learned wants them.
+local function for_each_head(tokens, heads)
+  local rows = {}
+  for layer = 1, #tokens do
+    local row = tokens[layer]:totable()
+    for _ = 1, heads do rows[#rows + 1] = row end
+  end
+  return core.vector(rows)
 end
 
 ---Reads a file of learned maps.
@@ -103,10 +124,13 @@ function maps.read(path)
     local read = { path = path, metadata = header.metadata,
       map = matrix(file, path, tensors.map, "map"),
       budgets = matrix(file, path, tensors.budgets, "budgets"),
-      thresholds = matrix(file, path, tensors.thresholds, "thresholds") }
+      thresholds = matrix(file, path, tensors.thresholds, "thresholds"),
+      tokens = matrix(file, path, tensors.tokens, "tokens") }
     read.levels = read.budgets:columns()
+    check(read, path)
     read.score = score.learned(read.map)
-    return check(read, path)
+    read.deeper = score.learned(for_each_head(read.tokens, #read.map // #read.tokens))
+    return read
   end)
 end
 
@@ -163,11 +187,11 @@ local function tensor_bytes(m)
 end
 
 ---The bytes of such a file.
----@param read { map: pyramid.Vector, budgets: pyramid.Vector, thresholds: pyramid.Vector, metadata: table<string, string> }
+---@param read { map: pyramid.Vector, budgets: pyramid.Vector, thresholds: pyramid.Vector, tokens: pyramid.Vector, metadata: table<string, string> }
 ---@return string
 function maps.bytes(read)
   local parts, at, header = {}, 0, { __metadata__ = read.metadata }
-  for i, name in ipairs { "map", "budgets", "thresholds" } do
+  for i, name in ipairs { "map", "budgets", "thresholds", "tokens" } do
     local rows = read[name]
     parts[i] = tensor_bytes(rows)
     header[name] = { dtype = "F32", shape = { #rows, rows:columns() },

@@ -106,6 +106,9 @@ describe("learning what will be looked at", function()
         assert.same(learned.budgets[head]:totable(), read.budgets[head]:totable())
       end
       assert.same(learned.thresholds[1]:totable(), read.thresholds[1]:totable())
+      for layer = 1, SHAPE.layers do
+        assert.same(learned.tokens[layer]:totable(), read.tokens[layer]:totable())
+      end
       assert.equal("a spec's.", read.metadata.about)
       for _, share in ipairs { 0, 0.025, 0.5, 1 } do
         local level = math.max(1, math.floor(share * read.levels + 0.5))
@@ -117,9 +120,10 @@ describe("learning what will be looked at", function()
 
     it("that is broken is refused by name", function()
       local good = helper.read(folder .. "/map.safetensors")
-      local function with(map, budgets, thresholds)
+      local function with(map, budgets, thresholds, tokens)
         return maps.bytes { map = map or learned.map, budgets = budgets or learned.budgets,
-          thresholds = thresholds or learned.thresholds, metadata = {} }
+          thresholds = thresholds or learned.thresholds, tokens = tokens or learned.tokens,
+          metadata = {} }
       end
       local rows = {}
       for head = 1, LANES do rows[head] = { 0.5, 0.4 } end
@@ -133,6 +137,7 @@ describe("learning what will be looked at", function()
         ["no rising"] = with(nil, beyond),
         ["budgets are of 2 heads, map of 6"] = with(nil, vector { { 0.5, 1 }, { 0.5, 1 } }),
         ["thresholds are not of as many levels"] = with(nil, nil, vector { { 0.5, 0.4 } }),
+        ["tokens are 1 x 2, which does not go"] = with(nil, nil, nil, vector { { 0.5, 1 } }),
         ["map is no matrix of f32"] = good:gsub('"map"', '"nap"'),
       } do
         local path <const> = folder .. "/broken"
@@ -216,6 +221,59 @@ describe("learning what will be looked at", function()
         end
         assert.truthy(next(counts, next(counts)), "all heads keep as many")
       end
+    end)
+  end)
+
+  describe("narrow", function()
+    local map
+    setup(function() map = folder .. "/map.safetensors" end)
+
+    -- By hand: the tokens' numbers of the layer's hidden states, averaged over neighbours that are
+    -- judged, and of the rest the highest.
+    local function wanted(model, ids, layer, kernel, keep)
+      local said
+      local watch = score.custom(function(lane)
+        if lane.head == 1 then
+          local row = learned.tokens[layer]
+          said = (lane.hidden:dot(row:slice(1, SHAPE.width)) + row[SHAPE.width + 1]):pool("avg",
+            kernel):totable()
+        end
+        return lane.positions
+      end, nil, { hidden = true })
+      local cache <close> = assert(model:cache { policy = { name = "watch", prefill = function(_, l)
+        if l.index ~= layer then return end
+        return { keep = l.rows - 1, guard = { first = 2, last = 8 }, share = "head", score = watch }
+      end } })
+      assert(cache:prefill(ids))
+      local order, kept = {}, { 0, 1 }
+      for i = 1, #said do order[i] = i end
+      table.sort(order, function(a, b) return said[a] > said[b] end)
+      for i = 1, keep - 10 do kept[#kept + 1] = order[i] + 1 end
+      for i = #ids - 8, #ids - 1 do kept[#kept + 1] = i end
+      table.sort(kept)
+      return kept
+    end
+
+    it("computes what the map asks for, and in the last layers the newest tokens", function()
+      local ids = helper.ids(120, SHAPE.vocab, 9)
+      local p = assert(pyramid.policy("narrow", { map = map, at = 0.4, handed = 0.5, late = 0.7,
+        kernel = 3, sinks = 2, recent = 8 }))
+      for _, kind in ipairs { "cpu", "device" } do
+        local cache <close> = assert(models[kind]:cache { policy = p, dtype = "f32" })
+        assert(cache:prefill(ids))
+        assert.equal(120, cache:rows(1, 1))
+        assert.same(wanted(models[kind], ids, 1, 3, 60), cache:positions(2, 1))
+        assert.same({ 0, 1, 112, 113, 114, 115, 116, 117, 118, 119 }, cache:positions(3, 1))
+        assert.equal(120 + 60 + 10, cache:computed())
+        assert(cache:step(7))
+      end
+    end)
+
+    it("comes with the folder, and does without a map", function()
+      assert.equal("narrow", assert(pyramid.policy(folder .. "/narrow.lua")).name)
+      local cache <close> = assert(models.cpu:cache { policy = "narrow" })
+      assert(cache:prefill(helper.ids(120, SHAPE.vocab, 9)))
+      assert.equal(90, cache:rows(2, 1))
     end)
   end)
 

@@ -4,10 +4,12 @@
 ---   teacher   a text is read, and then repeated (KVzip, arXiv 2505.23416): a row is worth the most
 ---             attention that any query of the repetition, in any head of its group, gave it
 ---   fit       the text is read once more; for each layer, ridge regression from the normed hidden
----             states to the logarithm of that, for all its KV heads at once
+---             states to the logarithm of that, for all its KV heads at once, and to the sum of
+---             it over deeper layers: what a token is worth to them. The last fifth of the layers,
+---             of which the policy "narrow" computes only the newest tokens, counts for itself
 ---   budgets   of texts that were left out: which share of each head's rows is among the best of
 ---             all rows, by what the map says
----   agreement Spearman's rank correlation of map and teacher there, head by head
+---   agreement Spearman's rank correlation of map and teacher there, head by head, and of tokens
 ---
 --- A text is at most half as long as the model's context, as it is read and repeated.
 ---
@@ -25,6 +27,7 @@ local LEAST = 1e-5             -- attention below this is all the same
 local SINKS = 4                -- first rows, which are looked at for nothing they say
 local LAMBDA = 0.01            -- of a ridge: see core.ridge
 local LEVELS = 40              -- of budgets
+local LATE = 0.8               -- of depth; `late` of the policy "narrow"
 local HELD_OUT = 4             -- each so many-th text judges, and the others teach
 
 -- ---- what the teacher says ----------------------------------------------------------------------
@@ -49,7 +52,9 @@ end
 local ASK = "\n\nRepeat the previous context exactly.\n\n"
 local seen = score.attention { reduce = "max", heads = "max" }
 
--- [layer][head]: a vector, the logarithm of what each row from the fifth on was given.
+-- [layer][head]: a vector, the logarithm of what each row from the fifth on was given; and behind
+-- the heads, at [layer][heads + 1], what the tokens' rows were given in deeper layers: of those up
+-- to LATE in the ones up to there, of later ones in all.
 local function taught(model, ids)
   local asked, message, code = {}, nil, nil   -- a model without a tokenizer is just shown the text
   if model.tokenizer then asked, message, code = model:encode(ASK, { special = false }) end
@@ -60,13 +65,17 @@ local function taught(model, ids)
   if not logits then return nil, what, of end
   local ok, wrong, class = cache:probe(table.move(ids, 1, #ids, #asked + 1, asked), seen)
   if not ok then return nil, wrong, class end
-  local all = {}
-  for layer = 1, model.config.layers do
-    all[layer] = {}
-    for head = 1, model.config.kv_heads do
+  local all, heads, deeper = {}, model.config.kv_heads, nil
+  local late = math.floor(LATE * model.config.layers)
+  for layer = model.config.layers, 1, -1 do
+    local row, sum = {}, layer ~= late and deeper or nil
+    for head = 1, heads do
       local given = assert(cache:scores(score.probed(), { layer = layer, head = head }))
-      all[layer][head] = (given:slice(SINKS + 1, #ids) + LEAST):log()
+      given = given:slice(SINKS + 1, #ids)
+      row[head], sum = (given + LEAST):log(), sum and sum + given or given
     end
+    row[heads + 1] = deeper or row[1] * 0
+    all[layer], deeper = row, sum
   end
   return all
 end
@@ -101,7 +110,9 @@ end
 ---@field map pyramid.Vector
 ---@field budgets pyramid.Vector
 ---@field thresholds pyramid.Vector
+---@field tokens pyramid.Vector
 ---@field agreement number[][]    [layer][head]: Spearman's correlation on the texts left out
+---@field deeper number[]         [layer]: the same of tokens; 0 for the last layer
 ---@field rows integer            that the map was fitted to
 ---@field texts integer           all of them
 ---@field held_out integer        those of them that were left out
@@ -115,29 +126,36 @@ local function fit(model, ids, fits)
   end, nil, true))
 end
 
+-- Of all layers the heads' maps, and the tokens'.
 local function solve(model, fits)
-  local rows = {}
+  local rows, tokens, heads = {}, {}, model.config.kv_heads
   for layer = 1, model.config.layers do
     local map, message, code = fits[layer]:solve(LAMBDA)
     if not map then return nil, ("layer %d: %s"):format(layer, message), code end
-    for head = 1, #map do rows[#rows + 1] = map[head]:totable() end
+    for head = 1, heads do rows[#rows + 1] = map[head]:totable() end
+    tokens[layer] = map[heads + 1]:totable()
   end
-  return core.vector(rows)
+  return { map = core.vector(rows), tokens = core.vector(tokens) }
 end
 
--- What map and teacher say of a text that was left out, added to `said` and `agreement`.
-local function judge(model, ids, map, said, agreement)
+-- What maps and teacher say of a text that was left out, added to `said`, `agreement` and `deeper`.
+local function judge(model, ids, solved, said, agreement, deeper)
   local targets, message, code = taught(model, ids)
   if not targets then return nil, message, code end
-  local heads = model.config.kv_heads
+  local heads, width = model.config.kv_heads, model.config.width
   return reads(model, ids, watching("judge", function(lane)
     local guess, truth = lane.guess:totable(), targets[lane.layer][lane.head]:totable()
     local all = said[(lane.layer - 1) * heads + lane.head]
     table.move(guess, 1, #guess, #all + 1, all)
     local sums = agreement[lane.layer]
     sums[lane.head] = (sums[lane.head] or 0.0) + noise.spearman(guess, truth)
+    if lane.head == 1 and lane.layer < model.config.layers then
+      local worth = lane.hidden:dot(solved.tokens[lane.layer]:slice(1, width))
+      deeper[lane.layer] = deeper[lane.layer] + noise.spearman(worth:totable(),
+        targets[lane.layer][heads + 1]:totable())
+    end
     return lane.positions
-  end, { guess = score.learned(map) }))
+  end, { guess = score.learned(solved.map) }, true))
 end
 
 local keys = { progress = "function" }
@@ -153,7 +171,7 @@ function learn.map(model, texts, given)
   given = options.check("learn.map", given, keys)
   if #texts < 2 then error("learn.map: at least two texts are wanted", 2) end
   local c, fits, held = model.config, {}, {}
-  for layer = 1, c.layers do fits[layer] = core.ridge(c.width, c.kv_heads) end
+  for layer = 1, c.layers do fits[layer] = core.ridge(c.width, c.kv_heads + 1) end
   local function told(done) if given.progress then given.progress(done, #texts) end end
   local done = 0
   for i, ids in ipairs(texts) do
@@ -166,46 +184,54 @@ function learn.map(model, texts, given)
       told(done)
     end
   end
-  local map, message, code = solve(model, fits)
-  if not map then return nil, message, code end
-  local said, agreement = {}, {}
+  local solved, message, code = solve(model, fits)
+  if not solved then return nil, message, code end
+  local said, agreement, deeper = {}, {}, {}
   for head = 1, c.layers * c.kv_heads do said[head] = {} end
-  for layer = 1, c.layers do agreement[layer] = {} end
+  for layer = 1, c.layers do agreement[layer], deeper[layer] = {}, 0.0 end
   for _, ids in ipairs(held) do
-    local ok, problem, kind = judge(model, ids, map, said, agreement)
+    local ok, problem, kind = judge(model, ids, solved, said, agreement, deeper)
     if not ok then return nil, problem, kind end
     done = done + 1
     told(done)
   end
-  for _, sums in ipairs(agreement) do
+  for layer, sums in ipairs(agreement) do
     for head, sum in ipairs(sums) do sums[head] = sum / #held end
+    deeper[layer] = deeper[layer] / #held
   end
   local budgets, thresholds = budgets_of(said)
-  return { map = map, budgets = core.vector(budgets), thresholds = core.vector { thresholds },
-    agreement = agreement, rows = fits[1]:count(), texts = #texts, held_out = #held }
+  return { map = solved.map, budgets = core.vector(budgets), tokens = solved.tokens,
+    thresholds = core.vector { thresholds }, agreement = agreement, deeper = deeper,
+    rows = fits[1]:count(), texts = #texts, held_out = #held }
 end
 
 -- ---- what is written ----------------------------------------------------------------------------
 
 local file_name = "map.safetensors"
 
----The files of a folder that is a policy: its policy.lua runs as it is.
+---The files of a folder of two policies, which run as they are: policy.lua (pyramid_plus) and
+---narrow.lua.
 ---@param learned pyramid.Learned
 ---@param about string                one line: of which model, from what
 ---@return table<string, string>      bytes by name
 function learn.folder(learned, about)
-  local policy_file = ([[
+  local policy_file = [[
 -- What a second reading would keep, guessed by a linear map of hidden states;
 -- %s
--- Options are those of the policy pyramid_plus: target=0.3, ratio, sinks, recent, window.
+-- Options are those of the policy %s.
 local folder = (...):match "^(.*/)" or "./"
 
-return assert(require "pyramid.policy".load("pyramid_plus",
-  { map = folder .. "%s" }))
-]]):format(about, file_name)
-  return { ["policy.lua"] = policy_file, [file_name] = maps.bytes { map = learned.map,
-    budgets = learned.budgets, thresholds = learned.thresholds,
-    metadata = { about = about, rows = tostring(learned.rows) } } }
+return assert(require "pyramid.policy".load("%s", { map = folder .. "%s" }))
+]]
+  return {
+    ["policy.lua"] = policy_file:format(about,
+      "pyramid_plus: target=0.3, ratio, sinks, recent, window", "pyramid_plus", file_name),
+    ["narrow.lua"] = policy_file:format(about, "narrow: at, handed, late, kernel", "narrow",
+      file_name),
+    [file_name] = maps.bytes { map = learned.map, budgets = learned.budgets,
+      thresholds = learned.thresholds, tokens = learned.tokens,
+      metadata = { about = about, rows = tostring(learned.rows) } },
+  }
 end
 
 return learn
