@@ -67,8 +67,7 @@ typedef struct pyr_tiles {
   void (*begin_bytes)(pyr_dtype dtype);      /* instead of `begin`; ended by `end`, too */
   /* what dot_bytes reads for a pack: `sheet`, filled, or the pack where it lies */
   const void *(*unpack_bytes)(void *sheet, const void *pack, pyr_dtype dtype, int64_t k);
-  /* out [n][PYR_PACK], of as many tokens as bytes_of rounds up to: n <= PYR_TILE of them; out has
-   * room for PYR_TILE */
+  /* out [PYR_TILE][PYR_PACK], of which the first n <= PYR_TILE lines are tokens' results */
   void (*dot_bytes)(float *out, const void *w, pyr_dtype dtype, const void *x, int n, int64_t k);
   pyr_flash flash;               /* attention's; its begin and end are those above */
 } pyr_tiles;
