@@ -70,6 +70,7 @@ static pyr_status cpu_norm(pyr_backend *be, float *out, const float *x, const py
 }
 
 typedef struct rope_call {
+  const pyr_kernels *k;
   float *x;
   const int32_t *pos;
   const float *freq;
@@ -106,14 +107,13 @@ static void turn_neighbours(float *a, const float *co, const float *si, int32_t 
  * 0 and 1, 2 and 3. Dimensions from `dims` on are not turned. */
 static void rope_span(const void *ctx, int64_t begin, int64_t end) {
   const rope_call *c = ctx;
-  float co[TURNS], si[TURNS];
+  float angle[TURNS], co[TURNS], si[TURNS];
   for (int64_t t = begin; t < end; t++)
     for (int32_t from = 0; from < c->pairs; from += TURNS) {
       int32_t some = c->pairs - from < TURNS ? c->pairs - from : TURNS;
-      for (int32_t i = 0; i < some; i++) {
-        float angle = (float)c->pos[t] * c->freq[from + i];
-        co[i] = cosf(angle) * c->gain, si[i] = sinf(angle) * c->gain;
-      }
+      for (int32_t i = 0; i < some; i++) angle[i] = (float)c->pos[t] * c->freq[from + i];
+      c->k->turns(co, si, angle, some);
+      for (int32_t i = 0; i < some; i++) co[i] *= c->gain, si[i] *= c->gain;
       for (int32_t h = 0; h < c->heads; h++) {
         float *head = c->x + (t * c->heads + h) * c->head_dim;
         if (c->style == PYR_ROPE_HALF)
@@ -127,7 +127,7 @@ static void rope_span(const void *ctx, int64_t begin, int64_t end) {
 static pyr_status cpu_rope(pyr_backend *be, float *x, const int32_t *pos, const float *freq,
                            int64_t n, int32_t heads, int32_t head_dim, int32_t dims,
                                pyr_rope_style style, float gain) {
-  rope_call c = { x, pos, freq, heads, head_dim, dims / 2, style, gain };
+  rope_call c = { pyr_cpu_of(be)->kernels, x, pos, freq, heads, head_dim, dims / 2, style, gain };
   /* a sine costs as much as some products */
   pyr_cpu_spans(be, rope_span, &c, n, (int64_t)heads * dims + 16 * dims);
   return PYR_OK;

@@ -111,6 +111,38 @@ describe("rope", function()
   end)
 end)
 
+describe("the angles of a rotation", function()
+  -- A pair (1, 0) turned by an angle is its cosine and its sine.
+  it("have their cosine and sine to an ulp, up to positions in the millions", function()
+    local n, pairs = 9, 21
+    local pos = { 0, 1, 3, 7, 500, 4096, 131071, 1048575, 2^24 - 1 }
+    for i, p in ipairs(pos) do pos[i] = math.tointeger(p) end
+    local x, freq = {}, {}
+    for i = 1, n * 2 * pairs do x[i] = i % 2 end
+    for i = 1, pairs do freq[i] = math.random() * 10 ^ -(i % 5) end
+    freq[1], freq[2] = 1, 0
+    local freq_bytes
+    freq, freq_bytes = reference.pack(freq)
+    reference.each(function(rt)
+      return ops.rope(rt, ops.floats(x), ops.ints(pos), freq_bytes, 1, 2 * pairs, "interleaved", 1)
+    end, function(bytes, fail)
+      local result = ops.numbers(bytes)
+      for t = 1, n do
+        for i = 1, pairs do
+          local angle = string.unpack("<f", string.pack("<f", pos[t] * freq[i]))
+          for part, want in ipairs { math.cos(angle), math.sin(angle) } do
+            local got = result[((t - 1) * pairs + i - 1) * 2 + part]
+            local ulp = math.max(math.abs(want), 2 ^ -20) * 2 ^ -23
+            if math.abs(got - want) > ulp then
+              fail("%s of %.9g is %.9g, not %.9g", part == 1 and "cos" or "sin", angle, got, want)
+            end
+          end
+        end
+      end
+    end)
+  end)
+end)
+
 describe("activate", function()
   -- erf by its series, for 0 <= x < 2.5; beyond, erfc by its continued fraction.
   local function erf(x)

@@ -244,6 +244,8 @@ typedef struct pyr_kernels {
   float (*square_sum)(const float *x, int64_t n);
   /* as the backend's operation */
   void (*activate)(float *gate, const float *up, int64_t n, pyr_activation act, float limit);
+  /* cosines and sines of `count` angles, to an ulp */
+  void (*turns)(float *co, float *si, const float *angle, int count);
 } pyr_kernels;
 
 extern const pyr_kernels pyr_kernels_base, pyr_kernels_avx2, pyr_kernels_avx512;
