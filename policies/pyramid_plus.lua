@@ -3,7 +3,7 @@
 -- rows that was learned for it, as in KVzap (arXiv 2601.07891). An eighth of the budget guards
 -- recent rows, but no more than `window`: of few rows most are to lie where the text is. Without a
 -- map each head keeps rows with keys unlike all others (KeyDiff, arXiv 2504.15364), and for a
--- quarter of its budget, `seen`, those that all queries so far attended to most (H2O, arXiv
+-- tenth of its budget, `seen`, those that all queries so far attended to most (H2O, arXiv
 -- 2306.14048).
 local maps, policy, score = require "pyramid.maps", require "pyramid.policy",
   require "pyramid.score"
@@ -13,7 +13,7 @@ local unlike, history = score.key_similarity(), score.history()
 return policy {
   name = "pyramid_plus",
   doc = "what a learned map says will be looked at; without one, rare keys and heavy hitters",
-  defaults = { ratio = 0.45, map = "", sinks = 4, recent = 0.125, window = 32, seen = 0.25 },
+  defaults = { ratio = 0.45, map = "", sinks = 4, recent = 0.125, window = 32, seen = 0.1 },
   limits = { ratio = { 0, 1 }, sinks = { 0 }, recent = { 0, 1 }, window = { 1 }, seen = { 0, 1 } },
   presets = { ["45"] = { target = 0.45 }, ["35"] = { target = 0.35 }, ["20"] = { target = 0.2 } },
   fit = "ratio",
