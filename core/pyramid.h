@@ -415,11 +415,12 @@ typedef struct pyr_shape {  /* what a policy is told of a layer; all it may depe
  * at a time: the whole layer under PYR_SHARE_LAYER, one KV head under PYR_SHARE_HEAD. */
 typedef enum pyr_score_code {
   PYR_S_ATTENTION = 0, /* push attention mass of the last n queries that reach the layer; a:
-                          pyr_reduce over queries, b: over heads; x: ramp */
+                          pyr_reduce over queries, b: over heads (up to PYR_MAX); x: ramp, which
+                          with PYR_VARIANCE and PYR_ENTROPY is 1 */
   PYR_S_HISTORY,       /* push attention of every query so far; b: pyr_reduce over heads; x: decay
                           per decode step */
-  PYR_S_KEY_NORM,      /* push |K| (mean over the group's lanes) */
-  PYR_S_VALUE_NORM,    /* push |V| */
+  PYR_S_KEY_NORM,      /* push |K| (mean over the group's lanes); a: 1 its L1 norm, 0 its length */
+  PYR_S_VALUE_NORM,    /* push |V|, likewise */
   PYR_S_POSITION,      /* push the original position */
   PYR_S_RANDOM,        /* push uniform [0,1) hashed from (seed n, layer, position) */
   PYR_S_CONST,         /* push x for every row */
@@ -456,10 +457,20 @@ typedef enum pyr_score_code {
   PYR_S_REDUNDANCY,    /* push how like the other keys of its lane a row's key is, as a softmax over
                           the lane; of keys whose cosine is above x the last counts as less so
                           (R-KV, arXiv 2505.24133) */
+  PYR_S_TOTAL,         /* the sum over the candidates, or (a: 1) the highest, in the place of
+                          each of them */
+  PYR_S_MAP,           /* each value by itself; a: pyr_mapping, x: its parameter */
   PYR_SCORE_CODES
 } pyr_score_code;
 
-typedef enum pyr_reduce { PYR_MEAN = 0, PYR_SUM, PYR_MAX } pyr_reduce;
+/* PYR_VARIANCE: over queries, with their number less one below (0 of one query); PYR_ENTROPY: the
+ * mean over queries of -p ln p, whose sum over all rows is the mean entropy of attention. Neither
+ * is tracked: both are known while a prompt is read only. Source: CAKE, arXiv 2503.12491. */
+typedef enum pyr_reduce { PYR_MEAN = 0, PYR_SUM, PYR_MAX, PYR_VARIANCE, PYR_ENTROPY } pyr_reduce;
+
+/* PYR_MAP_LOG: ln x, of what is below 2^-126 that of 2^-126; PYR_MAP_POWER: x to a power above 0,
+ * 0 of what is not above 0; PYR_MAP_ABOVE: 1 where x is above the parameter, else 0. */
+typedef enum pyr_mapping { PYR_MAP_LOG = 0, PYR_MAP_POWER, PYR_MAP_ABOVE } pyr_mapping;
 
 typedef struct pyr_score_op { uint8_t code, a, b; int32_t n; float x; } pyr_score_op;
 
@@ -512,6 +523,13 @@ typedef struct pyr_plan {  /* each lane is cut by its own rows; one that holds n
                            without sliding window, and a model without learned positions and
                            slopes */
   pyr_score score;
+  pyr_score weight;     /* length 0: none; while a prompt is read, with PYR_SHARE_HEAD or
+                           PYR_SHARE_POOL: the layer's part of the sum of the `keep` rows of all
+                           layers that have one is in proportion to its mean over the candidates of
+                           the layer (below 0: 0). It is worked out over all lanes together: sums
+                           (PYR_S_TOTAL, PYR_S_NORMALIZE) are of the layer, all else of a lane. It
+                           and `score` have PYR_SCORE_MAX operations. Layers are cut again, as with
+                           PYR_SHARE_MODEL (CAKE, arXiv 2503.12491; LAVa, 2509.09754) */
 } pyr_plan;
 
 typedef struct pyr_trigger {  /* when decode plans run, and what is tracked until then */

@@ -70,7 +70,7 @@ template <bool BENT> static __global__ void mass_kernel(mass_args a) {
     for (int d = 0; d < a.f.d; d++) s += q[d] * a.scale * k[d];
     if (!counts) continue;
     if (BENT) s = bent_score(s, a.cap, a.slopes ? a.slopes[head] : 0.0f, a.q_pos[i], position);
-    float p = expf(s - lse);
+    float p = given_by(a, expf(s - lse), s - lse);
     if (a.slope != 0) p *= 1.0f + a.slope * static_cast<float>(at - c.base);
     sum = !a.max ? sum + p : p > sum ? p : sum;
   }
@@ -88,7 +88,8 @@ static pyr_status cuda_mass(pyr_backend *be, const pyr_mass *m, pyr_layout layou
                             int32_t kv_heads, float scale) {
   mass_args a = { m->out, m->stride, m->q, m->lse, m->q_pos, nullptr, nullptr, m->n,
                   format_of(layout), m->weighting, scale, 0, heads, heads / kv_heads, m->window,
-                      m->place, m->reduce == PYR_MAX, m->by_place, m->cap, m->slopes };
+                      m->place, m->reduce == PYR_MAX, m->by_place, m->reduce == PYR_VARIANCE,
+                      m->reduce == PYR_ENTROPY, m->cap, m->slopes };
   int64_t longest = 0;
   for (int32_t g = 0; g < kv_heads; g++) {
     int64_t rows = m->ranges[g].end - m->ranges[g].begin;

@@ -20,10 +20,17 @@ struct mass_args {
   float scale, slope;
   int heads, group;
   int32_t window, place;
-  bool max, by_place;
+  bool max, by_place, squares, entropy;   /* += p^2, += -p ln p */
   float cap;                       /* see pyr_attention */
   const float *slopes;             /* [heads], or NULL */
 };
+
+/* What a query gives to a sum: its probability p = e^log, or what a variance or an entropy is made
+ * of. A p of 0 adds nothing, whatever its logarithm: of p = .5, .25 and .35 are added. */
+static __device__ __forceinline__ float given_by(const mass_args &a, float p, float log) {
+  if (a.squares) return p * p;
+  return a.entropy ? (p > 0 ? -p * log : 0.0f) : p;
+}
 
 /* Whether scores are bent; for the launchers, as kernels that look for it are others. */
 static inline bool bends(const mass_args &a) { return a.cap > 0 || a.slopes; }

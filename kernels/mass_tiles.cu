@@ -29,7 +29,7 @@
 #include "mma.cuh"
 
 static constexpr int WARPS = 4, QUERIES = 32;
-static constexpr float LOG2_E = 1.44269504f;
+static constexpr float LOG2_E = 1.44269504f, LN_2 = .69314718f;
 
 /* 1,024 bytes static shared memory for both stages. */
 /* Of the queries of a stage: what their products are multiplied with, times log2 e, unless scores
@@ -190,7 +190,7 @@ static __global__ void __launch_bounds__(WARPS * WARP) mass_tiles_kernel(mass_ar
             const judged &row = rows[m][half];
             float x = c[m][j / 2][half * 2 + j % 2] * scale;
             if (BENT) x = bent_score(x, a.cap, slope, position, row.position) * LOG2_E;
-            float p = power_of_two(x - lse);
+            float p = given_by(a, power_of_two(x - lse), (x - lse) * LN_2);
             if (a.slope != 0) p *= 1.0f + a.slope * static_cast<float>(age_of(at, row.base));
             bool counts = whole || (position >= row.position
                                     && (a.window == 0 || position - row.position < a.window)

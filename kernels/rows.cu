@@ -247,29 +247,31 @@ static pyr_status cuda_rotate(pyr_backend *be, const pyr_lane_view *lane, pyr_la
 
 /* ---- norms, rows as f32 ---------------------------------------------------------------------- */
 
-/* A warp for a row: the length of K (what = 0) or V (1), f32, lanes joined by a butterfly. */
+/* A warp for a row: the length of K (what = 0) or V (1), or the sum of absolute values, f32, lanes
+ * joined by a butterfly. */
 static __global__ void row_norms_kernel(float *out, pyr_lane_view lane, row_format f,
-                                        int64_t begin, int64_t end, int what) {
+                                        int64_t begin, int64_t end, int what, int absolute) {
   int64_t i = row_of_grid();
   if (i >= end - begin) return;
   const uint8_t *row = row_at(lane, f.bytes, begin + i, what);
   float sum = 0;
   for (int c = lane_of_warp(); c < f.d; c += WARP) {
     float x = cache_value_at(row, f.dtype, c);
-    sum += x * x;
+    sum += absolute ? fabsf(x) : x * x;
   }
   sum = warp_sum(sum);
-  if (lane_of_warp() == 0) out[i] = sqrtf(sum);
+  if (lane_of_warp() == 0) out[i] = absolute ? sum : sqrtf(sum);
 }
 
 static pyr_status cuda_row_norms(pyr_backend *be, float *out, const pyr_lane_view *lane,
-                                 pyr_layout layout, int64_t begin, int64_t end, pyr_plane plane) {
+                                 pyr_layout layout, int64_t begin, int64_t end, pyr_plane plane,
+                                 int absolute) {
   pyr_lane_view view;
   if (end <= begin) return PYR_OK;
   pyr_status status = cuda_send_lane(be, "row_norms", &view, lane, begin, end);
   if (status != PYR_OK) return status;
   PYR_LAUNCH(row_norms_kernel, blocks_of(end - begin), WARPS * WARP, 0, cuda_of(be), out, view,
-             format_of(layout), begin, end, plane);
+             format_of(layout), begin, end, plane, absolute);
   return cuda_launched(be, "row_norms");
 }
 

@@ -1,6 +1,6 @@
 /* scores.cu — vectors of scores: reduced over heads, pooled, normalised, softmax, chunks. As in
- * core/cpu/elementwise.c and signals.c; what needs the whole vector is one block's work, whose sums
- * run in a fixed order.
+ * core/cpu/elementwise.c and signals.c, and values by themselves; what needs the whole vector is
+ * one block's work, whose sums run in a fixed order.
  *
  * A thread for a value where values are independent; else a block or a warp for what belongs
  * together. Vectors are as long as a lane: launches bound these kernels.
@@ -8,6 +8,8 @@
  * Sums over heads and windows are f32; normalize and chunk sum in f64, as their values may be many
  * and alike. Shared memory: 128 or 256 bytes, a number for each warp. */
 #include "convert.cuh"
+
+#include <cfloat>
 
 static constexpr int THREADS = 256;
 
@@ -86,6 +88,58 @@ static pyr_status cuda_normalize(pyr_backend *be, float *x, int64_t n) {
   return cuda_launched(be, "normalize");
 }
 
+/* One block: the sum of all, in double precision, or the highest, in the place of each: 1 2 5
+ * become 8 8 8, or 5 5 5. The sum is taken for a maximum, too: where it is NaN while the highest is
+ * a number, one of the values was NaN, or infinities of both signs were, and the result is NaN. */
+static __global__ void total_kernel(float *x, int64_t n, bool max) {
+  __shared__ double parts[WARP];
+  __shared__ float tops[WARP];
+  double sum = 0;
+  float top = -INFINITY;
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) {
+    sum += x[i];
+    if (x[i] > top) top = x[i];
+  }
+  sum = block_sum(sum, parts);
+  if (max) {
+    top = block_max(top, tops);
+    sum = sum != sum ? sum : static_cast<double>(top);
+  }
+  for (int64_t i = threadIdx.x; i < n; i += blockDim.x) x[i] = static_cast<float>(sum);
+}
+
+static pyr_status cuda_total(pyr_backend *be, float *x, int64_t n, pyr_reduce how) {
+  if (n <= 0) return PYR_OK;
+  PYR_LAUNCH(total_kernel, 1, WHOLE, 0, cuda_of(be), x, n, how == PYR_MAX);
+  return cuda_launched(be, "total");
+}
+
+/* A thread for a value. Comparisons ask for what is to be changed, so that NaN stays:
+ *
+ *     x          0       .25     4
+ *     logarithm  -87.3   -1.39   1.39
+ *     power .5   0       .5      2
+ *     above .25  0       0       1
+ *
+ * Both functions are the accurate ones, not the fast intrinsics: what is equal stays equal, so that
+ * ties go where they go on the host. */
+static __global__ void map_kernel(float *x, int64_t n, int how, float value) {
+  int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  float y = x[i];
+  if (how == PYR_MAP_LOG) y = logf(y < FLT_MIN ? FLT_MIN : y);
+  else if (how == PYR_MAP_POWER) y = y <= 0 ? 0.0f : powf(y, value);
+  else y = y > value ? 1.0f : 0.0f;
+  x[i] = y;
+}
+
+static pyr_status cuda_map(pyr_backend *be, float *x, int64_t n, pyr_mapping how, float value) {
+  if (n <= 0) return PYR_OK;
+  PYR_LAUNCH(map_kernel, blocks_of(n), THREADS, 0, cuda_of(be), x, n, static_cast<int>(how),
+             value);
+  return cuda_launched(be, "map");
+}
+
 /* One block: exp(x - top) over their sum. Each thread has every 1,024th value, and what it writes
  * only it reads: the barriers are those of the block's sums. If all are -inf, top is 0. */
 static __global__ void softmax_kernel(float *x, int64_t n) {
@@ -135,5 +189,7 @@ void cuda_scores_fill(pyr_backend *be) {
   be->pool = cuda_pool;
   be->normalize = cuda_normalize;
   be->softmax = cuda_softmax;
+  be->total = cuda_total;
+  be->map = cuda_map;
   be->chunk = cuda_chunk;
 }

@@ -95,6 +95,7 @@ static void read_plan(lua_State *L, int at, pyr_plan *plan) {
   plan->rotate = (pyr_rotate)luaL_checkinteger(L, at + 9);
   plan->bounded = !lua_isnil(L, at + 10);
   plan->above = (float)luaL_optnumber(L, at + 10, 0);
+  plan->weight.length = pyr_lua_read_program(L, at + 11, plan->weight.ops, PYR_SCORE_MAX);
 }
 
 static void read_trigger(lua_State *L, int at, pyr_trigger *trigger) {
@@ -153,7 +154,7 @@ static int call_policy(lua_State *L) {
   const lua_Integer numbers[] = { s->layer + 1, s->layers, s->prompt, s->past, s->rows, s->waiting,
                                   s->tokens, s->heads, s->kv_heads, s->head_dim };
   for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) lua_pushinteger(L, numbers[i]);
-  lua_call(L, sizeof numbers / sizeof *numbers, call->plan ? 11 : call->trigger ? 5 : 6);
+  lua_call(L, sizeof numbers / sizeof *numbers, call->plan ? 12 : call->trigger ? 5 : 6);
   if (lua_isnil(L, 2)) return 0;
   if (call->plan) read_plan(L, 2, call->plan);
   else if (call->trigger) read_trigger(L, 2, call->trigger);

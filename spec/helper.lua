@@ -210,7 +210,7 @@ function helper.squeezed(name)
       if ok then p = changed end
     end
   end
-  return p
+  return name == "simlayerkv" and p:with { recent = 20, lazy = 0.7 } or p
 end
 
 return helper

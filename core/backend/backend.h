@@ -128,9 +128,11 @@ struct pyr_backend {
    * `scale` */
   pyr_status (*reduce_rows)(pyr_backend *be, float *out, const float *in, int32_t count,
                             int64_t stride, int64_t n, pyr_reduce how, float scale);
-  /* out[i] = sqrt of the sum of squares of K or V of rows [begin, end) */
+  /* out[i] = sqrt of the sum of squares of K or V of rows [begin, end); absolute (0 or 1): the sum
+   * of their absolute values */
   pyr_status (*row_norms)(pyr_backend *be, float *out, const pyr_lane_view *lane,
-                          pyr_layout layout, int64_t begin, int64_t end, pyr_plane plane);
+                          pyr_layout layout, int64_t begin, int64_t end, pyr_plane plane,
+                          int absolute);
   pyr_status (*arith)(pyr_backend *be, float *a /* in place */, const float *b, int64_t n,
                       pyr_score_code code /* ADD..DIV; x/0 = 0 */);
   pyr_status (*pool)(pyr_backend *be, float *out, const float *in, int64_t n,
@@ -138,6 +140,10 @@ struct pyr_backend {
   /* by the sum; a zero sum leaves x */
   pyr_status (*normalize)(pyr_backend *be, float *x, int64_t n);
   pyr_status (*softmax)(pyr_backend *be, float *x, int64_t n);
+  /* each value becomes the sum of all, taken in double precision, or (PYR_MAX) the highest */
+  pyr_status (*total)(pyr_backend *be, float *x, int64_t n, pyr_reduce how);
+  /* each value by itself, in place (pyr_mapping); NaN stays NaN, but under PYR_MAP_ABOVE */
+  pyr_status (*map)(pyr_backend *be, float *x, int64_t n, pyr_mapping how, float value);
   /* each value becomes the mean of its run of width */
   pyr_status (*chunk)(pyr_backend *be, float *x, int64_t n, int64_t width);
   /* out[i] = 1 where i is in idx [k], else 0 */

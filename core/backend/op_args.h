@@ -134,7 +134,8 @@ typedef struct pyr_range {       /* rows [begin, end) of a lane, none if end <= 
 
 typedef struct pyr_mass {        /* attention mass that n queries of one sequence gave to a range of
                                     each lane's rows */
-  float *out;  /* [heads, end-begin] accumulates: += (or max=) w(q, j) * exp(s - lse) */
+  float *out;  /* [heads, end-begin] accumulates: += (or max=) w(q, j) * exp(s - lse); or see
+                  `reduce` */
   int64_t stride;                /* floats from head to head in out, >= every lane's end-begin */
   const float *q;                /* [n, heads, head_dim] as given to attention, with its lse */
   const float *lse;              /* [n, heads] */
@@ -143,7 +144,8 @@ typedef struct pyr_mass {        /* attention mass that n queries of one sequenc
   const pyr_range *ranges;       /* host [kv_heads]; a lane holds at least `end` rows */
   int64_t n;
   int32_t window;                /* as in attention; invisible rows get nothing */
-  pyr_reduce reduce;             /* PYR_SUM or PYR_MAX over queries */
+  pyr_reduce reduce;             /* over queries: PYR_SUM, PYR_MAX; with a ramp of 1 and p = exp(s -
+                                    lse) also PYR_VARIANCE: += p^2, PYR_ENTROPY: += -p ln p */
   pyr_weighting weighting;
   bool by_place;                 /* the weighting counts the i-th query as place + i, not by its
                                     position: queries whose … */
@@ -154,7 +156,8 @@ typedef struct pyr_mass {        /* attention mass that n queries of one sequenc
 
 /* What the last queries of an attention give to rows, for a backend that can sum it up while it has
  * their probabilities. Each of the list is what `mass` would be called with after that attention:
- * its queries are the last n of the attention's, and out is not negative. A backend that has summed
+ * its queries are the last n of the attention's, out is not negative, and `reduce` is PYR_SUM or
+ * PYR_MAX. A backend that has summed
  * all of them says so; else nothing was, and the caller calls `mass` for each. */
 typedef struct pyr_masses {
   const pyr_mass *list;          /* host [count] */

@@ -25,7 +25,7 @@
   X(add) X(gate_rows) X(temper) X(route) X(experts) X(take_rows) X(take_i32) X(store) \
   X(attention) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) X(row_norms) X(arith) X( \
       pool) X(normalize) X(select) \
-  X(choose) X(finite) X(iota) X(fill) X(softmax) X(chunk) X(mark) X(read_rows) X( \
+  X(choose) X(finite) X(iota) X(fill) X(softmax) X(total) X(map) X(chunk) X(mark) X(read_rows) X( \
       key_similarity) X(redundancy) X(lag) X(output_norm) X(moments) \
   X(moments_end) X(expected) X(pick) X(list_pages)
 
@@ -236,8 +236,8 @@ WRAPPER(reduce_rows, (pyr_backend *be, float *out, const float *in, int32_t rows
                           (be, out, in, rows, stride, n, how, scale), (double)rows * (double)n,
                               4.0 * (double)n * (rows + 1.0))
 WRAPPER(row_norms, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout,
-                    int64_t begin, int64_t end, pyr_plane plane),
-                        (be, out, lane, layout, begin, end, plane),
+                    int64_t begin, int64_t end, pyr_plane plane, int absolute),
+                        (be, out, lane, layout, begin, end, plane, absolute),
                             2.0 * (double)(end - begin) * layout.head_dim,
                                 (double)(end - begin) * (row_of(layout) + 4.0))
 WRAPPER(arith, (pyr_backend *be, float *a, const float *b, int64_t n, pyr_score_code code),
@@ -267,6 +267,10 @@ WRAPPER(fill, (pyr_backend *be, float *out, const int32_t *positions, int64_t n,
 
 WRAPPER(softmax, (pyr_backend *be, float *x, int64_t n), (be, x, n), 3.0 * (double)n,
         12.0 * (double)n)
+WRAPPER(total, (pyr_backend *be, float *x, int64_t n, pyr_reduce how), (be, x, n, how), (double)n,
+        8.0 * (double)n)
+WRAPPER(map, (pyr_backend *be, float *x, int64_t n, pyr_mapping how, float value),
+        (be, x, n, how, value), (double)n, 8.0 * (double)n)
 WRAPPER(chunk, (pyr_backend *be, float *x, int64_t n, int64_t width), (be, x, n, width), (double)n,
         8.0 * (double)n)
 WRAPPER(mark, (pyr_backend *be, float *out, int64_t n, const int32_t *idx, int64_t k),

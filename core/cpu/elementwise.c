@@ -4,6 +4,7 @@
  * value depends on its own inputs only, or is summed in an order that the cut does not touch. */
 #include "cpu/cpu.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -315,6 +316,33 @@ static pyr_status cpu_normalize(pyr_backend *be, float *x, int64_t n) {
   return PYR_OK;
 }
 
+/* In f64, as above; one number for all rows: 1 2 5 become 8 8 8, or 5 5 5. NaN wins a maximum. */
+static pyr_status cpu_total(pyr_backend *be, float *x, int64_t n, pyr_reduce how) {
+  (void)be;
+  double sum = n > 0 ? x[0] : 0;
+  for (int64_t i = 1; i < n; i++)
+    sum = how != PYR_MAX ? sum + x[i] : x[i] <= sum || sum != sum ? sum : x[i];
+  for (int64_t i = 0; i < n; i++) x[i] = (float)sum;
+  return PYR_OK;
+}
+
+/* What is not a number stays so: each comparison asks for what is to be changed. 0 .25 4 become, as
+ * logarithms, -87.3 -1.39 1.39; to the power of one half, 0 .5 2; and above .25, 0 0 1. */
+static float mapped(float x, pyr_mapping how, float value) {
+  switch (how) {
+  case PYR_MAP_LOG:   return logf(x < FLT_MIN ? FLT_MIN : x);
+  case PYR_MAP_POWER: return x <= 0 ? 0 : powf(x, value);
+  case PYR_MAP_ABOVE: return x > value ? 1.0f : 0.0f;
+  }
+  return x;
+}
+
+static pyr_status cpu_map(pyr_backend *be, float *x, int64_t n, pyr_mapping how, float value) {
+  (void)be;
+  for (int64_t i = 0; i < n; i++) x[i] = mapped(x[i], how, value);
+  return PYR_OK;
+}
+
 /* NaN and the infinities are what no number times 0 is 0 of. One look at the sum in place of one
  * at each value. */
 static pyr_status cpu_finite(pyr_backend *be, int32_t *fault, const float *x, int64_t n) {
@@ -371,6 +399,8 @@ void pyr_cpu_elementwise_fill(pyr_backend *be) {
   be->arith = cpu_arith;
   be->pool = cpu_pool;
   be->normalize = cpu_normalize;
+  be->total = cpu_total;
+  be->map = cpu_map;
   be->finite = cpu_finite;
   be->iota = cpu_iota;
   be->fill = cpu_fill;

@@ -4,8 +4,10 @@
  *     out[h][j] += (or max=) over queries i of  w(q_i, j) * exp(scale * q_i . k_j - lse_i)
  *
  * which is PyramidInfer's ranking signal before heads are averaged (arXiv 2405.12532, eq. 3 and 4),
- * with its ramp as w. Scores are capped and sloped as attention's were. No probability is kept; the
- * softmax is not run again, as its denominator is known.
+ * with its ramp as w; or the sums of p^2, or of -p ln p, of which variances and entropies are made
+ * (CAKE, arXiv 2503.12491): of p = .5 and .25 in turn .3125, and .35 + .35 = .7. Scores are capped
+ * and sloped as attention's were. No probability is kept; the softmax is not run again, as its
+ * denominator is known.
  *
  * A task is a tile of rows of one lane. K is turned into f32 and transposed once for all heads of
  * the group and all queries; queries are taken FEW at a time, their scores by `gemm`, and their
@@ -128,7 +130,10 @@ static void strip_mass(const mass_call *c, const mass_scratch *s, const few *q, 
   if (!any) return;
   pyr_strip strip = { .mass = s->mass + h * ROWS + at, .scores = s->scores, .base = s->base + at,
                       .due = s->due + at, .slope = pyr_cpu_slope(&c->m->weighting),
-                          .max = c->m->reduce == PYR_MAX, .whole = whole, .n = q->n, .lse = lse,
+                          .max = c->m->reduce == PYR_MAX,
+                          .squares = c->m->reduce == PYR_VARIANCE,
+                          .entropy = c->m->reduce == PYR_ENTROPY,
+                          .whole = whole, .n = q->n, .lse = lse,
                               .position = q->position, .low = low, .high = high };
   c->k->mass_strip(&strip);
 }

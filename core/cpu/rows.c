@@ -227,6 +227,7 @@ typedef struct norm_call {
   size_t bytes;
   int64_t begin;
   pyr_plane plane;
+  int absolute;
 } norm_call;
 
 enum { PIECE = 256 };   /* values of a row in registers and on the stack at a time; a multiple of
@@ -243,17 +244,19 @@ static void norm_span(const void *ctx, int64_t begin, int64_t end) {
     for (int64_t d = 0; d < c->layout.head_dim; d += PIECE) {
       int64_t n = pyr_min(PIECE, c->layout.head_dim - d);
       c->kernels->to_f32(piece, row + pyr_dtype_bytes(c->layout.dtype, d), c->layout.dtype, n);
-      sum += c->kernels->square_sum(piece, n);
+      if (!c->absolute) sum += c->kernels->square_sum(piece, n);
+      for (int64_t j = 0; j < n && c->absolute; j++) sum += fabsf(piece[j]);
     }
-    c->out[i] = sqrtf(sum);
+    c->out[i] = c->absolute ? sum : sqrtf(sum);
   }
 }
 
 /* Bytes: each row once, of K or of V alone. */
 static pyr_status cpu_row_norms(pyr_backend *be, float *out, const pyr_lane_view *lane,
-                                pyr_layout layout, int64_t begin, int64_t end, pyr_plane plane) {
+                                pyr_layout layout, int64_t begin, int64_t end, pyr_plane plane,
+                                int absolute) {
   norm_call c = { pyr_cpu_of(be)->kernels, out, lane, layout,
-                  pyr_row_bytes(layout.dtype, layout.head_dim), begin, plane };
+                  pyr_row_bytes(layout.dtype, layout.head_dim), begin, plane, absolute };
   pyr_cpu_spans(be, norm_span, &c, end - begin, layout.head_dim);
   return PYR_OK;
 }

@@ -346,6 +346,8 @@ pyr_status pyr_cache_probe(pyr_cache *cache, const int32_t *ids, int64_t n,
   int depth;
   const char *fault = pyr_score_check(&alone, &depth);
   PYR_TRY(pyr_runtime_here(rt));
+  if (!fault && pyr_signal_is_attention(track) && track->a > PYR_MAX)
+    fault = "keeps sums or maxima over queries, no variance and no entropy";
   if (fault || !pyr_signal_is_attention(track))
     return pyr_runtime_set_error(rt, PYR_ARGUMENT, "probe: track %s", fault ? fault
                                  : "is no attention, which is what a probe can track");

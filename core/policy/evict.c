@@ -48,6 +48,9 @@
 #include "cache/undo.h"
 #include "model/model.h"
 
+#include <math.h>
+#include <string.h>
+
 /* ---- memory ---------------------------------------------------------------------------------- */
 
 /* What an eviction holds for itself, and the scratch that several may take turns with: of the host,
@@ -89,10 +92,15 @@ static void layout_contest(pyr_contest *c, int64_t lanes, int64_t candidates, py
 /* links: for each row what it was given to, and the losers (merge). */
 static void layout_scratch(pyr_eviction *e, pyr_arena *arena) {
   const pyr_splits *s = &e->splits;
-  bool pooled = e->plan.share == PYR_SHARE_POOL;
+  bool pooled = e->plan.share == PYR_SHARE_POOL && !pyr_plan_unites(&e->plan);
   int depth;
   pyr_score_check(&e->plan.score, &depth);
-  PYR_PART(arena, e->work, pyr_score_scratch(s->cache, depth, s->longest));
+  int64_t work = pyr_score_scratch(s->cache, depth, s->longest);
+  if (e->plan.weight.length > 0) {
+    pyr_score_check(&e->plan.weight, &depth);
+    work = pyr_max(work, pyr_weight_scratch(s, depth));
+  }
+  PYR_PART(arena, e->work, work);
   layout_contest(&e->contest, pooled ? s->cache->heads : 1, pooled ? s->total : 0, arena);
   if (e->plan.merge) PYR_PART(arena, e->links, 2 * s->rows);
 }
@@ -351,7 +359,7 @@ static pyr_status gather_set(const pyr_eviction *e, int head) {
   int64_t kept = e->kept[head];
   /* rows keep their K and V, and are not cut again: losers of one cut can be put aside */
   bool moves = !e->plan.merge && !s->turns
-      && !(e->plan.share == PYR_SHARE_MODEL && s->when == PYR_WHEN_PREFILL);
+      && !(pyr_plan_unites(&e->plan) && s->when == PYR_WHEN_PREFILL);
   if (kept >= lanes->rows) return PYR_OK;
   PYR_TRY(note_born(e, head));
   if (cache->undo)
@@ -387,7 +395,7 @@ void pyr_evictions_layout_host(pyr_evictions *es, int64_t room, int32_t heads, p
 }
 
 /* Whether a plan shares its budget with other layers' plans. */
-static bool is_united(const pyr_eviction *e) { return e->plan.share == PYR_SHARE_MODEL; }
+static bool is_united(const pyr_eviction *e) { return pyr_plan_unites(&e->plan); }
 
 /* Layers may keep different numbers of rows, and guard different ones: budgets and candidates add
  * up. Of two layers of two lanes of 10 rows, one with keep 4 and one with keep 8, guards of 2 each:
@@ -435,7 +443,18 @@ pyr_status pyr_evictions_unite(pyr_evictions *es) {
  * are to come. Of each row that is held the score is kept: 4 bytes, and 4 of the list of survivors.
  *
  * All plans are asked for before the first of these layers reads, as the budget is the sum of what
- * they say; each is asked again when its turn comes, and must say the same. */
+ * they say; each is asked again when its turn comes, and must say the same.
+ *
+ * Where plans have weights, rows of different layers are not compared. A layer's k-th row is worth
+ * weight / k to the budget, and the highest of these are kept, ties to the lower layer: so layers
+ * get rows in proportion to their weights, in whole numbers (Jefferson's and D'Hondt's method), and
+ * another layer can only lower what one gets. Weights 6, 3, 1 and 7 rows:
+ *
+ *     6 / k    6   3   2   1.5   1.2   1        5 rows: 6 3 2 1.5 1.2
+ *     3 / k    3   1.5   1                      2 rows: 3 1.5; 1.2 and 1.5 were the last to come in
+ *     1 / k    1                                none: only what is promised to it
+ *
+ * Within the layer the lanes compete (share = "pool"), or each keeps as many ("head"). */
 
 /* The shape of a layer that `alive` of `prompt` tokens are about to reach. */
 static pyr_shape shape_reading(const pyr_cache *cache, int layer, int64_t prompt, int64_t alive) {
@@ -447,14 +466,16 @@ static pyr_shape shape_reading(const pyr_cache *cache, int layer, int64_t prompt
   return shape;
 }
 
+/* Of all lanes together, guards counted in: what a list of survivors has to have room for. */
 static int64_t rows_of(const pyr_splits *s) {
   int64_t rows = 0;
   for (int head = 0; head < s->cache->heads; head++) rows += s->lanes[head].rows;
   return rows;
 }
 
-/* Plans of the layers from `layer` on. Those that do not share are only looked at: a layer that
- * does must be reached by every token. */
+/* Plans of the layers from `layer` on, in their shapes of the moment before they read: no layer
+ * from here on has been touched, and all tokens will reach it. Those that do not share are only
+ * looked at: a layer that does must be reached by every token. */
 static pyr_status cascade_ask(pyr_cascade *c, pyr_cache *cache, int layer, int64_t prompt) {
   for (int next = layer; next < cache->layers; next++) {
     pyr_eviction *e = &c->es.each[c->es.count];
@@ -462,6 +483,9 @@ static pyr_status cascade_ask(pyr_cascade *c, pyr_cache *cache, int layer, int64
     PYR_TRY(ask(e, cache, PYR_WHEN_PREFILL, &shape, prompt));
     if (e->plan.prune & PYR_PRUNE_HIDDEN) return pyr_policy_hides(&e->splits);
     if (!is_united(e)) continue;
+    bool weighed = e->plan.weight.length > 0;
+    if (c->es.count > 0 && weighed != c->weighed) return pyr_policy_weighs_alone(&e->splits);
+    c->weighed = weighed;
     c->open += e->splits.promised;
     c->es.count++;
   }
@@ -469,7 +493,8 @@ static pyr_status cascade_ask(pyr_cascade *c, pyr_cache *cache, int layer, int64
 }
 
 /* Candidates that may be held at a time: the budget's, and those of the layer that has just read.
- * Of rows, guards come on top. */
+ * Of rows, guards come on top. Of 30 layers of 3 lanes of 2,000 rows, and a budget of a third of
+ * them: 60,000 + 6,000 rows, 8 bytes each, are 0.5 MiB, where the rows in f16 take 15 MiB. */
 static void cascade_layout(pyr_cascade *c, pyr_arena *arena) {
   int64_t most = 0, guards = 0, lanes = c->es.count * c->es.each[0].splits.cache->heads;
   for (int64_t i = 0; i < c->es.count; i++) {
@@ -481,16 +506,20 @@ static void cascade_layout(pyr_cascade *c, pyr_arena *arena) {
   PYR_PART(arena, c->idx, pyr_min(c->es.budget + most, c->es.total) + guards);
 }
 
+/* Two blocks, as a prefill's other memory: the host's depends on the model, the backend's on what
+ * the plans say. What is taken here goes with pyr_layer_plans_free, whatever comes after it. */
 static pyr_status cascade_begin(pyr_cascade *c, pyr_cache *cache, int layer, int64_t prompt) {
   pyr_backend *be = cache->pool->be;
   int64_t room = cache->layers - layer;
   pyr_arena count = { 0 }, host = { 0 }, block = { 0 };
   pyr_evictions_layout_host(&c->es, room, cache->heads, &count);
+  PYR_PART(&count, c->rows, room);
   c->host = pyr_alloc_zero(cache->pool->rt, count.used);
   if (!c->host) return pyr_nomem(cache->pool->rt, count.used, "the scores of all layers");
   c->host_bytes = count.used;
   host.block = c->host;
   pyr_evictions_layout_host(&c->es, room, cache->heads, &host);
+  PYR_PART(&host, c->rows, room);
   PYR_TRY(cascade_ask(c, cache, layer, prompt));
   for (int64_t i = 0; i < c->es.count; i++) c->needed = c->needed || c->es.each[i].splits.needed;
   if (!c->needed) return PYR_OK;
@@ -509,6 +538,7 @@ static pyr_status cascade_begin(pyr_cascade *c, pyr_cache *cache, int layer, int
  * the memory that was laid out holds it, and only the budget was built upon. */
 static bool says_the_same(const pyr_cascade *c, const pyr_eviction *e) {
   bool united = is_united(e), expected = c->read < c->es.count;
+  if (united && c->weighed != (e->plan.weight.length > 0)) return false;
   const pyr_splits *now = &e->splits, *then = expected ? &c->es.each[c->read].splits : NULL;
   expected = expected && then->layer == now->layer;
   if (united != expected || (e->plan.prune & PYR_PRUNE_HIDDEN)) return false;
@@ -516,7 +546,8 @@ static bool says_the_same(const pyr_cascade *c, const pyr_eviction *e) {
                      && now->promised == then->promised);
 }
 
-/* The layer's plan has been asked for. The first that shares brings all others to light; from then
+/* The layer's plan has been asked for, as every layer's is; those that share nothing pass by. The
+ * first that shares brings all others to light; from then
  * on every plan is held to what was said there. `needed` decides whether queries are looked at, so
  * it must be right before the layer reads. */
 static pyr_status cascade_join(pyr_layer_plan *p, pyr_cache *cache, int64_t prompt,
@@ -532,7 +563,10 @@ static pyr_status cascade_join(pyr_layer_plan *p, pyr_cache *cache, int64_t prom
 }
 
 /* Segments and lists of the layers that have read, from their splits; the scores of those that are
- * held lie as they are. The last one's are asked for: *signals. */
+ * held lie as they are. The last one's are asked for: *signals.
+ *
+ *     scores   [ layer 0: held ][ layer 1: held ] … [ the last: all its candidates ]
+ *     idx      [ layer 0: rows ][ layer 1: rows ] … [ the last: rows ]       guards counted in */
 static pyr_status cascade_enter(pyr_cascade *c, pyr_signals *signals) {
   int32_t *idx = c->idx;
   int64_t lanes = 0;
@@ -557,6 +591,7 @@ static pyr_status cascade_pack(pyr_cascade *c, int32_t lanes, int64_t most) {
   int64_t at = 0, from = 0;
   for (int32_t i = 0; i < lanes; i++) {
     contest->segments[i].at = at, contest->segments[i].offset = (int32_t)from;
+    contest->segments[i].least = contest->counts[i];   /* the same rows: each lane's highest */
     at += contest->counts[i], from += contest->segments[i].n;
   }
   c->held = most;
@@ -577,6 +612,78 @@ static void cascade_shrink(pyr_splits *s, const int32_t *counts) {
   }
 }
 
+/* How many of the layer's rows are worth `least` or more each; those that are promised to it are
+ * worth more than any. */
+static int64_t rows_worth(const pyr_eviction *e, double least) {
+  double weight = e->weight > 1e-30f ? e->weight : 1e-30f, count = floor(weight / least);
+  int64_t rows = count < (double)e->splits.total ? (int64_t)count : e->splits.total;
+  while (rows < e->splits.total && weight / (double)(rows + 1) >= least) rows++;
+  while (rows > 0 && weight / (double)rows < least) rows--;
+  return pyr_max(rows, e->splits.promised);
+}
+
+/* Rows that the budget has for all, of which `most` are wanted; the layers hold more. Positive
+ * doubles are ordered as the integers that have their bits: so the highest `least` that
+ * `most` rows are worth is found in 63 steps, whatever its size, and exactly. All that are worth
+ * more are taken; of those that equal it the lower layers', until there are `most`. */
+static void cascade_divide(pyr_cascade *c, int64_t most, int64_t *rows) {
+  int64_t low = 1, high = 0x7fefffffffffffff, taken = 0;   /* the least and the highest double */
+  while (low < high) {
+    int64_t middle = low + (high - low) / 2 + 1, sum = 0;
+    double least;
+    memcpy(&least, &middle, sizeof least);
+    for (int64_t i = 0; i < c->read; i++) sum += rows_worth(&c->es.each[i], least);
+    if (sum >= most) low = middle;
+    else high = middle - 1;
+  }
+  int64_t above = low + 1;
+  double equal, more;
+  memcpy(&equal, &low, sizeof equal);
+  memcpy(&more, &above, sizeof more);
+  for (int64_t i = 0; i < c->read; i++) taken += rows[i] = rows_worth(&c->es.each[i], more);
+  for (int64_t i = 0; i < c->read; i++) {
+    int64_t gets = pyr_min(rows_worth(&c->es.each[i], equal) - rows[i], most - taken);
+    if (gets > 0) rows[i] += gets, taken += gets;
+  }
+}
+
+/* What each lane keeps of a layer's part, where lanes do not compete: of 11 rows and 3 lanes 4, 4
+ * and 3, unless one has fewer, or more are promised to it. What a lane has too few rows for is not
+ * handed on to its neighbours, as no other lane's number may then grow when the part shrinks. */
+static int64_t share_out(const pyr_splits *s, int64_t rows, pyr_segment *segments) {
+  int64_t heads = s->cache->heads, sum = 0;
+  for (int64_t head = 0; head < heads; head++) {
+    const pyr_split *lane = &s->lanes[head];
+    int64_t own = rows / heads + (head < rows % heads);
+    segments[head].least = pyr_min(pyr_max(own, lane->min), lane->candidates);
+    sum += segments[head].least;
+  }
+  return sum;
+}
+
+/* Chooses in each layer by itself as many rows as its weight brings it: a layer's scores, segments
+ * and cuts are a part of those of all. *most, so many rows in all, becomes how many were chosen:
+ * fewer where lanes that do not compete hold too few, more where more is promised to them. */
+static pyr_status cascade_weigh(pyr_cascade *c, int64_t *most) {
+  const pyr_contest *all = &c->es.contest;
+  int32_t heads = c->es.each[0].splits.cache->heads;
+  pyr_backend *be = c->es.each[0].splits.cache->pool->be;
+  float *scores = all->scores;
+  cascade_divide(c, *most, c->rows);
+  *most = 0;
+  for (int64_t i = 0; i < c->read; i++) {
+    const pyr_eviction *e = &c->es.each[i];
+    int64_t at = i * heads, rows = c->rows[i];
+    pyr_contest own = { scores, all->chosen + at, all->cuts + 2 * at, all->segments + at,
+                        all->counts + at };
+    if (e->plan.share == PYR_SHARE_HEAD) rows = share_out(&e->splits, rows, own.segments);
+    PYR_TRY(choose(be, &own, scores, heads, rows, NULL, c->idx));
+    scores += e->splits.total;
+    *most += rows;
+  }
+  return PYR_OK;
+}
+
 /* The layers that have read are cut to what the budget leaves them. Budget 60, of which 4 are open
  * for lanes that are still to come: 56 may be held. Where fewer are, the scores just wait. */
 static pyr_status cascade_cut(pyr_cascade *c) {
@@ -586,7 +693,9 @@ static pyr_status cascade_cut(pyr_cascade *c) {
   int64_t most = c->es.budget - c->open;
   int32_t lanes = (int32_t)c->read * cache->heads;
   if (c->held <= most) return PYR_OK;
-  if (most > 0)
+  if (c->weighed)
+    PYR_TRY(cascade_weigh(c, &most));
+  else if (most > 0)
     PYR_TRY(choose(cache->pool->be, contest, contest->scores, lanes, most, NULL, c->idx));
   for (int64_t i = 0; i < c->read; i++, counts += cache->heads) {
     pyr_eviction *e = &c->es.each[i];
@@ -598,17 +707,32 @@ static pyr_status cascade_cut(pyr_cascade *c) {
   return cascade_pack(c, lanes, most);
 }
 
-/* A layer that shares has read: it enters, and all that have read are cut. */
+/* What the layer that has just read weighs: one number, for which a device is waited for. Its lanes
+ * are whole at that moment, and their scores are worked out behind it: the scratch is one. Where
+ * the number is none, no part of the budget can be told, and the prefill ends. */
+static pyr_status cascade_weigh_layer(pyr_layer_plan *p, pyr_eviction *e) {
+  const pyr_splits *s = &e->splits;
+  PYR_TRY(pyr_score_weigh(&p->seen.program, e->plan.score.length, &p->seen.signals, s, e->work,
+                          &e->weight));
+  return isfinite(e->weight) ? PYR_OK
+      : pyr_policy_not_finite(s->cache, s->layer, s->when, &e->plan.weight);
+}
+
+/* A layer that shares has read: it enters, and all that have read are cut. What was promised to it
+ * is its own now, and no longer open. */
 static pyr_status cascade_run(pyr_layer_plan *p) {
   pyr_cascade *c = &p->cascade;
   pyr_eviction *e = &c->es.each[c->read++];
   e->work = p->eviction.work;
   c->open -= e->splits.promised;
   if (!c->needed) return PYR_OK;
+  if (c->weighed) PYR_TRY(cascade_weigh_layer(p, e));
   PYR_TRY(cascade_enter(c, &p->seen.signals));
   return cascade_cut(c);
 }
 
+/* In the order of layers; those that share nothing were told of when they had read. Rows are what
+ * they were before the first cut, and what is left after the last one. */
 pyr_status pyr_layer_plans_end(pyr_layer_plan *p) {
   for (int64_t i = 0; i < p->cascade.es.count; i++) {
     const pyr_eviction *e = &p->cascade.es.each[i];
@@ -617,6 +741,7 @@ pyr_status pyr_layer_plans_end(pyr_layer_plan *p) {
   return PYR_OK;
 }
 
+/* After a prefill that ended early, too: what was not taken yet is NULL, and releases nothing. */
 void pyr_layer_plans_free(pyr_layer_plan *p, pyr_cache *cache) {
   pyr_cascade *c = &p->cascade;
   pyr_backend *be = cache->pool->be;

@@ -38,6 +38,8 @@ typedef struct pyr_eviction {        /* one plan, on the lanes of one layer; may
 
   /* who survives, from ranking until they are all that is left */
   int32_t *idx;                      /* backend memory: row indices, ascending, set after set … */
+  float weight;                      /* plan.weight, worked out: what the layer's part of a shared
+                                        budget is in proportion to */
   int64_t *at, *kept;                /* … host [heads]: by a set's first lane, where it begins in
                                         idx, and how many rows it has */
   int32_t *hidden;                   /* backend memory: where hidden states are pruned, the indices
@@ -90,15 +92,17 @@ pyr_status pyr_evict_prepared(pyr_cache *cache, int64_t prompt);
 
 /* ---- prefill: the plan of one layer ---------------------------------------------------------- */
 
-/* Layers of one prefill that share a budget (share = "model"), and are cut again as later ones are
- * read. What their rows were scored stays beside the rows that are left. */
+/* Layers of one prefill that share a budget (share = "model", or a weight), and are cut again as
+ * later ones are read. What their rows were scored stays beside the rows that are left. */
 typedef struct pyr_cascade {         /* may not move while the prompt is read */
   pyr_evictions es;                  /* of all such layers, in their order; faults are not used */
   bool needed;                       /* whether any of their rows may go */
+  bool weighed;                      /* weights divide the budget; else rows compete for it */
   int64_t read;                      /* so many of them have read … */
   int64_t held;                      /* … and hold so many candidates, whose scores the contest
                                         has, lane after lane */
   int64_t open;                      /* candidates that those to come keep whatever happens */
+  int64_t *rows;                     /* host: what weights leave to each of those that have read */
   int32_t *idx;                      /* backend memory: survivors, layer after layer */
   void *host, *block;                /* the memory of all this; NULL: no layer shares yet */
   size_t host_bytes, block_bytes;

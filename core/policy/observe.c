@@ -24,6 +24,9 @@ void pyr_observe_begin(pyr_observation *o, const pyr_splits *splits, const pyr_t
                               .stride = splits->longest, .fault = fault,
                               .tracked = pyr_trigger_tracks(trigger) ? &trigger->track : NULL };
   o->signals.alive = splits->coming;
+  o->program = splits->plan->score;
+  for (int i = 0; i < splits->plan->weight.length; i++)
+    o->program.ops[o->program.length++] = splits->plan->weight.ops[i];
   o->track = pyr_track_prompt(splits, trigger, restarts, last_position);
   if (o->track.queries > 0)
     o->tracked_stride = splits->rows - pyr_track_begin(&o->track, splits->rows);
@@ -32,7 +35,7 @@ void pyr_observe_begin(pyr_observation *o, const pyr_splits *splits, const pyr_t
 void pyr_observe_layout_host(pyr_observation *o, int32_t heads, pyr_arena *host) {
   PYR_PART(host, o->ranges[0], heads);
   PYR_PART(host, o->ranges[1], heads);
-  PYR_PART(host, o->list, PYR_SCORE_MAX + 1);
+  PYR_PART(host, o->list, PYR_OBSERVED_MAX);
 }
 
 /* Where rows carry a learned score, nothing is to be done for it: they have it when they are
@@ -40,7 +43,7 @@ void pyr_observe_layout_host(pyr_observation *o, int32_t heads, pyr_arena *host)
  * custom scores the inputs, once. A token of 3 K/V heads takes 12 bytes; its input, width 576,
  * 2,304. */
 static void layout_inputs(pyr_observation *o, int ops, pyr_arena *arena) {
-  const pyr_score *score = &o->splits->plan->score;
+  const pyr_score *score = &o->program;
   int64_t heads = o->splits->cache->heads, width = model_of(o)->config.width;
   bool keeps = false;
   for (int i = 0; i < ops; i++) {
@@ -62,7 +65,7 @@ static void layout_inputs(pyr_observation *o, int ops, pyr_arena *arena) {
  *     ^ zeros                                        ^ zero_count floats later */
 void pyr_observe_layout(pyr_observation *o, pyr_arena *arena) {
   const pyr_model *model = model_of(o);
-  const pyr_score *score = &o->splits->plan->score;
+  const pyr_score *score = &o->program;
   int32_t heads = model->config.heads;
   int64_t alive = o->splits->coming, stride = o->signals.stride;
   int ops = o->splits->needed && stride > 0 ? score->length : 0;
@@ -70,6 +73,9 @@ void pyr_observe_layout(pyr_observation *o, pyr_arena *arena) {
   PYR_PART(arena, o->zeros, 0);
   for (int i = 0; i < ops; i++)
     if (needs_sums(o, &score->ops[i])) PYR_PART(arena, o->signals.attention[i], heads * stride);
+  for (int i = 0; i < ops; i++)
+    if (pyr_signal_is_attention(&score->ops[i]) && score->ops[i].a == PYR_VARIANCE)
+      PYR_PART(arena, o->signals.squares[i], heads * stride);
   if (o->track.queries > 0) PYR_PART(arena, o->tracked, heads * o->tracked_stride);
   o->zero_count = (int64_t)((arena->used - begin) / sizeof *o->zeros);
   if (o->track.queries > 0) PYR_PART(arena, o->mean, 2 * o->tracked_stride);
@@ -89,7 +95,7 @@ static pyr_status send_map(pyr_observation *o, int i) {
   pyr_backend *be = cache->pool->be;
   int64_t width = model_of(o)->config.width;
   pyr_table table;
-  PYR_TRY(pyr_learned_table(cache, &o->splits->plan->score.ops[i], &table));
+  PYR_TRY(pyr_learned_table(cache, &o->program.ops[i], &table));
   const float *from = table.values + o->splits->layer * cache->heads * table.width;
   for (int head = 0; head < cache->heads; head++)
     PYR_TRY(be->upload(be, o->maps[i] + head * width, from + head * table.width,
@@ -99,7 +105,7 @@ static pyr_status send_map(pyr_observation *o, int i) {
 
 pyr_status pyr_observe_start(pyr_observation *o) {
   pyr_backend *be = o->splits->cache->pool->be;
-  for (int i = 0; i < o->splits->plan->score.length && o->learns; i++)
+  for (int i = 0; i < o->program.length && o->learns; i++)
     if (o->maps[i]) PYR_TRY(send_map(o, i));
   return o->zero_count ? pyr_fill_zeros(be, o->zeros, o->zero_count) : PYR_OK;
 }
@@ -108,7 +114,7 @@ pyr_status pyr_observe_start(pyr_observation *o) {
 
 /* How many of the last alive queries the score's i-th operation looks at. */
 static int64_t queries_of(const pyr_observation *o, int i) {
-  const pyr_score_op *op = &o->splits->plan->score.ops[i];
+  const pyr_score_op *op = &o->program.ops[i];
   int64_t alive = o->splits->coming;
   return pyr_signal_is_attention(op) && op->n > 0 ? pyr_min(op->n, alive) : alive;
 }
@@ -119,7 +125,7 @@ static int64_t queries_of(const pyr_observation *o, int i) {
 bool pyr_observe_wants(const pyr_observation *o, int64_t at, int64_t n) {
   int64_t behind = o->splits->coming - (at + n);      /* alive queries after these */
   if (o->expects || (o->tracked && behind < o->track.queries)) return true;
-  for (int i = 0; i < o->splits->plan->score.length; i++)
+  for (int i = 0; i < o->program.length; i++)
     if (o->signals.attention[i] && behind < queries_of(o, i)) return true;
   return false;
 }
@@ -158,10 +164,17 @@ static void ask(pyr_observation *o, pyr_mass m, const pyr_attention *a, int64_t 
   o->list[o->masses.count++] = m;
 }
 
+/* Of a variance the plain sum comes first; its squares have their own. A score may ask for mean and
+ * variance of the same queries: then their sum is made twice, as each operation has its own. */
+static pyr_reduce sums_of(const pyr_score_op *op) {
+  bool entropy = pyr_signal_is_attention(op) && op->a == PYR_ENTROPY;
+  return op->a == PYR_MAX ? PYR_MAX : entropy ? PYR_ENTROPY : PYR_SUM;
+}
+
 /* A score's ramp counts queries by their place among those alive: where earlier layers dropped
  * tokens, positions have gaps, but "the last n queries" does not. */
 static void ask_for_score(pyr_observation *o, int i, const pyr_attention *a, int64_t at) {
-  const pyr_score_op *op = &o->splits->plan->score.ops[i];
+  const pyr_score_op *op = &o->program.ops[i];
   int64_t queries = queries_of(o, i);
   pyr_weighting w = { .queries = 0, .ramp = 1.0f };
   if (pyr_signal_is_attention(op) && op->n > 0)
@@ -169,9 +182,10 @@ static void ask_for_score(pyr_observation *o, int i, const pyr_attention *a, int
                          .due = o->splits->coming - 1 };
   o->signals.queries[i] = queries;
   pyr_mass m = { .out = o->signals.attention[i], .stride = o->signals.stride,
-                 .reduce = op->a == PYR_MAX ? PYR_MAX : PYR_SUM, .weighting = w,
-                 .by_place = true };
+                 .reduce = sums_of(op), .weighting = w, .by_place = true };
   ask(o, m, a, at, queries, o->ranges[false]);
+  m.out = o->signals.squares[i], m.reduce = PYR_VARIANCE;
+  if (m.out) ask(o, m, a, at, queries, o->ranges[false]);
 }
 
 /* Due dates are positions. */
@@ -183,15 +197,17 @@ static void ask_for_tracked(pyr_observation *o, const pyr_attention *a, int64_t 
 }
 
 /* Rows of the chunk are stored by now, so ranges hold those that its queries see. One query is a
- * step's attention, which sums nothing: `mass` is asked. */
+ * step's attention, which sums nothing: `mass` is asked, as it is where any sum is not of p. */
 void pyr_observe_ask(pyr_observation *o, pyr_attention *a, int64_t at) {
   set_ranges(o, false);
   set_ranges(o, true);
   o->masses = (pyr_masses){ .list = o->list };
-  for (int i = 0; i < o->splits->plan->score.length; i++)
+  for (int i = 0; i < o->program.length; i++)
     if (o->signals.attention[i]) ask_for_score(o, i, a, at);
   if (o->tracked) ask_for_tracked(o, a, at);
-  if (o->masses.count > 0 && a->n > 1) a->masses = &o->masses;
+  bool plain = true;
+  for (int i = 0; i < o->masses.count; i++) plain = plain && o->list[i].reduce <= PYR_MAX;
+  if (o->masses.count > 0 && a->n > 1 && plain) a->masses = &o->masses;
 }
 
 pyr_status pyr_observe_queries(pyr_observation *o, const pyr_attention *a,
@@ -199,7 +215,7 @@ pyr_status pyr_observe_queries(pyr_observation *o, const pyr_attention *a,
   const pyr_cache *cache = o->splits->cache;
   pyr_backend *be = cache->pool->be;
   const pyr_model *model = model_of(o);
-  const pyr_score *score = &o->splits->plan->score;
+  const pyr_score *score = &o->program;
   for (int i = 0; i < score->length; i++)
     if (o->expects && pyr_signal_is_expected(&score->ops[i]))
       PYR_TRY(pyr_query_stats_add(&o->signals.queries_of[i], be, a, turned_to, at));
@@ -220,7 +236,7 @@ pyr_status pyr_observe_inputs(pyr_observation *o, const float *in, int64_t at, i
   pyr_tensor tokens = { .data = in, .dtype = PYR_F32, .rank = 2, .shape = { n, width },
                         .stride = (size_t)width * sizeof *in };
   if (at == 0) o->signals.chunk = n;
-  for (int i = 0; i < o->splits->plan->score.length; i++)
+  for (int i = 0; i < o->program.length; i++)
     if (o->maps[i])
       PYR_TRY(be->linear(be, o->signals.learned[i] + at * cache->heads, o->maps[i], &tokens, NULL,
                          cache->heads, PYR_LINEAR_EXACT));
@@ -262,7 +278,7 @@ static pyr_status flush_tracked(pyr_observation *o) {
 static pyr_status end_query_stats(pyr_observation *o) {
   pyr_cache *cache = o->splits->cache;
   int layer = o->splits->layer;
-  const pyr_score *score = &o->splits->plan->score;
+  const pyr_score *score = &o->program;
   int64_t next = cache->states[layer].compact ? pyr_cache_layer_rows(cache, layer)
       : o->last_position + 1;
   for (int i = 0; i < score->length; i++)

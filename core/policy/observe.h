@@ -15,6 +15,9 @@
  *               ##################################    of those are looked at (pyr_observe_wants)
  *                sum over these rows, per query head
  *
+ * A variance over queries takes the sum of their squares beside it, [heads, rows] once more; an
+ * entropy sums -p ln p in its place.
+ *
  * A backend that has these probabilities at hand in attention may sum them there: it is told before
  * (pyr_observe_ask), and what it leaves is asked of `mass` afterwards.
  *
@@ -31,8 +34,12 @@
 #include "base/arena.h"
 #include "policy/track.h"
 
+/* Sums of a chunk's queries: two of a variance, and one more that is tracked. */
+enum { PYR_OBSERVED_MAX = 2 * PYR_SCORE_MAX + 1 };
+
 typedef struct pyr_observation {
   const pyr_splits *splits;        /* of the plan that is about to run */
+  pyr_score program;               /* its score's operations and, behind them, its weight's */
   const pyr_trigger *trigger;      /* that the layer has, or gets */
   int64_t last_position;           /* of the prompt's last token */
   pyr_signals signals;             /* what the score reads */
@@ -44,7 +51,7 @@ typedef struct pyr_observation {
   int64_t tracked_stride;
   float *mean;                     /* [tracked_stride] over the heads of a lane */
   pyr_range *ranges[2];            /* host [K/V heads] each: candidates, and what is tracked */
-  pyr_mass *list;                  /* host [PYR_SCORE_MAX + 1] */
+  pyr_mass *list;                  /* host [PYR_OBSERVED_MAX] */
   pyr_masses masses;               /* of the chunk that is being read: those of the list */
   float *zeros;                    /* sums begin at zero: these, … */
   int64_t zero_count;

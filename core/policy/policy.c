@@ -55,17 +55,44 @@ static const char *fixed_positions(const pyr_cache *cache) {
  * all scores is nobody knows before the last one, and a row would be averaged into others of whom
  * it is not known whether they stay. */
 static pyr_status check_shared(const pyr_answer *a, const pyr_plan *plan, pyr_when when) {
-  if (plan->share != PYR_SHARE_MODEL || when != PYR_WHEN_PREFILL) return PYR_OK;
+  if (!pyr_plan_unites(plan) || when != PYR_WHEN_PREFILL) return PYR_OK;
   if (plan->mass > 0)
-    return refuse(a, "mass", "cannot be said with share = \"model\" while layers read, as it is of "
-                  "the sum of all of them (a policy with `prepare`, or cache:evict)");
+    return refuse(a, "mass", "cannot be said where layers share a budget while they read, as it is "
+                  "of the sum of all of them (share = \"model\" with `prepare`, or in "
+                  "cache:evict)");
   if (plan->bounded)
-    return refuse(a, "above", "cannot be said with share = \"model\" while layers read, as their "
-                  "budget is a count (a policy with `prepare`, or cache:evict)");
+    return refuse(a, "above", "cannot be said where layers share a budget while they read, as that "
+                  "is a count (share = \"model\" with `prepare`, or in cache:evict)");
   if (plan->merge)
-    return refuse(a, "merge", "cannot be said with share = \"model\" while layers read, as "
-                  "survivors may still leave (a policy with `prepare`, or cache:evict)");
+    return refuse(a, "merge", "cannot be said where layers share a budget while they read, as "
+                  "survivors may still leave (share = \"model\" with `prepare`, or in "
+                  "cache:evict)");
   return PYR_OK;
+}
+
+/* A weight reads what a score reads, but that a function of the policy's own would have to see all
+ * lanes at once, and that a layer's old rows have no part in what it has just read. */
+static pyr_status check_weight(const pyr_answer *a, const pyr_plan *plan, pyr_when when) {
+  const pyr_score *weight = &plan->weight;
+  const char *fault;
+  int depth;
+  /* The order is that of the plan's own check: what cannot be said at all, before what is wrong in
+   * what was said. */
+  if (weight->length == 0) return PYR_OK;
+  if (when != PYR_WHEN_PREFILL)
+    return refuse(a, "weight", "divides a budget over layers while a prompt is read only");
+  if (plan->share != PYR_SHARE_HEAD && plan->share != PYR_SHARE_POOL)
+    return refuse(a, "weight", "needs share = \"head\" or share = \"pool\"");
+  if (plan->keep_count)
+    return refuse(a, "weight", "divides one number of rows, and keep is a list");
+  if ((fault = pyr_score_check(weight, &depth)) != NULL) return refuse(a, "weight", fault);
+  if (weight->length + plan->score.length > PYR_SCORE_MAX)
+    return refuse(a, "weight", "has, with the score, too many operations");
+  for (int i = 0; i < weight->length; i++)
+    if (weight->ops[i].code == PYR_S_CUSTOM || pyr_signal_reads_inputs(&weight->ops[i]))
+      return refuse(a, "weight", "has a function of its own, or reads what the layer read");
+  fault = pyr_score_refused(weight, a->cache, true, false, NULL);
+  return fault ? refuse(a, "weight", fault) : PYR_OK;
 }
 
 /* Every number is checked here, so that what follows (split.c, evict.c) may take a plan at its
@@ -94,7 +121,8 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
   PYR_TRY(check_shared(a, plan, when));
   if (plan->least < 0) return refuse(a, "least", "is negative");
   if (plan->least > plan->keep) return refuse(a, "least", "is more than keep");
-  if (plan->least > 0 && !pyr_plan_is_open(plan) && plan->share < PYR_SHARE_POOL)
+  if (plan->least > 0 && !pyr_plan_is_open(plan) && plan->share < PYR_SHARE_POOL
+      && !pyr_plan_unites(plan))
     return refuse(a, "least", "needs mass, above, share = \"pool\" or share = \"model\"");
   if (plan->merge && !(plan->threshold >= -1 && plan->threshold <= 1))
     return refuse(a, "merge.threshold", "lies outside [-1, 1]");
@@ -108,6 +136,7 @@ static pyr_status check_plan(const pyr_answer *a, const pyr_shape *shape, pyr_pl
   if (plan->rotate == PYR_ROTATE_COMPACT && (fault = fixed_positions(a->cache)) != NULL)
     return refuse(a, "rotate", fault);
   if ((fault = pyr_score_check(&plan->score, &depth)) != NULL) return refuse(a, "score", fault);
+  PYR_TRY(check_weight(a, plan, when));
   bool probed = when == PYR_WHEN_PREPARED || (when == PYR_WHEN_EVICT && a->cache->probed);
   fault = pyr_score_refused(&plan->score, a->cache, when != PYR_WHEN_DECODE, probed,
                             &a->cache->states[a->layer].trigger.track);
@@ -227,16 +256,22 @@ pyr_status pyr_policy_unequal(const pyr_splits *splits, const char *field, int o
                                when_names[splits->when], field, other_layer + 1);
 }
 
+pyr_status pyr_policy_weighs_alone(const pyr_splits *splits) {
+  /* a weight divides rows, a score ranks them: one budget cannot be shared out by both */
+  const pyr_answer a = { splits->cache, splits->layer, when_names[splits->when] };
+  return refuse(&a, "weight", "must be said by all layers that share a budget, or by none");
+}
+
 pyr_status pyr_policy_hides(const pyr_splits *splits) {
   const pyr_answer a = { splits->cache, splits->layer, when_names[splits->when] };
-  return refuse(&a, "prune", "drops hidden states, but a layer above shares a budget (share = "
-                "\"model\"), for which all layers from there on must be reached by all tokens");
+  return refuse(&a, "prune", "drops hidden states, but a layer above shares a budget, for which all "
+                "layers from there on must be reached by all tokens");
 }
 
 pyr_status pyr_policy_reached_by_few(const pyr_splits *splits) {
   const pyr_answer a = { splits->cache, splits->layer, when_names[splits->when] };
-  return refuse(&a, "share", "is \"model\", but layers above have dropped hidden states: layers "
-                "that share a budget must be reached by all tokens");
+  return refuse(&a, "share", "is of a budget that layers share, but layers above have dropped hidden "
+                "states: all tokens must reach such layers");
 }
 
 pyr_status pyr_policy_not_pure(const pyr_splits *splits) {
@@ -272,6 +307,8 @@ static pyr_status check_trigger(pyr_cache *cache, const pyr_shape *shape,
   if (!fault)
     fault = pyr_score_refused(&alone, cache, true, false, &trigger->track);
   if (fault) return refuse(&a, "track", fault);
+  if (pyr_signal_is_attention(&trigger->track) && trigger->track.a > PYR_MAX)
+    return refuse(&a, "track", "keeps sums or maxima over queries, no variance and no entropy");
   /* A row has one accumulator: a sum over queries and heads, or the highest of all of them. The
    * highest head's sum over queries would take an accumulator a head. Of two heads and two queries
    * that gave .1 .5 and .4 .3, the accumulator is 1.3 / 2 or .5; the higher sum, .8, is in neither.
@@ -367,6 +404,8 @@ pyr_status pyr_policy_ask_preparation(pyr_cache *cache, int64_t n, pyr_preparati
   pyr_score alone = { 1, { out->track } };
   const char *fault = pyr_score_check(&alone, &depth);
   if (fault) return refuse(&a, "track", fault);
+  if (out->track.a > PYR_MAX)
+    return refuse(&a, "track", "keeps sums or maxima over queries, no variance and no entropy");
   if (out->block < 0) return refuse(&a, "block", "is negative");
   if (out->sinks < 0) return refuse(&a, "sinks", "is negative");
   if (out->among < PYR_AMONG_ALL || out->among > PYR_AMONG_BLOCK)

@@ -36,6 +36,8 @@ pyr_status pyr_policy_check_prepared(pyr_cache *cache, const pyr_shape *shape,
  * pass has been read for them. */
 pyr_status pyr_policy_not_pure(const pyr_splits *splits);
 
+/* The error of layers that share a budget, of which some have weights and others do not. */
+pyr_status pyr_policy_weighs_alone(const pyr_splits *splits);
 /* The errors of layers that share a budget while a prompt is read: one drops hidden states, which
  * another needs of every token; one is not reached by every token. */
 pyr_status pyr_policy_hides(const pyr_splits *splits);

@@ -41,7 +41,10 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
         return "has an attention ramp that is negative or not finite";
       /* fall through */
     case PYR_S_HISTORY:
-      if (op->a > PYR_MAX || op->b > PYR_MAX) return "reduces attention in an unknown way";
+      if (op->a > (op->code == PYR_S_ATTENTION ? PYR_ENTROPY : PYR_MAX) || op->b > PYR_MAX)
+        return "reduces attention in an unknown way";
+      if (op->code == PYR_S_ATTENTION && op->a > PYR_MAX && op->x != 1)
+        return "weighs the queries of a variance or an entropy by a ramp";
       if (op->code == PYR_S_HISTORY && !(op->x >= 0 && op->x <= 1))
         return "has a history decay outside [0, 1]";
       height++;
@@ -49,7 +52,10 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
     case PYR_S_CONST:
       if (!isfinite(op->x)) return "has a constant that is not finite";
       /* fall through */
-    case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM: case PYR_S_POSITION: case PYR_S_RANDOM:
+    case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
+      if (op->code != PYR_S_CONST && op->a > 1) return "takes an unknown norm";
+      /* fall through */
+    case PYR_S_POSITION: case PYR_S_RANDOM:
     case PYR_S_KEY_SIMILARITY: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE: case PYR_S_PLACE:
     case PYR_S_LEARNED: case PYR_S_PROBED:
       height++;
@@ -86,6 +92,14 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
       if (height + 1 > highest) highest = height + 1;
       /* fall through */
     case PYR_S_NORMALIZE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP:
+    case PYR_S_TOTAL: case PYR_S_MAP:
+      if (op->code == PYR_S_MAP && op->a > PYR_MAP_ABOVE) return "maps in an unknown way";
+      if (op->code == PYR_S_TOTAL && op->a > 1)
+        return "takes a total in an unknown way";
+      if (op->code == PYR_S_MAP && !isfinite(op->x))
+        return "maps by a parameter that is not finite";
+      if (op->code == PYR_S_MAP && op->a == PYR_MAP_POWER && op->x <= 0)
+        return "takes a power that is not above 0";
       if (op->code == PYR_S_CHUNK && op->n < 1) return "has chunks of no rows";
       if (op->code == PYR_S_TOP && op->n < 0) return "takes a negative number of rows";
       if (height < 1) return "transforms a value that is not there";
@@ -124,6 +138,7 @@ static int begin_of(const pyr_score *score, int last) {
     switch ((pyr_score_code)op->code) {
     case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV: wanted += 1; break;
     case PYR_S_POOL: case PYR_S_NORMALIZE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP:
+    case PYR_S_TOTAL: case PYR_S_MAP:
       break;
     case PYR_S_CUSTOM: wanted += op->a - 1; break;
     case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
@@ -167,6 +182,8 @@ static const char *name_of(pyr_score_code code) {
   case PYR_S_LEARNED: return "learned";
   case PYR_S_PROBED: return "probed";
   case PYR_S_REDUNDANCY: return "redundancy";
+  case PYR_S_TOTAL: return "total";
+  case PYR_S_MAP: return "map";
   case PYR_SCORE_CODES: break;
   }
   return "?";
@@ -175,6 +192,8 @@ static const char *name_of(pyr_score_code code) {
 /* As deep as the program is long, which is PYR_SCORE_MAX. Reads the program from its end, so
  * operands are found by begin_of: what is before the last one's begin is the one before it. */
 static void add_value(score_text *t, const pyr_score *score, int last) {
+  static const char *const maps[] = { "log", "power", "above" };
+  static const char *const totals[] = { "sum", "max" };
   const pyr_score_op *op = &score->ops[last];
   const char *name = name_of((pyr_score_code)op->code);
   int inputs[UINT8_MAX], at = last - 1;
@@ -191,6 +210,12 @@ static void add_value(score_text *t, const pyr_score *score, int last) {
     add_value(t, score, at);
     if (op->code == PYR_S_NORMALIZE || op->code == PYR_S_SOFTMAX) add_text(t, ")");
     else add_text(t, ", %d)", (int)op->n);
+    break;
+  case PYR_S_TOTAL: case PYR_S_MAP:
+    add_text(t, "%s(", op->code == PYR_S_TOTAL ? totals[op->a] : maps[op->a]);
+    add_value(t, score, at);
+    if (op->code == PYR_S_TOTAL || op->a == PYR_MAP_LOG) add_text(t, ")");
+    else add_text(t, ", %g)", (double)op->x);
     break;
   case PYR_S_CUSTOM:
     for (int i = op->a; i > 0; i--) inputs[i - 1] = at, at = begin_of(score, at) - 1;
@@ -288,6 +313,8 @@ const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bo
 const char *pyr_score_untracked(const pyr_score_op *op, const pyr_score_op *track) {
   bool attention = pyr_signal_is_attention(op);
   if (!attention && !pyr_signal_is_history(op)) return NULL;
+  if (attention && op->a > PYR_MAX)
+    return "asks for a variance or an entropy over queries, which only a running prefill knows";
   if (op->code != track->code || (attention && op->n != track->n))
     return "ranks by attention that the trigger does not track";
   if (attention && (op->a == PYR_MAX) != (track->a == PYR_MAX))
@@ -444,9 +471,9 @@ static pyr_status eval_lane(const pyr_score_op *op, const pyr_signals *s,
   case PYR_S_LAG: return be->lag(be, out, lane, layout, s->begin, s->end, op->n,
                                  (pyr_pooling)op->a);
   case PYR_S_KEY_NORM: return be->row_norms(be, out, lane, layout, s->begin, s->end,
-                                               PYR_PLANE_K);
+                                               PYR_PLANE_K, op->a);
   case PYR_S_VALUE_NORM: return be->row_norms(be, out, lane, layout, s->begin, s->end,
-                                                 PYR_PLANE_V);
+                                                 PYR_PLANE_V, op->a);
   /* None of these comes here: they are not of one lane, or no signals. */
   case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_POSITION: case PYR_S_RANDOM:
   case PYR_S_CONST: case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV:
@@ -489,6 +516,26 @@ static pyr_status eval_learned(const pyr_score_op *op, int index, const pyr_sign
   return be->arith(be, out, temp, n, PYR_S_ADD);
 }
 
+/* The variance over queries of what each query head gave: (S2 - S^2 / n) / (n - 1), of the sums S
+ * and S2 of its n queries. They gave .1 .3 .2: S = .6, S2 = .14, so .01. Then reduced over heads.
+ * `temp` takes what S^2 / n is for each head, `out` the constant that divides it. */
+static pyr_status eval_variance(const pyr_score_op *op, int index, const pyr_signals *s,
+                                int32_t first, int32_t count, float *temp, float *out) {
+  pyr_backend *be = s->cache->pool->be;
+  int64_t n = s->end - s->begin, queries = s->queries[index];
+  PYR_TRY(pyr_fill_value(be, out, n, -(float)queries));
+  for (int32_t i = 0; i < count; i++) {
+    const float *sum = s->attention[index] + (first + i) * s->stride;
+    PYR_TRY(be->copy(be, temp + i * n, sum, (size_t)n * sizeof *sum));
+    PYR_TRY(be->arith(be, temp + i * n, sum, n, PYR_S_MUL));
+    PYR_TRY(be->arith(be, temp + i * n, out, n, PYR_S_DIV));
+    PYR_TRY(be->arith(be, temp + i * n, s->squares[index] + (first + i) * s->stride, n,
+                      PYR_S_ADD));
+  }
+  return be->reduce_rows(be, out, temp, count, n, n, (pyr_reduce)op->b,
+                         queries > 1 ? 1.0f / (float)(queries - 1) : 0.0f);
+}
+
 /* Pushes one signal of lanes [head, head + count) to `out`: one number a candidate. A set of lanes
  * has one vector, so what each lane (or each of its query heads) has is reduced to one. With two
  * K/V heads of three query heads each, and four candidates:
@@ -511,8 +558,10 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
   switch ((pyr_score_code)op->code) {
   case PYR_S_ATTENTION: case PYR_S_HISTORY: {
     int64_t queries = s->attention[index] ? s->queries[index] : s->tracked_queries;
-    float scale = op->code == PYR_S_ATTENTION && op->a == PYR_MEAN
+    float scale = op->code == PYR_S_ATTENTION && (op->a == PYR_MEAN || op->a == PYR_ENTROPY)
         && queries > 0 ? 1.0f / (float)queries : 1.0f;
+    if (s->squares[index])
+      return eval_variance(op, index, s, head * group, count * group, temp, out);
     if (s->attention[index])
       return be->reduce_rows(be, out, s->attention[index] + (int64_t)head * group * s->stride,
                              count * group, s->stride, n, (pyr_reduce)op->b, scale);
@@ -563,7 +612,7 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
   /* These work on the stack, in pyr_score_eval. */
   case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV: case PYR_S_POOL:
   case PYR_S_NORMALIZE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP: case PYR_S_CUSTOM:
-  case PYR_SCORE_CODES: break;
+  case PYR_S_TOTAL: case PYR_S_MAP: case PYR_SCORE_CODES: break;
   }
   return no_signal(s, op);
 }
@@ -587,7 +636,7 @@ pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, in
     float *top = stack + (height - 1) * n;                 /* meaningful where height >= 1 */
     /* What these make of a value may hide that it is no number. */
     bool hides = op->code == PYR_S_POOL || op->code == PYR_S_TOP || op->code == PYR_S_SOFTMAX
-        || op->code == PYR_S_DIV;
+        || op->code == PYR_S_DIV || op->code == PYR_S_MAP;
     if (fault && hides) status = be->finite(be, fault, top, n);
     if (status != PYR_OK) return status;
     switch ((pyr_score_code)op->code) {
@@ -604,6 +653,12 @@ pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, in
       break;
     case PYR_S_SOFTMAX:
       status = be->softmax(be, top, n);
+      break;
+    case PYR_S_TOTAL:
+      status = be->total(be, top, n, op->a ? PYR_MAX : PYR_SUM);
+      break;
+    case PYR_S_MAP:
+      status = be->map(be, top, n, (pyr_mapping)op->a, op->x);
       break;
     case PYR_S_CHUNK:
       status = be->chunk(be, top, n, op->n);
@@ -631,6 +686,105 @@ pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, in
   }
   *out = stack;
   return status == PYR_OK && fault ? be->finite(be, fault, stack, n) : status;
+}
+
+/* ---- of a whole layer ------------------------------------------------------------------------ */
+
+/* Vectors as long as the layer for the stack, and one for each query head of a lane, as a signal is
+ * reduced from. A layer of 3 lanes of 1,000 rows and 9 query heads, 4 deep: 21,000 floats. */
+int64_t pyr_weight_scratch(const pyr_splits *splits, int depth) {
+  return depth * splits->total + splits->cache->pool->model->config.heads * splits->longest;
+}
+
+/* A signal, of lane after lane: each has its own rows to look at, and its own number of them. What
+ * queries gave lies by query head, [query heads, stride], whatever the lane's length. */
+static pyr_status weigh_signal(const pyr_score *program, int index, const pyr_signals *signals,
+                               const pyr_splits *splits, float *temp, float *out) {
+  pyr_signals s = *signals;
+  for (int head = 0; head < splits->cache->heads; head++) {
+    const pyr_split *lane = &splits->lanes[head];
+    s.begin = lane->first, s.end = lane->first + lane->candidates;
+    if (lane->candidates > 0) PYR_TRY(eval_signal(program, index, &s, head, 1, temp, out));
+    out += lane->candidates;
+  }
+  return PYR_OK;
+}
+
+/* What looks at neighbours, ranks, or asks for the highest stays within a lane. */
+static pyr_status weigh_lanes(const pyr_score_op *op, const pyr_splits *splits, float *temp,
+                              float *x) {
+  pyr_backend *be = splits->cache->pool->be;
+  for (int head = 0; head < splits->cache->heads; head++) {
+    int64_t n = splits->lanes[head].candidates, some = pyr_min(op->n, n);
+    pyr_status status = PYR_OK;
+    if (n > 0 && op->code == PYR_S_TOTAL) {
+      status = be->total(be, x, n, PYR_MAX);
+    } else if (n > 0 && op->code == PYR_S_POOL) {
+      status = be->pool(be, temp, x, n, op->n, (pyr_pooling)op->a);
+      if (status == PYR_OK) status = be->copy(be, x, temp, (size_t)n * sizeof *x);
+    } else if (n > 0 && op->code == PYR_S_SOFTMAX) {
+      status = be->softmax(be, x, n);
+    } else if (n > 0 && op->code == PYR_S_CHUNK) {
+      status = be->chunk(be, x, n, op->n);
+    } else if (n > 0) {
+      status = be->select(be, (int32_t *)temp, x, n, some, 0);
+      if (status == PYR_OK) status = be->mark(be, x, n, (int32_t *)temp, some);
+    }
+    PYR_TRY(status);
+    x += n;
+  }
+  return PYR_OK;
+}
+
+/* Whether values on the way are numbers is not asked of each, as it is of a score: one that is none
+ * makes the weight none, but under :above, where a row less or more counts. Only the weight itself
+ * must be a number, which the caller sees.
+ *
+ * As pyr_score_eval, but that a vector has the candidates of all lanes, one lane after the other.
+ * So x:sum() is of the layer, and (x / x:sum()) its share of what the layer has:
+ *
+ *     lanes        .1 .3 | .2 .2 .2        x
+ *     x:sum()      1  1  | 1  1  1         one number for all, which is the mean of all, too   */
+pyr_status pyr_score_weigh(const pyr_score *program, int first, const pyr_signals *signals,
+                           const pyr_splits *splits, float *scratch, float *out) {
+  pyr_backend *be = splits->cache->pool->be;
+  int64_t n = splits->total;
+  float *temp = scratch,
+      *stack = scratch + splits->cache->pool->model->config.heads * splits->longest;
+  int height = 0;
+  *out = 0;
+  if (n == 0) return PYR_OK;
+  for (int i = first; i < program->length; i++) {
+    const pyr_score_op *op = &program->ops[i];
+    float *top = stack + (height - 1) * n;                 /* meaningful where height >= 1 */
+    switch ((pyr_score_code)op->code) {
+    case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV:
+      PYR_TRY(be->arith(be, top - n, top, n, (pyr_score_code)op->code));
+      height--;
+      break;
+    case PYR_S_NORMALIZE: PYR_TRY(be->normalize(be, top, n)); break;
+    case PYR_S_TOTAL:
+      if (!op->a) PYR_TRY(be->total(be, top, n, PYR_SUM));
+      else PYR_TRY(weigh_lanes(op, splits, temp, top));
+      break;
+    case PYR_S_MAP: PYR_TRY(be->map(be, top, n, (pyr_mapping)op->a, op->x)); break;
+    case PYR_S_POOL: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP:
+      PYR_TRY(weigh_lanes(op, splits, temp, top));
+      break;
+    case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
+    case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
+    case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
+    case PYR_S_PLACE: case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_REDUNDANCY:
+      PYR_TRY(weigh_signal(program, i, signals, splits, temp, stack + height * n));
+      height++;
+      break;
+    case PYR_S_CUSTOM: case PYR_SCORE_CODES: break;        /* refused when the plan was checked */
+    }
+  }
+  PYR_TRY(be->total(be, stack, n, PYR_SUM));
+  PYR_TRY(be->download(be, out, stack, sizeof *out));
+  *out /= (float)n;
+  return PYR_OK;
 }
 
 /* ---- of a cache at rest ---------------------------------------------------------------------- */

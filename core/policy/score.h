@@ -60,6 +60,7 @@ typedef struct pyr_signals {
   int64_t begin, end;              /* the candidates of the lanes that are evaluated next */
   float *attention[PYR_SCORE_MAX]; /* by op: [query heads, stride] what queries gave to each row,
                                       summed (or the highest); NULL: the lanes' history has it */
+  float *squares[PYR_SCORE_MAX];   /* likewise, of a variance: the sum of their squares */
   int64_t stride;                  /* at least end-begin, which may be another for each lane */
   int64_t queries[PYR_SCORE_MAX];  /* by op: how many queries each of those saw */
   pyr_query_stats queries_of[PYR_SCORE_MAX];   /* by op: PYR_S_EXPECTED's, ended */
@@ -74,6 +75,14 @@ typedef struct pyr_signals {
   int32_t *fault;                  /* backend memory, becomes 1 where a score is NaN or infinite;
                                       NULL: nobody asks */
 } pyr_signals;
+
+/* What a layer weighs (pyr_plan.weight): the mean over the candidates of all its lanes of the value
+ * that operations [first, program->length) leave, with sums and normalisation over all of them,
+ * and all else within a lane.
+ * Signals are found by their place in the program. scratch: pyr_weight_scratch floats. Waits. */
+int64_t pyr_weight_scratch(const pyr_splits *splits, int depth);
+pyr_status pyr_score_weigh(const pyr_score *program, int first, const pyr_signals *signals,
+                           const pyr_splits *splits, float *scratch, float *out);
 
 /* The program as an expression in `out`, cut at its end if it is longer. */
 enum { PYR_SCORE_TEXT = 160 };

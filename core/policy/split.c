@@ -109,7 +109,9 @@ void pyr_splits_make(pyr_splits *out, pyr_cache *cache, int layer, const pyr_pla
       : loses;
   for (int head = 0; head < cache->heads; head++) {
     const pyr_split *lane = &lanes[head];
-    int64_t survive = plan->share == PYR_SHARE_POOL ? pyr_min(lane->max, s.pooled) : lane->max;
+    /* where layers share, how many a layer keeps of all its candidates is settled later */
+    bool alone = plan->share == PYR_SHARE_POOL && !pyr_plan_unites(plan);
+    int64_t survive = alone ? pyr_min(lane->max, s.pooled) : lane->max;
     s.rows_after = pyr_max(s.rows_after, plan->prune & PYR_PRUNE_CACHE
                            ? lane->first + survive + lane->last : lane->rows);
   }

@@ -75,9 +75,13 @@ static inline bool pyr_plan_is_open(const pyr_plan *plan) {
 /* lanes: room for [heads]. The plan must outlive the splits. */
 void pyr_splits_make(pyr_splits *out, pyr_cache *cache, int layer, const pyr_plan *plan,
                      pyr_when when, int64_t coming, pyr_split *lanes);
-/* Whether lanes compete: of one layer, or of several. */
+/* Whether a plan shares its budget with other layers' plans: rows compete, or weights divide it. */
+static inline bool pyr_plan_unites(const pyr_plan *plan) {
+  return plan->share == PYR_SHARE_MODEL || plan->weight.length > 0;
+}
+/* Whether what a lane keeps is settled by scores: of its layer, or of several. */
 static inline bool pyr_splits_compete(const pyr_splits *s) {
-  return s->plan->share == PYR_SHARE_POOL || s->plan->share == PYR_SHARE_MODEL;
+  return s->plan->share == PYR_SHARE_POOL || pyr_plan_unites(s->plan);
 }
 /* Whether any candidate of this lane may go. */
 bool pyr_split_loses(const pyr_splits *s, int head);

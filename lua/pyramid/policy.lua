@@ -95,6 +95,12 @@ Policy.__name = "pyramid.policy"
 ---  "model": likewise the rows of all layers that say so (KVzip, arXiv 2505.23416); while a prompt
 ---  is read, earlier layers are cut again after each later one (CAKE, arXiv 2503.12491), and
 ---  `mass`, `merge` and hidden states that are pruned are refused. Not in decode
+---@field weight? pyramid.Score
+---  while a prompt is read, under "head" or "pool": of the sum of the `keep` of all layers that
+---  have a weight the layer's part is in proportion to this, the mean over its judged rows. It is
+---  worked out over all lanes of the layer together: `:sum()` and `:normalize()` are the layer's,
+---  all else of a lane. Earlier layers are cut again as under "model" (CAKE, arXiv 2503.12491;
+---  LAVa, arXiv 2509.09754)
 ---@field mass? number
 ---  0 < p <= 1: only as many of the ranked rows as hold the share p of the sum of their scores
 ---  (top-p; scores below 0 count 0), at most `keep`, which is then all rows unless said
@@ -149,7 +155,7 @@ local definition_keys = { name = "string", doc = "string", defaults = "table", l
   presets = "table", prefill = "function", trigger = "function", decode = "function",
     prepare = "function", fit = "string" }
 local plan_keys = { keep = true, guard = true, score = true, share = true, mass = true,
-  above = true, least = true, merge = true, prune = true, rotate = true }
+  above = true, least = true, merge = true, prune = true, rotate = true, weight = true }
 local preparation_keys = { track = true, block = true, lead = true, first = true, among = true,
   sinks = true }
 local trigger_keys = { every = true, over = true, window = true, once = true, track = true }
@@ -239,7 +245,7 @@ local function threshold_of(merge)
   return threshold
 end
 
--- Eleven values, as lplan.c reads them, and the score.
+-- Twelve values, as lplan.c reads them, and the scores that refer to objects.
 local function flat_plan(plan, l)
   if plan == nil then return nil end
   if type(plan) ~= "table" then refuse("the plan", "is not a table (" .. type(plan) .. ")") end
@@ -251,7 +257,8 @@ local function flat_plan(plan, l)
     integer("guard.last", guard.last, 0), choice("share", plan.share, shares, "layer"),
       choice("prune", plan.prune, prunes, "cache"), program("score", plan.score),
         integer("least", plan.least, 0), mass_of(plan.mass), threshold_of(plan.merge),
-          choice("rotate", plan.rotate, rotates, "keep"), above_of(plan.above), plan.score
+          choice("rotate", plan.rotate, rotates, "keep"), above_of(plan.above),
+            program("weight", plan.weight), plan.score, plan.weight
 end
 
 local function flat_trigger(trigger)
@@ -474,7 +481,8 @@ function Policy:bind(encode)
     return known[l.prompt]
   end
   local function keep(l, ...)
-    score.anchor(slots, (select(12, ...)), l.index)
+    local by, weight = select(13, ...)
+    score.anchor(slots, by, l.index, weight)
     return ...
   end
   local function hold(...)

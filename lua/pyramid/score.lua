@@ -29,8 +29,11 @@ Score.__metatable = "pyramid.score"
 local codes = { attention = 0, history = 1, key_norm = 2, value_norm = 3, position = 4, random = 5,
   const = 6, add = 7, sub = 8, mul = 9, div = 10, pool = 11, normalize = 12, key_similarity = 13,
     expected = 14, lag = 15, output_norm = 16, table = 17, place = 18, softmax = 19, chunk = 20,
-      top = 21, custom = 22, learned = 23, probed = 24, redundancy = 25 }
+      top = 21, custom = 22, learned = 23, probed = 24, redundancy = 25, total = 26,
+        map = 27 }
 local reduces = { mean = 0, sum = 1, max = 2 }
+local over_queries = { mean = 0, sum = 1, max = 2, variance = 3, entropy = 4 }
+local maps = { log = 0, power = 1, above = 2 }
 local pools = { avg = 0, average = 0, max = 1 }
 local longest = 32
 local texts, programs = setmetatable({}, { __mode = "k" }), setmetatable({}, { __mode = "k" })
@@ -93,10 +96,12 @@ function score.program(value) return programs[value] end
 ---@param slots table
 ---@param value pyramid.Score
 ---@param layer integer
-function score.anchor(slots, value, layer)
+---@param other? pyramid.Score  what the plan refers to besides
+function score.anchor(slots, value, layer, other)
   slots.custom = slots.custom or {}
   for _, number in ipairs(slots.custom[layer] or {}) do slots[number] = nil end
   slots.custom[layer] = nil
+  for number, object in pairs(other and objects[other] or {}) do slots[number] = object end
   for number, object in pairs(objects[value] or {}) do
     slots[number] = object
     if type(object) == "table" then
@@ -130,8 +135,11 @@ end
 ---reach the layer, weighted by a ramp that rises from 1 at the oldest to `ramp` at the newest.
 ---`reduce` is over queries, `heads` over the query heads that share a set: all of the layer's, or a
 ---KV head's group (see a plan's `share`). In decode, `queries` and `ramp` must be the trigger's.
----Source: PyramidInfer, arXiv 2405.12532; SnapKV, arXiv 2404.14469.
----@param o? { queries?: integer, ramp?: number, reduce?: "mean"|"sum"|"max", heads?: "mean"|"sum"|"max" }
+---"variance" is over queries, divided by their number less one; "entropy" the mean over queries of
+---what a row adds to the entropy of their attention, p ln (1 / p). Both have no ramp, and are known
+---while a prompt is read only. Source: PyramidInfer, arXiv 2405.12532; SnapKV, arXiv 2404.14469;
+---CAKE, arXiv 2503.12491.
+---@param o? { queries?: integer, ramp?: number, reduce?: "mean"|"sum"|"max"|"variance"|"entropy", heads?: "mean"|"sum"|"max" }
 ---@return pyramid.Score
 function score.attention(o)
   local _ <close> = core.plain_locale()
@@ -144,7 +152,10 @@ function score.attention(o)
   if not finite(ramp) or ramp < 0 then
     error("score.attention: ramp must be a number of 0 or more", 2)
   end
-  local reduce = choice("score.attention", "reduce", o.reduce, reduces, "mean")
+  local reduce = choice("score.attention", "reduce", o.reduce, over_queries, "mean")
+  if reduce > reduces.max and ramp ~= 1 then
+    error("score.attention: a variance and an entropy have no ramp", 2)
+  end
   local heads = choice("score.attention", "heads", o.heads, reduces, "mean")
   local text = ("attention{queries=%d, ramp=%g, reduce=%s, heads=%s}"):format(queries, ramp,
     o.reduce or "mean", o.heads or "mean")
@@ -167,13 +178,25 @@ function score.history(o)
     op("history", 0, choice("score.history", "heads", o.heads, reduces, "mean"), 0, decay))
 end
 
----The length of a row's key (after RoPE, which does not change it).
----@return pyramid.Score
-function score.key_norm() return new("key_norm()", op("key_norm")) end
+local function norm(name, o)
+  o = options.check("score." .. name, o, { power = "integer" })
+  if o.power ~= nil and o.power ~= 1 and o.power ~= 2 then
+    error(("score.%s: power must be 1 or 2"):format(name), 3)
+  end
+  local absolute = o.power == 1
+  return new(name .. (absolute and "{power=1}" or "()"), op(name, absolute and 1 or 0))
+end
 
----The length of a row's value.
+---The length of a row's key (after RoPE, which does not change it); `power = 1`: the sum of its
+---absolute values, which RoPE does change.
+---@param o? { power?: 1|2 }
 ---@return pyramid.Score
-function score.value_norm() return new("value_norm()", op("value_norm")) end
+function score.key_norm(o) return norm("key_norm", o) end
+
+---The length of a row's value; `power = 1`: the sum of its absolute values.
+---@param o? { power?: 1|2 }
+---@return pyramid.Score
+function score.value_norm(o) return norm("value_norm", o) end
 
 ---A row's original position: the newest rank highest.
 ---@return pyramid.Score
@@ -427,6 +450,42 @@ function Score:normalize() return transformed(self, ":normalize()", "normalize")
 ---exp of it, divided by the sum of that over the judged rows.
 ---@return pyramid.Score
 function Score:softmax() return transformed(self, ":softmax()", "softmax") end
+
+---The sum over the judged rows, for each of them: a number that tells of the whole, as how much
+---attention they hold together.
+---@return pyramid.Score
+function Score:sum() return transformed(self, ":sum()", "total", 0) end
+
+---The highest of the judged rows, for each of them.
+---@return pyramid.Score
+function Score:max() return transformed(self, ":max()", "total", 1) end
+
+---The natural logarithm; of what is below 2^-126, zero and less among it, that of 2^-126.
+---@return pyramid.Score
+function Score:log() return transformed(self, ":log()", "map", maps.log) end
+
+---To a power above 0; what is not above 0 becomes 0.
+---@param exponent number
+---@return pyramid.Score
+function Score:power(exponent)
+  local _ <close> = core.plain_locale()
+  if not finite(exponent) or exponent <= 0 then
+    error(("score:power: a number above 0 is wanted, not %s"):format(tostring(exponent)), 2)
+  end
+  return transformed(self, (":power(%.9g)"):format(exponent), "map", maps.power, 0, 0, exponent)
+end
+
+---1 where it is above a number, else 0. Under `mass = 1` a plan then keeps the rows above a
+---threshold, however many they are: what counts 0 holds nothing of the sum.
+---@param limit number
+---@return pyramid.Score
+function Score:above(limit)
+  local _ <close> = core.plain_locale()
+  if not finite(limit) then
+    error(("score:above: a finite number is wanted, not %s"):format(tostring(limit)), 2)
+  end
+  return transformed(self, (":above(%.9g)"):format(limit), "map", maps.above, 0, 0, limit)
+end
 
 ---The mean over each run of `rows` consecutive judged rows, so that runs live or die whole but for
 ---the one at the limit (ties go to the lower row). Runs are counted from the first judged row; the

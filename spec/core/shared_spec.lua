@@ -241,15 +241,15 @@ describe("layers that share a budget while they read", function()
       assert.truthy(message:find("policy wrong, " .. words, 1, true), message)
       assert.equal(0, cache:tokens())
     end
-    refused('layer 1, prefill: mass cannot be said with share = "model" while layers read',
+    refused('layer 1, prefill: mass cannot be said where layers share a budget while they read',
       { { mass = 0.5, share = "model", score = score.key_norm() } })
-    refused('layer 1, prefill: above cannot be said with share = "model" while layers read',
+    refused('layer 1, prefill: above cannot be said where layers share a budget while they read',
       { { above = 0.5, share = "model", score = score.key_norm() } })
-    refused('layer 2, prefill: merge cannot be said with share = "model" while layers read',
+    refused('layer 2, prefill: merge cannot be said where layers share a budget while they read',
       { [2] = { keep = 5, share = "model", score = score.key_norm(), merge = true } })
     refused('layer 3, prefill: prune drops hidden states, but a layer above shares a budget',
       { [3] = { keep = 20, score = score.key_norm(), prune = "both" } })
-    refused('layer 2, prefill: share is "model", but layers above have dropped hidden states',
+    refused('layer 2, prefill: share is of a budget that layers share, but layers above have dropped',
       { { keep = 20, score = score.key_norm(), prune = "both" } })
     refused('layer 3, prefill: score ((position * 1e+38) * 1e+38) is NaN or infinite',
       { [3] = { keep = 5, share = "model", score = score.position() * 1e38 * 1e38 } })

@@ -480,7 +480,7 @@ end
 
 -- plain: no attention and no function of Lua, which not every place can have.
 local function some_score(depth, plain)
-  local how = R(1, depth > 0 and 18 or 11)
+  local how = R(1, depth > 0 and 19 or 11)
   if plain and (how == 5 or how == 6 or how == 9 or how == 11) then how = 1 end
   local signals = { "key_norm", "value_norm", "position", "key_similarity", "output_norm", "place",
     "redundancy" }
@@ -489,7 +489,8 @@ local function some_score(depth, plain)
   elseif how <= 4 then e = score[pick(signals)]()
   elseif how == 5 then e = attempt(score.attention,
     { queries = pick(big), ramp = R(3) == 1 and pick(factors) or nil,
-      reduce = pick { "mean", "sum", "max" }, heads = pick { "mean", "sum", "max" } })
+      reduce = pick { "mean", "sum", "max", "variance", "entropy" },
+      heads = pick { "mean", "sum", "max" } })
   elseif how == 6 then e = attempt(score.history,
     { decay = pick { 0, 1, 0.5 }, heads = pick { "mean", "sum", "max" } })
   elseif how == 7 then e = score.random(R(0, 9))
@@ -515,6 +516,10 @@ local function some_score(depth, plain)
       pick { 1, 3, 7, 101, 1 << 30 | 1 }) end)
     elseif how == 16 then e = attempt(function() return pick { a:normalize(), a:softmax() } end)
     elseif how == 17 then e = attempt(function() return a:chunk(pick { 1, 2, 100, 1 << 30 }) end)
+    elseif how == 18 then
+      e = attempt(function()
+        return pick { a:sum(), a:max(), a:log(), a:power(pick { 0.5, 3 }), a:above(pick(factors)) }
+      end)
     else e = attempt(function() return a:top(pick { 1, 4, 100 }) end) end
   end
   return e or score.value_norm()

@@ -677,6 +677,8 @@ describe("the score pass", function()
           if reference.visible(position, q_pos, call.window) then
             local weight = reference.weight(m, q_pos, from)
             local x = weight * given[i][j + 1]
+            if m.reduce == "variance" then x = x * x end
+            if m.reduce == "entropy" then x = x > 0 and -x * math.log(x) or 0.0 end
             if m.reduce ~= "max" then sum = sum + x
             elseif weight ~= 0 then sum = math.max(sum, x) end
           end
@@ -739,6 +741,22 @@ describe("the score pass", function()
             { reference.rounding_device })
         end
       end
+    end
+  end)
+
+  it("sums squares, and what entropies are made of", function()
+    for _, dtype in ipairs(dtypes) do
+      for _, reduce in ipairs { "variance", "entropy" } do
+        check_mass(layout_of(dtype, 64, 4, 2), make_call(layout_of(dtype, 64, 4, 2), 15, 90),
+          { from = 3, to = 85, pad = 2, reduce = reduce })
+        check_mass(layout_of(dtype, 128, 3, 1), make_call(layout_of(dtype, 128, 3, 1), 33, 200,
+          { window = 50 }), { from = 0, to = 190, reduce = reduce, queries = 9, due = 199 })
+      end
+    end
+    for _, reduce in ipairs { "variance", "entropy" } do
+      local layout = layout_of("f32", 20, 2, 2)
+      check_mass(layout, bend(layout, "cap, slopes, sinks", make_call(layout, 7, 40)),
+        { from = 0, to = 40, reduce = reduce })
     end
   end)
 

@@ -392,15 +392,23 @@ describe("row norms", function()
       local from = math.random(0, rows - 1)
       local to = math.random(from, rows)
       for what, values in pairs { [0] = lane.k, lane.v } do
-        local ref = {}
+        local ref, sums = {}, {}
         for j = from, to - 1 do
           local sum = 0.0
           for c = 1, layout.head_dim do sum = sum + values[j * layout.head_dim + c] ^ 2 end
           ref[#ref + 1] = sum ^ 0.5
+          local absolute = 0.0
+          for c = 1, layout.head_dim do
+            absolute = absolute + math.abs(values[j * layout.head_dim + c])
+          end
+          sums[#sums + 1] = absolute
         end
-        reference.each(function(rt) return ops.row_norms(rt, layout, lane, from, to, what) end,
-          function(result, fail)
-          reference.near(result, ref, 1e-6, fail, "norms of " .. layout.dtype)
+        reference.each(function(rt)
+          return { ops.row_norms(rt, layout, lane, from, to, what),
+            ops.row_norms(rt, layout, lane, from, to, what, true) }
+        end, function(result, fail)
+          reference.near(result[1], ref, 1e-6, fail, "norms of " .. layout.dtype)
+          reference.near(result[2], sums, 1e-6, fail, "absolute norms of " .. layout.dtype)
         end)
       end
     end)

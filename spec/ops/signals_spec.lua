@@ -321,6 +321,42 @@ describe("softmax, chunk, mark and place", function()
     end
   end)
 
+  it("give a sum to all, and map each", function()
+    for _, n in ipairs { 1, 2, 31, 100, 3000 } do
+      local x, bytes = reference.random(n, 5)
+      reference.each(function(rt)
+        return { ops.total(rt, bytes), ops.map(rt, bytes, "log"), ops.map(rt, bytes, "power", 0.7),
+          ops.map(rt, bytes, "power", 3), ops.map(rt, bytes, "above", x[1]),
+          ops.total(rt, bytes, true) }
+      end, function(result, fail)
+        reference.near(result[1], reference.total(x), 1e-5, fail, "total")
+        reference.near(result[2], reference.map(x, "log"), 1e-5, fail, "log", 80)
+        reference.near(result[3], reference.map(x, "power", 0.7), 1e-5, fail, "power", 5)
+        reference.near(result[4], reference.map(x, "power", 3), 1e-5, fail, "power", 100)
+        reference.near(result[6], reference.total(x, true), 0, fail, "highest")
+        reference.near(result[5], reference.map(x, "above", x[1]), 0, fail, "above")
+      end)
+    end
+    local hard = ops.floats { 0, -0.0, -1, 1e-44, 0 / 0, 1 / 0, 1e38 }
+    reference.each(function(rt)
+      return { ops.map(rt, hard, "log"), ops.map(rt, hard, "power", 0.5),
+        ops.map(rt, hard, "above", 0), ops.total(rt, hard), ops.total(rt, hard, true) }
+    end, function(result, fail)
+      local function list(bytes) return { ("<fffffff"):unpack(bytes) } end
+      local log, power, above, total = list(result[1]), list(result[2]), list(result[3]),
+        list(result[4])
+      for i = 1, 4 do
+        if math.abs(log[i] + 87.33654) > 1e-4 then fail("log " .. i) end
+        if i < 4 and power[i] ~= 0 then fail("power " .. i) end
+      end
+      if log[5] == log[5] or power[5] == power[5] or total[1] == total[1]
+        or list(result[5])[1] == list(result[5])[1] then fail("NaN") end
+      if log[6] ~= math.huge or power[6] ~= math.huge then fail("infinity") end
+      local wanted = { 0, 0, 0, above[4], 0, 1, 1 }                -- denormals may count as 0
+      for i, x in ipairs(wanted) do if above[i] ~= x then fail("above " .. i) end end
+    end)
+  end)
+
   it("stands scores of any size", function()
     local x, bytes = reference.random(300, 4000)
     reference.each(function(rt) return ops.softmax(rt, bytes) end, function(result, fail)

@@ -20,6 +20,10 @@ describe("scores", function()
       end,
       ["lag{lag=3, ranked=true}:softmax():chunk(5):top(7)"] = function() return score.lag {
         lag = 3 }:softmax():chunk(5):top(7) end,
+      ["attention{queries=4, ramp=1, reduce=variance, heads=max}:sum():power(0.5)"] = function()
+        return score.attention { queries = 4, reduce = "variance", heads = "max" }:sum():power(0.5)
+      end,
+      ["value_norm():log():above(-1)"] = function() return score.value_norm():log():above(-1) end,
       ["(position() * ((place() * 0.5) + 1))"] = function() return score.position():ramp(1,
         1.5) end,
     } do
@@ -55,6 +59,10 @@ describe("scores", function()
       function() score.redundancy { treshold = 1 } end,
       function() score.lag { lag = 0 } end, function() score.lag { lag = 1.5 } end,
         function() score.lag(128) end,
+      function() score.attention { reduce = "variance", ramp = 2 } end,
+      function() score.attention { reduce = "median" } end, function() one:power(0) end,
+      function() one:power "x" end, function() one:above(1 / 0) end,
+      function() score.attention { heads = "entropy" } end,
       function() one:chunk(0) end, function() one:chunk(2.5) end, function() one:top(-1) end,
         function() one:ramp(1) end,
       function() one:ramp(0 / 0, 1) end, function() score.table(7) end,

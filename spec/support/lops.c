@@ -555,6 +555,12 @@ static const pyr_range *check_ranges(lua_State *L, int arg, int count) {
   return ranges;
 }
 
+static pyr_reduce reduce_named(const char *name) {
+  if (strcmp(name, "variance") == 0) return PYR_VARIANCE;
+  if (strcmp(name, "entropy") == 0) return PYR_ENTROPY;
+  return strcmp(name, "max") == 0 ? PYR_MAX : PYR_SUM;
+}
+
 /* What is asked for of the last `last` queries of an attention: see ops_mass. */
 static pyr_mass check_mass(lua_State *L, pyr_backend *be, int table, const pyr_attention *a,
                            layout_args l) {
@@ -723,7 +729,7 @@ static int ops_mass(lua_State *L) {
                      .weighting = check_weighting(L, 3) };
   m.stride = int_field(L, 3, "stride", 0);
   lua_getfield(L, 3, "reduce");
-  m.reduce = strcmp(luaL_optstring(L, -1, "sum"), "max") == 0 ? PYR_MAX : PYR_SUM;
+  m.reduce = reduce_named(luaL_optstring(L, -1, "sum"));
   m.out = block_field(L, be, 3, "out", sizeof(float), &size);
   m.q = block_field(L, be, 3, "q", sizeof(float), NULL);
   m.lse = block_field(L, be, 3, "lse", sizeof(float), NULL);
@@ -738,7 +744,7 @@ static int ops_mass(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, m.out, size) : fail(L, be, status);
 }
 
-/* row_norms(runtime, layout, lane, from, to, what) -> floats */
+/* row_norms(runtime, layout, lane, from, to, what [, absolute]) -> floats */
 static int ops_row_norms(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
@@ -746,7 +752,8 @@ static int ops_row_norms(lua_State *L) {
   int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
   float *out = new_floats(L, be, end - begin);
   pyr_status status = be->row_norms(be, out, &lane, l.layout, begin, end,
-                                    (pyr_plane)luaL_checkinteger(L, 6));
+                                    (pyr_plane)luaL_checkinteger(L, 6),
+                                    lua_toboolean(L, 7));
   return status == PYR_OK ? push_floats(L, be, out, end - begin) : fail(L, be, status);
 }
 
@@ -919,6 +926,26 @@ static int ops_normalize(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
 }
 
+/* total(runtime, x [, highest]) -> floats */
+static int ops_total(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n;
+  float *x = copy_floats(L, be, 2, &n);
+  pyr_status status = be->total(be, x, n, lua_toboolean(L, 3) ? PYR_MAX : PYR_SUM);
+  return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
+}
+
+/* map(runtime, x, "log" | "power" | "above", value) -> floats */
+static int ops_map(lua_State *L) {
+  static const char *const names[] = { "log", "power", "above", NULL };
+  pyr_backend *be = begin_call(L);
+  int64_t n;
+  float *x = copy_floats(L, be, 2, &n);
+  pyr_mapping how = (pyr_mapping)luaL_checkoption(L, 3, NULL, names);
+  pyr_status status = be->map(be, x, n, how, (float)luaL_optnumber(L, 4, 0));
+  return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
+}
+
 static int ops_softmax(lua_State *L) {
   pyr_backend *be = begin_call(L);
   int64_t n;
@@ -1088,6 +1115,7 @@ int luaopen_pyramid_specs(lua_State *L) {
     { "read_rows", ops_read_rows }, { "key_similarity", ops_key_similarity },
     { "redundancy", ops_redundancy }, { "lag", ops_lag },
     { "output_norm", ops_output_norm }, { "expected", ops_expected },
+    { "total", ops_total }, { "map", ops_map },
     { "softmax", ops_softmax }, { "chunk", ops_chunk }, { "mark", ops_mark },
     { "reduce_rows", ops_reduce_rows }, { "arith", ops_arith }, { "pool", ops_pool },
         { "normalize", ops_normalize },

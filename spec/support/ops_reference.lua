@@ -419,6 +419,24 @@ function reference.redundancy(k, d, rows, threshold)
   return out, margin
 end
 
+function reference.total(x, highest)
+  local sum, out = highest and -math.huge or 0.0, {}
+  for _, y in ipairs(x) do sum = highest and math.max(sum, y) or not highest and sum + y or sum end
+  for i = 1, #x do out[i] = sum end
+  return out
+end
+
+-- "log", "power" or "above" of each number.
+function reference.map(x, how, value)
+  local out = {}
+  for i, y in ipairs(x) do
+    out[i] = how == "log" and math.log(math.max(y, 2.0 ^ -126))
+      or how == "power" and (y > 0 and y ^ value or 0.0)
+      or how == "above" and (y > value and 1.0 or 0.0)
+  end
+  return out
+end
+
 function reference.softmax(x)
   local top, sum, out = -math.huge, 0.0, {}
   for _, y in ipairs(x) do top = math.max(top, y) end

@@ -34,11 +34,12 @@ local function random_score(draw, pick, attention, turned, probed)
     -- no cosine comes near this: above a threshold that some come near, two ways of rounding differ
     if kind == "redundancy" then return score.redundancy { threshold = -1.5 } end
     if kind == "lag" then return score.lag { lag = pick { 3, 8 }, ranked = draw(2) == 0 } end
-    return kind == "random" and score.random(draw(100)) or score[kind]()
+    return kind == "random" and score.random(draw(100))
+      or kind == "value_norm" and score.value_norm { power = pick { 1, 2 } } or score[kind]()
   end
   local s = signal()
   for _ = 1, draw(4) do
-    local how = draw(9)
+    local how = draw(11)
     if how == 0 then s = s:pool(pick { "avg", "max" }, 2 * draw(4) + 1)
     elseif how == 1 then s = s:normalize()
     elseif how == 2 then s = s + 0.5 * signal()
@@ -47,7 +48,10 @@ local function random_score(draw, pick, attention, turned, probed)
     elseif how == 5 then s = s:softmax()
     elseif how == 6 then s = s:chunk(pick { 2, 5 }) + 0.01 * signal()
     elseif how == 7 then s = s:top(draw(20)) + 0.5 * signal()
-    else s = s / (signal() + 1) end
+    elseif how == 8 then s = s / (signal() + 1)
+    elseif how == 9 then
+      s = pick { s:power(pick { 0.5, 2 }), s:log(), s:above(0.1) + 0.1 * signal() }
+    else s = s + pick { signal():sum(), signal():max() } * 0.01 end
   end
   return s
 end
@@ -65,6 +69,10 @@ return function(seed, grouped)
   end
   local function prompt_attention()
     if draw(4) == 0 then return history(pick) end
+    if draw(4) == 0 then
+      return score.attention { queries = pick { 0, 1, 4, 30 },
+        heads = pick { "mean", "sum", "max" }, reduce = pick { "variance", "entropy" } }
+    end
     return score.attention { queries = pick { 0, 1, 4, 9, 30, 100 }, ramp = pick { 1, 0.5, 2 },
       reduce = pick { "mean", "sum", "max" }, heads = pick { "mean", "sum", "max" } }
   end
@@ -79,6 +87,7 @@ return function(seed, grouped)
     function() return nil end,
   }()
   local plans, ragged = {}, false
+  local weigh = draw(2) == 0 and pick { "head", "pool" } or nil
   local united = not prepared and not compact and draw(4) == 0   -- some layers share a budget
   for layer = 1, 8 do
     local prune = pick { "cache", "cache", "hidden", "both" }
@@ -94,6 +103,10 @@ return function(seed, grouped)
           mass = share ~= "model" and draw(4) == 0 and pick { 0.3, 0.8 } or nil,
           above = share ~= "model" and draw(8) == 0 and pick { -1, 0, 0.01, 0.5 } or nil,
             least = draw(2) == 0 and 3 or nil,
+            weight = pick {
+              score.attention { queries = 9, reduce = "entropy", heads = "sum" }:sum():power(0.5),
+              score.attention { queries = 9 }:normalize():power(1.5) * score.value_norm():max(),
+              score.key_norm():pool("max", 3):above(3) + 0.01 },
             merge = prune ~= "hidden" and not compact and (prepared or share ~= "model")
               and draw(4) == 0 and pick { true, { threshold = 0.3 } } or nil }
     ragged = ragged or share == "pool" or share == "list" or share == "model"
@@ -125,6 +138,9 @@ return function(seed, grouped)
       local plan = { keep = many, guard = { first = p.first, last = p.last }, share = shares,
         prune = p.prune, score = p.score, mass = p.mass, above = p.above, merge = p.merge,
           rotate = compact and p.prune == "cache" and "compact" or nil }
+      if united and weigh and p.share == "model" then
+        plan.share, plan.weight = weigh, p.weight
+      end
       if p.share == "list" then
         plan.keep = {}
         for head = 1, l.kv_heads do plan.keep[head] = math.max(1, many - 2 * head) end

@@ -49,11 +49,12 @@ typedef struct pyr_tile {
 /* The attention of a few queries to a run of rows, weighted (see pyr_weighting). low and high
  * count from the strip, and may lie beyond its ends; base and due are positions. */
 typedef struct pyr_strip {
-  float *mass;                   /* [nr] += or max=, queries in order */
+  float *mass;                   /* [nr] += or max=, queries in order; squares: += p^2; entropy: +=
+                                    -p ln p */
   const float *scores;           /* [n][nr] */
   const int32_t *base, *due;     /* [nr] a query counts iff base <= position <= due */
   float slope;                   /* weight = 1 + slope * (position - base) */
-  bool max;
+  bool max, squares, entropy;    /* one at most */
   bool whole;                    /* every query counts, and sees every row */
   int n;
   const float *lse;              /* [n] */

@@ -154,7 +154,7 @@ local function check_plans(report, p, all, what)
         asker:fits(kind, l, given, lanes)
         drops = drops or plans.needed(given, lanes)
         report.by_mass = report.by_mass or plans.is_open(given)
-        report.by_model = report.by_model or given.share == "model"
+        report.by_model = report.by_model or plans.unites(given)
       end
       return given
     end)

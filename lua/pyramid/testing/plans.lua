@@ -14,7 +14,7 @@ local UNPROBED = "asks for what a probe tracked, and there was none since rows l
 
 -- Fields this reference knows; a plan with others is refused rather than misread.
 local plan_fields = { keep = true, guard = true, score = true, share = true, prune = true,
-  mass = true, above = true, least = true, merge = true, rotate = true }
+  mass = true, above = true, least = true, merge = true, rotate = true, weight = true }
 local trigger_fields = { every = true, over = true, window = true, once = true, track = true }
 
 ---Raises that something cannot be simulated yet. The message begins so that checks can tell it from
@@ -96,6 +96,7 @@ end
 ---@field threshold number?        of merge
 ---@field compact boolean
 ---@field program string?
+---@field weight string?           its program
 ---@field unjudged integer?
 ---  decode, where rows are judged once: how many at the end of a lane were not yet
 ---@field before integer[]?
@@ -110,7 +111,14 @@ end
 ---Whether lanes compete under a plan: of a layer, or of all layers.
 ---@param plan { share: string }
 ---@return boolean
-function plans.compete(plan) return plan.share == "pool" or plan.share == "model" end
+function plans.compete(plan)
+  return plan.share == "pool" or plan.share == "model" or plan.weight ~= nil
+end
+
+---Whether a plan shares its budget with other layers'.
+---@param plan pyramid.testing.Plan
+---@return boolean
+function plans.unites(plan) return plan.share == "model" or plan.weight ~= nil end
 
 ---Whether scores decide how many rows survive, and `keep` only how many at most.
 ---@param plan { mass: number, above: number? }
@@ -160,7 +168,20 @@ local function read_plan(self, name, l, plan)
   if plan.merge then out.threshold = plan.merge == true and -1 or plan.merge.threshold end
   if plan.score then
     out.program = score.program(plan.score)
-    score.anchor(out.objects, plan.score, l.index)
+    score.anchor(out.objects, plan.score, l.index, plan.weight)
+  end
+  if plan.weight then
+    out.weight = score.program(plan.weight)
+    if not plan.score then score.anchor(out.objects, plan.weight, l.index) end
+    if name ~= "prefill" then
+      refuse(self, name, l, "weight divides a budget over layers while a prompt is read only")
+    end
+    if out.share ~= "head" and out.share ~= "pool" then
+      refuse(self, name, l, 'weight needs share = "head" or share = "pool"')
+    end
+    if out.keeps then
+      refuse(self, name, l, "weight divides one number of rows, and keep is a list")
+    end
   end
   local wrong = fault(out, l)
   if wrong then refuse(self, name, l, wrong) end
@@ -169,12 +190,12 @@ end
 
 -- Fields that a layer which shares a budget while others are still to read cannot have.
 local plan_shared = {
-  mass = 'mass cannot be said with share = "model" while layers read, as it is of the sum of all '
-    .. "of them (a policy with `prepare`, or cache:evict)",
-  above = 'above cannot be said with share = "model" while layers read, as their budget is a count '
-    .. "(a policy with `prepare`, or cache:evict)",
-  merge = 'merge cannot be said with share = "model" while layers read, as survivors may still '
-    .. "leave (a policy with `prepare`, or cache:evict)",
+  mass = "mass cannot be said where layers share a budget while they read, as it is of the sum of "
+    .. 'all of them (share = "model" with `prepare`, or in cache:evict)',
+  above = "above cannot be said where layers share a budget while they read, as that is a count "
+    .. '(share = "model" with `prepare`, or in cache:evict)',
+  merge = "merge cannot be said where layers share a budget while they read, as survivors may still "
+    .. 'leave (share = "model" with `prepare`, or in cache:evict)',
 }
 
 -- Whether a program holds an operation of this code.
@@ -208,6 +229,9 @@ function Asker:prepare(l)
   if not track or track.history then
     refuse(self, "prepare", l, "track is no attention, which is what a pass can track")
   end
+  if track.reduce > MAX then
+    refuse(self, "prepare", l, "track keeps sums or maxima over queries, no variance and no entropy")
+  end
   for _, field in ipairs { "block", "sinks" } do
     if (how[field] or 0) < 0 then refuse(self, "prepare", l, field .. " is negative") end
   end
@@ -238,7 +262,7 @@ end
 function Asker:prefill(l, prepared)
   local plan = read_plan(self, "prefill", l, ask(self, "prefill", l))
   plan.before = prepared
-  for field, what in pairs(not prepared and plan.share == "model" and plan_shared or {}) do
+  for field, what in pairs(not prepared and plans.unites(plan) and plan_shared or {}) do
     if field == "mass" and plan.mass > 0 or field == "merge" and plan.threshold
       or field == "above" and plan.above then
       refuse(self, "prefill", l, what)
@@ -265,13 +289,13 @@ end
 ---@param alive integer    tokens that reach the layer
 ---@param shared boolean   a layer above shares a budget
 function Asker:unites(l, plan, alive, shared)
-  if plan.share == "model" and alive < l.prompt then
-    refuse(self, "prefill", l, 'share is "model", but layers above have dropped hidden states: '
-      .. "layers that share a budget must be reached by all tokens")
+  if plans.unites(plan) and alive < l.prompt then
+    refuse(self, "prefill", l, "share is of a budget that layers share, but layers above have "
+      .. "dropped hidden states: all tokens must reach such layers")
   end
   if shared and plan.prune ~= "cache" then
-    refuse(self, "prefill", l, 'prune drops hidden states, but a layer above shares a budget '
-      .. '(share = "model"), for which all layers from there on must be reached by all tokens')
+    refuse(self, "prefill", l, "prune drops hidden states, but a layer above shares a budget, for "
+      .. "which all layers from there on must be reached by all tokens")
   end
 end
 
@@ -296,6 +320,9 @@ function Asker:trigger(l)
   if t.once and (t.every == 0 or t.over > 0) then
     refuse(self, "trigger", l, "once needs `every`, and not `over`")
   end
+  if t.track and not t.track.history and t.track.reduce > MAX then
+    refuse(self, "trigger", l, "track keeps sums or maxima over queries, no variance and no entropy")
+  end
   if t.track then t.track.max = not t.track.history and t.track.reduce == MAX end
   if t.track and t.track.max ~= (t.track.heads == MAX) and l.heads ~= l.kv_heads then
     refuse(self, "trigger", l, t.track.max and "track keeps a maximum over queries of all query "
@@ -313,6 +340,9 @@ local function untracked(program, track)
     local other = code == ATTENTION and not (track and not track.history
       and track.queries == queries)
       or code == HISTORY and not (track and track.history)
+    if code == ATTENTION and reduce > MAX then
+      return "asks for a variance or an entropy over queries, which only a running prefill knows"
+    end
     if other then return "ranks by attention that the trigger does not track" end
     if code == CUSTOM then return "has a custom function, which can rank in prefill only" end
     if code == PROBED then
@@ -521,8 +551,8 @@ function plans.left(plan, lanes)
   local splits, _, _, pooled = splits_of(plan, lanes)
   local left = {}
   for head, split in ipairs(splits) do
-    left[head] = split.first + split.last + (plan.share == "pool" and math.min(split.most, pooled)
-      or split.most)
+    local alone = plan.share == "pool" and not plan.weight
+    left[head] = split.first + split.last + (alone and math.min(split.most, pooled) or split.most)
   end
   return left
 end

@@ -38,7 +38,7 @@ local scores = {}
 local names = { [0] = "attention", "history", "key_norm", "value_norm", "position", "random",
   "const", "add", "sub", "mul", "div", "pool", "normalize", "key_similarity", "expected", "lag",
     "output_norm", "table", "place", "softmax", "chunk", "top", "custom", "learned",
-      "probed", "redundancy" }
+      "probed", "redundancy", "total", "map" }
 
 local function each(list, f)
   local out = {}
@@ -307,10 +307,20 @@ local function binary(f)
     function(x, i) return f(x, b[i]) end) end }
 end
 
-local function key_length(group) return over_lanes(group,
-  function(head, p) return length(group.key(head, p)) end) end
-local function value_length(group) return over_lanes(group,
-  function(head, p) return length(group.value(head, p)) end) end
+local function absolute(vector)
+  local sum = 0.0
+  for _, x in ipairs(list_of(vector)) do sum = sum + math.abs(x) end
+  return sum
+end
+
+local function key_length(group, op)
+  local norm = op.a == 1 and absolute or length
+  return over_lanes(group, function(head, p) return norm(group.key(head, p)) end)
+end
+local function value_length(group, op)
+  local norm = op.a == 1 and absolute or length
+  return over_lanes(group, function(head, p) return norm(group.value(head, p)) end)
+end
 
 -- By name: how many lists it takes off the stack, and what it puts there. op: a, b, n, x of the
 -- program.
@@ -360,6 +370,18 @@ local operations = {
     local out = each(a, function() return 0.0 end)
     for _, place in ipairs(scores.top(a, math.min(op.n, #a))) do out[place] = 1.0 end
     return out
+  end },
+  total = { pops = 1, run = function(_, op, a)
+    local sum = a[1]
+    for i = 2, #a do sum = op.a == 1 and math.max(sum, a[i]) or op.a ~= 1 and sum + a[i] or sum end
+    return each(a, function() return sum end)
+  end },
+  map = { pops = 1, run = function(_, op, a)
+    return each(a, function(x)
+      if op.a == 0 then return math.log(math.max(x, 2.0 ^ -126)) end
+      if op.a == 1 then return x > 0 and x ^ op.x or 0.0 end
+      return x > op.x and 1.0 or 0.0
+    end)
   end },
   custom = { run = function(group, op, inputs)
     directions(group, "a custom score")
@@ -426,6 +448,43 @@ function scores.evaluate(program, group)
     stack[#stack + 1] = rounded(made)
   end
   return stack[1]
+end
+
+---What a layer weighs: the mean of what a program leaves over the judged rows of all its lanes, a
+---group each; sums and normalisation are over all of them, all else within a lane.
+---@param program string
+---@param groups pyramid.testing.Group[]
+---@return number
+function scores.weigh(program, groups)
+  local stack = {}
+  for at = 1, #program, 12 do
+    local code, a, b, n, x = string.unpack("<BBBxi4f", program, at)
+    local name = names[code]
+    local operation, op = operations[name], { a = a, b = b, n = n, x = x }
+    local second = operation.pops == 2 and table.remove(stack) or nil
+    local first = operation.pops >= 1 and table.remove(stack) or nil
+    local made = {}
+    if name == "total" and a == 0 or name == "normalize" then   -- of all lanes, as of one
+      local flat, from = {}, 0
+      for _, list in ipairs(first) do table.move(list, 1, #list, #flat + 1, flat) end
+      if #flat > 0 then flat = rounded(operation.run(nil, op, flat)) end
+      for i, list in ipairs(first) do
+        made[i] = table.move(flat, from + 1, from + #list, 1, {})
+        from = from + #list
+      end
+    else
+      for i, group in ipairs(groups) do
+        made[i] = #group.rows == 0 and {} or rounded(operation.run(group, op, first and first[i],
+          second and second[i]))
+      end
+    end
+    stack[#stack + 1] = made
+  end
+  local sum, count = 0.0, 0
+  for _, list in ipairs(stack[1]) do
+    for _, y in ipairs(list) do sum, count = sum + y, count + 1 end
+  end
+  return count > 0 and sum / count or 0.0
 end
 
 ---Of `scored`, the places of the `want` highest, ascending; equal ones go to the lower place, NaN

@@ -153,6 +153,8 @@ local function gather(self, layer, head, rows, first, weigh, join)
 end
 
 local function plus(a, b) return a + b end
+local function plus_square(a, b) return a + b * b end
+local function plus_entropy(a, b) return b > 0 and a - b * math.log(b) or a end
 
 -- Lists of one length, reduced to one by `how`.
 local function across(lists, how)
@@ -197,11 +199,22 @@ local function prompt_attention(self, layer, lanes, op, history)
   local places = {}
   for at = first, #layer.queries do places[layer.queries[at]] = at end
   local function weigh(record) return weight_of(places[record], n, #layer.queries, op.x) end
+  local function given(head, rows, join)
+    return gather(self, layer, head, rows, first, weigh, join)
+  end
   local found = over_heads(self, lanes, op.b, function(head, rows)
-    return gather(self, layer, head, rows, first, weigh,
-      op.a == 2 and not history and math.max or plus)
+    if op.a == 3 and not history then
+      local sums, squares = given(head, rows, plus), given(head, rows, plus_square)
+      for i, sum in ipairs(sums) do
+        local queries = n > 0 and n or alive
+        sums[i] = queries > 1 and (squares[i] - sum * sum / queries) / (queries - 1) or 0.0
+      end
+      return sums
+    end
+    return given(head, rows, history and plus or op.a == 4 and plus_entropy
+      or op.a == 2 and math.max or plus)
   end)
-  if op.a ~= 0 or history then return found end
+  if op.a ~= 0 and op.a ~= 4 or history then return found end
   return divide(found, n > 0 and n or alive)
 end
 
@@ -420,7 +433,7 @@ local function read_layer(self, layer, alive, prompt, prepared, united)
   run.work = run.work + #alive
   layer.plan, layer.unjudged = plan, layer.trigger and layer.trigger.window or 0
   if prepared then return alive end                       -- plans run when all layers have read
-  if plan.share == "model" then                           -- likewise
+  if plans.unites(plan) then                              -- likewise
     united[#united + 1] = layer
     return alive
   end
@@ -429,6 +442,57 @@ local function read_layer(self, layer, alive, prompt, prepared, united)
   if plan.prune == "cache" then return alive end
   -- rows held before are guarded: they lead
   return table.move(kept[1], before + 1, #kept[1], 1, {})
+end
+
+-- Rows for each layer, in proportion to weights: one after the other to the layer whose weight,
+-- over the rows that it then has, is highest, ties to the lower; what is promised comes first.
+local function divide_rows(weights, promised, room, most)
+  local rows, left = {}, most
+  for i, least in ipairs(promised) do rows[i], left = least, left - least end
+  while left > 0 do
+    local best, value = nil, 0.0
+    for i, weight in ipairs(weights) do
+      local worth = math.max(weight, 1e-30) / (rows[i] + 1)
+      if rows[i] < room[i] and worth > value then best, value = i, worth end
+    end
+    rows[best], left = rows[best] + 1, left - 1
+  end
+  return rows
+end
+
+-- The survivors of layers that have weights: lists of places, a list for each lane.
+local function choose_weighed(self, layers, splits, segments, most)
+  local heads, weights, promised, room = self.run.config.kv_heads, {}, {}, {}
+  local chosen = {}
+  for at, layer in ipairs(layers) do
+    local groups = {}
+    promised[at], room[at] = 0, 0
+    for head = 1, heads do
+      local split, all = splits[(at - 1) * heads + head], self.run[layer.index][head]
+      promised[at], room[at] = promised[at] + split.least, room[at] + split.judged
+      groups[head] = group_of(self, layer, { { head = head, first = split.first,
+        rows = table.move(all, split.first + 1, split.first + split.judged, 1, {}) } }, true,
+        layer.plan.objects)
+    end
+    weights[at] = scores.weigh(layer.plan.weight, groups)
+  end
+  local rows = divide_rows(weights, promised, room, most)
+  for at, layer in ipairs(layers) do
+    local own, least, sum = table.move(segments, (at - 1) * heads + 1, at * heads, 1, {}), {}, 0
+    for head = 1, heads do
+      local split = splits[(at - 1) * heads + head]
+      least[head] = split.least
+      if layer.plan.share == "head" then
+        local part = rows[at] // heads + (head <= rows[at] % heads and 1 or 0)
+        least[head] = math.min(math.max(part, split.least), split.judged)
+      end
+      sum = sum + least[head]
+    end
+    local kept = scores.choose(own, least, layer.plan.share == "head" and sum or rows[at],
+      { mass = 0 })
+    table.move(kept, 1, heads, #chosen + 1, chosen)
+  end
+  return chosen
 end
 
 -- The layers whose plans share one budget: their lanes' rows compete, those of lower layers and
@@ -453,7 +517,12 @@ local function select_together(self, layers, reading)
         and ranked(self, layer, layer.plan, { head }, own, reading) or {}
     end
   end
-  local chosen = scores.choose(segments, least, most, layers[1].plan)
+  local chosen
+  if layers[1].plan.weight then
+    chosen = choose_weighed(self, layers, splits, segments, most)
+  else
+    chosen = scores.choose(segments, least, most, layers[1].plan)
+  end
   for at, layer in ipairs(layers) do
     local kept, lanes, heads = {}, self.run[layer.index], self.run.config.kv_heads
     for head, lane in ipairs(lanes) do
