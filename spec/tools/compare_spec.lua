@@ -416,7 +416,7 @@ describe("reports", function()
       entry_of("a ratio=0.2", "a", 0.2, 0, 0.5), entry_of("b ratio=0.6", "b", 0.62, 0, 0.1) },
         about)
     local axes, charts = {}, 0
-    for svg in page:gmatch '<svg[^>]-class="chart".-</svg>' do
+    for svg in page:gmatch '<svg[^>]-class="chart wide".-</svg>' do
       charts = charts + 1
       local ticks = {}
       for tick in svg:gmatch 'text%-anchor="middle"[^>]*>([^<]*)<' do ticks[#ticks + 1] = tick end
@@ -428,7 +428,7 @@ describe("reports", function()
     assert.matches("20 %%.*100 %%", axes[1])
     assert.equal(axes[1], axes[2])
     assert.equal(axes[1], axes[3])
-    assert.matches('class="error s1"', page)
+    assert.matches('class="error"', page)
   end)
 
   it("call no difference better that is within its error", function()

@@ -1,8 +1,8 @@
 --- Curves over an axis as inline SVG: scales with round ticks, markers that differ in shape as well
---- as in colour, and each curve's name beside it, where it covers the least.
+--- as in colour, and each curve's name in a column at the right, where none covers another.
 ---
---- Colours are the page's: class s1 … s8 sets --c (see report/style.lua). A chart is as wide as a
---- telephone, in units that are pixels there, so that letters stay readable.
+--- Colours are the page's: class s1 … s7 sets --c (see report/style.lua). A chart is drawn for a
+--- wide page and for a telephone, in units that are pixels there, so that letters stay readable.
 local core = require "pyramid.core"
 local html = require "pyramid.tools.report.html"
 
@@ -10,9 +10,12 @@ local chart = {}
 
 local element, text = html.element, html.text
 
-chart.width, chart.height = 360, 290
-local left, right, top, bottom = 40, 18, 26, 38
-local letter, line_height = 7.2, 13  -- of a label, about: the page's font is not known here
+-- Units are pixels, about. A chart grows in height if its labels ask for it.
+local layouts = { { name = "wide", width = 1000, height = 480 },
+  { name = "narrow", width = 400, height = 340 } }
+local left, top, bottom = 42, 26, 38
+local gap = 22                       -- between the axes' end and the labels
+local letter, line_height = 7, 14    -- of a label, about: the page's font is not known here
 
 -- ---- scales -------------------------------------------------------------------------------------
 
@@ -127,84 +130,35 @@ function chart.colour(index) return index == 0 and "s0" or "s" .. ((index - 1) %
 
 -- ---- labels -------------------------------------------------------------------------------------
 
-local function overlap(a, b)
-  local w = math.min(a.x + a.w, b.x + b.w) - math.max(a.x, b.x)
-  local h = math.min(a.y + a.h, b.y + b.h) - math.max(a.y, b.y)
-  return w > 0 and h > 0 and w * h or 0
-end
-
--- Places along a polyline, near enough to each other that no label slips between them.
-local function samples(points)
-  local out = {}
-  for i, p in ipairs(points) do
-    out[#out + 1] = { p.x, p.y, 4 }                                 -- markers weigh more than lines
-    local q = points[i + 1]
-    local steps = q and math.max(1, math.floor(math.max(math.abs(q.x - p.x),
-      math.abs(q.y - p.y)) / 3)) or 0
-    for s = 1, steps - 1 do
-      out[#out + 1] = { p.x + (q.x - p.x) * s / steps, p.y + (q.y - p.y) * s / steps, 1 }
+---Where labels go in a column: each as near as can be to where it wants to be, none over another.
+---Neighbours that would touch move as one block, to the mean of what they want.
+---@param wanted number[]     centres, in order
+---@param pitch number        the least distance of two
+---@param low number          none lies below this
+---@param high number         nor above this, if there is room
+---@return number[]
+function chart.spread(wanted, pitch, low, high)
+  local blocks = {}
+  local function settle(block)                             -- sum: of what its first label wants
+    local most = math.max(low, high - (block.n - 1) * pitch)
+    block.at = math.max(low, math.min(most, block.sum / block.n))
+  end
+  for _, y in ipairs(wanted) do
+    local block = { n = 1, sum = y }
+    settle(block)
+    while #blocks > 0 and blocks[#blocks].at + blocks[#blocks].n * pitch > block.at do
+      local before = table.remove(blocks)
+      block = { n = before.n + block.n,
+        sum = before.sum + block.sum - before.n * block.n * pitch }
+      settle(block)
     end
+    blocks[#blocks + 1] = block
+  end
+  local out = {}
+  for _, block in ipairs(blocks) do
+    for i = 0, block.n - 1 do out[#out + 1] = block.at + i * pitch end
   end
   return out
-end
-
-local function candidates(points, width)
-  local list = {}
-  local function add(x, y, bias, anchor)
-    list[#list + 1] = { x = x, y = y, w = width, h = line_height, bias = bias, anchor = anchor }
-  end
-  for i, p in ipairs(points) do
-    local ends = (i == 1 or i == #points) and 0 or 1.5
-    add(p.x + 8, p.y - line_height / 2, ends)
-    add(p.x - 8 - width, p.y - line_height / 2, ends, "end")
-    for _, shift in ipairs { 0.5, 0.15, 0.85 } do
-      add(p.x - width * shift, p.y - 8 - line_height, ends + 0.5)
-      add(p.x - width * shift, p.y + 8, ends + 0.7)
-    end
-    local q = points[i + 1]
-    if q then
-      local x, y = (p.x + q.x) / 2, (p.y + q.y) / 2
-      add(x + 5, y, 1)
-      add(x - 5 - width, y - line_height, 1)
-      add(x + 5, y - line_height - 2, 1)
-      add(x - 5 - width, y + 2, 1)
-    end
-  end
-  return list
-end
-
--- Where each curve's name goes: boxes, in the order of the curves. Two rounds, so that the first
--- ones get out of the way of the last.
-local function place(curves, frame, taken)
-  local boxes, along = {}, {}
-  for i, curve in ipairs(curves) do along[i] = samples(curve.points) end
-  for _ = 1, 2 do
-    for i, curve in ipairs(curves) do
-      local best, least
-      for _, box in ipairs(#curve.points > 0 and candidates(curve.points,
-        #curve.short * letter + 4) or {}) do
-        if box.x >= frame.x + 2 and box.y >= frame.y and box.x + box.w <= frame.x + frame.w
-          and box.y + box.h <= frame.y + frame.h then
-          local cost = box.bias
-          for j, places in ipairs(along) do
-            for _, s in ipairs(places) do
-              if s[1] > box.x - 3 and s[1] < box.x + box.w + 3 and s[2] > box.y - 2
-                and s[2] < box.y + box.h + 2 then
-                cost = cost + s[3] * (j == i and 1 or 2)
-              end
-            end
-          end
-          for _, other in ipairs(taken) do cost = cost + overlap(box, other) end
-          for j, other in pairs(boxes) do
-            if j ~= i then cost = cost + overlap(box, other) end
-          end
-          if not least or cost < least then best, least = box, cost end
-        end
-      end
-      boxes[i] = best
-    end
-  end
-  return boxes
 end
 
 -- ---- the chart ----------------------------------------------------------------------------------
@@ -229,14 +183,57 @@ end
 ---@field reference { y: number, label: string }?   a dashed line
 ---@field front { x: number, y: number }[]?         a line behind all others
 
----@param given pyramid.Chart
----@return string
-function chart.render(given)
-  local _ <close> = core.plain_locale()
-  local w, h = chart.width - left - right, chart.height - top - bottom
+-- A series: its errors, its curve, its points, and a line to its label in the column.
+local function series(given, curve, px, py, first)
+  local out, d = {}, {}
+  for k, p in ipairs(curve.points) do
+    d[k] = ("%s%.1f %.1f"):format(k == 1 and "M" or "L", px(p.x), py(p.y))
+    if p.half then                                                       -- as far as the axis goes
+      local function end_of(y) return py(math.max(given.y.low, math.min(given.y.high, y))) end
+      out[#out + 1] = element("line", { class = "error", x1 = px(p.x), x2 = px(p.x),
+        y1 = end_of(p.y - p.half), y2 = end_of(p.y + p.half) })
+    end
+  end
+  if #d > 1 then
+    out[#out + 1] = element("path", { class = "curve", d = table.concat(d),
+      ["stroke-dasharray"] = curve.index > 7 and "5 3" })
+  end
+  for k, p in ipairs(curve.points) do
+    out[#out + 1] = element("g", { class = "mark", role = "img",
+      tabindex = first and k == 1 and "0" or "-1" }, {
+      element("title", nil, text(p.title)),
+      element("circle", { class = "hit", cx = px(p.x), cy = py(p.y), r = 9 }),
+      element("path", { class = p.front and "on" or "off",
+        d = chart.marker(curve.index, px(p.x), py(p.y), 4.2) }) })
+  end
+  return out
+end
+
+-- The column of labels at the right: { x, y, text, colour, and the list its label is added to }.
+local function label_column(labels, at, low, high)
+  table.sort(labels, function(one, other) return one.y < other.y end)
+  local wanted = {}
+  for i, label in ipairs(labels) do wanted[i] = label.y end
+  for i, y in ipairs(chart.spread(wanted, line_height, low, high)) do
+    local label = labels[i]
+    table.insert(label.into, element("path", { class = "leader",
+      d = ("M%.1f %.1fL%.1f %.1f"):format(label.x, label.y, at - 3, y) }))
+    table.insert(label.into, element("text", { class = "label", x = at, y = y + 4 },
+      text(label.text)))
+  end
+end
+
+local function draw(given, layout)
+  local widest = given.reference and utf8.len(given.reference.label) or 0
+  for _, curve in ipairs(given.curves) do
+    widest = math.max(widest, utf8.len(curve.short) or #curve.short)
+  end
+  local rows = (#given.curves + 1) * line_height
+  local w = layout.width - left - gap - widest * letter
+  local h = math.max(layout.height - top - bottom, rows)
   local function px(x) return left + given.x.at(x) * w end
   local function py(y) return top + (1 - given.y.at(y)) * h end
-  local out = {}
+  local out, labels = {}, {}
   local function add(...) out[#out + 1] = element(...) end
 
   add("text", { class = "axis-name", x = 4, y = 13 }, text(given.y_label))
@@ -250,10 +247,9 @@ function chart.render(given)
     add("text", { class = "tick", x = px(tick), y = top + h + 15, ["text-anchor"] = "middle" },
       text(given.x_format(tick)))
   end
-  add("text", { class = "axis-name", x = left + w, y = chart.height - 5, ["text-anchor"] = "end" },
+  add("text", { class = "axis-name", x = left + w, y = top + h + 33, ["text-anchor"] = "end" },
     text(given.x_label))
 
-  local taken = {}
   if given.front and #given.front > 1 then
     local d = {}
     for i, p in ipairs(given.front) do
@@ -261,60 +257,38 @@ function chart.render(given)
     end
     add("path", { class = "front", d = table.concat(d) })
   end
+  local drawn = {}
   if given.reference then
     local y = py(given.reference.y)
     add("line", { class = "reference", x1 = left, x2 = left + w, y1 = y, y2 = y })
-    local box = { x = left + 4, y = y > top + 16 and y - line_height - 2 or y + 3,
-      w = #given.reference.label * letter, h = line_height }
-    taken[1] = box
-    add("text", { class = "label s0", x = box.x, y = box.y + 10 }, text(given.reference.label))
+    drawn[0] = {}
+    labels[1] = { x = left + w, y = y, text = given.reference.label, into = drawn[0] }
   end
+  for i, curve in ipairs(given.curves) do
+    local last = curve.points[#curve.points]
+    drawn[i] = series(given, curve, px, py, i == 1)
+    labels[#labels + 1] = { x = px(last.x) + 7, y = py(last.y), text = curve.short,
+      into = drawn[i] }
+  end
+  label_column(labels, left + w + gap - 4, top, top + h)
+  for i = 0, #given.curves do
+    local index = i == 0 and 0 or given.curves[i].index
+    if drawn[i] then
+      add("g", { class = "series " .. chart.colour(index), ["data-s"] = i > 0 and index },
+        drawn[i])
+    end
+  end
+  return element("svg", { class = "chart " .. layout.name .. (#given.curves > 6 and " many" or ""),
+    viewBox = ("0 0 %d %.0f"):format(layout.width, top + h + bottom), role = "group",
+    ["aria-label"] = given.describe }, out)
+end
 
-  local curves = {}
-  for i, curve in ipairs(given.curves) do
-    curves[i] = { short = curve.short, points = {} }
-    for k, p in ipairs(curve.points) do curves[i].points[k] = { x = px(p.x), y = py(p.y) } end
-  end
-  local marks = {}
-  for i, curve in ipairs(given.curves) do
-    local d = {}
-    for _, source in ipairs(curve.points) do
-      if source.half then                                                -- as far as the axis goes
-        local function end_of(y) return py(math.max(given.y.low, math.min(given.y.high, y))) end
-        add("line", { class = "error " .. chart.colour(curve.index), x1 = px(source.x),
-          x2 = px(source.x), y1 = end_of(source.y - source.half),
-            y2 = end_of(source.y + source.half) })
-      end
-    end
-    for k, p in ipairs(curves[i].points) do
-      d[k] = ("%s%.1f %.1f"):format(k == 1 and "M" or "L", p.x, p.y)
-      local source = curve.points[k]
-      marks[#marks + 1] = element("g", { class = "mark " .. chart.colour(curve.index),
-        tabindex = "0", role = "img",
-        ["aria-label"] = source.title }, {
-        element("title", nil, text(source.title)),
-          element("circle", { class = "hit", cx = p.x, cy = p.y, r = 9 }),
-        element("path", { class = source.front and "on" or "off",
-          d = chart.marker(curve.index, p.x, p.y, 4.2) }),
-      })
-    end
-    if #d > 1 then
-      add("path", { class = "curve " .. chart.colour(curve.index), d = table.concat(d),
-        ["stroke-dasharray"] = curve.index > 7 and "5 3" })
-    end
-  end
-  for _, mark in ipairs(marks) do out[#out + 1] = mark end
-  local boxes = place(curves, { x = left, y = top, w = w, h = h }, taken)
-  for i, curve in ipairs(given.curves) do
-    if boxes[i] then
-      local box = boxes[i]
-      add("text", { class = "label " .. chart.colour(curve.index),
-        x = box.anchor and box.x + box.w or box.x + 2, y = box.y + 10,
-          ["text-anchor"] = box.anchor }, text(curve.short))
-    end
-  end
-  return element("svg", { class = "chart", viewBox = ("0 0 %d %d"):format(chart.width,
-    chart.height), role = "group", ["aria-label"] = given.describe }, out)
+---A chart twice: for a wide page and for a narrow one; the page's style shows one of them.
+---@param given pyramid.Chart
+---@return string
+function chart.render(given)
+  local _ <close> = core.plain_locale()
+  return draw(given, layouts[1]) .. draw(given, layouts[2])
 end
 
 return chart

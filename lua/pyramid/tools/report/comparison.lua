@@ -71,6 +71,46 @@ local function series_of(entries)
   return list, index
 end
 
+-- Names short enough to stand beside a curve, by series. A name that is too long keeps the values
+-- of its options; if that does not do, the policy's name, with a number if several would be called
+-- so.
+local most_letters = 22
+
+local function cut(name, width)
+  local length = utf8.len(name)
+  return length and length > width and name:sub(1, utf8.offset(name, width) - 1) .. "…" or name
+end
+
+local function short_names(series)
+  local short, taken = {}, {}
+  local function take(name, as)
+    if taken[as] or (utf8.len(as) or #as) > most_letters then return false end
+    short[name], taken[as] = as, true
+    return true
+  end
+  for _, name in ipairs(series) do take(name, name) end
+  for _, name in ipairs(series) do
+    if not short[name] and not take(name, (name:gsub(" [^ =]*=", " "))) then
+      local n, first = 1, name:match "^%S*"
+      local done = take(name, cut(first, most_letters))
+      while utf8.len(name) and not done do
+        n = n + 1
+        done = take(name, ("%s %d"):format(cut(first, most_letters - 4), n))
+      end
+    end
+  end
+  return setmetatable(short, { __index = function(_, name) return name end })
+end
+
+-- What an entry is called where there is little room.
+local function label_of(entry, short)
+  local as = short[entry.series]
+  if as == entry.series or entry.label:sub(1, #entry.series) ~= entry.series then
+    return entry.label
+  end
+  return as .. entry.label:sub(#entry.series + 1)
+end
+
 local function text_of(entry) return entry.document or entry.file end
 
 -- ---- what was found -----------------------------------------------------------------------------
@@ -142,26 +182,14 @@ end
 
 -- ---- curves -------------------------------------------------------------------------------------
 
-local function cut(name, width)
-  local length = utf8.len(name)
-  return length and length > width and name:sub(1, utf8.offset(name, width) - 1) .. "…" or name
-end
-
--- A name short enough to stand beside a curve: what policies of one name differ in stands last.
-local function short(name)
-  local first, last = name:match "^(%S+) .*%f[^ ](%S+)$"
-  if #name <= 24 or not first then return cut(name, 24) end
-  return cut(first, 13) .. " … " .. cut(last, 14)
-end
-
 -- Curves of what `value` says of entries, against the rows that `rows` says they kept; `sign` is 1
 -- where more is better, else -1; `errors` tells what compare.pareto wants to know of an entry's
 -- errors, and half of an interval to be drawn. Also all y, and the points of the front, the full
 -- cache among them.
-local function curves_of(group, series, index, rows, value, sign, title, errors)
+local function curves_of(group, series, index, short, rows, value, sign, title, errors)
   local curves, points, ys, front = {}, {}, {}, {}
   for i, name in ipairs(series) do
-    curves[i] = { name = name, short = short(name), index = i, points = {} }
+    curves[i] = { name = name, short = short[name], index = i, points = {} }
   end
   for _, entry in ipairs(group.entries) do
     local y, x, number = value(entry), rows(entry), index[entry.series]
@@ -223,9 +251,10 @@ local function x_of(groups, length)
   return rows_scale(xs)
 end
 
-local function card(caption, small, svg)
-  return element("figure", nil, { element("figcaption", nil,
-    text(caption) .. element("small", nil, text(small))), svg })
+-- A chart with what its tab says, what stands above it and below that.
+local function card(tab, caption, small, svg)
+  return { tab = tab, figure = element("figure", nil, { element("figcaption", nil,
+    text(caption) .. element("small", nil, text(small))), svg }) }
 end
 
 local function title_of(entry, rows, ...)
@@ -234,9 +263,9 @@ local function title_of(entry, rows, ...)
   return table.concat(lines, "\n")
 end
 
-local function recall_chart(group, series, index, x, called)
+local function recall_chart(group, series, index, short, x, called)
   if not group.full.recall then return nil end
-  local curves, ys, front = curves_of(group, series, index, rows_of,
+  local curves, ys, front = curves_of(group, series, index, short, rows_of,
     function(entry) return entry.recall and entry.recall.accuracy end, 1, function(entry)
       local r = entry.recall
       local answers = ("answers %s (± %.0f points) of %d questions"):format(percent(r.accuracy),
@@ -249,6 +278,7 @@ local function recall_chart(group, series, index, x, called)
         most = 1 }
     end)
   return card(("%s, %s"):format(called.score, group.mode),
+    ("%s, %s"):format(called.score, group.name),
     called.drawn:format(group.full.recall.asked),
     chart.render { describe = spoken(called.score, group), x = x,
       y = chart.scale(ys, { low = 0 }), x_label = x_label, y_label = called.axis,
@@ -257,9 +287,9 @@ local function recall_chart(group, series, index, x, called)
         label = ("full cache %s"):format(percent(group.full.recall.accuracy)) } })
 end
 
-local function kl_chart(group, series, index, x, source, where)
+local function kl_chart(group, series, index, short, x, source, where, kind)
   if not group.full[source] then return nil end
-  local curves, ys, front = curves_of(group, series, index, text_rows(source),
+  local curves, ys, front = curves_of(group, series, index, short, text_rows(source),
     function(entry) local t = entry[source] return t and t.kl > 0 and t.kl or nil end, -1,
       function(entry)
       return title_of(entry, entry[source].context_fraction,
@@ -268,7 +298,7 @@ local function kl_chart(group, series, index, x, source, where)
     end, function(entry) return { each = entry[source].kl_each } end)
   if #curves == 0 then return nil end
   local scale = chart.scale(ys, { low = 0, log = 20 })
-  return card("Distance from the full cache",
+  return card("KL" .. kind, "Distance from the full cache, " .. group.name,
     ("KL(full ‖ policy) of %s%s; lower is better"):format(where,
       scale.log and "; logarithmic" or ""),
         chart.render { describe = spoken("KL divergence from the full cache", group), x = x,
@@ -276,10 +306,10 @@ local function kl_chart(group, series, index, x, source, where)
             y_format = chart.number, curves = curves, front = front })
 end
 
-local function perplexity_chart(group, series, index, x, source, where)
+local function perplexity_chart(group, series, index, short, x, source, where, kind)
   local full = group.full[source]
   if not full then return nil end
-  local curves, ys, front = curves_of(group, series, index, text_rows(source),
+  local curves, ys, front = curves_of(group, series, index, short, text_rows(source),
     function(entry) return entry[source] and entry[source].perplexity end, -1, function(entry)
       return title_of(entry, entry[source].context_fraction,
         ("perplexity %.3f (%+.1f %%)"):format(entry[source].perplexity,
@@ -287,8 +317,8 @@ local function perplexity_chart(group, series, index, x, source, where)
             ("%.4f bits per byte"):format(entry[source].bits_per_byte))
     end, function(entry) return { each = entry[source].loss_each } end)
   local scale = chart.scale(ys, { log = 6 })
-  return card("Perplexity", ("of %s%s; lower is better"):format(where,
-    scale.log and "; logarithmic" or ""), chart.render {
+  return card("Perplexity" .. kind, "Perplexity, " .. group.name,
+    ("of %s%s; lower is better"):format(where, scale.log and "; logarithmic" or ""), chart.render {
     describe = spoken("Perplexity", group), x = x, y = scale, x_label = x_label,
       y_label = "perplexity",
     x_format = percent, y_format = chart.number, curves = curves, front = front,
@@ -296,57 +326,82 @@ local function perplexity_chart(group, series, index, x, source, where)
       label = ("full cache %s"):format(chart.number(full.perplexity)) } })
 end
 
-local function legend(series)
-  local items = {}
+-- Buttons that hide a policy; pointing at one dims the others.
+local function legend(series, short)
+  local items, long = {}, {}
   for i, name in ipairs(series) do
-    items[i] = element("li", { class = chart.colour(i) }, {
+    items[i] = element("li", nil, element("button", { type = "button", ["data-s"] = i,
+      class = chart.colour(i), ["aria-pressed"] = "true", title = name }, {
       element("svg", { viewBox = "0 0 26 14", ["aria-hidden"] = "true", class = "mark" }, {
         element("path", { class = "curve", d = "M1 7h24", ["stroke-dasharray"] = i > 7 and "5 3" }),
-        element("path", { class = "on", d = chart.marker(i, 13, 7, 4.2) }) }), text(name) })
+        element("path", { class = "on", d = chart.marker(i, 13, 7, 4.2) }) }), text(short[name]) }))
+    if short[name] ~= name then
+      long[#long + 1] = element("li", nil, element("b", nil, text(short[name])) .. ": "
+        .. text(name))
+    end
   end
-  items[#items + 1] = element("li", nil, { element("svg",
+  items[#items + 1] = element("li", { class = "key" }, { element("svg",
     { viewBox = "0 0 26 14", ["aria-hidden"] = "true" },
       element("path", { class = "front", d = "M5 7h16" })), "the front" })
-  return element("ul", { class = "legend", ["aria-label"] = "Policies and how they are drawn" },
-    items)
+  return element("div", { class = "controls" }, {
+    element("button", { type = "button", ["data-all"] = "true" }, "Show all"),
+    element("button", { type = "button", ["data-all"] = "false" }, "Hide all") })
+    .. element("ul", { class = "legend", ["aria-label"] = "Policies and how they are drawn" },
+      items)
+    .. (#long > 0 and element("ul", { class = "note names", ["aria-label"] = "Names in full" },
+      long) or "")
 end
 
 -- The charts of one length: recall in each mode, then texts, which have no mode.
-local function charts_of(group, groups, series, index, about)
+local function charts_of(group, groups, series, index, short, about)
   local cards, x = {}, x_of(groups, group.length)
   local function add(svg) cards[#cards + 1] = svg end
   for _, other in ipairs(groups) do
     if other.length == group.length then
-      add(recall_chart(other, series, index, x, names_of(about)))
+      add(recall_chart(other, series, index, short, x, names_of(about)))
     end
   end
   local plain = { name = ("%d tokens"):format(group.length), full = group.full,
     entries = group.entries }
-  for _, text_kind in ipairs { { "document", "how documents go on" },
-    { "file", (about.settings.text or ""):match "[^/]*$" } } do
-    add(kl_chart(plain, series, index, x, table.unpack(text_kind)))
-    add(perplexity_chart(plain, series, index, x, table.unpack(text_kind)))
+  for _, text_kind in ipairs { { "document", "how documents go on", "" },
+    { "file", (about.settings.text or ""):match "[^/]*$", group.full.document and ", text" or "" } }
+  do
+    add(kl_chart(plain, series, index, short, x, table.unpack(text_kind)))
+    add(perplexity_chart(plain, series, index, short, x, table.unpack(text_kind)))
   end
   return cards
 end
 
-local function curves_section(groups, series, index, about)
-  local out = { element("h2", nil, "Quality against memory"),
-    element("p", { class = "soft" },
-      "Each point is a policy at one budget: further left keeps fewer rows. Filled points lie on "
-      .. "the front: nothing with as few rows is better, and nothing with fewer rows is as good, "
-      .. "as far as the errors of what was "
-      .. "measured tell. Point at one, or tap it, for its numbers."), legend(series) }
-  local seen = {}
+-- One chart at a time, chosen by tabs: a row of them for each length. Without a script, all.
+local function curves_section(groups, series, index, short, about)
+  local rows, panels, seen = {}, {}, {}
   for _, group in ipairs(groups) do
-    if not seen[group.length] then
-      out[#out + 1] = element("h3", nil, ("%d tokens"):format(group.length))
-      out[#out + 1] = element("div", { class = "charts" },
-        charts_of(group, groups, series, index, about))
+    local tabs = { element("span", nil, ("%d tokens"):format(group.length)) }
+    for _, each in ipairs(not seen[group.length]
+      and charts_of(group, groups, series, index, short, about) or {}) do
+      local n = #panels + 1
+      tabs[#tabs + 1] = element("button", { type = "button", role = "tab", id = ("tab%d"):format(n),
+        ["aria-controls"] = ("chart%d"):format(n), ["aria-selected"] = tostring(n == 1),
+        tabindex = n == 1 and "0" or "-1" }, text(each.tab))
+      panels[n] = element("div", { role = "tabpanel", id = ("chart%d"):format(n),
+        ["aria-labelledby"] = ("tab%d"):format(n) }, each.figure)
+    end
+    if #tabs > 1 then
+      rows[#rows + 1] = element("div", { class = "choices", role = "presentation" }, tabs)
     end
     seen[group.length] = true
   end
-  return out
+  if #panels == 0 then return {} end
+  return { element("h2", nil, "Quality against memory"),
+    element("p", { class = "soft" },
+      "Each point is a policy at one budget: further left keeps fewer rows. Filled points lie on "
+      .. "the front: nothing with as few rows is better, and nothing with fewer rows is as good, "
+      .. "as far as the errors of what was measured tell. Point at one, or tap it, for its "
+      .. "numbers. Below, press a policy to hide it, point at it to dim the others."),
+    element("div", { class = "charts" }, {
+      element("div", { class = "controls tabs", role = "tablist", ["aria-label"] = "Charts",
+        hidden = #panels == 1 }, rows),
+      table.concat(panels), legend(series, short) }) }
 end
 
 -- ---- tables -------------------------------------------------------------------------------------
@@ -383,14 +438,15 @@ local function table_of(label, columns, entries, index)
     body[#body + 1] = element("tr", { ["data-g"] = ("%d %s"):format(entry.length, entry.mode),
       ["data-front"] = entry.front and "1", class = index[entry.series] == 0 and "full" }, cells)
   end
-  return element("div", { class = "scroll", tabindex = "0", role = "region",
-    ["aria-label"] = label }, element("table", nil,
-      { element("thead", nil, element("tr", nil, head)), element("tbody", nil, body) }))
+  return element("div", { class = "edges" }, element("div", { class = "scroll", tabindex = "0",
+    role = "region", ["aria-label"] = label }, element("table", nil,
+      { element("thead", nil, element("tr", nil, head)), element("tbody", nil, body) })))
 end
 
-local function policy_column(index)
+local function policy_column(index, short)
   return { name = "Policy", word = true, cell = function(entry)
-    return text(entry.label), nil, { class = "policy " .. chart.colour(index[entry.series]) }
+    return text(label_of(entry, short)), nil, { title = entry.label,
+      class = "policy " .. chart.colour(index[entry.series]) }
   end }
 end
 
@@ -403,8 +459,8 @@ local rows_column = { name = "Rows", title = "Rows kept, of what was read under 
     entry.fraction end }
 
 -- Lengths and modes are named only if there are several.
-local function first_columns(groups, index)
-  local columns, lengths, modes = { policy_column(index) }, false, false
+local function first_columns(groups, index, short)
+  local columns, lengths, modes = { policy_column(index, short) }, false, false
   for _, group in ipairs(groups) do
     lengths, modes = lengths or group.length ~= groups[1].length,
       modes or group.mode ~= groups[1].mode
@@ -494,9 +550,9 @@ local function work_columns(columns)
     function(t) return t.decode_rate end, true)
 end
 
-local function tables_section(groups, entries, index, about)
+local function tables_section(groups, entries, index, short, about)
   local full = groups[1].full
-  local columns = first_columns(groups, index)
+  local columns = first_columns(groups, index, short)
   if full.recall then recall_columns(columns, about) end
   columns[#columns + 1] = { name = "Notes", word = true,
     cell = function(entry) return notes(entry), entry.front and 0 or 1 end }
@@ -514,7 +570,7 @@ local function tables_section(groups, entries, index, about)
       { element("input", { type = "checkbox", id = "only" }), " only the front" }) }),
     table_of("Every measurement", columns, entries, index) }
   if full.recall then
-    columns = first_columns(groups, index)
+    columns = first_columns(groups, index, short)
     for _, kind in ipairs(about.kinds) do
       columns[#columns + 1] = { name = kind, down = true, cell = function(entry)
         local n = entry.recall and entry.recall.kinds[kind]
@@ -591,7 +647,7 @@ local function kept_picture(entry)
       kept.tokens, percent(entry.kept_fraction)) }, out)
 end
 
-local function kept_figure(entry, index)
+local function kept_figure(entry, index, short)
   local kept, sum = entry.kept, 0
   for _, rows in ipairs(kept.rows) do sum = sum + rows end
   entry.kept_fraction = sum / (#kept.rows * kept.tokens)
@@ -599,7 +655,7 @@ local function kept_figure(entry, index)
   return element("figure", { ["data-budget"] = entry.budget and ("%g"):format(entry.budget)
     or false }, {
     element("figcaption", nil, { element("span",
-      { class = "dot " .. chart.colour(index[entry.series]) }, ""), text(entry.label),
+      { class = "dot " .. chart.colour(index[entry.series]) }, ""), text(label_of(entry, short)),
       element("small", nil,
         text(("%s of the rows of this document: %.0f in layer 1, %.0f in layer %d"):format(
         percent(entry.kept_fraction), first, last, #kept.rows))) }), kept_picture(entry) })
@@ -645,13 +701,13 @@ local function budget_choice(entries)
       { "<span>Rows asked for:</span>", table.unpack(buttons) })
 end
 
-local function kept_section(groups, index)
+local function kept_section(groups, index, short)
   local out, any = {}, false
   for _, group in ipairs(groups) do
     local figures, shown = {}, nil
     for i, entry in ipairs(group.entries) do
       if i > 1 and entry.kept then
-        figures[#figures + 1] = kept_figure(entry, index)
+        figures[#figures + 1] = kept_figure(entry, index, short)
         shown = entry.kept
       end
     end
@@ -789,10 +845,11 @@ function comparison.render(entries, about)
   local _ <close> = core.plain_locale()
   local groups = groups_of(entries)
   local series, index = series_of(entries)
+  local short = short_names(series)
   local name = about.path:match "([^/]+)/*$" or about.path
   local main = {}
-  for _, part in ipairs { findings(groups), curves_section(groups, series, index, about),
-    tables_section(groups, entries, index, about), kept_section(groups, index),
+  for _, part in ipairs { findings(groups), curves_section(groups, series, index, short, about),
+    tables_section(groups, entries, index, short, about), kept_section(groups, index, short),
       method(groups, about) } do
     main[#main + 1] = table.concat(part, "\n")
   end
