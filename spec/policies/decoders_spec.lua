@@ -149,11 +149,14 @@ local function state_of(cache, config)
 end
 
 -- Goes back by a step, where the cache can: what is read again is the same.
-local function assert_goes_back(cache, p, what)
+local function assert_goes_back(cache, p, config, what)
   local fork <close> = assert(cache:fork())
   local first = assert(fork:step(7)):tostring()
   local done, message, code = fork:truncate(fork:tokens() - 1)
-  if not done then
+  if not done and code == "argument" then       -- windows give rows back now and then
+    assert.truthy(config.window, message)
+    assert.matches("sliding window", message)
+  elseif not done then
     assert.equal("policy", code, message)
     assert.truthy(p.definition.trigger, message)
   elseif not p.definition.decode then
@@ -190,7 +193,7 @@ local function assert_runs(fixture, name, p, path)
   assert_finite(logits, what)
   for i = 1, STEPS do
     if i == 11 then
-      assert_goes_back(cache, p, what)
+      assert_goes_back(cache, p, config, what)
       assert(cache:save(path))
       along = { assert(cache:fork()),
         assert(model:load_cache(path, { policy = p, dtype = "f32" })) }
@@ -279,7 +282,7 @@ for _, fixture in ipairs(fixtures) do
       for _, name in ipairs(full[fixture] and names or { "pyramidinfer" }) do
         local p = assert(policy.load(name))
         if p.options.ratio then
-          p = p:with { ratio = 1 }
+          p = p:with { ratio = 1, handed = p.options.handed and 1 or nil }
           local cache <close> = assert(models[fixture]:cache { policy = p, dtype = "f32" })
           helper.assert_near(assert(cache:prefill(sequence.ids)), want, fixture .. ", " .. name)
         end

@@ -19,12 +19,14 @@ for _, name in ipairs { "mha", "gqa" } do
       map = folder .. "/map.safetensors"
       local lanes, columns = model.config.layers * model.config.kv_heads, golden.width + 1
       local numbers, rows, budgets = helper.floats(bytes, 0, lanes * columns), {}, {}
+      local tokens = {}                                  -- what `narrow` reads; dms does not
+      for layer = 1, model.config.layers do tokens[layer] = helper.slice(numbers, 1, columns) end
       for lane = 1, lanes do
         rows[lane] = helper.slice(numbers, (lane - 1) * columns + 1, lane * columns)
         budgets[lane] = { 0.5, 1 }
       end
       helper.write(map, maps.bytes { map = vector(rows), budgets = vector(budgets),
-        thresholds = vector { { 0, -1 } }, metadata = {} })
+        thresholds = vector { { 0, -1 } }, tokens = vector(tokens), metadata = {} })
     end)
     teardown(function()
       model:close()
