@@ -445,7 +445,7 @@ typedef enum pyr_score_code {
                           shorter */
   PYR_S_TOP,           /* 1 for the n highest candidates (ties to the lower), 0 for others */
   PYR_S_CUSTOM,  /* pop a, push what the policy's `custom` makes of them; n: which; b: 1 where it
-                    looks at the layer's inputs too. Prefill only */
+                    looks at the layer's inputs too, 2 where at queries, 3 at both. Prefill only */
   PYR_S_LEARNED,       /* push a learned map of what the layer read at each row's token: of the
                           normed hidden state in, w . in + b, mean over the group's lanes (KVzap,
                           arXiv 2601.07891). The policy's table n has w and b by head:
@@ -460,6 +460,15 @@ typedef enum pyr_score_code {
   PYR_S_TOTAL,         /* the sum over the candidates, or (a: 1) the highest, in the place of
                           each of them */
   PYR_S_MAP,           /* each value by itself; a: pyr_mapping, x: its parameter */
+  PYR_S_ALONG,         /* push how far K goes along a vector of its layer and head, mean over the
+                          group's lanes: the policy's table n has it by head, values[(layer *
+                          kv_heads + head) * head_dim] (Q-Filters, arXiv 2503.02812) */
+  PYR_S_CENTRES,       /* push the attention that a query in the middle of its head's would give K
+                          from the distances 1, 2, 4, ... up to x on, and what lies around the
+                          middle, less its mean, over its deviation; b: pyr_reduce over query heads.
+                          The policy's table n has by query head, [head_dim + head_dim/2] each, the
+                          mean query before RoPE and the mean length of each of its pairs
+                          (TriAttention, arXiv 2604.04921) */
   PYR_SCORE_CODES
 } pyr_score_code;
 
@@ -565,9 +574,13 @@ typedef struct pyr_custom_view {
   const float *const *input;          /* [inputs][rows] what was popped, the deepest first; the same
                                          for all heads of a set */
   const void *source;   /* the core's */
+  int32_t group;        /* query heads of the lane */
 } pyr_custom_view;
 /* Copies the candidates' K (values = 0) or V (1) to out [rows, head_dim]. */
 pyr_status pyr_custom_rows(const pyr_custom_view *view, int values, float *out);
+/* Copies the candidates' own queries, as RoPE turned them (turned = 1) or as they were before (0),
+ * to out [rows, group, head_dim]. PYR_ARGUMENT: the operation does not ask for them. */
+pyr_status pyr_custom_queries(const pyr_custom_view *view, int turned, float *out);
 /* Copies what the layer read at the candidates' tokens, normed, to out [rows, width]. PYR_ARGUMENT:
  * the operation did not say that it looks at them. */
 pyr_status pyr_custom_hidden(const pyr_custom_view *view, float *out);

@@ -184,7 +184,32 @@ static pyr_status cuda_chunk(pyr_backend *be, float *x, int64_t n, int64_t width
   return cuda_launched(be, "chunk");
 }
 
+/* ---- standardize ----------------------------------------------------------------------------- */
+
+/* One block: the mean, then the deviation from it, both summed in f64, so that scores that are
+ * large beside their differences keep these. 1 2 3: the mean is 2, the variance 2/3, and what comes
+ * out -1.22 0 1.22. Equal values have a deviation of 0, which counts as 1e-6: they become 0. The
+ * barriers of block_sum stand between the passes. */
+static __global__ void standardize_kernel(float *x, int64_t n) {
+  __shared__ double parts[WARP];
+  double sum = 0, squares = 0;
+  for (int64_t i = threadIdx.x; i < n; i += THREADS) sum += x[i];
+  double mean = block_sum(sum, parts) / static_cast<double>(n);
+  for (int64_t i = threadIdx.x; i < n; i += THREADS) squares += (x[i] - mean) * (x[i] - mean);
+  double deviation = sqrt(block_sum(squares, parts) / static_cast<double>(n));
+  deviation = deviation < 1e-6 ? 1e-6 : deviation;
+  for (int64_t i = threadIdx.x; i < n; i += THREADS)
+    x[i] = static_cast<float>((x[i] - mean) / deviation);
+}
+
+static pyr_status cuda_standardize(pyr_backend *be, float *x, int64_t n) {
+  if (n <= 0) return PYR_OK;
+  PYR_LAUNCH(standardize_kernel, 1, THREADS, 0, cuda_of(be), x, n);
+  return cuda_launched(be, "standardize");
+}
+
 void cuda_scores_fill(pyr_backend *be) {
+  be->standardize = cuda_standardize;
   be->reduce_rows = cuda_reduce_rows;
   be->pool = cuda_pool;
   be->normalize = cuda_normalize;

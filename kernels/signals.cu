@@ -321,7 +321,51 @@ static pyr_status cuda_expected(pyr_backend *be, float *out, const pyr_lane_view
   return cuda_launched(be, "expected");
 }
 
+/* ---- along ----------------------------------------------------------------------------------- */
+
+/* Grid: tiles of rows, heads. A warp has every WARPS-th dimension, and then every WARPS-th pair: of
+ * 64 dimensions and 32 pairs 16 and 8. A lane of each warp has the same row; the four warps' sums
+ * are joined in their order, so that a row's number does not depend on its place in the tile.
+ *
+ *     half           values p and p + pairs are a pair         0 1 2 3 | 4 5 6 7     (0, 4) (1, 5)
+ *     interleaved    values 2 p and 2 p + 1                    0 1 | 2 3 | 4 5 | 6 7
+ *
+ * All lanes read the same vector value at once, out of L1. Sums are f32. */
+static __global__ void __launch_bounds__(THREADS) along_kernel(tile_args a, pyr_along v) {
+  __shared__ float parts[THREADS];
+  PYR_SHARED(float, tile);
+  int rows = tile_rows(a.f.d), ld = tile_ld(a.f.d), d = a.f.d, pairs = v.dims / 2;
+  int each = v.style == PYR_ROPE_HALF ? 1 : 2, other = v.style == PYR_ROPE_HALF ? pairs : 1;
+  int64_t row = a.begin + static_cast<int64_t>(blockIdx.x) * rows, left = a.end - row;
+  int64_t head = blockIdx.y;
+  const float *vector = v.vectors + head * d, *k = tile + lane_of_warp() % rows * ld;
+  float sum = 0;
+  load_tile(tile, rows, ld, a.lane, a.f, 0, d, row, left, 0);
+  __syncthreads();
+  for (int i = warp_of_block(); i < d; i += WARPS) sum += vector[i] * k[i];
+  for (int p = warp_of_block(); p < pairs && v.spreads; p += WARPS) {
+    float x = k[p * each], y = k[p * each + other];
+    sum += v.spreads[head * pairs + p] * sqrtf(x * x + y * y);
+  }
+  sum = join_warps(parts, sum);
+  if (warp_of_block() == 0 && lane_of_warp() < rows && lane_of_warp() < left)
+    a.out[head * (a.end - a.begin) + (row - a.begin) + lane_of_warp()] = sum;
+}
+
+static pyr_status cuda_along(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                             pyr_layout layout, int64_t begin, int64_t end, const pyr_along *along,
+                                 int32_t count) {
+  tile_args a = { out, {}, format_of(layout), begin, end, 0 };
+  if (end <= begin || count <= 0) return PYR_OK;
+  pyr_status status = cuda_send_lane(be, "along", &a.lane, lane, begin, end);
+  if (status != PYR_OK) return status;
+  PYR_LAUNCH(along_kernel, dim3(tiles_of(a), static_cast<unsigned>(count)), THREADS,
+             tile_bytes(a.f), cuda_of(be), a, *along);
+  return cuda_launched(be, "along");
+}
+
 void cuda_signals_fill(pyr_backend *be) {
+  be->along = cuda_along;
   be->key_similarity = cuda_key_similarity;
   be->lag = cuda_lag;
   be->output_norm = cuda_output_norm;

@@ -235,20 +235,25 @@ typedef struct custom_call {
 static int lane_index(lua_State *L) {
   pyr_lua_scope *scope = lua_touserdata(L, lua_upvalueindex(1));
   const char *key = lua_tostring(L, 2);
-  bool values = key && strcmp(key, "values") == 0, hidden = key && strcmp(key, "hidden") == 0;
-  if (!values && !hidden && !(key && strcmp(key, "keys") == 0))
+  bool values = key && strcmp(key, "values") == 0, hidden = key && strcmp(key, "hidden") == 0,
+      turned = key && strcmp(key, "turned") == 0,
+      queries = turned || (key && strcmp(key, "queries") == 0);
+  if (!values && !hidden && !queries && !(key && strcmp(key, "keys") == 0))
     return luaL_error(L, "a lane has no '%s'", luaL_tolstring(L, 2, NULL));
   if (!scope->view) return luaL_error(L, "a lane is valid only while its custom score runs");
   float *rows = pyr_lua_new_vector(L, scope->view->rows,
-                                   hidden ? scope->view->width : scope->view->head_dim);
+                                   hidden ? scope->view->width
+                                   : scope->view->head_dim * (queries ? scope->view->group : 1));
   lua_pushvalue(L, lua_upvalueindex(1));
   lua_insert(L, -2);
   pyr_lua_bind_vector(L, lua_gettop(L) - 1);
   scope->status = hidden ? pyr_custom_hidden(scope->view, rows)
+      : queries ? pyr_custom_queries(scope->view, turned, rows)
                          : pyr_custom_rows(scope->view, values, rows);
   if (scope->status == PYR_ARGUMENT) {
     scope->status = PYR_OK;               /* the function's mistake, which the policy answers for */
-    return luaL_error(L, "a lane has no hidden states unless score.custom is told `hidden = true`");
+    return luaL_error(L, "a lane has no %s unless score.custom is told `%s = true`",
+                      hidden ? "hidden states" : "queries", hidden ? key : "queries");
   }
   if (scope->status != PYR_OK) return luaL_error(L, "no memory for the lane's %s", key);
   lua_pushvalue(L, 2);

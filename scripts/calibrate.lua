@@ -1,5 +1,6 @@
 -- calibrate.lua: measures what layers and heads look at, and writes a policy file that keeps it.
 local calibrate = require "pyramid.tools.calibrate"
+local centres = require "pyramid.tools.centres"
 local cli = require "pyramid.tools.cli"
 local compare = require "pyramid.tools.compare"
 local core = require "pyramid.core"
@@ -44,6 +45,9 @@ parser:flag("--heads",
 parser:flag("--learn",
   "Learn from plain text what will be looked at (KVzap), and write a folder that is a policy; with"
   .. " --text, --length, --texts, --seed and --out.")
+parser:flag("--centres",
+  "Take from plain text where each head's queries lie (TriAttention, Q-Filters), and write a folder"
+  .. " that is a policy; with --text, --length, --texts, --seed and --out.")
 cli.option(parser, "--text", "FILE", "A text to measure on.")
 cli.option(parser, "--length", "N",
   "Tokens of each stretch that is read; if not given, the model's context, at most 1024.",
@@ -64,8 +68,8 @@ cli.option(parser, "--kernel", "N",
 cli.option(parser, "--steps", "N",
   "How finely ratios are told apart. (default: 50; 25 for more than 40 layers)", { integer = 2 })
 cli.option(parser, "--out", "FILE",
-  "The policy file; its name is the policy's. With --learn: a folder. (default:"
-  .. " build/calibrated.lua, build/learned)")
+  "The policy file; its name is the policy's. With --learn and --centres: a folder."
+  .. " (default: build/calibrated.lua, build/learned, build/centres)")
 parser:flag("--check",
   "Measure the policy on other documents, beside the cosine at the same share of the rows.")
 cli.option(parser, "--questions", "N", "With --check: questions of each kind; 0: none.",
@@ -104,10 +108,11 @@ if args.kernel % 2 == 0 or args.kernel > 63 then
   cli.fail(("--kernel: %d is not an odd number up to 63"):format(args.kernel))
 end
 args.texts = args.texts or (args.learn and 32 or 8)
-args.out = args.out or (args.learn and "build/learned" or "build/calibrated.lua")
+args.out = args.out or (args.learn and "build/learned" or args.centres and "build/centres"
+  or "build/calibrated.lua")
 local target = not args.loss and (args.target or 0.45) or nil
 local name = args.out:match "([^/\\]+)%.lua$"
-if not name and not args.learn then
+if not name and not args.learn and not args.centres then
   cli.fail(("--out: '%s' does not end in .lua"):format(args.out))
 end
 
@@ -159,6 +164,30 @@ local function print_agreement(learned)
   return sum / count
 end
 
+-- A folder of these files; the path of its policy.
+local function write_folder(files)
+  if not os.execute("mkdir -p " .. cli.quote(args.out)) then
+    cli.fail(("--out: the folder '%s' cannot be made"):format(args.out))
+  end
+  for file, bytes in pairs(files) do cli.write(args.out .. "/" .. file, bytes) end
+  local path = args.out .. "/policy.lua"
+  cli.must(policy.load(path))
+  return path
+end
+
+local function centres_and_write()
+  local learned
+  do
+    local progress <close> = picture.progress "reading"
+    learned = cli.must(centres.learn(model, texts, { progress = progress.update }))
+  end
+  local path = write_folder(centres.folder(learned, about()))
+  local rows = math.tointeger(learned.metadata.rows)
+  if args.json then return cli.json { file = path, rows = rows } end
+  print(("centres of %s queries a head\npolicy: --policy-file %s target=0.3"):format(
+    learned.metadata.rows, path))
+end
+
 local function learn_and_write()
   if #texts < 2 then
     cli.fail("--learn wants two texts and more", "Give a longer --text, or a shorter --length.")
@@ -168,14 +197,7 @@ local function learn_and_write()
     local progress <close> = picture.progress "reading twice"
     learned = cli.must(learn.map(model, texts, { progress = progress.update }))
   end
-  if not os.execute("mkdir -p " .. cli.quote(args.out)) then
-    cli.fail(("--out: the folder '%s' cannot be made"):format(args.out))
-  end
-  for file, bytes in pairs(learn.folder(learned, about())) do
-    cli.write(args.out .. "/" .. file, bytes)
-  end
-  local path = args.out .. "/policy.lua"
-  cli.must(policy.load(path))
+  local path = write_folder(learn.folder(learned, about()))
   if args.json then
     cli.json { file = path, agreement = learned.agreement, deeper = learned.deeper,
       rows = learned.rows, texts = learned.texts, held_out = learned.held_out }
@@ -187,6 +209,7 @@ local function learn_and_write()
 end
 
 if args.learn then return learn_and_write(texts) end
+if args.centres then return centres_and_write() end
 
 -- ---- measuring ----------------------------------------------------------------------------------
 

@@ -144,6 +144,8 @@ struct pyr_backend {
   pyr_status (*total)(pyr_backend *be, float *x, int64_t n, pyr_reduce how);
   /* each value by itself, in place (pyr_mapping); NaN stays NaN, but under PYR_MAP_ABOVE */
   pyr_status (*map)(pyr_backend *be, float *x, int64_t n, pyr_mapping how, float value);
+  /* less the mean, divided by the standard deviation (over n), which counts as 1e-6 at least */
+  pyr_status (*standardize)(pyr_backend *be, float *x, int64_t n);
   /* each value becomes the mean of its run of width */
   pyr_status (*chunk)(pyr_backend *be, float *x, int64_t n, int64_t width);
   /* out[i] = 1 where i is in idx [k], else 0 */
@@ -174,6 +176,10 @@ struct pyr_backend {
    * over all n rows, of rows [begin, end). Within the reserved head_dim and rows. */
   pyr_status (*redundancy)(pyr_backend *be, float *out, const pyr_lane_view *lane,
                            pyr_layout layout, int64_t begin, int64_t end, float threshold);
+  /* out[h*(end-begin) + i] = what pyr_along says of k_i and head h, h < count; within the reserved
+   * head_dim */
+  pyr_status (*along)(pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout,
+                      int64_t begin, int64_t end, const pyr_along *a, int32_t count);
   /* Runs of `lag` rows from `begin` on, to the lane's last row. For a row x of a run that has a
    * whole run r behind it, of K and of V: s = std over channels of (x - min r)/(max r - min r),
    * divided by channels - 1, a channel without a range counting as 0; softmax of s over the run.

@@ -209,6 +209,15 @@ typedef struct pyr_moments {
   float gain;
 } pyr_moments;
 
+/* How far keys go along a vector of each head, and how long they are pair by pair as RoPE pairs
+ * values: of a key k, vector . k + sum over pairs p of spread_p |(k's pair p)|. */
+typedef struct pyr_along {
+  const float *vectors;          /* [heads, head_dim] */
+  const float *spreads;          /* [heads, dims/2]; NULL: lengths do not count */
+  int32_t dims;                  /* that rope turns, as in rope */
+  pyr_rope_style style;
+} pyr_along;
+
 /* Which experts each token takes, and with what weight. With s = softmax(logits) or sigmoid(logits)
  * of a token:
  *

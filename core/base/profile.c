@@ -25,8 +25,8 @@
   X(add) X(gate_rows) X(temper) X(route) X(experts) X(take_rows) X(take_i32) X(store) \
   X(attention) X(gather) X(merge) X(rotate) X(mass) X(reduce_rows) X(row_norms) X(arith) X( \
       pool) X(normalize) X(select) \
-  X(choose) X(finite) X(iota) X(fill) X(softmax) X(total) X(map) X(chunk) X(mark) X(read_rows) X( \
-      key_similarity) X(redundancy) X(lag) X(output_norm) X(moments) \
+  X(choose) X(finite) X(iota) X(fill) X(softmax) X(total) X(map) X(standardize) X(chunk) X( \
+      mark) X(read_rows) X(key_similarity) X(redundancy) X(along) X(lag) X(output_norm) X(moments) \
   X(moments_end) X(expected) X(pick) X(list_pages)
 
 enum {
@@ -271,6 +271,8 @@ WRAPPER(total, (pyr_backend *be, float *x, int64_t n, pyr_reduce how), (be, x, n
         8.0 * (double)n)
 WRAPPER(map, (pyr_backend *be, float *x, int64_t n, pyr_mapping how, float value),
         (be, x, n, how, value), (double)n, 8.0 * (double)n)
+WRAPPER(standardize, (pyr_backend *be, float *x, int64_t n), (be, x, n), 5.0 * (double)n,
+        12.0 * (double)n)
 WRAPPER(chunk, (pyr_backend *be, float *x, int64_t n, int64_t width), (be, x, n, width), (double)n,
         8.0 * (double)n)
 WRAPPER(mark, (pyr_backend *be, float *out, int64_t n, const int32_t *idx, int64_t k),
@@ -289,6 +291,11 @@ WRAPPER(redundancy, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr
         (be, out, lane, layout, begin, end, threshold),
         2.0 * (double)lane->rows * (double)lane->rows * layout.head_dim,
         (double)lane->rows * (row_of(layout) + 12.0))
+WRAPPER(along, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout,
+                int64_t begin, int64_t end, const pyr_along *a, int32_t heads),
+        (be, out, lane, layout, begin, end, a, heads),
+        2.0 * (double)(end - begin) * heads * (layout.head_dim + (a->spreads ? a->dims : 0)),
+        (double)(end - begin) * (row_of(layout) + 4.0 * heads))
 WRAPPER(lag, (pyr_backend *be, float *out, const pyr_lane_view *lane, pyr_layout layout,
               int64_t begin, int64_t end, int64_t lag, int ranked),
                   (be, out, lane, layout, begin, end, lag, ranked),

@@ -6,6 +6,8 @@
  *                  on how many there are.
  * lag              spread of a row over the range of the run behind it (LagKV, arXiv 2504.04704,
  *                  eq. 2 to 6). A run is a task.
+ * along            how far a key goes along a vector of its head, and how long its pairs are
+ *                  (Q-Filters, arXiv 2503.02812; TriAttention, arXiv 2604.04921).
  * output_norm      |W_o v|_1 for each query head (CriticalKV, arXiv 2502.03805), as a matrix
  *                  product of a tile of values with strips of W_o whose absolute sums alone are
  *                  kept.
@@ -39,6 +41,7 @@ typedef struct signal_call {
   const float *anchor;
   const pyr_tensor *o;
   const pyr_moments *m;
+  const pyr_along *along;
   const float *q;
   const int32_t *q_pos;
   int64_t n, lag, tiles, next, future, count;
@@ -355,6 +358,39 @@ static pyr_status cpu_expected(pyr_backend *be, float *out, const pyr_lane_view 
   return run_tasks(be, "expected", expected_task, &c, c.tiles, (end - begin) * c.d * c.d * count);
 }
 
+/* Task: a tile of rows, for all heads. Values side by side, row beside row: sum over i of
+ * vector_i k_i, then over pairs of spread_p sqrt(a^2 + b^2). Lengths are taken anew for each head:
+ * a group has few. */
+static void along_task(void *ctx, int64_t tile, int worker) {
+  const signal_call *c = ctx;
+  const pyr_along *a = c->along;
+  int32_t pairs = a->dims / 2, each = a->style == PYR_ROPE_HALF ? 1 : 2,
+      other = a->style == PYR_ROPE_HALF ? pairs : 1;
+  pyr_arena arena = pyr_cpu_arena(c->cpu, worker);
+  product_scratch s = product_scratch_of(&arena, c->k->nr, c->d);
+  int64_t rows = load_tile(c, &s, tile, 0, &c->k->f32);
+  for (int32_t h = 0; h < c->heads; h++) {
+    const float *vector = a->vectors + h * c->d;
+    memset(s.sums, 0, TILE * sizeof(float));
+    for (int64_t i = 0; i < c->d; i++)
+      for (int64_t j = 0; j < TILE; j++) s.sums[j] += vector[i] * s.rows_t[i * TILE + j];
+    for (int32_t p = 0; p < pairs && a->spreads; p++) {
+      const float *x = s.rows_t + (int64_t)p * each * TILE, *y = x + (int64_t)other * TILE;
+      float spread = a->spreads[h * pairs + p];
+      for (int64_t j = 0; j < TILE; j++) s.sums[j] += spread * sqrtf(x[j] * x[j] + y[j] * y[j]);
+    }
+    memcpy(c->out + h * (c->end - c->begin) + tile * TILE, s.sums, (size_t)rows * sizeof(float));
+  }
+}
+
+static pyr_status cpu_along(pyr_backend *be, float *out, const pyr_lane_view *lane,
+                            pyr_layout layout, int64_t begin, int64_t end, const pyr_along *a,
+                                int32_t count) {
+  signal_call c = call_of(be, out, lane, layout, begin, end);
+  c.along = a, c.heads = count;
+  return run_tasks(be, "along", along_task, &c, c.tiles, (end - begin) * c.d * 3 * count);
+}
+
 /* ---- moments of queries ---------------------------------------------------------------------- */
 
 /* Cosines and sines of each query's angles, over the gain: what turns it back. They serve all
@@ -509,6 +545,19 @@ static pyr_status cpu_softmax(pyr_backend *be, float *x, int64_t n) {
   return PYR_OK;
 }
 
+/* 1 2 3 becomes -1.22 0 1.22: the mean is 2, the variance 2 / 3. Summed in f64. */
+static pyr_status cpu_standardize(pyr_backend *be, float *x, int64_t n) {
+  double sum = 0, squares = 0;
+  (void)be;
+  for (int64_t i = 0; i < n; i++) sum += x[i];
+  double mean = n > 0 ? sum / (double)n : 0;
+  for (int64_t i = 0; i < n; i++) squares += (x[i] - mean) * (x[i] - mean);
+  double deviation = sqrt(squares / (double)(n > 0 ? n : 1));
+  deviation = deviation < 1e-6 ? 1e-6 : deviation;
+  for (int64_t i = 0; i < n; i++) x[i] = (float)((x[i] - mean) / deviation);
+  return PYR_OK;
+}
+
 /* 1 2 3 10 20 in runs of 3 becomes 2 2 2 15 15: the last run may be shorter. Summed in f64. */
 static pyr_status cpu_chunk(pyr_backend *be, float *x, int64_t n, int64_t width) {
   if (width < 1)
@@ -534,6 +583,8 @@ static pyr_status cpu_mark(pyr_backend *be, float *out, int64_t n, const int32_t
 void pyr_cpu_signals_fill(pyr_backend *be) {
   be->read_rows = cpu_read_rows;
   be->key_similarity = cpu_key_similarity;
+  be->along = cpu_along;
+  be->standardize = cpu_standardize;
   be->lag = cpu_lag;
   be->output_norm = cpu_output_norm;
   be->moments = cpu_moments;

@@ -969,7 +969,8 @@ static pyr_signals signals_of(const pyr_evictions *es, int64_t i) {
   const pyr_splits *s = &es->each[i].splits;
   const pyr_score_op *track = &s->cache->states[s->layer].trigger.track;
   return (pyr_signals){ .cache = s->cache, .layer = s->layer, .tracked = track,
-                        .tracked_queries = track->n, .fault = es->faults + i };
+                        .tracked_queries = track->n, .fault = es->faults + i,
+                        .next = s->cache->tokens + es->prompt };
 }
 
 /* Those with share = "model" enter one contest as they come; when all have, one choice decides, and

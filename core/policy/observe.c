@@ -27,6 +27,7 @@ void pyr_observe_begin(pyr_observation *o, const pyr_splits *splits, const pyr_t
   o->program = splits->plan->score;
   for (int i = 0; i < splits->plan->weight.length; i++)
     o->program.ops[o->program.length++] = splits->plan->weight.ops[i];
+  o->signals.next = last_position + 1;
   o->track = pyr_track_prompt(splits, trigger, restarts, last_position);
   if (o->track.queries > 0)
     o->tracked_stride = splits->rows - pyr_track_begin(&o->track, splits->rows);
@@ -45,17 +46,24 @@ void pyr_observe_layout_host(pyr_observation *o, int32_t heads, pyr_arena *host)
 static void layout_inputs(pyr_observation *o, int ops, pyr_arena *arena) {
   const pyr_score *score = &o->program;
   int64_t heads = o->splits->cache->heads, width = model_of(o)->config.width;
-  bool keeps = false;
+  bool keeps = false, asks = false;
   for (int i = 0; i < ops; i++) {
     if (!pyr_signal_reads_inputs(&score->ops[i])) continue;
     if (o->signals.tracked && pyr_signal_is_carried(&score->ops[i], o->signals.tracked)) continue;
     o->learns = true;
-    keeps = keeps || !pyr_signal_is_learned(&score->ops[i]);
+    keeps = keeps || (!pyr_signal_is_learned(&score->ops[i]) && score->ops[i].b & 1);
+    asks = asks || (!pyr_signal_is_learned(&score->ops[i]) && score->ops[i].b & 2);
     if (!pyr_signal_is_learned(&score->ops[i])) continue;
     PYR_PART(arena, o->maps[i], heads * width);
     PYR_PART(arena, o->signals.learned[i], heads * o->splits->coming);
   }
   if (keeps) PYR_PART(arena, o->signals.inputs, o->splits->coming * width);
+  /* For custom scores that ask for queries all of the prompt's, [alive, heads, head_dim], and
+   * where rope turned each to: of 9 heads of 64 dimensions a token takes 2,308 bytes. */
+  if (!asks) return;
+  PYR_PART(arena, o->signals.asked,
+           o->splits->coming * model_of(o)->config.heads * model_of(o)->config.head_dim);
+  PYR_PART(arena, o->signals.asked_at, o->splits->coming);
 }
 
 /* Sums come first and lie in one run, which pyr_observe_start fills in one call; means and
@@ -124,7 +132,7 @@ static int64_t queries_of(const pyr_observation *o, int i) {
  * behind it). */
 bool pyr_observe_wants(const pyr_observation *o, int64_t at, int64_t n) {
   int64_t behind = o->splits->coming - (at + n);      /* alive queries after these */
-  if (o->expects || (o->tracked && behind < o->track.queries)) return true;
+  if (o->expects || o->signals.asked || (o->tracked && behind < o->track.queries)) return true;
   for (int i = 0; i < o->program.length; i++)
     if (o->signals.attention[i] && behind < queries_of(o, i)) return true;
   return false;
@@ -216,6 +224,13 @@ pyr_status pyr_observe_queries(pyr_observation *o, const pyr_attention *a,
   pyr_backend *be = cache->pool->be;
   const pyr_model *model = model_of(o);
   const pyr_score *score = &o->program;
+  int64_t each = (int64_t)model->config.heads * model->config.head_dim;
+  if (o->signals.asked) {
+    /* as rope turned them, and to what: score.c turns them back for whoever asks */
+    PYR_TRY(be->copy(be, o->signals.asked + at * each, a->q,
+                     (size_t)(a->n * each) * sizeof(float)));
+    PYR_TRY(be->copy(be, o->signals.asked_at + at, turned_to, (size_t)a->n * sizeof *turned_to));
+  }
   for (int i = 0; i < score->length; i++)
     if (o->expects && pyr_signal_is_expected(&score->ops[i]))
       PYR_TRY(pyr_query_stats_add(&o->signals.queries_of[i], be, a, turned_to, at));

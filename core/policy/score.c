@@ -57,7 +57,7 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
       /* fall through */
     case PYR_S_POSITION: case PYR_S_RANDOM:
     case PYR_S_KEY_SIMILARITY: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE: case PYR_S_PLACE:
-    case PYR_S_LEARNED: case PYR_S_PROBED:
+    case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_ALONG:
       height++;
       break;
     case PYR_S_EXPECTED:
@@ -75,6 +75,12 @@ const char *pyr_score_check(const pyr_score *score, int *depth) {
       break;
     case PYR_S_REDUNDANCY:
       if (!isfinite(op->x)) return "has a threshold of redundancy that is not finite";
+      height++;
+      break;
+    case PYR_S_CENTRES:
+      if (op->b > PYR_MAX) return "reduces over heads in an unknown way";
+      if (!(op->x >= 1 && op->x <= 0x1p24f))
+        return "looks from a distance that is below 1 or above 2^24";
       height++;
       break;
     case PYR_S_CUSTOM:
@@ -145,6 +151,7 @@ static int begin_of(const pyr_score *score, int last) {
     case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
     case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
     case PYR_S_PLACE: case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_REDUNDANCY:
+    case PYR_S_ALONG: case PYR_S_CENTRES:
       wanted--;
       break;
     case PYR_SCORE_CODES: break;
@@ -184,6 +191,8 @@ static const char *name_of(pyr_score_code code) {
   case PYR_S_REDUNDANCY: return "redundancy";
   case PYR_S_TOTAL: return "total";
   case PYR_S_MAP: return "map";
+  case PYR_S_ALONG: return "along";
+  case PYR_S_CENTRES: return "centres";
   case PYR_SCORE_CODES: break;
   }
   return "?";
@@ -230,7 +239,8 @@ static void add_value(score_text *t, const pyr_score *score, int last) {
   case PYR_S_ATTENTION: case PYR_S_HISTORY: case PYR_S_KEY_NORM: case PYR_S_VALUE_NORM:
   case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_KEY_SIMILARITY: case PYR_S_EXPECTED:
   case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE: case PYR_S_PLACE:
-  case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_REDUNDANCY: case PYR_SCORE_CODES:
+  case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_REDUNDANCY:
+  case PYR_S_ALONG: case PYR_S_CENTRES: case PYR_SCORE_CODES:
     add_text(t, "%s", name);
     break;
   }
@@ -253,6 +263,16 @@ static pyr_status find_table(const pyr_cache *cache, int32_t number, pyr_table *
 
 pyr_status pyr_learned_table(const pyr_cache *cache, const pyr_score_op *op, pyr_table *out) {
   return find_table(cache, op->n, out);
+}
+
+/* A vector for each K/V head, or what is known of each query head's queries: of 3 layers with 4
+ * query heads over 2 K/V heads of 16 dimensions 6 rows of 16, or 12 rows of 16 + 8. A map of
+ * another model has other numbers of them, as a rule; where it has not, nobody can tell. */
+static bool along_fits(const pyr_table *table, const pyr_model_config *c, bool centres) {
+  int64_t heads = centres ? c->heads : c->kv_heads,
+      width = c->head_dim + (centres ? c->head_dim / 2 : 0);
+  return table->by == PYR_BY_HEAD && table->width == width
+      && table->count == c->layers * heads * width;
 }
 
 /* One map for each layer and K/V head of this model, of its width. */
@@ -287,11 +307,14 @@ const char *pyr_score_refused(const pyr_score *score, const pyr_cache *cache, bo
   pyr_table table;
   for (int i = 0; i < score->length; i++) {
     const pyr_score_op *op = &score->ops[i];
-    bool learned = pyr_signal_is_learned(op);
-    if ((op->code == PYR_S_TABLE || learned) && find_table(cache, op->n, &table) != PYR_OK)
+    bool learned = pyr_signal_is_learned(op), centres = op->code == PYR_S_CENTRES,
+        along = op->code == PYR_S_ALONG || centres;
+    if ((op->code == PYR_S_TABLE || learned || along) && find_table(cache, op->n, &table) != PYR_OK)
       return "refers to a table that the policy does not have";
     if (learned && !fits_model(&table, &cache->pool->model->config))
       return "is learned for a model of other layers, heads or width";
+    if (along && !along_fits(&table, &cache->pool->model->config, centres))
+      return "has vectors for a model of other layers, heads or dimensions";
     if (learned && !prefill && !pyr_signal_is_carried(op, track))
       return "reads what the layer read, which is known in prefill only, or where the trigger "
              "tracks that learned score";
@@ -402,6 +425,51 @@ pyr_status pyr_custom_hidden(const pyr_custom_view *view, float *out) {
                       (size_t)(view->rows * view->width) * sizeof *out);
 }
 
+/* Turned back on the host, query by query: few prompts are asked for this. What observe.c kept are
+ * all heads' queries, [rows][heads][head_dim]; a lane's own lie side by side in each row.
+ *
+ *     turned    (a cos - b sin, a sin + b cos) times the gain, at the angle position * freq
+ *     back      (a cos + b sin, b cos - a sin) over it */
+pyr_status pyr_custom_queries(const pyr_custom_view *view, int turned, float *out) {
+  const pyr_custom_source *source = view->source;
+  const pyr_signals *s = source->signals;
+  const pyr_model *model = s->cache->pool->model;
+  const pyr_model_config *c = &model->config;
+  pyr_backend *be = s->cache->pool->be;
+  if (!s->asked)
+    return pyr_runtime_set_error(s->cache->pool->rt, PYR_ARGUMENT,
+                                 "the custom score did not ask for queries");
+  int64_t begin = first_alive(s, source->head), each = (int64_t)c->heads * c->head_dim,
+      own = (int64_t)view->group * c->head_dim;
+  size_t bytes = (size_t)view->rows * ((size_t)each * sizeof(float) + sizeof(int32_t));
+  float *all = pyr_alloc(s->cache->pool->rt, bytes);
+  if (!all) return pyr_nomem(s->cache->pool->rt, bytes, "the queries of a custom score");
+  int32_t *at = (int32_t *)(all + view->rows * each);
+  pyr_status status = be->download(be, all, s->asked + begin * each,
+                                   (size_t)(view->rows * each) * sizeof *all);
+  if (status == PYR_OK)
+    status = be->download(be, at, s->asked_at + begin, (size_t)view->rows * sizeof *at);
+  pyr_turn turn = pyr_model_turn(model, s->layer);
+  const float *freq = c->turns[s->layer] == PYR_TURN_SECOND ? c->rope_second : c->rope_freq;
+  int32_t pairs = turn.dims / 2, step = turn.style == PYR_ROPE_HALF ? 1 : 2,
+      other = turn.style == PYR_ROPE_HALF ? pairs : 1;
+  for (int64_t i = 0; i < view->rows && status == PYR_OK; i++) {
+    float *q = out + i * own;
+    memcpy(q, all + i * each + source->head * own, (size_t)own * sizeof *q);
+    for (int32_t p = 0; p < pairs && !turned; p++) {
+      double co = cos((double)at[i] * freq[p]) / turn.gain,
+          si = sin((double)at[i] * freq[p]) / turn.gain;
+      for (int32_t h = 0; h < view->group; h++) {
+        float *a = q + h * c->head_dim + p * step, *b = a + other, was = *a;
+        *a = (float)(was * co + *b * si);
+        *b = (float)(*b * co - was * si);
+      }
+    }
+  }
+  pyr_release(s->cache->pool->rt, all, bytes);
+  return status;
+}
+
 /* Shows each lane and the inputs (vectors from `in` on) to the policy's function; the mean of what
  * it returns to `out`. One host block serves all lanes in turn, and goes back before the mean is
  * taken:
@@ -425,7 +493,8 @@ static pyr_status eval_custom(const pyr_score_op *op, const pyr_signals *s, int 
     pyr_custom_source source = { s, head + i };
     pyr_custom_view view = { .layer = s->layer, .head = head + i,
                              .head_dim = cache->pool->layout.head_dim, .inputs = op->a,
-                             .width = cache->pool->model->config.width, .rows = n,
+                             .width = cache->pool->model->config.width,
+                             .group = cache->pool->model->config.heads / cache->heads, .rows = n,
                                  .positions = positions, .input = inputs, .source = &source };
     const int32_t *held = pyr_cache_lane(cache, s->layer, head + i)->positions + s->begin;
     status = be->download(be, positions, held, (size_t)n * sizeof *held);
@@ -479,7 +548,8 @@ static pyr_status eval_lane(const pyr_score_op *op, const pyr_signals *s,
   case PYR_S_CONST: case PYR_S_ADD: case PYR_S_SUB: case PYR_S_MUL: case PYR_S_DIV:
   case PYR_S_POOL: case PYR_S_NORMALIZE: case PYR_S_EXPECTED: case PYR_S_OUTPUT_NORM:
   case PYR_S_TABLE: case PYR_S_PLACE: case PYR_S_SOFTMAX: case PYR_S_CHUNK: case PYR_S_TOP:
-  case PYR_S_CUSTOM: case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_SCORE_CODES: break;
+  case PYR_S_CUSTOM: case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_ALONG: case PYR_S_CENTRES:
+  case PYR_S_TOTAL: case PYR_S_MAP: case PYR_SCORE_CODES: break;
   }
   return no_signal(s, op);
 }
@@ -536,6 +606,101 @@ static pyr_status eval_variance(const pyr_score_op *op, int index, const pyr_sig
                          queries > 1 ? 1.0f / (float)(queries - 1) : 0.0f);
 }
 
+/* What a head of the table gives to `along`: vectors as they are, or the mean query turned to where
+ * queries come next and its spread. The position is `next` plus 1, 2, 4, ... `far`, and as keys lie
+ * turned to theirs, a product with the mean of all these turns is the mean of all products:
+ *
+ *     mean over t of  (R(next + t) q) . (R(j) k)  =  ((mean over t of R(next + t)) q) . (R(j) k)
+ *
+ * A pair with the mean (1, 0) and a freq of 1, seen from next = 0 at the distances 1, 2 and 4:
+ *
+ *     angle       1         2         4
+ *     cos         0.540    -0.416    -0.654       mean -0.177
+ *     sin         0.841     0.909    -0.757       mean  0.331       so (-0.177, 0.331)
+ *
+ * A fast pair nearly cancels out, as here; one of freq 0.001 stays (1.000, 0.002): far queries
+ * agree about it.
+ *
+ * Spread: the mean length of a pair less the length of the mean, what queries have in it that
+ * points anywhere: queries (1, 0) and (0, 1) have the mean (0.5, 0.5) of length 0.707, and a mean
+ * length of 1, so a spread of 0.293. `gain` is what rope multiplies q and k with; k has it
+ * already. Where rope turns nothing there are no pairs, and the mean query is taken as it is. */
+static void turn_centre(const float *from, const pyr_model_config *c, pyr_turn turn,
+                        const float *freq, int64_t next, double far, float *vector,
+                        float *spread) {
+  int32_t pairs = turn.dims / 2, each = turn.style == PYR_ROPE_HALF ? 1 : 2,
+      other = turn.style == PYR_ROPE_HALF ? pairs : 1;
+  memcpy(vector, from, (size_t)c->head_dim * sizeof *vector);
+  for (int32_t p = 0; p < pairs; p++) {
+    double a = from[p * each], b = from[p * each + other], co = 0, si = 0;
+    int count = 0;
+    for (double t = 1; t <= far; t *= 2, count++) {
+      double angle = ((double)next + t) * freq[p];
+      co += cos(angle), si += sin(angle);
+    }
+    co *= (double)turn.gain / count, si *= (double)turn.gain / count;
+    vector[p * each] = (float)(a * co - b * si);
+    vector[p * each + other] = (float)(b * co + a * si);
+    spread[p] = turn.gain * (from[c->head_dim + p] - (float)sqrt(a * a + b * b));
+  }
+}
+
+/* Vectors of the query heads (or K/V heads) of these lanes are made on the host and sent over: two
+ * lanes of three query heads each, 64 dimensions, are 6 * (64 + 32) floats.
+ *
+ *     vectors   [head 0 .. head 5: 64 each]     spreads   [head 0 .. head 5: 32 each]
+ *     along     lane 0 with heads 0 to 2 -> temp [3][n], lane 1 with heads 3 to 5 -> temp [6][n]
+ *     scaled    each of the six vectors of scores by itself
+ *     reduced   op->b over all six (the highest, as a rule), or over three, a lane by itself
+ *
+ * Heads' products are of different sizes, so that without scaling the loudest would decide. Memory
+ * is asked for and given back here: a step that gets none fails before any row has moved. */
+static pyr_status eval_along(const pyr_score_op *op, const pyr_signals *s, int head, int count,
+                             float *temp, float *out) {
+  pyr_cache *cache = s->cache;
+  const pyr_model *model = cache->pool->model;
+  const pyr_model_config *c = &model->config;
+  pyr_backend *be = cache->pool->be;
+  bool centres = op->code == PYR_S_CENTRES;
+  int32_t group = centres ? c->heads / cache->heads : 1;
+  int64_t n = s->end - s->begin, heads = (int64_t)count * group;
+  pyr_turn turn = pyr_model_turn(model, s->layer);
+  const float *freq = c->turns[s->layer] == PYR_TURN_SECOND ? c->rope_second : c->rope_freq;
+  int64_t pairs = turn.dims / 2, floats = heads * (c->head_dim + pairs);
+  int64_t next = cache->states[s->layer].compact ? pyr_cache_layer_rows(cache, s->layer) : s->next;
+  size_t bytes = (size_t)floats * sizeof(float);
+  pyr_table table;
+  PYR_TRY(find_table(cache, op->n, &table));
+  float *host = pyr_alloc(cache->pool->rt, bytes), *vectors = be->alloc(be, bytes);
+  pyr_status status = host && vectors ? PYR_OK
+      : pyr_nomem(cache->pool->rt, bytes, "the vectors of a score");
+  float *spreads = host + heads * c->head_dim;
+  for (int64_t h = 0; h < heads && status == PYR_OK; h++) {
+    const float *from = table.values
+        + ((int64_t)s->layer * cache->heads * group + head * group + h) * table.width;
+    float *vector = host + h * c->head_dim;
+    if (centres) turn_centre(from, c, turn, freq, next, op->x, vector, spreads + h * pairs);
+    else memcpy(vector, from, (size_t)c->head_dim * sizeof *vector);
+  }
+  if (status == PYR_OK) status = be->upload(be, vectors, host, bytes);
+  for (int i = 0; i < count && status == PYR_OK; i++) {
+    pyr_lane_view lane = pyr_lane_get_view(pyr_cache_lane(cache, s->layer, head + i));
+    int64_t first = (int64_t)i * group;
+    pyr_along along = { .vectors = vectors + first * c->head_dim, .dims = turn.dims,
+                        .style = turn.style };
+    if (centres) along.spreads = vectors + heads * c->head_dim + first * pairs;
+    status = be->along(be, temp + first * n, &lane, cache->pool->layout, s->begin, s->end, &along,
+                       group);
+    for (int32_t h = 0; h < group && centres && status == PYR_OK; h++)
+      status = be->standardize(be, temp + (first + h) * n, n);
+  }
+  if (vectors) be->release(be, vectors, bytes);
+  if (host) pyr_release(cache->pool->rt, host, bytes);
+  if (status != PYR_OK) return status;
+  return be->reduce_rows(be, out, temp, (int32_t)heads, n, n,
+                         centres ? (pyr_reduce)op->b : PYR_MEAN, 1.0f);
+}
+
 /* Pushes one signal of lanes [head, head + count) to `out`: one number a candidate. A set of lanes
  * has one vector, so what each lane (or each of its query heads) has is reduced to one. With two
  * K/V heads of three query heads each, and four candidates:
@@ -586,6 +751,8 @@ static pyr_status eval_signal(const pyr_score *score, int index, const pyr_signa
     if (status != PYR_OK) return status;
     return be->reduce_rows(be, out, temp, count * group, n, n,
                            op->code == PYR_S_EXPECTED ? (pyr_reduce)op->b : PYR_MEAN, 1.0f);
+  case PYR_S_ALONG: case PYR_S_CENTRES:
+    return eval_along(op, s, head, count, temp, out);
   case PYR_S_LEARNED:
     if (!s->tracked || !pyr_signal_is_carried(op, s->tracked))
       return eval_learned(op, index, s, head, count, temp, out);
@@ -678,6 +845,7 @@ pyr_status pyr_score_eval(const pyr_score *score, const pyr_signals *signals, in
     case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
     case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
     case PYR_S_PLACE: case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_REDUNDANCY:
+    case PYR_S_ALONG: case PYR_S_CENTRES:
       status = eval_signal(score, i, signals, head, count, temp, stack + height * n);
       height++;
       break;
@@ -775,6 +943,7 @@ pyr_status pyr_score_weigh(const pyr_score *program, int first, const pyr_signal
     case PYR_S_POSITION: case PYR_S_RANDOM: case PYR_S_CONST: case PYR_S_KEY_SIMILARITY:
     case PYR_S_EXPECTED: case PYR_S_LAG: case PYR_S_OUTPUT_NORM: case PYR_S_TABLE:
     case PYR_S_PLACE: case PYR_S_LEARNED: case PYR_S_PROBED: case PYR_S_REDUNDANCY:
+    case PYR_S_ALONG: case PYR_S_CENTRES:
       PYR_TRY(weigh_signal(program, i, signals, splits, temp, stack + height * n));
       height++;
       break;
@@ -818,7 +987,8 @@ static pyr_status add_lane(const pyr_cache *cache, int layer, int head, const py
   const pyr_lane *lane = pyr_cache_lane(cache, layer, head);
   pyr_signals signals = { .cache = (pyr_cache *)cache, .layer = layer, .begin = 0,
                           .end = lane->rows, .tracked = &cache->states[layer].trigger.track,
-                              .tracked_queries = cache->states[layer].trigger.track.n };
+                              .tracked_queries = cache->states[layer].trigger.track.n,
+                          .next = cache->tokens };
   const pyr_score tracked = { 1, { *signals.tracked } };
   int32_t *positions = (int32_t *)(host + lane->rows);
   float *values;

@@ -72,6 +72,9 @@ typedef struct pyr_signals {
   const pyr_score_op *tracked;     /* … the lanes' history then holds this signal, NULL if nothing
                                       is tracked */
   int64_t tracked_queries;
+  int64_t next;                    /* the position of the query that comes next */
+  float *asked;                    /* [alive, query heads, head_dim] as rope turned them to … */
+  int32_t *asked_at;               /* … [alive]; or NULL: no custom score looks at queries */
   int32_t *fault;                  /* backend memory, becomes 1 where a score is NaN or infinite;
                                       NULL: nobody asks */
 } pyr_signals;

@@ -19,6 +19,9 @@
 --- The format is safetensors: four f32 tensors, map [layers * KV heads, width + 1], budgets
 --- [layers * KV heads, levels], thresholds [1, levels] and tokens [layers, width + 1], and in the
 --- metadata what they were learned from.
+---
+--- And files of query centres, which `pyramid calibrate --centres` writes and the policies
+--- "qfilter" and "triattention" read: two matrices of f32, centres and filters.
 local core = require "pyramid.core"
 local fault = require "pyramid.loaders.fault"
 local json = require "pyramid.json"
@@ -186,21 +189,57 @@ local function tensor_bytes(m)
   return table.concat(parts)
 end
 
----The bytes of such a file.
----@param read { map: pyramid.Vector, budgets: pyramid.Vector, thresholds: pyramid.Vector, tokens: pyramid.Vector, metadata: table<string, string> }
----@return string
-function maps.bytes(read)
-  local parts, at, header = {}, 0, { __metadata__ = read.metadata }
-  for i, name in ipairs { "map", "budgets", "thresholds", "tokens" } do
-    local rows = read[name]
-    parts[i] = tensor_bytes(rows)
-    header[name] = { dtype = "F32", shape = { #rows, rows:columns() },
+-- A safetensors file of matrices: { name, matrix }, …
+local function encode(metadata, matrices)
+  local header, parts, at = { __metadata__ = metadata }, {}, 0
+  for i, pair in ipairs(matrices) do
+    parts[i] = tensor_bytes(pair[2])
+    header[pair[1]] = { dtype = "F32", shape = { #pair[2], pair[2]:columns() },
       data_offsets = { at, at + #parts[i] } }
     at = at + #parts[i]
   end
   local text = json.encode(header)
   text = text .. (" "):rep(-#text % 8)
   return string.pack("<I8", #text) .. text .. table.concat(parts)
+end
+
+---The bytes of such a file.
+---@param read { map: pyramid.Vector, budgets: pyramid.Vector, thresholds: pyramid.Vector, tokens: pyramid.Vector, metadata: table<string, string> }
+---@return string
+function maps.bytes(read)
+  return encode(read.metadata, { { "map", read.map }, { "budgets", read.budgets },
+    { "thresholds", read.thresholds }, { "tokens", read.tokens } })
+end
+
+---What is known of a model's queries: see pyramid.tools.centres.
+---@class pyramid.QueryCentres
+---@field centres pyramid.Vector      (layers * heads) x (1.5 head_dim), for score.centres
+---@field filters pyramid.Vector      (layers * KV heads) x head_dim, for score.along
+---@field metadata table<string, string>
+
+---Reads a file of query centres.
+---@param path string
+---@return pyramid.QueryCentres?
+---@return string? message
+---@return string? code
+function maps.centres(path)
+  return fault.catch(function()
+    local header = fault.check(safetensors.read(path))
+    local tensors = {}
+    for _, tensor in ipairs(header.tensors) do tensors[tensor.name] = tensor end
+    local file <close> = io.open(path, "rb")
+    if not file then fault.raise("io", "%s: cannot be read", path) end
+    return { metadata = header.metadata,
+      centres = matrix(file, path, tensors.centres, "centres"),
+      filters = matrix(file, path, tensors.filters, "filters") }
+  end)
+end
+
+---The bytes of such a file.
+---@param read pyramid.QueryCentres
+---@return string
+function maps.centres_bytes(read)
+  return encode(read.metadata, { { "centres", read.centres }, { "filters", read.filters } })
 end
 
 return maps

@@ -30,7 +30,7 @@ local codes = { attention = 0, history = 1, key_norm = 2, value_norm = 3, positi
   const = 6, add = 7, sub = 8, mul = 9, div = 10, pool = 11, normalize = 12, key_similarity = 13,
     expected = 14, lag = 15, output_norm = 16, table = 17, place = 18, softmax = 19, chunk = 20,
       top = 21, custom = 22, learned = 23, probed = 24, redundancy = 25, total = 26,
-        map = 27 }
+        map = 27, along = 28, centres = 29 }
 local reduces = { mean = 0, sum = 1, max = 2 }
 local over_queries = { mean = 0, sum = 1, max = 2, variance = 3, entropy = 4 }
 local maps = { log = 0, power = 1, above = 2 }
@@ -63,9 +63,9 @@ local function new(text, program, parts)
 end
 
 -- A signal that refers to `object` by a number of its own.
-local function refer(text, program, code, a, object, parts, b)
+local function refer(text, program, code, a, object, parts, b, x)
   numbered = numbered + 1
-  local self = new(text:format(numbered), program .. op(code, a, b, numbered), parts)
+  local self = new(text:format(numbered), program .. op(code, a, b, numbered, x), parts)
   objects[self] = objects[self] or {}
   objects[self][numbered] = object
   return self
@@ -357,20 +357,22 @@ end
 ---the mean of what it returns ranks. Runs once a layer and head, in prefill plans only; what it
 ---raises ends the prefill. Vectors are in pyramid.vector. With `hidden = true` the lane also has
 ---`hidden`, a matrix of rows x width: what the layer's q, k and v of each row were made of, normed.
----Only the prompt's own rows have it, so earlier ones are then guarded.
+---Only the prompt's own rows have it, so earlier ones are then guarded. With `queries = true` it
+---has `queries` and `turned`, likewise, matrices of rows x (query heads of the lane * head_dim):
+---the rows' own queries as they were before RoPE, and as RoPE turned them.
 ---@param fn fun(lane: pyramid.Lane): pyramid.Vector|number[]
 ---@param inputs? table<string, pyramid.Score>
----@param o? { hidden?: boolean }
+---@param o? { hidden?: boolean, queries?: boolean }
 ---@return pyramid.Score
 function score.custom(fn, inputs, o)
-  o = options.check("score.custom", o, { hidden = "boolean" })
+  o = options.check("score.custom", o, { hidden = "boolean", queries = "boolean" })
   if type(fn) ~= "function" then
     error(("score.custom: a function is wanted, not a %s"):format(type(fn)), 2)
   end
   inputs = inputs or {}
   if type(inputs) ~= "table" then error("score.custom: inputs are a table of scores by name", 2) end
   local reserved = { layer = true, head = true, rows = true, positions = true, keys = true,
-    values = true, hidden = true }
+    values = true, hidden = true, queries = true, turned = true }
   local object, parts, said, program = { fn }, {}, {}, ""
   for name, value in pairs(inputs) do
     if type(name) ~= "string" or not score.is(value) then
@@ -385,7 +387,7 @@ function score.custom(fn, inputs, o)
     program = program .. programs[inputs[name]]
   end
   return refer("custom#%d" .. ("{" .. table.concat(said, ", ") .. "}"):gsub("%%", "%%%%"), program,
-    "custom", #parts, object, parts, o.hidden and 1 or 0)
+    "custom", #parts, object, parts, (o.hidden and 1 or 0) + (o.queries and 2 or 0))
 end
 
 ---A learned map of what a layer read: of a row's normed hidden state x, as q, k and v are made of
@@ -402,6 +404,44 @@ function score.learned(map)
     error("score.learned: a matrix of (layers * KV heads) x (width + 1) numbers is wanted", 2)
   end
   return refer("learned#%d", "", "learned", 0, map)
+end
+
+---How far a row's key goes along a vector of its layer and KV head; the mean where heads share a
+---set. `map` is a matrix (pyramid.vector) of layers * KV heads rows, layer after layer, and
+---head_dim columns. Source: Q-Filters (arXiv 2503.02812), whose vectors are the main direction of
+---a head's queries.
+---@param map pyramid.Vector
+---@return pyramid.Score
+function score.along(map)
+  if getmetatable(map) ~= "pyramid.vector" or map:columns() < 2 then
+    error("score.along: a matrix of (layers * KV heads) x head_dim numbers is wanted", 2)
+  end
+  return refer("along#%d", "", "along", 0, map)
+end
+
+---What a query in the middle of its head's queries would give a row, from the distances 1, 2, 4, …
+---up to `far` (65536) on, without softmax: RoPE turns the middle to where such a query would stand,
+---and a sum of cosines over pairs says which distances it prefers. And what lies around the middle:
+---for each pair the mean length of queries there, less the length of their mean, times the length
+---of the key's. For each query head less the mean over the judged rows and divided by their
+---deviation; then `heads` ("max") over the query heads that share a set. `map` is a matrix
+---(pyramid.vector) of
+---layers * heads rows and head_dim + head_dim / 2 columns: the mean query before RoPE, and the mean
+---length of each pair of it (0 where RoPE turns fewer). In a layer without RoPE only the mean
+---counts. Source: TriAttention, arXiv 2604.04921.
+---@param map pyramid.Vector
+---@param o? { far?: integer, heads?: "mean"|"sum"|"max" }
+---@return pyramid.Score
+function score.centres(map, o)
+  o = options.check("score.centres", o, { far = "integer", heads = "string" })
+  if getmetatable(map) ~= "pyramid.vector" or map:columns() < 3 then
+    error("score.centres: a matrix of (layers * heads) x (1.5 head_dim) numbers is wanted", 2)
+  end
+  local far = o.far or 65536
+  if not whole(far, 1, 1 << 24) then error("score.centres: far must be from 1 to 2^24", 2) end
+  local heads = choice("score.centres", "heads", o.heads, reduces, "max")
+  return refer(("centres#%%d{far=%d, heads=%s}"):format(far, o.heads or "max"), "", "centres", 0,
+    map, nil, heads, far)
 end
 
 local function operand(value)

@@ -136,6 +136,63 @@ describe("redundancy", function()
   end)
 end)
 
+describe("along", function()
+  it("is a product with each head's vector, and what its pairs' lengths add", function()
+    each_shape(function(layout)
+      local d, lane, from, to = layout.head_dim, random_lane(layout, 200)
+      for style, step in pairs { [0] = 1, 2 } do
+        local dims = style == 0 and d or d // 4 * 2
+        local count = math.random(1, 4)
+        local vectors, bytes = reference.random(count * d)
+        local spreads, more = reference.random(count * dims // 2)
+        local other = step == 1 and dims // 2 or 1
+        local bare, both = {}, {}
+        for h = 0, count - 1 do
+          for j = from, to - 1 do
+            local dot, lengths = 0.0, 0.0
+            for c = 1, d do dot = dot + vectors[h * d + c] * lane.k[j * d + c] end
+            for p = 0, dims // 2 - 1 do
+              local a, b = lane.k[j * d + p * step + 1], lane.k[j * d + p * step + other + 1]
+              lengths = lengths + spreads[h * (dims // 2) + p + 1] * (a * a + b * b) ^ 0.5
+            end
+            bare[#bare + 1], both[#both + 1] = dot, dot + lengths
+          end
+        end
+        local given = { from = from, to = to, count = count, vectors = bytes, dims = dims,
+          style = style }
+        local full = { spreads = more }
+        for key, value in pairs(given) do full[key] = value end
+        reference.each(function(rt)
+          return { ops.along(rt, layout, lane, given), ops.along(rt, layout, lane, full) }
+        end, function(result, fail)
+          local what = ("%s, d %d, style %d"):format(layout.dtype, d, style)
+          reference.near(result[1], bare, 1e-5, fail, what, 1)
+          reference.near(result[2], both, 1e-5, fail, what .. " and lengths", 1)
+        end)
+      end
+    end)
+  end)
+end)
+
+describe("standardize", function()
+  it("takes the mean off and divides by the deviation", function()
+    for _, n in ipairs { 1, 2, 3, 16, 31, 100, 1000 } do
+      local x, bytes = reference.random(n, 5)
+      local mean, square, ref = 0.0, 0.0, {}
+      for _, y in ipairs(x) do mean = mean + y / n end
+      for _, y in ipairs(x) do square = square + (y - mean) ^ 2 / n end
+      for i, y in ipairs(x) do ref[i] = (y - mean) / math.max(square ^ 0.5, 1e-6) end
+      reference.each(function(rt) return ops.standardize(rt, bytes) end, function(result, fail)
+        reference.near(result, ref, 1e-5, fail, n .. " values", 1)
+      end)
+    end
+    local same = ops.floats { 3, 3, 3 }
+    reference.each(function(rt) return ops.standardize(rt, same) end, function(result, fail)
+      reference.near(result, { 0, 0, 0 }, 0, fail, "equal values")
+    end)
+  end)
+end)
+
 describe("lag", function()
   local function check(layout, lane, from, to, lag)
     local ref = reference.lag(lane, layout.head_dim, from, to, lag)

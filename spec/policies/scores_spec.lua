@@ -46,6 +46,9 @@ describe("scores", function()
     end
     local two = score.custom(f, { b = score.position(), a = score.key_norm() })
     assert.truthy(tostring(two):find("^custom#%d+{a=key_norm%(%), b=position"))
+    local map = vector { { 1, 2, 3 } }
+    assert.truthy(tostring(score.along(map)):find("^along#%d+$"))
+    assert.truthy(tostring(score.centres(map)):find("^centres#%d+{far=65536, heads=max}$"))
     assert.truthy(tostring(score.table { by = "head", { 1 } }):find("^table#%d+{by=head}$"))
   end)
 
@@ -496,16 +499,22 @@ describe("scores at work", function()
   it("have a name in traces, whatever their code", function()
     local pool <close> = assert(core.pool(model:native(), "f16", 0))
     local position = string.pack("<BBBxi4f", 4, 0, 0, 0, 0)
-    local c, map = model.config, {}
-    for head = 1, c.layers * c.kv_heads do map[head] = {} end
-    for _, row in ipairs(map) do for i = 1, c.width + 1 do row[i] = 0 end end
-    map = vector(map)
+    local c = model.config
+    local function zeros(heads, columns)
+      local map = {}
+      for row = 1, c.layers * heads do
+        map[row] = {}
+        for i = 1, columns do map[row][i] = 0 end
+      end
+      return vector(map)
+    end
+    local maps = { LEARNED = zeros(c.kv_heads, c.width + 1), ALONG = zeros(c.kv_heads, c.head_dim),
+      CENTRES = zeros(c.heads, c.head_dim + c.head_dim // 2) }
     -- Why rows left, by a program of the code behind so many positions; nil if it is refused.
     local function told(name, code, behind)
-      local program = position:rep(behind) .. string.pack("<BBBxi4f", code, 0, 0, 1, 0)
+      local program = position:rep(behind) .. string.pack("<BBBxi4f", code, 0, 0, 1, 1)
       local function custom(lane) return lane.positions end
-      local object = name == "CUSTOM" and { custom } or name == "LEARNED" and map
-        or vector { 1, 2, 3 }
+      local object = name == "CUSTOM" and { custom } or maps[name] or vector { 1, 2, 3 }
       local why
       local cache <close> = assert(core.cache(model:native(), pool, { { [1] = object },
         name = "named", prefill = function() return 10, 1, 2, 0, 1, program, 0, 0, nil, 0 end }))

@@ -839,6 +839,26 @@ static int ops_output_norm(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, out, count * (end - begin)) : fail(L, be, status);
 }
 
+/* along(runtime, layout, lane, { from, to, count, vectors, spreads, dims, style }) -> floats
+ * [count, to-from]; without spreads lengths do not count */
+static int ops_along(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  layout_args l = check_layout(L, 2);
+  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
+  int64_t begin = int_field(L, 4, "from", 0), end = int_field(L, 4, "to", 0),
+      count = int_field(L, 4, "count", 1), spreads = 0;
+  pyr_along a = { .vectors = block_field(L, be, 4, "vectors", sizeof(float), NULL),
+                  .dims = (int32_t)int_field(L, 4, "dims", 0),
+                  .style = (pyr_rope_style)int_field(L, 4, "style", 0) };
+  const float *own = block_field(L, be, 4, "spreads", sizeof(float), &spreads);
+  if (spreads > 0) a.spreads = own;
+  float *out = new_floats(L, be, count * (end - begin));
+  pyr_status status = reserve_rows(be, l, lane.rows);
+  if (status == PYR_OK)
+    status = be->along(be, out, &lane, l.layout, begin, end, &a, (int32_t)count);
+  return status == PYR_OK ? push_floats(L, be, out, count * (end - begin)) : fail(L, be, status);
+}
+
 /* expected(runtime, layout, lane, { from, to, first, count, q, q_pos, pieces, freq, style, gain,
  * next, future, covariance }) -> floats [count, to-from]; the queries are added in `pieces` calls
  */
@@ -951,6 +971,15 @@ static int ops_softmax(lua_State *L) {
   int64_t n;
   float *x = copy_floats(L, be, 2, &n);
   pyr_status status = be->softmax(be, x, n);
+  return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
+}
+
+/* standardize(runtime, x) -> floats */
+static int ops_standardize(lua_State *L) {
+  pyr_backend *be = begin_call(L);
+  int64_t n;
+  float *x = copy_floats(L, be, 2, &n);
+  pyr_status status = be->standardize(be, x, n);
   return status == PYR_OK ? push_floats(L, be, x, n) : fail(L, be, status);
 }
 
@@ -1113,7 +1142,8 @@ int luaopen_pyramid_specs(lua_State *L) {
     { "merge", ops_merge }, { "rotate", ops_rotate }, { "choose", ops_choose },
     { "attention", ops_attention }, { "mass", ops_mass }, { "row_norms", ops_row_norms },
     { "read_rows", ops_read_rows }, { "key_similarity", ops_key_similarity },
-    { "redundancy", ops_redundancy }, { "lag", ops_lag },
+    { "redundancy", ops_redundancy }, { "along", ops_along },
+    { "standardize", ops_standardize }, { "lag", ops_lag },
     { "output_norm", ops_output_norm }, { "expected", ops_expected },
     { "total", ops_total }, { "map", ops_map },
     { "softmax", ops_softmax }, { "chunk", ops_chunk }, { "mark", ops_mark },

@@ -38,7 +38,7 @@ local scores = {}
 local names = { [0] = "attention", "history", "key_norm", "value_norm", "position", "random",
   "const", "add", "sub", "mul", "div", "pool", "normalize", "key_similarity", "expected", "lag",
     "output_norm", "table", "place", "softmax", "chunk", "top", "custom", "learned",
-      "probed", "redundancy", "total", "map" }
+      "probed", "redundancy", "total", "map", "along", "centres" }
 
 local function each(list, f)
   local out = {}
@@ -357,6 +357,8 @@ local operations = {
     return over_lanes(group, function(head, p) return group.probed(group.layer, head, p) end)
   end },
   output_norm = { pops = 0, run = output_norm },
+  along = { pops = 0, run = function() plans.not_simulated "vectors of a model's heads" end },
+  centres = { pops = 0, run = function() plans.not_simulated "the queries of a model's heads" end },
   learned = { pops = 0, run = function() plans.not_simulated("hidden states, which a "
     .. "learned score reads") end },
   table = { pops = 0, run = from_table },
