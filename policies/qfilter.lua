@@ -5,21 +5,12 @@
 local maps, policy, score = require "pyramid.maps", require "pyramid.policy",
   require "pyramid.score"
 
-local read, unlike = {}, -score.key_similarity()  -- by path
-
-local function along(path)
-  if not read[path] then
-    local file, message = maps.centres(path)
-    if not file then error(message, 0) end
-    read[path] = score.along(file.filters)
-  end
-  return read[path]
-end
+local unlike = -score.key_similarity()
 
 return policy.scorer {
   name = "qfilter",
   doc = "per head, the rows whose keys go along the main direction of queries",
   generates = true,
   defaults = { map = "", sinks = 0, recent = 0 },
-  score = function(o) return o.map ~= "" and along(o.map) or unlike end,
+  score = function(o) return o.map ~= "" and maps.along(o.map) or unlike end,
 }

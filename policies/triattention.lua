@@ -7,16 +7,7 @@
 local maps, policy, score = require "pyramid.maps", require "pyramid.policy",
   require "pyramid.score"
 
-local read, unlike = {}, -score.key_similarity()  -- by path
-
-local function centres(path)
-  if not read[path] then
-    local file, message = maps.centres(path)
-    if not file then error(message, 0) end
-    read[path] = score.centres(file.centres)
-  end
-  return read[path]
-end
+local unlike = -score.key_similarity()
 
 return policy.scorer {
   name = "triattention",
@@ -24,5 +15,5 @@ return policy.scorer {
   generates = true,
   slack = 127,
   defaults = { map = "", sinks = 0, recent = 0 },
-  score = function(o) return o.map ~= "" and centres(o.map) or unlike end,
+  score = function(o) return o.map ~= "" and maps.around(o.map) or unlike end,
 }

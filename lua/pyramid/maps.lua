@@ -112,6 +112,17 @@ local function for_each_head(tokens, heads)
   return core.vector(rows)
 end
 
+-- Matrices of a safetensors file, by name, with its metadata; raises.
+local function read_matrices(path, names)
+  local header = fault.check(safetensors.read(path))
+  local tensors, read = {}, { path = path, metadata = header.metadata }
+  for _, tensor in ipairs(header.tensors) do tensors[tensor.name] = tensor end
+  local file <close> = io.open(path, "rb")
+  if not file then fault.raise("io", "%s: cannot be read", path) end
+  for _, name in ipairs(names) do read[name] = matrix(file, path, tensors[name], name) end
+  return read
+end
+
 ---Reads a file of learned maps.
 ---@param path string
 ---@return pyramid.LearnedMap?
@@ -119,16 +130,7 @@ end
 ---@return string? code
 function maps.read(path)
   return fault.catch(function()
-    local header = fault.check(safetensors.read(path))
-    local tensors = {}
-    for _, tensor in ipairs(header.tensors) do tensors[tensor.name] = tensor end
-    local file <close> = io.open(path, "rb")
-    if not file then fault.raise("io", "%s: cannot be read", path) end
-    local read = { path = path, metadata = header.metadata,
-      map = matrix(file, path, tensors.map, "map"),
-      budgets = matrix(file, path, tensors.budgets, "budgets"),
-      thresholds = matrix(file, path, tensors.thresholds, "thresholds"),
-      tokens = matrix(file, path, tensors.tokens, "tokens") }
+    local read = read_matrices(path, { "map", "budgets", "thresholds", "tokens" })
     read.levels = read.budgets:columns()
     check(read, path)
     read.score = score.learned(read.map)
@@ -137,19 +139,23 @@ function maps.read(path)
   end)
 end
 
-local known = {}                      -- by path, for policies, whose functions ask again and again
-
----The same for policies: a file is read once, so that its score is always the same one; raises.
----@param path string
----@return pyramid.LearnedMap
-function maps.learned(path)
+-- For policies, whose functions ask again and again: what a path gives is made once, so that its
+-- score is always the same one; raises what `make` says.
+local function once(known, path, make)
   if not known[path] then
-    local read, message = maps.read(path)
-    if not read then error(message, 0) end
-    known[path] = read
+    local made, message = make(path)
+    if not made then error(message, 0) end
+    known[path] = made
   end
   return known[path]
 end
+
+local learned, filters, centres = {}, {}, {}                                   -- by path
+
+---The same for policies: a file is read once; raises.
+---@param path string
+---@return pyramid.LearnedMap
+function maps.learned(path) return once(learned, path, maps.read) end
 
 -- Between two levels along a line; below the first one, from `from`.
 local function between(row, levels, share, from)
@@ -223,17 +229,28 @@ end
 ---@return string? message
 ---@return string? code
 function maps.centres(path)
-  return fault.catch(function()
-    local header = fault.check(safetensors.read(path))
-    local tensors = {}
-    for _, tensor in ipairs(header.tensors) do tensors[tensor.name] = tensor end
-    local file <close> = io.open(path, "rb")
-    if not file then fault.raise("io", "%s: cannot be read", path) end
-    return { metadata = header.metadata,
-      centres = matrix(file, path, tensors.centres, "centres"),
-      filters = matrix(file, path, tensors.filters, "filters") }
-  end)
+  return fault.catch(function() return read_matrices(path, { "centres", "filters" }) end)
 end
+
+-- A score of one matrix of such a file.
+local function score_of(name, make)
+  return function(path)
+    local read, message = maps.centres(path)
+    return read and make(read[name]), message
+  end
+end
+local filter_score, centre_score = score_of("filters", score.along),
+  score_of("centres", score.centres)
+
+---score.along of a file's filters, for policies; raises.
+---@param path string
+---@return pyramid.Score
+function maps.along(path) return once(filters, path, filter_score) end
+
+---score.centres of a file's centres, for policies; raises.
+---@param path string
+---@return pyramid.Score
+function maps.around(path) return once(centres, path, centre_score) end
 
 ---The bytes of such a file.
 ---@param read pyramid.QueryCentres
