@@ -378,4 +378,31 @@ static __device__ __forceinline__ void load_tile(float *tile, int rows, int ld,
   }
 }
 
+/* sums [d] = the sum of keys [begin, end), each made of length 1, by one block of WARPS warps. A
+ * warp has every WARPS-th row, and sums of its own in shared memory, sums [WARPS][d], which are
+ * then joined in their order, so that the result is always the same. inverse [end - begin], or
+ * NULL: one over each length, 0 of a zero. Thread c has sums[c], sums[c + blockDim.x], … when it
+ * returns; others want a barrier first. Keys (3, 4) and (0, 2): (.6, .8) + (0, 1) = (.6, 1.8). */
+template <int WARPS>
+static __device__ void sum_unit_keys(float *sums, const pyr_lane_view &lane, row_format f,
+                                     int64_t begin, int64_t end, float *inverse) {
+  float *sum = sums + warp_of_block() * f.d;
+  for (int c = lane_of_warp(); c < f.d; c += WARP) sum[c] = 0;
+  for (int64_t j = begin + warp_of_block(); j < end; j += WARPS) {
+    const uint8_t *row = row_at(lane, f.bytes, j, 0);
+    float length = 0;
+    for (int c = lane_of_warp(); c < f.d; c += WARP) {
+      float x = cache_value_at(row, f.dtype, c);
+      length += x * x;
+    }
+    length = sqrtf(warp_sum(length));
+    float by = length > 0 ? 1.0f / length : 0.0f;
+    for (int c = lane_of_warp(); c < f.d; c += WARP) sum[c] += cache_value_at(row, f.dtype, c) * by;
+    if (inverse && lane_of_warp() == 0) inverse[j - begin] = by;
+  }
+  __syncthreads();
+  for (int c = static_cast<int>(threadIdx.x); c < f.d; c += WARPS * WARP)
+    for (int w = 1; w < WARPS; w++) sums[c] += sums[w * f.d + c];
+}
+
 #endif

@@ -46,30 +46,12 @@ struct redundancy_args {
   float threshold;
 };
 
-/* One block: a warp has every WARPS-th row, and sums of its own, [4][d] in shared memory, which are
- * then joined in their order. */
+/* One block; and nobody is relieved of anything yet. */
 static __global__ void __launch_bounds__(THREADS) unit_sum_kernel(redundancy_args a) {
   PYR_SHARED(float, sums);                           /* [WARPS][d] */
-  float *sum = sums + warp_of_block() * a.f.d;
-  for (int c = lane_of_warp(); c < a.f.d; c += WARP) sum[c] = 0;
-  for (int64_t j = warp_of_block(); j < a.n; j += WARPS) {
-    const uint8_t *row = row_at(a.lane, a.f.bytes, j, 0);
-    float length = 0;
-    for (int c = lane_of_warp(); c < a.f.d; c += WARP) {
-      float x = cache_value_at(row, a.f.dtype, c);
-      length += x * x;
-    }
-    length = sqrtf(warp_sum(length));
-    float inverse = length > 0 ? 1.0f / length : 0.0f;
-    for (int c = lane_of_warp(); c < a.f.d; c += WARP)
-      sum[c] += cache_value_at(row, a.f.dtype, c) * inverse;
-    if (lane_of_warp() == 0) a.s.inverse[j] = inverse, a.s.relief[j] = 0;
-  }
-  __syncthreads();
-  for (int c = static_cast<int>(threadIdx.x); c < a.f.d; c += THREADS) {
-    for (int w = 1; w < WARPS; w++) sums[c] += sums[w * a.f.d + c];
-    a.s.anchor[c] = sums[c];
-  }
+  sum_unit_keys<WARPS>(sums, a.lane, a.f, 0, a.n, a.s.inverse);
+  for (int c = static_cast<int>(threadIdx.x); c < a.f.d; c += THREADS) a.s.anchor[c] = sums[c];
+  for (int64_t j = threadIdx.x; j < a.n; j += THREADS) a.s.relief[j] = 0;
 }
 
 /* A block for a tile of rows: lane r of each warp has row r. In a chunk of the lane each warp has

@@ -59,32 +59,16 @@ static unsigned tiles_of(const tile_args &a) {
 
 /* ---- key_similarity -------------------------------------------------------------------------- */
 
-/* One block: the sum of keys scaled to length 1, itself scaled to length 1. A warp has every
- * WARPS-th row, and sums of its own, [4][d] in shared memory; dimensions are then summed over warps
- * in their order. Keys (3, 4) and (0, 2): (.6, .8) + (0, 1) = (.6, 1.8), scaled (.316, .949). One
- * block is slow for long lanes, but has no second pass; the sum's order is the same for all. */
+/* One block: the sum of keys scaled to length 1, itself scaled to length 1: (.6, 1.8) becomes
+ * (.316, .949). One block is slow for long lanes, but has no second pass; the sum's order is the
+ * same for all. */
 static __global__ void __launch_bounds__(THREADS) anchor_kernel(float *anchor, tile_args a) {
   __shared__ float parts[WARP];
   PYR_SHARED(float, sums);                           /* [WARPS][d] */
-  float *sum = sums + warp_of_block() * a.f.d, squares = 0;
-  for (int c = lane_of_warp(); c < a.f.d; c += WARP) sum[c] = 0;
-  for (int64_t j = a.begin + warp_of_block(); j < a.end; j += WARPS) {
-    const uint8_t *row = row_at(a.lane, a.f.bytes, j, 0);
-    float length = 0;
-    for (int c = lane_of_warp(); c < a.f.d; c += WARP) {
-      float x = cache_value_at(row, a.f.dtype, c);
-      length += x * x;
-    }
-    length = sqrtf(warp_sum(length));
-    float inverse = length > 0 ? 1.0f / length : 0.0f;
-    for (int c = lane_of_warp(); c < a.f.d; c += WARP)
-      sum[c] += cache_value_at(row, a.f.dtype, c) * inverse;
-  }
-  __syncthreads();
-  for (int c = static_cast<int>(threadIdx.x); c < a.f.d; c += THREADS) {
-    for (int w = 1; w < WARPS; w++) sums[c] += sums[w * a.f.d + c];
+  float squares = 0;
+  sum_unit_keys<WARPS>(sums, a.lane, a.f, a.begin, a.end, nullptr);
+  for (int c = static_cast<int>(threadIdx.x); c < a.f.d; c += THREADS)
     squares += sums[c] * sums[c];
-  }
   float length = sqrtf(block_sum(squares, parts));
   for (int c = static_cast<int>(threadIdx.x); c < a.f.d; c += THREADS)
     anchor[c] = length > 0 ? sums[c] / length : 0.0f;
