@@ -8,14 +8,14 @@
  *   prepare(shape…) -> program, block, first, lead, among, sinks or nothing: no preparing pass;
  *   first and lead are strings of packed i4
  *   prefill(shape…) -> keep, first, last, share, prune, program, least, mass, threshold, rotate,
- *   above or nothing: keep all
+ *   above, weight (a program) or nothing: keep all
  *   trigger(shape…) -> every, over, window, once, program or nothing: never fires
  *   decode(shape…)  -> as prefill
  *
  * keep is a number, or a string of one packed i4 for each head; threshold is nil where losers are
- * not merged, above where scores are not bounded. shape… is layer, layers, prompt, past, rows,
- * waiting, tokens, heads, kv_heads, head_dim (layer from 1). A program is packed operations,
- * "<BBBxi4f" each.
+ * not merged, above where scores are not bounded, weight where layers do not divide a budget.
+ * shape… is layer, layers, prompt, past, rows, waiting, tokens, heads, kv_heads, head_dim (layer
+ * from 1). A program is packed operations, "<BBBxi4f" each.
  *
  * [1] of the table holds what programs refer to by number: vectors (tables of numbers) and {
  * function, names of its inputs } (custom scores). policy.lua puts them there and keeps them while

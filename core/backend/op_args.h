@@ -157,8 +157,8 @@ typedef struct pyr_mass {        /* attention mass that n queries of one sequenc
 /* What the last queries of an attention give to rows, for a backend that can sum it up while it has
  * their probabilities. Each of the list is what `mass` would be called with after that attention:
  * its queries are the last n of the attention's, out is not negative, and `reduce` is PYR_SUM or
- * PYR_MAX. A backend that has summed
- * all of them says so; else nothing was, and the caller calls `mass` for each. */
+ * PYR_MAX. A backend that has summed all of them says so; else nothing was, and the caller calls
+ * `mass` for each. */
 typedef struct pyr_masses {
   const pyr_mass *list;          /* host [count] */
   int count;

@@ -112,13 +112,13 @@ static pyr_status step_ask(pyr_decode *d) {
 static pyr_status step_reserve_rows(pyr_decode *d) {
   const pyr_model_config *c = &d->f.model->config;
   for (int i = 0; i < d->count; i++)
-    for (int layer = 0; layer < c->layers; layer++)
-      PYR_TRY(pyr_learned_need(d->caches[i], &d->caches[i]->states[layer].trigger));
-  for (int i = 0; i < d->count; i++)
-    for (int layer = 0; layer < c->layers; layer++)
+    for (int layer = 0; layer < c->layers; layer++) {
+      const pyr_trigger *trigger = &d->caches[i]->states[layer].trigger;
+      PYR_TRY(pyr_learned_need(d->caches[i], trigger));
       for (int head = 0; head < c->kv_heads; head++)
         PYR_TRY(pyr_lane_reserve(d->caches[i], pyr_cache_lane(d->caches[i], layer, head), 1,
-                                 pyr_trigger_tracks(&d->caches[i]->states[layer].trigger)));
+                                 pyr_trigger_tracks(trigger)));
+    }
   PYR_TRY(pyr_evictions_prepare(&d->due));
   for (int i = 0; i < d->count; i++)
     PYR_TRY(pyr_lanes_list(d->caches[i], d->caches[i]->lanes, (int64_t)c->layers * c->kv_heads));

@@ -547,9 +547,9 @@ static bool says_the_same(const pyr_cascade *c, const pyr_eviction *e) {
 }
 
 /* The layer's plan has been asked for, as every layer's is; those that share nothing pass by. The
- * first that shares brings all others to light; from then
- * on every plan is held to what was said there. `needed` decides whether queries are looked at, so
- * it must be right before the layer reads. */
+ * first that shares brings all others to light; from then on every plan is held to what was said
+ * there. `needed` decides whether queries are looked at, so it must be right before the layer
+ * reads. */
 static pyr_status cascade_join(pyr_layer_plan *p, pyr_cache *cache, int64_t prompt,
                                int64_t alive) {
   pyr_cascade *c = &p->cascade;

@@ -778,43 +778,55 @@ static int ops_read_rows(lua_State *L) {
   return status == PYR_OK ? push_floats(L, be, out, n) : fail(L, be, status);
 }
 
-/* key_similarity(runtime, layout, lane, from, to) -> floats */
-static int ops_key_similarity(lua_State *L) {
+/* What an operation on rows [from, to) of one lane is given, by (runtime, layout, lane, from, to),
+ * with room for a number of each row; scratch is reserved. */
+typedef struct rows_call {
+  pyr_backend *be;
+  pyr_layout layout;
+  pyr_lane_view lane;
+  int64_t begin, end;
+  float *out;
+  pyr_status status;
+} rows_call;
+
+static rows_call begin_rows(lua_State *L) {
   pyr_backend *be = begin_call(L);
   layout_args l = check_layout(L, 2);
-  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
-  int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
-  float *out = new_floats(L, be, end - begin);
-  pyr_status status = reserve_rows(be, l, lane.rows);
-  if (status == PYR_OK) status = be->key_similarity(be, out, &lane, l.layout, begin, end);
-  return status == PYR_OK ? push_floats(L, be, out, end - begin) : fail(L, be, status);
+  rows_call c = { .be = be, .layout = l.layout, .lane = check_lane(L, be, 3, l.layout),
+                  .begin = luaL_checkinteger(L, 4), .end = luaL_checkinteger(L, 5) };
+  c.out = new_floats(L, be, c.end - c.begin);
+  c.status = reserve_rows(be, l, c.lane.rows);
+  return c;
+}
+static int end_rows(lua_State *L, const rows_call *c) {
+  return c->status == PYR_OK ? push_floats(L, c->be, c->out, c->end - c->begin)
+      : fail(L, c->be, c->status);
+}
+
+/* key_similarity(runtime, layout, lane, from, to) -> floats */
+static int ops_key_similarity(lua_State *L) {
+  rows_call c = begin_rows(L);
+  if (c.status == PYR_OK)
+    c.status = c.be->key_similarity(c.be, c.out, &c.lane, c.layout, c.begin, c.end);
+  return end_rows(L, &c);
 }
 
 /* redundancy(runtime, layout, lane, from, to, threshold) -> floats */
 static int ops_redundancy(lua_State *L) {
-  pyr_backend *be = begin_call(L);
-  layout_args l = check_layout(L, 2);
-  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
-  int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
-  float *out = new_floats(L, be, end - begin);
-  pyr_status status = reserve_rows(be, l, lane.rows);
-  if (status == PYR_OK)
-    status = be->redundancy(be, out, &lane, l.layout, begin, end, (float)luaL_checknumber(L, 6));
-  return status == PYR_OK ? push_floats(L, be, out, end - begin) : fail(L, be, status);
+  rows_call c = begin_rows(L);
+  if (c.status == PYR_OK)
+    c.status = c.be->redundancy(c.be, c.out, &c.lane, c.layout, c.begin, c.end,
+                                (float)luaL_checknumber(L, 6));
+  return end_rows(L, &c);
 }
 
 /* lag(runtime, layout, lane, from, to, lag, ranked) -> floats */
 static int ops_lag(lua_State *L) {
-  pyr_backend *be = begin_call(L);
-  layout_args l = check_layout(L, 2);
-  pyr_lane_view lane = check_lane(L, be, 3, l.layout);
-  int64_t begin = luaL_checkinteger(L, 4), end = luaL_checkinteger(L, 5);
-  float *out = new_floats(L, be, end - begin);
-  pyr_status status = reserve_rows(be, l, lane.rows);
-  if (status == PYR_OK)
-    status = be->lag(be, out, &lane, l.layout, begin, end, luaL_checkinteger(L, 6),
-                     lua_toboolean(L, 7));
-  return status == PYR_OK ? push_floats(L, be, out, end - begin) : fail(L, be, status);
+  rows_call c = begin_rows(L);
+  if (c.status == PYR_OK)
+    c.status = c.be->lag(c.be, c.out, &c.lane, c.layout, c.begin, c.end, luaL_checkinteger(L, 6),
+                         lua_toboolean(L, 7));
+  return end_rows(L, &c);
 }
 
 /* output_norm(runtime, layout, lane, { from, to, first, count, dtype, rows, o }) -> floats [count,

@@ -202,24 +202,30 @@ describe("learning what will be looked at", function()
     end)
   end)
 
+  -- Of 300 tokens so many rows, not the same number of each head, the first four and the last
+  -- `recent` among them.
+  local function assert_share(p, target, recent)
+    local cache <close> = assert(models.cpu:cache { policy = p:with { target = target } })
+    assert(cache:prefill(helper.ids(300, SHAPE.vocab, 9)))
+    assert.near(target, cache:fraction(), 0.02)
+    local counts = {}
+    for layer = 1, SHAPE.layers do
+      for head = 1, SHAPE.kv_heads do
+        local kept = cache:positions(layer, head)
+        counts[#kept] = true
+        assert.same({ 0, 1, 2, 3 }, helper.slice(kept, 1, 4))
+        assert.same({ 300 - recent, 299 }, { kept[#kept - recent + 1], kept[#kept] })
+      end
+    end
+    assert.truthy(next(counts, next(counts)), "all heads keep as many")
+  end
+
   describe("the folder", function()
     it("is pyramid_plus with the map, whose recent rows grow with the budget", function()
       local p = assert(pyramid.policy(folder .. "/policy.lua"))
       assert.equal("pyramid_plus", p.name)
       for target, recent in pairs { [0.1] = 3, [0.4] = 11, [0.9] = 32 } do
-        local cache <close> = assert(models.cpu:cache { policy = p:with { target = target } })
-        assert(cache:prefill(helper.ids(300, SHAPE.vocab, 9)))
-        assert.near(target, cache:fraction(), 0.02)
-        local counts = {}
-        for layer = 1, SHAPE.layers do
-          for head = 1, SHAPE.kv_heads do
-            local kept = cache:positions(layer, head)
-            counts[#kept] = true
-            assert.same({ 0, 1, 2, 3 }, helper.slice(kept, 1, 4))
-            assert.equal(300 - recent, kept[#kept - recent + 1])
-          end
-        end
-        assert.truthy(next(counts, next(counts)), "all heads keep as many")
+        assert_share(p, target, recent)
       end
     end)
   end)
@@ -281,19 +287,7 @@ describe("learning what will be looked at", function()
     it("keeps the share asked for, by budgets of its own for each head", function()
       local p = assert(pyramid.policy("kvzap", { map = folder .. "/map.safetensors" }))
       for _, target in ipairs { 0.3, 0.6 } do
-        local cache <close> = assert(models.cpu:cache { policy = p:with { target = target } })
-        assert(cache:prefill(helper.ids(300, SHAPE.vocab, 9)))
-        assert.near(target, cache:fraction(), 0.02)
-        local counts = {}
-        for layer = 1, SHAPE.layers do
-          for head = 1, SHAPE.kv_heads do
-            local kept = cache:positions(layer, head)
-            counts[#kept] = true
-            assert.same({ 0, 1, 2, 3 }, helper.slice(kept, 1, 4))
-            assert.same({ 268, 299 }, { kept[#kept - 31], kept[#kept] })
-          end
-        end
-        assert.truthy(next(counts, next(counts)), "all heads keep as many")
+        assert_share(p, target, 32)
       end
     end)
 

@@ -58,7 +58,8 @@ typedef struct pyr_tiles {
   void (*tile_pack)(uint16_t *to, const void *pack, pyr_dtype dtype, int64_t cols);
   void (*multiply)(const pyr_tile_product *p);
   /* products of bytes (tile_bytes.inc), to the bit those of `dot_pack` (kernels.h): which dtypes
-   * have them; bytes of PYR_TILE tokens, and of a pack that is unpacked, of k values */
+   * of those that lie interleaved have them; bytes of PYR_TILE tokens, and of a pack that is
+   * unpacked, of k values */
   bool (*takes_bytes)(pyr_dtype dtype);
   size_t (*bytes_tokens)(int64_t k);
   size_t (*bytes_sheet)(int64_t k);
