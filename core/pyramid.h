@@ -647,6 +647,16 @@ typedef struct pyr_sampler pyr_sampler;
  * fails at the picks alone has made the step; picks not made are -1. */
 pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count,
                          float *const *logits, pyr_sampler *const *samplers, int32_t *picks);
+/* Reads n tokens that may turn out to be wrong (speculative decoding, arXiv 2211.17192), in one
+ * pass over the weights: logits [n, vocab] (or NULL), those after each token, are bit for bit what
+ * n calls of pyr_step give. Until another call adds, moves or drops rows, pyr_cache_truncate goes
+ * back to any of them under every policy, also where attention is tracked. n is below 48;
+ * PYR_POLICY: more than pyr_cache_verifiable says, and nothing has changed. All or nothing. */
+pyr_status pyr_cache_verify(pyr_cache *cache, const int32_t *ids, int64_t n, float *logits);
+/* The most tokens that pyr_cache_verify takes now: fewer than the steps until the policy's next
+ * decode plan, as far as the context has room. 0: a cache that has read nothing, or whose next step
+ * evicts. */
+int64_t pyr_cache_verifiable(const pyr_cache *cache);
 /* pages shared until written */
 pyr_status pyr_cache_fork(const pyr_cache *cache, pyr_cache **out);
 pyr_status pyr_cache_clear(pyr_cache *cache);
@@ -709,7 +719,8 @@ pyr_status pyr_cache_on_prepare(pyr_cache *cache, const pyr_preparer *preparer);
 /* Drops the rows of tokens from n on (0 <= n <= tokens seen); the cache goes on from token n. A
  * cache that evicted nothing is then, bit for bit, one that never read them. Rows below n that were
  * evicted stay so, keys that were turned or merged stay as they are. PYR_POLICY, and nothing is
- * changed, where attention is tracked (what the dropped tokens gave is in sums with the rest), and
+ * changed, where attention is tracked (what the dropped tokens gave is in sums with the rest; but
+ * not of tokens that pyr_cache_verify read last), and
  * where a lane holds no row below n any more. PYR_ARGUMENT where a layer with a sliding window has
  * given back rows that the window of token n shows; the message names the first token that may be.
  * All or nothing. */

@@ -12,6 +12,7 @@
  *   cache:read_embeddings(rows, all, prune)            likewise; rows: packed f32, a matrix, or a
  *                                                      sequence of sequences or vectors
  *   core.embed(model, ids) -> packed f32, a row of the model's width for each id
+ *   cache:verify(ids) -> { logits, … }             cache:verifiable() -> how many ids at most
  *   cache:step(id) -> logits   :rows(layer, head) :positions(layer, head) -> { position, … }
  *                              :bytes() :fraction()
  *   cache:evaluate(program, layer, head) -> a vector of one number a token seen; layer, head 0: the
@@ -191,6 +192,16 @@ static int32_t *read_ids(lua_State *L, int arg, lua_Integer *n) {
   return ids;
 }
 
+/* A sequence of the logits of n positions, all in one buffer. */
+static int push_rows_of_logits(lua_State *L, int buffer, lua_Integer n, int32_t vocab) {
+  lua_createtable(L, (int)n, 0);
+  for (lua_Integer i = 0; i < n; i++) {
+    pyr_lua_push_logits(L, buffer, i, vocab);
+    lua_rawseti(L, -2, i + 1);
+  }
+  return 1;
+}
+
 /* The rows at `arg`, n of them, each of `width` numbers: a matrix's own, which the stack holds, or
  * a copy that is pushed. Raises on another shape; what the numbers are is the core's to judge. */
 static const float *read_rows(lua_State *L, int arg, int64_t width, lua_Integer *n) {
@@ -258,12 +269,7 @@ static int read_prompt(lua_State *L, bool embeddings) {
     pyr_lua_push_logits(L, buffer, 0, vocab);
     return 1;
   }
-  lua_createtable(L, (int)n, 0);
-  for (lua_Integer i = 0; i < n; i++) {
-    pyr_lua_push_logits(L, buffer, i, vocab);
-    lua_rawseti(L, -2, i + 1);
-  }
-  return 1;
+  return push_rows_of_logits(L, buffer, n, vocab);
 }
 
 static int cache_read(lua_State *L) { return read_prompt(L, false); }
@@ -316,6 +322,26 @@ static int cache_step(lua_State *L) {
   if (status != PYR_OK) return fail(L, cache, status);
   pyr_lua_push_logits(L, -1, 0, vocab);
   return 1;
+}
+
+/* (cache, ids) */
+static int cache_verify(lua_State *L) {
+  lua_Integer n;
+  lua_settop(L, 2);
+  const int32_t *ids = read_ids(L, 2, &n);
+  luaL_argcheck(L, n >= 1 && n <= 1 << 20, 2, "ids are wanted");
+  int32_t vocab = pyr_model_get_config(pyr_cache_model(check_idle(L, 1)->cache))->vocab;
+  float *logits = pyr_lua_new_logits_buffer(L, n, vocab);
+  int buffer = lua_gettop(L);
+  cache_box *box = check_idle(L, 1);
+  pyr_cache *cache = box->cache;
+  lua_State *outer = pyr_lua_enter(L);
+  box->busy = true;
+  pyr_status status = pyr_cache_verify(cache, ids, n, logits);
+  box->busy = false;
+  pyr_lua_leave(L, outer);
+  if (status != PYR_OK) return fail(L, cache, status);
+  return push_rows_of_logits(L, buffer, n, vocab);
 }
 
 /* What one step of several caches takes: arrays of n, in userdata. */
@@ -557,6 +583,11 @@ static int cache_fraction(lua_State *L) {
   return 1;
 }
 
+static int cache_verifiable(lua_State *L) {
+  lua_pushinteger(L, pyr_cache_verifiable(check_cache(L, 1)));
+  return 1;
+}
+
 static int cache_tokens(lua_State *L) {
   lua_pushinteger(L, pyr_cache_tokens(check_cache(L, 1)));
   return 1;
@@ -600,7 +631,8 @@ void pyr_lua_open_cache(lua_State *L) {
   static const luaL_Reg pool_methods[] = { { "bytes", pool_bytes }, { NULL, NULL } };
   static const luaL_Reg cache_methods[] = {
     { "read", cache_read }, { "read_embeddings", cache_read_embeddings },
-        { "step", cache_step }, { "rows", cache_rows },
+        { "step", cache_step }, { "verify", cache_verify },
+        { "verifiable", cache_verifiable }, { "rows", cache_rows },
         { "positions", cache_positions },
     { "evaluate", cache_evaluate },
     { "bytes", cache_bytes }, { "fraction", cache_fraction }, { "tokens", cache_tokens },

@@ -21,11 +21,14 @@ cli.add_trace(parser)
 cli.add_length(parser, 256)
 local sampling = { temperature = 0.7, top_p = 0.95 }   -- what chat models are made for
 cli.add_sampler(parser, sampling)
+cli.add_speculation(parser)
 local args = cli.parse(parser, arg)
 
 local policy, label = cli.one_policy(args)
 local model <close> = cli.open_text_model(args)
 local picker = cli.sampler(args, sampling)
+local speculation, draft = cli.speculation(args)
+local _ <close> = draft
 local plain = args.template == "none" or not args.template and not model.tokenizer.chat_template
 for _, name in ipairs(plain and { "system", "tools" } or {}) do
   if args[name] then
@@ -83,7 +86,7 @@ local function say(line)
   local wrote, begun = false, plain  -- the blank between "Answer:" and the answer is not shown
   local given = plain and cli.unescape(line) or line
   local stats, message, code = talk:say(given, { sampler = picker, max_tokens = args.max_tokens,
-    stop = args.stop,
+    stop = args.stop, speculate = speculation,
     on_prompt = function(tokens, anew)
       progress, first = picture.progress(("prefill of %d tokens"):format(tokens)), anew
     end,

@@ -27,6 +27,7 @@ cli.add_cache(parser)
 cli.add_trace(parser)
 cli.add_length(parser, 256)
 cli.add_sampler(parser)
+cli.add_speculation(parser)
 cli.option(parser, "--context", "N", "Read only the last N tokens of a longer prompt.",
   { integer = 1 })
 parser:flag("--ignore-eos", "Go on after an end-of-text token.")
@@ -113,9 +114,14 @@ local function show_stats(model, run, rows, label)
     { "policy", label },
     { "KV cache", ("%s in %s, %s of a full cache's rows"):format(cli.bytes(stats.cache_bytes),
       args.cache_dtype, cli.percent(stats.cache_fraction)) },
+    { "guesses", stats.drafted and ("%d of %d held"):format(stats.accepted, stats.drafted) },
     { "rows", pic:cut(table.concat(shown, " "), pic.width - 12) },
     { "memory", cli.bytes(peak) .. " at most, without mapped weights" },
-  } do lines[#lines + 1] = pic:paint(picture.pad(pair[1], 9), "dim") .. "  " .. pair[2] end
+  } do
+    if pair[2] then
+      lines[#lines + 1] = pic:paint(picture.pad(pair[1], 9), "dim") .. "  " .. pair[2]
+    end
+  end
   io.stderr:write("\n", table.concat(lines, "\n"), "\n")
 end
 
@@ -127,12 +133,14 @@ local ids, stop
 if args.messages then ids, stop = chat_ids(model, source)
 else ids, stop = prompt_ids(model, source), args.stop
 end
+local speculation, draft = cli.speculation(args)
+local _ <close> = draft
 local cache <close> = cli.must(model:cache(cli.cache_options(args, policy)))
 
 local progress <close> = picture.progress(("prefill of %d tokens"):format(#ids))
 local run <close> = cli.must(model:generate(ids,
   { cache = cache, sampler = cli.sampler(args), max_tokens = args.max_tokens, stop = stop,
-    ignore_eos = args.ignore_eos, progress = progress.update }))
+    speculate = speculation, ignore_eos = args.ignore_eos, progress = progress.update }))
 progress:close()
 local kept = cache:fraction()                  -- of the prompt
 local warning = target.warning(policy, label, kept, #ids)
@@ -158,7 +166,7 @@ if args.json then
   out.decode_tokens_per_second = cli.rate(stats.generated_tokens, stats.decode_seconds)
   out.cache_bytes, out.cache_fraction, out.cache_dtype = stats.cache_bytes, stats.cache_fraction,
     args.cache_dtype
-  out.pruned = stats.pruned
+  out.pruned, out.drafted, out.accepted = stats.pruned, stats.drafted, stats.accepted
   out.prompt_fraction, out.target, out.target_missed = kept, target.of(policy),
     warning and true or nil
   out.rows, out.computed, out.evicted = rows, cache:computed(), cache:evicted()

@@ -520,9 +520,10 @@ static void free_lanes(pyr_cache *cache) {
       lane_free(cache, &cache->lanes[i]);
 }
 
-void pyr_cache_end_probe(pyr_cache *cache) {
+void pyr_cache_rows_changed(pyr_cache *cache) {
   pyr_probed_free(cache->probed);
   cache->probed = NULL;
+  pyr_trial_end(cache);
 }
 
 /* Policy, preparer and tracer are let go after the cache's own memory, the pool last of all: their
@@ -534,7 +535,8 @@ void pyr_cache_free(pyr_cache *cache) {
   pyr_policy policy = cache->policy;
   pyr_tracer tracer = cache->tracer;
   pyr_preparer preparer = cache->preparer;
-  pyr_cache_end_probe(cache);
+  pyr_cache_rows_changed(cache);
+  pyr_trial_free(cache);
   pyr_learned_free(cache->learned);
   free_lanes(cache);
   if (cache->lanes)
@@ -616,6 +618,8 @@ void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot) {
   cache->note = spoiled.note;
   cache->note_bytes = spoiled.note_bytes;
   cache->probed = spoiled.probed;
+  cache->trial = spoiled.trial;
+  spoiled.trial = NULL;
   spoiled.note = NULL;
   spoiled.note_bytes = 0;
   spoiled.probed = NULL;
@@ -625,7 +629,7 @@ void pyr_cache_restore(pyr_cache *cache, pyr_cache *snapshot) {
 
 /* Its policy, tracer and note stay. */
 pyr_status pyr_cache_clear(pyr_cache *cache) {
-  pyr_cache_end_probe(cache);
+  pyr_cache_rows_changed(cache);
   free_lanes(cache);
   reset_states(cache);
   cache->tokens = cache->prompt = cache->computed = cache->evicted = 0;

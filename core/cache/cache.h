@@ -20,6 +20,8 @@
 #include "cache/learned.h"
 #include "cache/probed.h"
 
+typedef struct pyr_trial pyr_trial;
+
 typedef struct pyr_lane {
   pyr_page **pages;        /* [page_cap] the first page_count are held */
   void **data;             /* [page_cap] their memory, as the backend wants it */
@@ -67,6 +69,7 @@ struct pyr_cache {
   int64_t evicted;         /* rows dropped or never stored */
   struct pyr_undo *undo;   /* of the call that is running, or NULL */
   pyr_probed *probed;      /* what a probe found out of the rows held now, or NULL */
+  pyr_trial *trial;        /* histories before each token of the last one (trial.c), or NULL */
   pyr_learned *learned;    /* the map that triggers track, shared with forks; NULL: none so far */
   pyr_tracer tracer;       /* retained through its own callback; zeros: none */
   pyr_preparer preparer;   /* likewise */
@@ -146,8 +149,21 @@ pyr_status pyr_lane_unshare(pyr_cache *cache, pyr_lane *lane, int64_t from);
 pyr_status pyr_lanes_gather(pyr_cache *cache, pyr_lane *lanes, int count, pyr_lane_view *views,
                             const int32_t *idx, int64_t keep, int64_t fixed);
 
-/* Rows have changed: what a probe found out of them goes. */
-void pyr_cache_end_probe(pyr_cache *cache);
+/* Rows have changed: what a probe found out of them goes, and a trial of them ends. */
+void pyr_cache_rows_changed(pyr_cache *cache);
+
+/* trial.c: a trial of n tokens begins: rows for them are reserved, and none is there yet. All or
+ * nothing. */
+pyr_status pyr_trial_begin(pyr_cache *cache, int64_t n);
+/* Keeps the histories of a layer as they are before token t (from 0) of the trial, whose row is
+ * there. */
+pyr_status pyr_trial_remember(pyr_cache *cache, int layer, int64_t t);
+/* Whether tracked attention can go back to what it was when n tokens had been seen. */
+bool pyr_trial_covers(const pyr_cache *cache, int64_t n);
+/* Puts the histories back; lanes have been cut to n tokens. */
+pyr_status pyr_trial_put_back(pyr_cache *cache, int64_t n);
+void pyr_trial_end(pyr_cache *cache);    /* there is no way back any more */
+void pyr_trial_free(pyr_cache *cache);
 
 /* A copy that shares all pages; also the snapshot that a failed prefill returns to. Takes
  * references to pages, no bytes of the budget but what lies beside the rows. */

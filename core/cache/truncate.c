@@ -3,8 +3,8 @@
  * A row's place in a lane follows its position, so each lane loses its end. What a later token has
  * changed in rows before it stays: evicted rows do not come back, nor does a key that was turned or
  * merged. What later queries gave to tracked rows cannot be taken out of a sum again, so a cache
- * that tracks is refused. In a layer with a sliding window the next token's query must find the
- * rows that its window shows; where the lane begins behind the window's first row, they are gone.
+ * that tracks is refused, but for the tokens that were last read as a trial (trial.c). In a layer
+ * with a sliding window the next token's query must find the rows that its window shows; where the lane begins behind the window's first row, they are gone.
  */
 #include "cache/cache.h"
 #include "model/model.h"
@@ -58,7 +58,7 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
   if (n == cache->tokens) return PYR_OK;
   if (n == 0) return pyr_cache_clear(cache);
   for (int layer = 0; layer < cache->layers; layer++) {
-    if (pyr_trigger_sums(&cache->states[layer].trigger))
+    if (pyr_trigger_sums(&cache->states[layer].trigger) && !pyr_trial_covers(cache, n))
       return pyr_runtime_set_error(rt, PYR_POLICY,
                                    "truncate: policy %s tracks attention, and what tokens from "
                                    "%lld on gave to earlier "
@@ -91,8 +91,10 @@ pyr_status pyr_cache_truncate(pyr_cache *cache, int64_t n) {
   }
   for (int layer = 0; layer < cache->layers && status == PYR_OK; layer++)
     truncate_state(&cache->states[layer], cache->tokens - n, pyr_cache_layer_rows(cache, layer));
+  bool tried = pyr_trial_covers(cache, n);
+  if (status == PYR_OK && tried) status = pyr_trial_put_back(cache, n);
   if (status == PYR_OK) {
-    pyr_cache_end_probe(cache);
+    pyr_cache_rows_changed(cache);
     cache->tokens = n;
     cache->prompt = pyr_min(cache->prompt, n);
     cache->evicted = lanes * n - held;

@@ -261,7 +261,7 @@ static pyr_status prefill_prepared(pyr_prefill *p) {
   if (p->plan.evicts)
     status = pyr_probe_prompt(cache, &p->how, &prompt, cache->layers * p->n, p->total);
   if (status == PYR_OK) status = pyr_evict_prepared(cache, p->n);
-  pyr_cache_end_probe(cache);
+  pyr_cache_rows_changed(cache);
   cache->probed = before;
   return status;
 }
@@ -350,7 +350,7 @@ static pyr_status prefill(pyr_cache *cache, const int32_t *ids, const float *emb
   if (s == PYR_OK) s = prefill_prepared(&p);
   if (s == PYR_OK) s = pyr_progress(rt, p.total, p.total);
   if (s == PYR_OK) {
-    pyr_cache_end_probe(cache);
+    pyr_cache_rows_changed(cache);
     cache->tokens += n;
     if (!(flags & PYR_PREFILL_NO_PRUNE)) cache->prompt = n;
     for (int layer = 0; layer < cache->layers && (flags & PYR_PREFILL_NO_PRUNE); layer++)

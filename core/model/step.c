@@ -1,8 +1,19 @@
 /* step.c — a decode step: one token each of `count` sequences, in one pass that reads every weight
- * once.
+ * once; or several tokens of one sequence, to verify what was guessed of them.
  *
- * pyr_step_pick goes in four phases: refuse what cannot be done; host memory; ask, reserve, compute
- * and rank, all or nothing (step_run); evict and sample.
+ * Verifying (speculative decoding, arXiv 2211.17192) is a step whose tokens follow each other: one
+ * product for all of them, then each token's row and its query as in a step of its own, so that
+ * its logits are, bit for bit, those that steps one by one would give. Numbers below are of tokens:
+ * token t is the t % each'th of sequence t / each, and a step has each = 1. No plan may be due
+ * before the caller has said which tokens stay (pyr_cache_verifiable), and rows that slide out of
+ * windows stay until the next call. A cache of 40 tokens whose plan is due in 8 steps, verifying 4:
+ *
+ *     read       40 41 42 43      in one pass; 43 turns out wrong
+ *     truncated  40 41 42         rows of 43 go, and what its query gave to tracked rows
+ *     plan due   in 5 steps
+ *
+ * pyr_step_pick refuses what cannot be done; then (step_whole) host memory; ask, reserve, compute
+ * and rank, all or nothing (step_run); evict; and it samples.
  *
  * Failure. Plans are asked for before anything is touched; memory is reserved before anything is
  * computed. A failed step drops its row. After its reservation a step can fail only if the device
@@ -14,23 +25,27 @@
 #include "policy/policy.h"
 #include "cache/undo.h"
 
+#include <string.h>
+
 typedef struct pyr_decode {
   pyr_cache *const *caches;        /* [count] */
-  int count;
+  int count, each;                 /* sequences, and the tokens of each */
+  int tokens;                      /* count * each */
+  bool trial;                      /* they may be taken back: one sequence */
   int64_t longest;                 /* the most rows of any lane, with the step's */
   pyr_forward f;
   int64_t due_count, turned;       /* plans due; positions in `rot`, [layers, count] or none */
   pyr_evictions due;               /* decode plans that run after this step */
   pyr_append *rows;                /* host [count] */
-  pyr_attention *attention;        /* host [count] */
-  pyr_track *tracks;               /* host [count] */
-  pyr_lane_view *views;            /* host [count * kv_heads] */
+  pyr_attention *attention;        /* host [tokens] */
+  pyr_track *tracks;               /* host [tokens] */
+  pyr_lane_view *views;            /* host [tokens * kv_heads] */
   int32_t *pos, *rot;              /* host: f.pos and f.rot, before they go over */
   pyr_sample_batch samples;
 } pyr_decode;
 
 /* A sequence twice would append two rows to one lane with one position. */
-static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int count) {
+static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int count, int each) {
   pyr_pool *pool = caches[0]->pool;
   for (int i = 0; i < count; i++) {
     if (caches[i]->pool->model != pool->model)
@@ -46,35 +61,35 @@ static pyr_status step_check(pyr_cache *const *caches, const int32_t *ids, int c
     if (caches[i]->tokens == 0)
       return pyr_runtime_set_error(pool->rt, PYR_ARGUMENT,
                                    "a step needs a cache that has read a prompt");
-    PYR_TRY(pyr_forward_check_ids(pool->rt, &pool->model->config, ids + i, 1));
-    PYR_TRY(pyr_forward_check_room(caches[i], 1));
+    PYR_TRY(pyr_forward_check_ids(pool->rt, &pool->model->config, ids + i * each, each));
+    PYR_TRY(pyr_forward_check_room(caches[i], each));
   }
   return PYR_OK;
 }
 
 /* How much of everything the step takes. A plan is due where one step is left: this one.
  * `turned` is only laid out where some layer of some cache is compacted; then for all layers and
- * sequences, as rot[layer * count + i]. */
+ * tokens, as rot[layer * tokens + t]. */
 static void step_count_up(pyr_decode *d) {
   int layers = d->f.model->config.layers;
   bool compact = false;
   for (int i = 0; i < d->count; i++)
     for (int layer = 0; layer < layers; layer++) {
-      d->longest = pyr_max(d->longest, pyr_cache_layer_rows(d->caches[i], layer) + 1);
+      d->longest = pyr_max(d->longest, pyr_cache_layer_rows(d->caches[i], layer) + d->each);
       d->due_count += pyr_track_steps_left(d->caches[i], layer) == 1;
       compact = compact || d->caches[i]->states[layer].compact;
     }
-  if (compact) d->turned = (int64_t)layers * d->count;
+  if (compact) d->turned = (int64_t)layers * d->tokens;
 }
 
 /* Counts, and then cuts, as `layout` does, with parts that the host alone reads. */
 static void step_layout_host(pyr_decode *d, bool samples, pyr_arena *host) {
   int32_t heads = d->f.model->config.kv_heads;
   PYR_PART(host, d->rows, d->count);
-  PYR_PART(host, d->attention, d->count);
-  PYR_PART(host, d->tracks, d->count);
-  PYR_PART(host, d->views, d->count * heads);
-  PYR_PART(host, d->pos, d->count);
+  PYR_PART(host, d->attention, d->tokens);
+  PYR_PART(host, d->tracks, d->tokens);
+  PYR_PART(host, d->views, d->tokens * heads);
+  PYR_PART(host, d->pos, d->tokens);
   PYR_PART(host, d->rot, d->turned);
   pyr_evictions_layout_host(&d->due, d->due_count, heads, host);
   if (samples) pyr_sample_batch_layout(&d->samples, d->count, host);
@@ -87,12 +102,13 @@ static void step_layout_host(pyr_decode *d, bool samples, pyr_arena *host) {
  *     rot    layer 0     40  900
  *            layer 1     20  900 */
 static void step_place(pyr_decode *d) {
-  for (int i = 0; i < d->count; i++) d->pos[i] = (int32_t)d->caches[i]->tokens;
+  for (int t = 0; t < d->tokens; t++)
+    d->pos[t] = (int32_t)d->caches[t / d->each]->tokens + t % d->each;
   for (int64_t i = 0; i < d->turned; i++) {
-    const pyr_cache *cache = d->caches[i % d->count];
-    int layer = (int)(i / d->count);
-    d->rot[i] = cache->states[layer].compact ? (int32_t)pyr_cache_layer_rows(cache, layer)
-        : d->pos[i % d->count];
+    int t = (int)(i % d->tokens), layer = (int)(i / d->tokens);
+    const pyr_cache *cache = d->caches[t / d->each];
+    d->rot[i] = cache->states[layer].compact
+        ? (int32_t)pyr_cache_layer_rows(cache, layer) + t % d->each : d->pos[t];
   }
 }
 
@@ -106,7 +122,7 @@ static pyr_status step_ask(pyr_decode *d) {
   return PYR_OK;
 }
 
-/* Makes room for one row in every lane, and makes writable what this step's plans will gather.
+/* Makes room for tokens' rows in every lane, and makes writable what this step's plans gather.
  * Most steps find room: a lane takes a new page every 32 steps. Page tables go over last, when
  * all pages are known. */
 static pyr_status step_reserve_rows(pyr_decode *d) {
@@ -116,9 +132,10 @@ static pyr_status step_reserve_rows(pyr_decode *d) {
       const pyr_trigger *trigger = &d->caches[i]->states[layer].trigger;
       PYR_TRY(pyr_learned_need(d->caches[i], trigger));
       for (int head = 0; head < c->kv_heads; head++)
-        PYR_TRY(pyr_lane_reserve(d->caches[i], pyr_cache_lane(d->caches[i], layer, head), 1,
-                                 pyr_trigger_tracks(trigger)));
+        PYR_TRY(pyr_lane_reserve(d->caches[i], pyr_cache_lane(d->caches[i], layer, head),
+                                 d->each, pyr_trigger_tracks(trigger)));
     }
+  if (d->trial) PYR_TRY(pyr_trial_begin(d->caches[0], d->each));
   PYR_TRY(pyr_evictions_prepare(&d->due));
   for (int i = 0; i < d->count; i++)
     PYR_TRY(pyr_lanes_list(d->caches[i], d->caches[i]->lanes, (int64_t)c->layers * c->kv_heads));
@@ -130,7 +147,7 @@ static pyr_status step_reserve_rows(pyr_decode *d) {
  * step_undo gives that back (pyr_lane_truncate trims). */
 static pyr_status step_reserve(pyr_decode *d, const pyr_work *work) {
   pyr_backend *be = d->f.be;
-  pyr_extent extent = { .tokens = d->count, .chunk = d->count, .logit_rows = d->count,
+  pyr_extent extent = { .tokens = d->tokens, .chunk = d->tokens, .logit_rows = d->tokens,
                         .turned = d->turned };
   pyr_arena count = { 0 }, arena = { 0 };
   pyr_forward_layout(&d->f, &extent, &count);
@@ -172,7 +189,7 @@ static const pyr_learned *step_map(const pyr_decode *d, int i, int layer) {
   return pyr_trigger_learns(&cache->states[layer].trigger) ? cache->learned : NULL;
 }
 
-/* f->learned [count, kv_heads] of what the layer read. Forks share a map: sequences that follow
+/* f->learned [tokens, kv_heads] of what the layer read. Forks share a map: sequences that follow
  * each other and have the same one take one product.
  *
  *     sequences   a  a'  b  c         a' is a fork of a, b tracks attention, c has another map
@@ -185,54 +202,79 @@ static pyr_status step_learn(const pyr_decode *d, int layer, const float *in) {
     together = 1;
     while (i + together < d->count && step_map(d, i + together, layer) == map) together++;
     if (map)
-      PYR_TRY(pyr_learned_apply(map, layer, d->f.learned + (int64_t)i * c->kv_heads,
-                                in + (int64_t)i * c->width, together));
+      PYR_TRY(pyr_learned_apply(map, layer, d->f.learned + (int64_t)i * d->each * c->kv_heads,
+                                in + (int64_t)i * d->each * c->width, together * d->each));
   }
   return PYR_OK;
 }
 
-/* One product for all sequences, so that weights are read once; then each sequence's row to its
- * own lanes, and its query along them. Invariant: views[i * kv_heads + g] is lane g of sequence
- * i in this layer, and holds the step's row once add_rows has counted it. */
+/* What the layer's attention is told of token t, whose row is stored: its views end with it. */
+static void step_look(pyr_decode *d, int layer, int t, bool tracked) {
+  const pyr_forward *f = &d->f;
+  const pyr_model_config *c = &f->model->config;
+  int64_t width = (int64_t)c->heads * c->head_dim;
+  d->attention[t] = (pyr_attention){ .out = f->att + t * width, .q = f->q + t * width,
+                                     .q_pos = f->pos + t, .lanes = d->views + t * c->kv_heads,
+                                     .n = 1, .window = c->window ? c->window[layer] : 0,
+                                     .cap = c->score_cap, .slopes = f->model->slopes,
+                                     .sinks = f->model->layers[layer].sinks,
+                                     .track = tracked ? &d->tracks[t] : NULL };
+}
+
+/* All tokens' queries in one call; but where several of one sequence are tracked, one after the
+ * other, as each adds to what the next one finds, which the trial remembers. */
+static pyr_status step_attend(const pyr_decode *d, int layer) {
+  const pyr_forward *f = &d->f;
+  const pyr_model_config *c = &f->model->config;
+  bool apart = d->trial && d->attention[0].track;
+  for (int t = 0; t < d->tokens; t += apart ? 1 : d->tokens) {
+    if (apart) PYR_TRY(pyr_trial_remember(d->caches[0], layer, t));
+    PYR_TRY(f->be->attention(f->be, d->attention + t, apart ? 1 : d->tokens, f->layout, c->heads,
+                             c->kv_heads, f->model->scale));
+  }
+  return PYR_OK;
+}
+
+/* One product for all tokens, so that weights are read once; then each sequence's rows to its own
+ * lanes, and each query along them. Invariant: views[t * kv_heads + g] is lane g of token t's
+ * sequence in this layer, and ends with the token's row once rows are stored: of three tokens on
+ * a lane of 40 rows the views have 41, 42 and 43. */
 static pyr_status step_layer(pyr_decode *d, int layer) {
   pyr_forward *f = &d->f;
   const pyr_model_config *c = &f->model->config;
-  int64_t width = (int64_t)c->heads * c->head_dim, kv = (int64_t)c->kv_heads * c->head_dim;
-  const int32_t *rot = d->turned ? f->rot + (int64_t)layer * d->count : f->pos;
+  int64_t kv = (int64_t)c->kv_heads * c->head_dim;
+  const int32_t *rot = d->turned ? f->rot + (int64_t)layer * d->tokens : f->pos;
   const float *in;
-  PYR_TRY(pyr_layer_project(f, layer, f->x, rot, d->count, true, &in));
+  PYR_TRY(pyr_layer_project(f, layer, f->x, rot, d->tokens, true, &in));
   PYR_TRY(step_learn(d, layer, in));
   for (int i = 0; i < d->count; i++) {
-    pyr_lane_view *views = d->views + (int64_t)i * c->kv_heads;
-    /* before the row is there */
-    bool tracked = pyr_track_step(d->caches[i], layer, &d->tracks[i]);
+    int first = i * d->each;
+    pyr_lane_view *views = d->views + (int64_t)first * c->kv_heads;
     pyr_layer_views(d->caches[i], layer, views);
-    d->rows[i] = (pyr_append){ .lanes = views, .k = f->k + i * kv, .v = f->v + i * kv,
-                               .positions = f->pos + i, .n = 1 };
-    if (step_map(d, i, layer)) d->rows[i].learned = f->learned + (int64_t)i * c->kv_heads;
-    d->attention[i] = (pyr_attention){ .out = f->att + i * width, .q = f->q + i * width,
-                                       .q_pos = f->pos + i, .lanes = views, .n = 1,
-                                       .window = c->window ? c->window[layer] : 0,
-                                       .cap = c->score_cap, .slopes = f->model->slopes,
-                                       .sinks = f->model->layers[layer].sinks,
-                                       .track = tracked ? &d->tracks[i] : NULL };
+    d->rows[i] = (pyr_append){ .lanes = views, .k = f->k + first * kv, .v = f->v + first * kv,
+                               .positions = f->pos + first, .n = d->each };
+    if (step_map(d, i, layer)) d->rows[i].learned = f->learned + (int64_t)first * c->kv_heads;
+    for (int t = first; t < first + d->each; t++)   /* before the rows are there */
+      step_look(d, layer, t, pyr_track_step(d->caches[i], layer, t - first, &d->tracks[t]));
   }
   PYR_TRY(f->be->store(f->be, d->rows, d->count, f->layout, c->kv_heads));
-  for (int i = 0; i < d->count; i++)
-    pyr_layer_add_rows(d->caches[i], layer, d->views + (int64_t)i * c->kv_heads, 1);
-  PYR_TRY(f->be->attention(f->be, d->attention, d->count, f->layout, c->heads, c->kv_heads,
-                           f->model->scale));
-  return pyr_layer_finish(f, &f->model->layers[layer], f->x, 0, d->count);
+  for (int t = 0; t < d->tokens; t++) {
+    pyr_lane_view *views = d->views + (int64_t)t * c->kv_heads;
+    if (t % d->each > 0) memcpy(views, views - c->kv_heads, (size_t)c->kv_heads * sizeof *views);
+    pyr_layer_add_rows(d->caches[t / d->each], layer, views, 1);
+  }
+  PYR_TRY(step_attend(d, layer));
+  return pyr_layer_finish(f, &f->model->layers[layer], f->x, 0, d->tokens);
 }
 
 /* Reads every weight once: at one sequence that is what a step costs. */
 static pyr_status step_layers(pyr_decode *d) {
   pyr_backend *be = d->f.be;
   const pyr_model *model = d->f.model;
-  PYR_TRY(pyr_forward_embed(be, model, d->f.x, d->f.ids, d->count));
-  PYR_TRY(pyr_forward_add_positions(&d->f, d->f.pos, d->count));
+  PYR_TRY(pyr_forward_embed(be, model, d->f.x, d->f.ids, d->tokens));
+  PYR_TRY(pyr_forward_add_positions(&d->f, d->f.pos, d->tokens));
   for (int layer = 0; layer < model->config.layers; layer++) PYR_TRY(step_layer(d, layer));
-  return pyr_forward_logits(&d->f, d->f.x, d->count);
+  return pyr_forward_logits(&d->f, d->f.x, d->tokens);
 }
 
 /* From ids to logits. A device may note the operations, and do them all at the end; while they are
@@ -241,20 +283,20 @@ static pyr_status step_compute(pyr_decode *d, const int32_t *ids, const pyr_work
   pyr_backend *be = d->f.be;
   const pyr_model *model = d->f.model;
   size_t each = sizeof(int32_t);
-  PYR_TRY(be->upload(be, d->f.ids, ids, (size_t)d->count * each));
-  PYR_TRY(be->upload(be, d->f.pos, d->pos, (size_t)d->count * each));
+  PYR_TRY(be->upload(be, d->f.ids, ids, (size_t)d->tokens * each));
+  PYR_TRY(be->upload(be, d->f.pos, d->pos, (size_t)d->tokens * each));
   if (d->turned) PYR_TRY(be->upload(be, d->f.rot, d->rot, (size_t)d->turned * each));
-  if (!be->step_begin || be->profile) return step_layers(d);
+  if (!be->step_begin || be->profile || d->each > 1) return step_layers(d);
   PYR_TRY(be->step_begin(be, model, work, model->config.layers));
   pyr_status s = step_layers(d);
   pyr_status ended = be->step_end(be, s == PYR_OK);
   return s == PYR_OK ? ended : s;
 }
 
-/* One token more, or (by -1) one less again. Before plans run: a trigger's `since` and
+/* Each sequence's tokens more, or (sign -1) less again. Before plans run: a trigger's `since` and
  * `unranked` count the step that is being ended. */
-static void step_tally(const pyr_decode *d, int by) {
-  int layers = d->f.model->config.layers;
+static void step_tally(const pyr_decode *d, int sign) {
+  int layers = d->f.model->config.layers, by = sign * d->each;
   for (int i = 0; i < d->count; i++) {
     d->caches[i]->tokens += by;
     d->caches[i]->computed += by * layers;
@@ -268,10 +310,10 @@ static void step_tally(const pyr_decode *d, int by) {
  * elsewhere: two transfers. */
 static pyr_status step_logits(const pyr_decode *d, float *const *logits) {
   int64_t vocab = d->f.model->config.vocab;
-  for (int i = 0, together; logits && i < d->count; i += together) {
+  for (int i = 0, together; logits && i < d->tokens; i += together) {
     together = 1;
     if (!logits[i]) continue;
-    while (i + together < d->count && logits[i + together] == logits[i] + together * vocab)
+    while (i + together < d->tokens && logits[i + together] == logits[i] + together * vocab)
       together++;
     PYR_TRY(d->f.be->download(d->f.be, logits[i], d->f.logits + i * vocab,
                               (size_t)(together * vocab) * sizeof(float)));
@@ -283,7 +325,7 @@ static pyr_status step_logits(const pyr_decode *d, float *const *logits) {
  * there (step_compute), and are counted (step_tally), before plans rank them; on failure both
  * are taken back, the count here and the rows by the caller. */
 static pyr_status step_run(pyr_decode *d, const int32_t *ids, float *const *logits) {
-  pyr_work work = pyr_forward_work(d->f.model, d->count, d->longest, d->count);
+  pyr_work work = pyr_forward_work(d->f.model, d->tokens, d->longest, d->tokens);
   PYR_TRY(step_ask(d));
   PYR_TRY(step_reserve(d, &work));
   PYR_TRY(step_keep_losers(d));
@@ -311,6 +353,31 @@ static pyr_status step_evict(pyr_decode *d) {
   return s;
 }
 
+/* Host memory, then all or nothing: ask, reserve, compute, rank. What is due leaves. *host holds
+ * what the step was laid out in, until the caller releases it. */
+static pyr_status step_whole(pyr_decode *d, const int32_t *ids, float *const *logits, bool samples,
+                             pyr_arena *host) {
+  pyr_runtime *rt = d->caches[0]->pool->rt;
+  pyr_arena room = { 0 };
+  step_count_up(d);
+  step_layout_host(d, samples, &room);
+  host->block = pyr_alloc(rt, room.used);
+  if (!host->block) return pyr_nomem(rt, room.used, "a step");
+  step_layout_host(d, samples, host);
+  step_place(d);
+  for (int i = 0; i < d->count; i++) pyr_forward_mark(d->caches[i]);
+  pyr_status s = step_run(d, ids, logits);
+  if (s != PYR_OK) step_undo(d);
+  return s == PYR_OK ? step_evict(d) : s;
+}
+
+static pyr_decode step_of(pyr_cache *const *caches, int count, int each) {
+  pyr_pool *pool = caches[0]->pool;
+  return (pyr_decode){ .caches = caches, .count = count, .each = each, .tokens = count * each,
+                       .f = { .model = pool->model, .be = pool->be, .layout = pool->layout,
+                              .exact = PYR_LINEAR_EXACT } };
+}
+
 pyr_status pyr_step(pyr_cache *const *caches, const int32_t *ids, int count, float *const *logits) {
   return pyr_step_pick(caches, ids, count, logits, NULL, NULL);
 }
@@ -319,39 +386,64 @@ pyr_status pyr_step_pick(pyr_cache *const *caches, const int32_t *ids, int count
                          float *const *logits, pyr_sampler *const *samplers, int32_t *picks) {
   if (count < 1) return PYR_OK;
   pyr_pool *pool = caches[0]->pool;
-  pyr_backend *be = pool->be;
   int32_t vocab = pool->model->config.vocab;
-  pyr_decode d = { .caches = caches, .count = count,
-                   .f = { .model = pool->model, .be = be, .layout = pool->layout,
-                          .exact = PYR_LINEAR_EXACT } };
-  /* 1. refuse what cannot be done */
+  pyr_decode d = step_of(caches, count, 1);
+  pyr_arena host = { 0 };
   PYR_TRY(pyr_runtime_here(pool->rt));
-  PYR_TRY(step_check(caches, ids, count));
+  PYR_TRY(step_check(caches, ids, count, 1));
   for (int i = 0; samplers && i < count; i++) picks[i] = -1;
-  if (samplers) PYR_TRY(pyr_sample_batch_prepare(be, samplers, count, vocab));
-
-  /* 2. host memory */
-  pyr_arena room = { 0 }, host = { 0 };
-  step_count_up(&d);
-  step_layout_host(&d, samplers != NULL, &room);
-  host.block = pyr_alloc(pool->rt, room.used);
-  if (!host.block) return pyr_nomem(pool->rt, room.used, "a step");
-  step_layout_host(&d, samplers != NULL, &host);
-  step_place(&d);
-
-  /* 3. ask, reserve, compute, rank: all or nothing */
-  for (int i = 0; i < count; i++) pyr_forward_mark(caches[i]);
-  pyr_status s = step_run(&d, ids, logits);
-  if (s != PYR_OK) step_undo(&d);
-
-  /* 4. evict, and sample */
-  if (s == PYR_OK) s = step_evict(&d);
+  if (samplers) PYR_TRY(pyr_sample_batch_prepare(pool->be, samplers, count, vocab));
+  pyr_status s = step_whole(&d, ids, logits, samplers != NULL, &host);
   for (int i = 0; i < count && s == PYR_OK; i++) {
-    pyr_cache_end_probe(caches[i]);
+    pyr_cache_rows_changed(caches[i]);
     pyr_cache_slide(caches[i]);
   }
   if (s == PYR_OK && samplers)
-    s = pyr_sample_batch_pick(&d.samples, be, samplers, d.f.logits, vocab, count, picks);
+    s = pyr_sample_batch_pick(&d.samples, pool->be, samplers, d.f.logits, vocab, count, picks);
   pyr_release(pool->rt, host.block, host.used);
+  return s;
+}
+
+/* ---- several tokens of one sequence ---------------------------------------------------------- */
+
+/* A trigger that fires in 16 steps lets 15 be verified: the 16th evicts, which cannot be taken
+ * back. Layers that never evict leave the bound, below which products round a token as in a step of
+ * its own. */
+int64_t pyr_cache_verifiable(const pyr_cache *cache) {
+  int64_t most = PYR_SMALL_N - 1,
+      room = cache->pool->model->config.context - cache->tokens;
+  for (int layer = 0; layer < cache->layers; layer++)
+    most = pyr_min(most, pyr_track_steps_left(cache, layer) - 1);
+  return cache->tokens > 0 ? pyr_max(pyr_min(most, room), 0) : 0;
+}
+
+/* Rows that no later token sees leave first: tokens before this call stay. One token takes the same
+ * way as several, so that it can be taken back, too. */
+pyr_status pyr_cache_verify(pyr_cache *cache, const int32_t *ids, int64_t n, float *logits) {
+  pyr_pool *pool = cache->pool;
+  pyr_runtime *rt = pool->rt;
+  int64_t vocab = pool->model->config.vocab, most = pyr_cache_verifiable(cache);
+  float *rows[PYR_SMALL_N];
+  pyr_arena host = { 0 };
+  if (n < 1) return PYR_OK;
+  PYR_TRY(pyr_runtime_here(rt));
+  if (n >= PYR_SMALL_N)
+    return pyr_runtime_set_error(rt, PYR_ARGUMENT, "verify: at most %d tokens at once, not %lld",
+                                 PYR_SMALL_N - 1, (long long)n);
+  pyr_decode d = step_of(&cache, 1, (int)n);
+  d.trial = true;
+  PYR_TRY(step_check(&cache, ids, 1, (int)n));
+  if (n > most)
+    return pyr_runtime_set_error(rt, PYR_POLICY,
+                                 "verify: policy %s evicts after %lld tokens, and that cannot be "
+                                 "taken back; so many at most, not %lld",
+                                 cache->policy.name ? cache->policy.name : "?",
+                                 (long long)most + 1, (long long)n);
+  for (int64_t i = 0; i < n; i++) rows[i] = logits + i * vocab;
+  pyr_cache_rows_changed(cache);
+  pyr_cache_slide(cache);
+  pyr_status s = step_whole(&d, ids, logits ? rows : NULL, false, &host);
+  if (s != PYR_OK) pyr_trial_end(cache);
+  pyr_release(rt, host.block, host.used);
   return s;
 }

@@ -105,7 +105,7 @@ pyr_status pyr_cache_evict(pyr_cache *cache, const pyr_policy *policy) {
   if (cache->tokens == 0) return PYR_OK;
   const pyr_policy lent = *policy;
   pyr_status status = evict(cache, &es, PYR_WHEN_EVICT, &lent, gather);
-  if (status == PYR_OK) pyr_cache_end_probe(cache);
+  if (status == PYR_OK) pyr_cache_rows_changed(cache);
   return status;
 }
 

@@ -44,12 +44,14 @@ int64_t pyr_track_waiting(const pyr_cache *cache, int layer, int64_t rows) {
   return pyr_max(0, rows - state->trigger.window - ranked);
 }
 
-bool pyr_track_step(const pyr_cache *cache, int layer, pyr_track *out) {
-  const pyr_trigger *trigger = &cache->states[layer].trigger;
-  int64_t steps = pyr_track_steps_left(cache, layer);
+bool pyr_track_step(const pyr_cache *cache, int layer, int64_t ahead, pyr_track *out) {
+  const pyr_layer_state *state = &cache->states[layer];
+  const pyr_trigger *trigger = &state->trigger;
+  int64_t steps = steps_until(trigger, state->since + ahead,
+                              pyr_cache_layer_rows(cache, layer) + ahead);
   if (!pyr_trigger_sums(trigger) || steps == INT64_MAX) return false;
   /* the step's own row is stored before its attention: it is the lane's last, j = -1 */
-  out->weighting = weighting_of(trigger, cache->tokens, steps, 1);
+  out->weighting = weighting_of(trigger, cache->tokens + ahead, steps, 1);
   out->decay = pyr_signal_is_history(&trigger->track) ? trigger->track.x : 1.0f;
   out->max = pyr_trigger_tracks_max(trigger);
   return true;

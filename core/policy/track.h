@@ -54,8 +54,9 @@
 int64_t pyr_track_steps_left(const pyr_cache *cache, int layer);
 /* Rows of the longest lane, of `rows` with the coming step's, that its plan may rank. */
 int64_t pyr_track_waiting(const pyr_cache *cache, int layer, int64_t rows);
-/* What the coming step adds to accumulators; false: nothing. */
-bool pyr_track_step(const pyr_cache *cache, int layer, pyr_track *out);
+/* What the coming step adds to accumulators, or the one that comes `ahead` steps after it, none of
+ * which fires the trigger; false: nothing. */
+bool pyr_track_step(const pyr_cache *cache, int layer, int64_t ahead, pyr_track *out);
 /* Accumulators start anew: queries before now no longer count. */
 pyr_status pyr_track_forget(pyr_cache *cache, int layer);
 

@@ -13,6 +13,13 @@ local cache = {}
 ---@field step fun(self: pyramid.Cache, id: integer): pyramid.Logits?, string?, string?
 ---  reads one token, and gives the logits of the next; evicts where the policy's trigger fires. On
 ---  a failure the rows are as before
+---@field verify fun(self: pyramid.Cache, ids: integer[]): pyramid.Logits[]?, string?, string?
+---  reads ids that were guessed, in one pass over the weights: the logits after each are bit for
+---  bit what a step each would give. cache:truncate then goes back to any of them, under every
+---  policy. Code "policy": more ids than cache:verifiable() says
+---@field verifiable fun(self: pyramid.Cache): integer
+---  how many ids cache:verify takes now: fewer than the steps until the policy's next decode plan,
+---  47 at most; 0: none, and the next id is one for cache:step
 ---@field rows fun(self: pyramid.Cache, layer: integer, head?: integer): integer
 ---  rows that a lane holds; of head 1, unless said. A layer with a sliding window gives rows back
 ---  by 512 once no later query sees them: it holds less than its window and 511
@@ -30,7 +37,8 @@ local cache = {}
 ---  a second cache that goes on by itself from here; pages are shared until one of them writes
 ---@field truncate fun(self: pyramid.Cache, n: integer): true?, string?, string?
 ---  drops the rows of tokens from n on, and goes on from token n: what was evicted of the rows
----  before stays so. Refused (code "policy") where attention is tracked, and (code "argument")
+---  before stays so. Refused (code "policy") where attention is tracked, but for ids that
+---  cache:verify read last, and (code "argument")
 ---  below what a sliding window has left; the message names the first token that may be
 ---@field tell fun(self: pyramid.Cache, fn?: fun(record: pyramid.Trace), seconds?: number): true
 ---  tells another function than before of its plans (nil: none); forks made later tell it, too

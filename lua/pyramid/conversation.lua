@@ -215,7 +215,7 @@ end
 
 local how_keys = { sampler = "any", max_tokens = "integer", stop = "string|table",
   progress = "function", clock = "function", logprobs = "boolean|integer", on_piece = "function",
-    on_prompt = "function" }
+    on_prompt = "function", speculate = "boolean|table" }
 
 ---@class pyramid.SayOptions
 ---@field sampler? pyramid.Sampler|pyramid.SamplerOptions
@@ -224,6 +224,7 @@ local how_keys = { sampler = "any", max_tokens = "integer", stop = "string|table
 ---@field progress? fun(done: integer, total: integer): boolean?
 ---@field clock? fun(): number
 ---@field logprobs? boolean|integer
+---@field speculate? boolean|pyramid.SpeculateOptions   looks in what was said before, too
 ---@field on_prompt? fun(tokens: integer, anew: boolean)
 ---  before reading: how many are new; whether from the beginning
 ---@field on_piece? fun(piece: string, id: integer?, run: pyramid.Generation): boolean|string?
@@ -268,9 +269,16 @@ function Conversation:say(given, how)
     picker = sampler(picker)
     picker:accept(seen)
   end
+  local guesses = how.speculate
+  if guesses and not anew then
+    guesses = { before = self.seen }
+    for key, value in pairs(how.speculate == true and {} or how.speculate) do
+      guesses[key] = value
+    end
+  end
   local run <close>, message, code = self.model:generate(ids, { cache = cache, sampler = picker,
     max_tokens = how.max_tokens, stop = stops, progress = how.progress, clock = how.clock,
-      logprobs = how.logprobs,
+      logprobs = how.logprobs, speculate = guesses,
     prune = anew })
   if not run then return nil, message, code end
   append(seen, ids)
@@ -288,7 +296,10 @@ function Conversation:say(given, how)
     end
     local wish = how.on_piece and how.on_piece(piece, id, run)
     if wish == "cancel" then return nil, "cancelled", "cancelled" end
-    if wish then break end
+    if wish then
+      run:close()                                  -- what was guessed leaves the cache
+      break
+    end
   end
   if run.finish == "error" then return nil, run.message, run.code end
   local reply = table.concat(pieces)

@@ -7,13 +7,15 @@
 local core = require "pyramid.core"
 local options = require "pyramid.options"
 local sampler = require "pyramid.sampler"
+local speculate = require "pyramid.speculate"
 
 local generate = {}
 
 local keys = { policy = "any", sampler = "any", max_tokens = "integer", stop = "string|table",
   dtype = "string", budget = "integer|string", cache = "userdata", special = "boolean",
     progress = "function", clock = "function", ignore_eos = "boolean", prune = "boolean",
-      policy_seconds = "number", trace = "function", logprobs = "boolean|integer" }
+      policy_seconds = "number", trace = "function", logprobs = "boolean|integer",
+        speculate = "boolean|table" }
 
 generate.keys = keys
 
@@ -31,6 +33,9 @@ generate.keys = keys
 ---@field special? boolean
 ---  false: nothing is added to a text prompt, and special texts are ordinary text
 ---@field logprobs? boolean|integer  true: run.logprobs; an integer: run.top, too, of so many ids
+---@field speculate? boolean|pyramid.SpeculateOptions
+---  true: guesses ids from the text so far, and verifies several in one pass: the same text,
+---  sooner. Between pieces the cache then holds ids that are not accepted yet, at the end not
 ---@field prune? boolean            false: the prompt is appended without asking the policy
 ---@field progress? fun(done: integer, total: integer): boolean?
 ---  while the prompt is read; true cancels. Asked again, with the last figures, where a policy's
@@ -60,6 +65,8 @@ Generation.__name = "pyramid.generation"
 ---@field decode_seconds number
 ---@field cache_bytes integer
 ---@field cache_fraction number
+---@field drafted? integer     with speculate: ids that were guessed, …
+---@field accepted? integer    … and those of them that the sampler picked
 ---@field pruned boolean
 ---  false: the policy has dropped nothing, and this is what a full cache would have written
 
@@ -168,8 +175,15 @@ function generate.start(model, prompt, given)
     logits, message, code = cache:prefill(ids, { progress = given.progress, prune = given.prune })
   end
   -- rows that stand for no ids are nothing that a penalty could know again
-  if logits then accepted, message, code = picker:accept(ids.embeddings and {} or ids) end
+  local known = ids.embeddings and {} or ids
+  local drafter
+  if logits and given.speculate then
+    drafter, message, code = speculate.new("model:generate", model, given.speculate, known, clock)
+    if not drafter then logits = nil end
+  end
+  if logits then accepted, message, code = picker:accept(known) end
   if not accepted then
+    if drafter then drafter:close() end
     if own then cache:close() end
     return nil, message, code
   end
@@ -184,16 +198,31 @@ function generate.start(model, prompt, given)
     stats = { prompt_tokens = cache:tokens() - before, generated_tokens = 0,
       prefill_seconds = clock() - began, decode_seconds = 0, cache_bytes = cache:bytes(),
         cache_fraction = cache:fraction(), pruned = cache:evicted() > 0 },
+    drafter = drafter,
   }, Generation)
+  if drafter then self.stats.drafted, self.stats.accepted = 0, 0 end
   return self, nil, nil, self
 end
 
 -- All that still waits.
 local function rest(self) return self.pending .. (self.decoder:finish() or "") end
 
+-- The cache goes back to the verified ids that have been accepted: what stands before the logits
+-- that were used.
+local function settle(self)
+  local trial = self.trial
+  self.trial = nil
+  if not trial or trial.used == #trial.logits then return true end
+  self.drafter:learn(trial.used - (trial.missed and 1 or 0), trial.used)
+  return self.cache:truncate(trial.base + trial.used)
+end
+
 -- The last piece, if there is one, comes with the id that completed it, or with none.
 local function finish(self, reason, text, id)
   self.finish = reason
+  local settled, message, code = settle(self)
+  if not settled then self.finish, self.message, self.code = "error", message, code end
+  if self.drafter then self.drafter:close() end
   self.decoder:close()
   if text and text ~= "" then return text, id end
 end
@@ -213,6 +242,43 @@ local function step(self)
   return core.step({ self.cache }, { self.last }, { self.sampler })
 end
 
+-- Reads what was picked last with guesses of what follows; false where there are none, or no room.
+local function try_guesses(self)
+  local guess = self.drafter:draft(math.min(self.left - 1, self.cache:verifiable() - 1))
+  if #guess == 0 then return false end
+  local began, base = self.clock(), self.cache:tokens()
+  local logits = self.cache:verify { self.last, table.unpack(guess) }
+  if not logits then return false end
+  self.drafter:took(#logits, self.clock() - began)
+  self.stats.drafted = self.stats.drafted + #guess
+  self.trial = { guess = guess, logits = logits, base = base, used = 0 }
+  return true
+end
+
+-- The logits of the next verified id, as long as guesses hold.
+local function next_verified(self)
+  local trial = self.trial
+  trial.used = trial.used + 1
+  return trial.logits[trial.used]
+end
+
+-- A pick settles whether the guess held that was read behind these logits.
+local function judge(self, id)
+  local trial = self.trial
+  local guess = trial.guess[trial.used]
+  if guess == id then
+    self.stats.accepted = self.stats.accepted + 1
+    return true
+  end
+  if guess then
+    trial.missed = true
+    return settle(self)
+  end
+  self.drafter:learn(#trial.guess, #trial.guess)   -- the last logits: all have held
+  self.trial = nil
+  return true
+end
+
 ---The next piece of text and the id that completed it; nil at the end. A piece may be empty while a
 ---character or a stop text is incomplete.
 ---@return string? piece
@@ -223,19 +289,23 @@ function Generation:next()
   local began = self.clock()
   if self.left <= 0 then return finish(self, "length", rest(self)) end
   local id, message, code
-  if self.last and self.logprobs then
+  local trying = self.trial or self.last and self.drafter and try_guesses(self)
+  if trying then
+    self.logits = next_verified(self)
+  elseif self.last and self.logprobs then
     self.logits, message, code = self.cache:step(self.last)
     if not self.logits and code == "context" then return finish(self, code, rest(self)) end
     if not self.logits then return fail(self, message, code) end
   end
   -- feed what was picked before; logits stay where they are
-  if self.last and not self.logprobs then
-    local picks
+  if self.last and not self.logits then
+    local started, picks = self.drafter and self.clock()
     picks, message, code = step(self)
     if not picks and code == "context" then return finish(self, code, rest(self)) end
     if not picks then return fail(self, message, code) end
     id = picks[1]
     if not id then return fail(self, "sampler: no logit is finite", "argument") end
+    if self.drafter then self.drafter:took(1, self.clock() - started) end
   else
     id, message, code = self.sampler:pick(self.logits)
     if not id then return fail(self, message, code) end
@@ -247,6 +317,12 @@ function Generation:next()
     end
     self.logits = nil
   end
+  if trying then
+    local judged
+    judged, message, code = judge(self, id)
+    if not judged then return fail(self, message, code) end
+  end
+  if self.drafter then self.drafter:add(id) end
   local stats = self.stats
   self.last, self.left = id, self.left - 1
   stats.decode_seconds = stats.decode_seconds + self.clock() - began

@@ -17,7 +17,7 @@ local sections = {
     "pyramid.Trace", "pyramid.Spread" } },
   { "Logits", classes = { "pyramid.Logits" } },
   { "Generation", head = "generate.lua", classes = { "pyramid.Generation",
-    "pyramid.GenerateOptions", "pyramid.GenerationStats" } },
+    "pyramid.GenerateOptions", "pyramid.SpeculateOptions", "pyramid.GenerationStats" } },
   { "Conversation", head = "conversation.lua", classes = { "pyramid.Conversation",
     "pyramid.ConversationOptions",
     "pyramid.SayOptions", "pyramid.Message", "pyramid.ChatAnswerOptions" } },

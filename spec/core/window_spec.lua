@@ -252,4 +252,23 @@ describe("rows beyond a sliding window", function()
     assert.equal(542 - SLIDE, two:rows(1))
     assert.equal(one:bytes(), two:bytes())
   end)
+
+  it("lets guesses be verified and taken back, and rows leave in time", function()
+    local one <close> = new()
+    local many <close> = new()
+    assert(one:prefill { table.unpack(ids, 1, 500) })
+    assert(many:prefill { table.unpack(ids, 1, 500) })
+    for _ = 1, 90 do
+      local at = one:tokens()
+      local got = assert(many:verify { table.unpack(ids, at + 1, at + 9) })
+      for i = 1, 7 do
+        assert.equal(assert(one:step(ids[at + i])):tostring(), got[i]:tostring())
+      end
+      assert(many:truncate(at + 7))
+    end
+    assert_sound(one, "by steps")
+    assert(many:rows(1) <= MOST + 9, "rows that no guess sees have left")
+    assert.equal(assert(one:step(3)):tostring(), assert(many:step(3)):tostring())
+    assert_sound(many, "after a step")
+  end)
 end)

@@ -33,6 +33,7 @@ local rank = {
   ["backend/open"] = 5, ["model/convert"] = 5, ["model/model"] = 5, ["sample/sample_batch"] = 5,
   ["cache/cache"] = 6,
   ["cache/undo"] = 7, ["cache/check"] = 7, ["cache/truncate"] = 7, ["cache/slide"] = 7,
+  ["cache/trial"] = 7,
   ["policy/query_stats"] = 7, ["policy/split"] = 7,
   ["policy/score"] = 8, ["policy/policy"] = 9, ["policy/track"] = 9, ["policy/trace"] = 9,
   ["policy/observe"] = 10,

@@ -235,6 +235,13 @@ function cli.add_length(parser, default)
     end)
 end
 
+---@param parser table
+function cli.add_speculation(parser)
+  option(parser, "--speculate", "WHAT", "Guess what follows and verify several tokens at once: the "
+    .. "same text, sooner. lookup: guesses come from the text so far; a model: a smaller one of "
+    .. "the same vocabulary guesses.")
+end
+
 ---A text with \n, \t, \r and \\ as people type them in a shell.
 ---@param text string
 ---@return string
@@ -335,11 +342,12 @@ function cli.warn_of(opened)
   for _, message in ipairs(opened.warnings) do cli.warn(message) end
 end
 
----Opens the model of --model, with a bar while its weights are converted.
+---Opens the model of --model, or the one that is named, with a bar while its weights are converted.
 ---@param args table
+---@param name? string
 ---@return pyramid.Model
-function cli.open_model(args)
-  local path = cli.need_model(args.model)
+function cli.open_model(args, name)
+  local path = cli.need_model(name or args.model)
   local progress <close> = picture.progress(args.weights and "converting weights"
     or "reading weights")
   local opened = cli.must(guarded(model.open, path,
@@ -352,14 +360,27 @@ end
 
 ---The same, for scripts that read or write text.
 ---@param args table
+---@param name? string
 ---@return pyramid.Model
-function cli.open_text_model(args)
-  local opened = cli.open_model(args)
+function cli.open_text_model(args, name)
+  local opened = cli.open_model(args, name)
   if not opened.tokenizer then
-    cli.fail(("the model '%s' has no tokenizer, and this script needs one"):format(args.model),
+    cli.fail(("the model '%s' has no tokenizer, and this script needs one"):format(name
+      or args.model),
       "A Hugging Face folder has it in tokenizer.json, a .gguf file in its metadata.")
   end
   return opened
+end
+
+---What --speculate asks for, as generate takes it, and the draft model, which the caller closes.
+---@param args table
+---@return true|pyramid.SpeculateOptions|nil
+---@return pyramid.Model?
+function cli.speculation(args)
+  local what = args.speculate
+  if what == nil or what == "lookup" then return what and true end
+  local draft = cli.open_text_model(args, what)
+  return { draft = draft }, draft
 end
 
 ---A policy from a text: its name or path, then key=value words, on lines or separated by spaces.
